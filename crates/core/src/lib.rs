@@ -1,1 +1,2 @@
-//! crates/core
+//! core
+pub mod spec;

@@ -1,0 +1,251 @@
+//! Plain data of the resolved spec. Defaults come from the published recipe (UNO paper, section 4.1, and the released
+//! code); where the two differ, the field says which one is taken.
+
+use serde::{Deserialize, Serialize};
+
+/// A job with every default filled in. Its JSON form is what nodes receive.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct JobSpec {
+    /// `metadata.name`: `[a-z0-9-]`, 1 to 40 characters.
+    pub name: String,
+    /// `metadata.tenant`: `[a-z0-9-]`, 1 to 40 characters; `default` if absent.
+    pub tenant: String,
+    pub model: ModelSpec,
+    pub resources: Resources,
+    /// Higher goes first; -1000 to 1000, 0 if absent.
+    pub priority: i32,
+    /// Seed of all randomness in the job.
+    pub seed: u64,
+    /// At least one.
+    pub stages: Vec<StageSpec>,
+    pub checkpoints: CheckpointPolicy,
+}
+
+/// The network that is trained.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ModelSpec {
+    pub preset: ModelPreset,
+    /// safetensors file with the base weights: a path, or a key below the object store's root as `store:<key>`.
+    /// Absent: fresh weights drawn from the job's seed, only with `adapter: none` in the first stage.
+    pub weights: Option<String>,
+    /// Arithmetic of the frozen base.
+    pub precision: Precision,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ModelPreset {
+    FluxDev,
+    FluxSchnell,
+    Nano,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Precision {
+    /// bf16 on GPUs, f32 on CPUs.
+    Auto,
+    F32,
+    Bf16,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Resources {
+    /// Ranks of the gang, one per GPU (or per CPU slot on nodes without GPUs).
+    pub gpus: u32,
+    /// The gang may shrink to this many; equal to `gpus` if absent.
+    pub min_gpus: u32,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct StageSpec {
+    /// Unique in the job: `[a-z0-9-]`, 1 to 40 characters.
+    pub name: String,
+    /// Reference images per sample, 0 to 8. 0 trains plain text-to-image.
+    pub references: u32,
+    pub positions: Positions,
+    /// Stage whose final checkpoint this one starts from; the stage before it if absent, none for the first.
+    pub init_from: Option<String>,
+    pub data: DataSpec,
+    pub train: TrainSpec,
+}
+
+/// Where reference tokens sit in the rotary position space (UNO paper, section 3.3 and table 5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Positions {
+    /// Both axes start past everything before: UnoPE, the published choice.
+    Diagonal,
+    /// Only rows are offset.
+    Height,
+    /// Only columns are offset.
+    Width,
+    /// No offset: references lie on the target.
+    None,
+    /// No spatial offset; reference n has index n on the frame axis.
+    Frame,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")] // `flatten` rules out `deny_unknown_fields`
+pub struct DataSpec {
+    #[serde(flatten)]
+    pub source: DataSource,
+    /// Accepted pairs after which curation stops.
+    pub pairs: u64,
+    /// Committed pairs at which training starts, at most `pairs`.
+    pub min_pairs: u64,
+    /// Candidates per curation unit.
+    pub unit_size: u32,
+    pub filter: FilterSpec,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "source", rename_all = "kebab-case")]
+pub enum DataSource {
+    Compose(ComposeSpec),
+    Import(ImportSpec),
+}
+
+/// `source: compose`: subject cut-outs placed in scenes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ComposeSpec {
+    /// Folder of the subject library on the curators (an `index.json` and RGBA cut-outs), or `store:<prefix>`.
+    pub subjects: String,
+    /// Folder of photographs used as scenes besides the procedural ones; none if absent.
+    pub photos: Option<String>,
+    /// What one target picture is.
+    pub layout: ComposeLayout,
+    /// Height and width of one panel, pixels; a multiple of 16.
+    pub panel: u32,
+    /// Every n-th subject (by stable hash) is kept out of training for evaluation; 0 keeps out none.
+    pub hold_out_one_in: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ComposeLayout {
+    /// One scene with `references` subjects (one if `references` is 0).
+    Single,
+    /// Two panels side by side with the same subject in two scenes; only without references.
+    Diptych,
+    /// Half `single`, half `diptych`, by unit; only without references.
+    Mixed,
+}
+
+/// `source: import`: pairs that exist already.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ImportSpec {
+    /// Folder on the curators, or `store:<prefix>`.
+    pub path: String,
+    pub format: ImportFormat,
+    /// UNO-1M: keep records whose recomputed score (mean of the parts) is at least this, 0 to 4.
+    pub min_score: f64,
+    /// Target resolution in pixels: pictures go to the nearest aspect bucket at this size.
+    pub resolution: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ImportFormat {
+    /// `labels/splitN.json` or one total label file, with `images/`.
+    Uno1m,
+    /// WebDataset tars as this system writes them.
+    Webdataset,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct FilterSpec {
+    /// Cosine similarity of the image encoder between target and each reference; absent: no such filter.
+    pub similarity: Option<SimilarityFilter>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct SimilarityFilter {
+    /// Less is another subject, -1 to 1.
+    pub min: f64,
+    /// More is a mere copy, -1 to 1.
+    pub max: f64,
+    /// safetensors file of the image encoder (DINOv2 naming).
+    pub encoder: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct TrainSpec {
+    pub adapter: AdapterSpec,
+    /// Optimizer steps.
+    pub steps: u64,
+    /// Samples per optimizer step over all ranks; a multiple of the number of ranks.
+    pub global_batch: u32,
+    /// Samples per forward pass on one rank; the rest is gradient accumulation.
+    pub micro_batch: u32,
+    /// Default 1e-5 (paper, section 4.1; the released code has 8e-5).
+    pub learning_rate: f64,
+    /// Optimizer steps of linear warm-up; default 100 (released code, where it has no effect).
+    pub warmup_steps: u64,
+    /// AdamW; defaults 0.9, 0.999, 1e-8, 0.01 (released code).
+    pub betas: (f64, f64),
+    pub eps: f64,
+    pub weight_decay: f64,
+    /// L2 norm to which gradients are clipped; default 1.
+    pub max_grad_norm: f64,
+    /// Chance that a sample's prompt is replaced by the empty one; default 0.1 (released code).
+    pub text_dropout: f64,
+    /// Guidance embedding in training, where the model has one; default 1 (released code).
+    pub guidance: f64,
+    pub timesteps: TimestepSampling,
+    /// Decay of the exponential moving average, every step; absent: none is kept.
+    pub ema_decay: Option<f64>,
+    /// Target resolution that the time shift is computed for, pixels; default 512, the panel size for nano.
+    pub resolution: u32,
+    pub on_starvation: OnStarvation,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum AdapterSpec {
+    /// LoRA on every attention projection, as published.
+    Lora {
+        /// Default 512 (paper, section 4.1).
+        rank: u32,
+    },
+    /// Train all parameters of the network.
+    None,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TimestepSampling {
+    /// Uniform over the 1000-entry shifted table (released code).
+    Uniform,
+    /// Sigmoid of a standard normal, unshifted: for training a base.
+    LogitNormal,
+}
+
+/// What a rank does when the next pair is not there and curation still goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnStarvation {
+    /// Wait, and say so. Keeps runs reproducible.
+    Wait,
+    /// Fail the job.
+    Stop,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct CheckpointPolicy {
+    /// Optimizer steps between checkpoints.
+    pub every: u64,
+    /// Checkpoints kept per stage besides the final one, at least 1.
+    pub keep_last: u32,
+}
