@@ -1,0 +1,63 @@
+# The only entry point, for people and for CI. `make` lists the targets.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+# Where cargo-nextest, cargo-deny and cargo-machete are installed if they are not on the machine.
+TOOLS ?= $(CURDIR)/.deps/cargo
+export PATH := $(TOOLS)/bin:$(PATH)
+
+# The crates that build and are tested without libtorch.
+LIGHT := crescendo-core crescendo-store crescendo-proto crescendo-node crescendo-controller crescendo-cli
+CARGO_TOOL = cargo $(1) --version >/dev/null 2>&1 || cargo install --locked --quiet --root $(TOOLS) cargo-$(1)
+
+.PHONY: help setup build demo-data demo test test-light lint fmt bench doc clean
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | \
+		while IFS='|' read -r name text; do printf '  make %-12s %s\n' "$$name" "$$text"; done
+
+setup: ## Fetch libtorch, protoc and etcd into .deps
+	@scripts/setup.sh
+
+demo-data: setup
+	@scripts/fetch_demo_data.sh
+
+build: setup ## Build every binary, optimised
+	cargo build --release --workspace --bins
+
+demo: build demo-data ## From a job spec to a trained LoRA and pictures, on this machine (about 10 minutes)
+	@scripts/demo.sh
+
+test: setup ## Run every test
+	@$(call CARGO_TOOL,nextest)
+	cargo build --workspace --bins
+	cargo nextest run --workspace --no-fail-fast
+	cargo test --workspace --doc --quiet
+
+test-light: ## Build and test, without libtorch, the crates that need none
+	@$(call CARGO_TOOL,nextest)
+	@for crate in $(LIGHT); do env -u LIBTORCH cargo build --quiet -p $$crate; done
+	cargo nextest run $(addprefix -p ,$(LIGHT))
+
+lint: setup ## Check format, clippy, docs, licences and unused dependencies
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items --quiet
+	@$(call CARGO_TOOL,deny)
+	cargo deny --log-level error check bans licenses sources
+	@$(call CARGO_TOOL,machete)
+	cargo machete
+
+fmt: ## Format the code
+	cargo fmt --all
+
+bench: build ## Measure, and print the figures of docs/benchmarks.md
+	@scripts/bench.sh
+
+doc: setup ## Build the API documentation into target/doc
+	cargo doc --workspace --no-deps
+
+clean: ## Remove what was built, but not what was fetched
+	cargo clean
