@@ -1,1 +1,41 @@
-//! crates/collective
+//! Collective operations between the ranks of one attempt: all-reduce, broadcast, barrier, gather, and abort; over NCCL on
+//! GPUs and over Gloo on CPUs, in one binary.
+//!
+//! ```text
+//!   rank 0                                rank 1 … n-1
+//!   Rendezvous::host(ip) ── address ───▶  Rendezvous::join(address)        carried by whoever places the ranks
+//!        │                                     │
+//!   ProcessGroup::gloo ◀──── connections ────▶ ProcessGroup::gloo          CPU tensors, libtorch's c10d
+//!        │ with_nccl                           │ with_nccl                 GPU tensors, NCCL; the id goes through Gloo
+//!        ▼                                     ▼
+//!   OverlappedReducer ◀─── averages ────▶ OverlappedReducer                buckets of gradients, during the backward pass
+//! ```
+//!
+//! Parts:
+//! - [`ProcessGroup`]: the operations, whatever is behind them; [`PendingReduce`]: one in the background.
+//! - [`Rendezvous`], [`GlooOptions`], [`NcclId`]: how a group comes together.
+//! - [`OverlappedReducer`]: gradients in, averages out.
+//! - [`CollectiveError`]: timeout, lost peer, abort, wrong call. Every call has a time limit, and one failure ends the whole
+//!   group at once instead of leaving the survivors to their own timeouts.
+//! - [`load_cuda`]: libtorch's CUDA half, where there is one.
+//!
+//! The C++ side is `shim/gloo_shim.cpp`; `build.rs` compiles it and refuses any libtorch but the one it is written for.
+
+mod backend;
+mod cuda;
+mod dynamic;
+mod error;
+mod ffi;
+mod gloo;
+mod group;
+mod nccl;
+mod reducer;
+mod rendezvous;
+
+pub use cuda::load_cuda;
+pub use error::{CollectiveError, Result};
+pub use gloo::GlooOptions;
+pub use group::{MAX_GATHER_BYTES, PendingReduce, ProcessGroup, ReduceOp};
+pub use nccl::NcclId;
+pub use reducer::{BucketShapes, OverlappedReducer};
+pub use rendezvous::Rendezvous;
