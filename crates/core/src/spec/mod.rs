@@ -1,7 +1,107 @@
 //! The job spec: what a user asks for, with every default filled in.
 //!
-//! [`JobSpec`] is the resolved form that the controller stores and the nodes receive.
+//! [`parse`] turns the YAML that a user writes into a [`JobSpec`], the resolved form that the controller stores and the
+//! nodes receive, or into the list of everything that is wrong with it. [`to_yaml`] writes the resolved form back.
+//!
+//! ```text
+//!   bytes ──tree──▶ nodes with line and column ──read──▶ JobSpec ──check──▶ JobSpec, or every Problem at once
+//!                                                 ▲
+//!                                        fields: name, range, default
+//! ```
+//!
+//! | part | what it does |
+//! |---|---|
+//! | `tree` | YAML to a tree that knows where each value stands; size, depth and count are bounded |
+//! | `fields` | the table of fields: name, type, range, default, meaning |
+//! | `reader` | takes one typed value out of the tree, by its row in the table |
+//! | `scalar` | single values: numbers, what was found, what was meant |
+//! | `resolve` | puts the values together, with the defaults that depend on others |
+//! | `check` | contradictions between fields |
+//! | `emit` | [`JobSpec`] to YAML |
 
+mod check;
+mod emit;
+mod fields;
+mod reader;
+mod resolve;
+mod scalar;
+#[cfg(test)]
+mod tests;
+mod tree;
 mod types;
 
+use std::fmt;
+
+pub use emit::to_yaml;
+pub use fields::{FIELDS, Field, markdown_table};
 pub use types::*;
+
+/// Largest spec that is read, bytes.
+pub const MAX_SPEC_BYTES: usize = 256 * 1024;
+/// Lists and sections may be nested this deep.
+pub const MAX_DEPTH: usize = 32;
+/// Most values (sections, lists and scalars) in one spec.
+pub const MAX_NODES: usize = 10_000;
+/// Most problems that are reported at once.
+pub const MAX_PROBLEMS: usize = 100;
+
+/// One thing that is wrong with a spec.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Problem {
+    /// Line in the YAML, from 1; 0 when it concerns no line.
+    pub line: u32,
+    /// Column in the YAML, in characters from 1; 0 when it concerns no line.
+    pub column: u32,
+    /// Path of the field, e.g. `spec.stages[1].train.steps`; empty when it concerns the whole file.
+    pub path: String,
+    /// What is wrong and what would be right.
+    pub message: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.line > 0 {
+            write!(f, "line {}, column {}: ", self.line, self.column)?;
+        }
+        if !self.path.is_empty() {
+            write!(f, "{}: ", self.path)?;
+        }
+        f.write_str(&self.message)
+    }
+}
+
+/// Reads a job spec and fills in every default, or says everything that is wrong with it, in the order of the file.
+///
+/// Never panics, whatever the bytes are.
+pub fn parse(yaml: &[u8]) -> Result<JobSpec, Vec<Problem>> {
+    let tree = match tree::build(yaml) {
+        Ok(tree) => tree,
+        Err(problems) => return Err(in_order(problems)),
+    };
+    let mut reader = reader::Reader::new(tree.problems);
+    let spec = resolve::job(&mut reader, &tree.root);
+    reader.report(check::contradictions(&spec));
+    let problems = reader.into_problems();
+    if problems.is_empty() {
+        Ok(spec)
+    } else {
+        Err(in_order(problems))
+    }
+}
+
+fn in_order(mut problems: Vec<Problem>) -> Vec<Problem> {
+    problems.sort();
+    problems.dedup();
+    if problems.len() > MAX_PROBLEMS {
+        let rest = problems.len() - MAX_PROBLEMS;
+        problems.truncate(MAX_PROBLEMS);
+        let last = Problem {
+            line: 0,
+            column: 0,
+            path: String::new(),
+            message: format!("and {rest} more problems"),
+        };
+        problems.push(last);
+    }
+    problems
+}

@@ -1,0 +1,254 @@
+//! Contradictions between fields that are each fine.
+
+use super::types::*;
+
+/// Fields that do not go together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Contradiction {
+    /// The field to point at.
+    pub path: String,
+    /// The others that take part.
+    pub others: Vec<String>,
+    pub message: String,
+}
+
+/// Everything in the spec that contradicts itself.
+pub(super) fn contradictions(spec: &JobSpec) -> Vec<Contradiction> {
+    let mut found = Found(Vec::new());
+    let Resources { gpus, min_gpus } = spec.resources;
+    if min_gpus > gpus {
+        let message = format!("minGpus {min_gpus} is more than gpus {gpus}");
+        found.add(
+            "spec.resources.minGpus",
+            &["spec.resources.gpus", "spec.model.preset"],
+            message,
+        );
+    }
+    for (index, stage) in spec.stages.iter().enumerate() {
+        let at = |field: &str| format!("spec.stages[{index}].{field}");
+        names(&mut found, spec, index, stage, &at);
+        start(&mut found, spec, index, stage, &at);
+        data(&mut found, stage, &at);
+        batch(&mut found, &spec.resources, stage, &at);
+    }
+    found.0
+}
+
+struct Found(Vec<Contradiction>);
+
+impl Found {
+    fn add(&mut self, path: impl Into<String>, others: &[&str], message: String) {
+        let others = others.iter().map(|other| (*other).to_owned()).collect();
+        self.0.push(Contradiction {
+            path: path.into(),
+            others,
+            message,
+        });
+    }
+}
+
+fn names(
+    found: &mut Found,
+    spec: &JobSpec,
+    index: usize,
+    stage: &StageSpec,
+    at: &impl Fn(&str) -> String,
+) {
+    if stage.name == "none" {
+        found.add(
+            at("name"),
+            &[],
+            "`none` cannot be a stage's name: `initFrom: none` means the base".into(),
+        );
+    }
+    let before = spec
+        .stages
+        .iter()
+        .take(index)
+        .position(|other| other.name == stage.name);
+    if let Some(first) = before {
+        let other = format!("spec.stages[{first}].name");
+        found.add(
+            at("name"),
+            &[&other],
+            format!("`{}` is the name of stages[{first}] already", stage.name),
+        );
+    }
+}
+
+/// What the stage starts from: `initFrom`, the adapter, the base weights.
+fn start(
+    found: &mut Found,
+    spec: &JobSpec,
+    index: usize,
+    stage: &StageSpec,
+    at: &impl Fn(&str) -> String,
+) {
+    if let AdapterSpec::Lora { .. } = stage.train.adapter
+        && spec.model.weights.is_none()
+    {
+        let message =
+            "a LoRA needs base weights: set spec.model.weights, or `adapter: none` to train a base"
+                .into();
+        found.add(at("train.adapter"), &["spec.model.weights"], message);
+    }
+    let Some(from) = &stage.init_from else { return };
+    let Some(source) = spec.stages.iter().position(|other| other.name == *from) else {
+        let known = spec
+            .stages
+            .iter()
+            .take(index)
+            .map(|other| other.name.as_str())
+            .collect::<Vec<_>>();
+        let known = if known.is_empty() {
+            "none".into()
+        } else {
+            format!("{}, none", known.join(", "))
+        };
+        found.add(
+            at("initFrom"),
+            &["spec.stages"],
+            format!("there is no stage `{from}`; possible here: {known}"),
+        );
+        return;
+    };
+    if source >= index {
+        let which = if source == index {
+            "this stage itself"
+        } else {
+            "a later stage"
+        };
+        found.add(
+            at("initFrom"),
+            &[],
+            format!("`{from}` is {which}; a stage starts from an earlier one"),
+        );
+        return;
+    }
+    let other = format!("spec.stages[{source}].train.adapter");
+    let earlier = spec.stages.get(source).map(|stage| &stage.train.adapter);
+    match (earlier, &stage.train.adapter) {
+        (Some(AdapterSpec::Lora { .. }), AdapterSpec::None) => {
+            let message = format!(
+                "the whole network cannot be trained on from `{from}`, which trains a LoRA"
+            );
+            found.add(at("train.adapter"), &[&other], message);
+        }
+        (Some(AdapterSpec::None), AdapterSpec::Lora { .. }) => {
+            let message = format!(
+                "a LoRA cannot start from `{from}`, which trains the whole network; set initFrom: none"
+            );
+            found.add(at("train.adapter"), &[&other], message);
+        }
+        (Some(AdapterSpec::Lora { rank: theirs }), AdapterSpec::Lora { rank: ours })
+            if theirs != ours =>
+        {
+            let message =
+                format!("rank {ours} cannot start from `{from}`, which has rank {theirs}");
+            found.add(at("train.adapter"), &[&other], message);
+        }
+        (
+            Some(AdapterSpec::Lora { .. } | AdapterSpec::None) | None,
+            AdapterSpec::Lora { .. } | AdapterSpec::None,
+        ) => {}
+    }
+}
+
+fn data(found: &mut Found, stage: &StageSpec, at: &impl Fn(&str) -> String) {
+    let data = &stage.data;
+    let references = at("references");
+    match &data.source {
+        DataSource::Compose(compose) => {
+            if stage.references > 0 && compose.layout != ComposeLayout::Single {
+                let message = "layouts `diptych` and `mixed` go with `references: 0` only: they train the base".into();
+                found.add(at("data.layout"), &[&references], message);
+            }
+            if compose.hold_out_one_in == 1 {
+                let message = "1 would keep every subject out of training; 0 keeps out none".into();
+                found.add(at("data.holdOutOneIn"), &[], message);
+            }
+            sixteenth(found, at("data.panel"), compose.panel);
+        }
+        DataSource::Import(import) => {
+            if import.format == ImportFormat::Uno1m && stage.references > 1 {
+                let message = format!(
+                    "UNO-1M has one reference a pair, the stage wants {}",
+                    stage.references
+                );
+                found.add(
+                    references.clone(),
+                    &[&at("data.format"), &at("data.source")],
+                    message,
+                );
+            }
+            sixteenth(found, at("data.resolution"), import.resolution);
+        }
+    }
+    sixteenth(found, at("train.resolution"), stage.train.resolution);
+    if data.min_pairs > data.pairs {
+        let message = format!(
+            "minPairs {} is more than pairs {}: training would never start",
+            data.min_pairs, data.pairs
+        );
+        found.add(at("data.minPairs"), &[&at("data.pairs")], message);
+    }
+    if let Some(similarity) = &data.filter.similarity {
+        if similarity.min > similarity.max {
+            let message = format!(
+                "min {} is more than max {}: nothing would pass",
+                similarity.min, similarity.max
+            );
+            found.add(
+                at("data.filter.similarity.min"),
+                &[&at("data.filter.similarity.max")],
+                message,
+            );
+        }
+        if stage.references == 0 {
+            let message =
+                "similarity compares the target with its references, and the stage has none".into();
+            found.add(at("data.filter.similarity"), &[&references], message);
+        }
+    }
+}
+
+fn sixteenth(found: &mut Found, path: String, pixels: u32) {
+    if !pixels.is_multiple_of(16) {
+        found.add(path, &[], format!("{pixels} is not a multiple of 16"));
+    }
+}
+
+fn batch(
+    found: &mut Found,
+    resources: &Resources,
+    stage: &StageSpec,
+    at: &impl Fn(&str) -> String,
+) {
+    let Resources { gpus, min_gpus } = *resources;
+    let (global, micro) = (stage.train.global_batch, stage.train.micro_batch);
+    let path = at("train.globalBatch");
+    if gpus == 0 || min_gpus == 0 {
+        return;
+    }
+    if !global.is_multiple_of(gpus) {
+        let message = format!("globalBatch {global} is not a multiple of gpus {gpus}");
+        found.add(path, &["spec.resources.gpus", "spec.model.preset"], message);
+    } else if !global.is_multiple_of(min_gpus) && min_gpus <= gpus {
+        let message = format!("globalBatch {global} is not a multiple of minGpus {min_gpus}");
+        found.add(
+            path,
+            &["spec.resources.minGpus", "spec.model.preset"],
+            message,
+        );
+    } else if micro > global / gpus {
+        let message = format!(
+            "microBatch {micro} is more than one rank's share: globalBatch {global} / gpus {gpus} = {}",
+            global / gpus
+        );
+        found.add(
+            at("train.microBatch"),
+            &[&path, "spec.resources.gpus", "spec.model.preset"],
+            message,
+        );
+    }
+}

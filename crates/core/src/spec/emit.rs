@@ -1,0 +1,219 @@
+//! [`JobSpec`] to YAML. Every field is written out, so that the result stands by itself whatever later defaults are.
+
+use std::fmt::{Display, Write as _};
+
+use super::types::*;
+
+/// The resolved spec as YAML: `parse(to_yaml(spec).as_bytes())` gives `spec` again.
+pub fn to_yaml(spec: &JobSpec) -> String {
+    let JobSpec {
+        name,
+        tenant,
+        model,
+        resources,
+        priority,
+        seed,
+        stages,
+        checkpoints,
+    } = spec;
+    let mut out = Writer::default();
+    out.line(0, "apiVersion", "crescendo/v1");
+    out.line(0, "kind", "TrainingJob");
+    out.open(0, "metadata");
+    out.line(1, "name", text(name));
+    out.line(1, "tenant", text(tenant));
+    out.open(0, "spec");
+    out.open(1, "model");
+    out.line(2, "preset", word(&model.preset));
+    if let Some(weights) = &model.weights {
+        out.line(2, "weights", text(weights));
+    }
+    out.line(2, "precision", word(&model.precision));
+    out.open(1, "resources");
+    out.line(2, "gpus", resources.gpus);
+    out.line(2, "minGpus", resources.min_gpus);
+    out.line(1, "priority", priority);
+    out.line(1, "seed", seed);
+    out.open(1, "stages");
+    for stage in stages {
+        write_stage(&mut out, stage);
+    }
+    out.open(1, "checkpoints");
+    out.line(2, "every", checkpoints.every);
+    out.line(2, "keepLast", checkpoints.keep_last);
+    out.text
+}
+
+fn write_stage(out: &mut Writer, stage: &StageSpec) {
+    let StageSpec {
+        name,
+        references,
+        positions,
+        init_from,
+        data,
+        train,
+    } = stage;
+    out.item(2, "name", text(name));
+    out.line(3, "references", references);
+    out.line(3, "positions", word(positions));
+    out.line(3, "initFrom", text(init_from.as_deref().unwrap_or("none")));
+    write_data(out, data);
+    write_train(out, train);
+}
+
+fn write_data(out: &mut Writer, data: &DataSpec) {
+    let DataSpec {
+        source,
+        pairs,
+        min_pairs,
+        unit_size,
+        filter: FilterSpec { similarity },
+    } = data;
+    out.open(3, "data");
+    match source {
+        DataSource::Compose(ComposeSpec {
+            subjects,
+            photos,
+            layout,
+            panel,
+            hold_out_one_in,
+        }) => {
+            out.line(4, "source", "compose");
+            out.line(4, "subjects", text(subjects));
+            if let Some(photos) = photos {
+                out.line(4, "photos", text(photos));
+            }
+            out.line(4, "layout", word(layout));
+            out.line(4, "panel", panel);
+            out.line(4, "holdOutOneIn", hold_out_one_in);
+        }
+        DataSource::Import(ImportSpec {
+            path,
+            format,
+            min_score,
+            resolution,
+        }) => {
+            out.line(4, "source", "import");
+            out.line(4, "path", text(path));
+            out.line(4, "format", word(format));
+            out.line(4, "minScore", number(*min_score));
+            out.line(4, "resolution", resolution);
+        }
+    }
+    out.line(4, "pairs", pairs);
+    out.line(4, "minPairs", min_pairs);
+    out.line(4, "unitSize", unit_size);
+    if let Some(SimilarityFilter { min, max, encoder }) = similarity {
+        out.open(4, "filter");
+        out.open(5, "similarity");
+        out.line(6, "min", number(*min));
+        out.line(6, "max", number(*max));
+        out.line(6, "encoder", text(encoder));
+    }
+}
+
+fn write_train(out: &mut Writer, train: &TrainSpec) {
+    let TrainSpec {
+        adapter,
+        steps,
+        global_batch,
+        micro_batch,
+        learning_rate,
+        warmup_steps,
+        betas,
+        eps,
+        weight_decay,
+        max_grad_norm,
+        text_dropout,
+        guidance,
+        timesteps,
+        ema_decay,
+        resolution,
+        on_starvation,
+    } = train;
+    out.open(3, "train");
+    match adapter {
+        AdapterSpec::Lora { rank } => {
+            out.open(4, "adapter");
+            out.line(5, "rank", rank);
+        }
+        AdapterSpec::None => out.line(4, "adapter", "none"),
+    }
+    out.line(4, "steps", steps);
+    out.line(4, "globalBatch", global_batch);
+    out.line(4, "microBatch", micro_batch);
+    out.line(4, "learningRate", number(*learning_rate));
+    out.line(4, "warmupSteps", warmup_steps);
+    out.line(
+        4,
+        "betas",
+        format!("[{}, {}]", number(betas.0), number(betas.1)),
+    );
+    out.line(4, "eps", number(*eps));
+    out.line(4, "weightDecay", number(*weight_decay));
+    out.line(4, "maxGradNorm", number(*max_grad_norm));
+    out.line(4, "textDropout", number(*text_dropout));
+    out.line(4, "guidance", number(*guidance));
+    out.line(4, "timesteps", word(timesteps));
+    if let Some(decay) = ema_decay {
+        out.line(4, "emaDecay", number(*decay));
+    }
+    out.line(4, "resolution", resolution);
+    out.line(4, "onStarvation", word(on_starvation));
+}
+
+#[derive(Default)]
+struct Writer {
+    text: String,
+}
+
+impl Writer {
+    fn line(&mut self, depth: usize, name: &str, value: impl Display) {
+        let _ = writeln!(
+            self.text,
+            "{:indent$}{name}: {value}",
+            "",
+            indent = 2 * depth
+        );
+    }
+
+    fn open(&mut self, depth: usize, name: &str) {
+        let _ = writeln!(self.text, "{:indent$}{name}:", "", indent = 2 * depth);
+    }
+
+    /// The first field of a list's item; the others follow one level deeper.
+    fn item(&mut self, depth: usize, name: &str, value: impl Display) {
+        let _ = writeln!(
+            self.text,
+            "{:indent$}- {name}: {value}",
+            "",
+            indent = 2 * depth
+        );
+    }
+}
+
+/// The shortest text that reads back as the same number.
+fn number(value: f64) -> String {
+    format!("{value:?}")
+}
+
+/// The word of a unit variant, as the wire has it.
+fn word<T: serde::Serialize>(value: &T) -> String {
+    match serde_json::to_value(value) {
+        Ok(serde_json::Value::String(word)) => word,
+        other => unreachable!("a variant without data is a word, not {other:?}"),
+    }
+}
+
+/// Plain where it can be read as nothing else, else in double quotes.
+fn text(text: &str) -> String {
+    let safe = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '/' | '.');
+    let begins_safely =
+        text.starts_with(|c: char| c.is_ascii_alphanumeric() || matches!(c, '/' | '.' | '_'));
+    let reserved = matches!(text, "null" | "Null" | "NULL" | "...");
+    if begins_safely && !reserved && text.chars().all(safe) {
+        text.to_owned()
+    } else {
+        serde_json::Value::from(text).to_string()
+    }
+}

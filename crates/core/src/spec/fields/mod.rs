@@ -1,0 +1,222 @@
+//! The table of fields: the one place that says how a field is called, what it may hold and what it is when absent.
+//! The reader, the messages and `docs/job-spec.md` all follow it.
+
+mod table;
+
+use std::fmt::{self, Write as _};
+
+pub use table::FIELDS;
+
+/// One field of the spec.
+#[derive(Clone, Copy, Debug)]
+pub struct Field {
+    /// Where it stands; `[]` for any item of a list, e.g. `spec.stages[].train.steps`.
+    pub path: &'static str,
+    pub kind: Kind,
+    pub default: Default,
+    /// The sibling value without which the field means nothing, e.g. `source: compose`; empty if there is no such.
+    pub only_with: &'static str,
+    /// What it is, and where its default comes from.
+    pub about: &'static str,
+}
+
+/// What a field may hold.
+#[derive(Clone, Copy, Debug)]
+pub enum Kind {
+    /// More fields.
+    Section,
+    /// A list of sections, with at least one and at most this many.
+    Sections { most: usize },
+    /// One of these words.
+    Word(&'static [&'static str]),
+    /// `[a-z0-9-]`, 1 to 40 characters, beginning and ending with a letter or digit.
+    Name,
+    /// Text on one line, 1 to 1024 characters.
+    Text,
+    /// A whole number, both ends allowed.
+    Whole { least: i128, most: i128 },
+    /// A number.
+    Number(Range),
+    /// Two numbers.
+    Pair(Range),
+    /// The word, or a section of fields.
+    WordOrSection(&'static str),
+}
+
+/// Bounds of a number; an open end is not allowed itself.
+#[derive(Clone, Copy, Debug)]
+pub struct Range {
+    pub least: f64,
+    pub least_open: bool,
+    pub most: f64,
+    pub most_open: bool,
+}
+
+impl Range {
+    pub(super) fn holds(&self, value: f64) -> bool {
+        let above = if self.least_open {
+            value > self.least
+        } else {
+            value >= self.least
+        };
+        let below = if self.most_open {
+            value < self.most
+        } else {
+            value <= self.most
+        };
+        above && below
+    }
+}
+
+impl fmt::Display for Range {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let least = if self.least_open { "more than" } else { "from" };
+        let most = if self.most_open {
+            "less than"
+        } else {
+            "at most"
+        };
+        match (self.least_open, self.most_open) {
+            (false, false) => write!(f, "{} to {}", self.least, self.most),
+            _ => write!(f, "{least} {} and {most} {}", self.least, self.most),
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Kind::Section => f.write_str("a section of fields"),
+            Kind::Sections { most } => write!(f, "a list of 1 to {most} sections"),
+            Kind::Word([only]) => write!(f, "`{only}`"),
+            Kind::Word(words) => {
+                for (index, word) in words.iter().enumerate() {
+                    let between = if index == 0 {
+                        ""
+                    } else if index + 1 == words.len() {
+                        " or "
+                    } else {
+                        ", "
+                    };
+                    write!(f, "{between}`{word}`")?;
+                }
+                Ok(())
+            }
+            Kind::Name => f.write_str(
+                "1 to 40 of a-z, 0-9 and -, beginning and ending with a letter or digit",
+            ),
+            Kind::Text => f.write_str("text on one line, 1 to 1024 characters"),
+            Kind::Whole { least, most } => write!(f, "a whole number from {least} to {most}"),
+            Kind::Number(range) => write!(f, "a number, {range}"),
+            Kind::Pair(range) => write!(f, "a list of two numbers, each {range}"),
+            Kind::WordOrSection(word) => write!(f, "`{word}`, or a section of fields"),
+        }
+    }
+}
+
+/// What a field is when it is absent.
+#[derive(Clone, Copy, Debug)]
+pub enum Default {
+    /// It must be there.
+    Required,
+    /// Nothing takes its place.
+    Absent,
+    Whole(i128),
+    Number(f64),
+    Pair(f64, f64),
+    Word(&'static str),
+    /// Follows from other fields, as said here.
+    From(&'static str),
+}
+
+impl fmt::Display for Default {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Default::Required => f.write_str("required"),
+            Default::Absent => f.write_str("none"),
+            Default::Whole(value) => write!(f, "{value}"),
+            Default::Number(value) => write!(f, "{value:?}"),
+            Default::Pair(first, second) => write!(f, "[{first:?}, {second:?}]"),
+            Default::Word(word) => write!(f, "`{word}`"),
+            Default::From(how) => f.write_str(how),
+        }
+    }
+}
+
+/// The row of a path such as `spec.stages[].train.steps`.
+pub(super) fn find(path: &str) -> Option<&'static Field> {
+    FIELDS.iter().find(|field| field.path == path)
+}
+
+/// Last part of a path.
+pub(super) fn last_name(path: &str) -> &str {
+    path.rsplit('.').next().unwrap_or(path)
+}
+
+/// Path of the section that a field stands in; empty for the top.
+pub(super) fn parent(path: &str) -> &str {
+    let parent = path.rsplit_once('.').map_or("", |(parent, _)| parent);
+    parent.strip_suffix("[]").unwrap_or(parent)
+}
+
+/// Fields right below the section `path`, empty for the top.
+pub(super) fn children(path: &str) -> impl Iterator<Item = &'static Field> + Clone {
+    let path = path.strip_suffix("[]").unwrap_or(path);
+    FIELDS
+        .iter()
+        .filter(move |field| parent(field.path) == path)
+}
+
+/// The reference of all fields as Markdown tables, one per section.
+pub fn markdown_table() -> String {
+    let mut out = String::new();
+    let mut sections = vec![""];
+    sections.extend(
+        FIELDS
+            .iter()
+            .filter(|field| is_section(&field.kind))
+            .map(|field| field.path),
+    );
+    for section in sections {
+        let (heading, suffix) = if section.is_empty() {
+            ("The file".to_owned(), "")
+        } else {
+            let list =
+                find(section).is_some_and(|field| matches!(field.kind, Kind::Sections { .. }));
+            (
+                format!("`{section}{}`", if list { "[]" } else { "" }),
+                if list { "[]" } else { "" },
+            )
+        };
+        let _ = writeln!(out, "### {heading}\n");
+        if let Some(field) = find(section) {
+            let _ = writeln!(out, "{}\n", field.about);
+        }
+        let _ = writeln!(
+            out,
+            "| field | value | default | meaning |\n|---|---|---|---|"
+        );
+        for field in children(&format!("{section}{suffix}")) {
+            let only = if field.only_with.is_empty() {
+                String::new()
+            } else {
+                format!("With `{}`. ", field.only_with)
+            };
+            let name = last_name(field.path);
+            let _ = writeln!(
+                out,
+                "| `{name}` | {} | {} | {only}{} |",
+                field.kind, field.default, field.about
+            );
+        }
+        out.push('\n');
+    }
+    out
+}
+
+fn is_section(kind: &Kind) -> bool {
+    matches!(
+        kind,
+        Kind::Section | Kind::Sections { .. } | Kind::WordOrSection(_)
+    )
+}

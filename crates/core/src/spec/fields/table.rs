@@ -1,0 +1,451 @@
+//! The rows of the table of fields.
+
+use super::{Default, Field, Kind, Range};
+
+const fn field(path: &'static str, kind: Kind, default: Default, about: &'static str) -> Field {
+    Field {
+        path,
+        kind,
+        default,
+        only_with: "",
+        about,
+    }
+}
+
+const fn with(only_with: &'static str, field: Field) -> Field {
+    Field { only_with, ..field }
+}
+
+const fn whole(least: i128, most: i128) -> Kind {
+    Kind::Whole { least, most }
+}
+
+const fn closed(least: f64, most: f64) -> Range {
+    Range {
+        least,
+        least_open: false,
+        most,
+        most_open: false,
+    }
+}
+
+const fn above(least: f64, most: f64) -> Range {
+    Range {
+        least,
+        least_open: true,
+        most,
+        most_open: false,
+    }
+}
+
+const fn below(least: f64, most: f64) -> Range {
+    Range {
+        least,
+        least_open: false,
+        most,
+        most_open: true,
+    }
+}
+
+const fn between(least: f64, most: f64) -> Range {
+    Range {
+        least,
+        least_open: true,
+        most,
+        most_open: true,
+    }
+}
+
+const COMPOSE: &str = "source: compose";
+const IMPORT: &str = "source: import";
+
+/// Every field, parents before children, in the order in which a spec is written.
+pub const FIELDS: &[Field] = &[
+    field(
+        "apiVersion",
+        Kind::Word(&["crescendo/v1"]),
+        Default::Required,
+        "Version of this format.",
+    ),
+    field(
+        "kind",
+        Kind::Word(&["TrainingJob"]),
+        Default::Required,
+        "What the file describes.",
+    ),
+    field(
+        "metadata",
+        Kind::Section,
+        Default::Required,
+        "Who the job is.",
+    ),
+    field(
+        "metadata.name",
+        Kind::Name,
+        Default::Required,
+        "Name of the job; the id that the controller makes begins with it.",
+    ),
+    field(
+        "metadata.tenant",
+        Kind::Name,
+        Default::Word("default"),
+        "Whom the job belongs to.",
+    ),
+    field(
+        "spec",
+        Kind::Section,
+        Default::Required,
+        "What the job does.",
+    ),
+    field(
+        "spec.model",
+        Kind::Section,
+        Default::Required,
+        "The network that is trained.",
+    ),
+    field(
+        "spec.model.preset",
+        Kind::Word(&["flux-dev", "flux-schnell", "nano"]),
+        Default::Required,
+        "Sizes of the network. `nano` trains on two CPU cores and has the same shape.",
+    ),
+    field(
+        "spec.model.weights",
+        Kind::Text,
+        Default::Absent,
+        "safetensors file with the base weights: a path, or `store:KEY` below the object store's root. Without it the weights are drawn from `seed`, which only makes sense with `adapter: none`.",
+    ),
+    field(
+        "spec.model.precision",
+        Kind::Word(&["auto", "f32", "bf16"]),
+        Default::Word("auto"),
+        "Arithmetic of the frozen base. `auto`: bf16 on GPUs (as published), f32 on CPUs.",
+    ),
+    field(
+        "spec.resources",
+        Kind::Section,
+        Default::From("all defaults"),
+        "What the job needs.",
+    ),
+    field(
+        "spec.resources.gpus",
+        whole(1, 1024),
+        Default::From("8; 1 for `nano`"),
+        "Ranks that train together, one per GPU, or per slot of a node without GPUs. 8 is the published hardware.",
+    ),
+    field(
+        "spec.resources.minGpus",
+        whole(1, 1024),
+        Default::From("`gpus`"),
+        "The job may run on this many when there are no more.",
+    ),
+    field(
+        "spec.priority",
+        whole(-1000, 1000),
+        Default::Whole(0),
+        "Higher goes first.",
+    ),
+    field(
+        "spec.seed",
+        whole(0, u64::MAX as i128),
+        Default::Whole(3407),
+        "Seed of all randomness in the job. 3407 is the seed of the published sampling code.",
+    ),
+    field(
+        "spec.stages",
+        Kind::Sections { most: 16 },
+        Default::Required,
+        "What is trained, one after the other.",
+    ),
+    field(
+        "spec.stages[].name",
+        Kind::Name,
+        Default::From("`stage-1`, `stage-2`, …"),
+        "Unique in the job; not `none`.",
+    ),
+    field(
+        "spec.stages[].references",
+        whole(0, 8),
+        Default::From("1 in the first stage, 2 in later ones"),
+        "Reference pictures per sample (paper, section 3.2). 0 trains plain text-to-image.",
+    ),
+    field(
+        "spec.stages[].positions",
+        Kind::Word(&["diagonal", "height", "width", "none", "frame"]),
+        Default::Word("diagonal"),
+        "Where reference tokens sit in the rotary position space (paper, section 3.3 and table 5): past everything before on both axes, on one, not at all, or on the frame axis.",
+    ),
+    field(
+        "spec.stages[].initFrom",
+        Kind::Name,
+        Default::From("the stage before; `none` in the first"),
+        "Stage whose final checkpoint this one starts from; `none` starts from the base.",
+    ),
+    field(
+        "spec.stages[].data",
+        Kind::Section,
+        Default::Required,
+        "Where the stage's pairs come from.",
+    ),
+    field(
+        "spec.stages[].data.source",
+        Kind::Word(&["compose", "import"]),
+        Default::Required,
+        "`compose` places subject cut-outs in scenes; `import` reads pairs that exist.",
+    ),
+    with(
+        COMPOSE,
+        field(
+            "spec.stages[].data.subjects",
+            Kind::Text,
+            Default::Required,
+            "Folder of the subject library on the curators (an `index.json` and RGBA cut-outs), or `store:PREFIX`.",
+        ),
+    ),
+    with(
+        COMPOSE,
+        field(
+            "spec.stages[].data.photos",
+            Kind::Text,
+            Default::Absent,
+            "Folder of photographs that serve as scenes besides the procedural ones.",
+        ),
+    ),
+    with(
+        COMPOSE,
+        field(
+            "spec.stages[].data.layout",
+            Kind::Word(&["single", "diptych", "mixed"]),
+            Default::Word("single"),
+            "What a target shows: one scene; the same subject in two panels side by side; or half of each. The last two only with `references: 0`.",
+        ),
+    ),
+    with(
+        COMPOSE,
+        field(
+            "spec.stages[].data.panel",
+            whole(16, 2048),
+            Default::From("512; 32 for `nano`"),
+            "Height and width of one panel, pixels; a multiple of 16.",
+        ),
+    ),
+    with(
+        COMPOSE,
+        field(
+            "spec.stages[].data.holdOutOneIn",
+            whole(0, 1_000_000),
+            Default::Whole(0),
+            "Every n-th subject is kept out of training, for evaluation; 0 keeps out none.",
+        ),
+    ),
+    with(
+        IMPORT,
+        field(
+            "spec.stages[].data.path",
+            Kind::Text,
+            Default::Required,
+            "Folder on the curators, or `store:PREFIX`.",
+        ),
+    ),
+    with(
+        IMPORT,
+        field(
+            "spec.stages[].data.format",
+            Kind::Word(&["uno1m", "webdataset"]),
+            Default::Word("uno1m"),
+            "`uno1m`: the layout of UNO-1M, one reference a pair; `webdataset`: tars as Crescendo writes them.",
+        ),
+    ),
+    with(
+        IMPORT,
+        field(
+            "spec.stages[].data.minScore",
+            Kind::Number(closed(0.0, 4.0)),
+            Default::Number(4.0),
+            "UNO-1M: least mean score of a pair's parts (paper, section 3.2: only 4 is kept).",
+        ),
+    ),
+    with(
+        IMPORT,
+        field(
+            "spec.stages[].data.resolution",
+            whole(16, 4096),
+            Default::From("512; 32 for `nano`"),
+            "Pictures go to the nearest aspect bucket at this size, pixels; a multiple of 16.",
+        ),
+    ),
+    field(
+        "spec.stages[].data.pairs",
+        whole(1, 1_000_000_000),
+        Default::From("230000; 15000 with two references or more"),
+        "Accepted pairs after which curation stops (paper, section 4.1).",
+    ),
+    field(
+        "spec.stages[].data.minPairs",
+        whole(1, 1_000_000_000),
+        Default::From("16 × `globalBatch`, at most `pairs`"),
+        "Pairs at which training starts.",
+    ),
+    field(
+        "spec.stages[].data.unitSize",
+        whole(1, 65_536),
+        Default::Whole(256),
+        "Candidates in one unit of curation work.",
+    ),
+    field(
+        "spec.stages[].data.filter",
+        Kind::Section,
+        Default::From("no filter"),
+        "What a pair must pass.",
+    ),
+    field(
+        "spec.stages[].data.filter.similarity",
+        Kind::Section,
+        Default::Absent,
+        "Cosine similarity of an image encoder between the target and each reference.",
+    ),
+    field(
+        "spec.stages[].data.filter.similarity.min",
+        Kind::Number(closed(-1.0, 1.0)),
+        Default::Required,
+        "Less is another subject. The paper does not give its threshold.",
+    ),
+    field(
+        "spec.stages[].data.filter.similarity.max",
+        Kind::Number(closed(-1.0, 1.0)),
+        Default::Number(1.0),
+        "More is a mere copy.",
+    ),
+    field(
+        "spec.stages[].data.filter.similarity.encoder",
+        Kind::Text,
+        Default::Required,
+        "safetensors file of the image encoder, DINOv2 naming.",
+    ),
+    field(
+        "spec.stages[].train",
+        Kind::Section,
+        Default::From("all defaults"),
+        "How the stage is trained.",
+    ),
+    field(
+        "spec.stages[].train.adapter",
+        Kind::WordOrSection("none"),
+        Default::From("a LoRA of the default rank"),
+        "What is trained: a LoRA on every attention projection (paper, section 4.1), or with `none` the whole network.",
+    ),
+    field(
+        "spec.stages[].train.adapter.rank",
+        whole(1, 3072),
+        Default::From("512; 64 for `nano`"),
+        "Rank of the LoRA (paper, section 4.1).",
+    ),
+    field(
+        "spec.stages[].train.steps",
+        whole(1, 10_000_000),
+        Default::Whole(5000),
+        "Optimizer steps (paper, section 4.1).",
+    ),
+    field(
+        "spec.stages[].train.globalBatch",
+        whole(1, 65_536),
+        Default::Whole(16),
+        "Samples per optimizer step over all ranks (paper, section 4.1); a multiple of `gpus` and of `minGpus`.",
+    ),
+    field(
+        "spec.stages[].train.microBatch",
+        whole(1, 65_536),
+        Default::From("1; `globalBatch` / `gpus` for `nano`"),
+        "Samples per forward pass of a rank (1 in the released code); the rest of its share is accumulated.",
+    ),
+    field(
+        "spec.stages[].train.learningRate",
+        Kind::Number(above(0.0, 1.0)),
+        Default::Number(1e-5),
+        "Peak learning rate (paper, section 4.1; the released code has 8e-5).",
+    ),
+    field(
+        "spec.stages[].train.warmupSteps",
+        whole(0, 10_000_000),
+        Default::Whole(100),
+        "Optimizer steps over which the learning rate rises from 0 (released code).",
+    ),
+    field(
+        "spec.stages[].train.betas",
+        Kind::Pair(below(0.0, 1.0)),
+        Default::Pair(0.9, 0.999),
+        "AdamW's decay of the first and second moment (released code).",
+    ),
+    field(
+        "spec.stages[].train.eps",
+        Kind::Number(above(0.0, 1.0)),
+        Default::Number(1e-8),
+        "AdamW's epsilon (released code).",
+    ),
+    field(
+        "spec.stages[].train.weightDecay",
+        Kind::Number(closed(0.0, 1.0)),
+        Default::Number(0.01),
+        "AdamW's decoupled weight decay (released code).",
+    ),
+    field(
+        "spec.stages[].train.maxGradNorm",
+        Kind::Number(above(0.0, 1e6)),
+        Default::Number(1.0),
+        "L2 norm to which gradients are clipped (released code).",
+    ),
+    field(
+        "spec.stages[].train.textDropout",
+        Kind::Number(closed(0.0, 1.0)),
+        Default::Number(0.1),
+        "Chance that a sample's prompt is replaced by the empty one (released code).",
+    ),
+    field(
+        "spec.stages[].train.guidance",
+        Kind::Number(closed(0.0, 100.0)),
+        Default::Number(1.0),
+        "Guidance embedding in training, where the model has one (released code).",
+    ),
+    field(
+        "spec.stages[].train.timesteps",
+        Kind::Word(&["uniform", "logit-normal"]),
+        Default::Word("uniform"),
+        "How timesteps are drawn: uniform over the shifted table of 1000 (released code), or the sigmoid of a standard normal, for training a base.",
+    ),
+    field(
+        "spec.stages[].train.emaDecay",
+        Kind::Number(between(0.0, 1.0)),
+        Default::Absent,
+        "Decay per step of a moving average of the trained weights, kept beside them. The released code has 0.99, switched off.",
+    ),
+    field(
+        "spec.stages[].train.resolution",
+        whole(16, 4096),
+        Default::From("`panel` or `resolution` of the data"),
+        "Target resolution that the time shift is computed for, pixels (512 in the released code); a multiple of 16.",
+    ),
+    field(
+        "spec.stages[].train.onStarvation",
+        Kind::Word(&["wait", "stop"]),
+        Default::Word("wait"),
+        "When the next pair is not there and curation goes on: wait for it, or fail the job.",
+    ),
+    field(
+        "spec.checkpoints",
+        Kind::Section,
+        Default::From("all defaults"),
+        "When checkpoints are taken and kept.",
+    ),
+    field(
+        "spec.checkpoints.every",
+        whole(1, 10_000_000),
+        Default::Whole(1000),
+        "Optimizer steps between checkpoints (released code). The end of a stage is always one.",
+    ),
+    field(
+        "spec.checkpoints.keepLast",
+        whole(1, 1000),
+        Default::Whole(3),
+        "Checkpoints kept per stage besides the final one.",
+    ),
+];

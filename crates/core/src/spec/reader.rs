@@ -1,0 +1,523 @@
+//! Takes typed values out of the tree, each by its row in the table of fields.
+//!
+//! Whatever is wrong is kept, and a stand-in is returned, so that one pass finds everything.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::Problem;
+use super::check::Contradiction;
+use super::fields::{self, Default, Field, Kind};
+use super::scalar::{describe, describe_scalar, nearest, number};
+use super::tree::{Entry, Node, Position, Value, shorten};
+
+/// A section that is being read.
+#[derive(Clone, Copy)]
+pub(super) struct Section<'a> {
+    entries: &'a [Entry],
+    /// Where it begins.
+    at: Position,
+    /// Is there such a section, in a form that can be read?
+    present: bool,
+}
+
+/// Path of a value: as a user reads it, and as the table has it.
+#[derive(Clone, Default)]
+pub(super) struct Path {
+    shown: String,
+    pattern: String,
+}
+
+impl Path {
+    pub fn field(&self, name: &str) -> Path {
+        let join = |base: &str| {
+            if base.is_empty() {
+                name.to_owned()
+            } else {
+                format!("{base}.{name}")
+            }
+        };
+        Path {
+            shown: join(&self.shown),
+            pattern: join(&self.pattern),
+        }
+    }
+
+    pub fn item(&self, index: usize) -> Path {
+        Path {
+            shown: format!("{}[{index}]", self.shown),
+            pattern: format!("{}[]", self.pattern),
+        }
+    }
+
+    fn row(&self) -> &'static Field {
+        fields::find(&self.pattern).expect("every field that is read has a row in the table")
+    }
+}
+
+pub(super) struct Reader {
+    problems: Vec<Problem>,
+    /// Where each value that was met stands.
+    positions: BTreeMap<String, Position>,
+    /// Fields that hold a stand-in.
+    bad: BTreeSet<String>,
+}
+
+impl Reader {
+    pub fn new(problems: Vec<Problem>) -> Reader {
+        Reader {
+            problems,
+            positions: BTreeMap::new(),
+            bad: BTreeSet::new(),
+        }
+    }
+
+    pub fn into_problems(self) -> Vec<Problem> {
+        self.problems
+    }
+
+    /// Adds contradictions, but not those that rest on a stand-in.
+    pub fn report(&mut self, contradictions: Vec<Contradiction>) {
+        for Contradiction {
+            path,
+            others,
+            message,
+        } in contradictions
+        {
+            if others.iter().chain([&path]).any(|path| self.is_bad(path)) {
+                continue;
+            }
+            let at = self.position_of(&path);
+            self.problems.push(Problem {
+                line: at.line,
+                column: at.column,
+                path,
+                message,
+            });
+        }
+    }
+
+    fn is_bad(&self, path: &str) -> bool {
+        ancestors(path).any(|path| self.bad.contains(path))
+    }
+
+    /// Where the field stands, or the nearest section around it that is written down.
+    fn position_of(&self, path: &str) -> Position {
+        ancestors(path)
+            .find_map(|path| self.positions.get(path))
+            .copied()
+            .unwrap_or(Position { line: 1, column: 1 })
+    }
+
+    fn wrong(&mut self, path: &Path, at: Position, message: String) {
+        self.bad.insert(path.shown.clone());
+        self.problems.push(Problem {
+            line: at.line,
+            column: at.column,
+            path: path.shown.clone(),
+            message,
+        });
+    }
+
+    /// The whole file as a section.
+    pub fn root<'a>(&mut self, node: &'a Node) -> Section<'a> {
+        self.open(&Path::default(), Some(node), node.at)
+    }
+
+    /// The section `path`, one of `parent`'s fields.
+    pub fn section<'a>(&mut self, parent: Section<'a>, path: &Path) -> Section<'a> {
+        let node = self.node(parent, path);
+        self.open(path, node, parent.at)
+    }
+
+    fn open<'a>(
+        &mut self,
+        path: &Path,
+        node: Option<&'a Node>,
+        parent_at: Position,
+    ) -> Section<'a> {
+        let nothing = Section {
+            entries: &[],
+            at: parent_at,
+            present: false,
+        };
+        let Some(node) = node else { return nothing };
+        match &node.value {
+            Value::Map(entries) => {
+                for entry in entries {
+                    self.check_known(path, entry);
+                }
+                Section {
+                    entries,
+                    at: node.at,
+                    present: true,
+                }
+            }
+            Value::Null
+                if !path.pattern.is_empty() && !matches!(path.row().default, Default::Required) =>
+            {
+                nothing
+            }
+            Value::Refused => {
+                self.bad.insert(path.shown.clone());
+                nothing
+            }
+            other => {
+                let expected = "a section of fields (`name: value` lines)";
+                self.wrong(
+                    path,
+                    node.at,
+                    format!("expected {expected}, found {}", describe(other)),
+                );
+                nothing
+            }
+        }
+    }
+
+    fn check_known(&mut self, section: &Path, entry: &Entry) {
+        let known = |name: &str| {
+            fields::children(&section.pattern).any(|field| fields::last_name(field.path) == name)
+        };
+        if known(&entry.key) {
+            return;
+        }
+        let names = fields::children(&section.pattern).map(|field| fields::last_name(field.path));
+        let elsewhere = || {
+            fields::FIELDS
+                .iter()
+                .find(|field| fields::last_name(field.path) == entry.key)
+        };
+        let hint = if let Some(name) = nearest(&entry.key, names.clone()) {
+            format!("did you mean `{name}`?")
+        } else if let Some(field) = elsewhere() {
+            match fields::parent(field.path) {
+                "" => format!("`{}` belongs at the top of the file", entry.key),
+                parent => format!("`{}` belongs in `{parent}`", entry.key),
+            }
+        } else {
+            format!("known here: {}", names.collect::<Vec<_>>().join(", "))
+        };
+        let path = section.field(&shorten(&entry.key));
+        let message = format!("unknown field `{}`; {hint}", shorten(&entry.key));
+        self.problems.push(Problem {
+            line: entry.key_at.line,
+            column: entry.key_at.column,
+            path: path.shown,
+            message,
+        });
+    }
+
+    /// Refuses fields that need another value of `name` than the one given, e.g. `source: compose`.
+    pub fn check_variant(&mut self, section: Section<'_>, path: &Path, variant: &str) {
+        for entry in section.entries {
+            let path = path.field(&entry.key);
+            let Some(row) = fields::find(&path.pattern) else {
+                continue;
+            };
+            if !row.only_with.is_empty() && row.only_with != variant {
+                let message = format!("goes with `{}`, but this is `{variant}`", row.only_with);
+                self.problems.push(Problem {
+                    line: entry.key_at.line,
+                    column: entry.key_at.column,
+                    path: path.shown,
+                    message,
+                });
+            }
+        }
+    }
+
+    /// The items of a list of sections, with their paths.
+    pub fn sections<'a>(&mut self, parent: Section<'a>, path: &Path) -> Vec<(Path, Section<'a>)> {
+        let Some(node) = self.node(parent, path) else {
+            return Vec::new();
+        };
+        let Kind::Sections { most } = path.row().kind else {
+            return Vec::new();
+        };
+        match &node.value {
+            Value::List(items) if (1..=most).contains(&items.len()) => {
+                let mut sections = Vec::new();
+                for (index, item) in items.iter().enumerate() {
+                    let path = path.item(index);
+                    self.positions.insert(path.shown.clone(), item.at);
+                    let section = self.open_item(&path, item);
+                    sections.push((path, section));
+                }
+                sections
+            }
+            Value::List(items) => {
+                self.wrong(
+                    path,
+                    node.at,
+                    format!("expected {}, found {}", path.row().kind, items.len()),
+                );
+                Vec::new()
+            }
+            Value::Refused => {
+                self.bad.insert(path.shown.clone());
+                Vec::new()
+            }
+            other => {
+                self.wrong(
+                    path,
+                    node.at,
+                    format!("expected {}, found {}", path.row().kind, describe(other)),
+                );
+                Vec::new()
+            }
+        }
+    }
+
+    fn open_item<'a>(&mut self, path: &Path, item: &'a Node) -> Section<'a> {
+        if let Value::Null = item.value {
+            self.wrong(
+                path,
+                item.at,
+                "expected a section of fields, found nothing".into(),
+            );
+            return Section {
+                entries: &[],
+                at: item.at,
+                present: false,
+            };
+        }
+        self.open(path, Some(item), item.at)
+    }
+
+    /// The node of a field; says so if it is required and missing.
+    fn node<'a>(&mut self, section: Section<'a>, path: &Path) -> Option<&'a Node> {
+        let name = fields::last_name(&path.pattern);
+        let found = section.entries.iter().find(|entry| entry.key == name);
+        if let Some(entry) = found {
+            self.positions.insert(path.shown.clone(), entry.value.at);
+            let empty = matches!(entry.value.value, Value::Null);
+            if !empty || matches!(path.row().default, Default::Required) {
+                return Some(&entry.value);
+            }
+            return None;
+        }
+        if matches!(path.row().default, Default::Required) {
+            self.bad.insert(path.shown.clone());
+            if section.present {
+                let message = format!("missing field `{name}`: {}", path.row().kind);
+                let (line, column) = (section.at.line, section.at.column);
+                self.problems.push(Problem {
+                    line,
+                    column,
+                    path: path.shown.clone(),
+                    message,
+                });
+            }
+        }
+        None
+    }
+
+    fn scalar<'a>(
+        &mut self,
+        section: Section<'a>,
+        path: &Path,
+    ) -> Option<(&'a str, bool, Position)> {
+        let node = self.node(section, path)?;
+        match &node.value {
+            Value::Scalar { text, plain } => Some((text, *plain, node.at)),
+            Value::Refused => {
+                self.bad.insert(path.shown.clone());
+                None
+            }
+            other => {
+                self.wrong(
+                    path,
+                    node.at,
+                    format!("expected {}, found {}", path.row().kind, describe(other)),
+                );
+                None
+            }
+        }
+    }
+
+    /// Is the field written down, whatever it holds?
+    pub fn is_section_present(&self, section: Section<'_>) -> bool {
+        section.present
+    }
+
+    /// A whole number, if it is given.
+    pub fn whole(&mut self, section: Section<'_>, path: &Path) -> Option<i128> {
+        let Kind::Whole { least, most } = path.row().kind else {
+            return None;
+        };
+        let (text, plain, at) = self.scalar(section, path)?;
+        let value = if plain {
+            text.parse::<i128>().ok()
+        } else {
+            None
+        };
+        match value {
+            Some(value) if (least..=most).contains(&value) => Some(value),
+            Some(value) => {
+                self.wrong(
+                    path,
+                    at,
+                    format!("{value} is out of range: {}", path.row().kind),
+                );
+                None
+            }
+            None => {
+                self.wrong(
+                    path,
+                    at,
+                    format!(
+                        "expected {}, found {}",
+                        path.row().kind,
+                        describe_scalar(text, plain)
+                    ),
+                );
+                None
+            }
+        }
+    }
+
+    /// A number, if it is given.
+    pub fn number(&mut self, section: Section<'_>, path: &Path) -> Option<f64> {
+        let Kind::Number(range) = path.row().kind else {
+            return None;
+        };
+        let (text, plain, at) = self.scalar(section, path)?;
+        match number(text, plain) {
+            Some(value) if range.holds(value) => Some(value),
+            Some(_) => {
+                self.wrong(
+                    path,
+                    at,
+                    format!("{} is out of range: {}", shorten(text), path.row().kind),
+                );
+                None
+            }
+            None => {
+                self.wrong(
+                    path,
+                    at,
+                    format!(
+                        "expected {}, found {}",
+                        path.row().kind,
+                        describe_scalar(text, plain)
+                    ),
+                );
+                None
+            }
+        }
+    }
+
+    /// Two numbers, if they are given.
+    pub fn pair(&mut self, section: Section<'_>, path: &Path) -> Option<(f64, f64)> {
+        let Kind::Pair(range) = path.row().kind else {
+            return None;
+        };
+        let node = self.node(section, path)?;
+        let value = |node: &Node| match &node.value {
+            Value::Scalar { text, plain } => {
+                number(text, *plain).filter(|value| range.holds(*value))
+            }
+            Value::Null | Value::List(_) | Value::Map(_) | Value::Refused => None,
+        };
+        if let Value::List(items) = &node.value
+            && let [first, second] = items.as_slice()
+            && let (Some(first), Some(second)) = (value(first), value(second))
+        {
+            return Some((first, second));
+        }
+        self.wrong(path, node.at, format!("expected {}", path.row().kind));
+        None
+    }
+
+    /// One of the words of the field, if it is given.
+    pub fn word(&mut self, section: Section<'_>, path: &Path) -> Option<&'static str> {
+        let Kind::Word(words) = path.row().kind else {
+            return None;
+        };
+        let (text, plain, at) = self.scalar(section, path)?;
+        if let Some(word) = words.iter().find(|word| **word == text) {
+            return Some(word);
+        }
+        let hint = match nearest(text, words.iter().copied()) {
+            Some(word) if words.len() > 1 => format!("; did you mean `{word}`?"),
+            _ => String::new(),
+        };
+        let found = describe_scalar(text, plain);
+        self.wrong(
+            path,
+            at,
+            format!("expected {}, found {found}{hint}", path.row().kind),
+        );
+        None
+    }
+
+    /// A name, if it is given.
+    pub fn name(&mut self, section: Section<'_>, path: &Path) -> Option<String> {
+        let (text, _, at) = self.scalar(section, path)?;
+        let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+        let fits = (1..=40).contains(&text.len())
+            && text.chars().all(inner)
+            && !text.starts_with('-')
+            && !text.ends_with('-');
+        if fits {
+            return Some(text.to_owned());
+        }
+        self.wrong(
+            path,
+            at,
+            format!("`{}` is not a name: {}", shorten(text), path.row().kind),
+        );
+        None
+    }
+
+    /// Text, if it is given.
+    pub fn text(&mut self, section: Section<'_>, path: &Path) -> Option<String> {
+        let (text, _, at) = self.scalar(section, path)?;
+        let length = text.chars().count();
+        if (1..=1024).contains(&length) && !text.chars().any(char::is_control) {
+            return Some(text.to_owned());
+        }
+        self.wrong(
+            path,
+            at,
+            format!("expected {}, found {length} characters", path.row().kind),
+        );
+        None
+    }
+
+    /// A field that is a certain word, or else a section: `Ok(None)` when absent, `Err` for the word.
+    pub fn word_or_section<'a>(
+        &mut self,
+        parent: Section<'a>,
+        path: &Path,
+    ) -> Result<Option<Section<'a>>, ()> {
+        let Kind::WordOrSection(word) = path.row().kind else {
+            return Ok(None);
+        };
+        let Some(node) = self.node(parent, path) else {
+            return Ok(None);
+        };
+        match &node.value {
+            Value::Scalar { text, .. } if text == word => Err(()),
+            Value::Map(_) => Ok(Some(self.open(path, Some(node), parent.at))),
+            Value::Refused => {
+                self.bad.insert(path.shown.clone());
+                Ok(None)
+            }
+            other => {
+                self.wrong(
+                    path,
+                    node.at,
+                    format!("expected {}, found {}", path.row().kind, describe(other)),
+                );
+                Ok(None)
+            }
+        }
+    }
+}
+
+/// The path itself, then the sections around it.
+fn ancestors(path: &str) -> impl Iterator<Item = &str> {
+    std::iter::successors(Some(path), |path| {
+        path.rfind(['.', '[']).map(|end| path.split_at(end).0)
+    })
+}

@@ -1,0 +1,545 @@
+mod properties;
+
+use std::fmt::Write as _;
+
+use super::fields::{Default, Kind};
+use super::*;
+
+/// Name, model and data: the smallest spec.
+const SMALLEST: &str = "\
+apiVersion: crescendo/v1
+kind: TrainingJob
+metadata: {name: uno}
+spec:
+  model: {preset: flux-dev, weights: flux1-dev.safetensors}
+  stages:
+    - data: {source: import, path: uno-1m}
+";
+
+/// Sets or replaces one field, in YAML flow style; the fields of `stage` belong to the first stage.
+fn spec(metadata: &str, job: &str, stage: &str) -> String {
+    format!(
+        "apiVersion: crescendo/v1\nkind: TrainingJob\nmetadata: {{name: uno{metadata}}}\nspec:\n  {job}\n  stages:\n    - {stage}\n"
+    )
+}
+
+const MODEL: &str = "model: {preset: nano, weights: base.safetensors}";
+const DATA: &str = "data: {source: compose, subjects: lib}";
+
+fn problems(yaml: &str) -> Vec<Problem> {
+    parse(yaml.as_bytes()).err().unwrap_or_default()
+}
+
+/// `path: message` of each problem.
+fn messages(yaml: &str) -> Vec<String> {
+    problems(yaml)
+        .into_iter()
+        .map(|problem| format!("{}: {}", problem.path, problem.message))
+        .collect()
+}
+
+#[track_caller]
+fn assert_only(yaml: &str, expected: &str) {
+    assert_eq!(messages(yaml), [expected], "for the spec\n{yaml}");
+}
+
+#[test]
+fn defaults_are_the_published_recipe() {
+    let spec = parse(SMALLEST.as_bytes()).unwrap();
+    assert_eq!(
+        (spec.name.as_str(), spec.tenant.as_str()),
+        ("uno", "default")
+    );
+    assert_eq!(
+        spec.resources,
+        Resources {
+            gpus: 8,
+            min_gpus: 8
+        }
+    );
+    assert_eq!(
+        spec.checkpoints,
+        CheckpointPolicy {
+            every: 1000,
+            keep_last: 3
+        }
+    );
+    let stage = &spec.stages[0];
+    assert_eq!(
+        (stage.name.as_str(), stage.references, stage.positions),
+        ("stage-1", 1, Positions::Diagonal)
+    );
+    assert_eq!(stage.init_from, None);
+    assert_eq!(
+        (stage.data.pairs, stage.data.min_pairs, stage.data.unit_size),
+        (230_000, 256, 256)
+    );
+    let DataSource::Import(import) = &stage.data.source else {
+        panic!("{:?}", stage.data.source)
+    };
+    assert_eq!(
+        (import.format, import.min_score, import.resolution),
+        (ImportFormat::Uno1m, 4.0, 512)
+    );
+    let train = &stage.train;
+    assert_eq!(train.adapter, AdapterSpec::Lora { rank: 512 });
+    assert_eq!(
+        (train.steps, train.global_batch, train.micro_batch),
+        (5000, 16, 1)
+    );
+    assert_eq!(
+        (train.learning_rate, train.warmup_steps, train.betas),
+        (1e-5, 100, (0.9, 0.999))
+    );
+    assert_eq!(
+        (train.eps, train.weight_decay, train.max_grad_norm),
+        (1e-8, 0.01, 1.0)
+    );
+    assert_eq!(
+        (train.text_dropout, train.guidance, train.resolution),
+        (0.1, 1.0, 512)
+    );
+    assert_eq!(
+        (train.timesteps, train.on_starvation),
+        (TimestepSampling::Uniform, OnStarvation::Wait)
+    );
+    assert_eq!(train.ema_decay, None);
+}
+
+#[test]
+fn later_stages_follow_the_one_before() {
+    let yaml = spec(
+        "",
+        MODEL,
+        &format!("{DATA}\n    - {DATA}\n    - {{initFrom: none, {DATA}}}"),
+    );
+    let spec = parse(yaml.as_bytes()).unwrap();
+    let starts: Vec<_> = spec
+        .stages
+        .iter()
+        .map(|stage| stage.init_from.as_deref())
+        .collect();
+    assert_eq!(starts, [None, Some("stage-1"), None]);
+    assert_eq!(spec.stages[1].references, 2);
+    assert_eq!(spec.stages[1].data.pairs, 15_000);
+}
+
+#[test]
+fn nano_takes_its_sizes_from_the_panel() {
+    let job = format!("{MODEL}\n  resources: {{gpus: 2}}");
+    let spec = parse(
+        spec(
+            "",
+            &job,
+            "{data: {source: compose, subjects: lib, panel: 48}}",
+        )
+        .as_bytes(),
+    )
+    .unwrap();
+    let train = &spec.stages[0].train;
+    assert_eq!((train.resolution, train.micro_batch), (48, 8));
+    assert_eq!(train.adapter, AdapterSpec::Lora { rank: 64 });
+    assert_eq!(spec.resources.min_gpus, 2);
+}
+
+#[test]
+fn everything_wrong_is_said_at_once_with_its_place() {
+    let yaml = "\
+apiVersion: crescendo/v2
+kind: TrainingJob
+metadata: {nmae: uno}
+spec:
+  model: {preset: nani, weights: a.safetensors}
+  stages:
+    - data: {source: compose, subject: s, steps: 4}
+    - data: {source: import, subjects: [s], path: x}
+      train: {steps: -1, learningRate: fast, globalBatch: 7}
+    - data: {source: diptych}
+";
+    let found = problems(yaml)
+        .iter()
+        .fold(String::new(), |mut text, problem| {
+            let _ = writeln!(text, "{problem}");
+            text
+        });
+    assert_eq!(
+        found,
+        "\
+line 1, column 13: apiVersion: expected `crescendo/v1`, found the text `crescendo/v2`
+line 3, column 11: metadata.name: missing field `name`: 1 to 40 of a-z, 0-9 and -, beginning and ending with a letter or digit
+line 3, column 12: metadata.nmae: unknown field `nmae`; did you mean `name`?
+line 5, column 19: spec.model.preset: expected `flux-dev`, `flux-schnell` or `nano`, found the text `nani`; did you mean `nano`?
+line 7, column 13: spec.stages[0].data.subjects: missing field `subjects`: text on one line, 1 to 1024 characters
+line 7, column 31: spec.stages[0].data.subject: unknown field `subject`; did you mean `subjects`?
+line 7, column 43: spec.stages[0].data.steps: unknown field `steps`; `steps` belongs in `spec.stages[].train`
+line 8, column 7: spec.stages[1].references: UNO-1M has one reference a pair, the stage wants 2
+line 8, column 30: spec.stages[1].data.subjects: goes with `source: compose`, but this is `source: import`
+line 9, column 22: spec.stages[1].train.steps: -1 is out of range: a whole number from 1 to 10000000
+line 9, column 40: spec.stages[1].train.learningRate: expected a number, more than 0 and at most 1, found the text `fast`
+line 10, column 22: spec.stages[2].data.source: expected `compose` or `import`, found the text `diptych`
+"
+    );
+}
+
+#[test]
+fn files_that_are_no_spec() {
+    assert_eq!(messages("").len(), 1);
+    assert_only(
+        "",
+        ": expected a section of fields (`name: value` lines), found nothing",
+    );
+    assert_only(
+        "[1, 2]",
+        ": expected a section of fields (`name: value` lines), found a list of 2",
+    );
+    assert_eq!(messages("{}").len(), 4, "each missing part is named");
+    let utf8 = parse(b"metadata:\n  na\xffme: x").unwrap_err();
+    assert_eq!(
+        (utf8[0].line, utf8[0].column, utf8[0].message.as_str()),
+        (2, 5, "byte 14 is not UTF-8")
+    );
+    let huge = parse(&vec![b'#'; MAX_SPEC_BYTES + 1]).unwrap_err();
+    assert_eq!(
+        huge[0].message,
+        format!(
+            "the spec has {} bytes; at most {MAX_SPEC_BYTES} are read",
+            MAX_SPEC_BYTES + 1
+        )
+    );
+}
+
+#[test]
+fn yaml_that_cannot_be_read() {
+    let syntax = problems("metadata:\n  name: [a, b\nspec: {}\n");
+    assert!(
+        syntax[0].message.starts_with("YAML syntax: ") && syntax[0].line > 0,
+        "{syntax:?}"
+    );
+    let two = problems("a: 1\n---\nb: 2\n");
+    assert_eq!(
+        (two[0].line, two[0].message.as_str()),
+        (2, "a second document begins here; a spec is one document")
+    );
+    for deep in ["[".repeat(200), "- ".repeat(200), "{a: ".repeat(200)] {
+        assert!(
+            messages(&deep)[0].contains("nested more than 32 deep"),
+            "{:?}",
+            messages(&deep)
+        );
+    }
+    let many = format!("a: [{}]", "1, ".repeat(MAX_NODES));
+    assert_only(&many, ": more than 10000 values");
+}
+
+#[test]
+fn anchors_and_tags_are_refused() {
+    let yaml = SMALLEST.replace("{name: uno}", "&me {name: uno}");
+    assert_only(
+        &yaml,
+        ": anchors (`&name`) are not supported; write the value out",
+    );
+    let yaml = SMALLEST.replace("{name: uno}", "&me {name: uno, tenant: *me}");
+    assert!(
+        messages(&yaml)
+            .iter()
+            .any(|message| message.contains("aliases (`*name`)")),
+        "{:?}",
+        messages(&yaml)
+    );
+    let yaml = SMALLEST.replace("name: uno", "name: !!str uno");
+    assert_only(&yaml, ": tags (`!name`) are not supported");
+}
+
+#[test]
+fn a_field_given_twice() {
+    let yaml = SMALLEST.replace("kind: TrainingJob", "kind: TrainingJob\nkind: TrainingJob");
+    let found = problems(&yaml);
+    assert_eq!(
+        found[0].to_string(),
+        "line 3, column 1: `kind` is given twice; first in line 2"
+    );
+    assert_eq!(found.len(), 1);
+}
+
+#[test]
+fn wrong_types_say_what_was_found() {
+    let stage = |train: &str| spec("", MODEL, &format!("{{train: {{{train}}}, {DATA}}}"));
+    let path = "spec.stages[0].train";
+    let whole = "a whole number from 1 to 10000000";
+    assert_only(
+        &stage("steps: [1]"),
+        &format!("{path}.steps: expected {whole}, found a list of 1"),
+    );
+    assert_only(
+        &stage("steps: '5'"),
+        &format!("{path}.steps: expected {whole}, found the text `5`"),
+    );
+    assert_only(
+        &stage("steps: 1.5"),
+        &format!("{path}.steps: expected {whole}, found the number 1.5"),
+    );
+    assert_only(
+        &stage("steps: {}"),
+        &format!("{path}.steps: expected {whole}, found a section of fields"),
+    );
+    assert_only(
+        &stage("betas: [0.9]"),
+        &format!("{path}.betas: expected a list of two numbers, each from 0 and less than 1"),
+    );
+    assert_only(
+        &stage("eps: 0"),
+        &format!("{path}.eps: 0 is out of range: a number, more than 0 and at most 1"),
+    );
+    assert_only(
+        &stage("adapter: lora"),
+        &format!("{path}.adapter: expected `none`, or a section of fields, found the text `lora`"),
+    );
+    assert_only(
+        &spec(", tenant: Big Corp", MODEL, &format!("{{{DATA}}}")),
+        "metadata.tenant: `Big Corp` is not a name: 1 to 40 of a-z, 0-9 and -, beginning and ending with a letter or digit",
+    );
+    assert_only(
+        &spec(
+            "",
+            MODEL,
+            "{data: {source: compose, subjects: \"a\\u0000b\"}}",
+        ),
+        "spec.stages[0].data.subjects: expected text on one line, 1 to 1024 characters, found 3 characters",
+    );
+    assert_only(
+        &SMALLEST.replace("    - data: {source: import, path: uno-1m}", "    []"),
+        "spec.stages: expected a list of 1 to 16 sections, found 0",
+    );
+}
+
+#[test]
+fn contradictions_are_found() {
+    let job = |job: &str, stage: &str| spec("", job, &format!("{{{stage}}}"));
+    let two = format!("{MODEL}\n  resources: {{gpus: 4, minGpus: 3}}");
+    assert_only(
+        &job(&two, DATA),
+        "spec.stages[0].train.globalBatch: globalBatch 16 is not a multiple of minGpus 3",
+    );
+    let more = format!("{MODEL}\n  resources: {{gpus: 2, minGpus: 4}}");
+    assert_only(
+        &job(&more, DATA),
+        "spec.resources.minGpus: minGpus 4 is more than gpus 2",
+    );
+    let three = format!("{MODEL}\n  resources: {{gpus: 3}}");
+    assert_only(
+        &job(&three, DATA),
+        "spec.stages[0].train.globalBatch: globalBatch 16 is not a multiple of gpus 3",
+    );
+    assert_only(
+        &job(MODEL, &format!("train: {{microBatch: 32}}, {DATA}")),
+        "spec.stages[0].train.microBatch: microBatch 32 is more than one rank's share: globalBatch 16 / gpus 1 = 16",
+    );
+    assert_only(
+        &job(
+            MODEL,
+            "data: {source: compose, subjects: lib, pairs: 10, minPairs: 11}",
+        ),
+        "spec.stages[0].data.minPairs: minPairs 11 is more than pairs 10: training would never start",
+    );
+    assert_only(
+        &job(
+            MODEL,
+            "data: {source: compose, subjects: lib, layout: mixed}",
+        ),
+        "spec.stages[0].data.layout: layouts `diptych` and `mixed` go with `references: 0` only: they train the base",
+    );
+    assert_only(
+        &job(
+            MODEL,
+            "data: {source: compose, subjects: lib, panel: 40}, train: {resolution: 32}",
+        ),
+        "spec.stages[0].data.panel: 40 is not a multiple of 16",
+    );
+    assert_only(
+        &job(MODEL, "references: 2, data: {source: import, path: p}"),
+        "spec.stages[0].references: UNO-1M has one reference a pair, the stage wants 2",
+    );
+    assert_only(
+        &job("model: {preset: nano}", DATA),
+        "spec.stages[0].train.adapter: a LoRA needs base weights: set spec.model.weights, or `adapter: none` to train a base",
+    );
+    let filter = "filter: {similarity: {min: 0.9, max: 0.5, encoder: e}}";
+    assert_only(
+        &job(
+            MODEL,
+            &format!("data: {{source: compose, subjects: lib, {filter}}}"),
+        ),
+        "spec.stages[0].data.filter.similarity.min: min 0.9 is more than max 0.5: nothing would pass",
+    );
+    let filter = "filter: {similarity: {min: 0.5, encoder: e}}";
+    assert_only(
+        &job(
+            MODEL,
+            &format!("references: 0, data: {{source: compose, subjects: lib, {filter}}}"),
+        ),
+        "spec.stages[0].data.filter.similarity: similarity compares the target with its references, and the stage has none",
+    );
+}
+
+#[test]
+fn stages_that_cannot_follow_each_other() {
+    let stages = |first: &str, second: &str| {
+        spec(
+            "",
+            MODEL,
+            &format!("{{{first}, {DATA}}}\n    - {{{second}, {DATA}}}"),
+        )
+    };
+    assert_only(
+        &stages("name: a", "name: a, initFrom: none"),
+        "spec.stages[1].name: `a` is the name of stages[0] already",
+    );
+    assert_only(
+        &stages("name: a, initFrom: b", "name: b"),
+        "spec.stages[0].initFrom: `b` is a later stage; a stage starts from an earlier one",
+    );
+    assert_only(
+        &stages("name: a", "name: b, initFrom: b"),
+        "spec.stages[1].initFrom: `b` is this stage itself; a stage starts from an earlier one",
+    );
+    assert_only(
+        &stages("name: a", "name: b, initFrom: c"),
+        "spec.stages[1].initFrom: there is no stage `c`; possible here: a, none",
+    );
+    assert_only(
+        &stages("name: none", "initFrom: none"),
+        "spec.stages[0].name: `none` cannot be a stage's name: `initFrom: none` means the base",
+    );
+    assert_only(
+        &stages("name: a", "train: {adapter: none}"),
+        "spec.stages[1].train.adapter: the whole network cannot be trained on from `a`, which trains a LoRA",
+    );
+    assert_only(
+        &stages("name: a", "train: {adapter: {rank: 8}}"),
+        "spec.stages[1].train.adapter: rank 8 cannot start from `a`, which has rank 64",
+    );
+    assert_only(
+        &stages("name: a, train: {adapter: none}", "name: b"),
+        "spec.stages[1].train.adapter: a LoRA cannot start from `a`, which trains the whole network; set initFrom: none",
+    );
+}
+
+#[test]
+fn the_list_of_problems_is_bounded() {
+    let yaml = format!(
+        "{SMALLEST}{}",
+        (0..500).fold(String::new(), |text, n| text + &format!("x{n}: 1\n"))
+    );
+    let found = problems(&yaml);
+    assert_eq!(found.len(), MAX_PROBLEMS + 1);
+    assert_eq!(found.last().unwrap().message, "and 400 more problems");
+}
+
+#[test]
+fn the_table_is_sound() {
+    for (index, field) in FIELDS.iter().enumerate() {
+        let parent = fields::parent(field.path);
+        assert!(
+            parent.is_empty() || FIELDS[..index].iter().any(|other| other.path == parent),
+            "{}",
+            field.path
+        );
+        assert!(
+            FIELDS[..index].iter().all(|other| other.path != field.path),
+            "{} is there twice",
+            field.path
+        );
+        match (field.kind, field.default) {
+            (Kind::Whole { least, most }, Default::Whole(value)) => {
+                assert!((least..=most).contains(&value))
+            }
+            (Kind::Number(range), Default::Number(value)) => {
+                assert!(range.holds(value), "{}", field.path)
+            }
+            (Kind::Pair(range), Default::Pair(a, b)) => assert!(range.holds(a) && range.holds(b)),
+            (Kind::Word(words), Default::Word(word)) => {
+                assert!(words.contains(&word), "{}", field.path)
+            }
+            (Kind::Name, Default::Word(_)) => {}
+            (_, Default::Required | Default::Absent | Default::From(_)) => {}
+            (kind, default) => panic!("{}: {kind} cannot be {default}", field.path),
+        }
+    }
+}
+
+#[test]
+fn every_field_of_the_table_is_read() {
+    // Each field in turn gets a value that fits no field at all: whoever reads it complains of it by its path.
+    for field in FIELDS {
+        let path = field.path.replace("[]", "[0]");
+        let yaml = with_nonsense(field);
+        assert!(
+            problems(&yaml)
+                .iter()
+                .any(|problem| problem.path.starts_with(&path)),
+            "{path} is not read from\n{yaml}"
+        );
+    }
+}
+
+/// A spec whose field `field` is a list of nothing in a list.
+fn with_nonsense(field: &Field) -> String {
+    let mut root = serde_json::json!({
+        "apiVersion": "crescendo/v1", "kind": "TrainingJob", "metadata": {"name": "uno"},
+        "spec": {"model": {"preset": "nano"}, "stages": [{"data": {"source": "compose"}}]},
+    });
+    if let Some(source) = field.only_with.strip_prefix("source: ") {
+        root["spec"]["stages"][0]["data"]["source"] = source.into();
+    }
+    let pointer = format!("/{}", field.path.replace("[]", ".0").replace('.', "/"));
+    let mut at = &mut root;
+    for part in pointer.split('/').skip(1) {
+        at = match part.parse::<usize>() {
+            Ok(index) => &mut at[index],
+            Err(_) => &mut at[part],
+        };
+    }
+    *at = serde_json::json!([[]]);
+    root.to_string()
+}
+
+#[test]
+fn the_reference_follows_the_table() {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/job-spec.md");
+    let (begin, end) = ("<!-- fields -->\n", "<!-- end of fields -->");
+    let text = std::fs::read_to_string(&path).expect("docs/job-spec.md is there");
+    let (before, rest) = text
+        .split_once(begin)
+        .expect("the reference has its begin mark");
+    let (written, after) = rest
+        .split_once(end)
+        .expect("the reference has its end mark");
+    let expected = format!("\n{}", markdown_table());
+    if written != expected && std::env::var_os("CRESCENDO_BLESS").is_some() {
+        std::fs::write(&path, format!("{before}{begin}{expected}{end}{after}"))
+            .expect("docs/job-spec.md can be written");
+        return;
+    }
+    assert_eq!(
+        written, expected,
+        "run this test once with CRESCENDO_BLESS=1 to write the table anew"
+    );
+}
+
+#[test]
+fn every_example_is_valid() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples");
+    let mut seen = 0;
+    for entry in std::fs::read_dir(folder).expect("there are examples") {
+        let path = entry.expect("the folder can be read").path();
+        if path
+            .extension()
+            .is_some_and(|extension| extension == "yaml")
+        {
+            let yaml = std::fs::read(&path).expect("the example can be read");
+            parse(&yaml).unwrap_or_else(|problems| panic!("{}: {problems:#?}", path.display()));
+            seen += 1;
+        }
+    }
+    assert!(seen >= 3, "{seen} examples");
+}

@@ -1,0 +1,227 @@
+//! What holds for every spec, and for every string of bytes.
+
+use proptest::prelude::*;
+
+use crate::spec::*;
+
+fn name() -> impl Strategy<Value = String> {
+    "[a-z0-9]([a-z0-9-]{0,10}[a-z0-9])?".prop_filter("reserved", |name| name != "none")
+}
+
+fn text() -> impl Strategy<Value = String> {
+    prop_oneof![
+        "[a-z./_-]{1,12}",
+        "[ -~]{1,12}",
+        "\\PC{1,12}",
+        Just("null".to_owned()),
+        Just("~".to_owned())
+    ]
+    .prop_filter("control", |text| !text.chars().any(char::is_control))
+}
+
+fn share(range: std::ops::Range<u32>) -> impl Strategy<Value = f64> {
+    prop_oneof![
+        (range.clone(), 1..1000u32).prop_map(|(a, b)| f64::from(a) / f64::from(b.max(a + 1))),
+        Just(0.1),
+        Just(0.3e-7)
+    ]
+}
+
+fn source() -> impl Strategy<Value = DataSource> {
+    let compose = (text(), proptest::option::of(text()), 1..64u32, 2..9u32).prop_map(
+        |(subjects, photos, panel, held)| {
+            let layout = ComposeLayout::Single;
+            DataSource::Compose(ComposeSpec {
+                subjects,
+                photos,
+                layout,
+                panel: 16 * panel,
+                hold_out_one_in: held,
+            })
+        },
+    );
+    let import = (text(), share(0..900), 1..64u32).prop_map(|(path, score, size)| {
+        DataSource::Import(ImportSpec {
+            path,
+            format: ImportFormat::Webdataset,
+            min_score: 4.0 * score,
+            resolution: 16 * size,
+        })
+    });
+    prop_oneof![compose, import]
+}
+
+fn stage_spec(gpus: u32) -> impl Strategy<Value = StageSpec> {
+    let similarity = (share(1..500), text()).prop_map(|(min, encoder)| SimilarityFilter {
+        min: -min,
+        max: min,
+        encoder,
+    });
+    let data = (
+        source(),
+        1..1_000_000u64,
+        0..100u64,
+        1..600u32,
+        proptest::option::of(similarity),
+    );
+    let train = (
+        1..9000u64,
+        1..5u32,
+        share(1..900),
+        0..300u64,
+        share(0..900),
+        proptest::option::of(share(1..900)),
+        1..64u32,
+    );
+    (0..5usize, 1..9u32, data, train).prop_map(move |(positions, references, data, train)| {
+        let (source, pairs, less, unit_size, similarity) = data;
+        let (steps, share, rate, warmup_steps, part, ema_decay, size) = train;
+        let all = [
+            Positions::Diagonal,
+            Positions::Height,
+            Positions::Width,
+            Positions::None,
+            Positions::Frame,
+        ];
+        StageSpec {
+            name: String::new(),
+            references: references.min(8),
+            positions: all[positions],
+            init_from: None,
+            data: DataSpec {
+                source,
+                pairs,
+                min_pairs: pairs.saturating_sub(less).max(1),
+                unit_size,
+                filter: FilterSpec { similarity },
+            },
+            train: TrainSpec {
+                adapter: AdapterSpec::Lora { rank: 16 },
+                steps,
+                global_batch: gpus * share,
+                micro_batch: share,
+                learning_rate: rate,
+                warmup_steps,
+                betas: (part, 0.999),
+                eps: rate,
+                weight_decay: part,
+                max_grad_norm: 3.0 * rate,
+                text_dropout: part,
+                guidance: 7.0 * part,
+                timesteps: if positions == 0 {
+                    TimestepSampling::Uniform
+                } else {
+                    TimestepSampling::LogitNormal
+                },
+                ema_decay,
+                resolution: 16 * size,
+                on_starvation: if positions == 1 {
+                    OnStarvation::Wait
+                } else {
+                    OnStarvation::Stop
+                },
+            },
+        }
+    })
+}
+
+fn job_spec() -> impl Strategy<Value = JobSpec> {
+    (1..9u32)
+        .prop_flat_map(|gpus| {
+            let stages = proptest::collection::vec((stage_spec(gpus), any::<bool>()), 1..4);
+            (
+                (name(), name(), text()),
+                -1000..=1000i32,
+                any::<u64>(),
+                stages,
+                Just(gpus),
+                1..5000u64,
+            )
+        })
+        .prop_map(
+            |((name, tenant, weights), priority, seed, stages, gpus, every)| {
+                let mut named: Vec<StageSpec> = Vec::new();
+                for (index, (mut stage, from_base)) in stages.into_iter().enumerate() {
+                    stage.name = format!("s{index}-{name}")
+                        .chars()
+                        .take(10)
+                        .collect::<String>()
+                        + "x";
+                    stage.init_from = named
+                        .first()
+                        .filter(|_| !from_base)
+                        .map(|first| first.name.clone());
+                    named.push(stage);
+                }
+                let presets = [
+                    ModelPreset::FluxDev,
+                    ModelPreset::FluxSchnell,
+                    ModelPreset::Nano,
+                ];
+                let precisions = [Precision::Auto, Precision::F32, Precision::Bf16];
+                let pick = usize::try_from(seed % 3).expect("less than 3");
+                JobSpec {
+                    name,
+                    tenant,
+                    model: ModelSpec {
+                        preset: presets[pick],
+                        weights: Some(weights),
+                        precision: precisions[pick],
+                    },
+                    resources: Resources { gpus, min_gpus: 1 },
+                    priority,
+                    seed,
+                    stages: named,
+                    checkpoints: CheckpointPolicy {
+                        every,
+                        keep_last: 1,
+                    },
+                }
+            },
+        )
+}
+
+proptest! {
+    #[test]
+    fn what_is_written_reads_back(spec in job_spec()) {
+        let yaml = to_yaml(&spec);
+        let back = parse(yaml.as_bytes());
+        prop_assert_eq!(back.as_ref(), Ok(&spec), "{}", yaml);
+        // And so does the form that nodes receive.
+        let json = serde_json::to_vec(&spec).unwrap();
+        prop_assert_eq!(serde_json::from_slice::<JobSpec>(&json).unwrap(), spec);
+    }
+
+    #[test]
+    fn any_bytes_are_read_without_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+        let _ = parse(&bytes);
+    }
+
+    #[test]
+    fn any_yaml_like_text_is_read_without_a_panic(text in "[-:?,\\[\\]{}#&*!|>'\"%@` \n\ta-c0-9é.]{0,120}") {
+        let _ = parse(text.as_bytes());
+    }
+
+    #[test]
+    fn a_mutated_spec_is_read_without_a_panic(
+        spec in job_spec(),
+        cuts in proptest::collection::vec((any::<proptest::sample::Index>(), any::<u8>(), 0..4u8), 1..6),
+    ) {
+        let mut yaml = to_yaml(&spec).into_bytes();
+        for (at, byte, what) in cuts {
+            if yaml.is_empty() {
+                break;
+            }
+            let at = at.index(yaml.len());
+            match what {
+                0 => yaml[at] = byte,
+                1 => yaml.insert(at, byte),
+                2 => { yaml.remove(at); }
+                _ => yaml.truncate(at.max(1)),
+            }
+        }
+        if let Err(problems) = parse(&yaml) {
+            prop_assert!(!problems.is_empty());
+        }
+    }
+}
