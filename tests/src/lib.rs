@@ -1,1 +1,17 @@
-//! tests
+//! A cluster of real processes on loopback, for tests that need all of them: the controller on the embedded store (or on a
+//! real etcd), curators and trainers, each from the binaries that `cargo build --workspace --bins` made.
+//!
+//! ```text
+//! Cluster ── Process × (1 controller, m curators, n trainers)   kill -9, start again, read its log
+//!    └────── subjects: small synthetic cut-outs, so that nothing has to be fetched
+//! ```
+
+mod cluster;
+mod process;
+mod specs;
+mod subjects;
+
+pub use cluster::{Cluster, ClusterOptions};
+pub use process::Process;
+pub use specs::{base_spec, lora_spec};
+pub use subjects::write_subjects;

@@ -1,0 +1,209 @@
+//! The processes of one test cluster, and the calls that tests make to it.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use crescendo_proto::v1::checkpoint_service_client::CheckpointServiceClient;
+use crescendo_proto::v1::job_service_client::JobServiceClient;
+use crescendo_proto::v1::{
+    Checkpoint, GetJobRequest, Job, JobState, ListCheckpointsRequest, StagePhase, SubmitJobRequest,
+};
+use sha2::{Digest as _, Sha256};
+use tonic::transport::{Channel, Endpoint};
+
+use crate::{Process, write_subjects};
+
+/// What the cluster consists of.
+pub struct ClusterOptions {
+    pub curators: usize,
+    pub trainers: usize,
+    /// `embedded` or `etcd:URL`.
+    pub store: Option<String>,
+}
+
+impl Default for ClusterOptions {
+    fn default() -> Self {
+        Self { curators: 1, trainers: 2, store: None }
+    }
+}
+
+/// A running cluster; every process is killed when it is dropped.
+pub struct Cluster {
+    pub controller: Process,
+    pub curators: Vec<Process>,
+    pub trainers: Vec<Process>,
+    controller_address: String,
+    objects: PathBuf,
+    _dir: tempfile::TempDir,
+}
+
+impl Cluster {
+    /// Starts all processes and waits until they serve.
+    pub async fn start(options: ClusterOptions) -> Result<Self> {
+        let dir = tempfile::tempdir().context("make a temporary folder")?;
+        let root = dir.path();
+        write_subjects(&root.join("library/subjects"), 40)?;
+        let objects = root.join("objects");
+        std::fs::create_dir_all(&objects)?;
+        // The port outlives the process, so that nodes find a restarted controller where they left it.
+        let controller_address = format!("127.0.0.1:{}", free_port()?);
+        let store = options.store.unwrap_or_else(|| format!("embedded:{}", root.join("store").display()));
+        let local = |listen: &str| {
+            ["--listen", listen, "--metrics-listen", "127.0.0.1:0"].map(str::to_owned).to_vec()
+        };
+
+        let mut args = local(&controller_address);
+        args.extend(["--store".to_owned(), store]);
+        args.extend(["--object-store".to_owned(), format!("file://{}", objects.display())]);
+        let controller = Process::start(root, "controller", "crescendo-controller", args).await?;
+
+        let node = |id: &str| {
+            let mut args = local("127.0.0.1:0");
+            args.extend(["--node-id".to_owned(), id.to_owned()]);
+            args.extend(["--controller".to_owned(), controller_address.clone()]);
+            args.extend(["--library-root".to_owned(), root.join("library").display().to_string()]);
+            args
+        };
+        let mut curators = Vec::new();
+        for i in 0..options.curators {
+            let name = format!("curator-{i}");
+            curators.push(Process::start(root, &name, "crescendo-curator-node", node(&name)).await?);
+        }
+        let mut trainers = Vec::new();
+        for i in 0..options.trainers {
+            let name = format!("trainer-{i}");
+            let mut args = vec!["agent".to_owned()];
+            args.extend(node(&name));
+            args.extend(["--slots", "1", "--device", "cpu", "--scratch"].map(str::to_owned));
+            args.push(root.join(&name).display().to_string());
+            trainers.push(Process::start(root, &name, "crescendo-trainer-node", args).await?);
+        }
+        Ok(Self { controller, curators, trainers, controller_address, objects, _dir: dir })
+    }
+
+    /// A lazy connection to the controller; calls fail while it is down.
+    pub fn channel(&self) -> Result<Channel> {
+        Ok(Endpoint::from_shared(format!("http://{}", self.controller_address))?
+            .timeout(Duration::from_secs(10))
+            .connect_lazy())
+    }
+
+    /// Submits a spec and returns the job's id.
+    pub async fn submit(&self, request_id: &str, spec_yaml: &str) -> Result<String> {
+        let response = JobServiceClient::new(self.channel()?)
+            .submit_job(SubmitJobRequest {
+                request_id: request_id.to_owned(),
+                spec_yaml: spec_yaml.as_bytes().to_vec(),
+                validate_only: false,
+            })
+            .await
+            .context("submit the job")?;
+        Ok(response.into_inner().job.context("the answer has no job")?.job_id)
+    }
+
+    /// The job as the controller sees it now.
+    pub async fn job(&self, job_id: &str) -> Result<Job> {
+        let response =
+            JobServiceClient::new(self.channel()?).get_job(GetJobRequest { job_id: job_id.to_owned() }).await?;
+        response.into_inner().job.context("the answer has no job")
+    }
+
+    /// Waits until `done` holds for the job; errors of calls are waited out, a job that ended otherwise is an error.
+    pub async fn await_job(
+        &self,
+        job_id: &str,
+        limit: Duration,
+        what: &str,
+        done: impl Fn(&Job) -> bool,
+    ) -> Result<Job> {
+        let deadline = Instant::now() + limit;
+        let mut last = None;
+        loop {
+            if let Ok(job) = self.job(job_id).await {
+                if done(&job) {
+                    return Ok(job);
+                }
+                if matches!(job.state(), JobState::Failed | JobState::Cancelled | JobState::Succeeded) {
+                    bail!("the job ended as {:?} ({}) while waiting for: {what}\n{}", job.state(), job.reason, self.logs());
+                }
+                last = Some(job);
+            }
+            ensure!(Instant::now() < deadline, "no {what} within {limit:?}; last seen: {last:#?}\n{}", self.logs());
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Waits until the job has succeeded.
+    pub async fn await_success(&self, job_id: &str, limit: Duration) -> Result<Job> {
+        self.await_job(job_id, limit, "success", |job| job.state() == JobState::Succeeded).await
+    }
+
+    /// Waits until the stage at `index` has done at least `step` optimizer steps.
+    pub async fn await_step(&self, job_id: &str, index: usize, step: u64, limit: Duration) -> Result<Job> {
+        self.await_job(job_id, limit, "training step", |job| {
+            job.stages.get(index).is_some_and(|s| s.step >= step || s.phase() == StagePhase::Done)
+        })
+        .await
+    }
+
+    /// Registered checkpoints of the job, oldest first.
+    pub async fn checkpoints(&self, job_id: &str) -> Result<Vec<Checkpoint>> {
+        let request = ListCheckpointsRequest { job_id: job_id.to_owned(), stage: String::new() };
+        let response = CheckpointServiceClient::new(self.channel()?).list_checkpoints(request).await?;
+        Ok(response.into_inner().checkpoints)
+    }
+
+    /// SHA-256 of a file of the stage's final checkpoint, from the file itself, held against the registry.
+    pub async fn final_file_sha256(&self, job_id: &str, stage: &str, name: &str) -> Result<String> {
+        let checkpoints = self.checkpoints(job_id).await?;
+        let last = checkpoints
+            .iter()
+            .find(|c| c.stage == stage && c.r#final)
+            .with_context(|| format!("{stage} has no final checkpoint"))?;
+        let bytes = std::fs::read(self.objects.join(&last.path).join(name)).with_context(|| format!("read {name}"))?;
+        let digest: String = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+        let registered = last.files.iter().find(|f| f.name == name).context("the file is not registered")?;
+        ensure!(registered.sha256 == digest, "{name} differs from the registry");
+        Ok(digest)
+    }
+
+    /// Trains a base of a few steps and returns the path of its weights.
+    pub async fn train_base(&self) -> Result<String> {
+        let job_id = self.submit("base", &crate::base_spec(2)).await?;
+        self.await_success(&job_id, Duration::from_secs(120)).await?;
+        let checkpoints = self.checkpoints(&job_id).await?;
+        let last = checkpoints.last().context("the base has no checkpoint")?;
+        Ok(self.objects.join(&last.path).join("model.safetensors").display().to_string())
+    }
+
+    /// Process ids of the rank processes of a trainer.
+    pub fn rank_pids(&self, trainer: usize) -> Result<Vec<u32>> {
+        let pid = self.trainers[trainer].pid().context("the trainer does not run")?;
+        let mut ranks = Vec::new();
+        for task in std::fs::read_dir(format!("/proc/{pid}/task")).context("list the agent's threads")? {
+            let children = std::fs::read_to_string(task?.path().join("children")).unwrap_or_default();
+            ranks.extend(children.split_whitespace().filter_map(|pid| pid.parse::<u32>().ok()));
+        }
+        Ok(ranks)
+    }
+
+    /// `kill -9` of one rank process of a trainer. Fails if it has none.
+    pub fn kill_9_rank(&self, trainer: usize) -> Result<()> {
+        let pid = *self.rank_pids(trainer)?.first().context("the trainer has no rank")?;
+        // SAFETY: kill has no memory effects; the pid is a child of a process of this test.
+        let outcome = unsafe { libc::kill(pid.cast_signed(), libc::SIGKILL) };
+        ensure!(outcome == 0, "kill -9 of rank process {pid} failed");
+        Ok(())
+    }
+
+    /// Ends of all logs, for failure messages.
+    pub fn logs(&self) -> String {
+        let all = std::iter::once(&self.controller).chain(&self.curators).chain(&self.trainers);
+        all.map(|process| process.log_tail()).collect::<Vec<_>>().join("\n----\n")
+    }
+}
+
+fn free_port() -> Result<u16> {
+    Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}
