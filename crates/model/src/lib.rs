@@ -1,1 +1,41 @@
-//! crates/model
+//! Networks, weight files, sampling and training steps of Crescendo, over libtorch.
+//!
+//! ```text
+//!   config ──▶ flux ◀── weights (safetensors)        nano: pixels and words for the small preset
+//!               ▲  ▲                                        │
+//!      lora ────┘  └──── unope (position ids)               ▼ latents, text tokens
+//!               │                                     codec (traits)
+//!      ┌────────┴────────┐
+//!   sampler           training: loss, block-by-block backward, AdamW, EMA
+//!   (schedule)        (randomness: noise, time and dropout by position)
+//! ```
+//!
+//! - [`config`]: sizes and presets; [`flux`]: the diffusion transformer; [`lora`]: the adapter and its file;
+//! - [`weights`]: safetensors in and out, nothing in a file trusted;
+//! - [`unope`], [`packing`], [`schedule`]: positions, tokens and times as the published code has them;
+//! - [`sampler`]: Euler integration with references; [`training`]: gradients by bucket, optimizer;
+//! - [`randomness`]: every draw a function of (job seed, stage, position);
+//! - [`codec`], [`nano`]: encoders and decoders of images and text.
+//!
+//! Every function that takes tensors states their shapes; one that does not fit is a [`ModelError`] that
+//! names it, never a panic.
+
+pub mod codec;
+pub mod config;
+mod error;
+pub mod flux;
+pub mod lora;
+pub mod nano;
+pub mod packing;
+pub mod randomness;
+pub mod sampler;
+pub mod schedule;
+pub mod training;
+pub mod unope;
+pub mod weights;
+
+pub use config::{FluxConfig, Preset};
+pub use error::{ModelError, ProblemKind, Result, TensorProblem};
+pub use flux::{Flux, FluxInputs, RopeCache, RopeTable};
+pub use lora::{BlockSelection, LoraAdapter};
+pub use tch;

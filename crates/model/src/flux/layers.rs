@@ -1,0 +1,272 @@
+//! The small parts that blocks are made of.
+
+use tch::{Kind, Tensor};
+
+use super::rope::RopeTable;
+use crate::error::Result;
+
+/// Epsilon of every LayerNorm and of the RMS norm of queries and keys.
+pub(crate) const NORM_EPS: f64 = 1e-6;
+
+/// How a fresh weight starts.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Init {
+    Zero,
+    One,
+    /// Normal, variance 2 / (fan in + fan out).
+    Xavier,
+    /// Normal with this standard deviation.
+    Normal(f64),
+}
+
+/// Where weights come from: a file, a map, or a seed.
+pub(crate) trait ParamSource {
+    /// The tensor called `name`, of exactly `shape`. A source may record a problem, return any tensor,
+    /// and report all problems together at the end.
+    fn take(&mut self, name: &str, shape: &[i64], init: Init) -> Result<Tensor>;
+}
+
+/// y = x Wᵀ + b; weight `[out, in]`, bias `[out]`.
+#[derive(Debug)]
+pub(crate) struct Linear {
+    pub weight: Tensor,
+    pub bias: Option<Tensor>,
+}
+
+impl Linear {
+    pub fn build(
+        source: &mut dyn ParamSource,
+        name: &str,
+        input: i64,
+        output: i64,
+        bias: bool,
+        init: Init,
+    ) -> Result<Self> {
+        let weight = source.take(&format!("{name}.weight"), &[output, input], init)?;
+        let bias = bias
+            .then(|| source.take(&format!("{name}.bias"), &[output], Init::Zero))
+            .transpose()?;
+        Ok(Self { weight, bias })
+    }
+
+    /// `[.., in]` to `[.., out]`, in the dtype of `x`.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let kind = x.f_kind()?;
+        let weight = cast(&self.weight, kind)?;
+        let bias = self
+            .bias
+            .as_ref()
+            .map(|bias| cast(bias, kind))
+            .transpose()?;
+        Ok(x.f_linear(&weight, bias)?)
+    }
+
+    pub fn visit_mut(&mut self, name: &str, visit: &mut dyn FnMut(String, &mut Tensor)) {
+        visit(format!("{name}.weight"), &mut self.weight);
+        if let Some(bias) = &mut self.bias {
+            visit(format!("{name}.bias"), bias);
+        }
+    }
+}
+
+/// `tensor` in `kind`; the same tensor if it already is.
+pub(crate) fn cast(tensor: &Tensor, kind: Kind) -> Result<Tensor> {
+    Ok(if tensor.f_kind()? == kind {
+        tensor.shallow_clone()
+    } else {
+        tensor.f_to_kind(kind)?
+    })
+}
+
+/// Linear, SiLU, Linear.
+#[derive(Debug)]
+pub(crate) struct MlpEmbedder {
+    in_layer: Linear,
+    out_layer: Linear,
+}
+
+impl MlpEmbedder {
+    pub fn build(
+        source: &mut dyn ParamSource,
+        name: &str,
+        input: i64,
+        hidden: i64,
+    ) -> Result<Self> {
+        let init = Init::Normal(0.02);
+        Ok(Self {
+            in_layer: Linear::build(
+                source,
+                &format!("{name}.in_layer"),
+                input,
+                hidden,
+                true,
+                init,
+            )?,
+            out_layer: Linear::build(
+                source,
+                &format!("{name}.out_layer"),
+                hidden,
+                hidden,
+                true,
+                init,
+            )?,
+        })
+    }
+
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.out_layer.forward(&self.in_layer.forward(x)?.f_silu()?)
+    }
+
+    pub fn visit_mut(&mut self, name: &str, visit: &mut dyn FnMut(String, &mut Tensor)) {
+        self.in_layer.visit_mut(&format!("{name}.in_layer"), visit);
+        self.out_layer
+            .visit_mut(&format!("{name}.out_layer"), visit);
+    }
+}
+
+/// Learned scales of the RMS norm of queries and keys, each `[head_dim]`.
+#[derive(Debug)]
+pub(crate) struct QkNorm {
+    query: Tensor,
+    key: Tensor,
+}
+
+impl QkNorm {
+    pub fn build(source: &mut dyn ParamSource, name: &str, head_dim: i64) -> Result<Self> {
+        Ok(Self {
+            query: source.take(&format!("{name}.query_norm.scale"), &[head_dim], Init::One)?,
+            key: source.take(&format!("{name}.key_norm.scale"), &[head_dim], Init::One)?,
+        })
+    }
+
+    /// `[2 (query, key), 1, 1, 1, head_dim]` in float32.
+    pub fn scales(&self) -> Result<Tensor> {
+        let both = Tensor::f_stack(&[&self.query, &self.key], 0)?;
+        Ok(cast(&both, Kind::Float)?.f_reshape([2, 1, 1, 1, -1])?)
+    }
+
+    pub fn visit_mut(&mut self, name: &str, visit: &mut dyn FnMut(String, &mut Tensor)) {
+        visit(format!("{name}.query_norm.scale"), &mut self.query);
+        visit(format!("{name}.key_norm.scale"), &mut self.key);
+    }
+}
+
+/// Shift, scale and gate of one sublayer, each `[batch, 1, hidden]`.
+pub(crate) struct Modulation {
+    pub shift: Tensor,
+    /// 1 + scale.
+    pub scale_plus_one: Tensor,
+    pub gate: Tensor,
+}
+
+/// Splits the output of a modulation Linear, `[batch, 3·n·hidden]`, into n triples (shift, scale, gate).
+pub(crate) fn modulations<const N: usize>(
+    lin: &Linear,
+    vec_act: &Tensor,
+    hidden: i64,
+) -> Result<[Modulation; N]> {
+    let all = lin.forward(vec_act)?.f_unsqueeze(1)?;
+    let part = |index: usize| all.f_narrow(-1, index as i64 * hidden, hidden);
+    let mut out = Vec::with_capacity(N);
+    for triple in 0..N {
+        out.push(Modulation {
+            shift: part(3 * triple)?,
+            scale_plus_one: part(3 * triple + 1)?.f_add_scalar(1.0)?,
+            gate: part(3 * triple + 2)?,
+        });
+    }
+    // The vector has exactly N elements, so the conversion cannot fail.
+    out.try_into()
+        .map_err(|_| crate::error::ModelError::input("modulation", "has the wrong number of parts"))
+}
+
+impl Modulation {
+    /// (1 + scale) · norm(x) + shift, `[batch, tokens, hidden]`.
+    pub fn apply(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(self
+            .shift
+            .f_addcmul(&self.scale_plus_one, &layer_norm(x)?)?)
+    }
+
+    /// x + gate · update.
+    pub fn residual(&self, x: &Tensor, update: &Tensor) -> Result<Tensor> {
+        Ok(x.f_addcmul(&self.gate, update)?)
+    }
+}
+
+/// LayerNorm over the last axis without affine parameters.
+pub(crate) fn layer_norm(x: &Tensor) -> Result<Tensor> {
+    let width = x.size().last().copied().unwrap_or(0);
+    Ok(x.f_layer_norm([width], None::<&Tensor>, None::<&Tensor>, NORM_EPS, true)?)
+}
+
+/// Attention over all tokens.
+///
+/// `qkv`: `[batch, tokens, 3 · heads · head_dim]`, channels ordered (q|k|v) × head × head_dim.
+/// `scales`: query and key norm scales, float32, broadcastable to `[2, batch, heads, tokens, head_dim]`.
+/// Result `[batch, tokens, heads · head_dim]` in the dtype of `qkv`.
+pub(crate) fn attend(
+    qkv: &Tensor,
+    scales: &Tensor,
+    rope: &RopeTable,
+    heads: i64,
+) -> Result<Tensor> {
+    let (batch, tokens, width) = qkv.size3()?;
+    let head_dim = width / (3 * heads);
+    let kind = qkv.f_kind()?;
+    // [batch, tokens, 3, heads, head_dim] -> [3, batch, heads, tokens, head_dim], contiguous: one copy here
+    // saves one in every product below.
+    let qkv = qkv
+        .f_view([batch, tokens, 3, heads, head_dim])?
+        .f_permute([2, 0, 3, 1, 4])?
+        .f_contiguous()?;
+    let value = qkv.f_select(0, 2)?;
+    let qk = cast(&qkv.f_narrow(0, 0, 2)?, Kind::Float)?;
+    let inverse_rms = qk
+        .f_square()?
+        .f_mean_dim(&[-1i64][..], true, None)?
+        .f_add_scalar(NORM_EPS)?
+        .f_rsqrt()?;
+    let qk = rope.rotate(&qk.f_mul(&inverse_rms)?.f_mul(scales)?)?;
+    let qk = cast(&qk, kind)?;
+    let (query, key) = (qk.f_select(0, 0)?, qk.f_select(0, 1)?);
+    let attended = if qkv.device() == tch::Device::Cpu {
+        // Plain products are faster than the fused kernel on the CPU at these sizes.
+        let scores = query
+            .f_mul_scalar(1.0 / (head_dim as f64).sqrt())?
+            .f_matmul(&key.f_transpose(-2, -1)?)?;
+        scores.f_softmax(-1, None)?.f_matmul(&value)?
+    } else {
+        Tensor::f_scaled_dot_product_attention(
+            &query,
+            &key,
+            &value,
+            None::<&Tensor>,
+            0.0,
+            false,
+            None,
+            false,
+        )?
+    };
+    Ok(attended
+        .f_transpose(1, 2)?
+        .f_reshape([batch, tokens, heads * head_dim])?)
+}
+
+/// The 256-wide sinusoid of `t` (`[batch]`): 1000 · t in t's own dtype, angles in float32, laid out
+/// [cos | sin], rounded to t's dtype and handed out in `compute`.
+pub(crate) fn time_embedding(t: &Tensor, compute: Kind) -> Result<Tensor> {
+    const HALF: i64 = 128;
+    let kind = t.f_kind()?;
+    let exponents = Tensor::f_arange(HALF, (Kind::Float, t.device()))?;
+    let frequencies = exponents
+        .f_mul_scalar(-(10_000f64.ln()))?
+        .f_div_scalar(HALF as f64)?
+        .f_exp()?;
+    let scaled = t.f_mul_scalar(1000.0)?;
+    let angles = cast(&scaled, Kind::Float)?
+        .f_unsqueeze(1)?
+        .f_mul(&frequencies.f_unsqueeze(0)?)?;
+    let embedding = Tensor::f_cat(&[angles.f_cos()?, angles.f_sin()?], -1)?;
+    cast(&cast(&embedding, kind)?, compute)
+}

@@ -1,0 +1,354 @@
+//! The adapter: a low-rank update on every attention projection, in the published file layout.
+//!
+//! Keys are `double_blocks.<i>.processor.{qkv_lora1,proj_lora1,qkv_lora2,proj_lora2}.{down,up}.weight`
+//! (1 = image stream, 2 = text stream) and `single_blocks.<i>.processor.{qkv_lora,proj_lora}.{down,up}.weight`;
+//! there is no alpha: y = W x + b + up(down(x)), and the rank is the number of rows of any `down`
+//! (bytedance/UNO `uno/flux/modules/layers.py`). A file may hold a subset of the blocks; the others run
+//! without adapter.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use tch::{Device, Kind, Tensor};
+
+use crate::config::FluxConfig;
+use crate::error::{ModelError, ProblemKind, Result, TensorProblem};
+use crate::flux::Loader;
+use crate::randomness::NormalStream;
+use crate::weights::{self, TensorFile, TensorMap};
+
+/// One low-rank update: `down` `[rank, in]`, `up` `[out, rank]`.
+#[derive(Debug)]
+pub(crate) struct LoraPair {
+    down: Tensor,
+    up: Tensor,
+}
+
+impl LoraPair {
+    /// up(down(x)), computed in the adapter's own dtype and cast back to that of `x`.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let kind = x.f_kind()?;
+        let own = self.down.f_kind()?;
+        if kind == own {
+            return Ok(x
+                .f_linear(&self.down, None::<&Tensor>)?
+                .f_linear(&self.up, None::<&Tensor>)?);
+        }
+        let x = x.f_to_kind(own)?;
+        let update = x
+            .f_linear(&self.down, None::<&Tensor>)?
+            .f_linear(&self.up, None::<&Tensor>)?;
+        Ok(update.f_to_kind(kind)?)
+    }
+
+    fn visit_mut(&mut self, name: &str, visit: &mut dyn FnMut(String, &mut Tensor)) {
+        visit(format!("{name}.down.weight"), &mut self.down);
+        visit(format!("{name}.up.weight"), &mut self.up);
+    }
+}
+
+/// Updates of one double block.
+#[derive(Debug)]
+pub(crate) struct DoubleLora {
+    pub qkv_img: LoraPair,
+    pub proj_img: LoraPair,
+    pub qkv_txt: LoraPair,
+    pub proj_txt: LoraPair,
+}
+
+/// Updates of one single block.
+#[derive(Debug)]
+pub(crate) struct SingleLora {
+    pub qkv: LoraPair,
+    pub proj: LoraPair,
+}
+
+/// The blocks that an adapter covers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BlockSelection {
+    pub double: BTreeSet<i64>,
+    pub single: BTreeSet<i64>,
+}
+
+impl BlockSelection {
+    /// Every block of a network, as published.
+    pub fn all(config: &FluxConfig) -> Self {
+        Self {
+            double: (0..config.depth).collect(),
+            single: (0..config.depth_single_blocks).collect(),
+        }
+    }
+}
+
+/// Rank bounds: 1 up to what no network here can make use of.
+const LARGEST_RANK: i64 = 16_384;
+
+/// A LoRA over a network of a given configuration.
+#[derive(Debug)]
+pub struct LoraAdapter {
+    rank: i64,
+    double: Vec<Option<DoubleLora>>,
+    single: Vec<Option<SingleLora>>,
+}
+
+impl LoraAdapter {
+    /// A fresh adapter: `down` normal with standard deviation 1/rank, `up` zero, so that it changes nothing at first.
+    /// Each tensor is drawn from (`seed`, its name) alone.
+    pub fn init(
+        config: &FluxConfig,
+        rank: i64,
+        blocks: &BlockSelection,
+        seed: u64,
+        kind: Kind,
+        device: Device,
+    ) -> Result<Self> {
+        config.validate()?;
+        check_rank(rank)?;
+        for (sort, chosen, depth) in [
+            ("double", &blocks.double, config.depth),
+            ("single", &blocks.single, config.depth_single_blocks),
+        ] {
+            if let Some(block) = chosen.iter().find(|i| !(0..depth).contains(*i)) {
+                return Err(ModelError::Config {
+                    field: "blocks",
+                    reason: format!("{sort} block {block} does not exist, there are {depth}"),
+                });
+            }
+        }
+        Self::build(config, rank, blocks, &mut |name, shape| {
+            if name.ends_with(".up.weight") {
+                return Ok(Tensor::f_zeros(shape, (kind, device))?);
+            }
+            let normal = NormalStream::for_weight(seed, name).tensor(shape)?;
+            Ok(normal
+                .f_div_scalar(rank as f64)?
+                .f_to_kind(kind)?
+                .f_to_device(device)?)
+        })
+    }
+
+    /// Loads an adapter file strictly: rank and covered blocks are read from the file, and every missing,
+    /// unexpected or misshapen tensor, or one that is no float, is listed by name.
+    pub fn load(config: &FluxConfig, path: &Path, kind: Kind, device: Device) -> Result<Self> {
+        let file = TensorFile::open(path)?;
+        let shapes = file.names().into_iter().map(|name| {
+            let shape = file.info(&name).map(|(shape, _)| shape).unwrap_or_default();
+            (name, shape)
+        });
+        let shapes: Vec<_> = shapes.collect();
+        Self::from_loader(
+            config,
+            &shapes,
+            Loader::from_file(file, kind, device),
+            &path.display().to_string(),
+        )
+    }
+
+    /// [`LoraAdapter::load`] from tensors in memory; `origin` is what an error calls their source.
+    pub fn from_tensors(
+        config: &FluxConfig,
+        tensors: TensorMap,
+        origin: &str,
+        kind: Kind,
+        device: Device,
+    ) -> Result<Self> {
+        let shapes: Vec<_> = tensors
+            .iter()
+            .map(|(name, tensor)| (name.clone(), tensor.size()))
+            .collect();
+        Self::from_loader(
+            config,
+            &shapes,
+            Loader::from_map(tensors, kind, device),
+            origin,
+        )
+    }
+
+    fn from_loader(
+        config: &FluxConfig,
+        shapes: &[(String, Vec<i64>)],
+        mut loader: Loader,
+        origin: &str,
+    ) -> Result<Self> {
+        config.validate()?;
+        let fail = |problems| {
+            Err(ModelError::Weights {
+                origin: origin.to_owned(),
+                problems,
+            })
+        };
+        let mut blocks = BlockSelection {
+            double: BTreeSet::new(),
+            single: BTreeSet::new(),
+        };
+        for (name, _) in shapes {
+            if let Some(index) = block_index(name, "double_blocks.").filter(|i| *i < config.depth) {
+                blocks.double.insert(index);
+            } else if let Some(index) =
+                block_index(name, "single_blocks.").filter(|i| *i < config.depth_single_blocks)
+            {
+                blocks.single.insert(index);
+            }
+        }
+        let down = shapes
+            .iter()
+            .find(|(name, shape)| name.ends_with(".down.weight") && shape.len() == 2);
+        let Some((down_name, rank)) = down.map(|(name, shape)| (name, shape[0])) else {
+            return fail(vec![TensorProblem {
+                tensor: "double_blocks.0.processor.qkv_lora1.down.weight".to_owned(),
+                kind: ProblemKind::Missing,
+            }]);
+        };
+        check_rank(rank).map_err(|_| {
+            ModelError::input(
+                down_name.as_str(),
+                format!("{origin} has rank {rank}, not within 1..={LARGEST_RANK}"),
+            )
+        })?;
+        let adapter = Self::build(config, rank, &blocks, &mut |name, shape| {
+            Ok(loader.take_checked(name, shape)?.unwrap_or_default())
+        })?;
+        loader.finish(origin)?;
+        Ok(adapter)
+    }
+
+    fn build(
+        config: &FluxConfig,
+        rank: i64,
+        blocks: &BlockSelection,
+        take: &mut dyn FnMut(&str, &[i64]) -> Result<Tensor>,
+    ) -> Result<Self> {
+        let (hidden, mlp) = (config.hidden_size, config.mlp_hidden());
+        let mut pair = |name: String, input: i64, output: i64| -> Result<LoraPair> {
+            Ok(LoraPair {
+                down: take(&format!("{name}.down.weight"), &[rank, input])?,
+                up: take(&format!("{name}.up.weight"), &[output, rank])?,
+            })
+        };
+        let mut double = Vec::new();
+        for i in 0..config.depth {
+            let prefix = format!("double_blocks.{i}.processor");
+            double.push(if blocks.double.contains(&i) {
+                Some(DoubleLora {
+                    qkv_img: pair(format!("{prefix}.qkv_lora1"), hidden, 3 * hidden)?,
+                    proj_img: pair(format!("{prefix}.proj_lora1"), hidden, hidden)?,
+                    qkv_txt: pair(format!("{prefix}.qkv_lora2"), hidden, 3 * hidden)?,
+                    proj_txt: pair(format!("{prefix}.proj_lora2"), hidden, hidden)?,
+                })
+            } else {
+                None
+            });
+        }
+        let mut single = Vec::new();
+        for i in 0..config.depth_single_blocks {
+            let prefix = format!("single_blocks.{i}.processor");
+            single.push(if blocks.single.contains(&i) {
+                Some(SingleLora {
+                    qkv: pair(format!("{prefix}.qkv_lora"), hidden, 3 * hidden)?,
+                    proj: pair(format!("{prefix}.proj_lora"), hidden + mlp, hidden)?,
+                })
+            } else {
+                None
+            });
+        }
+        Ok(Self {
+            rank,
+            double,
+            single,
+        })
+    }
+
+    pub fn rank(&self) -> i64 {
+        self.rank
+    }
+
+    pub(crate) fn double(&self, index: usize) -> Option<&DoubleLora> {
+        self.double.get(index)?.as_ref()
+    }
+
+    pub(crate) fn single(&self, index: usize) -> Option<&SingleLora> {
+        self.single.get(index)?.as_ref()
+    }
+
+    /// Refuses an adapter made for a network with another number of blocks.
+    pub(crate) fn check_blocks(&self, double: usize, single: usize) -> Result<()> {
+        if (self.double.len(), self.single.len()) == (double, single) {
+            Ok(())
+        } else {
+            Err(ModelError::input(
+                "adapter",
+                format!(
+                    "is for {} double and {} single blocks, the network has {double} and {single}",
+                    self.double.len(),
+                    self.single.len()
+                ),
+            ))
+        }
+    }
+
+    /// Calls `visit` with the published name and the tensor of every weight, in forward order.
+    pub(crate) fn visit_mut(&mut self, visit: &mut dyn FnMut(String, &mut Tensor)) {
+        for (i, lora) in self.double.iter_mut().enumerate() {
+            let prefix = format!("double_blocks.{i}.processor");
+            if let Some(lora) = lora {
+                lora.qkv_img
+                    .visit_mut(&format!("{prefix}.qkv_lora1"), visit);
+                lora.proj_img
+                    .visit_mut(&format!("{prefix}.proj_lora1"), visit);
+                lora.qkv_txt
+                    .visit_mut(&format!("{prefix}.qkv_lora2"), visit);
+                lora.proj_txt
+                    .visit_mut(&format!("{prefix}.proj_lora2"), visit);
+            }
+        }
+        for (i, lora) in self.single.iter_mut().enumerate() {
+            let prefix = format!("single_blocks.{i}.processor");
+            if let Some(lora) = lora {
+                lora.qkv.visit_mut(&format!("{prefix}.qkv_lora"), visit);
+                lora.proj.visit_mut(&format!("{prefix}.proj_lora"), visit);
+            }
+        }
+    }
+
+    /// Weights by published key (sharing storage with the adapter).
+    pub fn tensors(&mut self) -> TensorMap {
+        let mut map = TensorMap::new();
+        self.visit_mut(&mut |name, tensor| {
+            map.insert(name, tensor.shallow_clone());
+        });
+        map
+    }
+
+    /// Multiplies `down` and `up` alike by `weight`, as the published loading path with a multiplier
+    /// does: the adapter's effect scales by `weight` squared.
+    pub fn multiply(&mut self, weight: f64) -> Result<()> {
+        let mut outcome = Ok(());
+        tch::no_grad(|| {
+            self.visit_mut(&mut |_, tensor| match tensor.f_mul_scalar(weight) {
+                Ok(scaled) => *tensor = scaled,
+                Err(error) => outcome = Err(error.into()),
+            });
+        });
+        outcome
+    }
+
+    /// Writes the adapter as published code reads it: bare keys, `{"format": "pt"}`, atomically.
+    pub fn save(&mut self, path: &Path) -> Result<()> {
+        weights::save(path, &self.tensors(), &weights::published_strings())
+    }
+}
+
+fn check_rank(rank: i64) -> Result<()> {
+    if (1..=LARGEST_RANK).contains(&rank) {
+        Ok(())
+    } else {
+        Err(ModelError::Config {
+            field: "rank",
+            reason: format!("{rank} is not within 1..={LARGEST_RANK}"),
+        })
+    }
+}
+
+fn block_index(name: &str, prefix: &str) -> Option<i64> {
+    name.strip_prefix(prefix)?.split('.').next()?.parse().ok()
+}

@@ -1,0 +1,162 @@
+//! Drawing pictures: Euler integration of the velocity from t = 1 (noise) to t = 0 (data).
+
+use tch::{Device, Kind, Tensor};
+
+use crate::error::{ModelError, Result};
+use crate::flux::{Flux, FluxInputs, RopeTable};
+use crate::lora::LoraAdapter;
+use crate::packing;
+use crate::unope::{Grid, Layout, PositionMode};
+
+/// What to draw. All samples of a batch have the same sizes.
+#[derive(Debug)]
+pub struct SampleRequest<'a> {
+    /// Start latents `[batch, latent channels, height, width]`, standard normal.
+    pub noise: &'a Tensor,
+    /// Reference latents, each `[batch, latent channels, its height, its width]`.
+    pub refs: &'a [Tensor],
+    /// Text tokens `[batch, text tokens, context_in_dim]`.
+    pub txt: &'a Tensor,
+    /// Pooled text `[batch, vec_in_dim]`.
+    pub vec: &'a Tensor,
+    pub positions: PositionMode,
+    /// Times from 1 down to 0 ([`crate::schedule`]); one step per neighbouring pair.
+    pub schedule: &'a [f64],
+    /// Guidance value of guidance-distilled networks (4 by default in published sampling).
+    pub guidance: f64,
+    /// Dtype of the time and guidance values (see [`FluxInputs::timesteps`]): bfloat16 for published
+    /// weights run in bfloat16, float32 for networks trained with exact times.
+    pub time_kind: Kind,
+}
+
+/// One step as it happens.
+#[derive(Debug)]
+pub struct StepView<'a> {
+    /// From 0.
+    pub index: usize,
+    /// Number of steps.
+    pub total: usize,
+    /// Time of this step.
+    pub time: f64,
+    /// Packed latents before the step.
+    pub latent: &'a Tensor,
+    /// The network's output at this step.
+    pub velocity: &'a Tensor,
+}
+
+/// Called once a step; an error ends the drawing.
+pub type Progress<'a> = &'a mut dyn FnMut(&StepView<'_>) -> Result<()>;
+
+/// Draws a batch: latents `[batch, latent channels, height, width]` in float32 on the network's device.
+/// Deterministic for given inputs, number of threads and machine.
+pub fn sample(
+    flux: &Flux,
+    adapter: Option<&LoraAdapter>,
+    request: &SampleRequest<'_>,
+    mut progress: Option<Progress<'_>>,
+) -> Result<Tensor> {
+    let device = flux.device();
+    let kind = flux.compute_kind();
+    let target = Grid::of_latent(request.noise)?;
+    let references = request
+        .refs
+        .iter()
+        .map(Grid::of_latent)
+        .collect::<Result<Vec<_>>>()?;
+    let &[batch, text_tokens, _] = request.txt.size().as_slice() else {
+        return Err(ModelError::input(
+            "txt",
+            format!(
+                "shape {:?} is not [batch, tokens, width]",
+                request.txt.size()
+            ),
+        ));
+    };
+    if request.schedule.len() < 2 || request.schedule.iter().any(|t| !t.is_finite()) {
+        return Err(ModelError::input(
+            "schedule",
+            "needs at least two finite times",
+        ));
+    }
+    let layout = Layout {
+        text_tokens,
+        target,
+        references,
+        mode: request.positions,
+    };
+    let rope = RopeTable::from_layout(&layout, flux.config(), device)?;
+    let on_device =
+        |tensor: &Tensor| -> Result<Tensor> { Ok(tensor.f_to_device(device)?.f_to_kind(kind)?) };
+    let refs = request
+        .refs
+        .iter()
+        .map(|reference| on_device(&packing::pack(reference)?))
+        .collect::<Result<Vec<_>>>()?;
+    let (txt, vec) = (on_device(request.txt)?, on_device(request.vec)?);
+    let mut latent = on_device(&packing::pack(request.noise)?)?;
+    let total = request.schedule.len() - 1;
+    tch::no_grad(|| {
+        let full = |value: f64| Tensor::f_full([batch], value, (request.time_kind, device));
+        let guidance = full(request.guidance)?;
+        for (index, pair) in request.schedule.windows(2).enumerate() {
+            let (time, next) = (pair[0], pair[1]);
+            let inputs = FluxInputs {
+                img: &latent,
+                refs: &refs,
+                txt: &txt,
+                vec: &vec,
+                timesteps: &full(time)?,
+                guidance: Some(&guidance),
+                rope: &rope,
+            };
+            let velocity = flux.forward(&inputs, adapter)?;
+            if let Some(progress) = progress.as_mut() {
+                progress(&StepView {
+                    index,
+                    total,
+                    time,
+                    latent: &latent,
+                    velocity: &velocity,
+                })?;
+            }
+            latent = latent.f_add(&velocity.f_mul_scalar(next - time)?)?;
+        }
+        packing::unpack(&latent.f_to_kind(Kind::Float)?, target.rows, target.columns)
+    })
+}
+
+/// Start noise as the published sampler draws it for an image of `width_px` × `height_px`: libtorch's CPU
+/// generator seeded with `seed`, drawn directly in `kind`, `[1, channels, 2·⌈height/16⌉, 2·⌈width/16⌉]`.
+pub fn published_noise(
+    seed: i64,
+    channels: i64,
+    height_px: i64,
+    width_px: i64,
+    kind: Kind,
+) -> Result<Tensor> {
+    let side = |px: i64| px.max(0).saturating_add(15) / 16 * 2;
+    crate::randomness::torch_noise(seed, &[1, channels, side(height_px), side(width_px)], kind)
+}
+
+/// Start noise of a batch from a seed each, independent of libtorch's generators: float32
+/// `[seeds, channels, height, width]` on the CPU.
+pub fn seeded_noise(seeds: &[u64], channels: i64, height: i64, width: i64) -> Result<Tensor> {
+    let each = seeds
+        .iter()
+        .map(|seed| {
+            let key = crate::randomness::SampleKey {
+                job_seed: *seed,
+                stage: u32::MAX,
+                position: 0,
+            };
+            key.noise(&[channels, height, width])
+        })
+        .collect::<Result<Vec<_>>>()?;
+    if each.is_empty() {
+        return Ok(Tensor::f_zeros(
+            [0, channels, height, width],
+            (Kind::Float, Device::Cpu),
+        )?);
+    }
+    Ok(Tensor::f_stack(&each, 0)?)
+}

@@ -1,0 +1,197 @@
+//! AdamW, exponential moving average, warm-up.
+
+use serde::{Deserialize, Serialize};
+use tch::Tensor;
+
+use super::trainables::{Trainables, copy_of};
+use crate::error::{ModelError, Result};
+use crate::weights::TensorMap;
+
+/// Settings of AdamW; the defaults are the published ones.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AdamWConfig {
+    pub beta1: f64,
+    pub beta2: f64,
+    pub eps: f64,
+    /// Decoupled: multiplies every parameter by 1 − rate · weight_decay, each step.
+    pub weight_decay: f64,
+}
+
+impl Default for AdamWConfig {
+    fn default() -> Self {
+        Self {
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-8,
+            weight_decay: 0.01,
+        }
+    }
+}
+
+/// Adam with decoupled weight decay (arXiv 1711.05101), over flat buckets.
+#[derive(Debug)]
+pub struct AdamW {
+    config: AdamWConfig,
+    /// Steps taken.
+    steps: u64,
+    exp_avg: Vec<Tensor>,
+    exp_avg_sq: Vec<Tensor>,
+}
+
+impl AdamW {
+    pub fn new(config: AdamWConfig, trainables: &Trainables) -> Result<Self> {
+        let unit = 0.0..1.0;
+        if !unit.contains(&config.beta1) || !unit.contains(&config.beta2) {
+            return Err(ModelError::Config {
+                field: "betas",
+                reason: "must lie within [0, 1)".to_owned(),
+            });
+        }
+        if !(config.eps > 0.0 && config.weight_decay.is_finite() && config.weight_decay >= 0.0) {
+            return Err(ModelError::Config {
+                field: "optimizer",
+                reason: "eps must be above 0 and weight decay at least 0".to_owned(),
+            });
+        }
+        Ok(Self {
+            config,
+            steps: 0,
+            exp_avg: trainables.zeros_like()?,
+            exp_avg_sq: trainables.zeros_like()?,
+        })
+    }
+
+    pub fn steps(&self) -> u64 {
+        self.steps
+    }
+
+    /// One step with the gradients that the buckets hold.
+    pub fn step(&mut self, trainables: &mut Trainables, rate: f64) -> Result<()> {
+        self.steps += 1;
+        let AdamWConfig {
+            beta1,
+            beta2,
+            eps,
+            weight_decay,
+        } = self.config;
+        let exponent = i32::try_from(self.steps).unwrap_or(i32::MAX);
+        let correction1 = 1.0 - beta1.powi(exponent);
+        let correction2_sqrt = (1.0 - beta2.powi(exponent)).sqrt();
+        tch::no_grad(|| {
+            let moments = self.exp_avg.iter_mut().zip(&mut self.exp_avg_sq);
+            for (bucket, (avg, avg_sq)) in trainables.buckets().iter().zip(moments) {
+                let grad = bucket.grads();
+                let mut values = bucket.values().shallow_clone();
+                drop(values.f_mul_scalar_(1.0 - rate * weight_decay)?);
+                drop(
+                    avg.f_mul_scalar_(beta1)?
+                        .f_add_(&grad.f_mul_scalar(1.0 - beta1)?)?,
+                );
+                drop(
+                    avg_sq
+                        .f_mul_scalar_(beta2)?
+                        .f_addcmul_(grad, &grad.f_mul_scalar(1.0 - beta2)?)?,
+                );
+                let mut denominator = avg_sq.f_sqrt()?;
+                drop(
+                    denominator
+                        .f_div_scalar_(correction2_sqrt)?
+                        .f_add_scalar_(eps)?,
+                );
+                drop(values.f_addcdiv_(&avg.f_mul_scalar(-rate / correction1)?, &denominator)?);
+            }
+            Ok(())
+        })
+    }
+
+    /// Copies of both moments as `exp_avg.<parameter>` and `exp_avg_sq.<parameter>`.
+    pub fn export(&self, trainables: &Trainables) -> Result<TensorMap> {
+        let mut map = trainables.copy_flat(self.exp_avg.iter(), "exp_avg.")?;
+        map.extend(trainables.copy_flat(self.exp_avg_sq.iter(), "exp_avg_sq.")?);
+        Ok(map)
+    }
+
+    /// Restores what [`AdamW::export`] gave, after `steps` steps.
+    pub fn import(
+        &mut self,
+        trainables: &Trainables,
+        tensors: &TensorMap,
+        steps: u64,
+        origin: &str,
+    ) -> Result<()> {
+        trainables.fill_flat(&self.exp_avg, tensors, "exp_avg.", origin)?;
+        trainables.fill_flat(&self.exp_avg_sq, tensors, "exp_avg_sq.", origin)?;
+        self.steps = steps;
+        Ok(())
+    }
+}
+
+/// Exponential moving average of the parameters, started at their values when it was made.
+#[derive(Debug)]
+pub struct Ema {
+    decay: f64,
+    values: Vec<Tensor>,
+}
+
+impl Ema {
+    pub fn new(decay: f64, trainables: &Trainables) -> Result<Self> {
+        if !(0.0..=1.0).contains(&decay) {
+            return Err(ModelError::Config {
+                field: "ema",
+                reason: format!("decay {decay} is not within [0, 1]"),
+            });
+        }
+        let values = trainables
+            .buckets()
+            .iter()
+            .map(|bucket| copy_of(bucket.values()))
+            .collect::<Result<_>>()?;
+        Ok(Self { decay, values })
+    }
+
+    /// ema += (1 − decay) · (value − ema), after each optimizer step.
+    pub fn update(&mut self, trainables: &Trainables) -> Result<()> {
+        tch::no_grad(|| {
+            for (average, bucket) in self.values.iter_mut().zip(trainables.buckets()) {
+                drop(average.f_lerp_(bucket.values(), 1.0 - self.decay)?);
+            }
+            Ok(())
+        })
+    }
+
+    /// Copies of the averages by parameter name.
+    pub fn export(&self, trainables: &Trainables) -> Result<TensorMap> {
+        trainables.copy_flat(self.values.iter(), "")
+    }
+
+    /// Restores what [`Ema::export`] gave.
+    pub fn import(
+        &mut self,
+        trainables: &Trainables,
+        tensors: &TensorMap,
+        origin: &str,
+    ) -> Result<()> {
+        trainables.fill_flat(&self.values, tensors, "", origin)
+    }
+}
+
+/// Learning rate of step `step` (from 1): grows linearly over `warmup_steps`, then stays at `rate`.
+pub fn warmed_up_rate(rate: f64, step: u64, warmup_steps: u64) -> f64 {
+    if step >= warmup_steps {
+        rate
+    } else {
+        rate * step as f64 / warmup_steps as f64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn warm_up_is_linear_then_constant() {
+        let rates: Vec<f64> = (1..=6).map(|step| warmed_up_rate(8.0, step, 4)).collect();
+        assert_eq!(rates, [2.0, 4.0, 6.0, 8.0, 8.0, 8.0]);
+        assert_eq!(warmed_up_rate(8.0, 1, 0), 8.0);
+    }
+}

@@ -1,0 +1,548 @@
+//! The loss and its gradients, one block at a time.
+
+use std::error::Error;
+
+use tch::{Kind, Tensor};
+
+use super::backward::{gradients, leaf};
+use super::trainables::Trainables;
+use crate::error::{ModelError, Result};
+use crate::flux::{Flux, FluxInputs, RopeCache, RopeTable};
+use crate::lora::LoraAdapter;
+use crate::packing;
+use crate::unope::{Grid, Layout, PositionMode};
+
+/// Settings of the loss.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TrainOptions {
+    pub positions: PositionMode,
+    /// Guidance value for guidance-distilled networks; 1 in published training.
+    pub guidance: f64,
+    /// Dtype of time and guidance (see [`FluxInputs::timesteps`]); must be what sampling will use.
+    pub time_kind: Kind,
+    /// Keep only each block's inputs and compute the block again in the backward pass: memory of one
+    /// block instead of all, for a third more time.
+    pub recompute_blocks: bool,
+}
+
+impl Default for TrainOptions {
+    fn default() -> Self {
+        Self {
+            positions: PositionMode::Diagonal,
+            guidance: 1.0,
+            time_kind: Kind::Float,
+            recompute_blocks: false,
+        }
+    }
+}
+
+/// Samples of one shape that go through the network together.
+#[derive(Debug)]
+pub struct MicroBatch {
+    /// Target latents `[batch, channels, height, width]`.
+    pub latents: Tensor,
+    /// Reference latents, each `[batch, channels, its height, its width]`.
+    pub refs: Vec<Tensor>,
+    /// Text tokens `[batch, text tokens, context_in_dim]`.
+    pub txt: Tensor,
+    /// Pooled text `[batch, vec_in_dim]`.
+    pub vec: Tensor,
+    /// Noise in the packed layout `[batch, target tokens, channels · 4]`.
+    pub noise: Tensor,
+    /// Times in [0, 1], float32 `[batch]`.
+    pub times: Tensor,
+    /// Weight of this micro-batch's mean loss in the step's loss. Published: 1 / accumulation steps. To
+    /// weight every sample alike over groups of several shapes: samples here / samples in the step.
+    pub weight: f64,
+}
+
+/// The noised target of a micro-batch, float32.
+#[derive(Debug)]
+pub struct NoisedTarget {
+    /// x_t = (1 − t) · data + t · noise, `[batch, tokens, channels]`.
+    pub x_t: Tensor,
+    /// noise − data, `[batch, tokens, channels]`.
+    pub velocity: Tensor,
+}
+
+impl MicroBatch {
+    /// Mixes data and noise at the batch's times, on `device`.
+    pub fn noised(&self, device: tch::Device) -> Result<NoisedTarget> {
+        let float = |tensor: &Tensor| -> Result<Tensor> {
+            Ok(tensor.f_to_device(device)?.f_to_kind(Kind::Float)?)
+        };
+        let data = float(&packing::pack(&self.latents)?)?;
+        let noise = float(&self.noise)?;
+        if noise.size() != data.size() {
+            return Err(ModelError::input(
+                "noise",
+                format!(
+                    "shape {:?} is not that of the packed latents, {:?}",
+                    noise.size(),
+                    data.size()
+                ),
+            ));
+        }
+        let batch = data.size()[0];
+        if self.times.size() != [batch] {
+            return Err(ModelError::input(
+                "times",
+                format!("shape {:?} is not [{batch}]", self.times.size()),
+            ));
+        }
+        let t = float(&self.times)?.f_reshape([batch, 1, 1])?;
+        let x_t = t
+            .f_neg()?
+            .f_add_scalar(1.0)?
+            .f_mul(&data)?
+            .f_add(&t.f_mul(&noise)?)?;
+        Ok(NoisedTarget {
+            x_t,
+            velocity: noise.f_sub(&data)?,
+        })
+    }
+
+    fn layout(&self, positions: PositionMode) -> Result<Layout> {
+        let text_tokens = match self.txt.size().as_slice() {
+            [_, tokens, _] => *tokens,
+            other => {
+                return Err(ModelError::input(
+                    "txt",
+                    format!("shape {other:?} is not [batch, tokens, width]"),
+                ));
+            }
+        };
+        Ok(Layout {
+            text_tokens,
+            target: Grid::of_latent(&self.latents)?,
+            references: self
+                .refs
+                .iter()
+                .map(Grid::of_latent)
+                .collect::<Result<_>>()?,
+            mode: positions,
+        })
+    }
+}
+
+/// What a micro-batch gave, detached; reading the numbers waits for the device.
+#[derive(Debug)]
+pub struct MicroOutcome {
+    /// Mean of (prediction − velocity)² before weighting, 0-dimensional float32.
+    pub loss: Tensor,
+    /// The network's output, `[batch, tokens, channels]` float32.
+    pub prediction: Tensor,
+}
+
+/// Called with a bucket's index and its flat gradients as soon as they are final on this rank; the
+/// buckets come in reverse order, each once per step. The callee may change the gradients in place until
+/// the step reads them.
+pub type OnBucket<'a> =
+    &'a mut dyn FnMut(usize, &Tensor) -> Result<(), Box<dyn Error + Send + Sync>>;
+
+/// A network with what trains in it.
+#[derive(Debug)]
+pub struct Learner {
+    flux: Flux,
+    adapter: Option<LoraAdapter>,
+    trainables: Trainables,
+    options: TrainOptions,
+    ropes: RopeCache,
+    /// Bucket of each block: double blocks, then single blocks.
+    block_buckets: Vec<Option<usize>>,
+}
+
+/// A block's inputs as leaves, and its outputs with their graph (none under recomputation).
+struct Record {
+    inputs: Vec<Tensor>,
+    outputs: Vec<Tensor>,
+}
+
+impl Learner {
+    /// Trains `adapter` (in float32) over a frozen `flux` of any float dtype.
+    pub fn for_adapter(
+        flux: Flux,
+        mut adapter: LoraAdapter,
+        options: TrainOptions,
+    ) -> Result<Self> {
+        adapter.check_blocks(flux.double_blocks.len(), flux.single_blocks.len())?;
+        let trainables = Trainables::adopt(flux.device(), &mut |visit| adapter.visit_mut(visit))?;
+        Self::new(flux, Some(adapter), trainables, options)
+    }
+
+    /// Trains every weight of `flux` (in float32); activations flow in its compute dtype.
+    pub fn for_all_weights(mut flux: Flux, options: TrainOptions) -> Result<Self> {
+        let device = flux.device();
+        let trainables = Trainables::adopt(device, &mut |visit| flux.visit_mut(visit))?;
+        Self::new(flux, None, trainables, options)
+    }
+
+    fn new(
+        flux: Flux,
+        adapter: Option<LoraAdapter>,
+        trainables: Trainables,
+        options: TrainOptions,
+    ) -> Result<Self> {
+        if trainables.buckets().is_empty() {
+            return Err(ModelError::input(
+                "adapter",
+                "covers no block: there is nothing to train",
+            ));
+        }
+        let double = (0..flux.double_blocks.len()).map(|i| format!("double_blocks.{i}"));
+        let single = (0..flux.single_blocks.len()).map(|i| format!("single_blocks.{i}"));
+        let block_buckets = double
+            .chain(single)
+            .map(|name| trainables.position(&name))
+            .collect();
+        Ok(Self {
+            flux,
+            adapter,
+            trainables,
+            options,
+            ropes: RopeCache::default(),
+            block_buckets,
+        })
+    }
+
+    pub fn flux(&self) -> &Flux {
+        &self.flux
+    }
+
+    /// The adapter under training, if it is not the base itself that trains.
+    pub fn adapter(&self) -> Option<&LoraAdapter> {
+        self.adapter.as_ref()
+    }
+
+    pub fn trainables(&self) -> &Trainables {
+        &self.trainables
+    }
+
+    pub fn trainables_mut(&mut self) -> &mut Trainables {
+        &mut self.trainables
+    }
+
+    /// Computes the step's loss, Σ weight · mean loss, and leaves its gradients in the buckets. With no
+    /// micro-batch the gradients are zero (a rank without samples still takes part in the reduction).
+    pub fn gradients(
+        &mut self,
+        micros: &[MicroBatch],
+        mut on_bucket: Option<OnBucket<'_>>,
+    ) -> Result<Vec<MicroOutcome>> {
+        if micros.is_empty() {
+            for index in (0..self.trainables.buckets().len()).rev() {
+                self.finish_bucket(index, &[], false, &mut on_bucket)?;
+            }
+        }
+        let last = micros.len().saturating_sub(1);
+        let mut outcomes = Vec::with_capacity(micros.len());
+        for (index, micro) in micros.iter().enumerate() {
+            let mut nobody: Option<OnBucket<'_>> = None;
+            let listener = if index == last {
+                &mut on_bucket
+            } else {
+                &mut nobody
+            };
+            outcomes.push(tch::with_grad(|| self.micro(micro, index > 0, listener))?);
+        }
+        Ok(outcomes)
+    }
+
+    fn finish_bucket(
+        &mut self,
+        index: usize,
+        grads: &[Tensor],
+        accumulate: bool,
+        on_bucket: &mut Option<OnBucket<'_>>,
+    ) -> Result<()> {
+        let Some(bucket) = self.trainables.bucket_mut(index) else {
+            return Ok(());
+        };
+        if grads.is_empty() && !accumulate {
+            drop(tch::no_grad(|| bucket.grads().shallow_clone().f_zero_())?);
+        }
+        bucket.take_grads(grads, accumulate)?;
+        if let Some(on_bucket) = on_bucket {
+            on_bucket(index, bucket.grads()).map_err(ModelError::Caller)?;
+        }
+        Ok(())
+    }
+
+    fn run_block(
+        &self,
+        index: usize,
+        inputs: &[Tensor],
+        vec_act: &Tensor,
+        rope: &RopeTable,
+    ) -> Result<Vec<Tensor>> {
+        let doubles = self.flux.double_blocks.len();
+        let adapter = self.adapter.as_ref();
+        match inputs {
+            [img, txt] => {
+                let block = self
+                    .flux
+                    .double_blocks
+                    .get(index)
+                    .ok_or_else(|| ModelError::input("block", "does not exist"))?;
+                let (img, txt) = block.forward(
+                    img,
+                    txt,
+                    vec_act,
+                    rope,
+                    adapter.and_then(|a| a.double(index)),
+                )?;
+                Ok(vec![img, txt])
+            }
+            [x] => {
+                let single = index - doubles;
+                let block = self
+                    .flux
+                    .single_blocks
+                    .get(single)
+                    .ok_or_else(|| ModelError::input("block", "does not exist"))?;
+                Ok(vec![block.forward(
+                    x,
+                    vec_act,
+                    rope,
+                    adapter.and_then(|a| a.single(single)),
+                )?])
+            }
+            _ => Err(ModelError::input("block", "takes one or two inputs")),
+        }
+    }
+
+    /// Forward and backward of one micro-batch.
+    fn micro(
+        &mut self,
+        micro: &MicroBatch,
+        accumulate: bool,
+        on_bucket: &mut Option<OnBucket<'_>>,
+    ) -> Result<MicroOutcome> {
+        let full = self.adapter.is_none();
+        let device = self.flux.device();
+        let doubles = self.flux.double_blocks.len();
+        let blocks = self.block_buckets.len();
+        // Nothing before the first block that trains needs a graph.
+        let first = if full {
+            0
+        } else {
+            self.block_buckets
+                .iter()
+                .position(Option::is_some)
+                .unwrap_or(blocks)
+        };
+
+        let noised = micro.noised(device)?;
+        let rope = self.ropes.get(
+            &micro.layout(self.options.positions)?,
+            self.flux.config(),
+            device,
+        )?;
+        let refs = micro
+            .refs
+            .iter()
+            .map(|reference| Ok(packing::pack(reference)?.f_to_device(device)?))
+            .collect::<Result<Vec<_>>>()?;
+        let batch = noised.x_t.size()[0];
+        let timesteps = micro
+            .times
+            .f_to_device(device)?
+            .f_to_kind(self.options.time_kind)?;
+        let guidance = Tensor::f_full(
+            [batch],
+            self.options.guidance,
+            (self.options.time_kind, device),
+        )?;
+        let (txt, vec) = (
+            micro.txt.f_to_device(device)?,
+            micro.vec.f_to_device(device)?,
+        );
+        let inputs = FluxInputs {
+            img: &noised.x_t,
+            refs: &refs,
+            txt: &txt,
+            vec: &vec,
+            timesteps: &timesteps,
+            guidance: Some(&guidance),
+            rope: &rope,
+        };
+        self.flux.check(&inputs)?;
+
+        // Stem: with a graph only if it trains.
+        let run_stem = || -> Result<(Tensor, Tensor, Tensor)> {
+            let out = self.flux.stem.forward(&inputs, self.flux.compute_kind())?;
+            Ok((out.img, out.txt, out.vec.f_silu()?))
+        };
+        let (stem_img, stem_txt, stem_vec) = if full {
+            run_stem()?
+        } else {
+            tch::no_grad(run_stem)?
+        };
+        let vec_act = leaf(&stem_vec, full)?;
+
+        // Blocks: each graph is cut at the block's inputs.
+        let text_tokens = txt.size()[1];
+        let image_tokens = stem_img.size()[1];
+        let target_tokens = noised.x_t.size()[1];
+        let mut records: Vec<Record> = Vec::with_capacity(blocks);
+        let mut flow = vec![stem_img.f_detach()?, stem_txt.f_detach()?];
+        for index in 0..=blocks {
+            if index == doubles {
+                // From here on text and images are one stream: text first.
+                flow.reverse();
+                flow = vec![Tensor::f_cat(&flow, 1)?];
+            }
+            if index == blocks {
+                break;
+            }
+            let track = full || index > first;
+            let inputs = flow
+                .iter()
+                .map(|tensor| leaf(tensor, track))
+                .collect::<Result<Vec<_>>>()?;
+            let keep_graph = (full || index >= first) && !self.options.recompute_blocks;
+            let run = || self.run_block(index, &inputs, &vec_act, &rope);
+            let outputs = if keep_graph {
+                run()?
+            } else {
+                tch::no_grad(run)?
+            };
+            flow = outputs
+                .iter()
+                .map(Tensor::f_detach)
+                .collect::<Result<_, _>>()?;
+            let outputs = if keep_graph { outputs } else { Vec::new() };
+            records.push(Record { inputs, outputs });
+        }
+        let joined = flow
+            .pop()
+            .ok_or_else(|| ModelError::input("blocks", "gave no output"))?;
+
+        // Head and loss.
+        let head_in = leaf(
+            &joined.f_narrow(1, text_tokens, target_tokens)?,
+            full || first < blocks,
+        )?;
+        let prediction = self
+            .flux
+            .head
+            .forward(&head_in, &vec_act)?
+            .f_to_kind(Kind::Float)?;
+        let loss = prediction.f_mse_loss(&noised.velocity, tch::Reduction::Mean)?;
+        let outcome = MicroOutcome {
+            loss: loss.f_detach()?,
+            prediction: prediction.f_detach()?,
+        };
+        let weighted = loss.f_mul_scalar(micro.weight)?;
+        drop((loss, prediction));
+
+        let head_bucket = self.trainables.position("final_layer");
+        let head_params: Vec<Tensor> = self.leaves(head_bucket);
+        let mut wrt: Vec<&Tensor> = vec![&head_in];
+        if full {
+            wrt.push(&vec_act);
+        }
+        wrt.extend(&head_params);
+        let mut grads = Tensor::f_run_backward(&[weighted], &wrt, false, false)?.into_iter();
+        let head_grad = next(&mut grads)?;
+        let mut vec_grad = if full { Some(next(&mut grads)?) } else { None };
+        if let Some(bucket) = head_bucket {
+            self.finish_bucket(bucket, &grads.collect::<Vec<_>>(), accumulate, on_bucket)?;
+        }
+
+        // Backward through the blocks. The head reads target tokens only: the others' gradient is zero.
+        let padded = joined.f_zeros_like()?;
+        padded
+            .f_narrow(1, text_tokens, target_tokens)?
+            .f_copy_(&head_grad)?;
+        let mut flow_grads = vec![padded];
+        for index in (0..=blocks).rev() {
+            if index == doubles {
+                let joined = flow_grads
+                    .pop()
+                    .ok_or_else(|| ModelError::input("blocks", "gave no gradient"))?;
+                flow_grads = vec![
+                    joined.f_narrow(1, text_tokens, image_tokens)?,
+                    joined.f_narrow(1, 0, text_tokens)?,
+                ];
+            }
+            if index == 0 {
+                break;
+            }
+            let index = index - 1;
+            let Some(record) = records.pop() else { break };
+            if !full && index < first {
+                break;
+            }
+            let outputs = if record.outputs.is_empty() {
+                self.run_block(index, &record.inputs, &vec_act, &rope)?
+            } else {
+                record.outputs
+            };
+            let bucket = self.block_buckets.get(index).copied().flatten();
+            let params = self.leaves(bucket);
+            let track = full || index > first;
+            let mut wrt: Vec<&Tensor> = Vec::new();
+            if track {
+                wrt.extend(&record.inputs);
+            }
+            if full {
+                wrt.push(&vec_act);
+            }
+            wrt.extend(&params);
+            let pairs: Vec<_> = outputs.iter().zip(&flow_grads).collect();
+            let mut grads = gradients(&pairs, &wrt)?.into_iter();
+            drop(pairs);
+            drop(outputs);
+            if track {
+                flow_grads = record
+                    .inputs
+                    .iter()
+                    .map(|_| next(&mut grads))
+                    .collect::<Result<_>>()?;
+            }
+            if let Some(sum) = &mut vec_grad {
+                let grad = next(&mut grads)?;
+                drop(tch::no_grad(|| sum.f_add_(&grad))?);
+            }
+            if let Some(bucket) = bucket {
+                self.finish_bucket(bucket, &grads.collect::<Vec<_>>(), accumulate, on_bucket)?;
+            }
+        }
+
+        // Stem.
+        if let (Some(vec_grad), Some(bucket)) = (vec_grad, self.trainables.position("stem")) {
+            let params = self.leaves(Some(bucket));
+            let wrt: Vec<&Tensor> = params.iter().collect();
+            let (img_grad, txt_grad) = match flow_grads.as_slice() {
+                [img, txt] => (img, txt),
+                _ => return Err(ModelError::input("blocks", "gave no gradient")),
+            };
+            let pairs = [
+                (&stem_img, img_grad),
+                (&stem_txt, txt_grad),
+                (&stem_vec, &vec_grad),
+            ];
+            let grads = gradients(&pairs, &wrt)?;
+            self.finish_bucket(bucket, &grads, accumulate, on_bucket)?;
+        }
+        Ok(outcome)
+    }
+
+    fn leaves(&self, bucket: Option<usize>) -> Vec<Tensor> {
+        bucket
+            .and_then(|index| self.trainables.buckets().get(index))
+            .map(|bucket| bucket.leaves().map(Tensor::shallow_clone).collect())
+            .unwrap_or_default()
+    }
+}
+
+fn next(grads: &mut impl Iterator<Item = Tensor>) -> Result<Tensor> {
+    match grads.next() {
+        Some(grad) if grad.defined() => Ok(grad),
+        _ => Err(ModelError::input(
+            "gradients",
+            "autograd gave none for an activation",
+        )),
+    }
+}

@@ -1,0 +1,20 @@
+//! Training: flow-matching loss, block-by-block backward, optimizer.
+//!
+//! ```text
+//!   micro-batches ─▶ Learner::gradients ─┬─ bucket k ready ─▶ caller starts its all-reduce
+//!                                        └─ backward of block k−1 runs meanwhile
+//!   all buckets reduced ─▶ Trainables::clip ─▶ AdamW::step ─▶ Ema::update
+//! ```
+//!
+//! What trains (an adapter, or every weight of the base) lives in one flat float32 buffer per block, a
+//! *bucket*: the network's tensors are views into it, so that an all-reduce, a clip or an optimizer step
+//! is a handful of operations on long vectors. Nothing here waits for the device.
+
+mod adamw;
+mod backward;
+mod learner;
+mod trainables;
+
+pub use adamw::{AdamW, AdamWConfig, Ema, warmed_up_rate};
+pub use learner::{Learner, MicroBatch, MicroOutcome, NoisedTarget, OnBucket, TrainOptions};
+pub use trainables::{Bucket, Trainables};

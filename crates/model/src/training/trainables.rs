@@ -1,0 +1,337 @@
+//! What trains, in flat buckets.
+
+use tch::{Device, Kind, Tensor};
+
+use crate::error::{ModelError, ProblemKind, Result, TensorProblem};
+use crate::weights::TensorMap;
+
+/// Elements that a parameter's start in its bucket is aligned to (64 bytes of float32).
+const ALIGN: i64 = 16;
+
+/// One parameter's place in its bucket.
+#[derive(Debug)]
+struct Slot {
+    name: String,
+    shape: Vec<i64>,
+    offset: i64,
+    len: i64,
+    /// The leaf that the network computes with; a view into the bucket's values.
+    leaf: Tensor,
+    /// The same place in the bucket's gradients.
+    grad: Tensor,
+}
+
+/// The parameters of one block, contiguous.
+#[derive(Debug)]
+pub struct Bucket {
+    name: String,
+    slots: Vec<Slot>,
+    values: Tensor,
+    grads: Tensor,
+}
+
+impl Bucket {
+    /// `double_blocks.<i>`, `single_blocks.<i>`, `stem` or `final_layer`.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// All values, float32 `[n]`, padding included.
+    pub fn values(&self) -> &Tensor {
+        &self.values
+    }
+
+    /// All gradients, float32 `[n]`, padding (zero) included.
+    pub fn grads(&self) -> &Tensor {
+        &self.grads
+    }
+
+    /// Leaves in the order of their slots.
+    pub(super) fn leaves(&self) -> impl Iterator<Item = &Tensor> {
+        self.slots.iter().map(|slot| &slot.leaf)
+    }
+
+    /// Stores (or adds to) the gradients of every leaf, in the order of the leaves.
+    pub(super) fn take_grads(&mut self, grads: &[Tensor], accumulate: bool) -> Result<()> {
+        tch::no_grad(|| {
+            for (slot, grad) in self.slots.iter_mut().zip(grads) {
+                match (grad.defined(), accumulate) {
+                    (true, true) => drop(slot.grad.f_add_(grad)?),
+                    (true, false) => slot.grad.f_copy_(grad)?,
+                    (false, true) => {}
+                    (false, false) => drop(slot.grad.f_zero_()?),
+                }
+            }
+            Ok(())
+        })
+    }
+}
+
+/// An ordered list of named parameters, grouped by block.
+#[derive(Debug)]
+pub struct Trainables {
+    buckets: Vec<Bucket>,
+}
+
+impl Trainables {
+    /// Moves the visited tensors into flat buckets and leaves views with gradients in their place.
+    /// `visit` must call its argument with each name and tensor, in forward order, the same every time.
+    pub(super) fn adopt(
+        device: Device,
+        visit: &mut dyn FnMut(&mut dyn FnMut(String, &mut Tensor)),
+    ) -> Result<Self> {
+        let mut plan: Vec<(String, Vec<(String, Vec<i64>)>)> = Vec::new();
+        visit(&mut |name, tensor| {
+            let bucket = bucket_of(&name);
+            if plan.last().is_none_or(|(last, _)| *last != bucket) {
+                plan.push((bucket, Vec::new()));
+            }
+            if let Some((_, names)) = plan.last_mut() {
+                names.push((name, tensor.size()));
+            }
+        });
+        let mut buckets = plan
+            .into_iter()
+            .map(|(name, params)| Bucket::zeros(name, params, device))
+            .collect::<Result<Vec<_>>>()?;
+        let mut slots = buckets
+            .iter_mut()
+            .flat_map(|bucket| bucket.slots.iter_mut());
+        let mut outcome = Ok(());
+        visit(&mut |name, tensor| {
+            let moved = slots
+                .next()
+                .ok_or_else(|| ModelError::input(name.as_str(), "was visited a second time only"))
+                .and_then(|slot| {
+                    tch::no_grad(|| slot.leaf.f_copy_(tensor))?;
+                    *tensor = slot.leaf.shallow_clone();
+                    Ok(())
+                });
+            if let Err(error) = moved {
+                outcome = Err(error);
+            }
+        });
+        outcome?;
+        Ok(Self { buckets })
+    }
+
+    /// Buckets in forward order.
+    pub fn buckets(&self) -> &[Bucket] {
+        &self.buckets
+    }
+
+    pub(super) fn bucket_mut(&mut self, index: usize) -> Option<&mut Bucket> {
+        self.buckets.get_mut(index)
+    }
+
+    pub(super) fn position(&self, bucket: &str) -> Option<usize> {
+        self.buckets.iter().position(|b| b.name == bucket)
+    }
+
+    /// Number of parameters, padding not counted.
+    pub fn parameter_count(&self) -> i64 {
+        self.slots().map(|slot| slot.len).sum()
+    }
+
+    fn slots(&self) -> impl Iterator<Item = &Slot> {
+        self.buckets.iter().flat_map(|bucket| &bucket.slots)
+    }
+
+    /// Names in forward order.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.slots().map(|slot| slot.name.as_str())
+    }
+
+    /// Copies of all values by name, float32: unaffected by later steps.
+    pub fn values(&self) -> Result<TensorMap> {
+        self.copy_flat(self.buckets.iter().map(|bucket| &bucket.values), "")
+    }
+
+    /// Copies of all gradients by name, float32.
+    pub fn grads(&self) -> Result<TensorMap> {
+        self.copy_flat(self.buckets.iter().map(|bucket| &bucket.grads), "")
+    }
+
+    /// Overwrites all values from tensors by name; missing, unexpected and misshapen ones are listed at
+    /// once, and then nothing is changed.
+    pub fn load_values(&mut self, tensors: &TensorMap, origin: &str) -> Result<()> {
+        let targets: Vec<_> = self
+            .buckets
+            .iter()
+            .map(|bucket| bucket.values.shallow_clone())
+            .collect();
+        self.fill_flat(&targets, tensors, "", origin)
+    }
+
+    /// Multiplies every gradient by `factor` (1/ranks after a summing all-reduce).
+    pub fn scale_grads(&mut self, factor: f64) -> Result<()> {
+        tch::no_grad(|| {
+            for bucket in &mut self.buckets {
+                drop(bucket.grads.f_mul_scalar_(factor)?);
+            }
+            Ok(())
+        })
+    }
+
+    /// L2 norm over all gradients as it was before clipping (0-dimensional float32); with `max_norm`,
+    /// gradients are multiplied by min(1, max_norm / (norm + 1e-6)).
+    pub fn clip(&mut self, max_norm: Option<f64>) -> Result<Tensor> {
+        tch::no_grad(|| {
+            let norms = self
+                .buckets
+                .iter()
+                .map(|bucket| bucket.grads.f_norm())
+                .collect::<Result<Vec<_>, _>>()?;
+            let total = Tensor::f_stack(&norms, 0)?.f_norm()?;
+            if let Some(max_norm) = max_norm {
+                let factor = total
+                    .f_add_scalar(1e-6)?
+                    .f_reciprocal()?
+                    .f_mul_scalar(max_norm)?
+                    .f_clamp_max(1.0)?;
+                for bucket in &mut self.buckets {
+                    drop(bucket.grads.f_mul_(&factor)?);
+                }
+            }
+            Ok(total)
+        })
+    }
+
+    /// Zero vectors of the buckets' sizes: moments and averages.
+    pub(super) fn zeros_like(&self) -> Result<Vec<Tensor>> {
+        self.buckets
+            .iter()
+            .map(|bucket| Ok(bucket.values.f_zeros_like()?))
+            .collect()
+    }
+
+    /// Named copies out of one flat vector per bucket; names get `prefix`.
+    pub(super) fn copy_flat<'a>(
+        &self,
+        flats: impl Iterator<Item = &'a Tensor>,
+        prefix: &str,
+    ) -> Result<TensorMap> {
+        tch::no_grad(|| {
+            let mut map = TensorMap::new();
+            for (bucket, flat) in self.buckets.iter().zip(flats) {
+                for slot in &bucket.slots {
+                    let part = flat
+                        .f_narrow(0, slot.offset, slot.len)?
+                        .f_view(slot.shape.as_slice())?;
+                    map.insert(format!("{prefix}{}", slot.name), copy_of(&part)?);
+                }
+            }
+            Ok(map)
+        })
+    }
+
+    /// The inverse of [`Trainables::copy_flat`]; of `tensors`, those that start with `prefix` must be exactly ours.
+    pub(super) fn fill_flat(
+        &self,
+        flats: &[Tensor],
+        tensors: &TensorMap,
+        prefix: &str,
+        origin: &str,
+    ) -> Result<()> {
+        let mut problems = Vec::new();
+        let mut note = |tensor: String, kind| problems.push(TensorProblem { tensor, kind });
+        for slot in self.slots() {
+            let name = format!("{prefix}{}", slot.name);
+            match tensors.get(&name) {
+                None => note(name, ProblemKind::Missing),
+                Some(tensor) if tensor.size() != slot.shape => note(
+                    name,
+                    ProblemKind::Shape {
+                        found: tensor.size(),
+                        expected: slot.shape.clone(),
+                    },
+                ),
+                Some(_) => {}
+            }
+        }
+        let known: std::collections::BTreeSet<_> = self.names().collect();
+        for name in tensors.keys() {
+            if let Some(bare) = name.strip_prefix(prefix) {
+                if !known.contains(bare) {
+                    note(name.clone(), ProblemKind::Unexpected);
+                }
+            }
+        }
+        if !problems.is_empty() {
+            return Err(ModelError::Weights {
+                origin: origin.to_owned(),
+                problems,
+            });
+        }
+        tch::no_grad(|| {
+            for (bucket, flat) in self.buckets.iter().zip(flats) {
+                for slot in &bucket.slots {
+                    if let Some(tensor) = tensors.get(&format!("{prefix}{}", slot.name)) {
+                        flat.f_narrow(0, slot.offset, slot.len)?
+                            .f_view(slot.shape.as_slice())?
+                            .f_copy_(tensor)?;
+                    }
+                }
+            }
+            Ok(())
+        })
+    }
+}
+
+impl Bucket {
+    fn zeros(name: String, params: Vec<(String, Vec<i64>)>, device: Device) -> Result<Self> {
+        let lens: Vec<i64> = params
+            .iter()
+            .map(|(_, shape)| shape.iter().product())
+            .collect();
+        let padded = |len: i64| (len + ALIGN - 1) / ALIGN * ALIGN;
+        let total = lens.iter().map(|len| padded(*len)).sum::<i64>();
+        let values = Tensor::f_zeros([total], (Kind::Float, device))?;
+        let grads = Tensor::f_zeros([total], (Kind::Float, device))?;
+        let mut offset = 0;
+        let mut slots = Vec::with_capacity(params.len());
+        for ((name, shape), len) in params.into_iter().zip(lens) {
+            let part = |flat: &Tensor| -> Result<Tensor> {
+                Ok(flat.f_narrow(0, offset, len)?.f_view(shape.as_slice())?)
+            };
+            let leaf = part(&values)?.f_detach()?.f_set_requires_grad(true)?;
+            let grad = part(&grads)?;
+            slots.push(Slot {
+                name,
+                shape,
+                offset,
+                len,
+                leaf,
+                grad,
+            });
+            offset += padded(len);
+        }
+        Ok(Self {
+            name,
+            slots,
+            values,
+            grads,
+        })
+    }
+}
+
+/// A tensor of its own with the values of `tensor`.
+pub(super) fn copy_of(tensor: &Tensor) -> Result<Tensor> {
+    tch::no_grad(|| {
+        let mut copy = tensor.f_empty_like()?;
+        copy.f_copy_(tensor)?;
+        Ok(copy)
+    })
+}
+
+/// The bucket of a published weight name.
+fn bucket_of(name: &str) -> String {
+    let mut parts = name.split('.');
+    match (parts.next(), parts.next()) {
+        (Some(sort @ ("double_blocks" | "single_blocks")), Some(index)) => {
+            format!("{sort}.{index}")
+        }
+        (Some("final_layer"), _) => "final_layer".to_owned(),
+        _ => "stem".to_owned(),
+    }
+}

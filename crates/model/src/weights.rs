@@ -1,0 +1,358 @@
+//! Safetensors files in and out.
+//!
+//! Reading maps the file, so that a base of tens of gigabytes goes straight into its tensors. Nothing in
+//! a file is trusted: the header is checked against the file's real length before any tensor is touched.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use memmap2::Mmap;
+use safetensors::Dtype;
+use safetensors::tensor::{Metadata, SafeTensors};
+use tch::{Device, Kind, Tensor};
+
+use crate::error::{ModelError, Result};
+
+/// Tensors by name, in the order of their names.
+pub type TensorMap = BTreeMap<String, Tensor>;
+
+/// An opened safetensors file: header read and checked, tensors read on demand.
+pub struct TensorFile {
+    path: PathBuf,
+    map: Mmap,
+    metadata: Metadata,
+    data_start_bytes: usize,
+}
+
+impl std::fmt::Debug for TensorFile {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TensorFile")
+            .field("path", &self.path)
+            .finish_non_exhaustive()
+    }
+}
+
+impl TensorFile {
+    /// Opens `path` and checks its header: lengths, offsets and shapes against the file's size.
+    pub fn open(path: &Path) -> Result<Self> {
+        let io_error = |source| ModelError::Io {
+            path: path.to_owned(),
+            source,
+        };
+        let file = File::open(path).map_err(io_error)?;
+        let size_bytes = file.metadata().map_err(io_error)?.len();
+        if size_bytes < 8 {
+            return Err(broken(
+                path,
+                format!("{size_bytes} bytes is too short for a header"),
+            ));
+        }
+        // SAFETY: the mapping is only read. Weight files are replaced by rename, never cut in place;
+        // whoever truncates one under a running process breaks that process, as with any mapped file.
+        let map = unsafe { Mmap::map(&file) }.map_err(io_error)?;
+        let (header_bytes, metadata) = SafeTensors::read_metadata(&map)
+            .map_err(|error| broken(path, describe(&error, &map)))?;
+        Ok(Self {
+            path: path.to_owned(),
+            map,
+            metadata,
+            data_start_bytes: 8 + header_bytes,
+        })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Names of all tensors, sorted.
+    pub fn names(&self) -> Vec<String> {
+        let mut names = self.metadata.offset_keys();
+        names.sort();
+        names
+    }
+
+    /// Shape and dtype of one tensor, without reading it.
+    pub fn info(&self, name: &str) -> Option<(Vec<i64>, Dtype)> {
+        let info = self.metadata.info(name)?;
+        Some((info.shape.iter().map(|d| *d as i64).collect(), info.dtype))
+    }
+
+    /// The free-form strings of the header.
+    pub fn strings(&self) -> HashMap<String, String> {
+        self.metadata.metadata().clone().unwrap_or_default()
+    }
+
+    /// Reads one tensor onto the CPU in the dtype that it has in the file.
+    pub fn tensor(&self, name: &str) -> Result<Tensor> {
+        let info = self
+            .metadata
+            .info(name)
+            .ok_or_else(|| broken(&self.path, format!("tensor {name} is missing")))?;
+        let kind = kind_of(info.dtype).ok_or_else(|| {
+            broken(
+                &self.path,
+                format!("tensor {name} has unsupported dtype {:?}", info.dtype),
+            )
+        })?;
+        let (start, end) = info.data_offsets;
+        let range =
+            self.data_start_bytes.saturating_add(start)..self.data_start_bytes.saturating_add(end);
+        let bytes = self.map.get(range).ok_or_else(|| {
+            broken(
+                &self.path,
+                format!("tensor {name} reaches past the end of the file"),
+            )
+        })?;
+        let numel = info.shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d));
+        if numel.and_then(|n| n.checked_mul(kind.elt_size_in_bytes())) != Some(bytes.len()) {
+            return Err(broken(
+                &self.path,
+                format!(
+                    "tensor {name} has {} bytes, which its shape does not explain",
+                    bytes.len()
+                ),
+            ));
+        }
+        let shape: Vec<i64> = info.shape.iter().map(|d| *d as i64).collect();
+        Ok(Tensor::f_from_data_size(bytes, &shape, kind)?)
+    }
+
+    /// Reads every tensor onto the CPU.
+    pub fn all(&self) -> Result<TensorMap> {
+        self.names()
+            .into_iter()
+            .map(|name| {
+                let tensor = self.tensor(&name)?;
+                Ok((name, tensor))
+            })
+            .collect()
+    }
+}
+
+fn broken(path: &Path, reason: String) -> ModelError {
+    ModelError::File {
+        path: path.to_owned(),
+        reason,
+    }
+}
+
+/// Says what is wrong with a header, naming the first tensor that does not fit where that can be told.
+fn describe(error: &safetensors::SafeTensorError, bytes: &[u8]) -> String {
+    use safetensors::SafeTensorError as E;
+    match error {
+        E::MetadataIncompleteBuffer => match first_tensor_past_end(bytes) {
+            Some(name) => format!("the file is cut short: tensor {name} reaches past its end"),
+            None => "the file's length does not match its header".to_owned(),
+        },
+        E::InvalidHeaderLength | E::HeaderTooSmall => {
+            "the file is cut short within its header".to_owned()
+        }
+        other => other.to_string(),
+    }
+}
+
+/// The name of the tensor with the lowest offset whose data lies past the end of `bytes`.
+fn first_tensor_past_end(bytes: &[u8]) -> Option<String> {
+    let header_bytes =
+        usize::try_from(u64::from_le_bytes(bytes.get(..8)?.try_into().ok()?)).ok()?;
+    let data_bytes = bytes.len().checked_sub(header_bytes.checked_add(8)?)?;
+    let header: serde_json::Map<String, serde_json::Value> =
+        serde_json::from_slice(bytes.get(8..8 + header_bytes)?).ok()?;
+    let offset =
+        |entry: &serde_json::Value, index: usize| entry.get("data_offsets")?.get(index)?.as_u64();
+    header
+        .iter()
+        .filter_map(|(name, entry)| Some((offset(entry, 0)?, offset(entry, 1)?, name)))
+        .filter(|(_, end, _)| *end > data_bytes as u64)
+        .min()
+        .map(|(_, _, name)| name.clone())
+}
+
+fn kind_of(dtype: Dtype) -> Option<Kind> {
+    Some(match dtype {
+        Dtype::BOOL => Kind::Bool,
+        Dtype::U8 => Kind::Uint8,
+        Dtype::I8 => Kind::Int8,
+        Dtype::I16 => Kind::Int16,
+        Dtype::I32 => Kind::Int,
+        Dtype::I64 => Kind::Int64,
+        Dtype::F16 => Kind::Half,
+        Dtype::BF16 => Kind::BFloat16,
+        Dtype::F32 => Kind::Float,
+        Dtype::F64 => Kind::Double,
+        _ => return None,
+    })
+}
+
+fn dtype_of(kind: Kind) -> Option<Dtype> {
+    Some(match kind {
+        Kind::Bool => Dtype::BOOL,
+        Kind::Uint8 => Dtype::U8,
+        Kind::Int8 => Dtype::I8,
+        Kind::Int16 => Dtype::I16,
+        Kind::Int => Dtype::I32,
+        Kind::Int64 => Dtype::I64,
+        Kind::Half => Dtype::F16,
+        Kind::BFloat16 => Dtype::BF16,
+        Kind::Float => Dtype::F32,
+        Kind::Double => Dtype::F64,
+        _ => return None,
+    })
+}
+
+/// The bytes of one tensor on the host, with its shape and dtype.
+struct HostTensor {
+    dtype: Dtype,
+    shape: Vec<i64>,
+    bytes: Vec<u8>,
+}
+
+fn to_host(name: &str, tensor: &Tensor) -> Result<HostTensor> {
+    let tensor = tensor
+        .f_detach()?
+        .f_to_device(Device::Cpu)?
+        .f_contiguous()?;
+    let kind = tensor.f_kind()?;
+    let dtype = dtype_of(kind)
+        .ok_or_else(|| ModelError::input(name, format!("dtype {kind:?} cannot be saved")))?;
+    let numel = tensor.numel();
+    let mut bytes = vec![0u8; numel * kind.elt_size_in_bytes()];
+    tensor.f_copy_data_u8(&mut bytes, numel)?;
+    Ok(HostTensor {
+        dtype,
+        shape: tensor.size(),
+        bytes,
+    })
+}
+
+/// The safetensors bytes of `tensors`, with `strings` in the header. The same content gives the same bytes
+/// (the library's own writer orders the strings by a hash that differs from process to process).
+pub fn to_bytes(tensors: &TensorMap, strings: &BTreeMap<String, String>) -> Result<Vec<u8>> {
+    let mut host = tensors
+        .iter()
+        .map(|(name, tensor)| Ok((name.as_str(), to_host(name, tensor)?)))
+        .collect::<Result<Vec<_>>>()?;
+    // Wide elements first, so that every tensor is aligned to its own element size.
+    host.sort_by_key(|(name, tensor)| (std::cmp::Reverse(tensor.dtype.bitsize()), *name));
+    let mut header = serde_json::Map::new();
+    if !strings.is_empty() {
+        header.insert("__metadata__".to_owned(), serde_json::json!(strings));
+    }
+    let mut offset = 0usize;
+    for (name, tensor) in &host {
+        let end = offset + tensor.bytes.len();
+        let entry = serde_json::json!({ "dtype": tensor.dtype.to_string(), "shape": tensor.shape, "data_offsets": [offset, end] });
+        header.insert((*name).to_owned(), entry);
+        offset = end;
+    }
+    let mut text = serde_json::Value::Object(header).to_string().into_bytes();
+    text.resize(text.len().next_multiple_of(8), b' ');
+    let mut bytes = Vec::with_capacity(8 + text.len() + offset);
+    bytes.extend_from_slice(&(text.len() as u64).to_le_bytes());
+    bytes.extend_from_slice(&text);
+    for (_, tensor) in &host {
+        bytes.extend_from_slice(&tensor.bytes);
+    }
+    Ok(bytes)
+}
+
+/// Writes a safetensors file so that `path` holds either its old content or all of the new one: a file
+/// of another name in the same folder, flushed to disk, then renamed, and the folder flushed too.
+pub fn save(path: &Path, tensors: &TensorMap, strings: &BTreeMap<String, String>) -> Result<()> {
+    let bytes = to_bytes(tensors, strings)?;
+    let io_error = |source| ModelError::Io {
+        path: path.to_owned(),
+        source,
+    };
+    let folder = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let mut file = tempfile::NamedTempFile::new_in(folder).map_err(io_error)?;
+    file.write_all(&bytes).map_err(io_error)?;
+    file.as_file().sync_all().map_err(io_error)?;
+    file.persist(path).map_err(|error| io_error(error.error))?;
+    File::open(folder)
+        .and_then(|folder| folder.sync_all())
+        .map_err(io_error)
+}
+
+/// The header strings that published adapter files carry.
+pub fn published_strings() -> BTreeMap<String, String> {
+    BTreeMap::from([("format".to_owned(), "pt".to_owned())])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample() -> TensorMap {
+        BTreeMap::from([
+            ("a".to_owned(), Tensor::from_slice(&[1.0f32, 2.0, 3.0])),
+            ("b".to_owned(), Tensor::from_slice(&[1i64, 2]).view([2, 1])),
+            (
+                "c".to_owned(),
+                Tensor::from_slice(&[0.5f32]).to_kind(Kind::BFloat16),
+            ),
+            ("scalar".to_owned(), Tensor::from(7.0f32)),
+        ])
+    }
+
+    fn reason(path: &Path) -> String {
+        TensorFile::open(path).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn what_is_saved_is_read_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("t.safetensors");
+        let strings = BTreeMap::from([
+            ("format".to_owned(), "pt".to_owned()),
+            ("step".to_owned(), "4".to_owned()),
+        ]);
+        save(&path, &sample(), &strings).unwrap();
+        let file = TensorFile::open(&path).unwrap();
+        assert_eq!(file.strings(), strings.clone().into_iter().collect());
+        for (name, tensor) in sample() {
+            let read = file.tensor(&name).unwrap();
+            assert_eq!(read, tensor, "{name}");
+            assert_eq!(read.kind(), tensor.kind());
+        }
+        assert_eq!(
+            to_bytes(&file.all().unwrap(), &strings).unwrap(),
+            std::fs::read(&path).unwrap()
+        );
+        assert!(file.tensor("z").is_err());
+    }
+
+    #[test]
+    fn damage_is_an_error_that_names_file_and_tensor() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("t.safetensors");
+        let bytes = to_bytes(&sample(), &BTreeMap::new()).unwrap();
+        std::fs::write(&path, &bytes[..bytes.len() - 8]).unwrap();
+        let text = reason(&path);
+        assert!(
+            text.contains("t.safetensors") && text.contains("tensor a"),
+            "{text}"
+        );
+        for cut in [0, 7, 8, 40] {
+            std::fs::write(&path, &bytes[..cut]).unwrap();
+            assert!(reason(&path).contains("short"), "{}", reason(&path));
+        }
+        let mut lying = bytes.clone();
+        lying[..8].copy_from_slice(&u64::MAX.to_le_bytes());
+        std::fs::write(&path, &lying).unwrap();
+        assert!(TensorFile::open(&path).is_err());
+        let header =
+            br#"{"x":{"dtype":"F32","shape":[9223372036854775807,4],"data_offsets":[0,4]}}"#;
+        let mut wide = (header.len() as u64).to_le_bytes().to_vec();
+        wide.extend_from_slice(header);
+        wide.extend_from_slice(&[0; 4]);
+        std::fs::write(&path, &wide).unwrap();
+        assert!(TensorFile::open(&path).is_err());
+        assert!(TensorFile::open(&folder.path().join("absent")).is_err());
+    }
+}
