@@ -1,1 +1,2 @@
+//! The `crescendo-curator-node` binary.
 fn main() {}

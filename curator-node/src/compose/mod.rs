@@ -1,0 +1,339 @@
+//! `source: compose`: subject cut-outs placed in scenes, with captions that are true of the picture.
+//!
+//! ```text
+//!  subjects/index.json ─▶ Library ─┐
+//!  photos/index.json   ─▶ Library ─┤
+//!   (seed, stage, unit, candidate) ─▶ Composer ─▶ Pair { target, references, prompt }
+//!   (seed, number)                 ─▶ EvalSet: cases with held-out subjects only
+//! ```
+//!
+//! Everything is a function of the spec, the seed and those numbers: the same candidate is the same bytes, whoever makes
+//! it. Subjects are split by a stable hash of their id, so evaluation never meets one that training has seen.
+
+mod eval;
+mod library;
+mod placement;
+mod raster;
+mod scene;
+
+pub use eval::{EvalCase, EvalSet, GalleryEntry};
+pub use library::{Entry, Library, LibraryError, is_held_out};
+pub use placement::Placement;
+pub use raster::{Canvas, Raster, Region, side_by_side};
+pub use scene::Scene;
+
+use crate::draw::Draw;
+use crate::pair::{Pair, Rejection};
+use crescendo_core::spec::{ComposeLayout, ComposeSpec};
+use image::RgbImage;
+use placement::{place_alone, place_together};
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+/// Why pairs cannot be composed at all.
+#[derive(Debug, thiserror::Error)]
+pub enum ComposeError {
+    #[error(transparent)]
+    Library(#[from] LibraryError),
+    #[error("the subject library has only {have} subjects for training; {need} are needed")]
+    TooFewSubjects { have: usize, need: usize },
+    #[error("panel is {panel} pixels; it must be 8 to 2048")]
+    Panel { panel: u32 },
+}
+
+/// Makes pairs from a subject library.
+#[derive(Clone, Debug)]
+pub struct Composer {
+    subjects: Arc<Library>,
+    photos: Option<Arc<Library>>,
+    /// Entry numbers of the subjects that training sees.
+    training: Arc<[usize]>,
+    held_out: Arc<[usize]>,
+    layout: ComposeLayout,
+    /// Pixels.
+    panel: usize,
+    references: usize,
+    seed: u64,
+    stage_index: u64,
+}
+
+/// A scene with subjects in it.
+struct Composed {
+    picture: RgbImage,
+    scene: Scene,
+    placements: Vec<Placement>,
+}
+
+/// What tells the parts of a pair apart that draw on their own: the same numbers never mean two things.
+const TARGET_SCENE: u64 = 0;
+const FIRST_REFERENCE_SCENE: u64 = 1;
+
+impl Composer {
+    /// Opens the libraries that `spec` names, relative ones below `library_root`.
+    pub fn open(
+        spec: &ComposeSpec,
+        references: u32,
+        seed: u64,
+        stage_index: u32,
+        library_root: &Path,
+    ) -> Result<Composer, ComposeError> {
+        if !(8..=2048).contains(&spec.panel) {
+            return Err(ComposeError::Panel { panel: spec.panel });
+        }
+        let panel = spec.panel as usize;
+        let subjects =
+            Library::open_subjects(&library_root.join(&spec.subjects), (2 * panel).max(64))?;
+        let photos = match &spec.photos {
+            Some(folder) => Some(Arc::new(Library::open_photos(
+                &library_root.join(folder),
+                4 * panel,
+            )?)),
+            None => None,
+        };
+        let (training, held_out) = subjects.split(spec.hold_out_one_in);
+        // Two, so that there is something to tell a subject from.
+        let need = (references as usize).max(2);
+        if training.len() < need {
+            return Err(ComposeError::TooFewSubjects {
+                have: training.len(),
+                need,
+            });
+        }
+        Ok(Composer {
+            subjects: Arc::new(subjects),
+            photos,
+            training: training.into(),
+            held_out: held_out.into(),
+            layout: spec.layout,
+            panel,
+            references: references as usize,
+            seed,
+            stage_index: u64::from(stage_index),
+        })
+    }
+
+    /// Ids of the subjects that training may see.
+    pub fn training_subjects(&self) -> Vec<&str> {
+        self.training
+            .iter()
+            .map(|i| self.subjects.entries()[*i].id.as_str())
+            .collect()
+    }
+
+    /// Ids of the subjects kept for evaluation.
+    pub fn held_out_subjects(&self) -> Vec<&str> {
+        self.held_out
+            .iter()
+            .map(|i| self.subjects.entries()[*i].id.as_str())
+            .collect()
+    }
+
+    /// Makes candidate `candidate` of unit `unit`. The same numbers give the same pair.
+    pub fn candidate(&self, unit: u64, candidate: u32) -> Result<Pair, Rejection> {
+        let key = [self.seed, self.stage_index, unit, u64::from(candidate)];
+        let mut draw = Draw::new("compose", &key);
+        let diptych = match self.layout {
+            ComposeLayout::Single => false,
+            ComposeLayout::Diptych => true,
+            // By unit, so that pictures of one shape lie together in the log.
+            ComposeLayout::Mixed => unit % 2 == 1,
+        };
+        if diptych {
+            self.diptych(&key, &mut draw)
+        } else {
+            self.single(&key, &mut draw)
+        }
+    }
+
+    fn single(&self, key: &[u64], draw: &mut Draw) -> Result<Pair, Rejection> {
+        let subjects = distinct(draw, &self.training, self.references.max(1));
+        let target = self
+            .compose(&subjects, &mut part(key, TARGET_SCENE))
+            .map_err(rejection)?;
+        let mut references = Vec::with_capacity(self.references);
+        for (n, subject) in subjects.iter().take(self.references).enumerate() {
+            references.push(self.elsewhere(
+                *subject,
+                &target.scene,
+                &mut part(key, FIRST_REFERENCE_SCENE + n as u64),
+            )?);
+        }
+        Ok(Pair {
+            prompt: self.caption(&subjects, &target),
+            reference_words: subjects
+                .iter()
+                .take(self.references)
+                .map(|s| self.subjects.entries()[*s].words.clone())
+                .collect(),
+            provenance: json!({
+                "source": "compose", "layout": "single", "seed": self.seed, "stage": self.stage_index, "unit": key[2],
+                "candidate": key[3], "subjects": self.ids(&subjects), "scene": target.scene.provenance(),
+                "reference_scenes": references.iter().map(|r| r.scene.provenance()).collect::<Vec<_>>(),
+            }),
+            target: target.picture,
+            references: references.into_iter().map(|r| r.picture).collect(),
+            scores: BTreeMap::new(),
+        })
+    }
+
+    fn diptych(&self, key: &[u64], draw: &mut Draw) -> Result<Pair, Rejection> {
+        let subjects = distinct(draw, &self.training, 1);
+        let left = self
+            .compose(&subjects, &mut part(key, TARGET_SCENE))
+            .map_err(rejection)?;
+        let right = self.elsewhere(
+            subjects[0],
+            &left.scene,
+            &mut part(key, FIRST_REFERENCE_SCENE),
+        )?;
+        Ok(Pair {
+            target: side_by_side(&left.picture, &right.picture),
+            references: Vec::new(),
+            prompt: format!(
+                "two panels of {}, left on {}, right on {}",
+                self.subjects.entries()[subjects[0]].words,
+                left.scene.words(),
+                right.scene.words()
+            ),
+            reference_words: Vec::new(),
+            scores: BTreeMap::new(),
+            provenance: json!({
+                "source": "compose", "layout": "diptych", "seed": self.seed, "stage": self.stage_index, "unit": key[2],
+                "candidate": key[3], "subjects": self.ids(&subjects),
+                "scene": left.scene.provenance(), "right_scene": right.scene.provenance(),
+            }),
+        })
+    }
+
+    /// A panel with `subjects` (entry numbers) in a drawn scene.
+    fn compose(&self, subjects: &[usize], draw: &mut Draw) -> Result<Composed, LibraryError> {
+        let scene = Scene::draw(draw, self.photos.as_deref());
+        let mut canvas = scene.render(self.panel, self.photos.as_deref())?;
+        let mut rasters = Vec::with_capacity(subjects.len());
+        for subject in subjects {
+            rasters.push(self.subjects.raster(*subject)?);
+        }
+        let aspects: Vec<f32> = rasters
+            .iter()
+            .map(|r| r.width() as f32 / r.height().max(1) as f32)
+            .collect();
+        let placements = match aspects[..] {
+            [aspect] => vec![place_alone(draw, self.panel, aspect)],
+            _ => place_together(draw, self.panel, &aspects),
+        };
+        for (raster, placement) in rasters.iter().zip(&placements) {
+            canvas.lay(raster, placement.place, placement.mirrored);
+        }
+        Ok(Composed {
+            picture: canvas.to_image(),
+            scene,
+            placements,
+        })
+    }
+
+    /// A panel with one subject in a scene with other words than `than`.
+    fn elsewhere(
+        &self,
+        subject: usize,
+        than: &Scene,
+        draw: &mut Draw,
+    ) -> Result<Composed, Rejection> {
+        let mut composed = self.compose(&[subject], draw).map_err(rejection)?;
+        // Each try has its own scene, so a few suffice; the same words twice would still be a true pair.
+        for _ in 0..8 {
+            if composed.scene.words() != than.words() {
+                break;
+            }
+            composed = self.compose(&[subject], draw).map_err(rejection)?;
+        }
+        Ok(composed)
+    }
+
+    fn caption(&self, subjects: &[usize], composed: &Composed) -> String {
+        let words = |subject: &usize| self.subjects.entries()[*subject].words.as_str();
+        match (subjects, &composed.placements[..]) {
+            ([subject], [placement]) => {
+                let size = if placement.size.is_empty() {
+                    String::new()
+                } else {
+                    format!(", {}", placement.size)
+                };
+                format!(
+                    "{} on {}, {}{size}",
+                    words(subject),
+                    composed.scene.words(),
+                    placement.position
+                )
+            }
+            _ => {
+                let each: Vec<String> = subjects
+                    .iter()
+                    .zip(&composed.placements)
+                    .map(|(subject, placement)| {
+                        format!("{} {}", words(subject), placement.position)
+                    })
+                    .collect();
+                format!("{}, on {}", each.join(" and "), composed.scene.words())
+            }
+        }
+    }
+
+    fn ids(&self, subjects: &[usize]) -> Vec<&str> {
+        subjects
+            .iter()
+            .map(|s| self.subjects.entries()[*s].id.as_str())
+            .collect()
+    }
+
+    /// Two panels of one training subject, in scenes, places, sizes and directions of their own: for training an image
+    /// encoder. `number` counts the draws; `subject` is taken modulo the number of training subjects.
+    pub fn training_views(
+        &self,
+        subject: usize,
+        number: u64,
+    ) -> Result<[RgbImage; 2], ComposeError> {
+        let entry = self.training[subject % self.training.len()];
+        let view = |side: u64| {
+            self.compose(
+                &[entry],
+                &mut Draw::new("views", &[self.seed, entry as u64, number, side]),
+            )
+        };
+        Ok([view(0)?.picture, view(1)?.picture])
+    }
+}
+
+/// The stream of one part of a pair.
+fn part(key: &[u64], number: u64) -> Draw {
+    let mut numbers = key.to_vec();
+    numbers.push(number);
+    Draw::new("compose part", &numbers)
+}
+
+/// `count` different entries of `from`, or all of them in random order if there are fewer.
+fn distinct(draw: &mut Draw, from: &[usize], count: usize) -> Vec<usize> {
+    let mut taken = Vec::with_capacity(count);
+    while taken.len() < count.min(from.len()) {
+        let entry = from[draw.below(from.len())];
+        if !taken.contains(&entry) {
+            taken.push(entry);
+        }
+    }
+    taken
+}
+
+fn rejection(error: LibraryError) -> Rejection {
+    match error {
+        LibraryError::Read { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+            Rejection::MissingFile
+        }
+        LibraryError::Read { .. } | LibraryError::Index { .. } | LibraryError::Picture { .. } => {
+            Rejection::UnreadableImage
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
