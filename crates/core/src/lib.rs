@@ -1,2 +1,41 @@
-//! core
+//! The rules of Crescendo, free of time, threads and wires: ids, the job spec, the life of jobs and stages, the pair
+//! log, the registry of checkpoints, placement, and the decision what to do next.
+//!
+//! ```text
+//!   requests ──▶ requests::* ─┐                      ┌─▶ writes ─▶ store
+//!                             ├─▶ ClusterState ──────┤
+//!   records  ──▶ apply ───────┘   (durable)  │ decide├─▶ sends  ─▶ nodes
+//!                                            │       └─▶ waits  ─▶ people
+//!   sessions ──▶ Observed (not durable) ─────┘
+//! ```
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`spec`] | the job spec: parsing, defaults, every problem at once |
+//! | [`ids`] | checked names, generations, times |
+//! | [`records`] | what is durable, one record a key |
+//! | [`state`] | the records assembled |
+//! | [`job`] | the life of a job as a table of transitions |
+//! | [`pairlog`] | curation units, leases, the readable prefix |
+//! | [`requests`] | what a caller may ask for, and when it is refused |
+//! | [`observed`] | what is seen of nodes and gangs; unknown is not failed |
+//! | [`placement`] | gangs onto slots, whole or not at all |
+//! | [`decide`] | `decide(state, observed, now) -> plan` |
+//! | [`invariants`] | what must hold of every state |
+//!
+//! Everything here is a function of its arguments: no clock, no randomness, ordered maps only.
+
+pub mod decide;
+pub mod error;
+pub mod ids;
+pub mod invariants;
+pub mod job;
+pub mod observed;
+pub mod pairlog;
+pub mod placement;
+pub mod records;
+pub mod requests;
 pub mod spec;
+pub mod state;
+
+pub use error::Refused;

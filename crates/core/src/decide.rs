@@ -1,0 +1,205 @@
+//! What to do next, as a pure function of what is durable and what is seen.
+//!
+//! Three passes: jobs, in the order in which they are served, get their attempts ended, placed and their states moved;
+//! curators are spread over the stages that lack pairs; then every node is compared with what it should do, and the
+//! difference is sent. Deciding again after a plan has been carried out gives an empty plan, so that a controller may
+//! stop between persisting and sending, at any point.
+
+mod curation;
+mod jobs;
+mod nodes;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+use crate::ids::{AttemptRef, JobId, NodeId, StageRef, Timestamp};
+use crate::observed::{NodeView, Observed};
+use crate::pairlog::UnitPolicy;
+use crate::records::{NodeKind, NodeRecord, Write};
+use crate::state::ClusterState;
+
+/// Limits that the decisions depend on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// A node that was not heard of for this long is silent: it gets no new work.
+    pub silent_after: Duration,
+    /// Ranks on a silent node are given up after this, if their gang has not stepped for as long.
+    pub ranks_lost_after: Duration,
+    /// Failures of a stage without a new checkpoint in between after which its job fails.
+    pub max_failures_in_a_row: u32,
+    /// Wait before the third attempt; doubles with each further one.
+    pub restart_backoff: Duration,
+    pub max_restart_backoff: Duration,
+    /// Units without any pair, one after the other, after which the job fails.
+    pub max_empty_units: u64,
+    pub lease_ttl: Duration,
+    pub max_unit_failures: u32,
+    /// Units under way past the readable prefix: `base + per_curator * curators`.
+    pub look_ahead_base: u64,
+    pub look_ahead_per_curator: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            silent_after: Duration::from_secs(15),
+            ranks_lost_after: Duration::from_secs(60),
+            max_failures_in_a_row: 10,
+            restart_backoff: Duration::from_millis(500),
+            max_restart_backoff: Duration::from_secs(30),
+            max_empty_units: 200,
+            lease_ttl: Duration::from_secs(20),
+            max_unit_failures: 3,
+            look_ahead_base: 4,
+            look_ahead_per_curator: 2,
+        }
+    }
+}
+
+impl Limits {
+    pub fn unit_policy(&self, curators: usize) -> UnitPolicy {
+        UnitPolicy {
+            lease_ttl: self.lease_ttl,
+            max_failures: self.max_unit_failures,
+            look_ahead: self
+                .look_ahead_base
+                .saturating_add(self.look_ahead_per_curator.saturating_mul(curators as u64)),
+        }
+    }
+}
+
+/// What is to be done, in this order: persist the writes, then send.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Plan {
+    pub writes: Vec<Write>,
+    pub sends: Vec<Send>,
+    /// Why each waiting job waits.
+    pub waits: BTreeMap<JobId, Wait>,
+    /// What has changed and why, for logs and counters.
+    pub changes: Vec<Change>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Send {
+    pub node: NodeId,
+    pub command: Command,
+}
+
+/// A command to a node; repeating one changes nothing.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Command {
+    /// Start the ranks of this attempt, with the curators' addresses.
+    StartAttempt(AttemptRef, Vec<String>),
+    StopAttempt(AttemptRef, String),
+    UpdateCurators(AttemptRef, Vec<String>),
+    AssignCuration(StageRef),
+    ReleaseCuration(StageRef, String),
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum Change {
+    AttemptPlaced { attempt: AttemptRef, ranks: usize },
+    AttemptEnded { attempt: AttemptRef, reason: String },
+    JobMoved { job: JobId, from: &'static str, to: &'static str, reason: String },
+}
+
+/// Why a job does not go on at this moment.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Wait {
+    NoCurator,
+    /// Every curator works on stages that go first.
+    CuratorsBusy,
+    /// Too few pairs are committed.
+    Pairs { stage: String, committed: u64, needed: u64 },
+    NoTrainer,
+    Slots { wanted: u32, free: u32, total: u32 },
+    /// A job that goes first waits for slots.
+    Behind { job: JobId },
+    /// The last attempt failed; the next one waits a little.
+    Backoff { reason: String, failures: u32 },
+    /// Ranks are placed and have not reported yet.
+    Ranks { ranks: usize, nodes: usize },
+    Paused,
+    Preempted,
+}
+
+impl Wait {
+    /// Label in metrics, from this fixed set.
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::NoCurator => "no_curator",
+            Self::CuratorsBusy => "curators_busy",
+            Self::Pairs { .. } => "pairs",
+            Self::NoTrainer => "no_trainer",
+            Self::Slots { .. } => "slots",
+            Self::Behind { .. } => "behind",
+            Self::Backoff { .. } => "backoff",
+            Self::Ranks { .. } => "ranks",
+            Self::Paused => "paused",
+            Self::Preempted => "preempted",
+        }
+    }
+}
+
+impl fmt::Display for Wait {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoCurator => f.write_str("waits for a curator: none is connected"),
+            Self::CuratorsBusy => f.write_str("waits for a curator: all work on jobs that go first"),
+            Self::Pairs { stage, committed, needed } => {
+                write!(f, "waits for pairs of {stage}: {committed} of the {needed} that training starts with")
+            }
+            Self::NoTrainer => f.write_str("waits for a trainer node: none is connected"),
+            Self::Slots { wanted, free, total } if wanted > total => {
+                write!(f, "waits for {wanted} slots: the connected trainer nodes have {total} of one kind, {free} free")
+            }
+            Self::Slots { wanted, free, total } => write!(f, "waits for {wanted} slots: {free} of {total} are free"),
+            Self::Behind { job } => write!(f, "waits behind job {job}, which waits for slots"),
+            Self::Backoff { reason, failures } => {
+                write!(f, "starts again shortly after {failures} failures: {reason}")
+            }
+            Self::Ranks { ranks, nodes } => write!(f, "starts {ranks} ranks on {nodes} nodes"),
+            Self::Paused => f.write_str("is paused"),
+            Self::Preempted => f.write_str("makes room for a more important job"),
+        }
+    }
+}
+
+/// What to do next.
+pub fn decide(state: &ClusterState, seen: &Observed, limits: &Limits, now: Timestamp) -> Plan {
+    let nodes = Nodes { state, seen, limits, now };
+    let mut plan = Plan::default();
+    let curation = curation::spread(&nodes);
+    let active = jobs::decide_jobs(&nodes, &curation, &mut plan);
+    nodes::decide_sends(&nodes, &curation, &active, &mut plan);
+    plan
+}
+
+/// The inputs of a decision, with the questions that every pass asks.
+struct Nodes<'a> {
+    state: &'a ClusterState,
+    seen: &'a Observed,
+    limits: &'a Limits,
+    now: Timestamp,
+}
+
+impl<'a> Nodes<'a> {
+    /// Nodes of a kind that have an open session and were heard of lately.
+    fn reachable(&self, kind: NodeKind) -> impl Iterator<Item = (&'a NodeRecord, &'a NodeView)> {
+        self.state.nodes().filter(move |record| record.kind == kind).filter_map(|record| {
+            let view = self.seen.nodes.get(&record.id)?;
+            self.is_reachable(view).then_some((record, view))
+        })
+    }
+
+    fn is_reachable(&self, view: &NodeView) -> bool {
+        view.connected && self.now.since(view.last_heard) < self.limits.silent_after
+    }
+}
+
+/// Curators that can be given work now.
+pub fn reachable_curators(state: &ClusterState, seen: &Observed, limits: &Limits, now: Timestamp) -> usize {
+    Nodes { state, seen, limits, now }.reachable(NodeKind::Curator).count()
+}
+

@@ -1,0 +1,384 @@
+//! Jobs: attempts are ended and placed, states moved, waits explained.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use crate::decide::curation::Curation;
+use crate::decide::nodes::Active;
+use crate::decide::{Change, Nodes, Plan, Wait};
+use crate::ids::{AttemptRef, JobId, NodeId, StageRef, Timestamp};
+use crate::job::{JobEvent, JobState};
+use crate::observed::NodeReport;
+use crate::placement::{self, NodeSlots, Slots};
+use crate::records::{AttemptRecord, AttemptState, JobRecord, NodeKind, Record, Write};
+use crate::requests::ended;
+use crate::state::{Job, Stage};
+
+/// An attempt that cannot go on.
+struct Ending {
+    reason: String,
+    /// Trying again cannot help.
+    permanent: bool,
+}
+
+/// Decides every open job, in the order in which they are served. Gives the attempts that are active afterwards.
+pub(super) fn decide_jobs(nodes: &Nodes<'_>, curation: &Curation, plan: &mut Plan) -> Active {
+    let jobs = nodes.state.open_in_order();
+    let mut active = Active::new();
+    for job in &jobs {
+        for attempt in job.stages.iter().filter_map(Stage::active_attempt) {
+            active.insert(attempt.attempt.stage_ref(), attempt.clone());
+        }
+    }
+    let slots = free_slots(nodes, &active);
+    let mut pass = JobPass { nodes, curation, plan, active, slots, first_waiting: None };
+    for job in jobs {
+        pass.decide_job(job);
+    }
+    pass.active
+}
+
+/// Slots of reachable trainers that no active attempt holds.
+fn free_slots(nodes: &Nodes<'_>, active: &Active) -> Slots {
+    let mut slots = Slots::default();
+    for (record, view) in nodes.reachable(NodeKind::Trainer).filter(|(record, _)| record.slots > 0) {
+        let wanted = |attempt: &AttemptRef| active.get(&attempt.stage_ref()).is_some_and(|now| now.attempt == *attempt);
+        let stopping = view.running.iter().filter(|attempt| !wanted(attempt)).map(AttemptRef::stage_ref).collect();
+        let node = NodeSlots {
+            incarnation: view.incarnation.clone(),
+            device: record.device.clone(),
+            total: record.slots,
+            free: (0..record.slots).collect(),
+            stopping,
+        };
+        slots.add(record.id.clone(), node);
+    }
+    active.values().flat_map(|attempt| &attempt.ranks).for_each(|rank| slots.take(rank));
+    slots
+}
+
+struct JobPass<'a, 'p> {
+    nodes: &'a Nodes<'a>,
+    curation: &'a Curation,
+    plan: &'p mut Plan,
+    active: Active,
+    slots: Slots,
+    /// The first job that waits for slots which it would fit into: no later one takes them away.
+    first_waiting: Option<JobId>,
+}
+
+impl JobPass<'_, '_> {
+    fn decide_job(&mut self, job: &Job) {
+        let current = job.current_stage();
+        // At most one stage trains; one whose successor has lost its starting point trains again.
+        for (index, stage) in job.stages.iter().enumerate() {
+            if let Some(attempt) = stage.active_attempt().filter(|_| Some(index) != current) {
+                self.end(attempt, "another stage goes first".to_owned(), attempt.failures_in_a_row);
+            }
+        }
+        let Some(index) = current else {
+            self.move_job(job, vec![JobEvent::Succeed]);
+            return;
+        };
+        match &job.record.state {
+            JobState::Paused => self.halt(job, "the job is paused", Wait::Paused),
+            JobState::Preempting { .. } => {
+                self.halt(job, "the job makes room for another", Wait::Preempted);
+                if self.is_gone(job) {
+                    self.move_job(job, vec![JobEvent::Yield]);
+                }
+            }
+            JobState::Queued | JobState::Placing { .. } | JobState::Running { .. } => {
+                if let Some(stage) = job.stages.get(index) {
+                    self.decide_stage(job, index, stage);
+                }
+            }
+            JobState::Succeeded | JobState::Failed { .. } | JobState::Cancelled { .. } => {}
+        }
+    }
+
+    fn halt(&mut self, job: &Job, reason: &str, wait: Wait) {
+        for attempt in job.stages.iter().filter_map(Stage::active_attempt) {
+            self.end(attempt, reason.to_owned(), attempt.failures_in_a_row);
+        }
+        self.plan.waits.insert(job.record.id.clone(), wait);
+    }
+
+    /// No rank of the job holds a slot, as far as can be seen.
+    fn is_gone(&self, job: &Job) -> bool {
+        let of_job = |attempt: &AttemptRef| attempt.job == job.record.id;
+        !self.active.keys().any(|stage| stage.job == job.record.id)
+            && !self.nodes.seen.nodes.values().any(|view| view.running.iter().any(of_job))
+    }
+
+    fn decide_stage(&mut self, job: &Job, index: usize, stage: &Stage) {
+        if let Some(reason) = self.hopeless(stage) {
+            if let Some(attempt) = stage.active_attempt() {
+                self.end(attempt, reason.clone(), attempt.failures_in_a_row);
+            }
+            self.move_job(job, vec![JobEvent::Fail { reason }]);
+            return;
+        }
+        let mut attempt = stage.attempt.clone();
+        if let Some(running) = stage.active_attempt() {
+            let Some(ending) = self.ending(running) else {
+                self.keep_running(job, index, running);
+                return;
+            };
+            // A checkpoint in between makes this failure the first of its row.
+            let progressed = stage.checkpoints.values().any(|saved| saved.generation == running.attempt.generation);
+            let failures = if progressed { 1 } else { running.failures_in_a_row.saturating_add(1) };
+            attempt = Some(self.end(running, ending.reason.clone(), failures));
+            let tried_enough = failures > self.nodes.limits.max_failures_in_a_row;
+            if ending.permanent || tried_enough {
+                let tries = if ending.permanent { String::new() } else { format!(" {failures} times without a new checkpoint") };
+                let reason = format!("stage {} failed{tries}: {}", stage.id.stage, ending.reason);
+                self.move_job(job, vec![JobEvent::Fail { reason }]);
+                return;
+            }
+        }
+        self.start_or_wait(job, index, stage, attempt.as_ref());
+    }
+
+    /// Why the stage will never have the pairs that it needs.
+    fn hopeless(&self, stage: &Stage) -> Option<String> {
+        let log = &stage.log;
+        let name = &stage.id.stage;
+        if log.is_sealed() && log.committed() == 0 {
+            return Some(format!("stage {name} has no pairs: {}", rejections(log.rejected())));
+        }
+        let empty = log.empty_in_a_row();
+        (!log.is_sealed() && empty >= self.nodes.limits.max_empty_units)
+            .then(|| format!("the last {empty} units of stage {name} gave no pair: {}", rejections(log.rejected())))
+    }
+
+    fn keep_running(&mut self, job: &Job, index: usize, attempt: &AttemptRecord) {
+        let alive = self.nodes.seen.gang(&attempt.attempt).is_some_and(|gang| gang.is_alive());
+        if alive {
+            self.move_job(job, vec![JobEvent::Place { stage: index }, JobEvent::Run { stage: index }]);
+        } else if job.record.state != (JobState::Running { stage: index }) {
+            self.move_job(job, vec![JobEvent::Place { stage: index }]);
+            let nodes: BTreeSet<&NodeId> = attempt.ranks.iter().map(|rank| &rank.node).collect();
+            let wait = Wait::Ranks { ranks: attempt.ranks.len(), nodes: nodes.len() };
+            self.plan.waits.insert(job.record.id.clone(), wait);
+        }
+    }
+
+    /// Why the attempt cannot go on, if it cannot. What is not seen is unknown, and unknown is not failed.
+    fn ending(&self, attempt: &AttemptRecord) -> Option<Ending> {
+        let gang = self.nodes.seen.gang(&attempt.attempt);
+        let reports = gang.map(|gang| &gang.nodes);
+        let failed = |wanted_permanent: bool| {
+            reports.into_iter().flatten().find_map(|(node, report)| match report {
+                NodeReport::Failed { reason, permanent } if *permanent == wanted_permanent => {
+                    Some(Ending { reason: format!("{reason} (on {node})"), permanent: *permanent })
+                }
+                NodeReport::Stopped if !wanted_permanent => {
+                    Some(Ending { reason: format!("node {node} stopped its ranks"), permanent: false })
+                }
+                NodeReport::Failed { .. }
+                | NodeReport::Stopped
+                | NodeReport::Starting
+                | NodeReport::Running
+                | NodeReport::Succeeded => None,
+            })
+        };
+        if let Some(ending) = failed(true).or_else(|| failed(false)) {
+            return Some(ending);
+        }
+        let succeeded = |node: &NodeId| reports.is_some_and(|nodes| nodes.get(node) == Some(&NodeReport::Succeeded));
+        if attempt.ranks.iter().all(|rank| succeeded(&rank.node)) {
+            let reason = "every rank ended and no final checkpoint is committed".to_owned();
+            return Some(Ending { reason, permanent: false });
+        }
+        for rank in &attempt.ranks {
+            let view = self.nodes.seen.nodes.get(&rank.node);
+            if view.is_some_and(|view| view.incarnation != rank.incarnation) {
+                return Some(Ending { reason: format!("node {} was restarted", rank.node), permanent: false });
+            }
+        }
+        let since = self.nodes.seen.since;
+        let stepped_at = gang.map_or(since, |gang| gang.stepped_at).max(attempt.started_at);
+        if self.nodes.now.since(stepped_at) < self.nodes.limits.ranks_lost_after {
+            return None;
+        }
+        attempt.ranks.iter().find_map(|rank| {
+            let heard = self.nodes.seen.nodes.get(&rank.node).map_or(since, |view| view.last_heard);
+            let silence = self.nodes.now.since(heard);
+            (silence >= self.nodes.limits.ranks_lost_after).then(|| Ending {
+                reason: format!("node {} is silent for {} s and its gang does not step", rank.node, silence.as_secs()),
+                permanent: false,
+            })
+        })
+    }
+
+    fn end(&mut self, attempt: &AttemptRecord, reason: String, failures_in_a_row: u32) -> AttemptRecord {
+        if self.active.remove(&attempt.attempt.stage_ref()).is_some() {
+            attempt.ranks.iter().for_each(|rank| self.slots.give_back(rank));
+        }
+        let record = AttemptRecord { failures_in_a_row, ..ended(attempt, reason.clone(), self.nodes.now) };
+        self.plan.changes.push(Change::AttemptEnded { attempt: attempt.attempt.clone(), reason });
+        self.write(Record::Attempt(record.clone()));
+        record
+    }
+
+    fn start_or_wait(&mut self, job: &Job, index: usize, stage: &Stage, last: Option<&AttemptRecord>) {
+        let Some(spec) = job.stage_spec(index) else { return };
+        let log = &stage.log;
+        let needed = spec.data.min_pairs.min(spec.data.pairs);
+        if !log.is_sealed() && log.committed() < needed {
+            self.curate(job, index, stage, needed);
+            return;
+        }
+        if let Some((until, wait)) = last.and_then(|last| self.backoff(last))
+            && self.nodes.now < until
+        {
+            self.move_job(job, vec![JobEvent::Place { stage: index }]);
+            self.plan.waits.insert(job.record.id.clone(), wait);
+            return;
+        }
+        // Placed, it waits for its ranks; else for what keeps it from being placed.
+        let (Ok(wait) | Err(wait)) = self.try_place(job, index, stage, last);
+        self.move_job(job, vec![JobEvent::Place { stage: index }]);
+        self.plan.waits.insert(job.record.id.clone(), wait);
+    }
+
+    /// Too few pairs: the stage is with the curators.
+    fn curate(&mut self, job: &Job, index: usize, stage: &Stage, needed: u64) {
+        let wait = if self.curation.making.contains(&stage.id) {
+            let mut events = vec![JobEvent::Place { stage: index }];
+            if stage.log.is_begun() {
+                events.push(JobEvent::Run { stage: index });
+            }
+            self.move_job(job, events);
+            let (name, committed) = (stage.id.stage.to_string(), stage.log.committed());
+            Wait::Pairs { stage: name, committed, needed }
+        } else if self.curation.wanted.is_empty() {
+            Wait::NoCurator
+        } else {
+            Wait::CuratorsBusy
+        };
+        self.plan.waits.insert(job.record.id.clone(), wait);
+    }
+
+    /// When the next attempt may start: at once after the first failure, later and later after more of them.
+    fn backoff(&self, last: &AttemptRecord) -> Option<(Timestamp, Wait)> {
+        let AttemptState::Ended { reason, at } = &last.state else { return None };
+        let failures = last.failures_in_a_row;
+        if failures <= 1 {
+            return None;
+        }
+        let limits = self.nodes.limits;
+        let factor = 1u32.checked_shl(failures - 2).unwrap_or(u32::MAX);
+        let wait: Duration = limits.restart_backoff.saturating_mul(factor).min(limits.max_restart_backoff);
+        Some((at.plus(wait), Wait::Backoff { reason: reason.clone(), failures }))
+    }
+
+    fn try_place(&mut self, job: &Job, index: usize, stage: &Stage, last: Option<&AttemptRecord>) -> Result<Wait, Wait> {
+        let Some(spec) = job.stage_spec(index) else { return Err(Wait::NoTrainer) };
+        if self.slots.is_empty() {
+            return Err(Wait::NoTrainer);
+        }
+        if let Some(first) = &self.first_waiting {
+            return Err(Wait::Behind { job: first.clone() });
+        }
+        let Ok(init_from) = job.init_checkpoint(index) else {
+            return Err(Wait::Pairs { stage: stage.id.stage.to_string(), committed: stage.log.committed(), needed: 0 });
+        };
+        let sizes = placement::gang_sizes(&job.record.spec, spec);
+        let ranks = placement::place(&self.slots, &stage.id, &sizes).map_err(|no_room| {
+            if no_room.fits_when_empty() {
+                self.first_waiting = Some(job.record.id.clone());
+            }
+            Wait::Slots { wanted: no_room.wanted, free: no_room.free, total: no_room.total }
+        })?;
+        ranks.iter().for_each(|rank| self.slots.take(rank));
+        let StageRef { job: job_id, stage: name } = stage.id.clone();
+        let attempt = AttemptRef { job: job_id, stage: name, generation: stage.generation().next() };
+        let nodes: BTreeSet<&NodeId> = ranks.iter().map(|rank| &rank.node).collect();
+        let wait = Wait::Ranks { ranks: ranks.len(), nodes: nodes.len() };
+        self.plan.changes.push(Change::AttemptPlaced { attempt: attempt.clone(), ranks: ranks.len() });
+        let record = AttemptRecord {
+            attempt,
+            ranks,
+            state: AttemptState::Active,
+            started_at: self.nodes.now,
+            restarts: last.map_or(0, |last| last.restarts.saturating_add(1)),
+            failures_in_a_row: last.map_or(0, |last| last.failures_in_a_row),
+            resume_from: stage.newest_checkpoint().cloned(),
+            init_from: init_from.cloned(),
+        };
+        self.active.insert(stage.id.clone(), record.clone());
+        self.write(Record::Attempt(record));
+        Ok(wait)
+    }
+
+    /// Applies events one after the other; one that the state does not allow is left out.
+    fn move_job(&mut self, job: &Job, events: Vec<JobEvent>) {
+        // `Place` leads to `Run` from where there was no place yet; a job that runs that stage stays running.
+        let reaches_run = events.iter().any(|event| matches!(event, JobEvent::Run { .. }));
+        if reaches_run && events.iter().any(|event| *event == run_event(&job.record.state)) {
+            return;
+        }
+        let mut state = job.record.state.clone();
+        for event in events {
+            if let Ok(next) = state.step(event) {
+                state = next;
+            }
+        }
+        if state == job.record.state {
+            return;
+        }
+        let reason = match &state {
+            JobState::Failed { reason } | JobState::Cancelled { reason } => reason.clone(),
+            JobState::Queued
+            | JobState::Placing { .. }
+            | JobState::Running { .. }
+            | JobState::Paused
+            | JobState::Preempting { .. }
+            | JobState::Succeeded => String::new(),
+        };
+        self.plan.changes.push(Change::JobMoved {
+            job: job.record.id.clone(),
+            from: job.record.state.name(),
+            to: state.name(),
+            reason,
+        });
+        let runs = matches!(state, JobState::Running { .. });
+        let record = JobRecord {
+            started_at: job.record.started_at.or(runs.then_some(self.nodes.now)),
+            finished_at: state.is_terminal().then_some(self.nodes.now),
+            state,
+            ..job.record.clone()
+        };
+        self.write(Record::Job(record));
+    }
+
+    /// Later writes of a key replace earlier ones.
+    fn write(&mut self, record: Record) {
+        let key = record.key();
+        self.plan.writes.retain(|write| write.key() != key);
+        self.plan.writes.push(Write::Put(record));
+    }
+}
+
+fn run_event(state: &JobState) -> JobEvent {
+    match state {
+        JobState::Running { stage } => JobEvent::Run { stage: *stage },
+        JobState::Queued
+        | JobState::Placing { .. }
+        | JobState::Paused
+        | JobState::Preempting { .. }
+        | JobState::Succeeded
+        | JobState::Failed { .. }
+        | JobState::Cancelled { .. } => JobEvent::Yield,
+    }
+}
+
+fn rejections(rejected: &BTreeMap<String, u64>) -> String {
+    if rejected.is_empty() {
+        return "the source is empty".to_owned();
+    }
+    let list: Vec<String> = rejected.iter().map(|(reason, count)| format!("{reason} {count}")).collect();
+    format!("rejected {}", list.join(", "))
+}

@@ -1,0 +1,81 @@
+//! The difference between what each node does and what it should do.
+
+use std::collections::BTreeMap;
+
+use crate::decide::curation::Curation;
+use crate::decide::{Command, Nodes, Plan, Send};
+use crate::ids::{NodeId, StageRef};
+use crate::observed::{NodeReport, NodeView};
+use crate::records::{AttemptRecord, NodeKind, NodeRecord};
+
+/// Active attempts once the plan's writes are made.
+pub(super) type Active = BTreeMap<StageRef, AttemptRecord>;
+
+pub(super) fn decide_sends(nodes: &Nodes<'_>, curation: &Curation, active: &Active, plan: &mut Plan) {
+    let mut served_at: BTreeMap<&StageRef, Vec<String>> = BTreeMap::new();
+    for (record, _) in nodes.reachable(NodeKind::Curator) {
+        for stage in curation.wanted.get(&record.id).into_iter().flatten() {
+            served_at.entry(stage).or_default().push(record.address.clone());
+        }
+    }
+    for record in nodes.state.nodes() {
+        let Some(view) = nodes.seen.nodes.get(&record.id).filter(|view| view.connected) else { continue };
+        match record.kind {
+            NodeKind::Trainer => trainer_sends(nodes, record, view, active, &served_at, plan),
+            NodeKind::Curator => curator_sends(&record.id, view, curation, plan),
+        }
+    }
+}
+
+fn trainer_sends(
+    nodes: &Nodes<'_>,
+    record: &NodeRecord,
+    view: &NodeView,
+    active: &Active,
+    served_at: &BTreeMap<&StageRef, Vec<String>>,
+    plan: &mut Plan,
+) {
+    let mut send = |command| plan.sends.push(Send { node: record.id.clone(), command });
+    for running in &view.running {
+        let wanted = active.get(&running.stage_ref()).filter(|attempt| attempt.attempt == *running);
+        if wanted.is_none_or(|attempt| !attempt.runs_on(&record.id)) && !view.stops_sent.contains(running) {
+            let newer = active.get(&running.stage_ref()).map(|attempt| attempt.attempt.generation);
+            let reason = match newer {
+                Some(generation) => format!("generation {generation} runs instead"),
+                None => "it is not wanted any more".to_owned(),
+            };
+            send(Command::StopAttempt(running.clone(), reason));
+        }
+    }
+    for (stage, attempt) in active.iter().filter(|(_, attempt)| attempt.runs_on(&record.id)) {
+        let curators = served_at.get(stage).cloned().unwrap_or_default();
+        if view.running.contains(&attempt.attempt) {
+            // With no curator in sight the ranks keep the addresses that they have.
+            let sent = view.curators_sent.get(&attempt.attempt);
+            if !curators.is_empty() && sent != Some(&curators) {
+                send(Command::UpdateCurators(attempt.attempt.clone(), curators));
+            }
+            continue;
+        }
+        let report = nodes.seen.gang(&attempt.attempt).and_then(|gang| gang.nodes.get(&record.id));
+        let over = match report {
+            Some(NodeReport::Succeeded | NodeReport::Failed { .. } | NodeReport::Stopped) => true,
+            Some(NodeReport::Starting | NodeReport::Running) | None => false,
+        };
+        if !over {
+            send(Command::StartAttempt(attempt.attempt.clone(), curators));
+        }
+    }
+}
+
+fn curator_sends(node: &NodeId, view: &NodeView, curation: &Curation, plan: &mut Plan) {
+    // One that has gone quiet keeps what it has.
+    let Some(wanted) = curation.wanted.get(node) else { return };
+    let mut send = |command| plan.sends.push(Send { node: node.clone(), command });
+    for stage in view.curating.difference(wanted) {
+        send(Command::ReleaseCuration(stage.clone(), "the stage needs this curator no more".to_owned()));
+    }
+    for stage in wanted.difference(&view.curating) {
+        send(Command::AssignCuration(stage.clone()));
+    }
+}

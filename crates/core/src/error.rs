@@ -1,0 +1,42 @@
+//! Why a request is refused.
+
+use std::time::Duration;
+
+use crate::ids::{AttemptRef, InvalidId};
+
+/// A request that changes nothing. Each variant is one thing that a caller can do about it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// Name something that exists.
+    #[error("{what} does not exist")]
+    NotFound { what: String },
+    /// Stop: someone newer owns it.
+    #[error("{attempt} is not the newest of its stage")]
+    StaleAttempt { attempt: AttemptRef },
+    /// Stop: the unit belongs to another lease.
+    #[error("lease {lease_generation} of unit {unit} is over")]
+    StaleLease { unit: u64, lease_generation: u64 },
+    /// Nothing can be done any more.
+    #[error("{what}")]
+    TooLate { what: String },
+    /// Correct the field.
+    #[error("{field}: {message}")]
+    Invalid { field: &'static str, message: String },
+    /// Use another request id.
+    #[error("{what}")]
+    Exists { what: String },
+    /// Try again later.
+    #[error("{what}")]
+    Full { what: String, retry_after: Duration },
+}
+
+impl Refused {
+    pub fn invalid(field: &'static str, message: impl Into<String>) -> Self {
+        Self::Invalid { field, message: message.into() }
+    }
+
+    /// An id in `field` that is not one.
+    pub fn bad_id(field: &'static str, error: &InvalidId) -> Self {
+        Self::invalid(field, error.to_string())
+    }
+}

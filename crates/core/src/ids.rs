@@ -1,0 +1,214 @@
+//! Names and numbers that must not be mixed up. Text ids are checked when they are made, so a value of one of these
+//! types is safe in a store key, a file name and a log line.
+
+use std::fmt;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// A text that is not a valid id.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{what} must be 1 to {max_chars} characters of {alphabet}")]
+pub struct InvalidId {
+    /// What the id names, e.g. `node id`.
+    pub what: &'static str,
+    pub max_chars: usize,
+    pub alphabet: &'static str,
+}
+
+macro_rules! text_id {
+    ($(#[$doc:meta])* $name:ident, $what:literal, $max:literal, $alphabet:literal, $allowed:expr) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(try_from = "String", into = "String")]
+        pub struct $name(String);
+
+        impl $name {
+            /// Checks length and alphabet.
+            pub fn parse(text: &str) -> Result<Self, InvalidId> {
+                let allowed: fn(u8) -> bool = $allowed;
+                // A name of dots alone would walk out of its folder.
+                let dots_alone = text.bytes().all(|byte| byte == b'.');
+                if text.is_empty() || text.len() > $max || dots_alone || !text.bytes().all(allowed) {
+                    return Err(InvalidId { what: $what, max_chars: $max, alphabet: $alphabet });
+                }
+                Ok(Self(text.to_owned()))
+            }
+
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = InvalidId;
+
+            fn try_from(text: String) -> Result<Self, InvalidId> {
+                Self::parse(&text)
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(id: $name) -> String {
+                id.0
+            }
+        }
+    };
+}
+
+fn lower_digit_dash(byte: u8) -> bool {
+    byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-'
+}
+
+text_id!(
+    /// A job, e.g. `uno-7f3kq2`.
+    JobId, "job id", 64, "[a-z0-9-]", lower_digit_dash
+);
+text_id!(
+    /// A stage within its job.
+    StageName, "stage name", 40, "[a-z0-9-]", lower_digit_dash
+);
+text_id!(
+    /// A node, the same over restarts of its process.
+    NodeId, "node id", 63, "[a-z0-9.-]", |byte| lower_digit_dash(byte) || byte == b'.'
+);
+text_id!(
+    /// Chosen by whoever submits; the same one submits once.
+    RequestId, "request id", 128, "[A-Za-z0-9._-]",
+    |byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-')
+);
+text_id!(
+    /// One run of a node's process: random, new at each start.
+    Incarnation, "incarnation", 64, "[A-Za-z0-9._-]",
+    |byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-')
+);
+
+impl JobId {
+    /// Id of the job that `request` submits under `name`. A function of its arguments, so that a submit whose outcome is
+    /// unknown gives the same id when it is tried again; `salt` counts up past ids that are taken.
+    pub fn derive(name: &str, request: &RequestId, salt: u32) -> Result<Self, InvalidId> {
+        const ALPHABET: &[u8; 32] = b"abcdefghijkmnpqrstuvwxyz23456789";
+        const SUFFIX_CHARS: u32 = 6;
+        let mut hash = fnv1a(request.as_str().as_bytes(), 0xcbf2_9ce4_8422_2325);
+        hash = mix(fnv1a(&salt.to_le_bytes(), hash));
+        let suffix: String =
+            (0..SUFFIX_CHARS).map(|i| char::from(ALPHABET[usize::try_from((hash >> (5 * i)) & 31).unwrap_or(0)])).collect();
+        Self::parse(&format!("{name}-{suffix}"))
+    }
+}
+
+fn fnv1a(bytes: &[u8], start: u64) -> u64 {
+    bytes.iter().fold(start, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3))
+}
+
+/// Spreads every input bit over the output (the finalizer of splitmix64).
+fn mix(mut z: u64) -> u64 {
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+/// Counts the attempts to train a stage. It only grows, is raised in the store before use, and whoever holds an older
+/// one changes nothing any more.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Generation(pub u64);
+
+impl Generation {
+    #[must_use]
+    pub fn next(self) -> Self {
+        Self(self.0.saturating_add(1))
+    }
+}
+
+impl fmt::Display for Generation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+/// Wall-clock time, milliseconds since the Unix epoch. Only compared with times of the same controller; never used for
+/// safety, which rests on generations.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Timestamp(pub u64);
+
+impl Timestamp {
+    #[must_use]
+    pub fn plus(self, duration: Duration) -> Self {
+        Self(self.0.saturating_add(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)))
+    }
+
+    /// Time from `earlier` to this; zero if the clock went back.
+    pub fn since(self, earlier: Self) -> Duration {
+        Duration::from_millis(self.0.saturating_sub(earlier.0))
+    }
+}
+
+/// A stage of a job.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct StageRef {
+    pub job: JobId,
+    pub stage: StageName,
+}
+
+impl fmt::Display for StageRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.job, self.stage)
+    }
+}
+
+/// One attempt to train a stage.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct AttemptRef {
+    pub job: JobId,
+    pub stage: StageName,
+    pub generation: Generation,
+}
+
+impl AttemptRef {
+    pub fn stage_ref(&self) -> StageRef {
+        StageRef { job: self.job.clone(), stage: self.stage.clone() }
+    }
+}
+
+impl fmt::Display for AttemptRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{} generation {}", self.job, self.stage, self.generation)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_refuse_what_could_leave_its_place() {
+        for bad in ["", "..", ".", "a/b", "a b", "A", "ü", "a\n", &"a".repeat(64)] {
+            assert!(NodeId::parse(bad).is_err(), "{bad:?}");
+        }
+        assert!(NodeId::parse("gpu-1.zone-a").is_ok());
+        assert!(RequestId::parse("..").is_err());
+        assert!(JobId::parse("uno-7f3kq2").is_ok());
+    }
+
+    #[test]
+    fn a_derived_id_depends_on_request_and_salt_alone() {
+        let request = RequestId::parse("r-1").expect("valid");
+        let other = RequestId::parse("r-2").expect("valid");
+        let id = JobId::derive("uno", &request, 0).expect("valid");
+        assert_eq!(id, JobId::derive("uno", &request, 0).expect("valid"));
+        assert_ne!(id, JobId::derive("uno", &other, 0).expect("valid"));
+        assert_ne!(id, JobId::derive("uno", &request, 1).expect("valid"));
+        assert!(id.as_str().starts_with("uno-"));
+    }
+
+    #[test]
+    fn a_clock_that_goes_back_gives_zero() {
+        assert_eq!(Timestamp(5).since(Timestamp(9)), Duration::ZERO);
+    }
+}

@@ -1,0 +1,190 @@
+//! What the controller sees of its nodes at the moment. None of it is durable: after a restart it is seen again, and
+//! until then it is unknown, which is never read as failed.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::decide::Send;
+use crate::ids::{AttemptRef, Incarnation, NodeId, StageRef, Timestamp};
+
+/// The nodes and gangs as seen since `since`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Observed {
+    /// When this controller began to look; silence is never older than that.
+    pub since: Timestamp,
+    pub nodes: BTreeMap<NodeId, NodeView>,
+    pub gangs: BTreeMap<StageRef, GangView>,
+}
+
+/// A node through its newest session.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NodeView {
+    pub incarnation: Incarnation,
+    /// Its session is open.
+    pub connected: bool,
+    pub last_heard: Timestamp,
+    /// Attempts that hold slots there: told in its hello or started since, and not reported as over.
+    pub running: BTreeSet<AttemptRef>,
+    pub curating: BTreeSet<StageRef>,
+    /// Sent in this session.
+    pub stops_sent: BTreeSet<AttemptRef>,
+    pub curators_sent: BTreeMap<AttemptRef, Vec<String>>,
+}
+
+/// The ranks of a stage's attempt, as reported.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GangView {
+    pub attempt: AttemptRef,
+    pub nodes: BTreeMap<NodeId, NodeReport>,
+    pub progress: Progress,
+    /// When the step counter last moved.
+    pub stepped_at: Timestamp,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NodeReport {
+    Starting,
+    Running,
+    Succeeded,
+    Failed { reason: String, permanent: bool },
+    Stopped,
+}
+
+/// Numbers that rank 0 reports.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Progress {
+    pub step: u64,
+    pub loss: f64,
+    pub grad_norm: f64,
+    pub learning_rate: f64,
+    /// Samples of the global batch per second.
+    pub samples_per_sec: f64,
+    /// 0 to 1.
+    pub data_wait_fraction: f64,
+    pub waiting_for: String,
+}
+
+/// One report of a node on an attempt.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Report {
+    pub node: NodeId,
+    pub attempt: AttemptRef,
+    pub phase: NodeReport,
+    /// Only from the node that has rank 0.
+    pub progress: Option<Progress>,
+}
+
+impl Observed {
+    pub fn new(since: Timestamp) -> Self {
+        Self { since, nodes: BTreeMap::new(), gangs: BTreeMap::new() }
+    }
+
+    /// A node introduced itself: what it says replaces what was believed of it.
+    pub fn hello(
+        &mut self,
+        node: NodeId,
+        incarnation: Incarnation,
+        running: BTreeSet<AttemptRef>,
+        curating: BTreeSet<StageRef>,
+        now: Timestamp,
+    ) {
+        let view = NodeView {
+            incarnation,
+            connected: true,
+            last_heard: now,
+            running,
+            curating,
+            stops_sent: BTreeSet::new(),
+            curators_sent: BTreeMap::new(),
+        };
+        self.nodes.insert(node, view);
+    }
+
+    pub fn heard(&mut self, node: &NodeId, now: Timestamp) {
+        if let Some(view) = self.nodes.get_mut(node) {
+            view.last_heard = view.last_heard.max(now);
+        }
+    }
+
+    pub fn disconnected(&mut self, node: &NodeId) {
+        if let Some(view) = self.nodes.get_mut(node) {
+            view.connected = false;
+        }
+    }
+
+    /// Takes over a report. Those of older generations only say that slots are free again.
+    pub fn report(&mut self, report: Report, now: Timestamp) {
+        self.heard(&report.node, now);
+        if let Some(view) = self.nodes.get_mut(&report.node) {
+            match report.phase {
+                NodeReport::Starting | NodeReport::Running => {
+                    view.running.insert(report.attempt.clone());
+                }
+                NodeReport::Succeeded | NodeReport::Failed { .. } | NodeReport::Stopped => {
+                    view.running.remove(&report.attempt);
+                }
+            }
+        }
+        let stage = report.attempt.stage_ref();
+        let gang = self.gangs.entry(stage).or_insert_with(|| GangView::new(report.attempt.clone(), now));
+        if report.attempt.generation < gang.attempt.generation {
+            return;
+        }
+        if report.attempt.generation > gang.attempt.generation {
+            *gang = GangView::new(report.attempt.clone(), now);
+        }
+        gang.nodes.insert(report.node, report.phase);
+        if let Some(progress) = report.progress {
+            if progress.step != gang.progress.step {
+                gang.stepped_at = now;
+            }
+            gang.progress = progress;
+        }
+    }
+
+    /// Remembers what was sent, so that it is sent once a session.
+    pub fn sent(&mut self, send: &Send) {
+        let Some(view) = self.nodes.get_mut(&send.node) else { return };
+        match &send.command {
+            crate::decide::Command::StartAttempt(attempt, curators) => {
+                view.running.insert(attempt.clone());
+                view.curators_sent.insert(attempt.clone(), curators.clone());
+            }
+            crate::decide::Command::StopAttempt(attempt, _) => {
+                view.stops_sent.insert(attempt.clone());
+            }
+            crate::decide::Command::UpdateCurators(attempt, curators) => {
+                view.curators_sent.insert(attempt.clone(), curators.clone());
+            }
+            crate::decide::Command::AssignCuration(stage) => {
+                view.curating.insert(stage.clone());
+            }
+            crate::decide::Command::ReleaseCuration(stage, _) => {
+                view.curating.remove(stage);
+            }
+        }
+    }
+
+    /// Forgets gangs of jobs that `keep` does not want any more.
+    pub fn retain_gangs(&mut self, mut keep: impl FnMut(&StageRef) -> bool) {
+        self.gangs.retain(|stage, _| keep(stage));
+    }
+
+    /// The gang of exactly this attempt, if any of it was seen.
+    pub fn gang(&self, attempt: &AttemptRef) -> Option<&GangView> {
+        self.gangs.get(&attempt.stage_ref()).filter(|gang| gang.attempt == *attempt)
+    }
+}
+
+impl GangView {
+    fn new(attempt: AttemptRef, now: Timestamp) -> Self {
+        Self { attempt, nodes: BTreeMap::new(), progress: Progress::default(), stepped_at: now }
+    }
+
+    /// Some rank has been started.
+    pub fn is_alive(&self) -> bool {
+        self.nodes.values().any(|report| match report {
+            NodeReport::Starting | NodeReport::Running | NodeReport::Succeeded => true,
+            NodeReport::Failed { .. } | NodeReport::Stopped => false,
+        })
+    }
+}

@@ -1,0 +1,353 @@
+//! The pair log of a stage: units that are leased, done or free, and what can be read.
+//!
+//! ```text
+//!  unit     0     1     2     3     4     5
+//!         done  done  done leased done  free
+//!         └── prefix: readable ──┘  └ invisible until 3 is done
+//! ```
+//!
+//! The log is the results in the order of the units, cut at the wanted number of pairs. So its content depends on what
+//! is in the units alone, not on who did them when.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::ids::{NodeId, StageRef, Timestamp};
+use crate::records::{ShardRecord, UnitRecord, UnitResult, UnitState};
+
+/// Rejection counted for a unit that was given up.
+pub const UNIT_SET_ASIDE: &str = "unit_set_aside";
+
+/// Every name under which a candidate may be rejected.
+pub const REJECTION_REASONS: [&str; 8] = [
+    "missing_file",
+    "score_invalid",
+    "score_low",
+    "similarity_high",
+    "similarity_low",
+    "too_small",
+    UNIT_SET_ASIDE,
+    "unreadable_image",
+];
+
+/// How units are given out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnitPolicy {
+    /// A lease that is not renewed ends after this.
+    pub lease_ttl: Duration,
+    /// Tries after which a unit is set aside.
+    pub max_failures: u32,
+    /// Units past the readable prefix that may be under way.
+    pub look_ahead: u64,
+}
+
+/// What a curator that asks for work gets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Lease {
+    /// The unit's record as it is to be written.
+    Granted(UnitRecord),
+    /// Everything is out.
+    Wait,
+    /// Nothing is left to do.
+    Sealed,
+}
+
+/// The units of a stage and the readable prefix, kept up to date by [`PairLog::put`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PairLog {
+    /// Pairs that the spec asks for.
+    target: u64,
+    units: BTreeMap<u64, UnitRecord>,
+    /// Index in the log of each prefix unit's first pair.
+    first_indices: Vec<u64>,
+    /// Pairs in the prefix, before the cut.
+    prefix_pairs: u64,
+    rejected: BTreeMap<String, u64>,
+    /// Units without a pair since the last one that had some, within the prefix.
+    empty_in_a_row: u64,
+    sealed: bool,
+}
+
+impl PairLog {
+    pub fn new(target: u64) -> Self {
+        Self {
+            target,
+            units: BTreeMap::new(),
+            first_indices: Vec::new(),
+            prefix_pairs: 0,
+            rejected: BTreeMap::new(),
+            empty_in_a_row: 0,
+            sealed: false,
+        }
+    }
+
+    /// Takes over a unit's record. A unit that is done stays as it is.
+    pub fn put(&mut self, record: UnitRecord) {
+        let done = self.units.get(&record.unit).is_some_and(UnitRecord::is_done);
+        if !done {
+            self.units.insert(record.unit, record);
+            self.grow();
+        }
+    }
+
+    fn grow(&mut self) {
+        while !self.sealed {
+            let Some(result) = self.units.get(&self.prefix_units()).and_then(UnitRecord::result) else { return };
+            self.first_indices.push(self.prefix_pairs);
+            self.prefix_pairs = self.prefix_pairs.saturating_add(result.shard.pairs);
+            self.empty_in_a_row = if result.shard.pairs == 0 { self.empty_in_a_row + 1 } else { 0 };
+            for (reason, count) in &result.rejected {
+                let total = self.rejected.entry(reason.clone()).or_insert(0);
+                *total = total.saturating_add(*count);
+            }
+            self.sealed = self.prefix_pairs >= self.target || result.exhausted;
+        }
+    }
+
+    /// Units that can be read, from unit 0.
+    pub fn prefix_units(&self) -> u64 {
+        self.first_indices.len() as u64
+    }
+
+    /// Pairs that can be read, from index 0.
+    pub fn committed(&self) -> u64 {
+        self.prefix_pairs.min(self.target)
+    }
+
+    /// The log will not grow any more.
+    pub fn is_sealed(&self) -> bool {
+        self.sealed
+    }
+
+    /// Someone has worked on it.
+    pub fn is_begun(&self) -> bool {
+        !self.units.is_empty()
+    }
+
+    /// Rejected candidates of the prefix, by reason.
+    pub fn rejected(&self) -> &BTreeMap<String, u64> {
+        &self.rejected
+    }
+
+    /// Units at the end of the prefix that gave no pair.
+    pub fn empty_in_a_row(&self) -> u64 {
+        self.empty_in_a_row
+    }
+
+    pub fn unit(&self, unit: u64) -> Option<&UnitRecord> {
+        self.units.get(&unit)
+    }
+
+    pub fn units(&self) -> impl Iterator<Item = &UnitRecord> {
+        self.units.values()
+    }
+
+    /// Readable shards from unit `from` on, each with the index of its first pair.
+    pub fn shards_from(&self, from: u64) -> impl Iterator<Item = (u64, &ShardRecord, u64)> {
+        self.units.range(from..self.prefix_units().max(from)).filter_map(|(&unit, record)| {
+            let first_index = self.first_indices.get(usize::try_from(unit).ok()?)?;
+            Some((unit, &record.result()?.shard, *first_index))
+        })
+    }
+
+    /// Gives `node` the lowest unit that no one holds and that can still be needed.
+    pub fn lease(&self, stage: &StageRef, node: &NodeId, now: Timestamp, policy: &UnitPolicy) -> Lease {
+        if self.sealed {
+            return Lease::Sealed;
+        }
+        let prefix = self.prefix_units();
+        let mut done_pairs = self.prefix_pairs;
+        let mut ends = false;
+        for unit in prefix..prefix.saturating_add(policy.look_ahead.max(1)) {
+            // Past the end of the source, or with enough pairs below: never needed, whatever the open units bring.
+            if ends || done_pairs >= self.target {
+                break;
+            }
+            match self.units.get(&unit) {
+                None => return Lease::Granted(granted(stage, unit, 0, 0, node, now, policy)),
+                Some(record) => match &record.state {
+                    UnitState::Done(result) => {
+                        done_pairs = done_pairs.saturating_add(result.shard.pairs);
+                        ends = result.exhausted;
+                    }
+                    UnitState::Leased { expires_at, .. } if *expires_at > now => {}
+                    UnitState::Free | UnitState::Leased { .. } => {
+                        let (generation, failures) = (record.lease_generation, record.failures);
+                        return Lease::Granted(granted(stage, unit, generation, failures, node, now, policy));
+                    }
+                },
+            }
+        }
+        Lease::Wait
+    }
+}
+
+fn granted(
+    stage: &StageRef,
+    unit: u64,
+    lease_generation: u64,
+    failures: u32,
+    node: &NodeId,
+    now: Timestamp,
+    policy: &UnitPolicy,
+) -> UnitRecord {
+    UnitRecord {
+        stage: stage.clone(),
+        unit,
+        lease_generation: lease_generation + 1,
+        failures,
+        state: UnitState::Leased { node: node.clone(), expires_at: now.plus(policy.lease_ttl) },
+    }
+}
+
+impl UnitRecord {
+    pub fn is_done(&self) -> bool {
+        self.result().is_some()
+    }
+
+    pub fn result(&self) -> Option<&UnitResult> {
+        match &self.state {
+            UnitState::Done(result) => Some(result),
+            UnitState::Free | UnitState::Leased { .. } => None,
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::ids::{JobId, StageName};
+
+    fn stage() -> StageRef {
+        StageRef { job: JobId::parse("j").expect("valid"), stage: StageName::parse("s").expect("valid") }
+    }
+
+    fn node(name: &str) -> NodeId {
+        NodeId::parse(name).expect("valid")
+    }
+
+    fn policy(look_ahead: u64) -> UnitPolicy {
+        UnitPolicy { lease_ttl: Duration::from_secs(20), max_failures: 3, look_ahead }
+    }
+
+    fn done(unit: u64, pairs: u64, exhausted: bool) -> UnitRecord {
+        let shard = ShardRecord { path: format!("unit-{unit}"), pairs, size_bytes: pairs * 10, sha256: String::new() };
+        let rejected = BTreeMap::from([("similarity_low".to_owned(), unit)]);
+        UnitRecord {
+            stage: stage(),
+            unit,
+            lease_generation: 1,
+            failures: 0,
+            state: UnitState::Done(UnitResult { shard, rejected, exhausted }),
+        }
+    }
+
+    #[test]
+    fn a_gap_hides_what_lies_behind_it() {
+        let mut log = PairLog::new(100);
+        log.put(done(0, 5, false));
+        log.put(done(2, 7, false));
+        assert_eq!((log.prefix_units(), log.committed()), (1, 5));
+        log.put(done(1, 0, false));
+        assert_eq!((log.prefix_units(), log.committed()), (3, 12));
+        let firsts: Vec<_> = log.shards_from(1).map(|(unit, _, first)| (unit, first)).collect();
+        assert_eq!(firsts, [(1, 5), (2, 5)]);
+    }
+
+    #[test]
+    fn the_log_is_cut_at_its_target_and_sealed() {
+        let mut log = PairLog::new(8);
+        log.put(done(0, 5, false));
+        log.put(done(1, 5, false));
+        log.put(done(2, 5, false));
+        assert!(log.is_sealed());
+        assert_eq!((log.prefix_units(), log.committed()), (2, 8));
+        assert_eq!(log.lease(&stage(), &node("a"), Timestamp(0), &policy(9)), Lease::Sealed);
+    }
+
+    #[test]
+    fn an_expired_lease_goes_to_the_next_with_a_higher_generation() {
+        let mut log = PairLog::new(8);
+        let Lease::Granted(first) = log.lease(&stage(), &node("a"), Timestamp(0), &policy(1)) else { panic!("granted") };
+        log.put(first.clone());
+        assert_eq!(log.lease(&stage(), &node("b"), Timestamp(19_999), &policy(1)), Lease::Wait);
+        let Lease::Granted(second) = log.lease(&stage(), &node("b"), Timestamp(20_000), &policy(1)) else {
+            panic!("granted")
+        };
+        assert_eq!((second.unit, second.lease_generation), (0, first.lease_generation + 1));
+    }
+
+    #[test]
+    fn no_new_unit_is_given_out_once_enough_pairs_lie_behind_a_gap() {
+        let mut log = PairLog::new(8);
+        let Lease::Granted(first) = log.lease(&stage(), &node("a"), Timestamp(0), &policy(9)) else { panic!("granted") };
+        log.put(first);
+        log.put(done(1, 9, false));
+        assert_eq!(log.lease(&stage(), &node("b"), Timestamp(1), &policy(9)), Lease::Wait);
+    }
+
+    #[test]
+    fn nothing_is_given_out_past_the_end_of_the_source() {
+        let mut log = PairLog::new(100);
+        let Lease::Granted(first) = log.lease(&stage(), &node("a"), Timestamp(0), &policy(9)) else { panic!("granted") };
+        log.put(first);
+        log.put(done(1, 3, true));
+        assert_eq!(log.lease(&stage(), &node("b"), Timestamp(1), &policy(9)), Lease::Wait);
+        log.put(done(0, 2, false));
+        assert!(log.is_sealed());
+        assert_eq!(log.committed(), 5);
+    }
+
+    proptest! {
+        /// The log after all units are in does not depend on the order in which they came, and while they come it only
+        /// grows, keeping every position.
+        #[test]
+        fn content_does_not_depend_on_the_order(
+            pairs in prop::collection::vec(0u64..6, 1..12),
+            target in 1u64..40,
+            keys in prop::collection::vec(any::<u32>(), 12),
+            end in any::<bool>(),
+        ) {
+            let last = pairs.len() - 1;
+            let units: Vec<_> =
+                pairs.iter().enumerate().map(|(i, &n)| done(i as u64, n, end && i == last)).collect();
+            let mut in_order = PairLog::new(target);
+            units.iter().cloned().for_each(|unit| in_order.put(unit));
+
+            let mut order: Vec<usize> = (0..units.len()).collect();
+            order.sort_by_key(|&i| keys[i]);
+            let mut shuffled = PairLog::new(target);
+            let mut before: Vec<(u64, u64)> = Vec::new();
+            for i in order {
+                shuffled.put(units[i].clone());
+                let now: Vec<(u64, u64)> = shuffled.shards_from(0).map(|(unit, _, first)| (unit, first)).collect();
+                prop_assert!(now.starts_with(&before), "positions moved");
+                prop_assert!(shuffled.committed() <= target);
+                before = now;
+            }
+            prop_assert_eq!(in_order, shuffled);
+        }
+
+        /// However leases are asked for, two curators never hold the same unit at a time.
+        #[test]
+        fn a_unit_has_one_holder(asks in prop::collection::vec((0u8..3, 0u64..30_000), 1..40), look_ahead in 1u64..6) {
+            let mut log = PairLog::new(1000);
+            let mut now = Timestamp(0);
+            let mut held: BTreeMap<u64, (Timestamp, u64)> = BTreeMap::new();
+            for (who, wait) in asks {
+                now = Timestamp(now.0 + wait);
+                if let Lease::Granted(record) = log.lease(&stage(), &node(["a", "b", "c"][who as usize]), now, &policy(look_ahead)) {
+                    if let Some((until, generation)) = held.get(&record.unit) {
+                        prop_assert!(*until <= now, "unit {} is still held", record.unit);
+                        prop_assert!(record.lease_generation > *generation);
+                    }
+                    prop_assert!(record.unit < look_ahead);
+                    held.insert(record.unit, (now.plus(policy(1).lease_ttl), record.lease_generation));
+                    log.put(record);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,225 @@
+//! Gangs onto slots: whole or not at all, on as few nodes as can be.
+//!
+//! A gang stays on one kind of device, since its ranks reduce together. Among the nodes of a kind the fullest pieces are
+//! taken first and the last piece goes where it leaves the least over, so that large holes stay for large gangs.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::ids::{Incarnation, NodeId, StageRef};
+use crate::records::RankPlacement;
+use crate::spec::{JobSpec, StageSpec};
+
+/// Free slots of the nodes that can be given work now.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Slots {
+    nodes: BTreeMap<NodeId, NodeSlots>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeSlots {
+    pub incarnation: Incarnation,
+    /// `cpu` or `cuda`.
+    pub device: String,
+    pub total: u32,
+    pub free: BTreeSet<u32>,
+    /// Stages whose ranks are still being stopped there: their slots are free for a gang of the same stage alone, whose
+    /// agent stops the old ranks first.
+    pub stopping: BTreeSet<StageRef>,
+}
+
+/// Why a gang was not placed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NoRoom {
+    /// Ranks of the smallest gang that would do.
+    pub wanted: u32,
+    /// Slots free for it on one kind of device.
+    pub free: u32,
+    /// Slots of the connected nodes of one kind, used or not.
+    pub total: u32,
+}
+
+impl NoRoom {
+    /// It would fit if nothing else ran.
+    pub fn fits_when_empty(&self) -> bool {
+        self.wanted <= self.total
+    }
+}
+
+impl Slots {
+    pub fn add(&mut self, node: NodeId, slots: NodeSlots) {
+        self.nodes.insert(node, slots);
+    }
+
+    /// A rank of an active attempt holds this slot.
+    pub fn take(&mut self, rank: &RankPlacement) {
+        if let Some(node) = self.nodes.get_mut(&rank.node) {
+            node.free.remove(&rank.device_index);
+        }
+    }
+
+    /// Its attempt has ended.
+    pub fn give_back(&mut self, rank: &RankPlacement) {
+        if let Some(node) = self.nodes.get_mut(&rank.node)
+            && rank.device_index < node.total
+        {
+            node.free.insert(rank.device_index);
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.nodes.is_empty()
+    }
+}
+
+/// Gang sizes that the spec allows for a stage, largest first: from `gpus` down to `minGpus`, those that divide the
+/// global batch.
+pub fn gang_sizes(spec: &JobSpec, stage: &StageSpec) -> Vec<u32> {
+    let (most, least) = (spec.resources.gpus.max(1), spec.resources.min_gpus.max(1));
+    (least.min(most)..=most).rev().filter(|size| stage.train.global_batch.is_multiple_of(*size)).collect()
+}
+
+/// Places the largest of `sizes` that fits, without taking the slots.
+pub fn place(slots: &Slots, stage: &StageRef, sizes: &[u32]) -> Result<Vec<RankPlacement>, NoRoom> {
+    let open: Vec<(&NodeId, &NodeSlots)> = slots
+        .nodes
+        .iter()
+        .filter(|(_, node)| node.stopping.iter().all(|stopping| stopping == stage) && !node.free.is_empty())
+        .collect();
+    let devices: BTreeSet<&str> = slots.nodes.values().map(|node| node.device.as_str()).collect();
+    // GPUs first where there are any.
+    let devices: Vec<&str> = devices.into_iter().rev().collect();
+    for &size in sizes {
+        for device in &devices {
+            let of_kind: Vec<_> = open.iter().filter(|(_, node)| node.device == *device).copied().collect();
+            if let Some(ranks) = fill(of_kind, size) {
+                return Ok(ranks);
+            }
+        }
+    }
+    let most = |count: &dyn Fn(&str) -> u32| devices.iter().map(|device| count(device)).max().unwrap_or(0);
+    Err(NoRoom {
+        wanted: sizes.last().copied().unwrap_or(0),
+        free: most(&|device| {
+            open.iter().filter(|(_, node)| node.device == device).map(|(_, node)| free_count(node)).sum()
+        }),
+        total: most(&|device| {
+            slots.nodes.values().filter(|node| node.device == device).map(|node| node.total).sum()
+        }),
+    })
+}
+
+fn free_count(node: &NodeSlots) -> u32 {
+    u32::try_from(node.free.len()).unwrap_or(u32::MAX)
+}
+
+fn fill(mut nodes: Vec<(&NodeId, &NodeSlots)>, size: u32) -> Option<Vec<RankPlacement>> {
+    if size == 0 || nodes.iter().map(|(_, node)| u64::from(free_count(node))).sum::<u64>() < u64::from(size) {
+        return None;
+    }
+    nodes.sort_by_key(|(id, node)| (free_count(node), *id));
+    let mut ranks = Vec::new();
+    let mut missing = size;
+    while missing > 0 {
+        // Ascending by free slots: the first that takes all the rest leaves the least over; else the largest.
+        let at = nodes.iter().position(|(_, node)| free_count(node) >= missing).unwrap_or(nodes.len().checked_sub(1)?);
+        let (id, node) = nodes.remove(at);
+        let taken = missing.min(free_count(node));
+        ranks.extend(node.free.iter().take(taken as usize).map(|&device_index| RankPlacement {
+            node: id.clone(),
+            incarnation: node.incarnation.clone(),
+            device_index,
+        }));
+        missing -= taken;
+    }
+    Some(ranks)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::ids::{JobId, StageName};
+
+    fn stage(name: &str) -> StageRef {
+        StageRef { job: JobId::parse("j").expect("valid"), stage: StageName::parse(name).expect("valid") }
+    }
+
+    fn slots(free: &[(u32, &str)]) -> Slots {
+        let mut slots = Slots::default();
+        for (i, (total, device)) in free.iter().enumerate() {
+            let node = NodeSlots {
+                incarnation: Incarnation::parse("i").expect("valid"),
+                device: (*device).to_owned(),
+                total: *total,
+                free: (0..*total).collect(),
+                stopping: BTreeSet::new(),
+            };
+            slots.add(NodeId::parse(&format!("n{i:02}")).expect("valid"), node);
+        }
+        slots
+    }
+
+    fn nodes_of(ranks: &[RankPlacement]) -> Vec<&str> {
+        ranks.iter().map(|rank| rank.node.as_str()).collect()
+    }
+
+    #[test]
+    fn the_smallest_node_that_takes_the_whole_gang_is_used() {
+        let ranks = place(&slots(&[(8, "cpu"), (2, "cpu"), (4, "cpu")]), &stage("s"), &[2]).expect("fits");
+        assert_eq!(nodes_of(&ranks), ["n01", "n01"]);
+    }
+
+    #[test]
+    fn a_gang_spreads_over_as_few_nodes_as_can_be() {
+        let ranks = place(&slots(&[(1, "cpu"), (2, "cpu"), (4, "cpu")]), &stage("s"), &[5]).expect("fits");
+        assert_eq!(nodes_of(&ranks), ["n02", "n02", "n02", "n02", "n00"]);
+    }
+
+    #[test]
+    fn a_gang_does_not_mix_devices() {
+        let room = slots(&[(1, "cpu"), (1, "cuda")]);
+        let refused = place(&room, &stage("s"), &[2]).expect_err("no room");
+        assert_eq!(refused, NoRoom { wanted: 2, free: 1, total: 1 });
+        assert_eq!(nodes_of(&place(&room, &stage("s"), &[1]).expect("fits")), ["n01"]);
+    }
+
+    #[test]
+    fn a_smaller_gang_is_taken_only_when_allowed() {
+        let room = slots(&[(3, "cpu")]);
+        assert!(place(&room, &stage("s"), &[4]).is_err());
+        assert_eq!(place(&room, &stage("s"), &[4, 2]).expect("fits").len(), 2);
+    }
+
+    #[test]
+    fn a_node_that_still_stops_ranks_takes_only_their_own_stage() {
+        let mut room = slots(&[(2, "cpu")]);
+        room.nodes.values_mut().for_each(|node| node.stopping = BTreeSet::from([stage("s")]));
+        assert!(place(&room, &stage("t"), &[1]).is_err());
+        assert!(place(&room, &stage("s"), &[2]).is_ok());
+    }
+
+    proptest! {
+        #[test]
+        fn a_gang_is_whole_and_no_slot_is_used_twice(
+            nodes in prop::collection::vec((0u32..9, prop::bool::ANY), 0..8),
+            sizes in prop::collection::vec(1u32..12, 1..8),
+        ) {
+            let nodes: Vec<_> = nodes.iter().map(|(n, cuda)| (*n, if *cuda { "cuda" } else { "cpu" })).collect();
+            let mut room = slots(&nodes);
+            let mut used = BTreeSet::new();
+            for size in sizes {
+                match place(&room, &stage("s"), &[size]) {
+                    Ok(ranks) => {
+                        prop_assert_eq!(ranks.len(), size as usize);
+                        for rank in &ranks {
+                            room.take(rank);
+                            prop_assert!(used.insert((rank.node.clone(), rank.device_index)), "slot used twice");
+                        }
+                    }
+                    Err(refused) => prop_assert!(refused.free < size, "there was room"),
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,241 @@
+//! What is durable: one record a key. Everything that the controller must not forget is in one of these; everything
+//! else (sessions, progress, reasons for waiting) is observed again after a restart.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use crate::ids::{AttemptRef, Generation, Incarnation, JobId, NodeId, RequestId, StageRef, Timestamp};
+use crate::job::JobState;
+use crate::spec::JobSpec;
+
+/// A job as accepted, and where it is.
+#[derive(Clone, Debug, PartialEq)]
+pub struct JobRecord {
+    pub id: JobId,
+    pub request: RequestId,
+    pub spec: Arc<JobSpec>,
+    /// The resolved spec as it was accepted, JSON; nodes receive these very bytes.
+    pub spec_json: Arc<[u8]>,
+    pub state: JobState,
+    pub submitted_at: Timestamp,
+    /// First time that a node worked on it.
+    pub started_at: Option<Timestamp>,
+    pub finished_at: Option<Timestamp>,
+}
+
+/// Which job a request id made. Written together with the job.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RequestRecord {
+    pub request: RequestId,
+    pub job: JobId,
+}
+
+/// The newest attempt to train a stage. Written before the first command that carries its generation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AttemptRecord {
+    pub attempt: AttemptRef,
+    /// The gang, by rank.
+    pub ranks: Vec<RankPlacement>,
+    pub state: AttemptState,
+    pub started_at: Timestamp,
+    /// Attempts of this stage before this one.
+    pub restarts: u32,
+    /// Attempts that ended badly since the stage's last new checkpoint, this one included once it has ended.
+    pub failures_in_a_row: u32,
+    /// Checkpoint of this stage that the gang goes on from.
+    pub resume_from: Option<CheckpointRecord>,
+    /// Final checkpoint of the stage that this one starts from.
+    pub init_from: Option<CheckpointRecord>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AttemptState {
+    /// Its ranks run, or are to run.
+    Active,
+    /// Nothing of it is wanted any more.
+    Ended { reason: String, at: Timestamp },
+}
+
+/// Where one rank runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RankPlacement {
+    pub node: NodeId,
+    /// Process of the node that was given the rank: when the node comes back as another, the rank is gone.
+    pub incarnation: Incarnation,
+    /// Slot on the node, from 0.
+    pub device_index: u32,
+}
+
+impl AttemptRecord {
+    pub fn is_active(&self) -> bool {
+        match self.state {
+            AttemptState::Active => true,
+            AttemptState::Ended { .. } => false,
+        }
+    }
+
+    pub fn runs_on(&self, node: &NodeId) -> bool {
+        self.ranks.iter().any(|rank| rank.node == *node)
+    }
+}
+
+/// One curation unit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnitRecord {
+    pub stage: StageRef,
+    pub unit: u64,
+    /// Grows with each lease.
+    pub lease_generation: u64,
+    /// Times that it was given back with an error.
+    pub failures: u32,
+    pub state: UnitState,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum UnitState {
+    Free,
+    /// `expires_at` is the time at the grant; renewals are kept in memory alone.
+    Leased {
+        node: NodeId,
+        expires_at: Timestamp,
+    },
+    /// Committed; never changes again.
+    Done(UnitResult),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnitResult {
+    pub shard: ShardRecord,
+    /// Candidates rejected, by reason.
+    pub rejected: BTreeMap<String, u64>,
+    /// The source has no more after this unit.
+    pub exhausted: bool,
+}
+
+/// The accepted pairs of one unit.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ShardRecord {
+    /// Key in the object store; empty if there is no pair.
+    pub path: String,
+    pub pairs: u64,
+    pub size_bytes: u64,
+    /// 64 lower-case hexadecimal digits; empty if there is no pair.
+    pub sha256: String,
+}
+
+/// A checkpoint exists when this record does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CheckpointRecord {
+    pub stage: StageRef,
+    /// Of the attempt that wrote it.
+    pub generation: Generation,
+    /// Optimizer steps done.
+    pub step: u64,
+    /// Folder in the object store.
+    pub path: String,
+    pub files: Vec<FileRecord>,
+    pub committed_at: Timestamp,
+    /// The stage's training ends with it.
+    pub is_final: bool,
+    /// Why nothing may resume from it.
+    pub damaged: Option<String>,
+    /// Samples of the global order that are trained.
+    pub next_position: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FileRecord {
+    pub name: String,
+    pub size_bytes: u64,
+    pub sha256: String,
+}
+
+/// A node as it last introduced itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeRecord {
+    pub id: NodeId,
+    pub incarnation: Incarnation,
+    pub kind: NodeKind,
+    /// Ranks that fit; 0 for a curator.
+    pub slots: u32,
+    /// `cpu` or `cuda`.
+    pub device: String,
+    /// host:port of the node's own gRPC server.
+    pub address: String,
+    pub labels: BTreeMap<String, String>,
+    pub version: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum NodeKind {
+    Trainer,
+    Curator,
+}
+
+/// Any record.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Record {
+    Job(JobRecord),
+    Request(RequestRecord),
+    Attempt(AttemptRecord),
+    Unit(UnitRecord),
+    Checkpoint(CheckpointRecord),
+    Node(NodeRecord),
+}
+
+/// Identity of a record. The order is the order in which a snapshot can be applied: jobs before what belongs to them.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum RecordKey {
+    Job(JobId),
+    Request(RequestId),
+    Attempt(StageRef),
+    Unit(StageRef, u64),
+    Checkpoint(StageRef, u64, Generation),
+    Node(NodeId),
+}
+
+impl Record {
+    pub fn key(&self) -> RecordKey {
+        match self {
+            Self::Job(record) => RecordKey::Job(record.id.clone()),
+            Self::Request(record) => RecordKey::Request(record.request.clone()),
+            Self::Attempt(record) => RecordKey::Attempt(record.attempt.stage_ref()),
+            Self::Unit(record) => RecordKey::Unit(record.stage.clone(), record.unit),
+            Self::Checkpoint(record) => RecordKey::Checkpoint(record.stage.clone(), record.step, record.generation),
+            Self::Node(record) => RecordKey::Node(record.id.clone()),
+        }
+    }
+}
+
+/// The key in the store, below its versioned prefix.
+impl fmt::Display for RecordKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Job(id) => write!(f, "jobs/{id}"),
+            Self::Request(id) => write!(f, "requests/{id}"),
+            Self::Attempt(stage) => write!(f, "attempts/{stage}"),
+            Self::Unit(stage, unit) => write!(f, "units/{stage}/{unit:012}"),
+            Self::Checkpoint(stage, step, generation) => {
+                write!(f, "checkpoints/{stage}/{step:012}-g{generation:08}", generation = generation.0)
+            }
+            Self::Node(id) => write!(f, "nodes/{id}"),
+        }
+    }
+}
+
+/// A change to be made durable.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Write {
+    Put(Record),
+    Delete(RecordKey),
+}
+
+impl Write {
+    pub fn key(&self) -> RecordKey {
+        match self {
+            Self::Put(record) => record.key(),
+            Self::Delete(key) => key.clone(),
+        }
+    }
+}

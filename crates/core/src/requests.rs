@@ -1,0 +1,13 @@
+//! What a caller may ask for. Each function looks at the state and gives what has to be written for the request to hold,
+//! and the answer; nothing is changed here. The answer may be given once the writes are durable.
+
+mod checkpoints;
+mod jobs;
+mod units;
+
+pub(crate) use jobs::ended;
+pub use checkpoints::{
+    CheckpointCommitted, checkpoint_path, commit_checkpoint, mark_checkpoint_damaged,
+};
+pub use jobs::{QueueLimits, Submission, Submitted, cancel_job, submit_job};
+pub use units::{UnitCommit, UnitCommitted, UnitLeaseRef, commit_unit, fail_unit, lease_unit, renew_unit, shard_path};

@@ -1,0 +1,157 @@
+//! The registry of checkpoints.
+
+use crate::error::Refused;
+use crate::ids::{AttemptRef, Generation, StageRef, Timestamp};
+use crate::job::JobEvent;
+use crate::records::{CheckpointRecord, JobRecord, Record, RecordKey, Write};
+use crate::requests::jobs::{ended, one_line};
+use crate::state::{ClusterState, Job, Stage};
+
+/// Files that one checkpoint may have.
+const MAX_FILES: usize = 64;
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct CheckpointCommitted {
+    /// As registered.
+    pub checkpoint: CheckpointRecord,
+    /// No longer kept; their files may be deleted.
+    pub expired: Vec<CheckpointRecord>,
+    pub writes: Vec<Write>,
+}
+
+/// Folder of a checkpoint in the object store.
+pub fn checkpoint_path(stage: &StageRef, step: u64, generation: Generation) -> String {
+    format!("jobs/{}/{}/checkpoints/step-{step:08}-g{generation}", stage.job, stage.stage)
+}
+
+fn find<'a>(state: &'a ClusterState, id: &StageRef) -> Result<(&'a Job, &'a Stage), Refused> {
+    let job = state.job(&id.job).ok_or_else(|| Refused::NotFound { what: format!("job {}", id.job) })?;
+    let stage = state.stage(id).ok_or_else(|| Refused::NotFound { what: format!("stage {id}") })?;
+    Ok((job, stage))
+}
+
+/// Registers a checkpoint whose files are all written. The final one ends its stage, and the job if it was the last, in
+/// the same write.
+pub fn commit_checkpoint(
+    state: &ClusterState,
+    checkpoint: CheckpointRecord,
+    now: Timestamp,
+) -> Result<CheckpointCommitted, Refused> {
+    let (job, stage) = find(state, &checkpoint.stage)?;
+    if let Some(known) = stage.checkpoints.get(&(checkpoint.step, checkpoint.generation)) {
+        if known.files != checkpoint.files {
+            return Err(Refused::invalid("checkpoint.files", "another content is registered for this step and generation"));
+        }
+        return Ok(CheckpointCommitted { checkpoint: known.clone(), expired: Vec::new(), writes: Vec::new() });
+    }
+    if job.record.state.is_terminal() {
+        return Err(Refused::TooLate { what: format!("job {} is {}", job.record.id, job.record.state) });
+    }
+    check_newest(stage, checkpoint.generation)?;
+    if stage.is_done() {
+        return Err(Refused::TooLate { what: format!("stage {} is done", stage.id) });
+    }
+    check(job, &checkpoint)?;
+
+    let checkpoint = CheckpointRecord { committed_at: now, damaged: None, ..checkpoint };
+    let mut writes = vec![Write::Put(Record::Checkpoint(checkpoint.clone()))];
+    let expired = expired_by(job, stage, &checkpoint);
+    writes.extend(expired.iter().map(|old| Write::Delete(RecordKey::Checkpoint(old.stage.clone(), old.step, old.generation))));
+    if checkpoint.is_final {
+        if let Some(attempt) = stage.active_attempt() {
+            let reason = "the final checkpoint is committed".to_owned();
+            writes.push(Write::Put(Record::Attempt(ended(attempt, reason, now))));
+        }
+        let others_done = job.stages.iter().all(|other| other.id == stage.id || other.is_done());
+        if others_done && let Ok(next) = job.record.state.step(JobEvent::Succeed) {
+            let record = JobRecord { state: next, finished_at: Some(now), ..job.record.clone() };
+            writes.push(Write::Put(Record::Job(record)));
+        }
+    }
+    Ok(CheckpointCommitted { checkpoint, expired, writes })
+}
+
+fn check_newest(stage: &Stage, generation: Generation) -> Result<(), Refused> {
+    if generation == stage.generation() && generation > Generation(0) {
+        return Ok(());
+    }
+    let StageRef { job, stage } = stage.id.clone();
+    Err(Refused::StaleAttempt { attempt: AttemptRef { job, stage, generation } })
+}
+
+fn check(job: &Job, checkpoint: &CheckpointRecord) -> Result<(), Refused> {
+    let index = job.stage_index(checkpoint.stage.stage.as_str());
+    let spec = index.and_then(|index| job.stage_spec(index));
+    let steps = spec.map_or(0, |spec| spec.train.steps);
+    if checkpoint.step == 0 || checkpoint.step > steps {
+        return Err(Refused::invalid("checkpoint.step", format!("must be 1 to {steps}")));
+    }
+    if checkpoint.is_final && checkpoint.step != steps {
+        return Err(Refused::invalid("checkpoint.final", format!("is only step {steps}")));
+    }
+    let path = checkpoint_path(&checkpoint.stage, checkpoint.step, checkpoint.generation);
+    if checkpoint.path != path {
+        return Err(Refused::invalid("checkpoint.path", format!("must be {path}")));
+    }
+    if checkpoint.files.is_empty() || checkpoint.files.len() > MAX_FILES {
+        return Err(Refused::invalid("checkpoint.files", format!("must be 1 to {MAX_FILES}")));
+    }
+    for file in &checkpoint.files {
+        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+        let name = file.name.as_str();
+        if name.is_empty() || name.len() > 128 || name.starts_with('.') || !name.chars().all(plain) {
+            return Err(Refused::invalid("checkpoint.files.name", "must be 1 to 128 characters of [A-Za-z0-9._-]"));
+        }
+        check_sha256("checkpoint.files.sha256", &file.sha256)?;
+    }
+    Ok(())
+}
+
+pub(crate) fn check_sha256(field: &'static str, text: &str) -> Result<(), Refused> {
+    let hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+    if text.len() == 64 && text.bytes().all(hex) {
+        return Ok(());
+    }
+    Err(Refused::invalid(field, "must be 64 lower-case hexadecimal digits"))
+}
+
+/// Checkpoints of the stage that are no longer kept once `new` is there: all but the newest `keepLast` undamaged ones
+/// besides the final one, and damaged ones older than those.
+fn expired_by(job: &Job, stage: &Stage, new: &CheckpointRecord) -> Vec<CheckpointRecord> {
+    let keep = job.record.spec.checkpoints.keep_last.max(1) as usize;
+    let new_counts = usize::from(!new.is_final);
+    let mut kept = new_counts;
+    let mut expired = Vec::new();
+    for old in stage.checkpoints.values().rev().filter(|old| !old.is_final) {
+        if kept >= keep {
+            expired.push(old.clone());
+        } else if old.damaged.is_none() {
+            kept += 1;
+        }
+    }
+    expired
+}
+
+/// Marks a checkpoint, so that nothing goes on from it. `found_by` is the stage whose attempt `generation` found it; the
+/// checkpoint may be of an earlier stage, which is then not done any more.
+pub fn mark_checkpoint_damaged(
+    state: &ClusterState,
+    found_by: &StageRef,
+    generation: Generation,
+    path: &str,
+    reason: &str,
+) -> Result<Vec<Write>, Refused> {
+    let (job, stage) = find(state, found_by)?;
+    let known = job.stages.iter().flat_map(|stage| stage.checkpoints.values()).find(|known| known.path == path);
+    let known = known.ok_or_else(|| Refused::NotFound { what: format!("checkpoint {}", one_line(path)) })?;
+    if known.damaged.is_some() {
+        return Ok(Vec::new());
+    }
+    if job.record.state.is_terminal() {
+        return Err(Refused::TooLate { what: format!("job {} is {}", job.record.id, job.record.state) });
+    }
+    check_newest(stage, generation)?;
+    let reason = one_line(reason);
+    let reason = if reason.is_empty() { "damaged".to_owned() } else { reason };
+    Ok(vec![Write::Put(Record::Checkpoint(CheckpointRecord { damaged: Some(reason), ..known.clone() }))])
+}

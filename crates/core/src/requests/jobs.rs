@@ -1,0 +1,112 @@
+//! Submitting and cancelling.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::error::Refused;
+use crate::ids::{JobId, RequestId, Timestamp};
+use crate::job::{JobEvent, JobState};
+use crate::records::{AttemptRecord, AttemptState, JobRecord, Record, RequestRecord, Write};
+use crate::spec::JobSpec;
+use crate::state::ClusterState;
+
+/// Most characters of a cancel reason that are kept.
+const MAX_REASON_CHARS: usize = 300;
+/// Ids that are tried for one job before the name is called used up.
+const MAX_ID_TRIES: u32 = 64;
+
+/// Bound of the queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QueueLimits {
+    /// Jobs that are not terminal.
+    pub max_open_jobs: usize,
+    /// Hint to whoever is refused.
+    pub retry_after: Duration,
+}
+
+/// A spec that has been found good.
+#[derive(Clone, Debug)]
+pub struct Submission {
+    pub request: RequestId,
+    pub spec: Arc<JobSpec>,
+    pub spec_json: Arc<[u8]>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Submitted {
+    pub job: JobId,
+    /// The request was seen before; nothing is written.
+    pub already: bool,
+    pub writes: Vec<Write>,
+}
+
+/// Accepts a job. The same request id gives the same job, however often it is sent.
+pub fn submit_job(
+    state: &ClusterState,
+    submission: Submission,
+    limits: QueueLimits,
+    now: Timestamp,
+) -> Result<Submitted, Refused> {
+    if let Some(job) = state.requested(&submission.request) {
+        if job.record.spec_json != submission.spec_json {
+            let what = format!("request id {} has submitted another spec, as job {}", submission.request, job.record.id);
+            return Err(Refused::Exists { what });
+        }
+        return Ok(Submitted { job: job.record.id.clone(), already: true, writes: Vec::new() });
+    }
+    if state.open_count() >= limits.max_open_jobs {
+        let what = format!("{} jobs are waiting or running, which is the limit", state.open_count());
+        return Err(Refused::Full { what, retry_after: limits.retry_after });
+    }
+    let id = free_id(state, &submission)?;
+    let request = RequestRecord { request: submission.request.clone(), job: id.clone() };
+    let job = JobRecord {
+        id: id.clone(),
+        request: submission.request,
+        spec: submission.spec,
+        spec_json: submission.spec_json,
+        state: JobState::Queued,
+        submitted_at: now,
+        started_at: None,
+        finished_at: None,
+    };
+    Ok(Submitted { job: id, already: false, writes: vec![Write::Put(Record::Job(job)), Write::Put(Record::Request(request))] })
+}
+
+fn free_id(state: &ClusterState, submission: &Submission) -> Result<JobId, Refused> {
+    for salt in 0..MAX_ID_TRIES {
+        let id = JobId::derive(&submission.spec.name, &submission.request, salt)
+            .map_err(|error| Refused::bad_id("metadata.name", &error))?;
+        if state.job(&id).is_none() {
+            return Ok(id);
+        }
+    }
+    Err(Refused::Exists { what: format!("too many jobs are called {}", submission.spec.name) })
+}
+
+/// Ends a job for good. A job that has ended stays as it is.
+pub fn cancel_job(state: &ClusterState, id: &JobId, reason: &str, now: Timestamp) -> Result<Vec<Write>, Refused> {
+    let job = state.job(id).ok_or_else(|| Refused::NotFound { what: format!("job {id}") })?;
+    let reason = one_line(reason);
+    let reason = if reason.is_empty() { "cancelled".to_owned() } else { reason };
+    let Ok(next) = job.record.state.step(JobEvent::Cancel { reason: reason.clone() }) else { return Ok(Vec::new()) };
+    let mut writes: Vec<Write> = job
+        .stages
+        .iter()
+        .filter_map(|stage| stage.active_attempt())
+        .map(|attempt| Write::Put(Record::Attempt(ended(attempt, reason.clone(), now))))
+        .collect();
+    let record = JobRecord { state: next, finished_at: Some(now), ..job.record.clone() };
+    writes.push(Write::Put(Record::Job(record)));
+    Ok(writes)
+}
+
+pub(crate) fn ended(attempt: &AttemptRecord, reason: String, now: Timestamp) -> AttemptRecord {
+    AttemptRecord { state: AttemptState::Ended { reason, at: now }, ..attempt.clone() }
+}
+
+/// Text from outside as one bounded line.
+pub(crate) fn one_line(text: &str) -> String {
+    let line: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MAX_REASON_CHARS).collect();
+    line.trim().to_owned()
+}

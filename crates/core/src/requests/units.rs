@@ -1,0 +1,165 @@
+//! Leasing, renewing, committing and failing curation units.
+
+use std::collections::BTreeMap;
+
+use crate::error::Refused;
+use crate::ids::{NodeId, StageRef, Timestamp};
+use crate::pairlog::{Lease, REJECTION_REASONS, UNIT_SET_ASIDE, UnitPolicy};
+use crate::records::{Record, ShardRecord, UnitRecord, UnitResult, UnitState, Write};
+use crate::requests::checkpoints::check_sha256;
+use crate::state::{ClusterState, Stage};
+
+/// Pairs that one unit may bring; far above any unit size.
+const MAX_PAIRS_PER_UNIT: u64 = 1 << 20;
+
+/// A lease as its holder names it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnitLeaseRef {
+    pub stage: StageRef,
+    pub unit: u64,
+    pub lease_generation: u64,
+}
+
+/// A unit's result as its curator hands it in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnitCommit {
+    pub lease: UnitLeaseRef,
+    pub shard: ShardRecord,
+    pub rejected: BTreeMap<String, u64>,
+    pub exhausted: bool,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct UnitCommitted {
+    /// What was committed before stands.
+    pub done_already: bool,
+    pub writes: Vec<Write>,
+}
+
+/// Key of the shard that a lease writes.
+pub fn shard_path(lease: &UnitLeaseRef) -> String {
+    let UnitLeaseRef { stage, unit, lease_generation } = lease;
+    format!("jobs/{}/{}/pairs/unit-{unit:06}-l{lease_generation}.tar", stage.job, stage.stage)
+}
+
+fn open_stage<'a>(state: &'a ClusterState, id: &StageRef) -> Result<&'a Stage, Refused> {
+    let job = state.job(&id.job).ok_or_else(|| Refused::NotFound { what: format!("job {}", id.job) })?;
+    let stage = state.stage(id).ok_or_else(|| Refused::NotFound { what: format!("stage {id}") })?;
+    if job.record.state.is_terminal() {
+        return Err(Refused::TooLate { what: format!("job {} is {}", id.job, job.record.state) });
+    }
+    Ok(stage)
+}
+
+/// Leases the next unit of a stage to `node`. A job that has ended counts as sealed.
+pub fn lease_unit(
+    state: &ClusterState,
+    id: &StageRef,
+    node: &NodeId,
+    policy: &UnitPolicy,
+    now: Timestamp,
+) -> Result<(Lease, Vec<Write>), Refused> {
+    let stage = match open_stage(state, id) {
+        Ok(stage) => stage,
+        Err(Refused::TooLate { .. }) => return Ok((Lease::Sealed, Vec::new())),
+        Err(refused) => return Err(refused),
+    };
+    let lease = stage.log.lease(id, node, now, policy);
+    let writes = match &lease {
+        Lease::Granted(record) => vec![Write::Put(Record::Unit(record.clone()))],
+        Lease::Wait | Lease::Sealed => Vec::new(),
+    };
+    Ok((lease, writes))
+}
+
+/// The unit's record with the lease extended, if `lease` still holds it. Kept in memory alone: a controller that
+/// restarts grants every lease a full term again.
+pub fn renew_unit(
+    state: &ClusterState,
+    lease: &UnitLeaseRef,
+    node: &NodeId,
+    policy: &UnitPolicy,
+    now: Timestamp,
+) -> Result<UnitRecord, Refused> {
+    let stage = open_stage(state, &lease.stage)?;
+    let record = held(stage, lease)?;
+    Ok(UnitRecord {
+        state: UnitState::Leased { node: node.clone(), expires_at: now.plus(policy.lease_ttl) },
+        ..record.clone()
+    })
+}
+
+fn stale(lease: &UnitLeaseRef) -> Refused {
+    Refused::StaleLease { unit: lease.unit, lease_generation: lease.lease_generation }
+}
+
+fn held<'a>(stage: &'a Stage, lease: &UnitLeaseRef) -> Result<&'a UnitRecord, Refused> {
+    let record = stage.log.unit(lease.unit).ok_or_else(|| stale(lease))?;
+    match record.state {
+        UnitState::Leased { .. } if record.lease_generation == lease.lease_generation => Ok(record),
+        UnitState::Leased { .. } | UnitState::Free | UnitState::Done(_) => Err(stale(lease)),
+    }
+}
+
+/// Commits a unit's result, once.
+pub fn commit_unit(state: &ClusterState, commit: UnitCommit) -> Result<UnitCommitted, Refused> {
+    let done_already = UnitCommitted { done_already: true, writes: Vec::new() };
+    let stage = open_stage(state, &commit.lease.stage)?;
+    let record = stage.log.unit(commit.lease.unit).ok_or_else(|| stale(&commit.lease))?;
+    // Past the seal nothing is read any more, so nothing has to be kept.
+    if record.is_done() || stage.log.is_sealed() {
+        return Ok(done_already);
+    }
+    let record = held(stage, &commit.lease)?;
+    check_result(&commit)?;
+    let result = UnitResult { shard: commit.shard, rejected: commit.rejected, exhausted: commit.exhausted };
+    let record = UnitRecord { state: UnitState::Done(result), ..record.clone() };
+    Ok(UnitCommitted { done_already: false, writes: vec![Write::Put(Record::Unit(record))] })
+}
+
+fn check_result(commit: &UnitCommit) -> Result<(), Refused> {
+    let shard = &commit.shard;
+    if shard.pairs > MAX_PAIRS_PER_UNIT {
+        return Err(Refused::invalid("shard.pairs", format!("must be at most {MAX_PAIRS_PER_UNIT}")));
+    }
+    if shard.pairs > 0 {
+        let wanted = shard_path(&commit.lease);
+        if shard.path != wanted {
+            return Err(Refused::invalid("shard.path", format!("must be {wanted}")));
+        }
+        if shard.size_bytes == 0 {
+            return Err(Refused::invalid("shard.size_bytes", "must be more than 0"));
+        }
+        check_sha256("shard.sha256", &shard.sha256)?;
+    }
+    match commit.rejected.keys().find(|reason| !REJECTION_REASONS.contains(&reason.as_str())) {
+        Some(unknown) => {
+            let known = REJECTION_REASONS.join(", ");
+            Err(Refused::invalid("rejected", format!("{unknown:?} is not one of {known}")))
+        }
+        None => Ok(()),
+    }
+}
+
+/// Gives a unit back. After `policy.max_failures` of them it counts as done, with no pairs.
+pub fn fail_unit(
+    state: &ClusterState,
+    lease: &UnitLeaseRef,
+    policy: &UnitPolicy,
+) -> Result<(bool, Vec<Write>), Refused> {
+    let stage = open_stage(state, &lease.stage)?;
+    let record = held(stage, lease)?;
+    let failures = record.failures.saturating_add(1);
+    let set_aside = failures >= policy.max_failures;
+    let next = if set_aside {
+        UnitState::Done(UnitResult {
+            shard: ShardRecord::default(),
+            rejected: BTreeMap::from([(UNIT_SET_ASIDE.to_owned(), 1)]),
+            exhausted: false,
+        })
+    } else {
+        UnitState::Free
+    };
+    let record = UnitRecord { failures, state: next, ..record.clone() };
+    Ok((set_aside, vec![Write::Put(Record::Unit(record))]))
+}

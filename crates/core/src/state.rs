@@ -1,0 +1,240 @@
+//! The durable state, assembled from its records, and what follows from it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::ids::{Generation, JobId, NodeId, RequestId, StageRef, Timestamp};
+use crate::pairlog::PairLog;
+use crate::records::{AttemptRecord, CheckpointRecord, JobRecord, NodeRecord, Record, RecordKey, Write};
+use crate::spec::StageSpec;
+
+/// Everything durable. Changed by [`ClusterState::apply`] alone.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ClusterState {
+    jobs: BTreeMap<JobId, Job>,
+    requests: BTreeMap<RequestId, JobId>,
+    nodes: BTreeMap<NodeId, NodeRecord>,
+    /// Jobs that are not terminal: what a decision has to look at.
+    open: BTreeSet<JobId>,
+}
+
+/// A job with what belongs to it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Job {
+    pub record: JobRecord,
+    /// As many as the spec has.
+    pub stages: Vec<Stage>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Stage {
+    pub id: StageRef,
+    /// The newest attempt.
+    pub attempt: Option<AttemptRecord>,
+    pub log: PairLog,
+    /// By step, then generation.
+    pub checkpoints: BTreeMap<(u64, Generation), CheckpointRecord>,
+}
+
+/// A record that belongs to a job or stage that is not there.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("record {key} belongs to nothing")]
+pub struct Orphan {
+    pub key: String,
+}
+
+impl ClusterState {
+    /// Assembles a snapshot, in whatever order its records come. Orphans are left out and returned.
+    pub fn load(mut records: Vec<Record>) -> (Self, Vec<Orphan>) {
+        records.sort_by_cached_key(Record::key);
+        let mut state = Self::default();
+        let orphans = records.into_iter().filter_map(|record| state.apply(Write::Put(record)).err()).collect();
+        (state, orphans)
+    }
+
+    /// Takes over one change.
+    pub fn apply(&mut self, write: Write) -> Result<(), Orphan> {
+        match write {
+            Write::Put(record) => self.put(record),
+            Write::Delete(key) => {
+                self.delete(&key);
+                Ok(())
+            }
+        }
+    }
+
+    fn put(&mut self, record: Record) -> Result<(), Orphan> {
+        let key = record.key();
+        let orphan = || Orphan { key: key.to_string() };
+        match record {
+            Record::Job(record) => self.put_job(record),
+            Record::Request(record) => {
+                self.requests.insert(record.request, record.job);
+            }
+            Record::Attempt(record) => {
+                let stage = self.stage_mut(&record.attempt.stage_ref()).ok_or_else(orphan)?;
+                stage.attempt = Some(record);
+            }
+            Record::Unit(record) => self.stage_mut(&record.stage).ok_or_else(orphan)?.log.put(record),
+            Record::Checkpoint(record) => {
+                let stage = self.stage_mut(&record.stage).ok_or_else(orphan)?;
+                stage.checkpoints.insert((record.step, record.generation), record);
+            }
+            Record::Node(record) => {
+                self.nodes.insert(record.id.clone(), record);
+            }
+        }
+        Ok(())
+    }
+
+    fn put_job(&mut self, record: JobRecord) {
+        if record.state.is_terminal() {
+            self.open.remove(&record.id);
+        } else {
+            self.open.insert(record.id.clone());
+        }
+        match self.jobs.get_mut(&record.id) {
+            Some(job) => job.record = record,
+            None => {
+                let job = Job::new(record);
+                self.jobs.insert(job.record.id.clone(), job);
+            }
+        }
+    }
+
+    fn delete(&mut self, key: &RecordKey) {
+        match key {
+            RecordKey::Job(id) => {
+                self.jobs.remove(id);
+                self.open.remove(id);
+            }
+            RecordKey::Request(id) => {
+                self.requests.remove(id);
+            }
+            RecordKey::Attempt(stage) => {
+                if let Some(stage) = self.stage_mut(stage) {
+                    stage.attempt = None;
+                }
+            }
+            // A unit of a log goes with its job only: positions never change.
+            RecordKey::Unit(..) => {}
+            RecordKey::Checkpoint(stage, step, generation) => {
+                if let Some(stage) = self.stage_mut(stage) {
+                    stage.checkpoints.remove(&(*step, *generation));
+                }
+            }
+            RecordKey::Node(id) => {
+                self.nodes.remove(id);
+            }
+        }
+    }
+
+    fn stage_mut(&mut self, id: &StageRef) -> Option<&mut Stage> {
+        self.jobs.get_mut(&id.job)?.stages.iter_mut().find(|stage| stage.id.stage == id.stage)
+    }
+
+    pub fn job(&self, id: &JobId) -> Option<&Job> {
+        self.jobs.get(id)
+    }
+
+    /// Every job, by id.
+    pub fn jobs(&self) -> impl Iterator<Item = &Job> {
+        self.jobs.values()
+    }
+
+    pub fn stage(&self, id: &StageRef) -> Option<&Stage> {
+        self.jobs.get(&id.job)?.stages.iter().find(|stage| stage.id.stage == id.stage)
+    }
+
+    /// The job that `request` made.
+    pub fn requested(&self, request: &RequestId) -> Option<&Job> {
+        self.jobs.get(self.requests.get(request)?)
+    }
+
+    pub fn node(&self, id: &NodeId) -> Option<&NodeRecord> {
+        self.nodes.get(id)
+    }
+
+    pub fn nodes(&self) -> impl Iterator<Item = &NodeRecord> {
+        self.nodes.values()
+    }
+
+    pub fn open_count(&self) -> usize {
+        self.open.len()
+    }
+
+    /// Jobs that are not terminal, in the order in which they are served: priority, then age.
+    pub fn open_in_order(&self) -> Vec<&Job> {
+        let mut jobs: Vec<&Job> = self.open.iter().filter_map(|id| self.jobs.get(id)).collect();
+        jobs.sort_by_key(|job| job.order());
+        jobs
+    }
+}
+
+impl Job {
+    fn new(record: JobRecord) -> Self {
+        let stages = record
+            .spec
+            .stages
+            .iter()
+            .filter_map(|spec| {
+                // The parser allows no other names; a stage that has one can hold nothing.
+                let stage = crate::ids::StageName::parse(&spec.name).ok()?;
+                let id = StageRef { job: record.id.clone(), stage };
+                let log = PairLog::new(spec.data.pairs);
+                Some(Stage { id, attempt: None, log, checkpoints: BTreeMap::new() })
+            })
+            .collect();
+        Self { record, stages }
+    }
+
+    /// Sorts first what is served first.
+    pub fn order(&self) -> (i64, Timestamp, &JobId) {
+        (-i64::from(self.record.spec.priority), self.record.submitted_at, &self.record.id)
+    }
+
+    /// First stage that is not done; `None` if all are.
+    pub fn current_stage(&self) -> Option<usize> {
+        self.stages.iter().position(|stage| !stage.is_done())
+    }
+
+    pub fn stage_spec(&self, index: usize) -> Option<&StageSpec> {
+        self.record.spec.stages.get(index)
+    }
+
+    pub fn stage_index(&self, name: &str) -> Option<usize> {
+        self.stages.iter().position(|stage| stage.id.stage.as_str() == name)
+    }
+
+    /// Final checkpoint that stage `index` starts from: of the stage that the spec names, else of the one before.
+    /// `Ok(None)` if it starts from the base; `Err` with the stage's name if that checkpoint is not there (yet).
+    pub fn init_checkpoint(&self, index: usize) -> Result<Option<&CheckpointRecord>, String> {
+        let Some(from) = self.stage_spec(index).and_then(|spec| spec.init_from.as_deref()) else { return Ok(None) };
+        let stage = self.stages.iter().find(|stage| stage.id.stage.as_str() == from).ok_or_else(|| from.to_owned())?;
+        stage.final_checkpoint().map(Some).ok_or_else(|| from.to_owned())
+    }
+}
+
+impl Stage {
+    pub fn is_done(&self) -> bool {
+        self.final_checkpoint().is_some()
+    }
+
+    /// The undamaged final checkpoint.
+    pub fn final_checkpoint(&self) -> Option<&CheckpointRecord> {
+        self.checkpoints.values().rev().find(|checkpoint| checkpoint.is_final && checkpoint.damaged.is_none())
+    }
+
+    /// The checkpoint to go on from.
+    pub fn newest_checkpoint(&self) -> Option<&CheckpointRecord> {
+        self.checkpoints.values().rev().find(|checkpoint| checkpoint.damaged.is_none())
+    }
+
+    /// Generation of the newest attempt; 0 before the first.
+    pub fn generation(&self) -> Generation {
+        self.attempt.as_ref().map_or(Generation(0), |attempt| attempt.attempt.generation)
+    }
+
+    pub fn active_attempt(&self) -> Option<&AttemptRecord> {
+        self.attempt.as_ref().filter(|attempt| attempt.is_active())
+    }
+}
