@@ -69,6 +69,7 @@ impl Gloo {
             None => rendezvous.own_interface()?,
         };
         let address = rendezvous.address();
+        let left = rendezvous.await_host(options.timeout)?;
         let text = |value: String| {
             CString::new(value)
                 .map_err(|_| CollectiveError::InvalidArgument("text with a zero byte".to_owned()))
@@ -94,7 +95,7 @@ impl Gloo {
             prefix: prefix.as_ptr(),
             rank,
             world,
-            timeout_ms: ffi::milliseconds(options.timeout),
+            timeout_ms: ffi::milliseconds(left),
             threads: GLOO_THREADS,
         };
         let mut group = std::ptr::null_mut();

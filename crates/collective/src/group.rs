@@ -454,3 +454,80 @@ fn check_rank(rank: usize, world: usize) -> Result<()> {
         )))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::Ipv4Addr;
+
+    const LIMIT: Duration = Duration::from_secs(5);
+
+    #[test]
+    fn one_rank_is_its_own_sum_and_average() {
+        let group = ProcessGroup::solo(Device::Cpu);
+        let tensor = Tensor::from_slice(&[1.5f32, -2.0]);
+        group.all_reduce(&tensor, ReduceOp::Sum, LIMIT).unwrap();
+        group.all_reduce(&tensor, ReduceOp::Average, LIMIT).unwrap();
+        group.broadcast(&tensor, 0, LIMIT).unwrap();
+        group.barrier(LIMIT).unwrap();
+        assert_eq!(Vec::<f32>::try_from(&tensor).unwrap(), [1.5, -2.0]);
+        assert_eq!(
+            group.all_gather_bytes(b"abc", LIMIT).unwrap(),
+            [b"abc".to_vec()]
+        );
+        assert_eq!(
+            group.all_gather_f64(&[0.1, f64::INFINITY], LIMIT).unwrap(),
+            [[0.1, f64::INFINITY]]
+        );
+        group.leave(LIMIT).unwrap();
+    }
+
+    #[test]
+    fn an_aborted_group_says_so_to_pending_and_later_calls() {
+        let group = ProcessGroup::solo(Device::Cpu);
+        let tensor = Tensor::from_slice(&[1.0f32]);
+        let pending = group
+            .all_reduce_async(&tensor, ReduceOp::Sum, LIMIT)
+            .unwrap();
+        group.clone().abort();
+        assert!(pending.wait(LIMIT).unwrap_err().is_aborted());
+        assert!(group.barrier(LIMIT).unwrap_err().is_aborted());
+        assert_eq!(group.failure(), Some(CollectiveError::Aborted));
+    }
+
+    #[test]
+    fn the_first_failure_is_the_one_that_is_told() {
+        let group = ProcessGroup::solo(Device::Cpu);
+        let lost = CollectiveError::PeerLost {
+            operation: "all-reduce",
+            detail: "reset".to_owned(),
+        };
+        assert_eq!(group.settle::<()>(Err(lost.clone())), Err(lost.clone()));
+        group.abort();
+        assert_eq!(group.barrier(LIMIT), Err(lost));
+    }
+
+    #[test]
+    fn ranks_and_roles_are_checked_before_anything_is_sent() {
+        let options = GlooOptions::default();
+        let join = || Rendezvous::join((Ipv4Addr::LOCALHOST, 1).into());
+        let host = || Rendezvous::host(Ipv4Addr::LOCALHOST.into()).unwrap();
+        for (rank, world, rendezvous) in [
+            (2, 2, join()),
+            (0, 0, host()),
+            (0, 2, join()),
+            (1, 2, host()),
+        ] {
+            let refused = ProcessGroup::gloo(rank, world, rendezvous, &options).unwrap_err();
+            assert!(
+                matches!(refused, CollectiveError::InvalidArgument(_)),
+                "{refused}"
+            );
+        }
+        // One rank needs nobody.
+        assert_eq!(
+            ProcessGroup::gloo(0, 1, host(), &options).unwrap().world(),
+            1
+        );
+    }
+}

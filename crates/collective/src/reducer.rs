@@ -281,3 +281,69 @@ fn agree_on_layout(
         ))),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::Device;
+
+    const LIMIT: Duration = Duration::from_secs(5);
+
+    fn reducer(kind: Kind) -> Result<OverlappedReducer> {
+        let shapes = vec![vec![vec![2, 3]], vec![vec![4]]];
+        OverlappedReducer::new(ProcessGroup::solo(Device::Cpu), shapes, kind, LIMIT)
+    }
+
+    fn gradient(shape: &[i64], kind: Kind) -> Tensor {
+        Tensor::full(shape, 0.5, (kind, Device::Cpu))
+    }
+
+    #[test]
+    fn gradients_of_another_kind_and_layout_come_back_as_they_were() {
+        let mut reducer = reducer(Kind::Float).unwrap();
+        let transposed = gradient(&[3, 2], Kind::BFloat16).transpose(0, 1);
+        // Filled against the declared order.
+        reducer.start(1, &[gradient(&[4], Kind::Float)]).unwrap();
+        reducer.start(0, &[transposed.shallow_clone()]).unwrap();
+        let _ = transposed.shallow_clone().fill_(9.0);
+        reducer.finish(LIMIT).unwrap();
+        assert!(transposed.equal(&gradient(&[2, 3], Kind::BFloat16)));
+    }
+
+    #[test]
+    fn wrong_gradients_are_refused_by_place() {
+        let mut reducer = reducer(Kind::Float).unwrap();
+        let text = |result: Result<()>| result.unwrap_err().to_string();
+        assert!(text(reducer.start(2, &[])).contains("bucket 2 of 2"));
+        assert!(text(reducer.start(0, &[])).contains("1 tensors, 0 were given"));
+        assert!(
+            text(reducer.start(0, &[gradient(&[3, 2], Kind::Float)]))
+                .contains("[2, 3] expected, [3, 2] given")
+        );
+        assert!(text(reducer.start(0, &[Tensor::new()])).contains("none given"));
+        reducer.start(0, &[gradient(&[2, 3], Kind::Float)]).unwrap();
+        assert!(text(reducer.start(0, &[gradient(&[2, 3], Kind::Float)])).contains("twice"));
+        assert!(text(reducer.finish(LIMIT)).contains("bucket 1 was not started"));
+        // Ready for the next step.
+        reducer.start(0, &[gradient(&[2, 3], Kind::Float)]).unwrap();
+        reducer.start(1, &[gradient(&[4], Kind::Float)]).unwrap();
+        reducer.finish(LIMIT).unwrap();
+    }
+
+    #[test]
+    fn buffers_that_cannot_be_are_refused() {
+        assert!(matches!(
+            reducer(Kind::Int64),
+            Err(CollectiveError::InvalidArgument(_))
+        ));
+        for shape in [vec![-1], vec![i64::MAX, 2]] {
+            let made = OverlappedReducer::new(
+                ProcessGroup::solo(Device::Cpu),
+                vec![vec![shape]],
+                Kind::Float,
+                LIMIT,
+            );
+            assert!(matches!(made, Err(CollectiveError::InvalidArgument(_))));
+        }
+    }
+}

@@ -1,7 +1,12 @@
 //! How the ranks of one group find each other: rank 0 listens, everyone else is told where.
 
 use crate::error::{CollectiveError, Result};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
+use std::io::ErrorKind;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::time::{Duration, Instant};
+
+/// Between two tries to reach a rank 0 that does not listen yet.
+const RETRY: Duration = Duration::from_millis(20);
 
 /// One meeting place, good for one group. Whoever places the ranks carries the address of rank 0 to the others.
 ///
@@ -43,6 +48,32 @@ impl Rendezvous {
     pub fn address(&self) -> SocketAddr {
         match self {
             Self::Host { address, .. } | Self::Join { address } => *address,
+        }
+    }
+
+    /// Waits until rank 0 accepts connections, and returns what is left of `limit`. c10d would wait, too, but tells its
+    /// failures on stderr, with a backtrace for each.
+    pub(crate) fn await_host(&self, limit: Duration) -> Result<Duration> {
+        let Self::Join { address } = self else {
+            return Ok(limit);
+        };
+        let start = Instant::now();
+        loop {
+            let left = limit.saturating_sub(start.elapsed());
+            // Zero is not a timeout that a connection can have.
+            let refused = match TcpStream::connect_timeout(address, left.max(RETRY)) {
+                Ok(_) => return Ok(limit.saturating_sub(start.elapsed()).max(RETRY)),
+                Err(error) => error,
+            };
+            if start.elapsed() + RETRY >= limit || refused.kind() == ErrorKind::InvalidInput {
+                let detail = format!("rank 0 cannot be reached at {address}: {refused}");
+                return Err(CollectiveError::Timeout {
+                    operation: "rendezvous",
+                    limit,
+                    detail,
+                });
+            }
+            std::thread::sleep(RETRY);
         }
     }
 
