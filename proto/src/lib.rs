@@ -1,4 +1,5 @@
-//! The wire: messages and services of Crescendo, generated from `proto/crescendo/v1/*.proto`.
+//! The wire: messages and services of Crescendo, generated from `proto/crescendo/v1/*.proto`, and the messages that are
+//! kept in the store, from `proto/crescendo/store/v1/*.proto`.
 //!
 //! | file | who talks to whom |
 //! |---|---|
@@ -8,6 +9,14 @@
 //! | `curation.proto` | curators → controller: units and the pair log's registry |
 //! | `pair.proto` | ranks ⇄ curators: encoded pairs, with credits |
 //! | `agent.proto` | ranks ⇄ agents |
+//! | `records.proto` | controller ⇄ store |
+//!
+//! Beside them: [`convert`] between messages and the types of `crescendo-core`, with errors that name the field;
+//! [`records`] between stored messages and core records; [`status`], the one map from refusals to gRPC codes.
+
+pub mod convert;
+pub mod records;
+pub mod status;
 
 /// Generated messages, clients and servers.
 #[allow(clippy::all, clippy::pedantic, missing_docs, rustdoc::all)]
@@ -15,5 +24,11 @@ pub mod v1 {
     tonic::include_proto!("crescendo.v1");
 }
 
-/// Descriptors of every message and service, for gRPC reflection.
+/// Generated messages of the store.
+#[allow(clippy::all, clippy::pedantic, missing_docs, rustdoc::all)]
+pub mod store_v1 {
+    tonic::include_proto!("crescendo.store.v1");
+}
+
+/// Descriptors of every message and service on the wire, for gRPC reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

@@ -1,0 +1,232 @@
+//! Messages to and from the types of `crescendo-core`. What comes in is checked; an error names the field.
+
+use crescendo_core::error::Refused;
+use crescendo_core::ids::{
+    AttemptRef, Generation, Incarnation, InvalidId, JobId, NodeId, StageName, StageRef, Timestamp,
+};
+use crescendo_core::job::JobState;
+use crescendo_core::observed::{NodeReport, Progress, Report};
+use crescendo_core::records::{CheckpointRecord, FileRecord, NodeKind, NodeRecord, RankPlacement, ShardRecord};
+use crescendo_core::requests::{UnitCommit, UnitLeaseRef};
+
+use crate::v1;
+
+/// Slots of one node; far above any machine.
+const MAX_SLOTS: u32 = 1024;
+const MAX_LABELS: usize = 64;
+const MAX_TEXT_BYTES: usize = 256;
+/// Most characters of a report's reason that are kept.
+const MAX_REASON_CHARS: usize = 500;
+
+/// An id out of `field`.
+pub fn id<T>(field: &'static str, text: &str, parse: fn(&str) -> Result<T, InvalidId>) -> Result<T, Refused> {
+    parse(text).map_err(|error| Refused::bad_id(field, &error))
+}
+
+fn required<T>(field: &'static str, value: Option<T>) -> Result<T, Refused> {
+    value.ok_or_else(|| Refused::invalid(field, "is missing"))
+}
+
+/// A stage out of a job id and a stage name.
+pub fn stage(job: &str, stage: &str) -> Result<StageRef, Refused> {
+    Ok(StageRef { job: id("job_id", job, JobId::parse)?, stage: id("stage", stage, StageName::parse)? })
+}
+
+pub fn attempt(message: &v1::AttemptRef) -> Result<AttemptRef, Refused> {
+    let StageRef { job, stage } = stage(&message.job_id, &message.stage)?;
+    Ok(AttemptRef { job, stage, generation: Generation(message.generation) })
+}
+
+pub fn lease(message: Option<v1::UnitLease>) -> Result<UnitLeaseRef, Refused> {
+    let message = required("lease", message)?;
+    Ok(UnitLeaseRef {
+        stage: stage(&message.job_id, &message.stage)?,
+        unit: message.unit,
+        lease_generation: message.lease_generation,
+    })
+}
+
+pub fn unit_commit(message: v1::CommitUnitRequest) -> Result<UnitCommit, Refused> {
+    let lease = lease(message.lease)?;
+    let shard = message.shard.unwrap_or_default();
+    if shard.unit != lease.unit && shard.pairs > 0 {
+        return Err(Refused::invalid("shard.unit", format!("must be {}", lease.unit)));
+    }
+    let v1::Shard { path, pairs, size_bytes, sha256, .. } = shard;
+    Ok(UnitCommit {
+        lease,
+        shard: ShardRecord { path, pairs, size_bytes, sha256 },
+        rejected: message.rejected,
+        exhausted: message.exhausted,
+    })
+}
+
+pub fn checkpoint(message: Option<v1::Checkpoint>) -> Result<CheckpointRecord, Refused> {
+    let message = required("checkpoint", message)?;
+    Ok(CheckpointRecord {
+        stage: stage(&message.job_id, &message.stage)?,
+        generation: Generation(message.generation),
+        step: message.step,
+        path: message.path,
+        files: message
+            .files
+            .into_iter()
+            .map(|file| FileRecord { name: file.name, size_bytes: file.size_bytes, sha256: file.sha256 })
+            .collect(),
+        committed_at: Timestamp::default(),
+        is_final: message.r#final,
+        damaged: None,
+        next_position: message.next_position,
+    })
+}
+
+pub fn checkpoint_message(record: &CheckpointRecord) -> v1::Checkpoint {
+    v1::Checkpoint {
+        job_id: record.stage.job.to_string(),
+        stage: record.stage.stage.to_string(),
+        generation: record.generation.0,
+        step: record.step,
+        path: record.path.clone(),
+        files: record
+            .files
+            .iter()
+            .map(|file| v1::CheckpointFile {
+                name: file.name.clone(),
+                size_bytes: file.size_bytes,
+                sha256: file.sha256.clone(),
+            })
+            .collect(),
+        committed_at: Some(timestamp(record.committed_at)),
+        r#final: record.is_final,
+        damaged: record.damaged.clone().unwrap_or_default(),
+        next_position: record.next_position,
+    }
+}
+
+/// A node's introduction.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Introduction {
+    pub record: NodeRecord,
+    pub running: Vec<AttemptRef>,
+    pub curating: Vec<StageRef>,
+}
+
+pub fn hello(message: v1::Hello) -> Result<Introduction, Refused> {
+    let kind = match message.kind() {
+        v1::NodeKind::Trainer => NodeKind::Trainer,
+        v1::NodeKind::Curator => NodeKind::Curator,
+        v1::NodeKind::Unspecified => return Err(Refused::invalid("hello.kind", "must be trainer or curator")),
+    };
+    if message.slots > MAX_SLOTS {
+        return Err(Refused::invalid("hello.slots", format!("must be at most {MAX_SLOTS}")));
+    }
+    let texts = [("hello.device", &message.device), ("hello.address", &message.address), ("hello.version", &message.version)];
+    for (field, text) in texts {
+        if text.len() > MAX_TEXT_BYTES || text.chars().any(char::is_control) {
+            return Err(Refused::invalid(field, format!("must be one line of at most {MAX_TEXT_BYTES} bytes")));
+        }
+    }
+    let too_long = |text: &str| text.len() > MAX_TEXT_BYTES;
+    if message.labels.len() > MAX_LABELS || message.labels.iter().any(|(key, value)| too_long(key) || too_long(value)) {
+        let message = format!("must be at most {MAX_LABELS} of at most {MAX_TEXT_BYTES} bytes");
+        return Err(Refused::invalid("hello.labels", message));
+    }
+    let running = message.running.iter().map(attempt).collect::<Result<_, _>>()?;
+    let curating = message.curating.iter().map(|at| stage(&at.job_id, &at.stage)).collect::<Result<_, _>>()?;
+    Ok(Introduction {
+        record: NodeRecord {
+            id: id("hello.node_id", &message.node_id, NodeId::parse)?,
+            incarnation: id("hello.incarnation", &message.incarnation, Incarnation::parse)?,
+            kind,
+            slots: message.slots,
+            device: message.device,
+            address: message.address,
+            labels: message.labels,
+            version: message.version,
+        },
+        running,
+        curating,
+    })
+}
+
+pub fn report(node: NodeId, message: v1::AttemptReport) -> Result<Report, Refused> {
+    let attempt = attempt(&required("attempt_report.attempt", message.attempt.clone())?)?;
+    let line = |text: &str| -> String {
+        text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MAX_REASON_CHARS).collect()
+    };
+    let phase = match message.phase() {
+        v1::AttemptPhase::Unspecified => return Err(Refused::invalid("attempt_report.phase", "is missing or unknown")),
+        v1::AttemptPhase::Starting => NodeReport::Starting,
+        v1::AttemptPhase::Running => NodeReport::Running,
+        v1::AttemptPhase::Succeeded => NodeReport::Succeeded,
+        v1::AttemptPhase::Failed => {
+            NodeReport::Failed { reason: line(&message.reason), permanent: message.permanent }
+        }
+        v1::AttemptPhase::Stopped => NodeReport::Stopped,
+    };
+    let finite = |value: f64| if value.is_finite() { value } else { f64::NAN };
+    let progress = Progress {
+        step: message.step,
+        loss: finite(message.loss),
+        grad_norm: finite(message.grad_norm),
+        learning_rate: finite(message.learning_rate),
+        samples_per_sec: finite(message.samples_per_sec),
+        data_wait_fraction: finite(message.data_wait_fraction),
+        waiting_for: if phase == NodeReport::Running { line(&message.reason) } else { String::new() },
+    };
+    Ok(Report { node, attempt, phase, progress: Some(progress) })
+}
+
+pub fn timestamp(time: Timestamp) -> prost_types::Timestamp {
+    let millis = i64::try_from(time.0).unwrap_or(i64::MAX);
+    prost_types::Timestamp {
+        seconds: millis / 1000,
+        nanos: i32::try_from(millis % 1000).unwrap_or(0) * 1_000_000,
+    }
+}
+
+pub fn job_state(state: &JobState) -> v1::JobState {
+    match state {
+        JobState::Queued => v1::JobState::Queued,
+        JobState::Placing { .. } => v1::JobState::Placing,
+        JobState::Running { .. } => v1::JobState::Running,
+        JobState::Paused => v1::JobState::Paused,
+        JobState::Preempting { .. } => v1::JobState::Preempting,
+        JobState::Succeeded => v1::JobState::Succeeded,
+        JobState::Failed { .. } => v1::JobState::Failed,
+        JobState::Cancelled { .. } => v1::JobState::Cancelled,
+    }
+}
+
+pub fn node_kind(kind: NodeKind) -> v1::NodeKind {
+    match kind {
+        NodeKind::Trainer => v1::NodeKind::Trainer,
+        NodeKind::Curator => v1::NodeKind::Curator,
+    }
+}
+
+pub fn attempt_message(attempt: &AttemptRef) -> v1::AttemptRef {
+    v1::AttemptRef {
+        job_id: attempt.job.to_string(),
+        stage: attempt.stage.to_string(),
+        generation: attempt.generation.0,
+    }
+}
+
+pub fn stage_message(stage: &StageRef) -> v1::StageRef {
+    v1::StageRef { job_id: stage.job.to_string(), stage: stage.stage.to_string() }
+}
+
+/// The gang, by rank.
+pub fn ranks_message(ranks: &[RankPlacement]) -> Vec<v1::RankPlacement> {
+    ranks
+        .iter()
+        .zip(0u32..)
+        .map(|(placed, rank)| v1::RankPlacement { rank, node_id: placed.node.to_string(), device_index: placed.device_index })
+        .collect()
+}
+
+pub fn shard_message(unit: u64, shard: &ShardRecord, first_index: u64) -> v1::Shard {
+    let ShardRecord { path, pairs, size_bytes, sha256 } = shard.clone();
+    v1::Shard { unit, path, pairs, size_bytes, sha256, first_index }
+}

@@ -1,0 +1,298 @@
+//! Core records to and from what is stored.
+
+use std::sync::Arc;
+
+use crescendo_core::ids::{
+    AttemptRef, Generation, Incarnation, InvalidId, JobId, NodeId, RequestId, StageName, StageRef, Timestamp,
+};
+use crescendo_core::job::JobState;
+use crescendo_core::records::{
+    AttemptRecord, AttemptState, CheckpointRecord, FileRecord, JobRecord, NodeKind, NodeRecord, RankPlacement, Record,
+    RequestRecord, ShardRecord, UnitRecord, UnitResult, UnitState,
+};
+use prost::Message as _;
+
+use crate::store_v1 as stored;
+
+/// A stored value that cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum BadRecord {
+    #[error("decode the record")]
+    Decode(#[from] prost::DecodeError),
+    #[error("the record holds nothing that this version knows")]
+    Empty,
+    #[error("the record has a bad id")]
+    Id(#[from] InvalidId),
+    #[error("the record has a bad job spec")]
+    Spec(#[source] serde_json::Error),
+    #[error("the record's {field} is missing or unknown")]
+    Field { field: &'static str },
+}
+
+/// The stored bytes of a record.
+pub fn encode(record: &Record) -> Vec<u8> {
+    use stored::record::Record as Kind;
+    let kind = match record {
+        Record::Job(record) => Kind::Job(job_out(record)),
+        Record::Request(record) => Kind::Request(stored::Request {
+            request_id: record.request.to_string(),
+            job_id: record.job.to_string(),
+        }),
+        Record::Attempt(record) => Kind::Attempt(attempt_out(record)),
+        Record::Unit(record) => Kind::Unit(unit_out(record)),
+        Record::Checkpoint(record) => Kind::Checkpoint(checkpoint_out(record)),
+        Record::Node(record) => Kind::Node(node_out(record)),
+    };
+    stored::Record { record: Some(kind) }.encode_to_vec()
+}
+
+/// The record behind stored bytes.
+pub fn decode(bytes: &[u8]) -> Result<Record, BadRecord> {
+    use stored::record::Record as Kind;
+    Ok(match stored::Record::decode(bytes)?.record.ok_or(BadRecord::Empty)? {
+        Kind::Job(message) => Record::Job(job_in(message)?),
+        Kind::Request(message) => Record::Request(RequestRecord {
+            request: RequestId::parse(&message.request_id)?,
+            job: JobId::parse(&message.job_id)?,
+        }),
+        Kind::Attempt(message) => Record::Attempt(attempt_in(message)?),
+        Kind::Unit(message) => Record::Unit(unit_in(message)?),
+        Kind::Checkpoint(message) => Record::Checkpoint(checkpoint_in(message)?),
+        Kind::Node(message) => Record::Node(node_in(message)?),
+    })
+}
+
+fn time_out(time: Option<Timestamp>) -> u64 {
+    time.map_or(0, |time| time.0)
+}
+
+fn time_in(millis: u64) -> Option<Timestamp> {
+    (millis > 0).then_some(Timestamp(millis))
+}
+
+fn stage_in(job: &str, stage: &str) -> Result<StageRef, InvalidId> {
+    Ok(StageRef { job: JobId::parse(job)?, stage: StageName::parse(stage)? })
+}
+
+fn job_out(record: &JobRecord) -> stored::Job {
+    let (state, stage, reason) = match &record.state {
+        JobState::Queued => (stored::JobState::Queued, 0, ""),
+        JobState::Placing { stage } => (stored::JobState::Placing, *stage, ""),
+        JobState::Running { stage } => (stored::JobState::Running, *stage, ""),
+        JobState::Paused => (stored::JobState::Paused, 0, ""),
+        JobState::Preempting { stage } => (stored::JobState::Preempting, *stage, ""),
+        JobState::Succeeded => (stored::JobState::Succeeded, 0, ""),
+        JobState::Failed { reason } => (stored::JobState::Failed, 0, reason.as_str()),
+        JobState::Cancelled { reason } => (stored::JobState::Cancelled, 0, reason.as_str()),
+    };
+    stored::Job {
+        id: record.id.to_string(),
+        request_id: record.request.to_string(),
+        spec_json: record.spec_json.to_vec(),
+        state: state.into(),
+        stage_index: u32::try_from(stage).unwrap_or(u32::MAX),
+        reason: reason.to_owned(),
+        submitted_at_millis: record.submitted_at.0,
+        started_at_millis: time_out(record.started_at),
+        finished_at_millis: time_out(record.finished_at),
+    }
+}
+
+fn job_in(message: stored::Job) -> Result<JobRecord, BadRecord> {
+    let stage = message.stage_index as usize;
+    let state = match message.state() {
+        stored::JobState::Unspecified => return Err(BadRecord::Field { field: "job state" }),
+        stored::JobState::Queued => JobState::Queued,
+        stored::JobState::Placing => JobState::Placing { stage },
+        stored::JobState::Running => JobState::Running { stage },
+        stored::JobState::Paused => JobState::Paused,
+        stored::JobState::Preempting => JobState::Preempting { stage },
+        stored::JobState::Succeeded => JobState::Succeeded,
+        stored::JobState::Failed => JobState::Failed { reason: message.reason.clone() },
+        stored::JobState::Cancelled => JobState::Cancelled { reason: message.reason.clone() },
+    };
+    Ok(JobRecord {
+        id: JobId::parse(&message.id)?,
+        request: RequestId::parse(&message.request_id)?,
+        spec: Arc::new(serde_json::from_slice(&message.spec_json).map_err(BadRecord::Spec)?),
+        spec_json: message.spec_json.into(),
+        state,
+        submitted_at: Timestamp(message.submitted_at_millis),
+        started_at: time_in(message.started_at_millis),
+        finished_at: time_in(message.finished_at_millis),
+    })
+}
+
+fn attempt_out(record: &AttemptRecord) -> stored::Attempt {
+    let (ended, end_reason, ended_at) = match &record.state {
+        AttemptState::Active => (false, "", 0),
+        AttemptState::Ended { reason, at } => (true, reason.as_str(), at.0),
+    };
+    stored::Attempt {
+        job_id: record.attempt.job.to_string(),
+        stage: record.attempt.stage.to_string(),
+        generation: record.attempt.generation.0,
+        ranks: record
+            .ranks
+            .iter()
+            .map(|rank| stored::Rank {
+                node_id: rank.node.to_string(),
+                incarnation: rank.incarnation.to_string(),
+                device_index: rank.device_index,
+            })
+            .collect(),
+        ended,
+        end_reason: end_reason.to_owned(),
+        ended_at_millis: ended_at,
+        started_at_millis: record.started_at.0,
+        restarts: record.restarts,
+        failures_in_a_row: record.failures_in_a_row,
+        resume_from: record.resume_from.as_ref().map(checkpoint_out),
+        init_from: record.init_from.as_ref().map(checkpoint_out),
+    }
+}
+
+fn attempt_in(message: stored::Attempt) -> Result<AttemptRecord, BadRecord> {
+    let StageRef { job, stage } = stage_in(&message.job_id, &message.stage)?;
+    let rank = |rank: stored::Rank| {
+        Ok::<_, InvalidId>(RankPlacement {
+            node: NodeId::parse(&rank.node_id)?,
+            incarnation: Incarnation::parse(&rank.incarnation)?,
+            device_index: rank.device_index,
+        })
+    };
+    Ok(AttemptRecord {
+        attempt: AttemptRef { job, stage, generation: Generation(message.generation) },
+        ranks: message.ranks.into_iter().map(rank).collect::<Result<_, _>>()?,
+        state: if message.ended {
+            AttemptState::Ended { reason: message.end_reason, at: Timestamp(message.ended_at_millis) }
+        } else {
+            AttemptState::Active
+        },
+        started_at: Timestamp(message.started_at_millis),
+        restarts: message.restarts,
+        failures_in_a_row: message.failures_in_a_row,
+        resume_from: message.resume_from.map(checkpoint_in).transpose()?,
+        init_from: message.init_from.map(checkpoint_in).transpose()?,
+    })
+}
+
+fn unit_out(record: &UnitRecord) -> stored::Unit {
+    let state = match &record.state {
+        UnitState::Free => None,
+        UnitState::Leased { node, expires_at } => Some(stored::unit::State::Lease(stored::unit::Lease {
+            node_id: node.to_string(),
+            expires_at_millis: expires_at.0,
+        })),
+        UnitState::Done(result) => Some(stored::unit::State::Result(stored::unit::Result {
+            shard_path: result.shard.path.clone(),
+            pairs: result.shard.pairs,
+            size_bytes: result.shard.size_bytes,
+            sha256: result.shard.sha256.clone(),
+            rejected: result.rejected.clone(),
+            exhausted: result.exhausted,
+        })),
+    };
+    stored::Unit {
+        job_id: record.stage.job.to_string(),
+        stage: record.stage.stage.to_string(),
+        unit: record.unit,
+        lease_generation: record.lease_generation,
+        failures: record.failures,
+        state,
+    }
+}
+
+fn unit_in(message: stored::Unit) -> Result<UnitRecord, BadRecord> {
+    let state = match message.state {
+        None => UnitState::Free,
+        Some(stored::unit::State::Lease(lease)) => UnitState::Leased {
+            node: NodeId::parse(&lease.node_id)?,
+            expires_at: Timestamp(lease.expires_at_millis),
+        },
+        Some(stored::unit::State::Result(result)) => UnitState::Done(UnitResult {
+            shard: ShardRecord {
+                path: result.shard_path,
+                pairs: result.pairs,
+                size_bytes: result.size_bytes,
+                sha256: result.sha256,
+            },
+            rejected: result.rejected,
+            exhausted: result.exhausted,
+        }),
+    };
+    Ok(UnitRecord {
+        stage: stage_in(&message.job_id, &message.stage)?,
+        unit: message.unit,
+        lease_generation: message.lease_generation,
+        failures: message.failures,
+        state,
+    })
+}
+
+fn checkpoint_out(record: &CheckpointRecord) -> stored::Checkpoint {
+    stored::Checkpoint {
+        job_id: record.stage.job.to_string(),
+        stage: record.stage.stage.to_string(),
+        generation: record.generation.0,
+        step: record.step,
+        path: record.path.clone(),
+        files: record
+            .files
+            .iter()
+            .map(|file| stored::checkpoint::File {
+                name: file.name.clone(),
+                size_bytes: file.size_bytes,
+                sha256: file.sha256.clone(),
+            })
+            .collect(),
+        committed_at_millis: record.committed_at.0,
+        r#final: record.is_final,
+        damaged: record.damaged.clone().unwrap_or_default(),
+        next_position: record.next_position,
+    }
+}
+
+fn checkpoint_in(message: stored::Checkpoint) -> Result<CheckpointRecord, BadRecord> {
+    Ok(CheckpointRecord {
+        stage: stage_in(&message.job_id, &message.stage)?,
+        generation: Generation(message.generation),
+        step: message.step,
+        path: message.path,
+        files: message
+            .files
+            .into_iter()
+            .map(|file| FileRecord { name: file.name, size_bytes: file.size_bytes, sha256: file.sha256 })
+            .collect(),
+        committed_at: Timestamp(message.committed_at_millis),
+        is_final: message.r#final,
+        damaged: (!message.damaged.is_empty()).then_some(message.damaged),
+        next_position: message.next_position,
+    })
+}
+
+fn node_out(record: &NodeRecord) -> stored::Node {
+    stored::Node {
+        id: record.id.to_string(),
+        incarnation: record.incarnation.to_string(),
+        curator: record.kind == NodeKind::Curator,
+        slots: record.slots,
+        device: record.device.clone(),
+        address: record.address.clone(),
+        labels: record.labels.clone(),
+        version: record.version.clone(),
+    }
+}
+
+fn node_in(message: stored::Node) -> Result<NodeRecord, BadRecord> {
+    Ok(NodeRecord {
+        id: NodeId::parse(&message.id)?,
+        incarnation: Incarnation::parse(&message.incarnation)?,
+        kind: if message.curator { NodeKind::Curator } else { NodeKind::Trainer },
+        slots: message.slots,
+        device: message.device,
+        address: message.address,
+        labels: message.labels,
+        version: message.version,
+    })
+}
