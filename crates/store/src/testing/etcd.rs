@@ -1,0 +1,168 @@
+//! Starts a real etcd on free loopback ports.
+
+use std::fs::File;
+use std::io;
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use tempfile::TempDir;
+use tokio::time::{Instant, sleep, timeout};
+
+/// How long an etcd may take to answer.
+const START_TIMEOUT: Duration = Duration::from_secs(30);
+/// Another process may take a port between its choice and its use.
+const START_ATTEMPTS: usize = 3;
+
+/// A single-member etcd with its data in a temporary folder. Killed, and its folder removed, when dropped.
+#[derive(Debug)]
+pub struct EtcdProcess {
+    program: PathBuf,
+    dir: TempDir,
+    client_port: u16,
+    peer_port: u16,
+    child: Option<Child>,
+}
+
+impl EtcdProcess {
+    /// Starts etcd (`CRESCENDO_ETCD`, or `etcd` on the path) and waits until it answers.
+    ///
+    /// When there is none: `None` with a line on stderr, so that a test can skip itself in plain sight; but a panic
+    /// where etcd has to be there, that is with `CI` or `CRESCENDO_REQUIRE_ETCD` set.
+    pub async fn start_or_skip() -> Option<Self> {
+        let program =
+            PathBuf::from(std::env::var_os("CRESCENDO_ETCD").unwrap_or_else(|| "etcd".into()));
+        match Self::start(program).await {
+            Ok(etcd) => Some(etcd),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let required = ["CI", "CRESCENDO_REQUIRE_ETCD"]
+                    .iter()
+                    .any(|name| std::env::var_os(name).is_some());
+                assert!(!required, "etcd is required here, but not found: {error}");
+                eprintln!(
+                    "SKIPPED: etcd is not on the path (set CRESCENDO_ETCD, or install etcd-server)"
+                );
+                None
+            }
+            Err(error) => panic!("cannot start etcd: {error}"),
+        }
+    }
+
+    /// Starts this etcd program and waits until it answers.
+    pub async fn start(program: PathBuf) -> io::Result<Self> {
+        let mut last_error = io::Error::other("not tried");
+        for _ in 0..START_ATTEMPTS {
+            let (client_port, peer_port) = free_ports()?;
+            let dir = tempfile::Builder::new().prefix("etcd-").tempdir()?;
+            let mut etcd = Self {
+                program: program.clone(),
+                dir,
+                client_port,
+                peer_port,
+                child: None,
+            };
+            match etcd.run().await {
+                Ok(()) => return Ok(etcd),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(error),
+                Err(error) => last_error = error,
+            }
+        }
+        Err(last_error)
+    }
+
+    /// The URL for clients.
+    pub fn endpoint(&self) -> String {
+        format!("http://{}", self.address())
+    }
+
+    /// The address for clients.
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.client_port)
+    }
+
+    /// Ends it with `SIGKILL`, keeping its data.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            // Fails only when it has ended already.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    /// Starts it, on the same ports and data, after [`EtcdProcess::kill`], and waits until it answers.
+    pub async fn run(&mut self) -> io::Result<()> {
+        let client_url = self.endpoint();
+        let peer_url = format!("http://127.0.0.1:{}", self.peer_port);
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(self.dir.path().join("etcd.log"))?;
+        let child = Command::new(&self.program)
+            .args(["--name", "test", "--log-level", "warn", "--logger", "zap"])
+            .args(["--heartbeat-interval", "20", "--election-timeout", "200"])
+            .arg("--data-dir")
+            .arg(self.dir.path().join("data"))
+            .args([
+                "--listen-client-urls",
+                &client_url,
+                "--advertise-client-urls",
+                &client_url,
+            ])
+            .args([
+                "--listen-peer-urls",
+                &peer_url,
+                "--initial-advertise-peer-urls",
+                &peer_url,
+            ])
+            .args(["--initial-cluster", &format!("test={peer_url}")])
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()?;
+        self.child = Some(child);
+        self.wait_until_it_answers().await
+    }
+
+    async fn wait_until_it_answers(&mut self) -> io::Result<()> {
+        let deadline = Instant::now() + START_TIMEOUT;
+        loop {
+            if let Some(child) = &mut self.child
+                && let Some(status) = child.try_wait()?
+            {
+                let log =
+                    std::fs::read_to_string(self.dir.path().join("etcd.log")).unwrap_or_default();
+                return Err(io::Error::other(format!("etcd ended with {status}: {log}")));
+            }
+            let asking = async {
+                let mut client = etcd_client::Client::connect([self.endpoint()], None).await?;
+                client.get("is anybody there", None).await
+            };
+            if let Ok(Ok(_)) = timeout(Duration::from_secs(1), asking).await {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                return Err(io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    "etcd does not answer",
+                ));
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+impl Drop for EtcdProcess {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+fn free_ports() -> io::Result<(u16, u16)> {
+    // Both are held at once, so that they differ.
+    let (first, second) = (
+        TcpListener::bind("127.0.0.1:0")?,
+        TcpListener::bind("127.0.0.1:0")?,
+    );
+    Ok((first.local_addr()?.port(), second.local_addr()?.port()))
+}

@@ -1,0 +1,7 @@
+//! For tests: a real etcd, and a proxy that loses its connections and answers on demand.
+
+mod etcd;
+mod proxy;
+
+pub use etcd::EtcdProcess;
+pub use proxy::{FaultyProxy, Traffic};

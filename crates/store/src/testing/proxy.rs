@@ -1,0 +1,107 @@
+//! A TCP proxy that can be told to fail.
+
+use std::io;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+/// What a [`FaultyProxy`] does with its connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Traffic {
+    /// Passes bytes both ways.
+    Passes,
+    /// Passes bytes to the server, and drops the server's answers. A connection that lost an answer is closed when
+    /// traffic passes again.
+    LosesAnswers,
+    /// Closes open connections, and new ones as soon as they are made.
+    Cut,
+}
+
+/// A TCP proxy on a free loopback port, in front of one address. Stops when dropped.
+#[derive(Debug)]
+pub struct FaultyProxy {
+    address: String,
+    traffic: watch::Sender<Traffic>,
+    _accepting: JoinSet<()>,
+}
+
+impl FaultyProxy {
+    /// Starts a proxy in front of `target` (host and port).
+    pub async fn start(target: String) -> io::Result<Self> {
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let address = listener.local_addr()?.to_string();
+        let (traffic, receiver) = watch::channel(Traffic::Passes);
+        let mut accepting = JoinSet::new();
+        accepting.spawn(accept(listener, target, receiver));
+        Ok(Self {
+            address,
+            traffic,
+            _accepting: accepting,
+        })
+    }
+
+    /// Its URL for clients.
+    pub fn endpoint(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Changes what happens to all connections, from now on.
+    pub fn set(&self, traffic: Traffic) {
+        self.traffic.send_replace(traffic);
+    }
+}
+
+async fn accept(listener: TcpListener, target: String, traffic: watch::Receiver<Traffic>) {
+    let mut connections = JoinSet::new();
+    while let Ok((client, _)) = listener.accept().await {
+        while connections.try_join_next().is_some() {}
+        if *traffic.borrow() == Traffic::Cut {
+            continue;
+        }
+        if let Ok(server) = TcpStream::connect(&target).await {
+            connections.spawn(forward(client, server, traffic.clone()));
+        }
+    }
+}
+
+/// Runs until either side, or the proxy, closes the connection. An I/O error is the end of it like any other.
+async fn forward(client: TcpStream, server: TcpStream, mut traffic: watch::Receiver<Traffic>) {
+    let (from_client, to_client) = client.into_split();
+    let (from_server, to_server) = server.into_split();
+    let answers_traffic = traffic.clone();
+    tokio::select! {
+        _ = traffic.wait_for(|traffic| *traffic == Traffic::Cut) => {}
+        _ = pass_requests(from_client, to_server) => {}
+        _ = pass_answers(from_server, to_client, answers_traffic) => {}
+    }
+}
+
+async fn pass_requests(mut from: OwnedReadHalf, mut to: OwnedWriteHalf) -> io::Result<()> {
+    tokio::io::copy(&mut from, &mut to).await.map(|_| ())
+}
+
+async fn pass_answers(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    mut traffic: watch::Receiver<Traffic>,
+) -> io::Result<()> {
+    let mut buffer = vec![0; 16 << 10];
+    loop {
+        let length = from.read(&mut buffer).await?;
+        if length == 0 {
+            return Ok(());
+        }
+        if *traffic.borrow() == Traffic::LosesAnswers {
+            // Bytes are missing from now on: there is no way back for this connection.
+            let mut nowhere = tokio::io::sink();
+            tokio::select! {
+                _ = traffic.wait_for(|traffic| *traffic == Traffic::Passes) => return Ok(()),
+                drained = tokio::io::copy(&mut from, &mut nowhere) => return drained.map(|_| ()),
+            }
+        }
+        to.write_all(&buffer[..length]).await?;
+    }
+}
