@@ -15,13 +15,14 @@
 //! - [`unope`], [`packing`], [`schedule`]: positions, tokens and times as the published code has them;
 //! - [`sampler`]: Euler integration with references; [`training`]: gradients by bucket, optimizer;
 //! - [`randomness`]: every draw a function of (job seed, stage, position);
-//! - [`codec`], [`nano`]: encoders and decoders of images and text.
+//! - [`codec`], [`nano`]: encoders and decoders of images and text; [`dinov2`]: the encoder that compares images.
 //!
 //! Every function that takes tensors states their shapes; one that does not fit is a [`ModelError`] that
 //! names it, never a panic.
 
 pub mod codec;
 pub mod config;
+pub mod dinov2;
 mod error;
 pub mod flux;
 pub mod lora;
