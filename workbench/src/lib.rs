@@ -1,1 +1,12 @@
-//! workbench
+//! Tools that need the networks: checks, evaluation and reports, as subcommands of `crescendo-workbench`.
+//!
+//! ```text
+//!   crescendo parity … ──▶ crescendo-workbench parity … ──▶ crates/model held to golden numbers
+//!                                    └─ parity-rank × n: data-parallel fixtures through real processes
+//! ```
+//!
+//! - [`parity`]: holds the model crate to a folder of fixtures.
+//! - [`report`]: what a finished job has learned: scores, pictures, curves.
+
+pub mod parity;
+pub mod report;

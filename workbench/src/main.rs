@@ -1,1 +1,33 @@
-fn main() {}
+//! `crescendo-workbench`: parse, run, report.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use crescendo_workbench::parity::{ParityArgs, parity_main, ranks};
+use crescendo_workbench::report::{self, ReportArgs};
+
+/// Tools around Crescendo's networks.
+#[derive(Debug, Parser)]
+#[command(name = "crescendo-workbench", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Parity(ParityArgs),
+    /// Draw with what a finished job has learned, score it, and write a report.
+    Report(ReportArgs),
+    /// One rank of a data-parallel fixture; started by `parity`.
+    #[command(name = ranks::SUBCOMMAND, hide = true)]
+    ParityRank(ranks::RankArgs),
+}
+
+fn main() -> anyhow::Result<ExitCode> {
+    match Arguments::parse().command {
+        Command::Parity(args) => parity_main(args),
+        Command::Report(args) => report::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::ParityRank(args) => ranks::rank_main(&args).map(|()| ExitCode::SUCCESS),
+    }
+}

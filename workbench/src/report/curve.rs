@@ -54,7 +54,8 @@ pub fn svg_chart(title: &str, x_label: &str, series: &[Series]) -> String {
     let place_x = |x: f64| LEFT + (x - x0) / (x1 - x0) * (WIDTH - LEFT - RIGHT);
     let place_y = |y: f64| HEIGHT - BOTTOM - (y - y0) / (y1 - y0) * (HEIGHT - BOTTOM - TOP);
 
-    let mut svg = format!("<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"{}\">", escape(title));
+    let mut svg =
+        format!("<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"{}\">", escape(title));
     for tick in 0..=TICKS {
         let share = tick as f64 / TICKS as f64;
         let (y, x) = (y0 + share * (y1 - y0), x0 + share * (x1 - x0));

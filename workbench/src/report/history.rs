@@ -20,7 +20,9 @@ pub fn parse(text: &str) -> Result<Vec<StepRecord>> {
     text.lines()
         .enumerate()
         .filter(|(_, line)| !line.trim().is_empty())
-        .map(|(i, line)| serde_json::from_str(line).with_context(|| format!("parse line {} of history.jsonl", i + 1)))
+        .map(|(i, line)| {
+            serde_json::from_str(line).with_context(|| format!("parse line {} of history.jsonl", i + 1))
+        })
         .collect()
 }
 

@@ -76,14 +76,16 @@ mod tests {
 
     #[test]
     fn the_share_counts_draws_not_subjects() {
-        let score = Score { label: String::new(), references: 1, per_subject: vec![vec![true; 3], vec![false]] };
+        let score =
+            Score { label: String::new(), references: 1, per_subject: vec![vec![true; 3], vec![false]] };
         assert_eq!(score.draws(), 4);
         assert_eq!(score.share(), 0.75);
     }
 
     #[test]
     fn subjects_without_variation_have_no_error_of_draws_but_one_of_subjects() {
-        let score = Score { label: String::new(), references: 1, per_subject: vec![vec![true; 4], vec![false; 4]] };
+        let score =
+            Score { label: String::new(), references: 1, per_subject: vec![vec![true; 4], vec![false; 4]] };
         assert_eq!(score.standard_error(), 0.0);
         assert!((score.standard_error_over_subjects() - 0.5).abs() < 1e-12);
     }
