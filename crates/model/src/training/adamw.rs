@@ -19,12 +19,7 @@ pub struct AdamWConfig {
 
 impl Default for AdamWConfig {
     fn default() -> Self {
-        Self {
-            beta1: 0.9,
-            beta2: 0.999,
-            eps: 1e-8,
-            weight_decay: 0.01,
-        }
+        Self { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 }
     }
 }
 
@@ -42,10 +37,7 @@ impl AdamW {
     pub fn new(config: AdamWConfig, trainables: &Trainables) -> Result<Self> {
         let unit = 0.0..1.0;
         if !unit.contains(&config.beta1) || !unit.contains(&config.beta2) {
-            return Err(ModelError::Config {
-                field: "betas",
-                reason: "must lie within [0, 1)".to_owned(),
-            });
+            return Err(ModelError::Config { field: "betas", reason: "must lie within [0, 1)".to_owned() });
         }
         if !(config.eps > 0.0 && config.weight_decay.is_finite() && config.weight_decay >= 0.0) {
             return Err(ModelError::Config {
@@ -53,12 +45,7 @@ impl AdamW {
                 reason: "eps must be above 0 and weight decay at least 0".to_owned(),
             });
         }
-        Ok(Self {
-            config,
-            steps: 0,
-            exp_avg: trainables.zeros_like()?,
-            exp_avg_sq: trainables.zeros_like()?,
-        })
+        Ok(Self { config, steps: 0, exp_avg: trainables.zeros_like()?, exp_avg_sq: trainables.zeros_like()? })
     }
 
     pub fn steps(&self) -> u64 {
@@ -68,12 +55,7 @@ impl AdamW {
     /// One step with the gradients that the buckets hold.
     pub fn step(&mut self, trainables: &mut Trainables, rate: f64) -> Result<()> {
         self.steps += 1;
-        let AdamWConfig {
-            beta1,
-            beta2,
-            eps,
-            weight_decay,
-        } = self.config;
+        let AdamWConfig { beta1, beta2, eps, weight_decay } = self.config;
         let exponent = i32::try_from(self.steps).unwrap_or(i32::MAX);
         let correction1 = 1.0 - beta1.powi(exponent);
         let correction2_sqrt = (1.0 - beta2.powi(exponent)).sqrt();
@@ -83,21 +65,10 @@ impl AdamW {
                 let grad = bucket.grads();
                 let mut values = bucket.values().shallow_clone();
                 drop(values.f_mul_scalar_(1.0 - rate * weight_decay)?);
-                drop(
-                    avg.f_mul_scalar_(beta1)?
-                        .f_add_(&grad.f_mul_scalar(1.0 - beta1)?)?,
-                );
-                drop(
-                    avg_sq
-                        .f_mul_scalar_(beta2)?
-                        .f_addcmul_(grad, &grad.f_mul_scalar(1.0 - beta2)?)?,
-                );
+                drop(avg.f_mul_scalar_(beta1)?.f_add_(&grad.f_mul_scalar(1.0 - beta1)?)?);
+                drop(avg_sq.f_mul_scalar_(beta2)?.f_addcmul_(grad, &grad.f_mul_scalar(1.0 - beta2)?)?);
                 let mut denominator = avg_sq.f_sqrt()?;
-                drop(
-                    denominator
-                        .f_div_scalar_(correction2_sqrt)?
-                        .f_add_scalar_(eps)?,
-                );
+                drop(denominator.f_div_scalar_(correction2_sqrt)?.f_add_scalar_(eps)?);
                 drop(values.f_addcdiv_(&avg.f_mul_scalar(-rate / correction1)?, &denominator)?);
             }
             Ok(())
@@ -141,11 +112,8 @@ impl Ema {
                 reason: format!("decay {decay} is not within [0, 1]"),
             });
         }
-        let values = trainables
-            .buckets()
-            .iter()
-            .map(|bucket| copy_of(bucket.values()))
-            .collect::<Result<_>>()?;
+        let values =
+            trainables.buckets().iter().map(|bucket| copy_of(bucket.values())).collect::<Result<_>>()?;
         Ok(Self { decay, values })
     }
 
@@ -165,23 +133,14 @@ impl Ema {
     }
 
     /// Restores what [`Ema::export`] gave.
-    pub fn import(
-        &mut self,
-        trainables: &Trainables,
-        tensors: &TensorMap,
-        origin: &str,
-    ) -> Result<()> {
+    pub fn import(&mut self, trainables: &Trainables, tensors: &TensorMap, origin: &str) -> Result<()> {
         trainables.fill_flat(&self.values, tensors, "", origin)
     }
 }
 
 /// Learning rate of step `step` (from 1): grows linearly over `warmup_steps`, then stays at `rate`.
 pub fn warmed_up_rate(rate: f64, step: u64, warmup_steps: u64) -> f64 {
-    if step >= warmup_steps {
-        rate
-    } else {
-        rate * step as f64 / warmup_steps as f64
-    }
+    if step >= warmup_steps { rate } else { rate * step as f64 / warmup_steps as f64 }
 }
 
 #[cfg(test)]

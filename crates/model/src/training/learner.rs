@@ -68,19 +68,14 @@ pub struct NoisedTarget {
 impl MicroBatch {
     /// Mixes data and noise at the batch's times, on `device`.
     pub fn noised(&self, device: tch::Device) -> Result<NoisedTarget> {
-        let float = |tensor: &Tensor| -> Result<Tensor> {
-            Ok(tensor.f_to_device(device)?.f_to_kind(Kind::Float)?)
-        };
+        let float =
+            |tensor: &Tensor| -> Result<Tensor> { Ok(tensor.f_to_device(device)?.f_to_kind(Kind::Float)?) };
         let data = float(&packing::pack(&self.latents)?)?;
         let noise = float(&self.noise)?;
         if noise.size() != data.size() {
             return Err(ModelError::input(
                 "noise",
-                format!(
-                    "shape {:?} is not that of the packed latents, {:?}",
-                    noise.size(),
-                    data.size()
-                ),
+                format!("shape {:?} is not that of the packed latents, {:?}", noise.size(), data.size()),
             ));
         }
         let batch = data.size()[0];
@@ -91,15 +86,8 @@ impl MicroBatch {
             ));
         }
         let t = float(&self.times)?.f_reshape([batch, 1, 1])?;
-        let x_t = t
-            .f_neg()?
-            .f_add_scalar(1.0)?
-            .f_mul(&data)?
-            .f_add(&t.f_mul(&noise)?)?;
-        Ok(NoisedTarget {
-            x_t,
-            velocity: noise.f_sub(&data)?,
-        })
+        let x_t = t.f_neg()?.f_add_scalar(1.0)?.f_mul(&data)?.f_add(&t.f_mul(&noise)?)?;
+        Ok(NoisedTarget { x_t, velocity: noise.f_sub(&data)? })
     }
 
     fn layout(&self, positions: PositionMode) -> Result<Layout> {
@@ -115,11 +103,7 @@ impl MicroBatch {
         Ok(Layout {
             text_tokens,
             target: Grid::of_latent(&self.latents)?,
-            references: self
-                .refs
-                .iter()
-                .map(Grid::of_latent)
-                .collect::<Result<_>>()?,
+            references: self.refs.iter().map(Grid::of_latent).collect::<Result<_>>()?,
             mode: positions,
         })
     }
@@ -137,8 +121,7 @@ pub struct MicroOutcome {
 /// Called with a bucket's index and its flat gradients as soon as they are final on this rank; the
 /// buckets come in reverse order, each once per step. The callee may change the gradients in place until
 /// the step reads them.
-pub type OnBucket<'a> =
-    &'a mut dyn FnMut(usize, &Tensor) -> Result<(), Box<dyn Error + Send + Sync>>;
+pub type OnBucket<'a> = &'a mut dyn FnMut(usize, &Tensor) -> Result<(), Box<dyn Error + Send + Sync>>;
 
 /// A network with what trains in it.
 #[derive(Debug)]
@@ -160,11 +143,7 @@ struct Record {
 
 impl Learner {
     /// Trains `adapter` (in float32) over a frozen `flux` of any float dtype.
-    pub fn for_adapter(
-        flux: Flux,
-        mut adapter: LoraAdapter,
-        options: TrainOptions,
-    ) -> Result<Self> {
+    pub fn for_adapter(flux: Flux, mut adapter: LoraAdapter, options: TrainOptions) -> Result<Self> {
         adapter.check_blocks(flux.double_blocks.len(), flux.single_blocks.len())?;
         let trainables = Trainables::adopt(flux.device(), &mut |visit| adapter.visit_mut(visit))?;
         Self::new(flux, Some(adapter), trainables, options)
@@ -184,25 +163,12 @@ impl Learner {
         options: TrainOptions,
     ) -> Result<Self> {
         if trainables.buckets().is_empty() {
-            return Err(ModelError::input(
-                "adapter",
-                "covers no block: there is nothing to train",
-            ));
+            return Err(ModelError::input("adapter", "covers no block: there is nothing to train"));
         }
         let double = (0..flux.double_blocks.len()).map(|i| format!("double_blocks.{i}"));
         let single = (0..flux.single_blocks.len()).map(|i| format!("single_blocks.{i}"));
-        let block_buckets = double
-            .chain(single)
-            .map(|name| trainables.position(&name))
-            .collect();
-        Ok(Self {
-            flux,
-            adapter,
-            trainables,
-            options,
-            ropes: RopeCache::default(),
-            block_buckets,
-        })
+        let block_buckets = double.chain(single).map(|name| trainables.position(&name)).collect();
+        Ok(Self { flux, adapter, trainables, options, ropes: RopeCache::default(), block_buckets })
     }
 
     pub fn flux(&self) -> &Flux {
@@ -238,11 +204,7 @@ impl Learner {
         let mut outcomes = Vec::with_capacity(micros.len());
         for (index, micro) in micros.iter().enumerate() {
             let mut nobody: Option<OnBucket<'_>> = None;
-            let listener = if index == last {
-                &mut on_bucket
-            } else {
-                &mut nobody
-            };
+            let listener = if index == last { &mut on_bucket } else { &mut nobody };
             outcomes.push(tch::with_grad(|| self.micro(micro, index > 0, listener))?);
         }
         Ok(outcomes)
@@ -284,13 +246,8 @@ impl Learner {
                     .double_blocks
                     .get(index)
                     .ok_or_else(|| ModelError::input("block", "does not exist"))?;
-                let (img, txt) = block.forward(
-                    img,
-                    txt,
-                    vec_act,
-                    rope,
-                    adapter.and_then(|a| a.double(index)),
-                )?;
+                let (img, txt) =
+                    block.forward(img, txt, vec_act, rope, adapter.and_then(|a| a.double(index)))?;
                 Ok(vec![img, txt])
             }
             [x] => {
@@ -300,12 +257,7 @@ impl Learner {
                     .single_blocks
                     .get(single)
                     .ok_or_else(|| ModelError::input("block", "does not exist"))?;
-                Ok(vec![block.forward(
-                    x,
-                    vec_act,
-                    rope,
-                    adapter.and_then(|a| a.single(single)),
-                )?])
+                Ok(vec![block.forward(x, vec_act, rope, adapter.and_then(|a| a.single(single)))?])
             }
             _ => Err(ModelError::input("block", "takes one or two inputs")),
         }
@@ -323,40 +275,20 @@ impl Learner {
         let doubles = self.flux.double_blocks.len();
         let blocks = self.block_buckets.len();
         // Nothing before the first block that trains needs a graph.
-        let first = if full {
-            0
-        } else {
-            self.block_buckets
-                .iter()
-                .position(Option::is_some)
-                .unwrap_or(blocks)
-        };
+        let first =
+            if full { 0 } else { self.block_buckets.iter().position(Option::is_some).unwrap_or(blocks) };
 
         let noised = micro.noised(device)?;
-        let rope = self.ropes.get(
-            &micro.layout(self.options.positions)?,
-            self.flux.config(),
-            device,
-        )?;
+        let rope = self.ropes.get(&micro.layout(self.options.positions)?, self.flux.config(), device)?;
         let refs = micro
             .refs
             .iter()
             .map(|reference| Ok(packing::pack(reference)?.f_to_device(device)?))
             .collect::<Result<Vec<_>>>()?;
         let batch = noised.x_t.size()[0];
-        let timesteps = micro
-            .times
-            .f_to_device(device)?
-            .f_to_kind(self.options.time_kind)?;
-        let guidance = Tensor::f_full(
-            [batch],
-            self.options.guidance,
-            (self.options.time_kind, device),
-        )?;
-        let (txt, vec) = (
-            micro.txt.f_to_device(device)?,
-            micro.vec.f_to_device(device)?,
-        );
+        let timesteps = micro.times.f_to_device(device)?.f_to_kind(self.options.time_kind)?;
+        let guidance = Tensor::f_full([batch], self.options.guidance, (self.options.time_kind, device))?;
+        let (txt, vec) = (micro.txt.f_to_device(device)?, micro.vec.f_to_device(device)?);
         let inputs = FluxInputs {
             img: &noised.x_t,
             refs: &refs,
@@ -373,11 +305,7 @@ impl Learner {
             let out = self.flux.stem.forward(&inputs, self.flux.compute_kind())?;
             Ok((out.img, out.txt, out.vec.f_silu()?))
         };
-        let (stem_img, stem_txt, stem_vec) = if full {
-            run_stem()?
-        } else {
-            tch::no_grad(run_stem)?
-        };
+        let (stem_img, stem_txt, stem_vec) = if full { run_stem()? } else { tch::no_grad(run_stem)? };
         let vec_act = leaf(&stem_vec, full)?;
 
         // Blocks: each graph is cut at the block's inputs.
@@ -396,43 +324,21 @@ impl Learner {
                 break;
             }
             let track = full || index > first;
-            let inputs = flow
-                .iter()
-                .map(|tensor| leaf(tensor, track))
-                .collect::<Result<Vec<_>>>()?;
+            let inputs = flow.iter().map(|tensor| leaf(tensor, track)).collect::<Result<Vec<_>>>()?;
             let keep_graph = (full || index >= first) && !self.options.recompute_blocks;
             let run = || self.run_block(index, &inputs, &vec_act, &rope);
-            let outputs = if keep_graph {
-                run()?
-            } else {
-                tch::no_grad(run)?
-            };
-            flow = outputs
-                .iter()
-                .map(Tensor::f_detach)
-                .collect::<Result<_, _>>()?;
+            let outputs = if keep_graph { run()? } else { tch::no_grad(run)? };
+            flow = outputs.iter().map(Tensor::f_detach).collect::<Result<_, _>>()?;
             let outputs = if keep_graph { outputs } else { Vec::new() };
             records.push(Record { inputs, outputs });
         }
-        let joined = flow
-            .pop()
-            .ok_or_else(|| ModelError::input("blocks", "gave no output"))?;
+        let joined = flow.pop().ok_or_else(|| ModelError::input("blocks", "gave no output"))?;
 
         // Head and loss.
-        let head_in = leaf(
-            &joined.f_narrow(1, text_tokens, target_tokens)?,
-            full || first < blocks,
-        )?;
-        let prediction = self
-            .flux
-            .head
-            .forward(&head_in, &vec_act)?
-            .f_to_kind(Kind::Float)?;
+        let head_in = leaf(&joined.f_narrow(1, text_tokens, target_tokens)?, full || first < blocks)?;
+        let prediction = self.flux.head.forward(&head_in, &vec_act)?.f_to_kind(Kind::Float)?;
         let loss = prediction.f_mse_loss(&noised.velocity, tch::Reduction::Mean)?;
-        let outcome = MicroOutcome {
-            loss: loss.f_detach()?,
-            prediction: prediction.f_detach()?,
-        };
+        let outcome = MicroOutcome { loss: loss.f_detach()?, prediction: prediction.f_detach()? };
         let weighted = loss.f_mul_scalar(micro.weight)?;
         drop((loss, prediction));
 
@@ -452,19 +358,14 @@ impl Learner {
 
         // Backward through the blocks. The head reads target tokens only: the others' gradient is zero.
         let padded = joined.f_zeros_like()?;
-        padded
-            .f_narrow(1, text_tokens, target_tokens)?
-            .f_copy_(&head_grad)?;
+        padded.f_narrow(1, text_tokens, target_tokens)?.f_copy_(&head_grad)?;
         let mut flow_grads = vec![padded];
         for index in (0..=blocks).rev() {
             if index == doubles {
-                let joined = flow_grads
-                    .pop()
-                    .ok_or_else(|| ModelError::input("blocks", "gave no gradient"))?;
-                flow_grads = vec![
-                    joined.f_narrow(1, text_tokens, image_tokens)?,
-                    joined.f_narrow(1, 0, text_tokens)?,
-                ];
+                let joined =
+                    flow_grads.pop().ok_or_else(|| ModelError::input("blocks", "gave no gradient"))?;
+                flow_grads =
+                    vec![joined.f_narrow(1, text_tokens, image_tokens)?, joined.f_narrow(1, 0, text_tokens)?];
             }
             if index == 0 {
                 break;
@@ -495,11 +396,7 @@ impl Learner {
             drop(pairs);
             drop(outputs);
             if track {
-                flow_grads = record
-                    .inputs
-                    .iter()
-                    .map(|_| next(&mut grads))
-                    .collect::<Result<_>>()?;
+                flow_grads = record.inputs.iter().map(|_| next(&mut grads)).collect::<Result<_>>()?;
             }
             if let Some(sum) = &mut vec_grad {
                 let grad = next(&mut grads)?;
@@ -518,11 +415,7 @@ impl Learner {
                 [img, txt] => (img, txt),
                 _ => return Err(ModelError::input("blocks", "gave no gradient")),
             };
-            let pairs = [
-                (&stem_img, img_grad),
-                (&stem_txt, txt_grad),
-                (&stem_vec, &vec_grad),
-            ];
+            let pairs = [(&stem_img, img_grad), (&stem_txt, txt_grad), (&stem_vec, &vec_grad)];
             let grads = gradients(&pairs, &wrt)?;
             self.finish_bucket(bucket, &grads, accumulate, on_bucket)?;
         }
@@ -540,9 +433,6 @@ impl Learner {
 fn next(grads: &mut impl Iterator<Item = Tensor>) -> Result<Tensor> {
     match grads.next() {
         Some(grad) if grad.defined() => Ok(grad),
-        _ => Err(ModelError::input(
-            "gradients",
-            "autograd gave none for an activation",
-        )),
+        _ => Err(ModelError::input("gradients", "autograd gave none for an activation")),
     }
 }

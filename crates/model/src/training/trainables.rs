@@ -94,9 +94,7 @@ impl Trainables {
             .into_iter()
             .map(|(name, params)| Bucket::zeros(name, params, device))
             .collect::<Result<Vec<_>>>()?;
-        let mut slots = buckets
-            .iter_mut()
-            .flat_map(|bucket| bucket.slots.iter_mut());
+        let mut slots = buckets.iter_mut().flat_map(|bucket| bucket.slots.iter_mut());
         let mut outcome = Ok(());
         visit(&mut |name, tensor| {
             let moved = slots
@@ -152,14 +150,19 @@ impl Trainables {
         self.copy_flat(self.buckets.iter().map(|bucket| &bucket.grads), "")
     }
 
+    /// Named copies out of a flat vector laid out as bucket `index` is (its gradients before a reduction, say).
+    pub fn named(&self, index: usize, flat: &Tensor) -> Result<TensorMap> {
+        let bucket = self
+            .buckets
+            .get(index)
+            .ok_or_else(|| ModelError::input("bucket", format!("{index} does not exist")))?;
+        bucket.named(flat, "")
+    }
+
     /// Overwrites all values from tensors by name; missing, unexpected and misshapen ones are listed at
     /// once, and then nothing is changed.
     pub fn load_values(&mut self, tensors: &TensorMap, origin: &str) -> Result<()> {
-        let targets: Vec<_> = self
-            .buckets
-            .iter()
-            .map(|bucket| bucket.values.shallow_clone())
-            .collect();
+        let targets: Vec<_> = self.buckets.iter().map(|bucket| bucket.values.shallow_clone()).collect();
         self.fill_flat(&targets, tensors, "", origin)
     }
 
@@ -177,18 +180,12 @@ impl Trainables {
     /// gradients are multiplied by min(1, max_norm / (norm + 1e-6)).
     pub fn clip(&mut self, max_norm: Option<f64>) -> Result<Tensor> {
         tch::no_grad(|| {
-            let norms = self
-                .buckets
-                .iter()
-                .map(|bucket| bucket.grads.f_norm())
-                .collect::<Result<Vec<_>, _>>()?;
+            let norms =
+                self.buckets.iter().map(|bucket| bucket.grads.f_norm()).collect::<Result<Vec<_>, _>>()?;
             let total = Tensor::f_stack(&norms, 0)?.f_norm()?;
             if let Some(max_norm) = max_norm {
-                let factor = total
-                    .f_add_scalar(1e-6)?
-                    .f_reciprocal()?
-                    .f_mul_scalar(max_norm)?
-                    .f_clamp_max(1.0)?;
+                let factor =
+                    total.f_add_scalar(1e-6)?.f_reciprocal()?.f_mul_scalar(max_norm)?.f_clamp_max(1.0)?;
                 for bucket in &mut self.buckets {
                     drop(bucket.grads.f_mul_(&factor)?);
                 }
@@ -199,10 +196,7 @@ impl Trainables {
 
     /// Zero vectors of the buckets' sizes: moments and averages.
     pub(super) fn zeros_like(&self) -> Result<Vec<Tensor>> {
-        self.buckets
-            .iter()
-            .map(|bucket| Ok(bucket.values.f_zeros_like()?))
-            .collect()
+        self.buckets.iter().map(|bucket| Ok(bucket.values.f_zeros_like()?)).collect()
     }
 
     /// Named copies out of one flat vector per bucket; names get `prefix`.
@@ -211,18 +205,11 @@ impl Trainables {
         flats: impl Iterator<Item = &'a Tensor>,
         prefix: &str,
     ) -> Result<TensorMap> {
-        tch::no_grad(|| {
-            let mut map = TensorMap::new();
-            for (bucket, flat) in self.buckets.iter().zip(flats) {
-                for slot in &bucket.slots {
-                    let part = flat
-                        .f_narrow(0, slot.offset, slot.len)?
-                        .f_view(slot.shape.as_slice())?;
-                    map.insert(format!("{prefix}{}", slot.name), copy_of(&part)?);
-                }
-            }
-            Ok(map)
-        })
+        let mut map = TensorMap::new();
+        for (bucket, flat) in self.buckets.iter().zip(flats) {
+            map.extend(bucket.named(flat, prefix)?);
+        }
+        Ok(map)
     }
 
     /// The inverse of [`Trainables::copy_flat`]; of `tensors`, those that start with `prefix` must be exactly ours.
@@ -239,13 +226,9 @@ impl Trainables {
             let name = format!("{prefix}{}", slot.name);
             match tensors.get(&name) {
                 None => note(name, ProblemKind::Missing),
-                Some(tensor) if tensor.size() != slot.shape => note(
-                    name,
-                    ProblemKind::Shape {
-                        found: tensor.size(),
-                        expected: slot.shape.clone(),
-                    },
-                ),
+                Some(tensor) if tensor.size() != slot.shape => {
+                    note(name, ProblemKind::Shape { found: tensor.size(), expected: slot.shape.clone() })
+                }
                 Some(_) => {}
             }
         }
@@ -258,10 +241,7 @@ impl Trainables {
             }
         }
         if !problems.is_empty() {
-            return Err(ModelError::Weights {
-                origin: origin.to_owned(),
-                problems,
-            });
+            return Err(ModelError::Weights { origin: origin.to_owned(), problems });
         }
         tch::no_grad(|| {
             for (bucket, flat) in self.buckets.iter().zip(flats) {
@@ -279,11 +259,17 @@ impl Trainables {
 }
 
 impl Bucket {
+    fn named(&self, flat: &Tensor, prefix: &str) -> Result<TensorMap> {
+        let mut map = TensorMap::new();
+        for slot in &self.slots {
+            let part = flat.f_narrow(0, slot.offset, slot.len)?.f_view(slot.shape.as_slice())?;
+            map.insert(format!("{prefix}{}", slot.name), copy_of(&part)?);
+        }
+        Ok(map)
+    }
+
     fn zeros(name: String, params: Vec<(String, Vec<i64>)>, device: Device) -> Result<Self> {
-        let lens: Vec<i64> = params
-            .iter()
-            .map(|(_, shape)| shape.iter().product())
-            .collect();
+        let lens: Vec<i64> = params.iter().map(|(_, shape)| shape.iter().product()).collect();
         let padded = |len: i64| (len + ALIGN - 1) / ALIGN * ALIGN;
         let total = lens.iter().map(|len| padded(*len)).sum::<i64>();
         let values = Tensor::f_zeros([total], (Kind::Float, device))?;
@@ -296,22 +282,10 @@ impl Bucket {
             };
             let leaf = part(&values)?.f_detach()?.f_set_requires_grad(true)?;
             let grad = part(&grads)?;
-            slots.push(Slot {
-                name,
-                shape,
-                offset,
-                len,
-                leaf,
-                grad,
-            });
+            slots.push(Slot { name, shape, offset, len, leaf, grad });
             offset += padded(len);
         }
-        Ok(Self {
-            name,
-            slots,
-            values,
-            grads,
-        })
+        Ok(Self { name, slots, values, grads })
     }
 }
 
