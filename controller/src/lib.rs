@@ -1,1 +1,34 @@
-//! controller
+//! The controller: takes jobs, gives their stages to curators and trainers, keeps the registry of pairs and checkpoints.
+//!
+//! ```text
+//!   gRPC ─▶ services ──Request──▶ engine (one task, owns the state) ──txn──▶ store
+//!             ▲  │                  │  core::decide                            ▲
+//!    sessions ┘  └ logs (rings)     └─▶ commands to nodes, watchers            │ campaign
+//!                                                     leadership ──────────────┘
+//! ```
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`config`] | command line and limits |
+//! | [`leadership`] | campaigns, and runs the engine while this controller leads |
+//! | [`engine`] | the state's one owner: requests in batches, decide, persist, then answer and send |
+//! | [`services`] | the gRPC services: check, ask the engine, answer |
+//! | [`views`] | state and observations as messages |
+//! | [`logs`] | bounded rings of log lines |
+//! | [`metrics`], [`layer`] | what is measured, and the limit on concurrent calls |
+//!
+//! An answer is given, and a command sent, only once what it rests on is durable. When the outcome of a write is not
+//! known, the state is dropped and read again. So a controller may be killed at any point.
+
+pub mod config;
+pub mod engine;
+pub mod layer;
+pub mod leadership;
+pub mod logs;
+pub mod metrics;
+pub mod serve;
+pub mod services;
+pub mod views;
+
+pub use config::Config;
+pub use serve::{Controller, Serving};

@@ -1,1 +1,55 @@
-fn main() {}
+//! The controller binary: parse, build, run.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use clap::Parser as _;
+use crescendo_controller::config::Args;
+use crescendo_controller::{Config, Controller};
+use crescendo_node::supervise::Tasks;
+use crescendo_node::{listen, logging, metrics, ports};
+use crescendo_store::{KEY_PREFIX, StoreLocation};
+use prometheus::Registry;
+
+/// Time that a clean stop may take.
+const GRACE: Duration = Duration::from_secs(10);
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let args = Args::parse();
+    logging::init(&args.server.log, None)?;
+    check_object_store(&args.object_store)?;
+    let location: StoreLocation = args.store.parse().context("read --store")?;
+    let store = location.open(KEY_PREFIX).await.context("open the store")?;
+    let grpc = listen::bind(args.server.listen, args.server.allow_non_loopback).await?;
+    let metrics_listener = listen::bind(args.server.metrics_listen, args.server.allow_non_loopback).await?;
+    let (grpc_at, metrics_at) = (grpc.local_addr()?, metrics_listener.local_addr()?);
+
+    let (tasks, supervisor) = Tasks::new();
+    let registry = Registry::new();
+    let controller = Controller {
+        config: Config::from(&args),
+        store: store.clone(),
+        registry: registry.clone(),
+        address: listen::advertised(grpc_at, args.server.advertise_host.as_deref()),
+    };
+    controller.start(grpc, &tasks)?;
+    tasks.spawn_critical("metrics server", metrics::serve(metrics_listener, registry, tasks.stop_token()));
+    if let Some(path) = &args.server.port_file {
+        ports::write_port_file(path, grpc_at, metrics_at).context("write the port file")?;
+    }
+    tracing::info!(%grpc_at, %metrics_at, store = args.store, "serving");
+    let ended = supervisor.run(GRACE).await;
+    store.close().await;
+    Ok(ended?)
+}
+
+/// The nodes get this URL as it is, so a mistake in it is best found here.
+fn check_object_store(url: &str) -> anyhow::Result<()> {
+    match url.strip_prefix("file://") {
+        Some(path) if Path::new(path).is_absolute() => Ok(()),
+        Some(_) => bail!("--object-store {url}: the path after file:// must be absolute"),
+        None => bail!("--object-store {url}: must be file:///DIR"),
+    }
+}

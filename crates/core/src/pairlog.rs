@@ -90,6 +90,15 @@ impl PairLog {
         }
     }
 
+    /// Moves the end of every lease to `at`, unless it is later already.
+    pub(crate) fn renew_leases(&mut self, at: Timestamp) {
+        for record in self.units.values_mut() {
+            if let UnitState::Leased { expires_at, .. } = &mut record.state {
+                *expires_at = at.max(*expires_at);
+            }
+        }
+    }
+
     fn grow(&mut self) {
         while !self.sealed {
             let Some(result) = self.units.get(&self.prefix_units()).and_then(UnitRecord::result) else { return };

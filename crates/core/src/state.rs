@@ -87,6 +87,8 @@ impl ClusterState {
     }
 
     fn put_job(&mut self, record: JobRecord) {
+        // Known from the job too: the request's own record is written with it, but a snapshot may be torn by hand.
+        self.requests.insert(record.request.clone(), record.id.clone());
         if record.state.is_terminal() {
             self.open.remove(&record.id);
         } else {
@@ -160,6 +162,12 @@ impl ClusterState {
 
     pub fn open_count(&self) -> usize {
         self.open.len()
+    }
+
+    /// Starts the term of every lease anew: renewals of a former leader are not known.
+    pub fn renew_leases(&mut self, expires_at: Timestamp) {
+        let stages = self.jobs.values_mut().flat_map(|job| &mut job.stages);
+        stages.for_each(|stage| stage.log.renew_leases(expires_at));
     }
 
     /// Jobs that are not terminal, in the order in which they are served: priority, then age.

@@ -1,0 +1,110 @@
+//! Command line and limits.
+
+use std::time::Duration;
+
+use clap::Parser;
+use crescendo_core::decide::Limits;
+use crescendo_core::requests::QueueLimits;
+use crescendo_node::args::ServerArgs;
+
+/// Runs the controller of a Crescendo cluster
+#[derive(Parser, Clone, Debug)]
+#[command(name = "crescendo-controller", version)]
+pub struct Args {
+    #[command(flatten)]
+    pub server: ServerArgs,
+    /// Where records are kept: embedded:DIR for one controller, or etcd:URL[,URL] for several
+    #[arg(long, env = "CRESCENDO_STORE")]
+    pub store: String,
+    /// Root of pairs and checkpoints, handed to the nodes: file:///DIR
+    #[arg(long, env = "CRESCENDO_OBJECT_STORE")]
+    pub object_store: String,
+    /// Seconds without a word after which a node counts as silent and gets no new work
+    #[arg(long, env = "CRESCENDO_SILENT_AFTER_SECONDS", default_value_t = 15, value_parser = clap::value_parser!(u64).range(1..))]
+    pub silent_after_seconds: u64,
+    /// Seconds of silence, with no training step either, after which ranks on a node are given up
+    #[arg(long, env = "CRESCENDO_RANKS_LOST_AFTER_SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
+    pub ranks_lost_after_seconds: u64,
+    /// Failures of a stage without a new checkpoint in between after which its job fails
+    #[arg(long, env = "CRESCENDO_MAX_FAILURES_IN_A_ROW", default_value_t = 10)]
+    pub max_failures_in_a_row: u32,
+    /// Seconds that a curation unit's lease lasts unless renewed
+    #[arg(long, env = "CRESCENDO_UNIT_LEASE_SECONDS", default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..))]
+    pub unit_lease_seconds: u64,
+    /// Seconds that leadership outlives a controller that has died
+    #[arg(long, env = "CRESCENDO_LEADER_LEASE_SECONDS", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..))]
+    pub leader_lease_seconds: u64,
+    /// Jobs that wait or run at most; a submit beyond that is refused for now
+    #[arg(long, env = "CRESCENDO_MAX_OPEN_JOBS", default_value_t = 10_000)]
+    pub max_open_jobs: usize,
+    /// Nodes that are known at most
+    #[arg(long, env = "CRESCENDO_MAX_NODES", default_value_t = 1024)]
+    pub max_nodes: usize,
+    /// Calls that are worked on at a time; a call beyond that is refused for now
+    #[arg(long, env = "CRESCENDO_MAX_CONCURRENT_CALLS", default_value_t = 512)]
+    pub max_concurrent_calls: usize,
+}
+
+/// What the controller's parts need, checked.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub object_store_url: String,
+    pub limits: Limits,
+    pub queue: QueueLimits,
+    pub max_nodes: usize,
+    pub max_concurrent_calls: usize,
+    pub leader_lease: Duration,
+    pub heartbeat: Duration,
+    /// Streams of one kind (watches of jobs, watches of pair logs) at a time.
+    pub max_watchers: usize,
+}
+
+impl Config {
+    /// Defaults for everything but the object store.
+    pub fn new(object_store_url: impl Into<String>) -> Self {
+        Self {
+            object_store_url: object_store_url.into(),
+            limits: Limits::default(),
+            queue: QueueLimits { max_open_jobs: 10_000, retry_after: Duration::from_secs(2) },
+            max_nodes: 1024,
+            max_concurrent_calls: 512,
+            leader_lease: Duration::from_secs(5),
+            heartbeat: Duration::from_secs(2),
+            max_watchers: 1024,
+        }
+    }
+}
+
+impl From<&Args> for Config {
+    fn from(args: &Args) -> Self {
+        // Every field is named, so that a new flag is not forgotten here.
+        let Args {
+            server: _,
+            store: _,
+            object_store,
+            silent_after_seconds,
+            ranks_lost_after_seconds,
+            max_failures_in_a_row,
+            unit_lease_seconds,
+            leader_lease_seconds,
+            max_open_jobs,
+            max_nodes,
+            max_concurrent_calls,
+        } = args;
+        let defaults = Config::new(object_store);
+        Self {
+            limits: Limits {
+                silent_after: Duration::from_secs(*silent_after_seconds),
+                ranks_lost_after: Duration::from_secs(*ranks_lost_after_seconds),
+                max_failures_in_a_row: *max_failures_in_a_row,
+                lease_ttl: Duration::from_secs(*unit_lease_seconds),
+                ..defaults.limits
+            },
+            queue: QueueLimits { max_open_jobs: *max_open_jobs, ..defaults.queue },
+            max_nodes: *max_nodes,
+            max_concurrent_calls: *max_concurrent_calls,
+            leader_lease: Duration::from_secs(*leader_lease_seconds),
+            ..defaults
+        }
+    }
+}

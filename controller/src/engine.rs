@@ -1,0 +1,252 @@
+//! The one task that owns the state while this controller leads.
+//!
+//! ```text
+//!   requests ─▶ batch ─▶ apply in memory ─▶ decide ─▶ apply ─▶ persist (one txn) ─▶ answers, commands, watchers
+//!                                                                 └─ conflict, unknown: drop memory, reload
+//! ```
+//!
+//! Requests are taken in batches, so that many writers share one transaction. Nothing leaves the engine before what it
+//! rests on is durable: answers and commands are held back until then. If the write fails, they are dropped with an
+//! error that the caller may try again after, and the state is read from the store.
+
+mod handle;
+mod nodes;
+mod persist;
+mod request;
+mod watchers;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crescendo_core::decide::{Change, Plan, Wait, decide};
+use crescendo_core::ids::{JobId, Timestamp};
+use crescendo_core::invariants::check_invariants;
+use crescendo_core::observed::Observed;
+use crescendo_core::state::ClusterState;
+use crescendo_store::{Fence, Leadership, Store, StoreError};
+use tokio::sync::mpsc;
+use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
+
+pub use request::{Answer, EngineError, JobWatch, OpenedSession, Reply, Request, SessionId, ShardWatch};
+
+use crate::config::Config;
+use crate::engine::nodes::Sessions;
+use crate::engine::persist::Records;
+use crate::engine::watchers::Watchers;
+use crate::logs::LogHub;
+use crate::metrics::Metrics;
+
+/// Requests that wait for the engine at most.
+pub const QUEUE: usize = 1024;
+/// Requests in one batch at most.
+const MAX_BATCH: usize = 256;
+/// Time passes for the decisions at least this often.
+const TICK: Duration = Duration::from_millis(250);
+/// Wait between tries to read the state again.
+const RELOAD_PAUSE: Duration = Duration::from_millis(500);
+
+/// What the engine needs from outside.
+#[derive(Clone)]
+pub struct Surroundings {
+    pub config: Arc<Config>,
+    pub store: Arc<dyn Store>,
+    pub metrics: Metrics,
+    pub logs: LogHub,
+    /// Identity given in Welcome.
+    pub controller_id: String,
+    /// Wall clock.
+    pub clock: fn() -> Timestamp,
+}
+
+/// Why the engine stopped.
+#[derive(Debug)]
+pub enum End {
+    Stopped,
+    /// Somebody else leads, or nobody.
+    Deposed,
+}
+
+/// The state and everything that depends on leading.
+pub struct Engine {
+    around: Surroundings,
+    fence: Fence,
+    state: ClusterState,
+    observed: Observed,
+    waits: BTreeMap<JobId, Wait>,
+    records: Records,
+    sessions: Sessions,
+    watchers: Watchers,
+    /// Answers that are given once the batch is durable.
+    held: Vec<request::Held>,
+    /// Jobs whose records have changed in this batch, and those that have progressed.
+    changed: BTreeSet<JobId>,
+    progressed: BTreeSet<JobId>,
+}
+
+/// Reads the state and leads with it until `stop`, or until the leadership is gone.
+pub async fn run(
+    around: Surroundings,
+    leadership: &Leadership,
+    requests: &mut mpsc::Receiver<Request>,
+    ready: impl FnOnce(),
+    stop: &CancellationToken,
+) -> End {
+    let now = (around.clock)();
+    let mut engine = Engine {
+        fence: leadership.fence().clone(),
+        state: ClusterState::default(),
+        observed: Observed::new(now),
+        waits: BTreeMap::new(),
+        records: Records::default(),
+        sessions: Sessions::default(),
+        watchers: Watchers::new(around.config.max_watchers),
+        held: Vec::new(),
+        changed: BTreeSet::new(),
+        progressed: BTreeSet::new(),
+        around,
+    };
+    let end = tokio::select! {
+        () = stop.cancelled() => End::Stopped,
+        () = leadership.lost() => End::Deposed,
+        end = engine.lead(requests, ready) => end,
+    };
+    engine.abandon(matches!(end, End::Stopped));
+    end
+}
+
+impl Engine {
+    async fn lead(&mut self, requests: &mut mpsc::Receiver<Request>, ready: impl FnOnce()) -> End {
+        self.reload().await;
+        ready();
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let first = tokio::select! {
+                request = requests.recv() => match request {
+                    Some(request) => Some(request),
+                    None => return End::Stopped,
+                },
+                _ = tick.tick() => None,
+            };
+            let now = (self.around.clock)();
+            let mut taken = 0;
+            let mut next = first;
+            while let Some(request) = next {
+                self.handle(request, now);
+                taken += 1;
+                let room = taken < MAX_BATCH && self.records.pending() < persist::BATCH_WRITES;
+                next = if room { requests.try_recv().ok() } else { None };
+            }
+            if let Some(end) = self.conclude(now).await {
+                return end;
+            }
+        }
+    }
+
+    /// Decides, persists, then lets out what was held back.
+    async fn conclude(&mut self, now: Timestamp) -> Option<End> {
+        let plan = self.decide(now);
+        match self.persist().await {
+            Ok(()) => {
+                for held in std::mem::take(&mut self.held) {
+                    held.release();
+                }
+                self.send_all(plan.sends, now);
+                self.publish(now);
+                None
+            }
+            Err(StoreError::NotLeader { .. }) => Some(End::Deposed),
+            Err(error) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "dropping the state in memory and reading it again");
+                self.around.metrics.reloads.inc();
+                for held in std::mem::take(&mut self.held) {
+                    held.refuse(EngineError::Reloading);
+                }
+                self.reload().await;
+                None
+            }
+        }
+    }
+
+    fn decide(&mut self, now: Timestamp) -> Plan {
+        let timer = self.around.metrics.decide_seconds.start_timer();
+        let mut plan = decide(&self.state, &self.observed, &self.around.config.limits, now);
+        timer.observe_duration();
+        for write in std::mem::take(&mut plan.writes) {
+            self.write(write);
+        }
+        for (job, wait) in &plan.waits {
+            if self.waits.get(job) != Some(wait) {
+                self.progressed.insert(job.clone());
+            }
+        }
+        self.waits = std::mem::take(&mut plan.waits);
+        for change in &plan.changes {
+            self.tell(change);
+        }
+        plan
+    }
+
+    fn tell(&self, change: &Change) {
+        match change {
+            Change::AttemptPlaced { attempt, ranks } => {
+                self.around.metrics.attempts_placed.inc();
+                tracing::info!(job = %attempt.job, stage = %attempt.stage, generation = attempt.generation.0, ranks, "attempt is placed");
+            }
+            Change::AttemptEnded { attempt, reason } => {
+                self.around.metrics.attempts_ended.inc();
+                tracing::warn!(job = %attempt.job, stage = %attempt.stage, generation = attempt.generation.0, reason, "attempt has ended");
+            }
+            Change::JobMoved { job, from, to, reason } => {
+                tracing::info!(%job, from, to, reason, "job has moved");
+            }
+        }
+    }
+
+    /// Reads everything from the store, until that succeeds. What is observed of nodes stays: it does not come from the
+    /// store.
+    async fn reload(&mut self) {
+        loop {
+            let timer = std::time::Instant::now();
+            match self.around.store.snapshot("").await {
+                Ok(snapshot) => {
+                    self.around.metrics.store_call("snapshot", "ok", timer.elapsed());
+                    self.install(snapshot);
+                    return;
+                }
+                Err(error) => {
+                    self.around.metrics.store_call("snapshot", "error", timer.elapsed());
+                    tracing::warn!(error = &error as &dyn std::error::Error, "cannot read the state");
+                    tokio::time::sleep(RELOAD_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    fn install(&mut self, snapshot: crescendo_store::Snapshot) {
+        let (records, loaded) = Records::load(snapshot);
+        let (mut state, orphans) = ClusterState::load(loaded);
+        for orphan in orphans {
+            tracing::error!(%orphan, "left a record out");
+        }
+        state.renew_leases((self.around.clock)().plus(self.around.config.limits.lease_ttl));
+        for violation in check_invariants(&state) {
+            tracing::error!(violation, "the stored state is wrong");
+        }
+        self.records = records;
+        self.changed.extend(state.jobs().map(|job| job.record.id.clone()));
+        self.state = state;
+    }
+
+    /// Nothing more will be answered from here.
+    fn abandon(&mut self, stopping: bool) {
+        for held in std::mem::take(&mut self.held) {
+            held.refuse(EngineError::NotLeading);
+        }
+        let why = if stopping { "the controller stops" } else { "this controller leads no more" };
+        self.sessions.close_all(why);
+        self.watchers.close_all(why);
+    }
+}

@@ -1,0 +1,194 @@
+//! Sessions of nodes: opened, replaced, closed; reports in, commands out.
+
+use std::collections::BTreeMap;
+
+use crescendo_core::decide::{Command, Send};
+use crescendo_core::error::Refused;
+use crescendo_core::ids::{AttemptRef, NodeId, StageRef, Timestamp};
+use crescendo_core::observed::Report;
+use crescendo_core::records::{NodeKind, Record, Write};
+use crescendo_proto::convert::{self, Introduction};
+use crescendo_proto::v1;
+use crescendo_proto::v1::open_session_response::Message as Down;
+use tokio::sync::mpsc;
+use tonic::Status;
+
+use crate::engine::Engine;
+use crate::engine::request::{Answer, OpenedSession, SessionId};
+
+/// Commands that wait for a node at most; a node that takes none for so long is better off with a new session.
+const OUTGOING: usize = 256;
+
+type Outgoing = mpsc::Sender<Result<v1::OpenSessionResponse, Status>>;
+
+/// The newest session of each node.
+#[derive(Default)]
+pub(super) struct Sessions {
+    last_id: u64,
+    open: BTreeMap<NodeId, (SessionId, Outgoing)>,
+}
+
+impl Sessions {
+    pub fn is_newest(&self, node: &NodeId, session: SessionId) -> bool {
+        self.open.get(node).is_some_and(|(newest, _)| *newest == session)
+    }
+
+    fn replace(&mut self, node: NodeId, outgoing: Outgoing) -> SessionId {
+        self.last_id += 1;
+        let id = SessionId(self.last_id);
+        if let Some((_, old)) = self.open.insert(node, (id, outgoing)) {
+            // If there is no room, its stream just ends.
+            let _ = old.try_send(Err(Status::aborted("a newer session of this node was opened")));
+        }
+        id
+    }
+
+    pub fn close_all(&mut self, why: &str) {
+        for (_, (_, outgoing)) in std::mem::take(&mut self.open) {
+            let _ = outgoing.try_send(Err(Status::unavailable(why)));
+        }
+    }
+}
+
+impl Engine {
+    pub(super) fn open_session(&mut self, introduction: Introduction, now: Timestamp) -> Answer<OpenedSession> {
+        let Introduction { record, running, curating } = introduction;
+        let config = &self.around.config;
+        let known = self.state.node(&record.id);
+        if known.is_none() && self.state.nodes().count() >= config.max_nodes {
+            let what = format!("{} nodes are known, which is the limit", config.max_nodes);
+            return Err(Refused::Full { what, retry_after: config.queue.retry_after }.into());
+        }
+        let node = record.id.clone();
+        let heartbeat_millis = u32::try_from(config.heartbeat.as_millis()).unwrap_or(u32::MAX);
+        let (outgoing, receiver) = mpsc::channel(OUTGOING);
+        let welcome = v1::Welcome { controller_id: self.around.controller_id.clone(), heartbeat_millis };
+        // There is room: the channel is new.
+        let _ = outgoing.try_send(Ok(v1::OpenSessionResponse { message: Some(Down::Welcome(welcome)) }));
+        tracing::info!(
+            %node, kind = ?record.kind, slots = record.slots, address = record.address, running = running.len(),
+            curating = curating.len(), "node is connected"
+        );
+        let incarnation = record.incarnation.clone();
+        if known != Some(&record) {
+            self.write(Write::Put(Record::Node(record)));
+        }
+        let running = running.into_iter().collect();
+        let curating = curating.into_iter().collect();
+        self.observed.hello(node.clone(), incarnation, running, curating, now);
+        let id = self.sessions.replace(node, outgoing);
+        self.count_sessions();
+        Ok(OpenedSession { id, outgoing: receiver })
+    }
+
+    pub(super) fn close_session(&mut self, node: &NodeId, session: SessionId) {
+        if self.sessions.is_newest(node, session) {
+            tracing::warn!(%node, "node is disconnected");
+            self.sessions.open.remove(node);
+            self.observed.disconnected(node);
+            self.count_sessions();
+        }
+    }
+
+    fn count_sessions(&self) {
+        let kinds = self.sessions.open.keys().filter_map(|node| self.state.node(node)).map(|record| record.kind);
+        let (mut trainers, mut curators) = (0, 0);
+        kinds.for_each(|kind| match kind {
+            NodeKind::Trainer => trainers += 1,
+            NodeKind::Curator => curators += 1,
+        });
+        self.around.metrics.sessions(trainers, curators);
+    }
+
+    pub(super) fn take_report(&mut self, session: SessionId, mut report: Report, now: Timestamp) {
+        if !self.sessions.is_newest(&report.node, session) {
+            return;
+        }
+        let Some(stage) = self.state.stage(&report.attempt.stage_ref()) else {
+            tracing::warn!(node = %report.node, attempt = %report.attempt, "report on a stage that does not exist");
+            return;
+        };
+        if report.attempt.generation > stage.generation() {
+            tracing::warn!(node = %report.node, attempt = %report.attempt, "report on a generation that does not exist");
+            return;
+        }
+        // Only the node with rank 0 knows the numbers.
+        let leads = stage
+            .attempt
+            .as_ref()
+            .and_then(|attempt| attempt.ranks.first())
+            .is_some_and(|rank| rank.node == report.node);
+        if !leads {
+            report.progress = None;
+        }
+        self.progressed.insert(report.attempt.job.clone());
+        self.observed.report(report, now);
+    }
+
+    /// Sends commands. A node whose channel is full or closed loses its session and comes back with a new one.
+    pub(super) fn send_all(&mut self, sends: Vec<Send>, _now: Timestamp) {
+        for send in sends {
+            let Some(message) = self.message(&send.command) else {
+                tracing::error!(node = %send.node, command = ?send.command, "a command refers to nothing");
+                continue;
+            };
+            let Some((_, outgoing)) = self.sessions.open.get(&send.node) else { continue };
+            if outgoing.try_send(Ok(v1::OpenSessionResponse { message: Some(message) })).is_err() {
+                tracing::warn!(node = %send.node, "node takes no commands; its session is closed");
+                self.sessions.open.remove(&send.node);
+                self.observed.disconnected(&send.node);
+                self.count_sessions();
+                continue;
+            }
+            tracing::debug!(node = %send.node, command = ?send.command, "sent");
+            self.observed.sent(&send);
+        }
+    }
+
+    fn message(&self, command: &Command) -> Option<Down> {
+        Some(match command {
+            Command::StartAttempt(attempt, curators) => Down::StartAttempt(self.start_message(attempt, curators)?),
+            Command::StopAttempt(attempt, reason) => Down::StopAttempt(v1::StopAttempt {
+                attempt: Some(convert::attempt_message(attempt)),
+                reason: reason.clone(),
+            }),
+            Command::UpdateCurators(attempt, curators) => Down::UpdateCurators(v1::UpdateCurators {
+                attempt: Some(convert::attempt_message(attempt)),
+                curator_addresses: curators.clone(),
+            }),
+            Command::AssignCuration(stage) => Down::AssignCuration(self.assign_message(stage)?),
+            Command::ReleaseCuration(stage, reason) => Down::ReleaseCuration(v1::ReleaseCuration {
+                stage: Some(convert::stage_message(stage)),
+                reason: reason.clone(),
+            }),
+        })
+    }
+
+    fn start_message(&self, attempt: &AttemptRef, curators: &[String]) -> Option<v1::StartAttempt> {
+        let job = self.state.job(&attempt.job)?;
+        let index = job.stage_index(attempt.stage.as_str())?;
+        let record = job.stages.get(index)?.attempt.as_ref().filter(|record| record.attempt == *attempt)?;
+        let first = record.ranks.first()?;
+        Some(v1::StartAttempt {
+            attempt: Some(convert::attempt_message(attempt)),
+            stage_index: u32::try_from(index).ok()?,
+            ranks: convert::ranks_message(&record.ranks),
+            rendezvous_address: self.state.node(&first.node)?.address.clone(),
+            resolved_spec_json: job.record.spec_json.to_vec(),
+            resume_from: record.resume_from.as_ref().map(convert::checkpoint_message),
+            init_from: record.init_from.as_ref().map(convert::checkpoint_message),
+            curator_addresses: curators.to_vec(),
+            object_store_url: self.around.config.object_store_url.clone(),
+        })
+    }
+
+    fn assign_message(&self, stage: &StageRef) -> Option<v1::AssignCuration> {
+        let job = self.state.job(&stage.job)?;
+        Some(v1::AssignCuration {
+            stage: Some(convert::stage_message(stage)),
+            stage_index: u32::try_from(job.stage_index(stage.stage.as_str())?).ok()?,
+            resolved_spec_json: job.record.spec_json.to_vec(),
+            object_store_url: self.around.config.object_store_url.clone(),
+        })
+    }
+}

@@ -1,0 +1,86 @@
+//! What the services ask of the engine.
+
+use crescendo_core::error::Refused;
+use crescendo_core::ids::{Generation, JobId, NodeId, StageRef};
+use crescendo_core::observed::Report;
+use crescendo_core::records::CheckpointRecord;
+use crescendo_core::requests::{Submission, UnitCommit, UnitLeaseRef};
+use crescendo_proto::convert::Introduction;
+use crescendo_proto::v1;
+use tokio::sync::{mpsc, oneshot};
+use tonic::Status;
+
+/// Why a request has no answer.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum EngineError {
+    #[error(transparent)]
+    Refused(#[from] Refused),
+    /// The outcome of a write is not known; the same request may be sent again.
+    #[error("the controller reads its state again; try again")]
+    Reloading,
+    #[error("this controller does not lead")]
+    NotLeading,
+}
+
+pub type Answer<T> = Result<T, EngineError>;
+pub type Reply<T> = oneshot::Sender<Answer<T>>;
+
+/// Counts sessions; a later one of the same node replaces an earlier one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct SessionId(pub u64);
+
+#[derive(Debug)]
+pub struct OpenedSession {
+    pub id: SessionId,
+    /// What the controller tells the node, Welcome first.
+    pub outgoing: mpsc::Receiver<Result<v1::OpenSessionResponse, Status>>,
+}
+
+pub type JobWatch = mpsc::Receiver<Result<v1::WatchJobResponse, Status>>;
+pub type ShardWatch = mpsc::Receiver<Result<v1::WatchPairLogResponse, Status>>;
+
+pub enum Request {
+    Submit { submission: Submission, reply: Reply<(v1::Job, bool)> },
+    GetJob { job: JobId, reply: Reply<v1::Job> },
+    ListJobs { request: v1::ListJobsRequest, reply: Reply<v1::ListJobsResponse> },
+    CancelJob { job: JobId, reason: String, reply: Reply<v1::Job> },
+    WatchJob { job: JobId, from_revision: u64, reply: Reply<JobWatch> },
+    /// Ends when the job is terminal or gone.
+    JobExists { job: JobId, reply: Reply<bool> },
+    ListNodes { reply: Reply<v1::ListNodesResponse> },
+    ListCheckpoints { job: JobId, stage: Option<String>, reply: Reply<Vec<v1::Checkpoint>> },
+    CommitCheckpoint { checkpoint: CheckpointRecord, reply: Reply<v1::CommitCheckpointResponse> },
+    MarkDamaged { stage: StageRef, generation: Generation, path: String, reason: String, reply: Reply<()> },
+    LeaseUnit { stage: StageRef, node: NodeId, reply: Reply<v1::LeaseUnitResponse> },
+    RenewUnit { lease: UnitLeaseRef, node: NodeId, reply: Reply<v1::RenewUnitResponse> },
+    CommitUnit { commit: UnitCommit, reply: Reply<v1::CommitUnitResponse> },
+    FailUnit { lease: UnitLeaseRef, node: NodeId, reason: String, reply: Reply<v1::FailUnitResponse> },
+    WatchPairLog { stage: StageRef, from_unit: u64, reply: Reply<ShardWatch> },
+    OpenSession { introduction: Introduction, reply: Reply<OpenedSession> },
+    Heartbeat { node: NodeId, session: SessionId },
+    Report { session: SessionId, report: Report },
+    CloseSession { node: NodeId, session: SessionId },
+}
+
+/// An answer that waits for its batch to be durable.
+pub(super) struct Held(Box<dyn FnOnce(Option<EngineError>) + Send>);
+
+impl Held {
+    pub fn new<T: Send + 'static>(reply: Reply<T>, answer: Answer<T>) -> Self {
+        Self(Box::new(move |lost| {
+            // The caller may have gone; its request stands all the same.
+            let _ = reply.send(match lost {
+                Some(error) => Err(error),
+                None => answer,
+            });
+        }))
+    }
+
+    pub fn release(self) {
+        (self.0)(None);
+    }
+
+    pub fn refuse(self, error: EngineError) {
+        (self.0)(Some(error));
+    }
+}

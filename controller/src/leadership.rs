@@ -1,0 +1,145 @@
+//! Campaigns for leadership, and runs the engine while it is held.
+
+use std::time::Duration;
+
+use crescendo_core::error::Refused;
+use crescendo_proto::status;
+use crescendo_store::StoreError;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+use tonic::Status;
+
+use crate::engine::{self, End, EngineError, Reply, Request, Surroundings};
+
+/// Name of the leadership in the store.
+const NAME: &str = "controller";
+/// A campaign is begun again after this, to learn who leads.
+const CAMPAIGN_WAIT: Duration = Duration::from_secs(2);
+/// Wait after a campaign that failed.
+const PAUSE: Duration = Duration::from_millis(500);
+/// Limit of handing a request to the engine, and of its answer.
+const ASK_TIMEOUT: Duration = Duration::from_secs(15);
+/// Hint to callers that find the engine's queue full.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// What this controller is at the moment.
+#[derive(Clone, Debug)]
+pub enum Role {
+    /// `leader` is the address of the one that leads, as far as it is known.
+    Standby {
+        leader: Option<String>,
+    },
+    Leading {
+        requests: mpsc::Sender<Request>,
+    },
+}
+
+/// How services reach the engine.
+#[derive(Clone, Debug)]
+pub struct Link {
+    role: watch::Receiver<Role>,
+}
+
+impl Link {
+    pub fn new(role: watch::Receiver<Role>) -> Self {
+        Self { role }
+    }
+
+    /// Asks the engine, and waits for its answer.
+    pub async fn ask<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Result<T, Status> {
+        let requests = self.requests()?;
+        let (reply, answer) = oneshot::channel();
+        let exchange = async {
+            requests.send(request(reply)).await.map_err(|_| self.not_leading())?;
+            match answer.await {
+                Ok(Ok(answer)) => Ok(answer),
+                Ok(Err(EngineError::Refused(refused))) => Err(status::refused(&refused)),
+                Ok(Err(error @ EngineError::Reloading)) => Err(Status::unavailable(error.to_string())),
+                Ok(Err(EngineError::NotLeading)) | Err(_) => Err(self.not_leading()),
+            }
+        };
+        tokio::time::timeout(ASK_TIMEOUT, exchange).await.unwrap_or_else(|_| {
+            let what = format!("the controller did not answer within {} s", ASK_TIMEOUT.as_secs());
+            Err(status::refused(&Refused::Full { what, retry_after: RETRY_AFTER }))
+        })
+    }
+
+    /// Tells the engine something that has no answer.
+    pub async fn tell(&self, request: Request) -> Result<(), Status> {
+        let requests = self.requests()?;
+        match tokio::time::timeout(ASK_TIMEOUT, requests.send(request)).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err(self.not_leading()),
+            Err(_) => Err(Status::unavailable("the controller takes no requests")),
+        }
+    }
+
+    fn requests(&self) -> Result<mpsc::Sender<Request>, Status> {
+        match &*self.role.borrow() {
+            Role::Leading { requests } => Ok(requests.clone()),
+            Role::Standby { leader } => Err(status::not_leader(leader.as_deref())),
+        }
+    }
+
+    fn not_leading(&self) -> Status {
+        match &*self.role.borrow() {
+            Role::Standby { leader } => status::not_leader(leader.as_deref()),
+            Role::Leading { .. } => Status::unavailable("this controller has just stopped to lead"),
+        }
+    }
+}
+
+/// Identity in the store: where the leader is reached, and which process it is.
+pub fn identity(address: &str, controller_id: &str) -> String {
+    format!("{address}/{controller_id}")
+}
+
+fn address(identity: &str) -> Option<String> {
+    identity.split_once('/').map(|(address, _)| address.to_owned())
+}
+
+/// Campaigns and leads, over and over, until `stop`.
+pub async fn run(around: Surroundings, identity: String, role: watch::Sender<Role>, stop: CancellationToken) {
+    let metrics = around.metrics.clone();
+    while !stop.is_cancelled() {
+        metrics.leader.set(0);
+        let campaign = around.store.campaign(NAME, &identity, around.config.leader_lease, CAMPAIGN_WAIT);
+        let outcome = tokio::select! {
+            () = stop.cancelled() => return,
+            outcome = campaign => outcome,
+        };
+        let leadership = match outcome {
+            Ok(leadership) => leadership,
+            Err(StoreError::NotElected { leader, .. }) => {
+                let leader = leader.as_deref().and_then(address);
+                role.send_replace(Role::Standby { leader });
+                continue;
+            }
+            Err(error) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "cannot campaign for leadership");
+                role.send_replace(Role::Standby { leader: None });
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    () = tokio::time::sleep(PAUSE) => continue,
+                }
+            }
+        };
+        tracing::info!(identity, "elected; reading the state");
+        let (requests, mut receiver) = mpsc::channel(engine::QUEUE);
+        let ready = || {
+            tracing::info!(identity, "leading");
+            metrics.leader.set(1);
+            role.send_replace(Role::Leading { requests });
+        };
+        let end = engine::run(around.clone(), &leadership, &mut receiver, ready, &stop).await;
+        // Later requests are refused before the leadership is given up.
+        role.send_replace(Role::Standby { leader: None });
+        match end {
+            End::Stopped => {
+                leadership.resign().await;
+                return;
+            }
+            End::Deposed => tracing::warn!(identity, "leading no more"),
+        }
+    }
+}

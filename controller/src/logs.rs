@@ -1,0 +1,176 @@
+//! Log lines of the jobs' processes: a bounded ring for each job, in memory. Never in the way of the engine.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crescendo_core::ids::JobId;
+use crescendo_proto::v1;
+use tokio::sync::Notify;
+
+/// Lines kept of one job.
+pub const MAX_LINES: usize = 10_000;
+/// Bytes of text kept of one job.
+const MAX_BYTES: usize = 8 << 20;
+/// Jobs whose lines are kept; the one that was silent longest goes first.
+const MAX_JOBS: usize = 64;
+/// Text of one line.
+const MAX_LINE_BYTES: usize = 8 * 1024;
+/// Lines taken from one batch.
+const MAX_BATCH_LINES: usize = 512;
+
+/// The rings. Cheap to clone.
+#[derive(Clone, Default)]
+pub struct LogHub {
+    rings: Arc<Mutex<Rings>>,
+    added: Arc<Notify>,
+}
+
+#[derive(Default)]
+struct Rings {
+    by_job: BTreeMap<JobId, Ring>,
+    /// Counts batches, to find the ring that was silent longest.
+    clock: u64,
+}
+
+#[derive(Default)]
+struct Ring {
+    lines: VecDeque<v1::LogLine>,
+    bytes: usize,
+    /// Number of the first line in the ring, counted from the job's first.
+    first: u64,
+    touched: u64,
+}
+
+/// What a reader gets: lines, and where to go on.
+pub struct Excerpt {
+    pub lines: Vec<v1::LogLine>,
+    pub next: u64,
+}
+
+impl LogHub {
+    /// Takes over a node's batch. Lines without a job that could exist are left out.
+    pub fn push(&self, node: &str, batch: v1::LogBatch) {
+        {
+            let mut rings = self.lock();
+            rings.clock += 1;
+            for mut line in batch.lines.into_iter().take(MAX_BATCH_LINES) {
+                let Ok(job) = JobId::parse(&line.job_id) else { continue };
+                truncate(&mut line.message, MAX_LINE_BYTES);
+                node.clone_into(&mut line.node_id);
+                rings.add(job, line);
+            }
+        }
+        self.added.notify_waiters();
+    }
+
+    /// The last `tail` lines.
+    pub fn tail(&self, job: &JobId, tail: usize) -> Excerpt {
+        let rings = self.lock();
+        let Some(ring) = rings.by_job.get(job) else { return Excerpt { lines: Vec::new(), next: 0 } };
+        let skip = ring.lines.len().saturating_sub(tail);
+        Excerpt { lines: ring.lines.iter().skip(skip).cloned().collect(), next: ring.end() }
+    }
+
+    /// At most `limit` lines from number `from` on. Lines that were pushed out in between are counted in the first one.
+    pub fn read(&self, job: &JobId, from: u64, limit: usize) -> Excerpt {
+        let rings = self.lock();
+        let Some(ring) = rings.by_job.get(job) else { return Excerpt { lines: Vec::new(), next: from } };
+        let start = from.clamp(ring.first, ring.end());
+        let skip = usize::try_from(start - ring.first).unwrap_or(usize::MAX);
+        let mut lines: Vec<v1::LogLine> = ring.lines.iter().skip(skip).take(limit).cloned().collect();
+        if let Some(line) = lines.first_mut() {
+            line.dropped_before += start.saturating_sub(from);
+        }
+        Excerpt { next: start + lines.len() as u64, lines }
+    }
+
+    /// Resolves at the next batch of any job.
+    pub async fn added(&self) {
+        self.added.notified().await;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Rings> {
+        // Nothing panics while it is held; the rings are whole in any case.
+        self.rings.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Rings {
+    fn add(&mut self, job: JobId, line: v1::LogLine) {
+        if !self.by_job.contains_key(&job) && self.by_job.len() >= MAX_JOBS {
+            let oldest = self.by_job.iter().min_by_key(|(_, ring)| ring.touched).map(|(job, _)| job.clone());
+            oldest.and_then(|oldest| self.by_job.remove(&oldest));
+        }
+        let clock = self.clock;
+        let ring = self.by_job.entry(job).or_default();
+        ring.touched = clock;
+        ring.bytes += line.message.len();
+        ring.lines.push_back(line);
+        while ring.lines.len() > MAX_LINES || ring.bytes > MAX_BYTES {
+            let Some(out) = ring.lines.pop_front() else { break };
+            ring.bytes -= out.message.len();
+            ring.first += 1;
+        }
+    }
+}
+
+impl Ring {
+    fn end(&self) -> u64 {
+        self.first + self.lines.len() as u64
+    }
+}
+
+fn truncate(text: &mut String, max_bytes: usize) {
+    if text.len() > max_bytes {
+        let mut end = max_bytes;
+        while !text.is_char_boundary(end) {
+            end -= 1;
+        }
+        text.truncate(end);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn batch(job: &str, from: usize, count: usize) -> v1::LogBatch {
+        let line = |n: usize| v1::LogLine { job_id: job.into(), message: n.to_string(), ..Default::default() };
+        v1::LogBatch { lines: (from..from + count).map(line).collect() }
+    }
+
+    fn job(id: &str) -> JobId {
+        JobId::parse(id).expect("valid")
+    }
+
+    #[test]
+    fn a_ring_keeps_the_newest_lines_and_counts_the_rest() {
+        let hub = LogHub::default();
+        for start in (0..MAX_LINES + 1000).step_by(500) {
+            hub.push("n", batch("j", start, 500));
+        }
+        let excerpt = hub.read(&job("j"), 0, 2);
+        assert_eq!(excerpt.lines[0].message, "1000");
+        assert_eq!(excerpt.lines[0].dropped_before, 1000);
+        assert_eq!(excerpt.next, 1002);
+        assert_eq!(hub.tail(&job("j"), 3).lines.len(), 3);
+        assert_eq!(hub.tail(&job("j"), usize::MAX).lines.len(), MAX_LINES);
+    }
+
+    #[test]
+    fn the_job_that_was_silent_longest_makes_room() {
+        let hub = LogHub::default();
+        for n in 0..=MAX_JOBS {
+            hub.push("n", batch(&format!("j{n}"), 0, 1));
+        }
+        assert!(hub.tail(&job("j0"), 9).lines.is_empty());
+        assert_eq!(hub.tail(&job("j1"), 9).lines.len(), 1);
+    }
+
+    #[test]
+    fn long_lines_are_cut_between_characters() {
+        let mut text = "é".repeat(10);
+        truncate(&mut text, 5);
+        assert_eq!(text, "éé");
+    }
+}

@@ -1,0 +1,144 @@
+//! The controller's parts put together behind one listener.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::Context as _;
+use crescendo_core::ids::Timestamp;
+use crescendo_node::supervise::Tasks;
+use crescendo_proto::DESCRIPTORS;
+use crescendo_proto::v1::checkpoint_service_server::CheckpointServiceServer;
+use crescendo_proto::v1::curation_service_server::CurationServiceServer;
+use crescendo_proto::v1::job_service_server::JobServiceServer;
+use crescendo_proto::v1::node_service_server::NodeServiceServer;
+use crescendo_store::Store;
+use prometheus::Registry;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::transport::Server;
+use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
+
+use crate::config::Config;
+use crate::engine::Surroundings;
+use crate::layer::CallLimit;
+use crate::leadership::{self, Link, Role};
+use crate::logs::LogHub;
+use crate::metrics::Metrics;
+use crate::services::{Checkpoints, Curation, Jobs, Nodes};
+
+/// Largest message that is read: a batch of log lines is the largest that is sent.
+const MAX_MESSAGE_BYTES: usize = 8 << 20;
+/// Streams that one connection may have open.
+const MAX_STREAMS_PER_CONNECTION: u32 = 1024;
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+
+const SERVICES: [&str; 4] = [
+    "crescendo.v1.JobService",
+    "crescendo.v1.NodeService",
+    "crescendo.v1.CheckpointService",
+    "crescendo.v1.CurationService",
+];
+
+/// What a controller is made of.
+pub struct Controller {
+    pub config: Config,
+    pub store: Arc<dyn Store>,
+    pub registry: Registry,
+    /// host:port at which others reach this controller.
+    pub address: String,
+}
+
+/// A controller at work.
+pub struct Serving {
+    /// Leading or standing by.
+    pub role: watch::Receiver<Role>,
+}
+
+impl Controller {
+    /// Starts everything as tasks: the campaign with the engine behind it, and the server. They end with the stop token
+    /// of `tasks`.
+    pub fn start(self, listener: TcpListener, tasks: &Tasks) -> anyhow::Result<Serving> {
+        let Self { config, store, registry, address } = self;
+        let metrics = Metrics::register(&registry).context("register metrics")?;
+        let logs = LogHub::default();
+        let controller_id = uuid::Uuid::new_v4().to_string();
+        let (role, role_seen) = watch::channel(Role::Standby { leader: None });
+        let link = Link::new(role_seen.clone());
+        let stop = tasks.stop_token();
+        let call_limit = CallLimit::new(metrics.clone(), config.max_concurrent_calls);
+
+        let around = Surroundings {
+            config: Arc::new(config),
+            store,
+            metrics: metrics.clone(),
+            logs: logs.clone(),
+            controller_id: controller_id.clone(),
+            clock: wall_clock,
+        };
+        let identity = leadership::identity(&address, &controller_id);
+        let campaign = leadership::run(around, identity, role, stop.clone());
+        tasks.spawn_critical("campaign", async move {
+            campaign.await;
+            Ok::<(), std::convert::Infallible>(())
+        });
+
+        let (reporter, health) = tonic_health::server::health_reporter();
+        tasks.spawn(report_health(reporter, role_seen.clone(), stop.clone()));
+        let reflection = tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            .build_v1()
+            .context("build reflection")?;
+        let sized = MAX_MESSAGE_BYTES;
+        let router = Server::builder()
+            .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+            .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+            .max_concurrent_streams(Some(MAX_STREAMS_PER_CONNECTION))
+            .tcp_nodelay(true)
+            .layer(call_limit)
+            .add_service(health)
+            .add_service(reflection)
+            .add_service(JobServiceServer::new(Jobs::new(link.clone(), logs.clone(), tasks.clone())).max_decoding_message_size(sized))
+            .add_service(NodeServiceServer::new(Nodes::new(link.clone(), logs, metrics, tasks.clone())).max_decoding_message_size(sized))
+            .add_service(CheckpointServiceServer::new(Checkpoints::new(link.clone())).max_decoding_message_size(sized))
+            .add_service(CurationServiceServer::new(Curation::new(link)).max_decoding_message_size(sized));
+        tasks.spawn_critical("grpc server", async move {
+            // Open streams do not hold up the end: sessions and watches are closed by the engine.
+            router.serve_with_incoming_shutdown(TcpListenerStream::new(listener), stop.cancelled_owned()).await
+        });
+        Ok(Serving { role: role_seen })
+    }
+}
+
+impl Serving {
+    /// Waits until this controller leads.
+    pub async fn leads(&mut self) -> anyhow::Result<()> {
+        self.role.wait_for(|role| matches!(role, Role::Leading { .. })).await.context("wait for leadership")?;
+        Ok(())
+    }
+}
+
+/// The process is healthy as long as it answers; its services only while it leads.
+async fn report_health(reporter: HealthReporter, mut role: watch::Receiver<Role>, stop: tokio_util::sync::CancellationToken) {
+    loop {
+        let status = match &*role.borrow_and_update() {
+            Role::Leading { .. } => ServingStatus::Serving,
+            Role::Standby { .. } => ServingStatus::NotServing,
+        };
+        for service in SERVICES {
+            reporter.set_service_status(service, status).await;
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = role.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+fn wall_clock() -> Timestamp {
+    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Timestamp(u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX))
+}

@@ -1,0 +1,71 @@
+use crescendo_proto::convert;
+use crescendo_proto::v1;
+use crescendo_proto::v1::curation_service_server::CurationService;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+use crate::engine;
+use crate::leadership::Link;
+use crate::services::{checked, node_id, stage_ref};
+
+/// Units and the registry of the pair log.
+pub struct Curation {
+    link: Link,
+}
+
+impl Curation {
+    pub fn new(link: Link) -> Self {
+        Self { link }
+    }
+}
+
+#[tonic::async_trait]
+impl CurationService for Curation {
+    async fn lease_unit(
+        &self,
+        request: Request<v1::LeaseUnitRequest>,
+    ) -> Result<Response<v1::LeaseUnitResponse>, Status> {
+        let v1::LeaseUnitRequest { job_id, stage, node_id: node } = request.into_inner();
+        let (stage, node) = (stage_ref(&job_id, &stage)?, node_id(&node)?);
+        let leased = self.link.ask(|reply| engine::Request::LeaseUnit { stage, node, reply }).await?;
+        Ok(Response::new(leased))
+    }
+
+    async fn renew_unit(
+        &self,
+        request: Request<v1::RenewUnitRequest>,
+    ) -> Result<Response<v1::RenewUnitResponse>, Status> {
+        let v1::RenewUnitRequest { lease, node_id: node } = request.into_inner();
+        let (lease, node) = (checked(convert::lease(lease))?, node_id(&node)?);
+        let renewed = self.link.ask(|reply| engine::Request::RenewUnit { lease, node, reply }).await?;
+        Ok(Response::new(renewed))
+    }
+
+    async fn commit_unit(
+        &self,
+        request: Request<v1::CommitUnitRequest>,
+    ) -> Result<Response<v1::CommitUnitResponse>, Status> {
+        let commit = checked(convert::unit_commit(request.into_inner()))?;
+        let committed = self.link.ask(|reply| engine::Request::CommitUnit { commit, reply }).await?;
+        Ok(Response::new(committed))
+    }
+
+    async fn fail_unit(&self, request: Request<v1::FailUnitRequest>) -> Result<Response<v1::FailUnitResponse>, Status> {
+        let v1::FailUnitRequest { lease, node_id: node, reason } = request.into_inner();
+        let (lease, node) = (checked(convert::lease(lease))?, node_id(&node)?);
+        let failed = self.link.ask(|reply| engine::Request::FailUnit { lease, node, reason, reply }).await?;
+        Ok(Response::new(failed))
+    }
+
+    type WatchPairLogStream = ReceiverStream<Result<v1::WatchPairLogResponse, Status>>;
+
+    async fn watch_pair_log(
+        &self,
+        request: Request<v1::WatchPairLogRequest>,
+    ) -> Result<Response<Self::WatchPairLogStream>, Status> {
+        let v1::WatchPairLogRequest { job_id, stage, from_unit } = request.into_inner();
+        let stage = stage_ref(&job_id, &stage)?;
+        let watch = self.link.ask(|reply| engine::Request::WatchPairLog { stage, from_unit, reply }).await?;
+        Ok(Response::new(ReceiverStream::new(watch)))
+    }
+}

@@ -1,0 +1,187 @@
+use std::sync::Arc;
+use std::time::Duration;
+
+use crescendo_core::error::Refused;
+use crescendo_core::ids::{JobId, RequestId};
+use crescendo_core::requests::Submission;
+use crescendo_core::spec;
+use crescendo_node::supervise::Tasks;
+use crescendo_proto::status;
+use crescendo_proto::v1;
+use crescendo_proto::v1::job_service_server::JobService;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+use crate::engine;
+use crate::leadership::Link;
+use crate::logs::{LogHub, MAX_LINES};
+use crate::services::{checked, checked_id, job_id};
+
+/// Lines that wait for a reader at most.
+const LINES_WAITING: usize = 256;
+const DEFAULT_TAIL: usize = 1000;
+/// A follower looks whether its job still runs this often.
+const FOLLOW_EVERY: Duration = Duration::from_secs(1);
+
+/// Submitting, looking, following, stopping.
+pub struct Jobs {
+    link: Link,
+    logs: LogHub,
+    tasks: Tasks,
+}
+
+impl Jobs {
+    pub fn new(link: Link, logs: LogHub, tasks: Tasks) -> Self {
+        Self { link, logs, tasks }
+    }
+}
+
+#[tonic::async_trait]
+impl JobService for Jobs {
+    async fn submit_job(
+        &self,
+        request: Request<v1::SubmitJobRequest>,
+    ) -> Result<Response<v1::SubmitJobResponse>, Status> {
+        let v1::SubmitJobRequest { request_id, spec_yaml, validate_only } = request.into_inner();
+        let parsed = match spec::parse(&spec_yaml) {
+            Ok(parsed) => parsed,
+            Err(problems) if validate_only => {
+                let problems = problems.iter().map(v1::SpecProblem::from).collect();
+                return Ok(Response::new(v1::SubmitJobResponse { problems, ..Default::default() }));
+            }
+            Err(problems) => return Err(status::bad_spec(&problems)),
+        };
+        let resolved_spec_yaml = spec::to_yaml(&parsed);
+        if validate_only {
+            return Ok(Response::new(v1::SubmitJobResponse { resolved_spec_yaml, ..Default::default() }));
+        }
+        let request = checked_id("request_id", RequestId::parse(&request_id))?;
+        let spec_json = serde_json::to_vec(&parsed)
+            .map_err(|error| status::refused(&Refused::invalid("spec_yaml", format!("cannot be kept: {error}"))))?;
+        let submission = Submission { request, spec: Arc::new(parsed), spec_json: spec_json.into() };
+        let (mut job, already_submitted) =
+            self.link.ask(|reply| engine::Request::Submit { submission, reply }).await?;
+        job.resolved_spec_yaml.clone_from(&resolved_spec_yaml);
+        let answer = v1::SubmitJobResponse { job: Some(job), resolved_spec_yaml, problems: Vec::new(), already_submitted };
+        Ok(Response::new(answer))
+    }
+
+    async fn get_job(&self, request: Request<v1::GetJobRequest>) -> Result<Response<v1::GetJobResponse>, Status> {
+        let job = job_id(&request.into_inner().job_id)?;
+        let job = self.link.ask(|reply| engine::Request::GetJob { job, reply }).await?;
+        Ok(Response::new(v1::GetJobResponse { job: Some(job) }))
+    }
+
+    async fn list_jobs(&self, request: Request<v1::ListJobsRequest>) -> Result<Response<v1::ListJobsResponse>, Status> {
+        let request = request.into_inner();
+        let page = self.link.ask(|reply| engine::Request::ListJobs { request, reply }).await?;
+        Ok(Response::new(page))
+    }
+
+    type WatchJobStream = ReceiverStream<Result<v1::WatchJobResponse, Status>>;
+
+    async fn watch_job(&self, request: Request<v1::WatchJobRequest>) -> Result<Response<Self::WatchJobStream>, Status> {
+        let v1::WatchJobRequest { job_id: job, from_revision } = request.into_inner();
+        let job = job_id(&job)?;
+        let watch = self.link.ask(|reply| engine::Request::WatchJob { job, from_revision, reply }).await?;
+        Ok(Response::new(ReceiverStream::new(watch)))
+    }
+
+    async fn cancel_job(
+        &self,
+        request: Request<v1::CancelJobRequest>,
+    ) -> Result<Response<v1::CancelJobResponse>, Status> {
+        let v1::CancelJobRequest { job_id: job, reason } = request.into_inner();
+        let job = job_id(&job)?;
+        let job = self.link.ask(|reply| engine::Request::CancelJob { job, reason, reply }).await?;
+        Ok(Response::new(v1::CancelJobResponse { job: Some(job) }))
+    }
+
+    type ReadLogsStream = ReceiverStream<Result<v1::ReadLogsResponse, Status>>;
+
+    async fn read_logs(&self, request: Request<v1::ReadLogsRequest>) -> Result<Response<Self::ReadLogsStream>, Status> {
+        let v1::ReadLogsRequest { job_id: job, tail_lines, follow } = request.into_inner();
+        let job = job_id(&job)?;
+        let tail = match tail_lines as usize {
+            0 => DEFAULT_TAIL,
+            lines if lines <= MAX_LINES => lines,
+            _ => return checked(Err(Refused::invalid("tail_lines", format!("must be at most {MAX_LINES}")))),
+        };
+        let open = self.job_is_open(&job).await?;
+        let (out, lines) = mpsc::channel(LINES_WAITING);
+        let reader = LogReader { link: self.link.clone(), logs: self.logs.clone(), job, out };
+        let stop = self.tasks.stop_token();
+        self.tasks.spawn(async move {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = reader.run(tail, follow && open) => {}
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(lines)))
+    }
+}
+
+impl Jobs {
+    async fn job_is_open(&self, job: &JobId) -> Result<bool, Status> {
+        self.link.ask(|reply| engine::Request::JobExists { job: job.clone(), reply }).await
+    }
+}
+
+/// Feeds one reader of logs, at the reader's pace.
+struct LogReader {
+    link: Link,
+    logs: LogHub,
+    job: JobId,
+    out: mpsc::Sender<Result<v1::ReadLogsResponse, Status>>,
+}
+
+impl LogReader {
+    async fn run(self, tail: usize, follow: bool) {
+        let first = self.logs.tail(&self.job, tail);
+        let mut next = first.next;
+        if !self.send(first.lines).await || !follow {
+            return;
+        }
+        let mut open = true;
+        loop {
+            let excerpt = self.logs.read(&self.job, next, LINES_WAITING);
+            next = excerpt.next;
+            if !excerpt.lines.is_empty() {
+                if !self.send(excerpt.lines).await {
+                    return;
+                }
+                continue;
+            }
+            if !open {
+                return;
+            }
+            let timed_out = tokio::select! {
+                () = self.logs.added() => false,
+                () = self.out.closed() => return,
+                () = tokio::time::sleep(FOLLOW_EVERY) => true,
+            };
+            if timed_out {
+                let job = self.job.clone();
+                open = match self.link.ask(|reply| engine::Request::JobExists { job, reply }).await {
+                    Ok(open) => open,
+                    Err(status) => {
+                        // The reader has gone, or is told why it ends.
+                        let _ = self.out.send(Err(status)).await;
+                        return;
+                    }
+                };
+            }
+        }
+    }
+
+    /// `false` once the reader has gone.
+    async fn send(&self, lines: Vec<v1::LogLine>) -> bool {
+        for line in lines {
+            if self.out.send(Ok(v1::ReadLogsResponse { line: Some(line) })).await.is_err() {
+                return false;
+            }
+        }
+        true
+    }
+}

@@ -1,0 +1,122 @@
+use std::time::Duration;
+
+use crescendo_core::ids::NodeId;
+use crescendo_node::supervise::Tasks;
+use crescendo_proto::convert;
+use crescendo_proto::v1;
+use crescendo_proto::v1::node_service_server::NodeService;
+use crescendo_proto::v1::open_session_request::Message as Up;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::engine::{self, SessionId};
+use crate::leadership::Link;
+use crate::logs::LogHub;
+use crate::metrics::Metrics;
+use crate::services::checked;
+
+/// A session has to begin with its Hello within this.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Sessions of nodes.
+pub struct Nodes {
+    link: Link,
+    logs: LogHub,
+    metrics: Metrics,
+    tasks: Tasks,
+}
+
+impl Nodes {
+    pub fn new(link: Link, logs: LogHub, metrics: Metrics, tasks: Tasks) -> Self {
+        Self { link, logs, metrics, tasks }
+    }
+}
+
+#[tonic::async_trait]
+impl NodeService for Nodes {
+    type OpenSessionStream = ReceiverStream<Result<v1::OpenSessionResponse, Status>>;
+
+    async fn open_session(
+        &self,
+        request: Request<Streaming<v1::OpenSessionRequest>>,
+    ) -> Result<Response<Self::OpenSessionStream>, Status> {
+        let mut incoming = request.into_inner();
+        let first = tokio::time::timeout(HELLO_TIMEOUT, incoming.message())
+            .await
+            .map_err(|_| Status::deadline_exceeded("no hello came"))??;
+        let Some(Up::Hello(hello)) = first.and_then(|request| request.message) else {
+            return Err(Status::invalid_argument("the first message of a session must be hello"));
+        };
+        let introduction = checked(convert::hello(hello))?;
+        let node = introduction.record.id.clone();
+        let opened = self.link.ask(|reply| engine::Request::OpenSession { introduction, reply }).await?;
+        let session = NodeMessages {
+            link: self.link.clone(),
+            logs: self.logs.clone(),
+            metrics: self.metrics.clone(),
+            node,
+            session: opened.id,
+        };
+        let stop = self.tasks.stop_token();
+        self.tasks.spawn(async move {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = session.run(incoming) => {}
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(opened.outgoing)))
+    }
+
+    async fn list_nodes(
+        &self,
+        _request: Request<v1::ListNodesRequest>,
+    ) -> Result<Response<v1::ListNodesResponse>, Status> {
+        Ok(Response::new(self.link.ask(|reply| engine::Request::ListNodes { reply }).await?))
+    }
+}
+
+/// What a node says in one session.
+struct NodeMessages {
+    link: Link,
+    logs: LogHub,
+    metrics: Metrics,
+    node: NodeId,
+    session: SessionId,
+}
+
+impl NodeMessages {
+    /// Hands on what the node says, until it or the engine goes away.
+    async fn run(self, mut incoming: Streaming<v1::OpenSessionRequest>) {
+        while let Ok(Some(request)) = incoming.message().await {
+            let Some(message) = request.message else { continue };
+            if self.take(message).await.is_err() {
+                return;
+            }
+        }
+        // An engine that is gone has forgotten the session anyway.
+        let _ = self.link.tell(engine::Request::CloseSession { node: self.node, session: self.session }).await;
+    }
+
+    async fn take(&self, message: Up) -> Result<(), Status> {
+        match message {
+            Up::Hello(_) => Ok(()),
+            Up::Heartbeat(_) => {
+                let (node, session) = (self.node.clone(), self.session);
+                self.link.tell(engine::Request::Heartbeat { node, session }).await
+            }
+            Up::AttemptReport(report) => match convert::report(self.node.clone(), report) {
+                Ok(report) => self.link.tell(engine::Request::Report { session: self.session, report }).await,
+                Err(refused) => {
+                    // One report that says nothing loses nothing else.
+                    tracing::warn!(node = %self.node, %refused, "left a report out");
+                    Ok(())
+                }
+            },
+            Up::LogBatch(batch) => {
+                self.metrics.log_lines.inc_by(batch.lines.len() as u64);
+                self.logs.push(self.node.as_str(), batch);
+                Ok(())
+            }
+        }
+    }
+}

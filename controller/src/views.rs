@@ -1,0 +1,199 @@
+//! State and observations as messages.
+
+use std::fmt;
+
+use crescendo_core::decide::{Limits, Wait};
+use crescendo_core::error::Refused;
+use crescendo_core::ids::{JobId, Timestamp};
+use crescendo_core::job::JobState;
+use crescendo_core::observed::Observed;
+use crescendo_core::records::NodeRecord;
+use crescendo_core::state::{ClusterState, Job, Stage};
+use crescendo_proto::{convert, v1};
+
+/// A job without its spec and its revision.
+pub fn job(job: &Job, seen: &Observed, wait: Option<&Wait>, now: Timestamp) -> v1::Job {
+    let record = &job.record;
+    let current = job.current_stage();
+    let stages = job
+        .stages
+        .iter()
+        .enumerate()
+        .map(|(index, stage)| self::stage(job, index, stage, seen, wait.filter(|_| current == Some(index))))
+        .collect();
+    v1::Job {
+        job_id: record.id.to_string(),
+        name: record.spec.name.clone(),
+        tenant: record.spec.tenant.clone(),
+        priority: record.spec.priority,
+        state: convert::job_state(&record.state).into(),
+        reason: reason(job, seen, wait, now),
+        stages,
+        submitted_at: Some(convert::timestamp(record.submitted_at)),
+        started_at: record.started_at.map(convert::timestamp),
+        finished_at: record.finished_at.map(convert::timestamp),
+        revision: 0,
+        resolved_spec_yaml: String::new(),
+        request_id: record.request.to_string(),
+    }
+}
+
+fn reason(job: &Job, seen: &Observed, wait: Option<&Wait>, now: Timestamp) -> String {
+    match &job.record.state {
+        JobState::Failed { reason } | JobState::Cancelled { reason } => return reason.clone(),
+        JobState::Succeeded => return String::new(),
+        JobState::Queued
+        | JobState::Placing { .. }
+        | JobState::Running { .. }
+        | JobState::Paused
+        | JobState::Preempting { .. } => {}
+    }
+    if let Some(wait) = wait {
+        return wait.to_string();
+    }
+    // Its ranks may well go on while their node is out of sight: said, but nothing follows from it.
+    let attempt = job.stages.iter().find_map(Stage::active_attempt);
+    let unseen = attempt.and_then(|attempt| {
+        attempt.ranks.iter().find(|rank| !seen.nodes.get(&rank.node).is_some_and(|view| view.connected))
+    });
+    match unseen {
+        Some(rank) => {
+            let heard = seen.nodes.get(&rank.node).map_or(seen.since, |view| view.last_heard);
+            format!("node {} is out of sight for {} s", rank.node, now.since(heard).as_secs())
+        }
+        None => String::new(),
+    }
+}
+
+fn stage(job: &Job, index: usize, stage: &Stage, seen: &Observed, wait: Option<&Wait>) -> v1::StageStatus {
+    let spec = job.stage_spec(index);
+    let steps_total = spec.map_or(0, |spec| spec.train.steps);
+    let checkpoint_step = stage.newest_checkpoint().map_or(0, |checkpoint| checkpoint.step);
+    let attempt = stage.attempt.as_ref();
+    let progress = attempt.and_then(|attempt| seen.gang(&attempt.attempt)).map(|gang| gang.progress.clone());
+    let progress = progress.unwrap_or_default();
+    let active = stage.active_attempt().is_some();
+    let done = stage.is_done();
+    let phase = if done {
+        v1::StagePhase::Done
+    } else if active {
+        v1::StagePhase::Training
+    } else if stage.log.is_begun() || job.record.state == (JobState::Running { stage: index }) {
+        v1::StagePhase::Curating
+    } else {
+        v1::StagePhase::Pending
+    };
+    let step = if done { steps_total } else { progress.step.max(checkpoint_step) };
+    let batch = spec.map_or(0, |spec| spec.train.global_batch);
+    let waiting_for = match wait {
+        Some(wait) => wait.to_string(),
+        None if active => progress.waiting_for.clone(),
+        None => String::new(),
+    };
+    v1::StageStatus {
+        name: stage.id.stage.to_string(),
+        phase: phase.into(),
+        generation: stage.generation().0,
+        restarts: attempt.map_or(0, |attempt| attempt.restarts),
+        step,
+        steps_total,
+        loss: progress.loss,
+        grad_norm: progress.grad_norm,
+        learning_rate: progress.learning_rate,
+        samples_per_sec: progress.samples_per_sec,
+        data_wait_fraction: progress.data_wait_fraction,
+        pairs_committed: stage.log.committed(),
+        pairs_target: spec.map_or(0, |spec| spec.data.pairs),
+        pairs_rejected: stage.log.rejected().clone(),
+        pairs_sealed: stage.log.is_sealed(),
+        checkpoint_step,
+        final_checkpoint: stage.final_checkpoint().map(|checkpoint| checkpoint.path.clone()).unwrap_or_default(),
+        eta_seconds: if active { eta_seconds(step, steps_total, batch, progress.samples_per_sec) } else { 0.0 },
+        waiting_for,
+    }
+}
+
+/// Seconds until the last step at the present pace; 0 if there is no pace.
+#[allow(clippy::cast_precision_loss)] // an estimate
+fn eta_seconds(step: u64, steps_total: u64, global_batch: u32, samples_per_sec: f64) -> f64 {
+    if samples_per_sec > 0.0 && samples_per_sec.is_finite() {
+        steps_total.saturating_sub(step) as f64 * f64::from(global_batch) / samples_per_sec
+    } else {
+        0.0
+    }
+}
+
+pub fn nodes(state: &ClusterState, seen: &Observed, limits: &Limits, now: Timestamp) -> v1::ListNodesResponse {
+    v1::ListNodesResponse { nodes: state.nodes().map(|record| node(record, state, seen, limits, now)).collect() }
+}
+
+fn node(record: &NodeRecord, state: &ClusterState, seen: &Observed, limits: &Limits, now: Timestamp) -> v1::Node {
+    let view = seen.nodes.get(&record.id);
+    let silence = now.since(view.map_or(seen.since, |view| view.last_heard));
+    let connected = view.is_some_and(|view| view.connected) && silence < limits.silent_after;
+    let reach = if connected { v1::NodeReach::Connected } else { v1::NodeReach::Silent };
+    let ranks = state
+        .open_in_order()
+        .into_iter()
+        .flat_map(|job| &job.stages)
+        .filter_map(Stage::active_attempt)
+        .flat_map(|attempt| &attempt.ranks);
+    let used = ranks.filter(|rank| rank.node == record.id).count();
+    v1::Node {
+        node_id: record.id.to_string(),
+        kind: convert::node_kind(record.kind).into(),
+        reach: reach.into(),
+        slots: record.slots,
+        slots_used: u32::try_from(used).unwrap_or(u32::MAX),
+        device: record.device.clone(),
+        address: record.address.clone(),
+        labels: record.labels.clone(),
+        version: record.version.clone(),
+        silent_seconds: silence.as_secs_f64(),
+        running: view.into_iter().flat_map(|view| &view.running).map(convert::attempt_message).collect(),
+        curating: view.into_iter().flat_map(|view| &view.curating).map(convert::stage_message).collect(),
+    }
+}
+
+/// A job's checkpoints, oldest first: by stage, then step.
+pub fn checkpoints(job: &Job, stage: Option<&str>) -> Result<Vec<v1::Checkpoint>, Refused> {
+    if let Some(name) = stage
+        && job.stage_index(name).is_none()
+    {
+        return Err(Refused::NotFound { what: format!("stage {}/{name}", job.record.id) });
+    }
+    let stages = job.stages.iter().filter(|known| stage.is_none_or(|name| known.id.stage.as_str() == name));
+    Ok(stages.flat_map(|stage| stage.checkpoints.values()).map(convert::checkpoint_message).collect())
+}
+
+/// Place in the list of jobs, newest first.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PageToken {
+    newest_first: std::cmp::Reverse<Timestamp>,
+    job: JobId,
+}
+
+impl PageToken {
+    pub fn of(job: &Job) -> Self {
+        Self { newest_first: std::cmp::Reverse(job.record.submitted_at), job: job.record.id.clone() }
+    }
+
+    /// `None` for the first page.
+    pub fn parse(text: &str) -> Result<Option<Self>, Refused> {
+        if text.is_empty() {
+            return Ok(None);
+        }
+        let parse = || {
+            let (millis, job) = text.split_once('_')?;
+            let millis = Timestamp(millis.parse().ok()?);
+            Some(Self { newest_first: std::cmp::Reverse(millis), job: JobId::parse(job).ok()? })
+        };
+        parse().map(Some).ok_or_else(|| Refused::invalid("page_token", "is not one that a page has ended with"))
+    }
+}
+
+impl fmt::Display for PageToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}_{}", self.newest_first.0.0, self.job)
+    }
+}
