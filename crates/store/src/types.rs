@@ -30,7 +30,7 @@ impl fmt::Display for Revision {
     }
 }
 
-/// A record as read, with the revision of its last write: the one to name in [`Precondition::ModRevision`].
+/// A record as read, with the revision of its last write: the one to name in [`Expect::ModRevision`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Versioned {
     /// The key, without the store's prefix.
