@@ -120,8 +120,9 @@ fn fill(mut nodes: Vec<(&NodeId, &NodeSlots)>, size: u32) -> Option<Vec<RankPlac
     let mut ranks = Vec::new();
     let mut missing = size;
     while missing > 0 {
-        // Ascending by free slots: the first that takes all the rest leaves the least over; else the largest.
-        let at = nodes.iter().position(|(_, node)| free_count(node) >= missing).unwrap_or(nodes.len().checked_sub(1)?);
+        // Ascending by free slots: the first that takes all the rest leaves the least over; else the first of the largest.
+        let most = nodes.last().map(|(_, node)| free_count(node))?;
+        let at = nodes.iter().position(|(_, node)| free_count(node) >= missing.min(most))?;
         let (id, node) = nodes.remove(at);
         let taken = missing.min(free_count(node));
         ranks.extend(node.free.iter().take(taken as usize).map(|&device_index| RankPlacement {
