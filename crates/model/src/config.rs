@@ -59,10 +59,7 @@ impl FluxConfig {
 
     /// FLUX.1-schnell: as dev, without the guidance input.
     pub fn flux_schnell() -> Self {
-        Self {
-            guidance_embed: false,
-            ..Self::flux_dev()
-        }
+        Self { guidance_embed: false, ..Self::flux_dev() }
     }
 
     /// About 6.2 million parameters over pixels ([`crate::nano`]): trains on two CPU cores.
@@ -109,76 +106,44 @@ impl FluxConfig {
         ];
         for (field, size) in sizes {
             if !(1..=LARGEST_SIZE).contains(&size) {
-                return Err(out_of_range(
-                    field,
-                    format!("{size} is not within 1..={LARGEST_SIZE}"),
-                ));
+                return Err(out_of_range(field, format!("{size} is not within 1..={LARGEST_SIZE}")));
             }
         }
         if self.in_channels % 4 != 0 {
-            return Err(out_of_range(
-                "in_channels",
-                format!("{} is not a multiple of 4", self.in_channels),
-            ));
+            return Err(out_of_range("in_channels", format!("{} is not a multiple of 4", self.in_channels)));
         }
-        for (field, depth) in [
-            ("depth", self.depth),
-            ("depth_single_blocks", self.depth_single_blocks),
-        ] {
+        for (field, depth) in [("depth", self.depth), ("depth_single_blocks", self.depth_single_blocks)] {
             if !(0..=LARGEST_DEPTH).contains(&depth) {
-                return Err(out_of_range(
-                    field,
-                    format!("{depth} is not within 0..={LARGEST_DEPTH}"),
-                ));
+                return Err(out_of_range(field, format!("{depth} is not within 0..={LARGEST_DEPTH}")));
             }
         }
         if !(self.mlp_ratio.is_finite() && self.mlp_ratio > 0.0 && self.mlp_ratio <= 64.0)
             || self.mlp_hidden() < 1
         {
-            return Err(out_of_range(
-                "mlp_ratio",
-                format!("{} is not within (0, 64]", self.mlp_ratio),
-            ));
+            return Err(out_of_range("mlp_ratio", format!("{} is not within (0, 64]", self.mlp_ratio)));
         }
         if self.hidden_size % self.num_heads != 0 {
             return Err(out_of_range(
                 "num_heads",
-                format!(
-                    "{} does not divide hidden_size {}",
-                    self.num_heads, self.hidden_size
-                ),
+                format!("{} does not divide hidden_size {}", self.num_heads, self.hidden_size),
             ));
         }
-        if self.axes_dim.len() != 3
-            || self
-                .axes_dim
-                .iter()
-                .any(|d| *d < 2 || d % 2 != 0 || *d > LARGEST_SIZE)
+        if self.axes_dim.len() != 3 || self.axes_dim.iter().any(|d| *d < 2 || d % 2 != 0 || *d > LARGEST_SIZE)
         {
             return Err(out_of_range(
                 "axes_dim",
-                format!(
-                    "{:?} is not three even numbers of at least 2",
-                    self.axes_dim
-                ),
+                format!("{:?} is not three even numbers of at least 2", self.axes_dim),
             ));
         }
         let axes_sum: i64 = self.axes_dim.iter().sum();
         if axes_sum != self.head_dim() {
             return Err(out_of_range(
                 "axes_dim",
-                format!(
-                    "{:?} sums to {axes_sum}, the head width is {}",
-                    self.axes_dim,
-                    self.head_dim()
-                ),
+                format!("{:?} sums to {axes_sum}, the head width is {}", self.axes_dim, self.head_dim()),
             ));
         }
         if !(self.theta.is_finite() && self.theta > 1.0) {
-            return Err(out_of_range(
-                "theta",
-                format!("{} is not above 1", self.theta),
-            ));
+            return Err(out_of_range("theta", format!("{} is not above 1", self.theta)));
         }
         Ok(())
     }
@@ -222,13 +187,10 @@ impl FromStr for Preset {
     type Err = ModelError;
 
     fn from_str(name: &str) -> Result<Self> {
-        Self::ALL
-            .into_iter()
-            .find(|preset| preset.name() == name)
-            .ok_or_else(|| {
-                let known = Self::ALL.map(Self::name).join(", ");
-                out_of_range("preset", format!("{name:?} is not one of {known}"))
-            })
+        Self::ALL.into_iter().find(|preset| preset.name() == name).ok_or_else(|| {
+            let known = Self::ALL.map(Self::name).join(", ");
+            out_of_range("preset", format!("{name:?} is not one of {known}"))
+        })
     }
 }
 
@@ -242,75 +204,21 @@ mod tests {
             preset.config().validate().unwrap();
             assert_eq!(preset.name().parse::<Preset>().unwrap(), preset);
         }
-        assert!(
-            "flux"
-                .parse::<Preset>()
-                .unwrap_err()
-                .to_string()
-                .contains("nano")
-        );
+        assert!("flux".parse::<Preset>().unwrap_err().to_string().contains("nano"));
     }
 
     #[test]
     fn each_bad_field_is_named() {
         let nano = FluxConfig::nano;
         let cases = [
-            (
-                "in_channels",
-                FluxConfig {
-                    in_channels: 50,
-                    ..nano()
-                },
-            ),
-            (
-                "hidden_size",
-                FluxConfig {
-                    hidden_size: 0,
-                    ..nano()
-                },
-            ),
-            (
-                "num_heads",
-                FluxConfig {
-                    num_heads: 7,
-                    ..nano()
-                },
-            ),
-            (
-                "axes_dim",
-                FluxConfig {
-                    axes_dim: vec![8, 12],
-                    ..nano()
-                },
-            ),
-            (
-                "axes_dim",
-                FluxConfig {
-                    axes_dim: vec![8, 12, 14],
-                    ..nano()
-                },
-            ),
-            (
-                "mlp_ratio",
-                FluxConfig {
-                    mlp_ratio: f64::NAN,
-                    ..nano()
-                },
-            ),
-            (
-                "theta",
-                FluxConfig {
-                    theta: 0.0,
-                    ..nano()
-                },
-            ),
-            (
-                "depth",
-                FluxConfig {
-                    depth: -1,
-                    ..nano()
-                },
-            ),
+            ("in_channels", FluxConfig { in_channels: 50, ..nano() }),
+            ("hidden_size", FluxConfig { hidden_size: 0, ..nano() }),
+            ("num_heads", FluxConfig { num_heads: 7, ..nano() }),
+            ("axes_dim", FluxConfig { axes_dim: vec![8, 12], ..nano() }),
+            ("axes_dim", FluxConfig { axes_dim: vec![8, 12, 14], ..nano() }),
+            ("mlp_ratio", FluxConfig { mlp_ratio: f64::NAN, ..nano() }),
+            ("theta", FluxConfig { theta: 0.0, ..nano() }),
+            ("depth", FluxConfig { depth: -1, ..nano() }),
         ];
         for (expected, config) in cases {
             match config.validate() {

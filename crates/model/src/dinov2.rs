@@ -74,7 +74,10 @@ impl DinoV2Config {
             );
         }
         if self.image_size % self.patch_size != 0 {
-            return bad("patch_size", format!("{} does not divide image_size {}", self.patch_size, self.image_size));
+            return bad(
+                "patch_size",
+                format!("{} does not divide image_size {}", self.patch_size, self.image_size),
+            );
         }
         if !(self.layer_norm_eps > 0.0 && self.layer_norm_eps < 1.0) {
             return bad("layer_norm_eps", format!("{} is not between 0 and 1", self.layer_norm_eps));
@@ -89,19 +92,23 @@ impl DinoV2Config {
         let mut shapes = BTreeMap::from([
             ("embeddings.cls_token".to_owned(), vec![1, 1, hidden]),
             ("embeddings.position_embeddings".to_owned(), vec![1, side * side + 1, hidden]),
-            ("embeddings.patch_embeddings.projection.weight".to_owned(), vec![
-                hidden,
-                3,
-                self.patch_size,
-                self.patch_size,
-            ]),
+            (
+                "embeddings.patch_embeddings.projection.weight".to_owned(),
+                vec![hidden, 3, self.patch_size, self.patch_size],
+            ),
             ("embeddings.patch_embeddings.projection.bias".to_owned(), vec![hidden]),
             ("layernorm.weight".to_owned(), vec![hidden]),
             ("layernorm.bias".to_owned(), vec![hidden]),
         ]);
         for layer in 0..self.num_hidden_layers {
-            let mut add = |name: &str, shape: Vec<i64>| shapes.insert(format!("encoder.layer.{layer}.{name}"), shape);
-            for part in ["attention.attention.query", "attention.attention.key", "attention.attention.value", "attention.output.dense"] {
+            let mut add =
+                |name: &str, shape: Vec<i64>| shapes.insert(format!("encoder.layer.{layer}.{name}"), shape);
+            for part in [
+                "attention.attention.query",
+                "attention.attention.key",
+                "attention.attention.value",
+                "attention.output.dense",
+            ] {
                 add(&format!("{part}.weight"), vec![hidden, hidden]);
                 add(&format!("{part}.bias"), vec![hidden]);
             }
@@ -143,8 +150,10 @@ impl DinoV2 {
     pub fn load(path: &Path, device: Device) -> Result<DinoV2> {
         let file = TensorFile::open(path)?;
         let config = match file.strings().get(CONFIG_KEY) {
-            Some(text) => serde_json::from_str(text)
-                .map_err(|e| ModelError::File { path: path.to_owned(), reason: format!("{CONFIG_KEY}: {e}") })?,
+            Some(text) => serde_json::from_str(text).map_err(|e| ModelError::File {
+                path: path.to_owned(),
+                reason: format!("{CONFIG_KEY}: {e}"),
+            })?,
             None => config_from_shapes(&file)?,
         };
         DinoV2::from_tensors(config, file.all()?, &path.display().to_string(), device)
@@ -152,7 +161,12 @@ impl DinoV2 {
 
     /// Takes tensors by published name; every one that is missing, unexpected or misshapen is listed. `origin` names
     /// them in errors. `embeddings.mask_token`, which only training of the published models uses, is left out.
-    pub fn from_tensors(config: DinoV2Config, mut tensors: TensorMap, origin: &str, device: Device) -> Result<DinoV2> {
+    pub fn from_tensors(
+        config: DinoV2Config,
+        mut tensors: TensorMap,
+        origin: &str,
+        device: Device,
+    ) -> Result<DinoV2> {
         config.validate()?;
         tensors.remove("embeddings.mask_token");
         let shapes = config.shapes();
@@ -195,7 +209,11 @@ impl DinoV2 {
             } else if name.contains("layer_scale") {
                 vec![0.1; count]
             } else {
-                let deviation = if name.contains("projection") || name.contains("encoder") { fan_in.sqrt().recip() } else { 0.02 };
+                let deviation = if name.contains("projection") || name.contains("encoder") {
+                    fan_in.sqrt().recip()
+                } else {
+                    0.02
+                };
                 let mut stream = NormalStream::for_word(&format!("dinov2 {seed} {name}"));
                 (0..count).map(|_| stream.next_normal() as f32 * deviation).collect()
             };
@@ -226,12 +244,16 @@ impl DinoV2 {
     pub fn forward(&self, pixels: &Tensor) -> Result<DinoV2Output> {
         let patch = self.config.patch_size;
         let (rows, columns) = match *pixels.size().as_slice() {
-            [_, 3, height, width] if height >= patch && width >= patch && height % patch == 0 && width % patch == 0 => {
+            [_, 3, height, width]
+                if height >= patch && width >= patch && height % patch == 0 && width % patch == 0 =>
+            {
                 (height / patch, width / patch)
             }
             _ => {
-                let reason =
-                    format!("shape {:?} is not [batch, 3, height, width] with sides that are multiples of {patch}", pixels.size());
+                let reason = format!(
+                    "shape {:?} is not [batch, 3, height, width] with sides that are multiples of {patch}",
+                    pixels.size()
+                );
                 return Err(ModelError::input("pixels", reason));
             }
         };
@@ -306,7 +328,8 @@ impl DinoV2 {
         let [batch, count] = [0, 1].map(|axis| tokens.size().get(axis).copied().unwrap_or(0));
         // [batch, tokens, hidden] -> [batch, heads, tokens, width]
         let project = |part: &str| -> Result<Tensor> {
-            let projected = self.linear(&format!("encoder.layer.{layer}.attention.attention.{part}"), tokens)?;
+            let projected =
+                self.linear(&format!("encoder.layer.{layer}.attention.attention.{part}"), tokens)?;
             Ok(projected.f_view([batch, count, heads, width])?.f_transpose(1, 2)?)
         };
         let scale = (width as f64).sqrt().recip();
@@ -348,9 +371,10 @@ fn config_from_shapes(file: &TensorFile) -> Result<DinoV2Config> {
                 path: file.path().to_owned(),
                 reason: format!("tensor {name} has shape {shape:?}, which no network has"),
             }),
-            None => {
-                Err(ModelError::File { path: file.path().to_owned(), reason: format!("tensor {name} is missing") })
-            }
+            None => Err(ModelError::File {
+                path: file.path().to_owned(),
+                reason: format!("tensor {name} is missing"),
+            }),
         }
     };
     let projection = shape("embeddings.patch_embeddings.projection.weight", 4)?;
@@ -399,7 +423,8 @@ mod tests {
             .iter()
             .filter_map(|name| Some((name.strip_prefix("model.")?.to_owned(), file.tensor(name).ok()?)))
             .collect();
-        let network = DinoV2::from_tensors(config, tensors, "fixture", Device::Cpu).expect("the fixture fits");
+        let network =
+            DinoV2::from_tensors(config, tensors, "fixture", Device::Cpu).expect("the fixture fits");
         (network, file)
     }
 
@@ -415,11 +440,17 @@ mod tests {
         let (network, file) = fixture_network();
         for (rows, columns) in [(56, 56), (84, 84), (70, 98), (28, 42)] {
             let tensor = |name: String| file.tensor(&name).expect("the fixture has it");
-            let output = network.forward(&tensor(format!("in.pixel_values_{rows}x{columns}"))).expect("forward");
+            let output =
+                network.forward(&tensor(format!("in.pixel_values_{rows}x{columns}"))).expect("forward");
             let positions = network.positions(rows / 14, columns / 14).expect("positions");
             let size = format!("{rows}x{columns}");
             assert_close(&size, &positions, &tensor(format!("mid.{size}.position_embeddings")), 5e-6);
-            assert_close(&size, &output.last_hidden_state, &tensor(format!("out.{size}.last_hidden_state")), 5e-5);
+            assert_close(
+                &size,
+                &output.last_hidden_state,
+                &tensor(format!("out.{size}.last_hidden_state")),
+                5e-5,
+            );
             assert_close(&size, &output.pooled, &tensor(format!("out.{size}.pooled")), 2e-5);
         }
     }
@@ -429,13 +460,21 @@ mod tests {
         let folder = tempfile::tempdir().expect("make a folder");
         let path = folder.path().join("encoder.safetensors");
         let network = DinoV2::fresh(DinoV2Config::nano(), 5).expect("fresh weights");
-        crate::weights::save(&path, network.weights(), &network.file_strings(&BTreeMap::new())).expect("save");
+        crate::weights::save(&path, network.weights(), &network.file_strings(&BTreeMap::new()))
+            .expect("save");
         let loaded = DinoV2::load(&path, Device::Cpu).expect("load");
         assert_eq!(loaded.config(), network.config());
-        let pictures = Tensor::arange(2 * 3 * 32 * 32, (Kind::Float, Device::Cpu)).view([2, 3, 32, 32]) / 6144.0;
-        let (a, b) = (network.describe(&pictures).expect("describe"), loaded.describe(&pictures).expect("describe"));
+        let pictures =
+            Tensor::arange(2 * 3 * 32 * 32, (Kind::Float, Device::Cpu)).view([2, 3, 32, 32]) / 6144.0;
+        let (a, b) =
+            (network.describe(&pictures).expect("describe"), loaded.describe(&pictures).expect("describe"));
         assert_eq!(a, b);
-        assert_close("length", &(&a * &a).sum_dim_intlist([1i64].as_slice(), false, None), &Tensor::from_slice(&[1f32, 1.0]), 1e-5);
+        assert_close(
+            "length",
+            &(&a * &a).sum_dim_intlist([1i64].as_slice(), false, None),
+            &Tensor::from_slice(&[1f32, 1.0]),
+            1e-5,
+        );
         assert!(loaded.describe(&Tensor::zeros([1, 3, 30, 32], (Kind::Float, Device::Cpu))).is_err());
     }
 
@@ -460,11 +499,13 @@ mod tests {
     #[test]
     fn every_tensor_that_does_not_fit_is_named() {
         let network = DinoV2::fresh(DinoV2Config::nano(), 5).expect("fresh weights");
-        let mut tensors: TensorMap = network.weights().iter().map(|(n, t)| (n.clone(), t.shallow_clone())).collect();
+        let mut tensors: TensorMap =
+            network.weights().iter().map(|(n, t)| (n.clone(), t.shallow_clone())).collect();
         tensors.remove("layernorm.bias");
         tensors.insert("layernorm.weight".to_owned(), Tensor::from_slice(&[1f32]));
         tensors.insert("stray".to_owned(), Tensor::from_slice(&[1f32]));
-        let error = DinoV2::from_tensors(DinoV2Config::nano(), tensors, "x", Device::Cpu).expect_err("it does not fit");
+        let error = DinoV2::from_tensors(DinoV2Config::nano(), tensors, "x", Device::Cpu)
+            .expect_err("it does not fit");
         let text = error.to_string();
         for name in ["layernorm.bias is missing", "layernorm.weight has shape [1]", "stray is unexpected"] {
             assert!(text.contains(name), "{text}");

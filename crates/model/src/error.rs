@@ -75,12 +75,8 @@ impl std::fmt::Display for TensorProblem {
 const PROBLEMS_SHOWN: usize = 20;
 
 fn join(problems: &[TensorProblem]) -> String {
-    let mut text = problems
-        .iter()
-        .take(PROBLEMS_SHOWN)
-        .map(ToString::to_string)
-        .collect::<Vec<_>>()
-        .join("; ");
+    let mut text =
+        problems.iter().take(PROBLEMS_SHOWN).map(ToString::to_string).collect::<Vec<_>>().join("; ");
     if problems.len() > PROBLEMS_SHOWN {
         text.push_str(&format!("; and {} more", problems.len() - PROBLEMS_SHOWN));
     }
@@ -98,10 +94,7 @@ impl From<TchError> for ModelError {
 
 impl ModelError {
     pub(crate) fn input(name: impl Into<String>, reason: impl Into<String>) -> Self {
-        Self::Input {
-            name: name.into(),
-            reason: reason.into(),
-        }
+        Self::Input { name: name.into(), reason: reason.into() }
     }
 }
 

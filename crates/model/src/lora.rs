@@ -30,14 +30,10 @@ impl LoraPair {
         let kind = x.f_kind()?;
         let own = self.down.f_kind()?;
         if kind == own {
-            return Ok(x
-                .f_linear(&self.down, None::<&Tensor>)?
-                .f_linear(&self.up, None::<&Tensor>)?);
+            return Ok(x.f_linear(&self.down, None::<&Tensor>)?.f_linear(&self.up, None::<&Tensor>)?);
         }
         let x = x.f_to_kind(own)?;
-        let update = x
-            .f_linear(&self.down, None::<&Tensor>)?
-            .f_linear(&self.up, None::<&Tensor>)?;
+        let update = x.f_linear(&self.down, None::<&Tensor>)?.f_linear(&self.up, None::<&Tensor>)?;
         Ok(update.f_to_kind(kind)?)
     }
 
@@ -73,10 +69,7 @@ pub struct BlockSelection {
 impl BlockSelection {
     /// Every block of a network, as published.
     pub fn all(config: &FluxConfig) -> Self {
-        Self {
-            double: (0..config.depth).collect(),
-            single: (0..config.depth_single_blocks).collect(),
-        }
+        Self { double: (0..config.depth).collect(), single: (0..config.depth_single_blocks).collect() }
     }
 }
 
@@ -104,10 +97,9 @@ impl LoraAdapter {
     ) -> Result<Self> {
         config.validate()?;
         check_rank(rank)?;
-        for (sort, chosen, depth) in [
-            ("double", &blocks.double, config.depth),
-            ("single", &blocks.single, config.depth_single_blocks),
-        ] {
+        for (sort, chosen, depth) in
+            [("double", &blocks.double, config.depth), ("single", &blocks.single, config.depth_single_blocks)]
+        {
             if let Some(block) = chosen.iter().find(|i| !(0..depth).contains(*i)) {
                 return Err(ModelError::Config {
                     field: "blocks",
@@ -120,10 +112,7 @@ impl LoraAdapter {
                 return Ok(Tensor::f_zeros(shape, (kind, device))?);
             }
             let normal = NormalStream::for_weight(seed, name).tensor(shape)?;
-            Ok(normal
-                .f_div_scalar(rank as f64)?
-                .f_to_kind(kind)?
-                .f_to_device(device)?)
+            Ok(normal.f_div_scalar(rank as f64)?.f_to_kind(kind)?.f_to_device(device)?)
         })
     }
 
@@ -136,12 +125,7 @@ impl LoraAdapter {
             (name, shape)
         });
         let shapes: Vec<_> = shapes.collect();
-        Self::from_loader(
-            config,
-            &shapes,
-            Loader::from_file(file, kind, device),
-            &path.display().to_string(),
-        )
+        Self::from_loader(config, &shapes, Loader::from_file(file, kind, device), &path.display().to_string())
     }
 
     /// [`LoraAdapter::load`] from tensors in memory; `origin` is what an error calls their source.
@@ -152,16 +136,8 @@ impl LoraAdapter {
         kind: Kind,
         device: Device,
     ) -> Result<Self> {
-        let shapes: Vec<_> = tensors
-            .iter()
-            .map(|(name, tensor)| (name.clone(), tensor.size()))
-            .collect();
-        Self::from_loader(
-            config,
-            &shapes,
-            Loader::from_map(tensors, kind, device),
-            origin,
-        )
+        let shapes: Vec<_> = tensors.iter().map(|(name, tensor)| (name.clone(), tensor.size())).collect();
+        Self::from_loader(config, &shapes, Loader::from_map(tensors, kind, device), origin)
     }
 
     fn from_loader(
@@ -171,16 +147,8 @@ impl LoraAdapter {
         origin: &str,
     ) -> Result<Self> {
         config.validate()?;
-        let fail = |problems| {
-            Err(ModelError::Weights {
-                origin: origin.to_owned(),
-                problems,
-            })
-        };
-        let mut blocks = BlockSelection {
-            double: BTreeSet::new(),
-            single: BTreeSet::new(),
-        };
+        let fail = |problems| Err(ModelError::Weights { origin: origin.to_owned(), problems });
+        let mut blocks = BlockSelection { double: BTreeSet::new(), single: BTreeSet::new() };
         for (name, _) in shapes {
             if let Some(index) = block_index(name, "double_blocks.").filter(|i| *i < config.depth) {
                 blocks.double.insert(index);
@@ -190,9 +158,7 @@ impl LoraAdapter {
                 blocks.single.insert(index);
             }
         }
-        let down = shapes
-            .iter()
-            .find(|(name, shape)| name.ends_with(".down.weight") && shape.len() == 2);
+        let down = shapes.iter().find(|(name, shape)| name.ends_with(".down.weight") && shape.len() == 2);
         let Some((down_name, rank)) = down.map(|(name, shape)| (name, shape[0])) else {
             return fail(vec![TensorProblem {
                 tensor: "double_blocks.0.processor.qkv_lora1.down.weight".to_owned(),
@@ -251,11 +217,7 @@ impl LoraAdapter {
                 None
             });
         }
-        Ok(Self {
-            rank,
-            double,
-            single,
-        })
+        Ok(Self { rank, double, single })
     }
 
     pub fn rank(&self) -> i64 {
@@ -291,14 +253,10 @@ impl LoraAdapter {
         for (i, lora) in self.double.iter_mut().enumerate() {
             let prefix = format!("double_blocks.{i}.processor");
             if let Some(lora) = lora {
-                lora.qkv_img
-                    .visit_mut(&format!("{prefix}.qkv_lora1"), visit);
-                lora.proj_img
-                    .visit_mut(&format!("{prefix}.proj_lora1"), visit);
-                lora.qkv_txt
-                    .visit_mut(&format!("{prefix}.qkv_lora2"), visit);
-                lora.proj_txt
-                    .visit_mut(&format!("{prefix}.proj_lora2"), visit);
+                lora.qkv_img.visit_mut(&format!("{prefix}.qkv_lora1"), visit);
+                lora.proj_img.visit_mut(&format!("{prefix}.proj_lora1"), visit);
+                lora.qkv_txt.visit_mut(&format!("{prefix}.qkv_lora2"), visit);
+                lora.proj_txt.visit_mut(&format!("{prefix}.proj_lora2"), visit);
             }
         }
         for (i, lora) in self.single.iter_mut().enumerate() {
@@ -342,13 +300,121 @@ fn check_rank(rank: i64) -> Result<()> {
     if (1..=LARGEST_RANK).contains(&rank) {
         Ok(())
     } else {
-        Err(ModelError::Config {
-            field: "rank",
-            reason: format!("{rank} is not within 1..={LARGEST_RANK}"),
-        })
+        Err(ModelError::Config { field: "rank", reason: format!("{rank} is not within 1..={LARGEST_RANK}") })
     }
 }
 
 fn block_index(name: &str, prefix: &str) -> Option<i64> {
     name.strip_prefix(prefix)?.split('.').next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    fn config() -> FluxConfig {
+        FluxConfig {
+            depth: 1,
+            depth_single_blocks: 2,
+            hidden_size: 24,
+            num_heads: 2,
+            axes_dim: vec![4, 4, 4],
+            ..FluxConfig::nano()
+        }
+    }
+
+    fn adapter() -> LoraAdapter {
+        LoraAdapter::init(&config(), 8, &BlockSelection::all(&config()), 3, Kind::Float, Device::Cpu).unwrap()
+    }
+
+    fn reload(tensors: TensorMap) -> Result<LoraAdapter> {
+        LoraAdapter::from_tensors(&config(), tensors, "dit_lora.safetensors", Kind::Float, Device::Cpu)
+    }
+
+    #[test]
+    fn a_fresh_adapter_has_the_published_names_and_changes_nothing() {
+        let tensors = adapter().tensors();
+        assert_eq!(tensors.len(), 8 + 2 * 4);
+        assert_eq!(tensors["single_blocks.1.processor.proj_lora.down.weight"].size(), [8, 24 + 96]);
+        for (name, tensor) in &tensors {
+            if name.ends_with("up.weight") {
+                assert_eq!(tensor.abs().max().double_value(&[]), 0.0, "{name}");
+            } else {
+                let std = tensor.std(true).double_value(&[]);
+                assert!((std * 8.0 - 1.0).abs() < 0.3, "{name}: {std}");
+            }
+        }
+        assert_eq!(tensors, adapter().tensors());
+    }
+
+    #[test]
+    fn files_round_trip_with_any_subset_of_blocks() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("dit_lora.safetensors");
+        adapter().save(&path).unwrap();
+        let mut loaded = LoraAdapter::load(&config(), &path, Kind::Float, Device::Cpu).unwrap();
+        assert_eq!((loaded.rank(), loaded.tensors()), (8, adapter().tensors()));
+        let mut some = adapter().tensors();
+        some.retain(|name, _| name.starts_with("single_blocks.1."));
+        let partial = reload(some).unwrap();
+        assert!(partial.double(0).is_none() && partial.single(0).is_none() && partial.single(1).is_some());
+    }
+
+    #[test]
+    fn every_problem_of_a_file_is_listed_by_name() {
+        let mut tensors = adapter().tensors();
+        tensors.remove("double_blocks.0.processor.qkv_lora2.up.weight");
+        let wrong = |shape: &[i64], kind| Tensor::zeros(shape, (kind, Device::Cpu));
+        tensors.insert(
+            "double_blocks.0.processor.proj_lora1.up.weight".to_owned(),
+            wrong(&[24, 7], Kind::Float),
+        );
+        tensors.insert(
+            "single_blocks.0.processor.qkv_lora.down.weight".to_owned(),
+            wrong(&[8, 24], Kind::Int64),
+        );
+        tensors.insert(
+            "single_blocks.5.processor.qkv_lora.down.weight".to_owned(),
+            wrong(&[8, 24], Kind::Float),
+        );
+        tensors.insert("module.alpha".to_owned(), wrong(&[1], Kind::Float));
+        let text = reload(tensors).unwrap_err().to_string();
+        for part in [
+            "dit_lora.safetensors",
+            "double_blocks.0.processor.qkv_lora2.up.weight is missing",
+            "double_blocks.0.processor.proj_lora1.up.weight has shape [24, 7], expected [24, 8]",
+            "single_blocks.0.processor.qkv_lora.down.weight has dtype Int64",
+            "single_blocks.5.processor.qkv_lora.down.weight is unexpected",
+            "module.alpha is unexpected",
+        ] {
+            assert!(text.contains(part), "{part} not in: {text}");
+        }
+        assert!(reload(TensorMap::new()).is_err());
+        let hollow = BTreeMap::from([(
+            "single_blocks.0.processor.qkv_lora.down.weight".to_owned(),
+            wrong(&[0, 24], Kind::Float),
+        )]);
+        assert!(reload(hollow).is_err());
+    }
+
+    #[test]
+    fn ranks_and_blocks_out_of_range_are_refused() {
+        let all = BlockSelection::all(&config());
+        for rank in [0, -1, LARGEST_RANK + 1] {
+            assert!(LoraAdapter::init(&config(), rank, &all, 0, Kind::Float, Device::Cpu).is_err());
+        }
+        let beyond = BlockSelection { double: BTreeSet::from([1]), ..all };
+        assert!(LoraAdapter::init(&config(), 4, &beyond, 0, Kind::Float, Device::Cpu).is_err());
+    }
+
+    #[test]
+    fn a_multiplier_acts_on_down_and_up() {
+        let mut scaled = adapter();
+        scaled.multiply(0.5).unwrap();
+        for (name, tensor) in adapter().tensors() {
+            assert_eq!(scaled.tensors()[&name], tensor * 0.5, "{name}");
+        }
+    }
 }

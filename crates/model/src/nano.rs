@@ -24,9 +24,7 @@ impl LatentCodec for PixelCodec {
 
     fn encode(&self, pixels: &Tensor) -> Result<Tensor> {
         match *pixels.size().as_slice() {
-            [_, 3, height, width]
-                if height > 0 && width > 0 && height % 4 == 0 && width % 4 == 0 =>
-            {
+            [_, 3, height, width] if height > 0 && width > 0 && height % 4 == 0 && width % 4 == 0 => {
                 Ok(pixels.f_to_kind(Kind::Float)?.f_pixel_unshuffle(2)?)
             }
             _ => Err(ModelError::input(
@@ -41,16 +39,10 @@ impl LatentCodec for PixelCodec {
 
     fn decode(&self, latents: &Tensor) -> Result<Tensor> {
         match *latents.size().as_slice() {
-            [_, 12, _, _] => Ok(latents
-                .f_to_kind(Kind::Float)?
-                .f_pixel_shuffle(2)?
-                .f_clamp(-1.0, 1.0)?),
+            [_, 12, _, _] => Ok(latents.f_to_kind(Kind::Float)?.f_pixel_shuffle(2)?.f_clamp(-1.0, 1.0)?),
             _ => Err(ModelError::input(
                 "latents",
-                format!(
-                    "shape {:?} is not [batch, 12, height, width]",
-                    latents.size()
-                ),
+                format!("shape {:?} is not [batch, 12, height, width]", latents.size()),
             )),
         }
     }
@@ -94,11 +86,7 @@ impl WordVectorText {
 fn position_term(position: usize, channel: usize) -> f32 {
     let wavelength = 100f64.powf((channel / 2) as f64 / (WordVectorText::WIDTH / 2) as f64);
     let angle = position as f64 / wavelength;
-    (if channel % 2 == 0 {
-        angle.sin()
-    } else {
-        angle.cos()
-    }) as f32
+    (if channel % 2 == 0 { angle.sin() } else { angle.cos() }) as f32
 }
 
 impl TextEncoder for WordVectorText {
@@ -131,21 +119,12 @@ mod tests {
 
     #[test]
     fn pixels_come_back_and_are_clamped() {
-        let pixels = Tensor::arange(2 * 3 * 8 * 4, (Kind::Float, Device::Cpu)).view([2, 3, 8, 4])
-            / 96.0
-            - 1.0;
+        let pixels =
+            Tensor::arange(2 * 3 * 8 * 4, (Kind::Float, Device::Cpu)).view([2, 3, 8, 4]) / 96.0 - 1.0;
         let latents = PixelCodec.encode(&pixels).unwrap();
         assert_eq!(latents.size(), [2, 12, 4, 2]);
         assert_eq!(PixelCodec.decode(&latents).unwrap(), pixels);
-        assert!(
-            PixelCodec
-                .decode(&(latents * 9.0))
-                .unwrap()
-                .abs()
-                .max()
-                .double_value(&[])
-                <= 1.0
-        );
+        assert!(PixelCodec.decode(&(latents * 9.0)).unwrap().abs().max().double_value(&[]) <= 1.0);
         assert!(PixelCodec.encode(&pixels.narrow(2, 0, 6)).is_err());
     }
 

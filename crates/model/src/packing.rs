@@ -18,10 +18,7 @@ pub fn pack(latent: &Tensor) -> Result<Tensor> {
     let &[batch, channels, height, width] = latent.size().as_slice() else {
         return Err(ModelError::input(
             "latent",
-            format!(
-                "shape {:?} is not [batch, channels, height, width]",
-                latent.size()
-            ),
+            format!("shape {:?} is not [batch, channels, height, width]", latent.size()),
         ));
     };
     if height % PATCH != 0 || width % PATCH != 0 || height == 0 || width == 0 {
@@ -47,11 +44,7 @@ pub fn unpack(tokens: &Tensor, rows: i64, columns: i64) -> Result<Tensor> {
             format!("shape {:?} is not [batch, tokens, channels]", tokens.size()),
         ));
     };
-    if rows < 1
-        || columns < 1
-        || rows.checked_mul(columns) != Some(count)
-        || width % (PATCH * PATCH) != 0
-    {
+    if rows < 1 || columns < 1 || rows.checked_mul(columns) != Some(count) || width % (PATCH * PATCH) != 0 {
         return Err(ModelError::input(
             "tokens",
             format!(

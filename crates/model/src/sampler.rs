@@ -58,35 +58,19 @@ pub fn sample(
     let device = flux.device();
     let kind = flux.compute_kind();
     let target = Grid::of_latent(request.noise)?;
-    let references = request
-        .refs
-        .iter()
-        .map(Grid::of_latent)
-        .collect::<Result<Vec<_>>>()?;
+    let references = request.refs.iter().map(Grid::of_latent).collect::<Result<Vec<_>>>()?;
     let &[batch, text_tokens, _] = request.txt.size().as_slice() else {
         return Err(ModelError::input(
             "txt",
-            format!(
-                "shape {:?} is not [batch, tokens, width]",
-                request.txt.size()
-            ),
+            format!("shape {:?} is not [batch, tokens, width]", request.txt.size()),
         ));
     };
     if request.schedule.len() < 2 || request.schedule.iter().any(|t| !t.is_finite()) {
-        return Err(ModelError::input(
-            "schedule",
-            "needs at least two finite times",
-        ));
+        return Err(ModelError::input("schedule", "needs at least two finite times"));
     }
-    let layout = Layout {
-        text_tokens,
-        target,
-        references,
-        mode: request.positions,
-    };
+    let layout = Layout { text_tokens, target, references, mode: request.positions };
     let rope = RopeTable::from_layout(&layout, flux.config(), device)?;
-    let on_device =
-        |tensor: &Tensor| -> Result<Tensor> { Ok(tensor.f_to_device(device)?.f_to_kind(kind)?) };
+    let on_device = |tensor: &Tensor| -> Result<Tensor> { Ok(tensor.f_to_device(device)?.f_to_kind(kind)?) };
     let refs = request
         .refs
         .iter()
@@ -111,13 +95,7 @@ pub fn sample(
             };
             let velocity = flux.forward(&inputs, adapter)?;
             if let Some(progress) = progress.as_mut() {
-                progress(&StepView {
-                    index,
-                    total,
-                    time,
-                    latent: &latent,
-                    velocity: &velocity,
-                })?;
+                progress(&StepView { index, total, time, latent: &latent, velocity: &velocity })?;
             }
             latent = latent.f_add(&velocity.f_mul_scalar(next - time)?)?;
         }
@@ -144,19 +122,118 @@ pub fn seeded_noise(seeds: &[u64], channels: i64, height: i64, width: i64) -> Re
     let each = seeds
         .iter()
         .map(|seed| {
-            let key = crate::randomness::SampleKey {
-                job_seed: *seed,
-                stage: u32::MAX,
-                position: 0,
-            };
+            let key = crate::randomness::SampleKey { job_seed: *seed, stage: u32::MAX, position: 0 };
             key.noise(&[channels, height, width])
         })
         .collect::<Result<Vec<_>>>()?;
     if each.is_empty() {
-        return Ok(Tensor::f_zeros(
-            [0, channels, height, width],
-            (Kind::Float, Device::Cpu),
-        )?);
+        return Ok(Tensor::f_zeros([0, channels, height, width], (Kind::Float, Device::Cpu))?);
     }
     Ok(Tensor::f_stack(&each, 0)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{FluxConfig, randomness::NormalStream};
+
+    /// A small network of which no weight is zero.
+    fn network() -> Flux {
+        let config = FluxConfig {
+            depth: 1,
+            depth_single_blocks: 1,
+            hidden_size: 32,
+            num_heads: 1,
+            ..FluxConfig::nano()
+        };
+        let mut weights = Flux::init(&config, 1, Kind::Float, Device::Cpu).unwrap().tensors();
+        for (name, tensor) in &mut weights {
+            *tensor = &*tensor + NormalStream::for_weight(2, name).tensor(&tensor.size()).unwrap() * 0.05;
+        }
+        Flux::from_tensors(&config, weights, "test", Kind::Float, Device::Cpu).unwrap()
+    }
+
+    struct Inputs {
+        noise: Tensor,
+        refs: Vec<Tensor>,
+        txt: Tensor,
+        vec: Tensor,
+    }
+
+    fn inputs(seeds: &[u64]) -> Inputs {
+        let draw = |salt: u64, channels, height, width| {
+            let salted: Vec<u64> = seeds.iter().map(|seed| seed * 10 + salt).collect();
+            seeded_noise(&salted, channels, height, width).unwrap()
+        };
+        Inputs {
+            noise: draw(0, 12, 4, 6),
+            refs: vec![draw(1, 12, 4, 4), draw(2, 12, 2, 6)],
+            txt: draw(3, 1, 5, 64).squeeze_dim(1),
+            vec: draw(4, 1, 1, 64).view([-1, 64]),
+        }
+    }
+
+    fn draw(flux: &Flux, inputs: &Inputs, progress: Option<Progress<'_>>) -> Result<Tensor> {
+        let request = SampleRequest {
+            noise: &inputs.noise,
+            refs: &inputs.refs,
+            txt: &inputs.txt,
+            vec: &inputs.vec,
+            positions: PositionMode::Diagonal,
+            schedule: &[1.0, 0.6, 0.2, 0.0],
+            guidance: 4.0,
+            time_kind: Kind::Float,
+        };
+        sample(flux, None, &request, progress)
+    }
+
+    #[test]
+    fn a_batch_draws_what_each_sample_draws_alone() {
+        let flux = network();
+        let mut steps = Vec::new();
+        let both = draw(
+            &flux,
+            &inputs(&[1, 2]),
+            Some(&mut |step| {
+                steps.push((step.index, step.total, step.time));
+                Ok(())
+            }),
+        )
+        .unwrap();
+        assert_eq!(both.size(), [2, 12, 4, 6]);
+        assert_eq!(steps, [(0, 3, 1.0), (1, 3, 0.6), (2, 3, 0.2)]);
+        for (row, seed) in [1, 2].into_iter().enumerate() {
+            let alone = draw(&flux, &inputs(&[seed]), None).unwrap().get(0);
+            assert!((both.get(row as i64) - alone).abs().max().double_value(&[]) < 1e-4);
+        }
+        assert_eq!(draw(&flux, &inputs(&[1, 2]), None).unwrap(), both);
+        let other = draw(&flux, &inputs(&[3, 4]), None).unwrap();
+        assert!((other - both).abs().max().double_value(&[]) > 0.1);
+    }
+
+    #[test]
+    fn the_caller_can_stop_and_bad_inputs_are_named() {
+        let flux = network();
+        let mut steps = 0;
+        let stopped = draw(
+            &flux,
+            &inputs(&[1]),
+            Some(&mut |_| {
+                steps += 1;
+                Err(ModelError::Caller("cancelled".into()))
+            }),
+        );
+        assert!(matches!(stopped, Err(ModelError::Caller(_))));
+        assert_eq!(steps, 1);
+        let good = || inputs(&[1]);
+        for (name, bad) in [
+            ("txt", Inputs { txt: inputs(&[1, 2]).txt, ..good() }),
+            ("vec", Inputs { vec: Tensor::zeros([1, 9], (Kind::Float, Device::Cpu)), ..good() }),
+            ("ref1", Inputs { refs: vec![good().refs.remove(0), inputs(&[1, 2]).refs.remove(1)], ..good() }),
+            ("latent", Inputs { noise: Tensor::zeros([12, 3, 6], (Kind::Float, Device::Cpu)), ..good() }),
+        ] {
+            let text = draw(&flux, &bad, None).unwrap_err().to_string();
+            assert!(text.contains(name), "{name}: {text}");
+        }
+    }
 }

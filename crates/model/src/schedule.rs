@@ -31,14 +31,8 @@ pub fn mu(image_tokens: i64, base_shift: f64, max_shift: f64) -> f64 {
 /// e^mu / (e^mu + (1/t − 1)^sigma), element-wise on a float32 tensor in [0, 1].
 pub fn time_shift(mu: f64, sigma: f64, t: &Tensor) -> Result<Tensor> {
     let exp_mu = mu.exp();
-    let base = t
-        .f_reciprocal()?
-        .f_sub_scalar(1.0)?
-        .f_pow_tensor_scalar(sigma)?;
-    Ok(base
-        .f_add_scalar(exp_mu)?
-        .f_reciprocal()?
-        .f_mul_scalar(exp_mu)?)
+    let base = t.f_reciprocal()?.f_sub_scalar(1.0)?.f_pow_tensor_scalar(sigma)?;
+    Ok(base.f_add_scalar(exp_mu)?.f_reciprocal()?.f_mul_scalar(exp_mu)?)
 }
 
 /// `steps + 1` times from 1 to 0, shifted for `image_tokens` unless `shift` is false: float32 `[steps + 1]`.
@@ -56,22 +50,12 @@ pub fn schedule_tensor(
         });
     }
     let even = Tensor::f_linspace(1.0, 0.0, steps + 1, (Kind::Float, Device::Cpu))?;
-    if shift {
-        time_shift(mu(image_tokens, base_shift, max_shift), 1.0, &even)
-    } else {
-        Ok(even)
-    }
+    if shift { time_shift(mu(image_tokens, base_shift, max_shift), 1.0, &even) } else { Ok(even) }
 }
 
 /// [`schedule_tensor`] with the usual shifts, as numbers; every one is exactly representable in float32.
 pub fn schedule(steps: i64, image_tokens: i64, shift: bool) -> Result<Vec<f64>> {
-    to_f64(&schedule_tensor(
-        steps,
-        image_tokens,
-        BASE_SHIFT,
-        MAX_SHIFT,
-        shift,
-    )?)
+    to_f64(&schedule_tensor(steps, image_tokens, BASE_SHIFT, MAX_SHIFT, shift)?)
 }
 
 /// Tokens as published inference counts them for an image of `width_px` × `height_px`: 64 times too few.
@@ -96,20 +80,12 @@ pub fn training_table(resolution_px: i64) -> Result<Tensor> {
 
 /// The training table for a number of image tokens (autoencoders other than the 8× one): float32 `[1000]`.
 pub fn training_table_for_tokens(image_tokens: i64) -> Result<Tensor> {
-    schedule_tensor(
-        TRAIN_TABLE_LEN - 1,
-        image_tokens,
-        BASE_SHIFT,
-        MAX_SHIFT,
-        true,
-    )
+    schedule_tensor(TRAIN_TABLE_LEN - 1, image_tokens, BASE_SHIFT, MAX_SHIFT, true)
 }
 
 /// The values of a one-dimensional tensor as `f64`.
 pub fn to_f64(values: &Tensor) -> Result<Vec<f64>> {
-    Ok(Vec::<f64>::try_from(
-        values.f_to_kind(Kind::Double)?.f_flatten(0, -1)?,
-    )?)
+    Ok(Vec::<f64>::try_from(values.f_to_kind(Kind::Double)?.f_flatten(0, -1)?)?)
 }
 
 #[cfg(test)]

@@ -49,19 +49,13 @@ impl FromStr for PositionMode {
     type Err = ModelError;
 
     fn from_str(name: &str) -> Result<Self> {
-        [
-            Self::Diagonal,
-            Self::Height,
-            Self::Width,
-            Self::None,
-            Self::Frame,
-        ]
-        .into_iter()
-        .find(|mode| mode.name() == name)
-        .ok_or_else(|| ModelError::Config {
-            field: "positions",
-            reason: format!("{name:?} is not one of diagonal, height, width, none, frame"),
-        })
+        [Self::Diagonal, Self::Height, Self::Width, Self::None, Self::Frame]
+            .into_iter()
+            .find(|mode| mode.name() == name)
+            .ok_or_else(|| ModelError::Config {
+                field: "positions",
+                reason: format!("{name:?} is not one of diagonal, height, width, none, frame"),
+            })
     }
 }
 
@@ -76,20 +70,12 @@ impl Grid {
     /// The grid of a latent tensor `[.., height, width]`.
     pub fn of_latent(latent: &Tensor) -> Result<Self> {
         match *latent.size().as_slice() {
-            [.., height, width]
-                if height >= 2 && width >= 2 && height % 2 == 0 && width % 2 == 0 =>
-            {
-                Ok(Self {
-                    rows: height / 2,
-                    columns: width / 2,
-                })
+            [.., height, width] if height >= 2 && width >= 2 && height % 2 == 0 && width % 2 == 0 => {
+                Ok(Self { rows: height / 2, columns: width / 2 })
             }
             _ => Err(ModelError::input(
                 "latent",
-                format!(
-                    "shape {:?} does not end in an even height and width",
-                    latent.size()
-                ),
+                format!("shape {:?} does not end in an even height and width", latent.size()),
             )),
         }
     }
@@ -157,10 +143,8 @@ fn grid_ids(grid: Grid, frame: i64, row: i64, column: i64, device: Device) -> Re
     let options = (Kind::Float, device);
     let shape = [grid.rows, grid.columns];
     let frames = Tensor::f_full(shape, frame, options)?;
-    let rows = Tensor::f_arange(grid.rows, options)?
-        .f_add_scalar(row)?
-        .f_unsqueeze(1)?
-        .f_expand(shape, false)?;
+    let rows =
+        Tensor::f_arange(grid.rows, options)?.f_add_scalar(row)?.f_unsqueeze(1)?.f_expand(shape, false)?;
     let columns = Tensor::f_arange(grid.columns, options)?
         .f_add_scalar(column)?
         .f_unsqueeze(0)?
@@ -175,20 +159,8 @@ mod tests {
     fn first_id(mode: PositionMode, reference: usize) -> Vec<f32> {
         let layout = Layout {
             text_tokens: 2,
-            target: Grid {
-                rows: 4,
-                columns: 6,
-            },
-            references: vec![
-                Grid {
-                    rows: 2,
-                    columns: 3,
-                },
-                Grid {
-                    rows: 5,
-                    columns: 1,
-                },
-            ],
+            target: Grid { rows: 4, columns: 6 },
+            references: vec![Grid { rows: 2, columns: 3 }, Grid { rows: 5, columns: 1 }],
             mode,
         };
         let ids = layout.ids(Device::Cpu).unwrap();

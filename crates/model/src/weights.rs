@@ -28,38 +28,25 @@ pub struct TensorFile {
 
 impl std::fmt::Debug for TensorFile {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("TensorFile")
-            .field("path", &self.path)
-            .finish_non_exhaustive()
+        f.debug_struct("TensorFile").field("path", &self.path).finish_non_exhaustive()
     }
 }
 
 impl TensorFile {
     /// Opens `path` and checks its header: lengths, offsets and shapes against the file's size.
     pub fn open(path: &Path) -> Result<Self> {
-        let io_error = |source| ModelError::Io {
-            path: path.to_owned(),
-            source,
-        };
+        let io_error = |source| ModelError::Io { path: path.to_owned(), source };
         let file = File::open(path).map_err(io_error)?;
         let size_bytes = file.metadata().map_err(io_error)?.len();
         if size_bytes < 8 {
-            return Err(broken(
-                path,
-                format!("{size_bytes} bytes is too short for a header"),
-            ));
+            return Err(broken(path, format!("{size_bytes} bytes is too short for a header")));
         }
         // SAFETY: the mapping is only read. Weight files are replaced by rename, never cut in place;
         // whoever truncates one under a running process breaks that process, as with any mapped file.
         let map = unsafe { Mmap::map(&file) }.map_err(io_error)?;
-        let (header_bytes, metadata) = SafeTensors::read_metadata(&map)
-            .map_err(|error| broken(path, describe(&error, &map)))?;
-        Ok(Self {
-            path: path.to_owned(),
-            map,
-            metadata,
-            data_start_bytes: 8 + header_bytes,
-        })
+        let (header_bytes, metadata) =
+            SafeTensors::read_metadata(&map).map_err(|error| broken(path, describe(&error, &map)))?;
+        Ok(Self { path: path.to_owned(), map, metadata, data_start_bytes: 8 + header_bytes })
     }
 
     pub fn path(&self) -> &Path {
@@ -91,28 +78,19 @@ impl TensorFile {
             .info(name)
             .ok_or_else(|| broken(&self.path, format!("tensor {name} is missing")))?;
         let kind = kind_of(info.dtype).ok_or_else(|| {
-            broken(
-                &self.path,
-                format!("tensor {name} has unsupported dtype {:?}", info.dtype),
-            )
+            broken(&self.path, format!("tensor {name} has unsupported dtype {:?}", info.dtype))
         })?;
         let (start, end) = info.data_offsets;
-        let range =
-            self.data_start_bytes.saturating_add(start)..self.data_start_bytes.saturating_add(end);
-        let bytes = self.map.get(range).ok_or_else(|| {
-            broken(
-                &self.path,
-                format!("tensor {name} reaches past the end of the file"),
-            )
-        })?;
+        let range = self.data_start_bytes.saturating_add(start)..self.data_start_bytes.saturating_add(end);
+        let bytes = self
+            .map
+            .get(range)
+            .ok_or_else(|| broken(&self.path, format!("tensor {name} reaches past the end of the file")))?;
         let numel = info.shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d));
         if numel.and_then(|n| n.checked_mul(kind.elt_size_in_bytes())) != Some(bytes.len()) {
             return Err(broken(
                 &self.path,
-                format!(
-                    "tensor {name} has {} bytes, which its shape does not explain",
-                    bytes.len()
-                ),
+                format!("tensor {name} has {} bytes, which its shape does not explain", bytes.len()),
             ));
         }
         let shape: Vec<i64> = info.shape.iter().map(|d| *d as i64).collect();
@@ -132,10 +110,7 @@ impl TensorFile {
 }
 
 fn broken(path: &Path, reason: String) -> ModelError {
-    ModelError::File {
-        path: path.to_owned(),
-        reason,
-    }
+    ModelError::File { path: path.to_owned(), reason }
 }
 
 /// Says what is wrong with a header, naming the first tensor that does not fit where that can be told.
@@ -146,22 +121,18 @@ fn describe(error: &safetensors::SafeTensorError, bytes: &[u8]) -> String {
             Some(name) => format!("the file is cut short: tensor {name} reaches past its end"),
             None => "the file's length does not match its header".to_owned(),
         },
-        E::InvalidHeaderLength | E::HeaderTooSmall => {
-            "the file is cut short within its header".to_owned()
-        }
+        E::InvalidHeaderLength | E::HeaderTooSmall => "the file is cut short within its header".to_owned(),
         other => other.to_string(),
     }
 }
 
 /// The name of the tensor with the lowest offset whose data lies past the end of `bytes`.
 fn first_tensor_past_end(bytes: &[u8]) -> Option<String> {
-    let header_bytes =
-        usize::try_from(u64::from_le_bytes(bytes.get(..8)?.try_into().ok()?)).ok()?;
+    let header_bytes = usize::try_from(u64::from_le_bytes(bytes.get(..8)?.try_into().ok()?)).ok()?;
     let data_bytes = bytes.len().checked_sub(header_bytes.checked_add(8)?)?;
     let header: serde_json::Map<String, serde_json::Value> =
         serde_json::from_slice(bytes.get(8..8 + header_bytes)?).ok()?;
-    let offset =
-        |entry: &serde_json::Value, index: usize| entry.get("data_offsets")?.get(index)?.as_u64();
+    let offset = |entry: &serde_json::Value, index: usize| entry.get("data_offsets")?.get(index)?.as_u64();
     header
         .iter()
         .filter_map(|(name, entry)| Some((offset(entry, 0)?, offset(entry, 1)?, name)))
@@ -210,21 +181,14 @@ struct HostTensor {
 }
 
 fn to_host(name: &str, tensor: &Tensor) -> Result<HostTensor> {
-    let tensor = tensor
-        .f_detach()?
-        .f_to_device(Device::Cpu)?
-        .f_contiguous()?;
+    let tensor = tensor.f_detach()?.f_to_device(Device::Cpu)?.f_contiguous()?;
     let kind = tensor.f_kind()?;
-    let dtype = dtype_of(kind)
-        .ok_or_else(|| ModelError::input(name, format!("dtype {kind:?} cannot be saved")))?;
+    let dtype =
+        dtype_of(kind).ok_or_else(|| ModelError::input(name, format!("dtype {kind:?} cannot be saved")))?;
     let numel = tensor.numel();
     let mut bytes = vec![0u8; numel * kind.elt_size_in_bytes()];
     tensor.f_copy_data_u8(&mut bytes, numel)?;
-    Ok(HostTensor {
-        dtype,
-        shape: tensor.size(),
-        bytes,
-    })
+    Ok(HostTensor { dtype, shape: tensor.size(), bytes })
 }
 
 /// The safetensors bytes of `tensors`, with `strings` in the header. The same content gives the same bytes
@@ -262,10 +226,7 @@ pub fn to_bytes(tensors: &TensorMap, strings: &BTreeMap<String, String>) -> Resu
 /// of another name in the same folder, flushed to disk, then renamed, and the folder flushed too.
 pub fn save(path: &Path, tensors: &TensorMap, strings: &BTreeMap<String, String>) -> Result<()> {
     let bytes = to_bytes(tensors, strings)?;
-    let io_error = |source| ModelError::Io {
-        path: path.to_owned(),
-        source,
-    };
+    let io_error = |source| ModelError::Io { path: path.to_owned(), source };
     let folder = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
@@ -274,9 +235,7 @@ pub fn save(path: &Path, tensors: &TensorMap, strings: &BTreeMap<String, String>
     file.write_all(&bytes).map_err(io_error)?;
     file.as_file().sync_all().map_err(io_error)?;
     file.persist(path).map_err(|error| io_error(error.error))?;
-    File::open(folder)
-        .and_then(|folder| folder.sync_all())
-        .map_err(io_error)
+    File::open(folder).and_then(|folder| folder.sync_all()).map_err(io_error)
 }
 
 /// The header strings that published adapter files carry.
@@ -292,10 +251,7 @@ mod tests {
         BTreeMap::from([
             ("a".to_owned(), Tensor::from_slice(&[1.0f32, 2.0, 3.0])),
             ("b".to_owned(), Tensor::from_slice(&[1i64, 2]).view([2, 1])),
-            (
-                "c".to_owned(),
-                Tensor::from_slice(&[0.5f32]).to_kind(Kind::BFloat16),
-            ),
+            ("c".to_owned(), Tensor::from_slice(&[0.5f32]).to_kind(Kind::BFloat16)),
             ("scalar".to_owned(), Tensor::from(7.0f32)),
         ])
     }
@@ -308,10 +264,8 @@ mod tests {
     fn what_is_saved_is_read_back() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("t.safetensors");
-        let strings = BTreeMap::from([
-            ("format".to_owned(), "pt".to_owned()),
-            ("step".to_owned(), "4".to_owned()),
-        ]);
+        let strings =
+            BTreeMap::from([("format".to_owned(), "pt".to_owned()), ("step".to_owned(), "4".to_owned())]);
         save(&path, &sample(), &strings).unwrap();
         let file = TensorFile::open(&path).unwrap();
         assert_eq!(file.strings(), strings.clone().into_iter().collect());
@@ -320,10 +274,7 @@ mod tests {
             assert_eq!(read, tensor, "{name}");
             assert_eq!(read.kind(), tensor.kind());
         }
-        assert_eq!(
-            to_bytes(&file.all().unwrap(), &strings).unwrap(),
-            std::fs::read(&path).unwrap()
-        );
+        assert_eq!(to_bytes(&file.all().unwrap(), &strings).unwrap(), std::fs::read(&path).unwrap());
         assert!(file.tensor("z").is_err());
     }
 
@@ -334,10 +285,7 @@ mod tests {
         let bytes = to_bytes(&sample(), &BTreeMap::new()).unwrap();
         std::fs::write(&path, &bytes[..bytes.len() - 8]).unwrap();
         let text = reason(&path);
-        assert!(
-            text.contains("t.safetensors") && text.contains("tensor a"),
-            "{text}"
-        );
+        assert!(text.contains("t.safetensors") && text.contains("tensor a"), "{text}");
         for cut in [0, 7, 8, 40] {
             std::fs::write(&path, &bytes[..cut]).unwrap();
             assert!(reason(&path).contains("short"), "{}", reason(&path));
@@ -346,8 +294,7 @@ mod tests {
         lying[..8].copy_from_slice(&u64::MAX.to_le_bytes());
         std::fs::write(&path, &lying).unwrap();
         assert!(TensorFile::open(&path).is_err());
-        let header =
-            br#"{"x":{"dtype":"F32","shape":[9223372036854775807,4],"data_offsets":[0,4]}}"#;
+        let header = br#"{"x":{"dtype":"F32","shape":[9223372036854775807,4],"data_offsets":[0,4]}}"#;
         let mut wide = (header.len() as u64).to_le_bytes().to_vec();
         wide.extend_from_slice(header);
         wide.extend_from_slice(&[0; 4]);

@@ -4,8 +4,7 @@ use tch::{Kind, Tensor};
 
 use super::FluxInputs;
 use super::layers::{
-    Init, Linear, MlpEmbedder, ParamSource, QkNorm, attend, cast, layer_norm, modulations,
-    time_embedding,
+    Init, Linear, MlpEmbedder, ParamSource, QkNorm, attend, cast, layer_norm, modulations, time_embedding,
 };
 use super::rope::RopeTable;
 use crate::config::FluxConfig;
@@ -36,22 +35,8 @@ impl Stem {
     pub fn build(config: &FluxConfig, source: &mut dyn ParamSource) -> Result<Self> {
         let hidden = config.hidden_size;
         Ok(Self {
-            img_in: Linear::build(
-                source,
-                "img_in",
-                config.in_channels,
-                hidden,
-                true,
-                Init::Xavier,
-            )?,
-            txt_in: Linear::build(
-                source,
-                "txt_in",
-                config.context_in_dim,
-                hidden,
-                true,
-                Init::Xavier,
-            )?,
+            img_in: Linear::build(source, "img_in", config.in_channels, hidden, true, Init::Xavier)?,
+            txt_in: Linear::build(source, "txt_in", config.context_in_dim, hidden, true, Init::Xavier)?,
             time_in: MlpEmbedder::build(source, "time_in", 256, hidden)?,
             vector_in: MlpEmbedder::build(source, "vector_in", config.vec_in_dim, hidden)?,
             guidance_in: config
@@ -62,9 +47,7 @@ impl Stem {
     }
 
     pub fn forward(&self, inputs: &FluxInputs<'_>, compute: Kind) -> Result<StemOut> {
-        let mut vec = self
-            .time_in
-            .forward(&time_embedding(inputs.timesteps, compute)?)?;
+        let mut vec = self.time_in.forward(&time_embedding(inputs.timesteps, compute)?)?;
         if let Some(guidance_in) = &self.guidance_in {
             let guidance = inputs
                 .guidance
@@ -134,36 +117,14 @@ impl Stream {
                 Init::Xavier,
             )?,
             norm: QkNorm::build(source, &format!("{prefix}_attn.norm"), config.head_dim())?,
-            proj: Linear::build(
-                source,
-                &format!("{prefix}_attn.proj"),
-                hidden,
-                hidden,
-                true,
-                Init::Xavier,
-            )?,
-            mlp_in: Linear::build(
-                source,
-                &format!("{prefix}_mlp.0"),
-                hidden,
-                mlp,
-                true,
-                Init::Xavier,
-            )?,
-            mlp_out: Linear::build(
-                source,
-                &format!("{prefix}_mlp.2"),
-                mlp,
-                hidden,
-                true,
-                Init::Xavier,
-            )?,
+            proj: Linear::build(source, &format!("{prefix}_attn.proj"), hidden, hidden, true, Init::Xavier)?,
+            mlp_in: Linear::build(source, &format!("{prefix}_mlp.0"), hidden, mlp, true, Init::Xavier)?,
+            mlp_out: Linear::build(source, &format!("{prefix}_mlp.2"), mlp, hidden, true, Init::Xavier)?,
         })
     }
 
     fn visit_mut(&mut self, prefix: &str, visit: &mut dyn FnMut(String, &mut Tensor)) {
-        self.modulation
-            .visit_mut(&format!("{prefix}_mod.lin"), visit);
+        self.modulation.visit_mut(&format!("{prefix}_mod.lin"), visit);
         self.qkv.visit_mut(&format!("{prefix}_attn.qkv"), visit);
         self.norm.visit_mut(&format!("{prefix}_attn.norm"), visit);
         self.proj.visit_mut(&format!("{prefix}_attn.proj"), visit);
@@ -172,8 +133,7 @@ impl Stream {
     }
 
     fn mlp(&self, x: &Tensor) -> Result<Tensor> {
-        self.mlp_out
-            .forward(&self.mlp_in.forward(x)?.f_gelu("tanh")?)
+        self.mlp_out.forward(&self.mlp_in.forward(x)?.f_gelu("tanh")?)
     }
 }
 
@@ -211,28 +171,16 @@ impl DoubleBlock {
 
         let img_modulated = img_attn_mod.apply(img)?;
         let txt_modulated = txt_attn_mod.apply(txt)?;
-        let img_qkv = with_lora(
-            self.img.qkv.forward(&img_modulated)?,
-            lora.map(|l| &l.qkv_img),
-            &img_modulated,
-        )?;
-        let txt_qkv = with_lora(
-            self.txt.qkv.forward(&txt_modulated)?,
-            lora.map(|l| &l.qkv_txt),
-            &txt_modulated,
-        )?;
+        let img_qkv =
+            with_lora(self.img.qkv.forward(&img_modulated)?, lora.map(|l| &l.qkv_img), &img_modulated)?;
+        let txt_qkv =
+            with_lora(self.txt.qkv.forward(&txt_modulated)?, lora.map(|l| &l.qkv_txt), &txt_modulated)?;
         let qkv = Tensor::f_cat(&[txt_qkv, img_qkv], 1)?;
         // One norm over all tokens, each with its own stream's scale: [2, 1, 1, tokens, head_dim].
         let scales = Tensor::f_cat(
             &[
-                self.txt
-                    .norm
-                    .scales()?
-                    .f_expand([-1, -1, -1, txt_tokens, -1], false)?,
-                self.img
-                    .norm
-                    .scales()?
-                    .f_expand([-1, -1, -1, img_tokens, -1], false)?,
+                self.txt.norm.scales()?.f_expand([-1, -1, -1, txt_tokens, -1], false)?,
+                self.img.norm.scales()?.f_expand([-1, -1, -1, img_tokens, -1], false)?,
             ],
             3,
         )?;
@@ -241,18 +189,12 @@ impl DoubleBlock {
         let img_attended = attended.f_narrow(1, txt_tokens, img_tokens)?;
         debug_assert_eq!(img_attended.size(), [batch, img_tokens, hidden]);
 
-        let img_update = with_lora(
-            self.img.proj.forward(&img_attended)?,
-            lora.map(|l| &l.proj_img),
-            &img_attended,
-        )?;
+        let img_update =
+            with_lora(self.img.proj.forward(&img_attended)?, lora.map(|l| &l.proj_img), &img_attended)?;
         let img = img_attn_mod.residual(img, &img_update)?;
         let img = img_mlp_mod.residual(&img, &self.img.mlp(&img_mlp_mod.apply(&img)?)?)?;
-        let txt_update = with_lora(
-            self.txt.proj.forward(&txt_attended)?,
-            lora.map(|l| &l.proj_txt),
-            &txt_attended,
-        )?;
+        let txt_update =
+            with_lora(self.txt.proj.forward(&txt_attended)?, lora.map(|l| &l.proj_txt), &txt_attended)?;
         let txt = txt_attn_mod.residual(txt, &txt_update)?;
         let txt = txt_mlp_mod.residual(&txt, &self.txt.mlp(&txt_mlp_mod.apply(&txt)?)?)?;
         Ok((img, txt))
@@ -320,19 +262,11 @@ impl SingleBlock {
         let modulated = modulation.apply(x)?;
         let both = self.linear1.forward(&modulated)?;
         let mlp_width = both.size3()?.2 - 3 * hidden;
-        let qkv = with_lora(
-            both.f_narrow(-1, 0, 3 * hidden)?,
-            lora.map(|l| &l.qkv),
-            &modulated,
-        )?;
+        let qkv = with_lora(both.f_narrow(-1, 0, 3 * hidden)?, lora.map(|l| &l.qkv), &modulated)?;
         let attended = attend(&qkv, &self.norm.scales()?, rope, self.heads)?;
         let mlp = both.f_narrow(-1, 3 * hidden, mlp_width)?.f_gelu("tanh")?;
         let joined = Tensor::f_cat(&[attended, mlp], -1)?;
-        let update = with_lora(
-            self.linear2.forward(&joined)?,
-            lora.map(|l| &l.proj),
-            &joined,
-        )?;
+        let update = with_lora(self.linear2.forward(&joined)?, lora.map(|l| &l.proj), &joined)?;
         modulation.residual(x, &update)
     }
 
@@ -340,8 +274,7 @@ impl SingleBlock {
         self.linear1.visit_mut(&format!("{prefix}.linear1"), visit);
         self.linear2.visit_mut(&format!("{prefix}.linear2"), visit);
         self.norm.visit_mut(&format!("{prefix}.norm"), visit);
-        self.modulation
-            .visit_mut(&format!("{prefix}.modulation.lin"), visit);
+        self.modulation.visit_mut(&format!("{prefix}.modulation.lin"), visit);
     }
 }
 
@@ -381,13 +314,11 @@ impl Head {
         let parts = self.modulation.forward(vec_act)?.f_unsqueeze(1)?;
         let shift = parts.f_narrow(-1, 0, hidden)?;
         let scale_plus_one = parts.f_narrow(-1, hidden, hidden)?.f_add_scalar(1.0)?;
-        self.linear
-            .forward(&shift.f_addcmul(&scale_plus_one, &layer_norm(x)?)?)
+        self.linear.forward(&shift.f_addcmul(&scale_plus_one, &layer_norm(x)?)?)
     }
 
     pub fn visit_mut(&mut self, visit: &mut dyn FnMut(String, &mut Tensor)) {
         self.linear.visit_mut("final_layer.linear", visit);
-        self.modulation
-            .visit_mut("final_layer.adaLN_modulation.1", visit);
+        self.modulation.visit_mut("final_layer.adaLN_modulation.1", visit);
     }
 }

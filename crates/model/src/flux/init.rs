@@ -24,40 +24,23 @@ pub(crate) struct Loader {
 impl Loader {
     pub fn from_file(file: TensorFile, kind: Kind, device: Device) -> Self {
         let untaken = file.names().into_iter().collect();
-        Self {
-            backing: Backing::File(file),
-            untaken,
-            problems: Vec::new(),
-            kind,
-            device,
-        }
+        Self { backing: Backing::File(file), untaken, problems: Vec::new(), kind, device }
     }
 
     pub fn from_map(map: TensorMap, kind: Kind, device: Device) -> Self {
         let untaken = map.keys().cloned().collect();
-        Self {
-            backing: Backing::Map(map),
-            untaken,
-            problems: Vec::new(),
-            kind,
-            device,
-        }
+        Self { backing: Backing::Map(map), untaken, problems: Vec::new(), kind, device }
     }
 
     /// Fails with all problems if there were any, tensors that nothing asked for included.
     pub fn finish(mut self, origin: &str) -> Result<()> {
-        self.problems
-            .extend(self.untaken.into_iter().map(|tensor| TensorProblem {
-                tensor,
-                kind: ProblemKind::Unexpected,
-            }));
+        self.problems.extend(
+            self.untaken.into_iter().map(|tensor| TensorProblem { tensor, kind: ProblemKind::Unexpected }),
+        );
         if self.problems.is_empty() {
             Ok(())
         } else {
-            Err(ModelError::Weights {
-                origin: origin.to_owned(),
-                problems: self.problems,
-            })
+            Err(ModelError::Weights { origin: origin.to_owned(), problems: self.problems })
         }
     }
 
@@ -71,10 +54,7 @@ impl Loader {
             }),
             Backing::Map(map) => map.get(name).map(|tensor| {
                 let kind = tensor.kind();
-                let float = matches!(
-                    kind,
-                    Kind::Float | Kind::Half | Kind::BFloat16 | Kind::Double
-                );
+                let float = matches!(kind, Kind::Float | Kind::Half | Kind::BFloat16 | Kind::Double);
                 (tensor.size(), format!("{kind:?}"), float)
             }),
         }
@@ -85,28 +65,19 @@ impl Loader {
         self.untaken.remove(name);
         let problem = match self.info(name) {
             None => ProblemKind::Missing,
-            Some((found, _, _)) if found != shape => ProblemKind::Shape {
-                found,
-                expected: shape.to_vec(),
-            },
-            Some((_, found, false)) => ProblemKind::Dtype {
-                found,
-                expected: "F32, BF16 or F16".to_owned(),
-            },
+            Some((found, _, _)) if found != shape => ProblemKind::Shape { found, expected: shape.to_vec() },
+            Some((_, found, false)) => ProblemKind::Dtype { found, expected: "F32, BF16 or F16".to_owned() },
             Some(_) => {
                 let tensor = match &mut self.backing {
                     Backing::File(file) => file.tensor(name)?,
-                    Backing::Map(map) => map
-                        .remove(name)
-                        .ok_or_else(|| ModelError::input(name, "is missing"))?,
+                    Backing::Map(map) => {
+                        map.remove(name).ok_or_else(|| ModelError::input(name, "is missing"))?
+                    }
                 };
                 return Ok(Some(tensor.f_to_kind(self.kind)?.f_to_device(self.device)?));
             }
         };
-        self.problems.push(TensorProblem {
-            tensor: name.to_owned(),
-            kind: problem,
-        });
+        self.problems.push(TensorProblem { tensor: name.to_owned(), kind: problem });
         Ok(None)
     }
 }
@@ -140,9 +111,6 @@ impl ParamSource for SeededInit {
             Init::Xavier => (2.0 / shape.iter().sum::<i64>() as f64).sqrt(),
         };
         let values = NormalStream::for_weight(self.seed, name).tensor(shape)?;
-        Ok(values
-            .f_mul_scalar(std)?
-            .f_to_kind(self.kind)?
-            .f_to_device(self.device)?)
+        Ok(values.f_mul_scalar(std)?.f_to_kind(self.kind)?.f_to_device(self.device)?)
     }
 }

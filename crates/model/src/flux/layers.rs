@@ -43,9 +43,7 @@ impl Linear {
         init: Init,
     ) -> Result<Self> {
         let weight = source.take(&format!("{name}.weight"), &[output, input], init)?;
-        let bias = bias
-            .then(|| source.take(&format!("{name}.bias"), &[output], Init::Zero))
-            .transpose()?;
+        let bias = bias.then(|| source.take(&format!("{name}.bias"), &[output], Init::Zero)).transpose()?;
         Ok(Self { weight, bias })
     }
 
@@ -53,11 +51,7 @@ impl Linear {
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let kind = x.f_kind()?;
         let weight = cast(&self.weight, kind)?;
-        let bias = self
-            .bias
-            .as_ref()
-            .map(|bias| cast(bias, kind))
-            .transpose()?;
+        let bias = self.bias.as_ref().map(|bias| cast(bias, kind)).transpose()?;
         Ok(x.f_linear(&weight, bias)?)
     }
 
@@ -71,11 +65,7 @@ impl Linear {
 
 /// `tensor` in `kind`; the same tensor if it already is.
 pub(crate) fn cast(tensor: &Tensor, kind: Kind) -> Result<Tensor> {
-    Ok(if tensor.f_kind()? == kind {
-        tensor.shallow_clone()
-    } else {
-        tensor.f_to_kind(kind)?
-    })
+    Ok(if tensor.f_kind()? == kind { tensor.shallow_clone() } else { tensor.f_to_kind(kind)? })
 }
 
 /// Linear, SiLU, Linear.
@@ -86,30 +76,11 @@ pub(crate) struct MlpEmbedder {
 }
 
 impl MlpEmbedder {
-    pub fn build(
-        source: &mut dyn ParamSource,
-        name: &str,
-        input: i64,
-        hidden: i64,
-    ) -> Result<Self> {
+    pub fn build(source: &mut dyn ParamSource, name: &str, input: i64, hidden: i64) -> Result<Self> {
         let init = Init::Normal(0.02);
         Ok(Self {
-            in_layer: Linear::build(
-                source,
-                &format!("{name}.in_layer"),
-                input,
-                hidden,
-                true,
-                init,
-            )?,
-            out_layer: Linear::build(
-                source,
-                &format!("{name}.out_layer"),
-                hidden,
-                hidden,
-                true,
-                init,
-            )?,
+            in_layer: Linear::build(source, &format!("{name}.in_layer"), input, hidden, true, init)?,
+            out_layer: Linear::build(source, &format!("{name}.out_layer"), hidden, hidden, true, init)?,
         })
     }
 
@@ -119,8 +90,7 @@ impl MlpEmbedder {
 
     pub fn visit_mut(&mut self, name: &str, visit: &mut dyn FnMut(String, &mut Tensor)) {
         self.in_layer.visit_mut(&format!("{name}.in_layer"), visit);
-        self.out_layer
-            .visit_mut(&format!("{name}.out_layer"), visit);
+        self.out_layer.visit_mut(&format!("{name}.out_layer"), visit);
     }
 }
 
@@ -176,16 +146,13 @@ pub(crate) fn modulations<const N: usize>(
         });
     }
     // The vector has exactly N elements, so the conversion cannot fail.
-    out.try_into()
-        .map_err(|_| crate::error::ModelError::input("modulation", "has the wrong number of parts"))
+    out.try_into().map_err(|_| crate::error::ModelError::input("modulation", "has the wrong number of parts"))
 }
 
 impl Modulation {
     /// (1 + scale) · norm(x) + shift, `[batch, tokens, hidden]`.
     pub fn apply(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(self
-            .shift
-            .f_addcmul(&self.scale_plus_one, &layer_norm(x)?)?)
+        Ok(self.shift.f_addcmul(&self.scale_plus_one, &layer_norm(x)?)?)
     }
 
     /// x + gate · update.
@@ -205,36 +172,24 @@ pub(crate) fn layer_norm(x: &Tensor) -> Result<Tensor> {
 /// `qkv`: `[batch, tokens, 3 · heads · head_dim]`, channels ordered (q|k|v) × head × head_dim.
 /// `scales`: query and key norm scales, float32, broadcastable to `[2, batch, heads, tokens, head_dim]`.
 /// Result `[batch, tokens, heads · head_dim]` in the dtype of `qkv`.
-pub(crate) fn attend(
-    qkv: &Tensor,
-    scales: &Tensor,
-    rope: &RopeTable,
-    heads: i64,
-) -> Result<Tensor> {
+pub(crate) fn attend(qkv: &Tensor, scales: &Tensor, rope: &RopeTable, heads: i64) -> Result<Tensor> {
     let (batch, tokens, width) = qkv.size3()?;
     let head_dim = width / (3 * heads);
     let kind = qkv.f_kind()?;
     // [batch, tokens, 3, heads, head_dim] -> [3, batch, heads, tokens, head_dim], contiguous: one copy here
     // saves one in every product below.
-    let qkv = qkv
-        .f_view([batch, tokens, 3, heads, head_dim])?
-        .f_permute([2, 0, 3, 1, 4])?
-        .f_contiguous()?;
+    let qkv = qkv.f_view([batch, tokens, 3, heads, head_dim])?.f_permute([2, 0, 3, 1, 4])?.f_contiguous()?;
     let value = qkv.f_select(0, 2)?;
     let qk = cast(&qkv.f_narrow(0, 0, 2)?, Kind::Float)?;
-    let inverse_rms = qk
-        .f_square()?
-        .f_mean_dim(&[-1i64][..], true, None)?
-        .f_add_scalar(NORM_EPS)?
-        .f_rsqrt()?;
+    let inverse_rms =
+        qk.f_square()?.f_mean_dim(&[-1i64][..], true, None)?.f_add_scalar(NORM_EPS)?.f_rsqrt()?;
     let qk = rope.rotate(&qk.f_mul(&inverse_rms)?.f_mul(scales)?)?;
     let qk = cast(&qk, kind)?;
     let (query, key) = (qk.f_select(0, 0)?, qk.f_select(0, 1)?);
     let attended = if qkv.device() == tch::Device::Cpu {
         // Plain products are faster than the fused kernel on the CPU at these sizes.
-        let scores = query
-            .f_mul_scalar(1.0 / (head_dim as f64).sqrt())?
-            .f_matmul(&key.f_transpose(-2, -1)?)?;
+        let scores =
+            query.f_mul_scalar(1.0 / (head_dim as f64).sqrt())?.f_matmul(&key.f_transpose(-2, -1)?)?;
         scores.f_softmax(-1, None)?.f_matmul(&value)?
     } else {
         Tensor::f_scaled_dot_product_attention(
@@ -248,9 +203,7 @@ pub(crate) fn attend(
             false,
         )?
     };
-    Ok(attended
-        .f_transpose(1, 2)?
-        .f_reshape([batch, tokens, heads * head_dim])?)
+    Ok(attended.f_transpose(1, 2)?.f_reshape([batch, tokens, heads * head_dim])?)
 }
 
 /// The 256-wide sinusoid of `t` (`[batch]`): 1000 · t in t's own dtype, angles in float32, laid out
@@ -259,14 +212,9 @@ pub(crate) fn time_embedding(t: &Tensor, compute: Kind) -> Result<Tensor> {
     const HALF: i64 = 128;
     let kind = t.f_kind()?;
     let exponents = Tensor::f_arange(HALF, (Kind::Float, t.device()))?;
-    let frequencies = exponents
-        .f_mul_scalar(-(10_000f64.ln()))?
-        .f_div_scalar(HALF as f64)?
-        .f_exp()?;
+    let frequencies = exponents.f_mul_scalar(-(10_000f64.ln()))?.f_div_scalar(HALF as f64)?.f_exp()?;
     let scaled = t.f_mul_scalar(1000.0)?;
-    let angles = cast(&scaled, Kind::Float)?
-        .f_unsqueeze(1)?
-        .f_mul(&frequencies.f_unsqueeze(0)?)?;
+    let angles = cast(&scaled, Kind::Float)?.f_unsqueeze(1)?.f_mul(&frequencies.f_unsqueeze(0)?)?;
     let embedding = Tensor::f_cat(&[angles.f_cos()?, angles.f_sin()?], -1)?;
     cast(&cast(&embedding, kind)?, compute)
 }

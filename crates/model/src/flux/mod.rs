@@ -16,6 +16,8 @@ mod blocks;
 mod init;
 mod layers;
 mod rope;
+#[cfg(test)]
+mod tests;
 
 use std::path::Path;
 
@@ -164,11 +166,7 @@ impl Flux {
 
     /// The velocity (noise minus data) at the given times: `[batch, target tokens, in_channels]` in the
     /// compute dtype. Runs without recording gradients.
-    pub fn forward(
-        &self,
-        inputs: &FluxInputs<'_>,
-        adapter: Option<&LoraAdapter>,
-    ) -> Result<Tensor> {
+    pub fn forward(&self, inputs: &FluxInputs<'_>, adapter: Option<&LoraAdapter>) -> Result<Tensor> {
         self.forward_traced(inputs, adapter, None)
     }
 
@@ -226,19 +224,15 @@ impl Flux {
         };
         let tokens = |name: &str, tensor: &Tensor, width: i64| match tensor.size().as_slice() {
             [b, n, w] if *b == batch && *n > 0 && *w == width => Ok(*n),
-            other => Err(ModelError::input(
-                name,
-                format!("shape {other:?} is not [{batch}, tokens, {width}]"),
-            )),
+            other => {
+                Err(ModelError::input(name, format!("shape {other:?} is not [{batch}, tokens, {width}]")))
+            }
         };
         let exact = |name: &str, tensor: &Tensor, shape: &[i64]| {
             if tensor.size() == shape {
                 Ok(())
             } else {
-                Err(ModelError::input(
-                    name,
-                    format!("shape {:?} is not {shape:?}", tensor.size()),
-                ))
+                Err(ModelError::input(name, format!("shape {:?} is not {shape:?}", tensor.size())))
             }
         };
         let mut total = tokens("img", inputs.img, self.config.in_channels)?;

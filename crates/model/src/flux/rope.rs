@@ -35,18 +35,12 @@ impl RopeTable {
             let exponents = Tensor::f_arange(width / 2, (Kind::Double, ids.device()))?
                 .f_mul_scalar(2.0 / *width as f64)?;
             let omega = exponents.f_mul_scalar(-config.theta.ln())?.f_exp()?;
-            angles.push(
-                ids.f_select(-1, axis as i64)?
-                    .f_unsqueeze(-1)?
-                    .f_mul(&omega)?,
-            );
+            angles.push(ids.f_select(-1, axis as i64)?.f_unsqueeze(-1)?.f_mul(&omega)?);
         }
         let angles = Tensor::f_cat(&angles, -1)?.f_unsqueeze(1)?;
         let cos = angles.f_cos()?.f_to_kind(Kind::Float)?;
         let sin = angles.f_sin()?.f_to_kind(Kind::Float)?;
-        Ok(Self {
-            rotations: Tensor::f_complex(&cos, &sin)?,
-        })
+        Ok(Self { rotations: Tensor::f_complex(&cos, &sin)? })
     }
 
     /// The table for the images of one sample; it serves a batch of any size.
@@ -56,9 +50,7 @@ impl RopeTable {
 
     /// Another handle on the same table.
     pub fn share(&self) -> Self {
-        Self {
-            rotations: self.rotations.shallow_clone(),
-        }
+        Self { rotations: self.rotations.shallow_clone() }
     }
 
     /// Rotates `[.., batch, heads, tokens, head_dim]` (float32, contiguous last axis).
@@ -66,14 +58,8 @@ impl RopeTable {
         let mut shape = x.size();
         let last = shape.pop().unwrap_or(0);
         shape.extend([last / 2, 2]);
-        let pairs = x
-            .f_contiguous()?
-            .f_view(shape.as_slice())?
-            .f_view_as_complex()?;
-        Ok(pairs
-            .f_mul(&self.rotations)?
-            .f_view_as_real()?
-            .f_flatten(-2, -1)?)
+        let pairs = x.f_contiguous()?.f_view(shape.as_slice())?.f_view_as_complex()?;
+        Ok(pairs.f_mul(&self.rotations)?.f_view_as_real()?.f_flatten(-2, -1)?)
     }
 
     /// The published layout of the table: `[batch, 1, tokens, head_dim / 2, 2, 2]` = [[cos, −sin], [sin, cos]].
@@ -88,11 +74,7 @@ impl RopeTable {
 
     pub(crate) fn check(&self, batch: i64, tokens: i64, head_dim: i64) -> Result<()> {
         match self.rotations.size().as_slice() {
-            [b, 1, n, half]
-                if (*b == 1 || *b == batch) && *n == tokens && *half * 2 == head_dim =>
-            {
-                Ok(())
-            }
+            [b, 1, n, half] if (*b == 1 || *b == batch) && *n == tokens && *half * 2 == head_dim => Ok(()),
             other => Err(ModelError::input(
                 "rope",
                 format!(
@@ -114,12 +96,7 @@ const MOST_LAYOUTS: usize = 256;
 
 impl RopeCache {
     /// The table for `layout` on `device`; a cache serves one configuration and one device.
-    pub fn get(
-        &mut self,
-        layout: &Layout,
-        config: &FluxConfig,
-        device: Device,
-    ) -> Result<RopeTable> {
+    pub fn get(&mut self, layout: &Layout, config: &FluxConfig, device: Device) -> Result<RopeTable> {
         if let Some(table) = self.tables.get(layout) {
             return Ok(table.share());
         }

@@ -90,8 +90,9 @@ impl AdamW {
         steps: u64,
         origin: &str,
     ) -> Result<()> {
-        trainables.fill_flat(&self.exp_avg, tensors, "exp_avg.", origin)?;
+        trainables.check_flat(tensors, "exp_avg.", origin)?;
         trainables.fill_flat(&self.exp_avg_sq, tensors, "exp_avg_sq.", origin)?;
+        trainables.fill_flat(&self.exp_avg, tensors, "exp_avg.", origin)?;
         self.steps = steps;
         Ok(())
     }

@@ -13,6 +13,8 @@
 mod adamw;
 mod backward;
 mod learner;
+#[cfg(test)]
+mod tests;
 mod trainables;
 
 pub use adamw::{AdamW, AdamWConfig, Ema, warmed_up_rate};

@@ -212,7 +212,7 @@ impl Trainables {
         Ok(map)
     }
 
-    /// The inverse of [`Trainables::copy_flat`]; of `tensors`, those that start with `prefix` must be exactly ours.
+    /// The inverse of [`Trainables::copy_flat`]; nothing is changed unless everything fits.
     pub(super) fn fill_flat(
         &self,
         flats: &[Tensor],
@@ -220,29 +220,7 @@ impl Trainables {
         prefix: &str,
         origin: &str,
     ) -> Result<()> {
-        let mut problems = Vec::new();
-        let mut note = |tensor: String, kind| problems.push(TensorProblem { tensor, kind });
-        for slot in self.slots() {
-            let name = format!("{prefix}{}", slot.name);
-            match tensors.get(&name) {
-                None => note(name, ProblemKind::Missing),
-                Some(tensor) if tensor.size() != slot.shape => {
-                    note(name, ProblemKind::Shape { found: tensor.size(), expected: slot.shape.clone() })
-                }
-                Some(_) => {}
-            }
-        }
-        let known: std::collections::BTreeSet<_> = self.names().collect();
-        for name in tensors.keys() {
-            if let Some(bare) = name.strip_prefix(prefix) {
-                if !known.contains(bare) {
-                    note(name.clone(), ProblemKind::Unexpected);
-                }
-            }
-        }
-        if !problems.is_empty() {
-            return Err(ModelError::Weights { origin: origin.to_owned(), problems });
-        }
+        self.check_flat(tensors, prefix, origin)?;
         tch::no_grad(|| {
             for (bucket, flat) in self.buckets.iter().zip(flats) {
                 for slot in &bucket.slots {
@@ -255,6 +233,35 @@ impl Trainables {
             }
             Ok(())
         })
+    }
+
+    /// Of `tensors`, those that start with `prefix` must be exactly ours; every problem is listed.
+    pub(super) fn check_flat(&self, tensors: &TensorMap, prefix: &str, origin: &str) -> Result<()> {
+        let mut problems = Vec::new();
+        let mut note = |tensor: String, kind| problems.push(TensorProblem { tensor, kind });
+        for slot in self.slots() {
+            let name = format!("{prefix}{}", slot.name);
+            match tensors.get(&name) {
+                None => note(name, ProblemKind::Missing),
+                Some(tensor) if tensor.size() != slot.shape => {
+                    let (found, expected) = (tensor.size(), slot.shape.clone());
+                    note(name, ProblemKind::Shape { found, expected });
+                }
+                Some(_) => {}
+            }
+        }
+        let known: std::collections::BTreeSet<_> = self.names().collect();
+        for name in tensors.keys() {
+            let foreign = |bare: &str| !known.contains(bare);
+            if name.strip_prefix(prefix).is_some_and(foreign) {
+                note(name.clone(), ProblemKind::Unexpected);
+            }
+        }
+        if problems.is_empty() {
+            Ok(())
+        } else {
+            Err(ModelError::Weights { origin: origin.to_owned(), problems })
+        }
     }
 }
 
