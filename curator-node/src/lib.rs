@@ -1,4 +1,46 @@
 //! The curator: makes pairs (a prompt, a target picture, reference pictures) and serves them to ranks, encoded.
+//!
+//! ```text
+//!                  controller                                                     object store
+//!   AssignCuration │   ▲ LeaseUnit, RenewUnit, CommitUnit                          ▲        │
+//!                  ▼   │                                                           │        │
+//!   node ─▶ curation ──┴─ unit: source ─▶ filter ─▶ shard ─────────────────────────┘        │
+//!     │                    (compose,       (similarity)   (curation thread)                 ▼
+//!     └──▶ pair_log ◀── WatchPairLog                                                  shard_cache
+//!              │                                                                            │
+//!   rank ◀── serve ◀──────────── encode (encoding thread) ◀─────────────────────────────────┘
+//! ```
+//!
+//! | module | what it has |
+//! |---|---|
+//! | [`compose`] | subject cut-outs placed in scenes, with true captions; evaluation cases |
+//! | [`import`] | UNO-1M's layout, and shards |
+//! | [`source`], [`unit`] | a stage's source; one unit from candidates to a shard |
+//! | [`filter`] | the similarity filter |
+//! | [`pair`], [`picture`], [`draw`] | a pair, pictures from outside, randomness as a function |
+//! | [`shard`], [`shard_cache`] | WebDataset tars: written, read, verified, kept |
+//! | [`curation`] | the lease loop of a stage |
+//! | [`pair_log`] | what is known of a stage's log |
+//! | [`encode`], [`serve`] | pairs as ranks take them; credits |
+//! | [`worker`] | the named threads that own networks |
+//! | [`node`], [`metrics`] | assignments; what is counted |
+//!
+//! A pair is a function of (spec, seed, stage, unit, candidate), so the log is the same whoever makes which unit.
+
 pub mod compose;
+pub mod curation;
 pub mod draw;
+pub mod encode;
+pub mod filter;
+pub mod import;
+pub mod metrics;
+pub mod node;
 pub mod pair;
+pub mod pair_log;
+pub mod picture;
+pub mod serve;
+pub mod shard;
+pub mod shard_cache;
+pub mod source;
+pub mod unit;
+pub mod worker;

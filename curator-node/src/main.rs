@@ -1,2 +1,137 @@
-//! The `crescendo-curator-node` binary.
-fn main() {}
+//! The `crescendo-curator-node` binary: parse, build, run.
+
+use anyhow::Context;
+use clap::Parser;
+use crescendo_curator_node::metrics::Metrics;
+use crescendo_curator_node::node::Node;
+use crescendo_curator_node::serve::{EncoderSet, MAX_MESSAGE_BYTES, PairServer};
+use crescendo_curator_node::shard_cache::ShardCache;
+use crescendo_curator_node::worker::Worker;
+use crescendo_model::tch;
+use crescendo_node::args::{NodeArgs, ServerArgs};
+use crescendo_node::call::Controllers;
+use crescendo_node::forward::{DEFAULT_CAPACITY, LogBuffer};
+use crescendo_node::reports::ReportSink;
+use crescendo_node::session::NodeSession;
+use crescendo_node::supervise::Tasks;
+use crescendo_node::{listen, logging, metrics, ports};
+use crescendo_proto::v1::pair_service_server::PairServiceServer;
+use crescendo_proto::v1::{Hello, NodeKind};
+use std::time::Duration;
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::transport::Server;
+
+/// Makes training pairs for jobs, and serves them to ranks.
+#[derive(Debug, Parser)]
+#[command(name = "crescendo-curator-node", version)]
+struct Arguments {
+    #[command(flatten)]
+    server: ServerArgs,
+    #[command(flatten)]
+    node: NodeArgs,
+    /// Memory for decoded shards, MiB
+    #[arg(long, env = "CRESCENDO_SHARD_CACHE_MIB", default_value_t = 256)]
+    shard_cache_mib: usize,
+}
+
+/// Time for tasks to end after a stop.
+const GRACE: Duration = Duration::from_secs(8);
+/// Pieces of work that wait for the curation thread, and for the encoding thread.
+const QUEUE: usize = 64;
+/// A rank that answers no ping for this long has gone.
+const KEEP_ALIVE: Duration = Duration::from_secs(20);
+
+fn main() -> anyhow::Result<()> {
+    let arguments = Arguments::parse();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let outcome = runtime.block_on(run(arguments));
+    // Work on a named thread cannot be interrupted; it is not worth waiting for.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    outcome
+}
+
+async fn run(arguments: Arguments) -> anyhow::Result<()> {
+    let Arguments { server: server_args, node: node_args, shard_cache_mib } = arguments;
+    let logs = LogBuffer::new(&node_args.node_id, DEFAULT_CAPACITY);
+    logging::init(&server_args.log, Some(&logs))?;
+    tch::set_num_threads(1);
+
+    let grpc = listen::bind(server_args.listen, server_args.allow_non_loopback).await?;
+    let http = listen::bind(server_args.metrics_listen, server_args.allow_non_loopback).await?;
+    let (grpc_address, http_address) = (grpc.local_addr()?, http.local_addr()?);
+    let registry = prometheus::Registry::new();
+    let counted = Metrics::register(&registry).context("register metrics")?;
+    let controllers = Controllers::new(&node_args.controller)?;
+    let (tasks, supervisor) = Tasks::new();
+
+    let encoding = Worker::start("encoding", QUEUE, || {
+        tch::set_num_threads(1);
+        EncoderSet::default()
+    })?;
+    let curation = Worker::start("curation", QUEUE, || {
+        tch::set_num_threads(1);
+        Default::default()
+    })?;
+    let cache = ShardCache::new(shard_cache_mib << 20, counted.clone());
+    let server = PairServer::new(cache, encoding, counted.clone(), tasks.clone());
+
+    let (health, health_service) = tonic_health::server::health_reporter();
+    health.set_serving::<PairServiceServer<PairServer>>().await;
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(crescendo_proto::DESCRIPTORS)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .build_v1()
+        .context("build the reflection service")?;
+    let serving = Server::builder()
+        .http2_keepalive_interval(Some(KEEP_ALIVE))
+        .http2_keepalive_timeout(Some(KEEP_ALIVE))
+        .tcp_nodelay(true)
+        .add_service(health_service)
+        .add_service(reflection)
+        .add_service(PairServiceServer::new(server.clone()).max_encoding_message_size(MAX_MESSAGE_BYTES))
+        .serve_with_incoming_shutdown(TcpListenerStream::new(grpc), tasks.stop_token().cancelled_owned());
+    tasks.spawn_critical("grpc server", serving);
+    tasks.spawn_critical("metrics server", metrics::serve(http, registry, tasks.stop_token()));
+
+    let (known, address) =
+        (server.clone(), listen::advertised(grpc_address, server_args.advertise_host.as_deref()));
+    let (node_id, labels) = (node_args.node_id.clone(), node_args.labels.clone());
+    let incarnation = new_incarnation();
+    let hello = move || Hello {
+        node_id: node_id.clone(),
+        incarnation: incarnation.clone(),
+        kind: NodeKind::Curator as i32,
+        slots: 0,
+        device: "cpu".to_owned(),
+        address: address.clone(),
+        labels: labels.iter().cloned().collect(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        running: Vec::new(),
+        curating: known.stages(),
+    };
+    let (session, commands) = NodeSession::new(controllers.clone(), ReportSink::default(), logs, hello);
+    tasks.spawn_critical("session", session.run(tasks.stop_token()));
+    let node = Node {
+        node_id: node_args.node_id.clone(),
+        library_root: node_args.library_root,
+        controllers,
+        curation,
+        server,
+        metrics: counted,
+        tasks: tasks.clone(),
+    };
+    tasks.spawn_critical("node", node.run(commands));
+    if let Some(path) = &server_args.port_file {
+        ports::write_port_file(path, grpc_address, http_address)
+            .with_context(|| format!("write the port file {}", path.display()))?;
+    }
+    tracing::info!(node = node_args.node_id, grpc = %grpc_address, metrics = %http_address, "curator serves");
+    supervisor.run(GRACE).await?;
+    Ok(())
+}
+
+/// A name for this start of the process: its time and process id.
+fn new_incarnation() -> String {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    format!("{:x}-{:x}", since.as_nanos(), std::process::id())
+}

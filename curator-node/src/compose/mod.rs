@@ -19,7 +19,7 @@ mod scene;
 pub use eval::{EvalCase, EvalSet, GalleryEntry};
 pub use library::{Entry, Library, LibraryError, is_held_out};
 pub use placement::Placement;
-pub use raster::{Canvas, Raster, Region, side_by_side};
+pub use raster::{Canvas, Edge, Raster, Region, side_by_side};
 pub use scene::Scene;
 
 use crate::draw::Draw;
@@ -336,4 +336,4 @@ fn rejection(error: LibraryError) -> Rejection {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

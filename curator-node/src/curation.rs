@@ -1,0 +1,314 @@
+//! Working on a stage: lease a unit, make it, write its shard, commit it; again until the log is sealed.
+
+use crate::metrics::Metrics;
+use crate::source::Roots;
+use crate::unit::{StageCurator, UnitError, UnitResult};
+use crate::worker::Worker;
+use crescendo_core::spec::JobSpec;
+use crescendo_node::call::Controllers;
+use crescendo_proto::v1::curation_service_client::CurationServiceClient;
+use crescendo_proto::v1::lease_unit_response::Outcome;
+use crescendo_proto::v1::{
+    CommitUnitRequest, FailUnitRequest, LeaseUnitRequest, RenewUnitRequest, Shard, StageRef, UnitLease,
+};
+use object_store::{ObjectStore, ObjectStoreExt, PutPayload};
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+use tonic::{Code, Status};
+
+/// Limit of one call.
+const CALL_DEADLINE: Duration = Duration::from_secs(10);
+/// Limit of one try to write a shard.
+const PUT_DEADLINE: Duration = Duration::from_secs(60);
+/// Wait after a refusal that is not about a unit.
+const REFUSED_WAIT: Duration = Duration::from_secs(5);
+/// Longest wait that the controller may ask for.
+const MAX_WAIT: Duration = Duration::from_secs(10);
+/// Tries to write a shard before the unit is given back.
+const PUT_TRIES: u32 = 5;
+
+/// Opened sources and filters, owned by the curation thread.
+pub type Curators = HashMap<(String, String), StageCurator>;
+
+/// All that working on one stage needs.
+#[derive(Clone)]
+pub struct Curation {
+    pub node_id: String,
+    pub stage: StageRef,
+    pub stage_index: u32,
+    pub job: Arc<JobSpec>,
+    pub roots: Roots,
+    pub objects: Arc<dyn ObjectStore>,
+    pub controllers: Controllers,
+    pub worker: Worker<Curators>,
+    pub metrics: Metrics,
+}
+
+impl Curation {
+    /// Works until the log is sealed or `stop` is cancelled.
+    pub async fn run(self, stop: CancellationToken) {
+        while !stop.is_cancelled() {
+            let wait = match self.lease(&stop).await {
+                Ok(Leased::Unit(lease)) => {
+                    self.work(lease, &stop).await;
+                    continue;
+                }
+                Ok(Leased::Wait(wait)) => wait,
+                Ok(Leased::Sealed) => {
+                    tracing::info!("the pair log is sealed, curation of the stage is done");
+                    break;
+                }
+                Err(_) if stop.is_cancelled() => break,
+                Err(status) => {
+                    tracing::warn!(%status, "leasing a unit was refused");
+                    REFUSED_WAIT
+                }
+            };
+            tokio::select! {
+                () = stop.cancelled() => break,
+                () = tokio::time::sleep(wait) => {}
+            }
+        }
+        let key = (self.stage.job_id.clone(), self.stage.stage.clone());
+        let _ = self.worker.run("curation", move |curators| curators.remove(&key)).await;
+    }
+
+    async fn lease(&self, stop: &CancellationToken) -> Result<Leased, Status> {
+        let request = LeaseUnitRequest {
+            job_id: self.stage.job_id.clone(),
+            stage: self.stage.stage.clone(),
+            node_id: self.node_id.clone(),
+        };
+        let response = self
+            .controllers
+            .call_until_decided("lease unit", CALL_DEADLINE, stop, |channel| {
+                let request = request.clone();
+                async move { CurationServiceClient::new(channel).lease_unit(request).await }
+            })
+            .await?;
+        let wait = Duration::from_millis(u64::from(response.retry_millis)).clamp(Duration::from_millis(50), MAX_WAIT);
+        Ok(match (response.outcome(), response.unit) {
+            (Outcome::Leased, Some(unit)) => Leased::Unit(unit),
+            (Outcome::Sealed, _) => Leased::Sealed,
+            (Outcome::Leased | Outcome::Wait | Outcome::Unspecified, _) => Leased::Wait(wait),
+        })
+    }
+
+    /// Makes a unit and hands it in. Whatever goes wrong with it is told to the controller, or shows by the lease
+    /// running out.
+    async fn work(&self, lease: UnitLease, stop: &CancellationToken) {
+        let unit = lease.unit;
+        let started = tokio::time::Instant::now();
+        let held = stop.child_token();
+        let making = self.make(&lease, &held);
+        let outcome = tokio::select! {
+            outcome = making => outcome,
+            () = self.keep(&lease, &held) => Err(UnitError::Abandoned),
+            () = stop.cancelled() => Err(UnitError::Abandoned),
+        };
+        held.cancel();
+        match outcome {
+            Ok(result) => {
+                self.metrics.unit_seconds.observe(started.elapsed().as_secs_f64());
+                self.hand_in(lease, result, stop).await;
+            }
+            Err(UnitError::Abandoned) => {
+                self.metrics.units.with_label_values(&["lost"]).inc();
+                tracing::info!(unit, "the unit was given up");
+            }
+            Err(error) => {
+                tracing::error!(unit, %error, "the unit failed");
+                self.give_back(lease, error.to_string(), stop).await;
+            }
+        }
+    }
+
+    /// Makes a unit on the curation thread. Dropping this tells the thread to give it up.
+    async fn make(&self, lease: &UnitLease, held: &CancellationToken) -> Result<UnitResult, UnitError> {
+        let abandoned = AbandonOnDrop(Arc::new(AtomicBool::new(false)));
+        let flag = abandoned.0.clone();
+        let key = (self.stage.job_id.clone(), self.stage.stage.clone());
+        let (job, index, roots, unit) = (self.job.clone(), self.stage_index, self.roots.clone(), lease.unit);
+        let made = self.worker.run("curation", move |curators| {
+            let curator = match curators.entry(key) {
+                std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
+                std::collections::hash_map::Entry::Vacant(entry) => {
+                    entry.insert(StageCurator::open(&job, index, &roots)?)
+                }
+            };
+            curator.unit(unit, &flag)
+        });
+        match made.await {
+            Ok(outcome) => outcome,
+            // The thread is only gone when the process stops; a panic is one unit's failure.
+            Err(_) if held.is_cancelled() => Err(UnitError::Abandoned),
+            Err(_) => Err(UnitError::Panicked),
+        }
+    }
+
+    /// Renews a lease until it is lost. An outage of the controller is not a loss: the commit will tell.
+    async fn keep(&self, lease: &UnitLease, held: &CancellationToken) {
+        let ttl = Duration::from_millis(u64::from(lease.ttl_millis)).max(Duration::from_secs(1));
+        let request = RenewUnitRequest { lease: Some(lease.clone()), node_id: self.node_id.clone() };
+        loop {
+            tokio::time::sleep(ttl / 4).await;
+            let renewed = self
+                .controllers
+                .call_until_decided("renew unit", CALL_DEADLINE, held, |channel| {
+                    let request = request.clone();
+                    async move { CurationServiceClient::new(channel).renew_unit(request).await }
+                })
+                .await;
+            match renewed {
+                Ok(_) => {}
+                Err(status) if status.code() == Code::FailedPrecondition || status.code() == Code::NotFound => {
+                    tracing::warn!(unit = lease.unit, %status, "the lease is lost");
+                    return;
+                }
+                Err(status) => tracing::warn!(unit = lease.unit, %status, "renewing the lease was refused"),
+            }
+        }
+    }
+
+    /// Writes the shard and commits the unit, through any outage.
+    async fn hand_in(&self, lease: UnitLease, result: UnitResult, stop: &CancellationToken) {
+        let UnitResult { shard, rejected, exhausted, cosines } = result;
+        let unit = lease.unit;
+        let mut record = Shard { unit, pairs: shard.pairs, ..Shard::default() };
+        if shard.pairs > 0 {
+            record.path = shard_path(&lease);
+            record.size_bytes = shard.bytes.len() as u64;
+            record.sha256 = shard.sha256;
+            if let Err(reason) = self.put(&record.path, shard.bytes.into(), stop).await {
+                if !stop.is_cancelled() {
+                    tracing::error!(unit, reason, "the shard cannot be written");
+                    self.give_back(lease, reason, stop).await;
+                }
+                return;
+            }
+        }
+        let rejected_by_name = rejected.iter().map(|(reason, count)| (reason.name().to_owned(), *count)).collect();
+        let request = CommitUnitRequest {
+            lease: Some(lease),
+            node_id: self.node_id.clone(),
+            shard: Some(record.clone()),
+            rejected: rejected_by_name,
+            exhausted,
+        };
+        let committed = self
+            .controllers
+            .call_until_decided("commit unit", CALL_DEADLINE, stop, |channel| {
+                let request = request.clone();
+                async move { CurationServiceClient::new(channel).commit_unit(request).await }
+            })
+            .await;
+        match committed {
+            Ok(response) if response.done_already => {
+                self.metrics.units.with_label_values(&["done_already"]).inc();
+                tracing::info!(unit, "the unit had been done already");
+            }
+            Ok(_) => {
+                self.metrics.units.with_label_values(&["committed"]).inc();
+                self.metrics.pairs_accepted.inc_by(record.pairs);
+                for (reason, count) in &rejected {
+                    self.metrics.pairs_rejected.with_label_values(&[reason.name()]).inc_by(*count);
+                }
+                for cosine in cosines {
+                    self.metrics.similarity.observe(cosine);
+                }
+                let rejected: u64 = rejected.values().sum();
+                tracing::debug!(unit, pairs = record.pairs, rejected, exhausted, "unit committed");
+            }
+            Err(_) if stop.is_cancelled() => {}
+            Err(status) => {
+                self.metrics.units.with_label_values(&["lost"]).inc();
+                tracing::warn!(unit, %status, "the unit's commit was refused");
+            }
+        }
+    }
+
+    async fn put(&self, path: &str, bytes: bytes::Bytes, stop: &CancellationToken) -> Result<(), String> {
+        let location = object_store::path::Path::parse(path).map_err(|e| e.to_string())?;
+        let mut failures = 0;
+        loop {
+            let putting = self.objects.put(&location, PutPayload::from(bytes.clone()));
+            let reason = match tokio::time::timeout(PUT_DEADLINE, putting).await {
+                Ok(Ok(_)) => return Ok(()),
+                Ok(Err(error)) => format!("cannot write {path}: {error}"),
+                Err(_) => format!("cannot write {path}: no answer within {PUT_DEADLINE:?}"),
+            };
+            failures += 1;
+            if failures >= PUT_TRIES {
+                return Err(reason);
+            }
+            tracing::warn!(reason, failures, "writing a shard failed, trying again");
+            let wait = crescendo_node::backoff::Backoff::default().delay(failures, crescendo_node::backoff::random());
+            tokio::select! {
+                () = stop.cancelled() => return Err("stopping".to_owned()),
+                () = tokio::time::sleep(wait) => {}
+            }
+        }
+    }
+
+    async fn give_back(&self, lease: UnitLease, reason: String, stop: &CancellationToken) {
+        self.metrics.units.with_label_values(&["failed"]).inc();
+        let unit = lease.unit;
+        let request = FailUnitRequest { lease: Some(lease), node_id: self.node_id.clone(), reason };
+        let answer = self
+            .controllers
+            .call_until_decided("fail unit", CALL_DEADLINE, stop, |channel| {
+                let request = request.clone();
+                async move { CurationServiceClient::new(channel).fail_unit(request).await }
+            })
+            .await;
+        match answer {
+            Ok(response) if response.set_aside => tracing::warn!(unit, "the unit is set aside"),
+            Ok(_) => {}
+            Err(_) if stop.is_cancelled() => {}
+            Err(status) => tracing::warn!(unit, %status, "giving the unit back was refused"),
+        }
+    }
+}
+
+enum Leased {
+    Unit(UnitLease),
+    Wait(Duration),
+    Sealed,
+}
+
+/// Tells the curation thread to give up when nobody waits for the result any more.
+struct AbandonOnDrop(Arc<AtomicBool>);
+
+impl Drop for AbandonOnDrop {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Where a unit's shard goes: a key of its own for each lease, so that no two writers ever share one.
+fn shard_path(lease: &UnitLease) -> String {
+    format!(
+        "jobs/{}/{}/pairs/unit-{:06}-l{}.tar",
+        lease.job_id, lease.stage, lease.unit, lease.lease_generation
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_lease_has_a_shard_of_its_own() {
+        let lease = UnitLease {
+            job_id: "uno-1".into(),
+            stage: "stage-1".into(),
+            unit: 7,
+            lease_generation: 3,
+            ttl_millis: 20_000,
+        };
+        assert_eq!(shard_path(&lease), "jobs/uno-1/stage-1/pairs/unit-000007-l3.tar");
+    }
+}

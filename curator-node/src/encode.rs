@@ -1,0 +1,138 @@
+//! Pairs as ranks take them: latents and text features, made on the encoding thread.
+
+use crate::pair::Pair;
+use crate::picture;
+use crescendo_core::spec::ModelPreset;
+use crescendo_model::codec::{LatentCodec, TextEncoder};
+use crescendo_model::nano::{PixelCodec, WordVectorText};
+use crescendo_model::tch::{self, Kind, Tensor};
+use crescendo_model::{ModelError, Result};
+use crescendo_proto::v1::{DataType, EncodedPair, EncodedText, TensorData};
+use image::RgbImage;
+
+/// The encoders of a model.
+pub struct Encoders {
+    latents: Box<dyn LatentCodec>,
+    text: Box<dyn TextEncoder>,
+}
+
+impl Encoders {
+    /// The encoders of `preset`.
+    pub fn of(preset: ModelPreset) -> Result<Encoders> {
+        match preset {
+            ModelPreset::Nano => Ok(Encoders { latents: Box::new(PixelCodec), text: Box::new(WordVectorText) }),
+            ModelPreset::FluxDev | ModelPreset::FluxSchnell => Err(ModelError::Config {
+                field: "model.preset",
+                reason: "this curator has encoders for the preset nano alone".to_owned(),
+            }),
+        }
+    }
+
+    /// The empty prompt, for text dropout.
+    pub fn empty_text(&self) -> Result<EncodedText> {
+        let _guard = tch::no_grad_guard();
+        let encoded = self.text.encode(&[""])?;
+        Ok(EncodedText { tokens: Some(tensor_data(&encoded.txt.f_get(0)?)?), pooled: Some(tensor_data(&encoded.vec.f_get(0)?)?) })
+    }
+
+    /// Encodes pairs, each with its index in the log. Pictures of a batch need not be of one size.
+    pub fn encode(&self, pairs: &[(u64, &Pair)]) -> Result<Vec<EncodedPair>> {
+        let _guard = tch::no_grad_guard();
+        let prompts: Vec<&str> = pairs.iter().map(|(_, pair)| pair.prompt.as_str()).collect();
+        let text = self.text.encode(&prompts)?;
+        let mut encoded = Vec::with_capacity(pairs.len());
+        for (n, (index, pair)) in pairs.iter().enumerate() {
+            let n = n as i64;
+            encoded.push(EncodedPair {
+                index: *index,
+                target: Some(self.latent(&pair.target)?),
+                references: pair.references.iter().map(|r| self.latent(r)).collect::<Result<_>>()?,
+                text: Some(EncodedText {
+                    tokens: Some(tensor_data(&text.txt.f_get(n)?)?),
+                    pooled: Some(tensor_data(&text.vec.f_get(n)?)?),
+                }),
+                prompt: pair.prompt.clone(),
+            });
+        }
+        Ok(encoded)
+    }
+
+    /// `[channels, height, width]` of a picture, whose bytes become `[-1, 1]`.
+    fn latent(&self, image: &RgbImage) -> Result<TensorData> {
+        let values: Vec<f32> = picture::planar(image, 1.0 / 127.5, -1.0).collect();
+        let pixels = Tensor::f_from_slice(&values)?.f_view([1, 3, i64::from(image.height()), i64::from(image.width())])?;
+        tensor_data(&self.latents.encode(&pixels)?.f_squeeze_dim(0)?)
+    }
+}
+
+/// A float32 copy for the wire.
+fn tensor_data(tensor: &Tensor) -> Result<TensorData> {
+    let tensor = tensor.f_to_kind(Kind::Float)?.f_contiguous()?;
+    let count = tensor.numel();
+    let mut bytes = vec![0u8; count * 4];
+    tensor.f_copy_data_u8(&mut bytes, count)?;
+    if cfg!(target_endian = "big") {
+        bytes.chunks_exact_mut(4).for_each(<[u8]>::reverse);
+    }
+    let shape = tensor.size().iter().map(|side| *side as u32).collect();
+    Ok(TensorData { dtype: DataType::F32 as i32, shape, data: bytes.into() })
+}
+
+/// Bytes of all tensors in a pair.
+pub fn size_bytes(pair: &EncodedPair) -> u64 {
+    let text = pair.text.iter().flat_map(|text| text.tokens.iter().chain(&text.pooled));
+    let tensors = pair.target.iter().chain(&pair.references).chain(text);
+    tensors.map(|tensor| tensor.data.len() as u64).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use image::Rgb;
+
+    fn floats(data: &TensorData) -> Vec<f32> {
+        data.data.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+    }
+
+    #[test]
+    fn a_pair_is_encoded_as_its_codecs_say() {
+        let pair = Pair {
+            target: RgbImage::from_fn(8, 4, |x, y| Rgb([(x * 10) as u8, (y * 10) as u8, 255])),
+            references: vec![RgbImage::new(4, 4), RgbImage::new(8, 8)],
+            prompt: "a red apple".into(),
+            reference_words: vec![],
+            scores: Default::default(),
+            provenance: serde_json::Value::Null,
+        };
+        let encoders = Encoders::of(ModelPreset::Nano).expect("nano has encoders");
+        let encoded = encoders.encode(&[(5, &pair), (6, &pair)]).expect("encode");
+        assert_eq!((encoded[0].index, encoded[1].index), (5, 6));
+        let target = encoded[0].target.as_ref().expect("a target");
+        assert_eq!(target.shape, [12, 2, 4]);
+        let values = floats(target);
+        // Channel 0 is red of the top left pixel of each 2x2; channel 1 the one right of it.
+        assert!((values[0] + 1.0).abs() < 1e-6 && (values[8] - (10.0 / 127.5 - 1.0)).abs() < 1e-6);
+        assert!(values[64..].iter().all(|v| (v - 1.0).abs() < 1e-6), "blue is full everywhere");
+        assert_eq!(encoded[0].references.iter().map(|r| r.shape.clone()).collect::<Vec<_>>(), [[12, 2, 2], [12, 4, 4]]);
+        let text = encoded[1].text.as_ref().expect("a text");
+        assert_eq!(text.tokens.as_ref().expect("tokens").shape, [24, 64]);
+        assert_eq!(text.pooled.as_ref().expect("pooled").shape, [64]);
+        assert_eq!(size_bytes(&encoded[0]), 4 * (12 * 8 + 12 * 4 + 12 * 16 + 24 * 64 + 64));
+        let empty = encoders.empty_text().expect("encode");
+        assert!(floats(empty.tokens.as_ref().expect("tokens")).iter().all(|v| *v == 0.0));
+    }
+
+    #[test]
+    fn a_picture_that_does_not_fit_is_an_error() {
+        let pair = Pair {
+            target: RgbImage::new(7, 5),
+            references: vec![],
+            prompt: String::new(),
+            reference_words: vec![],
+            scores: Default::default(),
+            provenance: serde_json::Value::Null,
+        };
+        assert!(Encoders::of(ModelPreset::Nano).expect("nano").encode(&[(0, &pair)]).is_err());
+        assert!(Encoders::of(ModelPreset::FluxDev).is_err());
+    }
+}

@@ -1,0 +1,49 @@
+//! `source: import`: pairs that exist already, as published data sets or shards.
+//!
+//! | format | unit |
+//! |---|---|
+//! | `uno-1m` | `unitSize` records of the label files, streamed: a label file is never held in memory |
+//! | `webdataset` | one tar, by name |
+//!
+//! What is wrong with one record or picture costs that candidate and is counted; what is wrong with a label file or a tar
+//! is an error that names it.
+
+mod bucket;
+mod records;
+#[cfg(test)]
+mod tests;
+mod uno1m;
+mod webdataset;
+
+pub use bucket::bucket;
+pub use records::{Record, Records, RecordsError};
+pub use uno1m::Uno1m;
+pub use webdataset::Webdataset;
+
+use crate::pair::{Pair, Rejection};
+use crate::shard::ShardError;
+use std::path::PathBuf;
+
+/// Size of one picture file beyond which it is not read.
+const MAX_FILE_BYTES: u64 = 256 << 20;
+
+/// Why a unit cannot be imported.
+#[derive(Debug, thiserror::Error)]
+pub enum ImportError {
+    #[error("{} has no {what}", path.display())]
+    Nothing { path: PathBuf, what: &'static str },
+    #[error("cannot read {}: {source}", path.display())]
+    Read { path: PathBuf, source: std::io::Error },
+    #[error(transparent)]
+    Records(#[from] RecordsError),
+    #[error("{}: {source}", path.display())]
+    Shard { path: PathBuf, source: ShardError },
+}
+
+/// The candidates of one unit.
+#[derive(Debug)]
+pub struct Imported {
+    pub candidates: Vec<Result<Pair, Rejection>>,
+    /// The source has no more after this unit.
+    pub exhausted: bool,
+}

@@ -1,0 +1,114 @@
+//! The node: what the controller assigns, it works on and serves, until it is released.
+
+use crate::curation::{Curation, Curators};
+use crate::metrics::Metrics;
+use crate::pair_log::{LogState, follow};
+use crate::serve::{PairServer, ServedStage};
+use crate::source::Roots;
+use crate::worker::Worker;
+use crescendo_core::spec::JobSpec;
+use crescendo_node::call::Controllers;
+use crescendo_node::objects;
+use crescendo_node::session::Command;
+use crescendo_node::supervise::Tasks;
+use crescendo_proto::v1::{AssignCuration, StageRef};
+use std::path::PathBuf;
+use std::sync::Arc;
+use tokio::sync::{mpsc, watch};
+use tracing::Instrument;
+
+/// What all stages on this node share.
+#[derive(Clone)]
+pub struct Node {
+    pub node_id: String,
+    pub library_root: PathBuf,
+    pub controllers: Controllers,
+    pub curation: Worker<Curators>,
+    pub server: PairServer,
+    pub metrics: Metrics,
+    pub tasks: Tasks,
+}
+
+/// Why an assignment cannot be taken up.
+#[derive(Debug, thiserror::Error)]
+enum AssignError {
+    #[error("the assignment names no stage")]
+    NoStage,
+    #[error("the resolved spec cannot be read: {0}")]
+    Spec(#[from] serde_json::Error),
+    #[error(transparent)]
+    Objects(#[from] objects::ObjectsError),
+}
+
+impl Node {
+    /// Does what the controller says until the commands end.
+    pub async fn run(self, mut commands: mpsc::Receiver<Command>) -> Result<(), &'static str> {
+        let stop = self.tasks.stop_token();
+        loop {
+            let command = tokio::select! {
+                () = stop.cancelled() => return Ok(()),
+                command = commands.recv() => command.ok_or("the session's commands ended")?,
+            };
+            match command {
+                Command::AssignCuration(assignment) => {
+                    let stage = assignment.stage.clone().unwrap_or_default();
+                    let span = tracing::info_span!("curation", job = %stage.job_id, stage = %stage.stage, generation = 0);
+                    let _entered = span.enter();
+                    if let Err(error) = self.assign(assignment) {
+                        tracing::error!(%error, "the assignment cannot be taken up");
+                    }
+                }
+                Command::ReleaseCuration(release) => {
+                    let stage = release.stage.unwrap_or_default();
+                    tracing::info!(job = %stage.job_id, stage = %stage.stage, reason = release.reason, "stage released");
+                    self.server.remove(&stage);
+                }
+                Command::StartAttempt(_) | Command::StopAttempt(_) | Command::UpdateCurators(_) => {
+                    tracing::warn!("a command for trainers came to a curator");
+                }
+            }
+        }
+    }
+
+    /// Starts work on a stage and serving it; does nothing if both go on already.
+    fn assign(&self, assignment: AssignCuration) -> Result<(), AssignError> {
+        let stage: StageRef = assignment.stage.filter(|s| !s.job_id.is_empty()).ok_or(AssignError::NoStage)?;
+        if self.server.stages().contains(&stage) {
+            return Ok(());
+        }
+        let job: Arc<JobSpec> = Arc::new(serde_json::from_slice(&assignment.resolved_spec_json)?);
+        let objects = objects::open(&assignment.object_store_url)?;
+        let stop = self.tasks.stop_token().child_token();
+        let (log, followed) = watch::channel(LogState::default());
+        self.server.add(
+            &stage,
+            ServedStage { preset: job.model.preset, log: followed, objects: objects.clone(), stop: stop.clone() },
+        );
+        let span = tracing::Span::current();
+        let following = follow(stage.clone(), self.controllers.clone(), log.clone(), stop.clone());
+        let kept = stop.clone();
+        self.tasks.spawn(
+            async move {
+                following.await;
+                // A sealed log is served until the stage is released.
+                kept.cancelled().await;
+                drop(log);
+            }
+            .instrument(span.clone()),
+        );
+        let curation = Curation {
+            node_id: self.node_id.clone(),
+            stage,
+            stage_index: assignment.stage_index,
+            roots: Roots::new(&self.library_root, &assignment.object_store_url),
+            job,
+            objects,
+            controllers: self.controllers.clone(),
+            worker: self.curation.clone(),
+            metrics: self.metrics.clone(),
+        };
+        tracing::info!("stage assigned");
+        self.tasks.spawn(curation.run(stop).instrument(span));
+        Ok(())
+    }
+}

@@ -1,0 +1,76 @@
+//! Pictures from outside: decoded within bounds, and resized.
+
+use crate::compose::{Edge, Raster};
+use crate::pair::Rejection;
+use image::{ImageReader, Limits, Rgb, RgbImage, RgbaImage};
+use std::io::Cursor;
+
+/// Pixels of a picture beyond which it is not decoded.
+pub const MAX_PIXELS: u64 = 100_000_000;
+/// Memory that decoding one picture may take.
+const MAX_DECODING_BYTES: u64 = 1 << 30;
+
+/// Decodes a PNG, JPEG or WebP file. The size is checked before any pixel is decoded.
+pub fn decode(bytes: &[u8]) -> Result<RgbImage, Rejection> {
+    let reader = || ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|_| Rejection::UnreadableImage);
+    let (width, height) = reader()?.into_dimensions().map_err(|_| Rejection::UnreadableImage)?;
+    if u64::from(width) * u64::from(height) > MAX_PIXELS {
+        return Err(Rejection::UnreadableImage);
+    }
+    let mut reader = reader()?;
+    let mut limits = Limits::default();
+    limits.max_alloc = Some(MAX_DECODING_BYTES);
+    reader.limits(limits);
+    let decoded = reader.decode().map_err(|_| Rejection::UnreadableImage)?;
+    Ok(decoded.to_rgb8())
+}
+
+/// Stretches a picture to `width` x `height`: bilinear, antialiased.
+pub fn resized(picture: &RgbImage, width: u32, height: u32) -> RgbImage {
+    if picture.dimensions() == (width, height) {
+        return picture.clone();
+    }
+    let opaque = RgbaImage::from_fn(picture.width(), picture.height(), |x, y| {
+        let [r, g, b] = picture.get_pixel(x, y).0;
+        image::Rgba([r, g, b, 255])
+    });
+    let raster = Raster::from_rgba(&opaque);
+    let sampled = raster.sample(raster.region(), width as usize, height as usize, Edge::Ignored);
+    RgbImage::from_fn(width, height, |x, y| {
+        let [r, g, b, _] = sampled[y as usize * width as usize + x as usize];
+        Rgb([r, g, b].map(|c| (c.clamp(0.0, 1.0) * 255.0 + 0.5) as u8))
+    })
+}
+
+/// Channel after channel, row by row, each value `scale * byte + offset`.
+pub fn planar(picture: &RgbImage, scale: f32, offset: f32) -> impl Iterator<Item = f32> + '_ {
+    (0..3).flat_map(move |channel| picture.pixels().map(move |pixel| f32::from(pixel.0[channel]) * scale + offset))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bomb_is_refused_before_it_is_decoded() {
+        // A PNG header that promises 60,000 x 60,000 pixels, with a right checksum and nothing behind it.
+        let mut png = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\xea\x60\0\0\xea\x60\x08\x02\0\0\0".to_vec();
+        png.extend_from_slice(&crc32(&png[12..]).to_be_bytes());
+        png.extend_from_slice(b"\0\0\0\0IDAT");
+        assert_eq!(decode(&png).expect_err("too large"), Rejection::UnreadableImage);
+        assert_eq!(decode(b"nothing").expect_err("no picture"), Rejection::UnreadableImage);
+        assert_eq!(decode(b"").expect_err("no picture"), Rejection::UnreadableImage);
+    }
+
+    fn crc32(bytes: &[u8]) -> u32 {
+        !bytes.iter().fold(!0u32, |crc, byte| {
+            (0..8).fold(crc ^ u32::from(*byte), |crc, _| if crc & 1 == 1 { (crc >> 1) ^ 0xedb8_8320 } else { crc >> 1 })
+        })
+    }
+
+    #[test]
+    fn planes_follow_each_other() {
+        let picture = RgbImage::from_raw(2, 1, vec![0, 10, 20, 30, 40, 50]).expect("six bytes");
+        assert_eq!(planar(&picture, 1.0, 1.0).collect::<Vec<_>>(), [1.0, 31.0, 11.0, 41.0, 21.0, 51.0]);
+    }
+}

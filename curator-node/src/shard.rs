@@ -1,0 +1,253 @@
+//! Shards: the accepted pairs of one unit as a WebDataset tar.
+//!
+//! For pair `k` (six digits, from 0): `k.target.png`, `k.ref0.png` …, `k.json`. The same pairs give the same bytes:
+//! owner, mode and time of every entry are fixed.
+
+use crate::pair::Pair;
+use crate::picture;
+use image::{ImageFormat, RgbImage};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
+use std::io::{Cursor, Read};
+
+/// Size of one entry beyond which a shard is refused.
+const MAX_ENTRY_BYTES: u64 = 512 << 20;
+
+/// Why a shard cannot be written or read.
+#[derive(Debug, thiserror::Error)]
+pub enum ShardError {
+    #[error("cannot write pair {pair}: {reason}")]
+    Write { pair: u64, reason: String },
+    #[error("entry {entry} of the tar: {reason}")]
+    Entry { entry: String, reason: String },
+    #[error("the tar is damaged or cut short: {0}")]
+    Tar(std::io::Error),
+}
+
+/// What `k.json` says beside the pictures.
+#[derive(Serialize, Deserialize)]
+struct Facts {
+    prompt: String,
+    #[serde(default)]
+    reference_words: Vec<String>,
+    #[serde(default)]
+    scores: BTreeMap<String, f64>,
+    #[serde(default)]
+    provenance: Value,
+}
+
+/// A finished shard.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ShardBytes {
+    pub bytes: Vec<u8>,
+    pub pairs: u64,
+    /// 64 lower-case hexadecimal digits.
+    pub sha256: String,
+}
+
+/// Writes pairs into a tar in memory.
+pub struct ShardWriter {
+    tar: tar::Builder<Vec<u8>>,
+    pairs: u64,
+}
+
+impl Default for ShardWriter {
+    fn default() -> Self {
+        ShardWriter { tar: tar::Builder::new(Vec::new()), pairs: 0 }
+    }
+}
+
+impl ShardWriter {
+    pub fn push(&mut self, pair: &Pair) -> Result<(), ShardError> {
+        let number = self.pairs;
+        let failed = |reason: String| ShardError::Write { pair: number, reason };
+        let png = |picture: &RgbImage| -> Result<Vec<u8>, ShardError> {
+            let mut bytes = Cursor::new(Vec::new());
+            picture.write_to(&mut bytes, ImageFormat::Png).map_err(|e| failed(e.to_string()))?;
+            Ok(bytes.into_inner())
+        };
+        let mut entries = vec![("target.png".to_owned(), png(&pair.target)?)];
+        for (n, reference) in pair.references.iter().enumerate() {
+            entries.push((format!("ref{n}.png"), png(reference)?));
+        }
+        let facts = Facts {
+            prompt: pair.prompt.clone(),
+            reference_words: pair.reference_words.clone(),
+            scores: pair.scores.clone(),
+            provenance: pair.provenance.clone(),
+        };
+        entries.push(("json".to_owned(), serde_json::to_vec(&facts).map_err(|e| failed(e.to_string()))?));
+        for (suffix, content) in entries {
+            let mut header = tar::Header::new_ustar();
+            header.set_size(content.len() as u64);
+            header.set_mode(0o644);
+            header.set_mtime(0);
+            header.set_uid(0);
+            header.set_gid(0);
+            self.tar
+                .append_data(&mut header, format!("{number:06}.{suffix}"), content.as_slice())
+                .map_err(|e| failed(e.to_string()))?;
+        }
+        self.pairs += 1;
+        Ok(())
+    }
+
+    /// Closes the tar.
+    pub fn finish(self) -> Result<ShardBytes, ShardError> {
+        let bytes = self.tar.into_inner().map_err(ShardError::Tar)?;
+        let sha256 = sha256_hex(&bytes);
+        Ok(ShardBytes { bytes, pairs: self.pairs, sha256 })
+    }
+}
+
+/// SHA-256 as 64 lower-case hexadecimal digits.
+pub fn sha256_hex(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Reads a shard from anything that gives bytes. Pairs come in their order; the first thing that is wrong is the error.
+pub fn read_shard(tar: impl Read) -> Result<Vec<Pair>, ShardError> {
+    let mut pairs = Vec::new();
+    let mut building: Option<Building> = None;
+    let mut archive = tar::Archive::new(tar);
+    for entry in archive.entries().map_err(ShardError::Tar)? {
+        let mut entry = entry.map_err(ShardError::Tar)?;
+        let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
+        let wrong = |reason: &str| ShardError::Entry { entry: name.clone(), reason: reason.to_owned() };
+        if !entry.header().entry_type().is_file() {
+            return Err(wrong("it is not a plain file"));
+        }
+        let size = entry.size();
+        if size > MAX_ENTRY_BYTES {
+            return Err(wrong("it is too large"));
+        }
+        let mut content = Vec::with_capacity(size.min(1 << 20) as usize);
+        entry.read_to_end(&mut content).map_err(ShardError::Tar)?;
+        if content.len() as u64 != size {
+            return Err(wrong("it is cut short"));
+        }
+        let Some((key, suffix)) = name.split_once('.') else { return Err(wrong("its name has no suffix")) };
+        let current = match building.take() {
+            Some(current) if current.key == key => current,
+            Some(_) => return Err(wrong("the pair before it has no json")),
+            None => Building { key: key.to_owned(), target: None, references: Vec::new() },
+        };
+        building = current.with(suffix, &content, &mut pairs).map_err(|reason| wrong(&reason))?;
+    }
+    match building {
+        None => Ok(pairs),
+        Some(unfinished) => {
+            Err(ShardError::Entry { entry: format!("{}.json", unfinished.key), reason: "it is missing".to_owned() })
+        }
+    }
+}
+
+/// A pair of which some entries have been read.
+struct Building {
+    key: String,
+    target: Option<RgbImage>,
+    references: Vec<RgbImage>,
+}
+
+impl Building {
+    /// Takes the next entry of the pair; its json ends it.
+    fn with(mut self, suffix: &str, content: &[u8], pairs: &mut Vec<Pair>) -> Result<Option<Building>, String> {
+        let decoded = || picture::decode(content).map_err(|_| "the picture cannot be decoded".to_owned());
+        match suffix {
+            "target.png" if self.target.is_none() => self.target = Some(decoded()?),
+            "json" => {
+                let facts: Facts = serde_json::from_slice(content).map_err(|e| e.to_string())?;
+                let target = self.target.ok_or("the pair has no target")?;
+                pairs.push(Pair {
+                    target,
+                    references: self.references,
+                    prompt: facts.prompt,
+                    reference_words: facts.reference_words,
+                    scores: facts.scores,
+                    provenance: facts.provenance,
+                });
+                return Ok(None);
+            }
+            _ if suffix == format!("ref{}.png", self.references.len()) => self.references.push(decoded()?),
+            _ => return Err("it is not expected here".to_owned()),
+        }
+        Ok(Some(self))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use image::Rgb;
+    use serde_json::json;
+
+    fn pair(n: u8, references: usize) -> Pair {
+        let picture = |shade: u8| RgbImage::from_fn(8, 8, |x, y| Rgb([shade, (x * 30) as u8, (y * 20) as u8]));
+        Pair {
+            target: picture(n),
+            references: (0..references).map(|r| picture(n + 1 + r as u8)).collect(),
+            prompt: format!("thing {n}"),
+            reference_words: vec!["a thing".to_owned(); references],
+            scores: BTreeMap::from([("similarity".to_owned(), 0.5)]),
+            provenance: json!({ "unit": n }),
+        }
+    }
+
+    fn shard() -> ShardBytes {
+        let mut writer = ShardWriter::default();
+        for n in 0..3 {
+            writer.push(&pair(n, 2)).expect("write a pair");
+        }
+        writer.finish().expect("close the tar")
+    }
+
+    #[test]
+    fn what_is_written_is_read_back_and_bytes_repeat() {
+        let (first, second) = (shard(), shard());
+        assert_eq!(first, second);
+        assert_eq!(first.pairs, 3);
+        let read = read_shard(first.bytes.as_slice()).expect("read");
+        assert_eq!(read.len(), 3);
+        for (n, found) in read.iter().enumerate() {
+            let expected = pair(n as u8, 2);
+            assert_eq!((&found.target, &found.references), (&expected.target, &expected.references));
+            assert_eq!((&found.prompt, &found.scores), (&expected.prompt, &expected.scores));
+            assert_eq!(found.provenance, expected.provenance);
+        }
+    }
+
+    #[test]
+    fn a_shard_cut_anywhere_is_an_error() {
+        let whole = shard().bytes;
+        // Cuts within the two closing blocks of zeros leave every entry whole.
+        for cut in (1..whole.len() - 1024).step_by(97) {
+            let result = read_shard(&whole[..cut]);
+            let pairs = result.as_ref().map(Vec::len);
+            assert!(result.is_err() || pairs.is_ok_and(|n| n < 3), "cut at {cut} of {} went unseen", whole.len());
+        }
+    }
+
+    #[test]
+    fn entries_out_of_place_are_named() {
+        let tar = |entries: &[(&str, &[u8])]| {
+            let mut builder = tar::Builder::new(Vec::new());
+            for (name, content) in entries {
+                let mut header = tar::Header::new_ustar();
+                header.set_size(content.len() as u64);
+                builder.append_data(&mut header, name, *content).expect("append");
+            }
+            builder.into_inner().expect("close")
+        };
+        for (entries, says) in [
+            (&[("000000.json", b"{\"prompt\":\"x\"}" as &[u8])] as &[(&str, &[u8])], "no target"),
+            (&[("000000.target.png", b"junk")], "cannot be decoded"),
+            (&[("000000.ref1.png", b"junk")], "not expected"),
+            (&[("plain", b"junk")], "no suffix"),
+        ] {
+            let error = read_shard(tar(entries).as_slice()).expect_err("it is wrong").to_string();
+            assert!(error.contains(says) && error.contains(entries[0].0), "{error}");
+        }
+    }
+}

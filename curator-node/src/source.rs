@@ -1,0 +1,114 @@
+//! Where a stage's candidates come from.
+
+use crate::compose::{ComposeError, Composer};
+use crate::import::{ImportError, Imported, Uno1m, Webdataset};
+use crescendo_core::spec::{DataSource, ImportFormat, JobSpec, StageSpec};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Why a source cannot be opened, or a unit of it made.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    #[error(transparent)]
+    Compose(#[from] ComposeError),
+    #[error(transparent)]
+    Import(#[from] ImportError),
+    #[error("format uno-1m has one reference a pair; the stage wants {references}")]
+    References { references: u32 },
+    #[error("path {path} is below the object store's root, which is not a folder of this machine")]
+    Store { path: String },
+}
+
+/// Where the paths of a spec lead on this machine.
+#[derive(Clone, Debug)]
+pub struct Roots {
+    /// What relative paths are below.
+    pub library: PathBuf,
+    /// The object store's root, if it is a folder of this machine.
+    pub store: Option<PathBuf>,
+}
+
+impl Roots {
+    /// Roots for an object store at `url`.
+    pub fn new(library: &Path, url: &str) -> Roots {
+        Roots { library: library.to_owned(), store: url.strip_prefix("file://").map(PathBuf::from) }
+    }
+
+    /// A path of a spec: absolute, below the library's root, or `store:` and a key.
+    pub fn resolve(&self, path: &str) -> Result<PathBuf, SourceError> {
+        match (path.strip_prefix("store:"), &self.store) {
+            (None, _) => Ok(self.library.join(path)),
+            (Some(key), Some(root)) => Ok(root.join(key.trim_start_matches('/'))),
+            (Some(_), None) => Err(SourceError::Store { path: path.to_owned() }),
+        }
+    }
+}
+
+/// An opened source.
+#[derive(Debug)]
+pub enum Source {
+    Compose(Composer),
+    Uno1m(Uno1m),
+    Webdataset(Webdataset),
+}
+
+impl Source {
+    /// Opens the source of a stage.
+    pub fn open(job: &JobSpec, stage: &StageSpec, stage_index: u32, roots: &Roots) -> Result<Source, SourceError> {
+        match &stage.data.source {
+            DataSource::Compose(spec) => {
+                let mut spec = spec.clone();
+                spec.subjects = roots.resolve(&spec.subjects)?.to_string_lossy().into_owned();
+                if let Some(photos) = &mut spec.photos {
+                    *photos = roots.resolve(photos)?.to_string_lossy().into_owned();
+                }
+                let composer = Composer::open(&spec, stage.references, job.seed, stage_index, Path::new(""))?;
+                Ok(Source::Compose(composer))
+            }
+            DataSource::Import(spec) => {
+                let folder = roots.resolve(&spec.path)?;
+                match spec.format {
+                    ImportFormat::Uno1m if stage.references > 1 => {
+                        Err(SourceError::References { references: stage.references })
+                    }
+                    ImportFormat::Uno1m => Ok(Source::Uno1m(Uno1m::open(&folder, spec.min_score, spec.resolution)?)),
+                    ImportFormat::Webdataset => {
+                        Ok(Source::Webdataset(Webdataset::open(&folder, stage.references as usize)?))
+                    }
+                }
+            }
+        }
+    }
+
+    /// The candidates of a unit, in their order: a function of the spec, the seed and the unit alone. `stop` ends it
+    /// early, with a result that must not be used.
+    pub fn unit(&mut self, unit: u64, unit_size: u32, stop: &AtomicBool) -> Result<Imported, SourceError> {
+        match self {
+            Source::Compose(composer) => {
+                let candidates = (0..unit_size)
+                    .take_while(|_| !stop.load(Ordering::Relaxed))
+                    .map(|candidate| composer.candidate(unit, candidate))
+                    .collect();
+                Ok(Imported { candidates, exhausted: false })
+            }
+            Source::Uno1m(data_set) => Ok(data_set.unit(unit, unit_size, stop)?),
+            Source::Webdataset(folder) => Ok(folder.unit(unit)?),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_lead_below_their_roots() {
+        let roots = Roots::new(Path::new("/library"), "file:///objects");
+        let resolve = |path| roots.resolve(path).map_err(|e| e.to_string());
+        assert_eq!(resolve("a/b"), Ok(PathBuf::from("/library/a/b")));
+        assert_eq!(resolve("/a/b"), Ok(PathBuf::from("/a/b")));
+        assert_eq!(resolve("store:sets/x"), Ok(PathBuf::from("/objects/sets/x")));
+        let remote = Roots::new(Path::new("/library"), "s3://bucket");
+        assert!(remote.resolve("store:sets/x").is_err());
+    }
+}

@@ -1,0 +1,203 @@
+//! One unit of curation: candidates in, a shard out. Runs on the curation thread.
+
+use crate::filter::SimilarityFilter;
+use crate::pair::{Pair, Rejection};
+use crate::shard::{ShardBytes, ShardError, ShardWriter};
+use crate::source::{Roots, Source, SourceError};
+use crescendo_core::spec::JobSpec;
+use crescendo_model::ModelError;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Pairs that are judged at once.
+const JUDGED_AT_ONCE: usize = 32;
+
+/// Why a unit, or a whole stage, cannot be curated.
+#[derive(Debug, thiserror::Error)]
+pub enum UnitError {
+    #[error("the spec has no stage {index}")]
+    NoStage { index: u32 },
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    #[error("similarity filter: {0}")]
+    Filter(#[from] ModelError),
+    #[error(transparent)]
+    Shard(#[from] ShardError),
+    #[error("the lease is lost")]
+    Abandoned,
+    #[error("making the unit panicked")]
+    Panicked,
+}
+
+/// What a unit came to.
+#[derive(Debug)]
+pub struct UnitResult {
+    pub shard: ShardBytes,
+    pub rejected: BTreeMap<Rejection, u64>,
+    pub exhausted: bool,
+    /// Of every compared pair, in order.
+    pub cosines: Vec<f64>,
+}
+
+/// A stage's source and filter, opened.
+#[derive(Debug)]
+pub struct StageCurator {
+    source: Source,
+    filter: Option<SimilarityFilter>,
+    unit_size: u32,
+}
+
+impl StageCurator {
+    /// Opens what stage `index` of `job` names.
+    pub fn open(job: &JobSpec, index: u32, roots: &Roots) -> Result<StageCurator, UnitError> {
+        let stage = job.stages.get(index as usize).ok_or(UnitError::NoStage { index })?;
+        let filter = match &stage.data.filter.similarity {
+            None => None,
+            Some(spec) => {
+                crate::filter::check_limits(spec)?;
+                Some(SimilarityFilter::open(spec, &roots.resolve(&spec.encoder)?)?)
+            }
+        };
+        let source = Source::open(job, stage, index, roots)?;
+        Ok(StageCurator { source, filter, unit_size: stage.data.unit_size.max(1) })
+    }
+
+    /// Makes unit `unit`. The same unit gives the same bytes. `abandoned` ends it early.
+    pub fn unit(&mut self, unit: u64, abandoned: &AtomicBool) -> Result<UnitResult, UnitError> {
+        let candidates = self.source.unit(unit, self.unit_size, abandoned)?;
+        let mut rejected: BTreeMap<Rejection, u64> = BTreeMap::new();
+        let mut writer = ShardWriter::default();
+        let mut cosines = Vec::new();
+        let mut waiting: Vec<Pair> = Vec::new();
+        let exhausted = candidates.exhausted;
+        let mut left = candidates.candidates.len();
+        for candidate in candidates.candidates {
+            left -= 1;
+            match candidate {
+                Ok(pair) => waiting.push(pair),
+                Err(reason) => *rejected.entry(reason).or_default() += 1,
+            }
+            if waiting.len() == JUDGED_AT_ONCE || left == 0 {
+                if abandoned.load(Ordering::Relaxed) {
+                    return Err(UnitError::Abandoned);
+                }
+                for outcome in self.judge(std::mem::take(&mut waiting), &mut cosines)? {
+                    match outcome {
+                        Ok(pair) => writer.push(&pair)?,
+                        Err(reason) => *rejected.entry(reason).or_default() += 1,
+                    }
+                }
+            }
+        }
+        if abandoned.load(Ordering::Relaxed) {
+            return Err(UnitError::Abandoned);
+        }
+        Ok(UnitResult { shard: writer.finish()?, rejected, exhausted, cosines })
+    }
+
+    fn judge(&self, pairs: Vec<Pair>, cosines: &mut Vec<f64>) -> Result<Vec<Result<Pair, Rejection>>, UnitError> {
+        let Some(filter) = &self.filter else { return Ok(pairs.into_iter().map(Ok).collect()) };
+        let mut outcomes = Vec::with_capacity(pairs.len());
+        for judged in filter.judge(pairs)? {
+            cosines.extend(judged.cosines);
+            outcomes.push(judged.outcome);
+        }
+        Ok(outcomes)
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::compose::tests::write_library;
+    use crate::shard::read_shard;
+    use crescendo_model::dinov2::{DinoV2, DinoV2Config};
+    use serde_json::json;
+    use std::path::Path;
+
+    /// A resolved spec with one composed stage, its library and its encoder below `root`.
+    pub(crate) fn job(root: &Path, references: u32, similarity: Option<(f64, f64)>) -> JobSpec {
+        write_library(&root.join("subjects"), 30);
+        let encoder = DinoV2::fresh(DinoV2Config::nano(), 3).expect("fresh weights");
+        let strings = encoder.file_strings(&BTreeMap::new());
+        crescendo_model::weights::save(&root.join("encoder.safetensors"), encoder.weights(), &strings).expect("save");
+        let similarity = similarity.map(|(min, max)| json!({ "min": min, "max": max, "encoder": "encoder.safetensors" }));
+        serde_json::from_value(json!({
+            "name": "test", "tenant": "default", "priority": 0, "seed": 11,
+            "model": { "preset": "nano", "weights": null, "precision": "f32" },
+            "resources": { "gpus": 1, "minGpus": 1 },
+            "checkpoints": { "every": 10, "keepLast": 1 },
+            "stages": [{
+                "name": "stage-1", "references": references, "positions": "diagonal", "initFrom": null,
+                "data": {
+                    "source": "compose", "subjects": "subjects", "photos": null, "layout": "single", "panel": 32,
+                    "holdOutOneIn": 4, "pairs": 40, "minPairs": 8, "unitSize": 16, "filter": { "similarity": similarity },
+                },
+                "train": {
+                    "adapter": { "kind": "lora", "rank": 4 }, "steps": 4, "globalBatch": 4, "microBatch": 2,
+                    "learningRate": 1e-3, "warmupSteps": 1, "betas": [0.9, 0.999], "eps": 1e-8, "weightDecay": 0.01,
+                    "maxGradNorm": 1.0, "textDropout": 0.1, "guidance": 1.0, "timesteps": "uniform", "emaDecay": null,
+                    "resolution": 32, "onStarvation": "wait",
+                },
+            }],
+        }))
+        .expect("a resolved spec")
+    }
+
+    pub(crate) fn roots(root: &Path) -> Roots {
+        Roots { library: root.to_owned(), store: None }
+    }
+
+    #[test]
+    fn a_unit_made_twice_is_the_same_bytes() {
+        let folder = tempfile::tempdir().expect("make a folder");
+        let job = job(folder.path(), 1, Some((-1.0, 1.0)));
+        let make = |unit| {
+            let mut curator = StageCurator::open(&job, 0, &roots(folder.path())).expect("open");
+            curator.unit(unit, &AtomicBool::new(false)).expect("make a unit")
+        };
+        let (first, again, other) = (make(3), make(3), make(4));
+        assert_eq!(first.shard, again.shard);
+        assert_ne!(first.shard.sha256, other.shard.sha256);
+        assert_eq!((first.shard.pairs, first.cosines.len(), first.exhausted), (16, 16, false));
+        let pairs = read_shard(first.shard.bytes.as_slice()).expect("read");
+        assert!(pairs.iter().all(|p| p.references.len() == 1 && p.scores.contains_key("similarity")));
+    }
+
+    #[test]
+    fn what_the_filter_rejects_is_counted_and_not_written() {
+        let folder = tempfile::tempdir().expect("make a folder");
+        let roots = roots(folder.path());
+        let make = |limits| {
+            let job = job(folder.path(), 1, Some(limits));
+            let mut curator = StageCurator::open(&job, 0, &roots).expect("open");
+            curator.unit(0, &AtomicBool::new(false)).expect("make a unit")
+        };
+        let mut cosines = make((-1.0, 1.0)).cosines;
+        cosines.sort_by(f64::total_cmp);
+        let (low, high) = (cosines[4], cosines[12]);
+        let unit = make((low + 1e-9, high - 1e-9));
+        assert_eq!(unit.rejected[&Rejection::SimilarityLow], 5);
+        assert_eq!(unit.rejected[&Rejection::SimilarityHigh], 4);
+        assert_eq!(unit.shard.pairs, 7);
+    }
+
+    #[test]
+    fn an_abandoned_unit_has_no_result() {
+        let folder = tempfile::tempdir().expect("make a folder");
+        let job = job(folder.path(), 1, None);
+        let mut curator = StageCurator::open(&job, 0, &roots(folder.path())).expect("open");
+        assert!(matches!(curator.unit(0, &AtomicBool::new(true)), Err(UnitError::Abandoned)));
+    }
+
+    #[test]
+    fn what_cannot_be_opened_is_named() {
+        let folder = tempfile::tempdir().expect("make a folder");
+        let job = job(folder.path(), 1, Some((0.0, 1.0)));
+        std::fs::write(folder.path().join("encoder.safetensors"), b"short").expect("spoil the encoder");
+        let error = StageCurator::open(&job, 0, &roots(folder.path())).expect_err("it is spoilt").to_string();
+        assert!(error.contains("encoder.safetensors"), "{error}");
+        let error = StageCurator::open(&job, 7, &roots(folder.path())).expect_err("no such stage").to_string();
+        assert!(error.contains("no stage 7"), "{error}");
+    }
+}
