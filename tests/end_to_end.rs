@@ -19,7 +19,11 @@ async fn two_stages(cluster: &Cluster) -> Result<()> {
     for stage in &job.stages {
         ensure!(stage.step == 6, "{} ended at step {}", stage.name, stage.step);
         ensure!(stage.generation == 1 && stage.restarts == 0, "{} was restarted: {stage:?}", stage.name);
-        ensure!(stage.pairs_committed == 20 && stage.pairs_sealed, "{} has another pair log: {stage:?}", stage.name);
+        ensure!(
+            stage.pairs_committed == 20 && stage.pairs_sealed,
+            "{} has another pair log: {stage:?}",
+            stage.name
+        );
     }
     let first = cluster.final_file_sha256(&job_id, "stage-1", "dit_lora.safetensors").await?;
     let second = cluster.final_file_sha256(&job_id, "stage-2", "dit_lora.safetensors").await?;

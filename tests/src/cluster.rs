@@ -104,8 +104,9 @@ impl Cluster {
 
     /// The job as the controller sees it now.
     pub async fn job(&self, job_id: &str) -> Result<Job> {
-        let response =
-            JobServiceClient::new(self.channel()?).get_job(GetJobRequest { job_id: job_id.to_owned() }).await?;
+        let response = JobServiceClient::new(self.channel()?)
+            .get_job(GetJobRequest { job_id: job_id.to_owned() })
+            .await?;
         response.into_inner().job.context("the answer has no job")
     }
 
@@ -125,11 +126,20 @@ impl Cluster {
                     return Ok(job);
                 }
                 if matches!(job.state(), JobState::Failed | JobState::Cancelled | JobState::Succeeded) {
-                    bail!("the job ended as {:?} ({}) while waiting for: {what}\n{}", job.state(), job.reason, self.logs());
+                    bail!(
+                        "the job ended as {:?} ({}) while waiting for: {what}\n{}",
+                        job.state(),
+                        job.reason,
+                        self.logs()
+                    );
                 }
                 last = Some(job);
             }
-            ensure!(Instant::now() < deadline, "no {what} within {limit:?}; last seen: {last:#?}\n{}", self.logs());
+            ensure!(
+                Instant::now() < deadline,
+                "no {what} within {limit:?}; last seen: {last:#?}\n{}",
+                self.logs()
+            );
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
@@ -161,7 +171,8 @@ impl Cluster {
             .iter()
             .find(|c| c.stage == stage && c.r#final)
             .with_context(|| format!("{stage} has no final checkpoint"))?;
-        let bytes = std::fs::read(self.objects.join(&last.path).join(name)).with_context(|| format!("read {name}"))?;
+        let bytes = std::fs::read(self.objects.join(&last.path).join(name))
+            .with_context(|| format!("read {name}"))?;
         let digest: String = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
         let registered = last.files.iter().find(|f| f.name == name).context("the file is not registered")?;
         ensure!(registered.sha256 == digest, "{name} differs from the registry");

@@ -13,7 +13,8 @@ pub fn write_subjects(dir: &Path, count: u32) -> Result<()> {
     std::fs::create_dir_all(dir).context("make the subject folder")?;
     let mut index = Vec::new();
     for i in 0..count {
-        let (id, name) = (format!("s{i:03}"), format!("{} shape {i}", if i % 2 == 0 { "round" } else { "square" }));
+        let (id, name) =
+            (format!("s{i:03}"), format!("{} shape {i}", if i % 2 == 0 { "round" } else { "square" }));
         let color = Rgba([(i * 67 % 256) as u8, (i * 151 % 256) as u8, (i * 29 % 256) as u8, 255]);
         let picture = RgbaImage::from_fn(SIDE, SIDE, |x, y| {
             let (dx, dy) = (x as f32 - 23.5, y as f32 - 23.5);
@@ -23,7 +24,9 @@ pub fn write_subjects(dir: &Path, count: u32) -> Result<()> {
         let file = format!("{id}.webp");
         picture.save(dir.join(&file)).with_context(|| format!("write {file}"))?;
         let words: Vec<&str> = name.split(' ').collect();
-        index.push(serde_json::json!({"id": id, "name": name, "group": "shapes", "file": file, "words": words}));
+        index.push(
+            serde_json::json!({"id": id, "name": name, "group": "shapes", "file": file, "words": words}),
+        );
     }
     std::fs::write(dir.join("index.json"), serde_json::to_vec(&index)?).context("write index.json")
 }

@@ -5,8 +5,10 @@
 //!                                    └─ parity-rank × n: data-parallel fixtures through real processes
 //! ```
 //!
+//! - [`bench_step`]: times the training step.
 //! - [`parity`]: holds the model crate to a folder of fixtures.
 //! - [`report`]: what a finished job has learned: scores, pictures, curves.
 
+pub mod bench_step;
 pub mod parity;
 pub mod report;

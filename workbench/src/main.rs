@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use crescendo_workbench::bench_step::{self, BenchStepArgs};
 use crescendo_workbench::parity::{ParityArgs, parity_main, ranks};
 use crescendo_workbench::report::{self, ReportArgs};
 
@@ -19,6 +20,8 @@ enum Command {
     Parity(ParityArgs),
     /// Draw with what a finished job has learned, score it, and write a report.
     Report(ReportArgs),
+    /// Time the training step on random data.
+    BenchStep(BenchStepArgs),
     /// One rank of a data-parallel fixture; started by `parity`.
     #[command(name = ranks::SUBCOMMAND, hide = true)]
     ParityRank(ranks::RankArgs),
@@ -28,6 +31,7 @@ fn main() -> anyhow::Result<ExitCode> {
     match Arguments::parse().command {
         Command::Parity(args) => parity_main(args),
         Command::Report(args) => report::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::BenchStep(args) => bench_step::run(&args).map(|()| ExitCode::SUCCESS),
         Command::ParityRank(args) => ranks::rank_main(&args).map(|()| ExitCode::SUCCESS),
     }
 }
