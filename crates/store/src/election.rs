@@ -18,15 +18,9 @@ fn leader_key(name: &str) -> String {
     format!("leaders/{name}")
 }
 
-pub(crate) async fn leader<S: Store + ?Sized>(
-    store: &S,
-    name: &str,
-) -> Result<Option<Leader>, StoreError> {
+pub(crate) async fn leader<S: Store + ?Sized>(store: &S, name: &str) -> Result<Option<Leader>, StoreError> {
     let record = store.get(&leader_key(name)).await?;
-    Ok(record.map(|record| Leader {
-        identity: identity_of(&record),
-        elected_at: record.mod_revision,
-    }))
+    Ok(record.map(|record| Leader { identity: identity_of(&record), elected_at: record.mod_revision }))
 }
 
 pub(crate) async fn campaign<S: Store + ?Sized>(
@@ -37,20 +31,10 @@ pub(crate) async fn campaign<S: Store + ?Sized>(
     wait: Duration,
 ) -> Result<Leadership, StoreError> {
     let deadline = Instant::now() + wait;
-    let mut candidate = Candidate {
-        store,
-        name,
-        identity,
-        key: leader_key(name),
-        ttl,
-        seen_leader: None,
-    };
+    let mut candidate = Candidate { store, name, identity, key: leader_key(name), ttl, seen_leader: None };
     match timeout_at(deadline, candidate.run()).await {
         Ok(result) => result,
-        Err(_elapsed) => Err(StoreError::NotElected {
-            name: name.to_owned(),
-            leader: candidate.seen_leader,
-        }),
+        Err(_elapsed) => Err(StoreError::NotElected { name: name.to_owned(), leader: candidate.seen_leader }),
     }
 }
 
@@ -88,11 +72,8 @@ impl<S: Store + ?Sized> Candidate<'_, S> {
     /// Tries until the leader's record carries `lease`, or the lease is lost (`None`).
     async fn run_with(&mut self, lease: &Lease) -> Result<Option<Versioned>, StoreError> {
         while !lease.is_lost() {
-            let txn = Txn::new().absent(&self.key).put_leased(
-                &self.key,
-                self.identity.as_bytes().to_vec(),
-                lease,
-            );
+            let txn =
+                Txn::new().absent(&self.key).put_leased(&self.key, self.identity.as_bytes().to_vec(), lease);
             match self.store.txn(txn).await {
                 // An unknown outcome is settled by reading: the record carries our lease or it does not.
                 Ok(_) | Err(StoreError::Conflict { .. } | StoreError::Unknown(_)) => {}

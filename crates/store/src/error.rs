@@ -115,9 +115,7 @@ mod tests {
         let unknown = StoreError::Unknown("connection lost".into());
         assert!(!unknown.is_retryable());
         assert!(!unknown.is_surely_not_applied());
-        let conflict = StoreError::Conflict {
-            key: "jobs/a".into(),
-        };
+        let conflict = StoreError::Conflict { key: "jobs/a".into() };
         assert!(!conflict.is_retryable());
         assert!(conflict.is_surely_not_applied());
         assert!(StoreError::NotApplied("refused".into()).is_retryable());

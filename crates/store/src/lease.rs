@@ -29,6 +29,7 @@ pub struct Lease {
     id: LeaseId,
     ttl: Duration,
     lost: CancellationToken,
+    #[cfg(any(test, feature = "testing"))]
     abandoned: CancellationToken,
     finished: CancellationToken,
     // Dropping it asks the keeper to revoke.
@@ -123,6 +124,7 @@ pub(crate) fn spawn_keeper(
         id,
         ttl,
         lost,
+        #[cfg(any(test, feature = "testing"))]
         abandoned,
         finished,
         release: Some(release.drop_guard()),
@@ -224,11 +226,7 @@ pub struct Leadership {
 
 impl Leadership {
     pub(crate) fn new(fence: Fence, identity: String, lease: Lease) -> Self {
-        Self {
-            fence,
-            identity,
-            lease,
-        }
+        Self { fence, identity, lease }
     }
 
     /// The name campaigned for.

@@ -32,12 +32,12 @@ impl StoreLocation {
     /// Opens the store with default limits and deadlines; every key is kept under `prefix` (see [`KEY_PREFIX`]).
     pub async fn open(&self, prefix: &str) -> Result<Arc<dyn Store>, StoreError> {
         match self {
-            StoreLocation::Embedded { dir } => Ok(Arc::new(
-                EmbeddedStore::open(EmbeddedConfig::new(dir, prefix)).await?,
-            )),
-            StoreLocation::Etcd { endpoints } => Ok(Arc::new(
-                EtcdStore::connect(EtcdConfig::new(endpoints.clone(), prefix)).await?,
-            )),
+            StoreLocation::Embedded { dir } => {
+                Ok(Arc::new(EmbeddedStore::open(EmbeddedConfig::new(dir, prefix)).await?))
+            }
+            StoreLocation::Etcd { endpoints } => {
+                Ok(Arc::new(EtcdStore::connect(EtcdConfig::new(endpoints.clone(), prefix)).await?))
+            }
         }
     }
 }
@@ -46,21 +46,13 @@ impl FromStr for StoreLocation {
     type Err = StoreError;
 
     fn from_str(text: &str) -> Result<Self, StoreError> {
-        let invalid = || {
-            StoreError::Invalid(format!(
-                "store {text:?} is neither embedded:DIR nor etcd:URL[,URL]"
-            ))
-        };
+        let invalid =
+            || StoreError::Invalid(format!("store {text:?} is neither embedded:DIR nor etcd:URL[,URL]"));
         match text.split_once(':') {
-            Some(("embedded", dir)) if !dir.is_empty() => Ok(Self::Embedded {
-                dir: PathBuf::from(dir),
-            }),
+            Some(("embedded", dir)) if !dir.is_empty() => Ok(Self::Embedded { dir: PathBuf::from(dir) }),
             Some(("etcd", urls)) => {
-                let endpoints: Vec<String> = urls
-                    .split(',')
-                    .map(with_scheme)
-                    .collect::<Option<_>>()
-                    .ok_or_else(invalid)?;
+                let endpoints: Vec<String> =
+                    urls.split(',').map(with_scheme).collect::<Option<_>>().ok_or_else(invalid)?;
                 Ok(Self::Etcd { endpoints })
             }
             _ => Err(invalid()),
@@ -92,19 +84,11 @@ mod tests {
 
     #[test]
     fn locations_are_read_and_printed_alike() {
-        for text in [
-            "embedded:/var/lib/crescendo",
-            "etcd:http://a:2379,http://b:2379",
-        ] {
+        for text in ["embedded:/var/lib/crescendo", "etcd:http://a:2379,http://b:2379"] {
             assert_eq!(text.parse::<StoreLocation>().unwrap().to_string(), text);
         }
         let bare: StoreLocation = "etcd:127.0.0.1:2379".parse().unwrap();
-        assert_eq!(
-            bare,
-            StoreLocation::Etcd {
-                endpoints: vec!["http://127.0.0.1:2379".into()]
-            }
-        );
+        assert_eq!(bare, StoreLocation::Etcd { endpoints: vec!["http://127.0.0.1:2379".into()] });
         for bad in ["", "embedded:", "etcd:", "etcd:a:1,,b:2", "redis:localhost"] {
             assert!(bad.parse::<StoreLocation>().is_err(), "{bad:?}");
         }

@@ -41,12 +41,7 @@ pub trait Store: Send + Sync + 'static {
 
     /// Reads the records whose keys start with `prefix` and follow `page_after`, in key order, at most `limit` of them
     /// (at most [`crate::MAX_PAGE_ITEMS`]; fewer when they are large). One page shows one revision.
-    async fn list(
-        &self,
-        prefix: &str,
-        page_after: Option<&str>,
-        limit: usize,
-    ) -> Result<Page, StoreError>;
+    async fn list(&self, prefix: &str, page_after: Option<&str>, limit: usize) -> Result<Page, StoreError>;
 
     /// Reads every record whose key starts with `prefix`, all at one revision.
     async fn snapshot(&self, prefix: &str) -> Result<Snapshot, StoreError>;

@@ -14,10 +14,7 @@ pub(crate) struct Tasks {
 
 impl Tasks {
     pub(crate) fn new() -> Self {
-        Self {
-            tracker: TaskTracker::new(),
-            stop: CancellationToken::new(),
-        }
+        Self { tracker: TaskTracker::new(), stop: CancellationToken::new() }
     }
 
     /// A token that is cancelled when the store closes, or by its holder.

@@ -157,35 +157,19 @@ impl Txn {
 
     /// Adds a precondition.
     pub fn expect(mut self, key: impl Into<String>, expect: Expect) -> Self {
-        self.preconditions.push(Precondition {
-            key: key.into(),
-            expect,
-        });
+        self.preconditions.push(Precondition { key: key.into(), expect });
         self
     }
 
     /// Adds: write `value` at `key`.
     pub fn put(mut self, key: impl Into<String>, value: impl Into<Bytes>) -> Self {
-        self.ops.push(Op::Put {
-            key: key.into(),
-            value: value.into(),
-            lease: None,
-        });
+        self.ops.push(Op::Put { key: key.into(), value: value.into(), lease: None });
         self
     }
 
     /// Adds: write `value` at `key`, to be removed when the lease ends.
-    pub fn put_leased(
-        mut self,
-        key: impl Into<String>,
-        value: impl Into<Bytes>,
-        lease: &Lease,
-    ) -> Self {
-        self.ops.push(Op::Put {
-            key: key.into(),
-            value: value.into(),
-            lease: Some(lease.id()),
-        });
+    pub fn put_leased(mut self, key: impl Into<String>, value: impl Into<Bytes>, lease: &Lease) -> Self {
+        self.ops.push(Op::Put { key: key.into(), value: value.into(), lease: Some(lease.id()) });
         self
     }
 
@@ -203,11 +187,7 @@ impl Txn {
 
     /// Checks what both backends refuse alike, before anything is sent.
     pub(crate) fn validate(&self) -> Result<(), StoreError> {
-        limit(
-            "number of preconditions",
-            self.preconditions.len(),
-            MAX_TXN_OPS,
-        )?;
+        limit("number of preconditions", self.preconditions.len(), MAX_TXN_OPS)?;
         limit("number of operations", self.ops.len(), MAX_TXN_OPS)?;
         let mut total_bytes = 0;
         for precondition in &self.preconditions {
@@ -225,10 +205,7 @@ impl Txn {
         for op in &self.ops {
             validate_key(op.key())?;
             if !written.insert(op.key()) {
-                return Err(StoreError::Invalid(format!(
-                    "key {:?} is written twice",
-                    op.key()
-                )));
+                return Err(StoreError::Invalid(format!("key {:?} is written twice", op.key())));
             }
             total_bytes += op.key().len();
             match op {
@@ -250,11 +227,7 @@ impl Txn {
 }
 
 fn limit(what: &str, size: usize, limit: usize) -> Result<(), StoreError> {
-    if size > limit {
-        Err(too_large(what.to_owned(), size, limit))
-    } else {
-        Ok(())
-    }
+    if size > limit { Err(too_large(what.to_owned(), size, limit)) } else { Ok(()) }
 }
 
 fn too_large(what: String, size: usize, limit: usize) -> StoreError {
@@ -264,35 +237,23 @@ fn too_large(what: String, size: usize, limit: usize) -> StoreError {
 /// Refuses keys that one backend would take and the other would not, or that a prefix could not match as meant.
 pub(crate) fn validate_key(key: &str) -> Result<(), StoreError> {
     if key.len() > MAX_KEY_BYTES {
-        return Err(too_large(
-            "key in bytes".to_owned(),
-            key.len(),
-            MAX_KEY_BYTES,
-        ));
+        return Err(too_large("key in bytes".to_owned(), key.len(), MAX_KEY_BYTES));
     }
     if key.chars().any(char::is_control) {
-        return Err(StoreError::Invalid(format!(
-            "key {key:?} holds a control character"
-        )));
+        return Err(StoreError::Invalid(format!("key {key:?} holds a control character")));
     }
     if key.split('/').any(str::is_empty) {
-        return Err(StoreError::Invalid(format!(
-            "key {key:?} has an empty part"
-        )));
+        return Err(StoreError::Invalid(format!("key {key:?} has an empty part")));
     }
     Ok(())
 }
 
 /// Refuses a store prefix that is not of the form `/a/b/`.
 pub(crate) fn validate_store_prefix(prefix: &str) -> Result<(), StoreError> {
-    let inner = prefix
-        .strip_prefix('/')
-        .and_then(|rest| rest.strip_suffix('/'));
+    let inner = prefix.strip_prefix('/').and_then(|rest| rest.strip_suffix('/'));
     match inner.map(validate_key) {
         Some(Ok(())) => Ok(()),
-        _ => Err(StoreError::Invalid(format!(
-            "store prefix {prefix:?} is not of the form /name/version/"
-        ))),
+        _ => Err(StoreError::Invalid(format!("store prefix {prefix:?} is not of the form /name/version/"))),
     }
 }
 
@@ -303,18 +264,12 @@ mod tests {
     #[test]
     fn keys_that_a_prefix_could_not_match_are_refused() {
         for bad in ["", "/a", "a/", "a//b", "a\0b", "a\nb"] {
-            assert!(
-                matches!(validate_key(bad), Err(StoreError::Invalid(_))),
-                "{bad:?}"
-            );
+            assert!(matches!(validate_key(bad), Err(StoreError::Invalid(_))), "{bad:?}");
         }
         for good in ["a", "jobs/a", "jobs/ä b/1"] {
             validate_key(good).unwrap();
         }
-        assert!(matches!(
-            validate_key(&"k".repeat(MAX_KEY_BYTES + 1)),
-            Err(StoreError::TooLarge { .. })
-        ));
+        assert!(matches!(validate_key(&"k".repeat(MAX_KEY_BYTES + 1)), Err(StoreError::TooLarge { .. })));
     }
 
     #[test]
@@ -329,29 +284,14 @@ mod tests {
     fn limits_name_what_is_too_large() {
         let value = vec![0u8; MAX_VALUE_BYTES + 1];
         let error = Txn::new().put("jobs/a", value).validate().unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "value of \"jobs/a\" in bytes is 1048577, over the limit of 1048576"
-        );
+        assert_eq!(error.to_string(), "value of \"jobs/a\" in bytes is 1048577, over the limit of 1048576");
 
         let half = vec![0u8; MAX_TXN_BYTES / 2];
         let txn = Txn::new().put("a", half.clone()).put("b", half);
-        assert!(matches!(
-            txn.validate(),
-            Err(StoreError::TooLarge {
-                limit: MAX_TXN_BYTES,
-                ..
-            })
-        ));
+        assert!(matches!(txn.validate(), Err(StoreError::TooLarge { limit: MAX_TXN_BYTES, .. })));
 
         let many = (0..=MAX_TXN_OPS).fold(Txn::new(), |txn, n| txn.delete(format!("k{n}")));
-        assert!(matches!(
-            many.validate(),
-            Err(StoreError::TooLarge {
-                limit: MAX_TXN_OPS,
-                ..
-            })
-        ));
+        assert!(matches!(many.validate(), Err(StoreError::TooLarge { limit: MAX_TXN_OPS, .. })));
     }
 
     #[test]

@@ -19,10 +19,7 @@ impl Fixture for Embedded {
         config.watch_buffer_events = 64;
         config.history_events = 1000;
         let store = EmbeddedStore::open(config).await.unwrap();
-        Some(Self {
-            store: Arc::new(store),
-            _dir: dir,
-        })
+        Some(Self { store: Arc::new(store), _dir: dir })
     }
 
     fn store(&self) -> Arc<dyn Store> {

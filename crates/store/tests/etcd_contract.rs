@@ -22,11 +22,7 @@ impl Fixture for Etcd {
             Arc::new(EtcdStore::connect(config).await.unwrap())
         };
         let (store, other_client) = (connect().await, connect().await);
-        Some(Self {
-            store,
-            other_client,
-            _process: process,
-        })
+        Some(Self { store, other_client, _process: process })
     }
 
     fn store(&self) -> Arc<dyn Store> {

@@ -3,9 +3,7 @@
 use std::time::Duration;
 
 use crescendo_store::testing::{EtcdProcess, FaultyProxy, Traffic};
-use crescendo_store::{
-    EtcdConfig, EtcdStore, Lease, Revision, Store, StoreError, Txn, Watch, WatchEvent,
-};
+use crescendo_store::{EtcdConfig, EtcdStore, Lease, Revision, Store, StoreError, Txn, Watch, WatchEvent};
 use tokio::time::timeout;
 
 /// Longer than anything here takes on a busy machine.
@@ -26,12 +24,7 @@ impl Cluster {
         let proxy = FaultyProxy::start(etcd.address()).await.unwrap();
         let store = connect(&[proxy.endpoint()]).await;
         let direct = connect(&[etcd.endpoint()]).await;
-        Some(Self {
-            etcd,
-            proxy,
-            store,
-            direct,
-        })
+        Some(Self { etcd, proxy, store, direct })
     }
 
     /// Waits until the store reaches etcd again.
@@ -49,16 +42,11 @@ async fn connect(endpoints: &[String]) -> EtcdStore {
 }
 
 async fn next(watch: &mut Watch) -> WatchEvent {
-    timeout(PATIENCE, watch.next())
-        .await
-        .expect("no event in time")
-        .expect("the watch ended")
+    timeout(PATIENCE, watch.next()).await.expect("no event in time").expect("the watch ended")
 }
 
 async fn until_lost(lease: &Lease) {
-    timeout(PATIENCE, lease.lost())
-        .await
-        .expect("the loss was not noticed");
+    timeout(PATIENCE, lease.lost()).await.expect("the loss was not noticed");
 }
 
 fn put_key(event: WatchEvent) -> (String, Revision) {
@@ -75,39 +63,17 @@ async fn a_watch_goes_on_after_its_connection_was_cut() {
     };
     let mut watch = cluster.store.watch("jobs/", None);
     assert!(matches!(next(&mut watch).await, WatchEvent::Resync { .. }));
-    let before = cluster
-        .direct
-        .txn(Txn::new().put("jobs/before", "1"))
-        .await
-        .unwrap();
-    assert_eq!(
-        put_key(next(&mut watch).await),
-        ("jobs/before".to_owned(), before)
-    );
+    let before = cluster.direct.txn(Txn::new().put("jobs/before", "1")).await.unwrap();
+    assert_eq!(put_key(next(&mut watch).await), ("jobs/before".to_owned(), before));
 
     for round in 0..3 {
         cluster.proxy.set(Traffic::Cut);
-        let one = cluster
-            .direct
-            .txn(Txn::new().put("jobs/one", "1"))
-            .await
-            .unwrap();
-        let two = cluster
-            .direct
-            .txn(Txn::new().delete("jobs/one"))
-            .await
-            .unwrap();
+        let one = cluster.direct.txn(Txn::new().put("jobs/one", "1")).await.unwrap();
+        let two = cluster.direct.txn(Txn::new().delete("jobs/one")).await.unwrap();
         cluster.proxy.set(Traffic::Passes);
         // Neither lost, nor repeated, nor replaced by a resync.
-        assert_eq!(
-            put_key(next(&mut watch).await),
-            ("jobs/one".to_owned(), one),
-            "round {round}"
-        );
-        let delete = WatchEvent::Delete {
-            key: "jobs/one".to_owned(),
-            revision: two,
-        };
+        assert_eq!(put_key(next(&mut watch).await), ("jobs/one".to_owned(), one), "round {round}");
+        let delete = WatchEvent::Delete { key: "jobs/one".to_owned(), revision: two };
         assert_eq!(next(&mut watch).await, delete, "round {round}");
     }
 }
@@ -117,44 +83,23 @@ async fn a_watch_whose_history_went_while_it_was_cut_off_reads_everything() {
     let Some(cluster) = Cluster::start().await else {
         return;
     };
-    cluster
-        .direct
-        .txn(Txn::new().put("jobs/old", "1"))
-        .await
-        .unwrap();
+    cluster.direct.txn(Txn::new().put("jobs/old", "1")).await.unwrap();
     let mut watch = cluster.store.watch("jobs/", None);
     assert!(matches!(next(&mut watch).await, WatchEvent::Resync { items, .. } if items.len() == 1));
 
     cluster.proxy.set(Traffic::Cut);
-    cluster
-        .direct
-        .txn(Txn::new().delete("jobs/old").put("jobs/new", "1"))
-        .await
-        .unwrap();
-    let last = cluster
-        .direct
-        .txn(Txn::new().put("jobs/new", "2"))
-        .await
-        .unwrap();
+    cluster.direct.txn(Txn::new().delete("jobs/old").put("jobs/new", "1")).await.unwrap();
+    let last = cluster.direct.txn(Txn::new().put("jobs/new", "2")).await.unwrap();
     cluster.direct.compact(last).await.unwrap();
     cluster.proxy.set(Traffic::Passes);
 
     let event = next(&mut watch).await;
-    let WatchEvent::Resync { items, revision } = event else {
-        panic!("{event:?}")
-    };
+    let WatchEvent::Resync { items, revision } = event else { panic!("{event:?}") };
     assert_eq!(revision, last);
     let keys: Vec<&str> = items.iter().map(|item| item.key.as_str()).collect();
     assert_eq!(keys, ["jobs/new"]);
-    let after = cluster
-        .direct
-        .txn(Txn::new().put("jobs/after", "1"))
-        .await
-        .unwrap();
-    assert_eq!(
-        put_key(next(&mut watch).await),
-        ("jobs/after".to_owned(), after)
-    );
+    let after = cluster.direct.txn(Txn::new().put("jobs/after", "1")).await.unwrap();
+    assert_eq!(put_key(next(&mut watch).await), ("jobs/after".to_owned(), after));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -162,34 +107,14 @@ async fn a_watch_and_the_records_outlive_a_restart_of_etcd() {
     let Some(mut cluster) = Cluster::start().await else {
         return;
     };
-    let before = cluster
-        .store
-        .txn(Txn::new().put("jobs/a", "1"))
-        .await
-        .unwrap();
+    let before = cluster.store.txn(Txn::new().put("jobs/a", "1")).await.unwrap();
     let mut watch = cluster.store.watch("jobs/", Some(before));
     cluster.etcd.kill();
     cluster.etcd.run().await.unwrap();
     cluster.until_reached().await;
-    assert_eq!(
-        cluster
-            .store
-            .get("jobs/a")
-            .await
-            .unwrap()
-            .unwrap()
-            .mod_revision,
-        before
-    );
-    let after = cluster
-        .store
-        .txn(Txn::new().at_revision("jobs/a", before).put("jobs/a", "2"))
-        .await
-        .unwrap();
-    assert_eq!(
-        put_key(next(&mut watch).await),
-        ("jobs/a".to_owned(), after)
-    );
+    assert_eq!(cluster.store.get("jobs/a").await.unwrap().unwrap().mod_revision, before);
+    let after = cluster.store.txn(Txn::new().at_revision("jobs/a", before).put("jobs/a", "2")).await.unwrap();
+    assert_eq!(put_key(next(&mut watch).await), ("jobs/a".to_owned(), after));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -199,11 +124,7 @@ async fn a_lease_outlives_a_cut_shorter_than_its_time() {
     };
     let ttl = Duration::from_secs(6);
     let lease = cluster.store.grant(ttl).await.unwrap();
-    cluster
-        .store
-        .txn(Txn::new().put_leased("nodes/a", "here", &lease))
-        .await
-        .unwrap();
+    cluster.store.txn(Txn::new().put_leased("nodes/a", "here", &lease)).await.unwrap();
     // Each cut ends the stream of renewals; what is shown is that a new one takes over, for longer than the lease lives.
     let until = tokio::time::Instant::now() + ttl * 3 / 2;
     while tokio::time::Instant::now() < until {
@@ -222,19 +143,12 @@ async fn a_lease_is_lost_when_it_cannot_be_renewed_in_time() {
         return;
     };
     let lease = cluster.store.grant(TTL).await.unwrap();
-    let put = cluster
-        .store
-        .txn(Txn::new().put_leased("nodes/a", "here", &lease))
-        .await
-        .unwrap();
+    let put = cluster.store.txn(Txn::new().put_leased("nodes/a", "here", &lease)).await.unwrap();
     let mut watch = cluster.direct.watch("nodes/", Some(put));
     cluster.proxy.set(Traffic::Cut);
     until_lost(&lease).await;
     let event = next(&mut watch).await;
-    assert!(
-        matches!(&event, WatchEvent::Delete { key, .. } if key == "nodes/a"),
-        "{event:?}"
-    );
+    assert!(matches!(&event, WatchEvent::Delete { key, .. } if key == "nodes/a"), "{event:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -243,13 +157,8 @@ async fn a_lease_is_lost_when_etcd_has_forgotten_it() {
         return;
     };
     let lease = cluster.store.grant(Duration::from_secs(2)).await.unwrap();
-    let mut client = etcd_client::Client::connect([cluster.etcd.endpoint()], None)
-        .await
-        .unwrap();
-    client
-        .lease_revoke(i64::try_from(lease.id().0).unwrap())
-        .await
-        .unwrap();
+    let mut client = etcd_client::Client::connect([cluster.etcd.endpoint()], None).await.unwrap();
+    client.lease_revoke(i64::try_from(lease.id().0).unwrap()).await.unwrap();
     until_lost(&lease).await;
 }
 
@@ -258,41 +167,18 @@ async fn a_leader_that_is_cut_off_learns_it_and_cannot_write_later() {
     let Some(cluster) = Cluster::start().await else {
         return;
     };
-    let old = cluster
-        .store
-        .campaign("controller", "old", TTL, PATIENCE)
-        .await
-        .unwrap();
-    cluster
-        .store
-        .txn(Txn::new().put("jobs/a", "old").led_by(&old))
-        .await
-        .unwrap();
+    let old = cluster.store.campaign("controller", "old", TTL, PATIENCE).await.unwrap();
+    cluster.store.txn(Txn::new().put("jobs/a", "old").led_by(&old)).await.unwrap();
     cluster.proxy.set(Traffic::Cut);
-    let new = cluster
-        .direct
-        .campaign("controller", "new", TTL, PATIENCE)
-        .await
-        .unwrap();
-    timeout(PATIENCE, old.lost())
-        .await
-        .expect("the loss was not noticed");
+    let new = cluster.direct.campaign("controller", "new", TTL, PATIENCE).await.unwrap();
+    timeout(PATIENCE, old.lost()).await.expect("the loss was not noticed");
     assert!(new.elected_at() > old.elected_at());
 
     cluster.proxy.set(Traffic::Passes);
     cluster.until_reached().await;
-    let refused = cluster
-        .store
-        .txn(Txn::new().put("jobs/a", "late").led_by(&old))
-        .await;
-    assert!(
-        matches!(refused, Err(StoreError::NotLeader { .. })),
-        "{refused:?}"
-    );
-    assert_eq!(
-        cluster.direct.get("jobs/a").await.unwrap().unwrap().value,
-        "old"
-    );
+    let refused = cluster.store.txn(Txn::new().put("jobs/a", "late").led_by(&old)).await;
+    assert!(matches!(refused, Err(StoreError::NotLeader { .. })), "{refused:?}");
+    assert_eq!(cluster.direct.get("jobs/a").await.unwrap().unwrap().value, "old");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -301,18 +187,11 @@ async fn a_write_whose_answer_is_lost_is_unknown_and_may_be_there() {
         return;
     };
     cluster.proxy.set(Traffic::LosesAnswers);
-    let error = cluster
-        .store
-        .txn(Txn::new().absent("jobs/a").put("jobs/a", "1"))
-        .await
-        .unwrap_err();
+    let error = cluster.store.txn(Txn::new().absent("jobs/a").put("jobs/a", "1")).await.unwrap_err();
     assert!(matches!(error, StoreError::Unknown(_)), "{error:?}");
     assert!(!error.is_retryable());
     // It arrived: sent again as it was, it would meet itself.
-    assert_eq!(
-        cluster.direct.get("jobs/a").await.unwrap().unwrap().value,
-        "1"
-    );
+    assert_eq!(cluster.direct.get("jobs/a").await.unwrap().unwrap().value, "1");
 
     // A read has nothing to be unknown about.
     let error = cluster.store.get("jobs/a").await.unwrap_err();
@@ -320,11 +199,7 @@ async fn a_write_whose_answer_is_lost_is_unknown_and_may_be_there() {
 
     cluster.proxy.set(Traffic::Passes);
     cluster.until_reached().await;
-    let error = cluster
-        .store
-        .txn(Txn::new().absent("jobs/a").put("jobs/a", "1"))
-        .await
-        .unwrap_err();
+    let error = cluster.store.txn(Txn::new().absent("jobs/a").put("jobs/a", "1")).await.unwrap_err();
     assert!(matches!(error, StoreError::Conflict { .. }), "{error:?}");
 }
 
@@ -349,28 +224,15 @@ async fn a_write_that_finds_no_etcd_is_surely_not_applied() {
     let Some(mut cluster) = Cluster::start().await else {
         return;
     };
-    let revision = cluster
-        .direct
-        .txn(Txn::new().put("jobs/a", "1"))
-        .await
-        .unwrap();
+    let revision = cluster.direct.txn(Txn::new().put("jobs/a", "1")).await.unwrap();
     cluster.etcd.kill();
     // The first call may still find the old connection breaking.
     let _ = cluster.direct.get("jobs/a").await;
-    let error = cluster
-        .direct
-        .txn(Txn::new().put("jobs/a", "2"))
-        .await
-        .unwrap_err();
+    let error = cluster.direct.txn(Txn::new().put("jobs/a", "2")).await.unwrap_err();
     assert!(matches!(error, StoreError::NotApplied(_)), "{error:?}");
     assert!(error.is_retryable());
     cluster.etcd.run().await.unwrap();
-    let record = connect(&[cluster.etcd.endpoint()])
-        .await
-        .get("jobs/a")
-        .await
-        .unwrap()
-        .unwrap();
+    let record = connect(&[cluster.etcd.endpoint()]).await.get("jobs/a").await.unwrap().unwrap();
     assert_eq!(record.mod_revision, revision);
 }
 
@@ -384,10 +246,7 @@ async fn an_endpoint_that_is_down_is_passed_over() {
         format!("http://{}", listener.local_addr().unwrap())
     };
     let store = connect(&[nobody, cluster.etcd.endpoint()]).await;
-    store
-        .txn(Txn::new().absent("jobs/a").put("jobs/a", "1"))
-        .await
-        .unwrap();
+    store.txn(Txn::new().absent("jobs/a").put("jobs/a", "1")).await.unwrap();
     let mut watch = store.watch("jobs/", None);
     assert!(matches!(next(&mut watch).await, WatchEvent::Resync { items, .. } if items.len() == 1));
 }
@@ -405,9 +264,5 @@ async fn a_campaign_survives_an_outage() {
         cluster.proxy.set(Traffic::Passes);
     };
     let (leadership, ()) = tokio::join!(campaign, outage);
-    cluster
-        .store
-        .txn(Txn::new().put("a", "1").led_by(&leadership.unwrap()))
-        .await
-        .unwrap();
+    cluster.store.txn(Txn::new().put("a", "1").led_by(&leadership.unwrap())).await.unwrap();
 }

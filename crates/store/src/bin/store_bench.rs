@@ -43,7 +43,7 @@ enum Command {
 
 #[derive(Args)]
 struct Target {
-    /// Where to write: embedded:DIR or etcd:URL[,URL].
+    /// Where to write: embedded:DIR, or etcd: and the URLs of its members with commas between.
     #[arg(long)]
     store: StoreLocation,
     /// How many write at the same time.
@@ -54,11 +54,7 @@ struct Target {
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
-        Command::Bench {
-            target,
-            seconds,
-            value_bytes,
-        } => {
+        Command::Bench { target, seconds, value_bytes } => {
             let measured = Duration::try_from_secs_f64(seconds).context("read --seconds")?;
             bench(target, measured, value_bytes).await
         }
@@ -68,14 +64,8 @@ async fn main() -> anyhow::Result<()> {
 
 async fn bench(target: Target, measured: Duration, value_bytes: usize) -> anyhow::Result<()> {
     // A prefix of its own, so that runs on the same store do not meet.
-    let run_id = std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)?
-        .as_nanos();
-    let store = target
-        .store
-        .open(&format!("/bench/{run_id}/"))
-        .await
-        .context("open the store")?;
+    let run_id = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_nanos();
+    let store = target.store.open(&format!("/bench/{run_id}/")).await.context("open the store")?;
     let started = Instant::now();
     let mut writers = JoinSet::new();
     for writer in 0..target.writers {
@@ -86,9 +76,7 @@ async fn bench(target: Target, measured: Duration, value_bytes: usize) -> anyhow
             while started.elapsed() < measured {
                 let key = format!("jobs/{writer}-{}", latencies.len());
                 let sent = Instant::now();
-                store
-                    .txn(Txn::new().absent(&key).put(&key, value.clone()))
-                    .await?;
+                store.txn(Txn::new().absent(&key).put(&key, value.clone())).await?;
                 latencies.push(sent.elapsed());
             }
             anyhow::Ok(latencies)
@@ -122,11 +110,7 @@ async fn bench(target: Target, measured: Duration, value_bytes: usize) -> anyhow
 
 /// Each writer counts its own number up, and writes it into two records and a new third one, in one transaction.
 async fn write_forever(target: Target) -> anyhow::Result<()> {
-    let store = target
-        .store
-        .open("/crash/v1/")
-        .await
-        .context("open the store")?;
+    let store = target.store.open("/crash/v1/").await.context("open the store")?;
     let mut writers = JoinSet::new();
     for writer in 0..target.writers {
         writers.spawn(write_pairs(store.clone(), writer));
@@ -147,15 +131,9 @@ async fn write_pairs(store: Arc<dyn Store>, writer: usize) -> anyhow::Result<()>
         number += 1;
         let new = format!("log/{writer}/{number:08}");
         let value = number.to_string();
-        let txn = Txn::new()
-            .absent(&new)
-            .put(&left, value.clone())
-            .put(&right, value)
-            .put(&new, "");
+        let txn = Txn::new().absent(&new).put(&left, value.clone()).put(&right, value).put(&new, "");
         let revision = store.txn(txn).await?;
         // One write call a line, so that a kill does not cut one in two.
-        std::io::stdout()
-            .lock()
-            .write_all(format!("{writer} {number} {revision}\n").as_bytes())?;
+        std::io::stdout().lock().write_all(format!("{writer} {number} {revision}\n").as_bytes())?;
     }
 }

@@ -38,26 +38,17 @@ pub trait Fixture: Sized + Send + Sync {
 
 /// The next event of a watch.
 async fn next(watch: &mut Watch) -> WatchEvent {
-    tokio::time::timeout(PATIENCE, watch.next())
-        .await
-        .expect("no event in time")
-        .expect("the watch ended")
+    tokio::time::timeout(PATIENCE, watch.next()).await.expect("no event in time").expect("the watch ended")
 }
 
 /// Waits until `condition` gives something.
-async fn eventually<T, F: Future<Output = Option<T>>>(
-    what: &str,
-    mut condition: impl FnMut() -> F,
-) -> T {
+async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut condition: impl FnMut() -> F) -> T {
     let deadline = tokio::time::Instant::now() + PATIENCE;
     loop {
         if let Some(value) = condition().await {
             return value;
         }
-        assert!(
-            tokio::time::Instant::now() < deadline,
-            "not in time: {what}"
-        );
+        assert!(tokio::time::Instant::now() < deadline, "not in time: {what}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }

@@ -10,24 +10,12 @@ use crate::{MAX_VALUE_BYTES, Revision, StoreError, Txn};
 pub async fn a_record_is_created_once(fixture: &impl Fixture) {
     let store = fixture.store();
     assert_eq!(store.get("jobs/a").await.unwrap(), None);
-    let revision = store
-        .txn(Txn::new().absent("jobs/a").put("jobs/a", "first"))
-        .await
-        .unwrap();
-    let error = fixture
-        .other_client()
-        .txn(Txn::new().absent("jobs/a").put("jobs/a", "second"))
-        .await
-        .unwrap_err();
-    assert!(
-        matches!(&error, StoreError::Conflict { key } if key == "jobs/a"),
-        "{error:?}"
-    );
+    let revision = store.txn(Txn::new().absent("jobs/a").put("jobs/a", "first")).await.unwrap();
+    let error =
+        fixture.other_client().txn(Txn::new().absent("jobs/a").put("jobs/a", "second")).await.unwrap_err();
+    assert!(matches!(&error, StoreError::Conflict { key } if key == "jobs/a"), "{error:?}");
     let record = store.get("jobs/a").await.unwrap().unwrap();
-    assert_eq!(
-        (record.key.as_str(), record.value.as_ref()),
-        ("jobs/a", b"first".as_slice())
-    );
+    assert_eq!((record.key.as_str(), record.value.as_ref()), ("jobs/a", b"first".as_slice()));
     assert_eq!(record.mod_revision, revision);
     assert_eq!(record.lease, None);
 }
@@ -36,47 +24,20 @@ pub async fn a_record_is_created_once(fixture: &impl Fixture) {
 pub async fn a_write_at_an_old_revision_is_a_conflict(fixture: &impl Fixture) {
     let store = fixture.store();
     let first = store.txn(Txn::new().put("jobs/a", "1")).await.unwrap();
-    let second = store
-        .txn(Txn::new().at_revision("jobs/a", first).put("jobs/a", "2"))
-        .await
-        .unwrap();
+    let second = store.txn(Txn::new().at_revision("jobs/a", first).put("jobs/a", "2")).await.unwrap();
     assert!(second > first);
-    let stale = store
-        .txn(Txn::new().at_revision("jobs/a", first).put("jobs/a", "3"))
-        .await;
-    assert!(
-        matches!(stale, Err(StoreError::Conflict { .. })),
-        "{stale:?}"
-    );
-    let stale_delete = store
-        .txn(Txn::new().at_revision("jobs/a", first).delete("jobs/a"))
-        .await;
-    assert!(
-        matches!(stale_delete, Err(StoreError::Conflict { .. })),
-        "{stale_delete:?}"
-    );
-    assert_eq!(
-        store.get("jobs/a").await.unwrap().unwrap().value,
-        Bytes::from("2")
-    );
+    let stale = store.txn(Txn::new().at_revision("jobs/a", first).put("jobs/a", "3")).await;
+    assert!(matches!(stale, Err(StoreError::Conflict { .. })), "{stale:?}");
+    let stale_delete = store.txn(Txn::new().at_revision("jobs/a", first).delete("jobs/a")).await;
+    assert!(matches!(stale_delete, Err(StoreError::Conflict { .. })), "{stale_delete:?}");
+    assert_eq!(store.get("jobs/a").await.unwrap().unwrap().value, Bytes::from("2"));
 
     // A record deleted and created again is another one.
-    store
-        .txn(Txn::new().at_revision("jobs/a", second).delete("jobs/a"))
-        .await
-        .unwrap();
-    let third = store
-        .txn(Txn::new().absent("jobs/a").put("jobs/a", "2"))
-        .await
-        .unwrap();
+    store.txn(Txn::new().at_revision("jobs/a", second).delete("jobs/a")).await.unwrap();
+    let third = store.txn(Txn::new().absent("jobs/a").put("jobs/a", "2")).await.unwrap();
     assert!(third > second);
-    let stale = store
-        .txn(Txn::new().at_revision("jobs/a", second).put("jobs/a", "4"))
-        .await;
-    assert!(
-        matches!(stale, Err(StoreError::Conflict { .. })),
-        "{stale:?}"
-    );
+    let stale = store.txn(Txn::new().at_revision("jobs/a", second).put("jobs/a", "4")).await;
+    assert!(matches!(stale, Err(StoreError::Conflict { .. })), "{stale:?}");
 }
 
 /// The error names the first failed precondition.
@@ -86,19 +47,8 @@ pub async fn preconditions_are_reported_in_order(fixture: &impl Fixture) {
     let cases = [
         (Txn::new().exists("a").exists("b").exists("c"), Some("b")),
         (Txn::new().absent("b").absent("a").exists("c"), Some("a")),
-        (
-            Txn::new()
-                .at_revision("a", revision)
-                .at_revision("c", revision),
-            Some("c"),
-        ),
-        (
-            Txn::new()
-                .exists("a")
-                .absent("b")
-                .at_revision("a", revision),
-            None,
-        ),
+        (Txn::new().at_revision("a", revision).at_revision("c", revision), Some("c")),
+        (Txn::new().exists("a").absent("b").at_revision("a", revision), None),
     ];
     for (txn, conflicting) in cases {
         match (store.txn(txn.clone()).await, conflicting) {
@@ -114,42 +64,19 @@ pub async fn preconditions_are_reported_in_order(fixture: &impl Fixture) {
 /// All of the writes at one revision, or none of them.
 pub async fn a_transaction_is_applied_as_a_whole_or_not_at_all(fixture: &impl Fixture) {
     let store = fixture.store();
-    store
-        .txn(Txn::new().put("old", "1").put("guard", "1"))
-        .await
-        .unwrap();
-    let refused = store
-        .txn(
-            Txn::new()
-                .absent("guard")
-                .put("new/1", "1")
-                .put("new/2", "2")
-                .delete("old"),
-        )
-        .await;
-    assert!(
-        matches!(refused, Err(StoreError::Conflict { .. })),
-        "{refused:?}"
-    );
+    store.txn(Txn::new().put("old", "1").put("guard", "1")).await.unwrap();
+    let refused =
+        store.txn(Txn::new().absent("guard").put("new/1", "1").put("new/2", "2").delete("old")).await;
+    assert!(matches!(refused, Err(StoreError::Conflict { .. })), "{refused:?}");
     assert_eq!(store.snapshot("new/").await.unwrap().items, []);
     assert!(store.get("old").await.unwrap().is_some());
 
     let revision = store
-        .txn(
-            Txn::new()
-                .exists("guard")
-                .put("new/1", "1")
-                .put("new/2", "2")
-                .delete("old"),
-        )
+        .txn(Txn::new().exists("guard").put("new/1", "1").put("new/2", "2").delete("old"))
         .await
         .unwrap();
     let snapshot = store.snapshot("new/").await.unwrap();
-    let revisions: Vec<Revision> = snapshot
-        .items
-        .iter()
-        .map(|item| item.mod_revision)
-        .collect();
+    let revisions: Vec<Revision> = snapshot.items.iter().map(|item| item.mod_revision).collect();
     assert_eq!(revisions, [revision, revision]);
     assert_eq!(store.get("old").await.unwrap(), None);
 }
@@ -167,18 +94,10 @@ pub async fn a_transaction_that_changes_nothing_has_no_revision_of_its_own(fixtu
 pub async fn concurrent_increments_lose_nothing(fixture: &impl Fixture) {
     const WRITERS: usize = 8;
     const INCREMENTS: usize = 10;
-    fixture
-        .store()
-        .txn(Txn::new().put("counter", "0"))
-        .await
-        .unwrap();
+    fixture.store().txn(Txn::new().put("counter", "0")).await.unwrap();
     let mut writers = JoinSet::new();
     for writer in 0..WRITERS {
-        let store = if writer % 2 == 0 {
-            fixture.store()
-        } else {
-            fixture.other_client()
-        };
+        let store = if writer % 2 == 0 { fixture.store() } else { fixture.other_client() };
         writers.spawn(async move {
             let mut done = 0;
             while done < INCREMENTS {
@@ -207,10 +126,7 @@ pub async fn values_are_kept_byte_for_byte(fixture: &impl Fixture) {
     let store = fixture.store();
     let largest: Vec<u8> = (0..MAX_VALUE_BYTES).map(|n| (n % 251) as u8).collect();
     for value in [Vec::new(), vec![0, 255, 254, 0], largest] {
-        store
-            .txn(Txn::new().put("value", value.clone()))
-            .await
-            .unwrap();
+        store.txn(Txn::new().put("value", value.clone())).await.unwrap();
         assert_eq!(store.get("value").await.unwrap().unwrap().value, value);
     }
 }
@@ -241,10 +157,7 @@ pub async fn pages_cover_everything_once_in_order(fixture: &impl Fixture) {
     }
     // A key that is gone, or never was, is as good a place to go on from.
     let page = store.list("jobs/", Some("jobs/225"), 10).await.unwrap();
-    assert_eq!(
-        page.items.first().map(|item| item.key.as_str()),
-        Some("jobs/23")
-    );
+    assert_eq!(page.items.first().map(|item| item.key.as_str()), Some("jobs/23"));
     let page = store.list("jobs/", Some("jobs/24"), 10).await.unwrap();
     assert_eq!((page.items.len(), page.next), (0, None));
 }
@@ -253,25 +166,12 @@ pub async fn pages_cover_everything_once_in_order(fixture: &impl Fixture) {
 pub async fn a_prefix_matches_whole_beginnings_only(fixture: &impl Fixture) {
     let store = fixture.store();
     store
-        .txn(
-            Txn::new()
-                .put("jobs/a", "")
-                .put("jobs-old/a", "")
-                .put("jobs/ä", "")
-                .put("jobt", ""),
-        )
+        .txn(Txn::new().put("jobs/a", "").put("jobs-old/a", "").put("jobs/ä", "").put("jobt", ""))
         .await
         .unwrap();
-    let keys =
-        |items: Vec<crate::Versioned>| items.into_iter().map(|item| item.key).collect::<Vec<_>>();
-    assert_eq!(
-        keys(store.snapshot("jobs/").await.unwrap().items),
-        ["jobs/a", "jobs/ä"]
-    );
-    assert_eq!(
-        keys(store.snapshot("jobs").await.unwrap().items),
-        ["jobs-old/a", "jobs/a", "jobs/ä"]
-    );
+    let keys = |items: Vec<crate::Versioned>| items.into_iter().map(|item| item.key).collect::<Vec<_>>();
+    assert_eq!(keys(store.snapshot("jobs/").await.unwrap().items), ["jobs/a", "jobs/ä"]);
+    assert_eq!(keys(store.snapshot("jobs").await.unwrap().items), ["jobs-old/a", "jobs/a", "jobs/ä"]);
     assert_eq!(keys(store.snapshot("").await.unwrap().items).len(), 4);
     assert_eq!(keys(store.snapshot("none/").await.unwrap().items).len(), 0);
 }
@@ -280,10 +180,7 @@ pub async fn a_prefix_matches_whole_beginnings_only(fixture: &impl Fixture) {
 pub async fn large_records_are_paged_by_size(fixture: &impl Fixture) {
     let store = fixture.store();
     for n in 0..20 {
-        store
-            .txn(Txn::new().put(format!("large/{n:02}"), vec![n; MAX_VALUE_BYTES]))
-            .await
-            .unwrap();
+        store.txn(Txn::new().put(format!("large/{n:02}"), vec![n; MAX_VALUE_BYTES])).await.unwrap();
     }
     let mut seen = 0;
     let mut after = None;
@@ -298,13 +195,7 @@ pub async fn large_records_are_paged_by_size(fixture: &impl Fixture) {
     assert_eq!(seen, 20);
     let snapshot = store.snapshot("large/").await.unwrap();
     assert_eq!(snapshot.items.len(), 20);
-    assert!(
-        snapshot
-            .items
-            .iter()
-            .enumerate()
-            .all(|(n, item)| item.value == vec![n as u8; MAX_VALUE_BYTES])
-    );
+    assert!(snapshot.items.iter().enumerate().all(|(n, item)| item.value == vec![n as u8; MAX_VALUE_BYTES]));
 }
 
 /// While a writer moves something to and fro, a snapshot never shows it twice or not at all.
@@ -312,9 +203,7 @@ pub async fn a_snapshot_shows_one_moment(fixture: &impl Fixture) {
     let store = fixture.store();
     // More than one page, so that the pages of one snapshot have to agree.
     for chunk in 0..12 {
-        let txn = (0..100).fold(Txn::new(), |txn, n| {
-            txn.put(format!("m/{:04}", chunk * 100 + n), "filler")
-        });
+        let txn = (0..100).fold(Txn::new(), |txn, n| txn.put(format!("m/{:04}", chunk * 100 + n), "filler"));
         store.txn(txn).await.unwrap();
     }
     store.txn(Txn::new().put("m/0000-token", "")).await.unwrap();
@@ -323,21 +212,11 @@ pub async fn a_snapshot_shows_one_moment(fixture: &impl Fixture) {
     moving.spawn(async move {
         for _ in 0..50 {
             mover
-                .txn(
-                    Txn::new()
-                        .exists("m/0000-token")
-                        .delete("m/0000-token")
-                        .put("m/9999-token", ""),
-                )
+                .txn(Txn::new().exists("m/0000-token").delete("m/0000-token").put("m/9999-token", ""))
                 .await
                 .unwrap();
             mover
-                .txn(
-                    Txn::new()
-                        .exists("m/9999-token")
-                        .delete("m/9999-token")
-                        .put("m/0000-token", ""),
-                )
+                .txn(Txn::new().exists("m/9999-token").delete("m/9999-token").put("m/0000-token", ""))
                 .await
                 .unwrap();
         }
@@ -345,11 +224,7 @@ pub async fn a_snapshot_shows_one_moment(fixture: &impl Fixture) {
     let mut last = Revision(0);
     while moving.try_join_next().is_none() {
         let snapshot = store.snapshot("m/").await.unwrap();
-        let tokens = snapshot
-            .items
-            .iter()
-            .filter(|item| item.key.ends_with("token"))
-            .count();
+        let tokens = snapshot.items.iter().filter(|item| item.key.ends_with("token")).count();
         assert_eq!((tokens, snapshot.items.len()), (1, 1201));
         assert!(snapshot.revision >= last);
         last = snapshot.revision;
@@ -359,13 +234,8 @@ pub async fn a_snapshot_shows_one_moment(fixture: &impl Fixture) {
 /// Limits, and requests that make no sense.
 pub async fn what_is_over_a_limit_is_refused_before_it_is_sent(fixture: &impl Fixture) {
     let store = fixture.store();
-    let too_large = store
-        .txn(Txn::new().put("a", vec![0; MAX_VALUE_BYTES + 1]))
-        .await;
-    assert!(
-        matches!(too_large, Err(StoreError::TooLarge { .. })),
-        "{too_large:?}"
-    );
+    let too_large = store.txn(Txn::new().put("a", vec![0; MAX_VALUE_BYTES + 1])).await;
+    assert!(matches!(too_large, Err(StoreError::TooLarge { .. })), "{too_large:?}");
     for txn in [
         Txn::new().put("", "1"),
         Txn::new().put("/a", "1"),
@@ -375,10 +245,7 @@ pub async fn what_is_over_a_limit_is_refused_before_it_is_sent(fixture: &impl Fi
         let result = store.txn(txn).await;
         assert!(matches!(result, Err(StoreError::Invalid(_))), "{result:?}");
     }
-    assert!(matches!(
-        store.get("a//b").await,
-        Err(StoreError::Invalid(_))
-    ));
+    assert!(matches!(store.get("a//b").await, Err(StoreError::Invalid(_))));
     assert_eq!(store.snapshot("").await.unwrap().items, []);
 }
 
@@ -389,17 +256,9 @@ pub async fn a_closed_store_refuses_calls_and_ends_its_watches(fixture: &impl Fi
     let mut watch = store.watch("", None);
     super::next(&mut watch).await;
     store.close().await;
-    assert_eq!(
-        tokio::time::timeout(super::PATIENCE, watch.next())
-            .await
-            .unwrap(),
-        None
-    );
+    assert_eq!(tokio::time::timeout(super::PATIENCE, watch.next()).await.unwrap(), None);
     assert!(matches!(store.get("a").await, Err(StoreError::Closed)));
-    assert!(matches!(
-        store.txn(Txn::new().put("a", "2")).await,
-        Err(StoreError::Closed)
-    ));
+    assert!(matches!(store.txn(Txn::new().put("a", "2")).await, Err(StoreError::Closed)));
     assert_eq!(store.watch("", None).next().await, None);
     store.close().await;
 }

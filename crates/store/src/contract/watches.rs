@@ -9,42 +9,20 @@ use crate::{Revision, Txn, WatchEvent};
 pub async fn a_watch_from_nothing_begins_with_everything(fixture: &impl Fixture) {
     let store = fixture.store();
     let mut empty = store.watch("none/", None);
-    let WatchEvent::Resync { items, .. } = next(&mut empty).await else {
-        panic!("no resync")
-    };
+    let WatchEvent::Resync { items, .. } = next(&mut empty).await else { panic!("no resync") };
     assert_eq!(items, []);
 
-    let revision = store
-        .txn(
-            Txn::new()
-                .put("jobs/a", "1")
-                .put("jobs/b", "1")
-                .put("other", "1"),
-        )
-        .await
-        .unwrap();
+    let revision =
+        store.txn(Txn::new().put("jobs/a", "1").put("jobs/b", "1").put("other", "1")).await.unwrap();
     let mut watch = store.watch("jobs/", None);
     let first = next(&mut watch).await;
     assert_eq!(first.revision(), revision);
-    let WatchEvent::Resync { items, .. } = first else {
-        panic!("{first:?}")
-    };
-    assert_eq!(
-        items
-            .iter()
-            .map(|item| item.key.as_str())
-            .collect::<Vec<_>>(),
-        ["jobs/a", "jobs/b"]
-    );
+    let WatchEvent::Resync { items, .. } = first else { panic!("{first:?}") };
+    assert_eq!(items.iter().map(|item| item.key.as_str()).collect::<Vec<_>>(), ["jobs/a", "jobs/b"]);
 
     let revision = store.txn(Txn::new().put("jobs/c", "1")).await.unwrap();
-    let WatchEvent::Put(record) = next(&mut watch).await else {
-        panic!("no put")
-    };
-    assert_eq!(
-        (record.key.as_str(), record.mod_revision),
-        ("jobs/c", revision)
-    );
+    let WatchEvent::Put(record) = next(&mut watch).await else { panic!("no put") };
+    assert_eq!((record.key.as_str(), record.mod_revision), ("jobs/c", revision));
 }
 
 /// Puts and deletes, of the watched prefix only, in the order of their revisions.
@@ -54,19 +32,9 @@ pub async fn a_watch_shows_changes_in_order(fixture: &impl Fixture) {
     let mut watch = store.watch("jobs/", Some(start));
     let mut expected = Vec::new();
     for n in 1..=20 {
-        store
-            .txn(Txn::new().put("other", n.to_string()))
-            .await
-            .unwrap();
-        let put = store
-            .txn(Txn::new().put("jobs/a", n.to_string()))
-            .await
-            .unwrap();
-        let delete = fixture
-            .other_client()
-            .txn(Txn::new().delete("jobs/a"))
-            .await
-            .unwrap();
+        store.txn(Txn::new().put("other", n.to_string())).await.unwrap();
+        let put = store.txn(Txn::new().put("jobs/a", n.to_string())).await.unwrap();
+        let delete = fixture.other_client().txn(Txn::new().delete("jobs/a")).await.unwrap();
         expected.extend([(put, Some(n.to_string())), (delete, None)]);
     }
     let mut seen = Vec::new();
@@ -91,16 +59,11 @@ pub async fn a_watch_misses_nothing_after_a_listing(fixture: &impl Fixture) {
     let store = fixture.store();
     store.txn(Txn::new().put("jobs/a", "1")).await.unwrap();
     let page = store.list("jobs/", None, 100).await.unwrap();
-    let between = store
-        .txn(Txn::new().put("jobs/b", "1").put("jobs/c", "1"))
-        .await
-        .unwrap();
+    let between = store.txn(Txn::new().put("jobs/b", "1").put("jobs/c", "1")).await.unwrap();
     let mut watch = store.watch("jobs/", Some(page.revision));
     let mut keys = Vec::new();
     for _ in 0..2 {
-        let WatchEvent::Put(record) = next(&mut watch).await else {
-            panic!("no put")
-        };
+        let WatchEvent::Put(record) = next(&mut watch).await else { panic!("no put") };
         assert_eq!(record.mod_revision, between);
         keys.push(record.key);
     }
@@ -112,37 +75,20 @@ pub async fn a_watch_misses_nothing_after_a_listing(fixture: &impl Fixture) {
 pub async fn a_watch_whose_history_is_gone_reads_everything(fixture: &impl Fixture) {
     let store = fixture.store();
     let start = store.txn(Txn::new().put("jobs/a", "1")).await.unwrap();
-    store
-        .txn(Txn::new().put("jobs/a", "2").put("jobs/gone", "1"))
-        .await
-        .unwrap();
+    store.txn(Txn::new().put("jobs/a", "2").put("jobs/gone", "1")).await.unwrap();
     store.txn(Txn::new().delete("jobs/gone")).await.unwrap();
     let last = store.txn(Txn::new().put("jobs/b", "1")).await.unwrap();
     fixture.compact(last).await;
 
     let mut watch = store.watch("jobs/", Some(start));
     let first = next(&mut watch).await;
-    let WatchEvent::Resync { items, revision } = first else {
-        panic!("{first:?}")
-    };
+    let WatchEvent::Resync { items, revision } = first else { panic!("{first:?}") };
     assert_eq!(revision, last);
-    let state: Vec<_> = items
-        .iter()
-        .map(|item| (item.key.as_str(), item.value.as_ref()))
-        .collect();
-    assert_eq!(
-        state,
-        [("jobs/a", b"2".as_slice()), ("jobs/b", b"1".as_slice())]
-    );
+    let state: Vec<_> = items.iter().map(|item| (item.key.as_str(), item.value.as_ref())).collect();
+    assert_eq!(state, [("jobs/a", b"2".as_slice()), ("jobs/b", b"1".as_slice())]);
 
     let after = store.txn(Txn::new().delete("jobs/b")).await.unwrap();
-    assert_eq!(
-        next(&mut watch).await,
-        WatchEvent::Delete {
-            key: "jobs/b".to_owned(),
-            revision: after
-        }
-    );
+    assert_eq!(next(&mut watch).await, WatchEvent::Delete { key: "jobs/b".to_owned(), revision: after });
 }
 
 /// A start that this store never reached: it was restored from an older state, or is another one.
@@ -151,10 +97,7 @@ pub async fn a_watch_from_a_revision_to_come_reads_everything(fixture: &impl Fix
     let revision = store.txn(Txn::new().put("jobs/a", "1")).await.unwrap();
     let mut watch = store.watch("jobs/", Some(Revision(revision.0 + 1000)));
     let first = next(&mut watch).await;
-    assert!(
-        matches!(&first, WatchEvent::Resync { items, .. } if items.len() == 1),
-        "{first:?}"
-    );
+    assert!(matches!(&first, WatchEvent::Resync { items, .. } if items.len() == 1), "{first:?}");
 }
 
 /// A reader that does not read for a while reaches the same state as one that does.
@@ -165,9 +108,7 @@ pub async fn a_slow_reader_misses_nothing(fixture: &impl Fixture) {
     next(&mut watch).await;
     let mut last = Revision(0);
     for round in 0..ROUNDS {
-        let txn = (0..100).fold(Txn::new(), |txn, n| {
-            txn.put(format!("n/{n}"), format!("{round}"))
-        });
+        let txn = (0..100).fold(Txn::new(), |txn, n| txn.put(format!("n/{n}"), format!("{round}")));
         last = store.txn(txn).await.unwrap();
     }
     let mut cache = BTreeMap::new();
@@ -180,18 +121,11 @@ pub async fn a_slow_reader_misses_nothing(fixture: &impl Fixture) {
             }
             WatchEvent::Resync { items, revision } => {
                 at_last = if revision == last { 100 } else { 0 };
-                cache = items
-                    .into_iter()
-                    .map(|item| (item.key, item.value))
-                    .collect();
+                cache = items.into_iter().map(|item| (item.key, item.value)).collect();
             }
             WatchEvent::Delete { key, .. } => panic!("{key} was not deleted"),
         }
     }
     assert_eq!(cache.len(), 100);
-    assert!(
-        cache
-            .values()
-            .all(|value| *value == (ROUNDS - 1).to_string())
-    );
+    assert!(cache.values().all(|value| *value == (ROUNDS - 1).to_string()));
 }

@@ -44,33 +44,18 @@ pub(super) struct Opened {
 /// Opens or creates the file, and ends the leases of the process that had it open before: it is gone, since the file
 /// is locked by one process at a time.
 pub(super) fn open(path: &Path) -> Result<Opened, StoreError> {
-    let db = Database::builder()
-        .set_cache_size(CACHE_BYTES)
-        .create(path)
-        .map_err(|error| match error {
-            redb::DatabaseError::DatabaseAlreadyOpen => StoreError::InUse {
-                path: path.to_owned(),
-            },
-            redb::DatabaseError::Storage(redb::StorageError::Corrupted(what)) => {
-                StoreError::Corrupt(format!("{}: {what}", path.display()))
-            }
-            other => StoreError::Open {
-                path: path.to_owned(),
-                source: other.into(),
-            },
-        })?;
+    let db = Database::builder().set_cache_size(CACHE_BYTES).create(path).map_err(|error| match error {
+        redb::DatabaseError::DatabaseAlreadyOpen => StoreError::InUse { path: path.to_owned() },
+        redb::DatabaseError::Storage(redb::StorageError::Corrupted(what)) => {
+            StoreError::Corrupt(format!("{}: {what}", path.display()))
+        }
+        other => StoreError::Open { path: path.to_owned(), source: other.into() },
+    })?;
     let (revision, times_opened) = prepare(&db).map_err(|error| match error {
-        Failure::Storage(source) => StoreError::Open {
-            path: path.to_owned(),
-            source: source.into(),
-        },
+        Failure::Storage(source) => StoreError::Open { path: path.to_owned(), source: source.into() },
         Failure::Store(error) => error,
     })?;
-    Ok(Opened {
-        db,
-        revision,
-        times_opened,
-    })
+    Ok(Opened { db, revision, times_opened })
 }
 
 /// An error of redb, or one of ours met on the way.
@@ -100,21 +85,13 @@ fn prepare(db: &Database) -> Result<(Revision, u64), Failure> {
     let write = db.begin_write()?;
     let (revision, times_opened) = {
         let mut tables = Tables::open(&write)?;
-        let format = tables
-            .meta
-            .get(META_FORMAT)?
-            .map_or(FORMAT, |value| value.value());
+        let format = tables.meta.get(META_FORMAT)?.map_or(FORMAT, |value| value.value());
         if format != FORMAT {
-            let message =
-                format!("format {format} of the file is not the one known here ({FORMAT})");
+            let message = format!("format {format} of the file is not the one known here ({FORMAT})");
             return Err(Failure::Store(StoreError::Corrupt(message)));
         }
         tables.meta.insert(META_FORMAT, FORMAT)?;
-        let times_opened = tables
-            .meta
-            .get(META_OPENED)?
-            .map_or(0, |value| value.value())
-            + 1;
+        let times_opened = tables.meta.get(META_OPENED)?.map_or(0, |value| value.value()) + 1;
         tables.meta.insert(META_OPENED, times_opened)?;
 
         let mut revision = tables.revision()?;
@@ -149,11 +126,7 @@ impl<'txn> Tables<'txn> {
     }
 
     pub fn revision(&self) -> Result<Revision, Failure> {
-        Ok(Revision(
-            self.meta
-                .get(META_REVISION)?
-                .map_or(0, |value| value.value()),
-        ))
+        Ok(Revision(self.meta.get(META_REVISION)?.map_or(0, |value| value.value())))
     }
 
     pub fn set_revision(&mut self, revision: Revision) -> Result<(), Failure> {
@@ -164,18 +137,13 @@ impl<'txn> Tables<'txn> {
     /// The revision and lease of the record at this full key.
     pub fn stamp(&self, full_key: &str) -> Result<Option<Stamp>, Failure> {
         match self.records.get(full_key)? {
-            Some(bytes) => Ok(Some(
-                Stamp::read(full_key, bytes.value()).map_err(Failure::Store)?,
-            )),
+            Some(bytes) => Ok(Some(Stamp::read(full_key, bytes.value()).map_err(Failure::Store)?)),
             None => Ok(None),
         }
     }
 
     pub fn put(&mut self, full_key: &str, value: &[u8], stamp: Stamp) -> Result<(), Failure> {
-        if let Some(Stamp {
-            lease: Some(before),
-            ..
-        }) = self.stamp(full_key)?
+        if let Some(Stamp { lease: Some(before), .. }) = self.stamp(full_key)?
             && stamp.lease != Some(before)
         {
             self.leased.remove((before.0, full_key))?;
@@ -228,24 +196,14 @@ pub(super) struct Stamp {
 
 impl Stamp {
     fn read(full_key: &str, bytes: &[u8]) -> Result<Self, StoreError> {
-        let word = |at: usize| {
-            bytes
-                .get(at..at + 8)
-                .and_then(|part| part.try_into().ok())
-                .map(u64::from_le_bytes)
-        };
+        let word =
+            |at: usize| bytes.get(at..at + 8).and_then(|part| part.try_into().ok()).map(u64::from_le_bytes);
         match (word(0), word(8)) {
             (Some(revision), Some(lease)) => {
                 let lease = (lease != 0).then_some(LeaseId(lease));
-                Ok(Self {
-                    mod_revision: Revision(revision),
-                    lease,
-                })
+                Ok(Self { mod_revision: Revision(revision), lease })
             }
-            _ => Err(StoreError::Corrupt(format!(
-                "record {full_key:?} is {} bytes, too short",
-                bytes.len()
-            ))),
+            _ => Err(StoreError::Corrupt(format!("record {full_key:?} is {} bytes, too short", bytes.len()))),
         }
     }
 }
@@ -265,9 +223,7 @@ pub(super) fn get(db: &Database, prefix: &str, key: &str) -> Result<Option<Versi
     let read = db.begin_read()?;
     let full_key = format!("{prefix}{key}");
     match read.open_table(RECORDS)?.get(full_key.as_str())? {
-        Some(bytes) => Ok(Some(
-            read_record(prefix, &full_key, bytes.value()).map_err(Failure::Store)?,
-        )),
+        Some(bytes) => Ok(Some(read_record(prefix, &full_key, bytes.value()).map_err(Failure::Store)?)),
         None => Ok(None),
     }
 }
@@ -275,11 +231,7 @@ pub(super) fn get(db: &Database, prefix: &str, key: &str) -> Result<Option<Versi
 /// The revision of the last commit.
 pub(super) fn committed_revision(db: &Database) -> Result<Revision, Failure> {
     let read = db.begin_read()?;
-    Ok(Revision(
-        read.open_table(META)?
-            .get(META_REVISION)?
-            .map_or(0, |value| value.value()),
-    ))
+    Ok(Revision(read.open_table(META)?.get(META_REVISION)?.map_or(0, |value| value.value())))
 }
 
 /// Reads a page of the records below `under` (without the store's prefix) after the key `after`.
@@ -291,16 +243,8 @@ pub(super) fn list(
     limit: usize,
 ) -> Result<Page, Failure> {
     let (items, more, revision) = scan(db, prefix, under, after, limit, MAX_PAGE_BYTES)?;
-    let next = if more {
-        items.last().map(|item| item.key.clone())
-    } else {
-        None
-    };
-    Ok(Page {
-        items,
-        next,
-        revision,
-    })
+    let next = if more { items.last().map(|item| item.key.clone()) } else { None };
+    Ok(Page { items, next, revision })
 }
 
 /// Reads all records below `under` (without the store's prefix).
@@ -318,16 +262,10 @@ fn scan(
     limit_bytes: usize,
 ) -> Result<(Vec<Versioned>, bool, Revision), Failure> {
     let read = db.begin_read()?;
-    let revision = Revision(
-        read.open_table(META)?
-            .get(META_REVISION)?
-            .map_or(0, |value| value.value()),
-    );
+    let revision = Revision(read.open_table(META)?.get(META_REVISION)?.map_or(0, |value| value.value()));
     let records = read.open_table(RECORDS)?;
     let full_under = format!("{prefix}{under}");
-    let full_after = after
-        .map(|key| format!("{prefix}{key}"))
-        .filter(|key| *key >= full_under);
+    let full_after = after.map(|key| format!("{prefix}{key}")).filter(|key| *key >= full_under);
     let start = match &full_after {
         Some(key) => Bound::Excluded(key.as_str()),
         None => Bound::Included(full_under.as_str()),

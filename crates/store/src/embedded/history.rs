@@ -33,21 +33,12 @@ pub(super) enum Since {
     /// The changes since then are not all here: read everything anew.
     Gone,
     /// The matching changes up to and including `reached`, with full keys.
-    Changes {
-        events: Vec<WatchEvent>,
-        reached: Revision,
-    },
+    Changes { events: Vec<WatchEvent>, reached: Revision },
 }
 
 impl History {
     pub fn new(now: Revision, limits: HistoryLimits) -> Self {
-        Self {
-            floor: now,
-            latest: now,
-            changes: VecDeque::new(),
-            bytes: 0,
-            limits,
-        }
+        Self { floor: now, latest: now, changes: VecDeque::new(), bytes: 0, limits }
     }
 
     /// Adds the changes of one or several revisions, in order.
@@ -80,9 +71,7 @@ impl History {
         if after < self.floor {
             return Since::Gone;
         }
-        let start = self
-            .changes
-            .partition_point(|change| change.revision() <= after);
+        let start = self.changes.partition_point(|change| change.revision() <= after);
         let mut events = Vec::new();
         let mut reached = after;
         for change in self.changes.range(start..) {
@@ -94,10 +83,7 @@ impl History {
                 events.push(change.clone());
             }
         }
-        Since::Changes {
-            events,
-            reached: self.latest.max(after),
-        }
+        Since::Changes { events, reached: self.latest.max(after) }
     }
 }
 
@@ -122,10 +108,7 @@ mod tests {
     use super::*;
     use crate::types::Versioned;
 
-    const WIDE: HistoryLimits = HistoryLimits {
-        events: 1000,
-        bytes: 1 << 20,
-    };
+    const WIDE: HistoryLimits = HistoryLimits { events: 1000, bytes: 1 << 20 };
 
     fn put(key: &str, revision: u64) -> WatchEvent {
         WatchEvent::Put(Versioned {
@@ -138,9 +121,7 @@ mod tests {
 
     fn revisions(since: Since) -> Vec<u64> {
         match since {
-            Since::Changes { events, .. } => {
-                events.iter().map(|event| event.revision().0).collect()
-            }
+            Since::Changes { events, .. } => events.iter().map(|event| event.revision().0).collect(),
             Since::Gone => panic!("history is gone"),
         }
     }
@@ -148,48 +129,28 @@ mod tests {
     #[test]
     fn a_watch_sees_what_came_after_it_and_matches() {
         let mut history = History::new(Revision(10), WIDE);
-        history.publish(
-            [put("/a/1", 11), put("/b/1", 12), put("/a/2", 13)],
-            Revision(13),
-        );
+        history.publish([put("/a/1", 11), put("/b/1", 12), put("/a/2", 13)], Revision(13));
         assert_eq!(revisions(history.since(Revision(10), "/a/")), [11, 13]);
         assert_eq!(revisions(history.since(Revision(11), "/a/")), [13]);
         assert_eq!(
             history.since(Revision(13), "/a/"),
-            Since::Changes {
-                events: vec![],
-                reached: Revision(13)
-            }
+            Since::Changes { events: vec![], reached: Revision(13) }
         );
         assert_eq!(history.since(Revision(9), "/a/"), Since::Gone);
     }
 
     #[test]
     fn the_oldest_revisions_go_first_and_whole() {
-        let mut history = History::new(
-            Revision(0),
-            HistoryLimits {
-                events: 3,
-                bytes: 1 << 20,
-            },
-        );
-        history.publish(
-            [put("/a", 1), put("/b", 1), put("/c", 2), put("/d", 3)],
-            Revision(3),
-        );
+        let mut history = History::new(Revision(0), HistoryLimits { events: 3, bytes: 1 << 20 });
+        history.publish([put("/a", 1), put("/b", 1), put("/c", 2), put("/d", 3)], Revision(3));
         assert_eq!(history.since(Revision(0), "/"), Since::Gone);
         assert_eq!(revisions(history.since(Revision(1), "/")), [2, 3]);
     }
 
     #[test]
     fn bytes_are_bounded_too() {
-        let mut history = History::new(
-            Revision(0),
-            HistoryLimits {
-                events: 1000,
-                bytes: 2 * size_bytes(&put("/a", 1)),
-            },
-        );
+        let mut history =
+            History::new(Revision(0), HistoryLimits { events: 1000, bytes: 2 * size_bytes(&put("/a", 1)) });
         history.publish((1..=5).map(|revision| put("/a", revision)), Revision(5));
         assert_eq!(revisions(history.since(Revision(3), "/")), [4, 5]);
         assert_eq!(history.since(Revision(2), "/"), Since::Gone);
@@ -198,12 +159,9 @@ mod tests {
     #[test]
     fn a_chunk_ends_between_revisions() {
         let mut history = History::new(Revision(0), WIDE);
-        let changes =
-            (1..=100).flat_map(|revision| (0..3).map(move |n| put(&format!("/{n}"), revision)));
+        let changes = (1..=100).flat_map(|revision| (0..3).map(move |n| put(&format!("/{n}"), revision)));
         history.publish(changes, Revision(100));
-        let Since::Changes { events, reached } = history.since(Revision(0), "/") else {
-            panic!("gone")
-        };
+        let Since::Changes { events, reached } = history.since(Revision(0), "/") else { panic!("gone") };
         assert_eq!(reached, Revision(86));
         assert_eq!(events.len(), 86 * 3);
         assert_eq!(revisions(history.since(reached, "/")).len(), 14 * 3);

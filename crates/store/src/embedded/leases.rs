@@ -35,20 +35,12 @@ struct Entry {
 impl LeaseTable {
     /// `times_opened` keeps the numbers apart from those of earlier processes.
     pub fn new(times_opened: u64) -> Self {
-        let granted = Granted {
-            next_id: (times_opened << 32) + 1,
-            by_id: BTreeMap::new(),
-        };
-        Self {
-            leases: Mutex::new(granted),
-            changed: Notify::new(),
-        }
+        let granted = Granted { next_id: (times_opened << 32) + 1, by_id: BTreeMap::new() };
+        Self { leases: Mutex::new(granted), changed: Notify::new() }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Granted> {
-        self.leases
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.leases.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     pub fn grant(&self, ttl: Duration, now: Instant) -> Result<LeaseId, StoreError> {
@@ -60,13 +52,7 @@ impl LeaseTable {
         }
         let id = LeaseId(granted.next_id);
         granted.next_id += 1;
-        granted.by_id.insert(
-            id,
-            Entry {
-                ttl,
-                expires_at: now + ttl,
-            },
-        );
+        granted.by_id.insert(id, Entry { ttl, expires_at: now + ttl });
         self.changed.notify_one();
         Ok(id)
     }
@@ -82,10 +68,7 @@ impl LeaseTable {
     }
 
     pub fn is_alive(&self, id: LeaseId, now: Instant) -> bool {
-        self.lock()
-            .by_id
-            .get(&id)
-            .is_some_and(|entry| entry.expires_at > now)
+        self.lock().by_id.get(&id).is_some_and(|entry| entry.expires_at > now)
     }
 
     pub fn remove(&self, id: LeaseId) {
@@ -95,12 +78,8 @@ impl LeaseTable {
     /// Removes and returns the leases whose time is up.
     pub fn take_expired(&self, now: Instant) -> Vec<LeaseId> {
         let mut granted = self.lock();
-        let expired: Vec<LeaseId> = granted
-            .by_id
-            .iter()
-            .filter(|(_, entry)| entry.expires_at <= now)
-            .map(|(id, _)| *id)
-            .collect();
+        let expired: Vec<LeaseId> =
+            granted.by_id.iter().filter(|(_, entry)| entry.expires_at <= now).map(|(id, _)| *id).collect();
         for id in &expired {
             granted.by_id.remove(id);
         }
@@ -110,12 +89,7 @@ impl LeaseTable {
     /// Waits until the time of some lease is up.
     pub async fn next_expiry(&self) {
         loop {
-            let next = self
-                .lock()
-                .by_id
-                .values()
-                .map(|entry| entry.expires_at)
-                .min();
+            let next = self.lock().by_id.values().map(|entry| entry.expires_at).min();
             match next {
                 Some(at) if at <= Instant::now() => return,
                 Some(at) => {
@@ -140,20 +114,10 @@ mod tests {
         let start = Instant::now();
         let ttl = Duration::from_secs(10);
         let id = table.grant(ttl, start).unwrap();
-        assert_eq!(
-            table.renew(id, start + Duration::from_secs(9)),
-            Renewal::Renewed
-        );
+        assert_eq!(table.renew(id, start + Duration::from_secs(9)), Renewal::Renewed);
         assert!(table.is_alive(id, start + Duration::from_secs(18)));
-        assert!(
-            table
-                .take_expired(start + Duration::from_secs(18))
-                .is_empty()
-        );
-        assert_eq!(
-            table.renew(id, start + Duration::from_secs(19)),
-            Renewal::Gone
-        );
+        assert!(table.take_expired(start + Duration::from_secs(18)).is_empty());
+        assert_eq!(table.renew(id, start + Duration::from_secs(19)), Renewal::Gone);
         assert_eq!(table.take_expired(start + Duration::from_secs(19)), [id]);
         assert!(!table.is_alive(id, start));
     }

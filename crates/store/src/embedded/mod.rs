@@ -97,14 +97,8 @@ pub struct EmbeddedStore {
 impl EmbeddedStore {
     /// Opens the store, creating it when there is none. Fails with [`StoreError::InUse`] when another process has it.
     pub async fn open(config: EmbeddedConfig) -> Result<Self, StoreError> {
-        let EmbeddedConfig {
-            dir,
-            prefix,
-            call_timeout,
-            watch_buffer_events,
-            history_events,
-            history_bytes,
-        } = config;
+        let EmbeddedConfig { dir, prefix, call_timeout, watch_buffer_events, history_events, history_bytes } =
+            config;
         validate_store_prefix(&prefix)?;
         let path = dir.join(FILE_NAME);
         let opening_path = path.clone();
@@ -114,34 +108,18 @@ impl EmbeddedStore {
             sync_dir(&dir)?;
             Ok(opened)
         });
-        let opened = opening.await.map_err(|error| StoreError::Open {
-            path: path.clone(),
-            source: error.into(),
-        })??;
-        let limits = HistoryLimits {
-            events: history_events,
-            bytes: history_bytes,
-        };
-        let shared = Arc::new(Shared::new(
-            prefix,
-            opened.revision,
-            opened.times_opened,
-            limits,
-        ));
+        let opened = opening
+            .await
+            .map_err(|error| StoreError::Open { path: path.clone(), source: error.into() })??;
+        let limits = HistoryLimits { events: history_events, bytes: history_bytes };
+        let shared = Arc::new(Shared::new(prefix, opened.revision, opened.times_opened, limits));
         let db = Arc::new(opened.db);
         let (commands, receiver) = mpsc::channel(MAX_QUEUED_COMMANDS);
-        let writer = Writer {
-            db: db.clone(),
-            shared: shared.clone(),
-            commands: receiver,
-        };
+        let writer = Writer { db: db.clone(), shared: shared.clone(), commands: receiver };
         let thread = std::thread::Builder::new()
             .name("store-writer".to_owned())
             .spawn(move || writer.run())
-            .map_err(|error| StoreError::Open {
-                path,
-                source: error.into(),
-            })?;
+            .map_err(|error| StoreError::Open { path, source: error.into() })?;
 
         let tasks = Tasks::new();
         spawn_expiry(&tasks, shared.clone(), commands.clone());
@@ -157,11 +135,7 @@ impl EmbeddedStore {
     }
 
     fn db(&self) -> Result<Arc<Database>, StoreError> {
-        self.db
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
-            .ok_or(StoreError::Closed)
+        self.db.read().unwrap_or_else(PoisonError::into_inner).clone().ok_or(StoreError::Closed)
     }
 
     /// Reads off the async threads: a page may have to come from the disk.
@@ -171,9 +145,8 @@ impl EmbeddedStore {
     ) -> Result<T, StoreError> {
         let db = self.db()?;
         let shared = self.shared.clone();
-        let reading = tokio::task::spawn_blocking(move || {
-            read(&db, &shared.prefix).map_err(Failure::not_applied)
-        });
+        let reading =
+            tokio::task::spawn_blocking(move || read(&db, &shared.prefix).map_err(Failure::not_applied));
         match timeout_at(Instant::now() + self.call_timeout, reading).await {
             Ok(Ok(result)) => result,
             Ok(Err(join_error)) => Err(StoreError::NotApplied(join_error.into())),
@@ -193,37 +166,24 @@ impl Store for EmbeddedStore {
     async fn get(&self, key: &str) -> Result<Option<Versioned>, StoreError> {
         validate_key(key)?;
         let key = key.to_owned();
-        self.read(move |db, prefix| file::get(db, prefix, &key))
-            .await
+        self.read(move |db, prefix| file::get(db, prefix, &key)).await
     }
 
-    async fn list(
-        &self,
-        prefix: &str,
-        page_after: Option<&str>,
-        limit: usize,
-    ) -> Result<Page, StoreError> {
+    async fn list(&self, prefix: &str, page_after: Option<&str>, limit: usize) -> Result<Page, StoreError> {
         let under = prefix.to_owned();
         let after = page_after.map(str::to_owned);
         let limit = limit.clamp(1, MAX_PAGE_ITEMS);
-        self.read(move |db, prefix| file::list(db, prefix, &under, after.as_deref(), limit))
-            .await
+        self.read(move |db, prefix| file::list(db, prefix, &under, after.as_deref(), limit)).await
     }
 
     async fn snapshot(&self, prefix: &str) -> Result<Snapshot, StoreError> {
         let under = prefix.to_owned();
-        self.read(move |db, prefix| file::snapshot(db, prefix, &under))
-            .await
+        self.read(move |db, prefix| file::snapshot(db, prefix, &under)).await
     }
 
     async fn txn(&self, txn: Txn) -> Result<Revision, StoreError> {
         txn.validate()?;
-        ask(
-            &self.commands,
-            Instant::now() + self.call_timeout,
-            |reply| Command::Txn { txn, reply },
-        )
-        .await
+        ask(&self.commands, Instant::now() + self.call_timeout, |reply| Command::Txn { txn, reply }).await
     }
 
     fn watch(&self, prefix: &str, after: Option<Revision>) -> Watch {
@@ -259,15 +219,8 @@ impl Store for EmbeddedStore {
 
     async fn close(&self) {
         self.tasks.stop().await;
-        self.db
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
-        let thread = self
-            .writer
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
+        self.db.write().unwrap_or_else(PoisonError::into_inner).take();
+        let thread = self.writer.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(thread) = thread {
             // Fails only when the writer has ended already.
             drop(self.commands.send(Command::Stop).await);
@@ -313,13 +266,9 @@ impl LeaseBackend for EmbeddedLease {
 
     async fn revoke(&mut self) -> Result<(), StoreError> {
         let lease = self.id;
-        ask(
-            &self.commands,
-            Instant::now() + self.call_timeout,
-            |reply| Command::Revoke { lease, reply },
-        )
-        .await
-        .map(|_revision| ())
+        ask(&self.commands, Instant::now() + self.call_timeout, |reply| Command::Revoke { lease, reply })
+            .await
+            .map(|_revision| ())
     }
 }
 
@@ -343,18 +292,13 @@ fn spawn_expiry(tasks: &Tasks, shared: Arc<Shared>, commands: mpsc::Sender<Comma
 }
 
 fn create_dir(dir: &std::path::Path) -> Result<(), StoreError> {
-    std::fs::create_dir_all(dir).map_err(|error| StoreError::Open {
-        path: dir.to_owned(),
-        source: error.into(),
-    })
+    std::fs::create_dir_all(dir)
+        .map_err(|error| StoreError::Open { path: dir.to_owned(), source: error.into() })
 }
 
 /// A new file survives power loss only once its folder is synced too.
 fn sync_dir(dir: &std::path::Path) -> Result<(), StoreError> {
     std::fs::File::open(dir)
         .and_then(|folder| folder.sync_all())
-        .map_err(|error| StoreError::Open {
-            path: dir.to_owned(),
-            source: error.into(),
-        })
+        .map_err(|error| StoreError::Open { path: dir.to_owned(), source: error.into() })
 }

@@ -68,13 +68,9 @@ impl Feed {
 
     async fn resync(&self) -> Option<Revision> {
         let under = self.under.clone();
-        let Snapshot { items, revision } = self
-            .read(move |db, shared| file::snapshot(db, &shared.prefix, &under))
-            .await?;
-        self.sender
-            .send(WatchEvent::Resync { items, revision })
-            .await
-            .ok()?;
+        let Snapshot { items, revision } =
+            self.read(move |db, shared| file::snapshot(db, &shared.prefix, &under)).await?;
+        self.sender.send(WatchEvent::Resync { items, revision }).await.ok()?;
         Some(revision)
     }
 
@@ -91,10 +87,8 @@ impl Feed {
         loop {
             let db = self.db.upgrade()?;
             let (read, shared) = (read.clone(), self.shared.clone());
-            let result = tokio::task::spawn_blocking(move || {
-                read(&db, &shared).map_err(Failure::not_applied)
-            })
-            .await;
+            let result =
+                tokio::task::spawn_blocking(move || read(&db, &shared).map_err(Failure::not_applied)).await;
             let error: StoreError = match result {
                 Ok(Ok(value)) => return Some(value),
                 Ok(Err(error)) => error,
@@ -109,20 +103,13 @@ impl Feed {
     }
 
     fn without_prefix(&self, event: WatchEvent) -> WatchEvent {
-        let strip = |key: String| {
-            key.strip_prefix(&self.shared.prefix)
-                .map(str::to_owned)
-                .unwrap_or(key)
-        };
+        let strip = |key: String| key.strip_prefix(&self.shared.prefix).map(str::to_owned).unwrap_or(key);
         match event {
             WatchEvent::Put(mut record) => {
                 record.key = strip(record.key);
                 WatchEvent::Put(record)
             }
-            WatchEvent::Delete { key, revision } => WatchEvent::Delete {
-                key: strip(key),
-                revision,
-            },
+            WatchEvent::Delete { key, revision } => WatchEvent::Delete { key: strip(key), revision },
             resync @ WatchEvent::Resync { .. } => resync,
         }
     }

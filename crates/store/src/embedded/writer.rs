@@ -120,10 +120,9 @@ impl Writer {
                         self.shared.leases.remove(lease);
                         (Some(reply), Work::EndLeases(vec![lease]))
                     }
-                    Command::ExpireLeases => (
-                        None,
-                        Work::EndLeases(self.shared.leases.take_expired(Instant::now())),
-                    ),
+                    Command::ExpireLeases => {
+                        (None, Work::EndLeases(self.shared.leases.take_expired(Instant::now())))
+                    }
                     Command::Stop => continue,
                 };
                 let outcome = match (&mut tables, &failure) {
@@ -147,18 +146,14 @@ impl Writer {
         }
         if let Some(failure) = failure {
             // Dropping the write transaction undoes all of it.
-            return Err(FailedBatch {
-                stage: FailedStage::BeforeCommit,
-                error: failure.not_applied(),
-            });
+            return Err(FailedBatch { stage: FailedStage::BeforeCommit, error: failure.not_applied() });
         }
         match (write, latest) {
             (Some(write), Some(_)) => match write.commit() {
                 Ok(()) => Ok(latest),
-                Err(error) => Err(FailedBatch {
-                    stage: FailedStage::Commit,
-                    error: Failure::from(error).not_applied(),
-                }),
+                Err(error) => {
+                    Err(FailedBatch { stage: FailedStage::Commit, error: Failure::from(error).not_applied() })
+                }
             },
             _ => Ok(None),
         }
@@ -191,10 +186,7 @@ impl Writer {
                 for lease in leases {
                     for (lease, full_key) in tables.leased_keys(lease.0..=lease.0)? {
                         tables.remove(&full_key, Some(lease))?;
-                        changes.push(WatchEvent::Delete {
-                            key: full_key,
-                            revision,
-                        });
+                        changes.push(WatchEvent::Delete { key: full_key, revision });
                     }
                 }
             }
@@ -211,9 +203,7 @@ impl Writer {
         if let Some(fence) = &txn.fence {
             let stamp = tables.stamp(&self.full_key(&fence.key))?;
             if stamp.map(|stamp| stamp.mod_revision) != Some(fence.revision) {
-                return Ok(Some(StoreError::NotLeader {
-                    name: fence.name.clone(),
-                }));
+                return Ok(Some(StoreError::NotLeader { name: fence.name.clone() }));
             }
         }
         for precondition in &txn.preconditions {
@@ -221,20 +211,14 @@ impl Writer {
             let holds = match precondition.expect {
                 Expect::Absent => stamp.is_none(),
                 Expect::Exists => stamp.is_some(),
-                Expect::ModRevision(revision) => {
-                    stamp.is_some_and(|stamp| stamp.mod_revision == revision)
-                }
+                Expect::ModRevision(revision) => stamp.is_some_and(|stamp| stamp.mod_revision == revision),
             };
             if !holds {
-                return Ok(Some(StoreError::Conflict {
-                    key: precondition.key.clone(),
-                }));
+                return Ok(Some(StoreError::Conflict { key: precondition.key.clone() }));
             }
         }
         for op in &txn.ops {
-            if let Op::Put {
-                lease: Some(lease), ..
-            } = op
+            if let Op::Put { lease: Some(lease), .. } = op
                 && !self.shared.leases.is_alive(*lease, Instant::now())
             {
                 return Ok(Some(StoreError::LeaseNotFound { lease: lease.0 }));
@@ -253,14 +237,7 @@ impl Writer {
         match op {
             Op::Put { key, value, lease } => {
                 let full_key = self.full_key(&key);
-                tables.put(
-                    &full_key,
-                    &value,
-                    Stamp {
-                        mod_revision: revision,
-                        lease,
-                    },
-                )?;
+                tables.put(&full_key, &value, Stamp { mod_revision: revision, lease })?;
                 changes.push(WatchEvent::Put(Versioned {
                     key: full_key,
                     value,
@@ -272,10 +249,7 @@ impl Writer {
                 let full_key = self.full_key(&key);
                 let lease = tables.stamp(&full_key)?.and_then(|stamp| stamp.lease);
                 if tables.remove(&full_key, lease)? {
-                    changes.push(WatchEvent::Delete {
-                        key: full_key,
-                        revision,
-                    });
+                    changes.push(WatchEvent::Delete { key: full_key, revision });
                 }
             }
         }

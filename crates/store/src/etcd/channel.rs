@@ -70,9 +70,7 @@ impl CallError {
             CallError::TimedOut(Repeat::Harmless) => {
                 StoreError::NotApplied("no answer before the deadline".into())
             }
-            CallError::TimedOut(Repeat::Never) => {
-                StoreError::Unknown("no answer before the deadline".into())
-            }
+            CallError::TimedOut(Repeat::Never) => StoreError::Unknown("no answer before the deadline".into()),
         }
     }
 }
@@ -102,12 +100,7 @@ impl Endpoints {
         if members.is_empty() {
             return Err(StoreError::Invalid("no etcd endpoint is given".to_owned()));
         }
-        Ok(Self {
-            members,
-            in_use: AtomicUsize::new(0),
-            call_timeout,
-            connect_timeout,
-        })
+        Ok(Self { members, in_use: AtomicUsize::new(0), call_timeout, connect_timeout })
     }
 
     /// The member in use, and a ticket for [`Endpoints::give_up_on`].
@@ -133,11 +126,7 @@ impl Endpoints {
     }
 
     /// Makes a call, within the deadline again and again while that is harmless.
-    pub async fn call<T, F>(
-        &self,
-        repeat: Repeat,
-        call: impl Fn(Client) -> F,
-    ) -> Result<T, CallError>
+    pub async fn call<T, F>(&self, repeat: Repeat, call: impl Fn(Client) -> F) -> Result<T, CallError>
     where
         F: Future<Output = Result<T, Error>>,
     {
@@ -231,10 +220,7 @@ mod tests {
         let sorted = |code| sort(Error::GRpcStatus(tonic::Status::new(code, "")));
         assert!(matches!(sorted(Code::Unavailable), Sorted::Unknown(_)));
         assert!(matches!(sorted(Code::DeadlineExceeded), Sorted::Unknown(_)));
-        assert!(matches!(
-            sorted(Code::ResourceExhausted),
-            Sorted::NotApplied(_)
-        ));
+        assert!(matches!(sorted(Code::ResourceExhausted), Sorted::NotApplied(_)));
         assert!(matches!(sorted(Code::PermissionDenied), Sorted::Refused(_)));
     }
 
@@ -244,34 +230,19 @@ mod tests {
         let address = listener.local_addr().unwrap();
         drop(listener);
         let timeout = Duration::from_millis(300);
-        let endpoints = Endpoints::new(
-            &[format!("http://{address}")],
-            timeout,
-            Duration::from_millis(100),
-        )
-        .await
-        .unwrap();
-        let result = endpoints
-            .call(Repeat::Never, |mut client| async move {
-                client.put("a", "1", None).await
-            })
-            .await;
+        let endpoints = Endpoints::new(&[format!("http://{address}")], timeout, Duration::from_millis(100))
+            .await
+            .unwrap();
+        let result =
+            endpoints.call(Repeat::Never, |mut client| async move { client.put("a", "1", None).await }).await;
         let error = result.map(|_| ()).unwrap_err();
-        assert!(
-            matches!(error, CallError::Sorted(Sorted::NotApplied(_))),
-            "{error:?}"
-        );
+        assert!(matches!(error, CallError::Sorted(Sorted::NotApplied(_))), "{error:?}");
     }
 
     #[tokio::test]
     async fn a_member_is_given_up_on_once() {
-        let urls = [
-            "http://127.0.0.1:1".to_owned(),
-            "http://127.0.0.1:2".to_owned(),
-        ];
-        let endpoints = Endpoints::new(&urls, Duration::from_secs(1), Duration::from_secs(1))
-            .await
-            .unwrap();
+        let urls = ["http://127.0.0.1:1".to_owned(), "http://127.0.0.1:2".to_owned()];
+        let endpoints = Endpoints::new(&urls, Duration::from_secs(1), Duration::from_secs(1)).await.unwrap();
         let (ticket, _) = endpoints.current();
         endpoints.give_up_on(ticket);
         endpoints.give_up_on(ticket);

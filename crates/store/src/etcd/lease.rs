@@ -18,11 +18,7 @@ pub(super) struct EtcdLease {
 
 impl EtcdLease {
     pub fn new(id: i64, endpoints: Arc<Endpoints>) -> Self {
-        Self {
-            id,
-            endpoints,
-            stream: None,
-        }
+        Self { id, endpoints, stream: None }
     }
 
     async fn renew_on_stream(
@@ -36,9 +32,7 @@ impl EtcdLease {
                 Ok(Renewal::Renewed)
             }
             Some(_) => Ok(Renewal::Gone),
-            None => Err(Error::LeaseKeepAliveError(
-                "etcd ended the stream".to_owned(),
-            )),
+            None => Err(Error::LeaseKeepAliveError("etcd ended the stream".to_owned())),
         }
     }
 
@@ -53,11 +47,7 @@ impl EtcdLease {
             // The client reports a lease that is gone, and other things, by this error: ask.
             Err(error @ Error::LeaseKeepAliveError(_)) => {
                 let answer = client.lease_time_to_live(self.id, None).await?;
-                if answer.ttl() <= 0 {
-                    Ok(Renewal::Gone)
-                } else {
-                    Err(error)
-                }
+                if answer.ttl() <= 0 { Ok(Renewal::Gone) } else { Err(error) }
             }
             Err(error) => {
                 self.endpoints.give_up_on(ticket);
@@ -83,9 +73,7 @@ impl LeaseBackend for EtcdLease {
         let id = self.id;
         let revoked = self
             .endpoints
-            .call(Repeat::Harmless, |mut client| async move {
-                client.lease_revoke(id).await
-            })
+            .call(Repeat::Harmless, |mut client| async move { client.lease_revoke(id).await })
             .await;
         match revoked {
             Ok(_) | Err(CallError::Sorted(Sorted::NotFound(_))) => Ok(()),

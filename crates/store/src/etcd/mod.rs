@@ -24,8 +24,7 @@ use crate::lease::{Lease, LeaseId, spawn_keeper};
 use crate::store::Store;
 use crate::tasks::Tasks;
 use crate::types::{
-    MAX_PAGE_ITEMS, Op, Page, Revision, Snapshot, Txn, Versioned, validate_key,
-    validate_store_prefix,
+    MAX_PAGE_ITEMS, Op, Page, Revision, Snapshot, Txn, Versioned, validate_key, validate_store_prefix,
 };
 use crate::watch::Watch;
 
@@ -73,13 +72,7 @@ pub struct EtcdStore {
 impl EtcdStore {
     /// Connects, and reads once to see that etcd answers.
     pub async fn connect(config: EtcdConfig) -> Result<Self, StoreError> {
-        let EtcdConfig {
-            endpoints,
-            prefix,
-            call_timeout,
-            connect_timeout,
-            watch_buffer_events,
-        } = config;
+        let EtcdConfig { endpoints, prefix, call_timeout, connect_timeout, watch_buffer_events } = config;
         validate_store_prefix(&prefix)?;
         let endpoints = Arc::new(Endpoints::new(&endpoints, call_timeout, connect_timeout).await?);
         let store = Self {
@@ -93,26 +86,16 @@ impl EtcdStore {
     }
 
     fn check_open(&self) -> Result<(), StoreError> {
-        if self.tasks.is_stopped() {
-            Err(StoreError::Closed)
-        } else {
-            Ok(())
-        }
+        if self.tasks.is_stopped() { Err(StoreError::Closed) } else { Ok(()) }
     }
 
     /// Drops etcd's history up to and including `revision`, for every client of that etcd.
     #[cfg(any(test, feature = "testing"))]
     pub async fn compact(&self, revision: Revision) -> Result<(), StoreError> {
         let compact = |mut client: Client| async move {
-            client
-                .compact(records::to_etcd(revision), None)
-                .await
-                .map(|_| ())
+            client.compact(records::to_etcd(revision), None).await.map(|_| ())
         };
-        self.endpoints
-            .call(Repeat::Harmless, compact)
-            .await
-            .map_err(CallError::into_store_error)
+        self.endpoints.call(Repeat::Harmless, compact).await.map_err(CallError::into_store_error)
     }
 }
 
@@ -127,37 +110,19 @@ impl Store for EtcdStore {
             .call(Repeat::Harmless, |client| {
                 let full_key = full_key.clone();
                 async move {
-                    client
-                        .kv_client()
-                        .max_decoding_message_size(MAX_ANSWER_BYTES)
-                        .get(full_key, None)
-                        .await
+                    client.kv_client().max_decoding_message_size(MAX_ANSWER_BYTES).get(full_key, None).await
                 }
             })
             .await
             .map_err(CallError::into_store_error)?;
-        answer
-            .kvs()
-            .first()
-            .map(|kv| records::record(&self.prefix, kv))
-            .transpose()
+        answer.kvs().first().map(|kv| records::record(&self.prefix, kv)).transpose()
     }
 
-    async fn list(
-        &self,
-        prefix: &str,
-        page_after: Option<&str>,
-        limit: usize,
-    ) -> Result<Page, StoreError> {
+    async fn list(&self, prefix: &str, page_after: Option<&str>, limit: usize) -> Result<Page, StoreError> {
         self.check_open()?;
         let mut limit = limit.clamp(1, MAX_PAGE_ITEMS);
         loop {
-            let range = Range {
-                under: prefix,
-                after: page_after,
-                limit,
-                at: None,
-            };
+            let range = Range { under: prefix, after: page_after, limit, at: None };
             match range.read(&self.prefix, &self.endpoints).await? {
                 RangeAnswer::Page(page) => return Ok(page),
                 RangeAnswer::OutOfRange(_) if limit > SURE_PAGE_ITEMS => limit /= 2,
@@ -189,9 +154,7 @@ impl Store for EtcdStore {
                 (error, _) => error.into_store_error(),
             })?;
         if answer.succeeded() {
-            Ok(answer
-                .header()
-                .map_or(Revision(0), |header| records::from_etcd(header.revision())))
+            Ok(answer.header().map_or(Revision(0), |header| records::from_etcd(header.revision())))
         } else {
             Err(records::refusal(&txn, &answer.op_responses()))
         }
@@ -214,22 +177,14 @@ impl Store for EtcdStore {
 
     async fn grant(&self, ttl: Duration) -> Result<Lease, StoreError> {
         self.check_open()?;
-        let seconds = i64::try_from(ttl.as_millis().div_ceil(1000))
-            .unwrap_or(i64::MAX)
-            .max(1);
+        let seconds = i64::try_from(ttl.as_millis().div_ceil(1000)).unwrap_or(i64::MAX).max(1);
         // A lease whose grant got lost ends by itself, so asking twice is harmless.
         let grant = |mut client: Client| async move {
             let asked_at = Instant::now();
-            client
-                .lease_grant(seconds, None)
-                .await
-                .map(|answer| (asked_at, answer))
+            client.lease_grant(seconds, None).await.map(|answer| (asked_at, answer))
         };
-        let (asked_at, answer) = self
-            .endpoints
-            .call(Repeat::Harmless, grant)
-            .await
-            .map_err(CallError::into_store_error)?;
+        let (asked_at, answer) =
+            self.endpoints.call(Repeat::Harmless, grant).await.map_err(CallError::into_store_error)?;
         let granted = Duration::from_secs(u64::try_from(answer.ttl()).unwrap_or(0).max(1));
         let id = LeaseId(u64::try_from(answer.id()).unwrap_or(0));
         let backend = EtcdLease::new(answer.id(), self.endpoints.clone());
@@ -268,10 +223,7 @@ impl Range<'_> {
     async fn read(&self, prefix: &str, endpoints: &Endpoints) -> Result<RangeAnswer, StoreError> {
         let under = format!("{prefix}{}", self.under);
         // The key that follows a key directly is that key and a zero byte.
-        let after = self
-            .after
-            .map(|key| format!("{prefix}{key}\0"))
-            .filter(|key| *key > under);
+        let after = self.after.map(|key| format!("{prefix}{key}\0")).filter(|key| *key > under);
         let start = after.unwrap_or_else(|| under.clone());
         let options = GetOptions::new()
             .with_range(records::end_of_prefix(&under))
@@ -280,9 +232,7 @@ impl Range<'_> {
         let answer = endpoints
             .call(Repeat::Harmless, |client| {
                 let (start, options) = (start.clone(), options.clone());
-                let mut kv = client
-                    .kv_client()
-                    .max_decoding_message_size(MAX_ANSWER_BYTES);
+                let mut kv = client.kv_client().max_decoding_message_size(MAX_ANSWER_BYTES);
                 async move { kv.get(start, Some(options)).await }
             })
             .await;
@@ -295,32 +245,15 @@ impl Range<'_> {
 }
 
 fn page(prefix: &str, answer: &GetResponse) -> Result<Page, StoreError> {
-    let items: Vec<Versioned> = answer
-        .kvs()
-        .iter()
-        .map(|kv| records::record(prefix, kv))
-        .collect::<Result<_, _>>()?;
-    let next = if answer.more() {
-        items.last().map(|item| item.key.clone())
-    } else {
-        None
-    };
-    let revision = answer
-        .header()
-        .map_or(Revision(0), |header| records::from_etcd(header.revision()));
-    Ok(Page {
-        items,
-        next,
-        revision,
-    })
+    let items: Vec<Versioned> =
+        answer.kvs().iter().map(|kv| records::record(prefix, kv)).collect::<Result<_, _>>()?;
+    let next = if answer.more() { items.last().map(|item| item.key.clone()) } else { None };
+    let revision = answer.header().map_or(Revision(0), |header| records::from_etcd(header.revision()));
+    Ok(Page { items, next, revision })
 }
 
 /// Reads everything below `under` at one revision, page by page; starts again when that revision is compacted meanwhile.
-async fn snapshot(
-    prefix: &str,
-    endpoints: &Endpoints,
-    under: &str,
-) -> Result<Snapshot, StoreError> {
+async fn snapshot(prefix: &str, endpoints: &Endpoints, under: &str) -> Result<Snapshot, StoreError> {
     let deadline = Instant::now() + endpoints.call_timeout();
     let read = async {
         let mut limit = MAX_PAGE_ITEMS;
@@ -333,9 +266,7 @@ async fn snapshot(
             }
         }
     };
-    timeout_at(deadline, read)
-        .await
-        .unwrap_or_else(|elapsed| Err(StoreError::NotApplied(elapsed.into())))
+    timeout_at(deadline, read).await.unwrap_or_else(|elapsed| Err(StoreError::NotApplied(elapsed.into())))
 }
 
 async fn snapshot_once(
@@ -348,12 +279,7 @@ async fn snapshot_once(
     let mut after: Option<String> = None;
     let mut at = None;
     loop {
-        let range = Range {
-            under,
-            after: after.as_deref(),
-            limit,
-            at,
-        };
+        let range = Range { under, after: after.as_deref(), limit, at };
         let page = match range.read(prefix, endpoints).await? {
             RangeAnswer::Page(page) => page,
             RangeAnswer::OutOfRange(error) => return Ok(Err(error)),

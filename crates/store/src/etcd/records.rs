@@ -1,8 +1,7 @@
 //! Translation between our records and transactions and etcd's.
 
 use etcd_client::{
-    Compare, CompareOp, DeleteOptions, GetOptions, KeyValue, PutOptions, Txn as EtcdTxn, TxnOp,
-    TxnOpResponse,
+    Compare, CompareOp, DeleteOptions, GetOptions, KeyValue, PutOptions, Txn as EtcdTxn, TxnOp, TxnOpResponse,
 };
 
 use crate::error::StoreError;
@@ -30,9 +29,8 @@ pub(super) fn end_of_prefix(prefix: &str) -> Vec<u8> {
 
 /// The key without the store's prefix.
 pub(super) fn short_key(prefix: &str, kv: &KeyValue) -> Result<String, StoreError> {
-    let full_key = kv
-        .key_str()
-        .map_err(|_| StoreError::Corrupt(format!("a key under {prefix:?} is not UTF-8")))?;
+    let full_key =
+        kv.key_str().map_err(|_| StoreError::Corrupt(format!("a key under {prefix:?} is not UTF-8")))?;
     Ok(full_key.strip_prefix(prefix).unwrap_or(full_key).to_owned())
 }
 
@@ -53,11 +51,7 @@ pub(super) fn build(prefix: &str, txn: &Txn) -> EtcdTxn {
     let mut reads = Vec::new();
     let read = |key: &str| TxnOp::get(full(key), Some(GetOptions::new().with_keys_only()));
     if let Some(fence) = &txn.fence {
-        compares.push(Compare::mod_revision(
-            full(&fence.key),
-            CompareOp::Equal,
-            to_etcd(fence.revision),
-        ));
+        compares.push(Compare::mod_revision(full(&fence.key), CompareOp::Equal, to_etcd(fence.revision)));
         reads.push(read(&fence.key));
     }
     for Precondition { key, expect } in &txn.preconditions {
@@ -76,19 +70,12 @@ pub(super) fn build(prefix: &str, txn: &Txn) -> EtcdTxn {
         .map(|op| match op {
             Op::Put { key, value, lease } => {
                 let lease = lease.map_or(0, |lease| i64::try_from(lease.0).unwrap_or(i64::MAX));
-                TxnOp::put(
-                    full(key),
-                    value.to_vec(),
-                    Some(PutOptions::new().with_lease(lease)),
-                )
+                TxnOp::put(full(key), value.to_vec(), Some(PutOptions::new().with_lease(lease)))
             }
             Op::Delete { key } => TxnOp::delete(full(key), Some(DeleteOptions::new())),
         })
         .collect();
-    EtcdTxn::new()
-        .when(compares)
-        .and_then(writes)
-        .or_else(reads)
+    EtcdTxn::new().when(compares).and_then(writes).or_else(reads)
 }
 
 /// Says why a transaction was refused, from what it read of the compared keys, in the order of [`build`].
@@ -101,9 +88,7 @@ pub(super) fn refusal(txn: &Txn, responses: &[TxnOpResponse]) -> StoreError {
     if let Some(fence) = &txn.fence
         && next() != Some(fence.revision)
     {
-        return StoreError::NotLeader {
-            name: fence.name.clone(),
-        };
+        return StoreError::NotLeader { name: fence.name.clone() };
     }
     for Precondition { key, expect } in &txn.preconditions {
         let mod_revision = next();
@@ -116,9 +101,7 @@ pub(super) fn refusal(txn: &Txn, responses: &[TxnOpResponse]) -> StoreError {
             return StoreError::Conflict { key: key.clone() };
         }
     }
-    StoreError::NotApplied(
-        "etcd refused the transaction although all of its conditions hold".into(),
-    )
+    StoreError::NotApplied("etcd refused the transaction although all of its conditions hold".into())
 }
 
 #[cfg(test)]

@@ -56,10 +56,7 @@ enum End {
 
 impl Position {
     fn after(revision: Revision) -> Self {
-        Self {
-            revision: Revision(revision.0 + 1),
-            delivered: BTreeSet::new(),
-        }
+        Self { revision: Revision(revision.0 + 1), delivered: BTreeSet::new() }
     }
 
     /// Notes a change; says whether it is new.
@@ -129,14 +126,10 @@ impl Feed {
     }
 
     async fn resync(&self) -> Result<Revision, End> {
-        let snapshot = snapshot(&self.prefix, &self.endpoints, &self.under)
-            .await
-            .map_err(End::Disconnected)?;
+        let snapshot =
+            snapshot(&self.prefix, &self.endpoints, &self.under).await.map_err(End::Disconnected)?;
         let revision = snapshot.revision;
-        let event = WatchEvent::Resync {
-            items: snapshot.items,
-            revision,
-        };
+        let event = WatchEvent::Resync { items: snapshot.items, revision };
         self.sender.send(event).await.map_err(|_| End::NoReader)?;
         Ok(revision)
     }
@@ -149,13 +142,8 @@ impl Feed {
             .with_start_revision(records::to_etcd(position.revision))
             .with_progress_notify()
             .with_fragment();
-        let mut watch_client = client
-            .watch_client()
-            .max_decoding_message_size(MAX_ANSWER_BYTES);
-        let opening = timeout(
-            self.endpoints.call_timeout(),
-            watch_client.watch(full_under, Some(options)),
-        );
+        let mut watch_client = client.watch_client().max_decoding_message_size(MAX_ANSWER_BYTES);
+        let opening = timeout(self.endpoints.call_timeout(), watch_client.watch(full_under, Some(options)));
         let mut stream = match opening.await {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => {
@@ -172,9 +160,7 @@ impl Feed {
             let response = match stream.message().await {
                 Ok(Some(response)) => response,
                 Ok(None) => {
-                    return End::Disconnected(StoreError::NotApplied(
-                        "etcd ended the stream".into(),
-                    ));
+                    return End::Disconnected(StoreError::NotApplied("etcd ended the stream".into()));
                 }
                 Err(error) => {
                     self.endpoints.give_up_on(ticket);
@@ -188,16 +174,12 @@ impl Feed {
     }
 
     async fn take(&self, response: &WatchResponse, position: &mut Position) -> Result<(), End> {
-        let now = response
-            .header()
-            .map(|header| records::from_etcd(header.revision()));
+        let now = response.header().map(|header| records::from_etcd(header.revision()));
         if response.canceled() {
             return Err(if response.compact_revision() > 0 {
                 End::HistoryGone
             } else {
-                End::Disconnected(StoreError::NotApplied(
-                    response.cancel_reason().to_owned().into(),
-                ))
+                End::Disconnected(StoreError::NotApplied(response.cancel_reason().to_owned().into()))
             });
         }
         if response.created() {

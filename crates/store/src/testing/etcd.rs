@@ -31,18 +31,14 @@ impl EtcdProcess {
     /// When there is none: `None` with a line on stderr, so that a test can skip itself in plain sight; but a panic
     /// where etcd has to be there, that is with `CI` or `CRESCENDO_REQUIRE_ETCD` set.
     pub async fn start_or_skip() -> Option<Self> {
-        let program =
-            PathBuf::from(std::env::var_os("CRESCENDO_ETCD").unwrap_or_else(|| "etcd".into()));
+        let program = PathBuf::from(std::env::var_os("CRESCENDO_ETCD").unwrap_or_else(|| "etcd".into()));
         match Self::start(program).await {
             Ok(etcd) => Some(etcd),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let required = ["CI", "CRESCENDO_REQUIRE_ETCD"]
-                    .iter()
-                    .any(|name| std::env::var_os(name).is_some());
+                let required =
+                    ["CI", "CRESCENDO_REQUIRE_ETCD"].iter().any(|name| std::env::var_os(name).is_some());
                 assert!(!required, "etcd is required here, but not found: {error}");
-                eprintln!(
-                    "SKIPPED: etcd is not on the path (set CRESCENDO_ETCD, or install etcd-server)"
-                );
+                eprintln!("SKIPPED: etcd is not on the path (set CRESCENDO_ETCD, or install etcd-server)");
                 None
             }
             Err(error) => panic!("cannot start etcd: {error}"),
@@ -55,13 +51,7 @@ impl EtcdProcess {
         for _ in 0..START_ATTEMPTS {
             let (client_port, peer_port) = free_ports()?;
             let dir = tempfile::Builder::new().prefix("etcd-").tempdir()?;
-            let mut etcd = Self {
-                program: program.clone(),
-                dir,
-                client_port,
-                peer_port,
-                child: None,
-            };
+            let mut etcd = Self { program: program.clone(), dir, client_port, peer_port, child: None };
             match etcd.run().await {
                 Ok(()) => return Ok(etcd),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(error),
@@ -94,27 +84,14 @@ impl EtcdProcess {
     pub async fn run(&mut self) -> io::Result<()> {
         let client_url = self.endpoint();
         let peer_url = format!("http://127.0.0.1:{}", self.peer_port);
-        let log = File::options()
-            .create(true)
-            .append(true)
-            .open(self.dir.path().join("etcd.log"))?;
+        let log = File::options().create(true).append(true).open(self.dir.path().join("etcd.log"))?;
         let child = Command::new(&self.program)
             .args(["--name", "test", "--log-level", "warn", "--logger", "zap"])
             .args(["--heartbeat-interval", "20", "--election-timeout", "200"])
             .arg("--data-dir")
             .arg(self.dir.path().join("data"))
-            .args([
-                "--listen-client-urls",
-                &client_url,
-                "--advertise-client-urls",
-                &client_url,
-            ])
-            .args([
-                "--listen-peer-urls",
-                &peer_url,
-                "--initial-advertise-peer-urls",
-                &peer_url,
-            ])
+            .args(["--listen-client-urls", &client_url, "--advertise-client-urls", &client_url])
+            .args(["--listen-peer-urls", &peer_url, "--initial-advertise-peer-urls", &peer_url])
             .args(["--initial-cluster", &format!("test={peer_url}")])
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
@@ -130,8 +107,7 @@ impl EtcdProcess {
             if let Some(child) = &mut self.child
                 && let Some(status) = child.try_wait()?
             {
-                let log =
-                    std::fs::read_to_string(self.dir.path().join("etcd.log")).unwrap_or_default();
+                let log = std::fs::read_to_string(self.dir.path().join("etcd.log")).unwrap_or_default();
                 return Err(io::Error::other(format!("etcd ended with {status}: {log}")));
             }
             let asking = async {
@@ -142,10 +118,7 @@ impl EtcdProcess {
                 return Ok(());
             }
             if Instant::now() > deadline {
-                return Err(io::Error::new(
-                    io::ErrorKind::TimedOut,
-                    "etcd does not answer",
-                ));
+                return Err(io::Error::new(io::ErrorKind::TimedOut, "etcd does not answer"));
             }
             sleep(Duration::from_millis(20)).await;
         }
@@ -160,9 +133,6 @@ impl Drop for EtcdProcess {
 
 fn free_ports() -> io::Result<(u16, u16)> {
     // Both are held at once, so that they differ.
-    let (first, second) = (
-        TcpListener::bind("127.0.0.1:0")?,
-        TcpListener::bind("127.0.0.1:0")?,
-    );
+    let (first, second) = (TcpListener::bind("127.0.0.1:0")?, TcpListener::bind("127.0.0.1:0")?);
     Ok((first.local_addr()?.port(), second.local_addr()?.port()))
 }

@@ -36,11 +36,7 @@ impl FaultyProxy {
         let (traffic, receiver) = watch::channel(Traffic::Passes);
         let mut accepting = JoinSet::new();
         accepting.spawn(accept(listener, target, receiver));
-        Ok(Self {
-            address,
-            traffic,
-            _accepting: accepting,
-        })
+        Ok(Self { address, traffic, _accepting: accepting })
     }
 
     /// Its URL for clients.
