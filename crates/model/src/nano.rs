@@ -86,7 +86,7 @@ impl WordVectorText {
 fn position_term(position: usize, channel: usize) -> f32 {
     let wavelength = 100f64.powf((channel / 2) as f64 / (WordVectorText::WIDTH / 2) as f64);
     let angle = position as f64 / wavelength;
-    (if channel % 2 == 0 { angle.sin() } else { angle.cos() }) as f32
+    (if channel.is_multiple_of(2) { angle.sin() } else { angle.cos() }) as f32
 }
 
 impl TextEncoder for WordVectorText {

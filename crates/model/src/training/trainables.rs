@@ -8,6 +8,12 @@ use crate::weights::TensorMap;
 /// Elements that a parameter's start in its bucket is aligned to (64 bytes of float32).
 const ALIGN: i64 = 16;
 
+/// A parameter's name and shape.
+type NamedShape = (String, Vec<i64>);
+
+/// Is shown each parameter's name and tensor, and may replace the tensor.
+pub(super) type Visitor<'a> = &'a mut dyn FnMut(String, &mut Tensor);
+
 /// One parameter's place in its bucket.
 #[derive(Debug)]
 struct Slot {
@@ -76,11 +82,8 @@ pub struct Trainables {
 impl Trainables {
     /// Moves the visited tensors into flat buckets and leaves views with gradients in their place.
     /// `visit` must call its argument with each name and tensor, in forward order, the same every time.
-    pub(super) fn adopt(
-        device: Device,
-        visit: &mut dyn FnMut(&mut dyn FnMut(String, &mut Tensor)),
-    ) -> Result<Self> {
-        let mut plan: Vec<(String, Vec<(String, Vec<i64>)>)> = Vec::new();
+    pub(super) fn adopt(device: Device, visit: &mut dyn FnMut(Visitor<'_>)) -> Result<Self> {
+        let mut plan: Vec<(String, Vec<NamedShape>)> = Vec::new();
         visit(&mut |name, tensor| {
             let bucket = bucket_of(&name);
             if plan.last().is_none_or(|(last, _)| *last != bucket) {
@@ -275,7 +278,7 @@ impl Bucket {
         Ok(map)
     }
 
-    fn zeros(name: String, params: Vec<(String, Vec<i64>)>, device: Device) -> Result<Self> {
+    fn zeros(name: String, params: Vec<NamedShape>, device: Device) -> Result<Self> {
         let lens: Vec<i64> = params.iter().map(|(_, shape)| shape.iter().product()).collect();
         let padded = |len: i64| (len + ALIGN - 1) / ALIGN * ALIGN;
         let total = lens.iter().map(|len| padded(*len)).sum::<i64>();
