@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# Measures the figures of docs/benchmarks.md on this machine, release build, and prints them as a table. What is compared
+# runs interleaved, in rounds; the ratios of medians are what to quote.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+bin=target/release
+rounds=${CRESCENDO_BENCH_ROUNDS:-3}
+venv=.deps/bench-venv
+results=$(mktemp -d)
+trap 'rm -rf "$results"' EXIT
+
+if ! [ -x "$venv/bin/python" ] || ! "$venv/bin/python" -c 'import torch' 2>/dev/null; then
+    echo "bench: fetching the full PyTorch for the yardstick (about 3 GB, once)" >&2
+    python3 -m venv "$venv"
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check torch==2.11.0 numpy
+fi
+
+echo "bench: training step" >&2
+for _ in $(seq "$rounds"); do
+    for references in 1 2; do
+        "$venv/bin/python" bench/nano_step.py --references $references >>"$results/step-$references.jsonl"
+        for precision in f32 bf16; do
+            "$bin/crescendo-workbench" bench-step --references $references --precision $precision >>"$results/step-$references.jsonl"
+        done
+    done
+done
+echo "bench: all-reduce" >&2
+"$bin/collective_bench" >"$results/all-reduce.jsonl"
+echo "bench: submits" >&2
+"$bin/submit_bench" >"$results/submit.jsonl"
+echo "bench: pairs from a curator to a rank" >&2
+"$bin/pair_bench" >"$results/pairs.jsonl"
+echo "bench: recovery of a killed rank" >&2
+"$bin/recovery_bench" >"$results/recovery.jsonl"
+
+python3 bench/table.py "$results"
