@@ -170,9 +170,10 @@ impl fmt::Display for Wait {
 pub fn decide(state: &ClusterState, seen: &Observed, limits: &Limits, now: Timestamp) -> Plan {
     let nodes = Nodes { state, seen, limits, now };
     let mut plan = Plan::default();
-    let curation = curation::spread(&nodes);
-    let active = jobs::decide_jobs(&nodes, &curation, &mut plan);
-    nodes::decide_sends(&nodes, &curation, &active, &mut plan);
+    let decided = jobs::decide_jobs(&nodes, &mut plan);
+    let curation = curation::spread(&nodes, &decided);
+    jobs::decide_curation(&nodes, &curation, &decided, &mut plan);
+    nodes::decide_sends(&nodes, &curation, &decided.active, &mut plan);
     plan
 }
 

@@ -115,6 +115,9 @@ impl Observed {
     pub fn report(&mut self, report: Report, now: Timestamp) {
         self.heard(&report.node, now);
         if let Some(view) = self.nodes.get_mut(&report.node) {
+            // A node stops older generations before it starts a newer one, and says only the newest of a stage.
+            let (stage, generation) = (report.attempt.stage_ref(), report.attempt.generation);
+            view.running.retain(|known| known.stage_ref() != stage || known.generation >= generation);
             match report.phase {
                 NodeReport::Starting | NodeReport::Running => {
                     view.running.insert(report.attempt.clone());

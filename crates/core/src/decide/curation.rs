@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::decide::Nodes;
+use crate::decide::jobs::Decided;
 use crate::ids::{NodeId, StageRef};
 use crate::job::JobState;
 use crate::records::NodeKind;
@@ -16,22 +17,19 @@ pub(super) struct Curation {
     pub making: BTreeSet<StageRef>,
 }
 
-/// Every stage that is being trained is served by all curators, so that a rank can turn to another. Stages that lack
-/// pairs get at least one curator each, in the order of their jobs, as far as curators go; a curator stays where it is
+/// Every stage that is being trained is served by all curators, so that a rank can turn to another. The other stages that
+/// lack pairs get at least one curator each, in the order of their jobs, as far as curators go; a curator stays where it is
 /// as long as no stage would be left without.
-pub(super) fn spread(nodes: &Nodes<'_>) -> Curation {
+pub(super) fn spread(nodes: &Nodes<'_>, decided: &Decided<'_>) -> Curation {
     let curators: Vec<_> = nodes.reachable(NodeKind::Curator).collect();
     if curators.is_empty() {
         return Curation::default();
     }
+    let serve: BTreeSet<StageRef> = decided.active.keys().cloned().collect();
     let jobs = nodes.state.open_in_order();
-    let mut serve: BTreeSet<StageRef> = BTreeSet::new();
-    let mut make: Vec<StageRef> = Vec::new();
-    for job in &jobs {
-        let active = job.stages.iter().filter(|stage| stage.active_attempt().is_some());
-        serve.extend(active.map(|stage| stage.id.clone()));
-        make.extend(stage_to_make(job));
-    }
+    let open = jobs.into_iter().filter(|job| !decided.closed.contains(&job.record.id));
+    // A stage that trains while it still lacks pairs has every curator already.
+    let mut make: Vec<StageRef> = open.filter_map(stage_to_make).filter(|stage| !serve.contains(stage)).collect();
     make.truncate(curators.len());
 
     let quota = if make.is_empty() { 0 } else { curators.len().div_ceil(make.len()) };

@@ -21,8 +21,25 @@ struct Ending {
     permanent: bool,
 }
 
-/// Decides every open job, in the order in which they are served. Gives the attempts that are active afterwards.
-pub(super) fn decide_jobs(nodes: &Nodes<'_>, curation: &Curation, plan: &mut Plan) -> Active {
+/// What the pass over the jobs leaves for the others.
+pub(super) struct Decided<'a> {
+    /// Attempts that are active once the plan's writes are made.
+    pub active: Active,
+    /// Jobs that have become terminal.
+    pub closed: BTreeSet<JobId>,
+    /// Stages that wait for pairs, in order.
+    lacking: Vec<Lacking<'a>>,
+}
+
+struct Lacking<'a> {
+    job: &'a Job,
+    index: usize,
+    /// Pairs that training starts with.
+    needed: u64,
+}
+
+/// Decides every open job, in the order in which they are served.
+pub(super) fn decide_jobs<'a>(nodes: &Nodes<'a>, plan: &mut Plan) -> Decided<'a> {
     let jobs = nodes.state.open_in_order();
     let mut active = Active::new();
     for job in &jobs {
@@ -31,11 +48,38 @@ pub(super) fn decide_jobs(nodes: &Nodes<'_>, curation: &Curation, plan: &mut Pla
         }
     }
     let slots = free_slots(nodes, &active);
-    let mut pass = JobPass { nodes, curation, plan, active, slots, first_waiting: None };
+    let decided = Decided { active, closed: BTreeSet::new(), lacking: Vec::new() };
+    let mut pass = JobPass { nodes, plan, decided, slots, idle: Vec::new(), first_waiting: None };
+    // Every slot that becomes free is known before the first one is given away.
     for job in jobs {
         pass.decide_job(job);
     }
-    pass.active
+    for Idle { job, index, last } in std::mem::take(&mut pass.idle) {
+        if let Some(stage) = job.stages.get(index) {
+            pass.start_or_wait(job, index, stage, last.as_ref());
+        }
+    }
+    pass.decided
+}
+
+/// Moves the jobs whose stages are with the curators, now that it is known which have one.
+pub(super) fn decide_curation(nodes: &Nodes<'_>, curation: &Curation, decided: &Decided<'_>, plan: &mut Plan) {
+    for Lacking { job, index, needed } in &decided.lacking {
+        let Some(stage) = job.stages.get(*index) else { continue };
+        let wait = if curation.making.contains(&stage.id) {
+            let mut events = vec![JobEvent::Place { stage: *index }];
+            if stage.log.is_begun() {
+                events.push(JobEvent::Run { stage: *index });
+            }
+            move_job(nodes.now, plan, job, events);
+            Wait::Pairs { stage: stage.id.stage.to_string(), committed: stage.log.committed(), needed: *needed }
+        } else if curation.wanted.is_empty() {
+            Wait::NoCurator
+        } else {
+            Wait::CuratorsBusy
+        };
+        plan.waits.insert(job.record.id.clone(), wait);
+    }
 }
 
 /// Slots of reachable trainers that no active attempt holds.
@@ -57,18 +101,27 @@ fn free_slots(nodes: &Nodes<'_>, active: &Active) -> Slots {
     slots
 }
 
+/// A job whose current stage has no active attempt.
+struct Idle<'a> {
+    job: &'a Job,
+    index: usize,
+    /// The attempt before.
+    last: Option<AttemptRecord>,
+}
+
 struct JobPass<'a, 'p> {
-    nodes: &'a Nodes<'a>,
-    curation: &'a Curation,
+    nodes: &'p Nodes<'a>,
     plan: &'p mut Plan,
-    active: Active,
+    decided: Decided<'a>,
     slots: Slots,
+    /// In order.
+    idle: Vec<Idle<'a>>,
     /// The first job that waits for slots which it would fit into: no later one takes them away.
     first_waiting: Option<JobId>,
 }
 
-impl JobPass<'_, '_> {
-    fn decide_job(&mut self, job: &Job) {
+impl<'a> JobPass<'a, '_> {
+    fn decide_job(&mut self, job: &'a Job) {
         let current = job.current_stage();
         // At most one stage trains; one whose successor has lost its starting point trains again.
         for (index, stage) in job.stages.iter().enumerate() {
@@ -107,11 +160,11 @@ impl JobPass<'_, '_> {
     /// No rank of the job holds a slot, as far as can be seen.
     fn is_gone(&self, job: &Job) -> bool {
         let of_job = |attempt: &AttemptRef| attempt.job == job.record.id;
-        !self.active.keys().any(|stage| stage.job == job.record.id)
+        !self.decided.active.keys().any(|stage| stage.job == job.record.id)
             && !self.nodes.seen.nodes.values().any(|view| view.running.iter().any(of_job))
     }
 
-    fn decide_stage(&mut self, job: &Job, index: usize, stage: &Stage) {
+    fn decide_stage(&mut self, job: &'a Job, index: usize, stage: &Stage) {
         if let Some(reason) = self.hopeless(stage) {
             if let Some(attempt) = stage.active_attempt() {
                 self.end(attempt, reason.clone(), attempt.failures_in_a_row);
@@ -137,7 +190,7 @@ impl JobPass<'_, '_> {
                 return;
             }
         }
-        self.start_or_wait(job, index, stage, attempt.as_ref());
+        self.idle.push(Idle { job, index, last: attempt });
     }
 
     /// Why the stage will never have the pairs that it needs.
@@ -213,7 +266,7 @@ impl JobPass<'_, '_> {
     }
 
     fn end(&mut self, attempt: &AttemptRecord, reason: String, failures_in_a_row: u32) -> AttemptRecord {
-        if self.active.remove(&attempt.attempt.stage_ref()).is_some() {
+        if self.decided.active.remove(&attempt.attempt.stage_ref()).is_some() {
             attempt.ranks.iter().for_each(|rank| self.slots.give_back(rank));
         }
         let record = AttemptRecord { failures_in_a_row, ..ended(attempt, reason.clone(), self.nodes.now) };
@@ -222,12 +275,12 @@ impl JobPass<'_, '_> {
         record
     }
 
-    fn start_or_wait(&mut self, job: &Job, index: usize, stage: &Stage, last: Option<&AttemptRecord>) {
+    fn start_or_wait(&mut self, job: &'a Job, index: usize, stage: &Stage, last: Option<&AttemptRecord>) {
         let Some(spec) = job.stage_spec(index) else { return };
         let log = &stage.log;
         let needed = spec.data.min_pairs.min(spec.data.pairs);
         if !log.is_sealed() && log.committed() < needed {
-            self.curate(job, index, stage, needed);
+            self.decided.lacking.push(Lacking { job, index, needed });
             return;
         }
         if let Some((until, wait)) = last.and_then(|last| self.backoff(last))
@@ -240,24 +293,6 @@ impl JobPass<'_, '_> {
         // Placed, it waits for its ranks; else for what keeps it from being placed.
         let (Ok(wait) | Err(wait)) = self.try_place(job, index, stage, last);
         self.move_job(job, vec![JobEvent::Place { stage: index }]);
-        self.plan.waits.insert(job.record.id.clone(), wait);
-    }
-
-    /// Too few pairs: the stage is with the curators.
-    fn curate(&mut self, job: &Job, index: usize, stage: &Stage, needed: u64) {
-        let wait = if self.curation.making.contains(&stage.id) {
-            let mut events = vec![JobEvent::Place { stage: index }];
-            if stage.log.is_begun() {
-                events.push(JobEvent::Run { stage: index });
-            }
-            self.move_job(job, events);
-            let (name, committed) = (stage.id.stage.to_string(), stage.log.committed());
-            Wait::Pairs { stage: name, committed, needed }
-        } else if self.curation.wanted.is_empty() {
-            Wait::NoCurator
-        } else {
-            Wait::CuratorsBusy
-        };
         self.plan.waits.insert(job.record.id.clone(), wait);
     }
 
@@ -308,70 +343,78 @@ impl JobPass<'_, '_> {
             resume_from: stage.newest_checkpoint().cloned(),
             init_from: init_from.cloned(),
         };
-        self.active.insert(stage.id.clone(), record.clone());
+        self.decided.active.insert(stage.id.clone(), record.clone());
         self.write(Record::Attempt(record));
         Ok(wait)
     }
 
-    /// Applies events one after the other; one that the state does not allow is left out.
     fn move_job(&mut self, job: &Job, events: Vec<JobEvent>) {
-        // `Place` leads to `Run` from where there was no place yet; a job that runs that stage stays running.
-        let reaches_run = events.iter().any(|event| matches!(event, JobEvent::Run { .. }));
-        if reaches_run && events.iter().any(|event| *event == run_event(&job.record.state)) {
-            return;
+        if move_job(self.nodes.now, self.plan, job, events) {
+            self.decided.closed.insert(job.record.id.clone());
         }
-        let mut state = job.record.state.clone();
-        for event in events {
-            if let Ok(next) = state.step(event) {
-                state = next;
-            }
-        }
-        if state == job.record.state {
-            return;
-        }
-        let reason = match &state {
-            JobState::Failed { reason } | JobState::Cancelled { reason } => reason.clone(),
-            JobState::Queued
-            | JobState::Placing { .. }
-            | JobState::Running { .. }
-            | JobState::Paused
-            | JobState::Preempting { .. }
-            | JobState::Succeeded => String::new(),
-        };
-        self.plan.changes.push(Change::JobMoved {
-            job: job.record.id.clone(),
-            from: job.record.state.name(),
-            to: state.name(),
-            reason,
-        });
-        let runs = matches!(state, JobState::Running { .. });
-        let record = JobRecord {
-            started_at: job.record.started_at.or(runs.then_some(self.nodes.now)),
-            finished_at: state.is_terminal().then_some(self.nodes.now),
-            state,
-            ..job.record.clone()
-        };
-        self.write(Record::Job(record));
     }
 
-    /// Later writes of a key replace earlier ones.
     fn write(&mut self, record: Record) {
-        let key = record.key();
-        self.plan.writes.retain(|write| write.key() != key);
-        self.plan.writes.push(Write::Put(record));
+        write(self.plan, record);
     }
 }
 
-fn run_event(state: &JobState) -> JobEvent {
+/// Applies events one after the other; one that the state does not allow is left out. Whether the job has ended.
+fn move_job(now: Timestamp, plan: &mut Plan, job: &Job, events: Vec<JobEvent>) -> bool {
+    // `Place` leads to `Run` from where there was no place yet; a job that runs that stage stays running.
+    let runs_already = run_event(&job.record.state);
+    if events.iter().any(|event| Some(event) == runs_already.as_ref()) {
+        return false;
+    }
+    let mut state = job.record.state.clone();
+    for event in events {
+        if let Ok(next) = state.step(event) {
+            state = next;
+        }
+    }
+    if state == job.record.state {
+        return false;
+    }
+    let reason = match &state {
+        JobState::Failed { reason } | JobState::Cancelled { reason } => reason.clone(),
+        JobState::Queued
+        | JobState::Placing { .. }
+        | JobState::Running { .. }
+        | JobState::Paused
+        | JobState::Preempting { .. }
+        | JobState::Succeeded => String::new(),
+    };
+    let (from, to) = (job.record.state.name(), state.name());
+    plan.changes.push(Change::JobMoved { job: job.record.id.clone(), from, to, reason });
+    let runs = matches!(state, JobState::Running { .. });
+    let closed = state.is_terminal();
+    let record = JobRecord {
+        started_at: job.record.started_at.or(runs.then_some(now)),
+        finished_at: closed.then_some(now),
+        state,
+        ..job.record.clone()
+    };
+    write(plan, Record::Job(record));
+    closed
+}
+
+/// Later writes of a key replace earlier ones.
+fn write(plan: &mut Plan, record: Record) {
+    let key = record.key();
+    plan.writes.retain(|write| write.key() != key);
+    plan.writes.push(Write::Put(record));
+}
+
+fn run_event(state: &JobState) -> Option<JobEvent> {
     match state {
-        JobState::Running { stage } => JobEvent::Run { stage: *stage },
+        JobState::Running { stage } => Some(JobEvent::Run { stage: *stage }),
         JobState::Queued
         | JobState::Placing { .. }
         | JobState::Paused
         | JobState::Preempting { .. }
         | JobState::Succeeded
         | JobState::Failed { .. }
-        | JobState::Cancelled { .. } => JobEvent::Yield,
+        | JobState::Cancelled { .. } => None,
     }
 }
 
