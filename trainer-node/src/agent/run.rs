@@ -1,0 +1,525 @@
+//! The agent's loop: carries events to the table and its effects out.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use clap::{Args, ValueEnum};
+use crescendo_node::args::{NodeArgs, ServerArgs};
+use crescendo_node::call::Controllers;
+use crescendo_node::forward::{DEFAULT_CAPACITY, LogBuffer};
+use crescendo_node::reports::ReportSink;
+use crescendo_node::session::{Command, NodeSession};
+use crescendo_node::supervise::Tasks;
+use crescendo_node::{listen, logging, metrics as metrics_server, ports};
+use crescendo_proto::v1::agent_service_server::AgentServiceServer;
+use crescendo_proto::v1::checkpoint_service_client::CheckpointServiceClient;
+use crescendo_proto::v1::open_rank_session_request::Message as Up;
+use crescendo_proto::v1::open_rank_session_response::Message as Down;
+use crescendo_proto::v1::{
+    AttemptRef, Checkpoint, CommitCheckpointRequest, Hello, MarkCheckpointDamagedRequest, NodeKind,
+    OpenRankSessionResponse, RankAssignment, RankCheckpoint, RankCheckpointOutcome, RankDamage, RankStop,
+};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio_stream::wrappers::TcpListenerStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{Code, Status};
+use tracing::Instrument as _;
+
+use super::lines;
+use super::metrics::Metrics;
+use super::process::{self, RankCommand};
+use super::rendezvous::Rendezvous;
+use super::service::{RankSender, Service};
+use super::table::{AttemptTable, Effect, KillSignal, RankKey};
+
+/// Events that wait for the loop at most.
+const EVENTS: usize = 256;
+/// Pace of checks for ranks that do not stop.
+const TICK: Duration = Duration::from_millis(250);
+/// Limit of one try to reach the controller.
+const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// Limit of the ranks' end when the agent stops.
+const RANKS_GRACE: Duration = Duration::from_secs(5);
+/// Limit of reading what a dead rank has written.
+const DRAIN_GRACE: Duration = Duration::from_secs(1);
+/// Limit of the whole process's end.
+const GRACE: Duration = Duration::from_secs(9);
+
+/// Arguments of `agent`.
+#[derive(Args, Clone, Debug)]
+pub struct AgentArgs {
+    #[command(flatten)]
+    pub server: ServerArgs,
+    #[command(flatten)]
+    pub node: NodeArgs,
+    /// Ranks that fit here; with GPUs at most one for each, and all of them if absent
+    #[arg(long, env = "CRESCENDO_SLOTS", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub slots: Option<u32>,
+    /// What ranks train on
+    #[arg(long, env = "CRESCENDO_DEVICE", value_enum, default_value_t)]
+    pub device: DeviceChoice,
+    /// Threads for the arithmetic of one CPU rank
+    #[arg(long, env = "CRESCENDO_THREADS_PER_RANK", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub threads_per_rank: u32,
+    /// Folder for files that are only needed while training; must have room for the weights and a checkpoint a rank
+    #[arg(long, env = "CRESCENDO_SCRATCH")]
+    pub scratch: PathBuf,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum DeviceChoice {
+    /// GPUs if there are any.
+    #[default]
+    Auto,
+    Cpu,
+    Cuda,
+}
+
+/// What happens.
+#[derive(Debug)]
+pub enum Event {
+    Command(Command),
+    RankConnected { rank: RankKey, pid: u32, down: RankSender },
+    RankMessage { rank: RankKey, message: Up },
+    RankDisconnected { rank: RankKey },
+    RankExited { rank: RankKey, success: bool, status: String },
+    CommitDecided { rank: RankKey, outcome: RankCheckpointOutcome },
+    MarkDecided { rank: RankKey },
+}
+
+/// Runs the agent until it is told to stop. Must be called on the main thread, in a single-threaded runtime: ranks are
+/// tied to the thread that starts them.
+pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
+    let logs = LogBuffer::new(&args.node.node_id, DEFAULT_CAPACITY);
+    logging::init(&args.server.log, Some(&logs))?;
+    let (cuda, slots) = devices(&args)?;
+    std::fs::create_dir_all(&args.scratch).with_context(|| format!("create {}", args.scratch.display()))?;
+    let library_root = std::path::absolute(&args.node.library_root).context("resolve --library-root")?;
+    let scratch = std::path::absolute(&args.scratch).context("resolve --scratch")?;
+    let controllers = Controllers::new(&args.node.controller)?;
+    let listener = listen::bind(args.server.listen, args.server.allow_non_loopback).await?;
+    let metrics_listener = listen::bind(args.server.metrics_listen, args.server.allow_non_loopback).await?;
+    let (grpc, metrics_address) = (listener.local_addr()?, metrics_listener.local_addr()?);
+    let address = listen::advertised(grpc, args.server.advertise_host.as_deref());
+    let registry = prometheus::Registry::new();
+    let metrics = Metrics::new(&registry)?;
+
+    let (tasks, supervisor) = Tasks::new();
+    let (events, inbox) = mpsc::channel(EVENTS);
+    let (running, running_now) = watch::channel(Vec::new());
+    let reports = ReportSink::default();
+    let incarnation = uuid::Uuid::new_v4().to_string();
+    let identity = Hello {
+        node_id: args.node.node_id.clone(),
+        incarnation,
+        kind: NodeKind::Trainer.into(),
+        slots,
+        device: if cuda { "cuda" } else { "cpu" }.into(),
+        address,
+        labels: args.node.labels.iter().cloned().collect(),
+        version: env!("CARGO_PKG_VERSION").into(),
+        running: Vec::new(),
+        curating: Vec::new(),
+    };
+    let hello = move || Hello { running: running_now.borrow().clone(), ..identity.clone() };
+    let (session, mut commands) = NodeSession::new(controllers.clone(), reports.clone(), logs.clone(), hello);
+    tasks.spawn_critical("session", session.run(tasks.stop_token()));
+    let command_events = events.clone();
+    tasks.spawn(async move {
+        while let Some(command) = commands.recv().await {
+            if command_events.send(Event::Command(command)).await.is_err() {
+                break;
+            }
+        }
+    });
+
+    let rendezvous = Arc::<Rendezvous>::default();
+    let service = Service { events: events.clone(), rendezvous: Arc::clone(&rendezvous), tasks: tasks.clone() };
+    tasks.spawn_critical("grpc server", serve(service, listener, tasks.stop_token()));
+    tasks.spawn_critical("metrics server", metrics_server::serve(metrics_listener, registry, tasks.stop_token()));
+    let agent = Agent {
+        table: AttemptTable::new(args.node.node_id.clone(), slots),
+        command: RankCommand {
+            program: std::env::current_exe().context("find this program's file")?,
+            agent: reachable(grpc.ip(), grpc.port()),
+            cuda,
+            threads: args.threads_per_rank,
+            bind_ip: rank_ip(grpc.ip()),
+            scratch,
+            library_root,
+            log_filter: args.server.log.log_filter.clone(),
+        },
+        ranks: BTreeMap::new(),
+        controllers,
+        rendezvous,
+        reports,
+        running,
+        metrics,
+        logs,
+        events,
+        tasks: tasks.clone(),
+    };
+    tasks.spawn_critical("agent", agent.run(inbox, tasks.stop_token()));
+    if let Some(path) = &args.server.port_file {
+        ports::write_port_file(path, grpc, metrics_address).with_context(|| format!("write {}", path.display()))?;
+    }
+    tracing::info!(%grpc, metrics = %metrics_address, slots, cuda, "agent serves");
+    supervisor.run(GRACE).await?;
+    Ok(())
+}
+
+fn devices(args: &AgentArgs) -> anyhow::Result<(bool, u32)> {
+    let gpus = match args.device {
+        DeviceChoice::Cpu => 0,
+        DeviceChoice::Auto | DeviceChoice::Cuda => {
+            if crescendo_collective::load_cuda().context("load CUDA")? {
+                u32::try_from(tch::Cuda::device_count()).unwrap_or(0)
+            } else {
+                0
+            }
+        }
+    };
+    if args.device == DeviceChoice::Cuda {
+        anyhow::ensure!(gpus > 0, "--device cuda: this machine has no usable GPU");
+    }
+    match (gpus, args.slots) {
+        (0, slots) => Ok((false, slots.unwrap_or(1))),
+        (gpus, None) => Ok((true, gpus)),
+        (gpus, Some(slots)) if slots <= gpus => Ok((true, slots)),
+        (gpus, Some(slots)) => anyhow::bail!("--slots {slots}: this machine has {gpus} GPUs"),
+    }
+}
+
+/// Ranks of this node reach the agent over loopback when it listens everywhere.
+fn reachable(ip: IpAddr, port: u16) -> String {
+    let ip = if ip.is_unspecified() { IpAddr::from([127, 0, 0, 1]) } else { ip };
+    std::net::SocketAddr::new(ip, port).to_string()
+}
+
+fn rank_ip(listen: IpAddr) -> IpAddr {
+    if listen.is_unspecified() { IpAddr::from([127, 0, 0, 1]) } else { listen }
+}
+
+async fn serve(
+    service: Service,
+    listener: tokio::net::TcpListener,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    let (health, health_service) = tonic_health::server::health_reporter();
+    health.set_serving::<AgentServiceServer<Service>>().await;
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(crescendo_proto::DESCRIPTORS)
+        .build_v1()
+        .context("build the reflection service")?;
+    tonic::transport::Server::builder()
+        .http2_keepalive_interval(Some(Duration::from_secs(10)))
+        .http2_keepalive_timeout(Some(Duration::from_secs(10)))
+        .add_service(AgentServiceServer::new(service))
+        .add_service(health_service)
+        .add_service(reflection)
+        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), stop.cancelled())
+        .await?;
+    Ok(())
+}
+
+/// A rank process as the shell knows it.
+struct RankHandle {
+    slot: u32,
+    /// Signals for the task that owns the process.
+    signals: mpsc::Sender<KillSignal>,
+    /// Its session, once it is open.
+    down: Option<RankSender>,
+}
+
+struct Agent {
+    table: AttemptTable,
+    command: RankCommand,
+    ranks: BTreeMap<RankKey, RankHandle>,
+    controllers: Controllers,
+    rendezvous: Arc<Rendezvous>,
+    reports: ReportSink,
+    running: watch::Sender<Vec<AttemptRef>>,
+    metrics: Metrics,
+    logs: LogBuffer,
+    events: mpsc::Sender<Event>,
+    tasks: Tasks,
+}
+
+impl Agent {
+    async fn run(mut self, mut inbox: mpsc::Receiver<Event>, stop: CancellationToken) -> anyhow::Result<()> {
+        let mut tick = tokio::time::interval(TICK);
+        let mut stopping: Option<Instant> = None;
+        loop {
+            let effects = tokio::select! {
+                () = stop.cancelled(), if stopping.is_none() => {
+                    stopping = Some(Instant::now());
+                    self.table.on_shutdown(Instant::now())
+                }
+                _ = tick.tick() => {
+                    self.metrics.log_lines_dropped.set(i64::try_from(self.logs.dropped()).unwrap_or(i64::MAX));
+                    self.table.on_tick(Instant::now())
+                }
+                event = inbox.recv() => match event {
+                    Some(event) if stopping.is_some() && matches!(event, Event::Command(_)) => Vec::new(),
+                    Some(event) => self.take(event),
+                    None => return Ok(()),
+                },
+            };
+            for effect in effects {
+                self.apply(effect);
+            }
+            let running = self.table.running();
+            self.running.send_if_modified(|now| {
+                let changed = *now != running;
+                *now = running;
+                changed
+            });
+            if let Some(since) = stopping
+                && (!self.table.any_alive() || since.elapsed() >= RANKS_GRACE)
+            {
+                for rank in self.ranks.keys() {
+                    self.signal(rank, KillSignal::Kill);
+                }
+                return Ok(());
+            }
+        }
+    }
+
+    fn take(&mut self, event: Event) -> Vec<Effect> {
+        let now = Instant::now();
+        match event {
+            Event::Command(Command::StartAttempt(start)) => {
+                if let Some(attempt) = &start.attempt
+                    && let Err(status) = self.rendezvous.open(attempt)
+                {
+                    tracing::debug!(reason = status.message(), "an old attempt was to be started");
+                }
+                self.table.on_start(start, now)
+            }
+            Event::Command(Command::StopAttempt(stop)) => self.table.on_stop(&stop, now),
+            Event::Command(Command::UpdateCurators(update)) => self.table.on_update_curators(update),
+            Event::Command(Command::AssignCuration(_) | Command::ReleaseCuration(_)) => {
+                tracing::warn!("a trainer was told to curate");
+                Vec::new()
+            }
+            Event::RankConnected { rank, pid, down } => {
+                let span = rank_span(&rank);
+                let _entered = span.enter();
+                match (self.table.on_hello(&rank), self.ranks.get_mut(&rank)) {
+                    (Some(effect), Some(handle)) => {
+                        tracing::debug!(pid, "rank is connected");
+                        handle.down = Some(down);
+                        vec![effect]
+                    }
+                    _ => {
+                        let _ = down.try_send(Err(Status::failed_precondition("this rank is not wanted here")));
+                        Vec::new()
+                    }
+                }
+            }
+            Event::RankMessage { rank, message } => self.rank_message(&rank, message, now),
+            Event::RankDisconnected { rank } => {
+                if let Some(handle) = self.ranks.get_mut(&rank) {
+                    handle.down = None;
+                }
+                Vec::new()
+            }
+            Event::RankExited { rank, success, status } => {
+                self.ranks.remove(&rank);
+                self.metrics.ranks_running.set(i64::try_from(self.ranks.len()).unwrap_or(i64::MAX));
+                rank_span(&rank).in_scope(|| tracing::info!(status, "rank has exited"));
+                self.table.on_exit(&rank, success, &status, now)
+            }
+            Event::CommitDecided { rank, outcome } => {
+                let label = if outcome.stale { "refused" } else { "registered" };
+                self.metrics.checkpoints.with_label_values(&[label]).inc();
+                self.tell(&rank, Down::CheckpointOutcome(outcome));
+                Vec::new()
+            }
+            Event::MarkDecided { rank } => self.table.on_marked(&rank),
+        }
+    }
+
+    fn rank_message(&mut self, rank: &RankKey, message: Up, now: Instant) -> Vec<Effect> {
+        match message {
+            Up::Hello(_) => Vec::new(),
+            Up::Progress(progress) => {
+                if let Some(handle) = self.ranks.get(rank) {
+                    self.metrics.progress(handle.slot, &progress);
+                }
+                self.table.on_progress(rank, progress)
+            }
+            Up::Checkpoint(RankCheckpoint { checkpoint, write_seconds }) => {
+                self.metrics.checkpoint_write_seconds.observe(write_seconds);
+                if let Some(checkpoint) = checkpoint {
+                    self.commit(rank.clone(), checkpoint);
+                }
+                Vec::new()
+            }
+            Up::Damage(damage) => {
+                self.table.on_damage(rank);
+                self.mark(rank.clone(), damage);
+                Vec::new()
+            }
+            Up::End(end) => {
+                if !end.ok {
+                    self.metrics.rank_failures.inc();
+                }
+                // The session ends with this: the rank waits for that.
+                if let Some(handle) = self.ranks.get_mut(rank) {
+                    handle.down = None;
+                }
+                self.table.on_end(rank, end, now)
+            }
+        }
+    }
+
+    fn apply(&mut self, effect: Effect) {
+        match effect {
+            Effect::Spawn { rank, slot } => self.spawn(rank, slot),
+            Effect::Assign { rank, start, slot } => {
+                let assignment = RankAssignment { start: Some(*start), rank: rank.rank, device_index: slot };
+                self.tell(&rank, Down::Assignment(assignment));
+            }
+            Effect::Stop { rank, reason } => {
+                if !self.tell(&rank, Down::Stop(RankStop { reason })) {
+                    self.signal(&rank, KillSignal::Kill);
+                }
+            }
+            Effect::UpdateCurators { rank, update } => {
+                self.tell(&rank, Down::UpdateCurators(update));
+            }
+            Effect::Signal { rank, signal } => self.signal(&rank, signal),
+            Effect::Report(report) => {
+                let phase = report.phase();
+                self.metrics.attempt_ended(phase);
+                if let Some(attempt) = &report.attempt
+                    && phase != crescendo_proto::v1::AttemptPhase::Running
+                {
+                    tracing::info!(
+                        job = attempt.job_id,
+                        stage = attempt.stage,
+                        generation = attempt.generation,
+                        phase = phase.as_str_name(),
+                        reason = report.reason,
+                        "attempt"
+                    );
+                }
+                self.reports.put(*report);
+            }
+        }
+    }
+
+    /// Hands a message to a rank; `false` if it has no session or reads nothing.
+    fn tell(&mut self, rank: &RankKey, message: Down) -> bool {
+        let response = OpenRankSessionResponse { message: Some(message) };
+        let down = self.ranks.get(rank).and_then(|handle| handle.down.as_ref());
+        down.is_some_and(|down| down.try_send(Ok(response)).is_ok())
+    }
+
+    fn signal(&self, rank: &RankKey, signal: KillSignal) {
+        if let Some(handle) = self.ranks.get(rank) {
+            // Full: signals of this rank are under way already.
+            let _ = handle.signals.try_send(signal);
+        }
+    }
+
+    fn spawn(&mut self, rank: RankKey, slot: u32) {
+        let span = rank_span(&rank);
+        let (signals, mut to_send) = mpsc::channel(4);
+        self.metrics.rank_starts.inc();
+        let child = self.command.spawn(&rank);
+        let events = self.events.clone();
+        self.ranks.insert(rank.clone(), RankHandle { slot, signals, down: None });
+        self.metrics.ranks_running.set(i64::try_from(self.ranks.len()).unwrap_or(i64::MAX));
+        let watching = async move {
+            let (success, status) = match child {
+                Err(error) => (false, format!("cannot start the process: {error}")),
+                Ok(mut child) => {
+                    tracing::info!(slot, pid = child.id(), "rank is started");
+                    let mut output = JoinSet::new();
+                    if let Some(stdout) = child.stdout.take() {
+                        output.spawn(lines::log(stdout, tracing::Level::INFO).in_current_span());
+                    }
+                    if let Some(stderr) = child.stderr.take() {
+                        output.spawn(lines::log(stderr, tracing::Level::WARN).in_current_span());
+                    }
+                    let status = loop {
+                        tokio::select! {
+                            status = child.wait() => break status,
+                            Some(number) = to_send.recv() => process::signal(&child, number),
+                        }
+                    };
+                    // The last lines come before the exit is told, unless someone else holds the pipes open.
+                    let drained = async { while output.join_next().await.is_some() {} };
+                    let _ = tokio::time::timeout(DRAIN_GRACE, drained).await;
+                    match status {
+                        Ok(status) => (status.success(), process::describe(status)),
+                        Err(error) => (false, format!("cannot wait for the process: {error}")),
+                    }
+                }
+            };
+            let _ = events.send(Event::RankExited { rank, success, status }).await;
+        };
+        self.tasks.spawn(watching.instrument(span));
+    }
+
+    fn commit(&self, rank: RankKey, checkpoint: Checkpoint) {
+        let (controllers, events, stop) = (self.controllers.clone(), self.events.clone(), self.tasks.stop_token());
+        let span = rank_span(&rank);
+        let call = async move {
+            let step = checkpoint.step;
+            let request = CommitCheckpointRequest { checkpoint: Some(checkpoint) };
+            let decided = controllers
+                .call_until_decided("commit checkpoint", CALL_TIMEOUT, &stop, |channel| {
+                    let request = request.clone();
+                    async move { CheckpointServiceClient::new(channel).commit_checkpoint(request).await }
+                })
+                .await;
+            let outcome = match decided {
+                Ok(response) => RankCheckpointOutcome { step, stale: false, expired: response.expired },
+                Err(status) if status.code() == Code::Cancelled => return,
+                Err(status) => {
+                    tracing::warn!(step, %status, "checkpoint is refused");
+                    RankCheckpointOutcome { step, stale: true, expired: Vec::new() }
+                }
+            };
+            let _ = events.send(Event::CommitDecided { rank, outcome }).await;
+        };
+        self.tasks.spawn(call.instrument(span));
+    }
+
+    fn mark(&self, rank: RankKey, damage: RankDamage) {
+        let (controllers, events, stop) = (self.controllers.clone(), self.events.clone(), self.tasks.stop_token());
+        let span = rank_span(&rank);
+        let call = async move {
+            let request = MarkCheckpointDamagedRequest {
+                job_id: rank.job_id.clone(),
+                stage: rank.stage.clone(),
+                generation: rank.generation,
+                path: damage.path,
+                reason: damage.reason,
+            };
+            let decided = controllers
+                .call_until_decided("mark checkpoint damaged", CALL_TIMEOUT, &stop, |channel| {
+                    let request = request.clone();
+                    async move { CheckpointServiceClient::new(channel).mark_checkpoint_damaged(request).await }
+                })
+                .await;
+            if let Err(status) = decided {
+                tracing::warn!(path = request.path, %status, "the damaged checkpoint is not marked");
+            }
+            let _ = events.send(Event::MarkDecided { rank }).await;
+        };
+        self.tasks.spawn(call.instrument(span));
+    }
+}
+
+fn rank_span(rank: &RankKey) -> tracing::Span {
+    tracing::info_span!("rank", job = rank.job_id, stage = rank.stage, generation = rank.generation, rank = rank.rank)
+}

@@ -1,0 +1,524 @@
+//! What runs on this node and what is to be done about it: pure. Events go in with the time, effects come out.
+//!
+//! An attempt here is one of:
+//!
+//! | state | meaning | next |
+//! |---|---|---|
+//! | waiting | its slots, or the ranks of its older generation, are not free yet | running, failed (too long), gone |
+//! | running | its ranks live | ended |
+//! | ended | every rank has exited; the outcome is kept for a controller that asks again | replaced by a newer generation |
+//!
+//! A slot belongs to a rank from its spawn until its process is seen to have exited, so no slot is given twice.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use crescendo_proto::v1::{
+    AttemptPhase, AttemptRef, AttemptReport, RankEnd, RankProgress, StartAttempt, StopAttempt, UpdateCurators,
+};
+
+/// From RankStop to SIGTERM.
+pub const TERM_AFTER: Duration = Duration::from_secs(4);
+/// From RankStop to SIGKILL.
+pub const KILL_AFTER: Duration = Duration::from_secs(7);
+/// How long an attempt may wait for its slots.
+pub const SLOT_WAIT: Duration = Duration::from_secs(30);
+/// Ended attempts that are remembered at most.
+const MAX_ENDED: usize = 256;
+
+/// Job and stage.
+pub type StageKey = (String, String);
+
+/// One rank process of one generation.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct RankKey {
+    pub job_id: String,
+    pub stage: String,
+    pub generation: u64,
+    pub rank: u32,
+}
+
+impl RankKey {
+    pub fn attempt(&self) -> AttemptRef {
+        AttemptRef { job_id: self.job_id.clone(), stage: self.stage.clone(), generation: self.generation }
+    }
+
+    fn stage_key(&self) -> StageKey {
+        (self.job_id.clone(), self.stage.clone())
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KillSignal {
+    Term,
+    Kill,
+}
+
+/// What the shell has to do.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Effect {
+    /// Start the process of a rank.
+    Spawn { rank: RankKey, slot: u32 },
+    /// Tell a rank what to do, over its session.
+    Assign { rank: RankKey, start: Box<StartAttempt>, slot: u32 },
+    /// Tell a rank to stop; if it has no session, its process gets SIGKILL.
+    Stop { rank: RankKey, reason: String },
+    UpdateCurators { rank: RankKey, update: UpdateCurators },
+    Signal { rank: RankKey, signal: KillSignal },
+    Report(Box<AttemptReport>),
+}
+
+#[derive(Clone, Debug)]
+struct Failure {
+    rank: Option<u32>,
+    reason: String,
+    permanent: bool,
+}
+
+#[derive(Clone, Debug)]
+struct LocalRank {
+    slot: u32,
+    end: Option<RankEnd>,
+    exited: bool,
+    signals: u8,
+}
+
+#[derive(Clone, Debug)]
+struct Attempt {
+    start: StartAttempt,
+    generation: u64,
+    ranks: BTreeMap<u32, LocalRank>,
+    phase: AttemptPhase,
+    progress: RankProgress,
+    /// Ranks were told to stop, since when and why.
+    stopping: Option<(Instant, String)>,
+    failure: Option<Failure>,
+    /// Damaged checkpoints that the controller has not taken note of: the outcome waits for them.
+    marks_pending: u32,
+    /// Order of the last change.
+    changed: u64,
+}
+
+impl Attempt {
+    fn lives(&self) -> bool {
+        self.ranks.values().any(|rank| !rank.exited)
+    }
+
+    fn ended(&self) -> bool {
+        matches!(self.phase, AttemptPhase::Succeeded | AttemptPhase::Failed | AttemptPhase::Stopped)
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Waiting {
+    start: StartAttempt,
+    attempt: AttemptRef,
+    until: Instant,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct AttemptTable {
+    node_id: String,
+    slots: u32,
+    attempts: BTreeMap<StageKey, Attempt>,
+    waiting: BTreeMap<StageKey, Waiting>,
+    changes: u64,
+}
+
+fn key_of(attempt: &AttemptRef) -> StageKey {
+    (attempt.job_id.clone(), attempt.stage.clone())
+}
+
+impl AttemptTable {
+    pub fn new(node_id: String, slots: u32) -> Self {
+        Self { node_id, slots, attempts: BTreeMap::new(), waiting: BTreeMap::new(), changes: 0 }
+    }
+
+    /// Attempts that run or wait here.
+    pub fn running(&self) -> Vec<AttemptRef> {
+        let live = self.attempts.values().filter(|attempt| !attempt.ended()).filter_map(|a| a.start.attempt.clone());
+        let mut running: Vec<AttemptRef> = live.chain(self.waiting.values().map(|w| w.attempt.clone())).collect();
+        running.sort_by(|a, b| (&a.job_id, &a.stage, a.generation).cmp(&(&b.job_id, &b.stage, b.generation)));
+        running
+    }
+
+    /// Whether any rank process lives.
+    pub fn any_alive(&self) -> bool {
+        self.attempts.values().any(Attempt::lives)
+    }
+
+    pub fn on_start(&mut self, start: StartAttempt, now: Instant) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        let Some(attempt) = start.attempt.clone() else { return effects };
+        let key = key_of(&attempt);
+        if self.waiting.get(&key).is_some_and(|waiting| waiting.attempt.generation >= attempt.generation) {
+            return effects;
+        }
+        if let Some(known) = self.attempts.get_mut(&key) {
+            if known.generation > attempt.generation {
+                return effects;
+            }
+            if known.generation == attempt.generation {
+                // A repetition: only the curators may be news. An outcome is told again.
+                if known.ended() {
+                    effects.push(Effect::Report(Box::new(report(known))));
+                } else if known.start.curator_addresses != start.curator_addresses {
+                    let update = UpdateCurators {
+                        attempt: Some(attempt),
+                        curator_addresses: start.curator_addresses.clone(),
+                    };
+                    effects.extend(self.on_update_curators(update));
+                }
+                return effects;
+            }
+            stop_ranks(known, "a newer generation starts", now, &mut effects);
+        }
+        if let Err(reason) = self.check(&start) {
+            let generation = attempt.generation;
+            let failure = Failure { rank: None, reason, permanent: false };
+            self.keep_ended(key, start, generation, failure, &mut effects);
+            return effects;
+        }
+        self.waiting.insert(key, Waiting { start, attempt, until: now + SLOT_WAIT });
+        self.start_waiting(&mut effects);
+        effects
+    }
+
+    pub fn on_stop(&mut self, stop: &StopAttempt, now: Instant) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        let Some(attempt) = &stop.attempt else { return effects };
+        let key = key_of(attempt);
+        if self.waiting.get(&key).is_some_and(|waiting| waiting.attempt.generation <= attempt.generation) {
+            self.waiting.remove(&key);
+        }
+        match self.attempts.get_mut(&key) {
+            Some(known) if known.generation <= attempt.generation => {
+                if known.ended() {
+                    // Whoever says stop has seen the outcome, or does not want it any more.
+                    if known.phase == AttemptPhase::Failed {
+                        known.phase = AttemptPhase::Stopped;
+                    }
+                    effects.push(Effect::Report(Box::new(report(known))));
+                } else {
+                    stop_ranks(known, &stop.reason, now, &mut effects);
+                }
+            }
+            Some(_) => {}
+            None => effects.push(Effect::Report(Box::new(AttemptReport {
+                attempt: Some(attempt.clone()),
+                phase: AttemptPhase::Stopped.into(),
+                failed_rank: -1,
+                reason: "nothing of it runs here".into(),
+                ..AttemptReport::default()
+            }))),
+        }
+        effects
+    }
+
+    pub fn on_update_curators(&mut self, update: UpdateCurators) -> Vec<Effect> {
+        let Some(attempt) = &update.attempt else { return Vec::new() };
+        if let Some(waiting) = self.waiting.get_mut(&key_of(attempt))
+            && waiting.attempt.generation == attempt.generation
+        {
+            waiting.start.curator_addresses.clone_from(&update.curator_addresses);
+        }
+        let Some(known) = self.attempts.get_mut(&key_of(attempt)) else { return Vec::new() };
+        if known.generation != attempt.generation || known.ended() {
+            return Vec::new();
+        }
+        known.start.curator_addresses.clone_from(&update.curator_addresses);
+        let live = known.ranks.iter().filter(|(_, rank)| !rank.exited);
+        live.map(|(rank, _)| Effect::UpdateCurators { rank: rank_key(attempt, *rank), update: update.clone() })
+            .collect()
+    }
+
+    /// A rank has opened its session. `None`: no such rank is expected, so it must end.
+    pub fn on_hello(&mut self, rank: &RankKey) -> Option<Effect> {
+        let attempt = self.current(rank)?;
+        let local = attempt.ranks.get(&rank.rank).filter(|local| !local.exited)?;
+        if attempt.stopping.is_some() {
+            return None;
+        }
+        Some(Effect::Assign { rank: rank.clone(), start: Box::new(attempt.start.clone()), slot: local.slot })
+    }
+
+    pub fn on_progress(&mut self, rank: &RankKey, progress: RankProgress) -> Vec<Effect> {
+        let Some(attempt) = self.current(rank) else { return Vec::new() };
+        if attempt.ended() || attempt.stopping.is_some() {
+            return Vec::new();
+        }
+        let leads = rank.rank == 0;
+        let news = leads || attempt.phase == AttemptPhase::Starting;
+        attempt.phase = AttemptPhase::Running;
+        if leads {
+            attempt.progress = progress;
+        }
+        if news { vec![Effect::Report(Box::new(report(attempt)))] } else { Vec::new() }
+    }
+
+    /// A rank says how it ended; its process will exit.
+    pub fn on_end(&mut self, rank: &RankKey, end: RankEnd, now: Instant) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        let Some(attempt) = self.current(rank) else { return effects };
+        if let Some(local) = attempt.ranks.get_mut(&rank.rank) {
+            local.end = Some(end.clone());
+        }
+        if !end.ok && attempt.stopping.is_none() {
+            fail(attempt, Failure { rank: Some(rank.rank), reason: end.reason, permanent: end.permanent }, now, &mut effects);
+        }
+        effects
+    }
+
+    /// A rank's process is gone. `status` says how, in words.
+    pub fn on_exit(&mut self, rank: &RankKey, success: bool, status: &str, now: Instant) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        let Some(attempt) = self.current(rank) else { return effects };
+        let Some(local) = attempt.ranks.get_mut(&rank.rank) else { return effects };
+        local.exited = true;
+        let done = success && local.end.as_ref().is_some_and(|end| end.ok);
+        if !done && attempt.stopping.is_none() {
+            let reason = format!("rank {} ended: {status}", rank.rank);
+            fail(attempt, Failure { rank: Some(rank.rank), reason, permanent: false }, now, &mut effects);
+        }
+        self.settle(&rank.stage_key(), &mut effects);
+        self.start_waiting(&mut effects);
+        effects
+    }
+
+    /// A rank found a damaged checkpoint: its attempt's outcome is told once the controller has marked it.
+    pub fn on_damage(&mut self, rank: &RankKey) {
+        if let Some(attempt) = self.current(rank) {
+            attempt.marks_pending += 1;
+        }
+    }
+
+    pub fn on_marked(&mut self, rank: &RankKey) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        if let Some(attempt) = self.current(rank) {
+            attempt.marks_pending = attempt.marks_pending.saturating_sub(1);
+            self.settle(&rank.stage_key(), &mut effects);
+        }
+        effects
+    }
+
+    /// Time has passed: ranks that do not stop get signals, attempts that wait too long fail.
+    pub fn on_tick(&mut self, now: Instant) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        for attempt in self.attempts.values_mut() {
+            let Some((since, _)) = &attempt.stopping else { continue };
+            let waited = now.saturating_duration_since(*since);
+            let Some(reference) = attempt.start.attempt.clone() else { continue };
+            for (rank, local) in attempt.ranks.iter_mut().filter(|(_, local)| !local.exited) {
+                let signal = match local.signals {
+                    0 if waited >= TERM_AFTER => KillSignal::Term,
+                    1 if waited >= KILL_AFTER => KillSignal::Kill,
+                    _ => continue,
+                };
+                local.signals += 1;
+                effects.push(Effect::Signal { rank: rank_key(&reference, *rank), signal });
+            }
+        }
+        let late: Vec<StageKey> =
+            self.waiting.iter().filter(|(_, waiting)| now >= waiting.until).map(|(key, _)| key.clone()).collect();
+        for key in late {
+            if let Some(waiting) = self.waiting.remove(&key) {
+                let reason = format!("its slots on {} were not free within {SLOT_WAIT:?}", self.node_id);
+                let failure = Failure { rank: None, reason, permanent: false };
+                self.keep_ended(key, waiting.start, waiting.attempt.generation, failure, &mut effects);
+            }
+        }
+        effects
+    }
+
+    /// The process is to end: every rank is told to stop.
+    pub fn on_shutdown(&mut self, now: Instant) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        self.waiting.clear();
+        for attempt in self.attempts.values_mut().filter(|attempt| attempt.lives()) {
+            stop_ranks(attempt, "the node stops", now, &mut effects);
+        }
+        effects
+    }
+
+    fn current(&mut self, rank: &RankKey) -> Option<&mut Attempt> {
+        self.attempts.get_mut(&rank.stage_key()).filter(|attempt| attempt.generation == rank.generation)
+    }
+
+    /// Local ranks and their slots; an error if the assignment cannot be meant for this node.
+    fn check(&self, start: &StartAttempt) -> Result<BTreeMap<u32, u32>, String> {
+        let local: Vec<_> = start.ranks.iter().filter(|placement| placement.node_id == self.node_id).collect();
+        let ranks: BTreeMap<u32, u32> = local.iter().map(|placed| (placed.rank, placed.device_index)).collect();
+        let slots: BTreeSet<u32> = ranks.values().copied().collect();
+        if ranks.is_empty() {
+            return Err(format!("no rank is placed on {}", self.node_id));
+        }
+        if ranks.len() != local.len() || slots.len() != ranks.len() {
+            return Err("a rank or a slot is named twice".into());
+        }
+        match slots.last() {
+            Some(last) if *last >= self.slots => {
+                Err(format!("slot {last} does not exist: {} has {}", self.node_id, self.slots))
+            }
+            _ => Ok(ranks),
+        }
+    }
+
+    fn slots_taken(&self) -> BTreeSet<u32> {
+        let ranks = self.attempts.values().flat_map(|attempt| attempt.ranks.values());
+        ranks.filter(|rank| !rank.exited).map(|rank| rank.slot).collect()
+    }
+
+    /// Starts every waiting attempt whose slots are free and whose older ranks are gone.
+    fn start_waiting(&mut self, effects: &mut Vec<Effect>) {
+        let keys: Vec<StageKey> = self.waiting.keys().cloned().collect();
+        for key in keys {
+            let taken = self.slots_taken();
+            if self.attempts.get(&key).is_some_and(Attempt::lives) {
+                continue;
+            }
+            let Some(ranks) = self.waiting.get(&key).and_then(|waiting| self.check(&waiting.start).ok()) else {
+                continue;
+            };
+            if ranks.values().any(|slot| taken.contains(slot)) {
+                continue;
+            }
+            let Some(waiting) = self.waiting.remove(&key) else { continue };
+            let ranks: BTreeMap<u32, LocalRank> = ranks
+                .into_iter()
+                .map(|(rank, slot)| (rank, LocalRank { slot, end: None, exited: false, signals: 0 }))
+                .collect();
+            for (rank, local) in &ranks {
+                effects.push(Effect::Spawn { rank: rank_key(&waiting.attempt, *rank), slot: local.slot });
+            }
+            self.changes += 1;
+            let attempt = Attempt {
+                generation: waiting.attempt.generation,
+                progress: RankProgress {
+                    step: waiting.start.resume_from.as_ref().map_or(0, |checkpoint| checkpoint.step),
+                    ..RankProgress::default()
+                },
+                start: waiting.start,
+                ranks,
+                phase: AttemptPhase::Starting,
+                stopping: None,
+                failure: None,
+                marks_pending: 0,
+                changed: self.changes,
+            };
+            effects.push(Effect::Report(Box::new(report(&attempt))));
+            self.attempts.insert(key, attempt);
+        }
+    }
+
+    /// Tells the outcome once every rank has exited.
+    fn settle(&mut self, key: &StageKey, effects: &mut Vec<Effect>) {
+        let Some(attempt) = self.attempts.get_mut(key) else { return };
+        if attempt.ended() || attempt.lives() || attempt.marks_pending > 0 {
+            return;
+        }
+        attempt.phase = match (&attempt.failure, &attempt.stopping) {
+            (Some(_), _) => AttemptPhase::Failed,
+            (None, Some(_)) => AttemptPhase::Stopped,
+            (None, None) => AttemptPhase::Succeeded,
+        };
+        self.changes += 1;
+        attempt.changed = self.changes;
+        effects.push(Effect::Report(Box::new(report(attempt))));
+        self.forget_oldest();
+    }
+
+    fn keep_ended(
+        &mut self,
+        key: StageKey,
+        start: StartAttempt,
+        generation: u64,
+        failure: Failure,
+        effects: &mut Vec<Effect>,
+    ) {
+        self.changes += 1;
+        let attempt = Attempt {
+            start,
+            generation,
+            ranks: BTreeMap::new(),
+            phase: AttemptPhase::Failed,
+            progress: RankProgress::default(),
+            stopping: None,
+            failure: Some(failure),
+            marks_pending: 0,
+            changed: self.changes,
+        };
+        effects.push(Effect::Report(Box::new(report(&attempt))));
+        // Ranks of an older generation that still live keep their place: their slots are taken until they exit.
+        if !self.attempts.get(&key).is_some_and(Attempt::lives) {
+            self.attempts.insert(key, attempt);
+        }
+        self.forget_oldest();
+    }
+
+    fn forget_oldest(&mut self) {
+        let ended = self.attempts.iter().filter(|(_, attempt)| attempt.ended());
+        if ended.clone().count() > MAX_ENDED
+            && let Some(oldest) = ended.min_by_key(|(_, attempt)| attempt.changed).map(|(key, _)| key.clone())
+        {
+            self.attempts.remove(&oldest);
+        }
+    }
+}
+
+fn rank_key(attempt: &AttemptRef, rank: u32) -> RankKey {
+    RankKey { job_id: attempt.job_id.clone(), stage: attempt.stage.clone(), generation: attempt.generation, rank }
+}
+
+/// Tells the live ranks to stop, once.
+fn stop_ranks(attempt: &mut Attempt, reason: &str, now: Instant, effects: &mut Vec<Effect>) {
+    if attempt.stopping.is_some() {
+        return;
+    }
+    attempt.stopping = Some((now, reason.to_owned()));
+    let Some(reference) = attempt.start.attempt.clone() else { return };
+    for (rank, _) in attempt.ranks.iter().filter(|(_, local)| !local.exited) {
+        effects.push(Effect::Stop { rank: rank_key(&reference, *rank), reason: reason.to_owned() });
+    }
+}
+
+/// Notes the first failure; the other ranks here are of no use any more and are killed. The one that failed exits by
+/// itself, or after the grace.
+fn fail(attempt: &mut Attempt, failure: Failure, now: Instant, effects: &mut Vec<Effect>) {
+    let failed = failure.rank;
+    attempt.failure.get_or_insert(failure);
+    attempt.stopping = Some((now, "another rank failed".into()));
+    let Some(reference) = attempt.start.attempt.clone() else { return };
+    for (rank, local) in attempt.ranks.iter_mut() {
+        if !local.exited && failed != Some(*rank) {
+            local.signals = 2;
+            effects.push(Effect::Signal { rank: rank_key(&reference, *rank), signal: KillSignal::Kill });
+        }
+    }
+}
+
+fn report(attempt: &Attempt) -> AttemptReport {
+    let progress = &attempt.progress;
+    let (reason, failed_rank, permanent) = match (&attempt.phase, &attempt.failure, &attempt.stopping) {
+        (AttemptPhase::Failed, Some(failure), _) => (
+            failure.reason.clone(),
+            failure.rank.and_then(|rank| i32::try_from(rank).ok()).unwrap_or(-1),
+            failure.permanent,
+        ),
+        (AttemptPhase::Stopped, _, Some((_, reason))) => (reason.clone(), -1, false),
+        _ => (progress.waiting_for.clone(), -1, false),
+    };
+    AttemptReport {
+        attempt: attempt.start.attempt.clone(),
+        phase: attempt.phase.into(),
+        step: progress.step,
+        loss: progress.loss,
+        grad_norm: progress.grad_norm,
+        learning_rate: progress.learning_rate,
+        samples_per_sec: progress.samples_per_sec,
+        data_wait_fraction: progress.data_wait_fraction,
+        reason,
+        failed_rank,
+        permanent,
+    }
+}

@@ -1,0 +1,421 @@
+//! Pairs on their way from the curators to the training thread, in the order in which this rank trains on them.
+//!
+//! One stream at a time; when it breaks, the next curator goes on at the first pair that has not come. What is asked
+//! for and what has come but is not consumed are both bounded by the credits.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use crescendo_core::spec::OnStarvation;
+use crescendo_node::backoff::{Backoff, random};
+use crescendo_node::call::endpoint;
+use crescendo_proto::v1::pair_service_client::PairServiceClient;
+use crescendo_proto::v1::stream_pairs_request::Message as Ask;
+use crescendo_proto::v1::stream_pairs_response::Message as Answer;
+use crescendo_proto::v1::{
+    EncodedPair, EncodedText, FetchPairs, GrantCredits, LogStatus, OpenPairs, StreamPairsRequest,
+};
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{Code, Status};
+
+use super::RankError;
+use super::positions::{GangShape, LogOrder, LogState, Place};
+
+/// Largest message of a curator.
+const MAX_MESSAGE_BYTES: usize = 64 * 1024 * 1024;
+/// Limit of opening a stream.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
+/// A curator that sends neither pair nor status for this long, although it was asked for committed pairs, is left.
+const PAIR_TIMEOUT: Duration = Duration::from_secs(60);
+/// Tries that may end in a damaged shard before the job is told.
+const MAX_DAMAGED: u32 = 4;
+
+/// What the training thread gets.
+#[derive(Debug)]
+pub enum Delivery {
+    /// Encoding of the empty prompt; comes once, first.
+    EmptyText(EncodedText),
+    Pair { position: u64, pair: Box<EncodedPair> },
+}
+
+/// What to fetch.
+#[derive(Clone, Debug)]
+pub struct DataPlan {
+    pub job_id: String,
+    pub stage: String,
+    pub stage_index: u32,
+    pub generation: u64,
+    pub job_seed: u64,
+    pub gang: GangShape,
+    /// First step to train, and the step to end before.
+    pub steps: std::ops::Range<u64>,
+    pub on_starvation: OnStarvation,
+}
+
+impl DataPlan {
+    /// Pairs that may be under way or unconsumed.
+    pub fn credits(&self) -> u32 {
+        self.gang.per_rank().saturating_mul(2).clamp(8, 256)
+    }
+}
+
+/// Fetches until every position of the plan is delivered; errors go to `out` too.
+pub async fn run(
+    plan: DataPlan,
+    mut curators: watch::Receiver<Vec<String>>,
+    out: mpsc::Sender<Result<Delivery, RankError>>,
+    waiting_for: watch::Sender<String>,
+    stop: CancellationToken,
+) {
+    let mut client = Client::new(plan, waiting_for);
+    let outcome = tokio::select! {
+        () = stop.cancelled() => return,
+        outcome = client.run(&mut curators, &out) => outcome,
+    };
+    if let Err(error) = outcome {
+        // A closed channel means that training has ended already.
+        let _ = out.send(Err(error)).await;
+    }
+}
+
+struct Client {
+    plan: DataPlan,
+    order: LogOrder,
+    log: LogState,
+    /// Positions that are not asked for on the present stream, in order.
+    positions: std::iter::Peekable<Positions>,
+    /// Asked for and not come: position and log index.
+    asked: VecDeque<(u64, u64)>,
+    /// Positions to ask for before `positions`: what a broken stream left behind.
+    again: VecDeque<u64>,
+    empty_text_sent: bool,
+    damaged: u32,
+    waiting_for: watch::Sender<String>,
+}
+
+/// The positions of one rank over its steps.
+struct Positions {
+    gang: GangShape,
+    steps: std::ops::Range<u64>,
+    current: std::ops::Range<u64>,
+}
+
+impl Iterator for Positions {
+    type Item = u64;
+
+    fn next(&mut self) -> Option<u64> {
+        loop {
+            if let Some(position) = self.current.next() {
+                return Some(position);
+            }
+            self.current = self.gang.positions(self.steps.next()?);
+        }
+    }
+}
+
+impl Client {
+    fn new(plan: DataPlan, waiting_for: watch::Sender<String>) -> Self {
+        let positions = Positions { gang: plan.gang, steps: plan.steps.clone(), current: 0..0 };
+        Self {
+            order: LogOrder::new(plan.job_seed, plan.stage_index),
+            positions: positions.peekable(),
+            plan,
+            log: LogState::default(),
+            asked: VecDeque::new(),
+            again: VecDeque::new(),
+            empty_text_sent: false,
+            damaged: 0,
+            waiting_for,
+        }
+    }
+
+    fn done(&mut self) -> bool {
+        self.empty_text_sent && self.asked.is_empty() && self.again.is_empty() && self.positions.peek().is_none()
+    }
+
+    async fn run(
+        &mut self,
+        curators: &mut watch::Receiver<Vec<String>>,
+        out: &mpsc::Sender<Result<Delivery, RankError>>,
+    ) -> Result<(), RankError> {
+        let (mut failures, mut choice) = (0u32, self.plan.gang.rank as usize);
+        while !self.done() {
+            let addresses = curators.borrow_and_update().clone();
+            if addresses.is_empty() {
+                self.say("a curator that serves the stage".into());
+                if curators.changed().await.is_err() {
+                    return Ok(());
+                }
+                continue;
+            }
+            let address = &addresses[choice % addresses.len()];
+            let delivered_before = self.first_missing();
+            let status = match self.serve(address, out).await {
+                Ok(()) => continue,
+                Err(StreamEnd::Fatal(error)) => return Err(error),
+                Err(StreamEnd::Broken(status)) => status,
+            };
+            while let Some((position, _)) = self.asked.pop_back() {
+                self.again.push_front(position);
+            }
+            if status.code() == Code::DataLoss {
+                self.damaged += 1;
+                if self.damaged >= MAX_DAMAGED {
+                    return Err(RankError::Permanent(format!("pair log: {}", status.message())));
+                }
+            }
+            failures = if self.first_missing() == delivered_before { failures.saturating_add(1) } else { 1 };
+            choice += 1;
+            let wait = Backoff::default().delay(failures, random());
+            if failures <= 3 || failures.is_power_of_two() {
+                tracing::warn!(curator = address, %status, failures, ?wait, "pair stream broke, going to the next curator");
+            }
+            self.say(format!("a curator ({address}: {})", status.message()));
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                changed = curators.changed() => if changed.is_err() { return Ok(()) },
+            }
+        }
+        self.say(String::new());
+        Ok(())
+    }
+
+    fn first_missing(&mut self) -> Option<u64> {
+        self.asked
+            .front()
+            .map(|(position, _)| *position)
+            .or_else(|| self.again.front().copied())
+            .or_else(|| self.positions.peek().copied())
+    }
+
+    fn say(&self, text: String) {
+        self.waiting_for.send_if_modified(|now| {
+            let changed = *now != text;
+            *now = text;
+            changed
+        });
+    }
+
+    /// One stream. `Ok` when all is delivered.
+    async fn serve(
+        &mut self,
+        address: &str,
+        out: &mpsc::Sender<Result<Delivery, RankError>>,
+    ) -> Result<(), StreamEnd> {
+        let credits = self.plan.credits();
+        let channel = endpoint(address).map_err(|error| broken(error.to_string()))?.connect_lazy();
+        let mut client = PairServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
+        // Room for every message that may be under way: at most one Fetch and one Grant a credit.
+        let (asks, requests) = mpsc::channel(2 * credits as usize + 16);
+        ask(
+            &asks,
+            Ask::Open(OpenPairs {
+                job_id: self.plan.job_id.clone(),
+                stage: self.plan.stage.clone(),
+                generation: self.plan.generation,
+                rank: self.plan.gang.rank,
+                credits,
+            }),
+        )?;
+        let opening = async {
+            let mut answers = client.stream_pairs(ReceiverStream::new(requests)).await?.into_inner();
+            match answers.message().await?.and_then(|answer| answer.message) {
+                Some(Answer::Opened(opened)) => Ok((answers, opened)),
+                _ => Err(Status::internal("the first answer is not PairsOpened")),
+            }
+        };
+        let (mut answers, opened) = tokio::time::timeout(OPEN_TIMEOUT, opening)
+            .await
+            .map_err(|_| broken(format!("no answer within {OPEN_TIMEOUT:?}")))?
+            .map_err(StreamEnd::Broken)?;
+        tracing::info!(curator = address, "pair stream is open");
+        if let Some(status) = &opened.status {
+            self.learn(status);
+        }
+        if !self.empty_text_sent {
+            let text = opened.empty_text.ok_or_else(|| broken("PairsOpened has no empty text".into()))?;
+            deliver(out, Delivery::EmptyText(text)).await?;
+            self.empty_text_sent = true;
+        }
+        loop {
+            self.ask_ahead(&asks, credits)?;
+            if self.done() {
+                return Ok(());
+            }
+            let answer = if self.asked.is_empty() {
+                // Only a status can come, and curation may take any time; keep-alive notices a dead peer.
+                answers.message().await
+            } else {
+                tokio::time::timeout(PAIR_TIMEOUT, answers.message())
+                    .await
+                    .map_err(|_| broken(format!("no pair within {PAIR_TIMEOUT:?}")))?
+            };
+            match answer.map_err(StreamEnd::Broken)?.and_then(|answer| answer.message) {
+                Some(Answer::Pair(pair)) => {
+                    let Some((position, index)) = self.asked.front().copied() else {
+                        return Err(broken(format!("pair {} was not asked for", pair.index)));
+                    };
+                    if pair.index != index {
+                        return Err(broken(format!("pair {} came instead of {index}", pair.index)));
+                    }
+                    self.say(String::new());
+                    deliver(out, Delivery::Pair { position, pair: Box::new(pair) }).await?;
+                    self.asked.pop_front();
+                    self.damaged = 0;
+                    ask(&asks, Ask::Grant(GrantCredits { pairs: 1 }))?;
+                }
+                Some(Answer::Status(status)) => self.learn(&status),
+                Some(Answer::Opened(_)) => {}
+                None => return Err(broken("the curator ended the stream".into())),
+            }
+        }
+    }
+
+    /// A curator that lags behind another takes nothing back.
+    fn learn(&mut self, status: &LogStatus) {
+        self.log.committed = self.log.committed.max(status.committed);
+        self.log.sealed |= status.sealed;
+    }
+
+    /// Asks for as many pairs as there are credits and committed pairs, neighbours in one message.
+    fn ask_ahead(&mut self, asks: &mpsc::Sender<StreamPairsRequest>, credits: u32) -> Result<(), StreamEnd> {
+        let mut range: Option<FetchPairs> = None;
+        while self.asked.len() < credits as usize {
+            let Some(position) = self.again.front().copied().or_else(|| self.positions.peek().copied()) else {
+                break;
+            };
+            let index = match self.order.place(position, self.log) {
+                Place::At(index) => index,
+                Place::Empty => {
+                    return Err(StreamEnd::Fatal(RankError::Permanent(
+                        "the stage's pair log is sealed without a single pair".into(),
+                    )));
+                }
+                Place::NotYet => {
+                    if self.asked.is_empty() {
+                        self.starved(position)?;
+                    }
+                    break;
+                }
+            };
+            if self.again.pop_front().is_none() {
+                self.positions.next();
+            }
+            self.asked.push_back((position, index));
+            match &mut range {
+                Some(open) if open.first_index + u64::from(open.count) == index => open.count += 1,
+                _ => {
+                    if let Some(full) = range.replace(FetchPairs { first_index: index, count: 1 }) {
+                        ask(asks, Ask::Fetch(full))?;
+                    }
+                }
+            }
+        }
+        range.map_or(Ok(()), |range| ask(asks, Ask::Fetch(range)))
+    }
+
+    fn starved(&self, position: u64) -> Result<(), StreamEnd> {
+        let text = format!("pair {position} of the log, which has {} so far", self.log.committed);
+        match self.plan.on_starvation {
+            OnStarvation::Wait => {
+                self.say(text);
+                Ok(())
+            }
+            OnStarvation::Stop => Err(StreamEnd::Fatal(RankError::Permanent(format!(
+                "training has to wait for {text}, and onStarvation is stop"
+            )))),
+        }
+    }
+}
+
+enum StreamEnd {
+    /// Another curator, or the same one later, may do better.
+    Broken(Status),
+    Fatal(RankError),
+}
+
+fn broken(reason: String) -> StreamEnd {
+    StreamEnd::Broken(Status::unavailable(reason))
+}
+
+fn ask(asks: &mpsc::Sender<StreamPairsRequest>, message: Ask) -> Result<(), StreamEnd> {
+    asks.try_send(StreamPairsRequest { message: Some(message) })
+        .map_err(|_| broken("the curator reads no requests".into()))
+}
+
+async fn deliver(out: &mpsc::Sender<Result<Delivery, RankError>>, delivery: Delivery) -> Result<(), StreamEnd> {
+    out.send(Ok(delivery))
+        .await
+        .map_err(|_| StreamEnd::Fatal(RankError::Stopped("training has ended".into())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn client(committed: u64, sealed: bool, on_starvation: OnStarvation) -> Client {
+        let plan = DataPlan {
+            job_id: "job".into(),
+            stage: "one".into(),
+            stage_index: 0,
+            generation: 1,
+            job_seed: 1,
+            gang: GangShape::new(1, 2, 8).unwrap(),
+            steps: 0..3,
+            on_starvation,
+        };
+        let mut client = Client::new(plan, watch::channel(String::new()).0);
+        client.log = LogState { committed, sealed };
+        client
+    }
+
+    fn asked(client: &mut Client) -> Vec<(u64, u32)> {
+        let (asks, mut requests) = mpsc::channel(64);
+        assert!(client.ask_ahead(&asks, 8).is_ok());
+        drop(asks);
+        let mut ranges = Vec::new();
+        while let Ok(request) = requests.try_recv() {
+            if let Some(Ask::Fetch(fetch)) = request.message {
+                ranges.push((fetch.first_index, fetch.count));
+            }
+        }
+        ranges
+    }
+
+    #[test]
+    fn asks_for_its_own_positions_within_the_credits() {
+        let mut client = client(100, false, OnStarvation::Wait);
+        assert_eq!(asked(&mut client), [(4, 4), (12, 4)]);
+        assert_eq!(asked(&mut client), []);
+        client.asked.clear();
+        assert_eq!(asked(&mut client), [(20, 4)]);
+        client.asked.clear();
+        client.empty_text_sent = true;
+        assert!(client.done());
+    }
+
+    #[test]
+    fn waits_for_pairs_that_are_not_committed() {
+        let mut client = client(6, false, OnStarvation::Wait);
+        assert_eq!(asked(&mut client), [(4, 2)]);
+        client.asked.clear();
+        assert_eq!(asked(&mut client), []);
+        assert_eq!(*client.waiting_for.borrow(), "pair 6 of the log, which has 6 so far");
+        client.learn(&LogStatus { committed: 8, sealed: true });
+        client.learn(&LogStatus { committed: 5, sealed: false });
+        assert_eq!(asked(&mut client).first(), Some(&(6, 2)));
+        assert_eq!(client.asked.len(), 8, "a sealed log is read again from the start");
+    }
+
+    #[test]
+    fn starvation_ends_the_job_if_it_is_told_to() {
+        let mut client = client(4, false, OnStarvation::Stop);
+        let (asks, _requests) = mpsc::channel(64);
+        let Err(StreamEnd::Fatal(RankError::Permanent(reason))) = client.ask_ahead(&asks, 8) else {
+            unreachable!("a starved client must end")
+        };
+        assert!(reason.contains("pair 4 of the log"), "{reason}");
+    }
+}

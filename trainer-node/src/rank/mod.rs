@@ -1,0 +1,51 @@
+//! A rank: one process that trains on one device, supervised by the agent of its node and killable without harm.
+//!
+//! ```text
+//!   agent ◀──────── link ────────┐
+//!                                │ assignment, curators, stop, outcomes
+//!   curators ──pairs──▶ data ──samples──▶ training thread (libtorch) ──copies──▶ saver ──▶ object store
+//!                    (prefetch,             │    ▲
+//!                     credits)              └────┘ all-reduce with the other ranks
+//! ```
+//!
+//! Everything with tensors happens on the thread named `train`; the rest is asynchronous I/O on another.
+
+pub mod batch;
+pub mod data;
+pub mod fetch;
+pub mod history;
+pub mod link;
+pub mod manifest;
+pub mod plan;
+pub mod positions;
+pub mod restore;
+pub mod run;
+pub mod save;
+pub mod train;
+
+/// Why a rank ends before its last step.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RankError {
+    /// Told to stop.
+    #[error("stopped: {0}")]
+    Stopped(String),
+    /// Trying again cannot help.
+    #[error("{0}")]
+    Permanent(String),
+    /// Another rank is gone; its own node knows why.
+    #[error("{0}")]
+    PeerLost(String),
+    /// Trying again may help.
+    #[error("{0}")]
+    Retryable(String),
+}
+
+impl RankError {
+    pub fn permanent(error: impl std::fmt::Display) -> Self {
+        Self::Permanent(error.to_string())
+    }
+
+    pub fn retryable(error: impl std::fmt::Display) -> Self {
+        Self::Retryable(error.to_string())
+    }
+}

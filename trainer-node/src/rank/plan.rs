@@ -1,0 +1,133 @@
+//! What a rank has to do, checked: the assignment and the stage of the spec that it is about.
+
+use crescendo_core::spec::{AdapterSpec, JobSpec, ModelPreset, Positions, Precision, StageSpec, TimestepSampling};
+use crescendo_model::config::FluxConfig;
+use crescendo_model::randomness::TimeDistribution;
+use crescendo_model::training::{AdamWConfig, TrainOptions};
+use crescendo_model::unope::PositionMode;
+use crescendo_proto::v1::{AttemptRef, Checkpoint, RankAssignment};
+use tch::{Device, Kind};
+
+use super::RankError;
+use super::positions::GangShape;
+
+/// See the module.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub attempt: AttemptRef,
+    pub stage_index: u32,
+    pub spec: JobSpec,
+    pub stage: StageSpec,
+    pub gang: GangShape,
+    pub device: Device,
+    pub rendezvous_address: String,
+    pub resume_from: Option<Checkpoint>,
+    pub init_from: Option<Checkpoint>,
+    pub curator_addresses: Vec<String>,
+    pub object_store_url: String,
+    /// The spec as it came; kept with each checkpoint.
+    pub resolved_spec_json: Vec<u8>,
+}
+
+impl Plan {
+    /// Checks an assignment. What is wrong with it will be wrong at every try.
+    pub fn new(assignment: RankAssignment, cuda: bool) -> Result<Self, RankError> {
+        let missing = |what: &str| RankError::Permanent(format!("assignment has no {what}"));
+        let start = assignment.start.ok_or_else(|| missing("start"))?;
+        let attempt = start.attempt.ok_or_else(|| missing("attempt"))?;
+        let spec: JobSpec = serde_json::from_slice(&start.resolved_spec_json)
+            .map_err(|error| RankError::Permanent(format!("resolved spec: {error}")))?;
+        let stage = usize::try_from(start.stage_index)
+            .ok()
+            .and_then(|index| spec.stages.get(index))
+            .filter(|stage| stage.name == attempt.stage)
+            .cloned()
+            .ok_or_else(|| {
+                RankError::Permanent(format!("resolved spec: stage {} is not {}", start.stage_index, attempt.stage))
+            })?;
+        let ranks = u32::try_from(start.ranks.len()).unwrap_or(0);
+        let gang = GangShape::new(assignment.rank, ranks, stage.train.global_batch).map_err(RankError::permanent)?;
+        let device = if cuda { Device::Cuda(assignment.device_index as usize) } else { Device::Cpu };
+        Ok(Self {
+            attempt,
+            stage_index: start.stage_index,
+            gang,
+            device,
+            rendezvous_address: start.rendezvous_address,
+            resume_from: start.resume_from,
+            init_from: start.init_from,
+            curator_addresses: start.curator_addresses,
+            object_store_url: start.object_store_url,
+            resolved_spec_json: start.resolved_spec_json,
+            stage,
+            spec,
+        })
+    }
+
+    pub fn config(&self) -> FluxConfig {
+        match self.spec.model.preset {
+            ModelPreset::FluxDev => FluxConfig::flux_dev(),
+            ModelPreset::FluxSchnell => FluxConfig::flux_schnell(),
+            ModelPreset::Nano => FluxConfig::nano(),
+        }
+    }
+
+    /// Dtype of the frozen base, or of the activations when everything trains.
+    pub fn base_kind(&self) -> Kind {
+        match (self.spec.model.precision, self.device) {
+            (Precision::F32, _) => Kind::Float,
+            (Precision::Bf16, _) => Kind::BFloat16,
+            (Precision::Auto, Device::Cuda(_)) => Kind::BFloat16,
+            (Precision::Auto, _) => Kind::Float,
+        }
+    }
+
+    /// Rank of the adapter; none if all weights train.
+    pub fn adapter_rank(&self) -> Option<i64> {
+        match self.stage.train.adapter {
+            AdapterSpec::Lora { rank } => Some(i64::from(rank)),
+            AdapterSpec::None => None,
+        }
+    }
+
+    pub fn options(&self) -> TrainOptions {
+        TrainOptions {
+            positions: match self.stage.positions {
+                Positions::Diagonal => PositionMode::Diagonal,
+                Positions::Height => PositionMode::Height,
+                Positions::Width => PositionMode::Width,
+                Positions::None => PositionMode::None,
+                Positions::Frame => PositionMode::Frame,
+            },
+            guidance: self.stage.train.guidance,
+            time_kind: Kind::Float,
+            // A full-size network's activations do not fit beside it.
+            recompute_blocks: self.spec.model.preset != ModelPreset::Nano,
+        }
+    }
+
+    pub fn optimizer(&self) -> AdamWConfig {
+        let train = &self.stage.train;
+        AdamWConfig { beta1: train.betas.0, beta2: train.betas.1, eps: train.eps, weight_decay: train.weight_decay }
+    }
+
+    /// How training times are drawn. The nano preset has a token every 4 × 4 pixels, and its own sampler counts those;
+    /// the others use the published rule.
+    pub fn times(&self) -> Result<TimeDistribution, RankError> {
+        let resolution = i64::from(self.stage.train.resolution);
+        match (self.stage.train.timesteps, self.spec.model.preset) {
+            (TimestepSampling::LogitNormal, _) => Ok(TimeDistribution::LogitNormal { mean: 0.0, std: 1.0 }),
+            (TimestepSampling::Uniform, ModelPreset::Nano) => {
+                TimeDistribution::for_tokens((resolution / 4).pow(2)).map_err(RankError::permanent)
+            }
+            (TimestepSampling::Uniform, ModelPreset::FluxDev | ModelPreset::FluxSchnell) => {
+                TimeDistribution::published(resolution).map_err(RankError::permanent)
+            }
+        }
+    }
+
+    /// Step (from 0) to begin with.
+    pub fn first_step(&self) -> u64 {
+        self.resume_from.as_ref().map_or(0, |checkpoint| checkpoint.step)
+    }
+}

@@ -1,0 +1,232 @@
+//! What a rank begins with: base weights, trained weights and optimizer state, from files that are verified already.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crescendo_model::training::{AdamW, Ema, Learner};
+use crescendo_model::weights::TensorFile;
+use crescendo_model::{BlockSelection, Flux, LoraAdapter};
+use object_store::ObjectStore;
+use tch::{Device, Kind};
+
+use super::RankError;
+use super::fetch::{FetchError, LocalCheckpoint, copy, fetch_checkpoint};
+use super::history::History;
+use super::manifest::{
+    ADAPTER_FILE, EMA_FILE, HISTORY_FILE, MODEL_FILE, OPTIMIZER_FILE, STATE_FILE, TrainState,
+};
+use super::plan::Plan;
+
+/// Prefix of base weights that lie in the object store.
+const STORE_PREFIX: &str = "store:";
+
+/// Local files to begin with.
+#[derive(Debug)]
+pub struct Sources {
+    base: Option<PathBuf>,
+    /// The stage's own newest checkpoint.
+    resume: Option<LocalCheckpoint>,
+    /// Final checkpoint of the stage that this one starts from.
+    init: Option<LocalCheckpoint>,
+    /// Holds `base` if that was copied here.
+    _base_folder: Option<tempfile::TempDir>,
+}
+
+/// What trains, where it stands.
+#[derive(Debug)]
+pub struct Restored {
+    pub learner: Learner,
+    pub optimizer: AdamW,
+    pub ema: Option<Ema>,
+    pub history: History,
+    /// Steps done.
+    pub step: u64,
+}
+
+/// Why a rank cannot begin.
+#[derive(Debug)]
+pub enum RestoreError {
+    /// The checkpoint at `path` must be marked, and the one before used.
+    Damaged { path: String, reason: String },
+    Rank(RankError),
+}
+
+impl From<FetchError> for RestoreError {
+    fn from(error: FetchError) -> Self {
+        let reason = chain(&error);
+        match error {
+            FetchError::Damaged { path, damage } => Self::Damaged { path, reason: damage.to_string() },
+            FetchError::Missing { .. } => Self::Rank(RankError::Permanent(reason)),
+            FetchError::Store { .. } | FetchError::Local { .. } => Self::Rank(RankError::Retryable(reason)),
+        }
+    }
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
+
+fn permanent(error: impl std::error::Error) -> RestoreError {
+    RestoreError::Rank(RankError::Permanent(chain(&error)))
+}
+
+/// Brings all files to this machine. Paths of the spec are relative to `library_root`.
+pub async fn gather(
+    plan: &Plan,
+    store: &Arc<dyn ObjectStore>,
+    library_root: &Path,
+    scratch: &Path,
+) -> Result<Sources, RestoreError> {
+    let fetch = async |checkpoint: &Option<_>| match checkpoint {
+        Some(checkpoint) => fetch_checkpoint(store, checkpoint, scratch).await.map(Some),
+        None => Ok(None),
+    };
+    let resume = fetch(&plan.resume_from).await?;
+    // Weights of the stage before are in the stage's own checkpoint too, unless they are the frozen base.
+    let init = fetch(&plan.init_from).await?;
+    let (base, base_folder) = match plan.spec.model.weights.as_deref() {
+        None => (None, None),
+        Some(path) => match path.strip_prefix(STORE_PREFIX) {
+            None => (Some(library_root.join(path)), None),
+            Some(key) => {
+                let folder = tempfile::Builder::new().prefix("base-").tempdir_in(scratch).map_err(|error| {
+                    RestoreError::Rank(RankError::Retryable(format!("{}: {error}", scratch.display())))
+                })?;
+                let target = folder.path().join("base.safetensors");
+                copy(store, key, &target, None).await?;
+                (Some(target), Some(folder))
+            }
+        },
+    };
+    Ok(Sources { base, resume, init, _base_folder: base_folder })
+}
+
+/// Builds what trains. Belongs on the training thread.
+pub fn build(plan: &Plan, sources: &Sources) -> Result<Restored, RestoreError> {
+    let learner = match plan.adapter_rank() {
+        Some(rank) => adapter_learner(plan, sources, rank)?,
+        None => full_learner(plan, sources)?,
+    };
+    let mut optimizer = AdamW::new(plan.optimizer(), learner.trainables()).map_err(permanent)?;
+    let mut ema = match plan.stage.train.ema_decay {
+        Some(decay) => Some(Ema::new(decay, learner.trainables()).map_err(permanent)?),
+        None => None,
+    };
+    let (mut history, mut step) = (History::default(), 0);
+    if let Some(resume) = &sources.resume {
+        let state = read_state(plan, resume)?;
+        let moments = open(resume, OPTIMIZER_FILE)?;
+        optimizer
+            .import(learner.trainables(), &moments, state.optimizer_steps, OPTIMIZER_FILE)
+            .map_err(|error| resume.damaged(OPTIMIZER_FILE, error))?;
+        if let Some(ema) = &mut ema {
+            ema.import(learner.trainables(), &open(resume, EMA_FILE)?, EMA_FILE)
+                .map_err(|error| resume.damaged(EMA_FILE, error))?;
+        }
+        history = History::parse(&read(resume, HISTORY_FILE)?, state.step)
+            .map_err(|error| resume.damaged(HISTORY_FILE, error))?;
+        step = state.step;
+    }
+    Ok(Restored { learner, optimizer, ema, history, step })
+}
+
+fn adapter_learner(plan: &Plan, sources: &Sources, rank: i64) -> Result<Learner, RestoreError> {
+    let config = plan.config();
+    // A stage after one that trained all weights has that one's as its base.
+    let trained_base = sources.init.as_ref().and_then(|init| init.file(MODEL_FILE));
+    let Some(base) = trained_base.or_else(|| sources.base.clone()) else {
+        return Err(RestoreError::Rank(RankError::Permanent(
+            "spec.model.weights: needed to train an adapter".into(),
+        )));
+    };
+    let flux = Flux::load(&config, &base, plan.base_kind(), plan.device).map_err(permanent)?;
+    let trained = sources.resume.as_ref().or(sources.init.as_ref().filter(|init| init.file(ADAPTER_FILE).is_some()));
+    let adapter = match trained {
+        Some(checkpoint) => {
+            let path = required(checkpoint, ADAPTER_FILE)?;
+            LoraAdapter::load(&config, &path, Kind::Float, plan.device)
+                .map_err(|error| checkpoint.damaged(ADAPTER_FILE, error))?
+        }
+        None => LoraAdapter::init(
+            &config,
+            rank,
+            &BlockSelection::all(&config),
+            plan.spec.seed,
+            Kind::Float,
+            plan.device,
+        )
+        .map_err(permanent)?,
+    };
+    if adapter.rank() != rank {
+        return Err(RestoreError::Rank(RankError::Permanent(format!(
+            "spec.stages[{}].train.adapter.rank: {rank}, but the weights to start from have rank {}",
+            plan.stage_index,
+            adapter.rank()
+        ))));
+    }
+    Learner::for_adapter(flux, adapter, plan.options()).map_err(permanent)
+}
+
+fn full_learner(plan: &Plan, sources: &Sources) -> Result<Learner, RestoreError> {
+    let config = plan.config();
+    // Masters and their gradients are float32 whatever the activations are.
+    let mut flux = match sources.resume.as_ref().or(sources.init.as_ref()) {
+        Some(checkpoint) => {
+            let path = required(checkpoint, MODEL_FILE)?;
+            Flux::load(&config, &path, Kind::Float, plan.device)
+                .map_err(|error| checkpoint.damaged(MODEL_FILE, error))?
+        }
+        None => match &sources.base {
+            Some(path) => Flux::load(&config, path, Kind::Float, plan.device).map_err(permanent)?,
+            // Drawn on the CPU: the same weights whatever the device.
+            None => {
+                let drawn = Flux::init(&config, plan.spec.seed, Kind::Float, Device::Cpu).map_err(permanent)?;
+                moved(drawn, plan)?
+            }
+        },
+    };
+    flux.set_compute_kind(plan.base_kind());
+    Learner::for_all_weights(flux, plan.options()).map_err(permanent)
+}
+
+fn moved(mut flux: Flux, plan: &Plan) -> Result<Flux, RestoreError> {
+    if plan.device == Device::Cpu {
+        return Ok(flux);
+    }
+    let tensors = flux.tensors();
+    Flux::from_tensors(&plan.config(), tensors, "fresh weights", Kind::Float, plan.device).map_err(permanent)
+}
+
+fn required(checkpoint: &LocalCheckpoint, name: &str) -> Result<PathBuf, FetchError> {
+    checkpoint.file(name).ok_or_else(|| checkpoint.damaged(name, "not among the registered files"))
+}
+
+fn read(checkpoint: &LocalCheckpoint, name: &str) -> Result<Vec<u8>, FetchError> {
+    let path = required(checkpoint, name)?;
+    std::fs::read(&path).map_err(|source| FetchError::Local { path, source })
+}
+
+fn open(checkpoint: &LocalCheckpoint, name: &str) -> Result<crescendo_model::weights::TensorMap, FetchError> {
+    let path = required(checkpoint, name)?;
+    TensorFile::open(&path).and_then(|file| file.all()).map_err(|error| checkpoint.damaged(name, error))
+}
+
+fn read_state(plan: &Plan, checkpoint: &LocalCheckpoint) -> Result<TrainState, FetchError> {
+    let state: TrainState = serde_json::from_slice(&read(checkpoint, STATE_FILE)?)
+        .map_err(|error| checkpoint.damaged(STATE_FILE, error))?;
+    let expected = (plan.stage.name.as_str(), plan.spec.seed, checkpoint.step);
+    let found = (state.stage.as_str(), state.seed, state.step);
+    if found != expected {
+        return Err(checkpoint.damaged(
+            STATE_FILE,
+            format!("stage, seed and step are {found:?}, the job's are {expected:?}"),
+        ));
+    }
+    Ok(state)
+}

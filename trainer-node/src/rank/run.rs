@@ -1,0 +1,343 @@
+//! The life of a rank process, from its command line to its exit code.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use clap::Args;
+use crescendo_collective::{GlooOptions, ProcessGroup, Rendezvous};
+use crescendo_node::args::LogArgs;
+use crescendo_proto::v1::{AttemptRef, RankProgress};
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
+
+use super::RankError;
+use super::data::{self, DataPlan};
+use super::link::{self, Downlink, MEETING_TIMEOUT, Uplink};
+use super::plan::Plan;
+use super::restore::{self, RestoreError, Sources};
+use super::save::Saver;
+use super::train::{self, Training, of_group};
+
+/// How long training may take to notice that it is told to stop.
+const STOP_GRACE: Duration = Duration::from_secs(2);
+/// A rank that lost a peer waits this long before it says so: the peer's own node knows better why.
+const PEER_LOST_GRACE: Duration = Duration::from_secs(2);
+/// Limit of the agent's taking the last message.
+const END_GRACE: Duration = Duration::from_secs(5);
+
+/// Arguments that the agent gives to a rank.
+#[derive(Args, Clone, Debug)]
+pub struct RankArgs {
+    /// Address of the agent, host:port
+    #[arg(long)]
+    pub agent: String,
+    /// Job, stage and generation of the attempt
+    #[arg(long)]
+    pub job: String,
+    #[arg(long)]
+    pub stage: String,
+    #[arg(long)]
+    pub generation: u64,
+    /// Number in the gang, from 0
+    #[arg(long)]
+    pub rank: u32,
+    /// Train on a GPU
+    #[arg(long)]
+    pub cuda: bool,
+    /// Threads for the arithmetic of a CPU rank
+    #[arg(long, default_value_t = 1)]
+    pub threads: u32,
+    /// Address of the network interface that the other ranks reach
+    #[arg(long)]
+    pub bind_ip: IpAddr,
+    /// Folder for files that are only needed while training
+    #[arg(long)]
+    pub scratch: PathBuf,
+    /// Folder that relative paths of a job spec are below
+    #[arg(long)]
+    pub library_root: PathBuf,
+    #[command(flatten)]
+    pub log: LogArgs,
+}
+
+/// Runs a rank to its end.
+pub fn run(args: RankArgs) -> ExitCode {
+    if let Err(error) = crescendo_node::logging::init(&args.log, None) {
+        eprintln!("error: {error}");
+        return ExitCode::FAILURE;
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            tracing::error!(%error, "cannot start the runtime");
+            return ExitCode::FAILURE;
+        }
+    };
+    let span = tracing::info_span!(
+        "rank",
+        job = args.job,
+        stage = args.stage,
+        generation = args.generation,
+        rank = args.rank
+    );
+    let outcome = runtime.block_on(rank(args).instrument(span));
+    // Threads that still compute do not keep the process.
+    runtime.shutdown_background();
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+async fn rank(args: RankArgs) -> Result<(), RankError> {
+    let attempt =
+        AttemptRef { job_id: args.job.clone(), stage: args.stage.clone(), generation: args.generation };
+    let (uplink, down, assignment) = match link::open(&args.agent, attempt, args.rank).await {
+        Ok(opened) => opened,
+        Err(error) => {
+            tracing::warn!(reason = %error, "no assignment from the agent");
+            return Err(error);
+        }
+    };
+    let (curators_in, curators) = watch::channel(Vec::new());
+    let (outcomes_in, outcomes) = mpsc::channel(4);
+    let mut session = JoinSet::new();
+    session.spawn(Downlink { curators: curators_in.clone(), outcomes: outcomes_in }.run(down).in_current_span());
+    let stop = CancellationToken::new();
+    let group: Arc<OnceLock<ProcessGroup>> = Arc::default();
+
+    let at_work = uplink.clone();
+    let work = async {
+        let plan = Plan::new(assignment, args.cuda)?;
+        curators_in.send_if_modified(|now| {
+            // An update that came already is newer than the assignment.
+            let first = now.is_empty();
+            if first {
+                now.clone_from(&plan.curator_addresses);
+            }
+            first
+        });
+        work(&args, plan, at_work, curators, outcomes, stop.clone(), Arc::clone(&group)).await
+    };
+    tokio::pin!(work);
+    let mut outcome = tokio::select! {
+        outcome = &mut work => outcome,
+        reason = session.join_next() => {
+            let reason = ended(reason);
+            stop.cancel();
+            if let Some(group) = group.get() {
+                group.abort();
+            }
+            let _ = tokio::time::timeout(STOP_GRACE, &mut work).await;
+            Err(reason)
+        }
+    };
+    if let Err(RankError::PeerLost(_)) = &outcome
+        && let Ok(reason) = tokio::time::timeout(PEER_LOST_GRACE, session.join_next()).await
+    {
+        outcome = Err(ended(reason));
+    }
+    match &outcome {
+        Ok(()) => tracing::info!("every step is done"),
+        Err(RankError::Stopped(reason)) => tracing::info!(reason, "stopped"),
+        Err(error) => tracing::warn!(reason = %error, "training ends early"),
+    }
+    if uplink.end(&outcome).await.is_ok() && !session.is_empty() {
+        drop(uplink);
+        // The agent closes the session when it has read the end.
+        let _ = tokio::time::timeout(END_GRACE, session.join_next()).await;
+    }
+    outcome
+}
+
+fn ended(joined: Option<Result<RankError, tokio::task::JoinError>>) -> RankError {
+    match joined {
+        Some(Ok(reason)) => reason,
+        Some(Err(error)) => RankError::Retryable(format!("the session's task failed: {error}")),
+        None => RankError::Retryable("the session has ended".into()),
+    }
+}
+
+/// Gathers the files, then trains with the data client and the saver beside.
+async fn work(
+    args: &RankArgs,
+    plan: Plan,
+    uplink: Uplink,
+    curators: watch::Receiver<Vec<String>>,
+    outcomes: mpsc::Receiver<crescendo_proto::v1::RankCheckpointOutcome>,
+    stop: CancellationToken,
+    group: Arc<OnceLock<ProcessGroup>>,
+) -> Result<(), RankError> {
+    let (progress, reported) =
+        watch::channel(RankProgress { step: plan.first_step(), waiting_for: "its start".into(), ..Default::default() });
+    let mut beside = JoinSet::new();
+    // Ends after the work: what it says last is worth sending.
+    let progress_stop = CancellationToken::new();
+    let mut forwarding = JoinSet::new();
+    forwarding.spawn(uplink.clone().forward_progress(reported, progress_stop.clone()).in_current_span());
+
+    let store = crescendo_node::objects::open(&plan.object_store_url).map_err(RankError::permanent)?;
+    let gathered = restore::gather(&plan, &store, &args.library_root, &args.scratch).await;
+    let sources = settle(gathered, &uplink).await?;
+
+    let data_plan = DataPlan {
+        job_id: plan.attempt.job_id.clone(),
+        stage: plan.attempt.stage.clone(),
+        stage_index: plan.stage_index,
+        generation: plan.attempt.generation,
+        job_seed: plan.spec.seed,
+        gang: plan.gang,
+        steps: plan.first_step()..plan.stage.train.steps,
+        on_starvation: plan.stage.train.on_starvation,
+    };
+    let (deliver, deliveries) = mpsc::channel(data_plan.credits() as usize);
+    let (waits, data_waits_for) = watch::channel(String::new());
+    beside.spawn(data::run(data_plan, curators, deliver, waits, stop.clone()).in_current_span());
+    let (saves, requests) = mpsc::channel(1);
+    let saver = Saver {
+        job_id: plan.attempt.job_id.clone(),
+        store,
+        resolved_spec_json: plan.resolved_spec_json.clone(),
+        uplink: uplink.clone(),
+        outcomes,
+    };
+    beside.spawn(saver.run(requests).in_current_span());
+
+    let thread = TrainThread {
+        args: args.clone(),
+        plan,
+        sources,
+        group,
+        deliveries,
+        data_waits_for,
+        progress,
+        saves,
+        stop: stop.clone(),
+        runtime: Handle::current(),
+    };
+    let (done, trained) = oneshot::channel();
+    let span = tracing::Span::current();
+    std::thread::Builder::new()
+        .name("train".into())
+        .spawn(move || span.in_scope(|| drop(done.send(thread.run()))))
+        .map_err(RankError::retryable)?;
+    let trained = trained.await.unwrap_or_else(|_| Err(RestoreError::Rank(RankError::Retryable("training panicked".into()))));
+    let outcome = settle(trained, &uplink).await;
+    stop.cancel();
+    progress_stop.cancel();
+    while forwarding.join_next().await.is_some() {}
+    outcome
+}
+
+/// Tells the agent of a damaged checkpoint, so that the next try uses the one before.
+async fn settle<T>(outcome: Result<T, RestoreError>, uplink: &Uplink) -> Result<T, RankError> {
+    match outcome {
+        Ok(value) => Ok(value),
+        Err(RestoreError::Rank(error)) => Err(error),
+        Err(RestoreError::Damaged { path, reason }) => {
+            tracing::error!(path, reason, "checkpoint is damaged");
+            uplink.damage(path.clone(), reason.clone()).await?;
+            Err(RankError::Retryable(format!("checkpoint {path} is damaged: {reason}")))
+        }
+    }
+}
+
+/// What the thread `train` takes with it.
+struct TrainThread {
+    args: RankArgs,
+    plan: Plan,
+    sources: Sources,
+    group: Arc<OnceLock<ProcessGroup>>,
+    deliveries: mpsc::Receiver<Result<data::Delivery, RankError>>,
+    data_waits_for: watch::Receiver<String>,
+    progress: watch::Sender<RankProgress>,
+    saves: mpsc::Sender<super::save::SaveRequest>,
+    stop: CancellationToken,
+    runtime: Handle,
+}
+
+impl TrainThread {
+    fn run(self) -> Result<(), RestoreError> {
+        let rank_error = RestoreError::Rank;
+        if self.args.cuda && !crescendo_collective::load_cuda().map_err(|error| rank_error(of_group(error)))? {
+            return Err(rank_error(RankError::Permanent("this machine has no usable GPU".into())));
+        }
+        tch::set_num_threads(i32::try_from(self.args.threads.max(1)).unwrap_or(1));
+        let restored = restore::build(&self.plan, &self.sources)?;
+        tracing::info!(
+            step = restored.step,
+            parameters = restored.learner.trainables().parameter_count(),
+            "weights are loaded"
+        );
+        // The files are read; the copies can go.
+        drop(self.sources);
+        let group = meet(&self.args, &self.plan, &self.runtime, &self.stop).map_err(rank_error)?;
+        // Only this thread sets it, once.
+        let _ = self.group.set(group.clone());
+        if self.stop.is_cancelled() {
+            group.abort();
+            return Err(rank_error(RankError::Stopped("told to stop".into())));
+        }
+        tracing::info!(ranks = group.world(), "all ranks have met");
+        train::run(Training {
+            plan: self.plan,
+            group,
+            restored,
+            deliveries: self.deliveries,
+            data_waits_for: self.data_waits_for,
+            progress: self.progress,
+            saves: self.saves,
+            stop: self.stop,
+            runtime: self.runtime,
+        })
+        .map_err(rank_error)
+    }
+}
+
+fn meet(
+    args: &RankArgs,
+    plan: &Plan,
+    runtime: &Handle,
+    stop: &CancellationToken,
+) -> Result<ProcessGroup, RankError> {
+    let (rank, world) = (plan.gang.rank as usize, plan.gang.ranks as usize);
+    if world == 1 && !args.cuda {
+        return Ok(ProcessGroup::solo(plan.device));
+    }
+    let or_stop = async |call: &mut (dyn Future<Output = Result<Rendezvous, RankError>> + Unpin)| {
+        tokio::select! {
+            () = stop.cancelled() => Err(RankError::Stopped("told to stop".into())),
+            outcome = call => outcome,
+        }
+    };
+    let call = async {
+        if rank == 0 {
+            let rendezvous = Rendezvous::host(args.bind_ip).map_err(of_group)?;
+            let address = rendezvous.address().to_string();
+            link::publish_rendezvous(&plan.rendezvous_address, &plan.attempt, address.into_bytes()).await?;
+            return Ok(rendezvous);
+        }
+        let token = link::await_rendezvous(&plan.rendezvous_address, &plan.attempt).await?;
+        let address = std::str::from_utf8(&token).ok().and_then(|text| text.parse().ok());
+        let address = address.ok_or_else(|| RankError::Retryable("rank 0's address cannot be read".into()))?;
+        Ok(Rendezvous::join(address))
+    };
+    let rendezvous = runtime.block_on(or_stop(&mut std::pin::pin!(call)))?;
+    let options = GlooOptions {
+        timeout: MEETING_TIMEOUT,
+        generation: plan.attempt.generation,
+        interface: Some(args.bind_ip),
+    };
+    let group = ProcessGroup::gloo(rank, world, rendezvous, &options).map_err(of_group)?;
+    match plan.device {
+        tch::Device::Cuda(index) => group.with_nccl(index, MEETING_TIMEOUT).map_err(of_group),
+        _ => Ok(group),
+    }
+}

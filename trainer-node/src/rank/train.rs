@@ -1,0 +1,383 @@
+//! The training loop of one rank. Runs on the thread named `train`, the only one that computes with tensors.
+//!
+//! A step: agree with the other ranks that everyone has its samples; forward and backward, micro-batch by micro-batch,
+//! each bucket's all-reduce starting as soon as its gradients are final; clip; AdamW. Every rank then holds the same
+//! weights.
+
+use std::time::{Duration, Instant};
+
+use crescendo_collective::{CollectiveError, PendingReduce, ProcessGroup, ReduceOp};
+use crescendo_model::training::{MicroBatch, warmed_up_rate};
+use crescendo_model::weights::TensorMap;
+use crescendo_proto::v1::RankProgress;
+use tch::{Device, Kind, Tensor};
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::RankError;
+use super::batch::{Draws, Sample, SampleShape, Text, micro_batches};
+use super::data::Delivery;
+use super::history::StepRecord;
+use super::manifest::{ADAPTER_FILE, EMA_FILE, MODEL_FILE, OPTIMIZER_FILE, TrainState};
+use super::plan::Plan;
+use super::restore::Restored;
+use super::save::SaveRequest;
+
+/// Limit of one collective call: ranks enter each within moments of each other, because they agree first that all have
+/// their samples; what remains is the difference in speed.
+pub const COLLECTIVE_TIMEOUT: Duration = Duration::from_secs(180);
+/// How long a rank waits for its samples before it tells the others that it has to wait.
+const SAMPLES_WAIT: Duration = Duration::from_secs(1);
+
+/// Everything that the loop works with.
+pub struct Training {
+    pub plan: Plan,
+    pub group: ProcessGroup,
+    pub restored: Restored,
+    pub deliveries: mpsc::Receiver<Result<Delivery, RankError>>,
+    /// What the data client waits for.
+    pub data_waits_for: watch::Receiver<String>,
+    pub progress: watch::Sender<RankProgress>,
+    pub saves: mpsc::Sender<SaveRequest>,
+    pub stop: CancellationToken,
+    pub runtime: Handle,
+}
+
+/// Ends when every step is done and, on rank 0, the last checkpoint is registered.
+pub fn run(training: Training) -> Result<(), RankError> {
+    let plan = &training.plan;
+    let draws = Draws {
+        job_seed: plan.spec.seed,
+        stage_index: plan.stage_index,
+        times: plan.times()?,
+        text_dropout: plan.stage.train.text_dropout,
+    };
+    let mut state = Loop {
+        shape: SampleShape::new(&plan.config(), plan.stage.references),
+        draws,
+        ready: Vec::new(),
+        empty_text: None,
+        saving: None,
+        save_due: false,
+        samples_per_sec: None,
+        training,
+    };
+    let first = state.training.restored.step;
+    let steps = state.training.plan.stage.train.steps;
+    for step in first..steps {
+        state.step(step)?;
+    }
+    if let Err(error) = state.training.group.leave(COLLECTIVE_TIMEOUT) {
+        // The last step is done all the same.
+        tracing::warn!(%error, "the gang did not part in order");
+    }
+    state.save_last()
+}
+
+struct Loop {
+    training: Training,
+    shape: SampleShape,
+    draws: Draws,
+    /// Samples of the next step that have come.
+    ready: Vec<Sample>,
+    empty_text: Option<Text>,
+    /// Outcome of the save under way.
+    saving: Option<oneshot::Receiver<Result<(), RankError>>>,
+    /// A save was due while another was under way.
+    save_due: bool,
+    /// Smoothed.
+    samples_per_sec: Option<f64>,
+}
+
+impl Loop {
+    /// Trains step `step` (from 0).
+    fn step(&mut self, step: u64) -> Result<(), RankError> {
+        let began = Instant::now();
+        self.check_stop()?;
+        self.await_samples(step)?;
+        let waited = began.elapsed();
+        let samples = std::mem::take(&mut self.ready);
+        let train = &self.training.plan.stage.train;
+        let micros = micro_batches(&samples, train.micro_batch as usize, &self.draws, self.training.plan.device)?;
+        let loss = self.reduced_gradients(&micros)?;
+        let train = &self.training.plan.stage.train;
+        let restored = &mut self.training.restored;
+        let model = |error: crescendo_model::ModelError| RankError::Retryable(error.to_string());
+        let norm = restored.learner.trainables_mut().clip(Some(train.max_grad_norm)).map_err(model)?;
+        let rate = warmed_up_rate(train.learning_rate, step + 1, train.warmup_steps);
+        // The only wait for the device in a step.
+        let (loss, grad_norm) = (number(&loss)?, number(&norm)?);
+        let seconds = began.elapsed().as_secs_f64();
+        let record = StepRecord { step: step + 1, loss, grad_norm, learning_rate: rate, seconds };
+        self.report(&record, waited.as_secs_f64());
+        if !loss.is_finite() || !grad_norm.is_finite() {
+            return Err(RankError::Permanent(format!(
+                "step {}: the loss is {loss} and the gradients' norm {grad_norm}; nothing was updated",
+                step + 1
+            )));
+        }
+        let restored = &mut self.training.restored;
+        restored.optimizer.step(restored.learner.trainables_mut(), rate).map_err(model)?;
+        if let Some(ema) = &mut restored.ema {
+            ema.update(restored.learner.trainables()).map_err(model)?;
+        }
+        restored.step = step + 1;
+        restored.history.push(&record);
+        self.save_if_due()
+    }
+
+    /// Fills `ready` with the step's samples, and returns once every rank has its own.
+    fn await_samples(&mut self, step: u64) -> Result<(), RankError> {
+        let mut positions = self.training.plan.gang.positions(step);
+        let needed = self.training.plan.gang.per_rank() as usize;
+        let mut reported = false;
+        loop {
+            while self.ready.len() < needed {
+                match self.next_delivery()? {
+                    Some(Delivery::EmptyText(text)) => {
+                        let text = Text::new(&text, &self.shape)
+                            .map_err(|reason| RankError::Permanent(format!("empty prompt: {reason}")))?;
+                        self.empty_text = Some(text);
+                    }
+                    Some(Delivery::Pair { position, pair }) => {
+                        let mut sample = Sample::new(position, &pair, &self.shape)?;
+                        if positions.next() != Some(sample.position()) {
+                            return Err(RankError::Retryable(format!("position {position} came out of order")));
+                        }
+                        if self.draws.drops_text(position)
+                            && let Some(empty) = &self.empty_text
+                        {
+                            sample.drop_text(empty);
+                        }
+                        self.ready.push(sample);
+                    }
+                    None => break,
+                }
+            }
+            let waits = self.ready.len() < needed;
+            if !self.anyone_waits(waits)? {
+                return Ok(());
+            }
+            self.check_stop()?;
+            let reason = match self.training.data_waits_for.borrow().as_str() {
+                "" if waits => "pairs from the curator".to_owned(),
+                "" => "the data of another rank".to_owned(),
+                reason => reason.to_owned(),
+            };
+            if !reported {
+                tracing::info!(step = step + 1, waiting_for = reason, "waiting");
+                reported = true;
+            }
+            self.training.progress.send_modify(|progress| progress.waiting_for = reason);
+        }
+    }
+
+    /// The next delivery, or nothing within [`SAMPLES_WAIT`].
+    fn next_delivery(&mut self) -> Result<Option<Delivery>, RankError> {
+        let Training { runtime, deliveries, stop, .. } = &mut self.training;
+        runtime.block_on(async {
+            tokio::select! {
+                () = stop.cancelled() => Err(told_to_stop()),
+                delivery = tokio::time::timeout(SAMPLES_WAIT, deliveries.recv()) => match delivery {
+                    Ok(Some(delivery)) => delivery.map(Some),
+                    Ok(None) => Err(RankError::Retryable("the data client has ended".into())),
+                    Err(_) => Ok(None),
+                },
+            }
+        })
+    }
+
+    /// Whether any rank still waits for samples; the same answer on all.
+    fn anyone_waits(&self, waits: bool) -> Result<bool, RankError> {
+        if self.training.group.world() == 1 {
+            return Ok(waits);
+        }
+        let flag = Tensor::f_from_slice(&[f32::from(u8::from(waits))])
+            .and_then(|flag| flag.f_to_device(self.training.plan.device))
+            .map_err(RankError::retryable)?;
+        self.training.group.all_reduce(&flag, ReduceOp::Sum, COLLECTIVE_TIMEOUT).map_err(of_group)?;
+        Ok(number(&flag)? > 0.0)
+    }
+
+    /// Leaves the gradients of the global batch in the buckets; returns its mean loss.
+    fn reduced_gradients(&mut self, micros: &[MicroBatch]) -> Result<Tensor, RankError> {
+        let group = self.training.group.clone();
+        let alone = group.world() == 1;
+        let mut pending: Vec<PendingReduce> = Vec::new();
+        let mut failure: Option<CollectiveError> = None;
+        let outcomes = self.training.restored.learner.gradients(
+            micros,
+            Some(&mut |_, gradients: &Tensor| {
+                if alone {
+                    return Ok(());
+                }
+                match group.all_reduce_async(gradients, ReduceOp::Average, COLLECTIVE_TIMEOUT) {
+                    Ok(reduce) => {
+                        pending.push(reduce);
+                        Ok(())
+                    }
+                    Err(error) => {
+                        failure = Some(error.clone());
+                        Err(error.into())
+                    }
+                }
+            }),
+        );
+        if let Some(error) = failure {
+            return Err(of_group(error));
+        }
+        let outcomes = outcomes.map_err(RankError::retryable)?;
+        let loss = weighted_loss(micros, outcomes.iter().map(|outcome| &outcome.loss), self.training.plan.device)
+            .map_err(RankError::retryable)?;
+        if !alone {
+            pending.push(group.all_reduce_async(&loss, ReduceOp::Average, COLLECTIVE_TIMEOUT).map_err(of_group)?);
+        }
+        for reduce in pending {
+            reduce.wait(COLLECTIVE_TIMEOUT).map_err(of_group)?;
+        }
+        Ok(loss)
+    }
+
+    fn report(&mut self, record: &StepRecord, waited_seconds: f64) {
+        let now = f64::from(self.training.plan.stage.train.global_batch) / record.seconds.max(1e-9);
+        let smooth = self.samples_per_sec.map_or(now, |before| 0.8 * before + 0.2 * now);
+        self.samples_per_sec = Some(smooth);
+        self.training.progress.send_replace(RankProgress {
+            step: record.step,
+            loss: record.loss,
+            grad_norm: record.grad_norm,
+            learning_rate: record.learning_rate,
+            samples_per_sec: smooth,
+            data_wait_fraction: (waited_seconds / record.seconds.max(1e-9)).clamp(0.0, 1.0),
+            waiting_for: String::new(),
+        });
+        tracing::debug!(step = record.step, loss = record.loss, grad_norm = record.grad_norm, "step");
+    }
+
+    fn check_stop(&self) -> Result<(), RankError> {
+        if self.training.stop.is_cancelled() { Err(told_to_stop()) } else { Ok(()) }
+    }
+
+    /// Starts a save when one is due and none is under way; notices the outcome of the one before.
+    fn save_if_due(&mut self) -> Result<(), RankError> {
+        let plan = &self.training.plan;
+        let step = self.training.restored.step;
+        if plan.gang.rank != 0 || step == plan.stage.train.steps {
+            return Ok(());
+        }
+        self.save_due |= step % plan.spec.checkpoints.every.max(1) == 0;
+        if let Some(saving) = &mut self.saving {
+            match saving.try_recv() {
+                Err(oneshot::error::TryRecvError::Empty) => return Ok(()),
+                Ok(Err(RankError::Stopped(reason))) => return Err(RankError::Stopped(reason)),
+                // A save that failed is logged where it failed; the next one is another try.
+                Ok(_) | Err(oneshot::error::TryRecvError::Closed) => self.saving = None,
+            }
+        }
+        if self.save_due {
+            self.saving = Some(self.start_save(false)?);
+            self.save_due = false;
+        }
+        Ok(())
+    }
+
+    fn save_last(&mut self) -> Result<(), RankError> {
+        if self.training.plan.gang.rank != 0 {
+            return Ok(());
+        }
+        self.training.progress.send_modify(|now| now.waiting_for = "the last checkpoint to be registered".into());
+        if let Some(saving) = self.saving.take()
+            && let Err(RankError::Stopped(reason)) = self.await_save(saving)
+        {
+            return Err(RankError::Stopped(reason));
+        }
+        let saving = self.start_save(true)?;
+        self.await_save(saving)
+    }
+
+    fn await_save(&self, saving: oneshot::Receiver<Result<(), RankError>>) -> Result<(), RankError> {
+        self.training.runtime.block_on(async {
+            tokio::select! {
+                () = self.training.stop.cancelled() => Err(told_to_stop()),
+                outcome = saving => outcome.unwrap_or_else(|_| Err(RankError::Retryable("the saver has ended".into()))),
+            }
+        })
+    }
+
+    /// Copies what trains to the CPU's memory and hands the copies to the saver.
+    fn start_save(&self, last: bool) -> Result<oneshot::Receiver<Result<(), RankError>>, RankError> {
+        let Training { plan, restored, .. } = &self.training;
+        let trainables = restored.learner.trainables();
+        let name = if restored.learner.adapter().is_some() { ADAPTER_FILE } else { MODEL_FILE };
+        let copies = || -> crescendo_model::Result<Vec<(&'static str, TensorMap)>> {
+            let mut files = vec![(name, on_cpu(trainables.values()?)?)];
+            if let Some(ema) = &restored.ema {
+                files.push((EMA_FILE, on_cpu(ema.export(trainables)?)?));
+            }
+            files.push((OPTIMIZER_FILE, on_cpu(restored.optimizer.export(trainables)?)?));
+            Ok(files)
+        };
+        let (done, outcome) = oneshot::channel();
+        let request = SaveRequest {
+            state: TrainState {
+                stage: plan.stage.name.clone(),
+                stage_index: plan.stage_index,
+                seed: plan.spec.seed,
+                generation: plan.attempt.generation,
+                step: restored.step,
+                next_position: restored.step * u64::from(plan.gang.global_batch),
+                optimizer_steps: restored.optimizer.steps(),
+            },
+            tensors: copies().map_err(RankError::retryable)?,
+            history: restored.history.to_bytes(),
+            last,
+            done,
+        };
+        // There is room: the one before is done.
+        self.training
+            .saves
+            .try_send(request)
+            .map_err(|_| RankError::Retryable("the saver takes no requests".into()))?;
+        Ok(outcome)
+    }
+}
+
+fn told_to_stop() -> RankError {
+    RankError::Stopped("told to stop".into())
+}
+
+/// What a failure of the group means for this rank.
+pub fn of_group(error: CollectiveError) -> RankError {
+    let text = error.to_string();
+    if error.is_aborted() {
+        RankError::Stopped(text)
+    } else if error.is_peer_lost() {
+        RankError::PeerLost(text)
+    } else {
+        RankError::Retryable(text)
+    }
+}
+
+/// Σ weight · loss, one element of float32 on `device`.
+fn weighted_loss<'a>(
+    micros: &[MicroBatch],
+    losses: impl Iterator<Item = &'a Tensor>,
+    device: Device,
+) -> Result<Tensor, tch::TchError> {
+    tch::no_grad(|| {
+        let mut sum = Tensor::f_zeros([1], (Kind::Float, device))?;
+        for (micro, loss) in micros.iter().zip(losses) {
+            sum = sum.f_add(&loss.f_mul_scalar(micro.weight)?)?;
+        }
+        Ok(sum)
+    })
+}
+
+fn number(tensor: &Tensor) -> Result<f64, RankError> {
+    tensor.f_double_value(&vec![0; tensor.dim()]).map_err(RankError::retryable)
+}
+
+fn on_cpu(tensors: TensorMap) -> crescendo_model::Result<TensorMap> {
+    tensors.into_iter().map(|(name, tensor)| Ok((name, tensor.f_to_device(Device::Cpu)?))).collect()
+}

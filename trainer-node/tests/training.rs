@@ -1,0 +1,131 @@
+//! Real agents and ranks against a controller and a curator in this process.
+
+mod support;
+
+use crescendo_proto::v1::AttemptPhase;
+use support::*;
+
+/// Trains to the end and returns the adapter's bytes.
+async fn finish(cluster: &Cluster, folder: &std::path::Path, job_id: &str, steps: u64) -> Vec<u8> {
+    let last = cluster.checkpoint(job_id, steps).await;
+    assert!(last.r#final);
+    object(folder, &last, "dit_lora.safetensors")
+}
+
+#[tokio::test]
+async fn a_killed_rank_costs_steps_and_changes_no_bit() {
+    let folder = home();
+    let folder = folder.path();
+    let cluster = Cluster::start(16).await;
+    cluster.set_log(16, true);
+    let (a, b) = (Agent::start(folder, &cluster, "node-a", 1), Agent::start(folder, &cluster, "node-b", 1));
+    let agents = [&a, &b];
+    for agent in agents {
+        cluster.connected(&agent.node_id).await;
+    }
+    // Five steps of four read the log of 16 pairs once and a bit.
+    let spec = spec(5, 2);
+    start(folder, &cluster, &agents, "calm", 1, &spec, None);
+    let undisturbed = finish(&cluster, folder, "calm", 5).await;
+    for _ in agents {
+        cluster.report("calm", 1, AttemptPhase::Succeeded).await;
+    }
+    let first = cluster.checkpoint("calm", 2).await;
+    assert_ne!(object(folder, &cluster.checkpoint("calm", 4).await, "dit_lora.safetensors"), undisturbed);
+    poll("deletion of the expired checkpoint", || !folder.join("objects").join(&first.path).join("manifest.json").exists()).await;
+
+    // The log ends after three steps until the rank is dead.
+    cluster.set_log(12, false);
+    start(folder, &cluster, &agents, "shaken", 1, &spec, None);
+    cluster.until("third step", |state| state.reports.iter().find(|r| r.step == 3 && r.attempt == Some(attempt("shaken", 1))).cloned()).await;
+    let saved = cluster.checkpoint("shaken", 2).await;
+    kill(b.ranks()[0]);
+    let failed = cluster.report("shaken", 1, AttemptPhase::Failed).await;
+    assert!(failed.reason.contains("signal 9") && failed.failed_rank == 1 && !failed.permanent, "{failed:?}");
+    cluster.state().newest_generation = 2;
+    stop(&cluster, &agents, "shaken", 1);
+    cluster.set_log(16, true);
+    start(folder, &cluster, &agents, "shaken", 2, &spec, Some(saved));
+    let resumed = finish(&cluster, folder, "shaken", 5).await;
+    assert!(resumed == undisturbed, "the resumed run ends with other weights");
+    let history = object(folder, &cluster.checkpoint("shaken", 5).await, "history.jsonl");
+    assert_eq!(String::from_utf8(history).unwrap().lines().count(), 5);
+    cluster
+        .until("log line of rank 1", |state| {
+            state.logs.iter().find(|line| line.rank == 1 && line.job_id == "shaken" && line.generation == 2).cloned()
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn a_refused_checkpoint_stops_the_rank() {
+    let folder = home();
+    let folder = folder.path();
+    let cluster = Cluster::start(16).await;
+    let a = Agent::start(folder, &cluster, "node-a", 1);
+    cluster.connected("node-a").await;
+    cluster.state().newest_generation = 5;
+    start(folder, &cluster, &[&a], "stale", 4, &spec(4, 1), None);
+    let failed = cluster.report("stale", 4, AttemptPhase::Failed).await;
+    assert!(failed.reason.contains("a newer attempt runs"), "{failed:?}");
+    assert!(cluster.state().checkpoints.is_empty());
+    poll("end of the rank", || a.ranks().is_empty()).await;
+}
+
+#[tokio::test]
+async fn a_damaged_checkpoint_is_marked_before_the_attempt_fails() {
+    let folder = home();
+    let folder = folder.path();
+    let cluster = Cluster::start(16).await;
+    let a = Agent::start(folder, &cluster, "node-a", 1);
+    cluster.connected("node-a").await;
+    start(folder, &cluster, &[&a], "torn", 1, &spec(4, 1), None);
+    cluster.report("torn", 1, AttemptPhase::Succeeded).await;
+    let saved = cluster.checkpoint("torn", 2).await;
+    let path = folder.join("objects").join(&saved.path).join("optimizer.safetensors");
+    let mut content = std::fs::read(&path).unwrap();
+    let middle = content.len() / 2;
+    content[middle] ^= 1;
+    std::fs::write(&path, content).unwrap();
+    start(folder, &cluster, &[&a], "torn", 2, &spec(4, 1), Some(saved.clone()));
+    let failed = cluster.report("torn", 2, AttemptPhase::Failed).await;
+    assert!(failed.reason.contains("optimizer.safetensors") && !failed.permanent, "{failed:?}");
+    let damaged = cluster.state().damaged.clone();
+    assert_eq!(damaged.len(), 1);
+    assert_eq!(damaged[0].0, saved.path);
+    assert!(damaged[0].1.contains("content has SHA-256"), "{damaged:?}");
+}
+
+#[tokio::test]
+async fn ranks_die_with_their_agent() {
+    let folder = home();
+    let folder = folder.path();
+    let cluster = Cluster::start(4).await;
+    let a = Agent::start(folder, &cluster, "node-a", 1);
+    cluster.connected("node-a").await;
+    start(folder, &cluster, &[&a], "orphan", 1, &spec(4, 1), None);
+    cluster.report("orphan", 1, AttemptPhase::Running).await;
+    let ranks = a.ranks();
+    assert_eq!(ranks.len(), 1);
+    kill(a.child.id());
+    poll("end of the rank", || !alive(ranks[0])).await;
+}
+
+#[tokio::test]
+async fn bad_weights_end_the_job_and_name_the_file() {
+    let folder = home();
+    let folder = folder.path();
+    std::fs::write(folder.join("base.safetensors"), b"short").unwrap();
+    let cluster = Cluster::start(4).await;
+    let a = Agent::start(folder, &cluster, "node-a", 1);
+    cluster.connected("node-a").await;
+    start(folder, &cluster, &[&a], "bad", 1, &spec(4, 1), None);
+    let failed = cluster.report("bad", 1, AttemptPhase::Failed).await;
+    assert!(failed.permanent && failed.reason.contains("base.safetensors"), "{failed:?}");
+}
+
+/// A process that is not there, or only waits to be reaped, is not alive.
+fn alive(pid: u32) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/stat"))
+        .is_ok_and(|stat| !stat.rsplit(')').next().unwrap_or_default().trim_start().starts_with('Z'))
+}
