@@ -28,9 +28,9 @@ enum Third {
 /// Draws the place of a lone subject whose width is `aspect` times its height, on a panel of `side` pixels.
 pub fn place_alone(draw: &mut Draw, side: usize, aspect: f32) -> Placement {
     let (size, share) = match draw.below(4) {
-        0 => ("small", draw.range(0.45, 0.56)),
-        1 | 2 => ("", draw.range(0.58, 0.74)),
-        _ => ("large", draw.range(0.76, 0.94)),
+        0 => ("small", draw.range(0.52, 0.62)),
+        1 | 2 => ("", draw.range(0.64, 0.8)),
+        _ => ("large", draw.range(0.82, 0.96)),
     };
     let mirrored = draw.chance(0.5);
     let (width, height) = fitted(aspect, share);
@@ -181,9 +181,9 @@ mod tests {
             seen.insert(placement.position);
             let share = placement.place.width.max(placement.place.height) / 32.0;
             match placement.size {
-                "small" => assert!(share < 0.57),
-                "large" => assert!(share > 0.75),
-                _ => assert!((0.57..0.75).contains(&share)),
+                "small" => assert!(share < 0.63),
+                "large" => assert!(share > 0.81),
+                _ => assert!((0.63..0.81).contains(&share)),
             }
         }
         assert_eq!(seen.len(), 9, "{seen:?}");

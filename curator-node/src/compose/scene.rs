@@ -75,10 +75,11 @@ pub struct Scene {
 }
 
 impl Scene {
-    /// Draws a scene: one in five is a photograph where there are photographs.
+    /// Draws a scene: one in ten is a photograph where there are photographs, and most of the others are calm, so that a
+    /// small network spends itself on subjects.
     pub fn draw(draw: &mut Draw, photos: Option<&Library>) -> Scene {
         if let Some(library) = photos.filter(|p| !p.entries().is_empty())
-            && draw.chance(0.2)
+            && draw.chance(0.1)
         {
             let photo = draw.below(library.entries().len());
             let side = draw.range(0.55, 1.0);
@@ -96,12 +97,12 @@ impl Scene {
         let (first, second) = two_colours(draw);
         let (a, b) = (COLOURS[first].0, COLOURS[second].0);
         let (ground, other) = (jittered(draw, first), jittered(draw, second));
-        match draw.below(7) {
-            0 | 1 => Scene {
+        match draw.below(10) {
+            0..=3 => Scene {
                 kind: Kind::Flat { colour: ground },
                 words: format!("plain {a}"),
             },
-            2 => {
+            4 | 5 => {
                 let vertical = draw.chance(0.5);
                 let words = if vertical {
                     format!("{a} above {b}")
@@ -117,7 +118,7 @@ impl Scene {
                     words,
                 }
             }
-            3 => {
+            6 => {
                 let (across, direction) = match draw.below(3) {
                     0 => ([1.0, 0.0], "vertical"),
                     1 => ([0.0, 1.0], "horizontal"),
@@ -135,7 +136,7 @@ impl Scene {
                     words,
                 }
             }
-            4 => {
+            7 => {
                 let (period, phase) = (draw.range(0.25, 0.5), [draw.unit(), draw.unit()]);
                 Scene {
                     kind: Kind::Checks {
@@ -146,7 +147,7 @@ impl Scene {
                     words: format!("{a} and {b} checks"),
                 }
             }
-            5 => {
+            8 => {
                 let (period, phase) = (draw.range(0.22, 0.4), [draw.unit(), draw.unit()]);
                 Scene {
                     kind: Kind::Dots {
