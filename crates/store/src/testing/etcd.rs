@@ -26,13 +26,13 @@ pub struct EtcdProcess {
 }
 
 impl EtcdProcess {
-    /// Starts etcd (`CRESCENDO_ETCD`, or `etcd` on the path) and waits until it answers.
+    /// Starts etcd (`CRESCENDO_ETCD` where that file exists, else `etcd` on the path) and waits until it answers.
     ///
     /// When there is none: `None` with a line on stderr, so that a test can skip itself in plain sight; but a panic
     /// where etcd has to be there, that is with `CI` or `CRESCENDO_REQUIRE_ETCD` set.
     pub async fn start_or_skip() -> Option<Self> {
-        let program = PathBuf::from(std::env::var_os("CRESCENDO_ETCD").unwrap_or_else(|| "etcd".into()));
-        match Self::start(program).await {
+        let chosen = std::env::var_os("CRESCENDO_ETCD").map(PathBuf::from).filter(|path| path.exists());
+        match Self::start(chosen.unwrap_or_else(|| "etcd".into())).await {
             Ok(etcd) => Some(etcd),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let required =
