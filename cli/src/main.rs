@@ -1,1 +1,82 @@
-fn main() {}
+//! `crescendo`: submit jobs, follow them, look at the cluster, and start one on this machine.
+//!
+//! ```text
+//!   submit, watch, jobs, … ──gRPC──▶ controller
+//!   up ──starts──▶ controller, curator-node, trainer-node (processes on loopback)
+//!   parity, generate, eval, report ──exec──▶ crescendo-workbench
+//! ```
+//!
+//! | part | what it does |
+//! |---|---|
+//! | `args` | the command line |
+//! | `connect` | finding the controller, calling it through an outage |
+//! | `commands` | one file a command |
+//! | `show` | tables, JSON, progress, and spec problems with their place |
+//! | `up` | a cluster on this machine |
+//! | `failure` | what can go wrong, and the exit code of each |
+
+mod args;
+mod commands;
+mod connect;
+mod failure;
+mod show;
+mod up;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use args::{Cli, Command};
+use failure::Failure;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            if let Some(message) = failure.message() {
+                eprintln!("error: {message}");
+            }
+            ExitCode::from(failure.exit_code())
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<(), Failure> {
+    let Cli { common, command } = cli;
+    let command = match command {
+        // These need neither a runtime nor a controller.
+        Command::Validate(args) => return commands::validate::run(&common, &args),
+        Command::Parity(args) => return commands::workbench::exec("parity", &args.rest),
+        Command::Generate(args) => return commands::workbench::exec("generate", &args.rest),
+        Command::Eval(args) => return commands::workbench::exec("eval", &args.rest),
+        Command::Report(args) => return commands::workbench::exec("report", &args.rest),
+        command => command,
+    };
+    // One thread is enough; `up` also needs it to be the one that starts its processes, since they end with it.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::other(format!("start the runtime: {error}")))?;
+    let result = runtime.block_on(async {
+        match command {
+            Command::Up(args) => up::run(&common, &args).await,
+            Command::Submit(args) => commands::submit::run(&common, &args).await,
+            Command::Jobs(args) => commands::jobs::run(&common, &args).await,
+            Command::Get(args) => commands::get::run(&common, &args).await,
+            Command::Watch(args) => commands::watch::run(&common, &args).await,
+            Command::Logs(args) => commands::logs::run(&common, &args).await,
+            Command::Cancel(args) => commands::cancel::run(&common, &args).await,
+            Command::Nodes => commands::nodes::run(&common).await,
+            Command::Checkpoints(args) => commands::checkpoints::run(&common, &args).await,
+            Command::Validate(_)
+            | Command::Parity(_)
+            | Command::Generate(_)
+            | Command::Eval(_)
+            | Command::Report(_) => unreachable!("handled before the runtime is started"),
+        }
+    });
+    // A read of standard input may still be waiting; nothing is left to be done for it.
+    runtime.shutdown_background();
+    result
+}

@@ -1,0 +1,302 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+const EXAMPLES: &str = "\
+Try it on this machine:
+  crescendo up                                   start a small cluster, until Ctrl-C
+  crescendo submit examples/nano.yaml --watch    in a second terminal: train, with progress
+  crescendo up --run examples/nano.yaml          both at once
+
+Every day:
+  crescendo validate job.yaml                    what is wrong with it, and what its defaults are
+  crescendo submit job.yaml                      prints the job's id
+  crescendo jobs                                 what runs, what waits and why
+  crescendo watch JOB                            follow it; Ctrl-C stops watching, not the job
+  crescendo checkpoints JOB -o json              for scripts
+
+Exit codes:
+  0  done
+  1  it failed
+  2  wrong use of the command line
+  3  the job spec is not valid
+  4  the job failed or was cancelled (submit --watch, watch, up --run)
+  5  the controller cannot be reached
+  130  interrupted from the keyboard";
+
+/// Trains subject-driven image generation in stages, on a cluster or on this machine.
+#[derive(Debug, Parser)]
+#[command(name = "crescendo", version, after_help = EXAMPLES, propagate_version = true)]
+pub struct Cli {
+    #[command(flatten)]
+    pub common: Common,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Options of every command.
+#[derive(Debug, Args)]
+pub struct Common {
+    /// Address of the controller, or of several, as host:port[,host:port]. Without it: the cluster that `crescendo up`
+    /// started last.
+    #[arg(long, global = true, env = "CRESCENDO_CONTROLLER", value_name = "ADDR", value_delimiter = ',')]
+    pub controller: Vec<String>,
+    /// Folder of a cluster that `crescendo up` runs (there: where to keep it, ./.crescendo if absent).
+    #[arg(long, global = true, env = "CRESCENDO_DIR", value_name = "DIR")]
+    pub dir: Option<PathBuf>,
+    /// How results are printed.
+    #[arg(
+        short,
+        long,
+        global = true,
+        env = "CRESCENDO_OUTPUT",
+        value_name = "FORMAT",
+        default_value = "table"
+    )]
+    pub output: Output,
+    /// How long to go on trying while the controller cannot be reached, e.g. 30s [default: 3s to look at things, 60s
+    /// to change them, 10m to watch].
+    #[arg(long, global = true, env = "CRESCENDO_TIMEOUT", value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub timeout: Option<std::time::Duration>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// For people.
+    Table,
+    /// For scripts: one document, or one line per event for what goes on (watch, logs).
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Start a cluster on this machine: a controller, curators and trainers, as processes on loopback.
+    Up(UpArgs),
+    /// Check a job spec without a cluster and print it with every default filled in.
+    Validate(FileArgs),
+    /// Submit a job spec; prints the job's id.
+    Submit(SubmitArgs),
+    /// List jobs, newest first.
+    Jobs(JobsArgs),
+    /// Show one job with its stages.
+    Get(JobArgs),
+    /// Follow a job until it ends. A restart of the controller does not matter.
+    Watch(JobArgs),
+    /// Print the log lines of a job's processes.
+    Logs(LogsArgs),
+    /// Stop a job for good. Its checkpoints stay.
+    Cancel(CancelArgs),
+    /// List the nodes of the cluster.
+    Nodes,
+    /// List a job's checkpoints, oldest first.
+    Checkpoints(CheckpointsArgs),
+    /// Hold the model to reference numbers (crescendo-workbench).
+    #[command(disable_help_flag = true)]
+    Parity(Rest),
+    /// Draw pictures with a base and a LoRA (crescendo-workbench).
+    #[command(disable_help_flag = true)]
+    Generate(Rest),
+    /// Score what a job has learnt on subjects that it never saw (crescendo-workbench).
+    #[command(disable_help_flag = true)]
+    Eval(Rest),
+    /// Write a report with curves and pictures of a job (crescendo-workbench).
+    #[command(disable_help_flag = true)]
+    Report(Rest),
+}
+
+#[derive(Debug, Args)]
+pub struct FileArgs {
+    /// Job spec, YAML; `-` for standard input.
+    pub file: PathBuf,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  crescendo submit job.yaml
+  crescendo submit job.yaml --watch
+  crescendo submit job.yaml --request-id nightly-2026-05-01    submits once, however often it is called")]
+pub struct SubmitArgs {
+    /// Job spec, YAML; `-` for standard input.
+    pub file: PathBuf,
+    /// Follow the job until it ends.
+    #[arg(long, short)]
+    pub watch: bool,
+    /// Submits with the same id are one submit [default: a new random one].
+    #[arg(long, value_name = "ID", value_parser = parse_request_id)]
+    pub request_id: Option<String>,
+}
+
+fn parse_request_id(text: &str) -> Result<String, String> {
+    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    if (1..=128).contains(&text.len()) && text.chars().all(fits) {
+        Ok(text.to_owned())
+    } else {
+        Err("1 to 128 of A-Z, a-z, 0-9, '.', '_' and '-'".into())
+    }
+}
+
+#[derive(Debug, Args)]
+pub struct JobsArgs {
+    /// Only jobs in one of these states.
+    #[arg(long, value_name = "STATE", value_delimiter = ',')]
+    pub state: Vec<State>,
+    /// Only jobs whose name begins with this.
+    #[arg(long, value_name = "PREFIX", default_value = "", hide_default_value = true)]
+    pub name: String,
+    /// Only jobs of this tenant.
+    #[arg(long, value_name = "TENANT", default_value = "", hide_default_value = true)]
+    pub tenant: String,
+    /// At most this many.
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub limit: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum State {
+    Queued,
+    Placing,
+    Running,
+    Paused,
+    Preempting,
+    Succeeded,
+    Failed,
+    Cancelled,
+}
+
+#[derive(Debug, Args)]
+pub struct JobArgs {
+    /// The job's id, as `submit` and `jobs` print it.
+    pub job: String,
+}
+
+#[derive(Debug, Args)]
+pub struct LogsArgs {
+    /// The job's id.
+    pub job: String,
+    /// Go on with new lines until the job ends.
+    #[arg(short, long)]
+    pub follow: bool,
+    /// Begin with at most this many of the last lines.
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub tail: u32,
+}
+
+#[derive(Debug, Args)]
+pub struct CancelArgs {
+    /// The job's id.
+    pub job: String,
+    /// Why; kept with the job.
+    #[arg(long, default_value = "cancelled from the command line")]
+    pub reason: String,
+}
+
+#[derive(Debug, Args)]
+pub struct CheckpointsArgs {
+    /// The job's id.
+    pub job: String,
+    /// Only those of this stage.
+    #[arg(long, default_value = "", hide_default_value = true)]
+    pub stage: String,
+}
+
+#[derive(Debug, Args)]
+pub struct Rest {
+    /// Handed on as they are; `--help` shows them.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
+    pub rest: Vec<std::ffi::OsString>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Everything lies in the folder given with --dir (./.crescendo if absent): records in store/, pair shards and checkpoints
+in objects/, logs in logs/. Starting again in the same folder goes on where it stopped.
+
+Examples:
+  crescendo up                                one curator, two trainers with one slot each
+  crescendo up --trainers 1 --slots 4
+  crescendo up --store etcd:http://127.0.0.1:2379
+  crescendo up --run examples/nano.yaml       start, submit, watch, stop; exits with the job's code")]
+pub struct UpArgs {
+    /// Curator processes.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub curators: u32,
+    /// Trainer processes.
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub trainers: u32,
+    /// Ranks that fit on one trainer.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub slots: u32,
+    /// What ranks compute on.
+    #[arg(long, default_value = "auto")]
+    pub device: Device,
+    /// Where records are kept: embedded, or etcd:URL[,URL].
+    #[arg(long, default_value = "embedded", value_parser = parse_store)]
+    pub store: Store,
+    /// Folder that relative paths in a spec start from [default: the current folder].
+    #[arg(long, value_name = "DIR")]
+    pub library_root: Option<PathBuf>,
+    /// Submit this spec, follow the job, then stop everything and exit with the job's code.
+    #[arg(long, value_name = "FILE")]
+    pub run: Option<PathBuf>,
+    /// With --run: write the job as it ended to this file, JSON.
+    #[arg(long, value_name = "FILE", requires = "run")]
+    pub result: Option<PathBuf>,
+    /// Stop when standard input is closed, so that the cluster does not outlive the program that started it.
+    #[arg(long)]
+    pub stop_on_stdin_close: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Device {
+    Auto,
+    Cpu,
+    Cuda,
+}
+
+impl Device {
+    pub fn word(self) -> &'static str {
+        match self {
+            Device::Auto => "auto",
+            Device::Cpu => "cpu",
+            Device::Cuda => "cuda",
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Store {
+    Embedded,
+    /// As given, `etcd:URL[,URL]`.
+    Etcd(String),
+}
+
+fn parse_store(text: &str) -> Result<Store, String> {
+    match text.split_once(':') {
+        None if text == "embedded" => Ok(Store::Embedded),
+        Some(("etcd", urls)) if !urls.is_empty() => Ok(Store::Etcd(text.to_owned())),
+        _ => Err("expected `embedded` or `etcd:URL[,URL]`".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn stores_are_embedded_or_etcd() {
+        assert_eq!(parse_store("embedded"), Ok(Store::Embedded));
+        assert_eq!(parse_store("etcd:http://a,http://b"), Ok(Store::Etcd("etcd:http://a,http://b".into())));
+        assert!(parse_store("etcd:").is_err());
+        assert!(parse_store("sqlite").is_err());
+    }
+}

@@ -1,0 +1,49 @@
+//! `crescendo checkpoints`.
+
+use crescendo_proto::v1::{Checkpoint, ListCheckpointsRequest};
+
+use crate::args::{CheckpointsArgs, Common, Output};
+use crate::connect::{self, Controller, LOOK};
+use crate::failure::Failure;
+use crate::show::table::Table;
+use crate::show::{json, words};
+
+pub async fn run(common: &Common, args: &CheckpointsArgs) -> Result<(), Failure> {
+    let controller = Controller::find(common)?;
+    let request = ListCheckpointsRequest { job_id: args.job.clone(), stage: args.stage.clone() };
+    let answer = controller
+        .call(common.timeout.unwrap_or(LOOK), |channel| {
+            let request = request.clone();
+            async move { connect::checkpoints(channel).list_checkpoints(request).await }
+        })
+        .await
+        .map_err(|status| controller.failure(&status))?;
+    match common.output {
+        Output::Json => json::print(&answer.checkpoints.iter().map(json::checkpoint).collect()),
+        Output::Table => print!("{}", table(&answer.checkpoints)),
+    }
+    Ok(())
+}
+
+fn table(checkpoints: &[Checkpoint]) -> Table {
+    let mut table = Table::new(&["STAGE", "STEP", "SIZE", "COMMITTED", "STATE", "PATH"]);
+    for checkpoint in checkpoints {
+        let size: u64 = checkpoint.files.iter().map(|file| file.size_bytes).sum();
+        let state = if !checkpoint.damaged.is_empty() {
+            format!("damaged: {}", checkpoint.damaged)
+        } else if checkpoint.r#final {
+            "final".into()
+        } else {
+            "ok".into()
+        };
+        table.row([
+            checkpoint.stage.clone(),
+            checkpoint.step.to_string(),
+            words::bytes(size),
+            words::time(checkpoint.committed_at.as_ref()),
+            state,
+            checkpoint.path.clone(),
+        ]);
+    }
+    table
+}

@@ -1,0 +1,12 @@
+//! One file a command.
+
+pub mod cancel;
+pub mod checkpoints;
+pub mod get;
+pub mod jobs;
+pub mod logs;
+pub mod nodes;
+pub mod submit;
+pub mod validate;
+pub mod watch;
+pub mod workbench;

@@ -1,0 +1,58 @@
+//! `crescendo nodes`.
+
+use std::time::Duration;
+
+use crescendo_proto::v1::{ListNodesRequest, Node, NodeReach};
+
+use crate::args::{Common, Output};
+use crate::connect::{self, Controller, LOOK};
+use crate::failure::Failure;
+use crate::show::table::Table;
+use crate::show::{json, words};
+
+pub async fn run(common: &Common) -> Result<(), Failure> {
+    let controller = Controller::find(common)?;
+    let nodes = fetch(&controller, common.timeout.unwrap_or(LOOK)).await?;
+    match common.output {
+        Output::Json => json::print(&nodes.iter().map(json::node).collect()),
+        Output::Table => print!("{}", table(&nodes)),
+    }
+    Ok(())
+}
+
+pub async fn fetch(controller: &Controller, within: Duration) -> Result<Vec<Node>, Failure> {
+    let answer = controller
+        .call(within, |channel| async move { connect::nodes(channel).list_nodes(ListNodesRequest {}).await })
+        .await
+        .map_err(|status| controller.failure(&status))?;
+    Ok(answer.nodes)
+}
+
+fn table(nodes: &[Node]) -> Table {
+    let mut table = Table::new(&["NODE", "KIND", "STATE", "SLOTS", "DEVICE", "ADDRESS", "WORKS ON"]);
+    for node in nodes {
+        let state = match node.reach() {
+            NodeReach::Silent => {
+                format!(
+                    "silent for {}",
+                    words::span(Duration::from_secs_f64(node.silent_seconds.max(0.0).min(1e9)))
+                )
+            }
+            reach @ (NodeReach::Connected | NodeReach::Unspecified) => words::node_reach(reach).into(),
+        };
+        let slots = if node.slots == 0 { "-".into() } else { format!("{}/{}", node.slots_used, node.slots) };
+        let training = node.running.iter().map(|attempt| format!("{}/{}", attempt.job_id, attempt.stage));
+        let curating = node.curating.iter().map(|stage| format!("{}/{}", stage.job_id, stage.stage));
+        let work: Vec<String> = training.chain(curating).collect();
+        table.row([
+            node.node_id.clone(),
+            words::node_kind(node.kind()).into(),
+            state,
+            slots,
+            if node.device.is_empty() { "-".into() } else { node.device.clone() },
+            node.address.clone(),
+            if work.is_empty() { "-".into() } else { work.join(", ") },
+        ]);
+    }
+    table
+}

@@ -1,0 +1,99 @@
+//! Jobs as tables.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use crescendo_proto::v1::{Job, StagePhase, StageStatus};
+
+use super::table::Table;
+use super::words;
+
+/// One line a job.
+pub fn list(jobs: &[Job]) -> Table {
+    let mut table = Table::new(&["JOB", "STATE", "STAGE", "STEP", "LOSS", "SUBMITTED", "WHY"]);
+    for job in jobs {
+        let stage = current_stage(job);
+        table.row([
+            job.job_id.clone(),
+            words::job_state(job.state()).into(),
+            stage.map_or_else(|| "-".into(), |stage| stage.name.clone()),
+            stage.map_or_else(|| "-".into(), step),
+            stage.map_or_else(|| "-".into(), loss),
+            words::time(job.submitted_at.as_ref()),
+            if job.reason.is_empty() { "-".into() } else { job.reason.clone() },
+        ]);
+    }
+    table
+}
+
+/// The first stage that is not done, or else the last.
+pub fn current_stage(job: &Job) -> Option<&StageStatus> {
+    job.stages.iter().find(|stage| stage.phase() != StagePhase::Done).or(job.stages.last())
+}
+
+fn step(stage: &StageStatus) -> String {
+    format!("{}/{}", stage.step, stage.steps_total)
+}
+
+fn loss(stage: &StageStatus) -> String {
+    if stage.step == 0 { "-".into() } else { format!("{:.4}", stage.loss) }
+}
+
+/// Everything about one job.
+pub fn details(job: &Job) -> String {
+    let mut out = String::new();
+    let mut line = |name: &str, value: &str| {
+        let _ = writeln!(out, "{name:<10} {}", words::one_line(value));
+    };
+    line("job", &job.job_id);
+    line("name", &job.name);
+    line("tenant", &job.tenant);
+    line("state", words::job_state(job.state()));
+    if !job.reason.is_empty() {
+        line("why", &job.reason);
+    }
+    line("priority", &job.priority.to_string());
+    line("submitted", &words::time(job.submitted_at.as_ref()));
+    if job.started_at.is_some() {
+        line("started", &words::time(job.started_at.as_ref()));
+    }
+    if job.finished_at.is_some() {
+        line("finished", &words::time(job.finished_at.as_ref()));
+    }
+    if let Some(took) = took(job) {
+        line("took", &words::span(took));
+    }
+    let mut table =
+        Table::new(&["STAGE", "PHASE", "STEP", "LOSS", "SAMPLES/S", "PAIRS", "REJECTED", "RESTARTS", "ETA"]);
+    for stage in &job.stages {
+        let rejected = words::rejected(&stage.pairs_rejected);
+        table.row([
+            stage.name.clone(),
+            words::stage_phase(stage.phase()).into(),
+            step(stage),
+            loss(stage),
+            if stage.samples_per_sec > 0.0 { format!("{:.1}", stage.samples_per_sec) } else { "-".into() },
+            format!("{}/{}", stage.pairs_committed, stage.pairs_target),
+            if rejected.is_empty() { "-".into() } else { rejected },
+            stage.restarts.to_string(),
+            words::eta(stage.eta_seconds).unwrap_or_else(|| "-".into()),
+        ]);
+    }
+    let _ = write!(out, "\n{table}");
+    for stage in &job.stages {
+        if !stage.waiting_for.is_empty() {
+            let _ = writeln!(out, "{} waits: {}", stage.name, words::one_line(&stage.waiting_for));
+        }
+        if !stage.final_checkpoint.is_empty() {
+            let _ = writeln!(out, "{} ended with {}", stage.name, words::one_line(&stage.final_checkpoint));
+        }
+    }
+    out
+}
+
+/// From the first step to the end.
+pub fn took(job: &Job) -> Option<Duration> {
+    let started = words::system_time(job.started_at.as_ref().or(job.submitted_at.as_ref()))?;
+    let finished = words::system_time(job.finished_at.as_ref())?;
+    finished.duration_since(started).ok()
+}

@@ -1,0 +1,133 @@
+//! Wire messages as JSON, named as in the protos, in camelCase. Times are RFC 3339, absent ones null.
+
+use crescendo_core::spec::Problem;
+use crescendo_proto::v1::{Checkpoint, Job, LogLine, Node, StageStatus};
+use prost_types::Timestamp;
+use serde_json::{Value, json};
+
+use super::words;
+
+/// One document on standard output.
+pub fn print(value: &Value) {
+    // The alternate form of `Value` is indented JSON.
+    println!("{value:#}");
+}
+
+fn time(at: Option<&Timestamp>) -> Value {
+    match words::system_time(at) {
+        Some(at) => humantime::format_rfc3339_millis(at).to_string().into(),
+        None => Value::Null,
+    }
+}
+
+pub fn job(job: &Job) -> Value {
+    json!({
+        "jobId": job.job_id,
+        "name": job.name,
+        "tenant": job.tenant,
+        "priority": job.priority,
+        "state": words::job_state(job.state()),
+        "reason": job.reason,
+        "stages": job.stages.iter().map(stage).collect::<Vec<_>>(),
+        "submittedAt": time(job.submitted_at.as_ref()),
+        "startedAt": time(job.started_at.as_ref()),
+        "finishedAt": time(job.finished_at.as_ref()),
+        "revision": job.revision,
+        "requestId": job.request_id,
+        "resolvedSpecYaml": job.resolved_spec_yaml,
+    })
+}
+
+fn stage(stage: &StageStatus) -> Value {
+    json!({
+        "name": stage.name,
+        "phase": words::stage_phase(stage.phase()),
+        "generation": stage.generation,
+        "restarts": stage.restarts,
+        "step": stage.step,
+        "stepsTotal": stage.steps_total,
+        "loss": stage.loss,
+        "gradNorm": stage.grad_norm,
+        "learningRate": stage.learning_rate,
+        "samplesPerSec": stage.samples_per_sec,
+        "dataWaitFraction": stage.data_wait_fraction,
+        "pairsCommitted": stage.pairs_committed,
+        "pairsTarget": stage.pairs_target,
+        "pairsRejected": stage.pairs_rejected,
+        "pairsSealed": stage.pairs_sealed,
+        "checkpointStep": stage.checkpoint_step,
+        "finalCheckpoint": stage.final_checkpoint,
+        "etaSeconds": stage.eta_seconds,
+        "waitingFor": stage.waiting_for,
+    })
+}
+
+pub fn checkpoint(checkpoint: &Checkpoint) -> Value {
+    let files: Vec<Value> = checkpoint
+        .files
+        .iter()
+        .map(|file| json!({"name": file.name, "sizeBytes": file.size_bytes, "sha256": file.sha256}))
+        .collect();
+    json!({
+        "jobId": checkpoint.job_id,
+        "stage": checkpoint.stage,
+        "generation": checkpoint.generation,
+        "step": checkpoint.step,
+        "path": checkpoint.path,
+        "files": files,
+        "committedAt": time(checkpoint.committed_at.as_ref()),
+        "final": checkpoint.r#final,
+        "damaged": checkpoint.damaged,
+        "nextPosition": checkpoint.next_position,
+    })
+}
+
+pub fn node(node: &Node) -> Value {
+    let running: Vec<Value> = node
+        .running
+        .iter()
+        .map(|attempt| json!({"jobId": attempt.job_id, "stage": attempt.stage, "generation": attempt.generation}))
+        .collect();
+    let curating: Vec<Value> =
+        node.curating.iter().map(|stage| json!({"jobId": stage.job_id, "stage": stage.stage})).collect();
+    json!({
+        "nodeId": node.node_id,
+        "kind": words::node_kind(node.kind()),
+        "reach": words::node_reach(node.reach()),
+        "slots": node.slots,
+        "slotsUsed": node.slots_used,
+        "device": node.device,
+        "address": node.address,
+        "labels": node.labels,
+        "version": node.version,
+        "silentSeconds": node.silent_seconds,
+        "running": running,
+        "curating": curating,
+    })
+}
+
+pub fn log_line(line: &LogLine) -> Value {
+    json!({
+        "at": time(line.at.as_ref()),
+        "jobId": line.job_id,
+        "stage": line.stage,
+        "generation": line.generation,
+        "nodeId": line.node_id,
+        "rank": line.rank,
+        "level": line.level,
+        "message": line.message,
+        "droppedBefore": line.dropped_before,
+    })
+}
+
+pub fn problems(problems: &[Problem]) -> Value {
+    let one = |problem: &Problem| {
+        json!({
+            "line": problem.line,
+            "column": problem.column,
+            "path": problem.path,
+            "message": problem.message,
+        })
+    };
+    problems.iter().map(one).collect()
+}

@@ -1,0 +1,145 @@
+//! Values as people read them.
+
+use std::time::{Duration, SystemTime};
+
+use crescendo_proto::v1::{JobState, NodeKind, NodeReach, StagePhase};
+use prost_types::Timestamp;
+
+pub fn job_state(state: JobState) -> &'static str {
+    match state {
+        JobState::Unspecified => "unknown",
+        JobState::Queued => "queued",
+        JobState::Placing => "placing",
+        JobState::Running => "running",
+        JobState::Paused => "paused",
+        JobState::Preempting => "preempting",
+        JobState::Succeeded => "succeeded",
+        JobState::Failed => "failed",
+        JobState::Cancelled => "cancelled",
+    }
+}
+
+/// Will the job never change again?
+pub fn is_final(state: JobState) -> bool {
+    match state {
+        JobState::Succeeded | JobState::Failed | JobState::Cancelled => true,
+        JobState::Unspecified
+        | JobState::Queued
+        | JobState::Placing
+        | JobState::Running
+        | JobState::Paused
+        | JobState::Preempting => false,
+    }
+}
+
+pub fn stage_phase(phase: StagePhase) -> &'static str {
+    match phase {
+        StagePhase::Unspecified => "unknown",
+        StagePhase::Pending => "pending",
+        StagePhase::Curating => "curating",
+        StagePhase::Training => "training",
+        StagePhase::Done => "done",
+    }
+}
+
+pub fn node_kind(kind: NodeKind) -> &'static str {
+    match kind {
+        NodeKind::Unspecified => "unknown",
+        NodeKind::Trainer => "trainer",
+        NodeKind::Curator => "curator",
+    }
+}
+
+pub fn node_reach(reach: NodeReach) -> &'static str {
+    match reach {
+        NodeReach::Unspecified => "unknown",
+        NodeReach::Connected => "connected",
+        NodeReach::Silent => "silent",
+    }
+}
+
+/// The instant, unless it is absent or out of the range of clocks.
+pub fn system_time(at: Option<&Timestamp>) -> Option<SystemTime> {
+    let at = at?;
+    let seconds = u64::try_from(at.seconds).ok().filter(|seconds| *seconds < 253_402_300_800)?;
+    let nanos = u32::try_from(at.nanos).ok().filter(|nanos| *nanos < 1_000_000_000)?;
+    SystemTime::UNIX_EPOCH.checked_add(Duration::new(seconds, nanos))
+}
+
+/// RFC 3339 in UTC, to the second; `-` if there is none.
+pub fn time(at: Option<&Timestamp>) -> String {
+    system_time(at).map_or_else(|| "-".into(), |at| humantime::format_rfc3339_seconds(at).to_string())
+}
+
+/// At most the two largest units, e.g. `3h 20m`.
+pub fn span(span: Duration) -> String {
+    let text = humantime::format_duration(Duration::from_secs(span.as_secs())).to_string();
+    text.split(' ').take(2).collect::<Vec<_>>().join(" ")
+}
+
+/// An estimate in seconds; nothing if it is unknown.
+pub fn eta(seconds: f64) -> Option<String> {
+    (seconds.is_finite() && seconds > 0.0).then(|| span(Duration::from_secs_f64(seconds.clamp(1.0, 1e8))))
+}
+
+pub fn bytes(bytes: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let mut value = bytes as f64;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    let name = UNITS.get(unit).copied().unwrap_or("B");
+    if unit == 0 { format!("{bytes} {name}") } else { format!("{value:.1} {name}") }
+}
+
+/// Text from outside on one line, without characters that would move the cursor.
+pub fn one_line(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+/// `12 similarity_low, 3 too_small`; empty if nothing was rejected.
+pub fn rejected(rejected: &std::collections::BTreeMap<String, u64>) -> String {
+    let mut reasons: Vec<_> = rejected.iter().filter(|(_, count)| **count > 0).collect();
+    reasons.sort_by(|a, b| b.1.cmp(a.1).then(a.0.cmp(b.0)));
+    reasons
+        .iter()
+        .map(|(reason, count)| format!("{count} {}", one_line(reason)))
+        .collect::<Vec<_>>()
+        .join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spans_keep_two_units() {
+        assert_eq!(span(Duration::from_millis(12_900)), "12s");
+        assert_eq!(span(Duration::from_secs(3 * 3600 + 20 * 60 + 5)), "3h 20m");
+        assert_eq!(eta(f64::NAN), None);
+        assert_eq!(eta(61.0).as_deref(), Some("1m 1s"));
+    }
+
+    #[test]
+    fn sizes_have_a_unit() {
+        assert_eq!((bytes(0), bytes(1023), bytes(1536)), ("0 B".into(), "1023 B".into(), "1.5 KiB".into()));
+        assert_eq!(bytes(u64::MAX), "16777216.0 TiB");
+    }
+
+    #[test]
+    fn times_from_outside_never_overflow() {
+        let at = |seconds, nanos| Timestamp { seconds, nanos };
+        assert_eq!(time(Some(&at(0, 0))), "1970-01-01T00:00:00Z");
+        for bad in [at(-1, 0), at(i64::MAX, 0), at(0, -1), at(0, i32::MAX)] {
+            assert_eq!(time(Some(&bad)), "-");
+        }
+    }
+
+    #[test]
+    fn most_frequent_rejections_come_first() {
+        let counts = [("a".to_owned(), 1), ("b".to_owned(), 5), ("c".to_owned(), 0)].into();
+        assert_eq!(rejected(&counts), "5 b, 1 a");
+    }
+}

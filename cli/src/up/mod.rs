@@ -1,0 +1,132 @@
+//! `crescendo up`: the processes of a cluster on this machine, on loopback, each restarted when it dies.
+//!
+//! ```text
+//!   DIR/up.json   addresses and process ids, for the other commands
+//!   DIR/up.lock   held while `up` runs
+//!   DIR/store     records of the embedded store      DIR/objects  pair shards and checkpoints
+//!   DIR/logs      a log file a process               DIR/run      port files
+//! ```
+
+pub mod binaries;
+mod cluster;
+mod layout;
+mod process;
+mod signals;
+pub mod state;
+
+use std::path::Path;
+use std::time::Duration;
+
+use crescendo_core::spec;
+use crescendo_proto::v1::{Job, NodeReach};
+use tokio::time::Instant;
+
+use crate::args::{Common, Output, UpArgs};
+use crate::commands::{nodes, submit, validate, watch};
+use crate::connect::Controller;
+use crate::failure::Failure;
+use crate::show::{json, problems};
+use cluster::Cluster;
+use layout::Layout;
+use signals::Signals;
+
+/// From the start of the last process until the controller must know all nodes.
+const NODES_WITHIN: Duration = Duration::from_secs(60);
+
+pub async fn run(common: &Common, args: &UpArgs) -> Result<(), Failure> {
+    let mut signals = Signals::install(args.stop_on_stdin_close)?;
+    if let Some(file) = &args.run {
+        check_spec(file)?;
+    }
+    let layout = Layout::prepare(common.dir.as_deref(), args)?;
+    let mut cluster = Cluster::new(layout);
+    let outcome = tokio::select! {
+        outcome = work(common, args, &mut cluster) => outcome,
+        () = signals.stop() => match args.run {
+            Some(_) => Err(Failure::Interrupted),
+            None => Ok(()),
+        },
+    };
+    eprintln!("stopping");
+    tokio::select! {
+        () = cluster.stop() => {}
+        () = signals.stop() => cluster.kill(),
+    }
+    outcome
+}
+
+/// A spec that is no good is told before anything is started.
+fn check_spec(file: &Path) -> Result<(), Failure> {
+    if file == Path::new("-") {
+        return Err(Failure::Usage("--run needs a file, not standard input".into()));
+    }
+    let yaml = validate::read_spec(file)?;
+    spec::parse(&yaml).map(drop).map_err(|found| {
+        eprint!("{}", problems::render(file, &yaml, &found));
+        Failure::InvalidSpec
+    })
+}
+
+async fn work(common: &Common, args: &UpArgs, cluster: &mut Cluster) -> Result<(), Failure> {
+    cluster.start_controller().await?;
+    cluster.start_nodes().await?;
+    let address = cluster.controller_address().to_owned();
+    let controller = Controller::at(std::slice::from_ref(&address), Some(cluster.layout().dir.clone()))?;
+    tokio::select! {
+        joined = nodes_joined(&controller, cluster.layout().node_count()) => joined?,
+        ended = cluster.supervise() => return Err(ended),
+    }
+    let layout = cluster.layout();
+    eprintln!(
+        "controller at {address}, {} nodes, everything in {}",
+        layout.node_count(),
+        layout.dir.display()
+    );
+    if args.run.is_none() {
+        eprintln!(
+            "submit a job from another terminal: crescendo submit FILE --watch\nCtrl-C stops the cluster"
+        );
+    }
+    tokio::select! {
+        outcome = run_job(common, args, &controller) => outcome,
+        ended = cluster.supervise() => Err(ended),
+    }
+}
+
+/// Waits until every node has opened its session.
+async fn nodes_joined(controller: &Controller, expected: usize) -> Result<(), Failure> {
+    let began = Instant::now();
+    loop {
+        let known = nodes::fetch(controller, NODES_WITHIN).await?;
+        let connected = known.iter().filter(|node| node.reach() == NodeReach::Connected).count();
+        if connected >= expected {
+            return Ok(());
+        }
+        if began.elapsed() > NODES_WITHIN {
+            return Err(Failure::other(format!(
+                "only {connected} of {expected} nodes came up; see the logs"
+            )));
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+/// With `--run`: from submit to the end of the job. Without it: never ends by itself.
+async fn run_job(common: &Common, args: &UpArgs, controller: &Controller) -> Result<(), Failure> {
+    let Some(file) = &args.run else { return std::future::pending().await };
+    let answer = submit::submit(controller, common, file, submit::new_request_id()).await?;
+    let job = answer.job.unwrap_or_default();
+    if common.output == Output::Table {
+        println!("{}", job.job_id);
+    }
+    let ended = watch::follow(controller, common, &job.job_id).await?;
+    if let Some(path) = &args.result {
+        write_result(path, &ended)?;
+    }
+    watch::verdict(&ended)
+}
+
+fn write_result(path: &Path, job: &Job) -> Result<(), Failure> {
+    let text = format!("{:#}\n", json::job(job));
+    state::replace(path, text.as_bytes()).map_err(Failure::from_error(format!("write {}", path.display())))
+}
