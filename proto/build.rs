@@ -9,7 +9,8 @@ const WIRE: [&str; 6] = ["agent", "checkpoint", "curation", "job", "node", "pair
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed={ROOT}");
-    let files: Vec<PathBuf> = WIRE.iter().map(|name| Path::new(ROOT).join(format!("crescendo/v1/{name}.proto"))).collect();
+    let files: Vec<PathBuf> =
+        WIRE.iter().map(|name| Path::new(ROOT).join(format!("crescendo/v1/{name}.proto"))).collect();
     let descriptors = protox::compile(&files, [ROOT])?;
     let out_dir = PathBuf::from(std::env::var("OUT_DIR")?);
     // Only what is on the wire is shown through reflection.

@@ -159,7 +159,10 @@ impl Engine {
             }
             Err(StoreError::NotLeader { .. }) => Some(End::Deposed),
             Err(error) => {
-                tracing::warn!(error = &error as &dyn std::error::Error, "dropping the state in memory and reading it again");
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "dropping the state in memory and reading it again"
+                );
                 self.around.metrics.reloads.inc();
                 for held in std::mem::take(&mut self.held) {
                     held.refuse(EngineError::Reloading);

@@ -135,7 +135,8 @@ mod tests {
     use super::*;
 
     fn batch(job: &str, from: usize, count: usize) -> v1::LogBatch {
-        let line = |n: usize| v1::LogLine { job_id: job.into(), message: n.to_string(), ..Default::default() };
+        let line =
+            |n: usize| v1::LogLine { job_id: job.into(), message: n.to_string(), ..Default::default() };
         v1::LogBatch { lines: (from..from + count).map(line).collect() }
     }
 

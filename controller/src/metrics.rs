@@ -36,7 +36,16 @@ pub struct Metrics {
 const STATES: [&str; 8] =
     ["queued", "placing", "running", "paused", "preempting", "succeeded", "failed", "cancelled"];
 const WAITS: [&str; 10] = [
-    "no_curator", "curators_busy", "pairs", "no_trainer", "slots", "behind", "backoff", "ranks", "paused", "preempted",
+    "no_curator",
+    "curators_busy",
+    "pairs",
+    "no_trainer",
+    "slots",
+    "behind",
+    "backoff",
+    "ranks",
+    "paused",
+    "preempted",
 ];
 
 impl Metrics {
@@ -56,27 +65,53 @@ impl Metrics {
             registry.register(Box::new(metric.clone()))?;
             Ok(metric)
         };
-        let rpcs = IntCounterVec::new(Opts::new("crescendo_rpcs_total", "calls answered"), &["method", "code"])?;
+        let rpcs =
+            IntCounterVec::new(Opts::new("crescendo_rpcs_total", "calls answered"), &["method", "code"])?;
         registry.register(Box::new(rpcs.clone()))?;
         let decide_seconds = Histogram::with_opts(
-            HistogramOpts::new("crescendo_decide_seconds", "time to decide what to do next").buckets(buckets()),
+            HistogramOpts::new("crescendo_decide_seconds", "time to decide what to do next")
+                .buckets(buckets()),
         )?;
         registry.register(Box::new(decide_seconds.clone()))?;
         let leader = IntGauge::new("crescendo_leader", "1 while this controller leads")?;
         registry.register(Box::new(leader.clone()))?;
         Ok(Self {
             jobs: gauge_vec("crescendo_jobs", "jobs by state", "state")?,
-            waiting: gauge_vec("crescendo_jobs_waiting", "open jobs that wait, by what they wait for", "reason")?,
+            waiting: gauge_vec(
+                "crescendo_jobs_waiting",
+                "open jobs that wait, by what they wait for",
+                "reason",
+            )?,
             sessions: gauge_vec("crescendo_node_sessions", "open sessions of nodes", "kind")?,
-            store_seconds: seconds("crescendo_store_call_seconds", "time of calls to the store", &["op", "outcome"])?,
-            rpc_seconds: seconds("crescendo_rpc_seconds", "time until a call is answered or its stream opens", &["method"])?,
+            store_seconds: seconds(
+                "crescendo_store_call_seconds",
+                "time of calls to the store",
+                &["op", "outcome"],
+            )?,
+            rpc_seconds: seconds(
+                "crescendo_rpc_seconds",
+                "time until a call is answered or its stream opens",
+                &["method"],
+            )?,
             rpcs,
-            rpcs_refused: counter("crescendo_rpcs_over_limit_total", "calls refused because too many were being worked on")?,
+            rpcs_refused: counter(
+                "crescendo_rpcs_over_limit_total",
+                "calls refused because too many were being worked on",
+            )?,
             decide_seconds,
             leader,
-            reloads: counter("crescendo_state_reloads_total", "times that the state was dropped and read again")?,
-            attempts_placed: counter("crescendo_attempts_placed_total", "attempts to train a stage that were placed")?,
-            attempts_ended: counter("crescendo_attempts_ended_total", "attempts that ended without a final checkpoint")?,
+            reloads: counter(
+                "crescendo_state_reloads_total",
+                "times that the state was dropped and read again",
+            )?,
+            attempts_placed: counter(
+                "crescendo_attempts_placed_total",
+                "attempts to train a stage that were placed",
+            )?,
+            attempts_ended: counter(
+                "crescendo_attempts_ended_total",
+                "attempts that ended without a final checkpoint",
+            )?,
             log_lines: counter("crescendo_log_lines_total", "log lines received from nodes")?,
         })
     }

@@ -101,13 +101,23 @@ impl Controller {
             .layer(call_limit)
             .add_service(health)
             .add_service(reflection)
-            .add_service(JobServiceServer::new(Jobs::new(link.clone(), logs.clone(), tasks.clone())).max_decoding_message_size(sized))
-            .add_service(NodeServiceServer::new(Nodes::new(link.clone(), logs, metrics, tasks.clone())).max_decoding_message_size(sized))
-            .add_service(CheckpointServiceServer::new(Checkpoints::new(link.clone())).max_decoding_message_size(sized))
+            .add_service(
+                JobServiceServer::new(Jobs::new(link.clone(), logs.clone(), tasks.clone()))
+                    .max_decoding_message_size(sized),
+            )
+            .add_service(
+                NodeServiceServer::new(Nodes::new(link.clone(), logs, metrics, tasks.clone()))
+                    .max_decoding_message_size(sized),
+            )
+            .add_service(
+                CheckpointServiceServer::new(Checkpoints::new(link.clone())).max_decoding_message_size(sized),
+            )
             .add_service(CurationServiceServer::new(Curation::new(link)).max_decoding_message_size(sized));
         tasks.spawn_critical("grpc server", async move {
             // Open streams do not hold up the end: sessions and watches are closed by the engine.
-            router.serve_with_incoming_shutdown(TcpListenerStream::new(listener), stop.cancelled_owned()).await
+            router
+                .serve_with_incoming_shutdown(TcpListenerStream::new(listener), stop.cancelled_owned())
+                .await
         });
         Ok(Serving { role: role_seen })
     }
@@ -116,13 +126,20 @@ impl Controller {
 impl Serving {
     /// Waits until this controller leads.
     pub async fn leads(&mut self) -> anyhow::Result<()> {
-        self.role.wait_for(|role| matches!(role, Role::Leading { .. })).await.context("wait for leadership")?;
+        self.role
+            .wait_for(|role| matches!(role, Role::Leading { .. }))
+            .await
+            .context("wait for leadership")?;
         Ok(())
     }
 }
 
 /// The process is healthy as long as it answers; its services only while it leads.
-async fn report_health(reporter: HealthReporter, mut role: watch::Receiver<Role>, stop: tokio_util::sync::CancellationToken) {
+async fn report_health(
+    reporter: HealthReporter,
+    mut role: watch::Receiver<Role>,
+    stop: tokio_util::sync::CancellationToken,
+) {
     loop {
         let status = match &*role.borrow_and_update() {
             Role::Leading { .. } => ServingStatus::Serving,

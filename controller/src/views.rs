@@ -107,8 +107,15 @@ fn stage(job: &Job, index: usize, stage: &Stage, seen: &Observed, wait: Option<&
         pairs_rejected: stage.log.rejected().clone(),
         pairs_sealed: stage.log.is_sealed(),
         checkpoint_step,
-        final_checkpoint: stage.final_checkpoint().map(|checkpoint| checkpoint.path.clone()).unwrap_or_default(),
-        eta_seconds: if active { eta_seconds(step, steps_total, batch, progress.samples_per_sec) } else { 0.0 },
+        final_checkpoint: stage
+            .final_checkpoint()
+            .map(|checkpoint| checkpoint.path.clone())
+            .unwrap_or_default(),
+        eta_seconds: if active {
+            eta_seconds(step, steps_total, batch, progress.samples_per_sec)
+        } else {
+            0.0
+        },
         waiting_for,
     }
 }
@@ -123,11 +130,24 @@ fn eta_seconds(step: u64, steps_total: u64, global_batch: u32, samples_per_sec: 
     }
 }
 
-pub fn nodes(state: &ClusterState, seen: &Observed, limits: &Limits, now: Timestamp) -> v1::ListNodesResponse {
-    v1::ListNodesResponse { nodes: state.nodes().map(|record| node(record, state, seen, limits, now)).collect() }
+pub fn nodes(
+    state: &ClusterState,
+    seen: &Observed,
+    limits: &Limits,
+    now: Timestamp,
+) -> v1::ListNodesResponse {
+    v1::ListNodesResponse {
+        nodes: state.nodes().map(|record| node(record, state, seen, limits, now)).collect(),
+    }
 }
 
-fn node(record: &NodeRecord, state: &ClusterState, seen: &Observed, limits: &Limits, now: Timestamp) -> v1::Node {
+fn node(
+    record: &NodeRecord,
+    state: &ClusterState,
+    seen: &Observed,
+    limits: &Limits,
+    now: Timestamp,
+) -> v1::Node {
     let view = seen.nodes.get(&record.id);
     let silence = now.since(view.map_or(seen.since, |view| view.last_heard));
     let connected = view.is_some_and(|view| view.connected) && silence < limits.silent_after;
@@ -188,7 +208,9 @@ impl PageToken {
             let millis = Timestamp(millis.parse().ok()?);
             Some(Self { newest_first: std::cmp::Reverse(millis), job: JobId::parse(job).ok()? })
         };
-        parse().map(Some).ok_or_else(|| Refused::invalid("page_token", "is not one that a page has ended with"))
+        parse()
+            .map(Some)
+            .ok_or_else(|| Refused::invalid("page_token", "is not one that a page has ended with"))
     }
 }
 

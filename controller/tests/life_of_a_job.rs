@@ -8,14 +8,18 @@ use anyhow::Context as _;
 use crescendo_proto::v1::open_session_response::Message as Down;
 use crescendo_proto::{status, v1};
 use support::{
-    Controller, FakeNode, SPEC, checkpoint, commit, commit_checkpoint, curate, eventually, hello, lease, leased,
+    Controller, FakeNode, SPEC, checkpoint, commit, commit_checkpoint, curate, eventually, hello, lease,
+    leased,
 };
 use tonic::Code;
 use v1::AttemptPhase::{Failed, Running, Stopped};
 use v1::lease_unit_response::Outcome;
 
 /// A gang of two single-slot nodes that runs the first generation.
-async fn running_gang(controller: &Controller, job: &str) -> anyhow::Result<(FakeNode, FakeNode, v1::AttemptRef)> {
+async fn running_gang(
+    controller: &Controller,
+    job: &str,
+) -> anyhow::Result<(FakeNode, FakeNode, v1::AttemptRef)> {
     let mut one = FakeNode::trainer(controller, "t-1", 1).await?;
     let mut two = FakeNode::trainer(controller, "t-22", 1).await?;
     curate(controller, job, "c-1").await?;
@@ -43,7 +47,8 @@ async fn a_job_goes_from_yaml_to_its_last_checkpoint() -> anyhow::Result<()> {
     let unit = leased(&controller, &job.job_id, "c-1").await?;
     commit(&controller, &unit, "c-1", 4).await?;
     // Enough to begin with, though the log is not sealed.
-    let waiting = controller.job_when(&job.job_id, "placing", |job| job.state() == v1::JobState::Placing).await?;
+    let waiting =
+        controller.job_when(&job.job_id, "placing", |job| job.state() == v1::JobState::Placing).await?;
     assert_eq!(waiting.reason, "waits for a trainer node: none is connected");
 
     let mut trainer = FakeNode::trainer(&controller, "t-1", 2).await?;
@@ -56,7 +61,10 @@ async fn a_job_goes_from_yaml_to_its_last_checkpoint() -> anyhow::Result<()> {
     let attempt = start.attempt.context("attempt")?;
     trainer.report(&attempt, Running, 7).await?;
     let training = controller.job_when(&job.job_id, "training", |job| job.stages[0].step == 7).await?;
-    assert_eq!((training.state(), training.stages[0].phase()), (v1::JobState::Running, v1::StagePhase::Training));
+    assert_eq!(
+        (training.state(), training.stages[0].phase()),
+        (v1::JobState::Running, v1::StagePhase::Training)
+    );
 
     for step in [5, 10, 15] {
         commit_checkpoint(&controller, checkpoint(&attempt, step, false)).await?;
@@ -68,7 +76,11 @@ async fn a_job_goes_from_yaml_to_its_last_checkpoint() -> anyhow::Result<()> {
     assert!(done.stages[0].final_checkpoint.ends_with("step-00000020-g1"));
     let request = v1::ListCheckpointsRequest { job_id: job.job_id.clone(), stage: String::new() };
     let kept = controller.checkpoints().list_checkpoints(request).await?.into_inner().checkpoints;
-    assert_eq!(kept.iter().map(|kept| kept.step).collect::<Vec<_>>(), [10, 15, 20], "the last two and the final one");
+    assert_eq!(
+        kept.iter().map(|kept| kept.step).collect::<Vec<_>>(),
+        [10, 15, 20],
+        "the last two and the final one"
+    );
 
     // Terminal stays terminal: neither a late failure nor a late cancel changes it.
     trainer.report(&attempt, Failed, 20).await?;
@@ -88,7 +100,8 @@ async fn the_same_request_id_submits_once() -> anyhow::Result<()> {
     controller.restart().await?;
     let after_restart = controller.submit("r-1", SPEC).await?;
     assert!(after_restart.already_submitted);
-    let ids = [&first, &again, &after_restart].map(|answer| answer.job.as_ref().map(|job| job.job_id.clone()));
+    let ids =
+        [&first, &again, &after_restart].map(|answer| answer.job.as_ref().map(|job| job.job_id.clone()));
     assert_eq!(ids[0], ids[1]);
     assert_eq!(ids[0], ids[2]);
     let other = controller.submit("r-1", &SPEC.replace("steps: 20", "steps: 21")).await;
@@ -108,7 +121,8 @@ async fn a_bad_spec_is_refused_with_every_problem() -> anyhow::Result<()> {
     assert!(problems.len() >= 2, "{problems:?}");
     assert!(problems.iter().all(|problem| problem.line > 0 && !problem.path.is_empty()), "{problems:?}");
 
-    let request = v1::SubmitJobRequest { spec_yaml: bad.into_bytes(), validate_only: true, ..Default::default() };
+    let request =
+        v1::SubmitJobRequest { spec_yaml: bad.into_bytes(), validate_only: true, ..Default::default() };
     let checked = controller.jobs().submit_job(request).await?.into_inner();
     assert_eq!(checked.problems, problems);
     assert!(controller.jobs().list_jobs(v1::ListJobsRequest::default()).await?.into_inner().jobs.is_empty());
@@ -152,7 +166,8 @@ async fn a_restarted_controller_adopts_what_runs() -> anyhow::Result<()> {
 }
 
 #[tokio::test]
-async fn a_failed_rank_raises_the_generation_once_and_resumes_from_the_last_checkpoint() -> anyhow::Result<()> {
+async fn a_failed_rank_raises_the_generation_once_and_resumes_from_the_last_checkpoint() -> anyhow::Result<()>
+{
     let controller = Controller::start().await?;
     let job = controller.submit_job("r-1").await?;
     let _curator = FakeNode::curator(&controller, "c-1").await?;
@@ -194,7 +209,10 @@ async fn a_failed_rank_raises_the_generation_once_and_resumes_from_the_last_chec
     assert_eq!(late.code(), Code::FailedPrecondition);
 
     // The new one may, and then nothing resumes from it any more.
-    controller.checkpoints().mark_checkpoint_damaged(v1::MarkCheckpointDamagedRequest { generation: 2, ..mark }).await?;
+    controller
+        .checkpoints()
+        .mark_checkpoint_damaged(v1::MarkCheckpointDamagedRequest { generation: 2, ..mark })
+        .await?;
     one.report(&new, Failed, 6).await?;
     let start = one.start_command().await?;
     assert_eq!(start.attempt.context("attempt")?.generation, 3);
@@ -258,7 +276,11 @@ async fn the_pair_log_is_watched_in_order_and_sealed() -> anyhow::Result<()> {
     let request = v1::WatchPairLogRequest { job_id: job.clone(), stage: "stage-1".into(), from_unit: 0 };
     let mut watch = controller.curation().watch_pair_log(request).await?.into_inner();
     let first = watch.message().await?.context("a message")?;
-    assert_eq!((first.shards.len(), first.committed, first.sealed), (0, 0, false), "unit 1 hides behind unit 0");
+    assert_eq!(
+        (first.shards.len(), first.committed, first.sealed),
+        (0, 0, false),
+        "unit 1 hides behind unit 0"
+    );
     commit(&controller, &zero, "c-1", 4).await?;
     let grown = watch.message().await?.context("a message")?;
     let firsts: Vec<_> = grown.shards.iter().map(|shard| (shard.unit, shard.first_index)).collect();
@@ -299,7 +321,8 @@ async fn a_cancelled_job_is_stopped_and_its_slots_are_given_on() -> anyhow::Resu
     let cancelled = controller.jobs().cancel_job(request).await?.into_inner().job.context("job")?;
     assert_eq!((cancelled.state(), cancelled.reason.as_str()), (v1::JobState::Cancelled, "wrong spec"));
     assert_eq!(one.stop_command().await?.attempt, Some(attempt.clone()));
-    let late = commit_checkpoint(&controller, checkpoint(&attempt, 20, true)).await.expect_err("the job has ended");
+    let late =
+        commit_checkpoint(&controller, checkpoint(&attempt, 20, true)).await.expect_err("the job has ended");
     assert_eq!(late.code(), Code::FailedPrecondition);
     // Nothing new on the slots before both nodes have stopped the old ranks.
     one.report(&attempt, Stopped, 1).await?;
@@ -354,7 +377,10 @@ async fn jobs_are_listed_newest_first_in_pages() -> anyhow::Result<()> {
     }
     assert_eq!(listed, ids);
     let request = v1::ListJobsRequest { page_token: "nonsense".into(), ..Default::default() };
-    assert_eq!(controller.jobs().list_jobs(request).await.expect_err("bad token").code(), Code::InvalidArgument);
+    assert_eq!(
+        controller.jobs().list_jobs(request).await.expect_err("bad token").code(),
+        Code::InvalidArgument
+    );
     let states = vec![v1::JobState::Succeeded.into()];
     let request = v1::ListJobsRequest { states, ..Default::default() };
     assert!(controller.jobs().list_jobs(request).await?.into_inner().jobs.is_empty());

@@ -6,7 +6,9 @@ use crescendo_core::ids::{
 };
 use crescendo_core::job::JobState;
 use crescendo_core::observed::{NodeReport, Progress, Report};
-use crescendo_core::records::{CheckpointRecord, FileRecord, NodeKind, NodeRecord, RankPlacement, ShardRecord};
+use crescendo_core::records::{
+    CheckpointRecord, FileRecord, NodeKind, NodeRecord, RankPlacement, ShardRecord,
+};
 use crescendo_core::requests::{UnitCommit, UnitLeaseRef};
 
 use crate::v1;
@@ -115,24 +117,36 @@ pub fn hello(message: v1::Hello) -> Result<Introduction, Refused> {
     let kind = match message.kind() {
         v1::NodeKind::Trainer => NodeKind::Trainer,
         v1::NodeKind::Curator => NodeKind::Curator,
-        v1::NodeKind::Unspecified => return Err(Refused::invalid("hello.kind", "must be trainer or curator")),
+        v1::NodeKind::Unspecified => {
+            return Err(Refused::invalid("hello.kind", "must be trainer or curator"));
+        }
     };
     if message.slots > MAX_SLOTS {
         return Err(Refused::invalid("hello.slots", format!("must be at most {MAX_SLOTS}")));
     }
-    let texts = [("hello.device", &message.device), ("hello.address", &message.address), ("hello.version", &message.version)];
+    let texts = [
+        ("hello.device", &message.device),
+        ("hello.address", &message.address),
+        ("hello.version", &message.version),
+    ];
     for (field, text) in texts {
         if text.len() > MAX_TEXT_BYTES || text.chars().any(char::is_control) {
-            return Err(Refused::invalid(field, format!("must be one line of at most {MAX_TEXT_BYTES} bytes")));
+            return Err(Refused::invalid(
+                field,
+                format!("must be one line of at most {MAX_TEXT_BYTES} bytes"),
+            ));
         }
     }
     let too_long = |text: &str| text.len() > MAX_TEXT_BYTES;
-    if message.labels.len() > MAX_LABELS || message.labels.iter().any(|(key, value)| too_long(key) || too_long(value)) {
+    if message.labels.len() > MAX_LABELS
+        || message.labels.iter().any(|(key, value)| too_long(key) || too_long(value))
+    {
         let message = format!("must be at most {MAX_LABELS} of at most {MAX_TEXT_BYTES} bytes");
         return Err(Refused::invalid("hello.labels", message));
     }
     let running = message.running.iter().map(attempt).collect::<Result<_, _>>()?;
-    let curating = message.curating.iter().map(|at| stage(&at.job_id, &at.stage)).collect::<Result<_, _>>()?;
+    let curating =
+        message.curating.iter().map(|at| stage(&at.job_id, &at.stage)).collect::<Result<_, _>>()?;
     Ok(Introduction {
         record: NodeRecord {
             id: id("hello.node_id", &message.node_id, NodeId::parse)?,
@@ -155,7 +169,9 @@ pub fn report(node: NodeId, message: v1::AttemptReport) -> Result<Report, Refuse
         text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MAX_REASON_CHARS).collect()
     };
     let phase = match message.phase() {
-        v1::AttemptPhase::Unspecified => return Err(Refused::invalid("attempt_report.phase", "is missing or unknown")),
+        v1::AttemptPhase::Unspecified => {
+            return Err(Refused::invalid("attempt_report.phase", "is missing or unknown"));
+        }
         v1::AttemptPhase::Starting => NodeReport::Starting,
         v1::AttemptPhase::Running => NodeReport::Running,
         v1::AttemptPhase::Succeeded => NodeReport::Succeeded,
@@ -222,7 +238,11 @@ pub fn ranks_message(ranks: &[RankPlacement]) -> Vec<v1::RankPlacement> {
     ranks
         .iter()
         .zip(0u32..)
-        .map(|(placed, rank)| v1::RankPlacement { rank, node_id: placed.node.to_string(), device_index: placed.device_index })
+        .map(|(placed, rank)| v1::RankPlacement {
+            rank,
+            node_id: placed.node.to_string(),
+            device_index: placed.device_index,
+        })
         .collect()
 }
 

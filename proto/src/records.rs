@@ -7,8 +7,8 @@ use crescendo_core::ids::{
 };
 use crescendo_core::job::JobState;
 use crescendo_core::records::{
-    AttemptRecord, AttemptState, CheckpointRecord, FileRecord, JobRecord, NodeKind, NodeRecord, RankPlacement, Record,
-    RequestRecord, ShardRecord, UnitRecord, UnitResult, UnitState,
+    AttemptRecord, AttemptState, CheckpointRecord, FileRecord, JobRecord, NodeKind, NodeRecord,
+    RankPlacement, Record, RequestRecord, ShardRecord, UnitRecord, UnitResult, UnitState,
 };
 use prost::Message as _;
 

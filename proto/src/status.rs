@@ -33,7 +33,9 @@ const MAX_TRAILER_BYTES: usize = 6 * 1024;
 pub fn refused(refused: &Refused) -> Status {
     let code = match refused {
         Refused::NotFound { .. } => Code::NotFound,
-        Refused::StaleAttempt { .. } | Refused::StaleLease { .. } | Refused::TooLate { .. } => Code::FailedPrecondition,
+        Refused::StaleAttempt { .. } | Refused::StaleLease { .. } | Refused::TooLate { .. } => {
+            Code::FailedPrecondition
+        }
         Refused::Invalid { .. } => Code::InvalidArgument,
         Refused::Exists { .. } => Code::AlreadyExists,
         Refused::Full { what, retry_after } => return exhausted(what, *retry_after),
@@ -52,12 +54,18 @@ pub fn exhausted(what: &str, retry_after: Duration) -> Status {
 
 /// This controller does not lead; `leader` is the address of the one that does, as far as it is known.
 pub fn not_leader(leader: Option<&str>) -> Status {
-    let Some(leader) = leader else { return Status::unavailable("this controller does not lead and knows of no leader") };
+    let Some(leader) = leader else {
+        return Status::unavailable("this controller does not lead and knows of no leader");
+    };
     let mut metadata = MetadataMap::new();
     if let Ok(value) = MetadataValue::try_from(leader) {
         metadata.insert(LEADER_TRAILER, value);
     }
-    Status::with_metadata(Code::Unavailable, format!("this controller does not lead; {leader} does"), metadata)
+    Status::with_metadata(
+        Code::Unavailable,
+        format!("this controller does not lead; {leader} does"),
+        metadata,
+    )
 }
 
 /// A spec with problems: the first in the message, all (as far as they fit) in the trailer.
@@ -82,7 +90,12 @@ pub fn spec_problems(status: &Status) -> Option<v1::SpecProblems> {
 
 impl From<&Problem> for v1::SpecProblem {
     fn from(problem: &Problem) -> Self {
-        Self { line: problem.line, column: problem.column, path: problem.path.clone(), message: problem.message.clone() }
+        Self {
+            line: problem.line,
+            column: problem.column,
+            path: problem.path.clone(),
+            message: problem.message.clone(),
+        }
     }
 }
 
@@ -121,6 +134,9 @@ mod tests {
     fn a_standby_names_the_leader() {
         let status = not_leader(Some("10.0.0.7:7070"));
         assert_eq!(status.code(), Code::Unavailable);
-        assert_eq!(status.metadata().get(LEADER_TRAILER).expect("set").to_str().expect("text"), "10.0.0.7:7070");
+        assert_eq!(
+            status.metadata().get(LEADER_TRAILER).expect("set").to_str().expect("text"),
+            "10.0.0.7:7070"
+        );
     }
 }

@@ -9,8 +9,8 @@ use crescendo_core::requests;
 use crescendo_core::state::Job;
 use crescendo_proto::{convert, v1};
 
-use crate::engine::request::{Answer, Held, Reply, Request};
 use crate::engine::Engine;
+use crate::engine::request::{Answer, Held, Reply, Request};
 use crate::views;
 
 /// Jobs on a page unless asked otherwise, and at most.
@@ -51,7 +51,9 @@ impl Engine {
                 self.hold(reply, answer);
             }
             Request::ListCheckpoints { job, stage, reply } => {
-                let answer = self.job(&job).and_then(|job| views::checkpoints(job, stage.as_deref()).map_err(Into::into));
+                let answer = self
+                    .job(&job)
+                    .and_then(|job| views::checkpoints(job, stage.as_deref()).map_err(Into::into));
                 self.hold(reply, answer);
             }
             Request::CommitCheckpoint { checkpoint, reply } => {
@@ -59,7 +61,8 @@ impl Engine {
                 self.hold(reply, answer);
             }
             Request::MarkDamaged { stage, generation, path, reason, reply } => {
-                let writes = requests::mark_checkpoint_damaged(&self.state, &stage, generation, &path, &reason);
+                let writes =
+                    requests::mark_checkpoint_damaged(&self.state, &stage, generation, &path, &reason);
                 let answer = writes.map_err(Into::into).map(|writes| {
                     tracing::warn!(job = %stage.job, stage = %stage.stage, generation = generation.0, path, reason, "checkpoint is damaged");
                     self.write_all(writes);
@@ -70,7 +73,10 @@ impl Engine {
                 let answer = self.watch_pair_log(stage, from_unit);
                 self.hold(reply, answer);
             }
-            Request::LeaseUnit { .. } | Request::RenewUnit { .. } | Request::CommitUnit { .. } | Request::FailUnit { .. } => {
+            Request::LeaseUnit { .. }
+            | Request::RenewUnit { .. }
+            | Request::CommitUnit { .. }
+            | Request::FailUnit { .. } => {
                 self.handle_unit(request, now);
             }
             Request::OpenSession { introduction, reply } => {
@@ -114,10 +120,11 @@ impl Engine {
                 self.hold(reply, answer);
             }
             Request::CommitUnit { commit, reply } => {
-                let answer = requests::commit_unit(&self.state, commit).map_err(Into::into).map(|committed| {
-                    self.write_all(committed.writes);
-                    v1::CommitUnitResponse { done_already: committed.done_already }
-                });
+                let answer =
+                    requests::commit_unit(&self.state, commit).map_err(Into::into).map(|committed| {
+                        self.write_all(committed.writes);
+                        v1::CommitUnitResponse { done_already: committed.done_already }
+                    });
                 self.hold(reply, answer);
             }
             Request::FailUnit { lease, node, reason, reply } => {

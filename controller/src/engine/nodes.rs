@@ -51,7 +51,11 @@ impl Sessions {
 }
 
 impl Engine {
-    pub(super) fn open_session(&mut self, introduction: Introduction, now: Timestamp) -> Answer<OpenedSession> {
+    pub(super) fn open_session(
+        &mut self,
+        introduction: Introduction,
+        now: Timestamp,
+    ) -> Answer<OpenedSession> {
         let Introduction { record, running, curating } = introduction;
         let config = &self.around.config;
         let known = self.state.node(&record.id);
@@ -91,7 +95,8 @@ impl Engine {
     }
 
     fn count_sessions(&self) {
-        let kinds = self.sessions.open.keys().filter_map(|node| self.state.node(node)).map(|record| record.kind);
+        let kinds =
+            self.sessions.open.keys().filter_map(|node| self.state.node(node)).map(|record| record.kind);
         let (mut trainers, mut curators) = (0, 0);
         kinds.for_each(|kind| match kind {
             NodeKind::Trainer => trainers += 1,
@@ -147,7 +152,9 @@ impl Engine {
 
     fn message(&self, command: &Command) -> Option<Down> {
         Some(match command {
-            Command::StartAttempt(attempt, curators) => Down::StartAttempt(self.start_message(attempt, curators)?),
+            Command::StartAttempt(attempt, curators) => {
+                Down::StartAttempt(self.start_message(attempt, curators)?)
+            }
             Command::StopAttempt(attempt, reason) => Down::StopAttempt(v1::StopAttempt {
                 attempt: Some(convert::attempt_message(attempt)),
                 reason: reason.clone(),

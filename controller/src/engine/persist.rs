@@ -42,9 +42,15 @@ impl Records {
                     records.note(record.key(), Some(item.mod_revision));
                     loaded.push(record);
                 }
-                Ok(record) => tracing::error!(key = item.key, of = %record.key(), "a record lies under a key of another"),
+                Ok(record) => {
+                    tracing::error!(key = item.key, of = %record.key(), "a record lies under a key of another")
+                }
                 Err(error) => {
-                    tracing::error!(key = item.key, error = &error as &dyn std::error::Error, "cannot read a record");
+                    tracing::error!(
+                        key = item.key,
+                        error = &error as &dyn std::error::Error,
+                        "cannot read a record"
+                    );
                 }
             }
         }
@@ -86,7 +92,9 @@ impl Records {
 pub(super) fn job_of(key: &RecordKey) -> Option<&JobId> {
     match key {
         RecordKey::Job(job) => Some(job),
-        RecordKey::Attempt(stage) | RecordKey::Unit(stage, _) | RecordKey::Checkpoint(stage, _, _) => Some(&stage.job),
+        RecordKey::Attempt(stage) | RecordKey::Unit(stage, _) | RecordKey::Checkpoint(stage, _, _) => {
+            Some(&stage.job)
+        }
         RecordKey::Request(_) | RecordKey::Node(_) => None,
     }
 }

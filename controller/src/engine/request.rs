@@ -40,26 +40,93 @@ pub type JobWatch = mpsc::Receiver<Result<v1::WatchJobResponse, Status>>;
 pub type ShardWatch = mpsc::Receiver<Result<v1::WatchPairLogResponse, Status>>;
 
 pub enum Request {
-    Submit { submission: Submission, reply: Reply<(v1::Job, bool)> },
-    GetJob { job: JobId, reply: Reply<v1::Job> },
-    ListJobs { request: v1::ListJobsRequest, reply: Reply<v1::ListJobsResponse> },
-    CancelJob { job: JobId, reason: String, reply: Reply<v1::Job> },
-    WatchJob { job: JobId, from_revision: u64, reply: Reply<JobWatch> },
+    Submit {
+        submission: Submission,
+        reply: Reply<(v1::Job, bool)>,
+    },
+    GetJob {
+        job: JobId,
+        reply: Reply<v1::Job>,
+    },
+    ListJobs {
+        request: v1::ListJobsRequest,
+        reply: Reply<v1::ListJobsResponse>,
+    },
+    CancelJob {
+        job: JobId,
+        reason: String,
+        reply: Reply<v1::Job>,
+    },
+    WatchJob {
+        job: JobId,
+        from_revision: u64,
+        reply: Reply<JobWatch>,
+    },
     /// Ends when the job is terminal or gone.
-    JobExists { job: JobId, reply: Reply<bool> },
-    ListNodes { reply: Reply<v1::ListNodesResponse> },
-    ListCheckpoints { job: JobId, stage: Option<String>, reply: Reply<Vec<v1::Checkpoint>> },
-    CommitCheckpoint { checkpoint: CheckpointRecord, reply: Reply<v1::CommitCheckpointResponse> },
-    MarkDamaged { stage: StageRef, generation: Generation, path: String, reason: String, reply: Reply<()> },
-    LeaseUnit { stage: StageRef, node: NodeId, reply: Reply<v1::LeaseUnitResponse> },
-    RenewUnit { lease: UnitLeaseRef, node: NodeId, reply: Reply<v1::RenewUnitResponse> },
-    CommitUnit { commit: UnitCommit, reply: Reply<v1::CommitUnitResponse> },
-    FailUnit { lease: UnitLeaseRef, node: NodeId, reason: String, reply: Reply<v1::FailUnitResponse> },
-    WatchPairLog { stage: StageRef, from_unit: u64, reply: Reply<ShardWatch> },
-    OpenSession { introduction: Introduction, reply: Reply<OpenedSession> },
-    Heartbeat { node: NodeId, session: SessionId },
-    Report { session: SessionId, report: Report },
-    CloseSession { node: NodeId, session: SessionId },
+    JobExists {
+        job: JobId,
+        reply: Reply<bool>,
+    },
+    ListNodes {
+        reply: Reply<v1::ListNodesResponse>,
+    },
+    ListCheckpoints {
+        job: JobId,
+        stage: Option<String>,
+        reply: Reply<Vec<v1::Checkpoint>>,
+    },
+    CommitCheckpoint {
+        checkpoint: CheckpointRecord,
+        reply: Reply<v1::CommitCheckpointResponse>,
+    },
+    MarkDamaged {
+        stage: StageRef,
+        generation: Generation,
+        path: String,
+        reason: String,
+        reply: Reply<()>,
+    },
+    LeaseUnit {
+        stage: StageRef,
+        node: NodeId,
+        reply: Reply<v1::LeaseUnitResponse>,
+    },
+    RenewUnit {
+        lease: UnitLeaseRef,
+        node: NodeId,
+        reply: Reply<v1::RenewUnitResponse>,
+    },
+    CommitUnit {
+        commit: UnitCommit,
+        reply: Reply<v1::CommitUnitResponse>,
+    },
+    FailUnit {
+        lease: UnitLeaseRef,
+        node: NodeId,
+        reason: String,
+        reply: Reply<v1::FailUnitResponse>,
+    },
+    WatchPairLog {
+        stage: StageRef,
+        from_unit: u64,
+        reply: Reply<ShardWatch>,
+    },
+    OpenSession {
+        introduction: Introduction,
+        reply: Reply<OpenedSession>,
+    },
+    Heartbeat {
+        node: NodeId,
+        session: SessionId,
+    },
+    Report {
+        session: SessionId,
+        report: Report,
+    },
+    CloseSession {
+        node: NodeId,
+        session: SessionId,
+    },
 }
 
 /// An answer that waits for its batch to be durable.

@@ -71,7 +71,8 @@ impl Engine {
         self.check_room(self.watchers.job_watchers())?;
         let (out, receiver) = mpsc::channel(WAITING);
         // The present state goes out with the batch, once it is durable.
-        let watcher = JobWatcher { out, revision: from_revision, sent_at: Timestamp::default(), behind: true };
+        let watcher =
+            JobWatcher { out, revision: from_revision, sent_at: Timestamp::default(), behind: true };
         self.watchers.jobs.entry(job).or_default().push(watcher);
         Ok(receiver)
     }
@@ -82,7 +83,11 @@ impl Engine {
         }
         self.check_room(self.watchers.log_watchers())?;
         let (out, receiver) = mpsc::channel(WAITING);
-        self.watchers.logs.entry(stage).or_default().push(LogWatcher { out, next_unit: from_unit, sent: None });
+        self.watchers.logs.entry(stage).or_default().push(LogWatcher {
+            out,
+            next_unit: from_unit,
+            sent: None,
+        });
         Ok(receiver)
     }
 
@@ -156,7 +161,8 @@ impl LogWatcher {
             let readable = log.prefix_units();
             let last = next_unit >= readable;
             // Pairs beyond the shards that were sent are not told of yet.
-            let committed = if last { log.committed() } else { shards.last().map_or(0, |s| s.first_index + s.pairs) };
+            let committed =
+                if last { log.committed() } else { shards.last().map_or(0, |s| s.first_index + s.pairs) };
             let committed = committed.min(log.committed());
             let sealed = last && log.is_sealed();
             match self.out.try_send(Ok(v1::WatchPairLogResponse { shards, committed, sealed })) {
@@ -170,7 +176,8 @@ impl LogWatcher {
         }
         let status = (log.committed(), log.is_sealed());
         if self.sent != Some(status) {
-            let message = v1::WatchPairLogResponse { shards: Vec::new(), committed: status.0, sealed: status.1 };
+            let message =
+                v1::WatchPairLogResponse { shards: Vec::new(), committed: status.0, sealed: status.1 };
             match self.out.try_send(Ok(message)) {
                 Ok(()) => self.sent = Some(status),
                 Err(TrySendError::Full(_)) => return true,

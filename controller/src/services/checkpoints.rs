@@ -26,7 +26,8 @@ impl CheckpointService for Checkpoints {
         request: Request<v1::CommitCheckpointRequest>,
     ) -> Result<Response<v1::CommitCheckpointResponse>, Status> {
         let checkpoint = checked(convert::checkpoint(request.into_inner().checkpoint))?;
-        let committed = self.link.ask(|reply| engine::Request::CommitCheckpoint { checkpoint, reply }).await?;
+        let committed =
+            self.link.ask(|reply| engine::Request::CommitCheckpoint { checkpoint, reply }).await?;
         Ok(Response::new(committed))
     }
 
@@ -37,7 +38,8 @@ impl CheckpointService for Checkpoints {
         let v1::ListCheckpointsRequest { job_id: job, stage } = request.into_inner();
         let job = job_id(&job)?;
         let stage = (!stage.is_empty()).then_some(stage);
-        let checkpoints = self.link.ask(|reply| engine::Request::ListCheckpoints { job, stage, reply }).await?;
+        let checkpoints =
+            self.link.ask(|reply| engine::Request::ListCheckpoints { job, stage, reply }).await?;
         Ok(Response::new(v1::ListCheckpointsResponse { checkpoints }))
     }
 
@@ -45,10 +47,13 @@ impl CheckpointService for Checkpoints {
         &self,
         request: Request<v1::MarkCheckpointDamagedRequest>,
     ) -> Result<Response<v1::MarkCheckpointDamagedResponse>, Status> {
-        let v1::MarkCheckpointDamagedRequest { job_id, stage, generation, path, reason } = request.into_inner();
+        let v1::MarkCheckpointDamagedRequest { job_id, stage, generation, path, reason } =
+            request.into_inner();
         let stage = stage_ref(&job_id, &stage)?;
         let generation = Generation(generation);
-        self.link.ask(|reply| engine::Request::MarkDamaged { stage, generation, path, reason, reply }).await?;
+        self.link
+            .ask(|reply| engine::Request::MarkDamaged { stage, generation, path, reason, reply })
+            .await?;
         Ok(Response::new(v1::MarkCheckpointDamagedResponse {}))
     }
 }

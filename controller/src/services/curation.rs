@@ -50,7 +50,10 @@ impl CurationService for Curation {
         Ok(Response::new(committed))
     }
 
-    async fn fail_unit(&self, request: Request<v1::FailUnitRequest>) -> Result<Response<v1::FailUnitResponse>, Status> {
+    async fn fail_unit(
+        &self,
+        request: Request<v1::FailUnitRequest>,
+    ) -> Result<Response<v1::FailUnitResponse>, Status> {
         let v1::FailUnitRequest { lease, node_id: node, reason } = request.into_inner();
         let (lease, node) = (checked(convert::lease(lease))?, node_id(&node)?);
         let failed = self.link.ask(|reply| engine::Request::FailUnit { lease, node, reason, reply }).await?;

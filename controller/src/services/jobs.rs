@@ -57,23 +57,35 @@ impl JobService for Jobs {
             return Ok(Response::new(v1::SubmitJobResponse { resolved_spec_yaml, ..Default::default() }));
         }
         let request = checked_id("request_id", RequestId::parse(&request_id))?;
-        let spec_json = serde_json::to_vec(&parsed)
-            .map_err(|error| status::refused(&Refused::invalid("spec_yaml", format!("cannot be kept: {error}"))))?;
+        let spec_json = serde_json::to_vec(&parsed).map_err(|error| {
+            status::refused(&Refused::invalid("spec_yaml", format!("cannot be kept: {error}")))
+        })?;
         let submission = Submission { request, spec: Arc::new(parsed), spec_json: spec_json.into() };
         let (mut job, already_submitted) =
             self.link.ask(|reply| engine::Request::Submit { submission, reply }).await?;
         job.resolved_spec_yaml.clone_from(&resolved_spec_yaml);
-        let answer = v1::SubmitJobResponse { job: Some(job), resolved_spec_yaml, problems: Vec::new(), already_submitted };
+        let answer = v1::SubmitJobResponse {
+            job: Some(job),
+            resolved_spec_yaml,
+            problems: Vec::new(),
+            already_submitted,
+        };
         Ok(Response::new(answer))
     }
 
-    async fn get_job(&self, request: Request<v1::GetJobRequest>) -> Result<Response<v1::GetJobResponse>, Status> {
+    async fn get_job(
+        &self,
+        request: Request<v1::GetJobRequest>,
+    ) -> Result<Response<v1::GetJobResponse>, Status> {
         let job = job_id(&request.into_inner().job_id)?;
         let job = self.link.ask(|reply| engine::Request::GetJob { job, reply }).await?;
         Ok(Response::new(v1::GetJobResponse { job: Some(job) }))
     }
 
-    async fn list_jobs(&self, request: Request<v1::ListJobsRequest>) -> Result<Response<v1::ListJobsResponse>, Status> {
+    async fn list_jobs(
+        &self,
+        request: Request<v1::ListJobsRequest>,
+    ) -> Result<Response<v1::ListJobsResponse>, Status> {
         let request = request.into_inner();
         let page = self.link.ask(|reply| engine::Request::ListJobs { request, reply }).await?;
         Ok(Response::new(page))
@@ -81,7 +93,10 @@ impl JobService for Jobs {
 
     type WatchJobStream = ReceiverStream<Result<v1::WatchJobResponse, Status>>;
 
-    async fn watch_job(&self, request: Request<v1::WatchJobRequest>) -> Result<Response<Self::WatchJobStream>, Status> {
+    async fn watch_job(
+        &self,
+        request: Request<v1::WatchJobRequest>,
+    ) -> Result<Response<Self::WatchJobStream>, Status> {
         let v1::WatchJobRequest { job_id: job, from_revision } = request.into_inner();
         let job = job_id(&job)?;
         let watch = self.link.ask(|reply| engine::Request::WatchJob { job, from_revision, reply }).await?;
@@ -100,7 +115,10 @@ impl JobService for Jobs {
 
     type ReadLogsStream = ReceiverStream<Result<v1::ReadLogsResponse, Status>>;
 
-    async fn read_logs(&self, request: Request<v1::ReadLogsRequest>) -> Result<Response<Self::ReadLogsStream>, Status> {
+    async fn read_logs(
+        &self,
+        request: Request<v1::ReadLogsRequest>,
+    ) -> Result<Response<Self::ReadLogsStream>, Status> {
         let v1::ReadLogsRequest { job_id: job, tail_lines, follow } = request.into_inner();
         let job = job_id(&job)?;
         let tail = match tail_lines as usize {

@@ -94,7 +94,8 @@ impl NodeMessages {
             }
         }
         // An engine that is gone has forgotten the session anyway.
-        let _ = self.link.tell(engine::Request::CloseSession { node: self.node, session: self.session }).await;
+        let _ =
+            self.link.tell(engine::Request::CloseSession { node: self.node, session: self.session }).await;
     }
 
     async fn take(&self, message: Up) -> Result<(), Status> {

@@ -92,16 +92,21 @@ impl Controller {
         self.address = ports["grpc"].as_str().context("grpc address")?.to_owned();
         self.metrics_address = ports["metrics"].as_str().context("metrics address")?.to_owned();
         let mut jobs = self.jobs();
-        eventually("the controller leads", async || match jobs.list_jobs(v1::ListJobsRequest::default()).await {
-            Ok(_) => Ok(Some(())),
-            Err(status) if status.code() == Code::Unavailable => Ok(None),
-            Err(status) => Err(status.into()),
+        eventually("the controller leads", async || {
+            match jobs.list_jobs(v1::ListJobsRequest::default()).await {
+                Ok(_) => Ok(Some(())),
+                Err(status) if status.code() == Code::Unavailable => Ok(None),
+                Err(status) => Err(status.into()),
+            }
         })
         .await
     }
 
     fn channel(&self) -> Channel {
-        Endpoint::from_shared(format!("http://{}", self.address)).expect("an address").timeout(LIMIT).connect_lazy()
+        Endpoint::from_shared(format!("http://{}", self.address))
+            .expect("an address")
+            .timeout(LIMIT)
+            .connect_lazy()
     }
 
     fn stream_channel(&self) -> Channel {
@@ -142,7 +147,12 @@ impl Controller {
         self.jobs().get_job(request).await?.into_inner().job.context("a job")
     }
 
-    pub async fn job_when(&self, id: &str, what: &str, wanted: impl Fn(&v1::Job) -> bool) -> anyhow::Result<v1::Job> {
+    pub async fn job_when(
+        &self,
+        id: &str,
+        what: &str,
+        wanted: impl Fn(&v1::Job) -> bool,
+    ) -> anyhow::Result<v1::Job> {
         eventually(what, async || {
             let job = self.job(id).await?;
             Ok(wanted(&job).then_some(job))
@@ -175,7 +185,10 @@ fn spawn(folder: &tempfile::TempDir, flags: &[String]) -> anyhow::Result<Child> 
 }
 
 /// Looks until there is something, at most for [`LIMIT`].
-pub async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> anyhow::Result<Option<T>>) -> anyhow::Result<T> {
+pub async fn eventually<T>(
+    what: &str,
+    mut look: impl AsyncFnMut() -> anyhow::Result<Option<T>>,
+) -> anyhow::Result<T> {
     let start = Instant::now();
     loop {
         if let Some(found) = look().await? {
@@ -231,7 +244,8 @@ impl FakeNode {
     }
 
     pub async fn next(&mut self) -> anyhow::Result<Down> {
-        let response = tokio::time::timeout(LIMIT, self.down.message()).await.context("no command came")??;
+        let response =
+            tokio::time::timeout(LIMIT, self.down.message()).await.context("no command came")??;
         response.and_then(|response| response.message).context("the session ended")
     }
 
@@ -267,14 +281,23 @@ impl FakeNode {
         }
     }
 
-    pub async fn report(&self, attempt: &v1::AttemptRef, phase: v1::AttemptPhase, step: u64) -> anyhow::Result<()> {
+    pub async fn report(
+        &self,
+        attempt: &v1::AttemptRef,
+        phase: v1::AttemptPhase,
+        step: u64,
+    ) -> anyhow::Result<()> {
         let report = v1::AttemptReport {
             attempt: Some(attempt.clone()),
             phase: phase.into(),
             step,
             loss: 0.5,
             failed_rank: -1,
-            reason: if phase == v1::AttemptPhase::Failed { "rank 0 ended: signal 9".into() } else { String::new() },
+            reason: if phase == v1::AttemptPhase::Failed {
+                "rank 0 ended: signal 9".into()
+            } else {
+                String::new()
+            },
             ..Default::default()
         };
         self.send(Up::AttemptReport(report)).await

@@ -111,15 +111,31 @@ pub enum Wait {
     /// Every curator works on stages that go first.
     CuratorsBusy,
     /// Too few pairs are committed.
-    Pairs { stage: String, committed: u64, needed: u64 },
+    Pairs {
+        stage: String,
+        committed: u64,
+        needed: u64,
+    },
     NoTrainer,
-    Slots { wanted: u32, free: u32, total: u32 },
+    Slots {
+        wanted: u32,
+        free: u32,
+        total: u32,
+    },
     /// A job that goes first waits for slots.
-    Behind { job: JobId },
+    Behind {
+        job: JobId,
+    },
     /// The last attempt failed; the next one waits a little.
-    Backoff { reason: String, failures: u32 },
+    Backoff {
+        reason: String,
+        failures: u32,
+    },
     /// Ranks are placed and have not reported yet.
-    Ranks { ranks: usize, nodes: usize },
+    Ranks {
+        ranks: usize,
+        nodes: usize,
+    },
     Paused,
     Preempted,
 }
@@ -152,9 +168,14 @@ impl fmt::Display for Wait {
             }
             Self::NoTrainer => f.write_str("waits for a trainer node: none is connected"),
             Self::Slots { wanted, free, total } if wanted > total => {
-                write!(f, "waits for {wanted} slots: the connected trainer nodes have {total} of one kind, {free} free")
+                write!(
+                    f,
+                    "waits for {wanted} slots: the connected trainer nodes have {total} of one kind, {free} free"
+                )
             }
-            Self::Slots { wanted, free, total } => write!(f, "waits for {wanted} slots: {free} of {total} are free"),
+            Self::Slots { wanted, free, total } => {
+                write!(f, "waits for {wanted} slots: {free} of {total} are free")
+            }
             Self::Behind { job } => write!(f, "waits behind job {job}, which waits for slots"),
             Self::Backoff { reason, failures } => {
                 write!(f, "starts again shortly after {failures} failures: {reason}")
@@ -203,4 +224,3 @@ impl<'a> Nodes<'a> {
 pub fn reachable_curators(state: &ClusterState, seen: &Observed, limits: &Limits, now: Timestamp) -> usize {
     Nodes { state, seen, limits, now }.reachable(NodeKind::Curator).count()
 }
-

@@ -97,8 +97,9 @@ impl JobId {
         const SUFFIX_CHARS: u32 = 6;
         let mut hash = fnv1a(request.as_str().as_bytes(), 0xcbf2_9ce4_8422_2325);
         hash = mix(fnv1a(&salt.to_le_bytes(), hash));
-        let suffix: String =
-            (0..SUFFIX_CHARS).map(|i| char::from(ALPHABET[usize::try_from((hash >> (5 * i)) & 31).unwrap_or(0)])).collect();
+        let suffix: String = (0..SUFFIX_CHARS)
+            .map(|i| char::from(ALPHABET[usize::try_from((hash >> (5 * i)) & 31).unwrap_or(0)]))
+            .collect();
         Self::parse(&format!("{name}-{suffix}"))
     }
 }

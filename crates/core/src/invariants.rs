@@ -16,7 +16,10 @@ pub fn check_invariants(state: &ClusterState) -> Vec<String> {
             for rank in &attempt.ranks {
                 let slot = (rank.node.as_str(), rank.device_index);
                 if let Some(other) = holders.insert(slot, attempt.attempt.to_string()) {
-                    wrong.push(format!("slot {} of {} is held by {other} and {}", slot.1, slot.0, attempt.attempt));
+                    wrong.push(format!(
+                        "slot {} of {} is held by {other} and {}",
+                        slot.1, slot.0, attempt.attempt
+                    ));
                 }
             }
         }
@@ -56,7 +59,13 @@ fn check_job(job: &Job, wrong: &mut Vec<String>) {
         {
             wrong.push(format!("{} has a checkpoint of generation {newest}, which never ran", stage.id));
         }
-        if stage.checkpoints.values().filter(|checkpoint| checkpoint.is_final && checkpoint.damaged.is_none()).count() > 1 {
+        if stage
+            .checkpoints
+            .values()
+            .filter(|checkpoint| checkpoint.is_final && checkpoint.damaged.is_none())
+            .count()
+            > 1
+        {
             wrong.push(format!("{} has two final checkpoints", stage.id));
         }
         if let Some(spec) = record.spec.stages.iter().find(|spec| spec.name == stage.id.stage.as_str())

@@ -47,17 +47,25 @@ pub enum JobState {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum JobEvent {
     /// Nodes are wanted for this stage.
-    Place { stage: usize },
+    Place {
+        stage: usize,
+    },
     /// A node works on this stage.
-    Run { stage: usize },
+    Run {
+        stage: usize,
+    },
     Pause,
     Resume,
     Preempt,
     /// The preempted gang has stopped.
     Yield,
     Succeed,
-    Fail { reason: String },
-    Cancel { reason: String },
+    Fail {
+        reason: String,
+    },
+    Cancel {
+        reason: String,
+    },
 }
 
 /// An event that the state does not allow.
@@ -72,7 +80,11 @@ impl JobState {
     /// Terminal states are absorbing.
     pub fn is_terminal(&self) -> bool {
         match self {
-            Self::Queued | Self::Placing { .. } | Self::Running { .. } | Self::Paused | Self::Preempting { .. } => false,
+            Self::Queued
+            | Self::Placing { .. }
+            | Self::Running { .. }
+            | Self::Paused
+            | Self::Preempting { .. } => false,
             Self::Succeeded | Self::Failed { .. } | Self::Cancelled { .. } => true,
         }
     }
@@ -103,10 +115,13 @@ impl JobState {
             (Self::Queued | Self::Placing { .. } | Self::Running { .. }, JobEvent::Place { stage }) => {
                 Ok(Self::Placing { stage })
             }
-            (Self::Placing { .. } | Self::Running { .. }, JobEvent::Run { stage }) => Ok(Self::Running { stage }),
-            (Self::Placing { stage } | Self::Running { stage } | Self::Preempting { stage }, JobEvent::Preempt) => {
-                Ok(Self::Preempting { stage: *stage })
+            (Self::Placing { .. } | Self::Running { .. }, JobEvent::Run { stage }) => {
+                Ok(Self::Running { stage })
             }
+            (
+                Self::Placing { stage } | Self::Running { stage } | Self::Preempting { stage },
+                JobEvent::Preempt,
+            ) => Ok(Self::Preempting { stage: *stage }),
             (Self::Preempting { .. }, JobEvent::Yield) | (Self::Paused, JobEvent::Resume) => Ok(Self::Queued),
             (Self::Queued, JobEvent::Run { .. } | JobEvent::Preempt)
             | (Self::Paused | Self::Preempting { .. }, JobEvent::Place { .. } | JobEvent::Run { .. })

@@ -101,7 +101,9 @@ impl PairLog {
 
     fn grow(&mut self) {
         while !self.sealed {
-            let Some(result) = self.units.get(&self.prefix_units()).and_then(UnitRecord::result) else { return };
+            let Some(result) = self.units.get(&self.prefix_units()).and_then(UnitRecord::result) else {
+                return;
+            };
             self.first_indices.push(self.prefix_pairs);
             self.prefix_pairs = self.prefix_pairs.saturating_add(result.shard.pairs);
             self.empty_in_a_row = if result.shard.pairs == 0 { self.empty_in_a_row + 1 } else { 0 };
@@ -242,7 +244,12 @@ pub(crate) mod tests {
     }
 
     fn done(unit: u64, pairs: u64, exhausted: bool) -> UnitRecord {
-        let shard = ShardRecord { path: format!("unit-{unit}"), pairs, size_bytes: pairs * 10, sha256: String::new() };
+        let shard = ShardRecord {
+            path: format!("unit-{unit}"),
+            pairs,
+            size_bytes: pairs * 10,
+            sha256: String::new(),
+        };
         let rejected = BTreeMap::from([("similarity_low".to_owned(), unit)]);
         UnitRecord {
             stage: stage(),
@@ -279,7 +286,9 @@ pub(crate) mod tests {
     #[test]
     fn an_expired_lease_goes_to_the_next_with_a_higher_generation() {
         let mut log = PairLog::new(8);
-        let Lease::Granted(first) = log.lease(&stage(), &node("a"), Timestamp(0), &policy(1)) else { panic!("granted") };
+        let Lease::Granted(first) = log.lease(&stage(), &node("a"), Timestamp(0), &policy(1)) else {
+            panic!("granted")
+        };
         log.put(first.clone());
         assert_eq!(log.lease(&stage(), &node("b"), Timestamp(19_999), &policy(1)), Lease::Wait);
         let Lease::Granted(second) = log.lease(&stage(), &node("b"), Timestamp(20_000), &policy(1)) else {
@@ -291,7 +300,9 @@ pub(crate) mod tests {
     #[test]
     fn no_new_unit_is_given_out_once_enough_pairs_lie_behind_a_gap() {
         let mut log = PairLog::new(8);
-        let Lease::Granted(first) = log.lease(&stage(), &node("a"), Timestamp(0), &policy(9)) else { panic!("granted") };
+        let Lease::Granted(first) = log.lease(&stage(), &node("a"), Timestamp(0), &policy(9)) else {
+            panic!("granted")
+        };
         log.put(first);
         log.put(done(1, 9, false));
         assert_eq!(log.lease(&stage(), &node("b"), Timestamp(1), &policy(9)), Lease::Wait);
@@ -300,7 +311,9 @@ pub(crate) mod tests {
     #[test]
     fn nothing_is_given_out_past_the_end_of_the_source() {
         let mut log = PairLog::new(100);
-        let Lease::Granted(first) = log.lease(&stage(), &node("a"), Timestamp(0), &policy(9)) else { panic!("granted") };
+        let Lease::Granted(first) = log.lease(&stage(), &node("a"), Timestamp(0), &policy(9)) else {
+            panic!("granted")
+        };
         log.put(first);
         log.put(done(1, 3, true));
         assert_eq!(log.lease(&stage(), &node("b"), Timestamp(1), &policy(9)), Lease::Wait);

@@ -174,6 +174,7 @@ pub enum NodeKind {
 }
 
 /// Any record.
+#[expect(clippy::large_enum_variant, reason = "moved a few times, never kept in bulk")]
 #[derive(Clone, Debug, PartialEq)]
 pub enum Record {
     Job(JobRecord),
@@ -202,7 +203,9 @@ impl Record {
             Self::Request(record) => RecordKey::Request(record.request.clone()),
             Self::Attempt(record) => RecordKey::Attempt(record.attempt.stage_ref()),
             Self::Unit(record) => RecordKey::Unit(record.stage.clone(), record.unit),
-            Self::Checkpoint(record) => RecordKey::Checkpoint(record.stage.clone(), record.step, record.generation),
+            Self::Checkpoint(record) => {
+                RecordKey::Checkpoint(record.stage.clone(), record.step, record.generation)
+            }
             Self::Node(record) => RecordKey::Node(record.id.clone()),
         }
     }
@@ -225,6 +228,7 @@ impl fmt::Display for RecordKey {
 }
 
 /// A change to be made durable.
+#[expect(clippy::large_enum_variant, reason = "lives for one plan; deletes are rare")]
 #[derive(Clone, Debug, PartialEq)]
 pub enum Write {
     Put(Record),

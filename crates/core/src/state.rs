@@ -47,7 +47,8 @@ impl ClusterState {
     pub fn load(mut records: Vec<Record>) -> (Self, Vec<Orphan>) {
         records.sort_by_cached_key(Record::key);
         let mut state = Self::default();
-        let orphans = records.into_iter().filter_map(|record| state.apply(Write::Put(record)).err()).collect();
+        let orphans =
+            records.into_iter().filter_map(|record| state.apply(Write::Put(record)).err()).collect();
         (state, orphans)
     }
 
@@ -216,8 +217,14 @@ impl Job {
     /// Final checkpoint that stage `index` starts from: of the stage that the spec names, else of the one before.
     /// `Ok(None)` if it starts from the base; `Err` with the stage's name if that checkpoint is not there (yet).
     pub fn init_checkpoint(&self, index: usize) -> Result<Option<&CheckpointRecord>, String> {
-        let Some(from) = self.stage_spec(index).and_then(|spec| spec.init_from.as_deref()) else { return Ok(None) };
-        let stage = self.stages.iter().find(|stage| stage.id.stage.as_str() == from).ok_or_else(|| from.to_owned())?;
+        let Some(from) = self.stage_spec(index).and_then(|spec| spec.init_from.as_deref()) else {
+            return Ok(None);
+        };
+        let stage = self
+            .stages
+            .iter()
+            .find(|stage| stage.id.stage.as_str() == from)
+            .ok_or_else(|| from.to_owned())?;
         stage.final_checkpoint().map(Some).ok_or_else(|| from.to_owned())
     }
 }

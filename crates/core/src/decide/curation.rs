@@ -29,14 +29,17 @@ pub(super) fn spread(nodes: &Nodes<'_>, decided: &Decided<'_>) -> Curation {
     let jobs = nodes.state.open_in_order();
     let open = jobs.into_iter().filter(|job| !decided.closed.contains(&job.record.id));
     // A stage that trains while it still lacks pairs has every curator already.
-    let mut make: Vec<StageRef> = open.filter_map(stage_to_make).filter(|stage| !serve.contains(stage)).collect();
+    let mut make: Vec<StageRef> =
+        open.filter_map(stage_to_make).filter(|stage| !serve.contains(stage)).collect();
     make.truncate(curators.len());
 
     let quota = if make.is_empty() { 0 } else { curators.len().div_ceil(make.len()) };
     let mut makers: BTreeMap<&StageRef, usize> = make.iter().map(|stage| (stage, 0)).collect();
     let mut chosen: BTreeMap<&NodeId, &StageRef> = BTreeMap::new();
     for (record, view) in &curators {
-        let stays = make.iter().find(|stage| view.curating.contains(*stage) && makers.get(stage).is_some_and(|n| *n < quota));
+        let stays = make
+            .iter()
+            .find(|stage| view.curating.contains(*stage) && makers.get(stage).is_some_and(|n| *n < quota));
         if let Some(stage) = stays {
             *makers.entry(stage).or_insert(0) += 1;
             chosen.insert(&record.id, stage);

@@ -63,7 +63,12 @@ pub(super) fn decide_jobs<'a>(nodes: &Nodes<'a>, plan: &mut Plan) -> Decided<'a>
 }
 
 /// Moves the jobs whose stages are with the curators, now that it is known which have one.
-pub(super) fn decide_curation(nodes: &Nodes<'_>, curation: &Curation, decided: &Decided<'_>, plan: &mut Plan) {
+pub(super) fn decide_curation(
+    nodes: &Nodes<'_>,
+    curation: &Curation,
+    decided: &Decided<'_>,
+    plan: &mut Plan,
+) {
     for Lacking { job, index, needed } in &decided.lacking {
         let Some(stage) = job.stages.get(*index) else { continue };
         let wait = if curation.making.contains(&stage.id) {
@@ -72,7 +77,11 @@ pub(super) fn decide_curation(nodes: &Nodes<'_>, curation: &Curation, decided: &
                 events.push(JobEvent::Run { stage: *index });
             }
             move_job(nodes.now, plan, job, events);
-            Wait::Pairs { stage: stage.id.stage.to_string(), committed: stage.log.committed(), needed: *needed }
+            Wait::Pairs {
+                stage: stage.id.stage.to_string(),
+                committed: stage.log.committed(),
+                needed: *needed,
+            }
         } else if curation.wanted.is_empty() {
             Wait::NoCurator
         } else {
@@ -86,8 +95,11 @@ pub(super) fn decide_curation(nodes: &Nodes<'_>, curation: &Curation, decided: &
 fn free_slots(nodes: &Nodes<'_>, active: &Active) -> Slots {
     let mut slots = Slots::default();
     for (record, view) in nodes.reachable(NodeKind::Trainer).filter(|(record, _)| record.slots > 0) {
-        let wanted = |attempt: &AttemptRef| active.get(&attempt.stage_ref()).is_some_and(|now| now.attempt == *attempt);
-        let stopping = view.running.iter().filter(|attempt| !wanted(attempt)).map(AttemptRef::stage_ref).collect();
+        let wanted = |attempt: &AttemptRef| {
+            active.get(&attempt.stage_ref()).is_some_and(|now| now.attempt == *attempt)
+        };
+        let stopping =
+            view.running.iter().filter(|attempt| !wanted(attempt)).map(AttemptRef::stage_ref).collect();
         let node = NodeSlots {
             incarnation: view.incarnation.clone(),
             device: record.device.clone(),
@@ -179,12 +191,17 @@ impl<'a> JobPass<'a, '_> {
                 return;
             };
             // A checkpoint in between makes this failure the first of its row.
-            let progressed = stage.checkpoints.values().any(|saved| saved.generation == running.attempt.generation);
+            let progressed =
+                stage.checkpoints.values().any(|saved| saved.generation == running.attempt.generation);
             let failures = if progressed { 1 } else { running.failures_in_a_row.saturating_add(1) };
             attempt = Some(self.end(running, ending.reason.clone(), failures));
             let tried_enough = failures > self.nodes.limits.max_failures_in_a_row;
             if ending.permanent || tried_enough {
-                let tries = if ending.permanent { String::new() } else { format!(" {failures} times without a new checkpoint") };
+                let tries = if ending.permanent {
+                    String::new()
+                } else {
+                    format!(" {failures} times without a new checkpoint")
+                };
                 let reason = format!("stage {} failed{tries}: {}", stage.id.stage, ending.reason);
                 self.move_job(job, vec![JobEvent::Fail { reason }]);
                 return;
@@ -201,8 +218,9 @@ impl<'a> JobPass<'a, '_> {
             return Some(format!("stage {name} has no pairs: {}", rejections(log.rejected())));
         }
         let empty = log.empty_in_a_row();
-        (!log.is_sealed() && empty >= self.nodes.limits.max_empty_units)
-            .then(|| format!("the last {empty} units of stage {name} gave no pair: {}", rejections(log.rejected())))
+        (!log.is_sealed() && empty >= self.nodes.limits.max_empty_units).then(|| {
+            format!("the last {empty} units of stage {name} gave no pair: {}", rejections(log.rejected()))
+        })
     }
 
     fn keep_running(&mut self, job: &Job, index: usize, attempt: &AttemptRecord) {
@@ -239,7 +257,8 @@ impl<'a> JobPass<'a, '_> {
         if let Some(ending) = failed(true).or_else(|| failed(false)) {
             return Some(ending);
         }
-        let succeeded = |node: &NodeId| reports.is_some_and(|nodes| nodes.get(node) == Some(&NodeReport::Succeeded));
+        let succeeded =
+            |node: &NodeId| reports.is_some_and(|nodes| nodes.get(node) == Some(&NodeReport::Succeeded));
         if attempt.ranks.iter().all(|rank| succeeded(&rank.node)) {
             let reason = "every rank ended and no final checkpoint is committed".to_owned();
             return Some(Ending { reason, permanent: false });
@@ -247,7 +266,10 @@ impl<'a> JobPass<'a, '_> {
         for rank in &attempt.ranks {
             let view = self.nodes.seen.nodes.get(&rank.node);
             if view.is_some_and(|view| view.incarnation != rank.incarnation) {
-                return Some(Ending { reason: format!("node {} was restarted", rank.node), permanent: false });
+                return Some(Ending {
+                    reason: format!("node {} was restarted", rank.node),
+                    permanent: false,
+                });
             }
         }
         let since = self.nodes.seen.since;
@@ -259,7 +281,11 @@ impl<'a> JobPass<'a, '_> {
             let heard = self.nodes.seen.nodes.get(&rank.node).map_or(since, |view| view.last_heard);
             let silence = self.nodes.now.since(heard);
             (silence >= self.nodes.limits.ranks_lost_after).then(|| Ending {
-                reason: format!("node {} is silent for {} s and its gang does not step", rank.node, silence.as_secs()),
+                reason: format!(
+                    "node {} is silent for {} s and its gang does not step",
+                    rank.node,
+                    silence.as_secs()
+                ),
                 permanent: false,
             })
         })
@@ -309,7 +335,13 @@ impl<'a> JobPass<'a, '_> {
         Some((at.plus(wait), Wait::Backoff { reason: reason.clone(), failures }))
     }
 
-    fn try_place(&mut self, job: &Job, index: usize, stage: &Stage, last: Option<&AttemptRecord>) -> Result<Wait, Wait> {
+    fn try_place(
+        &mut self,
+        job: &Job,
+        index: usize,
+        stage: &Stage,
+        last: Option<&AttemptRecord>,
+    ) -> Result<Wait, Wait> {
         let Some(spec) = job.stage_spec(index) else { return Err(Wait::NoTrainer) };
         if self.slots.is_empty() {
             return Err(Wait::NoTrainer);
@@ -318,7 +350,11 @@ impl<'a> JobPass<'a, '_> {
             return Err(Wait::Behind { job: first.clone() });
         }
         let Ok(init_from) = job.init_checkpoint(index) else {
-            return Err(Wait::Pairs { stage: stage.id.stage.to_string(), committed: stage.log.committed(), needed: 0 });
+            return Err(Wait::Pairs {
+                stage: stage.id.stage.to_string(),
+                committed: stage.log.committed(),
+                needed: 0,
+            });
         };
         let sizes = placement::gang_sizes(&job.record.spec, spec);
         let ranks = placement::place(&self.slots, &stage.id, &sizes).map_err(|no_room| {

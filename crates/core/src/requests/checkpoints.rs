@@ -40,9 +40,16 @@ pub fn commit_checkpoint(
     let (job, stage) = find(state, &checkpoint.stage)?;
     if let Some(known) = stage.checkpoints.get(&(checkpoint.step, checkpoint.generation)) {
         if known.files != checkpoint.files {
-            return Err(Refused::invalid("checkpoint.files", "another content is registered for this step and generation"));
+            return Err(Refused::invalid(
+                "checkpoint.files",
+                "another content is registered for this step and generation",
+            ));
         }
-        return Ok(CheckpointCommitted { checkpoint: known.clone(), expired: Vec::new(), writes: Vec::new() });
+        return Ok(CheckpointCommitted {
+            checkpoint: known.clone(),
+            expired: Vec::new(),
+            writes: Vec::new(),
+        });
     }
     if job.record.state.is_terminal() {
         return Err(Refused::TooLate { what: format!("job {} is {}", job.record.id, job.record.state) });
@@ -56,7 +63,11 @@ pub fn commit_checkpoint(
     let checkpoint = CheckpointRecord { committed_at: now, damaged: None, ..checkpoint };
     let mut writes = vec![Write::Put(Record::Checkpoint(checkpoint.clone()))];
     let expired = expired_by(job, stage, &checkpoint);
-    writes.extend(expired.iter().map(|old| Write::Delete(RecordKey::Checkpoint(old.stage.clone(), old.step, old.generation))));
+    writes.extend(
+        expired
+            .iter()
+            .map(|old| Write::Delete(RecordKey::Checkpoint(old.stage.clone(), old.step, old.generation))),
+    );
     if checkpoint.is_final {
         if let Some(attempt) = stage.active_attempt() {
             let reason = "the final checkpoint is committed".to_owned();
@@ -100,7 +111,10 @@ fn check(job: &Job, checkpoint: &CheckpointRecord) -> Result<(), Refused> {
         let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
         let name = file.name.as_str();
         if name.is_empty() || name.len() > 128 || name.starts_with('.') || !name.chars().all(plain) {
-            return Err(Refused::invalid("checkpoint.files.name", "must be 1 to 128 characters of [A-Za-z0-9._-]"));
+            return Err(Refused::invalid(
+                "checkpoint.files.name",
+                "must be 1 to 128 characters of [A-Za-z0-9._-]",
+            ));
         }
         check_sha256("checkpoint.files.sha256", &file.sha256)?;
     }
@@ -142,7 +156,8 @@ pub fn mark_checkpoint_damaged(
     reason: &str,
 ) -> Result<Vec<Write>, Refused> {
     let (job, stage) = find(state, found_by)?;
-    let known = job.stages.iter().flat_map(|stage| stage.checkpoints.values()).find(|known| known.path == path);
+    let known =
+        job.stages.iter().flat_map(|stage| stage.checkpoints.values()).find(|known| known.path == path);
     let known = known.ok_or_else(|| Refused::NotFound { what: format!("checkpoint {}", one_line(path)) })?;
     if known.damaged.is_some() {
         return Ok(Vec::new());

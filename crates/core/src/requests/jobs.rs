@@ -49,7 +49,10 @@ pub fn submit_job(
 ) -> Result<Submitted, Refused> {
     if let Some(job) = state.requested(&submission.request) {
         if job.record.spec_json != submission.spec_json {
-            let what = format!("request id {} has submitted another spec, as job {}", submission.request, job.record.id);
+            let what = format!(
+                "request id {} has submitted another spec, as job {}",
+                submission.request, job.record.id
+            );
             return Err(Refused::Exists { what });
         }
         return Ok(Submitted { job: job.record.id.clone(), already: true, writes: Vec::new() });
@@ -70,7 +73,11 @@ pub fn submit_job(
         started_at: None,
         finished_at: None,
     };
-    Ok(Submitted { job: id, already: false, writes: vec![Write::Put(Record::Job(job)), Write::Put(Record::Request(request))] })
+    Ok(Submitted {
+        job: id,
+        already: false,
+        writes: vec![Write::Put(Record::Job(job)), Write::Put(Record::Request(request))],
+    })
 }
 
 fn free_id(state: &ClusterState, submission: &Submission) -> Result<JobId, Refused> {
@@ -85,11 +92,18 @@ fn free_id(state: &ClusterState, submission: &Submission) -> Result<JobId, Refus
 }
 
 /// Ends a job for good. A job that has ended stays as it is.
-pub fn cancel_job(state: &ClusterState, id: &JobId, reason: &str, now: Timestamp) -> Result<Vec<Write>, Refused> {
+pub fn cancel_job(
+    state: &ClusterState,
+    id: &JobId,
+    reason: &str,
+    now: Timestamp,
+) -> Result<Vec<Write>, Refused> {
     let job = state.job(id).ok_or_else(|| Refused::NotFound { what: format!("job {id}") })?;
     let reason = one_line(reason);
     let reason = if reason.is_empty() { "cancelled".to_owned() } else { reason };
-    let Ok(next) = job.record.state.step(JobEvent::Cancel { reason: reason.clone() }) else { return Ok(Vec::new()) };
+    let Ok(next) = job.record.state.step(JobEvent::Cancel { reason: reason.clone() }) else {
+        return Ok(Vec::new());
+    };
     let mut writes: Vec<Write> = job
         .stages
         .iter()
@@ -107,6 +121,7 @@ pub(crate) fn ended(attempt: &AttemptRecord, reason: String, now: Timestamp) -> 
 
 /// Text from outside as one bounded line.
 pub(crate) fn one_line(text: &str) -> String {
-    let line: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MAX_REASON_CHARS).collect();
+    let line: String =
+        text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MAX_REASON_CHARS).collect();
     line.trim().to_owned()
 }

@@ -18,11 +18,7 @@ pub(super) fn contradictions(spec: &JobSpec) -> Vec<Contradiction> {
     let Resources { gpus, min_gpus } = spec.resources;
     if min_gpus > gpus {
         let message = format!("minGpus {min_gpus} is more than gpus {gpus}");
-        found.add(
-            "spec.resources.minGpus",
-            &["spec.resources.gpus", "spec.model.preset"],
-            message,
-        );
+        found.add("spec.resources.minGpus", &["spec.resources.gpus", "spec.model.preset"], message);
     }
     for (index, stage) in spec.stages.iter().enumerate() {
         let at = |field: &str| format!("spec.stages[{index}].{field}");
@@ -39,72 +35,34 @@ struct Found(Vec<Contradiction>);
 impl Found {
     fn add(&mut self, path: impl Into<String>, others: &[&str], message: String) {
         let others = others.iter().map(|other| (*other).to_owned()).collect();
-        self.0.push(Contradiction {
-            path: path.into(),
-            others,
-            message,
-        });
+        self.0.push(Contradiction { path: path.into(), others, message });
     }
 }
 
-fn names(
-    found: &mut Found,
-    spec: &JobSpec,
-    index: usize,
-    stage: &StageSpec,
-    at: &impl Fn(&str) -> String,
-) {
+fn names(found: &mut Found, spec: &JobSpec, index: usize, stage: &StageSpec, at: &impl Fn(&str) -> String) {
     if stage.name == "none" {
-        found.add(
-            at("name"),
-            &[],
-            "`none` cannot be a stage's name: `initFrom: none` means the base".into(),
-        );
+        found.add(at("name"), &[], "`none` cannot be a stage's name: `initFrom: none` means the base".into());
     }
-    let before = spec
-        .stages
-        .iter()
-        .take(index)
-        .position(|other| other.name == stage.name);
+    let before = spec.stages.iter().take(index).position(|other| other.name == stage.name);
     if let Some(first) = before {
         let other = format!("spec.stages[{first}].name");
-        found.add(
-            at("name"),
-            &[&other],
-            format!("`{}` is the name of stages[{first}] already", stage.name),
-        );
+        found.add(at("name"), &[&other], format!("`{}` is the name of stages[{first}] already", stage.name));
     }
 }
 
 /// What the stage starts from: `initFrom`, the adapter, the base weights.
-fn start(
-    found: &mut Found,
-    spec: &JobSpec,
-    index: usize,
-    stage: &StageSpec,
-    at: &impl Fn(&str) -> String,
-) {
+fn start(found: &mut Found, spec: &JobSpec, index: usize, stage: &StageSpec, at: &impl Fn(&str) -> String) {
     if let AdapterSpec::Lora { .. } = stage.train.adapter
         && spec.model.weights.is_none()
     {
         let message =
-            "a LoRA needs base weights: set spec.model.weights, or `adapter: none` to train a base"
-                .into();
+            "a LoRA needs base weights: set spec.model.weights, or `adapter: none` to train a base".into();
         found.add(at("train.adapter"), &["spec.model.weights"], message);
     }
     let Some(from) = &stage.init_from else { return };
     let Some(source) = spec.stages.iter().position(|other| other.name == *from) else {
-        let known = spec
-            .stages
-            .iter()
-            .take(index)
-            .map(|other| other.name.as_str())
-            .collect::<Vec<_>>();
-        let known = if known.is_empty() {
-            "none".into()
-        } else {
-            format!("{}, none", known.join(", "))
-        };
+        let known = spec.stages.iter().take(index).map(|other| other.name.as_str()).collect::<Vec<_>>();
+        let known = if known.is_empty() { "none".into() } else { format!("{}, none", known.join(", ")) };
         found.add(
             at("initFrom"),
             &["spec.stages"],
@@ -113,25 +71,16 @@ fn start(
         return;
     };
     if source >= index {
-        let which = if source == index {
-            "this stage itself"
-        } else {
-            "a later stage"
-        };
-        found.add(
-            at("initFrom"),
-            &[],
-            format!("`{from}` is {which}; a stage starts from an earlier one"),
-        );
+        let which = if source == index { "this stage itself" } else { "a later stage" };
+        found.add(at("initFrom"), &[], format!("`{from}` is {which}; a stage starts from an earlier one"));
         return;
     }
     let other = format!("spec.stages[{source}].train.adapter");
     let earlier = spec.stages.get(source).map(|stage| &stage.train.adapter);
     match (earlier, &stage.train.adapter) {
         (Some(AdapterSpec::Lora { .. }), AdapterSpec::None) => {
-            let message = format!(
-                "the whole network cannot be trained on from `{from}`, which trains a LoRA"
-            );
+            let message =
+                format!("the whole network cannot be trained on from `{from}`, which trains a LoRA");
             found.add(at("train.adapter"), &[&other], message);
         }
         (Some(AdapterSpec::None), AdapterSpec::Lora { .. }) => {
@@ -140,11 +89,8 @@ fn start(
             );
             found.add(at("train.adapter"), &[&other], message);
         }
-        (Some(AdapterSpec::Lora { rank: theirs }), AdapterSpec::Lora { rank: ours })
-            if theirs != ours =>
-        {
-            let message =
-                format!("rank {ours} cannot start from `{from}`, which has rank {theirs}");
+        (Some(AdapterSpec::Lora { rank: theirs }), AdapterSpec::Lora { rank: ours }) if theirs != ours => {
+            let message = format!("rank {ours} cannot start from `{from}`, which has rank {theirs}");
             found.add(at("train.adapter"), &[&other], message);
         }
         (
@@ -160,7 +106,8 @@ fn data(found: &mut Found, stage: &StageSpec, at: &impl Fn(&str) -> String) {
     match &data.source {
         DataSource::Compose(compose) => {
             if stage.references > 0 && compose.layout != ComposeLayout::Single {
-                let message = "layouts `diptych` and `mixed` go with `references: 0` only: they train the base".into();
+                let message =
+                    "layouts `diptych` and `mixed` go with `references: 0` only: they train the base".into();
                 found.add(at("data.layout"), &[&references], message);
             }
             if compose.hold_out_one_in == 1 {
@@ -171,15 +118,9 @@ fn data(found: &mut Found, stage: &StageSpec, at: &impl Fn(&str) -> String) {
         }
         DataSource::Import(import) => {
             if import.format == ImportFormat::Uno1m && stage.references > 1 {
-                let message = format!(
-                    "UNO-1M has one reference a pair, the stage wants {}",
-                    stage.references
-                );
-                found.add(
-                    references.clone(),
-                    &[&at("data.format"), &at("data.source")],
-                    message,
-                );
+                let message =
+                    format!("UNO-1M has one reference a pair, the stage wants {}", stage.references);
+                found.add(references.clone(), &[&at("data.format"), &at("data.source")], message);
             }
             sixteenth(found, at("data.resolution"), import.resolution);
         }
@@ -194,19 +135,12 @@ fn data(found: &mut Found, stage: &StageSpec, at: &impl Fn(&str) -> String) {
     }
     if let Some(similarity) = &data.filter.similarity {
         if similarity.min > similarity.max {
-            let message = format!(
-                "min {} is more than max {}: nothing would pass",
-                similarity.min, similarity.max
-            );
-            found.add(
-                at("data.filter.similarity.min"),
-                &[&at("data.filter.similarity.max")],
-                message,
-            );
+            let message =
+                format!("min {} is more than max {}: nothing would pass", similarity.min, similarity.max);
+            found.add(at("data.filter.similarity.min"), &[&at("data.filter.similarity.max")], message);
         }
         if stage.references == 0 {
-            let message =
-                "similarity compares the target with its references, and the stage has none".into();
+            let message = "similarity compares the target with its references, and the stage has none".into();
             found.add(at("data.filter.similarity"), &[&references], message);
         }
     }
@@ -218,12 +152,7 @@ fn sixteenth(found: &mut Found, path: String, pixels: u32) {
     }
 }
 
-fn batch(
-    found: &mut Found,
-    resources: &Resources,
-    stage: &StageSpec,
-    at: &impl Fn(&str) -> String,
-) {
+fn batch(found: &mut Found, resources: &Resources, stage: &StageSpec, at: &impl Fn(&str) -> String) {
     let Resources { gpus, min_gpus } = *resources;
     let (global, micro) = (stage.train.global_batch, stage.train.micro_batch);
     let path = at("train.globalBatch");
@@ -235,20 +164,12 @@ fn batch(
         found.add(path, &["spec.resources.gpus", "spec.model.preset"], message);
     } else if !global.is_multiple_of(min_gpus) && min_gpus <= gpus {
         let message = format!("globalBatch {global} is not a multiple of minGpus {min_gpus}");
-        found.add(
-            path,
-            &["spec.resources.minGpus", "spec.model.preset"],
-            message,
-        );
+        found.add(path, &["spec.resources.minGpus", "spec.model.preset"], message);
     } else if micro > global / gpus {
         let message = format!(
             "microBatch {micro} is more than one rank's share: globalBatch {global} / gpus {gpus} = {}",
             global / gpus
         );
-        found.add(
-            at("train.microBatch"),
-            &[&path, "spec.resources.gpus", "spec.model.preset"],
-            message,
-        );
+        found.add(at("train.microBatch"), &[&path, "spec.resources.gpus", "spec.model.preset"], message);
     }
 }

@@ -6,16 +6,7 @@ use super::types::*;
 
 /// The resolved spec as YAML: `parse(to_yaml(spec).as_bytes())` gives `spec` again.
 pub fn to_yaml(spec: &JobSpec) -> String {
-    let JobSpec {
-        name,
-        tenant,
-        model,
-        resources,
-        priority,
-        seed,
-        stages,
-        checkpoints,
-    } = spec;
+    let JobSpec { name, tenant, model, resources, priority, seed, stages, checkpoints } = spec;
     let mut out = Writer::default();
     out.line(0, "apiVersion", "crescendo/v1");
     out.line(0, "kind", "TrainingJob");
@@ -45,14 +36,7 @@ pub fn to_yaml(spec: &JobSpec) -> String {
 }
 
 fn write_stage(out: &mut Writer, stage: &StageSpec) {
-    let StageSpec {
-        name,
-        references,
-        positions,
-        init_from,
-        data,
-        train,
-    } = stage;
+    let StageSpec { name, references, positions, init_from, data, train } = stage;
     out.item(2, "name", text(name));
     out.line(3, "references", references);
     out.line(3, "positions", word(positions));
@@ -62,22 +46,10 @@ fn write_stage(out: &mut Writer, stage: &StageSpec) {
 }
 
 fn write_data(out: &mut Writer, data: &DataSpec) {
-    let DataSpec {
-        source,
-        pairs,
-        min_pairs,
-        unit_size,
-        filter: FilterSpec { similarity },
-    } = data;
+    let DataSpec { source, pairs, min_pairs, unit_size, filter: FilterSpec { similarity } } = data;
     out.open(3, "data");
     match source {
-        DataSource::Compose(ComposeSpec {
-            subjects,
-            photos,
-            layout,
-            panel,
-            hold_out_one_in,
-        }) => {
+        DataSource::Compose(ComposeSpec { subjects, photos, layout, panel, hold_out_one_in }) => {
             out.line(4, "source", "compose");
             out.line(4, "subjects", text(subjects));
             if let Some(photos) = photos {
@@ -87,12 +59,7 @@ fn write_data(out: &mut Writer, data: &DataSpec) {
             out.line(4, "panel", panel);
             out.line(4, "holdOutOneIn", hold_out_one_in);
         }
-        DataSource::Import(ImportSpec {
-            path,
-            format,
-            min_score,
-            resolution,
-        }) => {
+        DataSource::Import(ImportSpec { path, format, min_score, resolution }) => {
             out.line(4, "source", "import");
             out.line(4, "path", text(path));
             out.line(4, "format", word(format));
@@ -144,11 +111,7 @@ fn write_train(out: &mut Writer, train: &TrainSpec) {
     out.line(4, "microBatch", micro_batch);
     out.line(4, "learningRate", number(*learning_rate));
     out.line(4, "warmupSteps", warmup_steps);
-    out.line(
-        4,
-        "betas",
-        format!("[{}, {}]", number(betas.0), number(betas.1)),
-    );
+    out.line(4, "betas", format!("[{}, {}]", number(betas.0), number(betas.1)));
     out.line(4, "eps", number(*eps));
     out.line(4, "weightDecay", number(*weight_decay));
     out.line(4, "maxGradNorm", number(*max_grad_norm));
@@ -169,12 +132,7 @@ struct Writer {
 
 impl Writer {
     fn line(&mut self, depth: usize, name: &str, value: impl Display) {
-        let _ = writeln!(
-            self.text,
-            "{:indent$}{name}: {value}",
-            "",
-            indent = 2 * depth
-        );
+        let _ = writeln!(self.text, "{:indent$}{name}: {value}", "", indent = 2 * depth);
     }
 
     fn open(&mut self, depth: usize, name: &str) {
@@ -183,12 +141,7 @@ impl Writer {
 
     /// The first field of a list's item; the others follow one level deeper.
     fn item(&mut self, depth: usize, name: &str, value: impl Display) {
-        let _ = writeln!(
-            self.text,
-            "{:indent$}- {name}: {value}",
-            "",
-            indent = 2 * depth
-        );
+        let _ = writeln!(self.text, "{:indent$}- {name}: {value}", "", indent = 2 * depth);
     }
 }
 
@@ -208,8 +161,7 @@ fn word<T: serde::Serialize>(value: &T) -> String {
 /// Plain where it can be read as nothing else, else in double quotes.
 fn text(text: &str) -> String {
     let safe = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '/' | '.');
-    let begins_safely =
-        text.starts_with(|c: char| c.is_ascii_alphanumeric() || matches!(c, '/' | '.' | '_'));
+    let begins_safely = text.starts_with(|c: char| c.is_ascii_alphanumeric() || matches!(c, '/' | '.' | '_'));
     let reserved = matches!(text, "null" | "Null" | "NULL" | "...");
     if begins_safely && !reserved && text.chars().all(safe) {
         text.to_owned()

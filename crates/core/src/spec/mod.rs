@@ -82,11 +82,7 @@ pub fn parse(yaml: &[u8]) -> Result<JobSpec, Vec<Problem>> {
     let spec = resolve::job(&mut reader, &tree.root);
     reader.report(check::contradictions(&spec));
     let problems = reader.into_problems();
-    if problems.is_empty() {
-        Ok(spec)
-    } else {
-        Err(in_order(problems))
-    }
+    if problems.is_empty() { Ok(spec) } else { Err(in_order(problems)) }
 }
 
 fn in_order(mut problems: Vec<Problem>) -> Vec<Problem> {
@@ -95,12 +91,8 @@ fn in_order(mut problems: Vec<Problem>) -> Vec<Problem> {
     if problems.len() > MAX_PROBLEMS {
         let rest = problems.len() - MAX_PROBLEMS;
         problems.truncate(MAX_PROBLEMS);
-        let last = Problem {
-            line: 0,
-            column: 0,
-            path: String::new(),
-            message: format!("and {rest} more problems"),
-        };
+        let last =
+            Problem { line: 0, column: 0, path: String::new(), message: format!("and {rest} more problems") };
         problems.push(last);
     }
     problems

@@ -30,23 +30,13 @@ pub(super) struct Path {
 impl Path {
     pub fn field(&self, name: &str) -> Path {
         let join = |base: &str| {
-            if base.is_empty() {
-                name.to_owned()
-            } else {
-                format!("{base}.{name}")
-            }
+            if base.is_empty() { name.to_owned() } else { format!("{base}.{name}") }
         };
-        Path {
-            shown: join(&self.shown),
-            pattern: join(&self.pattern),
-        }
+        Path { shown: join(&self.shown), pattern: join(&self.pattern) }
     }
 
     pub fn item(&self, index: usize) -> Path {
-        Path {
-            shown: format!("{}[{index}]", self.shown),
-            pattern: format!("{}[]", self.pattern),
-        }
+        Path { shown: format!("{}[{index}]", self.shown), pattern: format!("{}[]", self.pattern) }
     }
 
     fn row(&self) -> &'static Field {
@@ -64,11 +54,7 @@ pub(super) struct Reader {
 
 impl Reader {
     pub fn new(problems: Vec<Problem>) -> Reader {
-        Reader {
-            problems,
-            positions: BTreeMap::new(),
-            bad: BTreeSet::new(),
-        }
+        Reader { problems, positions: BTreeMap::new(), bad: BTreeSet::new() }
     }
 
     pub fn into_problems(self) -> Vec<Problem> {
@@ -77,22 +63,12 @@ impl Reader {
 
     /// Adds contradictions, but not those that rest on a stand-in.
     pub fn report(&mut self, contradictions: Vec<Contradiction>) {
-        for Contradiction {
-            path,
-            others,
-            message,
-        } in contradictions
-        {
+        for Contradiction { path, others, message } in contradictions {
             if others.iter().chain([&path]).any(|path| self.is_bad(path)) {
                 continue;
             }
             let at = self.position_of(&path);
-            self.problems.push(Problem {
-                line: at.line,
-                column: at.column,
-                path,
-                message,
-            });
+            self.problems.push(Problem { line: at.line, column: at.column, path, message });
         }
     }
 
@@ -110,12 +86,7 @@ impl Reader {
 
     fn wrong(&mut self, path: &Path, at: Position, message: String) {
         self.bad.insert(path.shown.clone());
-        self.problems.push(Problem {
-            line: at.line,
-            column: at.column,
-            path: path.shown.clone(),
-            message,
-        });
+        self.problems.push(Problem { line: at.line, column: at.column, path: path.shown.clone(), message });
     }
 
     /// The whole file as a section.
@@ -129,32 +100,17 @@ impl Reader {
         self.open(path, node, parent.at)
     }
 
-    fn open<'a>(
-        &mut self,
-        path: &Path,
-        node: Option<&'a Node>,
-        parent_at: Position,
-    ) -> Section<'a> {
-        let nothing = Section {
-            entries: &[],
-            at: parent_at,
-            present: false,
-        };
+    fn open<'a>(&mut self, path: &Path, node: Option<&'a Node>, parent_at: Position) -> Section<'a> {
+        let nothing = Section { entries: &[], at: parent_at, present: false };
         let Some(node) = node else { return nothing };
         match &node.value {
             Value::Map(entries) => {
                 for entry in entries {
                     self.check_known(path, entry);
                 }
-                Section {
-                    entries,
-                    at: node.at,
-                    present: true,
-                }
+                Section { entries, at: node.at, present: true }
             }
-            Value::Null
-                if !path.pattern.is_empty() && !matches!(path.row().default, Default::Required) =>
-            {
+            Value::Null if !path.pattern.is_empty() && !matches!(path.row().default, Default::Required) => {
                 nothing
             }
             Value::Refused => {
@@ -163,11 +119,7 @@ impl Reader {
             }
             other => {
                 let expected = "a section of fields (`name: value` lines)";
-                self.wrong(
-                    path,
-                    node.at,
-                    format!("expected {expected}, found {}", describe(other)),
-                );
+                self.wrong(path, node.at, format!("expected {expected}, found {}", describe(other)));
                 nothing
             }
         }
@@ -181,11 +133,7 @@ impl Reader {
             return;
         }
         let names = fields::children(&section.pattern).map(|field| fields::last_name(field.path));
-        let elsewhere = || {
-            fields::FIELDS
-                .iter()
-                .find(|field| fields::last_name(field.path) == entry.key)
-        };
+        let elsewhere = || fields::FIELDS.iter().find(|field| fields::last_name(field.path) == entry.key);
         let hint = if let Some(name) = nearest(&entry.key, names.clone()) {
             format!("did you mean `{name}`?")
         } else if let Some(field) = elsewhere() {
@@ -245,11 +193,7 @@ impl Reader {
                 sections
             }
             Value::List(items) => {
-                self.wrong(
-                    path,
-                    node.at,
-                    format!("expected {}, found {}", path.row().kind, items.len()),
-                );
+                self.wrong(path, node.at, format!("expected {}, found {}", path.row().kind, items.len()));
                 Vec::new()
             }
             Value::Refused => {
@@ -257,11 +201,7 @@ impl Reader {
                 Vec::new()
             }
             other => {
-                self.wrong(
-                    path,
-                    node.at,
-                    format!("expected {}, found {}", path.row().kind, describe(other)),
-                );
+                self.wrong(path, node.at, format!("expected {}, found {}", path.row().kind, describe(other)));
                 Vec::new()
             }
         }
@@ -269,16 +209,8 @@ impl Reader {
 
     fn open_item<'a>(&mut self, path: &Path, item: &'a Node) -> Section<'a> {
         if let Value::Null = item.value {
-            self.wrong(
-                path,
-                item.at,
-                "expected a section of fields, found nothing".into(),
-            );
-            return Section {
-                entries: &[],
-                at: item.at,
-                present: false,
-            };
+            self.wrong(path, item.at, "expected a section of fields, found nothing".into());
+            return Section { entries: &[], at: item.at, present: false };
         }
         self.open(path, Some(item), item.at)
     }
@@ -300,22 +232,13 @@ impl Reader {
             if section.present {
                 let message = format!("missing field `{name}`: {}", path.row().kind);
                 let (line, column) = (section.at.line, section.at.column);
-                self.problems.push(Problem {
-                    line,
-                    column,
-                    path: path.shown.clone(),
-                    message,
-                });
+                self.problems.push(Problem { line, column, path: path.shown.clone(), message });
             }
         }
         None
     }
 
-    fn scalar<'a>(
-        &mut self,
-        section: Section<'a>,
-        path: &Path,
-    ) -> Option<(&'a str, bool, Position)> {
+    fn scalar<'a>(&mut self, section: Section<'a>, path: &Path) -> Option<(&'a str, bool, Position)> {
         let node = self.node(section, path)?;
         match &node.value {
             Value::Scalar { text, plain } => Some((text, *plain, node.at)),
@@ -324,11 +247,7 @@ impl Reader {
                 None
             }
             other => {
-                self.wrong(
-                    path,
-                    node.at,
-                    format!("expected {}, found {}", path.row().kind, describe(other)),
-                );
+                self.wrong(path, node.at, format!("expected {}, found {}", path.row().kind, describe(other)));
                 None
             }
         }
@@ -345,30 +264,18 @@ impl Reader {
             return None;
         };
         let (text, plain, at) = self.scalar(section, path)?;
-        let value = if plain {
-            text.parse::<i128>().ok()
-        } else {
-            None
-        };
+        let value = if plain { text.parse::<i128>().ok() } else { None };
         match value {
             Some(value) if (least..=most).contains(&value) => Some(value),
             Some(value) => {
-                self.wrong(
-                    path,
-                    at,
-                    format!("{value} is out of range: {}", path.row().kind),
-                );
+                self.wrong(path, at, format!("{value} is out of range: {}", path.row().kind));
                 None
             }
             None => {
                 self.wrong(
                     path,
                     at,
-                    format!(
-                        "expected {}, found {}",
-                        path.row().kind,
-                        describe_scalar(text, plain)
-                    ),
+                    format!("expected {}, found {}", path.row().kind, describe_scalar(text, plain)),
                 );
                 None
             }
@@ -384,22 +291,14 @@ impl Reader {
         match number(text, plain) {
             Some(value) if range.holds(value) => Some(value),
             Some(_) => {
-                self.wrong(
-                    path,
-                    at,
-                    format!("{} is out of range: {}", shorten(text), path.row().kind),
-                );
+                self.wrong(path, at, format!("{} is out of range: {}", shorten(text), path.row().kind));
                 None
             }
             None => {
                 self.wrong(
                     path,
                     at,
-                    format!(
-                        "expected {}, found {}",
-                        path.row().kind,
-                        describe_scalar(text, plain)
-                    ),
+                    format!("expected {}, found {}", path.row().kind, describe_scalar(text, plain)),
                 );
                 None
             }
@@ -413,9 +312,7 @@ impl Reader {
         };
         let node = self.node(section, path)?;
         let value = |node: &Node| match &node.value {
-            Value::Scalar { text, plain } => {
-                number(text, *plain).filter(|value| range.holds(*value))
-            }
+            Value::Scalar { text, plain } => number(text, *plain).filter(|value| range.holds(*value)),
             Value::Null | Value::List(_) | Value::Map(_) | Value::Refused => None,
         };
         if let Value::List(items) = &node.value
@@ -442,11 +339,7 @@ impl Reader {
             _ => String::new(),
         };
         let found = describe_scalar(text, plain);
-        self.wrong(
-            path,
-            at,
-            format!("expected {}, found {found}{hint}", path.row().kind),
-        );
+        self.wrong(path, at, format!("expected {}, found {found}{hint}", path.row().kind));
         None
     }
 
@@ -461,11 +354,7 @@ impl Reader {
         if fits {
             return Some(text.to_owned());
         }
-        self.wrong(
-            path,
-            at,
-            format!("`{}` is not a name: {}", shorten(text), path.row().kind),
-        );
+        self.wrong(path, at, format!("`{}` is not a name: {}", shorten(text), path.row().kind));
         None
     }
 
@@ -476,11 +365,7 @@ impl Reader {
         if (1..=1024).contains(&length) && !text.chars().any(char::is_control) {
             return Some(text.to_owned());
         }
-        self.wrong(
-            path,
-            at,
-            format!("expected {}, found {length} characters", path.row().kind),
-        );
+        self.wrong(path, at, format!("expected {}, found {length} characters", path.row().kind));
         None
     }
 
@@ -504,11 +389,7 @@ impl Reader {
                 Ok(None)
             }
             other => {
-                self.wrong(
-                    path,
-                    node.at,
-                    format!("expected {}, found {}", path.row().kind, describe(other)),
-                );
+                self.wrong(path, node.at, format!("expected {}, found {}", path.row().kind, describe(other)));
                 Ok(None)
             }
         }
@@ -517,7 +398,5 @@ impl Reader {
 
 /// The path itself, then the sections around it.
 fn ancestors(path: &str) -> impl Iterator<Item = &str> {
-    std::iter::successors(Some(path), |path| {
-        path.rfind(['.', '[']).map(|end| path.split_at(end).0)
-    })
+    std::iter::successors(Some(path), |path| path.rfind(['.', '[']).map(|end| path.split_at(end).0))
 }

@@ -14,9 +14,7 @@ pub(super) fn job(reader: &mut Reader, root: &Node) -> JobSpec {
 
     let path = top.field("metadata");
     let metadata = reader.section(file, &path);
-    let name = reader
-        .name(metadata, &path.field("name"))
-        .unwrap_or_default();
+    let name = reader.name(metadata, &path.field("name")).unwrap_or_default();
     let tenant = reader
         .name(metadata, &path.field("tenant"))
         .unwrap_or_else(|| default_word("metadata.tenant").into());
@@ -28,36 +26,18 @@ pub(super) fn job(reader: &mut Reader, root: &Node) -> JobSpec {
     let priority = whole(reader, spec, &path.field("priority"), "spec.priority");
     let seed = whole(reader, spec, &path.field("seed"), "spec.seed");
     let mut stages: Vec<StageSpec> = Vec::new();
-    for (index, (path, section)) in reader
-        .sections(spec, &path.field("stages"))
-        .into_iter()
-        .enumerate()
-    {
+    for (index, (path, section)) in reader.sections(spec, &path.field("stages")).into_iter().enumerate() {
         let before = stages.last().map(|stage| stage.name.as_str());
         let stage = stage(
             reader,
             section,
             &path,
-            &Around {
-                index,
-                before,
-                preset: model.preset,
-                gpus: resources.gpus,
-            },
+            &Around { index, before, preset: model.preset, gpus: resources.gpus },
         );
         stages.push(stage);
     }
     let checkpoints = checkpoints(reader, spec, &path.field("checkpoints"));
-    JobSpec {
-        name,
-        tenant,
-        model,
-        resources,
-        priority,
-        seed,
-        stages,
-        checkpoints,
-    }
+    JobSpec { name, tenant, model, resources, priority, seed, stages, checkpoints }
 }
 
 /// What a stage's defaults depend on.
@@ -82,26 +62,13 @@ fn model(reader: &mut Reader, spec: Section<'_>, path: &Path) -> ModelSpec {
         Some("bf16") => Precision::Bf16,
         _ => Precision::Auto,
     };
-    ModelSpec {
-        preset,
-        weights,
-        precision,
-    }
+    ModelSpec { preset, weights, precision }
 }
 
-fn resources(
-    reader: &mut Reader,
-    spec: Section<'_>,
-    path: &Path,
-    preset: ModelPreset,
-) -> Resources {
+fn resources(reader: &mut Reader, spec: Section<'_>, path: &Path, preset: ModelPreset) -> Resources {
     let section = reader.section(spec, path);
-    let gpus = whole_or(
-        reader,
-        section,
-        &path.field("gpus"),
-        if preset == ModelPreset::Nano { 1 } else { 8 },
-    );
+    let gpus =
+        whole_or(reader, section, &path.field("gpus"), if preset == ModelPreset::Nano { 1 } else { 8 });
     let min_gpus = whole_or(reader, section, &path.field("minGpus"), gpus);
     Resources { gpus, min_gpus }
 }
@@ -109,31 +76,16 @@ fn resources(
 fn checkpoints(reader: &mut Reader, spec: Section<'_>, path: &Path) -> CheckpointPolicy {
     let section = reader.section(spec, path);
     CheckpointPolicy {
-        every: whole(
-            reader,
-            section,
-            &path.field("every"),
-            "spec.checkpoints.every",
-        ),
-        keep_last: whole(
-            reader,
-            section,
-            &path.field("keepLast"),
-            "spec.checkpoints.keepLast",
-        ),
+        every: whole(reader, section, &path.field("every"), "spec.checkpoints.every"),
+        keep_last: whole(reader, section, &path.field("keepLast"), "spec.checkpoints.keepLast"),
     }
 }
 
 fn stage(reader: &mut Reader, section: Section<'_>, path: &Path, around: &Around<'_>) -> StageSpec {
-    let name = reader
-        .name(section, &path.field("name"))
-        .unwrap_or_else(|| format!("stage-{}", around.index + 1));
-    let references = whole_or(
-        reader,
-        section,
-        &path.field("references"),
-        if around.index == 0 { 1 } else { 2 },
-    );
+    let name =
+        reader.name(section, &path.field("name")).unwrap_or_else(|| format!("stage-{}", around.index + 1));
+    let references =
+        whole_or(reader, section, &path.field("references"), if around.index == 0 { 1 } else { 2 });
     let positions = match reader.word(section, &path.field("positions")) {
         Some("height") => Positions::Height,
         Some("width") => Positions::Width,
@@ -149,42 +101,15 @@ fn stage(reader: &mut Reader, section: Section<'_>, path: &Path, around: &Around
     // The data's defaults look at the batch, and the training's at the size of the pictures.
     let train_path = path.field("train");
     let train_section = reader.section(section, &train_path);
-    let global_batch = whole(
-        reader,
-        train_section,
-        &train_path.field("globalBatch"),
-        "spec.stages[].train.globalBatch",
-    );
-    let data = data(
-        reader,
-        section,
-        &path.field("data"),
-        references,
-        global_batch,
-        around.preset,
-    );
+    let global_batch =
+        whole(reader, train_section, &train_path.field("globalBatch"), "spec.stages[].train.globalBatch");
+    let data = data(reader, section, &path.field("data"), references, global_batch, around.preset);
     let resolution = match &data.source {
         DataSource::Compose(compose) => compose.panel,
         DataSource::Import(import) => import.resolution,
     };
-    let train = train(
-        reader,
-        train_section,
-        &train_path,
-        Batch {
-            global_batch,
-            resolution,
-        },
-        around,
-    );
-    StageSpec {
-        name,
-        references,
-        positions,
-        init_from,
-        data,
-        train,
-    }
+    let train = train(reader, train_section, &train_path, Batch { global_batch, resolution }, around);
+    StageSpec { name, references, positions, init_from, data, train }
 }
 
 fn data(
@@ -215,58 +140,26 @@ fn data(
             hold_out_one_in: 0,
         }),
     };
-    let pairs = whole_or(
-        reader,
-        section,
-        &path.field("pairs"),
-        if references >= 2 { 15_000 } else { 230_000 },
-    );
-    let min_pairs = whole_or(
-        reader,
-        section,
-        &path.field("minPairs"),
-        pairs.min(16 * u64::from(global_batch)),
-    );
-    let unit_size = whole(
-        reader,
-        section,
-        &path.field("unitSize"),
-        "spec.stages[].data.unitSize",
-    );
+    let pairs =
+        whole_or(reader, section, &path.field("pairs"), if references >= 2 { 15_000 } else { 230_000 });
+    let min_pairs =
+        whole_or(reader, section, &path.field("minPairs"), pairs.min(16 * u64::from(global_batch)));
+    let unit_size = whole(reader, section, &path.field("unitSize"), "spec.stages[].data.unitSize");
     let filter_path = path.field("filter");
     let filter = reader.section(section, &filter_path);
     let path = filter_path.field("similarity");
     let similarity = reader.section(filter, &path);
-    let similarity = reader
-        .is_section_present(similarity)
-        .then(|| SimilarityFilter {
-            min: reader
-                .number(similarity, &path.field("min"))
-                .unwrap_or(-1.0),
-            max: number(
-                reader,
-                similarity,
-                &path.field("max"),
-                "spec.stages[].data.filter.similarity.max",
-            ),
-            encoder: reader
-                .text(similarity, &path.field("encoder"))
-                .unwrap_or_default(),
-        });
-    DataSpec {
-        source,
-        pairs,
-        min_pairs,
-        unit_size,
-        filter: FilterSpec { similarity },
-    }
+    let similarity = reader.is_section_present(similarity).then(|| SimilarityFilter {
+        min: reader.number(similarity, &path.field("min")).unwrap_or(-1.0),
+        max: number(reader, similarity, &path.field("max"), "spec.stages[].data.filter.similarity.max"),
+        encoder: reader.text(similarity, &path.field("encoder")).unwrap_or_default(),
+    });
+    DataSpec { source, pairs, min_pairs, unit_size, filter: FilterSpec { similarity } }
 }
 
 fn compose(reader: &mut Reader, section: Section<'_>, path: &Path, size: u32) -> ComposeSpec {
     ComposeSpec {
-        subjects: reader
-            .text(section, &path.field("subjects"))
-            .unwrap_or_default(),
+        subjects: reader.text(section, &path.field("subjects")).unwrap_or_default(),
         photos: reader.text(section, &path.field("photos")),
         layout: match reader.word(section, &path.field("layout")) {
             Some("diptych") => ComposeLayout::Diptych,
@@ -285,19 +178,12 @@ fn compose(reader: &mut Reader, section: Section<'_>, path: &Path, size: u32) ->
 
 fn import(reader: &mut Reader, section: Section<'_>, path: &Path, size: u32) -> ImportSpec {
     ImportSpec {
-        path: reader
-            .text(section, &path.field("path"))
-            .unwrap_or_default(),
+        path: reader.text(section, &path.field("path")).unwrap_or_default(),
         format: match reader.word(section, &path.field("format")) {
             Some("webdataset") => ImportFormat::Webdataset,
             _ => ImportFormat::Uno1m,
         },
-        min_score: number(
-            reader,
-            section,
-            &path.field("minScore"),
-            "spec.stages[].data.minScore",
-        ),
+        min_score: number(reader, section, &path.field("minScore"), "spec.stages[].data.minScore"),
         resolution: whole_or(reader, section, &path.field("resolution"), size),
     }
 }
@@ -316,63 +202,26 @@ fn train(
     around: &Around<'_>,
 ) -> TrainSpec {
     let nano = around.preset == ModelPreset::Nano;
-    let Batch {
-        global_batch,
-        resolution,
-    } = batch;
-    let micro_batch = if nano {
-        (global_batch / around.gpus.max(1)).max(1)
-    } else {
-        1
-    };
+    let Batch { global_batch, resolution } = batch;
+    let micro_batch = if nano { (global_batch / around.gpus.max(1)).max(1) } else { 1 };
     let row = |name: &str| format!("spec.stages[].train.{name}");
     TrainSpec {
-        adapter: adapter(
-            reader,
-            section,
-            &path.field("adapter"),
-            if nano { 64 } else { 512 },
-        ),
+        adapter: adapter(reader, section, &path.field("adapter"), if nano { 64 } else { 512 }),
         steps: whole(reader, section, &path.field("steps"), &row("steps")),
         global_batch,
         micro_batch: whole_or(reader, section, &path.field("microBatch"), micro_batch),
-        learning_rate: number(
-            reader,
-            section,
-            &path.field("learningRate"),
-            &row("learningRate"),
-        ),
-        warmup_steps: whole(
-            reader,
-            section,
-            &path.field("warmupSteps"),
-            &row("warmupSteps"),
-        ),
-        betas: reader
-            .pair(section, &path.field("betas"))
-            .unwrap_or_else(|| match default_of(&row("betas")) {
+        learning_rate: number(reader, section, &path.field("learningRate"), &row("learningRate")),
+        warmup_steps: whole(reader, section, &path.field("warmupSteps"), &row("warmupSteps")),
+        betas: reader.pair(section, &path.field("betas")).unwrap_or_else(|| {
+            match default_of(&row("betas")) {
                 Default::Pair(first, second) => (first, second),
                 other => unreachable!("the table has a pair as default of betas, not {other}"),
-            }),
+            }
+        }),
         eps: number(reader, section, &path.field("eps"), &row("eps")),
-        weight_decay: number(
-            reader,
-            section,
-            &path.field("weightDecay"),
-            &row("weightDecay"),
-        ),
-        max_grad_norm: number(
-            reader,
-            section,
-            &path.field("maxGradNorm"),
-            &row("maxGradNorm"),
-        ),
-        text_dropout: number(
-            reader,
-            section,
-            &path.field("textDropout"),
-            &row("textDropout"),
-        ),
+        weight_decay: number(reader, section, &path.field("weightDecay"), &row("weightDecay")),
+        max_grad_norm: number(reader, section, &path.field("maxGradNorm"), &row("maxGradNorm")),
+        text_dropout: number(reader, section, &path.field("textDropout"), &row("textDropout")),
         guidance: number(reader, section, &path.field("guidance"), &row("guidance")),
         timesteps: match reader.word(section, &path.field("timesteps")) {
             Some("logit-normal") => TimestepSampling::LogitNormal,
@@ -391,16 +240,14 @@ fn adapter(reader: &mut Reader, train: Section<'_>, path: &Path, default_rank: u
     match reader.word_or_section(train, path) {
         Err(()) => AdapterSpec::None,
         Ok(None) => AdapterSpec::Lora { rank: default_rank },
-        Ok(Some(section)) => AdapterSpec::Lora {
-            rank: whole_or(reader, section, &path.field("rank"), default_rank),
-        },
+        Ok(Some(section)) => {
+            AdapterSpec::Lora { rank: whole_or(reader, section, &path.field("rank"), default_rank) }
+        }
     }
 }
 
 fn default_of(row: &str) -> Default {
-    fields::find(row)
-        .expect("every field that is read has a row in the table")
-        .default
+    fields::find(row).expect("every field that is read has a row in the table").default
 }
 
 fn default_word(row: &str) -> &'static str {
@@ -412,36 +259,25 @@ fn default_word(row: &str) -> &'static str {
 
 /// A whole number whose default stands in the table. The range of the row is within `T`.
 fn whole<T: TryFrom<i128>>(reader: &mut Reader, section: Section<'_>, path: &Path, row: &str) -> T {
-    let value = reader
-        .whole(section, path)
-        .unwrap_or_else(|| match default_of(row) {
-            Default::Whole(value) => value,
-            other => unreachable!("the table has a whole number as default of {row}, not {other}"),
-        });
+    let value = reader.whole(section, path).unwrap_or_else(|| match default_of(row) {
+        Default::Whole(value) => value,
+        other => unreachable!("the table has a whole number as default of {row}, not {other}"),
+    });
     fit(value)
 }
 
 /// A whole number whose default follows from other fields.
-fn whole_or<T: TryFrom<i128>>(
-    reader: &mut Reader,
-    section: Section<'_>,
-    path: &Path,
-    default: T,
-) -> T {
+fn whole_or<T: TryFrom<i128>>(reader: &mut Reader, section: Section<'_>, path: &Path, default: T) -> T {
     reader.whole(section, path).map_or(default, fit)
 }
 
 fn fit<T: TryFrom<i128>>(value: i128) -> T {
-    T::try_from(value)
-        .ok()
-        .expect("the range of a field in the table is within the field's type")
+    T::try_from(value).ok().expect("the range of a field in the table is within the field's type")
 }
 
 fn number(reader: &mut Reader, section: Section<'_>, path: &Path, row: &str) -> f64 {
-    reader
-        .number(section, path)
-        .unwrap_or_else(|| match default_of(row) {
-            Default::Number(value) => value,
-            other => unreachable!("the table has a number as default of {row}, not {other}"),
-        })
+    reader.number(section, path).unwrap_or_else(|| match default_of(row) {
+        Default::Number(value) => value,
+        other => unreachable!("the table has a number as default of {row}, not {other}"),
+    })
 }

@@ -55,73 +55,39 @@ pub(super) struct Tree {
 /// Reads one YAML document. An error is anything after which the rest cannot be made sense of.
 pub(super) fn build(yaml: &[u8]) -> Result<Tree, Vec<Problem>> {
     if yaml.len() > MAX_SPEC_BYTES {
-        let message = format!(
-            "the spec has {} bytes; at most {MAX_SPEC_BYTES} are read",
-            yaml.len()
-        );
+        let message = format!("the spec has {} bytes; at most {MAX_SPEC_BYTES} are read", yaml.len());
         return Err(vec![problem(Position::default(), message)]);
     }
     let text = std::str::from_utf8(yaml).map_err(|error| {
         let at = position_of_byte(yaml, error.valid_up_to());
-        vec![problem(
-            at,
-            format!("byte {} is not UTF-8", error.valid_up_to()),
-        )]
+        vec![problem(at, format!("byte {} is not UTF-8", error.valid_up_to()))]
     })?;
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     // The parser has assertions of its own; should bytes from outside ever reach one, it is a refused spec and not the
     // end of the process.
-    catch_unwind(AssertUnwindSafe(|| Builder::default().run(text))).unwrap_or_else(|_| {
-        Err(vec![problem(
-            Position::default(),
-            "the YAML cannot be read".into(),
-        )])
-    })
+    catch_unwind(AssertUnwindSafe(|| Builder::default().run(text)))
+        .unwrap_or_else(|_| Err(vec![problem(Position::default(), "the YAML cannot be read".into())]))
 }
 
 fn problem(at: Position, message: String) -> Problem {
-    Problem {
-        line: at.line,
-        column: at.column,
-        path: String::new(),
-        message,
-    }
+    Problem { line: at.line, column: at.column, path: String::new(), message }
 }
 
 fn position_of_byte(yaml: &[u8], valid_up_to: usize) -> Position {
     let before = String::from_utf8_lossy(yaml.get(..valid_up_to).unwrap_or_default());
     let line = before.matches('\n').count() + 1;
-    let column = before
-        .rsplit('\n')
-        .next()
-        .unwrap_or_default()
-        .chars()
-        .count()
-        + 1;
-    Position {
-        line: line as u32,
-        column: column as u32,
-    }
+    let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
+    Position { line: line as u32, column: column as u32 }
 }
 
 fn start(span: &Span) -> Position {
-    Position {
-        line: span.start.line() as u32,
-        column: span.start.col() as u32 + 1,
-    }
+    Position { line: span.start.line() as u32, column: span.start.col() as u32 + 1 }
 }
 
 /// A list or section whose end has not come yet.
 enum Open {
-    List {
-        at: Position,
-        items: Vec<Node>,
-    },
-    Map {
-        at: Position,
-        entries: Vec<Entry>,
-        key: Option<Key>,
-    },
+    List { at: Position, items: Vec<Node> },
+    Map { at: Position, entries: Vec<Entry>, key: Option<Key> },
 }
 
 struct Key {
@@ -146,20 +112,14 @@ impl Builder {
                 Ok(event) => event,
                 Err(error) => {
                     let mark = error.marker();
-                    let at = Position {
-                        line: mark.line() as u32,
-                        column: mark.col() as u32 + 1,
-                    };
+                    let at = Position { line: mark.line() as u32, column: mark.col() as u32 + 1 };
                     return Err(self.fatal(at, format!("YAML syntax: {}", error.info())));
                 }
             };
             let at = start(&span);
             if matches!(
                 event,
-                Event::Scalar(..)
-                    | Event::SequenceStart(..)
-                    | Event::MappingStart(..)
-                    | Event::Alias(_)
+                Event::Scalar(..) | Event::SequenceStart(..) | Event::MappingStart(..) | Event::Alias(_)
             ) {
                 self.nodes += 1;
                 if self.nodes > MAX_NODES {
@@ -170,66 +130,40 @@ impl Builder {
                 Event::DocumentStart(_) => {
                     self.documents += 1;
                     if self.documents > 1 {
-                        return Err(self.fatal(
-                            at,
-                            "a second document begins here; a spec is one document".into(),
-                        ));
+                        return Err(
+                            self.fatal(at, "a second document begins here; a spec is one document".into())
+                        );
                     }
                 }
-                Event::Alias(_) => self.refuse(
-                    at,
-                    "aliases (`*name`) are not supported; write the value out",
-                ),
+                Event::Alias(_) => {
+                    self.refuse(at, "aliases (`*name`) are not supported; write the value out")
+                }
                 Event::Scalar(text, style, anchor, tag) => {
                     if self.marks_ok(at, anchor, tag.is_some()) {
-                        self.put(Node {
-                            at,
-                            value: scalar(text, style),
-                        });
+                        self.put(Node { at, value: scalar(text, style) });
                     } else {
-                        self.put(Node {
-                            at,
-                            value: Value::Refused,
-                        });
+                        self.put(Node { at, value: Value::Refused });
                     }
                 }
                 Event::SequenceStart(anchor, tag) => {
                     self.marks_ok(at, anchor, tag.is_some());
-                    self.push(Open::List {
-                        at,
-                        items: Vec::new(),
-                    })?;
+                    self.push(Open::List { at, items: Vec::new() })?;
                 }
                 Event::MappingStart(anchor, tag) => {
                     self.marks_ok(at, anchor, tag.is_some());
-                    self.push(Open::Map {
-                        at,
-                        entries: Vec::new(),
-                        key: None,
-                    })?;
+                    self.push(Open::Map { at, entries: Vec::new(), key: None })?;
                 }
                 Event::SequenceEnd | Event::MappingEnd => match self.open.pop() {
-                    Some(Open::List { at, items }) => self.put(Node {
-                        at,
-                        value: Value::List(items),
-                    }),
-                    Some(Open::Map { at, entries, .. }) => self.put(Node {
-                        at,
-                        value: Value::Map(entries),
-                    }),
+                    Some(Open::List { at, items }) => self.put(Node { at, value: Value::List(items) }),
+                    Some(Open::Map { at, entries, .. }) => self.put(Node { at, value: Value::Map(entries) }),
                     None => return Err(self.fatal(at, "YAML syntax: nothing to close here".into())),
                 },
                 Event::Nothing | Event::StreamStart | Event::StreamEnd | Event::DocumentEnd => {}
             }
         }
-        let root = self.root.take().unwrap_or(Node {
-            at: Position { line: 1, column: 1 },
-            value: Value::Null,
-        });
-        Ok(Tree {
-            root,
-            problems: self.problems,
-        })
+        let root =
+            self.root.take().unwrap_or(Node { at: Position { line: 1, column: 1 }, value: Value::Null });
+        Ok(Tree { root, problems: self.problems })
     }
 
     fn fatal(&mut self, at: Position, message: String) -> Vec<Problem> {
@@ -240,22 +174,16 @@ impl Builder {
 
     fn refuse(&mut self, at: Position, message: &str) {
         self.problems.push(problem(at, message.into()));
-        self.put(Node {
-            at,
-            value: Value::Refused,
-        });
+        self.put(Node { at, value: Value::Refused });
     }
 
     fn marks_ok(&mut self, at: Position, anchor: usize, tagged: bool) -> bool {
         if anchor > 0 {
-            self.problems.push(problem(
-                at,
-                "anchors (`&name`) are not supported; write the value out".into(),
-            ));
+            self.problems
+                .push(problem(at, "anchors (`&name`) are not supported; write the value out".into()));
         }
         if tagged {
-            self.problems
-                .push(problem(at, "tags (`!name`) are not supported".into()));
+            self.problems.push(problem(at, "tags (`!name`) are not supported".into()));
         }
         anchor == 0 && !tagged
     }
@@ -281,31 +209,21 @@ impl Builder {
                         Value::Scalar { text, .. } => Some(text),
                         Value::Refused => None,
                         Value::Null | Value::List(_) | Value::Map(_) => {
-                            self.problems
-                                .push(problem(at, "a field's name must be text".into()));
+                            self.problems.push(problem(at, "a field's name must be text".into()));
                             None
                         }
                     };
                     *key = Some(Key { name, at });
                 }
                 Some(Key { name: None, .. }) => {}
-                Some(Key {
-                    name: Some(name),
-                    at,
-                }) => {
+                Some(Key { name: Some(name), at }) => {
                     if let Some(first) = entries.iter().find(|entry| entry.key == name) {
                         let line = first.key_at.line;
                         let name = shorten(&name);
-                        self.problems.push(problem(
-                            at,
-                            format!("`{name}` is given twice; first in line {line}"),
-                        ));
+                        self.problems
+                            .push(problem(at, format!("`{name}` is given twice; first in line {line}")));
                     } else {
-                        entries.push(Entry {
-                            key: name,
-                            key_at: at,
-                            value: node,
-                        });
+                        entries.push(Entry { key: name, key_at: at, value: node });
                     }
                 }
             },
@@ -318,21 +236,15 @@ fn scalar(text: Cow<'_, str>, style: ScalarStyle) -> Value {
     if plain && matches!(&*text, "" | "~" | "null" | "Null" | "NULL") {
         Value::Null
     } else {
-        Value::Scalar {
-            text: text.into_owned(),
-            plain,
-        }
+        Value::Scalar { text: text.into_owned(), plain }
     }
 }
 
 /// Text from outside, fit for a one-line message.
 pub(super) fn shorten(text: &str) -> String {
     const MOST: usize = 60;
-    let mut short: String = text
-        .chars()
-        .take(MOST)
-        .map(|c| if c.is_control() { '\u{fffd}' } else { c })
-        .collect();
+    let mut short: String =
+        text.chars().take(MOST).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
     if text.chars().nth(MOST).is_some() {
         short.push('…');
     }

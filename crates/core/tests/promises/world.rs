@@ -7,12 +7,16 @@ use std::time::Duration;
 
 use crescendo_core::Refused;
 use crescendo_core::decide::{Command, Limits, decide, reachable_curators};
-use crescendo_core::ids::{AttemptRef, Generation, Incarnation, JobId, NodeId, RequestId, StageRef, Timestamp};
+use crescendo_core::ids::{
+    AttemptRef, Generation, Incarnation, JobId, NodeId, RequestId, StageRef, Timestamp,
+};
 use crescendo_core::invariants::check_invariants;
 use crescendo_core::job::JobState;
 use crescendo_core::observed::{NodeReport, Observed, Progress, Report};
 use crescendo_core::pairlog::Lease;
-use crescendo_core::records::{CheckpointRecord, FileRecord, NodeKind, NodeRecord, Record, ShardRecord, Write};
+use crescendo_core::records::{
+    CheckpointRecord, FileRecord, NodeKind, NodeRecord, Record, ShardRecord, Write,
+};
 use crescendo_core::requests::{self, QueueLimits, Submission, UnitCommit, UnitLeaseRef};
 use crescendo_core::spec::{self, JobSpec};
 use crescendo_core::state::ClusterState;
@@ -24,24 +28,62 @@ const SLOTS: u32 = 2;
 /// One thing that happens. Numbers are reduced to what there is.
 #[derive(Clone, Copy, Debug)]
 pub enum Act {
-    Submit { request: u8, gpus: u8, min_gpus: u8, stages: u8 },
-    Cancel { job: u8 },
-    StartNode { node: u8 },
-    KillNode { node: u8 },
-    Disconnect { node: u8 },
-    Reconnect { node: u8 },
+    Submit {
+        request: u8,
+        gpus: u8,
+        min_gpus: u8,
+        stages: u8,
+    },
+    Cancel {
+        job: u8,
+    },
+    StartNode {
+        node: u8,
+    },
+    KillNode {
+        node: u8,
+    },
+    Disconnect {
+        node: u8,
+    },
+    Reconnect {
+        node: u8,
+    },
     /// The node carries out what it was sent.
-    Obey { node: u8 },
+    Obey {
+        node: u8,
+    },
     /// The node tells what its ranks do.
-    Tell { node: u8 },
-    RankFails { node: u8 },
-    Step { job: u8 },
-    Checkpoint { job: u8, last: bool },
-    Damage { job: u8 },
-    StaleCheckpoint { job: u8 },
-    Lease { job: u8, node: u8 },
-    CommitUnit { pick: u8, pairs: u8 },
-    Wait { seconds: u8 },
+    Tell {
+        node: u8,
+    },
+    RankFails {
+        node: u8,
+    },
+    Step {
+        job: u8,
+    },
+    Checkpoint {
+        job: u8,
+        last: bool,
+    },
+    Damage {
+        job: u8,
+    },
+    StaleCheckpoint {
+        job: u8,
+    },
+    Lease {
+        job: u8,
+        node: u8,
+    },
+    CommitUnit {
+        pick: u8,
+        pairs: u8,
+    },
+    Wait {
+        seconds: u8,
+    },
     /// The controller dies and comes back with what is durable.
     RestartController,
 }
@@ -124,10 +166,13 @@ impl World {
 
     fn perform(&mut self, act: Act) {
         match act {
-            Act::Submit { request, gpus, min_gpus, stages } => self.submit(request, spec_of(gpus, min_gpus, stages)),
+            Act::Submit { request, gpus, min_gpus, stages } => {
+                self.submit(request, spec_of(gpus, min_gpus, stages))
+            }
             Act::Cancel { job } => {
                 if let Some(id) = self.pick_job(job) {
-                    let writes = requests::cancel_job(&self.state, &id, "enough", self.now).expect("it exists");
+                    let writes =
+                        requests::cancel_job(&self.state, &id, "enough", self.now).expect("it exists");
                     self.apply(writes);
                 }
             }
@@ -264,12 +309,17 @@ impl World {
                     node.ranks.retain(|known, _| known.stage_ref() != attempt.stage_ref());
                     let record = state.stage(&attempt.stage_ref()).and_then(|stage| stage.attempt.clone());
                     let Some(record) = record.filter(|record| record.attempt == attempt) else { continue };
-                    let slots: Vec<u32> =
-                        record.ranks.iter().filter(|rank| rank.node == node.id).map(|rank| rank.device_index).collect();
+                    let slots: Vec<u32> = record
+                        .ranks
+                        .iter()
+                        .filter(|rank| rank.node == node.id)
+                        .map(|rank| rank.device_index)
+                        .collect();
                     for (other, held) in &node.ranks {
                         assert!(
                             held.iter().all(|slot| !slots.contains(slot)),
-                            "{attempt} was started on slots of {other}, which still runs on {}", node.id
+                            "{attempt} was started on slots of {other}, which still runs on {}",
+                            node.id
                         );
                     }
                     node.ranks.insert(attempt, slots);
@@ -278,7 +328,9 @@ impl World {
                     let stopped: Vec<AttemptRef> = node
                         .ranks
                         .keys()
-                        .filter(|known| known.stage_ref() == attempt.stage_ref() && known.generation <= attempt.generation)
+                        .filter(|known| {
+                            known.stage_ref() == attempt.stage_ref() && known.generation <= attempt.generation
+                        })
                         .cloned()
                         .collect();
                     for known in stopped {
@@ -308,14 +360,19 @@ impl World {
         let mut reports: BTreeMap<StageRef, (AttemptRef, NodeReport)> = BTreeMap::new();
         // The newest of each stage, as a node's table of reports keeps it.
         for (attempt, phase) in node.reports.iter().cloned().chain(running) {
-            let newest = reports.entry(attempt.stage_ref()).or_insert_with(|| (attempt.clone(), phase.clone()));
+            let newest =
+                reports.entry(attempt.stage_ref()).or_insert_with(|| (attempt.clone(), phase.clone()));
             if attempt.generation >= newest.0.generation {
                 *newest = (attempt, phase);
             }
         }
         self.seen.heard(&node.id, self.now);
         for (attempt, phase) in reports.into_values() {
-            if self.state.stage(&attempt.stage_ref()).is_none_or(|stage| attempt.generation > stage.generation()) {
+            if self
+                .state
+                .stage(&attempt.stage_ref())
+                .is_none_or(|stage| attempt.generation > stage.generation())
+            {
                 continue;
             }
             let step = self.steps.get(&attempt).copied().unwrap_or(0);
@@ -364,7 +421,8 @@ impl World {
         let Some(found) = stages.iter().flat_map(|stage| stage.checkpoints.values()).next() else { return };
         let stage = attempt.stage_ref();
         let writes =
-            requests::mark_checkpoint_damaged(&self.state, &stage, attempt.generation, &found.path, "torn").expect("newest");
+            requests::mark_checkpoint_damaged(&self.state, &stage, attempt.generation, &found.path, "torn")
+                .expect("newest");
         self.apply(writes);
     }
 
@@ -383,18 +441,28 @@ impl World {
             })
             .collect();
         for attempt in stale {
-            let known = self.state.stage(&attempt.stage_ref()).map(|stage| stage.checkpoints.clone()).unwrap_or_default();
+            let known = self
+                .state
+                .stage(&attempt.stage_ref())
+                .map(|stage| stage.checkpoints.clone())
+                .unwrap_or_default();
             for step in [5, 20] {
                 if known.contains_key(&(step, attempt.generation)) {
                     continue;
                 }
-                let refused = requests::commit_checkpoint(&self.state, Self::record_of(&attempt, step), self.now);
+                let refused =
+                    requests::commit_checkpoint(&self.state, Self::record_of(&attempt, step), self.now);
                 assert!(refused.is_err(), "{attempt} is old and was let commit");
             }
             for checkpoint in known.values().filter(|checkpoint| checkpoint.damaged.is_none()) {
                 let stage = attempt.stage_ref();
-                let refused =
-                    requests::mark_checkpoint_damaged(&self.state, &stage, attempt.generation, &checkpoint.path, "torn");
+                let refused = requests::mark_checkpoint_damaged(
+                    &self.state,
+                    &stage,
+                    attempt.generation,
+                    &checkpoint.path,
+                    "torn",
+                );
                 assert!(refused.is_err(), "{attempt} is old and was let mark");
             }
         }
@@ -409,10 +477,16 @@ impl World {
             return;
         };
         let node = self.node(node).id.clone();
-        let policy = self.limits.unit_policy(reachable_curators(&self.state, &self.seen, &self.limits, self.now));
-        let (lease, writes) = requests::lease_unit(&self.state, &stage, &node, &policy, self.now).expect("it exists");
+        let policy =
+            self.limits.unit_policy(reachable_curators(&self.state, &self.seen, &self.limits, self.now));
+        let (lease, writes) =
+            requests::lease_unit(&self.state, &stage, &node, &policy, self.now).expect("it exists");
         if let Lease::Granted(record) = lease {
-            self.leases.push(UnitLeaseRef { stage, unit: record.unit, lease_generation: record.lease_generation });
+            self.leases.push(UnitLeaseRef {
+                stage,
+                unit: record.unit,
+                lease_generation: record.lease_generation,
+            });
         }
         self.apply(writes);
     }

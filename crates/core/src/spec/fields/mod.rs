@@ -54,16 +54,8 @@ pub struct Range {
 
 impl Range {
     pub(super) fn holds(&self, value: f64) -> bool {
-        let above = if self.least_open {
-            value > self.least
-        } else {
-            value >= self.least
-        };
-        let below = if self.most_open {
-            value < self.most
-        } else {
-            value <= self.most
-        };
+        let above = if self.least_open { value > self.least } else { value >= self.least };
+        let below = if self.most_open { value < self.most } else { value <= self.most };
         above && below
     }
 }
@@ -71,11 +63,7 @@ impl Range {
 impl fmt::Display for Range {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let least = if self.least_open { "more than" } else { "from" };
-        let most = if self.most_open {
-            "less than"
-        } else {
-            "at most"
-        };
+        let most = if self.most_open { "less than" } else { "at most" };
         match (self.least_open, self.most_open) {
             (false, false) => write!(f, "{} to {}", self.least, self.most),
             _ => write!(f, "{least} {} and {most} {}", self.least, self.most),
@@ -102,9 +90,9 @@ impl fmt::Display for Kind {
                 }
                 Ok(())
             }
-            Kind::Name => f.write_str(
-                "1 to 40 of a-z, 0-9 and -, beginning and ending with a letter or digit",
-            ),
+            Kind::Name => {
+                f.write_str("1 to 40 of a-z, 0-9 and -, beginning and ending with a letter or digit")
+            }
             Kind::Text => f.write_str("text on one line, 1 to 1024 characters"),
             Kind::Whole { least, most } => write!(f, "a whole number from {least} to {most}"),
             Kind::Number(range) => write!(f, "a number, {range}"),
@@ -162,40 +150,26 @@ pub(super) fn parent(path: &str) -> &str {
 /// Fields right below the section `path`, empty for the top.
 pub(super) fn children(path: &str) -> impl Iterator<Item = &'static Field> + Clone {
     let path = path.strip_suffix("[]").unwrap_or(path);
-    FIELDS
-        .iter()
-        .filter(move |field| parent(field.path) == path)
+    FIELDS.iter().filter(move |field| parent(field.path) == path)
 }
 
 /// The reference of all fields as Markdown tables, one per section.
 pub fn markdown_table() -> String {
     let mut out = String::new();
     let mut sections = vec![""];
-    sections.extend(
-        FIELDS
-            .iter()
-            .filter(|field| is_section(&field.kind))
-            .map(|field| field.path),
-    );
+    sections.extend(FIELDS.iter().filter(|field| is_section(&field.kind)).map(|field| field.path));
     for section in sections {
         let (heading, suffix) = if section.is_empty() {
             ("The file".to_owned(), "")
         } else {
-            let list =
-                find(section).is_some_and(|field| matches!(field.kind, Kind::Sections { .. }));
-            (
-                format!("`{section}{}`", if list { "[]" } else { "" }),
-                if list { "[]" } else { "" },
-            )
+            let list = find(section).is_some_and(|field| matches!(field.kind, Kind::Sections { .. }));
+            (format!("`{section}{}`", if list { "[]" } else { "" }), if list { "[]" } else { "" })
         };
         let _ = writeln!(out, "### {heading}\n");
         if let Some(field) = find(section) {
             let _ = writeln!(out, "{}\n", field.about);
         }
-        let _ = writeln!(
-            out,
-            "| field | value | default | meaning |\n|---|---|---|---|"
-        );
+        let _ = writeln!(out, "| field | value | default | meaning |\n|---|---|---|---|");
         for field in children(&format!("{section}{suffix}")) {
             let only = if field.only_with.is_empty() {
                 String::new()
@@ -203,11 +177,8 @@ pub fn markdown_table() -> String {
                 format!("With `{}`. ", field.only_with)
             };
             let name = last_name(field.path);
-            let _ = writeln!(
-                out,
-                "| `{name}` | {} | {} | {only}{} |",
-                field.kind, field.default, field.about
-            );
+            let _ =
+                writeln!(out, "| `{name}` | {} | {} | {only}{} |", field.kind, field.default, field.about);
         }
         out.push('\n');
     }
@@ -215,8 +186,5 @@ pub fn markdown_table() -> String {
 }
 
 fn is_section(kind: &Kind) -> bool {
-    matches!(
-        kind,
-        Kind::Section | Kind::Sections { .. } | Kind::WordOrSection(_)
-    )
+    matches!(kind, Kind::Section | Kind::Sections { .. } | Kind::WordOrSection(_))
 }

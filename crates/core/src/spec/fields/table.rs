@@ -3,13 +3,7 @@
 use super::{Default, Field, Kind, Range};
 
 const fn field(path: &'static str, kind: Kind, default: Default, about: &'static str) -> Field {
-    Field {
-        path,
-        kind,
-        default,
-        only_with: "",
-        about,
-    }
+    Field { path, kind, default, only_with: "", about }
 }
 
 const fn with(only_with: &'static str, field: Field) -> Field {
@@ -21,39 +15,19 @@ const fn whole(least: i128, most: i128) -> Kind {
 }
 
 const fn closed(least: f64, most: f64) -> Range {
-    Range {
-        least,
-        least_open: false,
-        most,
-        most_open: false,
-    }
+    Range { least, least_open: false, most, most_open: false }
 }
 
 const fn above(least: f64, most: f64) -> Range {
-    Range {
-        least,
-        least_open: true,
-        most,
-        most_open: false,
-    }
+    Range { least, least_open: true, most, most_open: false }
 }
 
 const fn below(least: f64, most: f64) -> Range {
-    Range {
-        least,
-        least_open: false,
-        most,
-        most_open: true,
-    }
+    Range { least, least_open: false, most, most_open: true }
 }
 
 const fn between(least: f64, most: f64) -> Range {
-    Range {
-        least,
-        least_open: true,
-        most,
-        most_open: true,
-    }
+    Range { least, least_open: true, most, most_open: true }
 }
 
 const COMPOSE: &str = "source: compose";
@@ -61,48 +35,18 @@ const IMPORT: &str = "source: import";
 
 /// Every field, parents before children, in the order in which a spec is written.
 pub const FIELDS: &[Field] = &[
-    field(
-        "apiVersion",
-        Kind::Word(&["crescendo/v1"]),
-        Default::Required,
-        "Version of this format.",
-    ),
-    field(
-        "kind",
-        Kind::Word(&["TrainingJob"]),
-        Default::Required,
-        "What the file describes.",
-    ),
-    field(
-        "metadata",
-        Kind::Section,
-        Default::Required,
-        "Who the job is.",
-    ),
+    field("apiVersion", Kind::Word(&["crescendo/v1"]), Default::Required, "Version of this format."),
+    field("kind", Kind::Word(&["TrainingJob"]), Default::Required, "What the file describes."),
+    field("metadata", Kind::Section, Default::Required, "Who the job is."),
     field(
         "metadata.name",
         Kind::Name,
         Default::Required,
         "Name of the job; the id that the controller makes begins with it.",
     ),
-    field(
-        "metadata.tenant",
-        Kind::Name,
-        Default::Word("default"),
-        "Whom the job belongs to.",
-    ),
-    field(
-        "spec",
-        Kind::Section,
-        Default::Required,
-        "What the job does.",
-    ),
-    field(
-        "spec.model",
-        Kind::Section,
-        Default::Required,
-        "The network that is trained.",
-    ),
+    field("metadata.tenant", Kind::Name, Default::Word("default"), "Whom the job belongs to."),
+    field("spec", Kind::Section, Default::Required, "What the job does."),
+    field("spec.model", Kind::Section, Default::Required, "The network that is trained."),
     field(
         "spec.model.preset",
         Kind::Word(&["flux-dev", "flux-schnell", "nano"]),
@@ -121,12 +65,7 @@ pub const FIELDS: &[Field] = &[
         Default::Word("auto"),
         "Arithmetic of the frozen base. `auto`: bf16 on GPUs (as published), f32 on CPUs.",
     ),
-    field(
-        "spec.resources",
-        Kind::Section,
-        Default::From("all defaults"),
-        "What the job needs.",
-    ),
+    field("spec.resources", Kind::Section, Default::From("all defaults"), "What the job needs."),
     field(
         "spec.resources.gpus",
         whole(1, 1024),
@@ -139,12 +78,7 @@ pub const FIELDS: &[Field] = &[
         Default::From("`gpus`"),
         "The job may run on this many when there are no more.",
     ),
-    field(
-        "spec.priority",
-        whole(-1000, 1000),
-        Default::Whole(0),
-        "Higher goes first.",
-    ),
+    field("spec.priority", whole(-1000, 1000), Default::Whole(0), "Higher goes first."),
     field(
         "spec.seed",
         whole(0, u64::MAX as i128),
@@ -181,12 +115,7 @@ pub const FIELDS: &[Field] = &[
         Default::From("the stage before; `none` in the first"),
         "Stage whose final checkpoint this one starts from; `none` starts from the base.",
     ),
-    field(
-        "spec.stages[].data",
-        Kind::Section,
-        Default::Required,
-        "Where the stage's pairs come from.",
-    ),
+    field("spec.stages[].data", Kind::Section, Default::Required, "Where the stage's pairs come from."),
     field(
         "spec.stages[].data.source",
         Kind::Word(&["compose", "import"]),
@@ -292,12 +221,7 @@ pub const FIELDS: &[Field] = &[
         Default::Whole(256),
         "Candidates in one unit of curation work.",
     ),
-    field(
-        "spec.stages[].data.filter",
-        Kind::Section,
-        Default::From("no filter"),
-        "What a pair must pass.",
-    ),
+    field("spec.stages[].data.filter", Kind::Section, Default::From("no filter"), "What a pair must pass."),
     field(
         "spec.stages[].data.filter.similarity",
         Kind::Section,
@@ -322,12 +246,7 @@ pub const FIELDS: &[Field] = &[
         Default::Required,
         "safetensors file of the image encoder, DINOv2 naming.",
     ),
-    field(
-        "spec.stages[].train",
-        Kind::Section,
-        Default::From("all defaults"),
-        "How the stage is trained.",
-    ),
+    field("spec.stages[].train", Kind::Section, Default::From("all defaults"), "How the stage is trained."),
     field(
         "spec.stages[].train.adapter",
         Kind::WordOrSection("none"),

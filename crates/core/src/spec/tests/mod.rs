@@ -32,10 +32,7 @@ fn problems(yaml: &str) -> Vec<Problem> {
 
 /// `path: message` of each problem.
 fn messages(yaml: &str) -> Vec<String> {
-    problems(yaml)
-        .into_iter()
-        .map(|problem| format!("{}: {}", problem.path, problem.message))
-        .collect()
+    problems(yaml).into_iter().map(|problem| format!("{}: {}", problem.path, problem.message)).collect()
 }
 
 #[track_caller]
@@ -46,79 +43,30 @@ fn assert_only(yaml: &str, expected: &str) {
 #[test]
 fn defaults_are_the_published_recipe() {
     let spec = parse(SMALLEST.as_bytes()).unwrap();
-    assert_eq!(
-        (spec.name.as_str(), spec.tenant.as_str()),
-        ("uno", "default")
-    );
-    assert_eq!(
-        spec.resources,
-        Resources {
-            gpus: 8,
-            min_gpus: 8
-        }
-    );
-    assert_eq!(
-        spec.checkpoints,
-        CheckpointPolicy {
-            every: 1000,
-            keep_last: 3
-        }
-    );
+    assert_eq!((spec.name.as_str(), spec.tenant.as_str()), ("uno", "default"));
+    assert_eq!(spec.resources, Resources { gpus: 8, min_gpus: 8 });
+    assert_eq!(spec.checkpoints, CheckpointPolicy { every: 1000, keep_last: 3 });
     let stage = &spec.stages[0];
-    assert_eq!(
-        (stage.name.as_str(), stage.references, stage.positions),
-        ("stage-1", 1, Positions::Diagonal)
-    );
+    assert_eq!((stage.name.as_str(), stage.references, stage.positions), ("stage-1", 1, Positions::Diagonal));
     assert_eq!(stage.init_from, None);
-    assert_eq!(
-        (stage.data.pairs, stage.data.min_pairs, stage.data.unit_size),
-        (230_000, 256, 256)
-    );
-    let DataSource::Import(import) = &stage.data.source else {
-        panic!("{:?}", stage.data.source)
-    };
-    assert_eq!(
-        (import.format, import.min_score, import.resolution),
-        (ImportFormat::Uno1m, 4.0, 512)
-    );
+    assert_eq!((stage.data.pairs, stage.data.min_pairs, stage.data.unit_size), (230_000, 256, 256));
+    let DataSource::Import(import) = &stage.data.source else { panic!("{:?}", stage.data.source) };
+    assert_eq!((import.format, import.min_score, import.resolution), (ImportFormat::Uno1m, 4.0, 512));
     let train = &stage.train;
     assert_eq!(train.adapter, AdapterSpec::Lora { rank: 512 });
-    assert_eq!(
-        (train.steps, train.global_batch, train.micro_batch),
-        (5000, 16, 1)
-    );
-    assert_eq!(
-        (train.learning_rate, train.warmup_steps, train.betas),
-        (1e-5, 100, (0.9, 0.999))
-    );
-    assert_eq!(
-        (train.eps, train.weight_decay, train.max_grad_norm),
-        (1e-8, 0.01, 1.0)
-    );
-    assert_eq!(
-        (train.text_dropout, train.guidance, train.resolution),
-        (0.1, 1.0, 512)
-    );
-    assert_eq!(
-        (train.timesteps, train.on_starvation),
-        (TimestepSampling::Uniform, OnStarvation::Wait)
-    );
+    assert_eq!((train.steps, train.global_batch, train.micro_batch), (5000, 16, 1));
+    assert_eq!((train.learning_rate, train.warmup_steps, train.betas), (1e-5, 100, (0.9, 0.999)));
+    assert_eq!((train.eps, train.weight_decay, train.max_grad_norm), (1e-8, 0.01, 1.0));
+    assert_eq!((train.text_dropout, train.guidance, train.resolution), (0.1, 1.0, 512));
+    assert_eq!((train.timesteps, train.on_starvation), (TimestepSampling::Uniform, OnStarvation::Wait));
     assert_eq!(train.ema_decay, None);
 }
 
 #[test]
 fn later_stages_follow_the_one_before() {
-    let yaml = spec(
-        "",
-        MODEL,
-        &format!("{DATA}\n    - {DATA}\n    - {{initFrom: none, {DATA}}}"),
-    );
+    let yaml = spec("", MODEL, &format!("{DATA}\n    - {DATA}\n    - {{initFrom: none, {DATA}}}"));
     let spec = parse(yaml.as_bytes()).unwrap();
-    let starts: Vec<_> = spec
-        .stages
-        .iter()
-        .map(|stage| stage.init_from.as_deref())
-        .collect();
+    let starts: Vec<_> = spec.stages.iter().map(|stage| stage.init_from.as_deref()).collect();
     assert_eq!(starts, [None, Some("stage-1"), None]);
     assert_eq!(spec.stages[1].references, 2);
     assert_eq!(spec.stages[1].data.pairs, 15_000);
@@ -127,15 +75,8 @@ fn later_stages_follow_the_one_before() {
 #[test]
 fn nano_takes_its_sizes_from_the_panel() {
     let job = format!("{MODEL}\n  resources: {{gpus: 2}}");
-    let spec = parse(
-        spec(
-            "",
-            &job,
-            "{data: {source: compose, subjects: lib, panel: 48}}",
-        )
-        .as_bytes(),
-    )
-    .unwrap();
+    let spec =
+        parse(spec("", &job, "{data: {source: compose, subjects: lib, panel: 48}}").as_bytes()).unwrap();
     let train = &spec.stages[0].train;
     assert_eq!((train.resolution, train.micro_batch), (48, 8));
     assert_eq!(train.adapter, AdapterSpec::Lora { rank: 64 });
@@ -156,12 +97,10 @@ spec:
       train: {steps: -1, learningRate: fast, globalBatch: 7}
     - data: {source: diptych}
 ";
-    let found = problems(yaml)
-        .iter()
-        .fold(String::new(), |mut text, problem| {
-            let _ = writeln!(text, "{problem}");
-            text
-        });
+    let found = problems(yaml).iter().fold(String::new(), |mut text, problem| {
+        let _ = writeln!(text, "{problem}");
+        text
+    });
     assert_eq!(
         found,
         "\
@@ -184,48 +123,29 @@ line 10, column 22: spec.stages[2].data.source: expected `compose` or `import`, 
 #[test]
 fn files_that_are_no_spec() {
     assert_eq!(messages("").len(), 1);
-    assert_only(
-        "",
-        ": expected a section of fields (`name: value` lines), found nothing",
-    );
-    assert_only(
-        "[1, 2]",
-        ": expected a section of fields (`name: value` lines), found a list of 2",
-    );
+    assert_only("", ": expected a section of fields (`name: value` lines), found nothing");
+    assert_only("[1, 2]", ": expected a section of fields (`name: value` lines), found a list of 2");
     assert_eq!(messages("{}").len(), 4, "each missing part is named");
     let utf8 = parse(b"metadata:\n  na\xffme: x").unwrap_err();
-    assert_eq!(
-        (utf8[0].line, utf8[0].column, utf8[0].message.as_str()),
-        (2, 5, "byte 14 is not UTF-8")
-    );
+    assert_eq!((utf8[0].line, utf8[0].column, utf8[0].message.as_str()), (2, 5, "byte 14 is not UTF-8"));
     let huge = parse(&vec![b'#'; MAX_SPEC_BYTES + 1]).unwrap_err();
     assert_eq!(
         huge[0].message,
-        format!(
-            "the spec has {} bytes; at most {MAX_SPEC_BYTES} are read",
-            MAX_SPEC_BYTES + 1
-        )
+        format!("the spec has {} bytes; at most {MAX_SPEC_BYTES} are read", MAX_SPEC_BYTES + 1)
     );
 }
 
 #[test]
 fn yaml_that_cannot_be_read() {
     let syntax = problems("metadata:\n  name: [a, b\nspec: {}\n");
-    assert!(
-        syntax[0].message.starts_with("YAML syntax: ") && syntax[0].line > 0,
-        "{syntax:?}"
-    );
+    assert!(syntax[0].message.starts_with("YAML syntax: ") && syntax[0].line > 0, "{syntax:?}");
     let two = problems("a: 1\n---\nb: 2\n");
     assert_eq!(
         (two[0].line, two[0].message.as_str()),
         (2, "a second document begins here; a spec is one document")
     );
     for deep in ["[".repeat(200), "- ".repeat(200), "{a: ".repeat(200)] {
-        assert!(
-            messages(&deep)[0].contains("nested more than 32 deep"),
-            "{:?}",
-            messages(&deep)
-        );
+        assert!(messages(&deep)[0].contains("nested more than 32 deep"), "{:?}", messages(&deep));
     }
     let many = format!("a: [{}]", "1, ".repeat(MAX_NODES));
     assert_only(&many, ": more than 10000 values");
@@ -234,15 +154,10 @@ fn yaml_that_cannot_be_read() {
 #[test]
 fn anchors_and_tags_are_refused() {
     let yaml = SMALLEST.replace("{name: uno}", "&me {name: uno}");
-    assert_only(
-        &yaml,
-        ": anchors (`&name`) are not supported; write the value out",
-    );
+    assert_only(&yaml, ": anchors (`&name`) are not supported; write the value out");
     let yaml = SMALLEST.replace("{name: uno}", "&me {name: uno, tenant: *me}");
     assert!(
-        messages(&yaml)
-            .iter()
-            .any(|message| message.contains("aliases (`*name`)")),
+        messages(&yaml).iter().any(|message| message.contains("aliases (`*name`)")),
         "{:?}",
         messages(&yaml)
     );
@@ -254,10 +169,7 @@ fn anchors_and_tags_are_refused() {
 fn a_field_given_twice() {
     let yaml = SMALLEST.replace("kind: TrainingJob", "kind: TrainingJob\nkind: TrainingJob");
     let found = problems(&yaml);
-    assert_eq!(
-        found[0].to_string(),
-        "line 3, column 1: `kind` is given twice; first in line 2"
-    );
+    assert_eq!(found[0].to_string(), "line 3, column 1: `kind` is given twice; first in line 2");
     assert_eq!(found.len(), 1);
 }
 
@@ -266,22 +178,10 @@ fn wrong_types_say_what_was_found() {
     let stage = |train: &str| spec("", MODEL, &format!("{{train: {{{train}}}, {DATA}}}"));
     let path = "spec.stages[0].train";
     let whole = "a whole number from 1 to 10000000";
-    assert_only(
-        &stage("steps: [1]"),
-        &format!("{path}.steps: expected {whole}, found a list of 1"),
-    );
-    assert_only(
-        &stage("steps: '5'"),
-        &format!("{path}.steps: expected {whole}, found the text `5`"),
-    );
-    assert_only(
-        &stage("steps: 1.5"),
-        &format!("{path}.steps: expected {whole}, found the number 1.5"),
-    );
-    assert_only(
-        &stage("steps: {}"),
-        &format!("{path}.steps: expected {whole}, found a section of fields"),
-    );
+    assert_only(&stage("steps: [1]"), &format!("{path}.steps: expected {whole}, found a list of 1"));
+    assert_only(&stage("steps: '5'"), &format!("{path}.steps: expected {whole}, found the text `5`"));
+    assert_only(&stage("steps: 1.5"), &format!("{path}.steps: expected {whole}, found the number 1.5"));
+    assert_only(&stage("steps: {}"), &format!("{path}.steps: expected {whole}, found a section of fields"));
     assert_only(
         &stage("betas: [0.9]"),
         &format!("{path}.betas: expected a list of two numbers, each from 0 and less than 1"),
@@ -299,11 +199,7 @@ fn wrong_types_say_what_was_found() {
         "metadata.tenant: `Big Corp` is not a name: 1 to 40 of a-z, 0-9 and -, beginning and ending with a letter or digit",
     );
     assert_only(
-        &spec(
-            "",
-            MODEL,
-            "{data: {source: compose, subjects: \"a\\u0000b\"}}",
-        ),
+        &spec("", MODEL, "{data: {source: compose, subjects: \"a\\u0000b\"}}"),
         "spec.stages[0].data.subjects: expected text on one line, 1 to 1024 characters, found 3 characters",
     );
     assert_only(
@@ -321,10 +217,7 @@ fn contradictions_are_found() {
         "spec.stages[0].train.globalBatch: globalBatch 16 is not a multiple of minGpus 3",
     );
     let more = format!("{MODEL}\n  resources: {{gpus: 2, minGpus: 4}}");
-    assert_only(
-        &job(&more, DATA),
-        "spec.resources.minGpus: minGpus 4 is more than gpus 2",
-    );
+    assert_only(&job(&more, DATA), "spec.resources.minGpus: minGpus 4 is more than gpus 2");
     let three = format!("{MODEL}\n  resources: {{gpus: 3}}");
     assert_only(
         &job(&three, DATA),
@@ -335,24 +228,15 @@ fn contradictions_are_found() {
         "spec.stages[0].train.microBatch: microBatch 32 is more than one rank's share: globalBatch 16 / gpus 1 = 16",
     );
     assert_only(
-        &job(
-            MODEL,
-            "data: {source: compose, subjects: lib, pairs: 10, minPairs: 11}",
-        ),
+        &job(MODEL, "data: {source: compose, subjects: lib, pairs: 10, minPairs: 11}"),
         "spec.stages[0].data.minPairs: minPairs 11 is more than pairs 10: training would never start",
     );
     assert_only(
-        &job(
-            MODEL,
-            "data: {source: compose, subjects: lib, layout: mixed}",
-        ),
+        &job(MODEL, "data: {source: compose, subjects: lib, layout: mixed}"),
         "spec.stages[0].data.layout: layouts `diptych` and `mixed` go with `references: 0` only: they train the base",
     );
     assert_only(
-        &job(
-            MODEL,
-            "data: {source: compose, subjects: lib, panel: 40}, train: {resolution: 32}",
-        ),
+        &job(MODEL, "data: {source: compose, subjects: lib, panel: 40}, train: {resolution: 32}"),
         "spec.stages[0].data.panel: 40 is not a multiple of 16",
     );
     assert_only(
@@ -365,18 +249,12 @@ fn contradictions_are_found() {
     );
     let filter = "filter: {similarity: {min: 0.9, max: 0.5, encoder: e}}";
     assert_only(
-        &job(
-            MODEL,
-            &format!("data: {{source: compose, subjects: lib, {filter}}}"),
-        ),
+        &job(MODEL, &format!("data: {{source: compose, subjects: lib, {filter}}}")),
         "spec.stages[0].data.filter.similarity.min: min 0.9 is more than max 0.5: nothing would pass",
     );
     let filter = "filter: {similarity: {min: 0.5, encoder: e}}";
     assert_only(
-        &job(
-            MODEL,
-            &format!("references: 0, data: {{source: compose, subjects: lib, {filter}}}"),
-        ),
+        &job(MODEL, &format!("references: 0, data: {{source: compose, subjects: lib, {filter}}}")),
         "spec.stages[0].data.filter.similarity: similarity compares the target with its references, and the stage has none",
     );
 }
@@ -384,11 +262,7 @@ fn contradictions_are_found() {
 #[test]
 fn stages_that_cannot_follow_each_other() {
     let stages = |first: &str, second: &str| {
-        spec(
-            "",
-            MODEL,
-            &format!("{{{first}, {DATA}}}\n    - {{{second}, {DATA}}}"),
-        )
+        spec("", MODEL, &format!("{{{first}, {DATA}}}\n    - {{{second}, {DATA}}}"))
     };
     assert_only(
         &stages("name: a", "name: a, initFrom: none"),
@@ -426,10 +300,7 @@ fn stages_that_cannot_follow_each_other() {
 
 #[test]
 fn the_list_of_problems_is_bounded() {
-    let yaml = format!(
-        "{SMALLEST}{}",
-        (0..500).fold(String::new(), |text, n| text + &format!("x{n}: 1\n"))
-    );
+    let yaml = format!("{SMALLEST}{}", (0..500).fold(String::new(), |text, n| text + &format!("x{n}: 1\n")));
     let found = problems(&yaml);
     assert_eq!(found.len(), MAX_PROBLEMS + 1);
     assert_eq!(found.last().unwrap().message, "and 400 more problems");
@@ -474,9 +345,7 @@ fn every_field_of_the_table_is_read() {
         let path = field.path.replace("[]", "[0]");
         let yaml = with_nonsense(field);
         assert!(
-            problems(&yaml)
-                .iter()
-                .any(|problem| problem.path.starts_with(&path)),
+            problems(&yaml).iter().any(|problem| problem.path.starts_with(&path)),
             "{path} is not read from\n{yaml}"
         );
     }
@@ -508,22 +377,15 @@ fn the_reference_follows_the_table() {
     let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/job-spec.md");
     let (begin, end) = ("<!-- fields -->\n", "<!-- end of fields -->");
     let text = std::fs::read_to_string(&path).expect("docs/job-spec.md is there");
-    let (before, rest) = text
-        .split_once(begin)
-        .expect("the reference has its begin mark");
-    let (written, after) = rest
-        .split_once(end)
-        .expect("the reference has its end mark");
+    let (before, rest) = text.split_once(begin).expect("the reference has its begin mark");
+    let (written, after) = rest.split_once(end).expect("the reference has its end mark");
     let expected = format!("\n{}", markdown_table());
     if written != expected && std::env::var_os("CRESCENDO_BLESS").is_some() {
         std::fs::write(&path, format!("{before}{begin}{expected}{end}{after}"))
             .expect("docs/job-spec.md can be written");
         return;
     }
-    assert_eq!(
-        written, expected,
-        "run this test once with CRESCENDO_BLESS=1 to write the table anew"
-    );
+    assert_eq!(written, expected, "run this test once with CRESCENDO_BLESS=1 to write the table anew");
 }
 
 #[test]
@@ -532,10 +394,7 @@ fn every_example_is_valid() {
     let mut seen = 0;
     for entry in std::fs::read_dir(folder).expect("there are examples") {
         let path = entry.expect("the folder can be read").path();
-        if path
-            .extension()
-            .is_some_and(|extension| extension == "yaml")
-        {
+        if path.extension().is_some_and(|extension| extension == "yaml") {
             let yaml = std::fs::read(&path).expect("the example can be read");
             parse(&yaml).unwrap_or_else(|problems| panic!("{}: {problems:#?}", path.display()));
             seen += 1;

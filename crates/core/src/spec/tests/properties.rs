@@ -9,14 +9,8 @@ fn name() -> impl Strategy<Value = String> {
 }
 
 fn text() -> impl Strategy<Value = String> {
-    prop_oneof![
-        "[a-z./_-]{1,12}",
-        "[ -~]{1,12}",
-        "\\PC{1,12}",
-        Just("null".to_owned()),
-        Just("~".to_owned())
-    ]
-    .prop_filter("control", |text| !text.chars().any(char::is_control))
+    prop_oneof!["[a-z./_-]{1,12}", "[ -~]{1,12}", "\\PC{1,12}", Just("null".to_owned()), Just("~".to_owned())]
+        .prop_filter("control", |text| !text.chars().any(char::is_control))
 }
 
 fn share(range: std::ops::Range<u32>) -> impl Strategy<Value = f64> {
@@ -52,18 +46,9 @@ fn source() -> impl Strategy<Value = DataSource> {
 }
 
 fn stage_spec(gpus: u32) -> impl Strategy<Value = StageSpec> {
-    let similarity = (share(1..500), text()).prop_map(|(min, encoder)| SimilarityFilter {
-        min: -min,
-        max: min,
-        encoder,
-    });
-    let data = (
-        source(),
-        1..1_000_000u64,
-        0..100u64,
-        1..600u32,
-        proptest::option::of(similarity),
-    );
+    let similarity =
+        (share(1..500), text()).prop_map(|(min, encoder)| SimilarityFilter { min: -min, max: min, encoder });
+    let data = (source(), 1..1_000_000u64, 0..100u64, 1..600u32, proptest::option::of(similarity));
     let train = (
         1..9000u64,
         1..5u32,
@@ -76,13 +61,8 @@ fn stage_spec(gpus: u32) -> impl Strategy<Value = StageSpec> {
     (0..5usize, 1..9u32, data, train).prop_map(move |(positions, references, data, train)| {
         let (source, pairs, less, unit_size, similarity) = data;
         let (steps, share, rate, warmup_steps, part, ema_decay, size) = train;
-        let all = [
-            Positions::Diagonal,
-            Positions::Height,
-            Positions::Width,
-            Positions::None,
-            Positions::Frame,
-        ];
+        let all =
+            [Positions::Diagonal, Positions::Height, Positions::Width, Positions::None, Positions::Frame];
         StageSpec {
             name: String::new(),
             references: references.min(8),
@@ -115,11 +95,7 @@ fn stage_spec(gpus: u32) -> impl Strategy<Value = StageSpec> {
                 },
                 ema_decay,
                 resolution: 16 * size,
-                on_starvation: if positions == 1 {
-                    OnStarvation::Wait
-                } else {
-                    OnStarvation::Stop
-                },
+                on_starvation: if positions == 1 { OnStarvation::Wait } else { OnStarvation::Stop },
             },
         }
     })
@@ -129,56 +105,33 @@ fn job_spec() -> impl Strategy<Value = JobSpec> {
     (1..9u32)
         .prop_flat_map(|gpus| {
             let stages = proptest::collection::vec((stage_spec(gpus), any::<bool>()), 1..4);
-            (
-                (name(), name(), text()),
-                -1000..=1000i32,
-                any::<u64>(),
-                stages,
-                Just(gpus),
-                1..5000u64,
-            )
+            ((name(), name(), text()), -1000..=1000i32, any::<u64>(), stages, Just(gpus), 1..5000u64)
         })
-        .prop_map(
-            |((name, tenant, weights), priority, seed, stages, gpus, every)| {
-                let mut named: Vec<StageSpec> = Vec::new();
-                for (index, (mut stage, from_base)) in stages.into_iter().enumerate() {
-                    stage.name = format!("s{index}-{name}")
-                        .chars()
-                        .take(10)
-                        .collect::<String>()
-                        + "x";
-                    stage.init_from = named
-                        .first()
-                        .filter(|_| !from_base)
-                        .map(|first| first.name.clone());
-                    named.push(stage);
-                }
-                let presets = [
-                    ModelPreset::FluxDev,
-                    ModelPreset::FluxSchnell,
-                    ModelPreset::Nano,
-                ];
-                let precisions = [Precision::Auto, Precision::F32, Precision::Bf16];
-                let pick = usize::try_from(seed % 3).expect("less than 3");
-                JobSpec {
-                    name,
-                    tenant,
-                    model: ModelSpec {
-                        preset: presets[pick],
-                        weights: Some(weights),
-                        precision: precisions[pick],
-                    },
-                    resources: Resources { gpus, min_gpus: 1 },
-                    priority,
-                    seed,
-                    stages: named,
-                    checkpoints: CheckpointPolicy {
-                        every,
-                        keep_last: 1,
-                    },
-                }
-            },
-        )
+        .prop_map(|((name, tenant, weights), priority, seed, stages, gpus, every)| {
+            let mut named: Vec<StageSpec> = Vec::new();
+            for (index, (mut stage, from_base)) in stages.into_iter().enumerate() {
+                stage.name = format!("s{index}-{name}").chars().take(10).collect::<String>() + "x";
+                stage.init_from = named.first().filter(|_| !from_base).map(|first| first.name.clone());
+                named.push(stage);
+            }
+            let presets = [ModelPreset::FluxDev, ModelPreset::FluxSchnell, ModelPreset::Nano];
+            let precisions = [Precision::Auto, Precision::F32, Precision::Bf16];
+            let pick = usize::try_from(seed % 3).expect("less than 3");
+            JobSpec {
+                name,
+                tenant,
+                model: ModelSpec {
+                    preset: presets[pick],
+                    weights: Some(weights),
+                    precision: precisions[pick],
+                },
+                resources: Resources { gpus, min_gpus: 1 },
+                priority,
+                seed,
+                stages: named,
+                checkpoints: CheckpointPolicy { every, keep_last: 1 },
+            }
+        })
 }
 
 proptest! {
