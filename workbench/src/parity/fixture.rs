@@ -14,8 +14,6 @@ use serde_json::Value;
 pub struct Fixture {
     /// File name without extension.
     pub name: String,
-    /// The sidecar's `fixture` field.
-    pub field: String,
     pub path: PathBuf,
     sidecar: Value,
     tensors: TensorFile,
@@ -59,12 +57,12 @@ pub fn read_sidecar(path: &Path) -> anyhow::Result<Option<(String, Value)>> {
 impl Fixture {
     /// Opens the fixture whose sidecar lies at `path`.
     pub fn open(path: &Path) -> anyhow::Result<Self> {
-        let Some((field, sidecar)) = read_sidecar(path)? else {
+        let Some((_, sidecar)) = read_sidecar(path)? else {
             bail!("{} has no field `fixture`", path.display());
         };
         let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         let tensors = TensorFile::open(&path.with_extension("safetensors")).context("open tensors")?;
-        Ok(Self { name, field, path: path.to_owned(), sidecar, tensors })
+        Ok(Self { name, path: path.to_owned(), sidecar, tensors })
     }
 
     /// The part of the sidecar under `key`.
