@@ -2,7 +2,8 @@
 
 mod support;
 
-use crescendo_proto::v1::AttemptPhase;
+use crescendo_proto::v1::open_session_response::Message as Down;
+use crescendo_proto::v1::{AttemptPhase, AttemptRef, AttemptReport, RankPlacement, StartAttempt};
 use support::*;
 
 /// Trains to the end and returns the adapter's bytes.
@@ -32,12 +33,19 @@ async fn a_killed_rank_costs_steps_and_changes_no_bit() {
     }
     let first = cluster.checkpoint("calm", 2).await;
     assert_ne!(object(folder, &cluster.checkpoint("calm", 4).await, "dit_lora.safetensors"), undisturbed);
-    poll("deletion of the expired checkpoint", || !folder.join("objects").join(&first.path).join("manifest.json").exists()).await;
+    poll("deletion of the expired checkpoint", || {
+        !folder.join("objects").join(&first.path).join("manifest.json").exists()
+    })
+    .await;
 
     // The log ends after three steps until the rank is dead.
     cluster.set_log(12, false);
     start(folder, &cluster, &agents, "shaken", 1, &spec, None);
-    cluster.until("third step", |state| state.reports.iter().find(|r| r.step == 3 && r.attempt == Some(attempt("shaken", 1))).cloned()).await;
+    cluster
+        .until("third step", |state| {
+            state.reports.iter().find(|r| r.step == 3 && r.attempt == Some(attempt("shaken", 1))).cloned()
+        })
+        .await;
     let saved = cluster.checkpoint("shaken", 2).await;
     kill(b.ranks()[0]);
     let failed = cluster.report("shaken", 1, AttemptPhase::Failed).await;
@@ -52,9 +60,87 @@ async fn a_killed_rank_costs_steps_and_changes_no_bit() {
     assert_eq!(String::from_utf8(history).unwrap().lines().count(), 5);
     cluster
         .until("log line of rank 1", |state| {
-            state.logs.iter().find(|line| line.rank == 1 && line.job_id == "shaken" && line.generation == 2).cloned()
+            state
+                .logs
+                .iter()
+                .find(|line| line.rank == 1 && line.job_id == "shaken" && line.generation == 2)
+                .cloned()
         })
         .await;
+}
+
+#[tokio::test]
+async fn broken_pair_streams_change_no_bit() {
+    let folder = home();
+    let folder = folder.path();
+    let cluster = Cluster::start(16).await;
+    let a = Agent::start(folder, &cluster, "node-a", 1);
+    cluster.connected("node-a").await;
+    start(folder, &cluster, &[&a], "calm", 1, &spec(4, 1), None);
+    let undisturbed = finish(&cluster, folder, "calm", 4).await;
+    cluster.report("calm", 1, AttemptPhase::Succeeded).await;
+
+    for (job_id, committed) in [("shaken", 5), ("shaken-again", 10)] {
+        cluster.set_log(committed, false);
+        start(folder, &cluster, &[&a], job_id, 1, &spec(4, 1), None);
+        let waits = |report: &&AttemptReport| {
+            report.attempt == Some(attempt(job_id, 1)) && report.reason.contains("of the log")
+        };
+        cluster.until("wait for data", |state| state.reports.iter().find(waits).cloned()).await;
+        cluster.break_streams();
+        cluster.set_log(16, false);
+        assert!(finish(&cluster, folder, job_id, 4).await == undisturbed, "{job_id} ends with other weights");
+        cluster.report(job_id, 1, AttemptPhase::Succeeded).await;
+    }
+    let metrics = metrics(&a).await;
+    for line in [
+        "crescendo_trainer_step{slot=\"0\"} 4",
+        "crescendo_trainer_rank_starts_total 3",
+        "crescendo_trainer_rank_failures_total 0",
+        "crescendo_trainer_attempts_total{outcome=\"succeeded\"} 3",
+        "crescendo_trainer_checkpoint_write_seconds_count 6",
+    ] {
+        assert!(metrics.contains(line), "{line} is not in {metrics}");
+    }
+}
+
+#[tokio::test]
+async fn stages_build_on_each_other() {
+    let folder = home();
+    let folder = folder.path();
+    let cluster = Cluster::start(16).await;
+    let a = Agent::start(folder, &cluster, "node-a", 1);
+    cluster.connected("node-a").await;
+    // A base from nothing, then an adapter on top of it.
+    let mut two = spec(2, 1);
+    two.model.weights = None;
+    two.stages.push(two.stages[0].clone());
+    two.stages[0].train.adapter = crescendo_core::spec::AdapterSpec::None;
+    two.stages[1].name = "stage-2".into();
+    start(folder, &cluster, &[&a], "built", 1, &two, None);
+    let base = cluster.checkpoint("built", 2).await;
+    assert!(base.files.iter().any(|file| file.name == "model.safetensors"));
+    cluster.report("built", 1, AttemptPhase::Succeeded).await;
+
+    let placed = |rank| RankPlacement { rank, node_id: "node-a".into(), device_index: 0 };
+    let second = StartAttempt {
+        attempt: Some(AttemptRef { job_id: "built".into(), stage: "stage-2".into(), generation: 1 }),
+        stage_index: 1,
+        ranks: vec![placed(0)],
+        rendezvous_address: "127.0.0.1:1".into(),
+        resolved_spec_json: serde_json::to_vec(&two).unwrap(),
+        resume_from: None,
+        init_from: Some(base),
+        curator_addresses: vec![cluster.address.clone()],
+        object_store_url: format!("file://{}", folder.join("objects").display()),
+    };
+    cluster.send("node-a", Down::StartAttempt(second));
+    let adapter = cluster
+        .until("final checkpoint of stage 2", |state| {
+            state.checkpoints.iter().find(|c| c.stage == "stage-2" && c.r#final).cloned()
+        })
+        .await;
+    assert!(adapter.files.iter().any(|file| file.name == "dit_lora.safetensors"));
 }
 
 #[tokio::test]

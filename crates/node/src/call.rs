@@ -55,7 +55,8 @@ impl Controllers {
         if addresses.is_empty() {
             return Err(AddressError::None);
         }
-        let endpoints = addresses.iter().map(|address| endpoint(address.as_ref().trim())).collect::<Result<_, _>>()?;
+        let endpoints =
+            addresses.iter().map(|address| endpoint(address.as_ref().trim())).collect::<Result<_, _>>()?;
         Ok(Self { endpoints: Arc::new(endpoints), current: Arc::default() })
     }
 

@@ -215,14 +215,18 @@ mod tests {
         let subscriber = tracing_subscriber::registry().with(buffer.layer());
         tracing::subscriber::with_default(subscriber, || {
             tracing::info!("of no job");
-            let outer = tracing::info_span!("attempt", job = "j-1", stage = %"one", generation = 3u64).entered();
+            let outer =
+                tracing::info_span!("attempt", job = "j-1", stage = %"one", generation = 3u64).entered();
             tracing::info_span!("rank", rank = 1).in_scope(|| tracing::warn!(step = 7, "slow"));
             drop(outer);
         });
         let lines = buffer.take(10);
         assert_eq!(lines.len(), 1);
         let line = &lines[0];
-        assert_eq!((line.job_id.as_str(), line.stage.as_str(), line.generation, line.rank), ("j-1", "one", 3, 1));
+        assert_eq!(
+            (line.job_id.as_str(), line.stage.as_str(), line.generation, line.rank),
+            ("j-1", "one", 3, 1)
+        );
         assert_eq!((line.level.as_str(), line.message.as_str()), ("WARN", "slow step=7"));
         assert_eq!(line.node_id, "node-1");
     }

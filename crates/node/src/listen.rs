@@ -6,7 +6,9 @@ use tokio::net::TcpListener;
 
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
-    #[error("{addr} can be reached from other machines, and there is no login: give --allow-non-loopback if that is meant")]
+    #[error(
+        "{addr} can be reached from other machines, and there is no login: give --allow-non-loopback if that is meant"
+    )]
     NotLoopback { addr: SocketAddr },
     #[error("cannot listen on {addr}")]
     Bind {

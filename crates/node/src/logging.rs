@@ -19,8 +19,10 @@ pub enum LoggingError {
 /// Sets up the process's logging. With `forward`, lines inside a span (or of an event) that has a `job` field are also
 /// kept there for the controller.
 pub fn init(args: &LogArgs, forward: Option<&LogBuffer>) -> Result<(), LoggingError> {
-    let filter = EnvFilter::try_new(&args.log_filter)
-        .map_err(|error| LoggingError::Filter { filter: args.log_filter.clone(), reason: error.to_string() })?;
+    let filter = EnvFilter::try_new(&args.log_filter).map_err(|error| LoggingError::Filter {
+        filter: args.log_filter.clone(),
+        reason: error.to_string(),
+    })?;
     let stderr = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     let stderr = match args.log_format {
         LogFormat::Text => stderr.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).boxed(),

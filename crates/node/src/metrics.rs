@@ -10,7 +10,11 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 /// Serves `GET /metrics` until `stop`.
-pub async fn serve(listener: TcpListener, registry: Registry, stop: CancellationToken) -> std::io::Result<()> {
+pub async fn serve(
+    listener: TcpListener,
+    registry: Registry,
+    stop: CancellationToken,
+) -> std::io::Result<()> {
     let router = Router::new().route("/metrics", get(scrape)).with_state(registry);
     axum::serve(listener, router).with_graceful_shutdown(async move { stop.cancelled().await }).await
 }

@@ -52,7 +52,8 @@ impl ReportTable {
         }
         self.entries.insert(key, Entry { report, due: true, sent, changed: self.changes });
         if self.entries.len() > MAX_STAGES {
-            let oldest = self.entries.iter().min_by_key(|(_, entry)| entry.changed).map(|(key, _)| key.clone());
+            let oldest =
+                self.entries.iter().min_by_key(|(_, entry)| entry.changed).map(|(key, _)| key.clone());
             if let Some(oldest) = oldest {
                 self.entries.remove(&oldest);
             }
@@ -70,7 +71,8 @@ impl ReportTable {
     /// The next report to send at `now`: changes of phase at once, progress not more often than
     /// [`PROGRESS_INTERVAL`].
     pub fn take_due(&mut self, now: Instant) -> Option<AttemptReport> {
-        let entry = self.entries.values_mut().filter(|entry| entry.is_due(now)).min_by_key(|entry| entry.changed)?;
+        let entry =
+            self.entries.values_mut().filter(|entry| entry.is_due(now)).min_by_key(|entry| entry.changed)?;
         entry.due = false;
         entry.sent = Some((entry.report.phase, now));
         Some(entry.report.clone())
@@ -81,7 +83,9 @@ impl Entry {
     fn is_due(&self, now: Instant) -> bool {
         self.due
             && match self.sent {
-                Some((phase, at)) if phase == self.report.phase => now.saturating_duration_since(at) >= PROGRESS_INTERVAL,
+                Some((phase, at)) if phase == self.report.phase => {
+                    now.saturating_duration_since(at) >= PROGRESS_INTERVAL
+                }
                 _ => true,
             }
     }

@@ -16,8 +16,8 @@ use crescendo_proto::v1::node_service_client::NodeServiceClient;
 use crescendo_proto::v1::open_session_request::Message as Up;
 use crescendo_proto::v1::open_session_response::Message as Down;
 use crescendo_proto::v1::{
-    AssignCuration, Heartbeat, Hello, LogBatch, OpenSessionRequest, OpenSessionResponse, ReleaseCuration, StartAttempt,
-    StopAttempt, UpdateCurators, Welcome,
+    AssignCuration, Heartbeat, Hello, LogBatch, OpenSessionRequest, OpenSessionResponse, ReleaseCuration,
+    StartAttempt, StopAttempt, UpdateCurators, Welcome,
 };
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
@@ -197,7 +197,9 @@ async fn send(up: &mpsc::Sender<OpenSessionRequest>, message: Up) -> Result<(), 
     match tokio::time::timeout(SEND_TIMEOUT, up.send(request)).await {
         Ok(Ok(())) => Ok(()),
         Ok(Err(_)) => Err(Status::unavailable("the session's transport is closed")),
-        Err(_) => Err(Status::deadline_exceeded(format!("the controller takes no message for {SEND_TIMEOUT:?}"))),
+        Err(_) => {
+            Err(Status::deadline_exceeded(format!("the controller takes no message for {SEND_TIMEOUT:?}")))
+        }
     }
 }
 

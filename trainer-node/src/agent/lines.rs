@@ -21,7 +21,8 @@ pub struct Line {
 pub fn understand(line: &str, fallback: tracing::Level) -> Line {
     let json: Option<Value> = serde_json::from_str(line).ok();
     let fields = json.as_ref().and_then(|json| json.get("fields")).and_then(Value::as_object);
-    let level = json.as_ref().and_then(|json| json.get("level")).and_then(Value::as_str).and_then(|l| l.parse().ok());
+    let level =
+        json.as_ref().and_then(|json| json.get("level")).and_then(Value::as_str).and_then(|l| l.parse().ok());
     let (Some(fields), Some(level)) = (fields, level) else {
         return Line { level: fallback, text: line.to_owned() };
     };
@@ -114,7 +115,10 @@ mod tests {
     #[test]
     fn a_ranks_own_lines_keep_their_level_and_fields() {
         let line = r#"{"timestamp":"t","level":"WARN","fields":{"message":"slow","step":7,"why":"x"},"span":{"rank":1}}"#;
-        assert_eq!(understand(line, Level::INFO), Line { level: Level::WARN, text: "slow step=7 why=x".into() });
+        assert_eq!(
+            understand(line, Level::INFO),
+            Line { level: Level::WARN, text: "slow step=7 why=x".into() }
+        );
         for other in ["plain text", "{}", "[1]", r#"{"level":"WARN"}"#] {
             assert_eq!(understand(other, Level::INFO), Line { level: Level::INFO, text: other.into() });
         }

@@ -1,7 +1,9 @@
 //! What the agent tells Prometheus. Ranks are told apart by the slot that they occupy.
 
 use crescendo_proto::v1::{AttemptPhase, RankProgress};
-use prometheus::{GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
+use prometheus::{
+    GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+};
 
 /// See the module.
 #[derive(Clone, Debug)]
@@ -29,9 +31,18 @@ impl Metrics {
             Ok(gauge)
         };
         let metrics = Self {
-            step: IntGaugeVec::new(Opts::new("crescendo_trainer_step", "Optimizer steps done in the stage"), &["slot"])?,
-            loss: gauge("crescendo_trainer_loss", "Training loss of the last step, mean over the global batch")?,
-            grad_norm: gauge("crescendo_trainer_grad_norm", "L2 norm of the last step's gradients before clipping")?,
+            step: IntGaugeVec::new(
+                Opts::new("crescendo_trainer_step", "Optimizer steps done in the stage"),
+                &["slot"],
+            )?,
+            loss: gauge(
+                "crescendo_trainer_loss",
+                "Training loss of the last step, mean over the global batch",
+            )?,
+            grad_norm: gauge(
+                "crescendo_trainer_grad_norm",
+                "L2 norm of the last step's gradients before clipping",
+            )?,
             learning_rate: gauge("crescendo_trainer_learning_rate", "Learning rate of the last step")?,
             samples_per_sec: gauge(
                 "crescendo_trainer_samples_per_second",
@@ -52,8 +63,11 @@ impl Metrics {
                 &["outcome"],
             )?,
             checkpoint_write_seconds: Histogram::with_opts(
-                HistogramOpts::new("crescendo_trainer_checkpoint_write_seconds", "Time to write a checkpoint's files")
-                    .buckets(vec![0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0]),
+                HistogramOpts::new(
+                    "crescendo_trainer_checkpoint_write_seconds",
+                    "Time to write a checkpoint's files",
+                )
+                .buckets(vec![0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0]),
             )?,
             checkpoints: IntCounterVec::new(
                 Opts::new("crescendo_trainer_checkpoints_total", "Checkpoints by the registry's answer"),

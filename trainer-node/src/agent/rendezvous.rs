@@ -64,7 +64,8 @@ impl Rendezvous {
             meeting.token = token;
         }
         if meetings.len() > MAX_STAGES {
-            let oldest = meetings.iter().min_by_key(|(_, meeting)| meeting.touched).map(|(key, _)| key.clone());
+            let oldest =
+                meetings.iter().min_by_key(|(_, meeting)| meeting.touched).map(|(key, _)| key.clone());
             if let Some(oldest) = oldest {
                 meetings.remove(&oldest);
             }
@@ -137,7 +138,10 @@ mod tests {
     async fn an_old_generation_is_turned_away() {
         let rendezvous = Rendezvous::default();
         rendezvous.open(&attempt(3)).unwrap();
-        assert_eq!(rendezvous.publish(&attempt(2), b"t".to_vec()).unwrap_err().code(), Code::FailedPrecondition);
+        assert_eq!(
+            rendezvous.publish(&attempt(2), b"t".to_vec()).unwrap_err().code(),
+            Code::FailedPrecondition
+        );
         let wait = rendezvous.wait(&attempt(2), Duration::from_secs(5)).await;
         assert_eq!(wait.unwrap_err().code(), Code::FailedPrecondition);
         let wait = rendezvous.wait(&attempt(3), Duration::from_millis(5)).await;

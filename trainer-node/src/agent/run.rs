@@ -139,9 +139,13 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
     });
 
     let rendezvous = Arc::<Rendezvous>::default();
-    let service = Service { events: events.clone(), rendezvous: Arc::clone(&rendezvous), tasks: tasks.clone() };
+    let service =
+        Service { events: events.clone(), rendezvous: Arc::clone(&rendezvous), tasks: tasks.clone() };
     tasks.spawn_critical("grpc server", serve(service, listener, tasks.stop_token()));
-    tasks.spawn_critical("metrics server", metrics_server::serve(metrics_listener, registry, tasks.stop_token()));
+    tasks.spawn_critical(
+        "metrics server",
+        metrics_server::serve(metrics_listener, registry, tasks.stop_token()),
+    );
     let agent = Agent {
         table: AttemptTable::new(args.node.node_id.clone(), slots),
         command: RankCommand {
@@ -149,7 +153,7 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
             agent: reachable(grpc.ip(), grpc.port()),
             cuda,
             threads: args.threads_per_rank,
-            bind_ip: rank_ip(grpc.ip()),
+            bind_ip: rank_ip(grpc.ip(), args.server.advertise_host.as_deref()).await?,
             scratch,
             library_root,
             log_filter: args.server.log.log_filter.clone(),
@@ -166,7 +170,8 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
     };
     tasks.spawn_critical("agent", agent.run(inbox, tasks.stop_token()));
     if let Some(path) = &args.server.port_file {
-        ports::write_port_file(path, grpc, metrics_address).with_context(|| format!("write {}", path.display()))?;
+        ports::write_port_file(path, grpc, metrics_address)
+            .with_context(|| format!("write {}", path.display()))?;
     }
     tracing::info!(%grpc, metrics = %metrics_address, slots, cuda, "agent serves");
     supervisor.run(GRACE).await?;
@@ -201,8 +206,16 @@ fn reachable(ip: IpAddr, port: u16) -> String {
     std::net::SocketAddr::new(ip, port).to_string()
 }
 
-fn rank_ip(listen: IpAddr) -> IpAddr {
-    if listen.is_unspecified() { IpAddr::from([127, 0, 0, 1]) } else { listen }
+/// Address at which ranks of other nodes reach those here.
+async fn rank_ip(listen: IpAddr, advertise_host: Option<&str>) -> anyhow::Result<IpAddr> {
+    match advertise_host {
+        _ if !listen.is_unspecified() => Ok(listen),
+        None => Ok(IpAddr::from([127, 0, 0, 1])),
+        Some(host) => {
+            let mut found = tokio::net::lookup_host((host, 0)).await.context("resolve --advertise-host")?;
+            found.next().map(|address| address.ip()).context("--advertise-host has no address")
+        }
+    }
 }
 
 async fn serve(
@@ -317,7 +330,8 @@ impl Agent {
                         vec![effect]
                     }
                     _ => {
-                        let _ = down.try_send(Err(Status::failed_precondition("this rank is not wanted here")));
+                        let _ =
+                            down.try_send(Err(Status::failed_precondition("this rank is not wanted here")));
                         Vec::new()
                     }
                 }
@@ -470,7 +484,8 @@ impl Agent {
     }
 
     fn commit(&self, rank: RankKey, checkpoint: Checkpoint) {
-        let (controllers, events, stop) = (self.controllers.clone(), self.events.clone(), self.tasks.stop_token());
+        let (controllers, events, stop) =
+            (self.controllers.clone(), self.events.clone(), self.tasks.stop_token());
         let span = rank_span(&rank);
         let call = async move {
             let step = checkpoint.step;
@@ -495,7 +510,8 @@ impl Agent {
     }
 
     fn mark(&self, rank: RankKey, damage: RankDamage) {
-        let (controllers, events, stop) = (self.controllers.clone(), self.events.clone(), self.tasks.stop_token());
+        let (controllers, events, stop) =
+            (self.controllers.clone(), self.events.clone(), self.tasks.stop_token());
         let span = rank_span(&rank);
         let call = async move {
             let request = MarkCheckpointDamagedRequest {
@@ -521,5 +537,11 @@ impl Agent {
 }
 
 fn rank_span(rank: &RankKey) -> tracing::Span {
-    tracing::info_span!("rank", job = rank.job_id, stage = rank.stage, generation = rank.generation, rank = rank.rank)
+    tracing::info_span!(
+        "rank",
+        job = rank.job_id,
+        stage = rank.stage,
+        generation = rank.generation,
+        rank = rank.rank
+    )
 }

@@ -8,8 +8,8 @@ use crescendo_node::supervise::Tasks;
 use crescendo_proto::v1::agent_service_server::AgentService;
 use crescendo_proto::v1::open_rank_session_request::Message as Up;
 use crescendo_proto::v1::{
-    AttemptRef, AwaitRendezvousRequest, AwaitRendezvousResponse, OpenRankSessionRequest, OpenRankSessionResponse,
-    PublishRendezvousRequest, PublishRendezvousResponse,
+    AttemptRef, AwaitRendezvousRequest, AwaitRendezvousResponse, OpenRankSessionRequest,
+    OpenRankSessionResponse, PublishRendezvousRequest, PublishRendezvousResponse,
 };
 use futures::Stream;
 use tokio::sync::mpsc;

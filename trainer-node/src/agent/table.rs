@@ -58,13 +58,29 @@ pub enum KillSignal {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Effect {
     /// Start the process of a rank.
-    Spawn { rank: RankKey, slot: u32 },
+    Spawn {
+        rank: RankKey,
+        slot: u32,
+    },
     /// Tell a rank what to do, over its session.
-    Assign { rank: RankKey, start: Box<StartAttempt>, slot: u32 },
+    Assign {
+        rank: RankKey,
+        start: Box<StartAttempt>,
+        slot: u32,
+    },
     /// Tell a rank to stop; if it has no session, its process gets SIGKILL.
-    Stop { rank: RankKey, reason: String },
-    UpdateCurators { rank: RankKey, update: UpdateCurators },
-    Signal { rank: RankKey, signal: KillSignal },
+    Stop {
+        rank: RankKey,
+        reason: String,
+    },
+    UpdateCurators {
+        rank: RankKey,
+        update: UpdateCurators,
+    },
+    Signal {
+        rank: RankKey,
+        signal: KillSignal,
+    },
     Report(Box<AttemptReport>),
 }
 
@@ -137,8 +153,10 @@ impl AttemptTable {
 
     /// Attempts that run or wait here.
     pub fn running(&self) -> Vec<AttemptRef> {
-        let live = self.attempts.values().filter(|attempt| !attempt.ended()).filter_map(|a| a.start.attempt.clone());
-        let mut running: Vec<AttemptRef> = live.chain(self.waiting.values().map(|w| w.attempt.clone())).collect();
+        let live =
+            self.attempts.values().filter(|attempt| !attempt.ended()).filter_map(|a| a.start.attempt.clone());
+        let mut running: Vec<AttemptRef> =
+            live.chain(self.waiting.values().map(|w| w.attempt.clone())).collect();
         running.sort_by(|a, b| (&a.job_id, &a.stage, a.generation).cmp(&(&b.job_id, &b.stage, b.generation)));
         running
     }
@@ -229,8 +247,11 @@ impl AttemptTable {
         }
         known.start.curator_addresses.clone_from(&update.curator_addresses);
         let live = known.ranks.iter().filter(|(_, rank)| !rank.exited);
-        live.map(|(rank, _)| Effect::UpdateCurators { rank: rank_key(attempt, *rank), update: update.clone() })
-            .collect()
+        live.map(|(rank, _)| Effect::UpdateCurators {
+            rank: rank_key(attempt, *rank),
+            update: update.clone(),
+        })
+        .collect()
     }
 
     /// A rank has opened its session. `None`: no such rank is expected, so it must end.
@@ -265,7 +286,12 @@ impl AttemptTable {
             local.end = Some(end.clone());
         }
         if !end.ok && attempt.stopping.is_none() {
-            fail(attempt, Failure { rank: Some(rank.rank), reason: end.reason, permanent: end.permanent }, now, &mut effects);
+            fail(
+                attempt,
+                Failure { rank: Some(rank.rank), reason: end.reason, permanent: end.permanent },
+                now,
+                &mut effects,
+            );
         }
         effects
     }
@@ -319,8 +345,12 @@ impl AttemptTable {
                 effects.push(Effect::Signal { rank: rank_key(&reference, *rank), signal });
             }
         }
-        let late: Vec<StageKey> =
-            self.waiting.iter().filter(|(_, waiting)| now >= waiting.until).map(|(key, _)| key.clone()).collect();
+        let late: Vec<StageKey> = self
+            .waiting
+            .iter()
+            .filter(|(_, waiting)| now >= waiting.until)
+            .map(|(key, _)| key.clone())
+            .collect();
         for key in late {
             if let Some(waiting) = self.waiting.remove(&key) {
                 let reason = format!("its slots on {} were not free within {SLOT_WAIT:?}", self.node_id);
@@ -347,8 +377,10 @@ impl AttemptTable {
 
     /// Local ranks and their slots; an error if the assignment cannot be meant for this node.
     fn check(&self, start: &StartAttempt) -> Result<BTreeMap<u32, u32>, String> {
-        let local: Vec<_> = start.ranks.iter().filter(|placement| placement.node_id == self.node_id).collect();
-        let ranks: BTreeMap<u32, u32> = local.iter().map(|placed| (placed.rank, placed.device_index)).collect();
+        let local: Vec<_> =
+            start.ranks.iter().filter(|placement| placement.node_id == self.node_id).collect();
+        let ranks: BTreeMap<u32, u32> =
+            local.iter().map(|placed| (placed.rank, placed.device_index)).collect();
         let slots: BTreeSet<u32> = ranks.values().copied().collect();
         if ranks.is_empty() {
             return Err(format!("no rank is placed on {}", self.node_id));
@@ -377,7 +409,8 @@ impl AttemptTable {
             if self.attempts.get(&key).is_some_and(Attempt::lives) {
                 continue;
             }
-            let Some(ranks) = self.waiting.get(&key).and_then(|waiting| self.check(&waiting.start).ok()) else {
+            let Some(ranks) = self.waiting.get(&key).and_then(|waiting| self.check(&waiting.start).ok())
+            else {
                 continue;
             };
             if ranks.values().any(|slot| taken.contains(slot)) {
@@ -467,7 +500,12 @@ impl AttemptTable {
 }
 
 fn rank_key(attempt: &AttemptRef, rank: u32) -> RankKey {
-    RankKey { job_id: attempt.job_id.clone(), stage: attempt.stage.clone(), generation: attempt.generation, rank }
+    RankKey {
+        job_id: attempt.job_id.clone(),
+        stage: attempt.stage.clone(),
+        generation: attempt.generation,
+        rank,
+    }
 }
 
 /// Tells the live ranks to stop, once.
@@ -522,3 +560,6 @@ fn report(attempt: &Attempt) -> AttemptReport {
         permanent,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -45,7 +45,13 @@ impl Text {
         let pooled = tensor("text.pooled", text.pooled.as_ref())?;
         match tokens.size()[..] {
             [count, width] if width == shape.text_width && (1..=MAX_SIDE).contains(&count) => {}
-            _ => return Err(format!("text.tokens: shape {:?}, not [tokens, {}]", tokens.size(), shape.text_width)),
+            _ => {
+                return Err(format!(
+                    "text.tokens: shape {:?}, not [tokens, {}]",
+                    tokens.size(),
+                    shape.text_width
+                ));
+            }
         }
         if pooled.size() != [shape.pooled_width] {
             return Err(format!("text.pooled: shape {:?}, not [{}]", pooled.size(), shape.pooled_width));
@@ -111,7 +117,9 @@ fn latent(name: &str, data: Option<&TensorData>, shape: &SampleShape) -> Result<
     let tensor = tensor(name, data)?;
     let side = |n: i64| n > 0 && n % 2 == 0 && n <= MAX_SIDE;
     match tensor.size()[..] {
-        [channels, height, width] if channels == shape.latent_channels && side(height) && side(width) => Ok(tensor),
+        [channels, height, width] if channels == shape.latent_channels && side(height) && side(width) => {
+            Ok(tensor)
+        }
         _ => Err(format!(
             "{name}: shape {:?}, not [{}, even height, even width]",
             tensor.size(),
@@ -134,7 +142,8 @@ fn tensor(name: &str, data: Option<&TensorData>) -> Result<Tensor, String> {
         return Err(format!("{name}: {} bytes do not fill shape {:?}", data.data.len(), data.shape));
     }
     let shape: Vec<i64> = data.shape.iter().map(|dim| i64::from(*dim)).collect();
-    let made = Tensor::f_from_data_size(&data.data, &shape, kind).and_then(|tensor| tensor.f_to_kind(Kind::Float));
+    let made =
+        Tensor::f_from_data_size(&data.data, &shape, kind).and_then(|tensor| tensor.f_to_kind(Kind::Float));
     made.map_err(|error| format!("{name}: {error}"))
 }
 
@@ -224,7 +233,8 @@ fn group_batch(
 mod tests {
     use super::*;
 
-    const SHAPE: SampleShape = SampleShape { latent_channels: 2, text_width: 3, pooled_width: 4, references: 1 };
+    const SHAPE: SampleShape =
+        SampleShape { latent_channels: 2, text_width: 3, pooled_width: 4, references: 1 };
 
     fn pair(index: u64, side: u32) -> EncodedPair {
         let latent = to_wire(&vec![0.5; (2 * side * side) as usize], &[2, side, side]);
@@ -254,18 +264,30 @@ mod tests {
         type Change = fn(&mut EncodedPair);
         let cases: [(Change, &str); 7] = [
             (|p| p.target = None, "pair 7: target: missing"),
-            (|p| p.target = Some(to_wire(&[0.0; 18], &[2, 3, 3])), "pair 7: target: shape [2, 3, 3], not [2, even height, even width]"),
+            (
+                |p| p.target = Some(to_wire(&[0.0; 18], &[2, 3, 3])),
+                "pair 7: target: shape [2, 3, 3], not [2, even height, even width]",
+            ),
             (|p| p.references.clear(), "pair 7: 0 references, the stage trains with 1"),
-            (|p| p.references[0].shape = vec![u32::MAX; 4], "pair 7: references[0]: 32 bytes do not fill shape"),
+            (
+                |p| p.references[0].shape = vec![u32::MAX; 4],
+                "pair 7: references[0]: 32 bytes do not fill shape",
+            ),
             (|p| p.references[0].dtype = 9, "pair 7: references[0]: no dtype"),
             (|p| p.text = None, "pair 7: text: missing"),
-            (|p| p.text.as_mut().unwrap().pooled = Some(to_wire(&[0.0; 3], &[3])), "pair 7: text.pooled: shape [3], not [4]"),
+            (
+                |p| p.text.as_mut().unwrap().pooled = Some(to_wire(&[0.0; 3], &[3])),
+                "pair 7: text.pooled: shape [3], not [4]",
+            ),
         ];
         for (change, expected) in cases {
             let mut bad = pair(7, 2);
             change(&mut bad);
             let error = Sample::new(7, &bad, &SHAPE).unwrap_err();
-            assert!(matches!(&error, RankError::Permanent(reason) if reason.starts_with(expected)), "{error}");
+            assert!(
+                matches!(&error, RankError::Permanent(reason) if reason.starts_with(expected)),
+                "{error}"
+            );
         }
     }
 
@@ -279,14 +301,19 @@ mod tests {
         let micros = micro_batches(&samples, 4, &draws(), Device::Cpu).unwrap();
         let sizes: Vec<Vec<i64>> = micros.iter().map(|micro| micro.latents.size()).collect();
         assert_eq!(sizes, [vec![3, 2, 2, 2], vec![1, 2, 4, 4], vec![2, 2, 4, 4]]);
-        assert_eq!(micros.iter().map(|micro| micro.noise.size()).collect::<Vec<_>>(), [[3, 1, 8], [1, 4, 8], [2, 4, 8]]);
+        assert_eq!(
+            micros.iter().map(|micro| micro.noise.size()).collect::<Vec<_>>(),
+            [[3, 1, 8], [1, 4, 8], [2, 4, 8]]
+        );
         assert!((micros.iter().map(|micro| micro.weight).sum::<f64>() - 1.0).abs() < 1e-12);
     }
 
     #[test]
     fn a_samples_noise_depends_on_its_position_alone() {
         let sample = |position| Sample::new(position, &pair(0, 4), &SHAPE).unwrap();
-        let noise = |samples: &[Sample]| micro_batches(samples, 8, &draws(), Device::Cpu).unwrap()[0].noise.shallow_clone();
+        let noise = |samples: &[Sample]| {
+            micro_batches(samples, 8, &draws(), Device::Cpu).unwrap()[0].noise.shallow_clone()
+        };
         let together = noise(&[sample(3), sample(9)]);
         assert_eq!(together.get(1), noise(&[sample(9)]).get(0));
         assert_ne!(together.get(0), together.get(1));

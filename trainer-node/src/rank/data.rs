@@ -37,7 +37,10 @@ const MAX_DAMAGED: u32 = 4;
 pub enum Delivery {
     /// Encoding of the empty prompt; comes once, first.
     EmptyText(EncodedText),
-    Pair { position: u64, pair: Box<EncodedPair> },
+    Pair {
+        position: u64,
+        pair: Box<EncodedPair>,
+    },
 }
 
 /// What to fetch.
@@ -132,7 +135,10 @@ impl Client {
     }
 
     fn done(&mut self) -> bool {
-        self.empty_text_sent && self.asked.is_empty() && self.again.is_empty() && self.positions.peek().is_none()
+        self.empty_text_sent
+            && self.asked.is_empty()
+            && self.again.is_empty()
+            && self.positions.peek().is_none()
     }
 
     async fn run(
@@ -283,7 +289,8 @@ impl Client {
     fn ask_ahead(&mut self, asks: &mpsc::Sender<StreamPairsRequest>, credits: u32) -> Result<(), StreamEnd> {
         let mut range: Option<FetchPairs> = None;
         while self.asked.len() < credits as usize {
-            let Some(position) = self.again.front().copied().or_else(|| self.positions.peek().copied()) else {
+            let Some(position) = self.again.front().copied().or_else(|| self.positions.peek().copied())
+            else {
                 break;
             };
             let index = match self.order.place(position, self.log) {
@@ -345,7 +352,10 @@ fn ask(asks: &mpsc::Sender<StreamPairsRequest>, message: Ask) -> Result<(), Stre
         .map_err(|_| broken("the curator reads no requests".into()))
 }
 
-async fn deliver(out: &mpsc::Sender<Result<Delivery, RankError>>, delivery: Delivery) -> Result<(), StreamEnd> {
+async fn deliver(
+    out: &mpsc::Sender<Result<Delivery, RankError>>,
+    delivery: Delivery,
+) -> Result<(), StreamEnd> {
     out.send(Ok(delivery))
         .await
         .map_err(|_| StreamEnd::Fatal(RankError::Stopped("training has ended".into())))

@@ -71,11 +71,17 @@ pub async fn fetch_checkpoint(
     for file in &checkpoint.files {
         let damaged = |damage| FetchError::Damaged { path: checkpoint.path.clone(), damage };
         if !is_plain_name(&file.name) {
-            return Err(damaged(Damage::Unusable { file: file.name.clone(), reason: "not a plain file name".into() }));
+            return Err(damaged(Damage::Unusable {
+                file: file.name.clone(),
+                reason: "not a plain file name".into(),
+            }));
         }
         let key = format!("{}/{}", checkpoint.path, file.name);
-        let (size_bytes, digest) = match copy(store, &key, &folder.path().join(&file.name), Some(file)).await {
-            Err(FetchError::Missing { .. }) => return Err(damaged(Damage::Missing { file: file.name.clone() })),
+        let (size_bytes, digest) = match copy(store, &key, &folder.path().join(&file.name), Some(file)).await
+        {
+            Err(FetchError::Missing { .. }) => {
+                return Err(damaged(Damage::Missing { file: file.name.clone() }));
+            }
             other => other?,
         };
         verify(file, size_bytes, &digest).map_err(damaged)?;

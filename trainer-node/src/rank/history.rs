@@ -45,7 +45,10 @@ impl History {
             history.push(&record);
         }
         if history.steps != step {
-            return Err(problem(text.lines().count(), format!("ends at step {}, not at {step}", history.steps)));
+            return Err(problem(
+                text.lines().count(),
+                format!("ends at step {}, not at {step}", history.steps),
+            ));
         }
         Ok(history)
     }

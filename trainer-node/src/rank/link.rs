@@ -8,8 +8,8 @@ use crescendo_proto::v1::open_rank_session_request::Message as Up;
 use crescendo_proto::v1::open_rank_session_response::Message as Down;
 use crescendo_proto::v1::{
     AttemptRef, AwaitRendezvousRequest, Checkpoint, OpenRankSessionRequest, OpenRankSessionResponse,
-    PublishRendezvousRequest, RankAssignment, RankCheckpoint, RankCheckpointOutcome, RankDamage, RankEnd, RankHello,
-    RankProgress,
+    PublishRendezvousRequest, RankAssignment, RankCheckpoint, RankCheckpointOutcome, RankDamage, RankEnd,
+    RankHello, RankProgress,
 };
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
@@ -65,7 +65,11 @@ impl Uplink {
     }
 
     /// Sends progress whenever it changes, until `stop`.
-    pub async fn forward_progress(self, mut progress: watch::Receiver<RankProgress>, stop: CancellationToken) {
+    pub async fn forward_progress(
+        self,
+        mut progress: watch::Receiver<RankProgress>,
+        stop: CancellationToken,
+    ) {
         loop {
             tokio::select! {
                 () = stop.cancelled() => break,
@@ -94,7 +98,8 @@ pub async fn open(
     attempt: AttemptRef,
     rank: u32,
 ) -> Result<(Uplink, Streaming<OpenRankSessionResponse>, RankAssignment), RankError> {
-    let unreachable = |error: &dyn std::fmt::Display| RankError::Retryable(format!("agent at {agent}: {error}"));
+    let unreachable =
+        |error: &dyn std::fmt::Display| RankError::Retryable(format!("agent at {agent}: {error}"));
     let channel = endpoint(agent).map_err(|error| unreachable(&error))?.connect_lazy();
     let (up, outgoing) = mpsc::channel(16);
     let uplink = Uplink { up };
@@ -140,7 +145,9 @@ impl Downlink {
                     Some(Down::Assignment(_)) | None => {}
                 },
                 Ok(None) => return RankError::Retryable("the agent closed the session".into()),
-                Err(status) => return RankError::Retryable(format!("the agent's session broke: {}", status.message())),
+                Err(status) => {
+                    return RankError::Retryable(format!("the agent's session broke: {}", status.message()));
+                }
             }
         }
     }
@@ -153,7 +160,9 @@ pub async fn publish_rendezvous(agent: &str, attempt: &AttemptRef, token: Vec<u8
     let call = async { AgentServiceClient::new(channel).publish_rendezvous(request).await };
     match tokio::time::timeout(AWAIT_TIMEOUT, call).await {
         Ok(Ok(_)) => Ok(()),
-        Ok(Err(status)) => Err(RankError::Retryable(format!("cannot publish the rendezvous: {}", status.message()))),
+        Ok(Err(status)) => {
+            Err(RankError::Retryable(format!("cannot publish the rendezvous: {}", status.message())))
+        }
         Err(_) => Err(RankError::Retryable("cannot publish the rendezvous: no answer".into())),
     }
 }

@@ -113,9 +113,7 @@ pub fn deletable<'a>(expired: &'a [Checkpoint], committed: &Checkpoint) -> Vec<&
     let prefix = format!("jobs/{}/{}/checkpoints/", committed.job_id, committed.stage);
     expired
         .iter()
-        .filter(|old| {
-            old.path != committed.path && old.path.strip_prefix(&prefix).is_some_and(is_plain_name)
-        })
+        .filter(|old| old.path != committed.path && old.path.strip_prefix(&prefix).is_some_and(is_plain_name))
         .collect()
 }
 

@@ -1,6 +1,8 @@
 //! What a rank has to do, checked: the assignment and the stage of the spec that it is about.
 
-use crescendo_core::spec::{AdapterSpec, JobSpec, ModelPreset, Positions, Precision, StageSpec, TimestepSampling};
+use crescendo_core::spec::{
+    AdapterSpec, JobSpec, ModelPreset, Positions, Precision, StageSpec, TimestepSampling,
+};
 use crescendo_model::config::FluxConfig;
 use crescendo_model::randomness::TimeDistribution;
 use crescendo_model::training::{AdamWConfig, TrainOptions};
@@ -43,10 +45,14 @@ impl Plan {
             .filter(|stage| stage.name == attempt.stage)
             .cloned()
             .ok_or_else(|| {
-                RankError::Permanent(format!("resolved spec: stage {} is not {}", start.stage_index, attempt.stage))
+                RankError::Permanent(format!(
+                    "resolved spec: stage {} is not {}",
+                    start.stage_index, attempt.stage
+                ))
             })?;
         let ranks = u32::try_from(start.ranks.len()).unwrap_or(0);
-        let gang = GangShape::new(assignment.rank, ranks, stage.train.global_batch).map_err(RankError::permanent)?;
+        let gang =
+            GangShape::new(assignment.rank, ranks, stage.train.global_batch).map_err(RankError::permanent)?;
         let device = if cuda { Device::Cuda(assignment.device_index as usize) } else { Device::Cpu };
         Ok(Self {
             attempt,
@@ -108,7 +114,12 @@ impl Plan {
 
     pub fn optimizer(&self) -> AdamWConfig {
         let train = &self.stage.train;
-        AdamWConfig { beta1: train.betas.0, beta2: train.betas.1, eps: train.eps, weight_decay: train.weight_decay }
+        AdamWConfig {
+            beta1: train.betas.0,
+            beta2: train.betas.1,
+            eps: train.eps,
+            weight_decay: train.weight_decay,
+        }
     }
 
     /// How training times are drawn. The nano preset has a token every 4 × 4 pixels, and its own sampler counts those;

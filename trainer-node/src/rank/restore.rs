@@ -47,7 +47,10 @@ pub struct Restored {
 #[derive(Debug)]
 pub enum RestoreError {
     /// The checkpoint at `path` must be marked, and the one before used.
-    Damaged { path: String, reason: String },
+    Damaged {
+        path: String,
+        reason: String,
+    },
     Rank(RankError),
 }
 
@@ -95,9 +98,10 @@ pub async fn gather(
         Some(path) => match path.strip_prefix(STORE_PREFIX) {
             None => (Some(library_root.join(path)), None),
             Some(key) => {
-                let folder = tempfile::Builder::new().prefix("base-").tempdir_in(scratch).map_err(|error| {
-                    RestoreError::Rank(RankError::Retryable(format!("{}: {error}", scratch.display())))
-                })?;
+                let folder =
+                    tempfile::Builder::new().prefix("base-").tempdir_in(scratch).map_err(|error| {
+                        RestoreError::Rank(RankError::Retryable(format!("{}: {error}", scratch.display())))
+                    })?;
                 let target = folder.path().join("base.safetensors");
                 copy(store, key, &target, None).await?;
                 (Some(target), Some(folder))
@@ -146,7 +150,8 @@ fn adapter_learner(plan: &Plan, sources: &Sources, rank: i64) -> Result<Learner,
         )));
     };
     let flux = Flux::load(&config, &base, plan.base_kind(), plan.device).map_err(permanent)?;
-    let trained = sources.resume.as_ref().or(sources.init.as_ref().filter(|init| init.file(ADAPTER_FILE).is_some()));
+    let trained =
+        sources.resume.as_ref().or(sources.init.as_ref().filter(|init| init.file(ADAPTER_FILE).is_some()));
     let adapter = match trained {
         Some(checkpoint) => {
             let path = required(checkpoint, ADAPTER_FILE)?;
@@ -186,7 +191,8 @@ fn full_learner(plan: &Plan, sources: &Sources) -> Result<Learner, RestoreError>
             Some(path) => Flux::load(&config, path, Kind::Float, plan.device).map_err(permanent)?,
             // Drawn on the CPU: the same weights whatever the device.
             None => {
-                let drawn = Flux::init(&config, plan.spec.seed, Kind::Float, Device::Cpu).map_err(permanent)?;
+                let drawn =
+                    Flux::init(&config, plan.spec.seed, Kind::Float, Device::Cpu).map_err(permanent)?;
                 moved(drawn, plan)?
             }
         },
@@ -223,10 +229,8 @@ fn read_state(plan: &Plan, checkpoint: &LocalCheckpoint) -> Result<TrainState, F
     let expected = (plan.stage.name.as_str(), plan.spec.seed, checkpoint.step);
     let found = (state.stage.as_str(), state.seed, state.step);
     if found != expected {
-        return Err(checkpoint.damaged(
-            STATE_FILE,
-            format!("stage, seed and step are {found:?}, the job's are {expected:?}"),
-        ));
+        return Err(checkpoint
+            .damaged(STATE_FILE, format!("stage, seed and step are {found:?}, the job's are {expected:?}")));
     }
     Ok(state)
 }

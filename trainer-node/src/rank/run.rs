@@ -88,12 +88,9 @@ pub fn run(args: RankArgs) -> ExitCode {
         rank = args.rank
     );
     let outcome = runtime.block_on(rank(args).instrument(span));
-    // Threads that still compute do not keep the process.
-    runtime.shutdown_background();
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(_) => ExitCode::FAILURE,
-    }
+    // The thread `train` may still compute: running libtorch's destructors under it would crash, so nothing runs.
+    // SAFETY: ends the process; nothing is buffered, and files that matter are written by now.
+    unsafe { libc::_exit(i32::from(outcome.is_err())) }
 }
 
 async fn rank(args: RankArgs) -> Result<(), RankError> {
@@ -109,7 +106,8 @@ async fn rank(args: RankArgs) -> Result<(), RankError> {
     let (curators_in, curators) = watch::channel(Vec::new());
     let (outcomes_in, outcomes) = mpsc::channel(4);
     let mut session = JoinSet::new();
-    session.spawn(Downlink { curators: curators_in.clone(), outcomes: outcomes_in }.run(down).in_current_span());
+    session
+        .spawn(Downlink { curators: curators_in.clone(), outcomes: outcomes_in }.run(down).in_current_span());
     let stop = CancellationToken::new();
     let group: Arc<OnceLock<ProcessGroup>> = Arc::default();
 
@@ -175,8 +173,11 @@ async fn work(
     stop: CancellationToken,
     group: Arc<OnceLock<ProcessGroup>>,
 ) -> Result<(), RankError> {
-    let (progress, reported) =
-        watch::channel(RankProgress { step: plan.first_step(), waiting_for: "its start".into(), ..Default::default() });
+    let (progress, reported) = watch::channel(RankProgress {
+        step: plan.first_step(),
+        waiting_for: "its start".into(),
+        ..Default::default()
+    });
     let mut beside = JoinSet::new();
     // Ends after the work: what it says last is worth sending.
     let progress_stop = CancellationToken::new();
@@ -228,7 +229,9 @@ async fn work(
         .name("train".into())
         .spawn(move || span.in_scope(|| drop(done.send(thread.run()))))
         .map_err(RankError::retryable)?;
-    let trained = trained.await.unwrap_or_else(|_| Err(RestoreError::Rank(RankError::Retryable("training panicked".into()))));
+    let trained = trained
+        .await
+        .unwrap_or_else(|_| Err(RestoreError::Rank(RankError::Retryable("training panicked".into()))));
     let outcome = settle(trained, &uplink).await;
     stop.cancel();
     progress_stop.cancel();
@@ -266,7 +269,9 @@ struct TrainThread {
 impl TrainThread {
     fn run(self) -> Result<(), RestoreError> {
         let rank_error = RestoreError::Rank;
-        if self.args.cuda && !crescendo_collective::load_cuda().map_err(|error| rank_error(of_group(error)))? {
+        if self.args.cuda
+            && !crescendo_collective::load_cuda().map_err(|error| rank_error(of_group(error)))?
+        {
             return Err(rank_error(RankError::Permanent("this machine has no usable GPU".into())));
         }
         tch::set_num_threads(i32::try_from(self.args.threads.max(1)).unwrap_or(1));
@@ -326,7 +331,8 @@ fn meet(
         }
         let token = link::await_rendezvous(&plan.rendezvous_address, &plan.attempt).await?;
         let address = std::str::from_utf8(&token).ok().and_then(|text| text.parse().ok());
-        let address = address.ok_or_else(|| RankError::Retryable("rank 0's address cannot be read".into()))?;
+        let address =
+            address.ok_or_else(|| RankError::Retryable("rank 0's address cannot be read".into()))?;
         Ok(Rendezvous::join(address))
     };
     let rendezvous = runtime.block_on(or_stop(&mut std::pin::pin!(call)))?;

@@ -58,7 +58,10 @@ impl Saver {
         }
     }
 
-    async fn save(&mut self, request: SaveRequest) -> (oneshot::Sender<Result<(), RankError>>, Result<(), RankError>) {
+    async fn save(
+        &mut self,
+        request: SaveRequest,
+    ) -> (oneshot::Sender<Result<(), RankError>>, Result<(), RankError>) {
         let SaveRequest { state, tensors, history, last, done } = request;
         let outcome = self.write_and_register(state, tensors, history, last).await;
         (done, outcome)
@@ -105,11 +108,15 @@ impl Saver {
             match self.outcomes.recv().await {
                 Some(outcome) if outcome.step == step => break outcome,
                 Some(_) => {}
-                None => return Err(RankError::Retryable("the agent's session ended before the commit".into())),
+                None => {
+                    return Err(RankError::Retryable("the agent's session ended before the commit".into()));
+                }
             }
         };
         if outcome.stale {
-            return Err(RankError::Stopped(format!("checkpoint of step {step} was refused: a newer attempt runs")));
+            return Err(RankError::Stopped(format!(
+                "checkpoint of step {step} was refused: a newer attempt runs"
+            )));
         }
         tracing::info!(step, last, size_bytes, seconds, path = checkpoint.path, "checkpoint is registered");
         for old in deletable(&outcome.expired, &checkpoint) {
@@ -124,7 +131,8 @@ impl Saver {
         let location = object_store::path::Path::parse(key).map_err(RankError::permanent)?;
         let mut failures = 0;
         loop {
-            let put = tokio::time::timeout(WRITE_TIMEOUT, self.store.put(&location, content.clone().into())).await;
+            let put =
+                tokio::time::timeout(WRITE_TIMEOUT, self.store.put(&location, content.clone().into())).await;
             let error = match put {
                 Ok(Ok(_)) => return Ok(()),
                 Ok(Err(error)) => error.to_string(),
@@ -163,7 +171,8 @@ fn serialize(
     };
     let mut files = Vec::with_capacity(tensors.len() + 4);
     for (name, tensors) in tensors {
-        let content = weights::to_bytes(tensors, &weights::published_strings()).map_err(RankError::retryable)?;
+        let content =
+            weights::to_bytes(tensors, &weights::published_strings()).map_err(RankError::retryable)?;
         files.push(file(name, content));
     }
     files.push(file(STATE_FILE, serde_json::to_vec_pretty(state).map_err(RankError::permanent)?));
@@ -190,7 +199,10 @@ mod tests {
             next_position: 24,
             optimizer_steps: 3,
         };
-        let tensors = vec![("dit_lora.safetensors", TensorMap::from([("a".to_owned(), Tensor::from_slice(&[1.0f32]))]))];
+        let tensors = vec![(
+            "dit_lora.safetensors",
+            TensorMap::from([("a".to_owned(), Tensor::from_slice(&[1.0f32]))]),
+        )];
         let files = serialize(&state, &tensors, b"{}\n".to_vec(), b"{}".to_vec()).unwrap();
         let names: Vec<&str> = files.iter().map(|(name, _, _)| name.as_str()).collect();
         assert_eq!(names, ["dit_lora.safetensors", STATE_FILE, HISTORY_FILE, SPEC_FILE, MANIFEST_FILE]);

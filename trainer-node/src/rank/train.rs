@@ -99,7 +99,8 @@ impl Loop {
         let waited = began.elapsed();
         let samples = std::mem::take(&mut self.ready);
         let train = &self.training.plan.stage.train;
-        let micros = micro_batches(&samples, train.micro_batch as usize, &self.draws, self.training.plan.device)?;
+        let micros =
+            micro_batches(&samples, train.micro_batch as usize, &self.draws, self.training.plan.device)?;
         let loss = self.reduced_gradients(&micros)?;
         let train = &self.training.plan.stage.train;
         let restored = &mut self.training.restored;
@@ -143,7 +144,9 @@ impl Loop {
                     Some(Delivery::Pair { position, pair }) => {
                         let mut sample = Sample::new(position, &pair, &self.shape)?;
                         if positions.next() != Some(sample.position()) {
-                            return Err(RankError::Retryable(format!("position {position} came out of order")));
+                            return Err(RankError::Retryable(format!(
+                                "position {position} came out of order"
+                            )));
                         }
                         if self.draws.drops_text(position)
                             && let Some(empty) = &self.empty_text
@@ -228,10 +231,13 @@ impl Loop {
             return Err(of_group(error));
         }
         let outcomes = outcomes.map_err(RankError::retryable)?;
-        let loss = weighted_loss(micros, outcomes.iter().map(|outcome| &outcome.loss), self.training.plan.device)
-            .map_err(RankError::retryable)?;
+        let loss =
+            weighted_loss(micros, outcomes.iter().map(|outcome| &outcome.loss), self.training.plan.device)
+                .map_err(RankError::retryable)?;
         if !alone {
-            pending.push(group.all_reduce_async(&loss, ReduceOp::Average, COLLECTIVE_TIMEOUT).map_err(of_group)?);
+            pending.push(
+                group.all_reduce_async(&loss, ReduceOp::Average, COLLECTIVE_TIMEOUT).map_err(of_group)?,
+            );
         }
         for reduce in pending {
             reduce.wait(COLLECTIVE_TIMEOUT).map_err(of_group)?;
@@ -286,7 +292,9 @@ impl Loop {
         if self.training.plan.gang.rank != 0 {
             return Ok(());
         }
-        self.training.progress.send_modify(|now| now.waiting_for = "the last checkpoint to be registered".into());
+        self.training
+            .progress
+            .send_modify(|now| now.waiting_for = "the last checkpoint to be registered".into());
         if let Some(saving) = self.saving.take()
             && let Err(RankError::Stopped(reason)) = self.await_save(saving)
         {

@@ -48,6 +48,8 @@ pub struct Cluster {
     state: Arc<Mutex<State>>,
     changed: watch::Sender<u64>,
     log: watch::Sender<LogStatus>,
+    /// Streams of pairs end when it changes.
+    breaks: watch::Sender<u64>,
     pub address: String,
 }
 
@@ -59,6 +61,7 @@ impl Cluster {
             state: Arc::default(),
             changed: watch::channel(0).0,
             log: watch::channel(LogStatus { committed, sealed: false }).0,
+            breaks: watch::channel(0).0,
             address: listener.local_addr().unwrap().to_string(),
         };
         let server = tonic::transport::Server::builder()
@@ -72,6 +75,10 @@ impl Cluster {
 
     pub fn set_log(&self, committed: u64, sealed: bool) {
         self.log.send_replace(LogStatus { committed, sealed });
+    }
+
+    pub fn break_streams(&self) {
+        self.breaks.send_modify(|count| *count += 1);
     }
 
     pub fn state(&self) -> MutexGuard<'_, State> {
@@ -98,7 +105,10 @@ impl Cluster {
         };
         match tokio::time::timeout(LIMIT, waiting).await {
             Ok(found) => found,
-            Err(_) => panic!("no {what} within {LIMIT:?}; reports: {:#?}", self.state().reports.iter().rev().take(4).collect::<Vec<_>>()),
+            Err(_) => panic!(
+                "no {what} within {LIMIT:?}; reports: {:#?}",
+                self.state().reports.iter().rev().take(4).collect::<Vec<_>>()
+            ),
         }
     }
 
@@ -106,7 +116,10 @@ impl Cluster {
         self.until(&format!("report {phase:?} of generation {generation} of {job_id}"), |state| {
             let of = |report: &&AttemptReport| {
                 report.phase() == phase
-                    && report.attempt.as_ref().is_some_and(|a| a.job_id == job_id && a.generation == generation)
+                    && report
+                        .attempt
+                        .as_ref()
+                        .is_some_and(|a| a.job_id == job_id && a.generation == generation)
             };
             state.reports.iter().find(of).cloned()
         })
@@ -122,7 +135,9 @@ impl Cluster {
 
     pub fn send(&self, node_id: &str, message: Down) {
         let sender = self.state().sessions.get(node_id).cloned().expect("the node has a session");
-        sender.try_send(Ok(OpenSessionResponse { message: Some(message) })).expect("the node reads its commands");
+        sender
+            .try_send(Ok(OpenSessionResponse { message: Some(message) }))
+            .expect("the node reads its commands");
     }
 
     pub async fn connected(&self, node_id: &str) -> Hello {
@@ -221,7 +236,7 @@ impl PairService for Cluster {
         let Some(Ask::Open(open)) = up.message().await?.and_then(|request| request.message) else {
             return Err(Status::invalid_argument("no open"));
         };
-        let mut log = self.log.subscribe();
+        let (mut log, mut breaks) = (self.log.subscribe(), self.breaks.subscribe());
         let (down, messages) = mpsc::channel(4);
         tokio::task::spawn(async move {
             let say = |message| StreamPairsResponse { message: Some(message) };
@@ -244,12 +259,16 @@ impl PairService for Cluster {
                         }
                         Ok(())
                     }
+                    _ = breaks.changed() => break,
                     _ = log.changed() => {
                         let status = *log.borrow_and_update();
                         down.send(Ok(say(Answer::Status(status)))).await
                     }
                 };
-                while sent.is_ok() && credits > 0 && wanted.front().is_some_and(|index| *index < log.borrow().committed) {
+                while sent.is_ok()
+                    && credits > 0
+                    && wanted.front().is_some_and(|index| *index < log.borrow().committed)
+                {
                     credits -= 1;
                     let index = wanted.pop_front().unwrap();
                     sent = down.send(Ok(say(Answer::Pair(pair(index))))).await;
@@ -366,7 +385,8 @@ impl Agent {
     /// Process ids of its living ranks.
     pub fn ranks(&self) -> Vec<u32> {
         let pid = self.child.id();
-        let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+        let children =
+            std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
         children.split_whitespace().map(|pid| pid.parse().unwrap()).collect()
     }
 }
@@ -382,20 +402,21 @@ impl Drop for Agent {
 pub fn home() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     let config = crescendo_model::FluxConfig::nano();
-    let mut base =
-        crescendo_model::Flux::init(&config, 3, tch::Kind::Float, tch::Device::Cpu).unwrap();
+    let mut base = crescendo_model::Flux::init(&config, 3, tch::Kind::Float, tch::Device::Cpu).unwrap();
     // Fresh modulation and output are zero, and so would be all gradients.
     let tensors = base
         .tensors()
         .into_iter()
         .map(|(name, tensor)| {
-            let key = crescendo_model::randomness::SampleKey { job_seed: 5, stage: 0, position: name.len() as u64 };
+            let key =
+                crescendo_model::randomness::SampleKey { job_seed: 5, stage: 0, position: name.len() as u64 };
             let noise = key.noise(&tensor.size()).unwrap() * 0.02;
             let shifted = tch::no_grad(|| &tensor + noise);
             (name, shifted)
         })
         .collect();
-    crescendo_model::weights::save(&folder.path().join("base.safetensors"), &tensors, &BTreeMap::new()).unwrap();
+    crescendo_model::weights::save(&folder.path().join("base.safetensors"), &tensors, &BTreeMap::new())
+        .unwrap();
     folder
 }
 
@@ -434,7 +455,8 @@ pub fn start(
         resolved_spec_json: serde_json::to_vec(spec).unwrap(),
         resume_from,
         init_from: None,
-        curator_addresses: vec![cluster.address.clone()],
+        // The first one is not there.
+        curator_addresses: vec!["127.0.0.1:1".into(), cluster.address.clone()],
         object_store_url: format!("file://{}", folder.join("objects").display()),
     };
     for agent in agents {
@@ -444,13 +466,25 @@ pub fn start(
 
 pub fn stop(cluster: &Cluster, agents: &[&Agent], job_id: &str, generation: u64) {
     for agent in agents {
-        let stop = StopAttempt { attempt: Some(attempt(job_id, generation)), reason: "a rank was lost".into() };
+        let stop =
+            StopAttempt { attempt: Some(attempt(job_id, generation)), reason: "a rank was lost".into() };
         cluster.send(&agent.node_id, Down::StopAttempt(stop));
     }
 }
 
 pub fn object(folder: &Path, checkpoint: &Checkpoint, name: &str) -> Vec<u8> {
     std::fs::read(folder.join("objects").join(&checkpoint.path).join(name)).unwrap()
+}
+
+/// What an agent tells Prometheus.
+pub async fn metrics(agent: &Agent) -> String {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let ports: serde_json::Value = serde_json::from_slice(&std::fs::read(&agent.ports).unwrap()).unwrap();
+    let mut stream = tokio::net::TcpStream::connect(ports["metrics"].as_str().unwrap()).await.unwrap();
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).await.unwrap();
+    text
 }
 
 /// Waits for something that only polling sees.

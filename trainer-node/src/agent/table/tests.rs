@@ -1,0 +1,217 @@
+//! The table against sequences of events, chosen and random.
+
+use super::*;
+use crescendo_proto::v1::RankPlacement;
+use proptest::prelude::*;
+
+fn attempt(job: &str, generation: u64) -> AttemptRef {
+    AttemptRef { job_id: job.into(), stage: "s".into(), generation }
+}
+
+/// Ranks 0, 1, … on the given slots of `here`.
+fn start(job: &str, generation: u64, slots: &[u32]) -> StartAttempt {
+    StartAttempt {
+        attempt: Some(attempt(job, generation)),
+        ranks: slots
+            .iter()
+            .zip(0..)
+            .map(|(slot, rank)| RankPlacement { rank, node_id: "here".into(), device_index: *slot })
+            .collect(),
+        ..StartAttempt::default()
+    }
+}
+
+fn table() -> AttemptTable {
+    AttemptTable::new("here".into(), 2)
+}
+
+fn key(job: &str, generation: u64, rank: u32) -> RankKey {
+    rank_key(&attempt(job, generation), rank)
+}
+
+fn spawned(effects: &[Effect]) -> Vec<(RankKey, u32)> {
+    effects
+        .iter()
+        .filter_map(|effect| match effect {
+            Effect::Spawn { rank, slot } => Some((rank.clone(), *slot)),
+            _ => None,
+        })
+        .collect()
+}
+
+fn reported(effects: &[Effect]) -> Vec<(AttemptPhase, String)> {
+    effects
+        .iter()
+        .filter_map(|effect| match effect {
+            Effect::Report(report) => Some((report.phase(), report.reason.clone())),
+            _ => None,
+        })
+        .collect()
+}
+
+fn well() -> RankEnd {
+    RankEnd { ok: true, ..RankEnd::default() }
+}
+
+#[test]
+fn starting_twice_is_starting_once() {
+    let (mut table, now) = (table(), Instant::now());
+    assert_eq!(spawned(&table.on_start(start("j", 1, &[0, 1]), now)).len(), 2);
+    assert_eq!(table.on_start(start("j", 1, &[0, 1]), now), []);
+    assert_eq!(table.running(), [attempt("j", 1)]);
+}
+
+#[test]
+fn all_ranks_have_to_end_well() {
+    let (mut table, now) = (table(), Instant::now());
+    table.on_start(start("j", 1, &[0, 1]), now);
+    for rank in [0, 1] {
+        table.on_end(&key("j", 1, rank), well(), now);
+    }
+    assert_eq!(reported(&table.on_exit(&key("j", 1, 0), true, "exit code 0", now)), []);
+    let effects = table.on_exit(&key("j", 1, 1), true, "exit code 0", now);
+    assert_eq!(reported(&effects), [(AttemptPhase::Succeeded, String::new())]);
+    assert!(table.running().is_empty());
+    // A controller that has forgotten asks again, and is told again.
+    assert_eq!(reported(&table.on_start(start("j", 1, &[0, 1]), now))[0].0, AttemptPhase::Succeeded);
+}
+
+#[test]
+fn an_exit_without_a_word_is_a_failure() {
+    let (mut table, now) = (table(), Instant::now());
+    table.on_start(start("j", 1, &[0]), now);
+    let effects = table.on_exit(&key("j", 1, 0), true, "exit code 0", now);
+    assert_eq!(reported(&effects), [(AttemptPhase::Failed, "rank 0 ended: exit code 0".into())]);
+}
+
+#[test]
+fn a_death_kills_the_others_before_it_is_told() {
+    let (mut table, now) = (table(), Instant::now());
+    table.on_start(start("j", 1, &[0, 1]), now);
+    let effects = table.on_exit(&key("j", 1, 1), false, "killed by signal 9", now);
+    assert_eq!(effects, [Effect::Signal { rank: key("j", 1, 0), signal: KillSignal::Kill }]);
+    let effects = table.on_exit(&key("j", 1, 0), false, "killed by signal 9", now);
+    let Some(Effect::Report(report)) = effects.last() else { unreachable!("{effects:?}") };
+    assert_eq!((report.phase(), report.failed_rank), (AttemptPhase::Failed, 1));
+    assert_eq!(report.reason, "rank 1 ended: killed by signal 9");
+}
+
+#[test]
+fn a_failure_waits_for_its_damaged_checkpoint_to_be_marked() {
+    let (mut table, now) = (table(), Instant::now());
+    table.on_start(start("j", 1, &[0]), now);
+    table.on_damage(&key("j", 1, 0));
+    let end = RankEnd { ok: false, reason: "damaged".into(), permanent: false };
+    table.on_end(&key("j", 1, 0), end, now);
+    assert_eq!(table.on_exit(&key("j", 1, 0), false, "exit code 1", now), []);
+    assert_eq!(reported(&table.on_marked(&key("j", 1, 0))), [(AttemptPhase::Failed, "damaged".into())]);
+}
+
+#[test]
+fn a_newer_generation_waits_until_the_older_is_gone() {
+    let (mut table, now) = (table(), Instant::now());
+    table.on_start(start("j", 1, &[0]), now);
+    let effects = table.on_start(start("j", 2, &[0]), now);
+    assert!(matches!(&effects[..], [Effect::Stop { rank, .. }] if *rank == key("j", 1, 0)), "{effects:?}");
+    assert_eq!(table.on_start(start("j", 1, &[0]), now), [], "an older one is ignored");
+    let effects = table.on_exit(&key("j", 1, 0), false, "killed", now);
+    assert_eq!(spawned(&effects), [(key("j", 2, 0), 0)]);
+    assert_eq!(table.on_exit(&key("j", 1, 0), false, "late", now), [], "an older exit changes nothing");
+}
+
+#[test]
+fn a_rank_that_does_not_stop_is_made_to() {
+    let (mut table, now) = (table(), Instant::now());
+    table.on_start(start("j", 1, &[0]), now);
+    table.on_stop(&StopAttempt { attempt: Some(attempt("j", 1)), reason: "cancelled".into() }, now);
+    assert_eq!(table.on_hello(&key("j", 1, 0)), None, "too late to begin");
+    let signal = |signal| [Effect::Signal { rank: key("j", 1, 0), signal }];
+    assert_eq!(table.on_tick(now + TERM_AFTER), signal(KillSignal::Term));
+    assert_eq!(table.on_tick(now + TERM_AFTER), []);
+    assert_eq!(table.on_tick(now + KILL_AFTER), signal(KillSignal::Kill));
+    let effects = table.on_exit(&key("j", 1, 0), false, "killed by signal 9", now);
+    assert_eq!(reported(&effects), [(AttemptPhase::Stopped, "cancelled".into())]);
+}
+
+#[test]
+fn slots_that_stay_taken_fail_the_attempt() {
+    let (mut table, now) = (table(), Instant::now());
+    table.on_start(start("a", 1, &[0]), now);
+    assert_eq!(table.on_start(start("b", 1, &[0]), now), []);
+    let effects = table.on_tick(now + SLOT_WAIT);
+    assert_eq!(reported(&effects)[0].0, AttemptPhase::Failed);
+    assert_eq!(table.running(), [attempt("a", 1)]);
+}
+
+#[test]
+fn what_cannot_be_meant_for_this_node_fails() {
+    for (slots, expected) in
+        [(&[][..], "no rank is placed"), (&[0, 0], "named twice"), (&[2], "slot 2 does not exist")]
+    {
+        let effects = table().on_start(start("j", 1, slots), Instant::now());
+        assert!(
+            matches!(&reported(&effects)[..], [(AttemptPhase::Failed, reason)] if reason.contains(expected)),
+            "{effects:?}"
+        );
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Start { job: u8, generation: u64, slots: Vec<u32> },
+    Stop { job: u8, generation: u64 },
+    Exit { nth: usize, success: bool },
+    End { nth: usize, ok: bool },
+    Tick { seconds: u64 },
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let slots = proptest::collection::vec(0u32..3, 1..3);
+    prop_oneof![
+        (0u8..3, 1u64..4, slots).prop_map(|(job, generation, slots)| Step::Start { job, generation, slots }),
+        (0u8..3, 1u64..4).prop_map(|(job, generation)| Step::Stop { job, generation }),
+        (0usize..4, any::<bool>()).prop_map(|(nth, success)| Step::Exit { nth, success }),
+        (0usize..4, any::<bool>()).prop_map(|(nth, ok)| Step::End { nth, ok }),
+        (0u64..40).prop_map(|seconds| Step::Tick { seconds }),
+    ]
+}
+
+proptest! {
+    /// Whatever comes, no slot has two processes, and no stage has processes of two generations.
+    #[test]
+    fn no_slot_is_given_twice(steps in proptest::collection::vec(step(), 1..60)) {
+        let (mut table, mut now) = (table(), Instant::now());
+        let mut alive: Vec<(RankKey, u32)> = Vec::new();
+        for step in steps {
+            let effects = match step {
+                Step::Start { job, generation, slots } => table.on_start(start(&job.to_string(), generation, &slots), now),
+                Step::Stop { job, generation } => {
+                    let attempt = Some(attempt(&job.to_string(), generation));
+                    table.on_stop(&StopAttempt { attempt, reason: String::new() }, now)
+                }
+                Step::Exit { nth, success } if nth < alive.len() => {
+                    let (rank, _) = alive.remove(nth);
+                    table.on_exit(&rank, success, "", now)
+                }
+                Step::End { nth, ok } if nth < alive.len() => {
+                    let end = RankEnd { ok, ..RankEnd::default() };
+                    table.on_end(&alive[nth].0, end, now)
+                }
+                Step::Exit { .. } | Step::End { .. } => Vec::new(),
+                Step::Tick { seconds } => {
+                    now += Duration::from_secs(seconds);
+                    table.on_tick(now)
+                }
+            };
+            for (rank, slot) in spawned(&effects) {
+                for (other, taken) in &alive {
+                    prop_assert_ne!(slot, *taken, "slot of {:?} given to {:?}", other, rank);
+                    prop_assert!(other.job_id != rank.job_id || other.generation == rank.generation);
+                }
+                prop_assert!(slot < 2);
+                alive.push((rank, slot));
+            }
+            prop_assert_eq!(table.any_alive(), !alive.is_empty());
+        }
+    }
+}
