@@ -18,8 +18,8 @@ fn main() {
         panel: 32,
         hold_out_one_in: 12,
     };
-    let composer = Composer::open(&spec, references, 1, 0, std::path::Path::new("."))
-        .expect("open the demo's library");
+    let composer =
+        Composer::open(&spec, references, 1, 0, std::path::Path::new(".")).expect("open the demo's library");
     let mut sheet = RgbImage::new(34 * 3 * 6, 34 * 6);
     for n in 0..36 {
         let pair = composer.candidate(u64::from(n), 0).expect("compose");
@@ -27,9 +27,7 @@ fn main() {
         let (x, y) = (n % 6 * 102, n / 6 * 34);
         sheet.copy_from(&pair.target, x, y).expect("fits");
         for (r, reference) in pair.references.iter().take(2).enumerate() {
-            sheet
-                .copy_from(reference, x + 34 * (1 + r as u32), y)
-                .expect("fits");
+            sheet.copy_from(reference, x + 34 * (1 + r as u32), y).expect("fits");
         }
     }
     let big = image::imageops::resize(
@@ -41,9 +39,7 @@ fn main() {
     big.save(&args[1]).expect("write the sheet");
     let start = std::time::Instant::now();
     for n in 0..2000 {
-        composer
-            .candidate(n / 64 + 1000, (n % 64) as u32)
-            .expect("compose");
+        composer.candidate(n / 64 + 1000, (n % 64) as u32).expect("compose");
     }
     println!("{:.0} pairs/s", 2000.0 / start.elapsed().as_secs_f64());
 }

@@ -89,7 +89,8 @@ impl Curation {
                 async move { CurationServiceClient::new(channel).lease_unit(request).await }
             })
             .await?;
-        let wait = Duration::from_millis(u64::from(response.retry_millis)).clamp(Duration::from_millis(50), MAX_WAIT);
+        let wait = Duration::from_millis(u64::from(response.retry_millis))
+            .clamp(Duration::from_millis(50), MAX_WAIT);
         Ok(match (response.outcome(), response.unit) {
             (Outcome::Leased, Some(unit)) => Leased::Unit(unit),
             (Outcome::Sealed, _) => Leased::Sealed,
@@ -164,7 +165,9 @@ impl Curation {
                 .await;
             match renewed {
                 Ok(_) => {}
-                Err(status) if status.code() == Code::FailedPrecondition || status.code() == Code::NotFound => {
+                Err(status)
+                    if status.code() == Code::FailedPrecondition || status.code() == Code::NotFound =>
+                {
                     tracing::warn!(unit = lease.unit, %status, "the lease is lost");
                     return;
                 }
@@ -190,7 +193,8 @@ impl Curation {
                 return;
             }
         }
-        let rejected_by_name = rejected.iter().map(|(reason, count)| (reason.name().to_owned(), *count)).collect();
+        let rejected_by_name =
+            rejected.iter().map(|(reason, count)| (reason.name().to_owned(), *count)).collect();
         let request = CommitUnitRequest {
             lease: Some(lease),
             node_id: self.node_id.clone(),
@@ -245,7 +249,8 @@ impl Curation {
                 return Err(reason);
             }
             tracing::warn!(reason, failures, "writing a shard failed, trying again");
-            let wait = crescendo_node::backoff::Backoff::default().delay(failures, crescendo_node::backoff::random());
+            let wait = crescendo_node::backoff::Backoff::default()
+                .delay(failures, crescendo_node::backoff::random());
             tokio::select! {
                 () = stop.cancelled() => return Err("stopping".to_owned()),
                 () = tokio::time::sleep(wait) => {}

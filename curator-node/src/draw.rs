@@ -20,9 +20,7 @@ impl Draw {
         for number in numbers {
             hash.update(number.to_le_bytes());
         }
-        Draw {
-            state: first_u64(&hash.finalize()),
-        }
+        Draw { state: first_u64(&hash.finalize()) }
     }
 
     /// Uniform over all 64-bit values.
@@ -73,10 +71,7 @@ pub fn stable_hash(text: &str) -> u64 {
 }
 
 fn first_u64(digest: &[u8]) -> u64 {
-    digest
-        .iter()
-        .take(8)
-        .fold(0, |number, byte| (number << 8) | u64::from(*byte))
+    digest.iter().take(8).fold(0, |number, byte| (number << 8) | u64::from(*byte))
 }
 
 #[cfg(test)]

@@ -20,7 +20,9 @@ impl Encoders {
     /// The encoders of `preset`.
     pub fn of(preset: ModelPreset) -> Result<Encoders> {
         match preset {
-            ModelPreset::Nano => Ok(Encoders { latents: Box::new(PixelCodec), text: Box::new(WordVectorText) }),
+            ModelPreset::Nano => {
+                Ok(Encoders { latents: Box::new(PixelCodec), text: Box::new(WordVectorText) })
+            }
             ModelPreset::FluxDev | ModelPreset::FluxSchnell => Err(ModelError::Config {
                 field: "model.preset",
                 reason: "this curator has encoders for the preset nano alone".to_owned(),
@@ -32,7 +34,10 @@ impl Encoders {
     pub fn empty_text(&self) -> Result<EncodedText> {
         let _guard = tch::no_grad_guard();
         let encoded = self.text.encode(&[""])?;
-        Ok(EncodedText { tokens: Some(tensor_data(&encoded.txt.f_get(0)?)?), pooled: Some(tensor_data(&encoded.vec.f_get(0)?)?) })
+        Ok(EncodedText {
+            tokens: Some(tensor_data(&encoded.txt.f_get(0)?)?),
+            pooled: Some(tensor_data(&encoded.vec.f_get(0)?)?),
+        })
     }
 
     /// Encodes pairs, each with its index in the log. Pictures of a batch need not be of one size.
@@ -60,7 +65,12 @@ impl Encoders {
     /// `[channels, height, width]` of a picture, whose bytes become `[-1, 1]`.
     fn latent(&self, image: &RgbImage) -> Result<TensorData> {
         let values: Vec<f32> = picture::planar(image, 1.0 / 127.5, -1.0).collect();
-        let pixels = Tensor::f_from_slice(&values)?.f_view([1, 3, i64::from(image.height()), i64::from(image.width())])?;
+        let pixels = Tensor::f_from_slice(&values)?.f_view([
+            1,
+            3,
+            i64::from(image.height()),
+            i64::from(image.width()),
+        ])?;
         tensor_data(&self.latents.encode(&pixels)?.f_squeeze_dim(0)?)
     }
 }
@@ -113,7 +123,10 @@ mod tests {
         // Channel 0 is red of the top left pixel of each 2x2; channel 1 the one right of it.
         assert!((values[0] + 1.0).abs() < 1e-6 && (values[8] - (10.0 / 127.5 - 1.0)).abs() < 1e-6);
         assert!(values[64..].iter().all(|v| (v - 1.0).abs() < 1e-6), "blue is full everywhere");
-        assert_eq!(encoded[0].references.iter().map(|r| r.shape.clone()).collect::<Vec<_>>(), [[12, 2, 2], [12, 4, 4]]);
+        assert_eq!(
+            encoded[0].references.iter().map(|r| r.shape.clone()).collect::<Vec<_>>(),
+            [[12, 2, 2], [12, 4, 4]]
+        );
         let text = encoded[1].text.as_ref().expect("a text");
         assert_eq!(text.tokens.as_ref().expect("tokens").shape, [24, 64]);
         assert_eq!(text.pooled.as_ref().expect("pooled").shape, [64]);

@@ -34,14 +34,16 @@ impl SimilarityFilter {
     /// Judges pairs, in their order: the pair with its score noted, or why it is rejected. A pair without references
     /// passes.
     pub fn judge(&self, pairs: Vec<Pair>) -> Result<Vec<Judged>> {
-        let pictures: Vec<&RgbImage> = pairs.iter().flat_map(|p| std::iter::once(&p.target).chain(&p.references)).collect();
+        let pictures: Vec<&RgbImage> =
+            pairs.iter().flat_map(|p| std::iter::once(&p.target).chain(&p.references)).collect();
         let vectors = describe(&self.encoder, &pictures)?;
         let mut next = 0;
         let mut judged = Vec::with_capacity(pairs.len());
         for mut pair in pairs {
             let of_pair = vectors.get(next..=next + pair.references.len()).unwrap_or_default();
             next += 1 + pair.references.len();
-            let (target, references) = of_pair.split_first().map_or((&[][..], of_pair), |(t, r)| (t.as_slice(), r));
+            let (target, references) =
+                of_pair.split_first().map_or((&[][..], of_pair), |(t, r)| (t.as_slice(), r));
             let cosines: Vec<f64> = references.iter().map(|reference| dot(target, reference)).collect();
             if let Some(lowest) = cosines.iter().copied().min_by(f64::total_cmp) {
                 pair.scores.insert("similarity".to_owned(), (lowest * 1e6).round() / 1e6);
@@ -104,7 +106,12 @@ pub fn describe(encoder: &DinoV2, pictures: &[&RgbImage]) -> Result<Vec<Vec<f32>
                 };
                 values.extend(picture::planar(&fitted, 1.0 / 255.0, 0.0));
             }
-            let pixels = Tensor::f_from_slice(&values)?.f_view([chunk.len() as i64, 3, i64::from(height), i64::from(width)])?;
+            let pixels = Tensor::f_from_slice(&values)?.f_view([
+                chunk.len() as i64,
+                3,
+                i64::from(height),
+                i64::from(width),
+            ])?;
             let described = encoder.describe(&pixels)?.f_contiguous()?;
             let wide = described.size().get(1).copied().unwrap_or(0) as usize;
             let mut flat = vec![0f32; chunk.len() * wide];
@@ -134,7 +141,9 @@ mod tests {
     use image::Rgb;
 
     fn picture(seed: u32, width: u32, height: u32) -> RgbImage {
-        RgbImage::from_fn(width, height, |x, y| Rgb([(x * 7 + seed * 90) as u8, (y * 5 + seed * 60) as u8, (seed * 40) as u8]))
+        RgbImage::from_fn(width, height, |x, y| {
+            Rgb([(x * 7 + seed * 90) as u8, (y * 5 + seed * 60) as u8, (seed * 40) as u8])
+        })
     }
 
     fn pair(target: RgbImage, references: Vec<RgbImage>) -> Pair {

@@ -2,7 +2,8 @@
 
 use crate::pair::Rejection;
 use prometheus::{
-    Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry, exponential_buckets, linear_buckets,
+    Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry, exponential_buckets,
+    linear_buckets,
 };
 
 /// Registered once, passed in.
@@ -32,7 +33,8 @@ impl Metrics {
             Ok(counter)
         };
         let counters = |name: &str, help: &str, label: &str| -> prometheus::Result<IntCounterVec> {
-            let counters = IntCounterVec::new(Opts::new(format!("crescendo_curator_{name}"), help), &[label])?;
+            let counters =
+                IntCounterVec::new(Opts::new(format!("crescendo_curator_{name}"), help), &[label])?;
             registry.register(Box::new(counters.clone()))?;
             Ok(counters)
         };
@@ -49,14 +51,30 @@ impl Metrics {
         };
         let metrics = Metrics {
             pairs_accepted: counter("pairs_accepted_total", "Pairs in units that this curator committed")?,
-            pairs_rejected: counters("pairs_rejected_total", "Candidates rejected in committed units", "reason")?,
+            pairs_rejected: counters(
+                "pairs_rejected_total",
+                "Candidates rejected in committed units",
+                "reason",
+            )?,
             units: counters("units_total", "Units that this curator worked on", "outcome")?,
-            unit_seconds: histogram("unit_seconds", "Time to make a unit", exponential_buckets(0.01, 3.0, 10)?)?,
-            similarity: histogram("similarity", "Cosine between a reference and its target", linear_buckets(-0.9, 0.1, 20)?)?,
+            unit_seconds: histogram(
+                "unit_seconds",
+                "Time to make a unit",
+                exponential_buckets(0.01, 3.0, 10)?,
+            )?,
+            similarity: histogram(
+                "similarity",
+                "Cosine between a reference and its target",
+                linear_buckets(-0.9, 0.1, 20)?,
+            )?,
             pairs_served: counter("pairs_served_total", "Encoded pairs handed to ranks")?,
             bytes_served: counter("bytes_served_total", "Tensor bytes in encoded pairs handed to ranks")?,
             streams: gauge("pair_streams", "Ranks that have a pair stream open")?,
-            encode_seconds: histogram("encode_seconds", "Time to encode one batch of pairs", exponential_buckets(0.001, 3.0, 10)?)?,
+            encode_seconds: histogram(
+                "encode_seconds",
+                "Time to encode one batch of pairs",
+                exponential_buckets(0.001, 3.0, 10)?,
+            )?,
             shards_loaded: counter("shards_loaded_total", "Shards read from the object store to be served")?,
             shards_damaged: counter("shards_damaged_total", "Shards that failed to verify")?,
             stages: gauge("stages", "Stages assigned to this curator")?,

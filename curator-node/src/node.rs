@@ -72,7 +72,8 @@ impl Node {
 
     /// Starts work on a stage and serving it; does nothing if both go on already.
     fn assign(&self, assignment: AssignCuration) -> Result<(), AssignError> {
-        let stage: StageRef = assignment.stage.filter(|s| !s.job_id.is_empty()).ok_or(AssignError::NoStage)?;
+        let stage: StageRef =
+            assignment.stage.filter(|s| !s.job_id.is_empty()).ok_or(AssignError::NoStage)?;
         if self.server.stages().contains(&stage) {
             return Ok(());
         }
@@ -82,7 +83,12 @@ impl Node {
         let (log, followed) = watch::channel(LogState::default());
         self.server.add(
             &stage,
-            ServedStage { preset: job.model.preset, log: followed, objects: objects.clone(), stop: stop.clone() },
+            ServedStage {
+                preset: job.model.preset,
+                log: followed,
+                objects: objects.clone(),
+                stop: stop.clone(),
+            },
         );
         let span = tracing::Span::current();
         let following = follow(stage.clone(), self.controllers.clone(), log.clone(), stop.clone());

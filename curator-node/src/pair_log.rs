@@ -63,7 +63,12 @@ impl LogState {
 }
 
 /// Keeps `log` up to date until it is sealed or `stop` is cancelled, through outages of the controller.
-pub async fn follow(stage: StageRef, controllers: Controllers, log: watch::Sender<LogState>, stop: CancellationToken) {
+pub async fn follow(
+    stage: StageRef,
+    controllers: Controllers,
+    log: watch::Sender<LogState>,
+    stop: CancellationToken,
+) {
     let mut failures = 0u32;
     while !stop.is_cancelled() && !log.borrow().sealed {
         let before = log.borrow().next_unit;
@@ -84,16 +89,23 @@ pub async fn follow(stage: StageRef, controllers: Controllers, log: watch::Sende
     }
 }
 
-async fn follow_once(stage: &StageRef, controllers: &Controllers, log: &watch::Sender<LogState>) -> Result<(), Status> {
+async fn follow_once(
+    stage: &StageRef,
+    controllers: &Controllers,
+    log: &watch::Sender<LogState>,
+) -> Result<(), Status> {
     let request = WatchPairLogRequest {
         job_id: stage.job_id.clone(),
         stage: stage.stage.clone(),
         from_unit: log.borrow().next_unit,
     };
-    let mut client =
-        CurationServiceClient::new(controllers.channel()).max_decoding_message_size(crate::serve::MAX_MESSAGE_BYTES);
+    let mut client = CurationServiceClient::new(controllers.channel())
+        .max_decoding_message_size(crate::serve::MAX_MESSAGE_BYTES);
     let opening = tokio::time::timeout(OPEN_DEADLINE, client.watch_pair_log(request));
-    let mut news = opening.await.map_err(|_| Status::deadline_exceeded("the watch was not opened in time"))??.into_inner();
+    let mut news = opening
+        .await
+        .map_err(|_| Status::deadline_exceeded("the watch was not opened in time"))??
+        .into_inner();
     while let Some(response) = news.message().await? {
         let mut extended = Ok(());
         log.send_if_modified(|state| {
@@ -126,17 +138,20 @@ mod tests {
         let mut log = LogState::default();
         log.extend(news(vec![shard(0, 0, 3), shard(1, 3, 0), shard(2, 3, 4)], 6, false)).expect("no gap");
         let place = |index| log.find(index).map(|(shard, place)| (shard.unit, place));
-        assert_eq!((0..8).map(place).collect::<Vec<_>>(), [
-            Some((0, 0)),
-            Some((0, 1)),
-            Some((0, 2)),
-            Some((2, 0)),
-            Some((2, 1)),
-            Some((2, 2)),
-            // The log is cut within its last shard.
-            None,
-            None,
-        ]);
+        assert_eq!(
+            (0..8).map(place).collect::<Vec<_>>(),
+            [
+                Some((0, 0)),
+                Some((0, 1)),
+                Some((0, 2)),
+                Some((2, 0)),
+                Some((2, 1)),
+                Some((2, 2)),
+                // The log is cut within its last shard.
+                None,
+                None,
+            ]
+        );
     }
 
     #[test]

@@ -12,7 +12,8 @@ const MAX_DECODING_BYTES: u64 = 1 << 30;
 
 /// Decodes a PNG, JPEG or WebP file. The size is checked before any pixel is decoded.
 pub fn decode(bytes: &[u8]) -> Result<RgbImage, Rejection> {
-    let reader = || ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|_| Rejection::UnreadableImage);
+    let reader =
+        || ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|_| Rejection::UnreadableImage);
     let (width, height) = reader()?.into_dimensions().map_err(|_| Rejection::UnreadableImage)?;
     if u64::from(width) * u64::from(height) > MAX_PIXELS {
         return Err(Rejection::UnreadableImage);
@@ -44,7 +45,9 @@ pub fn resized(picture: &RgbImage, width: u32, height: u32) -> RgbImage {
 
 /// Channel after channel, row by row, each value `scale * byte + offset`.
 pub fn planar(picture: &RgbImage, scale: f32, offset: f32) -> impl Iterator<Item = f32> + '_ {
-    (0..3).flat_map(move |channel| picture.pixels().map(move |pixel| f32::from(pixel.0[channel]) * scale + offset))
+    (0..3).flat_map(move |channel| {
+        picture.pixels().map(move |pixel| f32::from(pixel.0[channel]) * scale + offset)
+    })
 }
 
 #[cfg(test)]
@@ -64,7 +67,9 @@ mod tests {
 
     fn crc32(bytes: &[u8]) -> u32 {
         !bytes.iter().fold(!0u32, |crc, byte| {
-            (0..8).fold(crc ^ u32::from(*byte), |crc, _| if crc & 1 == 1 { (crc >> 1) ^ 0xedb8_8320 } else { crc >> 1 })
+            (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
+                if crc & 1 == 1 { (crc >> 1) ^ 0xedb8_8320 } else { crc >> 1 }
+            })
         })
     }
 

@@ -18,7 +18,8 @@ use crescendo_proto::v1::pair_service_server::PairService;
 use crescendo_proto::v1::stream_pairs_request::Message as Up;
 use crescendo_proto::v1::stream_pairs_response::Message as Down;
 use crescendo_proto::v1::{
-    EncodedPair, FetchPairs, LogStatus, OpenPairs, PairsOpened, StageRef, StreamPairsRequest, StreamPairsResponse,
+    EncodedPair, FetchPairs, LogStatus, OpenPairs, PairsOpened, StageRef, StreamPairsRequest,
+    StreamPairsResponse,
 };
 use object_store::ObjectStore;
 use std::collections::{BTreeMap, VecDeque};
@@ -99,7 +100,10 @@ impl PairServer {
     /// The stages that are served now.
     pub fn stages(&self) -> Vec<StageRef> {
         let stages = self.stages.borrow();
-        stages.keys().map(|(job_id, stage)| StageRef { job_id: job_id.clone(), stage: stage.clone() }).collect()
+        stages
+            .keys()
+            .map(|(job_id, stage)| StageRef { job_id: job_id.clone(), stage: stage.clone() })
+            .collect()
     }
 
     /// Begins to serve a stage.
@@ -132,7 +136,8 @@ impl PairServer {
                 Err(_) => None,
             }
         };
-        let absent = || Status::unavailable(format!("stage {} of job {} is not served here", open.stage, open.job_id));
+        let absent =
+            || Status::unavailable(format!("stage {} of job {} is not served here", open.stage, open.job_id));
         tokio::time::timeout(ASSIGNED_DEADLINE, assigned).await.map_err(|_| absent())?.ok_or_else(absent)
     }
 }
@@ -188,7 +193,11 @@ impl Drop for OpenStream {
 type Outgoing = mpsc::Sender<Result<StreamPairsResponse, Status>>;
 
 impl PairServer {
-    async fn serve(&self, mut inbound: Streaming<StreamPairsRequest>, outgoing: &Outgoing) -> Result<(), Status> {
+    async fn serve(
+        &self,
+        mut inbound: Streaming<StreamPairsRequest>,
+        outgoing: &Outgoing,
+    ) -> Result<(), Status> {
         let first = tokio::time::timeout(OPEN_DEADLINE, inbound.message()).await;
         let first = first.map_err(|_| Status::deadline_exceeded("no OpenPairs came in time"))??;
         let Some(StreamPairsRequest { message: Some(Up::Open(open)) }) = first else {
@@ -217,7 +226,9 @@ impl PairServer {
                 credits: u64::from(open.credits).min(MAX_CREDITS),
             };
             let status = stream.status();
-            stream.send(Down::Opened(PairsOpened { empty_text: Some(empty_text), status: Some(status) })).await?;
+            stream
+                .send(Down::Opened(PairsOpened { empty_text: Some(empty_text), status: Some(status) }))
+                .await?;
             let ended = tokio::select! {
                 () = stop.cancelled() => Err(Status::unavailable("the stage was released")),
                 ended = stream.run(&mut inbound) => ended,
@@ -277,7 +288,9 @@ impl PairStream<'_> {
                     .checked_add(u64::from(count))
                     .ok_or_else(|| Status::invalid_argument("fetch: the range ends beyond any index"))?;
                 if self.wanted.len() >= MAX_RANGES {
-                    return Err(Status::resource_exhausted(format!("fetch: {MAX_RANGES} ranges wait already")));
+                    return Err(Status::resource_exhausted(format!(
+                        "fetch: {MAX_RANGES} ranges wait already"
+                    )));
                 }
                 if count > 0 {
                     self.wanted.push_back((first_index, end));
@@ -299,7 +312,9 @@ impl PairStream<'_> {
         let log = self.log.borrow();
         if next >= log.committed && log.sealed {
             let committed = log.committed;
-            return Err(Status::out_of_range(format!("index {next} will never exist: the log has {committed} pairs")));
+            return Err(Status::out_of_range(format!(
+                "index {next} will never exist: the log has {committed} pairs"
+            )));
         }
         let count = self.credits.min(BATCH).min(end - next).min(log.committed.saturating_sub(next));
         Ok((next..next + count).collect())
@@ -326,21 +341,26 @@ impl PairStream<'_> {
         let mut sources: Vec<(u64, Arc<Vec<Pair>>, usize, String)> = Vec::with_capacity(indices.len());
         for index in indices {
             let found = self.log.borrow().find(*index);
-            let (shard, place) =
-                found.ok_or_else(|| Status::data_loss(format!("index {index} is committed but in no shard")))?;
-            let pairs = self.server.cache.pairs(self.stage.objects.as_ref(), &shard).await.map_err(|e| match e {
-                LoadError::Damaged { .. } => Status::data_loss(e.to_string()),
-                LoadError::Unreadable { .. } => Status::unavailable(e.to_string()),
-            })?;
-            sources.push((*index, pairs, place, shard.path.clone()));
+            let (shard, place) = found
+                .ok_or_else(|| Status::data_loss(format!("index {index} is committed but in no shard")))?;
+            match self.server.cache.pairs(self.stage.objects.as_ref(), &shard).await {
+                Ok(pairs) => sources.push((*index, pairs, place, shard.path.clone())),
+                // The good ones before it go first; the error comes with the next batch.
+                Err(_) if !sources.is_empty() => break,
+                Err(error @ LoadError::Damaged { .. }) => return Err(Status::data_loss(error.to_string())),
+                Err(error @ LoadError::Unreadable { .. }) => {
+                    return Err(Status::unavailable(error.to_string()));
+                }
+            }
         }
         let (preset, timer) = (self.stage.preset, self.server.metrics.encode_seconds.start_timer());
         let encoding = self.server.worker.run("encoding", move |set| {
             let encoders = set.of(preset).map_err(|e| Status::failed_precondition(e.to_string()))?;
             let mut encoded = Vec::with_capacity(sources.len());
             for (index, pairs, place, path) in &sources {
-                let broken =
-                    |reason: String| Status::data_loss(format!("shard {path}: pair {place} (index {index}): {reason}"));
+                let broken = |reason: String| {
+                    Status::data_loss(format!("shard {path}: pair {place} (index {index}): {reason}"))
+                };
                 let pair = pairs.get(*place).ok_or_else(|| broken("it is not in the shard".to_owned()))?;
                 encoded.extend(encoders.encode(&[(*index, pair)]).map_err(|e| broken(e.to_string()))?);
             }

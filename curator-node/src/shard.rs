@@ -138,9 +138,10 @@ pub fn read_shard(tar: impl Read) -> Result<Vec<Pair>, ShardError> {
     }
     match building {
         None => Ok(pairs),
-        Some(unfinished) => {
-            Err(ShardError::Entry { entry: format!("{}.json", unfinished.key), reason: "it is missing".to_owned() })
-        }
+        Some(unfinished) => Err(ShardError::Entry {
+            entry: format!("{}.json", unfinished.key),
+            reason: "it is missing".to_owned(),
+        }),
     }
 }
 
@@ -153,7 +154,12 @@ struct Building {
 
 impl Building {
     /// Takes the next entry of the pair; its json ends it.
-    fn with(mut self, suffix: &str, content: &[u8], pairs: &mut Vec<Pair>) -> Result<Option<Building>, String> {
+    fn with(
+        mut self,
+        suffix: &str,
+        content: &[u8],
+        pairs: &mut Vec<Pair>,
+    ) -> Result<Option<Building>, String> {
         let decoded = || picture::decode(content).map_err(|_| "the picture cannot be decoded".to_owned());
         match suffix {
             "target.png" if self.target.is_none() => self.target = Some(decoded()?),
@@ -184,7 +190,8 @@ mod tests {
     use serde_json::json;
 
     fn pair(n: u8, references: usize) -> Pair {
-        let picture = |shade: u8| RgbImage::from_fn(8, 8, |x, y| Rgb([shade, (x * 30) as u8, (y * 20) as u8]));
+        let picture =
+            |shade: u8| RgbImage::from_fn(8, 8, |x, y| Rgb([shade, (x * 30) as u8, (y * 20) as u8]));
         Pair {
             target: picture(n),
             references: (0..references).map(|r| picture(n + 1 + r as u8)).collect(),
@@ -225,7 +232,11 @@ mod tests {
         for cut in (1..whole.len() - 1024).step_by(97) {
             let result = read_shard(&whole[..cut]);
             let pairs = result.as_ref().map(Vec::len);
-            assert!(result.is_err() || pairs.is_ok_and(|n| n < 3), "cut at {cut} of {} went unseen", whole.len());
+            assert!(
+                result.is_err() || pairs.is_ok_and(|n| n < 3),
+                "cut at {cut} of {} went unseen",
+                whole.len()
+            );
         }
     }
 

@@ -84,7 +84,9 @@ impl ShardCache {
         let reading = async { objects.get(&location).await?.bytes().await };
         let bytes = match tokio::time::timeout(READ_DEADLINE, reading).await {
             Ok(Ok(bytes)) => bytes,
-            Ok(Err(object_store::Error::NotFound { .. })) => return Err(damaged("it is not in the object store".into())),
+            Ok(Err(object_store::Error::NotFound { .. })) => {
+                return Err(damaged("it is not in the object store".into()));
+            }
             Ok(Err(error)) => return Err(unreadable(error.to_string())),
             Err(_) => return Err(unreadable(format!("no answer within {READ_DEADLINE:?}"))),
         };

@@ -54,7 +54,12 @@ pub enum Source {
 
 impl Source {
     /// Opens the source of a stage.
-    pub fn open(job: &JobSpec, stage: &StageSpec, stage_index: u32, roots: &Roots) -> Result<Source, SourceError> {
+    pub fn open(
+        job: &JobSpec,
+        stage: &StageSpec,
+        stage_index: u32,
+        roots: &Roots,
+    ) -> Result<Source, SourceError> {
         match &stage.data.source {
             DataSource::Compose(spec) => {
                 let mut spec = spec.clone();
@@ -71,7 +76,9 @@ impl Source {
                     ImportFormat::Uno1m if stage.references > 1 => {
                         Err(SourceError::References { references: stage.references })
                     }
-                    ImportFormat::Uno1m => Ok(Source::Uno1m(Uno1m::open(&folder, spec.min_score, spec.resolution)?)),
+                    ImportFormat::Uno1m => {
+                        Ok(Source::Uno1m(Uno1m::open(&folder, spec.min_score, spec.resolution)?))
+                    }
                     ImportFormat::Webdataset => {
                         Ok(Source::Webdataset(Webdataset::open(&folder, stage.references as usize)?))
                     }

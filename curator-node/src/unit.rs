@@ -95,7 +95,11 @@ impl StageCurator {
         Ok(UnitResult { shard: writer.finish()?, rejected, exhausted, cosines })
     }
 
-    fn judge(&self, pairs: Vec<Pair>, cosines: &mut Vec<f64>) -> Result<Vec<Result<Pair, Rejection>>, UnitError> {
+    fn judge(
+        &self,
+        pairs: Vec<Pair>,
+        cosines: &mut Vec<f64>,
+    ) -> Result<Vec<Result<Pair, Rejection>>, UnitError> {
         let Some(filter) = &self.filter else { return Ok(pairs.into_iter().map(Ok).collect()) };
         let mut outcomes = Vec::with_capacity(pairs.len());
         for judged in filter.judge(pairs)? {
@@ -120,8 +124,10 @@ pub(crate) mod tests {
         write_library(&root.join("subjects"), 30);
         let encoder = DinoV2::fresh(DinoV2Config::nano(), 3).expect("fresh weights");
         let strings = encoder.file_strings(&BTreeMap::new());
-        crescendo_model::weights::save(&root.join("encoder.safetensors"), encoder.weights(), &strings).expect("save");
-        let similarity = similarity.map(|(min, max)| json!({ "min": min, "max": max, "encoder": "encoder.safetensors" }));
+        crescendo_model::weights::save(&root.join("encoder.safetensors"), encoder.weights(), &strings)
+            .expect("save");
+        let similarity =
+            similarity.map(|(min, max)| json!({ "min": min, "max": max, "encoder": "encoder.safetensors" }));
         serde_json::from_value(json!({
             "name": "test", "tenant": "default", "priority": 0, "seed": 11,
             "model": { "preset": "nano", "weights": null, "precision": "f32" },
@@ -197,7 +203,8 @@ pub(crate) mod tests {
         std::fs::write(folder.path().join("encoder.safetensors"), b"short").expect("spoil the encoder");
         let error = StageCurator::open(&job, 0, &roots(folder.path())).expect_err("it is spoilt").to_string();
         assert!(error.contains("encoder.safetensors"), "{error}");
-        let error = StageCurator::open(&job, 7, &roots(folder.path())).expect_err("no such stage").to_string();
+        let error =
+            StageCurator::open(&job, 7, &roots(folder.path())).expect_err("no such stage").to_string();
         assert!(error.contains("no stage 7"), "{error}");
     }
 }

@@ -26,7 +26,11 @@ pub struct Dropped {
 
 impl<S: 'static> Worker<S> {
     /// Starts a thread; `state` is made on it. At most `queue` jobs wait.
-    pub fn start(name: &'static str, queue: usize, state: impl FnOnce() -> S + Send + 'static) -> std::io::Result<Self> {
+    pub fn start(
+        name: &'static str,
+        queue: usize,
+        state: impl FnOnce() -> S + Send + 'static,
+    ) -> std::io::Result<Self> {
         let (jobs, mut waiting) = mpsc::channel::<Job<S>>(queue.max(1));
         std::thread::Builder::new().name(name.to_owned()).spawn(move || {
             let mut state = state();

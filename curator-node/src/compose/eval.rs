@@ -52,15 +52,11 @@ impl Composer {
     ) -> Result<EvalSet, ComposeError> {
         let need = subjects_per_case.max(2);
         if self.held_out.len() < need {
-            return Err(ComposeError::TooFewSubjects {
-                have: self.held_out.len(),
-                need,
-            });
+            return Err(ComposeError::TooFewSubjects { have: self.held_out.len(), need });
         }
         let mut gallery = Vec::with_capacity(self.held_out.len());
         for (n, entry) in self.held_out.iter().enumerate() {
-            let composed =
-                self.compose(&[*entry], &mut Draw::new("eval gallery", &[seed, n as u64]))?;
+            let composed = self.compose(&[*entry], &mut Draw::new("eval gallery", &[seed, n as u64]))?;
             let facts = &self.subjects.entries()[*entry];
             gallery.push(GalleryEntry {
                 id: facts.id.clone(),
@@ -75,16 +71,8 @@ impl Composer {
             let first = case % gallery.len();
             let others: Vec<usize> = everyone.iter().copied().filter(|n| *n != first).collect();
             let mut subjects = vec![first];
-            subjects.extend(distinct(
-                &mut draw,
-                &others,
-                subjects_per_case.saturating_sub(1),
-            ));
-            let strangers: Vec<usize> = everyone
-                .iter()
-                .copied()
-                .filter(|n| !subjects.contains(n))
-                .collect();
+            subjects.extend(distinct(&mut draw, &others, subjects_per_case.saturating_sub(1)));
+            let strangers: Vec<usize> = everyone.iter().copied().filter(|n| !subjects.contains(n)).collect();
             let case_choices = subjects
                 .iter()
                 .map(|subject| {
@@ -95,10 +83,7 @@ impl Composer {
                 })
                 .collect();
             let entries: Vec<usize> = subjects.iter().map(|n| self.held_out[*n]).collect();
-            let target = self.compose(
-                &entries,
-                &mut Draw::new("eval target", &[seed, case as u64]),
-            )?;
+            let target = self.compose(&entries, &mut Draw::new("eval target", &[seed, case as u64]))?;
             let mut references = Vec::with_capacity(entries.len());
             for (n, entry) in entries.iter().enumerate() {
                 let mut draw = Draw::new("eval reference", &[seed, case as u64, n as u64]);
@@ -122,16 +107,10 @@ impl Composer {
 
     /// Another panel of gallery subject `subject`, in a scene drawn for `number`.
     pub fn held_out_view(&self, subject: usize, number: u64) -> Result<RgbImage, ComposeError> {
-        let entry = self
-            .held_out
-            .get(subject % self.held_out.len().max(1))
-            .copied();
+        let entry = self.held_out.get(subject % self.held_out.len().max(1)).copied();
         let entry = entry.ok_or(ComposeError::TooFewSubjects { have: 0, need: 1 })?;
         Ok(self
-            .compose(
-                &[entry],
-                &mut Draw::new("held-out view", &[self.seed, entry as u64, number]),
-            )?
+            .compose(&[entry], &mut Draw::new("held-out view", &[self.seed, entry as u64, number]))?
             .picture)
     }
 }

@@ -20,10 +20,7 @@ const MAX_SIDE: u32 = 8192;
 #[derive(Debug, thiserror::Error)]
 pub enum LibraryError {
     #[error("cannot read {}: {source}", path.display())]
-    Read {
-        path: PathBuf,
-        source: std::io::Error,
-    },
+    Read { path: PathBuf, source: std::io::Error },
     #[error("{} is not an index of pictures: {reason}", path.display())]
     Index { path: PathBuf, reason: String },
     #[error("cannot decode {}: {reason}", path.display())]
@@ -78,31 +75,19 @@ impl Library {
 
     fn open(folder: &Path, limit: usize, trim: bool) -> Result<Library, LibraryError> {
         let path = folder.join("index.json");
-        let read = |source| LibraryError::Read {
-            path: path.clone(),
-            source,
-        };
-        let index = |reason: String| LibraryError::Index {
-            path: path.clone(),
-            reason,
-        };
+        let read = |source| LibraryError::Read { path: path.clone(), source };
+        let index = |reason: String| LibraryError::Index { path: path.clone(), reason };
         if std::fs::metadata(&path).map_err(read)?.len() > MAX_INDEX_BYTES {
             return Err(index(format!("it is larger than {MAX_INDEX_BYTES} bytes")));
         }
         let text = std::fs::read(&path).map_err(read)?;
-        let mut entries: Vec<Entry> =
-            serde_json::from_slice(&text).map_err(|e| index(e.to_string()))?;
+        let mut entries: Vec<Entry> = serde_json::from_slice(&text).map_err(|e| index(e.to_string()))?;
         if entries.is_empty() || entries.len() > MAX_ENTRIES {
-            return Err(index(format!(
-                "it has {} entries, not 1 to {MAX_ENTRIES}",
-                entries.len()
-            )));
+            return Err(index(format!("it has {} entries, not 1 to {MAX_ENTRIES}", entries.len())));
         }
         let mut ids = BTreeSet::new();
         for entry in &mut entries {
-            let plain = Path::new(&entry.file)
-                .components()
-                .all(|part| matches!(part, Component::Normal(_)));
+            let plain = Path::new(&entry.file).components().all(|part| matches!(part, Component::Normal(_)));
             if !plain || entry.file.is_empty() {
                 return Err(index(format!(
                     "file {:?} of {:?} is not a path below the folder",
@@ -117,13 +102,7 @@ impl Library {
             }
         }
         entries.sort_by(|a, b| a.id.cmp(&b.id));
-        Ok(Library {
-            folder: folder.to_owned(),
-            entries,
-            limit,
-            trim,
-            cache: Mutex::default(),
-        })
+        Ok(Library { folder: folder.to_owned(), entries, limit, trim, cache: Mutex::default() })
     }
 
     /// In the order of their ids.
@@ -141,11 +120,7 @@ impl Library {
         if let Some(raster) = self.lock().rasters.get(&entry) {
             return Ok(raster.clone());
         }
-        let file = self
-            .entries
-            .get(entry)
-            .map(|e| e.file.as_str())
-            .unwrap_or_default();
+        let file = self.entries.get(entry).map(|e| e.file.as_str()).unwrap_or_default();
         let path = self.folder.join(file);
         let raster = Arc::new(self.decode(&path)?);
         let mut cache = self.lock();
@@ -165,30 +140,19 @@ impl Library {
     }
 
     fn decode(&self, path: &Path) -> Result<Raster, LibraryError> {
-        let bytes = std::fs::read(path).map_err(|source| LibraryError::Read {
-            path: path.to_owned(),
-            source,
-        })?;
-        let picture = |reason: String| LibraryError::Picture {
-            path: path.to_owned(),
-            reason,
-        };
-        let mut reader = ImageReader::new(Cursor::new(bytes))
-            .with_guessed_format()
-            .map_err(|e| picture(e.to_string()))?;
+        let bytes =
+            std::fs::read(path).map_err(|source| LibraryError::Read { path: path.to_owned(), source })?;
+        let picture = |reason: String| LibraryError::Picture { path: path.to_owned(), reason };
+        let mut reader =
+            ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|e| picture(e.to_string()))?;
         let mut limits = Limits::default();
         limits.max_image_width = Some(MAX_SIDE);
         limits.max_image_height = Some(MAX_SIDE);
         reader.limits(limits);
-        let decoded = reader
-            .decode()
-            .map_err(|e| picture(e.to_string()))?
-            .to_rgba8();
+        let decoded = reader.decode().map_err(|e| picture(e.to_string()))?.to_rgba8();
         let mut raster = Raster::from_rgba(&decoded);
         if self.trim {
-            raster = raster
-                .trimmed()
-                .ok_or_else(|| picture("nothing in it is visible".to_owned()))?;
+            raster = raster.trimmed().ok_or_else(|| picture("nothing in it is visible".to_owned()))?;
         }
         Ok(raster.shrunk_to(self.limit))
     }

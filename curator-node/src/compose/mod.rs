@@ -83,23 +83,16 @@ impl Composer {
             return Err(ComposeError::Panel { panel: spec.panel });
         }
         let panel = spec.panel as usize;
-        let subjects =
-            Library::open_subjects(&library_root.join(&spec.subjects), (2 * panel).max(64))?;
+        let subjects = Library::open_subjects(&library_root.join(&spec.subjects), (2 * panel).max(64))?;
         let photos = match &spec.photos {
-            Some(folder) => Some(Arc::new(Library::open_photos(
-                &library_root.join(folder),
-                4 * panel,
-            )?)),
+            Some(folder) => Some(Arc::new(Library::open_photos(&library_root.join(folder), 4 * panel)?)),
             None => None,
         };
         let (training, held_out) = subjects.split(spec.hold_out_one_in);
         // Two, so that there is something to tell a subject from.
         let need = (references as usize).max(2);
         if training.len() < need {
-            return Err(ComposeError::TooFewSubjects {
-                have: training.len(),
-                need,
-            });
+            return Err(ComposeError::TooFewSubjects { have: training.len(), need });
         }
         Ok(Composer {
             subjects: Arc::new(subjects),
@@ -116,18 +109,12 @@ impl Composer {
 
     /// Ids of the subjects that training may see.
     pub fn training_subjects(&self) -> Vec<&str> {
-        self.training
-            .iter()
-            .map(|i| self.subjects.entries()[*i].id.as_str())
-            .collect()
+        self.training.iter().map(|i| self.subjects.entries()[*i].id.as_str()).collect()
     }
 
     /// Ids of the subjects kept for evaluation.
     pub fn held_out_subjects(&self) -> Vec<&str> {
-        self.held_out
-            .iter()
-            .map(|i| self.subjects.entries()[*i].id.as_str())
-            .collect()
+        self.held_out.iter().map(|i| self.subjects.entries()[*i].id.as_str()).collect()
     }
 
     /// Makes candidate `candidate` of unit `unit`. The same numbers give the same pair.
@@ -140,18 +127,12 @@ impl Composer {
             // By unit, so that pictures of one shape lie together in the log.
             ComposeLayout::Mixed => unit % 2 == 1,
         };
-        if diptych {
-            self.diptych(&key, &mut draw)
-        } else {
-            self.single(&key, &mut draw)
-        }
+        if diptych { self.diptych(&key, &mut draw) } else { self.single(&key, &mut draw) }
     }
 
     fn single(&self, key: &[u64], draw: &mut Draw) -> Result<Pair, Rejection> {
         let subjects = distinct(draw, &self.training, self.references.max(1));
-        let target = self
-            .compose(&subjects, &mut part(key, TARGET_SCENE))
-            .map_err(rejection)?;
+        let target = self.compose(&subjects, &mut part(key, TARGET_SCENE)).map_err(rejection)?;
         let mut references = Vec::with_capacity(self.references);
         for (n, subject) in subjects.iter().take(self.references).enumerate() {
             references.push(self.elsewhere(
@@ -180,14 +161,8 @@ impl Composer {
 
     fn diptych(&self, key: &[u64], draw: &mut Draw) -> Result<Pair, Rejection> {
         let subjects = distinct(draw, &self.training, 1);
-        let left = self
-            .compose(&subjects, &mut part(key, TARGET_SCENE))
-            .map_err(rejection)?;
-        let right = self.elsewhere(
-            subjects[0],
-            &left.scene,
-            &mut part(key, FIRST_REFERENCE_SCENE),
-        )?;
+        let left = self.compose(&subjects, &mut part(key, TARGET_SCENE)).map_err(rejection)?;
+        let right = self.elsewhere(subjects[0], &left.scene, &mut part(key, FIRST_REFERENCE_SCENE))?;
         Ok(Pair {
             target: side_by_side(&left.picture, &right.picture),
             references: Vec::new(),
@@ -215,10 +190,7 @@ impl Composer {
         for subject in subjects {
             rasters.push(self.subjects.raster(*subject)?);
         }
-        let aspects: Vec<f32> = rasters
-            .iter()
-            .map(|r| r.width() as f32 / r.height().max(1) as f32)
-            .collect();
+        let aspects: Vec<f32> = rasters.iter().map(|r| r.width() as f32 / r.height().max(1) as f32).collect();
         let placements = match aspects[..] {
             [aspect] => vec![place_alone(draw, self.panel, aspect)],
             _ => place_together(draw, self.panel, &aspects),
@@ -226,20 +198,11 @@ impl Composer {
         for (raster, placement) in rasters.iter().zip(&placements) {
             canvas.lay(raster, placement.place, placement.mirrored);
         }
-        Ok(Composed {
-            picture: canvas.to_image(),
-            scene,
-            placements,
-        })
+        Ok(Composed { picture: canvas.to_image(), scene, placements })
     }
 
     /// A panel with one subject in a scene with other words than `than`.
-    fn elsewhere(
-        &self,
-        subject: usize,
-        than: &Scene,
-        draw: &mut Draw,
-    ) -> Result<Composed, Rejection> {
+    fn elsewhere(&self, subject: usize, than: &Scene, draw: &mut Draw) -> Result<Composed, Rejection> {
         let mut composed = self.compose(&[subject], draw).map_err(rejection)?;
         // Each try has its own scene, so a few suffice; the same words twice would still be a true pair.
         for _ in 0..8 {
@@ -255,25 +218,15 @@ impl Composer {
         let words = |subject: &usize| self.subjects.entries()[*subject].words.as_str();
         match (subjects, &composed.placements[..]) {
             ([subject], [placement]) => {
-                let size = if placement.size.is_empty() {
-                    String::new()
-                } else {
-                    format!(", {}", placement.size)
-                };
-                format!(
-                    "{} on {}, {}{size}",
-                    words(subject),
-                    composed.scene.words(),
-                    placement.position
-                )
+                let size =
+                    if placement.size.is_empty() { String::new() } else { format!(", {}", placement.size) };
+                format!("{} on {}, {}{size}", words(subject), composed.scene.words(), placement.position)
             }
             _ => {
                 let each: Vec<String> = subjects
                     .iter()
                     .zip(&composed.placements)
-                    .map(|(subject, placement)| {
-                        format!("{} {}", words(subject), placement.position)
-                    })
+                    .map(|(subject, placement)| format!("{} {}", words(subject), placement.position))
                     .collect();
                 format!("{}, on {}", each.join(" and "), composed.scene.words())
             }
@@ -281,25 +234,15 @@ impl Composer {
     }
 
     fn ids(&self, subjects: &[usize]) -> Vec<&str> {
-        subjects
-            .iter()
-            .map(|s| self.subjects.entries()[*s].id.as_str())
-            .collect()
+        subjects.iter().map(|s| self.subjects.entries()[*s].id.as_str()).collect()
     }
 
     /// Two panels of one training subject, in scenes, places, sizes and directions of their own: for training an image
     /// encoder. `number` counts the draws; `subject` is taken modulo the number of training subjects.
-    pub fn training_views(
-        &self,
-        subject: usize,
-        number: u64,
-    ) -> Result<[RgbImage; 2], ComposeError> {
+    pub fn training_views(&self, subject: usize, number: u64) -> Result<[RgbImage; 2], ComposeError> {
         let entry = self.training[subject % self.training.len()];
         let view = |side: u64| {
-            self.compose(
-                &[entry],
-                &mut Draw::new("views", &[self.seed, entry as u64, number, side]),
-            )
+            self.compose(&[entry], &mut Draw::new("views", &[self.seed, entry as u64, number, side]))
         };
         Ok([view(0)?.picture, view(1)?.picture])
     }

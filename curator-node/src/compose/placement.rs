@@ -42,11 +42,7 @@ pub fn place_alone(draw: &mut Draw, side: usize, aspect: f32) -> Placement {
             1 => (Third::Middle, draw.range(0.4, 0.6)),
             _ => (Third::End, draw.range(0.8, 1.0)),
         };
-        if centred || room < MIN_ROOM {
-            (Third::Middle, 0.5)
-        } else {
-            (third, fraction)
-        }
+        if centred || room < MIN_ROOM { (Third::Middle, 0.5) } else { (third, fraction) }
     };
     let (column, x) = third(1.0 - width);
     let (row, y) = third(1.0 - height);
@@ -74,9 +70,8 @@ pub fn place_together(draw: &mut Draw, side: usize, aspects: &[f32]) -> Vec<Plac
         3 | 4 => (&[Start, End], &[Start, End]),
         _ => (&[Start, Middle, End], &[Start, Middle, End]),
     };
-    let mut cells: Vec<(usize, usize)> = (0..rows.len())
-        .flat_map(|row| (0..columns.len()).map(move |column| (row, column)))
-        .collect();
+    let mut cells: Vec<(usize, usize)> =
+        (0..rows.len()).flat_map(|row| (0..columns.len()).map(move |column| (row, column))).collect();
     draw.shuffle(&mut cells);
     let (cell_width, cell_height) = (1.0 / columns.len() as f32, 1.0 / rows.len() as f32);
     let mut placements = Vec::with_capacity(aspects.len());
@@ -95,12 +90,7 @@ pub fn place_together(draw: &mut Draw, side: usize, aspects: &[f32]) -> Vec<Plac
             + (cell_height - height) / 2.0;
         let scale = side as f32;
         placements.push(Placement {
-            place: Region {
-                x: x * scale,
-                y: y * scale,
-                width: width * scale,
-                height: height * scale,
-            },
+            place: Region { x: x * scale, y: y * scale, width: width * scale, height: height * scale },
             mirrored: draw.chance(0.5),
             position: position_words(rows[row], columns[column]),
             size: "",
@@ -112,11 +102,7 @@ pub fn place_together(draw: &mut Draw, side: usize, aspects: &[f32]) -> Vec<Plac
 /// Width and height, in panel sides, of a box of this aspect whose longer side is `share`.
 fn fitted(aspect: f32, share: f32) -> (f32, f32) {
     let aspect = aspect.clamp(0.05, 20.0);
-    if aspect >= 1.0 {
-        (share, share / aspect)
-    } else {
-        (share * aspect, share)
-    }
+    if aspect >= 1.0 { (share, share / aspect) } else { (share * aspect, share) }
 }
 
 fn position_words(row: Third, column: Third) -> &'static str {
@@ -139,13 +125,9 @@ mod tests {
 
     /// Checks that the box lies as the words say, and on the panel.
     fn assert_true(placement: &Placement, side: f32) {
-        let Placement {
-            place, position, ..
-        } = placement;
-        let (x, y) = (
-            (place.x + place.width / 2.0) / side - 0.5,
-            (place.y + place.height / 2.0) / side - 0.5,
-        );
+        let Placement { place, position, .. } = placement;
+        let (x, y) =
+            ((place.x + place.width / 2.0) / side - 0.5, (place.y + place.height / 2.0) / side - 0.5);
         let clear = 0.06;
         let (row, column) = (
             if position.contains("top") {

@@ -39,11 +39,7 @@ impl Raster {
                 [premultiply(r, a), premultiply(g, a), premultiply(b, a), a]
             })
             .collect();
-        Raster {
-            width: picture.width() as usize,
-            height: picture.height() as usize,
-            pixels,
-        }
+        Raster { width: picture.width() as usize, height: picture.height() as usize, pixels }
     }
 
     pub fn width(&self) -> usize {
@@ -61,39 +57,21 @@ impl Raster {
 
     /// All of it.
     pub fn region(&self) -> Region {
-        Region {
-            x: 0.0,
-            y: 0.0,
-            width: self.width as f32,
-            height: self.height as f32,
-        }
+        Region { x: 0.0, y: 0.0, width: self.width as f32, height: self.height as f32 }
     }
 
     /// Cuts away rows and columns that are (almost) transparent. None if nothing is left.
     pub fn trimmed(&self) -> Option<Raster> {
         const VISIBLE: u8 = 8;
         let seen = |x: usize, y: usize| self.pixels[y * self.width + x][3] >= VISIBLE;
-        let rows: Vec<usize> = (0..self.height)
-            .filter(|y| (0..self.width).any(|x| seen(x, *y)))
-            .collect();
-        let columns: Vec<usize> = (0..self.width)
-            .filter(|x| (0..self.height).any(|y| seen(*x, y)))
-            .collect();
-        let (top, bottom, left, right) = (
-            *rows.first()?,
-            *rows.last()?,
-            *columns.first()?,
-            *columns.last()?,
-        );
+        let rows: Vec<usize> = (0..self.height).filter(|y| (0..self.width).any(|x| seen(x, *y))).collect();
+        let columns: Vec<usize> = (0..self.width).filter(|x| (0..self.height).any(|y| seen(*x, y))).collect();
+        let (top, bottom, left, right) = (*rows.first()?, *rows.last()?, *columns.first()?, *columns.last()?);
         let mut pixels = Vec::with_capacity((right - left + 1) * (bottom - top + 1));
         for y in top..=bottom {
             pixels.extend_from_slice(&self.pixels[y * self.width + left..=y * self.width + right]);
         }
-        Some(Raster {
-            width: right - left + 1,
-            height: bottom - top + 1,
-            pixels,
-        })
+        Some(Raster { width: right - left + 1, height: bottom - top + 1, pixels })
     }
 
     /// Shrinks it so that its longer side is at most `limit` pixels; leaves a smaller one as it is.
@@ -105,15 +83,8 @@ impl Raster {
         let scaled = |side: usize| ((side * limit + longer / 2) / longer).max(1);
         let (width, height) = (scaled(self.width), scaled(self.height));
         let sampled = self.sample(self.region(), width, height, Edge::Ignored);
-        let pixels = sampled
-            .iter()
-            .map(|p| p.map(|c| (c * 255.0 + 0.5) as u8))
-            .collect();
-        Raster {
-            width,
-            height,
-            pixels,
-        }
+        let pixels = sampled.iter().map(|p| p.map(|c| (c * 255.0 + 0.5) as u8)).collect();
+        Raster { width, height, pixels }
     }
 
     /// Resamples `region` to `width` x `height` with a triangle filter as wide as the scale, so without aliasing.
@@ -127,12 +98,8 @@ impl Raster {
         let rows = last_row.saturating_sub(first_row);
         let mut narrow = vec![[0f32; 4]; rows * width];
         for row in 0..rows {
-            let source =
-                &self.pixels[(first_row + row) * self.width..(first_row + row + 1) * self.width];
-            for (tap, out) in across
-                .iter()
-                .zip(&mut narrow[row * width..(row + 1) * width])
-            {
+            let source = &self.pixels[(first_row + row) * self.width..(first_row + row + 1) * self.width];
+            for (tap, out) in across.iter().zip(&mut narrow[row * width..(row + 1) * width]) {
                 for (weight, pixel) in tap.weights.iter().zip(&source[tap.first..]) {
                     for channel in 0..4 {
                         out[channel] += weight * f32::from(pixel[channel]);
@@ -144,10 +111,7 @@ impl Raster {
         for (tap, line) in down.iter().zip(sampled.chunks_exact_mut(width.max(1))) {
             for (offset, weight) in tap.weights.iter().enumerate() {
                 let row = tap.first - first_row + offset;
-                for (pixel, out) in narrow[row * width..(row + 1) * width]
-                    .iter()
-                    .zip(line.iter_mut())
-                {
+                for (pixel, out) in narrow[row * width..(row + 1) * width].iter().zip(line.iter_mut()) {
                     for channel in 0..4 {
                         out[channel] += weight / 255.0 * pixel[channel];
                     }
@@ -189,10 +153,7 @@ fn taps(start: f32, length: f32, count: usize, source: usize, edge: Edge) -> Vec
             for weight in &mut weights {
                 *weight /= total.max(f32::MIN_POSITIVE);
             }
-            Tap {
-                first: first as usize,
-                weights,
-            }
+            Tap { first: first as usize, weights }
         })
         .collect()
 }
@@ -221,11 +182,7 @@ impl Canvas {
                 pixels.push(sum);
             }
         }
-        Canvas {
-            width,
-            height,
-            pixels,
-        }
+        Canvas { width, height, pixels }
     }
 
     /// Lays a raster over the box at (`x`, `y`) of `width` x `height` pixels (fractions allowed), mirrored if asked.
@@ -240,10 +197,7 @@ impl Canvas {
             return;
         }
         let (columns, rows) = ((right - left) as usize, (bottom - top) as usize);
-        let (across, down) = (
-            raster.width as f32 / place.width,
-            raster.height as f32 / place.height,
-        );
+        let (across, down) = (raster.width as f32 / place.width, raster.height as f32 / place.height);
         let mut region = Region {
             x: (left - place.x) * across,
             y: (top - place.y) * down,
@@ -256,14 +210,9 @@ impl Canvas {
         let sampled = raster.sample(region, columns, rows, Edge::Transparent);
         for row in 0..rows {
             for column in 0..columns {
-                let from = if mirrored {
-                    columns - 1 - column
-                } else {
-                    column
-                };
+                let from = if mirrored { columns - 1 - column } else { column };
                 let [r, g, b, a] = sampled[row * columns + from];
-                let pixel =
-                    &mut self.pixels[(top as usize + row) * self.width + left as usize + column];
+                let pixel = &mut self.pixels[(top as usize + row) * self.width + left as usize + column];
                 for (channel, over) in [r, g, b].into_iter().enumerate() {
                     pixel[channel] = over + pixel[channel] * (1.0 - a);
                 }
@@ -282,17 +231,9 @@ impl Canvas {
 
 /// Puts pictures of one height side by side.
 pub fn side_by_side(left: &RgbImage, right: &RgbImage) -> RgbImage {
-    RgbImage::from_fn(
-        left.width() + right.width(),
-        left.height().min(right.height()),
-        |x, y| {
-            if x < left.width() {
-                *left.get_pixel(x, y)
-            } else {
-                *right.get_pixel(x - left.width(), y)
-            }
-        },
-    )
+    RgbImage::from_fn(left.width() + right.width(), left.height().min(right.height()), |x, y| {
+        if x < left.width() { *left.get_pixel(x, y) } else { *right.get_pixel(x - left.width(), y) }
+    })
 }
 
 #[cfg(test)]
@@ -302,16 +243,9 @@ mod tests {
 
     fn disc(side: u32) -> RgbaImage {
         RgbaImage::from_fn(side, side, |x, y| {
-            let (dx, dy) = (
-                x as f32 - side as f32 / 2.0 + 0.5,
-                y as f32 - side as f32 / 2.0 + 0.5,
-            );
+            let (dx, dy) = (x as f32 - side as f32 / 2.0 + 0.5, y as f32 - side as f32 / 2.0 + 0.5);
             let inside = dx * dx + dy * dy < (side as f32 / 3.0).powi(2);
-            if inside {
-                Rgba([200, 10, 30, 255])
-            } else {
-                Rgba([0, 255, 0, 0])
-            }
+            if inside { Rgba([200, 10, 30, 255]) } else { Rgba([0, 255, 0, 0]) }
         })
     }
 
@@ -320,48 +254,30 @@ mod tests {
         // The transparent pixels are bright green: straight-alpha resampling would leave a green rim.
         let raster = Raster::from_rgba(&disc(90));
         let mut canvas = Canvas::painted(32, 32, |_, _| [0.0, 0.0, 0.0]);
-        canvas.lay(
-            &raster,
-            Region {
-                x: 1.3,
-                y: 2.7,
-                width: 28.5,
-                height: 28.5,
-            },
-            false,
-        );
-        assert!(
-            canvas.pixels.iter().all(|p| p[1] <= 10.0 / 255.0 + 1e-3),
-            "green leaked"
-        );
+        canvas.lay(&raster, Region { x: 1.3, y: 2.7, width: 28.5, height: 28.5 }, false);
+        assert!(canvas.pixels.iter().all(|p| p[1] <= 10.0 / 255.0 + 1e-3), "green leaked");
         assert!(canvas.pixels[16 * 32 + 15][0] > 0.75);
     }
 
     #[test]
     fn trims_to_what_is_visible() {
-        let trimmed = Raster::from_rgba(&disc(90))
-            .trimmed()
-            .expect("a disc is visible");
+        let trimmed = Raster::from_rgba(&disc(90)).trimmed().expect("a disc is visible");
         assert_eq!((trimmed.width(), trimmed.height()), (60, 60));
         assert!(Raster::from_rgba(&RgbaImage::new(5, 5)).trimmed().is_none());
     }
 
     #[test]
     fn mirroring_swaps_left_and_right() {
-        let half = RgbaImage::from_fn(16, 16, |x, _| {
-            if x < 8 {
-                Rgba([255, 0, 0, 255])
-            } else {
-                Rgba([0, 0, 255, 255])
-            }
-        });
+        let half =
+            RgbaImage::from_fn(
+                16,
+                16,
+                |x, _| {
+                    if x < 8 { Rgba([255, 0, 0, 255]) } else { Rgba([0, 0, 255, 255]) }
+                },
+            );
         let raster = Raster::from_rgba(&half);
-        let place = Region {
-            x: 4.0,
-            y: 4.0,
-            width: 8.0,
-            height: 8.0,
-        };
+        let place = Region { x: 4.0, y: 4.0, width: 8.0, height: 8.0 };
         let mut plain = Canvas::painted(16, 16, |_, _| [1.0; 3]);
         let mut mirrored = plain.clone();
         plain.lay(&raster, place, false);
@@ -369,10 +285,7 @@ mod tests {
         for y in 0..16 {
             for x in 0..16 {
                 let (a, b) = (plain.pixels[y * 16 + x], mirrored.pixels[y * 16 + 15 - x]);
-                assert!(
-                    a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-5),
-                    "({x}, {y}): {a:?} {b:?}"
-                );
+                assert!(a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-5), "({x}, {y}): {a:?} {b:?}");
             }
         }
         assert!(plain.pixels[8 * 16 + 5][0] > 0.9 && mirrored.pixels[8 * 16 + 5][2] > 0.9);
@@ -386,10 +299,7 @@ mod tests {
         let small = raster.shrunk_to(20);
         assert_eq!((small.width(), small.height()), (20, 10));
         assert!(
-            small
-                .pixels
-                .iter()
-                .all(|p| (95..=105).contains(&p[0]) && p[3] == 255),
+            small.pixels.iter().all(|p| (95..=105).contains(&p[0]) && p[3] == 255),
             "{:?}",
             small.pixels[0]
         );
@@ -401,24 +311,9 @@ mod tests {
         let mut canvas = Canvas::painted(8, 8, |_, _| [0.5; 3]);
         let before = canvas.clone();
         for place in [
-            Region {
-                x: 20.0,
-                y: 0.0,
-                width: 5.0,
-                height: 5.0,
-            },
-            Region {
-                x: -9.0,
-                y: -9.0,
-                width: 5.0,
-                height: 5.0,
-            },
-            Region {
-                x: 1.0,
-                y: 1.0,
-                width: 0.0,
-                height: 3.0,
-            },
+            Region { x: 20.0, y: 0.0, width: 5.0, height: 5.0 },
+            Region { x: -9.0, y: -9.0, width: 5.0, height: 5.0 },
+            Region { x: 1.0, y: 1.0, width: 0.0, height: 3.0 },
         ] {
             canvas.lay(&raster, place, false);
         }

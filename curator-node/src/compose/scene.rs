@@ -29,42 +29,13 @@ type Colour = [f32; 3];
 /// What is painted. Lengths and offsets are in panel sides.
 #[derive(Clone, Debug)]
 enum Kind {
-    Flat {
-        colour: Colour,
-    },
-    Gradient {
-        from: Colour,
-        to: Colour,
-        vertical: bool,
-    },
-    Stripes {
-        colours: [Colour; 2],
-        across: [f32; 2],
-        period: f32,
-        phase: f32,
-    },
-    Checks {
-        colours: [Colour; 2],
-        period: f32,
-        phase: [f32; 2],
-    },
-    Dots {
-        ground: Colour,
-        dots: Colour,
-        period: f32,
-        phase: [f32; 2],
-    },
-    Clouds {
-        colours: [Colour; 2],
-        grain: f32,
-        seed: u64,
-    },
-    Photo {
-        photo: usize,
-        left: f32,
-        top: f32,
-        side: f32,
-    },
+    Flat { colour: Colour },
+    Gradient { from: Colour, to: Colour, vertical: bool },
+    Stripes { colours: [Colour; 2], across: [f32; 2], period: f32, phase: f32 },
+    Checks { colours: [Colour; 2], period: f32, phase: [f32; 2] },
+    Dots { ground: Colour, dots: Colour, period: f32, phase: [f32; 2] },
+    Clouds { colours: [Colour; 2], grain: f32, seed: u64 },
+    Photo { photo: usize, left: f32, top: f32, side: f32 },
 }
 
 /// A background and the words for it, e.g. "green and white vertical stripes".
@@ -85,12 +56,7 @@ impl Scene {
             let side = draw.range(0.55, 1.0);
             let (left, top) = (draw.unit(), draw.unit());
             return Scene {
-                kind: Kind::Photo {
-                    photo,
-                    left,
-                    top,
-                    side,
-                },
+                kind: Kind::Photo { photo, left, top, side },
                 words: library.entries()[photo].words.clone(),
             };
         }
@@ -98,25 +64,11 @@ impl Scene {
         let (a, b) = (COLOURS[first].0, COLOURS[second].0);
         let (ground, other) = (jittered(draw, first), jittered(draw, second));
         match draw.below(10) {
-            0..=3 => Scene {
-                kind: Kind::Flat { colour: ground },
-                words: format!("plain {a}"),
-            },
+            0..=3 => Scene { kind: Kind::Flat { colour: ground }, words: format!("plain {a}") },
             4 | 5 => {
                 let vertical = draw.chance(0.5);
-                let words = if vertical {
-                    format!("{a} above {b}")
-                } else {
-                    format!("{a} fading into {b}")
-                };
-                Scene {
-                    kind: Kind::Gradient {
-                        from: ground,
-                        to: other,
-                        vertical,
-                    },
-                    words,
-                }
+                let words = if vertical { format!("{a} above {b}") } else { format!("{a} fading into {b}") };
+                Scene { kind: Kind::Gradient { from: ground, to: other, vertical }, words }
             }
             6 => {
                 let (across, direction) = match draw.below(3) {
@@ -126,53 +78,29 @@ impl Scene {
                 };
                 let (period, phase) = (draw.range(0.2, 0.42), draw.unit());
                 let words = format!("{a} and {b} {direction} stripes");
-                Scene {
-                    kind: Kind::Stripes {
-                        colours: [ground, other],
-                        across,
-                        period,
-                        phase,
-                    },
-                    words,
-                }
+                Scene { kind: Kind::Stripes { colours: [ground, other], across, period, phase }, words }
             }
             7 => {
                 let (period, phase) = (draw.range(0.25, 0.5), [draw.unit(), draw.unit()]);
                 Scene {
-                    kind: Kind::Checks {
-                        colours: [ground, other],
-                        period,
-                        phase,
-                    },
+                    kind: Kind::Checks { colours: [ground, other], period, phase },
                     words: format!("{a} and {b} checks"),
                 }
             }
             8 => {
                 let (period, phase) = (draw.range(0.22, 0.4), [draw.unit(), draw.unit()]);
                 Scene {
-                    kind: Kind::Dots {
-                        ground,
-                        dots: other,
-                        period,
-                        phase,
-                    },
+                    kind: Kind::Dots { ground, dots: other, period, phase },
                     words: format!("{a} with {b} dots"),
                 }
             }
             _ => {
                 let coarse = draw.chance(0.5);
-                let (grain, texture) = if coarse {
-                    (draw.range(0.25, 0.4), "clouds")
-                } else {
-                    (draw.range(0.05, 0.1), "noise")
-                };
+                let (grain, texture) =
+                    if coarse { (draw.range(0.25, 0.4), "clouds") } else { (draw.range(0.05, 0.1), "noise") };
                 let seed = draw.next_u64();
                 Scene {
-                    kind: Kind::Clouds {
-                        colours: [ground, other],
-                        grain,
-                        seed,
-                    },
+                    kind: Kind::Clouds { colours: [ground, other], grain, seed },
                     words: format!("{a} and {b} {texture}"),
                 }
             }
@@ -215,69 +143,30 @@ impl Scene {
         Ok(match &self.kind {
             Kind::Flat { colour } => {
                 let colour = *colour;
-                Canvas {
-                    width: side,
-                    height: side,
-                    pixels: vec![colour; side * side],
-                }
+                Canvas { width: side, height: side, pixels: vec![colour; side * side] }
             }
-            Kind::Gradient { from, to, vertical } => Canvas::painted(side, side, |x, y| {
-                mix(*from, *to, if *vertical { y } else { x } / scale)
-            }),
-            Kind::Stripes {
-                colours,
-                across,
-                period,
-                phase,
-            } => Canvas::painted(side, side, |x, y| {
+            Kind::Gradient { from, to, vertical } => {
+                Canvas::painted(side, side, |x, y| mix(*from, *to, if *vertical { y } else { x } / scale))
+            }
+            Kind::Stripes { colours, across, period, phase } => Canvas::painted(side, side, |x, y| {
                 let at = (x * across[0] + y * across[1]) / scale;
                 colours[usize::from(odd(at, *period, *phase))]
             }),
-            Kind::Checks {
-                colours,
-                period,
-                phase,
-            } => Canvas::painted(side, side, |x, y| {
+            Kind::Checks { colours, period, phase } => Canvas::painted(side, side, |x, y| {
                 let cell = odd(x / scale, *period, phase[0]) != odd(y / scale, *period, phase[1]);
                 colours[usize::from(cell)]
             }),
-            Kind::Dots {
-                ground,
-                dots,
-                period,
-                phase,
-            } => Canvas::painted(side, side, |x, y| {
+            Kind::Dots { ground, dots, period, phase } => Canvas::painted(side, side, |x, y| {
                 let dx = (x / scale / period + phase[0]).rem_euclid(1.0) - 0.5;
                 let dy = (y / scale / period + phase[1]).rem_euclid(1.0) - 0.5;
-                if dx * dx + dy * dy < 0.09 {
-                    *dots
-                } else {
-                    *ground
-                }
+                if dx * dx + dy * dy < 0.09 { *dots } else { *ground }
             }),
-            Kind::Clouds {
-                colours,
-                grain,
-                seed,
-            } => Canvas::painted(side, side, |x, y| {
-                mix(
-                    colours[0],
-                    colours[1],
-                    value_noise(x / scale / grain, y / scale / grain, *seed),
-                )
+            Kind::Clouds { colours, grain, seed } => Canvas::painted(side, side, |x, y| {
+                mix(colours[0], colours[1], value_noise(x / scale / grain, y / scale / grain, *seed))
             }),
-            Kind::Photo {
-                photo,
-                left,
-                top,
-                side: part,
-            } => {
+            Kind::Photo { photo, left, top, side: part } => {
                 let Some(library) = photos else {
-                    return Ok(Canvas {
-                        width: side,
-                        height: side,
-                        pixels: vec![[0.5; 3]; side * side],
-                    });
+                    return Ok(Canvas { width: side, height: side, pixels: vec![[0.5; 3]; side * side] });
                 };
                 let raster = library.raster(*photo)?;
                 let (width, height) = (raster.width() as f32, raster.height() as f32);
@@ -293,11 +182,7 @@ impl Scene {
                     .into_iter()
                     .map(|[r, g, b, _]| [r, g, b])
                     .collect();
-                Canvas {
-                    width: side,
-                    height: side,
-                    pixels,
-                }
+                Canvas { width: side, height: side, pixels }
             }
         })
     }
@@ -311,17 +196,12 @@ fn two_colours(draw: &mut Draw) -> (usize, usize) {
         a.iter().zip(b).map(|(a, b)| (a - b).powi(2)).sum::<f32>() >= MIN_CONTRAST * MIN_CONTRAST
     };
     let others: Vec<usize> = (0..COLOURS.len()).filter(apart).collect();
-    let second = draw
-        .pick(&others)
-        .copied()
-        .unwrap_or((first + 1) % COLOURS.len());
+    let second = draw.pick(&others).copied().unwrap_or((first + 1) % COLOURS.len());
     (first, second)
 }
 
 fn jittered(draw: &mut Draw, colour: usize) -> Colour {
-    COLOURS[colour]
-        .1
-        .map(|c| (c + draw.range(-0.05, 0.05)).clamp(0.0, 1.0))
+    COLOURS[colour].1.map(|c| (c + draw.range(-0.05, 0.05)).clamp(0.0, 1.0))
 }
 
 fn mix(a: Colour, b: Colour, share: f32) -> Colour {
@@ -367,18 +247,8 @@ mod tests {
     }
 
     fn nearest_colour(colour: Colour) -> &'static str {
-        let distance = |other: &Colour| {
-            colour
-                .iter()
-                .zip(other)
-                .map(|(a, b)| (a - b).powi(2))
-                .sum::<f32>()
-        };
-        COLOURS
-            .iter()
-            .min_by(|a, b| distance(&a.1).total_cmp(&distance(&b.1)))
-            .map(|c| c.0)
-            .unwrap_or("")
+        let distance = |other: &Colour| colour.iter().zip(other).map(|(a, b)| (a - b).powi(2)).sum::<f32>();
+        COLOURS.iter().min_by(|a, b| distance(&a.1).total_cmp(&distance(&b.1))).map(|c| c.0).unwrap_or("")
     }
 
     /// Scenes until every procedural kind was seen often.
@@ -390,35 +260,24 @@ mod tests {
     #[test]
     fn words_name_the_colours_that_are_painted() {
         for scene in scenes() {
-            let canvas = scene
-                .render(32, None)
-                .expect("procedural scenes cannot fail");
+            let canvas = scene.render(32, None).expect("procedural scenes cannot fail");
             let words: Vec<&str> = scene.words().split(' ').collect();
             match scene.kind {
-                Kind::Flat { .. } => assert_eq!(
-                    nearest_colour(mean(&canvas, |_, _| true)),
-                    words[1],
-                    "{}",
-                    scene.words()
-                ),
+                Kind::Flat { .. } => {
+                    assert_eq!(nearest_colour(mean(&canvas, |_, _| true)), words[1], "{}", scene.words())
+                }
                 Kind::Gradient { vertical, .. } => {
                     let start = mean(&canvas, |x, y| if vertical { y < 2 } else { x < 2 });
                     let end = mean(&canvas, |x, y| if vertical { y >= 30 } else { x >= 30 });
                     assert_eq!(nearest_colour(start), words[0], "{}", scene.words());
-                    assert_eq!(
-                        nearest_colour(end),
-                        words[words.len() - 1],
-                        "{}",
-                        scene.words()
-                    );
+                    assert_eq!(nearest_colour(end), words[words.len() - 1], "{}", scene.words());
                 }
                 Kind::Stripes { .. } | Kind::Checks { .. } | Kind::Dots { .. } => {
                     let (a, b) = (words[0], words[2]);
-                    let painted: Vec<&str> =
-                        canvas.pixels.iter().map(|p| nearest_colour(*p)).collect();
+                    let painted: Vec<&str> = canvas.pixels.iter().map(|p| nearest_colour(*p)).collect();
                     for name in [a, b] {
-                        let share = painted.iter().filter(|p| **p == name).count() as f32
-                            / painted.len() as f32;
+                        let share =
+                            painted.iter().filter(|p| **p == name).count() as f32 / painted.len() as f32;
                         assert!(share > 0.08, "{}: {name} fills {share}", scene.words());
                     }
                 }
@@ -433,32 +292,19 @@ mod tests {
             let Kind::Stripes { .. } = scene.kind else {
                 continue;
             };
-            let canvas = scene
-                .render(32, None)
-                .expect("procedural scenes cannot fail");
+            let canvas = scene.render(32, None).expect("procedural scenes cannot fail");
             let constant_down =
                 (0..32).all(|x| (1..32).all(|y| canvas.pixels[y * 32 + x] == canvas.pixels[x]));
-            let constant_across = (0..32)
-                .all(|y| (1..32).all(|x| canvas.pixels[y * 32 + x] == canvas.pixels[y * 32]));
-            assert_eq!(
-                constant_down,
-                scene.words().contains("vertical"),
-                "{}",
-                scene.words()
-            );
-            assert_eq!(
-                constant_across,
-                scene.words().contains("horizontal"),
-                "{}",
-                scene.words()
-            );
+            let constant_across =
+                (0..32).all(|y| (1..32).all(|x| canvas.pixels[y * 32 + x] == canvas.pixels[y * 32]));
+            assert_eq!(constant_down, scene.words().contains("vertical"), "{}", scene.words());
+            assert_eq!(constant_across, scene.words().contains("horizontal"), "{}", scene.words());
         }
     }
 
     #[test]
     fn every_kind_occurs() {
-        let kinds: std::collections::BTreeSet<&str> =
-            scenes().iter().map(Scene::kind_name).collect();
+        let kinds: std::collections::BTreeSet<&str> = scenes().iter().map(Scene::kind_name).collect();
         assert_eq!(kinds.len(), 6, "{kinds:?}");
     }
 }

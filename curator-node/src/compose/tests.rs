@@ -9,12 +9,7 @@ pub(crate) fn write_library(folder: &Path, count: u32) {
     std::fs::create_dir_all(folder).expect("create the library's folder");
     let mut index = Vec::new();
     for n in 0..count {
-        let colour = [
-            (37 * n % 256) as u8,
-            (91 * n % 256) as u8,
-            (53 * n + 80) as u8 % 255,
-            255,
-        ];
+        let colour = [(37 * n % 256) as u8, (91 * n % 256) as u8, (53 * n + 80) as u8 % 255, 255];
         let picture = RgbaImage::from_fn(64, 64, |x, y| {
             let (dx, dy) = (x as i32 - 32, y as i32 - 32);
             let inside = match n % 3 {
@@ -22,42 +17,24 @@ pub(crate) fn write_library(folder: &Path, count: u32) {
                 1 => dx.abs() < 14 && dy.abs() < 28,
                 _ => dy.abs() < 26 && dx.abs() * 2 < dy + 26,
             };
-            if inside {
-                Rgba(colour)
-            } else {
-                Rgba([0, 0, 0, 0])
-            }
+            if inside { Rgba(colour) } else { Rgba([0, 0, 0, 0]) }
         });
-        picture
-            .save(folder.join(format!("s{n}.png")))
-            .expect("write a subject");
-        index.push(
-            json!({ "id": format!("thing-{n}"), "name": format!("thing {n}"), "group": "Things",
-            "file": format!("s{n}.png"), "words": format!("a thing {n}") }),
-        );
+        picture.save(folder.join(format!("s{n}.png"))).expect("write a subject");
+        index.push(json!({ "id": format!("thing-{n}"), "name": format!("thing {n}"), "group": "Things",
+            "file": format!("s{n}.png"), "words": format!("a thing {n}") }));
     }
-    std::fs::write(
-        folder.join("index.json"),
-        serde_json::to_vec(&index).expect("encode the index"),
-    )
-    .expect("write the index");
+    std::fs::write(folder.join("index.json"), serde_json::to_vec(&index).expect("encode the index"))
+        .expect("write the index");
 }
 
 fn spec(layout: ComposeLayout) -> ComposeSpec {
-    ComposeSpec {
-        subjects: "subjects".into(),
-        photos: None,
-        layout,
-        panel: 32,
-        hold_out_one_in: 4,
-    }
+    ComposeSpec { subjects: "subjects".into(), photos: None, layout, panel: 32, hold_out_one_in: 4 }
 }
 
 fn composer(layout: ComposeLayout, references: u32) -> (tempfile::TempDir, Composer) {
     let folder = tempfile::tempdir().expect("make a folder");
     write_library(&folder.path().join("subjects"), 40);
-    let composer =
-        Composer::open(&spec(layout), references, 7, 0, folder.path()).expect("open the library");
+    let composer = Composer::open(&spec(layout), references, 7, 0, folder.path()).expect("open the library");
     (folder, composer)
 }
 
@@ -70,10 +47,7 @@ fn a_candidate_is_a_function_of_its_numbers() {
             first.candidate(3, candidate).expect("compose"),
             second.candidate(3, candidate).expect("compose"),
         );
-        assert_eq!(
-            (&a.target, &a.references, &a.prompt),
-            (&b.target, &b.references, &b.prompt)
-        );
+        assert_eq!((&a.target, &a.references, &a.prompt), (&b.target, &b.references, &b.prompt));
         let other = first.candidate(4, candidate).expect("compose");
         assert_ne!(a.target, other.target);
     }
@@ -84,21 +58,12 @@ fn pictures_have_the_shape_of_their_layout() {
     let (_a, single) = composer(ComposeLayout::Single, 2);
     let pair = single.candidate(0, 0).expect("compose");
     assert_eq!(pair.target.dimensions(), (32, 32));
-    assert_eq!(
-        pair.references
-            .iter()
-            .map(RgbImage::dimensions)
-            .collect::<Vec<_>>(),
-        [(32, 32), (32, 32)]
-    );
+    assert_eq!(pair.references.iter().map(RgbImage::dimensions).collect::<Vec<_>>(), [(32, 32), (32, 32)]);
     assert_eq!(pair.reference_words.len(), 2);
     let (_b, mixed) = composer(ComposeLayout::Mixed, 0);
     for unit in 0..4 {
         let pair = mixed.candidate(unit, 0).expect("compose");
-        assert_eq!(
-            pair.target.dimensions(),
-            (if unit % 2 == 1 { 64 } else { 32 }, 32)
-        );
+        assert_eq!(pair.target.dimensions(), (if unit % 2 == 1 { 64 } else { 32 }, 32));
         assert_eq!(pair.prompt.starts_with("two panels of "), unit % 2 == 1);
         assert!(pair.references.is_empty());
     }
@@ -107,31 +72,16 @@ fn pictures_have_the_shape_of_their_layout() {
 #[test]
 fn training_never_shows_a_held_out_subject() {
     let (_a, composer) = composer(ComposeLayout::Single, 2);
-    let training: BTreeSet<String> = composer
-        .training_subjects()
-        .into_iter()
-        .map(String::from)
-        .collect();
-    let held_out: BTreeSet<String> = composer
-        .held_out_subjects()
-        .into_iter()
-        .map(String::from)
-        .collect();
+    let training: BTreeSet<String> = composer.training_subjects().into_iter().map(String::from).collect();
+    let held_out: BTreeSet<String> = composer.held_out_subjects().into_iter().map(String::from).collect();
     assert!(training.is_disjoint(&held_out) && !held_out.is_empty());
     assert_eq!(training.len() + held_out.len(), 40);
-    assert!(
-        training.len() > 2 * held_out.len(),
-        "one in four is held out, not {} of 40",
-        held_out.len()
-    );
+    assert!(training.len() > 2 * held_out.len(), "one in four is held out, not {} of 40", held_out.len());
     assert!(held_out.iter().all(|id| is_held_out(id, 4)));
     let mut seen = BTreeSet::new();
     for candidate in 0..400 {
         let pair = composer.candidate(0, candidate).expect("compose");
-        let ids = pair.provenance["subjects"]
-            .as_array()
-            .expect("subjects are listed")
-            .clone();
+        let ids = pair.provenance["subjects"].as_array().expect("subjects are listed").clone();
         assert_eq!(ids.len(), 2);
         assert_ne!(ids[0], ids[1]);
         seen.extend(ids.iter().map(|id| id.as_str().expect("an id").to_owned()));
@@ -144,28 +94,15 @@ fn evaluation_shows_only_held_out_subjects_with_the_right_one_among_the_choices(
     let (_a, composer) = composer(ComposeLayout::Single, 2);
     let held_out: Vec<&str> = composer.held_out_subjects();
     let set = composer.eval_set(20, 2, 5, 1).expect("make cases");
-    assert_eq!(
-        set.gallery
-            .iter()
-            .map(|g| g.id.as_str())
-            .collect::<Vec<_>>(),
-        held_out
-    );
+    assert_eq!(set.gallery.iter().map(|g| g.id.as_str()).collect::<Vec<_>>(), held_out);
     for case in &set.cases {
         assert_eq!(
-            (
-                case.subjects.len(),
-                case.references.len(),
-                case.choices.len(),
-                case.places.len()
-            ),
+            (case.subjects.len(), case.references.len(), case.choices.len(), case.places.len()),
             (2, 2, 2, 2)
         );
         for (n, choices) in case.choices.iter().enumerate() {
             assert_eq!(choices.iter().collect::<BTreeSet<_>>().len(), 5);
-            assert!(
-                choices.contains(&case.subjects[n]) && !choices.contains(&case.subjects[1 - n])
-            );
+            assert!(choices.contains(&case.subjects[n]) && !choices.contains(&case.subjects[1 - n]));
             assert!(case.prompt.contains(&set.gallery[case.subjects[n]].words));
         }
     }
@@ -181,14 +118,11 @@ fn the_caption_names_subject_scene_and_place() {
         let pair = composer.candidate(0, candidate).expect("compose");
         let scene = pair.provenance["scene"]["words"].as_str().expect("words");
         assert!(
-            pair.prompt
-                .starts_with(&format!("{} on {scene}, ", pair.reference_words[0])),
+            pair.prompt.starts_with(&format!("{} on {scene}, ", pair.reference_words[0])),
             "{}",
             pair.prompt
         );
-        let reference_scene = pair.provenance["reference_scenes"][0]["words"]
-            .as_str()
-            .expect("words");
+        let reference_scene = pair.provenance["reference_scenes"][0]["words"].as_str().expect("words");
         assert_ne!(scene, reference_scene);
     }
 }
@@ -200,32 +134,14 @@ fn a_broken_subject_is_rejected_and_the_others_go_on() {
     write_library(&subjects, 8);
     std::fs::write(subjects.join("s1.png"), b"not a picture").expect("spoil a picture");
     std::fs::remove_file(subjects.join("s2.png")).expect("remove a picture");
-    RgbaImage::new(4, 4)
-        .save(subjects.join("s3.png"))
-        .expect("write an empty picture");
-    let spec = ComposeSpec {
-        hold_out_one_in: 0,
-        ..spec(ComposeLayout::Single)
-    };
+    RgbaImage::new(4, 4).save(subjects.join("s3.png")).expect("write an empty picture");
+    let spec = ComposeSpec { hold_out_one_in: 0, ..spec(ComposeLayout::Single) };
     let composer = Composer::open(&spec, 1, 7, 0, folder.path()).expect("open the library");
-    let results: Vec<_> = (0..100)
-        .map(|candidate| composer.candidate(0, candidate))
-        .collect();
-    let count = |reason| {
-        results
-            .iter()
-            .filter(|r| r.as_ref().err() == Some(&reason))
-            .count()
-    };
-    let (unreadable, missing) = (
-        count(Rejection::UnreadableImage),
-        count(Rejection::MissingFile),
-    );
+    let results: Vec<_> = (0..100).map(|candidate| composer.candidate(0, candidate)).collect();
+    let count = |reason| results.iter().filter(|r| r.as_ref().err() == Some(&reason)).count();
+    let (unreadable, missing) = (count(Rejection::UnreadableImage), count(Rejection::MissingFile));
     let good = results.iter().filter(|r| r.is_ok()).count();
-    assert!(
-        unreadable > 5 && missing > 2 && good > 40,
-        "{unreadable} {missing} {good}"
-    );
+    assert!(unreadable > 5 && missing > 2 && good > 40, "{unreadable} {missing} {good}");
     assert_eq!(unreadable + missing + good, 100);
 }
 
@@ -237,14 +153,8 @@ fn a_bad_index_is_an_error_that_names_it() {
     for (text, says) in [
         ("[]", "0 entries"),
         ("{", "index.json"),
-        (
-            r#"[{"id":"a","file":"../../etc/passwd","words":"a"}]"#,
-            "not a path below",
-        ),
-        (
-            r#"[{"id":"a","file":"a","words":"a"},{"id":"a","file":"a","words":"a"}]"#,
-            "occurs twice",
-        ),
+        (r#"[{"id":"a","file":"../../etc/passwd","words":"a"}]"#, "not a path below"),
+        (r#"[{"id":"a","file":"a","words":"a"},{"id":"a","file":"a","words":"a"}]"#, "occurs twice"),
     ] {
         std::fs::write(subjects.join("index.json"), text).expect("write the index");
         let error = Composer::open(&spec(ComposeLayout::Single), 1, 7, 0, folder.path())
@@ -252,7 +162,7 @@ fn a_bad_index_is_an_error_that_names_it() {
         assert!(error.to_string().contains(says), "{error}");
     }
     std::fs::remove_file(subjects.join("index.json")).expect("remove the index");
-    let error = Composer::open(&spec(ComposeLayout::Single), 1, 7, 0, folder.path())
-        .expect_err("there is no index");
+    let error =
+        Composer::open(&spec(ComposeLayout::Single), 1, 7, 0, folder.path()).expect_err("there is no index");
     assert!(error.to_string().contains("index.json"), "{error}");
 }

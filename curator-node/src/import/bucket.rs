@@ -55,7 +55,8 @@ mod tests {
     #[test]
     fn sizes_are_the_published_ones() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/image_preproc_bucket.safetensors");
-        let file = crescendo_model::weights::TensorFile::open(std::path::Path::new(path)).expect("the fixture is there");
+        let file = crescendo_model::weights::TensorFile::open(std::path::Path::new(path))
+            .expect("the fixture is there");
         let rows = |name: &str| -> Vec<Vec<i64>> {
             let tensor = file.tensor(name).expect("the fixture has it");
             Vec::<Vec<i64>>::try_from(&tensor).expect("a table of whole numbers")

@@ -44,7 +44,12 @@ impl Records {
         let failed = |source| RecordsError::Read { path: path.to_owned(), source };
         let mut file = File::open(path).map_err(failed)?;
         file.seek(SeekFrom::Start(offset)).map_err(failed)?;
-        Ok(Records { path: path.to_owned(), reader: BufReader::with_capacity(1 << 18, file), offset, ended: false })
+        Ok(Records {
+            path: path.to_owned(),
+            reader: BufReader::with_capacity(1 << 18, file),
+            offset,
+            ended: false,
+        })
     }
 
     /// Where the next record begins, for [`Records::at`].
@@ -104,8 +109,10 @@ impl Records {
 
     fn next_byte(&mut self) -> Result<Option<u8>, RecordsError> {
         let mut byte = [0];
-        let count =
-            self.reader.read(&mut byte).map_err(|source| RecordsError::Read { path: self.path.clone(), source })?;
+        let count = self
+            .reader
+            .read(&mut byte)
+            .map_err(|source| RecordsError::Read { path: self.path.clone(), source })?;
         self.offset += count as u64;
         Ok((count == 1).then_some(byte[0]))
     }
@@ -140,7 +147,8 @@ mod tests {
     #[test]
     fn records_are_split_whatever_is_in_their_strings() {
         let (found, error) = all("[ {\"a\": \"}]\\\"{\"} ,\n{\"b\":[{\"c\":{}}]},{}]");
-        let texts: Vec<String> = found.into_iter().map(|r| String::from_utf8(r.expect("small")).expect("text")).collect();
+        let texts: Vec<String> =
+            found.into_iter().map(|r| String::from_utf8(r.expect("small")).expect("text")).collect();
         assert_eq!(texts, ["{\"a\": \"}]\\\"{\"}", "{\"b\":[{\"c\":{}}]}", "{}"]);
         assert_eq!(error, None);
         assert_eq!(all("[]"), (vec![], None));
@@ -157,7 +165,10 @@ mod tests {
         ] {
             let (found, error) = all(text);
             let error = error.expect("it is damaged");
-            assert!(found.len() == good && error.contains(says) && error.contains("labels.json"), "{text}: {error}");
+            assert!(
+                found.len() == good && error.contains(says) && error.contains("labels.json"),
+                "{text}: {error}"
+            );
         }
     }
 

@@ -48,7 +48,8 @@ fn data_set() -> tempfile::TempDir {
     ];
     first[6]["img_path1"] = json!("../../../etc/passwd");
     std::fs::remove_file(folder.path().join("images/split1/thing_5_1.png")).expect("remove a picture");
-    std::fs::write(folder.path().join("images/split1/thing_7_2.png"), b"not a picture").expect("spoil a picture");
+    std::fs::write(folder.path().join("images/split1/thing_7_2.png"), b"not a picture")
+        .expect("spoil a picture");
     picture(folder.path(), "split1/thing_9_2.png", 5, 5);
     let second = vec![record(9, perfect.clone(), json!(4.0)), record(10, perfect, json!(4.0))];
     std::fs::write(labels.join("split2.json"), json!(first).to_string()).expect("write labels");

@@ -70,7 +70,10 @@ impl Uno1m {
                 return Ok(Uno1m { labels: found, images, min_score, resolution, starts: BTreeMap::new() });
             }
         }
-        Err(ImportError::Nothing { path: folder.to_owned(), what: "label file (labels/splitN.json or the total file)" })
+        Err(ImportError::Nothing {
+            path: folder.to_owned(),
+            what: "label file (labels/splitN.json or the total file)",
+        })
     }
 
     /// The records `unit * unit_size ..` of the data set, at most `unit_size`.
@@ -112,7 +115,8 @@ impl Uno1m {
         let label: Label =
             record.and_then(|bytes| serde_json::from_slice(bytes).ok()).ok_or(Rejection::ScoreInvalid)?;
         let score = score(&label.vlm_filter_cot)?;
-        let same = label.caption.judgment.is_empty() || ["same", "yes"].contains(&label.caption.judgment.as_str());
+        let same =
+            label.caption.judgment.is_empty() || ["same", "yes"].contains(&label.caption.judgment.as_str());
         if score < self.min_score || !same {
             return Err(Rejection::ScoreLow);
         }
@@ -149,7 +153,9 @@ impl Uno1m {
 
 /// The mean of the parts; the published total only where there are no parts. Anything outside 0 to 4 is no score.
 fn score(scores: &Scores) -> Result<f64, Rejection> {
-    let valid = |score: f64| if (0.0..=BEST_SCORE).contains(&score) { Ok(score) } else { Err(Rejection::ScoreInvalid) };
+    let valid = |score: f64| {
+        if (0.0..=BEST_SCORE).contains(&score) { Ok(score) } else { Err(Rejection::ScoreInvalid) }
+    };
     let parts = &scores.score_part;
     if parts.is_empty() {
         return valid(scores.score_final.ok_or(Rejection::ScoreInvalid)?);
@@ -171,7 +177,8 @@ fn splits(folder: &Path) -> Result<Vec<PathBuf>, ImportError> {
     let mut found: Vec<(u64, PathBuf)> = entries
         .filter_map(|entry| {
             let path = entry.ok()?.path();
-            let number = path.file_name()?.to_str()?.strip_prefix("split")?.strip_suffix(".json")?.parse().ok()?;
+            let number =
+                path.file_name()?.to_str()?.strip_prefix("split")?.strip_suffix(".json")?.parse().ok()?;
             Some((number, path))
         })
         .collect();

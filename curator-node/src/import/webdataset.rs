@@ -37,8 +37,8 @@ impl Webdataset {
             return Ok(Imported { candidates: Vec::new(), exhausted: true });
         };
         let file = File::open(path).map_err(|source| ImportError::Read { path: path.clone(), source })?;
-        let pairs =
-            read_shard(BufReader::new(file)).map_err(|source| ImportError::Shard { path: path.clone(), source })?;
+        let pairs = read_shard(BufReader::new(file))
+            .map_err(|source| ImportError::Shard { path: path.clone(), source })?;
         let candidates = pairs
             .into_iter()
             .map(|mut pair| {

@@ -1,0 +1,214 @@
+//! A real curator process between a controller and a rank, both in this process.
+
+mod support;
+
+use crescendo_node::supervise::Tasks;
+use crescendo_proto::v1::pair_service_client::PairServiceClient;
+use crescendo_proto::v1::stream_pairs_request::Message as Up;
+use crescendo_proto::v1::stream_pairs_response::Message as Down;
+use crescendo_proto::v1::{
+    FetchPairs, GrantCredits, NodeKind, OpenPairs, StreamPairsRequest, StreamPairsResponse,
+};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use support::{Curator, FakeController, Log, assignment, prepare, wait_for};
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Code, Status, Streaming};
+
+fn binary() -> PathBuf {
+    PathBuf::from(env!("CARGO_BIN_EXE_crescendo-curator-node"))
+}
+
+/// A rank's end of a pair stream.
+struct Rank {
+    requests: mpsc::Sender<StreamPairsRequest>,
+    responses: Streaming<StreamPairsResponse>,
+}
+
+impl Rank {
+    async fn open(address: &str, credits: u32) -> Rank {
+        let mut client = PairServiceClient::connect(format!("http://{address}")).await.expect("connect");
+        let (requests, outgoing) = mpsc::channel(16);
+        let open =
+            OpenPairs { job_id: "test-1".into(), stage: "stage-1".into(), generation: 1, rank: 0, credits };
+        requests.send(StreamPairsRequest { message: Some(Up::Open(open)) }).await.expect("send");
+        let responses = client.stream_pairs(ReceiverStream::new(outgoing)).await.expect("open").into_inner();
+        Rank { requests, responses }
+    }
+
+    async fn send(&self, message: Up) {
+        self.requests.send(StreamPairsRequest { message: Some(message) }).await.expect("the stream is open");
+    }
+
+    async fn next(&mut self) -> Result<Down, Status> {
+        let response = tokio::time::timeout(Duration::from_secs(60), self.responses.message()).await;
+        let response = response.expect("an answer in time")?.expect("the stream goes on");
+        Ok(response.message.expect("a message"))
+    }
+
+    /// The next pair, whatever is said of the log before it.
+    async fn pair(&mut self) -> Result<u64, Status> {
+        loop {
+            match self.next().await? {
+                Down::Pair(pair) => return Ok(pair.index),
+                Down::Status(_) => {}
+                Down::Opened(opened) => {
+                    let text = opened.empty_text.expect("the empty text");
+                    assert_eq!(text.tokens.expect("tokens").shape, [24, 64]);
+                }
+            }
+        }
+    }
+}
+
+/// A controller and a curator that has been assigned a stage of units of 16 pairs; the first `open_units` may be made.
+struct Cluster {
+    folder: tempfile::TempDir,
+    log: Arc<watch::Sender<Log>>,
+    controller: std::net::SocketAddr,
+    tasks: Tasks,
+    curator: Curator,
+    address: String,
+    metrics: String,
+}
+
+impl Cluster {
+    async fn start(open_units: u64, target: u64) -> Cluster {
+        let folder = tempfile::tempdir().expect("make a folder");
+        let log = Arc::new(watch::Sender::new(Log { open_units, target, ..Log::default() }));
+        let (tasks, _) = Tasks::new();
+        let work = assignment(prepare(folder.path(), 16, 1), &folder.path().join("objects"));
+        let controller = FakeController::serve("127.0.0.1:0", log.clone(), work, tasks.clone()).await;
+        let curator = Curator::start(&binary(), folder.path(), controller).expect("start the curator");
+        let (address, metrics) = curator.addresses().await.expect("the curator serves");
+        Cluster { folder, log, controller, tasks, curator, address, metrics }
+    }
+
+    fn shard(&self, log: &Log, unit: u64) -> PathBuf {
+        self.folder.path().join("objects").join(&log.units[&unit].0.path)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pairs_come_in_order_as_credits_and_commits_allow() {
+    let cluster = Cluster::start(1, 24).await;
+    let mut rank = Rank::open(&cluster.address, 2).await;
+    rank.send(Up::Fetch(FetchPairs { first_index: 0, count: 20 })).await;
+    assert_eq!((rank.pair().await.expect("a pair"), rank.pair().await.expect("a pair")), (0, 1));
+    // Two credits, two pairs. What comes after the credit is granted was not sent before it: the log's growth is told
+    // first.
+    cluster.log.send_modify(|log| log.open_units = 2);
+    let committed = wait_for(&cluster.log, "unit 1 is done", |log| log.units.len() == 2).await;
+    loop {
+        match rank.next().await.expect("an answer") {
+            Down::Status(status) if status.committed == 24 => {
+                assert!(status.sealed);
+                break;
+            }
+            Down::Status(_) => {}
+            other => panic!("without credits came {other:?}"),
+        }
+    }
+    rank.send(Up::Grant(GrantCredits { pairs: 100 })).await;
+    for index in 2..20 {
+        assert_eq!(rank.pair().await.expect("a pair"), index);
+    }
+    // Any range again, and then one that will never exist.
+    rank.send(Up::Fetch(FetchPairs { first_index: 3, count: 2 })).await;
+    assert_eq!((rank.pair().await.expect("a pair"), rank.pair().await.expect("a pair")), (3, 4));
+    rank.send(Up::Fetch(FetchPairs { first_index: 23, count: 2 })).await;
+    assert_eq!(rank.pair().await.expect("the last pair"), 23);
+    assert_eq!(rank.pair().await.expect_err("past the end").code(), Code::OutOfRange);
+
+    let hello = committed.hello.expect("it said hello");
+    assert_eq!(
+        (hello.node_id.as_str(), hello.kind, hello.address),
+        ("curator-0", NodeKind::Curator as i32, cluster.address.clone())
+    );
+    let page = http_get(&cluster.metrics).await;
+    for line in ["crescendo_curator_pairs_accepted_total 32", "crescendo_curator_pairs_served_total 23"] {
+        assert!(page.contains(line), "no {line:?} in {page}");
+    }
+    assert!(cluster.curator.stop().await.expect("it stops").success());
+    cluster.tasks.stop_token().cancel();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_damaged_shard_is_named_and_the_others_are_served() {
+    let cluster = Cluster::start(3, 48).await;
+    let log = wait_for(&cluster.log, "three units are done", |log| log.units.len() == 3).await;
+    let whole = std::fs::read(cluster.shard(&log, 1)).expect("read a shard");
+    std::fs::write(cluster.shard(&log, 1), &whole[..whole.len() / 2]).expect("cut it short");
+    let mut rank = Rank::open(&cluster.address, 100).await;
+    rank.send(Up::Fetch(FetchPairs { first_index: 15, count: 2 })).await;
+    assert_eq!(rank.pair().await.expect("a pair"), 15);
+    let status = rank.pair().await.expect_err("the shard is damaged");
+    assert_eq!(status.code(), Code::DataLoss);
+    assert!(status.message().contains(&log.units[&1].0.path), "{status}");
+    let mut rank = Rank::open(&cluster.address, 100).await;
+    rank.send(Up::Fetch(FetchPairs { first_index: 32, count: 1 })).await;
+    assert_eq!(rank.pair().await.expect("a pair of another shard"), 32);
+    cluster.tasks.stop_token().cancel();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_outage_of_the_controller_only_delays() {
+    let cluster = Cluster::start(1, 1000).await;
+    wait_for(&cluster.log, "a unit is done", |log| log.units.len() == 1).await;
+    cluster.tasks.stop_token().cancel();
+    // What is committed goes on being served.
+    let mut rank = Rank::open(&cluster.address, 100).await;
+    rank.send(Up::Fetch(FetchPairs { first_index: 0, count: 32 })).await;
+    for index in 0..16 {
+        assert_eq!(rank.pair().await.expect("a pair"), index);
+    }
+    // The same address, the same records, a new process so to say.
+    cluster.log.send_modify(|log| {
+        log.open_units = 2;
+        log.hello = None;
+    });
+    let (tasks, _) = Tasks::new();
+    let work = assignment(prepare(cluster.folder.path(), 16, 1), &cluster.folder.path().join("objects"));
+    FakeController::serve(&cluster.controller.to_string(), cluster.log.clone(), work, tasks.clone()).await;
+    for index in 16..32 {
+        assert_eq!(rank.pair().await.expect("a pair"), index);
+    }
+    let log = wait_for(&cluster.log, "it said hello again", |log| log.hello.is_some()).await;
+    assert_eq!(log.hello.expect("a hello").curating.len(), 1);
+    tasks.stop_token().cancel();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_cannot_be_curated_is_told_to_the_controller() {
+    let folder = tempfile::tempdir().expect("make a folder");
+    let spec = prepare(folder.path(), 16, 1);
+    std::fs::remove_file(folder.path().join("subjects/index.json")).expect("remove the index");
+    let log = Arc::new(watch::Sender::new(Log { open_units: 1, target: 16, ..Log::default() }));
+    let (tasks, _) = Tasks::new();
+    let work = assignment(spec, &folder.path().join("objects"));
+    let controller = FakeController::serve("127.0.0.1:0", log.clone(), work, tasks.clone()).await;
+    let _curator = Curator::start(&binary(), folder.path(), controller).expect("start the curator");
+    let log = wait_for(&log, "the unit failed and was logged", |log| {
+        !log.failed.is_empty() && !log.logged.is_empty()
+    })
+    .await;
+    assert!(log.failed[0].contains("index.json"), "{:?}", log.failed);
+    let line = log.logged.iter().find(|line| line.message.contains("failed")).expect("the failure is logged");
+    assert_eq!(
+        (line.job_id.as_str(), line.stage.as_str(), line.level.as_str()),
+        ("test-1", "stage-1", "ERROR")
+    );
+    tasks.stop_token().cancel();
+}
+
+async fn http_get(address: &str) -> String {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut stream = tokio::net::TcpStream::connect(address).await.expect("connect");
+    let request = format!("GET /metrics HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.expect("send");
+    let mut page = String::new();
+    stream.read_to_string(&mut page).await.expect("read");
+    page
+}
