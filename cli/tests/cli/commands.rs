@@ -1,0 +1,188 @@
+//! Looking at things; and what goes wrong before a controller is asked.
+
+use std::path::Path;
+
+use crescendo_proto::v1::{Checkpoint, CheckpointFile, JobState, Node, NodeKind, NodeReach};
+use prost_types::Timestamp;
+
+use crate::fake::{Fake, job, node};
+use crate::{at, crescendo, run};
+
+const SPEC: &str = "apiVersion: crescendo/v1\nkind: TrainingJob\nmetadata: {name: uno}\nspec:\n  model: {preset: nano, weights: w}\n  stages:\n    - data: {source: compose, subjects: s}\n";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn jobs_are_listed_over_pages() {
+    let (home, fake) = (tempfile::tempdir().unwrap(), Fake::default());
+    fake.part().jobs = (0..5).map(|n| job(&format!("uno-{n}"), JobState::Running, 1, n)).collect();
+    let server = fake.serve().await;
+    let address = server.address.to_string();
+    let (code, out, _) = run(crescendo(home.path()).args(["jobs", "--controller", &address])).await;
+    assert_eq!(code, 0);
+    let lines: Vec<&str> = out.lines().collect();
+    assert_eq!(lines.len(), 6, "{out}");
+    assert!(lines[0].starts_with("JOB") && lines[5].starts_with("uno-4  running  stage-1  4/10"), "{out}");
+
+    let args = ["jobs", "--limit", "3", "--state", "running,queued", "--name", "un", "-o", "json"];
+    let (code, out, err) = run(crescendo(home.path()).args(args).env("CRESCENDO_CONTROLLER", &address)).await;
+    assert_eq!(code, 0);
+    let listed: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(listed.as_array().unwrap().len(), 3);
+    assert_eq!((&listed[2]["jobId"], &listed[2]["state"]), (&"uno-2".into(), &"running".into()));
+    assert_eq!(listed[2]["stages"][0]["pairsRejected"]["similarity_low"], 3);
+    assert!(err.contains("there are more"), "{err}");
+    let last = fake.part().lists.last().cloned().unwrap();
+    assert_eq!(last.states, [JobState::Running as i32, JobState::Queued as i32]);
+    assert_eq!((last.name_prefix.as_str(), last.page_size), ("un", 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_job_is_shown_or_missing() {
+    let (home, fake) = (tempfile::tempdir().unwrap(), Fake::default());
+    fake.part().jobs = vec![job("uno-1", JobState::Running, 1, 4)];
+    let server = fake.serve().await;
+    let address = server.address.to_string();
+    let (code, out, _) = run(crescendo(home.path()).args(["get", "uno-1", "--controller", &address])).await;
+    assert_eq!(code, 0);
+    assert!(
+        out.contains("state      running") && out.contains("64/128") && out.contains("3 similarity_low"),
+        "{out}"
+    );
+    let (code, out, err) = run(crescendo(home.path()).args(["get", "no", "--controller", &address])).await;
+    assert_eq!((code, out.as_str(), err.as_str()), (1, "", "error: there is no job no\n"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_and_checkpoints_are_listed() {
+    let (home, fake) = (tempfile::tempdir().unwrap(), Fake::default());
+    let silent = Node {
+        reach: NodeReach::Silent as i32,
+        silent_seconds: 75.0,
+        ..node("curator-0", NodeKind::Curator)
+    };
+    fake.part().nodes =
+        vec![Node { slots: 2, slots_used: 1, ..node("trainer-0", NodeKind::Trainer) }, silent];
+    let file = |size_bytes| CheckpointFile { name: "f".into(), size_bytes, sha256: "00".into() };
+    fake.part().checkpoints = vec![
+        Checkpoint {
+            stage: "stage-1".into(),
+            step: 500,
+            files: vec![file(1024), file(1024)],
+            committed_at: Some(Timestamp { seconds: 0, nanos: 0 }),
+            ..Checkpoint::default()
+        },
+        Checkpoint {
+            stage: "stage-2".into(),
+            damaged: "state.json is cut short".into(),
+            ..Checkpoint::default()
+        },
+    ];
+    let server = fake.serve().await;
+    let address = server.address.to_string();
+    let (code, out, _) = run(crescendo(home.path()).args(["nodes", "--controller", &address])).await;
+    assert_eq!(code, 0);
+    assert!(out.contains("trainer-0  trainer  connected") && out.contains("1/2"), "{out}");
+    assert!(out.contains("silent for 1m 15s"), "{out}");
+    let (code, out, _) =
+        run(crescendo(home.path()).args(["checkpoints", "j", "--controller", &address])).await;
+    assert_eq!(code, 0);
+    assert!(out.contains("stage-1  500   2.0 KiB  1970-01-01T00:00:00Z  ok"), "{out}");
+    assert!(out.contains("damaged: state.json is cut short"), "{out}");
+    let args = ["checkpoints", "j", "--stage", "stage-2", "-o", "json", "--controller", &address];
+    let (_, out, _) = run(crescendo(home.path()).args(args)).await;
+    let listed: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((listed.as_array().unwrap().len(), &listed[0]["stage"]), (1, &"stage-2".into()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_is_cancelled_with_its_reason() {
+    let (home, fake) = (tempfile::tempdir().unwrap(), Fake::default());
+    fake.part().jobs = vec![job("uno-1", JobState::Running, 1, 4)];
+    let server = fake.serve().await;
+    let address = server.address.to_string();
+    let args = ["cancel", "uno-1", "--reason", "wrong seed", "--controller", &address];
+    let (code, out, _) = run(crescendo(home.path()).args(args)).await;
+    assert_eq!((code, out.as_str()), (0, "uno-1: cancelled\n"));
+    assert_eq!(fake.part().cancels[0].reason, "wrong seed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_controller_is_its_own_exit_code() {
+    let (home, fake) = (tempfile::tempdir().unwrap(), Fake::default());
+    let server = fake.serve().await;
+    let address = server.address.to_string();
+    server.kill();
+    let args = ["jobs", "--controller", &address, "--timeout", "300ms"];
+    let (code, _, err) = run(crescendo(home.path()).args(args)).await;
+    assert_eq!(code, 5);
+    assert!(err.contains(&address) && err.contains("refused"), "{err}");
+    let (code, _, err) = run(crescendo(home.path()).arg("nodes")).await;
+    assert_eq!(code, 5);
+    assert!(err.contains("crescendo up"), "{err}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn wrong_use_is_exit_code_two() {
+    let home = tempfile::tempdir().unwrap();
+    for args in [
+        &["job"][..],
+        &["get"],
+        &["jobs", "--limit", "0"],
+        &["jobs", "--state", "happy"],
+        &["jobs", "-o", "xml"],
+    ] {
+        assert_eq!(run(crescendo(home.path()).args(args)).await.0, 2, "{args:?}");
+    }
+    let (code, out, _) = run(crescendo(home.path()).arg("--help")).await;
+    assert_eq!(code, 0);
+    assert!(out.contains("Exit codes:") && out.contains("crescendo up --run examples/nano.yaml"), "{out}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn specs_are_checked_without_a_cluster() {
+    let home = tempfile::tempdir().unwrap();
+    let (good, bad) = (home.path().join("good.yaml"), home.path().join("bad.yaml"));
+    std::fs::write(&good, SPEC).unwrap();
+    std::fs::write(&bad, SPEC.replace("preset: nano", "preset: nino").replace("kind: Tr", "kind: tr"))
+        .unwrap();
+
+    let (code, resolved, _) = run(crescendo(home.path()).arg("validate").arg(&good)).await;
+    assert_eq!(code, 0);
+    std::fs::write(&good, &resolved).unwrap();
+    let (code, again, _) = run(crescendo(home.path()).arg("validate").arg(&good)).await;
+    assert_eq!((code, again), (0, resolved));
+
+    let (code, out, err) = run(crescendo(home.path()).arg("validate").arg(&bad)).await;
+    assert_eq!((code, out.as_str()), (3, ""));
+    let place = format!("{}:5:19: spec.model.preset: expected ", bad.display());
+    assert!(
+        err.contains(&place) && err.contains("did you mean `nano`?\n 5 |   model: {preset: nino"),
+        "{err}"
+    );
+    assert!(err.ends_with(&format!("2 problems in {}\n", bad.display())), "{err}");
+
+    let (code, out, _) = run(crescendo(home.path()).args(["validate", "-o", "json"]).arg(&bad)).await;
+    let answer: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((code, &answer["valid"], &answer["problems"][1]["line"]), (3, &false.into(), &5.into()));
+
+    let (code, _, err) = run(crescendo(home.path()).args(["validate", "/nowhere/job.yaml"])).await;
+    assert_eq!(code, 1);
+    assert!(err.starts_with("error: read /nowhere/job.yaml"), "{err}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_workbench_is_handed_everything() {
+    let home = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let program = home.path().join("crescendo");
+    std::fs::hard_link(env!("CARGO_BIN_EXE_crescendo"), &program).unwrap();
+    let (code, _, err) = run(at(&program, home.path()).args(["parity", "fixtures"]).env("PATH", "")).await;
+    assert_eq!(code, 1);
+    assert!(err.contains("there is no crescendo-workbench in"), "{err}");
+
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cli/fake-workbench.sh");
+    std::os::unix::fs::symlink(script, home.path().join("crescendo-workbench")).unwrap();
+    let (code, out, _) =
+        run(at(&program, home.path()).args(["parity", "fixtures", "--only", "flux", "-o", "json"])).await;
+    assert_eq!((code, out.as_str()), (9, "workbench: parity fixtures --only flux -o json\n"));
+    let (code, out, _) = run(at(&program, home.path()).args(["report", "--help"])).await;
+    assert_eq!((code, out.as_str()), (9, "workbench: report --help\n"));
+}

@@ -1,0 +1,306 @@
+//! A controller that plays a part: it answers from a script and keeps what it was asked.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use crescendo_proto::v1::checkpoint_service_server::{CheckpointService, CheckpointServiceServer};
+use crescendo_proto::v1::job_service_server::{JobService, JobServiceServer};
+use crescendo_proto::v1::node_service_server::{NodeService, NodeServiceServer};
+use crescendo_proto::v1::*;
+use tokio::net::TcpListener;
+use tokio::runtime::Runtime;
+use tokio_stream::wrappers::TcpListenerStream;
+use tokio_stream::{Stream, StreamExt as _};
+use tonic::{Request, Response, Status, Streaming};
+
+/// What one stream sends, and whether it then stays open.
+#[derive(Clone, Debug)]
+pub struct Scene<T> {
+    pub sends: Vec<T>,
+    pub then: Then,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub enum Then {
+    /// The stream is closed properly.
+    Close,
+    /// It ends with an error.
+    Break,
+    /// It stays open, silent.
+    Stay,
+}
+
+#[derive(Debug, Default)]
+pub struct Part {
+    /// Every job there is, newest first.
+    pub jobs: Vec<Job>,
+    pub nodes: Vec<Node>,
+    pub checkpoints: Vec<Checkpoint>,
+    /// Submits that are kept but answered as if the controller were gone.
+    pub swallow_submits: u32,
+    pub refuse_submit: Option<Status>,
+    pub watch: VecDeque<Scene<Job>>,
+    pub logs: VecDeque<Scene<LogLine>>,
+    pub submits: Vec<SubmitJobRequest>,
+    pub lists: Vec<ListJobsRequest>,
+    pub watches: Vec<WatchJobRequest>,
+    pub log_reads: Vec<ReadLogsRequest>,
+    pub cancels: Vec<CancelJobRequest>,
+}
+
+#[derive(Clone, Default)]
+pub struct Fake(Arc<Mutex<Part>>);
+
+impl Fake {
+    pub fn part(&self) -> MutexGuard<'_, Part> {
+        self.0.lock().expect("no test panics while it holds the part")
+    }
+
+    /// Serves on a free port.
+    pub async fn serve(&self) -> Server {
+        self.serve_at("127.0.0.1:0".parse().expect("an address")).await
+    }
+
+    /// Serves on this port once it is free.
+    pub async fn serve_at(&self, address: SocketAddr) -> Server {
+        let mut listener = bind_now(address);
+        crate::until("the port is free", || {
+            listener.is_ok() || {
+                listener = bind_now(address);
+                listener.is_ok()
+            }
+        })
+        .await;
+        let listener = listener.expect("it is bound");
+        let address = listener.local_addr().expect("it is bound");
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .expect("a runtime starts");
+        let listener = listener.into_std().expect("it is a plain listener too");
+        let services = tonic::transport::Server::builder()
+            .add_service(JobServiceServer::new(self.clone()))
+            .add_service(NodeServiceServer::new(self.clone()))
+            .add_service(CheckpointServiceServer::new(self.clone()));
+        runtime.spawn(async move {
+            let listener = TcpListener::from_std(listener).expect("it is not blocking");
+            services.serve_with_incoming(TcpListenerStream::new(listener)).await.expect("the server runs");
+        });
+        Server { address, runtime: Some(runtime) }
+    }
+
+    fn find(&self, job_id: &str) -> Result<Job, Status> {
+        let found = self.part().jobs.iter().find(|job| job.job_id == job_id).cloned();
+        found.ok_or_else(|| Status::not_found(format!("there is no job {job_id}")))
+    }
+}
+
+/// Runs in a runtime of its own, so that all its connections break when it goes, as when a process is killed.
+pub struct Server {
+    pub address: SocketAddr,
+    runtime: Option<Runtime>,
+}
+
+impl Server {
+    pub fn kill(self) {
+        drop(self);
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+fn bind_now(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = tokio::net::TcpSocket::new_v4()?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(64)
+}
+
+type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+fn play<T: Send + 'static>(scene: Option<Scene<T>>) -> Answers<T> {
+    let Scene { sends, then } = scene.unwrap_or(Scene { sends: Vec::new(), then: Then::Stay });
+    let sends = tokio_stream::iter(sends.into_iter().map(Ok));
+    match then {
+        Then::Close => Box::pin(sends),
+        Then::Break => Box::pin(sends.chain(tokio_stream::once(Err(Status::unavailable("leaving"))))),
+        Then::Stay => Box::pin(sends.chain(tokio_stream::pending())),
+    }
+}
+
+#[tonic::async_trait]
+impl JobService for Fake {
+    async fn submit_job(
+        &self,
+        request: Request<SubmitJobRequest>,
+    ) -> Result<Response<SubmitJobResponse>, Status> {
+        let request = request.into_inner();
+        let mut part = self.part();
+        let seen = part.submits.iter().any(|submit| submit.request_id == request.request_id);
+        part.submits.push(request);
+        if part.swallow_submits > 0 {
+            part.swallow_submits -= 1;
+            return Err(Status::unavailable("the leader is gone"));
+        }
+        if let Some(status) = part.refuse_submit.clone() {
+            return Err(status);
+        }
+        let job = part.jobs.first().cloned();
+        Ok(Response::new(SubmitJobResponse { job, already_submitted: seen, ..SubmitJobResponse::default() }))
+    }
+
+    async fn get_job(&self, request: Request<GetJobRequest>) -> Result<Response<GetJobResponse>, Status> {
+        let job = self.find(&request.into_inner().job_id)?;
+        Ok(Response::new(GetJobResponse { job: Some(job) }))
+    }
+
+    async fn list_jobs(
+        &self,
+        request: Request<ListJobsRequest>,
+    ) -> Result<Response<ListJobsResponse>, Status> {
+        let request = request.into_inner();
+        let mut part = self.part();
+        let from: usize = request.page_token.parse().unwrap_or(0);
+        // Pages of two at most, whatever is asked for.
+        let size = (request.page_size as usize).min(2);
+        part.lists.push(request);
+        let jobs: Vec<Job> = part.jobs.iter().skip(from).take(size).cloned().collect();
+        let next = from + jobs.len();
+        let next_page_token = if next < part.jobs.len() { next.to_string() } else { String::new() };
+        Ok(Response::new(ListJobsResponse { jobs, next_page_token }))
+    }
+
+    type WatchJobStream = Answers<WatchJobResponse>;
+
+    async fn watch_job(
+        &self,
+        request: Request<WatchJobRequest>,
+    ) -> Result<Response<Self::WatchJobStream>, Status> {
+        let request = request.into_inner();
+        self.find(&request.job_id)?;
+        let mut part = self.part();
+        part.watches.push(request);
+        let scene = part.watch.pop_front().map(|scene| Scene {
+            sends: scene.sends.into_iter().map(|job| WatchJobResponse { job: Some(job) }).collect(),
+            then: scene.then,
+        });
+        Ok(Response::new(play(scene)))
+    }
+
+    async fn cancel_job(
+        &self,
+        request: Request<CancelJobRequest>,
+    ) -> Result<Response<CancelJobResponse>, Status> {
+        let request = request.into_inner();
+        let job = Job { state: JobState::Cancelled as i32, ..self.find(&request.job_id)? };
+        self.part().cancels.push(request);
+        Ok(Response::new(CancelJobResponse { job: Some(job) }))
+    }
+
+    type ReadLogsStream = Answers<ReadLogsResponse>;
+
+    async fn read_logs(
+        &self,
+        request: Request<ReadLogsRequest>,
+    ) -> Result<Response<Self::ReadLogsStream>, Status> {
+        let mut part = self.part();
+        part.log_reads.push(request.into_inner());
+        let scene = part.logs.pop_front().map(|scene| Scene {
+            sends: scene.sends.into_iter().map(|line| ReadLogsResponse { line: Some(line) }).collect(),
+            then: scene.then,
+        });
+        Ok(Response::new(play(scene)))
+    }
+}
+
+#[tonic::async_trait]
+impl NodeService for Fake {
+    type OpenSessionStream = Answers<OpenSessionResponse>;
+
+    async fn open_session(
+        &self,
+        _: Request<Streaming<OpenSessionRequest>>,
+    ) -> Result<Response<Self::OpenSessionStream>, Status> {
+        Err(Status::unimplemented("no node is played here"))
+    }
+
+    async fn list_nodes(&self, _: Request<ListNodesRequest>) -> Result<Response<ListNodesResponse>, Status> {
+        Ok(Response::new(ListNodesResponse { nodes: self.part().nodes.clone() }))
+    }
+}
+
+#[tonic::async_trait]
+impl CheckpointService for Fake {
+    async fn commit_checkpoint(
+        &self,
+        _: Request<CommitCheckpointRequest>,
+    ) -> Result<Response<CommitCheckpointResponse>, Status> {
+        Err(Status::unimplemented("no node is played here"))
+    }
+
+    async fn list_checkpoints(
+        &self,
+        request: Request<ListCheckpointsRequest>,
+    ) -> Result<Response<ListCheckpointsResponse>, Status> {
+        let stage = request.into_inner().stage;
+        let mut checkpoints = self.part().checkpoints.clone();
+        checkpoints.retain(|checkpoint| stage.is_empty() || checkpoint.stage == stage);
+        Ok(Response::new(ListCheckpointsResponse { checkpoints }))
+    }
+
+    async fn mark_checkpoint_damaged(
+        &self,
+        _: Request<MarkCheckpointDamagedRequest>,
+    ) -> Result<Response<MarkCheckpointDamagedResponse>, Status> {
+        Err(Status::unimplemented("no node is played here"))
+    }
+}
+
+/// A job with one stage at `step` of 10.
+pub fn job(job_id: &str, state: JobState, revision: u64, step: u64) -> Job {
+    let phase = match state {
+        JobState::Succeeded => StagePhase::Done,
+        JobState::Queued => StagePhase::Pending,
+        _ => StagePhase::Training,
+    };
+    let stage = StageStatus {
+        name: "stage-1".into(),
+        phase: phase as i32,
+        generation: 1,
+        step,
+        steps_total: 10,
+        loss: 0.5,
+        samples_per_sec: 20.0,
+        pairs_committed: 64,
+        pairs_target: 128,
+        pairs_rejected: [("similarity_low".to_owned(), 3)].into(),
+        ..StageStatus::default()
+    };
+    Job {
+        job_id: job_id.into(),
+        name: "uno".into(),
+        state: state as i32,
+        revision,
+        stages: vec![stage],
+        ..Job::default()
+    }
+}
+
+pub fn node(node_id: &str, kind: NodeKind) -> Node {
+    Node {
+        node_id: node_id.into(),
+        kind: kind as i32,
+        reach: NodeReach::Connected as i32,
+        address: "127.0.0.1:7".into(),
+        ..Node::default()
+    }
+}
