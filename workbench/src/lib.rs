@@ -8,7 +8,9 @@
 //! - [`bench_step`]: times the training step.
 //! - [`parity`]: holds the model crate to a folder of fixtures.
 //! - [`report`]: what a finished job has learned: scores, pictures, curves.
+//! - [`train_encoder`]: trains the image encoder that filters and scores.
 
 pub mod bench_step;
 pub mod parity;
 pub mod report;
+pub mod train_encoder;

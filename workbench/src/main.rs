@@ -6,6 +6,7 @@ use clap::{Parser, Subcommand};
 use crescendo_workbench::bench_step::{self, BenchStepArgs};
 use crescendo_workbench::parity::{ParityArgs, parity_main, ranks};
 use crescendo_workbench::report::{self, ReportArgs};
+use crescendo_workbench::train_encoder::{self, TrainEncoderArgs};
 
 /// Tools around Crescendo's networks.
 #[derive(Debug, Parser)]
@@ -22,6 +23,7 @@ enum Command {
     Report(ReportArgs),
     /// Time the training step on random data.
     BenchStep(BenchStepArgs),
+    TrainEncoder(TrainEncoderArgs),
     /// One rank of a data-parallel fixture; started by `parity`.
     #[command(name = ranks::SUBCOMMAND, hide = true)]
     ParityRank(ranks::RankArgs),
@@ -32,6 +34,7 @@ fn main() -> anyhow::Result<ExitCode> {
         Command::Parity(args) => parity_main(args),
         Command::Report(args) => report::run(&args).map(|()| ExitCode::SUCCESS),
         Command::BenchStep(args) => bench_step::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::TrainEncoder(args) => train_encoder::run(&args).map(|()| ExitCode::SUCCESS),
         Command::ParityRank(args) => ranks::rank_main(&args).map(|()| ExitCode::SUCCESS),
     }
 }
