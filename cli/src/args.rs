@@ -39,8 +39,8 @@ pub struct Cli {
 /// Options of every command.
 #[derive(Debug, Args)]
 pub struct Common {
-    /// Address of the controller, or of several, as host:port[,host:port]. Without it: the cluster that `crescendo up`
-    /// started last.
+    /// Address of the controller, host:port, or of several, separated by commas. Without it: the cluster that
+    /// `crescendo up` started last.
     #[arg(long, global = true, env = "CRESCENDO_CONTROLLER", value_name = "ADDR", value_delimiter = ',')]
     pub controller: Vec<String>,
     /// Folder of a cluster that `crescendo up` runs (there: where to keep it, ./.crescendo if absent).
@@ -232,7 +232,7 @@ pub struct UpArgs {
     /// What ranks compute on.
     #[arg(long, default_value = "auto")]
     pub device: Device,
-    /// Where records are kept: embedded, or etcd:URL[,URL].
+    /// Where records are kept: embedded, or etcd:URL, with several URLs separated by commas.
     #[arg(long, default_value = "embedded", value_parser = parse_store)]
     pub store: Store,
     /// Folder that relative paths in a spec start from [default: the current folder].

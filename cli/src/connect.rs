@@ -11,6 +11,7 @@ use tonic::{Code, Response, Status};
 
 use crate::args::Common;
 use crate::failure::Failure;
+use crate::show;
 use crate::up::state::{self, UpState};
 
 /// Looking at things: a person waits.
@@ -106,7 +107,10 @@ impl Controller {
                 return Err(status);
             }
             if !told && began.elapsed() > QUIET && within > LOOK {
-                eprintln!("the controller cannot be reached ({}); trying again", brief(&status));
+                show::errln(format_args!(
+                    "the controller cannot be reached ({}); trying again",
+                    brief(&status)
+                ));
                 told = true;
             }
             self.turn();

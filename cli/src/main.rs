@@ -35,15 +35,24 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             if let Some(message) = failure.message() {
-                eprintln!("error: {message}");
+                show::errln(format_args!("error: {message}"));
             }
             ExitCode::from(failure.exit_code())
         }
     }
 }
 
+/// `crescendo watch JOB | head -1` ends with `head`: Rust would have it go on without a reader.
+fn end_with_the_reader() {
+    // SAFETY: plain system call, before any thread is started.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+}
+
 fn run(cli: Cli) -> Result<(), Failure> {
     let Cli { common, command } = cli;
+    if !matches!(command, Command::Up(_)) {
+        end_with_the_reader();
+    }
     let command = match command {
         // These need neither a runtime nor a controller.
         Command::Validate(args) => return commands::validate::run(&common, &args),

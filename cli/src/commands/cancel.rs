@@ -5,7 +5,7 @@ use crescendo_proto::v1::CancelJobRequest;
 use crate::args::{CancelArgs, Common, Output};
 use crate::connect::{self, CHANGE, Controller};
 use crate::failure::Failure;
-use crate::show::{json, words};
+use crate::show::{self, json, words};
 
 pub async fn run(common: &Common, args: &CancelArgs) -> Result<(), Failure> {
     let controller = Controller::find(common)?;
@@ -21,7 +21,7 @@ pub async fn run(common: &Common, args: &CancelArgs) -> Result<(), Failure> {
     let job = answer.job.unwrap_or_default();
     match common.output {
         Output::Json => json::print(&json::job(&job)),
-        Output::Table => println!("{}: {}", job.job_id, words::job_state(job.state())),
+        Output::Table => show::outln(format_args!("{}: {}", job.job_id, words::job_state(job.state()))),
     }
     Ok(())
 }

@@ -6,7 +6,7 @@ use crate::args::{CheckpointsArgs, Common, Output};
 use crate::connect::{self, Controller, LOOK};
 use crate::failure::Failure;
 use crate::show::table::Table;
-use crate::show::{json, words};
+use crate::show::{self, json, words};
 
 pub async fn run(common: &Common, args: &CheckpointsArgs) -> Result<(), Failure> {
     let controller = Controller::find(common)?;
@@ -20,7 +20,7 @@ pub async fn run(common: &Common, args: &CheckpointsArgs) -> Result<(), Failure>
         .map_err(|status| controller.failure(&status))?;
     match common.output {
         Output::Json => json::print(&answer.checkpoints.iter().map(json::checkpoint).collect()),
-        Output::Table => print!("{}", table(&answer.checkpoints)),
+        Output::Table => show::out(table(&answer.checkpoints)),
     }
     Ok(())
 }

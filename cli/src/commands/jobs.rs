@@ -5,7 +5,7 @@ use crescendo_proto::v1::{Job, JobState, ListJobsRequest};
 use crate::args::{Common, JobsArgs, Output, State};
 use crate::connect::{self, Controller, LOOK};
 use crate::failure::Failure;
-use crate::show::{job, json};
+use crate::show::{self, job, json};
 
 /// Most that one page may hold.
 const PAGE: u32 = 500;
@@ -15,10 +15,10 @@ pub async fn run(common: &Common, args: &JobsArgs) -> Result<(), Failure> {
     let (jobs, more) = list(&controller, common, args).await?;
     match common.output {
         Output::Json => json::print(&jobs.iter().map(json::job).collect()),
-        Output::Table => print!("{}", job::list(&jobs)),
+        Output::Table => show::out(job::list(&jobs)),
     }
     if more {
-        eprintln!("there are more; --limit shows more than {}", args.limit);
+        show::errln(format_args!("there are more; --limit shows more than {}", args.limit));
     }
     Ok(())
 }

@@ -1,6 +1,5 @@
 //! `crescendo logs`. With `-f` a lost connection is taken up again behind the last line that was printed.
 
-use std::io::Write as _;
 use std::time::Duration;
 
 use crescendo_proto::v1::{LogLine, ReadLogsRequest};
@@ -11,7 +10,7 @@ use super::get;
 use crate::args::{Common, LogsArgs, Output};
 use crate::connect::{self, Controller, LOOK, WATCH, brief, is_passing};
 use crate::failure::Failure;
-use crate::show::{json, words};
+use crate::show::{self, json, words};
 
 /// Largest number of lines that the controller hands out at once.
 const MOST: u32 = 10_000;
@@ -45,7 +44,10 @@ pub async fn run(common: &Common, args: &LogsArgs) -> Result<(), Failure> {
         reached |= printer.last.is_some();
         let since = *lost_at.get_or_insert_with(|| {
             if args.follow {
-                eprintln!("the controller cannot be reached ({}); trying again", brief(&status));
+                show::errln(format_args!(
+                    "the controller cannot be reached ({}); trying again",
+                    brief(&status)
+                ));
             }
             Instant::now()
         });
@@ -88,18 +90,13 @@ struct Printer {
 impl Printer {
     fn print(&mut self, line: &LogLine) {
         self.last = self.last.max(Some(at(line)));
-        let mut out = std::io::stdout().lock();
         if line.dropped_before > 0 && self.output == Output::Table {
-            let _ =
-                writeln!(out, "… {} lines were dropped here, since the buffer was full", line.dropped_before);
+            let count = line.dropped_before;
+            show::outln(format_args!("… {count} lines were dropped here, since the buffer was full"));
         }
-        let written = match self.output {
-            Output::Json => writeln!(out, "{}", json::log_line(line)),
-            Output::Table => writeln!(out, "{}", text(line)),
-        };
-        // Whoever reads the output has gone: nothing is left to do.
-        if written.is_err() {
-            std::process::exit(0);
+        match self.output {
+            Output::Json => show::outln(json::log_line(line)),
+            Output::Table => show::outln(text(line)),
         }
     }
 }

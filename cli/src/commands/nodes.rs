@@ -8,14 +8,14 @@ use crate::args::{Common, Output};
 use crate::connect::{self, Controller, LOOK};
 use crate::failure::Failure;
 use crate::show::table::Table;
-use crate::show::{json, words};
+use crate::show::{self, json, words};
 
 pub async fn run(common: &Common) -> Result<(), Failure> {
     let controller = Controller::find(common)?;
     let nodes = fetch(&controller, common.timeout.unwrap_or(LOOK)).await?;
     match common.output {
         Output::Json => json::print(&nodes.iter().map(json::node).collect()),
-        Output::Table => print!("{}", table(&nodes)),
+        Output::Table => show::out(table(&nodes)),
     }
     Ok(())
 }
@@ -35,7 +35,7 @@ fn table(nodes: &[Node]) -> Table {
             NodeReach::Silent => {
                 format!(
                     "silent for {}",
-                    words::span(Duration::from_secs_f64(node.silent_seconds.max(0.0).min(1e9)))
+                    words::span(Duration::try_from_secs_f64(node.silent_seconds).unwrap_or_default())
                 )
             }
             reach @ (NodeReach::Connected | NodeReach::Unspecified) => words::node_reach(reach).into(),

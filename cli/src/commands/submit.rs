@@ -12,7 +12,7 @@ use super::{validate, watch};
 use crate::args::{Common, Output, SubmitArgs};
 use crate::connect::{self, CHANGE, Controller};
 use crate::failure::Failure;
-use crate::show::{json, problems};
+use crate::show::{self, json, problems};
 
 /// Trailer with every problem of a refused spec.
 const PROBLEMS: &str = "crescendo-problems-bin";
@@ -23,17 +23,17 @@ pub async fn run(common: &Common, args: &SubmitArgs) -> Result<(), Failure> {
     let answer = submit(&controller, common, &args.file, request_id).await?;
     let job = answer.job.unwrap_or_default();
     if answer.already_submitted {
-        eprintln!("this request id has been submitted before; this is its job");
+        show::errln(format_args!("this request id has been submitted before; this is its job"));
     }
     if !args.watch {
         match common.output {
             Output::Json => json::print(&json::job(&job)),
-            Output::Table => println!("{}", job.job_id),
+            Output::Table => show::outln(job.job_id),
         }
         return Ok(());
     }
     if common.output == Output::Table {
-        println!("{}", job.job_id);
+        show::outln(&job.job_id);
     }
     let ended = watch::follow_or_interrupt(&controller, common, &job.job_id).await?;
     watch::verdict(&ended)
@@ -67,7 +67,7 @@ pub async fn submit(
                     Output::Json => {
                         json::print(&serde_json::json!({"valid": false, "problems": json::problems(&found)}));
                     }
-                    Output::Table => eprint!("{}", problems::render(file, &spec_yaml, &found)),
+                    Output::Table => show::err(problems::render(file, &spec_yaml, &found)),
                 }
                 Err(Failure::InvalidSpec)
             }

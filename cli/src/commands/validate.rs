@@ -7,13 +7,13 @@ use crescendo_core::spec::{self, MAX_SPEC_BYTES};
 
 use crate::args::{Common, FileArgs, Output};
 use crate::failure::Failure;
-use crate::show::{json, problems};
+use crate::show::{self, json, problems};
 
 pub fn run(common: &Common, args: &FileArgs) -> Result<(), Failure> {
     let yaml = read_spec(&args.file)?;
     match (spec::parse(&yaml), common.output) {
         (Ok(spec), Output::Table) => {
-            print!("{}", spec::to_yaml(&spec));
+            show::out(spec::to_yaml(&spec));
             Ok(())
         }
         (Ok(spec), Output::Json) => {
@@ -23,7 +23,7 @@ pub fn run(common: &Common, args: &FileArgs) -> Result<(), Failure> {
             Ok(())
         }
         (Err(found), Output::Table) => {
-            eprint!("{}", problems::render(&args.file, &yaml, &found));
+            show::err(problems::render(&args.file, &yaml, &found));
             Err(Failure::InvalidSpec)
         }
         (Err(found), Output::Json) => {

@@ -10,7 +10,7 @@ use crate::args::{Common, JobArgs};
 use crate::connect::{self, Controller, LOOK, WATCH, brief, is_passing};
 use crate::failure::Failure;
 use crate::show::progress::{self, Progress};
-use crate::show::words;
+use crate::show::{self, words};
 
 /// Between two tries to take the connection up again: at first, and at most.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(3));
@@ -30,7 +30,7 @@ pub async fn follow_or_interrupt(
     tokio::select! {
         followed = follow(controller, common, job_id) => followed,
         _ = tokio::signal::ctrl_c() => {
-            eprintln!("\nstopped watching; the job goes on. Watch again: crescendo watch {job_id}");
+            show::errln(format_args!("\nstopped watching; the job goes on. Watch again: crescendo watch {job_id}"));
             Err(Failure::Interrupted)
         }
     }

@@ -35,8 +35,9 @@ fn step(stage: &StageStatus) -> String {
     format!("{}/{}", stage.step, stage.steps_total)
 }
 
+/// A loss of 0 was not reported: a controller that has been restarted does not know it until the next report.
 fn loss(stage: &StageStatus) -> String {
-    if stage.step == 0 { "-".into() } else { format!("{:.4}", stage.loss) }
+    if stage.loss == 0.0 { "-".into() } else { format!("{:.4}", stage.loss) }
 }
 
 /// Everything about one job.
@@ -82,7 +83,7 @@ pub fn details(job: &Job) -> String {
     let _ = write!(out, "\n{table}");
     for stage in &job.stages {
         if !stage.waiting_for.is_empty() {
-            let _ = writeln!(out, "{} waits: {}", stage.name, words::one_line(&stage.waiting_for));
+            let _ = writeln!(out, "{}: {}", stage.name, words::one_line(&stage.waiting_for));
         }
         if !stage.final_checkpoint.is_empty() {
             let _ = writeln!(out, "{} ended with {}", stage.name, words::one_line(&stage.final_checkpoint));

@@ -10,7 +10,7 @@ use super::words;
 /// One document on standard output.
 pub fn print(value: &Value) {
     // The alternate form of `Value` is indented JSON.
-    println!("{value:#}");
+    super::outln(format_args!("{value:#}"));
 }
 
 fn time(at: Option<&Timestamp>) -> Value {

@@ -34,15 +34,15 @@ struct JsonLines;
 
 impl Progress for JsonLines {
     fn update(&mut self, job: &Job) {
-        println!("{}", json::job(job));
+        super::outln(json::job(job));
     }
 
     fn lost(&mut self, why: &str) {
-        eprintln!("the controller cannot be reached ({why}); trying again");
+        super::errln(format_args!("the controller cannot be reached ({why}); trying again"));
     }
 
     fn found(&mut self) {
-        eprintln!("the controller is back");
+        super::errln(format_args!("the controller is back"));
     }
 
     fn close(&mut self) {}
@@ -51,7 +51,7 @@ impl Progress for JsonLines {
 /// What the training of a stage is at, e.g. `loss 0.1234, 35.2 samples/s, 1m 20s left`.
 fn training(stage: &StageStatus) -> String {
     let mut parts = Vec::new();
-    if stage.step > 0 {
+    if stage.loss != 0.0 {
         parts.push(format!("loss {:.4}", stage.loss));
     }
     if stage.phase() == StagePhase::Training {
@@ -69,7 +69,7 @@ fn training(stage: &StageStatus) -> String {
         parts.push(format!("{} restart{}", stage.restarts, if stage.restarts == 1 { "" } else { "s" }));
     }
     if stage.phase() != StagePhase::Done && !stage.waiting_for.is_empty() {
-        parts.push(format!("waits: {}", words::one_line(&stage.waiting_for)));
+        parts.push(words::one_line(&stage.waiting_for));
     }
     parts.join(", ")
 }

@@ -7,6 +7,7 @@ use super::layout::Layout;
 use super::process::{self, Event, Order, Plan};
 use super::state::{ProcessState, UpState};
 use crate::failure::Failure;
+use crate::show;
 
 /// The controller's index; the nodes follow.
 const CONTROLLER: usize = 0;
@@ -51,7 +52,7 @@ impl Cluster {
     }
 
     pub async fn start_nodes(&mut self) -> Result<(), Failure> {
-        for plan in self.layout.nodes(&self.controller_address().to_owned()) {
+        for plan in self.layout.nodes(self.controller_address()) {
             let (index, events) = self.add(&plan);
             self.node_tasks.spawn(process::keep(index, plan, self.nodes.subscribe(), events));
         }
@@ -104,10 +105,10 @@ impl Cluster {
                 process.pid = None;
                 process.restarts = process.restarts.saturating_add(1);
                 let name = &process.name;
-                eprintln!(
+                show::errln(format_args!(
                     "{name} {status}; it is started again in {pause:?} (log: {})",
                     process.log.display()
-                );
+                ));
             }
             Event::NeverServed { why, .. } => return Err(Failure::other(why)),
         }

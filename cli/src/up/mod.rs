@@ -25,7 +25,7 @@ use crate::args::{Common, Output, UpArgs};
 use crate::commands::{nodes, submit, validate, watch};
 use crate::connect::Controller;
 use crate::failure::Failure;
-use crate::show::{json, problems};
+use crate::show::{self, json, problems};
 use cluster::Cluster;
 use layout::Layout;
 use signals::Signals;
@@ -47,7 +47,7 @@ pub async fn run(common: &Common, args: &UpArgs) -> Result<(), Failure> {
             None => Ok(()),
         },
     };
-    eprintln!("stopping");
+    show::errln(format_args!("stopping"));
     tokio::select! {
         () = cluster.stop() => {}
         () = signals.stop() => cluster.kill(),
@@ -62,7 +62,7 @@ fn check_spec(file: &Path) -> Result<(), Failure> {
     }
     let yaml = validate::read_spec(file)?;
     spec::parse(&yaml).map(drop).map_err(|found| {
-        eprint!("{}", problems::render(file, &yaml, &found));
+        show::err(problems::render(file, &yaml, &found));
         Failure::InvalidSpec
     })
 }
@@ -77,15 +77,15 @@ async fn work(common: &Common, args: &UpArgs, cluster: &mut Cluster) -> Result<(
         ended = cluster.supervise() => return Err(ended),
     }
     let layout = cluster.layout();
-    eprintln!(
+    show::errln(format_args!(
         "controller at {address}, {} nodes, everything in {}",
         layout.node_count(),
         layout.dir.display()
-    );
+    ));
     if args.run.is_none() {
-        eprintln!(
+        show::errln(format_args!(
             "submit a job from another terminal: crescendo submit FILE --watch\nCtrl-C stops the cluster"
-        );
+        ));
     }
     tokio::select! {
         outcome = run_job(common, args, &controller) => outcome,
@@ -117,7 +117,7 @@ async fn run_job(common: &Common, args: &UpArgs, controller: &Controller) -> Res
     let answer = submit::submit(controller, common, file, submit::new_request_id()).await?;
     let job = answer.job.unwrap_or_default();
     if common.output == Output::Table {
-        println!("{}", job.job_id);
+        show::outln(&job.job_id);
     }
     let ended = watch::follow(controller, common, &job.job_id).await?;
     if let Some(path) = &args.result {

@@ -6,7 +6,7 @@ use crescendo_proto::v1::{Job, StagePhase, StageStatus};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 use super::{Progress, ending, pairs, training};
-use crate::show::words;
+use crate::show::{self, words};
 
 pub struct Bars {
     all: MultiProgress,
@@ -79,9 +79,9 @@ impl Progress for Bars {
             self.close();
             for stage in job.stages.iter().filter(|stage| !stage.final_checkpoint.is_empty()) {
                 let (name, path) = (words::one_line(&stage.name), words::one_line(&stage.final_checkpoint));
-                eprintln!("{name}: final checkpoint {path}");
+                show::errln(format_args!("{name}: final checkpoint {path}"));
             }
-            eprintln!("{}", ending(job));
+            show::errln(ending(job));
         }
     }
 

@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::time::Duration;
 
-use crescendo_proto::v1::{Job, StageStatus};
+use crescendo_proto::v1::{Job, StagePhase, StageStatus};
 use tokio::time::Instant;
 
 use super::{Progress, ending, pairs, training};
@@ -14,7 +14,7 @@ const EVERY: Duration = Duration::from_secs(5);
 
 pub struct Lines<W> {
     out: W,
-    /// State and reason, as printed last.
+    /// State, and the shape of its reason, as printed last.
     state: Option<(i32, String)>,
     stages: Vec<Shown>,
     lost: bool,
@@ -24,6 +24,7 @@ pub struct Lines<W> {
 struct Shown {
     phase: i32,
     generation: u64,
+    /// Its shape.
     waiting_for: String,
     sealed: bool,
     step: u64,
@@ -49,7 +50,7 @@ impl<W: Write> Lines<W> {
             Some(shown) => {
                 shown.phase != stage.phase
                     || shown.generation != stage.generation
-                    || shown.waiting_for != stage.waiting_for
+                    || shown.waiting_for != shape(&stage.waiting_for)
                     || shown.sealed != stage.pairs_sealed
                     || (now - shown.at >= EVERY
                         && (shown.step, shown.pairs) != (stage.step, stage.pairs_committed))
@@ -61,7 +62,7 @@ impl<W: Write> Lines<W> {
         let shown = Shown {
             phase: stage.phase,
             generation: stage.generation,
-            waiting_for: stage.waiting_for.clone(),
+            waiting_for: shape(&stage.waiting_for),
             sealed: stage.pairs_sealed,
             step: stage.step,
             pairs: stage.pairs_committed,
@@ -82,20 +83,22 @@ impl<W: Write> Lines<W> {
 impl<W: Write> Progress for Lines<W> {
     fn update(&mut self, job: &Job) {
         let ended = words::is_final(job.state());
-        let state = (job.state, job.reason.clone());
+        let told_by_stage = job.stages.iter().any(|stage| stage.waiting_for == job.reason);
+        let reason = if told_by_stage { "" } else { job.reason.as_str() };
+        let state = (job.state, shape(reason));
         if self.state.as_ref() != Some(&state) {
             self.state = Some(state);
             if !ended {
-                let why = if job.reason.is_empty() {
-                    String::new()
-                } else {
-                    format!(": {}", words::one_line(&job.reason))
-                };
+                let why =
+                    if reason.is_empty() { String::new() } else { format!(": {}", words::one_line(reason)) };
                 self.say(&format!("job {} {}{why}", job.job_id, words::job_state(job.state())));
             }
         }
         for (index, stage) in job.stages.iter().enumerate() {
-            self.stage(index, stage);
+            // What a stage was doing when its job was stopped is no news.
+            if !ended || stage.phase() == StagePhase::Done {
+                self.stage(index, stage);
+            }
         }
         if ended {
             for stage in job.stages.iter().filter(|stage| !stage.final_checkpoint.is_empty()) {
@@ -121,9 +124,14 @@ impl<W: Write> Progress for Lines<W> {
     fn close(&mut self) {}
 }
 
+/// The text without its numbers: "3 of 8 pairs" after "2 of 8 pairs" is no news.
+fn shape(text: &str) -> String {
+    text.chars().filter(|c| !c.is_ascii_digit()).collect()
+}
+
 #[cfg(test)]
 mod tests {
-    use crescendo_proto::v1::{JobState, StagePhase};
+    use crescendo_proto::v1::JobState;
 
     use super::*;
 
@@ -133,7 +141,7 @@ mod tests {
             phase: phase as i32,
             step,
             steps_total: 10,
-            loss: 0.25,
+            loss: if step > 0 { 0.25 } else { 0.0 },
             samples_per_sec: 12.0,
             eta_seconds: 90.0,
             pairs_committed: 7,
@@ -171,6 +179,20 @@ stage-1: done, step 10/10, loss 0.2500, 7/9 pairs, rejected 2 similarity_low
 job j-1 succeeded
 "
         );
+    }
+
+    #[test]
+    fn a_count_that_grows_is_no_news_and_is_told_by_the_stage() {
+        let waiting = |pairs: u64| {
+            let mut job = job(JobState::Running, StagePhase::Curating, 0);
+            job.reason = format!("waits for pairs: {pairs} of 9");
+            job.stages[0].waiting_for = job.reason.clone();
+            job
+        };
+        let text = printed(&[waiting(1), waiting(2)]);
+        let stage =
+            "stage-1: curating, step 0/10, waits for pairs: 1 of 9, 7/9 pairs, rejected 2 similarity_low";
+        assert_eq!(text, format!("job j-1 running\n{stage}\n"));
     }
 
     #[test]
