@@ -131,7 +131,7 @@ impl Engine {
                     }
                 }
                 // A stream ends after the job's last state; one that is slow is waited for.
-                !watcher.out.is_closed() && !(terminal && !watcher.behind)
+                !watcher.out.is_closed() && (watcher.behind || !terminal)
             });
             !watchers.is_empty()
         });

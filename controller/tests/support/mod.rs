@@ -1,5 +1,8 @@
 //! A real controller process on a temp folder, and nodes that are played by the test.
 
+// Each test binary uses its part of this.
+#![allow(dead_code)]
+
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -39,6 +42,9 @@ spec:
 pub struct Controller {
     folder: tempfile::TempDir,
     process: Child,
+    /// Address to listen at: any at first, the same one after a restart.
+    listen: String,
+    store: Option<String>,
     flags: Vec<String>,
     pub address: String,
     pub metrics_address: String,
@@ -57,12 +63,21 @@ impl Controller {
     }
 
     pub async fn start_with(flags: &[&str]) -> anyhow::Result<Self> {
+        let mut controller = Self::start_process(None, flags).await?;
+        controller.await_leading().await?;
+        Ok(controller)
+    }
+
+    /// Starts a process, which need not lead. `store` is an embedded one of its own if absent.
+    pub async fn start_process(store: Option<String>, flags: &[&str]) -> anyhow::Result<Self> {
         let folder = tempfile::tempdir()?;
         let flags: Vec<String> = flags.iter().map(|flag| (*flag).to_owned()).collect();
-        let process = spawn(&folder, &flags)?;
-        let mut controller =
-            Self { folder, process, flags, address: String::new(), metrics_address: String::new() };
-        controller.await_leading().await?;
+        let listen = "127.0.0.1:0".to_owned();
+        let process = spawn(&folder, &listen, store.as_deref(), &flags)?;
+        let (address, metrics_address) = (String::new(), String::new());
+        let mut controller = Self { folder, process, listen, store, flags, address, metrics_address };
+        controller.await_ports().await?;
+        controller.listen = controller.address.clone();
         Ok(controller)
     }
 
@@ -75,11 +90,19 @@ impl Controller {
 
     pub async fn restart(&mut self) -> anyhow::Result<()> {
         self.kill()?;
-        self.process = spawn(&self.folder, &self.flags)?;
+        self.process = spawn(&self.folder, &self.listen, self.store.as_deref(), &self.flags)?;
+        self.await_ports().await?;
         self.await_leading().await
     }
 
-    async fn await_leading(&mut self) -> anyhow::Result<()> {
+    /// Asks the process to stop, and waits until it has.
+    pub async fn stop(&mut self) -> anyhow::Result<std::process::ExitStatus> {
+        let pid = self.process.id().to_string();
+        anyhow::ensure!(Command::new("kill").args(["-TERM", &pid]).status()?.success(), "send the signal");
+        eventually("the controller stops", async || Ok(self.process.try_wait()?)).await
+    }
+
+    async fn await_ports(&mut self) -> anyhow::Result<()> {
         let port_file = self.folder.path().join("ports.json");
         let ports = eventually("the port file is written", async || {
             if let Some(status) = self.process.try_wait()? {
@@ -91,6 +114,10 @@ impl Controller {
         .await?;
         self.address = ports["grpc"].as_str().context("grpc address")?.to_owned();
         self.metrics_address = ports["metrics"].as_str().context("metrics address")?.to_owned();
+        Ok(())
+    }
+
+    pub async fn await_leading(&mut self) -> anyhow::Result<()> {
         let mut jobs = self.jobs();
         eventually("the controller leads", async || {
             match jobs.list_jobs(v1::ListJobsRequest::default()).await {
@@ -170,12 +197,18 @@ impl Controller {
     }
 }
 
-fn spawn(folder: &tempfile::TempDir, flags: &[String]) -> anyhow::Result<Child> {
+fn spawn(
+    folder: &tempfile::TempDir,
+    listen: &str,
+    store: Option<&str>,
+    flags: &[String],
+) -> anyhow::Result<Child> {
     let at = |name: &str| -> PathBuf { folder.path().join(name) };
     let _ = std::fs::remove_file(at("ports.json"));
+    let embedded = format!("embedded:{}", at("store").display());
     Command::new(env!("CARGO_BIN_EXE_crescendo-controller"))
-        .args(["--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"])
-        .args(["--store", &format!("embedded:{}", at("store").display())])
+        .args(["--listen", listen, "--metrics-listen", "127.0.0.1:0"])
+        .args(["--store", store.unwrap_or(&embedded)])
         .args(["--object-store", &format!("file://{}", at("objects").display())])
         .args(["--port-file", &at("ports.json").display().to_string()])
         .args(flags)

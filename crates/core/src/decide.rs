@@ -26,6 +26,8 @@ pub struct Limits {
     pub silent_after: Duration,
     /// Ranks on a silent node are given up after this, if their gang has not stepped for as long.
     pub ranks_lost_after: Duration,
+    /// Ranks that have saved their final checkpoint are left this long to end by themselves.
+    pub finish_within: Duration,
     /// Failures of a stage without a new checkpoint in between after which its job fails.
     pub max_failures_in_a_row: u32,
     /// Wait before the third attempt; doubles with each further one.
@@ -45,6 +47,7 @@ impl Default for Limits {
         Self {
             silent_after: Duration::from_secs(15),
             ranks_lost_after: Duration::from_secs(60),
+            finish_within: Duration::from_secs(20),
             max_failures_in_a_row: 10,
             restart_backoff: Duration::from_millis(500),
             max_restart_backoff: Duration::from_secs(30),

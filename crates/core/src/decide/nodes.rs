@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::decide::curation::Curation;
 use crate::decide::{Command, Nodes, Plan, Send};
-use crate::ids::{NodeId, StageRef};
+use crate::ids::{AttemptRef, NodeId, StageRef};
 use crate::observed::{NodeReport, NodeView};
 use crate::records::{AttemptRecord, NodeKind, NodeRecord};
 
@@ -38,7 +38,8 @@ fn trainer_sends(
     let mut send = |command| plan.sends.push(Send { node: record.id.clone(), command });
     for running in &view.running {
         let wanted = active.get(&running.stage_ref()).filter(|attempt| attempt.attempt == *running);
-        if wanted.is_none_or(|attempt| !attempt.runs_on(&record.id)) && !view.stops_sent.contains(running) {
+        let needless = wanted.is_none_or(|attempt| !attempt.runs_on(&record.id));
+        if needless && !view.stops_sent.contains(running) && !is_finishing(nodes, running) {
             let newer = active.get(&running.stage_ref()).map(|attempt| attempt.attempt.generation);
             let reason = match newer {
                 Some(generation) => format!("generation {generation} runs instead"),
@@ -66,6 +67,13 @@ fn trainer_sends(
             send(Command::StartAttempt(attempt.attempt.clone(), curators));
         }
     }
+}
+
+/// Its stage has just got its final checkpoint from it: the ranks end by themselves.
+fn is_finishing(nodes: &Nodes<'_>, running: &AttemptRef) -> bool {
+    let Some(stage) = nodes.state.stage(&running.stage_ref()) else { return false };
+    let Some(last) = stage.final_checkpoint() else { return false };
+    last.generation == running.generation && nodes.now.since(last.committed_at) < nodes.limits.finish_within
 }
 
 fn curator_sends(node: &NodeId, view: &NodeView, curation: &Curation, plan: &mut Plan) {
