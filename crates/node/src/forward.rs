@@ -26,7 +26,8 @@ pub const MAX_MESSAGE_BYTES: usize = 8 * 1024;
 #[derive(Debug, Default)]
 struct Lines {
     queue: VecDeque<LogLine>,
-    dropped: u64,
+    /// Since the last line that was kept.
+    dropped_since: u64,
     dropped_ever: u64,
 }
 
@@ -48,11 +49,11 @@ impl LogBuffer {
     pub fn push(&self, mut line: LogLine) {
         let mut lines = self.lines();
         if lines.queue.len() >= self.capacity {
-            lines.dropped += 1;
+            lines.dropped_since += 1;
             lines.dropped_ever += 1;
             return;
         }
-        line.dropped_before += std::mem::take(&mut lines.dropped);
+        line.dropped_before += std::mem::take(&mut lines.dropped_since);
         truncate(&mut line.message, MAX_MESSAGE_BYTES);
         lines.queue.push_back(line);
         drop(lines);
@@ -67,7 +68,7 @@ impl LogBuffer {
     }
 
     /// Lines dropped since the start of the process.
-    pub fn dropped(&self) -> u64 {
+    pub fn dropped_lines(&self) -> u64 {
         self.lines().dropped_ever
     }
 
@@ -240,7 +241,7 @@ mod tests {
         assert_eq!(buffer.take(1).len(), 1);
         buffer.push(LogLine::default());
         assert_eq!(buffer.take(10).iter().map(|line| line.dropped_before).collect::<Vec<_>>(), [0, 3]);
-        assert_eq!(buffer.dropped(), 3);
+        assert_eq!(buffer.dropped_lines(), 3);
     }
 
     #[test]

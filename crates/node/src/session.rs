@@ -46,7 +46,7 @@ const STABLE_AFTER: Duration = Duration::from_secs(10);
 /// What the controller wants.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Command {
-    StartAttempt(StartAttempt),
+    StartAttempt(Box<StartAttempt>),
     StopAttempt(StopAttempt),
     UpdateCurators(UpdateCurators),
     AssignCuration(AssignCuration),
@@ -205,7 +205,7 @@ async fn send(up: &mpsc::Sender<OpenSessionRequest>, message: Up) -> Result<(), 
 
 fn command(response: OpenSessionResponse) -> Option<Command> {
     match response.message {
-        Some(Down::StartAttempt(start)) => Some(Command::StartAttempt(start)),
+        Some(Down::StartAttempt(start)) => Some(Command::StartAttempt(Box::new(start))),
         Some(Down::StopAttempt(stop)) => Some(Command::StopAttempt(stop)),
         Some(Down::UpdateCurators(update)) => Some(Command::UpdateCurators(update)),
         Some(Down::AssignCuration(assign)) => Some(Command::AssignCuration(assign)),

@@ -85,7 +85,7 @@ pub enum DeviceChoice {
 pub enum Event {
     Command(Command),
     RankConnected { rank: RankKey, pid: u32, down: RankSender },
-    RankMessage { rank: RankKey, message: Up },
+    RankMessage { rank: RankKey, message: Box<Up> },
     RankDisconnected { rank: RankKey },
     RankExited { rank: RankKey, success: bool, status: String },
     CommitDecided { rank: RankKey, outcome: RankCheckpointOutcome },
@@ -274,7 +274,7 @@ impl Agent {
                     self.table.on_shutdown(Instant::now())
                 }
                 _ = tick.tick() => {
-                    self.metrics.log_lines_dropped.set(i64::try_from(self.logs.dropped()).unwrap_or(i64::MAX));
+                    self.metrics.log_lines_dropped.set(i64::try_from(self.logs.dropped_lines()).unwrap_or(i64::MAX));
                     self.table.on_tick(Instant::now())
                 }
                 event = inbox.recv() => match event {
@@ -312,7 +312,7 @@ impl Agent {
                 {
                     tracing::debug!(reason = status.message(), "an old attempt was to be started");
                 }
-                self.table.on_start(start, now)
+                self.table.on_start(*start, now)
             }
             Event::Command(Command::StopAttempt(stop)) => self.table.on_stop(&stop, now),
             Event::Command(Command::UpdateCurators(update)) => self.table.on_update_curators(update),
@@ -336,7 +336,7 @@ impl Agent {
                     }
                 }
             }
-            Event::RankMessage { rank, message } => self.rank_message(&rank, message, now),
+            Event::RankMessage { rank, message } => self.rank_message(&rank, *message, now),
             Event::RankDisconnected { rank } => {
                 if let Some(handle) = self.ranks.get_mut(&rank) {
                     handle.down = None;

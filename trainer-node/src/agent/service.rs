@@ -76,7 +76,11 @@ impl AgentService for Service {
                 };
                 let Ok(Some(request)) = message else { break };
                 let Some(message) = request.message else { continue };
-                if events.send(Event::RankMessage { rank: rank.clone(), message }).await.is_err() {
+                if events
+                    .send(Event::RankMessage { rank: rank.clone(), message: Box::new(message) })
+                    .await
+                    .is_err()
+                {
                     break;
                 }
             }

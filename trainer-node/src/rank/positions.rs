@@ -31,7 +31,7 @@ impl GangShape {
         if rank >= ranks {
             return Err(GangError::Rank { rank, ranks });
         }
-        if global_batch == 0 || global_batch % ranks != 0 {
+        if global_batch == 0 || !global_batch.is_multiple_of(ranks) {
             return Err(GangError::Uneven { global_batch, ranks });
         }
         Ok(Self { rank, ranks, global_batch })

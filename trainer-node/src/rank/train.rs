@@ -272,7 +272,7 @@ impl Loop {
         if plan.gang.rank != 0 || step == plan.stage.train.steps {
             return Ok(());
         }
-        self.save_due |= step % plan.spec.checkpoints.every.max(1) == 0;
+        self.save_due |= step.is_multiple_of(plan.spec.checkpoints.every.max(1));
         if let Some(saving) = &mut self.saving {
             match saving.try_recv() {
                 Err(oneshot::error::TryRecvError::Empty) => return Ok(()),

@@ -19,6 +19,7 @@ use crescendo_proto::v1::*;
 use crescendo_trainer_node::rank::batch::to_wire;
 use futures::Stream;
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tonic::{Request, Response, Status, Streaming};
 
@@ -50,6 +51,8 @@ pub struct Cluster {
     log: watch::Sender<LogStatus>,
     /// Streams of pairs end when it changes.
     breaks: watch::Sender<u64>,
+    /// Ends with the last clone.
+    tasks: Arc<Mutex<JoinSet<()>>>,
     pub address: String,
 }
 
@@ -62,6 +65,7 @@ impl Cluster {
             changed: watch::channel(0).0,
             log: watch::channel(LogStatus { committed, sealed: false }).0,
             breaks: watch::channel(0).0,
+            tasks: Arc::default(),
             address: listener.local_addr().unwrap().to_string(),
         };
         let server = tonic::transport::Server::builder()
@@ -69,7 +73,7 @@ impl Cluster {
             .add_service(CheckpointServiceServer::new(cluster.clone()))
             .add_service(PairServiceServer::new(cluster.clone()))
             .serve_with_incoming(TcpListenerStream::new(listener));
-        tokio::task::spawn(server);
+        cluster.spawn(async move { server.await.unwrap() });
         cluster
     }
 
@@ -83,6 +87,10 @@ impl Cluster {
 
     pub fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner).spawn(task);
     }
 
     fn note(&self, change: impl FnOnce(&mut State)) {
@@ -168,7 +176,7 @@ impl NodeService for Cluster {
             state.hellos.push(hello);
         });
         let cluster = self.clone();
-        tokio::task::spawn(async move {
+        self.spawn(async move {
             while let Ok(Some(request)) = up.message().await {
                 match request.message {
                     Some(Up::AttemptReport(report)) => cluster.note(|state| state.reports.push(report)),
@@ -238,7 +246,7 @@ impl PairService for Cluster {
         };
         let (mut log, mut breaks) = (self.log.subscribe(), self.breaks.subscribe());
         let (down, messages) = mpsc::channel(4);
-        tokio::task::spawn(async move {
+        self.spawn(async move {
             let say = |message| StreamPairsResponse { message: Some(message) };
             let status = *log.borrow_and_update();
             let opened = PairsOpened { empty_text: Some(text(u64::MAX)), status: Some(status) };
