@@ -23,9 +23,8 @@ pub fn write_subjects(dir: &Path, count: u32) -> Result<()> {
         });
         let file = format!("{id}.webp");
         picture.save(dir.join(&file)).with_context(|| format!("write {file}"))?;
-        let words: Vec<&str> = name.split(' ').collect();
         index.push(
-            serde_json::json!({"id": id, "name": name, "group": "shapes", "file": file, "words": words}),
+            serde_json::json!({"id": id, "name": name, "group": "shapes", "file": file, "words": name}),
         );
     }
     std::fs::write(dir.join("index.json"), serde_json::to_vec(&index)?).context("write index.json")
