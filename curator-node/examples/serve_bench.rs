@@ -58,6 +58,7 @@ async fn main() -> Result<()> {
         "first_round_pairs_per_sec": (pairs as f64 / rates[0].0).round(),
         "bytes_per_pair": bytes / pairs.max(1), "composed_pairs_per_sec": made_per_sec.round(),
     });
+    anyhow::ensure!(curator.stop().await?.success(), "the curator did not stop cleanly");
     println!("{line}");
     tasks.stop_token().cancel();
     Ok(())

@@ -4,6 +4,7 @@ use super::library::Library;
 use super::raster::{Canvas, Edge, Region};
 use crate::draw::Draw;
 use serde_json::{Value, json};
+use std::f32::consts::FRAC_1_SQRT_2;
 
 /// Colours by name, sRGB in `[0, 1]`.
 const COLOURS: [(&str, [f32; 3]); 12] = [
@@ -74,7 +75,7 @@ impl Scene {
                 let (across, direction) = match draw.below(3) {
                     0 => ([1.0, 0.0], "vertical"),
                     1 => ([0.0, 1.0], "horizontal"),
-                    _ => ([0.7071, 0.7071], "diagonal"),
+                    _ => ([FRAC_1_SQRT_2; 2], "diagonal"),
                 };
                 let (period, phase) = (draw.range(0.2, 0.42), draw.unit());
                 let words = format!("{a} and {b} {direction} stripes");

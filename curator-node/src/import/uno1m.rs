@@ -4,7 +4,7 @@
 //! mean of the parts, and sometimes not a score at all, so the mean is computed anew.
 
 use super::bucket::bucket;
-use super::records::{Records, RecordsError};
+use super::records::{Record, Records, RecordsError};
 use super::{ImportError, Imported};
 use crate::pair::{Pair, Rejection};
 use crate::picture;
@@ -208,7 +208,7 @@ impl Cursor {
     }
 
     /// The next record with the byte that its search began at; none after the last of all files.
-    fn next(&mut self, labels: &[PathBuf]) -> Result<Option<(u64, Option<Vec<u8>>)>, RecordsError> {
+    fn next(&mut self, labels: &[PathBuf]) -> Result<Option<(u64, Record)>, RecordsError> {
         while let Some(records) = &mut self.records {
             let offset = records.offset();
             if let Some(record) = records.next_record()? {
