@@ -21,12 +21,14 @@ pub struct UpState {
     pub processes: Vec<ProcessState>,
 }
 
-/// Addresses and process id are absent while the process is being started.
+/// One process of the cluster.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ProcessState {
     pub name: String,
+    /// Absent while it is not running.
     pub pid: Option<u32>,
+    /// host:port of its gRPC server and of its metrics, absent until it has served once.
     pub grpc: Option<String>,
     pub metrics: Option<String>,
     pub log: PathBuf,

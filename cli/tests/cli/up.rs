@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use tokio::process::{Child, Command};
 
 use crate::fake::{Fake, Scene, Server, Then, job, node};
-use crate::{at, run, until};
+use crate::{DEADLINE, at, run, until};
 
 /// A folder with `crescendo` and fake programs beside it, and a fake controller for them to point to.
 struct Bench {
@@ -75,6 +75,10 @@ impl Bench {
     }
 }
 
+async fn exit_code(up: &mut Child) -> Option<i32> {
+    tokio::time::timeout(DEADLINE, up.wait()).await.expect("it ends in time").unwrap().code()
+}
+
 fn signal(pid: i64, signal: i32) {
     // SAFETY: plain system call on a process that this test has started.
     let done = unsafe { libc::kill(pid.try_into().unwrap(), signal) };
@@ -119,7 +123,10 @@ async fn a_cluster_is_started_kept_and_stopped() {
     // One that is killed is started again, at the address that the others know.
     let pids = bench.pids();
     signal(pids[0], libc::SIGKILL);
-    until("the controller is back", || bench.pids().len() == 4 && bench.pids()[0] != pids[0]).await;
+    let back = || bench.pids().len() == 4 && bench.pids()[0] != pids[0] && bench.notes("starts").len() == 5;
+    until("the controller is back", back).await;
+    // Only once it serves does it listen to SIGTERM.
+    until("it serves", || bench.folder.path().join(".crescendo/run/controller.json").exists()).await;
     assert_eq!(bench.pids()[1..], pids[1..]);
     let again = bench.notes("starts").last().cloned().unwrap();
     assert!(
@@ -131,7 +138,7 @@ async fn a_cluster_is_started_kept_and_stopped() {
 
     let pids = bench.pids();
     signal(up.id().unwrap().into(), libc::SIGTERM);
-    assert_eq!(up.wait().await.unwrap().code(), Some(0));
+    assert_eq!(exit_code(&mut up).await, Some(0));
     assert!(pids.iter().all(|pid| !runs(*pid)));
     let stops = bench.notes("stops");
     assert_eq!(
@@ -159,7 +166,7 @@ async fn the_end_of_standard_input_stops_the_cluster() {
     let mut up = bench.command().args(["up", "--stop-on-stdin-close"]).stdin(Stdio::piped()).spawn().unwrap();
     until("all serve", || bench.pids().len() == 4).await;
     drop(up.stdin.take());
-    assert_eq!(up.wait().await.unwrap().code(), Some(0));
+    assert_eq!(exit_code(&mut up).await, Some(0));
     assert_eq!(bench.notes("stops").len(), 4);
 }
 

@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use crescendo_proto::v1::{Job, StagePhase, StageStatus};
-use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::{Progress, ending, pairs, training};
-use crate::show::{self, words};
+use super::lines::Lines;
+use super::{Progress, pairs, training};
+use crate::show::words;
 
 pub struct Bars {
     all: MultiProgress,
@@ -76,12 +77,9 @@ impl Progress for Bars {
             self.stage(index, stage);
         }
         if words::is_final(job.state()) {
+            // What stays on the screen is plain text.
             self.close();
-            for stage in job.stages.iter().filter(|stage| !stage.final_checkpoint.is_empty()) {
-                let (name, path) = (words::one_line(&stage.name), words::one_line(&stage.final_checkpoint));
-                show::errln(format_args!("{name}: final checkpoint {path}"));
-            }
-            show::errln(ending(job));
+            Lines::new(std::io::stderr()).update(job);
         }
     }
 
@@ -95,10 +93,8 @@ impl Progress for Bars {
     }
 
     fn close(&mut self) {
-        self.head.finish_and_clear();
-        for Stage { pairs, steps } in &self.stages {
-            pairs.abandon();
-            steps.abandon();
-        }
+        // A terminal that is gone needs no cleaning.
+        let _ = self.all.clear();
+        self.all.set_draw_target(ProgressDrawTarget::hidden());
     }
 }
