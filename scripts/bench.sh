@@ -28,9 +28,9 @@ done
 echo "bench: all-reduce" >&2
 "$bin/collective_bench" >"$results/all-reduce.jsonl"
 echo "bench: submits" >&2
-"$bin/submit_bench" >"$results/submit.jsonl"
+CRESCENDO_ETCD=.deps/venv/bin/etcd-server "$bin/submit_bench" >"$results/submit.jsonl"
 echo "bench: pairs from a curator to a rank" >&2
-"$bin/pair_bench" >"$results/pairs.jsonl"
+cargo run --quiet --release -p crescendo-curator-node --example serve_bench >"$results/pairs.jsonl"
 echo "bench: recovery of a killed rank" >&2
 "$bin/recovery_bench" >"$results/recovery.jsonl"
 

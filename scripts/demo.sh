@@ -11,7 +11,7 @@ started=$(date +%s)
 
 rm -rf "$out"
 mkdir -p "$out"
-"$bin/crescendo" up --dir "$out/cluster" --run "$spec" --job-file "$out/job.json"
+"$bin/crescendo" up --dir "$out/cluster" --run "$spec" --result "$out/job.json"
 "$bin/crescendo" report --job "$out/job.json" --object-store "$out/cluster/objects" --library-root . --out "$out"
 
 elapsed=$(($(date +%s) - started))

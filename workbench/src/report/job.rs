@@ -11,6 +11,7 @@ use super::history::{self, StepRecord};
 
 /// What `crescendo get JOB -o json` prints, as far as a report needs it.
 #[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct FinishedJob {
     pub job_id: String,
     pub name: String,
@@ -19,6 +20,7 @@ pub struct FinishedJob {
 }
 
 #[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct StageJson {
     name: String,
     #[serde(default)]

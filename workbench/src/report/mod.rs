@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
 use clap::Args;
-use crescendo_core::spec::{ComposeSpec, DataSource, JobSpec, ModelPreset, Positions, StageSpec};
+use crescendo_core::spec::{ComposeSpec, DataSource, JobSpec, ModelPreset, Positions, Precision, StageSpec};
 use crescendo_curator_node::compose::{Composer, EvalCase, EvalSet};
 use crescendo_model::dinov2::DinoV2;
 use crescendo_model::nano::{PixelCodec, WordVectorText};
@@ -99,7 +99,8 @@ pub fn run(args: &ReportArgs) -> Result<()> {
     };
     let base_path =
         args.library_root.join(spec.model.weights.as_deref().context("the spec has no model.weights")?);
-    let flux = Flux::load(&config, &base_path, Kind::Float, Device::Cpu).context("load the base")?;
+    let kind = if spec.model.precision == Precision::Bf16 { Kind::BFloat16 } else { Kind::Float };
+    let flux = Flux::load(&config, &base_path, kind, Device::Cpu).context("load the base")?;
     let (compose, encoder_path) = compose_settings(&spec)?;
     let encoder =
         DinoV2::load(&args.library_root.join(encoder_path), Device::Cpu).context("load the image encoder")?;

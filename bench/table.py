@@ -1,0 +1,49 @@
+"""Prints the results of scripts/bench.sh as a table: medians, and ratios of medians where two things were interleaved."""
+
+import json
+import statistics
+import sys
+from pathlib import Path
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines() if line.startswith("{")]
+
+
+def row(figure, value, note=""):
+    print(f"| {figure} | {value} | {note} |")
+
+
+def steps(folder):
+    for references in (1, 2):
+        by_implementation = {}
+        for run in lines(folder / f"step-{references}.jsonl"):
+            by_implementation.setdefault(run["implementation"], []).extend(run["seconds"])
+        medians = {name: statistics.median(seconds) for name, seconds in by_implementation.items()}
+        yardstick = medians["pytorch-eager"]
+        for name, median in medians.items():
+            row(f"nano step, {references} reference(s), {name}", f"{1000 * median:.0f} ms",
+                f"{yardstick / median:.2f} × PyTorch's speed")
+
+
+def main():
+    folder = Path(sys.argv[1])
+    print("| figure | value | note |\n|---|---|---|")
+    steps(folder)
+    for run in lines(folder / "all-reduce.jsonl"):
+        for size in ("1_mib", "64_mib"):
+            row(f"all-reduce of {size.replace('_', ' ')} between two ranks", f"{run[size]['gb_per_sec']:.2f} GB/s",
+                f"median {run[size]['milliseconds']:.1f} ms, {run['backend']}")
+    for run in lines(folder / "submit.jsonl"):
+        row(f"submits, {run['store']}", f"{run['submits_per_sec']:.0f}/s",
+            f"p50 {run['p50_ms']} ms, p99 {run['p99_ms']} ms, {run['writers']} callers")
+    for run in lines(folder / "pairs.jsonl"):
+        row("pairs from a curator to a rank", f"{run['pairs_per_sec']:.0f} pairs/s",
+            f"{run['mb_per_sec']} MB/s; {run['composed_pairs_per_sec']:.0f} pairs/s composed and filtered")
+    for run in lines(folder / "recovery.jsonl"):
+        row("kill -9 of a rank to the next step", f"{statistics.median(run['seconds']):.1f} s",
+            f"worst of {len(run['seconds'])}: {max(run['seconds']):.1f} s")
+
+
+if __name__ == "__main__":
+    main()
