@@ -95,12 +95,6 @@ pub enum Command {
     /// Hold the model to reference numbers (crescendo-workbench).
     #[command(disable_help_flag = true)]
     Parity(Rest),
-    /// Draw pictures with a base and a LoRA (crescendo-workbench).
-    #[command(disable_help_flag = true)]
-    Generate(Rest),
-    /// Score what a job has learnt on subjects that it never saw (crescendo-workbench).
-    #[command(disable_help_flag = true)]
-    Eval(Rest),
     /// Write a report with curves and pictures of a job (crescendo-workbench).
     #[command(disable_help_flag = true)]
     Report(Rest),
