@@ -105,6 +105,24 @@ async fn broken_pair_streams_change_no_bit() {
 }
 
 #[tokio::test]
+async fn training_goes_on_while_nothing_can_be_registered() {
+    let folder = home();
+    let folder = folder.path();
+    let cluster = Cluster::start(16).await;
+    let a = Agent::start(folder, &cluster, "node-a", 1);
+    cluster.connected("node-a").await;
+    cluster.state().outage = true;
+    start(folder, &cluster, &[&a], "patient", 1, &spec(4, 1), None);
+    let last_step = |report: &&AttemptReport| report.step == 4 && report.reason.contains("registered");
+    cluster.until("last step", |state| state.reports.iter().find(last_step).cloned()).await;
+    cluster.until("second try", |state| (state.commits_in_outage >= 2).then_some(())).await;
+    assert!(cluster.state().checkpoints.is_empty());
+    cluster.state().outage = false;
+    assert!(cluster.checkpoint("patient", 2).await.step < cluster.checkpoint("patient", 4).await.step);
+    cluster.report("patient", 1, AttemptPhase::Succeeded).await;
+}
+
+#[tokio::test]
 async fn stages_build_on_each_other() {
     let folder = home();
     let folder = folder.path();

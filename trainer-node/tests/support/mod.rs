@@ -41,6 +41,9 @@ pub struct State {
     pub damaged: Vec<(String, String)>,
     /// Commits of generations below this are refused.
     pub newest_generation: u64,
+    /// Commits find no controller, and are counted.
+    pub outage: bool,
+    pub commits_in_outage: u32,
 }
 
 /// See the module.
@@ -200,6 +203,10 @@ impl CheckpointService for Cluster {
         request: Request<CommitCheckpointRequest>,
     ) -> Result<Response<CommitCheckpointResponse>, Status> {
         let checkpoint = request.into_inner().checkpoint.unwrap();
+        if self.state().outage {
+            self.note(|state| state.commits_in_outage += 1);
+            return Err(Status::unavailable("no leader"));
+        }
         if checkpoint.generation < self.state().newest_generation {
             return Err(Status::failed_precondition("an old generation"));
         }
