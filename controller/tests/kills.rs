@@ -240,12 +240,12 @@ async fn a_job_under_kills(seed: u64) -> anyhow::Result<()> {
     assert_eq!(done.state(), v1::JobState::Succeeded, "{}", done.reason);
     let stages: Vec<_> = done.stages.iter().map(|s| (s.generation, s.restarts, s.pairs_committed)).collect();
     assert_eq!(stages, [(1, 0, 160), (1, 0, 40)]);
+    let all = controller.jobs().list_jobs(v1::ListJobsRequest::default()).await?.into_inner();
+    assert_eq!(all.jobs.len(), 1);
     let seen = seen.lock().expect("whole");
     assert!(seen.starts.values().all(|starts| *starts == 1), "started twice: {:?}", seen.starts);
     assert_eq!(seen.stops, 0, "something that ran was stopped");
     assert!(seen.commits.values().all(|commits| *commits == 1), "committed twice: {:?}", seen.commits);
-    let all = controller.jobs().list_jobs(v1::ListJobsRequest::default()).await?.into_inner();
-    assert_eq!(all.jobs.len(), 1);
     Ok(())
 }
 

@@ -1,6 +1,7 @@
 //! Sessions of nodes: opened, replaced, closed; reports in, commands out.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use crescendo_core::decide::{Command, Send};
 use crescendo_core::error::Refused;
@@ -18,6 +19,9 @@ use crate::engine::request::{Answer, OpenedSession, SessionId};
 
 /// Commands that wait for a node at most; a node that takes none for so long is better off with a new session.
 const OUTGOING: usize = 256;
+
+/// A node that was told to stop something says within this that it is over.
+const STOP_WITHIN: Duration = Duration::from_secs(60);
 
 type Outgoing = mpsc::Sender<Result<v1::OpenSessionResponse, Status>>;
 
@@ -88,10 +92,14 @@ impl Engine {
     pub(super) fn close_session(&mut self, node: &NodeId, session: SessionId) {
         if self.sessions.is_newest(node, session) {
             tracing::warn!(%node, "node is disconnected");
-            self.sessions.open.remove(node);
-            self.observed.disconnected(node);
-            self.count_sessions();
+            self.drop_session(node);
         }
+    }
+
+    fn drop_session(&mut self, node: &NodeId) {
+        self.sessions.open.remove(node);
+        self.observed.disconnected(node);
+        self.count_sessions();
     }
 
     fn count_sessions(&self) {
@@ -131,7 +139,7 @@ impl Engine {
     }
 
     /// Sends commands. A node whose channel is full or closed loses its session and comes back with a new one.
-    pub(super) fn send_all(&mut self, sends: Vec<Send>, _now: Timestamp) {
+    pub(super) fn send_all(&mut self, sends: Vec<Send>, now: Timestamp) {
         for send in sends {
             let Some(message) = self.message(&send.command) else {
                 tracing::error!(node = %send.node, command = ?send.command, "a command refers to nothing");
@@ -140,13 +148,15 @@ impl Engine {
             let Some((_, outgoing)) = self.sessions.open.get(&send.node) else { continue };
             if outgoing.try_send(Ok(v1::OpenSessionResponse { message: Some(message) })).is_err() {
                 tracing::warn!(node = %send.node, "node takes no commands; its session is closed");
-                self.sessions.open.remove(&send.node);
-                self.observed.disconnected(&send.node);
-                self.count_sessions();
+                self.drop_session(&send.node);
                 continue;
             }
             tracing::debug!(node = %send.node, command = ?send.command, "sent");
-            self.observed.sent(&send);
+            self.observed.sent(&send, now);
+        }
+        for node in self.observed.deaf(STOP_WITHIN, now) {
+            tracing::warn!(%node, "node does not say that it has stopped; its session is closed");
+            self.drop_session(&node);
         }
     }
 

@@ -11,9 +11,9 @@ use crescendo_store::{Revision, Snapshot, StoreError, Txn};
 use crate::engine::Engine;
 
 /// Writes after which no further request joins a batch.
-pub(super) const BATCH_WRITES: usize = 60;
-/// Writes of one transaction; a store takes 120.
-const TXN_WRITES: usize = 100;
+pub(super) const BATCH_WRITES: usize = 100;
+/// Writes of one transaction; a store takes no more.
+const TXN_WRITES: usize = 120;
 /// Bytes of one transaction; a store takes 1.4 MB.
 const TXN_BYTES: usize = 1_000_000;
 

@@ -2,6 +2,7 @@
 //! until then it is unknown, which is never read as failed.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use crate::decide::Send;
 use crate::ids::{AttemptRef, Incarnation, NodeId, StageRef, Timestamp};
@@ -25,8 +26,8 @@ pub struct NodeView {
     /// Attempts that hold slots there: told in its hello or started since, and not reported as over.
     pub running: BTreeSet<AttemptRef>,
     pub curating: BTreeSet<StageRef>,
-    /// Sent in this session.
-    pub stops_sent: BTreeSet<AttemptRef>,
+    /// Sent in this session, and when first.
+    pub stops_sent: BTreeMap<AttemptRef, Timestamp>,
     pub curators_sent: BTreeMap<AttemptRef, Vec<String>>,
 }
 
@@ -93,7 +94,7 @@ impl Observed {
             last_heard: now,
             running,
             curating,
-            stops_sent: BTreeSet::new(),
+            stops_sent: BTreeMap::new(),
             curators_sent: BTreeMap::new(),
         };
         self.nodes.insert(node, view);
@@ -145,7 +146,7 @@ impl Observed {
     }
 
     /// Remembers what was sent, so that it is sent once a session.
-    pub fn sent(&mut self, send: &Send) {
+    pub fn sent(&mut self, send: &Send, now: Timestamp) {
         let Some(view) = self.nodes.get_mut(&send.node) else { return };
         match &send.command {
             crate::decide::Command::StartAttempt(attempt, curators) => {
@@ -153,7 +154,7 @@ impl Observed {
                 view.curators_sent.insert(attempt.clone(), curators.clone());
             }
             crate::decide::Command::StopAttempt(attempt, _) => {
-                view.stops_sent.insert(attempt.clone());
+                view.stops_sent.entry(attempt.clone()).or_insert(now);
             }
             crate::decide::Command::UpdateCurators(attempt, curators) => {
                 view.curators_sent.insert(attempt.clone(), curators.clone());
@@ -167,9 +168,16 @@ impl Observed {
         }
     }
 
-    /// Forgets gangs of jobs that `keep` does not want any more.
-    pub fn retain_gangs(&mut self, mut keep: impl FnMut(&StageRef) -> bool) {
-        self.gangs.retain(|stage, _| keep(stage));
+    /// Connected nodes that were told to stop something longer than `limit` ago and have not said that it is over. What
+    /// they say in a new session will show how it stands.
+    pub fn deaf(&self, limit: Duration, now: Timestamp) -> Vec<NodeId> {
+        let is_deaf = |view: &NodeView| {
+            let overdue = |(attempt, sent): (&AttemptRef, &Timestamp)| {
+                view.running.contains(attempt) && now.since(*sent) >= limit
+            };
+            view.connected && view.stops_sent.iter().any(overdue)
+        };
+        self.nodes.iter().filter(|(_, view)| is_deaf(view)).map(|(node, _)| node.clone()).collect()
     }
 
     /// The gang of exactly this attempt, if any of it was seen.

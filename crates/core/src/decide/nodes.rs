@@ -39,7 +39,7 @@ fn trainer_sends(
     for running in &view.running {
         let wanted = active.get(&running.stage_ref()).filter(|attempt| attempt.attempt == *running);
         let needless = wanted.is_none_or(|attempt| !attempt.runs_on(&record.id));
-        if needless && !view.stops_sent.contains(running) && !is_finishing(nodes, running) {
+        if needless && !view.stops_sent.contains_key(running) && !is_finishing(nodes, running) {
             let newer = active.get(&running.stage_ref()).map(|attempt| attempt.attempt.generation);
             let reason = match newer {
                 Some(generation) => format!("generation {generation} runs instead"),

@@ -538,7 +538,7 @@ impl World {
         let plan = decide(&self.state, &self.seen, &self.limits, self.now);
         self.apply(plan.writes);
         for send in plan.sends {
-            self.seen.sent(&send);
+            self.seen.sent(&send, self.now);
             let node = self.nodes.iter_mut().find(|node| node.id == send.node && node.connected);
             if let Some(node) = node {
                 node.inbox.push(send.command);
