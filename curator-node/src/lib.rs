@@ -15,7 +15,7 @@
 //! |---|---|
 //! | [`compose`] | subject cut-outs placed in scenes, with true captions; evaluation cases |
 //! | [`import`] | UNO-1M's layout, and shards |
-//! | [`source`], [`unit`] | a stage's source; one unit from candidates to a shard |
+//! | [`source`], [`mod@unit`] | a stage's source; one unit from candidates to a shard |
 //! | [`filter`] | the similarity filter |
 //! | [`pair`], [`picture`], [`draw`] | a pair, pictures from outside, randomness as a function |
 //! | [`shard`], [`shard_cache`] | WebDataset tars: written, read, verified, kept |

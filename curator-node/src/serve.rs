@@ -28,7 +28,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Code, Request, Response, Status, Streaming};
 use tracing::Instrument;
 
 /// Largest message of this service.
@@ -233,8 +233,15 @@ impl PairServer {
                 () = stop.cancelled() => Err(Status::unavailable("the stage was released")),
                 ended = stream.run(&mut inbound) => ended,
             };
-            if let Err(status) = &ended {
-                tracing::warn!(%status, "a pair stream ended");
+            match &ended {
+                Ok(()) => tracing::info!("a rank closed its pair stream"),
+                // The rank's process has ended, or the stage has: both are ordinary.
+                Err(status)
+                    if matches!(status.code(), Code::Cancelled | Code::Unavailable | Code::Unknown) =>
+                {
+                    tracing::info!(%status, "a pair stream ended");
+                }
+                Err(status) => tracing::warn!(%status, "a pair stream failed"),
             }
             ended
         };
