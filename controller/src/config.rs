@@ -13,7 +13,7 @@ use crescendo_node::args::ServerArgs;
 pub struct Args {
     #[command(flatten)]
     pub server: ServerArgs,
-    /// Where records are kept: embedded:DIR for one controller, or etcd:URL[,URL] for several
+    /// Where records are kept: embedded:DIR for one controller, or etcd:URL (more URLs after commas) for several
     #[arg(long, env = "CRESCENDO_STORE")]
     pub store: String,
     /// Root of pairs and checkpoints, handed to the nodes: file:///DIR

@@ -250,3 +250,56 @@ pub fn shard_message(unit: u64, shard: &ShardRecord, first_index: u64) -> v1::Sh
     let ShardRecord { path, pairs, size_bytes, sha256 } = shard.clone();
     v1::Shard { unit, path, pairs, size_bytes, sha256, first_index }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn valid_hello() -> v1::Hello {
+        v1::Hello {
+            node_id: "t-1".into(),
+            incarnation: "i-1".into(),
+            kind: v1::NodeKind::Trainer.into(),
+            slots: 2,
+            device: "cpu".into(),
+            address: "127.0.0.1:9".into(),
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn a_bad_hello_is_refused_by_field() {
+        assert!(hello(valid_hello()).is_ok());
+        let bad = [
+            ("hello.kind", v1::Hello { kind: 9, ..valid_hello() }),
+            ("hello.slots", v1::Hello { slots: 1_000_000, ..valid_hello() }),
+            ("hello.node_id", v1::Hello { node_id: "../etc".into(), ..valid_hello() }),
+            ("hello.incarnation", v1::Hello { incarnation: String::new(), ..valid_hello() }),
+            ("hello.address", v1::Hello { address: "a\nb".into(), ..valid_hello() }),
+            ("hello.labels", v1::Hello { labels: [("k".into(), "v".repeat(300))].into(), ..valid_hello() }),
+            ("job_id", v1::Hello { running: vec![v1::AttemptRef::default()], ..valid_hello() }),
+        ];
+        for (field, message) in bad {
+            let refused = hello(message).expect_err(field).to_string();
+            assert!(refused.starts_with(field), "{refused}");
+        }
+    }
+
+    #[test]
+    fn a_report_says_one_line_whatever_came() {
+        let attempt = v1::AttemptRef { job_id: "j".into(), stage: "s".into(), generation: 1 };
+        let message = v1::AttemptReport {
+            attempt: Some(attempt),
+            phase: v1::AttemptPhase::Failed.into(),
+            reason: format!("a\nb{}", "c".repeat(10_000)),
+            loss: f64::INFINITY,
+            ..Default::default()
+        };
+        let node = NodeId::parse("t-1").expect("valid");
+        let taken = report(node.clone(), message).expect("taken");
+        let NodeReport::Failed { reason, permanent: false } = taken.phase else { panic!("{taken:?}") };
+        assert!(reason.starts_with("a bc") && reason.len() <= MAX_REASON_CHARS);
+        let refused = report(node, v1::AttemptReport::default()).expect_err("no attempt");
+        assert!(refused.to_string().starts_with("attempt_report.attempt"), "{refused}");
+    }
+}

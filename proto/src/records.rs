@@ -296,3 +296,122 @@ fn node_in(message: stored::Node) -> Result<NodeRecord, BadRecord> {
         version: message.version,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    fn stage() -> StageRef {
+        stage_in("trial-abc", "stage-1").expect("valid")
+    }
+
+    fn checkpoint() -> CheckpointRecord {
+        CheckpointRecord {
+            stage: stage(),
+            generation: Generation(3),
+            step: 20,
+            path: "jobs/trial-abc/stage-1/checkpoints/step-00000020-g3".into(),
+            files: vec![FileRecord { name: "state.json".into(), size_bytes: 9, sha256: "a".repeat(64) }],
+            committed_at: Timestamp(77),
+            is_final: true,
+            damaged: Some("torn".into()),
+            next_position: 640,
+        }
+    }
+
+    fn unit(state: UnitState) -> Record {
+        Record::Unit(UnitRecord { stage: stage(), unit: 7, lease_generation: 2, failures: 1, state })
+    }
+
+    fn attempt(state: AttemptState) -> Record {
+        let StageRef { job, stage } = stage();
+        let rank = RankPlacement {
+            node: NodeId::parse("t-1").expect("valid"),
+            incarnation: Incarnation::parse("i-9").expect("valid"),
+            device_index: 1,
+        };
+        Record::Attempt(AttemptRecord {
+            attempt: AttemptRef { job, stage, generation: Generation(4) },
+            ranks: vec![rank],
+            state,
+            started_at: Timestamp(5),
+            restarts: 2,
+            failures_in_a_row: 1,
+            resume_from: Some(checkpoint()),
+            init_from: None,
+        })
+    }
+
+    #[test]
+    fn what_is_stored_reads_back() {
+        let shard = ShardRecord { path: "p".into(), pairs: 3, size_bytes: 8, sha256: "b".repeat(64) };
+        let rejected = BTreeMap::from([("too_small".to_owned(), 2)]);
+        let node = NodeId::parse("c-1").expect("valid");
+        let records = [
+            unit(UnitState::Free),
+            unit(UnitState::Leased { node: node.clone(), expires_at: Timestamp(9) }),
+            unit(UnitState::Done(UnitResult { shard, rejected, exhausted: true })),
+            attempt(AttemptState::Active),
+            attempt(AttemptState::Ended { reason: "signal 9".into(), at: Timestamp(8) }),
+            Record::Checkpoint(checkpoint()),
+            Record::Request(RequestRecord {
+                request: RequestId::parse("r-1").expect("valid"),
+                job: stage().job,
+            }),
+            Record::Node(NodeRecord {
+                id: node,
+                incarnation: Incarnation::parse("i-1").expect("valid"),
+                kind: NodeKind::Curator,
+                slots: 0,
+                device: "cpu".into(),
+                address: "127.0.0.1:9".into(),
+                labels: BTreeMap::from([("zone".to_owned(), "a".to_owned())]),
+                version: "0.1.0".into(),
+            }),
+        ];
+        for record in records {
+            assert_eq!(decode(&encode(&record)).expect("readable"), record);
+        }
+    }
+
+    #[test]
+    fn every_job_state_reads_back() {
+        let spec = include_bytes!("../../examples/nano.yaml");
+        let spec = crescendo_core::spec::parse(spec).expect("the example is valid");
+        let spec_json: Arc<[u8]> = serde_json::to_vec(&spec).expect("plain data").into();
+        let states = [
+            JobState::Queued,
+            JobState::Placing { stage: 1 },
+            JobState::Running { stage: 1 },
+            JobState::Paused,
+            JobState::Preempting { stage: 1 },
+            JobState::Succeeded,
+            JobState::Failed { reason: "no pairs".into() },
+            JobState::Cancelled { reason: "enough".into() },
+        ];
+        for state in states {
+            let record = Record::Job(JobRecord {
+                id: stage().job,
+                request: RequestId::parse("r-1").expect("valid"),
+                spec: Arc::new(spec.clone()),
+                spec_json: spec_json.clone(),
+                finished_at: state.is_terminal().then_some(Timestamp(3)),
+                state,
+                submitted_at: Timestamp(1),
+                started_at: Some(Timestamp(2)),
+            });
+            assert_eq!(decode(&encode(&record)).expect("readable"), record);
+        }
+    }
+
+    #[test]
+    fn bytes_that_are_no_record_are_an_error() {
+        assert!(matches!(decode(b"\xff\xff\xff"), Err(BadRecord::Decode(_))));
+        assert!(matches!(decode(b""), Err(BadRecord::Empty)));
+        let bad = stored::Request { request_id: "a b".into(), job_id: "j".into() };
+        let bad = stored::Record { record: Some(stored::record::Record::Request(bad)) };
+        assert!(matches!(decode(&bad.encode_to_vec()), Err(BadRecord::Id(_))));
+    }
+}
