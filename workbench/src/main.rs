@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use crescendo_workbench::bench_step::{self, BenchStepArgs};
+use crescendo_workbench::export_base::{self, ExportBaseArgs};
 use crescendo_workbench::parity::{ParityArgs, parity_main, ranks};
 use crescendo_workbench::report::{self, ReportArgs};
 use crescendo_workbench::train_encoder::{self, TrainEncoderArgs};
@@ -23,6 +24,8 @@ enum Command {
     Report(ReportArgs),
     /// Time the training step on random data.
     BenchStep(BenchStepArgs),
+    /// Write a checkpoint of a full-parameter stage as a base that jobs can start from.
+    ExportBase(ExportBaseArgs),
     TrainEncoder(TrainEncoderArgs),
     /// One rank of a data-parallel fixture; started by `parity`.
     #[command(name = ranks::SUBCOMMAND, hide = true)]
@@ -33,6 +36,7 @@ fn main() -> anyhow::Result<ExitCode> {
     match Arguments::parse().command {
         Command::Parity(args) => parity_main(args),
         Command::Report(args) => report::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::ExportBase(args) => export_base::run(&args).map(|()| ExitCode::SUCCESS),
         Command::BenchStep(args) => bench_step::run(&args).map(|()| ExitCode::SUCCESS),
         Command::TrainEncoder(args) => train_encoder::run(&args).map(|()| ExitCode::SUCCESS),
         Command::ParityRank(args) => ranks::rank_main(&args).map(|()| ExitCode::SUCCESS),

@@ -9,7 +9,7 @@
 mod curve;
 mod evaluate;
 mod grid;
-mod history;
+pub(crate) mod history;
 mod job;
 mod page;
 mod paint;
