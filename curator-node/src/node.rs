@@ -46,6 +46,8 @@ impl Node {
         let stop = self.tasks.stop_token();
         loop {
             let command = tokio::select! {
+                // Looked at first: stopping ends the session, and with it the commands.
+                biased;
                 () = stop.cancelled() => return Ok(()),
                 command = commands.recv() => command.ok_or("the session's commands ended")?,
             };

@@ -31,7 +31,9 @@ pub fn open(url: &str) -> Result<Arc<dyn ObjectStore>, ObjectsError> {
     std::fs::create_dir_all(&folder).map_err(|source| ObjectsError::Folder { url: url.into(), source })?;
     let store = LocalFileSystem::new_with_prefix(&folder)
         .map_err(|source| ObjectsError::Open { url: url.into(), source })?
-        .with_fsync(true);
+        .with_fsync(true)
+        // Deleting a checkpoint takes its folder along.
+        .with_automatic_cleanup(true);
     Ok(Arc::new(store))
 }
 
