@@ -33,7 +33,7 @@ demo: build demo-data ## From a job spec to a trained LoRA and pictures, on this
 test: setup ## Run every test
 	@$(call CARGO_TOOL,nextest)
 	cargo build --workspace --bins
-	cargo nextest run --workspace --no-fail-fast
+	CRESCENDO_REQUIRE_ETCD=1 cargo nextest run --workspace --no-fail-fast
 	cargo test --workspace --doc --quiet
 
 test-light: ## Build and test, without libtorch, the crates that need none

@@ -37,10 +37,7 @@ fn main() {
         .file("shim/gloo_shim.cpp")
         .include("shim/stub")
         .flag(format!("-isystem{}", libtorch.join("include").display()))
-        .flag(format!(
-            "-isystem{}",
-            libtorch.join("include/torch/csrc/api/include").display()
-        ))
+        .flag(format!("-isystem{}", libtorch.join("include/torch/csrc/api/include").display()))
         .define("USE_C10D_GLOO", None)
         .define("USE_DISTRIBUTED", None)
         .define("_GLIBCXX_USE_CXX11_ABI", "1")

@@ -33,10 +33,7 @@ async fn a_killed_rank_costs_steps_and_changes_no_bit() {
     }
     let first = cluster.checkpoint("calm", 2).await;
     assert_ne!(object(folder, &cluster.checkpoint("calm", 4).await, "dit_lora.safetensors"), undisturbed);
-    poll("deletion of the expired checkpoint", || {
-        !folder.join("objects").join(&first.path).exists()
-    })
-    .await;
+    poll("deletion of the expired checkpoint", || !folder.join("objects").join(&first.path).exists()).await;
 
     // The log ends after three steps until the rank is dead.
     cluster.set_log(12, false);

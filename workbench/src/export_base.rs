@@ -16,9 +16,11 @@ const LOSS_WINDOW: usize = 200;
 
 /// Flags of `export-base`.
 #[derive(Debug, Args)]
-#[command(after_help = "Takes the moving average of the weights where the stage kept one (emaDecay).\n\nExample:\n  \
+#[command(
+    after_help = "Takes the moving average of the weights where the stage kept one (emaDecay).\n\nExample:\n  \
                         crescendo-workbench export-base --checkpoint .crescendo/objects/jobs/JOB/base/checkpoints/STEP \
-                        --out assets/nano/base.safetensors")]
+                        --out assets/nano/base.safetensors"
+)]
 pub struct ExportBaseArgs {
     /// Folder of the checkpoint
     #[arg(long, value_name = "DIR")]
@@ -33,7 +35,8 @@ pub fn run(args: &ExportBaseArgs) -> Result<()> {
     let spec: JobSpec = read_json(&args.checkpoint.join("resolved_spec.json"))?;
     let state: serde_json::Value = read_json(&args.checkpoint.join("state.json"))?;
     let stage_name = state["stage"].as_str().context("state.json names no stage")?;
-    let stage = spec.stages.iter().find(|stage| stage.name == stage_name).context("the spec lacks the stage")?;
+    let stage =
+        spec.stages.iter().find(|stage| stage.name == stage_name).context("the spec lacks the stage")?;
     ensure!(stage.train.adapter == AdapterSpec::None, "stage {stage_name} trained a LoRA, not a base");
 
     let averaged = args.checkpoint.join("ema.safetensors");

@@ -67,7 +67,8 @@ pub fn run(args: &TrainEncoderArgs) -> Result<()> {
         panel: args.panel,
         hold_out_one_in: args.hold_out_one_in,
     };
-    let composer = Composer::open(&spec, 1, args.seed, 0, std::path::Path::new("")).context("open the subject library")?;
+    let composer = Composer::open(&spec, 1, args.seed, 0, std::path::Path::new(""))
+        .context("open the subject library")?;
     let config = DinoV2Config { image_size: i64::from(args.panel), ..DinoV2Config::nano() };
     let network = DinoV2::fresh(config, args.seed)?;
     let start = Instant::now();
@@ -128,7 +129,12 @@ fn train(args: &TrainEncoderArgs, composer: &Composer, network: &DinoV2) -> Resu
         }
         next += batch;
         let all: Vec<f32> = panels.concat().concat();
-        let pixels = Tensor::f_from_slice(&all)?.f_view([2 * batch as i64, 3, i64::from(args.panel), i64::from(args.panel)])?;
+        let pixels = Tensor::f_from_slice(&all)?.f_view([
+            2 * batch as i64,
+            3,
+            i64::from(args.panel),
+            i64::from(args.panel),
+        ])?;
         let loss = contrast(&network.forward(&normalised(&pixels)?)?.pooled, args.temperature)?;
         optimizer.zero_grad()?;
         loss.f_backward()?;
@@ -164,7 +170,13 @@ fn contrast(vectors: &Tensor, temperature: f64) -> Result<Tensor> {
     let scores = unit.f_matmul(&unit.f_transpose(0, 1)?)?.f_div_scalar(temperature)?.f_sub(&own)?;
     let half = count / 2;
     let partner: Vec<i64> = (0..count).map(|n| (n + half) % count).collect();
-    Ok(scores.f_cross_entropy_loss::<Tensor>(&Tensor::f_from_slice(&partner)?, None, tch::Reduction::Mean, -100, 0.0)?)
+    Ok(scores.f_cross_entropy_loss::<Tensor>(
+        &Tensor::f_from_slice(&partner)?,
+        None,
+        tch::Reduction::Mean,
+        -100,
+        0.0,
+    )?)
 }
 
 /// Planar RGB in `[0, 1]` of a panel that is blurred, noisy, darker or paler, or none of it, at random.
@@ -179,10 +191,12 @@ fn softened(panel: &RgbImage, draw: &mut Draw) -> Vec<f32> {
         }
     }
     let noise = if draw.chance(0.4) { draw.range(0.0, 0.08) } else { 0.0 };
-    let (gain, lift) = if draw.chance(0.4) { (draw.range(0.8, 1.15), draw.range(-0.06, 0.06)) } else { (1.0, 0.0) };
+    let (gain, lift) =
+        if draw.chance(0.4) { (draw.range(0.8, 1.15), draw.range(-0.06, 0.06)) } else { (1.0, 0.0) };
     for value in &mut planes {
         // The sum of three uniform draws is close enough to normal here.
-        let grain = if noise > 0.0 { (draw.unit() + draw.unit() + draw.unit() - 1.5) * 2.0 * noise } else { 0.0 };
+        let grain =
+            if noise > 0.0 { (draw.unit() + draw.unit() + draw.unit() - 1.5) * 2.0 * noise } else { 0.0 };
         *value = (*value * gain + lift + grain).clamp(0.0, 1.0);
     }
     planes
@@ -217,8 +231,10 @@ fn measure(composer: &Composer, network: &DinoV2, cases: usize) -> Result<serde_
     let set = composer.eval_set(cases, 1, 16, 0).context("make evaluation cases")?;
     let gallery = describe(network, &set.gallery.iter().map(|g| &g.panel).collect::<Vec<_>>())?;
     let right_of = |pictures: Vec<&RgbImage>| -> Result<(f64, Vec<Vec<f64>>)> {
-        let cosines: Vec<Vec<f64>> =
-            describe(network, &pictures)?.iter().map(|picture| gallery.iter().map(|g| dot(picture, g)).collect()).collect();
+        let cosines: Vec<Vec<f64>> = describe(network, &pictures)?
+            .iter()
+            .map(|picture| gallery.iter().map(|g| dot(picture, g)).collect())
+            .collect();
         Ok((share_right(&set, &cosines), cosines))
     };
     let (accuracy, cosines) = right_of(set.cases.iter().map(|c| &c.truth).collect())?;
@@ -261,7 +277,8 @@ fn dot(a: &[f32], b: &[f32]) -> f64 {
 
 fn distribution(mut values: Vec<f64>) -> serde_json::Value {
     values.sort_by(f64::total_cmp);
-    let at = |share: f64| values.get(((values.len().max(1) - 1) as f64 * share) as usize).copied().map(rounded);
+    let at =
+        |share: f64| values.get(((values.len().max(1) - 1) as f64 * share) as usize).copied().map(rounded);
     let mean = values.iter().sum::<f64>() / values.len().max(1) as f64;
     json!({ "mean": rounded(mean), "p01": at(0.01), "p05": at(0.05), "p25": at(0.25), "p50": at(0.5), "p75": at(0.75), "p95": at(0.95), "p99": at(0.99) })
 }

@@ -16,12 +16,7 @@ pub(crate) trait Backend: Send + Sync {
     ) -> Result<Box<dyn InFlight>>;
 
     /// Begins to replace `tensor` by that of rank `root`.
-    fn start_broadcast(
-        &self,
-        tensor: &Tensor,
-        root: usize,
-        timeout: Duration,
-    ) -> Result<Box<dyn InFlight>>;
+    fn start_broadcast(&self, tensor: &Tensor, root: usize, timeout: Duration) -> Result<Box<dyn InFlight>>;
 
     /// Makes every pending wait return, here and on the peers. Any thread, any number of times.
     fn abort(&self);

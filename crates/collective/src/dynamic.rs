@@ -53,9 +53,7 @@ fn last_error() -> String {
         return "unknown error of the dynamic loader".to_owned();
     }
     // SAFETY: not null, and zero-terminated.
-    unsafe { CStr::from_ptr(text) }
-        .to_string_lossy()
-        .into_owned()
+    unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
 }
 
 #[cfg(test)]
@@ -76,8 +74,6 @@ mod tests {
         // SAFETY: no precondition but that the result fits.
         assert_eq!(unsafe { abs(-7) }, 7);
         // SAFETY: never called.
-        assert!(
-            unsafe { libc.function::<unsafe extern "C" fn()>(c"crescendo_is_not_there") }.is_err()
-        );
+        assert!(unsafe { libc.function::<unsafe extern "C" fn()>(c"crescendo_is_not_there") }.is_err());
     }
 }

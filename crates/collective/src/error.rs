@@ -11,17 +11,10 @@ use std::time::Duration;
 pub enum CollectiveError {
     /// Some rank did not take part in time.
     #[error("{operation} not finished within {limit:?}: {detail}")]
-    Timeout {
-        operation: &'static str,
-        limit: Duration,
-        detail: String,
-    },
+    Timeout { operation: &'static str, limit: Duration, detail: String },
     /// A connection to a rank was closed or reset: its process has ended, its machine is gone, or it aborted the group.
     #[error("{operation} failed, a peer is lost: {detail}")]
-    PeerLost {
-        operation: &'static str,
-        detail: String,
-    },
+    PeerLost { operation: &'static str, detail: String },
     /// [`ProcessGroup::abort`](crate::ProcessGroup::abort) was called in this process.
     #[error("the process group was aborted")]
     Aborted,
@@ -33,10 +26,7 @@ pub enum CollectiveError {
     BackendMissing(String),
     /// Anything else that the library behind the backend reports.
     #[error("{operation} failed: {detail}")]
-    Backend {
-        operation: &'static str,
-        detail: String,
-    },
+    Backend { operation: &'static str, detail: String },
 }
 
 impl CollectiveError {
@@ -58,9 +48,7 @@ impl CollectiveError {
     /// Whether the group can be used no more.
     pub fn breaks_group(&self) -> bool {
         match self {
-            Self::Timeout { .. } | Self::PeerLost { .. } | Self::Aborted | Self::Backend { .. } => {
-                true
-            }
+            Self::Timeout { .. } | Self::PeerLost { .. } | Self::Aborted | Self::Backend { .. } => true,
             Self::InvalidArgument(_) | Self::BackendMissing(_) => false,
         }
     }

@@ -59,12 +59,7 @@ unsafe extern "C" {
     pub fn cg_wait(op: *mut Op, timeout_ms: i64, text: *mut c_char, text_bytes: usize) -> i32;
     pub fn cg_op_free(op: *mut Op);
     pub fn cg_abort(group: *mut Group);
-    pub fn cg_leave(
-        group: *mut Group,
-        timeout_ms: i64,
-        text: *mut c_char,
-        text_bytes: usize,
-    ) -> i32;
+    pub fn cg_leave(group: *mut Group, timeout_ms: i64, text: *mut c_char, text_bytes: usize) -> i32;
     pub fn cg_group_free(group: *mut Group);
 }
 
@@ -79,41 +74,24 @@ pub fn checked(
     // Statuses are those of `CgStatus`.
     match status {
         0 => Ok(()),
-        1 => Err(CollectiveError::Timeout {
-            operation,
-            limit,
-            detail: readable(&text),
-        }),
-        2 => Err(CollectiveError::PeerLost {
-            operation,
-            detail: readable(&text),
-        }),
+        1 => Err(CollectiveError::Timeout { operation, limit, detail: readable(&text) }),
+        2 => Err(CollectiveError::PeerLost { operation, detail: readable(&text) }),
         3 => Err(CollectiveError::Aborted),
-        _ => Err(CollectiveError::Backend {
-            operation,
-            detail: readable(&text),
-        }),
+        _ => Err(CollectiveError::Backend { operation, detail: readable(&text) }),
     }
 }
 
 /// Whole milliseconds, at least one: zero would mean "no limit" to c10d.
 pub fn milliseconds(limit: Duration) -> i64 {
-    i64::try_from(limit.as_millis())
-        .unwrap_or(i64::MAX / 2)
-        .clamp(1, 1 << 40)
+    i64::try_from(limit.as_millis()).unwrap_or(i64::MAX / 2).clamp(1, 1 << 40)
 }
 
 /// The text up to its zero, without the source position that Gloo puts in front (`[.../pair.cc:538] `).
 fn readable(text: &[u8]) -> String {
-    let end = text
-        .iter()
-        .position(|&byte| byte == 0)
-        .unwrap_or(text.len());
+    let end = text.iter().position(|&byte| byte == 0).unwrap_or(text.len());
     let text = String::from_utf8_lossy(&text[..end]);
     match text.split_once("] ") {
-        Some((position, rest)) if position.starts_with('[') && position.contains(".cc:") => {
-            rest.to_owned()
-        }
+        Some((position, rest)) if position.starts_with('[') && position.contains(".cc:") => rest.to_owned(),
         _ => text.into_owned(),
     }
 }
@@ -128,10 +106,7 @@ mod tests {
             readable(b"[../gloo/transport/tcp/pair.cc:538] closed by peer [::1]:1\0junk"),
             "closed by peer [::1]:1"
         );
-        assert_eq!(
-            readable(b"[127.0.0.1] was reset\0"),
-            "[127.0.0.1] was reset"
-        );
+        assert_eq!(readable(b"[127.0.0.1] was reset\0"), "[127.0.0.1] was reset");
         assert_eq!(readable(b"no zero"), "no zero");
     }
 

@@ -28,11 +28,7 @@ pub struct GlooOptions {
 
 impl Default for GlooOptions {
     fn default() -> Self {
-        Self {
-            timeout: Duration::from_secs(60),
-            generation: 0,
-            interface: None,
-        }
+        Self { timeout: Duration::from_secs(60), generation: 0, interface: None }
     }
 }
 
@@ -58,12 +54,7 @@ pub(crate) struct Gloo {
 
 impl Gloo {
     /// Meets the other ranks and connects to each of them. `rank` < `world`, `world` ≥ 2.
-    pub fn connect(
-        rank: usize,
-        world: usize,
-        rendezvous: Rendezvous,
-        options: &GlooOptions,
-    ) -> Result<Self> {
+    pub fn connect(rank: usize, world: usize, rendezvous: Rendezvous, options: &GlooOptions) -> Result<Self> {
         let interface = match options.interface {
             Some(ip) => ip,
             None => rendezvous.own_interface()?,
@@ -75,9 +66,8 @@ impl Gloo {
                 .map_err(|_| CollectiveError::InvalidArgument("text with a zero byte".to_owned()))
         };
         let narrow = |value: usize| {
-            i32::try_from(value).map_err(|_| {
-                CollectiveError::InvalidArgument(format!("{value} ranks are too many"))
-            })
+            i32::try_from(value)
+                .map_err(|_| CollectiveError::InvalidArgument(format!("{value} ranks are too many")))
         };
         let host = text(address.ip().to_string())?;
         let interface_ip = text(interface.to_string())?;
@@ -107,9 +97,7 @@ impl Gloo {
             operation: "rendezvous",
             detail: "the library returned no group".to_owned(),
         })?;
-        Ok(Self {
-            handle: Arc::new(Handle(group)),
-        })
+        Ok(Self { handle: Arc::new(Handle(group)) })
     }
 
     fn in_flight(&self, operation: &'static str, op: *mut ffi::Op) -> Result<Box<dyn InFlight>> {
@@ -117,11 +105,7 @@ impl Gloo {
             operation,
             detail: "the library returned no operation".to_owned(),
         })?;
-        Ok(Box::new(GlooOp {
-            op,
-            operation,
-            _group: Arc::clone(&self.handle),
-        }))
+        Ok(Box::new(GlooOp { op, operation, _group: Arc::clone(&self.handle) }))
     }
 }
 
@@ -149,12 +133,7 @@ impl Backend for Gloo {
         self.in_flight(operation, op)
     }
 
-    fn start_broadcast(
-        &self,
-        tensor: &Tensor,
-        root: usize,
-        timeout: Duration,
-    ) -> Result<Box<dyn InFlight>> {
+    fn start_broadcast(&self, tensor: &Tensor, root: usize, timeout: Duration) -> Result<Box<dyn InFlight>> {
         let operation = "broadcast";
         let root = i32::try_from(root).map_err(|_| {
             CollectiveError::InvalidArgument(format!("root {root} is not a rank of the group"))
@@ -185,14 +164,7 @@ impl Backend for Gloo {
     fn leave(&self, timeout: Duration) -> Result<()> {
         ffi::checked("leave", timeout, |text, bytes| {
             // SAFETY: the group lives as long as its handle.
-            unsafe {
-                ffi::cg_leave(
-                    self.handle.0.as_ptr(),
-                    ffi::milliseconds(timeout),
-                    text,
-                    bytes,
-                )
-            }
+            unsafe { ffi::cg_leave(self.handle.0.as_ptr(), ffi::milliseconds(timeout), text, bytes) }
         })
     }
 }

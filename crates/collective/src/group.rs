@@ -63,19 +63,12 @@ impl ProcessGroup {
 
     /// Joins a group over Gloo, for tensors on the CPU: rank 0 with [`Rendezvous::host`], the others with
     /// [`Rendezvous::join`]. Returns when every rank is connected to every other.
-    pub fn gloo(
-        rank: usize,
-        world: usize,
-        rendezvous: Rendezvous,
-        options: &GlooOptions,
-    ) -> Result<Self> {
+    pub fn gloo(rank: usize, world: usize, rendezvous: Rendezvous, options: &GlooOptions) -> Result<Self> {
         check_rank(rank, world)?;
         match (&rendezvous, rank) {
             (Rendezvous::Host { .. }, 0) | (Rendezvous::Join { .. }, 1..) => {}
             (Rendezvous::Join { .. }, 0) => {
-                return Err(CollectiveError::InvalidArgument(
-                    "rank 0 must host the rendezvous".to_owned(),
-                ));
+                return Err(CollectiveError::InvalidArgument("rank 0 must host the rendezvous".to_owned()));
             }
             (Rendezvous::Host { .. }, 1..) => {
                 return Err(CollectiveError::InvalidArgument(format!(
@@ -92,30 +85,16 @@ impl ProcessGroup {
 
     /// Joins a group over NCCL, for tensors on GPU `gpu_index` of this process. `id` comes from rank 0's
     /// [`NcclId::generate`], by whatever way. Call [`load_cuda`](crate::load_cuda) first.
-    pub fn nccl(
-        rank: usize,
-        world: usize,
-        gpu_index: usize,
-        id: &NcclId,
-        timeout: Duration,
-    ) -> Result<Self> {
+    pub fn nccl(rank: usize, world: usize, gpu_index: usize, id: &NcclId, timeout: Duration) -> Result<Self> {
         check_rank(rank, world)?;
         let nccl = Nccl::connect(rank, world, gpu_index, id, timeout)?;
-        Ok(Self::new(
-            rank,
-            world,
-            Device::Cuda(gpu_index),
-            Box::new(nccl),
-        ))
+        Ok(Self::new(rank, world, Device::Cuda(gpu_index), Box::new(nccl)))
     }
 
     /// Joins a group over NCCL with the ranks of this group, which carries the id. Call it on every rank.
     pub fn with_nccl(&self, gpu_index: usize, timeout: Duration) -> Result<Self> {
-        let own = if self.rank() == 0 {
-            NcclId::generate()
-        } else {
-            Ok(NcclId::from_bytes([0; NcclId::BYTES]))
-        };
+        let own =
+            if self.rank() == 0 { NcclId::generate() } else { Ok(NcclId::from_bytes([0; NcclId::BYTES])) };
         // A rank 0 that cannot make an id says so by sending none: nobody waits in vain.
         let sent: &[u8] = match &own {
             Ok(id) if self.rank() == 0 => id.as_bytes(),
@@ -132,17 +111,9 @@ impl ProcessGroup {
     }
 
     fn new(rank: usize, world: usize, device: Device, backend: Box<dyn Backend>) -> Self {
-        let inner = Inner {
-            rank,
-            world,
-            device,
-            backend,
-            failure: Mutex::new(None),
-            starting: Mutex::new(()),
-        };
-        Self {
-            inner: Arc::new(inner),
-        }
+        let inner =
+            Inner { rank, world, device, backend, failure: Mutex::new(None), starting: Mutex::new(()) };
+        Self { inner: Arc::new(inner) }
     }
 
     /// This process's number, from 0.
@@ -184,9 +155,7 @@ impl ProcessGroup {
         }
         let timeout = timeout.min(MAX_TIMEOUT);
         let deadline = Instant::now() + timeout;
-        let in_flight = self.start(tensor, |backend| {
-            backend.start_sum(operation, tensor, timeout)
-        })?;
+        let in_flight = self.start(tensor, |backend| backend.start_sum(operation, tensor, timeout))?;
         Ok(PendingReduce {
             group: self.clone(),
             tensor: tensor.shallow_clone(),
@@ -206,9 +175,7 @@ impl ProcessGroup {
                 self.world()
             )));
         }
-        let mut in_flight = self.start(tensor, |backend| {
-            backend.start_broadcast(tensor, root, timeout)
-        })?;
+        let mut in_flight = self.start(tensor, |backend| backend.start_broadcast(tensor, root, timeout))?;
         self.settle(in_flight.wait(timeout))
     }
 
@@ -216,9 +183,7 @@ impl ProcessGroup {
     pub fn barrier(&self, timeout: Duration) -> Result<()> {
         let token = Tensor::f_zeros([1], (Kind::Int, self.device()))
             .map_err(CollectiveError::of_tensor("barrier"))?;
-        let mut in_flight = self.start(&token, |backend| {
-            backend.start_sum("barrier", &token, timeout)
-        })?;
+        let mut in_flight = self.start(&token, |backend| backend.start_sum("barrier", &token, timeout))?;
         self.settle(in_flight.wait(timeout))
     }
 
@@ -240,13 +205,12 @@ impl ProcessGroup {
         let rows: Vec<usize> = lengths
             .iter()
             .map(|&length| {
-                usize::try_from(length)
-                    .ok()
-                    .filter(|&length| length <= MAX_GATHER_BYTES)
-                    .ok_or_else(|| CollectiveError::Backend {
+                usize::try_from(length).ok().filter(|&length| length <= MAX_GATHER_BYTES).ok_or_else(|| {
+                    CollectiveError::Backend {
                         operation: "all-gather",
                         detail: format!("a rank announced {length} bytes"),
-                    })
+                    }
+                })
             })
             .collect::<Result<_>>()?;
         let row_bytes = rows.iter().copied().max().unwrap_or(0);
@@ -272,13 +236,7 @@ impl ProcessGroup {
         let rows = self.all_gather_bytes(&bytes, timeout)?;
         Ok(rows
             .iter()
-            .map(|row| {
-                row.as_chunks::<8>()
-                    .0
-                    .iter()
-                    .map(|bytes| f64::from_le_bytes(*bytes))
-                    .collect()
-            })
+            .map(|row| row.as_chunks::<8>().0.iter().map(|bytes| f64::from_le_bytes(*bytes)).collect())
             .collect())
     }
 
@@ -305,26 +263,16 @@ impl ProcessGroup {
     }
 
     fn check_tensor(&self, operation: &str, tensor: &Tensor) -> Result<()> {
-        let wrong = |what: String| {
-            Err(CollectiveError::InvalidArgument(format!(
-                "{operation} of a tensor {what}"
-            )))
-        };
+        let wrong =
+            |what: String| Err(CollectiveError::InvalidArgument(format!("{operation} of a tensor {what}")));
         if !tensor.defined() {
             return wrong("that is undefined".to_owned());
         }
         if tensor.device() != self.device() {
-            return wrong(format!(
-                "on {:?}, this group works on {:?}",
-                tensor.device(),
-                self.device()
-            ));
+            return wrong(format!("on {:?}, this group works on {:?}", tensor.device(), self.device()));
         }
         if tensor.is_sparse() || !tensor.is_contiguous() {
-            return wrong(format!(
-                "of shape {:?} that is not contiguous",
-                tensor.size()
-            ));
+            return wrong(format!("of shape {:?} that is not contiguous", tensor.size()));
         }
         match tensor.kind() {
             kind if is_float(kind) => Ok(()),
@@ -380,17 +328,11 @@ impl ProcessGroup {
         Vec<T>: TryFrom<Tensor, Error = tch::TchError>,
     {
         let failed = CollectiveError::of_tensor("all-gather");
-        let values = values
-            .and_then(|values| values.f_to_device(self.device()))
-            .map_err(&failed)?;
-        let mut in_flight = self.start(&values, |backend| {
-            backend.start_sum("all-gather", &values, timeout)
-        })?;
+        let values = values.and_then(|values| values.f_to_device(self.device())).map_err(&failed)?;
+        let mut in_flight =
+            self.start(&values, |backend| backend.start_sum("all-gather", &values, timeout))?;
         self.settle(in_flight.wait(timeout))?;
-        values
-            .f_to_device(Device::Cpu)
-            .and_then(Vec::<T>::try_from)
-            .map_err(&failed)
+        values.f_to_device(Device::Cpu).and_then(Vec::<T>::try_from).map_err(&failed)
     }
 }
 
@@ -413,20 +355,13 @@ impl PendingReduce {
     pub fn wait(mut self, limit: Duration) -> Result<()> {
         self.group.check_alive()?;
         let left = self.deadline.saturating_duration_since(Instant::now());
-        let waited = self
-            .in_flight
-            .wait(limit.min(left))
-            .map_err(|error| match error {
-                // What was given, rather than what of it was left.
-                CollectiveError::Timeout {
-                    operation, detail, ..
-                } => CollectiveError::Timeout {
-                    operation,
-                    limit: limit.min(self.timeout),
-                    detail,
-                },
-                other => other,
-            });
+        let waited = self.in_flight.wait(limit.min(left)).map_err(|error| match error {
+            // What was given, rather than what of it was left.
+            CollectiveError::Timeout { operation, detail, .. } => {
+                CollectiveError::Timeout { operation, limit: limit.min(self.timeout), detail }
+            }
+            other => other,
+        });
         self.group.settle(waited)?;
         if self.op == ReduceOp::Average && self.group.world() > 1 {
             let world = self.group.world() as f64;
@@ -439,19 +374,14 @@ impl PendingReduce {
 }
 
 fn is_float(kind: Kind) -> bool {
-    matches!(
-        kind,
-        Kind::Float | Kind::Double | Kind::Half | Kind::BFloat16
-    )
+    matches!(kind, Kind::Float | Kind::Double | Kind::Half | Kind::BFloat16)
 }
 
 fn check_rank(rank: usize, world: usize) -> Result<()> {
     if rank < world {
         Ok(())
     } else {
-        Err(CollectiveError::InvalidArgument(format!(
-            "rank {rank} in a group of {world}"
-        )))
+        Err(CollectiveError::InvalidArgument(format!("rank {rank} in a group of {world}")))
     }
 }
 
@@ -471,14 +401,8 @@ mod tests {
         group.broadcast(&tensor, 0, LIMIT).unwrap();
         group.barrier(LIMIT).unwrap();
         assert_eq!(Vec::<f32>::try_from(&tensor).unwrap(), [1.5, -2.0]);
-        assert_eq!(
-            group.all_gather_bytes(b"abc", LIMIT).unwrap(),
-            [b"abc".to_vec()]
-        );
-        assert_eq!(
-            group.all_gather_f64(&[0.1, f64::INFINITY], LIMIT).unwrap(),
-            [[0.1, f64::INFINITY]]
-        );
+        assert_eq!(group.all_gather_bytes(b"abc", LIMIT).unwrap(), [b"abc".to_vec()]);
+        assert_eq!(group.all_gather_f64(&[0.1, f64::INFINITY], LIMIT).unwrap(), [[0.1, f64::INFINITY]]);
         group.leave(LIMIT).unwrap();
     }
 
@@ -486,9 +410,7 @@ mod tests {
     fn an_aborted_group_says_so_to_pending_and_later_calls() {
         let group = ProcessGroup::solo(Device::Cpu);
         let tensor = Tensor::from_slice(&[1.0f32]);
-        let pending = group
-            .all_reduce_async(&tensor, ReduceOp::Sum, LIMIT)
-            .unwrap();
+        let pending = group.all_reduce_async(&tensor, ReduceOp::Sum, LIMIT).unwrap();
         group.clone().abort();
         assert!(pending.wait(LIMIT).unwrap_err().is_aborted());
         assert!(group.barrier(LIMIT).unwrap_err().is_aborted());
@@ -498,10 +420,7 @@ mod tests {
     #[test]
     fn the_first_failure_is_the_one_that_is_told() {
         let group = ProcessGroup::solo(Device::Cpu);
-        let lost = CollectiveError::PeerLost {
-            operation: "all-reduce",
-            detail: "reset".to_owned(),
-        };
+        let lost = CollectiveError::PeerLost { operation: "all-reduce", detail: "reset".to_owned() };
         assert_eq!(group.settle::<()>(Err(lost.clone())), Err(lost.clone()));
         group.abort();
         assert_eq!(group.barrier(LIMIT), Err(lost));
@@ -512,22 +431,11 @@ mod tests {
         let options = GlooOptions::default();
         let join = || Rendezvous::join((Ipv4Addr::LOCALHOST, 1).into());
         let host = || Rendezvous::host(Ipv4Addr::LOCALHOST.into()).unwrap();
-        for (rank, world, rendezvous) in [
-            (2, 2, join()),
-            (0, 0, host()),
-            (0, 2, join()),
-            (1, 2, host()),
-        ] {
+        for (rank, world, rendezvous) in [(2, 2, join()), (0, 0, host()), (0, 2, join()), (1, 2, host())] {
             let refused = ProcessGroup::gloo(rank, world, rendezvous, &options).unwrap_err();
-            assert!(
-                matches!(refused, CollectiveError::InvalidArgument(_)),
-                "{refused}"
-            );
+            assert!(matches!(refused, CollectiveError::InvalidArgument(_)), "{refused}");
         }
         // One rank needs nobody.
-        assert_eq!(
-            ProcessGroup::gloo(0, 1, host(), &options).unwrap().world(),
-            1
-        );
+        assert_eq!(ProcessGroup::gloo(0, 1, host(), &options).unwrap().world(), 1);
     }
 }

@@ -40,13 +40,8 @@ struct Bucket {
 
 enum State {
     Empty,
-    Filled {
-        gradients: Vec<Tensor>,
-    },
-    InFlight {
-        gradients: Vec<Tensor>,
-        pending: PendingReduce,
-    },
+    Filled { gradients: Vec<Tensor> },
+    InFlight { gradients: Vec<Tensor>, pending: PendingReduce },
 }
 
 impl OverlappedReducer {
@@ -65,12 +60,7 @@ impl OverlappedReducer {
             .map(|(index, shapes)| Bucket::new(index, shapes, kind, &group))
             .collect::<Result<Vec<_>>>()?;
         agree_on_layout(&group, &buckets, kind, timeout)?;
-        Ok(Self {
-            group,
-            buckets,
-            next: 0,
-            timeout,
-        })
+        Ok(Self { group, buckets, next: 0, timeout })
     }
 
     /// Takes the gradients of one bucket, and sends off what can go. The tensors are read now and written by
@@ -78,9 +68,7 @@ impl OverlappedReducer {
     pub fn start(&mut self, bucket: usize, gradients: &[Tensor]) -> Result<()> {
         let count = self.buckets.len();
         let Some(entry) = self.buckets.get_mut(bucket) else {
-            return Err(CollectiveError::InvalidArgument(format!(
-                "bucket {bucket} of {count}"
-            )));
+            return Err(CollectiveError::InvalidArgument(format!("bucket {bucket} of {count}")));
         };
         entry.fill(bucket, gradients)?;
         self.send_ready()
@@ -99,13 +87,9 @@ impl OverlappedReducer {
         let mut missing = None;
         for (index, (bucket, state)) in self.buckets.iter_mut().zip(states).enumerate() {
             match state {
-                State::InFlight {
-                    mut gradients,
-                    pending,
-                } => {
-                    let left = deadline.map_or(limit, |deadline| {
-                        deadline.saturating_duration_since(Instant::now())
-                    });
+                State::InFlight { mut gradients, pending } => {
+                    let left =
+                        deadline.map_or(limit, |deadline| deadline.saturating_duration_since(Instant::now()));
                     pending.wait(left)?;
                     bucket.scatter(&mut gradients)?;
                 }
@@ -128,21 +112,15 @@ impl OverlappedReducer {
 
     /// Bytes of all buffers together.
     pub fn buffer_bytes(&self) -> usize {
-        self.buckets
-            .iter()
-            .map(|bucket| bucket.flat.numel() * bucket.flat.kind().elt_size_in_bytes())
-            .sum()
+        self.buckets.iter().map(|bucket| bucket.flat.numel() * bucket.flat.kind().elt_size_in_bytes()).sum()
     }
 
     fn send_ready(&mut self) -> Result<()> {
         while let Some(bucket) = self.buckets.get_mut(self.next) {
             match std::mem::replace(&mut bucket.state, State::Empty) {
                 State::Filled { gradients } => {
-                    let pending = self.group.all_reduce_async(
-                        &bucket.flat,
-                        ReduceOp::Average,
-                        self.timeout,
-                    )?;
+                    let pending =
+                        self.group.all_reduce_async(&bucket.flat, ReduceOp::Average, self.timeout)?;
                     bucket.state = State::InFlight { gradients, pending };
                     self.next += 1;
                 }
@@ -158,10 +136,7 @@ impl OverlappedReducer {
 
 impl Bucket {
     fn new(index: usize, shapes: BucketShapes, kind: Kind, group: &ProcessGroup) -> Result<Self> {
-        if !matches!(
-            kind,
-            Kind::Float | Kind::Double | Kind::Half | Kind::BFloat16
-        ) {
+        if !matches!(kind, Kind::Float | Kind::Double | Kind::Half | Kind::BFloat16) {
             return Err(CollectiveError::InvalidArgument(format!(
                 "gradient buffers of kind {kind:?}: use a float kind"
             )));
@@ -172,9 +147,7 @@ impl Bucket {
             .map(|shape| {
                 shape
                     .iter()
-                    .try_fold(1i64, |product, &side| {
-                        product.checked_mul(side).filter(|_| side >= 0)
-                    })
+                    .try_fold(1i64, |product, &side| product.checked_mul(side).filter(|_| side >= 0))
                     .ok_or_else(|| {
                         CollectiveError::InvalidArgument(format!("bucket {index}: shape {shape:?}"))
                     })
@@ -183,9 +156,7 @@ impl Bucket {
         let elements = sizes
             .iter()
             .try_fold(0i64, |sum, &size| sum.checked_add(size))
-            .ok_or_else(|| {
-                CollectiveError::InvalidArgument(format!("bucket {index} is too large"))
-            })?;
+            .ok_or_else(|| CollectiveError::InvalidArgument(format!("bucket {index} is too large")))?;
         let flat = Tensor::f_zeros([elements], (kind, group.device())).map_err(&failed)?;
         let mut windows = Vec::with_capacity(shapes.len());
         let mut start = 0;
@@ -197,12 +168,7 @@ impl Bucket {
             );
             start += size;
         }
-        Ok(Self {
-            flat,
-            windows,
-            shapes,
-            state: State::Empty,
-        })
+        Ok(Self { flat, windows, shapes, state: State::Empty })
     }
 
     fn fill(&mut self, index: usize, gradients: &[Tensor]) -> Result<()> {
@@ -220,11 +186,8 @@ impl Bucket {
         }
         for (place, (gradient, shape)) in gradients.iter().zip(&self.shapes).enumerate() {
             if !gradient.defined() || gradient.size() != *shape {
-                let found = if gradient.defined() {
-                    format!("{:?}", gradient.size())
-                } else {
-                    "none".to_owned()
-                };
+                let found =
+                    if gradient.defined() { format!("{:?}", gradient.size()) } else { "none".to_owned() };
                 return Err(CollectiveError::InvalidArgument(format!(
                     "bucket {index}, gradient {place}: shape {shape:?} expected, {found} given"
                 )));
@@ -232,15 +195,10 @@ impl Bucket {
         }
         let failed = CollectiveError::of_tensor("gradient buffer");
         tch::no_grad(|| {
-            self.windows
-                .iter_mut()
-                .zip(gradients)
-                .try_for_each(|(window, gradient)| window.f_copy_(gradient))
+            self.windows.iter_mut().zip(gradients).try_for_each(|(window, gradient)| window.f_copy_(gradient))
         })
         .map_err(failed)?;
-        self.state = State::Filled {
-            gradients: gradients.iter().map(Tensor::shallow_clone).collect(),
-        };
+        self.state = State::Filled { gradients: gradients.iter().map(Tensor::shallow_clone).collect() };
         Ok(())
     }
 
@@ -256,12 +214,7 @@ impl Bucket {
 }
 
 /// Fails on every rank unless all have the same buckets: sums of unlike buffers would mix gradients, or end a process.
-fn agree_on_layout(
-    group: &ProcessGroup,
-    buckets: &[Bucket],
-    kind: Kind,
-    timeout: Duration,
-) -> Result<()> {
+fn agree_on_layout(group: &ProcessGroup, buckets: &[Bucket], kind: Kind, timeout: Duration) -> Result<()> {
     // All ranks run the same build, so the standard hasher gives equal numbers for equal layouts.
     let mut hasher = DefaultHasher::new();
     std::mem::discriminant(&kind).hash(&mut hasher);
@@ -270,10 +223,7 @@ fn agree_on_layout(
     }
     let own = hasher.finish().to_le_bytes();
     let all = group.all_gather_bytes(&own, timeout)?;
-    match all
-        .iter()
-        .position(|layout| layout.as_slice() != own.as_slice())
-    {
+    match all.iter().position(|layout| layout.as_slice() != own.as_slice()) {
         None => Ok(()),
         Some(rank) => Err(CollectiveError::InvalidArgument(format!(
             "rank {rank} has other gradient buckets than rank {}",
@@ -332,10 +282,7 @@ mod tests {
 
     #[test]
     fn buffers_that_cannot_be_are_refused() {
-        assert!(matches!(
-            reducer(Kind::Int64),
-            Err(CollectiveError::InvalidArgument(_))
-        ));
+        assert!(matches!(reducer(Kind::Int64), Err(CollectiveError::InvalidArgument(_))));
         for shape in [vec![-1], vec![i64::MAX, 2]] {
             let made = OverlappedReducer::new(
                 ProcessGroup::solo(Device::Cpu),

@@ -14,10 +14,7 @@ const RETRY: Duration = Duration::from_millis(20);
 #[derive(Debug)]
 pub enum Rendezvous {
     /// Rank 0: the socket that the others connect to, already listening.
-    Host {
-        listener: TcpListener,
-        address: SocketAddr,
-    },
+    Host { listener: TcpListener, address: SocketAddr },
     /// Every other rank: where rank 0 listens.
     Join { address: SocketAddr },
 }
@@ -67,11 +64,7 @@ impl Rendezvous {
             };
             if start.elapsed() + RETRY >= limit || refused.kind() == ErrorKind::InvalidInput {
                 let detail = format!("rank 0 cannot be reached at {address}: {refused}");
-                return Err(CollectiveError::Timeout {
-                    operation: "rendezvous",
-                    limit,
-                    detail,
-                });
+                return Err(CollectiveError::Timeout { operation: "rendezvous", limit, detail });
             }
             std::thread::sleep(RETRY);
         }
@@ -117,18 +110,12 @@ mod tests {
     #[test]
     fn any_address_is_no_meeting_place() {
         let refused = Rendezvous::host(Ipv4Addr::UNSPECIFIED.into()).unwrap_err();
-        assert!(
-            refused.to_string().contains("network interface"),
-            "{refused}"
-        );
+        assert!(refused.to_string().contains("network interface"), "{refused}");
     }
 
     #[test]
     fn the_interface_towards_this_machine_is_loopback() {
         let join = Rendezvous::join("127.0.0.1:9".parse().unwrap());
-        assert_eq!(
-            join.own_interface().unwrap(),
-            IpAddr::from(Ipv4Addr::LOCALHOST)
-        );
+        assert_eq!(join.own_interface().unwrap(), IpAddr::from(Ipv4Addr::LOCALHOST));
     }
 }

@@ -19,12 +19,7 @@ fn main() -> Result<()> {
     match std::env::args().nth(1) {
         Some(address) => {
             let address = address.parse().context("parse the address of rank 0")?;
-            measure(ProcessGroup::gloo(
-                1,
-                2,
-                Rendezvous::join(address),
-                &GlooOptions::default(),
-            )?)?;
+            measure(ProcessGroup::gloo(1, 2, Rendezvous::join(address), &GlooOptions::default())?)?;
         }
         None => {
             let host = Rendezvous::host(Ipv4Addr::LOCALHOST.into())?;

@@ -67,8 +67,7 @@ type Broadcast = unsafe extern "C" fn(
     ncclComm_t,
     cudaStream_t,
 ) -> Status;
-type InitRank =
-    unsafe extern "C" fn(*mut ncclComm_t, c_int, ncclUniqueId, c_int, *mut Config) -> Status;
+type InitRank = unsafe extern "C" fn(*mut ncclComm_t, c_int, ncclUniqueId, c_int, *mut Config) -> Status;
 
 /// NCCL's functions by their own names. Calling one is as unsafe as calling NCCL.
 pub struct Library {
@@ -87,17 +86,16 @@ impl Library {
     /// Loads NCCL once for the process.
     pub fn get() -> Result<&'static Self> {
         static LIBRARY: OnceLock<std::result::Result<Library, String>> = OnceLock::new();
-        LIBRARY.get_or_init(Self::load).as_ref().map_err(|reason| {
-            CollectiveError::BackendMissing(format!("NCCL does not load: {reason}"))
-        })
+        LIBRARY
+            .get_or_init(Self::load)
+            .as_ref()
+            .map_err(|reason| CollectiveError::BackendMissing(format!("NCCL does not load: {reason}")))
     }
 
     fn load() -> std::result::Result<Self, String> {
         // Where libtorch's CUDA half is loaded, its own NCCL answers to this name.
-        let library =
-            DynamicLibrary::open(c"libnccl.so.2", Visibility::Local).or_else(|reason| {
-                DynamicLibrary::open(c"libnccl.so", Visibility::Local).map_err(|_| reason)
-            })?;
+        let library = DynamicLibrary::open(c"libnccl.so.2", Visibility::Local)
+            .or_else(|reason| DynamicLibrary::open(c"libnccl.so", Visibility::Local).map_err(|_| reason))?;
         // SAFETY: the types are those of nccl.h, with the result enum as the int that it is in C.
         unsafe {
             Ok(Self {
@@ -120,14 +118,10 @@ impl Library {
             SUCCESS => Ok(true),
             IN_PROGRESS => Ok(false),
             // A broken socket to a peer is a system error; a peer that reported its own end is a remote one.
-            SYSTEM_ERROR | REMOTE_ERROR => Err(CollectiveError::PeerLost {
-                operation,
-                detail: self.text(status),
-            }),
-            _ => Err(CollectiveError::Backend {
-                operation,
-                detail: self.text(status),
-            }),
+            SYSTEM_ERROR | REMOTE_ERROR => {
+                Err(CollectiveError::PeerLost { operation, detail: self.text(status) })
+            }
+            _ => Err(CollectiveError::Backend { operation, detail: self.text(status) }),
         }
     }
 
@@ -138,8 +132,6 @@ impl Library {
             return format!("NCCL status {status}");
         }
         // SAFETY: not null, zero-terminated, constant.
-        unsafe { CStr::from_ptr(text) }
-            .to_string_lossy()
-            .into_owned()
+        unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
     }
 }

@@ -35,9 +35,7 @@ impl NcclId {
     /// A new id, which carries the address of this process. Rank 0 calls it, once a group.
     pub fn generate() -> Result<Self> {
         let library = Library::get()?;
-        let mut id = ncclUniqueId {
-            internal: [0; Self::BYTES],
-        };
+        let mut id = ncclUniqueId { internal: [0; Self::BYTES] };
         // SAFETY: `id` is writable and of the size that NCCL fills.
         library.check("rendezvous", unsafe { (library.get_unique_id)(&mut id) })?;
         Ok(Self(id.internal.map(|byte| byte as u8)))
@@ -82,16 +80,13 @@ impl Nccl {
     ) -> Result<Self> {
         let operation = "rendezvous";
         let narrow = |value: usize| {
-            c_int::try_from(value).map_err(|_| {
-                CollectiveError::InvalidArgument(format!("{value} ranks are too many"))
-            })
+            c_int::try_from(value)
+                .map_err(|_| CollectiveError::InvalidArgument(format!("{value} ranks are too many")))
         };
         let (rank, world) = (narrow(rank)?, narrow(world)?);
         // SAFETY: only looks whether the library loads; cudarc's other calls would panic where it does not.
         if !unsafe { cudarc::driver::sys::is_culib_present() } {
-            return Err(CollectiveError::BackendMissing(
-                "this machine has no NVIDIA driver".to_owned(),
-            ));
+            return Err(CollectiveError::BackendMissing("this machine has no NVIDIA driver".to_owned()));
         }
         let library = Library::get()?;
         // cudarc panics on a driver that is too old to have one of its functions.
@@ -101,25 +96,18 @@ impl Nccl {
             let stream = context.new_stream()?;
             Ok::<_, DriverError>((context, stream))
         }))
-        .map_err(|_| {
-            CollectiveError::BackendMissing("the NVIDIA driver is older than CUDA 13".to_owned())
-        })?
+        .map_err(|_| CollectiveError::BackendMissing("the NVIDIA driver is older than CUDA 13".to_owned()))?
         .map_err(of_driver(operation))?;
 
         let mut communicator: ncclComm_t = std::ptr::null_mut();
         let mut config = Config::non_blocking();
-        let id = ncclUniqueId {
-            internal: id.0.map(|byte| byte as c_char),
-        };
+        let id = ncclUniqueId { internal: id.0.map(|byte| byte as c_char) };
         // SAFETY: everything passed lives through the call, and NCCL copies the configuration.
-        let status = unsafe {
-            (library.comm_init_rank_config)(&mut communicator, world, id, rank, &mut config)
-        };
+        let status =
+            unsafe { (library.comm_init_rank_config)(&mut communicator, world, id, rank, &mut config) };
         let shared = Shared {
             library,
-            communicator: Mutex::new(
-                (!communicator.is_null()).then_some(Communicator(communicator)),
-            ),
+            communicator: Mutex::new((!communicator.is_null()).then_some(Communicator(communicator))),
             compute: context.default_stream(),
             context,
             stream,
@@ -127,9 +115,7 @@ impl Nccl {
         library.check(operation, status)?;
         // Dropping `shared` on an error aborts the communicator.
         shared.settle(operation, Instant::now() + timeout, timeout)?;
-        Ok(Self {
-            shared: Arc::new(shared),
-        })
+        Ok(Self { shared: Arc::new(shared) })
     }
 
     /// Orders our stream behind libtorch's, starts one NCCL call on it, and marks its end with an event.
@@ -141,17 +127,10 @@ impl Nccl {
         call: impl FnOnce(&Library, ncclComm_t) -> Status,
     ) -> Result<Box<dyn InFlight>> {
         let shared = &self.shared;
-        shared
-            .stream
-            .join(&shared.compute)
-            .map_err(of_driver(operation))?;
-        shared
-            .with(|library, communicator| library.check(operation, call(library, communicator)))?;
+        shared.stream.join(&shared.compute).map_err(of_driver(operation))?;
+        shared.with(|library, communicator| library.check(operation, call(library, communicator)))?;
         shared.settle(operation, Instant::now() + timeout, timeout)?;
-        let event = shared
-            .stream
-            .record_event(None)
-            .map_err(of_driver(operation))?;
+        let event = shared.stream.record_event(None).map_err(of_driver(operation))?;
         Ok(Box::new(NcclOp {
             shared: Arc::clone(shared),
             operation,
@@ -187,12 +166,7 @@ impl Backend for Nccl {
         })
     }
 
-    fn start_broadcast(
-        &self,
-        tensor: &Tensor,
-        root: usize,
-        timeout: Duration,
-    ) -> Result<Box<dyn InFlight>> {
+    fn start_broadcast(&self, tensor: &Tensor, root: usize, timeout: Duration) -> Result<Box<dyn InFlight>> {
         let root = c_int::try_from(root).map_err(|_| {
             CollectiveError::InvalidArgument(format!("root {root} is not a rank of the group"))
         })?;
@@ -200,9 +174,7 @@ impl Backend for Nccl {
         let stream = self.shared.stream.cu_stream().cast();
         self.launch("broadcast", tensor, timeout, |library, communicator| {
             // SAFETY: as in `start_sum`.
-            unsafe {
-                (library.broadcast)(pointer, pointer, count, kind, root, communicator, stream)
-            }
+            unsafe { (library.broadcast)(pointer, pointer, count, kind, root, communicator, stream) }
         })
     }
 
@@ -219,9 +191,7 @@ impl Backend for Nccl {
         shared.settle("leave", Instant::now() + timeout, timeout)?;
         if let Some(communicator) = shared.lock().take() {
             // SAFETY: finalized, and nobody can reach it any more.
-            shared.library.check("leave", unsafe {
-                (shared.library.comm_destroy)(communicator.0)
-            })?;
+            shared.library.check("leave", unsafe { (shared.library.comm_destroy)(communicator.0) })?;
         }
         Ok(())
     }
@@ -229,9 +199,7 @@ impl Backend for Nccl {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Option<Communicator>> {
-        self.communicator
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.communicator.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// One NCCL call, if the communicator is still there.
@@ -247,9 +215,7 @@ impl Shared {
         self.with(|library, communicator| {
             let mut state = IN_PROGRESS;
             // SAFETY: the communicator is alive and `state` is writable.
-            library.check(operation, unsafe {
-                (library.comm_get_async_error)(communicator, &mut state)
-            })?;
+            library.check(operation, unsafe { (library.comm_get_async_error)(communicator, &mut state) })?;
             library.check(operation, state)
         })
     }
@@ -283,16 +249,11 @@ struct NcclOp {
 
 impl InFlight for NcclOp {
     fn wait(&mut self, limit: Duration) -> Result<()> {
-        self.shared
-            .context
-            .bind_to_thread()
-            .map_err(of_driver(self.operation))?;
+        self.shared.context.bind_to_thread().map_err(of_driver(self.operation))?;
         poll_until(self.operation, Instant::now() + limit, limit, || {
             // First, since after an abort the kernels end and the event completes as if all were well.
             self.shared.is_settled(self.operation)?;
-            self.event
-                .try_is_complete()
-                .map_err(of_driver(self.operation))
+            self.event.try_is_complete().map_err(of_driver(self.operation))
         })
     }
 }
@@ -335,17 +296,12 @@ fn data_type(kind: Kind) -> Result<ncclDataType_t> {
         Kind::Int => Ok(ncclDataType_t::ncclInt32),
         Kind::Int64 => Ok(ncclDataType_t::ncclInt64),
         Kind::Uint8 => Ok(ncclDataType_t::ncclUint8),
-        other => Err(CollectiveError::InvalidArgument(format!(
-            "NCCL has no kind {other:?}"
-        ))),
+        other => Err(CollectiveError::InvalidArgument(format!("NCCL has no kind {other:?}"))),
     }
 }
 
 fn of_driver(operation: &'static str) -> impl Fn(DriverError) -> CollectiveError {
-    move |error| CollectiveError::Backend {
-        operation,
-        detail: format!("CUDA driver: {error}"),
-    }
+    move |error| CollectiveError::Backend { operation, detail: format!("CUDA driver: {error}") }
 }
 
 #[cfg(test)]
@@ -359,15 +315,10 @@ mod tests {
         assert!(late.unwrap_err().is_timeout());
         let mut looks = 0;
         // Done at the third look, though the deadline is far.
-        poll_until(
-            "all-reduce",
-            Instant::now() + Duration::from_secs(60),
-            limit,
-            || {
-                looks += 1;
-                Ok(looks == 3)
-            },
-        )
+        poll_until("all-reduce", Instant::now() + Duration::from_secs(60), limit, || {
+            looks += 1;
+            Ok(looks == 3)
+        })
         .unwrap();
         assert_eq!(looks, 3);
     }
@@ -380,9 +331,6 @@ mod tests {
         }
         let id = NcclId::from_bytes([7; NcclId::BYTES]);
         let refused = Nccl::connect(0, 2, 0, &id, Duration::from_secs(1)).err();
-        assert!(
-            matches!(refused, Some(CollectiveError::BackendMissing(_))),
-            "{refused:?}"
-        );
+        assert!(matches!(refused, Some(CollectiveError::BackendMissing(_))), "{refused:?}");
     }
 }

@@ -61,9 +61,8 @@ fn a_peer_killed_in_mid_transfer_is_lost_too() -> Result<()> {
     const TEST: &str = "failures::a_peer_killed_in_mid_transfer_is_lost_too";
     if let Some(rank) = Rank::from_environment() {
         let group = rank.connect()?;
-        let tensors: Vec<Tensor> = (0..3)
-            .map(|_| Tensor::zeros([1 << 20], (Kind::Float, Device::Cpu)))
-            .collect();
+        let tensors: Vec<Tensor> =
+            (0..3).map(|_| Tensor::zeros([1 << 20], (Kind::Float, Device::Cpu))).collect();
         for round in 0.. {
             if round == 3 {
                 say("moving");
@@ -111,12 +110,7 @@ fn a_peer_that_hangs_is_a_timeout() -> Result<()> {
         }
         let (error, _) = error_of_a_lonely_all_reduce(&group, Duration::from_millis(300))?;
         ensure!(error.is_timeout(), "{error}");
-        ensure!(
-            error
-                .to_string()
-                .starts_with("all-reduce not finished within 300ms"),
-            "{error}"
-        );
+        ensure!(error.to_string().starts_with("all-reduce not finished within 300ms"), "{error}");
         say("gave up");
         return await_parent();
     }
@@ -138,9 +132,7 @@ fn abort_from_another_thread_ends_a_wait_and_tells_the_peers() -> Result<()> {
         if group.rank() == 1 {
             // Waits for what rank 0 never sends: it aborts, and so this rank loses a peer.
             let tensor = Tensor::zeros([8], (Kind::Float, Device::Cpu));
-            let error = group
-                .broadcast(&tensor, 0, LIMIT)
-                .expect_err("rank 0 sends nothing");
+            let error = group.broadcast(&tensor, 0, LIMIT).expect_err("rank 0 sends nothing");
             ensure!(error.is_peer_lost(), "{error}");
             return Ok(());
         }
@@ -175,29 +167,17 @@ fn a_missing_rank_0_is_a_timeout_that_says_so() -> Result<()> {
     // A port that was free a moment ago, and has nobody behind it.
     let address = Rendezvous::host(Ipv4Addr::LOCALHOST.into())?.address();
     let limit = Duration::from_millis(500);
-    let options = GlooOptions {
-        timeout: limit,
-        ..GlooOptions::default()
-    };
-    let error =
-        ProcessGroup::gloo(1, 2, Rendezvous::join(address), &options).expect_err("nobody is there");
+    let options = GlooOptions { timeout: limit, ..GlooOptions::default() };
+    let error = ProcessGroup::gloo(1, 2, Rendezvous::join(address), &options).expect_err("nobody is there");
     assert!(error.is_timeout(), "{error}");
-    assert!(
-        error
-            .to_string()
-            .starts_with("rendezvous not finished within 500ms"),
-        "{error}"
-    );
+    assert!(error.to_string().starts_with("rendezvous not finished within 500ms"), "{error}");
     Ok(())
 }
 
 #[test]
 fn a_missing_rank_1_is_a_timeout_too() -> Result<()> {
     let host = Rendezvous::host(Ipv4Addr::LOCALHOST.into())?;
-    let options = GlooOptions {
-        timeout: Duration::from_millis(500),
-        ..GlooOptions::default()
-    };
+    let options = GlooOptions { timeout: Duration::from_millis(500), ..GlooOptions::default() };
     let error = ProcessGroup::gloo(0, 2, host, &options).expect_err("nobody came");
     assert!(error.is_timeout(), "{error}");
     Ok(())
@@ -207,11 +187,8 @@ fn a_missing_rank_1_is_a_timeout_too() -> Result<()> {
 fn ranks_of_different_generations_do_not_meet() -> Result<()> {
     const TEST: &str = "failures::ranks_of_different_generations_do_not_meet";
     if let Some(rank) = Rank::from_environment() {
-        let options = GlooOptions {
-            timeout: Duration::from_secs(1),
-            generation: rank.rank as u64,
-            interface: None,
-        };
+        let options =
+            GlooOptions { timeout: Duration::from_secs(1), generation: rank.rank as u64, interface: None };
         let error = ProcessGroup::gloo(rank.rank, rank.world, rank.rendezvous, &options)
             .expect_err("another attempt");
         ensure!(error.is_timeout() || error.is_peer_lost(), "{error}");

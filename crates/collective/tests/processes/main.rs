@@ -14,44 +14,33 @@ fn values(tensor: &Tensor) -> Result<Vec<f64>> {
 
 #[test]
 fn sums_and_averages_are_right_in_every_kind() -> Result<()> {
-    together(
-        "sums_and_averages_are_right_in_every_kind",
-        &[2, 3],
-        |group| {
-            let (rank, world) = (group.rank() as f64, group.world() as f64);
-            let all: f64 = (0..group.world()).map(|rank| rank as f64 + 1.0).sum();
-            // Small whole numbers are exact in every kind.
-            for kind in [
-                Kind::Float,
-                Kind::Double,
-                Kind::Half,
-                Kind::BFloat16,
-                Kind::Int,
-                Kind::Int64,
-                Kind::Uint8,
-            ] {
-                let tensor = Tensor::ones([5, 3], (kind, Device::Cpu)) * (rank + 1.0);
-                let tensor = tensor.to_kind(kind);
-                group.all_reduce(&tensor, ReduceOp::Sum, LIMIT)?;
-                ensure!(values(&tensor)? == vec![all; 15], "{kind:?}: {tensor}");
+    together("sums_and_averages_are_right_in_every_kind", &[2, 3], |group| {
+        let (rank, world) = (group.rank() as f64, group.world() as f64);
+        let all: f64 = (0..group.world()).map(|rank| rank as f64 + 1.0).sum();
+        // Small whole numbers are exact in every kind.
+        for kind in
+            [Kind::Float, Kind::Double, Kind::Half, Kind::BFloat16, Kind::Int, Kind::Int64, Kind::Uint8]
+        {
+            let tensor = Tensor::ones([5, 3], (kind, Device::Cpu)) * (rank + 1.0);
+            let tensor = tensor.to_kind(kind);
+            group.all_reduce(&tensor, ReduceOp::Sum, LIMIT)?;
+            ensure!(values(&tensor)? == vec![all; 15], "{kind:?}: {tensor}");
+        }
+        for kind in [Kind::Float, Kind::Double] {
+            let tensor = Tensor::arange(100_000, (kind, Device::Cpu)) * (rank + 1.0);
+            group.all_reduce(&tensor, ReduceOp::Average, LIMIT)?;
+            for place in [0i64, 1, 54_321, 99_999] {
+                let (found, wanted) = (tensor.double_value(&[place]), place as f64 * all / world);
+                ensure!(
+                    (found - wanted).abs() <= 1e-6 * wanted,
+                    "{kind:?} at {place}: {found}, not {wanted}"
+                );
             }
-            for kind in [Kind::Float, Kind::Double] {
-                let tensor = Tensor::arange(100_000, (kind, Device::Cpu)) * (rank + 1.0);
-                group.all_reduce(&tensor, ReduceOp::Average, LIMIT)?;
-                for place in [0i64, 1, 54_321, 99_999] {
-                    let (found, wanted) =
-                        (tensor.double_value(&[place]), place as f64 * all / world);
-                    ensure!(
-                        (found - wanted).abs() <= 1e-6 * wanted,
-                        "{kind:?} at {place}: {found}, not {wanted}"
-                    );
-                }
-            }
-            let empty = Tensor::zeros([0], (Kind::Float, Device::Cpu));
-            group.all_reduce(&empty, ReduceOp::Average, LIMIT)?;
-            Ok(())
-        },
-    )
+        }
+        let empty = Tensor::zeros([0], (Kind::Float, Device::Cpu));
+        group.all_reduce(&empty, ReduceOp::Average, LIMIT)?;
+        Ok(())
+    })
 }
 
 #[test]
@@ -73,161 +62,112 @@ fn results_have_the_same_bits_on_every_rank() -> Result<()> {
 
 #[test]
 fn broadcast_gather_and_barrier_reach_every_rank() -> Result<()> {
-    together(
-        "broadcast_gather_and_barrier_reach_every_rank",
-        &[2, 3],
-        |group| {
-            for root in 0..group.world() {
-                let tensor = Tensor::full([7], group.rank() as f64, (Kind::Float, Device::Cpu));
-                group.broadcast(&tensor, root, LIMIT)?;
-                ensure!(
-                    values(&tensor)? == vec![root as f64; 7],
-                    "root {root}: {tensor}"
-                );
-            }
-            group.barrier(LIMIT)?;
-            let own = vec![group.rank() as u8; group.rank() * 3];
-            let wanted: Vec<Vec<u8>> = (0..group.world())
-                .map(|rank| vec![rank as u8; rank * 3])
-                .collect();
-            ensure!(group.all_gather_bytes(&own, LIMIT)? == wanted);
-            let wanted: Vec<Vec<f64>> = (0..group.world())
-                .map(|rank| vec![rank as f64 + 0.1, f64::MIN])
-                .collect();
-            ensure!(group.all_gather_f64(&[group.rank() as f64 + 0.1, f64::MIN], LIMIT)? == wanted);
-            ensure!(group.all_gather_bytes(&[], LIMIT)? == vec![Vec::<u8>::new(); group.world()]);
-            Ok(())
-        },
-    )
+    together("broadcast_gather_and_barrier_reach_every_rank", &[2, 3], |group| {
+        for root in 0..group.world() {
+            let tensor = Tensor::full([7], group.rank() as f64, (Kind::Float, Device::Cpu));
+            group.broadcast(&tensor, root, LIMIT)?;
+            ensure!(values(&tensor)? == vec![root as f64; 7], "root {root}: {tensor}");
+        }
+        group.barrier(LIMIT)?;
+        let own = vec![group.rank() as u8; group.rank() * 3];
+        let wanted: Vec<Vec<u8>> = (0..group.world()).map(|rank| vec![rank as u8; rank * 3]).collect();
+        ensure!(group.all_gather_bytes(&own, LIMIT)? == wanted);
+        let wanted: Vec<Vec<f64>> =
+            (0..group.world()).map(|rank| vec![rank as f64 + 0.1, f64::MIN]).collect();
+        ensure!(group.all_gather_f64(&[group.rank() as f64 + 0.1, f64::MIN], LIMIT)? == wanted);
+        ensure!(group.all_gather_bytes(&[], LIMIT)? == vec![Vec::<u8>::new(); group.world()]);
+        Ok(())
+    })
 }
 
 #[test]
 fn wrong_calls_are_refused_and_the_group_goes_on() -> Result<()> {
-    together(
-        "wrong_calls_are_refused_and_the_group_goes_on",
-        &[2],
-        |group| {
-            let float = (Kind::Float, Device::Cpu);
-            let refused = |result: crescendo_collective::Result<()>, word: &str| match result {
-                Err(CollectiveError::InvalidArgument(text)) if text.contains(word) => Ok(()),
-                other => bail!("`{word}` expected, found {other:?}"),
-            };
-            let strided = Tensor::zeros([4, 4], float).transpose(0, 1);
-            refused(
-                group.all_reduce(&strided, ReduceOp::Sum, LIMIT),
-                "contiguous",
-            )?;
-            let complex = Tensor::zeros([4], (Kind::ComplexFloat, Device::Cpu));
-            refused(
-                group.all_reduce(&complex, ReduceOp::Sum, LIMIT),
-                "ComplexFloat",
-            )?;
-            let whole = Tensor::zeros([4], (Kind::Int64, Device::Cpu));
-            refused(
-                group.all_reduce(&whole, ReduceOp::Average, LIMIT),
-                "average",
-            )?;
-            refused(
-                group.all_reduce(&Tensor::new(), ReduceOp::Sum, LIMIT),
-                "undefined",
-            )?;
-            refused(group.broadcast(&whole, 2, LIMIT), "root 2")?;
-            refused(
-                group
-                    .all_gather_bytes(&vec![0; MAX_GATHER_BYTES + 1], LIMIT)
-                    .map(drop),
-                "at most",
-            )?;
-            // Other layouts on another rank are found before any gradient is mixed.
-            let shapes = vec![vec![vec![2 + group.rank() as i64]]];
-            refused(
-                OverlappedReducer::new(group.clone(), shapes, Kind::Float, LIMIT).map(drop),
-                "other gradient buckets",
-            )?;
-            group.barrier(LIMIT)?;
-            Ok(())
-        },
-    )
+    together("wrong_calls_are_refused_and_the_group_goes_on", &[2], |group| {
+        let float = (Kind::Float, Device::Cpu);
+        let refused = |result: crescendo_collective::Result<()>, word: &str| match result {
+            Err(CollectiveError::InvalidArgument(text)) if text.contains(word) => Ok(()),
+            other => bail!("`{word}` expected, found {other:?}"),
+        };
+        let strided = Tensor::zeros([4, 4], float).transpose(0, 1);
+        refused(group.all_reduce(&strided, ReduceOp::Sum, LIMIT), "contiguous")?;
+        let complex = Tensor::zeros([4], (Kind::ComplexFloat, Device::Cpu));
+        refused(group.all_reduce(&complex, ReduceOp::Sum, LIMIT), "ComplexFloat")?;
+        let whole = Tensor::zeros([4], (Kind::Int64, Device::Cpu));
+        refused(group.all_reduce(&whole, ReduceOp::Average, LIMIT), "average")?;
+        refused(group.all_reduce(&Tensor::new(), ReduceOp::Sum, LIMIT), "undefined")?;
+        refused(group.broadcast(&whole, 2, LIMIT), "root 2")?;
+        refused(group.all_gather_bytes(&vec![0; MAX_GATHER_BYTES + 1], LIMIT).map(drop), "at most")?;
+        // Other layouts on another rank are found before any gradient is mixed.
+        let shapes = vec![vec![vec![2 + group.rank() as i64]]];
+        refused(
+            OverlappedReducer::new(group.clone(), shapes, Kind::Float, LIMIT).map(drop),
+            "other gradient buckets",
+        )?;
+        group.barrier(LIMIT)?;
+        Ok(())
+    })
 }
 
 #[test]
 fn operations_in_the_background_overlap_and_keep_apart() -> Result<()> {
-    together(
-        "operations_in_the_background_overlap_and_keep_apart",
-        &[2, 3],
-        |group| {
-            let share = (1..=group.world()).sum::<usize>() as f64;
-            let tensors: Vec<Tensor> = (0..12)
-                .map(|place| {
-                    let sign = (place + 1) as f64 * (group.rank() + 1) as f64;
-                    Tensor::full([1000 * (place + 1)], sign, (Kind::Float, Device::Cpu))
-                })
-                .collect();
-            let pending = tensors
-                .iter()
-                .map(|tensor| group.all_reduce_async(tensor, ReduceOp::Sum, LIMIT))
-                .collect::<crescendo_collective::Result<Vec<_>>>()?;
-            // Waited for in the other order: none depends on being asked.
-            for (place, one) in pending.into_iter().enumerate().rev() {
-                one.wait(LIMIT)?;
-                let wanted = (place + 1) as f64 * share;
-                ensure!(
-                    tensors[place].eq(wanted).all().int64_value(&[]) == 1,
-                    "operation {place}"
-                );
-            }
-            Ok(())
-        },
-    )
+    together("operations_in_the_background_overlap_and_keep_apart", &[2, 3], |group| {
+        let share = (1..=group.world()).sum::<usize>() as f64;
+        let tensors: Vec<Tensor> = (0..12)
+            .map(|place| {
+                let sign = (place + 1) as f64 * (group.rank() + 1) as f64;
+                Tensor::full([1000 * (place + 1)], sign, (Kind::Float, Device::Cpu))
+            })
+            .collect();
+        let pending = tensors
+            .iter()
+            .map(|tensor| group.all_reduce_async(tensor, ReduceOp::Sum, LIMIT))
+            .collect::<crescendo_collective::Result<Vec<_>>>()?;
+        // Waited for in the other order: none depends on being asked.
+        for (place, one) in pending.into_iter().enumerate().rev() {
+            one.wait(LIMIT)?;
+            let wanted = (place + 1) as f64 * share;
+            ensure!(tensors[place].eq(wanted).all().int64_value(&[]) == 1, "operation {place}");
+        }
+        Ok(())
+    })
 }
 
 #[test]
 fn gradients_are_averaged_bucket_by_bucket() -> Result<()> {
-    together(
-        "gradients_are_averaged_bucket_by_bucket",
-        &[2, 3],
-        |group| {
-            let float = (Kind::Float, Device::Cpu);
-            let (rank, world) = (group.rank() as f64, group.world() as f64);
-            let mean = (0..group.world()).map(|rank| rank as f64).sum::<f64>() / world;
-            let shapes = vec![
-                vec![vec![3, 4], vec![5]],
-                vec![vec![]],
-                vec![vec![2, 2], vec![0, 7], vec![1]],
-            ];
-            let mut reducer = OverlappedReducer::new(group, shapes.clone(), Kind::Float, LIMIT)?;
-            ensure!(reducer.bucket_count() == 3);
-            ensure!(reducer.buffer_bytes() == 4 * (12 + 5 + 1 + 4 + 1));
-            // Twice: the buffers are used again. Ranks fill the buckets in different orders, which changes nothing.
-            for step in 0..2 {
-                let mut order: Vec<usize> = (0..shapes.len()).collect();
-                order.rotate_left((rank as usize + step) % shapes.len());
-                let gradients: Vec<Vec<Tensor>> = shapes
-                    .iter()
-                    .enumerate()
-                    .map(|(bucket, shapes)| {
-                        let value = rank + 10.0 * bucket as f64 + 100.0 * step as f64;
-                        shapes
-                            .iter()
-                            .map(|shape| Tensor::full(shape.as_slice(), value, float))
-                            .collect()
-                    })
-                    .collect();
-                for bucket in order {
-                    reducer.start(bucket, &gradients[bucket])?;
-                }
-                reducer.finish(LIMIT)?;
-                for (bucket, gradients) in gradients.iter().enumerate() {
-                    let wanted = mean + 10.0 * bucket as f64 + 100.0 * step as f64;
-                    for gradient in gradients {
-                        ensure!(
-                            values(gradient)?.iter().all(|value| *value == wanted),
-                            "step {step}, bucket {bucket}"
-                        );
-                    }
+    together("gradients_are_averaged_bucket_by_bucket", &[2, 3], |group| {
+        let float = (Kind::Float, Device::Cpu);
+        let (rank, world) = (group.rank() as f64, group.world() as f64);
+        let mean = (0..group.world()).map(|rank| rank as f64).sum::<f64>() / world;
+        let shapes = vec![vec![vec![3, 4], vec![5]], vec![vec![]], vec![vec![2, 2], vec![0, 7], vec![1]]];
+        let mut reducer = OverlappedReducer::new(group, shapes.clone(), Kind::Float, LIMIT)?;
+        ensure!(reducer.bucket_count() == 3);
+        ensure!(reducer.buffer_bytes() == 4 * (12 + 5 + 1 + 4 + 1));
+        // Twice: the buffers are used again. Ranks fill the buckets in different orders, which changes nothing.
+        for step in 0..2 {
+            let mut order: Vec<usize> = (0..shapes.len()).collect();
+            order.rotate_left((rank as usize + step) % shapes.len());
+            let gradients: Vec<Vec<Tensor>> = shapes
+                .iter()
+                .enumerate()
+                .map(|(bucket, shapes)| {
+                    let value = rank + 10.0 * bucket as f64 + 100.0 * step as f64;
+                    shapes.iter().map(|shape| Tensor::full(shape.as_slice(), value, float)).collect()
+                })
+                .collect();
+            for bucket in order {
+                reducer.start(bucket, &gradients[bucket])?;
+            }
+            reducer.finish(LIMIT)?;
+            for (bucket, gradients) in gradients.iter().enumerate() {
+                let wanted = mean + 10.0 * bucket as f64 + 100.0 * step as f64;
+                for gradient in gradients {
+                    ensure!(
+                        values(gradient)?.iter().all(|value| *value == wanted),
+                        "step {step}, bucket {bucket}"
+                    );
                 }
             }
-            Ok(())
-        },
-    )
+        }
+        Ok(())
+    })
 }

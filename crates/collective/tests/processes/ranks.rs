@@ -31,47 +31,29 @@ impl Rank {
         let rendezvous = match std::env::var(ADDRESS) {
             Ok(address) => Rendezvous::join(address.parse().expect("the parent passes an address")),
             Err(_) => {
-                let host =
-                    Rendezvous::host(Ipv4Addr::LOCALHOST.into()).expect("loopback has free ports");
+                let host = Rendezvous::host(Ipv4Addr::LOCALHOST.into()).expect("loopback has free ports");
                 say(&format!("address {}", host.address()));
                 host
             }
         };
-        Some(Self {
-            rank,
-            world,
-            rendezvous,
-        })
+        Some(Self { rank, world, rendezvous })
     }
 
     pub fn connect(self) -> Result<ProcessGroup> {
-        let options = GlooOptions {
-            timeout: LIMIT,
-            ..GlooOptions::default()
-        };
-        Ok(ProcessGroup::gloo(
-            self.rank,
-            self.world,
-            self.rendezvous,
-            &options,
-        )?)
+        let options = GlooOptions { timeout: LIMIT, ..GlooOptions::default() };
+        Ok(ProcessGroup::gloo(self.rank, self.world, self.rendezvous, &options)?)
     }
 }
 
 /// One line to the parent. The test harness has written on the same line before, so the line starts afresh.
 pub fn say(line: &str) {
     let mut out = std::io::stdout().lock();
-    writeln!(out, "\n@{line}")
-        .and_then(|()| out.flush())
-        .expect("the parent reads");
+    writeln!(out, "\n@{line}").and_then(|()| out.flush()).expect("the parent reads");
 }
 
 /// Until the parent lets this rank go on.
 pub fn await_parent() -> Result<()> {
-    ensure!(
-        std::io::stdin().read_line(&mut String::new())? > 0,
-        "the parent is gone"
-    );
+    ensure!(std::io::stdin().read_line(&mut String::new())? > 0, "the parent is gone");
     Ok(())
 }
 
@@ -85,13 +67,8 @@ impl RankProcess {
     fn start(test: &str, rank: usize, world: usize, address: Option<SocketAddr>) -> Result<Self> {
         let mut command = Command::new(std::env::current_exe()?);
         command.args(["--exact", test, "--nocapture", "--test-threads", "1"]);
-        command
-            .env(RANK, rank.to_string())
-            .env(WORLD, world.to_string());
-        command
-            .env_remove(ADDRESS)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped());
+        command.env(RANK, rank.to_string()).env(WORLD, world.to_string());
+        command.env_remove(ADDRESS).stdin(Stdio::piped()).stdout(Stdio::piped());
         if let Some(address) = address {
             command.env(ADDRESS, address.to_string());
         }
@@ -105,10 +82,7 @@ impl RankProcess {
         let mut line = String::new();
         loop {
             line.clear();
-            ensure!(
-                self.out.read_line(&mut line)? > 0,
-                "the rank ended without a word"
-            );
+            ensure!(self.out.read_line(&mut line)? > 0, "the rank ended without a word");
             if let Some(said) = line.trim_end().strip_prefix('@') {
                 return Ok(said.to_owned());
             }
@@ -117,18 +91,13 @@ impl RankProcess {
 
     pub fn expect(&mut self, wanted: &str) -> Result<()> {
         let said = self.hear()?;
-        ensure!(
-            said == wanted,
-            "the rank said `{said}` instead of `{wanted}`"
-        );
+        ensure!(said == wanted, "the rank said `{said}` instead of `{wanted}`");
         Ok(())
     }
 
     /// Ends one `await_parent`.
     pub fn go_on(&mut self) -> Result<()> {
-        Ok(writeln!(
-            self.child.stdin.as_mut().context("stdin is piped")?
-        )?)
+        Ok(writeln!(self.child.stdin.as_mut().context("stdin is piped")?)?)
     }
 
     pub fn finish(mut self) -> Result<()> {
@@ -151,10 +120,7 @@ impl Drop for RankProcess {
 pub fn start_all(test: &str, world: usize) -> Result<Vec<RankProcess>> {
     let mut first = RankProcess::start(test, 0, world, None)?;
     let said = first.hear()?;
-    let address = said
-        .strip_prefix("address ")
-        .with_context(|| format!("rank 0 said `{said}`"))?
-        .parse()?;
+    let address = said.strip_prefix("address ").with_context(|| format!("rank 0 said `{said}`"))?.parse()?;
     let mut ranks = vec![first];
     for rank in 1..world {
         ranks.push(RankProcess::start(test, rank, world, Some(address))?);
@@ -172,8 +138,7 @@ pub fn together(test: &str, worlds: &[usize], part: fn(ProcessGroup) -> Result<(
     }
     for &world in worlds {
         for rank in start_all(test, world)? {
-            rank.finish()
-                .with_context(|| format!("{test} with {world} ranks"))?;
+            rank.finish().with_context(|| format!("{test} with {world} ranks"))?;
         }
     }
     Ok(())
