@@ -120,11 +120,10 @@ impl Drop for Process {
     }
 }
 
-/// The binary of this name, beside the folder of the running test.
+/// The binary of this name, in the folder of the running program or, for a test, in the one above.
 fn binary(name: &str) -> Result<PathBuf> {
-    let test = std::env::current_exe().context("find the running test")?;
-    let folder = test.ancestors().nth(2).context("find the target folder")?;
-    let path = folder.join(name);
-    ensure!(path.exists(), "{} is not built; run: cargo build --workspace --bins", path.display());
-    Ok(path)
+    let program = std::env::current_exe().context("find the running program")?;
+    let found =
+        program.ancestors().skip(1).take(2).map(|folder| folder.join(name)).find(|path| path.exists());
+    found.with_context(|| format!("{name} is not built; run: cargo build --workspace --bins"))
 }

@@ -22,7 +22,7 @@ use crescendo_proto::v1::{Job, NodeReach};
 use tokio::time::Instant;
 
 use crate::args::{Common, Output, UpArgs};
-use crate::commands::{nodes, submit, validate, watch};
+use crate::commands::{get, nodes, submit, validate, watch};
 use crate::connect::Controller;
 use crate::failure::Failure;
 use crate::show::{self, json, problems};
@@ -121,7 +121,8 @@ async fn run_job(common: &Common, args: &UpArgs, controller: &Controller) -> Res
     }
     let ended = watch::follow(controller, common, &job.job_id).await?;
     if let Some(path) = &args.result {
-        write_result(path, &ended)?;
+        // What is watched leaves the resolved spec out.
+        write_result(path, &get::fetch(controller, common, &job.job_id).await?)?;
     }
     watch::verdict(&ended)
 }

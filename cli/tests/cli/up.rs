@@ -5,7 +5,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
-use crescendo_proto::v1::{JobState, NodeKind};
+use crescendo_proto::v1::{Job, JobState, NodeKind};
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
 
@@ -178,8 +178,10 @@ async fn run_ends_with_the_code_of_the_job() {
         bench.folder.path().join("job.yaml"),
     )
     .unwrap();
-    bench.fake.part().jobs = vec![job("nano-1", JobState::Queued, 1, 0)];
     for (state, expected) in [(JobState::Succeeded, 0), (JobState::Failed, 4)] {
+        // What `get` answers has the resolved spec; what is watched has not.
+        let whole = Job { resolved_spec_yaml: "kind: TrainingJob\n".into(), ..job("nano-1", state, 2, 10) };
+        bench.fake.part().jobs = vec![whole];
         bench
             .fake
             .part()
@@ -192,6 +194,7 @@ async fn run_ends_with_the_code_of_the_job() {
         let result: serde_json::Value =
             serde_json::from_slice(&fs::read(bench.folder.path().join("out/result.json")).unwrap()).unwrap();
         assert_eq!(result["state"], if expected == 0 { "succeeded" } else { "failed" });
+        assert_eq!(result["resolvedSpecYaml"], "kind: TrainingJob\n");
     }
     assert_eq!(bench.notes("stops").len(), 8, "everything was stopped after each");
 
