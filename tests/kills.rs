@@ -7,7 +7,8 @@ use anyhow::{Result, ensure};
 use crescendo_tests::{Cluster, ClusterOptions, lora_spec};
 
 const LIMIT: Duration = Duration::from_secs(180);
-const STEPS: u64 = 16;
+// Long enough that no kill comes too late: progress is reported twice a second.
+const STEPS: u64 = 80;
 const LORA: &str = "dit_lora.safetensors";
 
 /// Hash of the LoRA that the job `request_id` ends with when `disturb` meddles with the cluster meanwhile, and the
@@ -16,7 +17,7 @@ async fn run<F>(cluster: &mut Cluster, request_id: &str, weights: &str, disturb:
 where
     F: AsyncFnOnce(&mut Cluster, &str) -> Result<()>,
 {
-    let job_id = cluster.submit(request_id, &lora_spec(weights, 1, STEPS, 4)).await?;
+    let job_id = cluster.submit(request_id, &lora_spec(weights, 1, STEPS, 8)).await?;
     disturb(cluster, &job_id).await?;
     let job = cluster.await_success(&job_id, LIMIT).await?;
     Ok((cluster.final_file_sha256(&job_id, "stage-1", LORA).await?, job.stages[0].generation))
