@@ -5,9 +5,10 @@ use std::future::Future;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crescendo_proto::status::is_passing;
 use tokio::time::Instant;
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Code, Response, Status};
+use tonic::{Response, Status};
 
 use crate::args::Common;
 use crate::failure::Failure;
@@ -135,29 +136,6 @@ impl Controller {
             "the controller at {} cannot be reached: {why}{hint}",
             addresses.join(", ")
         ))
-    }
-}
-
-/// May the same call succeed a little later?
-pub fn is_passing(code: Code) -> bool {
-    match code {
-        Code::Unavailable
-        | Code::DeadlineExceeded
-        | Code::ResourceExhausted
-        | Code::Aborted
-        | Code::Cancelled
-        | Code::Internal
-        | Code::Unknown => true,
-        Code::Ok
-        | Code::InvalidArgument
-        | Code::NotFound
-        | Code::AlreadyExists
-        | Code::PermissionDenied
-        | Code::FailedPrecondition
-        | Code::OutOfRange
-        | Code::Unimplemented
-        | Code::DataLoss
-        | Code::Unauthenticated => false,
     }
 }
 

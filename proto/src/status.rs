@@ -29,6 +29,29 @@ pub const LEADER_TRAILER: &str = "crescendo-leader";
 /// Problems carried in a trailer; more than fit are left out, since HTTP/2 peers bound their headers.
 const MAX_TRAILER_BYTES: usize = 6 * 1024;
 
+/// Whether the same call may succeed a little later; otherwise its answer is final.
+pub fn is_passing(code: Code) -> bool {
+    match code {
+        Code::Unavailable
+        | Code::DeadlineExceeded
+        | Code::ResourceExhausted
+        | Code::Aborted
+        | Code::Cancelled
+        | Code::Internal
+        | Code::Unknown => true,
+        Code::Ok
+        | Code::InvalidArgument
+        | Code::NotFound
+        | Code::AlreadyExists
+        | Code::PermissionDenied
+        | Code::FailedPrecondition
+        | Code::OutOfRange
+        | Code::Unimplemented
+        | Code::DataLoss
+        | Code::Unauthenticated => false,
+    }
+}
+
 /// Status of a refused request.
 pub fn refused(refused: &Refused) -> Status {
     let code = match refused {

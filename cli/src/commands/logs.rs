@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
+use crescendo_proto::status::is_passing;
 use crescendo_proto::v1::{LogLine, ReadLogsRequest};
 use tokio::time::Instant;
 use tonic::Status;
 
 use super::get;
 use crate::args::{Common, LogsArgs, Output};
-use crate::connect::{self, Controller, LOOK, WATCH, brief, is_passing};
+use crate::connect::{self, Controller, LOOK, WATCH, brief};
 use crate::failure::Failure;
 use crate::show::{self, json, words};
 

@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
+use crescendo_proto::status::is_passing;
 use crescendo_proto::v1::{Job, JobState, WatchJobRequest};
 use tokio::time::Instant;
 use tonic::Status;
 
 use crate::args::{Common, JobArgs};
-use crate::connect::{self, Controller, LOOK, WATCH, brief, is_passing};
+use crate::connect::{self, Controller, LOOK, WATCH, brief};
 use crate::failure::Failure;
 use crate::show::progress::{self, Progress};
 use crate::show::{self, words};

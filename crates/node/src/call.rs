@@ -8,9 +8,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use crescendo_proto::status::is_passing;
 use tokio_util::sync::CancellationToken;
+use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Code, Status};
 
 use crate::backoff::{Backoff, random};
 
@@ -77,7 +78,7 @@ impl Controllers {
 
     /// Calls until the answer is final, each try at most `deadline`, with waits that grow to 5 s in between.
     ///
-    /// `Err` is a refusal (see [`is_final`]), or `CANCELLED` once `stop` is cancelled. `what` names the call in the log.
+    /// `Err` is a refusal (see [`is_passing`]), or `CANCELLED` once `stop` is cancelled. `what` names the call in the log.
     pub async fn call_until_decided<T, F, Fut>(
         &self,
         what: &'static str,
@@ -97,7 +98,7 @@ impl Controllers {
             };
             let status = match outcome {
                 Ok(Ok(response)) => return Ok(response.into_inner()),
-                Ok(Err(status)) if is_final(status.code()) => return Err(status),
+                Ok(Err(status)) if !is_passing(status.code()) => return Err(status),
                 Ok(Err(status)) => status,
                 Err(_) => Status::deadline_exceeded(format!("no answer within {deadline:?}")),
             };
@@ -113,31 +114,10 @@ impl Controllers {
     }
 }
 
-/// Whether asking again cannot change the answer.
-pub fn is_final(code: Code) -> bool {
-    match code {
-        Code::Unavailable
-        | Code::DeadlineExceeded
-        | Code::ResourceExhausted
-        | Code::Aborted
-        | Code::Cancelled
-        | Code::Internal
-        | Code::Unknown => false,
-        Code::Ok
-        | Code::InvalidArgument
-        | Code::NotFound
-        | Code::AlreadyExists
-        | Code::PermissionDenied
-        | Code::FailedPrecondition
-        | Code::OutOfRange
-        | Code::Unimplemented
-        | Code::DataLoss
-        | Code::Unauthenticated => true,
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use tonic::Code;
+
     use super::*;
     use tonic::Response;
 
