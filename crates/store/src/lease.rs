@@ -149,6 +149,8 @@ impl<B: LeaseBackend> Keeper<B> {
         let mut pause = interval;
         loop {
             tokio::select! {
+                // In order: dropping an abandoned handle asks for the release too.
+                biased;
                 () = self.abandoned.cancelled() => return,
                 () = self.release.cancelled() => return self.end().await,
                 () = sleep(pause) => {}
