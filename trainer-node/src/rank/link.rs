@@ -84,9 +84,13 @@ impl Uplink {
                 () = tokio::time::sleep(PROGRESS_INTERVAL) => {}
             }
         }
-        // The last step counts, however short the interval was.
-        if progress.has_changed().unwrap_or(false) {
-            let last = progress.borrow_and_update().clone();
+        // The last step counts, however short the interval was. Asked of the value: the receiver itself calls a value that
+        // nobody has seen an error once the sender is gone.
+        let unseen = {
+            let last = progress.borrow_and_update();
+            last.has_changed().then(|| last.clone())
+        };
+        if let Some(last) = unseen {
             let _ = self.send(Up::Progress(last)).await;
         }
     }
@@ -191,4 +195,30 @@ pub async fn await_rendezvous(agent: &str, attempt: &AttemptRef) -> Result<Vec<u
     tokio::time::timeout(MEETING_TIMEOUT, waiting)
         .await
         .map_err(|_| RankError::Retryable(format!("rank 0 was not there within {MEETING_TIMEOUT:?}")))?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_last_step_is_sent_although_its_sender_is_gone() {
+        let (up, mut sent) = mpsc::channel(16);
+        let (progress, reported) = watch::channel(RankProgress::default());
+        let stop = CancellationToken::new();
+        let forwarding = tokio::spawn(Uplink { up }.forward_progress(reported, stop.clone()));
+        for step in 1..=2 {
+            progress.send_replace(RankProgress { step, ..Default::default() });
+            // Less than the interval: the second is still to be sent when its sender goes.
+            tokio::time::sleep(PROGRESS_INTERVAL / 4).await;
+        }
+        drop(progress);
+        stop.cancel();
+        forwarding.await.unwrap();
+        let mut steps = Vec::new();
+        while let Some(OpenRankSessionRequest { message: Some(Up::Progress(progress)) }) = sent.recv().await {
+            steps.push(progress.step);
+        }
+        assert_eq!(steps, [1, 2]);
+    }
 }
