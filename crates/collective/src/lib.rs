@@ -8,13 +8,12 @@
 //!   ProcessGroup::gloo ◀──── connections ────▶ ProcessGroup::gloo          CPU tensors, libtorch's c10d
 //!        │ with_nccl                           │ with_nccl                 GPU tensors, NCCL; the id goes through Gloo
 //!        ▼                                     ▼
-//!   OverlappedReducer ◀─── averages ────▶ OverlappedReducer                buckets of gradients, during the backward pass
+//!   all_reduce_async ◀──── averages ─────▶ all_reduce_async                buckets of gradients, during the backward pass
 //! ```
 //!
 //! Parts:
 //! - [`ProcessGroup`]: the operations, whatever is behind them; [`PendingReduce`]: one in the background.
 //! - [`Rendezvous`], [`GlooOptions`], [`NcclId`]: how a group comes together.
-//! - [`OverlappedReducer`]: gradients in, averages out.
 //! - [`CollectiveError`]: timeout, lost peer, abort, wrong call. Every call has a time limit, and one failure ends the whole
 //!   group at once instead of leaving the survivors to their own timeouts.
 //! - [`load_cuda`]: libtorch's CUDA half, where there is one.
@@ -29,7 +28,6 @@ mod ffi;
 mod gloo;
 mod group;
 mod nccl;
-mod reducer;
 mod rendezvous;
 
 pub use cuda::load_cuda;
@@ -37,5 +35,4 @@ pub use error::{CollectiveError, Result};
 pub use gloo::GlooOptions;
 pub use group::{MAX_GATHER_BYTES, PendingReduce, ProcessGroup, ReduceOp};
 pub use nccl::NcclId;
-pub use reducer::{BucketShapes, OverlappedReducer};
 pub use rendezvous::Rendezvous;

@@ -4,7 +4,7 @@ mod failures;
 mod ranks;
 
 use anyhow::{Result, bail, ensure};
-use crescendo_collective::{CollectiveError, MAX_GATHER_BYTES, OverlappedReducer, ReduceOp};
+use crescendo_collective::{CollectiveError, MAX_GATHER_BYTES, ReduceOp};
 use ranks::{LIMIT, together};
 use tch::{Device, Kind, Tensor};
 
@@ -97,12 +97,6 @@ fn wrong_calls_are_refused_and_the_group_goes_on() -> Result<()> {
         refused(group.all_reduce(&Tensor::new(), ReduceOp::Sum, LIMIT), "undefined")?;
         refused(group.broadcast(&whole, 2, LIMIT), "root 2")?;
         refused(group.all_gather_bytes(&vec![0; MAX_GATHER_BYTES + 1], LIMIT).map(drop), "at most")?;
-        // Other layouts on another rank are found before any gradient is mixed.
-        let shapes = vec![vec![vec![2 + group.rank() as i64]]];
-        refused(
-            OverlappedReducer::new(group.clone(), shapes, Kind::Float, LIMIT).map(drop),
-            "other gradient buckets",
-        )?;
         group.barrier(LIMIT)?;
         Ok(())
     })
@@ -127,46 +121,6 @@ fn operations_in_the_background_overlap_and_keep_apart() -> Result<()> {
             one.wait(LIMIT)?;
             let wanted = (place + 1) as f64 * share;
             ensure!(tensors[place].eq(wanted).all().int64_value(&[]) == 1, "operation {place}");
-        }
-        Ok(())
-    })
-}
-
-#[test]
-fn gradients_are_averaged_bucket_by_bucket() -> Result<()> {
-    together("gradients_are_averaged_bucket_by_bucket", &[2, 3], |group| {
-        let float = (Kind::Float, Device::Cpu);
-        let (rank, world) = (group.rank() as f64, group.world() as f64);
-        let mean = (0..group.world()).map(|rank| rank as f64).sum::<f64>() / world;
-        let shapes = vec![vec![vec![3, 4], vec![5]], vec![vec![]], vec![vec![2, 2], vec![0, 7], vec![1]]];
-        let mut reducer = OverlappedReducer::new(group, shapes.clone(), Kind::Float, LIMIT)?;
-        ensure!(reducer.bucket_count() == 3);
-        ensure!(reducer.buffer_bytes() == 4 * (12 + 5 + 1 + 4 + 1));
-        // Twice: the buffers are used again. Ranks fill the buckets in different orders, which changes nothing.
-        for step in 0..2 {
-            let mut order: Vec<usize> = (0..shapes.len()).collect();
-            order.rotate_left((rank as usize + step) % shapes.len());
-            let gradients: Vec<Vec<Tensor>> = shapes
-                .iter()
-                .enumerate()
-                .map(|(bucket, shapes)| {
-                    let value = rank + 10.0 * bucket as f64 + 100.0 * step as f64;
-                    shapes.iter().map(|shape| Tensor::full(shape.as_slice(), value, float)).collect()
-                })
-                .collect();
-            for bucket in order {
-                reducer.start(bucket, &gradients[bucket])?;
-            }
-            reducer.finish(LIMIT)?;
-            for (bucket, gradients) in gradients.iter().enumerate() {
-                let wanted = mean + 10.0 * bucket as f64 + 100.0 * step as f64;
-                for gradient in gradients {
-                    ensure!(
-                        values(gradient)?.iter().all(|value| *value == wanted),
-                        "step {step}, bucket {bucket}"
-                    );
-                }
-            }
         }
         Ok(())
     })
