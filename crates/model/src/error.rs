@@ -51,8 +51,16 @@ pub struct TensorProblem {
 pub enum ProblemKind {
     Missing,
     Unexpected,
-    Shape { found: Vec<i64>, expected: Vec<i64> },
-    Dtype { found: String, expected: String },
+    Shape {
+        found: Vec<i64>,
+        expected: Vec<i64>,
+    },
+    Dtype {
+        found: String,
+        expected: String,
+    },
+    /// It holds NaN or an infinity.
+    NotFinite,
 }
 
 impl std::fmt::Display for TensorProblem {
@@ -67,6 +75,7 @@ impl std::fmt::Display for TensorProblem {
             ProblemKind::Dtype { found, expected } => {
                 write!(f, "{name} has dtype {found}, expected {expected}")
             }
+            ProblemKind::NotFinite => write!(f, "{name} has values that are not finite"),
         }
     }
 }

@@ -13,9 +13,9 @@ use tch::{Device, Kind, Tensor};
 
 use crate::config::FluxConfig;
 use crate::error::{ModelError, ProblemKind, Result, TensorProblem};
-use crate::flux::Loader;
+use crate::params::{Init, Loader, ParamSource};
 use crate::randomness::NormalStream;
-use crate::weights::{self, TensorFile, TensorMap};
+use crate::weights::{self, TensorMap, WeightFiles};
 
 /// One low-rank update: `down` `[rank, in]`, `up` `[out, rank]`.
 #[derive(Debug)]
@@ -119,13 +119,18 @@ impl LoraAdapter {
     /// Loads an adapter file strictly: rank and covered blocks are read from the file, and every missing,
     /// unexpected or misshapen tensor, or one that is no float, is listed by name.
     pub fn load(config: &FluxConfig, path: &Path, kind: Kind, device: Device) -> Result<Self> {
-        let file = TensorFile::open(path)?;
-        let shapes = file.names().into_iter().map(|name| {
-            let shape = file.info(&name).map(|(shape, _)| shape).unwrap_or_default();
-            (name, shape)
+        let file = WeightFiles::open(path)?;
+        let shapes = file.names().map(|name| {
+            let shape = file.info(name).map(|(shape, _)| shape).unwrap_or_default();
+            (name.to_owned(), shape)
         });
         let shapes: Vec<_> = shapes.collect();
-        Self::from_loader(config, &shapes, Loader::from_file(file, kind, device), &path.display().to_string())
+        Self::from_loader(
+            config,
+            &shapes,
+            Loader::from_files(file, kind, device),
+            &path.display().to_string(),
+        )
     }
 
     /// [`LoraAdapter::load`] from tensors in memory; `origin` is what an error calls their source.
@@ -171,9 +176,8 @@ impl LoraAdapter {
                 format!("{origin} has rank {rank}, not within 1..={LARGEST_RANK}"),
             )
         })?;
-        let adapter = Self::build(config, rank, &blocks, &mut |name, shape| {
-            Ok(loader.take_checked(name, shape)?.unwrap_or_default())
-        })?;
+        let adapter =
+            Self::build(config, rank, &blocks, &mut |name, shape| loader.take(name, shape, Init::Zero))?;
         loader.finish(origin)?;
         Ok(adapter)
     }

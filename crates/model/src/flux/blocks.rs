@@ -3,13 +3,13 @@
 use tch::{Kind, Tensor};
 
 use super::FluxInputs;
-use super::layers::{
-    Init, Linear, MlpEmbedder, ParamSource, QkNorm, attend, cast, layer_norm, modulations, time_embedding,
-};
+use super::layers::{MlpEmbedder, QkNorm, attend, layer_norm, modulations, time_embedding};
 use super::rope::RopeTable;
 use crate::config::FluxConfig;
 use crate::error::{ModelError, Result};
+use crate::layers::{Linear, cast};
 use crate::lora::{DoubleLora, LoraPair, SingleLora};
+use crate::params::{Init, ParamSource};
 
 /// Input projections and the conditioning vector.
 #[derive(Debug)]

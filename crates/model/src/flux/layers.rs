@@ -4,69 +4,11 @@ use tch::{Kind, Tensor};
 
 use super::rope::RopeTable;
 use crate::error::Result;
+use crate::layers::{Linear, cast};
+use crate::params::{Init, ParamSource};
 
 /// Epsilon of every LayerNorm and of the RMS norm of queries and keys.
 pub(crate) const NORM_EPS: f64 = 1e-6;
-
-/// How a fresh weight starts.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) enum Init {
-    Zero,
-    One,
-    /// Normal, variance 2 / (fan in + fan out).
-    Xavier,
-    /// Normal with this standard deviation.
-    Normal(f64),
-}
-
-/// Where weights come from: a file, a map, or a seed.
-pub(crate) trait ParamSource {
-    /// The tensor called `name`, of exactly `shape`. A source may record a problem, return any tensor,
-    /// and report all problems together at the end.
-    fn take(&mut self, name: &str, shape: &[i64], init: Init) -> Result<Tensor>;
-}
-
-/// y = x Wᵀ + b; weight `[out, in]`, bias `[out]`.
-#[derive(Debug)]
-pub(crate) struct Linear {
-    pub weight: Tensor,
-    pub bias: Option<Tensor>,
-}
-
-impl Linear {
-    pub fn build(
-        source: &mut dyn ParamSource,
-        name: &str,
-        input: i64,
-        output: i64,
-        bias: bool,
-        init: Init,
-    ) -> Result<Self> {
-        let weight = source.take(&format!("{name}.weight"), &[output, input], init)?;
-        let bias = bias.then(|| source.take(&format!("{name}.bias"), &[output], Init::Zero)).transpose()?;
-        Ok(Self { weight, bias })
-    }
-
-    /// `[.., in]` to `[.., out]`, in the dtype of `x`.
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let kind = x.f_kind()?;
-        let weight = cast(&self.weight, kind)?;
-        let bias = self.bias.as_ref().map(|bias| cast(bias, kind)).transpose()?;
-        Ok(x.f_linear(&weight, bias)?)
-    }
-
-    pub fn visit_mut(&mut self, name: &str, visit: &mut dyn FnMut(String, &mut Tensor)) {
-        visit(format!("{name}.weight"), &mut self.weight);
-        if let Some(bias) = &mut self.bias {
-            visit(format!("{name}.bias"), bias);
-        }
-    }
-}
-
-/// `tensor` in `kind`; the same tensor if it already is.
-pub(crate) fn cast(tensor: &Tensor, kind: Kind) -> Result<Tensor> {
-    Ok(if tensor.f_kind()? == kind { tensor.shallow_clone() } else { tensor.f_to_kind(kind)? })
-}
 
 /// Linear, SiLU, Linear.
 #[derive(Debug)]

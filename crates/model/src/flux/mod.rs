@@ -13,7 +13,6 @@
 //! The pieces (stem, blocks, head) are public to the crate, because training runs them one at a time.
 
 mod blocks;
-mod init;
 mod layers;
 mod rope;
 #[cfg(test)]
@@ -29,10 +28,8 @@ pub use rope::{RopeCache, RopeTable};
 use crate::config::FluxConfig;
 use crate::error::{ModelError, Result};
 use crate::lora::LoraAdapter;
-use crate::weights::{TensorFile, TensorMap};
-pub(crate) use init::Loader;
-use init::SeededInit;
-use layers::ParamSource;
+use crate::params::{Loader, ParamSource, SeededInit};
+use crate::weights::{TensorMap, WeightFiles};
 
 /// The transformer: configuration and weights.
 #[derive(Debug)]
@@ -86,11 +83,11 @@ impl Flux {
         Ok(flux)
     }
 
-    /// Loads the network from a safetensors file (bf16, f16 or f32) into `kind` on `device`.
+    /// Loads the network from a safetensors file, an index of several or a folder ([`WeightFiles::open`]) into `kind` on
+    /// `device`, one tensor at a time.
     pub fn load(config: &FluxConfig, path: &Path, kind: Kind, device: Device) -> Result<Self> {
         config.validate()?;
-        let file = TensorFile::open(path)?;
-        let mut loader = Loader::from_file(file, kind, device);
+        let mut loader = Loader::from_files(WeightFiles::open(path)?, kind, device);
         let flux = Self::build(config, kind, &mut loader)?;
         loader.finish(&path.display().to_string())?;
         Ok(flux)

@@ -3,6 +3,8 @@
 //! Reading maps the file, so that a base of tens of gigabytes goes straight into its tensors. Nothing in
 //! a file is trusted: the header is checked against the file's real length before any tensor is touched.
 
+mod shards;
+
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::Write;
@@ -14,6 +16,8 @@ use safetensors::tensor::{Metadata, SafeTensors};
 use tch::{Device, Kind, Tensor};
 
 use crate::error::{ModelError, Result};
+
+pub use shards::WeightFiles;
 
 /// Tensors by name, in the order of their names.
 pub type TensorMap = BTreeMap<String, Tensor>;

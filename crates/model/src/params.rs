@@ -1,0 +1,195 @@
+//! Where a network's weights come from: files, a map of tensors, or a seed.
+
+use std::collections::BTreeSet;
+
+use tch::{Device, Kind, Tensor};
+
+use crate::error::{ModelError, ProblemKind, Result, TensorProblem};
+use crate::randomness::NormalStream;
+use crate::weights::{TensorMap, WeightFiles};
+
+/// How a fresh weight starts.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Init {
+    Zero,
+    One,
+    /// Normal, variance 2 / (fan in + fan out).
+    Xavier,
+    /// Normal with this standard deviation.
+    Normal(f64),
+}
+
+/// Where weights come from. A network is built by taking each of its tensors once.
+pub(crate) trait ParamSource {
+    /// The tensor called `name`, of exactly `shape`. A source may record a problem, return any tensor,
+    /// and report all problems together at the end.
+    fn take(&mut self, name: &str, shape: &[i64], init: Init) -> Result<Tensor>;
+
+    /// Whether there is a tensor called `name`, for networks whose files come in more than one form.
+    fn has(&self, name: &str) -> bool {
+        let _ = name;
+        true
+    }
+}
+
+enum Backing {
+    Files(WeightFiles),
+    Map(TensorMap),
+}
+
+/// Takes tensors by name, one at a time onto the device, and keeps a list of everything that does not fit.
+pub(crate) struct Loader {
+    backing: Backing,
+    untaken: BTreeSet<String>,
+    problems: Vec<TensorProblem>,
+    kind: Kind,
+    device: Device,
+}
+
+impl Loader {
+    pub fn from_files(files: WeightFiles, kind: Kind, device: Device) -> Self {
+        let untaken = files.names().map(str::to_owned).collect();
+        Self { backing: Backing::Files(files), untaken, problems: Vec::new(), kind, device }
+    }
+
+    pub fn from_map(map: TensorMap, kind: Kind, device: Device) -> Self {
+        let untaken = map.keys().cloned().collect();
+        Self { backing: Backing::Map(map), untaken, problems: Vec::new(), kind, device }
+    }
+
+    /// Leaves out the tensors that published files carry beside the network's own.
+    pub fn ignore(&mut self, of_no_use: impl Fn(&str) -> bool) {
+        self.untaken.retain(|name| !of_no_use(name));
+    }
+
+    /// Fails with all problems if there were any, tensors that nothing asked for included.
+    pub fn finish(mut self, origin: &str) -> Result<()> {
+        self.problems.extend(
+            self.untaken.into_iter().map(|tensor| TensorProblem { tensor, kind: ProblemKind::Unexpected }),
+        );
+        if self.problems.is_empty() {
+            Ok(())
+        } else {
+            Err(ModelError::Weights { origin: origin.to_owned(), problems: self.problems })
+        }
+    }
+
+    /// Shape and name of the dtype of a tensor, and whether that is a float dtype that can be cast.
+    fn info(&self, name: &str) -> Option<(Vec<i64>, String, bool)> {
+        use safetensors::Dtype;
+        match &self.backing {
+            Backing::Files(files) => files.info(name).map(|(shape, dtype)| {
+                let float = matches!(dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16 | Dtype::F64);
+                (shape, dtype.to_string(), float)
+            }),
+            Backing::Map(map) => map.get(name).map(|tensor| {
+                let kind = tensor.kind();
+                let float = matches!(kind, Kind::Float | Kind::Half | Kind::BFloat16 | Kind::Double);
+                (tensor.size(), format!("{kind:?}"), float)
+            }),
+        }
+    }
+
+    /// Takes a tensor if it fits, in this loader's dtype and on its device; otherwise notes the problem.
+    fn take_checked(&mut self, name: &str, shape: &[i64]) -> Result<Option<Tensor>> {
+        self.untaken.remove(name);
+        let problem = match self.info(name) {
+            None => ProblemKind::Missing,
+            Some((found, _, _)) if found != shape => ProblemKind::Shape { found, expected: shape.to_vec() },
+            Some((_, found, false)) => {
+                ProblemKind::Dtype { found, expected: "F32, BF16, F16 or F64".to_owned() }
+            }
+            Some(_) => {
+                let tensor = match &mut self.backing {
+                    Backing::Files(files) => files.tensor(name)?,
+                    Backing::Map(map) => {
+                        map.remove(name).ok_or_else(|| ModelError::input(name, "is missing"))?
+                    }
+                };
+                let tensor = tensor.f_detach()?.f_to_device(self.device)?.f_to_kind(self.kind)?;
+                // The sum of finite weights is finite, and costs no copy of the tensor.
+                if tensor.f_sum(Kind::Float)?.f_isfinite()?.f_int64_value(&[])? == 1 {
+                    return Ok(Some(tensor));
+                }
+                ProblemKind::NotFinite
+            }
+        };
+        self.problems.push(TensorProblem { tensor: name.to_owned(), kind: problem });
+        Ok(None)
+    }
+}
+
+impl ParamSource for Loader {
+    fn take(&mut self, name: &str, shape: &[i64], _init: Init) -> Result<Tensor> {
+        Ok(self.take_checked(name, shape)?.unwrap_or_default())
+    }
+
+    fn has(&self, name: &str) -> bool {
+        match &self.backing {
+            Backing::Files(files) => files.info(name).is_some(),
+            Backing::Map(map) => map.contains_key(name),
+        }
+    }
+}
+
+/// Draws each weight from (seed, name), so that its value does not depend on the order of creation.
+pub(crate) struct SeededInit {
+    seed: u64,
+    kind: Kind,
+    device: Device,
+}
+
+impl SeededInit {
+    pub fn new(seed: u64, kind: Kind, device: Device) -> Self {
+        Self { seed, kind, device }
+    }
+}
+
+impl ParamSource for SeededInit {
+    fn take(&mut self, name: &str, shape: &[i64], init: Init) -> Result<Tensor> {
+        let options = (self.kind, self.device);
+        let std = match init {
+            Init::Zero => return Ok(Tensor::f_zeros(shape, options)?),
+            Init::One => return Ok(Tensor::f_ones(shape, options)?),
+            Init::Normal(std) => std,
+            Init::Xavier => (2.0 / shape.iter().sum::<i64>() as f64).sqrt(),
+        };
+        let values = NormalStream::for_weight(self.seed, name).tensor(shape)?;
+        Ok(values.f_mul_scalar(std)?.f_to_kind(self.kind)?.f_to_device(self.device)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_problem_is_listed_by_name() {
+        let map = TensorMap::from([
+            ("good".to_owned(), Tensor::from_slice(&[1.0f32])),
+            ("nan".to_owned(), Tensor::from_slice(&[1.0f32, f32::NAN])),
+            ("long".to_owned(), Tensor::from_slice(&[1.0f32, 2.0])),
+            ("whole".to_owned(), Tensor::from_slice(&[1i64])),
+            ("extra".to_owned(), Tensor::from_slice(&[1.0f32])),
+            ("position_ids".to_owned(), Tensor::from_slice(&[1i64])),
+        ]);
+        let mut loader = Loader::from_map(map, Kind::BFloat16, Device::Cpu);
+        loader.ignore(|name| name == "position_ids");
+        assert_eq!(loader.take("good", &[1], Init::Zero).unwrap().kind(), Kind::BFloat16);
+        for (name, shape) in [("nan", 2), ("long", 1), ("whole", 1), ("absent", 1)] {
+            loader.take(name, &[shape], Init::Zero).unwrap();
+        }
+        let error = loader.finish("here").unwrap_err().to_string();
+        for part in [
+            "here does not fit",
+            "nan has values that are not finite",
+            "long has shape [2], expected [1]",
+            "whole has dtype Int64",
+            "absent is missing",
+            "extra is unexpected",
+        ] {
+            assert!(error.contains(part), "{error}");
+        }
+        assert!(!error.contains("good") && !error.contains("position_ids"), "{error}");
+    }
+}
