@@ -267,7 +267,7 @@ fn lease_message(lease: Lease, ttl_millis: u32) -> v1::LeaseUnitResponse {
             };
             (Outcome::Leased, Some(unit))
         }
-        Lease::Wait => (Outcome::Wait, None),
+        Lease::GivenUp(_) | Lease::Wait => (Outcome::Wait, None),
         Lease::Sealed => (Outcome::Sealed, None),
     };
     v1::LeaseUnitResponse { outcome: outcome.into(), unit, retry_millis: LEASE_RETRY_MILLIS }

@@ -37,6 +37,8 @@ pub struct Limits {
     pub max_empty_units: u64,
     pub lease_ttl: Duration,
     pub max_unit_failures: u32,
+    /// Leases of a unit, however they ended.
+    pub max_unit_leases: u64,
     /// Units under way past the readable prefix: `base + per_curator * curators`.
     pub look_ahead_base: u64,
     pub look_ahead_per_curator: u64,
@@ -54,6 +56,7 @@ impl Default for Limits {
             max_empty_units: 200,
             lease_ttl: Duration::from_secs(20),
             max_unit_failures: 3,
+            max_unit_leases: 16,
             look_ahead_base: 4,
             look_ahead_per_curator: 2,
         }
@@ -65,6 +68,7 @@ impl Limits {
         UnitPolicy {
             lease_ttl: self.lease_ttl,
             max_failures: self.max_unit_failures,
+            max_leases: self.max_unit_leases,
             look_ahead: self
                 .look_ahead_base
                 .saturating_add(self.look_ahead_per_curator.saturating_mul(curators as u64)),

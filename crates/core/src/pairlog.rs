@@ -37,6 +37,8 @@ pub struct UnitPolicy {
     pub lease_ttl: Duration,
     /// Tries after which a unit is set aside.
     pub max_failures: u32,
+    /// Leases after which a unit is set aside, however they ended: it may be what its curators die of.
+    pub max_leases: u64,
     /// Units past the readable prefix that may be under way.
     pub look_ahead: u64,
 }
@@ -46,6 +48,8 @@ pub struct UnitPolicy {
 pub enum Lease {
     /// The unit's record as it is to be written.
     Granted(UnitRecord),
+    /// The next unit was leased too often. Its record as it is to be written; then there may be another.
+    GivenUp(UnitRecord),
     /// Everything is out.
     Wait,
     /// Nothing is left to do.
@@ -182,6 +186,11 @@ impl PairLog {
                         ends = result.exhausted;
                     }
                     UnitState::Leased { expires_at, .. } if *expires_at > now => {}
+                    UnitState::Free | UnitState::Leased { .. }
+                        if record.lease_generation >= policy.max_leases =>
+                    {
+                        return Lease::GivenUp(record.set_aside());
+                    }
                     UnitState::Free | UnitState::Leased { .. } => {
                         let (generation, failures) = (record.lease_generation, record.failures);
                         return Lease::Granted(granted(stage, unit, generation, failures, node, now, policy));
@@ -212,6 +221,16 @@ fn granted(
 }
 
 impl UnitRecord {
+    /// The unit, done without a pair.
+    pub fn set_aside(&self) -> UnitRecord {
+        let result = UnitResult {
+            shard: ShardRecord::default(),
+            rejected: BTreeMap::from([(UNIT_SET_ASIDE.to_owned(), 1)]),
+            exhausted: false,
+        };
+        UnitRecord { state: UnitState::Done(result), ..self.clone() }
+    }
+
     pub fn is_done(&self) -> bool {
         self.result().is_some()
     }
@@ -240,7 +259,7 @@ pub(crate) mod tests {
     }
 
     fn policy(look_ahead: u64) -> UnitPolicy {
-        UnitPolicy { lease_ttl: Duration::from_secs(20), max_failures: 3, look_ahead }
+        UnitPolicy { lease_ttl: Duration::from_secs(20), max_failures: 3, max_leases: 16, look_ahead }
     }
 
     fn done(unit: u64, pairs: u64, exhausted: bool) -> UnitRecord {
@@ -295,6 +314,30 @@ pub(crate) mod tests {
             panic!("granted")
         };
         assert_eq!((second.unit, second.lease_generation), (0, first.lease_generation + 1));
+    }
+
+    #[test]
+    fn a_unit_whose_curators_keep_dying_is_given_up() {
+        let mut log = PairLog::new(8);
+        let mut now = Timestamp(0);
+        for generation in 1..=16 {
+            let Lease::Granted(record) = log.lease(&stage(), &node("a"), now, &policy(1)) else {
+                panic!("granted")
+            };
+            assert_eq!((record.unit, record.lease_generation), (0, generation));
+            log.put(record);
+            now = now.plus(Duration::from_secs(20));
+        }
+        let Lease::GivenUp(record) = log.lease(&stage(), &node("a"), now, &policy(1)) else {
+            panic!("given up")
+        };
+        log.put(record);
+        assert_eq!((log.prefix_units(), log.committed()), (1, 0));
+        assert_eq!(log.rejected(), &BTreeMap::from([(UNIT_SET_ASIDE.to_owned(), 1)]));
+        let Lease::Granted(next) = log.lease(&stage(), &node("a"), now, &policy(1)) else {
+            panic!("granted")
+        };
+        assert_eq!(next.unit, 1);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::error::Refused;
 use crate::ids::{NodeId, StageRef, Timestamp};
-use crate::pairlog::{Lease, REJECTION_REASONS, UNIT_SET_ASIDE, UnitPolicy};
+use crate::pairlog::{Lease, REJECTION_REASONS, UnitPolicy};
 use crate::records::{Record, ShardRecord, UnitRecord, UnitResult, UnitState, Write};
 use crate::requests::checkpoints::check_sha256;
 use crate::state::{ClusterState, Stage};
@@ -66,7 +66,7 @@ pub fn lease_unit(
     };
     let lease = stage.log.lease(id, node, now, policy);
     let writes = match &lease {
-        Lease::Granted(record) => vec![Write::Put(Record::Unit(record.clone()))],
+        Lease::Granted(record) | Lease::GivenUp(record) => vec![Write::Put(Record::Unit(record.clone()))],
         Lease::Wait | Lease::Sealed => Vec::new(),
     };
     Ok((lease, writes))
@@ -151,15 +151,7 @@ pub fn fail_unit(
     let record = held(stage, lease)?;
     let failures = record.failures.saturating_add(1);
     let set_aside = failures >= policy.max_failures;
-    let next = if set_aside {
-        UnitState::Done(UnitResult {
-            shard: ShardRecord::default(),
-            rejected: BTreeMap::from([(UNIT_SET_ASIDE.to_owned(), 1)]),
-            exhausted: false,
-        })
-    } else {
-        UnitState::Free
-    };
-    let record = UnitRecord { failures, state: next, ..record.clone() };
+    let record = UnitRecord { failures, state: UnitState::Free, ..record.clone() };
+    let record = if set_aside { record.set_aside() } else { record };
     Ok((set_aside, vec![Write::Put(Record::Unit(record))]))
 }
