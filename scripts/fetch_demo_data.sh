@@ -6,30 +6,27 @@ set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 out=${1:-$root/.deps/demo}
 python=$root/.deps/venv/bin/python
-[ -x "$python" ] || python=$(command -v python3 || true)
-
-need() { # program, how to install it
-  command -v "$1" >/dev/null 2>&1 || { echo "fetch_demo_data: $1 is missing; install it with: $2" >&2; exit 1; }
-}
+[ -x "$python" ] || python=python3
+script=fetch_demo_data
+. "$root/scripts/need.sh"
 
 if [ -f "$out/.complete-1" ]; then exit 0; fi
 
-need tar "apt-get install tar"
-need npm "apt-get install npm"
-[ -n "$python" ] || need python3 "apt-get install python3 python3-venv"
-"$python" -m pip --version >/dev/null 2>&1 || { echo "fetch_demo_data: pip is missing; install it with: apt-get install python3-venv python3-pip" >&2; exit 1; }
+need "tar --version" "tar" "tar"
+need "npm --version" "npm" "npm"
+need "$python -m pip --version" "Python's pip" "python3-venv python3-pip"
 
 mkdir -p "$out"
 work=$(mktemp -d "$out/.fetch.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 
-echo "fetching subject pictures (npm packages, 16 MB)"
+say "fetching subject pictures (npm packages, 16 MB)"
 (cd "$work" && npm pack --silent @lobehub/fluent-emoji-3d@1.1.0 unicode-emoji-json@0.9.0 >/dev/null)
 mkdir "$work/pictures" "$work/names"
 tar -xzf "$work"/lobehub-fluent-emoji-3d-1.1.0.tgz -C "$work/pictures" --strip-components=1
 tar -xzf "$work"/unicode-emoji-json-0.9.0.tgz -C "$work/names" --strip-components=1
 
-echo "fetching photographs (scikit-image's wheel, 15 MB)"
+say "fetching photographs (scikit-image's wheel, 15 MB)"
 "$python" -m pip download --quiet --disable-pip-version-check --no-deps --only-binary :all: --python-version 3.11 \
   --dest "$work" scikit-image==0.24.0
 
@@ -40,4 +37,4 @@ for part in subjects photos; do
   mv "$work/built/$part" "$out/$part"
 done
 touch "$out/.complete-1"
-echo "demo pictures are in $out"
+say "demo pictures are in $out"

@@ -9,25 +9,8 @@ TORCH_VERSION=2.11.0
 PROTOC_VERSION=36.2
 ETCD_VERSION=3.5.1
 
-say() { printf 'setup: %s\n' "$*"; }
-fail() { printf 'setup: error: %s\n' "$*" >&2; exit 1; }
-
-# need PROGRAM WHAT-FOR DEBIAN-PACKAGES: PROGRAM is a command that must succeed.
-need() {
-    local check=$1 purpose=$2 packages=$3
-    if bash -c "$check" >/dev/null 2>&1; then return; fi
-    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
-        say "installing $packages ($purpose)"
-        apt-get install -y $packages >/dev/null 2>&1 ||
-            { apt-get update >/dev/null && apt-get install -y $packages >/dev/null; } ||
-            fail "$purpose is missing and could not be installed: apt-get install $packages"
-        bash -c "$check" >/dev/null 2>&1 || fail "$purpose is still missing after: apt-get install $packages"
-    elif command -v apt-get >/dev/null 2>&1; then
-        fail "$purpose is missing; install it with: sudo apt-get install $packages"
-    else
-        fail "$purpose is missing; install it with your package manager (Debian's names: $packages)"
-    fi
-}
+script=setup
+. scripts/need.sh
 
 command -v cargo >/dev/null 2>&1 || fail "Rust is missing; install rustup (package rustup, or https://rustup.rs) and run: rustup toolchain install $(sed -n 's/^channel = "\(.*\)"/\1/p' rust-toolchain.toml)"
 cargo --version >/dev/null 2>&1 || fail "the pinned Rust toolchain is missing; run: rustup toolchain install"

@@ -1,5 +1,6 @@
 //! Kind `flux`: forward passes, in float32 or bfloat16, with and without adapter.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, bail};
@@ -113,31 +114,19 @@ impl Networks<'_> {
     }
 
     fn flux(&mut self, float: bool) -> anyhow::Result<()> {
-        if !self.flux.contains_key(&float) {
-            let weights = self.fixture.group("model.")?;
-            let flux = Flux::from_tensors(
-                &self.config,
-                weights,
-                &self.fixture.name,
-                Self::kind(float),
-                Device::Cpu,
-            )?;
-            self.flux.insert(float, flux);
+        if let Entry::Vacant(place) = self.flux.entry(float) {
+            let (weights, origin) = (self.fixture.group("model.")?, &self.fixture.name);
+            place.insert(Flux::from_tensors(&self.config, weights, origin, Self::kind(float), Device::Cpu)?);
         }
         Ok(())
     }
 
     fn adapter(&mut self, float: bool) -> anyhow::Result<()> {
-        if !self.adapters.contains_key(&float) {
-            let weights = self.fixture.group("lora.")?;
-            let adapter = LoraAdapter::from_tensors(
-                &self.config,
-                weights,
-                &self.fixture.name,
-                Self::kind(float),
-                Device::Cpu,
-            )?;
-            self.adapters.insert(float, adapter);
+        if let Entry::Vacant(place) = self.adapters.entry(float) {
+            let (weights, origin) = (self.fixture.group("lora.")?, &self.fixture.name);
+            let adapter =
+                LoraAdapter::from_tensors(&self.config, weights, origin, Self::kind(float), Device::Cpu)?;
+            place.insert(adapter);
         }
         Ok(())
     }
