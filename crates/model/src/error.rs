@@ -30,6 +30,9 @@ pub enum ModelError {
     /// An input tensor or number does not fit the network or its fellow inputs.
     #[error("input {name}: {reason}")]
     Input { name: String, reason: String },
+    /// A picture cannot be used: unreadable, too large, or of a shape that nothing can be made of.
+    #[error("picture {name}: {reason}")]
+    Picture { name: String, reason: String },
     /// libtorch refused an operation.
     #[error("tensor operation failed: {0}")]
     Torch(String),

@@ -15,6 +15,7 @@
 //! - [`unope`], [`packing`], [`schedule`]: positions, tokens and times as the published code has them;
 //! - [`sampler`]: Euler integration with references; [`training`]: gradients by bucket, optimizer;
 //! - [`randomness`]: every draw a function of (job seed, stage, position);
+//! - [`pictures`]: image files to what networks take; [`score`]: features to similarities;
 //! - [`codec`], [`nano`]: encoders and decoders of images and text; [`dinov2`]: the encoder that compares images.
 //!
 //! Every function that takes tensors states their shapes; one that does not fit is a [`ModelError`] that
@@ -30,9 +31,11 @@ pub mod lora;
 pub mod nano;
 pub mod packing;
 mod params;
+pub mod pictures;
 pub mod randomness;
 pub mod sampler;
 pub mod schedule;
+pub mod score;
 pub mod training;
 pub mod unope;
 pub mod weights;
