@@ -9,7 +9,12 @@ mod compare;
 mod denoise;
 mod fixture;
 mod flux;
+mod image_bucket;
+mod image_processors;
+mod image_ref;
 mod lora_export;
+mod metrics;
+mod picture_tensors;
 pub mod ranks;
 mod schedule;
 mod train_step;
@@ -68,10 +73,14 @@ pub struct ParityReport {
 type Check = fn(&Fixture, &mut Checks<'_>) -> anyhow::Result<()>;
 
 /// Kinds by the prefix of the `fixture` field.
-const KINDS: [(&str, Check); 6] = [
+const KINDS: [(&str, Check); 10] = [
     ("denoise", denoise::check),
     ("flux", flux::check),
+    ("image_preproc_bucket", image_bucket::check),
+    ("image_preproc_clip_dino", image_processors::check),
+    ("image_preproc_ref", image_ref::check),
     ("lora", lora_export::check),
+    ("metrics", metrics::check),
     ("schedule", schedule::check),
     ("train_step", train_step::check),
     ("unope", unope::check),
@@ -244,7 +253,7 @@ mod tests {
             ("flux_tiny_bf16", Some("flux")),
             ("train_step_dp4", Some("train_step")),
             ("lora_export", Some("lora")),
-            ("ae_tiny", None),
+            ("teapot", None),
         ] {
             assert_eq!(kind_of(field).map(|(kind, _)| kind), expected);
         }
