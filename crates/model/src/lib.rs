@@ -34,6 +34,7 @@ pub mod randomness;
 pub mod sampler;
 pub mod schedule;
 pub mod training;
+mod transformer;
 pub mod unope;
 pub mod weights;
 
@@ -42,3 +43,4 @@ pub use error::{ModelError, ProblemKind, Result, TensorProblem};
 pub use flux::{Flux, FluxInputs, RopeCache, RopeTable};
 pub use lora::{BlockSelection, LoraAdapter};
 pub use tch;
+pub use transformer::Activation;
