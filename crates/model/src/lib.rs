@@ -15,19 +15,23 @@
 //! - [`unope`], [`packing`], [`schedule`]: positions, tokens and times as the published code has them;
 //! - [`sampler`]: Euler integration with references; [`training`]: gradients by bucket, optimizer;
 //! - [`randomness`]: every draw a function of (job seed, stage, position);
-//! - [`codec`], [`nano`]: encoders and decoders of images and text; [`dinov2`]: the encoder that compares images.
+//! - [`codec`], [`nano`]: encoders and decoders of images and text; [`autoencoder`]: FLUX's, for images;
+//! - [`dino`], [`dinov2`]: encoders that compare images; [`owlv2`]: finds what a text names.
 //!
 //! Every function that takes tensors states their shapes; one that does not fit is a [`ModelError`] that
 //! names it, never a panic.
 
+pub mod autoencoder;
 pub mod codec;
 pub mod config;
+pub mod dino;
 pub mod dinov2;
 mod error;
 pub mod flux;
 mod layers;
 pub mod lora;
 pub mod nano;
+pub mod owlv2;
 pub mod packing;
 mod params;
 pub mod randomness;
@@ -36,6 +40,7 @@ pub mod schedule;
 pub mod training;
 mod transformer;
 pub mod unope;
+mod vit;
 pub mod weights;
 
 pub use config::{FluxConfig, Preset};

@@ -4,12 +4,15 @@
 //! outputs). The sidecar alone says what to run: sizes, ranks, steps, tolerances. Its `fixture` field names
 //! the kind by the longest known prefix; kinds that are not known are listed, not checked.
 
+mod ae;
 mod command;
 mod compare;
 mod denoise;
+mod dinov2;
 mod fixture;
 mod flux;
 mod lora_export;
+mod owlv2;
 pub mod ranks;
 mod schedule;
 mod train_step;
@@ -68,10 +71,13 @@ pub struct ParityReport {
 type Check = fn(&Fixture, &mut Checks<'_>) -> anyhow::Result<()>;
 
 /// Kinds by the prefix of the `fixture` field.
-const KINDS: [(&str, Check); 6] = [
+const KINDS: [(&str, Check); 9] = [
+    ("ae", ae::check),
     ("denoise", denoise::check),
+    ("dinov2", dinov2::check),
     ("flux", flux::check),
     ("lora", lora_export::check),
+    ("owlv2", owlv2::check),
     ("schedule", schedule::check),
     ("train_step", train_step::check),
     ("unope", unope::check),
@@ -244,7 +250,7 @@ mod tests {
             ("flux_tiny_bf16", Some("flux")),
             ("train_step_dp4", Some("train_step")),
             ("lora_export", Some("lora")),
-            ("ae_tiny", None),
+            ("teapot", None),
         ] {
             assert_eq!(kind_of(field).map(|(kind, _)| kind), expected);
         }
