@@ -92,7 +92,7 @@ fn a_tiled_picture_is_close_to_the_whole_one_and_has_no_seams() {
         assert_eq!(tiled.size(), whole.size());
         let difference = tiled - whole;
         let relative = rms(&difference) / rms(&(whole - whole.mean(Kind::Float)));
-        assert!(relative < 0.05, "{what}: {relative}");
+        assert!(relative < 0.1, "{what}: {relative}");
         // A seam is a step of the difference from one row, or column, to the next.
         let scale = rms(&(whole - whole.mean(Kind::Float)));
         for axis in [2, 3] {
@@ -101,7 +101,7 @@ fn a_tiled_picture_is_close_to_the_whole_one_and_has_no_seams() {
             let other = 5 - axis;
             let by_line = step.square().mean_dim([0i64, 1, other].as_slice(), false, Kind::Float).sqrt();
             let largest = by_line.max().double_value(&[]) / scale;
-            assert!(largest < 0.05, "{what}: a step of {largest} along axis {axis}");
+            assert!(largest < 0.15, "{what}: a step of {largest} along axis {axis}");
         }
     }
 }

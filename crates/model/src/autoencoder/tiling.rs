@@ -203,7 +203,7 @@ mod tests {
                 .sin()
                 .view([2, 1, height, width]);
             let mut largest = 0;
-            let mut same = |tile: &Tensor| {
+            let mut same = |tile: &Tensor| -> Result<Tensor> {
                 largest = largest.max(tile.size()[2]).max(tile.size()[3]);
                 Ok(tile.f_avg_pool2d([8, 8], [8, 8], [0, 0], false, true, None)?)
             };
@@ -213,7 +213,7 @@ mod tests {
             assert!((&found - &expected).abs().max().double_value(&[]) < 1e-6);
             assert!(largest <= if height.max(width) > 64 { 48 } else { 64 }, "{height}x{width}: {largest}");
 
-            let mut grow = |tile: &Tensor| {
+            let mut grow = |tile: &Tensor| -> Result<Tensor> {
                 let (_, _, height, width) = tile.size4()?;
                 Ok(tile.f_upsample_nearest2d([8 * height, 8 * width], None, None)?)
             };

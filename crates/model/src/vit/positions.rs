@@ -84,7 +84,7 @@ mod tests {
             for (row, column) in [(8, 7), (12, 9), (15, 11)] {
                 let expected = at(row, rows) + 100.0 * at(column, columns);
                 let error = (value(&found, columns, row, column) - expected).abs();
-                assert!(error < 1e-3, "{rule:?} at {row}, {column}: off by {error}");
+                assert!(error < 5e-3, "{rule:?} at {row}, {column}: off by {error}");
             }
         }
     }
