@@ -4,9 +4,11 @@
 //! outputs). The sidecar alone says what to run: sizes, ranks, steps, tolerances. Its `fixture` field names
 //! the kind by the longest known prefix; kinds that are not known are listed, not checked.
 
+mod ae;
 mod command;
 mod compare;
 mod denoise;
+mod dinov2;
 mod fixture;
 mod flux;
 mod image_bucket;
@@ -15,6 +17,7 @@ mod image_ref;
 mod lora_export;
 mod metrics;
 mod picture_tensors;
+mod owlv2;
 pub mod ranks;
 mod schedule;
 mod train_step;
@@ -73,14 +76,17 @@ pub struct ParityReport {
 type Check = fn(&Fixture, &mut Checks<'_>) -> anyhow::Result<()>;
 
 /// Kinds by the prefix of the `fixture` field.
-const KINDS: [(&str, Check); 10] = [
+const KINDS: [(&str, Check); 13] = [
+    ("ae", ae::check),
     ("denoise", denoise::check),
+    ("dinov2", dinov2::check),
     ("flux", flux::check),
     ("image_preproc_bucket", image_bucket::check),
     ("image_preproc_clip_dino", image_processors::check),
     ("image_preproc_ref", image_ref::check),
     ("lora", lora_export::check),
     ("metrics", metrics::check),
+    ("owlv2", owlv2::check),
     ("schedule", schedule::check),
     ("train_step", train_step::check),
     ("unope", unope::check),
