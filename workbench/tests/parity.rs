@@ -46,10 +46,12 @@ fn fixture<'a>(report: &'a Value, name: &str) -> anyhow::Result<&'a Value> {
 
 #[test]
 fn golden_fixtures_pass() -> anyhow::Result<()> {
-    let output = parity(&golden(), &["--only", "flux,unope,schedule,train_step,denoise,lora", "-o", "json"])?;
+    let kinds =
+        ["flux", "unope", "schedule", "train_step", "denoise", "lora", "t5", "clip_text", "clip_vision"];
+    let output = parity(&golden(), &["--only", &kinds.join(","), "-o", "json"])?;
     let report = report(&output)?;
     ensure!(output.status.success(), "{report:#}");
-    for kind in ["flux", "unope", "schedule", "train_step", "denoise", "lora"] {
+    for kind in kinds {
         let fixtures = report["fixtures"].as_array().context("no fixtures")?;
         ensure!(fixtures.iter().any(|fixture| fixture["kind"] == kind), "no fixture of kind {kind}");
     }

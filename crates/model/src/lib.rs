@@ -15,24 +15,30 @@
 //! - [`unope`], [`packing`], [`schedule`]: positions, tokens and times as the published code has them;
 //! - [`sampler`]: Euler integration with references; [`training`]: gradients by bucket, optimizer;
 //! - [`randomness`]: every draw a function of (job seed, stage, position);
-//! - [`codec`], [`nano`]: encoders and decoders of images and text; [`dinov2`]: the encoder that compares images.
+//! - [`codec`], [`nano`]: encoders and decoders of images and text; [`dinov2`]: the encoder that compares images;
+//! - [`tokenizer`], [`t5`], [`clip`]: prompts to ids to features; [`flux_text`]: what FLUX.1 takes, from those three.
 //!
 //! Every function that takes tensors states their shapes; one that does not fit is a [`ModelError`] that
 //! names it, never a panic.
 
+pub mod clip;
 pub mod codec;
 pub mod config;
 pub mod dinov2;
 mod error;
 pub mod flux;
+pub mod flux_text;
 mod layers;
 pub mod lora;
 pub mod nano;
 pub mod packing;
 mod params;
+mod published;
 pub mod randomness;
 pub mod sampler;
 pub mod schedule;
+pub mod t5;
+pub mod tokenizer;
 pub mod training;
 mod transformer;
 pub mod unope;

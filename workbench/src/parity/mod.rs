@@ -4,6 +4,7 @@
 //! outputs). The sidecar alone says what to run: sizes, ranks, steps, tolerances. Its `fixture` field names
 //! the kind by the longest known prefix; kinds that are not known are listed, not checked.
 
+mod clip;
 mod command;
 mod compare;
 mod denoise;
@@ -12,6 +13,7 @@ mod flux;
 mod lora_export;
 pub mod ranks;
 mod schedule;
+mod t5;
 mod train_step;
 mod unope;
 
@@ -68,11 +70,14 @@ pub struct ParityReport {
 type Check = fn(&Fixture, &mut Checks<'_>) -> anyhow::Result<()>;
 
 /// Kinds by the prefix of the `fixture` field.
-const KINDS: [(&str, Check); 6] = [
+const KINDS: [(&str, Check); 9] = [
+    ("clip_text", clip::check_text),
+    ("clip_vision", clip::check_vision),
     ("denoise", denoise::check),
     ("flux", flux::check),
     ("lora", lora_export::check),
     ("schedule", schedule::check),
+    ("t5", t5::check),
     ("train_step", train_step::check),
     ("unope", unope::check),
 ];
@@ -244,7 +249,7 @@ mod tests {
             ("flux_tiny_bf16", Some("flux")),
             ("train_step_dp4", Some("train_step")),
             ("lora_export", Some("lora")),
-            ("ae_tiny", None),
+            ("teapot", None),
         ] {
             assert_eq!(kind_of(field).map(|(kind, _)| kind), expected);
         }
