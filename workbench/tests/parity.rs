@@ -47,8 +47,22 @@ fn fixture<'a>(report: &'a Value, name: &str) -> anyhow::Result<&'a Value> {
 #[test]
 fn golden_fixtures_pass() -> anyhow::Result<()> {
     let kinds = [
-        "ae", "denoise", "dinov2", "flux", "image_preproc_bucket", "image_preproc_clip_dino", "image_preproc_ref", "lora",
-        "metrics", "owlv2", "schedule", "train_step", "unope",
+        "ae",
+        "clip_text",
+        "clip_vision",
+        "denoise",
+        "dinov2",
+        "flux",
+        "image_preproc_bucket",
+        "image_preproc_clip_dino",
+        "image_preproc_ref",
+        "lora",
+        "metrics",
+        "owlv2",
+        "schedule",
+        "t5",
+        "train_step",
+        "unope",
     ];
     let output = parity(&golden(), &["--only", &kinds.join(","), "-o", "json"])?;
     let report = report(&output)?;

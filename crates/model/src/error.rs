@@ -14,8 +14,8 @@ pub enum ModelError {
         #[source]
         source: std::io::Error,
     },
-    /// A file is not a whole, well-formed safetensors file.
-    #[error("{} is not a usable weight file: {reason}", path.display())]
+    /// A file is not whole and well-formed: weights, their index or configuration, or a tokenizer.
+    #[error("{} is not usable: {reason}", path.display())]
     File { path: PathBuf, reason: String },
     /// A set of tensors does not fit the network; every problem is listed.
     #[error("{origin} does not fit: {}", join(problems))]

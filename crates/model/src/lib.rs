@@ -17,18 +17,21 @@
 //! - [`randomness`]: every draw a function of (job seed, stage, position);
 //! - [`pictures`]: image files to what networks take; [`score`]: features to similarities;
 //! - [`codec`], [`nano`]: encoders and decoders of images and text; [`autoencoder`]: FLUX's, for images;
-//! - [`dino`], [`dinov2`]: encoders that compare images; [`owlv2`]: finds what a text names.
+//! - [`dino`], [`dinov2`]: encoders that compare images; [`owlv2`]: finds what a text names;
+//! - [`tokenizer`], [`t5`], [`clip`]: prompts to ids to features; [`flux_text`]: what FLUX.1 takes, from those three.
 //!
 //! Every function that takes tensors states their shapes; one that does not fit is a [`ModelError`] that
 //! names it, never a panic.
 
 pub mod autoencoder;
+pub mod clip;
 pub mod codec;
 pub mod config;
 pub mod dino;
 pub mod dinov2;
 mod error;
 pub mod flux;
+pub mod flux_text;
 mod layers;
 pub mod lora;
 pub mod nano;
@@ -36,10 +39,13 @@ pub mod owlv2;
 pub mod packing;
 mod params;
 pub mod pictures;
+mod published;
 pub mod randomness;
 pub mod sampler;
 pub mod schedule;
 pub mod score;
+pub mod t5;
+pub mod tokenizer;
 pub mod training;
 mod transformer;
 pub mod unope;

@@ -1,5 +1,8 @@
 //! Where a network's weights come from: files, a map of tensors, or a seed.
 
+#[cfg(test)]
+pub(crate) mod testing;
+
 use std::collections::BTreeSet;
 
 use tch::{Device, Kind, Tensor};

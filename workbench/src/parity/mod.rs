@@ -5,6 +5,7 @@
 //! the kind by the longest known prefix; kinds that are not known are listed, not checked.
 
 mod ae;
+mod clip;
 mod command;
 mod compare;
 mod denoise;
@@ -16,10 +17,11 @@ mod image_processors;
 mod image_ref;
 mod lora_export;
 mod metrics;
-mod picture_tensors;
 mod owlv2;
+mod picture_tensors;
 pub mod ranks;
 mod schedule;
+mod t5;
 mod train_step;
 mod unope;
 
@@ -76,8 +78,10 @@ pub struct ParityReport {
 type Check = fn(&Fixture, &mut Checks<'_>) -> anyhow::Result<()>;
 
 /// Kinds by the prefix of the `fixture` field.
-const KINDS: [(&str, Check); 13] = [
+const KINDS: [(&str, Check); 16] = [
     ("ae", ae::check),
+    ("clip_text", clip::check_text),
+    ("clip_vision", clip::check_vision),
     ("denoise", denoise::check),
     ("dinov2", dinov2::check),
     ("flux", flux::check),
@@ -88,6 +92,7 @@ const KINDS: [(&str, Check); 13] = [
     ("metrics", metrics::check),
     ("owlv2", owlv2::check),
     ("schedule", schedule::check),
+    ("t5", t5::check),
     ("train_step", train_step::check),
     ("unope", unope::check),
 ];
