@@ -95,6 +95,9 @@ pub enum Command {
     /// Hold the model to reference numbers (crescendo-workbench).
     #[command(disable_help_flag = true)]
     Parity(Rest),
+    /// Score drawings of a benchmark (crescendo-workbench).
+    #[command(disable_help_flag = true)]
+    Eval(Rest),
     /// Write a report with curves and pictures of a job (crescendo-workbench).
     #[command(disable_help_flag = true)]
     Report(Rest),

@@ -3,7 +3,7 @@
 //! ```text
 //!   submit, watch, jobs, … ──gRPC──▶ controller
 //!   up ──starts──▶ controller, curator-node, trainer-node (processes on loopback)
-//!   parity, report ──exec──▶ crescendo-workbench
+//!   parity, eval, report ──exec──▶ crescendo-workbench
 //! ```
 //!
 //! | part | what it does |
@@ -57,6 +57,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         // These need neither a runtime nor a controller.
         Command::Validate(args) => return commands::validate::run(&common, &args),
         Command::Parity(args) => return commands::workbench::exec("parity", &args.rest),
+        Command::Eval(args) => return commands::workbench::exec("eval", &args.rest),
         Command::Report(args) => return commands::workbench::exec("report", &args.rest),
         command => command,
     };
@@ -76,7 +77,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
             Command::Cancel(args) => commands::cancel::run(&common, &args).await,
             Command::Nodes => commands::nodes::run(&common).await,
             Command::Checkpoints(args) => commands::checkpoints::run(&common, &args).await,
-            Command::Validate(_) | Command::Parity(_) | Command::Report(_) => {
+            Command::Validate(_) | Command::Parity(_) | Command::Eval(_) | Command::Report(_) => {
                 unreachable!("handled before the runtime is started")
             }
         }

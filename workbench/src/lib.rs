@@ -6,12 +6,14 @@
 //! ```
 //!
 //! - [`bench_step`]: times the training step.
+//! - [`eval`]: scores drawings of a benchmark.
 //! - [`export_base`]: a checkpoint as a base.
 //! - [`parity`]: holds the model crate to a folder of fixtures.
 //! - [`report`]: what a finished job has learned: scores, pictures, curves.
 //! - [`train_encoder`]: trains the image encoder that filters and scores.
 
 pub mod bench_step;
+pub mod eval;
 pub mod export_base;
 pub mod parity;
 pub mod report;

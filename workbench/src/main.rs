@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use crescendo_workbench::bench_step::{self, BenchStepArgs};
+use crescendo_workbench::eval::{self, EvalArgs};
 use crescendo_workbench::export_base::{self, ExportBaseArgs};
 use crescendo_workbench::parity::{ParityArgs, parity_main, ranks};
 use crescendo_workbench::report::{self, ReportArgs};
@@ -20,6 +21,8 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     Parity(ParityArgs),
+    /// Score drawings of a benchmark: CLIP-I, CLIP-T, DINO, and by the subjects found in them.
+    Eval(EvalArgs),
     /// Draw with what a finished job has learned, score it, and write a report.
     Report(ReportArgs),
     /// Time the training step on random data.
@@ -35,6 +38,7 @@ enum Command {
 fn main() -> anyhow::Result<ExitCode> {
     match Arguments::parse().command {
         Command::Parity(args) => parity_main(args),
+        Command::Eval(args) => eval::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Report(args) => report::run(&args).map(|()| ExitCode::SUCCESS),
         Command::ExportBase(args) => export_base::run(&args).map(|()| ExitCode::SUCCESS),
         Command::BenchStep(args) => bench_step::run(&args).map(|()| ExitCode::SUCCESS),

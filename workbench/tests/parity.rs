@@ -46,14 +46,55 @@ fn fixture<'a>(report: &'a Value, name: &str) -> anyhow::Result<&'a Value> {
 
 #[test]
 fn golden_fixtures_pass() -> anyhow::Result<()> {
-    let output = parity(&golden(), &["--only", "flux,unope,schedule,train_step,denoise,lora", "-o", "json"])?;
+    let kinds = [
+        "ae",
+        "clip_text",
+        "clip_vision",
+        "denoise",
+        "dinov2",
+        "flux",
+        "image_preproc_bucket",
+        "image_preproc_clip_dino",
+        "image_preproc_ref",
+        "lora",
+        "metrics",
+        "owlv2",
+        "schedule",
+        "t5",
+        "train_step",
+        "unope",
+    ];
+    let output = parity(&golden(), &["--only", &kinds.join(","), "-o", "json"])?;
     let report = report(&output)?;
     ensure!(output.status.success(), "{report:#}");
-    for kind in ["flux", "unope", "schedule", "train_step", "denoise", "lora"] {
+    for kind in kinds {
         let fixtures = report["fixtures"].as_array().context("no fixtures")?;
         ensure!(fixtures.iter().any(|fixture| fixture["kind"] == kind), "no fixture of kind {kind}");
     }
     ensure!(fixture(&report, "train_step_dp2")?["passed"] == true, "data-parallel steps were not checked");
+    Ok(())
+}
+
+#[test]
+fn pictures_are_resampled_to_the_very_bytes() -> anyhow::Result<()> {
+    let output = parity(&golden(), &["--only", "image_preproc_ref,image_preproc_clip_dino", "-o", "json"])?;
+    let report = report(&output)?;
+    for name in ["image_preproc_ref", "image_preproc_clip_dino"] {
+        let cases = fixture(&report, name)?["cases"].as_array().context("no cases")?;
+        let exact =
+            cases.iter().filter(|case| case["case"].as_str().is_some_and(|case| !case.contains("tensor")));
+        let mut count = 0;
+        for case in exact {
+            let float = case["case"]
+                .as_str()
+                .is_some_and(|case| case.ends_with(".pillow") || case.ends_with("_input"));
+            let limit = if float { 1e-6 } else { 0.0 };
+            let error = case["worst"]["error"].as_f64().context("no error")?;
+            ensure!(error <= limit, "{case:#}");
+            count += 1;
+        }
+        ensure!(count > 0, "{name} has no cases");
+    }
     Ok(())
 }
 

@@ -14,8 +14,8 @@ pub enum ModelError {
         #[source]
         source: std::io::Error,
     },
-    /// A file is not a whole, well-formed safetensors file.
-    #[error("{} is not a usable weight file: {reason}", path.display())]
+    /// A file is not whole and well-formed: weights, their index or configuration, or a tokenizer.
+    #[error("{} is not usable: {reason}", path.display())]
     File { path: PathBuf, reason: String },
     /// A set of tensors does not fit the network; every problem is listed.
     #[error("{origin} does not fit: {}", join(problems))]
@@ -30,6 +30,9 @@ pub enum ModelError {
     /// An input tensor or number does not fit the network or its fellow inputs.
     #[error("input {name}: {reason}")]
     Input { name: String, reason: String },
+    /// A picture cannot be used: unreadable, too large, or of a shape that nothing can be made of.
+    #[error("picture {name}: {reason}")]
+    Picture { name: String, reason: String },
     /// libtorch refused an operation.
     #[error("tensor operation failed: {0}")]
     Torch(String),

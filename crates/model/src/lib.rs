@@ -15,26 +15,41 @@
 //! - [`unope`], [`packing`], [`schedule`]: positions, tokens and times as the published code has them;
 //! - [`sampler`]: Euler integration with references; [`training`]: gradients by bucket, optimizer;
 //! - [`randomness`]: every draw a function of (job seed, stage, position);
-//! - [`codec`], [`nano`]: encoders and decoders of images and text; [`dinov2`]: the encoder that compares images.
+//! - [`pictures`]: image files to what networks take; [`score`]: features to similarities;
+//! - [`codec`], [`nano`]: encoders and decoders of images and text; [`autoencoder`]: FLUX's, for images;
+//! - [`dino`], [`dinov2`]: encoders that compare images; [`owlv2`]: finds what a text names;
+//! - [`tokenizer`], [`t5`], [`clip`]: prompts to ids to features; [`flux_text`]: what FLUX.1 takes, from those three.
 //!
 //! Every function that takes tensors states their shapes; one that does not fit is a [`ModelError`] that
 //! names it, never a panic.
 
+pub mod autoencoder;
+pub mod clip;
 pub mod codec;
 pub mod config;
+pub mod dino;
 pub mod dinov2;
 mod error;
 pub mod flux;
+pub mod flux_text;
 mod layers;
 pub mod lora;
 pub mod nano;
+pub mod owlv2;
 pub mod packing;
 mod params;
+pub mod pictures;
+mod published;
 pub mod randomness;
 pub mod sampler;
 pub mod schedule;
+pub mod score;
+pub mod t5;
+pub mod tokenizer;
 pub mod training;
+mod transformer;
 pub mod unope;
+mod vit;
 pub mod weights;
 
 pub use config::{FluxConfig, Preset};
@@ -42,3 +57,4 @@ pub use error::{ModelError, ProblemKind, Result, TensorProblem};
 pub use flux::{Flux, FluxInputs, RopeCache, RopeTable};
 pub use lora::{BlockSelection, LoraAdapter};
 pub use tch;
+pub use transformer::Activation;

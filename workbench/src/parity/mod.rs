@@ -4,14 +4,24 @@
 //! outputs). The sidecar alone says what to run: sizes, ranks, steps, tolerances. Its `fixture` field names
 //! the kind by the longest known prefix; kinds that are not known are listed, not checked.
 
+mod ae;
+mod clip;
 mod command;
 mod compare;
 mod denoise;
+mod dinov2;
 mod fixture;
 mod flux;
+mod image_bucket;
+mod image_processors;
+mod image_ref;
 mod lora_export;
+mod metrics;
+mod owlv2;
+mod picture_tensors;
 pub mod ranks;
 mod schedule;
+mod t5;
 mod train_step;
 mod unope;
 
@@ -68,11 +78,21 @@ pub struct ParityReport {
 type Check = fn(&Fixture, &mut Checks<'_>) -> anyhow::Result<()>;
 
 /// Kinds by the prefix of the `fixture` field.
-const KINDS: [(&str, Check); 6] = [
+const KINDS: [(&str, Check); 16] = [
+    ("ae", ae::check),
+    ("clip_text", clip::check_text),
+    ("clip_vision", clip::check_vision),
     ("denoise", denoise::check),
+    ("dinov2", dinov2::check),
     ("flux", flux::check),
+    ("image_preproc_bucket", image_bucket::check),
+    ("image_preproc_clip_dino", image_processors::check),
+    ("image_preproc_ref", image_ref::check),
     ("lora", lora_export::check),
+    ("metrics", metrics::check),
+    ("owlv2", owlv2::check),
     ("schedule", schedule::check),
+    ("t5", t5::check),
     ("train_step", train_step::check),
     ("unope", unope::check),
 ];
@@ -244,7 +264,7 @@ mod tests {
             ("flux_tiny_bf16", Some("flux")),
             ("train_step_dp4", Some("train_step")),
             ("lora_export", Some("lora")),
-            ("ae_tiny", None),
+            ("teapot", None),
         ] {
             assert_eq!(kind_of(field).map(|(kind, _)| kind), expected);
         }

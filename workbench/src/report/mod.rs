@@ -28,6 +28,7 @@ use crescendo_model::unope::PositionMode;
 use crescendo_model::{Flux, FluxConfig, LoraAdapter};
 use image::RgbImage;
 
+pub(crate) use self::curve::escape;
 use self::evaluate::Judge;
 use self::grid::{Cell, draw_grid};
 use self::job::{FinishedJob, FinishedStage};

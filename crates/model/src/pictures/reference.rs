@@ -1,0 +1,99 @@
+//! Reference pictures for inference: long side, crop to multiples of 16, colours (upstream: `preprocess_ref` of UNO's
+//! pipeline).
+
+use image::RgbImage;
+
+use super::Picture;
+use super::resample::{Filter, Window, resample};
+use crate::error::{ModelError, Result};
+
+/// Sides are cropped to multiples of this: two latent pixels of eight picture pixels each.
+const MULTIPLE: u32 = 16;
+
+/// Long side of the references of one picture, pixels: 512 for a single reference, 320 for several.
+pub fn long_side(references: usize) -> u32 {
+    if references <= 1 { 512 } else { 320 }
+}
+
+/// How a reference is scaled, and which part of the scaled one is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReferenceLayout {
+    /// Size after scaling, pixels.
+    pub width: u32,
+    pub height: u32,
+    /// What is kept of it; without pixels if a side is below 16.
+    pub kept: Window,
+}
+
+impl ReferenceLayout {
+    /// The layout of a picture of `width` x `height` pixels with its long side at `long`.
+    ///
+    /// The short side is `int((long / long_px) * short_px)` in float64 and in that order, which can be one pixel below the exact
+    /// quotient; networks were trained with it.
+    pub fn of(width: u32, height: u32, long: u32) -> Self {
+        let scaled =
+            |side: u32, long_px: u32| (f64::from(long) / f64::from(long_px) * f64::from(side)) as u32;
+        let (new_width, new_height) =
+            if width >= height { (long, scaled(height, width)) } else { (scaled(width, height), long) };
+        let (kept_width, kept_height) = (new_width / MULTIPLE * MULTIPLE, new_height / MULTIPLE * MULTIPLE);
+        Self {
+            width: new_width,
+            height: new_height,
+            kept: Window {
+                left: (new_width - kept_width) / 2,
+                top: (new_height - kept_height) / 2,
+                width: kept_width,
+                height: kept_height,
+            },
+        }
+    }
+}
+
+/// Scales and crops a reference: Lanczos in the picture's own channels, then three channels. `name` is how an error
+/// calls the picture.
+pub fn prepare(name: &str, picture: &Picture, long: u32) -> Result<RgbImage> {
+    let refused = |reason: String| ModelError::Picture { name: name.to_owned(), reason };
+    if !(MULTIPLE..=8192).contains(&long) {
+        return Err(refused(format!("a long side of {long} pixels is not between {MULTIPLE} and 8192")));
+    }
+    let (width, height) = picture.size();
+    let layout = ReferenceLayout::of(width, height, long);
+    if layout.kept.width == 0 || layout.kept.height == 0 {
+        return Err(refused(format!(
+            "{width}x{height} pixels are too thin for a reference: with the long side at {long} the short one has {}, \
+             at least {MULTIPLE} are needed",
+            layout.width.min(layout.height)
+        )));
+    }
+    let scaled = resample(picture, (layout.width, layout.height), layout.kept, Filter::Lanczos)?;
+    Ok(scaled.to_rgb())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Channels;
+    use super::*;
+
+    #[test]
+    fn one_pixel_becomes_a_square_of_its_colour() {
+        let picture = Picture::from_pixels(1, 1, Channels::Rgb, vec![1, 2, 3]).expect("fits");
+        let prepared = prepare("dot.png", &picture, 320).expect("square");
+        assert_eq!(prepared.dimensions(), (320, 320));
+        assert!(prepared.pixels().all(|pixel| pixel.0 == [1, 2, 3]));
+    }
+
+    #[test]
+    fn a_thin_picture_is_refused_by_name() {
+        let picture = Picture::from_pixels(2000, 30, Channels::Gray, vec![0; 60_000]).expect("fits");
+        let error = prepare("shelf.png", &picture, 320).expect_err("thin").to_string();
+        assert!(error.contains("shelf.png") && error.contains("2000x30"), "{error}");
+        assert!(prepare("shelf.png", &picture, 0).is_err());
+    }
+
+    #[test]
+    fn sizes_are_multiples_of_sixteen_and_central() {
+        let layout = ReferenceLayout::of(300, 200, 512);
+        assert_eq!((layout.width, layout.height), (512, 341));
+        assert_eq!(layout.kept, Window { left: 0, top: 2, width: 512, height: 336 });
+    }
+}
