@@ -16,6 +16,7 @@ fn main() {
         photos: Some(".deps/demo/photos".into()),
         layout,
         panel: 32,
+        name_share: 1.0,
         hold_out_one_in: 12,
     };
     let composer =

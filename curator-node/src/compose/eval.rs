@@ -94,7 +94,7 @@ impl Composer {
                 references.push(reference.picture);
             }
             cases.push(EvalCase {
-                prompt: self.caption(&entries, &target),
+                prompt: self.caption(&entries, &target, Draw::new("eval naming", &[seed, case as u64])),
                 subjects,
                 choices: case_choices,
                 references,

@@ -54,10 +54,14 @@ pub struct Composer {
     layout: ComposeLayout,
     /// Pixels.
     panel: usize,
+    name_share: f64,
     references: usize,
     seed: u64,
     stage_index: u64,
 }
+
+/// What captions without names call the subjects, in the order of their references.
+const ORDINALS: [&str; 8] = ["first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth"];
 
 /// A scene with subjects in it.
 struct Composed {
@@ -69,6 +73,7 @@ struct Composed {
 /// What tells the parts of a pair apart that draw on their own: the same numbers never mean two things.
 const TARGET_SCENE: u64 = 0;
 const FIRST_REFERENCE_SCENE: u64 = 1;
+const NAMING: u64 = u64::MAX;
 
 impl Composer {
     /// Opens the libraries that `spec` names, relative ones below `library_root`.
@@ -101,6 +106,7 @@ impl Composer {
             held_out: held_out.into(),
             layout: spec.layout,
             panel,
+            name_share: spec.name_share,
             references: references as usize,
             seed,
             stage_index: u64::from(stage_index),
@@ -142,7 +148,7 @@ impl Composer {
             )?);
         }
         Ok(Pair {
-            prompt: self.caption(&subjects, &target),
+            prompt: self.caption(&subjects, &target, part(key, NAMING)),
             reference_words: subjects
                 .iter()
                 .take(self.references)
@@ -168,7 +174,7 @@ impl Composer {
             references: Vec::new(),
             prompt: format!(
                 "two panels of {}, left on {}, right on {}",
-                self.subjects.entries()[subjects[0]].words,
+                self.naming(&subjects, part(key, NAMING))[0],
                 left.scene.words(),
                 right.scene.words()
             ),
@@ -214,19 +220,33 @@ impl Composer {
         Ok(composed)
     }
 
-    fn caption(&self, subjects: &[usize], composed: &Composed) -> String {
-        let words = |subject: &usize| self.subjects.entries()[*subject].words.as_str();
-        match (subjects, &composed.placements[..]) {
-            ([subject], [placement]) => {
+    /// What a caption calls each of `subjects`: all by their names, or none.
+    fn naming(&self, subjects: &[usize], mut draw: Draw) -> Vec<String> {
+        // Drawn only where there is a choice: captions that all have names are what they always were.
+        if self.name_share >= 1.0 || f64::from(draw.unit()) < self.name_share {
+            return subjects.iter().map(|subject| self.subjects.entries()[*subject].words.clone()).collect();
+        }
+        match subjects.len() {
+            1 => vec!["the subject".to_owned()],
+            count => {
+                ORDINALS.iter().cycle().take(count).map(|ordinal| format!("the {ordinal} subject")).collect()
+            }
+        }
+    }
+
+    fn caption(&self, subjects: &[usize], composed: &Composed, draw: Draw) -> String {
+        let names = self.naming(subjects, draw);
+        match (&names[..], &composed.placements[..]) {
+            ([name], [placement]) => {
                 let size =
                     if placement.size.is_empty() { String::new() } else { format!(", {}", placement.size) };
-                format!("{} on {}, {}{size}", words(subject), composed.scene.words(), placement.position)
+                format!("{name} on {}, {}{size}", composed.scene.words(), placement.position)
             }
             _ => {
-                let each: Vec<String> = subjects
+                let each: Vec<String> = names
                     .iter()
                     .zip(&composed.placements)
-                    .map(|(subject, placement)| format!("{} {}", words(subject), placement.position))
+                    .map(|(name, placement)| format!("{name} {}", placement.position))
                     .collect();
                 format!("{}, on {}", each.join(" and "), composed.scene.words())
             }

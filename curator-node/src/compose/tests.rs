@@ -28,7 +28,14 @@ pub(crate) fn write_library(folder: &Path, count: u32) {
 }
 
 fn spec(layout: ComposeLayout) -> ComposeSpec {
-    ComposeSpec { subjects: "subjects".into(), photos: None, layout, panel: 32, hold_out_one_in: 4 }
+    ComposeSpec {
+        subjects: "subjects".into(),
+        photos: None,
+        layout,
+        panel: 32,
+        name_share: 1.0,
+        hold_out_one_in: 4,
+    }
 }
 
 fn composer(layout: ComposeLayout, references: u32) -> (tempfile::TempDir, Composer) {
@@ -125,6 +132,30 @@ fn the_caption_names_subject_scene_and_place() {
         let reference_scene = pair.provenance["reference_scenes"][0]["words"].as_str().expect("words");
         assert_ne!(scene, reference_scene);
     }
+}
+
+#[test]
+fn captions_without_names_leave_everything_else_as_it_is() {
+    let (folder, named) = composer(ComposeLayout::Single, 2);
+    let open = |name_share| {
+        let spec = ComposeSpec { name_share, ..spec(ComposeLayout::Single) };
+        Composer::open(&spec, 2, 7, 0, folder.path()).expect("open the library")
+    };
+    let (nameless, mixed) = (open(0.0), open(0.25));
+    let mut named_of_mixed = 0;
+    for candidate in 0..200 {
+        let [a, b, c] =
+            [&named, &nameless, &mixed].map(|from| from.candidate(0, candidate).expect("compose"));
+        assert!(a.target == b.target && a.references == b.references && a.target == c.target);
+        assert!(
+            b.prompt.starts_with("the first subject ") && b.prompt.contains(" and the second subject "),
+            "{}",
+            b.prompt
+        );
+        assert!(c.prompt == a.prompt || c.prompt == b.prompt);
+        named_of_mixed += u32::from(c.prompt == a.prompt);
+    }
+    assert!((30..70).contains(&named_of_mixed), "{named_of_mixed}");
 }
 
 #[test]

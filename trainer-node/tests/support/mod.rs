@@ -341,6 +341,7 @@ pub fn spec(steps: u64, ranks: u32) -> JobSpec {
                     photos: None,
                     layout: ComposeLayout::Single,
                     panel: 16,
+                    name_share: 1.0,
                     hold_out_one_in: 0,
                 }),
                 pairs: 16,

@@ -49,7 +49,7 @@ fn write_data(out: &mut Writer, data: &DataSpec) {
     let DataSpec { source, pairs, min_pairs, unit_size, filter: FilterSpec { similarity } } = data;
     out.open(3, "data");
     match source {
-        DataSource::Compose(ComposeSpec { subjects, photos, layout, panel, hold_out_one_in }) => {
+        DataSource::Compose(ComposeSpec { subjects, photos, layout, panel, name_share, hold_out_one_in }) => {
             out.line(4, "source", "compose");
             out.line(4, "subjects", text(subjects));
             if let Some(photos) = photos {
@@ -57,6 +57,7 @@ fn write_data(out: &mut Writer, data: &DataSpec) {
             }
             out.line(4, "layout", word(layout));
             out.line(4, "panel", panel);
+            out.line(4, "nameShare", number(*name_share));
             out.line(4, "holdOutOneIn", hold_out_one_in);
         }
         DataSource::Import(ImportSpec { path, format, min_score, resolution }) => {

@@ -137,6 +137,7 @@ fn data(
             photos: None,
             layout: ComposeLayout::Single,
             panel: size,
+            name_share: 1.0,
             hold_out_one_in: 0,
         }),
     };
@@ -167,6 +168,7 @@ fn compose(reader: &mut Reader, section: Section<'_>, path: &Path, size: u32) ->
             _ => ComposeLayout::Single,
         },
         panel: whole_or(reader, section, &path.field("panel"), size),
+        name_share: number(reader, section, &path.field("nameShare"), "spec.stages[].data.nameShare"),
         hold_out_one_in: whole(
             reader,
             section,

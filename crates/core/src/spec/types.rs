@@ -123,6 +123,9 @@ pub struct ComposeSpec {
     pub layout: ComposeLayout,
     /// Height and width of one panel, pixels; a multiple of 16.
     pub panel: u32,
+    /// Share of the captions that name their subjects; the others say "the subject", so that only the reference tells
+    /// what it looks like.
+    pub name_share: f64,
     /// Every n-th subject (by stable hash) is kept out of training for evaluation; 0 keeps out none.
     pub hold_out_one_in: u32,
 }

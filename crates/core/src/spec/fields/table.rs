@@ -161,6 +161,15 @@ pub const FIELDS: &[Field] = &[
     with(
         COMPOSE,
         field(
+            "spec.stages[].data.nameShare",
+            Kind::Number(closed(0.0, 1.0)),
+            Default::Number(1.0),
+            "Share of the captions that name their subjects; the others say \"the subject\", so that only the reference, or the other panel, tells what it looks like.",
+        ),
+    ),
+    with(
+        COMPOSE,
+        field(
             "spec.stages[].data.holdOutOneIn",
             whole(0, 1_000_000),
             Default::Whole(0),

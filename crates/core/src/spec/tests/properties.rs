@@ -22,14 +22,15 @@ fn share(range: std::ops::Range<u32>) -> impl Strategy<Value = f64> {
 }
 
 fn source() -> impl Strategy<Value = DataSource> {
-    let compose = (text(), proptest::option::of(text()), 1..64u32, 2..9u32).prop_map(
-        |(subjects, photos, panel, held)| {
+    let compose = (text(), proptest::option::of(text()), 1..64u32, share(1..500), 2..9u32).prop_map(
+        |(subjects, photos, panel, name_share, held)| {
             let layout = ComposeLayout::Single;
             DataSource::Compose(ComposeSpec {
                 subjects,
                 photos,
                 layout,
                 panel: 16 * panel,
+                name_share,
                 hold_out_one_in: held,
             })
         },
