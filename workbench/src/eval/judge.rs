@@ -178,7 +178,7 @@ fn gallery(scorer: &dyn Scorer, subject: &Subject) -> Result<Gallery> {
     let mut digest = Sha256::new();
     let (mut whole, mut crops) = (Vec::new(), Vec::new());
     for path in &subject.pictures {
-        let file = std::fs::read(path).with_context(|| format!("read {}", path.display()))?;
+        let file = super::read(path)?;
         digest.update(Sha256::digest(&file));
         let picture = Picture::decode(&path.display().to_string(), &file)?.to_rgb();
         whole.push(scorer.describe(&picture)?);

@@ -24,6 +24,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
+use crescendo_model::pictures::MAX_FILE_BYTES;
 use crescendo_model::tch::{Cuda, Device};
 
 pub use benchmark::{Benchmark, Row, Subject};
@@ -243,7 +244,10 @@ impl Work {
     }
 }
 
+/// The bytes of a picture file of a size that can be decoded.
 fn read(path: &Path) -> Result<Vec<u8>> {
+    let length = std::fs::metadata(path).with_context(|| format!("open {}", path.display()))?.len();
+    ensure!(length <= MAX_FILE_BYTES, "{} is larger than {MAX_FILE_BYTES} bytes", path.display());
     std::fs::read(path).with_context(|| format!("read {}", path.display()))
 }
 

@@ -185,7 +185,13 @@ fn the_page_needs_nothing_from_elsewhere() -> Result<()> {
     let work = work(folder.path(), ALL)?;
     work.run(&Colors { finds: true, ..Colors::default() })?;
     let page = std::fs::read_to_string(work.out.join("results.html"))?;
-    assert!(!page.contains("http") && !page.contains("<script") && !page.contains("<of>"), "{page}");
+    assert!(
+        !page.contains("http://")
+            && !page.contains("https://")
+            && !page.contains("<script")
+            && !page.contains("<of>"),
+        "{page}"
+    );
     // Six drawings, and a real picture for each subject of each group.
     assert_eq!(page.matches("data:image/jpeg;base64,").count(), 9);
     assert!(page.contains("a red &amp; green") && page.matches("class=\"lost\"").count() == 1);

@@ -1,8 +1,11 @@
 //! Separable resampling of 8-bit pixels with the arithmetic of Pillow (its `Resample.c`), so that what networks see is
 //! what they saw when they were published.
 //!
-//! Horizontal pass first, its result rounded to 8 bits, then the vertical one. The weights of a pixel are those of the
-//! filter, stretched when shrinking, normalised, and rounded to 22 fractional bits.
+//! One pass across, its result rounded to 8 bits, then one down; the other way round where that is shorter
+//!, which older versions of Pillow did not do. The weights of a pixel are those of the filter, stretched
+//! when shrinking, normalised, and rounded to 22 fractional bits.
+
+use std::ops::Range;
 
 use crate::error::{ModelError, Result};
 
@@ -112,60 +115,76 @@ fn to_byte(sum: i64) -> u8 {
 
 const HALF: i64 = 1 << (PRECISION_BITS - 1);
 
-/// Resamples `bytes`, `count` values a pixel, to `width` x `height` and returns the window of it.
-fn resample_bytes(
-    bytes: &[u8],
-    count: usize,
-    (in_width, in_height): (u32, u32),
-    (width, height): (u32, u32),
-    window: Window,
-    filter: Filter,
-) -> Vec<u8> {
-    let rows = taps(in_height, height, window.top, window.height, filter);
-    // Only rows that the vertical pass reads are resampled horizontally.
-    let first_row = rows.iter().map(|row| row.first).min().unwrap_or(0);
-    let end_row = rows.iter().map(|row| row.first + row.weights.len()).max().unwrap_or(0);
-    let stride = in_width as usize * count;
-    let source = &bytes[first_row * stride..end_row * stride];
+/// First and one past the last source pixel that any of `taps` reads.
+fn reach(taps: &[Taps]) -> (usize, usize) {
+    let first = taps.iter().map(|taps| taps.first).min().unwrap_or(0);
+    (first, taps.iter().map(|taps| taps.first + taps.weights.len()).max().unwrap_or(0))
+}
 
-    let columns = taps(in_width, width, window.left, window.width, filter);
-    let out_stride = window.width as usize * count;
-    let mut across = Vec::with_capacity((end_row - first_row) * out_stride);
-    for row in source.chunks_exact(stride) {
-        if width == in_width {
-            let from = window.left as usize * count;
-            across.extend_from_slice(&row[from..from + out_stride]);
-            continue;
-        }
-        for column in &columns {
-            let pixels = &row[column.first * count..];
+/// Resamples each row of `stride` values, whose first pixel is number `from` of the source.
+fn across(rows: &[u8], stride: usize, count: usize, from: usize, columns: &[Taps]) -> Vec<u8> {
+    let mut result = Vec::with_capacity(rows.len() / stride * columns.len() * count);
+    for row in rows.chunks_exact(stride) {
+        for column in columns {
+            let pixels = &row[(column.first - from) * count..];
             for channel in 0..count {
                 let values = pixels[channel..].iter().step_by(count);
                 let sum: i64 =
                     column.weights.iter().zip(values).map(|(w, v)| i64::from(*w) * i64::from(*v)).sum();
-                across.push(to_byte(HALF + sum));
+                result.push(to_byte(HALF + sum));
             }
         }
     }
-    if height == in_height {
-        let skipped = (window.top as usize - first_row) * out_stride;
-        across.drain(..skipped);
-        across.truncate(window.height as usize * out_stride);
-        return across;
-    }
-    let mut result = Vec::with_capacity(window.height as usize * out_stride);
-    let mut sums = vec![0i64; out_stride];
-    for row in &rows {
+    result
+}
+
+/// Resamples rows of `stride` values to new rows, the first row being number `from` of the source. Of each row the
+/// values `part` are taken.
+fn down(lines: &[u8], stride: usize, part: Range<usize>, from: usize, rows: &[Taps]) -> Vec<u8> {
+    let mut result = Vec::with_capacity(rows.len() * part.len());
+    let mut sums = vec![0i64; part.len()];
+    for row in rows {
         sums.fill(HALF);
-        let lines = across[(row.first - first_row) * out_stride..].chunks_exact(out_stride);
+        let lines = lines[(row.first - from) * stride..].chunks_exact(stride);
         for (weight, line) in row.weights.iter().zip(lines) {
-            for (sum, value) in sums.iter_mut().zip(line) {
+            for (sum, value) in sums.iter_mut().zip(&line[part.clone()]) {
                 *sum += i64::from(*weight) * i64::from(*value);
             }
         }
         result.extend(sums.iter().map(|sum| to_byte(*sum)));
     }
     result
+}
+
+/// Which pass is first. Pillow 13 shrinks the height before the width if that takes away more than twice as much.
+fn height_first((in_width, in_height): (u32, u32), (width, height): (u32, u32)) -> bool {
+    let less = |from: u32, to: u32| i64::from(from) - i64::from(to);
+    height < in_height && less(in_height, height) > 2 * less(in_width, width)
+}
+
+/// Resamples `bytes`, `count` values a pixel, to `size` and returns the window of it.
+fn resample_bytes(
+    bytes: &[u8],
+    count: usize,
+    from: (u32, u32),
+    size: (u32, u32),
+    window: Window,
+    filter: Filter,
+) -> Vec<u8> {
+    // Weights of a side that stays are exactly 1: its pass copies.
+    let columns = taps(from.0, size.0, window.left, window.width, filter);
+    let rows = taps(from.1, size.1, window.top, window.height, filter);
+    let stride = from.0 as usize * count;
+    if height_first(from, size) {
+        let (first, end) = reach(&columns);
+        let narrowed = down(bytes, stride, first * count..end * count, 0, &rows);
+        return across(&narrowed, (end - first) * count, count, first, &columns);
+    }
+    // Only rows that the other pass reads.
+    let (first, end) = reach(&rows);
+    let narrowed = across(&bytes[first * stride..end * stride], stride, count, 0, &columns);
+    let stride = columns.len() * count;
+    down(&narrowed, stride, 0..stride, first, &rows)
 }
 
 /// a · b / 255, rounded, in integers.
@@ -222,8 +241,9 @@ pub fn resample(picture: &Picture, size: (u32, u32), window: Window, filter: Fil
         return Err(ModelError::input("window", format!("{window:?} is not inside {width}x{height}")));
     }
     let pixels = u64::from(window.width) * u64::from(window.height);
-    // Both passes are bounded: the first holds at most the picture's rows, as wide as the window.
+    // Between the passes there are at most the picture's rows, as wide as the window, or its columns, as high.
     let between = u64::from(window.width) * u64::from(picture.height);
+    let between = between.max(u64::from(picture.width) * u64::from(window.height));
     if pixels.max(between) > MAX_PIXELS * 4 {
         return Err(ModelError::input("window", format!("{window:?} is too large")));
     }
@@ -302,6 +322,19 @@ mod tests {
         {
             let picture = noise(9, 7, channels);
             assert_eq!(resample(&picture, (9, 7), Window::whole(9, 7), Filter::Bicubic).ok(), Some(picture));
+        }
+    }
+
+    #[test]
+    fn the_height_is_shrunk_first_where_it_loses_more_than_twice_the_width() {
+        for (from, to, first) in [
+            ((100, 200), (50, 100), false),
+            ((100, 201), (50, 100), true),
+            ((100, 100), (110, 95), true),
+            ((100, 100), (150, 140), false),
+            ((400, 100), (300, 50), false),
+        ] {
+            assert_eq!(height_first(from, to), first, "{from:?} {to:?}");
         }
     }
 
