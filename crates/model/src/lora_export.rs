@@ -230,7 +230,8 @@ pub fn convert(
                     let key = format!("transformer.{sort}.{index}.{name}");
                     let rows = rows / parts;
                     let part = up.f_narrow(0, part as i64 * rows, rows)?.f_contiguous()?;
-                    out.insert(format!("{key}.lora_A.weight"), down.f_copy()?);
+                    // Shared storage: each is written out on its own.
+                    out.insert(format!("{key}.lora_A.weight"), down.shallow_clone());
                     out.insert(format!("{key}.lora_B.weight"), part);
                 }
             }

@@ -229,7 +229,7 @@ mod tests {
         loader.ignore(|name| name == "position_ids");
         assert_eq!(loader.take("good", &[1], Init::Zero).unwrap().kind(), Kind::BFloat16);
         for (name, shape) in [("nan", 2), ("long", 1), ("whole", 1), ("absent", 1)] {
-            loader.take(name, &[shape], Init::Zero).unwrap();
+            drop(loader.take(name, &[shape], Init::Zero).unwrap());
         }
         let error = loader.finish("here").unwrap_err().to_string();
         for part in [

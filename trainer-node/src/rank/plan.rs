@@ -13,6 +13,10 @@ use tch::{Device, Kind};
 use super::RankError;
 use super::positions::GangShape;
 
+/// Tenths of a device's free memory that activations may have: kernels, the collective's buffers and the allocator's rounding
+/// need the rest.
+const TENTHS_FOR_ACTIVATIONS: u64 = 7;
+
 /// See the module.
 #[derive(Clone, Debug)]
 pub struct Plan {

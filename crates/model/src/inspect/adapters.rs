@@ -1,5 +1,7 @@
 //! LoRA files.
 
+use std::collections::BTreeSet;
+
 use super::{Header, Verdict, blocks_of, compare, most_common};
 use crate::config::{FluxConfig, Preset};
 use crate::error::{ProblemKind, TensorProblem};
@@ -25,11 +27,12 @@ pub(super) fn check_published(header: &Header) -> Verdict {
             .collect();
         return verdict;
     };
-    let covered = |sort: &str, depth: i64| {
-        (0..depth).filter(|block| {
+    let covered = |sort: &str, depth: i64| -> BTreeSet<i64> {
+        let present = |block: &i64| {
             let prefix = format!("{sort}.{block}.");
             header.range(prefix.clone()..).next().is_some_and(|(name, _)| name.starts_with(&prefix))
-        })
+        };
+        (0..depth).filter(present).collect()
     };
     let mlp = side(".proj_lora.down.weight", 1).and_then(|input| input.checked_sub(hidden));
     let single_depth = blocks_of(header.keys(), "single_blocks.");
@@ -57,8 +60,8 @@ pub(super) fn check_published(header: &Header) -> Verdict {
         }
     });
     let blocks = BlockSelection {
-        double: covered("double_blocks", config.depth).collect(),
-        single: covered("single_blocks", config.depth_single_blocks).collect(),
+        double: covered("double_blocks", config.depth),
+        single: covered("single_blocks", config.depth_single_blocks),
     };
     verdict.problems = match LoraAdapter::layout(&config, rank, &blocks) {
         Ok(layout) => compare(header, &layout),

@@ -51,7 +51,10 @@ fn files_of_each_preset_are_told_by_their_headers() {
         for path in [path.as_path(), folder.path()] {
             let found = inspect(&header_of(&WeightFiles::open(path).unwrap()));
             assert!(found.fits, "{found:?}");
-            assert_eq!((found.family, found.presets), (Some(Family::Transformer), vec![preset.name()]));
+            assert_eq!(
+                (found.family, found.presets.as_slice()),
+                (Some(Family::Transformer), [preset.name()].as_slice())
+            );
             assert_eq!(found.config, Some(preset.config()));
             assert!(parameters.is_none_or(|published| published == found.parameters), "{found:?}");
             assert_eq!(found.bytes, 2 * found.parameters);

@@ -48,8 +48,8 @@ fn run(base: TensorMap, adapter: Option<TensorMap>) -> Tensor {
     let draw = |name: &str, shape: &[i64]| NormalStream::for_weight(8, name).tensor(shape).unwrap();
     let layout = Layout {
         text_tokens: 3,
-        target: Grid { rows: 2, cols: 2 },
-        references: vec![Grid { rows: 1, cols: 2 }],
+        target: Grid { rows: 2, columns: 2 },
+        references: vec![Grid { rows: 1, columns: 2 }],
         mode: PositionMode::Diagonal,
     };
     let inputs = FluxInputs {
@@ -123,7 +123,7 @@ fn fused(converted: &TensorMap, format: LoraFormat) -> TensorMap {
         let weight = weights.get_mut(&target).unwrap();
         *weight = weight.copy();
         let mut rows = weight.narrow(0, row, update.size()[0]);
-        let _ = rows.g_add_(&update);
+        drop(rows.f_add_(&update).unwrap());
     }
     assert_eq!(read, converted.len());
     weights
