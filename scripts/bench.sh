@@ -21,7 +21,7 @@ for _ in $(seq "$rounds"); do
     for references in 1 2; do
         "$venv/bin/python" bench/nano_step.py --references $references >>"$results/step-$references.jsonl"
         for precision in f32 bf16; do
-            "$bin/crescendo-workbench" bench-step --references $references --precision $precision >>"$results/step-$references.jsonl"
+            "$bin/crescendo-workbench" bench step -o json --references $references --precision $precision >>"$results/step-$references.jsonl"
         done
     done
 done

@@ -98,6 +98,15 @@ pub enum Command {
     /// Score drawings of a benchmark (crescendo-workbench).
     #[command(disable_help_flag = true)]
     Eval(Rest),
+    /// Tell what a weight file is, or what is wrong with it, without loading it (crescendo-workbench).
+    #[command(disable_help_flag = true)]
+    Inspect(Rest),
+    /// Convert LoRA files for other loaders (crescendo-workbench).
+    #[command(disable_help_flag = true)]
+    Lora(Rest),
+    /// Time the training step on this machine (crescendo-workbench).
+    #[command(disable_help_flag = true)]
+    Bench(Rest),
     /// Write a report with curves and pictures of a job (crescendo-workbench).
     #[command(disable_help_flag = true)]
     Report(Rest),

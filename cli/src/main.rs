@@ -3,7 +3,7 @@
 //! ```text
 //!   submit, watch, jobs, … ──gRPC──▶ controller
 //!   up ──starts──▶ controller, curator-node, trainer-node (processes on loopback)
-//!   parity, eval, report ──exec──▶ crescendo-workbench
+//!   parity, eval, report, inspect, lora, bench ──exec──▶ crescendo-workbench
 //! ```
 //!
 //! | part | what it does |
@@ -59,6 +59,9 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Parity(args) => return commands::workbench::exec("parity", &args.rest),
         Command::Eval(args) => return commands::workbench::exec("eval", &args.rest),
         Command::Report(args) => return commands::workbench::exec("report", &args.rest),
+        Command::Inspect(args) => return commands::workbench::exec("inspect", &args.rest),
+        Command::Lora(args) => return commands::workbench::exec("lora", &args.rest),
+        Command::Bench(args) => return commands::workbench::exec("bench", &args.rest),
         command => command,
     };
     // One thread is enough; `up` also needs it to be the one that starts its processes, since they end with it.
@@ -77,7 +80,13 @@ fn run(cli: Cli) -> Result<(), Failure> {
             Command::Cancel(args) => commands::cancel::run(&common, &args).await,
             Command::Nodes => commands::nodes::run(&common).await,
             Command::Checkpoints(args) => commands::checkpoints::run(&common, &args).await,
-            Command::Validate(_) | Command::Parity(_) | Command::Eval(_) | Command::Report(_) => {
+            Command::Validate(_)
+            | Command::Parity(_)
+            | Command::Eval(_)
+            | Command::Report(_)
+            | Command::Inspect(_)
+            | Command::Lora(_)
+            | Command::Bench(_) => {
                 unreachable!("handled before the runtime is started")
             }
         }

@@ -5,16 +5,20 @@
 //!                                    └─ parity-rank × n: data-parallel fixtures through real processes
 //! ```
 //!
-//! - [`bench_step`]: times the training step.
+//! - [`bench`]: times the training step.
 //! - [`eval`]: scores drawings of a benchmark.
 //! - [`export_base`]: a checkpoint as a base.
+//! - [`inspect`]: what a weight file is.
+//! - [`lora`]: adapters for other loaders.
 //! - [`parity`]: holds the model crate to a folder of fixtures.
 //! - [`report`]: what a finished job has learned: scores, pictures, curves.
 //! - [`train_encoder`]: trains the image encoder that filters and scores.
 
-pub mod bench_step;
+pub mod bench;
 pub mod eval;
 pub mod export_base;
+pub mod inspect;
+pub mod lora;
 pub mod parity;
 pub mod report;
 pub mod train_encoder;

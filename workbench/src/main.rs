@@ -3,9 +3,11 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use crescendo_workbench::bench_step::{self, BenchStepArgs};
+use crescendo_workbench::bench::{self, BenchArgs};
 use crescendo_workbench::eval::{self, EvalArgs};
 use crescendo_workbench::export_base::{self, ExportBaseArgs};
+use crescendo_workbench::inspect::{self, InspectArgs};
+use crescendo_workbench::lora::{self, LoraArgs};
 use crescendo_workbench::parity::{ParityArgs, parity_main, ranks};
 use crescendo_workbench::report::{self, ReportArgs};
 use crescendo_workbench::train_encoder::{self, TrainEncoderArgs};
@@ -25,8 +27,9 @@ enum Command {
     Eval(EvalArgs),
     /// Draw with what a finished job has learned, score it, and write a report.
     Report(ReportArgs),
-    /// Time the training step on random data.
-    BenchStep(BenchStepArgs),
+    Bench(BenchArgs),
+    Inspect(InspectArgs),
+    Lora(LoraArgs),
     /// Write a checkpoint of a full-parameter stage as a base that jobs can start from.
     ExportBase(ExportBaseArgs),
     TrainEncoder(TrainEncoderArgs),
@@ -41,7 +44,9 @@ fn main() -> anyhow::Result<ExitCode> {
         Command::Eval(args) => eval::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Report(args) => report::run(&args).map(|()| ExitCode::SUCCESS),
         Command::ExportBase(args) => export_base::run(&args).map(|()| ExitCode::SUCCESS),
-        Command::BenchStep(args) => bench_step::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Bench(args) => bench::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Inspect(args) => inspect::run(&args),
+        Command::Lora(args) => lora::run(&args).map(|()| ExitCode::SUCCESS),
         Command::TrainEncoder(args) => train_encoder::run(&args).map(|()| ExitCode::SUCCESS),
         Command::ParityRank(args) => ranks::rank_main(&args).map(|()| ExitCode::SUCCESS),
     }

@@ -185,4 +185,12 @@ async fn the_workbench_is_handed_everything() {
     assert_eq!((code, out.as_str()), (9, "workbench: parity fixtures --only flux -o json\n"));
     let (code, out, _) = run(at(&program, home.path()).args(["report", "--help"])).await;
     assert_eq!((code, out.as_str()), (9, "workbench: report --help\n"));
+    for args in [
+        ["inspect", "model.safetensors", "-o", "json"],
+        ["lora", "convert", "a.safetensors", "--to"],
+        ["bench", "step", "--references", "2"],
+    ] {
+        let (code, out, _) = run(at(&program, home.path()).args(args)).await;
+        assert_eq!((code, out), (9, format!("workbench: {}\n", args.join(" "))));
+    }
 }

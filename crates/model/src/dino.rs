@@ -92,7 +92,7 @@ impl Dino {
 mod tests {
     use super::*;
     use crate::dinov2::DinoV2;
-    use crate::params::testing::ShapeList;
+    use crate::params::Outline;
 
     fn small() -> DinoConfig {
         DinoConfig { image_size: 32, patch_size: 8, ..DinoConfig::nano() }
@@ -106,7 +106,7 @@ mod tests {
 
     #[test]
     fn the_preset_has_the_published_names_and_number_of_weights() {
-        let mut shapes = ShapeList::default();
+        let mut shapes = Outline::default();
         Dino::build(&DinoConfig::dino_vits16(), Device::Cpu, &mut shapes).unwrap();
         assert_eq!(shapes.parameters(), 21_665_664);
         for (name, shape) in [
@@ -118,7 +118,7 @@ mod tests {
             ("blocks.3.mlp.fc2.weight", vec![384, 1536]),
             ("norm.weight", vec![384]),
         ] {
-            assert_eq!(shapes.0.get(name), Some(&shape), "{name}");
+            assert_eq!(shapes.by_name().get(name).copied(), Some(shape.as_slice()), "{name}");
         }
     }
 

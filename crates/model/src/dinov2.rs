@@ -214,7 +214,7 @@ fn config_from_shapes(path: &Path, files: &WeightFiles) -> Result<DinoV2Config> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::params::testing::ShapeList;
+    use crate::params::Outline;
     use crate::weights::TensorFile;
 
     fn fixture() -> std::path::PathBuf {
@@ -333,7 +333,7 @@ mod tests {
             (DinoV2Config::dinov2_base(), 86_580_480),
             (DinoV2Config::dinov2_large(), 304_368_640),
         ] {
-            let mut shapes = ShapeList::default();
+            let mut shapes = Outline::default();
             DinoV2::build(&config, &mut shapes).expect("build");
             // Published files also hold the mask token.
             assert_eq!(shapes.parameters() + config.hidden_size, published);

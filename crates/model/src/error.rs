@@ -64,6 +64,10 @@ pub enum ProblemKind {
     },
     /// It holds NaN or an infinity.
     NotFinite,
+    /// It holds values that the dtype which it is to be stored in cannot.
+    TooLarge {
+        dtype: String,
+    },
 }
 
 impl std::fmt::Display for TensorProblem {
@@ -79,6 +83,7 @@ impl std::fmt::Display for TensorProblem {
                 write!(f, "{name} has dtype {found}, expected {expected}")
             }
             ProblemKind::NotFinite => write!(f, "{name} has values that are not finite"),
+            ProblemKind::TooLarge { dtype } => write!(f, "{name} has values too large for {dtype}"),
         }
     }
 }

@@ -40,6 +40,24 @@ impl Linear {
             visit(format!("{name}.bias"), bias);
         }
     }
+
+    /// The same layer over what `map` makes of its tensors.
+    pub fn mapped(&self, map: &dyn Fn(&Tensor) -> Result<Tensor>) -> Result<Self> {
+        Ok(Self { weight: map(&self.weight)?, bias: self.bias.as_ref().map(map).transpose()? })
+    }
+}
+
+/// `tensor` on `device`. From the host to a GPU it goes through pinned memory and without waiting: a plain copy would
+/// stop the host until all work that the device has been given is done.
+pub(crate) fn to_device(tensor: &Tensor, device: tch::Device) -> Result<Tensor> {
+    match (tensor.device(), device) {
+        (from, to) if from == to => Ok(tensor.shallow_clone()),
+        (tch::Device::Cpu, tch::Device::Cuda(_)) => {
+            let pinned = tensor.f_pin_memory(device)?;
+            Ok(pinned.f_to_device_(device, tensor.f_kind()?, true, false)?)
+        }
+        _ => Ok(tensor.f_to_device(device)?),
+    }
 }
 
 /// `tensor` in `kind`; the same tensor if it already is.

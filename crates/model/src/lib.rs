@@ -11,6 +11,7 @@
 //! ```
 //!
 //! - [`config`]: sizes and presets; [`flux`]: the diffusion transformer; [`lora`]: the adapter and its file;
+//! - [`lora_export`]: the adapter under the names of other loaders; [`inspect`]: what a weight file is, from its header;
 //! - [`weights`]: safetensors in and out, nothing in a file trusted;
 //! - [`unope`], [`packing`], [`schedule`]: positions, tokens and times as the published code has them;
 //! - [`sampler`]: Euler integration with references; [`training`]: gradients by bucket, optimizer;
@@ -32,8 +33,10 @@ pub mod dinov2;
 mod error;
 pub mod flux;
 pub mod flux_text;
+pub mod inspect;
 mod layers;
 pub mod lora;
+pub mod lora_export;
 pub mod nano;
 pub mod owlv2;
 pub mod packing;

@@ -13,6 +13,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::config::FluxConfig;
 use crate::error::{ModelError, ProblemKind, Result, TensorProblem};
+use crate::layers::cast;
 use crate::params::{Init, Loader, ParamSource};
 use crate::randomness::NormalStream;
 use crate::weights::{self, TensorMap, WeightFiles};
@@ -22,19 +23,20 @@ use crate::weights::{self, TensorMap, WeightFiles};
 pub(crate) struct LoraPair {
     down: Tensor,
     up: Tensor,
+    /// Dtype of the two products; that of the weights if none is set.
+    compute: Option<Kind>,
 }
 
 impl LoraPair {
-    /// up(down(x)), computed in the adapter's own dtype and cast back to that of `x`.
+    /// up(down(x)), computed in the adapter's own dtype (or the one that was set) and cast back to that of `x`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let kind = x.f_kind()?;
-        let own = self.down.f_kind()?;
-        if kind == own {
-            return Ok(x.f_linear(&self.down, None::<&Tensor>)?.f_linear(&self.up, None::<&Tensor>)?);
-        }
-        let x = x.f_to_kind(own)?;
-        let update = x.f_linear(&self.down, None::<&Tensor>)?.f_linear(&self.up, None::<&Tensor>)?;
-        Ok(update.f_to_kind(kind)?)
+        let compute = match self.compute {
+            Some(compute) => compute,
+            None => self.down.f_kind()?,
+        };
+        let (down, up) = (cast(&self.down, compute)?, cast(&self.up, compute)?);
+        let update = cast(x, compute)?.f_linear(&down, None::<&Tensor>)?.f_linear(&up, None::<&Tensor>)?;
+        cast(&update, x.f_kind()?)
     }
 
     fn visit_mut(&mut self, name: &str, visit: &mut dyn FnMut(String, &mut Tensor)) {
@@ -193,6 +195,7 @@ impl LoraAdapter {
             Ok(LoraPair {
                 down: take(&format!("{name}.down.weight"), &[rank, input])?,
                 up: take(&format!("{name}.up.weight"), &[output, rank])?,
+                compute: None,
             })
         };
         let mut double = Vec::new();
@@ -224,8 +227,37 @@ impl LoraAdapter {
         Ok(Self { rank, double, single })
     }
 
+    /// Published name and shape of every weight of an adapter, in forward order.
+    pub fn layout(
+        config: &FluxConfig,
+        rank: i64,
+        blocks: &BlockSelection,
+    ) -> Result<Vec<(String, Vec<i64>)>> {
+        config.validate()?;
+        check_rank(rank)?;
+        let mut shapes = Vec::new();
+        Self::build(config, rank, blocks, &mut |name, shape| {
+            shapes.push((name.to_owned(), shape.to_vec()));
+            Ok(Tensor::new())
+        })?;
+        Ok(shapes)
+    }
+
     pub fn rank(&self) -> i64 {
         self.rank
+    }
+
+    /// Computes the update in `compute` whatever dtype the weights have: published training keeps float32 weights under
+    /// bfloat16 arithmetic.
+    pub fn set_compute_kind(&mut self, compute: Kind) {
+        let double = self.double.iter_mut().flatten();
+        let single = self.single.iter_mut().flatten();
+        let pairs = double
+            .flat_map(|l| [&mut l.qkv_img, &mut l.proj_img, &mut l.qkv_txt, &mut l.proj_txt])
+            .chain(single.flat_map(|l| [&mut l.qkv, &mut l.proj]));
+        for pair in pairs {
+            pair.compute = Some(compute);
+        }
     }
 
     pub(crate) fn double(&self, index: usize) -> Option<&DoubleLora> {
@@ -289,6 +321,22 @@ impl LoraAdapter {
             self.visit_mut(&mut |_, tensor| match tensor.f_mul_scalar(weight) {
                 Ok(scaled) => *tensor = scaled,
                 Err(error) => outcome = Err(error.into()),
+            });
+        });
+        outcome
+    }
+
+    /// Scales the adapter's effect by `weight`: multiplies every `up`, and nothing else.
+    pub fn scale_effect(&mut self, weight: f64) -> Result<()> {
+        let mut outcome = Ok(());
+        tch::no_grad(|| {
+            self.visit_mut(&mut |name, tensor| {
+                if name.ends_with(".up.weight") {
+                    match tensor.f_mul_scalar(weight) {
+                        Ok(scaled) => *tensor = scaled,
+                        Err(error) => outcome = Err(error.into()),
+                    }
+                }
             });
         });
         outcome

@@ -35,6 +35,9 @@ pub(crate) trait ParamSource {
     }
 }
 
+/// The dtypes that weights are read from, as an error spells them.
+pub(crate) const FLOAT_DTYPES: &str = "F32, BF16, F16, F64 or F8_E4M3";
+
 enum Backing {
     Files(WeightFiles),
     Map(TensorMap),
@@ -82,12 +85,16 @@ impl Loader {
         use safetensors::Dtype;
         match &self.backing {
             Backing::Files(files) => files.info(name).map(|(shape, dtype)| {
-                let float = matches!(dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16 | Dtype::F64);
+                let float =
+                    matches!(dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16 | Dtype::F64 | Dtype::F8_E4M3);
                 (shape, dtype.to_string(), float)
             }),
             Backing::Map(map) => map.get(name).map(|tensor| {
                 let kind = tensor.kind();
-                let float = matches!(kind, Kind::Float | Kind::Half | Kind::BFloat16 | Kind::Double);
+                let float = matches!(
+                    kind,
+                    Kind::Float | Kind::Half | Kind::BFloat16 | Kind::Double | Kind::Float8e4m3fn
+                );
                 (tensor.size(), format!("{kind:?}"), float)
             }),
         }
@@ -99,9 +106,7 @@ impl Loader {
         let problem = match self.info(name) {
             None => ProblemKind::Missing,
             Some((found, _, _)) if found != shape => ProblemKind::Shape { found, expected: shape.to_vec() },
-            Some((_, found, false)) => {
-                ProblemKind::Dtype { found, expected: "F32, BF16, F16 or F64".to_owned() }
-            }
+            Some((_, found, false)) => ProblemKind::Dtype { found, expected: FLOAT_DTYPES.to_owned() },
             Some(_) => {
                 let tensor = match &mut self.backing {
                     Backing::Files(files) => files.tensor(name)?,
@@ -162,30 +167,66 @@ impl ParamSource for SeededInit {
     }
 }
 
-/// For tests of networks that are too large to be held.
+/// Notes the name and shape of all that a network would take, and holds nothing.
+#[derive(Debug, Default)]
+pub(crate) struct Outline {
+    pub shapes: Vec<(String, Vec<i64>)>,
+}
+
 #[cfg(test)]
-pub(crate) mod testing {
-    use std::collections::BTreeMap;
-
-    use super::*;
-
-    /// Notes the shape of every tensor that a network asks for, and hands out empty ones.
-    #[derive(Debug, Default)]
-    pub struct ShapeList(pub BTreeMap<String, Vec<i64>>);
-
-    impl ShapeList {
-        /// Number of weights.
-        pub fn parameters(&self) -> i64 {
-            self.0.values().map(|shape| shape.iter().product::<i64>()).sum()
-        }
+impl Outline {
+    /// Number of weights.
+    pub fn parameters(&self) -> i64 {
+        self.shapes.iter().map(|(_, shape)| shape.iter().product::<i64>()).sum()
     }
 
-    impl ParamSource for ShapeList {
-        fn take(&mut self, name: &str, shape: &[i64], _init: Init) -> Result<Tensor> {
-            let before = self.0.insert(name.to_owned(), shape.to_vec());
-            assert!(before.is_none(), "{name} is taken twice");
-            Ok(Tensor::new())
-        }
+    /// Shapes by name; a name that was taken twice fails the test.
+    pub fn by_name(&self) -> std::collections::BTreeMap<&str, &[i64]> {
+        let named: std::collections::BTreeMap<&str, &[i64]> =
+            self.shapes.iter().map(|(name, shape)| (name.as_str(), shape.as_slice())).collect();
+        assert_eq!(named.len(), self.shapes.len(), "a tensor is taken twice");
+        named
+    }
+}
+
+impl ParamSource for Outline {
+    fn take(&mut self, name: &str, shape: &[i64], _init: Init) -> Result<Tensor> {
+        self.shapes.push((name.to_owned(), shape.to_vec()));
+        Ok(Tensor::new())
+    }
+}
+
+/// Length of the noise that [`Noise`] repeats: prime, so that no two rows of a matrix are alike.
+const NOISE_LEN: i64 = 1_048_573;
+
+/// Weights that look like trained ones to a clock: noise of the right size everywhere, made where it is used, at the speed
+/// of a copy. Of no use as a start of training: nothing is zero, and weights repeat each other.
+pub(crate) struct Noise {
+    noise: Tensor,
+    kind: Kind,
+}
+
+impl Noise {
+    pub fn new(seed: u64, kind: Kind, device: Device) -> Result<Self> {
+        let noise = NormalStream::for_weight(seed, "noise").tensor(&[NOISE_LEN])?;
+        Ok(Self { noise: noise.f_to_device(device)?.f_to_kind(kind)?, kind })
+    }
+}
+
+impl ParamSource for Noise {
+    fn take(&mut self, _name: &str, shape: &[i64], init: Init) -> Result<Tensor> {
+        let std = match init {
+            Init::One => return Ok(Tensor::f_ones(shape, (self.kind, self.noise.device()))?),
+            Init::Zero => 0.01,
+            Init::Normal(std) => std,
+            Init::Xavier => (2.0 / shape.iter().sum::<i64>() as f64).sqrt(),
+        };
+        let numel: i64 = shape.iter().product();
+        let repeats = numel.div_euclid(NOISE_LEN) + 1;
+        let scaled = self.noise.f_mul_scalar(std)?;
+        // Expanding costs nothing; the reshape makes the one copy.
+        let long = scaled.f_unsqueeze(0)?.f_expand([repeats, NOISE_LEN], false)?.f_reshape([-1])?;
+        Ok(long.f_narrow(0, 0, numel)?.f_view(shape)?)
     }
 }
 
@@ -207,7 +248,7 @@ mod tests {
         loader.ignore(|name| name == "position_ids");
         assert_eq!(loader.take("good", &[1], Init::Zero).unwrap().kind(), Kind::BFloat16);
         for (name, shape) in [("nan", 2), ("long", 1), ("whole", 1), ("absent", 1)] {
-            let _ = loader.take(name, &[shape], Init::Zero).unwrap();
+            drop(loader.take(name, &[shape], Init::Zero).unwrap());
         }
         let error = loader.finish("here").unwrap_err().to_string();
         for part in [

@@ -5,13 +5,17 @@ use crescendo_core::spec::{
 };
 use crescendo_model::config::FluxConfig;
 use crescendo_model::randomness::TimeDistribution;
-use crescendo_model::training::{AdamWConfig, TrainOptions};
+use crescendo_model::training::{AdamWConfig, Recompute, TrainOptions};
 use crescendo_model::unope::PositionMode;
 use crescendo_proto::v1::{AttemptRef, Checkpoint, RankAssignment};
 use tch::{Device, Kind};
 
 use super::RankError;
 use super::positions::GangShape;
+
+/// Tenths of a device's free memory that activations may have: kernels, the collective's buffers and the allocator's rounding
+/// need the rest.
+const TENTHS_FOR_ACTIVATIONS: u64 = 7;
 
 /// See the module.
 #[derive(Clone, Debug)]
@@ -107,8 +111,18 @@ impl Plan {
             },
             guidance: self.stage.train.guidance,
             time_kind: Kind::Float,
-            // A full-size network's activations do not fit beside it.
-            recompute_blocks: self.spec.model.preset != ModelPreset::Nano,
+            recompute: self.recompute(0),
+            // Published training keeps the adapter in float32 and computes it in the base's dtype.
+            adapter_compute: (self.spec.model.preset != ModelPreset::Nano).then(|| self.base_kind()),
+        }
+    }
+
+    /// Which activations are computed again when `free_bytes` of the device are left for a step: a full-size network's do
+    /// not all fit beside it.
+    pub fn recompute(&self, free_bytes: u64) -> Recompute {
+        match self.spec.model.preset {
+            ModelPreset::Nano => Recompute::None,
+            _ => Recompute::Budget { bytes: free_bytes / 10 * TENTHS_FOR_ACTIVATIONS },
         }
     }
 

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crescendo_collective::device_memory;
 use crescendo_model::training::{AdamW, Ema, Learner};
 use crescendo_model::weights::TensorFile;
 use crescendo_model::{BlockSelection, Flux, LoraAdapter};
@@ -113,7 +114,7 @@ pub async fn gather(
 
 /// Builds what trains. Belongs on the training thread.
 pub fn build(plan: &Plan, sources: &Sources) -> Result<Restored, RestoreError> {
-    let learner = match plan.adapter_rank() {
+    let mut learner = match plan.adapter_rank() {
         Some(rank) => adapter_learner(plan, sources, rank)?,
         None => full_learner(plan, sources)?,
     };
@@ -136,6 +137,13 @@ pub fn build(plan: &Plan, sources: &Sources) -> Result<Restored, RestoreError> {
         history = History::parse(&read(resume, HISTORY_FILE)?, state.step)
             .map_err(|error| resume.damaged(HISTORY_FILE, error))?;
         step = state.step;
+    }
+    if plan.device != Device::Cpu {
+        // All that stays on the device is there by now.
+        let memory = device_memory().map_err(|error| {
+            RestoreError::Rank(RankError::Permanent(format!("memory of the GPU: {error}")))
+        })?;
+        learner.set_recompute(plan.recompute(memory.free_bytes));
     }
     Ok(Restored { learner, optimizer, ema, history, step })
 }

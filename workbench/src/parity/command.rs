@@ -7,7 +7,7 @@ use anyhow::Context;
 
 use super::{ParityOptions, run, table};
 
-/// How to print a list.
+/// How to print a result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Output {
     Table,

@@ -31,7 +31,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use serde::Serialize;
 
-pub use command::{ParityArgs, parity_main};
+pub use command::{Output, ParityArgs, parity_main};
 pub use compare::{Case, Comparison};
 use compare::{Checks, cases};
 use fixture::{Fixture, read_sidecar};

@@ -1,7 +1,7 @@
 //! The preset, draws, tiles against the whole, and refusal of what does not fit.
 
 use super::*;
-use crate::params::testing::ShapeList;
+use crate::params::Outline;
 
 fn small() -> AutoencoderConfig {
     AutoencoderConfig { ch: 32, ch_mult: vec![1, 2], num_res_blocks: 1, ..AutoencoderConfig::flux() }
@@ -27,7 +27,7 @@ fn rms(x: &Tensor) -> f64 {
 
 #[test]
 fn the_preset_has_the_published_names_and_number_of_weights() {
-    let mut shapes = ShapeList::default();
+    let mut shapes = Outline::default();
     let network =
         Autoencoder::build(&AutoencoderConfig::flux(), Kind::Float, Device::Cpu, &mut shapes).unwrap();
     assert_eq!(shapes.parameters(), 83_819_683);
@@ -44,10 +44,10 @@ fn the_preset_has_the_published_names_and_number_of_weights() {
         ("decoder.conv_in.weight", vec![512, 16, 3, 3]),
         ("decoder.conv_out.weight", vec![3, 128, 3, 3]),
     ] {
-        assert_eq!(shapes.0.get(name), Some(&shape), "{name}");
+        assert_eq!(shapes.by_name().get(name).copied(), Some(shape.as_slice()), "{name}");
     }
     for absent in ["encoder.down.3.downsample.conv.weight", "decoder.up.0.upsample.conv.weight"] {
-        assert!(!shapes.0.contains_key(absent), "{absent}");
+        assert!(!shapes.by_name().contains_key(absent), "{absent}");
     }
 }
 

@@ -4,6 +4,7 @@ use tch::{Kind, Tensor};
 
 use super::FluxInputs;
 use super::layers::{MlpEmbedder, QkNorm, attend, layer_norm, modulations, time_embedding};
+use super::placement::Movable;
 use super::rope::RopeTable;
 use crate::config::FluxConfig;
 use crate::error::{ModelError, Result};
@@ -132,6 +133,17 @@ impl Stream {
         self.mlp_out.visit_mut(&format!("{prefix}_mlp.2"), visit);
     }
 
+    fn mapped(&self, map: &dyn Fn(&Tensor) -> Result<Tensor>) -> Result<Self> {
+        Ok(Self {
+            modulation: self.modulation.mapped(map)?,
+            qkv: self.qkv.mapped(map)?,
+            norm: self.norm.mapped(map)?,
+            proj: self.proj.mapped(map)?,
+            mlp_in: self.mlp_in.mapped(map)?,
+            mlp_out: self.mlp_out.mapped(map)?,
+        })
+    }
+
     fn mlp(&self, x: &Tensor) -> Result<Tensor> {
         self.mlp_out.forward(&self.mlp_in.forward(x)?.f_gelu("tanh")?)
     }
@@ -206,6 +218,12 @@ impl DoubleBlock {
     }
 }
 
+impl Movable for DoubleBlock {
+    fn mapped(&self, map: &dyn Fn(&Tensor) -> Result<Tensor>) -> Result<Self> {
+        Ok(Self { img: self.img.mapped(map)?, txt: self.txt.mapped(map)?, heads: self.heads })
+    }
+}
+
 /// Text and images in one stream; attention and MLP side by side.
 #[derive(Debug)]
 pub(crate) struct SingleBlock {
@@ -275,6 +293,18 @@ impl SingleBlock {
         self.linear2.visit_mut(&format!("{prefix}.linear2"), visit);
         self.norm.visit_mut(&format!("{prefix}.norm"), visit);
         self.modulation.visit_mut(&format!("{prefix}.modulation.lin"), visit);
+    }
+}
+
+impl Movable for SingleBlock {
+    fn mapped(&self, map: &dyn Fn(&Tensor) -> Result<Tensor>) -> Result<Self> {
+        Ok(Self {
+            linear1: self.linear1.mapped(map)?,
+            linear2: self.linear2.mapped(map)?,
+            norm: self.norm.mapped(map)?,
+            modulation: self.modulation.mapped(map)?,
+            heads: self.heads,
+        })
     }
 }
 

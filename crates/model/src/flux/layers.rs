@@ -53,8 +53,13 @@ impl QkNorm {
 
     /// `[2 (query, key), 1, 1, 1, head_dim]` in float32.
     pub fn scales(&self) -> Result<Tensor> {
-        let both = Tensor::f_stack(&[&self.query, &self.key], 0)?;
-        Ok(cast(&both, Kind::Float)?.f_reshape([2, 1, 1, 1, -1])?)
+        let both = Tensor::f_stack(&[cast(&self.query, Kind::Float)?, cast(&self.key, Kind::Float)?], 0)?;
+        Ok(both.f_reshape([2, 1, 1, 1, -1])?)
+    }
+
+    /// The same norm over what `map` makes of its tensors.
+    pub fn mapped(&self, map: &dyn Fn(&Tensor) -> Result<Tensor>) -> Result<Self> {
+        Ok(Self { query: map(&self.query)?, key: map(&self.key)? })
     }
 
     pub fn visit_mut(&mut self, name: &str, visit: &mut dyn FnMut(String, &mut Tensor)) {

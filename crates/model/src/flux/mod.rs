@@ -12,8 +12,12 @@
 //!
 //! The pieces (stem, blocks, head) are public to the crate, because training runs them one at a time.
 
+mod arithmetic;
 mod blocks;
+#[cfg(test)]
+mod full_width_tests;
 mod layers;
+mod placement;
 mod rope;
 #[cfg(test)]
 mod tests;
@@ -22,13 +26,16 @@ use std::path::Path;
 
 use tch::{Device, Kind, Tensor};
 
+pub use arithmetic::{StepTokens, forward_flops, step_flops};
 pub(crate) use blocks::{DoubleBlock, Head, SingleBlock, Stem};
+pub use placement::{LoadOptions, Residence, Storage};
+use placement::{Placing, Staged, run_ahead, stage};
 pub use rope::{RopeCache, RopeTable};
 
 use crate::config::FluxConfig;
 use crate::error::{ModelError, Result};
 use crate::lora::LoraAdapter;
-use crate::params::{Loader, ParamSource, SeededInit};
+use crate::params::{Loader, Noise, Outline, ParamSource, SeededInit};
 use crate::weights::{TensorMap, WeightFiles};
 
 /// The transformer: configuration and weights.
@@ -41,6 +48,8 @@ pub struct Flux {
     pub(crate) head: Head,
     /// Dtype that activations flow in; weights of another dtype are cast where they are used.
     compute: Kind,
+    /// Whether the blocks' weights lie on the host and are brought to the device for each use.
+    blocks_on_host: bool,
 }
 
 /// Inputs of one forward pass. All on the network's device; float dtypes are cast to the compute dtype.
@@ -93,6 +102,60 @@ impl Flux {
         Ok(flux)
     }
 
+    /// [`Flux::load`] with a choice of how weights are stored and where they lie.
+    pub fn load_with(config: &FluxConfig, path: &Path, options: &LoadOptions) -> Result<Self> {
+        let files = WeightFiles::open(path)?;
+        Self::placed(config, &path.display().to_string(), options, |kind, device| {
+            Loader::from_files(files, kind, device)
+        })
+    }
+
+    /// [`Flux::from_tensors`] with a choice of how weights are stored and where they lie.
+    pub fn from_tensors_with(
+        config: &FluxConfig,
+        tensors: TensorMap,
+        origin: &str,
+        options: &LoadOptions,
+    ) -> Result<Self> {
+        Self::placed(config, origin, options, |kind, device| Loader::from_map(tensors, kind, device))
+    }
+
+    fn placed(
+        config: &FluxConfig,
+        origin: &str,
+        options: &LoadOptions,
+        loader: impl FnOnce(Kind, Device) -> Loader,
+    ) -> Result<Self> {
+        config.validate()?;
+        let mut loader = loader(options.kind_read(), options.device_read());
+        let mut placing = Placing::new(&mut loader, options);
+        let mut flux = Self::build(config, options.compute, &mut placing)?;
+        let unfit = placing.finish(origin);
+        loader.finish(origin)?;
+        unfit?;
+        flux.blocks_on_host = options.blocks == Residence::Host;
+        Ok(flux)
+    }
+
+    /// A network of the right size and cost with weights that mean nothing, built on the device: for measuring.
+    pub fn synthetic(config: &FluxConfig, seed: u64, options: &LoadOptions) -> Result<Self> {
+        config.validate()?;
+        let mut noise = Noise::new(seed, options.kind_read(), options.device_read())?;
+        let mut placing = Placing::new(&mut noise, options);
+        let mut flux = Self::build(config, options.compute, &mut placing)?;
+        placing.finish("noise")?;
+        flux.blocks_on_host = options.blocks == Residence::Host;
+        Ok(flux)
+    }
+
+    /// Published name and shape of every weight of a network of this configuration, in forward order.
+    pub fn layout(config: &FluxConfig) -> Result<Vec<(String, Vec<i64>)>> {
+        config.validate()?;
+        let mut outline = Outline::default();
+        Self::build(config, Kind::Float, &mut outline)?;
+        Ok(outline.shapes)
+    }
+
     /// A fresh network: modulations and final layer zero, so that every block starts as the identity;
     /// other matrices normal with Xavier's variance; all drawn from `seed` alone, the same on every machine.
     pub fn init(config: &FluxConfig, seed: u64, kind: Kind, device: Device) -> Result<Self> {
@@ -112,7 +175,34 @@ impl Flux {
             head: Head::build(config, source)?,
             config: config.clone(),
             compute,
+            blocks_on_host: false,
         })
+    }
+
+    /// Double block `index` on the network's device, if there is one.
+    pub(crate) fn double(&self, index: usize) -> Result<Option<Staged<'_, DoubleBlock>>> {
+        self.double_blocks.get(index).map(|block| stage(block, self.staging())).transpose()
+    }
+
+    /// Single block `index` on the network's device, if there is one.
+    pub(crate) fn single(&self, index: usize) -> Result<Option<Staged<'_, SingleBlock>>> {
+        self.single_blocks.get(index).map(|block| stage(block, self.staging())).transpose()
+    }
+
+    /// Where blocks are brought to before use; none if they lie there.
+    fn staging(&self) -> Option<Device> {
+        self.blocks_on_host.then(|| self.device())
+    }
+
+    /// Whether the weights are stored in a way that can only be read.
+    pub(crate) fn is_frozen(&self) -> bool {
+        self.blocks_on_host || self.stem.img_in.weight.kind() == Kind::Float8e4m3fn
+    }
+
+    /// Whether blocks use weights that are made for each use (brought from the host or cast), so that a graph which
+    /// is kept keeps a copy of them.
+    pub(crate) fn weights_are_copied(&self) -> bool {
+        self.blocks_on_host || self.stem.img_in.weight.kind() != self.compute
     }
 
     pub fn config(&self) -> &FluxConfig {
@@ -190,19 +280,21 @@ impl Flux {
             note("vec", &stem.vec);
             let vec_act = stem.vec.f_silu()?;
             let (mut img, mut txt) = (stem.img, stem.txt);
-            for (i, block) in self.double_blocks.iter().enumerate() {
+            run_ahead(&self.double_blocks, self.staging(), |i, block| {
                 let lora = adapter.and_then(|a| a.double(i));
                 (img, txt) = block.forward(&img, &txt, &vec_act, inputs.rope, lora)?;
                 note(&format!("double{i}.img"), &img);
                 note(&format!("double{i}.txt"), &txt);
-            }
+                Ok(())
+            })?;
             let text_tokens = inputs.txt.size()[1];
             let mut x = Tensor::f_cat(&[txt, img], 1)?;
-            for (i, block) in self.single_blocks.iter().enumerate() {
+            run_ahead(&self.single_blocks, self.staging(), |i, block| {
                 let lora = adapter.and_then(|a| a.single(i));
                 x = block.forward(&x, &vec_act, inputs.rope, lora)?;
                 note(&format!("single{i}"), &x);
-            }
+                Ok(())
+            })?;
             let target = x.f_narrow(1, text_tokens, inputs.img.size()[1])?;
             self.head.forward(&target, &vec_act)
         })

@@ -1,7 +1,7 @@
 //! Presets, refusal of what does not fit, and what a picture's padding and a query's place change.
 
 use super::*;
-use crate::params::testing::ShapeList;
+use crate::params::Outline;
 
 fn small() -> Owlv2Config {
     serde_json::from_value(serde_json::json!({
@@ -37,7 +37,7 @@ fn worst(a: &Tensor, b: &Tensor) -> f64 {
 
 #[test]
 fn the_preset_asks_for_the_published_names() {
-    let mut shapes = ShapeList::default();
+    let mut shapes = Outline::default();
     Owlv2::build(&Owlv2Config::base_patch16_ensemble(), Device::Cpu, &mut shapes).unwrap();
     for (name, shape) in [
         ("owlv2.vision_model.embeddings.position_embedding.weight", vec![3601, 768]),
@@ -54,7 +54,7 @@ fn the_preset_asks_for_the_published_names() {
         ("objectness_head.dense2.weight", vec![1, 768]),
         ("layer_norm.weight", vec![768]),
     ] {
-        assert_eq!(shapes.0.get(name), Some(&shape), "{name}");
+        assert_eq!(shapes.by_name().get(name).copied(), Some(shape.as_slice()), "{name}");
     }
     assert!((154_000_000..156_000_000).contains(&shapes.parameters()), "{}", shapes.parameters());
 }

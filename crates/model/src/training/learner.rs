@@ -5,9 +5,11 @@ use std::error::Error;
 use tch::{Kind, Tensor};
 
 use super::backward::{gradients, leaf};
+use super::recompute::{ActivationShape, Recompute, plan_kept_blocks};
 use super::trainables::Trainables;
 use crate::error::{ModelError, Result};
-use crate::flux::{Flux, FluxInputs, RopeCache, RopeTable};
+use crate::flux::{Flux, FluxInputs, RopeCache, RopeTable, StepTokens};
+use crate::layers::to_device;
 use crate::lora::LoraAdapter;
 use crate::packing;
 use crate::unope::{Grid, Layout, PositionMode};
@@ -20,9 +22,11 @@ pub struct TrainOptions {
     pub guidance: f64,
     /// Dtype of time and guidance (see [`FluxInputs::timesteps`]); must be what sampling will use.
     pub time_kind: Kind,
-    /// Keep only each block's inputs and compute the block again in the backward pass: memory of one
-    /// block instead of all, for a third more time.
-    pub recompute_blocks: bool,
+    /// Which blocks keep only their inputs and are computed again in the backward pass: memory of one block
+    /// instead of all, for a third more time where every block is.
+    pub recompute: Recompute,
+    /// Dtype of an adapter's products; that of its weights (float32) if none. Published training: bfloat16.
+    pub adapter_compute: Option<Kind>,
 }
 
 impl Default for TrainOptions {
@@ -31,7 +35,8 @@ impl Default for TrainOptions {
             positions: PositionMode::Diagonal,
             guidance: 1.0,
             time_kind: Kind::Float,
-            recompute_blocks: false,
+            recompute: Recompute::None,
+            adapter_compute: None,
         }
     }
 }
@@ -69,7 +74,7 @@ impl MicroBatch {
     /// Mixes data and noise at the batch's times, on `device`.
     pub fn noised(&self, device: tch::Device) -> Result<NoisedTarget> {
         let float =
-            |tensor: &Tensor| -> Result<Tensor> { Ok(tensor.f_to_device(device)?.f_to_kind(Kind::Float)?) };
+            |tensor: &Tensor| -> Result<Tensor> { Ok(to_device(tensor, device)?.f_to_kind(Kind::Float)?) };
         let data = float(&packing::pack(&self.latents)?)?;
         let noise = float(&self.noise)?;
         if noise.size() != data.size() {
@@ -146,11 +151,17 @@ impl Learner {
     pub fn for_adapter(flux: Flux, mut adapter: LoraAdapter, options: TrainOptions) -> Result<Self> {
         adapter.check_blocks(flux.double_blocks.len(), flux.single_blocks.len())?;
         let trainables = Trainables::adopt(flux.device(), &mut |visit| adapter.visit_mut(visit))?;
+        if let Some(compute) = options.adapter_compute {
+            adapter.set_compute_kind(compute);
+        }
         Self::new(flux, Some(adapter), trainables, options)
     }
 
     /// Trains every weight of `flux` (in float32); activations flow in its compute dtype.
     pub fn for_all_weights(mut flux: Flux, options: TrainOptions) -> Result<Self> {
+        if flux.is_frozen() {
+            return Err(ModelError::input("base", "is stored for use alone: in 8-bit floats or on the host"));
+        }
         let device = flux.device();
         let trainables = Trainables::adopt(device, &mut |visit| flux.visit_mut(visit))?;
         Self::new(flux, None, trainables, options)
@@ -169,6 +180,11 @@ impl Learner {
         let single = (0..flux.single_blocks.len()).map(|i| format!("single_blocks.{i}"));
         let block_buckets = double.chain(single).map(|name| trainables.position(&name)).collect();
         Ok(Self { flux, adapter, trainables, options, ropes: RopeCache::default(), block_buckets })
+    }
+
+    /// Changes which blocks are computed again, once it is known what memory is left.
+    pub fn set_recompute(&mut self, recompute: Recompute) {
+        self.options.recompute = recompute;
     }
 
     pub fn flux(&self) -> &Flux {
@@ -241,26 +257,40 @@ impl Learner {
         let adapter = self.adapter.as_ref();
         match inputs {
             [img, txt] => {
-                let block = self
-                    .flux
-                    .double_blocks
-                    .get(index)
-                    .ok_or_else(|| ModelError::input("block", "does not exist"))?;
+                let block =
+                    self.flux.double(index)?.ok_or_else(|| ModelError::input("block", "does not exist"))?;
                 let (img, txt) =
                     block.forward(img, txt, vec_act, rope, adapter.and_then(|a| a.double(index)))?;
                 Ok(vec![img, txt])
             }
             [x] => {
                 let single = index - doubles;
-                let block = self
-                    .flux
-                    .single_blocks
-                    .get(single)
-                    .ok_or_else(|| ModelError::input("block", "does not exist"))?;
+                let block =
+                    self.flux.single(single)?.ok_or_else(|| ModelError::input("block", "does not exist"))?;
                 Ok(vec![block.forward(x, vec_act, rope, adapter.and_then(|a| a.single(single)))?])
             }
             _ => Err(ModelError::input("block", "takes one or two inputs")),
         }
+    }
+
+    /// Which blocks keep their activations in a micro-batch of these sizes.
+    pub(super) fn kept_blocks(&self, batch: i64, text: i64, target: i64, references: i64) -> Vec<bool> {
+        let size = |value: i64| u64::try_from(value).unwrap_or(0);
+        let compute = self.flux.compute_kind();
+        let adapter = self.adapter.as_ref();
+        let shape = ActivationShape {
+            tokens: StepTokens {
+                batch: size(batch),
+                text: size(text),
+                target: size(target),
+                references: size(references),
+            },
+            compute,
+            adapter: adapter.map(|a| (a.rank(), self.options.adapter_compute.unwrap_or(Kind::Float))),
+            weights_are_copied: self.flux.weights_are_copied(),
+            keeps_probabilities: self.flux.device() == tch::Device::Cpu,
+        };
+        plan_kept_blocks(self.flux.config(), &shape, self.options.recompute)
     }
 
     /// Forward and backward of one micro-batch.
@@ -283,12 +313,12 @@ impl Learner {
         let refs = micro
             .refs
             .iter()
-            .map(|reference| Ok(packing::pack(reference)?.f_to_device(device)?))
+            .map(|reference| to_device(&packing::pack(reference)?, device))
             .collect::<Result<Vec<_>>>()?;
         let batch = noised.x_t.size()[0];
-        let timesteps = micro.times.f_to_device(device)?.f_to_kind(self.options.time_kind)?;
+        let timesteps = to_device(&micro.times, device)?.f_to_kind(self.options.time_kind)?;
         let guidance = Tensor::f_full([batch], self.options.guidance, (self.options.time_kind, device))?;
-        let (txt, vec) = (micro.txt.f_to_device(device)?, micro.vec.f_to_device(device)?);
+        let (txt, vec) = (to_device(&micro.txt, device)?, to_device(&micro.vec, device)?);
         let inputs = FluxInputs {
             img: &noised.x_t,
             refs: &refs,
@@ -312,6 +342,7 @@ impl Learner {
         let text_tokens = txt.size()[1];
         let image_tokens = stem_img.size()[1];
         let target_tokens = noised.x_t.size()[1];
+        let kept = self.kept_blocks(batch, text_tokens, target_tokens, image_tokens - target_tokens);
         let mut records: Vec<Record> = Vec::with_capacity(blocks);
         let mut flow = vec![stem_img.f_detach()?, stem_txt.f_detach()?];
         for index in 0..=blocks {
@@ -325,7 +356,7 @@ impl Learner {
             }
             let track = full || index > first;
             let inputs = flow.iter().map(|tensor| leaf(tensor, track)).collect::<Result<Vec<_>>>()?;
-            let keep_graph = (full || index >= first) && !self.options.recompute_blocks;
+            let keep_graph = (full || index >= first) && kept.get(index).is_some_and(|keep| *keep);
             let run = || self.run_block(index, &inputs, &vec_act, &rope);
             let outputs = if keep_graph { run()? } else { tch::no_grad(run)? };
             flow = outputs.iter().map(Tensor::f_detach).collect::<Result<_, _>>()?;

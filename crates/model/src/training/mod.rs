@@ -13,10 +13,12 @@
 mod adamw;
 mod backward;
 mod learner;
+mod recompute;
 #[cfg(test)]
 mod tests;
 mod trainables;
 
 pub use adamw::{AdamW, AdamWConfig, Ema, warmed_up_rate};
 pub use learner::{Learner, MicroBatch, MicroOutcome, NoisedTarget, OnBucket, TrainOptions};
+pub use recompute::{ActivationShape, Recompute, plan_kept_blocks};
 pub use trainables::{Bucket, Trainables};

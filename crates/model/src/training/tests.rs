@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use tch::{Device, Kind, Tensor};
 
 use super::*;
+use crate::flux::{LoadOptions, Residence, Storage};
 use crate::randomness::{NormalStream, SampleKey};
 use crate::unope::{Grid, Layout, PositionMode};
 use crate::weights::TensorMap;
@@ -139,8 +140,8 @@ fn plain_gradients(
 #[test]
 fn cut_backward_gives_the_gradients_of_one_graph() {
     let micros = || [batch(&[1, 2], 4, 6, 0.75), batch(&[3], 6, 2, 0.25)];
-    for recompute_blocks in [false, true] {
-        let options = TrainOptions { recompute_blocks, ..TrainOptions::default() };
+    for recompute in [Recompute::None, Recompute::All] {
+        let options = TrainOptions { recompute, ..TrainOptions::default() };
         let all = BlockSelection::all(&config());
 
         let mut learner = Learner::for_adapter(network(1), adapter(&all), options.clone()).unwrap();
@@ -152,6 +153,74 @@ fn cut_backward_gives_the_gradients_of_one_graph() {
         learner.gradients(&micros(), None).unwrap();
         let plain = plain_gradients(&mut network(1), &mut None, &micros());
         assert_close(&learner.trainables().grads().unwrap(), &plain);
+    }
+}
+
+#[test]
+fn gradients_do_not_depend_on_what_is_computed_again() {
+    let all = BlockSelection::all(&config());
+    let micros = || [batch(&[1, 2], 4, 6, 0.75), batch(&[3], 6, 2, 0.25)];
+    let mut plans = std::collections::BTreeSet::new();
+    let bytes = |learner: &mut Learner, recompute| {
+        learner.set_recompute(recompute);
+        learner.gradients(&micros(), None).unwrap();
+        crate::weights::to_bytes(&learner.trainables().grads().unwrap(), &Default::default()).unwrap()
+    };
+    for full in [false, true] {
+        let mut learner = if full {
+            Learner::for_all_weights(network(1), TrainOptions::default()).unwrap()
+        } else {
+            Learner::for_adapter(network(1), adapter(&all), TrainOptions::default()).unwrap()
+        };
+        let expected = bytes(&mut learner, Recompute::None);
+        assert!(bytes(&mut learner, Recompute::All) == expected, "all");
+        for kilobytes in (0..400).step_by(10) {
+            let recompute = Recompute::Budget { bytes: kilobytes * 1000 };
+            learner.set_recompute(recompute);
+            let plan = learner.kept_blocks(2, 3, 6, 2);
+            // One run for each plan is enough.
+            if plans.insert((full, plan)) {
+                assert!(bytes(&mut learner, recompute) == expected, "{kilobytes} kB");
+            }
+        }
+    }
+    assert!(plans.len() >= 8, "{plans:?}");
+}
+
+#[test]
+fn frozen_bases_in_8_bits_or_on_the_host_train_an_adapter() {
+    let all = BlockSelection::all(&config());
+    let grads = |storage, blocks, recompute| {
+        let options = LoadOptions { compute: Kind::Float, device: Device::Cpu, storage, blocks };
+        let base = Flux::from_tensors_with(&config(), network(1).tensors(), "test", &options).unwrap();
+        let options = TrainOptions { recompute, ..TrainOptions::default() };
+        let mut learner = Learner::for_adapter(base, adapter(&all), options).unwrap();
+        learner.gradients(&[batch(&[1, 2], 4, 4, 1.0)], None).unwrap();
+        learner.trainables().grads().unwrap()
+    };
+    for storage in [Storage::Compute, Storage::Float8] {
+        let resident = grads(storage, Residence::Device, Recompute::None);
+        assert_eq!(grads(storage, Residence::Host, Recompute::All), resident);
+    }
+    let options = LoadOptions { blocks: Residence::Host, ..LoadOptions::resident(Kind::Float, Device::Cpu) };
+    let base = Flux::from_tensors_with(&config(), network(1).tensors(), "test", &options).unwrap();
+    assert!(Learner::for_all_weights(base, TrainOptions::default()).is_err());
+}
+
+#[test]
+fn an_adapter_may_compute_in_bfloat16_under_float32_weights() {
+    let all = BlockSelection::all(&config());
+    let grads = |adapter_compute| {
+        let options = TrainOptions { adapter_compute, ..TrainOptions::default() };
+        let mut learner = Learner::for_adapter(network(1), adapter(&all), options).unwrap();
+        learner.gradients(&[batch(&[1, 2], 4, 4, 1.0)], None).unwrap();
+        learner.trainables().grads().unwrap()
+    };
+    let (rounded, exact) = (grads(Some(Kind::BFloat16)), grads(None));
+    for (name, expected) in &exact {
+        assert_eq!(rounded[name].kind(), Kind::Float);
+        let error = (&rounded[name] - expected).norm().double_value(&[]) / expected.norm().double_value(&[]);
+        assert!((1e-5..0.05).contains(&error), "{name}: {error}");
     }
 }
 

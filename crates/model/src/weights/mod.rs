@@ -157,6 +157,7 @@ fn kind_of(dtype: Dtype) -> Option<Kind> {
         Dtype::BF16 => Kind::BFloat16,
         Dtype::F32 => Kind::Float,
         Dtype::F64 => Kind::Double,
+        Dtype::F8_E4M3 => Kind::Float8e4m3fn,
         _ => return None,
     })
 }
@@ -173,6 +174,7 @@ fn dtype_of(kind: Kind) -> Option<Dtype> {
         Kind::BFloat16 => Dtype::BF16,
         Kind::Float => Dtype::F32,
         Kind::Double => Dtype::F64,
+        Kind::Float8e4m3fn => Dtype::F8_E4M3,
         _ => return None,
     })
 }

@@ -1,0 +1,384 @@
+//! `bench step`: times the training step on random data. As JSON one line, in the form of `bench/nano_step.py`, which times the
+//! same step in plain PyTorch.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use clap::{Args, ValueEnum};
+use crescendo_model::flux::{LoadOptions, Residence, StepTokens, Storage, step_flops};
+use crescendo_model::lora::BlockSelection;
+use crescendo_model::randomness::{SampleKey, TimeDistribution};
+use crescendo_model::tch::{Cuda, Device, Kind, Tensor};
+use crescendo_model::training::{AdamW, AdamWConfig, Learner, MicroBatch, Recompute, TrainOptions};
+use crescendo_model::{Flux, FluxConfig, LoraAdapter, Preset};
+use serde::Serialize;
+
+use super::peak;
+use crate::parity::Output;
+
+/// Share of the free memory that activations may have: the allocator rounds up, and kernels need room to work.
+const SHARE_FOR_ACTIVATIONS: f64 = 0.85;
+
+/// Flags of `bench step`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "The floor is the least arithmetic of a step, nothing computed twice; the share of it is held against the \
+                        device's peak from its data sheet where that is known, otherwise against one large matrix product.\n\n\
+                        Examples:\n  crescendo bench step\n  \
+                        crescendo bench step --preset flux-dev --device cuda --synthetic --references 2 --resolution 512"
+)]
+pub struct StepArgs {
+    /// Sizes of the network: flux-dev, flux-schnell, nano
+    #[arg(long, default_value = "nano", value_parser = parse_preset)]
+    preset: Preset,
+    /// cpu, cuda, or cuda:N
+    #[arg(long, default_value = "cpu", value_parser = parse_device)]
+    device: Device,
+    /// Weights that mean nothing, made on the device
+    #[arg(long, conflicts_with = "weights")]
+    synthetic: bool,
+    /// Weights of the base from a file
+    #[arg(long, value_name = "FILE")]
+    weights: Option<PathBuf>,
+    /// Adapter rank; 0 trains every parameter [default: 64 for nano, otherwise 512]
+    #[arg(long)]
+    rank: Option<i64>,
+    /// Samples a step [default: 16 for nano, otherwise 1]
+    #[arg(long)]
+    batch: Option<i64>,
+    /// Reference pictures a sample
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(0..=8))]
+    references: u8,
+    /// Side of target and references, pixels [default: 32 for nano, otherwise 512]
+    #[arg(long, value_name = "PIXELS")]
+    resolution: Option<i64>,
+    /// Text tokens [default: 24 for nano, otherwise 512]
+    #[arg(long)]
+    text: Option<i64>,
+    /// Arithmetic of base and adapter [default: f32 on the CPU, bf16 on a GPU]
+    #[arg(long, value_enum)]
+    precision: Option<Precision>,
+    /// How the frozen base is stored
+    #[arg(long, value_enum, default_value_t = Store::Compute)]
+    storage: Store,
+    /// Where the base's blocks lie
+    #[arg(long, value_enum, default_value_t = Place::Device)]
+    blocks: Place,
+    /// What is computed again in the backward pass; auto: as little as the memory allows [default: none on the CPU, auto
+    /// on a GPU]
+    #[arg(long, value_enum)]
+    recompute: Option<Again>,
+    /// Memory that the step may take in all, GB, with --recompute auto [default: what is free]
+    #[arg(long, value_name = "GB")]
+    memory: Option<f64>,
+    /// CPU threads
+    #[arg(long, default_value_t = 1)]
+    threads: i32,
+    /// Steps before the clock starts
+    #[arg(long, default_value_t = 2)]
+    warmup: u64,
+    /// Steps that are timed
+    #[arg(long, default_value_t = 5)]
+    steps: u64,
+    /// What the device could do, 10¹² operations a second
+    #[arg(long, value_name = "TFLOPS")]
+    peak_tflops: Option<f64>,
+    /// How to print the result
+    #[arg(short, long, value_enum, default_value_t = Output::Table)]
+    output: Output,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Precision {
+    F32,
+    Bf16,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Store {
+    Compute,
+    Float8,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Place {
+    Device,
+    Host,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Again {
+    None,
+    All,
+    Auto,
+}
+
+fn parse_preset(name: &str) -> Result<Preset, String> {
+    name.parse().map_err(|error: crescendo_model::ModelError| error.to_string())
+}
+
+fn parse_device(text: &str) -> Result<Device, String> {
+    match text.split_once(':') {
+        None if text == "cpu" => Ok(Device::Cpu),
+        None if text == "cuda" => Ok(Device::Cuda(0)),
+        Some(("cuda", index)) => {
+            index.parse().map(Device::Cuda).map_err(|error| format!("{index:?}: {error}"))
+        }
+        _ => Err("expected cpu, cuda or cuda:N".to_owned()),
+    }
+}
+
+/// The flags with every default filled in.
+struct Setting {
+    config: FluxConfig,
+    kind: Kind,
+    rank: i64,
+    batch: i64,
+    text: i64,
+    /// Tokens along each side of a picture.
+    side: i64,
+    references: usize,
+}
+
+impl Setting {
+    fn resolve(args: &StepArgs) -> Result<Self> {
+        let nano = args.preset == Preset::Nano;
+        // Pixels a token: nano has 4, the published networks 8 a latent pixel and 2 of those a token.
+        let (resolution, pixels) = if nano { (32, 4) } else { (512, 16) };
+        let resolution = args.resolution.unwrap_or(resolution);
+        ensure!(
+            (pixels..=8192).contains(&resolution) && resolution % pixels == 0,
+            "--resolution: {resolution} is not a multiple of {pixels} within {pixels}..=8192"
+        );
+        let kind = match (args.precision, args.device) {
+            (Some(Precision::F32), _) | (None, Device::Cpu) => Kind::Float,
+            _ => Kind::BFloat16,
+        };
+        let setting = Self {
+            config: args.preset.config(),
+            kind,
+            rank: args.rank.unwrap_or(if nano { 64 } else { 512 }),
+            batch: args.batch.unwrap_or(if nano { 16 } else { 1 }),
+            text: args.text.unwrap_or(if nano { 24 } else { 512 }),
+            side: resolution / pixels,
+            references: args.references.into(),
+        };
+        ensure!(args.steps > 0, "--steps must be positive");
+        ensure!((1..=4096).contains(&setting.batch), "--batch is not within 1..=4096");
+        ensure!((1..=8192).contains(&setting.text), "--text is not within 1..=8192");
+        ensure!(setting.rank >= 0, "--rank is negative");
+        ensure!(
+            nano || args.synthetic || args.weights.is_some(),
+            "{} needs --synthetic or --weights FILE",
+            args.preset.name()
+        );
+        Ok(setting)
+    }
+
+    fn tokens(&self) -> StepTokens {
+        let panel = (self.side * self.side).unsigned_abs();
+        StepTokens {
+            batch: self.batch.unsigned_abs(),
+            text: self.text.unsigned_abs(),
+            target: panel,
+            references: panel * self.references as u64,
+        }
+    }
+}
+
+/// What was measured.
+#[derive(Debug, Serialize)]
+struct Outcome {
+    implementation: String,
+    preset: &'static str,
+    device: String,
+    batch: i64,
+    rank: i64,
+    references: usize,
+    /// Tokens of one sample: text, target, references.
+    tokens: u64,
+    threads: i32,
+    seconds: Vec<f64>,
+    median_seconds: f64,
+    memory_bytes: u64,
+    /// Least arithmetic of the step, operations.
+    floor_flops: u64,
+    peak_tflops: f64,
+    /// Where the peak is from: `given`, `data sheet` or `measured`.
+    peak_from: &'static str,
+    floor_seconds: f64,
+    /// Floor over median.
+    share_of_floor: f64,
+}
+
+/// Runs `bench step`.
+pub fn run(args: &StepArgs) -> Result<()> {
+    let setting = Setting::resolve(args)?;
+    crescendo_model::tch::set_num_threads(args.threads);
+    let device_name = open_device(args.device)?;
+    let mut learner = learner(args, &setting)?;
+    let mut optimizer = AdamW::new(AdamWConfig::default(), learner.trainables())?;
+    learner.set_recompute(recompute(args)?);
+
+    let mut seconds = Vec::new();
+    for step in 0..args.warmup + args.steps {
+        let batch = random_batch(&setting, step)?;
+        peak::wait(args.device);
+        let started = Instant::now();
+        let outcomes = learner.gradients(&[batch], None)?;
+        let norm = learner.trainables_mut().clip(Some(1.0))?;
+        optimizer.step(learner.trainables_mut(), 1e-4)?;
+        let loss = f64::try_from(&outcomes.first().context("no loss")?.loss)?;
+        ensure!(loss.is_finite() && f64::try_from(&norm)?.is_finite(), "the loss is not finite");
+        peak::wait(args.device);
+        if step >= args.warmup {
+            seconds.push(started.elapsed().as_secs_f64());
+        }
+    }
+    let memory_bytes = peak::memory_bytes(args.device)?;
+    drop((learner, optimizer));
+
+    let (peak_tflops, peak_from) = match (args.peak_tflops, peak::from_table(&device_name, setting.kind)) {
+        (Some(given), _) => (given, "given"),
+        (None, Some(known)) => (known, "data sheet"),
+        (None, None) => (peak::measured(args.device, setting.kind)?, "measured"),
+    };
+    let rank = u64::try_from(setting.rank).ok().filter(|rank| *rank > 0);
+    let floor_flops = step_flops(&setting.config, &setting.tokens(), rank);
+    let floor_seconds = floor_flops as f64 / (peak_tflops * 1e12);
+    let median_seconds = median(&seconds).context("no step was timed")?;
+    let tokens = setting.tokens();
+    let precision = if setting.kind == Kind::Float { "f32" } else { "bf16" };
+    print(
+        args.output,
+        &Outcome {
+            implementation: format!("crescendo-{precision}"),
+            preset: args.preset.name(),
+            device: device_name,
+            batch: setting.batch,
+            rank: setting.rank,
+            references: setting.references,
+            tokens: tokens.text + tokens.target + tokens.references,
+            threads: args.threads,
+            seconds,
+            median_seconds,
+            memory_bytes,
+            floor_flops,
+            peak_tflops,
+            peak_from,
+            floor_seconds,
+            share_of_floor: floor_seconds / median_seconds,
+        },
+    )
+}
+
+/// The device's name; an error that says what is missing if it is not there.
+fn open_device(device: Device) -> Result<String> {
+    let Device::Cuda(index) = device else { return Ok("CPU".to_owned()) };
+    ensure!(crescendo_collective::load_cuda()?, "this machine has no NVIDIA driver");
+    let count = Cuda::device_count();
+    ensure!((index as i64) < count, "there is no cuda:{index}: this machine has {count} GPUs");
+    // Makes the device's context, which its memory is asked for through.
+    drop(Tensor::f_zeros([1], (Kind::Float, device))?);
+    Ok(crescendo_collective::device_name(index)?)
+}
+
+fn learner(args: &StepArgs, setting: &Setting) -> Result<Learner> {
+    let Setting { config, kind, rank, .. } = setting;
+    let full = *rank == 0;
+    let storage = match args.storage {
+        Store::Compute => Storage::Compute,
+        Store::Float8 => Storage::Float8,
+    };
+    let blocks = match args.blocks {
+        Place::Device => Residence::Device,
+        Place::Host => Residence::Host,
+    };
+    // What trains is float32 whatever the activations are.
+    let compute = if full { Kind::Float } else { *kind };
+    let load = LoadOptions { compute, device: args.device, storage, blocks };
+    let mut flux = match &args.weights {
+        Some(path) => Flux::load_with(config, path, &load)?,
+        None if args.synthetic => Flux::synthetic(config, 0, &load)?,
+        None if args.device == Device::Cpu => Flux::init(config, 0, compute, Device::Cpu)?,
+        None => bail!("on a GPU, --synthetic or --weights FILE is needed"),
+    };
+    flux.set_compute_kind(*kind);
+    let options = TrainOptions { adapter_compute: Some(*kind), ..TrainOptions::default() };
+    if full {
+        return Ok(Learner::for_all_weights(flux, options)?);
+    }
+    let all = BlockSelection::all(config);
+    let layout = LoraAdapter::layout(config, *rank, &all)?;
+    let values = |shape: &[i64]| Tensor::f_randn(shape, (Kind::Float, args.device))?.f_mul_scalar(0.01);
+    let tensors =
+        layout.into_iter().map(|(name, shape)| Ok((name, values(&shape)?))).collect::<Result<_>>()?;
+    let adapter = LoraAdapter::from_tensors(config, tensors, "noise", Kind::Float, args.device)?;
+    Ok(Learner::for_adapter(flux, adapter, options)?)
+}
+
+/// What is computed again, now that everything that stays on the device is there.
+fn recompute(args: &StepArgs) -> Result<Recompute> {
+    let auto = if args.device.is_cuda() { Again::Auto } else { Again::None };
+    match args.recompute.unwrap_or(auto) {
+        Again::None => Ok(Recompute::None),
+        Again::All => Ok(Recompute::All),
+        Again::Auto => {
+            let used = peak::memory_bytes(args.device)?;
+            let free = match (args.memory, args.device.is_cuda()) {
+                (Some(gigabytes), _) => ((gigabytes * 1e9) as u64).saturating_sub(used),
+                (None, true) => crescendo_collective::device_memory()?.free_bytes,
+                (None, false) => bail!("--recompute auto needs --memory on the CPU"),
+            };
+            Ok(Recompute::Budget { bytes: (free as f64 * SHARE_FOR_ACTIVATIONS) as u64 })
+        }
+    }
+}
+
+fn random_batch(setting: &Setting, step: u64) -> Result<MicroBatch> {
+    let Setting { config, batch, side, text, references, .. } = setting;
+    let latent = [*batch, config.latent_channels(), 2 * side, 2 * side];
+    let normal = |shape: &[i64]| Tensor::f_randn(shape, (Kind::Float, Device::Cpu));
+    let times: Vec<f32> = (0..batch.unsigned_abs())
+        .map(|n| {
+            let key = SampleKey { job_seed: 0, stage: 0, position: step * batch.unsigned_abs() + n };
+            key.time(&TimeDistribution::LogitNormal { mean: 0.0, std: 1.0 })
+        })
+        .collect();
+    Ok(MicroBatch {
+        latents: normal(&latent)?,
+        refs: (0..*references).map(|_| normal(&latent)).collect::<Result<_, _>>()?,
+        txt: normal(&[*batch, *text, config.context_in_dim])?,
+        vec: normal(&[*batch, config.vec_in_dim])?,
+        noise: normal(&[*batch, side * side, config.in_channels])?,
+        times: Tensor::f_from_slice(&times)?,
+        weight: 1.0,
+    })
+}
+
+fn median(values: &[f64]) -> Option<f64> {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get(sorted.len() / 2).copied()
+}
+
+fn print(output: Output, outcome: &Outcome) -> Result<()> {
+    if output == Output::Json {
+        println!("{}", serde_json::to_string(outcome)?);
+        return Ok(());
+    }
+    let Outcome { preset, device, batch, rank, references, tokens, .. } = outcome;
+    println!("{preset} on {device}: batch {batch}, {references} reference(s), {tokens} tokens, rank {rank}");
+    println!("step    {:.3} s (median of {})", outcome.median_seconds, outcome.seconds.len());
+    println!("memory  {:.1} GB", outcome.memory_bytes as f64 / 1e9);
+    println!(
+        "floor   {:.3} s: {:.2} × 10¹² operations at {:.1} × 10¹² a second ({})",
+        outcome.floor_seconds,
+        outcome.floor_flops as f64 / 1e12,
+        outcome.peak_tflops,
+        outcome.peak_from
+    );
+    println!("share   {:.0} % of the floor's speed", 100.0 * outcome.share_of_floor);
+    Ok(())
+}

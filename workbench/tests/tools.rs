@@ -1,0 +1,121 @@
+//! `inspect`, `lora` and `bench` as a user calls them.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use anyhow::{Context, ensure};
+use crescendo_model::lora::BlockSelection;
+use crescendo_model::tch::{Device, Kind};
+use crescendo_model::weights::{published_strings, save};
+use crescendo_model::{Flux, FluxConfig, LoraAdapter};
+use serde_json::Value;
+
+fn workbench(folder: &Path, args: &[&str]) -> anyhow::Result<Output> {
+    Command::new(env!("CARGO_BIN_EXE_crescendo-workbench"))
+        .current_dir(folder)
+        .args(args)
+        .output()
+        .context("run crescendo-workbench")
+}
+
+fn json(output: &Output) -> anyhow::Result<Value> {
+    serde_json::from_slice(&output.stdout)
+        .with_context(|| String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+fn config() -> FluxConfig {
+    FluxConfig { depth: 1, depth_single_blocks: 1, hidden_size: 32, num_heads: 1, ..FluxConfig::nano() }
+}
+
+#[test]
+fn inspect_ends_with_1_and_names_what_is_wrong() -> anyhow::Result<()> {
+    let folder = tempfile::tempdir()?;
+    let path = folder.path().join("base.safetensors");
+    let mut tensors = Flux::init(&config(), 1, Kind::BFloat16, Device::Cpu)?.tensors();
+    save(&path, &tensors, &published_strings())?;
+    let output = workbench(folder.path(), &["inspect", "base.safetensors", "-o", "json"])?;
+    ensure!(output.status.code() == Some(0), "{output:?}");
+    let found = json(&output)?;
+    ensure!(found["family"] == "transformer" && found["config"]["hidden_size"] == 32, "{found:#}");
+
+    tensors.remove("img_in.bias").context("no img_in.bias")?;
+    save(&path, &tensors, &published_strings())?;
+    let output = workbench(folder.path(), &["inspect", "base.safetensors"])?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    ensure!(output.status.code() == Some(1), "{output:?}");
+    ensure!(text.contains("img_in.bias is missing") && text.contains("does not fit: 1 problem(s)"), "{text}");
+
+    let bytes = std::fs::read(&path)?;
+    std::fs::write(&path, &bytes[..bytes.len() / 2])?;
+    let output = workbench(folder.path(), &["inspect", "base.safetensors"])?;
+    let text = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.code() == Some(1) && text.contains("cut short"), "{text}");
+    Ok(())
+}
+
+#[test]
+fn lora_convert_writes_what_inspect_recognises() -> anyhow::Result<()> {
+    let folder = tempfile::tempdir()?;
+    let all = BlockSelection::all(&config());
+    let mut adapter = LoraAdapter::init(&config(), 4, &all, 1, Kind::Float, Device::Cpu)?;
+    adapter.save(&folder.path().join("dit_lora.safetensors"))?;
+    for (to, family) in [("published", "lora"), ("comfyui", "comfyui-lora"), ("diffusers", "diffusers-lora")]
+    {
+        let output = workbench(
+            folder.path(),
+            &[
+                "lora",
+                "convert",
+                "dit_lora.safetensors",
+                "--to",
+                to,
+                "--weight",
+                "0.5",
+                "--out",
+                "out.safetensors",
+            ],
+        )?;
+        ensure!(output.status.success(), "{output:?}");
+        let found = json(&workbench(folder.path(), &["inspect", "out.safetensors", "-o", "json"])?)?;
+        ensure!(found["family"] == family && found["facts"]["rank"] == "4", "{found:#}");
+        ensure!(found["problems"] == serde_json::json!([]), "{found:#}");
+    }
+    let output = workbench(
+        folder.path(),
+        &["lora", "convert", "out.safetensors", "--to", "published", "--out", "again.safetensors"],
+    )?;
+    let text = String::from_utf8_lossy(&output.stderr);
+    ensure!(!output.status.success() && text.contains("is unexpected"), "{text}");
+    ensure!(!folder.path().join("again.safetensors").exists(), "a file was written");
+    Ok(())
+}
+
+#[test]
+fn bench_step_reports_one_line_and_refuses_what_cannot_be() -> anyhow::Result<()> {
+    let folder = tempfile::tempdir()?;
+    let small =
+        ["bench", "step", "-o", "json", "--batch", "1", "--resolution", "8", "--text", "2", "--rank", "2"];
+    let small = [small.as_slice(), &["--warmup", "0", "--steps", "2", "--peak-tflops", "1"]].concat();
+    for more in [
+        ["--references", "2"].as_slice(),
+        &["--synthetic", "--storage", "float8", "--blocks", "host", "--recompute", "all"],
+        &["--synthetic", "--precision", "bf16", "--recompute", "auto", "--memory", "1"],
+    ] {
+        let output = workbench(folder.path(), &[small.as_slice(), more].concat())?;
+        let outcome = json(&output)?;
+        ensure!(outcome["seconds"].as_array().is_some_and(|seconds| seconds.len() == 2), "{outcome:#}");
+        ensure!(outcome["memory_bytes"].as_u64() > Some(1 << 20), "{outcome:#}");
+        ensure!(outcome["share_of_floor"].as_f64() > Some(0.0), "{outcome:#}");
+    }
+    for (more, named) in [
+        (["--resolution", "9"].as_slice(), "--resolution"),
+        (&["--preset", "flux-dev"], "--synthetic"),
+        (&["--preset", "flux"], "nano"),
+        (&["--device", "tpu"], "cuda:N"),
+    ] {
+        let output = workbench(folder.path(), &[["bench", "step"].as_slice(), more].concat())?;
+        let text = String::from_utf8_lossy(&output.stderr);
+        ensure!(!output.status.success() && text.contains(named), "{text}");
+    }
+    Ok(())
+}
