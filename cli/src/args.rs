@@ -92,6 +92,9 @@ pub enum Command {
     Nodes,
     /// List a job's checkpoints, oldest first.
     Checkpoints(CheckpointsArgs),
+    /// Draw pictures from a prompt and references (crescendo-workbench).
+    #[command(disable_help_flag = true)]
+    Generate(Rest),
     /// Hold the model to reference numbers (crescendo-workbench).
     #[command(disable_help_flag = true)]
     Parity(Rest),

@@ -3,7 +3,7 @@
 //! ```text
 //!   submit, watch, jobs, … ──gRPC──▶ controller
 //!   up ──starts──▶ controller, curator-node, trainer-node (processes on loopback)
-//!   parity, eval, report, inspect, lora, bench ──exec──▶ crescendo-workbench
+//!   generate, parity, eval, report, inspect, lora, bench ──exec──▶ crescendo-workbench
 //! ```
 //!
 //! | part | what it does |
@@ -56,6 +56,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
     let command = match command {
         // These need neither a runtime nor a controller.
         Command::Validate(args) => return commands::validate::run(&common, &args),
+        Command::Generate(args) => return commands::workbench::exec("generate", &args.rest),
         Command::Parity(args) => return commands::workbench::exec("parity", &args.rest),
         Command::Eval(args) => return commands::workbench::exec("eval", &args.rest),
         Command::Report(args) => return commands::workbench::exec("report", &args.rest),
@@ -81,6 +82,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
             Command::Nodes => commands::nodes::run(&common).await,
             Command::Checkpoints(args) => commands::checkpoints::run(&common, &args).await,
             Command::Validate(_)
+            | Command::Generate(_)
             | Command::Parity(_)
             | Command::Eval(_)
             | Command::Report(_)

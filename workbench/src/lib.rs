@@ -8,6 +8,7 @@
 //! - [`bench`]: times the training step.
 //! - [`eval`]: scores drawings of a benchmark.
 //! - [`export_base`]: a checkpoint as a base.
+//! - [`generate`]: pictures from a prompt and references.
 //! - [`inspect`]: what a weight file is.
 //! - [`lora`]: adapters for other loaders.
 //! - [`parity`]: holds the model crate to a folder of fixtures.
@@ -17,6 +18,7 @@
 pub mod bench;
 pub mod eval;
 pub mod export_base;
+pub mod generate;
 pub mod inspect;
 pub mod lora;
 pub mod parity;

@@ -6,6 +6,7 @@ use clap::{Parser, Subcommand};
 use crescendo_workbench::bench::{self, BenchArgs};
 use crescendo_workbench::eval::{self, EvalArgs};
 use crescendo_workbench::export_base::{self, ExportBaseArgs};
+use crescendo_workbench::generate::{self, GenerateArgs};
 use crescendo_workbench::inspect::{self, InspectArgs};
 use crescendo_workbench::lora::{self, LoraArgs};
 use crescendo_workbench::parity::{ParityArgs, parity_main, ranks};
@@ -28,6 +29,7 @@ enum Command {
     /// Draw with what a finished job has learned, score it, and write a report.
     Report(ReportArgs),
     Bench(BenchArgs),
+    Generate(GenerateArgs),
     Inspect(InspectArgs),
     Lora(LoraArgs),
     /// Write a checkpoint of a full-parameter stage as a base that jobs can start from.
@@ -45,6 +47,7 @@ fn main() -> anyhow::Result<ExitCode> {
         Command::Report(args) => report::run(&args).map(|()| ExitCode::SUCCESS),
         Command::ExportBase(args) => export_base::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Bench(args) => bench::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Generate(args) => generate::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Lora(args) => lora::run(&args).map(|()| ExitCode::SUCCESS),
         Command::TrainEncoder(args) => train_encoder::run(&args).map(|()| ExitCode::SUCCESS),

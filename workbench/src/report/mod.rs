@@ -8,7 +8,7 @@
 
 mod curve;
 mod evaluate;
-mod grid;
+pub(crate) mod grid;
 pub(crate) mod history;
 mod job;
 mod page;

@@ -1,0 +1,270 @@
+//! `generate`: pictures from a prompt and, if wanted, references.
+//!
+//! ```text
+//!  prompt ─ text encoders ─┐   (left again before the transformer is loaded)
+//!  references ─ codec ─────┼─▶ transformer + LoRA ─▶ codec ─▶ PNG with its settings
+//!  seed ─ noise ───────────┘      once for each LoRA and seed
+//! ```
+
+mod parts;
+mod png;
+mod settings;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, ensure};
+use crescendo_model::codec::{EncodedText, LatentCodec};
+use crescendo_model::flux::{LoadOptions, Residence, Storage};
+use crescendo_model::pictures::{self, Picture, reference};
+use crescendo_model::sampler::{SampleRequest, sample, seeded_noise};
+use crescendo_model::tch::{Kind, Tensor};
+use crescendo_model::{Flux, LoraAdapter, schedule};
+use image::RgbImage;
+
+pub use self::parts::{ModelArgs, Parts};
+use self::settings::{DrawSettings, Settings};
+use crate::report::grid::{Cell, draw_grid};
+
+/// Most references of one picture.
+const MAX_REFERENCES: usize = 8;
+/// References that the published LoRA was trained with; assumed where a LoRA's own job is not known.
+const PUBLISHED_REFERENCES: usize = 2;
+/// Most pictures of one call.
+const MAX_PICTURES: usize = 256;
+/// Side of a picture in a grid, pixels.
+const GRID_CELL: u32 = 256;
+
+/// Draw pictures from a prompt, with references of the subjects if wanted.
+///
+/// Every PNG carries the settings that made it (text chunk `crescendo`, JSON). The same settings on the same machine
+/// give the same picture.
+#[derive(Debug, clap::Args)]
+pub struct GenerateArgs {
+    /// What to draw
+    #[arg(long)]
+    prompt: String,
+    /// Picture of a subject; give it again for each further one, 8 at most
+    #[arg(long = "reference", value_name = "FILE")]
+    references: Vec<PathBuf>,
+    #[command(flatten)]
+    model: ModelArgs,
+    /// LoRA to draw with, in the published naming; several make a grid with a column each, `none` is the base alone
+    #[arg(long = "lora", value_name = "FILE")]
+    loras: Vec<PathBuf>,
+    /// Strength of the LoRA: 0 is the base, 1 the LoRA as trained
+    #[arg(long, default_value_t = 1.0, value_name = "WEIGHT")]
+    lora_weight: f64,
+    /// Seed of the noise; several, separated by commas, make a grid with a row each
+    #[arg(long, value_delimiter = ',', default_value = "3407", value_name = "SEED")]
+    seed: Vec<u64>,
+    #[command(flatten)]
+    draw: DrawSettings,
+    /// The picture; with several pictures the grid, and each picture beside it with its LoRA and seed in the name
+    #[arg(long, default_value = "generated.png", value_name = "FILE")]
+    out: PathBuf,
+}
+
+/// What to draw with.
+struct Column {
+    heading: String,
+    lora: Option<PathBuf>,
+}
+
+/// Draws everything and writes the files.
+pub fn run(args: &GenerateArgs) -> Result<ExitCode> {
+    let count = args.references.len();
+    ensure!(count <= MAX_REFERENCES, "--reference: {count} references, at most {MAX_REFERENCES} are taken");
+    let columns = columns(&args.loras);
+    ensure!(
+        columns.len() * args.seed.len() <= MAX_PICTURES,
+        "{} LoRAs and {} seeds are more than {MAX_PICTURES} pictures",
+        columns.len(),
+        args.seed.len()
+    );
+    let parts = args.model.parts()?;
+    let draw = args.draw.resolved(&parts)?;
+    let references = read_references(args, &parts)?;
+    for lora in columns.iter().filter_map(|column| column.lora.as_deref()) {
+        let trained = trained_references(lora).unwrap_or(PUBLISHED_REFERENCES);
+        if count > trained {
+            eprintln!("warning: {count} references, {} was trained with {trained}", lora.display());
+        }
+    }
+
+    let text = parts.text()?.encode(&[&args.prompt]).context("encode the prompt")?;
+    let codec = parts.codec()?;
+    let pixels = references.iter().map(|picture| Ok(codec.encode(&pictures::to_model_input(&[picture])?)?));
+    let refs = pixels.collect::<Result<Vec<Tensor>>>().context("encode the references")?;
+    let options = LoadOptions {
+        storage: if args.model.fp8 { Storage::Float8 } else { Storage::Compute },
+        blocks: if args.model.offload { Residence::Host } else { Residence::Device },
+        ..LoadOptions::resident(parts.kind, parts.device)
+    };
+    let flux = Flux::load_with(&parts.config, &parts.weights, &options).context("load the transformer")?;
+
+    let easel = Easel { flux: &flux, codec: codec.as_ref(), text: &text, refs: &refs, draw: &draw };
+    let single = columns.len() * args.seed.len() == 1;
+    let mut rows: Vec<Vec<RgbImage>> = args.seed.iter().map(|_| Vec::new()).collect();
+    for column in &columns {
+        let adapter = column.lora.as_deref().map(|path| easel.adapter(path, args.lora_weight)).transpose()?;
+        for (seed, row) in args.seed.iter().zip(&mut rows) {
+            let began = Instant::now();
+            let picture = easel.draw(adapter.as_ref(), *seed)?;
+            let path = if single { args.out.clone() } else { beside(&args.out, &column.heading, *seed) };
+            let settings = Settings {
+                prompt: &args.prompt,
+                references: &args.references,
+                weights: &parts.weights,
+                preset: parts.preset,
+                lora: column.lora.as_deref(),
+                lora_weight: args.lora_weight,
+                seed: *seed,
+                draw: &draw,
+                version: env!("CARGO_PKG_VERSION"),
+            };
+            png::save(&path, &picture, &serde_json::to_string(&settings)?)?;
+            println!("{}  {:.1} s", path.display(), began.elapsed().as_secs_f64());
+            row.push(picture);
+        }
+    }
+    if !single {
+        save_grid(args, &columns, &rows)?;
+        println!("{}", args.out.display());
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn columns(loras: &[PathBuf]) -> Vec<Column> {
+    let base = || Column { heading: "base".to_owned(), lora: None };
+    if loras.is_empty() {
+        return vec![base()];
+    }
+    let named = |path: &PathBuf| {
+        if path.as_os_str() == "none" {
+            return base();
+        }
+        let stem = |path: &Path| path.file_stem().map(|stem| stem.to_string_lossy().into_owned());
+        // Checkpoints all hold a dit_lora.safetensors: the folder tells them apart.
+        let heading = match (stem(path), path.parent().and_then(stem)) {
+            (Some(name), Some(folder)) if name == "dit_lora" => folder,
+            (Some(name), _) => name,
+            (None, _) => "lora".to_owned(),
+        };
+        Column { heading, lora: Some(path.clone()) }
+    };
+    loras.iter().map(named).collect()
+}
+
+fn read_references(args: &GenerateArgs, parts: &Parts) -> Result<Vec<RgbImage>> {
+    let long = args.draw.reference_size.unwrap_or_else(|| parts.reference_size(args.references.len()));
+    let read = |path: &PathBuf| {
+        let picture = Picture::open(path)?;
+        Ok(reference::prepare(&path.display().to_string(), &picture, long)?)
+    };
+    args.references.iter().map(read).collect()
+}
+
+/// References per sample in the job that a checkpoint's LoRA comes from, if the files beside it tell.
+fn trained_references(lora: &Path) -> Option<usize> {
+    let read = |name: &str| -> Option<serde_json::Value> {
+        serde_json::from_slice(&std::fs::read(lora.with_file_name(name)).ok()?).ok()
+    };
+    let (spec, state) = (read("resolved_spec.json")?, read("state.json")?);
+    let stage =
+        spec.get("stages")?.as_array()?.iter().find(|stage| stage.get("name") == state.get("stage"))?;
+    usize::try_from(stage.get("references")?.as_u64()?).ok()
+}
+
+/// `out` with a column's heading and a seed in its name.
+fn beside(out: &Path, heading: &str, seed: u64) -> PathBuf {
+    let stem = out.file_stem().map_or("generated".into(), |stem| stem.to_string_lossy());
+    out.with_file_name(format!("{stem}-{heading}-{seed}.png"))
+}
+
+fn save_grid(args: &GenerateArgs, columns: &[Column], rows: &[Vec<RgbImage>]) -> Result<()> {
+    let labels: Vec<String> = args.seed.iter().map(|seed| format!("seed {seed}")).collect();
+    let mut headings = vec![""];
+    headings.extend(columns.iter().map(|column| column.heading.as_str()));
+    let cells: Vec<Vec<Cell>> = labels
+        .iter()
+        .zip(rows)
+        .map(|(label, row)| std::iter::once(Cell::Text(label)).chain(row.iter().map(Cell::Picture)).collect())
+        .collect();
+    let note = serde_json::json!({ "prompt": args.prompt, "seeds": args.seed }).to_string();
+    png::save(&args.out, &draw_grid(&headings, &cells, GRID_CELL), &note)
+}
+
+/// Everything that one picture after the other is drawn with.
+struct Easel<'a> {
+    flux: &'a Flux,
+    codec: &'a dyn LatentCodec,
+    text: &'a EncodedText,
+    refs: &'a [Tensor],
+    draw: &'a settings::Resolved,
+}
+
+impl Easel<'_> {
+    fn adapter(&self, path: &Path, weight: f64) -> Result<LoraAdapter> {
+        let mut adapter =
+            LoraAdapter::load(self.flux.config(), path, self.flux.compute_kind(), self.flux.device())
+                .context("load the LoRA")?;
+        adapter.scale_effect(weight)?;
+        Ok(adapter)
+    }
+
+    fn draw(&self, adapter: Option<&LoraAdapter>, seed: u64) -> Result<RgbImage> {
+        let draw = self.draw;
+        let downscale = self.codec.downscale();
+        let (rows, columns) = (i64::from(draw.height) / downscale, i64::from(draw.width) / downscale);
+        let noise = seeded_noise(&[seed], self.codec.latent_channels(), rows, columns)?;
+        let times = if draw.published_schedule {
+            schedule::inference_schedule(draw.steps, i64::from(draw.width), i64::from(draw.height))?
+        } else {
+            schedule::schedule(draw.steps, rows * columns / 4, true)?
+        };
+        let request = SampleRequest {
+            noise: &noise,
+            refs: self.refs,
+            txt: &self.text.txt,
+            vec: &self.text.vec,
+            positions: draw.positions.into(),
+            schedule: &times,
+            guidance: draw.guidance,
+            // Published weights have only seen times that were rounded as the network computes.
+            time_kind: if draw.exact_times { Kind::Float } else { self.flux.compute_kind() },
+        };
+        let latents = sample(self.flux, adapter, &request, None).context("draw")?;
+        Ok(pictures::from_model_output(&self.codec.decode(&latents)?.f_select(0, 0)?)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_are_named_so_that_they_can_be_told_apart() {
+        let names = |paths: &[&str]| -> Vec<String> {
+            let paths: Vec<PathBuf> = paths.iter().map(PathBuf::from).collect();
+            columns(&paths).into_iter().map(|column| column.heading).collect()
+        };
+        assert_eq!(names(&[]), ["base"]);
+        assert_eq!(
+            names(&["none", "a/step-5/dit_lora.safetensors", "b/cat.safetensors"]),
+            ["base", "step-5", "cat"]
+        );
+    }
+
+    #[test]
+    fn a_checkpoint_tells_how_many_references_it_was_trained_with() {
+        let folder = tempfile::tempdir().unwrap();
+        let lora = folder.path().join("dit_lora.safetensors");
+        assert_eq!(trained_references(&lora), None);
+        let spec = r#"{"stages": [{"name": "one", "references": 1}, {"name": "two", "references": 3}]}"#;
+        std::fs::write(folder.path().join("resolved_spec.json"), spec).unwrap();
+        std::fs::write(folder.path().join("state.json"), r#"{"stage": "two"}"#).unwrap();
+        assert_eq!(trained_references(&lora), Some(3));
+    }
+}

@@ -1,0 +1,153 @@
+//! The networks of a drawing: which files they are, and loading them one after the other.
+
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result, bail};
+use crescendo_model::autoencoder::{Autoencoder, AutoencoderConfig};
+use crescendo_model::codec::{LatentCodec, TextEncoder};
+use crescendo_model::flux_text::{FluxText, FluxTextPaths};
+use crescendo_model::nano::{PixelCodec, WordVectorText};
+use crescendo_model::pictures::reference;
+use crescendo_model::tch::{Cuda, Device, Kind};
+use crescendo_model::{FluxConfig, Preset};
+
+/// Where the networks are.
+#[derive(Clone, Debug, clap::Args)]
+pub struct ModelArgs {
+    /// The network: flux-dev, flux-schnell or nano
+    #[arg(long, default_value = "flux-dev")]
+    preset: Preset,
+    /// Folder laid out as the published FLUX.1: flux1-dev.safetensors, ae.safetensors, text_encoder, text_encoder_2,
+    /// tokenizer, tokenizer_2
+    #[arg(long, env = "CRESCENDO_MODEL_DIR", value_name = "DIR")]
+    model_dir: Option<PathBuf>,
+    /// Transformer: a safetensors file, an index of several, or a folder [default: the one in --model-dir]
+    #[arg(long, value_name = "FILE")]
+    weights: Option<PathBuf>,
+    /// Autoencoder [default: ae.safetensors in --model-dir]
+    #[arg(long, value_name = "FILE")]
+    autoencoder: Option<PathBuf>,
+    /// What to compute on
+    #[arg(long, value_enum, default_value = "auto")]
+    device: DeviceChoice,
+    /// Dtype of the arithmetic [default: bf16 on GPUs, f32 on CPUs]
+    #[arg(long, value_enum)]
+    dtype: Option<DtypeChoice>,
+    /// Keep the transformer's weights as 8-bit floats (e4m3): half the memory of bf16, a little less exact
+    #[arg(long)]
+    pub fp8: bool,
+    /// Keep the transformer's blocks in host memory and bring each to the device when it is needed: slower, for small GPUs
+    #[arg(long)]
+    pub offload: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum DeviceChoice {
+    Auto,
+    Cpu,
+    Cuda,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum DtypeChoice {
+    Bf16,
+    F32,
+}
+
+/// The files of a drawing, and how to compute with them.
+#[derive(Debug)]
+pub struct Parts {
+    pub preset: Preset,
+    pub config: FluxConfig,
+    pub weights: PathBuf,
+    pub kind: Kind,
+    pub device: Device,
+    /// Absent for nano, whose pictures and words need no weights.
+    networks: Option<Networks>,
+}
+
+#[derive(Debug)]
+struct Networks {
+    autoencoder: PathBuf,
+    text: FluxTextPaths,
+}
+
+impl ModelArgs {
+    /// Finds the files.
+    pub fn parts(&self) -> Result<Parts> {
+        let device = match self.device {
+            DeviceChoice::Cpu => Device::Cpu,
+            DeviceChoice::Auto => Device::cuda_if_available(),
+            DeviceChoice::Cuda if Cuda::is_available() => Device::Cuda(0),
+            DeviceChoice::Cuda => {
+                bail!("--device cuda: there is no CUDA device, or this libtorch has no CUDA")
+            }
+        };
+        let kind = match (self.dtype, device) {
+            (Some(DtypeChoice::Bf16), _) | (None, Device::Cuda(_)) => Kind::BFloat16,
+            (Some(DtypeChoice::F32), _) | (None, _) => Kind::Float,
+        };
+        let in_folder = |name: &str| self.model_dir.as_ref().map(|folder| folder.join(name));
+        let file_name = match self.preset {
+            Preset::FluxDev => "flux1-dev.safetensors",
+            Preset::FluxSchnell => "flux1-schnell.safetensors",
+            Preset::Nano => "base.safetensors",
+        };
+        let weights = self.weights.clone().or_else(|| in_folder(file_name));
+        let weights = weights.context("where is the transformer? Give --weights FILE or --model-dir DIR")?;
+        let networks = if self.preset == Preset::Nano {
+            None
+        } else {
+            let autoencoder = self.autoencoder.clone().or_else(|| in_folder("ae.safetensors"));
+            let text =
+                self.model_dir.as_deref().context("where are the text encoders? Give --model-dir DIR")?;
+            Some(Networks {
+                autoencoder: autoencoder
+                    .context("where is the autoencoder? Give --autoencoder FILE or --model-dir DIR")?,
+                text: FluxTextPaths::in_folder(text),
+            })
+        };
+        Ok(Parts { preset: self.preset, config: self.preset.config(), weights, kind, device, networks })
+    }
+}
+
+impl Parts {
+    /// The text encoders. Large: to be dropped before the transformer is loaded.
+    pub fn text(&self) -> Result<Box<dyn TextEncoder>> {
+        Ok(match &self.networks {
+            None => Box::new(WordVectorText),
+            Some(networks) => Box::new(
+                FluxText::load(&networks.text, self.kind, self.device).context("load the text encoders")?,
+            ),
+        })
+    }
+
+    /// What turns pictures into latents and back; float32, as published.
+    pub fn codec(&self) -> Result<Box<dyn LatentCodec>> {
+        Ok(match &self.networks {
+            None => Box::new(PixelCodec),
+            Some(networks) => {
+                let config = AutoencoderConfig::flux();
+                Box::new(
+                    Autoencoder::load(&config, &networks.autoencoder, Kind::Float, self.device)
+                        .context("load the autoencoder")?,
+                )
+            }
+        })
+    }
+
+    /// Side of a picture unless it is given, pixels.
+    pub fn side(&self) -> u32 {
+        if self.preset == Preset::Nano { 32 } else { 512 }
+    }
+
+    /// Sides of a picture are multiples of this, pixels: one token.
+    pub fn multiple(&self) -> u32 {
+        if self.preset == Preset::Nano { 4 } else { 16 }
+    }
+
+    /// Long side of the references unless it is given, pixels.
+    pub fn reference_size(&self, references: usize) -> u32 {
+        if self.preset == Preset::Nano { 32 } else { reference::long_side(references) }
+    }
+}

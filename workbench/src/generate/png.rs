@@ -1,0 +1,55 @@
+//! PNG files that say how they were made.
+
+use std::io::Write as _;
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+use image::RgbImage;
+
+/// Keyword of the text chunk.
+const KEYWORD: &str = "crescendo";
+
+/// Writes `picture` with `settings` in a text chunk, under a name of its own first: `path` never holds half a file.
+pub fn save(path: &Path, picture: &RgbImage, settings: &str) -> Result<()> {
+    let write = || -> Result<()> {
+        let mut bytes = Vec::new();
+        let mut encoder = png::Encoder::new(&mut bytes, picture.width(), picture.height());
+        encoder.set_color(png::ColorType::Rgb);
+        encoder.set_depth(png::BitDepth::Eight);
+        encoder.add_itxt_chunk(KEYWORD.to_owned(), settings.to_owned())?;
+        let mut writer = encoder.write_header()?;
+        writer.write_image_data(picture.as_raw())?;
+        writer.finish()?;
+        let folder = match path.parent() {
+            Some(folder) if !folder.as_os_str().is_empty() => folder,
+            _ => Path::new("."),
+        };
+        let mut file = tempfile::NamedTempFile::new_in(folder)?;
+        file.write_all(&bytes)?;
+        file.persist(path)?;
+        Ok(())
+    };
+    write().with_context(|| format!("write {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pixels_and_settings_are_read_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.png");
+        let picture = RgbImage::from_fn(5, 3, |x, y| image::Rgb([(x * 50) as u8, (y * 80) as u8, 7]));
+        save(&path, &picture, r#"{"prompt":"ein Löwe"}"#).unwrap();
+        assert_eq!(image::open(&path).unwrap().to_rgb8(), picture);
+        let file = std::io::BufReader::new(std::fs::File::open(&path).unwrap());
+        let reader = png::Decoder::new(file).read_info().unwrap();
+        let chunk = &reader.info().utf8_text[0];
+        assert_eq!(
+            (chunk.keyword.as_str(), chunk.get_text().unwrap().as_str()),
+            ("crescendo", r#"{"prompt":"ein Löwe"}"#)
+        );
+        assert!(save(&folder.path().join("absent/a.png"), &picture, "").is_err());
+    }
+}
