@@ -124,10 +124,15 @@ pub struct ComposeSpec {
     /// Height and width of one panel, pixels; a multiple of 16.
     pub panel: u32,
     /// Share of the captions that name their subjects; the others say "the subject", so that only the reference tells
-    /// what it looks like.
+    /// what it looks like. Specs that were stored before there was a choice name all.
+    #[serde(default = "all_named")]
     pub name_share: f64,
     /// Every n-th subject (by stable hash) is kept out of training for evaluation; 0 keeps out none.
     pub hold_out_one_in: u32,
+}
+
+fn all_named() -> f64 {
+    1.0
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
