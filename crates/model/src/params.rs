@@ -162,33 +162,6 @@ impl ParamSource for SeededInit {
     }
 }
 
-/// For tests of networks that are too large to be held.
-#[cfg(test)]
-pub(crate) mod testing {
-    use std::collections::BTreeMap;
-
-    use super::*;
-
-    /// Notes the shape of every tensor that a network asks for, and hands out empty ones.
-    #[derive(Debug, Default)]
-    pub struct ShapeList(pub BTreeMap<String, Vec<i64>>);
-
-    impl ShapeList {
-        /// Number of weights.
-        pub fn parameters(&self) -> i64 {
-            self.0.values().map(|shape| shape.iter().product::<i64>()).sum()
-        }
-    }
-
-    impl ParamSource for ShapeList {
-        fn take(&mut self, name: &str, shape: &[i64], _init: Init) -> Result<Tensor> {
-            let before = self.0.insert(name.to_owned(), shape.to_vec());
-            assert!(before.is_none(), "{name} is taken twice");
-            Ok(Tensor::new())
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
