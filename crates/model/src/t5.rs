@@ -240,6 +240,9 @@ pub struct T5Encoder {
     device: Device,
 }
 
+/// Receives the residual stream before each block by name: `hidden0`, `hidden1`, ….
+pub type Trace<'a> = &'a mut dyn FnMut(&str, &Tensor);
+
 const SHARED: &str = "shared.weight";
 const EMBEDDED: &str = "encoder.embed_tokens.weight";
 
@@ -323,12 +326,8 @@ impl T5Encoder {
         self.forward_traced(ids, None)
     }
 
-    /// As [`T5Encoder::forward`]; `trace` sees the residual stream before each block as `hidden0`, `hidden1`, ….
-    pub fn forward_traced(
-        &self,
-        ids: &Tensor,
-        mut trace: Option<&mut dyn FnMut(&str, &Tensor)>,
-    ) -> Result<Tensor> {
+    /// As [`T5Encoder::forward`]; `trace` sees the values inside.
+    pub fn forward_traced(&self, ids: &Tensor, mut trace: Option<Trace<'_>>) -> Result<Tensor> {
         let (_, tokens) = check_ids(ids, self.config.vocab_size)?;
         tch::no_grad(|| {
             let ids = ids.f_to_device(self.device)?;
