@@ -4,7 +4,8 @@ use tch::{Device, Kind, Tensor};
 
 use super::*;
 use crate::Activation;
-use crate::params::testing::{Recorder, ShapeCount};
+use crate::params::Outline;
+use crate::params::testing::Recorder;
 
 const CPU: Device = Device::Cpu;
 
@@ -152,12 +153,12 @@ fn inputs_that_do_not_fit_are_errors() {
 
 #[test]
 fn presets_have_the_published_sizes() {
-    let mut count = ShapeCount::default();
+    let mut count = Outline::default();
     ClipText::build(&mut count, "text_model", &ClipTextConfig::large(), CPU).unwrap();
-    assert_eq!((count.tensors, count.parameters), (196, 123_060_480));
-    let mut count = ShapeCount::default();
+    assert_eq!((count.shapes.len(), count.parameters()), (196, 123_060_480));
+    let mut count = Outline::default();
     Clip::build(&ClipConfig::vit_b32(), &mut count, Kind::Float, CPU).unwrap();
-    assert_eq!((count.tensors, count.parameters), (398, 151_277_313));
+    assert_eq!((count.shapes.len(), count.parameters()), (398, 151_277_313));
 }
 
 #[test]

@@ -25,18 +25,3 @@ impl<S: ParamSource> ParamSource for Recorder<S> {
         Ok(tensor)
     }
 }
-
-/// Counts what a network takes, so that full sizes are held to published numbers without their memory.
-#[derive(Default)]
-pub(crate) struct ShapeCount {
-    pub tensors: usize,
-    pub parameters: i64,
-}
-
-impl ParamSource for ShapeCount {
-    fn take(&mut self, _name: &str, shape: &[i64], _init: Init) -> Result<Tensor> {
-        self.tensors += 1;
-        self.parameters += shape.iter().product::<i64>();
-        Ok(Tensor::default())
-    }
-}
