@@ -112,12 +112,9 @@ impl ImageProcessor {
                     return Err(ModelError::input("picture", reason));
                 }
                 let size = [i64::from(height), i64::from(width)];
+                // On bytes, as torchvision calls it: this kernel has an arithmetic of its own for them.
                 let resized = planes(&[picture])?
-                    .f_to_kind(Kind::Float)?
                     .f_internal_upsample_bicubic2d_aa(size, false, None, None)?
-                    .f_round()?
-                    .f_clamp(0.0, 255.0)?
-                    .f_to_kind(Kind::Uint8)?
                     .f_squeeze_dim(0)?
                     .f_permute([1, 2, 0])?
                     .f_contiguous()?
