@@ -206,7 +206,8 @@ mod tests {
         let (up, mut sent) = mpsc::channel(16);
         let (progress, reported) = watch::channel(RankProgress::default());
         let stop = CancellationToken::new();
-        let forwarding = tokio::spawn(Uplink { up }.forward_progress(reported, stop.clone()));
+        let mut forwarding = tokio::task::JoinSet::new();
+        forwarding.spawn(Uplink { up }.forward_progress(reported, stop.clone()));
         for step in 1..=2 {
             progress.send_replace(RankProgress { step, ..Default::default() });
             // Less than the interval: the second is still to be sent when its sender goes.
@@ -214,7 +215,7 @@ mod tests {
         }
         drop(progress);
         stop.cancel();
-        forwarding.await.unwrap();
+        forwarding.join_next().await.unwrap().unwrap();
         let mut steps = Vec::new();
         while let Some(OpenRankSessionRequest { message: Some(Up::Progress(progress)) }) = sent.recv().await {
             steps.push(progress.step);
