@@ -5,7 +5,7 @@
 //!                                    └─ parity-rank × n: data-parallel fixtures through real processes
 //! ```
 //!
-//! - [`bench`]: times the training step.
+//! - [`mod@bench`]: times the training step.
 //! - [`eval`]: scores drawings of a benchmark.
 //! - [`export_base`]: a checkpoint as a base.
 //! - [`generate`]: pictures from a prompt and references.
