@@ -22,6 +22,8 @@ pub struct EtcdProcess {
     dir: TempDir,
     client_port: u16,
     peer_port: u16,
+    /// Tells it from an etcd of another test that took the port first.
+    name: String,
     child: Option<Child>,
 }
 
@@ -51,7 +53,8 @@ impl EtcdProcess {
         for _ in 0..START_ATTEMPTS {
             let (client_port, peer_port) = free_ports()?;
             let dir = tempfile::Builder::new().prefix("etcd-").tempdir()?;
-            let mut etcd = Self { program: program.clone(), dir, client_port, peer_port, child: None };
+            let name = format!("test-{}-{client_port}-{peer_port}", std::process::id());
+            let mut etcd = Self { program: program.clone(), dir, client_port, peer_port, name, child: None };
             match etcd.run().await {
                 Ok(()) => return Ok(etcd),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(error),
@@ -86,13 +89,13 @@ impl EtcdProcess {
         let peer_url = format!("http://127.0.0.1:{}", self.peer_port);
         let log = File::options().create(true).append(true).open(self.dir.path().join("etcd.log"))?;
         let child = Command::new(&self.program)
-            .args(["--name", "test", "--log-level", "warn", "--logger", "zap"])
+            .args(["--name", &self.name, "--log-level", "warn", "--logger", "zap"])
             .args(["--heartbeat-interval", "20", "--election-timeout", "200"])
             .arg("--data-dir")
             .arg(self.dir.path().join("data"))
             .args(["--listen-client-urls", &client_url, "--advertise-client-urls", &client_url])
             .args(["--listen-peer-urls", &peer_url, "--initial-advertise-peer-urls", &peer_url])
-            .args(["--initial-cluster", &format!("test={peer_url}")])
+            .args(["--initial-cluster", &format!("{}={peer_url}", self.name)])
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
@@ -112,10 +115,15 @@ impl EtcdProcess {
             }
             let asking = async {
                 let mut client = etcd_client::Client::connect([self.endpoint()], None).await?;
-                client.get("is anybody there", None).await
+                client.get("is anybody there", None).await?;
+                client.member_list().await
             };
-            if let Ok(Ok(_)) = timeout(Duration::from_secs(1), asking).await {
-                return Ok(());
+            if let Ok(Ok(answer)) = timeout(Duration::from_secs(1), asking).await {
+                return if answer.members().iter().any(|member| member.name() == self.name) {
+                    Ok(())
+                } else {
+                    Err(io::Error::other(format!("another etcd answers on port {}", self.client_port)))
+                };
             }
             if Instant::now() > deadline {
                 return Err(io::Error::new(io::ErrorKind::TimedOut, "etcd does not answer"));
