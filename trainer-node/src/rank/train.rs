@@ -7,7 +7,7 @@
 use std::time::{Duration, Instant};
 
 use crescendo_collective::{CollectiveError, PendingReduce, ProcessGroup, ReduceOp};
-use crescendo_model::training::{MicroBatch, warmed_up_rate};
+use crescendo_model::training::MicroBatch;
 use crescendo_model::weights::TensorMap;
 use crescendo_proto::v1::RankProgress;
 use tch::{Device, Kind, Tensor};
@@ -106,7 +106,7 @@ impl Loop {
         let restored = &mut self.training.restored;
         let model = |error: crescendo_model::ModelError| RankError::Retryable(error.to_string());
         let norm = restored.learner.trainables_mut().clip(Some(train.max_grad_norm)).map_err(model)?;
-        let rate = warmed_up_rate(train.learning_rate, step + 1, train.warmup_steps);
+        let rate = train.learning_rate_at(step + 1);
         // The only wait for the device in a step.
         let (loss, grad_norm) = (number(&loss)?, number(&norm)?);
         let seconds = began.elapsed().as_secs_f64();

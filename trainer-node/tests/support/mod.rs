@@ -356,6 +356,7 @@ pub fn spec(steps: u64, ranks: u32) -> JobSpec {
                 micro_batch: 1,
                 learning_rate: 1e-2,
                 warmup_steps: 2,
+                learning_rate_decay: Decay::None,
                 betas: (0.9, 0.999),
                 eps: 1e-8,
                 weight_decay: 0.01,

@@ -88,6 +88,7 @@ fn write_train(out: &mut Writer, train: &TrainSpec) {
         micro_batch,
         learning_rate,
         warmup_steps,
+        learning_rate_decay,
         betas,
         eps,
         weight_decay,
@@ -112,6 +113,7 @@ fn write_train(out: &mut Writer, train: &TrainSpec) {
     out.line(4, "microBatch", micro_batch);
     out.line(4, "learningRate", number(*learning_rate));
     out.line(4, "warmupSteps", warmup_steps);
+    out.line(4, "learningRateDecay", word(learning_rate_decay));
     out.line(4, "betas", format!("[{}, {}]", number(betas.0), number(betas.1)));
     out.line(4, "eps", number(*eps));
     out.line(4, "weightDecay", number(*weight_decay));

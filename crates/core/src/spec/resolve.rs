@@ -214,6 +214,11 @@ fn train(
         micro_batch: whole_or(reader, section, &path.field("microBatch"), micro_batch),
         learning_rate: number(reader, section, &path.field("learningRate"), &row("learningRate")),
         warmup_steps: whole(reader, section, &path.field("warmupSteps"), &row("warmupSteps")),
+        learning_rate_decay: match reader.word(section, &path.field("learningRateDecay")) {
+            Some("linear") => Decay::Linear,
+            Some("cosine") => Decay::Cosine,
+            _ => Decay::None,
+        },
         betas: reader.pair(section, &path.field("betas")).unwrap_or_else(|| {
             match default_of(&row("betas")) {
                 Default::Pair(first, second) => (first, second),

@@ -200,6 +200,9 @@ pub struct TrainSpec {
     pub learning_rate: f64,
     /// Optimizer steps of linear warm-up; default 100 (released code, where it has no effect).
     pub warmup_steps: u64,
+    /// What the learning rate does after the warm-up. Specs that were stored before there was a choice keep it.
+    #[serde(default)]
+    pub learning_rate_decay: Decay,
     /// AdamW; defaults 0.9, 0.999, 1e-8, 0.01 (released code).
     pub betas: (f64, f64),
     pub eps: f64,
@@ -228,6 +231,37 @@ pub enum AdapterSpec {
     },
     /// Train all parameters of the network.
     None,
+}
+
+impl TrainSpec {
+    /// Learning rate of step `step` (from 1 to `steps`): it rises linearly over the warm-up, then follows the decay, which
+    /// would reach 0 one step after the last.
+    pub fn learning_rate_at(&self, step: u64) -> f64 {
+        let peak = self.learning_rate;
+        if step < self.warmup_steps {
+            return peak * step as f64 / self.warmup_steps as f64;
+        }
+        let span = (self.steps + 1).saturating_sub(self.warmup_steps).max(1);
+        let done = (step - self.warmup_steps) as f64 / span as f64;
+        match self.learning_rate_decay {
+            Decay::None => peak,
+            Decay::Linear => peak * (1.0 - done),
+            Decay::Cosine => peak * 0.5 * (1.0 + (std::f64::consts::PI * done).cos()),
+        }
+    }
+}
+
+/// What the learning rate does between the warm-up and the stage's end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Decay {
+    /// Stays at its peak (released code).
+    #[default]
+    None,
+    /// Falls to 0 along a line.
+    Linear,
+    /// Falls to 0 along half a cosine wave.
+    Cosine,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

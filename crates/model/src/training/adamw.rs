@@ -138,20 +138,3 @@ impl Ema {
         trainables.fill_flat(&self.values, tensors, "", origin)
     }
 }
-
-/// Learning rate of step `step` (from 1): grows linearly over `warmup_steps`, then stays at `rate`.
-pub fn warmed_up_rate(rate: f64, step: u64, warmup_steps: u64) -> f64 {
-    if step >= warmup_steps { rate } else { rate * step as f64 / warmup_steps as f64 }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn warm_up_is_linear_then_constant() {
-        let rates: Vec<f64> = (1..=6).map(|step| warmed_up_rate(8.0, step, 4)).collect();
-        assert_eq!(rates, [2.0, 4.0, 6.0, 8.0, 8.0, 8.0]);
-        assert_eq!(warmed_up_rate(8.0, 1, 0), 8.0);
-    }
-}

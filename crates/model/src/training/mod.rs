@@ -18,7 +18,7 @@ mod recompute;
 mod tests;
 mod trainables;
 
-pub use adamw::{AdamW, AdamWConfig, Ema, warmed_up_rate};
+pub use adamw::{AdamW, AdamWConfig, Ema};
 pub use learner::{Learner, MicroBatch, MicroOutcome, NoisedTarget, OnBucket, TrainOptions};
 pub use recompute::{ActivationShape, Recompute, plan_kept_blocks};
 pub use trainables::{Bucket, Trainables};

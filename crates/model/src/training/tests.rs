@@ -293,7 +293,7 @@ fn train(learner: &mut Learner, adamw: &mut AdamW, ema: &mut Ema, steps: std::op
     for step in steps {
         learner.gradients(&[batch(&[2 * step, 2 * step + 1], 4, 4, 1.0)], None).unwrap();
         drop(learner.trainables_mut().clip(Some(1.0)).unwrap());
-        adamw.step(learner.trainables_mut(), warmed_up_rate(1e-2, step, 3)).unwrap();
+        adamw.step(learner.trainables_mut(), 1e-2 * (step as f64 / 3.0).min(1.0)).unwrap();
         ema.update(learner.trainables()).unwrap();
     }
 }

@@ -299,6 +299,12 @@ pub const FIELDS: &[Field] = &[
         "Optimizer steps over which the learning rate rises from 0 (released code).",
     ),
     field(
+        "spec.stages[].train.learningRateDecay",
+        Kind::Word(&["none", "linear", "cosine"]),
+        Default::Word("none"),
+        "What the learning rate does after the warm-up: stays (released code), or falls to 0 at the stage's end along a line or half a cosine wave.",
+    ),
+    field(
         "spec.stages[].train.betas",
         Kind::Pair(below(0.0, 1.0)),
         Default::Pair(0.9, 0.999),

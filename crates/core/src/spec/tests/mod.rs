@@ -402,3 +402,21 @@ fn every_example_is_valid() {
     }
     assert!(seen >= 3, "{seen} examples");
 }
+
+#[test]
+fn the_learning_rate_rises_then_follows_its_decay() {
+    let mut train = parse(SMALLEST.as_bytes()).unwrap().stages.remove(0).train;
+    (train.learning_rate, train.warmup_steps, train.steps) = (8.0, 4, 11);
+    let rates = |train: &TrainSpec| (1..=11).map(|step| train.learning_rate_at(step)).collect::<Vec<_>>();
+    assert_eq!(rates(&train), [2.0, 4.0, 6.0, 8.0, 8.0, 8.0, 8.0, 8.0, 8.0, 8.0, 8.0]);
+    train.learning_rate_decay = Decay::Linear;
+    assert_eq!(rates(&train), [2.0, 4.0, 6.0, 8.0, 7.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0]);
+    train.learning_rate_decay = Decay::Cosine;
+    let cosine = rates(&train);
+    assert_eq!((cosine[3], cosine[7]), (8.0, 4.0));
+    assert!(cosine[3..].is_sorted_by(|a, b| a > b) && cosine[10] > 0.0, "{cosine:?}");
+    (train.warmup_steps, train.steps) = (0, 1);
+    assert_eq!(train.learning_rate_at(1), 4.0);
+    train.warmup_steps = 20;
+    assert_eq!(train.learning_rate_at(1), 0.4);
+}

@@ -83,6 +83,7 @@ fn stage_spec(gpus: u32) -> impl Strategy<Value = StageSpec> {
                 micro_batch: share,
                 learning_rate: rate,
                 warmup_steps,
+                learning_rate_decay: [Decay::None, Decay::Linear, Decay::Cosine][positions % 3],
                 betas: (part, 0.999),
                 eps: rate,
                 weight_decay: part,
