@@ -19,7 +19,7 @@ fi
 echo "bench: training step" >&2
 for _ in $(seq "$rounds"); do
     for references in 1 2; do
-        "$venv/bin/python" bench/nano_step.py --references $references >>"$results/step-$references.jsonl"
+        "$venv/bin/python" bench/step.py --references $references >>"$results/step-$references.jsonl"
         for precision in f32 bf16; do
             "$bin/crescendo-workbench" bench step -o json --references $references --precision $precision >>"$results/step-$references.jsonl"
         done

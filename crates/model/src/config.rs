@@ -2,6 +2,7 @@
 
 use std::str::FromStr;
 
+use crescendo_core::spec::{ModelPreset, ModelSpec, NetworkSizes};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{ModelError, Result};
@@ -149,6 +150,28 @@ impl FluxConfig {
     }
 }
 
+/// The network that a job spec asks for: its preset, with the spec's own sizes where it has any.
+impl From<&ModelSpec> for FluxConfig {
+    fn from(spec: &ModelSpec) -> Self {
+        let preset = match spec.preset {
+            ModelPreset::FluxDev => Self::flux_dev(),
+            ModelPreset::FluxSchnell => Self::flux_schnell(),
+            ModelPreset::Nano => Self::nano(),
+        };
+        let Some(NetworkSizes { hidden_size, num_heads, axes, depth, depth_single_blocks }) = spec.sizes else {
+            return preset;
+        };
+        Self {
+            hidden_size: hidden_size.into(),
+            num_heads: num_heads.into(),
+            axes_dim: [axes.frame, axes.row, axes.column].map(i64::from).to_vec(),
+            depth: depth.into(),
+            depth_single_blocks: depth_single_blocks.into(),
+            ..preset
+        }
+    }
+}
+
 fn out_of_range(field: &'static str, reason: String) -> ModelError {
     ModelError::Config { field, reason }
 }
@@ -205,6 +228,35 @@ mod tests {
             assert_eq!(preset.name().parse::<Preset>().unwrap(), preset);
         }
         assert!("flux".parse::<Preset>().unwrap_err().to_string().contains("nano"));
+    }
+
+    #[test]
+    fn a_spec_s_own_sizes_take_the_place_of_the_presets() {
+        let yaml = |sizes: &str| {
+            let model = format!("model: {{preset: nano, weights: base.safetensors{sizes}}}");
+            format!(
+                "apiVersion: crescendo/v1\nkind: TrainingJob\nmetadata: {{name: a}}\nspec:\n  {model}\n  \
+                 stages: [{{data: {{source: compose, subjects: s}}}}]\n"
+            )
+        };
+        let config = |sizes: &str| {
+            let spec = crescendo_core::spec::parse(yaml(sizes).as_bytes()).unwrap();
+            FluxConfig::from(&spec.model)
+        };
+        assert_eq!(config(""), FluxConfig::nano());
+        let own = config(
+            ", sizes: {hiddenSize: 96, numHeads: 4, axes: {frame: 4, row: 10, column: 10}, depth: 1, depthSingleBlocks: 3}",
+        );
+        own.validate().unwrap();
+        let expected = FluxConfig {
+            hidden_size: 96,
+            num_heads: 4,
+            axes_dim: vec![4, 10, 10],
+            depth: 1,
+            depth_single_blocks: 3,
+            ..FluxConfig::nano()
+        };
+        assert_eq!(own, expected);
     }
 
     #[test]

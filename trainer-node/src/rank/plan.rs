@@ -75,11 +75,7 @@ impl Plan {
     }
 
     pub fn config(&self) -> FluxConfig {
-        match self.spec.model.preset {
-            ModelPreset::FluxDev => FluxConfig::flux_dev(),
-            ModelPreset::FluxSchnell => FluxConfig::flux_schnell(),
-            ModelPreset::Nano => FluxConfig::nano(),
-        }
+        FluxConfig::from(&self.spec.model)
     }
 
     /// Dtype of the frozen base, or of the activations when everything trains.

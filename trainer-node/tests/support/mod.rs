@@ -324,6 +324,7 @@ pub fn spec(steps: u64, ranks: u32) -> JobSpec {
         tenant: "default".into(),
         model: ModelSpec {
             preset: ModelPreset::Nano,
+            sizes: None,
             weights: Some("base.safetensors".into()),
             precision: Precision::F32,
         },

@@ -1,4 +1,4 @@
-//! `bench step`: times the training step on random data. As JSON one line, in the form of `bench/nano_step.py`, which times the
+//! `bench step`: times the training step on random data. As JSON one line, in the form of `bench/step.py`, which times the
 //! same step in plain PyTorch.
 
 use std::path::PathBuf;

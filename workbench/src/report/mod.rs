@@ -90,14 +90,11 @@ pub fn run(args: &ReportArgs) -> Result<()> {
     let job = FinishedJob::read(&args.job)?;
     let spec = job.spec()?;
     let stages = job.stages_of(&spec, &args.object_store)?;
-    let config = match spec.model.preset {
-        ModelPreset::Nano => FluxConfig::nano(),
-        ModelPreset::FluxDev | ModelPreset::FluxSchnell => {
-            anyhow::bail!(
-                "only jobs of the preset nano can be reported on: its scores need the nano encoders"
-            )
-        }
-    };
+    anyhow::ensure!(
+        spec.model.preset == ModelPreset::Nano,
+        "only jobs of the preset nano can be reported on: its scores need the nano encoders"
+    );
+    let config = FluxConfig::from(&spec.model);
     let base_path =
         args.library_root.join(spec.model.weights.as_deref().context("the spec has no model.weights")?);
     let kind = if spec.model.precision == Precision::Bf16 { Kind::BFloat16 } else { Kind::Float };

@@ -20,6 +20,9 @@ pub(super) fn contradictions(spec: &JobSpec) -> Vec<Contradiction> {
         let message = format!("minGpus {min_gpus} is more than gpus {gpus}");
         found.add("spec.resources.minGpus", &["spec.resources.gpus", "spec.model.preset"], message);
     }
+    if let Some(sizes) = &spec.model.sizes {
+        network(&mut found, sizes);
+    }
     for (index, stage) in spec.stages.iter().enumerate() {
         let at = |field: &str| format!("spec.stages[{index}].{field}");
         names(&mut found, spec, index, stage, &at);
@@ -36,6 +39,28 @@ impl Found {
     fn add(&mut self, path: impl Into<String>, others: &[&str], message: String) {
         let others = others.iter().map(|other| (*other).to_owned()).collect();
         self.0.push(Contradiction { path: path.into(), others, message });
+    }
+}
+
+fn network(found: &mut Found, sizes: &NetworkSizes) {
+    let NetworkSizes { hidden_size, num_heads, axes: AxisSizes { frame, row, column }, .. } = *sizes;
+    let section = "spec.model.sizes";
+    let (hidden, heads, axes) =
+        (format!("{section}.hiddenSize"), format!("{section}.numHeads"), format!("{section}.axes"));
+    if num_heads == 0 || hidden_size % num_heads != 0 {
+        found.add(heads, &[&hidden], format!("numHeads {num_heads} does not divide hiddenSize {hidden_size}"));
+        return;
+    }
+    for (name, size) in [("frame", frame), ("row", row), ("column", column)] {
+        if size % 2 != 0 {
+            found.add(format!("{axes}.{name}"), &[], format!("{size} is odd: channels turn in pairs"));
+        }
+    }
+    let (sum, head) = (frame + row + column, hidden_size / num_heads);
+    if sum != head {
+        let message = format!("frame, row and column sum to {sum}; hiddenSize / numHeads is {head}");
+        let parts = ["frame", "row", "column"].map(|name| format!("{axes}.{name}"));
+        found.add(axes, &[&hidden, &heads, &parts[0], &parts[1], &parts[2]], message);
     }
 }
 

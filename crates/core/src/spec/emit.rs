@@ -16,6 +16,17 @@ pub fn to_yaml(spec: &JobSpec) -> String {
     out.open(0, "spec");
     out.open(1, "model");
     out.line(2, "preset", word(&model.preset));
+    if let Some(NetworkSizes { hidden_size, num_heads, axes, depth, depth_single_blocks }) = model.sizes {
+        out.open(2, "sizes");
+        out.line(3, "hiddenSize", hidden_size);
+        out.line(3, "numHeads", num_heads);
+        out.open(3, "axes");
+        out.line(4, "frame", axes.frame);
+        out.line(4, "row", axes.row);
+        out.line(4, "column", axes.column);
+        out.line(3, "depth", depth);
+        out.line(3, "depthSingleBlocks", depth_single_blocks);
+    }
     if let Some(weights) = &model.weights {
         out.line(2, "weights", text(weights));
     }

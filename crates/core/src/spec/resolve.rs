@@ -56,13 +56,33 @@ fn model(reader: &mut Reader, spec: Section<'_>, path: &Path) -> ModelSpec {
         Some("nano") => ModelPreset::Nano,
         _ => ModelPreset::FluxDev,
     };
+    let sizes = sizes(reader, section, &path.field("sizes"));
     let weights = reader.text(section, &path.field("weights"));
     let precision = match reader.word(section, &path.field("precision")) {
         Some("f32") => Precision::F32,
         Some("bf16") => Precision::Bf16,
         _ => Precision::Auto,
     };
-    ModelSpec { preset, weights, precision }
+    ModelSpec { preset, sizes, weights, precision }
+}
+
+fn sizes(reader: &mut Reader, model: Section<'_>, path: &Path) -> Option<NetworkSizes> {
+    let section = reader.section(model, path);
+    let axes_path = path.field("axes");
+    let axes = reader.section(section, &axes_path);
+    let mut size = |section, path: Path| whole_or(reader, section, &path, 1);
+    let sizes = NetworkSizes {
+        hidden_size: size(section, path.field("hiddenSize")),
+        num_heads: size(section, path.field("numHeads")),
+        axes: AxisSizes {
+            frame: size(axes, axes_path.field("frame")),
+            row: size(axes, axes_path.field("row")),
+            column: size(axes, axes_path.field("column")),
+        },
+        depth: size(section, path.field("depth")),
+        depth_single_blocks: size(section, path.field("depthSingleBlocks")),
+    };
+    reader.is_section_present(section).then_some(sizes)
 }
 
 fn resources(reader: &mut Reader, spec: Section<'_>, path: &Path, preset: ModelPreset) -> Resources {

@@ -27,11 +27,37 @@ pub struct JobSpec {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ModelSpec {
     pub preset: ModelPreset,
+    /// Sizes of the network in place of the preset's. Specs that were stored before there was a choice have none.
+    #[serde(default)]
+    pub sizes: Option<NetworkSizes>,
     /// safetensors file with the base weights: a path, or a key below the object store's root as `store:<key>`.
     /// Absent: fresh weights drawn from the job's seed, only with `adapter: none` in the first stage.
     pub weights: Option<String>,
     /// Arithmetic of the frozen base.
     pub precision: Precision,
+}
+
+/// Sizes that a network may have of its own. What its encoders fix (channels of a token, widths of the text) is the
+/// preset's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct NetworkSizes {
+    pub hidden_size: u32,
+    pub num_heads: u32,
+    /// Channels of a head for each position axis: even, and together `hidden_size / num_heads`.
+    pub axes: AxisSizes,
+    /// Double-stream blocks.
+    pub depth: u32,
+    /// Single-stream blocks.
+    pub depth_single_blocks: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct AxisSizes {
+    pub frame: u32,
+    pub row: u32,
+    pub column: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -124,6 +124,13 @@ fn job_spec() -> impl Strategy<Value = JobSpec> {
                 tenant,
                 model: ModelSpec {
                     preset: presets[pick],
+                    sizes: (pick == 1).then_some(NetworkSizes {
+                        hidden_size: 256 * gpus,
+                        num_heads: 4 * gpus,
+                        axes: AxisSizes { frame: 16, row: 24, column: 24 },
+                        depth: gpus,
+                        depth_single_blocks: 0,
+                    }),
                     weights: Some(weights),
                     precision: precisions[pick],
                 },
