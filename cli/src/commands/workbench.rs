@@ -9,6 +9,7 @@ use crate::up::binaries;
 /// Becomes `crescendo-workbench COMMAND ARGS`. Returns only if that fails.
 pub fn exec(command: &str, args: &[OsString]) -> Result<(), Failure> {
     let program = binaries::find("crescendo-workbench")?;
-    let error = std::process::Command::new(&program).arg(command).args(args).exec();
+    // Its help and errors then name the command that was typed.
+    let error = std::process::Command::new(&program).arg0("crescendo").arg(command).args(args).exec();
     Err(Failure::other(format!("start {}: {error}", program.display())))
 }
