@@ -158,7 +158,8 @@ impl From<&ModelSpec> for FluxConfig {
             ModelPreset::FluxSchnell => Self::flux_schnell(),
             ModelPreset::Nano => Self::nano(),
         };
-        let Some(NetworkSizes { hidden_size, num_heads, axes, depth, depth_single_blocks }) = spec.sizes else {
+        let Some(NetworkSizes { hidden_size, num_heads, axes, depth, depth_single_blocks }) = spec.sizes
+        else {
             return preset;
         };
         Self {

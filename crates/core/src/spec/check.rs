@@ -48,7 +48,11 @@ fn network(found: &mut Found, sizes: &NetworkSizes) {
     let (hidden, heads, axes) =
         (format!("{section}.hiddenSize"), format!("{section}.numHeads"), format!("{section}.axes"));
     if num_heads == 0 || hidden_size % num_heads != 0 {
-        found.add(heads, &[&hidden], format!("numHeads {num_heads} does not divide hiddenSize {hidden_size}"));
+        found.add(
+            heads,
+            &[&hidden],
+            format!("numHeads {num_heads} does not divide hiddenSize {hidden_size}"),
+        );
         return;
     }
     for (name, size) in [("frame", frame), ("row", row), ("column", column)] {

@@ -408,7 +408,8 @@ fn sizes_of_a_network_have_to_fit_together() {
     let model = |sizes: &str| {
         spec("", &format!("model: {{preset: nano, weights: base.safetensors, sizes: {{{sizes}}}}}"), DATA)
     };
-    let fits = "hiddenSize: 96, numHeads: 4, axes: {frame: 4, row: 10, column: 10}, depth: 1, depthSingleBlocks: 3";
+    let fits =
+        "hiddenSize: 96, numHeads: 4, axes: {frame: 4, row: 10, column: 10}, depth: 1, depthSingleBlocks: 3";
     assert!(parse(model(fits).as_bytes()).is_ok());
     let cases = [
         ("numHeads: 4", "numHeads: 5", "spec.model.sizes.numHeads: numHeads 5 does not divide hiddenSize 96"),
@@ -423,11 +424,7 @@ fn sizes_of_a_network_have_to_fit_together() {
             "spec.model.sizes.axes.row: 9 is odd: channels turn in pairs",
         ),
         ("depth: 1, ", "", "spec.model.sizes.depth: missing field `depth`: a whole number from 0 to 1024"),
-        (
-            "row: 10, ",
-            "",
-            "spec.model.sizes.axes.row: missing field `row`: a whole number from 2 to 4096",
-        ),
+        ("row: 10, ", "", "spec.model.sizes.axes.row: missing field `row`: a whole number from 2 to 4096"),
     ];
     for (from, to, expected) in cases {
         let found = messages(&model(&fits.replace(from, to)));
