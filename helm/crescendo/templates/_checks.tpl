@@ -66,4 +66,13 @@
 {{- fail (printf "networkPolicy.hostNetworkCidrs: is empty while %s.hostNetwork is true: give the address ranges of the nodes, from which that pool's pods call controllers and curators" $at) -}}
 {{- end -}}
 {{- end -}}
+{{- $rules := "" -}}
+{{- range $path, $content := .Files.Glob "alerts/*.yaml" -}}
+{{- $rules = printf "%s\n%s" $rules (toString $content) -}}
+{{- end -}}
+{{- range $v.monitoring.prometheusRule.disabledAlerts -}}
+{{- if not (regexMatch (printf "alert: %s\\b" .) $rules) -}}
+{{- fail (printf "monitoring.prometheusRule.disabledAlerts: %s is no alert of this chart: docs/runbooks has one file for each" .) -}}
+{{- end -}}
+{{- end -}}
 {{- end -}}
