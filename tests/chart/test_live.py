@@ -18,7 +18,7 @@ import urllib.request
 import pytest
 import yaml
 
-from chart import CHART, ROOT, alert_files, exported_metrics
+from chart import CHART, alert_files, exported_metrics
 from test_alerts import RECORDED, metrics_in
 from test_dashboards import FILES, queries
 
@@ -158,11 +158,11 @@ def live(tmp_path_factory):
         job.write_text(JOB.replace("SUBJECTS", str(CHART / "files/test-job/subjects")))
         submit = [binaries / "crescendo", "--dir", folder / "cluster", "submit", job]
         subprocess.run(submit, check=True, capture_output=True, timeout=60, cwd=folder)
-        yield prometheus, deadline
+        yield prometheus, deadline, [binaries / "crescendo", "--dir", folder / "cluster"]
 
 
 def test_every_query_has_data(live):
-    prometheus, deadline = live
+    prometheus, deadline, _ = live
     missing = {(path.stem, title, expression) for path in FILES for title, expression in queries(path) if title not in EMPTY}
     assert len(missing) > 50
 
@@ -181,8 +181,21 @@ def test_every_query_has_data(live):
             prometheus.samples(expression)
 
 
+def test_the_job_of_helm_test_succeeds(live, tmp_path):
+    """With the chart's own pictures, which are elsewhere here than in a curator's pod."""
+    _, deadline, crescendo = live
+    text = (CHART / "files/test-job/job.yaml").read_text()
+    there = "/opt/crescendo/test-subjects"
+    assert text.count(there) == 1
+    job = tmp_path / "job.yaml"
+    job.write_text(text.replace(there, str(CHART / "files/test-job/subjects")))
+    left = max(10, deadline - time.monotonic())
+    done = subprocess.run([*crescendo, "submit", job, "--watch"], capture_output=True, text=True, timeout=left, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_every_rule_is_evaluated(live):
-    prometheus, deadline = live
+    prometheus, deadline, _ = live
     # The first evaluation of a group may be some seconds off.
     def evaluated():
         found = [rule for group in prometheus.get("/api/v1/rules")["data"]["groups"] for rule in group["rules"]]
@@ -193,7 +206,7 @@ def test_every_rule_is_evaluated(live):
 
 
 def test_the_processes_export_what_the_other_tests_think(live):
-    prometheus, _ = live
+    prometheus, _, _ = live
     names = set(prometheus.get("/api/v1/label/__name__/values")["data"])
     ours = {name for name in names if name.startswith("crescendo_")} - RECORDED
     assert ours <= exported_metrics(), "metrics that tests/chart/chart.py does not find in the sources"
