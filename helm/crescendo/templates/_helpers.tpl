@@ -1,0 +1,256 @@
+{{/* Start of every object's name. */}}
+{{- define "crescendo.name" -}}
+{{- $name := .Values.fullnameOverride | default .Release.Name -}}
+{{- if gt (len $name) 24 -}}
+{{- fail (printf "fullnameOverride: the name %q has %d characters, and node names are made from it: set fullnameOverride to one of at most 24" $name (len $name)) -}}
+{{- end -}}
+{{- $name -}}
+{{- end -}}
+
+{{/* Labels that select the pods of a component; call with (list $ "component"). */}}
+{{- define "crescendo.selector" -}}
+{{- $root := index . 0 -}}
+app.kubernetes.io/name: crescendo
+app.kubernetes.io/instance: {{ $root.Release.Name }}
+app.kubernetes.io/component: {{ index . 1 }}
+{{- end -}}
+
+{{/* Labels of an object of a component; call with (list $ "component"). */}}
+{{- define "crescendo.labels" -}}
+{{- $root := index . 0 -}}
+{{ include "crescendo.selector" . }}
+app.kubernetes.io/version: {{ $root.Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ $root.Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version }}
+{{- end -}}
+
+{{/* An image below image.registry; call with (list $ "controller"). */}}
+{{- define "crescendo.image" -}}
+{{- $root := index . 0 -}}
+{{- $image := index $root.Values.images (index . 1) -}}
+{{- $repository := printf "%s/%s" $root.Values.image.registry $image.repository -}}
+{{- if $image.digest -}}
+{{ $repository }}@{{ $image.digest }}
+{{- else -}}
+{{ $repository }}:{{ $image.tag | default $root.Chart.AppVersion }}
+{{- end -}}
+{{- end -}}
+
+{{- define "crescendo.etcdImage" -}}
+{{- with .Values.etcd.bundled.image -}}
+{{- if .digest -}}
+{{ .repository }}@{{ .digest }}
+{{- else -}}
+{{ .repository }}:{{ .tag }}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* What every pod has. Nothing here talks to the Kubernetes API, so none gets a token; service links would add
+     CRESCENDO_* variables that the processes read as their own. Call with (list $ "component"). */}}
+{{- define "crescendo.podBase" -}}
+{{- $root := index . 0 -}}
+serviceAccountName: {{ include "crescendo.name" $root }}-{{ index . 1 }}
+automountServiceAccountToken: false
+enableServiceLinks: false
+{{- with $root.Values.image.pullSecrets }}
+imagePullSecrets:
+  {{- range . }}
+  - name: {{ . }}
+  {{- end }}
+{{- end }}
+securityContext:
+  runAsNonRoot: true
+  runAsUser: {{ $root.Values.podSecurity.runAsUser }}
+  runAsGroup: {{ $root.Values.podSecurity.runAsGroup }}
+  fsGroup: {{ $root.Values.podSecurity.fsGroup }}
+  # A large volume is not walked at every start.
+  fsGroupChangePolicy: OnRootMismatch
+  seccompProfile:
+    type: RuntimeDefault
+{{- end -}}
+
+{{/* Where pods may run; call with the section of the values. */}}
+{{- define "crescendo.where" -}}
+{{- with .priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- with .nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end -}}
+
+{{/* One pod of a component a node, if possible; call with (list $ "component" "ScheduleAnyway"). */}}
+{{- define "crescendo.spread" -}}
+topologySpreadConstraints:
+  - maxSkew: 1
+    topologyKey: kubernetes.io/hostname
+    whenUnsatisfiable: {{ index . 2 }}
+    labelSelector:
+      matchLabels:
+        {{- include "crescendo.selector" . | nindent 8 }}
+{{- end -}}
+
+{{- define "crescendo.containerSecurity" -}}
+securityContext:
+  allowPrivilegeEscalation: false
+  readOnlyRootFilesystem: true
+  capabilities:
+    drop: [ALL]
+{{- end -}}
+
+{{/* Entries of extraEnv. */}}
+{{- define "crescendo.extraEnv" -}}
+{{- range . }}
+- name: {{ .name }}
+  {{- if hasKey . "secretName" }}
+  valueFrom:
+    secretKeyRef:
+      name: {{ .secretName }}
+      key: {{ .secretKey }}
+  {{- else }}
+  value: {{ .value | quote }}
+  {{- end }}
+{{- end }}
+{{- end -}}
+
+{{/* Environment of every Crescendo process; call with (list $ port metricsPort). */}}
+{{- define "crescendo.serverEnv" -}}
+{{- $root := index . 0 -}}
+- name: CRESCENDO_LISTEN
+  value: {{ printf "%s:%d" $root.Values.listenAddress (index . 1 | int) | quote }}
+- name: CRESCENDO_METRICS_LISTEN
+  value: {{ printf "%s:%d" $root.Values.listenAddress (index . 2 | int) | quote }}
+- name: CRESCENDO_ALLOW_NON_LOOPBACK
+  value: "true"
+- name: CRESCENDO_LOG_FORMAT
+  value: {{ $root.Values.log.format }}
+- name: CRESCENDO_LOG
+  value: {{ $root.Values.log.filter | quote }}
+{{- end -}}
+
+{{/* Environment of every node; its name is its pod's, which a StatefulSet keeps. Call with (list $ labels). */}}
+{{- define "crescendo.nodeEnv" -}}
+{{- $root := index . 0 -}}
+- name: CRESCENDO_NODE_ID
+  valueFrom:
+    fieldRef:
+      fieldPath: metadata.name
+- name: CRESCENDO_ADVERTISE_HOST
+  valueFrom:
+    fieldRef:
+      fieldPath: status.podIP
+- name: CRESCENDO_CONTROLLER
+  value: {{ include "crescendo.controllers" $root | quote }}
+- name: CRESCENDO_LIBRARY_ROOT
+  value: {{ $root.Values.library.mountPath }}
+{{- with index . 1 }}
+- name: CRESCENDO_LABELS
+  value: {{ include "crescendo.joinLabels" . | quote }}
+{{- end }}
+{{- end -}}
+
+{{- define "crescendo.joinLabels" -}}
+{{- $pairs := list -}}
+{{- range $key, $value := . -}}
+{{- $pairs = append $pairs (printf "%s=%s" $key $value) -}}
+{{- end -}}
+{{- join "," $pairs -}}
+{{- end -}}
+
+{{/* Address of every controller. Only the leader answers, and the callers try one after the other. */}}
+{{- define "crescendo.controllers" -}}
+{{- $name := include "crescendo.name" . -}}
+{{- $addresses := list -}}
+{{- range $i := until (int .Values.controller.replicas) -}}
+{{- $addresses = append $addresses (printf "%s-controller-%d.%s-controller.%s.svc:%d" $name $i $name $.Release.Namespace (int $.Values.controller.port)) -}}
+{{- end -}}
+{{- join "," $addresses -}}
+{{- end -}}
+
+{{/* Value of --store. */}}
+{{- define "crescendo.store" -}}
+{{- if eq .Values.store.kind "embedded" -}}
+embedded:/var/lib/crescendo/store
+{{- else if .Values.etcd.bundled.enabled -}}
+{{- $name := include "crescendo.name" . -}}
+{{- $urls := list -}}
+{{- range $i := until (int .Values.etcd.bundled.replicas) -}}
+{{- $urls = append $urls (printf "http://%s-etcd-%d.%s-etcd.%s.svc:2379" $name $i $name $.Release.Namespace) -}}
+{{- end -}}
+etcd:{{ join "," $urls }}
+{{- else -}}
+etcd:{{ join "," .Values.etcd.external.endpoints }}
+{{- end -}}
+{{- end -}}
+
+{{- define "crescendo.objectClaim" -}}
+{{ .Values.objectStore.existingClaim | default (printf "%s-objects" (include "crescendo.name" .)) }}
+{{- end -}}
+
+{{/* The volumes that curators and trainers share. */}}
+{{- define "crescendo.dataVolumes" -}}
+- name: objects
+  persistentVolumeClaim:
+    claimName: {{ include "crescendo.objectClaim" . }}
+- name: library
+  {{- if .Values.library.existingClaim }}
+  persistentVolumeClaim:
+    claimName: {{ .Values.library.existingClaim }}
+    readOnly: true
+  {{- else }}
+  emptyDir:
+    sizeLimit: 1Mi
+  {{- end }}
+{{- end -}}
+
+{{- define "crescendo.dataMounts" -}}
+- name: objects
+  mountPath: {{ .Values.objectStore.mountPath }}
+- name: library
+  mountPath: {{ .Values.library.mountPath }}
+  readOnly: true
+  {{- with .Values.library.subPath }}
+  subPath: {{ . }}
+  {{- end }}
+{{- end -}}
+
+{{/* Probes on the gRPC health service, which answers for the process as a whole: a controller that stands by is healthy. */}}
+{{- define "crescendo.probes" -}}
+startupProbe:
+  grpc:
+    port: {{ . }}
+  periodSeconds: 2
+  failureThreshold: 60
+readinessProbe:
+  grpc:
+    port: {{ . }}
+  periodSeconds: 5
+  timeoutSeconds: 2
+livenessProbe:
+  grpc:
+    port: {{ . }}
+  periodSeconds: 10
+  timeoutSeconds: 5
+  failureThreshold: 6
+{{- end -}}
+
+{{/* The trainer pools with their defaults filled in, as JSON {"pools": [...]}. By hand: merge would take a 0 for missing. */}}
+{{- define "crescendo.pools" -}}
+{{- $pools := list -}}
+{{- range $entry := .Values.trainer.pools -}}
+{{- $pool := deepCopy $entry -}}
+{{- range $key, $value := $.Values.trainer.poolDefaults -}}
+{{- if not (hasKey $pool $key) -}}
+{{- $_ := set $pool $key $value -}}
+{{- end -}}
+{{- end -}}
+{{- $pools = append $pools $pool -}}
+{{- end -}}
+{{- dict "pools" $pools | toJson -}}
+{{- end -}}

@@ -1,0 +1,278 @@
+#!/usr/bin/env python3
+"""Writes the Grafana dashboards of the chart, helm/crescendo/dashboards/*.json, from the panels listed here.
+
+`--check` writes nothing and fails if a file differs. Every query is made of metrics that the processes export; see
+tests/chart, which holds them to the sources.
+"""
+
+import json
+import pathlib
+import sys
+
+FOLDER = pathlib.Path(__file__).resolve().parent.parent / "helm/crescendo/dashboards"
+# Only the leader's numbers about jobs are current: a controller that has led keeps its last ones.
+LED = 'and on (instance) crescendo_leader{namespace=~"$namespace"} == 1'
+NS = 'namespace=~"$namespace"'
+NODE = 'namespace=~"$namespace", instance=~"$instance"'
+WIDTH = 24
+
+
+def panel(title, *queries, unit="short", kind="timeseries", width=8, height=7, help="", stack=False, least=0):
+    """A panel; each query is an expression, or (expression, legend). `least` is where the axis begins, None for anywhere."""
+    return dict(
+        title=title, queries=queries, unit=unit, kind=kind, width=width, height=height, help=help, stack=stack, least=least
+    )
+
+
+def quantiles(metric, labels, by=""):
+    """Median and 99th percentile of a histogram over the last minutes."""
+    by = f", {by}" if by else ""
+    legend = f"{{{{{by[2:]}}}}} " if by else ""
+    rate = f"sum by (le{by}) (rate({metric}_bucket{{{labels}}}[$__rate_interval]))"
+    return [(f"histogram_quantile({q}, {rate})", f"{legend}p{int(q * 100)}") for q in (0.5, 0.99)]
+
+
+def slots(metric):
+    return (f"{metric}{{{NODE}}}", "{{instance}} slot {{slot}}")
+
+
+DASHBOARDS = {
+    "cluster": dict(
+        title="Crescendo / cluster",
+        variables=["namespace"],
+        rows=[
+            ("State", [
+                panel("Leaders", f"sum(crescendo_leader{{{NS}}})", kind="stat", width=4, height=4,
+                      help="1 in health: 0 is nobody, and 2 is a scrape from before a change of leader."),
+                panel("Jobs running", f'sum(crescendo_jobs{{{NS}, state="running"}} {LED})', kind="stat", width=4, height=4),
+                panel("Jobs queued", f'sum(crescendo_jobs{{{NS}, state="queued"}} {LED})', kind="stat", width=4, height=4),
+                panel("Trainers with a session", f'sum(crescendo_node_sessions{{{NS}, kind="trainer"}} {LED})', kind="stat", width=4, height=4),
+                panel("Curators with a session", f'sum(crescendo_node_sessions{{{NS}, kind="curator"}} {LED})', kind="stat", width=4, height=4),
+                panel("Ranks alive", f"sum(crescendo_trainer_ranks_running{{{NS}}})", kind="stat", width=4, height=4),
+            ]),
+            ("Jobs", [
+                panel("Jobs by state", (f"sum by (state) (crescendo_jobs{{{NS}}} {LED})", "{{state}}"), width=12, stack=True),
+                panel("Jobs that wait, by reason", (f"sum by (reason) (crescendo_jobs_waiting{{{NS}}} {LED})", "{{reason}}"), width=12, stack=True),
+                panel("Attempts",
+                      (f"sum(increase(crescendo_attempts_placed_total{{{NS}}}[$__rate_interval]))", "placed"),
+                      (f"sum(increase(crescendo_attempts_ended_total{{{NS}}}[$__rate_interval]))", "ended without a final checkpoint"), width=12),
+                panel("Log lines received", (f"sum(rate(crescendo_log_lines_total{{{NS}}}[$__rate_interval]))", "lines"), unit="cps", width=12),
+            ]),
+            ("Store", [
+                panel("Time of calls to the store", *quantiles("crescendo_store_call_seconds", NS, "op"), unit="s"),
+                panel("Calls to the store by outcome", (f"sum by (op, outcome) (rate(crescendo_store_call_seconds_count{{{NS}}}[$__rate_interval]))", "{{op}} {{outcome}}"), unit="ops"),
+                panel("State dropped and read again", (f"sum by (instance) (increase(crescendo_state_reloads_total{{{NS}}}[$__rate_interval]))", "{{instance}}")),
+            ]),
+            ("Calls", [
+                panel("Calls by method", (f"sum by (method) (rate(crescendo_rpcs_total{{{NS}}}[$__rate_interval]))", "{{method}}"), unit="ops"),
+                panel("Calls refused and failed",
+                      (f'sum by (code) (rate(crescendo_rpcs_total{{{NS}, code!="ok"}}[$__rate_interval]))', "{{code}}"),
+                      (f"sum(rate(crescendo_rpcs_over_limit_total{{{NS}}}[$__rate_interval]))", "over the limit"), unit="ops"),
+                panel("99th percentile of a call's time", (f"histogram_quantile(0.99, sum by (le, method) (rate(crescendo_rpc_seconds_bucket{{{NS}}}[$__rate_interval])))", "{{method}}"), unit="s"),
+                panel("Time to decide", *quantiles("crescendo_decide_seconds", NS), unit="s", width=12),
+                panel("Leader", (f"crescendo_leader{{{NS}}}", "{{instance}}"), width=12),
+            ]),
+        ],
+    ),
+    "job": dict(
+        title="Crescendo / job",
+        variables=["namespace", ("instance", "crescendo_trainer_ranks_running", "Trainer")],
+        note="Metrics carry no job ids. `crescendo get JOB` names the trainers that a job runs on: choose those above.",
+        rows=[
+            ("Learning", [
+                panel("Loss", slots("crescendo_trainer_loss"), width=12, least=None),
+                panel("Gradient norm before clipping", slots("crescendo_trainer_grad_norm"), width=12),
+                panel("Learning rate", slots("crescendo_trainer_learning_rate"), unit="sci"),
+                panel("Step in the stage", slots("crescendo_trainer_step")),
+                panel("Steps a second", (f"rate(crescendo_trainer_step{{{NODE}}}[$__rate_interval])", "{{instance}} slot {{slot}}"), unit="ops",
+                      help="A new stage, or a step back to a checkpoint, shows as a peak: Prometheus takes it for a restart of the counter."),
+            ]),
+            ("Speed", [
+                panel("Samples a second of the gang", slots("crescendo_trainer_samples_per_second"), width=12, help="The same on every rank of a gang."),
+                panel("Share of a step spent waiting for data", slots("crescendo_trainer_data_wait_ratio"), unit="percentunit", width=12),
+            ]),
+            ("Checkpoints and failures", [
+                panel("Checkpoints", (f"sum by (outcome) (increase(crescendo_trainer_checkpoints_total{{{NODE}}}[$__rate_interval]))", "{{outcome}}")),
+                panel("Time to write a checkpoint", *quantiles("crescendo_trainer_checkpoint_write_seconds", NODE), unit="s"),
+                panel("Ranks", (f"sum(crescendo_trainer_ranks_running{{{NODE}}})", "alive"),
+                      (f"sum(increase(crescendo_trainer_rank_failures_total{{{NODE}}}[$__rate_interval]))", "failed")),
+            ]),
+        ],
+    ),
+    "curation": dict(
+        title="Crescendo / curation",
+        variables=["namespace", ("instance", "crescendo_curator_stages", "Curator")],
+        rows=[
+            ("Pairs", [
+                panel("Accepted and rejected",
+                      (f"sum(rate(crescendo_curator_pairs_accepted_total{{{NODE}}}[$__rate_interval]))", "accepted"),
+                      (f"sum(rate(crescendo_curator_pairs_rejected_total{{{NODE}}}[$__rate_interval]))", "rejected"), unit="cps"),
+                panel("Rejected by reason", (f"sum by (reason) (rate(crescendo_curator_pairs_rejected_total{{{NODE}}}[$__rate_interval]))", "{{reason}}"), unit="cps", stack=True),
+                panel("Share rejected",
+                      (f"sum(rate(crescendo_curator_pairs_rejected_total{{{NODE}}}[$__rate_interval])) / (sum(rate(crescendo_curator_pairs_rejected_total{{{NODE}}}[$__rate_interval])) + sum(rate(crescendo_curator_pairs_accepted_total{{{NODE}}}[$__rate_interval])))", "rejected"), unit="percentunit"),
+                panel("Similarity of references to targets", (f"sum by (le) (increase(crescendo_curator_similarity_bucket{{{NODE}}}[$__rate_interval]))", "{{le}}"), kind="heatmap", width=12, least=None,
+                      help="Cosine by the filter's image encoder, of pairs that were accepted."),
+                panel("Jobs that wait for curation", (f'sum by (reason) (crescendo_jobs_waiting{{{NS}, reason=~"pairs|curators_busy|no_curator"}} {LED})', "{{reason}}"), width=12, stack=True),
+            ]),
+            ("Units", [
+                panel("Units by outcome", (f"sum by (outcome) (increase(crescendo_curator_units_total{{{NODE}}}[$__rate_interval]))", "{{outcome}}"), stack=True),
+                panel("Time to make a unit", *quantiles("crescendo_curator_unit_seconds", NODE), unit="s"),
+                panel("Stages assigned", (f"crescendo_curator_stages{{{NODE}}}", "{{instance}}")),
+            ]),
+            ("Serving", [
+                panel("Pairs served", (f"sum by (instance) (rate(crescendo_curator_pairs_served_total{{{NODE}}}[$__rate_interval]))", "{{instance}}"), unit="cps"),
+                panel("Bytes served", (f"sum by (instance) (rate(crescendo_curator_bytes_served_total{{{NODE}}}[$__rate_interval]))", "{{instance}}"), unit="Bps"),
+                panel("Open pair streams", (f"crescendo_curator_pair_streams{{{NODE}}}", "{{instance}}")),
+                panel("Time to encode a batch", *quantiles("crescendo_curator_encode_seconds", NODE), unit="s"),
+                panel("Shards read", (f"sum by (instance) (rate(crescendo_curator_shards_loaded_total{{{NODE}}}[$__rate_interval]))", "{{instance}}"), unit="cps",
+                      help="High while pairs are served slowly: the shards do not fit into the cache."),
+                panel("Shards that failed to verify", f"sum(crescendo_curator_shards_damaged_total{{{NODE}}})", kind="stat"),
+            ]),
+        ],
+    ),
+    "node": dict(
+        title="Crescendo / node",
+        variables=["namespace", ("instance", "crescendo_trainer_ranks_running", "Trainer")],
+        rows=[
+            ("Ranks", [
+                panel("Ranks alive", (f"crescendo_trainer_ranks_running{{{NODE}}}", "{{instance}}")),
+                panel("Ranks started", (f"increase(crescendo_trainer_rank_starts_total{{{NODE}}}[$__rate_interval])", "{{instance}}")),
+                panel("Ranks failed", (f"increase(crescendo_trainer_rank_failures_total{{{NODE}}}[$__rate_interval])", "{{instance}}")),
+                panel("Attempts by how they ended", (f"sum by (outcome) (increase(crescendo_trainer_attempts_total{{{NODE}}}[$__rate_interval]))", "{{outcome}}"), stack=True),
+                panel("Step of each slot", slots("crescendo_trainer_step")),
+                panel("Waiting for data", slots("crescendo_trainer_data_wait_ratio"), unit="percentunit"),
+            ]),
+            ("Checkpoints and logs", [
+                panel("Time to write a checkpoint", *quantiles("crescendo_trainer_checkpoint_write_seconds", NODE), unit="s"),
+                panel("Checkpoints by the registry's answer", (f"sum by (outcome) (increase(crescendo_trainer_checkpoints_total{{{NODE}}}[$__rate_interval]))", "{{outcome}}")),
+                panel("Log lines lost since the start", (f"crescendo_trainer_log_lines_dropped{{{NODE}}}", "{{instance}}")),
+            ]),
+            ("Scrapes", [
+                panel("Answers scrapes", (f'up{{{NODE}}}', "{{instance}}"), width=12),
+                panel("Time of a scrape", (f'scrape_duration_seconds{{{NODE}}}', "{{instance}}"), unit="s", width=12),
+            ]),
+        ],
+    ),
+}
+
+
+def target(query, index):
+    expression, legend = query if isinstance(query, tuple) else (query, "")
+    return {
+        "datasource": {"type": "prometheus", "uid": "${datasource}"},
+        "editorMode": "code",
+        "expr": expression,
+        "legendFormat": legend or "__auto",
+        "range": True,
+        "refId": chr(ord("A") + index),
+    }
+
+
+def rendered_panel(number, spec, x, y):
+    custom = {"fillOpacity": 25 if spec["stack"] else 8, "lineWidth": 1, "showPoints": "never"}
+    if spec["stack"]:
+        custom["stacking"] = {"group": "A", "mode": "normal"}
+    defaults = {"unit": spec["unit"], "custom": custom if spec["kind"] == "timeseries" else {}}
+    if spec["least"] is not None:
+        defaults["min"] = spec["least"]
+    options = {
+        "timeseries": {"legend": {"displayMode": "list", "placement": "bottom"}, "tooltip": {"mode": "multi", "sort": "desc"}},
+        "stat": {"reduceOptions": {"calcs": ["lastNotNull"]}, "colorMode": "none", "graphMode": "area"},
+        "heatmap": {"calculate": False, "cellGap": 1, "yAxis": {"axisPlacement": "left"}},
+    }[spec["kind"]]
+    targets = [target(query, i) for i, query in enumerate(spec["queries"])]
+    if spec["kind"] == "heatmap":
+        for item in targets:
+            item["format"] = "heatmap"
+    return {
+        "id": number,
+        "type": spec["kind"],
+        "title": spec["title"],
+        "description": spec["help"],
+        "datasource": {"type": "prometheus", "uid": "${datasource}"},
+        "gridPos": {"x": x, "y": y, "w": spec["width"], "h": spec["height"]},
+        "fieldConfig": {"defaults": defaults, "overrides": []},
+        "options": options,
+        "targets": targets,
+    }
+
+
+def variable(item):
+    if item == "namespace":
+        name, metric, label = "namespace", "crescendo_leader", "Namespace"
+        query = f"label_values({metric}, namespace)"
+    else:
+        name, metric, label = item
+        query = f'label_values({metric}{{namespace=~"$namespace"}}, {name})'
+    return {
+        "name": name,
+        "label": label,
+        "type": "query",
+        "datasource": {"type": "prometheus", "uid": "${datasource}"},
+        "query": {"query": query, "refId": "values"},
+        "refresh": 2,
+        "sort": 1,
+        "multi": True,
+        "includeAll": True,
+        # Also where a series has no such label.
+        "allValue": ".*",
+        "current": {"text": ["All"], "value": ["$__all"]},
+    }
+
+
+def dashboard(name, spec):
+    panels, number, y = [], 0, 0
+    if "note" in spec:
+        number += 1
+        panels.append({"id": number, "type": "text", "title": "", "gridPos": {"x": 0, "y": 0, "w": WIDTH, "h": 2},
+                       "options": {"mode": "markdown", "content": spec["note"]}})
+        y = 2
+    for title, row in spec["rows"]:
+        number += 1
+        panels.append({"id": number, "type": "row", "title": title, "collapsed": False, "panels": [],
+                       "gridPos": {"x": 0, "y": y, "w": WIDTH, "h": 1}})
+        y += 1
+        x = height = 0
+        for item in row:
+            if x + item["width"] > WIDTH:
+                x, y = 0, y + height
+                height = 0
+            number += 1
+            panels.append(rendered_panel(number, item, x, y))
+            x, height = x + item["width"], max(height, item["height"])
+        y += height
+    datasource = {"name": "datasource", "label": "Prometheus", "type": "datasource", "query": "prometheus"}
+    return {
+        "uid": f"crescendo-{name}",
+        "title": spec["title"],
+        "tags": ["crescendo"],
+        "schemaVersion": 39,
+        "editable": False,
+        "graphTooltip": 1,
+        "refresh": "30s",
+        "time": {"from": "now-3h", "to": "now"},
+        "timezone": "browser",
+        "templating": {"list": [datasource, *map(variable, spec["variables"])]},
+        "links": [{"type": "dashboards", "tags": ["crescendo"], "title": "Crescendo", "asDropdown": True, "keepTime": True, "includeVars": False}],
+        "annotations": {"list": []},
+        "panels": panels,
+    }
+
+
+def main():
+    check = sys.argv[1:] == ["--check"]
+    stale = []
+    for name, spec in DASHBOARDS.items():
+        path, text = FOLDER / f"{name}.json", json.dumps(dashboard(name, spec), indent=2) + "\n"
+        if check:
+            if not path.exists() or path.read_text() != text:
+                stale.append(str(path.relative_to(FOLDER.parent.parent.parent)))
+        else:
+            path.write_text(text)
+    extra = [path.name for path in FOLDER.glob("*.json") if path.stem not in DASHBOARDS]
+    if stale or extra:
+        sys.exit(f"error: {', '.join(stale + extra)}: not as scripts/build_dashboards.py writes it; run it")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Checks the chart, its alerts and dashboards and the image files, without a cluster: tests/chart. Arguments go to pytest.
+# With CRESCENDO_BIN set to a folder of built binaries, the dashboards' queries are also sent to a Prometheus that scrapes a
+# running cluster; without it that test is skipped.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+script=chart-test
+. scripts/need.sh
+
+need "python3 -c 'import sys; sys.exit(sys.version_info < (3, 9))'" "Python 3.9 or newer" "python3"
+need "python3 -c 'import venv, ensurepip'" "Python's venv module" "python3-venv"
+need "command -v promtool && command -v prometheus" "Prometheus with promtool" "prometheus"
+
+venv=.deps/chart-venv
+requirements=tests/chart/requirements.txt
+if ! cmp -s "$requirements" "$venv/requirements.txt"; then
+    say "making $venv"
+    rm -rf "$venv"
+    python3 -m venv "$venv"
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$requirements"
+    cp "$requirements" "$venv/requirements.txt"
+fi
+exec "$venv/bin/python" -m pytest -q -p no:cacheprovider tests/chart "$@"

@@ -1,0 +1,107 @@
+"""The chart as the tests see it: rendered, and what lies around it."""
+
+import copy
+import pathlib
+import re
+
+import yaml
+from helm_python import chart as helm
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+CHART = ROOT / "helm/crescendo"
+HERE = pathlib.Path(__file__).resolve().parent
+RUNBOOKS = ROOT / "docs/runbooks"
+#: Versions that the rendered objects are validated for: the oldest that Chart.yaml allows, and two later ones.
+KUBERNETES_VERSIONS = ["1.27", "1.31", "1.34"]
+REGISTRY = {"image": {"registry": "registry.example.com/crescendo"}}
+WORKLOADS = ("Deployment", "StatefulSet", "DaemonSet")
+
+
+def merged(*layers):
+    """Values laid over each other, as Helm does it: maps are merged, anything else is replaced."""
+    result = {}
+    for layer in layers:
+        for key, value in (layer or {}).items():
+            both = isinstance(value, dict) and isinstance(result.get(key), dict)
+            result[key] = merged(result[key], value) if both else copy.deepcopy(value)
+    return result
+
+
+def load_yaml(path):
+    return yaml.safe_load(path.read_text())
+
+
+#: Name of each example, with its values; `default` is the chart's own.
+EXAMPLES = {
+    "default": REGISTRY,
+    **{
+        path.stem.removeprefix("values-"): merged(load_yaml(path), REGISTRY)
+        for path in sorted(CHART.glob("values-*.yaml"))
+    },
+    # What no example switches on.
+    "options": merged(REGISTRY, load_yaml(HERE / "options.yaml")),
+}
+
+
+def rendered_text(values, release="crescendo", namespace="ml"):
+    """Template path to text. Raises what Helm raises, for values that the schema or a template refuses."""
+    with helm.Chart.load(CHART) as chart:
+        chart.validate_schema(values)
+        return chart.render(values, name=release, namespace=namespace)
+
+
+def rendered(values, **options):
+    """Every object."""
+    objects = []
+    for path, text in sorted(rendered_text(values, **options).items()):
+        if path.endswith(".yaml"):
+            objects += [document for document in yaml.safe_load_all(text) if document]
+    return objects
+
+
+def pods(objects):
+    """(name, labels, spec) of every pod, those of workloads included."""
+    for item in objects:
+        if item["kind"] == "Pod":
+            yield item["metadata"]["name"], item["metadata"]["labels"], item["spec"]
+        elif item["kind"] in WORKLOADS:
+            template = item["spec"]["template"]
+            yield item["metadata"]["name"], template["metadata"]["labels"], template["spec"]
+
+
+def selects(selector, labels):
+    wanted = selector.get("matchLabels", {})
+    assert set(selector) <= {"matchLabels"}, f"only matchLabels are understood here: {selector}"
+    return all(labels.get(key) == value for key, value in wanted.items())
+
+
+def alert_files():
+    return sorted((CHART / "alerts").glob("*.yaml"))
+
+
+def rules():
+    return [rule for path in alert_files() for group in load_yaml(path)["groups"] for rule in group["rules"]]
+
+
+def rust_sources():
+    """The text of every source file of the processes; not of the benchmarks beside them."""
+    folders = ("controller/src", "curator-node/src", "trainer-node/src", "crates/node/src", "crates/core/src")
+    return "\n".join(path.read_text() for folder in folders for path in sorted((ROOT / folder).rglob("*.rs")) if "bin" not in path.parts)
+
+
+def exported_metrics():
+    """Names of the metrics that the processes register; a histogram's with its three suffixes."""
+    names = set()
+    for file, prefix in {
+        "controller/src/metrics.rs": "",
+        "trainer-node/src/agent/metrics.rs": "",
+        "curator-node/src/metrics.rs": "crescendo_curator_",
+    }.items():
+        text = (ROOT / file).read_text()
+        found = set(re.findall(r'"(crescendo_[a-z0-9_]*[a-z0-9])"', text))
+        if prefix:
+            made = re.findall(r'\b(?:counters?|gauges?|histograms?)\(\s*"([a-z0-9_]+)"', text)
+            found |= {prefix + name for name in made}
+        assert len(found) > 5, f"{file} registers next to nothing: has the way of registering changed?"
+        names |= found
+    return names | {name + suffix for name in names for suffix in ("_bucket", "_sum", "_count")}

@@ -1,0 +1,35 @@
+"""Links of the pages about the chart lead somewhere, and commands name what exists."""
+
+import re
+
+import pytest
+
+from chart import CHART, KUBERNETES_VERSIONS, ROOT, RUNBOOKS
+
+PAGES = [ROOT / "docs/install.md", ROOT / "images/README.md", *sorted(RUNBOOKS.glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#\s]+)\)", page.read_text()):
+        if "://" not in target:
+            assert (page.parent / target).exists(), target
+
+
+def test_the_install_page_says_which_versions_were_checked():
+    text = (ROOT / "docs/install.md").read_text()
+    assert f"Kubernetes {', '.join(KUBERNETES_VERSIONS[:-1])} and {KUBERNETES_VERSIONS[-1]}" in text
+    for example in CHART.glob("values-*.yaml"):
+        assert example.name in text
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_values_that_are_named_exist(page):
+    """A dotted path in code that begins with a section of the values is one of them, or a section."""
+    values = (CHART / "values.yaml").read_text()
+    sections = set(re.findall(r"^([A-Za-z]+):", values, re.M))
+    keys = set(re.findall(r"^\s*(?:- )?([A-Za-z]+):", values, re.M))
+    for path in re.findall(r"`([A-Za-z]+(?:\.[A-Za-z]+(?:\[\])?)+)`", page.read_text()):
+        parts = path.replace("[]", "").split(".")
+        if parts[0] in sections:
+            assert set(parts) <= keys, path

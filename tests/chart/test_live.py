@@ -1,0 +1,214 @@
+"""Every query of every dashboard, and every alert, in a real Prometheus that scrapes a running cluster.
+
+Needs built binaries: CRESCENDO_BIN names their folder.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+import shutil
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+
+import pytest
+import yaml
+
+from chart import CHART, alert_files, exported_metrics
+from test_alerts import RECORDED, metrics_in
+from test_dashboards import FILES, queries
+
+BIN = os.environ.get("CRESCENDO_BIN")
+pytestmark = pytest.mark.skipif(not BIN, reason="CRESCENDO_BIN is not set: no binaries to run a cluster with")
+
+#: Limit of everything together.
+DEADLINE_SECONDS = 240
+#: Queries that have no data in a run without failures.
+EMPTY = {
+    "Calls refused and failed": "no call fails",
+}
+JOB = """
+apiVersion: crescendo/v1
+kind: TrainingJob
+metadata: {name: live}
+spec:
+  model: {preset: nano}
+  resources: {gpus: 1}
+  checkpoints: {every: 40, keepLast: 1}
+  stages:
+    - name: base
+      references: 0
+      data: {source: compose, subjects: SUBJECTS, panel: 16, layout: mixed, pairs: 96, unitSize: 8, minPairs: 16}
+      train: {adapter: none, steps: 120, globalBatch: 4, learningRate: 1e-3}
+"""
+
+
+@contextlib.contextmanager
+def running(command, log, **options):
+    with open(log, "wb") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, **options)
+        try:
+            yield process
+        finally:
+            process.terminate()
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait(10)
+
+
+def wait_for(what, check, deadline):
+    """Polls until `check` returns something."""
+    while time.monotonic() < deadline:
+        found = check()
+        if found:
+            return found
+        time.sleep(0.2)
+    pytest.fail(f"{what}: not within {DEADLINE_SECONDS} s")
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Prometheus:
+    def __init__(self, port):
+        self.url = f"http://127.0.0.1:{port}"
+
+    def get(self, path, **parameters):
+        url = f"{self.url}{path}?{urllib.parse.urlencode(parameters)}"
+        try:
+            with urllib.request.urlopen(url, timeout=10) as response:
+                return json.load(response)
+        except urllib.error.HTTPError as error:
+            return json.load(error)
+
+    def ready(self):
+        with contextlib.suppress(OSError):
+            with urllib.request.urlopen(f"{self.url}/-/ready", timeout=2) as response:
+                return response.status == 200
+        return False
+
+    def samples(self, expression):
+        answer = self.get("/api/v1/query", query=expression)
+        assert answer["status"] == "success", f"{expression}: {answer.get('error')}"
+        return answer["data"]["result"]
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory):
+    """A cluster that has a job to do, and a Prometheus that scrapes it every second."""
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    folder = tmp_path_factory.mktemp("live")
+    binaries = pathlib.Path(BIN).resolve()
+    up = [binaries / "crescendo", "up", "--dir", folder / "cluster", "--trainers", "1", "--device", "cpu", "--stop-on-stdin-close"]
+    with contextlib.ExitStack() as stack:
+        cluster = stack.enter_context(running(up, folder / "up.log", stdin=subprocess.PIPE, cwd=folder))
+
+        def processes():
+            assert cluster.poll() is None, (folder / "up.log").read_text()
+            with contextlib.suppress(OSError, ValueError, KeyError):
+                state = json.loads((folder / "cluster/up.json").read_text())
+                if len(state["processes"]) == 3 and all(process["metrics"] for process in state["processes"]):
+                    return state["processes"]
+
+        found = wait_for("the cluster", processes, deadline)
+        config = {
+            "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
+            "rule_files": [str(path) for path in alert_files()],
+            "scrape_configs": [
+                {
+                    "job_name": process["name"],
+                    "static_configs": [
+                        {
+                            "targets": [process["metrics"]],
+                            # As the chart's PodMonitors label them.
+                            "labels": {"namespace": "ml", "component": f"crescendo-{process['name'].split('-')[0]}"},
+                        }
+                    ],
+                }
+                for process in found
+            ],
+        }
+        (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
+        port = free_port()
+        command = [
+            shutil.which("prometheus"),
+            f"--config.file={folder / 'prometheus.yml'}",
+            f"--storage.tsdb.path={folder / 'tsdb'}",
+            f"--web.listen-address=127.0.0.1:{port}",
+        ]
+        server = stack.enter_context(running(command, folder / "prometheus.log"))
+        prometheus = Prometheus(port)
+
+        def ready():
+            assert server.poll() is None, (folder / "prometheus.log").read_text()
+            return prometheus.ready()
+
+        wait_for("Prometheus", ready, deadline)
+        wait_for("the scrapes", lambda: len(prometheus.samples("up == 1")) == len(found), deadline)
+        job = folder / "job.yaml"
+        job.write_text(JOB.replace("SUBJECTS", str(CHART / "files/test-job/subjects")))
+        submit = [binaries / "crescendo", "--dir", folder / "cluster", "submit", job]
+        subprocess.run(submit, check=True, capture_output=True, timeout=60, cwd=folder)
+        yield prometheus, deadline, [binaries / "crescendo", "--dir", folder / "cluster"]
+
+
+def test_every_query_has_data(live):
+    prometheus, deadline, _ = live
+    missing = {(path.stem, title, expression) for path in FILES for title, expression in queries(path) if title not in EMPTY}
+    assert len(missing) > 50
+
+    def answered():
+        # A query is done once it has had data: a rank, for one, is alive only for a while.
+        missing.difference_update({query for query in missing if prometheus.samples(query[2])})
+        return not missing or None
+
+    try:
+        wait_for("data", answered, deadline)
+    except BaseException:
+        print("no data for:", *sorted(missing), sep="\n  ")
+        raise
+    for path in FILES:
+        for title, expression in queries(path):
+            prometheus.samples(expression)
+
+
+def test_the_job_of_helm_test_succeeds(live, tmp_path):
+    """With the chart's own pictures, which are elsewhere here than in a curator's pod."""
+    _, deadline, crescendo = live
+    text = (CHART / "files/test-job/job.yaml").read_text()
+    there = "/opt/crescendo/test-subjects"
+    assert text.count(there) == 1
+    job = tmp_path / "job.yaml"
+    job.write_text(text.replace(there, str(CHART / "files/test-job/subjects")))
+    left = max(10, deadline - time.monotonic())
+    done = subprocess.run([*crescendo, "submit", job, "--watch"], capture_output=True, text=True, timeout=left, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_rule_is_evaluated(live):
+    prometheus, deadline, _ = live
+    # The first evaluation of a group may be some seconds off.
+    def evaluated():
+        found = [rule for group in prometheus.get("/api/v1/rules")["data"]["groups"] for rule in group["rules"]]
+        return found if found and all(rule["health"] != "unknown" for rule in found) else None
+
+    for rule in wait_for("the rules", evaluated, deadline):
+        assert rule["health"] == "ok", (rule["name"], rule.get("lastError"))
+
+
+def test_the_processes_export_what_the_other_tests_think(live):
+    prometheus, _, _ = live
+    names = set(prometheus.get("/api/v1/label/__name__/values")["data"])
+    ours = {name for name in names if name.startswith("crescendo_")} - RECORDED
+    assert ours <= exported_metrics(), "metrics that tests/chart/chart.py does not find in the sources"
+    asked = {name for path in FILES for _, expression in queries(path) for name in metrics_in(expression)}
+    assert asked <= names, f"asked for, and never exported: {sorted(asked - names)}"

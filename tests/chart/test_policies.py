@@ -1,0 +1,189 @@
+"""What every rendered object must have, whatever the values."""
+
+import re
+
+import pytest
+
+from chart import CHART, EXAMPLES, WORKLOADS, load_yaml, pods, rendered, rust_sources, selects
+
+COMPONENT = "app.kubernetes.io/component"
+
+
+@pytest.fixture(params=EXAMPLES)
+def objects(request):
+    return rendered(EXAMPLES[request.param])
+
+
+def of_kind(objects, kind):
+    return [item for item in objects if item["kind"] == kind]
+
+
+def test_containers_have_bounds_and_no_rights(objects):
+    for name, _, spec in pods(objects):
+        for container in spec["containers"] + spec.get("initContainers", []):
+            for kind in ("requests", "limits"):
+                assert {"cpu", "memory"} <= set(container["resources"][kind]), (name, kind)
+            security = container["securityContext"]
+            assert security["readOnlyRootFilesystem"] is True, name
+            assert security["allowPrivilegeEscalation"] is False, name
+            assert security["capabilities"] == {"drop": ["ALL"]}, name
+            assert "privileged" not in security, name
+
+
+def test_images_are_pinned(objects):
+    for name, _, spec in pods(objects):
+        for container in spec["containers"]:
+            assert re.search(r":[^/:]+$|@sha256:[0-9a-f]{64}$", container["image"]), name
+            assert not container["image"].endswith(":latest"), name
+
+
+def test_pods_are_not_root_and_have_no_token(objects):
+    accounts = {item["metadata"]["name"]: item for item in of_kind(objects, "ServiceAccount")}
+    for name, _, spec in pods(objects):
+        security = spec["securityContext"]
+        assert security["runAsNonRoot"] is True and security["runAsUser"] > 0 and security["runAsGroup"] > 0, name
+        assert security["seccompProfile"] == {"type": "RuntimeDefault"}, name
+        assert spec["automountServiceAccountToken"] is False, name
+        assert spec["enableServiceLinks"] is False, name
+        assert accounts[spec["serviceAccountName"]]["automountServiceAccountToken"] is False, name
+        assert not any("hostPath" in volume for volume in spec.get("volumes", [])), name
+    # Nothing calls the Kubernetes API.
+    assert not [item for item in objects if "rbac" in item["apiVersion"]]
+
+
+def test_temporary_folders_are_bounded(objects):
+    for name, _, spec in pods(objects):
+        for volume in spec.get("volumes", []):
+            assert "emptyDir" not in volume or "sizeLimit" in volume["emptyDir"], (name, volume["name"])
+
+
+def test_references_lead_somewhere(objects):
+    maps = {item["metadata"]["name"] for item in of_kind(objects, "ConfigMap")}
+    services = {item["metadata"]["name"] for item in of_kind(objects, "Service")}
+    for item in objects:
+        if item["kind"] == "StatefulSet":
+            assert item["spec"]["serviceName"] in services
+            assert selects(item["spec"]["selector"], item["spec"]["template"]["metadata"]["labels"])
+    claims = {
+        claim["metadata"]["name"] for item in of_kind(objects, "StatefulSet") for claim in item["spec"].get("volumeClaimTemplates", [])
+    }
+    for name, _, spec in pods(objects):
+        volumes = {volume["name"] for volume in spec.get("volumes", [])} | claims
+        for volume in spec.get("volumes", []):
+            assert "configMap" not in volume or volume["configMap"]["name"] in maps, (name, volume)
+        for container in spec["containers"]:
+            names = [mount["name"] for mount in container["volumeMounts"]]
+            paths = [mount["mountPath"] for mount in container["volumeMounts"]]
+            assert set(names) <= volumes and len(set(paths)) == len(paths), name
+            assert len({port["name"] for port in container.get("ports", [])}) == len(container.get("ports", [])), name
+            variables = [variable["name"] for variable in container.get("env", [])]
+            assert len(set(variables)) == len(variables), name
+
+
+def test_every_replicated_workload_has_one_budget(objects):
+    budgets = of_kind(objects, "PodDisruptionBudget")
+    for item in objects:
+        if item["kind"] in WORKLOADS:
+            labels = item["spec"]["template"]["metadata"]["labels"]
+            matching = [b["metadata"]["name"] for b in budgets if selects(b["spec"]["selector"], labels)]
+            # The eviction API refuses pods with two.
+            assert len(matching) == 1, (item["metadata"]["name"], matching)
+
+
+def test_every_pod_has_a_network_policy_for_both_directions(objects):
+    policies = of_kind(objects, "NetworkPolicy")
+    for name, labels, _ in pods(objects):
+        matching = [p for p in policies if selects(p["spec"]["podSelector"], labels)]
+        assert len(matching) == 1 and matching[0]["spec"]["policyTypes"] == ["Ingress", "Egress"], name
+
+
+#: Who may open a connection to whom: docs/architecture.md, "The pieces".
+ARROWS = {
+    ("trainer", "controller"),
+    ("curator", "controller"),
+    ("test", "controller"),
+    # The command line in a controller's pod.
+    ("controller", "controller"),
+    ("trainer", "curator"),
+    ("trainer", "trainer"),
+    ("controller", "etcd"),
+    ("etcd", "etcd"),
+}
+
+
+def allowed(policies, direction, other):
+    """(from, to, ports) of every arrow between pods that one side's policies allow."""
+    for policy in policies:
+        own = policy["spec"]["podSelector"]["matchLabels"][COMPONENT]
+        for rule in policy["spec"].get(direction, []):
+            ports = tuple(sorted((p["port"], p.get("endPort"), p["protocol"]) for p in rule["ports"]))
+            for peer in rule.get(other, []):
+                labels = peer.get("podSelector", {}).get("matchLabels", {})
+                if COMPONENT in labels and "namespaceSelector" not in peer:
+                    ends = (labels[COMPONENT], own) if direction == "ingress" else (own, labels[COMPONENT])
+                    yield (*ends, ports)
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_only_the_arrows_that_there_are(example):
+    objects = rendered(EXAMPLES[example])
+    policies = of_kind(objects, "NetworkPolicy")
+    there = {labels[COMPONENT] for _, labels, _ in pods(objects)}
+    expected = {(a, b) for a, b in ARROWS if a in there and b in there}
+    ingress = set(allowed(policies, "ingress", "from"))
+    egress = set(allowed(policies, "egress", "to"))
+    assert {(a, b) for a, b, _ in ingress if a in there} == expected
+    # What one side lets out the other lets in, on the same ports.
+    assert {arrow for arrow in ingress if arrow[0] in there} == egress
+    for policy in policies:
+        for rule in policy["spec"].get("ingress", []):
+            assert rule.get("from"), f"{policy['metadata']['name']} lets in everyone"
+
+
+def test_arrows_lead_to_ports_that_are_listened_on(objects):
+    listening = {}
+    for _, labels, spec in pods(objects):
+        ports = {port["containerPort"] for container in spec["containers"] for port in container.get("ports", [])}
+        listening.setdefault(labels[COMPONENT], set()).update(ports)
+    for policy in of_kind(objects, "NetworkPolicy"):
+        own = policy["spec"]["podSelector"]["matchLabels"][COMPONENT]
+        for rule in policy["spec"].get("ingress", []):
+            for port in rule["ports"]:
+                assert "endPort" in port or port["port"] in listening[own], (own, port)
+
+
+SOURCES = rust_sources()
+FLAGS = set(re.findall(r'\(long, env = "(CRESCENDO_[A-Z_]+)"', SOURCES))
+
+
+def test_variables_are_those_that_the_processes_read(objects):
+    assert len(FLAGS) > 20
+    for name, _, spec in pods(objects):
+        for container in spec["containers"]:
+            given = {v["name"] for v in container.get("env", []) if v["name"].startswith("CRESCENDO_")}
+            assert given <= FLAGS, (name, given - FLAGS)
+
+
+def test_every_flag_of_the_processes_can_be_set():
+    given = {
+        variable["name"]
+        for example in EXAMPLES.values()
+        for _, _, spec in pods(rendered(example))
+        for container in spec["containers"]
+        for variable in container.get("env", [])
+    }
+    # The ports are fixed, so nobody has to be told them.
+    assert FLAGS - given == {"CRESCENDO_PORT_FILE"}
+
+
+def test_defaults_are_those_of_the_controller():
+    defaults = dict(re.findall(r'env = "CRESCENDO_([A-Z_]+)", default_value_t = ([0-9_]+)', (CHART.parents[1] / "controller/src/config.rs").read_text()))
+    values = load_yaml(CHART / "values.yaml")["controller"]
+    found = 0
+    for name, value in defaults.items():
+        words = name.lower().split("_")
+        key = words[0] + "".join(word.title() for word in words[1:])
+        if key in values:
+            assert values[key] == int(value.replace("_", "")), key
+            found += 1
+    assert found >= 8
