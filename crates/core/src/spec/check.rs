@@ -1,5 +1,7 @@
 //! Contradictions between fields that are each fine.
 
+mod curation;
+
 use super::types::*;
 
 /// Fields that do not go together.
@@ -20,11 +22,13 @@ pub(super) fn contradictions(spec: &JobSpec) -> Vec<Contradiction> {
         let message = format!("minGpus {min_gpus} is more than gpus {gpus}");
         found.add("spec.resources.minGpus", &["spec.resources.gpus", "spec.model.preset"], message);
     }
+    curation::endpoints(&mut found, spec);
     for (index, stage) in spec.stages.iter().enumerate() {
         let at = |field: &str| format!("spec.stages[{index}].{field}");
         names(&mut found, spec, index, stage, &at);
         start(&mut found, spec, index, stage, &at);
         data(&mut found, stage, &at);
+        curation::stage(&mut found, spec, stage, &at);
         batch(&mut found, &spec.resources, stage, &at);
     }
     found.0
