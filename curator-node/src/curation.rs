@@ -178,7 +178,7 @@ impl Curation {
 
     /// Writes the shard and commits the unit, through any outage.
     async fn hand_in(&self, lease: UnitLease, result: UnitResult, stop: &CancellationToken) {
-        let UnitResult { shard, rejected, exhausted, cosines } = result;
+        let UnitResult { shard, rejected, exhausted, cosines, judged } = result;
         let unit = lease.unit;
         let mut record = Shard { unit, pairs: shard.pairs, ..Shard::default() };
         if shard.pairs > 0 {
@@ -222,6 +222,9 @@ impl Curation {
                 }
                 for cosine in cosines {
                     self.metrics.similarity.observe(cosine);
+                }
+                for score in judged {
+                    self.metrics.judge.observe(score);
                 }
                 let rejected: u64 = rejected.values().sum();
                 tracing::debug!(unit, pairs = record.pairs, rejected, exhausted, "unit committed");

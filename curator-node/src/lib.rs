@@ -5,8 +5,8 @@
 //!   AssignCuration │   ▲ LeaseUnit, RenewUnit, CommitUnit                          ▲        │
 //!                  ▼   │                                                           │        │
 //!   node ─▶ curation ──┴─ unit: source ─▶ filter ─▶ shard ─────────────────────────┘        │
-//!     │                    (compose,       (similarity)   (curation thread)                 ▼
-//!     └──▶ pair_log ◀── WatchPairLog                                                  shard_cache
+//!     │                    (compose,       (similarity,   (curation thread)                 ▼
+//!     └──▶ pair_log ◀──     import)         judge)                                    shard_cache
 //!              │                                                                            │
 //!   rank ◀── serve ◀──────────── encode (encoding thread) ◀─────────────────────────────────┘
 //! ```
@@ -16,7 +16,10 @@
 //! | [`compose`] | subject cut-outs placed in scenes, with true captions; evaluation cases |
 //! | [`import`] | UNO-1M's layout, and shards |
 //! | [`source`], [`mod@unit`] | a stage's source; one unit from candidates to a shard |
+//! | [`prompts`] | what drawn pictures are to show: taxonomy, subjects, scenes |
 //! | [`filter`] | the similarity filter |
+//! | [`judge`] | the judge: a vision-language model asked in three turns, or CLIP |
+//! | [`endpoint`] | language models over an OpenAI-compatible interface: limits, money, answers written down |
 //! | [`pair`], [`picture`], [`draw`] | a pair, pictures from outside, randomness as a function |
 //! | [`shard`], [`shard_cache`] | WebDataset tars: written, read, verified, kept |
 //! | [`curation`] | the lease loop of a stage |
@@ -25,19 +28,23 @@
 //! | [`worker`] | the named threads that own networks |
 //! | [`node`], [`metrics`] | assignments; what is counted |
 //!
-//! A pair is a function of (spec, seed, stage, unit, candidate), so the log is the same whoever makes which unit.
+//! A pair is a function of (spec, seed, stage, unit, candidate), so the log is the same whoever makes which unit. Only what a language model
+//! says is not; it is written down once, before it is used, and read from there by everyone.
 
 pub mod compose;
 pub mod curation;
 pub mod draw;
 pub mod encode;
+pub mod endpoint;
 pub mod filter;
 pub mod import;
+pub mod judge;
 pub mod metrics;
 pub mod node;
 pub mod pair;
 pub mod pair_log;
 pub mod picture;
+pub mod prompts;
 pub mod serve;
 pub mod shard;
 pub mod shard_cache;

@@ -2,6 +2,8 @@
 
 use anyhow::Context;
 use clap::Parser;
+use crescendo_curator_node::endpoint::keys::Keys;
+use crescendo_curator_node::endpoint::network::Network;
 use crescendo_curator_node::metrics::Metrics;
 use crescendo_curator_node::node::Node;
 use crescendo_curator_node::serve::{EncoderSet, MAX_MESSAGE_BYTES, PairServer};
@@ -117,6 +119,14 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         controllers,
         curation,
         server,
+        network: Network::new(
+            tokio::runtime::Handle::current(),
+            Keys::from_variables(
+                // What is not text is about no key.
+                std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))),
+            ),
+            counted.clone(),
+        ),
         metrics: counted,
         tasks: tasks.clone(),
     };

@@ -15,6 +15,14 @@ pub struct Metrics {
     pub units: IntCounterVec,
     pub unit_seconds: Histogram,
     pub similarity: Histogram,
+    /// Of every pair that a judge scored.
+    pub judge: Histogram,
+    /// By outcome: answered, recorded, refused, spend_limit, failed.
+    pub endpoint_questions: IntCounterVec,
+    /// Requests that were sent.
+    pub endpoint_tries: IntCounter,
+    /// By kind: input, output.
+    pub endpoint_tokens: IntCounterVec,
     pub pairs_served: IntCounter,
     pub bytes_served: IntCounter,
     pub streams: IntGauge,
@@ -67,6 +75,18 @@ impl Metrics {
                 "Cosine between a reference and its target",
                 linear_buckets(-0.9, 0.1, 20)?,
             )?,
+            judge: histogram(
+                "judge",
+                "Score of a pair by the stage's judge, 0 to 4",
+                linear_buckets(0.25, 0.25, 16)?,
+            )?,
+            endpoint_questions: counters(
+                "endpoint_questions_total",
+                "Questions put to language models",
+                "outcome",
+            )?,
+            endpoint_tries: counter("endpoint_tries_total", "Requests sent to language models")?,
+            endpoint_tokens: counters("endpoint_tokens_total", "Tokens of answered questions", "kind")?,
             pairs_served: counter("pairs_served_total", "Encoded pairs handed to ranks")?,
             bytes_served: counter("bytes_served_total", "Tensor bytes in encoded pairs handed to ranks")?,
             streams: gauge("pair_streams", "Ranks that have a pair stream open")?,
@@ -84,6 +104,12 @@ impl Metrics {
         }
         for outcome in ["committed", "done_already", "lost", "failed"] {
             metrics.units.with_label_values(&[outcome]).inc_by(0);
+        }
+        for outcome in ["answered", "recorded", "refused", "spend_limit", "failed"] {
+            metrics.endpoint_questions.with_label_values(&[outcome]).inc_by(0);
+        }
+        for kind in ["input", "output"] {
+            metrics.endpoint_tokens.with_label_values(&[kind]).inc_by(0);
         }
         Ok(metrics)
     }

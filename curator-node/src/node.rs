@@ -1,6 +1,7 @@
 //! The node: what the controller assigns, it works on and serves, until it is released.
 
 use crate::curation::{Curation, Curators};
+use crate::endpoint::network::{Network, Outside};
 use crate::metrics::Metrics;
 use crate::pair_log::{LogState, follow};
 use crate::serve::{PairServer, ServedStage};
@@ -26,6 +27,7 @@ pub struct Node {
     pub curation: Worker<Curators>,
     pub server: PairServer,
     pub metrics: Metrics,
+    pub network: Network,
     pub tasks: Tasks,
 }
 
@@ -104,11 +106,16 @@ impl Node {
             }
             .instrument(span.clone()),
         );
+        let outside = Outside {
+            network: self.network.clone(),
+            objects: objects.clone(),
+            job_id: stage.job_id.clone(),
+        };
         let curation = Curation {
             node_id: self.node_id.clone(),
             stage,
             stage_index: assignment.stage_index,
-            roots: Roots::new(&self.library_root, &assignment.object_store_url),
+            roots: Roots::new(&self.library_root, &assignment.object_store_url).with_outside(outside),
             job,
             objects,
             controllers: self.controllers.clone(),

@@ -14,7 +14,7 @@ pub struct Pair {
     pub prompt: String,
     /// What each reference shows, in their order.
     pub reference_words: Vec<String>,
-    /// By name of the filter: `similarity`, `score`.
+    /// By name of the filter: `similarity`, `judge`, `score`.
     pub scores: BTreeMap<String, f64>,
     /// Enough to make the pair again: seed, unit, candidate, source ids.
     pub provenance: Value,
@@ -30,10 +30,13 @@ pub enum Rejection {
     ScoreLow,
     ScoreInvalid,
     TooSmall,
+    JudgeLow,
+    JudgeRefused,
+    JudgeUnparseable,
 }
 
 impl Rejection {
-    pub const ALL: [Rejection; 7] = [
+    pub const ALL: [Rejection; 10] = [
         Rejection::SimilarityLow,
         Rejection::SimilarityHigh,
         Rejection::UnreadableImage,
@@ -41,6 +44,9 @@ impl Rejection {
         Rejection::ScoreLow,
         Rejection::ScoreInvalid,
         Rejection::TooSmall,
+        Rejection::JudgeLow,
+        Rejection::JudgeRefused,
+        Rejection::JudgeUnparseable,
     ];
 
     /// The name that goes to the controller and into metrics.
@@ -53,6 +59,9 @@ impl Rejection {
             Rejection::ScoreLow => "score_low",
             Rejection::ScoreInvalid => "score_invalid",
             Rejection::TooSmall => "too_small",
+            Rejection::JudgeLow => "judge_low",
+            Rejection::JudgeRefused => "judge_refused",
+            Rejection::JudgeUnparseable => "judge_unparseable",
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Where a stage's candidates come from.
 
 use crate::compose::{ComposeError, Composer};
+use crate::endpoint::network::Outside;
 use crate::import::{ImportError, Imported, Uno1m, Webdataset};
 use crescendo_core::spec::{DataSource, ImportFormat, JobSpec, StageSpec};
 use std::path::{Path, PathBuf};
@@ -26,12 +27,20 @@ pub struct Roots {
     pub library: PathBuf,
     /// The object store's root, if it is a folder of this machine.
     pub store: Option<PathBuf>,
+    /// The way to language models, where this process has one.
+    pub outside: Option<Outside>,
 }
 
 impl Roots {
     /// Roots for an object store at `url`.
     pub fn new(library: &Path, url: &str) -> Roots {
-        Roots { library: library.to_owned(), store: url.strip_prefix("file://").map(PathBuf::from) }
+        let store = url.strip_prefix("file://").map(PathBuf::from);
+        Roots { library: library.to_owned(), store, outside: None }
+    }
+
+    /// The same, with a way to language models.
+    pub fn with_outside(self, outside: Outside) -> Roots {
+        Roots { outside: Some(outside), ..self }
     }
 
     /// A path of a spec: absolute, below the library's root, or `store:` and a key.

@@ -1,6 +1,7 @@
 //! One unit of curation: candidates in, a shard out. Runs on the curation thread.
 
 use crate::filter::SimilarityFilter;
+use crate::judge::{Judge, JudgeError};
 use crate::pair::{Pair, Rejection};
 use crate::shard::{ShardBytes, ShardError, ShardWriter};
 use crate::source::{Roots, Source, SourceError};
@@ -21,12 +22,23 @@ pub enum UnitError {
     Source(#[from] SourceError),
     #[error("similarity filter: {0}")]
     Filter(#[from] ModelError),
+    #[error("judge: {0}")]
+    Judge(JudgeError),
     #[error(transparent)]
     Shard(#[from] ShardError),
     #[error("the lease is lost")]
     Abandoned,
     #[error("making the unit panicked")]
     Panicked,
+}
+
+impl From<JudgeError> for UnitError {
+    fn from(error: JudgeError) -> UnitError {
+        match error {
+            JudgeError::Abandoned => UnitError::Abandoned,
+            other => UnitError::Judge(other),
+        }
+    }
 }
 
 /// What a unit came to.
@@ -37,14 +49,24 @@ pub struct UnitResult {
     pub exhausted: bool,
     /// Of every compared pair, in order.
     pub cosines: Vec<f64>,
+    /// Scores of every judged pair, in order.
+    pub judged: Vec<f64>,
 }
 
-/// A stage's source and filter, opened.
+/// A stage's source and filters, opened.
 #[derive(Debug)]
 pub struct StageCurator {
     source: Source,
     filter: Option<SimilarityFilter>,
+    judge: Option<Judge>,
     unit_size: u32,
+}
+
+/// What was measured of a unit's pairs.
+#[derive(Debug, Default)]
+struct Measured {
+    cosines: Vec<f64>,
+    judged: Vec<f64>,
 }
 
 impl StageCurator {
@@ -58,8 +80,12 @@ impl StageCurator {
                 Some(SimilarityFilter::open(spec, &roots.resolve(&spec.encoder)?)?)
             }
         };
+        let judge = match &stage.data.filter.judge {
+            None => None,
+            Some(spec) => Some(Judge::open(spec, &job.endpoints, roots)?),
+        };
         let source = Source::open(job, stage, index, roots)?;
-        Ok(StageCurator { source, filter, unit_size: stage.data.unit_size.max(1) })
+        Ok(StageCurator { source, filter, judge, unit_size: stage.data.unit_size.max(1) })
     }
 
     /// Makes unit `unit`. The same unit gives the same bytes. `abandoned` ends it early.
@@ -67,7 +93,7 @@ impl StageCurator {
         let candidates = self.source.unit(unit, self.unit_size, abandoned)?;
         let mut rejected: BTreeMap<Rejection, u64> = BTreeMap::new();
         let mut writer = ShardWriter::default();
-        let mut cosines = Vec::new();
+        let mut measured = Measured::default();
         let mut waiting: Vec<Pair> = Vec::new();
         let exhausted = candidates.exhausted;
         let mut left = candidates.candidates.len();
@@ -81,7 +107,7 @@ impl StageCurator {
                 if abandoned.load(Ordering::Relaxed) {
                     return Err(UnitError::Abandoned);
                 }
-                for outcome in self.judge(std::mem::take(&mut waiting), &mut cosines)? {
+                for outcome in self.pass(std::mem::take(&mut waiting), &mut measured, abandoned)? {
                     match outcome {
                         Ok(pair) => writer.push(&pair)?,
                         Err(reason) => *rejected.entry(reason).or_default() += 1,
@@ -92,21 +118,38 @@ impl StageCurator {
         if abandoned.load(Ordering::Relaxed) {
             return Err(UnitError::Abandoned);
         }
-        Ok(UnitResult { shard: writer.finish()?, rejected, exhausted, cosines })
+        let Measured { cosines, judged } = measured;
+        Ok(UnitResult { shard: writer.finish()?, rejected, exhausted, cosines, judged })
     }
 
-    fn judge(
+    /// Sends pairs through the filters, the cheap one first; what comes of each, in their order.
+    fn pass(
         &self,
         pairs: Vec<Pair>,
-        cosines: &mut Vec<f64>,
+        measured: &mut Measured,
+        abandoned: &AtomicBool,
     ) -> Result<Vec<Result<Pair, Rejection>>, UnitError> {
-        let Some(filter) = &self.filter else { return Ok(pairs.into_iter().map(Ok).collect()) };
-        let mut outcomes = Vec::with_capacity(pairs.len());
-        for judged in filter.judge(pairs)? {
-            cosines.extend(judged.cosines);
-            outcomes.push(judged.outcome);
-        }
-        Ok(outcomes)
+        let outcomes: Vec<Result<Pair, Rejection>> = match &self.filter {
+            None => pairs.into_iter().map(Ok).collect(),
+            Some(filter) => {
+                let alike = filter.judge(pairs)?;
+                measured.cosines.extend(alike.iter().flat_map(|judged| &judged.cosines));
+                alike.into_iter().map(|judged| judged.outcome).collect()
+            }
+        };
+        let Some(judge) = &self.judge else { return Ok(outcomes) };
+        let mut passed = Vec::with_capacity(outcomes.len());
+        let rejected: Vec<Option<Rejection>> =
+            outcomes.into_iter().map(|outcome| outcome.map(|pair| passed.push(pair)).err()).collect();
+        let mut judged = judge.judge(passed, abandoned)?.into_iter();
+        let outcomes = rejected.into_iter().filter_map(|rejected| match rejected {
+            Some(reason) => Some(Err(reason)),
+            None => judged.next().map(|judged| {
+                measured.judged.extend(judged.score);
+                judged.outcome
+            }),
+        });
+        Ok(outcomes.collect())
     }
 }
 
@@ -151,7 +194,7 @@ pub(crate) mod tests {
     }
 
     pub(crate) fn roots(root: &Path) -> Roots {
-        Roots { library: root.to_owned(), store: None }
+        Roots { library: root.to_owned(), store: None, outside: None }
     }
 
     #[test]

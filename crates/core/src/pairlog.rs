@@ -19,7 +19,10 @@ use crate::records::{ShardRecord, UnitRecord, UnitResult, UnitState};
 pub const UNIT_SET_ASIDE: &str = "unit_set_aside";
 
 /// Every name under which a candidate may be rejected.
-pub const REJECTION_REASONS: [&str; 8] = [
+pub const REJECTION_REASONS: [&str; 11] = [
+    "judge_low",
+    "judge_refused",
+    "judge_unparseable",
     "missing_file",
     "score_invalid",
     "score_low",

@@ -331,6 +331,7 @@ pub fn spec(steps: u64, ranks: u32) -> JobSpec {
         resources: Resources { gpus: ranks, min_gpus: ranks },
         priority: 0,
         seed: SEED,
+        endpoints: Vec::new(),
         stages: vec![StageSpec {
             name: STAGE.into(),
             references: 1,
@@ -348,7 +349,8 @@ pub fn spec(steps: u64, ranks: u32) -> JobSpec {
                 pairs: 16,
                 min_pairs: 4,
                 unit_size: 4,
-                filter: FilterSpec { similarity: None },
+                prompts: None,
+                filter: FilterSpec { similarity: None, judge: None },
             },
             train: TrainSpec {
                 adapter: AdapterSpec::Lora { rank: 4 },

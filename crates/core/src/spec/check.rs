@@ -1,5 +1,7 @@
 //! Contradictions between fields that are each fine.
 
+mod curation;
+
 use super::types::*;
 
 /// Fields that do not go together.
@@ -23,11 +25,13 @@ pub(super) fn contradictions(spec: &JobSpec) -> Vec<Contradiction> {
     if let Some(sizes) = &spec.model.sizes {
         network(&mut found, sizes);
     }
+    curation::endpoints(&mut found, spec);
     for (index, stage) in spec.stages.iter().enumerate() {
         let at = |field: &str| format!("spec.stages[{index}].{field}");
         names(&mut found, spec, index, stage, &at);
         start(&mut found, spec, index, stage, &at);
         data(&mut found, stage, &at);
+        curation::stage(&mut found, spec, stage, &at);
         batch(&mut found, &spec.resources, stage, &at);
     }
     found.0

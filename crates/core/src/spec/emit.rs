@@ -1,12 +1,14 @@
 //! [`JobSpec`] to YAML. Every field is written out, so that the result stands by itself whatever later defaults are.
 
+mod curation;
+
 use std::fmt::{Display, Write as _};
 
 use super::types::*;
 
 /// The resolved spec as YAML: `parse(to_yaml(spec).as_bytes())` gives `spec` again.
 pub fn to_yaml(spec: &JobSpec) -> String {
-    let JobSpec { name, tenant, model, resources, priority, seed, stages, checkpoints } = spec;
+    let JobSpec { name, tenant, model, resources, priority, seed, endpoints, stages, checkpoints } = spec;
     let mut out = Writer::default();
     out.line(0, "apiVersion", "crescendo/v1");
     out.line(0, "kind", "TrainingJob");
@@ -36,6 +38,7 @@ pub fn to_yaml(spec: &JobSpec) -> String {
     out.line(2, "minGpus", resources.min_gpus);
     out.line(1, "priority", priority);
     out.line(1, "seed", seed);
+    curation::write_endpoints(&mut out, endpoints);
     out.open(1, "stages");
     for stage in stages {
         write_stage(&mut out, stage);
@@ -57,7 +60,8 @@ fn write_stage(out: &mut Writer, stage: &StageSpec) {
 }
 
 fn write_data(out: &mut Writer, data: &DataSpec) {
-    let DataSpec { source, pairs, min_pairs, unit_size, filter: FilterSpec { similarity } } = data;
+    let DataSpec { source, pairs, min_pairs, unit_size, prompts, filter } = data;
+    let FilterSpec { similarity, judge } = filter;
     out.open(3, "data");
     match source {
         DataSource::Compose(ComposeSpec { subjects, photos, layout, panel, name_share, hold_out_one_in }) => {
@@ -82,12 +86,20 @@ fn write_data(out: &mut Writer, data: &DataSpec) {
     out.line(4, "pairs", pairs);
     out.line(4, "minPairs", min_pairs);
     out.line(4, "unitSize", unit_size);
-    if let Some(SimilarityFilter { min, max, encoder }) = similarity {
+    if let Some(prompts) = prompts {
+        curation::write_prompts(out, prompts);
+    }
+    if similarity.is_some() || judge.is_some() {
         out.open(4, "filter");
+    }
+    if let Some(SimilarityFilter { min, max, encoder }) = similarity {
         out.open(5, "similarity");
         out.line(6, "min", number(*min));
         out.line(6, "max", number(*max));
         out.line(6, "encoder", text(encoder));
+    }
+    if let Some(judge) = judge {
+        curation::write_judge(out, judge);
     }
 }
 

@@ -361,11 +361,58 @@ impl Reader {
     /// Text, if it is given.
     pub fn text(&mut self, section: Section<'_>, path: &Path) -> Option<String> {
         let (text, _, at) = self.scalar(section, path)?;
-        let length = text.chars().count();
-        if (1..=1024).contains(&length) && !text.chars().any(char::is_control) {
+        if is_text(text) {
             return Some(text.to_owned());
         }
+        let length = text.chars().count();
         self.wrong(path, at, format!("expected {}, found {length} characters", path.row().kind));
+        None
+    }
+
+    /// Some of the words of the field, if they are given.
+    pub fn words(&mut self, section: Section<'_>, path: &Path) -> Option<Vec<&'static str>> {
+        let Kind::Words(words) = path.row().kind else {
+            return None;
+        };
+        let node = self.node(section, path)?;
+        let word = |node: &Node| match &node.value {
+            Value::Scalar { text, .. } => words.iter().copied().find(|word| word == text),
+            Value::Null | Value::List(_) | Value::Map(_) | Value::Refused => None,
+        };
+        if let Value::List(items) = &node.value {
+            let found: Vec<&'static str> = items.iter().filter_map(word).collect();
+            let each_once = found.iter().collect::<BTreeSet<_>>().len() == found.len();
+            if found.len() == items.len() && each_once && !found.is_empty() {
+                return Some(found);
+            }
+        }
+        self.wrong(path, node.at, format!("expected {}, each once", path.row().kind));
+        None
+    }
+
+    /// One text (`Ok`) or a list of them (`Err`), if either is given.
+    pub fn text_or_texts(
+        &mut self,
+        section: Section<'_>,
+        path: &Path,
+    ) -> Option<Result<String, Vec<String>>> {
+        let Kind::TextOrTexts { most } = path.row().kind else {
+            return None;
+        };
+        let node = self.node(section, path)?;
+        let text = |node: &Node| match &node.value {
+            Value::Scalar { text, .. } if is_text(text) => Some(text.clone()),
+            Value::Scalar { .. } | Value::Null | Value::List(_) | Value::Map(_) | Value::Refused => None,
+        };
+        if let Value::List(items) = &node.value {
+            let found: Vec<String> = items.iter().filter_map(text).collect();
+            if found.len() == items.len() && (1..=most).contains(&found.len()) {
+                return Some(Err(found));
+            }
+        } else if let Some(text) = text(node) {
+            return Some(Ok(text));
+        }
+        self.wrong(path, node.at, format!("expected {}", path.row().kind));
         None
     }
 
@@ -394,6 +441,10 @@ impl Reader {
             }
         }
     }
+}
+
+fn is_text(text: &str) -> bool {
+    (1..=1024).contains(&text.chars().count()) && !text.chars().any(char::is_control)
 }
 
 /// The path itself, then the sections around it.

@@ -1,5 +1,7 @@
 //! Puts the fields together to a [`JobSpec`], with the defaults that depend on other fields.
 
+mod curation;
+
 use super::fields::{self, Default};
 use super::reader::{Path, Reader, Section};
 use super::tree::Node;
@@ -25,6 +27,7 @@ pub(super) fn job(reader: &mut Reader, root: &Node) -> JobSpec {
     let resources = resources(reader, spec, &path.field("resources"), model.preset);
     let priority = whole(reader, spec, &path.field("priority"), "spec.priority");
     let seed = whole(reader, spec, &path.field("seed"), "spec.seed");
+    let endpoints = curation::endpoints(reader, spec, &path.field("endpoints"));
     let mut stages: Vec<StageSpec> = Vec::new();
     for (index, (path, section)) in reader.sections(spec, &path.field("stages")).into_iter().enumerate() {
         let before = stages.last().map(|stage| stage.name.as_str());
@@ -37,7 +40,7 @@ pub(super) fn job(reader: &mut Reader, root: &Node) -> JobSpec {
         stages.push(stage);
     }
     let checkpoints = checkpoints(reader, spec, &path.field("checkpoints"));
-    JobSpec { name, tenant, model, resources, priority, seed, stages, checkpoints }
+    JobSpec { name, tenant, model, resources, priority, seed, endpoints, stages, checkpoints }
 }
 
 /// What a stage's defaults depend on.
@@ -166,6 +169,7 @@ fn data(
     let min_pairs =
         whole_or(reader, section, &path.field("minPairs"), pairs.min(16 * u64::from(global_batch)));
     let unit_size = whole(reader, section, &path.field("unitSize"), "spec.stages[].data.unitSize");
+    let prompts = curation::prompts(reader, section, &path.field("prompts"));
     let filter_path = path.field("filter");
     let filter = reader.section(section, &filter_path);
     let path = filter_path.field("similarity");
@@ -175,7 +179,8 @@ fn data(
         max: number(reader, similarity, &path.field("max"), "spec.stages[].data.filter.similarity.max"),
         encoder: reader.text(similarity, &path.field("encoder")).unwrap_or_default(),
     });
-    DataSpec { source, pairs, min_pairs, unit_size, filter: FilterSpec { similarity } }
+    let judge = curation::judge(reader, filter, &filter_path.field("judge"));
+    DataSpec { source, pairs, min_pairs, unit_size, prompts, filter: FilterSpec { similarity, judge } }
 }
 
 fn compose(reader: &mut Reader, section: Section<'_>, path: &Path, size: u32) -> ComposeSpec {

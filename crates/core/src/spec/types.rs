@@ -1,7 +1,13 @@
 //! Plain data of the resolved spec. Defaults come from the published recipe (UNO paper, section 4.1, and the released
 //! code); where the two differ, the field says which one is taken.
 
+mod curation;
+
 use serde::{Deserialize, Serialize};
+
+pub use curation::{
+    EndpointSpec, JudgeFilter, JudgeKind, PromptSpec, PromptStyle, SubjectList,
+};
 
 /// A job with every default filled in. Its JSON form is what nodes receive.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -17,6 +23,9 @@ pub struct JobSpec {
     pub priority: i32,
     /// Seed of all randomness in the job.
     pub seed: u64,
+    /// Language models on the network that curation may ask. Specs that were stored before there were any have none.
+    #[serde(default)]
+    pub endpoints: Vec<EndpointSpec>,
     /// At least one.
     pub stages: Vec<StageSpec>,
     pub checkpoints: CheckpointPolicy,
@@ -127,6 +136,9 @@ pub struct DataSpec {
     pub min_pairs: u64,
     /// Candidates per curation unit.
     pub unit_size: u32,
+    /// What drawn pictures are to show; absent in stages that draw none.
+    #[serde(default)]
+    pub prompts: Option<PromptSpec>,
     pub filter: FilterSpec,
 }
 
@@ -199,6 +211,9 @@ pub enum ImportFormat {
 pub struct FilterSpec {
     /// Cosine similarity of the image encoder between target and each reference; absent: no such filter.
     pub similarity: Option<SimilarityFilter>,
+    /// A model that scores how well the subject was kept; absent: no such filter.
+    #[serde(default)]
+    pub judge: Option<JudgeFilter>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

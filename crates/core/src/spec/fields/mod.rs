@@ -39,6 +39,10 @@ pub enum Kind {
     Number(Range),
     /// Two numbers.
     Pair(Range),
+    /// A list of some of these words, at least one and each once.
+    Words(&'static [&'static str]),
+    /// Text, or a list of at most this many texts.
+    TextOrTexts { most: usize },
     /// The word, or a section of fields.
     WordOrSection(&'static str),
 }
@@ -97,6 +101,8 @@ impl fmt::Display for Kind {
             Kind::Whole { least, most } => write!(f, "a whole number from {least} to {most}"),
             Kind::Number(range) => write!(f, "a number, {range}"),
             Kind::Pair(range) => write!(f, "a list of two numbers, each {range}"),
+            Kind::Words(words) => write!(f, "a list of some of {}", Kind::Word(words)),
+            Kind::TextOrTexts { most } => write!(f, "text on one line, 1 to 1024 characters, or a list of 1 to {most} such texts"),
             Kind::WordOrSection(word) => write!(f, "`{word}`, or a section of fields"),
         }
     }

@@ -32,6 +32,8 @@ const fn between(least: f64, most: f64) -> Range {
 
 const COMPOSE: &str = "source: compose";
 const IMPORT: &str = "source: import";
+const BY_ENDPOINT: &str = "kind: endpoint";
+const BY_CLIP: &str = "kind: clip";
 
 /// Every field, parents before children, in the order in which a spec is written.
 pub const FIELDS: &[Field] = &[
@@ -123,6 +125,85 @@ pub const FIELDS: &[Field] = &[
         whole(0, u64::MAX as i128),
         Default::Whole(3407),
         "Seed of all randomness in the job. 3407 is the seed of the published sampling code.",
+    ),
+    field(
+        "spec.endpoints",
+        Kind::Sections { most: 16 },
+        Default::Absent,
+        "Language models behind an OpenAI-compatible interface that curation may ask, as a judge or for prompts. Limits are those of one curator, except `spendLimit`.",
+    ),
+    field(
+        "spec.endpoints[].name",
+        Kind::Name,
+        Default::Required,
+        "What the rest of the spec calls it; unique in the job.",
+    ),
+    field(
+        "spec.endpoints[].url",
+        Kind::Text,
+        Default::Required,
+        "Base of its addresses, such as `https://host/v1`; requests go to `chat/completions` below it.",
+    ),
+    field(
+        "spec.endpoints[].model",
+        Kind::Text,
+        Default::Required,
+        "Name of the model, as the endpoint knows it.",
+    ),
+    field(
+        "spec.endpoints[].key",
+        Kind::Name,
+        Default::Absent,
+        "Name of a key that the curators' operator has set up for this very address; never the key itself.",
+    ),
+    field("spec.endpoints[].concurrency", whole(1, 256), Default::Whole(8), "Requests under way at once."),
+    field(
+        "spec.endpoints[].requestsPerMinute",
+        whole(1, 1_000_000),
+        Default::Whole(600),
+        "Requests that are sent in a minute.",
+    ),
+    field(
+        "spec.endpoints[].tokensPerMinute",
+        whole(1000, 10_000_000_000),
+        Default::Whole(1_000_000),
+        "Tokens, asked and answered, in a minute.",
+    ),
+    field(
+        "spec.endpoints[].timeoutSeconds",
+        Kind::Number(above(0.0, 600.0)),
+        Default::Number(60.0),
+        "Time for one try, from connecting to the last byte.",
+    ),
+    field(
+        "spec.endpoints[].tries",
+        whole(1, 10),
+        Default::Whole(5),
+        "Tries of one request that fails in a way that may pass.",
+    ),
+    field(
+        "spec.endpoints[].maxTokens",
+        whole(16, 32_768),
+        Default::Whole(2048),
+        "Tokens that one answer may have.",
+    ),
+    field(
+        "spec.endpoints[].inputPrice",
+        Kind::Number(closed(0.0, 1_000_000.0)),
+        Default::Number(0.0),
+        "Price of a million tokens asked.",
+    ),
+    field(
+        "spec.endpoints[].outputPrice",
+        Kind::Number(closed(0.0, 1_000_000.0)),
+        Default::Number(0.0),
+        "Price of a million tokens answered.",
+    ),
+    field(
+        "spec.endpoints[].spendLimit",
+        Kind::Number(above(0.0, 1_000_000_000.0)),
+        Default::Absent,
+        "Money that the job may spend here, over all its curators, in the money of the prices; then curation that needs it fails and says so.",
     ),
     field(
         "spec.stages",
@@ -269,6 +350,48 @@ pub const FIELDS: &[Field] = &[
         Default::Whole(256),
         "Candidates in one unit of curation work.",
     ),
+    field(
+        "spec.stages[].data.prompts",
+        Kind::Section,
+        Default::Absent,
+        "What drawn pictures are to show (paper, section 3.2).",
+    ),
+    field(
+        "spec.stages[].data.prompts.taxonomy",
+        Kind::Text,
+        Default::From("the one that is built in"),
+        "YAML file of categories on the curators, or `store:KEY`.",
+    ),
+    field(
+        "spec.stages[].data.prompts.subjects",
+        Kind::TextOrTexts { most: 4096 },
+        Default::Absent,
+        "Subjects to be taken as they are, instead of a taxonomy: a text file with one a line, or a list.",
+    ),
+    field(
+        "spec.stages[].data.prompts.styles",
+        Kind::Words(&["creative", "realistic", "text-decorated"]),
+        Default::From("all three"),
+        "How subjects are imagined (paper, appendix).",
+    ),
+    field(
+        "spec.stages[].data.prompts.subjectsPerCategory",
+        whole(1, 1000),
+        Default::Whole(50),
+        "Subjects of each category in each style (paper, appendix).",
+    ),
+    field(
+        "spec.stages[].data.prompts.scenesPerSubject",
+        whole(2, 64),
+        Default::Whole(8),
+        "Scenes of each subject (paper, appendix); a pair shows two of them.",
+    ),
+    field(
+        "spec.stages[].data.prompts.endpoint",
+        Kind::Name,
+        Default::Absent,
+        "Endpoint of the job that writes subjects and scenes; without it built-in templates do.",
+    ),
     field("spec.stages[].data.filter", Kind::Section, Default::From("no filter"), "What a pair must pass."),
     field(
         "spec.stages[].data.filter.similarity",
@@ -293,6 +416,87 @@ pub const FIELDS: &[Field] = &[
         Kind::Text,
         Default::Required,
         "safetensors file of the image encoder, DINOv2 naming.",
+    ),
+    field(
+        "spec.stages[].data.filter.judge",
+        Kind::Section,
+        Default::Absent,
+        "A model that scores, part by part, how well the subject was kept.",
+    ),
+    field(
+        "spec.stages[].data.filter.judge.kind",
+        Kind::Word(&["endpoint", "clip"]),
+        Default::Word("endpoint"),
+        "`endpoint`: a vision-language model, asked in three turns (paper, section 3.2); `clip`: cosines of CLIP features, the weaker judge for clusters without an endpoint.",
+    ),
+    field(
+        "spec.stages[].data.filter.judge.min",
+        Kind::Number(closed(0.0, 4.0)),
+        Default::From("4; 3 for `kind: clip`"),
+        "Least score of a pair, the mean of its parts (paper, section 3.2: only 4 is kept; `clip` is ours).",
+    ),
+    with(
+        BY_ENDPOINT,
+        field(
+            "spec.stages[].data.filter.judge.endpoint",
+            Kind::Name,
+            Default::Required,
+            "Endpoint of the job that judges; its model has to see pictures.",
+        ),
+    ),
+    with(
+        BY_ENDPOINT,
+        field(
+            "spec.stages[].data.filter.judge.retries",
+            whole(0, 5),
+            Default::Whole(2),
+            "How often a reply that cannot be read is asked for again before the pair counts as `judge_unparseable`.",
+        ),
+    ),
+    with(
+        BY_ENDPOINT,
+        field(
+            "spec.stages[].data.filter.judge.imageSide",
+            whole(16, 2048),
+            Default::Whole(768),
+            "Pictures are sent with at most this many pixels on their longer side.",
+        ),
+    ),
+    with(
+        BY_CLIP,
+        field(
+            "spec.stages[].data.filter.judge.weights",
+            Kind::Text,
+            Default::Required,
+            "safetensors file of both towers, Hugging Face naming, with its `config.json` beside it.",
+        ),
+    ),
+    with(
+        BY_CLIP,
+        field(
+            "spec.stages[].data.filter.judge.tokenizer",
+            Kind::Text,
+            Default::Required,
+            "`tokenizer.json` of the text tower.",
+        ),
+    ),
+    with(
+        BY_CLIP,
+        field(
+            "spec.stages[].data.filter.judge.likeness",
+            Kind::Pair(closed(-1.0, 1.0)),
+            Default::Pair(0.6, 0.9),
+            "Cosines of reference and target that score 0 and 4, with a line between; ours, for ViT-B/32.",
+        ),
+    ),
+    with(
+        BY_CLIP,
+        field(
+            "spec.stages[].data.filter.judge.agreement",
+            Kind::Pair(closed(-1.0, 1.0)),
+            Default::Pair(0.18, 0.3),
+            "Cosines of target and prompt that score 0 and 4, with a line between; ours, for ViT-B/32.",
+        ),
     ),
     field("spec.stages[].train", Kind::Section, Default::From("all defaults"), "How the stage is trained."),
     field(

@@ -298,6 +298,83 @@ fn stages_that_cannot_follow_each_other() {
     );
 }
 
+const ENDPOINT: &str = "endpoints: [{name: vlm, url: 'https://host/v1', model: m}]";
+
+#[test]
+fn a_judge_and_prompts_take_the_published_numbers() {
+    let stage = "data: {source: compose, subjects: lib, prompts: {endpoint: vlm}, filter: {judge: {endpoint: vlm}}}";
+    let job = parse(spec("", &format!("{MODEL}\n  {ENDPOINT}"), stage).as_bytes()).unwrap();
+    let endpoint = &job.endpoints[0];
+    assert_eq!((endpoint.key.as_deref(), endpoint.spend_limit, endpoint.tries), (None, None, 5));
+    let judge = job.stages[0].data.filter.judge.as_ref().unwrap();
+    assert_eq!(judge.min, 4.0);
+    let prompts = job.stages[0].data.prompts.as_ref().unwrap();
+    assert_eq!((prompts.subjects_per_category, prompts.scenes_per_subject), (50, 8));
+    assert_eq!(prompts.styles, PromptStyle::ALL);
+
+    let stage = "data: {source: compose, subjects: lib, prompts: {subjects: [a fox, a red cup], styles: [realistic]}, filter: {judge: {kind: clip, weights: w, tokenizer: t}}}";
+    let job = parse(spec("", MODEL, stage).as_bytes()).unwrap();
+    assert_eq!(job.stages[0].data.filter.judge.as_ref().unwrap().min, 3.0);
+    let prompts = job.stages[0].data.prompts.as_ref().unwrap();
+    assert_eq!(prompts.subjects, Some(SubjectList::List(vec!["a fox".into(), "a red cup".into()])));
+    assert_eq!(prompts.styles, [PromptStyle::Realistic]);
+}
+
+#[test]
+fn what_names_no_endpoint_is_refused() {
+    let stage = |rest: &str| format!("data: {{source: compose, subjects: lib, {rest}}}");
+    let yaml = spec("", MODEL, &stage("filter: {judge: {endpoint: vlm}}"));
+    assert_only(&yaml, "spec.stages[0].data.filter.judge.endpoint: spec.endpoints has no `vlm`; there are none");
+    let job = format!("{MODEL}\n  {ENDPOINT}");
+    let yaml = spec("", &job, &stage("prompts: {endpoint: llm}"));
+    assert_only(&yaml, "spec.stages[0].data.prompts.endpoint: spec.endpoints has no `llm`; there are: vlm");
+    let yaml = spec("", &job, &format!("references: 0, {}", "x")).replace(
+        "references: 0, x",
+        "{references: 0, data: {source: compose, subjects: lib, filter: {judge: {endpoint: vlm}}}}",
+    );
+    assert_only(
+        &yaml,
+        "spec.stages[0].data.filter.judge: the judge compares the target with its references, and the stage has none",
+    );
+    let yaml = spec("", &job, &stage("filter: {judge: {kind: clip, weights: w, tokenizer: t, endpoint: vlm}}"));
+    assert_only(
+        &yaml,
+        "spec.stages[0].data.filter.judge.endpoint: goes with `kind: endpoint`, but this is `kind: clip`",
+    );
+    let yaml = spec("", MODEL, &stage("prompts: {taxonomy: t.yaml, subjects: s.txt}"));
+    assert_only(
+        &yaml,
+        "spec.stages[0].data.prompts.subjects: subjects are taken as they are; give them or a taxonomy, not both",
+    );
+    let yaml = spec("", MODEL, &stage("prompts: {styles: [realistic, realistic]}"));
+    assert_only(
+        &yaml,
+        "spec.stages[0].data.prompts.styles: expected a list of some of `creative`, `realistic` or `text-decorated`, each once",
+    );
+}
+
+#[test]
+fn addresses_that_are_none_or_hold_a_password_are_refused() {
+    for (url, reason) in [
+        ("ftp://host", "must begin with https:// or http://"),
+        ("https://", "names no host"),
+        ("https:///v1", "names no host"),
+        ("https://me:secret@host/v1", "must not hold a name or a password; set `key`"),
+        ("https://host/v1?x=1", "must be a plain address without `?`, `#`, `\\` and spaces"),
+    ] {
+        let job = format!("{MODEL}\n  endpoints: [{{name: vlm, url: '{url}', model: m}}]");
+        assert_only(&spec("", &job, DATA), &format!("spec.endpoints[0].url: {reason}"));
+    }
+    let job = format!("{MODEL}\n  endpoints: [{{name: a, url: 'http://h', model: m}}, {{name: a, url: 'http://h', model: m, spendLimit: 3}}]");
+    assert_eq!(
+        messages(&spec("", &job, DATA)),
+        [
+            "spec.endpoints[1].name: `a` is the name of endpoints[0] already",
+            "spec.endpoints[1].spendLimit: without prices nothing is spent: set inputPrice and outputPrice",
+        ]
+    );
+}
+
 #[test]
 fn the_list_of_problems_is_bounded() {
     let yaml = format!("{SMALLEST}{}", (0..500).fold(String::new(), |text, n| text + &format!("x{n}: 1\n")));
@@ -355,8 +432,11 @@ fn every_field_of_the_table_is_read() {
 fn with_nonsense(field: &Field) -> String {
     let mut root = serde_json::json!({
         "apiVersion": "crescendo/v1", "kind": "TrainingJob", "metadata": {"name": "uno"},
-        "spec": {"model": {"preset": "nano"}, "stages": [{"data": {"source": "compose"}}]},
+        "spec": {"model": {"preset": "nano"}, "endpoints": [{}], "stages": [{"data": {"source": "compose"}}]},
     });
+    if let Some(kind) = field.only_with.strip_prefix("kind: ") {
+        root["spec"]["stages"][0]["data"]["filter"] = serde_json::json!({"judge": {"kind": kind}});
+    }
     if let Some(source) = field.only_with.strip_prefix("source: ") {
         root["spec"]["stages"][0]["data"]["source"] = source.into();
     }

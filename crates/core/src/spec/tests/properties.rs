@@ -46,10 +46,69 @@ fn source() -> impl Strategy<Value = DataSource> {
     prop_oneof![compose, import]
 }
 
+fn endpoint() -> impl Strategy<Value = EndpointSpec> {
+    (name(), text(), proptest::option::of(name()), 1..200u32, share(1..900), proptest::option::of(1..900u32))
+        .prop_map(|(path, model, key, count, price, limit)| EndpointSpec {
+            name: String::new(),
+            url: format!("https://host/{path}"),
+            model,
+            key,
+            concurrency: count,
+            requests_per_minute: count * 60,
+            tokens_per_minute: u64::from(count) * 10_000,
+            timeout_seconds: 600.0 * price,
+            tries: 1 + count % 9,
+            max_tokens: 16 + count,
+            input_price: price,
+            output_price: 4.0 * price,
+            spend_limit: limit.map(f64::from),
+        })
+}
+
+/// `endpoint` is the name of one that the job has, if it has any.
+fn judge() -> impl Strategy<Value = JudgeFilter> {
+    let endpoint = (0..5u32, 16..2000u32).prop_map(|(retries, image_side)| JudgeKind::Endpoint {
+        endpoint: "e0".into(),
+        retries,
+        image_side,
+    });
+    let clip = (text(), text(), share(1..900)).prop_map(|(weights, tokenizer, low)| JudgeKind::Clip {
+        weights,
+        tokenizer,
+        likeness: (-low, low),
+        agreement: (0.0, low),
+    });
+    (share(1..900), prop_oneof![endpoint, clip])
+        .prop_map(|(min, kind)| JudgeFilter { min: 4.0 * min, kind })
+}
+
+fn prompts() -> impl Strategy<Value = PromptSpec> {
+    let subjects = prop_oneof![
+        text().prop_map(SubjectList::File),
+        proptest::collection::vec(text(), 1..4).prop_map(SubjectList::List)
+    ];
+    (proptest::option::of(text()), proptest::option::of(subjects), 1..8usize, 1..64u32, any::<bool>()).prop_map(
+        |(taxonomy, subjects, styles, count, asks)| PromptSpec {
+            taxonomy: taxonomy.filter(|_| subjects.is_none()),
+            subjects,
+            styles: PromptStyle::ALL
+                .into_iter()
+                .enumerate()
+                .filter(|(bit, _)| styles >> bit & 1 == 1)
+                .map(|(_, style)| style)
+                .collect(),
+            subjects_per_category: count,
+            scenes_per_subject: 1 + count.max(1).min(63),
+            endpoint: asks.then(|| "e0".to_owned()),
+        },
+    )
+}
+
 fn stage_spec(gpus: u32) -> impl Strategy<Value = StageSpec> {
     let similarity =
         (share(1..500), text()).prop_map(|(min, encoder)| SimilarityFilter { min: -min, max: min, encoder });
-    let data = (source(), 1..1_000_000u64, 0..100u64, 1..600u32, proptest::option::of(similarity));
+    let asked = (proptest::option::of(judge()), proptest::option::of(prompts()));
+    let data = (source(), 1..1_000_000u64, 0..100u64, 1..600u32, proptest::option::of(similarity), asked);
     let train = (
         1..9000u64,
         1..5u32,
@@ -60,7 +119,7 @@ fn stage_spec(gpus: u32) -> impl Strategy<Value = StageSpec> {
         1..64u32,
     );
     (0..5usize, 1..9u32, data, train).prop_map(move |(positions, references, data, train)| {
-        let (source, pairs, less, unit_size, similarity) = data;
+        let (source, pairs, less, unit_size, similarity, (judge, prompts)) = data;
         let (steps, share, rate, warmup_steps, part, ema_decay, size) = train;
         let all =
             [Positions::Diagonal, Positions::Height, Positions::Width, Positions::None, Positions::Frame];
@@ -74,7 +133,8 @@ fn stage_spec(gpus: u32) -> impl Strategy<Value = StageSpec> {
                 pairs,
                 min_pairs: pairs.saturating_sub(less).max(1),
                 unit_size,
-                filter: FilterSpec { similarity },
+                prompts,
+                filter: FilterSpec { similarity, judge },
             },
             train: TrainSpec {
                 adapter: AdapterSpec::Lora { rank: 16 },
@@ -107,9 +167,13 @@ fn job_spec() -> impl Strategy<Value = JobSpec> {
     (1..9u32)
         .prop_flat_map(|gpus| {
             let stages = proptest::collection::vec((stage_spec(gpus), any::<bool>()), 1..4);
-            ((name(), name(), text()), -1000..=1000i32, any::<u64>(), stages, Just(gpus), 1..5000u64)
+            let endpoints = proptest::collection::vec(endpoint(), 1..3);
+            ((name(), name(), text()), -1000..=1000i32, any::<u64>(), stages, Just(gpus), 1..5000u64, endpoints)
         })
-        .prop_map(|((name, tenant, weights), priority, seed, stages, gpus, every)| {
+        .prop_map(|((name, tenant, weights), priority, seed, stages, gpus, every, mut endpoints)| {
+            for (index, endpoint) in endpoints.iter_mut().enumerate() {
+                endpoint.name = format!("e{index}");
+            }
             let mut named: Vec<StageSpec> = Vec::new();
             for (index, (mut stage, from_base)) in stages.into_iter().enumerate() {
                 stage.name = format!("s{index}-{name}").chars().take(10).collect::<String>() + "x";
@@ -137,6 +201,7 @@ fn job_spec() -> impl Strategy<Value = JobSpec> {
                 resources: Resources { gpus, min_gpus: 1 },
                 priority,
                 seed,
+                endpoints,
                 stages: named,
                 checkpoints: CheckpointPolicy { every, keep_last: 1 },
             }
