@@ -12,7 +12,7 @@ export PATH := $(TOOLS)/bin:$(PATH)
 LIGHT := crescendo-core crescendo-store crescendo-proto crescendo-node crescendo-controller crescendo-cli
 CARGO_TOOL = cargo $(1) --version >/dev/null 2>&1 || cargo install --locked --quiet --root $(TOOLS) cargo-$(1)
 
-.PHONY: help setup build demo-data demo test test-light lint fmt bench doc clean
+.PHONY: help setup build demo-data demo test test-light chaos lint fmt bench doc clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | \
@@ -40,6 +40,10 @@ test-light: ## Build and test, without libtorch, the crates that need none
 	@$(call CARGO_TOOL,nextest)
 	@for crate in $(LIGHT); do env -u LIBTORCH cargo build --quiet -p $$crate; done
 	cargo nextest run $(addprefix -p ,$(LIGHT))
+
+chaos: setup ## Kill curators and ranks at random, then count every pair and position (minutes)
+	cargo build --workspace --bins
+	cargo run --quiet -p crescendo-tests --bin chaos
 
 lint: setup ## Check format, clippy, docs, licences and unused dependencies
 	cargo fmt --all --check

@@ -30,10 +30,20 @@ pub enum Rejection {
     ScoreLow,
     ScoreInvalid,
     TooSmall,
+    /// A record that is not of the expected shape.
+    MalformedRecord,
+    /// A record whose pictures an earlier record has.
+    DuplicateRecord,
+    /// A path that leads out of the data's folder.
+    BadPath,
+    /// A caption that is empty, huge, or has characters that steer terminals or the direction of text.
+    BadCaption,
+    /// A total that is not the mean of its parts, where the spec wants no such record.
+    ScoreDisagrees,
 }
 
 impl Rejection {
-    pub const ALL: [Rejection; 7] = [
+    pub const ALL: [Rejection; 12] = [
         Rejection::SimilarityLow,
         Rejection::SimilarityHigh,
         Rejection::UnreadableImage,
@@ -41,6 +51,11 @@ impl Rejection {
         Rejection::ScoreLow,
         Rejection::ScoreInvalid,
         Rejection::TooSmall,
+        Rejection::MalformedRecord,
+        Rejection::DuplicateRecord,
+        Rejection::BadPath,
+        Rejection::BadCaption,
+        Rejection::ScoreDisagrees,
     ];
 
     /// The name that goes to the controller and into metrics.
@@ -53,6 +68,24 @@ impl Rejection {
             Rejection::ScoreLow => "score_low",
             Rejection::ScoreInvalid => "score_invalid",
             Rejection::TooSmall => "too_small",
+            Rejection::MalformedRecord => "malformed_record",
+            Rejection::DuplicateRecord => "duplicate_record",
+            Rejection::BadPath => "bad_path",
+            Rejection::BadCaption => "bad_caption",
+            Rejection::ScoreDisagrees => "score_disagrees",
         }
+    }
+}
+
+/// A candidate that was turned down, with the pair itself where there is one to look at.
+#[derive(Clone, Debug)]
+pub struct Rejected {
+    pub reason: Rejection,
+    pub pair: Option<Box<Pair>>,
+}
+
+impl From<Rejection> for Rejected {
+    fn from(reason: Rejection) -> Rejected {
+        Rejected { reason, pair: None }
     }
 }

@@ -1,9 +1,11 @@
 //! One unit of curation: candidates in, a shard out. Runs on the curation thread.
 
 use crate::filter::SimilarityFilter;
-use crate::pair::{Pair, Rejection};
+use crate::pair::{Pair, Rejected, Rejection};
+use crate::review::RejectedSample;
 use crate::shard::{ShardBytes, ShardError, ShardWriter};
 use crate::source::{Roots, Source, SourceError};
+use crescendo_core::histogram::ScoreCounts;
 use crescendo_core::spec::JobSpec;
 use crescendo_model::ModelError;
 use std::collections::BTreeMap;
@@ -34,6 +36,10 @@ pub enum UnitError {
 pub struct UnitResult {
     pub shard: ShardBytes,
     pub rejected: BTreeMap<Rejection, u64>,
+    /// Scores of all candidates that have any.
+    pub scores: ScoreCounts,
+    /// A few of the rejected candidates, for people to look at; none if there is nothing to see.
+    pub rejected_sample: Option<ShardBytes>,
     pub exhausted: bool,
     /// Of every compared pair, in order.
     pub cosines: Vec<f64>,
@@ -66,6 +72,11 @@ impl StageCurator {
     pub fn unit(&mut self, unit: u64, abandoned: &AtomicBool) -> Result<UnitResult, UnitError> {
         let candidates = self.source.unit(unit, self.unit_size, abandoned)?;
         let mut rejected: BTreeMap<Rejection, u64> = BTreeMap::new();
+        let (mut scores, mut sample) = (ScoreCounts::default(), RejectedSample::default());
+        for turned_down in self.source.take_rejected() {
+            count(&mut scores, turned_down.pair.as_deref());
+            sample.offer(turned_down);
+        }
         let mut writer = ShardWriter::default();
         let mut cosines = Vec::new();
         let mut waiting: Vec<Pair> = Vec::new();
@@ -83,8 +94,15 @@ impl StageCurator {
                 }
                 for outcome in self.judge(std::mem::take(&mut waiting), &mut cosines)? {
                     match outcome {
-                        Ok(pair) => writer.push(&pair)?,
-                        Err(reason) => *rejected.entry(reason).or_default() += 1,
+                        Ok(pair) => {
+                            count(&mut scores, Some(&pair));
+                            writer.push(&pair)?;
+                        }
+                        Err(turned_down) => {
+                            count(&mut scores, turned_down.pair.as_deref());
+                            *rejected.entry(turned_down.reason).or_default() += 1;
+                            sample.offer(turned_down);
+                        }
                     }
                 }
             }
@@ -92,14 +110,15 @@ impl StageCurator {
         if abandoned.load(Ordering::Relaxed) {
             return Err(UnitError::Abandoned);
         }
-        Ok(UnitResult { shard: writer.finish()?, rejected, exhausted, cosines })
+        let rejected_sample = sample.finish()?;
+        Ok(UnitResult { shard: writer.finish()?, rejected, scores, rejected_sample, exhausted, cosines })
     }
 
     fn judge(
         &self,
         pairs: Vec<Pair>,
         cosines: &mut Vec<f64>,
-    ) -> Result<Vec<Result<Pair, Rejection>>, UnitError> {
+    ) -> Result<Vec<Result<Pair, Rejected>>, UnitError> {
         let Some(filter) = &self.filter else { return Ok(pairs.into_iter().map(Ok).collect()) };
         let mut outcomes = Vec::with_capacity(pairs.len());
         for judged in filter.judge(pairs)? {
@@ -107,6 +126,13 @@ impl StageCurator {
             outcomes.push(judged.outcome);
         }
         Ok(outcomes)
+    }
+}
+
+/// Counts the scores of a candidate.
+fn count(scores: &mut ScoreCounts, pair: Option<&Pair>) {
+    for (name, value) in pair.iter().flat_map(|pair| &pair.scores) {
+        scores.count(name, *value);
     }
 }
 
@@ -166,6 +192,7 @@ pub(crate) mod tests {
         assert_eq!(first.shard, again.shard);
         assert_ne!(first.shard.sha256, other.shard.sha256);
         assert_eq!((first.shard.pairs, first.cosines.len(), first.exhausted), (16, 16, false));
+        assert_eq!(first.rejected_sample, None);
         let pairs = read_shard(first.shard.bytes.as_slice()).expect("read");
         assert!(pairs.iter().all(|p| p.references.len() == 1 && p.scores.contains_key("similarity")));
     }
@@ -186,6 +213,14 @@ pub(crate) mod tests {
         assert_eq!(unit.rejected[&Rejection::SimilarityLow], 5);
         assert_eq!(unit.rejected[&Rejection::SimilarityHigh], 4);
         assert_eq!(unit.shard.pairs, 7);
+        let (scale, counts) = unit.scores.scores().next().expect("one score");
+        assert_eq!((scale.name, counts.iter().sum::<u64>()), ("similarity", 16));
+        // Two of each reason are kept to be looked at.
+        let sample = unit.rejected_sample.expect("some were rejected");
+        let kept = read_shard(sample.bytes.as_slice()).expect("read");
+        let reasons: Vec<&str> =
+            kept.iter().filter_map(|pair| pair.provenance["rejected"].as_str()).collect();
+        assert_eq!(reasons, ["similarity_high", "similarity_high", "similarity_low", "similarity_low"]);
     }
 
     #[test]
