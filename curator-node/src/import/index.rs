@@ -172,7 +172,7 @@ pub struct Found {
 
 impl Reading<'_> {
     /// The next record; none after the last of all files; an error at the damaged end of a file.
-    pub fn next(&mut self) -> Result<Option<Found>, RecordsError> {
+    pub fn next_record(&mut self) -> Result<Option<Found>, RecordsError> {
         if self.number >= self.index.records {
             return Ok(None);
         }
@@ -198,7 +198,7 @@ impl Reading<'_> {
             };
             return Ok(());
         }
-        self.next().map(drop)
+        self.next_record().map(drop)
     }
 }
 
@@ -272,13 +272,13 @@ mod tests {
         assert_eq!((index.records(), index.duplicates()), (700, 0));
         for first in [0, 1, 255, 256, 257, 299, 300, 511, 699] {
             let mut reading = index.read(&labels, first).expect("read");
-            let found = reading.next().expect("read").expect("a record");
+            let found = reading.next_record().expect("read").expect("a record");
             let text = String::from_utf8(found.record.expect("small")).expect("text");
             assert_eq!((found.number, text), (first, pair(first as u32)));
             assert_eq!(found.file, if first < 300 { 0 } else { 2 });
         }
-        assert!(index.read(&labels, 700).expect("read").next().expect("read").is_none());
-        assert!(index.read(&labels, 9000).expect("read").next().expect("read").is_none());
+        assert!(index.read(&labels, 700).expect("read").next_record().expect("read").is_none());
+        assert!(index.read(&labels, 9000).expect("read").next_record().expect("read").is_none());
     }
 
     #[test]
@@ -301,10 +301,10 @@ mod tests {
         assert_eq!(index.records(), 5);
         for (number, says) in [(1, "split0.json"), (2, "split1.json"), (3, "split2.json")] {
             let mut reading = index.read(&labels, number).expect("go there");
-            let error = reading.next().err().expect("it is torn").to_string();
+            let error = reading.next_record().err().expect("it is torn").to_string();
             assert!(error.contains(says), "{error}");
         }
-        let found = index.read(&labels, 4).expect("go there").next().expect("read").expect("a record");
+        let found = index.read(&labels, 4).expect("go there").next_record().expect("read").expect("a record");
         assert_eq!((found.number, found.file), (4, 3));
         assert!(LabelIndex::build(&labels, &AtomicBool::new(true)).expect("readable").is_none());
     }

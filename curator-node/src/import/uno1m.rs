@@ -113,7 +113,7 @@ impl Uno1m {
         let mut reading = index.read(&self.labels, first / per_record)?;
         let mut next = first;
         while next < end && !stop.load(Ordering::Relaxed) {
-            let Some(found) = reading.next()? else { break };
+            let Some(found) = reading.next_record()? else { break };
             let until = end.min((found.number + 1) * per_record);
             let reversed = (next..until).map(|candidate| candidate % per_record == 1).collect::<Vec<_>>();
             next = until;
