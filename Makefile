@@ -12,7 +12,7 @@ export PATH := $(TOOLS)/bin:$(PATH)
 LIGHT := crescendo-core crescendo-store crescendo-proto crescendo-node crescendo-controller crescendo-cli
 CARGO_TOOL = cargo $(1) --version >/dev/null 2>&1 || cargo install --locked --quiet --root $(TOOLS) cargo-$(1)
 
-.PHONY: help setup build demo-data demo test test-light chart-test lint fmt bench doc clean
+.PHONY: help setup build demo-data demo test test-light chart-test chaos lint fmt bench doc clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | \
@@ -44,6 +44,10 @@ test-light: ## Build and test, without libtorch, the crates that need none
 
 chart-test: ## Check the chart, its alerts and dashboards and the image files, without a cluster
 	@scripts/chart_test.sh
+
+chaos: setup ## Kill curators and ranks at random, then count every pair and position (minutes)
+	cargo build --workspace --bins
+	cargo run --quiet -p crescendo-tests --bin chaos
 
 lint: setup ## Check format, clippy, docs, licences and unused dependencies
 	cargo fmt --all --check

@@ -38,8 +38,18 @@ def main():
         row(f"submits, {run['store']}", f"{run['submits_per_sec']:.0f}/s",
             f"p50 {run['p50_ms']} ms, p99 {run['p99_ms']} ms, {run['writers']} callers")
     for run in lines(folder / "pairs.jsonl"):
+        if "bench" not in run:
+            continue
         row("pairs from a curator to a rank", f"{run['pairs_per_sec']:.0f} pairs/s",
             f"{run['mb_per_sec']} MB/s; {run['composed_pairs_per_sec']:.0f} pairs/s composed and filtered")
+    by_loader = {}
+    for run in lines(folder / "loaders.jsonl"):
+        if "order" in run:
+            name = f"{run.get('loader', 'crescendo curator')}, {run['order']}"
+            by_loader.setdefault(name, []).append(run["pairs_per_cpu_sec"])
+    for name, rates in by_loader.items():
+        row(f"pairs of 256 pixels read and decoded: {name}", f"{statistics.median(rates):.0f} pairs/s per core",
+            "the curator's figure includes encoding and sending")
     for run in lines(folder / "recovery.jsonl"):
         row("kill -9 of a rank to the next step", f"{statistics.median(run['seconds']):.1f} s",
             f"worst of {len(run['seconds'])}: {max(run['seconds']):.1f} s")

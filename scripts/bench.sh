@@ -10,10 +10,11 @@ venv=.deps/bench-venv
 results=$(mktemp -d)
 trap 'rm -rf "$results"' EXIT
 
-if ! [ -x "$venv/bin/python" ] || ! "$venv/bin/python" -c 'import torch' 2>/dev/null; then
+if ! [ -x "$venv/bin/python" ] || ! "$venv/bin/python" -c 'import torch, webdataset, streaming, PIL' 2>/dev/null; then
     echo "bench: fetching the full PyTorch for the yardstick (about 3 GB, once)" >&2
     python3 -m venv "$venv"
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check torch==2.11.0 numpy
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check torch==2.11.0 numpy pillow \
+        webdataset==1.0.2 mosaicml-streaming==0.13.0
 fi
 
 echo "bench: training step" >&2
@@ -30,7 +31,14 @@ echo "bench: all-reduce" >&2
 echo "bench: submits" >&2
 CRESCENDO_ETCD=.deps/venv/bin/etcd-server "$bin/submit_bench" >"$results/submit.jsonl"
 echo "bench: pairs from a curator to a rank" >&2
-cargo run --quiet --release -p crescendo-curator-node --example serve_bench >"$results/pairs.jsonl"
+cargo build --quiet --release -p crescendo-curator-node --example serve_bench
+for _ in $(seq "$rounds"); do
+    # The same pairs, in turns: our curator to a rank, then the two loaders.
+    SERVE_BENCH_KEEP=$results/objects target/release/examples/serve_bench 2048 1 256 >>"$results/loaders.jsonl"
+    "$venv/bin/python" bench/loaders.py "$results/objects/jobs/test-1/stage-1/pairs" --rounds 1 >>"$results/loaders.jsonl"
+    rm -rf "$results/objects"
+done
+target/release/examples/serve_bench >"$results/pairs.jsonl"
 echo "bench: recovery of a killed rank" >&2
 "$bin/recovery_bench" >"$results/recovery.jsonl"
 

@@ -92,6 +92,8 @@ pub enum Command {
     Nodes,
     /// List a job's checkpoints, oldest first.
     Checkpoints(CheckpointsArgs),
+    /// Show a stage's pairs, accepted and rejected, with scores and reasons; --sheet makes a page of pictures.
+    Pairs(PairsArgs),
     /// Draw pictures from a prompt and references (crescendo-workbench).
     #[command(disable_help_flag = true)]
     Generate(Rest),
@@ -209,6 +211,39 @@ pub struct CheckpointsArgs {
     /// Only those of this stage.
     #[arg(long, default_value = "", hide_default_value = true)]
     pub stage: String,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  crescendo pairs JOB                        some pairs and some rejected candidates, spread over the log
+  crescendo pairs JOB --rejected -o json     why candidates were turned down
+  crescendo pairs JOB --sheet pairs.html     what the filters do, at a glance
+  crescendo pairs JOB --limit 1000000000     every pair
+
+The pictures are read from the object store, not through the controller. Of each unit the first two rejected candidates
+of each reason are kept, if there was a picture to keep.")]
+pub struct PairsArgs {
+    /// The job's id.
+    pub job: String,
+    /// Its stage [default: the last one that has pairs].
+    #[arg(long, default_value = "", hide_default_value = true)]
+    pub stage: String,
+    /// Only accepted pairs.
+    #[arg(long, conflicts_with = "rejected")]
+    pub accepted: bool,
+    /// Only rejected candidates.
+    #[arg(long)]
+    pub rejected: bool,
+    /// At most this many of each kind [default: 20; 96 on a sheet].
+    #[arg(long, value_name = "N")]
+    pub limit: Option<usize>,
+    /// Write an HTML page with pictures instead of a list.
+    #[arg(long, value_name = "FILE")]
+    pub sheet: Option<PathBuf>,
+    /// Folder or URL of the object store [default: that of the cluster that `crescendo up` runs].
+    #[arg(long, env = "CRESCENDO_OBJECT_STORE", value_name = "DIR|URL")]
+    pub object_store: Option<String>,
 }
 
 #[derive(Debug, Args)]

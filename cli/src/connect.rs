@@ -166,5 +166,6 @@ macro_rules! clients {
 clients! {
     jobs => job_service_client::JobServiceClient,
     nodes => node_service_client::NodeServiceClient,
-    checkpoints => checkpoint_service_client::CheckpointServiceClient
+    checkpoints => checkpoint_service_client::CheckpointServiceClient,
+    curation => curation_service_client::CurationServiceClient
 }

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   submit, watch, jobs, … ──gRPC──▶ controller
+//!   pairs ──────────────────reads──▶ object store
 //!   up ──starts──▶ controller, curator-node, trainer-node (processes on loopback)
 //!   generate, parity, eval, report, inspect, lora, bench ──exec──▶ crescendo-workbench
 //! ```
@@ -11,6 +12,7 @@
 //! | `args` | the command line |
 //! | `connect` | finding the controller, calling it through an outage |
 //! | `commands` | one file a command |
+//! | `pairs` | a stage's pairs out of the object store, and their contact sheet |
 //! | `show` | tables, JSON, progress, and spec problems with their place |
 //! | `up` | a cluster on this machine |
 //! | `failure` | what can go wrong, and the exit code of each |
@@ -19,6 +21,7 @@ mod args;
 mod commands;
 mod connect;
 mod failure;
+mod pairs;
 mod show;
 mod up;
 
@@ -81,6 +84,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
             Command::Cancel(args) => commands::cancel::run(&common, &args).await,
             Command::Nodes => commands::nodes::run(&common).await,
             Command::Checkpoints(args) => commands::checkpoints::run(&common, &args).await,
+            Command::Pairs(args) => commands::pairs::run(&common, &args).await,
             Command::Validate(_)
             | Command::Generate(_)
             | Command::Parity(_)

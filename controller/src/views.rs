@@ -4,6 +4,7 @@ use std::fmt;
 
 use crescendo_core::decide::{Limits, Wait};
 use crescendo_core::error::Refused;
+use crescendo_core::histogram::Scale;
 use crescendo_core::ids::{JobId, Timestamp};
 use crescendo_core::job::JobState;
 use crescendo_core::observed::Observed;
@@ -117,7 +118,14 @@ fn stage(job: &Job, index: usize, stage: &Stage, seen: &Observed, wait: Option<&
             0.0
         },
         waiting_for,
+        laps: progress.laps,
+        scores: stage.log.scores().scores().map(histogram).collect(),
     }
+}
+
+fn histogram((scale, counts): (&Scale, &[u64])) -> (String, v1::Histogram) {
+    let histogram = v1::Histogram { least: scale.least, most: scale.most, counts: counts.to_vec() };
+    (scale.name.to_owned(), histogram)
 }
 
 /// Seconds until the last step at the present pace; 0 if there is no pace.

@@ -307,6 +307,26 @@ async fn a_unit_that_keeps_failing_is_set_aside() -> anyhow::Result<()> {
 }
 
 #[tokio::test]
+async fn scores_of_committed_units_add_up() -> anyhow::Result<()> {
+    let controller = Controller::start().await?;
+    let job = controller.submit_job("r-1").await?.job_id;
+    let unit = leased(&controller, &job, "c-1").await?;
+    let mut bad = unit_result(&unit, "c-1", 4);
+    bad.scores.insert("beauty".into(), v1::ScoreCounts { counts: vec![1] });
+    let refused = controller.curation().commit_unit(bad).await.expect_err("no such score");
+    assert_eq!(refused.code(), Code::InvalidArgument);
+    assert!(refused.message().contains("beauty"), "{}", refused.message());
+    commit(&controller, &unit, "c-1", 4).await?;
+    commit(&controller, &unit, "c-1", 4).await?;
+    let unit = leased(&controller, &job, "c-1").await?;
+    commit(&controller, &unit, "c-1", 4).await?;
+    let stage = controller.job(&job).await?.stages[0].clone();
+    let judge = &stage.scores["judge"];
+    assert_eq!((judge.least, judge.most, &judge.counts), (0.0, 4.0, &vec![2; 16]));
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_cancelled_job_is_stopped_and_its_slots_are_given_on() -> anyhow::Result<()> {
     let controller = Controller::start().await?;
     let job = controller.submit_job("r-1").await?.job_id;

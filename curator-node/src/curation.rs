@@ -9,9 +9,10 @@ use crescendo_node::call::Controllers;
 use crescendo_proto::v1::curation_service_client::CurationServiceClient;
 use crescendo_proto::v1::lease_unit_response::Outcome;
 use crescendo_proto::v1::{
-    CommitUnitRequest, FailUnitRequest, LeaseUnitRequest, RenewUnitRequest, Shard, StageRef, UnitLease,
+    CommitUnitRequest, FailUnitRequest, LeaseUnitRequest, RenewUnitRequest, ScoreCounts, Shard, StageRef,
+    UnitLease,
 };
-use object_store::{ObjectStore, ObjectStoreExt, PutPayload};
+use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutPayload};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,6 +24,8 @@ use tonic::{Code, Status};
 const CALL_DEADLINE: Duration = Duration::from_secs(10);
 /// Limit of one try to write a shard.
 const PUT_DEADLINE: Duration = Duration::from_secs(60);
+/// Limit of writing a sample of rejected candidates.
+const SAMPLE_DEADLINE: Duration = Duration::from_secs(10);
 /// Wait after a refusal that is not about a unit.
 const REFUSED_WAIT: Duration = Duration::from_secs(5);
 /// Longest wait that the controller may ask for.
@@ -178,7 +181,7 @@ impl Curation {
 
     /// Writes the shard and commits the unit, through any outage.
     async fn hand_in(&self, lease: UnitLease, result: UnitResult, stop: &CancellationToken) {
-        let UnitResult { shard, rejected, exhausted, cosines, judged } = result;
+        let UnitResult { shard, rejected, scores, rejected_sample, exhausted, cosines, judged } = result;
         let unit = lease.unit;
         let mut record = Shard { unit, pairs: shard.pairs, ..Shard::default() };
         if shard.pairs > 0 {
@@ -193,6 +196,9 @@ impl Curation {
                 return;
             }
         }
+        if let Some(sample) = rejected_sample {
+            self.put_sample(&lease, sample.bytes).await;
+        }
         let rejected_by_name =
             rejected.iter().map(|(reason, count)| (reason.name().to_owned(), *count)).collect();
         let request = CommitUnitRequest {
@@ -201,6 +207,11 @@ impl Curation {
             shard: Some(record.clone()),
             rejected: rejected_by_name,
             exhausted,
+            scores: scores
+                .counts()
+                .iter()
+                .map(|(name, counts)| (name.clone(), ScoreCounts { counts: counts.clone() }))
+                .collect(),
         };
         let committed = self
             .controllers
@@ -258,6 +269,19 @@ impl Curation {
                 () = stop.cancelled() => return Err("stopping".to_owned()),
                 () = tokio::time::sleep(wait) => {}
             }
+        }
+    }
+
+    /// Writes the sample of rejected candidates, if no one has: it is the same whoever makes the unit. Nothing depends on
+    /// it, so one try is enough.
+    async fn put_sample(&self, lease: &UnitLease, bytes: Vec<u8>) {
+        let path = crate::review::sample_path(&lease.job_id, &lease.stage, lease.unit);
+        let Ok(location) = object_store::path::Path::parse(&path) else { return };
+        let putting = self.objects.put_opts(&location, PutPayload::from(bytes), PutMode::Create.into());
+        match tokio::time::timeout(SAMPLE_DEADLINE, putting).await {
+            Ok(Ok(_) | Err(object_store::Error::AlreadyExists { .. })) => {}
+            Ok(Err(error)) => tracing::warn!(path, %error, "the sample of rejected candidates is not kept"),
+            Err(_) => tracing::warn!(path, "the sample of rejected candidates is not kept in time"),
         }
     }
 

@@ -3,7 +3,7 @@
 //! Too little alike means another subject; too much means a mere copy. The encoder knows nothing of the model that is
 //! trained.
 
-use crate::pair::{Pair, Rejection};
+use crate::pair::{Pair, Rejected, Rejection};
 use crate::picture;
 use crescendo_core::spec;
 use crescendo_model::dinov2::DinoV2;
@@ -49,7 +49,11 @@ impl SimilarityFilter {
                 pair.scores.insert("similarity".to_owned(), (lowest * 1e6).round() / 1e6);
             }
             let verdict = verdict(&cosines, self.min, self.max);
-            judged.push(Judged { cosines, outcome: verdict.map(|()| pair) });
+            let outcome = match verdict {
+                Ok(()) => Ok(pair),
+                Err(reason) => Err(Rejected::of(reason, pair)),
+            };
+            judged.push(Judged { cosines, outcome });
         }
         Ok(judged)
     }
@@ -60,7 +64,7 @@ impl SimilarityFilter {
 pub struct Judged {
     /// Of each reference with the target.
     pub cosines: Vec<f64>,
-    pub outcome: std::result::Result<Pair, Rejection>,
+    pub outcome: std::result::Result<Pair, Rejected>,
 }
 
 /// Every reference has to be like the target, and none a copy of it.
@@ -178,7 +182,9 @@ mod tests {
             .judge(vec![pair(a.clone(), vec![a.clone()]), pair(a.clone(), vec![b.clone()]), pair(b, vec![])])
             .expect("judge");
         assert!((judged[0].cosines[0] - 1.0).abs() < 1e-5);
-        assert_eq!(judged[0].outcome.as_ref().err(), Some(&Rejection::SimilarityHigh));
+        let rejected = judged[0].outcome.as_ref().expect_err("a copy");
+        assert_eq!(rejected.reason, Rejection::SimilarityHigh);
+        assert!(rejected.pair.as_ref().is_some_and(|pair| pair.scores.contains_key("similarity")));
         let kept = judged[1].outcome.as_ref().expect("it passes");
         assert!((kept.scores["similarity"] - judged[1].cosines[0]).abs() < 1e-5);
         assert!(judged[2].outcome.is_ok() && judged[2].cosines.is_empty());

@@ -14,14 +14,15 @@
 //! | module | what it has |
 //! |---|---|
 //! | [`compose`] | subject cut-outs placed in scenes, with true captions; evaluation cases |
-//! | [`import`] | UNO-1M's layout, and shards |
+//! | [`import`], [`export`] | UNO-1M's layout, in and out, and shards |
 //! | [`source`], [`mod@unit`] | a stage's source; one unit from candidates to a shard |
 //! | [`prompts`] | what drawn pictures are to show: taxonomy, subjects, scenes |
 //! | [`filter`] | the similarity filter |
 //! | [`judge`] | the judge: a vision-language model asked in three turns, or CLIP |
 //! | [`endpoint`] | language models over an OpenAI-compatible interface: limits, money, answers written down |
 //! | [`pair`], [`picture`], [`draw`] | a pair, pictures from outside, randomness as a function |
-//! | [`shard`], [`shard_cache`] | WebDataset tars: written, read, verified, kept |
+//! | [`shard`], [`shard_index`], [`shard_cache`] | WebDataset tars: written, read, verified, kept |
+//! | [`review`] | what a person is shown of the candidates that were turned down |
 //! | [`curation`] | the lease loop of a stage |
 //! | [`pair_log`] | what is known of a stage's log |
 //! | [`encode`], [`serve`] | pairs as ranks take them; credits |
@@ -36,6 +37,7 @@ pub mod curation;
 pub mod draw;
 pub mod encode;
 pub mod endpoint;
+pub mod export;
 pub mod filter;
 pub mod import;
 pub mod judge;
@@ -45,9 +47,11 @@ pub mod pair;
 pub mod pair_log;
 pub mod picture;
 pub mod prompts;
+pub mod review;
 pub mod serve;
 pub mod shard;
 pub mod shard_cache;
+pub mod shard_index;
 pub mod source;
 pub mod unit;
 pub mod worker;

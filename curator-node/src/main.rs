@@ -25,7 +25,11 @@ use tonic::transport::Server;
 
 /// Makes training pairs for jobs, and serves them to ranks.
 #[derive(Debug, Parser)]
-#[command(name = "crescendo-curator-node", version)]
+#[command(
+    name = "crescendo-curator-node",
+    version,
+    after_help = "`crescendo-curator-node export --help`: a stage's pairs as a data set in UNO-1M's layout"
+)]
 struct Arguments {
     #[command(flatten)]
     server: ServerArgs,
@@ -44,7 +48,12 @@ const QUEUE: usize = 64;
 const KEEP_ALIVE: Duration = Duration::from_secs(20);
 
 fn main() -> anyhow::Result<()> {
-    let arguments = Arguments::parse();
+    let mut given: Vec<std::ffi::OsString> = std::env::args_os().collect();
+    if given.get(1).is_some_and(|first| first == "export") {
+        given.remove(1);
+        return export(ExportArguments::parse_from(given));
+    }
+    let arguments = Arguments::parse_from(given);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let outcome = runtime.block_on(run(arguments));
     // Work on a named thread cannot be interrupted; it is not worth waiting for.
@@ -138,6 +147,40 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
     tracing::info!(node = node_args.node_id, grpc = %grpc_address, metrics = %http_address, "curator serves");
     supervisor.run(GRACE).await?;
     Ok(())
+}
+
+/// Writes the pairs of a stage as a data set in UNO-1M's layout, with a card; `source: import` reads it again.
+#[derive(Debug, Parser)]
+#[command(name = "crescendo-curator-node export", version)]
+struct ExportArguments {
+    /// The job's id
+    #[arg(long)]
+    job: String,
+    /// Name of the stage
+    #[arg(long)]
+    stage: String,
+    /// Folder to write into; must be empty or not there
+    #[arg(long, value_name = "DIR")]
+    out: std::path::PathBuf,
+    /// Addresses of the controllers, host:port, separated by commas
+    #[arg(long, env = "CRESCENDO_CONTROLLER", value_delimiter = ',', required = true)]
+    controller: Vec<String>,
+    /// URL of the object store
+    #[arg(long, env = "CRESCENDO_OBJECT_STORE", value_name = "URL")]
+    object_store: String,
+}
+
+fn export(arguments: ExportArguments) -> anyhow::Result<()> {
+    let ExportArguments { job, stage, out, controller, object_store } = arguments;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let controllers = Controllers::new(&controller)?;
+        let objects = crescendo_node::objects::open(&object_store)?;
+        let exported = crescendo_curator_node::export::registered(&controllers, &job, &stage).await?;
+        let counts = crescendo_curator_node::export::export(objects.as_ref(), &exported, &out).await?;
+        println!("{}: {} pairs, {} left out", out.display(), counts.pairs, counts.left_out);
+        Ok(())
+    })
 }
 
 /// A name for this start of the process: its time and process id.

@@ -28,6 +28,7 @@ pub struct Metrics {
     pub streams: IntGauge,
     pub encode_seconds: Histogram,
     pub shards_loaded: IntCounter,
+    pub pairs_loaded: IntCounter,
     pub shards_damaged: IntCounter,
     pub stages: IntGauge,
 }
@@ -95,7 +96,14 @@ impl Metrics {
                 "Time to encode one batch of pairs",
                 exponential_buckets(0.001, 3.0, 10)?,
             )?,
-            shards_loaded: counter("shards_loaded_total", "Shards read from the object store to be served")?,
+            shards_loaded: counter(
+                "shards_loaded_total",
+                "Whole shards read from the object store to be served",
+            )?,
+            pairs_loaded: counter(
+                "pairs_loaded_total",
+                "Single pairs read from the object store to be served, out of shards that were read before",
+            )?,
             shards_damaged: counter("shards_damaged_total", "Shards that failed to verify")?,
             stages: gauge("stages", "Stages assigned to this curator")?,
         };

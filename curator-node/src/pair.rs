@@ -33,10 +33,20 @@ pub enum Rejection {
     JudgeLow,
     JudgeRefused,
     JudgeUnparseable,
+    /// A record that is not of the expected shape.
+    MalformedRecord,
+    /// A record whose pictures an earlier record has.
+    DuplicateRecord,
+    /// A path that leads out of the data's folder.
+    BadPath,
+    /// A caption that is empty, huge, or has characters that steer terminals or the direction of text.
+    BadCaption,
+    /// A total that is not the mean of its parts, where the spec wants no such record.
+    ScoreDisagrees,
 }
 
 impl Rejection {
-    pub const ALL: [Rejection; 10] = [
+    pub const ALL: [Rejection; 15] = [
         Rejection::SimilarityLow,
         Rejection::SimilarityHigh,
         Rejection::UnreadableImage,
@@ -47,6 +57,11 @@ impl Rejection {
         Rejection::JudgeLow,
         Rejection::JudgeRefused,
         Rejection::JudgeUnparseable,
+        Rejection::MalformedRecord,
+        Rejection::DuplicateRecord,
+        Rejection::BadPath,
+        Rejection::BadCaption,
+        Rejection::ScoreDisagrees,
     ];
 
     /// The name that goes to the controller and into metrics.
@@ -62,6 +77,30 @@ impl Rejection {
             Rejection::JudgeLow => "judge_low",
             Rejection::JudgeRefused => "judge_refused",
             Rejection::JudgeUnparseable => "judge_unparseable",
+            Rejection::MalformedRecord => "malformed_record",
+            Rejection::DuplicateRecord => "duplicate_record",
+            Rejection::BadPath => "bad_path",
+            Rejection::BadCaption => "bad_caption",
+            Rejection::ScoreDisagrees => "score_disagrees",
         }
+    }
+}
+
+/// A candidate that was turned down, with the pair itself where there is one to look at.
+#[derive(Clone, Debug)]
+pub struct Rejected {
+    pub reason: Rejection,
+    pub pair: Option<Box<Pair>>,
+}
+
+impl Rejected {
+    pub fn of(reason: Rejection, pair: Pair) -> Rejected {
+        Rejected { reason, pair: Some(Box::new(pair)) }
+    }
+}
+
+impl From<Rejection> for Rejected {
+    fn from(reason: Rejection) -> Rejected {
+        Rejected { reason, pair: None }
     }
 }

@@ -18,7 +18,7 @@ use crescendo_proto::v1::pair_service_server::PairService;
 use crescendo_proto::v1::stream_pairs_request::Message as Up;
 use crescendo_proto::v1::stream_pairs_response::Message as Down;
 use crescendo_proto::v1::{
-    EncodedPair, FetchPairs, LogStatus, OpenPairs, PairsOpened, StageRef, StreamPairsRequest,
+    EncodedPair, FetchPairs, LogStatus, OpenPairs, PairsOpened, Shard, StageRef, StreamPairsRequest,
     StreamPairsResponse,
 };
 use object_store::ObjectStore;
@@ -345,13 +345,21 @@ impl PairStream<'_> {
     }
 
     async fn encoded(&self, indices: &[u64]) -> Result<Vec<EncodedPair>, Status> {
-        let mut sources: Vec<(u64, Arc<Vec<Pair>>, usize, String)> = Vec::with_capacity(indices.len());
-        for index in indices {
+        let loading = indices.iter().map(|index| {
             let found = self.log.borrow().find(*index);
-            let (shard, place) = found
-                .ok_or_else(|| Status::data_loss(format!("index {index} is committed but in no shard")))?;
-            match self.server.cache.pairs(self.stage.objects.as_ref(), &shard).await {
-                Ok(pairs) => sources.push((*index, pairs, place, shard.path.clone())),
+            async move {
+                let (shard, place) = found.ok_or_else(|| {
+                    let reason = format!("index {index} is committed but in no shard");
+                    LoadError::Damaged { path: "of the log".to_owned(), reason }
+                })?;
+                let pair = self.server.cache.pair(self.stage.objects.as_ref(), &shard, place).await?;
+                Ok::<_, LoadError>((*index, pair, place, shard))
+            }
+        });
+        let mut sources: Vec<(u64, Arc<Pair>, usize, Arc<Shard>)> = Vec::with_capacity(indices.len());
+        for loaded in futures::future::join_all(loading).await {
+            match loaded {
+                Ok(source) => sources.push(source),
                 // The good ones before it go first; the error comes with the next batch.
                 Err(_) if !sources.is_empty() => break,
                 Err(error @ LoadError::Damaged { .. }) => return Err(Status::data_loss(error.to_string())),
@@ -364,11 +372,11 @@ impl PairStream<'_> {
         let encoding = self.server.worker.run("encoding", move |set| {
             let encoders = set.of(preset).map_err(|e| Status::failed_precondition(e.to_string()))?;
             let mut encoded = Vec::with_capacity(sources.len());
-            for (index, pairs, place, path) in &sources {
+            for (index, pair, place, shard) in &sources {
                 let broken = |reason: String| {
+                    let path = &shard.path;
                     Status::data_loss(format!("shard {path}: pair {place} (index {index}): {reason}"))
                 };
-                let pair = pairs.get(*place).ok_or_else(|| broken("it is not in the shard".to_owned()))?;
                 encoded.extend(encoders.encode(&[(*index, pair)]).map_err(|e| broken(e.to_string()))?);
             }
             Ok(encoded)

@@ -3,6 +3,7 @@
 use crate::compose::{ComposeError, Composer};
 use crate::endpoint::network::Outside;
 use crate::import::{ImportError, Imported, Uno1m, Webdataset};
+use crate::pair::Rejected;
 use crescendo_core::spec::{DataSource, ImportFormat, JobSpec, StageSpec};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -85,9 +86,7 @@ impl Source {
                     ImportFormat::Uno1m if stage.references > 1 => {
                         Err(SourceError::References { references: stage.references })
                     }
-                    ImportFormat::Uno1m => {
-                        Ok(Source::Uno1m(Uno1m::open(&folder, spec.min_score, spec.resolution)?))
-                    }
+                    ImportFormat::Uno1m => Ok(Source::Uno1m(Uno1m::open(&folder, spec)?)),
                     ImportFormat::Webdataset => {
                         Ok(Source::Webdataset(Webdataset::open(&folder, stage.references as usize)?))
                     }
@@ -109,6 +108,14 @@ impl Source {
             }
             Source::Uno1m(data_set) => Ok(data_set.unit(unit, unit_size, stop)?),
             Source::Webdataset(folder) => Ok(folder.unit(unit)?),
+        }
+    }
+
+    /// What the units so far turned down and kept, with its pictures, for people to see; it is given away once.
+    pub fn take_rejected(&mut self) -> Vec<Rejected> {
+        match self {
+            Source::Uno1m(data_set) => data_set.take_rejected(),
+            Source::Compose(_) | Source::Webdataset(_) => Vec::new(),
         }
     }
 }

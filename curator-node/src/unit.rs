@@ -2,9 +2,11 @@
 
 use crate::filter::SimilarityFilter;
 use crate::judge::{Judge, JudgeError};
-use crate::pair::{Pair, Rejection};
+use crate::pair::{Pair, Rejected, Rejection};
+use crate::review::RejectedSample;
 use crate::shard::{ShardBytes, ShardError, ShardWriter};
 use crate::source::{Roots, Source, SourceError};
+use crescendo_core::histogram::ScoreCounts;
 use crescendo_core::spec::JobSpec;
 use crescendo_model::ModelError;
 use std::collections::BTreeMap;
@@ -46,6 +48,10 @@ impl From<JudgeError> for UnitError {
 pub struct UnitResult {
     pub shard: ShardBytes,
     pub rejected: BTreeMap<Rejection, u64>,
+    /// Scores of all candidates that have any.
+    pub scores: ScoreCounts,
+    /// A few of the rejected candidates, for people to look at; none if there is nothing to see.
+    pub rejected_sample: Option<ShardBytes>,
     pub exhausted: bool,
     /// Of every compared pair, in order.
     pub cosines: Vec<f64>,
@@ -92,6 +98,11 @@ impl StageCurator {
     pub fn unit(&mut self, unit: u64, abandoned: &AtomicBool) -> Result<UnitResult, UnitError> {
         let candidates = self.source.unit(unit, self.unit_size, abandoned)?;
         let mut rejected: BTreeMap<Rejection, u64> = BTreeMap::new();
+        let (mut scores, mut sample) = (ScoreCounts::default(), RejectedSample::default());
+        for turned_down in self.source.take_rejected() {
+            count(&mut scores, turned_down.pair.as_deref());
+            sample.offer(turned_down);
+        }
         let mut writer = ShardWriter::default();
         let mut measured = Measured::default();
         let mut waiting: Vec<Pair> = Vec::new();
@@ -109,8 +120,15 @@ impl StageCurator {
                 }
                 for outcome in self.pass(std::mem::take(&mut waiting), &mut measured, abandoned)? {
                     match outcome {
-                        Ok(pair) => writer.push(&pair)?,
-                        Err(reason) => *rejected.entry(reason).or_default() += 1,
+                        Ok(pair) => {
+                            count(&mut scores, Some(&pair));
+                            writer.push(&pair)?;
+                        }
+                        Err(turned_down) => {
+                            count(&mut scores, turned_down.pair.as_deref());
+                            *rejected.entry(turned_down.reason).or_default() += 1;
+                            sample.offer(turned_down);
+                        }
                     }
                 }
             }
@@ -119,7 +137,9 @@ impl StageCurator {
             return Err(UnitError::Abandoned);
         }
         let Measured { cosines, judged } = measured;
-        Ok(UnitResult { shard: writer.finish()?, rejected, exhausted, cosines, judged })
+        let rejected_sample = sample.finish()?;
+        let shard = writer.finish()?;
+        Ok(UnitResult { shard, rejected, scores, rejected_sample, exhausted, cosines, judged })
     }
 
     /// Sends pairs through the filters, the cheap one first; what comes of each, in their order.
@@ -128,8 +148,8 @@ impl StageCurator {
         pairs: Vec<Pair>,
         measured: &mut Measured,
         abandoned: &AtomicBool,
-    ) -> Result<Vec<Result<Pair, Rejection>>, UnitError> {
-        let outcomes: Vec<Result<Pair, Rejection>> = match &self.filter {
+    ) -> Result<Vec<Result<Pair, Rejected>>, UnitError> {
+        let outcomes: Vec<Result<Pair, Rejected>> = match &self.filter {
             None => pairs.into_iter().map(Ok).collect(),
             Some(filter) => {
                 let alike = filter.judge(pairs)?;
@@ -139,17 +159,24 @@ impl StageCurator {
         };
         let Some(judge) = &self.judge else { return Ok(outcomes) };
         let mut passed = Vec::with_capacity(outcomes.len());
-        let rejected: Vec<Option<Rejection>> =
+        let rejected: Vec<Option<Rejected>> =
             outcomes.into_iter().map(|outcome| outcome.map(|pair| passed.push(pair)).err()).collect();
         let mut judged = judge.judge(passed, abandoned)?.into_iter();
         let outcomes = rejected.into_iter().filter_map(|rejected| match rejected {
-            Some(reason) => Some(Err(reason)),
+            Some(rejected) => Some(Err(rejected)),
             None => judged.next().map(|judged| {
                 measured.judged.extend(judged.score);
                 judged.outcome
             }),
         });
         Ok(outcomes.collect())
+    }
+}
+
+/// Counts the scores of a candidate.
+fn count(scores: &mut ScoreCounts, pair: Option<&Pair>) {
+    for (name, value) in pair.iter().flat_map(|pair| &pair.scores) {
+        scores.count(name, *value);
     }
 }
 
@@ -209,6 +236,7 @@ pub(crate) mod tests {
         assert_eq!(first.shard, again.shard);
         assert_ne!(first.shard.sha256, other.shard.sha256);
         assert_eq!((first.shard.pairs, first.cosines.len(), first.exhausted), (16, 16, false));
+        assert_eq!(first.rejected_sample, None);
         let pairs = read_shard(first.shard.bytes.as_slice()).expect("read");
         assert!(pairs.iter().all(|p| p.references.len() == 1 && p.scores.contains_key("similarity")));
     }
@@ -229,6 +257,14 @@ pub(crate) mod tests {
         assert_eq!(unit.rejected[&Rejection::SimilarityLow], 5);
         assert_eq!(unit.rejected[&Rejection::SimilarityHigh], 4);
         assert_eq!(unit.shard.pairs, 7);
+        let (scale, counts) = unit.scores.scores().next().expect("one score");
+        assert_eq!((scale.name, counts.iter().sum::<u64>()), ("similarity", 16));
+        // Two of each reason are kept to be looked at.
+        let sample = unit.rejected_sample.expect("some were rejected");
+        let kept = read_shard(sample.bytes.as_slice()).expect("read");
+        let reasons: Vec<&str> =
+            kept.iter().filter_map(|pair| pair.provenance["rejected"].as_str()).collect();
+        assert_eq!(reasons, ["similarity_high", "similarity_high", "similarity_low", "similarity_low"]);
     }
 
     #[test]

@@ -79,7 +79,7 @@ impl Cluster {
         let folder = tempfile::tempdir().expect("make a folder");
         let log = Arc::new(watch::Sender::new(Log { open_units, target, ..Log::default() }));
         let (tasks, _) = Tasks::new();
-        let work = assignment(prepare(folder.path(), 16, 1), &folder.path().join("objects"));
+        let work = assignment(prepare(folder.path(), 16, 1, 32), &folder.path().join("objects"));
         let controller = FakeController::serve("127.0.0.1:0", log.clone(), work, tasks.clone()).await;
         let curator = Curator::start(&binary(), folder.path(), controller).expect("start the curator");
         let (address, metrics) = curator.addresses().await.expect("the curator serves");
@@ -173,7 +173,7 @@ async fn an_outage_of_the_controller_only_delays() {
         log.hello = None;
     });
     let (tasks, _) = Tasks::new();
-    let work = assignment(prepare(cluster.folder.path(), 16, 1), &cluster.folder.path().join("objects"));
+    let work = assignment(prepare(cluster.folder.path(), 16, 1, 32), &cluster.folder.path().join("objects"));
     FakeController::serve(&cluster.controller.to_string(), cluster.log.clone(), work, tasks.clone()).await;
     for index in 16..32 {
         assert_eq!(rank.pair().await.expect("a pair"), index);
@@ -186,7 +186,7 @@ async fn an_outage_of_the_controller_only_delays() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_cannot_be_curated_is_told_to_the_controller() {
     let folder = tempfile::tempdir().expect("make a folder");
-    let spec = prepare(folder.path(), 16, 1);
+    let spec = prepare(folder.path(), 16, 1, 32);
     std::fs::remove_file(folder.path().join("subjects/index.json")).expect("remove the index");
     let log = Arc::new(watch::Sender::new(Log { open_units: 1, target: 16, ..Log::default() }));
     let (tasks, _) = Tasks::new();

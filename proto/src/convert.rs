@@ -1,6 +1,7 @@
 //! Messages to and from the types of `crescendo-core`. What comes in is checked; an error names the field.
 
 use crescendo_core::error::Refused;
+use crescendo_core::histogram::ScoreCounts;
 use crescendo_core::ids::{
     AttemptRef, Generation, Incarnation, InvalidId, JobId, NodeId, StageName, StageRef, Timestamp,
 };
@@ -55,10 +56,12 @@ pub fn unit_commit(message: v1::CommitUnitRequest) -> Result<UnitCommit, Refused
         return Err(Refused::invalid("shard.unit", format!("must be {}", lease.unit)));
     }
     let v1::Shard { path, pairs, size_bytes, sha256, .. } = shard;
+    let scores = message.scores.into_iter().map(|(name, scores)| (name, scores.counts)).collect();
     Ok(UnitCommit {
         lease,
         shard: ShardRecord { path, pairs, size_bytes, sha256 },
         rejected: message.rejected,
+        scores: ScoreCounts::checked(scores).map_err(|reason| Refused::invalid("scores", reason))?,
         exhausted: message.exhausted,
     })
 }
@@ -189,6 +192,7 @@ pub fn report(node: NodeId, message: v1::AttemptReport) -> Result<Report, Refuse
         samples_per_sec: finite(message.samples_per_sec),
         data_wait_fraction: finite(message.data_wait_fraction),
         waiting_for: if phase == NodeReport::Running { line(&message.reason) } else { String::new() },
+        laps: message.laps,
     };
     Ok(Report { node, attempt, phase, progress: Some(progress) })
 }

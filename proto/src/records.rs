@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crescendo_core::histogram::ScoreCounts;
 use crescendo_core::ids::{
     AttemptRef, Generation, Incarnation, InvalidId, JobId, NodeId, RequestId, StageName, StageRef, Timestamp,
 };
@@ -191,6 +192,12 @@ fn unit_out(record: &UnitRecord) -> stored::Unit {
             sha256: result.shard.sha256.clone(),
             rejected: result.rejected.clone(),
             exhausted: result.exhausted,
+            scores: result
+                .scores
+                .counts()
+                .iter()
+                .map(|(name, counts)| (name.clone(), stored::unit::ScoreCounts { counts: counts.clone() }))
+                .collect(),
         })),
     };
     stored::Unit {
@@ -218,6 +225,10 @@ fn unit_in(message: stored::Unit) -> Result<UnitRecord, BadRecord> {
                 sha256: result.sha256,
             },
             rejected: result.rejected,
+            scores: ScoreCounts::checked(
+                result.scores.into_iter().map(|(name, scores)| (name, scores.counts)).collect(),
+            )
+            .map_err(|_| BadRecord::Field { field: "unit scores" })?,
             exhausted: result.exhausted,
         }),
     };
@@ -348,11 +359,13 @@ mod tests {
     fn what_is_stored_reads_back() {
         let shard = ShardRecord { path: "p".into(), pairs: 3, size_bytes: 8, sha256: "b".repeat(64) };
         let rejected = BTreeMap::from([("too_small".to_owned(), 2)]);
+        let mut scores = ScoreCounts::default();
+        scores.count("judge", 3.5);
         let node = NodeId::parse("c-1").expect("valid");
         let records = [
             unit(UnitState::Free),
             unit(UnitState::Leased { node: node.clone(), expires_at: Timestamp(9) }),
-            unit(UnitState::Done(UnitResult { shard, rejected, exhausted: true })),
+            unit(UnitState::Done(UnitResult { shard, rejected, scores, exhausted: true })),
             attempt(AttemptState::Active),
             attempt(AttemptState::Ended { reason: "signal 9".into(), at: Timestamp(8) }),
             Record::Checkpoint(checkpoint()),

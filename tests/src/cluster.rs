@@ -1,6 +1,6 @@
 //! The processes of one test cluster, and the calls that tests make to it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -20,11 +20,13 @@ pub struct ClusterOptions {
     pub trainers: usize,
     /// `embedded` or `etcd:URL`.
     pub store: Option<String>,
+    /// Variables that every process gets.
+    pub environment: Vec<(String, String)>,
 }
 
 impl Default for ClusterOptions {
     fn default() -> Self {
-        Self { curators: 1, trainers: 2, store: None }
+        Self { curators: 1, trainers: 2, store: None, environment: Vec::new() }
     }
 }
 
@@ -56,7 +58,9 @@ impl Cluster {
         let mut args = local(&controller_address);
         args.extend(["--store".to_owned(), store]);
         args.extend(["--object-store".to_owned(), format!("file://{}", objects.display())]);
-        let controller = Process::start(root, "controller", "crescendo-controller", args).await?;
+        let environment = &options.environment;
+        let controller =
+            Process::start(root, "controller", "crescendo-controller", args, environment).await?;
 
         let node = |id: &str| {
             let mut args = local("127.0.0.1:0");
@@ -68,7 +72,8 @@ impl Cluster {
         let mut curators = Vec::new();
         for i in 0..options.curators {
             let name = format!("curator-{i}");
-            curators.push(Process::start(root, &name, "crescendo-curator-node", node(&name)).await?);
+            let process = Process::start(root, &name, "crescendo-curator-node", node(&name), environment);
+            curators.push(process.await?);
         }
         let mut trainers = Vec::new();
         for i in 0..options.trainers {
@@ -77,9 +82,15 @@ impl Cluster {
             args.extend(node(&name));
             args.extend(["--slots", "1", "--device", "cpu", "--scratch"].map(str::to_owned));
             args.push(root.join(&name).display().to_string());
-            trainers.push(Process::start(root, &name, "crescendo-trainer-node", args).await?);
+            let process = Process::start(root, &name, "crescendo-trainer-node", args, environment);
+            trainers.push(process.await?);
         }
         Ok(Self { controller, curators, trainers, controller_address, objects, _dir: dir })
+    }
+
+    /// Folder of the object store.
+    pub fn objects(&self) -> &Path {
+        &self.objects
     }
 
     /// A lazy connection to the controller; calls fail while it is down.

@@ -13,5 +13,5 @@ mod subjects;
 
 pub use cluster::{Cluster, ClusterOptions};
 pub use process::Process;
-pub use specs::{base_spec, lora_spec};
+pub use specs::{base_spec, chaos_spec, lora_spec};
 pub use subjects::write_subjects;

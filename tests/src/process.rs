@@ -15,6 +15,7 @@ pub struct Process {
     name: String,
     program: PathBuf,
     args: Vec<String>,
+    environment: Vec<(String, String)>,
     log: PathBuf,
     port_file: PathBuf,
     child: Option<Child>,
@@ -22,11 +23,18 @@ pub struct Process {
 
 impl Process {
     /// Starts `program args --port-file ...` and waits until it serves. Output goes to `dir/name.log`, appended.
-    pub async fn start(dir: &Path, name: &str, program: &str, args: Vec<String>) -> Result<Self> {
+    pub async fn start(
+        dir: &Path,
+        name: &str,
+        program: &str,
+        args: Vec<String>,
+        environment: &[(String, String)],
+    ) -> Result<Self> {
         let mut process = Self {
             name: name.to_owned(),
             program: binary(program)?,
             args,
+            environment: environment.to_vec(),
             log: dir.join(format!("{name}.log")),
             port_file: dir.join(format!("{name}.ports.json")),
             child: None,
@@ -48,6 +56,7 @@ impl Process {
         let log = File::options().create(true).append(true).open(&self.log).context("open the log")?;
         let child = Command::new(&self.program)
             .args(&self.args)
+            .envs(self.environment.iter().cloned())
             .arg("--port-file")
             .arg(&self.port_file)
             .stdin(Stdio::null())

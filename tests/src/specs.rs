@@ -48,3 +48,22 @@ spec:
     }
     spec
 }
+
+/// One stage on a base, over `pairs` small pairs in many units, with frequent checkpoints.
+pub fn chaos_spec(weights: &str, pairs: u64, steps: u64) -> String {
+    format!(
+        "apiVersion: crescendo/v1
+kind: TrainingJob
+metadata: {{name: chaos}}
+spec:
+  model: {{preset: nano, weights: {weights}}}
+  resources: {{gpus: 2}}
+  seed: 7
+  checkpoints: {{every: 5, keepLast: 2}}
+  stages:
+    - references: 1
+      data: {{source: compose, subjects: subjects, panel: 16, pairs: {pairs}, minPairs: 64, unitSize: 40}}
+      train: {{adapter: {{rank: 4}}, steps: {steps}, globalBatch: 16, learningRate: 1e-4, warmupSteps: 2}}
+"
+    )
+}

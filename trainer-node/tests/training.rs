@@ -101,6 +101,49 @@ async fn broken_pair_streams_change_no_bit() {
     }
 }
 
+/// Two ranks on a log of 6 pairs that never grows: they go round what they have, together, and a resumed gang knows it.
+#[tokio::test]
+async fn a_starving_gang_repeats_and_its_checkpoints_say_so() {
+    let folder = home();
+    let folder = folder.path();
+    let cluster = Cluster::start(6).await;
+    let (a, b) = (Agent::start(folder, &cluster, "node-a", 1), Agent::start(folder, &cluster, "node-b", 1));
+    let agents = [&a, &b];
+    for agent in agents {
+        cluster.connected(&agent.node_id).await;
+    }
+    let mut spec = spec(5, 2);
+    spec.stages[0].train.on_starvation = crescendo_core::spec::OnStarvation::Repeat;
+    start(folder, &cluster, &agents, "hungry", 1, &spec, None);
+    let laps = |checkpoint: &crescendo_proto::v1::Checkpoint| -> Vec<(u64, u64)> {
+        let state: serde_json::Value =
+            serde_json::from_slice(&object(folder, checkpoint, "state.json")).expect("JSON");
+        let all = state["laps"].as_array().cloned().unwrap_or_default();
+        all.iter().map(|lap| (lap["from"].as_u64().unwrap(), lap["pairs"].as_u64().unwrap())).collect()
+    };
+    let last = cluster.checkpoint("hungry", 5).await;
+    // Four pairs a step: the second step would need pairs 6 and 7, and so would each one after it.
+    assert_eq!(laps(&last), [(4, 4), (8, 4), (12, 4), (16, 4)]);
+    let saved = cluster.checkpoint("hungry", 4).await;
+    assert_eq!(laps(&saved), [(4, 4), (8, 4), (12, 4)]);
+    let told = |report: &&AttemptReport| report.laps == 4 && report.step == 5;
+    cluster.until("laps in a report", |state| state.reports.iter().find(told).cloned()).await;
+    for _ in agents {
+        cluster.report("hungry", 1, AttemptPhase::Succeeded).await;
+    }
+
+    // Once there are pairs enough, a gang that resumes has the laps up to its checkpoint, and no more.
+    cluster.state().newest_generation = 2;
+    cluster.set_log(16, true);
+    start(folder, &cluster, &agents, "hungry", 2, &spec, Some(saved));
+    let fed = cluster
+        .until("final checkpoint of the second attempt", |state| {
+            state.checkpoints.iter().find(|c| c.job_id == "hungry" && c.generation == 2 && c.r#final).cloned()
+        })
+        .await;
+    assert_eq!(laps(&fed), [(4, 4), (8, 4), (12, 4)]);
+}
+
 #[tokio::test]
 async fn training_goes_on_while_nothing_can_be_registered() {
     let folder = home();

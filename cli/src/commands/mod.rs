@@ -6,6 +6,7 @@ pub mod get;
 pub mod jobs;
 pub mod logs;
 pub mod nodes;
+pub mod pairs;
 pub mod submit;
 pub mod validate;
 pub mod watch;

@@ -82,6 +82,15 @@ pub fn details(job: &Job) -> String {
     }
     let _ = write!(out, "\n{table}");
     for stage in &job.stages {
+        for (name, histogram) in &stage.scores {
+            let line = words::distribution(histogram);
+            let _ = writeln!(out, "{}: {} {line}", stage.name, words::one_line(name));
+        }
+        if stage.laps > 0 {
+            let laps = stage.laps;
+            let _ =
+                writeln!(out, "{}: for want of new pairs, went {laps} times round those before", stage.name);
+        }
         if !stage.waiting_for.is_empty() {
             let _ = writeln!(out, "{}: {}", stage.name, words::one_line(&stage.waiting_for));
         }

@@ -1,7 +1,7 @@
 //! Wire messages as JSON, named as in the protos, in camelCase. Times are RFC 3339, absent ones null.
 
 use crescendo_core::spec::Problem;
-use crescendo_proto::v1::{Checkpoint, Job, LogLine, Node, StageStatus};
+use crescendo_proto::v1::{Checkpoint, Histogram, Job, LogLine, Node, StageStatus};
 use prost_types::Timestamp;
 use serde_json::{Value, json};
 
@@ -59,7 +59,13 @@ fn stage(stage: &StageStatus) -> Value {
         "finalCheckpoint": stage.final_checkpoint,
         "etaSeconds": stage.eta_seconds,
         "waitingFor": stage.waiting_for,
+        "laps": stage.laps,
+        "scores": stage.scores.iter().map(|(name, histogram)| (name.clone(), self::histogram(histogram))).collect::<serde_json::Map<_, _>>(),
     })
+}
+
+fn histogram(histogram: &Histogram) -> Value {
+    json!({ "least": histogram.least, "most": histogram.most, "counts": histogram.counts })
 }
 
 pub fn checkpoint(checkpoint: &Checkpoint) -> Value {

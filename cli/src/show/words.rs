@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use crescendo_proto::v1::{JobState, NodeKind, NodeReach, StagePhase};
+use crescendo_proto::v1::{Histogram, JobState, NodeKind, NodeReach, StagePhase};
 use prost_types::Timestamp;
 
 pub fn job_state(state: JobState) -> &'static str {
@@ -110,6 +110,20 @@ pub fn rejected(rejected: &std::collections::BTreeMap<String, u64>) -> String {
         .join(", ")
 }
 
+/// A distribution as one line of bars between its ends, e.g. `-1 ▁▃█▂ 1 (120 candidates)`.
+pub fn distribution(histogram: &Histogram) -> String {
+    const BARS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
+    let most = histogram.counts.iter().copied().max().unwrap_or(0);
+    let bar = |count: &u64| match *count {
+        0 => ' ',
+        // The fullest bucket has the highest bar, and whatever is not empty has one.
+        count => BARS[((count as f64 / most as f64 * 8.0).ceil() as usize).clamp(1, 8) - 1],
+    };
+    let bars: String = histogram.counts.iter().map(bar).collect();
+    let total = histogram.counts.iter().fold(0u64, |sum, count| sum.saturating_add(*count));
+    format!("{} |{bars}| {} ({total} candidates)", histogram.least, histogram.most)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -120,6 +134,13 @@ mod tests {
         assert_eq!(span(Duration::from_secs(3 * 3600 + 20 * 60 + 5)), "3h 20m");
         assert_eq!(eta(f64::NAN), None);
         assert_eq!(eta(61.0).as_deref(), Some("1m 1s"));
+    }
+
+    #[test]
+    fn a_distribution_is_a_line_of_bars() {
+        let histogram = Histogram { least: 0.0, most: 4.0, counts: vec![0, 1, 4, 8] };
+        assert_eq!(distribution(&histogram), "0 | ▁▄█| 4 (13 candidates)");
+        assert_eq!(distribution(&Histogram { counts: vec![0], ..histogram }), "0 | | 4 (0 candidates)");
     }
 
     #[test]

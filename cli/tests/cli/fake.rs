@@ -6,6 +6,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use crescendo_proto::v1::checkpoint_service_server::{CheckpointService, CheckpointServiceServer};
+use crescendo_proto::v1::curation_service_server::{CurationService, CurationServiceServer};
 use crescendo_proto::v1::job_service_server::{JobService, JobServiceServer};
 use crescendo_proto::v1::node_service_server::{NodeService, NodeServiceServer};
 use crescendo_proto::v1::*;
@@ -38,6 +39,8 @@ pub struct Part {
     pub jobs: Vec<Job>,
     pub nodes: Vec<Node>,
     pub checkpoints: Vec<Checkpoint>,
+    /// The only stage's pair log, in the parts in which it is told.
+    pub pair_log: Vec<WatchPairLogResponse>,
     /// Submits that are kept but answered as if the controller were gone.
     pub swallow_submits: u32,
     pub refuse_submit: Option<Status>,
@@ -84,7 +87,8 @@ impl Fake {
         let services = tonic::transport::Server::builder()
             .add_service(JobServiceServer::new(self.clone()))
             .add_service(NodeServiceServer::new(self.clone()))
-            .add_service(CheckpointServiceServer::new(self.clone()));
+            .add_service(CheckpointServiceServer::new(self.clone()))
+            .add_service(CurationServiceServer::new(self.clone()));
         runtime.spawn(async move {
             let listener = TcpListener::from_std(listener).expect("it is not blocking");
             services.serve_with_incoming(TcpListenerStream::new(listener)).await.expect("the server runs");
@@ -262,6 +266,38 @@ impl CheckpointService for Fake {
         _: Request<MarkCheckpointDamagedRequest>,
     ) -> Result<Response<MarkCheckpointDamagedResponse>, Status> {
         Err(Status::unimplemented("no node is played here"))
+    }
+}
+
+#[tonic::async_trait]
+impl CurationService for Fake {
+    async fn lease_unit(&self, _: Request<LeaseUnitRequest>) -> Result<Response<LeaseUnitResponse>, Status> {
+        Err(Status::unimplemented("no node is played here"))
+    }
+
+    async fn renew_unit(&self, _: Request<RenewUnitRequest>) -> Result<Response<RenewUnitResponse>, Status> {
+        Err(Status::unimplemented("no node is played here"))
+    }
+
+    async fn commit_unit(
+        &self,
+        _: Request<CommitUnitRequest>,
+    ) -> Result<Response<CommitUnitResponse>, Status> {
+        Err(Status::unimplemented("no node is played here"))
+    }
+
+    async fn fail_unit(&self, _: Request<FailUnitRequest>) -> Result<Response<FailUnitResponse>, Status> {
+        Err(Status::unimplemented("no node is played here"))
+    }
+
+    type WatchPairLogStream = Answers<WatchPairLogResponse>;
+
+    async fn watch_pair_log(
+        &self,
+        _: Request<WatchPairLogRequest>,
+    ) -> Result<Response<Self::WatchPairLogStream>, Status> {
+        let sends = self.part().pair_log.clone();
+        Ok(Response::new(play(Some(Scene { sends, then: Then::Stay }))))
     }
 }
 

@@ -3,6 +3,7 @@
 mod commands;
 mod fake;
 mod following;
+mod pairs;
 mod submitting;
 mod up;
 

@@ -365,6 +365,7 @@ pub fn unit_result(lease: &v1::UnitLease, node: &str, pairs: u64) -> v1::CommitU
         }),
         rejected: [("similarity_low".to_owned(), 1)].into(),
         exhausted: false,
+        scores: [("judge".to_owned(), v1::ScoreCounts { counts: vec![1; 16] })].into(),
     }
 }
 

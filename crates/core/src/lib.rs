@@ -17,6 +17,7 @@
 //! | [`state`] | the records assembled |
 //! | [`job`] | the life of a job as a table of transitions |
 //! | [`pairlog`] | curation units, leases, the readable prefix |
+//! | [`histogram`] | distributions of scores, which add up over units |
 //! | [`requests`] | what a caller may ask for, and when it is refused |
 //! | [`observed`] | what is seen of nodes and gangs; unknown is not failed |
 //! | [`placement`] | gangs onto slots, whole or not at all |
@@ -27,6 +28,7 @@
 
 pub mod decide;
 pub mod error;
+pub mod histogram;
 pub mod ids;
 pub mod invariants;
 pub mod job;

@@ -62,6 +62,8 @@ pub struct Progress {
     /// 0 to 1.
     pub data_wait_fraction: f64,
     pub waiting_for: String,
+    /// Times that the gang went round the readable log for want of new pairs.
+    pub laps: u64,
 }
 
 /// One report of a node on an attempt.

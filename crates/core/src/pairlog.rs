@@ -12,6 +12,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use crate::histogram::ScoreCounts;
 use crate::ids::{NodeId, StageRef, Timestamp};
 use crate::records::{ShardRecord, UnitRecord, UnitResult, UnitState};
 
@@ -19,11 +20,16 @@ use crate::records::{ShardRecord, UnitRecord, UnitResult, UnitState};
 pub const UNIT_SET_ASIDE: &str = "unit_set_aside";
 
 /// Every name under which a candidate may be rejected.
-pub const REJECTION_REASONS: [&str; 11] = [
+pub const REJECTION_REASONS: [&str; 16] = [
+    "bad_caption",
+    "bad_path",
+    "duplicate_record",
     "judge_low",
     "judge_refused",
     "judge_unparseable",
+    "malformed_record",
     "missing_file",
+    "score_disagrees",
     "score_invalid",
     "score_low",
     "similarity_high",
@@ -70,6 +76,7 @@ pub struct PairLog {
     /// Pairs in the prefix, before the cut.
     prefix_pairs: u64,
     rejected: BTreeMap<String, u64>,
+    scores: ScoreCounts,
     /// Units without a pair since the last one that had some, within the prefix.
     empty_in_a_row: u64,
     sealed: bool,
@@ -83,6 +90,7 @@ impl PairLog {
             first_indices: Vec::new(),
             prefix_pairs: 0,
             rejected: BTreeMap::new(),
+            scores: ScoreCounts::default(),
             empty_in_a_row: 0,
             sealed: false,
         }
@@ -118,6 +126,7 @@ impl PairLog {
                 let total = self.rejected.entry(reason.clone()).or_insert(0);
                 *total = total.saturating_add(*count);
             }
+            self.scores.add(&result.scores);
             self.sealed = self.prefix_pairs >= self.target || result.exhausted;
         }
     }
@@ -145,6 +154,11 @@ impl PairLog {
     /// Rejected candidates of the prefix, by reason.
     pub fn rejected(&self) -> &BTreeMap<String, u64> {
         &self.rejected
+    }
+
+    /// Scores of the prefix's candidates, accepted or not.
+    pub fn scores(&self) -> &ScoreCounts {
+        &self.scores
     }
 
     /// Units at the end of the prefix that gave no pair.
@@ -229,6 +243,7 @@ impl UnitRecord {
         let result = UnitResult {
             shard: ShardRecord::default(),
             rejected: BTreeMap::from([(UNIT_SET_ASIDE.to_owned(), 1)]),
+            scores: ScoreCounts::default(),
             exhausted: false,
         };
         UnitRecord { state: UnitState::Done(result), ..self.clone() }
@@ -273,12 +288,14 @@ pub(crate) mod tests {
             sha256: String::new(),
         };
         let rejected = BTreeMap::from([("similarity_low".to_owned(), unit)]);
+        let mut scores = ScoreCounts::default();
+        scores.count("similarity", 0.5);
         UnitRecord {
             stage: stage(),
             unit,
             lease_generation: 1,
             failures: 0,
-            state: UnitState::Done(UnitResult { shard, rejected, exhausted }),
+            state: UnitState::Done(UnitResult { shard, rejected, scores, exhausted }),
         }
     }
 
@@ -366,6 +383,8 @@ pub(crate) mod tests {
         log.put(done(0, 2, false));
         assert!(log.is_sealed());
         assert_eq!(log.committed(), 5);
+        let counted: u64 = log.scores().scores().flat_map(|(_, counts)| counts).sum();
+        assert_eq!(counted, 2, "each unit of the prefix has one");
     }
 
     proptest! {

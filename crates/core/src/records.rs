@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
+use crate::histogram::ScoreCounts;
 use crate::ids::{AttemptRef, Generation, Incarnation, JobId, NodeId, RequestId, StageRef, Timestamp};
 use crate::job::JobState;
 use crate::spec::JobSpec;
@@ -109,6 +110,8 @@ pub struct UnitResult {
     pub shard: ShardRecord,
     /// Candidates rejected, by reason.
     pub rejected: BTreeMap<String, u64>,
+    /// Scores of its candidates, accepted or not.
+    pub scores: ScoreCounts,
     /// The source has no more after this unit.
     pub exhausted: bool,
 }

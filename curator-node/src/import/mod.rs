@@ -2,20 +2,23 @@
 //!
 //! | format | unit |
 //! |---|---|
-//! | `uno-1m` | `unitSize` records of the label files, streamed: a label file is never held in memory |
+//! | `uno1m` | `unitSize` candidates of the label files, streamed: a label file is never held in memory |
 //! | `webdataset` | one tar, by name |
 //!
 //! What is wrong with one record or picture costs that candidate and is counted; what is wrong with a label file or a tar
-//! is an error that names it.
+//! is an error that names it, and costs the unit that it lies in: label files and tars after it are read.
 
 mod bucket;
+mod index;
 mod records;
+mod score;
 #[cfg(test)]
 mod tests;
 mod uno1m;
 mod webdataset;
 
 pub use bucket::bucket;
+pub use index::LabelIndex;
 pub use records::{Record, Records, RecordsError};
 pub use uno1m::Uno1m;
 pub use webdataset::Webdataset;
@@ -34,6 +37,8 @@ pub enum ImportError {
     Nothing { path: PathBuf, what: &'static str },
     #[error("cannot read {}: {source}", path.display())]
     Read { path: PathBuf, source: std::io::Error },
+    #[error("the label files have more than {most} records")]
+    TooMany { most: u64 },
     #[error(transparent)]
     Records(#[from] RecordsError),
     #[error("{}: {source}", path.display())]

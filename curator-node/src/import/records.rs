@@ -1,7 +1,7 @@
 //! A JSON array of records, read one record at a time: the published label files are too large to hold.
 
 use std::fs::File;
-use std::io::{BufReader, Read, Seek, SeekFrom};
+use std::io::{BufRead, BufReader, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 /// Size of one record beyond which it is skipped over and counts as malformed.
@@ -82,18 +82,29 @@ impl Records {
         let mut bytes = vec![b'{'];
         let (mut depth, mut in_string, mut escaped) = (1u32, false, false);
         while depth > 0 {
-            let Some(byte) = self.next_byte()? else { return Err(self.syntax("the file is cut short")) };
-            if bytes.len() < MAX_RECORD_BYTES {
-                bytes.push(byte);
+            // A buffer at a time: a label file has hundreds of millions of bytes.
+            let buffer = self.buffer()?;
+            let mut used = 0;
+            for byte in buffer {
+                used += 1;
+                match (in_string, *byte) {
+                    (true, _) if escaped => escaped = false,
+                    (true, b'\\') => escaped = true,
+                    (_, b'"') => in_string = !in_string,
+                    (false, b'{' | b'[') => depth = depth.saturating_add(1),
+                    (false, b'}' | b']') => depth -= 1,
+                    _ => {}
+                }
+                if depth == 0 {
+                    break;
+                }
             }
-            match (in_string, byte) {
-                (true, _) if escaped => escaped = false,
-                (true, b'\\') => escaped = true,
-                (_, b'"') => in_string = !in_string,
-                (false, b'{' | b'[') => depth = depth.saturating_add(1),
-                (false, b'}' | b']') => depth -= 1,
-                _ => {}
+            let room = MAX_RECORD_BYTES - bytes.len();
+            bytes.extend_from_slice(buffer.get(..used.min(room)).unwrap_or_default());
+            if used == 0 {
+                return Err(self.syntax("the file is cut short"));
             }
+            self.consume(used);
         }
         Ok((bytes.len() < MAX_RECORD_BYTES).then_some(bytes))
     }
@@ -108,13 +119,21 @@ impl Records {
     }
 
     fn next_byte(&mut self) -> Result<Option<u8>, RecordsError> {
-        let mut byte = [0];
-        let count = self
-            .reader
-            .read(&mut byte)
-            .map_err(|source| RecordsError::Read { path: self.path.clone(), source })?;
+        let byte = self.buffer()?.first().copied();
+        if byte.is_some() {
+            self.consume(1);
+        }
+        Ok(byte)
+    }
+
+    /// What follows, as far as it is read; empty at the end of the file.
+    fn buffer(&mut self) -> Result<&[u8], RecordsError> {
+        self.reader.fill_buf().map_err(|source| RecordsError::Read { path: self.path.clone(), source })
+    }
+
+    fn consume(&mut self, count: usize) {
+        self.reader.consume(count);
         self.offset += count as u64;
-        Ok((count == 1).then_some(byte[0]))
     }
 
     fn syntax(&self, reason: &'static str) -> RecordsError {

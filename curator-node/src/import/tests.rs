@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::shard::ShardWriter;
+use crescendo_core::spec::{Directions, ImportFormat, ImportSpec, ScoreDisagreement, ScoreInvalid};
 use image::{Rgb, RgbImage};
 use serde_json::{Value, json};
 use std::path::Path;
@@ -58,6 +59,22 @@ fn data_set() -> tempfile::TempDir {
     folder
 }
 
+fn spec(directions: Directions) -> ImportSpec {
+    ImportSpec {
+        path: String::new(),
+        format: ImportFormat::Uno1m,
+        min_score: 4.0,
+        score_disagreement: ScoreDisagreement::Recompute,
+        score_invalid: ScoreInvalid::Reject,
+        directions,
+        resolution: 64,
+    }
+}
+
+fn open(folder: &tempfile::TempDir) -> Uno1m {
+    Uno1m::open(folder.path(), &spec(Directions::Forward)).expect("open")
+}
+
 fn outcomes(source: &mut Uno1m, unit: u64, unit_size: u32) -> (Vec<String>, bool) {
     let imported = source.unit(unit, unit_size, &AtomicBool::new(false)).expect("the labels are readable");
     let names = imported.candidates.iter().map(|c| match c {
@@ -74,9 +91,9 @@ const EXPECTED: [&str; 11] = [
     "score_invalid",
     "thing 4 on a table",
     "missing_file",
-    "missing_file",
+    "bad_path",
     "unreadable_image",
-    "score_invalid",
+    "malformed_record",
     "too_small",
     "thing 10 on a table",
 ];
@@ -84,7 +101,7 @@ const EXPECTED: [&str; 11] = [
 #[test]
 fn bad_records_are_counted_and_the_good_ones_kept() {
     let folder = data_set();
-    let mut source = Uno1m::open(folder.path(), 4.0, 64).expect("open");
+    let mut source = open(&folder);
     let (names, exhausted) = outcomes(&mut source, 0, 100);
     assert_eq!(names, EXPECTED);
     assert!(exhausted);
@@ -99,7 +116,7 @@ fn bad_records_are_counted_and_the_good_ones_kept() {
 #[test]
 fn units_are_ranges_in_any_order_and_across_files() {
     let folder = data_set();
-    let mut source = Uno1m::open(folder.path(), 4.0, 64).expect("open");
+    let mut source = open(&folder);
     for unit in [3, 1, 0, 2, 5, 4, 3] {
         let (names, exhausted) = outcomes(&mut source, unit, 2);
         let expected: Vec<&str> = EXPECTED.iter().skip(unit as usize * 2).take(2).copied().collect();
@@ -108,7 +125,7 @@ fn units_are_ranges_in_any_order_and_across_files() {
     }
     // A unit past the end, and one that ends with the last record.
     assert_eq!(outcomes(&mut source, 9, 2), (vec![], true));
-    let mut source = Uno1m::open(folder.path(), 4.0, 64).expect("open");
+    let mut source = open(&folder);
     assert!(outcomes(&mut source, 0, 11).1);
 }
 
@@ -118,10 +135,103 @@ fn a_torn_label_file_is_an_error_that_names_it() {
     let path = folder.path().join("labels/split2.json");
     let text = std::fs::read(&path).expect("read");
     std::fs::write(&path, &text[..text.len() / 2]).expect("tear");
-    let mut source = Uno1m::open(folder.path(), 4.0, 64).expect("open");
+    let mut source = open(&folder);
     let error = source.unit(0, 100, &AtomicBool::new(false)).expect_err("it is torn").to_string();
     assert!(error.contains("split2.json") && error.contains("cut short"), "{error}");
-    assert!(matches!(Uno1m::open(&folder.path().join("images"), 4.0, 64), Err(ImportError::Nothing { .. })));
+    // The file after it is there: its two records follow those before the damage and the damage itself.
+    let index =
+        LabelIndex::build(&source.labels(), &AtomicBool::new(false)).expect("read").expect("not stopped");
+    let after = index.records() - 2;
+    assert_eq!(outcomes(&mut source, after, 1).0, ["too_small"]);
+    assert_eq!(outcomes(&mut source, after + 1, 1), (vec!["thing 10 on a table".to_owned()], true));
+    assert!(matches!(
+        Uno1m::open(&folder.path().join("images"), &spec(Directions::Forward)),
+        Err(ImportError::Nothing { .. })
+    ));
+}
+
+#[test]
+fn both_directions_are_two_candidates_of_a_record() {
+    let folder = data_set();
+    let mut source = Uno1m::open(folder.path(), &spec(Directions::Both)).expect("open");
+    let (all, exhausted) = outcomes(&mut source, 0, 100);
+    assert!(exhausted && all.len() == 22);
+    assert_eq!(all[..2], ["thing 0 on a table", "a thing"]);
+    // Units of odd size cut records in two and lose nothing.
+    let mut pieces = Vec::new();
+    for unit in 0..8 {
+        pieces.extend(outcomes(&mut source, unit, 3).0);
+    }
+    assert_eq!(pieces, all);
+    let imported = source.unit(0, 2, &AtomicBool::new(false)).expect("read");
+    let [forward, back] = [0, 1].map(|n| imported.candidates[n].as_ref().expect("a good record"));
+    assert_eq!((&forward.target, &forward.references[0]), (&back.references[0], &back.target));
+    assert_eq!(back.provenance["reversed"], true);
+}
+
+/// Labels that lie: the same record twice, paths that climb out by name and by link, captions that steer a terminal.
+#[test]
+fn hostile_labels_cost_themselves_alone() {
+    let folder = data_set();
+    let outside = tempfile::tempdir().expect("make a folder");
+    picture(outside.path(), "secret.png", 64, 64);
+    let images = folder.path().join("images");
+    std::os::unix::fs::symlink(outside.path().join("images"), images.join("way-out")).expect("link");
+    let perfect = json!({ "shape": 4.0 });
+    let of = |n: u32, change: &dyn Fn(&mut Value)| {
+        let mut record = record(n, perfect.clone(), json!(4.0));
+        change(&mut record);
+        record
+    };
+    let records = [
+        of(0, &|_| {}),
+        of(0, &|r| r["caption"]["img_path2"] = json!("another caption, the same pictures")),
+        of(1, &|r| r["img_path1"] = json!("way-out/secret.png")),
+        of(2, &|r| r["img_path2"] = json!("/etc/passwd")),
+        of(3, &|r| r["img_path1"] = json!("split1/../../images/split1/thing_3_1.png")),
+        of(4, &|r| r["caption"]["img_path2"] = json!("red \u{1b}[2J cup")),
+        of(5, &|r| r["caption"]["img_path2"] = json!("evil\u{202e}gnp.exe")),
+        of(6, &|r| r["caption"]["img_path2"] = json!(" \n ")),
+        of(3, &|r| r["caption"]["img_path2"] = json!("كوب أحمر على\nطاولة")),
+        of(8, &|r| r["img_path1"] = json!("split1")),
+        of(9, &|r| r["vlm_filter_cot"]["score_part"]["shape"] = json!("4")),
+        of(10, &|r| r["caption"] = json!([1, 2])),
+        of(10, &|r| r["img_path2"] = json!("x\u{0}y")),
+    ];
+    std::fs::remove_dir_all(folder.path().join("labels")).expect("remove the labels");
+    std::fs::write(folder.path().join("split1.json"), json!(records).to_string()).expect("write labels");
+    let (names, exhausted) = outcomes(&mut open(&folder), 0, 100);
+    assert!(exhausted);
+    assert_eq!(
+        names,
+        [
+            "thing 0 on a table",
+            "duplicate_record",
+            "bad_path",
+            "bad_path",
+            "bad_path",
+            "bad_caption",
+            "bad_caption",
+            "bad_caption",
+            "كوب أحمر على طاولة",
+            "unreadable_image",
+            "malformed_record",
+            "malformed_record",
+            "bad_path",
+        ]
+    );
+}
+
+#[test]
+fn a_few_with_too_low_a_score_are_kept_to_be_looked_at() {
+    let folder = data_set();
+    let mut source = open(&folder);
+    outcomes(&mut source, 0, 100);
+    let shown = source.take_rejected();
+    assert_eq!(shown.len(), 1);
+    assert_eq!(shown[0].reason, Rejection::ScoreLow);
+    assert_eq!(shown[0].pair.as_ref().expect("it has pictures").scores["score"], 3.5);
+    assert!(source.take_rejected().is_empty());
 }
 
 #[test]

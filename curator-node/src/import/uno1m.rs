@@ -1,13 +1,15 @@
 //! UNO-1M as published: label files with one record a pair, pictures beside them.
 //!
-//! The reference is `img_path1`, the target `img_path2` with its caption. The published `score_final` often is not the
-//! mean of the parts, and sometimes not a score at all, so the mean is computed anew.
+//! The reference is `img_path1`, the target `img_path2` with its caption; the spec may want the reverse too. What a label
+//! file says is not trusted: neither its scores, nor its paths, nor its captions.
 
 use super::bucket::bucket;
-use super::records::{Record, Records, RecordsError};
+use super::index::{Found, LabelIndex};
+use super::score::{ScoreRule, Scored, Scores, score};
 use super::{ImportError, Imported};
-use crate::pair::{Pair, Rejection};
+use crate::pair::{Pair, Rejected, Rejection};
 use crate::picture;
+use crescendo_core::spec::{Directions, ImportSpec};
 use image::RgbImage;
 use serde::Deserialize;
 use serde_json::json;
@@ -15,10 +17,12 @@ use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Scores are from 0 to this.
-const BEST_SCORE: f64 = 4.0;
 /// Name of the published file that holds all records.
 const TOTAL_LABELS: &str = "uno_1m_total_labels.json";
+/// Characters of a caption beyond which it is none.
+const MAX_CAPTION_CHARS: usize = 4096;
+/// Candidates with too low a score that are read all the same, in each unit, so that a person can look at them.
+const LOW_SHOWN: usize = 2;
 
 #[derive(Deserialize)]
 struct Label {
@@ -32,19 +36,13 @@ struct Label {
 #[derive(Deserialize)]
 struct Captions {
     #[serde(default)]
+    img_path1: String,
+    #[serde(default)]
     img_path2: String,
     #[serde(default)]
     judgment: String,
     #[serde(default)]
     subject: Vec<String>,
-}
-
-#[derive(Default, Deserialize)]
-struct Scores {
-    #[serde(default)]
-    score_part: BTreeMap<String, f64>,
-    #[serde(default)]
-    score_final: Option<f64>,
 }
 
 /// A copy of the data set, or of a part of it.
@@ -54,20 +52,34 @@ pub struct Uno1m {
     labels: Vec<PathBuf>,
     images: PathBuf,
     min_score: f64,
+    rule: ScoreRule,
+    directions: Directions,
     resolution: u32,
-    /// Where units begin, as far as it is known: unit number to (label file, byte).
-    starts: BTreeMap<u64, (usize, u64)>,
+    /// Made when the first unit is.
+    index: Option<LabelIndex>,
+    /// What the units since [`Uno1m::take_rejected`] turned down and kept for people to see.
+    rejected: Vec<Rejected>,
 }
 
 impl Uno1m {
     /// Finds label files in `folder`: `labels/` or the folder itself, the total file or else `split1.json`, …
-    pub fn open(folder: &Path, min_score: f64, resolution: u32) -> Result<Uno1m, ImportError> {
+    pub fn open(folder: &Path, spec: &ImportSpec) -> Result<Uno1m, ImportError> {
         for labels in [folder.join("labels"), folder.to_owned()] {
             let total = labels.join(TOTAL_LABELS);
             let found = if total.is_file() { vec![total] } else { splits(&labels)? };
             if !found.is_empty() {
                 let images = folder.join("images");
-                return Ok(Uno1m { labels: found, images, min_score, resolution, starts: BTreeMap::new() });
+                return Ok(Uno1m {
+                    labels: found,
+                    // Without it every picture is missing.
+                    images: images.canonicalize().unwrap_or(images),
+                    min_score: spec.min_score,
+                    rule: ScoreRule { disagreement: spec.score_disagreement, invalid: spec.score_invalid },
+                    directions: spec.directions,
+                    resolution: spec.resolution,
+                    index: None,
+                    rejected: Vec::new(),
+                });
             }
         }
         Err(ImportError::Nothing {
@@ -76,70 +88,126 @@ impl Uno1m {
         })
     }
 
-    /// The records `unit * unit_size ..` of the data set, at most `unit_size`.
+    /// The candidates `unit * unit_size ..` of the data set, at most `unit_size`: each record is one, or two if both
+    /// directions are wanted.
     pub fn unit(&mut self, unit: u64, unit_size: u32, stop: &AtomicBool) -> Result<Imported, ImportError> {
-        let mut cursor = self.seek(unit, unit_size, stop)?;
+        if self.index.is_none() {
+            self.index = LabelIndex::build(&self.labels, stop)?;
+            if let Some(index) = &self.index {
+                let (records, duplicates) = (index.records(), index.duplicates());
+                tracing::info!(files = self.labels.len(), records, duplicates, "labels indexed");
+            }
+        }
+        let Some(index) = &self.index else {
+            return Ok(Imported { candidates: Vec::new(), exhausted: false });
+        };
+        let per_record = match self.directions {
+            Directions::Forward => 1,
+            Directions::Both => 2,
+        };
+        let total = index.records() * per_record;
+        let first = unit.saturating_mul(u64::from(unit_size)).min(total);
+        let end = first.saturating_add(u64::from(unit_size)).min(total);
         let mut candidates = Vec::new();
-        while candidates.len() < unit_size as usize && !stop.load(Ordering::Relaxed) {
-            let Some((number, record)) = cursor.next(&self.labels)? else { break };
-            let place = json!({
-                "file": self.labels.get(cursor.file).and_then(|p| p.file_name()).map(|n| n.to_string_lossy()), "byte": number,
-            });
-            candidates.push(self.pair(record.as_deref(), place));
-        }
-        let exhausted = (candidates.len() as u32) < unit_size || cursor.at_end(&self.labels)?;
-        if !exhausted {
-            self.starts.insert(unit + 1, cursor.place());
-        }
-        Ok(Imported { candidates, exhausted: exhausted && !stop.load(Ordering::Relaxed) })
-    }
-
-    /// Goes to the first record of a unit from the nearest known place before it.
-    fn seek(&mut self, unit: u64, unit_size: u32, stop: &AtomicBool) -> Result<Cursor, ImportError> {
-        let known = self.starts.range(..=unit).next_back().map(|(at, place)| (*at, *place));
-        let (mut at, (file, byte)) = known.unwrap_or((0, (0, 0)));
-        let mut cursor = Cursor::open(&self.labels, file, byte)?;
-        while at < unit && !stop.load(Ordering::Relaxed) {
-            for _ in 0..unit_size {
-                if cursor.next(&self.labels)?.is_none() {
-                    return Ok(cursor);
+        let mut shown = Vec::new();
+        let mut reading = index.read(&self.labels, first / per_record)?;
+        let mut next = first;
+        while next < end && !stop.load(Ordering::Relaxed) {
+            let Some(found) = reading.next_record()? else { break };
+            let until = end.min((found.number + 1) * per_record);
+            let reversed = (next..until).map(|candidate| candidate % per_record == 1).collect::<Vec<_>>();
+            next = until;
+            if index.repeats(found.number) {
+                candidates.extend(reversed.iter().map(|_| Err(Rejection::DuplicateRecord)));
+                continue;
+            }
+            let label = found.record.as_deref().and_then(|bytes| serde_json::from_slice::<Label>(bytes).ok());
+            for reversed in reversed {
+                let Some(label) = &label else {
+                    candidates.push(Err(Rejection::MalformedRecord));
+                    continue;
+                };
+                match self.pair(label, &found, reversed, shown.len() < LOW_SHOWN) {
+                    Ok(pair) => candidates.push(Ok(pair)),
+                    Err(rejected) => {
+                        candidates.push(Err(rejected.reason));
+                        shown.extend(rejected.pair.is_some().then_some(rejected));
+                    }
                 }
             }
-            at += 1;
-            self.starts.insert(at, cursor.place());
         }
-        Ok(cursor)
+        let exhausted = end == total && !stop.load(Ordering::Relaxed);
+        self.rejected.append(&mut shown);
+        Ok(Imported { candidates, exhausted })
     }
 
-    fn pair(&self, record: Option<&[u8]>, place: serde_json::Value) -> Result<Pair, Rejection> {
-        let label: Label =
-            record.and_then(|bytes| serde_json::from_slice(bytes).ok()).ok_or(Rejection::ScoreInvalid)?;
-        let score = score(&label.vlm_filter_cot)?;
-        let same =
-            label.caption.judgment.is_empty() || ["same", "yes"].contains(&label.caption.judgment.as_str());
-        if score < self.min_score || !same {
-            return Err(Rejection::ScoreLow);
+    #[cfg(test)]
+    pub(super) fn labels(&self) -> Vec<PathBuf> {
+        self.labels.clone()
+    }
+
+    /// What the units so far turned down and kept for people to see; it is given away once.
+    pub fn take_rejected(&mut self) -> Vec<Rejected> {
+        std::mem::take(&mut self.rejected)
+    }
+
+    /// The pair of a record. One with too low a score is read too if it is to be shown.
+    fn pair(&self, label: &Label, found: &Found, reversed: bool, show_low: bool) -> Result<Pair, Rejected> {
+        let Scored { score, disagreeing_total } = score(&label.vlm_filter_cot, self.rule)?;
+        let captions = &label.caption;
+        let same = captions.judgment.is_empty() || ["same", "yes"].contains(&captions.judgment.as_str());
+        let low = score < self.min_score || !same;
+        if low && !show_low {
+            return Err(Rejection::ScoreLow.into());
         }
-        Ok(Pair {
-            target: self.picture(&label.img_path2)?,
-            references: vec![self.picture(&label.img_path1)?],
-            prompt: label.caption.img_path2,
-            reference_words: label.caption.subject.into_iter().take(1).collect(),
-            scores: BTreeMap::from([("score".to_owned(), score)]),
-            provenance: json!({
-                "source": "uno-1m", "labels": place, "reference": label.img_path1, "target": label.img_path2,
-            }),
-        })
+        let (reference, target, prompt) = if reversed {
+            (&label.img_path2, &label.img_path1, &captions.img_path1)
+        } else {
+            (&label.img_path1, &label.img_path2, &captions.img_path2)
+        };
+        let read = || -> Result<Pair, Rejection> {
+            let mut provenance = json!({
+                "source": "uno-1m", "record": found.number, "byte": found.byte, "reversed": reversed,
+                "file": self.labels.get(found.file).and_then(|p| p.file_name()).map(|n| n.to_string_lossy()),
+                "reference": reference, "target": target, "parts": label.vlm_filter_cot.score_part,
+            });
+            if let (Some(total), Some(fields)) = (disagreeing_total, provenance.as_object_mut()) {
+                fields.insert("published_score".to_owned(), json!(total));
+            }
+            let words =
+                captions.subject.iter().take(1).map(|words| caption(words)).collect::<Result<Vec<_>, Rejection>>()?;
+            Ok(Pair {
+                prompt: caption(prompt)?,
+                target: self.picture(target)?,
+                references: vec![self.picture(reference)?],
+                reference_words: words,
+                scores: BTreeMap::from([("score".to_owned(), score)]),
+                provenance,
+            })
+        };
+        match read() {
+            Ok(pair) if low => Err(Rejected { reason: Rejection::ScoreLow, pair: Some(Box::new(pair)) }),
+            // Why it cannot be shown is not why it is turned down.
+            Err(_) if low => Err(Rejection::ScoreLow.into()),
+            outcome => Ok(outcome?),
+        }
     }
 
     fn picture(&self, path: &str) -> Result<RgbImage, Rejection> {
         let relative = Path::new(path);
-        if path.is_empty() || !relative.components().all(|part| matches!(part, Component::Normal(_))) {
-            return Err(Rejection::MissingFile);
+        if path.is_empty()
+            || path.contains('\0')
+            || !relative.components().all(|part| matches!(part, Component::Normal(_)))
+        {
+            return Err(Rejection::BadPath);
         }
-        let file = self.images.join(relative);
-        let size = std::fs::metadata(&file).map_err(|_| Rejection::MissingFile)?.len();
-        if size > super::MAX_FILE_BYTES {
+        // Links are followed first: an archive may bring links of its own.
+        let file = self.images.join(relative).canonicalize().map_err(|_| Rejection::MissingFile)?;
+        if !file.starts_with(&self.images) {
+            return Err(Rejection::BadPath);
+        }
+        let facts = std::fs::metadata(&file).map_err(|_| Rejection::MissingFile)?;
+        if !facts.is_file() || facts.len() > super::MAX_FILE_BYTES {
             return Err(Rejection::UnreadableImage);
         }
         let decoded = picture::decode(&std::fs::read(&file).map_err(|_| Rejection::UnreadableImage)?)?;
@@ -151,20 +219,18 @@ impl Uno1m {
     }
 }
 
-/// The mean of the parts; the published total only where there are no parts. Anything outside 0 to 4 is no score.
-fn score(scores: &Scores) -> Result<f64, Rejection> {
-    let valid = |score: f64| {
-        if (0.0..=BEST_SCORE).contains(&score) { Ok(score) } else { Err(Rejection::ScoreInvalid) }
+/// A caption on one line. Control characters, and those that turn the direction of what follows, have no place in one;
+/// text that runs from right to left does.
+fn caption(text: &str) -> Result<String, Rejection> {
+    let steers = |c: char| {
+        (c.is_control() && !c.is_whitespace())
+            || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
     };
-    let parts = &scores.score_part;
-    if parts.is_empty() {
-        return valid(scores.score_final.ok_or(Rejection::ScoreInvalid)?);
+    let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    if words.is_empty() || words.chars().any(steers) || words.chars().nth(MAX_CAPTION_CHARS).is_some() {
+        return Err(Rejection::BadCaption);
     }
-    let mut sum = 0.0;
-    for part in parts.values() {
-        sum += valid(*part)?;
-    }
-    Ok(sum / parts.len() as f64)
+    Ok(words)
 }
 
 /// Label files `splitN.json` of a folder by their number; none if there is no such folder.
@@ -184,44 +250,4 @@ fn splits(folder: &Path) -> Result<Vec<PathBuf>, ImportError> {
         .collect();
     found.sort();
     Ok(found.into_iter().map(|(_, path)| path).collect())
-}
-
-/// A place in the records of all label files, one after the other.
-struct Cursor {
-    file: usize,
-    records: Option<Records>,
-}
-
-impl Cursor {
-    /// Byte 0 means the beginning of the file's array.
-    fn open(labels: &[PathBuf], file: usize, byte: u64) -> Result<Cursor, RecordsError> {
-        let records = match labels.get(file) {
-            None => None,
-            Some(path) if byte == 0 => Some(Records::open(path)?),
-            Some(path) => Some(Records::at(path, byte)?),
-        };
-        Ok(Cursor { file, records })
-    }
-
-    fn place(&self) -> (usize, u64) {
-        (self.file, self.records.as_ref().map_or(0, Records::offset))
-    }
-
-    /// The next record with the byte that its search began at; none after the last of all files.
-    fn next(&mut self, labels: &[PathBuf]) -> Result<Option<(u64, Record)>, RecordsError> {
-        while let Some(records) = &mut self.records {
-            let offset = records.offset();
-            if let Some(record) = records.next_record()? {
-                return Ok(Some((offset, record)));
-            }
-            *self = Cursor::open(labels, self.file + 1, 0)?;
-        }
-        Ok(None)
-    }
-
-    /// Whether no record follows. Does not move.
-    fn at_end(&self, labels: &[PathBuf]) -> Result<bool, RecordsError> {
-        let (file, byte) = self.place();
-        Ok(Cursor::open(labels, file, byte)?.next(labels)?.is_none())
-    }
 }

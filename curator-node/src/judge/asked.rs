@@ -5,7 +5,7 @@ use super::scores::{Scores, parse_scores};
 use super::{JudgeError, Judged};
 use crate::endpoint::message::Png;
 use crate::endpoint::{Chat, EndpointError};
-use crate::pair::{Pair, Rejection};
+use crate::pair::{Pair, Rejected, Rejection};
 use crate::picture;
 use image::{ImageEncoder, RgbImage};
 use serde_json::{Value, json};
@@ -108,7 +108,7 @@ impl AskedJudge {
     fn verdict(&self, mut pair: Pair, outcome: Outcome, min: f64) -> Judged {
         let scores = match outcome {
             Ok(scores) => scores,
-            Err(reason) => return Judged { score: None, outcome: Err(reason) },
+            Err(reason) => return Judged { score: None, outcome: Err(Rejected::of(reason, pair)) },
         };
         // A pair is as good as its worst reference.
         let Some(score) = scores.iter().map(Scores::mean).min_by(f64::total_cmp) else {
@@ -117,7 +117,7 @@ impl AskedJudge {
         let details: Vec<Value> = scores.iter().map(|scores| json!({ "parts": scores.parts(), "score": scores.mean() })).collect();
         let spec = self.chat.spec();
         super::note(&mut pair, score, json!({ "kind": "endpoint", "model": spec.model, "references": details }));
-        Judged { score: Some(score), outcome: if score < min { Err(Rejection::JudgeLow) } else { Ok(pair) } }
+        Judged { score: Some(score), outcome: super::verdict(pair, score, min) }
     }
 }
 

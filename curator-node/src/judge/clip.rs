@@ -5,7 +5,7 @@
 //! one subject from another of the same kind as a model can that looks at parts. Its limits are ours; none are published.
 
 use super::{Judged, note};
-use crate::pair::{Pair, Rejection};
+use crate::pair::Pair;
 use crescendo_model::clip::{Clip, ClipConfig};
 use crescendo_model::pictures::processor::ImageProcessor;
 use crescendo_model::tch::{Device, Kind, Tensor};
@@ -93,8 +93,7 @@ impl ClipJudge {
                 "parts": [{ "part": "likeness", "score": parts[0] }, { "part": "agreement", "score": parts[1] }],
             });
             note(&mut pair, score, details);
-            let outcome = if score < min { Err(Rejection::JudgeLow) } else { Ok(pair) };
-            judged.push(Judged { score: Some(score), outcome });
+            judged.push(Judged { score: Some(score), outcome: super::verdict(pair, score, min) });
         }
         Ok(judged)
     }
@@ -142,6 +141,7 @@ fn rows_of(matrix: &Tensor) -> Result<Vec<Vec<f32>>> {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+    use crate::pair::Rejection;
     use crescendo_model::clip::{ClipTextConfig, ClipVisionConfig};
     use image::Rgb;
     use serde_json::{Value, json};
@@ -244,7 +244,7 @@ pub(super) mod tests {
         let kind = |pair: &Pair| pair.provenance.get("judge").and_then(|j| j.get("kind")).and_then(Value::as_str).map(str::to_owned);
         assert_eq!(kind(kept).as_deref(), Some("clip"));
         assert_eq!(judged[1].score, judged[3].score);
-        assert_eq!(judged[3].outcome.as_ref().err(), Some(&Rejection::JudgeLow));
+        assert_eq!(judged[3].outcome.as_ref().err().map(|rejected| rejected.reason), Some(Rejection::JudgeLow));
         assert!(judged[2].score.is_none() && judged[2].outcome.is_ok());
         assert!(judge.judge(Vec::new(), 0.0).expect("nothing to do").is_empty());
     }

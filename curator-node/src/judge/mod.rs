@@ -25,7 +25,7 @@ pub mod dialogue;
 pub mod scores;
 
 use crate::endpoint::{Chat, EndpointError};
-use crate::pair::{Pair, Rejection};
+use crate::pair::{Pair, Rejected, Rejection};
 use crate::source::{Roots, SourceError};
 use asked::AskedJudge;
 use clip::ClipJudge;
@@ -60,7 +60,11 @@ pub enum JudgeError {
 pub struct Judged {
     /// 0 to 4; none where nothing was compared.
     pub score: Option<f64>,
-    pub outcome: Result<Pair, Rejection>,
+    pub outcome: Result<Pair, Rejected>,
+}
+
+fn verdict(pair: Pair, score: f64, min: f64) -> Result<Pair, Rejected> {
+    if score < min { Err(Rejected::of(Rejection::JudgeLow, pair)) } else { Ok(pair) }
 }
 
 /// The judge of a stage, opened.

@@ -223,7 +223,7 @@ pub async fn wait_for(log: &watch::Sender<Log>, what: &str, wanted: impl FnMut(&
 }
 
 /// A resolved spec with one composed stage, as JSON, and its library below `root`.
-pub fn prepare(root: &Path, unit_size: u32, references: u32) -> Vec<u8> {
+pub fn prepare(root: &Path, unit_size: u32, references: u32, panel: u32) -> Vec<u8> {
     let folder = root.join("subjects");
     std::fs::create_dir_all(&folder).expect("make the library's folder");
     let mut index = Vec::new();
@@ -252,7 +252,7 @@ spec:
   stages:
     - name: stage-1
       references: {references}
-      data: {{source: compose, subjects: subjects, panel: 32, holdOutOneIn: 4, pairs: 1000, unitSize: {unit_size}}}
+      data: {{source: compose, subjects: subjects, panel: {panel}, holdOutOneIn: 4, pairs: 1000, unitSize: {unit_size}}}
       train: {{steps: 2, globalBatch: 2}}
 "
     );
@@ -314,6 +314,25 @@ impl Curator {
             ports[name].as_str().map(str::to_owned).with_context(|| format!("{name} is missing"))
         };
         Ok((address("grpc")?, address("metrics")?))
+    }
+
+    /// Memory that it has now, MiB.
+    #[allow(dead_code, reason = "of the bench alone")]
+    pub fn resident_mib(&self) -> anyhow::Result<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.id()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("find VmRSS")?;
+        let kib: u64 = line.trim().trim_end_matches(" kB").parse().context("read VmRSS")?;
+        Ok(kib / 1024)
+    }
+
+    /// Processor time that it has used, in seconds: user and system, in ticks of 10 ms.
+    #[allow(dead_code, reason = "of the bench alone")]
+    pub fn cpu_seconds(&self) -> anyhow::Result<f64> {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.process.id()))?;
+        // Fields after the name, which may have spaces and ends with the last parenthesis; utime is the 14th of all.
+        let fields: Vec<&str> = stat.rsplit_once(')').context("read stat")?.1.split_whitespace().collect();
+        let ticks = |n: usize| fields.get(n).and_then(|text| text.parse::<f64>().ok()).context("read stat");
+        Ok((ticks(11)? + ticks(12)?) / 100.0)
     }
 
     /// Asks it to stop and waits for its end.

@@ -558,6 +558,7 @@ fn report(attempt: &Attempt) -> AttemptReport {
         reason,
         failed_rank,
         permanent,
+        laps: progress.laps,
     }
 }
 

@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
 
 use super::RankError;
-use super::positions::{GangShape, LogOrder, LogState, Place};
+use super::positions::{GangShape, Laps, LogOrder, LogState, Place};
 
 /// Largest message of a curator.
 const MAX_MESSAGE_BYTES: usize = 64 * 1024 * 1024;
@@ -40,7 +40,29 @@ pub enum Delivery {
     Pair {
         position: u64,
         pair: Box<EncodedPair>,
+        /// Of the order that it was fetched by: one that has been replaced meanwhile is to be thrown away.
+        order: u64,
     },
+}
+
+/// The order of the pairs, as the gang has agreed on it.
+#[derive(Clone, Debug, Default)]
+pub struct Order {
+    /// Grows with each change.
+    pub number: u64,
+    pub laps: Laps,
+    /// What is delivered from here on follows this order.
+    pub first_step: u64,
+}
+
+/// What the training thread and the client tell each other beside the pairs.
+pub struct Signals {
+    /// From the training thread.
+    pub order: watch::Receiver<Order>,
+    /// Why there is no pair; empty if there is.
+    pub waiting_for: watch::Sender<String>,
+    /// Number of the order by which the log has no next pair yet, if that is why.
+    pub starved: watch::Sender<Option<u64>>,
 }
 
 /// What to fetch.
@@ -69,10 +91,10 @@ pub async fn run(
     plan: DataPlan,
     mut curators: watch::Receiver<Vec<String>>,
     out: mpsc::Sender<Result<Delivery, RankError>>,
-    waiting_for: watch::Sender<String>,
+    signals: Signals,
     stop: CancellationToken,
 ) {
-    let mut client = Client::new(plan, waiting_for);
+    let mut client = Client::new(plan, signals);
     let outcome = tokio::select! {
         () = stop.cancelled() => return,
         outcome = client.run(&mut curators, &out) => outcome,
@@ -95,7 +117,9 @@ struct Client {
     again: VecDeque<u64>,
     empty_text_sent: bool,
     damaged: u32,
-    waiting_for: watch::Sender<String>,
+    signals: Signals,
+    /// Of the order that is followed.
+    order_number: u64,
 }
 
 /// The positions of one rank over its steps.
@@ -119,10 +143,12 @@ impl Iterator for Positions {
 }
 
 impl Client {
-    fn new(plan: DataPlan, waiting_for: watch::Sender<String>) -> Self {
+    fn new(plan: DataPlan, mut signals: Signals) -> Self {
         let positions = Positions { gang: plan.gang, steps: plan.steps.clone(), current: 0..0 };
+        let Order { number, laps, .. } = signals.order.borrow_and_update().clone();
         Self {
-            order: LogOrder::new(plan.job_seed, plan.stage_index),
+            order: LogOrder::new(plan.job_seed, plan.stage_index, laps),
+            order_number: number,
             positions: positions.peekable(),
             plan,
             log: LogState::default(),
@@ -130,7 +156,7 @@ impl Client {
             again: VecDeque::new(),
             empty_text_sent: false,
             damaged: 0,
-            waiting_for,
+            signals,
         }
     }
 
@@ -147,7 +173,16 @@ impl Client {
         out: &mpsc::Sender<Result<Delivery, RankError>>,
     ) -> Result<(), RankError> {
         let (mut failures, mut choice) = (0u32, self.plan.gang.rank as usize);
-        while !self.done() {
+        loop {
+            if self.done() {
+                self.say(String::new());
+                // Another rank may have to wait yet, and the gang go back to an earlier pair.
+                if self.signals.order.changed().await.is_err() {
+                    return Ok(());
+                }
+                self.follow_order();
+                continue;
+            }
             let addresses = curators.borrow_and_update().clone();
             if addresses.is_empty() {
                 self.say("a curator that serves the stage".into());
@@ -161,6 +196,10 @@ impl Client {
             let status = match self.serve(address, out).await {
                 Ok(()) => continue,
                 Err(StreamEnd::Fatal(error)) => return Err(error),
+                Err(StreamEnd::Reordered) => {
+                    self.follow_order();
+                    continue;
+                }
                 Err(StreamEnd::Broken(status)) => status,
             };
             while let Some((position, _)) = self.asked.pop_back() {
@@ -184,8 +223,17 @@ impl Client {
                 changed = curators.changed() => if changed.is_err() { return Ok(()) },
             }
         }
-        self.say(String::new());
-        Ok(())
+    }
+
+    /// Begins again where the training thread says, by its order.
+    fn follow_order(&mut self) {
+        let Order { number, laps, first_step } = self.signals.order.borrow_and_update().clone();
+        (self.order_number, self.order.laps) = (number, laps);
+        self.asked.clear();
+        self.again.clear();
+        let steps = first_step..self.plan.steps.end;
+        self.positions = Positions { gang: self.plan.gang, steps, current: 0..0 }.peekable();
+        self.signals.starved.send_replace(None);
     }
 
     fn first_missing(&mut self) -> Option<u64> {
@@ -197,7 +245,7 @@ impl Client {
     }
 
     fn say(&self, text: String) {
-        self.waiting_for.send_if_modified(|now| {
+        self.signals.waiting_for.send_if_modified(|now| {
             let changed = *now != text;
             *now = text;
             changed
@@ -250,13 +298,18 @@ impl Client {
             if self.done() {
                 return Ok(());
             }
-            let answer = if self.asked.is_empty() {
-                // Only a status can come, and curation may take any time; keep-alive notices a dead peer.
-                answers.message().await
-            } else {
-                tokio::time::timeout(PAIR_TIMEOUT, answers.message())
-                    .await
-                    .map_err(|_| broken(format!("no pair within {PAIR_TIMEOUT:?}")))?
+            let nothing_asked = self.asked.is_empty();
+            let answer = tokio::select! {
+                changed = self.signals.order.changed() => match changed {
+                    Ok(()) => return Err(StreamEnd::Reordered),
+                    Err(_) => return Err(StreamEnd::Fatal(RankError::Stopped("training has ended".into()))),
+                },
+                answer = answers.message() => answer,
+                // With nothing asked for only a status can come, and curation may take any time; keep-alive notices a
+                // dead peer.
+                () = tokio::time::sleep(PAIR_TIMEOUT), if !nothing_asked => {
+                    return Err(broken(format!("no pair within {PAIR_TIMEOUT:?}")));
+                }
             };
             match answer.map_err(StreamEnd::Broken)?.and_then(|answer| answer.message) {
                 Some(Answer::Pair(pair)) => {
@@ -267,7 +320,8 @@ impl Client {
                         return Err(broken(format!("pair {} came instead of {index}", pair.index)));
                     }
                     self.say(String::new());
-                    deliver(out, Delivery::Pair { position, pair: Box::new(pair) }).await?;
+                    let order = self.order_number;
+                    deliver(out, Delivery::Pair { position, pair: Box::new(pair), order }).await?;
                     self.asked.pop_front();
                     self.damaged = 0;
                     ask(&asks, Ask::Grant(GrantCredits { pairs: 1 }))?;
@@ -311,6 +365,7 @@ impl Client {
                 self.positions.next();
             }
             self.asked.push_back((position, index));
+            self.signals.starved.send_if_modified(|starved| starved.take().is_some());
             match &mut range {
                 Some(open) if open.first_index + u64::from(open.count) == index => open.count += 1,
                 _ => {
@@ -330,6 +385,12 @@ impl Client {
                 self.say(text);
                 Ok(())
             }
+            // The gang decides together: see `train`.
+            OnStarvation::Repeat => {
+                self.say(text);
+                self.signals.starved.send_replace(Some(self.order_number));
+                Ok(())
+            }
             OnStarvation::Stop => Err(StreamEnd::Fatal(RankError::Permanent(format!(
                 "training has to wait for {text}, and onStarvation is stop"
             )))),
@@ -340,6 +401,8 @@ impl Client {
 enum StreamEnd {
     /// Another curator, or the same one later, may do better.
     Broken(Status),
+    /// The training thread wants another order.
+    Reordered,
     Fatal(RankError),
 }
 
@@ -376,7 +439,12 @@ mod tests {
             steps: 0..3,
             on_starvation,
         };
-        let mut client = Client::new(plan, watch::channel(String::new()).0);
+        let signals = Signals {
+            order: watch::channel(Order::default()).1,
+            waiting_for: watch::channel(String::new()).0,
+            starved: watch::channel(None).0,
+        };
+        let mut client = Client::new(plan, signals);
         client.log = LogState { committed, sealed };
         client
     }
@@ -412,11 +480,33 @@ mod tests {
         assert_eq!(asked(&mut client), [(4, 2)]);
         client.asked.clear();
         assert_eq!(asked(&mut client), []);
-        assert_eq!(*client.waiting_for.borrow(), "pair 6 of the log, which has 6 so far");
+        assert_eq!(*client.signals.waiting_for.borrow(), "pair 6 of the log, which has 6 so far");
         client.learn(&LogStatus { committed: 8, sealed: true });
         client.learn(&LogStatus { committed: 5, sealed: false });
         assert_eq!(asked(&mut client).first(), Some(&(6, 2)));
         assert_eq!(client.asked.len(), 8, "a sealed log is read again from the start");
+    }
+
+    #[test]
+    fn a_new_order_is_followed_from_its_first_step() {
+        let mut client = client(10, false, OnStarvation::Repeat);
+        let (orders, order) = watch::channel(Order::default());
+        client.signals.order = order;
+        // Step 0 has 4 to 7; of step 1, 12 to 15, there is nothing yet.
+        assert_eq!(asked(&mut client), [(4, 4)]);
+        assert_eq!(*client.signals.starved.borrow(), None, "four are on their way");
+        client.asked.clear();
+        assert_eq!(asked(&mut client), []);
+        assert_eq!(*client.signals.starved.borrow(), Some(0));
+        let mut laps = Laps::default();
+        laps.push(laps.at_step(1, 8).expect("eight pairs were read"));
+        orders.send_replace(Order { number: 1, laps, first_step: 1 });
+        client.follow_order();
+        assert_eq!(*client.signals.starved.borrow(), None);
+        asked(&mut client);
+        let positions: Vec<u64> = client.asked.iter().map(|(position, _)| *position).collect();
+        assert_eq!(positions, [12, 13, 14, 15]);
+        assert!(client.asked.iter().all(|(_, index)| *index < 8), "{:?}", client.asked);
     }
 
     #[test]

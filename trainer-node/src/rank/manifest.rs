@@ -16,6 +16,8 @@ use crescendo_proto::v1::{Checkpoint, CheckpointFile};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+use super::positions::Lap;
+
 pub const ADAPTER_FILE: &str = "dit_lora.safetensors";
 pub const MODEL_FILE: &str = "model.safetensors";
 pub const EMA_FILE: &str = "ema.safetensors";
@@ -40,6 +42,9 @@ pub struct TrainState {
     pub next_position: u64,
     /// Updates that the optimizer has made; what its bias correction counts with.
     pub optimizer_steps: u64,
+    /// Laps in the global order so far (`onStarvation: repeat`); with `next_position`, where in the log training stood.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub laps: Vec<Lap>,
 }
 
 /// Content of `manifest.json`.

@@ -17,6 +17,7 @@ pub mod history;
 pub mod link;
 pub mod manifest;
 pub mod plan;
+pub mod position_log;
 pub mod positions;
 pub mod restore;
 pub mod run;

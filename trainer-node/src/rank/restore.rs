@@ -17,6 +17,7 @@ use super::manifest::{
     ADAPTER_FILE, EMA_FILE, HISTORY_FILE, MODEL_FILE, OPTIMIZER_FILE, STATE_FILE, TrainState,
 };
 use super::plan::Plan;
+use super::positions::Laps;
 
 /// Prefix of base weights that lie in the object store.
 const STORE_PREFIX: &str = "store:";
@@ -110,6 +111,13 @@ pub async fn gather(
         },
     };
     Ok(Sources { base, resume, init, _base_folder: base_folder })
+}
+
+/// The laps in the order of the pairs that the stage's newest checkpoint has.
+pub fn laps(plan: &Plan, sources: &Sources) -> Result<Laps, RestoreError> {
+    let Some(resume) = &sources.resume else { return Ok(Laps::default()) };
+    let state = read_state(plan, resume)?;
+    Ok(Laps::checked(state.laps).map_err(|error| resume.damaged(STATE_FILE, error))?)
 }
 
 /// Builds what trains. Belongs on the training thread.

@@ -17,9 +17,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 use super::RankError;
-use super::data::{self, DataPlan};
+use super::data::{self, DataPlan, Order, Signals};
 use super::link::{self, Downlink, MEETING_TIMEOUT, Uplink};
 use super::plan::Plan;
+use super::position_log::PositionLog;
 use super::restore::{self, RestoreError, Sources};
 use super::save::Saver;
 use super::train::{self, Training, of_group};
@@ -62,6 +63,9 @@ pub struct RankArgs {
     /// Folder that relative paths of a job spec are below
     #[arg(long)]
     pub library_root: PathBuf,
+    /// Folder to note the positions and pairs of every step in, a file a rank: for tests
+    #[arg(long, env = "CRESCENDO_POSITION_LOG", hide = true)]
+    pub position_log: Option<PathBuf>,
     #[command(flatten)]
     pub log: LogArgs,
 }
@@ -199,8 +203,14 @@ async fn work(
         on_starvation: plan.stage.train.on_starvation,
     };
     let (deliver, deliveries) = mpsc::channel(data_plan.credits() as usize);
-    let (waits, data_waits_for) = watch::channel(String::new());
-    beside.spawn(data::run(data_plan, curators, deliver, waits, stop.clone()).in_current_span());
+    let laps = settle(restore::laps(&plan, &sources), &uplink).await?;
+    let (order, followed) = watch::channel(Order { number: 0, laps, first_step: data_plan.steps.start });
+    let (waiting_for, data_waits_for) = watch::channel(String::new());
+    let (starved, data_starved) = watch::channel(None);
+    let signals = Signals { order: followed, waiting_for, starved };
+    beside.spawn(data::run(data_plan, curators, deliver, signals, stop.clone()).in_current_span());
+    let position_log = args.position_log.as_deref().map(|folder| PositionLog::create(folder, &plan));
+    let position_log = position_log.transpose().map_err(RankError::retryable)?;
     let (saves, requests) = mpsc::channel(1);
     let saver = Saver {
         job_id: plan.attempt.job_id.clone(),
@@ -218,6 +228,9 @@ async fn work(
         group,
         deliveries,
         data_waits_for,
+        data_starved,
+        order,
+        position_log,
         progress,
         saves,
         stop: stop.clone(),
@@ -260,6 +273,9 @@ struct TrainThread {
     group: Arc<OnceLock<ProcessGroup>>,
     deliveries: mpsc::Receiver<Result<data::Delivery, RankError>>,
     data_waits_for: watch::Receiver<String>,
+    data_starved: watch::Receiver<Option<u64>>,
+    order: watch::Sender<Order>,
+    position_log: Option<PositionLog>,
     progress: watch::Sender<RankProgress>,
     saves: mpsc::Sender<super::save::SaveRequest>,
     stop: CancellationToken,
@@ -297,6 +313,9 @@ impl TrainThread {
             restored,
             deliveries: self.deliveries,
             data_waits_for: self.data_waits_for,
+            data_starved: self.data_starved,
+            order: self.order,
+            position_log: self.position_log,
             progress: self.progress,
             saves: self.saves,
             stop: self.stop,

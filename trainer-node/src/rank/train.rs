@@ -7,6 +7,7 @@
 use std::time::{Duration, Instant};
 
 use crescendo_collective::{CollectiveError, PendingReduce, ProcessGroup, ReduceOp};
+use crescendo_core::spec::OnStarvation;
 use crescendo_model::training::MicroBatch;
 use crescendo_model::weights::TensorMap;
 use crescendo_proto::v1::RankProgress;
@@ -17,10 +18,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::RankError;
 use super::batch::{Draws, Sample, SampleShape, Text, micro_batches};
-use super::data::Delivery;
+use super::data::{Delivery, Order};
 use super::history::StepRecord;
 use super::manifest::{ADAPTER_FILE, EMA_FILE, MODEL_FILE, OPTIMIZER_FILE, TrainState};
 use super::plan::Plan;
+use super::position_log::PositionLog;
+use super::positions::Lap;
 use super::restore::Restored;
 use super::save::SaveRequest;
 
@@ -30,6 +33,9 @@ pub const COLLECTIVE_TIMEOUT: Duration = Duration::from_secs(180);
 /// How long a rank waits for its samples before it tells the others that it has to wait.
 const SAMPLES_WAIT: Duration = Duration::from_secs(1);
 
+/// Flag of a rank that starves: more than the most ranks of a gang (1024) that only wait; their sum is exact in float32.
+const STARVED: f32 = 4096.0;
+
 /// Everything that the loop works with.
 pub struct Training {
     pub plan: Plan,
@@ -38,6 +44,12 @@ pub struct Training {
     pub deliveries: mpsc::Receiver<Result<Delivery, RankError>>,
     /// What the data client waits for.
     pub data_waits_for: watch::Receiver<String>,
+    /// Number of the order by which the data client has no next pair.
+    pub data_starved: watch::Receiver<Option<u64>>,
+    /// The order of the pairs that the data client follows.
+    pub order: watch::Sender<Order>,
+    /// Where each step's positions and pairs are noted, for tests.
+    pub position_log: Option<PositionLog>,
     pub progress: watch::Sender<RankProgress>,
     pub saves: mpsc::Sender<SaveRequest>,
     pub stop: CancellationToken,
@@ -58,6 +70,7 @@ pub fn run(training: Training) -> Result<(), RankError> {
         draws,
         ready: Vec::new(),
         empty_text: None,
+        noted: Vec::new(),
         saving: None,
         save_due: false,
         samples_per_sec: None,
@@ -82,6 +95,8 @@ struct Loop {
     /// Samples of the next step that have come.
     ready: Vec<Sample>,
     empty_text: Option<Text>,
+    /// Positions and log indices of `ready`.
+    noted: Vec<(u64, u64)>,
     /// Outcome of the save under way.
     saving: Option<oneshot::Receiver<Result<(), RankError>>>,
     /// A save was due while another was under way.
@@ -98,6 +113,7 @@ impl Loop {
         self.await_samples(step)?;
         let waited = began.elapsed();
         let samples = std::mem::take(&mut self.ready);
+        let noted = std::mem::take(&mut self.noted);
         let train = &self.training.plan.stage.train;
         let micros =
             micro_batches(&samples, train.micro_batch as usize, &self.draws, self.training.plan.device)?;
@@ -125,6 +141,9 @@ impl Loop {
         }
         restored.step = step + 1;
         restored.history.push(&record);
+        if let Some(log) = &mut self.training.position_log {
+            log.note(step, &noted).map_err(RankError::retryable)?;
+        }
         self.save_if_due()
     }
 
@@ -141,7 +160,9 @@ impl Loop {
                             .map_err(|reason| RankError::Permanent(format!("empty prompt: {reason}")))?;
                         self.empty_text = Some(text);
                     }
-                    Some(Delivery::Pair { position, pair }) => {
+                    // What was under way when the order changed.
+                    Some(Delivery::Pair { order, .. }) if order != self.training.order.borrow().number => {}
+                    Some(Delivery::Pair { position, pair, .. }) => {
                         let mut sample = Sample::new(position, &pair, &self.shape)?;
                         if positions.next() != Some(sample.position()) {
                             return Err(RankError::Retryable(format!(
@@ -154,13 +175,23 @@ impl Loop {
                             sample.drop_text(empty);
                         }
                         self.ready.push(sample);
+                        self.noted.push((position, pair.index));
                     }
                     None => break,
                 }
             }
             let waits = self.ready.len() < needed;
-            if !self.anyone_waits(waits)? {
-                return Ok(());
+            let lap = self.lap(step);
+            let number = self.training.order.borrow().number;
+            let starved = waits && *self.training.data_starved.borrow() == Some(number);
+            match self.agree(waits, starved && lap.is_some())? {
+                Agreed::Ready => return Ok(()),
+                Agreed::Wait => {}
+                Agreed::Repeat => {
+                    self.begin_lap(step, lap)?;
+                    positions = self.training.plan.gang.positions(step);
+                    continue;
+                }
             }
             self.check_stop()?;
             let reason = match self.training.data_waits_for.borrow().as_str() {
@@ -191,16 +222,49 @@ impl Loop {
         })
     }
 
-    /// Whether any rank still waits for samples; the same answer on all.
-    fn anyone_waits(&self, waits: bool) -> Result<bool, RankError> {
-        if self.training.group.world() == 1 {
-            return Ok(waits);
+    /// The lap that the gang would go on with if `step` cannot be had. The same on all ranks: they have the same laps.
+    fn lap(&self, step: u64) -> Option<Lap> {
+        let Training { plan, order, .. } = &self.training;
+        match plan.stage.train.on_starvation {
+            OnStarvation::Repeat => order.borrow().laps.at_step(step, plan.gang.global_batch),
+            OnStarvation::Wait | OnStarvation::Stop => None,
         }
-        let flag = Tensor::f_from_slice(&[f32::from(u8::from(waits))])
+    }
+
+    /// Puts a lap into the order and begins `step` anew. All ranks do so at the same step, before any trains it.
+    fn begin_lap(&mut self, step: u64, lap: Option<Lap>) -> Result<(), RankError> {
+        let lap =
+            lap.ok_or_else(|| RankError::Retryable("the gang repeats what this rank has not".into()))?;
+        self.ready.clear();
+        self.noted.clear();
+        self.training.order.send_modify(|order| {
+            order.number += 1;
+            order.laps.push(lap);
+            order.first_step = step;
+        });
+        let laps = self.training.order.borrow().laps.all().len() as u64;
+        self.training.progress.send_modify(|progress| progress.laps = laps);
+        tracing::info!(
+            step = step + 1,
+            from = lap.from,
+            pairs = lap.pairs,
+            laps,
+            "no new pairs yet: going round those before once more"
+        );
+        Ok(())
+    }
+
+    /// Whether any rank still waits for samples, and whether for want of pairs in the log; the same answer on all.
+    fn agree(&self, waits: bool, starved: bool) -> Result<Agreed, RankError> {
+        let mine = if starved { STARVED } else { f32::from(u8::from(waits)) };
+        if self.training.group.world() == 1 {
+            return Ok(Agreed::of(f64::from(mine)));
+        }
+        let flag = Tensor::f_from_slice(&[mine])
             .and_then(|flag| flag.f_to_device(self.training.plan.device))
             .map_err(RankError::retryable)?;
         self.training.group.all_reduce(&flag, ReduceOp::Sum, COLLECTIVE_TIMEOUT).map_err(of_group)?;
-        Ok(number(&flag)? > 0.0)
+        Ok(Agreed::of(number(&flag)?))
     }
 
     /// Leaves the gradients of the global batch in the buckets; returns its mean loss.
@@ -257,6 +321,7 @@ impl Loop {
             samples_per_sec: smooth,
             data_wait_fraction: (waited_seconds / record.seconds.max(1e-9)).clamp(0.0, 1.0),
             waiting_for: String::new(),
+            laps: self.training.order.borrow().laps.all().len() as u64,
         });
         tracing::debug!(step = record.step, loss = record.loss, grad_norm = record.grad_norm, "step");
     }
@@ -336,6 +401,7 @@ impl Loop {
                 step: restored.step,
                 next_position: restored.step * u64::from(plan.gang.global_batch),
                 optimizer_steps: restored.optimizer.steps(),
+                laps: self.training.order.borrow().laps.all().to_vec(),
             },
             tensors: copies().map_err(RankError::retryable)?,
             history: restored.history.to_bytes(),
@@ -348,6 +414,29 @@ impl Loop {
             .try_send(request)
             .map_err(|_| RankError::Retryable("the saver takes no requests".into()))?;
         Ok(outcome)
+    }
+}
+
+/// What all ranks do next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Agreed {
+    /// Everyone has its samples.
+    Ready,
+    Wait,
+    /// Someone's next pair is not made yet, and the stage repeats meanwhile.
+    Repeat,
+}
+
+impl Agreed {
+    /// From the sum of all ranks' flags: 0, 1 or [`STARVED`] each.
+    fn of(sum: f64) -> Self {
+        if sum >= f64::from(STARVED) {
+            Self::Repeat
+        } else if sum > 0.0 {
+            Self::Wait
+        } else {
+            Self::Ready
+        }
     }
 }
 

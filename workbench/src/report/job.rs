@@ -30,7 +30,17 @@ struct StageJson {
     #[serde(default)]
     pairs_rejected: BTreeMap<String, u64>,
     #[serde(default)]
+    scores: BTreeMap<String, Distribution>,
+    #[serde(default)]
     final_checkpoint: String,
+}
+
+/// Counts of a score in buckets of equal width from `least` to `most`.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Distribution {
+    pub least: f64,
+    pub most: f64,
+    pub counts: Vec<u64>,
 }
 
 /// One stage with the files of its final checkpoint.
@@ -40,6 +50,8 @@ pub struct FinishedStage {
     pub restarts: u32,
     pub pairs_committed: u64,
     pub pairs_rejected: BTreeMap<String, u64>,
+    /// Of each score, over all candidates.
+    pub scores: BTreeMap<String, Distribution>,
     /// Path of the stage's LoRA.
     pub lora: PathBuf,
     pub history: Vec<StepRecord>,
@@ -79,6 +91,7 @@ impl FinishedJob {
                     restarts: stage.restarts,
                     pairs_committed: stage.pairs_committed,
                     pairs_rejected: stage.pairs_rejected.clone(),
+                    scores: stage.scores.clone(),
                     lora: folder.join("dit_lora.safetensors"),
                     history: history::parse(&text)
                         .with_context(|| format!("read {}", history_path.display()))?,

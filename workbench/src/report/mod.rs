@@ -232,6 +232,7 @@ fn stage_report<'a>(stage: &'a FinishedStage, spec: &StageSpec) -> StageReport<'
         restarts: stage.restarts,
         pairs_accepted: stage.pairs_committed,
         pairs_rejected: stage.pairs_rejected.iter().map(|(reason, n)| (reason.as_str(), *n)).collect(),
+        scores: &stage.scores,
         history: &stage.history,
     }
 }

@@ -1,11 +1,13 @@
 //! The report as one HTML file: figures, pictures and curves, with nothing to load from elsewhere.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use base64::Engine as _;
 
 use super::curve::{Series, escape, smooth, svg_chart};
 use super::history::StepRecord;
+use super::job::Distribution;
 use super::score::Score;
 
 /// Everything that the page shows.
@@ -35,6 +37,8 @@ pub struct StageReport<'a> {
     pub pairs_accepted: u64,
     /// Reason and count.
     pub pairs_rejected: Vec<(&'a str, u64)>,
+    /// Of each score, over all candidates.
+    pub scores: &'a BTreeMap<String, Distribution>,
     pub history: &'a [StepRecord],
 }
 
@@ -114,6 +118,9 @@ fn push_stage(html: &mut String, stage: &StageReport) {
             all.join(", ")
         }
     );
+    for (name, scores) in stage.scores {
+        html.push_str(&bars(name, scores));
+    }
     let column = |value: fn(&StepRecord) -> f64| -> Vec<(f64, f64)> {
         stage.history.iter().map(|r| (r.step as f64, value(r))).collect()
     };
@@ -140,6 +147,37 @@ fn push_stage(html: &mut String, stage: &StageReport) {
     ));
 }
 
+/// A score's distribution as bars.
+fn bars(name: &str, scores: &Distribution) -> String {
+    let Distribution { least, most, counts } = scores;
+    let (wide, high) = (600.0, 90.0);
+    let top = counts.iter().copied().max().unwrap_or(0).max(1) as f64;
+    let step = wide / counts.len().max(1) as f64;
+    let mut svg = format!(
+        "<figure><figcaption>{} <small>all candidates, accepted or not: {}</small></figcaption><svg viewBox=\"0 0 {wide} {}\">",
+        escape(name),
+        counts.iter().sum::<u64>(),
+        high + 14.0
+    );
+    for (n, count) in counts.iter().enumerate() {
+        let bar = high * *count as f64 / top;
+        let _ = write!(
+            svg,
+            "<rect x=\"{:.1}\" y=\"{:.1}\" width=\"{:.1}\" height=\"{bar:.1}\" fill=\"#2a6fdb\"/>",
+            n as f64 * step,
+            high - bar,
+            (step - 1.0).max(0.5)
+        );
+    }
+    let _ = write!(
+        svg,
+        "<text class=\"tick\" x=\"0\" y=\"{y}\">{least}</text>\
+         <text class=\"tick\" x=\"{wide}\" y=\"{y}\" text-anchor=\"end\">{most}</text></svg></figure>",
+        y = high + 12.0
+    );
+    svg
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -147,6 +185,8 @@ mod tests {
     #[test]
     fn the_page_is_self_contained_and_escapes_what_users_wrote() {
         let history = [StepRecord { step: 1, loss: 0.5, grad_norm: 1.0, learning_rate: 1e-3, seconds: 0.5 }];
+        let similarity = Distribution { least: -1.0, most: 1.0, counts: vec![1, 11] };
+        let scores = BTreeMap::from([("similarity".to_owned(), similarity)]);
         let score = Score { label: "base".into(), references: 0, per_subject: vec![vec![true, false]] };
         let page = render(&Report {
             job_id: "x-1",
@@ -158,6 +198,7 @@ mod tests {
                 restarts: 0,
                 pairs_accepted: 10,
                 pairs_rejected: vec![("similarity_low", 2)],
+                scores: &scores,
                 history: &history,
             }],
             scores: std::slice::from_ref(&score),
@@ -169,6 +210,7 @@ mod tests {
         });
         assert!(!page.contains("<script"), "{page}");
         assert!(!page.contains("http://") && !page.contains("https://"), "{page}");
+        assert!(page.contains("accepted or not: 12"), "{page}");
         assert!(page.contains("similarity_low 2") && page.contains("50.0 %"), "{page}");
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::error::Refused;
+use crate::histogram::ScoreCounts;
 use crate::ids::{NodeId, StageRef, Timestamp};
 use crate::pairlog::{Lease, REJECTION_REASONS, UnitPolicy};
 use crate::records::{Record, ShardRecord, UnitRecord, UnitResult, UnitState, Write};
@@ -26,6 +27,7 @@ pub struct UnitCommit {
     pub lease: UnitLeaseRef,
     pub shard: ShardRecord,
     pub rejected: BTreeMap<String, u64>,
+    pub scores: ScoreCounts,
     pub exhausted: bool,
 }
 
@@ -112,7 +114,8 @@ pub fn commit_unit(state: &ClusterState, commit: UnitCommit) -> Result<UnitCommi
     }
     let record = held(stage, &commit.lease)?;
     check_result(&commit)?;
-    let result = UnitResult { shard: commit.shard, rejected: commit.rejected, exhausted: commit.exhausted };
+    let UnitCommit { shard, rejected, scores, exhausted, .. } = commit;
+    let result = UnitResult { shard, rejected, scores, exhausted };
     let record = UnitRecord { state: UnitState::Done(result), ..record.clone() };
     Ok(UnitCommitted { done_already: false, writes: vec![Write::Put(Record::Unit(record))] })
 }

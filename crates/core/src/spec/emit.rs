@@ -75,11 +75,22 @@ fn write_data(out: &mut Writer, data: &DataSpec) {
             out.line(4, "nameShare", number(*name_share));
             out.line(4, "holdOutOneIn", hold_out_one_in);
         }
-        DataSource::Import(ImportSpec { path, format, min_score, resolution }) => {
+        DataSource::Import(ImportSpec {
+            path,
+            format,
+            min_score,
+            score_disagreement,
+            score_invalid,
+            directions,
+            resolution,
+        }) => {
             out.line(4, "source", "import");
             out.line(4, "path", text(path));
             out.line(4, "format", word(format));
             out.line(4, "minScore", number(*min_score));
+            out.line(4, "scoreDisagreement", word(score_disagreement));
+            out.line(4, "scoreInvalid", word(score_invalid));
+            out.line(4, "directions", word(directions));
             out.line(4, "resolution", resolution);
         }
     }

@@ -211,6 +211,19 @@ fn import(reader: &mut Reader, section: Section<'_>, path: &Path, size: u32) -> 
             _ => ImportFormat::Uno1m,
         },
         min_score: number(reader, section, &path.field("minScore"), "spec.stages[].data.minScore"),
+        score_disagreement: match reader.word(section, &path.field("scoreDisagreement")) {
+            Some("trust") => ScoreDisagreement::Trust,
+            Some("reject") => ScoreDisagreement::Reject,
+            _ => ScoreDisagreement::Recompute,
+        },
+        score_invalid: match reader.word(section, &path.field("scoreInvalid")) {
+            Some("ignore") => ScoreInvalid::Ignore,
+            _ => ScoreInvalid::Reject,
+        },
+        directions: match reader.word(section, &path.field("directions")) {
+            Some("both") => Directions::Both,
+            _ => Directions::Forward,
+        },
         resolution: whole_or(reader, section, &path.field("resolution"), size),
     }
 }
@@ -262,6 +275,7 @@ fn train(
         ema_decay: reader.number(section, &path.field("emaDecay")),
         resolution: whole_or(reader, section, &path.field("resolution"), resolution),
         on_starvation: match reader.word(section, &path.field("onStarvation")) {
+            Some("repeat") => OnStarvation::Repeat,
             Some("stop") => OnStarvation::Stop,
             _ => OnStarvation::Wait,
         },

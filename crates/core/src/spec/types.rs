@@ -193,8 +193,53 @@ pub struct ImportSpec {
     pub format: ImportFormat,
     /// UNO-1M: keep records whose recomputed score (mean of the parts) is at least this, 0 to 4.
     pub min_score: f64,
+    /// UNO-1M: what to do where the published total is not the mean of its parts. Specs that were stored before there was a
+    /// choice recompute it.
+    #[serde(default)]
+    pub score_disagreement: ScoreDisagreement,
+    /// UNO-1M: what to do with a score outside 0 to 4.
+    #[serde(default)]
+    pub score_invalid: ScoreInvalid,
+    /// UNO-1M: which of the two pictures may be the target.
+    #[serde(default)]
+    pub directions: Directions,
     /// Target resolution in pixels: pictures go to the nearest aspect bucket at this size.
     pub resolution: u32,
+}
+
+/// Which score a record has when its published total is not the mean of its parts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ScoreDisagreement {
+    /// The mean of the parts, as the paper defines it.
+    #[default]
+    Recompute,
+    /// The published total, as the published filter script takes it.
+    Trust,
+    /// None: it is rejected.
+    Reject,
+}
+
+/// What becomes of a record with a score outside 0 to 4.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ScoreInvalid {
+    /// It is rejected.
+    #[default]
+    Reject,
+    /// Such a part, or such a total, counts as absent.
+    Ignore,
+}
+
+/// Which pairs a record gives.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Directions {
+    /// The first picture is the reference, the second the target (released code).
+    #[default]
+    Forward,
+    /// That, and the reverse with the first picture's caption.
+    Both,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -320,6 +365,8 @@ pub enum TimestepSampling {
 pub enum OnStarvation {
     /// Wait, and say so. Keeps runs reproducible.
     Wait,
+    /// Go once round the pairs that were read so far, in another order, then look again.
+    Repeat,
     /// Fail the job.
     Stop,
 }

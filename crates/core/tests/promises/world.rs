@@ -503,7 +503,13 @@ impl World {
             size_bytes: 100,
             sha256: "a".repeat(64),
         };
-        let commit = UnitCommit { lease: lease.clone(), shard, rejected: BTreeMap::new(), exhausted: false };
+        let commit = UnitCommit {
+            lease: lease.clone(),
+            shard,
+            rejected: BTreeMap::new(),
+            scores: Default::default(),
+            exhausted: false,
+        };
         match requests::commit_unit(&self.state, commit) {
             Ok(committed) => {
                 let newest = before.is_some_and(|unit| unit.lease_generation == lease.lease_generation);

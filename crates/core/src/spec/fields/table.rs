@@ -326,6 +326,33 @@ pub const FIELDS: &[Field] = &[
     with(
         IMPORT,
         field(
+            "spec.stages[].data.scoreDisagreement",
+            Kind::Word(&["recompute", "trust", "reject"]),
+            Default::Word("recompute"),
+            "UNO-1M: the score of a record whose published total is not the mean of its parts, as about 4 in 10 are: the mean (paper, section 3.2), the total (the published filter script), or none (`score_disagrees`).",
+        ),
+    ),
+    with(
+        IMPORT,
+        field(
+            "spec.stages[].data.scoreInvalid",
+            Kind::Word(&["reject", "ignore"]),
+            Default::Word("reject"),
+            "UNO-1M: a record with a score outside 0 to 4 is rejected (`score_invalid`), or that score counts as absent.",
+        ),
+    ),
+    with(
+        IMPORT,
+        field(
+            "spec.stages[].data.directions",
+            Kind::Word(&["forward", "both"]),
+            Default::Word("forward"),
+            "UNO-1M: `forward` takes the first picture as reference and the second as target (released code); `both` also the reverse, with the first picture's caption: two candidates a record.",
+        ),
+    ),
+    with(
+        IMPORT,
+        field(
             "spec.stages[].data.resolution",
             whole(16, 4096),
             Default::From("512; 32 for `nano`"),
@@ -603,9 +630,9 @@ pub const FIELDS: &[Field] = &[
     ),
     field(
         "spec.stages[].train.onStarvation",
-        Kind::Word(&["wait", "stop"]),
+        Kind::Word(&["wait", "repeat", "stop"]),
         Default::Word("wait"),
-        "When the next pair is not there and curation goes on: wait for it, or fail the job.",
+        "When the next pair is not there and curation goes on: wait for it, go once more round the pairs that were read so far, or fail the job. With `repeat` the order depends on how fast pairs are made.",
     ),
     field(
         "spec.checkpoints",

@@ -40,6 +40,13 @@ fn source() -> impl Strategy<Value = DataSource> {
             path,
             format: ImportFormat::Webdataset,
             min_score: 4.0 * score,
+            score_disagreement: [
+                ScoreDisagreement::Recompute,
+                ScoreDisagreement::Trust,
+                ScoreDisagreement::Reject,
+            ][size as usize % 3],
+            score_invalid: [ScoreInvalid::Reject, ScoreInvalid::Ignore][size as usize % 2],
+            directions: [Directions::Forward, Directions::Both][size as usize % 2],
             resolution: 16 * size,
         })
     });
@@ -157,7 +164,7 @@ fn stage_spec(gpus: u32) -> impl Strategy<Value = StageSpec> {
                 },
                 ema_decay,
                 resolution: 16 * size,
-                on_starvation: if positions == 1 { OnStarvation::Wait } else { OnStarvation::Stop },
+                on_starvation: [OnStarvation::Wait, OnStarvation::Repeat, OnStarvation::Stop][positions % 3],
             },
         }
     })
