@@ -12,7 +12,7 @@ export PATH := $(TOOLS)/bin:$(PATH)
 LIGHT := crescendo-core crescendo-store crescendo-proto crescendo-node crescendo-controller crescendo-cli
 CARGO_TOOL = cargo $(1) --version >/dev/null 2>&1 || cargo install --locked --quiet --root $(TOOLS) cargo-$(1)
 
-.PHONY: help setup build demo-data demo test test-light chart-test chaos lint fmt bench doc clean
+.PHONY: help setup build demo-data demo test test-light chart-test chaos lint fmt bench ablations doc clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | \
@@ -63,6 +63,9 @@ fmt: ## Format the code
 
 bench: build ## Measure, and print the figures of docs/benchmarks.md
 	@scripts/bench.sh
+
+ablations: build demo-data ## Run the paper's comparisons in miniature, three seeds each (hours)
+	@python3 bench/ablations.py
 
 doc: setup ## Build the API documentation into target/doc
 	cargo doc --workspace --no-deps

@@ -268,6 +268,22 @@ async fn bad_weights_end_the_job_and_name_the_file() {
     assert!(failed.permanent && failed.reason.contains("base.safetensors"), "{failed:?}");
 }
 
+#[tokio::test]
+async fn a_loss_that_is_not_finite_ends_the_job_and_is_never_saved() {
+    let folder = home();
+    let folder = folder.path();
+    let cluster = Cluster::start(16).await;
+    let a = Agent::start(folder, &cluster, "node-a", 1);
+    cluster.connected("node-a").await;
+    let mut spec = spec(4, 1);
+    // The first update throws the weights out of the range of float32.
+    spec.stages[0].train.learning_rate = 1e38;
+    start(folder, &cluster, &[&a], "exploded", 1, &spec, None);
+    let failed = cluster.report("exploded", 1, AttemptPhase::Failed).await;
+    assert!(failed.permanent && failed.reason.contains("step 2: the loss is"), "{failed:?}");
+    assert!(cluster.state().checkpoints.is_empty());
+}
+
 /// A process that is not there, or only waits to be reaped, is not alive.
 fn alive(pid: u32) -> bool {
     std::fs::read_to_string(format!("/proc/{pid}/stat"))
