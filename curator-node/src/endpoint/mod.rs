@@ -60,7 +60,9 @@ pub enum EndpointError {
     Denied { name: String, reason: String },
     #[error("endpoint {name} failed {tries} times, at last: {last}")]
     Failed { name: String, tries: u32, last: Failure },
-    #[error("endpoint {name}: the job's spending limit of {limit} is reached: {spent} are spent or under way")]
+    #[error(
+        "endpoint {name}: the job's spending limit of {limit} is reached: {spent} are spent or under way"
+    )]
     SpendLimit { name: String, spent: Spent, limit: Spent },
     #[error("endpoint {name} is too busy: {reason}")]
     Busy { name: String, reason: String },
@@ -254,7 +256,8 @@ impl Client {
             Ok(mut limits) => limits.reserve(tokens, now),
             Err(_) => return Err(busy("the count of its limits is lost".to_owned())),
         };
-        let wait = wait.map_err(|too_long| busy(format!("its rate limits allow the next request in {too_long:?}")))?;
+        let wait =
+            wait.map_err(|too_long| busy(format!("its rate limits allow the next request in {too_long:?}")))?;
         tokio::time::sleep(wait).await;
         Ok(())
     }

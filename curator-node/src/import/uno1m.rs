@@ -174,8 +174,12 @@ impl Uno1m {
             if let (Some(total), Some(fields)) = (disagreeing_total, provenance.as_object_mut()) {
                 fields.insert("published_score".to_owned(), json!(total));
             }
-            let words =
-                captions.subject.iter().take(1).map(|words| caption(words)).collect::<Result<Vec<_>, Rejection>>()?;
+            let words = captions
+                .subject
+                .iter()
+                .take(1)
+                .map(|words| caption(words))
+                .collect::<Result<Vec<_>, Rejection>>()?;
             Ok(Pair {
                 prompt: caption(prompt)?,
                 target: self.picture(target)?,

@@ -149,9 +149,11 @@ pub(super) mod tests {
 
     /// A tokenizer of four words and CLIP's special tokens.
     fn tokenizer(path: &Path) {
-        let special = |token: &str, id: u32| json!({
-            "id": id, "content": token, "special": true, "normalized": false, "single_word": false, "lstrip": false, "rstrip": false,
-        });
+        let special = |token: &str, id: u32| {
+            json!({
+                "id": id, "content": token, "special": true, "normalized": false, "single_word": false, "lstrip": false, "rstrip": false,
+            })
+        };
         let file = json!({
             "version": "1.0", "truncation": null, "padding": null,
             "added_tokens": [special("<|startoftext|>", 4), special("<|endoftext|>", 5)],
@@ -241,10 +243,19 @@ pub(super) mod tests {
         assert!((judged[0].score.expect("compared") - 4.0).abs() < 1e-4);
         let kept = judged[0].outcome.as_ref().expect("a copy is alike");
         assert!((kept.scores["judge"] - 4.0).abs() < 1e-4);
-        let kind = |pair: &Pair| pair.provenance.get("judge").and_then(|j| j.get("kind")).and_then(Value::as_str).map(str::to_owned);
+        let kind = |pair: &Pair| {
+            pair.provenance
+                .get("judge")
+                .and_then(|j| j.get("kind"))
+                .and_then(Value::as_str)
+                .map(str::to_owned)
+        };
         assert_eq!(kind(kept).as_deref(), Some("clip"));
         assert_eq!(judged[1].score, judged[3].score);
-        assert_eq!(judged[3].outcome.as_ref().err().map(|rejected| rejected.reason), Some(Rejection::JudgeLow));
+        assert_eq!(
+            judged[3].outcome.as_ref().err().map(|rejected| rejected.reason),
+            Some(Rejection::JudgeLow)
+        );
         assert!(judged[2].score.is_none() && judged[2].outcome.is_ok());
         assert!(judge.judge(Vec::new(), 0.0).expect("nothing to do").is_empty());
     }

@@ -16,8 +16,34 @@ pub const BEST: u8 = 4;
 
 /// Names that are no parts of anything: headings and sums, which careless readers of such answers have taken for parts.
 const NO_PARTS: &[&str] = &[
-    "answer", "average", "conclusion", "final", "final score", "id", "json", "mean", "na", "n a", "none", "note", "notes", "null", "output", "overall",
-    "overall score", "part", "parts", "reason", "record", "record number", "result", "score", "scores", "sum", "summary", "total",
+    "answer",
+    "average",
+    "conclusion",
+    "final",
+    "final score",
+    "id",
+    "json",
+    "mean",
+    "na",
+    "n a",
+    "none",
+    "note",
+    "notes",
+    "null",
+    "output",
+    "overall",
+    "overall score",
+    "part",
+    "parts",
+    "reason",
+    "record",
+    "record number",
+    "result",
+    "score",
+    "scores",
+    "sum",
+    "summary",
+    "total",
     "total score",
 ];
 
@@ -124,7 +150,9 @@ mod tests {
 
     #[test]
     fn a_clean_answer_is_read_and_its_mean_is_ours() {
-        let read = parse_scores("```json\n{\"scores\": [{\"part\": \"handle\", \"score\": 4}, {\"part\": \"text 'HELLO'\", \"score\": 3}]}\n```");
+        let read = parse_scores(
+            "```json\n{\"scores\": [{\"part\": \"handle\", \"score\": 4}, {\"part\": \"text 'HELLO'\", \"score\": 3}]}\n```",
+        );
         let read = read.expect("it is clean");
         assert_eq!(read.mean(), 3.5);
         assert_eq!(read.parts()[1], PartScore { part: "text 'HELLO'".into(), score: 3 });
@@ -164,7 +192,16 @@ mod tests {
             let read = scores(&format!("{{\"part\": \"handle\", \"score\": {score}}}"));
             assert_eq!(read, Err(ParseError::Score { number: 1 }), "{score}");
         }
-        for name in ["Record Number", "ID", "# Output", "**Total**", "overall score", "12", "the final score", "- handle"] {
+        for name in [
+            "Record Number",
+            "ID",
+            "# Output",
+            "**Total**",
+            "overall score",
+            "12",
+            "the final score",
+            "- handle",
+        ] {
             let read = scores(&format!("{{\"part\": \"{name}\", \"score\": 4}}"));
             assert_eq!(read, Err(ParseError::NoPart { number: 1 }), "{name}");
         }

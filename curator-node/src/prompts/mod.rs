@@ -140,8 +140,7 @@ impl PromptBook {
             None => ("(built in)".to_owned(), taxonomy::BUILT_IN.to_owned()),
             Some(path) => (path.clone(), read(path, taxonomy::MAX_BYTES, roots)?),
         };
-        let categories =
-            taxonomy::parse(&text).map_err(|reason| PromptError::Taxonomy { path, reason })?;
+        let categories = taxonomy::parse(&text).map_err(|reason| PromptError::Taxonomy { path, reason })?;
         let count = categories.len() * spec.styles.len() * spec.subjects_per_category as usize;
         if count > MAX_SUBJECTS {
             return Err(PromptError::Many { count });
@@ -213,8 +212,7 @@ impl PromptBook {
     /// its own.
     pub fn prompt(&self, index: u64) -> DiptychPrompt {
         let total = self.prompts();
-        let place =
-            order::place(index % total, total, "prompt order", &[self.seed, index / total]);
+        let place = order::place(index % total, total, "prompt order", &[self.seed, index / total]);
         // The first entry begins at 0, so there always is one that begins at or before the place.
         let at = self.before.partition_point(|start| *start <= place) - 1;
         let entry = &self.entries[at];
