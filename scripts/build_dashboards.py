@@ -111,7 +111,7 @@ DASHBOARDS = {
                 panel("Share rejected",
                       (f"sum(rate(crescendo_curator_pairs_rejected_total{{{NODE}}}[$__rate_interval])) / (sum(rate(crescendo_curator_pairs_rejected_total{{{NODE}}}[$__rate_interval])) + sum(rate(crescendo_curator_pairs_accepted_total{{{NODE}}}[$__rate_interval])))", "rejected"), unit="percentunit"),
                 panel("Similarity of references to targets", (f"sum by (le) (increase(crescendo_curator_similarity_bucket{{{NODE}}}[$__rate_interval]))", "{{le}}"), kind="heatmap", width=12, least=None,
-                      help="Cosine by the filter's image encoder, of pairs that were accepted."),
+                      help="Cosine by the filter's image encoder, of all pairs that it compared, rejected ones too."),
                 panel("Jobs that wait for curation", (f'sum by (reason) (crescendo_jobs_waiting{{{NS}, reason=~"pairs|curators_busy|no_curator"}} {LED})', "{{reason}}"), width=12, stack=True),
             ]),
             ("Units", [

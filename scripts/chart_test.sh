@@ -8,7 +8,7 @@ cd "$(dirname "$0")/.."
 script=chart-test
 . scripts/need.sh
 
-need "python3 -c 'import sys; sys.exit(sys.version_info < (3, 9))'" "Python 3.9 or newer" "python3"
+need "python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))'" "Python 3.10 or newer" "python3"
 need "python3 -c 'import venv, ensurepip'" "Python's venv module" "python3-venv"
 need "command -v promtool && command -v prometheus" "Prometheus with promtool" "prometheus"
 

@@ -93,6 +93,22 @@ def test_fires_or_keeps_quiet(alert, kind, what, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.parametrize("alert", ALERTS)
+def test_annotations_are_filled_in(alert, tmp_path):
+    """promtool shows an alert's annotations only where they are not those expected: nothing is expected here."""
+    case = next(iter(CASES[alert]["fires"].values()))
+    one = unit_test(alert, case["series"], case["at"], True)
+    one.pop("promql_expr_test")
+    one["alert_rule_test"] = [{"eval_time": case["at"], "alertname": alert, "exp_alerts": []}]
+    document = {"rule_files": [str(path) for path in alert_files()], "evaluation_interval": "1m", "tests": [one]}
+    file = tmp_path / "test.yaml"
+    file.write_text(yaml.safe_dump(document))
+    shown = promtool("test", "rules", str(file)).stderr
+    assert 'description="' in shown, shown
+    for wrong in ("error expanding", "no value", "{{", "%!"):
+        assert wrong not in shown, shown
+
+
 @pytest.mark.parametrize("rule", rules(), ids=lambda rule: rule.get("alert") or rule["record"])
 def test_rules_use_what_exists(rule):
     check_query(rule["expr"])

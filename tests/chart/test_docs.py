@@ -6,7 +6,7 @@ import pytest
 
 from chart import CHART, KUBERNETES_VERSIONS, ROOT, RUNBOOKS
 
-PAGES = [ROOT / "docs/install.md", ROOT / "images/README.md", *sorted(RUNBOOKS.glob("*.md"))]
+PAGES = [ROOT / "docs/install.md", ROOT / "images/README.md", CHART / "README.md", *sorted(RUNBOOKS.glob("*.md"))]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

