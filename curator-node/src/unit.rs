@@ -1,5 +1,6 @@
 //! One unit of curation: candidates in, a shard out. Runs on the curation thread.
 
+use crate::endpoint::EndpointError;
 use crate::filter::SimilarityFilter;
 use crate::judge::{Judge, JudgeError};
 use crate::pair::{Pair, Rejected, Rejection};
@@ -25,13 +26,21 @@ pub enum UnitError {
     #[error("similarity filter: {0}")]
     Filter(#[from] ModelError),
     #[error("judge: {0}")]
-    Judge(JudgeError),
+    Judge(#[source] JudgeError),
     #[error(transparent)]
     Shard(#[from] ShardError),
     #[error("the lease is lost")]
     Abandoned,
     #[error("making the unit panicked")]
     Panicked,
+}
+
+impl UnitError {
+    /// The endpoint's failure that this one rests on, if it does.
+    pub fn endpoint(&self) -> Option<&EndpointError> {
+        let first: &(dyn std::error::Error + 'static) = self;
+        std::iter::successors(Some(first), |error| error.source()).find_map(|error| error.downcast_ref())
+    }
 }
 
 impl From<JudgeError> for UnitError {
@@ -265,6 +274,15 @@ pub(crate) mod tests {
         let reasons: Vec<&str> =
             kept.iter().filter_map(|pair| pair.provenance["rejected"].as_str()).collect();
         assert_eq!(reasons, ["similarity_high", "similarity_high", "similarity_low", "similarity_low"]);
+    }
+
+    #[test]
+    fn an_endpoint_that_is_to_blame_is_found() {
+        let down = || EndpointError::Busy { name: "vlm".into(), reason: "so it is".into() };
+        let judge = UnitError::from(JudgeError::from(down()));
+        assert!(judge.endpoint().is_some_and(EndpointError::is_retryable));
+        assert!(UnitError::from(JudgeError::Abandoned).endpoint().is_none());
+        assert!(matches!(UnitError::from(JudgeError::Abandoned), UnitError::Abandoned));
     }
 
     #[test]

@@ -111,7 +111,7 @@ impl Http {
         let mut bytes = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(|e| self.failure(&e))? {
             let room = most - bytes.len();
-            bytes.extend_from_slice(chunk.get(..room).unwrap_or(&chunk));
+            bytes.extend_from_slice(chunk.get(..room).unwrap_or(&chunk[..]));
             if chunk.len() > room {
                 return Ok((bytes, false));
             }

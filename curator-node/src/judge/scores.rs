@@ -3,6 +3,7 @@
 use crate::endpoint::reply::without_fence;
 use crate::prompts::phrase::{is_hidden, normalised};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use std::collections::BTreeSet;
 
 /// Largest answer that is read, bytes.
@@ -97,8 +98,15 @@ pub fn parse_scores(text: &str) -> Result<Scores, ParseError> {
     if text.len() > MAX_BYTES {
         return Err(ParseError::Long);
     }
-    let answer: Answer = serde_json::from_str(without_fence(text))
-        .map_err(|e| ParseError::Json { line: e.line(), column: e.column() })?;
+    let text = without_fence(text);
+    let unread = |e: serde_json::Error| ParseError::Json { line: e.line(), column: e.column() };
+    let answer: Answer = serde_json::from_str(text).map_err(unread)?;
+    // The line above would also take the fields of an object as a list, in their order.
+    let shape: Value = serde_json::from_str(text).map_err(unread)?;
+    let listed = shape.get("scores").and_then(Value::as_array);
+    if !listed.is_some_and(|scores| scores.iter().all(Value::is_object)) {
+        return Err(ParseError::Json { line: 1, column: 1 });
+    }
     if !(1..=MAX_PARTS).contains(&answer.scores.len()) {
         return Err(ParseError::Count { count: answer.scores.len() });
     }
@@ -170,6 +178,8 @@ mod tests {
             "{}",
             "[]",
             "{\"scores\": {\"handle\": 4}}",
+            "[[[\"handle\", 4]]]",
+            "{\"scores\": [[\"handle\", 4]]}",
             "{\"scores\": [{\"part\": \"handle\", \"score\": 4}], \"final\": 4}",
             "{\"scores\": [{\"part\": \"handle\", \"score\": 4, \"why\": 1}]}",
             "{\"scores\": [{\"part\": \"handle\", \"score\": 4}]} and that is all",

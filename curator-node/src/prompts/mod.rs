@@ -29,6 +29,9 @@ pub use crescendo_core::spec::PromptStyle as Style;
 /// Most subjects of one book.
 const MAX_SUBJECTS: usize = 2_000_000;
 
+/// Most scenes of a subject that the templates make; what a spec may ask for.
+const MAX_SCENES: u32 = 64;
+
 /// What one diptych is to show.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DiptychPrompt {
@@ -64,22 +67,6 @@ pub enum PromptError {
     NoEndpoint { name: String },
     #[error("prompts: {0}")]
     Endpoint(#[from] EndpointError),
-}
-
-impl PromptError {
-    /// Whether the same may succeed later.
-    pub fn is_retryable(&self) -> bool {
-        match self {
-            PromptError::Endpoint(error) => error.is_retryable(),
-            PromptError::Read { .. } => true,
-            PromptError::Path(_)
-            | PromptError::Taxonomy { .. }
-            | PromptError::Subject { .. }
-            | PromptError::Empty
-            | PromptError::Many { .. }
-            | PromptError::NoEndpoint { .. } => false,
-        }
-    }
 }
 
 /// All subjects with their scenes, in a random order of subject and scenes.
@@ -169,7 +156,8 @@ impl PromptBook {
     /// A book of subjects that are taken as they are, with scenes by template.
     fn of_subjects(spec: &PromptSpec, subjects: &[String], seed: u64) -> Result<PromptBook, PromptError> {
         let style = spec.styles.first().copied().unwrap_or(Style::Realistic);
-        let scenes = Scenes::ByTemplate { kind: CategoryKind::Object, count: spec.scenes_per_subject };
+        let scenes =
+            Scenes::ByTemplate { kind: CategoryKind::Object, count: spec.scenes_per_subject.min(MAX_SCENES) };
         let mut entries = Vec::with_capacity(subjects.len());
         for (n, given) in subjects.iter().enumerate() {
             let subject = phrase::phrase(given, MAX_SUBJECT_WORDS).map_err(|reason| {
@@ -240,7 +228,10 @@ fn by_template(spec: &PromptSpec, categories: &[Category], seed: u64) -> Vec<Ent
                 category: category.name.clone(),
                 subject,
                 style: *style,
-                scenes: Scenes::ByTemplate { kind: category.kind, count: spec.scenes_per_subject },
+                scenes: Scenes::ByTemplate {
+                    kind: category.kind,
+                    count: spec.scenes_per_subject.min(MAX_SCENES),
+                },
             }));
         }
     }
