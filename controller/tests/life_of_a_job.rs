@@ -311,7 +311,7 @@ async fn scores_of_committed_units_add_up() -> anyhow::Result<()> {
     let controller = Controller::start().await?;
     let job = controller.submit_job("r-1").await?.job_id;
     let unit = leased(&controller, &job, "c-1").await?;
-    let mut bad = unit_result(&unit, "c-1", 4);
+    let mut bad = support::unit_result(&unit, "c-1", 4);
     bad.scores.insert("beauty".into(), v1::ScoreCounts { counts: vec![1] });
     let refused = controller.curation().commit_unit(bad).await.expect_err("no such score");
     assert_eq!(refused.code(), Code::InvalidArgument);

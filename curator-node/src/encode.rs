@@ -64,7 +64,7 @@ impl Encoders {
 
     /// `[channels, height, width]` of a picture, whose bytes become `[-1, 1]`.
     fn latent(&self, image: &RgbImage) -> Result<TensorData> {
-        let values: Vec<f32> = picture::planar(image, 1.0 / 127.5, -1.0).collect();
+        let values = picture::planes(image, 1.0 / 127.5, -1.0);
         let pixels = Tensor::f_from_slice(&values)?.f_view([
             1,
             3,

@@ -70,7 +70,8 @@ struct Facts {
 /// What the registry has of a stage now.
 pub async fn registered(controllers: &Controllers, job_id: &str, stage: &str) -> Result<Exported> {
     let request = GetJobRequest { job_id: job_id.to_owned() };
-    let asking = JobServiceClient::new(controllers.channel()).get_job(request);
+    let mut jobs = JobServiceClient::new(controllers.channel());
+    let asking = jobs.get_job(request);
     let answer =
         tokio::time::timeout(CALL_DEADLINE, asking).await.context("the controller does not answer")??;
     let job = answer.into_inner().job.context("the controller answered without a job")?;

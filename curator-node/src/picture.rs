@@ -50,6 +50,19 @@ pub fn planar(picture: &RgbImage, scale: f32, offset: f32) -> impl Iterator<Item
     })
 }
 
+/// What [`planar`] gives, at once: pairs are served at the speed of this.
+pub fn planes(picture: &RgbImage, scale: f32, offset: f32) -> Vec<f32> {
+    let raw = picture.as_raw();
+    let count = raw.len() / 3;
+    let mut values = vec![0.0; 3 * count];
+    for (channel, plane) in values.chunks_exact_mut(count.max(1)).enumerate() {
+        for (value, byte) in plane.iter_mut().zip(raw.iter().skip(channel).step_by(3)) {
+            *value = f32::from(*byte) * scale + offset;
+        }
+    }
+    values
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -76,6 +89,9 @@ mod tests {
     #[test]
     fn planes_follow_each_other() {
         let picture = RgbImage::from_raw(2, 1, vec![0, 10, 20, 30, 40, 50]).expect("six bytes");
-        assert_eq!(planar(&picture, 1.0, 1.0).collect::<Vec<_>>(), [1.0, 31.0, 11.0, 41.0, 21.0, 51.0]);
+        let expected = [1.0, 31.0, 11.0, 41.0, 21.0, 51.0];
+        assert_eq!(planar(&picture, 1.0, 1.0).collect::<Vec<_>>(), expected);
+        assert_eq!(planes(&picture, 1.0, 1.0), expected);
+        assert!(planes(&RgbImage::new(0, 0), 1.0, 1.0).is_empty());
     }
 }

@@ -194,7 +194,7 @@ async fn what_cannot_be_curated_is_told_to_the_controller() {
     let controller = FakeController::serve("127.0.0.1:0", log.clone(), work, tasks.clone()).await;
     let _curator = Curator::start(&binary(), folder.path(), controller).expect("start the curator");
     let log = wait_for(&log, "the unit failed and was logged", |log| {
-        !log.failed.is_empty() && !log.logged.is_empty()
+        !log.failed.is_empty() && log.logged.iter().any(|line| line.message.contains("failed"))
     })
     .await;
     assert!(log.failed[0].contains("index.json"), "{:?}", log.failed);

@@ -18,7 +18,8 @@ const LIMIT: Duration = Duration::from_secs(1800);
 const CURATORS: usize = 3;
 const TRAINERS: usize = 2;
 const GLOBAL_BATCH: u64 = 16;
-/// Steps between two kills once there are enough pairs.
+/// Steps that a gang has to do between two deaths: more than from one checkpoint to the next, so that a job that goes on
+/// is not taken for one that fails again and again.
 const PACE_STEPS: u64 = 6;
 const STAGE: &str = "stage-1";
 
@@ -56,7 +57,7 @@ async fn main() -> Result<()> {
     Ok(())
 }
 
-/// Kills until there were enough of them. While pairs are made, curators die; then ranks do, in turn with the others.
+/// Kills until there were enough of them: up to half while pairs are made, the rest spread over the training.
 async fn disturb(
     cluster: &mut Cluster,
     job_id: &str,
@@ -67,7 +68,11 @@ async fn disturb(
     let mut chance = Chance(seed);
     let mut killed: BTreeMap<&'static str, u64> = BTreeMap::new();
     let mut next_step = 1;
-    while killed.values().sum::<u64>() < kills {
+    loop {
+        let done = killed.values().sum::<u64>();
+        if done == kills {
+            return Ok(killed);
+        }
         tokio::time::sleep(Duration::from_millis(100 + chance.below(400))).await;
         let Ok(job) = cluster.job(job_id).await else { continue };
         ensure_goes_on(&job)?;
@@ -77,6 +82,13 @@ async fn disturb(
             "the job was faster than {kills} kills: {killed:?} by step {}",
             stage.step
         );
+        if stage.pairs_sealed || 2 * done >= kills {
+            // The last one by three quarters of the steps.
+            let due = steps * 3 / 4 * (2 * done).saturating_sub(kills) / kills;
+            if stage.step < due {
+                continue;
+            }
+        }
         // A rank that dies before its gang got on is a failure that a job may have only a few of in a row.
         let ranks_may_die = stage.step >= next_step;
         let what = match chance.below(10) {
@@ -103,7 +115,6 @@ async fn disturb(
         }
         eprintln!("{what} killed at step {}, {} pairs", stage.step, stage.pairs_committed);
     }
-    Ok(killed)
 }
 
 fn ensure_goes_on(job: &Job) -> Result<()> {
