@@ -106,11 +106,8 @@ impl Node {
             }
             .instrument(span.clone()),
         );
-        let outside = Outside {
-            network: self.network.clone(),
-            objects: objects.clone(),
-            job_id: stage.job_id.clone(),
-        };
+        let outside =
+            Outside { network: self.network.clone(), objects: objects.clone(), job_id: stage.job_id.clone() };
         let curation = Curation {
             node_id: self.node_id.clone(),
             stage,

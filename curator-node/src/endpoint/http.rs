@@ -31,7 +31,8 @@ impl Http {
     pub fn open(spec: &EndpointSpec, key: Option<Secret>) -> Result<Http, String> {
         let base = spec.url.trim_end_matches('/');
         let url = Url::parse(&format!("{base}/chat/completions")).map_err(|e| format!("url {base}: {e}"))?;
-        let deadline = Duration::try_from_secs_f64(spec.timeout_seconds).map_err(|e| format!("timeout: {e}"))?;
+        let deadline =
+            Duration::try_from_secs_f64(spec.timeout_seconds).map_err(|e| format!("timeout: {e}"))?;
         let mut builder = Client::builder()
             .redirect(Policy::none())
             .referer(false)
@@ -83,7 +84,8 @@ impl Http {
         if !status.is_success() {
             return Err(self.status(response).await);
         }
-        let found = response.headers().get(CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or("of no type");
+        let found =
+            response.headers().get(CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or("of no type");
         let essence = found.split(';').next().unwrap_or_default().trim();
         if !essence.eq_ignore_ascii_case("application/json") {
             return Err(Failure::ContentType { found: excerpt(found) });
@@ -109,7 +111,7 @@ impl Http {
         let mut bytes = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(|e| self.failure(&e))? {
             let room = most - bytes.len();
-            bytes.extend_from_slice(chunk.get(..room).unwrap_or(&chunk));
+            bytes.extend_from_slice(chunk.get(..room).unwrap_or(&chunk[..]));
             if chunk.len() > room {
                 return Ok((bytes, false));
             }

@@ -84,7 +84,11 @@ impl Keys {
         match value("URL") {
             Some(allowed) if same(allowed, url) => {}
             Some(_) => {
-                return Err(KeyError::Address { name: name.into(), url: url.into(), variable: variable("URL") });
+                return Err(KeyError::Address {
+                    name: name.into(),
+                    url: url.into(),
+                    variable: variable("URL"),
+                });
             }
             None => return Err(KeyError::Unknown { name: name.into(), variable: variable("URL") }),
         }
@@ -143,7 +147,10 @@ mod tests {
             error("vlm", "https://thief/v1"),
             "key `vlm` is not for https://thief/v1: CRESCENDO_ENDPOINT_VLM_URL names another address"
         );
-        assert_eq!(error("x", "https://h"), "this curator has no key `x`: CRESCENDO_ENDPOINT_X_URL is not set");
+        assert_eq!(
+            error("x", "https://h"),
+            "this curator has no key `x`: CRESCENDO_ENDPOINT_X_URL is not set"
+        );
         assert_eq!(error("bad", "https://bad"), "key `bad` is empty, too long or not one line");
         assert!(error("gone", "https://gone").contains("cannot be read"));
         let shown = format!("{keys:?} {:?}", keys.find("vlm", "https://host/v1"));

@@ -164,7 +164,9 @@ impl Ledger {
             return Ok(());
         }
         match tokio::time::timeout(DEADLINE, self.write_sum()).await {
-            Ok(outcome) => outcome.map_err(|reason| self.store(format!("cannot write {}: {reason}", self.own))),
+            Ok(outcome) => {
+                outcome.map_err(|reason| self.store(format!("cannot write {}: {reason}", self.own)))
+            }
             Err(_) => Err(self.store(format!("cannot write {}: no answer within {DEADLINE:?}", self.own))),
         }
     }

@@ -60,7 +60,9 @@ pub enum EndpointError {
     Denied { name: String, reason: String },
     #[error("endpoint {name} failed {tries} times, at last: {last}")]
     Failed { name: String, tries: u32, last: Failure },
-    #[error("endpoint {name}: the job's spending limit of {limit} is reached: {spent} are spent or under way")]
+    #[error(
+        "endpoint {name}: the job's spending limit of {limit} is reached: {spent} are spent or under way"
+    )]
     SpendLimit { name: String, spent: Spent, limit: Spent },
     #[error("endpoint {name} is too busy: {reason}")]
     Busy { name: String, reason: String },
@@ -214,24 +216,20 @@ impl Client {
                 // Asked for all the same, so it may be on the bill; what was answered nobody knows.
                 self.ledger.spend(expected.input, 0);
             }
-            match failure.verdict() {
-                Verdict::Retry if tries < self.spec.tries.max(1) => {
-                    let wait = retry::delay(tries, failure.retry_after(), crescendo_node::backoff::random());
-                    tracing::debug!(endpoint = self.spec.name, %failure, tries, ?wait, "trying again");
-                    tokio::time::sleep(wait).await;
-                }
-                Verdict::Retry => {
-                    self.ledger.write_down().await?;
-                    return Err(EndpointError::Failed { name: name(), tries, last: failure });
-                }
-                Verdict::Refused => {
-                    self.ledger.write_down().await?;
-                    return Err(EndpointError::Refused { name: name(), reason: failure.to_string() });
-                }
-                Verdict::Denied => {
-                    return Err(EndpointError::Denied { name: name(), reason: failure.to_string() });
-                }
+            let verdict = failure.verdict();
+            if verdict == Verdict::Retry && tries < self.spec.tries {
+                let wait = retry::delay(tries, failure.retry_after(), crescendo_node::backoff::random());
+                tracing::debug!(endpoint = self.spec.name, %failure, tries, ?wait, "trying again");
+                tokio::time::sleep(wait).await;
+                continue;
             }
+            self.ledger.write_down().await?;
+            let (name, reason) = (name(), failure.to_string());
+            return Err(match verdict {
+                Verdict::Retry => EndpointError::Failed { name, tries, last: failure },
+                Verdict::Refused => EndpointError::Refused { name, reason },
+                Verdict::Denied => EndpointError::Denied { name, reason },
+            });
         };
         drop(reservation);
         self.ledger.spend(usage.input, usage.output);
@@ -254,7 +252,8 @@ impl Client {
             Ok(mut limits) => limits.reserve(tokens, now),
             Err(_) => return Err(busy("the count of its limits is lost".to_owned())),
         };
-        let wait = wait.map_err(|too_long| busy(format!("its rate limits allow the next request in {too_long:?}")))?;
+        let wait =
+            wait.map_err(|too_long| busy(format!("its rate limits allow the next request in {too_long:?}")))?;
         tokio::time::sleep(wait).await;
         Ok(())
     }

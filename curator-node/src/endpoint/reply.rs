@@ -84,7 +84,8 @@ pub fn plausible(claimed: Option<Usage>, expected: Usage, max_tokens: u32, text:
     let answered = text_tokens(text).max(1);
     let own = Usage { input: expected.input, output: answered.min(u64::from(max_tokens)) };
     let Some(claimed) = claimed else { return own };
-    let near = |claim: u64, own: u64| claim >= own / CLAIM_FACTOR && claim <= own.saturating_mul(CLAIM_FACTOR);
+    let near =
+        |claim: u64, own: u64| claim >= own / CLAIM_FACTOR && claim <= own.saturating_mul(CLAIM_FACTOR);
     let input = if claimed.input > 0 && near(claimed.input, own.input) { claimed.input } else { own.input };
     // Thinking that is not shown counts as output too, so the upper bound is what was allowed.
     let fits = claimed.output >= answered / CLAIM_FACTOR && claimed.output <= u64::from(max_tokens);
@@ -105,7 +106,8 @@ pub fn without_fence(text: &str) -> &str {
 
 /// The beginning of a text from outside, fit for a log line.
 pub fn excerpt(text: &str) -> String {
-    let clean: String = text.chars().map(|c| if crate::prompts::phrase::is_hidden(c) { ' ' } else { c }).collect();
+    let clean: String =
+        text.chars().map(|c| if crate::prompts::phrase::is_hidden(c) { ' ' } else { c }).collect();
     let clean = clean.split_whitespace().collect::<Vec<_>>().join(" ");
     clean.chars().take(200).collect()
 }
@@ -121,7 +123,8 @@ mod tests {
         let answer = r#"{"choices":[{"message":{"role":"assistant","content":"yes"},"finish_reason":"stop"}],"usage":{"prompt_tokens":9,"completion_tokens":2,"x":{}}}"#;
         let usage = Some(Usage { input: 9, output: 2 });
         assert_eq!(read(answer), Ok(Reply::Answer { text: "yes".into(), usage }));
-        for lie in [r#""usage":{"prompt_tokens":-1,"completion_tokens":2}"#, r#""usage":"free""#, r#""x":0"#] {
+        for lie in [r#""usage":{"prompt_tokens":-1,"completion_tokens":2}"#, r#""usage":"free""#, r#""x":0"#]
+        {
             let answer = format!(r#"{{"choices":[{{"message":{{"content":"yes"}}}}],{lie}}}"#);
             assert_eq!(read(&answer), Ok(Reply::Answer { text: "yes".into(), usage: None }), "{lie}");
         }
@@ -129,7 +132,14 @@ mod tests {
         assert_eq!(read(refusal), Ok(Reply::Refusal { reason: "I cannot".into() }));
         let filtered = r#"{"choices":[{"message":{"content":""},"finish_reason":"content_filter"}]}"#;
         assert!(matches!(read(filtered), Ok(Reply::Refusal { .. })));
-        for broken in ["", "{", &answer[..40], r#"{"choices":[]}"#, r#"{"choices":[{"message":{"content":" "}}]}"#, r#"{"choices":[{"message":{"content":["x"]}}]}"#] {
+        for broken in [
+            "",
+            "{",
+            &answer[..40],
+            r#"{"choices":[]}"#,
+            r#"{"choices":[{"message":{"content":" "}}]}"#,
+            r#"{"choices":[{"message":{"content":["x"]}}]}"#,
+        ] {
             assert!(read(broken).is_err(), "{broken}");
         }
     }

@@ -119,7 +119,8 @@ mod tests {
 
     #[test]
     fn each_status_has_its_meaning() {
-        let verdict = |status| Failure::Status { status, excerpt: String::new(), retry_after: None }.verdict();
+        let verdict =
+            |status| Failure::Status { status, excerpt: String::new(), retry_after: None }.verdict();
         for status in [408, 429, 500, 502, 503, 529] {
             assert_eq!(verdict(status), Verdict::Retry, "{status}");
         }

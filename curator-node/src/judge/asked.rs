@@ -40,7 +40,12 @@ impl AskedJudge {
     /// Scores pairs, in their order. Called from the curation thread, which is none of the runtime's: the thread waits, as it does for any
     /// other work on a unit, while the runtime has as many conversations under way as the endpoint's `concurrency` allows. So a unit stays
     /// one piece of work with one result, and the networks stay on their thread.
-    pub fn judge(&self, pairs: Vec<Pair>, min: f64, abandoned: &AtomicBool) -> Result<Vec<Judged>, JudgeError> {
+    pub fn judge(
+        &self,
+        pairs: Vec<Pair>,
+        min: f64,
+        abandoned: &AtomicBool,
+    ) -> Result<Vec<Judged>, JudgeError> {
         let questions: Vec<Question> =
             pairs.iter().map(|pair| self.question(pair)).collect::<Result<_, JudgeError>>()?;
         let asked = self.chat.handle().block_on(async {
@@ -114,9 +119,14 @@ impl AskedJudge {
         let Some(score) = scores.iter().map(Scores::mean).min_by(f64::total_cmp) else {
             return Judged { score: None, outcome: Ok(pair) };
         };
-        let details: Vec<Value> = scores.iter().map(|scores| json!({ "parts": scores.parts(), "score": scores.mean() })).collect();
+        let details: Vec<Value> =
+            scores.iter().map(|scores| json!({ "parts": scores.parts(), "score": scores.mean() })).collect();
         let spec = self.chat.spec();
-        super::note(&mut pair, score, json!({ "kind": "endpoint", "model": spec.model, "references": details }));
+        super::note(
+            &mut pair,
+            score,
+            json!({ "kind": "endpoint", "model": spec.model, "references": details }),
+        );
         Judged { score: Some(score), outcome: if score < min { Err(Rejection::JudgeLow) } else { Ok(pair) } }
     }
 }

@@ -78,10 +78,15 @@ impl ClipJudge {
             let of_pair = seen.get(next..=next + pair.references.len()).unwrap_or_default();
             next += 1 + pair.references.len();
             let (Some((target, references)), Some(words)) = (of_pair.split_first(), said.get(number)) else {
-                return Err(ModelError::input("pictures", "the network described fewer than it was given"));
+                return Err(unexpected(
+                    "pictures",
+                    "the network described fewer than it was given".to_owned(),
+                ));
             };
-            // `f64::min` would pass over what is not a number.
-            let Some(likeness) = references.iter().map(|r| dot(target, r)).min_by(f64::total_cmp) else {
+            // What is not a number is like nothing.
+            let likenesses =
+                references.iter().map(|r| dot(target, r)).map(|c| if c.is_nan() { -1.0 } else { c });
+            let Some(likeness) = likenesses.min_by(f64::total_cmp) else {
                 judged.push(Judged { score: None, outcome: Ok(pair) });
                 continue;
             };
@@ -127,11 +132,15 @@ fn dot(a: &[f32], b: &[f32]) -> f64 {
     a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
 }
 
+fn unexpected(name: &str, reason: String) -> ModelError {
+    ModelError::Input { name: name.to_owned(), reason }
+}
+
 /// The rows of a float32 matrix.
 fn rows_of(matrix: &Tensor) -> Result<Vec<Vec<f32>>> {
     let matrix = matrix.f_contiguous()?;
     let [rows, columns] = *matrix.size().as_slice() else {
-        return Err(ModelError::input("features", format!("shape {:?} is no matrix", matrix.size())));
+        return Err(unexpected("features", format!("shape {:?} is no matrix", matrix.size())));
     };
     let mut flat = vec![0f32; (rows * columns) as usize];
     let count = flat.len();
@@ -149,9 +158,11 @@ pub(super) mod tests {
 
     /// A tokenizer of four words and CLIP's special tokens.
     fn tokenizer(path: &Path) {
-        let special = |token: &str, id: u32| json!({
-            "id": id, "content": token, "special": true, "normalized": false, "single_word": false, "lstrip": false, "rstrip": false,
-        });
+        let special = |token: &str, id: u32| {
+            json!({
+                "id": id, "content": token, "special": true, "normalized": false, "single_word": false, "lstrip": false, "rstrip": false,
+            })
+        };
         let file = json!({
             "version": "1.0", "truncation": null, "padding": null,
             "added_tokens": [special("<|startoftext|>", 4), special("<|endoftext|>", 5)],
@@ -237,11 +248,20 @@ pub(super) mod tests {
             pair(a.clone(), vec![]),
             pair(a.clone(), vec![b]),
         ];
-        let judged = judge.judge(pairs, 3.999).expect("judge");
-        assert!((judged[0].score.expect("compared") - 4.0).abs() < 1e-4);
+        let scores = |judged: &[Judged]| judged.iter().map(|judged| judged.score).collect::<Vec<_>>();
+        let other = scores(&judge.judge(pairs.clone(), 0.0).expect("judge"))[3].expect("compared");
+        assert!(other < 4.0);
+        let judged = judge.judge(pairs, (4.0 + other) / 2.0).expect("judge");
+        assert!((judged[0].score.expect("compared") - 4.0).abs() < 1e-5);
         let kept = judged[0].outcome.as_ref().expect("a copy is alike");
         assert!((kept.scores["judge"] - 4.0).abs() < 1e-4);
-        let kind = |pair: &Pair| pair.provenance.get("judge").and_then(|j| j.get("kind")).and_then(Value::as_str).map(str::to_owned);
+        let kind = |pair: &Pair| {
+            pair.provenance
+                .get("judge")
+                .and_then(|j| j.get("kind"))
+                .and_then(Value::as_str)
+                .map(str::to_owned)
+        };
         assert_eq!(kind(kept).as_deref(), Some("clip"));
         assert_eq!(judged[1].score, judged[3].score);
         assert_eq!(judged[3].outcome.as_ref().err(), Some(&Rejection::JudgeLow));

@@ -3,6 +3,7 @@
 use crate::endpoint::reply::without_fence;
 use crate::prompts::phrase::{is_hidden, normalised};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use std::collections::BTreeSet;
 
 /// Largest answer that is read, bytes.
@@ -16,8 +17,34 @@ pub const BEST: u8 = 4;
 
 /// Names that are no parts of anything: headings and sums, which careless readers of such answers have taken for parts.
 const NO_PARTS: &[&str] = &[
-    "answer", "average", "conclusion", "final", "final score", "id", "json", "mean", "na", "n a", "none", "note", "notes", "null", "output", "overall",
-    "overall score", "part", "parts", "reason", "record", "record number", "result", "score", "scores", "sum", "summary", "total",
+    "answer",
+    "average",
+    "conclusion",
+    "final",
+    "final score",
+    "id",
+    "json",
+    "mean",
+    "na",
+    "n a",
+    "none",
+    "note",
+    "notes",
+    "null",
+    "output",
+    "overall",
+    "overall score",
+    "part",
+    "parts",
+    "reason",
+    "record",
+    "record number",
+    "result",
+    "score",
+    "scores",
+    "sum",
+    "summary",
+    "total",
     "total score",
 ];
 
@@ -71,8 +98,15 @@ pub fn parse_scores(text: &str) -> Result<Scores, ParseError> {
     if text.len() > MAX_BYTES {
         return Err(ParseError::Long);
     }
-    let answer: Answer = serde_json::from_str(without_fence(text))
-        .map_err(|e| ParseError::Json { line: e.line(), column: e.column() })?;
+    let text = without_fence(text);
+    let unread = |e: serde_json::Error| ParseError::Json { line: e.line(), column: e.column() };
+    let answer: Answer = serde_json::from_str(text).map_err(unread)?;
+    // The line above would also take the fields of an object as a list, in their order.
+    let shape: Value = serde_json::from_str(text).map_err(unread)?;
+    let listed = shape.get("scores").and_then(Value::as_array);
+    if !listed.is_some_and(|scores| scores.iter().all(Value::is_object)) {
+        return Err(ParseError::Json { line: 1, column: 1 });
+    }
     if !(1..=MAX_PARTS).contains(&answer.scores.len()) {
         return Err(ParseError::Count { count: answer.scores.len() });
     }
@@ -124,7 +158,9 @@ mod tests {
 
     #[test]
     fn a_clean_answer_is_read_and_its_mean_is_ours() {
-        let read = parse_scores("```json\n{\"scores\": [{\"part\": \"handle\", \"score\": 4}, {\"part\": \"text 'HELLO'\", \"score\": 3}]}\n```");
+        let read = parse_scores(
+            "```json\n{\"scores\": [{\"part\": \"handle\", \"score\": 4}, {\"part\": \"text 'HELLO'\", \"score\": 3}]}\n```",
+        );
         let read = read.expect("it is clean");
         assert_eq!(read.mean(), 3.5);
         assert_eq!(read.parts()[1], PartScore { part: "text 'HELLO'".into(), score: 3 });
@@ -142,6 +178,8 @@ mod tests {
             "{}",
             "[]",
             "{\"scores\": {\"handle\": 4}}",
+            "[[[\"handle\", 4]]]",
+            "{\"scores\": [[\"handle\", 4]]}",
             "{\"scores\": [{\"part\": \"handle\", \"score\": 4}], \"final\": 4}",
             "{\"scores\": [{\"part\": \"handle\", \"score\": 4, \"why\": 1}]}",
             "{\"scores\": [{\"part\": \"handle\", \"score\": 4}]} and that is all",
@@ -164,7 +202,16 @@ mod tests {
             let read = scores(&format!("{{\"part\": \"handle\", \"score\": {score}}}"));
             assert_eq!(read, Err(ParseError::Score { number: 1 }), "{score}");
         }
-        for name in ["Record Number", "ID", "# Output", "**Total**", "overall score", "12", "the final score", "- handle"] {
+        for name in [
+            "Record Number",
+            "ID",
+            "# Output",
+            "**Total**",
+            "overall score",
+            "12",
+            "the final score",
+            "- handle",
+        ] {
             let read = scores(&format!("{{\"part\": \"{name}\", \"score\": 4}}"));
             assert_eq!(read, Err(ParseError::NoPart { number: 1 }), "{name}");
         }

@@ -4,7 +4,8 @@ use std::path::Path;
 #[test]
 fn a_judge_that_cannot_be_opened_says_why() {
     let roots = Roots::new(Path::new("/nowhere"), "s3://elsewhere");
-    let open = |kind| Judge::open(&JudgeFilter { min: 4.0, kind }, &[], &roots).expect_err("it cannot").to_string();
+    let open =
+        |kind| Judge::open(&JudgeFilter { min: 4.0, kind }, &[], &roots).expect_err("it cannot").to_string();
     let endpoint = JudgeKind::Endpoint { endpoint: "vlm".into(), retries: 2, image_side: 768 };
     assert_eq!(open(endpoint), "the spec has no endpoint `vlm`");
     let clip = JudgeKind::Clip {

@@ -29,6 +29,9 @@ pub use crescendo_core::spec::PromptStyle as Style;
 /// Most subjects of one book.
 const MAX_SUBJECTS: usize = 2_000_000;
 
+/// Most scenes of a subject that the templates make; what a spec may ask for.
+const MAX_SCENES: u32 = 64;
+
 /// What one diptych is to show.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DiptychPrompt {
@@ -64,22 +67,6 @@ pub enum PromptError {
     NoEndpoint { name: String },
     #[error("prompts: {0}")]
     Endpoint(#[from] EndpointError),
-}
-
-impl PromptError {
-    /// Whether the same may succeed later.
-    pub fn is_retryable(&self) -> bool {
-        match self {
-            PromptError::Endpoint(error) => error.is_retryable(),
-            PromptError::Read { .. } => true,
-            PromptError::Path(_)
-            | PromptError::Taxonomy { .. }
-            | PromptError::Subject { .. }
-            | PromptError::Empty
-            | PromptError::Many { .. }
-            | PromptError::NoEndpoint { .. } => false,
-        }
-    }
 }
 
 /// All subjects with their scenes, in a random order of subject and scenes.
@@ -140,8 +127,7 @@ impl PromptBook {
             None => ("(built in)".to_owned(), taxonomy::BUILT_IN.to_owned()),
             Some(path) => (path.clone(), read(path, taxonomy::MAX_BYTES, roots)?),
         };
-        let categories =
-            taxonomy::parse(&text).map_err(|reason| PromptError::Taxonomy { path, reason })?;
+        let categories = taxonomy::parse(&text).map_err(|reason| PromptError::Taxonomy { path, reason })?;
         let count = categories.len() * spec.styles.len() * spec.subjects_per_category as usize;
         if count > MAX_SUBJECTS {
             return Err(PromptError::Many { count });
@@ -170,7 +156,8 @@ impl PromptBook {
     /// A book of subjects that are taken as they are, with scenes by template.
     fn of_subjects(spec: &PromptSpec, subjects: &[String], seed: u64) -> Result<PromptBook, PromptError> {
         let style = spec.styles.first().copied().unwrap_or(Style::Realistic);
-        let scenes = Scenes::ByTemplate { kind: CategoryKind::Object, count: spec.scenes_per_subject };
+        let scenes =
+            Scenes::ByTemplate { kind: CategoryKind::Object, count: spec.scenes_per_subject.min(MAX_SCENES) };
         let mut entries = Vec::with_capacity(subjects.len());
         for (n, given) in subjects.iter().enumerate() {
             let subject = phrase::phrase(given, MAX_SUBJECT_WORDS).map_err(|reason| {
@@ -213,8 +200,7 @@ impl PromptBook {
     /// its own.
     pub fn prompt(&self, index: u64) -> DiptychPrompt {
         let total = self.prompts();
-        let place =
-            order::place(index % total, total, "prompt order", &[self.seed, index / total]);
+        let place = order::place(index % total, total, "prompt order", &[self.seed, index / total]);
         // The first entry begins at 0, so there always is one that begins at or before the place.
         let at = self.before.partition_point(|start| *start <= place) - 1;
         let entry = &self.entries[at];
@@ -242,7 +228,10 @@ fn by_template(spec: &PromptSpec, categories: &[Category], seed: u64) -> Vec<Ent
                 category: category.name.clone(),
                 subject,
                 style: *style,
-                scenes: Scenes::ByTemplate { kind: category.kind, count: spec.scenes_per_subject },
+                scenes: Scenes::ByTemplate {
+                    kind: category.kind,
+                    count: spec.scenes_per_subject.min(MAX_SCENES),
+                },
             }));
         }
     }

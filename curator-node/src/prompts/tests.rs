@@ -34,8 +34,13 @@ fn the_default_book_is_large_and_always_the_same() {
 #[test]
 fn a_round_has_every_prompt_once_and_the_next_is_in_another_order() {
     let folder = tempfile::tempdir().expect("make a folder");
-    std::fs::write(folder.path().join("subjects.txt"), "red cup\n\n  A Red Cup \nblue fox\nold map\n").expect("write");
-    let spec = PromptSpec { subjects: Some(SubjectList::File("subjects.txt".into())), scenes_per_subject: 3, ..spec() };
+    std::fs::write(folder.path().join("subjects.txt"), "red cup\n\n  A Red Cup \nblue fox\nold map\n")
+        .expect("write");
+    let spec = PromptSpec {
+        subjects: Some(SubjectList::File("subjects.txt".into())),
+        scenes_per_subject: 3,
+        ..spec()
+    };
     let book = PromptBook::open(&spec, &[], 1, &roots(folder.path())).expect("open");
     assert_eq!((book.subjects(), book.prompts()), (3, 18));
     let round = |n: u64| (18 * n..18 * (n + 1)).map(|index| book.prompt(index)).collect::<Vec<_>>();
@@ -73,5 +78,8 @@ fn what_cannot_be_used_is_named() {
         error(PromptSpec { subjects_per_category: 50_000, ..spec() }).split(' ').nth(1),
         Some("subjects")
     );
-    assert_eq!(error(PromptSpec { endpoint: Some("llm".into()), ..spec() }), "the spec has no endpoint `llm`");
+    assert_eq!(
+        error(PromptSpec { endpoint: Some("llm".into()), ..spec() }),
+        "the spec has no endpoint `llm`"
+    );
 }

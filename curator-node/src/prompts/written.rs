@@ -54,7 +54,11 @@ struct Wanted {
 }
 
 /// The answers for all categories and styles, in their order. Blocks the calling thread, which must not be one of the runtime's.
-pub fn all(chat: &Chat, spec: &PromptSpec, categories: &[Category]) -> Result<Vec<CategoryAnswer>, PromptError> {
+pub fn all(
+    chat: &Chat,
+    spec: &PromptSpec,
+    categories: &[Category],
+) -> Result<Vec<CategoryAnswer>, PromptError> {
     let wanted: Vec<Wanted> = categories
         .iter()
         .flat_map(|category| {
@@ -125,11 +129,8 @@ async fn one(chat: &Chat, wanted: &Wanted) -> Result<CategoryAnswer, EndpointErr
             other => written.extend(other?),
         }
     }
-    let answer = CategoryAnswer {
-        category: wanted.category.name.clone(),
-        style: wanted.style,
-        subjects: written,
-    };
+    let answer =
+        CategoryAnswer { category: wanted.category.name.clone(), style: wanted.style, subjects: written };
     let bytes = serde_json::to_vec(&answer).map_err(|e| store(e.to_string()))?;
     if create(&**chat.objects(), &path, bytes).await.map_err(store)? {
         return Ok(answer);
@@ -175,7 +176,9 @@ fn style_instruction(style: Style) -> &'static str {
             "Be inventive: unusual materials, shapes and combinations, also such as could not exist, but always one thing that can be \
              recognised again."
         }
-        Style::Realistic => "Only such as could be photographed: plain, believable, each with its own colour, material or marking.",
+        Style::Realistic => {
+            "Only such as could be photographed: plain, believable, each with its own colour, material or marking."
+        }
         Style::TextDecorated => {
             "Each carries short readable lettering; write the letters in single quotation marks and say where they stand on it."
         }
@@ -207,7 +210,11 @@ async fn ask_subjects(chat: &Chat, wanted: &Wanted) -> Result<Vec<String>, Endpo
     Ok(subjects)
 }
 
-async fn ask_scenes(chat: &Chat, subjects: &[String], count: usize) -> Result<Vec<WrittenSubject>, EndpointError> {
+async fn ask_scenes(
+    chat: &Chat,
+    subjects: &[String],
+    count: usize,
+) -> Result<Vec<WrittenSubject>, EndpointError> {
     let text = format!(
         "For each of the subjects {} write {count} different scenes: one line each, at most 60 words, that names the subject again and says where \
          it is, what is around it and how the light is. The form: {{\"subjects\": [{{\"subject\": \"...\", \"scenes\": [\"...\"]}}]}}",
@@ -279,10 +286,13 @@ mod tests {
     #[test]
     fn only_phrases_that_are_new_are_taken() {
         let mut subjects = vec!["red cup".to_owned()];
-        let said = parse_subjects(r#"{"subjects": ["A red cup", "blue cup", "blue  cup", "x\u202ey", "green cup", "one more"]}"#);
+        let said = parse_subjects(
+            r#"{"subjects": ["A red cup", "blue cup", "blue  cup", "x\u202ey", "green cup", "one more"]}"#,
+        );
         add_subjects(&mut subjects, &said, 3);
         assert_eq!(subjects, ["red cup", "blue cup", "green cup"]);
-        for nonsense in ["", "[]", r#"{"subjects": [1]}"#, r#"{"subjects": "x"}"#, "Sure! {\"subjects\": []}"] {
+        for nonsense in ["", "[]", r#"{"subjects": [1]}"#, r#"{"subjects": "x"}"#, "Sure! {\"subjects\": []}"]
+        {
             assert_eq!(parse_subjects(nonsense), Vec::<String>::new(), "{nonsense}");
         }
     }

@@ -5,9 +5,7 @@ mod curation;
 
 use serde::{Deserialize, Serialize};
 
-pub use curation::{
-    EndpointSpec, JudgeFilter, JudgeKind, PromptSpec, PromptStyle, SubjectList,
-};
+pub use curation::{EndpointSpec, JudgeFilter, JudgeKind, PromptSpec, PromptStyle, SubjectList};
 
 /// A job with every default filled in. Its JSON form is what nodes receive.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -102,7 +102,9 @@ impl fmt::Display for Kind {
             Kind::Number(range) => write!(f, "a number, {range}"),
             Kind::Pair(range) => write!(f, "a list of two numbers, each {range}"),
             Kind::Words(words) => write!(f, "a list of some of {}", Kind::Word(words)),
-            Kind::TextOrTexts { most } => write!(f, "text on one line, 1 to 1024 characters, or a list of 1 to {most} such texts"),
+            Kind::TextOrTexts { most } => {
+                write!(f, "text on one line, 1 to 1024 characters, or a list of 1 to {most} such texts")
+            }
             Kind::WordOrSection(word) => write!(f, "`{word}`, or a section of fields"),
         }
     }

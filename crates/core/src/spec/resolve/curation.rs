@@ -28,12 +28,7 @@ pub(super) fn endpoints(reader: &mut Reader, spec: Section<'_>, path: &Path) -> 
                 &path.field("tokensPerMinute"),
                 &row("tokensPerMinute"),
             ),
-            timeout_seconds: number(
-                reader,
-                section,
-                &path.field("timeoutSeconds"),
-                &row("timeoutSeconds"),
-            ),
+            timeout_seconds: number(reader, section, &path.field("timeoutSeconds"), &row("timeoutSeconds")),
             tries: whole(reader, section, &path.field("tries"), &row("tries")),
             max_tokens: whole(reader, section, &path.field("maxTokens"), &row("maxTokens")),
             input_price: number(reader, section, &path.field("inputPrice"), &row("inputPrice")),
@@ -101,12 +96,7 @@ pub(super) fn prompts(reader: &mut Reader, data: Section<'_>, path: &Path) -> Op
             &path.field("subjectsPerCategory"),
             &row("subjectsPerCategory"),
         ),
-        scenes_per_subject: whole(
-            reader,
-            section,
-            &path.field("scenesPerSubject"),
-            &row("scenesPerSubject"),
-        ),
+        scenes_per_subject: whole(reader, section, &path.field("scenesPerSubject"), &row("scenesPerSubject")),
         endpoint: reader.name(section, &path.field("endpoint")),
     })
 }

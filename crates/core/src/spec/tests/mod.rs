@@ -302,7 +302,8 @@ const ENDPOINT: &str = "endpoints: [{name: vlm, url: 'https://host/v1', model: m
 
 #[test]
 fn a_judge_and_prompts_take_the_published_numbers() {
-    let stage = "data: {source: compose, subjects: lib, prompts: {endpoint: vlm}, filter: {judge: {endpoint: vlm}}}";
+    let stage =
+        "data: {source: compose, subjects: lib, prompts: {endpoint: vlm}, filter: {judge: {endpoint: vlm}}}";
     let job = parse(spec("", &format!("{MODEL}\n  {ENDPOINT}"), stage).as_bytes()).unwrap();
     let endpoint = &job.endpoints[0];
     assert_eq!((endpoint.key.as_deref(), endpoint.spend_limit, endpoint.tries), (None, None, 5));
@@ -324,7 +325,10 @@ fn a_judge_and_prompts_take_the_published_numbers() {
 fn what_names_no_endpoint_is_refused() {
     let stage = |rest: &str| format!("data: {{source: compose, subjects: lib, {rest}}}");
     let yaml = spec("", MODEL, &stage("filter: {judge: {endpoint: vlm}}"));
-    assert_only(&yaml, "spec.stages[0].data.filter.judge.endpoint: spec.endpoints has no `vlm`; there are none");
+    assert_only(
+        &yaml,
+        "spec.stages[0].data.filter.judge.endpoint: spec.endpoints has no `vlm`; there are none",
+    );
     let job = format!("{MODEL}\n  {ENDPOINT}");
     let yaml = spec("", &job, &stage("prompts: {endpoint: llm}"));
     assert_only(&yaml, "spec.stages[0].data.prompts.endpoint: spec.endpoints has no `llm`; there are: vlm");
@@ -336,7 +340,8 @@ fn what_names_no_endpoint_is_refused() {
         &yaml,
         "spec.stages[0].data.filter.judge: the judge compares the target with its references, and the stage has none",
     );
-    let yaml = spec("", &job, &stage("filter: {judge: {kind: clip, weights: w, tokenizer: t, endpoint: vlm}}"));
+    let yaml =
+        spec("", &job, &stage("filter: {judge: {kind: clip, weights: w, tokenizer: t, endpoint: vlm}}"));
     assert_only(
         &yaml,
         "spec.stages[0].data.filter.judge.endpoint: goes with `kind: endpoint`, but this is `kind: clip`",
@@ -365,7 +370,9 @@ fn addresses_that_are_none_or_hold_a_password_are_refused() {
         let job = format!("{MODEL}\n  endpoints: [{{name: vlm, url: '{url}', model: m}}]");
         assert_only(&spec("", &job, DATA), &format!("spec.endpoints[0].url: {reason}"));
     }
-    let job = format!("{MODEL}\n  endpoints: [{{name: a, url: 'http://h', model: m}}, {{name: a, url: 'http://h', model: m, spendLimit: 3}}]");
+    let job = format!(
+        "{MODEL}\n  endpoints: [{{name: a, url: 'http://h', model: m}}, {{name: a, url: 'http://h', model: m, spendLimit: 3}}]"
+    );
     assert_eq!(
         messages(&spec("", &job, DATA)),
         [

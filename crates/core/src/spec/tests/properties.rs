@@ -78,8 +78,7 @@ fn judge() -> impl Strategy<Value = JudgeFilter> {
         likeness: (-low, low),
         agreement: (0.0, low),
     });
-    (share(1..900), prop_oneof![endpoint, clip])
-        .prop_map(|(min, kind)| JudgeFilter { min: 4.0 * min, kind })
+    (share(1..900), prop_oneof![endpoint, clip]).prop_map(|(min, kind)| JudgeFilter { min: 4.0 * min, kind })
 }
 
 fn prompts() -> impl Strategy<Value = PromptSpec> {
@@ -87,8 +86,8 @@ fn prompts() -> impl Strategy<Value = PromptSpec> {
         text().prop_map(SubjectList::File),
         proptest::collection::vec(text(), 1..4).prop_map(SubjectList::List)
     ];
-    (proptest::option::of(text()), proptest::option::of(subjects), 1..8usize, 1..64u32, any::<bool>()).prop_map(
-        |(taxonomy, subjects, styles, count, asks)| PromptSpec {
+    (proptest::option::of(text()), proptest::option::of(subjects), 1..8usize, 1..64u32, any::<bool>())
+        .prop_map(|(taxonomy, subjects, styles, count, asks)| PromptSpec {
             taxonomy: taxonomy.filter(|_| subjects.is_none()),
             subjects,
             styles: PromptStyle::ALL
@@ -100,8 +99,7 @@ fn prompts() -> impl Strategy<Value = PromptSpec> {
             subjects_per_category: count,
             scenes_per_subject: 1 + count.max(1).min(63),
             endpoint: asks.then(|| "e0".to_owned()),
-        },
-    )
+        })
 }
 
 fn stage_spec(gpus: u32) -> impl Strategy<Value = StageSpec> {
@@ -168,7 +166,15 @@ fn job_spec() -> impl Strategy<Value = JobSpec> {
         .prop_flat_map(|gpus| {
             let stages = proptest::collection::vec((stage_spec(gpus), any::<bool>()), 1..4);
             let endpoints = proptest::collection::vec(endpoint(), 1..3);
-            ((name(), name(), text()), -1000..=1000i32, any::<u64>(), stages, Just(gpus), 1..5000u64, endpoints)
+            (
+                (name(), name(), text()),
+                -1000..=1000i32,
+                any::<u64>(),
+                stages,
+                Just(gpus),
+                1..5000u64,
+                endpoints,
+            )
         })
         .prop_map(|((name, tenant, weights), priority, seed, stages, gpus, every, mut endpoints)| {
             for (index, endpoint) in endpoints.iter_mut().enumerate() {
