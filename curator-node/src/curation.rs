@@ -1,10 +1,12 @@
 //! Working on a stage: lease a unit, make it, write its shard, commit it; again until the log is sealed.
 
+use crate::endpoint::EndpointError;
 use crate::metrics::Metrics;
 use crate::source::Roots;
 use crate::unit::{StageCurator, UnitError, UnitResult};
 use crate::worker::Worker;
 use crescendo_core::spec::JobSpec;
+use crescendo_node::backoff::{Backoff, random};
 use crescendo_node::call::Controllers;
 use crescendo_proto::v1::curation_service_client::CurationServiceClient;
 use crescendo_proto::v1::lease_unit_response::Outcome;
@@ -27,6 +29,12 @@ const PUT_DEADLINE: Duration = Duration::from_secs(60);
 const REFUSED_WAIT: Duration = Duration::from_secs(5);
 /// Longest wait that the controller may ask for.
 const MAX_WAIT: Duration = Duration::from_secs(10);
+/// Waits for an endpoint that is out of order, while the unit is held on to.
+const OUTAGE_WAIT: Backoff = Backoff { first: Duration::from_secs(5), limit: Duration::from_secs(120) };
+/// Such waits before the unit is given back: about half an hour.
+const OUTAGE_TRIES: u32 = 20;
+/// Wait after a unit that was given back because of an endpoint: until somebody has changed something, the next will fare no better.
+const DENIED_WAIT: Duration = Duration::from_secs(60);
 /// Tries to write a shard before the unit is given back.
 const PUT_TRIES: u32 = 5;
 
@@ -52,10 +60,16 @@ impl Curation {
     pub async fn run(self, stop: CancellationToken) {
         while !stop.is_cancelled() {
             let wait = match self.lease(&stop).await {
-                Ok(Leased::Unit(lease)) => {
-                    self.work(lease, &stop).await;
-                    continue;
-                }
+                Ok(Leased::Unit(lease)) => match self.work(lease, &stop).await {
+                    After::GoOn => continue,
+                    After::Wait(wait) => wait,
+                    After::End => {
+                        tracing::error!(
+                            "an endpoint's spending limit is reached, curation of the stage ends here"
+                        );
+                        break;
+                    }
+                },
                 Ok(Leased::Wait(wait)) => wait,
                 Ok(Leased::Sealed) => {
                     tracing::info!("the pair log is sealed, curation of the stage is done");
@@ -100,11 +114,11 @@ impl Curation {
 
     /// Makes a unit and hands it in. Whatever goes wrong with it is told to the controller, or shows by the lease
     /// running out.
-    async fn work(&self, lease: UnitLease, stop: &CancellationToken) {
+    async fn work(&self, lease: UnitLease, stop: &CancellationToken) -> After {
         let unit = lease.unit;
         let started = tokio::time::Instant::now();
         let held = stop.child_token();
-        let making = self.make(&lease, &held);
+        let making = self.make_through_outages(&lease, &held);
         let outcome = tokio::select! {
             outcome = making => outcome,
             () = self.keep(&lease, &held) => Err(UnitError::Abandoned),
@@ -115,15 +129,45 @@ impl Curation {
             Ok(result) => {
                 self.metrics.unit_seconds.observe(started.elapsed().as_secs_f64());
                 self.hand_in(lease, result, stop).await;
+                After::GoOn
             }
             Err(UnitError::Abandoned) => {
                 self.metrics.units.with_label_values(&["lost"]).inc();
                 tracing::info!(unit, "the unit was given up");
+                After::GoOn
             }
             Err(error) => {
                 tracing::error!(unit, %error, "the unit failed");
                 self.give_back(lease, error.to_string(), stop).await;
+                match error.endpoint() {
+                    None => After::GoOn,
+                    Some(EndpointError::SpendLimit { .. }) => After::End,
+                    Some(_) => After::Wait(DENIED_WAIT),
+                }
             }
+        }
+    }
+
+    /// Makes a unit, and where an endpoint is out of order waits for it, off the curation thread and with the lease kept: an outage is not
+    /// the unit's fault, and setting units aside for it would lose them. What has been answered is not asked again.
+    async fn make_through_outages(
+        &self,
+        lease: &UnitLease,
+        held: &CancellationToken,
+    ) -> Result<UnitResult, UnitError> {
+        let mut outages = 0;
+        loop {
+            let error = match self.make(lease, held).await {
+                Ok(result) => return Ok(result),
+                Err(error) => error,
+            };
+            outages += 1;
+            if outages > OUTAGE_TRIES || !error.endpoint().is_some_and(EndpointError::is_retryable) {
+                return Err(error);
+            }
+            let wait = OUTAGE_WAIT.delay(outages, random());
+            tracing::warn!(unit = lease.unit, %error, outages, ?wait, "the unit waits for an endpoint");
+            tokio::time::sleep(wait).await;
         }
     }
 
@@ -252,8 +296,7 @@ impl Curation {
                 return Err(reason);
             }
             tracing::warn!(reason, failures, "writing a shard failed, trying again");
-            let wait = crescendo_node::backoff::Backoff::default()
-                .delay(failures, crescendo_node::backoff::random());
+            let wait = Backoff::default().delay(failures, random());
             tokio::select! {
                 () = stop.cancelled() => return Err("stopping".to_owned()),
                 () = tokio::time::sleep(wait) => {}
@@ -279,6 +322,14 @@ impl Curation {
             Err(status) => tracing::warn!(unit, %status, "giving the unit back was refused"),
         }
     }
+}
+
+/// What follows a unit.
+enum After {
+    GoOn,
+    Wait(Duration),
+    /// There is no use in going on.
+    End,
 }
 
 enum Leased {

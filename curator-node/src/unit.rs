@@ -1,5 +1,6 @@
 //! One unit of curation: candidates in, a shard out. Runs on the curation thread.
 
+use crate::endpoint::EndpointError;
 use crate::filter::SimilarityFilter;
 use crate::judge::{Judge, JudgeError};
 use crate::pair::{Pair, Rejection};
@@ -23,13 +24,21 @@ pub enum UnitError {
     #[error("similarity filter: {0}")]
     Filter(#[from] ModelError),
     #[error("judge: {0}")]
-    Judge(JudgeError),
+    Judge(#[source] JudgeError),
     #[error(transparent)]
     Shard(#[from] ShardError),
     #[error("the lease is lost")]
     Abandoned,
     #[error("making the unit panicked")]
     Panicked,
+}
+
+impl UnitError {
+    /// The endpoint's failure that this one rests on, if it does.
+    pub fn endpoint(&self) -> Option<&EndpointError> {
+        let first: &(dyn std::error::Error + 'static) = self;
+        std::iter::successors(Some(first), |error| error.source()).find_map(|error| error.downcast_ref())
+    }
 }
 
 impl From<JudgeError> for UnitError {
@@ -229,6 +238,15 @@ pub(crate) mod tests {
         assert_eq!(unit.rejected[&Rejection::SimilarityLow], 5);
         assert_eq!(unit.rejected[&Rejection::SimilarityHigh], 4);
         assert_eq!(unit.shard.pairs, 7);
+    }
+
+    #[test]
+    fn an_endpoint_that_is_to_blame_is_found() {
+        let down = || EndpointError::Busy { name: "vlm".into(), reason: "so it is".into() };
+        let judge = UnitError::from(JudgeError::from(down()));
+        assert!(judge.endpoint().is_some_and(EndpointError::is_retryable));
+        assert!(UnitError::from(JudgeError::Abandoned).endpoint().is_none());
+        assert!(matches!(UnitError::from(JudgeError::Abandoned), UnitError::Abandoned));
     }
 
     #[test]

@@ -105,7 +105,8 @@ impl AskedJudge {
             }
         }
         if refused == count && count >= TELLING {
-            return Err(JudgeError::AllRefused { count, reason: last_refusal });
+            let reason = format!("it refused {count} pairs in a row, at last: {last_refusal}");
+            return Err(EndpointError::Denied { name: self.chat.spec().name.clone(), reason }.into());
         }
         Ok(outcomes)
     }

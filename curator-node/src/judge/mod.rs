@@ -41,12 +41,10 @@ pub enum JudgeError {
     NoEndpoint { name: String },
     #[error(transparent)]
     Path(#[from] Box<SourceError>),
-    #[error(transparent)]
+    #[error("{0}")]
     Endpoint(#[from] EndpointError),
     #[error("clip: {0}")]
     Clip(#[from] ModelError),
-    #[error("all {count} pairs in a row were refused, at last: {reason}")]
-    AllRefused { count: usize, reason: String },
     #[error("a picture cannot be encoded: {reason}")]
     Picture { reason: String },
     #[error("a conversation ended: {reason}")]
