@@ -12,7 +12,7 @@ use crescendo_proto::v1::{
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
-use support::{Curator, FakeController, Log, assignment, prepare, wait_for};
+use support::{Curator, FakeController, Log, assignment, http_get, prepare, wait_for};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming};
@@ -204,14 +204,4 @@ async fn what_cannot_be_curated_is_told_to_the_controller() {
         ("test-1", "stage-1", "ERROR")
     );
     tasks.stop_token().cancel();
-}
-
-async fn http_get(address: &str) -> String {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    let mut stream = tokio::net::TcpStream::connect(address).await.expect("connect");
-    let request = format!("GET /metrics HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).await.expect("send");
-    let mut page = String::new();
-    stream.read_to_string(&mut page).await.expect("read");
-    page
 }

@@ -1,6 +1,9 @@
 //! Language models over HTTP: recorded conversations, replayed by a real server.
 
 mod replay;
+#[path = "../support/mod.rs"]
+#[expect(dead_code, reason = "the tests of the node need more of it")]
+mod support;
 
 use crescendo_core::spec::{EndpointSpec, JobSpec, JudgeFilter, JudgeKind, PromptSpec, PromptStyle};
 use crescendo_curator_node::endpoint::message::{Message, Role};
@@ -10,12 +13,16 @@ use crescendo_curator_node::pair::{Pair, Rejection};
 use crescendo_curator_node::prompts::PromptBook;
 use crescendo_curator_node::shard::{ShardWriter, read_shard};
 use crescendo_curator_node::unit::StageCurator;
+use crescendo_node::supervise::Tasks;
 use image::{Rgb, RgbImage};
 use replay::Replay;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use support::{Curator, FakeController, Log, assignment, http_get, prepare, wait_for};
+use tokio::sync::watch;
 
 async fn ask(chat: &Chat, text: &str) -> Result<Answer, EndpointError> {
     chat.ask(&[Message::words(Role::User, text)]).await
@@ -278,6 +285,37 @@ async fn a_unit_is_judged_and_comes_out_the_same_again() {
     let kept = read_shard(unit.shard.bytes.as_slice()).expect("read");
     assert_eq!(kept.iter().map(|pair| pair.scores["judge"]).collect::<Vec<_>>(), [4.0, 4.0]);
     assert_eq!(make().await.shard, unit.shard);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_real_curator_waits_for_its_judge_and_commits() {
+    let replay = Replay::start("judge_all").await;
+    let mut spec: Value = serde_json::from_slice(&prepare(replay.folder(), 16, 1)).expect("a spec");
+    // One try, so that the refusal of the first request is an outage.
+    let endpoint = EndpointSpec { key: None, tries: 1, ..replay.spec() };
+    spec["endpoints"] = serde_json::to_value([endpoint]).expect("encode");
+    spec["stages"][0]["data"]["filter"]["judge"] = serde_json::to_value(filter(4.0)).expect("encode");
+    let spec = serde_json::to_vec(&spec).expect("encode");
+
+    let log = Arc::new(watch::Sender::new(Log { open_units: 1, target: 16, ..Log::default() }));
+    let (tasks, _) = Tasks::new();
+    let work = assignment(spec, &replay.folder().join("objects"));
+    let controller = FakeController::serve("127.0.0.1:0", log.clone(), work, tasks.clone()).await;
+    let binary = Path::new(env!("CARGO_BIN_EXE_crescendo-curator-node"));
+    let curator = Curator::start(binary, replay.folder(), controller).expect("start the curator");
+    let (_, metrics) = curator.addresses().await.expect("the curator serves");
+    let log = wait_for(&log, "unit 0 is done", |log| log.units.len() == 1).await;
+    assert!(log.failed.is_empty(), "{:?}", log.failed);
+    let (shard, rejected) = &log.units[&0];
+    assert_eq!((shard.pairs, rejected.len()), (16, 0));
+    let shard = std::fs::read(replay.folder().join("objects").join(&shard.path)).expect("read the shard");
+    let pairs = read_shard(shard.as_slice()).expect("read");
+    assert!(pairs.iter().all(|pair| pair.scores["judge"] == 4.0));
+    let page = http_get(&metrics).await;
+    assert!(page.contains("crescendo_curator_judge_count 16"), "{page}");
+    // Three turns for each pair, and the one that found nobody in; perhaps some that were under way at that moment.
+    assert!(replay.seen.count() > 48);
+    tasks.stop_token().cancel();
 }
 
 #[tokio::test(flavor = "multi_thread")]
