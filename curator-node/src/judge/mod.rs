@@ -70,7 +70,7 @@ pub struct Judge {
 
 #[derive(Debug)]
 enum By {
-    Asked(AskedJudge),
+    Asked(Box<AskedJudge>),
     Clip(Box<ClipJudge>),
 }
 
@@ -82,7 +82,7 @@ impl Judge {
                 let endpoint = endpoints.iter().find(|endpoint| endpoint.name == *name);
                 let endpoint = endpoint.ok_or_else(|| JudgeError::NoEndpoint { name: name.clone() })?;
                 let chat = Chat::open(endpoint, roots)?;
-                By::Asked(AskedJudge { chat, retries: *retries, image_side: *image_side })
+                By::Asked(Box::new(AskedJudge { chat, retries: *retries, image_side: *image_side }))
             }
             JudgeKind::Clip { weights, tokenizer, likeness, agreement } => {
                 let weights = roots.resolve(weights).map_err(Box::new)?;
