@@ -93,8 +93,8 @@ impl Judge {
         Ok(Judge { min: spec.min, by })
     }
 
-    /// Judges pairs, in their order: each with its score noted, or why it is rejected. A pair without references passes. `abandoned` ends
-    /// it early.
+    /// Judges pairs, in their order: each with its score noted, or why it is rejected. A pair without references
+    /// passes. `abandoned` ends it early.
     pub fn judge(&self, pairs: Vec<Pair>, abandoned: &AtomicBool) -> Result<Vec<Judged>, JudgeError> {
         match &self.by {
             By::Asked(judge) => judge.judge(pairs, self.min, abandoned),
