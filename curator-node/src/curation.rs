@@ -36,7 +36,8 @@ const MAX_WAIT: Duration = Duration::from_secs(10);
 const OUTAGE_WAIT: Backoff = Backoff { first: Duration::from_secs(5), limit: Duration::from_secs(120) };
 /// Such waits before the unit is given back: about half an hour.
 const OUTAGE_TRIES: u32 = 20;
-/// Wait after a unit that was given back because of an endpoint: until somebody has changed something, the next will fare no better.
+/// Wait after a unit that was given back because of an endpoint: until somebody has changed something, the next will
+/// fare no better.
 const DENIED_WAIT: Duration = Duration::from_secs(60);
 /// Tries to write a shard before the unit is given back.
 const PUT_TRIES: u32 = 5;
@@ -151,8 +152,9 @@ impl Curation {
         }
     }
 
-    /// Makes a unit, and where an endpoint is out of order waits for it, off the curation thread and with the lease kept: an outage is not
-    /// the unit's fault, and setting units aside for it would lose them. What has been answered is not asked again.
+    /// Makes a unit, and where an endpoint is out of order waits for it, off the curation thread and with the lease
+    /// kept: an outage is not the unit's fault, and setting units aside for it would lose them. What has been
+    /// answered is not asked again.
     async fn make_through_outages(
         &self,
         lease: &UnitLease,

@@ -29,8 +29,9 @@
 //! | [`worker`] | the named threads that own networks |
 //! | [`node`], [`metrics`] | assignments; what is counted |
 //!
-//! A pair is a function of (spec, seed, stage, unit, candidate), so the log is the same whoever makes which unit. Only what a language model
-//! says is not; it is written down once, before it is used, and read from there by everyone.
+//! A pair is a function of (spec, seed, stage, unit, candidate), so the log is the same whoever makes which unit.
+//! Only what a language model says is not; it is written down once, before it is used, and read from there by
+//! everyone.
 
 pub mod compose;
 pub mod curation;

@@ -286,6 +286,15 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn an_endpoint_that_is_to_blame_is_found() {
+        let down = || EndpointError::Busy { name: "vlm".into(), reason: "so it is".into() };
+        let judge = UnitError::from(JudgeError::from(down()));
+        assert!(judge.endpoint().is_some_and(EndpointError::is_retryable));
+        assert!(UnitError::from(JudgeError::Abandoned).endpoint().is_none());
+        assert!(matches!(UnitError::from(JudgeError::Abandoned), UnitError::Abandoned));
+    }
+
+    #[test]
     fn an_abandoned_unit_has_no_result() {
         let folder = tempfile::tempdir().expect("make a folder");
         let job = job(folder.path(), 1, None);

@@ -105,8 +105,8 @@ impl Http {
         Failure::Status { status, excerpt: excerpt(&text), retry_after }
     }
 
-    /// At most `most` bytes of a body, and whether that is all of it. What is sent is counted as it comes, and once there is too much the
-    /// connection is dropped: whatever a server promises, no more is held.
+    /// At most `most` bytes of a body, and whether that is all of it. What is sent is counted as it comes, and once
+    /// there is too much the connection is dropped: whatever a server promises, no more is held.
     async fn bounded(&self, mut response: Response, most: usize) -> Result<(Vec<u8>, bool), Failure> {
         let mut bytes = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(|e| self.failure(&e))? {

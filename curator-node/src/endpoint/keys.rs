@@ -1,7 +1,7 @@
 //! Keys that the operator of a curator has set up, by name.
 //!
-//! A spec comes from a tenant and names a key, never an environment variable or a file: otherwise it could have any secret of the
-//! machine sent to any address. A key goes to the one address that the operator has set up with it.
+//! A spec comes from a tenant and names a key, never an environment variable or a file: otherwise it could have any
+//! secret of the machine sent to any address. A key goes to the one address that the operator has set up with it.
 //!
 //! | environment variable | what it holds |
 //! |---|---|

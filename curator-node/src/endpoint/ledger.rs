@@ -1,8 +1,9 @@
 //! Money that a job has spent at an endpoint, over all its curators.
 //!
-//! Every process writes what it has spent to an object of its own, `jobs/<job>/endpoints/<name>/spent/<process>.json`, after each answer, and
-//! adds up the others' from time to time. So the limit can be passed by what the other curators spend between two looks, never by more; what
-//! this process spends, and has under way, is counted at once.
+//! Every process writes what it has spent to an object of its own,
+//! `jobs/<job>/endpoints/<name>/spent/<process>.json`, after each answer, and adds up the others' from time to time.
+//! So the limit can be passed by what the other curators spend between two looks, never by more; what this process
+//! spends, and has under way, is counted at once.
 
 use super::EndpointError;
 use super::reply::Usage;

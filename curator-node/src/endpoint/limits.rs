@@ -7,7 +7,8 @@ pub const LONGEST_WAIT: Duration = Duration::from_secs(600);
 /// A bucket holds what flows in within this time, so that no minute sees noticeably more than its rate.
 const BURST: Duration = Duration::from_secs(1);
 
-/// One bucket. Its level may fall below nothing: then those who come next wait until it is back at nothing, in their order.
+/// One bucket. Its level may fall below nothing: then those who come next wait until it is back at nothing, in their
+/// order.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Bucket {
     per_sec: f64,
@@ -55,7 +56,8 @@ impl Limits {
         }
     }
 
-    /// Takes one request of `tokens` tokens and says how long from `now` it has to wait; takes nothing where that is too long.
+    /// Takes one request of `tokens` tokens and says how long from `now` it has to wait; takes nothing where that is
+    /// too long.
     pub fn reserve(&mut self, tokens: u64, now: Duration) -> Result<Duration, Duration> {
         let tokens = tokens as f64;
         let wait = self.requests.wait(1.0, now).max(self.tokens.wait(tokens, now));

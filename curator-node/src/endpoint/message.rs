@@ -76,8 +76,8 @@ fn message(message: &Message) -> Value {
     json!({ "role": role.word(), "content": content })
 }
 
-/// Tokens that a conversation will take if the answer is as long as it may be. On the high side: about three bytes a token, and a
-/// picture by its area as large vision models cut it up (14 × 14 pixels a patch, four patches a token).
+/// Tokens that a conversation will take if the answer is as long as it may be. On the high side: about three bytes a
+/// token, and a picture by its area as large vision models cut it up (14 × 14 pixels a patch, four patches a token).
 pub fn estimate(conversation: &[Message], max_tokens: u32) -> Usage {
     let input = conversation.iter().map(|message| {
         let pictures: u64 = message.pictures.iter().map(|png| 100 + png.pixels / 784).sum();

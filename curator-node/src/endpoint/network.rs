@@ -1,4 +1,5 @@
-//! What a curator process shares between its stages: where waiting is done, keys, counters, and the clients with their limits.
+//! What a curator process shares between its stages: where waiting is done, keys, counters, and the clients with
+//! their limits.
 
 use super::keys::Keys;
 use super::{Client, EndpointError};

@@ -78,8 +78,9 @@ pub fn read(body: &[u8]) -> Result<Reply, String> {
 /// How far a claim may be from our own estimate, as a factor.
 const CLAIM_FACTOR: u64 = 10;
 
-/// What is put on the bill: what the server claims where that can be true, else our estimate. Neither a claim of nothing, which would
-/// never reach the spending limit, nor one of billions, which would end the work at once, is believed.
+/// What is put on the bill: what the server claims where that can be true, else our estimate. Neither a claim of
+/// nothing, which would never reach the spending limit, nor one of billions, which would end the work at once, is
+/// believed.
 pub fn plausible(claimed: Option<Usage>, expected: Usage, max_tokens: u32, text: &str) -> Usage {
     let answered = text_tokens(text).max(1);
     let own = Usage { input: expected.input, output: answered.min(u64::from(max_tokens)) };

@@ -1,7 +1,8 @@
 //! Answers that have been given, by the hash of what was asked.
 //!
-//! One object an answer, `endpoint/replies/<2 digits>/<hash>.json`, made under a conditional create and never changed. Whoever asks the same
-//! of the same model at the same address reads it, in this job or in another. Refusals are not written down: a filter may be put right.
+//! One object an answer, `endpoint/replies/<2 digits>/<hash>.json`, made under a conditional create and never
+//! changed. Whoever asks the same of the same model at the same address reads it, in this job or in another. Refusals
+//! are not written down: a filter may be put right.
 
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt as _, PutMode, PutPayload};

@@ -94,8 +94,9 @@ impl Failure {
     }
 }
 
-/// The wait after `failures` failed tries (from 1): full jitter, uniform between nothing and the doubled wait, so that those who failed
-/// together do not come back together; on top of what the server asked for. `random` is uniform over all of `u64`.
+/// The wait after `failures` failed tries (from 1): full jitter, uniform between nothing and the doubled wait, so
+/// that those who failed together do not come back together; on top of what the server asked for. `random` is uniform
+/// over all of `u64`.
 pub fn delay(failures: u32, retry_after: Option<Duration>, random: u64) -> Duration {
     let doublings = failures.saturating_sub(1).min(16);
     let most = FIRST.saturating_mul(1 << doublings).min(LONGEST);

@@ -37,9 +37,10 @@ struct Question {
 }
 
 impl AskedJudge {
-    /// Scores pairs, in their order. Called from the curation thread, which is none of the runtime's: the thread waits, as it does for any
-    /// other work on a unit, while the runtime has as many conversations under way as the endpoint's `concurrency` allows. So a unit stays
-    /// one piece of work with one result, and the networks stay on their thread.
+    /// Scores pairs, in their order. Called from the curation thread, which is none of the runtime's: the thread
+    /// waits, as it does for any other work on a unit, while the runtime has as many conversations under way as the
+    /// endpoint's `concurrency` allows. So a unit stays one piece of work with one result, and the networks stay on
+    /// their thread.
     pub fn judge(
         &self,
         pairs: Vec<Pair>,

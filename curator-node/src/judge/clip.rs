@@ -1,8 +1,9 @@
 //! The local judge: cosines of CLIP features. The weaker of the two, for clusters without an endpoint.
 //!
-//! It has two parts: `likeness`, the cosine of reference and target, and `agreement`, the cosine of target and prompt. Each is mapped to 0 to 4 along a
-//! line between two limits. Whole pictures are compared, so a background that is alike counts, and a logo that is not does not: it cannot tell
-//! one subject from another of the same kind as a model can that looks at parts. Its limits are ours; none are published.
+//! It has two parts: `likeness`, the cosine of reference and target, and `agreement`, the cosine of target and
+//! prompt. Each is mapped to 0 to 4 along a line between two limits. Whole pictures are compared, so a background
+//! that is alike counts, and a logo that is not does not: it cannot tell one subject from another of the same kind as
+//! a model can that looks at parts. Its limits are ours; none are published.
 
 use super::{Judged, note};
 use crate::pair::Pair;

@@ -1,7 +1,8 @@
 //! What the judge is told and asked: three turns about one reference and one target.
 //!
-//! The course of the UNO paper (appendix, and `template/uno_instructions.py` of bytedance/UNO): name the parts, describe the differences part by part,
-//! score each part 0 to 4. The words are ours, and the last answer is JSON, which can be read without guessing.
+//! The course of the UNO paper (appendix, and `template/uno_instructions.py` of bytedance/UNO): name the parts,
+//! describe the differences part by part, score each part 0 to 4. The words are ours, and the last answer is JSON,
+//! which can be read without guessing.
 
 use super::scores::{MAX_NAME_CHARS, MAX_PARTS, ParseError};
 use crate::endpoint::message::{Message, Png, Role};
@@ -68,8 +69,8 @@ fn add(conversation: &mut Vec<Message>, answer: &str, question: String) {
     conversation.push(Message::words(Role::User, question));
 }
 
-/// A description from outside as a JSON string: on one line, of bounded length, without characters that do not show, and nothing in it can
-/// end the quotation.
+/// A description from outside as a JSON string: on one line, of bounded length, without characters that do not show,
+/// and nothing in it can end the quotation.
 pub fn quoted(text: &str) -> String {
     let clean: String = text.chars().map(|c| if is_hidden(c) { ' ' } else { c }).collect();
     let clean = clean.split_whitespace().collect::<Vec<_>>().join(" ");

@@ -74,7 +74,7 @@ pub struct Judge {
 
 #[derive(Debug)]
 enum By {
-    Asked(AskedJudge),
+    Asked(Box<AskedJudge>),
     Clip(Box<ClipJudge>),
 }
 
@@ -86,7 +86,7 @@ impl Judge {
                 let endpoint = endpoints.iter().find(|endpoint| endpoint.name == *name);
                 let endpoint = endpoint.ok_or_else(|| JudgeError::NoEndpoint { name: name.clone() })?;
                 let chat = Chat::open(endpoint, roots)?;
-                By::Asked(AskedJudge { chat, retries: *retries, image_side: *image_side })
+                By::Asked(Box::new(AskedJudge { chat, retries: *retries, image_side: *image_side }))
             }
             JudgeKind::Clip { weights, tokenizer, likeness, agreement } => {
                 let weights = roots.resolve(weights).map_err(Box::new)?;
@@ -97,8 +97,8 @@ impl Judge {
         Ok(Judge { min: spec.min, by })
     }
 
-    /// Judges pairs, in their order: each with its score noted, or why it is rejected. A pair without references passes. `abandoned` ends
-    /// it early.
+    /// Judges pairs, in their order: each with its score noted, or why it is rejected. A pair without references
+    /// passes. `abandoned` ends it early.
     pub fn judge(&self, pairs: Vec<Pair>, abandoned: &AtomicBool) -> Result<Vec<Judged>, JudgeError> {
         match &self.by {
             By::Asked(judge) => judge.judge(pairs, self.min, abandoned),

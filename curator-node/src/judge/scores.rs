@@ -92,8 +92,8 @@ struct Said {
     score: serde_json::Number,
 }
 
-/// Reads `{"scores": [{"part": "…", "score": 0 to 4}]}`, alone or in one code fence. Nothing else is read: no numbers with fractions, no
-/// text around it, no other fields.
+/// Reads `{"scores": [{"part": "…", "score": 0 to 4}]}`, alone or in one code fence. Nothing else is read: no numbers
+/// with fractions, no text around it, no other fields.
 pub fn parse_scores(text: &str) -> Result<Scores, ParseError> {
     if text.len() > MAX_BYTES {
         return Err(ParseError::Long);

@@ -6,9 +6,10 @@
 //!   a list of subjects ─────────────▶ scenes by template ───┘
 //! ```
 //!
-//! The pipeline of the UNO paper (section 3.2 and appendix), with words and instructions of our own. Everything is checked by
-//! [`phrase`]: lengths, hidden characters, repetitions. With templates a book is a function of the spec and the seed. What a
-//! language model says is written down first ([`written`]), once, and read from there by everyone.
+//! The pipeline of the UNO paper (section 3.2 and appendix), with words and instructions of our own. Everything is
+//! checked by [`phrase`]: lengths, hidden characters, repetitions. With templates a book is a function of the spec
+//! and the seed. What a language model says is written down first ([`written`]), once, and read from there by
+//! everyone.
 
 pub mod order;
 pub mod phrase;
@@ -112,8 +113,8 @@ impl Entry {
 }
 
 impl PromptBook {
-    /// Makes the book that `spec` describes. Where it names one of `endpoints`, every category that nobody has asked for yet is
-    /// asked for, which may take long; what is there already is read.
+    /// Makes the book that `spec` describes. Where it names one of `endpoints`, every category that nobody has asked
+    /// for yet is asked for, which may take long; what is there already is read.
     pub fn open(
         spec: &PromptSpec,
         endpoints: &[EndpointSpec],
@@ -196,8 +197,8 @@ impl PromptBook {
         self.before.last().copied().unwrap_or(0)
     }
 
-    /// Prompt `index`. Any stretch of [`PromptBook::prompts`] that begins at a multiple of it has each prompt once, in an order of
-    /// its own.
+    /// Prompt `index`. Any stretch of [`PromptBook::prompts`] that begins at a multiple of it has each prompt once,
+    /// in an order of its own.
     pub fn prompt(&self, index: u64) -> DiptychPrompt {
         let total = self.prompts();
         let place = order::place(index % total, total, "prompt order", &[self.seed, index / total]);

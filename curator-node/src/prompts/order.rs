@@ -5,8 +5,9 @@ use crate::draw::Draw;
 /// Rounds of the Feistel network; four are the usual least for a permutation that shows no pattern.
 const ROUNDS: usize = 4;
 
-/// Maps `index`, below `count`, to its place in an order that depends on `purpose` and `key` alone: a balanced Feistel network
-/// over the next larger square of a power of two, walked until it comes back below `count`. Every place is taken once.
+/// Maps `index`, below `count`, to its place in an order that depends on `purpose` and `key` alone: a balanced
+/// Feistel network over the next larger square of a power of two, walked until it comes back below `count`. Every
+/// place is taken once.
 pub fn place(index: u64, count: u64, purpose: &str, key: &[u64]) -> u64 {
     if count < 2 {
         return 0;

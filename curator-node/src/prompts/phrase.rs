@@ -45,7 +45,8 @@ pub fn phrase(text: &str, most: usize) -> Result<String, PhraseError> {
     Ok(text.split_whitespace().collect::<Vec<_>>().join(" "))
 }
 
-/// Characters that do not show, or that change how others show: control characters, marks of direction, zero-width spaces.
+/// Characters that do not show, or that change how others show: control characters, marks of direction, zero-width
+/// spaces.
 pub fn is_hidden(c: char) -> bool {
     (c.is_control() && !matches!(c, '\t'))
         || matches!(

@@ -31,6 +31,18 @@ const COLOURS: &[&str] = &[
     "black",
     "silver",
 ];
+const COATS: &[&str] = &[
+    "brown",
+    "black",
+    "white",
+    "grey",
+    "golden",
+    "cream",
+    "sandy",
+    "reddish-brown",
+    "black and white",
+    "dark grey",
+];
 const WORDS: &[&str] = &[
     "HELLO",
     "OPEN",
@@ -140,6 +152,8 @@ const THINGS: &[&str] = &[
 
 /// The words of a kind of category.
 struct Words {
+    /// Such as can be met; living things and food have few or none to choose.
+    colours: &'static [&'static str],
     looks: &'static [&'static str],
     materials: &'static [&'static str],
     details: &'static [&'static str],
@@ -273,6 +287,7 @@ const LIGHTS: &[&str] = &[
 fn words(kind: CategoryKind) -> Words {
     match kind {
         CategoryKind::Animal => Words {
+            colours: COATS,
             looks: &[
                 "small", "fluffy", "sleek", "spotted", "striped", "young", "old", "sturdy", "slender",
                 "round", "curious",
@@ -300,6 +315,7 @@ fn words(kind: CategoryKind) -> Words {
             places: OUT_AND_IN,
         },
         CategoryKind::Clothing => Words {
+            colours: COLOURS,
             looks: &[
                 "plain",
                 "worn",
@@ -332,6 +348,7 @@ fn words(kind: CategoryKind) -> Words {
             places: INDOORS,
         },
         CategoryKind::Food => Words {
+            colours: &[""],
             looks: &[
                 "fresh",
                 "ripe",
@@ -360,6 +377,7 @@ fn words(kind: CategoryKind) -> Words {
             places: INDOORS,
         },
         CategoryKind::Furniture => Words {
+            colours: COLOURS,
             looks: &["antique", "modern", "rustic", "low", "tall", "ornate", "worn", "slim", "round-edged"],
             materials: &[
                 "oak",
@@ -390,6 +408,7 @@ fn words(kind: CategoryKind) -> Words {
             places: ROOMS,
         },
         CategoryKind::Object => Words {
+            colours: COLOURS,
             looks: &[
                 "small", "large", "vintage", "modern", "worn", "polished", "handmade", "ornate", "simple",
                 "sturdy",
@@ -419,6 +438,7 @@ fn words(kind: CategoryKind) -> Words {
             places: INDOORS,
         },
         CategoryKind::Person => Words {
+            colours: &[""],
             looks: &["smiling", "thoughtful", "tall", "cheerful", "serious", "freckled", "friendly", "calm"],
             materials: &[""],
             details: &[
@@ -439,6 +459,7 @@ fn words(kind: CategoryKind) -> Words {
             places: OUTDOORS,
         },
         CategoryKind::Plant => Words {
+            colours: &[""],
             looks: &["tall", "small", "blooming", "lush", "young", "old", "slender", "wild", "drooping"],
             materials: &[""],
             details: &[
@@ -461,6 +482,7 @@ fn words(kind: CategoryKind) -> Words {
             places: OUT_AND_IN,
         },
         CategoryKind::Vehicle => Words {
+            colours: COLOURS,
             looks: &[
                 "old",
                 "shiny",
@@ -519,8 +541,7 @@ pub fn subjects(category: &Category, style: Style, count: usize, seed: u64) -> V
 fn subject(category: &Category, style: Style, words: &Words, draw: &mut Draw) -> String {
     let mut one = |list: &[&'static str]| draw.pick(list).copied().unwrap_or_default();
     let name = category.name.as_str();
-    // People and what they wear have no colour of their own.
-    let colour = if category.kind == CategoryKind::Person { "" } else { one(COLOURS) };
+    let colour = one(words.colours);
     match style {
         Style::Realistic => {
             format!("{} {colour} {} {name} {}", one(words.looks), one(words.materials), one(words.details))

@@ -1,7 +1,8 @@
 //! Subjects and scenes that a language model writes.
 //!
-//! One object for each category and style, `prompts/<hash of all that was asked>.json`: whoever finds it reads it, whoever does not asks and
-//! then makes it under a conditional create. So a book can be begun by one curator, gone on with by another after a crash, and shared by jobs.
+//! One object for each category and style, `prompts/<hash of all that was asked>.json`: whoever finds it reads it,
+//! whoever does not asks and then makes it under a conditional create. So a book can be begun by one curator, gone on
+//! with by another after a crash, and shared by jobs.
 
 use super::phrase::{MAX_SCENE_WORDS, MAX_SUBJECT_WORDS, normalised, phrase};
 use super::taxonomy::Category;
@@ -53,7 +54,8 @@ struct Wanted {
     scenes: usize,
 }
 
-/// The answers for all categories and styles, in their order. Blocks the calling thread, which must not be one of the runtime's.
+/// The answers for all categories and styles, in their order. Blocks the calling thread, which must not be one of the
+/// runtime's.
 pub fn all(
     chat: &Chat,
     spec: &PromptSpec,

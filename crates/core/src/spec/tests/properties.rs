@@ -104,7 +104,7 @@ fn prompts() -> impl Strategy<Value = PromptSpec> {
                 .map(|(_, style)| style)
                 .collect(),
             subjects_per_category: count,
-            scenes_per_subject: 1 + count.max(1).min(63),
+            scenes_per_subject: 1 + count.min(63),
             endpoint: asks.then(|| "e0".to_owned()),
         })
 }
