@@ -28,6 +28,8 @@ const READ_DEADLINE: Duration = Duration::from_secs(60);
 const DECODING: usize = 2;
 /// Pairs whose place is remembered, about 60 bytes each.
 const MAX_INDEXED_PAIRS: usize = 1 << 20;
+/// What a kept pair takes beside its pixels, roughly: its prompt, and its places in the maps.
+const PAIR_OVERHEAD_BYTES: usize = 1024;
 /// A shard that is first asked for this far from its beginning is being read out of order.
 const IN_ORDER_PLACES: usize = 32;
 
@@ -94,7 +96,7 @@ impl Kept {
 }
 
 impl ShardCache {
-    /// Keeps pairs up to `capacity_bytes` of decoded pixels, and always the last one.
+    /// Keeps decoded pairs up to `capacity_bytes`, and always the last one.
     pub fn new(capacity_bytes: usize, metrics: Metrics) -> ShardCache {
         ShardCache {
             capacity_bytes,
@@ -184,7 +186,7 @@ impl ShardCache {
         let bytes = failed.read(objects.get_range(&location, range)).await?;
         self.metrics.pairs_loaded.inc();
         let one = move || index.verified(place, &bytes).map_err(|reason| format!("pair {place}: {reason}"));
-        self.decoded(failed, one).await.map(Arc::new)
+        self.decoded(failed, one).await.map(lean).map(Arc::new)
     }
 
     /// Does `work` off the async threads, with few others.
@@ -250,7 +252,14 @@ impl Failed<'_> {
 }
 
 fn size_bytes(pair: &Pair) -> usize {
-    pair.target.as_raw().len() + pair.references.iter().map(|r| r.as_raw().len()).sum::<usize>()
+    let references: usize = pair.references.iter().map(|reference| reference.as_raw().len()).sum();
+    PAIR_OVERHEAD_BYTES + pair.target.as_raw().len() + references
+}
+
+/// Without what is only of use to people: it may be larger than small pictures.
+fn lean(mut pair: Pair) -> Pair {
+    pair.provenance = serde_json::Value::Null;
+    pair
 }
 
 /// A shard's index after comparing it with its record, and its pairs from `place` on: as many as have room, or that one
@@ -278,7 +287,7 @@ fn verified_shard(
         let content = usize::try_from(range.start).ok().zip(usize::try_from(range.end).ok());
         let content = content.and_then(|(start, end)| bytes.get(start..end)).unwrap_or_default();
         let pair = read_shard(content).map_err(|e| e.to_string())?.pop();
-        let pair = pair.ok_or_else(|| format!("pair {place} cannot be found"))?;
+        let pair = lean(pair.ok_or_else(|| format!("pair {place} cannot be found"))?);
         used_bytes += size_bytes(&pair);
         if !pairs.is_empty() && used_bytes > room_bytes {
             break;
@@ -296,7 +305,7 @@ mod tests {
     use object_store::memory::InMemory;
 
     /// Decoded bytes of a pair of the tests.
-    const PAIR_BYTES: usize = 8 * 8 * 3;
+    const PAIR_BYTES: usize = 8 * 8 * 3 + PAIR_OVERHEAD_BYTES;
 
     async fn stored(objects: &InMemory, path: &str, pairs: u32) -> Shard {
         let mut writer = ShardWriter::default();

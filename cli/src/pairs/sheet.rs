@@ -18,7 +18,7 @@ const MAX_DECODING_BYTES: u64 = 1 << 30;
 const STYLE: &str = "body{font:14px/1.45 system-ui,sans-serif;margin:1.5rem;color:#1c2430;background:#fff}\
 h1{font-size:1.4rem;margin:0}h2{font-size:1.1rem;margin:1.6rem 0 .4rem}.note{color:#667}table{border-collapse:collapse}\
 td{padding:.1rem .7rem .1rem 0}td.n{text-align:right;font-variant-numeric:tabular-nums}.bar{display:inline-block;height:.7rem;background:#c2571a}\
-.ok .bar{background:#2d8a4e}.cards{display:flex;flex-wrap:wrap;gap:.8rem}.card{width:22rem;border:1px solid #dde3ea;border-radius:6px;padding:.5rem}\
+.ok .bar{background:#2d8a4e}.cards{display:flex;flex-wrap:wrap;gap:.8rem}.card{width:15rem;border:1px solid #dde3ea;border-radius:6px;padding:.5rem}\
 .card img{width:96px;height:96px;object-fit:contain;image-rendering:auto;background:#f2f4f7;margin-right:.3rem}.card.rejected{border-color:#e3b9a2}\
 .why{color:#a8430f;font-weight:600}.scores{font-variant-numeric:tabular-nums}details{color:#556;font-size:.8rem;overflow-wrap:anywhere}\
 .figures{display:flex;flex-wrap:wrap;gap:2rem}svg{display:block}.tick{font-size:10px;fill:#667}";
@@ -48,8 +48,6 @@ pub fn render(sheet: &Sheet) -> String {
         html.push_str(&chart(name, histogram));
     }
     html.push_str("</div>");
-    let _ = write!(html, "<h2>Accepted: {} of {}</h2>", accepted.len(), stage.pairs_committed);
-    push_cards(&mut html, accepted);
     let mut at = 0;
     while let Some(first) = rejected.get(at) {
         let reason = first.stored.facts.rejected();
@@ -59,6 +57,8 @@ pub fn render(sheet: &Sheet) -> String {
         push_cards(&mut html, &rejected[at..at + group]);
         at += group;
     }
+    let _ = write!(html, "<h2>Accepted: {} of {}</h2>", accepted.len(), stage.pairs_committed);
+    push_cards(&mut html, accepted);
     html.push_str("</html>");
     html
 }
