@@ -1,11 +1,15 @@
 //! Working on a stage: lease a unit, make it, write its shard, commit it; again until the log is sealed.
 
+use crate::earlier::EarlierStage;
 use crate::endpoint::EndpointError;
 use crate::metrics::Metrics;
+use crate::recompose::Taken;
 use crate::source::Roots;
+use crate::studio::Means;
 use crate::unit::{StageCurator, UnitError, UnitResult};
 use crate::worker::Worker;
 use crescendo_core::spec::JobSpec;
+use crescendo_model::tch::Device;
 use crescendo_node::backoff::{Backoff, random};
 use crescendo_node::call::Controllers;
 use crescendo_proto::v1::curation_service_client::CurationServiceClient;
@@ -55,6 +59,10 @@ pub struct Curation {
     pub roots: Roots,
     pub objects: Arc<dyn ObjectStore>,
     pub controllers: Controllers,
+    /// The device of the curation thread.
+    pub device: Device,
+    /// What the stage takes from an earlier one.
+    pub earlier: Option<Arc<EarlierStage>>,
     pub worker: Worker<Curators>,
     pub metrics: Metrics,
 }
@@ -91,7 +99,7 @@ impl Curation {
             }
         }
         let key = (self.stage.job_id.clone(), self.stage.stage.clone());
-        let _ = self.worker.run("curation", move |curators| curators.remove(&key)).await;
+        let _ = self.worker.run("curation", move |curators| drop(curators.remove(&key))).await;
     }
 
     async fn lease(&self, stop: &CancellationToken) -> Result<Leased, Status> {
@@ -178,6 +186,13 @@ impl Curation {
 
     /// Makes a unit on the curation thread. Dropping this tells the thread to give it up.
     async fn make(&self, lease: &UnitLease, held: &CancellationToken) -> Result<UnitResult, UnitError> {
+        let unit_size =
+            self.job.stages.get(self.stage_index as usize).map_or(1, |stage| stage.data.unit_size);
+        let (trained, taken) = match &self.earlier {
+            Some(earlier) => (earlier.trained().await?, earlier.taken(lease.unit, unit_size).await?),
+            None => (None, Taken::default()),
+        };
+        let means = Means { device: self.device, trained };
         let abandoned = AbandonOnDrop(Arc::new(AtomicBool::new(false)));
         let flag = abandoned.0.clone();
         let key = (self.stage.job_id.clone(), self.stage.stage.clone());
@@ -186,10 +201,10 @@ impl Curation {
             let curator = match curators.entry(key) {
                 std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
                 std::collections::hash_map::Entry::Vacant(entry) => {
-                    entry.insert(StageCurator::open(&job, index, &roots)?)
+                    entry.insert(StageCurator::open_with(&job, index, &roots, &means)?)
                 }
             };
-            curator.unit(unit, &flag)
+            curator.unit_from(unit, taken, &flag)
         });
         match made.await {
             Ok(outcome) => outcome,

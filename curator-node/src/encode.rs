@@ -2,32 +2,49 @@
 
 use crate::pair::Pair;
 use crate::picture;
-use crescendo_core::spec::ModelPreset;
+use crate::source::{Roots, SourceError};
+use crate::studio::{encoder_files, kind};
+use crescendo_core::spec::ModelSpec;
+use crescendo_model::Result;
 use crescendo_model::codec::{LatentCodec, TextEncoder};
-use crescendo_model::nano::{PixelCodec, WordVectorText};
-use crescendo_model::tch::{self, Kind, Tensor};
-use crescendo_model::{ModelError, Result};
+use crescendo_model::drawing::EncoderFiles;
+use crescendo_model::tch::{self, Device, Kind, Tensor};
 use crescendo_proto::v1::{DataType, EncodedPair, EncodedText, TensorData};
 use image::RgbImage;
+
+/// Which encoders a model has, where they lie, and how they compute.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EncoderSource {
+    files: EncoderFiles,
+    kind: Kind,
+    device: Device,
+}
+
+impl EncoderSource {
+    /// Those of a job's model. Nano's are so small that they stay on the CPU.
+    pub fn of(
+        model: &ModelSpec,
+        roots: &Roots,
+        device: Device,
+    ) -> std::result::Result<EncoderSource, SourceError> {
+        let files = encoder_files(model, roots)?;
+        let device = if files == EncoderFiles::Nano { Device::Cpu } else { device };
+        Ok(EncoderSource { files, kind: kind(model.precision, device), device })
+    }
+}
 
 /// The encoders of a model.
 pub struct Encoders {
     latents: Box<dyn LatentCodec>,
     text: Box<dyn TextEncoder>,
+    device: Device,
 }
 
 impl Encoders {
-    /// The encoders of `preset`.
-    pub fn of(preset: ModelPreset) -> Result<Encoders> {
-        match preset {
-            ModelPreset::Nano => {
-                Ok(Encoders { latents: Box::new(PixelCodec), text: Box::new(WordVectorText) })
-            }
-            ModelPreset::FluxDev | ModelPreset::FluxSchnell => Err(ModelError::Config {
-                field: "model.preset",
-                reason: "this curator has encoders for the preset nano alone".to_owned(),
-            }),
-        }
+    /// Loads them.
+    pub fn open(source: &EncoderSource) -> Result<Encoders> {
+        let EncoderSource { files, kind, device } = source;
+        Ok(Encoders { text: files.text(*kind, *device)?, latents: files.codec(*device)?, device: *device })
     }
 
     /// The empty prompt, for text dropout.
@@ -71,13 +88,13 @@ impl Encoders {
             i64::from(image.height()),
             i64::from(image.width()),
         ])?;
-        tensor_data(&self.latents.encode(&pixels)?.f_squeeze_dim(0)?)
+        tensor_data(&self.latents.encode(&pixels.f_to_device(self.device)?)?.f_squeeze_dim(0)?)
     }
 }
 
 /// A float32 copy for the wire.
 fn tensor_data(tensor: &Tensor) -> Result<TensorData> {
-    let tensor = tensor.f_to_kind(Kind::Float)?.f_contiguous()?;
+    let tensor = tensor.f_to_device(Device::Cpu)?.f_to_kind(Kind::Float)?.f_contiguous()?;
     let count = tensor.numel();
     let mut bytes = vec![0u8; count * 4];
     tensor.f_copy_data_u8(&mut bytes, count)?;
@@ -98,6 +115,20 @@ pub fn size_bytes(pair: &EncodedPair) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crescendo_core::spec::{ModelPreset, Precision};
+
+    fn model(preset: ModelPreset, weights: &str, encoders: Option<&str>) -> ModelSpec {
+        let encoders = encoders.map(str::to_owned);
+        let weights = Some(weights.to_owned());
+        ModelSpec { preset, sizes: None, weights, encoders, precision: Precision::Auto }
+    }
+
+    fn nano() -> Encoders {
+        let roots = Roots::new("/lib".as_ref(), "s3://bucket");
+        let source =
+            EncoderSource::of(&model(ModelPreset::Nano, "base.safetensors", None), &roots, Device::Cpu);
+        Encoders::open(&source.expect("nano")).expect("nano has encoders")
+    }
     use image::Rgb;
 
     fn floats(data: &TensorData) -> Vec<f32> {
@@ -114,7 +145,7 @@ mod tests {
             scores: Default::default(),
             provenance: serde_json::Value::Null,
         };
-        let encoders = Encoders::of(ModelPreset::Nano).expect("nano has encoders");
+        let encoders = nano();
         let encoded = encoders.encode(&[(5, &pair), (6, &pair)]).expect("encode");
         assert_eq!((encoded[0].index, encoded[1].index), (5, 6));
         let target = encoded[0].target.as_ref().expect("a target");
@@ -145,7 +176,18 @@ mod tests {
             scores: Default::default(),
             provenance: serde_json::Value::Null,
         };
-        assert!(Encoders::of(ModelPreset::Nano).expect("nano").encode(&[(0, &pair)]).is_err());
-        assert!(Encoders::of(ModelPreset::FluxDev).is_err());
+        assert!(nano().encode(&[(0, &pair)]).is_err());
+    }
+
+    #[test]
+    fn encoders_lie_beside_the_weights_or_where_the_spec_says() {
+        let roots = Roots::new("/lib".as_ref(), "s3://bucket");
+        let error = |encoders: Option<&str>| {
+            let model = model(ModelPreset::FluxDev, "flux/flux1-dev.safetensors", encoders);
+            let source = EncoderSource::of(&model, &roots, Device::Cpu).expect("paths are plain");
+            Encoders::open(&source).err().expect("there are no such files").to_string()
+        };
+        assert!(error(None).contains("/lib/flux/"), "{}", error(None));
+        assert!(error(Some("other")).contains("/lib/other/"), "{}", error(Some("other")));
     }
 }

@@ -27,8 +27,25 @@ pub struct SimilarityFilter {
 
 impl SimilarityFilter {
     /// Loads the encoder that `spec` names.
-    pub fn open(spec: &spec::SimilarityFilter, encoder: &Path) -> Result<SimilarityFilter> {
-        Ok(SimilarityFilter { encoder: DinoV2::load(encoder, Device::Cpu)?, min: spec.min, max: spec.max })
+    pub fn open(spec: &spec::SimilarityFilter, encoder: &Path, device: Device) -> Result<SimilarityFilter> {
+        Ok(SimilarityFilter { encoder: DinoV2::load(encoder, device)?, min: spec.min, max: spec.max })
+    }
+
+    /// Least cosine of what passes.
+    pub fn min(&self) -> f64 {
+        self.min
+    }
+
+    /// Largest cosine of what passes.
+    pub fn max(&self) -> f64 {
+        self.max
+    }
+
+    /// Cosines of two pictures each.
+    pub fn cosines(&self, pictures: &[(&RgbImage, &RgbImage)]) -> Result<Vec<f64>> {
+        let flat: Vec<&RgbImage> = pictures.iter().flat_map(|(a, b)| [*a, *b]).collect();
+        let vectors = describe(&self.encoder, &flat)?;
+        Ok(vectors.chunks_exact(2).map(|two| dot(&two[0], &two[1])).collect())
     }
 
     /// Judges pairs, in their order: the pair with its score noted, or why it is rejected. A pair without references
@@ -68,7 +85,7 @@ pub struct Judged {
 }
 
 /// Every reference has to be like the target, and none a copy of it.
-fn verdict(cosines: &[f64], min: f64, max: f64) -> std::result::Result<(), Rejection> {
+pub(crate) fn verdict(cosines: &[f64], min: f64, max: f64) -> std::result::Result<(), Rejection> {
     // A vector that is not a number is like nothing.
     if cosines.iter().any(|c| c.is_nan() || *c < min) {
         Err(Rejection::SimilarityLow)
@@ -116,7 +133,7 @@ pub fn describe(encoder: &DinoV2, pictures: &[&RgbImage]) -> Result<Vec<Vec<f32>
                 i64::from(height),
                 i64::from(width),
             ])?;
-            let described = encoder.describe(&pixels)?.f_contiguous()?;
+            let described = encoder.describe(&pixels)?.f_to_device(Device::Cpu)?.f_contiguous()?;
             let wide = described.size().get(1).copied().unwrap_or(0) as usize;
             let mut flat = vec![0f32; chunk.len() * wide];
             let count = flat.len();

@@ -6,7 +6,10 @@
 //!                  ▼   │                                                           │        │
 //!   node ─▶ curation ──┴─ unit: source ─▶ filter ─▶ shard ─────────────────────────┘        │
 //!     │                    (compose,       (similarity,   (curation thread)                 ▼
-//!     └──▶ pair_log ◀──     import)         judge)                                    shard_cache
+//!     │                     import,         judge)                                   shard_cache
+//!     │                     generate ─ studio ◀─ earlier ─ a stage's checkpoint, its log   │
+//!     │                     recompose)                                                     │
+//!     └──▶ pair_log ◀── WatchPairLog                                                        │
 //!              │                                                                            │
 //!   rank ◀── serve ◀──────────── encode (encoding thread) ◀─────────────────────────────────┘
 //! ```
@@ -15,6 +18,9 @@
 //! |---|---|
 //! | [`compose`] | subject cut-outs placed in scenes, with true captions; evaluation cases |
 //! | [`import`], [`export`] | UNO-1M's layout, in and out, and shards |
+//! | [`generate`], [`divider`] | pictures of two panels, drawn by the job's base, and where they are split |
+//! | [`mod@recompose`] | second subjects cut out of targets, and drawn once more by an earlier stage's model |
+//! | [`studio`], [`earlier`] | the networks that draw; what is taken from an earlier stage |
 //! | [`source`], [`mod@unit`] | a stage's source; one unit from candidates to a shard |
 //! | [`prompts`] | what drawn pictures are to show: taxonomy, subjects, scenes |
 //! | [`filter`] | the similarity filter |
@@ -35,11 +41,14 @@
 
 pub mod compose;
 pub mod curation;
+pub mod divider;
 pub mod draw;
+pub mod earlier;
 pub mod encode;
 pub mod endpoint;
 pub mod export;
 pub mod filter;
+pub mod generate;
 pub mod import;
 pub mod judge;
 pub mod metrics;
@@ -48,11 +57,13 @@ pub mod pair;
 pub mod pair_log;
 pub mod picture;
 pub mod prompts;
+pub mod recompose;
 pub mod review;
 pub mod serve;
 pub mod shard;
 pub mod shard_cache;
 pub mod shard_index;
 pub mod source;
+pub mod studio;
 pub mod unit;
 pub mod worker;

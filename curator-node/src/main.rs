@@ -8,8 +8,9 @@ use crescendo_curator_node::metrics::Metrics;
 use crescendo_curator_node::node::Node;
 use crescendo_curator_node::serve::{EncoderSet, MAX_MESSAGE_BYTES, PairServer};
 use crescendo_curator_node::shard_cache::ShardCache;
+use crescendo_curator_node::studio::best_device;
 use crescendo_curator_node::worker::Worker;
-use crescendo_model::tch;
+use crescendo_model::tch::{self, Device};
 use crescendo_node::args::{NodeArgs, ServerArgs};
 use crescendo_node::call::Controllers;
 use crescendo_node::forward::{DEFAULT_CAPACITY, LogBuffer};
@@ -38,6 +39,29 @@ struct Arguments {
     /// Memory for decoded shards, MiB
     #[arg(long, env = "CRESCENDO_SHARD_CACHE_MIB", default_value_t = 256)]
     shard_cache_mib: usize,
+    /// What networks that draw, compare and encode compute on
+    #[arg(long, env = "CRESCENDO_DEVICE", value_enum, default_value = "auto")]
+    device: DeviceChoice,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum DeviceChoice {
+    /// The first GPU if there is one
+    Auto,
+    Cpu,
+    Cuda,
+}
+
+impl DeviceChoice {
+    fn device(self) -> anyhow::Result<Device> {
+        match (self, best_device()) {
+            (DeviceChoice::Cpu, _) => Ok(Device::Cpu),
+            (DeviceChoice::Cuda, Device::Cpu) => {
+                anyhow::bail!("--device cuda: there is no CUDA device, or this libtorch has no CUDA")
+            }
+            (DeviceChoice::Auto | DeviceChoice::Cuda, found) => Ok(found),
+        }
+    }
 }
 
 /// Time for tasks to end after a stop.
@@ -62,7 +86,8 @@ fn main() -> anyhow::Result<()> {
 }
 
 async fn run(arguments: Arguments) -> anyhow::Result<()> {
-    let Arguments { server: server_args, node: node_args, shard_cache_mib } = arguments;
+    let Arguments { server: server_args, node: node_args, shard_cache_mib, device } = arguments;
+    let device = device.device()?;
     let logs = LogBuffer::new(&node_args.node_id, DEFAULT_CAPACITY);
     logging::init(&server_args.log, Some(&logs))?;
     tch::set_num_threads(1);
@@ -113,7 +138,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         incarnation: incarnation.clone(),
         kind: NodeKind::Curator as i32,
         slots: 0,
-        device: "cpu".to_owned(),
+        device: if device == Device::Cpu { "cpu" } else { "cuda" }.to_owned(),
         address: address.clone(),
         labels: labels.iter().cloned().collect(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -125,6 +150,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let node = Node {
         node_id: node_args.node_id.clone(),
         library_root: node_args.library_root,
+        device,
         controllers,
         curation,
         server,

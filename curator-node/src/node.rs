@@ -1,6 +1,8 @@
 //! The node: what the controller assigns, it works on and serves, until it is released.
 
 use crate::curation::{Curation, Curators};
+use crate::earlier::EarlierStage;
+use crate::encode::EncoderSource;
 use crate::endpoint::network::{Network, Outside};
 use crate::metrics::Metrics;
 use crate::pair_log::{LogState, follow};
@@ -8,14 +10,16 @@ use crate::serve::{PairServer, ServedStage};
 use crate::source::Roots;
 use crate::worker::Worker;
 use crescendo_core::spec::JobSpec;
+use crescendo_model::tch::Device;
 use crescendo_node::call::Controllers;
 use crescendo_node::objects;
 use crescendo_node::session::Command;
 use crescendo_node::supervise::Tasks;
-use crescendo_proto::v1::{AssignCuration, StageRef};
+use crescendo_proto::v1::{AssignCuration, Checkpoint, StageRef};
 use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 /// What all stages on this node share.
@@ -23,6 +27,8 @@ use tracing::Instrument;
 pub struct Node {
     pub node_id: String,
     pub library_root: PathBuf,
+    /// Where networks compute.
+    pub device: Device,
     pub controllers: Controllers,
     pub curation: Worker<Curators>,
     pub server: PairServer,
@@ -40,6 +46,8 @@ enum AssignError {
     Spec(#[from] serde_json::Error),
     #[error(transparent)]
     Objects(#[from] objects::ObjectsError),
+    #[error(transparent)]
+    Source(#[from] crate::source::SourceError),
 }
 
 impl Node {
@@ -83,16 +91,13 @@ impl Node {
         }
         let job: Arc<JobSpec> = Arc::new(serde_json::from_slice(&assignment.resolved_spec_json)?);
         let objects = objects::open(&assignment.object_store_url)?;
+        let roots = Roots::new(&self.library_root, &assignment.object_store_url);
+        let encoders = EncoderSource::of(&job.model, &roots, self.device)?;
         let stop = self.tasks.stop_token().child_token();
         let (log, followed) = watch::channel(LogState::default());
         self.server.add(
             &stage,
-            ServedStage {
-                preset: job.model.preset,
-                log: followed,
-                objects: objects.clone(),
-                stop: stop.clone(),
-            },
+            ServedStage { encoders, log: followed, objects: objects.clone(), stop: stop.clone() },
         );
         let span = tracing::Span::current();
         let following = follow(stage.clone(), self.controllers.clone(), log.clone(), stop.clone());
@@ -106,13 +111,17 @@ impl Node {
             }
             .instrument(span.clone()),
         );
+        let index = assignment.stage_index;
+        let earlier = self.earlier(&stage, &job, index, assignment.source_checkpoint, objects.clone(), &stop);
         let outside =
             Outside { network: self.network.clone(), objects: objects.clone(), job_id: stage.job_id.clone() };
         let curation = Curation {
             node_id: self.node_id.clone(),
             stage,
-            stage_index: assignment.stage_index,
-            roots: Roots::new(&self.library_root, &assignment.object_store_url).with_outside(outside),
+            stage_index: index,
+            roots: roots.with_outside(outside),
+            device: self.device,
+            earlier,
             job,
             objects,
             controllers: self.controllers.clone(),
@@ -122,5 +131,43 @@ impl Node {
         tracing::info!("stage assigned");
         self.tasks.spawn(curation.run(stop).instrument(span));
         Ok(())
+    }
+
+    /// What a stage takes from an earlier one, if it does. Its log is followed as long as the stage is assigned.
+    fn earlier(
+        &self,
+        stage: &StageRef,
+        job: &JobSpec,
+        index: u32,
+        checkpoint: Option<Checkpoint>,
+        objects: Arc<dyn object_store::ObjectStore>,
+        stop: &CancellationToken,
+    ) -> Option<Arc<EarlierStage>> {
+        let source = &job.stages.get(index as usize)?.data.source;
+        let (draws, reads) = (source.drawn_by(), source.reads_log_of());
+        let name = draws.or(reads)?.to_owned();
+        let log = reads.map(|from| {
+            let (log, followed) = watch::channel(LogState::default());
+            let from = StageRef { job_id: stage.job_id.clone(), stage: from.to_owned() };
+            let (controllers, stop) = (self.controllers.clone(), stop.clone());
+            self.tasks.spawn(
+                async move {
+                    follow(from, controllers, log.clone(), stop.clone()).await;
+                    stop.cancelled().await;
+                    drop(log);
+                }
+                .instrument(tracing::Span::current()),
+            );
+            followed
+        });
+        Some(Arc::new(EarlierStage {
+            stage: name,
+            checkpoint,
+            draws: draws.is_some(),
+            log,
+            objects,
+            trained: Default::default(),
+            shards: Default::default(),
+        }))
     }
 }

@@ -30,6 +30,20 @@ pub enum Rejection {
     ScoreLow,
     ScoreInvalid,
     TooSmall,
+    /// No border between two panels shows in a drawn picture.
+    NoDivider,
+    /// More than one does.
+    SeveralDividers,
+    /// The detector found nothing that the caption names besides the first subject.
+    NoSecondSubject,
+    /// What it found takes too little of the target.
+    BoxSmall,
+    /// … too much of it.
+    BoxLarge,
+    /// … lies in another subject's box.
+    BoxOverlap,
+    /// … is cut off by the edge.
+    BoxEdge,
     JudgeLow,
     JudgeRefused,
     JudgeUnparseable,
@@ -46,7 +60,7 @@ pub enum Rejection {
 }
 
 impl Rejection {
-    pub const ALL: [Rejection; 15] = [
+    pub const ALL: [Rejection; 22] = [
         Rejection::SimilarityLow,
         Rejection::SimilarityHigh,
         Rejection::UnreadableImage,
@@ -54,6 +68,13 @@ impl Rejection {
         Rejection::ScoreLow,
         Rejection::ScoreInvalid,
         Rejection::TooSmall,
+        Rejection::NoDivider,
+        Rejection::SeveralDividers,
+        Rejection::NoSecondSubject,
+        Rejection::BoxSmall,
+        Rejection::BoxLarge,
+        Rejection::BoxOverlap,
+        Rejection::BoxEdge,
         Rejection::JudgeLow,
         Rejection::JudgeRefused,
         Rejection::JudgeUnparseable,
@@ -74,6 +95,13 @@ impl Rejection {
             Rejection::ScoreLow => "score_low",
             Rejection::ScoreInvalid => "score_invalid",
             Rejection::TooSmall => "too_small",
+            Rejection::NoDivider => "no_divider",
+            Rejection::SeveralDividers => "several_dividers",
+            Rejection::NoSecondSubject => "no_second_subject",
+            Rejection::BoxSmall => "box_small",
+            Rejection::BoxLarge => "box_large",
+            Rejection::BoxOverlap => "box_overlap",
+            Rejection::BoxEdge => "box_edge",
             Rejection::JudgeLow => "judge_low",
             Rejection::JudgeRefused => "judge_refused",
             Rejection::JudgeUnparseable => "judge_unparseable",

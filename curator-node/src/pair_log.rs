@@ -27,6 +27,15 @@ pub struct LogState {
 }
 
 impl LogState {
+    /// A log of these shards, which follow each other, cut at `committed` pairs.
+    #[cfg(test)]
+    pub(crate) fn of(shards: Vec<Shard>, committed: u64) -> LogState {
+        let mut log = LogState::default();
+        log.extend(WatchPairLogResponse { shards, committed, sealed: true })
+            .expect("shards follow each other");
+        log
+    }
+
     /// The shard that holds the pair at `index`, and its place in it. None beyond what is committed.
     pub fn find(&self, index: u64) -> Option<(Arc<Shard>, usize)> {
         if index >= self.committed {

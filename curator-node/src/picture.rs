@@ -43,6 +43,20 @@ pub fn resized(picture: &RgbImage, width: u32, height: u32) -> RgbImage {
     })
 }
 
+/// Scales a picture so that it covers `width` x `height`, and cuts what is too much at both ends alike.
+pub fn covering(picture: &RgbImage, width: u32, height: u32) -> RgbImage {
+    let (from_width, from_height) = (f64::from(picture.width().max(1)), f64::from(picture.height().max(1)));
+    let scale = (f64::from(width) / from_width).max(f64::from(height) / from_height);
+    // The part of the picture that is seen, whole pixels.
+    let seen_width = ((f64::from(width) / scale).round() as u32).clamp(1, picture.width().max(1));
+    let seen_height = ((f64::from(height) / scale).round() as u32).clamp(1, picture.height().max(1));
+    let (x, y) = (
+        (picture.width() - seen_width.min(picture.width())) / 2,
+        (picture.height() - seen_height.min(picture.height())) / 2,
+    );
+    resized(&image::imageops::crop_imm(picture, x, y, seen_width, seen_height).to_image(), width, height)
+}
+
 /// Channel after channel, row by row, each value `scale * byte + offset`.
 pub fn planar(picture: &RgbImage, scale: f32, offset: f32) -> impl Iterator<Item = f32> + '_ {
     (0..3).flat_map(move |channel| {
@@ -84,6 +98,22 @@ mod tests {
                 if crc & 1 == 1 { (crc >> 1) ^ 0xedb8_8320 } else { crc >> 1 }
             })
         })
+    }
+
+    #[test]
+    fn a_picture_that_covers_is_not_stretched() {
+        // A square of 10 in the middle of 40 x 20 stays a square.
+        let wide = RgbImage::from_fn(40, 20, |x, y| {
+            Rgb(if (15..25).contains(&x) && (5..15).contains(&y) { [255; 3] } else { [0; 3] })
+        });
+        let covered = covering(&wide, 16, 16);
+        assert_eq!(covered.dimensions(), (16, 16));
+        let bright = |pixels: Vec<u8>| pixels.iter().filter(|value| **value > 127).count();
+        let row: Vec<u8> = (0..16).map(|x| covered.get_pixel(x, 8).0[0]).collect();
+        let column: Vec<u8> = (0..16).map(|y| covered.get_pixel(8, y).0[0]).collect();
+        assert_eq!((bright(row), bright(column)), (8, 8));
+        assert_eq!(covering(&wide, 40, 20), wide);
+        assert_eq!(covering(&RgbImage::new(3, 100), 8, 8).dimensions(), (8, 8));
     }
 
     #[test]

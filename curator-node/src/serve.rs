@@ -5,13 +5,12 @@
 //!       ◀─ PairsOpened, EncodedPair …, LogStatus ──┘ (a bounded channel)
 //! ```
 
-use crate::encode::{Encoders, size_bytes};
+use crate::encode::{EncoderSource, Encoders, size_bytes};
 use crate::metrics::Metrics;
 use crate::pair::Pair;
 use crate::pair_log::LogState;
 use crate::shard_cache::{LoadError, ShardCache};
 use crate::worker::Worker;
-use crescendo_core::spec::ModelPreset;
 use crescendo_model::ModelError;
 use crescendo_node::supervise::Tasks;
 use crescendo_proto::v1::pair_service_server::PairService;
@@ -47,21 +46,28 @@ const MAX_CREDITS: u64 = 1 << 20;
 const MAX_RANGES: usize = 4096;
 /// Ranks that may have a stream open.
 const MAX_STREAMS: i64 = 512;
+/// Models whose encoders stay loaded.
+const MAX_ENCODERS: usize = 2;
 /// Messages on their way to one rank.
 const OUTGOING: usize = 8;
 
 /// Encoders that have been needed so far; owned by the encoding thread.
 #[derive(Default)]
 pub struct EncoderSet {
-    encoders: Vec<(ModelPreset, Encoders)>,
+    encoders: Vec<(EncoderSource, Encoders)>,
 }
 
 impl EncoderSet {
-    fn of(&mut self, preset: ModelPreset) -> Result<&Encoders, ModelError> {
-        let place = match self.encoders.iter().position(|(of, _)| *of == preset) {
+    fn of(&mut self, source: &EncoderSource) -> Result<&Encoders, ModelError> {
+        let place = match self.encoders.iter().position(|(of, _)| of == source) {
             Some(place) => place,
             None => {
-                self.encoders.push((preset, Encoders::of(preset)?));
+                let encoders = Encoders::open(source)?;
+                // Those of FLUX fill a GPU: the ones used longest ago make room.
+                if self.encoders.len() >= MAX_ENCODERS {
+                    self.encoders.remove(0);
+                }
+                self.encoders.push((source.clone(), encoders));
                 self.encoders.len() - 1
             }
         };
@@ -72,7 +78,7 @@ impl EncoderSet {
 /// A stage whose log is served here.
 #[derive(Clone)]
 pub struct ServedStage {
-    pub preset: ModelPreset,
+    pub encoders: EncoderSource,
     pub log: watch::Receiver<LogState>,
     pub objects: Arc<dyn ObjectStore>,
     /// Cancelled when the stage is released, or the process stops.
@@ -208,10 +214,10 @@ impl PairServer {
         );
         let serving = async {
             let stage = self.stage(&open).await?;
-            let preset = stage.preset;
+            let source = stage.encoders.clone();
             let empty_text = self
                 .worker
-                .run("encoding", move |set| set.of(preset)?.empty_text())
+                .run("encoding", move |set| set.of(&source)?.empty_text())
                 .await
                 .map_err(|e| Status::internal(e.to_string()))?
                 .map_err(|e| Status::failed_precondition(e.to_string()))?;
@@ -368,9 +374,9 @@ impl PairStream<'_> {
                 }
             }
         }
-        let (preset, timer) = (self.stage.preset, self.server.metrics.encode_seconds.start_timer());
+        let (source, timer) = (self.stage.encoders.clone(), self.server.metrics.encode_seconds.start_timer());
         let encoding = self.server.worker.run("encoding", move |set| {
-            let encoders = set.of(preset).map_err(|e| Status::failed_precondition(e.to_string()))?;
+            let encoders = set.of(&source).map_err(|e| Status::failed_precondition(e.to_string()))?;
             let mut encoded = Vec::with_capacity(sources.len());
             for (index, pair, place, shard) in &sources {
                 let broken = |reason: String| {

@@ -2,9 +2,15 @@
 
 use crate::compose::{ComposeError, Composer};
 use crate::endpoint::network::Outside;
+use crate::filter::SimilarityFilter;
+use crate::generate::Generator;
 use crate::import::{ImportError, Imported, Uno1m, Webdataset};
 use crate::pair::Rejected;
+use crate::prompts::PromptError;
+use crate::recompose::{Recomposer, Taken};
+use crate::studio::Means;
 use crescendo_core::spec::{DataSource, ImportFormat, JobSpec, StageSpec};
+use crescendo_model::ModelError;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -19,6 +25,18 @@ pub enum SourceError {
     References { references: u32 },
     #[error("path {path} is below the object store's root, which is not a folder of this machine")]
     Store { path: String },
+    #[error("the stage says nothing of what is to be drawn: set data.prompts or data.subjects")]
+    NoPrompts,
+    #[error(transparent)]
+    Prompts(#[from] Box<PromptError>),
+    #[error("the job has no weights to draw with: set spec.model.weights")]
+    NoWeights,
+    #[error("the stage has neither data.detector nor data.subjects")]
+    NoDetector,
+    #[error("there is no checkpoint of stage {stage} to draw with")]
+    NoCheckpoint { stage: String },
+    #[error("drawing: {0}")]
+    Model(#[from] ModelError),
 }
 
 /// Where the paths of a spec lead on this machine.
@@ -60,15 +78,19 @@ pub enum Source {
     Compose(Composer),
     Uno1m(Uno1m),
     Webdataset(Webdataset),
+    Generate(Box<Generator>),
+    Recompose(Box<Recomposer>),
 }
 
 impl Source {
-    /// Opens the source of a stage.
+    /// Opens the source of a stage. A source that compares what it makes itself takes the filter for it.
     pub fn open(
         job: &JobSpec,
         stage: &StageSpec,
         stage_index: u32,
         roots: &Roots,
+        means: &Means,
+        filter: &mut Option<SimilarityFilter>,
     ) -> Result<Source, SourceError> {
         match &stage.data.source {
             DataSource::Compose(spec) => {
@@ -79,6 +101,14 @@ impl Source {
                 }
                 let composer = Composer::open(&spec, stage.references, job.seed, stage_index, Path::new(""))?;
                 Ok(Source::Compose(composer))
+            }
+            DataSource::Generate(spec) => {
+                Ok(Source::Generate(Box::new(Generator::open(spec, job, stage, stage_index, roots, means)?)))
+            }
+            DataSource::Recompose(_) | DataSource::Crop(_) => {
+                let filter = filter.take();
+                let recomposer = Recomposer::open(job, stage, stage_index, filter, roots, means)?;
+                Ok(Source::Recompose(Box::new(recomposer)))
             }
             DataSource::Import(spec) => {
                 let folder = roots.resolve(&spec.path)?;
@@ -95,17 +125,26 @@ impl Source {
         }
     }
 
-    /// The candidates of a unit, in their order: a function of the spec, the seed and the unit alone. `stop` ends it
-    /// early, with a result that must not be used.
-    pub fn unit(&mut self, unit: u64, unit_size: u32, stop: &AtomicBool) -> Result<Imported, SourceError> {
+    /// The candidates of a unit, in their order: a function of the spec, the seed and the unit alone, and for sources that
+    /// take from an earlier stage, of its final checkpoint and of the pairs in `taken`. `stop` ends it early, with a result
+    /// that must not be used.
+    pub fn unit(
+        &mut self,
+        unit: u64,
+        unit_size: u32,
+        taken: Taken,
+        stop: &AtomicBool,
+    ) -> Result<Imported, SourceError> {
         match self {
             Source::Compose(composer) => {
                 let candidates = (0..unit_size)
                     .take_while(|_| !stop.load(Ordering::Relaxed))
                     .map(|candidate| composer.candidate(unit, candidate))
                     .collect();
-                Ok(Imported { candidates, exhausted: false })
+                Ok(Imported::of(candidates, false))
             }
+            Source::Generate(generator) => generator.unit(unit, unit_size, stop),
+            Source::Recompose(recomposer) => recomposer.unit(unit, unit_size, taken, stop),
             Source::Uno1m(data_set) => Ok(data_set.unit(unit, unit_size, stop)?),
             Source::Webdataset(folder) => Ok(folder.unit(unit)?),
         }
@@ -115,7 +154,9 @@ impl Source {
     pub fn take_rejected(&mut self) -> Vec<Rejected> {
         match self {
             Source::Uno1m(data_set) => data_set.take_rejected(),
-            Source::Compose(_) | Source::Webdataset(_) => Vec::new(),
+            Source::Compose(_) | Source::Webdataset(_) | Source::Generate(_) | Source::Recompose(_) => {
+                Vec::new()
+            }
         }
     }
 }

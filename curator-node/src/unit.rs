@@ -1,12 +1,15 @@
 //! One unit of curation: candidates in, a shard out. Runs on the curation thread.
 
+use crate::earlier::EarlierError;
 use crate::endpoint::EndpointError;
 use crate::filter::SimilarityFilter;
 use crate::judge::{Judge, JudgeError};
 use crate::pair::{Pair, Rejected, Rejection};
+use crate::recompose::Taken;
 use crate::review::RejectedSample;
 use crate::shard::{ShardBytes, ShardError, ShardWriter};
 use crate::source::{Roots, Source, SourceError};
+use crate::studio::Means;
 use crescendo_core::histogram::ScoreCounts;
 use crescendo_core::spec::JobSpec;
 use crescendo_model::ModelError;
@@ -25,6 +28,8 @@ pub enum UnitError {
     Source(#[from] SourceError),
     #[error("similarity filter: {0}")]
     Filter(#[from] ModelError),
+    #[error("what an earlier stage made: {0}")]
+    Earlier(#[from] EarlierError),
     #[error("judge: {0}")]
     Judge(#[source] JudgeError),
     #[error(transparent)]
@@ -85,27 +90,47 @@ struct Measured {
 }
 
 impl StageCurator {
-    /// Opens what stage `index` of `job` names.
+    /// Opens what stage `index` of `job` names, on the CPU.
     pub fn open(job: &JobSpec, index: u32, roots: &Roots) -> Result<StageCurator, UnitError> {
+        StageCurator::open_with(job, index, roots, &Means::default())
+    }
+
+    /// Opens what stage `index` of `job` names.
+    pub fn open_with(
+        job: &JobSpec,
+        index: u32,
+        roots: &Roots,
+        means: &Means,
+    ) -> Result<StageCurator, UnitError> {
         let stage = job.stages.get(index as usize).ok_or(UnitError::NoStage { index })?;
-        let filter = match &stage.data.filter.similarity {
+        let mut filter = match &stage.data.filter.similarity {
             None => None,
             Some(spec) => {
                 crate::filter::check_limits(spec)?;
-                Some(SimilarityFilter::open(spec, &roots.resolve(&spec.encoder)?)?)
+                Some(SimilarityFilter::open(spec, &roots.resolve(&spec.encoder)?, means.device)?)
             }
         };
         let judge = match &stage.data.filter.judge {
             None => None,
             Some(spec) => Some(Judge::open(spec, &job.endpoints, roots)?),
         };
-        let source = Source::open(job, stage, index, roots)?;
+        let source = Source::open(job, stage, index, roots, means, &mut filter)?;
         Ok(StageCurator { source, filter, judge, unit_size: stage.data.unit_size.max(1) })
     }
 
     /// Makes unit `unit`. The same unit gives the same bytes. `abandoned` ends it early.
     pub fn unit(&mut self, unit: u64, abandoned: &AtomicBool) -> Result<UnitResult, UnitError> {
-        let candidates = self.source.unit(unit, self.unit_size, abandoned)?;
+        self.unit_from(unit, Taken::default(), abandoned)
+    }
+
+    /// [`StageCurator::unit`] with the pairs of an earlier stage that it is made of.
+    pub fn unit_from(
+        &mut self,
+        unit: u64,
+        taken: Taken,
+        abandoned: &AtomicBool,
+    ) -> Result<UnitResult, UnitError> {
+        let candidates = self.source.unit(unit, self.unit_size, taken, abandoned)?;
         let mut rejected: BTreeMap<Rejection, u64> = BTreeMap::new();
         let (mut scores, mut sample) = (ScoreCounts::default(), RejectedSample::default());
         for turned_down in self.source.take_rejected() {
@@ -113,7 +138,7 @@ impl StageCurator {
             sample.offer(turned_down);
         }
         let mut writer = ShardWriter::default();
-        let mut measured = Measured::default();
+        let mut measured = Measured { cosines: candidates.cosines, ..Measured::default() };
         let mut waiting: Vec<Pair> = Vec::new();
         let exhausted = candidates.exhausted;
         let mut left = candidates.candidates.len();
@@ -229,6 +254,25 @@ pub(crate) mod tests {
         .expect("a resolved spec")
     }
 
+    /// A job with one stage that draws, its library and a base whose weights mean nothing below `root`.
+    pub(crate) fn drawing_job(root: &Path) -> JobSpec {
+        use crescendo_model::tch::{Device, Kind};
+        use crescendo_model::{Flux, FluxConfig};
+        let mut job = job(root, 1, None);
+        let mut flux = Flux::init(&FluxConfig::nano(), 5, Kind::Float, Device::Cpu).expect("fresh weights");
+        // Fresh weights draw noise alone, which does not depend on the prompt; that is enough here.
+        crescendo_model::weights::save(&root.join("base.safetensors"), &flux.tensors(), &BTreeMap::new())
+            .expect("save");
+        job.model.weights = Some("base.safetensors".into());
+        job.stages[0].data.source = serde_json::from_value(json!({
+            "source": "generate", "subjects": "subjects", "holdOutOneIn": 4, "nameShare": 0.5, "companions": 0.0,
+            "panel": 32, "panels": "side-by-side", "shapes": "square",
+            "draw": { "steps": 1, "guidance": 4.0, "batch": 4 },
+        }))
+        .expect("a source");
+        job
+    }
+
     pub(crate) fn roots(root: &Path) -> Roots {
         Roots { library: root.to_owned(), store: None, outside: None }
     }
@@ -274,15 +318,6 @@ pub(crate) mod tests {
         let reasons: Vec<&str> =
             kept.iter().filter_map(|pair| pair.provenance["rejected"].as_str()).collect();
         assert_eq!(reasons, ["similarity_high", "similarity_high", "similarity_low", "similarity_low"]);
-    }
-
-    #[test]
-    fn an_endpoint_that_is_to_blame_is_found() {
-        let down = || EndpointError::Busy { name: "vlm".into(), reason: "so it is".into() };
-        let judge = UnitError::from(JudgeError::from(down()));
-        assert!(judge.endpoint().is_some_and(EndpointError::is_retryable));
-        assert!(UnitError::from(JudgeError::Abandoned).endpoint().is_none());
-        assert!(matches!(UnitError::from(JudgeError::Abandoned), UnitError::Abandoned));
     }
 
     #[test]

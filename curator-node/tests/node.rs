@@ -1,18 +1,24 @@
 //! A real curator process between a controller and a rank, both in this process.
 
+#[path = "support/page.rs"]
+mod page;
 mod support;
 
+use crescendo_curator_node::shard::sha256_hex;
 use crescendo_node::supervise::Tasks;
 use crescendo_proto::v1::pair_service_client::PairServiceClient;
 use crescendo_proto::v1::stream_pairs_request::Message as Up;
 use crescendo_proto::v1::stream_pairs_response::Message as Down;
 use crescendo_proto::v1::{
-    FetchPairs, GrantCredits, NodeKind, OpenPairs, StreamPairsRequest, StreamPairsResponse,
+    AssignCuration, Checkpoint, CheckpointFile, FetchPairs, GrantCredits, NodeKind, OpenPairs,
+    StreamPairsRequest, StreamPairsResponse,
 };
+use page::http_get;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
-use support::{Curator, FakeController, Log, assignment, http_get, prepare, wait_for};
+use support::{Curator, FakeController, Log, assignment, prepare, wait_for};
+use tempfile::TempDir;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming};
@@ -65,7 +71,7 @@ impl Rank {
 
 /// A controller and a curator that has been assigned a stage of units of 16 pairs; the first `open_units` may be made.
 struct Cluster {
-    folder: tempfile::TempDir,
+    folder: TempDir,
     log: Arc<watch::Sender<Log>>,
     controller: std::net::SocketAddr,
     tasks: Tasks,
@@ -77,9 +83,13 @@ struct Cluster {
 impl Cluster {
     async fn start(open_units: u64, target: u64) -> Cluster {
         let folder = tempfile::tempdir().expect("make a folder");
+        let work = assignment(prepare(folder.path(), 16, 1, 32), &folder.path().join("objects"));
+        Cluster::start_in(folder, work, open_units, target).await
+    }
+
+    async fn start_in(folder: TempDir, work: AssignCuration, open_units: u64, target: u64) -> Cluster {
         let log = Arc::new(watch::Sender::new(Log { open_units, target, ..Log::default() }));
         let (tasks, _) = Tasks::new();
-        let work = assignment(prepare(folder.path(), 16, 1, 32), &folder.path().join("objects"));
         let controller = FakeController::serve("127.0.0.1:0", log.clone(), work, tasks.clone()).await;
         let curator = Curator::start(&binary(), folder.path(), controller).expect("start the curator");
         let (address, metrics) = curator.addresses().await.expect("the curator serves");
@@ -204,4 +214,95 @@ async fn what_cannot_be_curated_is_told_to_the_controller() {
         ("test-1", "stage-1", "ERROR")
     );
     tasks.stop_token().cancel();
+}
+
+/// A resolved spec, as JSON, whose second stage of units of 8 candidates has the model of the first draw second
+/// references; its library and its base below `root`; and an adapter as the first stage might have trained it.
+fn prepare_redrawing(root: &std::path::Path) -> (Vec<u8>, Vec<u8>) {
+    use crescendo_model::tch::{Device, Kind};
+    use crescendo_model::{BlockSelection, Flux, FluxConfig, LoraAdapter, weights};
+    prepare(root, 8, 1, 32);
+    let config = FluxConfig::nano();
+    let mut flux = Flux::init(&config, 3, Kind::Float, Device::Cpu).expect("fresh weights");
+    weights::save(&root.join("base.safetensors"), &flux.tensors(), &Default::default())
+        .expect("save the base");
+    let blocks = BlockSelection::all(&config);
+    let mut adapter =
+        LoraAdapter::init(&config, 4, &blocks, 1, Kind::Float, Device::Cpu).expect("a fresh adapter");
+    let adapter = weights::to_bytes(&adapter.tensors(), &Default::default()).expect("encode the adapter");
+    let spec = "apiVersion: crescendo/v1
+kind: TrainingJob
+metadata: {name: test}
+spec:
+  model: {preset: nano, weights: base.safetensors}
+  resources: {gpus: 1}
+  seed: 5
+  stages:
+    - data: {source: compose, subjects: subjects}
+    - data: {source: recompose, subjects: subjects, pairs: 1000, unitSize: 8, draw: {steps: 2}}
+";
+    let job = crescendo_core::spec::parse(spec.as_bytes()).expect("the spec is right");
+    (serde_json::to_vec(&job).expect("encode the spec"), adapter)
+}
+
+/// Work on a stage that redraws, with the checkpoint of the stage before as the controller names it.
+fn redrawing(folder: &TempDir, sha256: Option<&str>) -> AssignCuration {
+    let objects = folder.path().join("objects");
+    let (spec, adapter) = prepare_redrawing(folder.path());
+    let path = "jobs/test-1/stage-1/checkpoints/step-00000002-g1";
+    std::fs::create_dir_all(objects.join(path)).expect("make the checkpoint's folder");
+    std::fs::write(objects.join(path).join("dit_lora.safetensors"), &adapter).expect("write the adapter");
+    let file = CheckpointFile {
+        name: "dit_lora.safetensors".into(),
+        size_bytes: adapter.len() as u64,
+        sha256: sha256.map_or_else(|| sha256_hex(&adapter), str::to_owned),
+    };
+    let checkpoint = Checkpoint {
+        job_id: "test-1".into(),
+        stage: "stage-1".into(),
+        step: 2,
+        path: path.into(),
+        files: vec![file],
+        r#final: true,
+        ..Checkpoint::default()
+    };
+    AssignCuration {
+        stage: Some(crescendo_proto::v1::StageRef { job_id: "test-1".into(), stage: "stage-2".into() }),
+        stage_index: 1,
+        source_checkpoint: Some(checkpoint),
+        ..assignment(spec, &objects)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn second_references_are_drawn_with_the_checkpoint_that_the_controller_names() {
+    let folder = tempfile::tempdir().expect("make a folder");
+    let work = redrawing(&folder, None);
+    let cluster = Cluster::start_in(folder, work, 2, 1000).await;
+    let log = wait_for(&cluster.log, "two units are done", |log| log.units.len() == 2).await;
+    let bytes = std::fs::read(cluster.shard(&log, 0)).expect("the shard is there");
+    let pairs = crescendo_curator_node::shard::read_shard(bytes.as_slice()).expect("read");
+    let rejected: u64 = log.units[&0].1.values().sum();
+    assert_eq!(pairs.len() as u64 + rejected, 8);
+    assert!(!pairs.is_empty(), "{:?}", log.units[&0].1);
+    for pair in &pairs {
+        assert_eq!((pair.references.len(), pair.provenance["source"].as_str()), (2, Some("recompose")));
+    }
+    assert!(cluster.curator.stop().await.expect("it stops").success());
+    cluster.tasks.stop_token().cancel();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_drawn_with_weights_that_are_not_what_was_registered() {
+    let folder = tempfile::tempdir().expect("make a folder");
+    let work = redrawing(&folder, Some(&"0".repeat(64)));
+    let cluster = Cluster::start_in(folder, work, 1, 1000).await;
+    let log = wait_for(&cluster.log, "the unit failed", |log| !log.failed.is_empty()).await;
+    assert!(
+        log.failed[0].contains("dit_lora.safetensors") && log.failed[0].contains("registered"),
+        "{:?}",
+        log.failed
+    );
+    assert!(log.units.is_empty());
+    cluster.tasks.stop_token().cancel();
 }

@@ -201,11 +201,14 @@ impl Engine {
 
     fn assign_message(&self, stage: &StageRef) -> Option<v1::AssignCuration> {
         let job = self.state.job(&stage.job)?;
+        let index = job.stage_index(stage.stage.as_str())?;
         Some(v1::AssignCuration {
             stage: Some(convert::stage_message(stage)),
-            stage_index: u32::try_from(job.stage_index(stage.stage.as_str())?).ok()?,
+            stage_index: u32::try_from(index).ok()?,
             resolved_spec_json: job.record.spec_json.to_vec(),
             object_store_url: self.around.config.object_store_url.clone(),
+            // Without it the stage is still served; units of it that need the checkpoint fail and say so.
+            source_checkpoint: job.source_checkpoint(index).ok().flatten().map(convert::checkpoint_message),
         })
     }
 }

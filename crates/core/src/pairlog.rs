@@ -20,18 +20,25 @@ use crate::records::{ShardRecord, UnitRecord, UnitResult, UnitState};
 pub const UNIT_SET_ASIDE: &str = "unit_set_aside";
 
 /// Every name under which a candidate may be rejected.
-pub const REJECTION_REASONS: [&str; 16] = [
+pub const REJECTION_REASONS: [&str; 23] = [
     "bad_caption",
     "bad_path",
+    "box_edge",
+    "box_large",
+    "box_overlap",
+    "box_small",
     "duplicate_record",
     "judge_low",
     "judge_refused",
     "judge_unparseable",
     "malformed_record",
     "missing_file",
+    "no_divider",
+    "no_second_subject",
     "score_disagrees",
     "score_invalid",
     "score_low",
+    "several_dividers",
     "similarity_high",
     "similarity_low",
     "too_small",
@@ -280,7 +287,7 @@ pub(crate) mod tests {
         UnitPolicy { lease_ttl: Duration::from_secs(20), max_failures: 3, max_leases: 16, look_ahead }
     }
 
-    fn done(unit: u64, pairs: u64, exhausted: bool) -> UnitRecord {
+    pub(crate) fn done(unit: u64, pairs: u64, exhausted: bool) -> UnitRecord {
         let shard = ShardRecord {
             path: format!("unit-{unit}"),
             pairs,

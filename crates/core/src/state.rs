@@ -217,9 +217,18 @@ impl Job {
     /// Final checkpoint that stage `index` starts from: of the stage that the spec names, else of the one before.
     /// `Ok(None)` if it starts from the base; `Err` with the stage's name if that checkpoint is not there (yet).
     pub fn init_checkpoint(&self, index: usize) -> Result<Option<&CheckpointRecord>, String> {
-        let Some(from) = self.stage_spec(index).and_then(|spec| spec.init_from.as_deref()) else {
-            return Ok(None);
-        };
+        self.final_checkpoint_of(self.stage_spec(index).and_then(|spec| spec.init_from.as_deref()))
+    }
+
+    /// Final checkpoint that the source of stage `index` draws with, or whose stage's pairs it takes: `Ok(None)` if it
+    /// needs none, `Err` with the stage's name if that checkpoint is not there (yet).
+    pub fn source_checkpoint(&self, index: usize) -> Result<Option<&CheckpointRecord>, String> {
+        let source = self.stage_spec(index).map(|spec| &spec.data.source);
+        self.final_checkpoint_of(source.and_then(|source| source.drawn_by().or(source.reads_log_of())))
+    }
+
+    fn final_checkpoint_of(&self, stage: Option<&str>) -> Result<Option<&CheckpointRecord>, String> {
+        let Some(from) = stage else { return Ok(None) };
         let stage = self
             .stages
             .iter()

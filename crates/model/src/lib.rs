@@ -14,7 +14,7 @@
 //! - [`lora_export`]: the adapter under the names of other loaders; [`inspect`]: what a weight file is, from its header;
 //! - [`weights`]: safetensors in and out, nothing in a file trusted;
 //! - [`unope`], [`packing`], [`schedule`]: positions, tokens and times as the published code has them;
-//! - [`sampler`]: Euler integration with references; [`training`]: gradients by bucket, optimizer;
+//! - [`drawing`]: prompts and references to pictures; [`sampler`]: Euler integration with references; [`training`]: gradients by bucket, optimizer;
 //! - [`randomness`]: every draw a function of (job seed, stage, position);
 //! - [`pictures`]: image files to what networks take; [`score`]: features to similarities;
 //! - [`codec`], [`nano`]: encoders and decoders of images and text; [`autoencoder`]: FLUX's, for images;
@@ -30,6 +30,7 @@ pub mod codec;
 pub mod config;
 pub mod dino;
 pub mod dinov2;
+pub mod drawing;
 mod error;
 pub mod flux;
 pub mod flux_text;

@@ -99,6 +99,11 @@ pub struct SampleKey {
 }
 
 impl SampleKey {
+    /// The key of a picture that is drawn for no job, from its own seed alone.
+    pub fn for_seed(seed: u64) -> Self {
+        Self { job_seed: seed, stage: u32::MAX, position: 0 }
+    }
+
     fn words(&self, purpose: &str) -> SplitMix64 {
         SplitMix64(key(&[
             purpose.as_bytes(),

@@ -122,7 +122,7 @@ pub fn seeded_noise(seeds: &[u64], channels: i64, height: i64, width: i64) -> Re
     let each = seeds
         .iter()
         .map(|seed| {
-            let key = crate::randomness::SampleKey { job_seed: *seed, stage: u32::MAX, position: 0 };
+            let key = crate::randomness::SampleKey::for_seed(*seed);
             key.noise(&[channels, height, width])
         })
         .collect::<Result<Vec<_>>>()?;

@@ -136,7 +136,17 @@ impl Composer {
         if diptych { self.diptych(&key, &mut draw) } else { self.single(&key, &mut draw) }
     }
 
+    /// A candidate of layout `single`, with where each of its subjects was placed in the target, pixels.
+    pub fn placed(&self, unit: u64, candidate: u32) -> Result<(Pair, Vec<Region>), Rejection> {
+        let key = [self.seed, self.stage_index, unit, u64::from(candidate)];
+        self.single_placed(&key, &mut Draw::new("compose", &key))
+    }
+
     fn single(&self, key: &[u64], draw: &mut Draw) -> Result<Pair, Rejection> {
+        Ok(self.single_placed(key, draw)?.0)
+    }
+
+    fn single_placed(&self, key: &[u64], draw: &mut Draw) -> Result<(Pair, Vec<Region>), Rejection> {
         let subjects = distinct(draw, &self.training, self.references.max(1));
         let target = self.compose(&subjects, &mut part(key, TARGET_SCENE)).map_err(rejection)?;
         let mut references = Vec::with_capacity(self.references);
@@ -147,7 +157,8 @@ impl Composer {
                 &mut part(key, FIRST_REFERENCE_SCENE + n as u64),
             )?);
         }
-        Ok(Pair {
+        let places = target.placements.iter().map(|placement| placement.place).collect();
+        let pair = Pair {
             prompt: self.caption(&subjects, &target, part(key, NAMING)),
             reference_words: subjects
                 .iter()
@@ -162,7 +173,8 @@ impl Composer {
             target: target.picture,
             references: references.into_iter().map(|r| r.picture).collect(),
             scores: BTreeMap::new(),
-        })
+        };
+        Ok((pair, places))
     }
 
     fn diptych(&self, key: &[u64], draw: &mut Draw) -> Result<Pair, Rejection> {

@@ -51,4 +51,13 @@ pub struct Imported {
     pub candidates: Vec<Result<Pair, Rejection>>,
     /// The source has no more after this unit.
     pub exhausted: bool,
+    /// Cosines of pairs that the source compared itself.
+    pub cosines: Vec<f64>,
+}
+
+impl Imported {
+    /// Candidates that were not compared.
+    pub fn of(candidates: Vec<Result<Pair, Rejection>>, exhausted: bool) -> Imported {
+        Imported { candidates, exhausted, cosines: Vec::new() }
+    }
 }

@@ -99,7 +99,7 @@ impl Uno1m {
             }
         }
         let Some(index) = &self.index else {
-            return Ok(Imported { candidates: Vec::new(), exhausted: false });
+            return Ok(Imported::of(Vec::new(), false));
         };
         let per_record = match self.directions {
             Directions::Forward => 1,
@@ -138,7 +138,7 @@ impl Uno1m {
         }
         let exhausted = end == total && !stop.load(Ordering::Relaxed);
         self.rejected.append(&mut shown);
-        Ok(Imported { candidates, exhausted })
+        Ok(Imported::of(candidates, exhausted))
     }
 
     #[cfg(test)]

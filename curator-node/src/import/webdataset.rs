@@ -34,7 +34,7 @@ impl Webdataset {
     pub fn unit(&self, unit: u64) -> Result<Imported, ImportError> {
         let last = self.tars.len() as u64 - 1;
         let Some(path) = usize::try_from(unit).ok().and_then(|unit| self.tars.get(unit)) else {
-            return Ok(Imported { candidates: Vec::new(), exhausted: true });
+            return Ok(Imported::of(Vec::new(), true));
         };
         let file = File::open(path).map_err(|source| ImportError::Read { path: path.clone(), source })?;
         let pairs = read_shard(BufReader::new(file))
@@ -50,6 +50,6 @@ impl Webdataset {
                 Ok(pair)
             })
             .collect();
-        Ok(Imported { candidates, exhausted: unit >= last })
+        Ok(Imported::of(candidates, unit >= last))
     }
 }

@@ -1,5 +1,7 @@
 //! Language models over HTTP: recorded conversations, replayed by a real server.
 
+#[path = "../support/page.rs"]
+mod page;
 mod replay;
 #[path = "../support/mod.rs"]
 #[expect(dead_code, reason = "the tests of the node need more of it")]
@@ -15,13 +17,14 @@ use crescendo_curator_node::shard::{ShardWriter, read_shard};
 use crescendo_curator_node::unit::StageCurator;
 use crescendo_node::supervise::Tasks;
 use image::{Rgb, RgbImage};
+use page::http_get;
 use replay::Replay;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use support::{Curator, FakeController, Log, assignment, http_get, prepare, wait_for};
+use support::{Curator, FakeController, Log, assignment, prepare, wait_for};
 use tokio::sync::watch;
 
 async fn ask(chat: &Chat, text: &str) -> Result<Answer, EndpointError> {
@@ -187,7 +190,7 @@ async fn judge(replay: &Replay, pairs: Vec<Pair>, min: f64) -> Result<Vec<Judged
 }
 
 fn reasons(judged: &[Judged]) -> Vec<Option<Rejection>> {
-    judged.iter().map(|judged| judged.outcome.as_ref().err().copied()).collect()
+    judged.iter().map(|judged| judged.outcome.as_ref().err().map(|rejected| rejected.reason)).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -290,7 +293,7 @@ async fn a_unit_is_judged_and_comes_out_the_same_again() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_real_curator_waits_for_its_judge_and_commits() {
     let replay = Replay::start("judge_all").await;
-    let mut spec: Value = serde_json::from_slice(&prepare(replay.folder(), 16, 1)).expect("a spec");
+    let mut spec: Value = serde_json::from_slice(&prepare(replay.folder(), 16, 1, 32)).expect("a spec");
     // One try, so that the refusal of the first request is an outage.
     let endpoint = EndpointSpec { key: None, tries: 1, ..replay.spec() };
     spec["endpoints"] = serde_json::to_value([endpoint]).expect("encode");

@@ -267,6 +267,7 @@ pub fn assignment(resolved_spec_json: Vec<u8>, objects: &Path) -> AssignCuration
         stage_index: 0,
         resolved_spec_json,
         object_store_url: format!("file://{}", objects.display()),
+        source_checkpoint: None,
     }
 }
 
@@ -349,15 +350,4 @@ impl Curator {
         };
         tokio::time::timeout(Duration::from_secs(20), ended).await.context("wait for the end")?
     }
-}
-
-/// The metrics page at an address.
-pub async fn http_get(address: &str) -> String {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    let mut stream = tokio::net::TcpStream::connect(address).await.expect("connect");
-    let request = format!("GET /metrics HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).await.expect("send");
-    let mut page = String::new();
-    stream.read_to_string(&mut page).await.expect("read");
-    page
 }

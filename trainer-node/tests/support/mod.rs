@@ -326,6 +326,7 @@ pub fn spec(steps: u64, ranks: u32) -> JobSpec {
             preset: ModelPreset::Nano,
             sizes: None,
             weights: Some("base.safetensors".into()),
+            encoders: None,
             precision: Precision::F32,
         },
         resources: Resources { gpus: ranks, min_gpus: ranks },

@@ -15,12 +15,12 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
-use crescendo_model::codec::{EncodedText, LatentCodec};
+use crescendo_model::drawing::Easel;
 use crescendo_model::flux::{LoadOptions, Residence, Storage};
 use crescendo_model::pictures::{self, Picture, reference};
-use crescendo_model::sampler::{SampleRequest, sample, seeded_noise};
-use crescendo_model::tch::{Kind, Tensor};
-use crescendo_model::{Flux, LoraAdapter, schedule};
+use crescendo_model::randomness::SampleKey;
+use crescendo_model::tch::Tensor;
+use crescendo_model::{Flux, LoraAdapter};
 use image::RgbImage;
 
 pub use self::parts::{ModelArgs, Parts};
@@ -104,14 +104,24 @@ pub fn run(args: &GenerateArgs) -> Result<ExitCode> {
     };
     let flux = Flux::load_with(&parts.config, &parts.weights, &options).context("load the transformer")?;
 
-    let easel = Easel { flux: &flux, codec: codec.as_ref(), text: &text, refs: &refs, draw: &draw };
+    let easel = Easel {
+        flux: &flux,
+        codec: codec.as_ref(),
+        positions: draw.positions.into(),
+        steps: draw.steps,
+        guidance: draw.guidance,
+        published_schedule: draw.published_schedule,
+        exact_times: draw.exact_times,
+    };
     let single = columns.len() * args.seed.len() == 1;
     let mut rows: Vec<Vec<RgbImage>> = args.seed.iter().map(|_| Vec::new()).collect();
     for column in &columns {
-        let adapter = column.lora.as_deref().map(|path| easel.adapter(path, args.lora_weight)).transpose()?;
+        let lora = column.lora.as_deref().map(|path| adapter(&flux, path, args.lora_weight)).transpose()?;
         for (seed, row) in args.seed.iter().zip(&mut rows) {
             let began = Instant::now();
-            let picture = easel.draw(adapter.as_ref(), *seed)?;
+            let noise = [SampleKey::for_seed(*seed)];
+            let drawn = easel.draw(lora.as_ref(), (draw.width, draw.height), &noise, &text, &refs);
+            let picture = drawn.context("draw")?.pop().context("no picture was drawn")?;
             let path = if single { args.out.clone() } else { beside(&args.out, &column.heading, *seed) };
             let settings = Settings {
                 prompt: &args.prompt,
@@ -196,48 +206,11 @@ fn save_grid(args: &GenerateArgs, columns: &[Column], rows: &[Vec<RgbImage>]) ->
     png::save(&args.out, &draw_grid(&headings, &cells, GRID_CELL), &note)
 }
 
-/// Everything that one picture after the other is drawn with.
-struct Easel<'a> {
-    flux: &'a Flux,
-    codec: &'a dyn LatentCodec,
-    text: &'a EncodedText,
-    refs: &'a [Tensor],
-    draw: &'a settings::Resolved,
-}
-
-impl Easel<'_> {
-    fn adapter(&self, path: &Path, weight: f64) -> Result<LoraAdapter> {
-        let mut adapter =
-            LoraAdapter::load(self.flux.config(), path, self.flux.compute_kind(), self.flux.device())
-                .context("load the LoRA")?;
-        adapter.scale_effect(weight)?;
-        Ok(adapter)
-    }
-
-    fn draw(&self, adapter: Option<&LoraAdapter>, seed: u64) -> Result<RgbImage> {
-        let draw = self.draw;
-        let downscale = self.codec.downscale();
-        let (rows, columns) = (i64::from(draw.height) / downscale, i64::from(draw.width) / downscale);
-        let noise = seeded_noise(&[seed], self.codec.latent_channels(), rows, columns)?;
-        let times = if draw.published_schedule {
-            schedule::inference_schedule(draw.steps, i64::from(draw.width), i64::from(draw.height))?
-        } else {
-            schedule::schedule(draw.steps, rows * columns / 4, true)?
-        };
-        let request = SampleRequest {
-            noise: &noise,
-            refs: self.refs,
-            txt: &self.text.txt,
-            vec: &self.text.vec,
-            positions: draw.positions.into(),
-            schedule: &times,
-            guidance: draw.guidance,
-            // Published weights have only seen times that were rounded as the network computes.
-            time_kind: if draw.exact_times { Kind::Float } else { self.flux.compute_kind() },
-        };
-        let latents = sample(self.flux, adapter, &request, None).context("draw")?;
-        Ok(pictures::from_model_output(&self.codec.decode(&latents)?.f_select(0, 0)?)?)
-    }
+fn adapter(flux: &Flux, path: &Path, weight: f64) -> Result<LoraAdapter> {
+    let mut adapter = LoraAdapter::load(flux.config(), path, flux.compute_kind(), flux.device())
+        .context("load the LoRA")?;
+    adapter.scale_effect(weight)?;
+    Ok(adapter)
 }
 
 #[cfg(test)]

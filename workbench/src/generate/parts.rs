@@ -3,10 +3,9 @@
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail};
-use crescendo_model::autoencoder::{Autoencoder, AutoencoderConfig};
 use crescendo_model::codec::{LatentCodec, TextEncoder};
-use crescendo_model::flux_text::{FluxText, FluxTextPaths};
-use crescendo_model::nano::{PixelCodec, WordVectorText};
+use crescendo_model::drawing::EncoderFiles;
+use crescendo_model::flux_text::FluxTextPaths;
 use crescendo_model::pictures::reference;
 use crescendo_model::tch::{Cuda, Device, Kind};
 use crescendo_model::{FluxConfig, Preset};
@@ -62,14 +61,7 @@ pub struct Parts {
     pub weights: PathBuf,
     pub kind: Kind,
     pub device: Device,
-    /// Absent for nano, whose pictures and words need no weights.
-    networks: Option<Networks>,
-}
-
-#[derive(Debug)]
-struct Networks {
-    autoencoder: PathBuf,
-    text: FluxTextPaths,
+    encoders: EncoderFiles,
 }
 
 impl ModelArgs {
@@ -95,45 +87,31 @@ impl ModelArgs {
         };
         let weights = self.weights.clone().or_else(|| in_folder(file_name));
         let weights = weights.context("where is the transformer? Give --weights FILE or --model-dir DIR")?;
-        let networks = if self.preset == Preset::Nano {
-            None
+        let encoders = if self.preset == Preset::Nano {
+            EncoderFiles::Nano
         } else {
             let autoencoder = self.autoencoder.clone().or_else(|| in_folder("ae.safetensors"));
             let text =
                 self.model_dir.as_deref().context("where are the text encoders? Give --model-dir DIR")?;
-            Some(Networks {
+            EncoderFiles::Flux {
                 autoencoder: autoencoder
                     .context("where is the autoencoder? Give --autoencoder FILE or --model-dir DIR")?,
                 text: FluxTextPaths::in_folder(text),
-            })
+            }
         };
-        Ok(Parts { preset: self.preset, config: self.preset.config(), weights, kind, device, networks })
+        Ok(Parts { preset: self.preset, config: self.preset.config(), weights, kind, device, encoders })
     }
 }
 
 impl Parts {
     /// The text encoders. Large: to be dropped before the transformer is loaded.
     pub fn text(&self) -> Result<Box<dyn TextEncoder>> {
-        Ok(match &self.networks {
-            None => Box::new(WordVectorText),
-            Some(networks) => Box::new(
-                FluxText::load(&networks.text, self.kind, self.device).context("load the text encoders")?,
-            ),
-        })
+        self.encoders.text(self.kind, self.device).context("load the text encoders")
     }
 
     /// What turns pictures into latents and back; float32, as published.
     pub fn codec(&self) -> Result<Box<dyn LatentCodec>> {
-        Ok(match &self.networks {
-            None => Box::new(PixelCodec),
-            Some(networks) => {
-                let config = AutoencoderConfig::flux();
-                Box::new(
-                    Autoencoder::load(&config, &networks.autoencoder, Kind::Float, self.device)
-                        .context("load the autoencoder")?,
-                )
-            }
-        })
+        self.encoders.codec(self.device).context("load the autoencoder")
     }
 
     /// Side of a picture unless it is given, pixels.

@@ -3,11 +3,11 @@
 use anyhow::{Context as _, Result};
 use crescendo_curator_node::compose::{EvalCase, EvalSet, Region};
 use crescendo_model::dinov2::DinoV2;
+use crescendo_model::pictures::to_unit_range;
 use crescendo_model::tch::{Tensor, no_grad};
 use image::RgbImage;
 use image::imageops::{FilterType, crop_imm, resize};
 
-use super::paint::to_tensor;
 use super::score::{Score, nearest};
 
 /// Pictures that the encoder describes together.
@@ -73,8 +73,7 @@ fn square_around(place: &Region, limit: u32) -> [u32; 3] {
 fn describe(encoder: &DinoV2, pictures: &[&RgbImage]) -> Result<Vec<Vec<f32>>> {
     let mut rows = Vec::with_capacity(pictures.len());
     for batch in pictures.chunks(BATCH) {
-        // From [-1, 1] to the [0, 1] that the encoder takes.
-        let pixels = to_tensor(batch)?.f_add_scalar(1.0)?.f_div_scalar(2.0)?;
+        let pixels = to_unit_range(batch)?;
         let features: Tensor = no_grad(|| encoder.describe(&pixels))?;
         for i in 0..features.size()[0] {
             rows.push(Vec::<f32>::try_from(features.f_get(i)?)?);

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! job.json ─┐
-//! objects ──┼─▶ base, LoRA of each stage ─▶ paint ─▶ evaluate ─▶ score ─┬─▶ grid.png
+//! objects ──┼─▶ base, LoRA of each stage ─▶ draw ──▶ evaluate ─▶ score ─┬─▶ grid.png
 //! subjects ─┘                 history.jsonl ─▶ curve ───────────────────┴─▶ page: report.html, report.json
 //! ```
 
@@ -12,20 +12,23 @@ pub(crate) mod grid;
 pub(crate) mod history;
 mod job;
 mod page;
-mod paint;
 mod score;
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
 use clap::Args;
-use crescendo_core::spec::{ComposeSpec, DataSource, JobSpec, ModelPreset, Positions, Precision, StageSpec};
+use crescendo_core::spec::{
+    ComposeLayout, ComposeSpec, DataSource, GenerateSpec, JobSpec, ModelPreset, Precision, StageSpec,
+};
 use crescendo_curator_node::compose::{Composer, EvalCase, EvalSet};
+use crescendo_curator_node::studio::position_mode;
 use crescendo_model::dinov2::DinoV2;
+use crescendo_model::drawing::{Easel, Sketch};
 use crescendo_model::nano::{PixelCodec, WordVectorText};
+use crescendo_model::randomness::SampleKey;
 use crescendo_model::tch::{Device, Kind};
-use crescendo_model::unope::PositionMode;
-use crescendo_model::{Flux, FluxConfig, LoraAdapter};
+use crescendo_model::{Flux, FluxConfig, LoraAdapter, Preset};
 use image::RgbImage;
 
 pub(crate) use self::curve::escape;
@@ -33,7 +36,6 @@ use self::evaluate::Judge;
 use self::grid::{Cell, draw_grid};
 use self::job::{FinishedJob, FinishedStage};
 use self::page::{Report, StageReport};
-use self::paint::{Painter, Sketch};
 use self::score::Score;
 
 /// Held-out subjects to choose from in each score.
@@ -42,6 +44,8 @@ const CHOICES: usize = 16;
 const EVAL_SEED: u64 = 7_310_417;
 /// Rows of the grid with one subject, and with two.
 const GRID_ROWS: (usize, usize) = (8, 6);
+/// Cases that go through the network together.
+const DRAWN_TOGETHER: usize = 38;
 /// Height and width of a grid cell, pixels.
 const GRID_CELL: u32 = 128;
 
@@ -103,7 +107,7 @@ pub fn run(args: &ReportArgs) -> Result<()> {
     let encoder =
         DinoV2::load(&args.library_root.join(encoder_path), Device::Cpu).context("load the image encoder")?;
     let composer =
-        Composer::open(compose, 1, spec.seed, 0, &args.library_root).context("open the subjects")?;
+        Composer::open(&compose, 1, spec.seed, 0, &args.library_root).context("open the subjects")?;
     let singles = composer.eval_set(args.draws, 1, CHOICES, EVAL_SEED).context("make evaluation cases")?;
     let doubles =
         composer.eval_set(args.pair_draws, 2, CHOICES, EVAL_SEED).context("make evaluation cases")?;
@@ -126,14 +130,11 @@ pub fn run(args: &ReportArgs) -> Result<()> {
     let mut scores = Vec::new();
     let mut drawn: Vec<(Vec<RgbImage>, Vec<RgbImage>)> = Vec::new();
     for (i, contender) in contenders.iter().enumerate() {
-        let painter = Painter {
-            flux: &flux,
-            codec: &PixelCodec,
-            text: &WordVectorText,
-            positions: position_mode(&spec.stages[i.saturating_sub(1)]),
-            steps: args.draw_steps,
-            side: compose.panel,
+        let easel = Easel {
+            positions: position_mode(spec.stages[i.saturating_sub(1)].positions),
+            ..Easel::for_preset(Preset::Nano, &flux, &PixelCodec, args.draw_steps)
         };
+        let size = (compose.panel, compose.panel);
         let draw = |set: &EvalSet, count: usize| -> Result<Vec<RgbImage>> {
             let sketches: Vec<Sketch> = set
                 .cases
@@ -142,8 +143,8 @@ pub fn run(args: &ReportArgs) -> Result<()> {
                 .enumerate()
                 .map(|(n, case)| sketch(n, case, contender))
                 .collect();
-            painter
-                .draw(contender.adapter.as_ref(), &sketches)
+            easel
+                .draw_sketches(&WordVectorText, contender.adapter.as_ref(), size, DRAWN_TOGETHER, &sketches)
                 .with_context(|| format!("draw with {}", contender.label))
         };
         // Every model is scored on what it was trained for; the grid shows it on both kinds of case.
@@ -195,33 +196,40 @@ pub fn run(args: &ReportArgs) -> Result<()> {
     Ok(())
 }
 
-/// The first stage's compose settings and the image encoder of its similarity filter.
-fn compose_settings(spec: &JobSpec) -> Result<(&ComposeSpec, &str)> {
+/// The compose settings of the first stage, or what its subjects amount to if it draws them, and the image encoder of the
+/// first similarity filter.
+fn compose_settings(spec: &JobSpec) -> Result<(ComposeSpec, &str)> {
     let stage = spec.stages.first().context("the spec has no stage")?;
-    let DataSource::Compose(compose) = &stage.data.source else {
-        anyhow::bail!("stage {} does not compose its pairs, so there are no held-out subjects", stage.name)
+    let compose = match &stage.data.source {
+        DataSource::Compose(compose) => compose.clone(),
+        DataSource::Generate(GenerateSpec {
+            subjects: Some(subjects),
+            panel,
+            name_share,
+            hold_out_one_in,
+            ..
+        }) => ComposeSpec {
+            subjects: subjects.clone(),
+            photos: None,
+            layout: ComposeLayout::Single,
+            panel: *panel,
+            name_share: *name_share,
+            hold_out_one_in: *hold_out_one_in,
+        },
+        DataSource::Generate(_) | DataSource::Import(_) | DataSource::Recompose(_) | DataSource::Crop(_) => {
+            anyhow::bail!("stage {} has no subject library, so there are no held-out subjects", stage.name)
+        }
     };
     ensure!(compose.hold_out_one_in > 0, "stage {} holds no subject out (data.holdOutOneIn)", stage.name);
-    let filter = stage.data.filter.similarity.as_ref();
-    let encoder = filter
-        .with_context(|| format!("stage {} names no image encoder (data.filter.similarity)", stage.name))?;
+    let filter = spec.stages.iter().find_map(|stage| stage.data.filter.similarity.as_ref());
+    let encoder = filter.context("no stage names an image encoder (data.filter.similarity)")?;
     Ok((compose, &encoder.encoder))
 }
 
 /// What `contender` is given of a case: as many references as there are subjects, none for the base.
 fn sketch<'a>(n: usize, case: &'a EvalCase, contender: &Contender) -> Sketch<'a> {
     let references = if contender.adapter.is_some() { case.references.as_slice() } else { &[] };
-    Sketch { prompt: &case.prompt, references, seed: EVAL_SEED + n as u64 }
-}
-
-fn position_mode(stage: &StageSpec) -> PositionMode {
-    match stage.positions {
-        Positions::Diagonal => PositionMode::Diagonal,
-        Positions::Height => PositionMode::Height,
-        Positions::Width => PositionMode::Width,
-        Positions::None => PositionMode::None,
-        Positions::Frame => PositionMode::Frame,
-    }
+    Sketch { prompt: &case.prompt, references, noise: SampleKey::for_seed(EVAL_SEED + n as u64) }
 }
 
 fn stage_report<'a>(stage: &'a FinishedStage, spec: &StageSpec) -> StageReport<'a> {

@@ -67,7 +67,8 @@ pub(super) fn spread(nodes: &Nodes<'_>, decided: &Decided<'_>) -> Curation {
     Curation { wanted, making: make.into_iter().collect() }
 }
 
-/// The first stage of the job that lacks pairs: the current one, or the next one while the current one trains.
+/// The first stage of the job that lacks pairs and can be made: the current one, or the next one while the current one
+/// trains. A stage whose source draws with an earlier stage's model waits for that stage's final checkpoint.
 fn stage_to_make(job: &Job) -> Option<StageRef> {
     match job.record.state {
         JobState::Queued | JobState::Placing { .. } | JobState::Running { .. } => {}
@@ -78,5 +79,99 @@ fn stage_to_make(job: &Job) -> Option<StageRef> {
         | JobState::Cancelled { .. } => return None,
     }
     let current = job.current_stage()?;
-    job.stages.iter().skip(current).take(2).find(|stage| !stage.log.is_sealed()).map(|stage| stage.id.clone())
+    let next = current.saturating_add(1);
+    (current..=next)
+        .filter_map(|index| Some((index, job.stages.get(index)?)))
+        .find(|(index, stage)| !stage.log.is_sealed() && job.source_checkpoint(*index).is_ok())
+        .map(|(_, stage)| stage.id.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::ids::{Generation, JobId, RequestId, Timestamp};
+    use crate::pairlog::tests::done;
+    use crate::records::{CheckpointRecord, JobRecord, Record, Write};
+    use crate::spec;
+    use crate::state::ClusterState;
+
+    const SPEC: &str = "
+apiVersion: crescendo/v1
+kind: TrainingJob
+metadata: {name: uno}
+spec:
+  model: {preset: nano, weights: base.safetensors}
+  stages:
+    - data: {source: compose, subjects: lib, pairs: 8}
+    - {references: 2, data: {source: SOURCE, subjects: lib, pairs: 8}}
+    - {references: 2, data: {source: compose, subjects: lib, pairs: 8}}
+";
+
+    fn state(source: &str) -> (ClusterState, JobId) {
+        let id = JobId::parse("j").expect("valid");
+        let spec = spec::parse(SPEC.replace("SOURCE", source).as_bytes()).expect("the spec is right");
+        let record = JobRecord {
+            id: id.clone(),
+            request: RequestId::parse("r").expect("valid"),
+            spec: Arc::new(spec),
+            spec_json: Arc::from(&b"{}"[..]),
+            state: JobState::Running { stage: 0 },
+            submitted_at: Timestamp(0),
+            started_at: None,
+            finished_at: None,
+        };
+        let (state, orphans) = ClusterState::load(vec![Record::Job(record)]);
+        assert!(orphans.is_empty());
+        (state, id)
+    }
+
+    fn stage(state: &ClusterState, id: &JobId, index: usize) -> StageRef {
+        state.job(id).expect("it is there").stages[index].id.clone()
+    }
+
+    /// All pairs of a stage.
+    fn seal(state: &mut ClusterState, id: &JobId, index: usize) {
+        let unit = crate::records::UnitRecord { stage: stage(state, id, index), ..done(0, 8, false) };
+        state.apply(Write::Put(Record::Unit(unit))).expect("the stage is there");
+    }
+
+    fn finish(state: &mut ClusterState, id: &JobId, index: usize, damaged: Option<String>) {
+        let checkpoint = CheckpointRecord {
+            stage: stage(state, id, index),
+            generation: Generation(1),
+            step: 10,
+            path: "c".into(),
+            files: Vec::new(),
+            committed_at: Timestamp(0),
+            is_final: true,
+            damaged,
+            next_position: 0,
+        };
+        state.apply(Write::Put(Record::Checkpoint(checkpoint))).expect("the stage is there");
+    }
+
+    fn made(state: &ClusterState, id: &JobId) -> Option<String> {
+        stage_to_make(state.job(id).expect("it is there")).map(|stage| stage.stage.to_string())
+    }
+
+    #[test]
+    fn a_stage_that_draws_with_an_earlier_ones_model_waits_for_its_checkpoint() {
+        for (source, early) in [("compose", true), ("crop", true), ("recompose", false)] {
+            let (mut state, id) = state(source);
+            assert_eq!(made(&state, &id).as_deref(), Some("stage-1"), "{source}");
+            seal(&mut state, &id, 0);
+            let expected = early.then_some("stage-2");
+            assert_eq!(made(&state, &id).as_deref(), expected, "{source} while stage-1 trains");
+            assert_eq!(state.job(&id).expect("there").source_checkpoint(1).is_ok(), early);
+            finish(&mut state, &id, 0, None);
+            assert_eq!(made(&state, &id).as_deref(), Some("stage-2"), "{source} when it is trained");
+            seal(&mut state, &id, 1);
+            assert_eq!(made(&state, &id).as_deref(), Some("stage-3"), "{source}");
+            // With the checkpoint lost stage-1 is trained once more, and nothing is drawn with what is not there.
+            finish(&mut state, &id, 0, Some("torn".into()));
+            assert_eq!(made(&state, &id), None, "{source}");
+        }
+    }
 }

@@ -31,6 +31,7 @@ pub(super) fn contradictions(spec: &JobSpec) -> Vec<Contradiction> {
         names(&mut found, spec, index, stage, &at);
         start(&mut found, spec, index, stage, &at);
         data(&mut found, stage, &at);
+        drawn(&mut found, spec, index, stage, &at);
         curation::stage(&mut found, spec, stage, &at);
         batch(&mut found, &spec.resources, stage, &at);
     }
@@ -157,6 +158,7 @@ fn data(found: &mut Found, stage: &StageSpec, at: &impl Fn(&str) -> String) {
             }
             sixteenth(found, at("data.resolution"), import.resolution);
         }
+        DataSource::Generate(_) | DataSource::Recompose(_) | DataSource::Crop(_) => {}
     }
     sixteenth(found, at("train.resolution"), stage.train.resolution);
     if data.min_pairs > data.pairs {
@@ -176,6 +178,56 @@ fn data(found: &mut Found, stage: &StageSpec, at: &impl Fn(&str) -> String) {
             let message = "similarity compares the target with its references, and the stage has none".into();
             found.add(at("data.filter.similarity"), &[&references], message);
         }
+    }
+}
+
+/// Sources that draw, and those that take from an earlier stage.
+fn drawn(found: &mut Found, spec: &JobSpec, index: usize, stage: &StageSpec, at: &impl Fn(&str) -> String) {
+    let source = &stage.data.source;
+    if let DataSource::Generate(generate) = source {
+        sixteenth(found, at("data.panel"), generate.panel);
+        if generate.subjects.is_none() && stage.data.prompts.is_none() {
+            let message =
+                "nothing says what is drawn: set `prompts`, or `subjects` to a subject library".into();
+            found.add(at("data.prompts"), &[&at("data.subjects")], message);
+        }
+        if stage.references != 1 {
+            let message =
+                format!("a picture of two panels has one reference, the stage wants {}", stage.references);
+            found.add(at("references"), &[&at("data.source")], message);
+        }
+    }
+    if matches!(source, DataSource::Generate(_) | DataSource::Recompose(_)) && spec.model.weights.is_none() {
+        let message = "the job's own model draws: set spec.model.weights".into();
+        found.add(at("data.source"), &["spec.model.weights"], message);
+    }
+    let Some(crop) = source.crop() else { return };
+    sixteenth(found, at("data.panel"), crop.panel);
+    let earlier: Vec<&str> = spec.stages.iter().take(index).map(|stage| stage.name.as_str()).collect();
+    if earlier.is_empty() {
+        let message = "the first stage has no earlier one whose pairs and checkpoint it could take".into();
+        found.add(at("data.from"), &[], message);
+    } else if !earlier.contains(&crop.from.as_str()) {
+        let message =
+            format!("there is no earlier stage `{}`; possible here: {}", crop.from, earlier.join(", "));
+        found.add(at("data.from"), &["spec.stages"], message);
+    }
+    if stage.references < 2 {
+        let message = format!(
+            "a target's subjects are the one of its pair and those that are cut out: at least 2, the stage wants {}",
+            stage.references
+        );
+        found.add(at("references"), &[&at("data.source")], message);
+    }
+    if crop.detector.is_none() && crop.subjects.is_none() {
+        let message =
+            "second subjects are found by a detector: set it, or `subjects` to compose targets".into();
+        found.add(at("data.detector"), &[], message);
+    }
+    let (least, most) = crop.box_share;
+    if least > most {
+        let message = format!("least {least} is more than most {most}: every box would be rejected");
+        found.add(at("data.boxShare"), &[], message);
     }
 }
 

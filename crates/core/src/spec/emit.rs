@@ -32,6 +32,9 @@ pub fn to_yaml(spec: &JobSpec) -> String {
     if let Some(weights) = &model.weights {
         out.line(2, "weights", text(weights));
     }
+    if let Some(encoders) = &model.encoders {
+        out.line(2, "encoders", text(encoders));
+    }
     out.line(2, "precision", word(&model.precision));
     out.open(1, "resources");
     out.line(2, "gpus", resources.gpus);
@@ -93,6 +96,37 @@ fn write_data(out: &mut Writer, data: &DataSpec) {
             out.line(4, "directions", word(directions));
             out.line(4, "resolution", resolution);
         }
+        DataSource::Generate(GenerateSpec {
+            subjects,
+            hold_out_one_in,
+            name_share,
+            companions,
+            panel,
+            panels,
+            shapes,
+            draw,
+        }) => {
+            out.line(4, "source", "generate");
+            if let Some(subjects) = subjects {
+                out.line(4, "subjects", text(subjects));
+            }
+            out.line(4, "panel", panel);
+            out.line(4, "nameShare", number(*name_share));
+            out.line(4, "holdOutOneIn", hold_out_one_in);
+            out.line(4, "companions", number(*companions));
+            out.line(4, "panels", word(panels));
+            out.line(4, "shapes", word(shapes));
+            write_draw(out, draw);
+        }
+        DataSource::Recompose(RecomposeSpec { crop, draw }) => {
+            out.line(4, "source", "recompose");
+            write_crop(out, crop);
+            write_draw(out, draw);
+        }
+        DataSource::Crop(crop) => {
+            out.line(4, "source", "crop");
+            write_crop(out, crop);
+        }
     }
     out.line(4, "pairs", pairs);
     out.line(4, "minPairs", min_pairs);
@@ -112,6 +146,41 @@ fn write_data(out: &mut Writer, data: &DataSpec) {
     if let Some(judge) = judge {
         curation::write_judge(out, judge);
     }
+}
+
+fn write_crop(out: &mut Writer, crop: &CropSpec) {
+    let CropSpec {
+        from,
+        subjects,
+        photos,
+        hold_out_one_in,
+        name_share,
+        panel,
+        detector,
+        detector_min,
+        box_share,
+        box_overlap,
+    } = crop;
+    out.line(4, "from", text(from));
+    for (name, value) in [("subjects", subjects), ("photos", photos), ("detector", detector)] {
+        if let Some(value) = value {
+            out.line(4, name, text(value));
+        }
+    }
+    out.line(4, "panel", panel);
+    out.line(4, "nameShare", number(*name_share));
+    out.line(4, "holdOutOneIn", hold_out_one_in);
+    out.line(4, "detectorMin", number(*detector_min));
+    out.line(4, "boxShare", format!("[{}, {}]", number(box_share.0), number(box_share.1)));
+    out.line(4, "boxOverlap", number(*box_overlap));
+}
+
+fn write_draw(out: &mut Writer, draw: &DrawSpec) {
+    let DrawSpec { steps, guidance, batch } = draw;
+    out.open(4, "draw");
+    out.line(5, "steps", steps);
+    out.line(5, "guidance", number(*guidance));
+    out.line(5, "batch", batch);
 }
 
 fn write_train(out: &mut Writer, train: &TrainSpec) {

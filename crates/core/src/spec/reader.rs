@@ -161,8 +161,8 @@ impl Reader {
             let Some(row) = fields::find(&path.pattern) else {
                 continue;
             };
-            if !row.only_with.is_empty() && row.only_with != variant {
-                let message = format!("goes with `{}`, but this is `{variant}`", row.only_with);
+            if !row.goes_with(variant) {
+                let message = format!("goes with {}, but this is `{variant}`", row.variants());
                 self.problems.push(Problem {
                     line: entry.key_at.line,
                     column: entry.key_at.column,
@@ -228,14 +228,28 @@ impl Reader {
             return None;
         }
         if matches!(path.row().default, Default::Required) {
-            self.bad.insert(path.shown.clone());
-            if section.present {
-                let message = format!("missing field `{name}`: {}", path.row().kind);
-                let (line, column) = (section.at.line, section.at.column);
-                self.problems.push(Problem { line, column, path: path.shown.clone(), message });
-            }
+            self.missing(section, path);
         }
         None
+    }
+
+    fn missing(&mut self, section: Section<'_>, path: &Path) {
+        self.bad.insert(path.shown.clone());
+        if section.present {
+            let message =
+                format!("missing field `{}`: {}", fields::last_name(&path.pattern), path.row().kind);
+            let (line, column) = (section.at.line, section.at.column);
+            self.problems.push(Problem { line, column, path: path.shown.clone(), message });
+        }
+    }
+
+    /// A text that must be there beside the values that others have.
+    pub fn required_text(&mut self, section: Section<'_>, path: &Path) -> Option<String> {
+        let text = self.text(section, path);
+        if text.is_none() && !self.bad.contains(&path.shown) {
+            self.missing(section, path);
+        }
+        text
     }
 
     fn scalar<'a>(&mut self, section: Section<'a>, path: &Path) -> Option<(&'a str, bool, Position)> {

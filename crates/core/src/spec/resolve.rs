@@ -61,12 +61,13 @@ fn model(reader: &mut Reader, spec: Section<'_>, path: &Path) -> ModelSpec {
     };
     let sizes = sizes(reader, section, &path.field("sizes"));
     let weights = reader.text(section, &path.field("weights"));
+    let encoders = reader.text(section, &path.field("encoders"));
     let precision = match reader.word(section, &path.field("precision")) {
         Some("f32") => Precision::F32,
         Some("bf16") => Precision::Bf16,
         _ => Precision::Auto,
     };
-    ModelSpec { preset, sizes, weights, precision }
+    ModelSpec { preset, sizes, weights, encoders, precision }
 }
 
 fn sizes(reader: &mut Reader, model: Section<'_>, path: &Path) -> Option<NetworkSizes> {
@@ -126,11 +127,8 @@ fn stage(reader: &mut Reader, section: Section<'_>, path: &Path, around: &Around
     let train_section = reader.section(section, &train_path);
     let global_batch =
         whole(reader, train_section, &train_path.field("globalBatch"), "spec.stages[].train.globalBatch");
-    let data = data(reader, section, &path.field("data"), references, global_batch, around.preset);
-    let resolution = match &data.source {
-        DataSource::Compose(compose) => compose.panel,
-        DataSource::Import(import) => import.resolution,
-    };
+    let data = data(reader, section, &path.field("data"), references, global_batch, around);
+    let resolution = data.source.resolution();
     let train = train(reader, train_section, &train_path, Batch { global_batch, resolution }, around);
     StageSpec { name, references, positions, init_from, data, train }
 }
@@ -141,14 +139,30 @@ fn data(
     path: &Path,
     references: u32,
     global_batch: u32,
-    preset: ModelPreset,
+    around: &Around<'_>,
 ) -> DataSpec {
     let section = reader.section(stage, path);
-    let size = if preset == ModelPreset::Nano { 32 } else { 512 };
+    let nano = around.preset == ModelPreset::Nano;
+    let size = if nano { 32 } else { 512 };
     let source = match reader.word(section, &path.field("source")) {
         Some("import") => {
             reader.check_variant(section, path, "source: import");
             DataSource::Import(import(reader, section, path, size))
+        }
+        Some("generate") => {
+            reader.check_variant(section, path, "source: generate");
+            DataSource::Generate(generate(reader, section, path, nano))
+        }
+        Some("recompose") => {
+            reader.check_variant(section, path, "source: recompose");
+            DataSource::Recompose(RecomposeSpec {
+                crop: crop(reader, section, path, size, around),
+                draw: draw(reader, section, path, nano),
+            })
+        }
+        Some("crop") => {
+            reader.check_variant(section, path, "source: crop");
+            DataSource::Crop(crop(reader, section, path, size, around))
         }
         Some(_) => {
             reader.check_variant(section, path, "source: compose");
@@ -168,7 +182,8 @@ fn data(
         whole_or(reader, section, &path.field("pairs"), if references >= 2 { 15_000 } else { 230_000 });
     let min_pairs =
         whole_or(reader, section, &path.field("minPairs"), pairs.min(16 * u64::from(global_batch)));
-    let unit_size = whole(reader, section, &path.field("unitSize"), "spec.stages[].data.unitSize");
+    let drawn = matches!(source, DataSource::Generate(_) | DataSource::Recompose(_));
+    let unit_size = whole_or(reader, section, &path.field("unitSize"), if drawn && !nano { 32 } else { 256 });
     let prompts = curation::prompts(reader, section, &path.field("prompts"));
     let filter_path = path.field("filter");
     let filter = reader.section(section, &filter_path);
@@ -185,7 +200,7 @@ fn data(
 
 fn compose(reader: &mut Reader, section: Section<'_>, path: &Path, size: u32) -> ComposeSpec {
     ComposeSpec {
-        subjects: reader.text(section, &path.field("subjects")).unwrap_or_default(),
+        subjects: reader.required_text(section, &path.field("subjects")).unwrap_or_default(),
         photos: reader.text(section, &path.field("photos")),
         layout: match reader.word(section, &path.field("layout")) {
             Some("diptych") => ComposeLayout::Diptych,
@@ -200,6 +215,57 @@ fn compose(reader: &mut Reader, section: Section<'_>, path: &Path, size: u32) ->
             &path.field("holdOutOneIn"),
             "spec.stages[].data.holdOutOneIn",
         ),
+    }
+}
+
+fn generate(reader: &mut Reader, section: Section<'_>, path: &Path, nano: bool) -> GenerateSpec {
+    let row = |name: &str| format!("spec.stages[].data.{name}");
+    GenerateSpec {
+        subjects: reader.text(section, &path.field("subjects")),
+        hold_out_one_in: whole(reader, section, &path.field("holdOutOneIn"), &row("holdOutOneIn")),
+        name_share: number(reader, section, &path.field("nameShare"), &row("nameShare")),
+        companions: reader.number(section, &path.field("companions")).unwrap_or(if nano { 0.0 } else { 1.0 }),
+        panel: whole_or(reader, section, &path.field("panel"), if nano { 32 } else { 512 }),
+        panels: match reader.word(section, &path.field("panels")) {
+            Some("stacked") => PanelArrangement::Stacked,
+            Some("side-by-side") => PanelArrangement::SideBySide,
+            None if nano => PanelArrangement::SideBySide,
+            Some(_) | None => PanelArrangement::Both,
+        },
+        shapes: match reader.word(section, &path.field("shapes")) {
+            Some("square") => PanelShapes::Square,
+            None if nano => PanelShapes::Square,
+            Some(_) | None => PanelShapes::All,
+        },
+        draw: draw(reader, section, path, nano),
+    }
+}
+
+fn draw(reader: &mut Reader, data: Section<'_>, data_path: &Path, nano: bool) -> DrawSpec {
+    let path = data_path.field("draw");
+    let section = reader.section(data, &path);
+    DrawSpec {
+        steps: whole(reader, section, &path.field("steps"), "spec.stages[].data.draw.steps"),
+        guidance: number(reader, section, &path.field("guidance"), "spec.stages[].data.draw.guidance"),
+        batch: whole_or(reader, section, &path.field("batch"), if nano { 32 } else { 4 }),
+    }
+}
+
+fn crop(reader: &mut Reader, section: Section<'_>, path: &Path, size: u32, around: &Around<'_>) -> CropSpec {
+    let row = |name: &str| format!("spec.stages[].data.{name}");
+    CropSpec {
+        from: reader
+            .name(section, &path.field("from"))
+            .unwrap_or_else(|| around.before.unwrap_or_default().to_owned()),
+        subjects: reader.text(section, &path.field("subjects")),
+        photos: reader.text(section, &path.field("photos")),
+        hold_out_one_in: whole(reader, section, &path.field("holdOutOneIn"), &row("holdOutOneIn")),
+        name_share: number(reader, section, &path.field("nameShare"), &row("nameShare")),
+        panel: whole_or(reader, section, &path.field("panel"), size),
+        detector: reader.text(section, &path.field("detector")),
+        detector_min: number(reader, section, &path.field("detectorMin"), &row("detectorMin")),
+        box_share: pair(reader, section, &path.field("boxShare"), &row("boxShare")),
+        box_overlap: number(reader, section, &path.field("boxOverlap"), &row("boxOverlap")),
     }
 }
 
@@ -257,12 +323,7 @@ fn train(
             Some("cosine") => Decay::Cosine,
             _ => Decay::None,
         },
-        betas: reader.pair(section, &path.field("betas")).unwrap_or_else(|| {
-            match default_of(&row("betas")) {
-                Default::Pair(first, second) => (first, second),
-                other => unreachable!("the table has a pair as default of betas, not {other}"),
-            }
-        }),
+        betas: pair(reader, section, &path.field("betas"), &row("betas")),
         eps: number(reader, section, &path.field("eps"), &row("eps")),
         weight_decay: number(reader, section, &path.field("weightDecay"), &row("weightDecay")),
         max_grad_norm: number(reader, section, &path.field("maxGradNorm"), &row("maxGradNorm")),
@@ -319,6 +380,13 @@ fn whole_or<T: TryFrom<i128>>(reader: &mut Reader, section: Section<'_>, path: &
 
 fn fit<T: TryFrom<i128>>(value: i128) -> T {
     T::try_from(value).ok().expect("the range of a field in the table is within the field's type")
+}
+
+fn pair(reader: &mut Reader, section: Section<'_>, path: &Path, row: &str) -> (f64, f64) {
+    reader.pair(section, path).unwrap_or_else(|| match default_of(row) {
+        Default::Pair(first, second) => (first, second),
+        other => unreachable!("the table has a pair as default of {row}, not {other}"),
+    })
 }
 
 fn number(reader: &mut Reader, section: Section<'_>, path: &Path, row: &str) -> f64 {

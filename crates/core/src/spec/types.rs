@@ -40,6 +40,9 @@ pub struct ModelSpec {
     /// safetensors file with the base weights: a path, or a key below the object store's root as `store:<key>`.
     /// Absent: fresh weights drawn from the job's seed, only with `adapter: none` in the first stage.
     pub weights: Option<String>,
+    /// Folder of the networks around it, laid out as the published FLUX.1; absent: the folder of `weights`. Nano has none.
+    #[serde(default)]
+    pub encoders: Option<String>,
     /// Arithmetic of the frozen base.
     pub precision: Precision,
 }
@@ -145,6 +148,141 @@ pub struct DataSpec {
 pub enum DataSource {
     Compose(ComposeSpec),
     Import(ImportSpec),
+    Generate(GenerateSpec),
+    Recompose(RecomposeSpec),
+    /// As `Recompose`, with the cut itself for a reference.
+    Crop(CropSpec),
+}
+
+impl DataSource {
+    /// The word that a spec has for it.
+    pub fn word(&self) -> &'static str {
+        match self {
+            DataSource::Compose(_) => "compose",
+            DataSource::Import(_) => "import",
+            DataSource::Generate(_) => "generate",
+            DataSource::Recompose(_) => "recompose",
+            DataSource::Crop(_) => "crop",
+        }
+    }
+
+    /// Size that pictures of this source have at most, pixels.
+    pub fn resolution(&self) -> u32 {
+        match self {
+            DataSource::Compose(ComposeSpec { panel, .. })
+            | DataSource::Generate(GenerateSpec { panel, .. })
+            | DataSource::Recompose(RecomposeSpec { crop: CropSpec { panel, .. }, .. })
+            | DataSource::Crop(CropSpec { panel, .. }) => *panel,
+            DataSource::Import(import) => import.resolution,
+        }
+    }
+
+    /// What cuts second subjects out of targets, if this source does.
+    pub fn crop(&self) -> Option<&CropSpec> {
+        match self {
+            DataSource::Recompose(RecomposeSpec { crop, .. }) | DataSource::Crop(crop) => Some(crop),
+            DataSource::Compose(_) | DataSource::Import(_) | DataSource::Generate(_) => None,
+        }
+    }
+
+    /// The earlier stage whose final checkpoint draws for this source.
+    pub fn drawn_by(&self) -> Option<&str> {
+        match self {
+            DataSource::Recompose(recompose) => Some(&recompose.crop.from),
+            DataSource::Compose(_)
+            | DataSource::Import(_)
+            | DataSource::Generate(_)
+            | DataSource::Crop(_) => None,
+        }
+    }
+
+    /// The earlier stage whose pair log this source reads.
+    pub fn reads_log_of(&self) -> Option<&str> {
+        self.crop().filter(|crop| crop.subjects.is_none()).map(|crop| crop.from.as_str())
+    }
+}
+
+/// How the job's own model draws.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct DrawSpec {
+    /// Steps from noise to picture.
+    pub steps: u32,
+    /// Guidance, for networks that take one.
+    pub guidance: f64,
+    /// Pictures that are drawn together.
+    pub batch: u32,
+}
+
+/// `source: generate`: pictures of two panels, drawn by the job's base and split.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GenerateSpec {
+    /// Folder of a subject library whose words say what is drawn; absent: the stage's prompts do.
+    pub subjects: Option<String>,
+    /// Every n-th subject of the library is kept out; 0 keeps out none.
+    pub hold_out_one_in: u32,
+    /// Share of the captions that name their subject.
+    pub name_share: f64,
+    /// Share of the pictures whose second panel shows another subject too.
+    pub companions: f64,
+    /// Longer side of one panel, pixels; a multiple of 16.
+    pub panel: u32,
+    pub panels: PanelArrangement,
+    pub shapes: PanelShapes,
+    pub draw: DrawSpec,
+}
+
+/// How the two panels of a drawn picture lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PanelArrangement {
+    SideBySide,
+    Stacked,
+    /// Half of each, by unit.
+    Both,
+}
+
+/// Shapes of a drawn panel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PanelShapes {
+    /// 1:1, 4:3 and 3:4, by unit.
+    All,
+    Square,
+}
+
+/// `source: crop`: second subjects are found in targets and cut out.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CropSpec {
+    /// Earlier stage whose accepted pairs are taken, and whose final checkpoint redraws.
+    pub from: String,
+    /// Folder of a subject library: targets are composed, instead of taken from the log, and it is known where subjects are.
+    pub subjects: Option<String>,
+    /// Folder of photographs, with `subjects`.
+    pub photos: Option<String>,
+    pub hold_out_one_in: u32,
+    pub name_share: f64,
+    /// Height and width of a target with `subjects`, and longer side of a reference, pixels; a multiple of 16.
+    pub panel: u32,
+    /// safetensors file of the detector, OWLv2 naming; not needed with `subjects`.
+    pub detector: Option<String>,
+    /// Least score of what is found, 0 to 1.
+    pub detector_min: f64,
+    /// Share of the target's area that a second subject takes at least, and at most.
+    pub box_share: (f64, f64),
+    /// Share of the smaller of two boxes that may lie in the other.
+    pub box_overlap: f64,
+}
+
+/// `source: recompose`: the cut is drawn once more by an earlier stage's model, elsewhere and otherwise.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RecomposeSpec {
+    #[serde(flatten)]
+    pub crop: CropSpec,
+    pub draw: DrawSpec,
 }
 
 /// `source: compose`: subject cut-outs placed in scenes.

@@ -12,6 +12,7 @@
 
 mod config;
 mod detections;
+mod detector;
 mod heads;
 mod towers;
 
@@ -21,6 +22,7 @@ use tch::{Device, Kind, Tensor};
 
 pub use config::{Owlv2Config, Owlv2TextConfig, Owlv2VisionConfig};
 pub use detections::{BoundingBox, Detection, detections, suppress};
+pub use detector::{Owlv2Detector, hashed_ids};
 use heads::{ClassHead, MlpHead, box_bias};
 use towers::{TextTower, VisionTower};
 

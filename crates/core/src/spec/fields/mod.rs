@@ -14,10 +14,25 @@ pub struct Field {
     pub path: &'static str,
     pub kind: Kind,
     pub default: Default,
-    /// The sibling value without which the field means nothing, e.g. `source: compose`; empty if there is no such.
+    /// The sibling value without which the field means nothing, e.g. `source: compose`, or several as in
+    /// `source: recompose|crop`; empty if there is no such.
     pub only_with: &'static str,
     /// What it is, and where its default comes from.
     pub about: &'static str,
+}
+
+impl Field {
+    /// Whether the field means something beside this value, e.g. `source: compose`.
+    pub(super) fn goes_with(&self, variant: &str) -> bool {
+        let (name, words) = self.only_with.split_once(": ").unwrap_or((self.only_with, ""));
+        let given = variant.strip_prefix(name).and_then(|rest| rest.strip_prefix(": "));
+        self.only_with.is_empty() || given.is_some_and(|given| words.split('|').any(|word| word == given))
+    }
+
+    /// The values that it goes with, for a reader.
+    pub(super) fn variants(&self) -> String {
+        format!("`{}`", self.only_with.replace('|', "` or `"))
+    }
 }
 
 /// What a field may hold.
@@ -182,7 +197,7 @@ pub fn markdown_table() -> String {
             let only = if field.only_with.is_empty() {
                 String::new()
             } else {
-                format!("With `{}`. ", field.only_with)
+                format!("With {}. ", field.variants())
             };
             let name = last_name(field.path);
             let _ =

@@ -32,6 +32,12 @@ const fn between(least: f64, most: f64) -> Range {
 
 const COMPOSE: &str = "source: compose";
 const IMPORT: &str = "source: import";
+/// A library's subjects are composed, drawn, or cut out.
+const OF_SUBJECTS: &str = "source: compose|generate|recompose|crop";
+const WITH_PHOTOS: &str = "source: compose|recompose|crop";
+const GENERATE: &str = "source: generate";
+const DRAWN: &str = "source: generate|recompose";
+const CUT: &str = "source: recompose|crop";
 const BY_ENDPOINT: &str = "kind: endpoint";
 const BY_CLIP: &str = "kind: clip";
 
@@ -99,6 +105,12 @@ pub const FIELDS: &[Field] = &[
         Kind::Text,
         Default::Absent,
         "safetensors file with the base weights: a path, or `store:KEY` below the object store's root. Without it the weights are drawn from `seed`, which only makes sense with `adapter: none`.",
+    ),
+    field(
+        "spec.model.encoders",
+        Kind::Text,
+        Default::From("the folder of `weights`"),
+        "Folder of the autoencoder, the text encoders and the tokenizers, laid out as the published FLUX.1 (`ae.safetensors`, `text_encoder`, `text_encoder_2`, `tokenizer`, `tokenizer_2`); curators encode with them. `nano` needs none.",
     ),
     field(
         "spec.model.precision",
@@ -238,21 +250,21 @@ pub const FIELDS: &[Field] = &[
     field("spec.stages[].data", Kind::Section, Default::Required, "Where the stage's pairs come from."),
     field(
         "spec.stages[].data.source",
-        Kind::Word(&["compose", "import"]),
+        Kind::Word(&["compose", "import", "generate", "recompose", "crop"]),
         Default::Required,
-        "`compose` places subject cut-outs in scenes; `import` reads pairs that exist.",
+        "`compose` places subject cut-outs in scenes; `import` reads pairs that exist; `generate` draws pictures of two panels with the job's base and splits them; `recompose` cuts a second subject out of a target and has an earlier stage draw it elsewhere; `crop` takes the cut itself.",
     ),
     with(
-        COMPOSE,
+        OF_SUBJECTS,
         field(
             "spec.stages[].data.subjects",
             Kind::Text,
-            Default::Required,
-            "Folder of the subject library on the curators (an `index.json` and RGBA cut-outs), or `store:PREFIX`.",
+            Default::From("required with `source: compose`, else none"),
+            "Folder of the subject library on the curators (an `index.json` and RGBA cut-outs), or `store:PREFIX`. `generate` draws what its words name; `recompose` and `crop` compose their targets from it, instead of taking them from the pair log of `from`.",
         ),
     ),
     with(
-        COMPOSE,
+        WITH_PHOTOS,
         field(
             "spec.stages[].data.photos",
             Kind::Text,
@@ -270,16 +282,16 @@ pub const FIELDS: &[Field] = &[
         ),
     ),
     with(
-        COMPOSE,
+        OF_SUBJECTS,
         field(
             "spec.stages[].data.panel",
             whole(16, 2048),
             Default::From("512; 32 for `nano`"),
-            "Height and width of one panel, pixels; a multiple of 16.",
+            "Height and width of one panel, pixels; a multiple of 16. The longer side of panels that are not square.",
         ),
     ),
     with(
-        COMPOSE,
+        OF_SUBJECTS,
         field(
             "spec.stages[].data.nameShare",
             Kind::Number(closed(0.0, 1.0)),
@@ -288,7 +300,7 @@ pub const FIELDS: &[Field] = &[
         ),
     ),
     with(
-        COMPOSE,
+        OF_SUBJECTS,
         field(
             "spec.stages[].data.holdOutOneIn",
             whole(0, 1_000_000),
@@ -359,6 +371,114 @@ pub const FIELDS: &[Field] = &[
             "Pictures go to the nearest aspect bucket at this size, pixels; a multiple of 16.",
         ),
     ),
+    with(
+        GENERATE,
+        field(
+            "spec.stages[].data.panels",
+            Kind::Word(&["side-by-side", "stacked", "both"]),
+            Default::From("`both`; `side-by-side` for `nano`"),
+            "How the two panels of a drawn picture lie (paper, appendix: both).",
+        ),
+    ),
+    with(
+        GENERATE,
+        field(
+            "spec.stages[].data.shapes",
+            Kind::Word(&["all", "square"]),
+            Default::From("`all`; `square` for `nano`"),
+            "Shapes of a panel: 1:1, 4:3 and 3:4 by turns (paper, section 3.2), or 1:1 alone.",
+        ),
+    ),
+    with(
+        GENERATE,
+        field(
+            "spec.stages[].data.companions",
+            Kind::Number(closed(0.0, 1.0)),
+            Default::From("1; 0 for `nano`"),
+            "Share of the pictures whose second panel shows another subject too, which a later stage can cut out (paper, appendix: all).",
+        ),
+    ),
+    with(
+        CUT,
+        field(
+            "spec.stages[].data.from",
+            Kind::Name,
+            Default::From("the stage before"),
+            "Earlier stage whose accepted pairs are taken, and whose final checkpoint redraws.",
+        ),
+    ),
+    with(
+        CUT,
+        field(
+            "spec.stages[].data.detector",
+            Kind::Text,
+            Default::From("required without `subjects`, else none"),
+            "safetensors file of the detector that finds second subjects, OWLv2 naming; its configuration is in the file or beside it.",
+        ),
+    ),
+    with(
+        CUT,
+        field(
+            "spec.stages[].data.detectorMin",
+            Kind::Number(closed(0.0, 1.0)),
+            Default::Number(0.2),
+            "Least score of what the detector finds. The paper names neither detector nor threshold.",
+        ),
+    ),
+    with(
+        CUT,
+        field(
+            "spec.stages[].data.boxShare",
+            Kind::Pair(closed(0.0, 1.0)),
+            Default::Pair(0.02, 0.5),
+            "Share of the target's area that a second subject takes at least, and at most; ours.",
+        ),
+    ),
+    with(
+        CUT,
+        field(
+            "spec.stages[].data.boxOverlap",
+            Kind::Number(closed(0.0, 1.0)),
+            Default::Number(0.3),
+            "Share of the smaller of two boxes that may lie in the other; ours.",
+        ),
+    ),
+    with(
+        DRAWN,
+        field(
+            "spec.stages[].data.draw",
+            Kind::Section,
+            Default::From("all defaults"),
+            "How the model draws.",
+        ),
+    ),
+    with(
+        DRAWN,
+        field(
+            "spec.stages[].data.draw.steps",
+            whole(1, 1000),
+            Default::Whole(25),
+            "Steps from noise to picture (released code).",
+        ),
+    ),
+    with(
+        DRAWN,
+        field(
+            "spec.stages[].data.draw.guidance",
+            Kind::Number(closed(0.0, 100.0)),
+            Default::Number(4.0),
+            "Guidance, for networks that take one (released code).",
+        ),
+    ),
+    with(
+        DRAWN,
+        field(
+            "spec.stages[].data.draw.batch",
+            whole(1, 1024),
+            Default::From("4; 32 for `nano`"),
+            "Pictures that are drawn together.",
+        ),
+    ),
     field(
         "spec.stages[].data.pairs",
         whole(1, 1_000_000_000),
@@ -374,7 +494,7 @@ pub const FIELDS: &[Field] = &[
     field(
         "spec.stages[].data.unitSize",
         whole(1, 65_536),
-        Default::Whole(256),
+        Default::From("256; 32 for what FLUX draws"),
         "Candidates in one unit of curation work.",
     ),
     field(

@@ -110,12 +110,12 @@ line 3, column 12: metadata.nmae: unknown field `nmae`; did you mean `name`?
 line 5, column 19: spec.model.preset: expected `flux-dev`, `flux-schnell` or `nano`, found the text `nani`; did you mean `nano`?
 line 7, column 13: spec.stages[0].data.subjects: missing field `subjects`: text on one line, 1 to 1024 characters
 line 7, column 31: spec.stages[0].data.subject: unknown field `subject`; did you mean `subjects`?
-line 7, column 43: spec.stages[0].data.steps: unknown field `steps`; `steps` belongs in `spec.stages[].train`
+line 7, column 43: spec.stages[0].data.steps: unknown field `steps`; `steps` belongs in `spec.stages[].data.draw`
 line 8, column 7: spec.stages[1].references: UNO-1M has one reference a pair, the stage wants 2
-line 8, column 30: spec.stages[1].data.subjects: goes with `source: compose`, but this is `source: import`
+line 8, column 30: spec.stages[1].data.subjects: goes with `source: compose` or `generate` or `recompose` or `crop`, but this is `source: import`
 line 9, column 22: spec.stages[1].train.steps: -1 is out of range: a whole number from 1 to 10000000
 line 9, column 40: spec.stages[1].train.learningRate: expected a number, more than 0 and at most 1, found the text `fast`
-line 10, column 22: spec.stages[2].data.source: expected `compose` or `import`, found the text `diptych`
+line 10, column 22: spec.stages[2].data.source: expected `compose`, `import`, `generate`, `recompose` or `crop`, found the text `diptych`
 "
     );
 }
@@ -445,7 +445,7 @@ fn with_nonsense(field: &Field) -> String {
         root["spec"]["stages"][0]["data"]["filter"] = serde_json::json!({"judge": {"kind": kind}});
     }
     if let Some(source) = field.only_with.strip_prefix("source: ") {
-        root["spec"]["stages"][0]["data"]["source"] = source.into();
+        root["spec"]["stages"][0]["data"]["source"] = source.split('|').next().unwrap_or_default().into();
     }
     let pointer = format!("/{}", field.path.replace("[]", ".0").replace('.', "/"));
     let mut at = &mut root;
@@ -517,6 +517,72 @@ fn sizes_of_a_network_have_to_fit_together() {
         let found = messages(&model(&fits.replace(from, to)));
         assert_eq!(found.first().map(String::as_str), Some(expected), "{found:?}");
     }
+}
+
+#[test]
+fn drawn_sources_take_their_defaults_from_the_preset() {
+    let stages = "{data: {source: generate, subjects: lib}}
+    - {references: 2, data: {source: recompose, detector: owl.safetensors}}
+    - {references: 2, data: {source: crop, from: stage-1, subjects: lib}}";
+    let nano = parse(spec("", MODEL, stages).as_bytes()).unwrap();
+    let DataSource::Generate(generate) = &nano.stages[0].data.source else { panic!("{nano:?}") };
+    assert_eq!(
+        (generate.panel, generate.panels, generate.shapes),
+        (32, PanelArrangement::SideBySide, PanelShapes::Square)
+    );
+    assert_eq!(generate.draw, DrawSpec { steps: 25, guidance: 4.0, batch: 32 });
+    assert_eq!(nano.stages[0].data.unit_size, 256);
+    let recompose = &nano.stages[1].data.source;
+    assert_eq!((recompose.drawn_by(), recompose.reads_log_of()), (Some("stage-1"), Some("stage-1")));
+    let crop = &nano.stages[2].data.source;
+    assert_eq!((crop.drawn_by(), crop.reads_log_of()), (None, None));
+    assert_eq!(crop.crop().map(|crop| crop.box_share), Some((0.02, 0.5)));
+    let flux = "model: {preset: flux-dev, weights: a/flux1-dev.safetensors}";
+    let flux = parse(spec("", flux, "{data: {source: generate, subjects: lib}}").as_bytes()).unwrap();
+    let DataSource::Generate(generate) = &flux.stages[0].data.source else { panic!("{flux:?}") };
+    assert_eq!(
+        (generate.panel, generate.panels, generate.shapes),
+        (512, PanelArrangement::Both, PanelShapes::All)
+    );
+    assert_eq!((generate.draw.batch, flux.stages[0].data.unit_size), (4, 32));
+}
+
+#[test]
+fn drawn_sources_that_cannot_work_are_refused() {
+    let stage = |stages: &str| spec("", MODEL, stages);
+    assert_only(
+        &stage("{data: {source: generate, subjects: lib}, references: 2}"),
+        "spec.stages[0].references: a picture of two panels has one reference, the stage wants 2",
+    );
+    assert_only(
+        &stage("{data: {source: generate}}"),
+        "spec.stages[0].data.prompts: nothing says what is drawn: set `prompts`, or `subjects` to a subject library",
+    );
+    assert_only(
+        &stage("{references: 2, data: {source: recompose, detector: d}}"),
+        "spec.stages[0].data.from: the first stage has no earlier one whose pairs and checkpoint it could take",
+    );
+    let first = "{data: {source: compose, subjects: lib}}";
+    assert_only(
+        &stage(&format!("{first}\n    - {{data: {{source: crop, from: stage-7, detector: d}}}}")),
+        "spec.stages[1].data.from: there is no earlier stage `stage-7`; possible here: stage-1",
+    );
+    assert_only(
+        &stage(&format!("{first}\n    - {{references: 1, data: {{source: crop, detector: d}}}}")),
+        "spec.stages[1].references: a target's subjects are the one of its pair and those that are cut out: at least 2, the stage wants 1",
+    );
+    assert_only(
+        &stage(&format!("{first}\n    - {{data: {{source: crop}}}}")),
+        "spec.stages[1].data.detector: second subjects are found by a detector: set it, or `subjects` to compose targets",
+    );
+    assert_only(
+        &stage(&format!("{first}\n    - {{data: {{source: crop, detector: d, boxShare: [0.5, 0.2]}}}}")),
+        "spec.stages[1].data.boxShare: least 0.5 is more than most 0.2: every box would be rejected",
+    );
+    assert_only(
+        &stage("{data: {source: compose, subjects: lib, draw: {steps: 2}}}"),
+        "spec.stages[0].data.draw: goes with `source: generate` or `recompose`, but this is `source: compose`",
+    );
 }
 
 #[test]

@@ -50,7 +50,42 @@ fn source() -> impl Strategy<Value = DataSource> {
             resolution: 16 * size,
         })
     });
-    prop_oneof![compose, import]
+    // One reference or two, as `stage_spec` then has it; they name a stage that `job_spec` puts there.
+    let draw = (1..900u32, share(1..900), 1..900u32)
+        .prop_map(|(steps, guidance, batch)| DrawSpec { steps, guidance: 90.0 * guidance, batch })
+        .boxed();
+    let generate = (proptest::option::of(text()), share(1..500), 1..64u32, draw.clone(), 0..3usize).prop_map(
+        |(subjects, name_share, panel, draw, pick)| {
+            let panels = [PanelArrangement::SideBySide, PanelArrangement::Stacked, PanelArrangement::Both];
+            DataSource::Generate(GenerateSpec {
+                subjects,
+                hold_out_one_in: 12,
+                name_share,
+                companions: 1.0 - name_share,
+                panel: 16 * panel,
+                panels: panels[pick],
+                shapes: if pick == 0 { PanelShapes::All } else { PanelShapes::Square },
+                draw,
+            })
+        },
+    );
+    let crop = (proptest::option::of(text()), text(), share(1..500), 1..64u32)
+        .prop_map(|(subjects, detector, part, panel)| CropSpec {
+            from: String::new(),
+            photos: subjects.clone(),
+            subjects,
+            hold_out_one_in: 3,
+            name_share: part,
+            panel: 16 * panel,
+            detector: Some(detector),
+            detector_min: part,
+            box_share: (part, 1.0),
+            box_overlap: part,
+        })
+        .boxed();
+    let recompose =
+        (crop.clone(), draw).prop_map(|(crop, draw)| DataSource::Recompose(RecomposeSpec { crop, draw }));
+    prop_oneof![compose, import, generate, recompose, crop.prop_map(DataSource::Crop)]
 }
 
 fn endpoint() -> impl Strategy<Value = EndpointSpec> {
@@ -174,7 +209,7 @@ fn job_spec() -> impl Strategy<Value = JobSpec> {
             let stages = proptest::collection::vec((stage_spec(gpus), any::<bool>()), 1..4);
             let endpoints = proptest::collection::vec(endpoint(), 1..3);
             (
-                (name(), name(), text()),
+                (name(), name(), (text(), proptest::option::of(text()))),
                 -1000..=1000i32,
                 any::<u64>(),
                 stages,
@@ -183,42 +218,72 @@ fn job_spec() -> impl Strategy<Value = JobSpec> {
                 endpoints,
             )
         })
-        .prop_map(|((name, tenant, weights), priority, seed, stages, gpus, every, mut endpoints)| {
-            for (index, endpoint) in endpoints.iter_mut().enumerate() {
-                endpoint.name = format!("e{index}");
-            }
-            let mut named: Vec<StageSpec> = Vec::new();
-            for (index, (mut stage, from_base)) in stages.into_iter().enumerate() {
-                stage.name = format!("s{index}-{name}").chars().take(10).collect::<String>() + "x";
-                stage.init_from = named.first().filter(|_| !from_base).map(|first| first.name.clone());
-                named.push(stage);
-            }
-            let presets = [ModelPreset::FluxDev, ModelPreset::FluxSchnell, ModelPreset::Nano];
-            let precisions = [Precision::Auto, Precision::F32, Precision::Bf16];
-            let pick = usize::try_from(seed % 3).expect("less than 3");
-            JobSpec {
-                name,
-                tenant,
-                model: ModelSpec {
-                    preset: presets[pick],
-                    sizes: (pick == 1).then_some(NetworkSizes {
-                        hidden_size: 256 * gpus,
-                        num_heads: 4 * gpus,
-                        axes: AxisSizes { frame: 16, row: 24, column: 24 },
-                        depth: gpus,
-                        depth_single_blocks: 0,
-                    }),
-                    weights: Some(weights),
-                    precision: precisions[pick],
-                },
-                resources: Resources { gpus, min_gpus: 1 },
-                priority,
-                seed,
-                endpoints,
-                stages: named,
-                checkpoints: CheckpointPolicy { every, keep_last: 1 },
-            }
-        })
+        .prop_map(
+            |((name, tenant, (weights, encoders)), priority, seed, stages, gpus, every, mut endpoints)| {
+                for (index, endpoint) in endpoints.iter_mut().enumerate() {
+                    endpoint.name = format!("e{index}");
+                }
+                let mut named: Vec<StageSpec> = Vec::new();
+                for (index, (mut stage, from_base)) in stages.into_iter().enumerate() {
+                    match &mut stage.data.source {
+                        DataSource::Generate(generate) => {
+                            stage.references = 1;
+                            if stage.data.prompts.is_none() {
+                                generate.subjects = Some("lib".to_owned());
+                            }
+                        }
+                        DataSource::Recompose(RecomposeSpec { crop, .. }) | DataSource::Crop(crop) => {
+                            stage.references = stage.references.max(2);
+                            match named.last() {
+                                Some(before) => crop.from = before.name.clone(),
+                                // The first stage has none to take from.
+                                None => {
+                                    stage.data.source = DataSource::Import(ImportSpec {
+                                        path: "p".to_owned(),
+                                        format: ImportFormat::Webdataset,
+                                        min_score: 4.0,
+                                        score_disagreement: ScoreDisagreement::Recompute,
+                                        score_invalid: ScoreInvalid::Reject,
+                                        directions: Directions::Forward,
+                                        resolution: 32,
+                                    });
+                                }
+                            }
+                        }
+                        DataSource::Compose(_) | DataSource::Import(_) => {}
+                    }
+                    stage.name = format!("s{index}-{name}").chars().take(10).collect::<String>() + "x";
+                    stage.init_from = named.first().filter(|_| !from_base).map(|first| first.name.clone());
+                    named.push(stage);
+                }
+                let presets = [ModelPreset::FluxDev, ModelPreset::FluxSchnell, ModelPreset::Nano];
+                let precisions = [Precision::Auto, Precision::F32, Precision::Bf16];
+                let pick = usize::try_from(seed % 3).expect("less than 3");
+                JobSpec {
+                    name,
+                    tenant,
+                    model: ModelSpec {
+                        preset: presets[pick],
+                        sizes: (pick == 1).then_some(NetworkSizes {
+                            hidden_size: 256 * gpus,
+                            num_heads: 4 * gpus,
+                            axes: AxisSizes { frame: 16, row: 24, column: 24 },
+                            depth: gpus,
+                            depth_single_blocks: 0,
+                        }),
+                        weights: Some(weights),
+                        encoders,
+                        precision: precisions[pick],
+                    },
+                    resources: Resources { gpus, min_gpus: 1 },
+                    priority,
+                    seed,
+                    endpoints,
+                    stages: named,
+                    checkpoints: CheckpointPolicy { every, keep_last: 1 },
+                }
+            },
+        )
 }
 
 proptest! {

@@ -1,0 +1,224 @@
+//! Where curation draws: the job's own model with what it needs around it, on the curation thread.
+
+use crate::source::{Roots, SourceError};
+use crescendo_core::spec::{DrawSpec, JobSpec, ModelPreset, ModelSpec, Positions, Precision};
+use crescendo_model::codec::{LatentCodec, TextEncoder};
+use crescendo_model::drawing::{Easel, EncoderFiles, Sketch};
+use crescendo_model::randomness::SampleKey;
+use crescendo_model::tch::{self, Device, Kind};
+use crescendo_model::unope::PositionMode;
+use crescendo_model::{Flux, FluxConfig, LoraAdapter, ModelError, Preset};
+use image::RgbImage;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Added to a stage's number in the keys of drawing's noise: no training sample of any stage has the same.
+const DRAWING: u32 = 1 << 31;
+/// References of a redrawn picture that have noise of their own, per candidate.
+const DRAWN_PER_CANDIDATE: u64 = 16;
+
+/// What an earlier stage has trained, as a file of this machine that was verified.
+#[derive(Clone, Debug)]
+pub enum Trained {
+    Adapter(Arc<TemporaryFile>),
+    /// All weights of the network.
+    Network(Arc<TemporaryFile>),
+}
+
+/// A file that is removed with this.
+#[derive(Debug)]
+pub struct TemporaryFile {
+    pub path: PathBuf,
+    pub(crate) _folder: tempfile::TempDir,
+}
+
+impl TemporaryFile {
+    /// A copy of a file.
+    pub fn copy_of(path: &Path) -> std::io::Result<TemporaryFile> {
+        let folder = tempfile::tempdir()?;
+        let copy = folder.path().join("weights.safetensors");
+        std::fs::copy(path, &copy)?;
+        Ok(TemporaryFile { path: copy, _folder: folder })
+    }
+}
+
+/// What a curator has to work with besides the files that a spec names.
+#[derive(Clone, Debug)]
+pub struct Means {
+    pub device: Device,
+    /// Of the earlier stage that draws; absent where none does.
+    pub trained: Option<Trained>,
+}
+
+impl Default for Means {
+    fn default() -> Means {
+        Means { device: Device::Cpu, trained: None }
+    }
+}
+
+/// The networks of a job, loaded.
+pub struct Studio {
+    preset: Preset,
+    flux: Flux,
+    adapter: Option<LoraAdapter>,
+    codec: Box<dyn LatentCodec>,
+    text: Box<dyn TextEncoder>,
+    positions: PositionMode,
+    draw: DrawSpec,
+    seed: u64,
+    stage_index: u32,
+}
+
+impl std::fmt::Debug for Studio {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Studio { preset, draw, stage_index, .. } = self;
+        f.debug_struct("Studio")
+            .field("preset", preset)
+            .field("draw", draw)
+            .field("stage_index", stage_index)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Studio {
+    /// Loads the job's base, with what an earlier stage made of it if `means` has that. `positions` are those that it was
+    /// trained with.
+    pub fn open(
+        job: &JobSpec,
+        stage_index: u32,
+        draw: &DrawSpec,
+        positions: Positions,
+        roots: &Roots,
+        means: &Means,
+    ) -> Result<Studio, SourceError> {
+        let preset = preset(job.model.preset);
+        let kind = kind(job.model.precision, means.device);
+        let weights = match (&means.trained, &job.model.weights) {
+            (Some(Trained::Network(file)), _) => file.path.clone(),
+            (_, Some(path)) => roots.resolve(path)?,
+            (_, None) => return Err(SourceError::NoWeights),
+        };
+        let files = encoder_files(&job.model, roots)?;
+        let config = FluxConfig::from(&job.model);
+        // Text encoders first: what is wrong with a tokenizer shows before 24 GB are read.
+        let text = files.text(kind, means.device)?;
+        let codec = files.codec(means.device)?;
+        let flux = Flux::load(&config, &weights, kind, means.device)?;
+        let adapter = match &means.trained {
+            Some(Trained::Adapter(file)) => Some(LoraAdapter::load(&config, &file.path, kind, means.device)?),
+            Some(Trained::Network(_)) | None => None,
+        };
+        Ok(Studio {
+            preset,
+            flux,
+            adapter,
+            codec,
+            text,
+            positions: position_mode(positions),
+            draw: draw.clone(),
+            seed: job.seed,
+            stage_index,
+        })
+    }
+
+    /// The key of a drawn picture's noise: `which` counts the pictures of one candidate.
+    pub fn noise(&self, candidate: u64, which: u64) -> SampleKey {
+        SampleKey {
+            job_seed: self.seed,
+            stage: self.stage_index | DRAWING,
+            position: candidate.wrapping_mul(DRAWN_PER_CANDIDATE).wrapping_add(which),
+        }
+    }
+
+    /// A side of about this many pixels that the model can draw, at least one token.
+    pub fn fitting(&self, pixels: f64) -> u32 {
+        let multiple = self.easel().multiple().max(1);
+        ((pixels / f64::from(multiple)).round() as u32).max(1) * multiple
+    }
+
+    /// Draws pictures of `size` (width, height), in order; none of them if `stop` is set in between.
+    pub fn draw(
+        &self,
+        size: (u32, u32),
+        sketches: &[Sketch<'_>],
+        stop: &AtomicBool,
+    ) -> Result<Vec<RgbImage>, ModelError> {
+        let batch = self.draw.batch.max(1) as usize;
+        let mut drawn = Vec::with_capacity(sketches.len());
+        for few in sketches.chunks(batch) {
+            if stop.load(Ordering::Relaxed) {
+                return Ok(Vec::new());
+            }
+            drawn.extend(self.easel().draw_sketches(
+                self.text.as_ref(),
+                self.adapter.as_ref(),
+                size,
+                batch,
+                few,
+            )?);
+        }
+        Ok(drawn)
+    }
+
+    /// How pictures are drawn, for their provenance.
+    pub fn provenance(&self) -> serde_json::Value {
+        serde_json::json!({ "steps": self.draw.steps, "guidance": self.draw.guidance })
+    }
+
+    fn easel(&self) -> Easel<'_> {
+        Easel {
+            positions: self.positions,
+            guidance: self.draw.guidance,
+            ..Easel::for_preset(self.preset, &self.flux, self.codec.as_ref(), i64::from(self.draw.steps))
+        }
+    }
+}
+
+/// The encoders of a job's model on this machine: in the folder that the spec names, or beside its weights.
+pub fn encoder_files(model: &ModelSpec, roots: &Roots) -> Result<EncoderFiles, SourceError> {
+    if model.preset == ModelPreset::Nano {
+        return Ok(EncoderFiles::Nano);
+    }
+    let folder = match (&model.encoders, &model.weights) {
+        (Some(folder), _) => roots.resolve(folder)?,
+        (None, Some(weights)) => {
+            let weights = roots.resolve(weights)?;
+            if weights.is_dir() { weights } else { weights.parent().unwrap_or(Path::new("")).to_owned() }
+        }
+        (None, None) => PathBuf::new(),
+    };
+    Ok(EncoderFiles::in_folder(preset(model.preset), &folder))
+}
+
+pub fn preset(preset: ModelPreset) -> Preset {
+    match preset {
+        ModelPreset::FluxDev => Preset::FluxDev,
+        ModelPreset::FluxSchnell => Preset::FluxSchnell,
+        ModelPreset::Nano => Preset::Nano,
+    }
+}
+
+/// The dtype that a job's networks compute in on `device`.
+pub fn kind(precision: Precision, device: Device) -> Kind {
+    match (precision, device) {
+        (Precision::F32, _) => Kind::Float,
+        (Precision::Bf16, _) | (Precision::Auto, Device::Cuda(_)) => Kind::BFloat16,
+        (Precision::Auto, _) => Kind::Float,
+    }
+}
+
+pub fn position_mode(positions: Positions) -> PositionMode {
+    match positions {
+        Positions::Diagonal => PositionMode::Diagonal,
+        Positions::Height => PositionMode::Height,
+        Positions::Width => PositionMode::Width,
+        Positions::None => PositionMode::None,
+        Positions::Frame => PositionMode::Frame,
+    }
+}
+
+/// The first GPU, or the CPU if there is none.
+pub fn best_device() -> Device {
+    if tch::Cuda::is_available() { Device::Cuda(0) } else { Device::Cpu }
+}
