@@ -264,7 +264,9 @@ pub(super) mod tests {
                 .map(str::to_owned)
         };
         assert_eq!(kind(kept).as_deref(), Some("clip"));
-        assert_eq!(judged[1].score, judged[3].score);
+        // The same to the last bits: the place in a batch may change those.
+        let [both, alone] = [1, 3].map(|n: usize| judged[n].score.expect("compared"));
+        assert!((both - alone).abs() < 1e-6, "{both} and {alone}");
         assert_eq!(
             judged[3].outcome.as_ref().err().map(|rejected| rejected.reason),
             Some(Rejection::JudgeLow)

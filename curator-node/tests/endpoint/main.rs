@@ -24,6 +24,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 use support::{Curator, FakeController, Log, assignment, prepare, wait_for};
 use tokio::sync::watch;
 
@@ -314,8 +315,13 @@ async fn a_real_curator_waits_for_its_judge_and_commits() {
     let shard = std::fs::read(replay.folder().join("objects").join(&shard.path)).expect("read the shard");
     let pairs = read_shard(shard.as_slice()).expect("read");
     assert!(pairs.iter().all(|pair| pair.scores["judge"] == 4.0));
-    let page = http_get(&metrics).await;
-    assert!(page.contains("crescendo_curator_judge_count 16"), "{page}");
+    // The curator counts once it has been told that the unit is committed.
+    let counted = async {
+        while !http_get(&metrics).await.contains("crescendo_curator_judge_count 16") {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), counted).await.expect("every judged pair is counted");
     // Three turns for each pair, and the one that found nobody in; perhaps some that were under way at that moment.
     assert!(replay.seen.count() > 48);
     tasks.stop_token().cancel();
