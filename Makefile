@@ -27,8 +27,8 @@ demo-data: setup
 build: setup ## Build every binary, optimised
 	cargo build --release --workspace --bins
 
-demo: build demo-data ## From a job spec to a trained LoRA and pictures, on this machine (about 10 minutes)
-	@scripts/demo.sh
+demo: build demo-data ## From a job spec (SPEC=examples/nano.yaml) to a trained LoRA and pictures, on this machine
+	@scripts/demo.sh $(SPEC)
 
 test: setup ## Run every test
 	@$(call CARGO_TOOL,nextest)

@@ -191,6 +191,11 @@ fn drawn(found: &mut Found, spec: &JobSpec, index: usize, stage: &StageSpec, at:
                 "nothing says what is drawn: set `prompts`, or `subjects` to a subject library".into();
             found.add(at("data.prompts"), &[&at("data.subjects")], message);
         }
+        if generate.subjects.is_some() && stage.data.prompts.is_some() {
+            let message =
+                "what is drawn comes from `prompts` or from the library in `subjects`, not from both".into();
+            found.add(at("data.prompts"), &[&at("data.subjects")], message);
+        }
         if stage.references != 1 {
             let message =
                 format!("a picture of two panels has one reference, the stage wants {}", stage.references);

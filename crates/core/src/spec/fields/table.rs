@@ -497,11 +497,14 @@ pub const FIELDS: &[Field] = &[
         Default::From("256; 32 for what FLUX draws"),
         "Candidates in one unit of curation work.",
     ),
-    field(
-        "spec.stages[].data.prompts",
-        Kind::Section,
-        Default::Absent,
-        "What drawn pictures are to show (paper, section 3.2).",
+    with(
+        GENERATE,
+        field(
+            "spec.stages[].data.prompts",
+            Kind::Section,
+            Default::Absent,
+            "What drawn pictures are to show (paper, section 3.2).",
+        ),
     ),
     field(
         "spec.stages[].data.prompts.taxonomy",

@@ -302,8 +302,7 @@ const ENDPOINT: &str = "endpoints: [{name: vlm, url: 'https://host/v1', model: m
 
 #[test]
 fn a_judge_and_prompts_take_the_published_numbers() {
-    let stage =
-        "data: {source: compose, subjects: lib, prompts: {endpoint: vlm}, filter: {judge: {endpoint: vlm}}}";
+    let stage = "data: {source: generate, prompts: {endpoint: vlm}, filter: {judge: {endpoint: vlm}}}";
     let job = parse(spec("", &format!("{MODEL}\n  {ENDPOINT}"), stage).as_bytes()).unwrap();
     let endpoint = &job.endpoints[0];
     assert_eq!((endpoint.key.as_deref(), endpoint.spend_limit, endpoint.tries), (None, None, 5));
@@ -313,7 +312,7 @@ fn a_judge_and_prompts_take_the_published_numbers() {
     assert_eq!((prompts.subjects_per_category, prompts.scenes_per_subject), (50, 8));
     assert_eq!(prompts.styles, PromptStyle::ALL);
 
-    let stage = "data: {source: compose, subjects: lib, prompts: {subjects: [a fox, a red cup], styles: [realistic]}, filter: {judge: {kind: clip, weights: w, tokenizer: t}}}";
+    let stage = "data: {source: generate, prompts: {subjects: [a fox, a red cup], styles: [realistic]}, filter: {judge: {kind: clip, weights: w, tokenizer: t}}}";
     let job = parse(spec("", MODEL, stage).as_bytes()).unwrap();
     assert_eq!(job.stages[0].data.filter.judge.as_ref().unwrap().min, 3.0);
     let prompts = job.stages[0].data.prompts.as_ref().unwrap();
@@ -330,7 +329,8 @@ fn what_names_no_endpoint_is_refused() {
         "spec.stages[0].data.filter.judge.endpoint: spec.endpoints has no `vlm`; there are none",
     );
     let job = format!("{MODEL}\n  {ENDPOINT}");
-    let yaml = spec("", &job, &stage("prompts: {endpoint: llm}"));
+    let drawn = |prompts: &str| format!("data: {{source: generate, prompts: {{{prompts}}}}}");
+    let yaml = spec("", &job, &drawn("endpoint: llm"));
     assert_only(&yaml, "spec.stages[0].data.prompts.endpoint: spec.endpoints has no `llm`; there are: vlm");
     let yaml = spec("", &job, &format!("references: 0, {}", "x")).replace(
         "references: 0, x",
@@ -346,12 +346,12 @@ fn what_names_no_endpoint_is_refused() {
         &yaml,
         "spec.stages[0].data.filter.judge.endpoint: goes with `kind: endpoint`, but this is `kind: clip`",
     );
-    let yaml = spec("", MODEL, &stage("prompts: {taxonomy: t.yaml, subjects: s.txt}"));
+    let yaml = spec("", MODEL, &drawn("taxonomy: t.yaml, subjects: s.txt"));
     assert_only(
         &yaml,
         "spec.stages[0].data.prompts.subjects: subjects are taken as they are; give them or a taxonomy, not both",
     );
-    let yaml = spec("", MODEL, &stage("prompts: {styles: [realistic, realistic]}"));
+    let yaml = spec("", MODEL, &drawn("styles: [realistic, realistic]"));
     assert_only(
         &yaml,
         "spec.stages[0].data.prompts.styles: expected a list of some of `creative`, `realistic` or `text-decorated`, each once",
@@ -557,6 +557,14 @@ fn drawn_sources_that_cannot_work_are_refused() {
     assert_only(
         &stage("{data: {source: generate}}"),
         "spec.stages[0].data.prompts: nothing says what is drawn: set `prompts`, or `subjects` to a subject library",
+    );
+    assert_only(
+        &stage("{data: {source: generate, subjects: lib, prompts: {taxonomy: t.yaml}}}"),
+        "spec.stages[0].data.prompts: what is drawn comes from `prompts` or from the library in `subjects`, not from both",
+    );
+    assert_only(
+        &stage("{data: {source: compose, subjects: lib, prompts: {taxonomy: t.yaml}}}"),
+        "spec.stages[0].data.prompts: goes with `source: generate`, but this is `source: compose`",
     );
     assert_only(
         &stage("{references: 2, data: {source: recompose, detector: d}}"),

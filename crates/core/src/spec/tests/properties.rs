@@ -228,9 +228,8 @@ fn job_spec() -> impl Strategy<Value = JobSpec> {
                     match &mut stage.data.source {
                         DataSource::Generate(generate) => {
                             stage.references = 1;
-                            if stage.data.prompts.is_none() {
-                                generate.subjects = Some("lib".to_owned());
-                            }
+                            let from_library = stage.data.prompts.is_none();
+                            generate.subjects = from_library.then(|| "lib".to_owned());
                         }
                         DataSource::Recompose(RecomposeSpec { crop, .. }) | DataSource::Crop(crop) => {
                             stage.references = stage.references.max(2);
@@ -251,6 +250,9 @@ fn job_spec() -> impl Strategy<Value = JobSpec> {
                             }
                         }
                         DataSource::Compose(_) | DataSource::Import(_) => {}
+                    }
+                    if !matches!(stage.data.source, DataSource::Generate(_)) {
+                        stage.data.prompts = None;
                     }
                     stage.name = format!("s{index}-{name}").chars().take(10).collect::<String>() + "x";
                     stage.init_from = named.first().filter(|_| !from_base).map(|first| first.name.clone());
