@@ -37,6 +37,7 @@ use crate::engine::persist::Records;
 use crate::engine::watchers::Watchers;
 use crate::logs::LogHub;
 use crate::metrics::Metrics;
+use crate::waiting::WaitClock;
 
 /// Requests that wait for the engine at most.
 pub const QUEUE: usize = 1024;
@@ -75,6 +76,7 @@ pub struct Engine {
     state: ClusterState,
     observed: Observed,
     waits: BTreeMap<JobId, Wait>,
+    waiting: WaitClock,
     records: Records,
     sessions: Sessions,
     watchers: Watchers,
@@ -99,6 +101,7 @@ pub async fn run(
         state: ClusterState::default(),
         observed: Observed::new(now),
         waits: BTreeMap::new(),
+        waiting: WaitClock::default(),
         records: Records::default(),
         sessions: Sessions::default(),
         watchers: Watchers::new(around.config.max_watchers),
@@ -186,6 +189,7 @@ impl Engine {
             }
         }
         self.waits = std::mem::take(&mut plan.waits);
+        self.waiting.update(&self.waits, now);
         for change in &plan.changes {
             self.tell(change);
         }

@@ -455,8 +455,18 @@ async fn what_it_does_can_be_scraped() -> anyhow::Result<()> {
         "crescendo_rpcs_total{code=\"ok\",method=\"crescendo.v1.JobService/SubmitJob\"} 1",
         "crescendo_store_call_seconds_count{op=\"txn\",outcome=\"ok\"}",
         "crescendo_jobs_waiting{reason=\"no_curator\"} 1",
+        "crescendo_jobs_oldest_wait_seconds{reason=\"no_curator\"} ",
+        "crescendo_nodes{kind=\"trainer\",state=\"connected\"} 1",
+        // Eight pairs in units of four.
+        "crescendo_curation_backlog_units 2",
     ] {
         assert!(metrics.contains(wanted), "{wanted} is not in:\n{metrics}");
+    }
+    // Whatever a process exports is in docs/metrics.md.
+    let catalogue = include_str!("../../docs/metrics.md");
+    for family in metrics.lines().filter_map(|line| line.strip_prefix("# TYPE ")) {
+        let name = family.split(' ').next().unwrap_or_default();
+        assert!(catalogue.contains(&format!("| `{name}` |")), "{name} is not in docs/metrics.md");
     }
     Ok(())
 }

@@ -144,7 +144,8 @@ impl Engine {
             !watchers.is_empty()
         });
         self.watchers.logs = logs;
-        self.around.metrics.jobs(&self.state, &self.waits);
+        let limits = &self.around.config.limits;
+        self.around.metrics.cluster(&self.state, &self.observed, &self.waiting, limits, now);
     }
 }
 

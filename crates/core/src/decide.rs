@@ -13,6 +13,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
+pub use curation::curation_backlog_units;
+
 use crate::ids::{AttemptRef, JobId, NodeId, StageRef, Timestamp};
 use crate::observed::{NodeView, Observed};
 use crate::pairlog::UnitPolicy;
@@ -229,5 +231,16 @@ impl<'a> Nodes<'a> {
 
 /// Curators that can be given work now.
 pub fn reachable_curators(state: &ClusterState, seen: &Observed, limits: &Limits, now: Timestamp) -> usize {
-    Nodes { state, seen, limits, now }.reachable(NodeKind::Curator).count()
+    reachable_nodes(state, seen, limits, NodeKind::Curator, now)
+}
+
+/// Nodes of a kind that have an open session and were heard of lately.
+pub fn reachable_nodes(
+    state: &ClusterState,
+    seen: &Observed,
+    limits: &Limits,
+    kind: NodeKind,
+    now: Timestamp,
+) -> usize {
+    Nodes { state, seen, limits, now }.reachable(kind).count()
 }

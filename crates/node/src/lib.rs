@@ -15,7 +15,9 @@
 //! | [`args`] | command line arguments that all servers, and all nodes, have |
 //! | [`backoff`] | pure: how long to wait before try n |
 //! | [`call`] | unary calls that are repeated until they are accepted or refused |
+//! | [`catalogue`] | what is measured, said once: registered, documented and tested from one table |
 //! | [`forward`] | log lines of a job on their way to the controller |
+//! | [`gpu`] | what GPUs say of themselves, where there are any |
 //! | [`listen`] | listeners that stay on loopback unless told otherwise |
 //! | [`logging`] | what is written to stderr |
 //! | [`metrics`] | the `/metrics` endpoint |
@@ -28,7 +30,9 @@
 pub mod args;
 pub mod backoff;
 pub mod call;
+pub mod catalogue;
 pub mod forward;
+pub mod gpu;
 pub mod listen;
 pub mod logging;
 pub mod metrics;
