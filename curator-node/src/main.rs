@@ -17,7 +17,7 @@ use crescendo_node::forward::{DEFAULT_CAPACITY, LogBuffer};
 use crescendo_node::reports::ReportSink;
 use crescendo_node::session::NodeSession;
 use crescendo_node::supervise::Tasks;
-use crescendo_node::{listen, logging, metrics, ports};
+use crescendo_node::{gpu, listen, logging, metrics, ports};
 use crescendo_proto::v1::pair_service_server::PairServiceServer;
 use crescendo_proto::v1::{Hello, NodeKind};
 use std::time::Duration;
@@ -99,6 +99,9 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let counted = Metrics::register(&registry).context("register metrics")?;
     let controllers = Controllers::new(&node_args.controller)?;
     let (tasks, supervisor) = Tasks::new();
+    if device != Device::Cpu {
+        gpu::watch_if_there(&registry, tasks.stop_token()).context("watch the GPUs")?;
+    }
 
     let encoding = Worker::start("encoding", QUEUE, || {
         tch::set_num_threads(1);

@@ -16,6 +16,7 @@ pub mod fetch;
 pub mod history;
 pub mod link;
 pub mod manifest;
+pub mod meter;
 pub mod plan;
 pub mod position_log;
 pub mod positions;

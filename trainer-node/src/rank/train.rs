@@ -20,6 +20,7 @@ use super::RankError;
 use super::batch::{Draws, Sample, SampleShape, Text, micro_batches};
 use super::data::{Delivery, Order};
 use super::history::StepRecord;
+use super::meter::{self, Meter, Phase, Step};
 use super::manifest::{ADAPTER_FILE, EMA_FILE, MODEL_FILE, OPTIMIZER_FILE, TrainState};
 use super::plan::Plan;
 use super::position_log::PositionLog;
@@ -73,9 +74,10 @@ pub fn run(training: Training) -> Result<(), RankError> {
         noted: Vec::new(),
         saving: None,
         save_due: false,
-        samples_per_sec: None,
+        meter: Meter::new(Instant::now()),
         training,
     };
+    state.training.restored.learner.time_passes();
     let first = state.training.restored.step;
     let steps = state.training.plan.stage.train.steps;
     for step in first..steps {
@@ -101,8 +103,7 @@ struct Loop {
     saving: Option<oneshot::Receiver<Result<(), RankError>>>,
     /// A save was due while another was under way.
     save_due: bool,
-    /// Smoothed.
-    samples_per_sec: Option<f64>,
+    meter: Meter,
 }
 
 impl Loop {
@@ -112,20 +113,23 @@ impl Loop {
         self.check_stop()?;
         self.await_samples(step)?;
         let waited = began.elapsed();
+        self.meter.end(Phase::DataWait, Instant::now());
         let samples = std::mem::take(&mut self.ready);
         let noted = std::mem::take(&mut self.noted);
         let train = &self.training.plan.stage.train;
         let micros =
             micro_batches(&samples, train.micro_batch as usize, &self.draws, self.training.plan.device)?;
         let loss = self.reduced_gradients(&micros)?;
-        let train = &self.training.plan.stage.train;
+        let plan = &self.training.plan;
+        let operations = meter::operations(&plan.config(), &micros, plan.adapter_rank());
+        let train = &plan.stage.train;
         let restored = &mut self.training.restored;
         let model = |error: crescendo_model::ModelError| RankError::Retryable(error.to_string());
         let norm = restored.learner.trainables_mut().clip(Some(train.max_grad_norm)).map_err(model)?;
         let rate = train.learning_rate_at(step + 1);
-        // The only wait for the device in a step.
-        let (loss, grad_norm) = (number(&loss)?, number(&norm)?);
+        let grad_norm = number(&norm)?;
         let seconds = began.elapsed().as_secs_f64();
+        self.meter.stepped(Step { samples: train.global_batch, operations, seconds });
         let record = StepRecord { step: step + 1, loss, grad_norm, learning_rate: rate, seconds };
         self.report(&record, waited.as_secs_f64());
         if !loss.is_finite() || !grad_norm.is_finite() {
@@ -139,12 +143,16 @@ impl Loop {
         if let Some(ema) = &mut restored.ema {
             ema.update(restored.learner.trainables()).map_err(model)?;
         }
+        restored.learner.settle().map_err(model)?;
         restored.step = step + 1;
         restored.history.push(&record);
         if let Some(log) = &mut self.training.position_log {
             log.note(step, &noted).map_err(RankError::retryable)?;
         }
-        self.save_if_due()
+        self.meter.end(Phase::Optimizer, Instant::now());
+        self.save_if_due()?;
+        self.meter.end(Phase::Checkpoint, Instant::now());
+        Ok(())
     }
 
     /// Fills `ready` with the step's samples, and returns once every rank has its own.
@@ -268,7 +276,7 @@ impl Loop {
     }
 
     /// Leaves the gradients of the global batch in the buckets; returns its mean loss.
-    fn reduced_gradients(&mut self, micros: &[MicroBatch]) -> Result<Tensor, RankError> {
+    fn reduced_gradients(&mut self, micros: &[MicroBatch]) -> Result<f64, RankError> {
         let group = self.training.group.clone();
         let alone = group.world() == 1;
         let mut pending: Vec<PendingReduce> = Vec::new();
@@ -295,6 +303,8 @@ impl Loop {
             return Err(of_group(error));
         }
         let outcomes = outcomes.map_err(RankError::retryable)?;
+        let backward = self.training.restored.learner.take_pass_times().backward;
+        self.meter.end_with(Phase::Forward, Phase::Backward, backward, Instant::now());
         let loss =
             weighted_loss(micros, outcomes.iter().map(|outcome| &outcome.loss), self.training.plan.device)
                 .map_err(RankError::retryable)?;
@@ -306,22 +316,24 @@ impl Loop {
         for reduce in pending {
             reduce.wait(COLLECTIVE_TIMEOUT).map_err(of_group)?;
         }
+        let loss = number(&loss)?;
+        self.meter.end(Phase::AllReduce, Instant::now());
         Ok(loss)
     }
 
-    fn report(&mut self, record: &StepRecord, waited_seconds: f64) {
-        let now = f64::from(self.training.plan.stage.train.global_batch) / record.seconds.max(1e-9);
-        let smooth = self.samples_per_sec.map_or(now, |before| 0.8 * before + 0.2 * now);
-        self.samples_per_sec = Some(smooth);
+    fn report(&self, record: &StepRecord, waited_seconds: f64) {
         self.training.progress.send_replace(RankProgress {
             step: record.step,
             loss: record.loss,
             grad_norm: record.grad_norm,
             learning_rate: record.learning_rate,
-            samples_per_sec: smooth,
+            samples_per_sec: self.meter.samples_per_sec(),
             data_wait_fraction: (waited_seconds / record.seconds.max(1e-9)).clamp(0.0, 1.0),
             waiting_for: String::new(),
             laps: self.training.order.borrow().laps.all().len() as u64,
+            phases: Some(self.meter.phases()),
+            steps_done: self.meter.steps(),
+            operations_per_sec: self.meter.operations_per_sec(),
         });
         tracing::debug!(step = record.step, loss = record.loss, grad_norm = record.grad_norm, "step");
     }
@@ -359,7 +371,10 @@ impl Loop {
         }
         self.training
             .progress
-            .send_modify(|now| now.waiting_for = "the last checkpoint to be registered".into());
+            .send_modify(|now| {
+                now.waiting_for = "the last checkpoint to be registered".into();
+                now.phases = Some(self.meter.phases());
+            });
         if let Some(saving) = self.saving.take()
             && let Err(RankError::Stopped(reason)) = self.await_save(saving)
         {

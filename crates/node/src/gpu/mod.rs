@@ -263,19 +263,20 @@ pub fn spawn_watch(
     })
 }
 
-/// Registers what GPUs say and watches them, if this machine has the driver. Without it nothing is registered.
-pub fn watch_if_there(registry: &Registry, stop: CancellationToken) -> Result<(), WatchError> {
-    match Nvml::open() {
-        Ok(gpus) => {
-            let metrics = GpuMetrics::register(registry)?;
-            spawn_watch(Box::new(gpus), metrics, stop)?;
-            Ok(())
-        }
+/// Registers what GPUs say and watches them, if this machine has the driver; returns their names, by index. Without the
+/// driver nothing is registered.
+pub fn watch_if_there(registry: &Registry, stop: CancellationToken) -> Result<Vec<String>, WatchError> {
+    let gpus = match Nvml::open() {
+        Ok(gpus) => gpus,
         Err(reason) => {
-            tracing::debug!(reason, "no NVIDIA driver: GPUs are not measured");
-            Ok(())
+            tracing::info!(reason, "no management library of NVIDIA's driver: GPUs are not measured");
+            return Ok(Vec::new());
         }
-    }
+    };
+    let names = gpus.names();
+    let metrics = GpuMetrics::register(registry)?;
+    spawn_watch(Box::new(gpus), metrics, stop)?;
+    Ok(names)
 }
 
 /// Why GPUs that are there cannot be watched.
