@@ -23,6 +23,7 @@ pub mod positions;
 pub mod restore;
 pub mod run;
 pub mod save;
+pub mod tfevents;
 pub mod train;
 
 /// Why a rank ends before its last step.

@@ -216,6 +216,7 @@ async fn work(
         job_id: plan.attempt.job_id.clone(),
         store,
         resolved_spec_json: plan.resolved_spec_json.clone(),
+        global_batch: plan.stage.train.global_batch,
         uplink: uplink.clone(),
         outcomes,
     };

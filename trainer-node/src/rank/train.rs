@@ -4,7 +4,7 @@
 //! each bucket's all-reduce starting as soon as its gradients are final; clip; AdamW. Every rank then holds the same
 //! weights.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crescendo_collective::{CollectiveError, PendingReduce, ProcessGroup, ReduceOp};
 use crescendo_core::spec::OnStarvation;
@@ -130,7 +130,9 @@ impl Loop {
         let grad_norm = number(&norm)?;
         let seconds = began.elapsed().as_secs_f64();
         self.meter.stepped(Step { samples: train.global_batch, operations, seconds });
-        let record = StepRecord { step: step + 1, loss, grad_norm, learning_rate: rate, seconds };
+        let at_unix_secs = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+        let record =
+            StepRecord { step: step + 1, loss, grad_norm, learning_rate: rate, seconds, at_unix_secs };
         self.report(&record, waited.as_secs_f64());
         if !loss.is_finite() || !grad_norm.is_finite() {
             return Err(RankError::Permanent(format!(
