@@ -24,6 +24,7 @@ use crescendo_core::ids::{JobId, Timestamp};
 use crescendo_core::invariants::check_invariants;
 use crescendo_core::observed::Observed;
 use crescendo_core::state::ClusterState;
+use crescendo_node::trace;
 use crescendo_store::{Fence, Leadership, Store, StoreError};
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
@@ -200,6 +201,13 @@ impl Engine {
         match change {
             Change::AttemptPlaced { attempt, ranks } => {
                 self.around.metrics.attempts_placed.inc();
+                self.mark(&attempt.job, |trace| {
+                    let (job, stage) = (&attempt.job, &attempt.stage);
+                    let span = tracing::info_span!(
+                        target: trace::TARGET, "place attempt", %job, %stage, generation = attempt.generation.0, ranks
+                    );
+                    trace::set_parent(&span, trace);
+                });
                 tracing::info!(job = %attempt.job, stage = %attempt.stage, generation = attempt.generation.0, ranks, "attempt is placed");
             }
             Change::AttemptEnded { attempt, reason } => {

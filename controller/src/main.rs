@@ -7,6 +7,7 @@ use anyhow::{Context as _, bail};
 use clap::Parser as _;
 use crescendo_controller::config::Args;
 use crescendo_controller::{Config, Controller};
+use crescendo_node::args::ServerArgs;
 use crescendo_node::supervise::Tasks;
 use crescendo_node::{listen, logging, metrics, ports};
 use crescendo_store::{KEY_PREFIX, StoreLocation};
@@ -18,7 +19,7 @@ const GRACE: Duration = Duration::from_secs(10);
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let args = Args::parse();
-    logging::init(&args.server.log, None)?;
+    let traces = logging::init("crescendo-controller", &instance(&args.server), &args.server.log, None)?;
     check_object_store(&args.object_store)?;
     let location: StoreLocation = args.store.parse().context("read --store")?;
     let store = location.open(KEY_PREFIX).await.context("open the store")?;
@@ -28,6 +29,8 @@ async fn main() -> anyhow::Result<()> {
 
     let (tasks, supervisor) = Tasks::new();
     let registry = Registry::new();
+    traces.register(&registry)?;
+    tasks.spawn(traces.export(tasks.stop_token()));
     let controller = Controller {
         config: Config::from(&args),
         store: store.clone(),
@@ -43,6 +46,11 @@ async fn main() -> anyhow::Result<()> {
     let ended = supervisor.run(GRACE).await;
     store.close().await;
     Ok(ended?)
+}
+
+/// Which controller this is, in traces.
+fn instance(server: &ServerArgs) -> String {
+    server.advertise_host.clone().unwrap_or_else(|| server.listen.to_string())
 }
 
 /// The nodes get this URL as it is, so a mistake in it is best found here.

@@ -74,12 +74,7 @@ pub const CATALOGUE: &[Metric] = &[
         "How long the job that has waited longest for this reason without a break has waited; a new leader counts from \
          its start. Leader only.",
     ),
-    gauge(
-        "crescendo_node_sessions",
-        "",
-        &[words("kind", &KINDS)],
-        "Open sessions of nodes. Leader only.",
-    ),
+    gauge("crescendo_node_sessions", "", &[words("kind", &KINDS)], "Open sessions of nodes. Leader only."),
     gauge(
         "crescendo_nodes",
         "",
@@ -113,24 +108,9 @@ pub const CATALOGUE: &[Metric] = &[
         "Calls refused because too many were being worked on.",
     ),
     histogram("crescendo_decide_seconds", "seconds", &[], "Time to decide what to do next."),
-    counter(
-        "crescendo_state_reloads_total",
-        "",
-        &[],
-        "Times that the state was dropped and read again.",
-    ),
-    counter(
-        "crescendo_attempts_placed_total",
-        "",
-        &[],
-        "Attempts to train a stage that were placed.",
-    ),
-    counter(
-        "crescendo_attempts_ended_total",
-        "",
-        &[],
-        "Attempts that ended without a final checkpoint.",
-    ),
+    counter("crescendo_state_reloads_total", "", &[], "Times that the state was dropped and read again."),
+    counter("crescendo_attempts_placed_total", "", &[], "Attempts to train a stage that were placed."),
+    counter("crescendo_attempts_ended_total", "", &[], "Attempts that ended without a final checkpoint."),
     counter("crescendo_log_lines_total", "", &[], "Log lines received from nodes."),
 ];
 

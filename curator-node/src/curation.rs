@@ -9,9 +9,11 @@ use crate::studio::Means;
 use crate::unit::{StageCurator, UnitError, UnitResult};
 use crate::worker::Worker;
 use crescendo_core::spec::JobSpec;
+use crescendo_core::trace::TraceParent;
 use crescendo_model::tch::Device;
 use crescendo_node::backoff::{Backoff, random};
 use crescendo_node::call::Controllers;
+use crescendo_node::trace;
 use crescendo_proto::v1::curation_service_client::CurationServiceClient;
 use crescendo_proto::v1::lease_unit_response::Outcome;
 use crescendo_proto::v1::{
@@ -25,6 +27,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
+use tracing::Instrument as _;
 
 /// Limit of one call.
 const CALL_DEADLINE: Duration = Duration::from_secs(10);
@@ -65,6 +68,8 @@ pub struct Curation {
     pub earlier: Option<Arc<EarlierStage>>,
     pub worker: Worker<Curators>,
     pub metrics: Metrics,
+    /// What the job was submitted from.
+    pub trace: Option<TraceParent>,
 }
 
 impl Curation {
@@ -72,7 +77,7 @@ impl Curation {
     pub async fn run(self, stop: CancellationToken) {
         while !stop.is_cancelled() {
             let wait = match self.lease(&stop).await {
-                Ok(Leased::Unit(lease)) => match self.work(lease, &stop).await {
+                Ok(Leased::Unit(lease)) => match self.traced(lease, &stop).await {
                     After::GoOn => continue,
                     After::Wait(wait) => wait,
                     After::End => {
@@ -122,6 +127,18 @@ impl Curation {
             (Outcome::Sealed, _) => Leased::Sealed,
             (Outcome::Leased | Outcome::Wait | Outcome::Unspecified, _) => Leased::Wait(wait),
         })
+    }
+
+    async fn traced(&self, lease: UnitLease, stop: &CancellationToken) -> After {
+        let span = tracing::info_span!(
+            target: trace::TARGET,
+            "unit",
+            job = lease.job_id,
+            stage = lease.stage,
+            unit = lease.unit
+        );
+        trace::set_parent(&span, self.trace);
+        self.work(lease, stop).instrument(span).await
     }
 
     /// Makes a unit and hands it in. Whatever goes wrong with it is told to the controller, or shows by the lease

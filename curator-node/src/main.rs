@@ -89,7 +89,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let Arguments { server: server_args, node: node_args, shard_cache_mib, device } = arguments;
     let device = device.device()?;
     let logs = LogBuffer::new(&node_args.node_id, DEFAULT_CAPACITY);
-    logging::init(&server_args.log, Some(&logs))?;
+    let traces = logging::init("crescendo-curator-node", &node_args.node_id, &server_args.log, Some(&logs))?;
     tch::set_num_threads(1);
 
     let grpc = listen::bind(server_args.listen, server_args.allow_non_loopback).await?;
@@ -99,6 +99,8 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let counted = Metrics::register(&registry).context("register metrics")?;
     let controllers = Controllers::new(&node_args.controller)?;
     let (tasks, supervisor) = Tasks::new();
+    traces.register(&registry).context("register metrics")?;
+    tasks.spawn(traces.export(tasks.stop_token()));
     if device != Device::Cpu {
         gpu::watch_if_there(&registry, tasks.stop_token()).context("watch the GPUs")?;
     }

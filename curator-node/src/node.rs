@@ -127,6 +127,7 @@ impl Node {
             controllers: self.controllers.clone(),
             worker: self.curation.clone(),
             metrics: self.metrics.clone(),
+            trace: assignment.trace_parent.parse().ok(),
         };
         tracing::info!("stage assigned");
         self.tasks.spawn(curation.run(stop).instrument(span));

@@ -7,6 +7,8 @@ use crescendo_core::pairlog::Lease;
 use crescendo_core::records::{Record, UnitState, Write};
 use crescendo_core::requests;
 use crescendo_core::state::Job;
+use crescendo_core::trace::TraceParent;
+use crescendo_node::trace;
 use crescendo_proto::{convert, v1};
 
 use crate::engine::Engine;
@@ -155,6 +157,15 @@ impl Engine {
         }
     }
 
+    /// A moment of a job, as a span of its trace if it has one.
+    pub(super) fn mark(&self, job: &JobId, span: impl FnOnce(Option<TraceParent>)) {
+        if let Some(job) = self.state.job(job)
+            && job.record.trace.is_some()
+        {
+            span(job.record.trace);
+        }
+    }
+
     /// Keeps the answer until the batch is durable.
     fn hold<T: Send + 'static>(&mut self, reply: Reply<T>, answer: Answer<T>) {
         self.held.push(Held::new(reply, answer));
@@ -209,6 +220,13 @@ impl Engine {
         let committed = requests::commit_checkpoint(&self.state, checkpoint, now)?;
         if !committed.writes.is_empty() {
             let saved = &committed.checkpoint;
+            self.mark(&saved.stage.job, |trace| {
+                let span = tracing::info_span!(
+                    target: trace::TARGET, "commit checkpoint", job = %saved.stage.job, stage = %saved.stage.stage,
+                    generation = saved.generation.0, step = saved.step, is_final = saved.is_final
+                );
+                trace::set_parent(&span, trace);
+            });
             tracing::info!(
                 job = %saved.stage.job, stage = %saved.stage.stage, generation = saved.generation.0,
                 step = saved.step, is_final = saved.is_final, "checkpoint is committed"

@@ -21,6 +21,7 @@
 //! | [`requests`] | what a caller may ask for, and when it is refused |
 //! | [`observed`] | what is seen of nodes and gangs; unknown is not failed |
 //! | [`placement`] | gangs onto slots, whole or not at all |
+//! | [`trace`] | which trace a job belongs to |
 //! | [`decide`] | `decide(state, observed, now) -> plan` |
 //! | [`invariants`] | what must hold of every state |
 //!
@@ -39,5 +40,6 @@ pub mod records;
 pub mod requests;
 pub mod spec;
 pub mod state;
+pub mod trace;
 
 pub use error::Refused;

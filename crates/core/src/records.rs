@@ -9,6 +9,7 @@ use crate::histogram::ScoreCounts;
 use crate::ids::{AttemptRef, Generation, Incarnation, JobId, NodeId, RequestId, StageRef, Timestamp};
 use crate::job::JobState;
 use crate::spec::JobSpec;
+use crate::trace::TraceParent;
 
 /// A job as accepted, and where it is.
 #[derive(Clone, Debug, PartialEq)]
@@ -20,6 +21,8 @@ pub struct JobRecord {
     pub spec_json: Arc<[u8]>,
     pub state: JobState,
     pub submitted_at: Timestamp,
+    /// What it was submitted from, for whoever follows it.
+    pub trace: Option<TraceParent>,
     /// First time that a node worked on it.
     pub started_at: Option<Timestamp>,
     pub finished_at: Option<Timestamp>,

@@ -6,6 +6,8 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
+use crate::trace::TraceArgs;
+
 /// How log lines are written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
@@ -47,6 +49,8 @@ pub struct LogArgs {
     /// What is logged: a level, or a list of target=level
     #[arg(long, env = "CRESCENDO_LOG", default_value = "info")]
     pub log_filter: String,
+    #[command(flatten)]
+    pub trace: TraceArgs,
 }
 
 /// What every node needs.

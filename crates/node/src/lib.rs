@@ -26,6 +26,7 @@
 //! | [`reports`] | pure: the newest report of each attempt, coalesced, never lost |
 //! | [`session`] | the node's one stream to the controller |
 //! | [`supervise`] | tasks that end with their process, and a process that ends with its critical tasks |
+//! | [`trace`] | traces over OTLP, if they are wanted |
 
 pub mod args;
 pub mod backoff;
@@ -41,3 +42,4 @@ pub mod ports;
 pub mod reports;
 pub mod session;
 pub mod supervise;
+pub mod trace;

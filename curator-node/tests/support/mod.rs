@@ -268,6 +268,7 @@ pub fn assignment(resolved_spec_json: Vec<u8>, objects: &Path) -> AssignCuration
         resolved_spec_json,
         object_store_url: format!("file://{}", objects.display()),
         source_checkpoint: None,
+        trace_parent: String::new(),
     }
 }
 

@@ -28,7 +28,12 @@ pub const CATALOGUE: &[Metric] = &[
         &[SLOT, words("phase", &PHASES)],
         "Where the time of steps went; see below.",
     ),
-    gauge("crescendo_trainer_loss", "", &[SLOT], "Training loss of the last step, mean over the global batch."),
+    gauge(
+        "crescendo_trainer_loss",
+        "",
+        &[SLOT],
+        "Training loss of the last step, mean over the global batch.",
+    ),
     gauge(
         "crescendo_trainer_grad_norm",
         "",
@@ -270,7 +275,8 @@ mod tests {
         assert!((metrics.peak_ratio.with_label_values(&["1"]).get() - 0.2).abs() < 1e-9);
         metrics.progress(0, &progress(1, 1.0), &mut Counted::default());
         assert_eq!(check_gathered(&registry, CATALOGUE), Vec::<String>::new());
-        let peaks = registry.gather().into_iter().find(|family| family.name() == "crescendo_trainer_peak_ratio");
+        let peaks =
+            registry.gather().into_iter().find(|family| family.name() == "crescendo_trainer_peak_ratio");
         assert_eq!(peaks.map(|family| family.get_metric().len()), Some(1), "no peak is known of slot 0");
     }
 

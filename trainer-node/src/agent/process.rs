@@ -5,6 +5,7 @@ use std::os::unix::process::ExitStatusExt as _;
 use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
 
+use crescendo_node::trace::TraceArgs;
 use tokio::process::{Child, Command};
 
 use super::table::{KillSignal, RankKey};
@@ -22,6 +23,7 @@ pub struct RankCommand {
     pub scratch: PathBuf,
     pub library_root: PathBuf,
     pub log_filter: String,
+    pub trace: TraceArgs,
 }
 
 impl RankCommand {
@@ -41,6 +43,8 @@ impl RankCommand {
             .arg("--library-root")
             .arg(&self.library_root)
             .args(["--log-format", "json", "--log-filter", &self.log_filter])
+            .args(["--trace-sample", &self.trace.trace_sample.to_string()])
+            .args(self.trace.otlp_endpoint.iter().flat_map(|endpoint| ["--otlp-endpoint", endpoint]))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

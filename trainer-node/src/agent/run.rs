@@ -99,7 +99,7 @@ pub enum Event {
 /// tied to the thread that starts them.
 pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
     let logs = LogBuffer::new(&args.node.node_id, DEFAULT_CAPACITY);
-    logging::init(&args.server.log, Some(&logs))?;
+    let traces = logging::init("crescendo-trainer-node", &args.node.node_id, &args.server.log, Some(&logs))?;
     let (cuda, slots) = devices(&args)?;
     std::fs::create_dir_all(&args.scratch).with_context(|| format!("create {}", args.scratch.display()))?;
     let library_root = std::path::absolute(&args.node.library_root).context("resolve --library-root")?;
@@ -111,6 +111,8 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
     let address = listen::advertised(grpc, args.server.advertise_host.as_deref());
     let registry = prometheus::Registry::new();
     let (tasks, supervisor) = Tasks::new();
+    traces.register(&registry)?;
+    tasks.spawn(traces.export(tasks.stop_token()));
     let gpus = if cuda { gpu::watch_if_there(&registry, tasks.stop_token())? } else { Vec::new() };
     let metrics = Metrics::register(&registry, peaks(args.peak_tflops, &gpus, slots))?;
 
@@ -161,6 +163,7 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
             scratch,
             library_root,
             log_filter: args.server.log.log_filter.clone(),
+            trace: args.server.log.trace.clone(),
         },
         ranks: BTreeMap::new(),
         controllers,
@@ -471,7 +474,8 @@ impl Agent {
         self.metrics.rank_starts.inc();
         let child = self.command.spawn(&rank);
         let events = self.events.clone();
-        self.ranks.insert(rank.clone(), RankHandle { slot, signals, down: None, counted: Counted::default() });
+        self.ranks
+            .insert(rank.clone(), RankHandle { slot, signals, down: None, counted: Counted::default() });
         self.metrics.ranks_running.set(i64::try_from(self.ranks.len()).unwrap_or(i64::MAX));
         let watching = async move {
             let (success, status) = match child {

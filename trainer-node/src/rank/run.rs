@@ -9,6 +9,7 @@ use std::time::Duration;
 use clap::Args;
 use crescendo_collective::{GlooOptions, ProcessGroup, Rendezvous};
 use crescendo_node::args::LogArgs;
+use crescendo_node::trace;
 use crescendo_proto::v1::{AttemptRef, RankProgress};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -72,10 +73,14 @@ pub struct RankArgs {
 
 /// Runs a rank to its end.
 pub fn run(args: RankArgs) -> ExitCode {
-    if let Err(error) = crescendo_node::logging::init(&args.log, None) {
-        eprintln!("error: {error}");
-        return ExitCode::FAILURE;
-    }
+    let instance = format!("{}/{}/{}/{}", args.job, args.stage, args.generation, args.rank);
+    let traces = match crescendo_node::logging::init("crescendo-rank", &instance, &args.log, None) {
+        Ok(traces) => traces,
+        Err(error) => {
+            eprintln!("error: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
     let runtime = match runtime {
         Ok(runtime) => runtime,
@@ -91,7 +96,16 @@ pub fn run(args: RankArgs) -> ExitCode {
         generation = args.generation,
         rank = args.rank
     );
-    let outcome = runtime.block_on(rank(args).instrument(span));
+    let outcome = runtime.block_on(async {
+        let mut exporting = JoinSet::new();
+        let ended = CancellationToken::new();
+        exporting.spawn(traces.export(ended.clone()));
+        let outcome = rank(args).instrument(span).await;
+        ended.cancel();
+        // Bounded by the export itself.
+        exporting.join_next().await;
+        outcome
+    });
     // The thread `train` may still compute: running libtorch's destructors under it would crash, so nothing runs.
     // SAFETY: ends the process; nothing is buffered, and files that matter are written by now.
     unsafe { libc::_exit(i32::from(outcome.is_err())) }
@@ -126,7 +140,20 @@ async fn rank(args: RankArgs) -> Result<(), RankError> {
             }
             first
         });
-        work(&args, plan, at_work, curators, outcomes, stop.clone(), Arc::clone(&group)).await
+        let attempt = tracing::info_span!(
+            target: trace::TARGET,
+            "attempt",
+            job = args.job,
+            stage = args.stage,
+            generation = args.generation,
+            rank = args.rank,
+            outcome = tracing::field::Empty
+        );
+        trace::set_parent(&attempt, plan.trace);
+        let work = work(&args, plan, at_work, curators, outcomes, stop.clone(), Arc::clone(&group));
+        let outcome = work.instrument(attempt.clone()).await;
+        attempt.record("outcome", outcome_name(&outcome));
+        outcome
     };
     tokio::pin!(work);
     let mut outcome = tokio::select! {
@@ -157,6 +184,16 @@ async fn rank(args: RankArgs) -> Result<(), RankError> {
         let _ = tokio::time::timeout(END_GRACE, session.join_next()).await;
     }
     outcome
+}
+
+/// How an attempt ended here, for its span.
+fn outcome_name(outcome: &Result<(), RankError>) -> &'static str {
+    match outcome {
+        Ok(()) => "succeeded",
+        Err(RankError::Stopped(_)) => "stopped",
+        Err(RankError::PeerLost(_)) => "peer_lost",
+        Err(RankError::Permanent(_) | RankError::Retryable(_)) => "failed",
+    }
 }
 
 fn ended(joined: Option<Result<RankError, tokio::task::JoinError>>) -> RankError {

@@ -6,10 +6,12 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use crescendo_model::weights::{self, TensorMap};
 use crescendo_node::backoff::{Backoff, random};
+use crescendo_node::trace;
 use crescendo_proto::v1::{Checkpoint, RankCheckpointOutcome};
 use futures::TryStreamExt as _;
 use object_store::{ObjectStore, ObjectStoreExt as _};
 use tokio::sync::{mpsc, oneshot};
+use tracing::Instrument as _;
 
 use super::RankError;
 use super::link::Uplink;
@@ -54,7 +56,8 @@ impl Saver {
     pub async fn run(mut self, mut requests: mpsc::Receiver<SaveRequest>) {
         while let Some(request) = requests.recv().await {
             let (step, last) = (request.state.step, request.last);
-            let (done, outcome) = self.save(request).await;
+            let span = tracing::info_span!(target: trace::TARGET, "checkpoint", step, last);
+            let (done, outcome) = self.save(request).instrument(span).await;
             if let Err(error) = &outcome {
                 tracing::warn!(step, last, %error, "checkpoint is not saved");
             }
@@ -91,8 +94,7 @@ impl Saver {
             let events = tfevents::of_history(&history, global_batch);
             serialize(&state, &tensors, history, spec).map(|files| (files, events))
         };
-        let (files, events) =
-            tokio::task::spawn_blocking(prepare).await.map_err(RankError::retryable)??;
+        let (files, events) = tokio::task::spawn_blocking(prepare).await.map_err(RankError::retryable)??;
         for (name, content, _) in &files {
             self.write(&format!("{path}/{name}"), content).await?;
         }

@@ -185,15 +185,23 @@ mod tests {
         assert_eq!(steps, [1, 2, 3]);
         let last = found.last().expect("there");
         assert_eq!(last.wall_time, 1_700_000_003.0);
-        let values: Vec<(&str, f32)> = last.summary.as_ref().expect("values").value.iter()
+        let values: Vec<(&str, f32)> = last
+            .summary
+            .as_ref()
+            .expect("values")
+            .value
+            .iter()
             .map(|value| (value.tag.as_str(), value.simple_value.expect("a number")))
             .collect();
-        assert_eq!(values, [
-            ("train/loss", 1.0 / 3.0),
-            ("train/learning_rate", 1e-5),
-            ("train/gradient_norm", 0.25),
-            ("train/samples_per_second", 16.0),
-        ]);
+        assert_eq!(
+            values,
+            [
+                ("train/loss", 1.0 / 3.0),
+                ("train/learning_rate", 1e-5),
+                ("train/gradient_norm", 0.25),
+                ("train/samples_per_second", 16.0),
+            ]
+        );
     }
 
     #[test]

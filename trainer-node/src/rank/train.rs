@@ -10,6 +10,7 @@ use crescendo_collective::{CollectiveError, PendingReduce, ProcessGroup, ReduceO
 use crescendo_core::spec::OnStarvation;
 use crescendo_model::training::MicroBatch;
 use crescendo_model::weights::TensorMap;
+use crescendo_node::trace;
 use crescendo_proto::v1::RankProgress;
 use tch::{Device, Kind, Tensor};
 use tokio::runtime::Handle;
@@ -20,13 +21,21 @@ use super::RankError;
 use super::batch::{Draws, Sample, SampleShape, Text, micro_batches};
 use super::data::{Delivery, Order};
 use super::history::StepRecord;
-use super::meter::{self, Meter, Phase, Step};
 use super::manifest::{ADAPTER_FILE, EMA_FILE, MODEL_FILE, OPTIMIZER_FILE, TrainState};
+use super::meter::{self, Meter, Phase, Step};
 use super::plan::Plan;
 use super::position_log::PositionLog;
 use super::positions::Lap;
 use super::restore::Restored;
 use super::save::SaveRequest;
+
+/// Of so many steps one is a span.
+const TRACED_EVERY: u64 = 100;
+
+/// The first steps of a stage, and then one now and then.
+fn is_traced(step: u64) -> bool {
+    step < 3 || step.is_multiple_of(TRACED_EVERY)
+}
 
 /// Limit of one collective call: ranks enter each within moments of each other, because they agree first that all have
 /// their samples; what remains is the difference in speed.
@@ -110,6 +119,8 @@ impl Loop {
     /// Trains step `step` (from 0).
     fn step(&mut self, step: u64) -> Result<(), RankError> {
         let began = Instant::now();
+        let _span = is_traced(step)
+            .then(|| tracing::info_span!(target: trace::TARGET, "step", step = step + 1).entered());
         self.check_stop()?;
         self.await_samples(step)?;
         let waited = began.elapsed();
@@ -371,12 +382,10 @@ impl Loop {
         if self.training.plan.gang.rank != 0 {
             return Ok(());
         }
-        self.training
-            .progress
-            .send_modify(|now| {
-                now.waiting_for = "the last checkpoint to be registered".into();
-                now.phases = Some(self.meter.phases());
-            });
+        self.training.progress.send_modify(|now| {
+            now.waiting_for = "the last checkpoint to be registered".into();
+            now.phases = Some(self.meter.phases());
+        });
         if let Some(saving) = self.saving.take()
             && let Err(RankError::Stopped(reason)) = self.await_save(saving)
         {

@@ -129,6 +129,7 @@ spec:
             spec_json: Arc::from(&b"{}"[..]),
             state: JobState::Running { stage: 0 },
             submitted_at: Timestamp(0),
+            trace: None,
             started_at: None,
             finished_at: None,
         };
@@ -169,7 +170,8 @@ spec:
     #[test]
     fn the_backlog_is_what_the_stage_to_make_lacks() {
         let (mut state, id) = state("compose");
-        let unit_size = u64::from(state.job(&id).expect("there").stage_spec(0).expect("there").data.unit_size);
+        let unit_size =
+            u64::from(state.job(&id).expect("there").stage_spec(0).expect("there").data.unit_size);
         let all = 8u64.div_ceil(unit_size);
         assert_eq!(curation_backlog_units(&state), all, "of the first stage alone");
         let unit = crate::records::UnitRecord { stage: stage(&state, &id, 0), ..done(0, 7, false) };

@@ -9,6 +9,7 @@ use crate::job::{JobEvent, JobState};
 use crate::records::{AttemptRecord, AttemptState, JobRecord, Record, RequestRecord, Write};
 use crate::spec::JobSpec;
 use crate::state::ClusterState;
+use crate::trace::TraceParent;
 
 /// Most characters of a cancel reason that are kept.
 const MAX_REASON_CHARS: usize = 300;
@@ -30,6 +31,7 @@ pub struct Submission {
     pub request: RequestId,
     pub spec: Arc<JobSpec>,
     pub spec_json: Arc<[u8]>,
+    pub trace: Option<TraceParent>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -70,6 +72,7 @@ pub fn submit_job(
         spec_json: submission.spec_json,
         state: JobState::Queued,
         submitted_at: now,
+        trace: submission.trace,
         started_at: None,
         finished_at: None,
     };

@@ -228,7 +228,8 @@ impl World {
     fn submit(&mut self, request: u8, spec: JobSpec) {
         let request = RequestId::parse(&format!("r{}", request % 4)).expect("valid");
         let spec_json: Arc<[u8]> = format!("{spec:?}").into_bytes().into();
-        let submission = Submission { request: request.clone(), spec: Arc::new(spec), spec_json };
+        let submission =
+            Submission { request: request.clone(), spec: Arc::new(spec), spec_json, trace: None };
         let limits = QueueLimits { max_open_jobs: 100, retry_after: Duration::from_secs(1) };
         match requests::submit_job(&self.state, submission, limits, self.now) {
             Ok(submitted) => {

@@ -41,7 +41,12 @@ const XIDS: [&str; 24] = [
 
 /// What is measured of GPUs.
 pub const CATALOGUE: &[Metric] = &[
-    gauge("crescendo_gpu_utilization_ratio", "ratio", &[GPU, UUID], "Share of the time in which a kernel ran."),
+    gauge(
+        "crescendo_gpu_utilization_ratio",
+        "ratio",
+        &[GPU, UUID],
+        "Share of the time in which a kernel ran.",
+    ),
     gauge("crescendo_gpu_memory_used_bytes", "bytes", &[GPU, UUID], "Memory in use."),
     gauge("crescendo_gpu_memory_total_bytes", "bytes", &[GPU, UUID], "Memory that there is."),
     gauge("crescendo_gpu_temperature_celsius", "celsius", &[GPU, UUID], "Temperature of the chip."),
@@ -113,8 +118,14 @@ pub struct Throttles {
 
 impl Throttles {
     fn each(self) -> [(&'static str, bool); THROTTLES.len()] {
-        let Self { power_cap, hardware_slowdown, software_thermal, hardware_thermal, power_brake, sync_boost } =
-            self;
+        let Self {
+            power_cap,
+            hardware_slowdown,
+            software_thermal,
+            hardware_thermal,
+            power_brake,
+            sync_boost,
+        } = self;
         let values =
             [power_cap, hardware_slowdown, software_thermal, hardware_thermal, power_brake, sync_boost];
         std::array::from_fn(|index| (THROTTLES[index], values[index]))
@@ -194,7 +205,8 @@ impl GpuMetrics {
         whole(&self.memory_total, reading.memory_total_bytes);
         whole(&self.temperature, reading.temperature_celsius.map(u64::from));
         whole(&self.nvlinks, reading.nvlinks_active.map(u64::from));
-        for (kind, total) in [("corrected", reading.ecc_corrected), ("uncorrected", reading.ecc_uncorrected)] {
+        for (kind, total) in [("corrected", reading.ecc_corrected), ("uncorrected", reading.ecc_uncorrected)]
+        {
             if let Some(total) = total {
                 let counter = self.ecc.with_label_values(&[id[0], id[1], kind]);
                 // Lower than before: the driver was loaded again, and counts from 0.

@@ -62,7 +62,8 @@ fn subscribe(nvml: &'static nvml_wrapper::Nvml) -> Result<EventSet<'static>, Nvm
     let mut events = nvml.create_event_set()?;
     for index in 0..nvml.device_count()? {
         let device = nvml.device_by_index(index)?;
-        events = device.register_events(EventTypes::CRITICAL_XID_ERROR, events).map_err(|error| error.error)?;
+        events =
+            device.register_events(EventTypes::CRITICAL_XID_ERROR, events).map_err(|error| error.error)?;
     }
     Ok(events)
 }

@@ -83,7 +83,9 @@ fn what_a_gpu_does_not_know_is_absent() {
     metrics.set(&gpu(), &Reading { utilization_percent: Some(1), ..Reading::default() });
     let text = text(&registry);
     assert!(text.contains("crescendo_gpu_utilization_ratio{"), "{text}");
-    for gone in ["crescendo_gpu_power_watts{", "crescendo_gpu_memory_used_bytes{", "crescendo_gpu_clock_hertz{"] {
+    for gone in
+        ["crescendo_gpu_power_watts{", "crescendo_gpu_memory_used_bytes{", "crescendo_gpu_clock_hertz{"]
+    {
         assert!(!text.contains(gone), "{gone} in:\n{text}");
     }
 }
