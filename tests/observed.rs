@@ -139,9 +139,8 @@ async fn a_job_can_be_followed_through_all_processes() -> Result<()> {
     ensure!(outcome.is_ok(), "not all spans came, or others did: {spans:?}\n{}", cluster.logs());
     outcome??;
 
-    let file = cluster.objects().join(format!(
-        "jobs/{job_id}/stage-1/tensorboard/events.out.tfevents.0.crescendo"
-    ));
+    let file =
+        cluster.objects().join(format!("jobs/{job_id}/stage-1/tensorboard/events.out.tfevents.0.crescendo"));
     let file = std::fs::read(&file).with_context(|| format!("read {}", file.display()))?;
     // The first says which format it is.
     ensure!(records(&file)? == STEPS + 1, "{} records of {STEPS} steps", records(&file)?);

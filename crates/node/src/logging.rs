@@ -2,6 +2,7 @@
 
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::Layer;
+use tracing_subscriber::Registry;
 use tracing_subscriber::filter::{FilterExt as _, filter_fn};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
@@ -43,15 +44,12 @@ pub fn init(
         LogFormat::Text => stderr.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).boxed(),
         LogFormat::Json => stderr.json().flatten_event(false).boxed(),
     };
-    let forward = match forward {
-        Some(buffer) => Some(buffer.layer().with_filter(filter()?)),
-        None => None,
-    };
-    tracing_subscriber::registry()
-        .with(spans)
-        .with(stderr.with_filter(filter()?))
-        .with(forward)
-        .try_init()
-        .map_err(|_| LoggingError::Twice)?;
+    let mut layers: Vec<Box<dyn Layer<Registry> + Send + Sync>> = Vec::new();
+    layers.extend(spans);
+    layers.push(stderr.with_filter(filter()?).boxed());
+    if let Some(buffer) = forward {
+        layers.push(buffer.layer().with_filter(filter()?).boxed());
+    }
+    tracing_subscriber::registry().with(layers).try_init().map_err(|_| LoggingError::Twice)?;
     Ok(traces)
 }

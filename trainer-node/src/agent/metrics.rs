@@ -286,7 +286,7 @@ mod tests {
         let metrics = Metrics::register(&registry, Vec::new()).unwrap();
         let there = || {
             let family = registry.gather().into_iter().find(|family| family.name().contains("timestamp"));
-            family.map(|family| family.get_metric()[0].get_gauge().value())
+            family.map(|family| family.get_metric()[0].get_gauge().get_value())
         };
         let at = UNIX_EPOCH + Duration::from_millis(1_500);
         metrics.checkpoint_decided(Some(0), true, at);

@@ -91,9 +91,9 @@ async fn spans_of_one_trace_reach_a_collector() {
     assert!(keys.contains(&"unit"), "{keys:?}");
     assert_eq!(check_gathered(&registry, CATALOGUE), Vec::<String>::new());
     stop.cancel();
-    while counts.exported.get() < 2 {
-        tokio::task::yield_now().await;
-    }
+    let ended = async { while tasks.join_next().await.is_some_and(|_| counts.exported.get() < 2) {} };
+    tokio::time::timeout(LIMIT, ended).await.unwrap();
+    assert_eq!(counts.exported.get(), 2);
 }
 
 #[tokio::test]
