@@ -198,7 +198,10 @@ impl Engine {
                 self.around.metrics.attempts_placed.inc();
                 tracing::info!(job = %attempt.job, stage = %attempt.stage, generation = attempt.generation.0, ranks, "attempt is placed");
             }
-            Change::AttemptEnded { attempt, reason } => {
+            Change::AttemptEnded { attempt, reason, handed_over: true } => {
+                tracing::info!(job = %attempt.job, stage = %attempt.stage, generation = attempt.generation.0, reason, "attempt is handed over");
+            }
+            Change::AttemptEnded { attempt, reason, handed_over: false } => {
                 self.around.metrics.attempts_ended.inc();
                 tracing::warn!(job = %attempt.job, stage = %attempt.stage, generation = attempt.generation.0, reason, "attempt has ended");
             }

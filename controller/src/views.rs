@@ -5,7 +5,7 @@ use std::fmt;
 use crescendo_core::decide::{Limits, Wait};
 use crescendo_core::error::Refused;
 use crescendo_core::histogram::Scale;
-use crescendo_core::ids::{JobId, Timestamp};
+use crescendo_core::ids::{JobId, NodeId, Timestamp};
 use crescendo_core::job::JobState;
 use crescendo_core::observed::Observed;
 use crescendo_core::records::NodeRecord;
@@ -149,6 +149,16 @@ pub fn nodes(
     }
 }
 
+pub fn one_node(
+    id: &NodeId,
+    state: &ClusterState,
+    seen: &Observed,
+    limits: &Limits,
+    now: Timestamp,
+) -> Option<v1::Node> {
+    Some(node(state.node(id)?, state, seen, limits, now))
+}
+
 fn node(
     record: &NodeRecord,
     state: &ClusterState,
@@ -157,6 +167,7 @@ fn node(
     now: Timestamp,
 ) -> v1::Node {
     let view = seen.nodes.get(&record.id);
+    let draining = record.drained || view.is_some_and(|view| view.draining);
     let silence = now.since(view.map_or(seen.since, |view| view.last_heard));
     let connected = view.is_some_and(|view| view.connected) && silence < limits.silent_after;
     let reach = if connected { v1::NodeReach::Connected } else { v1::NodeReach::Silent };
@@ -180,6 +191,7 @@ fn node(
         silent_seconds: silence.as_secs_f64(),
         running: view.into_iter().flat_map(|view| &view.running).map(convert::attempt_message).collect(),
         curating: view.into_iter().flat_map(|view| &view.curating).map(convert::stage_message).collect(),
+        draining,
     }
 }
 

@@ -1,4 +1,5 @@
-//! Working on a stage: lease a unit, make it, write its shard, commit it; again until the log is sealed.
+//! Working on a stage: lease a unit, make it, write its shard, commit it; again until the log is sealed, or the curator
+//! drains.
 
 use crate::earlier::EarlierStage;
 use crate::endpoint::EndpointError;
@@ -12,6 +13,7 @@ use crescendo_core::spec::JobSpec;
 use crescendo_model::tch::Device;
 use crescendo_node::backoff::{Backoff, random};
 use crescendo_node::call::Controllers;
+use crescendo_node::supervise::Drain;
 use crescendo_proto::v1::curation_service_client::CurationServiceClient;
 use crescendo_proto::v1::lease_unit_response::Outcome;
 use crescendo_proto::v1::{
@@ -65,13 +67,20 @@ pub struct Curation {
     pub earlier: Option<Arc<EarlierStage>>,
     pub worker: Worker<Curators>,
     pub metrics: Metrics,
+    /// No unit is begun once it is asked for.
+    pub drain: Drain,
 }
 
 impl Curation {
-    /// Works until the log is sealed or `stop` is cancelled.
+    /// Works until the log is sealed, the curator drains or `stop` is cancelled.
     pub async fn run(self, stop: CancellationToken) {
-        while !stop.is_cancelled() {
+        let drain = self.drain.asked();
+        while !stop.is_cancelled() && !drain.is_cancelled() {
             let wait = match self.lease(&stop).await {
+                Ok(Leased::Unit(lease)) if drain.is_cancelled() => {
+                    self.give_back(lease, Back::Drains, &stop).await;
+                    break;
+                }
                 Ok(Leased::Unit(lease)) => match self.work(lease, &stop).await {
                     After::GoOn => continue,
                     After::Wait(wait) => wait,
@@ -95,6 +104,7 @@ impl Curation {
             };
             tokio::select! {
                 () = stop.cancelled() => break,
+                () = drain.cancelled() => break,
                 () = tokio::time::sleep(wait) => {}
             }
         }
@@ -133,6 +143,11 @@ impl Curation {
         let making = self.make_through_outages(&lease, &held);
         let outcome = tokio::select! {
             outcome = making => outcome,
+            () = self.out_of_time() => {
+                held.cancel();
+                self.give_back(lease, Back::Drains, stop).await;
+                return After::GoOn;
+            }
             () = self.keep(&lease, &held) => Err(UnitError::Abandoned),
             () = stop.cancelled() => Err(UnitError::Abandoned),
         };
@@ -150,7 +165,7 @@ impl Curation {
             }
             Err(error) => {
                 tracing::error!(unit, %error, "the unit failed");
-                self.give_back(lease, error.to_string(), stop).await;
+                self.give_back(lease, Back::Failed(error.to_string()), stop).await;
                 match error.endpoint() {
                     None => After::GoOn,
                     Some(EndpointError::SpendLimit { .. }) => After::End,
@@ -158,6 +173,12 @@ impl Curation {
                 }
             }
         }
+    }
+
+    /// A curator that drains has half of its time to finish a unit: ranks have the rest to move on.
+    async fn out_of_time(&self) {
+        self.drain.asked().cancelled().await;
+        tokio::time::sleep(self.drain.within() / 2).await;
     }
 
     /// Makes a unit, and where an endpoint is out of order waits for it, off the curation thread and with the lease
@@ -252,7 +273,7 @@ impl Curation {
             if let Err(reason) = self.put(&record.path, shard.bytes.into(), stop).await {
                 if !stop.is_cancelled() {
                     tracing::error!(unit, reason, "the shard cannot be written");
-                    self.give_back(lease, reason, stop).await;
+                    self.give_back(lease, Back::Failed(reason), stop).await;
                 }
                 return;
             }
@@ -345,10 +366,21 @@ impl Curation {
         }
     }
 
-    async fn give_back(&self, lease: UnitLease, reason: String, stop: &CancellationToken) {
-        self.metrics.units.with_label_values(&["failed"]).inc();
+    async fn give_back(&self, lease: UnitLease, why: Back, stop: &CancellationToken) {
         let unit = lease.unit;
-        let request = FailUnitRequest { lease: Some(lease), node_id: self.node_id.clone(), reason };
+        let (reason, handed_back) = match why {
+            Back::Failed(reason) => {
+                self.metrics.units.with_label_values(&["failed"]).inc();
+                (reason, false)
+            }
+            Back::Drains => {
+                self.metrics.units.with_label_values(&["handed_back"]).inc();
+                tracing::info!(unit, "the curator drains, the unit is handed back");
+                ("the curator drains".to_owned(), true)
+            }
+        };
+        let request =
+            FailUnitRequest { lease: Some(lease), node_id: self.node_id.clone(), reason, handed_back };
         let answer = self
             .controllers
             .call_until_decided("fail unit", CALL_DEADLINE, stop, |channel| {
@@ -363,6 +395,13 @@ impl Curation {
             Err(status) => tracing::warn!(unit, %status, "giving the unit back was refused"),
         }
     }
+}
+
+/// Why a unit is given back.
+enum Back {
+    Failed(String),
+    /// Nothing is wrong with it.
+    Drains,
 }
 
 /// What follows a unit.

@@ -16,7 +16,7 @@ use crescendo_node::call::Controllers;
 use crescendo_node::forward::{DEFAULT_CAPACITY, LogBuffer};
 use crescendo_node::reports::ReportSink;
 use crescendo_node::session::NodeSession;
-use crescendo_node::supervise::Tasks;
+use crescendo_node::supervise::{Drain, Tasks};
 use crescendo_node::{listen, logging, metrics, ports};
 use crescendo_proto::v1::pair_service_server::PairServiceServer;
 use crescendo_proto::v1::{Hello, NodeKind};
@@ -99,6 +99,8 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let counted = Metrics::register(&registry).context("register metrics")?;
     let controllers = Controllers::new(&node_args.controller)?;
     let (tasks, supervisor) = Tasks::new();
+    let drain = Drain::new(node_args.drain_within());
+    let supervisor = supervisor.draining(drain.clone());
 
     let encoding = Worker::start("encoding", QUEUE, || {
         tch::set_num_threads(1);
@@ -146,7 +148,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         curating: known.stages(),
     };
     let (session, commands) = NodeSession::new(controllers.clone(), ReportSink::default(), logs, hello);
-    tasks.spawn_critical("session", session.run(tasks.stop_token()));
+    tasks.spawn_critical("session", session.draining(drain.asked()).run(tasks.stop_token()));
     let node = Node {
         node_id: node_args.node_id.clone(),
         library_root: node_args.library_root,
@@ -164,7 +166,10 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         ),
         metrics: counted,
         tasks: tasks.clone(),
+        drain,
+        curations: Default::default(),
     };
+    tasks.spawn(node.clone().hand_over());
     tasks.spawn_critical("node", node.run(commands));
     if let Some(path) = &server_args.port_file {
         ports::write_port_file(path, grpc_address, http_address)

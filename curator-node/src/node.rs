@@ -14,12 +14,14 @@ use crescendo_model::tch::Device;
 use crescendo_node::call::Controllers;
 use crescendo_node::objects;
 use crescendo_node::session::Command;
-use crescendo_node::supervise::Tasks;
+use crescendo_node::supervise::{Drain, Tasks};
 use crescendo_proto::v1::{AssignCuration, Checkpoint, StageRef};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
 /// What all stages on this node share.
@@ -35,7 +37,13 @@ pub struct Node {
     pub metrics: Metrics,
     pub network: Network,
     pub tasks: Tasks,
+    pub drain: Drain,
+    /// Work on stages, which ends before the node leaves.
+    pub curations: TaskTracker,
 }
+
+/// Time between looks whether ranks still have streams open here.
+const STREAMS_LOOK: Duration = Duration::from_millis(200);
 
 /// Why an assignment cannot be taken up.
 #[derive(Debug, thiserror::Error)]
@@ -75,10 +83,33 @@ impl Node {
                     tracing::info!(job = %stage.job_id, stage = %stage.stage, reason = release.reason, "stage released");
                     self.server.remove(&stage);
                 }
-                Command::StartAttempt(_) | Command::StopAttempt(_) | Command::UpdateCurators(_) => {
+                Command::StartAttempt(_)
+                | Command::StopAttempt(_)
+                | Command::DrainAttempt(_)
+                | Command::UpdateCurators(_) => {
                     tracing::warn!("a command for trainers came to a curator");
                 }
             }
+        }
+    }
+
+    /// Once the node is asked to leave: the units under way are finished or handed back, and the pair log is served until
+    /// the ranks have gone to other curators.
+    pub async fn hand_over(self) {
+        let stop = self.tasks.stop_token();
+        let handing_over = async {
+            self.drain.asked().cancelled().await;
+            self.curations.close();
+            self.curations.wait().await;
+            tracing::info!("no unit is under way any more");
+            while self.metrics.streams.get() > 0 {
+                tokio::time::sleep(STREAMS_LOOK).await;
+            }
+            self.drain.finish();
+        };
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = handing_over => {}
         }
     }
 
@@ -127,9 +158,10 @@ impl Node {
             controllers: self.controllers.clone(),
             worker: self.curation.clone(),
             metrics: self.metrics.clone(),
+            drain: self.drain.clone(),
         };
         tracing::info!("stage assigned");
-        self.tasks.spawn(curation.run(stop).instrument(span));
+        self.tasks.spawn(self.curations.track_future(curation.run(stop).instrument(span)));
         Ok(())
     }
 

@@ -114,6 +114,8 @@ pub struct Introduction {
     pub record: NodeRecord,
     pub running: Vec<AttemptRef>,
     pub curating: Vec<StageRef>,
+    /// It is about to leave.
+    pub draining: bool,
 }
 
 pub fn hello(message: v1::Hello) -> Result<Introduction, Refused> {
@@ -160,9 +162,12 @@ pub fn hello(message: v1::Hello) -> Result<Introduction, Refused> {
             address: message.address,
             labels: message.labels,
             version: message.version,
+            // What is known of it stands: see `DrainNode`.
+            drained: false,
         },
         running,
         curating,
+        draining: message.draining,
     })
 }
 
@@ -182,6 +187,7 @@ pub fn report(node: NodeId, message: v1::AttemptReport) -> Result<Report, Refuse
             NodeReport::Failed { reason: line(&message.reason), permanent: message.permanent }
         }
         v1::AttemptPhase::Stopped => NodeReport::Stopped,
+        v1::AttemptPhase::Drained => NodeReport::Drained { reason: line(&message.reason) },
     };
     let finite = |value: f64| if value.is_finite() { value } else { f64::NAN };
     let progress = Progress {

@@ -292,6 +292,7 @@ fn node_out(record: &NodeRecord) -> stored::Node {
         address: record.address.clone(),
         labels: record.labels.clone(),
         version: record.version.clone(),
+        drained: record.drained,
     }
 }
 
@@ -305,6 +306,7 @@ fn node_in(message: stored::Node) -> Result<NodeRecord, BadRecord> {
         address: message.address,
         labels: message.labels,
         version: message.version,
+        drained: message.drained,
     })
 }
 
@@ -382,6 +384,7 @@ mod tests {
                 address: "127.0.0.1:9".into(),
                 labels: BTreeMap::from([("zone".to_owned(), "a".to_owned())]),
                 version: "0.1.0".into(),
+                drained: true,
             }),
         ];
         for record in records {

@@ -199,6 +199,16 @@ impl Cluster {
         Ok(self.objects.join(&last.path).join("model.safetensors").display().to_string())
     }
 
+    /// What the controller counts.
+    pub async fn metrics(&self) -> Result<String> {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let mut stream = tokio::net::TcpStream::connect(self.controller.metrics_address()?).await?;
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: c\r\nConnection: close\r\n\r\n").await?;
+        let mut text = String::new();
+        tokio::time::timeout(Duration::from_secs(10), stream.read_to_string(&mut text)).await??;
+        Ok(text)
+    }
+
     /// Process ids of the rank processes of a trainer.
     pub fn rank_pids(&self, trainer: usize) -> Result<Vec<u32>> {
         let pid = self.trainers[trainer].pid().context("the trainer does not run")?;

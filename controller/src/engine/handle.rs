@@ -50,6 +50,10 @@ impl Engine {
                 let answer = Ok(views::nodes(&self.state, &self.observed, &self.around.config.limits, now));
                 self.hold(reply, answer);
             }
+            Request::DrainNode { node, undo, reply } => {
+                let answer = self.drain_node(&node, undo, now);
+                self.hold(reply, answer);
+            }
             Request::ListCheckpoints { job, stage, reply } => {
                 let answer = self
                     .job(&job)
@@ -88,6 +92,7 @@ impl Engine {
                     self.observed.heard(&node, now);
                 }
             }
+            Request::NodeDrains { node, session } => self.node_drains(&node, session),
             Request::Report { session, report } => self.take_report(session, report, now),
             Request::CloseSession { node, session } => self.close_session(&node, session),
         }
@@ -127,11 +132,15 @@ impl Engine {
                     });
                 self.hold(reply, answer);
             }
-            Request::FailUnit { lease, node, reason, reply } => {
-                let failed = requests::fail_unit(&self.state, &lease, &policy);
+            Request::FailUnit { lease, node, reason, handed_back, reply } => {
+                let failed = requests::fail_unit(&self.state, &lease, &policy, handed_back);
                 let answer = failed.map_err(Into::into).map(|(set_aside, writes)| {
                     let (stage, unit) = (&lease.stage, lease.unit);
-                    tracing::warn!(job = %stage.job, stage = %stage.stage, %node, unit, set_aside, reason, "unit has failed");
+                    if handed_back {
+                        tracing::info!(job = %stage.job, stage = %stage.stage, %node, unit, reason, "unit is handed back");
+                    } else {
+                        tracing::warn!(job = %stage.job, stage = %stage.stage, %node, unit, set_aside, reason, "unit has failed");
+                    }
                     self.write_all(writes);
                     v1::FailUnitResponse { set_aside }
                 });
@@ -150,6 +159,8 @@ impl Engine {
             | Request::WatchPairLog { .. }
             | Request::OpenSession { .. }
             | Request::Heartbeat { .. }
+            | Request::DrainNode { .. }
+            | Request::NodeDrains { .. }
             | Request::Report { .. }
             | Request::CloseSession { .. } => {}
         }

@@ -8,6 +8,7 @@ use crescendo_core::error::Refused;
 use crescendo_core::ids::{AttemptRef, NodeId, StageRef, Timestamp};
 use crescendo_core::observed::Report;
 use crescendo_core::records::{NodeKind, Record, Write};
+use crescendo_core::requests;
 use crescendo_proto::convert::{self, Introduction};
 use crescendo_proto::v1;
 use crescendo_proto::v1::open_session_response::Message as Down;
@@ -16,6 +17,7 @@ use tonic::Status;
 
 use crate::engine::Engine;
 use crate::engine::request::{Answer, OpenedSession, SessionId};
+use crate::views;
 
 /// Commands that wait for a node at most; a node that takes none for so long is better off with a new session.
 const OUTGOING: usize = 256;
@@ -60,13 +62,14 @@ impl Engine {
         introduction: Introduction,
         now: Timestamp,
     ) -> Answer<OpenedSession> {
-        let Introduction { record, running, curating } = introduction;
+        let Introduction { mut record, running, curating, draining } = introduction;
         let config = &self.around.config;
         let known = self.state.node(&record.id);
         if known.is_none() && self.state.nodes().count() >= config.max_nodes {
             let what = format!("{} nodes are known, which is the limit", config.max_nodes);
             return Err(Refused::Full { what, retry_after: config.queue.retry_after }.into());
         }
+        record.drained = known.is_some_and(|known| known.drained);
         let node = record.id.clone();
         let heartbeat_millis = u32::try_from(config.heartbeat.as_millis()).unwrap_or(u32::MAX);
         let (outgoing, receiver) = mpsc::channel(OUTGOING);
@@ -84,6 +87,9 @@ impl Engine {
         let running = running.into_iter().collect();
         let curating = curating.into_iter().collect();
         self.observed.hello(node.clone(), incarnation, running, curating, now);
+        if draining {
+            self.observed.drains(&node);
+        }
         let id = self.sessions.replace(node, outgoing);
         self.count_sessions();
         Ok(OpenedSession { id, outgoing: receiver })
@@ -94,6 +100,22 @@ impl Engine {
             tracing::warn!(%node, "node is disconnected");
             self.drop_session(node);
         }
+    }
+
+    /// A node is about to leave.
+    pub(super) fn node_drains(&mut self, node: &NodeId, session: SessionId) {
+        if self.sessions.is_newest(node, session) {
+            tracing::info!(%node, "node drains");
+            self.observed.drains(node);
+        }
+    }
+
+    pub(super) fn drain_node(&mut self, node: &NodeId, undo: bool, now: Timestamp) -> Answer<v1::Node> {
+        self.write_all(requests::drain_node(&self.state, node, !undo)?);
+        tracing::info!(%node, undo, "node is to be drained");
+        let limits = &self.around.config.limits;
+        views::one_node(node, &self.state, &self.observed, limits, now)
+            .ok_or_else(|| Refused::NotFound { what: format!("node {node}") }.into())
     }
 
     fn drop_session(&mut self, node: &NodeId) {
@@ -166,6 +188,10 @@ impl Engine {
                 Down::StartAttempt(self.start_message(attempt, curators)?)
             }
             Command::StopAttempt(attempt, reason) => Down::StopAttempt(v1::StopAttempt {
+                attempt: Some(convert::attempt_message(attempt)),
+                reason: reason.clone(),
+            }),
+            Command::DrainAttempt(attempt, reason) => Down::DrainAttempt(v1::DrainAttempt {
                 attempt: Some(convert::attempt_message(attempt)),
                 reason: reason.clone(),
             }),

@@ -70,6 +70,11 @@ pub enum Request {
     ListNodes {
         reply: Reply<v1::ListNodesResponse>,
     },
+    DrainNode {
+        node: NodeId,
+        undo: bool,
+        reply: Reply<v1::Node>,
+    },
     ListCheckpoints {
         job: JobId,
         stage: Option<String>,
@@ -104,6 +109,8 @@ pub enum Request {
         lease: UnitLeaseRef,
         node: NodeId,
         reason: String,
+        /// It has not failed, its curator leaves.
+        handed_back: bool,
         reply: Reply<v1::FailUnitResponse>,
     },
     WatchPairLog {
@@ -116,6 +123,10 @@ pub enum Request {
         reply: Reply<OpenedSession>,
     },
     Heartbeat {
+        node: NodeId,
+        session: SessionId,
+    },
+    NodeDrains {
         node: NodeId,
         session: SessionId,
     },

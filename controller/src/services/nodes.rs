@@ -73,6 +73,16 @@ impl NodeService for Nodes {
     ) -> Result<Response<v1::ListNodesResponse>, Status> {
         Ok(Response::new(self.link.ask(|reply| engine::Request::ListNodes { reply }).await?))
     }
+
+    async fn drain_node(
+        &self,
+        request: Request<v1::DrainNodeRequest>,
+    ) -> Result<Response<v1::DrainNodeResponse>, Status> {
+        let v1::DrainNodeRequest { node_id, undo } = request.into_inner();
+        let node = checked(convert::id("node_id", &node_id, NodeId::parse))?;
+        let node = self.link.ask(|reply| engine::Request::DrainNode { node, undo, reply }).await?;
+        Ok(Response::new(v1::DrainNodeResponse { node: Some(node) }))
+    }
 }
 
 /// What a node says in one session.
@@ -104,6 +114,10 @@ impl NodeMessages {
             Up::Heartbeat(_) => {
                 let (node, session) = (self.node.clone(), self.session);
                 self.link.tell(engine::Request::Heartbeat { node, session }).await
+            }
+            Up::NodeDrains(_) => {
+                let (node, session) = (self.node.clone(), self.session);
+                self.link.tell(engine::Request::NodeDrains { node, session }).await
             }
             Up::AttemptReport(report) => match convert::report(self.node.clone(), report) {
                 Ok(report) => self.link.tell(engine::Request::Report { session: self.session, report }).await,

@@ -99,6 +99,8 @@ pub enum Command {
     /// Start the ranks of this attempt, with the curators' addresses.
     StartAttempt(AttemptRef, Vec<String>),
     StopAttempt(AttemptRef, String),
+    /// Save a checkpoint and end, on every node of the gang.
+    DrainAttempt(AttemptRef, String),
     UpdateCurators(AttemptRef, Vec<String>),
     AssignCuration(StageRef),
     ReleaseCuration(StageRef, String),
@@ -107,7 +109,8 @@ pub enum Command {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Change {
     AttemptPlaced { attempt: AttemptRef, ranks: usize },
-    AttemptEnded { attempt: AttemptRef, reason: String },
+    /// `handed_over`: nothing went wrong, a node of its gang drains.
+    AttemptEnded { attempt: AttemptRef, reason: String, handed_over: bool },
     JobMoved { job: JobId, from: &'static str, to: &'static str, reason: String },
 }
 
@@ -222,6 +225,11 @@ impl<'a> Nodes<'a> {
         })
     }
 
+    /// Reachable nodes that may be given something new: none that drains.
+    fn open_to_work(&self, kind: NodeKind) -> impl Iterator<Item = (&'a NodeRecord, &'a NodeView)> {
+        self.reachable(kind).filter(|(record, view)| !record.drained && !view.draining)
+    }
+
     fn is_reachable(&self, view: &NodeView) -> bool {
         view.connected && self.now.since(view.last_heard) < self.limits.silent_after
     }
@@ -229,5 +237,5 @@ impl<'a> Nodes<'a> {
 
 /// Curators that can be given work now.
 pub fn reachable_curators(state: &ClusterState, seen: &Observed, limits: &Limits, now: Timestamp) -> usize {
-    Nodes { state, seen, limits, now }.reachable(NodeKind::Curator).count()
+    Nodes { state, seen, limits, now }.open_to_work(NodeKind::Curator).count()
 }

@@ -168,6 +168,8 @@ pub struct NodeRecord {
     pub address: String,
     pub labels: BTreeMap<String, String>,
     pub version: String,
+    /// A person has said that it gets no work until further notice; not the node's own word.
+    pub drained: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

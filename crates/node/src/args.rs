@@ -3,6 +3,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
@@ -64,6 +65,16 @@ pub struct NodeArgs {
     /// Labels for placement, key=value, separated by commas
     #[arg(long, env = "CRESCENDO_LABELS", value_delimiter = ',', value_parser = parse_label)]
     pub labels: Vec<(String, String)>,
+    /// Time to hand over what this node works on after a SIGTERM, seconds; a second SIGTERM, or SIGINT, ends it at once
+    #[arg(long, env = "CRESCENDO_DRAIN_SECONDS", default_value_t = 120, value_parser = clap::value_parser!(u64).range(..=86_400))]
+    pub drain_seconds: u64,
+}
+
+impl NodeArgs {
+    /// How long a hand-over may take.
+    pub fn drain_within(&self) -> Duration {
+        Duration::from_secs(self.drain_seconds)
+    }
 }
 
 fn parse_node_id(text: &str) -> Result<String, String> {

@@ -121,6 +121,10 @@ impl NodeService for FakeController {
         Ok(Response::new(ReceiverStream::new(responses)))
     }
 
+    async fn drain_node(&self, _: Request<DrainNodeRequest>) -> Result<Response<DrainNodeResponse>, Status> {
+        Err(Status::unimplemented("not needed"))
+    }
+
     async fn list_nodes(&self, _: Request<ListNodesRequest>) -> Result<Response<ListNodesResponse>, Status> {
         Err(Status::unimplemented("not needed"))
     }

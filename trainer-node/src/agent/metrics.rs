@@ -105,6 +105,7 @@ impl Metrics {
             AttemptPhase::Succeeded => "succeeded",
             AttemptPhase::Failed => "failed",
             AttemptPhase::Stopped => "stopped",
+            AttemptPhase::Drained => "drained",
             AttemptPhase::Unspecified | AttemptPhase::Starting | AttemptPhase::Running => return,
         };
         self.attempts.with_label_values(&[outcome]).inc();

@@ -13,7 +13,7 @@ use crescendo_node::call::Controllers;
 use crescendo_node::forward::{DEFAULT_CAPACITY, LogBuffer};
 use crescendo_node::reports::ReportSink;
 use crescendo_node::session::{Command, NodeSession};
-use crescendo_node::supervise::Tasks;
+use crescendo_node::supervise::{Drain, Tasks};
 use crescendo_node::{listen, logging, metrics as metrics_server, ports};
 use crescendo_proto::v1::agent_service_server::AgentServiceServer;
 use crescendo_proto::v1::checkpoint_service_client::CheckpointServiceClient;
@@ -21,7 +21,8 @@ use crescendo_proto::v1::open_rank_session_request::Message as Up;
 use crescendo_proto::v1::open_rank_session_response::Message as Down;
 use crescendo_proto::v1::{
     AttemptRef, Checkpoint, CommitCheckpointRequest, Hello, MarkCheckpointDamagedRequest, NodeKind,
-    OpenRankSessionResponse, RankAssignment, RankCheckpoint, RankCheckpointOutcome, RankDamage, RankStop,
+    OpenRankSessionResponse, RankAssignment, RankCheckpoint, RankCheckpointOutcome, RankDamage, RankDrain,
+    RankStop,
 };
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -47,6 +48,8 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 const RANKS_GRACE: Duration = Duration::from_secs(5);
 /// Limit of reading what a dead rank has written.
 const DRAIN_GRACE: Duration = Duration::from_secs(1);
+/// Why ranks are drained when this process is asked to stop.
+const LEAVING: &str = "the node drains";
 /// Limit of the whole process's end.
 const GRACE: Duration = Duration::from_secs(9);
 
@@ -110,6 +113,8 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
     let metrics = Metrics::new(&registry)?;
 
     let (tasks, supervisor) = Tasks::new();
+    let drain = Drain::new(args.node.drain_within());
+    let supervisor = supervisor.draining(drain.clone());
     let (events, inbox) = mpsc::channel(EVENTS);
     let (running, running_now) = watch::channel(Vec::new());
     let reports = ReportSink::default();
@@ -128,7 +133,7 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
     };
     let hello = move || Hello { running: running_now.borrow().clone(), ..identity.clone() };
     let (session, mut commands) = NodeSession::new(controllers.clone(), reports.clone(), logs.clone(), hello);
-    tasks.spawn_critical("session", session.run(tasks.stop_token()));
+    tasks.spawn_critical("session", session.draining(drain.asked()).run(tasks.stop_token()));
     let command_events = events.clone();
     tasks.spawn(async move {
         while let Some(command) = commands.recv().await {
@@ -167,6 +172,7 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
         logs,
         events,
         tasks: tasks.clone(),
+        drain,
     };
     tasks.spawn_critical("agent", agent.run(inbox, tasks.stop_token()));
     if let Some(path) = &args.server.port_file {
@@ -261,17 +267,23 @@ struct Agent {
     logs: LogBuffer,
     events: mpsc::Sender<Event>,
     tasks: Tasks,
+    drain: Drain,
 }
 
 impl Agent {
     async fn run(mut self, mut inbox: mpsc::Receiver<Event>, stop: CancellationToken) -> anyhow::Result<()> {
         let mut tick = tokio::time::interval(TICK);
         let mut stopping: Option<Instant> = None;
+        let (asked, mut leaving) = (self.drain.asked(), false);
         loop {
             let effects = tokio::select! {
                 () = stop.cancelled(), if stopping.is_none() => {
                     stopping = Some(Instant::now());
                     self.table.on_shutdown(Instant::now())
+                }
+                () = asked.cancelled(), if !leaving => {
+                    leaving = true;
+                    self.table.on_leaving(LEAVING)
                 }
                 _ = tick.tick() => {
                     self.metrics.log_lines_dropped.set(i64::try_from(self.logs.dropped_lines()).unwrap_or(i64::MAX));
@@ -292,6 +304,9 @@ impl Agent {
                 *now = running;
                 changed
             });
+            if leaving && self.table.is_idle() {
+                self.drain.finish();
+            }
             if let Some(since) = stopping
                 && (!self.table.any_alive() || since.elapsed() >= RANKS_GRACE)
             {
@@ -315,6 +330,7 @@ impl Agent {
                 self.table.on_start(*start, now)
             }
             Event::Command(Command::StopAttempt(stop)) => self.table.on_stop(&stop, now),
+            Event::Command(Command::DrainAttempt(drain)) => self.table.on_drain_attempt(drain),
             Event::Command(Command::UpdateCurators(update)) => self.table.on_update_curators(update),
             Event::Command(Command::AssignCuration(_) | Command::ReleaseCuration(_)) => {
                 tracing::warn!("a trainer was told to curate");
@@ -404,6 +420,10 @@ impl Agent {
                 if !self.tell(&rank, Down::Stop(RankStop { reason })) {
                     self.signal(&rank, KillSignal::Kill);
                 }
+            }
+            Effect::Drain { rank, reason } => {
+                tracing::info!(job = rank.job_id, stage = rank.stage, rank = rank.rank, reason, "rank is to save and part");
+                self.tell(&rank, Down::Drain(RankDrain { reason }));
             }
             Effect::UpdateCurators { rank, update } => {
                 self.tell(&rank, Down::UpdateCurators(update));

@@ -110,9 +110,9 @@ async fn rank(args: RankArgs) -> Result<(), RankError> {
     let (curators_in, curators) = watch::channel(Vec::new());
     let (outcomes_in, outcomes) = mpsc::channel(4);
     let mut session = JoinSet::new();
-    session
-        .spawn(Downlink { curators: curators_in.clone(), outcomes: outcomes_in }.run(down).in_current_span());
-    let stop = CancellationToken::new();
+    let (stop, drain) = (CancellationToken::new(), CancellationToken::new());
+    let downlink = Downlink { curators: curators_in.clone(), outcomes: outcomes_in, drain: drain.clone() };
+    session.spawn(downlink.run(down).in_current_span());
     let group: Arc<OnceLock<ProcessGroup>> = Arc::default();
 
     let at_work = uplink.clone();
@@ -126,7 +126,8 @@ async fn rank(args: RankArgs) -> Result<(), RankError> {
             }
             first
         });
-        work(&args, plan, at_work, curators, outcomes, stop.clone(), Arc::clone(&group)).await
+        let ends = Ends { stop: stop.clone(), drain: drain.clone() };
+        work(&args, plan, at_work, curators, outcomes, ends, Arc::clone(&group)).await
     };
     tokio::pin!(work);
     let mut outcome = tokio::select! {
@@ -149,6 +150,7 @@ async fn rank(args: RankArgs) -> Result<(), RankError> {
     match &outcome {
         Ok(()) => tracing::info!("every step is done"),
         Err(RankError::Stopped(reason)) => tracing::info!(reason, "stopped"),
+        Err(RankError::Drained(reason)) => tracing::info!(reason, "saved and parted"),
         Err(error) => tracing::warn!(reason = %error, "training ends early"),
     }
     if uplink.end(&outcome).await.is_ok() && !session.is_empty() {
@@ -167,6 +169,35 @@ fn ended(joined: Option<Result<RankError, tokio::task::JoinError>>) -> RankError
     }
 }
 
+/// How training may be ended from outside.
+#[derive(Clone)]
+struct Ends {
+    /// At once.
+    stop: CancellationToken,
+    /// At the next step boundary, with everything saved.
+    drain: CancellationToken,
+}
+
+impl Ends {
+    /// Before the ranks have met there is nothing to save, and nobody to agree with.
+    fn before_meeting(&self) -> Result<(), RankError> {
+        if self.stop.is_cancelled() {
+            return Err(RankError::Stopped("told to stop".into()));
+        }
+        if self.drain.is_cancelled() {
+            return Err(RankError::Drained("before the ranks had met".into()));
+        }
+        Ok(())
+    }
+
+    async fn cancelled(&self) {
+        tokio::select! {
+            () = self.stop.cancelled() => {}
+            () = self.drain.cancelled() => {}
+        }
+    }
+}
+
 /// Gathers the files, then trains with the data client and the saver beside.
 async fn work(
     args: &RankArgs,
@@ -174,9 +205,10 @@ async fn work(
     uplink: Uplink,
     curators: watch::Receiver<Vec<String>>,
     outcomes: mpsc::Receiver<crescendo_proto::v1::RankCheckpointOutcome>,
-    stop: CancellationToken,
+    ends: Ends,
     group: Arc<OnceLock<ProcessGroup>>,
 ) -> Result<(), RankError> {
+    let stop = ends.stop.clone();
     let (progress, reported) = watch::channel(RankProgress {
         step: plan.first_step(),
         waiting_for: "its start".into(),
@@ -189,7 +221,10 @@ async fn work(
     forwarding.spawn(uplink.clone().forward_progress(reported, progress_stop.clone()).in_current_span());
 
     let store = crescendo_node::objects::open(&plan.object_store_url).map_err(RankError::permanent)?;
-    let gathered = restore::gather(&plan, &store, &args.library_root, &args.scratch).await;
+    let gathered = tokio::select! {
+        gathered = restore::gather(&plan, &store, &args.library_root, &args.scratch) => gathered,
+        () = ends.cancelled() => return ends.before_meeting(),
+    };
     let sources = settle(gathered, &uplink).await?;
 
     let data_plan = DataPlan {
@@ -233,7 +268,7 @@ async fn work(
         position_log,
         progress,
         saves,
-        stop: stop.clone(),
+        ends,
         runtime: Handle::current(),
     };
     let (done, trained) = oneshot::channel();
@@ -278,7 +313,7 @@ struct TrainThread {
     position_log: Option<PositionLog>,
     progress: watch::Sender<RankProgress>,
     saves: mpsc::Sender<super::save::SaveRequest>,
-    stop: CancellationToken,
+    ends: Ends,
     runtime: Handle,
 }
 
@@ -299,10 +334,10 @@ impl TrainThread {
         );
         // The files are read; the copies can go.
         drop(self.sources);
-        let group = meet(&self.args, &self.plan, &self.runtime, &self.stop).map_err(rank_error)?;
+        let group = meet(&self.args, &self.plan, &self.runtime, &self.ends).map_err(rank_error)?;
         // Only this thread sets it, once.
         let _ = self.group.set(group.clone());
-        if self.stop.is_cancelled() {
+        if self.ends.stop.is_cancelled() {
             group.abort();
             return Err(rank_error(RankError::Stopped("told to stop".into())));
         }
@@ -318,7 +353,8 @@ impl TrainThread {
             position_log: self.position_log,
             progress: self.progress,
             saves: self.saves,
-            stop: self.stop,
+            stop: self.ends.stop,
+            drain: self.ends.drain,
             runtime: self.runtime,
         })
         .map_err(rank_error)
@@ -329,15 +365,19 @@ fn meet(
     args: &RankArgs,
     plan: &Plan,
     runtime: &Handle,
-    stop: &CancellationToken,
+    ends: &Ends,
 ) -> Result<ProcessGroup, RankError> {
+    ends.before_meeting()?;
     let (rank, world) = (plan.gang.rank as usize, plan.gang.ranks as usize);
     if world == 1 && !args.cuda {
         return Ok(ProcessGroup::solo(plan.device));
     }
     let or_stop = async |call: &mut (dyn Future<Output = Result<Rendezvous, RankError>> + Unpin)| {
         tokio::select! {
-            () = stop.cancelled() => Err(RankError::Stopped("told to stop".into())),
+            () = ends.cancelled() => {
+                ends.before_meeting()?;
+                Err(RankError::Stopped("told to stop".into()))
+            }
             outcome = call => outcome,
         }
     };

@@ -191,6 +191,10 @@ impl NodeService for Cluster {
         Ok(Response::new(Box::pin(ReceiverStream::new(messages))))
     }
 
+    async fn drain_node(&self, _: Request<DrainNodeRequest>) -> Result<Response<DrainNodeResponse>, Status> {
+        Err(Status::unimplemented("not needed"))
+    }
+
     async fn list_nodes(&self, _: Request<ListNodesRequest>) -> Result<Response<ListNodesResponse>, Status> {
         Err(Status::unimplemented("not needed"))
     }

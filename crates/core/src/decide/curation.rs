@@ -9,7 +9,7 @@ use crate::job::JobState;
 use crate::records::NodeKind;
 use crate::state::Job;
 
-/// What each reachable curator should work on or serve.
+/// What each curator that takes work should work on or serve.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Curation {
     pub wanted: BTreeMap<NodeId, BTreeSet<StageRef>>,
@@ -21,7 +21,7 @@ pub(super) struct Curation {
 /// lack pairs get at least one curator each, in the order of their jobs, as far as curators go; a curator stays where it is
 /// as long as no stage would be left without.
 pub(super) fn spread(nodes: &Nodes<'_>, decided: &Decided<'_>) -> Curation {
-    let curators: Vec<_> = nodes.reachable(NodeKind::Curator).collect();
+    let curators: Vec<_> = nodes.open_to_work(NodeKind::Curator).collect();
     if curators.is_empty() {
         return Curation::default();
     }
