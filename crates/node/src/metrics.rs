@@ -1,4 +1,5 @@
-//! The `/metrics` endpoint: Prometheus text of one registry.
+//! The HTTP server of a process: `/metrics`, Prometheus text of one registry, and `/healthz`, which answers as long as the
+//! process does.
 
 use axum::Router;
 use axum::extract::State;
@@ -9,13 +10,16 @@ use prometheus::{Encoder as _, Registry, TextEncoder};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-/// Serves `GET /metrics` until `stop`.
+/// Serves `GET /metrics` and `GET /healthz` until `stop`.
 pub async fn serve(
     listener: TcpListener,
     registry: Registry,
     stop: CancellationToken,
 ) -> std::io::Result<()> {
-    let router = Router::new().route("/metrics", get(scrape)).with_state(registry);
+    let router = Router::new()
+        .route("/metrics", get(scrape))
+        .route("/healthz", get(async || "ok\n"))
+        .with_state(registry);
     axum::serve(listener, router).with_graceful_shutdown(async move { stop.cancelled().await }).await
 }
 

@@ -63,6 +63,9 @@ pub struct AgentArgs {
     /// Ranks that fit here; with GPUs at most one for each, and all of them if absent
     #[arg(long, env = "CRESCENDO_SLOTS", value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub slots: Option<u32>,
+    /// Host name or address at which ranks of other nodes reach those here; --advertise-host if absent
+    #[arg(long, env = "CRESCENDO_RANK_HOST")]
+    pub rank_host: Option<String>,
     /// What ranks train on
     #[arg(long, env = "CRESCENDO_DEVICE", value_enum, default_value_t)]
     pub device: DeviceChoice,
@@ -158,7 +161,8 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
             agent: reachable(grpc.ip(), grpc.port()),
             cuda,
             threads: args.threads_per_rank,
-            bind_ip: rank_ip(grpc.ip(), args.server.advertise_host.as_deref()).await?,
+            bind_ip: rank_ip(grpc.ip(), args.rank_host.as_deref(), args.server.advertise_host.as_deref())
+                .await?,
             scratch,
             library_root,
             log_filter: args.server.log.log_filter.clone(),
@@ -213,15 +217,20 @@ fn reachable(ip: IpAddr, port: u16) -> String {
 }
 
 /// Address at which ranks of other nodes reach those here.
-async fn rank_ip(listen: IpAddr, advertise_host: Option<&str>) -> anyhow::Result<IpAddr> {
-    match advertise_host {
-        _ if !listen.is_unspecified() => Ok(listen),
-        None => Ok(IpAddr::from([127, 0, 0, 1])),
-        Some(host) => {
-            let mut found = tokio::net::lookup_host((host, 0)).await.context("resolve --advertise-host")?;
-            found.next().map(|address| address.ip()).context("--advertise-host has no address")
-        }
-    }
+async fn rank_ip(
+    listen: IpAddr,
+    rank_host: Option<&str>,
+    advertise_host: Option<&str>,
+) -> anyhow::Result<IpAddr> {
+    let (flag, host) = match (rank_host, advertise_host) {
+        (Some(host), _) => ("--rank-host", host),
+        (None, _) if !listen.is_unspecified() => return Ok(listen),
+        (None, Some(host)) => ("--advertise-host", host),
+        (None, None) => return Ok(IpAddr::from([127, 0, 0, 1])),
+    };
+    let mut found =
+        tokio::net::lookup_host((host, 0)).await.with_context(|| format!("resolve {flag} {host}"))?;
+    found.next().map(|address| address.ip()).with_context(|| format!("{flag} {host} has no address"))
 }
 
 async fn serve(
