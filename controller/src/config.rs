@@ -16,7 +16,7 @@ pub struct Args {
     /// Where records are kept: embedded:DIR for one controller, or etcd:URL (more URLs after commas) for several
     #[arg(long, env = "CRESCENDO_STORE")]
     pub store: String,
-    /// Root of pairs and checkpoints, handed to the nodes: file:///DIR
+    /// Root of pairs and checkpoints, handed to the nodes: file:///DIR or s3://BUCKET/PREFIX. Keys of S3 are the nodes' own
     #[arg(long, env = "CRESCENDO_OBJECT_STORE")]
     pub object_store: String,
     /// Seconds without a word after which a node counts as silent and gets no new work

@@ -1,14 +1,13 @@
 //! The controller binary: parse, build, run.
 
-use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use clap::Parser as _;
 use crescendo_controller::config::Args;
 use crescendo_controller::{Config, Controller};
 use crescendo_node::supervise::Tasks;
-use crescendo_node::{listen, logging, metrics, ports};
+use crescendo_node::{listen, logging, metrics, objects, ports};
 use crescendo_store::{KEY_PREFIX, StoreLocation};
 use prometheus::Registry;
 
@@ -19,7 +18,8 @@ const GRACE: Duration = Duration::from_secs(10);
 async fn main() -> anyhow::Result<()> {
     let args = Args::parse();
     logging::init(&args.server.log, None)?;
-    check_object_store(&args.object_store)?;
+    // The nodes get this URL as it is, so a mistake in it is best found here.
+    objects::Location::parse(&args.object_store).context("read --object-store")?;
     let location: StoreLocation = args.store.parse().context("read --store")?;
     let store = location.open(KEY_PREFIX).await.context("open the store")?;
     let grpc = listen::bind(args.server.listen, args.server.allow_non_loopback).await?;
@@ -43,13 +43,4 @@ async fn main() -> anyhow::Result<()> {
     let ended = supervisor.run(GRACE).await;
     store.close().await;
     Ok(ended?)
-}
-
-/// The nodes get this URL as it is, so a mistake in it is best found here.
-fn check_object_store(url: &str) -> anyhow::Result<()> {
-    match url.strip_prefix("file://") {
-        Some(path) if Path::new(path).is_absolute() => Ok(()),
-        Some(_) => bail!("--object-store {url}: the path after file:// must be absolute"),
-        None => bail!("--object-store {url}: must be file:///DIR"),
-    }
 }

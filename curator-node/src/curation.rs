@@ -4,6 +4,7 @@
 use crate::earlier::EarlierStage;
 use crate::endpoint::EndpointError;
 use crate::metrics::Metrics;
+use crate::mirror::Mirror;
 use crate::recompose::Taken;
 use crate::source::Roots;
 use crate::studio::Means;
@@ -13,6 +14,7 @@ use crescendo_core::spec::JobSpec;
 use crescendo_model::tch::Device;
 use crescendo_node::backoff::{Backoff, random};
 use crescendo_node::call::Controllers;
+use crescendo_node::objects;
 use crescendo_node::supervise::Drain;
 use crescendo_proto::v1::curation_service_client::CurationServiceClient;
 use crescendo_proto::v1::lease_unit_response::Outcome;
@@ -38,6 +40,8 @@ const SAMPLE_DEADLINE: Duration = Duration::from_secs(10);
 const REFUSED_WAIT: Duration = Duration::from_secs(5);
 /// Longest wait that the controller may ask for.
 const MAX_WAIT: Duration = Duration::from_secs(10);
+/// Waits for an object store that cannot be used.
+const PREPARE_WAIT: Backoff = Backoff { first: Duration::from_secs(2), limit: Duration::from_secs(60) };
 /// Waits for an endpoint that is out of order, while the unit is held on to.
 const OUTAGE_WAIT: Backoff = Backoff { first: Duration::from_secs(5), limit: Duration::from_secs(120) };
 /// Such waits before the unit is given back: about half an hour.
@@ -59,7 +63,10 @@ pub struct Curation {
     pub stage_index: u32,
     pub job: Arc<JobSpec>,
     pub roots: Roots,
+    pub object_store_url: String,
     pub objects: Arc<dyn ObjectStore>,
+    /// What the spec names in an object store that is no folder.
+    pub mirror: Option<Arc<Mirror>>,
     pub controllers: Controllers,
     /// The device of the curation thread.
     pub device: Device,
@@ -75,6 +82,7 @@ impl Curation {
     /// Works until the log is sealed, the curator drains or `stop` is cancelled.
     pub async fn run(self, stop: CancellationToken) {
         let drain = self.drain.asked();
+        self.prepare(&stop).await;
         while !stop.is_cancelled() && !drain.is_cancelled() {
             let wait = match self.lease(&stop).await {
                 Ok(Leased::Unit(lease)) if drain.is_cancelled() => {
@@ -110,6 +118,35 @@ impl Curation {
         }
         let key = (self.stage.job_id.clone(), self.stage.stage.clone());
         let _ = self.worker.run("curation", move |curators| drop(curators.remove(&key))).await;
+    }
+
+    /// Waits until the object store can be relied on and what the spec names in it is here. No unit is leased before: it
+    /// would fail for a reason that is not its own.
+    async fn prepare(&self, stop: &CancellationToken) {
+        let mut failures = 0;
+        loop {
+            let preparing = async {
+                objects::verify(&self.object_store_url, &self.objects).await.map_err(|e| e.to_string())?;
+                match &self.mirror {
+                    Some(mirror) => mirror.bring(&self.objects).await.map_err(|e| objects::with_causes(&e)),
+                    None => Ok(()),
+                }
+            };
+            let reason = tokio::select! {
+                () = stop.cancelled() => return,
+                prepared = preparing => match prepared {
+                    Ok(()) => return,
+                    Err(reason) => reason,
+                },
+            };
+            failures += 1;
+            let wait = PREPARE_WAIT.delay(failures, random());
+            tracing::error!(reason, failures, ?wait, "curation waits for the object store");
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(wait) => {}
+            }
+        }
     }
 
     async fn lease(&self, stop: &CancellationToken) -> Result<Leased, Status> {

@@ -5,6 +5,7 @@ use crate::earlier::EarlierStage;
 use crate::encode::EncoderSource;
 use crate::endpoint::network::{Network, Outside};
 use crate::metrics::Metrics;
+use crate::mirror::Mirror;
 use crate::pair_log::{LogState, follow};
 use crate::serve::{PairServer, ServedStage};
 use crate::source::Roots;
@@ -56,6 +57,8 @@ enum AssignError {
     Objects(#[from] objects::ObjectsError),
     #[error(transparent)]
     Source(#[from] crate::source::SourceError),
+    #[error(transparent)]
+    Mirror(#[from] crate::mirror::MirrorError),
 }
 
 impl Node {
@@ -123,6 +126,14 @@ impl Node {
         let job: Arc<JobSpec> = Arc::new(serde_json::from_slice(&assignment.resolved_spec_json)?);
         let objects = objects::open(&assignment.object_store_url)?;
         let roots = Roots::new(&self.library_root, &assignment.object_store_url);
+        let mirror = match &roots.store {
+            Some(_) => None,
+            None => Mirror::of(&job, assignment.stage_index as usize)?.map(Arc::new),
+        };
+        let roots = match &mirror {
+            Some(mirror) => roots.with_store_at(mirror.root()),
+            None => roots,
+        };
         let encoders = EncoderSource::of(&job.model, &roots, self.device)?;
         let stop = self.tasks.stop_token().child_token();
         let (log, followed) = watch::channel(LogState::default());
@@ -132,13 +143,14 @@ impl Node {
         );
         let span = tracing::Span::current();
         let following = follow(stage.clone(), self.controllers.clone(), log.clone(), stop.clone());
-        let kept = stop.clone();
+        let kept = (stop.clone(), mirror.clone());
         self.tasks.spawn(
             async move {
                 following.await;
-                // A sealed log is served until the stage is released.
-                kept.cancelled().await;
-                drop(log);
+                // A sealed log is served until the stage is released, with the encoders that were copied for it.
+                let (stop, mirror) = kept;
+                stop.cancelled().await;
+                drop((log, mirror));
             }
             .instrument(span.clone()),
         );
@@ -154,6 +166,8 @@ impl Node {
             device: self.device,
             earlier,
             job,
+            object_store_url: assignment.object_store_url,
+            mirror,
             objects,
             controllers: self.controllers.clone(),
             worker: self.curation.clone(),

@@ -19,7 +19,7 @@
 //! | [`listen`] | listeners that stay on loopback unless told otherwise |
 //! | [`logging`] | what is written to stderr |
 //! | [`metrics`] | the `/metrics` endpoint |
-//! | [`objects`] | the object store behind a URL |
+//! | [`objects`] | the object store behind a URL: a folder or a bucket |
 //! | [`ports`] | the file that says where a process listens |
 //! | [`reports`] | pure: the newest report of each attempt, coalesced, never lost |
 //! | [`session`] | the node's one stream to the controller |
@@ -37,3 +37,5 @@ pub mod ports;
 pub mod reports;
 pub mod session;
 pub mod supervise;
+#[cfg(feature = "testing")]
+pub mod testing;

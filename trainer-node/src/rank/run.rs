@@ -221,6 +221,14 @@ async fn work(
     forwarding.spawn(uplink.clone().forward_progress(reported, progress_stop.clone()).in_current_span());
 
     let store = crescendo_node::objects::open(&plan.object_store_url).map_err(RankError::permanent)?;
+    if plan.gang.rank == 0 {
+        // It writes the checkpoints.
+        let verified = crescendo_node::objects::verify(&plan.object_store_url, &store).await;
+        verified.map_err(|error| match error.is_retryable() {
+            true => RankError::retryable(error),
+            false => RankError::permanent(error),
+        })?;
+    }
     let gathered = tokio::select! {
         gathered = restore::gather(&plan, &store, &args.library_root, &args.scratch) => gathered,
         () = ends.cancelled() => return ends.before_meeting(),
