@@ -11,6 +11,7 @@ use crescendo_core::records::{
     CheckpointRecord, FileRecord, NodeKind, NodeRecord, RankPlacement, ShardRecord,
 };
 use crescendo_core::requests::{UnitCommit, UnitLeaseRef};
+use crescendo_core::secret::redact;
 
 use crate::v1;
 
@@ -174,7 +175,7 @@ pub fn hello(message: v1::Hello) -> Result<Introduction, Refused> {
 pub fn report(node: NodeId, message: v1::AttemptReport) -> Result<Report, Refused> {
     let attempt = attempt(&required("attempt_report.attempt", message.attempt.clone())?)?;
     let line = |text: &str| -> String {
-        text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MAX_REASON_CHARS).collect()
+        redact(text).chars().map(|c| if c.is_control() { ' ' } else { c }).take(MAX_REASON_CHARS).collect()
     };
     let phase = match message.phase() {
         v1::AttemptPhase::Unspecified => {

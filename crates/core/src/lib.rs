@@ -19,6 +19,7 @@
 //! | [`pairlog`] | curation units, leases, the readable prefix |
 //! | [`histogram`] | distributions of scores, which add up over units |
 //! | [`requests`] | what a caller may ask for, and when it is refused |
+//! | [`secret`] | keys and tokens, and how they are kept out of text |
 //! | [`observed`] | what is seen of nodes and gangs; unknown is not failed |
 //! | [`placement`] | gangs onto slots, whole or not at all |
 //! | [`decide`] | `decide(state, observed, now) -> plan` |
@@ -37,6 +38,7 @@ pub mod pairlog;
 pub mod placement;
 pub mod records;
 pub mod requests;
+pub mod secret;
 pub mod spec;
 pub mod state;
 

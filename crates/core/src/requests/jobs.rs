@@ -8,6 +8,7 @@ use crate::ids::{JobId, RequestId, Timestamp};
 use crate::job::{JobEvent, JobState};
 use crate::records::{AttemptRecord, AttemptState, JobRecord, Record, RequestRecord, Write};
 use crate::spec::JobSpec;
+use crate::secret::{self, redact};
 use crate::state::ClusterState;
 
 /// Most characters of a cancel reason that are kept.
@@ -47,6 +48,12 @@ pub fn submit_job(
     limits: QueueLimits,
     now: Timestamp,
 ) -> Result<Submitted, Refused> {
+    if secret::find(submission.request.as_str()).is_some() {
+        return Err(Refused::invalid(
+            "request_id",
+            "looks like a key or a token, and is stored and shown: choose another",
+        ));
+    }
     if let Some(job) = state.requested(&submission.request) {
         if job.record.spec_json != submission.spec_json {
             let what = format!(
@@ -120,7 +127,9 @@ pub(crate) fn ended(attempt: &AttemptRecord, reason: String, now: Timestamp) -> 
 }
 
 /// Text from outside as one bounded line.
+/// Secrets that someone has put into it are not kept.
 pub(crate) fn one_line(text: &str) -> String {
+    let text = redact(text);
     let line: String =
         text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MAX_REASON_CHARS).collect();
     line.trim().to_owned()

@@ -24,6 +24,7 @@ mod emit;
 mod fields;
 mod reader;
 mod resolve;
+mod secrets;
 mod scalar;
 #[cfg(test)]
 mod tests;
@@ -76,12 +77,13 @@ impl fmt::Display for Problem {
 pub fn parse(yaml: &[u8]) -> Result<JobSpec, Vec<Problem>> {
     let tree = match tree::build(yaml) {
         Ok(tree) => tree,
-        Err(problems) => return Err(in_order(problems)),
+        Err(problems) => return Err(in_order(secrets::join(Vec::new(), problems))),
     };
+    let secrets = secrets::problems(&tree.root);
     let mut reader = reader::Reader::new(tree.problems);
     let spec = resolve::job(&mut reader, &tree.root);
     reader.report(check::contradictions(&spec));
-    let problems = reader.into_problems();
+    let problems = secrets::join(secrets, reader.into_problems());
     if problems.is_empty() { Ok(spec) } else { Err(in_order(problems)) }
 }
 
