@@ -4,14 +4,12 @@ use std::net::SocketAddr;
 
 use crescendo_core::access::{Role, Scope};
 use crescendo_core::ids::{NodeId, Tenant};
-use crescendo_node::tls::PeerCertificate;
+use crescendo_node::tls::{NODE_URI, PeerCertificate, ROLE_URI, TENANT_URI};
 use tonic::{Request, Status};
 
 use crate::access::audit::Trail;
 
-const ROLE_URI: &str = "urn:crescendo:role:";
-const TENANT_URI: &str = "urn:crescendo:tenant:";
-const NODE_URI: &str = "urn:crescendo:node:";
+/// What every URI of a certificate that is meant for us begins with.
 const OUR_URIS: &str = "urn:crescendo:";
 
 /// Who calls. Services find it in the extensions of every request that reaches them.
