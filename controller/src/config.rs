@@ -11,6 +11,7 @@ use crescendo_core::requests::QueueLimits;
 use crescendo_node::args::ServerArgs;
 
 use crate::access::{AccessConfig, AuditTo, OidcConfig};
+use crate::store_tls::StoreTlsArgs;
 
 /// Runs the controller of a Crescendo cluster
 #[derive(Parser, Clone, Debug)]
@@ -23,6 +24,8 @@ pub struct Args {
     /// Where records are kept: embedded:DIR for one controller, or etcd:URL (more URLs after commas) for several
     #[arg(long, env = "CRESCENDO_STORE")]
     pub store: String,
+    #[command(flatten)]
+    pub store_tls: StoreTlsArgs,
     /// Root of pairs and checkpoints, handed to the nodes: file:///DIR
     #[arg(long, env = "CRESCENDO_OBJECT_STORE")]
     pub object_store: String,
@@ -162,6 +165,7 @@ impl From<&Args> for Config {
             server: _,
             access: _,
             store: _,
+            store_tls: _,
             object_store,
             silent_after_seconds,
             ranks_lost_after_seconds,
