@@ -72,7 +72,12 @@ pub struct AccessArgs {
     #[arg(long, env = "CRESCENDO_OIDC_ROLE_CLAIM", value_name = "CLAIM", default_value = "crescendo_role")]
     pub oidc_role_claim: String,
     /// Claim with the caller's tenant; a JSON pointer if it begins with /
-    #[arg(long, env = "CRESCENDO_OIDC_TENANT_CLAIM", value_name = "CLAIM", default_value = "crescendo_tenant")]
+    #[arg(
+        long,
+        env = "CRESCENDO_OIDC_TENANT_CLAIM",
+        value_name = "CLAIM",
+        default_value = "crescendo_tenant"
+    )]
     pub oidc_tenant_claim: String,
     /// Seconds between two fetches of the issuer's keys at least
     #[arg(long, env = "CRESCENDO_OIDC_FETCH_PAUSE_SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..))]
@@ -111,7 +116,9 @@ impl AccessArgs {
                 fetch_pause: Duration::from_secs(*oidc_fetch_pause_seconds),
             }),
             (None, None) => None,
-            (Some(_), None) => bail!("--oidc-issuer needs --oidc-audience: what its tokens for this cluster have in `aud`"),
+            (Some(_), None) => {
+                bail!("--oidc-issuer needs --oidc-audience: what its tokens for this cluster have in `aud`")
+            }
             (None, Some(_)) => bail!("--oidc-audience needs --oidc-issuer"),
         };
         Ok(AccessConfig {

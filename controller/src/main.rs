@@ -26,7 +26,11 @@ async fn main() -> anyhow::Result<()> {
     let registry = Registry::new();
     let tls_metrics = TlsMetrics::register(&registry).context("register metrics")?;
     let security = Security::start(&args.server.security, &tls_metrics, &tasks).await?;
-    let etcd = args.store_tls.connect(&location, tls_metrics.of_store(), &tasks).await.context("prepare TLS with the store")?;
+    let etcd = args
+        .store_tls
+        .connect(&location, tls_metrics.of_store(), &tasks)
+        .await
+        .context("prepare TLS with the store")?;
     let store = location.open(KEY_PREFIX, etcd).await.context("open the store")?;
     let grpc = listen::bind(args.server.listen, args.server.security.dev).await?;
     let metrics_listener = listen::bind(args.server.metrics_listen, args.server.security.dev).await?;

@@ -52,8 +52,7 @@ pub fn spec_of(tenant: &str) -> String {
 
 /// An entry of the tokens file; the token of NAME is `token-of-NAME`.
 pub fn entry(name: &str, role: &str, tenant: Option<&str>, expires: &str) -> String {
-    let sha256: String =
-        Sha256::digest(token(name)).iter().map(|byte| format!("{byte:02x}")).collect();
+    let sha256: String = Sha256::digest(token(name)).iter().map(|byte| format!("{byte:02x}")).collect();
     let tenant = tenant.map(|tenant| format!("tenant: {tenant}, ")).unwrap_or_default();
     format!("- {{name: {name}, role: {role}, {tenant}sha256: \"{sha256}\", expires: {expires}}}\n")
 }
@@ -108,8 +107,7 @@ impl Guarded {
             text.map(|text| std::fs::write(at(name), text).map(|()| at(name))).transpose().context("write")
         };
         let authority = Authority::new("the cluster's");
-        let server =
-            Wanted { name: "controller", hosts: &["localhost", "127.0.0.1"], ..Wanted::default() };
+        let server = Wanted { name: "controller", hosts: &["localhost", "127.0.0.1"], ..Wanted::default() };
         let tls = Tls::load(authority.write(folder.path(), &server)).await?;
         let store = format!("embedded:{}", at("store").display()).parse::<StoreLocation>()?;
         let store = store.open(KEY_PREFIX, None).await?;
@@ -178,7 +176,12 @@ impl Guarded {
         .await
     }
 
-    pub async fn submit(&self, name: &str, request_id: &str, spec: &str) -> Result<v1::SubmitJobResponse, Status> {
+    pub async fn submit(
+        &self,
+        name: &str,
+        request_id: &str,
+        spec: &str,
+    ) -> Result<v1::SubmitJobResponse, Status> {
         let request = v1::SubmitJobRequest {
             request_id: request_id.into(),
             spec_yaml: spec.as_bytes().to_vec(),

@@ -24,14 +24,8 @@ struct Scene {
 fn unit_result(lease: &v1::UnitLease) -> v1::CommitUnitRequest {
     let v1::UnitLease { job_id, stage, unit, lease_generation, .. } = lease;
     let path = format!("jobs/{job_id}/{stage}/pairs/unit-{unit:06}-l{lease_generation}.tar");
-    let shard = v1::Shard {
-        unit: *unit,
-        path,
-        pairs: 4,
-        size_bytes: 1000,
-        sha256: "a".repeat(64),
-        first_index: 0,
-    };
+    let shard =
+        v1::Shard { unit: *unit, path, pairs: 4, size_bytes: 1000, sha256: "a".repeat(64), first_index: 0 };
     v1::CommitUnitRequest {
         lease: Some(lease.clone()),
         node_id: "c-1".into(),
@@ -42,11 +36,8 @@ fn unit_result(lease: &v1::UnitLease) -> v1::CommitUnitRequest {
 
 fn checkpoint(attempt: &v1::AttemptRef, generation: u64) -> v1::Checkpoint {
     let v1::AttemptRef { job_id, stage, .. } = attempt;
-    let file = v1::CheckpointFile {
-        name: "dit_lora.safetensors".into(),
-        size_bytes: 10,
-        sha256: "b".repeat(64),
-    };
+    let file =
+        v1::CheckpointFile { name: "dit_lora.safetensors".into(), size_bytes: 10, sha256: "b".repeat(64) };
     v1::Checkpoint {
         job_id: job_id.clone(),
         stage: stage.clone(),
@@ -115,9 +106,7 @@ impl Scene {
             }
             .encode_to_vec(),
             "LeaseUnit" => v1::LeaseUnitRequest { job_id, stage, node_id }.encode_to_vec(),
-            "RenewUnit" => {
-                v1::RenewUnitRequest { lease: Some(self.lease.clone()), node_id }.encode_to_vec()
-            }
+            "RenewUnit" => v1::RenewUnitRequest { lease: Some(self.lease.clone()), node_id }.encode_to_vec(),
             "CommitUnit" => unit_result(&self.lease).encode_to_vec(),
             "FailUnit" => {
                 let lease = Some(self.lease.clone());
@@ -210,7 +199,10 @@ async fn a_call_of_another_tenant_finds_nothing_to_change() -> anyhow::Result<()
     assert_eq!(jobs.jobs, []);
     let nodes: v1::ListNodesResponse =
         cluster.ask("operator-products", "NodeService/ListNodes", &v1::ListNodesRequest {}).await?;
-    assert_eq!(nodes.nodes.iter().map(|node| (node.slots_used, node.running.len())).collect::<Vec<_>>(), [(2, 0)]);
+    assert_eq!(
+        nodes.nodes.iter().map(|node| (node.slots_used, node.running.len())).collect::<Vec<_>>(),
+        [(2, 0)]
+    );
     Ok(())
 }
 

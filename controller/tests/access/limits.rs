@@ -35,8 +35,10 @@ async fn a_full_queue_refuses_with_a_hint_until_the_file_says_otherwise() -> any
     .await?;
     assert!(cluster.submit("submitter-research", "r-2", SPEC).await.is_err(), "what was read before stands");
     std::fs::write(&file, "tenants: {research: {maxQueuedJobs: 2}}")?;
-    eventually("the new limit holds", async || Ok(cluster.submit("submitter-research", "r-2", SPEC).await.ok()))
-        .await?;
+    eventually("the new limit holds", async || {
+        Ok(cluster.submit("submitter-research", "r-2", SPEC).await.ok())
+    })
+    .await?;
     Ok(())
 }
 
@@ -107,7 +109,8 @@ async fn every_change_and_every_refusal_is_written_down() -> anyhow::Result<()> 
     let told: Vec<[&str; 6]> = lines
         .iter()
         .map(|line| {
-            ["who", "role", "tenant", "call", "on", "result"].map(|key| line[key].as_str().unwrap_or("missing"))
+            ["who", "role", "tenant", "call", "on", "result"]
+                .map(|key| line[key].as_str().unwrap_or("missing"))
         })
         .collect();
     let on = format!("job/{job}");

@@ -166,8 +166,7 @@ impl Issuer {
 }
 
 async fn start(issuer: &Issuer) -> anyhow::Result<Guarded> {
-    let cluster =
-        Guarded::start_with(Options { oidc: Some(issuer.config()), ..Options::default() }).await?;
+    let cluster = Guarded::start_with(Options { oidc: Some(issuer.config()), ..Options::default() }).await?;
     Ok(cluster)
 }
 
@@ -229,10 +228,18 @@ async fn tokens_that_are_not_right_in_every_way_are_refused() -> anyhow::Result<
     let forged = other.sign(&claims);
     assert!(refused(&cluster, "another's key", &forged).await.contains("signature is wrong"));
     let (head, _) = good.rsplit_once('.').expect("three parts");
-    assert!(refused(&cluster, "another's signature", &format!("{head}.{}", base64([7; 64]))).await.contains("signature"));
+    assert!(
+        refused(&cluster, "another's signature", &format!("{head}.{}", base64([7; 64])))
+            .await
+            .contains("signature")
+    );
     refused(&cluster, "no signature", &format!("{head}.")).await;
 
-    let none = format!("{}.{}.", base64(json!({"alg": "none", "kid": "ec"}).to_string()), base64(claims.to_string()));
+    let none = format!(
+        "{}.{}.",
+        base64(json!({"alg": "none", "kid": "ec"}).to_string()),
+        base64(claims.to_string())
+    );
     refused(&cluster, "alg none", &none).await;
 
     // The public key as the secret of a symmetric signature: the key decides how it is used, not the token.
@@ -283,7 +290,8 @@ async fn an_issuer_that_never_answers_lets_nobody_in() -> anyhow::Result<()> {
     let status = list(&cluster, &key.sign(&issuer.claims(600))).await.expect_err("no keys");
     assert_eq!(status.code(), Code::Unavailable, "trying again may help: {status:?}");
     issuer.publish(Some(&[&key]));
-    eventually("the keys are there", async || Ok(list(&cluster, &key.sign(&issuer.claims(600))).await.ok())).await?;
+    eventually("the keys are there", async || Ok(list(&cluster, &key.sign(&issuer.claims(600))).await.ok()))
+        .await?;
     Ok(())
 }
 

@@ -55,13 +55,15 @@ async fn lists_and_submits_are_those_of_the_tenant() -> anyhow::Result<()> {
     assert_eq!(all, ["default", "products", "research"], "an admin without a tenant gets the spec's default");
     assert_eq!(list(&cluster, "root", "products").await?, ["products"]);
 
-    let refused = cluster.submit("submitter-research", "r-9", &spec_of("products")).await.expect_err("foreign");
+    let refused =
+        cluster.submit("submitter-research", "r-9", &spec_of("products")).await.expect_err("foreign");
     assert_eq!(refused.code(), Code::PermissionDenied);
     assert_eq!(
         refused.message(),
         "submitter-research submits for tenant research, and the spec is of tenant products"
     );
-    let refused = cluster.submit("submitter-research", "r-9", &spec_of("default")).await.expect_err("foreign");
+    let refused =
+        cluster.submit("submitter-research", "r-9", &spec_of("default")).await.expect_err("foreign");
     assert_eq!(refused.code(), Code::PermissionDenied, "default is a tenant like any other");
     cluster.submit("root", "r-9", &spec_of("products")).await?;
     Ok(())

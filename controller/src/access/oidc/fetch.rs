@@ -141,7 +141,12 @@ async fn run(
                 failures.inc();
                 if !std::mem::replace(&mut failing, true) {
                     let (issuer, none) = (&source.issuer, keys.borrow().is_empty());
-                    tracing::error!(issuer, none, error = &error as &dyn std::error::Error, "cannot fetch the issuer's keys; those from before are used");
+                    tracing::error!(
+                        issuer,
+                        none,
+                        error = &error as &dyn std::error::Error,
+                        "cannot fetch the issuer's keys; those from before are used"
+                    );
                 }
             }
         }
@@ -239,10 +244,17 @@ mod tests {
     #[test]
     fn without_tls_an_issuer_is_on_this_machine() {
         let safe = |text: &str| is_safe(&Url::parse(text).expect("a URL"));
-        for good in ["https://id.example.org/realm", "http://127.0.0.1:9/x", "http://localhost", "http://[::1]:9"] {
+        for good in
+            ["https://id.example.org/realm", "http://127.0.0.1:9/x", "http://localhost", "http://[::1]:9"]
+        {
             assert!(safe(good), "{good}");
         }
-        for bad in ["http://id.example.org", "http://127.0.0.1.example.org", "http://localhost.example.org", "ftp://localhost"] {
+        for bad in [
+            "http://id.example.org",
+            "http://127.0.0.1.example.org",
+            "http://localhost.example.org",
+            "ftp://localhost",
+        ] {
             assert!(!safe(bad), "{bad}");
         }
     }
