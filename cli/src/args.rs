@@ -96,6 +96,8 @@ pub enum Command {
     Checkpoints(CheckpointsArgs),
     /// Show a stage's pairs, accepted and rejected, with scores and reasons; --sheet makes a page of pictures.
     Pairs(PairsArgs),
+    /// Make static tokens for people and services.
+    Token(crate::commands::token::TokenArgs),
     /// Draw pictures from a prompt and references (crescendo-workbench).
     #[command(disable_help_flag = true)]
     Generate(Rest),

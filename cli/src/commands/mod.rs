@@ -9,6 +9,7 @@ pub mod logs;
 pub mod nodes;
 pub mod pairs;
 pub mod submit;
+pub mod token;
 pub mod validate;
 pub mod watch;
 pub mod workbench;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use crescendo_core::access::Scope;
 use crescendo_core::decide::{Command, Send};
 use crescendo_core::error::Refused;
 use crescendo_core::ids::{AttemptRef, NodeId, StageRef, Timestamp};
@@ -110,11 +111,16 @@ impl Engine {
         }
     }
 
-    pub(super) fn drain_node(&mut self, node: &NodeId, undo: bool, now: Timestamp) -> Answer<v1::Node> {
+    pub(super) fn drain_node(
+        &mut self,
+        node: &NodeId,
+        undo: bool,
+        scope: &Scope,
+        now: Timestamp,
+    ) -> Answer<v1::Node> {
         self.write_all(requests::drain_node(&self.state, node, !undo)?);
         tracing::info!(%node, undo, "node is to be drained");
-        let limits = &self.around.config.limits;
-        views::one_node(node, &self.state, &self.observed, limits, now)
+        views::one_node(node, &self.state, &self.observed, &self.limits, scope, now)
             .ok_or_else(|| Refused::NotFound { what: format!("node {node}") }.into())
     }
 

@@ -24,6 +24,7 @@
 //! | [`reports`] | pure: the newest report of each attempt, coalesced, never lost |
 //! | [`session`] | the node's one stream to the controller |
 //! | [`supervise`] | tasks that end with their process, and a process that ends with its critical tasks |
+//! | [`tls`] | who is at the other end, and connections that no one else reads or changes |
 
 pub mod args;
 pub mod backoff;
@@ -39,3 +40,4 @@ pub mod session;
 pub mod supervise;
 #[cfg(feature = "testing")]
 pub mod testing;
+pub mod tls;

@@ -14,6 +14,7 @@ use crescendo_node::forward::{DEFAULT_CAPACITY, LogBuffer};
 use crescendo_node::reports::ReportSink;
 use crescendo_node::session::{Command, NodeSession};
 use crescendo_node::supervise::{Drain, Tasks};
+use crescendo_node::tls::{ClientCertificates, ConnectionMetrics, Incoming, NodesOnly, Security, TlsMetrics};
 use crescendo_node::{listen, logging, metrics as metrics_server, ports};
 use crescendo_proto::v1::agent_service_server::AgentServiceServer;
 use crescendo_proto::v1::checkpoint_service_client::CheckpointServiceClient;
@@ -26,7 +27,6 @@ use crescendo_proto::v1::{
 };
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
 use tracing::Instrument as _;
@@ -107,9 +107,8 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
     std::fs::create_dir_all(&args.scratch).with_context(|| format!("create {}", args.scratch.display()))?;
     let library_root = std::path::absolute(&args.node.library_root).context("resolve --library-root")?;
     let scratch = std::path::absolute(&args.scratch).context("resolve --scratch")?;
-    let controllers = Controllers::new(&args.node.controller)?;
-    let listener = listen::bind(args.server.listen, args.server.allow_non_loopback).await?;
-    let metrics_listener = listen::bind(args.server.metrics_listen, args.server.allow_non_loopback).await?;
+    let listener = listen::bind(args.server.listen, args.server.security.dev).await?;
+    let metrics_listener = listen::bind(args.server.metrics_listen, args.server.security.dev).await?;
     let (grpc, metrics_address) = (listener.local_addr()?, metrics_listener.local_addr()?);
     let address = listen::advertised(grpc, args.server.advertise_host.as_deref());
     let registry = prometheus::Registry::new();
@@ -118,6 +117,14 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
     let (tasks, supervisor) = Tasks::new();
     let drain = Drain::new(args.node.drain_within());
     let supervisor = supervisor.draining(drain.clone());
+    let security = Security::start(&args.server.security, &TlsMetrics::register(&registry)?, &tasks).await?;
+    let controllers = Controllers::new(&args.node.controller, &security.dialer())?;
+    let incoming = security.incoming(
+        listener,
+        ClientCertificates::Required,
+        args.server.max_connections,
+        ConnectionMetrics::register(&registry)?,
+    );
     let (events, inbox) = mpsc::channel(EVENTS);
     let (running, running_now) = watch::channel(Vec::new());
     let reports = ReportSink::default();
@@ -149,7 +156,7 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
     let rendezvous = Arc::<Rendezvous>::default();
     let service =
         Service { events: events.clone(), rendezvous: Arc::clone(&rendezvous), tasks: tasks.clone() };
-    tasks.spawn_critical("grpc server", serve(service, listener, tasks.stop_token()));
+    tasks.spawn_critical("grpc server", serve(service, security.nodes_only(), incoming, tasks.stop_token()));
     tasks.spawn_critical(
         "metrics server",
         metrics_server::serve(metrics_listener, registry, tasks.stop_token()),
@@ -166,6 +173,7 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
             scratch,
             library_root,
             log_filter: args.server.log.log_filter.clone(),
+            security: args.server.security.clone(),
         },
         ranks: BTreeMap::new(),
         controllers,
@@ -235,7 +243,8 @@ async fn rank_ip(
 
 async fn serve(
     service: Service,
-    listener: tokio::net::TcpListener,
+    nodes_only: NodesOnly,
+    incoming: Incoming,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     let (health, health_service) = tonic_health::server::health_reporter();
@@ -247,10 +256,11 @@ async fn serve(
     tonic::transport::Server::builder()
         .http2_keepalive_interval(Some(Duration::from_secs(10)))
         .http2_keepalive_timeout(Some(Duration::from_secs(10)))
+        .layer(nodes_only)
         .add_service(AgentServiceServer::new(service))
         .add_service(health_service)
         .add_service(reflection)
-        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), stop.cancelled())
+        .serve_with_incoming_shutdown(incoming, stop.cancelled())
         .await?;
     Ok(())
 }
