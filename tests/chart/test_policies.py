@@ -237,7 +237,7 @@ def test_arrows_lead_to_ports_that_are_listened_on(objects):
 
 
 SOURCES = rust_sources()
-FLAGS = set(re.findall(r'\(long, env = "(CRESCENDO_[A-Z_]+)"', SOURCES))
+FLAGS = set(re.findall(r'\(\s*long,\s*env = "(CRESCENDO_[A-Z_]+)"', SOURCES))
 
 
 def test_variables_are_those_that_the_processes_read(objects):

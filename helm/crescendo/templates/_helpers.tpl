@@ -132,6 +132,8 @@ securityContext:
 {{- if $root.Values.otlp.endpoint }}
 - name: CRESCENDO_OTLP_ENDPOINT
   value: {{ $root.Values.otlp.endpoint | quote }}
+- name: CRESCENDO_TRACE_SAMPLE
+  value: {{ $root.Values.otlp.sample | quote }}
 {{- end }}
 - name: CRESCENDO_LOG_FORMAT
   value: {{ $root.Values.log.format }}

@@ -64,6 +64,8 @@
   value: {{ .roleClaim | quote }}
 - name: CRESCENDO_OIDC_TENANT_CLAIM
   value: {{ .tenantClaim | quote }}
+- name: CRESCENDO_OIDC_FETCH_PAUSE_SECONDS
+  value: {{ .fetchPauseSeconds | int | quote }}
 {{- end }}
 {{- end }}
 - name: CRESCENDO_TENANTS
