@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crescendo_core::decide::{Limits, curation_backlog_units, reachable_nodes};
+use crescendo_core::decide::{Limits, NodeCounts, count_nodes, curation_backlog_units};
 use crescendo_core::ids::Timestamp;
 use crescendo_core::observed::Observed;
 use crescendo_core::records::NodeKind;
@@ -20,7 +20,7 @@ fn buckets() -> Vec<f64> {
 
 const STATES: [&str; 8] =
     ["queued", "placing", "running", "paused", "preempting", "succeeded", "failed", "cancelled"];
-const WAITS: [&str; 10] = [
+const WAITS: [&str; 11] = [
     "no_curator",
     "curators_busy",
     "pairs",
@@ -31,9 +31,10 @@ const WAITS: [&str; 10] = [
     "ranks",
     "paused",
     "preempted",
+    "quota",
 ];
 const KINDS: [&str; 2] = ["trainer", "curator"];
-const NODE_STATES: [&str; 2] = ["connected", "silent"];
+const NODE_STATES: [&str; 3] = ["connected", "draining", "silent"];
 const STORE_CALLS: [&str; 2] = ["snapshot", "txn"];
 const STORE_OUTCOMES: [&str; 5] = ["ok", "conflict", "not_leader", "unknown", "error"];
 const CODES: [&str; 17] = [
@@ -79,7 +80,7 @@ pub const CATALOGUE: &[Metric] = &[
         "crescendo_nodes",
         "",
         &[words("kind", &KINDS), words("state", &NODE_STATES)],
-        "Nodes that are known; silent ones have no session, or said nothing lately. Leader only.",
+        "Nodes that are known; draining ones get no new work, silent ones have no session or said nothing lately. Leader only.",
     ),
     gauge(
         "crescendo_curation_backlog_units",
@@ -207,10 +208,10 @@ impl Metrics {
             self.oldest_wait.with_label_values(&[reason]).set(oldest);
         }
         for (kind, name) in [(NodeKind::Trainer, "trainer"), (NodeKind::Curator, "curator")] {
-            let known = state.nodes().filter(|node| node.kind == kind).count();
-            let connected = reachable_nodes(state, seen, limits, kind, now);
-            self.nodes.with_label_values(&[name, "connected"]).set(whole(connected));
-            self.nodes.with_label_values(&[name, "silent"]).set(whole(known.saturating_sub(connected)));
+            let NodeCounts { open, draining, silent } = count_nodes(state, seen, limits, kind, now);
+            for (count, reach) in [open, draining, silent].into_iter().zip(NODE_STATES) {
+                self.nodes.with_label_values(&[name, reach]).set(whole(count));
+            }
         }
         let backlog = curation_backlog_units(state);
         self.backlog.with_label_values::<&str>(&[]).set(i64::try_from(backlog).unwrap_or(i64::MAX));
@@ -233,7 +234,8 @@ mod tests {
     #[test]
     fn the_document_has_every_metric() {
         let docs = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs");
-        check_document(&docs, "the controller", CATALOGUE).unwrap();
+        let all = [CATALOGUE, crate::access::CATALOGUE, crate::access::audit::CATALOGUE].concat();
+        check_document(&docs, "the controller", &all).unwrap();
     }
 
     #[test]

@@ -295,10 +295,12 @@ async fn the_pair_log_is_watched_in_order_and_sealed() -> anyhow::Result<()> {
 async fn a_unit_that_keeps_failing_is_set_aside() -> anyhow::Result<()> {
     let controller = Controller::start().await?;
     let job = controller.submit_job("r-1").await?.job_id;
-    for tries in 1..=3 {
+    // Handed back by a curator that leaves, it has not failed.
+    for (tries, handed_back) in [(0, true), (0, true), (0, true), (1, false), (2, false), (3, false)] {
         let unit = leased(&controller, &job, "c-1").await?;
         assert_eq!(unit.unit, 0);
-        let request = v1::FailUnitRequest { lease: Some(unit), node_id: "c-1".into(), reason: "disk".into() };
+        let (lease, node_id) = (Some(unit), "c-1".into());
+        let request = v1::FailUnitRequest { lease, node_id, reason: "disk".into(), handed_back };
         assert_eq!(controller.curation().fail_unit(request).await?.into_inner().set_aside, tries == 3);
     }
     assert_eq!(leased(&controller, &job, "c-1").await?.unit, 1);

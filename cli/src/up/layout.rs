@@ -93,6 +93,8 @@ impl Layout {
                 ("--node-id", OsString::from(name)),
                 ("--controller", controller.into()),
                 ("--library-root", self.library_root.clone().into()),
+                // All of the cluster ends together: there is no one to hand over to.
+                ("--drain-seconds", "0".into()),
             ]
         };
         let curators = (0..self.curators).map(|index| {
@@ -117,6 +119,8 @@ impl Layout {
             args.push(option.into());
             args.push(value.clone());
         }
+        // Loopback only: no one else is there to protect from, and nobody has made certificates.
+        args.push("--dev".into());
         args.push("--port-file".into());
         args.push(port_file.clone().into());
         Plan {

@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use crescendo_core::access::Scope;
 use crescendo_core::decide::{Command, Send};
 use crescendo_core::error::Refused;
 use crescendo_core::ids::{AttemptRef, NodeId, StageRef, Timestamp};
 use crescendo_core::observed::Report;
 use crescendo_core::records::{NodeKind, Record, Write};
+use crescendo_core::requests;
 use crescendo_core::state::Job;
 use crescendo_proto::convert::{self, Introduction};
 use crescendo_proto::v1;
@@ -17,6 +19,7 @@ use tonic::Status;
 
 use crate::engine::Engine;
 use crate::engine::request::{Answer, OpenedSession, SessionId};
+use crate::views;
 
 /// Commands that wait for a node at most; a node that takes none for so long is better off with a new session.
 const OUTGOING: usize = 256;
@@ -66,13 +69,14 @@ impl Engine {
         introduction: Introduction,
         now: Timestamp,
     ) -> Answer<OpenedSession> {
-        let Introduction { record, running, curating } = introduction;
+        let Introduction { mut record, running, curating, draining } = introduction;
         let config = &self.around.config;
         let known = self.state.node(&record.id);
         if known.is_none() && self.state.nodes().count() >= config.max_nodes {
             let what = format!("{} nodes are known, which is the limit", config.max_nodes);
             return Err(Refused::Full { what, retry_after: config.queue.retry_after }.into());
         }
+        record.drained = known.is_some_and(|known| known.drained);
         let node = record.id.clone();
         let heartbeat_millis = u32::try_from(config.heartbeat.as_millis()).unwrap_or(u32::MAX);
         let (outgoing, receiver) = mpsc::channel(OUTGOING);
@@ -90,6 +94,9 @@ impl Engine {
         let running = running.into_iter().collect();
         let curating = curating.into_iter().collect();
         self.observed.hello(node.clone(), incarnation, running, curating, now);
+        if draining {
+            self.observed.drains(&node);
+        }
         let id = self.sessions.replace(node, outgoing);
         self.count_sessions();
         Ok(OpenedSession { id, outgoing: receiver })
@@ -100,6 +107,27 @@ impl Engine {
             tracing::warn!(%node, "node is disconnected");
             self.drop_session(node);
         }
+    }
+
+    /// A node is about to leave.
+    pub(super) fn node_drains(&mut self, node: &NodeId, session: SessionId) {
+        if self.sessions.is_newest(node, session) {
+            tracing::info!(%node, "node drains");
+            self.observed.drains(node);
+        }
+    }
+
+    pub(super) fn drain_node(
+        &mut self,
+        node: &NodeId,
+        undo: bool,
+        scope: &Scope,
+        now: Timestamp,
+    ) -> Answer<v1::Node> {
+        self.write_all(requests::drain_node(&self.state, node, !undo)?);
+        tracing::info!(%node, undo, "node is to be drained");
+        views::one_node(node, &self.state, &self.observed, &self.limits, scope, now)
+            .ok_or_else(|| Refused::NotFound { what: format!("node {node}") }.into())
     }
 
     fn drop_session(&mut self, node: &NodeId) {
@@ -172,6 +200,10 @@ impl Engine {
                 Down::StartAttempt(self.start_message(attempt, curators)?)
             }
             Command::StopAttempt(attempt, reason) => Down::StopAttempt(v1::StopAttempt {
+                attempt: Some(convert::attempt_message(attempt)),
+                reason: reason.clone(),
+            }),
+            Command::DrainAttempt(attempt, reason) => Down::DrainAttempt(v1::DrainAttempt {
                 attempt: Some(convert::attempt_message(attempt)),
                 reason: reason.clone(),
             }),

@@ -1,5 +1,9 @@
-//! What is written to stderr, what of it goes on to the controller, and what becomes traces.
+//! What is written to stderr, what of it goes on to the controller, and what becomes traces. Nothing of it has secrets in it
+//! that can be known as such, but spans of traces, which name what they are about and nothing else.
 
+use std::io::{self, Write};
+
+use crescendo_core::secret::redact;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::Layer;
 use tracing_subscriber::Registry;
@@ -39,7 +43,7 @@ pub fn init(
         Ok(filter.and(filter_fn(|metadata| metadata.target() != trace::TARGET)))
     };
     let (traces, spans) = Traces::new(&args.trace, service, instance).map_err(LoggingError::Traces)?;
-    let stderr = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let stderr = tracing_subscriber::fmt::layer().with_writer(Redacted::<io::Stderr>::stderr);
     let stderr = match args.log_format {
         LogFormat::Text => stderr.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).boxed(),
         LogFormat::Json => stderr.json().flatten_event(false).boxed(),
@@ -52,4 +56,66 @@ pub fn init(
     }
     tracing_subscriber::registry().with(layers).try_init().map_err(|_| LoggingError::Twice)?;
     Ok(traces)
+}
+
+/// Takes secrets out of what is written; each line comes as one piece.
+struct Redacted<W>(W);
+
+impl Redacted<io::Stderr> {
+    fn stderr() -> Self {
+        Self(io::stderr())
+    }
+}
+
+impl<W: Write> Write for Redacted<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write_all(redact(&String::from_utf8_lossy(bytes)).as_bytes())?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex, PoisonError};
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Shared(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Shared {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn no_format_lets_a_secret_through() {
+        let out = Shared::default();
+        for json in [false, true] {
+            let out = out.clone();
+            let layer = tracing_subscriber::fmt::layer().with_writer(move || Redacted(out.clone()));
+            let layer = if json { layer.json().boxed() } else { layer.boxed() };
+            tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), || {
+                let url = "https://me:hunter2@host/v1?token=hunter2";
+                let span = tracing::info_span!("call", url, api_key = "hunter2 and more");
+                let _entered = span.enter();
+                let error = io::Error::other(format!("GET {url}: password=\"hunter2\""));
+                tracing::warn!(url, error = &error as &dyn std::error::Error, "failed: {url} {error:?}");
+            });
+        }
+        let written =
+            String::from_utf8(out.0.lock().unwrap_or_else(PoisonError::into_inner).clone()).unwrap();
+        assert!(written.lines().count() == 2 && written.contains("[redacted]@host/v1"), "{written}");
+        assert!(!written.contains("hunter2"), "{written}");
+    }
 }

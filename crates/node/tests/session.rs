@@ -8,6 +8,7 @@ use crescendo_node::forward::LogBuffer;
 use crescendo_node::reports::ReportSink;
 use crescendo_node::session::{Command, NodeSession};
 use crescendo_node::supervise::Tasks;
+use crescendo_node::tls::Dialer;
 use crescendo_proto::v1::node_service_server::{NodeService, NodeServiceServer};
 use crescendo_proto::v1::open_session_request::Message as Up;
 use crescendo_proto::v1::open_session_response::Message as Down;
@@ -44,6 +45,10 @@ impl NodeService for Leader {
         Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
     }
 
+    async fn drain_node(&self, _: Request<DrainNodeRequest>) -> Result<Response<DrainNodeResponse>, Status> {
+        Err(Status::unimplemented("not needed"))
+    }
+
     async fn list_nodes(&self, _: Request<ListNodesRequest>) -> Result<Response<ListNodesResponse>, Status> {
         Err(Status::unimplemented("not needed"))
     }
@@ -61,6 +66,10 @@ impl NodeService for Standby {
         _: Request<Streaming<OpenSessionRequest>>,
     ) -> Result<Response<Answers>, Status> {
         Err(Status::unavailable("not the leader"))
+    }
+
+    async fn drain_node(&self, _: Request<DrainNodeRequest>) -> Result<Response<DrainNodeResponse>, Status> {
+        Err(Status::unimplemented("not needed"))
     }
 
     async fn list_nodes(&self, _: Request<ListNodesRequest>) -> Result<Response<ListNodesResponse>, Status> {
@@ -100,7 +109,7 @@ async fn a_session_survives_its_controllers() {
     let (sessions, mut opened) = mpsc::channel(4);
     let standby = serve(&tasks, Standby).await;
     let leader = serve(&tasks, Leader { sessions }).await;
-    let controllers = Controllers::new(&[standby, leader]).unwrap();
+    let controllers = Controllers::new(&[standby, leader], &Dialer::plain()).unwrap();
     let (reports, logs) = (ReportSink::default(), LogBuffer::new("n", 16));
     let hello = || Hello { node_id: "n".into(), ..Hello::default() };
     let (session, mut commands) = NodeSession::new(controllers, reports.clone(), logs.clone(), hello);
@@ -133,8 +142,43 @@ async fn a_session_survives_its_controllers() {
 }
 
 #[tokio::test]
+async fn a_node_that_leaves_says_so_and_loses_no_last_word() {
+    let (tasks, _supervisor) = Tasks::new();
+    let (sessions, mut opened) = mpsc::channel(4);
+    let leader = serve(&tasks, Leader { sessions }).await;
+    let controllers = Controllers::new(&[leader]).unwrap();
+    let reports = ReportSink::default();
+    let (session, _commands) =
+        NodeSession::new(controllers, reports.clone(), LogBuffer::new("n", 16), Hello::default);
+    let (leaving, stop) = (CancellationToken::new(), CancellationToken::new());
+    let running = session.draining(leaving.clone()).run(stop.clone());
+    let mut node = tokio::task::JoinSet::new();
+    node.spawn(running);
+    let (answers, mut said) = tokio::time::timeout(LIMIT, opened.recv()).await.unwrap().unwrap();
+    assert!(matches!(next(&mut said).await, Up::Hello(hello) if !hello.draining));
+    leaving.cancel();
+    assert!(matches!(news(&mut said).await, Up::NodeDrains(_)));
+    let report = |phase: AttemptPhase, step: u64| AttemptReport {
+        attempt: Some(AttemptRef { job_id: "j".into(), stage: "s".into(), generation: 1 }),
+        phase: phase.into(),
+        step,
+        ..Default::default()
+    };
+    reports.put(report(AttemptPhase::Running, 1));
+    assert!(matches!(news(&mut said).await, Up::AttemptReport(report) if report.step == 1));
+    // Too soon for a mere change of progress, were it not the last.
+    reports.put(report(AttemptPhase::Running, 2));
+    stop.cancel();
+    assert!(matches!(news(&mut said).await, Up::AttemptReport(report) if report.step == 2));
+    assert!(said.message().await.unwrap().is_none(), "the node has more to say");
+    // It waits for the controller's end, which shows that all has come.
+    drop((answers, said));
+    tokio::time::timeout(LIMIT, node.join_next()).await.unwrap().unwrap().unwrap().unwrap();
+}
+
+#[tokio::test]
 async fn a_session_stops_when_told_to() {
-    let controllers = Controllers::new(&["127.0.0.1:1"]).unwrap();
+    let controllers = Controllers::new(&["127.0.0.1:1"], &Dialer::plain()).unwrap();
     let (session, _commands) =
         NodeSession::new(controllers, ReportSink::default(), LogBuffer::new("n", 1), Hello::default);
     let stop = CancellationToken::new();

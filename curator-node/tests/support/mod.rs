@@ -121,6 +121,10 @@ impl NodeService for FakeController {
         Ok(Response::new(ReceiverStream::new(responses)))
     }
 
+    async fn drain_node(&self, _: Request<DrainNodeRequest>) -> Result<Response<DrainNodeResponse>, Status> {
+        Err(Status::unimplemented("not needed"))
+    }
+
     async fn list_nodes(&self, _: Request<ListNodesRequest>) -> Result<Response<ListNodesResponse>, Status> {
         Err(Status::unimplemented("not needed"))
     }
@@ -289,6 +293,7 @@ impl Curator {
     pub fn start(binary: &Path, folder: &Path, controller: SocketAddr) -> anyhow::Result<Curator> {
         let port_file = folder.join("curator.json");
         let process = Command::new(binary)
+            .arg("--dev")
             .args(["--node-id", "curator-0", "--controller", &controller.to_string(), "--library-root"])
             .arg(folder)
             .arg("--port-file")

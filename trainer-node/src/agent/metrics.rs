@@ -10,7 +10,7 @@ use prometheus::{
 
 const SLOT: Label = bounded("slot", "number of the rank's slot on this machine");
 const PHASES: [&str; 6] = ["data_wait", "forward", "backward", "all_reduce", "optimizer", "checkpoint"];
-const ENDS: [&str; 3] = ["succeeded", "failed", "stopped"];
+const ENDS: [&str; 4] = ["succeeded", "failed", "stopped", "drained"];
 const ANSWERS: [&str; 2] = ["registered", "refused"];
 
 /// Every metric of a trainer's agent.
@@ -223,6 +223,7 @@ impl Metrics {
             AttemptPhase::Succeeded => "succeeded",
             AttemptPhase::Failed => "failed",
             AttemptPhase::Stopped => "stopped",
+            AttemptPhase::Drained => "drained",
             AttemptPhase::Unspecified | AttemptPhase::Starting | AttemptPhase::Running => return,
         };
         self.attempts.with_label_values(&[outcome]).inc();

@@ -5,6 +5,7 @@ use std::os::unix::process::ExitStatusExt as _;
 use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
 
+use crescendo_node::args::SecurityArgs;
 use crescendo_node::trace::TraceArgs;
 use tokio::process::{Child, Command};
 
@@ -24,6 +25,8 @@ pub struct RankCommand {
     pub library_root: PathBuf,
     pub log_filter: String,
     pub trace: TraceArgs,
+    /// A rank is one process with its agent to everybody else: it has the same certificate.
+    pub security: SecurityArgs,
 }
 
 impl RankCommand {
@@ -45,6 +48,7 @@ impl RankCommand {
             .args(["--log-format", "json", "--log-filter", &self.log_filter])
             .args(["--trace-sample", &self.trace.trace_sample.to_string()])
             .args(self.trace.otlp_endpoint.iter().flat_map(|endpoint| ["--otlp-endpoint", endpoint]))
+            .args(self.security.to_args())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

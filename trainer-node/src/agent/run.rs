@@ -13,7 +13,8 @@ use crescendo_node::call::Controllers;
 use crescendo_node::forward::{DEFAULT_CAPACITY, LogBuffer};
 use crescendo_node::reports::ReportSink;
 use crescendo_node::session::{Command, NodeSession};
-use crescendo_node::supervise::Tasks;
+use crescendo_node::supervise::{Drain, Tasks};
+use crescendo_node::tls::{ClientCertificates, ConnectionMetrics, Incoming, NodesOnly, Security, TlsMetrics};
 use crescendo_node::{gpu, listen, logging, metrics as metrics_server, ports};
 use crescendo_proto::v1::agent_service_server::AgentServiceServer;
 use crescendo_proto::v1::checkpoint_service_client::CheckpointServiceClient;
@@ -21,11 +22,11 @@ use crescendo_proto::v1::open_rank_session_request::Message as Up;
 use crescendo_proto::v1::open_rank_session_response::Message as Down;
 use crescendo_proto::v1::{
     AttemptRef, Checkpoint, CommitCheckpointRequest, Hello, MarkCheckpointDamagedRequest, NodeKind,
-    OpenRankSessionResponse, RankAssignment, RankCheckpoint, RankCheckpointOutcome, RankDamage, RankStop,
+    OpenRankSessionResponse, RankAssignment, RankCheckpoint, RankCheckpointOutcome, RankDamage, RankDrain,
+    RankStop,
 };
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
 use tracing::Instrument as _;
@@ -47,6 +48,8 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 const RANKS_GRACE: Duration = Duration::from_secs(5);
 /// Limit of reading what a dead rank has written.
 const DRAIN_GRACE: Duration = Duration::from_secs(1);
+/// Why ranks are drained when this process is asked to stop.
+const LEAVING: &str = "the node drains";
 /// Limit of the whole process's end.
 const GRACE: Duration = Duration::from_secs(9);
 
@@ -60,6 +63,9 @@ pub struct AgentArgs {
     /// Ranks that fit here; with GPUs at most one for each, and all of them if absent
     #[arg(long, env = "CRESCENDO_SLOTS", value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub slots: Option<u32>,
+    /// Host name or address at which ranks of other nodes reach those here; --advertise-host if absent
+    #[arg(long, env = "CRESCENDO_RANK_HOST")]
+    pub rank_host: Option<String>,
     /// What ranks train on
     #[arg(long, env = "CRESCENDO_DEVICE", value_enum, default_value_t)]
     pub device: DeviceChoice,
@@ -104,9 +110,8 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
     std::fs::create_dir_all(&args.scratch).with_context(|| format!("create {}", args.scratch.display()))?;
     let library_root = std::path::absolute(&args.node.library_root).context("resolve --library-root")?;
     let scratch = std::path::absolute(&args.scratch).context("resolve --scratch")?;
-    let controllers = Controllers::new(&args.node.controller)?;
-    let listener = listen::bind(args.server.listen, args.server.allow_non_loopback).await?;
-    let metrics_listener = listen::bind(args.server.metrics_listen, args.server.allow_non_loopback).await?;
+    let listener = listen::bind(args.server.listen, args.server.security.dev).await?;
+    let metrics_listener = listen::bind(args.server.metrics_listen, args.server.security.dev).await?;
     let (grpc, metrics_address) = (listener.local_addr()?, metrics_listener.local_addr()?);
     let address = listen::advertised(grpc, args.server.advertise_host.as_deref());
     let registry = prometheus::Registry::new();
@@ -116,6 +121,16 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
     let gpus = if cuda { gpu::watch_if_there(&registry, tasks.stop_token())? } else { Vec::new() };
     let metrics = Metrics::register(&registry, peaks(args.peak_tflops, &gpus, slots))?;
 
+    let drain = Drain::new(args.node.drain_within());
+    let supervisor = supervisor.draining(drain.clone());
+    let security = Security::start(&args.server.security, &TlsMetrics::register(&registry)?, &tasks).await?;
+    let controllers = Controllers::new(&args.node.controller, &security.dialer())?;
+    let incoming = security.incoming(
+        listener,
+        ClientCertificates::Required,
+        args.server.max_connections,
+        ConnectionMetrics::register(&registry)?,
+    );
     let (events, inbox) = mpsc::channel(EVENTS);
     let (running, running_now) = watch::channel(Vec::new());
     let reports = ReportSink::default();
@@ -134,7 +149,7 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
     };
     let hello = move || Hello { running: running_now.borrow().clone(), ..identity.clone() };
     let (session, mut commands) = NodeSession::new(controllers.clone(), reports.clone(), logs.clone(), hello);
-    tasks.spawn_critical("session", session.run(tasks.stop_token()));
+    tasks.spawn_critical("session", session.draining(drain.asked()).run(tasks.stop_token()));
     let command_events = events.clone();
     tasks.spawn(async move {
         while let Some(command) = commands.recv().await {
@@ -147,7 +162,7 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
     let rendezvous = Arc::<Rendezvous>::default();
     let service =
         Service { events: events.clone(), rendezvous: Arc::clone(&rendezvous), tasks: tasks.clone() };
-    tasks.spawn_critical("grpc server", serve(service, listener, tasks.stop_token()));
+    tasks.spawn_critical("grpc server", serve(service, security.nodes_only(), incoming, tasks.stop_token()));
     tasks.spawn_critical(
         "metrics server",
         metrics_server::serve(metrics_listener, registry, tasks.stop_token()),
@@ -159,11 +174,13 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
             agent: reachable(grpc.ip(), grpc.port()),
             cuda,
             threads: args.threads_per_rank,
-            bind_ip: rank_ip(grpc.ip(), args.server.advertise_host.as_deref()).await?,
+            bind_ip: rank_ip(grpc.ip(), args.rank_host.as_deref(), args.server.advertise_host.as_deref())
+                .await?,
             scratch,
             library_root,
             log_filter: args.server.log.log_filter.clone(),
             trace: args.server.log.trace.clone(),
+            security: args.server.security.clone(),
         },
         ranks: BTreeMap::new(),
         controllers,
@@ -174,6 +191,7 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
         logs,
         events,
         tasks: tasks.clone(),
+        drain,
     };
     tasks.spawn_critical("agent", agent.run(inbox, tasks.stop_token()));
     if let Some(path) = &args.server.port_file {
@@ -227,20 +245,26 @@ fn reachable(ip: IpAddr, port: u16) -> String {
 }
 
 /// Address at which ranks of other nodes reach those here.
-async fn rank_ip(listen: IpAddr, advertise_host: Option<&str>) -> anyhow::Result<IpAddr> {
-    match advertise_host {
-        _ if !listen.is_unspecified() => Ok(listen),
-        None => Ok(IpAddr::from([127, 0, 0, 1])),
-        Some(host) => {
-            let mut found = tokio::net::lookup_host((host, 0)).await.context("resolve --advertise-host")?;
-            found.next().map(|address| address.ip()).context("--advertise-host has no address")
-        }
-    }
+async fn rank_ip(
+    listen: IpAddr,
+    rank_host: Option<&str>,
+    advertise_host: Option<&str>,
+) -> anyhow::Result<IpAddr> {
+    let (flag, host) = match (rank_host, advertise_host) {
+        (Some(host), _) => ("--rank-host", host),
+        (None, _) if !listen.is_unspecified() => return Ok(listen),
+        (None, Some(host)) => ("--advertise-host", host),
+        (None, None) => return Ok(IpAddr::from([127, 0, 0, 1])),
+    };
+    let mut found =
+        tokio::net::lookup_host((host, 0)).await.with_context(|| format!("resolve {flag} {host}"))?;
+    found.next().map(|address| address.ip()).with_context(|| format!("{flag} {host} has no address"))
 }
 
 async fn serve(
     service: Service,
-    listener: tokio::net::TcpListener,
+    nodes_only: NodesOnly,
+    incoming: Incoming,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     let (health, health_service) = tonic_health::server::health_reporter();
@@ -252,10 +276,11 @@ async fn serve(
     tonic::transport::Server::builder()
         .http2_keepalive_interval(Some(Duration::from_secs(10)))
         .http2_keepalive_timeout(Some(Duration::from_secs(10)))
+        .layer(nodes_only)
         .add_service(AgentServiceServer::new(service))
         .add_service(health_service)
         .add_service(reflection)
-        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), stop.cancelled())
+        .serve_with_incoming_shutdown(incoming, stop.cancelled())
         .await?;
     Ok(())
 }
@@ -283,17 +308,23 @@ struct Agent {
     logs: LogBuffer,
     events: mpsc::Sender<Event>,
     tasks: Tasks,
+    drain: Drain,
 }
 
 impl Agent {
     async fn run(mut self, mut inbox: mpsc::Receiver<Event>, stop: CancellationToken) -> anyhow::Result<()> {
         let mut tick = tokio::time::interval(TICK);
         let mut stopping: Option<Instant> = None;
+        let (asked, mut leaving) = (self.drain.asked(), false);
         loop {
             let effects = tokio::select! {
                 () = stop.cancelled(), if stopping.is_none() => {
                     stopping = Some(Instant::now());
                     self.table.on_shutdown(Instant::now())
+                }
+                () = asked.cancelled(), if !leaving => {
+                    leaving = true;
+                    self.table.on_leaving(LEAVING)
                 }
                 _ = tick.tick() => {
                     self.metrics.log_lines_dropped.set(i64::try_from(self.logs.dropped_lines()).unwrap_or(i64::MAX));
@@ -314,6 +345,9 @@ impl Agent {
                 *now = running;
                 changed
             });
+            if leaving && self.table.is_idle() {
+                self.drain.finish();
+            }
             if let Some(since) = stopping
                 && (!self.table.any_alive() || since.elapsed() >= RANKS_GRACE)
             {
@@ -337,6 +371,7 @@ impl Agent {
                 self.table.on_start(*start, now)
             }
             Event::Command(Command::StopAttempt(stop)) => self.table.on_stop(&stop, now),
+            Event::Command(Command::DrainAttempt(drain)) => self.table.on_drain_attempt(drain),
             Event::Command(Command::UpdateCurators(update)) => self.table.on_update_curators(update),
             Event::Command(Command::AssignCuration(_) | Command::ReleaseCuration(_)) => {
                 tracing::warn!("a trainer was told to curate");
@@ -429,6 +464,16 @@ impl Agent {
                 if !self.tell(&rank, Down::Stop(RankStop { reason })) {
                     self.signal(&rank, KillSignal::Kill);
                 }
+            }
+            Effect::Drain { rank, reason } => {
+                tracing::info!(
+                    job = rank.job_id,
+                    stage = rank.stage,
+                    rank = rank.rank,
+                    reason,
+                    "rank is to save and part"
+                );
+                self.tell(&rank, Down::Drain(RankDrain { reason }));
             }
             Effect::UpdateCurators { rank, update } => {
                 self.tell(&rank, Down::UpdateCurators(update));

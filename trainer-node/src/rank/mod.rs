@@ -35,6 +35,9 @@ pub enum RankError {
     /// Trying again cannot help.
     #[error("{0}")]
     Permanent(String),
+    /// A node of the gang drains; what was trained is saved.
+    #[error("drained: {0}")]
+    Drained(String),
     /// Another rank is gone; its own node knows why.
     #[error("{0}")]
     PeerLost(String),

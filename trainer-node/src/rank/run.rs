@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use clap::Args;
 use crescendo_collective::{GlooOptions, ProcessGroup, Rendezvous};
-use crescendo_node::args::LogArgs;
+use crescendo_node::args::{LogArgs, SecurityArgs};
+use crescendo_node::tls::{Dialer, RELOAD_INTERVAL, Security};
 use crescendo_node::trace;
 use crescendo_proto::v1::{AttemptRef, RankProgress};
 use tokio::runtime::Handle;
@@ -68,6 +69,8 @@ pub struct RankArgs {
     #[arg(long, env = "CRESCENDO_POSITION_LOG", hide = true)]
     pub position_log: Option<PathBuf>,
     #[command(flatten)]
+    pub security: SecurityArgs,
+    #[command(flatten)]
     pub log: LogArgs,
 }
 
@@ -114,7 +117,16 @@ pub fn run(args: RankArgs) -> ExitCode {
 async fn rank(args: RankArgs) -> Result<(), RankError> {
     let attempt =
         AttemptRef { job_id: args.job.clone(), stage: args.stage.clone(), generation: args.generation };
-    let (uplink, down, assignment) = match link::open(&args.agent, attempt, args.rank).await {
+    let security = match Security::load(&args.security).await {
+        Ok(security) => security,
+        Err(error) => {
+            tracing::warn!(error = &error as &dyn std::error::Error, "the TLS files cannot be used");
+            // They may be in the middle of a change.
+            return Err(RankError::retryable(error));
+        }
+    };
+    let dialer = security.dialer();
+    let (uplink, down, assignment) = match link::open(&dialer, &args.agent, attempt, args.rank).await {
         Ok(opened) => opened,
         Err(error) => {
             tracing::warn!(reason = %error, "no assignment from the agent");
@@ -124,9 +136,13 @@ async fn rank(args: RankArgs) -> Result<(), RankError> {
     let (curators_in, curators) = watch::channel(Vec::new());
     let (outcomes_in, outcomes) = mpsc::channel(4);
     let mut session = JoinSet::new();
-    session
-        .spawn(Downlink { curators: curators_in.clone(), outcomes: outcomes_in }.run(down).in_current_span());
-    let stop = CancellationToken::new();
+    let (stop, drain) = (CancellationToken::new(), CancellationToken::new());
+    let downlink = Downlink { curators: curators_in.clone(), outcomes: outcomes_in, drain: drain.clone() };
+    session.spawn(downlink.run(down).in_current_span());
+    let mut watching = JoinSet::new();
+    if let Security::Tls(tls) = security {
+        watching.spawn(tls.watch(None, RELOAD_INTERVAL, stop.clone()).in_current_span());
+    }
     let group: Arc<OnceLock<ProcessGroup>> = Arc::default();
 
     let at_work = uplink.clone();
@@ -150,7 +166,9 @@ async fn rank(args: RankArgs) -> Result<(), RankError> {
             outcome = tracing::field::Empty
         );
         trace::set_parent(&attempt, plan.trace);
-        let work = work(&args, plan, at_work, curators, outcomes, stop.clone(), Arc::clone(&group));
+        let ends = Ends { stop: stop.clone(), drain: drain.clone() };
+        let links = Links { dialer, uplink: at_work, curators, outcomes };
+        let work = work(&args, plan, links, ends, Arc::clone(&group));
         let outcome = work.instrument(attempt.clone()).await;
         attempt.record("outcome", outcome_name(&outcome));
         outcome
@@ -176,6 +194,7 @@ async fn rank(args: RankArgs) -> Result<(), RankError> {
     match &outcome {
         Ok(()) => tracing::info!("every step is done"),
         Err(RankError::Stopped(reason)) => tracing::info!(reason, "stopped"),
+        Err(RankError::Drained(reason)) => tracing::info!(reason, "saved and parted"),
         Err(error) => tracing::warn!(reason = %error, "training ends early"),
     }
     if uplink.end(&outcome).await.is_ok() && !session.is_empty() {
@@ -191,6 +210,7 @@ fn outcome_name(outcome: &Result<(), RankError>) -> &'static str {
     match outcome {
         Ok(()) => "succeeded",
         Err(RankError::Stopped(_)) => "stopped",
+        Err(RankError::Drained(_)) => "drained",
         Err(RankError::PeerLost(_)) => "peer_lost",
         Err(RankError::Permanent(_) | RankError::Retryable(_)) => "failed",
     }
@@ -204,16 +224,53 @@ fn ended(joined: Option<Result<RankError, tokio::task::JoinError>>) -> RankError
     }
 }
 
+/// How training may be ended from outside.
+#[derive(Clone)]
+struct Ends {
+    /// At once.
+    stop: CancellationToken,
+    /// At the next step boundary, with everything saved.
+    drain: CancellationToken,
+}
+
+impl Ends {
+    /// Before the ranks have met there is nothing to save, and nobody to agree with.
+    fn before_meeting(&self) -> Result<(), RankError> {
+        if self.stop.is_cancelled() {
+            return Err(RankError::Stopped("told to stop".into()));
+        }
+        if self.drain.is_cancelled() {
+            return Err(RankError::Drained("before the ranks had met".into()));
+        }
+        Ok(())
+    }
+
+    async fn cancelled(&self) {
+        tokio::select! {
+            () = self.stop.cancelled() => {}
+            () = self.drain.cancelled() => {}
+        }
+    }
+}
+
+/// What ties a rank to the others.
+struct Links {
+    dialer: Dialer,
+    uplink: Uplink,
+    curators: watch::Receiver<Vec<String>>,
+    outcomes: mpsc::Receiver<crescendo_proto::v1::RankCheckpointOutcome>,
+}
+
 /// Gathers the files, then trains with the data client and the saver beside.
 async fn work(
     args: &RankArgs,
     plan: Plan,
-    uplink: Uplink,
-    curators: watch::Receiver<Vec<String>>,
-    outcomes: mpsc::Receiver<crescendo_proto::v1::RankCheckpointOutcome>,
-    stop: CancellationToken,
+    links: Links,
+    ends: Ends,
     group: Arc<OnceLock<ProcessGroup>>,
 ) -> Result<(), RankError> {
+    let Links { dialer, uplink, curators, outcomes } = links;
+    let stop = ends.stop.clone();
     let (progress, reported) = watch::channel(RankProgress {
         step: plan.first_step(),
         waiting_for: "its start".into(),
@@ -226,7 +283,18 @@ async fn work(
     forwarding.spawn(uplink.clone().forward_progress(reported, progress_stop.clone()).in_current_span());
 
     let store = crescendo_node::objects::open(&plan.object_store_url).map_err(RankError::permanent)?;
-    let gathered = restore::gather(&plan, &store, &args.library_root, &args.scratch).await;
+    if plan.gang.rank == 0 {
+        // It writes the checkpoints.
+        let verified = crescendo_node::objects::verify(&plan.object_store_url, &store).await;
+        verified.map_err(|error| match error.is_retryable() {
+            true => RankError::retryable(error),
+            false => RankError::permanent(error),
+        })?;
+    }
+    let gathered = tokio::select! {
+        gathered = restore::gather(&plan, &store, &args.library_root, &args.scratch) => gathered,
+        () = ends.cancelled() => return ends.before_meeting(),
+    };
     let sources = settle(gathered, &uplink).await?;
 
     let data_plan = DataPlan {
@@ -238,6 +306,7 @@ async fn work(
         gang: plan.gang,
         steps: plan.first_step()..plan.stage.train.steps,
         on_starvation: plan.stage.train.on_starvation,
+        dialer: dialer.clone(),
     };
     let (deliver, deliveries) = mpsc::channel(data_plan.credits() as usize);
     let laps = settle(restore::laps(&plan, &sources), &uplink).await?;
@@ -261,6 +330,7 @@ async fn work(
 
     let thread = TrainThread {
         args: args.clone(),
+        dialer,
         plan,
         sources,
         group,
@@ -271,7 +341,7 @@ async fn work(
         position_log,
         progress,
         saves,
-        stop: stop.clone(),
+        ends,
         runtime: Handle::current(),
     };
     let (done, trained) = oneshot::channel();
@@ -306,6 +376,7 @@ async fn settle<T>(outcome: Result<T, RestoreError>, uplink: &Uplink) -> Result<
 /// What the thread `train` takes with it.
 struct TrainThread {
     args: RankArgs,
+    dialer: Dialer,
     plan: Plan,
     sources: Sources,
     group: Arc<OnceLock<ProcessGroup>>,
@@ -316,7 +387,7 @@ struct TrainThread {
     position_log: Option<PositionLog>,
     progress: watch::Sender<RankProgress>,
     saves: mpsc::Sender<super::save::SaveRequest>,
-    stop: CancellationToken,
+    ends: Ends,
     runtime: Handle,
 }
 
@@ -337,10 +408,11 @@ impl TrainThread {
         );
         // The files are read; the copies can go.
         drop(self.sources);
-        let group = meet(&self.args, &self.plan, &self.runtime, &self.stop).map_err(rank_error)?;
+        let group =
+            meet(&self.args, &self.dialer, &self.plan, &self.runtime, &self.ends).map_err(rank_error)?;
         // Only this thread sets it, once.
         let _ = self.group.set(group.clone());
-        if self.stop.is_cancelled() {
+        if self.ends.stop.is_cancelled() {
             group.abort();
             return Err(rank_error(RankError::Stopped("told to stop".into())));
         }
@@ -356,7 +428,8 @@ impl TrainThread {
             position_log: self.position_log,
             progress: self.progress,
             saves: self.saves,
-            stop: self.stop,
+            stop: self.ends.stop,
+            drain: self.ends.drain,
             runtime: self.runtime,
         })
         .map_err(rank_error)
@@ -365,17 +438,22 @@ impl TrainThread {
 
 fn meet(
     args: &RankArgs,
+    dialer: &Dialer,
     plan: &Plan,
     runtime: &Handle,
-    stop: &CancellationToken,
+    ends: &Ends,
 ) -> Result<ProcessGroup, RankError> {
+    ends.before_meeting()?;
     let (rank, world) = (plan.gang.rank as usize, plan.gang.ranks as usize);
     if world == 1 && !args.cuda {
         return Ok(ProcessGroup::solo(plan.device));
     }
     let or_stop = async |call: &mut (dyn Future<Output = Result<Rendezvous, RankError>> + Unpin)| {
         tokio::select! {
-            () = stop.cancelled() => Err(RankError::Stopped("told to stop".into())),
+            () = ends.cancelled() => {
+                ends.before_meeting()?;
+                Err(RankError::Stopped("told to stop".into()))
+            }
             outcome = call => outcome,
         }
     };
@@ -383,10 +461,11 @@ fn meet(
         if rank == 0 {
             let rendezvous = Rendezvous::host(args.bind_ip).map_err(of_group)?;
             let address = rendezvous.address().to_string();
-            link::publish_rendezvous(&plan.rendezvous_address, &plan.attempt, address.into_bytes()).await?;
+            let agent = &plan.rendezvous_address;
+            link::publish_rendezvous(dialer, agent, &plan.attempt, address.into_bytes()).await?;
             return Ok(rendezvous);
         }
-        let token = link::await_rendezvous(&plan.rendezvous_address, &plan.attempt).await?;
+        let token = link::await_rendezvous(dialer, &plan.rendezvous_address, &plan.attempt).await?;
         let address = std::str::from_utf8(&token).ok().and_then(|text| text.parse().ok());
         let address =
             address.ok_or_else(|| RankError::Retryable("rank 0's address cannot be read".into()))?;

@@ -40,9 +40,14 @@ fn is_traced(step: u64) -> bool {
 /// Limit of one collective call: ranks enter each within moments of each other, because they agree first that all have
 /// their samples; what remains is the difference in speed.
 pub const COLLECTIVE_TIMEOUT: Duration = Duration::from_secs(180);
+/// Limit of the parting of a gang that drains: rank 0 saves meanwhile.
+const PARTING_TIMEOUT: Duration = Duration::from_secs(600);
 /// How long a rank waits for its samples before it tells the others that it has to wait.
 const SAMPLES_WAIT: Duration = Duration::from_secs(1);
 
+/// Flag of a rank that is to save and part: more than all others together; what the sum in float32 rounds off does not
+/// matter beside it.
+const DRAINS: f32 = 8_388_608.0;
 /// Flag of a rank that starves: more than the most ranks of a gang (1024) that only wait; their sum is exact in float32.
 const STARVED: f32 = 4096.0;
 
@@ -63,10 +68,13 @@ pub struct Training {
     pub progress: watch::Sender<RankProgress>,
     pub saves: mpsc::Sender<SaveRequest>,
     pub stop: CancellationToken,
+    /// Cancelled when the gang is to save and part at the next step boundary.
+    pub drain: CancellationToken,
     pub runtime: Handle,
 }
 
-/// Ends when every step is done and, on rank 0, the last checkpoint is registered.
+/// Ends when every step is done and, on rank 0, the last checkpoint is registered; or at a step boundary that all ranks
+/// agree on, with that step saved, when one of them drains.
 pub fn run(training: Training) -> Result<(), RankError> {
     let plan = &training.plan;
     let draws = Draws {
@@ -90,7 +98,10 @@ pub fn run(training: Training) -> Result<(), RankError> {
     let first = state.training.restored.step;
     let steps = state.training.plan.stage.train.steps;
     for step in first..steps {
-        state.step(step)?;
+        match state.step(step) {
+            Err(RankError::Drained(reason)) => return state.part(first, reason),
+            outcome => outcome?,
+        }
     }
     if let Err(error) = state.training.group.leave(COLLECTIVE_TIMEOUT) {
         // The last step is done all the same.
@@ -108,8 +119,8 @@ struct Loop {
     empty_text: Option<Text>,
     /// Positions and log indices of `ready`.
     noted: Vec<(u64, u64)>,
-    /// Outcome of the save under way.
-    saving: Option<oneshot::Receiver<Result<(), RankError>>>,
+    /// Step of the save under way, and its outcome.
+    saving: Option<(u64, oneshot::Receiver<Result<(), RankError>>)>,
     /// A save was due while another was under way.
     save_due: bool,
     meter: Meter,
@@ -208,6 +219,7 @@ impl Loop {
             match self.agree(waits, starved && lap.is_some())? {
                 Agreed::Ready => return Ok(()),
                 Agreed::Wait => {}
+                Agreed::Drain => return Err(RankError::Drained(format!("after step {step}"))),
                 Agreed::Repeat => {
                     self.begin_lap(step, lap)?;
                     positions = self.training.plan.gang.positions(step);
@@ -277,7 +289,11 @@ impl Loop {
 
     /// Whether any rank still waits for samples, and whether for want of pairs in the log; the same answer on all.
     fn agree(&self, waits: bool, starved: bool) -> Result<Agreed, RankError> {
-        let mine = if starved { STARVED } else { f32::from(u8::from(waits)) };
+        let mine = match (self.training.drain.is_cancelled(), starved) {
+            (true, _) => DRAINS,
+            (false, true) => STARVED,
+            (false, false) => f32::from(u8::from(waits)),
+        };
         if self.training.group.world() == 1 {
             return Ok(Agreed::of(f64::from(mine)));
         }
@@ -363,7 +379,7 @@ impl Loop {
             return Ok(());
         }
         self.save_due |= step.is_multiple_of(plan.spec.checkpoints.every.max(1));
-        if let Some(saving) = &mut self.saving {
+        if let Some((_, saving)) = &mut self.saving {
             match saving.try_recv() {
                 Err(oneshot::error::TryRecvError::Empty) => return Ok(()),
                 Ok(Err(RankError::Stopped(reason))) => return Err(RankError::Stopped(reason)),
@@ -372,10 +388,33 @@ impl Loop {
             }
         }
         if self.save_due {
-            self.saving = Some(self.start_save(false)?);
+            self.saving = Some((step, self.start_save(false)?));
             self.save_due = false;
         }
         Ok(())
+    }
+
+    /// Saves the step that is done, unless it is saved already, and ends once every rank knows that it is.
+    fn part(mut self, first: u64, reason: String) -> Result<(), RankError> {
+        let step = self.training.restored.step;
+        if self.training.plan.gang.rank == 0 && step > first {
+            self.training
+                .progress
+                .send_modify(|now| now.waiting_for = "a checkpoint, to go on elsewhere".into());
+            let saved = match self.saving.take() {
+                None => false,
+                Some((of, saving)) => match self.await_save(saving) {
+                    Err(RankError::Stopped(reason)) => return Err(RankError::Stopped(reason)),
+                    outcome => outcome.is_ok() && of == step,
+                },
+            };
+            if !saved {
+                let saving = self.start_save(false)?;
+                self.await_save(saving)?;
+            }
+        }
+        self.training.group.leave(PARTING_TIMEOUT).map_err(of_group)?;
+        Err(RankError::Drained(reason))
     }
 
     fn save_last(&mut self) -> Result<(), RankError> {
@@ -386,7 +425,7 @@ impl Loop {
             now.waiting_for = "the last checkpoint to be registered".into();
             now.phases = Some(self.meter.phases());
         });
-        if let Some(saving) = self.saving.take()
+        if let Some((_, saving)) = self.saving.take()
             && let Err(RankError::Stopped(reason)) = self.await_save(saving)
         {
             return Err(RankError::Stopped(reason));
@@ -451,12 +490,16 @@ enum Agreed {
     Wait,
     /// Someone's next pair is not made yet, and the stage repeats meanwhile.
     Repeat,
+    /// Someone's node drains.
+    Drain,
 }
 
 impl Agreed {
-    /// From the sum of all ranks' flags: 0, 1 or [`STARVED`] each.
+    /// From the sum of all ranks' flags: 0, 1, [`STARVED`] or [`DRAINS`] each.
     fn of(sum: f64) -> Self {
-        if sum >= f64::from(STARVED) {
+        if sum >= f64::from(DRAINS) {
+            Self::Drain
+        } else if sum >= f64::from(STARVED) {
             Self::Repeat
         } else if sum > 0.0 {
             Self::Wait

@@ -191,6 +191,10 @@ impl NodeService for Cluster {
         Ok(Response::new(Box::pin(ReceiverStream::new(messages))))
     }
 
+    async fn drain_node(&self, _: Request<DrainNodeRequest>) -> Result<Response<DrainNodeResponse>, Status> {
+        Err(Status::unimplemented("not needed"))
+    }
+
     async fn list_nodes(&self, _: Request<ListNodesRequest>) -> Result<Response<ListNodesResponse>, Status> {
         Err(Status::unimplemented("not needed"))
     }
@@ -390,7 +394,7 @@ impl Agent {
         let ports = folder.join(format!("{node_id}.ports"));
         let child = Command::new(env!("CARGO_BIN_EXE_crescendo-trainer-node"))
             .args(["agent", "--node-id", node_id, "--controller", &cluster.address])
-            .args(["--slots", &slots.to_string(), "--device", "cpu", "--log-filter", "info"])
+            .args(["--slots", &slots.to_string(), "--device", "cpu", "--log-filter", "info", "--dev"])
             .arg("--port-file")
             .arg(&ports)
             .arg("--scratch")

@@ -9,7 +9,7 @@ use crate::job::JobState;
 use crate::records::NodeKind;
 use crate::state::{ClusterState, Job};
 
-/// What each reachable curator should work on or serve.
+/// What each curator that takes work should work on or serve.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Curation {
     pub wanted: BTreeMap<NodeId, BTreeSet<StageRef>>,
@@ -21,7 +21,7 @@ pub(super) struct Curation {
 /// lack pairs get at least one curator each, in the order of their jobs, as far as curators go; a curator stays where it is
 /// as long as no stage would be left without.
 pub(super) fn spread(nodes: &Nodes<'_>, decided: &Decided<'_>) -> Curation {
-    let curators: Vec<_> = nodes.reachable(NodeKind::Curator).collect();
+    let curators: Vec<_> = nodes.open_to_work(NodeKind::Curator).collect();
     if curators.is_empty() {
         return Curation::default();
     }
@@ -29,8 +29,10 @@ pub(super) fn spread(nodes: &Nodes<'_>, decided: &Decided<'_>) -> Curation {
     let jobs = nodes.state.open_in_order();
     let open = jobs.into_iter().filter(|job| !decided.closed.contains(&job.record.id));
     // A stage that trains while it still lacks pairs has every curator already.
-    let mut make: Vec<StageRef> =
-        open.filter_map(stage_to_make).filter(|stage| !serve.contains(stage)).collect();
+    let mut make: Vec<StageRef> = open
+        .filter_map(|job| stage_to_make(job).filter(|stage| may_begin(job, stage, decided)))
+        .filter(|stage| !serve.contains(stage))
+        .collect();
     make.truncate(curators.len());
 
     let quota = if make.is_empty() { 0 } else { curators.len().div_ceil(make.len()) };
@@ -76,6 +78,12 @@ pub fn curation_backlog_units(state: &ClusterState) -> u64 {
         Some(pairs.div_ceil(u64::from(job.stage_spec(index)?.data.unit_size).max(1)))
     };
     state.open_in_order().into_iter().filter_map(lacking).sum()
+}
+
+/// A tenant that stores as much as it may begins no further stage.
+fn may_begin(job: &Job, stage: &StageRef, decided: &Decided<'_>) -> bool {
+    !decided.full_tenants.contains_key(&job.record.spec.tenant)
+        || job.stages.iter().any(|known| known.id == *stage && known.is_begun())
 }
 
 /// The first stage of the job that lacks pairs and can be made: the current one, or the next one while the current one

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tracing_subscriber::layer::SubscriberExt as _;
 
 use super::*;
-use crate::catalogue::{check_document, check_gathered};
+use crate::catalogue::check_gathered;
 
 const LIMIT: Duration = Duration::from_secs(20);
 const CALLER: &str = "00-0af7651916cd43dd8448eb211c80319c-00f067aa0ba902b7-01";
@@ -150,10 +150,4 @@ fn metadata_may_hold_anything() {
     assert_eq!(parent_in(&metadata), None);
     metadata.insert(METADATA, CALLER.parse().unwrap());
     assert_eq!(parent_in(&metadata).map(|parent| parent.to_string()).as_deref(), Some(CALLER));
-}
-
-#[test]
-fn the_document_has_every_metric() {
-    let docs = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs");
-    check_document(&docs, "every process", CATALOGUE).unwrap();
 }
