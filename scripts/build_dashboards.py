@@ -81,6 +81,18 @@ DASHBOARDS = {
                 panel("Time to decide", *quantiles("crescendo_decide_seconds", NS), unit="s", width=12),
                 panel("Leader", (f"crescendo_leader{{{NS}}}", "{{instance}}"), width=12),
             ]),
+            ("Access", [
+                panel("Calls refused for who makes them", (f"sum by (reason) (rate(crescendo_access_refused_total{{{NS}}}[$__rate_interval]))", "{{reason}}"), unit="ops"),
+                panel("Connections", (f"crescendo_connections_open{{{NS}}}", "{{instance}}")),
+                panel("Connections refused", (f"sum by (reason) (rate(crescendo_connections_refused_total{{{NS}}}[$__rate_interval]))", "{{reason}}"), unit="ops"),
+                panel("Time left of certificates", (f"min by (instance, file) (crescendo_tls_certificate_expiry_timestamp_seconds{{{NS}}}) - time()", "{{instance}} {{file}}"), unit="s"),
+                panel("Audit log", (f"sum(rate(crescendo_audit_lines_total{{{NS}}}[$__rate_interval]))", "lines"),
+                      (f"sum(rate(crescendo_audit_dropped_total{{{NS}}}[$__rate_interval]))", "lost"), unit="ops"),
+                panel("Files not reloaded", (f"sum by (instance, source) (increase(crescendo_access_reload_failures_total{{{NS}}}[$__rate_interval]))", "{{instance}} {{source}}"),
+                      (f"sum by (instance) (increase(crescendo_tls_reload_failures_total{{{NS}}}[$__rate_interval]))", "{{instance}} TLS")),
+                panel("Spans to the collector", (f"sum by (instance) (rate(crescendo_trace_spans_exported_total{{{NS}}}[$__rate_interval]))", "{{instance}}"),
+                      (f"sum by (reason) (rate(crescendo_trace_spans_dropped_total{{{NS}}}[$__rate_interval]))", "lost: {{reason}}"), unit="ops"),
+            ]),
         ],
     ),
     "job": dict(

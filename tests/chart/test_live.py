@@ -30,6 +30,7 @@ DEADLINE_SECONDS = 240
 #: Queries that have no data in a run without failures.
 EMPTY = {
     "Calls refused and failed": "no call fails",
+    "Time left of certificates": "no TLS here",
     **dict.fromkeys(
         ("Use", "Memory", "Temperature", "Power", "Clocks", "Held down by", "Memory errors", "XID errors", "NVLinks that are up"),
         "no GPU is used",
