@@ -59,6 +59,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
     let command = match command {
         // These need neither a runtime nor a controller.
         Command::Validate(args) => return commands::validate::run(&common, &args),
+        Command::Token(args) => return commands::token::run(&common, &args),
         Command::Generate(args) => return commands::workbench::exec("generate", &args.rest),
         Command::Parity(args) => return commands::workbench::exec("parity", &args.rest),
         Command::Eval(args) => return commands::workbench::exec("eval", &args.rest),
@@ -83,9 +84,11 @@ fn run(cli: Cli) -> Result<(), Failure> {
             Command::Logs(args) => commands::logs::run(&common, &args).await,
             Command::Cancel(args) => commands::cancel::run(&common, &args).await,
             Command::Nodes => commands::nodes::run(&common).await,
+            Command::Drain(args) => commands::drain::run(&common, &args).await,
             Command::Checkpoints(args) => commands::checkpoints::run(&common, &args).await,
             Command::Pairs(args) => commands::pairs::run(&common, &args).await,
             Command::Validate(_)
+            | Command::Token(_)
             | Command::Generate(_)
             | Command::Parity(_)
             | Command::Eval(_)

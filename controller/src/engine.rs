@@ -19,13 +19,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crescendo_core::decide::{Change, Plan, Wait, decide};
+use crescendo_core::decide::{Change, Limits, Plan, Wait, decide};
 use crescendo_core::ids::{JobId, Timestamp};
 use crescendo_core::invariants::check_invariants;
 use crescendo_core::observed::Observed;
+use crescendo_core::quotas::Quotas;
 use crescendo_core::state::ClusterState;
+use crescendo_node::trace;
 use crescendo_store::{Fence, Leadership, Store, StoreError};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
@@ -37,6 +39,7 @@ use crate::engine::persist::Records;
 use crate::engine::watchers::Watchers;
 use crate::logs::LogHub;
 use crate::metrics::Metrics;
+use crate::waiting::WaitClock;
 
 /// Requests that wait for the engine at most.
 pub const QUEUE: usize = 1024;
@@ -58,6 +61,8 @@ pub struct Surroundings {
     pub controller_id: String,
     /// Wall clock.
     pub clock: fn() -> Timestamp,
+    /// What tenants may use, as it is now.
+    pub quotas: watch::Receiver<Arc<Quotas>>,
 }
 
 /// Why the engine stopped.
@@ -71,10 +76,13 @@ pub enum End {
 /// The state and everything that depends on leading.
 pub struct Engine {
     around: Surroundings,
+    /// Those of the configuration, with the quotas as they are now.
+    limits: Limits,
     fence: Fence,
     state: ClusterState,
     observed: Observed,
     waits: BTreeMap<JobId, Wait>,
+    waiting: WaitClock,
     records: Records,
     sessions: Sessions,
     watchers: Watchers,
@@ -95,10 +103,12 @@ pub async fn run(
 ) -> End {
     let now = (around.clock)();
     let mut engine = Engine {
+        limits: around.config.limits.clone(),
         fence: leadership.fence().clone(),
         state: ClusterState::default(),
         observed: Observed::new(now),
         waits: BTreeMap::new(),
+        waiting: WaitClock::default(),
         records: Records::default(),
         sessions: Sessions::default(),
         watchers: Watchers::new(around.config.max_watchers),
@@ -131,6 +141,7 @@ impl Engine {
                 _ = tick.tick() => None,
             };
             let now = (self.around.clock)();
+            self.limits.quotas = self.around.quotas.borrow().clone();
             let mut taken = 0;
             let mut next = first;
             while let Some(request) = next {
@@ -175,7 +186,7 @@ impl Engine {
 
     fn decide(&mut self, now: Timestamp) -> Plan {
         let timer = self.around.metrics.decide_seconds.start_timer();
-        let mut plan = decide(&self.state, &self.observed, &self.around.config.limits, now);
+        let mut plan = decide(&self.state, &self.observed, &self.limits, now);
         timer.observe_duration();
         for write in std::mem::take(&mut plan.writes) {
             self.write(write);
@@ -186,6 +197,7 @@ impl Engine {
             }
         }
         self.waits = std::mem::take(&mut plan.waits);
+        self.waiting.update(&self.waits, now);
         for change in &plan.changes {
             self.tell(change);
         }
@@ -196,9 +208,19 @@ impl Engine {
         match change {
             Change::AttemptPlaced { attempt, ranks } => {
                 self.around.metrics.attempts_placed.inc();
+                self.mark(&attempt.job, |trace| {
+                    let (job, stage) = (&attempt.job, &attempt.stage);
+                    let span = tracing::info_span!(
+                        target: trace::TARGET, "place attempt", %job, %stage, generation = attempt.generation.0, ranks
+                    );
+                    trace::set_parent(&span, trace);
+                });
                 tracing::info!(job = %attempt.job, stage = %attempt.stage, generation = attempt.generation.0, ranks, "attempt is placed");
             }
-            Change::AttemptEnded { attempt, reason } => {
+            Change::AttemptEnded { attempt, reason, handed_over: true } => {
+                tracing::info!(job = %attempt.job, stage = %attempt.stage, generation = attempt.generation.0, reason, "attempt is handed over");
+            }
+            Change::AttemptEnded { attempt, reason, handed_over: false } => {
                 self.around.metrics.attempts_ended.inc();
                 tracing::warn!(job = %attempt.job, stage = %attempt.stage, generation = attempt.generation.0, reason, "attempt has ended");
             }

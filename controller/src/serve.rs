@@ -19,6 +19,7 @@ use tonic::transport::Server;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
+use crate::access::{Access, AccessConfig, AccessLayer};
 use crate::config::Config;
 use crate::engine::Surroundings;
 use crate::layer::CallLimit;
@@ -44,6 +45,7 @@ const SERVICES: [&str; 4] = [
 /// What a controller is made of.
 pub struct Controller {
     pub config: Config,
+    pub access: AccessConfig,
     pub store: Arc<dyn Store>,
     pub registry: Registry,
     /// host:port at which others reach this controller.
@@ -60,8 +62,9 @@ impl Controller {
     /// Starts everything as tasks: the campaign with the engine behind it, and the server for `incoming` connections. They
     /// end with the stop token of `tasks`.
     pub fn start(self, incoming: Incoming, tasks: &Tasks) -> anyhow::Result<Serving> {
-        let Self { config, store, registry, address } = self;
+        let Self { config, access, store, registry, address } = self;
         let metrics = Metrics::register(&registry).context("register metrics")?;
+        let access = Access::start(&access, &registry, tasks)?;
         let logs = LogHub::default();
         let controller_id = uuid::Uuid::new_v4().to_string();
         let (role, role_seen) = watch::channel(Role::Standby { leader: None });
@@ -76,6 +79,7 @@ impl Controller {
             logs: logs.clone(),
             controller_id: controller_id.clone(),
             clock: wall_clock,
+            quotas: access.quotas(),
         };
         let identity = leadership::identity(&address, &controller_id);
         let campaign = leadership::run(around, identity, role, stop.clone());
@@ -97,6 +101,7 @@ impl Controller {
             .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
             .max_concurrent_streams(Some(MAX_STREAMS_PER_CONNECTION))
             .layer(call_limit)
+            .layer(AccessLayer::new(access))
             .add_service(health)
             .add_service(reflection)
             .add_service(

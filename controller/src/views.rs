@@ -2,10 +2,11 @@
 
 use std::fmt;
 
+use crescendo_core::access::Scope;
 use crescendo_core::decide::{Limits, Wait};
 use crescendo_core::error::Refused;
 use crescendo_core::histogram::Scale;
-use crescendo_core::ids::{JobId, Timestamp};
+use crescendo_core::ids::{JobId, NodeId, Timestamp};
 use crescendo_core::job::JobState;
 use crescendo_core::observed::Observed;
 use crescendo_core::records::NodeRecord;
@@ -138,15 +139,28 @@ fn eta_seconds(step: u64, steps_total: u64, global_batch: u32, samples_per_sec: 
     }
 }
 
+/// Every node. Of what runs there only the jobs that `scope` sees are named; the slots of all are counted.
 pub fn nodes(
     state: &ClusterState,
     seen: &Observed,
     limits: &Limits,
+    scope: &Scope,
     now: Timestamp,
 ) -> v1::ListNodesResponse {
     v1::ListNodesResponse {
-        nodes: state.nodes().map(|record| node(record, state, seen, limits, now)).collect(),
+        nodes: state.nodes().map(|record| node(record, state, seen, limits, scope, now)).collect(),
     }
+}
+
+pub fn one_node(
+    id: &NodeId,
+    state: &ClusterState,
+    seen: &Observed,
+    limits: &Limits,
+    scope: &Scope,
+    now: Timestamp,
+) -> Option<v1::Node> {
+    Some(node(state.node(id)?, state, seen, limits, scope, now))
 }
 
 fn node(
@@ -154,9 +168,15 @@ fn node(
     state: &ClusterState,
     seen: &Observed,
     limits: &Limits,
+    scope: &Scope,
     now: Timestamp,
 ) -> v1::Node {
+    let sees = |job: &JobId| match (scope, state.job(job)) {
+        (Scope::Everything, _) => true,
+        (Scope::Only(_), known) => known.is_some_and(|job| scope.sees(&job.record.spec.tenant)),
+    };
     let view = seen.nodes.get(&record.id);
+    let draining = record.drained || view.is_some_and(|view| view.draining);
     let silence = now.since(view.map_or(seen.since, |view| view.last_heard));
     let connected = view.is_some_and(|view| view.connected) && silence < limits.silent_after;
     let reach = if connected { v1::NodeReach::Connected } else { v1::NodeReach::Silent };
@@ -178,8 +198,19 @@ fn node(
         labels: record.labels.clone(),
         version: record.version.clone(),
         silent_seconds: silence.as_secs_f64(),
-        running: view.into_iter().flat_map(|view| &view.running).map(convert::attempt_message).collect(),
-        curating: view.into_iter().flat_map(|view| &view.curating).map(convert::stage_message).collect(),
+        running: view
+            .into_iter()
+            .flat_map(|view| &view.running)
+            .filter(|attempt| sees(&attempt.job))
+            .map(convert::attempt_message)
+            .collect(),
+        curating: view
+            .into_iter()
+            .flat_map(|view| &view.curating)
+            .filter(|stage| sees(&stage.job))
+            .map(convert::stage_message)
+            .collect(),
+        draining,
     }
 }
 

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use crescendo_core::histogram::ScoreCounts;
 use crescendo_core::ids::{
-    AttemptRef, Generation, Incarnation, InvalidId, JobId, NodeId, RequestId, StageName, StageRef, Timestamp,
+    AttemptRef, Generation, Incarnation, InvalidId, JobId, NodeId, RequestId, StageName, StageRef, Tenant,
+    Timestamp,
 };
 use crescendo_core::job::JobState;
 use crescendo_core::records::{
@@ -38,6 +39,7 @@ pub fn encode(record: &Record) -> Vec<u8> {
         Record::Request(record) => Kind::Request(stored::Request {
             request_id: record.request.to_string(),
             job_id: record.job.to_string(),
+            tenant: record.tenant.as_ref().map(Tenant::to_string).unwrap_or_default(),
         }),
         Record::Attempt(record) => Kind::Attempt(attempt_out(record)),
         Record::Unit(record) => Kind::Unit(unit_out(record)),
@@ -53,6 +55,10 @@ pub fn decode(bytes: &[u8]) -> Result<Record, BadRecord> {
     Ok(match stored::Record::decode(bytes)?.record.ok_or(BadRecord::Empty)? {
         Kind::Job(message) => Record::Job(job_in(message)?),
         Kind::Request(message) => Record::Request(RequestRecord {
+            tenant: match message.tenant.as_str() {
+                "" => None,
+                tenant => Some(Tenant::parse(tenant)?),
+            },
             request: RequestId::parse(&message.request_id)?,
             job: JobId::parse(&message.job_id)?,
         }),
@@ -96,6 +102,7 @@ fn job_out(record: &JobRecord) -> stored::Job {
         submitted_at_millis: record.submitted_at.0,
         started_at_millis: time_out(record.started_at),
         finished_at_millis: time_out(record.finished_at),
+        trace_parent: record.trace.map(|trace| trace.to_string()).unwrap_or_default(),
     }
 }
 
@@ -119,6 +126,7 @@ fn job_in(message: stored::Job) -> Result<JobRecord, BadRecord> {
         spec_json: message.spec_json.into(),
         state,
         submitted_at: Timestamp(message.submitted_at_millis),
+        trace: message.trace_parent.parse().ok(),
         started_at: time_in(message.started_at_millis),
         finished_at: time_in(message.finished_at_millis),
     })
@@ -292,6 +300,7 @@ fn node_out(record: &NodeRecord) -> stored::Node {
         address: record.address.clone(),
         labels: record.labels.clone(),
         version: record.version.clone(),
+        drained: record.drained,
     }
 }
 
@@ -305,6 +314,7 @@ fn node_in(message: stored::Node) -> Result<NodeRecord, BadRecord> {
         address: message.address,
         labels: message.labels,
         version: message.version,
+        drained: message.drained,
     })
 }
 
@@ -370,6 +380,12 @@ mod tests {
             attempt(AttemptState::Ended { reason: "signal 9".into(), at: Timestamp(8) }),
             Record::Checkpoint(checkpoint()),
             Record::Request(RequestRecord {
+                tenant: Some(Tenant::parse("research").expect("valid")),
+                request: RequestId::parse("r-1").expect("valid"),
+                job: stage().job,
+            }),
+            Record::Request(RequestRecord {
+                tenant: None,
                 request: RequestId::parse("r-1").expect("valid"),
                 job: stage().job,
             }),
@@ -382,6 +398,7 @@ mod tests {
                 address: "127.0.0.1:9".into(),
                 labels: BTreeMap::from([("zone".to_owned(), "a".to_owned())]),
                 version: "0.1.0".into(),
+                drained: true,
             }),
         ];
         for record in records {
@@ -413,6 +430,7 @@ mod tests {
                 finished_at: state.is_terminal().then_some(Timestamp(3)),
                 state,
                 submitted_at: Timestamp(1),
+                trace: "00-0af7651916cd43dd8448eb211c80319c-00f067aa0ba902b7-01".parse().ok(),
                 started_at: Some(Timestamp(2)),
             });
             assert_eq!(decode(&encode(&record)).expect("readable"), record);
@@ -423,7 +441,7 @@ mod tests {
     fn bytes_that_are_no_record_are_an_error() {
         assert!(matches!(decode(b"\xff\xff\xff"), Err(BadRecord::Decode(_))));
         assert!(matches!(decode(b""), Err(BadRecord::Empty)));
-        let bad = stored::Request { request_id: "a b".into(), job_id: "j".into() };
+        let bad = stored::Request { request_id: "a b".into(), job_id: "j".into(), tenant: String::new() };
         let bad = stored::Record { record: Some(stored::record::Record::Request(bad)) };
         assert!(matches!(decode(&bad.encode_to_vec()), Err(BadRecord::Id(_))));
     }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use clap::Parser;
+use crescendo_controller::access::AccessConfig;
 use crescendo_controller::{Config, Controller};
 use crescendo_node::supervise::Tasks;
 use crescendo_node::tls::{ConnectionMetrics, Incoming};
@@ -120,7 +121,8 @@ async fn on_store(args: &Args, name: &str, location: &str) -> anyhow::Result<()>
     config.queue.max_open_jobs = usize::MAX;
     let registry = Registry::new();
     let incoming = Incoming::new(listener, None, 64, ConnectionMetrics::register(&registry)?);
-    let controller = Controller { config, store: store.clone(), registry, address: address.clone() };
+    let access = AccessConfig::dev();
+    let controller = Controller { config, access, store: store.clone(), registry, address: address.clone() };
     controller.start(incoming, &tasks)?.leads().await?;
     measure(args, name, &address).await?;
     tasks.stop_token().cancel();

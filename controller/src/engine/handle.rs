@@ -1,12 +1,15 @@
 //! Requests, one by one: what they write, and what they are answered.
 
+use crescendo_core::access::Scope;
 use crescendo_core::decide::reachable_curators;
 use crescendo_core::error::Refused;
 use crescendo_core::ids::{JobId, Timestamp};
 use crescendo_core::pairlog::Lease;
 use crescendo_core::records::{Record, UnitState, Write};
-use crescendo_core::requests;
+use crescendo_core::requests::{self, QueueLimits};
 use crescendo_core::state::Job;
+use crescendo_core::trace::TraceParent;
+use crescendo_node::trace;
 use crescendo_proto::{convert, v1};
 
 use crate::engine::Engine;
@@ -26,33 +29,37 @@ impl Engine {
                 let answer = self.submit(submission, now);
                 self.hold(reply, answer);
             }
-            Request::GetJob { job, reply } => {
-                let answer = self.job(&job).map(|found| self.job_view(found, now, true));
+            Request::GetJob { job, scope, reply } => {
+                let answer = self.job(&job, &scope).map(|found| self.job_view(found, now, true));
                 self.hold(reply, answer);
             }
-            Request::JobExists { job, reply } => {
-                let answer = self.job(&job).map(|found| !found.record.state.is_terminal());
+            Request::JobExists { job, scope, reply } => {
+                let answer = self.job(&job, &scope).map(|found| !found.record.state.is_terminal());
                 self.hold(reply, answer);
             }
-            Request::ListJobs { request, reply } => {
-                let answer = self.list_jobs(&request, now);
+            Request::ListJobs { request, scope, reply } => {
+                let answer = self.list_jobs(&request, &scope, now);
                 self.hold(reply, answer);
             }
-            Request::CancelJob { job, reason, reply } => {
-                let answer = self.cancel(&job, &reason, now);
+            Request::CancelJob { job, scope, reason, reply } => {
+                let answer = self.cancel(&job, &scope, &reason, now);
                 self.hold(reply, answer);
             }
-            Request::WatchJob { job, from_revision, reply } => {
-                let answer = self.watch_job(job, from_revision);
+            Request::WatchJob { job, scope, from_revision, reply } => {
+                let answer = self.watch_job(job, &scope, from_revision);
                 self.hold(reply, answer);
             }
-            Request::ListNodes { reply } => {
-                let answer = Ok(views::nodes(&self.state, &self.observed, &self.around.config.limits, now));
+            Request::ListNodes { scope, reply } => {
+                let answer = Ok(views::nodes(&self.state, &self.observed, &self.limits, &scope, now));
                 self.hold(reply, answer);
             }
-            Request::ListCheckpoints { job, stage, reply } => {
+            Request::DrainNode { node, undo, scope, reply } => {
+                let answer = self.drain_node(&node, undo, &scope, now);
+                self.hold(reply, answer);
+            }
+            Request::ListCheckpoints { job, scope, stage, reply } => {
                 let answer = self
-                    .job(&job)
+                    .job(&job, &scope)
                     .and_then(|job| views::checkpoints(job, stage.as_deref()).map_err(Into::into));
                 self.hold(reply, answer);
             }
@@ -69,8 +76,8 @@ impl Engine {
                 });
                 self.hold(reply, answer);
             }
-            Request::WatchPairLog { stage, from_unit, reply } => {
-                let answer = self.watch_pair_log(stage, from_unit);
+            Request::WatchPairLog { stage, scope, from_unit, reply } => {
+                let answer = self.watch_pair_log(stage, &scope, from_unit);
                 self.hold(reply, answer);
             }
             Request::LeaseUnit { .. }
@@ -88,13 +95,14 @@ impl Engine {
                     self.observed.heard(&node, now);
                 }
             }
+            Request::NodeDrains { node, session } => self.node_drains(&node, session),
             Request::Report { session, report } => self.take_report(session, report, now),
             Request::CloseSession { node, session } => self.close_session(&node, session),
         }
     }
 
     fn handle_unit(&mut self, request: Request, now: Timestamp) {
-        let limits = &self.around.config.limits;
+        let limits = &self.limits;
         let policy = limits.unit_policy(reachable_curators(&self.state, &self.observed, limits, now));
         let ttl_millis = u32::try_from(policy.lease_ttl.as_millis()).unwrap_or(u32::MAX);
         match request {
@@ -127,11 +135,15 @@ impl Engine {
                     });
                 self.hold(reply, answer);
             }
-            Request::FailUnit { lease, node, reason, reply } => {
-                let failed = requests::fail_unit(&self.state, &lease, &policy);
+            Request::FailUnit { lease, node, reason, handed_back, reply } => {
+                let failed = requests::fail_unit(&self.state, &lease, &policy, handed_back);
                 let answer = failed.map_err(Into::into).map(|(set_aside, writes)| {
                     let (stage, unit) = (&lease.stage, lease.unit);
-                    tracing::warn!(job = %stage.job, stage = %stage.stage, %node, unit, set_aside, reason, "unit has failed");
+                    if handed_back {
+                        tracing::info!(job = %stage.job, stage = %stage.stage, %node, unit, reason, "unit is handed back");
+                    } else {
+                        tracing::warn!(job = %stage.job, stage = %stage.stage, %node, unit, set_aside, reason, "unit has failed");
+                    }
                     self.write_all(writes);
                     v1::FailUnitResponse { set_aside }
                 });
@@ -150,8 +162,19 @@ impl Engine {
             | Request::WatchPairLog { .. }
             | Request::OpenSession { .. }
             | Request::Heartbeat { .. }
+            | Request::DrainNode { .. }
+            | Request::NodeDrains { .. }
             | Request::Report { .. }
             | Request::CloseSession { .. } => {}
+        }
+    }
+
+    /// A moment of a job, as a span of its trace if it has one.
+    pub(super) fn mark(&self, job: &JobId, span: impl FnOnce(Option<TraceParent>)) {
+        if let Some(job) = self.state.job(job)
+            && job.record.trace.is_some()
+        {
+            span(job.record.trace);
         }
     }
 
@@ -166,8 +189,10 @@ impl Engine {
         }
     }
 
-    pub(super) fn job(&self, id: &JobId) -> Answer<&Job> {
-        Ok(self.state.job(id).ok_or_else(|| Refused::NotFound { what: format!("job {id}") })?)
+    /// The job, if `scope` sees it; to others it does not exist.
+    pub(super) fn job(&self, id: &JobId, scope: &Scope) -> Answer<&Job> {
+        let job = self.state.job(id).filter(|job| scope.sees(&job.record.spec.tenant));
+        Ok(job.ok_or_else(|| Refused::NotFound { what: format!("job {id}") })?)
     }
 
     /// The job as a message; `full` adds the spec.
@@ -182,23 +207,30 @@ impl Engine {
     }
 
     fn submit(&mut self, submission: requests::Submission, now: Timestamp) -> Answer<(v1::Job, bool)> {
-        let submitted = requests::submit_job(&self.state, submission, self.around.config.queue, now)?;
+        let tenant = submission.spec.tenant.as_str();
+        // What was taken once stays taken.
+        if self.state.requested(tenant, &submission.request).is_none() {
+            self.limits.quotas.check_may_submit(tenant)?;
+        }
+        let limits = QueueLimits { tenant: self.limits.quotas.of(tenant), ..self.around.config.queue };
+        let submitted = requests::submit_job(&self.state, submission, limits, now)?;
         let (id, already) = (submitted.job, submitted.already);
         if !already {
             tracing::info!(job = %id, "job is submitted");
         }
         self.write_all(submitted.writes);
-        let job = self.job(&id)?;
+        let job = self.job(&id, &Scope::Everything)?;
         Ok((self.job_view(job, now, false), already))
     }
 
-    fn cancel(&mut self, id: &JobId, reason: &str, now: Timestamp) -> Answer<v1::Job> {
+    fn cancel(&mut self, id: &JobId, scope: &Scope, reason: &str, now: Timestamp) -> Answer<v1::Job> {
+        self.job(id, scope)?;
         let writes = requests::cancel_job(&self.state, id, reason, now)?;
         if !writes.is_empty() {
             tracing::info!(job = %id, reason, "job is cancelled");
         }
         self.write_all(writes);
-        Ok(self.job_view(self.job(id)?, now, true))
+        Ok(self.job_view(self.job(id, scope)?, now, true))
     }
 
     fn commit_checkpoint(
@@ -209,6 +241,13 @@ impl Engine {
         let committed = requests::commit_checkpoint(&self.state, checkpoint, now)?;
         if !committed.writes.is_empty() {
             let saved = &committed.checkpoint;
+            self.mark(&saved.stage.job, |trace| {
+                let span = tracing::info_span!(
+                    target: trace::TARGET, "commit checkpoint", job = %saved.stage.job, stage = %saved.stage.stage,
+                    generation = saved.generation.0, step = saved.step, is_final = saved.is_final
+                );
+                trace::set_parent(&span, trace);
+            });
             tracing::info!(
                 job = %saved.stage.job, stage = %saved.stage.stage, generation = saved.generation.0,
                 step = saved.step, is_final = saved.is_final, "checkpoint is committed"
@@ -221,7 +260,12 @@ impl Engine {
         })
     }
 
-    fn list_jobs(&self, request: &v1::ListJobsRequest, now: Timestamp) -> Answer<v1::ListJobsResponse> {
+    fn list_jobs(
+        &self,
+        request: &v1::ListJobsRequest,
+        scope: &Scope,
+        now: Timestamp,
+    ) -> Answer<v1::ListJobsResponse> {
         let size = match request.page_size as usize {
             0 => DEFAULT_PAGE,
             size if size <= MAX_PAGE => size,
@@ -233,6 +277,7 @@ impl Engine {
             (request.states.is_empty() || request.states.contains(&convert::job_state(&record.state).into()))
                 && record.spec.name.starts_with(&request.name_prefix)
                 && (request.tenant.is_empty() || record.spec.tenant == request.tenant)
+                && scope.sees(&record.spec.tenant)
         };
         let mut found: Vec<(views::PageToken, &Job)> = self
             .state

@@ -1,5 +1,6 @@
 //! What the services ask of the engine.
 
+use crescendo_core::access::Scope;
 use crescendo_core::error::Refused;
 use crescendo_core::ids::{Generation, JobId, NodeId, StageRef};
 use crescendo_core::observed::Report;
@@ -46,32 +47,45 @@ pub enum Request {
     },
     GetJob {
         job: JobId,
+        scope: Scope,
         reply: Reply<v1::Job>,
     },
     ListJobs {
         request: v1::ListJobsRequest,
+        scope: Scope,
         reply: Reply<v1::ListJobsResponse>,
     },
     CancelJob {
         job: JobId,
+        scope: Scope,
         reason: String,
         reply: Reply<v1::Job>,
     },
     WatchJob {
         job: JobId,
+        scope: Scope,
         from_revision: u64,
         reply: Reply<JobWatch>,
     },
     /// Ends when the job is terminal or gone.
     JobExists {
         job: JobId,
+        scope: Scope,
         reply: Reply<bool>,
     },
     ListNodes {
+        scope: Scope,
         reply: Reply<v1::ListNodesResponse>,
+    },
+    DrainNode {
+        node: NodeId,
+        undo: bool,
+        scope: Scope,
+        reply: Reply<v1::Node>,
     },
     ListCheckpoints {
         job: JobId,
+        scope: Scope,
         stage: Option<String>,
         reply: Reply<Vec<v1::Checkpoint>>,
     },
@@ -104,10 +118,13 @@ pub enum Request {
         lease: UnitLeaseRef,
         node: NodeId,
         reason: String,
+        /// It has not failed, its curator leaves.
+        handed_back: bool,
         reply: Reply<v1::FailUnitResponse>,
     },
     WatchPairLog {
         stage: StageRef,
+        scope: Scope,
         from_unit: u64,
         reply: Reply<ShardWatch>,
     },
@@ -116,6 +133,10 @@ pub enum Request {
         reply: Reply<OpenedSession>,
     },
     Heartbeat {
+        node: NodeId,
+        session: SessionId,
+    },
+    NodeDrains {
         node: NodeId,
         session: SessionId,
     },

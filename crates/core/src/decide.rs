@@ -11,11 +11,15 @@ mod nodes;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
+
+pub use curation::curation_backlog_units;
 
 use crate::ids::{AttemptRef, JobId, NodeId, StageRef, Timestamp};
 use crate::observed::{NodeView, Observed};
 use crate::pairlog::UnitPolicy;
+use crate::quotas::{Quotas, gigabytes};
 use crate::records::{NodeKind, NodeRecord, Write};
 use crate::state::ClusterState;
 
@@ -42,6 +46,8 @@ pub struct Limits {
     /// Units under way past the readable prefix: `base + per_curator * curators`.
     pub look_ahead_base: u64,
     pub look_ahead_per_curator: u64,
+    /// What each tenant may use.
+    pub quotas: Arc<Quotas>,
 }
 
 impl Default for Limits {
@@ -59,6 +65,7 @@ impl Default for Limits {
             max_unit_leases: 16,
             look_ahead_base: 4,
             look_ahead_per_curator: 2,
+            quotas: Arc::default(),
         }
     }
 }
@@ -99,6 +106,8 @@ pub enum Command {
     /// Start the ranks of this attempt, with the curators' addresses.
     StartAttempt(AttemptRef, Vec<String>),
     StopAttempt(AttemptRef, String),
+    /// Save a checkpoint and end, on every node of the gang.
+    DrainAttempt(AttemptRef, String),
     UpdateCurators(AttemptRef, Vec<String>),
     AssignCuration(StageRef),
     ReleaseCuration(StageRef, String),
@@ -106,9 +115,22 @@ pub enum Command {
 
 #[derive(Clone, Debug, PartialEq)]
 pub enum Change {
-    AttemptPlaced { attempt: AttemptRef, ranks: usize },
-    AttemptEnded { attempt: AttemptRef, reason: String },
-    JobMoved { job: JobId, from: &'static str, to: &'static str, reason: String },
+    AttemptPlaced {
+        attempt: AttemptRef,
+        ranks: usize,
+    },
+    /// `handed_over`: nothing went wrong, a node of its gang drains.
+    AttemptEnded {
+        attempt: AttemptRef,
+        reason: String,
+        handed_over: bool,
+    },
+    JobMoved {
+        job: JobId,
+        from: &'static str,
+        to: &'static str,
+        reason: String,
+    },
 }
 
 /// Why a job does not go on at this moment.
@@ -133,6 +155,21 @@ pub enum Wait {
     Behind {
         job: JobId,
     },
+    /// The same, and that job is of another tenant: to whoever reads this it does not exist.
+    BehindOthers,
+    /// The tenant uses as many slots as it may.
+    TenantGpus {
+        tenant: String,
+        wanted: u32,
+        used: u32,
+        limit: u32,
+    },
+    /// The tenant stores as much as it may, so that no further stage of it is begun.
+    TenantStorage {
+        tenant: String,
+        stored_bytes: u64,
+        limit_bytes: u64,
+    },
     /// The last attempt failed; the next one waits a little.
     Backoff {
         reason: String,
@@ -156,7 +193,8 @@ impl Wait {
             Self::Pairs { .. } => "pairs",
             Self::NoTrainer => "no_trainer",
             Self::Slots { .. } => "slots",
-            Self::Behind { .. } => "behind",
+            Self::Behind { .. } | Self::BehindOthers => "behind",
+            Self::TenantGpus { .. } | Self::TenantStorage { .. } => "quota",
             Self::Backoff { .. } => "backoff",
             Self::Ranks { .. } => "ranks",
             Self::Paused => "paused",
@@ -184,6 +222,17 @@ impl fmt::Display for Wait {
                 write!(f, "waits for {wanted} slots: {free} of {total} are free")
             }
             Self::Behind { job } => write!(f, "waits behind job {job}, which waits for slots"),
+            Self::BehindOthers => f.write_str("waits behind a job of another tenant, which waits for slots"),
+            Self::TenantGpus { tenant, wanted, limit, .. } if wanted > limit => {
+                write!(f, "waits for {wanted} GPUs: tenant {tenant} may use {limit} GPUs in all")
+            }
+            Self::TenantGpus { tenant, wanted, used, limit } => {
+                write!(f, "waits for {wanted} GPUs: tenant {tenant} uses {used} of its {limit} GPUs")
+            }
+            Self::TenantStorage { tenant, stored_bytes, limit_bytes } => {
+                let (stored, limit) = (gigabytes(*stored_bytes), gigabytes(*limit_bytes));
+                write!(f, "waits for storage: tenant {tenant} stores {stored} of its {limit}")
+            }
             Self::Backoff { reason, failures } => {
                 write!(f, "starts again shortly after {failures} failures: {reason}")
             }
@@ -222,6 +271,11 @@ impl<'a> Nodes<'a> {
         })
     }
 
+    /// Reachable nodes that may be given something new: none that drains.
+    fn open_to_work(&self, kind: NodeKind) -> impl Iterator<Item = (&'a NodeRecord, &'a NodeView)> {
+        self.reachable(kind).filter(|(record, view)| !record.drained && !view.draining)
+    }
+
     fn is_reachable(&self, view: &NodeView) -> bool {
         view.connected && self.now.since(view.last_heard) < self.limits.silent_after
     }
@@ -229,5 +283,30 @@ impl<'a> Nodes<'a> {
 
 /// Curators that can be given work now.
 pub fn reachable_curators(state: &ClusterState, seen: &Observed, limits: &Limits, now: Timestamp) -> usize {
-    Nodes { state, seen, limits, now }.reachable(NodeKind::Curator).count()
+    Nodes { state, seen, limits, now }.open_to_work(NodeKind::Curator).count()
+}
+
+/// Nodes of one kind, by what can be done with them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NodeCounts {
+    /// May be given work.
+    pub open: usize,
+    /// Reachable, and given nothing new.
+    pub draining: usize,
+    /// Without a session, or not heard of lately.
+    pub silent: usize,
+}
+
+/// The nodes of a kind that are known.
+pub fn count_nodes(
+    state: &ClusterState,
+    seen: &Observed,
+    limits: &Limits,
+    kind: NodeKind,
+    now: Timestamp,
+) -> NodeCounts {
+    let nodes = Nodes { state, seen, limits, now };
+    let (open, reachable) = (nodes.open_to_work(kind).count(), nodes.reachable(kind).count());
+    let known = state.nodes().filter(|record| record.kind == kind).count();
+    NodeCounts { open, draining: reachable.saturating_sub(open), silent: known.saturating_sub(reachable) }
 }

@@ -12,6 +12,8 @@
 //! | module | what it is |
 //! |---|---|
 //! | [`spec`] | the job spec: parsing, defaults, every problem at once |
+//! | [`access`] | roles, and who may make which call |
+//! | [`quotas`] | what a tenant may use |
 //! | [`ids`] | checked names, generations, times |
 //! | [`records`] | what is durable, one record a key |
 //! | [`state`] | the records assembled |
@@ -19,13 +21,16 @@
 //! | [`pairlog`] | curation units, leases, the readable prefix |
 //! | [`histogram`] | distributions of scores, which add up over units |
 //! | [`requests`] | what a caller may ask for, and when it is refused |
+//! | [`secret`] | keys and tokens, and how they are kept out of text |
 //! | [`observed`] | what is seen of nodes and gangs; unknown is not failed |
 //! | [`placement`] | gangs onto slots, whole or not at all |
+//! | [`trace`] | which trace a job belongs to |
 //! | [`decide`] | `decide(state, observed, now) -> plan` |
 //! | [`invariants`] | what must hold of every state |
 //!
 //! Everything here is a function of its arguments: no clock, no randomness, ordered maps only.
 
+pub mod access;
 pub mod decide;
 pub mod error;
 pub mod histogram;
@@ -35,9 +40,12 @@ pub mod job;
 pub mod observed;
 pub mod pairlog;
 pub mod placement;
+pub mod quotas;
 pub mod records;
 pub mod requests;
+pub mod secret;
 pub mod spec;
 pub mod state;
+pub mod trace;
 
 pub use error::Refused;

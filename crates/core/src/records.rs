@@ -6,9 +6,12 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::histogram::ScoreCounts;
-use crate::ids::{AttemptRef, Generation, Incarnation, JobId, NodeId, RequestId, StageRef, Timestamp};
+use crate::ids::{
+    AttemptRef, Generation, Incarnation, JobId, NodeId, RequestId, StageRef, Tenant, Timestamp,
+};
 use crate::job::JobState;
 use crate::spec::JobSpec;
+use crate::trace::TraceParent;
 
 /// A job as accepted, and where it is.
 #[derive(Clone, Debug, PartialEq)]
@@ -20,6 +23,8 @@ pub struct JobRecord {
     pub spec_json: Arc<[u8]>,
     pub state: JobState,
     pub submitted_at: Timestamp,
+    /// What it was submitted from, for whoever follows it.
+    pub trace: Option<TraceParent>,
     /// First time that a node worked on it.
     pub started_at: Option<Timestamp>,
     pub finished_at: Option<Timestamp>,
@@ -28,6 +33,8 @@ pub struct JobRecord {
 /// Which job a request id made. Written together with the job.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RequestRecord {
+    /// Each tenant has request ids of its own. `None` in records of versions in which all tenants shared them.
+    pub tenant: Option<Tenant>,
     pub request: RequestId,
     pub job: JobId,
 }
@@ -168,6 +175,8 @@ pub struct NodeRecord {
     pub address: String,
     pub labels: BTreeMap<String, String>,
     pub version: String,
+    /// A person has said that it gets no work until further notice; not the node's own word.
+    pub drained: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -192,7 +201,7 @@ pub enum Record {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum RecordKey {
     Job(JobId),
-    Request(RequestId),
+    Request(Option<Tenant>, RequestId),
     Attempt(StageRef),
     Unit(StageRef, u64),
     Checkpoint(StageRef, u64, Generation),
@@ -203,7 +212,7 @@ impl Record {
     pub fn key(&self) -> RecordKey {
         match self {
             Self::Job(record) => RecordKey::Job(record.id.clone()),
-            Self::Request(record) => RecordKey::Request(record.request.clone()),
+            Self::Request(record) => RecordKey::Request(record.tenant.clone(), record.request.clone()),
             Self::Attempt(record) => RecordKey::Attempt(record.attempt.stage_ref()),
             Self::Unit(record) => RecordKey::Unit(record.stage.clone(), record.unit),
             Self::Checkpoint(record) => {
@@ -219,7 +228,8 @@ impl fmt::Display for RecordKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Job(id) => write!(f, "jobs/{id}"),
-            Self::Request(id) => write!(f, "requests/{id}"),
+            Self::Request(None, id) => write!(f, "requests/{id}"),
+            Self::Request(Some(tenant), id) => write!(f, "requests/{tenant}/{id}"),
             Self::Attempt(stage) => write!(f, "attempts/{stage}"),
             Self::Unit(stage, unit) => write!(f, "units/{stage}/{unit:012}"),
             Self::Checkpoint(stage, step, generation) => {

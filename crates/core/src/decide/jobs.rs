@@ -10,15 +10,23 @@ use crate::ids::{AttemptRef, JobId, NodeId, StageRef, Timestamp};
 use crate::job::{JobEvent, JobState};
 use crate::observed::NodeReport;
 use crate::placement::{self, NodeSlots, Slots};
-use crate::records::{AttemptRecord, AttemptState, JobRecord, NodeKind, Record, Write};
+use crate::records::{AttemptRecord, AttemptState, JobRecord, NodeKind, RankPlacement, Record, Write};
 use crate::requests::ended;
 use crate::state::{Job, Stage};
 
 /// An attempt that cannot go on.
 struct Ending {
     reason: String,
+    kind: EndKind,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum EndKind {
+    Failed,
     /// Trying again cannot help.
-    permanent: bool,
+    Hopeless,
+    /// Everything trained is saved: a node of the gang drains.
+    HandedOver,
 }
 
 /// What the pass over the jobs leaves for the others.
@@ -27,6 +35,8 @@ pub(super) struct Decided<'a> {
     pub active: Active,
     /// Jobs that have become terminal.
     pub closed: BTreeSet<JobId>,
+    /// Tenants that store as much as they may: stored and allowed bytes.
+    pub full_tenants: BTreeMap<String, (u64, u64)>,
     /// Stages that wait for pairs, in order.
     lacking: Vec<Lacking<'a>>,
 }
@@ -48,12 +58,15 @@ pub(super) fn decide_jobs<'a>(nodes: &Nodes<'a>, plan: &mut Plan) -> Decided<'a>
         }
     }
     let slots = free_slots(nodes, &active);
-    let decided = Decided { active, closed: BTreeSet::new(), lacking: Vec::new() };
-    let mut pass = JobPass { nodes, plan, decided, slots, idle: Vec::new(), first_waiting: None };
+    let full_tenants = nodes.limits.quotas.full_tenants(nodes.state);
+    let decided = Decided { active, closed: BTreeSet::new(), full_tenants, lacking: Vec::new() };
+    let (idle, in_use) = (Vec::new(), BTreeMap::new());
+    let mut pass = JobPass { nodes, plan, decided, slots, idle, in_use, first_waiting: None };
     // Every slot that becomes free is known before the first one is given away.
     for job in jobs {
         pass.decide_job(job);
     }
+    pass.count_in_use();
     for Idle { job, index, last } in std::mem::take(&mut pass.idle) {
         if let Some(stage) = job.stages.get(index) {
             pass.start_or_wait(job, index, stage, last.as_ref());
@@ -94,7 +107,7 @@ pub(super) fn decide_curation(
 /// Slots of reachable trainers that no active attempt holds.
 fn free_slots(nodes: &Nodes<'_>, active: &Active) -> Slots {
     let mut slots = Slots::default();
-    for (record, view) in nodes.reachable(NodeKind::Trainer).filter(|(record, _)| record.slots > 0) {
+    for (record, view) in nodes.open_to_work(NodeKind::Trainer).filter(|(record, _)| record.slots > 0) {
         let wanted = |attempt: &AttemptRef| {
             active.get(&attempt.stage_ref()).is_some_and(|now| now.attempt == *attempt)
         };
@@ -128,8 +141,10 @@ struct JobPass<'a, 'p> {
     slots: Slots,
     /// In order.
     idle: Vec<Idle<'a>>,
+    /// Slots that each tenant's active attempts hold. Filled once every attempt that cannot go on has ended.
+    in_use: BTreeMap<&'a str, u32>,
     /// The first job that waits for slots which it would fit into: no later one takes them away.
-    first_waiting: Option<JobId>,
+    first_waiting: Option<&'a Job>,
 }
 
 impl<'a> JobPass<'a, '_> {
@@ -193,11 +208,17 @@ impl<'a> JobPass<'a, '_> {
             // A checkpoint in between makes this failure the first of its row.
             let progressed =
                 stage.checkpoints.values().any(|saved| saved.generation == running.attempt.generation);
-            let failures = if progressed { 1 } else { running.failures_in_a_row.saturating_add(1) };
-            attempt = Some(self.end(running, ending.reason.clone(), failures));
-            let tried_enough = failures > self.nodes.limits.max_failures_in_a_row;
-            if ending.permanent || tried_enough {
-                let tries = if ending.permanent {
+            let before = if progressed { 0 } else { running.failures_in_a_row };
+            let failures = match ending.kind {
+                EndKind::HandedOver => before,
+                EndKind::Failed | EndKind::Hopeless => before.saturating_add(1),
+            };
+            let handed_over = ending.kind == EndKind::HandedOver;
+            attempt = Some(self.end_as(running, ending.reason.clone(), failures, handed_over));
+            let hopeless = ending.kind == EndKind::Hopeless;
+            let tried_enough = !handed_over && failures > self.nodes.limits.max_failures_in_a_row;
+            if hopeless || tried_enough {
+                let tries = if hopeless {
                     String::new()
                 } else {
                     format!(" {failures} times without a new checkpoint")
@@ -239,36 +260,40 @@ impl<'a> JobPass<'a, '_> {
     fn ending(&self, attempt: &AttemptRecord) -> Option<Ending> {
         let gang = self.nodes.seen.gang(&attempt.attempt);
         let reports = gang.map(|gang| &gang.nodes);
-        let failed = |wanted_permanent: bool| {
-            reports.into_iter().flatten().find_map(|(node, report)| match report {
-                NodeReport::Failed { reason, permanent } if *permanent == wanted_permanent => {
-                    Some(Ending { reason: format!("{reason} (on {node})"), permanent: *permanent })
-                }
-                NodeReport::Stopped if !wanted_permanent => {
-                    Some(Ending { reason: format!("node {node} stopped its ranks"), permanent: false })
-                }
-                NodeReport::Failed { .. }
-                | NodeReport::Stopped
-                | NodeReport::Starting
-                | NodeReport::Running
-                | NodeReport::Succeeded => None,
-            })
+        let told = |node: &NodeId, report: &NodeReport| match report {
+            NodeReport::Failed { reason, permanent } => Some(Ending {
+                reason: format!("{reason} (on {node})"),
+                kind: if *permanent { EndKind::Hopeless } else { EndKind::Failed },
+            }),
+            NodeReport::Stopped => {
+                Some(Ending { reason: format!("node {node} stopped its ranks"), kind: EndKind::Failed })
+            }
+            NodeReport::Drained { reason } => {
+                Some(Ending { reason: format!("{reason} (on {node})"), kind: EndKind::HandedOver })
+            }
+            NodeReport::Starting | NodeReport::Running | NodeReport::Succeeded => None,
         };
-        if let Some(ending) = failed(true).or_else(|| failed(false)) {
+        let of_kind = |kind: EndKind| {
+            let all = reports.into_iter().flatten();
+            all.filter_map(|(node, report)| told(node, report)).find(|ending| ending.kind == kind)
+        };
+        // Ranks say that they are drained once all is saved: what goes wrong on a node after that costs nothing.
+        let order = [EndKind::Hopeless, EndKind::HandedOver, EndKind::Failed];
+        if let Some(ending) = order.into_iter().find_map(of_kind) {
             return Some(ending);
         }
         let succeeded =
             |node: &NodeId| reports.is_some_and(|nodes| nodes.get(node) == Some(&NodeReport::Succeeded));
         if attempt.ranks.iter().all(|rank| succeeded(&rank.node)) {
             let reason = "every rank ended and no final checkpoint is committed".to_owned();
-            return Some(Ending { reason, permanent: false });
+            return Some(Ending { reason, kind: EndKind::Failed });
         }
         for rank in &attempt.ranks {
             let view = self.nodes.seen.nodes.get(&rank.node);
             if view.is_some_and(|view| view.incarnation != rank.incarnation) {
                 return Some(Ending {
                     reason: format!("node {} was restarted", rank.node),
-                    permanent: false,
+                    kind: EndKind::Failed,
                 });
             }
         }
@@ -286,23 +311,43 @@ impl<'a> JobPass<'a, '_> {
                     rank.node,
                     silence.as_secs()
                 ),
-                permanent: false,
+                kind: EndKind::Failed,
             })
         })
     }
 
     fn end(&mut self, attempt: &AttemptRecord, reason: String, failures_in_a_row: u32) -> AttemptRecord {
+        self.end_as(attempt, reason, failures_in_a_row, false)
+    }
+
+    fn end_as(
+        &mut self,
+        attempt: &AttemptRecord,
+        reason: String,
+        failures_in_a_row: u32,
+        handed_over: bool,
+    ) -> AttemptRecord {
         if self.decided.active.remove(&attempt.attempt.stage_ref()).is_some() {
             attempt.ranks.iter().for_each(|rank| self.slots.give_back(rank));
         }
         let record = AttemptRecord { failures_in_a_row, ..ended(attempt, reason.clone(), self.nodes.now) };
-        self.plan.changes.push(Change::AttemptEnded { attempt: attempt.attempt.clone(), reason });
+        let attempt = attempt.attempt.clone();
+        self.plan.changes.push(Change::AttemptEnded { attempt, reason, handed_over });
         self.write(Record::Attempt(record.clone()));
         record
     }
 
     fn start_or_wait(&mut self, job: &'a Job, index: usize, stage: &Stage, last: Option<&AttemptRecord>) {
         let Some(spec) = job.stage_spec(index) else { return };
+        if let Some((stored_bytes, limit_bytes)) = self.decided.full_tenants.get(&job.record.spec.tenant)
+            && !stage.is_begun()
+        {
+            let (stored_bytes, limit_bytes) = (*stored_bytes, *limit_bytes);
+            let wait =
+                Wait::TenantStorage { tenant: job.record.spec.tenant.clone(), stored_bytes, limit_bytes };
+            self.plan.waits.insert(job.record.id.clone(), wait);
+            return;
+        }
         let log = &stage.log;
         let needed = spec.data.min_pairs.min(spec.data.pairs);
         if !log.is_sealed() && log.committed() < needed {
@@ -337,7 +382,7 @@ impl<'a> JobPass<'a, '_> {
 
     fn try_place(
         &mut self,
-        job: &Job,
+        job: &'a Job,
         index: usize,
         stage: &Stage,
         last: Option<&AttemptRecord>,
@@ -346,9 +391,6 @@ impl<'a> JobPass<'a, '_> {
         if self.slots.is_empty() {
             return Err(Wait::NoTrainer);
         }
-        if let Some(first) = &self.first_waiting {
-            return Err(Wait::Behind { job: first.clone() });
-        }
         let Ok(init_from) = job.init_checkpoint(index) else {
             return Err(Wait::Pairs {
                 stage: stage.id.stage.to_string(),
@@ -356,14 +398,20 @@ impl<'a> JobPass<'a, '_> {
                 needed: 0,
             });
         };
-        let sizes = placement::gang_sizes(&job.record.spec, spec);
+        let sizes = self.allowed_sizes(job, placement::gang_sizes(&job.record.spec, spec))?;
+        if let Some(first) = self.first_waiting {
+            let same_tenant = first.record.spec.tenant == job.record.spec.tenant;
+            let behind = Wait::Behind { job: first.record.id.clone() };
+            return Err(if same_tenant { behind } else { Wait::BehindOthers });
+        }
         let ranks = placement::place(&self.slots, &stage.id, &sizes).map_err(|no_room| {
             if no_room.fits_when_empty() {
-                self.first_waiting = Some(job.record.id.clone());
+                self.first_waiting = Some(job);
             }
             Wait::Slots { wanted: no_room.wanted, free: no_room.free, total: no_room.total }
         })?;
         ranks.iter().for_each(|rank| self.slots.take(rank));
+        *self.in_use.entry(&job.record.spec.tenant).or_insert(0) += slots_of(&ranks);
         let StageRef { job: job_id, stage: name } = stage.id.clone();
         let attempt = AttemptRef { job: job_id, stage: name, generation: stage.generation().next() };
         let nodes: BTreeSet<&NodeId> = ranks.iter().map(|rank| &rank.node).collect();
@@ -384,6 +432,29 @@ impl<'a> JobPass<'a, '_> {
         Ok(wait)
     }
 
+    fn count_in_use(&mut self) {
+        let state = self.nodes.state;
+        for (stage, attempt) in &self.decided.active {
+            if let Some(job) = state.job(&stage.job) {
+                *self.in_use.entry(&job.record.spec.tenant).or_insert(0) += slots_of(&attempt.ranks);
+            }
+        }
+    }
+
+    /// The gang sizes, largest first, that the job's tenant has slots left for.
+    fn allowed_sizes(&self, job: &Job, sizes: Vec<u32>) -> Result<Vec<u32>, Wait> {
+        let tenant = job.record.spec.tenant.as_str();
+        let Some(limit) = self.nodes.limits.quotas.of(tenant).max_gpus else { return Ok(sizes) };
+        let used = self.in_use.get(tenant).copied().unwrap_or(0);
+        let left = limit.saturating_sub(used);
+        let wanted = sizes.last().copied().unwrap_or(0);
+        let allowed: Vec<u32> = sizes.into_iter().filter(|size| *size <= left).collect();
+        if allowed.is_empty() {
+            return Err(Wait::TenantGpus { tenant: tenant.to_owned(), wanted, used, limit });
+        }
+        Ok(allowed)
+    }
+
     fn move_job(&mut self, job: &Job, events: Vec<JobEvent>) {
         if move_job(self.nodes.now, self.plan, job, events) {
             self.decided.closed.insert(job.record.id.clone());
@@ -393,6 +464,10 @@ impl<'a> JobPass<'a, '_> {
     fn write(&mut self, record: Record) {
         write(self.plan, record);
     }
+}
+
+fn slots_of(ranks: &[RankPlacement]) -> u32 {
+    u32::try_from(ranks.len()).unwrap_or(u32::MAX)
 }
 
 /// Applies events one after the other; one that the state does not allow is left out. Whether the job has ended.

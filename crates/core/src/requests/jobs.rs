@@ -4,11 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::error::Refused;
-use crate::ids::{JobId, RequestId, Timestamp};
+use crate::ids::{JobId, RequestId, Tenant, Timestamp};
 use crate::job::{JobEvent, JobState};
+use crate::quotas::{self, TenantLimits};
 use crate::records::{AttemptRecord, AttemptState, JobRecord, Record, RequestRecord, Write};
+use crate::secret::{self, redact};
 use crate::spec::JobSpec;
 use crate::state::ClusterState;
+use crate::trace::TraceParent;
 
 /// Most characters of a cancel reason that are kept.
 const MAX_REASON_CHARS: usize = 300;
@@ -22,6 +25,8 @@ pub struct QueueLimits {
     pub max_open_jobs: usize,
     /// Hint to whoever is refused.
     pub retry_after: Duration,
+    /// What the tenant that submits may use.
+    pub tenant: TenantLimits,
 }
 
 /// A spec that has been found good.
@@ -30,6 +35,7 @@ pub struct Submission {
     pub request: RequestId,
     pub spec: Arc<JobSpec>,
     pub spec_json: Arc<[u8]>,
+    pub trace: Option<TraceParent>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -40,14 +46,20 @@ pub struct Submitted {
     pub writes: Vec<Write>,
 }
 
-/// Accepts a job. The same request id gives the same job, however often it is sent.
+/// Accepts a job. The same request id of a tenant gives the same job, however often it is sent.
 pub fn submit_job(
     state: &ClusterState,
     submission: Submission,
     limits: QueueLimits,
     now: Timestamp,
 ) -> Result<Submitted, Refused> {
-    if let Some(job) = state.requested(&submission.request) {
+    if secret::find(submission.request.as_str()).is_some() {
+        return Err(Refused::invalid(
+            "request_id",
+            "looks like a key or a token, and is stored and shown: choose another",
+        ));
+    }
+    if let Some(job) = state.requested(&submission.spec.tenant, &submission.request) {
         if job.record.spec_json != submission.spec_json {
             let what = format!(
                 "request id {} has submitted another spec, as job {}",
@@ -61,8 +73,12 @@ pub fn submit_job(
         let what = format!("{} jobs are waiting or running, which is the limit", state.open_count());
         return Err(Refused::Full { what, retry_after: limits.retry_after });
     }
+    let tenant =
+        Tenant::parse(&submission.spec.tenant).map_err(|error| Refused::bad_id("metadata.tenant", &error))?;
+    quotas::check_submit(state, &tenant, &limits.tenant, limits.retry_after)?;
     let id = free_id(state, &submission)?;
-    let request = RequestRecord { request: submission.request.clone(), job: id.clone() };
+    let request =
+        RequestRecord { tenant: Some(tenant), request: submission.request.clone(), job: id.clone() };
     let job = JobRecord {
         id: id.clone(),
         request: submission.request,
@@ -70,6 +86,7 @@ pub fn submit_job(
         spec_json: submission.spec_json,
         state: JobState::Queued,
         submitted_at: now,
+        trace: submission.trace,
         started_at: None,
         finished_at: None,
     };
@@ -82,7 +99,7 @@ pub fn submit_job(
 
 fn free_id(state: &ClusterState, submission: &Submission) -> Result<JobId, Refused> {
     for salt in 0..MAX_ID_TRIES {
-        let id = JobId::derive(&submission.spec.name, &submission.request, salt)
+        let id = JobId::derive(&submission.spec.name, &submission.spec.tenant, &submission.request, salt)
             .map_err(|error| Refused::bad_id("metadata.name", &error))?;
         if state.job(&id).is_none() {
             return Ok(id);
@@ -120,7 +137,9 @@ pub(crate) fn ended(attempt: &AttemptRecord, reason: String, now: Timestamp) -> 
 }
 
 /// Text from outside as one bounded line.
+/// Secrets that someone has put into it are not kept.
 pub(crate) fn one_line(text: &str) -> String {
+    let text = redact(text);
     let line: String =
         text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MAX_REASON_CHARS).collect();
     line.trim().to_owned()
