@@ -30,7 +30,8 @@ async fn a_job_runs_with_a_bucket_and_resumes_from_it() -> Result<()> {
 
     let weights = cluster.train_base().await?;
     ensure!(weights.starts_with("store:jobs/"), "{weights}");
-    let spec = lora_spec(&weights, 1, 12, 3).replace("subjects: subjects", "subjects: \"store:sets/subjects\"");
+    let spec =
+        lora_spec(&weights, 1, 12, 3).replace("subjects: subjects", "subjects: \"store:sets/subjects\"");
     let job_id = cluster.submit("lora", &spec).await?;
     cluster.await_step(&job_id, 0, 4, LIMIT).await?;
     cluster.kill_9_rank(0)?;

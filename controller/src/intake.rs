@@ -84,7 +84,7 @@ pub struct Reading<S> {
 impl<S, B, R> Service<http::Request<B>> for Reading<S>
 where
     S: Service<http::Request<Body>, Response = http::Response<R>> + Clone + Send + 'static,
-    S::Future: Send,
+    S::Future: Send + 'static,
     S::Error: Send,
     B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
     B::Error: Into<StdError> + Send,
@@ -110,7 +110,9 @@ where
             let (parts, body) = request.into_parts();
             let read = match tokio::time::timeout(timeout, read(body, room)).await {
                 Ok(read) => read,
-                Err(_) => Err(Status::deadline_exceeded(format!("the request did not arrive within {timeout:?}"))),
+                Err(_) => {
+                    Err(Status::deadline_exceeded(format!("the request did not arrive within {timeout:?}")))
+                }
             };
             match read {
                 Ok((bytes, _held)) => {
@@ -180,7 +182,7 @@ mod tests {
             async move {
                 calls.fetch_add(1, Ordering::Relaxed);
                 drop(request);
-                Ok(http::Response::new(String::new()))
+                Ok::<_, Infallible>(http::Response::new(String::new()))
             }
         });
         intake.layer(counting)
@@ -195,7 +197,9 @@ mod tests {
     }
 
     fn never() -> BoxBody<Bytes, Infallible> {
-        BodyExt::boxed(StreamBody::new(tokio_stream::pending::<Result<http_body::Frame<Bytes>, Infallible>>()))
+        BodyExt::boxed(
+            StreamBody::new(tokio_stream::pending::<Result<http_body::Frame<Bytes>, Infallible>>()),
+        )
     }
 
     fn whole(size_bytes: usize) -> BoxBody<Bytes, Infallible> {

@@ -16,7 +16,7 @@
 //! | [`views`] | state and observations as messages |
 //! | [`logs`] | bounded rings of log lines |
 //! | [`intake`] | requests are read whole before they count |
-| [`metrics`], [`layer`] | what is measured, and the limit on concurrent calls |
+//! | [`metrics`], [`layer`] | what is measured, and the limit on concurrent calls |
 //!
 //! An answer is given, and a command sent, only once what it rests on is durable. When the outcome of a write is not
 //! known, the state is dropped and read again. So a controller may be killed at any point.

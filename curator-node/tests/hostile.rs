@@ -54,7 +54,8 @@ async fn hostile_peers_leave_a_curator_as_it_was() -> anyhow::Result<()> {
         "cpu",
     ];
     let mut victim = Victim::start(env!("CARGO_BIN_EXE_crescendo-curator-node"), &args).await?;
-    let channel = Endpoint::from_shared(format!("http://{}", victim.address))?.timeout(CALL_DEADLINE).connect().await?;
+    let channel =
+        Endpoint::from_shared(format!("http://{}", victim.address))?.timeout(CALL_DEADLINE).connect().await?;
     check(channel.clone()).await?;
     let files = victim.open_files();
 
@@ -67,11 +68,16 @@ async fn hostile_peers_leave_a_curator_as_it_was() -> anyhow::Result<()> {
     let outcome = loop {
         check(channel.clone()).await?;
         served += 1;
-        if let Ok(Some(outcome)) = tokio::time::timeout(Duration::from_millis(20), attacking.join_next()).await {
+        if let Ok(Some(outcome)) =
+            tokio::time::timeout(Duration::from_millis(20), attacking.join_next()).await
+        {
             break outcome?;
         }
     };
-    eprintln!("{} inputs, {} ended by the curator, others served {served} times", outcome.cases, outcome.closed);
+    eprintln!(
+        "{} inputs, {} ended by the curator, others served {served} times",
+        outcome.cases, outcome.closed
+    );
 
     let held_open = idle(&victim.address, 500, b"").await;
     let begun = idle(&victim.address, 4, &unfinished(CALLS.streams[0], 100)).await;

@@ -65,10 +65,12 @@ impl Cluster {
         let mut args = local(&controller_address);
         args.extend(["--store".to_owned(), store]);
         let in_folder = options.object_store.is_none();
-        let object_store_url = options.object_store.unwrap_or_else(|| format!("file://{}", objects.display()));
+        let object_store_url =
+            options.object_store.unwrap_or_else(|| format!("file://{}", objects.display()));
         args.extend(["--object-store".to_owned(), object_store_url.clone()]);
         let environment = &options.environment;
-        let variable = |name: &str| environment.iter().find(|(known, _)| known == name).map(|(_, value)| value.clone());
+        let variable =
+            |name: &str| environment.iter().find(|(known, _)| known == name).map(|(_, value)| value.clone());
         let object_store = crescendo_node::objects::open_with(&object_store_url, &variable)?;
         let controller =
             Process::start(root, "controller", "crescendo-controller", args, environment).await?;

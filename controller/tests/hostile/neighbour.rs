@@ -40,7 +40,8 @@ pub struct Neighbour {
 impl Neighbour {
     /// Begins once the controller leads.
     pub async fn start(address: &str) -> anyhow::Result<Self> {
-        let channel = Endpoint::from_shared(format!("http://{address}"))?.timeout(CALL_DEADLINE).connect().await?;
+        let channel =
+            Endpoint::from_shared(format!("http://{address}"))?.timeout(CALL_DEADLINE).connect().await?;
         let jobs = JobServiceClient::new(channel);
         let begun = Instant::now();
         while let Err(status) = jobs.clone().list_jobs(v1::ListJobsRequest::default()).await {

@@ -62,7 +62,9 @@ impl From<FetchError> for RestoreError {
         match error {
             FetchError::Damaged { path, damage } => Self::Damaged { path, reason: damage.to_string() },
             FetchError::Missing { .. } => Self::Rank(RankError::Permanent(reason)),
-            FetchError::Store { .. } | FetchError::Late { .. } | FetchError::Local { .. } => Self::Rank(RankError::Retryable(reason)),
+            FetchError::Store { .. } | FetchError::Late { .. } | FetchError::Local { .. } => {
+                Self::Rank(RankError::Retryable(reason))
+            }
         }
     }
 }

@@ -50,9 +50,9 @@ impl Random {
     fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.0;
-        mixed = (mixed ^ mixed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ mixed >> 31
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
     }
 
     fn below(&mut self, bound: usize) -> usize {
@@ -110,7 +110,10 @@ fn frames(random: &mut Random, calls: Calls) -> Made {
         ("HEADERS on stream 0", headers(0, path, true)),
         ("HEADERS on an even stream", headers(2, path, true)),
         ("a stream number that goes back", [headers(9, path, true), headers(3, path, true)].concat()),
-        ("the largest stream number, then another", [headers(0x7fff_ffff, path, true), headers(1, path, true)].concat()),
+        (
+            "the largest stream number, then another",
+            [headers(0x7fff_ffff, path, true), headers(1, path, true)].concat(),
+        ),
         ("a set reserved bit", headers(0x8000_0001, path, true)),
         ("RST_STREAM on stream 0", frame(RST_STREAM, 0, 0, &[0; 4])),
         ("RST_STREAM on an idle stream", frame(RST_STREAM, 0, 77, &[0; 4])),
@@ -128,13 +131,21 @@ fn frames(random: &mut Random, calls: Calls) -> Made {
         ("PRIORITY on itself", frame(PRIORITY, 0, 1, &[0, 0, 0, 1, 16])),
         ("PRIORITY of a wrong length", frame(PRIORITY, 0, 1, &[0; 4])),
         ("CONTINUATION of nothing", frame(CONTINUATION, END_HEADERS, 1, &fields(path))),
-        ("CONTINUATION of another stream", [
-            frame(HEADERS, 0, 1, &fields(path)),
-            frame(CONTINUATION, END_HEADERS, 3, &fields(path)),
-        ].concat()),
+        (
+            "CONTINUATION of another stream",
+            [frame(HEADERS, 0, 1, &fields(path)), frame(CONTINUATION, END_HEADERS, 3, &fields(path))]
+                .concat(),
+        ),
         ("DATA amid HEADERS", [frame(HEADERS, 0, 1, &fields(path)), frame(DATA, 0, 1, b"x")].concat()),
         ("padding longer than its frame", frame(DATA, PADDED, 1, &[255, 0, 0])),
-        ("only padding", [headers(1, path, false), frame(DATA, PADDED | END_STREAM, 1, &[10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0])].concat()),
+        (
+            "only padding",
+            [
+                headers(1, path, false),
+                frame(DATA, PADDED | END_STREAM, 1, &[10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
+            ]
+            .concat(),
+        ),
         ("padded HEADERS without room", frame(HEADERS, PADDED | END_HEADERS, 1, &[])),
         ("a frame of the largest length", frame_claiming(0xff_ffff, DATA, 0, 1, &[0; 20_000])),
         ("a frame longer than allowed", [headers(1, path, false), frame(DATA, 0, 1, &[0; 20_000])].concat()),
@@ -165,7 +176,7 @@ fn all_settings() -> Made {
         ("a header table of 4 GiB", settings(&[(1, u32::MAX)])),
         ("no streams", settings(&[(3, 0)])),
         ("unknown ones", settings(&[(0xffff, 1), (0, 0), (0x4242, u32::MAX)])),
-        ("the same a thousand times", settings(&vec![(1, 4096); 1000])),
+        ("the same a thousand times", settings(&[(1, 4096); 1000])),
         ("a length that is no multiple of six", frame(SETTINGS, 0, 0, &[0; 5])),
         ("on a stream", frame(SETTINGS, 0, 1, &[])),
         ("an acknowledgement with content", frame(SETTINGS, ACK, 0, &[0; 6])),
@@ -178,7 +189,8 @@ fn all_settings() -> Made {
 
 fn header_blocks(random: &mut Random, calls: Calls) -> Made {
     let path = calls.unary[0];
-    let block = |extra: &[u8]| frame(HEADERS, END_HEADERS | END_STREAM, 1, &[&fields(path), extra].concat());
+    let block =
+        |extra: &[u8]| frame(HEADERS, END_HEADERS | END_STREAM, 1, &[&fields(path)[..], extra].concat());
     let alone = |fields: Vec<u8>| frame(HEADERS, END_HEADERS | END_STREAM, 1, &fields);
     let in_pieces = |fields: &[u8]| {
         let mut bytes = frame(HEADERS, END_STREAM, 1, &[]);
@@ -189,7 +201,15 @@ fn header_blocks(random: &mut Random, calls: Calls) -> Made {
     };
     let pair = |name: &str, value: &str| field(name.as_bytes(), value.as_bytes());
     let with_path = |path: &[u8]| {
-        alone([pair(":method", "POST"), pair(":scheme", "http"), field(b":path", path), pair("content-type", "application/grpc")].concat())
+        alone(
+            [
+                pair(":method", "POST"),
+                pair(":scheme", "http"),
+                field(b":path", path),
+                pair("content-type", "application/grpc"),
+            ]
+            .concat(),
+        )
     };
     let unary = |extra: Vec<u8>| {
         let fields = [fields(path), extra].concat();
@@ -209,7 +229,13 @@ fn header_blocks(random: &mut Random, calls: Calls) -> Made {
         ("an empty path", with_path(b"")),
         ("a path without a slash", with_path(b"x")),
         ("a path of bytes", with_path(&[0xff, 0xfe, b'/'])),
-        ("a path of 60,000 characters", in_pieces(&[pair(":method", "POST"), pair(":scheme", "http"), field(b":path", &[b'/'; 60_000])].concat())),
+        (
+            "a path of 60,000 characters",
+            in_pieces(
+                &[pair(":method", "POST"), pair(":scheme", "http"), field(b":path", &[b'/'; 60_000])]
+                    .concat(),
+            ),
+        ),
         ("a path that leads out", with_path(b"/../../etc/passwd")),
         ("an unknown service", with_path(b"/no.Service/Call")),
         ("an unknown method", with_path(b"/crescendo.v1.JobService/Nothing")),
@@ -226,7 +252,18 @@ fn header_blocks(random: &mut Random, calls: Calls) -> Made {
         ("a wrong content length", unary(pair("content-length", "999"))),
         ("two content lengths", unary([pair("content-length", "5"), pair("content-length", "6")].concat())),
         ("a content length that is none", unary(pair("content-length", "-1"))),
-        ("another content type", alone([pair(":method", "POST"), pair(":scheme", "http"), pair(":path", path), pair("content-type", "text/html")].concat())),
+        (
+            "another content type",
+            alone(
+                [
+                    pair(":method", "POST"),
+                    pair(":scheme", "http"),
+                    pair(":path", path),
+                    pair("content-type", "text/html"),
+                ]
+                .concat(),
+            ),
+        ),
         ("a timeout that is none", unary(pair("grpc-timeout", "soon"))),
         ("a timeout of ages", unary(pair("grpc-timeout", "99999999H"))),
         ("a timeout of nothing", unary(pair("grpc-timeout", "0n"))),
@@ -265,14 +302,20 @@ fn messages(random: &mut Random, calls: Calls) -> Made {
         ("a text with zero bytes", bytes_field(1, &[0; 64])),
         ("a text of 3 MB", bytes_field(1, &vec![b'a'; 3_000_000])),
         ("an unknown enum", [bytes_field(1, b"x"), number_field(3, 9999)].concat()),
-        ("numbers of another sign", [number_field(1, u64::MAX), number_field(3, u64::MAX), number_field(4, u64::MAX)].concat()),
+        (
+            "numbers of another sign",
+            [number_field(1, u64::MAX), number_field(3, u64::MAX), number_field(4, u64::MAX)].concat(),
+        ),
         ("groups in groups", vec![0x0b; DEPTH]),
         ("unknown groups in groups", tag(500, 3).repeat(DEPTH)),
         ("a group that is closed only", tag(1, 4)),
         ("messages in messages", nested),
         ("a length past the end", [tag(1, 2), varint(1 << 40), vec![1, 2, 3]].concat()),
         ("a length past all", [tag(1, 2), varint(u64::MAX)].concat()),
-        ("a number without an end", vec![0x08, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01]),
+        (
+            "a number without an end",
+            vec![0x08, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01],
+        ),
         ("field 0", tag(0, 0)),
         ("a wire type that there is not", vec![0x0f, 0]),
         ("a wrong wire type for a field", number_field(1, 5)),
@@ -287,7 +330,10 @@ fn messages(random: &mut Random, calls: Calls) -> Made {
         }
         for n in 0..3 {
             let count = random.below(200);
-            made.push(opened(format!("{method}: random bytes {n}"), call(1, path, &message(&random.bytes(count)))));
+            made.push(opened(
+                format!("{method}: random bytes {n}"),
+                call(1, path, &message(&random.bytes(count))),
+            ));
         }
     }
     made
@@ -323,7 +369,8 @@ fn floods(calls: Calls) -> Made {
     let flood = |name: &str, one: Vec<u8>, times: usize| {
         // In pieces of some size, so that the peer does not spend its time in calls of the system.
         let batch = (16_384 / one.len().max(1)).max(1);
-        let steps = vec![Step::Send(opening()), Step::Repeat(one.repeat(batch), times / batch + 1), Step::Read(LOOK)];
+        let steps =
+            vec![Step::Send(opening()), Step::Repeat(one.repeat(batch), times / batch + 1), Step::Read(LOOK)];
         (format!("flood: {name}"), steps)
     };
     let numbered = |name: &str, make: &dyn Fn(u32) -> Vec<u8>, times: u32| {
@@ -344,13 +391,19 @@ fn floods(calls: Calls) -> Made {
         flood("unknown frames", frame(0x42, 0, 0, &[0; 100]), 50_000),
         flood("goodbyes", frame(GOAWAY, 0, 0, &[0; 8]), 50_000),
         numbered("rapid resets", &|n| [headers(n, path, false), reset(n)].concat(), 20_000),
-        numbered("rapid resets of whole calls", &|n| [call(n, path, &message(&[])), reset(n)].concat(), 5_000),
+        numbered(
+            "rapid resets of whole calls",
+            &|n| [call(n, path, &message(&[])), reset(n)].concat(),
+            5_000,
+        ),
         numbered("streams without an end", &|n| headers(n, path, false), 20_000),
         numbered("whole calls, unread", &|n| call(n, path, &message(&[])), 5_000),
         numbered("calls to nowhere", &|n| call(n, "/no.Where/Call", &message(&[])), 5_000),
-        numbered("windows that are wrong, each on a new stream", &|n| {
-            [headers(n, path, false), frame(WINDOW_UPDATE, 0, n, &[0; 4])].concat()
-        }, 5_000),
+        numbered(
+            "windows that are wrong, each on a new stream",
+            &|n| [headers(n, path, false), frame(WINDOW_UPDATE, 0, n, &[0; 4])].concat(),
+            5_000,
+        ),
         (
             "flood: empty data".into(),
             vec![
@@ -389,40 +442,62 @@ fn floods(calls: Calls) -> Made {
 fn windows(calls: Calls) -> Made {
     let path = calls.unary[0];
     let with = |values: &[(u16, u32)]| [PREFACE, &settings(values)[..]].concat();
-    let many_calls = |path: &str| (0..200u32).flat_map(|n| call(2 * n + 1, path, &message(&[]))).collect::<Vec<u8>>();
+    let many_calls =
+        |path: &str| (0..200u32).flat_map(|n| call(2 * n + 1, path, &message(&[]))).collect::<Vec<u8>>();
     let change = |size: u32| settings(&[(INITIAL_WINDOW_SIZE, size)]);
     vec![
-        ("no window for answers".into(), vec![
-            Step::Send([with(&[(INITIAL_WINDOW_SIZE, 0)]), many_calls(path)].concat()),
-            Step::Hold(Duration::from_secs(2)),
-        ]),
-        ("no window for reflection".into(), vec![
-            Step::Send([with(&[(INITIAL_WINDOW_SIZE, 0)]), many_calls(REFLECTION)].concat()),
-            Step::Hold(Duration::from_secs(2)),
-        ]),
-        ("a window of one byte".into(), vec![
-            Step::Send([with(&[(INITIAL_WINDOW_SIZE, 1)]), many_calls(path)].concat()),
-            Step::Read(Duration::from_secs(1)),
-        ]),
-        ("answers that no one reads".into(), vec![
-            Step::Send(with(&[(INITIAL_WINDOW_SIZE, 0x7fff_ffff)])),
-            Step::Send(many_calls(path)),
-            Step::Hold(Duration::from_secs(3)),
-        ]),
-        ("windows that grow and shrink".into(), vec![
-            Step::Send([opening(), many_calls(path)].concat()),
-            Step::Repeat([change(0x7fff_ffff), change(0)].concat(), 2000),
-            Step::Read(LOOK),
-        ]),
-        ("a stream's window past the most, by settings".into(), vec![
-            Step::Send([
-                opening(),
-                headers(1, path, false),
-                frame(WINDOW_UPDATE, 0, 1, &0x7fff_0000u32.to_be_bytes()),
-                change(0x7fff_ffff),
-            ].concat()),
-            Step::Read(LOOK),
-        ]),
+        (
+            "no window for answers".into(),
+            vec![
+                Step::Send([with(&[(INITIAL_WINDOW_SIZE, 0)]), many_calls(path)].concat()),
+                Step::Hold(Duration::from_secs(2)),
+            ],
+        ),
+        (
+            "no window for reflection".into(),
+            vec![
+                Step::Send([with(&[(INITIAL_WINDOW_SIZE, 0)]), many_calls(REFLECTION)].concat()),
+                Step::Hold(Duration::from_secs(2)),
+            ],
+        ),
+        (
+            "a window of one byte".into(),
+            vec![
+                Step::Send([with(&[(INITIAL_WINDOW_SIZE, 1)]), many_calls(path)].concat()),
+                Step::Read(Duration::from_secs(1)),
+            ],
+        ),
+        (
+            "answers that no one reads".into(),
+            vec![
+                Step::Send(with(&[(INITIAL_WINDOW_SIZE, 0x7fff_ffff)])),
+                Step::Send(many_calls(path)),
+                Step::Hold(Duration::from_secs(3)),
+            ],
+        ),
+        (
+            "windows that grow and shrink".into(),
+            vec![
+                Step::Send([opening(), many_calls(path)].concat()),
+                Step::Repeat([change(0x7fff_ffff), change(0)].concat(), 2000),
+                Step::Read(LOOK),
+            ],
+        ),
+        (
+            "a stream's window past the most, by settings".into(),
+            vec![
+                Step::Send(
+                    [
+                        opening(),
+                        headers(1, path, false),
+                        frame(WINDOW_UPDATE, 0, 1, &0x7fff_0000u32.to_be_bytes()),
+                        change(0x7fff_ffff),
+                    ]
+                    .concat(),
+                ),
+                Step::Read(LOOK),
+            ],
+        ),
     ]
 }
 
@@ -432,27 +507,37 @@ fn slow(calls: Calls) -> Made {
     let mut made: Made = vec![
         ("slow: the preface".into(), vec![Step::Drip(opening(), pause), Step::Read(LOOK)]),
         ("slow: headers".into(), vec![Step::Send(opening()), Step::Drip(headers(1, path, true), pause)]),
-        ("slow: a frame of one byte of 16,000".into(), vec![
-            Step::Send([opening(), headers(1, path, false)].concat()),
-            Step::Drip(frame_claiming(16_000, DATA, 0, 1, &[0; 150]), pause),
-        ]),
-        ("slow: a message".into(), vec![
-            Step::Send([opening(), headers(1, path, false)].concat()),
-            Step::Drip(
-                [0u8, 0, 0, 0, 100, 10, 98].iter().flat_map(|byte| frame(DATA, 0, 1, &[*byte])).collect(),
-                pause,
-            ),
-        ]),
+        (
+            "slow: a frame of one byte of 16,000".into(),
+            vec![
+                Step::Send([opening(), headers(1, path, false)].concat()),
+                Step::Drip(frame_claiming(16_000, DATA, 0, 1, &[0; 150]), pause),
+            ],
+        ),
+        (
+            "slow: a message".into(),
+            vec![
+                Step::Send([opening(), headers(1, path, false)].concat()),
+                Step::Drip(
+                    [0u8, 0, 0, 0, 100, 10, 98].iter().flat_map(|byte| frame(DATA, 0, 1, &[*byte])).collect(),
+                    pause,
+                ),
+            ],
+        ),
     ];
     for path in calls.unary.iter().chain(calls.streams) {
         let method = path.rsplit('/').next().unwrap_or_default();
-        made.push((format!("slow: {method} without a message"), vec![
-            Step::Send([opening(), headers(1, path, false)].concat()),
-            Step::Hold(Duration::from_secs(2)),
-        ]));
-        made.push((format!("slow: {method} left after its headers"), vec![
-            Step::Send([opening(), headers(1, path, false)].concat()),
-        ]));
+        made.push((
+            format!("slow: {method} without a message"),
+            vec![
+                Step::Send([opening(), headers(1, path, false)].concat()),
+                Step::Hold(Duration::from_secs(2)),
+            ],
+        ));
+        made.push((
+            format!("slow: {method} left after its headers"),
+            vec![Step::Send([opening(), headers(1, path, false)].concat())],
+        ));
     }
     made
 }

@@ -131,7 +131,9 @@ async fn read_to_end(stream: &mut TcpStream) {
 pub async fn idle(address: &str, count: usize, opening: &[u8]) -> Vec<TcpStream> {
     let mut idle = Vec::with_capacity(count);
     for _ in 0..count {
-        let Ok(Ok(mut stream)) = timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await else { continue };
+        let Ok(Ok(mut stream)) = timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await else {
+            continue;
+        };
         // Refused ones are idle too.
         let _ = stream.write_all(opening).await;
         idle.push(stream);

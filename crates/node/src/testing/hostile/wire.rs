@@ -139,7 +139,7 @@ pub fn varint(mut value: u64) -> Vec<u8> {
 }
 
 pub fn tag(number: u64, wire_type: u64) -> Vec<u8> {
-    varint(number << 3 | wire_type)
+    varint((number << 3) | wire_type)
 }
 
 /// A field of bytes, text or a message.
