@@ -28,6 +28,8 @@ impl Victim {
         let place = folder.path().display().to_string();
         let mut child = Command::new(program)
             .args(args.iter().map(|arg| arg.replace("{folder}", &place)))
+            // No certificates: what is sent is what arrives.
+            .env("CRESCENDO_DEV", "true")
             .arg("--port-file")
             .arg(at("ports.json"))
             .stdin(Stdio::null())
