@@ -27,6 +27,8 @@ use tower::{Layer, Service};
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
 /// Largest request of one message. Job specs are the largest, with 256 KiB.
 const MAX_REQUEST_BYTES: usize = 1 << 20;
+/// Largest question after this process's health.
+const MAX_VITAL_BYTES: usize = 4096;
 /// Memory for the requests that are being read, all together.
 const MAX_TOTAL_BYTES: usize = 64 << 20;
 /// Hint to callers for whom there is no room.
@@ -102,13 +104,19 @@ where
         if self.intake.streams.contains(request.uri().path()) {
             return Box::pin(self.inner.call(request.map(Body::new)));
         }
-        let (room, timeout) = (self.intake.room.clone(), self.intake.timeout);
+        // Health must answer when there is room for nothing else, and needs next to none.
+        let vital = request.uri().path().starts_with("/grpc.health.");
+        let (room, most) = match vital {
+            true => (None, MAX_VITAL_BYTES),
+            false => (Some(self.intake.room.clone()), MAX_REQUEST_BYTES),
+        };
+        let timeout = self.intake.timeout;
         // The one that has said that it is ready is the one that is called.
         let next = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, next);
         Box::pin(async move {
             let (parts, body) = request.into_parts();
-            let read = match tokio::time::timeout(timeout, read(body, room)).await {
+            let read = match tokio::time::timeout(timeout, read(body, room, most)).await {
                 Ok(read) => read,
                 Err(_) => {
                     Err(Status::deadline_exceeded(format!("the request did not arrive within {timeout:?}")))
@@ -125,7 +133,11 @@ where
 }
 
 /// The whole body, and its share of the room.
-async fn read<B>(mut body: B, room: Arc<Semaphore>) -> Result<(Bytes, Option<OwnedSemaphorePermit>), Status>
+async fn read<B>(
+    mut body: B,
+    room: Option<Arc<Semaphore>>,
+    most: usize,
+) -> Result<(Bytes, Option<OwnedSemaphorePermit>), Status>
 where
     B: HttpBody<Data = Bytes> + Unpin,
 {
@@ -138,18 +150,19 @@ where
         if data.is_empty() {
             continue;
         }
-        if whole.len() + data.len() > MAX_REQUEST_BYTES {
-            let most = format!("the request is larger than {MAX_REQUEST_BYTES} bytes");
-            return Err(Status::out_of_range(most));
+        if whole.len() + data.len() > most {
+            return Err(Status::out_of_range(format!("the request is larger than {most} bytes")));
         }
-        // Fits: a request has at most 2^20 bytes.
-        let bytes = u32::try_from(data.len()).unwrap_or(u32::MAX);
-        let Ok(more) = room.clone().try_acquire_many_owned(bytes) else {
-            return Err(status::exhausted("too many requests are being read", RETRY_AFTER));
-        };
-        match &mut held {
-            Some(held) => held.merge(more),
-            None => held = Some(more),
+        if let Some(room) = &room {
+            // Fits: a request has at most 2^20 bytes.
+            let bytes = u32::try_from(data.len()).unwrap_or(u32::MAX);
+            let Ok(more) = room.clone().try_acquire_many_owned(bytes) else {
+                return Err(status::exhausted("too many requests are being read", RETRY_AFTER));
+            };
+            match &mut held {
+                Some(held) => held.merge(more),
+                None => held = Some(more),
+            }
         }
         whole.extend_from_slice(&data);
     }
@@ -237,6 +250,9 @@ mod tests {
         let taken = intake.room.clone().try_acquire_many_owned((MAX_TOTAL_BYTES - 50) as u32).unwrap();
         let full = service(intake.clone(), &calls).oneshot(request("/s/Unary", whole(51))).await.unwrap();
         assert_eq!(code(&full), Some("8"));
+        let health =
+            service(intake.clone(), &calls).oneshot(request("/grpc.health.v1.Health/Check", whole(51)));
+        assert_eq!(code(&health.await.unwrap()), None);
         drop(taken);
         let fits = service(intake.clone(), &calls).oneshot(request("/s/Unary", whole(51))).await.unwrap();
         assert_eq!(code(&fits), None);
