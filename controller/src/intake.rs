@@ -210,9 +210,8 @@ mod tests {
     }
 
     fn never() -> BoxBody<Bytes, Infallible> {
-        BodyExt::boxed(
-            StreamBody::new(tokio_stream::pending::<Result<http_body::Frame<Bytes>, Infallible>>()),
-        )
+        let nothing = tokio_stream::pending::<Result<http_body::Frame<Bytes>, Infallible>>();
+        StreamBody::new(nothing).boxed()
     }
 
     fn whole(size_bytes: usize) -> BoxBody<Bytes, Infallible> {
