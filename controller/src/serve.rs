@@ -22,6 +22,7 @@ use tonic_health::server::HealthReporter;
 use crate::access::{Access, AccessConfig, AccessLayer};
 use crate::config::Config;
 use crate::engine::Surroundings;
+use crate::intake::{self, Intake};
 use crate::layer::CallLimit;
 use crate::leadership::{self, Link, Role};
 use crate::logs::LogHub;
@@ -70,7 +71,9 @@ impl Controller {
         let (role, role_seen) = watch::channel(Role::Standby { leader: None });
         let link = Link::new(role_seen.clone());
         let stop = tasks.stop_token();
-        let call_limit = CallLimit::new(metrics.clone(), config.max_concurrent_calls);
+        let streams = intake::client_streams(&[DESCRIPTORS, tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET])
+            .context("read the services' descriptors")?;
+        let call_limit = CallLimit::new(metrics.clone(), config.max_concurrent_calls, streams.clone());
 
         let around = Surroundings {
             config: Arc::new(config),
@@ -100,8 +103,10 @@ impl Controller {
             .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
             .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
             .max_concurrent_streams(Some(MAX_STREAMS_PER_CONNECTION))
-            .layer(call_limit)
+            // Strangers are turned away before room is kept for what they send.
             .layer(AccessLayer::new(access))
+            .layer(Intake::new(streams))
+            .layer(call_limit)
             .add_service(health)
             .add_service(reflection)
             .add_service(
