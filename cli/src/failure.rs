@@ -16,6 +16,9 @@ pub enum Failure {
     /// The controller does not answer.
     #[error("{0}")]
     Unreachable(String),
+    /// No login, or one that may not do this.
+    #[error("{0}")]
+    NotAllowed(String),
     /// Stopped from the keyboard.
     #[error("interrupted")]
     Interrupted,
@@ -40,7 +43,16 @@ impl Failure {
     /// What a controller refused.
     pub fn refused(status: &tonic::Status) -> Failure {
         let message = status.message();
-        Failure::Other(if message.is_empty() { status.code().to_string() } else { message.to_owned() })
+        let message = if message.is_empty() { status.code().to_string() } else { message.to_owned() };
+        match status.code() {
+            tonic::Code::Unauthenticated => Failure::NotAllowed(format!(
+                "{message}; log in with `crescendo login`, or give a token with --token-file or CRESCENDO_TOKEN"
+            )),
+            tonic::Code::PermissionDenied => {
+                Failure::NotAllowed(format!("{message}; `crescendo whoami` shows who you are"))
+            }
+            _ => Failure::Other(message),
+        }
     }
 
     pub fn exit_code(&self) -> u8 {
@@ -50,6 +62,7 @@ impl Failure {
             Failure::InvalidSpec => 3,
             Failure::JobEnded { .. } => 4,
             Failure::Unreachable(_) => 5,
+            Failure::NotAllowed(_) => 6,
             Failure::Interrupted => 130,
         }
     }
@@ -58,9 +71,11 @@ impl Failure {
     pub fn message(&self) -> Option<String> {
         match self {
             Failure::InvalidSpec | Failure::Interrupted => None,
-            Failure::Usage(_) | Failure::JobEnded { .. } | Failure::Unreachable(_) | Failure::Other(_) => {
-                Some(self.to_string())
-            }
+            Failure::Usage(_)
+            | Failure::JobEnded { .. }
+            | Failure::Unreachable(_)
+            | Failure::NotAllowed(_)
+            | Failure::Other(_) => Some(self.to_string()),
         }
     }
 }

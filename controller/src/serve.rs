@@ -7,6 +7,7 @@ use anyhow::Context as _;
 use crescendo_core::ids::Timestamp;
 use crescendo_node::supervise::Tasks;
 use crescendo_proto::DESCRIPTORS;
+use crescendo_proto::v1::access_service_server::AccessServiceServer;
 use crescendo_proto::v1::checkpoint_service_server::CheckpointServiceServer;
 use crescendo_proto::v1::curation_service_server::CurationServiceServer;
 use crescendo_proto::v1::job_service_server::JobServiceServer;
@@ -26,7 +27,7 @@ use crate::layer::CallLimit;
 use crate::leadership::{self, Link, Role};
 use crate::logs::LogHub;
 use crate::metrics::Metrics;
-use crate::services::{Checkpoints, Curation, Jobs, Nodes};
+use crate::services::{Access, Checkpoints, Curation, Jobs, Nodes};
 
 /// Largest message that is read: a batch of log lines is the largest that is sent.
 const MAX_MESSAGE_BYTES: usize = 8 << 20;
@@ -68,6 +69,7 @@ impl Controller {
         let (role, role_seen) = watch::channel(Role::Standby { leader: None });
         let link = Link::new(role_seen.clone());
         let stop = tasks.stop_token();
+        let object_store_url = config.object_store_url.clone();
         let call_limit = CallLimit::new(metrics.clone(), config.max_concurrent_calls);
 
         let around = Surroundings {
@@ -101,6 +103,7 @@ impl Controller {
             .layer(call_limit)
             .add_service(health)
             .add_service(reflection)
+            .add_service(AccessServiceServer::new(Access::new(link.clone(), object_store_url)))
             .add_service(
                 JobServiceServer::new(Jobs::new(link.clone(), logs.clone(), tasks.clone()))
                     .max_decoding_message_size(sized),

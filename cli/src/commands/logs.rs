@@ -102,7 +102,7 @@ impl Printer {
     }
 }
 
-fn text(line: &LogLine) -> String {
+pub fn text(line: &LogLine) -> String {
     let rank = if line.rank < 0 { String::new() } else { format!("/{}", line.rank) };
     let stage =
         if line.stage.is_empty() { String::new() } else { format!(" {} g{}", line.stage, line.generation) };

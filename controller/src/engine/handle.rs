@@ -2,12 +2,13 @@
 
 use crescendo_core::decide::reachable_curators;
 use crescendo_core::error::Refused;
-use crescendo_core::ids::{JobId, Timestamp};
+use crescendo_core::explain::{View, explain};
+use crescendo_core::ids::{JobId, StageRef, Timestamp};
 use crescendo_core::pairlog::Lease;
 use crescendo_core::records::{Record, UnitState, Write};
 use crescendo_core::requests;
 use crescendo_core::state::Job;
-use crescendo_proto::{convert, v1};
+use crescendo_proto::{convert, explained, v1};
 
 use crate::engine::Engine;
 use crate::engine::request::{Answer, Held, Reply, Request};
@@ -32,6 +33,10 @@ impl Engine {
             }
             Request::JobExists { job, reply } => {
                 let answer = self.job(&job).map(|found| !found.record.state.is_terminal());
+                self.hold(reply, answer);
+            }
+            Request::ExplainJob { job, tenant, reply } => {
+                let answer = self.job(&job).map(|found| self.explained(found, tenant.as_deref(), now));
                 self.hold(reply, answer);
             }
             Request::ListJobs { request, reply } => {
@@ -101,6 +106,7 @@ impl Engine {
             Request::LeaseUnit { stage, node, reply } => {
                 self.observed.heard(&node, now);
                 let leased = requests::lease_unit(&self.state, &stage, &node, &policy, now);
+                self.count_pairs(&stage, now);
                 let answer = leased.map_err(Into::into).map(|(lease, writes)| {
                     self.write_all(writes);
                     lease_message(lease, ttl_millis)
@@ -120,9 +126,11 @@ impl Engine {
                 self.hold(reply, answer);
             }
             Request::CommitUnit { commit, reply } => {
+                let stage = commit.lease.stage.clone();
                 let answer =
                     requests::commit_unit(&self.state, commit).map_err(Into::into).map(|committed| {
                         self.write_all(committed.writes);
+                        self.count_pairs(&stage, now);
                         v1::CommitUnitResponse { done_already: committed.done_already }
                     });
                 self.hold(reply, answer);
@@ -139,6 +147,7 @@ impl Engine {
             }
             Request::Submit { .. }
             | Request::GetJob { .. }
+            | Request::ExplainJob { .. }
             | Request::ListJobs { .. }
             | Request::CancelJob { .. }
             | Request::WatchJob { .. }
@@ -179,6 +188,29 @@ impl Engine {
             message.resolved_spec_yaml = crescendo_core::spec::to_yaml(&job.record.spec);
         }
         message
+    }
+
+    fn explained(&self, job: &Job, tenant: Option<&str>, now: Timestamp) -> v1::ExplainJobResponse {
+        let view = View {
+            state: &self.state,
+            seen: &self.observed,
+            waits: &self.waits,
+            limits: &self.around.config.limits,
+            now,
+            tenant,
+        };
+        v1::ExplainJobResponse {
+            job_id: job.record.id.to_string(),
+            state: convert::job_state(&job.record.state).into(),
+            ..explained::explanation(&explain(&view, job))
+        }
+    }
+
+    /// Takes note of how many pairs of the stage can be read, for estimates.
+    fn count_pairs(&mut self, stage: &StageRef, now: Timestamp) {
+        if let Some(found) = self.state.stage(stage) {
+            self.observed.pairs_counted(stage, found.log.committed(), now);
+        }
     }
 
     fn submit(&mut self, submission: requests::Submission, now: Timestamp) -> Answer<(v1::Job, bool)> {

@@ -48,6 +48,12 @@ pub enum Request {
         job: JobId,
         reply: Reply<v1::Job>,
     },
+    ExplainJob {
+        job: JobId,
+        /// Whose jobs may be named; all if absent.
+        tenant: Option<String>,
+        reply: Reply<v1::ExplainJobResponse>,
+    },
     ListJobs {
         request: v1::ListJobsRequest,
         reply: Reply<v1::ListJobsResponse>,

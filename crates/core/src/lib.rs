@@ -22,12 +22,14 @@
 //! | [`observed`] | what is seen of nodes and gangs; unknown is not failed |
 //! | [`placement`] | gangs onto slots, whole or not at all |
 //! | [`decide`] | `decide(state, observed, now) -> plan` |
+//! | [`explain`] | why a job is where it is, with numbers, and what it would take |
 //! | [`invariants`] | what must hold of every state |
 //!
 //! Everything here is a function of its arguments: no clock, no randomness, ordered maps only.
 
 pub mod decide;
 pub mod error;
+pub mod explain;
 pub mod histogram;
 pub mod ids;
 pub mod invariants;
