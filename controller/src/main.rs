@@ -22,8 +22,8 @@ async fn main() -> anyhow::Result<()> {
     check_object_store(&args.object_store)?;
     let location: StoreLocation = args.store.parse().context("read --store")?;
     let store = location.open(KEY_PREFIX).await.context("open the store")?;
-    let grpc = listen::bind(args.server.listen, args.server.allow_non_loopback).await?;
-    let metrics_listener = listen::bind(args.server.metrics_listen, args.server.allow_non_loopback).await?;
+    let grpc = listen::bind(args.server.listen, args.server.security.dev).await?;
+    let metrics_listener = listen::bind(args.server.metrics_listen, args.server.security.dev).await?;
     let (grpc_at, metrics_at) = (grpc.local_addr()?, metrics_listener.local_addr()?);
 
     let (tasks, supervisor) = Tasks::new();

@@ -92,8 +92,8 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
     logging::init(&server_args.log, Some(&logs))?;
     tch::set_num_threads(1);
 
-    let grpc = listen::bind(server_args.listen, server_args.allow_non_loopback).await?;
-    let http = listen::bind(server_args.metrics_listen, server_args.allow_non_loopback).await?;
+    let grpc = listen::bind(server_args.listen, server_args.security.dev).await?;
+    let http = listen::bind(server_args.metrics_listen, server_args.security.dev).await?;
     let (grpc_address, http_address) = (grpc.local_addr()?, http.local_addr()?);
     let registry = prometheus::Registry::new();
     let counted = Metrics::register(&registry).context("register metrics")?;

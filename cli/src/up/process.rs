@@ -26,8 +26,8 @@ const MAX_LOG_BYTES: u64 = 64 * 1024 * 1024;
 /// Settings from the environment that `up` decides itself.
 const DECIDED_HERE: &[&str] = &[
     "CRESCENDO_ADVERTISE_HOST",
-    "CRESCENDO_ALLOW_NON_LOOPBACK",
     "CRESCENDO_CONTROLLER",
+    "CRESCENDO_DEV",
     "CRESCENDO_DEVICE",
     "CRESCENDO_DIR",
     "CRESCENDO_LIBRARY_ROOT",
@@ -39,6 +39,9 @@ const DECIDED_HERE: &[&str] = &[
     "CRESCENDO_SCRATCH",
     "CRESCENDO_SLOTS",
     "CRESCENDO_STORE",
+    "CRESCENDO_TLS_CA",
+    "CRESCENDO_TLS_CERT",
+    "CRESCENDO_TLS_KEY",
 ];
 
 /// How to start it.

@@ -28,14 +28,33 @@ pub struct ServerArgs {
     /// File to write the bound addresses to once the process serves, as JSON
     #[arg(long, env = "CRESCENDO_PORT_FILE")]
     pub port_file: Option<PathBuf>,
-    /// Listen on addresses that other machines reach. There is neither encryption nor login: only on a trusted network
-    #[arg(long, env = "CRESCENDO_ALLOW_NON_LOOPBACK")]
-    pub allow_non_loopback: bool,
+    /// Connections to the gRPC server that may be open at a time; one beyond that is closed at once
+    #[arg(long, env = "CRESCENDO_MAX_CONNECTIONS", default_value_t = 4096, value_parser = parse_connections)]
+    pub max_connections: usize,
     /// Host name or address under which others reach this process; the listening address if absent
     #[arg(long, env = "CRESCENDO_ADVERTISE_HOST")]
     pub advertise_host: Option<String>,
     #[command(flatten)]
+    pub security: SecurityArgs,
+    #[command(flatten)]
     pub log: LogArgs,
+}
+
+/// How connections are protected: all three files, or `--dev`.
+#[derive(Args, Clone, Debug, Default, PartialEq, Eq)]
+pub struct SecurityArgs {
+    /// This process's certificate and those between it and a root, PEM; read again when it changes
+    #[arg(long, env = "CRESCENDO_TLS_CERT", value_name = "FILE")]
+    pub tls_cert: Option<PathBuf>,
+    /// Private key of the certificate, PEM; read again when it changes
+    #[arg(long, env = "CRESCENDO_TLS_KEY", value_name = "FILE")]
+    pub tls_key: Option<PathBuf>,
+    /// Root certificates that vouch for the other processes and for people, PEM; read again when it changes
+    #[arg(long, env = "CRESCENDO_TLS_CA", value_name = "FILE")]
+    pub tls_ca: Option<PathBuf>,
+    /// Neither encryption nor login, and on loopback addresses only: for one machine
+    #[arg(long, env = "CRESCENDO_DEV")]
+    pub dev: bool,
 }
 
 /// What is logged, and how.
@@ -64,6 +83,13 @@ pub struct NodeArgs {
     /// Labels for placement, key=value, separated by commas
     #[arg(long, env = "CRESCENDO_LABELS", value_delimiter = ',', value_parser = parse_label)]
     pub labels: Vec<(String, String)>,
+}
+
+fn parse_connections(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(connections) if (1..=1 << 20).contains(&connections) => Ok(connections),
+        _ => Err("must be a number from 1 to 1048576".into()),
+    }
 }
 
 fn parse_node_id(text: &str) -> Result<String, String> {

@@ -24,6 +24,7 @@
 //! | [`reports`] | pure: the newest report of each attempt, coalesced, never lost |
 //! | [`session`] | the node's one stream to the controller |
 //! | [`supervise`] | tasks that end with their process, and a process that ends with its critical tasks |
+//! | [`tls`] | who is at the other end, and connections that no one else reads or changes |
 
 pub mod args;
 pub mod backoff;
@@ -37,3 +38,4 @@ pub mod ports;
 pub mod reports;
 pub mod session;
 pub mod supervise;
+pub mod tls;

@@ -1,4 +1,4 @@
-//! Listeners that stay on loopback unless told otherwise in so many words.
+//! Listeners, which stay on loopback where connections are not protected.
 
 use std::net::SocketAddr;
 
@@ -7,7 +7,7 @@ use tokio::net::TcpListener;
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
     #[error(
-        "{addr} can be reached from other machines, and there is no login: give --allow-non-loopback if that is meant"
+        "{addr} can be reached from other machines, and with --dev there is neither encryption nor login: listen on 127.0.0.1 or [::1], or give --tls-cert, --tls-key and --tls-ca instead of --dev"
     )]
     NotLoopback { addr: SocketAddr },
     #[error("cannot listen on {addr}")]
@@ -18,9 +18,9 @@ pub enum ListenError {
     },
 }
 
-/// Binds `addr`, refusing one that other machines reach unless `allow_non_loopback`.
-pub async fn bind(addr: SocketAddr, allow_non_loopback: bool) -> Result<TcpListener, ListenError> {
-    if !addr.ip().is_loopback() && !allow_non_loopback {
+/// Binds `addr`; with `dev`, one that other machines reach is refused.
+pub async fn bind(addr: SocketAddr, dev: bool) -> Result<TcpListener, ListenError> {
+    if !addr.ip().is_loopback() && dev {
         return Err(ListenError::NotLoopback { addr });
     }
     TcpListener::bind(addr).await.map_err(|source| ListenError::Bind { addr, source })
@@ -40,10 +40,11 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn other_machines_are_refused_unless_allowed() {
+    async fn other_machines_are_refused_where_nothing_is_protected() {
         let everywhere: SocketAddr = "0.0.0.0:0".parse().unwrap();
-        assert!(matches!(bind(everywhere, false).await, Err(ListenError::NotLoopback { .. })));
-        assert!(bind("127.0.0.1:0".parse().unwrap(), false).await.is_ok());
+        assert!(matches!(bind(everywhere, true).await, Err(ListenError::NotLoopback { .. })));
+        assert!(bind(everywhere, false).await.is_ok());
+        assert!(bind("127.0.0.1:0".parse().unwrap(), true).await.is_ok());
     }
 
     #[test]

@@ -102,8 +102,8 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
     let library_root = std::path::absolute(&args.node.library_root).context("resolve --library-root")?;
     let scratch = std::path::absolute(&args.scratch).context("resolve --scratch")?;
     let controllers = Controllers::new(&args.node.controller)?;
-    let listener = listen::bind(args.server.listen, args.server.allow_non_loopback).await?;
-    let metrics_listener = listen::bind(args.server.metrics_listen, args.server.allow_non_loopback).await?;
+    let listener = listen::bind(args.server.listen, args.server.security.dev).await?;
+    let metrics_listener = listen::bind(args.server.metrics_listen, args.server.security.dev).await?;
     let (grpc, metrics_address) = (listener.local_addr()?, metrics_listener.local_addr()?);
     let address = listen::advertised(grpc, args.server.advertise_host.as_deref());
     let registry = prometheus::Registry::new();
