@@ -134,6 +134,8 @@ pub enum Command {
     Completion(CompletionArgs),
     /// Write man pages, one a command.
     Man(ManArgs),
+    /// Make static tokens for people and services.
+    Token(crate::commands::token::TokenArgs),
     /// Draw pictures from a prompt and references (crescendo-workbench).
     #[command(disable_help_flag = true)]
     Generate(Rest),

@@ -69,6 +69,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Context(command) => return commands::context::run(&common, &command),
         Command::Completion(args) => return commands::completion::run(args.shell),
         Command::Man(args) => return commands::man::run(&args),
+        Command::Token(args) => return commands::token::run(&common, &args),
         Command::Generate(args) => return commands::workbench::exec("generate", &args.rest),
         Command::Parity(args) => return commands::workbench::exec("parity", &args.rest),
         Command::Eval(args) => return commands::workbench::exec("eval", &args.rest),
@@ -103,6 +104,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
             | Command::Context(_)
             | Command::Completion(_)
             | Command::Man(_)
+            | Command::Token(_)
             | Command::Generate(_)
             | Command::Parity(_)
             | Command::Eval(_)

@@ -1,11 +1,16 @@
 //! Command line and limits.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
+use anyhow::bail;
 use clap::Parser;
 use crescendo_core::decide::Limits;
+use crescendo_core::quotas::TenantLimits;
 use crescendo_core::requests::QueueLimits;
 use crescendo_node::args::ServerArgs;
+
+use crate::access::{AccessConfig, AuditTo, OidcConfig};
 
 /// Runs the controller of a Crescendo cluster
 #[derive(Parser, Clone, Debug)]
@@ -13,6 +18,8 @@ use crescendo_node::args::ServerArgs;
 pub struct Args {
     #[command(flatten)]
     pub server: ServerArgs,
+    #[command(flatten)]
+    pub access: AccessArgs,
     /// Where records are kept: embedded:DIR for one controller, or etcd:URL (more URLs after commas) for several
     #[arg(long, env = "CRESCENDO_STORE")]
     pub store: String,
@@ -45,6 +52,75 @@ pub struct Args {
     pub max_concurrent_calls: usize,
 }
 
+/// How callers are known, what they may use, and what is written down of them.
+#[derive(clap::Args, Clone, Debug, Default)]
+pub struct AccessArgs {
+    /// Static tokens of people and services: a YAML list of name, role, tenant, sha256 and expires; read again when it
+    /// changes
+    #[arg(long, env = "CRESCENDO_AUTH_TOKENS", value_name = "FILE")]
+    pub auth_tokens: Option<PathBuf>,
+    /// Issuer of OpenID Connect tokens, as they have it in `iss`; https, or http on this machine
+    #[arg(long, env = "CRESCENDO_OIDC_ISSUER", value_name = "URL")]
+    pub oidc_issuer: Option<String>,
+    /// What those tokens have in `aud`
+    #[arg(long, env = "CRESCENDO_OIDC_AUDIENCE", value_name = "TEXT")]
+    pub oidc_audience: Option<String>,
+    /// Claim with the caller's role; a JSON pointer if it begins with /
+    #[arg(long, env = "CRESCENDO_OIDC_ROLE_CLAIM", value_name = "CLAIM", default_value = "crescendo_role")]
+    pub oidc_role_claim: String,
+    /// Claim with the caller's tenant; a JSON pointer if it begins with /
+    #[arg(long, env = "CRESCENDO_OIDC_TENANT_CLAIM", value_name = "CLAIM", default_value = "crescendo_tenant")]
+    pub oidc_tenant_claim: String,
+    /// Seconds between two fetches of the issuer's keys at least
+    #[arg(long, env = "CRESCENDO_OIDC_FETCH_PAUSE_SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..))]
+    pub oidc_fetch_pause_seconds: u64,
+    /// What each tenant may use, YAML; read again when it changes
+    #[arg(long, env = "CRESCENDO_TENANTS", value_name = "FILE")]
+    pub tenants: Option<PathBuf>,
+    /// Where every change and every refusal is written down, one JSON line each: a file that is appended to, or - for
+    /// the standard output
+    #[arg(long, env = "CRESCENDO_AUDIT_LOG", value_name = "FILE")]
+    pub audit_log: Option<AuditTo>,
+}
+
+impl AccessArgs {
+    /// With `dev` nobody has to be known.
+    pub fn resolve(&self, dev: bool) -> anyhow::Result<AccessConfig> {
+        let Self {
+            auth_tokens,
+            oidc_issuer,
+            oidc_audience,
+            oidc_role_claim,
+            oidc_tenant_claim,
+            oidc_fetch_pause_seconds,
+            tenants,
+            audit_log,
+        } = self;
+        if dev && (auth_tokens.is_some() || oidc_issuer.is_some()) {
+            bail!("--dev has no login: give either --dev, or --auth-tokens and --oidc-issuer");
+        }
+        let oidc = match (oidc_issuer, oidc_audience) {
+            (Some(issuer), Some(audience)) => Some(OidcConfig {
+                issuer: issuer.clone(),
+                audience: audience.clone(),
+                role_claim: oidc_role_claim.clone(),
+                tenant_claim: oidc_tenant_claim.clone(),
+                fetch_pause: Duration::from_secs(*oidc_fetch_pause_seconds),
+            }),
+            (None, None) => None,
+            (Some(_), None) => bail!("--oidc-issuer needs --oidc-audience: what its tokens for this cluster have in `aud`"),
+            (None, Some(_)) => bail!("--oidc-audience needs --oidc-issuer"),
+        };
+        Ok(AccessConfig {
+            dev,
+            tokens: auth_tokens.clone(),
+            tenants: tenants.clone(),
+            audit_log: audit_log.clone(),
+            oidc,
+        })
+    }
+}
+
 /// What the controller's parts need, checked.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -65,7 +141,11 @@ impl Config {
         Self {
             object_store_url: object_store_url.into(),
             limits: Limits::default(),
-            queue: QueueLimits { max_open_jobs: 10_000, retry_after: Duration::from_secs(2) },
+            queue: QueueLimits {
+                max_open_jobs: 10_000,
+                retry_after: Duration::from_secs(2),
+                tenant: TenantLimits::default(),
+            },
             max_nodes: 1024,
             max_concurrent_calls: 512,
             leader_lease: Duration::from_secs(5),
@@ -80,6 +160,7 @@ impl From<&Args> for Config {
         // Every field is named, so that a new flag is not forgotten here.
         let Args {
             server: _,
+            access: _,
             store: _,
             object_store,
             silent_after_seconds,

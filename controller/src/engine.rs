@@ -19,13 +19,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crescendo_core::decide::{Change, Plan, Wait, decide};
+use crescendo_core::decide::{Change, Limits, Plan, Wait, decide};
 use crescendo_core::ids::{JobId, Timestamp};
 use crescendo_core::invariants::check_invariants;
 use crescendo_core::observed::Observed;
+use crescendo_core::quotas::Quotas;
 use crescendo_core::state::ClusterState;
 use crescendo_store::{Fence, Leadership, Store, StoreError};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
@@ -58,6 +59,8 @@ pub struct Surroundings {
     pub controller_id: String,
     /// Wall clock.
     pub clock: fn() -> Timestamp,
+    /// What tenants may use, as it is now.
+    pub quotas: watch::Receiver<Arc<Quotas>>,
 }
 
 /// Why the engine stopped.
@@ -71,6 +74,8 @@ pub enum End {
 /// The state and everything that depends on leading.
 pub struct Engine {
     around: Surroundings,
+    /// Those of the configuration, with the quotas as they are now.
+    limits: Limits,
     fence: Fence,
     state: ClusterState,
     observed: Observed,
@@ -95,6 +100,7 @@ pub async fn run(
 ) -> End {
     let now = (around.clock)();
     let mut engine = Engine {
+        limits: around.config.limits.clone(),
         fence: leadership.fence().clone(),
         state: ClusterState::default(),
         observed: Observed::new(now),
@@ -131,6 +137,7 @@ impl Engine {
                 _ = tick.tick() => None,
             };
             let now = (self.around.clock)();
+            self.limits.quotas = self.around.quotas.borrow().clone();
             let mut taken = 0;
             let mut next = first;
             while let Some(request) = next {
@@ -175,7 +182,7 @@ impl Engine {
 
     fn decide(&mut self, now: Timestamp) -> Plan {
         let timer = self.around.metrics.decide_seconds.start_timer();
-        let mut plan = decide(&self.state, &self.observed, &self.around.config.limits, now);
+        let mut plan = decide(&self.state, &self.observed, &self.limits, now);
         timer.observe_duration();
         for write in std::mem::take(&mut plan.writes) {
             self.write(write);

@@ -78,7 +78,7 @@ where
             let code = code_of(&response);
             // Only methods that exist become labels.
             let method = if code == Code::Unimplemented { "unknown" } else { path.trim_start_matches('/') };
-            metrics.rpc(method, name(code), started.elapsed());
+            metrics.rpc(method, name_of(code), started.elapsed());
             Ok(response)
         })
     }
@@ -89,7 +89,8 @@ fn code_of<B>(response: &http::Response<B>) -> Code {
     response.headers().get("grpc-status").map_or(Code::Ok, |value| Code::from_bytes(value.as_bytes()))
 }
 
-fn name(code: Code) -> &'static str {
+/// A code as it stands in labels and in the audit log.
+pub fn name_of(code: Code) -> &'static str {
     match code {
         Code::Ok => "ok",
         Code::Cancelled => "cancelled",

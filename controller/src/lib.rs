@@ -10,6 +10,7 @@
 //! | module | what it is |
 //! |---|---|
 //! | [`config`] | command line and limits |
+//! | [`access`] | who calls, what it may do, and the record of it |
 //! | [`leadership`] | campaigns, and runs the engine while this controller leads |
 //! | [`engine`] | the state's one owner: requests in batches, decide, persist, then answer and send |
 //! | [`services`] | the gRPC services: check, ask the engine, answer |
@@ -20,6 +21,7 @@
 //! An answer is given, and a command sent, only once what it rests on is durable. When the outcome of a write is not
 //! known, the state is dropped and read again. So a controller may be killed at any point.
 
+pub mod access;
 pub mod config;
 pub mod engine;
 pub mod layer;

@@ -30,6 +30,7 @@ async fn main() -> anyhow::Result<()> {
     let registry = Registry::new();
     let controller = Controller {
         config: Config::from(&args),
+        access: args.access.resolve(args.server.security.dev)?,
         store: store.clone(),
         registry: registry.clone(),
         address: listen::advertised(grpc_at, args.server.advertise_host.as_deref()),

@@ -35,7 +35,7 @@ pub struct Metrics {
 
 const STATES: [&str; 8] =
     ["queued", "placing", "running", "paused", "preempting", "succeeded", "failed", "cancelled"];
-const WAITS: [&str; 10] = [
+const WAITS: [&str; 11] = [
     "no_curator",
     "curators_busy",
     "pairs",
@@ -46,6 +46,7 @@ const WAITS: [&str; 10] = [
     "ranks",
     "paused",
     "preempted",
+    "quota",
 ];
 
 impl Metrics {

@@ -21,13 +21,14 @@ use tonic::transport::Server;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
+use crate::access::{Access, AccessConfig, AccessLayer};
 use crate::config::Config;
 use crate::engine::Surroundings;
 use crate::layer::CallLimit;
 use crate::leadership::{self, Link, Role};
 use crate::logs::LogHub;
 use crate::metrics::Metrics;
-use crate::services::{Access, Checkpoints, Curation, Jobs, Nodes};
+use crate::services::{Callers, Checkpoints, Curation, Jobs, Nodes};
 
 /// Largest message that is read: a batch of log lines is the largest that is sent.
 const MAX_MESSAGE_BYTES: usize = 8 << 20;
@@ -46,6 +47,7 @@ const SERVICES: [&str; 4] = [
 /// What a controller is made of.
 pub struct Controller {
     pub config: Config,
+    pub access: AccessConfig,
     pub store: Arc<dyn Store>,
     pub registry: Registry,
     /// host:port at which others reach this controller.
@@ -62,8 +64,9 @@ impl Controller {
     /// Starts everything as tasks: the campaign with the engine behind it, and the server. They end with the stop token
     /// of `tasks`.
     pub fn start(self, listener: TcpListener, tasks: &Tasks) -> anyhow::Result<Serving> {
-        let Self { config, store, registry, address } = self;
+        let Self { config, access, store, registry, address } = self;
         let metrics = Metrics::register(&registry).context("register metrics")?;
+        let access = Access::start(&access, &registry, tasks)?;
         let logs = LogHub::default();
         let controller_id = uuid::Uuid::new_v4().to_string();
         let (role, role_seen) = watch::channel(Role::Standby { leader: None });
@@ -79,6 +82,7 @@ impl Controller {
             logs: logs.clone(),
             controller_id: controller_id.clone(),
             clock: wall_clock,
+            quotas: access.quotas(),
         };
         let identity = leadership::identity(&address, &controller_id);
         let campaign = leadership::run(around, identity, role, stop.clone());
@@ -101,9 +105,10 @@ impl Controller {
             .max_concurrent_streams(Some(MAX_STREAMS_PER_CONNECTION))
             .tcp_nodelay(true)
             .layer(call_limit)
+            .layer(AccessLayer::new(access))
             .add_service(health)
             .add_service(reflection)
-            .add_service(AccessServiceServer::new(Access::new(link.clone(), object_store_url)))
+            .add_service(AccessServiceServer::new(Callers::new(link.clone(), object_store_url)))
             .add_service(
                 JobServiceServer::new(Jobs::new(link.clone(), logs.clone(), tasks.clone()))
                     .max_decoding_message_size(sized),

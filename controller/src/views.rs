@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use crescendo_core::access::Scope;
 use crescendo_core::decide::{Limits, Wait};
 use crescendo_core::error::Refused;
 use crescendo_core::histogram::Scale;
@@ -138,14 +139,16 @@ fn eta_seconds(step: u64, steps_total: u64, global_batch: u32, samples_per_sec: 
     }
 }
 
+/// Every node. Of what runs there only the jobs that `scope` sees are named; the slots of all are counted.
 pub fn nodes(
     state: &ClusterState,
     seen: &Observed,
     limits: &Limits,
+    scope: &Scope,
     now: Timestamp,
 ) -> v1::ListNodesResponse {
     v1::ListNodesResponse {
-        nodes: state.nodes().map(|record| node(record, state, seen, limits, now)).collect(),
+        nodes: state.nodes().map(|record| node(record, state, seen, limits, scope, now)).collect(),
     }
 }
 
@@ -154,8 +157,13 @@ fn node(
     state: &ClusterState,
     seen: &Observed,
     limits: &Limits,
+    scope: &Scope,
     now: Timestamp,
 ) -> v1::Node {
+    let sees = |job: &JobId| match (scope, state.job(job)) {
+        (Scope::Everything, _) => true,
+        (Scope::Only(_), known) => known.is_some_and(|job| scope.sees(&job.record.spec.tenant)),
+    };
     let view = seen.nodes.get(&record.id);
     let silence = now.since(view.map_or(seen.since, |view| view.last_heard));
     let connected = view.is_some_and(|view| view.connected) && silence < limits.silent_after;
@@ -178,8 +186,18 @@ fn node(
         labels: record.labels.clone(),
         version: record.version.clone(),
         silent_seconds: silence.as_secs_f64(),
-        running: view.into_iter().flat_map(|view| &view.running).map(convert::attempt_message).collect(),
-        curating: view.into_iter().flat_map(|view| &view.curating).map(convert::stage_message).collect(),
+        running: view
+            .into_iter()
+            .flat_map(|view| &view.running)
+            .filter(|attempt| sees(&attempt.job))
+            .map(convert::attempt_message)
+            .collect(),
+        curating: view
+            .into_iter()
+            .flat_map(|view| &view.curating)
+            .filter(|stage| sees(&stage.job))
+            .map(convert::stage_message)
+            .collect(),
     }
 }
 

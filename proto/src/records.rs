@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use crescendo_core::histogram::ScoreCounts;
 use crescendo_core::ids::{
-    AttemptRef, Generation, Incarnation, InvalidId, JobId, NodeId, RequestId, StageName, StageRef, Timestamp,
+    AttemptRef, Generation, Incarnation, InvalidId, JobId, NodeId, RequestId, StageName, StageRef, Tenant,
+    Timestamp,
 };
 use crescendo_core::job::JobState;
 use crescendo_core::records::{
@@ -38,6 +39,7 @@ pub fn encode(record: &Record) -> Vec<u8> {
         Record::Request(record) => Kind::Request(stored::Request {
             request_id: record.request.to_string(),
             job_id: record.job.to_string(),
+            tenant: record.tenant.as_ref().map(Tenant::to_string).unwrap_or_default(),
         }),
         Record::Attempt(record) => Kind::Attempt(attempt_out(record)),
         Record::Unit(record) => Kind::Unit(unit_out(record)),
@@ -53,6 +55,10 @@ pub fn decode(bytes: &[u8]) -> Result<Record, BadRecord> {
     Ok(match stored::Record::decode(bytes)?.record.ok_or(BadRecord::Empty)? {
         Kind::Job(message) => Record::Job(job_in(message)?),
         Kind::Request(message) => Record::Request(RequestRecord {
+            tenant: match message.tenant.as_str() {
+                "" => None,
+                tenant => Some(Tenant::parse(tenant)?),
+            },
             request: RequestId::parse(&message.request_id)?,
             job: JobId::parse(&message.job_id)?,
         }),
@@ -370,6 +376,12 @@ mod tests {
             attempt(AttemptState::Ended { reason: "signal 9".into(), at: Timestamp(8) }),
             Record::Checkpoint(checkpoint()),
             Record::Request(RequestRecord {
+                tenant: Some(Tenant::parse("research").expect("valid")),
+                request: RequestId::parse("r-1").expect("valid"),
+                job: stage().job,
+            }),
+            Record::Request(RequestRecord {
+                tenant: None,
                 request: RequestId::parse("r-1").expect("valid"),
                 job: stage().job,
             }),
@@ -423,7 +435,8 @@ mod tests {
     fn bytes_that_are_no_record_are_an_error() {
         assert!(matches!(decode(b"\xff\xff\xff"), Err(BadRecord::Decode(_))));
         assert!(matches!(decode(b""), Err(BadRecord::Empty)));
-        let bad = stored::Request { request_id: "a b".into(), job_id: "j".into() };
+        let bad =
+            stored::Request { request_id: "a b".into(), job_id: "j".into(), tenant: String::new() };
         let bad = stored::Record { record: Some(stored::record::Record::Request(bad)) };
         assert!(matches!(decode(&bad.encode_to_vec()), Err(BadRecord::Id(_))));
     }

@@ -5,6 +5,8 @@
 //! | `INVALID_ARGUMENT` | correct the field that the message names; a spec's problems are in [`PROBLEMS_TRAILER`] |
 //! | `NOT_FOUND` | name something that exists |
 //! | `ALREADY_EXISTS` | use another request id |
+//! | `UNAUTHENTICATED` | bring a credential that is known and has not expired |
+//! | `PERMISSION_DENIED` | ask for the role, or the tenant, that the message names |
 //! | `FAILED_PRECONDITION` | stop: someone newer owns it, or it is over |
 //! | `RESOURCE_EXHAUSTED` | try again after [`RETRY_AFTER_TRAILER`] milliseconds |
 //! | `UNAVAILABLE` | try again, at [`LEADER_TRAILER`] if it is there |
@@ -61,6 +63,7 @@ pub fn refused(refused: &Refused) -> Status {
         }
         Refused::Invalid { .. } => Code::InvalidArgument,
         Refused::Exists { .. } => Code::AlreadyExists,
+        Refused::Forbidden { .. } => Code::PermissionDenied,
         Refused::Full { what, retry_after } => return exhausted(what, *retry_after),
     };
     Status::new(code, refused.to_string())

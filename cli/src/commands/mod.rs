@@ -13,6 +13,7 @@ pub mod man;
 pub mod nodes;
 pub mod pairs;
 pub mod submit;
+pub mod token;
 pub mod validate;
 pub mod watch;
 pub mod whoami;

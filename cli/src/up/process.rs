@@ -26,6 +26,7 @@ const MAX_LOG_BYTES: u64 = 64 * 1024 * 1024;
 /// Settings from the environment that `up` decides itself.
 const DECIDED_HERE: &[&str] = &[
     "CRESCENDO_ADVERTISE_HOST",
+    "CRESCENDO_AUTH_TOKENS",
     "CRESCENDO_CONTROLLER",
     "CRESCENDO_DEV",
     "CRESCENDO_DEVICE",
@@ -35,6 +36,8 @@ const DECIDED_HERE: &[&str] = &[
     "CRESCENDO_METRICS_LISTEN",
     "CRESCENDO_NODE_ID",
     "CRESCENDO_OBJECT_STORE",
+    "CRESCENDO_OIDC_AUDIENCE",
+    "CRESCENDO_OIDC_ISSUER",
     "CRESCENDO_PORT_FILE",
     "CRESCENDO_SCRATCH",
     "CRESCENDO_SLOTS",

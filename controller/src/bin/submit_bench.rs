@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use clap::Parser;
+use crescendo_controller::access::AccessConfig;
 use crescendo_controller::{Config, Controller};
 use crescendo_node::supervise::Tasks;
 use crescendo_proto::v1;
@@ -118,7 +119,13 @@ async fn on_store(args: &Args, name: &str, location: &str) -> anyhow::Result<()>
     let mut config = Config::new("file:///nowhere");
     config.queue.max_open_jobs = usize::MAX;
     let controller =
-        Controller { config, store: store.clone(), registry: Registry::new(), address: address.clone() };
+        Controller {
+        config,
+        access: AccessConfig::dev(),
+        store: store.clone(),
+        registry: Registry::new(),
+        address: address.clone(),
+    };
     controller.start(listener, &tasks)?.leads().await?;
     measure(args, name, &address).await?;
     tasks.stop_token().cancel();

@@ -1,12 +1,13 @@
 //! Requests, one by one: what they write, and what they are answered.
 
+use crescendo_core::access::Scope;
 use crescendo_core::decide::reachable_curators;
 use crescendo_core::error::Refused;
 use crescendo_core::explain::{View, explain};
 use crescendo_core::ids::{JobId, StageRef, Timestamp};
 use crescendo_core::pairlog::Lease;
 use crescendo_core::records::{Record, UnitState, Write};
-use crescendo_core::requests;
+use crescendo_core::requests::{self, QueueLimits};
 use crescendo_core::state::Job;
 use crescendo_proto::{convert, explained, v1};
 
@@ -27,37 +28,37 @@ impl Engine {
                 let answer = self.submit(submission, now);
                 self.hold(reply, answer);
             }
-            Request::GetJob { job, reply } => {
-                let answer = self.job(&job).map(|found| self.job_view(found, now, true));
+            Request::GetJob { job, scope, reply } => {
+                let answer = self.job(&job, &scope).map(|found| self.job_view(found, now, true));
                 self.hold(reply, answer);
             }
-            Request::JobExists { job, reply } => {
-                let answer = self.job(&job).map(|found| !found.record.state.is_terminal());
+            Request::JobExists { job, scope, reply } => {
+                let answer = self.job(&job, &scope).map(|found| !found.record.state.is_terminal());
                 self.hold(reply, answer);
             }
-            Request::ExplainJob { job, tenant, reply } => {
-                let answer = self.job(&job).map(|found| self.explained(found, tenant.as_deref(), now));
+            Request::ExplainJob { job, scope, reply } => {
+                let answer = self.job(&job, &scope).map(|found| self.explained(found, &scope, now));
                 self.hold(reply, answer);
             }
-            Request::ListJobs { request, reply } => {
-                let answer = self.list_jobs(&request, now);
+            Request::ListJobs { request, scope, reply } => {
+                let answer = self.list_jobs(&request, &scope, now);
                 self.hold(reply, answer);
             }
-            Request::CancelJob { job, reason, reply } => {
-                let answer = self.cancel(&job, &reason, now);
+            Request::CancelJob { job, scope, reason, reply } => {
+                let answer = self.cancel(&job, &scope, &reason, now);
                 self.hold(reply, answer);
             }
-            Request::WatchJob { job, from_revision, reply } => {
-                let answer = self.watch_job(job, from_revision);
+            Request::WatchJob { job, scope, from_revision, reply } => {
+                let answer = self.watch_job(job, &scope, from_revision);
                 self.hold(reply, answer);
             }
-            Request::ListNodes { reply } => {
-                let answer = Ok(views::nodes(&self.state, &self.observed, &self.around.config.limits, now));
+            Request::ListNodes { scope, reply } => {
+                let answer = Ok(views::nodes(&self.state, &self.observed, &self.limits, &scope, now));
                 self.hold(reply, answer);
             }
-            Request::ListCheckpoints { job, stage, reply } => {
+            Request::ListCheckpoints { job, scope, stage, reply } => {
                 let answer = self
-                    .job(&job)
+                    .job(&job, &scope)
                     .and_then(|job| views::checkpoints(job, stage.as_deref()).map_err(Into::into));
                 self.hold(reply, answer);
             }
@@ -74,8 +75,8 @@ impl Engine {
                 });
                 self.hold(reply, answer);
             }
-            Request::WatchPairLog { stage, from_unit, reply } => {
-                let answer = self.watch_pair_log(stage, from_unit);
+            Request::WatchPairLog { stage, scope, from_unit, reply } => {
+                let answer = self.watch_pair_log(stage, &scope, from_unit);
                 self.hold(reply, answer);
             }
             Request::LeaseUnit { .. }
@@ -99,7 +100,7 @@ impl Engine {
     }
 
     fn handle_unit(&mut self, request: Request, now: Timestamp) {
-        let limits = &self.around.config.limits;
+        let limits = &self.limits;
         let policy = limits.unit_policy(reachable_curators(&self.state, &self.observed, limits, now));
         let ttl_millis = u32::try_from(policy.lease_ttl.as_millis()).unwrap_or(u32::MAX);
         match request {
@@ -175,8 +176,10 @@ impl Engine {
         }
     }
 
-    pub(super) fn job(&self, id: &JobId) -> Answer<&Job> {
-        Ok(self.state.job(id).ok_or_else(|| Refused::NotFound { what: format!("job {id}") })?)
+    /// The job, if `scope` sees it; to others it does not exist.
+    pub(super) fn job(&self, id: &JobId, scope: &Scope) -> Answer<&Job> {
+        let job = self.state.job(id).filter(|job| scope.sees(&job.record.spec.tenant));
+        Ok(job.ok_or_else(|| Refused::NotFound { what: format!("job {id}") })?)
     }
 
     /// The job as a message; `full` adds the spec.
@@ -190,14 +193,14 @@ impl Engine {
         message
     }
 
-    fn explained(&self, job: &Job, tenant: Option<&str>, now: Timestamp) -> v1::ExplainJobResponse {
+    fn explained(&self, job: &Job, scope: &Scope, now: Timestamp) -> v1::ExplainJobResponse {
         let view = View {
             state: &self.state,
             seen: &self.observed,
             waits: &self.waits,
-            limits: &self.around.config.limits,
+            limits: &self.limits,
             now,
-            tenant,
+            scope,
         };
         v1::ExplainJobResponse {
             job_id: job.record.id.to_string(),
@@ -214,23 +217,30 @@ impl Engine {
     }
 
     fn submit(&mut self, submission: requests::Submission, now: Timestamp) -> Answer<(v1::Job, bool)> {
-        let submitted = requests::submit_job(&self.state, submission, self.around.config.queue, now)?;
+        let tenant = submission.spec.tenant.as_str();
+        // What was taken once stays taken.
+        if self.state.requested(tenant, &submission.request).is_none() {
+            self.limits.quotas.check_may_submit(tenant)?;
+        }
+        let limits = QueueLimits { tenant: self.limits.quotas.of(tenant), ..self.around.config.queue };
+        let submitted = requests::submit_job(&self.state, submission, limits, now)?;
         let (id, already) = (submitted.job, submitted.already);
         if !already {
             tracing::info!(job = %id, "job is submitted");
         }
         self.write_all(submitted.writes);
-        let job = self.job(&id)?;
+        let job = self.job(&id, &Scope::Everything)?;
         Ok((self.job_view(job, now, false), already))
     }
 
-    fn cancel(&mut self, id: &JobId, reason: &str, now: Timestamp) -> Answer<v1::Job> {
+    fn cancel(&mut self, id: &JobId, scope: &Scope, reason: &str, now: Timestamp) -> Answer<v1::Job> {
+        self.job(id, scope)?;
         let writes = requests::cancel_job(&self.state, id, reason, now)?;
         if !writes.is_empty() {
             tracing::info!(job = %id, reason, "job is cancelled");
         }
         self.write_all(writes);
-        Ok(self.job_view(self.job(id)?, now, true))
+        Ok(self.job_view(self.job(id, scope)?, now, true))
     }
 
     fn commit_checkpoint(
@@ -253,7 +263,12 @@ impl Engine {
         })
     }
 
-    fn list_jobs(&self, request: &v1::ListJobsRequest, now: Timestamp) -> Answer<v1::ListJobsResponse> {
+    fn list_jobs(
+        &self,
+        request: &v1::ListJobsRequest,
+        scope: &Scope,
+        now: Timestamp,
+    ) -> Answer<v1::ListJobsResponse> {
         let size = match request.page_size as usize {
             0 => DEFAULT_PAGE,
             size if size <= MAX_PAGE => size,
@@ -265,6 +280,7 @@ impl Engine {
             (request.states.is_empty() || request.states.contains(&convert::job_state(&record.state).into()))
                 && record.spec.name.starts_with(&request.name_prefix)
                 && (request.tenant.is_empty() || record.spec.tenant == request.tenant)
+                && scope.sees(&record.spec.tenant)
         };
         let mut found: Vec<(views::PageToken, &Job)> = self
             .state

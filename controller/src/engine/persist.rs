@@ -95,7 +95,7 @@ pub(super) fn job_of(key: &RecordKey) -> Option<&JobId> {
         RecordKey::Attempt(stage) | RecordKey::Unit(stage, _) | RecordKey::Checkpoint(stage, _, _) => {
             Some(&stage.job)
         }
-        RecordKey::Request(_) | RecordKey::Node(_) => None,
+        RecordKey::Request(..) | RecordKey::Node(_) => None,
     }
 }
 

@@ -1,5 +1,6 @@
 //! What the services ask of the engine.
 
+use crescendo_core::access::Scope;
 use crescendo_core::error::Refused;
 use crescendo_core::ids::{Generation, JobId, NodeId, StageRef};
 use crescendo_core::observed::Report;
@@ -46,38 +47,44 @@ pub enum Request {
     },
     GetJob {
         job: JobId,
+        scope: Scope,
         reply: Reply<v1::Job>,
     },
     ExplainJob {
         job: JobId,
-        /// Whose jobs may be named; all if absent.
-        tenant: Option<String>,
+        scope: Scope,
         reply: Reply<v1::ExplainJobResponse>,
     },
     ListJobs {
         request: v1::ListJobsRequest,
+        scope: Scope,
         reply: Reply<v1::ListJobsResponse>,
     },
     CancelJob {
         job: JobId,
+        scope: Scope,
         reason: String,
         reply: Reply<v1::Job>,
     },
     WatchJob {
         job: JobId,
+        scope: Scope,
         from_revision: u64,
         reply: Reply<JobWatch>,
     },
     /// Ends when the job is terminal or gone.
     JobExists {
         job: JobId,
+        scope: Scope,
         reply: Reply<bool>,
     },
     ListNodes {
+        scope: Scope,
         reply: Reply<v1::ListNodesResponse>,
     },
     ListCheckpoints {
         job: JobId,
+        scope: Scope,
         stage: Option<String>,
         reply: Reply<Vec<v1::Checkpoint>>,
     },
@@ -114,6 +121,7 @@ pub enum Request {
     },
     WatchPairLog {
         stage: StageRef,
+        scope: Scope,
         from_unit: u64,
         reply: Reply<ShardWatch>,
     },

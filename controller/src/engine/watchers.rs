@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use crescendo_core::access::Scope;
 use crescendo_core::error::Refused;
 use crescendo_core::ids::{JobId, StageRef, Timestamp};
 use crescendo_proto::{convert, v1};
@@ -66,8 +67,8 @@ impl Watchers {
 }
 
 impl Engine {
-    pub(super) fn watch_job(&mut self, job: JobId, from_revision: u64) -> Answer<JobWatch> {
-        self.job(&job)?;
+    pub(super) fn watch_job(&mut self, job: JobId, scope: &Scope, from_revision: u64) -> Answer<JobWatch> {
+        self.job(&job, scope)?;
         self.check_room(self.watchers.job_watchers())?;
         let (out, receiver) = mpsc::channel(WAITING);
         // The present state goes out with the batch, once it is durable.
@@ -77,8 +78,13 @@ impl Engine {
         Ok(receiver)
     }
 
-    pub(super) fn watch_pair_log(&mut self, stage: StageRef, from_unit: u64) -> Answer<ShardWatch> {
-        if self.state.stage(&stage).is_none() {
+    pub(super) fn watch_pair_log(
+        &mut self,
+        stage: StageRef,
+        scope: &Scope,
+        from_unit: u64,
+    ) -> Answer<ShardWatch> {
+        if self.job(&stage.job, scope).is_err() || self.state.stage(&stage).is_none() {
             return Err(Refused::NotFound { what: format!("stage {stage}") }.into());
         }
         self.check_room(self.watchers.log_watchers())?;

@@ -4,6 +4,7 @@ use crescendo_proto::v1;
 use crescendo_proto::v1::checkpoint_service_server::CheckpointService;
 use tonic::{Request, Response, Status};
 
+use crate::access::{caller_of, trail_of};
 use crate::engine;
 use crate::leadership::Link;
 use crate::services::{checked, job_id, stage_ref};
@@ -25,7 +26,9 @@ impl CheckpointService for Checkpoints {
         &self,
         request: Request<v1::CommitCheckpointRequest>,
     ) -> Result<Response<v1::CommitCheckpointResponse>, Status> {
+        let trail = trail_of(&request);
         let checkpoint = checked(convert::checkpoint(request.into_inner().checkpoint))?;
+        trail.on("checkpoint", format_args!("{}/step-{}", checkpoint.stage, checkpoint.step));
         let committed =
             self.link.ask(|reply| engine::Request::CommitCheckpoint { checkpoint, reply }).await?;
         Ok(Response::new(committed))
@@ -35,11 +38,13 @@ impl CheckpointService for Checkpoints {
         &self,
         request: Request<v1::ListCheckpointsRequest>,
     ) -> Result<Response<v1::ListCheckpointsResponse>, Status> {
+        let (scope, trail) = (caller_of(&request)?.scope(), trail_of(&request));
         let v1::ListCheckpointsRequest { job_id: job, stage } = request.into_inner();
         let job = job_id(&job)?;
+        trail.on("job", &job);
         let stage = (!stage.is_empty()).then_some(stage);
         let checkpoints =
-            self.link.ask(|reply| engine::Request::ListCheckpoints { job, stage, reply }).await?;
+            self.link.ask(|reply| engine::Request::ListCheckpoints { job, scope, stage, reply }).await?;
         Ok(Response::new(v1::ListCheckpointsResponse { checkpoints }))
     }
 
@@ -47,10 +52,12 @@ impl CheckpointService for Checkpoints {
         &self,
         request: Request<v1::MarkCheckpointDamagedRequest>,
     ) -> Result<Response<v1::MarkCheckpointDamagedResponse>, Status> {
+        let trail = trail_of(&request);
         let v1::MarkCheckpointDamagedRequest { job_id, stage, generation, path, reason } =
             request.into_inner();
         let stage = stage_ref(&job_id, &stage)?;
         let generation = Generation(generation);
+        trail.on("stage", &stage);
         self.link
             .ask(|reply| engine::Request::MarkDamaged { stage, generation, path, reason, reply })
             .await?;

@@ -4,6 +4,7 @@ use crescendo_proto::v1::curation_service_server::CurationService;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
+use crate::access::{caller_of, trail_of};
 use crate::engine;
 use crate::leadership::Link;
 use crate::services::{checked, node_id, stage_ref};
@@ -25,8 +26,10 @@ impl CurationService for Curation {
         &self,
         request: Request<v1::LeaseUnitRequest>,
     ) -> Result<Response<v1::LeaseUnitResponse>, Status> {
+        let caller = caller_of(&request)?;
         let v1::LeaseUnitRequest { job_id, stage, node_id: node } = request.into_inner();
         let (stage, node) = (stage_ref(&job_id, &stage)?, node_id(&node)?);
+        caller.check_acts_as(&node)?;
         let leased = self.link.ask(|reply| engine::Request::LeaseUnit { stage, node, reply }).await?;
         Ok(Response::new(leased))
     }
@@ -35,8 +38,10 @@ impl CurationService for Curation {
         &self,
         request: Request<v1::RenewUnitRequest>,
     ) -> Result<Response<v1::RenewUnitResponse>, Status> {
+        let caller = caller_of(&request)?;
         let v1::RenewUnitRequest { lease, node_id: node } = request.into_inner();
         let (lease, node) = (checked(convert::lease(lease))?, node_id(&node)?);
+        caller.check_acts_as(&node)?;
         let renewed = self.link.ask(|reply| engine::Request::RenewUnit { lease, node, reply }).await?;
         Ok(Response::new(renewed))
     }
@@ -45,7 +50,12 @@ impl CurationService for Curation {
         &self,
         request: Request<v1::CommitUnitRequest>,
     ) -> Result<Response<v1::CommitUnitResponse>, Status> {
-        let commit = checked(convert::unit_commit(request.into_inner()))?;
+        let (caller, trail) = (caller_of(&request)?, trail_of(&request));
+        let request = request.into_inner();
+        let node = node_id(&request.node_id)?;
+        let commit = checked(convert::unit_commit(request))?;
+        trail.on("unit", format_args!("{}/{}", commit.lease.stage, commit.lease.unit));
+        caller.check_acts_as(&node)?;
         let committed = self.link.ask(|reply| engine::Request::CommitUnit { commit, reply }).await?;
         Ok(Response::new(committed))
     }
@@ -54,8 +64,11 @@ impl CurationService for Curation {
         &self,
         request: Request<v1::FailUnitRequest>,
     ) -> Result<Response<v1::FailUnitResponse>, Status> {
+        let (caller, trail) = (caller_of(&request)?, trail_of(&request));
         let v1::FailUnitRequest { lease, node_id: node, reason } = request.into_inner();
         let (lease, node) = (checked(convert::lease(lease))?, node_id(&node)?);
+        trail.on("unit", format_args!("{}/{}", lease.stage, lease.unit));
+        caller.check_acts_as(&node)?;
         let failed = self.link.ask(|reply| engine::Request::FailUnit { lease, node, reason, reply }).await?;
         Ok(Response::new(failed))
     }
@@ -66,9 +79,12 @@ impl CurationService for Curation {
         &self,
         request: Request<v1::WatchPairLogRequest>,
     ) -> Result<Response<Self::WatchPairLogStream>, Status> {
+        let (scope, trail) = (caller_of(&request)?.scope(), trail_of(&request));
         let v1::WatchPairLogRequest { job_id, stage, from_unit } = request.into_inner();
         let stage = stage_ref(&job_id, &stage)?;
-        let watch = self.link.ask(|reply| engine::Request::WatchPairLog { stage, from_unit, reply }).await?;
+        trail.on("stage", &stage);
+        let watch =
+            self.link.ask(|reply| engine::Request::WatchPairLog { stage, scope, from_unit, reply }).await?;
         Ok(Response::new(ReceiverStream::new(watch)))
     }
 }

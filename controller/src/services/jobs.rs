@@ -1,6 +1,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crescendo_core::access::Scope;
 use crescendo_core::error::Refused;
 use crescendo_core::ids::{JobId, RequestId};
 use crescendo_core::requests::Submission;
@@ -13,6 +14,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
+use crate::access::{Trail, caller_of, trail_of};
 use crate::engine;
 use crate::leadership::Link;
 use crate::logs::{LogHub, MAX_LINES};
@@ -46,8 +48,12 @@ impl JobService for Jobs {
         &self,
         request: Request<v1::SubmitJobRequest>,
     ) -> Result<Response<v1::SubmitJobResponse>, Status> {
+        let (caller, trail) = (caller_of(&request)?, trail_of(&request));
         let v1::SubmitJobRequest { request_id, spec_yaml, validate_only } = request.into_inner();
-        let parsed = match spec::parse(&spec_yaml) {
+        if validate_only {
+            trail.changes_nothing();
+        }
+        let parsed = match spec::parse_for(&spec_yaml, caller.tenant.as_ref()) {
             Ok(parsed) => parsed,
             Err(problems) if validate_only => {
                 let problems = problems.iter().map(v1::SpecProblem::from).collect();
@@ -55,17 +61,23 @@ impl JobService for Jobs {
             }
             Err(problems) => return Err(status::bad_spec(&problems)),
         };
+        if let Some(own) = caller.tenant.as_ref().filter(|own| own.as_str() != parsed.tenant) {
+            let what = format!("{} submits for tenant {own}, and the spec is of tenant {}", caller.name, parsed.tenant);
+            return checked(Err(Refused::Forbidden { what }));
+        }
         let resolved_spec_yaml = spec::to_yaml(&parsed);
         if validate_only {
             return Ok(Response::new(v1::SubmitJobResponse { resolved_spec_yaml, ..Default::default() }));
         }
         let request = checked_id("request_id", RequestId::parse(&request_id))?;
+        trail.on("request", &request);
         let spec_json = serde_json::to_vec(&parsed).map_err(|error| {
             status::refused(&Refused::invalid("spec_yaml", format!("cannot be kept: {error}")))
         })?;
         let submission = Submission { request, spec: Arc::new(parsed), spec_json: spec_json.into() };
         let (mut job, already_submitted) =
             self.link.ask(|reply| engine::Request::Submit { submission, reply }).await?;
+        trail.on("job", &job.job_id);
         job.resolved_spec_yaml.clone_from(&resolved_spec_yaml);
         let answer = v1::SubmitJobResponse {
             job: Some(job),
@@ -80,8 +92,9 @@ impl JobService for Jobs {
         &self,
         request: Request<v1::GetJobRequest>,
     ) -> Result<Response<v1::GetJobResponse>, Status> {
-        let job = job_id(&request.into_inner().job_id)?;
-        let job = self.link.ask(|reply| engine::Request::GetJob { job, reply }).await?;
+        let (scope, trail) = (caller_of(&request)?.scope(), trail_of(&request));
+        let job = noted(&trail, job_id(&request.into_inner().job_id)?);
+        let job = self.link.ask(|reply| engine::Request::GetJob { job, scope, reply }).await?;
         Ok(Response::new(v1::GetJobResponse { job: Some(job) }))
     }
 
@@ -89,8 +102,9 @@ impl JobService for Jobs {
         &self,
         request: Request<v1::ListJobsRequest>,
     ) -> Result<Response<v1::ListJobsResponse>, Status> {
+        let scope = caller_of(&request)?.scope();
         let request = request.into_inner();
-        let page = self.link.ask(|reply| engine::Request::ListJobs { request, reply }).await?;
+        let page = self.link.ask(|reply| engine::Request::ListJobs { request, scope, reply }).await?;
         Ok(Response::new(page))
     }
 
@@ -100,9 +114,11 @@ impl JobService for Jobs {
         &self,
         request: Request<v1::WatchJobRequest>,
     ) -> Result<Response<Self::WatchJobStream>, Status> {
+        let (scope, trail) = (caller_of(&request)?.scope(), trail_of(&request));
         let v1::WatchJobRequest { job_id: job, from_revision } = request.into_inner();
-        let job = job_id(&job)?;
-        let watch = self.link.ask(|reply| engine::Request::WatchJob { job, from_revision, reply }).await?;
+        let job = noted(&trail, job_id(&job)?);
+        let watch =
+            self.link.ask(|reply| engine::Request::WatchJob { job, scope, from_revision, reply }).await?;
         Ok(Response::new(ReceiverStream::new(watch)))
     }
 
@@ -110,10 +126,10 @@ impl JobService for Jobs {
         &self,
         request: Request<v1::ExplainJobRequest>,
     ) -> Result<Response<v1::ExplainJobResponse>, Status> {
-        let job = job_id(&request.into_inner().job_id)?;
-        let tenant = None;
+        let (scope, trail) = (caller_of(&request)?.scope(), trail_of(&request));
+        let job = noted(&trail, job_id(&request.into_inner().job_id)?);
         let asked = job.clone();
-        let mut told = self.link.ask(|reply| engine::Request::ExplainJob { job: asked, tenant, reply }).await?;
+        let mut told = self.link.ask(|reply| engine::Request::ExplainJob { job: asked, scope, reply }).await?;
         told.log_lines = match told.cause.as_str() {
             "failed" | "backoff" => self.logs.of_the_failed_rank(&job, FAILED_LINES),
             "pairs" | "curators_busy" => self.logs.complaints(&job, COMPLAINTS),
@@ -126,9 +142,10 @@ impl JobService for Jobs {
         &self,
         request: Request<v1::CancelJobRequest>,
     ) -> Result<Response<v1::CancelJobResponse>, Status> {
+        let (scope, trail) = (caller_of(&request)?.scope(), trail_of(&request));
         let v1::CancelJobRequest { job_id: job, reason } = request.into_inner();
-        let job = job_id(&job)?;
-        let job = self.link.ask(|reply| engine::Request::CancelJob { job, reason, reply }).await?;
+        let job = noted(&trail, job_id(&job)?);
+        let job = self.link.ask(|reply| engine::Request::CancelJob { job, scope, reason, reply }).await?;
         Ok(Response::new(v1::CancelJobResponse { job: Some(job) }))
     }
 
@@ -138,16 +155,17 @@ impl JobService for Jobs {
         &self,
         request: Request<v1::ReadLogsRequest>,
     ) -> Result<Response<Self::ReadLogsStream>, Status> {
+        let (scope, trail) = (caller_of(&request)?.scope(), trail_of(&request));
         let v1::ReadLogsRequest { job_id: job, tail_lines, follow } = request.into_inner();
-        let job = job_id(&job)?;
+        let job = noted(&trail, job_id(&job)?);
         let tail = match tail_lines as usize {
             0 => DEFAULT_TAIL,
             lines if lines <= MAX_LINES => lines,
             _ => return checked(Err(Refused::invalid("tail_lines", format!("must be at most {MAX_LINES}")))),
         };
-        let open = self.job_is_open(&job).await?;
+        let open = self.job_is_open(&job, &scope).await?;
         let (out, lines) = mpsc::channel(LINES_WAITING);
-        let reader = LogReader { link: self.link.clone(), logs: self.logs.clone(), job, out };
+        let reader = LogReader { link: self.link.clone(), logs: self.logs.clone(), job, scope, out };
         let stop = self.tasks.stop_token();
         self.tasks.spawn(async move {
             tokio::select! {
@@ -160,9 +178,16 @@ impl JobService for Jobs {
 }
 
 impl Jobs {
-    async fn job_is_open(&self, job: &JobId) -> Result<bool, Status> {
-        self.link.ask(|reply| engine::Request::JobExists { job: job.clone(), reply }).await
+    async fn job_is_open(&self, job: &JobId, scope: &Scope) -> Result<bool, Status> {
+        let (job, scope) = (job.clone(), scope.clone());
+        self.link.ask(|reply| engine::Request::JobExists { job, scope, reply }).await
     }
+}
+
+/// The job that a request is about.
+fn noted(trail: &Trail, job: JobId) -> JobId {
+    trail.on("job", &job);
+    job
 }
 
 /// Feeds one reader of logs, at the reader's pace.
@@ -170,6 +195,7 @@ struct LogReader {
     link: Link,
     logs: LogHub,
     job: JobId,
+    scope: Scope,
     out: mpsc::Sender<Result<v1::ReadLogsResponse, Status>>,
 }
 
@@ -199,8 +225,8 @@ impl LogReader {
                 () = tokio::time::sleep(FOLLOW_EVERY) => true,
             };
             if timed_out {
-                let job = self.job.clone();
-                open = match self.link.ask(|reply| engine::Request::JobExists { job, reply }).await {
+                let (job, scope) = (self.job.clone(), self.scope.clone());
+                open = match self.link.ask(|reply| engine::Request::JobExists { job, scope, reply }).await {
                     Ok(open) => open,
                     Err(status) => {
                         // The reader has gone, or is told why it ends.

@@ -9,6 +9,7 @@ use crescendo_proto::v1::open_session_request::Message as Up;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
+use crate::access::{caller_of, trail_of};
 use crate::engine::{self, SessionId};
 use crate::leadership::Link;
 use crate::logs::LogHub;
@@ -40,6 +41,7 @@ impl NodeService for Nodes {
         &self,
         request: Request<Streaming<v1::OpenSessionRequest>>,
     ) -> Result<Response<Self::OpenSessionStream>, Status> {
+        let (caller, trail) = (caller_of(&request)?, trail_of(&request));
         let mut incoming = request.into_inner();
         let first = tokio::time::timeout(HELLO_TIMEOUT, incoming.message())
             .await
@@ -49,6 +51,8 @@ impl NodeService for Nodes {
         };
         let introduction = checked(convert::hello(hello))?;
         let node = introduction.record.id.clone();
+        trail.on("node", &node);
+        caller.check_acts_as(&node)?;
         let opened = self.link.ask(|reply| engine::Request::OpenSession { introduction, reply }).await?;
         let session = NodeMessages {
             link: self.link.clone(),
@@ -69,9 +73,10 @@ impl NodeService for Nodes {
 
     async fn list_nodes(
         &self,
-        _request: Request<v1::ListNodesRequest>,
+        request: Request<v1::ListNodesRequest>,
     ) -> Result<Response<v1::ListNodesResponse>, Status> {
-        Ok(Response::new(self.link.ask(|reply| engine::Request::ListNodes { reply }).await?))
+        let scope = caller_of(&request)?.scope();
+        Ok(Response::new(self.link.ask(|reply| engine::Request::ListNodes { scope, reply }).await?))
     }
 }
 

@@ -11,11 +11,13 @@ mod nodes;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::ids::{AttemptRef, JobId, NodeId, StageRef, Timestamp};
 use crate::observed::{NodeView, Observed};
 use crate::pairlog::UnitPolicy;
+use crate::quotas::{Quotas, gigabytes};
 use crate::records::{NodeKind, NodeRecord, Write};
 use crate::state::ClusterState;
 
@@ -44,6 +46,8 @@ pub struct Limits {
     /// Units under way past the readable prefix: `base + per_curator * curators`.
     pub look_ahead_base: u64,
     pub look_ahead_per_curator: u64,
+    /// What each tenant may use.
+    pub quotas: Arc<Quotas>,
 }
 
 impl Default for Limits {
@@ -61,6 +65,7 @@ impl Default for Limits {
             max_unit_leases: 16,
             look_ahead_base: 4,
             look_ahead_per_curator: 2,
+            quotas: Arc::default(),
         }
     }
 }
@@ -135,6 +140,21 @@ pub enum Wait {
     Behind {
         job: JobId,
     },
+    /// The same, and that job is of another tenant: to whoever reads this it does not exist.
+    BehindOthers,
+    /// The tenant uses as many slots as it may.
+    TenantGpus {
+        tenant: String,
+        wanted: u32,
+        used: u32,
+        limit: u32,
+    },
+    /// The tenant stores as much as it may, so that no further stage of it is begun.
+    TenantStorage {
+        tenant: String,
+        stored_bytes: u64,
+        limit_bytes: u64,
+    },
     /// The last attempt failed; the next one waits a little.
     Backoff {
         reason: String,
@@ -158,7 +178,8 @@ impl Wait {
             Self::Pairs { .. } => "pairs",
             Self::NoTrainer => "no_trainer",
             Self::Slots { .. } => "slots",
-            Self::Behind { .. } => "behind",
+            Self::Behind { .. } | Self::BehindOthers => "behind",
+            Self::TenantGpus { .. } | Self::TenantStorage { .. } => "quota",
             Self::Backoff { .. } => "backoff",
             Self::Ranks { .. } => "ranks",
             Self::Paused => "paused",
@@ -186,6 +207,17 @@ impl fmt::Display for Wait {
                 write!(f, "waits for {wanted} slots: {free} of {total} are free")
             }
             Self::Behind { job } => write!(f, "waits behind job {job}, which waits for slots"),
+            Self::BehindOthers => f.write_str("waits behind a job of another tenant, which waits for slots"),
+            Self::TenantGpus { tenant, wanted, limit, .. } if wanted > limit => {
+                write!(f, "waits for {wanted} GPUs: tenant {tenant} may use {limit} GPUs in all")
+            }
+            Self::TenantGpus { tenant, wanted, used, limit } => {
+                write!(f, "waits for {wanted} GPUs: tenant {tenant} uses {used} of its {limit} GPUs")
+            }
+            Self::TenantStorage { tenant, stored_bytes, limit_bytes } => {
+                let (stored, limit) = (gigabytes(*stored_bytes), gigabytes(*limit_bytes));
+                write!(f, "waits for storage: tenant {tenant} stores {stored} of its {limit}")
+            }
             Self::Backoff { reason, failures } => {
                 write!(f, "starts again shortly after {failures} failures: {reason}")
             }

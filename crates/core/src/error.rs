@@ -22,6 +22,9 @@ pub enum Refused {
     /// Correct the field.
     #[error("{field}: {message}")]
     Invalid { field: &'static str, message: String },
+    /// Ask for the right to do it.
+    #[error("{what}")]
+    Forbidden { what: String },
     /// Use another request id.
     #[error("{what}")]
     Exists { what: String },

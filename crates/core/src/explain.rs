@@ -21,8 +21,10 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 pub use pairs::PairForecast;
+use room::TenantGpus;
 pub use room::{Blocker, NodeRoom};
 
+use crate::access::Scope;
 use crate::decide::{Limits, Nodes, Wait};
 use crate::ids::{JobId, Timestamp};
 use crate::job::JobState;
@@ -40,8 +42,8 @@ pub struct View<'a> {
     pub waits: &'a BTreeMap<JobId, Wait>,
     pub limits: &'a Limits,
     pub now: Timestamp,
-    /// Who reads it: jobs of other tenants are counted, never named. `None` sees all.
-    pub tenant: Option<&'a str>,
+    /// What the reader may see: jobs of other tenants are counted, never named.
+    pub scope: &'a Scope,
 }
 
 /// Why a job is where it is.
@@ -104,7 +106,22 @@ fn waiting(view: &View<'_>, job: &Job, index: usize, stage: &Stage, wait: &Wait)
         Wait::Pairs { needed, .. } => pairs::waiting(view, job, index, stage, *needed),
         Wait::NoTrainer => room::no_trainer(view),
         Wait::Slots { .. } => room::waiting(view, job, index),
-        Wait::Behind { job: first } => room::behind(view, job, index, first),
+        Wait::Behind { job: first } => room::behind(view, job, index, view.state.job(first)),
+        Wait::BehindOthers => room::behind(view, job, index, first_waiting(view, job)),
+        Wait::TenantGpus { tenant, wanted, used, limit } => {
+            room::over_quota(view, job, index, &TenantGpus { tenant, wanted: *wanted, used: *used, limit: *limit })
+        }
+        Wait::TenantStorage { tenant, .. } => Explanation {
+            findings: vec![
+                "pairs and checkpoints count as long as they are registered, those of ended jobs too".to_owned(),
+                "stages that have begun go on; no further one is begun".to_owned(),
+            ],
+            remedies: vec![
+                format!("ask an admin to raise maxStoredBytes of tenant {tenant}"),
+                "or keep less: spec.checkpoints.keepLast of the jobs that run".to_owned(),
+            ],
+            ..Explanation::default()
+        },
         Wait::Backoff { reason, failures } => progress::backoff(view, stage, reason, *failures),
         Wait::Ranks { .. } => progress::starting(view, stage),
         Wait::Paused => Explanation {
@@ -121,6 +138,16 @@ fn waiting(view: &View<'_>, job: &Job, index: usize, stage: &Stage, wait: &Wait)
         explanation.summary = wait.to_string();
     }
     explanation
+}
+
+/// The first job in the queue that waits for slots into which it would fit: no later one takes them away.
+fn first_waiting<'a>(view: &View<'a>, job: &Job) -> Option<&'a Job> {
+    let jobs = view.state.open_in_order().into_iter();
+    let mut earlier = jobs.take_while(|other| other.record.id != job.record.id);
+    earlier.find(|other| match view.waits.get(&other.record.id) {
+        Some(Wait::Slots { wanted, total, .. }) => wanted <= total,
+        Some(_) | None => false,
+    })
 }
 
 fn no_curator(view: &View<'_>) -> Explanation {
@@ -198,7 +225,7 @@ impl<'a> View<'a> {
 
     /// May the reader know of this job?
     fn shows(&self, job: &Job) -> bool {
-        self.tenant.is_none_or(|tenant| job.record.spec.tenant == tenant)
+        self.scope.sees(&job.record.spec.tenant)
     }
 
     /// Its id, or what can be said of it.

@@ -75,6 +75,10 @@ text_id!(
     StageName, "stage name", 40, "[a-z0-9-]", lower_digit_dash
 );
 text_id!(
+    /// Whom a job belongs to: the spec's `metadata.tenant`.
+    Tenant, "tenant", 40, "[a-z0-9-]", lower_digit_dash
+);
+text_id!(
     /// A node, the same over restarts of its process.
     NodeId, "node id", 63, "[a-z0-9.-]", |byte| lower_digit_dash(byte) || byte == b'.'
 );
@@ -90,12 +94,14 @@ text_id!(
 );
 
 impl JobId {
-    /// Id of the job that `request` submits under `name`. A function of its arguments, so that a submit whose outcome is
-    /// unknown gives the same id when it is tried again; `salt` counts up past ids that are taken.
-    pub fn derive(name: &str, request: &RequestId, salt: u32) -> Result<Self, InvalidId> {
+    /// Id of the job that `tenant` submits by `request` under `name`. A function of its arguments, so that a submit whose
+    /// outcome is unknown gives the same id when it is tried again; `salt` counts up past ids that are taken.
+    pub fn derive(name: &str, tenant: &str, request: &RequestId, salt: u32) -> Result<Self, InvalidId> {
         const ALPHABET: &[u8; 32] = b"abcdefghijkmnpqrstuvwxyz23456789";
         const SUFFIX_CHARS: u32 = 6;
-        let mut hash = fnv1a(request.as_str().as_bytes(), 0xcbf2_9ce4_8422_2325);
+        let mut hash = fnv1a(tenant.as_bytes(), 0xcbf2_9ce4_8422_2325);
+        hash = fnv1a(b"/", hash);
+        hash = fnv1a(request.as_str().as_bytes(), hash);
         hash = mix(fnv1a(&salt.to_le_bytes(), hash));
         let suffix: String = (0..SUFFIX_CHARS)
             .map(|i| char::from(ALPHABET[usize::try_from((hash >> (5 * i)) & 31).unwrap_or(0)]))
@@ -198,13 +204,14 @@ mod tests {
     }
 
     #[test]
-    fn a_derived_id_depends_on_request_and_salt_alone() {
+    fn a_derived_id_depends_on_tenant_request_and_salt_alone() {
         let request = RequestId::parse("r-1").expect("valid");
         let other = RequestId::parse("r-2").expect("valid");
-        let id = JobId::derive("uno", &request, 0).expect("valid");
-        assert_eq!(id, JobId::derive("uno", &request, 0).expect("valid"));
-        assert_ne!(id, JobId::derive("uno", &other, 0).expect("valid"));
-        assert_ne!(id, JobId::derive("uno", &request, 1).expect("valid"));
+        let id = JobId::derive("uno", "a", &request, 0).expect("valid");
+        assert_eq!(id, JobId::derive("uno", "a", &request, 0).expect("valid"));
+        assert_ne!(id, JobId::derive("uno", "a", &other, 0).expect("valid"));
+        assert_ne!(id, JobId::derive("uno", "a", &request, 1).expect("valid"));
+        assert_ne!(id, JobId::derive("uno", "b", &request, 0).expect("valid"));
         assert!(id.as_str().starts_with("uno-"));
     }
 

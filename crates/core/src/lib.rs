@@ -12,6 +12,8 @@
 //! | module | what it is |
 //! |---|---|
 //! | [`spec`] | the job spec: parsing, defaults, every problem at once |
+//! | [`access`] | roles, and who may make which call |
+//! | [`quotas`] | what a tenant may use |
 //! | [`ids`] | checked names, generations, times |
 //! | [`records`] | what is durable, one record a key |
 //! | [`state`] | the records assembled |
@@ -27,6 +29,7 @@
 //!
 //! Everything here is a function of its arguments: no clock, no randomness, ordered maps only.
 
+pub mod access;
 pub mod decide;
 pub mod error;
 pub mod explain;
@@ -37,6 +40,7 @@ pub mod job;
 pub mod observed;
 pub mod pairlog;
 pub mod placement;
+pub mod quotas;
 pub mod records;
 pub mod requests;
 pub mod spec;

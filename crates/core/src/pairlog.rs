@@ -82,6 +82,8 @@ pub struct PairLog {
     first_indices: Vec<u64>,
     /// Pairs in the prefix, before the cut.
     prefix_pairs: u64,
+    /// Bytes of all committed shards, readable or not.
+    stored_bytes: u64,
     rejected: BTreeMap<String, u64>,
     scores: ScoreCounts,
     /// Units without a pair since the last one that had some, within the prefix.
@@ -96,6 +98,7 @@ impl PairLog {
             units: BTreeMap::new(),
             first_indices: Vec::new(),
             prefix_pairs: 0,
+            stored_bytes: 0,
             rejected: BTreeMap::new(),
             scores: ScoreCounts::default(),
             empty_in_a_row: 0,
@@ -107,6 +110,8 @@ impl PairLog {
     pub fn put(&mut self, record: UnitRecord) {
         let done = self.units.get(&record.unit).is_some_and(UnitRecord::is_done);
         if !done {
+            let size_bytes = record.result().map_or(0, |result| result.shard.size_bytes);
+            self.stored_bytes = self.stored_bytes.saturating_add(size_bytes);
             self.units.insert(record.unit, record);
             self.grow();
         }
@@ -146,6 +151,11 @@ impl PairLog {
     /// Pairs that can be read, from index 0.
     pub fn committed(&self) -> u64 {
         self.prefix_pairs.min(self.target)
+    }
+
+    /// Bytes of the committed shards in the object store.
+    pub fn stored_bytes(&self) -> u64 {
+        self.stored_bytes
     }
 
     /// The log will not grow any more.

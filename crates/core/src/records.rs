@@ -6,7 +6,9 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::histogram::ScoreCounts;
-use crate::ids::{AttemptRef, Generation, Incarnation, JobId, NodeId, RequestId, StageRef, Timestamp};
+use crate::ids::{
+    AttemptRef, Generation, Incarnation, JobId, NodeId, RequestId, StageRef, Tenant, Timestamp,
+};
 use crate::job::JobState;
 use crate::spec::JobSpec;
 
@@ -28,6 +30,8 @@ pub struct JobRecord {
 /// Which job a request id made. Written together with the job.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RequestRecord {
+    /// Each tenant has request ids of its own. `None` in records of versions in which all tenants shared them.
+    pub tenant: Option<Tenant>,
     pub request: RequestId,
     pub job: JobId,
 }
@@ -192,7 +196,7 @@ pub enum Record {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum RecordKey {
     Job(JobId),
-    Request(RequestId),
+    Request(Option<Tenant>, RequestId),
     Attempt(StageRef),
     Unit(StageRef, u64),
     Checkpoint(StageRef, u64, Generation),
@@ -203,7 +207,7 @@ impl Record {
     pub fn key(&self) -> RecordKey {
         match self {
             Self::Job(record) => RecordKey::Job(record.id.clone()),
-            Self::Request(record) => RecordKey::Request(record.request.clone()),
+            Self::Request(record) => RecordKey::Request(record.tenant.clone(), record.request.clone()),
             Self::Attempt(record) => RecordKey::Attempt(record.attempt.stage_ref()),
             Self::Unit(record) => RecordKey::Unit(record.stage.clone(), record.unit),
             Self::Checkpoint(record) => {
@@ -219,7 +223,8 @@ impl fmt::Display for RecordKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Job(id) => write!(f, "jobs/{id}"),
-            Self::Request(id) => write!(f, "requests/{id}"),
+            Self::Request(None, id) => write!(f, "requests/{id}"),
+            Self::Request(Some(tenant), id) => write!(f, "requests/{tenant}/{id}"),
             Self::Attempt(stage) => write!(f, "attempts/{stage}"),
             Self::Unit(stage, unit) => write!(f, "units/{stage}/{unit:012}"),
             Self::Checkpoint(stage, step, generation) => {

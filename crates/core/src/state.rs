@@ -11,7 +11,8 @@ use crate::spec::StageSpec;
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ClusterState {
     jobs: BTreeMap<JobId, Job>,
-    requests: BTreeMap<RequestId, JobId>,
+    /// By tenant.
+    requests: BTreeMap<(String, RequestId), JobId>,
     nodes: BTreeMap<NodeId, NodeRecord>,
     /// Jobs that are not terminal: what a decision has to look at.
     open: BTreeSet<JobId>,
@@ -69,7 +70,10 @@ impl ClusterState {
         match record {
             Record::Job(record) => self.put_job(record),
             Record::Request(record) => {
-                self.requests.insert(record.request, record.job);
+                // One without a tenant is of a job whose own record says the same, with its tenant.
+                if let Some(tenant) = record.tenant {
+                    self.requests.insert((tenant.into(), record.request), record.job);
+                }
             }
             Record::Attempt(record) => {
                 let stage = self.stage_mut(&record.attempt.stage_ref()).ok_or_else(orphan)?;
@@ -89,7 +93,7 @@ impl ClusterState {
 
     fn put_job(&mut self, record: JobRecord) {
         // Known from the job too: the request's own record is written with it, but a snapshot may be torn by hand.
-        self.requests.insert(record.request.clone(), record.id.clone());
+        self.requests.insert((record.spec.tenant.clone(), record.request.clone()), record.id.clone());
         if record.state.is_terminal() {
             self.open.remove(&record.id);
         } else {
@@ -110,8 +114,10 @@ impl ClusterState {
                 self.jobs.remove(id);
                 self.open.remove(id);
             }
-            RecordKey::Request(id) => {
-                self.requests.remove(id);
+            RecordKey::Request(tenant, id) => {
+                if let Some(tenant) = tenant {
+                    self.requests.remove(&(tenant.to_string(), id.clone()));
+                }
             }
             RecordKey::Attempt(stage) => {
                 if let Some(stage) = self.stage_mut(stage) {
@@ -148,9 +154,9 @@ impl ClusterState {
         self.jobs.get(&id.job)?.stages.iter().find(|stage| stage.id.stage == id.stage)
     }
 
-    /// The job that `request` made.
-    pub fn requested(&self, request: &RequestId) -> Option<&Job> {
-        self.jobs.get(self.requests.get(request)?)
+    /// The job that `request` of `tenant` made.
+    pub fn requested(&self, tenant: &str, request: &RequestId) -> Option<&Job> {
+        self.jobs.get(self.requests.get(&(tenant.to_owned(), request.clone()))?)
     }
 
     pub fn node(&self, id: &NodeId) -> Option<&NodeRecord> {
@@ -159,6 +165,11 @@ impl ClusterState {
 
     pub fn nodes(&self) -> impl Iterator<Item = &NodeRecord> {
         self.nodes.values()
+    }
+
+    /// Jobs that are not terminal, by id.
+    pub fn open_jobs(&self) -> impl Iterator<Item = &Job> {
+        self.open.iter().filter_map(|id| self.jobs.get(id))
     }
 
     pub fn open_count(&self) -> usize {
@@ -239,6 +250,17 @@ impl Job {
 }
 
 impl Stage {
+    /// Someone has worked on it.
+    pub fn is_begun(&self) -> bool {
+        self.log.is_begun() || self.attempt.is_some()
+    }
+
+    /// Bytes of its shards and checkpoints in the object store, as registered.
+    pub fn stored_bytes(&self) -> u64 {
+        let files = self.checkpoints.values().flat_map(|checkpoint| &checkpoint.files);
+        files.fold(self.log.stored_bytes(), |sum, file| sum.saturating_add(file.size_bytes))
+    }
+
     pub fn is_done(&self) -> bool {
         self.final_checkpoint().is_some()
     }

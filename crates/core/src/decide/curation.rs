@@ -30,7 +30,9 @@ pub(super) fn spread(nodes: &Nodes<'_>, decided: &Decided<'_>) -> Curation {
     let open = jobs.into_iter().filter(|job| !decided.closed.contains(&job.record.id));
     // A stage that trains while it still lacks pairs has every curator already.
     let mut make: Vec<StageRef> =
-        open.filter_map(stage_to_make).filter(|stage| !serve.contains(stage)).collect();
+        open.filter_map(|job| stage_to_make(job).filter(|stage| may_begin(job, stage, decided)))
+            .filter(|stage| !serve.contains(stage))
+            .collect();
     make.truncate(curators.len());
 
     let quota = if make.is_empty() { 0 } else { curators.len().div_ceil(make.len()) };
@@ -65,6 +67,12 @@ pub(super) fn spread(nodes: &Nodes<'_>, decided: &Decided<'_>) -> Curation {
         })
         .collect();
     Curation { wanted, making: make.into_iter().collect() }
+}
+
+/// A tenant that stores as much as it may begins no further stage.
+fn may_begin(job: &Job, stage: &StageRef, decided: &Decided<'_>) -> bool {
+    !decided.full_tenants.contains_key(&job.record.spec.tenant)
+        || job.stages.iter().any(|known| known.id == *stage && known.is_begun())
 }
 
 /// The first stage of the job that lacks pairs and can be made: the current one, or the next one while the current one

@@ -10,7 +10,7 @@ use crate::ids::{AttemptRef, JobId, NodeId, StageRef, Timestamp};
 use crate::job::{JobEvent, JobState};
 use crate::observed::NodeReport;
 use crate::placement::{self, NodeSlots, Slots};
-use crate::records::{AttemptRecord, AttemptState, JobRecord, NodeKind, Record, Write};
+use crate::records::{AttemptRecord, AttemptState, JobRecord, NodeKind, RankPlacement, Record, Write};
 use crate::requests::ended;
 use crate::state::{Job, Stage};
 
@@ -27,6 +27,8 @@ pub(super) struct Decided<'a> {
     pub active: Active,
     /// Jobs that have become terminal.
     pub closed: BTreeSet<JobId>,
+    /// Tenants that store as much as they may: stored and allowed bytes.
+    pub full_tenants: BTreeMap<String, (u64, u64)>,
     /// Stages that wait for pairs, in order.
     lacking: Vec<Lacking<'a>>,
 }
@@ -48,12 +50,15 @@ pub(super) fn decide_jobs<'a>(nodes: &Nodes<'a>, plan: &mut Plan) -> Decided<'a>
         }
     }
     let slots = free_slots(nodes, &active);
-    let decided = Decided { active, closed: BTreeSet::new(), lacking: Vec::new() };
-    let mut pass = JobPass { nodes, plan, decided, slots, idle: Vec::new(), first_waiting: None };
+    let full_tenants = nodes.limits.quotas.full_tenants(nodes.state);
+    let decided = Decided { active, closed: BTreeSet::new(), full_tenants, lacking: Vec::new() };
+    let (idle, in_use) = (Vec::new(), BTreeMap::new());
+    let mut pass = JobPass { nodes, plan, decided, slots, idle, in_use, first_waiting: None };
     // Every slot that becomes free is known before the first one is given away.
     for job in jobs {
         pass.decide_job(job);
     }
+    pass.count_in_use();
     for Idle { job, index, last } in std::mem::take(&mut pass.idle) {
         if let Some(stage) = job.stages.get(index) {
             pass.start_or_wait(job, index, stage, last.as_ref());
@@ -128,8 +133,10 @@ struct JobPass<'a, 'p> {
     slots: Slots,
     /// In order.
     idle: Vec<Idle<'a>>,
+    /// Slots that each tenant's active attempts hold. Filled once every attempt that cannot go on has ended.
+    in_use: BTreeMap<&'a str, u32>,
     /// The first job that waits for slots which it would fit into: no later one takes them away.
-    first_waiting: Option<JobId>,
+    first_waiting: Option<&'a Job>,
 }
 
 impl<'a> JobPass<'a, '_> {
@@ -303,6 +310,15 @@ impl<'a> JobPass<'a, '_> {
 
     fn start_or_wait(&mut self, job: &'a Job, index: usize, stage: &Stage, last: Option<&AttemptRecord>) {
         let Some(spec) = job.stage_spec(index) else { return };
+        if let Some((stored_bytes, limit_bytes)) = self.decided.full_tenants.get(&job.record.spec.tenant)
+            && !stage.is_begun()
+        {
+            let (stored_bytes, limit_bytes) = (*stored_bytes, *limit_bytes);
+            let wait =
+                Wait::TenantStorage { tenant: job.record.spec.tenant.clone(), stored_bytes, limit_bytes };
+            self.plan.waits.insert(job.record.id.clone(), wait);
+            return;
+        }
         let log = &stage.log;
         let needed = spec.data.min_pairs.min(spec.data.pairs);
         if !log.is_sealed() && log.committed() < needed {
@@ -337,7 +353,7 @@ impl<'a> JobPass<'a, '_> {
 
     fn try_place(
         &mut self,
-        job: &Job,
+        job: &'a Job,
         index: usize,
         stage: &Stage,
         last: Option<&AttemptRecord>,
@@ -346,9 +362,6 @@ impl<'a> JobPass<'a, '_> {
         if self.slots.is_empty() {
             return Err(Wait::NoTrainer);
         }
-        if let Some(first) = &self.first_waiting {
-            return Err(Wait::Behind { job: first.clone() });
-        }
         let Ok(init_from) = job.init_checkpoint(index) else {
             return Err(Wait::Pairs {
                 stage: stage.id.stage.to_string(),
@@ -356,14 +369,20 @@ impl<'a> JobPass<'a, '_> {
                 needed: 0,
             });
         };
-        let sizes = placement::gang_sizes(&job.record.spec, spec);
+        let sizes = self.allowed_sizes(job, placement::gang_sizes(&job.record.spec, spec))?;
+        if let Some(first) = self.first_waiting {
+            let same_tenant = first.record.spec.tenant == job.record.spec.tenant;
+            let behind = Wait::Behind { job: first.record.id.clone() };
+            return Err(if same_tenant { behind } else { Wait::BehindOthers });
+        }
         let ranks = placement::place(&self.slots, &stage.id, &sizes).map_err(|no_room| {
             if no_room.fits_when_empty() {
-                self.first_waiting = Some(job.record.id.clone());
+                self.first_waiting = Some(job);
             }
             Wait::Slots { wanted: no_room.wanted, free: no_room.free, total: no_room.total }
         })?;
         ranks.iter().for_each(|rank| self.slots.take(rank));
+        *self.in_use.entry(&job.record.spec.tenant).or_insert(0) += slots_of(&ranks);
         let StageRef { job: job_id, stage: name } = stage.id.clone();
         let attempt = AttemptRef { job: job_id, stage: name, generation: stage.generation().next() };
         let nodes: BTreeSet<&NodeId> = ranks.iter().map(|rank| &rank.node).collect();
@@ -384,6 +403,29 @@ impl<'a> JobPass<'a, '_> {
         Ok(wait)
     }
 
+    fn count_in_use(&mut self) {
+        let state = self.nodes.state;
+        for (stage, attempt) in &self.decided.active {
+            if let Some(job) = state.job(&stage.job) {
+                *self.in_use.entry(&job.record.spec.tenant).or_insert(0) += slots_of(&attempt.ranks);
+            }
+        }
+    }
+
+    /// The gang sizes, largest first, that the job's tenant has slots left for.
+    fn allowed_sizes(&self, job: &Job, sizes: Vec<u32>) -> Result<Vec<u32>, Wait> {
+        let tenant = job.record.spec.tenant.as_str();
+        let Some(limit) = self.nodes.limits.quotas.of(tenant).max_gpus else { return Ok(sizes) };
+        let used = self.in_use.get(tenant).copied().unwrap_or(0);
+        let left = limit.saturating_sub(used);
+        let wanted = sizes.last().copied().unwrap_or(0);
+        let allowed: Vec<u32> = sizes.into_iter().filter(|size| *size <= left).collect();
+        if allowed.is_empty() {
+            return Err(Wait::TenantGpus { tenant: tenant.to_owned(), wanted, used, limit });
+        }
+        Ok(allowed)
+    }
+
     fn move_job(&mut self, job: &Job, events: Vec<JobEvent>) {
         if move_job(self.nodes.now, self.plan, job, events) {
             self.decided.closed.insert(job.record.id.clone());
@@ -393,6 +435,10 @@ impl<'a> JobPass<'a, '_> {
     fn write(&mut self, record: Record) {
         write(self.plan, record);
     }
+}
+
+fn slots_of(ranks: &[RankPlacement]) -> u32 {
+    u32::try_from(ranks.len()).unwrap_or(u32::MAX)
 }
 
 /// Applies events one after the other; one that the state does not allow is left out. Whether the job has ended.

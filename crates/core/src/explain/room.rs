@@ -56,42 +56,77 @@ pub(super) fn no_trainer(view: &View<'_>) -> Explanation {
 }
 
 /// A job that goes first waits for slots, and no later one takes them away.
-pub(super) fn behind(view: &View<'_>, job: &Job, index: usize, first: &JobId) -> Explanation {
-    let Some(ahead) = view.state.job(first) else { return Explanation::default() };
-    let need = |job: &Job, index: usize| {
-        job.stage_spec(index).map_or(0, |spec| {
-            placement::gang_sizes(&job.record.spec, spec).last().copied().unwrap_or(job.record.spec.resources.gpus)
-        })
-    };
-    let ahead_index = ahead.current_stage().unwrap_or(0);
-    let ahead_room = waiting(view, ahead, ahead_index);
-    let name = view.name(ahead);
-    let (priority, own) = (ahead.record.spec.priority, job.record.spec.priority);
+pub(super) fn behind(view: &View<'_>, job: &Job, index: usize, first: Option<&Job>) -> Explanation {
+    let Some(first) = first else { return Explanation::default() };
+    let first_index = first.current_stage().unwrap_or(0);
+    let name = view.name(first);
+    let (priority, own) = (first.record.spec.priority, job.record.spec.priority);
     let why = if priority > own { "has the higher priority" } else { "was submitted earlier" };
-    let mut blockers = vec![Blocker { enough: false, ..blocker(view, ahead, 0, None) }];
-    blockers.extend(ahead_room.blockers);
-    let mut remedies = Vec::new();
-    if priority >= own {
-        remedies.push(format!(
-            "submit with spec.priority above {priority} (it is {own}) to go before {name}"
-        ));
-    }
-    if view.shows(ahead) {
-        remedies.push(format!("or see what {name} waits for: crescendo explain {first}"));
+    let mut blockers = vec![blocker(view, first, 0, None)];
+    // Those that keep the first one waiting; whether they are enough for this one is another question.
+    blockers.extend(
+        waiting(view, first, first_index).blockers.into_iter().map(|blocker| Blocker { enough: false, ..blocker }),
+    );
+    let mut remedies =
+        vec![format!("submit with spec.priority above {priority} (it is {own}) to go before {name}")];
+    if view.shows(first) {
+        remedies.push(format!("or see what {name} waits for: crescendo explain {}", first.record.id));
     }
     Explanation {
         summary: format!("waits behind {name}, which {why} and waits for slots"),
         findings: vec![
-            format!("{name} has priority {priority} and needs {}", count(need(ahead, ahead_index), "slot")),
-            format!("this job has priority {own} and needs {}", count(need(job, index), "slot")),
+            format!("{name} has priority {priority} and needs {}", count(least_gang(first, first_index), "slot")),
+            format!("this job has priority {own} and needs {}", count(least_gang(job, index), "slot")),
             "slots that become free are kept for who goes first, so that small jobs cannot starve a large one".to_owned(),
         ],
         remedies,
         nodes: node_rooms(view, job.stages.get(index).map(|stage| &stage.id)),
         blockers,
-        goes_on_in: None,
         ..Explanation::default()
     }
+}
+
+/// Ranks of the smallest gang that a stage allows.
+fn least_gang(job: &Job, index: usize) -> u32 {
+    let sizes = job.stage_spec(index).map(|spec| placement::gang_sizes(&job.record.spec, spec));
+    sizes.and_then(|sizes| sizes.last().copied()).unwrap_or(job.record.spec.resources.gpus)
+}
+
+/// What a tenant's quota of slots says.
+pub(super) struct TenantGpus<'t> {
+    pub tenant: &'t str,
+    pub wanted: u32,
+    pub used: u32,
+    pub limit: u32,
+}
+
+pub(super) fn over_quota(view: &View<'_>, job: &Job, index: usize, quota: &TenantGpus<'_>) -> Explanation {
+    let TenantGpus { tenant, wanted, used, limit } = *quota;
+    let left = limit.saturating_sub(used);
+    let mut findings = vec![format!("it needs {}, and its tenant has {left} of {limit} left", count(wanted, "GPU"))];
+    let holding: Vec<Blocker> = holders(view)
+        .filter(|(other, ..)| other.record.spec.tenant == tenant)
+        .map(|(other, stage, attempt)| {
+            blocker(view, other, attempt.ranks.len(), stage_ends_in(view, other, stage, attempt))
+        })
+        .take(MAX_NODES)
+        .collect();
+    if let Some(first) = holding.iter().filter(|blocker| blocker.slots >= wanted.saturating_sub(left)).min_by_key(|blocker| {
+        (blocker.stage_ends_in.is_none(), blocker.stage_ends_in)
+    }) && let Some(ends_in) = first.stage_ends_in
+    {
+        findings.push(format!("the first of its jobs that holds enough ends its stage in about {}", span(ends_in)));
+    }
+    let mut remedies = Vec::new();
+    if wanted <= limit {
+        remedies.push(format!("wait until jobs of tenant {tenant} give slots back, or cancel one of them"));
+    }
+    let batch = job.stage_spec(index).map_or(1, |spec| spec.train.global_batch);
+    if let Some(smaller) = (1..=left.min(wanted.saturating_sub(1))).rev().find(|size| batch.is_multiple_of(*size)) {
+        remedies.push(format!("or submit with spec.resources.minGpus at {smaller} or less"));
+    }
+    remedies.push(format!("or ask an admin to raise maxGpus of tenant {tenant} to {} or more", used.saturating_add(wanted)));
+    Explanation { findings, remedies, blockers: holding, ..Explanation::default() }
 }
 
 pub(super) fn waiting(view: &View<'_>, job: &Job, index: usize) -> Explanation {

@@ -3,9 +3,10 @@ use std::sync::Arc;
 
 use super::*;
 use crate::decide::decide;
-use crate::ids::{AttemptRef, Incarnation, NodeId, RequestId};
+use crate::ids::{AttemptRef, Incarnation, NodeId, RequestId, Tenant};
 use crate::observed::{NodeReport, Progress, Report};
 use crate::pairlog::tests::done;
+use crate::quotas::{Quotas, TenantLimits};
 use crate::records::{CheckpointRecord, NodeRecord, Record, UnitRecord, Write};
 use crate::requests::{self, QueueLimits, Submission};
 use crate::spec;
@@ -60,7 +61,11 @@ impl Cluster {
             spec: Arc::new(spec),
             spec_json: Arc::from(name.as_bytes()),
         };
-        let limits = QueueLimits { max_open_jobs: 100, retry_after: Duration::from_secs(1) };
+        let limits = QueueLimits {
+            max_open_jobs: 100,
+            retry_after: Duration::from_secs(1),
+            tenant: TenantLimits::default(),
+        };
         let submitted = requests::submit_job(&self.state, submission, limits, self.now).unwrap();
         submitted.writes.into_iter().for_each(|write| self.state.apply(write).unwrap());
         self.wait(1);
@@ -114,20 +119,20 @@ impl Cluster {
         }
     }
 
-    fn explain_to(&self, job: &JobId, tenant: Option<&str>) -> Explanation {
+    fn explain_to(&self, job: &JobId, scope: &Scope) -> Explanation {
         let view = View {
             state: &self.state,
             seen: &self.seen,
             waits: &self.waits,
             limits: &self.limits,
             now: self.now,
-            tenant,
+            scope,
         };
         explain(&view, self.state.job(job).unwrap())
     }
 
     fn explain(&self, job: &JobId) -> Explanation {
-        self.explain_to(job, None)
+        self.explain_to(job, &Scope::Everything)
     }
 }
 
@@ -217,7 +222,7 @@ fn jobs_of_other_tenants_are_counted_and_not_named() {
     let mine = cluster.submit("mine", "b", 0, 4);
     cluster.pairs(&mine, 0, 16);
     cluster.settle();
-    let told = cluster.explain_to(&mine, Some("b"));
+    let told = cluster.explain_to(&mine, &Scope::Only(Tenant::parse("b").unwrap()));
     assert_eq!(told.cause, "behind");
     assert_eq!(told.summary, "waits behind a job of another tenant, which has the higher priority and waits for slots");
     let everything = format!("{told:?}");
@@ -227,6 +232,25 @@ fn jobs_of_other_tenants_are_counted_and_not_named() {
     // Its own tenant and an operator are told.
     assert!(cluster.explain(&mine).summary.contains(first.as_str()));
     says(&cluster.explain(&mine).remedies, "spec.priority above 5");
+}
+
+#[test]
+fn a_tenant_at_its_quota_is_told_what_is_left_and_which_of_its_jobs_hold_the_rest() {
+    let (mut cluster, big) = busy();
+    let limits = TenantLimits { max_gpus: Some(6), ..TenantLimits::default() };
+    let listed = BTreeMap::from([(Tenant::parse("a").unwrap(), limits)]);
+    let quotas = Quotas { listed, ..Quotas::default() };
+    cluster.limits.quotas = Arc::new(quotas);
+    let more = cluster.submit("more", "a", 0, 4);
+    cluster.pairs(&more, 0, 16);
+    cluster.settle();
+    let told = cluster.explain(&more);
+    assert_eq!(told.cause, "quota", "{told:?}");
+    says(&told.findings, "it needs 4 GPUs, and its tenant has 2 of 6 left");
+    says(&told.findings, "the first of its jobs that holds enough ends its stage in about 1m 40s");
+    says(&told.remedies, "spec.resources.minGpus at 2 or less");
+    says(&told.remedies, "raise maxGpus of tenant a to 8 or more");
+    assert_eq!(told.blockers[0].job.as_ref(), Some(&big));
 }
 
 #[test]

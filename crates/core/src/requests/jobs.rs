@@ -4,9 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::error::Refused;
-use crate::ids::{JobId, RequestId, Timestamp};
+use crate::ids::{JobId, RequestId, Tenant, Timestamp};
 use crate::job::{JobEvent, JobState};
 use crate::records::{AttemptRecord, AttemptState, JobRecord, Record, RequestRecord, Write};
+use crate::quotas::{self, TenantLimits};
 use crate::spec::JobSpec;
 use crate::state::ClusterState;
 
@@ -22,6 +23,8 @@ pub struct QueueLimits {
     pub max_open_jobs: usize,
     /// Hint to whoever is refused.
     pub retry_after: Duration,
+    /// What the tenant that submits may use.
+    pub tenant: TenantLimits,
 }
 
 /// A spec that has been found good.
@@ -40,14 +43,14 @@ pub struct Submitted {
     pub writes: Vec<Write>,
 }
 
-/// Accepts a job. The same request id gives the same job, however often it is sent.
+/// Accepts a job. The same request id of a tenant gives the same job, however often it is sent.
 pub fn submit_job(
     state: &ClusterState,
     submission: Submission,
     limits: QueueLimits,
     now: Timestamp,
 ) -> Result<Submitted, Refused> {
-    if let Some(job) = state.requested(&submission.request) {
+    if let Some(job) = state.requested(&submission.spec.tenant, &submission.request) {
         if job.record.spec_json != submission.spec_json {
             let what = format!(
                 "request id {} has submitted another spec, as job {}",
@@ -61,8 +64,12 @@ pub fn submit_job(
         let what = format!("{} jobs are waiting or running, which is the limit", state.open_count());
         return Err(Refused::Full { what, retry_after: limits.retry_after });
     }
+    let tenant = Tenant::parse(&submission.spec.tenant)
+        .map_err(|error| Refused::bad_id("metadata.tenant", &error))?;
+    quotas::check_submit(state, &tenant, &limits.tenant, limits.retry_after)?;
     let id = free_id(state, &submission)?;
-    let request = RequestRecord { request: submission.request.clone(), job: id.clone() };
+    let request =
+        RequestRecord { tenant: Some(tenant), request: submission.request.clone(), job: id.clone() };
     let job = JobRecord {
         id: id.clone(),
         request: submission.request,
@@ -82,7 +89,7 @@ pub fn submit_job(
 
 fn free_id(state: &ClusterState, submission: &Submission) -> Result<JobId, Refused> {
     for salt in 0..MAX_ID_TRIES {
-        let id = JobId::derive(&submission.spec.name, &submission.request, salt)
+        let id = JobId::derive(&submission.spec.name, &submission.spec.tenant, &submission.request, salt)
             .map_err(|error| Refused::bad_id("metadata.name", &error))?;
         if state.job(&id).is_none() {
             return Ok(id);

@@ -36,6 +36,8 @@ pub use emit::to_yaml;
 pub use fields::{FIELDS, Field, markdown_table};
 pub use types::*;
 
+use crate::ids::Tenant;
+
 /// Largest spec that is read, bytes.
 pub const MAX_SPEC_BYTES: usize = 256 * 1024;
 /// Lists and sections may be nested this deep.
@@ -74,12 +76,17 @@ impl fmt::Display for Problem {
 ///
 /// Never panics, whatever the bytes are.
 pub fn parse(yaml: &[u8]) -> Result<JobSpec, Vec<Problem>> {
+    parse_for(yaml, None)
+}
+
+/// As [`parse`]; a spec that names no tenant belongs to `tenant`.
+pub fn parse_for(yaml: &[u8], tenant: Option<&Tenant>) -> Result<JobSpec, Vec<Problem>> {
     let tree = match tree::build(yaml) {
         Ok(tree) => tree,
         Err(problems) => return Err(in_order(problems)),
     };
     let mut reader = reader::Reader::new(tree.problems);
-    let spec = resolve::job(&mut reader, &tree.root);
+    let spec = resolve::job(&mut reader, &tree.root, tenant);
     reader.report(check::contradictions(&spec));
     let problems = reader.into_problems();
     if problems.is_empty() { Ok(spec) } else { Err(in_order(problems)) }

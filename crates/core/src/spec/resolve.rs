@@ -6,9 +6,10 @@ use super::fields::{self, Default};
 use super::reader::{Path, Reader, Section};
 use super::tree::Node;
 use super::types::*;
+use crate::ids::Tenant;
 
 /// Reads a whole spec. Where something is wrong the reader keeps it, and a stand-in takes the value's place.
-pub(super) fn job(reader: &mut Reader, root: &Node) -> JobSpec {
+pub(super) fn job(reader: &mut Reader, root: &Node, submitter: Option<&Tenant>) -> JobSpec {
     let top = Path::default();
     let file = reader.root(root);
     reader.word(file, &top.field("apiVersion"));
@@ -17,9 +18,10 @@ pub(super) fn job(reader: &mut Reader, root: &Node) -> JobSpec {
     let path = top.field("metadata");
     let metadata = reader.section(file, &path);
     let name = reader.name(metadata, &path.field("name")).unwrap_or_default();
-    let tenant = reader
-        .name(metadata, &path.field("tenant"))
-        .unwrap_or_else(|| default_word("metadata.tenant").into());
+    let tenant = reader.name(metadata, &path.field("tenant")).unwrap_or_else(|| match submitter {
+        Some(tenant) => tenant.to_string(),
+        None => default_word("metadata.tenant").into(),
+    });
 
     let path = top.field("spec");
     let spec = reader.section(file, &path);

@@ -14,6 +14,7 @@ use crescendo_core::invariants::check_invariants;
 use crescendo_core::job::JobState;
 use crescendo_core::observed::{NodeReport, Observed, Progress, Report};
 use crescendo_core::pairlog::Lease;
+use crescendo_core::quotas::TenantLimits;
 use crescendo_core::records::{
     CheckpointRecord, FileRecord, NodeKind, NodeRecord, Record, ShardRecord, Write,
 };
@@ -229,7 +230,11 @@ impl World {
         let request = RequestId::parse(&format!("r{}", request % 4)).expect("valid");
         let spec_json: Arc<[u8]> = format!("{spec:?}").into_bytes().into();
         let submission = Submission { request: request.clone(), spec: Arc::new(spec), spec_json };
-        let limits = QueueLimits { max_open_jobs: 100, retry_after: Duration::from_secs(1) };
+        let limits = QueueLimits {
+            max_open_jobs: 100,
+            retry_after: Duration::from_secs(1),
+            tenant: TenantLimits::default(),
+        };
         match requests::submit_job(&self.state, submission, limits, self.now) {
             Ok(submitted) => {
                 let known = self.submitted.get(&request);

@@ -52,7 +52,12 @@ pub const FIELDS: &[Field] = &[
         Default::Required,
         "Name of the job; the id that the controller makes begins with it.",
     ),
-    field("metadata.tenant", Kind::Name, Default::Word("default"), "Whom the job belongs to."),
+    field(
+        "metadata.tenant",
+        Kind::Name,
+        Default::Word("default"),
+        "Whom the job belongs to; one who submits for a single tenant gets that one by default.",
+    ),
     field("spec", Kind::Section, Default::Required, "What the job does."),
     field("spec.model", Kind::Section, Default::Required, "The network that is trained."),
     field(

@@ -4,34 +4,36 @@ use crescendo_proto::v1;
 use crescendo_proto::v1::access_service_server::AccessService;
 use tonic::{Request, Response, Status};
 
+use crate::access::caller_of;
 use crate::leadership::{Link, Role};
 
 /// Tells callers who they are to this controller.
-pub struct Access {
+pub struct Callers {
     link: Link,
     object_store_url: String,
 }
 
-impl Access {
+impl Callers {
     pub fn new(link: Link, object_store_url: String) -> Self {
         Self { link, object_store_url }
     }
 }
 
 #[tonic::async_trait]
-impl AccessService for Access {
+impl AccessService for Callers {
     async fn who_am_i(
         &self,
-        _: Request<v1::WhoAmIRequest>,
+        request: Request<v1::WhoAmIRequest>,
     ) -> Result<Response<v1::WhoAmIResponse>, Status> {
+        let caller = caller_of(&request)?;
         let (leads, leader) = match self.link.role() {
             Role::Leading { .. } => (true, String::new()),
             Role::Standby { leader } => (false, leader.unwrap_or_default()),
         };
         Ok(Response::new(v1::WhoAmIResponse {
-            name: String::new(),
-            role: "admin".to_owned(),
-            tenant: String::new(),
+            name: caller.name,
+            role: caller.role.to_string(),
+            tenant: caller.tenant.map(|tenant| tenant.to_string()).unwrap_or_default(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             leads,
             leader,

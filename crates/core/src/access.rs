@@ -1,0 +1,293 @@
+//! Who may call what: the roles, one rule for every call of every service, and the decision.
+//!
+//! A call without a rule is refused, whoever makes it; a test holds the table to the descriptors of all services in both
+//! directions. What a caller may *see* is not decided here but by its [`Scope`]: a job outside of it does not exist.
+
+use std::fmt;
+
+use crate::ids::Tenant;
+
+/// What a caller may do. People and services have one of the first four, each of which includes those before it; node
+/// is apart and includes none of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Role {
+    /// Looks at the jobs of its tenant.
+    Viewer,
+    /// Submits and cancels jobs of its tenant.
+    Submitter,
+    /// Looks at the nodes too.
+    Operator,
+    /// Everything that people may do; the only role that need not belong to a tenant.
+    Admin,
+    /// A trainer or curator node.
+    Node,
+}
+
+impl Role {
+    pub const ALL: [Self; 5] = [Self::Viewer, Self::Submitter, Self::Operator, Self::Admin, Self::Node];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Viewer => "viewer",
+            Self::Submitter => "submitter",
+            Self::Operator => "operator",
+            Self::Admin => "admin",
+            Self::Node => "node",
+        }
+    }
+
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|role| role.as_str() == text)
+    }
+
+    /// Whether whoever has this role may do what `needed` may.
+    pub fn covers(self, needed: Self) -> bool {
+        match (self, needed) {
+            (Self::Node, Self::Node) => true,
+            (Self::Node, _) | (_, Self::Node) => false,
+            (had, needed) => had >= needed,
+        }
+    }
+
+    /// Every role but admin and node belongs to one tenant; a node serves all of them.
+    pub fn check_tenant(self, tenant: Option<&Tenant>) -> Result<(), &'static str> {
+        match (self, tenant) {
+            (Self::Viewer | Self::Submitter | Self::Operator, None) => {
+                Err("needs a tenant; only an admin can do without")
+            }
+            (Self::Node, Some(_)) => Err("cannot have a tenant: a node serves all of them"),
+            (Self::Viewer | Self::Submitter | Self::Operator, Some(_))
+            | (Self::Admin, _)
+            | (Self::Node, None) => Ok(()),
+        }
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Whom a rule lets in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Who {
+    /// Without any credential.
+    Anyone,
+    AtLeast(Role),
+    Node,
+    NodeOr(Role),
+}
+
+impl fmt::Display for Who {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Anyone => f.write_str("anyone, without a credential"),
+            Self::AtLeast(Role::Admin) => f.write_str("admin"),
+            Self::AtLeast(role) => write!(f, "{role} and up"),
+            Self::Node => f.write_str("node"),
+            Self::NodeOr(role) => write!(f, "{role} and up, node"),
+        }
+    }
+}
+
+/// What a call does to the cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Nothing. Only a refusal goes into the audit log.
+    Look,
+    /// It goes into the audit log.
+    Change,
+    /// Nodes do it all the time, and what comes of it is a change of its own: only a refusal goes into the audit log.
+    Upkeep,
+}
+
+impl Effect {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Look => "look",
+            Self::Change => "change",
+            Self::Upkeep => "upkeep",
+        }
+    }
+}
+
+/// One call, and who may make it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rule {
+    /// Full name, e.g. `crescendo.v1.JobService`.
+    pub service: &'static str,
+    pub method: &'static str,
+    pub who: Who,
+    pub effect: Effect,
+}
+
+const fn rule(service: &'static str, method: &'static str, who: Who, effect: Effect) -> Rule {
+    Rule { service, method, who, effect }
+}
+
+const ACCESS: &str = "crescendo.v1.AccessService";
+const JOBS: &str = "crescendo.v1.JobService";
+const NODES: &str = "crescendo.v1.NodeService";
+const CHECKPOINTS: &str = "crescendo.v1.CheckpointService";
+const CURATION: &str = "crescendo.v1.CurationService";
+const PAIRS: &str = "crescendo.v1.PairService";
+const AGENT: &str = "crescendo.v1.AgentService";
+const HEALTH: &str = "grpc.health.v1.Health";
+const REFLECTION: &str = "grpc.reflection.v1.ServerReflection";
+
+/// Every call there is. A node may look at jobs and pair logs, since `crescendo-curator-node export` reads them with
+/// the certificate of its node.
+pub const RULES: [Rule; 25] = [
+    rule(ACCESS, "WhoAmI", Who::NodeOr(Role::Viewer), Effect::Look),
+    rule(JOBS, "SubmitJob", Who::AtLeast(Role::Submitter), Effect::Change),
+    rule(JOBS, "GetJob", Who::NodeOr(Role::Viewer), Effect::Look),
+    rule(JOBS, "ListJobs", Who::AtLeast(Role::Viewer), Effect::Look),
+    rule(JOBS, "WatchJob", Who::AtLeast(Role::Viewer), Effect::Look),
+    rule(JOBS, "ExplainJob", Who::AtLeast(Role::Viewer), Effect::Look),
+    rule(JOBS, "CancelJob", Who::AtLeast(Role::Submitter), Effect::Change),
+    rule(JOBS, "ReadLogs", Who::AtLeast(Role::Viewer), Effect::Look),
+    rule(NODES, "OpenSession", Who::Node, Effect::Change),
+    rule(NODES, "ListNodes", Who::AtLeast(Role::Operator), Effect::Look),
+    rule(CHECKPOINTS, "CommitCheckpoint", Who::Node, Effect::Change),
+    rule(CHECKPOINTS, "ListCheckpoints", Who::AtLeast(Role::Viewer), Effect::Look),
+    rule(CHECKPOINTS, "MarkCheckpointDamaged", Who::Node, Effect::Change),
+    rule(CURATION, "LeaseUnit", Who::Node, Effect::Upkeep),
+    rule(CURATION, "RenewUnit", Who::Node, Effect::Upkeep),
+    rule(CURATION, "CommitUnit", Who::Node, Effect::Change),
+    rule(CURATION, "FailUnit", Who::Node, Effect::Change),
+    rule(CURATION, "WatchPairLog", Who::NodeOr(Role::Viewer), Effect::Look),
+    rule(PAIRS, "StreamPairs", Who::Node, Effect::Look),
+    rule(AGENT, "OpenRankSession", Who::Node, Effect::Upkeep),
+    rule(AGENT, "PublishRendezvous", Who::Node, Effect::Upkeep),
+    rule(AGENT, "AwaitRendezvous", Who::Node, Effect::Look),
+    // Probes have no credentials, and learn nothing but whether this process leads.
+    rule(HEALTH, "Check", Who::Anyone, Effect::Look),
+    rule(HEALTH, "Watch", Who::Anyone, Effect::Look),
+    rule(REFLECTION, "ServerReflectionInfo", Who::AtLeast(Role::Viewer), Effect::Look),
+];
+
+/// The rule of a gRPC path, e.g. `/crescendo.v1.JobService/GetJob`.
+pub fn rule_of(path: &str) -> Option<&'static Rule> {
+    let (service, method) = path.strip_prefix('/')?.split_once('/')?;
+    RULES.iter().find(|rule| rule.service == service && rule.method == method)
+}
+
+/// Why a call is not let in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Denied {
+    #[error(
+        "{method} needs a credential, and none came: send a bearer token in the authorization metadata, or a client certificate"
+    )]
+    NoCredential { method: &'static str },
+    #[error("{method} is for {needed}; the caller's role is {had}")]
+    Role { method: &'static str, needed: Who, had: Role },
+}
+
+/// Whether a caller with `role` (`None`: no credential) may make the call.
+pub fn decide(rule: &Rule, role: Option<Role>) -> Result<(), Denied> {
+    let method = rule.method;
+    let allowed = |had: Role| match rule.who {
+        Who::Anyone => true,
+        Who::AtLeast(needed) => had.covers(needed),
+        Who::Node => had.covers(Role::Node),
+        Who::NodeOr(needed) => had.covers(Role::Node) || had.covers(needed),
+    };
+    match role {
+        _ if rule.who == Who::Anyone => Ok(()),
+        None => Err(Denied::NoCredential { method }),
+        Some(had) if allowed(had) => Ok(()),
+        Some(had) => Err(Denied::Role { method, needed: rule.who, had }),
+    }
+}
+
+/// Whose jobs a caller sees. To it the others do not exist.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Scope {
+    Everything,
+    Only(Tenant),
+}
+
+impl Scope {
+    pub fn sees(&self, tenant: &str) -> bool {
+        match self {
+            Self::Everything => true,
+            Self::Only(own) => own.as_str() == tenant,
+        }
+    }
+}
+
+/// The table for people, as Markdown.
+pub fn markdown_table() -> String {
+    let mut out = String::from("| service | call | who | effect |\n|---|---|---|---|\n");
+    for Rule { service, method, who, effect } in RULES {
+        let service = service.trim_start_matches("crescendo.v1.");
+        out.push_str(&format!("| `{service}` | `{method}` | {who} | {} |\n", effect.as_str()));
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn roles_of_people_include_each_other_and_node_is_apart() {
+        use Role::{Admin, Node, Operator, Submitter, Viewer};
+        let people = [Viewer, Submitter, Operator, Admin];
+        for (had_at, had) in people.into_iter().enumerate() {
+            for (needed_at, needed) in people.into_iter().enumerate() {
+                assert_eq!(had.covers(needed), had_at >= needed_at, "{had} for {needed}");
+            }
+            assert!(!had.covers(Node) && !Node.covers(had), "{had}");
+        }
+        assert!(Node.covers(Node));
+        for role in Role::ALL {
+            assert_eq!(Role::parse(role.as_str()), Some(role));
+        }
+        assert_eq!(Role::parse("Admin"), None);
+    }
+
+    #[test]
+    fn without_a_credential_only_health_answers() {
+        for rule in &RULES {
+            let allowed = decide(rule, None).is_ok();
+            assert_eq!(allowed, rule.service == HEALTH, "{}/{}", rule.service, rule.method);
+        }
+    }
+
+    #[test]
+    fn no_person_may_do_what_nodes_do_and_no_node_changes_jobs() {
+        let of = |path: &str| rule_of(path).expect("a rule");
+        for role in [Role::Viewer, Role::Submitter, Role::Operator, Role::Admin] {
+            for path in ["/crescendo.v1.NodeService/OpenSession", "/crescendo.v1.CurationService/CommitUnit"] {
+                assert!(decide(of(path), Some(role)).is_err(), "{role} {path}");
+            }
+        }
+        for path in ["/crescendo.v1.JobService/SubmitJob", "/crescendo.v1.JobService/CancelJob"] {
+            let denied = decide(of(path), Some(Role::Node)).expect_err("refused");
+            assert!(denied.to_string().contains("submitter and up; the caller's role is node"), "{denied}");
+        }
+    }
+
+    #[test]
+    fn a_call_has_one_rule() {
+        for (at, rule) in RULES.iter().enumerate() {
+            let path = format!("/{}/{}", rule.service, rule.method);
+            assert_eq!(rule_of(&path), Some(rule));
+            assert!(!RULES.iter().skip(at + 1).any(|other| rule_of(&path) == Some(other)), "{path}");
+        }
+        for unknown in ["", "/", "x", "/crescendo.v1.JobService", "/crescendo.v1.JobService/DropJobs"] {
+            assert_eq!(rule_of(unknown), None, "{unknown}");
+        }
+    }
+
+    #[test]
+    fn tenants_belong_to_people() {
+        let tenant = Tenant::parse("research").expect("valid");
+        for role in Role::ALL {
+            let (without, with) = (role.check_tenant(None).is_ok(), role.check_tenant(Some(&tenant)).is_ok());
+            assert_eq!((without, with), (role >= Role::Admin, role != Role::Node), "{role}");
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! What a tenant may use: slots at once, jobs in the queue, bytes in the object store, calls a second.
+//!
+//! A tenant that is at its limit waits or is refused; nothing that runs is stopped. Bytes are what the registry knows:
+//! committed shards and checkpoints that have not expired.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::error::Refused;
+use crate::ids::Tenant;
+use crate::job::JobState;
+use crate::state::ClusterState;
+
+/// Hint to a submit that is refused for storage, which is not freed within seconds.
+const STORAGE_RETRY_AFTER: Duration = Duration::from_secs(60);
+
+/// Limits of one tenant; `None` is no limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TenantLimits {
+    /// Slots that its attempts hold at once.
+    pub max_gpus: Option<u32>,
+    /// Jobs that are accepted and not running.
+    pub max_queued_jobs: Option<u32>,
+    /// Bytes of its shards and checkpoints; at that, no further stage is begun and no further job taken.
+    pub max_stored_bytes: Option<u64>,
+    /// Of each of its callers.
+    pub calls: Option<CallRate>,
+}
+
+/// A token bucket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CallRate {
+    pub per_sec: u32,
+    /// Calls that may come at once after a pause; at least 1.
+    pub burst: u32,
+}
+
+/// The limits of all tenants.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Quotas {
+    pub listed: BTreeMap<Tenant, TenantLimits>,
+    /// Limits of every tenant that is not listed.
+    pub others: TenantLimits,
+    /// Tenants that are not listed may submit jobs.
+    pub others_may_submit: bool,
+}
+
+/// Nobody is limited.
+impl Default for Quotas {
+    fn default() -> Self {
+        Self { listed: BTreeMap::new(), others: TenantLimits::default(), others_may_submit: true }
+    }
+}
+
+impl Quotas {
+    fn listed(&self, tenant: &str) -> Option<&TenantLimits> {
+        self.listed.get(&Tenant::parse(tenant).ok()?)
+    }
+
+    pub fn of(&self, tenant: &str) -> TenantLimits {
+        *self.listed(tenant).unwrap_or(&self.others)
+    }
+
+    pub fn check_may_submit(&self, tenant: &str) -> Result<(), Refused> {
+        if self.others_may_submit || self.listed(tenant).is_some() {
+            return Ok(());
+        }
+        Err(Refused::Forbidden { what: format!("tenant {tenant} is not one of those that may submit jobs") })
+    }
+
+    /// Tenants that store as much as they may, or more: stored bytes and limit.
+    pub fn full_tenants(&self, state: &ClusterState) -> BTreeMap<String, (u64, u64)> {
+        let limits = self.listed.values().chain([&self.others]);
+        if limits.into_iter().all(|limits| limits.max_stored_bytes.is_none()) {
+            return BTreeMap::new();
+        }
+        let mut stored: BTreeMap<&str, u64> = BTreeMap::new();
+        for job in state.jobs() {
+            let bytes = stored.entry(&job.record.spec.tenant).or_insert(0);
+            *bytes = job.stages.iter().fold(*bytes, |sum, stage| sum.saturating_add(stage.stored_bytes()));
+        }
+        let full = |(tenant, stored): (&str, u64)| {
+            let limit = self.of(tenant).max_stored_bytes.filter(|limit| stored >= *limit)?;
+            Some((tenant.to_owned(), (stored, limit)))
+        };
+        stored.into_iter().filter_map(full).collect()
+    }
+}
+
+/// Bytes that a tenant's jobs have in the object store, as registered.
+pub fn stored_bytes(state: &ClusterState, tenant: &str) -> u64 {
+    let jobs = state.jobs().filter(|job| job.record.spec.tenant == tenant);
+    jobs.flat_map(|job| &job.stages).fold(0, |sum: u64, stage| sum.saturating_add(stage.stored_bytes()))
+}
+
+/// Whether the tenant has room for one more job.
+pub(crate) fn check_submit(
+    state: &ClusterState,
+    tenant: &Tenant,
+    limits: &TenantLimits,
+    retry_after: Duration,
+) -> Result<(), Refused> {
+    if let Some(limit) = limits.max_queued_jobs {
+        let queued = state.open_jobs().filter(|job| {
+            job.record.spec.tenant == tenant.as_str()
+                && !matches!(job.record.state, JobState::Running { .. })
+        });
+        let queued = queued.count();
+        if queued >= limit as usize {
+            let what = format!("tenant {tenant} has {queued} of its {limit} queued jobs");
+            return Err(Refused::Full { what, retry_after });
+        }
+    }
+    if let Some(limit) = limits.max_stored_bytes {
+        let stored = stored_bytes(state, tenant.as_str());
+        if stored >= limit {
+            let what = format!("tenant {tenant} stores {} of its {}", gigabytes(stored), gigabytes(limit));
+            return Err(Refused::Full { what, retry_after: STORAGE_RETRY_AFTER });
+        }
+    }
+    Ok(())
+}
+
+/// Bytes for people, e.g. `12.30 GB`.
+#[allow(clippy::cast_precision_loss)] // two digits are shown
+pub fn gigabytes(bytes: u64) -> String {
+    format!("{:.2} GB", bytes as f64 / 1e9)
+}
