@@ -29,7 +29,7 @@ pub async fn fetch(controller: &Controller, within: Duration) -> Result<WhoAmIRe
 
 /// `ada (submitter of tenant research)`.
 pub fn words(told: &WhoAmIResponse) -> String {
-    let name = if told.name.is_empty() { "anyone: no login is asked for" } else { &told.name };
+    let name = &told.name;
     let tenant =
         if told.tenant.is_empty() { "every tenant".to_owned() } else { format!("tenant {}", told.tenant) };
     show::words::one_line(&format!("{name} ({} of {tenant})", told.role))

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use crescendo_proto::v1::access_service_server::{AccessService, AccessServiceServer};
 use crescendo_proto::v1::checkpoint_service_server::{CheckpointService, CheckpointServiceServer};
 use crescendo_proto::v1::curation_service_server::{CurationService, CurationServiceServer};
 use crescendo_proto::v1::job_service_server::{JobService, JobServiceServer};
@@ -51,6 +52,13 @@ pub struct Part {
     pub watches: Vec<WatchJobRequest>,
     pub log_reads: Vec<ReadLogsRequest>,
     pub cancels: Vec<CancelJobRequest>,
+    pub explanation: ExplainJobResponse,
+    /// Answer to whoever asks who it is.
+    pub who: WhoAmIResponse,
+    /// The only token that is let in, if there is a login.
+    pub token: Option<String>,
+    /// What came in `authorization` with each question who the caller is.
+    pub seen_tokens: Vec<Option<String>>,
 }
 
 #[derive(Clone, Default)]
@@ -85,6 +93,7 @@ impl Fake {
             .expect("a runtime starts");
         let listener = listener.into_std().expect("it is a plain listener too");
         let services = tonic::transport::Server::builder()
+            .add_service(AccessServiceServer::new(self.clone()))
             .add_service(JobServiceServer::new(self.clone()))
             .add_service(NodeServiceServer::new(self.clone()))
             .add_service(CheckpointServiceServer::new(self.clone()))
@@ -200,6 +209,15 @@ impl JobService for Fake {
         Ok(Response::new(play(scene)))
     }
 
+    async fn explain_job(
+        &self,
+        request: Request<ExplainJobRequest>,
+    ) -> Result<Response<ExplainJobResponse>, Status> {
+        let job = self.find(&request.into_inner().job_id)?;
+        let told = self.part().explanation.clone();
+        Ok(Response::new(ExplainJobResponse { job_id: job.job_id, state: job.state, ..told }))
+    }
+
     async fn cancel_job(
         &self,
         request: Request<CancelJobRequest>,
@@ -223,6 +241,20 @@ impl JobService for Fake {
             then: scene.then,
         });
         Ok(Response::new(play(scene)))
+    }
+}
+
+#[tonic::async_trait]
+impl AccessService for Fake {
+    async fn who_am_i(&self, request: Request<WhoAmIRequest>) -> Result<Response<WhoAmIResponse>, Status> {
+        let sent = request.metadata().get("authorization").and_then(|value| value.to_str().ok());
+        let mut part = self.part();
+        part.seen_tokens.push(sent.map(str::to_owned));
+        let wanted = part.token.as_ref().map(|token| format!("Bearer {token}"));
+        if wanted.is_some() && wanted.as_deref() != sent {
+            return Err(Status::unauthenticated("the token is not known"));
+        }
+        Ok(Response::new(part.who.clone()))
     }
 }
 
