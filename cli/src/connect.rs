@@ -67,7 +67,7 @@ impl Controller {
 
     /// One controller each, for what is asked of all of them.
     pub fn each(&self) -> Vec<(String, Result<Wire, Failure>)> {
-        let wire = |channel: &wire::Plain| Ok(wire::with_token(channel.clone(), self.token()?.as_ref())?);
+        let wire = |channel: &wire::Plain| wire::with_token(channel.clone(), self.token()?.as_ref());
         self.channels.iter().map(|(address, channel)| (address.clone(), wire(channel))).collect()
     }
 

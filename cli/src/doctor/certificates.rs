@@ -9,6 +9,7 @@ use rustls::crypto::ring;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::ClientCertVerifier as _;
 use rustls::sign::CertifiedKey;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
@@ -51,7 +52,7 @@ type Certificates = Result<Vec<CertificateDer<'static>>, String>;
 type Wrong = (String, &'static str);
 
 fn read(path: &Path) -> Certificates {
-    let found = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+    let found = CertificateDer::pem_file_iter(path).and_then(|found| found.collect::<Result<Vec<_>, _>>());
     match found {
         Err(error) => Err(error.to_string()),
         Ok(found) if found.is_empty() => Err("there is no certificate in it".to_owned()),

@@ -86,10 +86,6 @@ impl ConfigFile {
             .ok_or_else(|| Failure::Usage("there is no home folder: name the configuration with --config".into()))
     }
 
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
     /// What it holds; nothing if it is not there.
     pub fn load(&self) -> Result<Config, Failure> {
         let shown = self.path.display();
@@ -216,7 +212,7 @@ mod tests {
         .unwrap();
         let token = file.store_token("lab", &"secret".to_owned().into()).unwrap();
         assert_eq!(file.load().unwrap().contexts["lab"], context);
-        assert_eq!((mode(file.path()), mode(&token), mode(token.parent().unwrap())), (0o600, 0o600, 0o700));
+        assert_eq!((mode(&file.path), mode(&token), mode(token.parent().unwrap())), (0o600, 0o600, 0o700));
         assert_eq!(TokenSource::File(token.clone()).read().unwrap().unwrap().reveal(), "secret");
         file.forget_token("lab").unwrap();
         file.forget_token("lab").unwrap();

@@ -152,11 +152,6 @@ fn token_of_flags(common: &Common, environment: Option<String>) -> Option<TokenS
     }
 }
 
-/// The tenant that the context names, if one is in use.
-pub fn tenant(common: &Common) -> Option<String> {
-    find(common).ok().and_then(|target| target.tenant)
-}
-
 #[cfg(test)]
 mod tests {
     use clap::Parser as _;

@@ -49,7 +49,7 @@ pub struct View<'a> {
 /// Why a job is where it is.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Explanation {
-    /// One word of a fixed set: that of [`Wait::label`], or `new`, `starting`, `running`, `unseen`, `succeeded`, `failed`,
+    /// One word of a fixed set: that of [`Wait::label`], or one of `new`, `starting`, `running`, `unseen`, `succeeded`, `failed`,
     /// `cancelled`.
     pub cause: &'static str,
     /// The stage that it is about; empty if about none.

@@ -96,8 +96,8 @@ fn under_way(view: &View<'_>, stage: &Stage) -> Vec<String> {
             unit.lease_generation.saturating_sub(1).saturating_sub(u64::from(unit.failures)),
         );
     }
-    let curators = view.decide_nodes().reachable(NodeKind::Curator);
-    let making = curators.filter(|(_, seen)| seen.curating.contains(&stage.id)).count();
+    let nodes = view.decide_nodes();
+    let making = nodes.reachable(NodeKind::Curator).filter(|(_, seen)| seen.curating.contains(&stage.id)).count();
     let mut findings = vec![format!(
         "{} at work on it, {} under way, {prefix} readable{}",
         if making == 1 { "1 curator is".to_owned() } else { format!("{making} curators are") },
