@@ -11,6 +11,7 @@ use crescendo_core::requests::QueueLimits;
 use crescendo_node::args::ServerArgs;
 
 use crate::access::{AccessConfig, AuditTo, OidcConfig};
+use crate::store_tls::StoreTlsArgs;
 
 /// Runs the controller of a Crescendo cluster
 #[derive(Parser, Clone, Debug)]
@@ -23,6 +24,8 @@ pub struct Args {
     /// Where records are kept: embedded:DIR for one controller, or etcd:URL (more URLs after commas) for several
     #[arg(long, env = "CRESCENDO_STORE")]
     pub store: String,
+    #[command(flatten)]
+    pub store_tls: StoreTlsArgs,
     /// Root of pairs and checkpoints, handed to the nodes: file:///DIR
     #[arg(long, env = "CRESCENDO_OBJECT_STORE")]
     pub object_store: String,
@@ -69,7 +72,12 @@ pub struct AccessArgs {
     #[arg(long, env = "CRESCENDO_OIDC_ROLE_CLAIM", value_name = "CLAIM", default_value = "crescendo_role")]
     pub oidc_role_claim: String,
     /// Claim with the caller's tenant; a JSON pointer if it begins with /
-    #[arg(long, env = "CRESCENDO_OIDC_TENANT_CLAIM", value_name = "CLAIM", default_value = "crescendo_tenant")]
+    #[arg(
+        long,
+        env = "CRESCENDO_OIDC_TENANT_CLAIM",
+        value_name = "CLAIM",
+        default_value = "crescendo_tenant"
+    )]
     pub oidc_tenant_claim: String,
     /// Seconds between two fetches of the issuer's keys at least
     #[arg(long, env = "CRESCENDO_OIDC_FETCH_PAUSE_SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..))]
@@ -108,7 +116,9 @@ impl AccessArgs {
                 fetch_pause: Duration::from_secs(*oidc_fetch_pause_seconds),
             }),
             (None, None) => None,
-            (Some(_), None) => bail!("--oidc-issuer needs --oidc-audience: what its tokens for this cluster have in `aud`"),
+            (Some(_), None) => {
+                bail!("--oidc-issuer needs --oidc-audience: what its tokens for this cluster have in `aud`")
+            }
             (None, Some(_)) => bail!("--oidc-audience needs --oidc-issuer"),
         };
         Ok(AccessConfig {
@@ -162,6 +172,7 @@ impl From<&Args> for Config {
             server: _,
             access: _,
             store: _,
+            store_tls: _,
             object_store,
             silent_after_seconds,
             ranks_lost_after_seconds,

@@ -30,7 +30,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-pub use request::{Answer, EngineError, JobWatch, OpenedSession, Reply, Request, SessionId, ShardWatch};
+pub use request::{Answer, By, EngineError, JobWatch, OpenedSession, Reply, Request, SessionId, ShardWatch};
 
 use crate::config::Config;
 use crate::engine::nodes::Sessions;

@@ -9,7 +9,7 @@
 //!
 //! | module | what it is |
 //! |---|---|
-//! | [`config`] | command line and limits |
+//! | [`config`], [`store_tls`] | command line and limits |
 //! | [`access`] | who calls, what it may do, and the record of it |
 //! | [`leadership`] | campaigns, and runs the engine while this controller leads |
 //! | [`engine`] | the state's one owner: requests in batches, decide, persist, then answer and send |
@@ -30,6 +30,7 @@ pub mod logs;
 pub mod metrics;
 pub mod serve;
 pub mod services;
+pub mod store_tls;
 pub mod views;
 
 pub use config::Config;

@@ -435,8 +435,7 @@ mod tests {
     fn bytes_that_are_no_record_are_an_error() {
         assert!(matches!(decode(b"\xff\xff\xff"), Err(BadRecord::Decode(_))));
         assert!(matches!(decode(b""), Err(BadRecord::Empty)));
-        let bad =
-            stored::Request { request_id: "a b".into(), job_id: "j".into(), tenant: String::new() };
+        let bad = stored::Request { request_id: "a b".into(), job_id: "j".into(), tenant: String::new() };
         let bad = stored::Record { record: Some(stored::record::Record::Request(bad)) };
         assert!(matches!(decode(&bad.encode_to_vec()), Err(BadRecord::Id(_))));
     }

@@ -232,7 +232,10 @@ impl Writer {
             Err(error) => {
                 self.counters.dropped.inc_by(count);
                 if !std::mem::replace(&mut self.failing, true) {
-                    tracing::error!(error = &error as &dyn std::error::Error, "cannot write the audit log; calls go on without");
+                    tracing::error!(
+                        error = &error as &dyn std::error::Error,
+                        "cannot write the audit log; calls go on without"
+                    );
                 }
             }
         }
@@ -366,7 +369,11 @@ mod tests {
             log.await_written(sent).await;
         }
         let old = log.read("audit.1").len() as u64;
-        assert_eq!(old + log.read("audit.jsonl").len() as u64, sent, "none is lost and none is written twice");
+        assert_eq!(
+            old + log.read("audit.jsonl").len() as u64,
+            sent,
+            "none is lost and none is written twice"
+        );
         Ok(())
     }
 

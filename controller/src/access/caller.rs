@@ -110,8 +110,7 @@ pub fn of_certificate(
         // It was valid when the connection was opened.
         return Err(BadCredential::CertificateExpired);
     }
-    role.check_tenant(tenant.as_ref())
-        .map_err(|reason| BadCredential::CertificateTenant { role, reason })?;
+    role.check_tenant(tenant.as_ref()).map_err(|reason| BadCredential::CertificateTenant { role, reason })?;
     if node.is_some() && role != Role::Node {
         let reason = "has a node beside it, which only role node can have";
         return Err(BadCredential::CertificateTenant { role, reason });
@@ -133,10 +132,7 @@ pub(super) fn shown(text: &str) -> String {
 }
 
 /// The one caller behind all credentials that came with a call.
-pub fn agreed(
-    certificate: Option<Caller>,
-    token: Option<Caller>,
-) -> Result<Option<Caller>, BadCredential> {
+pub fn agreed(certificate: Option<Caller>, token: Option<Caller>) -> Result<Option<Caller>, BadCredential> {
     match (certificate, token) {
         (Some(certificate), Some(token)) if !certificate.agrees_with(&token) => Err(BadCredential::Disagree),
         // The token's name is that of a person or service; the certificate's may be that of a machine.
@@ -175,8 +171,7 @@ mod tests {
 
     #[test]
     fn a_certificate_says_role_tenant_and_node() {
-        let node =
-            of_certificate(&certificate(&["urn:crescendo:role:node", "urn:crescendo:node:gpu-1"]), 0);
+        let node = of_certificate(&certificate(&["urn:crescendo:role:node", "urn:crescendo:node:gpu-1"]), 0);
         let node = node.expect("good").expect("a caller");
         assert_eq!((node.role, node.node.as_ref().map(NodeId::as_str)), (Role::Node, Some("gpu-1")));
         assert!(node.check_acts_as(&NodeId::parse("gpu-1").expect("valid")).is_ok());
@@ -202,7 +197,9 @@ mod tests {
         assert!(both.contains("not the only one of its kind"), "{both}");
         assert!(refused(&["urn:crescendo:role:viewer"]).contains("needs a tenant"));
         assert!(refused(&["urn:crescendo:tenant:a"]).contains("no role"));
-        assert!(refused(&["urn:crescendo:role:node", "urn:crescendo:tenant:a"]).contains("cannot have a tenant"));
+        assert!(
+            refused(&["urn:crescendo:role:node", "urn:crescendo:tenant:a"]).contains("cannot have a tenant")
+        );
         assert!(refused(&["urn:crescendo:role:admin", "urn:crescendo:node:a"]).contains("only role node"));
     }
 
@@ -216,8 +213,7 @@ mod tests {
     #[test]
     fn credentials_that_disagree_are_none() {
         let admin = || Caller::dev(None);
-        let viewer =
-            || Caller { role: Role::Viewer, tenant: Tenant::parse("a").ok(), ..Caller::dev(None) };
+        let viewer = || Caller { role: Role::Viewer, tenant: Tenant::parse("a").ok(), ..Caller::dev(None) };
         assert_eq!(agreed(Some(admin()), Some(viewer())), Err(BadCredential::Disagree));
         let named = Caller { name: "ci".to_owned(), ..viewer() };
         assert_eq!(agreed(Some(viewer()), Some(named.clone())), Ok(Some(named)));

@@ -108,12 +108,7 @@ where
 
 impl Access {
     /// Whom a call is from, if it may be made. `None` where nobody has to be known.
-    async fn admit(
-        &self,
-        rule: &Rule,
-        peer: &Peer,
-        headers: &HeaderMap,
-    ) -> Result<Option<Caller>, Refusal> {
+    async fn admit(&self, rule: &Rule, peer: &Peer, headers: &HeaderMap) -> Result<Option<Caller>, Refusal> {
         if self.dev {
             return Ok(Some(Caller::dev(peer.addr)));
         }
@@ -172,13 +167,13 @@ impl Access {
 
     /// Nodes are not slowed down: what they say is bounded by what they do.
     fn check_rate(&self, caller: &Caller) -> Result<(), Status> {
-        let Some(tenant) = caller.tenant.as_ref().filter(|_| caller.role != Role::Node) else { return Ok(()) };
+        let Some(tenant) = caller.tenant.as_ref().filter(|_| caller.role != Role::Node) else {
+            return Ok(());
+        };
         let Some(rate) = self.quotas.borrow().of(tenant.as_str()).calls else { return Ok(()) };
         self.buckets.take(tenant.as_str(), &caller.name, rate, Instant::now()).map_err(|wait| {
-            let what = format!(
-                "{} of tenant {tenant} makes more than {} calls a second",
-                caller.name, rate.per_sec
-            );
+            let what =
+                format!("{} of tenant {tenant} makes more than {} calls a second", caller.name, rate.per_sec);
             status::exhausted(&what, wait)
         })
     }

@@ -121,9 +121,12 @@ impl Access {
             }
             None => None,
         };
-        let audit = AuditLog::start(config.audit_log.as_ref(), registry, tasks).context("open the audit log")?;
+        let audit =
+            AuditLog::start(config.audit_log.as_ref(), registry, tasks).context("open the audit log")?;
         if config.dev {
-            tracing::warn!("--dev: there is no login, and everybody who reaches this process may do everything");
+            tracing::warn!(
+                "--dev: there is no login, and everybody who reaches this process may do everything"
+            );
         } else if tokens.is_none() && oidc.is_none() {
             tracing::info!("neither tokens nor an OIDC issuer are set: callers need a client certificate");
         }

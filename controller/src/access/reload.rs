@@ -39,8 +39,8 @@ where
     T: Send + Sync + 'static,
     E: Display + 'static,
 {
-    let text = std::fs::read_to_string(path)
-        .map_err(|source| FileError::Read { path: path.to_owned(), source })?;
+    let text =
+        std::fs::read_to_string(path).map_err(|source| FileError::Read { path: path.to_owned(), source })?;
     let first = parsed(path, &text, parse)?;
     let (current, seen) = watch::channel(Arc::new(first));
     let (path, stop) = (path.to_owned(), tasks.stop_token());
@@ -76,13 +76,8 @@ where
     Ok(seen)
 }
 
-fn parsed<T, E: Display>(
-    path: &Path,
-    text: &str,
-    parse: fn(&str) -> Result<T, E>,
-) -> Result<T, FileError> {
-    parse(text)
-        .map_err(|error| FileError::Content { path: path.to_owned(), reason: error.to_string() })
+fn parsed<T, E: Display>(path: &Path, text: &str, parse: fn(&str) -> Result<T, E>) -> Result<T, FileError> {
+    parse(text).map_err(|error| FileError::Content { path: path.to_owned(), reason: error.to_string() })
 }
 
 async fn read(path: &Path) -> Result<String, String> {

@@ -65,8 +65,8 @@ pub fn parse(text: &str) -> Result<Quotas, TenantsError> {
     let mut listed = BTreeMap::new();
     for (name, entry) in tenants {
         let limits = entry.check(&format!("tenants.{name}"))?;
-        let tenant = Tenant::parse(&name)
-            .map_err(|error| TenantsError::Name { name, reason: error.to_string() })?;
+        let tenant =
+            Tenant::parse(&name).map_err(|error| TenantsError::Name { name, reason: error.to_string() })?;
         listed.insert(tenant, limits);
     }
     Ok(Quotas {
@@ -81,7 +81,9 @@ impl Entry {
         let Self { max_gpus, max_queued_jobs, max_stored_bytes, calls_per_second, burst } = self;
         let bad = |field: &str, reason| TenantsError::Limit { path: format!("{path}.{field}"), reason };
         let max_stored_bytes = max_stored_bytes.map(|size| size.bytes()).map(|bytes| {
-            bytes.ok_or_else(|| bad("maxStoredBytes", "must be bytes, or a number with kB, MB, GB, TB, KiB, MiB, GiB or TiB"))
+            bytes.ok_or_else(|| {
+                bad("maxStoredBytes", "must be bytes, or a number with kB, MB, GB, TB, KiB, MiB, GiB or TiB")
+            })
         });
         let calls = match (calls_per_second, burst) {
             (None, None) => None,

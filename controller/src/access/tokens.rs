@@ -117,12 +117,13 @@ impl Token {
         let tenant = tenant.map(|tenant| Tenant::parse(&tenant)).transpose();
         let tenant = tenant.map_err(|error| format!("tenant: {error}"))?;
         role.check_tenant(tenant.as_ref()).map_err(|reason| format!("role {role} {reason}"))?;
-        let expires = match expires.as_str() {
-            "never" => None,
-            text => Some(time(text).ok_or(
-                "expires: must be a time as 2027-01-31T00:00:00Z, a day as 2027-01-31, or `never`",
-            )?),
-        };
+        let expires =
+            match expires.as_str() {
+                "never" => None,
+                text => Some(time(text).ok_or(
+                    "expires: must be a time as 2027-01-31T00:00:00Z, a day as 2027-01-31, or `never`",
+                )?),
+            };
         let sha256 = digest(&sha256).ok_or("sha256: must be 64 hexadecimal digits")?;
         Ok(Self { name, role, tenant, sha256, expires })
     }
@@ -164,7 +165,8 @@ mod tests {
 
     #[test]
     fn a_token_is_found_until_it_expires() {
-        let tokens = Tokens::parse(&file("submitter", "tenant: research, ", SECRET, "2027-01-31")).expect("good");
+        let tokens =
+            Tokens::parse(&file("submitter", "tenant: research, ", SECRET, "2027-01-31")).expect("good");
         let before = at("2027-01-30T23:59:59Z");
         let caller = tokens.find("secret", before).expect("known");
         assert_eq!((caller.name.as_str(), caller.role), ("ci-bot", Role::Submitter));
@@ -176,6 +178,16 @@ mod tests {
         let forever = Tokens::parse(&file("admin", "", SECRET, "never")).expect("good");
         assert!(forever.find("secret", at("2999-01-01T00:00:00Z")).is_ok());
         assert!(Tokens::parse("").expect("empty").find("secret", before).is_err());
+    }
+
+    /// The very line that `crescendo token new` prints, for a name that looks like a number.
+    #[test]
+    fn an_entry_of_the_command_line_is_taken_as_it_is() {
+        let printed = format!(
+            "- {{name: \"1e5\", role: viewer, tenant: \"research\", sha256: \"{SECRET}\", expires: \"2027-01-02T00:00:00Z\"}}"
+        );
+        let tokens = Tokens::parse(&printed).expect("good");
+        assert_eq!(tokens.find("secret", at("2027-01-01T00:00:00Z")).expect("known").name, "1e5");
     }
 
     #[test]

@@ -4,15 +4,15 @@ use crescendo_core::access::Scope;
 use crescendo_core::decide::reachable_curators;
 use crescendo_core::error::Refused;
 use crescendo_core::explain::{View, explain};
-use crescendo_core::ids::{JobId, StageRef, Timestamp};
+use crescendo_core::ids::{Generation, JobId, StageRef, Timestamp};
 use crescendo_core::pairlog::Lease;
 use crescendo_core::records::{Record, UnitState, Write};
-use crescendo_core::requests::{self, QueueLimits};
+use crescendo_core::requests::{self, QueueLimits, UnitLeaseRef};
 use crescendo_core::state::Job;
 use crescendo_proto::{convert, explained, v1};
 
 use crate::engine::Engine;
-use crate::engine::request::{Answer, Held, Reply, Request};
+use crate::engine::request::{Answer, By, Held, Reply, Request};
 use crate::views;
 
 /// Jobs on a page unless asked otherwise, and at most.
@@ -62,13 +62,14 @@ impl Engine {
                     .and_then(|job| views::checkpoints(job, stage.as_deref()).map_err(Into::into));
                 self.hold(reply, answer);
             }
-            Request::CommitCheckpoint { checkpoint, reply } => {
-                let answer = self.commit_checkpoint(checkpoint, now);
+            Request::CommitCheckpoint { checkpoint, by, reply } => {
+                let answer = self.commit_checkpoint(checkpoint, &by, now);
                 self.hold(reply, answer);
             }
-            Request::MarkDamaged { stage, generation, path, reason, reply } => {
-                let writes =
-                    requests::mark_checkpoint_damaged(&self.state, &stage, generation, &path, &reason);
+            Request::MarkDamaged { stage, generation, path, reason, by, reply } => {
+                let writes = self.check_runs_on(&stage, generation, &by).and_then(|()| {
+                    requests::mark_checkpoint_damaged(&self.state, &stage, generation, &path, &reason)
+                });
                 let answer = writes.map_err(Into::into).map(|writes| {
                     tracing::warn!(job = %stage.job, stage = %stage.stage, generation = generation.0, path, reason, "checkpoint is damaged");
                     self.write_all(writes);
@@ -114,9 +115,11 @@ impl Engine {
                 });
                 self.hold(reply, answer);
             }
-            Request::RenewUnit { lease, node, reply } => {
+            Request::RenewUnit { lease, node, by, reply } => {
                 self.observed.heard(&node, now);
-                let renewed = requests::renew_unit(&self.state, &lease, &node, &policy, now);
+                let renewed = self
+                    .check_holds(&lease, &by)
+                    .and_then(|()| requests::renew_unit(&self.state, &lease, &node, &policy, now));
                 let answer = renewed.map_err(Into::into).map(|record| {
                     // In memory alone: a controller that restarts grants every lease a full term.
                     if let Err(orphan) = self.state.apply(Write::Put(Record::Unit(record))) {
@@ -126,18 +129,22 @@ impl Engine {
                 });
                 self.hold(reply, answer);
             }
-            Request::CommitUnit { commit, reply } => {
+            Request::CommitUnit { commit, by, reply } => {
                 let stage = commit.lease.stage.clone();
-                let answer =
-                    requests::commit_unit(&self.state, commit).map_err(Into::into).map(|committed| {
-                        self.write_all(committed.writes);
-                        self.count_pairs(&stage, now);
-                        v1::CommitUnitResponse { done_already: committed.done_already }
-                    });
+                let committed = self
+                    .check_holds(&commit.lease, &by)
+                    .and_then(|()| requests::commit_unit(&self.state, commit));
+                let answer = committed.map_err(Into::into).map(|committed| {
+                    self.write_all(committed.writes);
+                    self.count_pairs(&stage, now);
+                    v1::CommitUnitResponse { done_already: committed.done_already }
+                });
                 self.hold(reply, answer);
             }
-            Request::FailUnit { lease, node, reason, reply } => {
-                let failed = requests::fail_unit(&self.state, &lease, &policy);
+            Request::FailUnit { lease, node, reason, by, reply } => {
+                let failed = self
+                    .check_holds(&lease, &by)
+                    .and_then(|()| requests::fail_unit(&self.state, &lease, &policy));
                 let answer = failed.map_err(Into::into).map(|(set_aside, writes)| {
                     let (stage, unit) = (&lease.stage, lease.unit);
                     tracing::warn!(job = %stage.job, stage = %stage.stage, %node, unit, set_aside, reason, "unit has failed");
@@ -173,6 +180,34 @@ impl Engine {
     pub(super) fn write_all(&mut self, writes: Vec<Write>) {
         for write in writes {
             self.write(write);
+        }
+    }
+
+    /// An attempt is spoken for by the nodes that run it. One that is not the newest is refused as such elsewhere.
+    fn check_runs_on(&self, stage: &StageRef, generation: Generation, by: &By) -> Result<(), Refused> {
+        let attempt = self.state.stage(stage).and_then(|stage| stage.attempt.as_ref());
+        match (by, attempt.filter(|attempt| attempt.attempt.generation == generation)) {
+            (Some(node), Some(attempt)) if !attempt.runs_on(node) => {
+                Err(Refused::Forbidden { what: format!("{} does not run on node {node}", attempt.attempt) })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// A lease is spoken for by the node that holds it. One that is over is refused as such elsewhere.
+    fn check_holds(&self, lease: &UnitLeaseRef, by: &By) -> Result<(), Refused> {
+        let unit = self.state.stage(&lease.stage).and_then(|stage| stage.log.unit(lease.unit));
+        let holder = unit.filter(|unit| unit.lease_generation == lease.lease_generation).and_then(|unit| {
+            match &unit.state {
+                UnitState::Leased { node, .. } => Some(node),
+                UnitState::Free | UnitState::Done(_) => None,
+            }
+        });
+        match (by, holder) {
+            (Some(node), Some(holder)) if holder != node => {
+                Err(Refused::Forbidden { what: format!("unit {} is not leased to node {node}", lease.unit) })
+            }
+            _ => Ok(()),
         }
     }
 
@@ -246,8 +281,10 @@ impl Engine {
     fn commit_checkpoint(
         &mut self,
         checkpoint: crescendo_core::records::CheckpointRecord,
+        by: &By,
         now: Timestamp,
     ) -> Answer<v1::CommitCheckpointResponse> {
+        self.check_runs_on(&checkpoint.stage, checkpoint.generation, by)?;
         let committed = requests::commit_checkpoint(&self.state, checkpoint, now)?;
         if !committed.writes.is_empty() {
             let saved = &committed.checkpoint;

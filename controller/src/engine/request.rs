@@ -40,6 +40,9 @@ pub struct OpenedSession {
 pub type JobWatch = mpsc::Receiver<Result<v1::WatchJobResponse, Status>>;
 pub type ShardWatch = mpsc::Receiver<Result<v1::WatchPairLogResponse, Status>>;
 
+/// The node whose certificate a request came with; `None` for one that may speak for any.
+pub type By = Option<NodeId>;
+
 pub enum Request {
     Submit {
         submission: Submission,
@@ -90,6 +93,7 @@ pub enum Request {
     },
     CommitCheckpoint {
         checkpoint: CheckpointRecord,
+        by: By,
         reply: Reply<v1::CommitCheckpointResponse>,
     },
     MarkDamaged {
@@ -97,6 +101,7 @@ pub enum Request {
         generation: Generation,
         path: String,
         reason: String,
+        by: By,
         reply: Reply<()>,
     },
     LeaseUnit {
@@ -107,16 +112,19 @@ pub enum Request {
     RenewUnit {
         lease: UnitLeaseRef,
         node: NodeId,
+        by: By,
         reply: Reply<v1::RenewUnitResponse>,
     },
     CommitUnit {
         commit: UnitCommit,
+        by: By,
         reply: Reply<v1::CommitUnitResponse>,
     },
     FailUnit {
         lease: UnitLeaseRef,
         node: NodeId,
         reason: String,
+        by: By,
         reply: Reply<v1::FailUnitResponse>,
     },
     WatchPairLog {

@@ -42,7 +42,8 @@ impl CurationService for Curation {
         let v1::RenewUnitRequest { lease, node_id: node } = request.into_inner();
         let (lease, node) = (checked(convert::lease(lease))?, node_id(&node)?);
         caller.check_acts_as(&node)?;
-        let renewed = self.link.ask(|reply| engine::Request::RenewUnit { lease, node, reply }).await?;
+        let by = caller.node;
+        let renewed = self.link.ask(|reply| engine::Request::RenewUnit { lease, node, by, reply }).await?;
         Ok(Response::new(renewed))
     }
 
@@ -56,7 +57,8 @@ impl CurationService for Curation {
         let commit = checked(convert::unit_commit(request))?;
         trail.on("unit", format_args!("{}/{}", commit.lease.stage, commit.lease.unit));
         caller.check_acts_as(&node)?;
-        let committed = self.link.ask(|reply| engine::Request::CommitUnit { commit, reply }).await?;
+        let by = caller.node;
+        let committed = self.link.ask(|reply| engine::Request::CommitUnit { commit, by, reply }).await?;
         Ok(Response::new(committed))
     }
 
@@ -69,7 +71,8 @@ impl CurationService for Curation {
         let (lease, node) = (checked(convert::lease(lease))?, node_id(&node)?);
         trail.on("unit", format_args!("{}/{}", lease.stage, lease.unit));
         caller.check_acts_as(&node)?;
-        let failed = self.link.ask(|reply| engine::Request::FailUnit { lease, node, reason, reply }).await?;
+        let by = caller.node;
+        let failed = self.link.ask(|reply| engine::Request::FailUnit { lease, node, reason, by, reply }).await?;
         Ok(Response::new(failed))
     }
 

@@ -62,7 +62,10 @@ impl JobService for Jobs {
             Err(problems) => return Err(status::bad_spec(&problems)),
         };
         if let Some(own) = caller.tenant.as_ref().filter(|own| own.as_str() != parsed.tenant) {
-            let what = format!("{} submits for tenant {own}, and the spec is of tenant {}", caller.name, parsed.tenant);
+            let what = format!(
+                "{} submits for tenant {own}, and the spec is of tenant {}",
+                caller.name, parsed.tenant
+            );
             return checked(Err(Refused::Forbidden { what }));
         }
         let resolved_spec_yaml = spec::to_yaml(&parsed);

@@ -260,7 +260,8 @@ mod tests {
     fn no_person_may_do_what_nodes_do_and_no_node_changes_jobs() {
         let of = |path: &str| rule_of(path).expect("a rule");
         for role in [Role::Viewer, Role::Submitter, Role::Operator, Role::Admin] {
-            for path in ["/crescendo.v1.NodeService/OpenSession", "/crescendo.v1.CurationService/CommitUnit"] {
+            for path in ["/crescendo.v1.NodeService/OpenSession", "/crescendo.v1.CurationService/CommitUnit"]
+            {
                 assert!(decide(of(path), Some(role)).is_err(), "{role} {path}");
             }
         }

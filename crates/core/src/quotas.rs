@@ -102,8 +102,7 @@ pub(crate) fn check_submit(
 ) -> Result<(), Refused> {
     if let Some(limit) = limits.max_queued_jobs {
         let queued = state.open_jobs().filter(|job| {
-            job.record.spec.tenant == tenant.as_str()
-                && !matches!(job.record.state, JobState::Running { .. })
+            job.record.spec.tenant == tenant.as_str() && !matches!(job.record.state, JobState::Running { .. })
         });
         let queued = queued.count();
         if queued >= limit as usize {

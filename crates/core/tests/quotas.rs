@@ -114,10 +114,7 @@ impl Cluster {
 }
 
 fn quotas(tenant: &str, limits: TenantLimits) -> Quotas {
-    Quotas {
-        listed: BTreeMap::from([(Tenant::parse(tenant).expect("valid"), limits)]),
-        ..Quotas::default()
-    }
+    Quotas { listed: BTreeMap::from([(Tenant::parse(tenant).expect("valid"), limits)]), ..Quotas::default() }
 }
 
 fn why(plan: &Plan, job: &JobId) -> String {

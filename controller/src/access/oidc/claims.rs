@@ -35,7 +35,8 @@ pub(super) fn caller(claims: &Claims, config: &OidcConfig) -> Result<Caller, Bad
         [tenant] => Some(Tenant::parse(tenant).map_err(|_| bad(tenant_claim, "is not a tenant"))?),
         _ => return Err(bad(tenant_claim, "names several tenants")),
     };
-    role.check_tenant(tenant.as_ref()).map_err(|_| bad(tenant_claim, "names no tenant, which the role needs"))?;
+    role.check_tenant(tenant.as_ref())
+        .map_err(|_| bad(tenant_claim, "names no tenant, which the role needs"))?;
     Ok(Caller { name: shown(subject), role, tenant, node: None, from: None })
 }
 
@@ -91,7 +92,10 @@ mod tests {
             (serde_json::json!({"sub": "a", "crescendo_role": 4}), "`crescendo_role` names no role"),
             (serde_json::json!({"sub": "a", "crescendo_role": "node"}), "names role node"),
             (serde_json::json!({"sub": "a", "crescendo_role": ["viewer", "admin"]}), "several roles"),
-            (serde_json::json!({"sub": "a", "crescendo_role": "viewer"}), "`crescendo_tenant` names no tenant"),
+            (
+                serde_json::json!({"sub": "a", "crescendo_role": "viewer"}),
+                "`crescendo_tenant` names no tenant",
+            ),
             (
                 serde_json::json!({"sub": "a", "crescendo_role": "viewer", "crescendo_tenant": ["a", "b"]}),
                 "several tenants",

@@ -40,9 +40,10 @@ impl Keys {
 
     /// The key with that id; a token without one can only mean the only key of its algorithm.
     pub fn find(&self, id: Option<&str>, algorithm: Algorithm) -> Option<&Key> {
-        let mut fit = self.list.iter().filter(|key| {
-            key.algorithm == algorithm && (id.is_none() || key.id.as_deref() == id)
-        });
+        let mut fit = self
+            .list
+            .iter()
+            .filter(|key| key.algorithm == algorithm && (id.is_none() || key.id.as_deref() == id));
         let found = fit.next()?;
         (id.is_some() || fit.next().is_none()).then_some(found)
     }

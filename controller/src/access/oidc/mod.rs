@@ -85,7 +85,8 @@ impl Oidc {
         validation.set_issuer(&[&self.config.issuer]);
         validation.set_audience(&[&self.config.audience]);
         validation.set_required_spec_claims(&["exp", "iss", "aud", "sub"]);
-        let token = decode::<claims::Claims>(token, &key.decoding, &validation).map_err(|error| why(error.kind()))?;
+        let token =
+            decode::<claims::Claims>(token, &key.decoding, &validation).map_err(|error| why(error.kind()))?;
         claims::caller(&token.claims, &self.config)
     }
 }

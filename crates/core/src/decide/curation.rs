@@ -29,10 +29,10 @@ pub(super) fn spread(nodes: &Nodes<'_>, decided: &Decided<'_>) -> Curation {
     let jobs = nodes.state.open_in_order();
     let open = jobs.into_iter().filter(|job| !decided.closed.contains(&job.record.id));
     // A stage that trains while it still lacks pairs has every curator already.
-    let mut make: Vec<StageRef> =
-        open.filter_map(|job| stage_to_make(job).filter(|stage| may_begin(job, stage, decided)))
-            .filter(|stage| !serve.contains(stage))
-            .collect();
+    let mut make: Vec<StageRef> = open
+        .filter_map(|job| stage_to_make(job).filter(|stage| may_begin(job, stage, decided)))
+        .filter(|stage| !serve.contains(stage))
+        .collect();
     make.truncate(curators.len());
 
     let quota = if make.is_empty() { 0 } else { curators.len().div_ceil(make.len()) };

@@ -6,8 +6,8 @@ use std::time::Duration;
 use crate::error::Refused;
 use crate::ids::{JobId, RequestId, Tenant, Timestamp};
 use crate::job::{JobEvent, JobState};
-use crate::records::{AttemptRecord, AttemptState, JobRecord, Record, RequestRecord, Write};
 use crate::quotas::{self, TenantLimits};
+use crate::records::{AttemptRecord, AttemptState, JobRecord, Record, RequestRecord, Write};
 use crate::spec::JobSpec;
 use crate::state::ClusterState;
 
@@ -64,8 +64,8 @@ pub fn submit_job(
         let what = format!("{} jobs are waiting or running, which is the limit", state.open_count());
         return Err(Refused::Full { what, retry_after: limits.retry_after });
     }
-    let tenant = Tenant::parse(&submission.spec.tenant)
-        .map_err(|error| Refused::bad_id("metadata.tenant", &error))?;
+    let tenant =
+        Tenant::parse(&submission.spec.tenant).map_err(|error| Refused::bad_id("metadata.tenant", &error))?;
     quotas::check_submit(state, &tenant, &limits.tenant, limits.retry_after)?;
     let id = free_id(state, &submission)?;
     let request =

@@ -1,0 +1,87 @@
+//! What tenants see of each other: nothing.
+
+use anyhow::Context as _;
+use crescendo_proto::v1;
+use tonic::{Code, Status};
+
+use super::cluster::{Guarded, SPEC, spec_of};
+
+async fn get(cluster: &Guarded, name: &str, job_id: &str) -> Result<v1::Job, Status> {
+    let request = v1::GetJobRequest { job_id: job_id.into() };
+    let got: v1::GetJobResponse = cluster.ask(name, "JobService/GetJob", &request).await?;
+    got.job.ok_or_else(|| Status::internal("no job"))
+}
+
+async fn list(cluster: &Guarded, name: &str, tenant: &str) -> anyhow::Result<Vec<String>> {
+    let request = v1::ListJobsRequest { tenant: tenant.into(), ..Default::default() };
+    let page: v1::ListJobsResponse = cluster.ask(name, "JobService/ListJobs", &request).await?;
+    Ok(page.jobs.into_iter().map(|job| job.tenant).collect())
+}
+
+#[tokio::test]
+async fn a_job_of_another_tenant_is_as_one_that_does_not_exist() -> anyhow::Result<()> {
+    let cluster = Guarded::start().await?;
+    let job = cluster.submit("submitter-research", "r-1", SPEC).await?.job.context("a job")?;
+    assert_eq!(job.tenant, "research", "a spec without a tenant is of its submitter's");
+    assert_eq!(get(&cluster, "viewer-research", &job.job_id).await?.job_id, job.job_id);
+    assert_eq!(get(&cluster, "root", &job.job_id).await?.job_id, job.job_id);
+
+    // The same length and the same alphabet, so that the whole message can be compared.
+    let missing = format!("{}zzzzzz", &job.job_id[..job.job_id.len() - 6]);
+    let foreign = get(&cluster, "viewer-products", &job.job_id).await.expect_err("foreign");
+    let absent = get(&cluster, "viewer-products", &missing).await.expect_err("absent");
+    assert_eq!(foreign.code(), Code::NotFound);
+    assert_eq!(foreign.message().replace(&job.job_id, "JOB"), absent.message().replace(&missing, "JOB"));
+    let keys = |status: &Status| {
+        let mut keys: Vec<String> = status.metadata().keys().map(|key| format!("{key:?}")).collect();
+        keys.sort();
+        keys
+    };
+    assert_eq!((foreign.code(), keys(&foreign)), (absent.code(), keys(&absent)));
+    Ok(())
+}
+
+#[tokio::test]
+async fn lists_and_submits_are_those_of_the_tenant() -> anyhow::Result<()> {
+    let cluster = Guarded::start().await?;
+    cluster.submit("submitter-research", "r-1", SPEC).await?;
+    cluster.submit("submitter-products", "r-1", SPEC).await?;
+    cluster.submit("root", "r-1", SPEC).await?;
+    assert_eq!(list(&cluster, "viewer-research", "").await?, ["research"]);
+    assert_eq!(list(&cluster, "viewer-research", "research").await?, ["research"]);
+    assert!(list(&cluster, "viewer-research", "products").await?.is_empty());
+    let mut all = list(&cluster, "root", "").await?;
+    all.sort();
+    assert_eq!(all, ["default", "products", "research"], "an admin without a tenant gets the spec's default");
+    assert_eq!(list(&cluster, "root", "products").await?, ["products"]);
+
+    let refused =
+        cluster.submit("submitter-research", "r-9", &spec_of("products")).await.expect_err("foreign");
+    assert_eq!(refused.code(), Code::PermissionDenied);
+    assert_eq!(
+        refused.message(),
+        "submitter-research submits for tenant research, and the spec is of tenant products"
+    );
+    let refused =
+        cluster.submit("submitter-research", "r-9", &spec_of("default")).await.expect_err("foreign");
+    assert_eq!(refused.code(), Code::PermissionDenied, "default is a tenant like any other");
+    cluster.submit("root", "r-9", &spec_of("products")).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn request_ids_of_tenants_do_not_meet() -> anyhow::Result<()> {
+    let cluster = Guarded::start().await?;
+    let research = cluster.submit("submitter-research", "nightly", SPEC).await?;
+    let other = SPEC.replace("steps: 20", "steps: 40");
+    let products = cluster.submit("submitter-products", "nightly", &other).await?;
+    assert!(!products.already_submitted, "neither the same job nor a conflict");
+    let ids = [&research, &products].map(|submitted| submitted.job.as_ref().map(|job| job.job_id.clone()));
+    assert_ne!(ids[0], ids[1]);
+    let again = cluster.submit("submitter-research", "nightly", SPEC).await?;
+    assert!(again.already_submitted);
+    assert_eq!(again.job.map(|job| job.job_id), ids[0]);
+    let conflict = cluster.submit("submitter-research", "nightly", &other).await.expect_err("another spec");
+    assert_eq!(conflict.code(), Code::AlreadyExists);
+    Ok(())
+}
