@@ -295,6 +295,8 @@ pub struct DoctorArgs {
     /// Also check this store: etcd:URL, with several URLs separated by commas, as the controllers are given it.
     #[arg(long, env = "CRESCENDO_STORE", value_name = "STORE")]
     pub store: Option<String>,
+    #[command(flatten)]
+    pub store_tls: StoreTls,
     /// Folder or URL of the object store [default: that of the context or of the cluster that `crescendo up` runs].
     #[arg(long, env = "CRESCENDO_OBJECT_STORE", value_name = "DIR|URL")]
     pub object_store: Option<String>,
@@ -304,6 +306,20 @@ pub struct DoctorArgs {
     /// TCP ports that a process on this machine is to listen on.
     #[arg(long, value_name = "PORT", value_delimiter = ',')]
     pub port: Vec<u16>,
+}
+
+/// Files for etcd at https:// URLs.
+#[derive(Clone, Debug, Default, Args)]
+pub struct StoreTls {
+    /// Root certificates that vouch for etcd, PEM; those of the system if absent.
+    #[arg(long, env = "CRESCENDO_STORE_CA", value_name = "FILE")]
+    pub store_ca: Option<PathBuf>,
+    /// Certificate that etcd knows the controllers by, PEM.
+    #[arg(long, env = "CRESCENDO_STORE_CERT", value_name = "FILE")]
+    pub store_cert: Option<PathBuf>,
+    /// Its private key, PEM.
+    #[arg(long, env = "CRESCENDO_STORE_KEY", value_name = "FILE")]
+    pub store_key: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

@@ -7,6 +7,7 @@ use std::future::Future;
 use std::path::Path;
 use std::time::Duration;
 
+use crescendo_node::tls::Dialer;
 use crescendo_proto::status::is_passing;
 use tokio::time::Instant;
 use tonic::{Response, Status};
@@ -16,7 +17,7 @@ use crate::failure::Failure;
 use crate::settings::token::Token;
 use crate::settings::{self, Origin, Target};
 use crate::show;
-pub use wire::Wire;
+pub use wire::{Wire, dialer};
 
 /// Looking at things: a person waits.
 pub const LOOK: Duration = Duration::from_secs(3);
@@ -46,21 +47,30 @@ pub struct Controller {
 
 impl Controller {
     /// From the command line, the context, or the cluster that `up` runs.
-    pub fn find(common: &Common) -> Result<Controller, Failure> {
-        Controller::to(settings::find(common)?)
+    pub async fn find(common: &Common) -> Result<Controller, Failure> {
+        Controller::to(settings::find(common)?).await
     }
 
     /// A controller of this machine without login, as `up` starts it.
     pub fn local(address: &str, dir: &Path) -> Result<Controller, Failure> {
         let origin = Origin::Up(dir.to_owned());
-        Controller::to(Target { addresses: vec![address.to_owned()], origin, ..Target::default() })
+        Controller::over(Target { addresses: vec![address.to_owned()], origin, ..Target::default() }, None)
     }
 
-    pub fn to(target: Target) -> Result<Controller, Failure> {
+    pub async fn to(target: Target) -> Result<Controller, Failure> {
+        let mut tls = false;
+        for address in &target.addresses {
+            tls |= wire::place(address, &target)?.tls;
+        }
+        let dialer = if tls { Some(wire::dialer(&target.tls).await?) } else { None };
+        Controller::over(target, dialer.as_ref())
+    }
+
+    fn over(target: Target, tls: Option<&Dialer>) -> Result<Controller, Failure> {
         let channels = target
             .addresses
             .iter()
-            .map(|address| Ok((address.clone(), wire::open(address, &target)?)))
+            .map(|address| Ok((address.clone(), wire::open(&wire::place(address, &target)?, tls)?)))
             .collect::<Result<_, Failure>>()?;
         Ok(Controller { channels, current: Cell::new(0), target, token: RefCell::new(None) })
     }

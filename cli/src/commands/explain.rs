@@ -8,7 +8,7 @@ use crate::failure::Failure;
 use crate::show::{self, explained, json};
 
 pub async fn run(common: &Common, args: &JobArgs) -> Result<(), Failure> {
-    let controller = Controller::find(common)?;
+    let controller = Controller::find(common).await?;
     let request = ExplainJobRequest { job_id: args.job.clone() };
     let told: ExplainJobResponse = controller
         .call(common.timeout.unwrap_or(LOOK), |channel| {

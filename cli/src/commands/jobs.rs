@@ -11,7 +11,7 @@ use crate::show::{self, job, json};
 const PAGE: u32 = 500;
 
 pub async fn run(common: &Common, args: &JobsArgs) -> Result<(), Failure> {
-    let controller = Controller::find(common)?;
+    let controller = Controller::find(common).await?;
     let tenant = if args.tenant.is_empty() { controller.tenant() } else { args.tenant.clone() };
     let (jobs, more) = list(&controller, common, args, &tenant).await?;
     match common.output {

@@ -43,7 +43,7 @@ pub async fn run(common: &Common, args: &LoginArgs) -> Result<(), Failure> {
         object_store: None,
         origin: Origin::Context(name.clone()),
     };
-    let controller = Controller::to(target)?;
+    let controller = Controller::to(target).await?;
     let told = whoami::fetch(&controller, common.timeout.unwrap_or(LOOK)).await?;
     context.token_file = Some(file.store_token(&name, &typed)?);
     context.exec.clear();

@@ -19,7 +19,7 @@ const LISTED: usize = 20;
 const DRAWN: usize = 96;
 
 pub async fn run(common: &Common, args: &PairsArgs) -> Result<(), Failure> {
-    let controller = Controller::find(common)?;
+    let controller = Controller::find(common).await?;
     let job = get::fetch(&controller, common, &args.job).await?;
     let stage = stage_of(&job, &args.stage)?;
     let url = object_store_url(&controller, args.object_store.as_deref()).await?;

@@ -11,7 +11,7 @@ use crate::failure::Failure;
 use crate::show;
 
 pub async fn run(common: &Common) -> Result<(), Failure> {
-    let controller = Controller::find(common)?;
+    let controller = Controller::find(common).await?;
     let told = fetch(&controller, common.timeout.unwrap_or(LOOK)).await?;
     match common.output {
         Output::Json => show::json::print(&as_json(&told)),

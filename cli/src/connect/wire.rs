@@ -2,14 +2,15 @@
 
 use std::time::Duration;
 
+use crescendo_node::tls::{Dialer, Identity, TlsFiles};
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::interceptor::InterceptedService;
 use tonic::service::Interceptor;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status};
 
-use crate::failure::Failure;
-use crate::settings::Target;
+use crate::failure::{Failure, chain};
+use crate::settings::{Target, Tls};
 use crate::settings::token::Token;
 
 /// Limit of opening a connection.
@@ -96,22 +97,35 @@ fn is_loopback(host: &str) -> bool {
     host == "localhost" || bare.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
-pub fn open(address: &str, target: &Target) -> Result<Plain, Failure> {
-    let place = place(address, target)?;
-    let scheme = if place.tls { "https" } else { "http" };
-    let endpoint = Endpoint::from_shared(format!("{scheme}://{}", place.host_port))
-        .map_err(|error| Failure::Usage(format!("`{address}` is not an address (host:port): {error}")))?
+/// TLS by these files. Each of them has to be right, and what is wrong with one is said.
+pub async fn dialer(files: &Tls) -> Result<Dialer, Failure> {
+    let identity = match (&files.cert, &files.key) {
+        (Some(cert), Some(key)) => Some(Identity { cert: cert.clone(), key: key.clone() }),
+        (None, None) => None,
+        (Some(_), None) => return Err(Failure::Usage("a certificate needs its key: give --tls-key".into())),
+        (None, Some(_)) => return Err(Failure::Usage("a key needs its certificate: give --tls-cert".into())),
+    };
+    let loaded = crescendo_node::tls::Tls::load(TlsFiles { identity, ca: files.ca.clone() }).await;
+    loaded.map(Dialer::tls).map_err(|error| Failure::Usage(chain(&error)))
+}
+
+/// A connection, made when it is first used.
+pub fn open(place: &Place, tls: Option<&Dialer>) -> Result<Plain, Failure> {
+    let endpoint = Endpoint::from_shared(format!("http://{}", place.host_port))
+        .map_err(|error| {
+            Failure::Usage(format!("`{}` is not an address (host:port): {error}", place.host_port))
+        })?
         .connect_timeout(CONNECT)
-        .tcp_nodelay(true)
         .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
         .keep_alive_timeout(KEEPALIVE_TIMEOUT);
-    Ok(endpoint.connect_lazy())
+    let plain = Dialer::plain();
+    let dialer = tls.filter(|_| place.tls).unwrap_or(&plain);
+    Ok(dialer.connect(endpoint))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::settings::Tls;
     use crate::settings::token::TokenSource;
 
     fn target(token: bool, ca: bool) -> Target {

@@ -29,7 +29,7 @@ pub async fn run(common: &Common, args: &DoctorArgs) -> Result<(), Failure> {
     match settings::find(common) {
         Ok(target) => {
             report.extend(certificates::check(&target.tls));
-            match Controller::to(target) {
+            match Controller::to(target).await {
                 Ok(controller) => {
                     let seen = cluster::check(&controller).await;
                     report.extend(seen.checks);
@@ -45,7 +45,7 @@ pub async fn run(common: &Common, args: &DoctorArgs) -> Result<(), Failure> {
         }
     }
     if let Some(store) = &args.store {
-        report.add(stores::records(store).await);
+        report.add(stores::records(store, &args.store_tls).await);
     }
     match common.output {
         Output::Json => show::json::print(&report.as_json()),

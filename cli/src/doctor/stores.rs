@@ -4,12 +4,16 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crescendo_store::{KEY_PREFIX, StoreLocation};
+use crescendo_store::{ConnectEtcd, KEY_PREFIX, StoreLocation};
 use object_store::path::Path as Key;
 use object_store::{ObjectStore, ObjectStoreExt as _, PutMode, PutOptions, PutPayload};
 
 use super::report::Check;
+use crate::args::StoreTls;
 use crate::commands::pairs;
+use crate::connect::dialer;
+use crate::failure::{Failure, chain};
+use crate::settings::Tls;
 
 const WITHIN: Duration = Duration::from_secs(30);
 /// Below this an etcd is fast enough for every call to wait for it.
@@ -86,7 +90,7 @@ async fn probe(store: &Arc<dyn ObjectStore>, key: &Key) -> Result<Duration, Wron
 const CONDITIONAL: &str = "use a store that honours conditional writes (If-None-Match): commits rest on them";
 
 /// The store of records, as controllers are told of it.
-pub async fn records(text: &str) -> Check {
+pub async fn records(text: &str, files: &StoreTls) -> Check {
     let name = "store";
     let location: StoreLocation = match text.parse() {
         Ok(location) => location,
@@ -100,9 +104,15 @@ pub async fn records(text: &str) -> Check {
             Err(error) => Check::failed(name, format!("{location}: {error}"), "the controller makes it when it starts: has it ever?"),
         };
     }
+    let connect = match connect(&location, files).await {
+        Ok(connect) => connect,
+        Err(failure) => {
+            return Check::failed(name, failure.to_string(), "correct --store-ca, --store-cert or --store-key");
+        }
+    };
     let began = Instant::now();
     let read = async {
-        let store = location.open(KEY_PREFIX).await?;
+        let store = location.open(KEY_PREFIX, connect).await?;
         let opened = Instant::now();
         let page = store.list("jobs/", None, 1).await;
         let took = opened.elapsed();
@@ -125,18 +135,15 @@ pub async fn records(text: &str) -> Check {
     }
 }
 
-/// An error with its causes.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let more = error.to_string();
-        if !text.contains(&more) {
-            text = format!("{text}: {more}");
-        }
-        cause = error.source();
+/// For members at `https://`: by the files for the store, or the system's roots.
+async fn connect(location: &StoreLocation, files: &StoreTls) -> Result<Option<ConnectEtcd>, Failure> {
+    let StoreLocation::Etcd { endpoints } = location else { return Ok(None) };
+    if !endpoints.iter().any(|url| url.starts_with("https://")) {
+        return Ok(None);
     }
-    text
+    let StoreTls { store_ca, store_cert, store_key } = files.clone();
+    let dialer = dialer(&Tls { ca: store_ca, cert: store_cert, key: store_key }).await?;
+    Ok(Some(Arc::new(move |endpoint| dialer.connect(endpoint))))
 }
 
 #[cfg(test)]
@@ -170,9 +177,9 @@ mod tests {
     #[tokio::test]
     async fn a_store_that_is_not_there_says_so() {
         let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let check = records(&format!("etcd:http://{free}")).await;
+        let check = records(&format!("etcd:http://{free}"), &StoreTls::default()).await;
         assert_eq!(check.status, Status::Failed, "{check:?}");
-        assert_eq!(records("redis:x").await.status, Status::Failed);
-        assert_eq!(records("embedded:/nowhere").await.status, Status::Failed);
+        assert_eq!(records("redis:x", &StoreTls::default()).await.status, Status::Failed);
+        assert_eq!(records("embedded:/nowhere", &StoreTls::default()).await.status, Status::Failed);
     }
 }

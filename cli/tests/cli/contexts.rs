@@ -4,6 +4,8 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::Stdio;
 
+use crescendo_node::tls::Tls;
+use crescendo_node::tls::testing::{Authority, Wanted};
 use crescendo_proto::v1::{JobState, WhoAmIResponse};
 use tokio::io::AsyncWriteExt as _;
 
@@ -151,4 +153,76 @@ async fn a_configuration_or_token_that_others_reach_is_refused() {
     std::fs::set_permissions(&config, std::fs::Permissions::from_mode(0o646)).unwrap();
     let (code, _, err) = run(crescendo(home.path()).args(["jobs", "--config"]).arg(&config)).await;
     assert!(code == 2 && err.contains("chmod 600"), "{err}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_login_over_tls_needs_the_right_roots_and_says_what_is_wrong_otherwise() {
+    let (home, fake) = (tempfile::tempdir().unwrap(), Fake::default());
+    fake.part().who = ada();
+    fake.part().token = Some("s3cret".into());
+    let authority = Authority::new("ours");
+    let files = authority.write(home.path(), &Wanted { name: "controller", hosts: &["localhost"], ..Wanted::default() });
+    let ca = files.ca.clone().unwrap().display().to_string();
+    let other = home.path().join("other.pem");
+    std::fs::write(&other, Authority::new("theirs").root_pem()).unwrap();
+    let server = fake.serve_tls(Tls::load(files).await.unwrap()).await;
+    let address = format!("localhost:{}", server.address.port());
+    let by_number = server.address.to_string();
+
+    let args = ["--context", "lab", "--controller", &address, "--tls-ca", &ca];
+    let (code, err) = login(home.path(), &args, "s3cret\n").await;
+    assert_eq!(code, 0, "{err}");
+    let (code, out, err) = run(crescendo(home.path()).arg("whoami")).await;
+    assert_eq!((code, out.as_str()), (0, "ada (submitter of tenant research)\n"), "{err}");
+
+    let whoami = |args: &[&str]| {
+        let mut command = crescendo(home.path());
+        command.args(["whoami", "--timeout", "300ms"]).args(args).env("CRESCENDO_TOKEN", "s3cret");
+        command
+    };
+    for (args, why) in [
+        (&["--controller", &address, "--tls-ca", &other.display().to_string()][..], "vouched for by no root"),
+        (&["--controller", &by_number, "--tls-ca", &ca], "is for localhost, not for 127.0.0.1"),
+        (&["--controller", &address], "speaks TLS, and this connection is without"),
+    ] {
+        let before = fake.part().seen_tokens.len();
+        let (code, _, err) = run(&mut whoami(args)).await;
+        assert!(code == 5 && err.contains(why), "{why}: {err}");
+        assert_eq!(fake.part().seen_tokens.len(), before, "nothing got through");
+    }
+    let (code, _, err) = run(&mut whoami(&["--controller", &address, "--tls-ca", "/nowhere.pem"])).await;
+    assert!(code == 2 && err.contains("/nowhere.pem"), "{err}");
+
+    // A server without TLS is told apart from one that is not there.
+    let plain = fake.serve().await;
+    let address = format!("localhost:{}", plain.address.port());
+    let (code, _, err) = run(&mut whoami(&["--controller", &address, "--tls-ca", &ca])).await;
+    assert!(code == 5 && err.contains("does not speak TLS"), "{err}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn doctor_finds_a_key_of_another_certificate_and_one_that_has_ended() {
+    let home = tempfile::tempdir().unwrap();
+    let authority = Authority::new("ours");
+    let uris = &["urn:crescendo:role:submitter", "urn:crescendo:tenant:research"];
+    let wanted = |name, expired| Wanted { name, uris, expired, ..Wanted::default() };
+    let (good, ended) = (wanted("ada", false), wanted("bob", true));
+    let (ada, bob) = (authority.write(home.path(), &good), authority.write(home.path(), &ended));
+    let ca = ada.ca.clone().unwrap();
+    let (ada, bob) = (ada.identity.unwrap(), bob.identity.unwrap());
+    let doctor = |cert: &Path, key: &Path| {
+        let mut command = crescendo(home.path());
+        command.args(["doctor", "--controller", "127.0.0.1:9", "--tls-ca"]).arg(&ca);
+        command.arg("--tls-cert").arg(cert).arg("--tls-key").arg(key);
+        command
+    };
+    let (_, out, _) = run(&mut doctor(&ada.cert, &ada.key)).await;
+    assert!(out.contains("ok       roots") && out.contains("ok       certificate"), "{out}");
+    assert!(out.contains("urn:crescendo:role:submitter, urn:crescendo:tenant:research"), "{out}");
+    let (_, out, _) = run(&mut doctor(&ada.cert, &bob.key)).await;
+    assert!(out.contains("is the key of another certificate"), "{out}");
+    let (_, out, _) = run(&mut doctor(&bob.cert, &bob.key)).await;
+    assert!(out.contains("failed   certificate") && out.contains("ended on"), "{out}");
+    let (_, out, _) = run(&mut doctor(&ca, &ada.key)).await;
+    assert!(out.contains("failed   certificate"), "{out}");
 }

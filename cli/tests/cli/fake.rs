@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use crescendo_node::tls::{ClientCertificates, ConnectionMetrics, Incoming, Tls};
 use crescendo_proto::v1::access_service_server::{AccessService, AccessServiceServer};
 use crescendo_proto::v1::checkpoint_service_server::{CheckpointService, CheckpointServiceServer};
 use crescendo_proto::v1::curation_service_server::{CurationService, CurationServiceServer};
@@ -13,7 +14,6 @@ use crescendo_proto::v1::node_service_server::{NodeService, NodeServiceServer};
 use crescendo_proto::v1::*;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
-use tokio_stream::wrappers::TcpListenerStream;
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Request, Response, Status, Streaming};
 
@@ -69,6 +69,11 @@ impl Fake {
         self.0.lock().expect("no test panics while it holds the part")
     }
 
+    /// Serves on a free port, over TLS, to whoever comes with a certificate or without.
+    pub async fn serve_tls(&self, tls: Tls) -> Server {
+        self.serve_on("127.0.0.1:0".parse().expect("an address"), Some(tls)).await
+    }
+
     /// Serves on a free port.
     pub async fn serve(&self) -> Server {
         self.serve_at("127.0.0.1:0".parse().expect("an address")).await
@@ -76,6 +81,10 @@ impl Fake {
 
     /// Serves on this port once it is free.
     pub async fn serve_at(&self, address: SocketAddr) -> Server {
+        self.serve_on(address, None).await
+    }
+
+    async fn serve_on(&self, address: SocketAddr, tls: Option<Tls>) -> Server {
         let mut listener = bind_now(address);
         crate::until("the port is free", || {
             listener.is_ok() || {
@@ -100,7 +109,10 @@ impl Fake {
             .add_service(CurationServiceServer::new(self.clone()));
         runtime.spawn(async move {
             let listener = TcpListener::from_std(listener).expect("it is not blocking");
-            services.serve_with_incoming(TcpListenerStream::new(listener)).await.expect("the server runs");
+            let metrics = ConnectionMetrics::register(&prometheus::Registry::new()).expect("a new registry");
+            let tls = tls.map(|tls| (tls, ClientCertificates::Asked));
+            let incoming = Incoming::new(listener, tls, 64, metrics);
+            services.serve_with_incoming(incoming).await.expect("the server runs");
         });
         Server { address, runtime: Some(runtime) }
     }
