@@ -42,12 +42,13 @@ fn forecast(pairs: &PairForecast) -> v1::PairForecast {
 }
 
 fn room(room: &NodeRoom) -> v1::NodeRoom {
-    let NodeRoom { node, device, slots, free, silent_for } = room;
+    let NodeRoom { node, device, slots, free, draining, silent_for } = room;
     v1::NodeRoom {
         node_id: node.to_string(),
         device: device.clone(),
         slots: *slots,
         free: *free,
+        draining: *draining,
         silent: silent_for.is_some(),
         silent_seconds: seconds(*silent_for),
     }

@@ -4,6 +4,7 @@ pub mod cancel;
 pub mod checkpoints;
 pub mod completion;
 pub mod context;
+pub mod drain;
 pub mod explain;
 pub mod get;
 pub mod jobs;

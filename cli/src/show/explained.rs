@@ -70,7 +70,11 @@ fn nodes(nodes: &[NodeRoom]) -> Table {
             node.node_id.clone(),
             node.device.clone(),
             format!("{}/{}", node.free, node.slots),
-            if node.silent { format!("silent for {}", words::span(silent)) } else { "connected".into() },
+            match (node.silent, node.draining) {
+                (true, _) => format!("silent for {}", words::span(silent)),
+                (false, true) => "draining".into(),
+                (false, false) => "connected".into(),
+            },
         ]);
     }
     table
@@ -119,13 +123,14 @@ fn forecast(pairs: &PairForecast) -> Value {
 }
 
 fn room(node: &NodeRoom) -> Value {
-    let NodeRoom { node_id, device, slots, free, silent, silent_seconds } = node;
+    let NodeRoom { node_id, device, slots, free, silent, silent_seconds, draining } = node;
     json!({
         "nodeId": node_id,
         "device": device,
         "slots": slots,
         "free": free,
         "silent": silent,
+        "draining": draining,
         "silentSeconds": silent_seconds,
     })
 }

@@ -138,7 +138,7 @@ const REFLECTION: &str = "grpc.reflection.v1.ServerReflection";
 
 /// Every call there is. A node may look at jobs and pair logs, since `crescendo-curator-node export` reads them with
 /// the certificate of its node.
-pub const RULES: [Rule; 25] = [
+pub const RULES: [Rule; 26] = [
     rule(ACCESS, "WhoAmI", Who::NodeOr(Role::Viewer), Effect::Look),
     rule(JOBS, "SubmitJob", Who::AtLeast(Role::Submitter), Effect::Change),
     rule(JOBS, "GetJob", Who::NodeOr(Role::Viewer), Effect::Look),
@@ -149,6 +149,7 @@ pub const RULES: [Rule; 25] = [
     rule(JOBS, "ReadLogs", Who::AtLeast(Role::Viewer), Effect::Look),
     rule(NODES, "OpenSession", Who::Node, Effect::Change),
     rule(NODES, "ListNodes", Who::AtLeast(Role::Operator), Effect::Look),
+    rule(NODES, "DrainNode", Who::AtLeast(Role::Operator), Effect::Change),
     rule(CHECKPOINTS, "CommitCheckpoint", Who::Node, Effect::Change),
     rule(CHECKPOINTS, "ListCheckpoints", Who::AtLeast(Role::Viewer), Effect::Look),
     rule(CHECKPOINTS, "MarkCheckpointDamaged", Who::Node, Effect::Change),

@@ -166,7 +166,7 @@ fn no_curator(view: &View<'_>) -> Explanation {
 
 fn curators_busy(view: &View<'_>, job: &Job) -> Explanation {
     let nodes = view.decide_nodes();
-    let curators = nodes.reachable(NodeKind::Curator).count();
+    let curators = nodes.open_to_work(NodeKind::Curator).count();
     let earlier = view
         .state
         .open_in_order()

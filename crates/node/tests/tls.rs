@@ -40,7 +40,10 @@ impl NodeService for Witness {
         Err(Status::unimplemented("not needed"))
     }
 
-    async fn list_nodes(&self, request: Request<ListNodesRequest>) -> Result<Response<ListNodesResponse>, Status> {
+    async fn list_nodes(
+        &self,
+        request: Request<ListNodesRequest>,
+    ) -> Result<Response<ListNodesResponse>, Status> {
         let peer = request.extensions().get::<Peer>().cloned().expect("every request has its peer");
         self.0.send(peer).await.expect("the test listens");
         Ok(Response::new(ListNodesResponse::default()))
@@ -264,7 +267,8 @@ async fn a_server_that_is_another_is_refused() {
     let client = dialer(client).await;
 
     let foreign = tempfile::tempdir().unwrap();
-    let mut server = Server::required(Authority::new("theirs").write(foreign.path(), &Wanted::node("s"))).await;
+    let mut server =
+        Server::required(Authority::new("theirs").write(foreign.path(), &Wanted::node("s"))).await;
     let status = call(client.channel(&server.address).unwrap()).await.unwrap_err();
     assert_eq!(status.code(), Code::Unavailable);
     let text = story(&status);
@@ -373,7 +377,11 @@ async fn a_failed_reload_is_counted_once() {
     let value = |name: &str| {
         let families = registry.gather();
         let family = families.iter().find(|family| family.name() == name).unwrap();
-        family.get_metric().iter().map(|m| m.get_counter().value() + m.get_gauge().value()).collect::<Vec<_>>()
+        family
+            .get_metric()
+            .iter()
+            .map(|m| m.get_counter().value() + m.get_gauge().value())
+            .collect::<Vec<_>>()
     };
     let watching = tls.watch(Some(metrics), Duration::from_millis(5), stop.clone());
     let test = async {
@@ -453,13 +461,18 @@ async fn wrong_files_are_named_with_what_is_wrong() {
     let mixed = files();
     replace(folder, "server", (authority.issue(&Wanted::node("a")).0, authority.issue(&Wanted::node("a")).1));
     let text = refusal(mixed).await;
-    assert!(text.contains("server.key does not belong to the certificate") && text.contains("server.pem"), "{text}");
+    assert!(
+        text.contains("server.key does not belong to the certificate") && text.contains("server.pem"),
+        "{text}"
+    );
 
     // The two flags given the wrong way round.
     let right = files();
     let identity = right.identity.clone().unwrap();
-    let swapped =
-        TlsFiles { identity: Some(crescendo_node::tls::Identity { cert: identity.key, key: identity.cert }), ..right };
+    let swapped = TlsFiles {
+        identity: Some(crescendo_node::tls::Identity { cert: identity.key, key: identity.cert }),
+        ..right
+    };
     let text = refusal(swapped).await;
     assert!(text.contains("server.key has no certificate"), "{text}");
 
@@ -467,7 +480,8 @@ async fn wrong_files_are_named_with_what_is_wrong() {
     std::fs::write(folder.join("ca.pem"), [0x30, 0x82, 0xff]).unwrap();
     let text = refusal(garbage.clone()).await;
     assert!(text.contains("ca.pem has no certificate: it must be PEM"), "{text}");
-    std::fs::write(folder.join("ca.pem"), "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n").unwrap();
+    std::fs::write(folder.join("ca.pem"), "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
+        .unwrap();
     let text = refusal(garbage.clone()).await;
     assert!(text.contains("certificate 1 of") && text.contains("ca.pem is not a certificate"), "{text}");
     std::fs::write(folder.join("ca.pem"), vec![b'x'; 5 << 20]).unwrap();

@@ -20,6 +20,8 @@ pub struct NodeRoom {
     pub slots: u32,
     /// Slots that a gang of this job could take now.
     pub free: u32,
+    /// It is about to leave, or a person has said so: it gets nothing new.
+    pub draining: bool,
     /// Time since it was heard of, if it is silent: it gets no work then.
     pub silent_for: Option<Duration>,
 }
@@ -138,7 +140,7 @@ pub(super) fn waiting(view: &View<'_>, job: &Job, index: usize) -> Explanation {
     let slots = slots_now(view);
     let nodes = node_rooms(view, Some(&stage.id));
     let (blockers, goes_on_in) = blockers(view, job, &stage.id, &slots, &sizes);
-    let reachable = || nodes.iter().filter(|node| node.silent_for.is_none());
+    let reachable = || nodes.iter().filter(|node| node.silent_for.is_none() && !node.draining);
     let (device, total) = most_of_a_kind(reachable().map(|node| (node.device.as_str(), node.slots)));
     let (_, free) = most_of_a_kind(reachable().map(|node| (node.device.as_str(), node.free)));
     let unseen: u32 = nodes.iter().filter(|node| node.silent_for.is_some()).map(|node| node.slots).sum();
@@ -153,6 +155,11 @@ pub(super) fn waiting(view: &View<'_>, job: &Job, index: usize) -> Explanation {
         ),
         Some(_) | None => format!("none of {} is free", count(total, &format!("{device} slot"))),
     });
+    let draining: Vec<String> =
+        nodes.iter().filter(|node| node.draining).map(|node| format!("{} ({})", node.node, node.slots)).collect();
+    if !draining.is_empty() {
+        findings.push(format!("nodes that drain get nothing new: {}", draining.join(", ")));
+    }
     findings.extend(silent(view, NodeKind::Trainer));
     let enough: Vec<&Blocker> = blockers.iter().filter(|blocker| blocker.enough).collect();
     if least > total {
@@ -234,6 +241,7 @@ fn node_rooms(view: &View<'_>, stage: Option<&StageRef>) -> Vec<NodeRoom> {
                 device: record.device.clone(),
                 slots: record.slots,
                 free: slots.free_on(&record.id, stage),
+                draining: record.drained || seen.is_some_and(|seen| seen.draining),
                 silent_for: silent.then(|| view.now.since(heard)),
             }
         })

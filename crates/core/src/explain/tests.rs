@@ -45,6 +45,7 @@ impl Cluster {
             address: format!("{name}:1"),
             labels: BTreeMap::new(),
             version: "0".into(),
+            drained: false,
         };
         self.state.apply(Write::Put(Record::Node(record))).unwrap();
         self.seen.hello(id.clone(), incarnation, BTreeSet::new(), BTreeSet::new(), self.now);
@@ -60,6 +61,7 @@ impl Cluster {
             request: RequestId::parse(name).unwrap(),
             spec: Arc::new(spec),
             spec_json: Arc::from(name.as_bytes()),
+            trace: None,
         };
         let limits = QueueLimits {
             max_open_jobs: 100,

@@ -26,13 +26,12 @@ pub(super) fn as_client(error: &io::Error, host: &str, files: &TlsFiles) -> Opti
         Error::InvalidMessage(InvalidMessage::InvalidContentType) => format!(
             "{host} does not speak TLS: it runs with --dev or is no gRPC server; start it with --tls-cert, --tls-key and --tls-ca"
         ),
-        Error::NoApplicationProtocol
-        | Error::AlertReceived(AlertDescription::NoApplicationProtocol) => {
+        Error::NoApplicationProtocol | Error::AlertReceived(AlertDescription::NoApplicationProtocol) => {
             format!("{host} speaks TLS but not HTTP/2: it is no gRPC server")
         }
-        Error::AlertReceived(AlertDescription::CertificateRequired) => format!(
-            "{host} wants a client certificate: give --tls-cert and --tls-key"
-        ),
+        Error::AlertReceived(AlertDescription::CertificateRequired) => {
+            format!("{host} wants a client certificate: give --tls-cert and --tls-key")
+        }
         Error::AlertReceived(AlertDescription::UnknownCA | AlertDescription::BadCertificate) => format!(
             "{host} refuses this client's certificate {mine}: its --tls-ca has no root that vouches for it"
         ),
