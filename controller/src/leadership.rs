@@ -45,6 +45,11 @@ impl Link {
         Self { role }
     }
 
+    /// What this controller is at the moment.
+    pub fn role(&self) -> Role {
+        self.role.borrow().clone()
+    }
+
     /// Asks the engine, and waits for its answer.
     pub async fn ask<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Result<T, Status> {
         let requests = self.requests()?;

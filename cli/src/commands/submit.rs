@@ -22,7 +22,7 @@ const TRACE_PARENT: &str = "TRACEPARENT";
 const PROBLEMS: &str = "crescendo-problems-bin";
 
 pub async fn run(common: &Common, args: &SubmitArgs) -> Result<(), Failure> {
-    let controller = Controller::find(common)?;
+    let controller = Controller::find(common).await?;
     let request_id = args.request_id.clone().unwrap_or_else(new_request_id);
     let answer = submit(&controller, common, &args.file, request_id).await?;
     let job = answer.job.unwrap_or_default();

@@ -3,6 +3,7 @@
 use crescendo_core::access::Scope;
 use crescendo_core::decide::reachable_curators;
 use crescendo_core::error::Refused;
+use crescendo_core::explain::{View, explain};
 use crescendo_core::ids::{Generation, JobId, StageRef, Timestamp};
 use crescendo_core::pairlog::Lease;
 use crescendo_core::records::{Record, UnitState, Write};
@@ -10,7 +11,7 @@ use crescendo_core::requests::{self, QueueLimits, UnitLeaseRef};
 use crescendo_core::state::Job;
 use crescendo_core::trace::TraceParent;
 use crescendo_node::trace;
-use crescendo_proto::{convert, v1};
+use crescendo_proto::{convert, explained, v1};
 
 use crate::engine::Engine;
 use crate::engine::request::{Answer, By, Held, Reply, Request};
@@ -35,6 +36,10 @@ impl Engine {
             }
             Request::JobExists { job, scope, reply } => {
                 let answer = self.job(&job, &scope).map(|found| !found.record.state.is_terminal());
+                self.hold(reply, answer);
+            }
+            Request::ExplainJob { job, scope, reply } => {
+                let answer = self.job(&job, &scope).map(|found| self.explained(found, &scope, now));
                 self.hold(reply, answer);
             }
             Request::ListJobs { request, scope, reply } => {
@@ -110,6 +115,7 @@ impl Engine {
             Request::LeaseUnit { stage, node, reply } => {
                 self.observed.heard(&node, now);
                 let leased = requests::lease_unit(&self.state, &stage, &node, &policy, now);
+                self.count_pairs(&stage, now);
                 let answer = leased.map_err(Into::into).map(|(lease, writes)| {
                     self.write_all(writes);
                     lease_message(lease, ttl_millis)
@@ -131,11 +137,13 @@ impl Engine {
                 self.hold(reply, answer);
             }
             Request::CommitUnit { commit, by, reply } => {
+                let stage = commit.lease.stage.clone();
                 let committed = self
                     .check_holds(&commit.lease, &by)
                     .and_then(|()| requests::commit_unit(&self.state, commit));
                 let answer = committed.map_err(Into::into).map(|committed| {
                     self.write_all(committed.writes);
+                    self.count_pairs(&stage, now);
                     v1::CommitUnitResponse { done_already: committed.done_already }
                 });
                 self.hold(reply, answer);
@@ -158,6 +166,7 @@ impl Engine {
             }
             Request::Submit { .. }
             | Request::GetJob { .. }
+            | Request::ExplainJob { .. }
             | Request::ListJobs { .. }
             | Request::CancelJob { .. }
             | Request::WatchJob { .. }
@@ -239,6 +248,29 @@ impl Engine {
             message.resolved_spec_yaml = crescendo_core::spec::to_yaml(&job.record.spec);
         }
         message
+    }
+
+    fn explained(&self, job: &Job, scope: &Scope, now: Timestamp) -> v1::ExplainJobResponse {
+        let view = View {
+            state: &self.state,
+            seen: &self.observed,
+            waits: &self.waits,
+            limits: &self.limits,
+            now,
+            scope,
+        };
+        v1::ExplainJobResponse {
+            job_id: job.record.id.to_string(),
+            state: convert::job_state(&job.record.state).into(),
+            ..explained::explanation(&explain(&view, job))
+        }
+    }
+
+    /// Takes note of how many pairs of the stage can be read, for estimates.
+    fn count_pairs(&mut self, stage: &StageRef, now: Timestamp) {
+        if let Some(found) = self.state.stage(stage) {
+            self.observed.pairs_counted(stage, found.log.committed(), now);
+        }
     }
 
     fn submit(&mut self, submission: requests::Submission, now: Timestamp) -> Answer<(v1::Job, bool)> {

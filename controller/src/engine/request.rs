@@ -53,6 +53,11 @@ pub enum Request {
         scope: Scope,
         reply: Reply<v1::Job>,
     },
+    ExplainJob {
+        job: JobId,
+        scope: Scope,
+        reply: Reply<v1::ExplainJobResponse>,
+    },
     ListJobs {
         request: v1::ListJobsRequest,
         scope: Scope,

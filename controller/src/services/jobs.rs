@@ -24,6 +24,9 @@ use crate::services::{checked, checked_id, job_id};
 /// Lines that wait for a reader at most.
 const LINES_WAITING: usize = 256;
 const DEFAULT_TAIL: usize = 1000;
+/// Lines of a failed rank that an explanation shows, and complaints of curators.
+const FAILED_LINES: usize = 20;
+const COMPLAINTS: usize = 5;
 /// A follower looks whether its job still runs this often.
 const FOLLOW_EVERY: Duration = Duration::from_secs(1);
 
@@ -127,6 +130,22 @@ impl JobService for Jobs {
         let watch =
             self.link.ask(|reply| engine::Request::WatchJob { job, scope, from_revision, reply }).await?;
         Ok(Response::new(ReceiverStream::new(watch)))
+    }
+
+    async fn explain_job(
+        &self,
+        request: Request<v1::ExplainJobRequest>,
+    ) -> Result<Response<v1::ExplainJobResponse>, Status> {
+        let (scope, trail) = (caller_of(&request)?.scope(), trail_of(&request));
+        let job = noted(&trail, job_id(&request.into_inner().job_id)?);
+        let asked = job.clone();
+        let mut told = self.link.ask(|reply| engine::Request::ExplainJob { job: asked, scope, reply }).await?;
+        told.log_lines = match told.cause.as_str() {
+            "failed" | "backoff" => self.logs.of_the_failed_rank(&job, FAILED_LINES),
+            "pairs" | "curators_busy" => self.logs.complaints(&job, COMPLAINTS),
+            _ => Vec::new(),
+        };
+        Ok(Response::new(told))
     }
 
     async fn cancel_job(

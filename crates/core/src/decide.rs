@@ -23,6 +23,8 @@ use crate::quotas::{Quotas, gigabytes};
 use crate::records::{NodeKind, NodeRecord, Write};
 use crate::state::ClusterState;
 
+pub(crate) use jobs::free_slots;
+
 /// Limits that the decisions depend on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -255,16 +257,16 @@ pub fn decide(state: &ClusterState, seen: &Observed, limits: &Limits, now: Times
 }
 
 /// The inputs of a decision, with the questions that every pass asks.
-struct Nodes<'a> {
-    state: &'a ClusterState,
-    seen: &'a Observed,
-    limits: &'a Limits,
-    now: Timestamp,
+pub(crate) struct Nodes<'a> {
+    pub(crate) state: &'a ClusterState,
+    pub(crate) seen: &'a Observed,
+    pub(crate) limits: &'a Limits,
+    pub(crate) now: Timestamp,
 }
 
 impl<'a> Nodes<'a> {
     /// Nodes of a kind that have an open session and were heard of lately.
-    fn reachable(&self, kind: NodeKind) -> impl Iterator<Item = (&'a NodeRecord, &'a NodeView)> {
+    pub(crate) fn reachable(&self, kind: NodeKind) -> impl Iterator<Item = (&'a NodeRecord, &'a NodeView)> {
         self.state.nodes().filter(move |record| record.kind == kind).filter_map(|record| {
             let view = self.seen.nodes.get(&record.id)?;
             self.is_reachable(view).then_some((record, view))
@@ -272,11 +274,14 @@ impl<'a> Nodes<'a> {
     }
 
     /// Reachable nodes that may be given something new: none that drains.
-    fn open_to_work(&self, kind: NodeKind) -> impl Iterator<Item = (&'a NodeRecord, &'a NodeView)> {
+    pub(crate) fn open_to_work(
+        &self,
+        kind: NodeKind,
+    ) -> impl Iterator<Item = (&'a NodeRecord, &'a NodeView)> {
         self.reachable(kind).filter(|(record, view)| !record.drained && !view.draining)
     }
 
-    fn is_reachable(&self, view: &NodeView) -> bool {
+    pub(crate) fn is_reachable(&self, view: &NodeView) -> bool {
         view.connected && self.now.since(view.last_heard) < self.limits.silent_after
     }
 }

@@ -26,6 +26,7 @@
 //! | [`placement`] | gangs onto slots, whole or not at all |
 //! | [`trace`] | which trace a job belongs to |
 //! | [`decide`] | `decide(state, observed, now) -> plan` |
+//! | [`explain`] | why a job is where it is, with numbers, and what it would take |
 //! | [`invariants`] | what must hold of every state |
 //!
 //! Everything here is a function of its arguments: no clock, no randomness, ordered maps only.
@@ -33,6 +34,7 @@
 pub mod access;
 pub mod decide;
 pub mod error;
+pub mod explain;
 pub mod histogram;
 pub mod ids;
 pub mod invariants;

@@ -9,7 +9,7 @@ use crate::observed::{NodeReport, NodeView};
 use crate::records::{AttemptRecord, NodeKind, NodeRecord};
 
 /// Active attempts once the plan's writes are made.
-pub(super) type Active = BTreeMap<StageRef, AttemptRecord>;
+pub(crate) type Active = BTreeMap<StageRef, AttemptRecord>;
 
 pub(super) fn decide_sends(nodes: &Nodes<'_>, curation: &Curation, active: &Active, plan: &mut Plan) {
     let mut served_at: BTreeMap<&StageRef, Vec<String>> = BTreeMap::new();
