@@ -1,7 +1,7 @@
 //! Measures how fast pairs get from a curator to a rank, and what that costs: a real curator process makes a log, then
 //! serves it to a client in this process, in order and out of order. Prints one line of JSON a round, and one at the end.
 //!
-//! `cargo build -p crescendo-curator-node && cargo run -p crescendo-curator-node --example serve_bench -- [PAIRS] [REFERENCES] [PANEL]`
+//! `cargo build -p crescendo-curator-node && cargo run -p crescendo-curator-node --example serve_bench -- [PAIRS] [REFERENCES] [PANEL] [ROUNDS]`
 //!
 //! `CRESCENDO_SHARD_CACHE_MIB` bounds the curator's cache, as ever; `SERVE_BENCH_CURATOR` names another build of it.
 //! `SERVE_BENCH_KEEP` names a folder that the log is left in, for other loaders to read.
@@ -19,7 +19,7 @@ use crescendo_proto::v1::{FetchPairs, GrantCredits, OpenPairs, StreamPairsReques
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use support::{Curator, FakeController, Log, assignment, prepare, wait_for};
+use support::{Curator, FakeController, Log, assignment, cpu_seconds_of, prepare, wait_for};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 
@@ -39,6 +39,7 @@ async fn main() -> Result<()> {
         arguments.next().map_or(Ok(default), |text| text.parse().with_context(|| format!("{name}: {text}")))
     };
     let (pairs, references, panel) = (number("PAIRS", 4096)?, number("REFERENCES", 1)?, number("PANEL", 32)?);
+    let rounds = number("ROUNDS", 3)?;
     let binary = std::env::current_exe()?;
     let binary = binary.ancestors().nth(2).context("find the build folder")?.join("crescendo-curator-node");
     let binary = std::env::var_os("SERVE_BENCH_CURATOR").map_or(binary, PathBuf::from);
@@ -71,11 +72,12 @@ async fn main() -> Result<()> {
     let mut best = [(f64::INFINITY, 0); 2];
     let mut first_seconds = None;
     // The first round decodes every shard; what does not fit the cache is read again.
-    for round in 0..3 {
+    for round in 0..rounds {
         for (n, (name, order)) in [("in order", &in_order), ("shuffled", &shuffled)].into_iter().enumerate() {
-            let cpu_before = curator.cpu_seconds()?;
+            let (cpu_before, own_before) = (curator.cpu_seconds()?, cpu_seconds_of("self")?);
             let (seconds, bytes) = receive(&address, order).await?;
             let cpu_seconds = curator.cpu_seconds()? - cpu_before;
+            let own_seconds = cpu_seconds_of("self")? - own_before;
             first_seconds.get_or_insert(seconds);
             if seconds < best[n].0 {
                 best[n] = (seconds, bytes);
@@ -87,6 +89,8 @@ async fn main() -> Result<()> {
                     "round": round, "order": name, "pairs_per_sec": (pairs as f64 / seconds).round(),
                     "curator_cpu_ms_per_pair": (1e6 * cpu_seconds / pairs as f64).round() / 1e3,
                     "pairs_per_cpu_sec": (pairs as f64 / cpu_seconds.max(0.01)).round(),
+                    // What a rank spends on taking them in, before they are tensors.
+                    "receiver_cpu_ms_per_pair": (1e6 * own_seconds / pairs as f64).round() / 1e3,
                 })
             );
         }

@@ -75,12 +75,6 @@ impl Curation {
                 Ok(Leased::Unit(lease)) => match self.work(lease, &stop).await {
                     After::GoOn => continue,
                     After::Wait(wait) => wait,
-                    After::End => {
-                        tracing::error!(
-                            "an endpoint's spending limit is reached, curation of the stage ends here"
-                        );
-                        break;
-                    }
                 },
                 Ok(Leased::Wait(wait)) => wait,
                 Ok(Leased::Sealed) => {
@@ -115,6 +109,7 @@ impl Curation {
                 async move { CurationServiceClient::new(channel).lease_unit(request).await }
             })
             .await?;
+        self.share_rates(response.curators);
         let wait = Duration::from_millis(u64::from(response.retry_millis))
             .clamp(Duration::from_millis(50), MAX_WAIT);
         Ok(match (response.outcome(), response.unit) {
@@ -149,11 +144,14 @@ impl Curation {
                 After::GoOn
             }
             Err(error) => {
-                tracing::error!(unit, %error, "the unit failed");
-                self.give_back(lease, error.to_string(), stop).await;
+                // Money that is spent stays spent: no other unit, and no other curator, would fare better.
+                let job_fails = matches!(error.endpoint(), Some(EndpointError::SpendLimit { .. }));
+                tracing::error!(unit, %error, job_fails, "the unit failed");
+                self.give_back(lease, error.to_string(), job_fails, stop).await;
                 match error.endpoint() {
                     None => After::GoOn,
-                    Some(EndpointError::SpendLimit { .. }) => After::End,
+                    // The job has failed, unless this lease was over: then the next one says so.
+                    Some(_) if job_fails => After::Wait(REFUSED_WAIT),
                     Some(_) => After::Wait(DENIED_WAIT),
                 }
             }
@@ -214,6 +212,13 @@ impl Curation {
         }
     }
 
+    /// Keeps to this curator's part of the job's rate limits.
+    fn share_rates(&self, curators: u32) {
+        if let Some(outside) = &self.roots.outside {
+            outside.curators.set(curators);
+        }
+    }
+
     /// Renews a lease until it is lost. An outage of the controller is not a loss: the commit will tell.
     async fn keep(&self, lease: &UnitLease, held: &CancellationToken) {
         let ttl = Duration::from_millis(u64::from(lease.ttl_millis)).max(Duration::from_secs(1));
@@ -228,7 +233,7 @@ impl Curation {
                 })
                 .await;
             match renewed {
-                Ok(_) => {}
+                Ok(response) => self.share_rates(response.curators),
                 Err(status)
                     if status.code() == Code::FailedPrecondition || status.code() == Code::NotFound =>
                 {
@@ -252,7 +257,7 @@ impl Curation {
             if let Err(reason) = self.put(&record.path, shard.bytes.into(), stop).await {
                 if !stop.is_cancelled() {
                     tracing::error!(unit, reason, "the shard cannot be written");
-                    self.give_back(lease, reason, stop).await;
+                    self.give_back(lease, reason, false, stop).await;
                 }
                 return;
             }
@@ -345,10 +350,11 @@ impl Curation {
         }
     }
 
-    async fn give_back(&self, lease: UnitLease, reason: String, stop: &CancellationToken) {
+    /// Gives a unit back; with `job_fails`, says that no other can be made either.
+    async fn give_back(&self, lease: UnitLease, reason: String, job_fails: bool, stop: &CancellationToken) {
         self.metrics.units.with_label_values(&["failed"]).inc();
         let unit = lease.unit;
-        let request = FailUnitRequest { lease: Some(lease), node_id: self.node_id.clone(), reason };
+        let request = FailUnitRequest { lease: Some(lease), node_id: self.node_id.clone(), reason, job_fails };
         let answer = self
             .controllers
             .call_until_decided("fail unit", CALL_DEADLINE, stop, |channel| {
@@ -369,8 +375,6 @@ impl Curation {
 enum After {
     GoOn,
     Wait(Duration),
-    /// There is no use in going on.
-    End,
 }
 
 enum Leased {

@@ -6,7 +6,7 @@ use crate::source::{Roots, SourceError};
 use crate::studio::{encoder_files, kind};
 use crescendo_core::spec::ModelSpec;
 use crescendo_model::Result;
-use crescendo_model::codec::{LatentCodec, TextEncoder};
+use crescendo_model::codec::{BYTE_OFFSET, BYTE_SCALE, LatentBytes, LatentCodec, TextEncoder};
 use crescendo_model::drawing::EncoderFiles;
 use crescendo_model::tch::{self, Device, Kind, Tensor};
 use crescendo_proto::v1::{DataType, EncodedPair, EncodedText, TensorData};
@@ -81,7 +81,10 @@ impl Encoders {
 
     /// `[channels, height, width]` of a picture, whose bytes become `[-1, 1]`.
     fn latent(&self, image: &RgbImage) -> Result<TensorData> {
-        let values = picture::planes(image, 1.0 / 127.5, -1.0);
+        if let Some(LatentBytes { shape, data }) = self.latents.encode_picture(image) {
+            return Ok(TensorData { dtype: DataType::F32 as i32, shape: shape.to_vec(), data: data.into() });
+        }
+        let values: Vec<f32> = picture::planar(image, BYTE_SCALE, BYTE_OFFSET).collect();
         let pixels = Tensor::f_from_slice(&values)?.f_view([
             1,
             3,

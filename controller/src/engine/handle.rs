@@ -1,6 +1,6 @@
 //! Requests, one by one: what they write, and what they are answered.
 
-use crescendo_core::decide::reachable_curators;
+use crescendo_core::decide::{curators_of, reachable_curators};
 use crescendo_core::error::Refused;
 use crescendo_core::ids::{JobId, Timestamp};
 use crescendo_core::pairlog::Lease;
@@ -97,13 +97,17 @@ impl Engine {
         let limits = &self.around.config.limits;
         let policy = limits.unit_policy(reachable_curators(&self.state, &self.observed, limits, now));
         let ttl_millis = u32::try_from(policy.lease_ttl.as_millis()).unwrap_or(u32::MAX);
+        let curators = |engine: &Self, job: &JobId| {
+            let count = curators_of(&engine.state, &engine.observed, &engine.around.config.limits, job, now);
+            u32::try_from(count).unwrap_or(u32::MAX)
+        };
         match request {
             Request::LeaseUnit { stage, node, reply } => {
                 self.observed.heard(&node, now);
                 let leased = requests::lease_unit(&self.state, &stage, &node, &policy, now);
                 let answer = leased.map_err(Into::into).map(|(lease, writes)| {
                     self.write_all(writes);
-                    lease_message(lease, ttl_millis)
+                    lease_message(lease, ttl_millis, curators(self, &stage.job))
                 });
                 self.hold(reply, answer);
             }
@@ -115,7 +119,7 @@ impl Engine {
                     if let Err(orphan) = self.state.apply(Write::Put(Record::Unit(record))) {
                         tracing::error!(%orphan, "left a renewal out");
                     }
-                    v1::RenewUnitResponse { ttl_millis }
+                    v1::RenewUnitResponse { ttl_millis, curators: curators(self, &lease.stage.job) }
                 });
                 self.hold(reply, answer);
             }
@@ -127,8 +131,18 @@ impl Engine {
                     });
                 self.hold(reply, answer);
             }
-            Request::FailUnit { lease, node, reason, reply } => {
-                let failed = requests::fail_unit(&self.state, &lease, &policy);
+            Request::FailUnit { lease, node, reason, job_fails: true, reply } => {
+                let answer =
+                    requests::fail_stage(&self.state, &lease, &reason, now).map_err(Into::into).map(|writes| {
+                        let stage = &lease.stage;
+                        tracing::error!(job = %stage.job, stage = %stage.stage, %node, reason, "the stage's pairs cannot be made, the job fails");
+                        self.write_all(writes);
+                        v1::FailUnitResponse { set_aside: false }
+                    });
+                self.hold(reply, answer);
+            }
+            Request::FailUnit { lease, node, reason, job_fails: false, reply } => {
+                let failed = requests::fail_unit(&self.state, &lease, &policy, now);
                 let answer = failed.map_err(Into::into).map(|(set_aside, writes)| {
                     let (stage, unit) = (&lease.stage, lease.unit);
                     tracing::warn!(job = %stage.job, stage = %stage.stage, %node, unit, set_aside, reason, "unit has failed");
@@ -253,7 +267,7 @@ impl Engine {
     }
 }
 
-fn lease_message(lease: Lease, ttl_millis: u32) -> v1::LeaseUnitResponse {
+fn lease_message(lease: Lease, ttl_millis: u32, curators: u32) -> v1::LeaseUnitResponse {
     use v1::lease_unit_response::Outcome;
     let (outcome, unit) = match lease {
         Lease::Granted(record) => {
@@ -270,5 +284,5 @@ fn lease_message(lease: Lease, ttl_millis: u32) -> v1::LeaseUnitResponse {
         Lease::GivenUp(_) | Lease::Wait => (Outcome::Wait, None),
         Lease::Sealed => (Outcome::Sealed, None),
     };
-    v1::LeaseUnitResponse { outcome: outcome.into(), unit, retry_millis: LEASE_RETRY_MILLIS }
+    v1::LeaseUnitResponse { outcome: outcome.into(), unit, retry_millis: LEASE_RETRY_MILLIS, curators }
 }

@@ -104,6 +104,8 @@ pub enum Request {
         lease: UnitLeaseRef,
         node: NodeId,
         reason: String,
+        /// No unit of the stage can be made any more.
+        job_fails: bool,
         reply: Reply<v1::FailUnitResponse>,
     },
     WatchPairLog {

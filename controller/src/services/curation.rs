@@ -54,9 +54,12 @@ impl CurationService for Curation {
         &self,
         request: Request<v1::FailUnitRequest>,
     ) -> Result<Response<v1::FailUnitResponse>, Status> {
-        let v1::FailUnitRequest { lease, node_id: node, reason } = request.into_inner();
+        let v1::FailUnitRequest { lease, node_id: node, reason, job_fails } = request.into_inner();
         let (lease, node) = (checked(convert::lease(lease))?, node_id(&node)?);
-        let failed = self.link.ask(|reply| engine::Request::FailUnit { lease, node, reason, reply }).await?;
+        let failed = self
+            .link
+            .ask(|reply| engine::Request::FailUnit { lease, node, reason, job_fails, reply })
+            .await?;
         Ok(Response::new(failed))
     }
 

@@ -9,5 +9,6 @@ pub use checkpoints::{CheckpointCommitted, checkpoint_path, commit_checkpoint, m
 pub(crate) use jobs::ended;
 pub use jobs::{QueueLimits, Submission, Submitted, cancel_job, submit_job};
 pub use units::{
-    UnitCommit, UnitCommitted, UnitLeaseRef, commit_unit, fail_unit, lease_unit, renew_unit, shard_path,
+    UnitCommit, UnitCommitted, UnitLeaseRef, commit_unit, fail_stage, fail_unit, lease_unit, renew_unit,
+    shard_path,
 };

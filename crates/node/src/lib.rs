@@ -15,6 +15,7 @@
 //! | [`args`] | command line arguments that all servers, and all nodes, have |
 //! | [`backoff`] | pure: how long to wait before try n |
 //! | [`call`] | unary calls that are repeated until they are accepted or refused |
+//! | [`download`] | objects on their way to a file of this machine |
 //! | [`forward`] | log lines of a job on their way to the controller |
 //! | [`listen`] | listeners that stay on loopback unless told otherwise |
 //! | [`logging`] | what is written to stderr |
@@ -28,6 +29,7 @@
 pub mod args;
 pub mod backoff;
 pub mod call;
+pub mod download;
 pub mod forward;
 pub mod listen;
 pub mod logging;
