@@ -5,8 +5,8 @@ medians and what the curator's are of the others'.
     python bench/loaders.py SERVE_BENCH [--pairs 768] [--panel 256] [--rounds 3]
 
 SERVE_BENCH is the built example `serve_bench` of crescendo-curator-node. The curator's figure is of its process alone, from the
-shards to latents, text features and the socket, with a cache too small to matter; what the other side of the socket spends is
-printed beside it. The loaders run in one process without workers: shards to tensors in [-1, 1]. For mosaicml-streaming the same
+shards to latents, text features and the socket, with a cache too small to matter; "with the rank" adds what the other side of
+the socket spends until it has tensors. The loaders run in one process without workers: shards to tensors in [-1, 1]. For mosaicml-streaming the same
 picture files are first written in its own format, which is not timed.
 """
 
@@ -30,6 +30,7 @@ from PIL import Image
 torch.set_num_threads(1)
 PARTS = ("target.png", "ref0.png")
 CURATOR = "crescendo curator"
+BOTH = "crescendo curator with the rank"
 
 
 def tensor(png):
@@ -87,7 +88,10 @@ def curator(arguments, objects):
     command = [arguments.serve_bench, str(arguments.pairs), "1", str(arguments.panel), "1"]
     done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    return [{"loader": CURATOR} | one for one in found if "order" in one]
+    for one in found:
+        if "order" in one:
+            yield one | {"loader": CURATOR}
+            yield one | {"loader": BOTH, "pairs_per_cpu_sec": one["pairs_per_cpu_sec_of_both"]}
 
 
 def turn(arguments):
@@ -120,11 +124,11 @@ def main():
             rates.setdefault((one["loader"], one["order"]), []).append(one["pairs_per_cpu_sec"])
     medians = {key: statistics.median(values) for key, values in rates.items()}
     ratios = {
-        f"{loader}, {order}": round(medians[CURATOR, order] / median, 2)
-        for (loader, order), median in medians.items() if loader != CURATOR
+        f"{loader}, {order}": {ours: round(medians[ours, order] / median, 2) for ours in (CURATOR, BOTH)}
+        for (loader, order), median in medians.items() if loader not in (CURATOR, BOTH)
     }
     named = {f"{loader}, {order}": median for (loader, order), median in medians.items()}
-    print(json.dumps({"bench": "loaders", "medians_per_core": named, "curator_ratio": ratios}))
+    print(json.dumps({"bench": "loaders", "medians_per_core": named, "ratios": ratios}))
 
 
 if __name__ == "__main__":

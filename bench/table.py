@@ -44,9 +44,9 @@ def main():
             f"{run['mb_per_sec']} MB/s; {run['composed_pairs_per_sec']:.0f} pairs/s composed and filtered")
     for run in lines(folder / "loaders.jsonl"):
         for name, median in run.get("medians_per_core", {}).items():
-            ratio = run["curator_ratio"].get(name)
+            ratios = run["ratios"].get(name, {})
             row(f"pairs of 256 pixels, {name}", f"{median:.0f} pairs/s per core",
-                f"the curator does {ratio:.2f} × as many" if ratio else "read, decoded, encoded and sent")
+                "; ".join(f"{ours}: {ratio:.2f} × as many" for ours, ratio in ratios.items()))
     for run in lines(folder / "recovery.jsonl"):
         row("kill -9 of a rank to the next step", f"{statistics.median(run['seconds']):.1f} s",
             f"worst of {len(run['seconds'])}: {max(run['seconds']):.1f} s")

@@ -11,11 +11,12 @@ mod support;
 
 use anyhow::{Context, Result, bail};
 use crescendo_curator_node::draw::Draw;
+use crescendo_model::tch::{self, Kind, Tensor};
 use crescendo_node::supervise::Tasks;
 use crescendo_proto::v1::pair_service_client::PairServiceClient;
 use crescendo_proto::v1::stream_pairs_request::Message as Up;
 use crescendo_proto::v1::stream_pairs_response::Message as Down;
-use crescendo_proto::v1::{FetchPairs, GrantCredits, OpenPairs, StreamPairsRequest};
+use crescendo_proto::v1::{DataType, FetchPairs, GrantCredits, OpenPairs, StreamPairsRequest, TensorData};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -34,6 +35,7 @@ const LOOKS: u64 = 10;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<()> {
+    tch::set_num_threads(1);
     let mut arguments = std::env::args().skip(1);
     let mut number = |name: &str, default: u64| -> Result<u64> {
         arguments.next().map_or(Ok(default), |text| text.parse().with_context(|| format!("{name}: {text}")))
@@ -89,8 +91,8 @@ async fn main() -> Result<()> {
                     "round": round, "order": name, "pairs_per_sec": (pairs as f64 / seconds).round(),
                     "curator_cpu_ms_per_pair": (1e6 * cpu_seconds / pairs as f64).round() / 1e3,
                     "pairs_per_cpu_sec": (pairs as f64 / cpu_seconds.max(0.01)).round(),
-                    // What a rank spends on taking them in, before they are tensors.
                     "receiver_cpu_ms_per_pair": (1e6 * own_seconds / pairs as f64).round() / 1e3,
+                    "pairs_per_cpu_sec_of_both": (pairs as f64 / (cpu_seconds + own_seconds).max(0.01)).round(),
                 })
             );
         }
@@ -110,6 +112,17 @@ async fn main() -> Result<()> {
     Ok(())
 }
 
+/// The float32 tensor that a rank makes of what came.
+fn floats(data: &TensorData) -> Result<Tensor> {
+    let shape: Vec<i64> = data.shape.iter().map(|side| i64::from(*side)).collect();
+    let kind = if data.dtype() == DataType::U8 { Kind::Uint8 } else { Kind::Float };
+    let mut values = Tensor::f_from_data_size(&data.data, &shape, kind)?.f_to_kind(Kind::Float)?;
+    if kind == Kind::Uint8 {
+        values = values.f_mul_scalar_(f64::from(data.scale))?.f_add_scalar_(f64::from(data.offset))?;
+    }
+    Ok(values)
+}
+
 /// Fetches the whole log once, in this order; gives seconds and tensor bytes.
 async fn receive(address: &str, order: &[u64]) -> Result<(f64, u64)> {
     let mut client =
@@ -127,6 +140,7 @@ async fn receive(address: &str, order: &[u64]) -> Result<(f64, u64)> {
         generation: 1,
         rank: 0,
         credits: CREDITS,
+        takes_bytes: true,
     }))
     .await?;
     // Neighbours in one range, as ranks ask.
@@ -156,6 +170,9 @@ async fn receive(address: &str, order: &[u64]) -> Result<(f64, u64)> {
                     pair.index
                 );
                 received += 1;
+                for tensor in pair.target.iter().chain(&pair.references) {
+                    anyhow::ensure!(floats(tensor)?.dim() == 3, "a latent has three dimensions");
+                }
                 bytes += crescendo_curator_node::encode::size_bytes(&pair);
                 if received % LOT == 0 {
                     send(Up::Grant(GrantCredits { pairs: LOT as u32 })).await?;

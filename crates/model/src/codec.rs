@@ -9,13 +9,12 @@ use crate::error::Result;
 pub const BYTE_SCALE: f32 = 1.0 / 127.5;
 pub const BYTE_OFFSET: f32 = -1.0;
 
-/// Latents of one picture, as they go to a rank.
+/// Latents that are a picture's own bytes in another order: each stands for byte · [`BYTE_SCALE`] + [`BYTE_OFFSET`] in float32.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LatentBytes {
     /// Channels, height, width.
     pub shape: [u32; 3],
-    /// Little-endian float32.
-    pub data: Vec<u8>,
+    pub bytes: Vec<u8>,
 }
 
 /// Pictures to latents and back.
@@ -30,8 +29,8 @@ pub trait LatentCodec {
     /// float32. Height and width must be multiples of 2 · downscale, so that the latent packs into tokens.
     fn encode(&self, pixels: &Tensor) -> Result<Tensor>;
 
-    /// What [`LatentCodec::encode`] gives of a picture's bytes · [`BYTE_SCALE`] + [`BYTE_OFFSET`], bit for bit, from a codec
-    /// that has a shorter way than through tensors. None otherwise, and of a picture that does not fit.
+    /// What [`LatentCodec::encode`] gives of a picture, bit for bit, from a codec that computes nothing. None otherwise, and
+    /// of a picture that does not fit.
     fn encode_picture(&self, _picture: &RgbImage) -> Option<LatentBytes> {
         None
     }
