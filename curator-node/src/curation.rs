@@ -354,7 +354,8 @@ impl Curation {
     async fn give_back(&self, lease: UnitLease, reason: String, job_fails: bool, stop: &CancellationToken) {
         self.metrics.units.with_label_values(&["failed"]).inc();
         let unit = lease.unit;
-        let request = FailUnitRequest { lease: Some(lease), node_id: self.node_id.clone(), reason, job_fails };
+        let request =
+            FailUnitRequest { lease: Some(lease), node_id: self.node_id.clone(), reason, job_fails };
         let answer = self
             .controllers
             .call_until_decided("fail unit", CALL_DEADLINE, stop, |channel| {

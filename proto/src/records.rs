@@ -181,7 +181,9 @@ fn attempt_in(message: stored::Attempt) -> Result<AttemptRecord, BadRecord> {
 fn unit_out(record: &UnitRecord) -> stored::Unit {
     let state = match &record.state {
         UnitState::Free { from: Timestamp(0) } => None,
-        UnitState::Free { from } => Some(stored::unit::State::Wait(stored::unit::Wait { until_millis: from.0 })),
+        UnitState::Free { from } => {
+            Some(stored::unit::State::Wait(stored::unit::Wait { until_millis: from.0 }))
+        }
         UnitState::Leased { node, expires_at } => Some(stored::unit::State::Lease(stored::unit::Lease {
             node_id: node.to_string(),
             expires_at_millis: expires_at.0,

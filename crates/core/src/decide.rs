@@ -240,7 +240,13 @@ pub fn reachable_curators(state: &ClusterState, seen: &Observed, limits: &Limits
 }
 
 /// Curators that can be given work now and have a stage of this job, at least 1: among them its rate limits are divided.
-pub fn curators_of(state: &ClusterState, seen: &Observed, limits: &Limits, job: &JobId, now: Timestamp) -> usize {
+pub fn curators_of(
+    state: &ClusterState,
+    seen: &Observed,
+    limits: &Limits,
+    job: &JobId,
+    now: Timestamp,
+) -> usize {
     let nodes = Nodes { state, seen, limits, now };
     let curators = nodes.reachable(NodeKind::Curator);
     curators.filter(|(_, view)| view.curating.iter().any(|stage| stage.job == *job)).count().max(1)

@@ -407,7 +407,10 @@ pub(crate) mod tests {
         };
         assert_eq!((unit(1000), unit(3999), unit(4000)), (Some(1), Some(1), Some(0)));
         // The clock of the controller that set the wait was an hour ahead.
-        log.put(UnitRecord { state: UnitState::Free { from: Timestamp(3_600_000) }, ..log.unit(0).expect("there").clone() });
+        log.put(UnitRecord {
+            state: UnitState::Free { from: Timestamp(3_600_000) },
+            ..log.unit(0).expect("there").clone()
+        });
         let Lease::Granted(record) = log.lease(&stage(), &node("a"), now, &policy) else { panic!("granted") };
         assert_eq!((record.unit, record.failures), (0, 1));
     }

@@ -96,14 +96,9 @@ pub struct UnitRecord {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum UnitState {
     /// May be leased from then on.
-    Free {
-        from: Timestamp,
-    },
+    Free { from: Timestamp },
     /// `expires_at` is the time at the grant; renewals are kept in memory alone.
-    Leased {
-        node: NodeId,
-        expires_at: Timestamp,
-    },
+    Leased { node: NodeId, expires_at: Timestamp },
     /// Committed; never changes again.
     Done(UnitResult),
 }

@@ -155,7 +155,8 @@ mod tests {
 
     #[test]
     fn a_picture_is_encoded_without_tensors_to_the_same_bits() {
-        let picture = RgbImage::from_fn(12, 8, |x, y| image::Rgb([(x * 21) as u8, (y * 36) as u8, (x * y * 3) as u8]));
+        let picture =
+            RgbImage::from_fn(12, 8, |x, y| image::Rgb([(x * 21) as u8, (y * 36) as u8, (x * y * 3) as u8]));
         let bytes = Tensor::from_slice(picture.as_raw()).view([8, 12, 3]).permute([2, 0, 1]).unsqueeze(0);
         let pixels = bytes.to_kind(Kind::Float) * f64::from(BYTE_SCALE) + f64::from(BYTE_OFFSET);
         let expected: Vec<f32> = Vec::try_from(PixelCodec.encode(&pixels).unwrap().reshape([-1])).unwrap();

@@ -160,7 +160,12 @@ fn tensor(name: &str, data: Option<&TensorData>) -> Result<Tensor, String> {
 /// The wire form of a CPU tensor, float32.
 pub fn to_wire(values: &[f32], shape: &[u32]) -> TensorData {
     let data: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-    TensorData { dtype: DataType::F32.into(), shape: shape.to_vec(), data: Bytes::from(data), ..TensorData::default() }
+    TensorData {
+        dtype: DataType::F32.into(),
+        shape: shape.to_vec(),
+        data: Bytes::from(data),
+        ..TensorData::default()
+    }
 }
 
 /// How the randomness of a sample is addressed and used.

@@ -208,12 +208,21 @@ mod tests {
         writes.into_iter().for_each(|write| state.apply(write).expect("its stage is there"));
     }
 
-    fn leased(state: &mut ClusterState, stage: &StageRef, policy: &UnitPolicy, now: Timestamp) -> Option<UnitLeaseRef> {
+    fn leased(
+        state: &mut ClusterState,
+        stage: &StageRef,
+        policy: &UnitPolicy,
+        now: Timestamp,
+    ) -> Option<UnitLeaseRef> {
         let node = NodeId::parse("c").expect("valid");
         let (lease, writes) = lease_unit(state, stage, &node, policy, now).expect("the stage is open");
         apply(state, writes);
         let Lease::Granted(record) = lease else { return None };
-        Some(UnitLeaseRef { stage: stage.clone(), unit: record.unit, lease_generation: record.lease_generation })
+        Some(UnitLeaseRef {
+            stage: stage.clone(),
+            unit: record.unit,
+            lease_generation: record.lease_generation,
+        })
     }
 
     #[test]

@@ -207,7 +207,8 @@ fn drawn(found: &mut Found, spec: &JobSpec, index: usize, stage: &StageSpec, at:
         found.add(at("data.source"), &["spec.model.weights"], message);
     }
     if matches!(source, DataSource::Crop(_)) && stage.data.filter.similarity.is_some() {
-        let message = "with `source: crop` there is nothing to compare: the cut itself is the reference".into();
+        let message =
+            "with `source: crop` there is nothing to compare: the cut itself is the reference".into();
         found.add(at("data.filter.similarity"), &[&at("data.source")], message);
     }
     let Some(crop) = source.crop() else { return };

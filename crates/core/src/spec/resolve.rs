@@ -197,7 +197,8 @@ fn data(
         encoder: reader.text(similarity, &path.field("encoder")).unwrap_or_default(),
     });
     let judge = curation::judge(reader, filter, &filter_path.field("judge"));
-    let data = DataSpec { source, pairs, min_pairs, unit_size, prompts, filter: FilterSpec { similarity, judge } };
+    let data =
+        DataSpec { source, pairs, min_pairs, unit_size, prompts, filter: FilterSpec { similarity, judge } };
     for Idle { name, why } in idle::of_data(&data) {
         reader.refuse(section, &data_path.field(name), why);
     }

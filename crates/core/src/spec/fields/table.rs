@@ -168,7 +168,12 @@ pub const FIELDS: &[Field] = &[
         Default::Absent,
         "Name of a key that the curators' operator has set up for this very address; never the key itself.",
     ),
-    field("spec.endpoints[].concurrency", whole(1, 256), Default::Whole(8), "Requests of one curator under way at once."),
+    field(
+        "spec.endpoints[].concurrency",
+        whole(1, 256),
+        Default::Whole(8),
+        "Requests of one curator under way at once.",
+    ),
     field(
         "spec.endpoints[].requestsPerMinute",
         whole(1, 1_000_000),

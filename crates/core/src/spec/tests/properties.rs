@@ -273,7 +273,9 @@ fn job_spec() -> impl Strategy<Value = JobSpec> {
                                 }
                             }
                         }
-                        DataSource::Import(import) if import.format == ImportFormat::Uno1m => stage.references = 1,
+                        DataSource::Import(import) if import.format == ImportFormat::Uno1m => {
+                            stage.references = 1
+                        }
                         DataSource::Compose(_) | DataSource::Import(_) => {}
                     }
                     if !matches!(stage.data.source, DataSource::Generate(_)) {
