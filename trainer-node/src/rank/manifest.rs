@@ -130,7 +130,10 @@ mod tests {
     fn damage_names_the_file() {
         let content = b"weights";
         let record = ManifestFile::of("a.safetensors", content).to_wire();
-        let check = |content: &[u8]| verify(&record, content.len() as u64, &Sha256::digest(content));
+        let check = |content: &[u8]| {
+            let ManifestFile { size_bytes, sha256, .. } = ManifestFile::of("a", content);
+            verify(&record, Downloaded { size_bytes, sha256 })
+        };
         assert_eq!(check(content), Ok(()));
         assert_eq!(check(b"weight").unwrap_err().to_string(), "a.safetensors: 6 bytes, registered with 7");
         assert!(check(b"Weights").unwrap_err().to_string().starts_with("a.safetensors: content has SHA-256"));
