@@ -16,9 +16,9 @@ use std::io::Read;
 /// Size of one entry beyond which a shard is refused.
 const MAX_ENTRY_BYTES: u64 = 512 << 20;
 
-/// How lines of a picture are told apart from those above. A pair is written once and read in every epoch: this filter is
-/// undone with one addition a byte, many at a time, and a picture decodes in half the time that the filter takes which fits
-/// each line best. Photographs become 8 % larger by it.
+/// Lines of a picture are written as differences from the line above. A pair is written once and read in every epoch, and
+/// this is undone with one addition a byte, many bytes at a time: a picture decodes in half the time that it takes with the
+/// best filter for each line. Photographs become 8 % larger by it.
 const FILTER: FilterType = FilterType::Up;
 
 /// Why a shard cannot be written or read.

@@ -239,15 +239,11 @@ pub fn reachable_curators(state: &ClusterState, seen: &Observed, limits: &Limits
     Nodes { state, seen, limits, now }.reachable(NodeKind::Curator).count()
 }
 
-/// Curators that can be given work now and have a stage of this job, at least 1: among them its rate limits are divided.
-pub fn curators_of(
-    state: &ClusterState,
-    seen: &Observed,
-    limits: &Limits,
-    job: &JobId,
-    now: Timestamp,
-) -> usize {
+/// Curators that can be given work now and make pairs of this job, at least 1: among them its rate limits are divided.
+pub fn curators_of(state: &ClusterState, seen: &Observed, limits: &Limits, job: &JobId, now: Timestamp) -> usize {
     let nodes = Nodes { state, seen, limits, now };
-    let curators = nodes.reachable(NodeKind::Curator);
-    curators.filter(|(_, view)| view.curating.iter().any(|stage| stage.job == *job)).count().max(1)
+    // A log that is sealed is only served.
+    let open = |id: &StageRef| state.stage(id).is_some_and(|stage| !stage.log.is_sealed());
+    let makes = |view: &NodeView| view.curating.iter().any(|stage| stage.job == *job && open(stage));
+    nodes.reachable(NodeKind::Curator).filter(|(_, view)| makes(view)).count().max(1)
 }
