@@ -74,6 +74,7 @@ const MAX_REQUEST_BYTES: usize = 64 << 10;
 const KEEP_ALIVE: Duration = Duration::from_secs(20);
 
 fn main() -> anyhow::Result<()> {
+    crescendo_curator_node::memory::share_one_arena();
     let mut given: Vec<std::ffi::OsString> = std::env::args_os().collect();
     if given.get(1).is_some_and(|first| first == "export") {
         given.remove(1);
