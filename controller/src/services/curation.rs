@@ -1,3 +1,5 @@
+use crescendo_core::error::Refused;
+use crescendo_core::requests::UnitFate;
 use crescendo_proto::convert;
 use crescendo_proto::v1;
 use crescendo_proto::v1::curation_service_server::CurationService;
