@@ -3,8 +3,12 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use crescendo_store::testing::EtcdProcess;
-use crescendo_tests::{Cluster, ClusterOptions, lora_spec};
+use crescendo_node::tls::Dialer;
+use crescendo_node::tls::testing::{Authority, Wanted};
+use crescendo_proto::v1::ListJobsRequest;
+use crescendo_proto::v1::job_service_client::JobServiceClient;
+use crescendo_store::testing::{EtcdProcess, EtcdTls};
+use crescendo_tests::{Cluster, ClusterOptions, http_get, lora_spec};
 
 const LIMIT: Duration = Duration::from_secs(180);
 
@@ -34,17 +38,6 @@ async fn two_stages(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
-async fn http_get(address: &str, path: &str) -> Result<String> {
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-    let mut stream = tokio::net::TcpStream::connect(address).await.context("connect")?;
-    let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).await?;
-    let mut text = String::new();
-    tokio::time::timeout(Duration::from_secs(10), stream.read_to_string(&mut text)).await??;
-    ensure!(text.starts_with("HTTP/1.1 200"), "{text}");
-    Ok(text)
-}
-
 #[tokio::test]
 async fn a_job_runs_through_both_stages_on_the_embedded_store() -> Result<()> {
     let cluster = Cluster::start(ClusterOptions::default()).await?;
@@ -57,4 +50,51 @@ async fn a_job_runs_through_both_stages_on_etcd() -> Result<()> {
     let store = Some(format!("etcd:{}", etcd.endpoint()));
     let cluster = Cluster::start(ClusterOptions { store, ..ClusterOptions::default() }).await?;
     two_stages(&cluster).await
+}
+
+/// Every connection over mutual TLS: people and nodes to the controller, the controller to etcd, ranks to their agents and
+/// to the curator.
+#[tokio::test]
+async fn a_job_runs_through_both_stages_over_mutual_tls() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let etcds = Authority::new("etcd");
+    let files = etcds.write(folder.path(), &Wanted { uris: &[], ..Wanted::node("etcd") });
+    let (identity, client_ca) = (files.identity.context("files")?, files.ca.context("a root")?);
+    let tls = EtcdTls { cert: identity.cert, key: identity.key, client_ca: client_ca.clone() };
+    let Some(etcd) = EtcdProcess::start_or_skip_with(Some(tls)).await else { return Ok(()) };
+    let client = etcds.write(folder.path(), &Wanted { hosts: &[], uris: &[], ..Wanted::node("client") });
+    let client = client.identity.context("files")?;
+    let store = Some(format!("etcd:{}", etcd.tls_endpoint("localhost").context("it serves TLS")?));
+    let variable = |name: &str, path: &std::path::Path| (name.to_owned(), path.display().to_string());
+    let environment = vec![
+        variable("CRESCENDO_STORE_CA", &client_ca),
+        variable("CRESCENDO_STORE_CERT", &client.cert),
+        variable("CRESCENDO_STORE_KEY", &client.key),
+    ];
+    let authority = Some(Authority::new("cluster"));
+    let cluster =
+        Cluster::start(ClusterOptions { store, environment, authority, ..ClusterOptions::default() }).await?;
+    two_stages(&cluster).await?;
+
+    for process in [&cluster.controller, &cluster.curators[0], &cluster.trainers[0]] {
+        let channel = Dialer::plain().channel(&process.grpc_address()?)?;
+        let answer = JobServiceClient::new(channel).list_jobs(ListJobsRequest::default()).await;
+        ensure!(answer.is_err(), "a connection without TLS was served");
+        // The client may know before it is counted.
+        let counted = async {
+            loop {
+                let metrics = http_get(&process.metrics_address()?, "/metrics").await?;
+                if metrics.contains("crescendo_connections_refused_total{reason=\"not_tls\"}") {
+                    return anyhow::Ok(metrics);
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let metrics = tokio::time::timeout(LIMIT, counted).await.context("the refusal is counted")??;
+        for file in ["ca", "certificate"] {
+            let name = "crescendo_tls_certificate_expiry_timestamp_seconds";
+            ensure!(metrics.contains(&format!("{name}{{file=\"{file}\"}}")), "{metrics}");
+        }
+    }
+    Ok(())
 }

@@ -7,6 +7,8 @@ use crescendo_core::decide::Limits;
 use crescendo_core::requests::QueueLimits;
 use crescendo_node::args::ServerArgs;
 
+use crate::store_tls::StoreTlsArgs;
+
 /// Runs the controller of a Crescendo cluster
 #[derive(Parser, Clone, Debug)]
 #[command(name = "crescendo-controller", version)]
@@ -16,6 +18,8 @@ pub struct Args {
     /// Where records are kept: embedded:DIR for one controller, or etcd:URL (more URLs after commas) for several
     #[arg(long, env = "CRESCENDO_STORE")]
     pub store: String,
+    #[command(flatten)]
+    pub store_tls: StoreTlsArgs,
     /// Root of pairs and checkpoints, handed to the nodes: file:///DIR
     #[arg(long, env = "CRESCENDO_OBJECT_STORE")]
     pub object_store: String,
@@ -81,6 +85,7 @@ impl From<&Args> for Config {
         let Args {
             server: _,
             store: _,
+            store_tls: _,
             object_store,
             silent_after_seconds,
             ranks_lost_after_seconds,

@@ -9,7 +9,7 @@
 //!
 //! | module | what it is |
 //! |---|---|
-//! | [`config`] | command line and limits |
+//! | [`config`], [`store_tls`] | command line and limits |
 //! | [`leadership`] | campaigns, and runs the engine while this controller leads |
 //! | [`engine`] | the state's one owner: requests in batches, decide, persist, then answer and send |
 //! | [`services`] | the gRPC services: check, ask the engine, answer |
@@ -28,6 +28,7 @@ pub mod logs;
 pub mod metrics;
 pub mod serve;
 pub mod services;
+pub mod store_tls;
 pub mod views;
 
 pub use config::Config;

@@ -8,6 +8,7 @@ use clap::Parser as _;
 use crescendo_controller::config::Args;
 use crescendo_controller::{Config, Controller};
 use crescendo_node::supervise::Tasks;
+use crescendo_node::tls::{ClientCertificates, ConnectionMetrics, Security, TlsMetrics};
 use crescendo_node::{listen, logging, metrics, ports};
 use crescendo_store::{KEY_PREFIX, StoreLocation};
 use prometheus::Registry;
@@ -21,20 +22,33 @@ async fn main() -> anyhow::Result<()> {
     logging::init(&args.server.log, None)?;
     check_object_store(&args.object_store)?;
     let location: StoreLocation = args.store.parse().context("read --store")?;
-    let store = location.open(KEY_PREFIX).await.context("open the store")?;
+    let (tasks, supervisor) = Tasks::new();
+    let registry = Registry::new();
+    let tls_metrics = TlsMetrics::register(&registry).context("register metrics")?;
+    let security = Security::start(&args.server.security, &tls_metrics, &tasks).await?;
+    let etcd = args
+        .store_tls
+        .connect(&location, tls_metrics.of_store(), &tasks)
+        .await
+        .context("prepare TLS with the store")?;
+    let store = location.open(KEY_PREFIX, etcd).await.context("open the store")?;
     let grpc = listen::bind(args.server.listen, args.server.security.dev).await?;
     let metrics_listener = listen::bind(args.server.metrics_listen, args.server.security.dev).await?;
     let (grpc_at, metrics_at) = (grpc.local_addr()?, metrics_listener.local_addr()?);
-
-    let (tasks, supervisor) = Tasks::new();
-    let registry = Registry::new();
+    let incoming = security.incoming(
+        grpc,
+        // People come with tokens.
+        ClientCertificates::Asked,
+        args.server.max_connections,
+        ConnectionMetrics::register(&registry).context("register metrics")?,
+    );
     let controller = Controller {
         config: Config::from(&args),
         store: store.clone(),
         registry: registry.clone(),
         address: listen::advertised(grpc_at, args.server.advertise_host.as_deref()),
     };
-    controller.start(grpc, &tasks)?;
+    controller.start(incoming, &tasks)?;
     tasks.spawn_critical("metrics server", metrics::serve(metrics_listener, registry, tasks.stop_token()));
     if let Some(path) = &args.server.port_file {
         ports::write_port_file(path, grpc_at, metrics_at).context("write the port file")?;

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::Context as _;
 use crescendo_core::ids::Timestamp;
 use crescendo_node::supervise::Tasks;
+use crescendo_node::tls::Incoming;
 use crescendo_proto::DESCRIPTORS;
 use crescendo_proto::v1::checkpoint_service_server::CheckpointServiceServer;
 use crescendo_proto::v1::curation_service_server::CurationServiceServer;
@@ -13,9 +14,7 @@ use crescendo_proto::v1::job_service_server::JobServiceServer;
 use crescendo_proto::v1::node_service_server::NodeServiceServer;
 use crescendo_store::Store;
 use prometheus::Registry;
-use tokio::net::TcpListener;
 use tokio::sync::watch;
-use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::Server;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
@@ -58,9 +57,9 @@ pub struct Serving {
 }
 
 impl Controller {
-    /// Starts everything as tasks: the campaign with the engine behind it, and the server. They end with the stop token
-    /// of `tasks`.
-    pub fn start(self, listener: TcpListener, tasks: &Tasks) -> anyhow::Result<Serving> {
+    /// Starts everything as tasks: the campaign with the engine behind it, and the server for `incoming` connections. They
+    /// end with the stop token of `tasks`.
+    pub fn start(self, incoming: Incoming, tasks: &Tasks) -> anyhow::Result<Serving> {
         let Self { config, store, registry, address } = self;
         let metrics = Metrics::register(&registry).context("register metrics")?;
         let logs = LogHub::default();
@@ -97,7 +96,6 @@ impl Controller {
             .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
             .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
             .max_concurrent_streams(Some(MAX_STREAMS_PER_CONNECTION))
-            .tcp_nodelay(true)
             .layer(call_limit)
             .add_service(health)
             .add_service(reflection)
@@ -115,9 +113,7 @@ impl Controller {
             .add_service(CurationServiceServer::new(Curation::new(link)).max_decoding_message_size(sized));
         tasks.spawn_critical("grpc server", async move {
             // Open streams do not hold up the end: sessions and watches are closed by the engine.
-            router
-                .serve_with_incoming_shutdown(TcpListenerStream::new(listener), stop.cancelled_owned())
-                .await
+            router.serve_with_incoming_shutdown(incoming, stop.cancelled_owned()).await
         });
         Ok(Serving { role: role_seen })
     }

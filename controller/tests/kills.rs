@@ -11,6 +11,7 @@ use crescendo_node::call::Controllers;
 use crescendo_node::forward::LogBuffer;
 use crescendo_node::reports::ReportSink;
 use crescendo_node::session::{Command, NodeSession};
+use crescendo_node::tls::Dialer;
 use crescendo_proto::v1;
 use crescendo_proto::v1::checkpoint_service_client::CheckpointServiceClient;
 use crescendo_proto::v1::curation_service_client::CurationServiceClient;
@@ -218,7 +219,7 @@ fn pauses(seed: u64) -> impl Iterator<Item = u64> {
 
 async fn a_job_under_kills(seed: u64) -> anyhow::Result<()> {
     let mut controller = Controller::start_with(&["--unit-lease-seconds", "2"]).await?;
-    let controllers = Controllers::new(&[&controller.address])?;
+    let controllers = Controllers::new(&[&controller.address], &Dialer::plain())?;
     let stop = CancellationToken::new();
     let seen = Shared::default();
     let mut nodes = JoinSet::new();

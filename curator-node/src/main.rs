@@ -11,17 +11,17 @@ use crescendo_curator_node::shard_cache::ShardCache;
 use crescendo_curator_node::studio::best_device;
 use crescendo_curator_node::worker::Worker;
 use crescendo_model::tch::{self, Device};
-use crescendo_node::args::{NodeArgs, ServerArgs};
+use crescendo_node::args::{NodeArgs, SecurityArgs, ServerArgs};
 use crescendo_node::call::Controllers;
 use crescendo_node::forward::{DEFAULT_CAPACITY, LogBuffer};
 use crescendo_node::reports::ReportSink;
 use crescendo_node::session::NodeSession;
 use crescendo_node::supervise::Tasks;
+use crescendo_node::tls::{ClientCertificates, ConnectionMetrics, Security, TlsMetrics};
 use crescendo_node::{listen, logging, metrics, ports};
 use crescendo_proto::v1::pair_service_server::PairServiceServer;
 use crescendo_proto::v1::{Hello, NodeKind};
 use std::time::Duration;
-use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::Server;
 
 /// Makes training pairs for jobs, and serves them to ranks.
@@ -97,8 +97,15 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let (grpc_address, http_address) = (grpc.local_addr()?, http.local_addr()?);
     let registry = prometheus::Registry::new();
     let counted = Metrics::register(&registry).context("register metrics")?;
-    let controllers = Controllers::new(&node_args.controller)?;
     let (tasks, supervisor) = Tasks::new();
+    let security = Security::start(&server_args.security, &TlsMetrics::register(&registry)?, &tasks).await?;
+    let controllers = Controllers::new(&node_args.controller, &security.dialer())?;
+    let incoming = security.incoming(
+        grpc,
+        ClientCertificates::Required,
+        server_args.max_connections,
+        ConnectionMetrics::register(&registry).context("register metrics")?,
+    );
 
     let encoding = Worker::start("encoding", QUEUE, || {
         tch::set_num_threads(1);
@@ -121,11 +128,11 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let serving = Server::builder()
         .http2_keepalive_interval(Some(KEEP_ALIVE))
         .http2_keepalive_timeout(Some(KEEP_ALIVE))
-        .tcp_nodelay(true)
+        .layer(security.nodes_only())
         .add_service(health_service)
         .add_service(reflection)
         .add_service(PairServiceServer::new(server.clone()).max_encoding_message_size(MAX_MESSAGE_BYTES))
-        .serve_with_incoming_shutdown(TcpListenerStream::new(grpc), tasks.stop_token().cancelled_owned());
+        .serve_with_incoming_shutdown(incoming, tasks.stop_token().cancelled_owned());
     tasks.spawn_critical("grpc server", serving);
     tasks.spawn_critical("metrics server", metrics::serve(http, registry, tasks.stop_token()));
 
@@ -194,13 +201,15 @@ struct ExportArguments {
     /// URL of the object store
     #[arg(long, env = "CRESCENDO_OBJECT_STORE", value_name = "URL")]
     object_store: String,
+    #[command(flatten)]
+    security: SecurityArgs,
 }
 
 fn export(arguments: ExportArguments) -> anyhow::Result<()> {
-    let ExportArguments { job, stage, out, controller, object_store } = arguments;
+    let ExportArguments { job, stage, out, controller, object_store, security } = arguments;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let controllers = Controllers::new(&controller)?;
+        let controllers = Controllers::new(&controller, &Security::load(&security).await?.dialer())?;
         let objects = crescendo_node::objects::open(&object_store)?;
         let exported = crescendo_curator_node::export::registered(&controllers, &job, &stage).await?;
         let counts = crescendo_curator_node::export::export(objects.as_ref(), &exported, &out).await?;

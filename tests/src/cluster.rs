@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use crescendo_node::tls::testing::{Authority, Wanted};
+use crescendo_node::tls::{Dialer, Tls};
 use crescendo_proto::v1::checkpoint_service_client::CheckpointServiceClient;
 use crescendo_proto::v1::job_service_client::JobServiceClient;
 use crescendo_proto::v1::{
@@ -22,11 +24,13 @@ pub struct ClusterOptions {
     pub store: Option<String>,
     /// Variables that every process gets.
     pub environment: Vec<(String, String)>,
+    /// Mutual TLS, with certificates of this cluster's own authority; nothing is protected otherwise.
+    pub authority: Option<Authority>,
 }
 
 impl Default for ClusterOptions {
     fn default() -> Self {
-        Self { curators: 1, trainers: 2, store: None, environment: Vec::new() }
+        Self { curators: 1, trainers: 2, store: None, environment: Vec::new(), authority: None }
     }
 }
 
@@ -36,6 +40,7 @@ pub struct Cluster {
     pub curators: Vec<Process>,
     pub trainers: Vec<Process>,
     controller_address: String,
+    dialer: Dialer,
     objects: PathBuf,
     _dir: tempfile::TempDir,
 }
@@ -55,7 +60,24 @@ impl Cluster {
             ["--listen", listen, "--metrics-listen", "127.0.0.1:0"].map(str::to_owned).to_vec()
         };
 
+        let certificates = root.join("certificates");
+        std::fs::create_dir_all(&certificates)?;
+        let authority = options.authority;
+        let security = |name: &str, uris: &[&str]| match &authority {
+            Some(authority) => authority.write_args(&certificates, &Wanted { uris, ..Wanted::node(name) }),
+            None => vec!["--dev".to_owned()],
+        };
+        let dialer = match &authority {
+            Some(authority) => {
+                let uris = ["urn:crescendo:role:admin"];
+                let files = authority.write(&certificates, &Wanted { uris: &uris, ..Wanted::node("tester") });
+                Dialer::tls(Tls::load(files).await?)
+            }
+            None => Dialer::plain(),
+        };
+
         let mut args = local(&controller_address);
+        args.extend(security("controller", &[]));
         args.extend(["--store".to_owned(), store]);
         args.extend(["--object-store".to_owned(), format!("file://{}", objects.display())]);
         let environment = &options.environment;
@@ -64,6 +86,8 @@ impl Cluster {
 
         let node = |id: &str| {
             let mut args = local("127.0.0.1:0");
+            let own = format!("urn:crescendo:node:{id}");
+            args.extend(security(id, &["urn:crescendo:role:node", &own]));
             args.extend(["--node-id".to_owned(), id.to_owned()]);
             args.extend(["--controller".to_owned(), controller_address.clone()]);
             args.extend(["--library-root".to_owned(), root.join("library").display().to_string()]);
@@ -85,7 +109,7 @@ impl Cluster {
             let process = Process::start(root, &name, "crescendo-trainer-node", args, environment);
             trainers.push(process.await?);
         }
-        Ok(Self { controller, curators, trainers, controller_address, objects, _dir: dir })
+        Ok(Self { controller, curators, trainers, controller_address, dialer, objects, _dir: dir })
     }
 
     /// Folder of the object store.
@@ -95,9 +119,13 @@ impl Cluster {
 
     /// A lazy connection to the controller; calls fail while it is down.
     pub fn channel(&self) -> Result<Channel> {
-        Ok(Endpoint::from_shared(format!("http://{}", self.controller_address))?
-            .timeout(Duration::from_secs(10))
-            .connect_lazy())
+        self.channel_at(&self.controller_address)
+    }
+
+    /// The same, with something in between that listens at `address`.
+    pub fn channel_at(&self, address: &str) -> Result<Channel> {
+        let endpoint = Endpoint::from_shared(format!("http://{address}"))?;
+        Ok(self.dialer.connect(endpoint.timeout(Duration::from_secs(10))))
     }
 
     /// Submits a spec and returns the job's id.

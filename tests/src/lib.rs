@@ -7,11 +7,13 @@
 //! ```
 
 mod cluster;
+mod http;
 mod process;
 mod specs;
 mod subjects;
 
 pub use cluster::{Cluster, ClusterOptions};
+pub use http::http_get;
 pub use process::Process;
 pub use specs::{base_spec, chaos_spec, lora_spec};
 pub use subjects::write_subjects;

@@ -11,6 +11,7 @@ use anyhow::{Context as _, ensure};
 use clap::Parser;
 use crescendo_controller::{Config, Controller};
 use crescendo_node::supervise::Tasks;
+use crescendo_node::tls::{ConnectionMetrics, Incoming};
 use crescendo_proto::v1;
 use crescendo_proto::v1::job_service_client::JobServiceClient;
 use crescendo_store::{KEY_PREFIX, StoreLocation};
@@ -111,15 +112,16 @@ async fn start_etcd(program: &str, folder: &std::path::Path) -> anyhow::Result<(
 
 /// Measures a controller of this process, over a real socket.
 async fn on_store(args: &Args, name: &str, location: &str) -> anyhow::Result<()> {
-    let store = location.parse::<StoreLocation>()?.open(KEY_PREFIX).await?;
+    let store = location.parse::<StoreLocation>()?.open(KEY_PREFIX, None).await?;
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let address = listener.local_addr()?.to_string();
     let (tasks, supervisor) = Tasks::new();
     let mut config = Config::new("file:///nowhere");
     config.queue.max_open_jobs = usize::MAX;
-    let controller =
-        Controller { config, store: store.clone(), registry: Registry::new(), address: address.clone() };
-    controller.start(listener, &tasks)?.leads().await?;
+    let registry = Registry::new();
+    let incoming = Incoming::new(listener, None, 64, ConnectionMetrics::register(&registry)?);
+    let controller = Controller { config, store: store.clone(), registry, address: address.clone() };
+    controller.start(incoming, &tasks)?.leads().await?;
     measure(args, name, &address).await?;
     tasks.stop_token().cancel();
     supervisor.run(Duration::from_secs(10)).await?;

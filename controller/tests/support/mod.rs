@@ -203,6 +203,7 @@ fn spawn(
     store: Option<&str>,
     flags: &[String],
 ) -> anyhow::Result<Child> {
+    let dev = if flags.iter().any(|flag| flag == "--tls-cert") { None } else { Some("--dev") };
     let at = |name: &str| -> PathBuf { folder.path().join(name) };
     let _ = std::fs::remove_file(at("ports.json"));
     let embedded = format!("embedded:{}", at("store").display());
@@ -211,6 +212,7 @@ fn spawn(
         .args(["--store", store.unwrap_or(&embedded)])
         .args(["--object-store", &format!("file://{}", at("objects").display())])
         .args(["--port-file", &at("ports.json").display().to_string()])
+        .args(dev)
         .args(flags)
         .stdin(Stdio::null())
         .spawn()

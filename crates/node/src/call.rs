@@ -14,15 +14,17 @@ use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::backoff::{Backoff, random};
+use crate::tls::Dialer;
 
-/// Limit of establishing a connection.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Limit of establishing a connection, handshake included.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// A peer that answers no HTTP/2 ping for this long is gone.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
 /// The controllers of a cluster: one leads, the others refuse, and which is which changes. Clones share the choice.
 #[derive(Clone, Debug)]
 pub struct Controllers {
+    dialer: Dialer,
     endpoints: Arc<Vec<Endpoint>>,
     current: Arc<AtomicUsize>,
 }
@@ -31,15 +33,21 @@ pub struct Controllers {
 pub enum AddressError {
     #[error("no controller address given")]
     None,
-    #[error("controller address {address} is not host:port")]
+    #[error("address {address} is not host:port")]
     Invalid { address: String },
+    #[error("address {address} is without TLS, and this process has certificates: write host:port")]
+    Plain { address: String },
+    #[error(
+        "address {address} is with TLS, and this process has no certificates: give --tls-ca, or write host:port"
+    )]
+    Protected { address: String },
 }
 
-/// A lazily connected endpoint for `host:port`, with the limits that all connections of a node have.
-pub fn endpoint(address: &str) -> Result<Endpoint, AddressError> {
+/// An endpoint for `host:port`, with the limits that all connections of a node have. How it is reached is the
+/// [`Dialer`]'s matter.
+pub(crate) fn endpoint(address: &str) -> Result<Endpoint, AddressError> {
     let invalid = || AddressError::Invalid { address: address.into() };
-    let url = if address.contains("://") { address.to_owned() } else { format!("http://{address}") };
-    let endpoint = Endpoint::from_shared(url).map_err(|_| invalid())?;
+    let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|_| invalid())?;
     if endpoint.uri().port().is_none() {
         return Err(invalid());
     }
@@ -52,23 +60,30 @@ pub fn endpoint(address: &str) -> Result<Endpoint, AddressError> {
 }
 
 impl Controllers {
-    pub fn new<S: AsRef<str>>(addresses: &[S]) -> Result<Self, AddressError> {
+    pub fn new<S: AsRef<str>>(addresses: &[S], dialer: &Dialer) -> Result<Self, AddressError> {
         if addresses.is_empty() {
             return Err(AddressError::None);
         }
-        let endpoints =
-            addresses.iter().map(|address| endpoint(address.as_ref().trim())).collect::<Result<_, _>>()?;
-        Ok(Self { endpoints: Arc::new(endpoints), current: Arc::default() })
+        let endpoints = addresses
+            .iter()
+            .map(|address| dialer.endpoint(address.as_ref().trim()))
+            .collect::<Result<_, _>>()?;
+        Ok(Self { dialer: dialer.clone(), endpoints: Arc::new(endpoints), current: Arc::default() })
     }
 
     /// A connection, made when first used, to the controller that answered last.
     pub fn channel(&self) -> Channel {
-        self.endpoints[self.current.load(Ordering::Relaxed) % self.endpoints.len()].connect_lazy()
+        self.dialer.connect(self.endpoint().clone())
     }
 
     /// Address of the controller that [`Controllers::channel`] goes to.
     pub fn address(&self) -> String {
-        self.endpoints[self.current.load(Ordering::Relaxed) % self.endpoints.len()].uri().to_string()
+        self.endpoint().uri().authority().map(ToString::to_string).unwrap_or_default()
+    }
+
+    fn endpoint(&self) -> &Endpoint {
+        // There is at least one.
+        &self.endpoints[self.current.load(Ordering::Relaxed) % self.endpoints.len()]
     }
 
     /// Goes to the next controller for the next connection.
@@ -123,7 +138,7 @@ mod tests {
 
     #[tokio::test]
     async fn tries_until_the_answer_is_final() {
-        let controllers = Controllers::new(&["127.0.0.1:1", "127.0.0.1:2"]).unwrap();
+        let controllers = Controllers::new(&["127.0.0.1:1", "127.0.0.1:2"], &Dialer::plain()).unwrap();
         let mut tries = 0;
         let answer = controllers
             .call_until_decided("test", Duration::from_secs(1), &CancellationToken::new(), |_| {
@@ -148,7 +163,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_call_without_an_answer_ends_at_its_deadline() {
-        let controllers = Controllers::new(&["127.0.0.1:1"]).unwrap();
+        let controllers = Controllers::new(&["127.0.0.1:1"], &Dialer::plain()).unwrap();
         let stop = CancellationToken::new();
         let mut tries = 0;
         let answer = controllers
@@ -165,9 +180,11 @@ mod tests {
 
     #[test]
     fn addresses_are_checked() {
-        assert!(Controllers::new::<&str>(&[]).is_err());
-        assert!(Controllers::new(&["no-port"]).is_err());
-        assert!(Controllers::new(&["a b:1"]).is_err());
-        assert!(Controllers::new(&["localhost:1", "http://10.0.0.1:2"]).is_ok());
+        let plain = Dialer::plain();
+        assert!(Controllers::new::<&str>(&[], &plain).is_err());
+        assert!(Controllers::new(&["no-port"], &plain).is_err());
+        assert!(Controllers::new(&["a b:1"], &plain).is_err());
+        let controllers = Controllers::new(&["localhost:1", "http://10.0.0.1:2"], &plain).unwrap();
+        assert_eq!(controllers.address(), "localhost:1");
     }
 }

@@ -8,6 +8,7 @@ use crescendo_node::forward::LogBuffer;
 use crescendo_node::reports::ReportSink;
 use crescendo_node::session::{Command, NodeSession};
 use crescendo_node::supervise::Tasks;
+use crescendo_node::tls::Dialer;
 use crescendo_proto::v1::node_service_server::{NodeService, NodeServiceServer};
 use crescendo_proto::v1::open_session_request::Message as Up;
 use crescendo_proto::v1::open_session_response::Message as Down;
@@ -100,7 +101,7 @@ async fn a_session_survives_its_controllers() {
     let (sessions, mut opened) = mpsc::channel(4);
     let standby = serve(&tasks, Standby).await;
     let leader = serve(&tasks, Leader { sessions }).await;
-    let controllers = Controllers::new(&[standby, leader]).unwrap();
+    let controllers = Controllers::new(&[standby, leader], &Dialer::plain()).unwrap();
     let (reports, logs) = (ReportSink::default(), LogBuffer::new("n", 16));
     let hello = || Hello { node_id: "n".into(), ..Hello::default() };
     let (session, mut commands) = NodeSession::new(controllers, reports.clone(), logs.clone(), hello);
@@ -134,7 +135,7 @@ async fn a_session_survives_its_controllers() {
 
 #[tokio::test]
 async fn a_session_stops_when_told_to() {
-    let controllers = Controllers::new(&["127.0.0.1:1"]).unwrap();
+    let controllers = Controllers::new(&["127.0.0.1:1"], &Dialer::plain()).unwrap();
     let (session, _commands) =
         NodeSession::new(controllers, ReportSink::default(), LogBuffer::new("n", 1), Hello::default);
     let stop = CancellationToken::new();

@@ -38,7 +38,7 @@ pub mod testing;
 
 pub use embedded::{EmbeddedConfig, EmbeddedStore};
 pub use error::{BoxedCause, StoreError};
-pub use etcd::{EtcdConfig, EtcdStore};
+pub use etcd::{ConnectEtcd, EtcdConfig, EtcdStore};
 pub use lease::{Fence, Leader, Leadership, Lease, LeaseId};
 pub use location::{KEY_PREFIX, StoreLocation};
 pub use store::Store;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::embedded::{EmbeddedConfig, EmbeddedStore};
 use crate::error::StoreError;
-use crate::etcd::{EtcdConfig, EtcdStore};
+use crate::etcd::{ConnectEtcd, EtcdConfig, EtcdStore};
 use crate::store::Store;
 
 /// The prefix of every key of this version's records.
@@ -29,14 +29,20 @@ pub enum StoreLocation {
 }
 
 impl StoreLocation {
-    /// Opens the store with default limits and deadlines; every key is kept under `prefix` (see [`KEY_PREFIX`]).
-    pub async fn open(&self, prefix: &str) -> Result<Arc<dyn Store>, StoreError> {
+    /// Opens the store with default limits and deadlines; every key is kept under `prefix` (see [`KEY_PREFIX`]). `connect`
+    /// is for etcd at `https://` URLs.
+    pub async fn open(
+        &self,
+        prefix: &str,
+        connect: Option<ConnectEtcd>,
+    ) -> Result<Arc<dyn Store>, StoreError> {
         match self {
             StoreLocation::Embedded { dir } => {
                 Ok(Arc::new(EmbeddedStore::open(EmbeddedConfig::new(dir, prefix)).await?))
             }
             StoreLocation::Etcd { endpoints } => {
-                Ok(Arc::new(EtcdStore::connect(EtcdConfig::new(endpoints.clone(), prefix)).await?))
+                let config = EtcdConfig { connect, ..EtcdConfig::new(endpoints.clone(), prefix) };
+                Ok(Arc::new(EtcdStore::connect(config).await?))
             }
         }
     }

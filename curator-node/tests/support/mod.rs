@@ -288,6 +288,7 @@ impl Curator {
     pub fn start(binary: &Path, folder: &Path, controller: SocketAddr) -> anyhow::Result<Curator> {
         let port_file = folder.join("curator.json");
         let process = Command::new(binary)
+            .arg("--dev")
             .args(["--node-id", "curator-0", "--controller", &controller.to_string(), "--library-root"])
             .arg(folder)
             .arg("--port-file")

@@ -5,6 +5,7 @@ use std::os::unix::process::ExitStatusExt as _;
 use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
 
+use crescendo_node::args::SecurityArgs;
 use tokio::process::{Child, Command};
 
 use super::table::{KillSignal, RankKey};
@@ -22,6 +23,8 @@ pub struct RankCommand {
     pub scratch: PathBuf,
     pub library_root: PathBuf,
     pub log_filter: String,
+    /// A rank is one process with its agent to everybody else: it has the same certificate.
+    pub security: SecurityArgs,
 }
 
 impl RankCommand {
@@ -41,6 +44,7 @@ impl RankCommand {
             .arg("--library-root")
             .arg(&self.library_root)
             .args(["--log-format", "json", "--log-filter", &self.log_filter])
+            .args(self.security.to_args())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

@@ -14,6 +14,7 @@ use crescendo_node::forward::{DEFAULT_CAPACITY, LogBuffer};
 use crescendo_node::reports::ReportSink;
 use crescendo_node::session::{Command, NodeSession};
 use crescendo_node::supervise::Tasks;
+use crescendo_node::tls::{ClientCertificates, ConnectionMetrics, Incoming, NodesOnly, Security, TlsMetrics};
 use crescendo_node::{listen, logging, metrics as metrics_server, ports};
 use crescendo_proto::v1::agent_service_server::AgentServiceServer;
 use crescendo_proto::v1::checkpoint_service_client::CheckpointServiceClient;
@@ -25,7 +26,6 @@ use crescendo_proto::v1::{
 };
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
 use tracing::Instrument as _;
@@ -101,7 +101,6 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
     std::fs::create_dir_all(&args.scratch).with_context(|| format!("create {}", args.scratch.display()))?;
     let library_root = std::path::absolute(&args.node.library_root).context("resolve --library-root")?;
     let scratch = std::path::absolute(&args.scratch).context("resolve --scratch")?;
-    let controllers = Controllers::new(&args.node.controller)?;
     let listener = listen::bind(args.server.listen, args.server.security.dev).await?;
     let metrics_listener = listen::bind(args.server.metrics_listen, args.server.security.dev).await?;
     let (grpc, metrics_address) = (listener.local_addr()?, metrics_listener.local_addr()?);
@@ -110,6 +109,14 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
     let metrics = Metrics::new(&registry)?;
 
     let (tasks, supervisor) = Tasks::new();
+    let security = Security::start(&args.server.security, &TlsMetrics::register(&registry)?, &tasks).await?;
+    let controllers = Controllers::new(&args.node.controller, &security.dialer())?;
+    let incoming = security.incoming(
+        listener,
+        ClientCertificates::Required,
+        args.server.max_connections,
+        ConnectionMetrics::register(&registry)?,
+    );
     let (events, inbox) = mpsc::channel(EVENTS);
     let (running, running_now) = watch::channel(Vec::new());
     let reports = ReportSink::default();
@@ -141,7 +148,7 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
     let rendezvous = Arc::<Rendezvous>::default();
     let service =
         Service { events: events.clone(), rendezvous: Arc::clone(&rendezvous), tasks: tasks.clone() };
-    tasks.spawn_critical("grpc server", serve(service, listener, tasks.stop_token()));
+    tasks.spawn_critical("grpc server", serve(service, security.nodes_only(), incoming, tasks.stop_token()));
     tasks.spawn_critical(
         "metrics server",
         metrics_server::serve(metrics_listener, registry, tasks.stop_token()),
@@ -157,6 +164,7 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
             scratch,
             library_root,
             log_filter: args.server.log.log_filter.clone(),
+            security: args.server.security.clone(),
         },
         ranks: BTreeMap::new(),
         controllers,
@@ -220,7 +228,8 @@ async fn rank_ip(listen: IpAddr, advertise_host: Option<&str>) -> anyhow::Result
 
 async fn serve(
     service: Service,
-    listener: tokio::net::TcpListener,
+    nodes_only: NodesOnly,
+    incoming: Incoming,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     let (health, health_service) = tonic_health::server::health_reporter();
@@ -232,10 +241,11 @@ async fn serve(
     tonic::transport::Server::builder()
         .http2_keepalive_interval(Some(Duration::from_secs(10)))
         .http2_keepalive_timeout(Some(Duration::from_secs(10)))
+        .layer(nodes_only)
         .add_service(AgentServiceServer::new(service))
         .add_service(health_service)
         .add_service(reflection)
-        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), stop.cancelled())
+        .serve_with_incoming_shutdown(incoming, stop.cancelled())
         .await?;
     Ok(())
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crescendo_core::spec::OnStarvation;
 use crescendo_node::backoff::{Backoff, random};
-use crescendo_node::call::endpoint;
+use crescendo_node::tls::Dialer;
 use crescendo_proto::v1::pair_service_client::PairServiceClient;
 use crescendo_proto::v1::stream_pairs_request::Message as Ask;
 use crescendo_proto::v1::stream_pairs_response::Message as Answer;
@@ -77,6 +77,8 @@ pub struct DataPlan {
     /// First step to train, and the step to end before.
     pub steps: std::ops::Range<u64>,
     pub on_starvation: OnStarvation,
+    /// How curators are reached.
+    pub dialer: Dialer,
 }
 
 impl DataPlan {
@@ -259,7 +261,7 @@ impl Client {
         out: &mpsc::Sender<Result<Delivery, RankError>>,
     ) -> Result<(), StreamEnd> {
         let credits = self.plan.credits();
-        let channel = endpoint(address).map_err(|error| broken(error.to_string()))?.connect_lazy();
+        let channel = self.plan.dialer.channel(address).map_err(|error| broken(error.to_string()))?;
         let mut client = PairServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
         // Room for every message that may be under way: at most one Fetch and one Grant a credit.
         let (asks, requests) = mpsc::channel(2 * credits as usize + 16);
@@ -438,6 +440,7 @@ mod tests {
             gang: GangShape::new(1, 2, 8).unwrap(),
             steps: 0..3,
             on_starvation,
+            dialer: Dialer::plain(),
         };
         let signals = Signals {
             order: watch::channel(Order::default()).1,

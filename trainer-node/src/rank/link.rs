@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crescendo_node::call::endpoint;
+use crescendo_node::tls::Dialer;
 use crescendo_proto::v1::agent_service_client::AgentServiceClient;
 use crescendo_proto::v1::open_rank_session_request::Message as Up;
 use crescendo_proto::v1::open_rank_session_response::Message as Down;
@@ -98,13 +98,15 @@ impl Uplink {
 
 /// Connects to the agent and gets the assignment.
 pub async fn open(
+    dialer: &Dialer,
     agent: &str,
     attempt: AttemptRef,
     rank: u32,
 ) -> Result<(Uplink, Streaming<OpenRankSessionResponse>, RankAssignment), RankError> {
     let unreachable =
         |error: &dyn std::fmt::Display| RankError::Retryable(format!("agent at {agent}: {error}"));
-    let channel = endpoint(agent).map_err(|error| unreachable(&error))?.connect_lazy();
+    // The agent that started this rank, with the same certificate: see there.
+    let channel = dialer.to_own().channel(agent).map_err(|error| unreachable(&error))?;
     let (up, outgoing) = mpsc::channel(16);
     let uplink = Uplink { up };
     uplink.send(Up::Hello(RankHello { attempt: Some(attempt), rank, pid: std::process::id() })).await?;
@@ -117,7 +119,7 @@ pub async fn open(
     let (down, first) = tokio::time::timeout(ASSIGNMENT_TIMEOUT, opening)
         .await
         .map_err(|_| unreachable(&format!("no assignment within {ASSIGNMENT_TIMEOUT:?}")))?
-        .map_err(|status| unreachable(&status.message().to_owned()))?;
+        .map_err(|status| unreachable(&status))?;
     match first {
         Some(Down::Assignment(assignment)) => Ok((uplink, down, assignment)),
         Some(Down::Stop(stop)) => Err(RankError::Stopped(stop.reason)),
@@ -158,8 +160,13 @@ impl Downlink {
 }
 
 /// Rank 0 tells its agent what the others need to meet it.
-pub async fn publish_rendezvous(agent: &str, attempt: &AttemptRef, token: Vec<u8>) -> Result<(), RankError> {
-    let channel = endpoint(agent).map_err(RankError::permanent)?.connect_lazy();
+pub async fn publish_rendezvous(
+    dialer: &Dialer,
+    agent: &str,
+    attempt: &AttemptRef,
+    token: Vec<u8>,
+) -> Result<(), RankError> {
+    let channel = dialer.channel(agent).map_err(RankError::permanent)?;
     let request = PublishRendezvousRequest { attempt: Some(attempt.clone()), token };
     let call = async { AgentServiceClient::new(channel).publish_rendezvous(request).await };
     match tokio::time::timeout(AWAIT_TIMEOUT, call).await {
@@ -172,8 +179,12 @@ pub async fn publish_rendezvous(agent: &str, attempt: &AttemptRef, token: Vec<u8
 }
 
 /// The other ranks wait for rank 0's word at the agent of its node.
-pub async fn await_rendezvous(agent: &str, attempt: &AttemptRef) -> Result<Vec<u8>, RankError> {
-    let channel = endpoint(agent).map_err(RankError::permanent)?.connect_lazy();
+pub async fn await_rendezvous(
+    dialer: &Dialer,
+    agent: &str,
+    attempt: &AttemptRef,
+) -> Result<Vec<u8>, RankError> {
+    let channel = dialer.channel(agent).map_err(RankError::permanent)?;
     let waiting = async {
         loop {
             let request = AwaitRendezvousRequest {

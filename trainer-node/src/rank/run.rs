@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use clap::Args;
 use crescendo_collective::{GlooOptions, ProcessGroup, Rendezvous};
-use crescendo_node::args::LogArgs;
+use crescendo_node::args::{LogArgs, SecurityArgs};
+use crescendo_node::tls::{Dialer, RELOAD_INTERVAL, Security};
 use crescendo_proto::v1::{AttemptRef, RankProgress};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -67,6 +68,8 @@ pub struct RankArgs {
     #[arg(long, env = "CRESCENDO_POSITION_LOG", hide = true)]
     pub position_log: Option<PathBuf>,
     #[command(flatten)]
+    pub security: SecurityArgs,
+    #[command(flatten)]
     pub log: LogArgs,
 }
 
@@ -100,7 +103,16 @@ pub fn run(args: RankArgs) -> ExitCode {
 async fn rank(args: RankArgs) -> Result<(), RankError> {
     let attempt =
         AttemptRef { job_id: args.job.clone(), stage: args.stage.clone(), generation: args.generation };
-    let (uplink, down, assignment) = match link::open(&args.agent, attempt, args.rank).await {
+    let security = match Security::load(&args.security).await {
+        Ok(security) => security,
+        Err(error) => {
+            tracing::warn!(error = &error as &dyn std::error::Error, "the TLS files cannot be used");
+            // They may be in the middle of a change.
+            return Err(RankError::retryable(error));
+        }
+    };
+    let dialer = security.dialer();
+    let (uplink, down, assignment) = match link::open(&dialer, &args.agent, attempt, args.rank).await {
         Ok(opened) => opened,
         Err(error) => {
             tracing::warn!(reason = %error, "no assignment from the agent");
@@ -113,6 +125,10 @@ async fn rank(args: RankArgs) -> Result<(), RankError> {
     session
         .spawn(Downlink { curators: curators_in.clone(), outcomes: outcomes_in }.run(down).in_current_span());
     let stop = CancellationToken::new();
+    let mut watching = JoinSet::new();
+    if let Security::Tls(tls) = security {
+        watching.spawn(tls.watch(None, RELOAD_INTERVAL, stop.clone()).in_current_span());
+    }
     let group: Arc<OnceLock<ProcessGroup>> = Arc::default();
 
     let at_work = uplink.clone();
@@ -126,7 +142,8 @@ async fn rank(args: RankArgs) -> Result<(), RankError> {
             }
             first
         });
-        work(&args, plan, at_work, curators, outcomes, stop.clone(), Arc::clone(&group)).await
+        let links = Links { dialer, uplink: at_work, curators, outcomes };
+        work(&args, plan, links, stop.clone(), Arc::clone(&group)).await
     };
     tokio::pin!(work);
     let mut outcome = tokio::select! {
@@ -167,16 +184,23 @@ fn ended(joined: Option<Result<RankError, tokio::task::JoinError>>) -> RankError
     }
 }
 
+/// What ties a rank to the others.
+struct Links {
+    dialer: Dialer,
+    uplink: Uplink,
+    curators: watch::Receiver<Vec<String>>,
+    outcomes: mpsc::Receiver<crescendo_proto::v1::RankCheckpointOutcome>,
+}
+
 /// Gathers the files, then trains with the data client and the saver beside.
 async fn work(
     args: &RankArgs,
     plan: Plan,
-    uplink: Uplink,
-    curators: watch::Receiver<Vec<String>>,
-    outcomes: mpsc::Receiver<crescendo_proto::v1::RankCheckpointOutcome>,
+    links: Links,
     stop: CancellationToken,
     group: Arc<OnceLock<ProcessGroup>>,
 ) -> Result<(), RankError> {
+    let Links { dialer, uplink, curators, outcomes } = links;
     let (progress, reported) = watch::channel(RankProgress {
         step: plan.first_step(),
         waiting_for: "its start".into(),
@@ -201,6 +225,7 @@ async fn work(
         gang: plan.gang,
         steps: plan.first_step()..plan.stage.train.steps,
         on_starvation: plan.stage.train.on_starvation,
+        dialer: dialer.clone(),
     };
     let (deliver, deliveries) = mpsc::channel(data_plan.credits() as usize);
     let laps = settle(restore::laps(&plan, &sources), &uplink).await?;
@@ -223,6 +248,7 @@ async fn work(
 
     let thread = TrainThread {
         args: args.clone(),
+        dialer,
         plan,
         sources,
         group,
@@ -268,6 +294,7 @@ async fn settle<T>(outcome: Result<T, RestoreError>, uplink: &Uplink) -> Result<
 /// What the thread `train` takes with it.
 struct TrainThread {
     args: RankArgs,
+    dialer: Dialer,
     plan: Plan,
     sources: Sources,
     group: Arc<OnceLock<ProcessGroup>>,
@@ -299,7 +326,8 @@ impl TrainThread {
         );
         // The files are read; the copies can go.
         drop(self.sources);
-        let group = meet(&self.args, &self.plan, &self.runtime, &self.stop).map_err(rank_error)?;
+        let group =
+            meet(&self.args, &self.dialer, &self.plan, &self.runtime, &self.stop).map_err(rank_error)?;
         // Only this thread sets it, once.
         let _ = self.group.set(group.clone());
         if self.stop.is_cancelled() {
@@ -327,6 +355,7 @@ impl TrainThread {
 
 fn meet(
     args: &RankArgs,
+    dialer: &Dialer,
     plan: &Plan,
     runtime: &Handle,
     stop: &CancellationToken,
@@ -345,10 +374,11 @@ fn meet(
         if rank == 0 {
             let rendezvous = Rendezvous::host(args.bind_ip).map_err(of_group)?;
             let address = rendezvous.address().to_string();
-            link::publish_rendezvous(&plan.rendezvous_address, &plan.attempt, address.into_bytes()).await?;
+            let agent = &plan.rendezvous_address;
+            link::publish_rendezvous(dialer, agent, &plan.attempt, address.into_bytes()).await?;
             return Ok(rendezvous);
         }
-        let token = link::await_rendezvous(&plan.rendezvous_address, &plan.attempt).await?;
+        let token = link::await_rendezvous(dialer, &plan.rendezvous_address, &plan.attempt).await?;
         let address = std::str::from_utf8(&token).ok().and_then(|text| text.parse().ok());
         let address =
             address.ok_or_else(|| RankError::Retryable("rank 0's address cannot be read".into()))?;

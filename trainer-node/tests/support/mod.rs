@@ -390,7 +390,7 @@ impl Agent {
         let ports = folder.join(format!("{node_id}.ports"));
         let child = Command::new(env!("CARGO_BIN_EXE_crescendo-trainer-node"))
             .args(["agent", "--node-id", node_id, "--controller", &cluster.address])
-            .args(["--slots", &slots.to_string(), "--device", "cpu", "--log-filter", "info"])
+            .args(["--slots", &slots.to_string(), "--device", "cpu", "--log-filter", "info", "--dev"])
             .arg("--port-file")
             .arg(&ports)
             .arg("--scratch")

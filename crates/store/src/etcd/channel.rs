@@ -10,6 +10,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use tonic::Code;
 use tonic::transport::Endpoint;
 
+use super::ConnectEtcd;
 use crate::error::StoreError;
 
 /// Pause after the first failed attempt within a call; doubled up to the last.
@@ -80,16 +81,28 @@ impl Endpoints {
         urls: &[String],
         call_timeout: Duration,
         connect_timeout: Duration,
+        connect: Option<&ConnectEtcd>,
     ) -> Result<Self, StoreError> {
         let mut members = Vec::with_capacity(urls.len());
         for url in urls {
-            let channel = Endpoint::from_shared(url.clone())
+            // Who connects knows of TLS; the transport below it must not.
+            let plain_url = match (url.strip_prefix("https://"), connect) {
+                (Some(rest), Some(_)) => format!("http://{rest}"),
+                (Some(_), None) => {
+                    return Err(StoreError::Invalid(format!("etcd endpoint {url:?} needs TLS")));
+                }
+                (None, _) => url.clone(),
+            };
+            let endpoint = Endpoint::from_shared(plain_url)
                 .map_err(|error| StoreError::Invalid(format!("etcd endpoint {url:?}: {error}")))?
                 .connect_timeout(connect_timeout)
                 .http2_keep_alive_interval(PING_INTERVAL)
                 .keep_alive_timeout(PING_TIMEOUT)
-                .keep_alive_while_idle(true)
-                .connect_lazy();
+                .keep_alive_while_idle(true);
+            let channel = match connect {
+                Some(connect) => connect(endpoint),
+                None => endpoint.connect_lazy(),
+            };
             // A member cut off from the others must say so instead of waiting.
             let options = ConnectOptions::new().with_require_leader(true);
             let client = Client::from_channel(Channel::Tonic(channel), Some(options))
@@ -230,9 +243,8 @@ mod tests {
         let address = listener.local_addr().unwrap();
         drop(listener);
         let timeout = Duration::from_millis(300);
-        let endpoints = Endpoints::new(&[format!("http://{address}")], timeout, Duration::from_millis(100))
-            .await
-            .unwrap();
+        let urls = [format!("http://{address}")];
+        let endpoints = Endpoints::new(&urls, timeout, Duration::from_millis(100), None).await.unwrap();
         let result =
             endpoints.call(Repeat::Never, |mut client| async move { client.put("a", "1", None).await }).await;
         let error = result.map(|_| ()).unwrap_err();
@@ -242,7 +254,8 @@ mod tests {
     #[tokio::test]
     async fn a_member_is_given_up_on_once() {
         let urls = ["http://127.0.0.1:1".to_owned(), "http://127.0.0.1:2".to_owned()];
-        let endpoints = Endpoints::new(&urls, Duration::from_secs(1), Duration::from_secs(1)).await.unwrap();
+        let endpoints =
+            Endpoints::new(&urls, Duration::from_secs(1), Duration::from_secs(1), None).await.unwrap();
         let (ticket, _) = endpoints.current();
         endpoints.give_up_on(ticket);
         endpoints.give_up_on(ticket);

@@ -16,6 +16,7 @@ use async_trait::async_trait;
 use etcd_client::{Client, Error, GetOptions, GetResponse};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout_at};
+use tonic::transport::{Channel, Endpoint};
 
 use self::channel::{CallError, Endpoints, Repeat, Sorted};
 use self::lease::EtcdLease;
@@ -33,8 +34,12 @@ const MAX_ANSWER_BYTES: usize = 16 << 20;
 /// A page of this many records, each of the largest size, still fits into an answer.
 const SURE_PAGE_ITEMS: usize = 8;
 
+/// Makes a connection to a member, to be opened when it is first used. It decides how connections are protected: the URI
+/// of the endpoint is `http` in any case.
+pub type ConnectEtcd = Arc<dyn Fn(Endpoint) -> Channel + Send + Sync>;
+
 /// How to reach etcd.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct EtcdConfig {
     /// Client URLs of the members. They are used one at a time; the next one is tried when one fails.
     pub endpoints: Vec<String>,
@@ -46,6 +51,8 @@ pub struct EtcdConfig {
     pub connect_timeout: Duration,
     /// Events buffered for one watch before it waits for its reader. 1024 by default.
     pub watch_buffer_events: usize,
+    /// For members at `https://` URLs. Plain connections by default.
+    pub connect: Option<ConnectEtcd>,
 }
 
 impl EtcdConfig {
@@ -57,6 +64,7 @@ impl EtcdConfig {
             call_timeout: Duration::from_secs(5),
             connect_timeout: Duration::from_secs(1),
             watch_buffer_events: 1024,
+            connect: None,
         }
     }
 }
@@ -72,9 +80,11 @@ pub struct EtcdStore {
 impl EtcdStore {
     /// Connects, and reads once to see that etcd answers.
     pub async fn connect(config: EtcdConfig) -> Result<Self, StoreError> {
-        let EtcdConfig { endpoints, prefix, call_timeout, connect_timeout, watch_buffer_events } = config;
+        let EtcdConfig { endpoints, prefix, call_timeout, connect_timeout, watch_buffer_events, connect } =
+            config;
         validate_store_prefix(&prefix)?;
-        let endpoints = Arc::new(Endpoints::new(&endpoints, call_timeout, connect_timeout).await?);
+        let connecting = Endpoints::new(&endpoints, call_timeout, connect_timeout, connect.as_ref());
+        let endpoints = Arc::new(connecting.await?);
         let store = Self {
             prefix: prefix.into(),
             endpoints,

@@ -15,6 +15,15 @@ const START_TIMEOUT: Duration = Duration::from_secs(30);
 /// Another process may take a port between its choice and its use.
 const START_ATTEMPTS: usize = 3;
 
+/// Files with which an etcd serves TLS, PEM.
+#[derive(Clone, Debug)]
+pub struct EtcdTls {
+    pub cert: PathBuf,
+    pub key: PathBuf,
+    /// Roots for the certificates that clients have to show.
+    pub client_ca: PathBuf,
+}
+
 /// A single-member etcd with its data in a temporary folder. Killed, and its folder removed, when dropped.
 #[derive(Debug)]
 pub struct EtcdProcess {
@@ -24,6 +33,8 @@ pub struct EtcdProcess {
     peer_port: u16,
     /// Tells it from an etcd of another test that took the port first.
     name: String,
+    /// With the port that it is served at, beside the plain one.
+    tls: Option<(EtcdTls, u16)>,
     child: Option<Child>,
 }
 
@@ -33,8 +44,13 @@ impl EtcdProcess {
     /// When there is none: `None` with a line on stderr, so that a test can skip itself in plain sight; but a panic
     /// where etcd has to be there, that is with `CI` or `CRESCENDO_REQUIRE_ETCD` set.
     pub async fn start_or_skip() -> Option<Self> {
+        Self::start_or_skip_with(None).await
+    }
+
+    /// The same, at a TLS port too: see [`EtcdProcess::tls_endpoint`].
+    pub async fn start_or_skip_with(tls: Option<EtcdTls>) -> Option<Self> {
         let chosen = std::env::var_os("CRESCENDO_ETCD").map(PathBuf::from).filter(|path| path.exists());
-        match Self::start(chosen.unwrap_or_else(|| "etcd".into())).await {
+        match Self::start(chosen.unwrap_or_else(|| "etcd".into()), tls).await {
             Ok(etcd) => Some(etcd),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let required =
@@ -48,13 +64,15 @@ impl EtcdProcess {
     }
 
     /// Starts this etcd program and waits until it answers.
-    pub async fn start(program: PathBuf) -> io::Result<Self> {
+    pub async fn start(program: PathBuf, tls: Option<EtcdTls>) -> io::Result<Self> {
         let mut last_error = io::Error::other("not tried");
         for _ in 0..START_ATTEMPTS {
-            let (client_port, peer_port) = free_ports()?;
+            let [client_port, peer_port, tls_port] = free_ports()?;
             let dir = tempfile::Builder::new().prefix("etcd-").tempdir()?;
             let name = format!("test-{}-{client_port}-{peer_port}", std::process::id());
-            let mut etcd = Self { program: program.clone(), dir, client_port, peer_port, name, child: None };
+            let tls = tls.clone().map(|files| (files, tls_port));
+            let mut etcd =
+                Self { program: program.clone(), dir, client_port, peer_port, name, tls, child: None };
             match etcd.run().await {
                 Ok(()) => return Ok(etcd),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(error),
@@ -67,6 +85,12 @@ impl EtcdProcess {
     /// The URL for clients.
     pub fn endpoint(&self) -> String {
         format!("http://{}", self.address())
+    }
+
+    /// The URL for clients with TLS and a certificate; `host` is a name that the server's certificate has. Absent if it
+    /// was started without.
+    pub fn tls_endpoint(&self, host: &str) -> Option<String> {
+        self.tls.as_ref().map(|(_, port)| format!("https://{host}:{port}"))
     }
 
     /// The address for clients.
@@ -88,12 +112,19 @@ impl EtcdProcess {
         let client_url = self.endpoint();
         let peer_url = format!("http://127.0.0.1:{}", self.peer_port);
         let log = File::options().create(true).append(true).open(self.dir.path().join("etcd.log"))?;
-        let child = Command::new(&self.program)
+        let mut command = Command::new(&self.program);
+        let mut client_urls = client_url.clone();
+        if let Some((files, port)) = &self.tls {
+            client_urls.push_str(&format!(",https://127.0.0.1:{port}"));
+            command.arg("--cert-file").arg(&files.cert).arg("--key-file").arg(&files.key);
+            command.arg("--client-cert-auth").arg("--trusted-ca-file").arg(&files.client_ca);
+        }
+        let child = command
             .args(["--name", &self.name, "--log-level", "warn", "--logger", "zap"])
             .args(["--heartbeat-interval", "20", "--election-timeout", "200"])
             .arg("--data-dir")
             .arg(self.dir.path().join("data"))
-            .args(["--listen-client-urls", &client_url, "--advertise-client-urls", &client_url])
+            .args(["--listen-client-urls", &client_urls, "--advertise-client-urls", &client_url])
             .args(["--listen-peer-urls", &peer_url, "--initial-advertise-peer-urls", &peer_url])
             .args(["--initial-cluster", &format!("{}={peer_url}", self.name)])
             .stdin(Stdio::null())
@@ -139,8 +170,10 @@ impl Drop for EtcdProcess {
     }
 }
 
-fn free_ports() -> io::Result<(u16, u16)> {
-    // Both are held at once, so that they differ.
-    let (first, second) = (TcpListener::bind("127.0.0.1:0")?, TcpListener::bind("127.0.0.1:0")?);
-    Ok((first.local_addr()?.port(), second.local_addr()?.port()))
+fn free_ports() -> io::Result<[u16; 3]> {
+    // All are held at once, so that they differ.
+    let bind = || TcpListener::bind("127.0.0.1:0");
+    let held = [bind()?, bind()?, bind()?];
+    let [first, second, third] = &held;
+    Ok([first.local_addr()?.port(), second.local_addr()?.port(), third.local_addr()?.port()])
 }

@@ -3,5 +3,5 @@
 mod etcd;
 mod proxy;
 
-pub use etcd::EtcdProcess;
+pub use etcd::{EtcdProcess, EtcdTls};
 pub use proxy::{FaultyProxy, Traffic};
