@@ -64,9 +64,7 @@ impl Cluster {
         std::fs::create_dir_all(&certificates)?;
         let authority = options.authority;
         let security = |name: &str, uris: &[&str]| match &authority {
-            Some(authority) => {
-                authority.write_args(&certificates, &Wanted { uris, ..Wanted::node(name) })
-            }
+            Some(authority) => authority.write_args(&certificates, &Wanted { uris, ..Wanted::node(name) }),
             None => vec!["--dev".to_owned()],
         };
         let dialer = match &authority {

@@ -326,7 +326,8 @@ impl TrainThread {
         );
         // The files are read; the copies can go.
         drop(self.sources);
-        let group = meet(&self.args, &self.dialer, &self.plan, &self.runtime, &self.stop).map_err(rank_error)?;
+        let group =
+            meet(&self.args, &self.dialer, &self.plan, &self.runtime, &self.stop).map_err(rank_error)?;
         // Only this thread sets it, once.
         let _ = self.group.set(group.clone());
         if self.stop.is_cancelled() {
