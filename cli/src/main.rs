@@ -84,6 +84,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
             Command::Logs(args) => commands::logs::run(&common, &args).await,
             Command::Cancel(args) => commands::cancel::run(&common, &args).await,
             Command::Nodes => commands::nodes::run(&common).await,
+            Command::Drain(args) => commands::drain::run(&common, &args).await,
             Command::Checkpoints(args) => commands::checkpoints::run(&common, &args).await,
             Command::Pairs(args) => commands::pairs::run(&common, &args).await,
             Command::Validate(_)

@@ -26,7 +26,7 @@ pub struct Args {
     pub store: String,
     #[command(flatten)]
     pub store_tls: StoreTlsArgs,
-    /// Root of pairs and checkpoints, handed to the nodes: file:///DIR
+    /// Root of pairs and checkpoints, handed to the nodes: file:///DIR or s3://BUCKET/PREFIX. Keys of S3 are the nodes' own
     #[arg(long, env = "CRESCENDO_OBJECT_STORE")]
     pub object_store: String,
     /// Seconds without a word after which a node counts as silent and gets no new work

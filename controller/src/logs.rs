@@ -1,9 +1,11 @@
 //! Log lines of the jobs' processes: a bounded ring for each job, in memory. Never in the way of the engine.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crescendo_core::ids::JobId;
+use crescendo_core::secret::redact;
 use crescendo_proto::v1;
 use tokio::sync::Notify;
 
@@ -55,6 +57,10 @@ impl LogHub {
             rings.clock += 1;
             for mut line in batch.lines.into_iter().take(MAX_BATCH_LINES) {
                 let Ok(job) = JobId::parse(&line.job_id) else { continue };
+                // The node has done so; a message may come from elsewhere.
+                if let Cow::Owned(redacted) = redact(&line.message) {
+                    line.message = redacted;
+                }
                 truncate(&mut line.message, MAX_LINE_BYTES);
                 node.clone_into(&mut line.node_id);
                 rings.add(job, line);

@@ -6,7 +6,7 @@ use crescendo_core::access::Scope;
 use crescendo_core::decide::{Limits, Wait};
 use crescendo_core::error::Refused;
 use crescendo_core::histogram::Scale;
-use crescendo_core::ids::{JobId, Timestamp};
+use crescendo_core::ids::{JobId, NodeId, Timestamp};
 use crescendo_core::job::JobState;
 use crescendo_core::observed::Observed;
 use crescendo_core::records::NodeRecord;
@@ -152,6 +152,17 @@ pub fn nodes(
     }
 }
 
+pub fn one_node(
+    id: &NodeId,
+    state: &ClusterState,
+    seen: &Observed,
+    limits: &Limits,
+    scope: &Scope,
+    now: Timestamp,
+) -> Option<v1::Node> {
+    Some(node(state.node(id)?, state, seen, limits, scope, now))
+}
+
 fn node(
     record: &NodeRecord,
     state: &ClusterState,
@@ -165,6 +176,7 @@ fn node(
         (Scope::Only(_), known) => known.is_some_and(|job| scope.sees(&job.record.spec.tenant)),
     };
     let view = seen.nodes.get(&record.id);
+    let draining = record.drained || view.is_some_and(|view| view.draining);
     let silence = now.since(view.map_or(seen.since, |view| view.last_heard));
     let connected = view.is_some_and(|view| view.connected) && silence < limits.silent_after;
     let reach = if connected { v1::NodeReach::Connected } else { v1::NodeReach::Silent };
@@ -198,6 +210,7 @@ fn node(
             .filter(|stage| sees(&stage.job))
             .map(convert::stage_message)
             .collect(),
+        draining,
     }
 }
 

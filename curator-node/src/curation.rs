@@ -1,17 +1,23 @@
-//! Working on a stage: lease a unit, make it, write its shard, commit it; again until the log is sealed.
+//! Working on a stage: lease a unit, make it, write its shard, commit it; again until the log is sealed, or the curator
+//! drains.
 
 use crate::earlier::EarlierStage;
 use crate::endpoint::EndpointError;
 use crate::metrics::Metrics;
+use crate::mirror::Mirror;
 use crate::recompose::Taken;
 use crate::source::Roots;
 use crate::studio::Means;
 use crate::unit::{StageCurator, UnitError, UnitResult};
 use crate::worker::Worker;
 use crescendo_core::spec::JobSpec;
+use crescendo_core::trace::TraceParent;
 use crescendo_model::tch::Device;
 use crescendo_node::backoff::{Backoff, random};
 use crescendo_node::call::Controllers;
+use crescendo_node::objects;
+use crescendo_node::supervise::Drain;
+use crescendo_node::trace;
 use crescendo_proto::v1::curation_service_client::CurationServiceClient;
 use crescendo_proto::v1::lease_unit_response::Outcome;
 use crescendo_proto::v1::{
@@ -25,6 +31,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
+use tracing::Instrument as _;
 
 /// Limit of one call.
 const CALL_DEADLINE: Duration = Duration::from_secs(10);
@@ -36,6 +43,8 @@ const SAMPLE_DEADLINE: Duration = Duration::from_secs(10);
 const REFUSED_WAIT: Duration = Duration::from_secs(5);
 /// Longest wait that the controller may ask for.
 const MAX_WAIT: Duration = Duration::from_secs(10);
+/// Waits for an object store that cannot be used.
+const PREPARE_WAIT: Backoff = Backoff { first: Duration::from_secs(2), limit: Duration::from_secs(60) };
 /// Waits for an endpoint that is out of order, while the unit is held on to.
 const OUTAGE_WAIT: Backoff = Backoff { first: Duration::from_secs(5), limit: Duration::from_secs(120) };
 /// Such waits before the unit is given back: about half an hour.
@@ -57,7 +66,10 @@ pub struct Curation {
     pub stage_index: u32,
     pub job: Arc<JobSpec>,
     pub roots: Roots,
+    pub object_store_url: String,
     pub objects: Arc<dyn ObjectStore>,
+    /// What the spec names in an object store that is no folder.
+    pub mirror: Option<Arc<Mirror>>,
     pub controllers: Controllers,
     /// The device of the curation thread.
     pub device: Device,
@@ -65,14 +77,24 @@ pub struct Curation {
     pub earlier: Option<Arc<EarlierStage>>,
     pub worker: Worker<Curators>,
     pub metrics: Metrics,
+    /// What the job was submitted from.
+    pub trace: Option<TraceParent>,
+    /// No unit is begun once it is asked for.
+    pub drain: Drain,
 }
 
 impl Curation {
-    /// Works until the log is sealed or `stop` is cancelled.
+    /// Works until the log is sealed, the curator drains or `stop` is cancelled.
     pub async fn run(self, stop: CancellationToken) {
-        while !stop.is_cancelled() {
+        let drain = self.drain.asked();
+        self.prepare(&stop).await;
+        while !stop.is_cancelled() && !drain.is_cancelled() {
             let wait = match self.lease(&stop).await {
-                Ok(Leased::Unit(lease)) => match self.work(lease, &stop).await {
+                Ok(Leased::Unit(lease)) if drain.is_cancelled() => {
+                    self.give_back(lease, Back::Drains, &stop).await;
+                    break;
+                }
+                Ok(Leased::Unit(lease)) => match self.traced(lease, &stop).await {
                     After::GoOn => continue,
                     After::Wait(wait) => wait,
                     After::End => {
@@ -95,11 +117,41 @@ impl Curation {
             };
             tokio::select! {
                 () = stop.cancelled() => break,
+                () = drain.cancelled() => break,
                 () = tokio::time::sleep(wait) => {}
             }
         }
         let key = (self.stage.job_id.clone(), self.stage.stage.clone());
         let _ = self.worker.run("curation", move |curators| drop(curators.remove(&key))).await;
+    }
+
+    /// Waits until the object store can be relied on and what the spec names in it is here. No unit is leased before: it
+    /// would fail for a reason that is not its own.
+    async fn prepare(&self, stop: &CancellationToken) {
+        let mut failures = 0;
+        loop {
+            let preparing = async {
+                objects::verify(&self.object_store_url, &self.objects).await.map_err(|e| e.to_string())?;
+                match &self.mirror {
+                    Some(mirror) => mirror.bring(&self.objects).await.map_err(|e| objects::with_causes(&e)),
+                    None => Ok(()),
+                }
+            };
+            let reason = tokio::select! {
+                () = stop.cancelled() => return,
+                prepared = preparing => match prepared {
+                    Ok(()) => return,
+                    Err(reason) => reason,
+                },
+            };
+            failures += 1;
+            let wait = PREPARE_WAIT.delay(failures, random());
+            tracing::error!(reason, failures, ?wait, "curation waits for the object store");
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(wait) => {}
+            }
+        }
     }
 
     async fn lease(&self, stop: &CancellationToken) -> Result<Leased, Status> {
@@ -124,6 +176,18 @@ impl Curation {
         })
     }
 
+    async fn traced(&self, lease: UnitLease, stop: &CancellationToken) -> After {
+        let span = tracing::info_span!(
+            target: trace::TARGET,
+            "unit",
+            job = lease.job_id,
+            stage = lease.stage,
+            unit = lease.unit
+        );
+        trace::set_parent(&span, self.trace);
+        self.work(lease, stop).instrument(span).await
+    }
+
     /// Makes a unit and hands it in. Whatever goes wrong with it is told to the controller, or shows by the lease
     /// running out.
     async fn work(&self, lease: UnitLease, stop: &CancellationToken) -> After {
@@ -133,6 +197,11 @@ impl Curation {
         let making = self.make_through_outages(&lease, &held);
         let outcome = tokio::select! {
             outcome = making => outcome,
+            () = self.out_of_time() => {
+                held.cancel();
+                self.give_back(lease, Back::Drains, stop).await;
+                return After::GoOn;
+            }
             () = self.keep(&lease, &held) => Err(UnitError::Abandoned),
             () = stop.cancelled() => Err(UnitError::Abandoned),
         };
@@ -150,7 +219,7 @@ impl Curation {
             }
             Err(error) => {
                 tracing::error!(unit, %error, "the unit failed");
-                self.give_back(lease, error.to_string(), stop).await;
+                self.give_back(lease, Back::Failed(error.to_string()), stop).await;
                 match error.endpoint() {
                     None => After::GoOn,
                     Some(EndpointError::SpendLimit { .. }) => After::End,
@@ -158,6 +227,12 @@ impl Curation {
                 }
             }
         }
+    }
+
+    /// A curator that drains has half of its time to finish a unit: ranks have the rest to move on.
+    async fn out_of_time(&self) {
+        self.drain.asked().cancelled().await;
+        tokio::time::sleep(self.drain.within() / 2).await;
     }
 
     /// Makes a unit, and where an endpoint is out of order waits for it, off the curation thread and with the lease
@@ -252,7 +327,7 @@ impl Curation {
             if let Err(reason) = self.put(&record.path, shard.bytes.into(), stop).await {
                 if !stop.is_cancelled() {
                     tracing::error!(unit, reason, "the shard cannot be written");
-                    self.give_back(lease, reason, stop).await;
+                    self.give_back(lease, Back::Failed(reason), stop).await;
                 }
                 return;
             }
@@ -345,10 +420,21 @@ impl Curation {
         }
     }
 
-    async fn give_back(&self, lease: UnitLease, reason: String, stop: &CancellationToken) {
-        self.metrics.units.with_label_values(&["failed"]).inc();
+    async fn give_back(&self, lease: UnitLease, why: Back, stop: &CancellationToken) {
         let unit = lease.unit;
-        let request = FailUnitRequest { lease: Some(lease), node_id: self.node_id.clone(), reason };
+        let (reason, handed_back) = match why {
+            Back::Failed(reason) => {
+                self.metrics.units.with_label_values(&["failed"]).inc();
+                (reason, false)
+            }
+            Back::Drains => {
+                self.metrics.units.with_label_values(&["handed_back"]).inc();
+                tracing::info!(unit, "the curator drains, the unit is handed back");
+                ("the curator drains".to_owned(), true)
+            }
+        };
+        let request =
+            FailUnitRequest { lease: Some(lease), node_id: self.node_id.clone(), reason, handed_back };
         let answer = self
             .controllers
             .call_until_decided("fail unit", CALL_DEADLINE, stop, |channel| {
@@ -363,6 +449,13 @@ impl Curation {
             Err(status) => tracing::warn!(unit, %status, "giving the unit back was refused"),
         }
     }
+}
+
+/// Why a unit is given back.
+enum Back {
+    Failed(String),
+    /// Nothing is wrong with it.
+    Drains,
 }
 
 /// What follows a unit.

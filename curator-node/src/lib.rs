@@ -30,6 +30,7 @@
 //! | [`shard`], [`shard_index`], [`shard_cache`] | WebDataset tars: written, read, verified, kept |
 //! | [`review`] | what a person is shown of the candidates that were turned down |
 //! | [`curation`] | the lease loop of a stage |
+//! | [`mirror`] | files of a bucket that a stage needs on this machine |
 //! | [`pair_log`] | what is known of a stage's log |
 //! | [`encode`], [`serve`] | pairs as ranks take them; credits |
 //! | [`worker`] | the named threads that own networks |
@@ -52,6 +53,7 @@ pub mod generate;
 pub mod import;
 pub mod judge;
 pub mod metrics;
+pub mod mirror;
 pub mod node;
 pub mod pair;
 pub mod pair_log;

@@ -16,9 +16,9 @@ use crescendo_node::call::Controllers;
 use crescendo_node::forward::{DEFAULT_CAPACITY, LogBuffer};
 use crescendo_node::reports::ReportSink;
 use crescendo_node::session::NodeSession;
-use crescendo_node::supervise::Tasks;
+use crescendo_node::supervise::{Drain, Tasks};
 use crescendo_node::tls::{ClientCertificates, ConnectionMetrics, Security, TlsMetrics};
-use crescendo_node::{listen, logging, metrics, ports};
+use crescendo_node::{gpu, listen, logging, metrics, ports};
 use crescendo_proto::v1::pair_service_server::PairServiceServer;
 use crescendo_proto::v1::{Hello, NodeKind};
 use std::time::Duration;
@@ -89,7 +89,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let Arguments { server: server_args, node: node_args, shard_cache_mib, device } = arguments;
     let device = device.device()?;
     let logs = LogBuffer::new(&node_args.node_id, DEFAULT_CAPACITY);
-    logging::init(&server_args.log, Some(&logs))?;
+    let traces = logging::init("crescendo-curator-node", &node_args.node_id, &server_args.log, Some(&logs))?;
     tch::set_num_threads(1);
 
     let grpc = listen::bind(server_args.listen, server_args.security.dev).await?;
@@ -98,6 +98,13 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let registry = prometheus::Registry::new();
     let counted = Metrics::register(&registry).context("register metrics")?;
     let (tasks, supervisor) = Tasks::new();
+    traces.register(&registry).context("register metrics")?;
+    tasks.spawn(traces.export(tasks.stop_token()));
+    if device != Device::Cpu {
+        gpu::watch_if_there(&registry, tasks.stop_token()).context("watch the GPUs")?;
+    }
+    let drain = Drain::new(node_args.drain_within());
+    let supervisor = supervisor.draining(drain.clone());
     let security = Security::start(&server_args.security, &TlsMetrics::register(&registry)?, &tasks).await?;
     let controllers = Controllers::new(&node_args.controller, &security.dialer())?;
     let incoming = security.incoming(
@@ -153,7 +160,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         curating: known.stages(),
     };
     let (session, commands) = NodeSession::new(controllers.clone(), ReportSink::default(), logs, hello);
-    tasks.spawn_critical("session", session.run(tasks.stop_token()));
+    tasks.spawn_critical("session", session.draining(drain.asked()).run(tasks.stop_token()));
     let node = Node {
         node_id: node_args.node_id.clone(),
         library_root: node_args.library_root,
@@ -171,7 +178,10 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         ),
         metrics: counted,
         tasks: tasks.clone(),
+        drain,
+        curations: Default::default(),
     };
+    tasks.spawn(node.clone().hand_over());
     tasks.spawn_critical("node", node.run(commands));
     if let Some(path) = &server_args.port_file {
         ports::write_port_file(path, grpc_address, http_address)

@@ -5,6 +5,7 @@ use crate::earlier::EarlierStage;
 use crate::encode::EncoderSource;
 use crate::endpoint::network::{Network, Outside};
 use crate::metrics::Metrics;
+use crate::mirror::Mirror;
 use crate::pair_log::{LogState, follow};
 use crate::serve::{PairServer, ServedStage};
 use crate::source::Roots;
@@ -14,12 +15,14 @@ use crescendo_model::tch::Device;
 use crescendo_node::call::Controllers;
 use crescendo_node::objects;
 use crescendo_node::session::Command;
-use crescendo_node::supervise::Tasks;
+use crescendo_node::supervise::{Drain, Tasks};
 use crescendo_proto::v1::{AssignCuration, Checkpoint, StageRef};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
 /// What all stages on this node share.
@@ -35,7 +38,13 @@ pub struct Node {
     pub metrics: Metrics,
     pub network: Network,
     pub tasks: Tasks,
+    pub drain: Drain,
+    /// Work on stages, which ends before the node leaves.
+    pub curations: TaskTracker,
 }
+
+/// Time between looks whether ranks still have streams open here.
+const STREAMS_LOOK: Duration = Duration::from_millis(200);
 
 /// Why an assignment cannot be taken up.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +57,8 @@ enum AssignError {
     Objects(#[from] objects::ObjectsError),
     #[error(transparent)]
     Source(#[from] crate::source::SourceError),
+    #[error(transparent)]
+    Mirror(#[from] crate::mirror::MirrorError),
 }
 
 impl Node {
@@ -75,10 +86,33 @@ impl Node {
                     tracing::info!(job = %stage.job_id, stage = %stage.stage, reason = release.reason, "stage released");
                     self.server.remove(&stage);
                 }
-                Command::StartAttempt(_) | Command::StopAttempt(_) | Command::UpdateCurators(_) => {
+                Command::StartAttempt(_)
+                | Command::StopAttempt(_)
+                | Command::DrainAttempt(_)
+                | Command::UpdateCurators(_) => {
                     tracing::warn!("a command for trainers came to a curator");
                 }
             }
+        }
+    }
+
+    /// Once the node is asked to leave: the units under way are finished or handed back, and the pair log is served until
+    /// the ranks have gone to other curators.
+    pub async fn hand_over(self) {
+        let stop = self.tasks.stop_token();
+        let handing_over = async {
+            self.drain.asked().cancelled().await;
+            self.curations.close();
+            self.curations.wait().await;
+            tracing::info!("no unit is under way any more");
+            while self.metrics.streams.get() > 0 {
+                tokio::time::sleep(STREAMS_LOOK).await;
+            }
+            self.drain.finish();
+        };
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = handing_over => {}
         }
     }
 
@@ -92,6 +126,14 @@ impl Node {
         let job: Arc<JobSpec> = Arc::new(serde_json::from_slice(&assignment.resolved_spec_json)?);
         let objects = objects::open(&assignment.object_store_url)?;
         let roots = Roots::new(&self.library_root, &assignment.object_store_url);
+        let mirror = match &roots.store {
+            Some(_) => None,
+            None => Mirror::of(&job, assignment.stage_index as usize)?.map(Arc::new),
+        };
+        let roots = match &mirror {
+            Some(mirror) => roots.with_store_at(mirror.root()),
+            None => roots,
+        };
         let encoders = EncoderSource::of(&job.model, &roots, self.device)?;
         let stop = self.tasks.stop_token().child_token();
         let (log, followed) = watch::channel(LogState::default());
@@ -101,13 +143,14 @@ impl Node {
         );
         let span = tracing::Span::current();
         let following = follow(stage.clone(), self.controllers.clone(), log.clone(), stop.clone());
-        let kept = stop.clone();
+        let kept = (stop.clone(), mirror.clone());
         self.tasks.spawn(
             async move {
                 following.await;
-                // A sealed log is served until the stage is released.
-                kept.cancelled().await;
-                drop(log);
+                // A sealed log is served until the stage is released, with the encoders that were copied for it.
+                let (stop, mirror) = kept;
+                stop.cancelled().await;
+                drop((log, mirror));
             }
             .instrument(span.clone()),
         );
@@ -123,13 +166,17 @@ impl Node {
             device: self.device,
             earlier,
             job,
+            object_store_url: assignment.object_store_url,
+            mirror,
             objects,
             controllers: self.controllers.clone(),
             worker: self.curation.clone(),
             metrics: self.metrics.clone(),
+            trace: assignment.trace_parent.parse().ok(),
+            drain: self.drain.clone(),
         };
         tracing::info!("stage assigned");
-        self.tasks.spawn(curation.run(stop).instrument(span));
+        self.tasks.spawn(self.curations.track_future(curation.run(stop).instrument(span)));
         Ok(())
     }
 

@@ -44,7 +44,7 @@ pub enum SourceError {
 pub struct Roots {
     /// What relative paths are below.
     pub library: PathBuf,
-    /// The object store's root, if it is a folder of this machine.
+    /// The object store's root, if it is a folder of this machine, or else the folder with copies from it.
     pub store: Option<PathBuf>,
     /// The way to language models, where this process has one.
     pub outside: Option<Outside>,
@@ -55,6 +55,11 @@ impl Roots {
     pub fn new(library: &Path, url: &str) -> Roots {
         let store = url.strip_prefix("file://").map(PathBuf::from);
         Roots { library: library.to_owned(), store, outside: None }
+    }
+
+    /// The same, with the object store's root at `folder`.
+    pub fn with_store_at(self, folder: &Path) -> Roots {
+        Roots { store: Some(folder.to_owned()), ..self }
     }
 
     /// The same, with a way to language models.

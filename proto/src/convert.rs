@@ -11,6 +11,7 @@ use crescendo_core::records::{
     CheckpointRecord, FileRecord, NodeKind, NodeRecord, RankPlacement, ShardRecord,
 };
 use crescendo_core::requests::{UnitCommit, UnitLeaseRef};
+use crescendo_core::secret::redact;
 
 use crate::v1;
 
@@ -114,6 +115,8 @@ pub struct Introduction {
     pub record: NodeRecord,
     pub running: Vec<AttemptRef>,
     pub curating: Vec<StageRef>,
+    /// It is about to leave.
+    pub draining: bool,
 }
 
 pub fn hello(message: v1::Hello) -> Result<Introduction, Refused> {
@@ -160,16 +163,19 @@ pub fn hello(message: v1::Hello) -> Result<Introduction, Refused> {
             address: message.address,
             labels: message.labels,
             version: message.version,
+            // What is known of it stands: see `DrainNode`.
+            drained: false,
         },
         running,
         curating,
+        draining: message.draining,
     })
 }
 
 pub fn report(node: NodeId, message: v1::AttemptReport) -> Result<Report, Refused> {
     let attempt = attempt(&required("attempt_report.attempt", message.attempt.clone())?)?;
     let line = |text: &str| -> String {
-        text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MAX_REASON_CHARS).collect()
+        redact(text).chars().map(|c| if c.is_control() { ' ' } else { c }).take(MAX_REASON_CHARS).collect()
     };
     let phase = match message.phase() {
         v1::AttemptPhase::Unspecified => {
@@ -182,6 +188,7 @@ pub fn report(node: NodeId, message: v1::AttemptReport) -> Result<Report, Refuse
             NodeReport::Failed { reason: line(&message.reason), permanent: message.permanent }
         }
         v1::AttemptPhase::Stopped => NodeReport::Stopped,
+        v1::AttemptPhase::Drained => NodeReport::Drained { reason: line(&message.reason) },
     };
     let finite = |value: f64| if value.is_finite() { value } else { f64::NAN };
     let progress = Progress {

@@ -102,6 +102,7 @@ fn job_out(record: &JobRecord) -> stored::Job {
         submitted_at_millis: record.submitted_at.0,
         started_at_millis: time_out(record.started_at),
         finished_at_millis: time_out(record.finished_at),
+        trace_parent: record.trace.map(|trace| trace.to_string()).unwrap_or_default(),
     }
 }
 
@@ -125,6 +126,7 @@ fn job_in(message: stored::Job) -> Result<JobRecord, BadRecord> {
         spec_json: message.spec_json.into(),
         state,
         submitted_at: Timestamp(message.submitted_at_millis),
+        trace: message.trace_parent.parse().ok(),
         started_at: time_in(message.started_at_millis),
         finished_at: time_in(message.finished_at_millis),
     })
@@ -298,6 +300,7 @@ fn node_out(record: &NodeRecord) -> stored::Node {
         address: record.address.clone(),
         labels: record.labels.clone(),
         version: record.version.clone(),
+        drained: record.drained,
     }
 }
 
@@ -311,6 +314,7 @@ fn node_in(message: stored::Node) -> Result<NodeRecord, BadRecord> {
         address: message.address,
         labels: message.labels,
         version: message.version,
+        drained: message.drained,
     })
 }
 
@@ -394,6 +398,7 @@ mod tests {
                 address: "127.0.0.1:9".into(),
                 labels: BTreeMap::from([("zone".to_owned(), "a".to_owned())]),
                 version: "0.1.0".into(),
+                drained: true,
             }),
         ];
         for record in records {
@@ -425,6 +430,7 @@ mod tests {
                 finished_at: state.is_terminal().then_some(Timestamp(3)),
                 state,
                 submitted_at: Timestamp(1),
+                trace: "00-0af7651916cd43dd8448eb211c80319c-00f067aa0ba902b7-01".parse().ok(),
                 started_at: Some(Timestamp(2)),
             });
             assert_eq!(decode(&encode(&record)).expect("readable"), record);

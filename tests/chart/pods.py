@@ -9,6 +9,7 @@ import pathlib
 import re
 import subprocess
 
+from certificates import write_secrets
 from chart import WORKLOADS
 
 #: Own addresses for every pod, away from those that other tests use.
@@ -19,7 +20,7 @@ class Pods:
     """The pods of rendered objects. Paths of mounts become folders below `folder`, names become addresses."""
 
     def __init__(self, objects, folder):
-        self.folder = folder
+        self.folder, self.objects = folder, objects
         self.maps = {item["metadata"]["name"]: item for item in objects if item["kind"] == "ConfigMap"}
         self.specs, self.addresses, self.names = {}, {}, {}
         number = 1
@@ -50,7 +51,10 @@ class Pods:
         found = []
         for mount in self.container(name)["volumeMounts"]:
             volume = volumes.get(mount["name"], {})
-            if "configMap" in volume:
+            if "secret" in volume:
+                here = self.folder / "secrets" / volume["secret"]["secretName"]
+                assert here.exists(), f"{name} mounts a secret that nothing makes: {here.name}"
+            elif "configMap" in volume:
                 here = self.folder / "maps" / volume["configMap"]["name"]
             elif "persistentVolumeClaim" in volume:
                 here = self.folder / "claims" / volume["persistentVolumeClaim"]["claimName"]
@@ -71,7 +75,8 @@ class Pods:
         return text.replace("0.0.0.0", self.addresses[name])
 
     def write_maps(self):
-        """Every ConfigMap as a folder, with the paths of test subjects in this machine's terms."""
+        """Every ConfigMap and every certificate's secret as a folder; paths of test subjects in this machine's terms."""
+        write_secrets(self.objects, self.folder / "secrets", self.names)
         for name, item in self.maps.items():
             folder = self.folder / "maps" / name
             folder.mkdir(parents=True, exist_ok=True)

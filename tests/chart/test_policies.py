@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from certificates import covers
 from chart import CHART, EXAMPLES, WORKLOADS, load_yaml, pods, rendered, rust_sources, selects
 
 COMPONENT = "app.kubernetes.io/component"
@@ -64,6 +65,7 @@ def test_references_lead_somewhere(objects):
         if item["kind"] == "StatefulSet":
             assert item["spec"]["serviceName"] in services
             assert selects(item["spec"]["selector"], item["spec"]["template"]["metadata"]["labels"])
+    secrets = {item["spec"]["secretName"] for item in of_kind(objects, "Certificate")}
     claims = {
         claim["metadata"]["name"] for item in of_kind(objects, "StatefulSet") for claim in item["spec"].get("volumeClaimTemplates", [])
     }
@@ -71,6 +73,10 @@ def test_references_lead_somewhere(objects):
         volumes = {volume["name"] for volume in spec.get("volumes", [])} | claims
         for volume in spec.get("volumes", []):
             assert "configMap" not in volume or volume["configMap"]["name"] in maps, (name, volume)
+            # Names that the examples give, or secrets that the chart has made.
+            named = ("etcd-client", "crescendo-tokens", "bucket-keys", "minio-ca")
+            given = not secrets or volume.get("secret", {}).get("secretName") in named
+            assert "secret" not in volume or given or volume["secret"]["secretName"] in secrets, (name, volume)
         for container in spec["containers"]:
             names = [mount["name"] for mount in container["volumeMounts"]]
             paths = [mount["mountPath"] for mount in container["volumeMounts"]]
@@ -78,6 +84,84 @@ def test_references_lead_somewhere(objects):
             assert len({port["name"] for port in container.get("ports", [])}) == len(container.get("ports", [])), name
             variables = [variable["name"] for variable in container.get("env", [])]
             assert len(set(variables)) == len(variables), name
+
+
+def test_secrets_are_files_for_one_pod_alone(objects):
+    # The chart makes none: what it renders is kept in the release, readable for whoever reads that.
+    assert not of_kind(objects, "Secret")
+    for item in of_kind(objects, "ConfigMap"):
+        assert "PRIVATE KEY" not in str(item), item["metadata"]["name"]
+    for name, _, spec in pods(objects):
+        secrets = {volume["name"] for volume in spec.get("volumes", []) if "secret" in volume}
+        for volume in spec.get("volumes", []):
+            assert "secret" not in volume or volume["secret"]["defaultMode"] == 0o400, (name, volume)
+        for container in spec["containers"]:
+            for mount in container["volumeMounts"]:
+                # With subPath, a file would stay as it was when the secret changes.
+                whole = mount.get("readOnly") is True and "subPath" not in mount
+                assert mount["name"] not in secrets or whole, (name, mount)
+            for variable in container.get("env", []):
+                sensitive = re.search(r"TOKEN|KEY|SECRET|PASSWORD|CREDENTIAL", variable["name"])
+                # Paths of files, or references to secrets.
+                assert not sensitive or "valueFrom" in variable or variable["value"].startswith("/etc/crescendo/"), (name, variable)
+
+
+def test_every_process_shows_a_certificate(objects):
+    for name, _, spec in pods(objects):
+        for container in spec["containers"]:
+            mounts = {mount["mountPath"] for mount in container["volumeMounts"]}
+            assert "/etc/crescendo/tls" in mounts, name
+            variables = {variable["name"]: variable.get("value") for variable in container.get("env", [])}
+            assert "CRESCENDO_DEV" not in variables, name
+            if container["name"] != "etcd":
+                for key, file in {"CERT": "tls.crt", "KEY": "tls.key", "CA": "ca.crt"}.items():
+                    assert variables[f"CRESCENDO_TLS_{key}"] == f"/etc/crescendo/tls/{file}", name
+            else:
+                assert {"--client-cert-auth", "--peer-client-cert-auth"} <= set(container["command"])
+
+
+def certificates(objects):
+    """The certificate of each component, by the secret that its pods mount."""
+    by_secret = {item["spec"]["secretName"]: item["spec"] for item in of_kind(objects, "Certificate")}
+    found = {}
+    for _, labels, spec in pods(objects):
+        for volume in spec["volumes"]:
+            if volume["name"] in ("tls", "store-tls") and volume["secret"]["secretName"] in by_secret:
+                kind = labels[COMPONENT] if volume["name"] == "tls" else "store-tls"
+                found[kind] = by_secret[volume["secret"]["secretName"]]
+    return found
+
+
+def test_certificates_say_what_their_owner_may_do():
+    roles = {"curator": ["urn:crescendo:role:node"], "trainer": ["urn:crescendo:role:node"]}
+    roles["test"] = ["urn:crescendo:role:submitter", "urn:crescendo:tenant:default"]
+    found = certificates(rendered(EXAMPLES["default"]))
+    assert set(found) == {"controller", "curator", "trainer", "test", "etcd", "store-tls"}
+    for kind, spec in found.items():
+        assert spec.get("uris", []) == roles.get(kind, []), kind
+        assert ("client auth" in spec["usages"]) == (kind != "controller"), kind
+    # A node's certificate opens no store.
+    of_etcd = {found["etcd"]["issuerRef"]["name"], found["store-tls"]["issuerRef"]["name"]}
+    assert len(of_etcd) == 1 and of_etcd.isdisjoint(found[kind]["issuerRef"]["name"] for kind in ("controller", "curator", "trainer", "test"))
+
+
+@pytest.mark.parametrize("example", ["default", "ha", "single-node"])
+def test_certificates_have_the_names_under_which_their_owners_are_called(example):
+    objects = rendered(EXAMPLES[example])
+    found = certificates(objects)
+    called = []
+    for name, labels, spec in pods(objects):
+        for container in spec["containers"]:
+            variables = {variable["name"]: variable.get("value") for variable in container.get("env", [])}
+            for address in (variables.get("CRESCENDO_CONTROLLER") or "").split(","):
+                called += [("controller", address.partition(":")[0])] if address else []
+            for url in re.findall(r"https://([^:,]+):2379", variables.get("CRESCENDO_STORE") or ""):
+                called.append(("etcd", url))
+            if labels[COMPONENT] in ("curator", "trainer"):
+                called.append((labels[COMPONENT], variables["CRESCENDO_ADVERTISE_HOST"].replace("$(CRESCENDO_NODE_ID)", f"{name}-0")))
+    assert {kind for kind, _ in called} >= {"controller", "curator", "trainer"}
+    for kind, host in called:
+        assert any(covers(pattern, host) for pattern in found[kind]["dnsNames"]), (kind, host)
 
 
 def test_every_replicated_workload_has_one_budget(objects):
@@ -153,7 +237,7 @@ def test_arrows_lead_to_ports_that_are_listened_on(objects):
 
 
 SOURCES = rust_sources()
-FLAGS = set(re.findall(r'\(long, env = "(CRESCENDO_[A-Z_]+)"', SOURCES))
+FLAGS = set(re.findall(r'\(\s*long,\s*env = "(CRESCENDO_[A-Z_]+)"', SOURCES))
 
 
 def test_variables_are_those_that_the_processes_read(objects):
@@ -172,8 +256,9 @@ def test_every_flag_of_the_processes_can_be_set():
         for container in spec["containers"]
         for variable in container.get("env", [])
     }
-    # The ports are fixed, so nobody has to be told them; the positions are written down for `make chaos` alone.
-    missing = FLAGS - given - {"CRESCENDO_PORT_FILE", "CRESCENDO_POSITION_LOG"}
+    # The ports are fixed, so nobody has to be told them; the positions are written down for `make chaos` alone;
+    # without encryption nothing listens where another pod could reach it.
+    missing = FLAGS - given - {"CRESCENDO_PORT_FILE", "CRESCENDO_POSITION_LOG", "CRESCENDO_DEV"}
     assert not missing, f"no value of the chart sets {sorted(missing)}: add one, and use it in tests/chart/options.yaml"
 
 

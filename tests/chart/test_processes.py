@@ -36,19 +36,28 @@ def answers(pods, name, probe):
     """Whether a probe would succeed. A named port is looked up as the kubelet does."""
     address = pods.addresses[name]
     ports = {port["name"]: port["containerPort"] for port in pods.container(name)["ports"]}
-    if "grpc" in probe:
-        with grpc.insecure_channel(f"{address}:{probe['grpc']['port']}") as channel:
-            try:
-                request = health_pb2.HealthCheckRequest(service=probe["grpc"].get("service", ""))
-                answer = health_pb2_grpc.HealthStub(channel).Check(request, timeout=2)
-            except grpc.RpcError:
-                return False
-            return answer.status == health_pb2.HealthCheckResponse.SERVING
     with contextlib.suppress(OSError):
         url = f"http://{address}:{ports[probe['httpGet']['port']]}{probe['httpGet']['path']}"
         with urllib.request.urlopen(url, timeout=5) as response:
             return 200 <= response.status < 400
     return False
+
+
+def serves_over_tls_alone(pods, name):
+    """Whether the gRPC health service answers whoever verifies the server, and nobody who does not encrypt."""
+    ports = {port["name"]: port["containerPort"] for port in pods.container(name)["ports"]}
+    target = f"{pods.addresses[name]}:{ports['grpc']}"
+    folder = pathlib.Path(dict(pods.mounts(name))["/etc/crescendo/tls"])
+    key, chain = (folder / "tls.key").read_bytes(), (folder / "tls.crt").read_bytes()
+    # A node's own certificate opens its server; a controller answers about its health without one.
+    shown = () if "-controller-" in name else (key, chain)
+    credentials = grpc.ssl_channel_credentials((folder / "ca.crt").read_bytes(), *shown)
+    request = health_pb2.HealthCheckRequest()
+    with grpc.secure_channel(target, credentials) as channel:
+        answer = health_pb2_grpc.HealthStub(channel).Check(request, timeout=10)
+    with grpc.insecure_channel(target) as channel, pytest.raises(grpc.RpcError):
+        health_pb2_grpc.HealthStub(channel).Check(request, timeout=10)
+    return answer.status == health_pb2.HealthCheckResponse.SERVING
 
 
 def metrics(pods, name):
@@ -83,6 +92,7 @@ def test_the_cluster_comes_up_and_its_test_succeeds(example, tmp_path):
                         assert f"\n{asked}" in text, asked
                 else:
                     assert "crescendo_" in text
+                    assert serves_over_tls_alone(pods, name), name
         command = pods.command(test, binaries)
         done = subprocess.run(
             command,

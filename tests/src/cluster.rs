@@ -1,6 +1,7 @@
 //! The processes of one test cluster, and the calls that tests make to it.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -11,6 +12,7 @@ use crescendo_proto::v1::job_service_client::JobServiceClient;
 use crescendo_proto::v1::{
     Checkpoint, GetJobRequest, Job, JobState, ListCheckpointsRequest, StagePhase, SubmitJobRequest,
 };
+use object_store::{ObjectStore, ObjectStoreExt as _};
 use sha2::{Digest as _, Sha256};
 use tonic::transport::{Channel, Endpoint};
 
@@ -22,6 +24,8 @@ pub struct ClusterOptions {
     pub trainers: usize,
     /// `embedded` or `etcd:URL`.
     pub store: Option<String>,
+    /// URL of the object store; a folder of this cluster's own if absent.
+    pub object_store: Option<String>,
     /// Variables that every process gets.
     pub environment: Vec<(String, String)>,
     /// Mutual TLS, with certificates of this cluster's own authority; nothing is protected otherwise.
@@ -30,7 +34,14 @@ pub struct ClusterOptions {
 
 impl Default for ClusterOptions {
     fn default() -> Self {
-        Self { curators: 1, trainers: 2, store: None, environment: Vec::new(), authority: None }
+        Self {
+            curators: 1,
+            trainers: 2,
+            store: None,
+            object_store: None,
+            environment: Vec::new(),
+            authority: None,
+        }
     }
 }
 
@@ -42,7 +53,10 @@ pub struct Cluster {
     controller_address: String,
     dialer: Dialer,
     objects: PathBuf,
-    _dir: tempfile::TempDir,
+    object_store: Arc<dyn ObjectStore>,
+    /// Whether the object store is the folder `objects`.
+    in_folder: bool,
+    dir: tempfile::TempDir,
 }
 
 impl Cluster {
@@ -79,8 +93,14 @@ impl Cluster {
         let mut args = local(&controller_address);
         args.extend(security("controller", &[]));
         args.extend(["--store".to_owned(), store]);
-        args.extend(["--object-store".to_owned(), format!("file://{}", objects.display())]);
+        let in_folder = options.object_store.is_none();
+        let object_store_url =
+            options.object_store.unwrap_or_else(|| format!("file://{}", objects.display()));
+        args.extend(["--object-store".to_owned(), object_store_url.clone()]);
         let environment = &options.environment;
+        let variable =
+            |name: &str| environment.iter().find(|(known, _)| known == name).map(|(_, value)| value.clone());
+        let object_store = crescendo_node::objects::open_with(&object_store_url, &variable)?;
         let controller =
             Process::start(root, "controller", "crescendo-controller", args, environment).await?;
 
@@ -109,10 +129,25 @@ impl Cluster {
             let process = Process::start(root, &name, "crescendo-trainer-node", args, environment);
             trainers.push(process.await?);
         }
-        Ok(Self { controller, curators, trainers, controller_address, dialer, objects, _dir: dir })
+        Ok(Self {
+            controller,
+            curators,
+            trainers,
+            controller_address,
+            dialer,
+            objects,
+            object_store,
+            in_folder,
+            dir,
+        })
     }
 
-    /// Folder of the object store.
+    /// The object store.
+    pub fn object_store(&self) -> &dyn ObjectStore {
+        &*self.object_store
+    }
+
+    /// Folder of the object store, where it is one.
     pub fn objects(&self) -> &Path {
         &self.objects
     }
@@ -210,21 +245,35 @@ impl Cluster {
             .iter()
             .find(|c| c.stage == stage && c.r#final)
             .with_context(|| format!("{stage} has no final checkpoint"))?;
-        let bytes = std::fs::read(self.objects.join(&last.path).join(name))
-            .with_context(|| format!("read {name}"))?;
+        let key = format!("{}/{name}", last.path);
+        let bytes = self.object_store.get(&key.as_str().into()).await?.bytes().await;
+        let bytes = bytes.with_context(|| format!("read {key}"))?;
         let digest: String = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
         let registered = last.files.iter().find(|f| f.name == name).context("the file is not registered")?;
         ensure!(registered.sha256 == digest, "{name} differs from the registry");
         Ok(digest)
     }
 
-    /// Trains a base of a few steps and returns the path of its weights.
+    /// Trains a base of a few steps and returns its weights as a spec names them.
     pub async fn train_base(&self) -> Result<String> {
         let job_id = self.submit("base", &crate::base_spec(2)).await?;
         self.await_success(&job_id, Duration::from_secs(120)).await?;
         let checkpoints = self.checkpoints(&job_id).await?;
         let last = checkpoints.last().context("the base has no checkpoint")?;
+        if !self.in_folder {
+            return Ok(format!("store:{}/model.safetensors", last.path));
+        }
         Ok(self.objects.join(&last.path).join("model.safetensors").display().to_string())
+    }
+
+    /// What the controller counts.
+    pub async fn metrics(&self) -> Result<String> {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let mut stream = tokio::net::TcpStream::connect(self.controller.metrics_address()?).await?;
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: c\r\nConnection: close\r\n\r\n").await?;
+        let mut text = String::new();
+        tokio::time::timeout(Duration::from_secs(10), stream.read_to_string(&mut text)).await??;
+        Ok(text)
     }
 
     /// Process ids of the rank processes of a trainer.
@@ -247,10 +296,23 @@ impl Cluster {
         Ok(())
     }
 
+    fn processes(&self) -> impl Iterator<Item = &Process> {
+        std::iter::once(&self.controller).chain(&self.curators).chain(&self.trainers)
+    }
+
+    /// All that has been logged.
+    pub fn whole_logs(&self) -> String {
+        self.processes().map(|process| process.whole_log()).collect()
+    }
+
+    /// Folder that relative paths of a spec are below.
+    pub fn library(&self) -> PathBuf {
+        self.dir.path().join("library")
+    }
+
     /// Ends of all logs, for failure messages.
     pub fn logs(&self) -> String {
-        let all = std::iter::once(&self.controller).chain(&self.curators).chain(&self.trainers);
-        all.map(|process| process.log_tail()).collect::<Vec<_>>().join("\n----\n")
+        self.processes().map(|process| process.log_tail()).collect::<Vec<_>>().join("\n----\n")
     }
 }
 

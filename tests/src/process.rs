@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -109,6 +109,27 @@ impl Process {
         child.kill().context("kill")?;
         child.wait().context("wait")?;
         Ok(())
+    }
+
+    /// SIGTERM, and waits until the process has ended by itself.
+    pub async fn terminate(&mut self, limit: Duration) -> Result<ExitStatus> {
+        let child = self.child.as_mut().with_context(|| format!("{} does not run", self.name))?;
+        // SAFETY: kill has no memory effects; the pid is a child of this process that is not waited for yet.
+        ensure!(unsafe { libc::kill(child.id().cast_signed(), libc::SIGTERM) } == 0, "send SIGTERM");
+        let deadline = Instant::now() + limit;
+        loop {
+            if let Some(status) = child.try_wait()? {
+                self.child = None;
+                return Ok(status);
+            }
+            ensure!(Instant::now() < deadline, "{} does not end:\n{}", self.name, self.log_tail());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// All of its log.
+    pub fn whole_log(&self) -> String {
+        String::from_utf8_lossy(&std::fs::read(&self.log).unwrap_or_default()).into_owned()
     }
 
     /// Last lines of its log, for failure messages.

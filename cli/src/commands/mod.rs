@@ -2,6 +2,7 @@
 
 pub mod cancel;
 pub mod checkpoints;
+pub mod drain;
 pub mod get;
 pub mod jobs;
 pub mod logs;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crescendo_proto::v1::{ListNodesRequest, Node, NodeReach};
+use crescendo_proto::v1::{ListNodesRequest, Node};
 
 use crate::args::{Common, Output};
 use crate::connect::{self, Controller, LOOK};
@@ -31,15 +31,6 @@ pub async fn fetch(controller: &Controller, within: Duration) -> Result<Vec<Node
 fn table(nodes: &[Node]) -> Table {
     let mut table = Table::new(&["NODE", "KIND", "STATE", "SLOTS", "DEVICE", "ADDRESS", "WORKS ON"]);
     for node in nodes {
-        let state = match node.reach() {
-            NodeReach::Silent => {
-                format!(
-                    "silent for {}",
-                    words::span(Duration::try_from_secs_f64(node.silent_seconds).unwrap_or_default())
-                )
-            }
-            reach @ (NodeReach::Connected | NodeReach::Unspecified) => words::node_reach(reach).into(),
-        };
         let slots = if node.slots == 0 { "-".into() } else { format!("{}/{}", node.slots_used, node.slots) };
         let training = node.running.iter().map(|attempt| format!("{}/{}", attempt.job_id, attempt.stage));
         let curating = node.curating.iter().map(|stage| format!("{}/{}", stage.job_id, stage.stage));
@@ -47,7 +38,7 @@ fn table(nodes: &[Node]) -> Table {
         table.row([
             node.node_id.clone(),
             words::node_kind(node.kind()).into(),
-            state,
+            words::node_state(node),
             slots,
             if node.device.is_empty() { "-".into() } else { node.device.clone() },
             node.address.clone(),

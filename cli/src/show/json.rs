@@ -106,6 +106,7 @@ pub fn node(node: &Node) -> Value {
         "address": node.address,
         "labels": node.labels,
         "version": node.version,
+        "draining": node.draining,
         "silentSeconds": node.silent_seconds,
         "running": running,
         "curating": curating,

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use crescendo_proto::v1::{Histogram, JobState, NodeKind, NodeReach, StagePhase};
+use crescendo_proto::v1::{Histogram, JobState, Node, NodeKind, NodeReach, StagePhase};
 use prost_types::Timestamp;
 
 pub fn job_state(state: JobState) -> &'static str {
@@ -47,6 +47,22 @@ pub fn node_kind(kind: NodeKind) -> &'static str {
         NodeKind::Unspecified => "unknown",
         NodeKind::Trainer => "trainer",
         NodeKind::Curator => "curator",
+    }
+}
+
+/// What a node is up to, in a word or a few.
+pub fn node_state(node: &Node) -> String {
+    let busy = !node.running.is_empty() || !node.curating.is_empty();
+    match node.reach() {
+        NodeReach::Silent => {
+            format!(
+                "silent for {}",
+                span(Duration::try_from_secs_f64(node.silent_seconds).unwrap_or_default())
+            )
+        }
+        NodeReach::Connected | NodeReach::Unspecified if node.draining && busy => "draining".into(),
+        NodeReach::Connected | NodeReach::Unspecified if node.draining => "drained".into(),
+        reach @ (NodeReach::Connected | NodeReach::Unspecified) => node_reach(reach).into(),
     }
 }
 

@@ -93,6 +93,8 @@ impl Layout {
                 ("--node-id", OsString::from(name)),
                 ("--controller", controller.into()),
                 ("--library-root", self.library_root.clone().into()),
+                // All of the cluster ends together: there is no one to hand over to.
+                ("--drain-seconds", "0".into()),
             ]
         };
         let curators = (0..self.curators).map(|index| {

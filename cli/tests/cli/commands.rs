@@ -94,6 +94,33 @@ async fn nodes_and_checkpoints_are_listed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_node_is_drained_and_taken_back() {
+    let (home, fake) = (tempfile::tempdir().unwrap(), Fake::default());
+    fake.part().nodes = vec![Node {
+        node_id: "trainer-0".into(),
+        kind: NodeKind::Trainer.into(),
+        reach: NodeReach::Connected.into(),
+        running: vec![AttemptRef { job_id: "j".into(), stage: "s".into(), generation: 1 }],
+        ..Node::default()
+    }];
+    let server = fake.serve().await;
+    let address = server.address.to_string();
+    let (code, out, _) =
+        run(crescendo(home.path()).args(["drain", "trainer-0", "--controller", &address])).await;
+    assert_eq!((code, out.as_str()), (0, "trainer-0: draining\n"));
+    fake.part().nodes[0].running.clear();
+    let (_, out, _) = run(crescendo(home.path()).args(["nodes", "--controller", &address])).await;
+    assert!(out.contains("drained"), "{out}");
+    let args = ["drain", "trainer-0", "--undo", "--controller", &address];
+    let (code, out, _) = run(crescendo(home.path()).args(args)).await;
+    assert_eq!((code, out.as_str()), (0, "trainer-0: connected\n"));
+    let (code, _, err) =
+        run(crescendo(home.path()).args(["drain", "nobody", "--controller", &address])).await;
+    assert_eq!(code, 4, "{err}");
+    assert!(err.contains("node nobody does not exist"), "{err}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_job_is_cancelled_with_its_reason() {
     let (home, fake) = (tempfile::tempdir().unwrap(), Fake::default());
     fake.part().jobs = vec![job("uno-1", JobState::Running, 1, 4)];

@@ -237,6 +237,18 @@ impl NodeService for Fake {
         Err(Status::unimplemented("no node is played here"))
     }
 
+    async fn drain_node(
+        &self,
+        request: Request<DrainNodeRequest>,
+    ) -> Result<Response<DrainNodeResponse>, Status> {
+        let DrainNodeRequest { node_id, undo } = request.into_inner();
+        let mut part = self.part();
+        let node = part.nodes.iter_mut().find(|node| node.node_id == node_id);
+        let node = node.ok_or_else(|| Status::not_found(format!("node {node_id} does not exist")))?;
+        node.draining = !undo;
+        Ok(Response::new(DrainNodeResponse { node: Some(node.clone()) }))
+    }
+
     async fn list_nodes(&self, _: Request<ListNodesRequest>) -> Result<Response<ListNodesResponse>, Status> {
         Ok(Response::new(ListNodesResponse { nodes: self.part().nodes.clone() }))
     }

@@ -8,6 +8,8 @@ use crescendo_core::pairlog::Lease;
 use crescendo_core::records::{Record, UnitState, Write};
 use crescendo_core::requests::{self, QueueLimits, UnitLeaseRef};
 use crescendo_core::state::Job;
+use crescendo_core::trace::TraceParent;
+use crescendo_node::trace;
 use crescendo_proto::{convert, v1};
 
 use crate::engine::Engine;
@@ -51,6 +53,10 @@ impl Engine {
                 let answer = Ok(views::nodes(&self.state, &self.observed, &self.limits, &scope, now));
                 self.hold(reply, answer);
             }
+            Request::DrainNode { node, undo, scope, reply } => {
+                let answer = self.drain_node(&node, undo, &scope, now);
+                self.hold(reply, answer);
+            }
             Request::ListCheckpoints { job, scope, stage, reply } => {
                 let answer = self
                     .job(&job, &scope)
@@ -90,6 +96,7 @@ impl Engine {
                     self.observed.heard(&node, now);
                 }
             }
+            Request::NodeDrains { node, session } => self.node_drains(&node, session),
             Request::Report { session, report } => self.take_report(session, report, now),
             Request::CloseSession { node, session } => self.close_session(&node, session),
         }
@@ -133,13 +140,17 @@ impl Engine {
                 });
                 self.hold(reply, answer);
             }
-            Request::FailUnit { lease, node, reason, by, reply } => {
+            Request::FailUnit { lease, node, reason, handed_back, by, reply } => {
                 let failed = self
                     .check_holds(&lease, &by)
-                    .and_then(|()| requests::fail_unit(&self.state, &lease, &policy));
+                    .and_then(|()| requests::fail_unit(&self.state, &lease, &policy, handed_back));
                 let answer = failed.map_err(Into::into).map(|(set_aside, writes)| {
                     let (stage, unit) = (&lease.stage, lease.unit);
-                    tracing::warn!(job = %stage.job, stage = %stage.stage, %node, unit, set_aside, reason, "unit has failed");
+                    if handed_back {
+                        tracing::info!(job = %stage.job, stage = %stage.stage, %node, unit, reason, "unit is handed back");
+                    } else {
+                        tracing::warn!(job = %stage.job, stage = %stage.stage, %node, unit, set_aside, reason, "unit has failed");
+                    }
                     self.write_all(writes);
                     v1::FailUnitResponse { set_aside }
                 });
@@ -158,8 +169,19 @@ impl Engine {
             | Request::WatchPairLog { .. }
             | Request::OpenSession { .. }
             | Request::Heartbeat { .. }
+            | Request::DrainNode { .. }
+            | Request::NodeDrains { .. }
             | Request::Report { .. }
             | Request::CloseSession { .. } => {}
+        }
+    }
+
+    /// A moment of a job, as a span of its trace if it has one.
+    pub(super) fn mark(&self, job: &JobId, span: impl FnOnce(Option<TraceParent>)) {
+        if let Some(job) = self.state.job(job)
+            && job.record.trace.is_some()
+        {
+            span(job.record.trace);
         }
     }
 
@@ -256,6 +278,13 @@ impl Engine {
         let committed = requests::commit_checkpoint(&self.state, checkpoint, now)?;
         if !committed.writes.is_empty() {
             let saved = &committed.checkpoint;
+            self.mark(&saved.stage.job, |trace| {
+                let span = tracing::info_span!(
+                    target: trace::TARGET, "commit checkpoint", job = %saved.stage.job, stage = %saved.stage.stage,
+                    generation = saved.generation.0, step = saved.step, is_final = saved.is_final
+                );
+                trace::set_parent(&span, trace);
+            });
             tracing::info!(
                 job = %saved.stage.job, stage = %saved.stage.stage, generation = saved.generation.0,
                 step = saved.step, is_final = saved.is_final, "checkpoint is committed"

@@ -3,11 +3,14 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use crescendo_core::access::Scope;
 use crescendo_core::decide::{Command, Send};
 use crescendo_core::error::Refused;
 use crescendo_core::ids::{AttemptRef, NodeId, StageRef, Timestamp};
 use crescendo_core::observed::Report;
 use crescendo_core::records::{NodeKind, Record, Write};
+use crescendo_core::requests;
+use crescendo_core::state::Job;
 use crescendo_proto::convert::{self, Introduction};
 use crescendo_proto::v1;
 use crescendo_proto::v1::open_session_response::Message as Down;
@@ -16,9 +19,15 @@ use tonic::Status;
 
 use crate::engine::Engine;
 use crate::engine::request::{Answer, OpenedSession, SessionId};
+use crate::views;
 
 /// Commands that wait for a node at most; a node that takes none for so long is better off with a new session.
 const OUTGOING: usize = 256;
+
+/// The job's trace, for the nodes that work on it.
+fn trace_parent(job: &Job) -> String {
+    job.record.trace.map(|trace| trace.to_string()).unwrap_or_default()
+}
 
 /// A node that was told to stop something says within this that it is over.
 const STOP_WITHIN: Duration = Duration::from_secs(60);
@@ -60,13 +69,14 @@ impl Engine {
         introduction: Introduction,
         now: Timestamp,
     ) -> Answer<OpenedSession> {
-        let Introduction { record, running, curating } = introduction;
+        let Introduction { mut record, running, curating, draining } = introduction;
         let config = &self.around.config;
         let known = self.state.node(&record.id);
         if known.is_none() && self.state.nodes().count() >= config.max_nodes {
             let what = format!("{} nodes are known, which is the limit", config.max_nodes);
             return Err(Refused::Full { what, retry_after: config.queue.retry_after }.into());
         }
+        record.drained = known.is_some_and(|known| known.drained);
         let node = record.id.clone();
         let heartbeat_millis = u32::try_from(config.heartbeat.as_millis()).unwrap_or(u32::MAX);
         let (outgoing, receiver) = mpsc::channel(OUTGOING);
@@ -84,6 +94,9 @@ impl Engine {
         let running = running.into_iter().collect();
         let curating = curating.into_iter().collect();
         self.observed.hello(node.clone(), incarnation, running, curating, now);
+        if draining {
+            self.observed.drains(&node);
+        }
         let id = self.sessions.replace(node, outgoing);
         self.count_sessions();
         Ok(OpenedSession { id, outgoing: receiver })
@@ -94,6 +107,27 @@ impl Engine {
             tracing::warn!(%node, "node is disconnected");
             self.drop_session(node);
         }
+    }
+
+    /// A node is about to leave.
+    pub(super) fn node_drains(&mut self, node: &NodeId, session: SessionId) {
+        if self.sessions.is_newest(node, session) {
+            tracing::info!(%node, "node drains");
+            self.observed.drains(node);
+        }
+    }
+
+    pub(super) fn drain_node(
+        &mut self,
+        node: &NodeId,
+        undo: bool,
+        scope: &Scope,
+        now: Timestamp,
+    ) -> Answer<v1::Node> {
+        self.write_all(requests::drain_node(&self.state, node, !undo)?);
+        tracing::info!(%node, undo, "node is to be drained");
+        views::one_node(node, &self.state, &self.observed, &self.limits, scope, now)
+            .ok_or_else(|| Refused::NotFound { what: format!("node {node}") }.into())
     }
 
     fn drop_session(&mut self, node: &NodeId) {
@@ -169,6 +203,10 @@ impl Engine {
                 attempt: Some(convert::attempt_message(attempt)),
                 reason: reason.clone(),
             }),
+            Command::DrainAttempt(attempt, reason) => Down::DrainAttempt(v1::DrainAttempt {
+                attempt: Some(convert::attempt_message(attempt)),
+                reason: reason.clone(),
+            }),
             Command::UpdateCurators(attempt, curators) => Down::UpdateCurators(v1::UpdateCurators {
                 attempt: Some(convert::attempt_message(attempt)),
                 curator_addresses: curators.clone(),
@@ -196,6 +234,7 @@ impl Engine {
             init_from: record.init_from.as_ref().map(convert::checkpoint_message),
             curator_addresses: curators.to_vec(),
             object_store_url: self.around.config.object_store_url.clone(),
+            trace_parent: trace_parent(job),
         })
     }
 
@@ -209,6 +248,7 @@ impl Engine {
             object_store_url: self.around.config.object_store_url.clone(),
             // Without it the stage is still served; units of it that need the checkpoint fail and say so.
             source_checkpoint: job.source_checkpoint(index).ok().flatten().map(convert::checkpoint_message),
+            trace_parent: trace_parent(job),
         })
     }
 }

@@ -80,6 +80,12 @@ pub enum Request {
         scope: Scope,
         reply: Reply<v1::ListNodesResponse>,
     },
+    DrainNode {
+        node: NodeId,
+        undo: bool,
+        scope: Scope,
+        reply: Reply<v1::Node>,
+    },
     ListCheckpoints {
         job: JobId,
         scope: Scope,
@@ -119,6 +125,8 @@ pub enum Request {
         lease: UnitLeaseRef,
         node: NodeId,
         reason: String,
+        /// It has not failed, its curator leaves.
+        handed_back: bool,
         by: By,
         reply: Reply<v1::FailUnitResponse>,
     },
@@ -133,6 +141,10 @@ pub enum Request {
         reply: Reply<OpenedSession>,
     },
     Heartbeat {
+        node: NodeId,
+        session: SessionId,
+    },
+    NodeDrains {
         node: NodeId,
         session: SessionId,
     },

@@ -67,12 +67,15 @@ impl CurationService for Curation {
         request: Request<v1::FailUnitRequest>,
     ) -> Result<Response<v1::FailUnitResponse>, Status> {
         let (caller, trail) = (caller_of(&request)?, trail_of(&request));
-        let v1::FailUnitRequest { lease, node_id: node, reason } = request.into_inner();
+        let v1::FailUnitRequest { lease, node_id: node, reason, handed_back } = request.into_inner();
         let (lease, node) = (checked(convert::lease(lease))?, node_id(&node)?);
         trail.on("unit", format_args!("{}/{}", lease.stage, lease.unit));
         caller.check_acts_as(&node)?;
         let by = caller.node;
-        let failed = self.link.ask(|reply| engine::Request::FailUnit { lease, node, reason, by, reply }).await?;
+        let failed = self
+            .link
+            .ask(|reply| engine::Request::FailUnit { lease, node, reason, handed_back, by, reply })
+            .await?;
         Ok(Response::new(failed))
     }
 

@@ -78,6 +78,18 @@ impl NodeService for Nodes {
         let scope = caller_of(&request)?.scope();
         Ok(Response::new(self.link.ask(|reply| engine::Request::ListNodes { scope, reply }).await?))
     }
+
+    async fn drain_node(
+        &self,
+        request: Request<v1::DrainNodeRequest>,
+    ) -> Result<Response<v1::DrainNodeResponse>, Status> {
+        let (scope, trail) = (caller_of(&request)?.scope(), trail_of(&request));
+        let v1::DrainNodeRequest { node_id, undo } = request.into_inner();
+        let node = checked(convert::id("node_id", &node_id, NodeId::parse))?;
+        trail.on("node", &node);
+        let node = self.link.ask(|reply| engine::Request::DrainNode { node, undo, scope, reply }).await?;
+        Ok(Response::new(v1::DrainNodeResponse { node: Some(node) }))
+    }
 }
 
 /// What a node says in one session.
@@ -109,6 +121,10 @@ impl NodeMessages {
             Up::Heartbeat(_) => {
                 let (node, session) = (self.node.clone(), self.session);
                 self.link.tell(engine::Request::Heartbeat { node, session }).await
+            }
+            Up::NodeDrains(_) => {
+                let (node, session) = (self.node.clone(), self.session);
+                self.link.tell(engine::Request::NodeDrains { node, session }).await
             }
             Up::AttemptReport(report) => match convert::report(self.node.clone(), report) {
                 Ok(report) => self.link.tell(engine::Request::Report { session: self.session, report }).await,

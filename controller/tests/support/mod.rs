@@ -106,7 +106,8 @@ impl Controller {
         let port_file = self.folder.path().join("ports.json");
         let ports = eventually("the port file is written", async || {
             if let Some(status) = self.process.try_wait()? {
-                bail!("the controller ended with {status}");
+                let log = std::fs::read_to_string(self.folder.path().join("controller.log"))?;
+                bail!("the controller ended with {status}: {log}");
             }
             let Ok(text) = std::fs::read(&port_file) else { return Ok(None) };
             Ok(Some(serde_json::from_slice::<serde_json::Value>(&text)?))
@@ -115,6 +116,11 @@ impl Controller {
         self.address = ports["grpc"].as_str().context("grpc address")?.to_owned();
         self.metrics_address = ports["metrics"].as_str().context("metrics address")?.to_owned();
         Ok(())
+    }
+
+    /// Folder of everything that the process writes: its log, and its store unless it was given one.
+    pub fn folder(&self) -> &std::path::Path {
+        self.folder.path()
     }
 
     pub async fn await_leading(&mut self) -> anyhow::Result<()> {
@@ -207,6 +213,7 @@ fn spawn(
     let at = |name: &str| -> PathBuf { folder.path().join(name) };
     let _ = std::fs::remove_file(at("ports.json"));
     let embedded = format!("embedded:{}", at("store").display());
+    let log = std::fs::File::options().create(true).append(true).open(at("controller.log"))?;
     Command::new(env!("CARGO_BIN_EXE_crescendo-controller"))
         .args(["--listen", listen, "--metrics-listen", "127.0.0.1:0"])
         .args(["--store", store.unwrap_or(&embedded)])
@@ -215,6 +222,7 @@ fn spawn(
         .args(dev)
         .args(flags)
         .stdin(Stdio::null())
+        .stderr(log)
         .spawn()
         .context("start the controller")
 }

@@ -137,7 +137,7 @@ const REFLECTION: &str = "grpc.reflection.v1.ServerReflection";
 
 /// Every call there is. A node may look at jobs and pair logs, since `crescendo-curator-node export` reads them with
 /// the certificate of its node.
-pub const RULES: [Rule; 23] = [
+pub const RULES: [Rule; 24] = [
     rule(JOBS, "SubmitJob", Who::AtLeast(Role::Submitter), Effect::Change),
     rule(JOBS, "GetJob", Who::NodeOr(Role::Viewer), Effect::Look),
     rule(JOBS, "ListJobs", Who::AtLeast(Role::Viewer), Effect::Look),
@@ -146,6 +146,7 @@ pub const RULES: [Rule; 23] = [
     rule(JOBS, "ReadLogs", Who::AtLeast(Role::Viewer), Effect::Look),
     rule(NODES, "OpenSession", Who::Node, Effect::Change),
     rule(NODES, "ListNodes", Who::AtLeast(Role::Operator), Effect::Look),
+    rule(NODES, "DrainNode", Who::AtLeast(Role::Operator), Effect::Change),
     rule(CHECKPOINTS, "CommitCheckpoint", Who::Node, Effect::Change),
     rule(CHECKPOINTS, "ListCheckpoints", Who::AtLeast(Role::Viewer), Effect::Look),
     rule(CHECKPOINTS, "MarkCheckpointDamaged", Who::Node, Effect::Change),

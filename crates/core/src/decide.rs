@@ -14,6 +14,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use curation::curation_backlog_units;
+
 use crate::ids::{AttemptRef, JobId, NodeId, StageRef, Timestamp};
 use crate::observed::{NodeView, Observed};
 use crate::pairlog::UnitPolicy;
@@ -104,6 +106,8 @@ pub enum Command {
     /// Start the ranks of this attempt, with the curators' addresses.
     StartAttempt(AttemptRef, Vec<String>),
     StopAttempt(AttemptRef, String),
+    /// Save a checkpoint and end, on every node of the gang.
+    DrainAttempt(AttemptRef, String),
     UpdateCurators(AttemptRef, Vec<String>),
     AssignCuration(StageRef),
     ReleaseCuration(StageRef, String),
@@ -111,9 +115,22 @@ pub enum Command {
 
 #[derive(Clone, Debug, PartialEq)]
 pub enum Change {
-    AttemptPlaced { attempt: AttemptRef, ranks: usize },
-    AttemptEnded { attempt: AttemptRef, reason: String },
-    JobMoved { job: JobId, from: &'static str, to: &'static str, reason: String },
+    AttemptPlaced {
+        attempt: AttemptRef,
+        ranks: usize,
+    },
+    /// `handed_over`: nothing went wrong, a node of its gang drains.
+    AttemptEnded {
+        attempt: AttemptRef,
+        reason: String,
+        handed_over: bool,
+    },
+    JobMoved {
+        job: JobId,
+        from: &'static str,
+        to: &'static str,
+        reason: String,
+    },
 }
 
 /// Why a job does not go on at this moment.
@@ -254,6 +271,11 @@ impl<'a> Nodes<'a> {
         })
     }
 
+    /// Reachable nodes that may be given something new: none that drains.
+    fn open_to_work(&self, kind: NodeKind) -> impl Iterator<Item = (&'a NodeRecord, &'a NodeView)> {
+        self.reachable(kind).filter(|(record, view)| !record.drained && !view.draining)
+    }
+
     fn is_reachable(&self, view: &NodeView) -> bool {
         view.connected && self.now.since(view.last_heard) < self.limits.silent_after
     }
@@ -261,5 +283,30 @@ impl<'a> Nodes<'a> {
 
 /// Curators that can be given work now.
 pub fn reachable_curators(state: &ClusterState, seen: &Observed, limits: &Limits, now: Timestamp) -> usize {
-    Nodes { state, seen, limits, now }.reachable(NodeKind::Curator).count()
+    Nodes { state, seen, limits, now }.open_to_work(NodeKind::Curator).count()
+}
+
+/// Nodes of one kind, by what can be done with them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NodeCounts {
+    /// May be given work.
+    pub open: usize,
+    /// Reachable, and given nothing new.
+    pub draining: usize,
+    /// Without a session, or not heard of lately.
+    pub silent: usize,
+}
+
+/// The nodes of a kind that are known.
+pub fn count_nodes(
+    state: &ClusterState,
+    seen: &Observed,
+    limits: &Limits,
+    kind: NodeKind,
+    now: Timestamp,
+) -> NodeCounts {
+    let nodes = Nodes { state, seen, limits, now };
+    let (open, reachable) = (nodes.open_to_work(kind).count(), nodes.reachable(kind).count());
+    let known = state.nodes().filter(|record| record.kind == kind).count();
+    NodeCounts { open, draining: reachable.saturating_sub(open), silent: known.saturating_sub(reachable) }
 }

@@ -21,8 +21,10 @@
 //! | [`pairlog`] | curation units, leases, the readable prefix |
 //! | [`histogram`] | distributions of scores, which add up over units |
 //! | [`requests`] | what a caller may ask for, and when it is refused |
+//! | [`secret`] | keys and tokens, and how they are kept out of text |
 //! | [`observed`] | what is seen of nodes and gangs; unknown is not failed |
 //! | [`placement`] | gangs onto slots, whole or not at all |
+//! | [`trace`] | which trace a job belongs to |
 //! | [`decide`] | `decide(state, observed, now) -> plan` |
 //! | [`invariants`] | what must hold of every state |
 //!
@@ -41,7 +43,9 @@ pub mod placement;
 pub mod quotas;
 pub mod records;
 pub mod requests;
+pub mod secret;
 pub mod spec;
 pub mod state;
+pub mod trace;
 
 pub use error::Refused;

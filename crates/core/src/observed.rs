@@ -26,9 +26,13 @@ pub struct NodeView {
     /// Attempts that hold slots there: told in its hello or started since, and not reported as over.
     pub running: BTreeSet<AttemptRef>,
     pub curating: BTreeSet<StageRef>,
+    /// It is about to leave, by its own word in this session.
+    pub draining: bool,
     /// Sent in this session, and when first.
     pub stops_sent: BTreeMap<AttemptRef, Timestamp>,
     pub curators_sent: BTreeMap<AttemptRef, Vec<String>>,
+    /// Attempts that it was told to save and part.
+    pub drains_sent: BTreeSet<AttemptRef>,
 }
 
 /// The ranks of a stage's attempt, as reported.
@@ -46,8 +50,15 @@ pub enum NodeReport {
     Starting,
     Running,
     Succeeded,
-    Failed { reason: String, permanent: bool },
+    Failed {
+        reason: String,
+        permanent: bool,
+    },
     Stopped,
+    /// What the gang had trained is saved, and it has parted: one of its nodes drains.
+    Drained {
+        reason: String,
+    },
 }
 
 /// Numbers that rank 0 reports.
@@ -96,8 +107,10 @@ impl Observed {
             last_heard: now,
             running,
             curating,
+            draining: false,
             stops_sent: BTreeMap::new(),
             curators_sent: BTreeMap::new(),
+            drains_sent: BTreeSet::new(),
         };
         self.nodes.insert(node, view);
     }
@@ -105,6 +118,13 @@ impl Observed {
     pub fn heard(&mut self, node: &NodeId, now: Timestamp) {
         if let Some(view) = self.nodes.get_mut(node) {
             view.last_heard = view.last_heard.max(now);
+        }
+    }
+
+    /// The node has said that it is about to leave.
+    pub fn drains(&mut self, node: &NodeId) {
+        if let Some(view) = self.nodes.get_mut(node) {
+            view.draining = true;
         }
     }
 
@@ -125,7 +145,10 @@ impl Observed {
                 NodeReport::Starting | NodeReport::Running => {
                     view.running.insert(report.attempt.clone());
                 }
-                NodeReport::Succeeded | NodeReport::Failed { .. } | NodeReport::Stopped => {
+                NodeReport::Succeeded
+                | NodeReport::Failed { .. }
+                | NodeReport::Stopped
+                | NodeReport::Drained { .. } => {
                     view.running.remove(&report.attempt);
                 }
             }
@@ -157,6 +180,9 @@ impl Observed {
             }
             crate::decide::Command::StopAttempt(attempt, _) => {
                 view.stops_sent.entry(attempt.clone()).or_insert(now);
+            }
+            crate::decide::Command::DrainAttempt(attempt, _) => {
+                view.drains_sent.insert(attempt.clone());
             }
             crate::decide::Command::UpdateCurators(attempt, curators) => {
                 view.curators_sent.insert(attempt.clone(), curators.clone());
@@ -197,7 +223,7 @@ impl GangView {
     pub fn is_alive(&self) -> bool {
         self.nodes.values().any(|report| match report {
             NodeReport::Starting | NodeReport::Running | NodeReport::Succeeded => true,
-            NodeReport::Failed { .. } | NodeReport::Stopped => false,
+            NodeReport::Failed { .. } | NodeReport::Stopped | NodeReport::Drained { .. } => false,
         })
     }
 }

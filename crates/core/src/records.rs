@@ -11,6 +11,7 @@ use crate::ids::{
 };
 use crate::job::JobState;
 use crate::spec::JobSpec;
+use crate::trace::TraceParent;
 
 /// A job as accepted, and where it is.
 #[derive(Clone, Debug, PartialEq)]
@@ -22,6 +23,8 @@ pub struct JobRecord {
     pub spec_json: Arc<[u8]>,
     pub state: JobState,
     pub submitted_at: Timestamp,
+    /// What it was submitted from, for whoever follows it.
+    pub trace: Option<TraceParent>,
     /// First time that a node worked on it.
     pub started_at: Option<Timestamp>,
     pub finished_at: Option<Timestamp>,
@@ -172,6 +175,8 @@ pub struct NodeRecord {
     pub address: String,
     pub labels: BTreeMap<String, String>,
     pub version: String,
+    /// A person has said that it gets no work until further notice; not the node's own word.
+    pub drained: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

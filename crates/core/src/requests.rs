@@ -3,11 +3,13 @@
 
 mod checkpoints;
 mod jobs;
+mod nodes;
 mod units;
 
 pub use checkpoints::{CheckpointCommitted, checkpoint_path, commit_checkpoint, mark_checkpoint_damaged};
 pub(crate) use jobs::ended;
 pub use jobs::{QueueLimits, Submission, Submitted, cancel_job, submit_job};
+pub use nodes::drain_node;
 pub use units::{
     UnitCommit, UnitCommitted, UnitLeaseRef, commit_unit, fail_unit, lease_unit, renew_unit, shard_path,
 };

@@ -3,8 +3,11 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, ValueEnum};
+
+use crate::trace::TraceArgs;
 
 /// How log lines are written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -66,6 +69,8 @@ pub struct LogArgs {
     /// What is logged: a level, or a list of target=level
     #[arg(long, env = "CRESCENDO_LOG", default_value = "info")]
     pub log_filter: String,
+    #[command(flatten)]
+    pub trace: TraceArgs,
 }
 
 /// What every node needs.
@@ -83,6 +88,16 @@ pub struct NodeArgs {
     /// Labels for placement, key=value, separated by commas
     #[arg(long, env = "CRESCENDO_LABELS", value_delimiter = ',', value_parser = parse_label)]
     pub labels: Vec<(String, String)>,
+    /// Time to hand over what this node works on after a SIGTERM, seconds; a second SIGTERM, or SIGINT, ends it at once
+    #[arg(long, env = "CRESCENDO_DRAIN_SECONDS", default_value_t = 120, value_parser = clap::value_parser!(u64).range(..=86_400))]
+    pub drain_seconds: u64,
+}
+
+impl NodeArgs {
+    /// How long a hand-over may take.
+    pub fn drain_within(&self) -> Duration {
+        Duration::from_secs(self.drain_seconds)
+    }
 }
 
 fn parse_connections(text: &str) -> Result<usize, String> {

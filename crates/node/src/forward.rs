@@ -4,11 +4,13 @@
 //! come from the same fields. The buffer is bounded: what does not fit is dropped and counted, and the next line that
 //! fits says how many are missing before it.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::fmt::{self, Write as _};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
+use crescendo_core::secret::redact;
 use crescendo_proto::v1::LogLine;
 use tokio::sync::Notify;
 use tracing::field::{Field, Visit};
@@ -54,6 +56,9 @@ impl LogBuffer {
             return;
         }
         line.dropped_before += std::mem::take(&mut lines.dropped_since);
+        if let Cow::Owned(redacted) = redact(&line.message) {
+            line.message = redacted;
+        }
         truncate(&mut line.message, MAX_MESSAGE_BYTES);
         lines.queue.push_back(line);
         drop(lines);

@@ -15,21 +15,26 @@
 //! | [`args`] | command line arguments that all servers, and all nodes, have |
 //! | [`backoff`] | pure: how long to wait before try n |
 //! | [`call`] | unary calls that are repeated until they are accepted or refused |
+//! | [`catalogue`] | what is measured, said once: registered, documented and tested from one table |
 //! | [`forward`] | log lines of a job on their way to the controller |
+//! | [`gpu`] | what GPUs say of themselves, where there are any |
 //! | [`listen`] | listeners that stay on loopback unless told otherwise |
 //! | [`logging`] | what is written to stderr |
 //! | [`metrics`] | the `/metrics` endpoint |
-//! | [`objects`] | the object store behind a URL |
+//! | [`objects`] | the object store behind a URL: a folder or a bucket |
 //! | [`ports`] | the file that says where a process listens |
 //! | [`reports`] | pure: the newest report of each attempt, coalesced, never lost |
 //! | [`session`] | the node's one stream to the controller |
 //! | [`supervise`] | tasks that end with their process, and a process that ends with its critical tasks |
 //! | [`tls`] | who is at the other end, and connections that no one else reads or changes |
+//! | [`trace`] | traces over OTLP, if they are wanted |
 
 pub mod args;
 pub mod backoff;
 pub mod call;
+pub mod catalogue;
 pub mod forward;
+pub mod gpu;
 pub mod listen;
 pub mod logging;
 pub mod metrics;
@@ -38,4 +43,7 @@ pub mod ports;
 pub mod reports;
 pub mod session;
 pub mod supervise;
+#[cfg(feature = "testing")]
+pub mod testing;
 pub mod tls;
+pub mod trace;

@@ -68,6 +68,13 @@ impl ReportTable {
         }
     }
 
+    /// What is not sent yet is to be sent at once: there may be no later.
+    pub fn hurry(&mut self) {
+        for entry in self.entries.values_mut().filter(|entry| entry.due) {
+            entry.sent = None;
+        }
+    }
+
     /// The next report to send at `now`: changes of phase at once, progress not more often than
     /// [`PROGRESS_INTERVAL`].
     pub fn take_due(&mut self, now: Instant) -> Option<AttemptReport> {
@@ -141,6 +148,19 @@ mod tests {
         assert!(table.take_due(start + PROGRESS_INTERVAL * 2).is_none());
         table.put(report("a", 1, AttemptPhase::Failed, 4));
         assert_eq!(table.take_due(start + PROGRESS_INTERVAL).unwrap().step, 4);
+    }
+
+    #[test]
+    fn a_hurry_sends_what_is_left_and_no_more() {
+        let (mut table, start) = (ReportTable::default(), Instant::now());
+        table.put(report("a", 1, AttemptPhase::Running, 1));
+        table.put(report("b", 1, AttemptPhase::Running, 1));
+        assert!(table.take_due(start).is_some() && table.take_due(start).is_some());
+        table.put(report("a", 1, AttemptPhase::Running, 2));
+        assert!(table.take_due(start).is_none());
+        table.hurry();
+        assert_eq!(table.take_due(start).map(|report| report.step), Some(2));
+        assert!(table.take_due(start).is_none());
     }
 
     #[test]

@@ -8,7 +8,8 @@
 //!             └── lost: wait (100 ms to 5 s), next address ────┘
 //! ```
 //!
-//! The node goes on with its work whether or not there is a session.
+//! The node goes on with its work whether or not there is a session. At its stop it sends what is left and waits shortly
+//! for the controller's last word, so that nothing it has said is lost.
 
 use std::time::{Duration, Instant};
 
@@ -16,8 +17,8 @@ use crescendo_proto::v1::node_service_client::NodeServiceClient;
 use crescendo_proto::v1::open_session_request::Message as Up;
 use crescendo_proto::v1::open_session_response::Message as Down;
 use crescendo_proto::v1::{
-    AssignCuration, Heartbeat, Hello, LogBatch, OpenSessionRequest, OpenSessionResponse, ReleaseCuration,
-    StartAttempt, StopAttempt, UpdateCurators, Welcome,
+    AssignCuration, DrainAttempt, Heartbeat, Hello, LogBatch, NodeDrains, OpenSessionRequest,
+    OpenSessionResponse, ReleaseCuration, StartAttempt, StopAttempt, UpdateCurators, Welcome,
 };
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
@@ -34,6 +35,8 @@ use crate::reports::{PROGRESS_INTERVAL, ReportSink};
 const WELCOME_TIMEOUT: Duration = Duration::from_secs(10);
 /// Limit of handing one message to the transport; a controller that takes nothing for this long is as good as gone.
 const SEND_TIMEOUT: Duration = Duration::from_secs(15);
+/// Limit of the orderly end of a session.
+const PART_TIMEOUT: Duration = Duration::from_secs(2);
 /// Commands that wait for the node at most.
 const COMMANDS: usize = 64;
 /// Messages that wait for the transport at most.
@@ -48,6 +51,7 @@ const STABLE_AFTER: Duration = Duration::from_secs(10);
 pub enum Command {
     StartAttempt(Box<StartAttempt>),
     StopAttempt(StopAttempt),
+    DrainAttempt(DrainAttempt),
     UpdateCurators(UpdateCurators),
     AssignCuration(AssignCuration),
     ReleaseCuration(ReleaseCuration),
@@ -60,6 +64,8 @@ pub struct NodeSession<H> {
     logs: LogBuffer,
     commands: mpsc::Sender<Command>,
     hello: H,
+    /// Cancelled when the node is about to leave.
+    draining: CancellationToken,
 }
 
 impl<H> NodeSession<H>
@@ -74,7 +80,14 @@ where
         hello: H,
     ) -> (Self, mpsc::Receiver<Command>) {
         let (commands, receiver) = mpsc::channel(COMMANDS);
-        (Self { controllers, reports, logs, commands, hello }, receiver)
+        let draining = CancellationToken::new();
+        (Self { controllers, reports, logs, commands, hello, draining }, receiver)
+    }
+
+    /// The controller is told once this is cancelled: the node is about to leave.
+    #[must_use]
+    pub fn draining(self, draining: CancellationToken) -> Self {
+        Self { draining, ..self }
     }
 
     /// Keeps a session open until `stop`. Ends early only when the receiver of the commands is dropped.
@@ -82,10 +95,10 @@ where
         let mut failures = 0u32;
         while !stop.is_cancelled() && !self.commands.is_closed() {
             let began = Instant::now();
-            let status = tokio::select! {
-                () = stop.cancelled() => break,
-                status = self.serve_once() => status,
-            };
+            let status = self.serve_once(&stop).await;
+            if stop.is_cancelled() {
+                break;
+            }
             failures = if began.elapsed() >= STABLE_AFTER { 1 } else { failures.saturating_add(1) };
             let wait = Backoff::default().delay(failures, random());
             if failures <= 3 || failures.is_power_of_two() {
@@ -101,9 +114,13 @@ where
     }
 
     /// One session, from Hello to its end; says why it ended.
-    async fn serve_once(&self) -> Status {
-        match self.open().await {
-            Ok((welcome, up, down)) => self.exchange(&welcome, up, down).await,
+    async fn serve_once(&self, stop: &CancellationToken) -> Status {
+        let opened = tokio::select! {
+            () = stop.cancelled() => return Status::cancelled("the node stops"),
+            opened = self.open() => opened,
+        };
+        match opened {
+            Ok((welcome, up, down)) => self.exchange(&welcome, up, down, stop).await,
             Err(status) => status,
         }
     }
@@ -112,7 +129,8 @@ where
         &self,
     ) -> Result<(Welcome, mpsc::Sender<OpenSessionRequest>, Streaming<OpenSessionResponse>), Status> {
         let (up, outgoing) = mpsc::channel(OUTGOING);
-        send(&up, Up::Hello((self.hello)())).await?;
+        let hello = (self.hello)();
+        send(&up, Up::Hello(Hello { draining: self.draining.is_cancelled(), ..hello })).await?;
         let mut client = NodeServiceClient::new(self.controllers.channel());
         let opening = async {
             let mut down = client.open_session(ReceiverStream::new(outgoing)).await?.into_inner();
@@ -137,6 +155,7 @@ where
         welcome: &Welcome,
         up: mpsc::Sender<OpenSessionRequest>,
         mut down: Streaming<OpenSessionResponse>,
+        stop: &CancellationToken,
     ) -> Status {
         self.reports.table().session_opened();
         let every = Duration::from_millis(u64::from(welcome.heartbeat_millis).clamp(100, 60_000));
@@ -147,8 +166,17 @@ where
         let mut sequence = 0;
         // A command that waits for room: nothing more is read until it is taken.
         let mut waiting: Option<Command> = None;
+        let mut told_draining = false;
         loop {
             let sent = tokio::select! {
+                () = stop.cancelled() => {
+                    let _ = tokio::time::timeout(PART_TIMEOUT, self.part(up, down)).await;
+                    return Status::cancelled("the node stops");
+                }
+                () = self.draining.cancelled(), if !told_draining => {
+                    told_draining = true;
+                    send(&up, Up::NodeDrains(NodeDrains {})).await
+                }
                 message = down.message(), if waiting.is_none() => match message {
                     Ok(Some(response)) => {
                         waiting = command(response);
@@ -180,6 +208,17 @@ where
         }
     }
 
+    /// The orderly end: sends what is left, says that nothing more comes, and waits until the controller has taken it all,
+    /// which it shows by ending its side.
+    async fn part(&self, up: mpsc::Sender<OpenSessionRequest>, mut down: Streaming<OpenSessionResponse>) {
+        self.reports.table().hurry();
+        if self.flush(&up).await.is_err() {
+            return;
+        }
+        drop(up);
+        while let Ok(Some(_)) = down.message().await {}
+    }
+
     /// Sends what is due: reports first, then at most one batch of log lines, so that heartbeats keep their pace.
     async fn flush(&self, up: &mpsc::Sender<OpenSessionRequest>) -> Result<(), Status> {
         loop {
@@ -207,6 +246,7 @@ fn command(response: OpenSessionResponse) -> Option<Command> {
     match response.message {
         Some(Down::StartAttempt(start)) => Some(Command::StartAttempt(Box::new(start))),
         Some(Down::StopAttempt(stop)) => Some(Command::StopAttempt(stop)),
+        Some(Down::DrainAttempt(drain)) => Some(Command::DrainAttempt(drain)),
         Some(Down::UpdateCurators(update)) => Some(Command::UpdateCurators(update)),
         Some(Down::AssignCuration(assign)) => Some(Command::AssignCuration(assign)),
         Some(Down::ReleaseCuration(release)) => Some(Command::ReleaseCuration(release)),

@@ -1,4 +1,5 @@
-//! Tasks that end with their process, and a process that ends with its critical tasks.
+//! Tasks that end with their process, and a process that ends with its critical tasks. One that has something to hand
+//! over does so before it stops: see [`Drain`].
 
 use std::fmt::Display;
 use std::future::Future;
@@ -28,11 +29,44 @@ pub struct Tasks {
     ended: mpsc::Sender<Ended>,
 }
 
+/// The orderly way out of a process that others rely on: asked for by the first SIGTERM, over when it says so or its time
+/// is. Clones are the same.
+#[derive(Clone, Debug)]
+pub struct Drain {
+    /// Cancelled when the process is to hand over.
+    asked: CancellationToken,
+    /// Cancelled when it has.
+    done: CancellationToken,
+    within: Duration,
+}
+
+impl Drain {
+    pub fn new(within: Duration) -> Self {
+        Self { asked: CancellationToken::new(), done: CancellationToken::new(), within }
+    }
+
+    /// Cancelled when the process is to hand over what it works on.
+    pub fn asked(&self) -> CancellationToken {
+        self.asked.clone()
+    }
+
+    /// All is handed over: the process may stop.
+    pub fn finish(&self) {
+        self.done.cancel();
+    }
+
+    /// The most that the hand-over may take.
+    pub fn within(&self) -> Duration {
+        self.within
+    }
+}
+
 /// Waits for the end of the process. Made together with [`Tasks`], kept by `main`.
 #[derive(Debug)]
 pub struct Supervisor {
     tasks: Tasks,
     ended: mpsc::Receiver<Ended>,
+    drain: Option<Drain>,
 }
 
 impl Tasks {
@@ -40,7 +74,7 @@ impl Tasks {
         // One place: only the first end decides how the process ends.
         let (sender, ended) = mpsc::channel(1);
         let tasks = Self { tracker: TaskTracker::new(), stop: CancellationToken::new(), ended: sender };
-        (tasks.clone(), Supervisor { tasks, ended })
+        (tasks.clone(), Supervisor { tasks, ended, drain: None })
     }
 
     /// Cancelled when the process is to stop.
@@ -80,13 +114,34 @@ impl Tasks {
 }
 
 impl Supervisor {
+    /// A first SIGTERM asks for this hand-over before it stops the process.
+    #[must_use]
+    pub fn draining(self, drain: Drain) -> Self {
+        Self { drain: Some(drain), ..self }
+    }
+
     /// Waits for SIGTERM, SIGINT, the stop token or the end of a critical task, then stops all tasks and gives them
     /// `grace` to end.
     pub async fn run(mut self, grace: Duration) -> Result<(), Ended> {
         let mut terminate = signal(SignalKind::terminate()).map_err(Ended::Signals)?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(Ended::Signals)?;
         tokio::select! {
-            _ = terminate.recv() => tracing::info!("stopping on SIGTERM"),
+            _ = terminate.recv() => match self.drain.take().filter(|drain| !drain.within.is_zero()) {
+                None => tracing::info!("stopping on SIGTERM"),
+                Some(drain) => {
+                    tracing::info!(within = ?drain.within, "handing over on SIGTERM");
+                    drain.asked.cancel();
+                    tokio::select! {
+                        () = drain.done.cancelled() => tracing::info!("all is handed over, stopping"),
+                        () = tokio::time::sleep(drain.within) => {
+                            tracing::warn!(within = ?drain.within, "not all is handed over in time, stopping");
+                        }
+                        _ = terminate.recv() => tracing::warn!("stopping at once on a second SIGTERM"),
+                        _ = interrupt.recv() => tracing::warn!("stopping at once on SIGINT"),
+                        () = self.tasks.stop.cancelled() => {}
+                    }
+                }
+            },
             _ = interrupt.recv() => tracing::info!("stopping on SIGINT"),
             () = self.tasks.stop.cancelled() => {}
         }

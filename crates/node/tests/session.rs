@@ -45,6 +45,10 @@ impl NodeService for Leader {
         Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
     }
 
+    async fn drain_node(&self, _: Request<DrainNodeRequest>) -> Result<Response<DrainNodeResponse>, Status> {
+        Err(Status::unimplemented("not needed"))
+    }
+
     async fn list_nodes(&self, _: Request<ListNodesRequest>) -> Result<Response<ListNodesResponse>, Status> {
         Err(Status::unimplemented("not needed"))
     }
@@ -62,6 +66,10 @@ impl NodeService for Standby {
         _: Request<Streaming<OpenSessionRequest>>,
     ) -> Result<Response<Answers>, Status> {
         Err(Status::unavailable("not the leader"))
+    }
+
+    async fn drain_node(&self, _: Request<DrainNodeRequest>) -> Result<Response<DrainNodeResponse>, Status> {
+        Err(Status::unimplemented("not needed"))
     }
 
     async fn list_nodes(&self, _: Request<ListNodesRequest>) -> Result<Response<ListNodesResponse>, Status> {
@@ -131,6 +139,41 @@ async fn a_session_survives_its_controllers() {
     assert!(matches!(next(&mut said).await, Up::Hello(_)));
     assert!(matches!(news(&mut said).await, Up::AttemptReport(report) if report == failed));
     tasks.stop_token().cancel();
+}
+
+#[tokio::test]
+async fn a_node_that_leaves_says_so_and_loses_no_last_word() {
+    let (tasks, _supervisor) = Tasks::new();
+    let (sessions, mut opened) = mpsc::channel(4);
+    let leader = serve(&tasks, Leader { sessions }).await;
+    let controllers = Controllers::new(&[leader]).unwrap();
+    let reports = ReportSink::default();
+    let (session, _commands) =
+        NodeSession::new(controllers, reports.clone(), LogBuffer::new("n", 16), Hello::default);
+    let (leaving, stop) = (CancellationToken::new(), CancellationToken::new());
+    let running = session.draining(leaving.clone()).run(stop.clone());
+    let mut node = tokio::task::JoinSet::new();
+    node.spawn(running);
+    let (answers, mut said) = tokio::time::timeout(LIMIT, opened.recv()).await.unwrap().unwrap();
+    assert!(matches!(next(&mut said).await, Up::Hello(hello) if !hello.draining));
+    leaving.cancel();
+    assert!(matches!(news(&mut said).await, Up::NodeDrains(_)));
+    let report = |phase: AttemptPhase, step: u64| AttemptReport {
+        attempt: Some(AttemptRef { job_id: "j".into(), stage: "s".into(), generation: 1 }),
+        phase: phase.into(),
+        step,
+        ..Default::default()
+    };
+    reports.put(report(AttemptPhase::Running, 1));
+    assert!(matches!(news(&mut said).await, Up::AttemptReport(report) if report.step == 1));
+    // Too soon for a mere change of progress, were it not the last.
+    reports.put(report(AttemptPhase::Running, 2));
+    stop.cancel();
+    assert!(matches!(news(&mut said).await, Up::AttemptReport(report) if report.step == 2));
+    assert!(said.message().await.unwrap().is_none(), "the node has more to say");
+    // It waits for the controller's end, which shows that all has come.
+    drop((answers, said));
+    tokio::time::timeout(LIMIT, node.join_next()).await.unwrap().unwrap().unwrap().unwrap();
 }
 
 #[tokio::test]

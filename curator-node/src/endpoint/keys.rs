@@ -19,31 +19,7 @@ const PREFIX: &str = "CRESCENDO_ENDPOINT_";
 /// Longest key, bytes.
 const MAX_KEY_BYTES: u64 = 8192;
 
-/// A key; shown nowhere.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(String);
-
-impl Secret {
-    pub fn new(text: impl Into<String>) -> Secret {
-        Secret(text.into())
-    }
-
-    /// For the request's header alone.
-    pub(super) fn expose(&self) -> &str {
-        &self.0
-    }
-
-    /// `text` without the key in it: servers like to repeat what they were sent.
-    pub fn removed_from(&self, text: &str) -> String {
-        if self.0.is_empty() { text.to_owned() } else { text.replace(&self.0, "[key]") }
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("[key]")
-    }
-}
+pub use crescendo_core::secret::Secret;
 
 /// Why there is no key.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -155,6 +131,6 @@ mod tests {
         assert!(error("gone", "https://gone").contains("cannot be read"));
         let shown = format!("{keys:?} {:?}", keys.find("vlm", "https://host/v1"));
         assert!(!shown.contains("sk-1") && !shown.contains("HOME"), "{shown}");
-        assert_eq!(Secret::new("sk-1").removed_from("bad key sk-1!"), "bad key [key]!");
+        assert_eq!(Secret::new("sk-1").removed_from("bad key sk-1!"), "bad key [redacted]!");
     }
 }

@@ -85,7 +85,7 @@ async fn failures_that_stay_are_told() {
 
     let error = ask(&chat, "no admittance").await.expect_err("a bad key");
     let told = error.to_string();
-    assert!(told.contains("401") && told.contains("[key]") && !told.contains("sk-secret"), "{told}");
+    assert!(told.contains("401") && told.contains("[redacted]") && !told.contains("sk-secret"), "{told}");
     assert!(!told.contains('\u{202e}') && !format!("{chat:?}{error:?}").contains("sk-secret"));
 
     let error = ask(&chat, "will not").await.expect_err("a refusal");

@@ -121,6 +121,10 @@ impl NodeService for FakeController {
         Ok(Response::new(ReceiverStream::new(responses)))
     }
 
+    async fn drain_node(&self, _: Request<DrainNodeRequest>) -> Result<Response<DrainNodeResponse>, Status> {
+        Err(Status::unimplemented("not needed"))
+    }
+
     async fn list_nodes(&self, _: Request<ListNodesRequest>) -> Result<Response<ListNodesResponse>, Status> {
         Err(Status::unimplemented("not needed"))
     }
@@ -268,6 +272,7 @@ pub fn assignment(resolved_spec_json: Vec<u8>, objects: &Path) -> AssignCuration
         resolved_spec_json,
         object_store_url: format!("file://{}", objects.display()),
         source_checkpoint: None,
+        trace_parent: String::new(),
     }
 }
 

@@ -24,6 +24,61 @@
 {{- fail "etcd.external.endpoints: are empty while etcd.bundled.enabled is false: give the URLs of your etcd, or set etcd.bundled.enabled to true" -}}
 {{- end -}}
 {{- end -}}
+{{- $https := 0 -}}
+{{- range $v.etcd.external.endpoints }}{{- if hasPrefix "https://" . }}{{- $https = add1 $https }}{{- end }}{{- end -}}
+{{- if and $external (gt (int $https) 0) (lt (int $https) (len $v.etcd.external.endpoints)) -}}
+{{- fail "etcd.external.endpoints: are partly http and partly https: use one of them for all" -}}
+{{- end -}}
+{{- if and (gt (int $https) 0) (not $v.etcd.external.tls.existingSecret) -}}
+{{- fail "etcd.external.tls.existingSecret: is empty with https endpoints: name a secret with ca.crt, tls.crt and tls.key" -}}
+{{- end -}}
+{{- if and $v.etcd.external.tls.existingSecret (eq (int $https) 0) -}}
+{{- fail "etcd.external.tls.existingSecret: is given without https endpoints: leave it out, or begin etcd.external.endpoints with https://" -}}
+{{- end -}}
+{{- $secrets := $v.tls.existingSecrets -}}
+{{- $wanted := list "controller" "curator" "trainer" -}}
+{{- if $v.etcd.bundled.enabled }}{{- $wanted = concat $wanted (list "etcd" "etcdClient") }}{{- end -}}
+{{- if $v.test.enabled }}{{- $wanted = append $wanted "test" }}{{- end -}}
+{{- range $wanted -}}
+{{- if and (eq $v.tls.source "existingSecrets") (not (index $secrets .)) -}}
+{{- fail (printf "tls.existingSecrets.%s: is empty with tls.source existingSecrets: name a secret with tls.crt, tls.key and ca.crt" .) -}}
+{{- end -}}
+{{- end -}}
+{{- range $of, $secret := $secrets -}}
+{{- if and $secret (eq $v.tls.source "certManager") -}}
+{{- fail (printf "tls.existingSecrets.%s: is given with tls.source certManager, which makes the secrets itself: leave it out, or set tls.source to existingSecrets" $of) -}}
+{{- end -}}
+{{- end -}}
+{{- if ge (int $v.tls.certManager.renewBeforeHours) (int $v.tls.certManager.durationHours) -}}
+{{- fail (printf "tls.certManager.renewBeforeHours: is %d: it must be less than tls.certManager.durationHours, which is %d" (int $v.tls.certManager.renewBeforeHours) (int $v.tls.certManager.durationHours)) -}}
+{{- end -}}
+{{- if and $v.auth.oidc.issuer (not $v.auth.oidc.audience) -}}
+{{- fail "auth.oidc.audience: is empty with auth.oidc.issuer: name the audience, or tokens that were made for other services would be let in" -}}
+{{- end -}}
+{{- if and $v.auth.oidc.audience (not $v.auth.oidc.issuer) -}}
+{{- fail "auth.oidc.issuer: is empty with auth.oidc.audience: give the issuer's URL, or leave the audience out" -}}
+{{- end -}}
+{{- $s3 := $v.objectStore.s3 -}}
+{{- if and (eq $v.objectStore.kind "s3") (not $s3.bucket) -}}
+{{- fail "objectStore.s3.bucket: is empty with objectStore.kind s3: name the bucket, or set objectStore.kind to volume" -}}
+{{- end -}}
+{{- if and (eq $v.objectStore.kind "volume") $s3.bucket -}}
+{{- fail "objectStore.s3.bucket: is given with objectStore.kind volume: set objectStore.kind to s3, or leave it out" -}}
+{{- end -}}
+{{- if and (eq $v.objectStore.kind "s3") $v.objectStore.existingClaim -}}
+{{- fail "objectStore.existingClaim: is given with objectStore.kind s3: leave it out, or set objectStore.kind to volume" -}}
+{{- end -}}
+{{- if and $s3.existingSecret $s3.serviceAccountAnnotations -}}
+{{- fail "objectStore.s3.serviceAccountAnnotations: are given beside objectStore.s3.existingSecret, whose keys would be used: leave one of them out" -}}
+{{- end -}}
+{{- range $tenant, $limits := merge (dict "default" $v.tenants.default) $v.tenants.listed -}}
+{{- if and (hasKey $limits "burst") (not (hasKey $limits "callsPerSecond")) -}}
+{{- fail (printf "tenants: burst of %s says nothing without callsPerSecond: give both" $tenant) -}}
+{{- end -}}
+{{- end -}}
+{{- if lt (int $v.curator.terminationGracePeriodSeconds) (add 15 (int $v.curator.drainSeconds) | int) -}}
+{{- fail (printf "curator.terminationGracePeriodSeconds: is %d: it must be at least %d, 15 more than curator.drainSeconds" (int $v.curator.terminationGracePeriodSeconds) (add 15 (int $v.curator.drainSeconds))) -}}
+{{- end -}}
 {{- if le (int $v.controller.ranksLostAfterSeconds) (int $v.controller.silentAfterSeconds) -}}
 {{- fail (printf "controller.ranksLostAfterSeconds: is %d: it must be more than controller.silentAfterSeconds, which is %d" (int $v.controller.ranksLostAfterSeconds) (int $v.controller.silentAfterSeconds)) -}}
 {{- end -}}
@@ -50,6 +105,9 @@
 {{- end -}}
 {{- if and (gt (int $pool.gpus) 0) (gt (int $pool.slots) (int $pool.gpus)) -}}
 {{- fail (printf "%s.gpus: is %d, fewer than its %d slots need: set gpus to at least %d, or slots to at most %d" $at (int $pool.gpus) (int $pool.slots) (int $pool.slots) (int $pool.gpus)) -}}
+{{- end -}}
+{{- if lt (int $pool.terminationGracePeriodSeconds) (add 15 (int $pool.drainSeconds) | int) -}}
+{{- fail (printf "%s.terminationGracePeriodSeconds: is %d: it must be at least %d, 15 more than drainSeconds" $at (int $pool.terminationGracePeriodSeconds) (add 15 (int $pool.drainSeconds))) -}}
 {{- end -}}
 {{- if and $pool.rdmaResource (eq (int $pool.rdmaDevices) 0) -}}
 {{- fail (printf "%s.rdmaDevices: is 0 with rdmaResource %s: set it to at least 1, or leave rdmaResource empty" $at $pool.rdmaResource) -}}

@@ -126,15 +126,23 @@ securityContext:
   value: {{ printf "%s:%d" $root.Values.listenAddress (index . 1 | int) | quote }}
 - name: CRESCENDO_METRICS_LISTEN
   value: {{ printf "%s:%d" $root.Values.listenAddress (index . 2 | int) | quote }}
-- name: CRESCENDO_ALLOW_NON_LOOPBACK
-  value: "true"
+- name: CRESCENDO_MAX_CONNECTIONS
+  value: {{ $root.Values.maxConnections | int | quote }}
+{{ include "crescendo.tlsEnv" $root }}
+{{- if $root.Values.otlp.endpoint }}
+- name: CRESCENDO_OTLP_ENDPOINT
+  value: {{ $root.Values.otlp.endpoint | quote }}
+- name: CRESCENDO_TRACE_SAMPLE
+  value: {{ $root.Values.otlp.sample | quote }}
+{{- end }}
 - name: CRESCENDO_LOG_FORMAT
   value: {{ $root.Values.log.format }}
 - name: CRESCENDO_LOG
   value: {{ $root.Values.log.filter | quote }}
 {{- end -}}
 
-{{/* Environment of every node; its name is its pod's, which a StatefulSet keeps. Call with (list $ labels). */}}
+{{/* Environment of every node; its name is its pod's, which a StatefulSet keeps. Others reach it by a name that its
+     certificate has. Call with (list $ "component" labels drainSeconds). */}}
 {{- define "crescendo.nodeEnv" -}}
 {{- $root := index . 0 -}}
 - name: CRESCENDO_NODE_ID
@@ -142,17 +150,18 @@ securityContext:
     fieldRef:
       fieldPath: metadata.name
 - name: CRESCENDO_ADVERTISE_HOST
-  valueFrom:
-    fieldRef:
-      fieldPath: status.podIP
+  value: $(CRESCENDO_NODE_ID).{{ include "crescendo.name" $root }}-{{ index . 1 }}.{{ $root.Release.Namespace }}.svc
+- name: CRESCENDO_DRAIN_SECONDS
+  value: {{ index . 3 | int | quote }}
 - name: CRESCENDO_CONTROLLER
   value: {{ include "crescendo.controllers" $root | quote }}
 - name: CRESCENDO_LIBRARY_ROOT
   value: {{ $root.Values.library.mountPath }}
-{{- with index . 1 }}
+{{- with index . 2 }}
 - name: CRESCENDO_LABELS
   value: {{ include "crescendo.joinLabels" . | quote }}
 {{- end }}
+{{- with include "crescendo.bucketEnv" $root | trim }}{{ . | nindent 0 }}{{ end }}
 {{- end -}}
 
 {{- define "crescendo.joinLabels" -}}
@@ -181,7 +190,7 @@ embedded:/var/lib/crescendo/store
 {{- $name := include "crescendo.name" . -}}
 {{- $urls := list -}}
 {{- range $i := until (int .Values.etcd.bundled.replicas) -}}
-{{- $urls = append $urls (printf "http://%s-etcd-%d.%s-etcd.%s.svc:2379" $name $i $name $.Release.Namespace) -}}
+{{- $urls = append $urls (printf "https://%s-etcd-%d.%s-etcd.%s.svc:2379" $name $i $name $.Release.Namespace) -}}
 {{- end -}}
 etcd:{{ join "," $urls }}
 {{- else -}}
@@ -195,9 +204,18 @@ etcd:{{ join "," .Values.etcd.external.endpoints }}
 
 {{/* The volumes that curators and trainers share. */}}
 {{- define "crescendo.dataVolumes" -}}
+{{- if eq .Values.objectStore.kind "volume" }}
 - name: objects
   persistentVolumeClaim:
     claimName: {{ include "crescendo.objectClaim" . }}
+{{- else }}
+{{- with .Values.objectStore.s3.existingSecret }}
+{{ include "crescendo.secretVolume" (list "object-store" .) }}
+{{- end }}
+{{- with .Values.objectStore.s3.caSecret }}
+{{ include "crescendo.secretVolume" (list "object-store-ca" .) }}
+{{- end }}
+{{- end }}
 - name: library
   {{- if .Values.library.existingClaim }}
   persistentVolumeClaim:
@@ -210,8 +228,21 @@ etcd:{{ join "," .Values.etcd.external.endpoints }}
 {{- end -}}
 
 {{- define "crescendo.dataMounts" -}}
+{{- if eq .Values.objectStore.kind "volume" }}
 - name: objects
   mountPath: {{ .Values.objectStore.mountPath }}
+{{- else }}
+{{- if .Values.objectStore.s3.existingSecret }}
+- name: object-store
+  mountPath: /etc/crescendo/object-store
+  readOnly: true
+{{- end }}
+{{- if .Values.objectStore.s3.caSecret }}
+- name: object-store-ca
+  mountPath: /etc/crescendo/object-store-ca
+  readOnly: true
+{{- end }}
+{{- end }}
 - name: library
   mountPath: {{ .Values.library.mountPath }}
   readOnly: true
@@ -220,21 +251,25 @@ etcd:{{ join "," .Values.etcd.external.endpoints }}
   {{- end }}
 {{- end -}}
 
-{{/* Probes on the gRPC health service, which answers for the process as a whole: a controller that stands by is healthy. */}}
+{{/* Probes. The kubelet's gRPC probe cannot speak TLS, so they go to the HTTP server of the metrics, which answers for the
+     process as a whole: a controller that stands by is healthy. */}}
 {{- define "crescendo.probes" -}}
 startupProbe:
-  grpc:
-    port: {{ . }}
+  httpGet:
+    path: /healthz
+    port: metrics
   periodSeconds: 2
   failureThreshold: 60
 readinessProbe:
-  grpc:
-    port: {{ . }}
+  httpGet:
+    path: /healthz
+    port: metrics
   periodSeconds: 5
   timeoutSeconds: 2
 livenessProbe:
-  grpc:
-    port: {{ . }}
+  httpGet:
+    path: /healthz
+    port: metrics
   periodSeconds: 10
   timeoutSeconds: 5
   failureThreshold: 6

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
@@ -13,16 +13,17 @@ use crescendo_node::call::Controllers;
 use crescendo_node::forward::{DEFAULT_CAPACITY, LogBuffer};
 use crescendo_node::reports::ReportSink;
 use crescendo_node::session::{Command, NodeSession};
-use crescendo_node::supervise::Tasks;
+use crescendo_node::supervise::{Drain, Tasks};
 use crescendo_node::tls::{ClientCertificates, ConnectionMetrics, Incoming, NodesOnly, Security, TlsMetrics};
-use crescendo_node::{listen, logging, metrics as metrics_server, ports};
+use crescendo_node::{gpu, listen, logging, metrics as metrics_server, ports};
 use crescendo_proto::v1::agent_service_server::AgentServiceServer;
 use crescendo_proto::v1::checkpoint_service_client::CheckpointServiceClient;
 use crescendo_proto::v1::open_rank_session_request::Message as Up;
 use crescendo_proto::v1::open_rank_session_response::Message as Down;
 use crescendo_proto::v1::{
     AttemptRef, Checkpoint, CommitCheckpointRequest, Hello, MarkCheckpointDamagedRequest, NodeKind,
-    OpenRankSessionResponse, RankAssignment, RankCheckpoint, RankCheckpointOutcome, RankDamage, RankStop,
+    OpenRankSessionResponse, RankAssignment, RankCheckpoint, RankCheckpointOutcome, RankDamage, RankDrain,
+    RankStop,
 };
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -31,7 +32,7 @@ use tonic::{Code, Status};
 use tracing::Instrument as _;
 
 use super::lines;
-use super::metrics::Metrics;
+use super::metrics::{Counted, Metrics};
 use super::process::{self, RankCommand};
 use super::rendezvous::Rendezvous;
 use super::service::{RankSender, Service};
@@ -47,6 +48,8 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 const RANKS_GRACE: Duration = Duration::from_secs(5);
 /// Limit of reading what a dead rank has written.
 const DRAIN_GRACE: Duration = Duration::from_secs(1);
+/// Why ranks are drained when this process is asked to stop.
+const LEAVING: &str = "the node drains";
 /// Limit of the whole process's end.
 const GRACE: Duration = Duration::from_secs(9);
 
@@ -60,12 +63,18 @@ pub struct AgentArgs {
     /// Ranks that fit here; with GPUs at most one for each, and all of them if absent
     #[arg(long, env = "CRESCENDO_SLOTS", value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub slots: Option<u32>,
+    /// Host name or address at which ranks of other nodes reach those here; --advertise-host if absent
+    #[arg(long, env = "CRESCENDO_RANK_HOST")]
+    pub rank_host: Option<String>,
     /// What ranks train on
     #[arg(long, env = "CRESCENDO_DEVICE", value_enum, default_value_t)]
     pub device: DeviceChoice,
     /// Threads for the arithmetic of one CPU rank
     #[arg(long, env = "CRESCENDO_THREADS_PER_RANK", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub threads_per_rank: u32,
+    /// Peak of one device in dense bfloat16, 10^12 operations a second; known for the H100, H200 and A100 if absent
+    #[arg(long, env = "CRESCENDO_PEAK_TFLOPS", value_parser = parse_peak_tflops)]
+    pub peak_tflops: Option<f64>,
     /// Folder for files that are only needed while training; must have room for the weights and a checkpoint a rank
     #[arg(long, env = "CRESCENDO_SCRATCH")]
     pub scratch: PathBuf,
@@ -96,7 +105,7 @@ pub enum Event {
 /// tied to the thread that starts them.
 pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
     let logs = LogBuffer::new(&args.node.node_id, DEFAULT_CAPACITY);
-    logging::init(&args.server.log, Some(&logs))?;
+    let traces = logging::init("crescendo-trainer-node", &args.node.node_id, &args.server.log, Some(&logs))?;
     let (cuda, slots) = devices(&args)?;
     std::fs::create_dir_all(&args.scratch).with_context(|| format!("create {}", args.scratch.display()))?;
     let library_root = std::path::absolute(&args.node.library_root).context("resolve --library-root")?;
@@ -106,9 +115,14 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
     let (grpc, metrics_address) = (listener.local_addr()?, metrics_listener.local_addr()?);
     let address = listen::advertised(grpc, args.server.advertise_host.as_deref());
     let registry = prometheus::Registry::new();
-    let metrics = Metrics::new(&registry)?;
-
     let (tasks, supervisor) = Tasks::new();
+    traces.register(&registry)?;
+    tasks.spawn(traces.export(tasks.stop_token()));
+    let gpus = if cuda { gpu::watch_if_there(&registry, tasks.stop_token())? } else { Vec::new() };
+    let metrics = Metrics::register(&registry, peaks(args.peak_tflops, &gpus, slots))?;
+
+    let drain = Drain::new(args.node.drain_within());
+    let supervisor = supervisor.draining(drain.clone());
     let security = Security::start(&args.server.security, &TlsMetrics::register(&registry)?, &tasks).await?;
     let controllers = Controllers::new(&args.node.controller, &security.dialer())?;
     let incoming = security.incoming(
@@ -135,7 +149,7 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
     };
     let hello = move || Hello { running: running_now.borrow().clone(), ..identity.clone() };
     let (session, mut commands) = NodeSession::new(controllers.clone(), reports.clone(), logs.clone(), hello);
-    tasks.spawn_critical("session", session.run(tasks.stop_token()));
+    tasks.spawn_critical("session", session.draining(drain.asked()).run(tasks.stop_token()));
     let command_events = events.clone();
     tasks.spawn(async move {
         while let Some(command) = commands.recv().await {
@@ -160,10 +174,12 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
             agent: reachable(grpc.ip(), grpc.port()),
             cuda,
             threads: args.threads_per_rank,
-            bind_ip: rank_ip(grpc.ip(), args.server.advertise_host.as_deref()).await?,
+            bind_ip: rank_ip(grpc.ip(), args.rank_host.as_deref(), args.server.advertise_host.as_deref())
+                .await?,
             scratch,
             library_root,
             log_filter: args.server.log.log_filter.clone(),
+            trace: args.server.log.trace.clone(),
             security: args.server.security.clone(),
         },
         ranks: BTreeMap::new(),
@@ -175,6 +191,7 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
         logs,
         events,
         tasks: tasks.clone(),
+        drain,
     };
     tasks.spawn_critical("agent", agent.run(inbox, tasks.stop_token()));
     if let Some(path) = &args.server.port_file {
@@ -208,6 +225,19 @@ fn devices(args: &AgentArgs) -> anyhow::Result<(bool, u32)> {
     }
 }
 
+fn parse_peak_tflops(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(peak) if peak > 0.0 && f64::is_finite(peak) => Ok(peak),
+        _ => Err("must be a number above 0".into()),
+    }
+}
+
+/// Operations a second that each slot's device can do at most: as given, or by the names of the GPUs.
+fn peaks(given_tflops: Option<f64>, gpus: &[String], slots: u32) -> Vec<Option<f64>> {
+    let known = |slot: u32| gpus.get(slot as usize).and_then(|name| gpu::known_peak_flops_per_sec(name));
+    (0..slots).map(|slot| given_tflops.map(|peak| peak * 1e12).or_else(|| known(slot))).collect()
+}
+
 /// Ranks of this node reach the agent over loopback when it listens everywhere.
 fn reachable(ip: IpAddr, port: u16) -> String {
     let ip = if ip.is_unspecified() { IpAddr::from([127, 0, 0, 1]) } else { ip };
@@ -215,15 +245,20 @@ fn reachable(ip: IpAddr, port: u16) -> String {
 }
 
 /// Address at which ranks of other nodes reach those here.
-async fn rank_ip(listen: IpAddr, advertise_host: Option<&str>) -> anyhow::Result<IpAddr> {
-    match advertise_host {
-        _ if !listen.is_unspecified() => Ok(listen),
-        None => Ok(IpAddr::from([127, 0, 0, 1])),
-        Some(host) => {
-            let mut found = tokio::net::lookup_host((host, 0)).await.context("resolve --advertise-host")?;
-            found.next().map(|address| address.ip()).context("--advertise-host has no address")
-        }
-    }
+async fn rank_ip(
+    listen: IpAddr,
+    rank_host: Option<&str>,
+    advertise_host: Option<&str>,
+) -> anyhow::Result<IpAddr> {
+    let (flag, host) = match (rank_host, advertise_host) {
+        (Some(host), _) => ("--rank-host", host),
+        (None, _) if !listen.is_unspecified() => return Ok(listen),
+        (None, Some(host)) => ("--advertise-host", host),
+        (None, None) => return Ok(IpAddr::from([127, 0, 0, 1])),
+    };
+    let mut found =
+        tokio::net::lookup_host((host, 0)).await.with_context(|| format!("resolve {flag} {host}"))?;
+    found.next().map(|address| address.ip()).with_context(|| format!("{flag} {host} has no address"))
 }
 
 async fn serve(
@@ -257,6 +292,8 @@ struct RankHandle {
     signals: mpsc::Sender<KillSignal>,
     /// Its session, once it is open.
     down: Option<RankSender>,
+    /// What it had counted when it last said so.
+    counted: Counted,
 }
 
 struct Agent {
@@ -271,17 +308,23 @@ struct Agent {
     logs: LogBuffer,
     events: mpsc::Sender<Event>,
     tasks: Tasks,
+    drain: Drain,
 }
 
 impl Agent {
     async fn run(mut self, mut inbox: mpsc::Receiver<Event>, stop: CancellationToken) -> anyhow::Result<()> {
         let mut tick = tokio::time::interval(TICK);
         let mut stopping: Option<Instant> = None;
+        let (asked, mut leaving) = (self.drain.asked(), false);
         loop {
             let effects = tokio::select! {
                 () = stop.cancelled(), if stopping.is_none() => {
                     stopping = Some(Instant::now());
                     self.table.on_shutdown(Instant::now())
+                }
+                () = asked.cancelled(), if !leaving => {
+                    leaving = true;
+                    self.table.on_leaving(LEAVING)
                 }
                 _ = tick.tick() => {
                     self.metrics.log_lines_dropped.set(i64::try_from(self.logs.dropped_lines()).unwrap_or(i64::MAX));
@@ -302,6 +345,9 @@ impl Agent {
                 *now = running;
                 changed
             });
+            if leaving && self.table.is_idle() {
+                self.drain.finish();
+            }
             if let Some(since) = stopping
                 && (!self.table.any_alive() || since.elapsed() >= RANKS_GRACE)
             {
@@ -325,6 +371,7 @@ impl Agent {
                 self.table.on_start(*start, now)
             }
             Event::Command(Command::StopAttempt(stop)) => self.table.on_stop(&stop, now),
+            Event::Command(Command::DrainAttempt(drain)) => self.table.on_drain_attempt(drain),
             Event::Command(Command::UpdateCurators(update)) => self.table.on_update_curators(update),
             Event::Command(Command::AssignCuration(_) | Command::ReleaseCuration(_)) => {
                 tracing::warn!("a trainer was told to curate");
@@ -354,14 +401,16 @@ impl Agent {
                 Vec::new()
             }
             Event::RankExited { rank, success, status } => {
-                self.ranks.remove(&rank);
+                if let Some(handle) = self.ranks.remove(&rank) {
+                    self.metrics.rank_gone(handle.slot);
+                }
                 self.metrics.ranks_running.set(i64::try_from(self.ranks.len()).unwrap_or(i64::MAX));
                 rank_span(&rank).in_scope(|| tracing::info!(status, "rank has exited"));
                 self.table.on_exit(&rank, success, &status, now)
             }
             Event::CommitDecided { rank, outcome } => {
-                let label = if outcome.stale { "refused" } else { "registered" };
-                self.metrics.checkpoints.with_label_values(&[label]).inc();
+                let slot = self.ranks.get(&rank).map(|handle| handle.slot);
+                self.metrics.checkpoint_decided(slot, outcome.stale, SystemTime::now());
                 self.tell(&rank, Down::CheckpointOutcome(outcome));
                 Vec::new()
             }
@@ -373,8 +422,8 @@ impl Agent {
         match message {
             Up::Hello(_) => Vec::new(),
             Up::Progress(progress) => {
-                if let Some(handle) = self.ranks.get(rank) {
-                    self.metrics.progress(handle.slot, &progress);
+                if let Some(handle) = self.ranks.get_mut(rank) {
+                    self.metrics.progress(handle.slot, &progress, &mut handle.counted);
                 }
                 self.table.on_progress(rank, progress)
             }
@@ -386,6 +435,7 @@ impl Agent {
                 Vec::new()
             }
             Up::Damage(damage) => {
+                self.metrics.checkpoints_damaged.inc();
                 self.table.on_damage(rank);
                 self.mark(rank.clone(), damage);
                 Vec::new()
@@ -414,6 +464,16 @@ impl Agent {
                 if !self.tell(&rank, Down::Stop(RankStop { reason })) {
                     self.signal(&rank, KillSignal::Kill);
                 }
+            }
+            Effect::Drain { rank, reason } => {
+                tracing::info!(
+                    job = rank.job_id,
+                    stage = rank.stage,
+                    rank = rank.rank,
+                    reason,
+                    "rank is to save and part"
+                );
+                self.tell(&rank, Down::Drain(RankDrain { reason }));
             }
             Effect::UpdateCurators { rank, update } => {
                 self.tell(&rank, Down::UpdateCurators(update));
@@ -459,7 +519,8 @@ impl Agent {
         self.metrics.rank_starts.inc();
         let child = self.command.spawn(&rank);
         let events = self.events.clone();
-        self.ranks.insert(rank.clone(), RankHandle { slot, signals, down: None });
+        self.ranks
+            .insert(rank.clone(), RankHandle { slot, signals, down: None, counted: Counted::default() });
         self.metrics.ranks_running.set(i64::try_from(self.ranks.len()).unwrap_or(i64::MAX));
         let watching = async move {
             let (success, status) = match child {
@@ -554,4 +615,21 @@ fn rank_span(rank: &RankKey) -> tracing::Span {
         generation = rank.generation,
         rank = rank.rank
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peak_that_is_given_goes_before_one_that_is_known() {
+        let gpus = ["NVIDIA H100 80GB HBM3".to_owned(), "something new".to_owned()];
+        assert_eq!(peaks(None, &gpus, 2), [Some(989.4e12), None]);
+        assert_eq!(peaks(Some(100.0), &gpus, 2), [Some(1e14), Some(1e14)]);
+        assert_eq!(peaks(None, &[], 1), [None]);
+        for bad in ["", "0", "-1", "inf", "NaN", "x"] {
+            assert!(parse_peak_tflops(bad).is_err(), "{bad}");
+        }
+        assert_eq!(parse_peak_tflops("0.5"), Ok(0.5));
+    }
 }

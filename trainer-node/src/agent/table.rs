@@ -5,7 +5,7 @@
 //! | state | meaning | next |
 //! |---|---|---|
 //! | waiting | its slots, or the ranks of its older generation, are not free yet | running, failed (too long), gone |
-//! | running | its ranks live | ended |
+//! | running | its ranks live; they may have been told to save and part (it drains) or to stop | ended |
 //! | ended | every rank has exited; the outcome is kept for a controller that asks again | replaced by a newer generation |
 //!
 //! A slot belongs to a rank from its spawn until its process is seen to have exited, so no slot is given twice.
@@ -14,7 +14,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use crescendo_proto::v1::{
-    AttemptPhase, AttemptRef, AttemptReport, RankEnd, RankProgress, StartAttempt, StopAttempt, UpdateCurators,
+    AttemptPhase, AttemptRef, AttemptReport, DrainAttempt, RankEnd, RankProgress, StartAttempt, StopAttempt,
+    UpdateCurators,
 };
 
 /// From RankStop to SIGTERM.
@@ -73,6 +74,11 @@ pub enum Effect {
         rank: RankKey,
         reason: String,
     },
+    /// Tell a rank to save and part with its gang.
+    Drain {
+        rank: RankKey,
+        reason: String,
+    },
     UpdateCurators {
         rank: RankKey,
         update: UpdateCurators,
@@ -94,6 +100,8 @@ struct Failure {
 #[derive(Clone, Debug)]
 struct LocalRank {
     slot: u32,
+    /// It was told what to do.
+    assigned: bool,
     end: Option<RankEnd>,
     exited: bool,
     signals: u8,
@@ -108,6 +116,8 @@ struct Attempt {
     progress: RankProgress,
     /// Ranks were told to stop, since when and why.
     stopping: Option<(Instant, String)>,
+    /// Ranks are to save and part, and why.
+    draining: Option<String>,
     failure: Option<Failure>,
     /// Damaged checkpoints that the controller has not taken note of: the outcome waits for them.
     marks_pending: u32,
@@ -121,7 +131,10 @@ impl Attempt {
     }
 
     fn ended(&self) -> bool {
-        matches!(self.phase, AttemptPhase::Succeeded | AttemptPhase::Failed | AttemptPhase::Stopped)
+        matches!(
+            self.phase,
+            AttemptPhase::Succeeded | AttemptPhase::Failed | AttemptPhase::Stopped | AttemptPhase::Drained
+        )
     }
 }
 
@@ -139,6 +152,8 @@ pub struct AttemptTable {
     slots: u32,
     attempts: BTreeMap<StageKey, Attempt>,
     waiting: BTreeMap<StageKey, Waiting>,
+    /// The node is about to leave, and why: nothing is started any more.
+    leaving: Option<String>,
     changes: u64,
 }
 
@@ -148,7 +163,14 @@ fn key_of(attempt: &AttemptRef) -> StageKey {
 
 impl AttemptTable {
     pub fn new(node_id: String, slots: u32) -> Self {
-        Self { node_id, slots, attempts: BTreeMap::new(), waiting: BTreeMap::new(), changes: 0 }
+        Self {
+            node_id,
+            slots,
+            attempts: BTreeMap::new(),
+            waiting: BTreeMap::new(),
+            leaving: None,
+            changes: 0,
+        }
     }
 
     /// Attempts that run or wait here.
@@ -164,6 +186,11 @@ impl AttemptTable {
     /// Whether any rank process lives.
     pub fn any_alive(&self) -> bool {
         self.attempts.values().any(Attempt::lives)
+    }
+
+    /// Nothing runs or waits here, and every outcome is told.
+    pub fn is_idle(&self) -> bool {
+        self.waiting.is_empty() && self.attempts.values().all(|attempt| attempt.ended() && !attempt.lives())
     }
 
     pub fn on_start(&mut self, start: StartAttempt, now: Instant) -> Vec<Effect> {
@@ -196,6 +223,10 @@ impl AttemptTable {
             let generation = attempt.generation;
             let failure = Failure { rank: None, reason, permanent: false };
             self.keep_ended(key, start, generation, failure, &mut effects);
+            return effects;
+        }
+        if let Some(reason) = self.leaving.clone() {
+            effects.push(drained_before_start(attempt, reason));
             return effects;
         }
         self.waiting.insert(key, Waiting { start, attempt, until: now + SLOT_WAIT });
@@ -234,6 +265,36 @@ impl AttemptTable {
         effects
     }
 
+    /// The attempt is to end, with all that it has trained saved.
+    pub fn on_drain_attempt(&mut self, drain: DrainAttempt) -> Vec<Effect> {
+        let Some(attempt) = drain.attempt else { return Vec::new() };
+        let key = key_of(&attempt);
+        if self.waiting.get(&key).is_some_and(|waiting| waiting.attempt.generation == attempt.generation) {
+            self.waiting.remove(&key);
+            return vec![drained_before_start(attempt, drain.reason)];
+        }
+        let mut effects = Vec::new();
+        match self.attempts.get_mut(&key).filter(|known| known.generation == attempt.generation) {
+            Some(known) if known.ended() => effects.push(Effect::Report(Box::new(report(known)))),
+            Some(known) => drain_ranks(known, &drain.reason, &mut effects),
+            None => {}
+        }
+        effects
+    }
+
+    /// The node is about to leave: every attempt is to save and part, and none is started any more.
+    pub fn on_leaving(&mut self, reason: &str) -> Vec<Effect> {
+        self.leaving = Some(reason.to_owned());
+        let mut effects = Vec::new();
+        for (_, waiting) in std::mem::take(&mut self.waiting) {
+            effects.push(drained_before_start(waiting.attempt, reason.to_owned()));
+        }
+        for attempt in self.attempts.values_mut().filter(|attempt| attempt.lives()) {
+            drain_ranks(attempt, reason, &mut effects);
+        }
+        effects
+    }
+
     pub fn on_update_curators(&mut self, update: UpdateCurators) -> Vec<Effect> {
         let Some(attempt) = &update.attempt else { return Vec::new() };
         if let Some(waiting) = self.waiting.get_mut(&key_of(attempt))
@@ -257,10 +318,16 @@ impl AttemptTable {
     /// A rank has opened its session. `None`: no such rank is expected, so it must end.
     pub fn on_hello(&mut self, rank: &RankKey) -> Option<Effect> {
         let attempt = self.current(rank)?;
-        let local = attempt.ranks.get(&rank.rank).filter(|local| !local.exited)?;
+        let draining = attempt.draining.clone();
+        let local = attempt.ranks.get_mut(&rank.rank).filter(|local| !local.exited)?;
+        if let Some(reason) = draining {
+            // It has nothing to save: it may end before it has begun.
+            return (attempt.stopping.is_none()).then(|| Effect::Stop { rank: rank.clone(), reason });
+        }
         if attempt.stopping.is_some() {
             return None;
         }
+        local.assigned = true;
         Some(Effect::Assign { rank: rank.clone(), start: Box::new(attempt.start.clone()), slot: local.slot })
     }
 
@@ -285,7 +352,7 @@ impl AttemptTable {
         if let Some(local) = attempt.ranks.get_mut(&rank.rank) {
             local.end = Some(end.clone());
         }
-        if !end.ok && attempt.stopping.is_none() {
+        if !end.ok && !end.drained && attempt.stopping.is_none() {
             fail(
                 attempt,
                 Failure { rank: Some(rank.rank), reason: end.reason, permanent: end.permanent },
@@ -302,7 +369,8 @@ impl AttemptTable {
         let Some(attempt) = self.current(rank) else { return effects };
         let Some(local) = attempt.ranks.get_mut(&rank.rank) else { return effects };
         local.exited = true;
-        let done = success && local.end.as_ref().is_some_and(|end| end.ok);
+        let unassigned = !local.assigned && attempt.draining.is_some();
+        let done = unassigned || local.end.as_ref().is_some_and(|end| end.drained || (end.ok && success));
         if !done && attempt.stopping.is_none() {
             let reason = format!("rank {} ended: {status}", rank.rank);
             fail(attempt, Failure { rank: Some(rank.rank), reason, permanent: false }, now, &mut effects);
@@ -419,7 +487,9 @@ impl AttemptTable {
             let Some(waiting) = self.waiting.remove(&key) else { continue };
             let ranks: BTreeMap<u32, LocalRank> = ranks
                 .into_iter()
-                .map(|(rank, slot)| (rank, LocalRank { slot, end: None, exited: false, signals: 0 }))
+                .map(|(rank, slot)| {
+                    (rank, LocalRank { slot, assigned: false, end: None, exited: false, signals: 0 })
+                })
                 .collect();
             for (rank, local) in &ranks {
                 effects.push(Effect::Spawn { rank: rank_key(&waiting.attempt, *rank), slot: local.slot });
@@ -435,6 +505,7 @@ impl AttemptTable {
                 ranks,
                 phase: AttemptPhase::Starting,
                 stopping: None,
+                draining: None,
                 failure: None,
                 marks_pending: 0,
                 changed: self.changes,
@@ -453,7 +524,12 @@ impl AttemptTable {
         attempt.phase = match (&attempt.failure, &attempt.stopping) {
             (Some(_), _) => AttemptPhase::Failed,
             (None, Some(_)) => AttemptPhase::Stopped,
-            (None, None) => AttemptPhase::Succeeded,
+            (None, None)
+                if attempt.ranks.values().all(|rank| rank.end.as_ref().is_some_and(|end| end.ok)) =>
+            {
+                AttemptPhase::Succeeded
+            }
+            (None, None) => AttemptPhase::Drained,
         };
         self.changes += 1;
         attempt.changed = self.changes;
@@ -477,6 +553,7 @@ impl AttemptTable {
             phase: AttemptPhase::Failed,
             progress: RankProgress::default(),
             stopping: None,
+            draining: None,
             failure: Some(failure),
             marks_pending: 0,
             changed: self.changes,
@@ -499,6 +576,16 @@ impl AttemptTable {
     }
 }
 
+fn drained_before_start(attempt: AttemptRef, reason: String) -> Effect {
+    Effect::Report(Box::new(AttemptReport {
+        attempt: Some(attempt),
+        phase: AttemptPhase::Drained.into(),
+        failed_rank: -1,
+        reason,
+        ..AttemptReport::default()
+    }))
+}
+
 fn rank_key(attempt: &AttemptRef, rank: u32) -> RankKey {
     RankKey {
         job_id: attempt.job_id.clone(),
@@ -517,6 +604,18 @@ fn stop_ranks(attempt: &mut Attempt, reason: &str, now: Instant, effects: &mut V
     let Some(reference) = attempt.start.attempt.clone() else { return };
     for (rank, _) in attempt.ranks.iter().filter(|(_, local)| !local.exited) {
         effects.push(Effect::Stop { rank: rank_key(&reference, *rank), reason: reason.to_owned() });
+    }
+}
+
+/// Tells the live ranks to save and part, once. One that has not been assigned yet is told to stop when it asks.
+fn drain_ranks(attempt: &mut Attempt, reason: &str, effects: &mut Vec<Effect>) {
+    if attempt.draining.is_some() || attempt.stopping.is_some() {
+        return;
+    }
+    attempt.draining = Some(reason.to_owned());
+    let Some(reference) = attempt.start.attempt.clone() else { return };
+    for (rank, _) in attempt.ranks.iter().filter(|(_, local)| !local.exited && local.assigned) {
+        effects.push(Effect::Drain { rank: rank_key(&reference, *rank), reason: reason.to_owned() });
     }
 }
 
@@ -544,6 +643,7 @@ fn report(attempt: &Attempt) -> AttemptReport {
             failure.permanent,
         ),
         (AttemptPhase::Stopped, _, Some((_, reason))) => (reason.clone(), -1, false),
+        (AttemptPhase::Drained, _, _) => (drain_reason(attempt), -1, false),
         _ => (progress.waiting_for.clone(), -1, false),
     };
     AttemptReport {
@@ -560,6 +660,13 @@ fn report(attempt: &Attempt) -> AttemptReport {
         permanent,
         laps: progress.laps,
     }
+}
+
+/// Why the gang was drained: as told, or as its ranks heard of each other.
+fn drain_reason(attempt: &Attempt) -> String {
+    let told = attempt.draining.clone();
+    let heard = || attempt.ranks.values().find_map(|rank| Some(rank.end.as_ref()?.reason.clone()));
+    told.or_else(heard).unwrap_or_else(|| "a node of the gang drains".to_owned())
 }
 
 #[cfg(test)]

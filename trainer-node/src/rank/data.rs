@@ -1,6 +1,6 @@
 //! Pairs on their way from the curators to the training thread, in the order in which this rank trains on them.
 //!
-//! One stream at a time; when it breaks, the next curator goes on at the first pair that has not come. What is asked
+//! One stream at a time; when it breaks, or its curator serves the stage no more, the next curator goes on at the first pair that has not come. What is asked
 //! for and what has come but is not consumed are both bounded by the credits.
 
 use std::collections::VecDeque;
@@ -195,18 +195,24 @@ impl Client {
             }
             let address = &addresses[choice % addresses.len()];
             let delivered_before = self.first_missing();
-            let status = match self.serve(address, out).await {
+            let status = match self.serve(address, curators, out).await {
                 Ok(()) => continue,
                 Err(StreamEnd::Fatal(error)) => return Err(error),
+                Err(StreamEnd::Moved) => {
+                    tracing::info!(
+                        curator = address,
+                        "the curator is not to be asked any more, going to the next"
+                    );
+                    self.ask_again();
+                    continue;
+                }
                 Err(StreamEnd::Reordered) => {
                     self.follow_order();
                     continue;
                 }
                 Err(StreamEnd::Broken(status)) => status,
             };
-            while let Some((position, _)) = self.asked.pop_back() {
-                self.again.push_front(position);
-            }
+            self.ask_again();
             if status.code() == Code::DataLoss {
                 self.damaged += 1;
                 if self.damaged >= MAX_DAMAGED {
@@ -224,6 +230,13 @@ impl Client {
                 () = tokio::time::sleep(wait) => {}
                 changed = curators.changed() => if changed.is_err() { return Ok(()) },
             }
+        }
+    }
+
+    /// What a stream left behind is asked for on the next one.
+    fn ask_again(&mut self) {
+        while let Some((position, _)) = self.asked.pop_back() {
+            self.again.push_front(position);
         }
     }
 
@@ -258,6 +271,7 @@ impl Client {
     async fn serve(
         &mut self,
         address: &str,
+        curators: &mut watch::Receiver<Vec<String>>,
         out: &mpsc::Sender<Result<Delivery, RankError>>,
     ) -> Result<(), StreamEnd> {
         let credits = self.plan.credits();
@@ -306,6 +320,17 @@ impl Client {
                     Ok(()) => return Err(StreamEnd::Reordered),
                     Err(_) => return Err(StreamEnd::Fatal(RankError::Stopped("training has ended".into()))),
                 },
+                changed = curators.changed() => {
+                    let now = curators.borrow_and_update();
+                    // With none named, the one at hand is as good as any.
+                    if changed.is_ok() && !now.is_empty() && !now.iter().any(|named| named == address) {
+                        return Err(StreamEnd::Moved);
+                    }
+                    if changed.is_err() {
+                        return Err(StreamEnd::Fatal(RankError::Stopped("training has ended".into())));
+                    }
+                    continue;
+                }
                 answer = answers.message() => answer,
                 // With nothing asked for only a status can come, and curation may take any time; keep-alive notices a
                 // dead peer.
@@ -403,6 +428,8 @@ impl Client {
 enum StreamEnd {
     /// Another curator, or the same one later, may do better.
     Broken(Status),
+    /// The curators have changed, and this one is not among them any more.
+    Moved,
     /// The training thread wants another order.
     Reordered,
     Fatal(RankError),

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use crescendo_proto::v1::{Checkpoint, CheckpointFile};
 use futures::StreamExt as _;
@@ -10,6 +11,9 @@ use sha2::{Digest as _, Sha256};
 use tokio::io::AsyncWriteExt as _;
 
 use super::manifest::{Damage, is_plain_name, verify};
+
+/// Limit of the wait for the next piece of an object.
+const READ_DEADLINE: Duration = Duration::from_secs(180);
 
 #[derive(Debug, thiserror::Error)]
 pub enum FetchError {
@@ -24,6 +28,8 @@ pub enum FetchError {
         #[source]
         source: object_store::Error,
     },
+    #[error("{key}: no answer within {READ_DEADLINE:?}")]
+    Late { key: String },
     #[error("cannot write {}", path.display())]
     Local {
         path: PathBuf,
@@ -105,10 +111,12 @@ pub async fn copy(
     };
     let location = object_store::path::Path::parse(key)
         .map_err(|source| FetchError::Store { key: key.into(), source: source.into() })?;
-    let mut chunks = store.get(&location).await.map_err(remote)?.into_stream();
+    let late = |_| FetchError::Late { key: key.into() };
+    let getting = tokio::time::timeout(READ_DEADLINE, store.get(&location)).await.map_err(late)?;
+    let mut chunks = getting.map_err(remote)?.into_stream();
     let mut file = tokio::fs::File::create(target).await.map_err(local)?;
     let (mut hash, mut size_bytes) = (Sha256::new(), 0u64);
-    while let Some(chunk) = chunks.next().await {
+    while let Some(chunk) = tokio::time::timeout(READ_DEADLINE, chunks.next()).await.map_err(late)? {
         let chunk = chunk.map_err(remote)?;
         hash.update(&chunk);
         size_bytes += chunk.len() as u64;

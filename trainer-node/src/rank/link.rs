@@ -54,11 +54,12 @@ impl Uplink {
 
     pub async fn end(&self, outcome: &Result<(), RankError>) -> Result<(), RankError> {
         let end = match outcome {
-            Ok(()) => RankEnd { ok: true, reason: String::new(), permanent: false },
+            Ok(()) => RankEnd { ok: true, ..RankEnd::default() },
             Err(error) => RankEnd {
                 ok: false,
                 reason: error.to_string(),
                 permanent: matches!(error, RankError::Permanent(_)),
+                drained: matches!(error, RankError::Drained(_)),
             },
         };
         self.send(Up::End(end)).await
@@ -131,6 +132,8 @@ pub async fn open(
 pub struct Downlink {
     pub curators: watch::Sender<Vec<String>>,
     pub outcomes: mpsc::Sender<RankCheckpointOutcome>,
+    /// Cancelled when the gang is to save and part.
+    pub drain: CancellationToken,
 }
 
 impl Downlink {
@@ -146,6 +149,10 @@ impl Downlink {
                         if self.outcomes.send(outcome).await.is_err() {
                             tracing::warn!("a checkpoint's outcome came when no one waited for it");
                         }
+                    }
+                    Some(Down::Drain(drain)) => {
+                        tracing::info!(reason = drain.reason, "told to save and part");
+                        self.drain.cancel();
                     }
                     Some(Down::Stop(stop)) => return RankError::Stopped(stop.reason),
                     Some(Down::Assignment(_)) | None => {}

@@ -16,12 +16,14 @@ pub mod fetch;
 pub mod history;
 pub mod link;
 pub mod manifest;
+pub mod meter;
 pub mod plan;
 pub mod position_log;
 pub mod positions;
 pub mod restore;
 pub mod run;
 pub mod save;
+pub mod tfevents;
 pub mod train;
 
 /// Why a rank ends before its last step.
@@ -33,6 +35,9 @@ pub enum RankError {
     /// Trying again cannot help.
     #[error("{0}")]
     Permanent(String),
+    /// A node of the gang drains; what was trained is saved.
+    #[error("drained: {0}")]
+    Drained(String),
     /// Another rank is gone; its own node knows why.
     #[error("{0}")]
     PeerLost(String),

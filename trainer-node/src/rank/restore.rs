@@ -62,7 +62,9 @@ impl From<FetchError> for RestoreError {
         match error {
             FetchError::Damaged { path, damage } => Self::Damaged { path, reason: damage.to_string() },
             FetchError::Missing { .. } => Self::Rank(RankError::Permanent(reason)),
-            FetchError::Store { .. } | FetchError::Local { .. } => Self::Rank(RankError::Retryable(reason)),
+            FetchError::Store { .. } | FetchError::Late { .. } | FetchError::Local { .. } => {
+                Self::Rank(RankError::Retryable(reason))
+            }
         }
     }
 }
@@ -100,6 +102,9 @@ pub async fn gather(
         Some(path) => match path.strip_prefix(STORE_PREFIX) {
             None => (Some(library_root.join(path)), None),
             Some(key) => {
+                std::fs::create_dir_all(scratch).map_err(|error| {
+                    RestoreError::Rank(RankError::Retryable(format!("{}: {error}", scratch.display())))
+                })?;
                 let folder =
                     tempfile::Builder::new().prefix("base-").tempdir_in(scratch).map_err(|error| {
                         RestoreError::Rank(RankError::Retryable(format!("{}: {error}", scratch.display())))

@@ -10,6 +10,7 @@ use clap::Args;
 use crescendo_collective::{GlooOptions, ProcessGroup, Rendezvous};
 use crescendo_node::args::{LogArgs, SecurityArgs};
 use crescendo_node::tls::{Dialer, RELOAD_INTERVAL, Security};
+use crescendo_node::trace;
 use crescendo_proto::v1::{AttemptRef, RankProgress};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -75,10 +76,14 @@ pub struct RankArgs {
 
 /// Runs a rank to its end.
 pub fn run(args: RankArgs) -> ExitCode {
-    if let Err(error) = crescendo_node::logging::init(&args.log, None) {
-        eprintln!("error: {error}");
-        return ExitCode::FAILURE;
-    }
+    let instance = format!("{}/{}/{}/{}", args.job, args.stage, args.generation, args.rank);
+    let traces = match crescendo_node::logging::init("crescendo-rank", &instance, &args.log, None) {
+        Ok(traces) => traces,
+        Err(error) => {
+            eprintln!("error: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
     let runtime = match runtime {
         Ok(runtime) => runtime,
@@ -94,7 +99,16 @@ pub fn run(args: RankArgs) -> ExitCode {
         generation = args.generation,
         rank = args.rank
     );
-    let outcome = runtime.block_on(rank(args).instrument(span));
+    let outcome = runtime.block_on(async {
+        let mut exporting = JoinSet::new();
+        let ended = CancellationToken::new();
+        exporting.spawn(traces.export(ended.clone()));
+        let outcome = rank(args).instrument(span).await;
+        ended.cancel();
+        // Bounded by the export itself.
+        exporting.join_next().await;
+        outcome
+    });
     // The thread `train` may still compute: running libtorch's destructors under it would crash, so nothing runs.
     // SAFETY: ends the process; nothing is buffered, and files that matter are written by now.
     unsafe { libc::_exit(i32::from(outcome.is_err())) }
@@ -122,9 +136,9 @@ async fn rank(args: RankArgs) -> Result<(), RankError> {
     let (curators_in, curators) = watch::channel(Vec::new());
     let (outcomes_in, outcomes) = mpsc::channel(4);
     let mut session = JoinSet::new();
-    session
-        .spawn(Downlink { curators: curators_in.clone(), outcomes: outcomes_in }.run(down).in_current_span());
-    let stop = CancellationToken::new();
+    let (stop, drain) = (CancellationToken::new(), CancellationToken::new());
+    let downlink = Downlink { curators: curators_in.clone(), outcomes: outcomes_in, drain: drain.clone() };
+    session.spawn(downlink.run(down).in_current_span());
     let mut watching = JoinSet::new();
     if let Security::Tls(tls) = security {
         watching.spawn(tls.watch(None, RELOAD_INTERVAL, stop.clone()).in_current_span());
@@ -142,8 +156,22 @@ async fn rank(args: RankArgs) -> Result<(), RankError> {
             }
             first
         });
+        let attempt = tracing::info_span!(
+            target: trace::TARGET,
+            "attempt",
+            job = args.job,
+            stage = args.stage,
+            generation = args.generation,
+            rank = args.rank,
+            outcome = tracing::field::Empty
+        );
+        trace::set_parent(&attempt, plan.trace);
+        let ends = Ends { stop: stop.clone(), drain: drain.clone() };
         let links = Links { dialer, uplink: at_work, curators, outcomes };
-        work(&args, plan, links, stop.clone(), Arc::clone(&group)).await
+        let work = work(&args, plan, links, ends, Arc::clone(&group));
+        let outcome = work.instrument(attempt.clone()).await;
+        attempt.record("outcome", outcome_name(&outcome));
+        outcome
     };
     tokio::pin!(work);
     let mut outcome = tokio::select! {
@@ -166,6 +194,7 @@ async fn rank(args: RankArgs) -> Result<(), RankError> {
     match &outcome {
         Ok(()) => tracing::info!("every step is done"),
         Err(RankError::Stopped(reason)) => tracing::info!(reason, "stopped"),
+        Err(RankError::Drained(reason)) => tracing::info!(reason, "saved and parted"),
         Err(error) => tracing::warn!(reason = %error, "training ends early"),
     }
     if uplink.end(&outcome).await.is_ok() && !session.is_empty() {
@@ -176,11 +205,51 @@ async fn rank(args: RankArgs) -> Result<(), RankError> {
     outcome
 }
 
+/// How an attempt ended here, for its span.
+fn outcome_name(outcome: &Result<(), RankError>) -> &'static str {
+    match outcome {
+        Ok(()) => "succeeded",
+        Err(RankError::Stopped(_)) => "stopped",
+        Err(RankError::Drained(_)) => "drained",
+        Err(RankError::PeerLost(_)) => "peer_lost",
+        Err(RankError::Permanent(_) | RankError::Retryable(_)) => "failed",
+    }
+}
+
 fn ended(joined: Option<Result<RankError, tokio::task::JoinError>>) -> RankError {
     match joined {
         Some(Ok(reason)) => reason,
         Some(Err(error)) => RankError::Retryable(format!("the session's task failed: {error}")),
         None => RankError::Retryable("the session has ended".into()),
+    }
+}
+
+/// How training may be ended from outside.
+#[derive(Clone)]
+struct Ends {
+    /// At once.
+    stop: CancellationToken,
+    /// At the next step boundary, with everything saved.
+    drain: CancellationToken,
+}
+
+impl Ends {
+    /// Before the ranks have met there is nothing to save, and nobody to agree with.
+    fn before_meeting(&self) -> Result<(), RankError> {
+        if self.stop.is_cancelled() {
+            return Err(RankError::Stopped("told to stop".into()));
+        }
+        if self.drain.is_cancelled() {
+            return Err(RankError::Drained("before the ranks had met".into()));
+        }
+        Ok(())
+    }
+
+    async fn cancelled(&self) {
+        tokio::select! {
+            () = self.stop.cancelled() => {}
+            () = self.drain.cancelled() => {}
+        }
     }
 }
 
@@ -197,10 +266,11 @@ async fn work(
     args: &RankArgs,
     plan: Plan,
     links: Links,
-    stop: CancellationToken,
+    ends: Ends,
     group: Arc<OnceLock<ProcessGroup>>,
 ) -> Result<(), RankError> {
     let Links { dialer, uplink, curators, outcomes } = links;
+    let stop = ends.stop.clone();
     let (progress, reported) = watch::channel(RankProgress {
         step: plan.first_step(),
         waiting_for: "its start".into(),
@@ -213,7 +283,18 @@ async fn work(
     forwarding.spawn(uplink.clone().forward_progress(reported, progress_stop.clone()).in_current_span());
 
     let store = crescendo_node::objects::open(&plan.object_store_url).map_err(RankError::permanent)?;
-    let gathered = restore::gather(&plan, &store, &args.library_root, &args.scratch).await;
+    if plan.gang.rank == 0 {
+        // It writes the checkpoints.
+        let verified = crescendo_node::objects::verify(&plan.object_store_url, &store).await;
+        verified.map_err(|error| match error.is_retryable() {
+            true => RankError::retryable(error),
+            false => RankError::permanent(error),
+        })?;
+    }
+    let gathered = tokio::select! {
+        gathered = restore::gather(&plan, &store, &args.library_root, &args.scratch) => gathered,
+        () = ends.cancelled() => return ends.before_meeting(),
+    };
     let sources = settle(gathered, &uplink).await?;
 
     let data_plan = DataPlan {
@@ -241,6 +322,7 @@ async fn work(
         job_id: plan.attempt.job_id.clone(),
         store,
         resolved_spec_json: plan.resolved_spec_json.clone(),
+        global_batch: plan.stage.train.global_batch,
         uplink: uplink.clone(),
         outcomes,
     };
@@ -259,7 +341,7 @@ async fn work(
         position_log,
         progress,
         saves,
-        stop: stop.clone(),
+        ends,
         runtime: Handle::current(),
     };
     let (done, trained) = oneshot::channel();
@@ -305,7 +387,7 @@ struct TrainThread {
     position_log: Option<PositionLog>,
     progress: watch::Sender<RankProgress>,
     saves: mpsc::Sender<super::save::SaveRequest>,
-    stop: CancellationToken,
+    ends: Ends,
     runtime: Handle,
 }
 
@@ -327,10 +409,10 @@ impl TrainThread {
         // The files are read; the copies can go.
         drop(self.sources);
         let group =
-            meet(&self.args, &self.dialer, &self.plan, &self.runtime, &self.stop).map_err(rank_error)?;
+            meet(&self.args, &self.dialer, &self.plan, &self.runtime, &self.ends).map_err(rank_error)?;
         // Only this thread sets it, once.
         let _ = self.group.set(group.clone());
-        if self.stop.is_cancelled() {
+        if self.ends.stop.is_cancelled() {
             group.abort();
             return Err(rank_error(RankError::Stopped("told to stop".into())));
         }
@@ -346,7 +428,8 @@ impl TrainThread {
             position_log: self.position_log,
             progress: self.progress,
             saves: self.saves,
-            stop: self.stop,
+            stop: self.ends.stop,
+            drain: self.ends.drain,
             runtime: self.runtime,
         })
         .map_err(rank_error)
@@ -358,15 +441,19 @@ fn meet(
     dialer: &Dialer,
     plan: &Plan,
     runtime: &Handle,
-    stop: &CancellationToken,
+    ends: &Ends,
 ) -> Result<ProcessGroup, RankError> {
+    ends.before_meeting()?;
     let (rank, world) = (plan.gang.rank as usize, plan.gang.ranks as usize);
     if world == 1 && !args.cuda {
         return Ok(ProcessGroup::solo(plan.device));
     }
     let or_stop = async |call: &mut (dyn Future<Output = Result<Rendezvous, RankError>> + Unpin)| {
         tokio::select! {
-            () = stop.cancelled() => Err(RankError::Stopped("told to stop".into())),
+            () = ends.cancelled() => {
+                ends.before_meeting()?;
+                Err(RankError::Stopped("told to stop".into()))
+            }
             outcome = call => outcome,
         }
     };

@@ -4,12 +4,13 @@
 //! each bucket's all-reduce starting as soon as its gradients are final; clip; AdamW. Every rank then holds the same
 //! weights.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crescendo_collective::{CollectiveError, PendingReduce, ProcessGroup, ReduceOp};
 use crescendo_core::spec::OnStarvation;
 use crescendo_model::training::MicroBatch;
 use crescendo_model::weights::TensorMap;
+use crescendo_node::trace;
 use crescendo_proto::v1::RankProgress;
 use tch::{Device, Kind, Tensor};
 use tokio::runtime::Handle;
@@ -21,18 +22,32 @@ use super::batch::{Draws, Sample, SampleShape, Text, micro_batches};
 use super::data::{Delivery, Order};
 use super::history::StepRecord;
 use super::manifest::{ADAPTER_FILE, EMA_FILE, MODEL_FILE, OPTIMIZER_FILE, TrainState};
+use super::meter::{self, Meter, Phase, Step};
 use super::plan::Plan;
 use super::position_log::PositionLog;
 use super::positions::Lap;
 use super::restore::Restored;
 use super::save::SaveRequest;
 
+/// Of so many steps one is a span.
+const TRACED_EVERY: u64 = 100;
+
+/// The first steps of a stage, and then one now and then.
+fn is_traced(step: u64) -> bool {
+    step < 3 || step.is_multiple_of(TRACED_EVERY)
+}
+
 /// Limit of one collective call: ranks enter each within moments of each other, because they agree first that all have
 /// their samples; what remains is the difference in speed.
 pub const COLLECTIVE_TIMEOUT: Duration = Duration::from_secs(180);
+/// Limit of the parting of a gang that drains: rank 0 saves meanwhile.
+const PARTING_TIMEOUT: Duration = Duration::from_secs(600);
 /// How long a rank waits for its samples before it tells the others that it has to wait.
 const SAMPLES_WAIT: Duration = Duration::from_secs(1);
 
+/// Flag of a rank that is to save and part: more than all others together; what the sum in float32 rounds off does not
+/// matter beside it.
+const DRAINS: f32 = 8_388_608.0;
 /// Flag of a rank that starves: more than the most ranks of a gang (1024) that only wait; their sum is exact in float32.
 const STARVED: f32 = 4096.0;
 
@@ -53,10 +68,13 @@ pub struct Training {
     pub progress: watch::Sender<RankProgress>,
     pub saves: mpsc::Sender<SaveRequest>,
     pub stop: CancellationToken,
+    /// Cancelled when the gang is to save and part at the next step boundary.
+    pub drain: CancellationToken,
     pub runtime: Handle,
 }
 
-/// Ends when every step is done and, on rank 0, the last checkpoint is registered.
+/// Ends when every step is done and, on rank 0, the last checkpoint is registered; or at a step boundary that all ranks
+/// agree on, with that step saved, when one of them drains.
 pub fn run(training: Training) -> Result<(), RankError> {
     let plan = &training.plan;
     let draws = Draws {
@@ -73,13 +91,17 @@ pub fn run(training: Training) -> Result<(), RankError> {
         noted: Vec::new(),
         saving: None,
         save_due: false,
-        samples_per_sec: None,
+        meter: Meter::new(Instant::now()),
         training,
     };
+    state.training.restored.learner.time_passes();
     let first = state.training.restored.step;
     let steps = state.training.plan.stage.train.steps;
     for step in first..steps {
-        state.step(step)?;
+        match state.step(step) {
+            Err(RankError::Drained(reason)) => return state.part(first, reason),
+            outcome => outcome?,
+        }
     }
     if let Err(error) = state.training.group.leave(COLLECTIVE_TIMEOUT) {
         // The last step is done all the same.
@@ -97,36 +119,42 @@ struct Loop {
     empty_text: Option<Text>,
     /// Positions and log indices of `ready`.
     noted: Vec<(u64, u64)>,
-    /// Outcome of the save under way.
-    saving: Option<oneshot::Receiver<Result<(), RankError>>>,
+    /// Step of the save under way, and its outcome.
+    saving: Option<(u64, oneshot::Receiver<Result<(), RankError>>)>,
     /// A save was due while another was under way.
     save_due: bool,
-    /// Smoothed.
-    samples_per_sec: Option<f64>,
+    meter: Meter,
 }
 
 impl Loop {
     /// Trains step `step` (from 0).
     fn step(&mut self, step: u64) -> Result<(), RankError> {
         let began = Instant::now();
+        let _span = is_traced(step)
+            .then(|| tracing::info_span!(target: trace::TARGET, "step", step = step + 1).entered());
         self.check_stop()?;
         self.await_samples(step)?;
         let waited = began.elapsed();
+        self.meter.end(Phase::DataWait, Instant::now());
         let samples = std::mem::take(&mut self.ready);
         let noted = std::mem::take(&mut self.noted);
         let train = &self.training.plan.stage.train;
         let micros =
             micro_batches(&samples, train.micro_batch as usize, &self.draws, self.training.plan.device)?;
         let loss = self.reduced_gradients(&micros)?;
-        let train = &self.training.plan.stage.train;
+        let plan = &self.training.plan;
+        let operations = meter::operations(&plan.config(), &micros, plan.adapter_rank());
+        let train = &plan.stage.train;
         let restored = &mut self.training.restored;
         let model = |error: crescendo_model::ModelError| RankError::Retryable(error.to_string());
         let norm = restored.learner.trainables_mut().clip(Some(train.max_grad_norm)).map_err(model)?;
         let rate = train.learning_rate_at(step + 1);
-        // The only wait for the device in a step.
-        let (loss, grad_norm) = (number(&loss)?, number(&norm)?);
+        let grad_norm = number(&norm)?;
         let seconds = began.elapsed().as_secs_f64();
-        let record = StepRecord { step: step + 1, loss, grad_norm, learning_rate: rate, seconds };
+        self.meter.stepped(Step { samples: train.global_batch, operations, seconds });
+        let at_unix_secs = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+        let record =
+            StepRecord { step: step + 1, loss, grad_norm, learning_rate: rate, seconds, at_unix_secs };
         self.report(&record, waited.as_secs_f64());
         if !loss.is_finite() || !grad_norm.is_finite() {
             return Err(RankError::Permanent(format!(
@@ -139,12 +167,16 @@ impl Loop {
         if let Some(ema) = &mut restored.ema {
             ema.update(restored.learner.trainables()).map_err(model)?;
         }
+        restored.learner.settle().map_err(model)?;
         restored.step = step + 1;
         restored.history.push(&record);
         if let Some(log) = &mut self.training.position_log {
             log.note(step, &noted).map_err(RankError::retryable)?;
         }
-        self.save_if_due()
+        self.meter.end(Phase::Optimizer, Instant::now());
+        self.save_if_due()?;
+        self.meter.end(Phase::Checkpoint, Instant::now());
+        Ok(())
     }
 
     /// Fills `ready` with the step's samples, and returns once every rank has its own.
@@ -187,6 +219,7 @@ impl Loop {
             match self.agree(waits, starved && lap.is_some())? {
                 Agreed::Ready => return Ok(()),
                 Agreed::Wait => {}
+                Agreed::Drain => return Err(RankError::Drained(format!("after step {step}"))),
                 Agreed::Repeat => {
                     self.begin_lap(step, lap)?;
                     positions = self.training.plan.gang.positions(step);
@@ -256,7 +289,11 @@ impl Loop {
 
     /// Whether any rank still waits for samples, and whether for want of pairs in the log; the same answer on all.
     fn agree(&self, waits: bool, starved: bool) -> Result<Agreed, RankError> {
-        let mine = if starved { STARVED } else { f32::from(u8::from(waits)) };
+        let mine = match (self.training.drain.is_cancelled(), starved) {
+            (true, _) => DRAINS,
+            (false, true) => STARVED,
+            (false, false) => f32::from(u8::from(waits)),
+        };
         if self.training.group.world() == 1 {
             return Ok(Agreed::of(f64::from(mine)));
         }
@@ -268,7 +305,7 @@ impl Loop {
     }
 
     /// Leaves the gradients of the global batch in the buckets; returns its mean loss.
-    fn reduced_gradients(&mut self, micros: &[MicroBatch]) -> Result<Tensor, RankError> {
+    fn reduced_gradients(&mut self, micros: &[MicroBatch]) -> Result<f64, RankError> {
         let group = self.training.group.clone();
         let alone = group.world() == 1;
         let mut pending: Vec<PendingReduce> = Vec::new();
@@ -295,6 +332,8 @@ impl Loop {
             return Err(of_group(error));
         }
         let outcomes = outcomes.map_err(RankError::retryable)?;
+        let backward = self.training.restored.learner.take_pass_times().backward;
+        self.meter.end_with(Phase::Forward, Phase::Backward, backward, Instant::now());
         let loss =
             weighted_loss(micros, outcomes.iter().map(|outcome| &outcome.loss), self.training.plan.device)
                 .map_err(RankError::retryable)?;
@@ -306,22 +345,24 @@ impl Loop {
         for reduce in pending {
             reduce.wait(COLLECTIVE_TIMEOUT).map_err(of_group)?;
         }
+        let loss = number(&loss)?;
+        self.meter.end(Phase::AllReduce, Instant::now());
         Ok(loss)
     }
 
-    fn report(&mut self, record: &StepRecord, waited_seconds: f64) {
-        let now = f64::from(self.training.plan.stage.train.global_batch) / record.seconds.max(1e-9);
-        let smooth = self.samples_per_sec.map_or(now, |before| 0.8 * before + 0.2 * now);
-        self.samples_per_sec = Some(smooth);
+    fn report(&self, record: &StepRecord, waited_seconds: f64) {
         self.training.progress.send_replace(RankProgress {
             step: record.step,
             loss: record.loss,
             grad_norm: record.grad_norm,
             learning_rate: record.learning_rate,
-            samples_per_sec: smooth,
+            samples_per_sec: self.meter.samples_per_sec(),
             data_wait_fraction: (waited_seconds / record.seconds.max(1e-9)).clamp(0.0, 1.0),
             waiting_for: String::new(),
             laps: self.training.order.borrow().laps.all().len() as u64,
+            phases: Some(self.meter.phases()),
+            steps_done: self.meter.steps(),
+            operations_per_sec: self.meter.operations_per_sec(),
         });
         tracing::debug!(step = record.step, loss = record.loss, grad_norm = record.grad_norm, "step");
     }
@@ -338,7 +379,7 @@ impl Loop {
             return Ok(());
         }
         self.save_due |= step.is_multiple_of(plan.spec.checkpoints.every.max(1));
-        if let Some(saving) = &mut self.saving {
+        if let Some((_, saving)) = &mut self.saving {
             match saving.try_recv() {
                 Err(oneshot::error::TryRecvError::Empty) => return Ok(()),
                 Ok(Err(RankError::Stopped(reason))) => return Err(RankError::Stopped(reason)),
@@ -347,20 +388,44 @@ impl Loop {
             }
         }
         if self.save_due {
-            self.saving = Some(self.start_save(false)?);
+            self.saving = Some((step, self.start_save(false)?));
             self.save_due = false;
         }
         Ok(())
+    }
+
+    /// Saves the step that is done, unless it is saved already, and ends once every rank knows that it is.
+    fn part(mut self, first: u64, reason: String) -> Result<(), RankError> {
+        let step = self.training.restored.step;
+        if self.training.plan.gang.rank == 0 && step > first {
+            self.training
+                .progress
+                .send_modify(|now| now.waiting_for = "a checkpoint, to go on elsewhere".into());
+            let saved = match self.saving.take() {
+                None => false,
+                Some((of, saving)) => match self.await_save(saving) {
+                    Err(RankError::Stopped(reason)) => return Err(RankError::Stopped(reason)),
+                    outcome => outcome.is_ok() && of == step,
+                },
+            };
+            if !saved {
+                let saving = self.start_save(false)?;
+                self.await_save(saving)?;
+            }
+        }
+        self.training.group.leave(PARTING_TIMEOUT).map_err(of_group)?;
+        Err(RankError::Drained(reason))
     }
 
     fn save_last(&mut self) -> Result<(), RankError> {
         if self.training.plan.gang.rank != 0 {
             return Ok(());
         }
-        self.training
-            .progress
-            .send_modify(|now| now.waiting_for = "the last checkpoint to be registered".into());
-        if let Some(saving) = self.saving.take()
+        self.training.progress.send_modify(|now| {
+            now.waiting_for = "the last checkpoint to be registered".into();
+            now.phases = Some(self.meter.phases());
+        });
+        if let Some((_, saving)) = self.saving.take()
             && let Err(RankError::Stopped(reason)) = self.await_save(saving)
         {
             return Err(RankError::Stopped(reason));
@@ -425,12 +490,16 @@ enum Agreed {
     Wait,
     /// Someone's next pair is not made yet, and the stage repeats meanwhile.
     Repeat,
+    /// Someone's node drains.
+    Drain,
 }
 
 impl Agreed {
-    /// From the sum of all ranks' flags: 0, 1 or [`STARVED`] each.
+    /// From the sum of all ranks' flags: 0, 1, [`STARVED`] or [`DRAINS`] each.
     fn of(sum: f64) -> Self {
-        if sum >= f64::from(STARVED) {
+        if sum >= f64::from(DRAINS) {
+            Self::Drain
+        } else if sum >= f64::from(STARVED) {
             Self::Repeat
         } else if sum > 0.0 {
             Self::Wait

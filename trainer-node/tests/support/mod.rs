@@ -191,6 +191,10 @@ impl NodeService for Cluster {
         Ok(Response::new(Box::pin(ReceiverStream::new(messages))))
     }
 
+    async fn drain_node(&self, _: Request<DrainNodeRequest>) -> Result<Response<DrainNodeResponse>, Status> {
+        Err(Status::unimplemented("not needed"))
+    }
+
     async fn list_nodes(&self, _: Request<ListNodesRequest>) -> Result<Response<ListNodesResponse>, Status> {
         Err(Status::unimplemented("not needed"))
     }
@@ -479,6 +483,7 @@ pub fn start(
         // The first one is not there.
         curator_addresses: vec!["127.0.0.1:1".into(), cluster.address.clone()],
         object_store_url: format!("file://{}", folder.join("objects").display()),
+        trace_parent: String::new(),
     };
     for agent in agents {
         cluster.send(&agent.node_id, Down::StartAttempt(start.clone()));

@@ -7,9 +7,9 @@ use crate::decide::jobs::Decided;
 use crate::ids::{NodeId, StageRef};
 use crate::job::JobState;
 use crate::records::NodeKind;
-use crate::state::Job;
+use crate::state::{ClusterState, Job};
 
-/// What each reachable curator should work on or serve.
+/// What each curator that takes work should work on or serve.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Curation {
     pub wanted: BTreeMap<NodeId, BTreeSet<StageRef>>,
@@ -21,7 +21,7 @@ pub(super) struct Curation {
 /// lack pairs get at least one curator each, in the order of their jobs, as far as curators go; a curator stays where it is
 /// as long as no stage would be left without.
 pub(super) fn spread(nodes: &Nodes<'_>, decided: &Decided<'_>) -> Curation {
-    let curators: Vec<_> = nodes.reachable(NodeKind::Curator).collect();
+    let curators: Vec<_> = nodes.open_to_work(NodeKind::Curator).collect();
     if curators.is_empty() {
         return Curation::default();
     }
@@ -69,6 +69,17 @@ pub(super) fn spread(nodes: &Nodes<'_>, decided: &Decided<'_>) -> Curation {
     Curation { wanted, making: make.into_iter().collect() }
 }
 
+/// Units that open jobs would still need if no pair of them were rejected, of the stages that can be curated now.
+pub fn curation_backlog_units(state: &ClusterState) -> u64 {
+    let lacking = |job: &Job| {
+        let stage = stage_to_make(job)?;
+        let index = job.stage_index(stage.stage.as_str())?;
+        let pairs = job.stage_spec(index)?.data.pairs.saturating_sub(job.stages.get(index)?.log.committed());
+        Some(pairs.div_ceil(u64::from(job.stage_spec(index)?.data.unit_size).max(1)))
+    };
+    state.open_in_order().into_iter().filter_map(lacking).sum()
+}
+
 /// A tenant that stores as much as it may begins no further stage.
 fn may_begin(job: &Job, stage: &StageRef, decided: &Decided<'_>) -> bool {
     !decided.full_tenants.contains_key(&job.record.spec.tenant)
@@ -103,7 +114,6 @@ mod tests {
     use crate::pairlog::tests::done;
     use crate::records::{CheckpointRecord, JobRecord, Record, Write};
     use crate::spec;
-    use crate::state::ClusterState;
 
     const SPEC: &str = "
 apiVersion: crescendo/v1
@@ -127,6 +137,7 @@ spec:
             spec_json: Arc::from(&b"{}"[..]),
             state: JobState::Running { stage: 0 },
             submitted_at: Timestamp(0),
+            trace: None,
             started_at: None,
             finished_at: None,
         };
@@ -162,6 +173,22 @@ spec:
 
     fn made(state: &ClusterState, id: &JobId) -> Option<String> {
         stage_to_make(state.job(id).expect("it is there")).map(|stage| stage.stage.to_string())
+    }
+
+    #[test]
+    fn the_backlog_is_what_the_stage_to_make_lacks() {
+        let (mut state, id) = state("compose");
+        let unit_size =
+            u64::from(state.job(&id).expect("there").stage_spec(0).expect("there").data.unit_size);
+        let all = 8u64.div_ceil(unit_size);
+        assert_eq!(curation_backlog_units(&state), all, "of the first stage alone");
+        let unit = crate::records::UnitRecord { stage: stage(&state, &id, 0), ..done(0, 7, false) };
+        state.apply(Write::Put(Record::Unit(unit))).expect("the stage is there");
+        assert_eq!(curation_backlog_units(&state), 1);
+        let mut record = state.job(&id).expect("there").record.clone();
+        record.state = JobState::Paused;
+        state.apply(Write::Put(Record::Job(record))).expect("a job stands alone");
+        assert_eq!(curation_backlog_units(&state), 0, "a job that is paused needs none");
     }
 
     #[test]

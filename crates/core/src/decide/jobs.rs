@@ -17,8 +17,16 @@ use crate::state::{Job, Stage};
 /// An attempt that cannot go on.
 struct Ending {
     reason: String,
+    kind: EndKind,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum EndKind {
+    Failed,
     /// Trying again cannot help.
-    permanent: bool,
+    Hopeless,
+    /// Everything trained is saved: a node of the gang drains.
+    HandedOver,
 }
 
 /// What the pass over the jobs leaves for the others.
@@ -99,7 +107,7 @@ pub(super) fn decide_curation(
 /// Slots of reachable trainers that no active attempt holds.
 fn free_slots(nodes: &Nodes<'_>, active: &Active) -> Slots {
     let mut slots = Slots::default();
-    for (record, view) in nodes.reachable(NodeKind::Trainer).filter(|(record, _)| record.slots > 0) {
+    for (record, view) in nodes.open_to_work(NodeKind::Trainer).filter(|(record, _)| record.slots > 0) {
         let wanted = |attempt: &AttemptRef| {
             active.get(&attempt.stage_ref()).is_some_and(|now| now.attempt == *attempt)
         };
@@ -200,11 +208,17 @@ impl<'a> JobPass<'a, '_> {
             // A checkpoint in between makes this failure the first of its row.
             let progressed =
                 stage.checkpoints.values().any(|saved| saved.generation == running.attempt.generation);
-            let failures = if progressed { 1 } else { running.failures_in_a_row.saturating_add(1) };
-            attempt = Some(self.end(running, ending.reason.clone(), failures));
-            let tried_enough = failures > self.nodes.limits.max_failures_in_a_row;
-            if ending.permanent || tried_enough {
-                let tries = if ending.permanent {
+            let before = if progressed { 0 } else { running.failures_in_a_row };
+            let failures = match ending.kind {
+                EndKind::HandedOver => before,
+                EndKind::Failed | EndKind::Hopeless => before.saturating_add(1),
+            };
+            let handed_over = ending.kind == EndKind::HandedOver;
+            attempt = Some(self.end_as(running, ending.reason.clone(), failures, handed_over));
+            let hopeless = ending.kind == EndKind::Hopeless;
+            let tried_enough = !handed_over && failures > self.nodes.limits.max_failures_in_a_row;
+            if hopeless || tried_enough {
+                let tries = if hopeless {
                     String::new()
                 } else {
                     format!(" {failures} times without a new checkpoint")
@@ -246,36 +260,40 @@ impl<'a> JobPass<'a, '_> {
     fn ending(&self, attempt: &AttemptRecord) -> Option<Ending> {
         let gang = self.nodes.seen.gang(&attempt.attempt);
         let reports = gang.map(|gang| &gang.nodes);
-        let failed = |wanted_permanent: bool| {
-            reports.into_iter().flatten().find_map(|(node, report)| match report {
-                NodeReport::Failed { reason, permanent } if *permanent == wanted_permanent => {
-                    Some(Ending { reason: format!("{reason} (on {node})"), permanent: *permanent })
-                }
-                NodeReport::Stopped if !wanted_permanent => {
-                    Some(Ending { reason: format!("node {node} stopped its ranks"), permanent: false })
-                }
-                NodeReport::Failed { .. }
-                | NodeReport::Stopped
-                | NodeReport::Starting
-                | NodeReport::Running
-                | NodeReport::Succeeded => None,
-            })
+        let told = |node: &NodeId, report: &NodeReport| match report {
+            NodeReport::Failed { reason, permanent } => Some(Ending {
+                reason: format!("{reason} (on {node})"),
+                kind: if *permanent { EndKind::Hopeless } else { EndKind::Failed },
+            }),
+            NodeReport::Stopped => {
+                Some(Ending { reason: format!("node {node} stopped its ranks"), kind: EndKind::Failed })
+            }
+            NodeReport::Drained { reason } => {
+                Some(Ending { reason: format!("{reason} (on {node})"), kind: EndKind::HandedOver })
+            }
+            NodeReport::Starting | NodeReport::Running | NodeReport::Succeeded => None,
         };
-        if let Some(ending) = failed(true).or_else(|| failed(false)) {
+        let of_kind = |kind: EndKind| {
+            let all = reports.into_iter().flatten();
+            all.filter_map(|(node, report)| told(node, report)).find(|ending| ending.kind == kind)
+        };
+        // Ranks say that they are drained once all is saved: what goes wrong on a node after that costs nothing.
+        let order = [EndKind::Hopeless, EndKind::HandedOver, EndKind::Failed];
+        if let Some(ending) = order.into_iter().find_map(of_kind) {
             return Some(ending);
         }
         let succeeded =
             |node: &NodeId| reports.is_some_and(|nodes| nodes.get(node) == Some(&NodeReport::Succeeded));
         if attempt.ranks.iter().all(|rank| succeeded(&rank.node)) {
             let reason = "every rank ended and no final checkpoint is committed".to_owned();
-            return Some(Ending { reason, permanent: false });
+            return Some(Ending { reason, kind: EndKind::Failed });
         }
         for rank in &attempt.ranks {
             let view = self.nodes.seen.nodes.get(&rank.node);
             if view.is_some_and(|view| view.incarnation != rank.incarnation) {
                 return Some(Ending {
                     reason: format!("node {} was restarted", rank.node),
-                    permanent: false,
+                    kind: EndKind::Failed,
                 });
             }
         }
@@ -293,17 +311,28 @@ impl<'a> JobPass<'a, '_> {
                     rank.node,
                     silence.as_secs()
                 ),
-                permanent: false,
+                kind: EndKind::Failed,
             })
         })
     }
 
     fn end(&mut self, attempt: &AttemptRecord, reason: String, failures_in_a_row: u32) -> AttemptRecord {
+        self.end_as(attempt, reason, failures_in_a_row, false)
+    }
+
+    fn end_as(
+        &mut self,
+        attempt: &AttemptRecord,
+        reason: String,
+        failures_in_a_row: u32,
+        handed_over: bool,
+    ) -> AttemptRecord {
         if self.decided.active.remove(&attempt.attempt.stage_ref()).is_some() {
             attempt.ranks.iter().for_each(|rank| self.slots.give_back(rank));
         }
         let record = AttemptRecord { failures_in_a_row, ..ended(attempt, reason.clone(), self.nodes.now) };
-        self.plan.changes.push(Change::AttemptEnded { attempt: attempt.attempt.clone(), reason });
+        let attempt = attempt.attempt.clone();
+        self.plan.changes.push(Change::AttemptEnded { attempt, reason, handed_over });
         self.write(Record::Attempt(record.clone()));
         record
     }

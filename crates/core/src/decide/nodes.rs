@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::decide::curation::Curation;
 use crate::decide::{Command, Nodes, Plan, Send};
-use crate::ids::{AttemptRef, NodeId, StageRef};
+use crate::ids::{AttemptRef, StageRef};
 use crate::observed::{NodeReport, NodeView};
 use crate::records::{AttemptRecord, NodeKind, NodeRecord};
 
@@ -18,11 +18,19 @@ pub(super) fn decide_sends(nodes: &Nodes<'_>, curation: &Curation, active: &Acti
             served_at.entry(stage).or_default().push(record.address.clone());
         }
     }
+    // A curator that drains is served from only where no other is left.
+    for (record, view) in nodes.reachable(NodeKind::Curator) {
+        if curation.wanted.is_empty() {
+            for stage in &view.curating {
+                served_at.entry(stage).or_default().push(record.address.clone());
+            }
+        }
+    }
     for record in nodes.state.nodes() {
         let Some(view) = nodes.seen.nodes.get(&record.id).filter(|view| view.connected) else { continue };
         match record.kind {
             NodeKind::Trainer => trainer_sends(nodes, record, view, active, &served_at, plan),
-            NodeKind::Curator => curator_sends(&record.id, view, curation, plan),
+            NodeKind::Curator => curator_sends(record, view, curation, plan),
         }
     }
 }
@@ -51,6 +59,12 @@ fn trainer_sends(
     for (stage, attempt) in active.iter().filter(|(_, attempt)| attempt.runs_on(&record.id)) {
         let curators = served_at.get(stage).cloned().unwrap_or_default();
         if view.running.contains(&attempt.attempt) {
+            if record.drained && !view.drains_sent.contains(&attempt.attempt) {
+                send(Command::DrainAttempt(
+                    attempt.attempt.clone(),
+                    format!("node {} is drained", record.id),
+                ));
+            }
             // With no curator in sight the ranks keep the addresses that they have.
             let sent = view.curators_sent.get(&attempt.attempt);
             if !curators.is_empty() && sent != Some(&curators) {
@@ -60,7 +74,12 @@ fn trainer_sends(
         }
         let report = nodes.seen.gang(&attempt.attempt).and_then(|gang| gang.nodes.get(&record.id));
         let over = match report {
-            Some(NodeReport::Succeeded | NodeReport::Failed { .. } | NodeReport::Stopped) => true,
+            Some(
+                NodeReport::Succeeded
+                | NodeReport::Failed { .. }
+                | NodeReport::Stopped
+                | NodeReport::Drained { .. },
+            ) => true,
             Some(NodeReport::Starting | NodeReport::Running) | None => false,
         };
         if !over {
@@ -76,10 +95,18 @@ fn is_finishing(nodes: &Nodes<'_>, running: &AttemptRef) -> bool {
     last.generation == running.generation && nodes.now.since(last.committed_at) < nodes.limits.finish_within
 }
 
-fn curator_sends(node: &NodeId, view: &NodeView, curation: &Curation, plan: &mut Plan) {
-    // One that has gone quiet keeps what it has.
-    let Some(wanted) = curation.wanted.get(node) else { return };
-    let mut send = |command| plan.sends.push(Send { node: node.clone(), command });
+fn curator_sends(record: &NodeRecord, view: &NodeView, curation: &Curation, plan: &mut Plan) {
+    let mut send = |command| plan.sends.push(Send { node: record.id.clone(), command });
+    let Some(wanted) = curation.wanted.get(&record.id) else {
+        // One that has gone quiet, or is about to leave, keeps what it has; one that was drained does until others can do
+        // it.
+        if record.drained && !view.draining && !curation.wanted.is_empty() {
+            for stage in &view.curating {
+                send(Command::ReleaseCuration(stage.clone(), "the node is drained".to_owned()));
+            }
+        }
+        return;
+    };
     for stage in view.curating.difference(wanted) {
         send(Command::ReleaseCuration(stage.clone(), "the stage needs this curator no more".to_owned()));
     }

@@ -8,8 +8,10 @@ use crate::ids::{JobId, RequestId, Tenant, Timestamp};
 use crate::job::{JobEvent, JobState};
 use crate::quotas::{self, TenantLimits};
 use crate::records::{AttemptRecord, AttemptState, JobRecord, Record, RequestRecord, Write};
+use crate::secret::{self, redact};
 use crate::spec::JobSpec;
 use crate::state::ClusterState;
+use crate::trace::TraceParent;
 
 /// Most characters of a cancel reason that are kept.
 const MAX_REASON_CHARS: usize = 300;
@@ -33,6 +35,7 @@ pub struct Submission {
     pub request: RequestId,
     pub spec: Arc<JobSpec>,
     pub spec_json: Arc<[u8]>,
+    pub trace: Option<TraceParent>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -50,6 +53,12 @@ pub fn submit_job(
     limits: QueueLimits,
     now: Timestamp,
 ) -> Result<Submitted, Refused> {
+    if secret::find(submission.request.as_str()).is_some() {
+        return Err(Refused::invalid(
+            "request_id",
+            "looks like a key or a token, and is stored and shown: choose another",
+        ));
+    }
     if let Some(job) = state.requested(&submission.spec.tenant, &submission.request) {
         if job.record.spec_json != submission.spec_json {
             let what = format!(
@@ -77,6 +86,7 @@ pub fn submit_job(
         spec_json: submission.spec_json,
         state: JobState::Queued,
         submitted_at: now,
+        trace: submission.trace,
         started_at: None,
         finished_at: None,
     };
@@ -127,7 +137,9 @@ pub(crate) fn ended(attempt: &AttemptRecord, reason: String, now: Timestamp) -> 
 }
 
 /// Text from outside as one bounded line.
+/// Secrets that someone has put into it are not kept.
 pub(crate) fn one_line(text: &str) -> String {
+    let text = redact(text);
     let line: String =
         text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MAX_REASON_CHARS).collect();
     line.trim().to_owned()

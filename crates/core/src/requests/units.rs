@@ -61,6 +61,9 @@ pub fn lease_unit(
     policy: &UnitPolicy,
     now: Timestamp,
 ) -> Result<(Lease, Vec<Write>), Refused> {
+    if state.node(node).is_some_and(|record| record.drained) {
+        return Ok((Lease::Wait, Vec::new()));
+    }
     let stage = match open_stage(state, id) {
         Ok(stage) => stage,
         Err(Refused::TooLate { .. }) => return Ok((Lease::Sealed, Vec::new())),
@@ -144,15 +147,17 @@ fn check_result(commit: &UnitCommit) -> Result<(), Refused> {
     }
 }
 
-/// Gives a unit back. After `policy.max_failures` of them it counts as done, with no pairs.
+/// Gives a unit back. After `policy.max_failures` of them it counts as done, with no pairs. One that is `handed_back`
+/// has not failed: its curator leaves.
 pub fn fail_unit(
     state: &ClusterState,
     lease: &UnitLeaseRef,
     policy: &UnitPolicy,
+    handed_back: bool,
 ) -> Result<(bool, Vec<Write>), Refused> {
     let stage = open_stage(state, &lease.stage)?;
     let record = held(stage, lease)?;
-    let failures = record.failures.saturating_add(1);
+    let failures = record.failures.saturating_add(u32::from(!handed_back));
     let set_aside = failures >= policy.max_failures;
     let record = UnitRecord { failures, state: UnitState::Free, ..record.clone() };
     let record = if set_aside { record.set_aside() } else { record };

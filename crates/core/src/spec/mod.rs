@@ -25,6 +25,7 @@ mod fields;
 mod reader;
 mod resolve;
 mod scalar;
+mod secrets;
 #[cfg(test)]
 mod tests;
 mod tree;
@@ -83,12 +84,13 @@ pub fn parse(yaml: &[u8]) -> Result<JobSpec, Vec<Problem>> {
 pub fn parse_for(yaml: &[u8], tenant: Option<&Tenant>) -> Result<JobSpec, Vec<Problem>> {
     let tree = match tree::build(yaml) {
         Ok(tree) => tree,
-        Err(problems) => return Err(in_order(problems)),
+        Err(problems) => return Err(in_order(secrets::join(Vec::new(), problems))),
     };
+    let secrets = secrets::problems(&tree.root);
     let mut reader = reader::Reader::new(tree.problems);
     let spec = resolve::job(&mut reader, &tree.root, tenant);
     reader.report(check::contradictions(&spec));
-    let problems = reader.into_problems();
+    let problems = secrets::join(secrets, reader.into_problems());
     if problems.is_empty() { Ok(spec) } else { Err(in_order(problems)) }
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crescendo_core::Refused;
-use crescendo_core::decide::{Command, Limits, decide, reachable_curators};
+use crescendo_core::decide::{Change, Command, Limits, Plan, decide, reachable_curators};
 use crescendo_core::ids::{
     AttemptRef, Generation, Incarnation, JobId, NodeId, RequestId, StageRef, Timestamp,
 };
@@ -42,6 +42,19 @@ pub enum Act {
         node: u8,
     },
     KillNode {
+        node: u8,
+    },
+    /// The node says that it is about to leave.
+    Leave {
+        node: u8,
+    },
+    /// A person empties a node, or takes that back.
+    DrainNode {
+        node: u8,
+        undo: bool,
+    },
+    /// A gang with ranks on a node that leaves saves and parts.
+    Part {
         node: u8,
     },
     Disconnect {
@@ -94,6 +107,8 @@ struct PlayedNode {
     kind: NodeKind,
     alive: bool,
     connected: bool,
+    /// It is about to leave.
+    leaving: bool,
     incarnation: u32,
     /// Ranks really there, by attempt: the slots that they hold.
     ranks: BTreeMap<AttemptRef, Vec<u32>>,
@@ -137,6 +152,7 @@ impl World {
             kind: if n < TRAINERS { NodeKind::Trainer } else { NodeKind::Curator },
             alive: false,
             connected: false,
+            leaving: false,
             incarnation: 0,
             ranks: BTreeMap::new(),
             reports: Vec::new(),
@@ -186,6 +202,28 @@ impl World {
                 killed.curating.clear();
                 self.disconnect(usize::from(node));
             }
+            Act::Leave { node } => {
+                let node = self.node(node);
+                node.leaving = node.alive;
+                if node.connected && node.leaving {
+                    let id = node.id.clone();
+                    self.seen.drains(&id);
+                }
+            }
+            Act::DrainNode { node, undo } => {
+                let id = self.node(node).id.clone();
+                if self.state.node(&id).is_some() {
+                    let writes = requests::drain_node(&self.state, &id, !undo).expect("it exists");
+                    self.apply(writes);
+                }
+            }
+            Act::Part { node } => {
+                let node = self.node(node);
+                if node.leaving {
+                    let attempts: Vec<AttemptRef> = node.ranks.keys().cloned().collect();
+                    attempts.iter().for_each(|attempt| self.part(attempt));
+                }
+            }
             Act::Disconnect { node } => self.disconnect(usize::from(node)),
             Act::Reconnect { node } => self.connect(usize::from(node)),
             Act::Obey { node } => self.obey(usize::from(node)),
@@ -229,7 +267,8 @@ impl World {
     fn submit(&mut self, request: u8, spec: JobSpec) {
         let request = RequestId::parse(&format!("r{}", request % 4)).expect("valid");
         let spec_json: Arc<[u8]> = format!("{spec:?}").into_bytes().into();
-        let submission = Submission { request: request.clone(), spec: Arc::new(spec), spec_json };
+        let submission =
+            Submission { request: request.clone(), spec: Arc::new(spec), spec_json, trace: None };
         let limits = QueueLimits {
             max_open_jobs: 100,
             retry_after: Duration::from_secs(1),
@@ -257,6 +296,7 @@ impl World {
         let at = node % self.nodes.len();
         if !self.nodes[at].alive {
             self.nodes[at].alive = true;
+            self.nodes[at].leaving = false;
             self.nodes[at].incarnation += 1;
             self.connect(at);
         }
@@ -289,19 +329,32 @@ impl World {
             address: format!("{}:1", node.id),
             labels: BTreeMap::new(),
             version: "0".into(),
+            drained: self.state.node(&node.id).is_some_and(|known| known.drained),
         };
         let running = node.ranks.keys().cloned().collect();
         self.seen.hello(node.id.clone(), incarnation, running, node.curating.clone(), now);
+        if self.nodes[at].leaving {
+            let id = self.nodes[at].id.clone();
+            self.seen.drains(&id);
+        }
         self.apply(vec![Write::Put(Record::Node(record))]);
         self.tell(at);
     }
 
     fn obey(&mut self, node: usize) {
         let at = node % self.nodes.len();
-        let state = &self.state;
-        let node = &mut self.nodes[at];
-        for command in std::mem::take(&mut node.inbox) {
+        for command in std::mem::take(&mut self.nodes[at].inbox) {
+            let state = &self.state;
+            let node = &mut self.nodes[at];
             match command {
+                Command::StartAttempt(attempt, _) if node.leaving => {
+                    if node.ranks.contains_key(&attempt) {
+                        continue;
+                    }
+                    let reason = "the node drains".to_owned();
+                    node.reports.push((attempt, NodeReport::Drained { reason }));
+                }
+                Command::DrainAttempt(attempt, _) => self.part(&attempt),
                 Command::StartAttempt(attempt, _) => {
                     let newer = node.ranks.keys().any(|known| {
                         known.stage_ref() == attempt.stage_ref() && known.generation > attempt.generation
@@ -353,6 +406,28 @@ impl World {
             }
         }
         self.tell(at);
+    }
+
+    /// The ranks of an attempt save and part. Where not all of its ranks are there, those on each node just end.
+    fn part(&mut self, attempt: &AttemptRef) {
+        let stage = self.state.stage(&attempt.stage_ref());
+        let newest = stage.is_some_and(|stage| stage.generation() == attempt.generation && !stage.is_done());
+        let record =
+            stage.and_then(|stage| stage.active_attempt()).filter(|record| record.attempt == *attempt);
+        let whole = record.is_some_and(|record| {
+            record.ranks.iter().all(|rank| {
+                self.nodes.iter().any(|node| node.id == rank.node && node.ranks.contains_key(attempt))
+            })
+        });
+        if whole && newest {
+            self.checkpoint(attempt, false);
+        }
+        for node in &mut self.nodes {
+            if node.ranks.remove(attempt).is_some() {
+                let reason = "a node of the gang drains".to_owned();
+                node.reports.push((attempt.clone(), NodeReport::Drained { reason }));
+            }
+        }
     }
 
     fn tell(&mut self, node: usize) {
@@ -547,6 +622,7 @@ impl World {
     /// Decides and carries out; deciding again has nothing to add.
     fn settle(&mut self) {
         let plan = decide(&self.state, &self.seen, &self.limits, self.now);
+        self.check_drains(&plan);
         self.apply(plan.writes);
         for send in plan.sends {
             self.seen.sent(&send, self.now);
@@ -558,6 +634,28 @@ impl World {
         let again = decide(&self.state, &self.seen, &self.limits, self.now);
         assert!(again.writes.is_empty(), "deciding again writes {:?}", again.writes);
         assert!(again.sends.is_empty(), "deciding again sends {:?}", again.sends);
+    }
+
+    /// What drains gets nothing new, and handing over is no failure.
+    fn check_drains(&self, plan: &Plan) {
+        for write in &plan.writes {
+            let Write::Put(Record::Attempt(record)) = write else { continue };
+            let before =
+                self.state.stage(&record.attempt.stage_ref()).and_then(|stage| stage.attempt.as_ref());
+            if !record.is_active() {
+                let handed_over = plan.changes.iter().any(|change| {
+                    matches!(change, Change::AttemptEnded { attempt, handed_over: true, .. } if *attempt == record.attempt)
+                });
+                let failures = before.map_or(0, |before| before.failures_in_a_row);
+                assert!(!handed_over || record.failures_in_a_row <= failures, "{} failed", record.attempt);
+                continue;
+            }
+            for rank in &record.ranks {
+                let drained = self.state.node(&rank.node).is_some_and(|node| node.drained);
+                let leaves = self.seen.nodes.get(&rank.node).is_some_and(|view| view.draining);
+                assert!(!drained && !leaves, "{} was placed on {}, which drains", record.attempt, rank.node);
+            }
+        }
     }
 
     fn check(&mut self) {
@@ -582,6 +680,11 @@ impl World {
     /// From here on everything works: each job that can run must end.
     pub fn heal(&mut self) {
         for node in 0..self.nodes.len() {
+            let number = u8::try_from(node).expect("few");
+            self.act(Act::DrainNode { node: number, undo: true });
+            if self.nodes[node].leaving {
+                self.act(Act::KillNode { node: number });
+            }
             self.start_node(node);
             self.connect(node);
         }

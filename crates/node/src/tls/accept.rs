@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use prometheus::{IntCounterVec, IntGauge, Opts, Registry};
+use crate::catalogue::{Metric, Registrar, counter, gauge, words};
+use prometheus::{IntCounterVec, IntGauge, Registry};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -41,6 +42,28 @@ pub enum ClientCertificates {
     Required,
 }
 
+const REFUSED: [&str; 8] = [
+    "limit",
+    "timeout",
+    "not_tls",
+    "no_certificate",
+    "certificate",
+    "refused_by_peer",
+    "handshake",
+    "closed",
+];
+
+/// Every metric of connections.
+pub const CATALOGUE: &[Metric] = &[
+    gauge("crescendo_connections_open", "", &[], "Connections to the gRPC server."),
+    counter(
+        "crescendo_connections_refused_total",
+        "",
+        &[words("reason", &REFUSED)],
+        "Connections that were closed before their first call; `limit`: too many were open.",
+    ),
+];
+
 /// What is counted of connections.
 #[derive(Clone, Debug)]
 pub struct ConnectionMetrics {
@@ -50,16 +73,10 @@ pub struct ConnectionMetrics {
 
 impl ConnectionMetrics {
     pub fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
-        let open = IntGauge::new("crescendo_connections_open", "Connections to the gRPC server.")?;
-        let refused = IntCounterVec::new(
-            Opts::new(
-                "crescendo_connections_refused_total",
-                "Connections that were closed before their first call, by reason: limit (too many are open), timeout, not_tls, no_certificate, certificate, refused_by_peer, handshake, closed.",
-            ),
-            &["reason"],
-        )?;
-        registry.register(Box::new(open.clone()))?;
-        registry.register(Box::new(refused.clone()))?;
+        let mut registrar = Registrar::new(registry, CATALOGUE);
+        let open = registrar.gauge("crescendo_connections_open")?;
+        let refused = registrar.counters("crescendo_connections_refused_total")?;
+        registrar.finish()?;
         Ok(Self { open, refused })
     }
 }

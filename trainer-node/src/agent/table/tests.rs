@@ -101,7 +101,7 @@ fn a_failure_waits_for_its_damaged_checkpoint_to_be_marked() {
     let (mut table, now) = (table(), Instant::now());
     table.on_start(start("j", 1, &[0]), now);
     table.on_damage(&key("j", 1, 0));
-    let end = RankEnd { ok: false, reason: "damaged".into(), permanent: false };
+    let end = RankEnd { reason: "damaged".into(), ..RankEnd::default() };
     table.on_end(&key("j", 1, 0), end, now);
     assert_eq!(table.on_exit(&key("j", 1, 0), false, "exit code 1", now), []);
     assert_eq!(reported(&table.on_marked(&key("j", 1, 0))), [(AttemptPhase::Failed, "damaged".into())]);
@@ -156,10 +156,80 @@ fn what_cannot_be_meant_for_this_node_fails() {
     }
 }
 
+fn parted() -> RankEnd {
+    RankEnd { drained: true, reason: "drained: after step 7".into(), ..RankEnd::default() }
+}
+
+fn drain(job: &str, generation: u64) -> DrainAttempt {
+    DrainAttempt { attempt: Some(attempt(job, generation)), reason: "node x is drained".into() }
+}
+
+#[test]
+fn a_node_that_leaves_has_its_ranks_part_and_starts_nothing() {
+    let (mut table, now) = (table(), Instant::now());
+    assert!(table.is_idle());
+    table.on_start(start("j", 1, &[0, 1]), now);
+    table.on_hello(&key("j", 1, 0));
+    table.on_hello(&key("j", 1, 1));
+    let wanted = [0, 1].map(|rank| Effect::Drain { rank: key("j", 1, rank), reason: "leaves".into() });
+    assert_eq!(table.on_leaving("leaves"), wanted);
+    // Saying it again tells nobody twice.
+    assert_eq!(table.on_drain_attempt(drain("j", 1)), []);
+    for rank in [0, 1] {
+        assert!(!table.is_idle());
+        table.on_end(&key("j", 1, rank), parted(), now);
+        let effects = table.on_exit(&key("j", 1, rank), false, "exit code 1", now);
+        let told = if rank == 1 { vec![(AttemptPhase::Drained, "leaves".to_owned())] } else { Vec::new() };
+        assert_eq!(reported(&effects), told);
+    }
+    assert!(table.is_idle());
+    let effects = table.on_start(start("k", 1, &[0]), now);
+    assert_eq!(spawned(&effects), []);
+    assert_eq!(reported(&effects), [(AttemptPhase::Drained, "leaves".into())]);
+    assert!(table.is_idle());
+}
+
+#[test]
+fn ranks_that_hear_of_a_drain_elsewhere_have_not_failed() {
+    let (mut table, now) = (table(), Instant::now());
+    table.on_start(start("j", 1, &[0]), now);
+    table.on_hello(&key("j", 1, 0));
+    assert_eq!(table.on_end(&key("j", 1, 0), parted(), now), []);
+    let effects = table.on_exit(&key("j", 1, 0), false, "exit code 1", now);
+    assert_eq!(reported(&effects), [(AttemptPhase::Drained, "drained: after step 7".into())]);
+    // A controller that has forgotten is told again.
+    assert_eq!(reported(&table.on_drain_attempt(drain("j", 1)))[0].0, AttemptPhase::Drained);
+}
+
+#[test]
+fn a_rank_that_has_not_begun_ends_without_a_word() {
+    let (mut table, now) = (table(), Instant::now());
+    table.on_start(start("j", 1, &[0]), now);
+    assert_eq!(table.on_drain_attempt(drain("j", 1)), [], "nobody is there to be told");
+    let stop = Effect::Stop { rank: key("j", 1, 0), reason: "node x is drained".into() };
+    assert_eq!(table.on_hello(&key("j", 1, 0)), Some(stop));
+    let effects = table.on_exit(&key("j", 1, 0), false, "exit code 1", now);
+    assert_eq!(reported(&effects), [(AttemptPhase::Drained, "node x is drained".into())]);
+}
+
+#[test]
+fn a_rank_that_dies_while_it_parts_is_a_failure() {
+    let (mut table, now) = (table(), Instant::now());
+    table.on_start(start("j", 1, &[0]), now);
+    table.on_hello(&key("j", 1, 0));
+    table.on_leaving("leaves");
+    let effects = table.on_exit(&key("j", 1, 0), false, "killed by signal 9", now);
+    assert_eq!(reported(&effects), [(AttemptPhase::Failed, "rank 0 ended: killed by signal 9".into())]);
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Start { job: u8, generation: u64, slots: Vec<u32> },
     Stop { job: u8, generation: u64 },
+    Drain { job: u8, generation: u64 },
+    Hello { nth: usize },
+    Part { nth: usize },
+    Leave,
     Exit { nth: usize, success: bool },
     End { nth: usize, ok: bool },
     Tick { seconds: u64 },
@@ -170,6 +240,10 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         (0u8..3, 1u64..4, slots).prop_map(|(job, generation, slots)| Step::Start { job, generation, slots }),
         (0u8..3, 1u64..4).prop_map(|(job, generation)| Step::Stop { job, generation }),
+        (0u8..3, 1u64..4).prop_map(|(job, generation)| Step::Drain { job, generation }),
+        (0usize..4).prop_map(|nth| Step::Hello { nth }),
+        (0usize..4).prop_map(|nth| Step::Part { nth }),
+        Just(Step::Leave),
         (0usize..4, any::<bool>()).prop_map(|(nth, success)| Step::Exit { nth, success }),
         (0usize..4, any::<bool>()).prop_map(|(nth, ok)| Step::End { nth, ok }),
         (0u64..40).prop_map(|seconds| Step::Tick { seconds }),
@@ -182,6 +256,7 @@ proptest! {
     fn no_slot_is_given_twice(steps in proptest::collection::vec(step(), 1..60)) {
         let (mut table, mut now) = (table(), Instant::now());
         let mut alive: Vec<(RankKey, u32)> = Vec::new();
+        let mut left = false;
         for step in steps {
             let effects = match step {
                 Step::Start { job, generation, slots } => table.on_start(start(&job.to_string(), generation, &slots), now),
@@ -197,7 +272,14 @@ proptest! {
                     let end = RankEnd { ok, ..RankEnd::default() };
                     table.on_end(&alive[nth].0, end, now)
                 }
-                Step::Exit { .. } | Step::End { .. } => Vec::new(),
+                Step::Drain { job, generation } => table.on_drain_attempt(drain(&job.to_string(), generation)),
+                Step::Hello { nth } if nth < alive.len() => table.on_hello(&alive[nth].0).into_iter().collect(),
+                Step::Part { nth } if nth < alive.len() => table.on_end(&alive[nth].0, parted(), now),
+                Step::Leave => {
+                    left = true;
+                    table.on_leaving("leaves")
+                }
+                Step::Exit { .. } | Step::End { .. } | Step::Hello { .. } | Step::Part { .. } => Vec::new(),
                 Step::Tick { seconds } => {
                     now += Duration::from_secs(seconds);
                     table.on_tick(now)
@@ -209,6 +291,7 @@ proptest! {
                     prop_assert!(other.job_id != rank.job_id || other.generation == rank.generation);
                 }
                 prop_assert!(slot < 2);
+                prop_assert!(!left, "{rank:?} was started on a node that leaves");
                 alive.push((rank, slot));
             }
             prop_assert_eq!(table.any_alive(), !alive.is_empty());

@@ -1,0 +1,119 @@
+//! Object stores behind `s3://`: on a real server, and on one that misbehaves on demand.
+
+mod faulty;
+
+use std::sync::Arc;
+
+use crescendo_node::objects::{self, ProbeError, check_conditional_create, with_causes};
+use crescendo_node::testing::S3Server;
+use faulty::{Fault, FaultyS3};
+use futures::TryStreamExt as _;
+use object_store::{Error, ObjectStore, ObjectStoreExt as _, PutMode, PutPayload};
+
+fn open(url: &str, environment: &[(String, String)]) -> Arc<dyn ObjectStore> {
+    let found =
+        |name: &str| environment.iter().find(|(known, _)| known == name).map(|(_, value)| value.clone());
+    objects::open_with(url, &found).expect("open the store")
+}
+
+#[tokio::test]
+async fn a_bucket_does_what_a_folder_does() {
+    let Some(server) = S3Server::start_or_skip().await else { return };
+    let store = open(&server.url("team/a"), &server.environment());
+    check_conditional_create(&store).await.expect("conditional writes are honoured");
+
+    store.put(&"jobs/j/pairs/unit-000001.tar".into(), "one".into()).await.expect("put");
+    store.put(&"jobs/j/pairs/unit-000001.tar".into(), "two".into()).await.expect("replace");
+    let create = |text: &'static str| {
+        let store = store.clone();
+        async move {
+            let payload = PutPayload::from_static(text.as_bytes());
+            store.put_opts(&"jobs/j/once".into(), payload, PutMode::Create.into()).await
+        }
+    };
+    create("first").await.expect("create");
+    assert!(matches!(create("second").await, Err(Error::AlreadyExists { .. })));
+
+    let read = async |key: &str| store.get(&key.into()).await?.bytes().await;
+    assert_eq!(read("jobs/j/once").await.expect("get"), "first");
+    assert_eq!(read("jobs/j/pairs/unit-000001.tar").await.expect("get"), "two");
+    assert!(matches!(read("jobs/j/none").await, Err(Error::NotFound { .. })));
+    let range = store.get_range(&"jobs/j/once".into(), 1..3).await.expect("get a range");
+    assert_eq!(range, "ir");
+
+    // The probe has left nothing behind, and names have no prefix.
+    let mut listed: Vec<String> =
+        store.list(None).map_ok(|found| found.location.to_string()).try_collect().await.expect("list");
+    listed.sort();
+    assert_eq!(listed, ["jobs/j/once", "jobs/j/pairs/unit-000001.tar"]);
+    let folder = store.list_with_delimiter(Some(&"jobs/j".into())).await.expect("list a folder");
+    assert_eq!((folder.objects.len(), folder.common_prefixes.len()), (1, 1));
+
+    // Another prefix is another store.
+    let other = open(&server.url("team/b"), &server.environment());
+    assert!(other.get(&"jobs/j/once".into()).await.is_err());
+
+    for key in listed {
+        store.delete(&key.as_str().into()).await.expect("delete");
+    }
+    assert!(store.list(None).try_collect::<Vec<_>>().await.expect("list").is_empty());
+}
+
+#[tokio::test]
+async fn a_large_object_is_whole_or_not_there() {
+    let Some(server) = S3Server::start_or_skip().await else { return };
+    let store = open(&server.url(""), &server.environment());
+    let content: Vec<u8> = (0..40u32 << 20).map(|n| (n % 249) as u8).collect();
+    store.put(&"large".into(), content.clone().into()).await.expect("put");
+    let read = store.get(&"large".into()).await.expect("get").bytes().await.expect("read");
+    assert!(read == content, "it differs");
+}
+
+#[tokio::test]
+async fn a_store_that_ignores_conditions_is_refused() {
+    let server = FaultyS3::start(Fault::IgnoresConditions).await;
+    let store = open("s3://bucket/x", &server.environment());
+    let error = check_conditional_create(&store).await.expect_err("it ignores the condition");
+    assert!(matches!(error, ProbeError::Ignored) && !error.is_retryable(), "{error}");
+    assert!(error.to_string().contains("ignores conditional writes"), "{error}");
+}
+
+#[tokio::test]
+async fn a_store_without_conditions_is_refused() {
+    let server = FaultyS3::start(Fault::KnowsNoConditions).await;
+    let store = open("s3://bucket/x", &server.environment());
+    let error = check_conditional_create(&store).await.expect_err("it knows no conditions");
+    assert!(matches!(error, ProbeError::Unknown(_)), "{error}");
+}
+
+#[tokio::test]
+async fn hiccups_are_waited_out() {
+    let server = FaultyS3::start(Fault::FailsAtFirst(2)).await;
+    let store = open("s3://bucket/x", &server.environment());
+    store.put(&"a".into(), "content".into()).await.expect("the third try succeeds");
+    assert_eq!(store.get(&"a".into()).await.expect("get").bytes().await.expect("read"), "content");
+}
+
+#[tokio::test]
+async fn errors_say_what_is_wrong_and_no_secret() {
+    let server = FaultyS3::start(Fault::Refuses).await;
+    let store = open("s3://bucket/x", &server.environment());
+    let mut texts = vec![format!("{store:?}"), store.to_string()];
+    let put = store.put(&"a".into(), "content".into()).await.expect_err("put is refused");
+    let get = store.get(&"a".into()).await.expect_err("get is refused");
+    let list = store.list(None).try_collect::<Vec<_>>().await.expect_err("list is refused");
+    let delete = store.delete(&"a".into()).await.expect_err("delete is refused");
+    for error in [put, get, list, delete] {
+        let text = with_causes(&error);
+        assert!(text.contains("ExpiredToken"), "{text}");
+        texts.extend([text, format!("{error:?}")]);
+    }
+    let probed = check_conditional_create(&store).await.expect_err("the probe is refused");
+    assert!(probed.is_retryable());
+    texts.extend([probed.to_string(), format!("{probed:?}")]);
+    for text in texts {
+        for secret in faulty::SECRETS {
+            assert!(!text.contains(secret), "{secret} in: {text}");
+        }
+    }
+}

@@ -1,0 +1,54 @@
+//! One job through all the processes with a bucket for an object store: a base is trained, its weights and the subjects are
+//! read from the bucket, and a rank is killed so that it resumes from there.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use crescendo_node::testing::S3Server;
+use crescendo_tests::{Cluster, ClusterOptions, lora_spec};
+use futures::TryStreamExt as _;
+use object_store::ObjectStoreExt as _;
+
+const LIMIT: Duration = Duration::from_secs(240);
+
+#[tokio::test]
+async fn a_job_runs_with_a_bucket_and_resumes_from_it() -> Result<()> {
+    let Some(server) = S3Server::start_or_skip().await else { return Ok(()) };
+    let options = ClusterOptions {
+        object_store: Some(server.url("clusters/one")),
+        environment: server.environment(),
+        ..ClusterOptions::default()
+    };
+    let cluster = Cluster::start(options).await?;
+    let subjects = cluster.library().join("subjects");
+    for file in std::fs::read_dir(&subjects).context("list the subjects")? {
+        let path = file?.path();
+        let name = path.file_name().and_then(|name| name.to_str()).context("a plain name")?;
+        let key = format!("sets/subjects/{name}");
+        cluster.object_store().put(&key.as_str().into(), std::fs::read(&path)?.into()).await?;
+    }
+
+    let weights = cluster.train_base().await?;
+    ensure!(weights.starts_with("store:jobs/"), "{weights}");
+    let spec =
+        lora_spec(&weights, 1, 12, 3).replace("subjects: subjects", "subjects: \"store:sets/subjects\"");
+    let job_id = cluster.submit("lora", &spec).await?;
+    cluster.await_step(&job_id, 0, 4, LIMIT).await?;
+    cluster.kill_9_rank(0)?;
+    let job = cluster.await_success(&job_id, LIMIT).await?;
+    ensure!(job.stages[0].step == 12 && job.stages[0].pairs_committed == 20, "{job:?}");
+    cluster.final_file_sha256(&job_id, "stage-1", "dit_lora.safetensors").await?;
+
+    // Expired checkpoints are gone, as in a folder.
+    let registered = cluster.checkpoints(&job_id).await?;
+    let below = format!("jobs/{job_id}/stage-1/checkpoints");
+    let listed = cluster.object_store().list(Some(&below.as_str().into()));
+    let listed: Vec<String> = listed.map_ok(|found| found.location.to_string()).try_collect().await?;
+    for key in &listed {
+        ensure!(registered.iter().any(|known| key.starts_with(&known.path)), "{key} is left behind");
+    }
+
+    let seen = format!("{}\n{:?}\n{job:?}", cluster.whole_logs(), registered);
+    ensure!(!seen.contains(server.secret()), "the key is in a log or an answer");
+    Ok(())
+}
