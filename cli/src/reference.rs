@@ -22,7 +22,11 @@ fn page() -> String {
     let mut out = HEAD.to_owned();
     let _ = write!(out, "\n## Options of every command\n\n");
     options(&mut out, root.get_arguments().filter(|arg| arg.is_global_set()));
-    let _ = writeln!(out, "\n## crescendo\n\n```\n{}\n```", root.get_after_help().map(ToString::to_string).unwrap_or_default());
+    let _ = writeln!(
+        out,
+        "\n## crescendo\n\n```\n{}\n```",
+        root.get_after_help().map(ToString::to_string).unwrap_or_default()
+    );
     for command in root.get_subcommands().filter(|command| command.get_name() != "help") {
         section(&mut out, command, "crescendo");
     }
@@ -61,7 +65,9 @@ fn is_builtin(arg: &Arg) -> bool {
 }
 
 fn value(arg: &Arg) -> String {
-    arg.get_value_names().and_then(|names| names.first()).map_or_else(|| arg.get_id().to_string(), ToString::to_string)
+    arg.get_value_names()
+        .and_then(|names| names.first())
+        .map_or_else(|| arg.get_id().to_string(), ToString::to_string)
 }
 
 fn options<'a>(out: &mut String, args: impl Iterator<Item = &'a Arg>) {
@@ -81,7 +87,8 @@ fn options<'a>(out: &mut String, args: impl Iterator<Item = &'a Arg>) {
         let variable = arg.get_env().map_or_else(String::new, |name| format!("`{}`", name.to_string_lossy()));
         let defaults: Vec<String> =
             arg.get_default_values().iter().map(|value| format!("`{}`", value.to_string_lossy())).collect();
-        let default = if takes && !arg.is_hide_default_value_set() { defaults.join(", ") } else { String::new() };
+        let default =
+            if takes && !arg.is_hide_default_value_set() { defaults.join(", ") } else { String::new() };
         let mut help = arg.get_help().map(ToString::to_string).unwrap_or_default();
         let words: Vec<String> = arg
             .get_possible_values()
@@ -105,7 +112,10 @@ fn the_page_says_what_the_program_says() {
         std::fs::write(&path, &page).unwrap();
     }
     let kept = std::fs::read_to_string(&path).unwrap_or_default();
-    assert!(kept == page, "docs/cli.md is old; CRESCENDO_BLESS=1 cargo test -p crescendo-cli reference writes it anew");
+    assert!(
+        kept == page,
+        "docs/cli.md is old; CRESCENDO_BLESS=1 cargo test -p crescendo-cli reference writes it anew"
+    );
 }
 
 #[test]

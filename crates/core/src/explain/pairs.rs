@@ -27,8 +27,9 @@ pub struct PairForecast {
 
 impl PairForecast {
     pub(super) fn of(view: &View<'_>, job: &Job, index: usize, stage: &Stage) -> PairForecast {
-        let (needed, target) =
-            job.stage_spec(index).map_or((0, 0), |spec| (spec.data.min_pairs.min(spec.data.pairs), spec.data.pairs));
+        let (needed, target) = job
+            .stage_spec(index)
+            .map_or((0, 0), |spec| (spec.data.min_pairs.min(spec.data.pairs), spec.data.pairs));
         let committed = stage.log.committed();
         let per_sec = view.seen.pairs_per_sec(&stage.id, view.now);
         let missing = needed.saturating_sub(committed);
@@ -92,12 +93,12 @@ fn under_way(view: &View<'_>, stage: &Stage) -> Vec<String> {
             UnitState::Done(_) => done += u64::from(unit.unit >= prefix),
         }
         failures = failures.saturating_add(u64::from(unit.failures));
-        lost = lost.saturating_add(
-            unit.lease_generation.saturating_sub(1).saturating_sub(u64::from(unit.failures)),
-        );
+        lost = lost
+            .saturating_add(unit.lease_generation.saturating_sub(1).saturating_sub(u64::from(unit.failures)));
     }
     let nodes = view.decide_nodes();
-    let making = nodes.reachable(NodeKind::Curator).filter(|(_, seen)| seen.curating.contains(&stage.id)).count();
+    let making =
+        nodes.reachable(NodeKind::Curator).filter(|(_, seen)| seen.curating.contains(&stage.id)).count();
     let mut findings = vec![format!(
         "{} at work on it, {} under way, {prefix} readable{}",
         if making == 1 { "1 curator is".to_owned() } else { format!("{making} curators are") },
@@ -146,13 +147,7 @@ fn share_turned_down(stage: &Stage) -> f64 {
     if all == 0 { 0.0 } else { total as f64 / all as f64 }
 }
 
-fn remedies(
-    view: &View<'_>,
-    job: &Job,
-    index: usize,
-    stage: &Stage,
-    forecast: &PairForecast,
-) -> Vec<String> {
+fn remedies(view: &View<'_>, job: &Job, index: usize, stage: &Stage, forecast: &PairForecast) -> Vec<String> {
     let id = &job.record.id;
     let mut remedies = Vec::new();
     let failing = stage.log.units().any(|unit| unit.failures > 0 && !unit.is_done());
@@ -163,7 +158,8 @@ fn remedies(
         remedies.extend(loosen(job, index, stage));
     }
     if forecast.enough_in.is_none_or(|wait| wait > Duration::from_secs(600)) {
-        remedies.push("add curators: pairs are made by all that work on the stage at the same time".to_owned());
+        remedies
+            .push("add curators: pairs are made by all that work on the stage at the same time".to_owned());
         if forecast.committed > 0 {
             remedies.push(format!(
                 "or submit with spec.stages[{index}].data.minPairs at {} or less: training then starts with what is there",
@@ -188,13 +184,19 @@ pub(super) fn loosen(job: &Job, index: usize, stage: &Stage) -> Option<String> {
         "judge_low" => format!("lower {filter}.judge.min"),
         "judge_refused" | "judge_unparseable" => "look at what the judge's endpoint answers".to_owned(),
         "score_low" | "score_invalid" | "score_disagrees" => {
-            format!("look at the scores in the imported labels, or change spec.stages[{index}].data's minScore")
+            format!(
+                "look at the scores in the imported labels, or change spec.stages[{index}].data's minScore"
+            )
         }
-        "missing_file" | "bad_path" | "malformed_record" | "unreadable_image" | "bad_caption" | "duplicate_record" => {
+        "missing_file" | "bad_path" | "malformed_record" | "unreadable_image" | "bad_caption"
+        | "duplicate_record" => {
             "look at the imported files: paths, pictures or labels are not as they should be".to_owned()
         }
         "unit_set_aside" => format!("see why whole units fail: crescendo logs {}", job.record.id),
         _ => "look at the candidates that were turned down".to_owned(),
     };
-    Some(format!("{reason} turns down most: {change}; see them: crescendo pairs {} --rejected", job.record.id))
+    Some(format!(
+        "{reason} turns down most: {change}; see them: crescendo pairs {} --rejected",
+        job.record.id
+    ))
 }
