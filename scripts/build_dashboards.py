@@ -113,7 +113,7 @@ DASHBOARDS = {
                 panel("Share of a step spent waiting for data", slots("crescendo_trainer_data_wait_ratio"), unit="percentunit", width=12),
                 panel("Where the time goes", (f"avg by (phase) (rate(crescendo_trainer_phase_seconds_total{{{NODE}}}[$__rate_interval]))", "{{phase}}"), unit="percentunit", width=12, stack=True,
                       help="Share of a rank's time in each phase of its steps, mean over ranks. All-reduces that run beside the backward pass count to that."),
-                panel("Seconds a step, by phase", (f"avg by (phase) (rate(crescendo_trainer_phase_seconds_total{{{NODE}}}[$__rate_interval]) / on (instance, slot) group_left rate(crescendo_trainer_steps_total{{{NODE}}}[$__rate_interval]))", "{{phase}}"), unit="s", width=12, stack=True),
+                panel("Seconds a step, by phase", (f"avg by (phase) (rate(crescendo_trainer_phase_seconds_total{{{NODE}}}[$__rate_interval]) / on (instance, slot) group_left () rate(crescendo_trainer_steps_total{{{NODE}}}[$__rate_interval]))", "{{phase}}"), unit="s", width=12, stack=True),
                 panel("Arithmetic", slots("crescendo_trainer_operations_per_second"), unit="flops", width=12, help="The least that the steps need: nothing computed twice."),
                 panel("Share of the arithmetic peak", slots("crescendo_trainer_peak_ratio"), unit="percentunit", width=12, help="Of dense bfloat16; absent where the device's peak is not known."),
             ]),

@@ -16,6 +16,7 @@
 //! | [`services`] | the gRPC services: check, ask the engine, answer |
 //! | [`views`] | state and observations as messages |
 //! | [`logs`] | bounded rings of log lines |
+//! | [`intake`] | requests are read whole before they count |
 //! | [`metrics`], [`waiting`] | what is measured; how long jobs have waited |
 //! | [`layer`] | the limit on concurrent calls |
 //!
@@ -25,6 +26,7 @@
 pub mod access;
 pub mod config;
 pub mod engine;
+pub mod intake;
 pub mod layer;
 pub mod leadership;
 pub mod logs;

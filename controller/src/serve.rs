@@ -23,6 +23,7 @@ use tonic_health::server::HealthReporter;
 use crate::access::{Access, AccessConfig, AccessLayer};
 use crate::config::Config;
 use crate::engine::Surroundings;
+use crate::intake::{self, Intake};
 use crate::layer::CallLimit;
 use crate::leadership::{self, Link, Role};
 use crate::logs::LogHub;
@@ -72,7 +73,9 @@ impl Controller {
         let link = Link::new(role_seen.clone());
         let stop = tasks.stop_token();
         let object_store_url = config.object_store_url.clone();
-        let call_limit = CallLimit::new(metrics.clone(), config.max_concurrent_calls);
+        let streams = intake::client_streams(&[DESCRIPTORS, tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET])
+            .context("read the services' descriptors")?;
+        let call_limit = CallLimit::new(metrics.clone(), config.max_concurrent_calls, streams.clone());
 
         let around = Surroundings {
             config: Arc::new(config),
@@ -102,8 +105,10 @@ impl Controller {
             .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
             .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
             .max_concurrent_streams(Some(MAX_STREAMS_PER_CONNECTION))
-            .layer(call_limit)
+            // Strangers are turned away before room is kept for what they send.
             .layer(AccessLayer::new(access))
+            .layer(Intake::new(streams))
+            .layer(call_limit)
             .add_service(health)
             .add_service(reflection)
             .add_service(AccessServiceServer::new(Callers::new(link.clone(), object_store_url)))

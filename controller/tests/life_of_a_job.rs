@@ -297,14 +297,42 @@ async fn a_unit_that_keeps_failing_is_set_aside() -> anyhow::Result<()> {
     let job = controller.submit_job("r-1").await?.job_id;
     // Handed back by a curator that leaves, it has not failed.
     for (tries, handed_back) in [(0, true), (0, true), (0, true), (1, false), (2, false), (3, false)] {
-        let unit = leased(&controller, &job, "c-1").await?;
-        assert_eq!(unit.unit, 0);
-        let (lease, node_id) = (Some(unit), "c-1".into());
-        let request = v1::FailUnitRequest { lease, node_id, reason: "disk".into(), handed_back };
+        // Between two tries other units are given out.
+        let unit = eventually("unit 0 is given out again", async || {
+            let unit = lease(&controller, &job, "c-1").await?.unit;
+            Ok(unit.filter(|unit| unit.unit == 0))
+        })
+        .await?;
+        let request = v1::FailUnitRequest {
+            lease: Some(unit),
+            node_id: "c-1".into(),
+            reason: "disk".into(),
+            handed_back,
+            job_fails: false,
+        };
         assert_eq!(controller.curation().fail_unit(request).await?.into_inner().set_aside, tries == 3);
     }
-    assert_eq!(leased(&controller, &job, "c-1").await?.unit, 1);
     assert_eq!(controller.job(&job).await?.stages[0].pairs_rejected["unit_set_aside"], 1);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_curator_that_finds_its_stage_hopeless_ends_the_job() -> anyhow::Result<()> {
+    let controller = Controller::start().await?;
+    let job = controller.submit_job("r-1").await?.job_id;
+    let leased = lease(&controller, &job, "c-1").await?;
+    assert_eq!(leased.curators, 1);
+    let request = v1::FailUnitRequest {
+        lease: leased.unit,
+        node_id: "c-1".into(),
+        reason: "the spending limit is reached".into(),
+        job_fails: true,
+    };
+    controller.curation().fail_unit(request).await?;
+    let failed = controller.job(&job).await?;
+    assert_eq!(failed.state(), v1::JobState::Failed);
+    assert_eq!(failed.reason, "curation of stage stage-1 cannot go on: the spending limit is reached");
+    assert_eq!(lease(&controller, &job, "c-2").await?.outcome(), Outcome::Sealed);
     Ok(())
 }
 

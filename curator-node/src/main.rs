@@ -68,10 +68,13 @@ impl DeviceChoice {
 const GRACE: Duration = Duration::from_secs(8);
 /// Pieces of work that wait for the curation thread, and for the encoding thread.
 const QUEUE: usize = 64;
+/// Largest request of a rank: it names a stage, or a range.
+const MAX_REQUEST_BYTES: usize = 64 << 10;
 /// A rank that answers no ping for this long has gone.
 const KEEP_ALIVE: Duration = Duration::from_secs(20);
 
 fn main() -> anyhow::Result<()> {
+    crescendo_curator_node::memory::share_one_arena();
     let mut given: Vec<std::ffi::OsString> = std::env::args_os().collect();
     if given.get(1).is_some_and(|first| first == "export") {
         given.remove(1);
@@ -138,7 +141,11 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         .layer(security.nodes_only())
         .add_service(health_service)
         .add_service(reflection)
-        .add_service(PairServiceServer::new(server.clone()).max_encoding_message_size(MAX_MESSAGE_BYTES))
+        .add_service(
+            PairServiceServer::new(server.clone())
+                .max_encoding_message_size(MAX_MESSAGE_BYTES)
+                .max_decoding_message_size(MAX_REQUEST_BYTES),
+        )
         .serve_with_incoming_shutdown(incoming, tasks.stop_token().cancelled_owned());
     tasks.spawn_critical("grpc server", serving);
     tasks.spawn_critical("metrics server", metrics::serve(http, registry, tasks.stop_token()));

@@ -305,6 +305,11 @@ impl Cluster {
         self.processes().map(|process| process.whole_log()).collect()
     }
 
+    /// Folder of everything that the cluster keeps on this machine.
+    pub fn folder(&self) -> &Path {
+        self.dir.path()
+    }
+
     /// Folder that relative paths of a spec are below.
     pub fn library(&self) -> PathBuf {
         self.dir.path().join("library")

@@ -1,13 +1,13 @@
 //! Requests, one by one: what they write, and what they are answered.
 
 use crescendo_core::access::Scope;
-use crescendo_core::decide::reachable_curators;
+use crescendo_core::decide::{curators_of, reachable_curators};
 use crescendo_core::error::Refused;
 use crescendo_core::explain::{View, explain};
 use crescendo_core::ids::{Generation, JobId, StageRef, Timestamp};
 use crescendo_core::pairlog::Lease;
 use crescendo_core::records::{Record, UnitState, Write};
-use crescendo_core::requests::{self, QueueLimits, UnitLeaseRef};
+use crescendo_core::requests::{self, QueueLimits, UnitFate, UnitLeaseRef};
 use crescendo_core::state::Job;
 use crescendo_core::trace::TraceParent;
 use crescendo_node::trace;
@@ -111,6 +111,10 @@ impl Engine {
         let limits = &self.limits;
         let policy = limits.unit_policy(reachable_curators(&self.state, &self.observed, limits, now));
         let ttl_millis = u32::try_from(policy.lease_ttl.as_millis()).unwrap_or(u32::MAX);
+        let curators = |engine: &Self, job: &JobId| {
+            let count = curators_of(&engine.state, &engine.observed, &engine.around.config.limits, job, now);
+            u32::try_from(count).unwrap_or(u32::MAX)
+        };
         match request {
             Request::LeaseUnit { stage, node, reply } => {
                 self.observed.heard(&node, now);
@@ -118,7 +122,7 @@ impl Engine {
                 self.count_pairs(&stage, now);
                 let answer = leased.map_err(Into::into).map(|(lease, writes)| {
                     self.write_all(writes);
-                    lease_message(lease, ttl_millis)
+                    lease_message(lease, ttl_millis, curators(self, &stage.job))
                 });
                 self.hold(reply, answer);
             }
@@ -132,7 +136,7 @@ impl Engine {
                     if let Err(orphan) = self.state.apply(Write::Put(Record::Unit(record))) {
                         tracing::error!(%orphan, "left a renewal out");
                     }
-                    v1::RenewUnitResponse { ttl_millis }
+                    v1::RenewUnitResponse { ttl_millis, curators: curators(self, &lease.stage.job) }
                 });
                 self.hold(reply, answer);
             }
@@ -148,10 +152,23 @@ impl Engine {
                 });
                 self.hold(reply, answer);
             }
-            Request::FailUnit { lease, node, reason, handed_back, by, reply } => {
+            Request::FailUnit { lease, node, reason, fate: UnitFate::JobFails, by, reply } => {
                 let failed = self
                     .check_holds(&lease, &by)
-                    .and_then(|()| requests::fail_unit(&self.state, &lease, &policy, handed_back));
+                    .and_then(|()| requests::fail_stage(&self.state, &lease, &reason, now));
+                let answer = failed.map_err(Into::into).map(|writes| {
+                    let stage = &lease.stage;
+                    tracing::error!(job = %stage.job, stage = %stage.stage, %node, reason, "the stage's pairs cannot be made, the job fails");
+                    self.write_all(writes);
+                    v1::FailUnitResponse { set_aside: false }
+                });
+                self.hold(reply, answer);
+            }
+            Request::FailUnit { lease, node, reason, fate, by, reply } => {
+                let handed_back = fate == UnitFate::HandedBack;
+                let failed = self
+                    .check_holds(&lease, &by)
+                    .and_then(|()| requests::fail_unit(&self.state, &lease, &policy, handed_back, now));
                 let answer = failed.map_err(Into::into).map(|(set_aside, writes)| {
                     let (stage, unit) = (&lease.stage, lease.unit);
                     if handed_back {
@@ -368,7 +385,7 @@ impl Engine {
     }
 }
 
-fn lease_message(lease: Lease, ttl_millis: u32) -> v1::LeaseUnitResponse {
+fn lease_message(lease: Lease, ttl_millis: u32, curators: u32) -> v1::LeaseUnitResponse {
     use v1::lease_unit_response::Outcome;
     let (outcome, unit) = match lease {
         Lease::Granted(record) => {
@@ -385,5 +402,5 @@ fn lease_message(lease: Lease, ttl_millis: u32) -> v1::LeaseUnitResponse {
         Lease::GivenUp(_) | Lease::Wait => (Outcome::Wait, None),
         Lease::Sealed => (Outcome::Sealed, None),
     };
-    v1::LeaseUnitResponse { outcome: outcome.into(), unit, retry_millis: LEASE_RETRY_MILLIS }
+    v1::LeaseUnitResponse { outcome: outcome.into(), unit, retry_millis: LEASE_RETRY_MILLIS, curators }
 }

@@ -5,7 +5,7 @@ use crescendo_core::error::Refused;
 use crescendo_core::ids::{Generation, JobId, NodeId, StageRef};
 use crescendo_core::observed::Report;
 use crescendo_core::records::CheckpointRecord;
-use crescendo_core::requests::{Submission, UnitCommit, UnitLeaseRef};
+use crescendo_core::requests::{Submission, UnitCommit, UnitFate, UnitLeaseRef};
 use crescendo_proto::convert::Introduction;
 use crescendo_proto::v1;
 use tokio::sync::{mpsc, oneshot};
@@ -130,8 +130,7 @@ pub enum Request {
         lease: UnitLeaseRef,
         node: NodeId,
         reason: String,
-        /// It has not failed, its curator leaves.
-        handed_back: bool,
+        fate: UnitFate,
         by: By,
         reply: Reply<v1::FailUnitResponse>,
     },

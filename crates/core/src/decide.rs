@@ -45,6 +45,9 @@ pub struct Limits {
     pub max_unit_failures: u32,
     /// Leases of a unit, however they ended.
     pub max_unit_leases: u64,
+    /// Wait before a unit is tried again after its first failure; doubles with each further one.
+    pub unit_backoff: Duration,
+    pub max_unit_backoff: Duration,
     /// Units under way past the readable prefix: `base + per_curator * curators`.
     pub look_ahead_base: u64,
     pub look_ahead_per_curator: u64,
@@ -65,6 +68,8 @@ impl Default for Limits {
             lease_ttl: Duration::from_secs(20),
             max_unit_failures: 3,
             max_unit_leases: 16,
+            unit_backoff: Duration::from_secs(3),
+            max_unit_backoff: Duration::from_secs(60),
             look_ahead_base: 4,
             look_ahead_per_curator: 2,
             quotas: Arc::default(),
@@ -78,6 +83,8 @@ impl Limits {
             lease_ttl: self.lease_ttl,
             max_failures: self.max_unit_failures,
             max_leases: self.max_unit_leases,
+            retry_backoff: self.unit_backoff,
+            max_retry_backoff: self.max_unit_backoff,
             look_ahead: self
                 .look_ahead_base
                 .saturating_add(self.look_ahead_per_curator.saturating_mul(curators as u64)),
@@ -314,4 +321,13 @@ pub fn count_nodes(
     let (open, reachable) = (nodes.open_to_work(kind).count(), nodes.reachable(kind).count());
     let known = state.nodes().filter(|record| record.kind == kind).count();
     NodeCounts { open, draining: reachable.saturating_sub(open), silent: known.saturating_sub(reachable) }
+}
+
+/// Curators that can be given work now and make pairs of this job, at least 1: among them its rate limits are divided.
+pub fn curators_of(state: &ClusterState, seen: &Observed, limits: &Limits, job: &JobId, now: Timestamp) -> usize {
+    let nodes = Nodes { state, seen, limits, now };
+    // A log that is sealed is only served.
+    let open = |id: &StageRef| state.stage(id).is_some_and(|stage| !stage.log.is_sealed());
+    let makes = |view: &NodeView| view.curating.iter().any(|stage| stage.job == *job && open(stage));
+    nodes.reachable(NodeKind::Curator).filter(|(_, view)| makes(view)).count().max(1)
 }

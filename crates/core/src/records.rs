@@ -102,12 +102,10 @@ pub struct UnitRecord {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum UnitState {
-    Free,
+    /// May be leased from then on.
+    Free { from: Timestamp },
     /// `expires_at` is the time at the grant; renewals are kept in memory alone.
-    Leased {
-        node: NodeId,
-        expires_at: Timestamp,
-    },
+    Leased { node: NodeId, expires_at: Timestamp },
     /// Committed; never changes again.
     Done(UnitResult),
 }

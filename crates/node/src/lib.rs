@@ -16,6 +16,7 @@
 //! | [`backoff`] | pure: how long to wait before try n |
 //! | [`call`] | unary calls that are repeated until they are accepted or refused |
 //! | [`catalogue`] | what is measured, said once: registered, documented and tested from one table |
+//! | [`download`] | objects on their way to a file of this machine |
 //! | [`forward`] | log lines of a job on their way to the controller |
 //! | [`gpu`] | what GPUs say of themselves, where there are any |
 //! | [`listen`] | listeners that stay on loopback unless told otherwise |
@@ -33,6 +34,7 @@ pub mod args;
 pub mod backoff;
 pub mod call;
 pub mod catalogue;
+pub mod download;
 pub mod forward;
 pub mod gpu;
 pub mod listen;

@@ -47,7 +47,7 @@ impl RankCommand {
             .arg(&self.library_root)
             .args(["--log-format", "json", "--log-filter", &self.log_filter])
             .args(["--trace-sample", &self.trace.trace_sample.to_string()])
-            .args(self.trace.otlp_endpoint.iter().flat_map(|endpoint| ["--otlp-endpoint", endpoint]))
+            .args(self.trace.otlp_endpoint.iter().flat_map(|endpoint| ["--otlp-endpoint", endpoint.as_str()]))
             .args(self.security.to_args())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

@@ -287,6 +287,7 @@ impl Client {
                 generation: self.plan.generation,
                 rank: self.plan.gang.rank,
                 credits,
+                takes_bytes: true,
             }),
         )?;
         let opening = async {

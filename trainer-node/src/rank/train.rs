@@ -133,8 +133,7 @@ impl Loop {
         let _span = is_traced(step)
             .then(|| tracing::info_span!(target: trace::TARGET, "step", step = step + 1).entered());
         self.check_stop()?;
-        self.await_samples(step)?;
-        let waited = began.elapsed();
+        let waited = self.await_samples(step)?;
         self.meter.end(Phase::DataWait, Instant::now());
         let samples = std::mem::take(&mut self.ready);
         let noted = std::mem::take(&mut self.noted);
@@ -179,14 +178,20 @@ impl Loop {
         Ok(())
     }
 
-    /// Fills `ready` with the step's samples, and returns once every rank has its own.
-    fn await_samples(&mut self, step: u64) -> Result<(), RankError> {
+    /// Fills `ready` with the step's samples, and returns once every rank has its own: the time for which one of them had to
+    /// wait for pairs. Making tensors of what has come is not waiting, nor is meeting ranks that are behind in computing.
+    fn await_samples(&mut self, step: u64) -> Result<Duration, RankError> {
         let mut positions = self.training.plan.gang.positions(step);
         let needed = self.training.plan.gang.per_rank() as usize;
         let mut reported = false;
+        let mut waited = Duration::ZERO;
         loop {
+            let (round, waited_before) = (Instant::now(), waited);
             while self.ready.len() < needed {
-                match self.next_delivery()? {
+                let asked = Instant::now();
+                let delivery = self.next_delivery()?;
+                waited += asked.elapsed();
+                match delivery {
                     Some(Delivery::EmptyText(text)) => {
                         let text = Text::new(&text, &self.shape)
                             .map_err(|reason| RankError::Permanent(format!("empty prompt: {reason}")))?;
@@ -217,8 +222,8 @@ impl Loop {
             let number = self.training.order.borrow().number;
             let starved = waits && *self.training.data_starved.borrow() == Some(number);
             match self.agree(waits, starved && lap.is_some())? {
-                Agreed::Ready => return Ok(()),
-                Agreed::Wait => {}
+                Agreed::Ready => return Ok(waited),
+                Agreed::Wait => waited = waited_before + round.elapsed(),
                 Agreed::Drain => return Err(RankError::Drained(format!("after step {step}"))),
                 Agreed::Repeat => {
                     self.begin_lap(step, lap)?;
@@ -243,6 +248,10 @@ impl Loop {
     /// The next delivery, or nothing within [`SAMPLES_WAIT`].
     fn next_delivery(&mut self) -> Result<Option<Delivery>, RankError> {
         let Training { runtime, deliveries, stop, .. } = &mut self.training;
+        // Mostly it has come long ago.
+        if let Ok(delivery) = deliveries.try_recv() {
+            return delivery.map(Some);
+        }
         runtime.block_on(async {
             tokio::select! {
                 () = stop.cancelled() => Err(told_to_stop()),

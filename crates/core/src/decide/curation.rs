@@ -110,9 +110,11 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::ids::{Generation, JobId, RequestId, Timestamp};
+    use crate::decide::{Limits, curators_of};
+    use crate::ids::{Generation, Incarnation, JobId, RequestId, Timestamp};
+    use crate::observed::Observed;
     use crate::pairlog::tests::done;
-    use crate::records::{CheckpointRecord, JobRecord, Record, Write};
+    use crate::records::{CheckpointRecord, JobRecord, NodeRecord, Record, Write};
     use crate::spec;
 
     const SPEC: &str = "
@@ -208,5 +210,35 @@ spec:
             finish(&mut state, &id, 0, Some("torn".into()));
             assert_eq!(made(&state, &id), None, "{source}");
         }
+    }
+
+    #[test]
+    fn rate_limits_are_divided_among_those_who_make_pairs_of_the_job() {
+        let (mut state, id) = state("compose");
+        let (mut seen, limits, now) = (Observed::new(Timestamp(0)), Limits::default(), Timestamp(5));
+        assert_eq!(curators_of(&state, &seen, &limits, &id, now), 1, "whoever asks is one");
+        let made = stage(&state, &id, 0);
+        for (name, stages) in [("c-1", vec![made.clone()]), ("c-2", vec![made.clone()]), ("c-3", vec![])] {
+            let (node, incarnation) =
+                (NodeId::parse(name).expect("valid"), Incarnation::parse("i").expect("valid"));
+            let record = NodeRecord {
+                id: node.clone(),
+                incarnation: incarnation.clone(),
+                kind: NodeKind::Curator,
+                slots: 0,
+                device: "cpu".into(),
+                address: "h:1".into(),
+                labels: BTreeMap::new(),
+                version: String::new(),
+            };
+            state.apply(Write::Put(Record::Node(record))).expect("a node needs nothing else");
+            seen.hello(node, incarnation, BTreeSet::new(), stages.into_iter().collect(), now);
+        }
+        assert_eq!(curators_of(&state, &seen, &limits, &id, now), 2);
+        let other = JobId::parse("other").expect("valid");
+        assert_eq!(curators_of(&state, &seen, &limits, &other, now), 1);
+        assert_eq!(curators_of(&state, &seen, &limits, &id, now.plus(limits.silent_after)), 1, "all are silent");
+        seal(&mut state, &id, 0);
+        assert_eq!(curators_of(&state, &seen, &limits, &id, now), 1, "what is sealed is only served");
     }
 }

@@ -167,14 +167,14 @@ mod tests {
         let endpoint = |url| [("AWS_ENDPOINT_URL", url)];
         for (variables, expected) in [
             (&[("AWS_ALLOW_HTTP", "secret")][..], "AWS_ALLOW_HTTP: must be true or false"),
-            (&[("AWS_ACCESS_KEY_ID", "secret")], "AWS_SECRET_ACCESS_KEY: is missing"),
-            (&[("AWS_SECRET_ACCESS_KEY", "secret")], "AWS_ACCESS_KEY_ID: is missing"),
-            (&endpoint("http://minio:9000"), "AWS_ENDPOINT_URL: is http://"),
-            (&endpoint("minio:9000"), "AWS_ENDPOINT_URL: must begin with"),
-            (&endpoint("https://id:secret@minio"), "AWS_ENDPOINT_URL: must be a URL without keys"),
-            (&[("AWS_CA_BUNDLE", "/nowhere.pem")], "AWS_CA_BUNDLE: cannot read /nowhere.pem"),
+            (&[("AWS_ACCESS_KEY_ID", "secret")][..], "AWS_SECRET_ACCESS_KEY: is missing"),
+            (&[("AWS_SECRET_ACCESS_KEY", "secret")][..], "AWS_ACCESS_KEY_ID: is missing"),
+            (&endpoint("http://minio:9000")[..], "AWS_ENDPOINT_URL: is http://"),
+            (&endpoint("minio:9000")[..], "AWS_ENDPOINT_URL: must begin with"),
+            (&endpoint("https://id:secret@minio")[..], "AWS_ENDPOINT_URL: must be a URL without keys"),
+            (&[("AWS_CA_BUNDLE", "/nowhere.pem")][..], "AWS_CA_BUNDLE: cannot read /nowhere.pem"),
             (
-                &[("AWS_SHARED_CREDENTIALS_FILE", "/nowhere")],
+                &[("AWS_SHARED_CREDENTIALS_FILE", "/nowhere")][..],
                 "AWS_SHARED_CREDENTIALS_FILE: cannot read /nowhere",
             ),
         ] {

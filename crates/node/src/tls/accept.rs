@@ -23,12 +23,10 @@ use super::explain;
 use super::peer::{Peer, PeerCertificate};
 use super::reload::Tls;
 
-/// Limit of a handshake.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Handshakes at a time; more wait in the kernel's queue.
 const MAX_HANDSHAKES: usize = 256;
-/// Limit of the preface that every HTTP/2 connection begins with. What comes later is watched by pings.
-const PREFACE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Limit of a handshake; and of the preface that every HTTP/2 connection begins with. What comes later is watched by pings.
+const OPENING_TIMEOUT: Duration = Duration::from_secs(10);
 /// `PRI * HTTP/2.0` and what follows it.
 const PREFACE_BYTES: usize = 24;
 /// Pause after the system gave no connection, which it does when there are no file descriptors left.
@@ -89,6 +87,7 @@ pub struct Incoming {
     tls: Option<(Tls, ClientCertificates)>,
     places: Arc<Semaphore>,
     handshakes: JoinSet<Option<Connection>>,
+    opening_timeout: Duration,
     metrics: ConnectionMetrics,
     pause: Option<Pin<Box<Sleep>>>,
     /// Time of the last log line about the limit.
@@ -104,7 +103,21 @@ impl Incoming {
         metrics: ConnectionMetrics,
     ) -> Self {
         let places = Arc::new(Semaphore::new(max_connections.clamp(1, Semaphore::MAX_PERMITS)));
-        Self { listener, tls, places, handshakes: JoinSet::new(), metrics, pause: None, told: None }
+        Self {
+            listener,
+            tls,
+            places,
+            handshakes: JoinSet::new(),
+            opening_timeout: OPENING_TIMEOUT,
+            metrics,
+            pause: None,
+            told: None,
+        }
+    }
+
+    /// Another limit than 10 s for a handshake, and for the first bytes after it.
+    pub fn with_opening_timeout(self, opening_timeout: Duration) -> Self {
+        Self { opening_timeout, ..self }
     }
 
     /// A connection that can be used at once, or nothing.
@@ -122,12 +135,13 @@ impl Incoming {
         let _ = stream.set_nodelay(true);
         let Some((tls, clients)) = self.tls.clone() else {
             let peer = Peer { addr: Some(addr), certificate: None };
-            return Some(Connection::new(Io::Plain(stream), peer, place));
+            return Some(Connection::new(Io::Plain(stream), peer, place, self.opening_timeout));
         };
+        let limit = self.opening_timeout;
         let metrics = self.metrics.clone();
         self.handshakes.spawn(async move {
-            match shake_hands(stream, addr, &tls, clients).await {
-                Ok((stream, peer)) => Some(Connection::new(Io::Tls(Box::new(stream)), peer, place)),
+            match shake_hands(stream, addr, &tls, clients, limit).await {
+                Ok((stream, peer)) => Some(Connection::new(Io::Tls(Box::new(stream)), peer, place, limit)),
                 Err((reason, text)) => {
                     metrics.refused.with_label_values(&[reason]).inc();
                     tracing::info!(%addr, reason, "refused a connection: {text}");
@@ -144,12 +158,13 @@ async fn shake_hands(
     addr: SocketAddr,
     tls: &Tls,
     clients: ClientCertificates,
+    limit: Duration,
 ) -> Result<(TlsStream<TcpStream>, Peer), (&'static str, String)> {
     let config = tls.server(clients).ok_or(("handshake", "this process has no certificate".to_owned()))?;
     let accepting = TlsAcceptor::from(config).accept(stream);
-    let stream = tokio::time::timeout(HANDSHAKE_TIMEOUT, accepting)
+    let stream = tokio::time::timeout(limit, accepting)
         .await
-        .map_err(|_| ("timeout", format!("no TLS handshake within {HANDSHAKE_TIMEOUT:?}")))?
+        .map_err(|_| ("timeout", format!("no TLS handshake within {limit:?}")))?
         .map_err(|error| {
             let roots = tls.files().ca.as_ref().map(|path| path.display().to_string());
             explain::as_server(&error, roots.as_deref().unwrap_or("the system's roots"))
@@ -239,8 +254,8 @@ struct Opening {
 }
 
 impl Connection {
-    fn new(io: Io, peer: Peer, place: Place) -> Self {
-        let deadline = Box::pin(tokio::time::sleep(PREFACE_TIMEOUT));
+    fn new(io: Io, peer: Peer, place: Place, limit: Duration) -> Self {
+        let deadline = Box::pin(tokio::time::sleep(limit));
         Self { io, peer, opening: Some(Opening { missing_bytes: PREFACE_BYTES, deadline }), place }
     }
 }
@@ -276,7 +291,7 @@ impl AsyncRead for Connection {
             this.place.metrics.refused.with_label_values(&["timeout"]).inc();
             return Poll::Ready(Err(io::Error::new(
                 io::ErrorKind::TimedOut,
-                format!("nothing of use within {PREFACE_TIMEOUT:?}"),
+                "the HTTP/2 preface did not come in time",
             )));
         }
         read

@@ -1,4 +1,4 @@
-//! For tests: a real S3 server (moto) on a loopback port.
+//! A real S3 server (moto) on a loopback port.
 
 use std::io;
 use std::net::TcpListener;
