@@ -37,7 +37,7 @@ fn section(out: &mut String, command: &Command, parent: &str) {
     let name = format!("{parent} {}", command.get_name());
     let _ = writeln!(out, "\n## {name}\n");
     if let Some(about) = command.get_long_about().or(command.get_about()) {
-        let _ = writeln!(out, "{about}\n");
+        let _ = writeln!(out, "{}\n", sentence(about.to_string()));
     }
     let arguments: Vec<String> = command
         .get_positionals()
@@ -58,6 +58,14 @@ fn section(out: &mut String, command: &Command, parent: &str) {
     for command in subcommands {
         section(out, command, &name);
     }
+}
+
+/// clap takes the full stop away, as help texts have none.
+fn sentence(mut text: String) -> String {
+    if !text.is_empty() && !text.ends_with('.') {
+        text.push('.');
+    }
+    text
 }
 
 fn is_builtin(arg: &Arg) -> bool {
@@ -89,7 +97,7 @@ fn options<'a>(out: &mut String, args: impl Iterator<Item = &'a Arg>) {
             arg.get_default_values().iter().map(|value| format!("`{}`", value.to_string_lossy())).collect();
         let default =
             if takes && !arg.is_hide_default_value_set() { defaults.join(", ") } else { String::new() };
-        let mut help = arg.get_help().map(ToString::to_string).unwrap_or_default();
+        let mut help = sentence(arg.get_help().map(ToString::to_string).unwrap_or_default());
         let words: Vec<String> = arg
             .get_possible_values()
             .iter()
