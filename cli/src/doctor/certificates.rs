@@ -4,12 +4,12 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use rustls::RootCertStore;
 use rustls::crypto::ring;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::server::WebPkiClientVerifier;
 use rustls::sign::CertifiedKey;
+use rustls::{InconsistentKeys, RootCertStore};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::FromDer as _;
@@ -141,16 +141,17 @@ fn belongs(chain: &[CertificateDer<'static>], key: &Path) -> Result<(), Wrong> {
     let parsed = PrivateKeyDer::from_pem_file(key).map_err(|error| {
         (format!("its key {shown}: {error}"), "name a PEM file with one unencrypted private key")
     })?;
-    let certified =
-        CertifiedKey::from_der(chain.to_vec(), parsed, &ring::default_provider()).map_err(|error| {
-            (format!("its key {shown}: {error}"), "use the key that the certificate was made for")
-        })?;
-    certified.keys_match().map_err(|_| {
-        (
+    let signing = ring::default_provider().key_provider.load_private_key(parsed).map_err(|error| {
+        (format!("its key {shown}: {error}"), "name a file with an RSA, ECDSA or Ed25519 key")
+    })?;
+    match CertifiedKey::new(chain.to_vec(), signing).keys_match() {
+        // Unknown: the library cannot tell for this kind of key.
+        Ok(()) | Err(rustls::Error::InconsistentKeys(InconsistentKeys::Unknown)) => Ok(()),
+        Err(_) => Err((
             format!("{shown} is the key of another certificate"),
             "use the key that the certificate was made for",
-        )
-    })
+        )),
+    }
 }
 
 /// A root vouches for the certificate, as a controller with the same roots would find.

@@ -37,7 +37,7 @@ pub async fn run(common: &Common, args: &DoctorArgs) -> Result<(), Failure> {
                     report.extend(stores::objects(named, seen.object_store.as_deref()).await);
                 }
                 Err(failure) => {
-                    report.add(Check::failed("controller", failure.to_string(), "correct the address"))
+                    report.add(Check::failed("controller", failure.to_string(), "correct what it names"))
                 }
             }
         }
