@@ -178,10 +178,11 @@ fn write_crop(out: &mut Writer, crop: &CropSpec) {
 }
 
 fn write_draw(out: &mut Writer, draw: &DrawSpec) {
-    let DrawSpec { steps, guidance, batch } = draw;
+    let DrawSpec { steps, guidance, true_cfg, batch } = draw;
     out.open(4, "draw");
     out.line(5, "steps", steps);
     out.line(5, "guidance", number(*guidance));
+    out.line(5, "trueCfg", number(*true_cfg));
     out.line(5, "batch", batch);
 }
 

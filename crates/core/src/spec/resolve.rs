@@ -256,6 +256,7 @@ fn draw(reader: &mut Reader, data: Section<'_>, data_path: &Path, nano: bool) ->
     DrawSpec {
         steps: whole(reader, section, &path.field("steps"), "spec.stages[].data.draw.steps"),
         guidance: number(reader, section, &path.field("guidance"), "spec.stages[].data.draw.guidance"),
+        true_cfg: number(reader, section, &path.field("trueCfg"), "spec.stages[].data.draw.trueCfg"),
         batch: whole_or(reader, section, &path.field("batch"), if nano { 32 } else { 4 }),
     }
 }

@@ -306,7 +306,7 @@ pub const FIELDS: &[Field] = &[
             "spec.stages[].data.nameShare",
             Kind::Number(closed(0.0, 1.0)),
             Default::Number(1.0),
-            "Share of the captions that name their subjects; the others say \"the subject\", so that only the reference, or the other panel, tells what it looks like.",
+            "Share of the captions that name their subjects; the others say \"the subject\", so that only the reference, or the other panel, tells what it looks like. `generate` always draws by name; this is about its pairs' prompts.",
         ),
     ),
     with(
@@ -478,6 +478,15 @@ pub const FIELDS: &[Field] = &[
             Kind::Number(closed(0.0, 100.0)),
             Default::Number(4.0),
             "Guidance, for networks that take one (released code).",
+        ),
+    ),
+    with(
+        DRAWN,
+        field(
+            "spec.stages[].data.draw.trueCfg",
+            Kind::Number(closed(1.0, 100.0)),
+            Default::Number(1.0),
+            "Classifier-free guidance away from the empty prompt, for networks that are not guidance-distilled (`nano`); 1 is none, more takes twice as long; ours.",
         ),
     ),
     with(

@@ -529,7 +529,7 @@ fn drawn_sources_take_their_defaults_from_the_preset() {
         (generate.panel, generate.panels, generate.shapes),
         (32, PanelArrangement::SideBySide, PanelShapes::Square)
     );
-    assert_eq!(generate.draw, DrawSpec { steps: 25, guidance: 4.0, batch: 32 });
+    assert_eq!(generate.draw, DrawSpec { steps: 25, guidance: 4.0, true_cfg: 1.0, batch: 32 });
     assert_eq!(nano.stages[0].data.unit_size, 256);
     let recompose = &nano.stages[1].data.source;
     assert_eq!((recompose.drawn_by(), recompose.reads_log_of()), (Some("stage-1"), Some("stage-1")));

@@ -51,8 +51,13 @@ fn source() -> impl Strategy<Value = DataSource> {
         })
     });
     // One reference or two, as `stage_spec` then has it; they name a stage that `job_spec` puts there.
-    let draw = (1..900u32, share(1..900), 1..900u32)
-        .prop_map(|(steps, guidance, batch)| DrawSpec { steps, guidance: 90.0 * guidance, batch })
+    let draw = (1..900u32, share(1..900), share(1..900), 1..900u32)
+        .prop_map(|(steps, guidance, cfg, batch)| DrawSpec {
+            steps,
+            guidance: 90.0 * guidance,
+            true_cfg: 1.0 + 90.0 * cfg,
+            batch,
+        })
         .boxed();
     let generate = (proptest::option::of(text()), share(1..500), 1..64u32, draw.clone(), 0..3usize).prop_map(
         |(subjects, name_share, panel, draw, pick)| {
