@@ -241,7 +241,7 @@ impl Engine {
                 .state
             {
                 UnitState::Leased { node, .. } => Some(node),
-                UnitState::Free | UnitState::Done(_) => None,
+                UnitState::Free { .. } | UnitState::Done(_) => None,
             });
         match (by, holder) {
             (Some(node), Some(holder)) if holder != node => {

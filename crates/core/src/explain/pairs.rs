@@ -85,10 +85,13 @@ fn pace(view: &View<'_>, stage: &Stage, forecast: &PairForecast, missing: u64) -
 fn under_way(view: &View<'_>, stage: &Stage) -> Vec<String> {
     let prefix = stage.log.prefix_units();
     let (mut held, mut done, mut failures, mut lost) = (0u64, 0u64, 0u64, 0u64);
+    // Units that are tried again later, and the time until the first of them is.
+    let mut later: Vec<Duration> = Vec::new();
     for unit in stage.log.units() {
         match &unit.state {
             UnitState::Leased { expires_at, .. } if *expires_at > view.now => held += 1,
-            UnitState::Free | UnitState::Leased { .. } => {}
+            UnitState::Free { from } if *from > view.now => later.push(from.since(view.now)),
+            UnitState::Free { .. } | UnitState::Leased { .. } => {}
             // Done, and not readable before what comes first is done too.
             UnitState::Done(_) => done += u64::from(unit.unit >= prefix),
         }
@@ -110,6 +113,14 @@ fn under_way(view: &View<'_>, stage: &Stage) -> Vec<String> {
             "units were given back with an error {}; a unit is set aside after {} of them",
             times(failures),
             view.limits.max_unit_failures
+        ));
+    }
+    if let Some(first) = later.iter().min() {
+        findings.push(format!(
+            "{} {} until tried again, the first in {}",
+            count(later.len(), "unit"),
+            if later.len() == 1 { "waits" } else { "wait" },
+            span(*first)
         ));
     }
     if lost > 0 {
