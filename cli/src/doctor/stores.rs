@@ -197,8 +197,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_store_that_writes_over_what_is_there_has_failed() {
-        // In memory, `Create` is honoured; an overwrite in between is what a store without it looks like.
+    async fn what_is_there_is_not_written_over() {
         let store: Arc<dyn ObjectStore> = Arc::new(object_store::memory::InMemory::new());
         assert!(probe(&store, &Key::from("a")).await.is_ok());
         store.put(&Key::from("b"), "theirs".into()).await.unwrap();
