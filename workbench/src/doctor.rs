@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Args;
 use crescendo_collective::{device_name, load_cuda, nccl_version};
-use crescendo_model::tch::{Cuda, Device, Kind, Tensor};
+use crescendo_model::tch::{Cuda, Device, Kind, TchError, Tensor};
 use serde::Serialize;
 
 use crate::parity::Output;
@@ -119,7 +119,7 @@ fn version_beside(library: &Path) -> Option<String> {
 }
 
 /// How far a product of matrices of ones is from what it must be.
-fn off_by(device: Device) -> std::result::Result<f64, tch::TchError> {
+fn off_by(device: Device) -> std::result::Result<f64, TchError> {
     let ones = Tensor::f_ones([SIDE, SIDE], (Kind::Float, device))?;
     let product = ones.f_matmul(&ones)?;
     let off = product.f_sub_scalar(SIDE as f64)?.f_abs()?.f_max()?;

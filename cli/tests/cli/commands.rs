@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use crescendo_proto::v1::{
-    Checkpoint, CheckpointFile, ExplainJobResponse, JobState, LogLine, Node, NodeKind, NodeReach,
+    AttemptRef, Checkpoint, CheckpointFile, ExplainJobResponse, JobState, LogLine, Node, NodeKind, NodeReach,
 };
 use prost_types::Timestamp;
 
