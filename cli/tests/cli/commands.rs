@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crescendo_proto::v1::{Checkpoint, CheckpointFile, JobState, Node, NodeKind, NodeReach};
+use crescendo_proto::v1::{AttemptRef, Checkpoint, CheckpointFile, JobState, Node, NodeKind, NodeReach};
 use prost_types::Timestamp;
 
 use crate::fake::{Fake, job, node};
@@ -114,7 +114,7 @@ async fn a_node_is_drained_and_taken_back() {
     let (code, out, _) = run(crescendo(home.path()).args(args)).await;
     assert_eq!((code, out.as_str()), (0, "trainer-0: connected\n"));
     let (code, _, err) = run(crescendo(home.path()).args(["drain", "nobody", "--controller", &address])).await;
-    assert_eq!(code, 4, "{err}");
+    assert_eq!(code, 1, "{err}");
     assert!(err.contains("node nobody does not exist"), "{err}");
 }
 
