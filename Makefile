@@ -12,7 +12,7 @@ export PATH := $(TOOLS)/bin:$(PATH)
 LIGHT := crescendo-core crescendo-store crescendo-proto crescendo-node crescendo-controller crescendo-cli
 CARGO_TOOL = cargo $(1) --version >/dev/null 2>&1 || cargo install --locked --quiet --root $(TOOLS) cargo-$(1)
 
-.PHONY: help setup build demo-data demo test test-light chart-test chaos lint fmt bench ablations doc clean
+.PHONY: help setup build demo-data demo test test-light python-test chart-test chaos fuzz lint fmt bench ablations docs doc clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | \
@@ -36,11 +36,16 @@ test: setup ## Run every test
 	CRESCENDO_REQUIRE_ETCD=1 CRESCENDO_REQUIRE_S3=1 cargo nextest run --workspace --no-fail-fast
 	cargo test --workspace --doc --quiet
 	CRESCENDO_BIN=$${CARGO_TARGET_DIR:-target}/debug scripts/chart_test.sh
+	CRESCENDO_BIN=$${CARGO_TARGET_DIR:-target}/debug scripts/python_test.sh
+	CRESCENDO_REQUIRE_ETCD=1 scripts/docs.sh test
 
 test-light: ## Build and test, without libtorch, the crates that need none
 	@$(call CARGO_TOOL,nextest)
 	@for crate in $(LIGHT); do env -u LIBTORCH cargo build --quiet -p $$crate; done
 	cargo nextest run $(addprefix -p ,$(LIGHT))
+
+python-test: ## Run the Python client against messages generated from the protos
+	@scripts/python_test.sh
 
 chart-test: ## Check the chart, its alerts and dashboards and the image files, without a cluster
 	@scripts/chart_test.sh
@@ -48,6 +53,9 @@ chart-test: ## Check the chart, its alerts and dashboards and the image files, w
 chaos: setup ## Kill curators and ranks at random, then count every pair and position (minutes)
 	cargo build --workspace --bins
 	cargo run --quiet -p crescendo-tests --bin chaos
+
+fuzz: setup ## Fuzz every parser of outside bytes for SECONDS (600) each, on a nightly compiler
+	@scripts/fuzz.sh $(or $(SECONDS),600)
 
 lint: setup ## Check format, clippy, docs, licences and unused dependencies
 	cargo fmt --all --check
@@ -66,6 +74,9 @@ bench: build ## Measure, and print the figures of docs/benchmarks.md
 
 ablations: build demo-data ## Run the paper's comparisons in miniature, three seeds each (hours)
 	@python3 bench/ablations.py
+
+docs: ## Build the documentation as a site into target/site
+	@scripts/docs.sh
 
 doc: setup ## Build the API documentation into target/doc
 	cargo doc --workspace --no-deps

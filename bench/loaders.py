@@ -1,17 +1,23 @@
-"""Reads pair shards with webdataset and with mosaicml-streaming, decodes the pictures into tensors, and prints pairs per
-second and per second of processor time: a line of JSON a round. One process, no workers, so that it is a figure per core.
+"""Serves pairs of pictures with a curator and reads the same shards with webdataset and with mosaicml-streaming, in turns, and
+prints a line of JSON a measurement: pairs per second of processor time, so that it is a figure per core. The last line has the
+medians and what the curator's are of the others'.
 
-    python bench/loaders.py SHARDS [--rounds 3]
+    python bench/loaders.py SERVE_BENCH [--pairs 768] [--panel 256] [--rounds 3]
 
-SHARDS is the folder of a stage's pairs (`jobs/<job>/<stage>/pairs`), as `serve_bench` leaves it with SERVE_BENCH_KEEP. For
-mosaicml-streaming the same picture files are first written in its own format, which is not timed.
+SERVE_BENCH is the built example `serve_bench` of crescendo-curator-node. The curator's figure is of its process alone, from the
+shards to latents, text features and the socket, with a cache too small to matter; "with the rank" adds what the other side of
+the socket spends until it has tensors. The loaders run in one process without workers: shards to tensors in [-1, 1]. For mosaicml-streaming the same
+picture files are first written in its own format, which is not timed.
 """
 
 import argparse
 import io
 import json
+import os
 import random
 import resource
+import statistics
+import subprocess
 import tarfile
 import tempfile
 import time
@@ -23,6 +29,8 @@ from PIL import Image
 
 torch.set_num_threads(1)
 PARTS = ("target.png", "ref0.png")
+CURATOR = "crescendo curator"
+BOTH = "crescendo curator with the rank"
 
 
 def tensor(png):
@@ -68,29 +76,59 @@ def timed(loader, order, pairs):
     seconds = time.perf_counter() - began
     after = resource.getrusage(resource.RUSAGE_SELF)
     processor = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    print(json.dumps({
+    return {
         "loader": loader, "order": order, "pairs": count, "pairs_per_sec": round(count / seconds),
         "pairs_per_cpu_sec": round(count / processor),
-    }), flush=True)
+    }
+
+
+def curator(arguments, objects):
+    """One round of the curator, whose shards stay in `objects`."""
+    environment = os.environ | {"SERVE_BENCH_KEEP": str(objects), "CRESCENDO_SHARD_CACHE_MIB": "4"}
+    command = [arguments.serve_bench, str(arguments.pairs), "1", str(arguments.panel), "1"]
+    done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    for one in found:
+        if "order" in one:
+            yield one | {"loader": CURATOR}
+            yield one | {"loader": BOTH, "pairs_per_cpu_sec": one["pairs_per_cpu_sec_of_both"]}
+
+
+def turn(arguments):
+    from streaming import StreamingDataset
+
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        yield from curator(arguments, folder / "objects")
+        shards = sorted((folder / "objects/jobs/test-1/stage-1/pairs").glob("*.tar"))
+        write_mds(shards, folder / "mds")
+        data = StreamingDataset(local=str(folder / "mds"), shuffle=False, batch_size=16)
+        shuffled = list(range(len(data)))
+        random.Random(0).shuffle(shuffled)
+        yield timed("webdataset", "in order", webdataset(shards))
+        yield timed("mosaicml-streaming", "in order", streaming(data, range(len(data))))
+        yield timed("mosaicml-streaming", "shuffled", streaming(data, shuffled))
 
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("shards", type=Path)
+    parser.add_argument("serve_bench")
+    parser.add_argument("--pairs", type=int, default=768)
+    parser.add_argument("--panel", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
-    shards = sorted(arguments.shards.glob("*.tar"))
-    with tempfile.TemporaryDirectory() as folder:
-        from streaming import StreamingDataset
-
-        write_mds(shards, folder)
-        data = StreamingDataset(local=folder, shuffle=False, batch_size=16)
-        shuffled = list(range(len(data)))
-        random.Random(0).shuffle(shuffled)
-        for _ in range(arguments.rounds):
-            timed("webdataset", "in order", webdataset(shards))
-            timed("mosaicml-streaming", "in order", streaming(data, range(len(data))))
-            timed("mosaicml-streaming", "shuffled", streaming(data, shuffled))
+    rates = {}
+    for _ in range(arguments.rounds):
+        for one in turn(arguments):
+            print(json.dumps(one), flush=True)
+            rates.setdefault((one["loader"], one["order"]), []).append(one["pairs_per_cpu_sec"])
+    medians = {key: statistics.median(values) for key, values in rates.items()}
+    ratios = {
+        f"{loader}, {order}": {ours: round(medians[ours, order] / median, 2) for ours in (CURATOR, BOTH)}
+        for (loader, order), median in medians.items() if loader not in (CURATOR, BOTH)
+    }
+    named = {f"{loader}, {order}": median for (loader, order), median in medians.items()}
+    print(json.dumps({"bench": "loaders", "medians_per_core": named, "ratios": ratios}))
 
 
 if __name__ == "__main__":

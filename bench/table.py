@@ -42,14 +42,11 @@ def main():
             continue
         row("pairs from a curator to a rank", f"{run['pairs_per_sec']:.0f} pairs/s",
             f"{run['mb_per_sec']} MB/s; {run['composed_pairs_per_sec']:.0f} pairs/s composed and filtered")
-    by_loader = {}
     for run in lines(folder / "loaders.jsonl"):
-        if "order" in run:
-            name = f"{run.get('loader', 'crescendo curator')}, {run['order']}"
-            by_loader.setdefault(name, []).append(run["pairs_per_cpu_sec"])
-    for name, rates in by_loader.items():
-        row(f"pairs of 256 pixels read and decoded: {name}", f"{statistics.median(rates):.0f} pairs/s per core",
-            "the curator's figure includes encoding and sending")
+        for name, median in run.get("medians_per_core", {}).items():
+            ratios = run["ratios"].get(name, {})
+            row(f"pairs of 256 pixels, {name}", f"{median:.0f} pairs/s per core",
+                "; ".join(f"{ours}: {ratio:.2f} × as many" for ours, ratio in ratios.items()))
     for run in lines(folder / "recovery.jsonl"):
         row("kill -9 of a rank to the next step", f"{statistics.median(run['seconds']):.1f} s",
             f"worst of {len(run['seconds'])}: {max(run['seconds']):.1f} s")

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use prost::Message as _;
 
 const ROOT: &str = "proto";
-const WIRE: [&str; 6] = ["agent", "checkpoint", "curation", "job", "node", "pair"];
+const WIRE: [&str; 7] = ["access", "agent", "checkpoint", "curation", "job", "node", "pair"];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed={ROOT}");

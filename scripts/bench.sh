@@ -32,12 +32,7 @@ echo "bench: submits" >&2
 CRESCENDO_ETCD=.deps/venv/bin/etcd-server "$bin/submit_bench" >"$results/submit.jsonl"
 echo "bench: pairs from a curator to a rank" >&2
 cargo build --quiet --release -p crescendo-curator-node --example serve_bench
-for _ in $(seq "$rounds"); do
-    # The same pairs, in turns: our curator to a rank, then the two loaders.
-    SERVE_BENCH_KEEP=$results/objects target/release/examples/serve_bench 2048 1 256 >>"$results/loaders.jsonl"
-    "$venv/bin/python" bench/loaders.py "$results/objects/jobs/test-1/stage-1/pairs" --rounds 1 >>"$results/loaders.jsonl"
-    rm -rf "$results/objects"
-done
+"$venv/bin/python" bench/loaders.py target/release/examples/serve_bench --rounds "$rounds" >"$results/loaders.jsonl"
 target/release/examples/serve_bench >"$results/pairs.jsonl"
 echo "bench: recovery of a killed rank" >&2
 "$bin/recovery_bench" >"$results/recovery.jsonl"

@@ -10,7 +10,7 @@ import pathlib
 import sys
 
 FOLDER = pathlib.Path(__file__).resolve().parent.parent / "helm/crescendo/dashboards"
-# Only the leader's numbers about jobs are current: a controller that has led keeps its last ones.
+# Only the leader has numbers about jobs; for the moment after a change of leader, those of the new one count.
 LED = 'and on (instance) crescendo_leader{namespace=~"$namespace"} == 1'
 NS = 'namespace=~"$namespace"'
 NODE = 'namespace=~"$namespace", instance=~"$instance"'
@@ -36,6 +36,12 @@ def slots(metric):
     return (f"{metric}{{{NODE}}}", "{{instance}} slot {{slot}}")
 
 
+def gpus(metric, more=""):
+    """One series a GPU; `more` is a label that tells several of one GPU apart."""
+    legend = "{{instance}} GPU {{gpu}}" + (f" {{{{{more}}}}}" if more else "")
+    return (f"{metric}{{{NODE}}}", legend)
+
+
 DASHBOARDS = {
     "cluster": dict(
         title="Crescendo / cluster",
@@ -53,6 +59,9 @@ DASHBOARDS = {
             ("Jobs", [
                 panel("Jobs by state", (f"sum by (state) (crescendo_jobs{{{NS}}} {LED})", "{{state}}"), width=12, stack=True),
                 panel("Jobs that wait, by reason", (f"sum by (reason) (crescendo_jobs_waiting{{{NS}}} {LED})", "{{reason}}"), width=12, stack=True),
+                panel("Longest wait, by reason", (f"max by (reason) (crescendo_jobs_oldest_wait_seconds{{{NS}}} {LED})", "{{reason}}"), unit="s", width=12,
+                      help="Of the job that has waited longest for this reason without a break, from the start of the present leader at most."),
+                panel("Nodes", (f"sum by (kind, state) (crescendo_nodes{{{NS}}} {LED})", "{{kind}} {{state}}"), width=12, stack=True),
                 panel("Attempts",
                       (f"sum(increase(crescendo_attempts_placed_total{{{NS}}}[$__rate_interval]))", "placed"),
                       (f"sum(increase(crescendo_attempts_ended_total{{{NS}}}[$__rate_interval]))", "ended without a final checkpoint"), width=12),
@@ -72,6 +81,18 @@ DASHBOARDS = {
                 panel("Time to decide", *quantiles("crescendo_decide_seconds", NS), unit="s", width=12),
                 panel("Leader", (f"crescendo_leader{{{NS}}}", "{{instance}}"), width=12),
             ]),
+            ("Access", [
+                panel("Calls refused for who makes them", (f"sum by (reason) (rate(crescendo_access_refused_total{{{NS}}}[$__rate_interval]))", "{{reason}}"), unit="ops"),
+                panel("Connections", (f"crescendo_connections_open{{{NS}}}", "{{instance}}")),
+                panel("Connections refused", (f"sum by (reason) (rate(crescendo_connections_refused_total{{{NS}}}[$__rate_interval]))", "{{reason}}"), unit="ops"),
+                panel("Time left of certificates", (f"min by (instance, file) (crescendo_tls_certificate_expiry_timestamp_seconds{{{NS}}}) - time()", "{{instance}} {{file}}"), unit="s"),
+                panel("Audit log", (f"sum(rate(crescendo_audit_lines_total{{{NS}}}[$__rate_interval]))", "lines"),
+                      (f"sum(rate(crescendo_audit_dropped_total{{{NS}}}[$__rate_interval]))", "lost"), unit="ops"),
+                panel("Files not reloaded", (f"sum by (instance, source) (increase(crescendo_access_reload_failures_total{{{NS}}}[$__rate_interval]))", "{{instance}} {{source}}"),
+                      (f"sum by (instance) (increase(crescendo_tls_reload_failures_total{{{NS}}}[$__rate_interval]))", "{{instance}} TLS")),
+                panel("Spans to the collector", (f"sum by (instance) (rate(crescendo_trace_spans_exported_total{{{NS}}}[$__rate_interval]))", "{{instance}}"),
+                      (f"sum by (reason) (rate(crescendo_trace_spans_dropped_total{{{NS}}}[$__rate_interval]))", "lost: {{reason}}"), unit="ops"),
+            ]),
         ],
     ),
     "job": dict(
@@ -90,12 +111,20 @@ DASHBOARDS = {
             ("Speed", [
                 panel("Samples a second of the gang", slots("crescendo_trainer_samples_per_second"), width=12, help="The same on every rank of a gang."),
                 panel("Share of a step spent waiting for data", slots("crescendo_trainer_data_wait_ratio"), unit="percentunit", width=12),
+                panel("Where the time goes", (f"avg by (phase) (rate(crescendo_trainer_phase_seconds_total{{{NODE}}}[$__rate_interval]))", "{{phase}}"), unit="percentunit", width=12, stack=True,
+                      help="Share of a rank's time in each phase of its steps, mean over ranks. All-reduces that run beside the backward pass count to that."),
+                panel("Seconds a step, by phase", (f"avg by (phase) (rate(crescendo_trainer_phase_seconds_total{{{NODE}}}[$__rate_interval]) / on (instance, slot) group_left () rate(crescendo_trainer_steps_total{{{NODE}}}[$__rate_interval]))", "{{phase}}"), unit="s", width=12, stack=True),
+                panel("Arithmetic", slots("crescendo_trainer_operations_per_second"), unit="flops", width=12, help="The least that the steps need: nothing computed twice."),
+                panel("Share of the arithmetic peak", slots("crescendo_trainer_peak_ratio"), unit="percentunit", width=12, help="Of dense bfloat16; absent where the device's peak is not known."),
             ]),
             ("Checkpoints and failures", [
                 panel("Checkpoints", (f"sum by (outcome) (increase(crescendo_trainer_checkpoints_total{{{NODE}}}[$__rate_interval]))", "{{outcome}}")),
                 panel("Time to write a checkpoint", *quantiles("crescendo_trainer_checkpoint_write_seconds", NODE), unit="s"),
                 panel("Ranks", (f"sum(crescendo_trainer_ranks_running{{{NODE}}})", "alive"),
                       (f"sum(increase(crescendo_trainer_rank_failures_total{{{NODE}}}[$__rate_interval]))", "failed")),
+                panel("Age of the last checkpoint", (f"time() - crescendo_trainer_last_checkpoint_timestamp_seconds{{{NODE}}}", "{{instance}} slot {{slot}}"), unit="s", width=12,
+                      help="What would be lost if the rank died now. Only where a gang's first rank lives."),
+                panel("Damaged checkpoints", f"sum(crescendo_trainer_checkpoints_damaged_total{{{NODE}}})", kind="stat", width=12),
             ]),
         ],
     ),
@@ -118,6 +147,8 @@ DASHBOARDS = {
                 panel("Units by outcome", (f"sum by (outcome) (increase(crescendo_curator_units_total{{{NODE}}}[$__rate_interval]))", "{{outcome}}"), stack=True),
                 panel("Time to make a unit", *quantiles("crescendo_curator_unit_seconds", NODE), unit="s"),
                 panel("Stages assigned", (f"crescendo_curator_stages{{{NODE}}}", "{{instance}}")),
+                panel("Units still needed", (f"sum(crescendo_curation_backlog_units{{{NS}}} {LED})", "units"), width=12,
+                      help="Of the stages that can be curated now, if no pair were rejected."),
             ]),
             ("Serving", [
                 panel("Pairs served", (f"sum by (instance) (rate(crescendo_curator_pairs_served_total{{{NODE}}}[$__rate_interval]))", "{{instance}}"), unit="cps"),
@@ -146,6 +177,17 @@ DASHBOARDS = {
                 panel("Time to write a checkpoint", *quantiles("crescendo_trainer_checkpoint_write_seconds", NODE), unit="s"),
                 panel("Checkpoints by the registry's answer", (f"sum by (outcome) (increase(crescendo_trainer_checkpoints_total{{{NODE}}}[$__rate_interval]))", "{{outcome}}")),
                 panel("Log lines lost since the start", (f"crescendo_trainer_log_lines_dropped{{{NODE}}}", "{{instance}}")),
+            ]),
+            ("GPUs", [
+                panel("Use", gpus("crescendo_gpu_utilization_ratio"), unit="percentunit"),
+                panel("Memory", gpus("crescendo_gpu_memory_used_bytes"), (f"max(crescendo_gpu_memory_total_bytes{{{NODE}}})", "there is"), unit="bytes"),
+                panel("Temperature", gpus("crescendo_gpu_temperature_celsius"), unit="celsius"),
+                panel("Power", gpus("crescendo_gpu_power_watts"), unit="watt"),
+                panel("Clocks", gpus("crescendo_gpu_clock_hertz", more="domain"), unit="hertz"),
+                panel("Held down by", (f"sum by (instance, gpu, reason) (crescendo_gpu_throttled{{{NODE}}}) > 0", "{{instance}} GPU {{gpu}} {{reason}}"), stack=True),
+                panel("Memory errors", (f"sum by (instance, gpu, kind) (increase(crescendo_gpu_ecc_errors_total{{{NODE}}}[$__rate_interval]))", "{{instance}} GPU {{gpu}} {{kind}}")),
+                panel("XID errors", (f"sum by (instance, gpu, xid) (increase(crescendo_gpu_xid_errors_total{{{NODE}}}[$__rate_interval])) > 0", "{{instance}} GPU {{gpu}} XID {{xid}}")),
+                panel("NVLinks that are up", gpus("crescendo_gpu_nvlink_links_active"), (f"sum(increase(crescendo_gpu_reading_failures_total{{{NODE}}}[$__rate_interval]))", "failed readings")),
             ]),
             ("Scrapes", [
                 panel("Answers scrapes", (f'up{{{NODE}}}', "{{instance}}"), width=12),

@@ -99,8 +99,12 @@ async fn nodes_that_leave_hand_over_and_nothing_is_lost() -> Result<()> {
     }
 
     let metrics = cluster.metrics().await?;
-    ensure!(metrics.contains("crescendo_attempts_ended_total 0"), "handing over counts as a failure:\n{metrics}");
-    let nodes = NodeServiceClient::new(cluster.channel()?).list_nodes(ListNodesRequest {}).await?.into_inner();
+    ensure!(
+        metrics.contains("crescendo_attempts_ended_total 0"),
+        "handing over counts as a failure:\n{metrics}"
+    );
+    let nodes =
+        NodeServiceClient::new(cluster.channel()?).list_nodes(ListNodesRequest {}).await?.into_inner();
     ensure!(nodes.nodes.iter().all(|node| !node.draining), "a node that is back still drains: {nodes:?}");
     Ok(())
 }

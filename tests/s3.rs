@@ -30,7 +30,8 @@ async fn a_job_runs_with_a_bucket_and_resumes_from_it() -> Result<()> {
 
     let weights = cluster.train_base().await?;
     ensure!(weights.starts_with("store:jobs/"), "{weights}");
-    let spec = lora_spec(&weights, 1, 12, 3).replace("subjects: subjects", "subjects: \"store:sets/subjects\"");
+    let spec =
+        lora_spec(&weights, 1, 12, 3).replace("subjects: subjects", "subjects: \"store:sets/subjects\"");
     let job_id = cluster.submit("lora", &spec).await?;
     cluster.await_step(&job_id, 0, 4, LIMIT).await?;
     cluster.kill_9_rank(0)?;
@@ -47,6 +48,13 @@ async fn a_job_runs_with_a_bucket_and_resumes_from_it() -> Result<()> {
         ensure!(registered.iter().any(|known| key.starts_with(&known.path)), "{key} is left behind");
     }
 
+    let mut kept = Vec::new();
+    for file in std::fs::read_dir(cluster.folder().join("store")).context("list the store")? {
+        kept.extend(std::fs::read(file?.path())?);
+    }
+    ensure!(!kept.is_empty(), "the store is empty");
+    let secret = server.secret().as_bytes();
+    ensure!(!kept.windows(secret.len()).any(|window| window == secret), "the key is in the store");
     let seen = format!("{}\n{:?}\n{job:?}", cluster.whole_logs(), registered);
     ensure!(!seen.contains(server.secret()), "the key is in a log or an answer");
     Ok(())

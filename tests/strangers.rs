@@ -92,7 +92,9 @@ impl Call {
                 }
             }
         };
-        tokio::time::timeout(LIMIT, calling).await.unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer")))
+        tokio::time::timeout(LIMIT, calling)
+            .await
+            .unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer")))
     }
 }
 
@@ -141,7 +143,8 @@ async fn strangers_are_refused_everywhere_and_change_nothing() -> Result<()> {
     let node = Dialer::tls(Tls::load(node_files).await?);
     let foreign = TlsFiles { ca: ca.clone(), ..theirs.write(elsewhere.path(), &Wanted::node("node")) };
     let expired = ours.write(folder.path(), &Wanted { expired: true, ..Wanted::node("old") });
-    let person = ours.write(folder.path(), &Wanted { uris: &["urn:crescendo:role:admin"], ..Wanted::node("p") });
+    let person =
+        ours.write(folder.path(), &Wanted { uris: &["urn:crescendo:role:admin"], ..Wanted::node("p") });
     let strangers = [
         ("without TLS", Dialer::plain()),
         ("of a foreign authority", Dialer::tls(Tls::load(foreign).await?)),
@@ -150,20 +153,31 @@ async fn strangers_are_refused_everywhere_and_change_nothing() -> Result<()> {
     let options = ClusterOptions { trainers: 1, authority: Some(ours), ..ClusterOptions::default() };
     let cluster = Cluster::start(options).await?;
     let nodes_are_there = async {
-        while NodeServiceClient::new(cluster.channel()?).list_nodes(ListNodesRequest {}).await?.into_inner().nodes.len() < 2 {
+        while NodeServiceClient::new(cluster.channel()?)
+            .list_nodes(ListNodesRequest {})
+            .await?
+            .into_inner()
+            .nodes
+            .len()
+            < 2
+        {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         anyhow::Ok(())
     };
     tokio::time::timeout(LIMIT, nodes_are_there).await.context("wait for both nodes")??;
     let before = state(&cluster, &node).await?;
-    ensure!(before.2 != Code::Ok && before.0.is_empty() && before.1 == ["curator-0", "trainer-0"], "{before:?}");
+    ensure!(
+        before.2 != Code::Ok && before.0.is_empty() && before.1 == ["curator-0", "trainer-0"],
+        "{before:?}"
+    );
 
     for call in Call::ALL {
         let address = call.address(&cluster)?;
         for (who, dialer) in &strangers {
             let answer = call.make(dialer.channel(&address)?).await;
-            let status = answer.err().with_context(|| format!("{call:?} of a stranger {who} came through"))?;
+            let status =
+                answer.err().with_context(|| format!("{call:?} of a stranger {who} came through"))?;
             ensure!(
                 matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Internal | Code::Cancelled),
                 "{call:?} {who} was answered: {status}"
@@ -209,7 +223,9 @@ async fn strangers_are_refused_everywhere_and_change_nothing() -> Result<()> {
             }
             anyhow::Ok(())
         };
-        tokio::time::timeout(LIMIT, counted).await.with_context(|| format!("the replay of {call:?} is refused"))??;
+        tokio::time::timeout(LIMIT, counted)
+            .await
+            .with_context(|| format!("the replay of {call:?} is refused"))??;
     }
     let (jobs, nodes, _) = state(&cluster, &node).await?;
     ensure!((jobs, nodes) == (before.0, before.1), "a replay changed something");

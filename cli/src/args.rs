@@ -15,7 +15,13 @@ Every day:
   crescendo submit job.yaml                      prints the job's id
   crescendo jobs                                 what runs, what waits and why
   crescendo watch JOB                            follow it; Ctrl-C stops watching, not the job
+  crescendo explain JOB                          why it waits or failed, and what it would take
   crescendo checkpoints JOB -o json              for scripts
+
+A cluster elsewhere:
+  crescendo login --context lab --controller lab.example.com:7070 --tls-ca lab-ca.pem
+  crescendo context use lab                      from now on commands go there
+  crescendo doctor                               what is wrong with this machine, its files, the controllers
 
 Exit codes:
   0  done
@@ -24,6 +30,7 @@ Exit codes:
   3  the job spec is not valid
   4  the job failed or was cancelled (submit --watch, watch, up --run)
   5  the controller cannot be reached
+  6  not allowed: no login, or one that may not do this
   130  interrupted from the keyboard";
 
 /// Trains subject-driven image generation in stages, on a cluster or on this machine.
@@ -39,13 +46,31 @@ pub struct Cli {
 /// Options of every command.
 #[derive(Debug, Args)]
 pub struct Common {
-    /// Address of the controller, host:port, or of several, separated by commas. Without it: the cluster that
-    /// `crescendo up` started last.
+    /// Address of the controller, host:port, or of several, separated by commas. Without it: those of the context, or
+    /// else the cluster that `crescendo up` started last.
     #[arg(long, global = true, env = "CRESCENDO_CONTROLLER", value_name = "ADDR", value_delimiter = ',')]
     pub controller: Vec<String>,
+    /// Context to use in place of the current one: a cluster and how to log in there (see `crescendo context`).
+    #[arg(long, global = true, env = "CRESCENDO_CONTEXT", value_name = "NAME", value_parser = crate::settings::file::check_name)]
+    pub context: Option<String>,
+    /// File that contexts are kept in [default: crescendo/config.yaml in $XDG_CONFIG_HOME or ~/.config].
+    #[arg(long, global = true, env = "CRESCENDO_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
     /// Folder of a cluster that `crescendo up` runs (there: where to keep it, ./.crescendo if absent).
     #[arg(long, global = true, env = "CRESCENDO_DIR", value_name = "DIR")]
     pub dir: Option<PathBuf>,
+    /// Root certificates that vouch for the controllers, PEM. Without it: the system's.
+    #[arg(long, global = true, env = "CRESCENDO_TLS_CA", value_name = "FILE", help_heading = "Login")]
+    pub tls_ca: Option<PathBuf>,
+    /// Certificate to log in with, PEM; instead of a token.
+    #[arg(long, global = true, env = "CRESCENDO_TLS_CERT", value_name = "FILE", help_heading = "Login", requires = "tls_key")]
+    pub tls_cert: Option<PathBuf>,
+    /// Private key of that certificate, PEM.
+    #[arg(long, global = true, env = "CRESCENDO_TLS_KEY", value_name = "FILE", help_heading = "Login", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
+    /// File with the token to log in with. The variable CRESCENDO_TOKEN may hold the token itself.
+    #[arg(long, global = true, env = "CRESCENDO_TOKEN_FILE", value_name = "FILE", help_heading = "Login")]
+    pub token_file: Option<PathBuf>,
     /// How results are printed.
     #[arg(
         short,
@@ -82,6 +107,8 @@ pub enum Command {
     Jobs(JobsArgs),
     /// Show one job with its stages.
     Get(JobArgs),
+    /// Explain why a job waits, or failed, and what it would take.
+    Explain(JobArgs),
     /// Follow a job until it ends. A restart of the controller does not matter.
     Watch(JobArgs),
     /// Print the log lines of a job's processes.
@@ -96,6 +123,19 @@ pub enum Command {
     Checkpoints(CheckpointsArgs),
     /// Show a stage's pairs, accepted and rejected, with scores and reasons; --sheet makes a page of pictures.
     Pairs(PairsArgs),
+    /// Choose clusters, and how to log in to each.
+    #[command(subcommand)]
+    Context(ContextCommand),
+    /// Try a token and keep it for a context. It is read from standard input, or asked for.
+    Login(LoginArgs),
+    /// Show who you are to the controller.
+    Whoami,
+    /// Check this machine, its files and the cluster, and say what to do about what is wrong.
+    Doctor(DoctorArgs),
+    /// Write the completion script of a shell to standard output.
+    Completion(CompletionArgs),
+    /// Write man pages, one a command.
+    Man(ManArgs),
     /// Make static tokens for people and services.
     Token(crate::commands::token::TokenArgs),
     /// Draw pictures from a prompt and references (crescendo-workbench).
@@ -197,6 +237,129 @@ pub enum State {
 pub struct JobArgs {
     /// The job's id, as `submit` and `jobs` print it.
     pub job: String,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ContextCommand {
+    /// Add a context: the cluster at --controller, with --tls-ca, --tls-cert and --token-file as given.
+    #[command(after_help = "\
+Examples:
+  crescendo context add lab --controller lab-0:7070,lab-1:7070 --tls-ca lab-ca.pem --token-file ~/lab.token
+  crescendo context add prod --controller prod.example.com:7070 --exec company-sso print-token")]
+    Add(ContextAddArgs),
+    /// Use a context from now on.
+    Use(ContextNameArgs),
+    /// List the contexts; the current one is marked.
+    List,
+    /// Remove a context, and the token that `crescendo login` kept for it.
+    Remove(ContextNameArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct ContextNameArgs {
+    /// Name of the context.
+    #[arg(value_parser = crate::settings::file::check_name)]
+    pub name: String,
+}
+
+#[derive(Debug, Args)]
+pub struct ContextAddArgs {
+    /// Name of the context.
+    #[arg(value_parser = crate::settings::file::check_name)]
+    pub name: String,
+    /// Tenant whose jobs `crescendo jobs` lists, unless it is asked otherwise.
+    #[arg(long, value_name = "TENANT")]
+    pub tenant: Option<String>,
+    /// Folder or URL of the cluster's object store, for what is read from there.
+    #[arg(long, value_name = "DIR|URL")]
+    pub object_store: Option<String>,
+    /// Take the place of a context of the same name.
+    #[arg(long)]
+    pub replace: bool,
+    /// Program that prints the token, and its arguments; all that follows belongs to it.
+    #[arg(long, value_name = "PROGRAM", num_args = 1.., allow_hyphen_values = true)]
+    pub exec: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+The token is tried before it is kept. Which context gets it: the one named with --context, else the current one, else
+`default`. With --controller the context is made, or changed to that cluster.
+
+Examples:
+  crescendo login < token
+  crescendo login --context lab --controller lab.example.com:7070 --tls-ca lab-ca.pem")]
+pub struct LoginArgs {
+    /// Forget the token that was kept, instead.
+    #[arg(long)]
+    pub forget: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Looked at: the programs beside this one and their versions, libtorch, GPUs and NCCL (through crescendo-workbench),
+certificates, the controllers (reachable, one leader, clocks, versions), the object store (with a small object that is
+written, written again, read and deleted), the store if it is named, disks, shared memory, limits and ports.
+
+Exit code 1 if anything has failed; warnings do not count.")]
+pub struct DoctorArgs {
+    /// This machine is to train on GPUs: none, or no CUDA, is a failure.
+    #[arg(long)]
+    pub gpu: bool,
+    /// Also check this store: etcd:URL, with several URLs separated by commas, as the controllers are given it.
+    #[arg(long, env = "CRESCENDO_STORE", value_name = "STORE")]
+    pub store: Option<String>,
+    #[command(flatten)]
+    pub store_tls: StoreTls,
+    /// Folder or URL of the object store [default: that of the context or of the cluster that `crescendo up` runs].
+    #[arg(long, env = "CRESCENDO_OBJECT_STORE", value_name = "DIR|URL")]
+    pub object_store: Option<String>,
+    /// Folders whose disks need room: scratch, library, object store.
+    #[arg(long, value_name = "DIR", value_delimiter = ',')]
+    pub disk: Vec<PathBuf>,
+    /// TCP ports that a process on this machine is to listen on.
+    #[arg(long, value_name = "PORT", value_delimiter = ',')]
+    pub port: Vec<u16>,
+}
+
+/// Files for etcd at https:// URLs.
+#[derive(Clone, Debug, Default, Args)]
+pub struct StoreTls {
+    /// Root certificates that vouch for etcd, PEM; those of the system if absent.
+    #[arg(long, env = "CRESCENDO_STORE_CA", value_name = "FILE")]
+    pub store_ca: Option<PathBuf>,
+    /// Certificate that etcd knows the controllers by, PEM.
+    #[arg(long, env = "CRESCENDO_STORE_CERT", value_name = "FILE")]
+    pub store_cert: Option<PathBuf>,
+    /// Its private key, PEM.
+    #[arg(long, env = "CRESCENDO_STORE_KEY", value_name = "FILE")]
+    pub store_key: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Job ids are completed too, by asking the controller.
+
+  bash:  crescendo completion bash > ~/.local/share/bash-completion/completions/crescendo
+  zsh:   crescendo completion zsh > ~/.zfunc/_crescendo    (a folder of your fpath)
+  fish:  crescendo completion fish > ~/.config/fish/completions/crescendo.fish")]
+pub struct CompletionArgs {
+    /// The shell.
+    pub shell: Shell,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Shell {
+    Bash,
+    Zsh,
+    Fish,
+}
+
+#[derive(Debug, Args)]
+pub struct ManArgs {
+    /// Folder to write them to; it is made if it is missing.
+    #[arg(long, value_name = "DIR")]
+    pub dir: PathBuf,
 }
 
 #[derive(Debug, Args)]

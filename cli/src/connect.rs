@@ -1,19 +1,23 @@
-//! Finding the controller, and calling it through an outage.
+//! Calling the controller, through an outage, with a token if there is one.
 
-use std::cell::Cell;
+mod wire;
+
+use std::cell::{Cell, RefCell};
 use std::future::Future;
-use std::path::PathBuf;
+use std::path::Path;
 use std::time::Duration;
 
+use crescendo_node::tls::Dialer;
 use crescendo_proto::status::is_passing;
 use tokio::time::Instant;
-use tonic::transport::{Channel, Endpoint};
 use tonic::{Response, Status};
 
 use crate::args::Common;
 use crate::failure::Failure;
+use crate::settings::token::Token;
+use crate::settings::{self, Origin, Target};
 use crate::show;
-use crate::up::state::{self, UpState};
+pub use wire::{Wire, dialer};
 
 /// Looking at things: a person waits.
 pub const LOOK: Duration = Duration::from_secs(3);
@@ -29,49 +33,65 @@ const QUIET: Duration = Duration::from_secs(1);
 /// Largest answer: 500 jobs with their specs fit several times over.
 const MAX_MESSAGE_BYTES: usize = 64 * 1024 * 1024;
 
+/// A token that is read from a file or a program is read again after this: it may have been renewed.
+const TOKEN_KEPT: Duration = Duration::from_secs(120);
+
 /// The controller, or several of which one leads.
 pub struct Controller {
-    channels: Vec<(String, Channel)>,
+    channels: Vec<(String, wire::Plain)>,
     /// The one that answered last.
     current: Cell<usize>,
-    /// Folder of the local cluster whose address this is, if it is one's.
-    started_in: Option<PathBuf>,
+    target: Target,
+    token: RefCell<Option<(Instant, Option<Token>)>>,
 }
 
 impl Controller {
-    /// From `--controller`, or else from the cluster that `up` runs.
-    pub fn find(common: &Common) -> Result<Controller, Failure> {
-        if !common.controller.is_empty() {
-            return Controller::at(&common.controller, None);
-        }
-        let (path, state) = state::find(common.dir.as_deref())?;
-        let Some(UpState { dir, controller, .. }) = state else {
-            let path = path.display();
-            return Err(Failure::Unreachable(format!(
-                "no controller: give its address with --controller or CRESCENDO_CONTROLLER, or start a cluster on this machine with `crescendo up` (there is no {path})"
-            )));
-        };
-        Controller::at(&[controller], Some(dir))
+    /// From the command line, the context, or the cluster that `up` runs.
+    pub async fn find(common: &Common) -> Result<Controller, Failure> {
+        Controller::to(settings::find(common)?).await
     }
 
-    pub fn at(addresses: &[String], started_in: Option<PathBuf>) -> Result<Controller, Failure> {
-        let mut channels = Vec::new();
-        for address in addresses {
-            let url = if address.contains("://") { address.clone() } else { format!("http://{address}") };
-            let endpoint = Endpoint::from_shared(url)
-                .map_err(|error| {
-                    Failure::Usage(format!("`{address}` is not an address (host:port): {error}"))
-                })?
-                .connect_timeout(Duration::from_secs(3))
-                .tcp_nodelay(true)
-                .http2_keep_alive_interval(Duration::from_secs(10))
-                .keep_alive_timeout(Duration::from_secs(5));
-            channels.push((address.clone(), endpoint.connect_lazy()));
-        }
-        Ok(Controller { channels, current: Cell::new(0), started_in })
+    /// A controller of this machine without login, as `up` starts it.
+    pub fn local(address: &str, dir: &Path) -> Result<Controller, Failure> {
+        let origin = Origin::Up(dir.to_owned());
+        Controller::over(Target { addresses: vec![address.to_owned()], origin, ..Target::default() }, None)
     }
 
-    fn current(&self) -> Option<&(String, Channel)> {
+    pub async fn to(target: Target) -> Result<Controller, Failure> {
+        let mut tls = false;
+        for address in &target.addresses {
+            tls |= wire::place(address, &target)?.tls;
+        }
+        let dialer = if tls { Some(wire::dialer(&target.tls).await?) } else { None };
+        Controller::over(target, dialer.as_ref())
+    }
+
+    fn over(target: Target, tls: Option<&Dialer>) -> Result<Controller, Failure> {
+        let channels = target
+            .addresses
+            .iter()
+            .map(|address| Ok((address.clone(), wire::open(&wire::place(address, &target)?, tls)?)))
+            .collect::<Result<_, Failure>>()?;
+        Ok(Controller { channels, current: Cell::new(0), target, token: RefCell::new(None) })
+    }
+
+    /// One controller each, for what is asked of all of them.
+    pub fn each(&self) -> Vec<(String, Result<Wire, Failure>)> {
+        let wire = |channel: &wire::Plain| wire::with_token(channel.clone(), self.token()?.as_ref());
+        self.channels.iter().map(|(address, channel)| (address.clone(), wire(channel))).collect()
+    }
+
+    /// The tenant that the context names; empty if none.
+    pub fn tenant(&self) -> String {
+        self.target.tenant.clone().unwrap_or_default()
+    }
+
+    /// Folder or URL of the object store, as the context or `up` knows it.
+    pub fn object_store(&self) -> Option<&str> {
+        self.target.object_store.as_deref()
+    }
+
+    fn current(&self) -> Option<&(String, wire::Plain)> {
         self.channels.get(self.current.get() % self.channels.len().max(1))
     }
 
@@ -80,9 +100,22 @@ impl Controller {
         self.current.set(self.current.get().wrapping_add(1));
     }
 
-    pub fn channel(&self) -> Result<Channel, Failure> {
+    pub fn channel(&self) -> Result<Wire, Failure> {
         let found = self.current().map(|(_, channel)| channel.clone());
-        found.ok_or_else(|| Failure::Usage("--controller is empty".into()))
+        let channel = found.ok_or_else(|| Failure::Usage("--controller is empty".into()))?;
+        wire::with_token(channel, self.token()?.as_ref())
+    }
+
+    fn token(&self) -> Result<Option<Token>, Failure> {
+        let kept = self.token.borrow().clone();
+        if let Some((at, token)) = kept
+            && at.elapsed() < TOKEN_KEPT
+        {
+            return Ok(token);
+        }
+        let token = self.target.token.read()?;
+        self.token.replace(Some((Instant::now(), token.clone())));
+        Ok(token)
     }
 
     /// Calls until there is an answer or a refusal, at most for `within`.
@@ -90,14 +123,14 @@ impl Controller {
     /// The call may reach the controller more than once: it must be one that does not mind.
     pub async fn call<T, F, Fut>(&self, within: Duration, mut call: F) -> Result<T, Status>
     where
-        F: FnMut(Channel) -> Fut,
+        F: FnMut(Wire) -> Fut,
         Fut: Future<Output = Result<Response<T>, Status>>,
     {
         let began = Instant::now();
         let mut pause = Duration::from_millis(100);
         let mut told = false;
         loop {
-            let channel = self.channel().map_err(|failure| Status::invalid_argument(failure.to_string()))?;
+            let channel = self.channel().map_err(|failure| Status::failed_precondition(failure.to_string()))?;
             let left = within.saturating_sub(began.elapsed()).max(Duration::from_millis(100));
             let status = match tokio::time::timeout(TRY.min(left), call(channel)).await {
                 Ok(Ok(response)) => return Ok(response.into_inner()),
@@ -127,9 +160,10 @@ impl Controller {
 
     pub fn unreachable(&self, status: &Status) -> Failure {
         let addresses: Vec<&str> = self.channels.iter().map(|(address, _)| address.as_str()).collect();
-        let hint = match &self.started_in {
-            Some(dir) => format!("; is `crescendo up` in {} still running?", dir.display()),
-            None => String::new(),
+        let hint = match &self.target.origin {
+            Origin::Up(dir) => format!("; is `crescendo up` in {} still running?", dir.display()),
+            Origin::Context(name) => format!(" (context {name}; `crescendo doctor` looks closer)"),
+            Origin::Flags => String::new(),
         };
         let why = brief(status);
         Failure::Unreachable(format!(
@@ -157,13 +191,14 @@ pub fn brief(status: &Status) -> String {
 
 macro_rules! clients {
     ($($name:ident => $module:ident :: $client:ident),*) => {$(
-        pub fn $name(channel: Channel) -> crescendo_proto::v1::$module::$client<Channel> {
+        pub fn $name(channel: Wire) -> crescendo_proto::v1::$module::$client<Wire> {
             crescendo_proto::v1::$module::$client::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES)
         }
     )*};
 }
 
 clients! {
+    access => access_service_client::AccessServiceClient,
     jobs => job_service_client::JobServiceClient,
     nodes => node_service_client::NodeServiceClient,
     checkpoints => checkpoint_service_client::CheckpointServiceClient,

@@ -16,11 +16,28 @@ pub enum Failure {
     /// The controller does not answer.
     #[error("{0}")]
     Unreachable(String),
+    /// No login, or one that may not do this.
+    #[error("{0}")]
+    NotAllowed(String),
     /// Stopped from the keyboard.
     #[error("interrupted")]
     Interrupted,
     #[error("{0}")]
     Other(String),
+}
+
+/// An error with its causes.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = error.source();
+    }
+    text
 }
 
 fn because(reason: &str) -> String {
@@ -40,7 +57,16 @@ impl Failure {
     /// What a controller refused.
     pub fn refused(status: &tonic::Status) -> Failure {
         let message = status.message();
-        Failure::Other(if message.is_empty() { status.code().to_string() } else { message.to_owned() })
+        let message = if message.is_empty() { status.code().to_string() } else { message.to_owned() };
+        match status.code() {
+            tonic::Code::Unauthenticated => Failure::NotAllowed(format!(
+                "{message}; log in with `crescendo login`, or give a token with --token-file or CRESCENDO_TOKEN"
+            )),
+            tonic::Code::PermissionDenied => {
+                Failure::NotAllowed(format!("{message}; `crescendo whoami` shows who you are"))
+            }
+            _ => Failure::Other(message),
+        }
     }
 
     pub fn exit_code(&self) -> u8 {
@@ -50,6 +76,7 @@ impl Failure {
             Failure::InvalidSpec => 3,
             Failure::JobEnded { .. } => 4,
             Failure::Unreachable(_) => 5,
+            Failure::NotAllowed(_) => 6,
             Failure::Interrupted => 130,
         }
     }
@@ -58,9 +85,11 @@ impl Failure {
     pub fn message(&self) -> Option<String> {
         match self {
             Failure::InvalidSpec | Failure::Interrupted => None,
-            Failure::Usage(_) | Failure::JobEnded { .. } | Failure::Unreachable(_) | Failure::Other(_) => {
-                Some(self.to_string())
-            }
+            Failure::Usage(_)
+            | Failure::JobEnded { .. }
+            | Failure::Unreachable(_)
+            | Failure::NotAllowed(_)
+            | Failure::Other(_) => Some(self.to_string()),
         }
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   submit, watch, jobs, … ──gRPC──▶ controller
+//!   contexts, tokens ──settings──┘
 //!   pairs ──────────────────reads──▶ object store
 //!   up ──starts──▶ controller, curator-node, trainer-node (processes on loopback)
 //!   generate, parity, eval, report, inspect, lora, bench ──exec──▶ crescendo-workbench
@@ -10,8 +11,10 @@
 //! | part | what it does |
 //! |---|---|
 //! | `args` | the command line |
-//! | `connect` | finding the controller, calling it through an outage |
+//! | `settings` | which cluster, and how to log in: flags, environment, contexts |
+//! | `connect` | calling the controller, through an outage |
 //! | `commands` | one file a command |
+//! | `doctor` | checks of this machine, its files and the cluster |
 //! | `pairs` | a stage's pairs out of the object store, and their contact sheet |
 //! | `show` | tables, JSON, progress, and spec problems with their place |
 //! | `up` | a cluster on this machine |
@@ -20,8 +23,12 @@
 mod args;
 mod commands;
 mod connect;
+mod doctor;
 mod failure;
 mod pairs;
+#[cfg(test)]
+mod reference;
+mod settings;
 mod show;
 mod up;
 
@@ -59,6 +66,9 @@ fn run(cli: Cli) -> Result<(), Failure> {
     let command = match command {
         // These need neither a runtime nor a controller.
         Command::Validate(args) => return commands::validate::run(&common, &args),
+        Command::Context(command) => return commands::context::run(&common, &command),
+        Command::Completion(args) => return commands::completion::run(args.shell),
+        Command::Man(args) => return commands::man::run(&args),
         Command::Token(args) => return commands::token::run(&common, &args),
         Command::Generate(args) => return commands::workbench::exec("generate", &args.rest),
         Command::Parity(args) => return commands::workbench::exec("parity", &args.rest),
@@ -80,6 +90,10 @@ fn run(cli: Cli) -> Result<(), Failure> {
             Command::Submit(args) => commands::submit::run(&common, &args).await,
             Command::Jobs(args) => commands::jobs::run(&common, &args).await,
             Command::Get(args) => commands::get::run(&common, &args).await,
+            Command::Explain(args) => commands::explain::run(&common, &args).await,
+            Command::Login(args) => commands::login::run(&common, &args).await,
+            Command::Whoami => commands::whoami::run(&common).await,
+            Command::Doctor(args) => doctor::run(&common, &args).await,
             Command::Watch(args) => commands::watch::run(&common, &args).await,
             Command::Logs(args) => commands::logs::run(&common, &args).await,
             Command::Cancel(args) => commands::cancel::run(&common, &args).await,
@@ -88,6 +102,9 @@ fn run(cli: Cli) -> Result<(), Failure> {
             Command::Checkpoints(args) => commands::checkpoints::run(&common, &args).await,
             Command::Pairs(args) => commands::pairs::run(&common, &args).await,
             Command::Validate(_)
+            | Command::Context(_)
+            | Command::Completion(_)
+            | Command::Man(_)
             | Command::Token(_)
             | Command::Generate(_)
             | Command::Parity(_)

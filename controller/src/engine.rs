@@ -25,12 +25,13 @@ use crescendo_core::invariants::check_invariants;
 use crescendo_core::observed::Observed;
 use crescendo_core::quotas::Quotas;
 use crescendo_core::state::ClusterState;
+use crescendo_node::trace;
 use crescendo_store::{Fence, Leadership, Store, StoreError};
 use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-pub use request::{Answer, EngineError, JobWatch, OpenedSession, Reply, Request, SessionId, ShardWatch};
+pub use request::{Answer, By, EngineError, JobWatch, OpenedSession, Reply, Request, SessionId, ShardWatch};
 
 use crate::config::Config;
 use crate::engine::nodes::Sessions;
@@ -38,6 +39,7 @@ use crate::engine::persist::Records;
 use crate::engine::watchers::Watchers;
 use crate::logs::LogHub;
 use crate::metrics::Metrics;
+use crate::waiting::WaitClock;
 
 /// Requests that wait for the engine at most.
 pub const QUEUE: usize = 1024;
@@ -80,6 +82,7 @@ pub struct Engine {
     state: ClusterState,
     observed: Observed,
     waits: BTreeMap<JobId, Wait>,
+    waiting: WaitClock,
     records: Records,
     sessions: Sessions,
     watchers: Watchers,
@@ -105,6 +108,7 @@ pub async fn run(
         state: ClusterState::default(),
         observed: Observed::new(now),
         waits: BTreeMap::new(),
+        waiting: WaitClock::default(),
         records: Records::default(),
         sessions: Sessions::default(),
         watchers: Watchers::new(around.config.max_watchers),
@@ -193,6 +197,7 @@ impl Engine {
             }
         }
         self.waits = std::mem::take(&mut plan.waits);
+        self.waiting.update(&self.waits, now);
         for change in &plan.changes {
             self.tell(change);
         }
@@ -203,6 +208,13 @@ impl Engine {
         match change {
             Change::AttemptPlaced { attempt, ranks } => {
                 self.around.metrics.attempts_placed.inc();
+                self.mark(&attempt.job, |trace| {
+                    let (job, stage) = (&attempt.job, &attempt.stage);
+                    let span = tracing::info_span!(
+                        target: trace::TARGET, "place attempt", %job, %stage, generation = attempt.generation.0, ranks
+                    );
+                    trace::set_parent(&span, trace);
+                });
                 tracing::info!(job = %attempt.job, stage = %attempt.stage, generation = attempt.generation.0, ranks, "attempt is placed");
             }
             Change::AttemptEnded { attempt, reason, handed_over: true } => {

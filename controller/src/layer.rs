@@ -1,5 +1,6 @@
 //! Around every call: its time and outcome are counted, and calls beyond a limit are refused with a hint, at once.
 
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -16,16 +17,21 @@ use crate::metrics::Metrics;
 /// Hint to callers over the limit.
 const RETRY_AFTER: Duration = Duration::from_millis(500);
 
-/// Counts and limits calls. A stream counts until it is open; open streams have bounds of their own.
+/// Counts and limits calls. A stream counts until it is open, and apart from the others: its first message may take its
+/// time. Open streams have bounds of their own.
 #[derive(Clone)]
 pub struct CallLimit {
     metrics: Metrics,
     permits: Arc<Semaphore>,
+    /// Calls whose clients send a stream.
+    streams: Arc<BTreeSet<String>>,
+    stream_permits: Arc<Semaphore>,
 }
 
 impl CallLimit {
-    pub fn new(metrics: Metrics, max_calls: usize) -> Self {
-        Self { metrics, permits: Arc::new(Semaphore::new(max_calls.clamp(1, Semaphore::MAX_PERMITS))) }
+    pub fn new(metrics: Metrics, max_calls: usize, streams: BTreeSet<String>) -> Self {
+        let permits = || Arc::new(Semaphore::new(max_calls.clamp(1, Semaphore::MAX_PERMITS)));
+        Self { metrics, permits: permits(), streams: Arc::new(streams), stream_permits: permits() }
     }
 }
 
@@ -63,7 +69,9 @@ where
         let metrics = self.limit.metrics.clone();
         // Health must answer when everything else is refused.
         let vital = request.uri().path().starts_with("/grpc.health.");
-        let permit = Arc::clone(&self.limit.permits).try_acquire_owned();
+        let streaming = self.limit.streams.contains(request.uri().path());
+        let permits = if streaming { &self.limit.stream_permits } else { &self.limit.permits };
+        let permit = Arc::clone(permits).try_acquire_owned();
         if permit.is_err() && !vital {
             metrics.rpcs_refused.inc();
             let refused = status::exhausted("too many calls are being worked on", RETRY_AFTER).into_http();

@@ -45,6 +45,11 @@ impl Link {
         Self { role }
     }
 
+    /// What this controller is at the moment.
+    pub fn role(&self) -> Role {
+        self.role.borrow().clone()
+    }
+
     /// Asks the engine, and waits for its answer.
     pub async fn ask<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Result<T, Status> {
         let requests = self.requests()?;
@@ -102,7 +107,7 @@ fn address(identity: &str) -> Option<String> {
 pub async fn run(around: Surroundings, identity: String, role: watch::Sender<Role>, stop: CancellationToken) {
     let metrics = around.metrics.clone();
     while !stop.is_cancelled() {
-        metrics.leader.set(0);
+        metrics.stand_by();
         let campaign = around.store.campaign(NAME, &identity, around.config.leader_lease, CAMPAIGN_WAIT);
         let outcome = tokio::select! {
             () = stop.cancelled() => return,
@@ -128,10 +133,11 @@ pub async fn run(around: Surroundings, identity: String, role: watch::Sender<Rol
         let (requests, mut receiver) = mpsc::channel(engine::QUEUE);
         let ready = || {
             tracing::info!(identity, "leading");
-            metrics.leader.set(1);
+            metrics.lead();
             role.send_replace(Role::Leading { requests });
         };
         let end = engine::run(around.clone(), &leadership, &mut receiver, ready, &stop).await;
+        metrics.stand_by();
         // Later requests are refused before the leadership is given up.
         role.send_replace(Role::Standby { leader: None });
         match end {

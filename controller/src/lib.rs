@@ -16,7 +16,9 @@
 //! | [`services`] | the gRPC services: check, ask the engine, answer |
 //! | [`views`] | state and observations as messages |
 //! | [`logs`] | bounded rings of log lines |
-//! | [`metrics`], [`layer`] | what is measured, and the limit on concurrent calls |
+//! | [`intake`] | requests are read whole before they count |
+//! | [`metrics`], [`waiting`] | what is measured; how long jobs have waited |
+//! | [`layer`] | the limit on concurrent calls |
 //!
 //! An answer is given, and a command sent, only once what it rests on is durable. When the outcome of a write is not
 //! known, the state is dropped and read again. So a controller may be killed at any point.
@@ -24,6 +26,7 @@
 pub mod access;
 pub mod config;
 pub mod engine;
+pub mod intake;
 pub mod layer;
 pub mod leadership;
 pub mod logs;
@@ -32,6 +35,7 @@ pub mod serve;
 pub mod services;
 pub mod store_tls;
 pub mod views;
+pub mod waiting;
 
 pub use config::Config;
 pub use serve::{Controller, Serving};

@@ -90,6 +90,29 @@ impl LogHub {
         Excerpt { next: start + lines.len() as u64, lines }
     }
 
+    /// The last lines of the rank that last wrote an error, of its newest attempt; the job's last lines if none did.
+    pub fn of_the_failed_rank(&self, job: &JobId, most: usize) -> Vec<v1::LogLine> {
+        let rings = self.lock();
+        let Some(ring) = rings.by_job.get(job) else { return Vec::new() };
+        let newest = ring.lines.iter().map(|line| line.generation).max().unwrap_or(0);
+        let errors = ring.lines.iter().rev().filter(|line| line.level == "ERROR" && line.rank >= 0);
+        let failed = errors.clone().find(|line| line.generation == newest).or(errors.clone().next());
+        let wanted = |line: &&v1::LogLine| {
+            failed.is_none_or(|failed| {
+                line.rank == failed.rank && line.generation == failed.generation && line.node_id == failed.node_id
+            })
+        };
+        last(ring.lines.iter().rev().filter(wanted), most)
+    }
+
+    /// The last warnings and errors of curators and agents.
+    pub fn complaints(&self, job: &JobId, most: usize) -> Vec<v1::LogLine> {
+        let rings = self.lock();
+        let Some(ring) = rings.by_job.get(job) else { return Vec::new() };
+        let complains = |line: &&v1::LogLine| line.rank < 0 && matches!(line.level.as_str(), "WARN" | "ERROR");
+        last(ring.lines.iter().rev().filter(complains), most)
+    }
+
     /// Resolves at the next batch of any job.
     pub async fn added(&self) {
         self.added.notified().await;
@@ -124,6 +147,13 @@ impl Ring {
     fn end(&self) -> u64 {
         self.first + self.lines.len() as u64
     }
+}
+
+/// The first of lines that come newest first, oldest first.
+fn last<'a>(newest_first: impl Iterator<Item = &'a v1::LogLine>, most: usize) -> Vec<v1::LogLine> {
+    let mut lines: Vec<v1::LogLine> = newest_first.take(most).cloned().collect();
+    lines.reverse();
+    lines
 }
 
 fn truncate(text: &mut String, max_bytes: usize) {
@@ -172,6 +202,33 @@ mod tests {
         }
         assert!(hub.tail(&job("j0"), 9).lines.is_empty());
         assert_eq!(hub.tail(&job("j1"), 9).lines.len(), 1);
+    }
+
+    #[test]
+    fn the_lines_of_the_rank_that_failed_last_are_found() {
+        let hub = LogHub::default();
+        let line = |rank: i32, generation: u64, level: &str, message: &str| v1::LogLine {
+            job_id: "j".into(),
+            rank,
+            generation,
+            level: level.into(),
+            message: message.into(),
+            ..Default::default()
+        };
+        let lines = vec![
+            line(0, 1, "ERROR", "old"),
+            line(0, 2, "INFO", "fine"),
+            line(1, 2, "INFO", "loading"),
+            line(-1, 2, "WARN", "judge endpoint is slow"),
+            line(1, 2, "ERROR", "loss is not finite"),
+            line(0, 2, "INFO", "stopped"),
+        ];
+        hub.push("n", v1::LogBatch { lines });
+        let text = |lines: Vec<v1::LogLine>| -> Vec<String> { lines.into_iter().map(|line| line.message).collect() };
+        assert_eq!(text(hub.of_the_failed_rank(&job("j"), 9)), ["loading", "loss is not finite"]);
+        assert_eq!(text(hub.of_the_failed_rank(&job("j"), 1)), ["loss is not finite"]);
+        assert_eq!(text(hub.complaints(&job("j"), 9)), ["judge endpoint is slow"]);
+        assert!(hub.of_the_failed_rank(&job("other"), 9).is_empty());
     }
 
     #[test]

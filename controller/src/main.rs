@@ -6,6 +6,7 @@ use anyhow::Context as _;
 use clap::Parser as _;
 use crescendo_controller::config::Args;
 use crescendo_controller::{Config, Controller};
+use crescendo_node::args::ServerArgs;
 use crescendo_node::supervise::Tasks;
 use crescendo_node::tls::{ClientCertificates, ConnectionMetrics, Security, TlsMetrics};
 use crescendo_node::{listen, logging, metrics, objects, ports};
@@ -18,12 +19,14 @@ const GRACE: Duration = Duration::from_secs(10);
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let args = Args::parse();
-    logging::init(&args.server.log, None)?;
+    let traces = logging::init("crescendo-controller", &instance(&args.server), &args.server.log, None)?;
     // The nodes get this URL as it is, so a mistake in it is best found here.
     objects::Location::parse(&args.object_store).context("read --object-store")?;
     let location: StoreLocation = args.store.parse().context("read --store")?;
     let (tasks, supervisor) = Tasks::new();
     let registry = Registry::new();
+    traces.register(&registry)?;
+    tasks.spawn(traces.export(tasks.stop_token()));
     let tls_metrics = TlsMetrics::register(&registry).context("register metrics")?;
     let security = Security::start(&args.server.security, &tls_metrics, &tasks).await?;
     let etcd = args
@@ -58,4 +61,9 @@ async fn main() -> anyhow::Result<()> {
     let ended = supervisor.run(GRACE).await;
     store.close().await;
     Ok(ended?)
+}
+
+/// Which controller this is, in traces.
+fn instance(server: &ServerArgs) -> String {
+    server.advertise_host.clone().unwrap_or_else(|| server.listen.to_string())
 }

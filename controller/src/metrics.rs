@@ -3,34 +3,19 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crescendo_core::decide::Wait;
-use crescendo_core::ids::JobId;
+use crescendo_core::decide::{Limits, NodeCounts, count_nodes, curation_backlog_units};
+use crescendo_core::ids::Timestamp;
+use crescendo_core::observed::Observed;
+use crescendo_core::records::NodeKind;
 use crescendo_core::state::ClusterState;
-use prometheus::{
-    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-};
+use crescendo_node::catalogue::{Label, Metric, Registrar, bounded, counter, gauge, histogram, words};
+use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry};
+
+use crate::waiting::WaitClock;
 
 /// 0.1 ms to 6.5 s.
 fn buckets() -> Vec<f64> {
     (0..17).map(|n| 0.0001 * f64::from(1u32 << n)).collect()
-}
-
-/// The controller's metrics. Cheap to clone.
-#[derive(Clone)]
-pub struct Metrics {
-    jobs: IntGaugeVec,
-    waiting: IntGaugeVec,
-    sessions: IntGaugeVec,
-    store_seconds: HistogramVec,
-    rpc_seconds: HistogramVec,
-    rpcs: IntCounterVec,
-    pub rpcs_refused: IntCounter,
-    pub decide_seconds: Histogram,
-    pub leader: IntGauge,
-    pub reloads: IntCounter,
-    pub attempts_placed: IntCounter,
-    pub attempts_ended: IntCounter,
-    pub log_lines: IntCounter,
 }
 
 const STATES: [&str; 8] =
@@ -48,73 +33,132 @@ const WAITS: [&str; 11] = [
     "preempted",
     "quota",
 ];
+const KINDS: [&str; 2] = ["trainer", "curator"];
+const NODE_STATES: [&str; 3] = ["connected", "draining", "silent"];
+const STORE_CALLS: [&str; 2] = ["snapshot", "txn"];
+const STORE_OUTCOMES: [&str; 5] = ["ok", "conflict", "not_leader", "unknown", "error"];
+const CODES: [&str; 17] = [
+    "ok",
+    "cancelled",
+    "unknown",
+    "invalid_argument",
+    "deadline_exceeded",
+    "not_found",
+    "already_exists",
+    "permission_denied",
+    "resource_exhausted",
+    "failed_precondition",
+    "aborted",
+    "out_of_range",
+    "unimplemented",
+    "internal",
+    "unavailable",
+    "data_loss",
+    "unauthenticated",
+];
+const METHOD: Label = bounded("method", "a call that there is, as `package.Service/Call`, or `unknown`");
+
+/// Every metric of the controller.
+pub const CATALOGUE: &[Metric] = &[
+    gauge("crescendo_leader", "", &[], "1 while this controller leads."),
+    gauge("crescendo_jobs", "", &[words("state", &STATES)], "Jobs by state. Leader only."),
+    gauge(
+        "crescendo_jobs_waiting",
+        "",
+        &[words("reason", &WAITS)],
+        "Open jobs that wait, by what they wait for. Leader only.",
+    ),
+    gauge(
+        "crescendo_jobs_oldest_wait_seconds",
+        "seconds",
+        &[words("reason", &WAITS)],
+        "How long the job that has waited longest for this reason without a break has waited; a new leader counts from \
+         its start. Leader only.",
+    ),
+    gauge("crescendo_node_sessions", "", &[words("kind", &KINDS)], "Open sessions of nodes. Leader only."),
+    gauge(
+        "crescendo_nodes",
+        "",
+        &[words("kind", &KINDS), words("state", &NODE_STATES)],
+        "Nodes that are known; draining ones get no new work, silent ones have no session or said nothing lately. Leader only.",
+    ),
+    gauge(
+        "crescendo_curation_backlog_units",
+        "",
+        &[],
+        "Units that open jobs would still need if no pair were rejected, of the stages that can be curated now. Leader \
+         only.",
+    ),
+    histogram(
+        "crescendo_store_call_seconds",
+        "seconds",
+        &[words("op", &STORE_CALLS), words("outcome", &STORE_OUTCOMES)],
+        "Time of calls to the store.",
+    ),
+    histogram(
+        "crescendo_rpc_seconds",
+        "seconds",
+        &[METHOD],
+        "Time until a call is answered or its stream opens.",
+    ),
+    counter("crescendo_rpcs_total", "", &[METHOD, words("code", &CODES)], "Calls answered."),
+    counter(
+        "crescendo_rpcs_over_limit_total",
+        "",
+        &[],
+        "Calls refused because too many were being worked on.",
+    ),
+    histogram("crescendo_decide_seconds", "seconds", &[], "Time to decide what to do next."),
+    counter("crescendo_state_reloads_total", "", &[], "Times that the state was dropped and read again."),
+    counter("crescendo_attempts_placed_total", "", &[], "Attempts to train a stage that were placed."),
+    counter("crescendo_attempts_ended_total", "", &[], "Attempts that ended without a final checkpoint."),
+    counter("crescendo_log_lines_total", "", &[], "Log lines received from nodes."),
+];
+
+/// The controller's metrics. Cheap to clone.
+#[derive(Clone)]
+pub struct Metrics {
+    jobs: IntGaugeVec,
+    waiting: IntGaugeVec,
+    oldest_wait: IntGaugeVec,
+    sessions: IntGaugeVec,
+    nodes: IntGaugeVec,
+    backlog: IntGaugeVec,
+    store_seconds: HistogramVec,
+    rpc_seconds: HistogramVec,
+    rpcs: IntCounterVec,
+    pub rpcs_refused: IntCounter,
+    pub decide_seconds: Histogram,
+    leader: IntGauge,
+    pub reloads: IntCounter,
+    pub attempts_placed: IntCounter,
+    pub attempts_ended: IntCounter,
+    pub log_lines: IntCounter,
+}
 
 impl Metrics {
     pub fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
-        let gauge_vec = |name: &str, help: &str, label: &str| -> Result<IntGaugeVec, prometheus::Error> {
-            let metric = IntGaugeVec::new(Opts::new(name, help), &[label])?;
-            registry.register(Box::new(metric.clone()))?;
-            Ok(metric)
+        let mut registrar = Registrar::new(registry, CATALOGUE);
+        let metrics = Self {
+            jobs: registrar.gauges("crescendo_jobs")?,
+            waiting: registrar.gauges("crescendo_jobs_waiting")?,
+            oldest_wait: registrar.gauges("crescendo_jobs_oldest_wait_seconds")?,
+            sessions: registrar.gauges("crescendo_node_sessions")?,
+            nodes: registrar.gauges("crescendo_nodes")?,
+            backlog: registrar.passing_gauge("crescendo_curation_backlog_units")?,
+            store_seconds: registrar.histograms("crescendo_store_call_seconds", buckets())?,
+            rpc_seconds: registrar.histograms("crescendo_rpc_seconds", buckets())?,
+            rpcs: registrar.counters("crescendo_rpcs_total")?,
+            rpcs_refused: registrar.counter("crescendo_rpcs_over_limit_total")?,
+            decide_seconds: registrar.histogram("crescendo_decide_seconds", buckets())?,
+            leader: registrar.gauge("crescendo_leader")?,
+            reloads: registrar.counter("crescendo_state_reloads_total")?,
+            attempts_placed: registrar.counter("crescendo_attempts_placed_total")?,
+            attempts_ended: registrar.counter("crescendo_attempts_ended_total")?,
+            log_lines: registrar.counter("crescendo_log_lines_total")?,
         };
-        let counter = |name: &str, help: &str| -> Result<IntCounter, prometheus::Error> {
-            let metric = IntCounter::new(name, help)?;
-            registry.register(Box::new(metric.clone()))?;
-            Ok(metric)
-        };
-        let seconds = |name: &str, help: &str, labels: &[&str]| -> Result<HistogramVec, prometheus::Error> {
-            let metric = HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets()), labels)?;
-            registry.register(Box::new(metric.clone()))?;
-            Ok(metric)
-        };
-        let rpcs =
-            IntCounterVec::new(Opts::new("crescendo_rpcs_total", "calls answered"), &["method", "code"])?;
-        registry.register(Box::new(rpcs.clone()))?;
-        let decide_seconds = Histogram::with_opts(
-            HistogramOpts::new("crescendo_decide_seconds", "time to decide what to do next")
-                .buckets(buckets()),
-        )?;
-        registry.register(Box::new(decide_seconds.clone()))?;
-        let leader = IntGauge::new("crescendo_leader", "1 while this controller leads")?;
-        registry.register(Box::new(leader.clone()))?;
-        Ok(Self {
-            jobs: gauge_vec("crescendo_jobs", "jobs by state", "state")?,
-            waiting: gauge_vec(
-                "crescendo_jobs_waiting",
-                "open jobs that wait, by what they wait for",
-                "reason",
-            )?,
-            sessions: gauge_vec("crescendo_node_sessions", "open sessions of nodes", "kind")?,
-            store_seconds: seconds(
-                "crescendo_store_call_seconds",
-                "time of calls to the store",
-                &["op", "outcome"],
-            )?,
-            rpc_seconds: seconds(
-                "crescendo_rpc_seconds",
-                "time until a call is answered or its stream opens",
-                &["method"],
-            )?,
-            rpcs,
-            rpcs_refused: counter(
-                "crescendo_rpcs_over_limit_total",
-                "calls refused because too many were being worked on",
-            )?,
-            decide_seconds,
-            leader,
-            reloads: counter(
-                "crescendo_state_reloads_total",
-                "times that the state was dropped and read again",
-            )?,
-            attempts_placed: counter(
-                "crescendo_attempts_placed_total",
-                "attempts to train a stage that were placed",
-            )?,
-            attempts_ended: counter(
-                "crescendo_attempts_ended_total",
-                "attempts that ended without a final checkpoint",
-            )?,
-            log_lines: counter("crescendo_log_lines_total", "log lines received from nodes")?,
-        })
+        registrar.finish()?;
+        Ok(metrics)
     }
 
     pub fn store_call(&self, op: &str, outcome: &str, time: Duration) {
@@ -126,17 +170,110 @@ impl Metrics {
         self.rpcs.with_label_values(&[method, code]).inc();
     }
 
+    pub fn lead(&self) {
+        self.leader.set(1);
+    }
+
+    /// Takes away what only a leader knows: numbers of the past would be taken for today's.
+    pub fn stand_by(&self) {
+        self.leader.set(0);
+        for gauges in
+            [&self.jobs, &self.waiting, &self.oldest_wait, &self.sessions, &self.nodes, &self.backlog]
+        {
+            gauges.reset();
+        }
+    }
+
     pub fn sessions(&self, trainers: i64, curators: i64) {
         self.sessions.with_label_values(&["trainer"]).set(trainers);
         self.sessions.with_label_values(&["curator"]).set(curators);
     }
 
-    pub fn jobs(&self, state: &ClusterState, waits: &BTreeMap<JobId, Wait>) {
-        let mut by_state: BTreeMap<&str, i64> = STATES.iter().map(|name| (*name, 0)).collect();
+    /// What the leader has, sees and lacks.
+    pub fn cluster(
+        &self,
+        state: &ClusterState,
+        seen: &Observed,
+        waits: &WaitClock,
+        limits: &Limits,
+        now: Timestamp,
+    ) {
+        let mut by_state: BTreeMap<&str, usize> = STATES.iter().map(|name| (*name, 0)).collect();
         state.jobs().for_each(|job| *by_state.entry(job.record.state.name()).or_insert(0) += 1);
-        by_state.into_iter().for_each(|(name, count)| self.jobs.with_label_values(&[name]).set(count));
-        let mut by_wait: BTreeMap<&str, i64> = WAITS.iter().map(|name| (*name, 0)).collect();
-        waits.values().for_each(|wait| *by_wait.entry(wait.label()).or_insert(0) += 1);
-        by_wait.into_iter().for_each(|(name, count)| self.waiting.with_label_values(&[name]).set(count));
+        by_state.into_iter().for_each(|(name, jobs)| self.jobs.with_label_values(&[name]).set(whole(jobs)));
+        for reason in WAITS {
+            let waiting = waits.waiting(reason, now);
+            self.waiting.with_label_values(&[reason]).set(whole(waiting.jobs));
+            let oldest = i64::try_from(waiting.oldest.as_secs()).unwrap_or(i64::MAX);
+            self.oldest_wait.with_label_values(&[reason]).set(oldest);
+        }
+        for (kind, name) in [(NodeKind::Trainer, "trainer"), (NodeKind::Curator, "curator")] {
+            let NodeCounts { open, draining, silent } = count_nodes(state, seen, limits, kind, now);
+            for (count, reach) in [open, draining, silent].into_iter().zip(NODE_STATES) {
+                self.nodes.with_label_values(&[name, reach]).set(whole(count));
+            }
+        }
+        let backlog = curation_backlog_units(state);
+        self.backlog.with_label_values::<&str>(&[]).set(i64::try_from(backlog).unwrap_or(i64::MAX));
+    }
+}
+
+fn whole(count: usize) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crescendo_node::catalogue::{check_document, check_gathered};
+
+    fn text(registry: &Registry) -> String {
+        prometheus::TextEncoder::new().encode_to_string(&registry.gather()).expect("metrics are text")
+    }
+
+    #[test]
+    fn the_document_has_every_metric() {
+        let docs = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs");
+        let all = [CATALOGUE, crate::access::CATALOGUE, crate::access::audit::CATALOGUE].concat();
+        check_document(&docs, "the controller", &all).unwrap();
+    }
+
+    #[test]
+    fn what_only_a_leader_knows_goes_with_its_leadership() {
+        let registry = Registry::new();
+        let metrics = Metrics::register(&registry).unwrap();
+        metrics.lead();
+        metrics.sessions(2, 1);
+        metrics.store_call("txn", "ok", Duration::from_millis(2));
+        metrics.rpc("crescendo.v1.JobService/GetJob", "not_found", Duration::from_millis(1));
+        metrics.cluster(
+            &ClusterState::default(),
+            &Observed::new(Timestamp(0)),
+            &WaitClock::default(),
+            &Limits::default(),
+            Timestamp(1),
+        );
+        assert_eq!(check_gathered(&registry, CATALOGUE), Vec::<String>::new());
+        let leaders_own = [
+            "crescendo_jobs{state=\"queued\"} 0",
+            "crescendo_jobs_waiting{reason=\"slots\"} 0",
+            "crescendo_jobs_oldest_wait_seconds{reason=\"slots\"} 0",
+            "crescendo_node_sessions{kind=\"trainer\"} 2",
+            "crescendo_nodes{kind=\"curator\",state=\"silent\"} 0",
+            "crescendo_curation_backlog_units 0",
+        ];
+        let led = text(&registry);
+        for line in leaders_own {
+            assert!(led.lines().any(|found| found == line), "{line} is not in:\n{led}");
+        }
+        metrics.stand_by();
+        let standing_by = text(&registry);
+        for line in leaders_own {
+            let name = line.split(['{', ' ']).next().unwrap_or_default();
+            let found = standing_by.lines().any(|found| found.split(['{', ' ']).next() == Some(name));
+            assert!(!found, "{name} is in:\n{standing_by}");
+        }
+        assert!(standing_by.contains("crescendo_leader 0"), "{standing_by}");
+        assert!(standing_by.contains("crescendo_store_call_seconds_count"), "history stays");
     }
 }

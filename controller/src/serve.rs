@@ -8,6 +8,7 @@ use crescendo_core::ids::Timestamp;
 use crescendo_node::supervise::Tasks;
 use crescendo_node::tls::Incoming;
 use crescendo_proto::DESCRIPTORS;
+use crescendo_proto::v1::access_service_server::AccessServiceServer;
 use crescendo_proto::v1::checkpoint_service_server::CheckpointServiceServer;
 use crescendo_proto::v1::curation_service_server::CurationServiceServer;
 use crescendo_proto::v1::job_service_server::JobServiceServer;
@@ -22,11 +23,12 @@ use tonic_health::server::HealthReporter;
 use crate::access::{Access, AccessConfig, AccessLayer};
 use crate::config::Config;
 use crate::engine::Surroundings;
+use crate::intake::{self, Intake};
 use crate::layer::CallLimit;
 use crate::leadership::{self, Link, Role};
 use crate::logs::LogHub;
 use crate::metrics::Metrics;
-use crate::services::{Checkpoints, Curation, Jobs, Nodes};
+use crate::services::{Callers, Checkpoints, Curation, Jobs, Nodes};
 
 /// Largest message that is read: a batch of log lines is the largest that is sent.
 const MAX_MESSAGE_BYTES: usize = 8 << 20;
@@ -70,7 +72,10 @@ impl Controller {
         let (role, role_seen) = watch::channel(Role::Standby { leader: None });
         let link = Link::new(role_seen.clone());
         let stop = tasks.stop_token();
-        let call_limit = CallLimit::new(metrics.clone(), config.max_concurrent_calls);
+        let object_store_url = config.object_store_url.clone();
+        let streams = intake::client_streams(&[DESCRIPTORS, tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET])
+            .context("read the services' descriptors")?;
+        let call_limit = CallLimit::new(metrics.clone(), config.max_concurrent_calls, streams.clone());
 
         let around = Surroundings {
             config: Arc::new(config),
@@ -100,10 +105,13 @@ impl Controller {
             .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
             .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
             .max_concurrent_streams(Some(MAX_STREAMS_PER_CONNECTION))
-            .layer(call_limit)
+            // Strangers are turned away before room is kept for what they send.
             .layer(AccessLayer::new(access))
+            .layer(Intake::new(streams))
+            .layer(call_limit)
             .add_service(health)
             .add_service(reflection)
+            .add_service(AccessServiceServer::new(Callers::new(link.clone(), object_store_url)))
             .add_service(
                 JobServiceServer::new(Jobs::new(link.clone(), logs.clone(), tasks.clone()))
                     .max_decoding_message_size(sized),

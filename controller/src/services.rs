@@ -1,10 +1,12 @@
 //! The gRPC services: what comes in is checked, the engine is asked, its answer goes out.
 
+mod callers;
 mod checkpoints;
 mod curation;
 mod jobs;
 mod nodes;
 
+pub use callers::Callers;
 pub use checkpoints::Checkpoints;
 pub use curation::Curation;
 pub use jobs::Jobs;

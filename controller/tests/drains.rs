@@ -85,7 +85,8 @@ async fn a_drained_node_stays_so_until_that_is_taken_back() -> anyhow::Result<()
     drop((one, two, three));
 
     controller.restart().await?;
-    let mut two = FakeNode::open(&controller, support::hello("t-22", v1::NodeKind::Trainer, 1, "second")).await?;
+    let mut two =
+        FakeNode::open(&controller, support::hello("t-22", v1::NodeKind::Trainer, 1, "second")).await?;
     assert!(node(&controller, "t-22").await?.draining);
     let one = FakeNode::open(&controller, support::hello("t-1", v1::NodeKind::Trainer, 1, "second")).await?;
     // The third is not back: with one slot the gang waits, though the drained node is there.

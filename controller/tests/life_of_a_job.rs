@@ -297,14 +297,42 @@ async fn a_unit_that_keeps_failing_is_set_aside() -> anyhow::Result<()> {
     let job = controller.submit_job("r-1").await?.job_id;
     // Handed back by a curator that leaves, it has not failed.
     for (tries, handed_back) in [(0, true), (0, true), (0, true), (1, false), (2, false), (3, false)] {
-        let unit = leased(&controller, &job, "c-1").await?;
-        assert_eq!(unit.unit, 0);
-        let (lease, node_id) = (Some(unit), "c-1".into());
-        let request = v1::FailUnitRequest { lease, node_id, reason: "disk".into(), handed_back };
+        // Between two tries other units are given out.
+        let unit = eventually("unit 0 is given out again", async || {
+            let unit = lease(&controller, &job, "c-1").await?.unit;
+            Ok(unit.filter(|unit| unit.unit == 0))
+        })
+        .await?;
+        let request = v1::FailUnitRequest {
+            lease: Some(unit),
+            node_id: "c-1".into(),
+            reason: "disk".into(),
+            handed_back,
+            job_fails: false,
+        };
         assert_eq!(controller.curation().fail_unit(request).await?.into_inner().set_aside, tries == 3);
     }
-    assert_eq!(leased(&controller, &job, "c-1").await?.unit, 1);
     assert_eq!(controller.job(&job).await?.stages[0].pairs_rejected["unit_set_aside"], 1);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_curator_that_finds_its_stage_hopeless_ends_the_job() -> anyhow::Result<()> {
+    let controller = Controller::start().await?;
+    let job = controller.submit_job("r-1").await?.job_id;
+    let leased = lease(&controller, &job, "c-1").await?;
+    assert_eq!(leased.curators, 1);
+    let request = v1::FailUnitRequest {
+        lease: leased.unit,
+        node_id: "c-1".into(),
+        reason: "the spending limit is reached".into(),
+        job_fails: true,
+    };
+    controller.curation().fail_unit(request).await?;
+    let failed = controller.job(&job).await?;
+    assert_eq!(failed.state(), v1::JobState::Failed);
+    assert_eq!(failed.reason, "curation of stage stage-1 cannot go on: the spending limit is reached");
+    assert_eq!(lease(&controller, &job, "c-2").await?.outcome(), Outcome::Sealed);
     Ok(())
 }
 
@@ -457,8 +485,18 @@ async fn what_it_does_can_be_scraped() -> anyhow::Result<()> {
         "crescendo_rpcs_total{code=\"ok\",method=\"crescendo.v1.JobService/SubmitJob\"} 1",
         "crescendo_store_call_seconds_count{op=\"txn\",outcome=\"ok\"}",
         "crescendo_jobs_waiting{reason=\"no_curator\"} 1",
+        "crescendo_jobs_oldest_wait_seconds{reason=\"no_curator\"} ",
+        "crescendo_nodes{kind=\"trainer\",state=\"connected\"} 1",
+        // Eight pairs in units of four.
+        "crescendo_curation_backlog_units 2",
     ] {
         assert!(metrics.contains(wanted), "{wanted} is not in:\n{metrics}");
+    }
+    // Whatever a process exports is in docs/metrics.md.
+    let catalogue = include_str!("../../docs/metrics.md");
+    for family in metrics.lines().filter_map(|line| line.strip_prefix("# TYPE ")) {
+        let name = family.split(' ').next().unwrap_or_default();
+        assert!(catalogue.contains(&format!("| `{name}` |")), "{name} is not in docs/metrics.md");
     }
     Ok(())
 }

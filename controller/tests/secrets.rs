@@ -42,9 +42,15 @@ async fn a_secret_that_someone_writes_somewhere_is_kept_nowhere() -> anyhow::Res
         ("subjects: subjects", format!("subjects: \"https://host/x?token={KEY}\"")),
         ("name: stage-1", format!("name: {KEY}")),
         ("pairs: 8", format!("pairs: {KEY}")),
-        ("resources: {gpus: 2}", format!("endpoints: [{{name: vlm, url: \"https://host/v1\", model: m, key: {KEY}}}]")),
+        (
+            "resources: {gpus: 2}",
+            format!("endpoints: [{{name: vlm, url: \"https://host/v1\", model: m, key: {KEY}}}]"),
+        ),
         ("apiVersion: crescendo/v1", format!("apiVersion: {KEY}")),
-        ("checkpoints:", format!("# fine in a comment, which is not kept: {KEY}\n  {KEY}: 3\n  checkpoints:")),
+        (
+            "checkpoints:",
+            format!("# fine in a comment, which is not kept: {KEY}\n  {KEY}: 3\n  checkpoints:"),
+        ),
     ] {
         let spec = SPEC.replacen(place, &with, 1);
         ensure!(spec != SPEC, "{place} is not in the spec");
@@ -112,7 +118,8 @@ async fn a_secret_that_someone_writes_somewhere_is_kept_nowhere() -> anyhow::Res
     ensure!(files.iter().any(|(path, _)| path.ends_with("controller.log")), "no log was written");
     let needles = [KEY.as_bytes(), b"trial"];
     let holds = |needle: &[u8]| {
-        let inside = |(_, content): &&(String, Vec<u8>)| content.windows(needle.len()).any(|part| part == needle);
+        let inside =
+            |(_, content): &&(String, Vec<u8>)| content.windows(needle.len()).any(|part| part == needle);
         files.iter().filter(inside).map(|(path, _)| path.clone()).collect::<Vec<_>>()
     };
     ensure!(!holds(needles[1]).is_empty(), "the search finds nothing, not even the job's name");

@@ -1,5 +1,5 @@
 //! Draws pictures of two panels with the shipped base, splits and filters them, and prints what becomes of them:
-//! `cargo run -p crescendo-curator-node --example drawn_sheet -- OUT.png [COUNT] [STEPS] [NAME_SHARE] [BASE]`.
+//! `cargo run -p crescendo-curator-node --example drawn_sheet -- OUT.png [COUNT] [STEPS] [NAME_SHARE] [BASE] [TRUE_CFG]`.
 //!
 //! The sheet has each drawing with its panels as they were split, framed green if the pair is kept, else red.
 use crescendo_core::spec::{DataSource, DrawSpec, JobSpec};
@@ -21,13 +21,13 @@ fn main() -> anyhow::Result<()> {
     let yaml = std::fs::read("examples/nano-loop.yaml")?;
     let mut job: JobSpec =
         crescendo_core::spec::parse(&yaml).map_err(|problems| anyhow::anyhow!("{problems:?}"))?;
-    if let Some(base) = args.get(5) {
+    if let Some(base) = args.get(5).filter(|base| !base.is_empty()) {
         job.model.weights = Some(base.clone());
     }
     let stage = &job.stages[0];
     let DataSource::Generate(spec) = &stage.data.source else { anyhow::bail!("stage-1 does not draw") };
     let mut spec = spec.clone();
-    spec.draw = DrawSpec { steps, ..spec.draw };
+    spec.draw = DrawSpec { steps, true_cfg: number(6, 1.0), ..spec.draw };
     spec.name_share = name_share;
     let roots = Roots::new(&std::env::current_dir()?, "");
     let means = Means::default();

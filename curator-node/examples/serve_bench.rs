@@ -1,7 +1,7 @@
 //! Measures how fast pairs get from a curator to a rank, and what that costs: a real curator process makes a log, then
 //! serves it to a client in this process, in order and out of order. Prints one line of JSON a round, and one at the end.
 //!
-//! `cargo build -p crescendo-curator-node && cargo run -p crescendo-curator-node --example serve_bench -- [PAIRS] [REFERENCES] [PANEL]`
+//! `cargo build -p crescendo-curator-node && cargo run -p crescendo-curator-node --example serve_bench -- [PAIRS] [REFERENCES] [PANEL] [ROUNDS]`
 //!
 //! `CRESCENDO_SHARD_CACHE_MIB` bounds the curator's cache, as ever; `SERVE_BENCH_CURATOR` names another build of it.
 //! `SERVE_BENCH_KEEP` names a folder that the log is left in, for other loaders to read.
@@ -11,15 +11,16 @@ mod support;
 
 use anyhow::{Context, Result, bail};
 use crescendo_curator_node::draw::Draw;
+use crescendo_model::tch::{self, Kind, Tensor};
 use crescendo_node::supervise::Tasks;
 use crescendo_proto::v1::pair_service_client::PairServiceClient;
 use crescendo_proto::v1::stream_pairs_request::Message as Up;
 use crescendo_proto::v1::stream_pairs_response::Message as Down;
-use crescendo_proto::v1::{FetchPairs, GrantCredits, OpenPairs, StreamPairsRequest};
+use crescendo_proto::v1::{DataType, FetchPairs, GrantCredits, OpenPairs, StreamPairsRequest, TensorData};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use support::{Curator, FakeController, Log, assignment, prepare, wait_for};
+use support::{Curator, FakeController, Log, assignment, cpu_seconds_of, prepare, wait_for};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 
@@ -34,11 +35,13 @@ const LOOKS: u64 = 10;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<()> {
+    tch::set_num_threads(1);
     let mut arguments = std::env::args().skip(1);
     let mut number = |name: &str, default: u64| -> Result<u64> {
         arguments.next().map_or(Ok(default), |text| text.parse().with_context(|| format!("{name}: {text}")))
     };
     let (pairs, references, panel) = (number("PAIRS", 4096)?, number("REFERENCES", 1)?, number("PANEL", 32)?);
+    let rounds = number("ROUNDS", 3)?;
     let binary = std::env::current_exe()?;
     let binary = binary.ancestors().nth(2).context("find the build folder")?.join("crescendo-curator-node");
     let binary = std::env::var_os("SERVE_BENCH_CURATOR").map_or(binary, PathBuf::from);
@@ -71,11 +74,12 @@ async fn main() -> Result<()> {
     let mut best = [(f64::INFINITY, 0); 2];
     let mut first_seconds = None;
     // The first round decodes every shard; what does not fit the cache is read again.
-    for round in 0..3 {
+    for round in 0..rounds {
         for (n, (name, order)) in [("in order", &in_order), ("shuffled", &shuffled)].into_iter().enumerate() {
-            let cpu_before = curator.cpu_seconds()?;
+            let (cpu_before, own_before) = (curator.cpu_seconds()?, cpu_seconds_of("self")?);
             let (seconds, bytes) = receive(&address, order).await?;
             let cpu_seconds = curator.cpu_seconds()? - cpu_before;
+            let own_seconds = cpu_seconds_of("self")? - own_before;
             first_seconds.get_or_insert(seconds);
             if seconds < best[n].0 {
                 best[n] = (seconds, bytes);
@@ -87,6 +91,8 @@ async fn main() -> Result<()> {
                     "round": round, "order": name, "pairs_per_sec": (pairs as f64 / seconds).round(),
                     "curator_cpu_ms_per_pair": (1e6 * cpu_seconds / pairs as f64).round() / 1e3,
                     "pairs_per_cpu_sec": (pairs as f64 / cpu_seconds.max(0.01)).round(),
+                    "receiver_cpu_ms_per_pair": (1e6 * own_seconds / pairs as f64).round() / 1e3,
+                    "pairs_per_cpu_sec_of_both": (pairs as f64 / (cpu_seconds + own_seconds).max(0.01)).round(),
                 })
             );
         }
@@ -106,6 +112,17 @@ async fn main() -> Result<()> {
     Ok(())
 }
 
+/// The float32 tensor that a rank makes of what came.
+fn floats(data: &TensorData) -> Result<Tensor> {
+    let shape: Vec<i64> = data.shape.iter().map(|side| i64::from(*side)).collect();
+    let kind = if data.dtype() == DataType::U8 { Kind::Uint8 } else { Kind::Float };
+    let mut values = Tensor::f_from_data_size(&data.data, &shape, kind)?.f_to_kind(Kind::Float)?;
+    if kind == Kind::Uint8 {
+        values = values.f_mul_scalar_(f64::from(data.scale))?.f_add_scalar_(f64::from(data.offset))?;
+    }
+    Ok(values)
+}
+
 /// Fetches the whole log once, in this order; gives seconds and tensor bytes.
 async fn receive(address: &str, order: &[u64]) -> Result<(f64, u64)> {
     let mut client =
@@ -123,6 +140,7 @@ async fn receive(address: &str, order: &[u64]) -> Result<(f64, u64)> {
         generation: 1,
         rank: 0,
         credits: CREDITS,
+        takes_bytes: true,
     }))
     .await?;
     // Neighbours in one range, as ranks ask.
@@ -152,6 +170,9 @@ async fn receive(address: &str, order: &[u64]) -> Result<(f64, u64)> {
                     pair.index
                 );
                 received += 1;
+                for tensor in pair.target.iter().chain(&pair.references) {
+                    anyhow::ensure!(floats(tensor)?.dim() == 3, "a latent has three dimensions");
+                }
                 bytes += crescendo_curator_node::encode::size_bytes(&pair);
                 if received % LOT == 0 {
                     send(Up::Grant(GrantCredits { pairs: LOT as u32 })).await?;

@@ -11,11 +11,13 @@ use crate::studio::Means;
 use crate::unit::{StageCurator, UnitError, UnitResult};
 use crate::worker::Worker;
 use crescendo_core::spec::JobSpec;
+use crescendo_core::trace::TraceParent;
 use crescendo_model::tch::Device;
 use crescendo_node::backoff::{Backoff, random};
 use crescendo_node::call::Controllers;
 use crescendo_node::objects;
 use crescendo_node::supervise::Drain;
+use crescendo_node::trace;
 use crescendo_proto::v1::curation_service_client::CurationServiceClient;
 use crescendo_proto::v1::lease_unit_response::Outcome;
 use crescendo_proto::v1::{
@@ -29,6 +31,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
+use tracing::Instrument as _;
 
 /// Limit of one call.
 const CALL_DEADLINE: Duration = Duration::from_secs(10);
@@ -74,6 +77,8 @@ pub struct Curation {
     pub earlier: Option<Arc<EarlierStage>>,
     pub worker: Worker<Curators>,
     pub metrics: Metrics,
+    /// What the job was submitted from.
+    pub trace: Option<TraceParent>,
     /// No unit is begun once it is asked for.
     pub drain: Drain,
 }
@@ -89,15 +94,9 @@ impl Curation {
                     self.give_back(lease, Back::Drains, &stop).await;
                     break;
                 }
-                Ok(Leased::Unit(lease)) => match self.work(lease, &stop).await {
+                Ok(Leased::Unit(lease)) => match self.traced(lease, &stop).await {
                     After::GoOn => continue,
                     After::Wait(wait) => wait,
-                    After::End => {
-                        tracing::error!(
-                            "an endpoint's spending limit is reached, curation of the stage ends here"
-                        );
-                        break;
-                    }
                 },
                 Ok(Leased::Wait(wait)) => wait,
                 Ok(Leased::Sealed) => {
@@ -162,6 +161,7 @@ impl Curation {
                 async move { CurationServiceClient::new(channel).lease_unit(request).await }
             })
             .await?;
+        self.share_rates(response.curators);
         let wait = Duration::from_millis(u64::from(response.retry_millis))
             .clamp(Duration::from_millis(50), MAX_WAIT);
         Ok(match (response.outcome(), response.unit) {
@@ -169,6 +169,18 @@ impl Curation {
             (Outcome::Sealed, _) => Leased::Sealed,
             (Outcome::Leased | Outcome::Wait | Outcome::Unspecified, _) => Leased::Wait(wait),
         })
+    }
+
+    async fn traced(&self, lease: UnitLease, stop: &CancellationToken) -> After {
+        let span = tracing::info_span!(
+            target: trace::TARGET,
+            "unit",
+            job = lease.job_id,
+            stage = lease.stage,
+            unit = lease.unit
+        );
+        trace::set_parent(&span, self.trace);
+        self.work(lease, stop).instrument(span).await
     }
 
     /// Makes a unit and hands it in. Whatever goes wrong with it is told to the controller, or shows by the lease
@@ -201,11 +213,16 @@ impl Curation {
                 After::GoOn
             }
             Err(error) => {
-                tracing::error!(unit, %error, "the unit failed");
-                self.give_back(lease, Back::Failed(error.to_string()), stop).await;
+                // Money that is spent stays spent: no other unit, and no other curator, would fare better.
+                let job_fails = matches!(error.endpoint(), Some(EndpointError::SpendLimit { .. }));
+                tracing::error!(unit, %error, job_fails, "the unit failed");
+                let reason = error.to_string();
+                let why = if job_fails { Back::JobFails(reason) } else { Back::Failed(reason) };
+                self.give_back(lease, why, stop).await;
                 match error.endpoint() {
                     None => After::GoOn,
-                    Some(EndpointError::SpendLimit { .. }) => After::End,
+                    // The job has failed, unless this lease was over: then the next one says so.
+                    Some(_) if job_fails => After::Wait(REFUSED_WAIT),
                     Some(_) => After::Wait(DENIED_WAIT),
                 }
             }
@@ -272,6 +289,13 @@ impl Curation {
         }
     }
 
+    /// Keeps to this curator's part of the job's rate limits.
+    fn share_rates(&self, curators: u32) {
+        if let Some(outside) = &self.roots.outside {
+            outside.curators.set(curators);
+        }
+    }
+
     /// Renews a lease until it is lost. An outage of the controller is not a loss: the commit will tell.
     async fn keep(&self, lease: &UnitLease, held: &CancellationToken) {
         let ttl = Duration::from_millis(u64::from(lease.ttl_millis)).max(Duration::from_secs(1));
@@ -286,7 +310,7 @@ impl Curation {
                 })
                 .await;
             match renewed {
-                Ok(_) => {}
+                Ok(response) => self.share_rates(response.curators),
                 Err(status)
                     if status.code() == Code::FailedPrecondition || status.code() == Code::NotFound =>
                 {
@@ -405,19 +429,20 @@ impl Curation {
 
     async fn give_back(&self, lease: UnitLease, why: Back, stop: &CancellationToken) {
         let unit = lease.unit;
-        let (reason, handed_back) = match why {
-            Back::Failed(reason) => {
+        let (handed_back, job_fails) = (matches!(why, Back::Drains), matches!(why, Back::JobFails(_)));
+        let reason = match why {
+            Back::Failed(reason) | Back::JobFails(reason) => {
                 self.metrics.units.with_label_values(&["failed"]).inc();
-                (reason, false)
+                reason
             }
             Back::Drains => {
                 self.metrics.units.with_label_values(&["handed_back"]).inc();
                 tracing::info!(unit, "the curator drains, the unit is handed back");
-                ("the curator drains".to_owned(), true)
+                "the curator drains".to_owned()
             }
         };
-        let request =
-            FailUnitRequest { lease: Some(lease), node_id: self.node_id.clone(), reason, handed_back };
+        let node_id = self.node_id.clone();
+        let request = FailUnitRequest { lease: Some(lease), node_id, reason, handed_back, job_fails };
         let answer = self
             .controllers
             .call_until_decided("fail unit", CALL_DEADLINE, stop, |channel| {
@@ -437,6 +462,8 @@ impl Curation {
 /// Why a unit is given back.
 enum Back {
     Failed(String),
+    /// Nor can any other be made.
+    JobFails(String),
     /// Nothing is wrong with it.
     Drains,
 }
@@ -445,8 +472,6 @@ enum Back {
 enum After {
     GoOn,
     Wait(Duration),
-    /// There is no use in going on.
-    End,
 }
 
 enum Leased {

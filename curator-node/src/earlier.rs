@@ -4,17 +4,15 @@ use crate::pair_log::LogState;
 use crate::recompose::Taken;
 use crate::shard::{read_shard, sha256_hex};
 use crate::studio::{TemporaryFile, Trained};
+use crescendo_node::download::{DownloadError, Downloaded, download};
 use crescendo_proto::v1::{Checkpoint, CheckpointFile, Shard};
 use object_store::{ObjectStore, ObjectStoreExt};
-use sha2::{Digest, Sha256};
 use std::collections::VecDeque;
-use std::io::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Mutex, watch};
-use tokio_stream::StreamExt as _;
 
-/// Limit of reading one shard, or one further piece of a checkpoint.
+/// Limit of reading one shard.
 const READ_DEADLINE: Duration = Duration::from_secs(60);
 /// Limit of the wait for the first news of the earlier log.
 const LOG_DEADLINE: Duration = Duration::from_secs(60);
@@ -153,32 +151,21 @@ async fn fetch_file(
     let key = format!("{folder}/{}", file.name);
     let damaged = |reason: String| EarlierError::Damaged { key: key.clone(), reason };
     let unreadable = |reason: String| EarlierError::Unreadable { key: key.clone(), reason };
-    let location = object_store::path::Path::parse(&key).map_err(|e| damaged(e.to_string()))?;
-    let late = || unreadable(format!("no answer within {READ_DEADLINE:?}"));
-    let getting = tokio::time::timeout(READ_DEADLINE, objects.get(&location)).await.map_err(|_| late())?;
-    let mut pieces = getting
-        .map_err(|error| match error {
-            object_store::Error::NotFound { .. } => damaged("it is not in the object store".to_owned()),
-            other => unreadable(other.to_string()),
-        })?
-        .into_stream();
     let scratch = tempfile::Builder::new().prefix("crescendo-trained-").tempdir();
     let scratch = scratch.map_err(|e| unreadable(e.to_string()))?;
     let path = scratch.path().join("weights.safetensors");
-    let mut target = std::fs::File::create(&path).map_err(|e| unreadable(e.to_string()))?;
-    let (mut hash, mut size_bytes) = (Sha256::new(), 0u64);
-    while let Some(piece) = tokio::time::timeout(READ_DEADLINE, pieces.next()).await.map_err(|_| late())? {
-        let piece = piece.map_err(|e| unreadable(e.to_string()))?;
-        size_bytes += piece.len() as u64;
-        if size_bytes > file.size_bytes {
-            return Err(damaged(format!("it is longer than the {} bytes registered", file.size_bytes)));
-        }
-        hash.update(&piece);
-        target.write_all(&piece).map_err(|e| unreadable(e.to_string()))?;
+    let found = download(objects, &key, &path, Some(file.size_bytes)).await.map_err(|error| match error {
+        DownloadError::Missing { .. } => damaged("it is not in the object store".to_owned()),
+        DownloadError::Store { source, .. } => unreadable(source.to_string()),
+        DownloadError::Local { source, .. } => unreadable(source.to_string()),
+        late @ DownloadError::Late { .. } => unreadable(late.to_string()),
+    })?;
+    let Downloaded { size_bytes, sha256 } = found;
+    if size_bytes > file.size_bytes {
+        return Err(damaged(format!("it is longer than the {} bytes registered", file.size_bytes)));
     }
-    let digest: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-    if size_bytes != file.size_bytes || digest != file.sha256 {
-        return Err(damaged(format!("{size_bytes} bytes with SHA-256 {digest} are not what was registered")));
+    if size_bytes != file.size_bytes || sha256 != file.sha256 {
+        return Err(damaged(format!("{size_bytes} bytes with SHA-256 {sha256} are not what was registered")));
     }
     Ok(TemporaryFile { path, _folder: scratch })
 }

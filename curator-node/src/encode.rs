@@ -6,7 +6,7 @@ use crate::source::{Roots, SourceError};
 use crate::studio::{encoder_files, kind};
 use crescendo_core::spec::ModelSpec;
 use crescendo_model::Result;
-use crescendo_model::codec::{LatentCodec, TextEncoder};
+use crescendo_model::codec::{BYTE_OFFSET, BYTE_SCALE, LatentBytes, LatentCodec, TextEncoder};
 use crescendo_model::drawing::EncoderFiles;
 use crescendo_model::tch::{self, Device, Kind, Tensor};
 use crescendo_proto::v1::{DataType, EncodedPair, EncodedText, TensorData};
@@ -58,7 +58,7 @@ impl Encoders {
     }
 
     /// Encodes pairs, each with its index in the log. Pictures of a batch need not be of one size.
-    pub fn encode(&self, pairs: &[(u64, &Pair)]) -> Result<Vec<EncodedPair>> {
+    pub fn encode(&self, pairs: &[(u64, &Pair)], form: Form) -> Result<Vec<EncodedPair>> {
         let _guard = tch::no_grad_guard();
         let prompts: Vec<&str> = pairs.iter().map(|(_, pair)| pair.prompt.as_str()).collect();
         let text = self.text.encode(&prompts)?;
@@ -67,8 +67,8 @@ impl Encoders {
             let n = n as i64;
             encoded.push(EncodedPair {
                 index: *index,
-                target: Some(self.latent(&pair.target)?),
-                references: pair.references.iter().map(|r| self.latent(r)).collect::<Result<_>>()?,
+                target: Some(self.latent(&pair.target, form)?),
+                references: pair.references.iter().map(|r| self.latent(r, form)).collect::<Result<_>>()?,
                 text: Some(EncodedText {
                     tokens: Some(tensor_data(&text.txt.f_get(n)?)?),
                     pooled: Some(tensor_data(&text.vec.f_get(n)?)?),
@@ -80,8 +80,11 @@ impl Encoders {
     }
 
     /// `[channels, height, width]` of a picture, whose bytes become `[-1, 1]`.
-    fn latent(&self, image: &RgbImage) -> Result<TensorData> {
-        let values = picture::planes(image, 1.0 / 127.5, -1.0);
+    fn latent(&self, image: &RgbImage, form: Form) -> Result<TensorData> {
+        if let Some(latent) = self.latents.encode_picture(image) {
+            return Ok(byte_data(latent, form));
+        }
+        let values: Vec<f32> = picture::planar(image, BYTE_SCALE, BYTE_OFFSET).collect();
         let pixels = Tensor::f_from_slice(&values)?.f_view([
             1,
             3,
@@ -89,6 +92,41 @@ impl Encoders {
             i64::from(image.width()),
         ])?;
         tensor_data(&self.latents.encode(&pixels.f_to_device(self.device)?)?.f_squeeze_dim(0)?)
+    }
+}
+
+/// In what form latents may go to a rank that are bytes here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// As float32.
+    Floats,
+    /// As bytes with their scale: a quarter of the size, and the same numbers.
+    Bytes,
+}
+
+impl Form {
+    /// What a rank takes that says this of itself.
+    pub fn of(takes_bytes: bool) -> Form {
+        if takes_bytes { Form::Bytes } else { Form::Floats }
+    }
+}
+
+fn byte_data(latent: LatentBytes, form: Form) -> TensorData {
+    let LatentBytes { shape, bytes } = latent;
+    let shape = shape.to_vec();
+    match form {
+        Form::Bytes => TensorData {
+            dtype: DataType::U8 as i32,
+            shape,
+            data: bytes.into(),
+            scale: BYTE_SCALE,
+            offset: BYTE_OFFSET,
+        },
+        Form::Floats => {
+            let value = |byte: &u8| (f32::from(*byte) * BYTE_SCALE + BYTE_OFFSET).to_le_bytes();
+            let data: Vec<u8> = bytes.iter().flat_map(value).collect();
+            TensorData { dtype: DataType::F32 as i32, shape, data: data.into(), ..TensorData::default() }
+        }
     }
 }
 
@@ -102,7 +140,7 @@ fn tensor_data(tensor: &Tensor) -> Result<TensorData> {
         bytes.chunks_exact_mut(4).for_each(<[u8]>::reverse);
     }
     let shape = tensor.size().iter().map(|side| *side as u32).collect();
-    Ok(TensorData { dtype: DataType::F32 as i32, shape, data: bytes.into() })
+    Ok(TensorData { dtype: DataType::F32 as i32, shape, data: bytes.into(), ..TensorData::default() })
 }
 
 /// Bytes of all tensors in a pair.
@@ -146,7 +184,7 @@ mod tests {
             provenance: serde_json::Value::Null,
         };
         let encoders = nano();
-        let encoded = encoders.encode(&[(5, &pair), (6, &pair)]).expect("encode");
+        let encoded = encoders.encode(&[(5, &pair), (6, &pair)], Form::Floats).expect("encode");
         assert_eq!((encoded[0].index, encoded[1].index), (5, 6));
         let target = encoded[0].target.as_ref().expect("a target");
         assert_eq!(target.shape, [12, 2, 4]);
@@ -162,6 +200,17 @@ mod tests {
         assert_eq!(text.tokens.as_ref().expect("tokens").shape, [24, 64]);
         assert_eq!(text.pooled.as_ref().expect("pooled").shape, [64]);
         assert_eq!(size_bytes(&encoded[0]), 4 * (12 * 8 + 12 * 4 + 12 * 16 + 24 * 64 + 64));
+        // As bytes, the same numbers.
+        let short = encoders.encode(&[(5, &pair)], Form::Bytes).expect("encode");
+        let latents = |pair: &EncodedPair| -> Vec<TensorData> {
+            pair.target.iter().chain(&pair.references).cloned().collect()
+        };
+        for (long, short) in latents(&encoded[0]).iter().zip(latents(&short[0])) {
+            let TensorData { dtype, shape, data, scale, offset } = short;
+            assert_eq!((dtype, &shape), (DataType::U8 as i32, &long.shape));
+            let values: Vec<f32> = data.iter().map(|byte| f32::from(*byte) * scale + offset).collect();
+            assert_eq!(values, floats(long));
+        }
         let empty = encoders.empty_text().expect("encode");
         assert!(floats(empty.tokens.as_ref().expect("tokens")).iter().all(|v| *v == 0.0));
     }
@@ -176,7 +225,7 @@ mod tests {
             scores: Default::default(),
             provenance: serde_json::Value::Null,
         };
-        assert!(nano().encode(&[(0, &pair)]).is_err());
+        assert!(nano().encode(&[(0, &pair)], Form::Bytes).is_err());
     }
 
     #[test]

@@ -30,11 +30,12 @@
 //! | [`shard`], [`shard_index`], [`shard_cache`] | WebDataset tars: written, read, verified, kept |
 //! | [`review`] | what a person is shown of the candidates that were turned down |
 //! | [`curation`] | the lease loop of a stage |
-| [`mirror`] | files of a bucket that a stage needs on this machine |
+//! | [`mirror`] | files of a bucket that a stage needs on this machine |
 //! | [`pair_log`] | what is known of a stage's log |
 //! | [`encode`], [`serve`] | pairs as ranks take them; credits |
 //! | [`worker`] | the named threads that own networks |
 //! | [`node`], [`metrics`] | assignments; what is counted |
+//! | [`memory`] | how the process holds memory |
 //!
 //! A pair is a function of (spec, seed, stage, unit, candidate), so the log is the same whoever makes which unit.
 //! Only what a language model says is not; it is written down once, before it is used, and read from there by
@@ -52,6 +53,7 @@ pub mod filter;
 pub mod generate;
 pub mod import;
 pub mod judge;
+pub mod memory;
 pub mod metrics;
 pub mod mirror;
 pub mod node;

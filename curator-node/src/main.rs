@@ -18,7 +18,7 @@ use crescendo_node::reports::ReportSink;
 use crescendo_node::session::NodeSession;
 use crescendo_node::supervise::{Drain, Tasks};
 use crescendo_node::tls::{ClientCertificates, ConnectionMetrics, Security, TlsMetrics};
-use crescendo_node::{listen, logging, metrics, ports};
+use crescendo_node::{gpu, listen, logging, metrics, ports};
 use crescendo_proto::v1::pair_service_server::PairServiceServer;
 use crescendo_proto::v1::{Hello, NodeKind};
 use std::time::Duration;
@@ -68,10 +68,13 @@ impl DeviceChoice {
 const GRACE: Duration = Duration::from_secs(8);
 /// Pieces of work that wait for the curation thread, and for the encoding thread.
 const QUEUE: usize = 64;
+/// Largest request of a rank: it names a stage, or a range.
+const MAX_REQUEST_BYTES: usize = 64 << 10;
 /// A rank that answers no ping for this long has gone.
 const KEEP_ALIVE: Duration = Duration::from_secs(20);
 
 fn main() -> anyhow::Result<()> {
+    crescendo_curator_node::memory::share_one_arena();
     let mut given: Vec<std::ffi::OsString> = std::env::args_os().collect();
     if given.get(1).is_some_and(|first| first == "export") {
         given.remove(1);
@@ -89,7 +92,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let Arguments { server: server_args, node: node_args, shard_cache_mib, device } = arguments;
     let device = device.device()?;
     let logs = LogBuffer::new(&node_args.node_id, DEFAULT_CAPACITY);
-    logging::init(&server_args.log, Some(&logs))?;
+    let traces = logging::init("crescendo-curator-node", &node_args.node_id, &server_args.log, Some(&logs))?;
     tch::set_num_threads(1);
 
     let grpc = listen::bind(server_args.listen, server_args.security.dev).await?;
@@ -98,6 +101,11 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let registry = prometheus::Registry::new();
     let counted = Metrics::register(&registry).context("register metrics")?;
     let (tasks, supervisor) = Tasks::new();
+    traces.register(&registry).context("register metrics")?;
+    tasks.spawn(traces.export(tasks.stop_token()));
+    if device != Device::Cpu {
+        gpu::watch_if_there(&registry, tasks.stop_token()).context("watch the GPUs")?;
+    }
     let drain = Drain::new(node_args.drain_within());
     let supervisor = supervisor.draining(drain.clone());
     let security = Security::start(&server_args.security, &TlsMetrics::register(&registry)?, &tasks).await?;
@@ -133,7 +141,11 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         .layer(security.nodes_only())
         .add_service(health_service)
         .add_service(reflection)
-        .add_service(PairServiceServer::new(server.clone()).max_encoding_message_size(MAX_MESSAGE_BYTES))
+        .add_service(
+            PairServiceServer::new(server.clone())
+                .max_encoding_message_size(MAX_MESSAGE_BYTES)
+                .max_decoding_message_size(MAX_REQUEST_BYTES),
+        )
         .serve_with_incoming_shutdown(incoming, tasks.stop_token().cancelled_owned());
     tasks.spawn_critical("grpc server", serving);
     tasks.spawn_critical("metrics server", metrics::serve(http, registry, tasks.stop_token()));

@@ -1,27 +1,93 @@
 //! What a curator counts.
 
 use crate::pair::Rejection;
+use crescendo_node::catalogue::{Metric, Registrar, counter, gauge, histogram, words};
 use prometheus::{
-    Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry, exponential_buckets,
-    linear_buckets,
+    Histogram, IntCounter, IntCounterVec, IntGauge, Registry, exponential_buckets, linear_buckets,
 };
+
+const OUTCOMES: [&str; 5] = ["committed", "done_already", "lost", "failed", "handed_back"];
+const ANSWERS: [&str; 5] = ["answered", "recorded", "refused", "spend_limit", "failed"];
+const TOKENS: [&str; 2] = ["input", "output"];
+
+/// Names of the reasons, in the order of [`Rejection::ALL`].
+const REASONS: [&str; Rejection::ALL.len()] = {
+    let mut names = [""; Rejection::ALL.len()];
+    let mut index = 0;
+    while index < names.len() {
+        names[index] = Rejection::ALL[index].name();
+        index += 1;
+    }
+    names
+};
+
+/// Every metric of a curator.
+pub const CATALOGUE: &[Metric] = &[
+    counter("crescendo_curator_pairs_accepted_total", "", &[], "Pairs in units that this curator committed."),
+    counter(
+        "crescendo_curator_pairs_rejected_total",
+        "",
+        &[words("reason", &REASONS)],
+        "Candidates rejected in committed units.",
+    ),
+    counter(
+        "crescendo_curator_units_total",
+        "",
+        &[words("outcome", &OUTCOMES)],
+        "Units that this curator worked on.",
+    ),
+    histogram("crescendo_curator_unit_seconds", "seconds", &[], "Time to make a unit."),
+    histogram("crescendo_curator_similarity", "", &[], "Cosine between a reference and its target."),
+    histogram("crescendo_curator_judge", "", &[], "Score of a pair by the stage's judge, 0 to 4."),
+    counter(
+        "crescendo_curator_endpoint_questions_total",
+        "",
+        &[words("outcome", &ANSWERS)],
+        "Questions put to language models.",
+    ),
+    counter("crescendo_curator_endpoint_tries_total", "", &[], "Requests sent to language models."),
+    counter(
+        "crescendo_curator_endpoint_tokens_total",
+        "",
+        &[words("kind", &TOKENS)],
+        "Tokens of answered questions.",
+    ),
+    counter("crescendo_curator_pairs_served_total", "", &[], "Encoded pairs handed to ranks."),
+    counter(
+        "crescendo_curator_bytes_served_total",
+        "",
+        &[],
+        "Tensor bytes in encoded pairs handed to ranks.",
+    ),
+    gauge("crescendo_curator_pair_streams", "", &[], "Ranks that have a pair stream open."),
+    histogram("crescendo_curator_encode_seconds", "seconds", &[], "Time to encode one batch of pairs."),
+    counter(
+        "crescendo_curator_shards_loaded_total",
+        "",
+        &[],
+        "Whole shards read from the object store to be served.",
+    ),
+    counter(
+        "crescendo_curator_pairs_loaded_total",
+        "",
+        &[],
+        "Single pairs read from the object store to be served, out of shards that were read before.",
+    ),
+    counter("crescendo_curator_shards_damaged_total", "", &[], "Shards that failed to verify."),
+    gauge("crescendo_curator_stages", "", &[], "Stages assigned to this curator."),
+];
 
 /// Registered once, passed in.
 #[derive(Clone, Debug)]
 pub struct Metrics {
     pub pairs_accepted: IntCounter,
     pub pairs_rejected: IntCounterVec,
-    /// By outcome: committed, done_already, lost, failed.
     pub units: IntCounterVec,
     pub unit_seconds: Histogram,
     pub similarity: Histogram,
-    /// Of every pair that a judge scored.
     pub judge: Histogram,
-    /// By outcome: answered, recorded, refused, spend_limit, failed.
     pub endpoint_questions: IntCounterVec,
-    /// Requests that were sent.
     pub endpoint_tries: IntCounter,
-    /// By kind: input, output.
     pub endpoint_tokens: IntCounterVec,
     pub pairs_served: IntCounter,
     pub bytes_served: IntCounter,
@@ -36,89 +102,52 @@ pub struct Metrics {
 impl Metrics {
     /// Makes all metrics and registers them.
     pub fn register(registry: &Registry) -> prometheus::Result<Metrics> {
-        let counter = |name: &str, help: &str| -> prometheus::Result<IntCounter> {
-            let counter = IntCounter::new(format!("crescendo_curator_{name}"), help)?;
-            registry.register(Box::new(counter.clone()))?;
-            Ok(counter)
-        };
-        let counters = |name: &str, help: &str, label: &str| -> prometheus::Result<IntCounterVec> {
-            let counters =
-                IntCounterVec::new(Opts::new(format!("crescendo_curator_{name}"), help), &[label])?;
-            registry.register(Box::new(counters.clone()))?;
-            Ok(counters)
-        };
-        let gauge = |name: &str, help: &str| -> prometheus::Result<IntGauge> {
-            let gauge = IntGauge::new(format!("crescendo_curator_{name}"), help)?;
-            registry.register(Box::new(gauge.clone()))?;
-            Ok(gauge)
-        };
-        let histogram = |name: &str, help: &str, buckets: Vec<f64>| -> prometheus::Result<Histogram> {
-            let options = HistogramOpts::new(format!("crescendo_curator_{name}"), help).buckets(buckets);
-            let histogram = Histogram::with_opts(options)?;
-            registry.register(Box::new(histogram.clone()))?;
-            Ok(histogram)
-        };
+        let mut registrar = Registrar::new(registry, CATALOGUE);
         let metrics = Metrics {
-            pairs_accepted: counter("pairs_accepted_total", "Pairs in units that this curator committed")?,
-            pairs_rejected: counters(
-                "pairs_rejected_total",
-                "Candidates rejected in committed units",
-                "reason",
-            )?,
-            units: counters("units_total", "Units that this curator worked on", "outcome")?,
-            unit_seconds: histogram(
-                "unit_seconds",
-                "Time to make a unit",
-                exponential_buckets(0.01, 3.0, 10)?,
-            )?,
-            similarity: histogram(
-                "similarity",
-                "Cosine between a reference and its target",
-                linear_buckets(-0.9, 0.1, 20)?,
-            )?,
-            judge: histogram(
-                "judge",
-                "Score of a pair by the stage's judge, 0 to 4",
-                linear_buckets(0.25, 0.25, 16)?,
-            )?,
-            endpoint_questions: counters(
-                "endpoint_questions_total",
-                "Questions put to language models",
-                "outcome",
-            )?,
-            endpoint_tries: counter("endpoint_tries_total", "Requests sent to language models")?,
-            endpoint_tokens: counters("endpoint_tokens_total", "Tokens of answered questions", "kind")?,
-            pairs_served: counter("pairs_served_total", "Encoded pairs handed to ranks")?,
-            bytes_served: counter("bytes_served_total", "Tensor bytes in encoded pairs handed to ranks")?,
-            streams: gauge("pair_streams", "Ranks that have a pair stream open")?,
-            encode_seconds: histogram(
-                "encode_seconds",
-                "Time to encode one batch of pairs",
-                exponential_buckets(0.001, 3.0, 10)?,
-            )?,
-            shards_loaded: counter(
-                "shards_loaded_total",
-                "Whole shards read from the object store to be served",
-            )?,
-            pairs_loaded: counter(
-                "pairs_loaded_total",
-                "Single pairs read from the object store to be served, out of shards that were read before",
-            )?,
-            shards_damaged: counter("shards_damaged_total", "Shards that failed to verify")?,
-            stages: gauge("stages", "Stages assigned to this curator")?,
+            pairs_accepted: registrar.counter("crescendo_curator_pairs_accepted_total")?,
+            pairs_rejected: registrar.counters("crescendo_curator_pairs_rejected_total")?,
+            units: registrar.counters("crescendo_curator_units_total")?,
+            unit_seconds: registrar
+                .histogram("crescendo_curator_unit_seconds", exponential_buckets(0.01, 3.0, 10)?)?,
+            similarity: registrar
+                .histogram("crescendo_curator_similarity", linear_buckets(-0.9, 0.1, 20)?)?,
+            judge: registrar.histogram("crescendo_curator_judge", linear_buckets(0.25, 0.25, 16)?)?,
+            endpoint_questions: registrar.counters("crescendo_curator_endpoint_questions_total")?,
+            endpoint_tries: registrar.counter("crescendo_curator_endpoint_tries_total")?,
+            endpoint_tokens: registrar.counters("crescendo_curator_endpoint_tokens_total")?,
+            pairs_served: registrar.counter("crescendo_curator_pairs_served_total")?,
+            bytes_served: registrar.counter("crescendo_curator_bytes_served_total")?,
+            streams: registrar.gauge("crescendo_curator_pair_streams")?,
+            encode_seconds: registrar
+                .histogram("crescendo_curator_encode_seconds", exponential_buckets(0.001, 3.0, 10)?)?,
+            shards_loaded: registrar.counter("crescendo_curator_shards_loaded_total")?,
+            pairs_loaded: registrar.counter("crescendo_curator_pairs_loaded_total")?,
+            shards_damaged: registrar.counter("crescendo_curator_shards_damaged_total")?,
+            stages: registrar.gauge("crescendo_curator_stages")?,
         };
-        for reason in Rejection::ALL {
-            metrics.pairs_rejected.with_label_values(&[reason.name()]).inc_by(0);
-        }
-        for outcome in ["committed", "done_already", "lost", "failed"] {
-            metrics.units.with_label_values(&[outcome]).inc_by(0);
-        }
-        for outcome in ["answered", "recorded", "refused", "spend_limit", "failed"] {
-            metrics.endpoint_questions.with_label_values(&[outcome]).inc_by(0);
-        }
-        for kind in ["input", "output"] {
-            metrics.endpoint_tokens.with_label_values(&[kind]).inc_by(0);
-        }
+        registrar.finish()?;
         Ok(metrics)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crescendo_node::catalogue::{check_document, check_gathered};
+
+    #[test]
+    fn the_document_has_every_metric() {
+        let docs = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs");
+        check_document(&docs, "curators", CATALOGUE).unwrap();
+    }
+
+    #[test]
+    fn labels_are_from_the_catalogue() {
+        let registry = Registry::new();
+        let metrics = Metrics::register(&registry).unwrap();
+        for reason in Rejection::ALL {
+            metrics.pairs_rejected.with_label_values(&[reason.name()]).inc();
+        }
+        assert_eq!(check_gathered(&registry, CATALOGUE), Vec::<String>::new());
     }
 }

@@ -137,7 +137,9 @@ fn wanted(job: &JobSpec, index: usize) -> BTreeSet<String> {
     let mut keys = BTreeSet::new();
     // Every field that may name a key is a text of its own.
     gather(&serde_json::to_value(&stage.data).unwrap_or_default(), &mut keys);
-    let key_of = |path: &Option<String>| Some(path.as_deref()?.strip_prefix(STORE_PREFIX)?.trim_matches('/').to_owned());
+    let key_of = |path: &Option<String>| {
+        Some(path.as_deref()?.strip_prefix(STORE_PREFIX)?.trim_matches('/').to_owned())
+    };
     let weights = key_of(&job.model.weights);
     let draws = matches!(stage.data.source, DataSource::Generate(_) | DataSource::Recompose(_));
     keys.extend(weights.clone().filter(|_| draws));
@@ -146,7 +148,9 @@ fn wanted(job: &JobSpec, index: usize) -> BTreeSet<String> {
     }
     let folder = match (&job.model.encoders, weights) {
         (Some(_), _) => key_of(&job.model.encoders),
-        (None, weights) => weights.map(|key| key.rsplit_once('/').map_or(String::new(), |(folder, _)| folder.into())),
+        (None, weights) => {
+            weights.map(|key| key.rsplit_once('/').map_or(String::new(), |(folder, _)| folder.into()))
+        }
     };
     for name in folder.iter().flat_map(|_| ENCODERS) {
         let folder = folder.as_deref().unwrap_or_default();
@@ -190,9 +194,11 @@ mod tests {
         let local = "source: compose, subjects: x, panel: 64";
         assert_eq!(keys("preset: nano, weights: 'store:b/w.safetensors'", compose), ["sets/x"]);
         assert_eq!(keys("preset: nano, weights: w.safetensors", local), [""; 0]);
-        let beside = ["b/ae.safetensors", "b/text_encoder", "b/text_encoder_2", "b/tokenizer", "b/tokenizer_2"];
+        let beside =
+            ["b/ae.safetensors", "b/text_encoder", "b/text_encoder_2", "b/tokenizer", "b/tokenizer_2"];
         assert_eq!(keys("preset: flux-dev, weights: 'store:b/w.safetensors'", local), beside);
-        let elsewhere = keys("preset: flux-dev, weights: 'store:w.safetensors', encoders: 'store:e'", compose);
+        let elsewhere =
+            keys("preset: flux-dev, weights: 'store:w.safetensors', encoders: 'store:e'", compose);
         assert!(elsewhere.iter().all(|key| key.starts_with("e/") || key == "sets/x"), "{elsewhere:?}");
         assert_eq!(elsewhere.len(), 6);
     }

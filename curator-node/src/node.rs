@@ -156,8 +156,12 @@ impl Node {
         );
         let index = assignment.stage_index;
         let earlier = self.earlier(&stage, &job, index, assignment.source_checkpoint, objects.clone(), &stop);
-        let outside =
-            Outside { network: self.network.clone(), objects: objects.clone(), job_id: stage.job_id.clone() };
+        let outside = Outside {
+            network: self.network.clone(),
+            objects: objects.clone(),
+            job_id: stage.job_id.clone(),
+            curators: Default::default(),
+        };
         let curation = Curation {
             node_id: self.node_id.clone(),
             stage,
@@ -172,6 +176,7 @@ impl Node {
             controllers: self.controllers.clone(),
             worker: self.curation.clone(),
             metrics: self.metrics.clone(),
+            trace: assignment.trace_parent.parse().ok(),
             drain: self.drain.clone(),
         };
         tracing::info!("stage assigned");

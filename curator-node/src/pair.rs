@@ -86,7 +86,7 @@ impl Rejection {
     ];
 
     /// The name that goes to the controller and into metrics.
-    pub fn name(self) -> &'static str {
+    pub const fn name(self) -> &'static str {
         match self {
             Rejection::SimilarityLow => "similarity_low",
             Rejection::SimilarityHigh => "similarity_high",

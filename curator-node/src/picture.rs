@@ -2,28 +2,12 @@
 
 use crate::compose::{Edge, Raster};
 use crate::pair::Rejection;
-use image::{ImageReader, Limits, Rgb, RgbImage, RgbaImage};
-use std::io::Cursor;
+use crescendo_model::pictures::Picture;
+use image::{Rgb, RgbImage, RgbaImage};
 
-/// Pixels of a picture beyond which it is not decoded.
-pub const MAX_PIXELS: u64 = 100_000_000;
-/// Memory that decoding one picture may take.
-const MAX_DECODING_BYTES: u64 = 1 << 30;
-
-/// Decodes a PNG, JPEG or WebP file. The size is checked before any pixel is decoded.
+/// Decodes a PNG, JPEG, WebP or GIF file as RGB. The size is checked before any pixel is decoded.
 pub fn decode(bytes: &[u8]) -> Result<RgbImage, Rejection> {
-    let reader =
-        || ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|_| Rejection::UnreadableImage);
-    let (width, height) = reader()?.into_dimensions().map_err(|_| Rejection::UnreadableImage)?;
-    if u64::from(width) * u64::from(height) > MAX_PIXELS {
-        return Err(Rejection::UnreadableImage);
-    }
-    let mut reader = reader()?;
-    let mut limits = Limits::default();
-    limits.max_alloc = Some(MAX_DECODING_BYTES);
-    reader.limits(limits);
-    let decoded = reader.decode().map_err(|_| Rejection::UnreadableImage)?;
-    Ok(decoded.to_rgb8())
+    Picture::decode("picture", bytes).map(Picture::into_rgb).map_err(|_| Rejection::UnreadableImage)
 }
 
 /// Stretches a picture to `width` x `height`: bilinear, antialiased.
@@ -62,19 +46,6 @@ pub fn planar(picture: &RgbImage, scale: f32, offset: f32) -> impl Iterator<Item
     (0..3).flat_map(move |channel| {
         picture.pixels().map(move |pixel| f32::from(pixel.0[channel]) * scale + offset)
     })
-}
-
-/// What [`planar`] gives, at once: pairs are served at the speed of this.
-pub fn planes(picture: &RgbImage, scale: f32, offset: f32) -> Vec<f32> {
-    let raw = picture.as_raw();
-    let count = raw.len() / 3;
-    let mut values = vec![0.0; 3 * count];
-    for (channel, plane) in values.chunks_exact_mut(count.max(1)).enumerate() {
-        for (value, byte) in plane.iter_mut().zip(raw.iter().skip(channel).step_by(3)) {
-            *value = f32::from(*byte) * scale + offset;
-        }
-    }
-    values
 }
 
 #[cfg(test)]
@@ -121,7 +92,5 @@ mod tests {
         let picture = RgbImage::from_raw(2, 1, vec![0, 10, 20, 30, 40, 50]).expect("six bytes");
         let expected = [1.0, 31.0, 11.0, 41.0, 21.0, 51.0];
         assert_eq!(planar(&picture, 1.0, 1.0).collect::<Vec<_>>(), expected);
-        assert_eq!(planes(&picture, 1.0, 1.0), expected);
-        assert!(planes(&RgbImage::new(0, 0), 1.0, 1.0).is_empty());
     }
 }

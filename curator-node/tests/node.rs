@@ -37,8 +37,14 @@ impl Rank {
     async fn open(address: &str, credits: u32) -> Rank {
         let mut client = PairServiceClient::connect(format!("http://{address}")).await.expect("connect");
         let (requests, outgoing) = mpsc::channel(16);
-        let open =
-            OpenPairs { job_id: "test-1".into(), stage: "stage-1".into(), generation: 1, rank: 0, credits };
+        let open = OpenPairs {
+            job_id: "test-1".into(),
+            stage: "stage-1".into(),
+            generation: 1,
+            rank: 0,
+            credits,
+            takes_bytes: true,
+        };
         requests.send(StreamPairsRequest { message: Some(Up::Open(open)) }).await.expect("send");
         let responses = client.stream_pairs(ReceiverStream::new(outgoing)).await.expect("open").into_inner();
         Rank { requests, responses }

@@ -4,6 +4,7 @@
 //! | file | who talks to whom |
 //! |---|---|
 //! | `job.proto` | people and scripts → controller |
+//! | `access.proto` | everyone → controller: who am I |
 //! | `node.proto` | nodes ⇄ controller, one session each |
 //! | `checkpoint.proto` | nodes and people → controller: the registry of checkpoints |
 //! | `curation.proto` | curators → controller: units and the pair log's registry |
@@ -12,9 +13,10 @@
 //! | `records.proto` | controller ⇄ store |
 //!
 //! Beside them: [`convert`] between messages and the types of `crescendo-core`, with errors that name the field;
-//! [`records`] between stored messages and core records; [`status`], the one map from refusals to gRPC codes.
+//! [`explained`], why a job waits; [`records`] between stored messages and core records; [`status`], the one map from refusals to gRPC codes.
 
 pub mod convert;
+pub mod explained;
 pub mod records;
 pub mod status;
 

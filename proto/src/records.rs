@@ -102,6 +102,7 @@ fn job_out(record: &JobRecord) -> stored::Job {
         submitted_at_millis: record.submitted_at.0,
         started_at_millis: time_out(record.started_at),
         finished_at_millis: time_out(record.finished_at),
+        trace_parent: record.trace.map(|trace| trace.to_string()).unwrap_or_default(),
     }
 }
 
@@ -125,6 +126,7 @@ fn job_in(message: stored::Job) -> Result<JobRecord, BadRecord> {
         spec_json: message.spec_json.into(),
         state,
         submitted_at: Timestamp(message.submitted_at_millis),
+        trace: message.trace_parent.parse().ok(),
         started_at: time_in(message.started_at_millis),
         finished_at: time_in(message.finished_at_millis),
     })
@@ -186,7 +188,10 @@ fn attempt_in(message: stored::Attempt) -> Result<AttemptRecord, BadRecord> {
 
 fn unit_out(record: &UnitRecord) -> stored::Unit {
     let state = match &record.state {
-        UnitState::Free => None,
+        UnitState::Free { from: Timestamp(0) } => None,
+        UnitState::Free { from } => {
+            Some(stored::unit::State::Wait(stored::unit::Wait { until_millis: from.0 }))
+        }
         UnitState::Leased { node, expires_at } => Some(stored::unit::State::Lease(stored::unit::Lease {
             node_id: node.to_string(),
             expires_at_millis: expires_at.0,
@@ -218,7 +223,8 @@ fn unit_out(record: &UnitRecord) -> stored::Unit {
 
 fn unit_in(message: stored::Unit) -> Result<UnitRecord, BadRecord> {
     let state = match message.state {
-        None => UnitState::Free,
+        None => UnitState::Free { from: Timestamp(0) },
+        Some(stored::unit::State::Wait(wait)) => UnitState::Free { from: Timestamp(wait.until_millis) },
         Some(stored::unit::State::Lease(lease)) => UnitState::Leased {
             node: NodeId::parse(&lease.node_id)?,
             expires_at: Timestamp(lease.expires_at_millis),
@@ -371,7 +377,8 @@ mod tests {
         scores.count("judge", 3.5);
         let node = NodeId::parse("c-1").expect("valid");
         let records = [
-            unit(UnitState::Free),
+            unit(UnitState::Free { from: Timestamp(0) }),
+            unit(UnitState::Free { from: Timestamp(8) }),
             unit(UnitState::Leased { node: node.clone(), expires_at: Timestamp(9) }),
             unit(UnitState::Done(UnitResult { shard, rejected, scores, exhausted: true })),
             attempt(AttemptState::Active),
@@ -428,6 +435,7 @@ mod tests {
                 finished_at: state.is_terminal().then_some(Timestamp(3)),
                 state,
                 submitted_at: Timestamp(1),
+                trace: "00-0af7651916cd43dd8448eb211c80319c-00f067aa0ba902b7-01".parse().ok(),
                 started_at: Some(Timestamp(2)),
             });
             assert_eq!(decode(&encode(&record)).expect("readable"), record);

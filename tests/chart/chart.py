@@ -11,6 +11,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 CHART = ROOT / "helm/crescendo"
 HERE = pathlib.Path(__file__).resolve().parent
 RUNBOOKS = ROOT / "docs/runbooks"
+METRICS = ROOT / "docs/metrics.md"
 #: Versions that the rendered objects are validated for: the oldest that Chart.yaml allows, and two later ones.
 KUBERNETES_VERSIONS = ["1.27", "1.31", "1.34"]
 REGISTRY = {"image": {"registry": "registry.example.com/crescendo"}}
@@ -89,19 +90,30 @@ def rust_sources():
     return "\n".join(path.read_text() for folder in folders for path in sorted((ROOT / folder).rglob("*.rs")) if "bin" not in path.parts)
 
 
-def exported_metrics():
-    """Names of the metrics that the processes register; a histogram's with its three suffixes."""
-    names = set()
-    for file, prefix in {
-        "controller/src/metrics.rs": "",
-        "trainer-node/src/agent/metrics.rs": "",
-        "curator-node/src/metrics.rs": "crescendo_curator_",
-    }.items():
-        text = (ROOT / file).read_text()
-        found = set(re.findall(r'"(crescendo_[a-z0-9_]*[a-z0-9])"', text))
-        if prefix:
-            made = re.findall(r'\b(?:counters?|gauges?|histograms?)\(\s*"([a-z0-9_]+)"', text)
-            found |= {prefix + name for name in made}
-        assert len(found) > 5, f"{file} registers next to nothing: has the way of registering changed?"
-        names |= found
-    return names | {name + suffix for name in names for suffix in ("_bucket", "_sum", "_count")}
+def catalogue():
+    """Each metric of docs/metrics.md, which tests of the processes hold to what they register: its type, and its labels
+    with the words that each takes, or None where the machine sets them."""
+    found = {}
+    for line in METRICS.read_text().splitlines():
+        row = [cell.strip() for cell in line.split("|")[1:-1]]
+        if len(row) != 5 or not re.fullmatch(r"`crescendo_[a-z0-9_]+`", row[0]):
+            continue
+        labels = {}
+        for label in filter(None, row[3].split("; ")):
+            name, values = label.split(": ", 1)
+            words = [value.strip() for value in values.split(",")]
+            given = all(re.fullmatch(r"`[a-z0-9_]+`", word) for word in words)
+            labels[name.strip("`")] = {word.strip("`") for word in words} if given else None
+        assert row[0] not in found, f"{row[0]} is there twice"
+        found[row[0].strip("`")] = (row[1], labels)
+    assert len(found) > 40, "docs/metrics.md has next to nothing: has its form changed?"
+    return found
+
+
+def series():
+    """Names of the series that the processes export, with the catalogue's name of each."""
+    names = {}
+    for name, (kind, _) in catalogue().items():
+        for suffix in ("_bucket", "_sum", "_count") if kind == "histogram" else ("",):
+            names[name + suffix] = name
+    return names

@@ -6,7 +6,7 @@ import subprocess
 import pytest
 import yaml
 
-from chart import HERE, ROOT, RUNBOOKS, alert_files, exported_metrics, rules, rust_sources
+from chart import HERE, ROOT, RUNBOOKS, alert_files, catalogue, rules, series
 
 # All text: 0x10 is ten more samples, and not sixteen.
 CASES = yaml.load((HERE / "alert_cases.yaml").read_text(), Loader=yaml.BaseLoader)
@@ -21,7 +21,10 @@ FOREIGN = {
     "etcd_mvcc_db_total_size_in_bytes": "etcd",
     "etcd_server_quota_backend_bytes": "etcd",
 }
-SOURCES = rust_sources()
+CATALOGUE = catalogue()
+SERIES = series()
+#: Labels that scraping adds, and a histogram's own.
+ADDED = {"namespace", "instance", "component", "pod", "le"}
 
 
 def metrics_in(expression):
@@ -34,20 +37,22 @@ def metrics_in(expression):
     return set(words) - {"and", "or", "unless", "offset", "bool", "Inf", "NaN", "by", "on"}
 
 
-def label_values_in(expression):
-    """The values that labels of Crescendo's own metrics are compared with."""
+def matchers_in(expression):
+    """The labels of Crescendo's own metrics that are looked at, with the values that they are compared with."""
     for metric, matchers in re.findall(r"\b(crescendo_\w+)\{([^}]*)\}", expression):
         for label, operator, value in re.findall(r'(\w+)\s*(=~|!~|!=|=)\s*"([^"]*)"', matchers):
-            if label not in ("namespace", "instance", "component", "le") and "$" not in value:
+            if metric not in RECORDED and label not in ADDED:
                 yield from ((metric, label, one) for one in (value.split("|") if "~" in operator else [value]))
 
 
 def check_query(expression):
-    """Every metric exists, and every value of a label is one that the sources know."""
-    unknown = metrics_in(expression) - exported_metrics() - set(FOREIGN) - RECORDED
+    """Every metric, every label and every value of a label is in docs/metrics.md."""
+    unknown = metrics_in(expression) - set(SERIES) - set(FOREIGN) - RECORDED
     assert not unknown, f"no process exports {sorted(unknown)}"
-    for metric, label, value in label_values_in(expression):
-        assert f'"{value}"' in SOURCES, f'{metric}: nothing sets {label}="{value}"'
+    for metric, label, value in matchers_in(expression):
+        labels = CATALOGUE[SERIES[metric]][1]
+        assert label in labels, f"{metric} has no label {label}"
+        assert labels[label] is None or value in labels[label], f'{metric}: nothing sets {label}="{value}"'
 
 
 def promtool(*arguments, **options):

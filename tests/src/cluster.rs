@@ -78,9 +78,7 @@ impl Cluster {
         std::fs::create_dir_all(&certificates)?;
         let authority = options.authority;
         let security = |name: &str, uris: &[&str]| match &authority {
-            Some(authority) => {
-                authority.write_args(&certificates, &Wanted { uris, ..Wanted::node(name) })
-            }
+            Some(authority) => authority.write_args(&certificates, &Wanted { uris, ..Wanted::node(name) }),
             None => vec!["--dev".to_owned()],
         };
         let dialer = match &authority {
@@ -96,10 +94,12 @@ impl Cluster {
         args.extend(security("controller", &[]));
         args.extend(["--store".to_owned(), store]);
         let in_folder = options.object_store.is_none();
-        let object_store_url = options.object_store.unwrap_or_else(|| format!("file://{}", objects.display()));
+        let object_store_url =
+            options.object_store.unwrap_or_else(|| format!("file://{}", objects.display()));
         args.extend(["--object-store".to_owned(), object_store_url.clone()]);
         let environment = &options.environment;
-        let variable = |name: &str| environment.iter().find(|(known, _)| known == name).map(|(_, value)| value.clone());
+        let variable =
+            |name: &str| environment.iter().find(|(known, _)| known == name).map(|(_, value)| value.clone());
         let object_store = crescendo_node::objects::open_with(&object_store_url, &variable)?;
         let controller =
             Process::start(root, "controller", "crescendo-controller", args, environment).await?;
@@ -303,6 +303,11 @@ impl Cluster {
     /// All that has been logged.
     pub fn whole_logs(&self) -> String {
         self.processes().map(|process| process.whole_log()).collect()
+    }
+
+    /// Folder of everything that the cluster keeps on this machine.
+    pub fn folder(&self) -> &Path {
+        self.dir.path()
     }
 
     /// Folder that relative paths of a spec are below.

@@ -6,6 +6,7 @@
 //! ```
 //!
 //! - [`mod@bench`]: times the training step.
+//! - [`doctor`]: whether libtorch, CUDA and NCCL are there and compute.
 //! - [`eval`]: scores drawings of a benchmark.
 //! - [`export_base`]: a checkpoint as a base.
 //! - [`generate`]: pictures from a prompt and references.
@@ -16,6 +17,7 @@
 //! - [`train_encoder`]: trains the image encoder that filters and scores.
 
 pub mod bench;
+pub mod doctor;
 pub mod eval;
 pub mod export_base;
 pub mod generate;

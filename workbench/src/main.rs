@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use crescendo_workbench::bench::{self, BenchArgs};
+use crescendo_workbench::doctor::{self, DoctorArgs};
 use crescendo_workbench::eval::{self, EvalArgs};
 use crescendo_workbench::export_base::{self, ExportBaseArgs};
 use crescendo_workbench::generate::{self, GenerateArgs};
@@ -29,6 +30,7 @@ enum Command {
     /// Draw with what a finished job has learned, score it, and write a report.
     Report(ReportArgs),
     Bench(BenchArgs),
+    Doctor(DoctorArgs),
     Generate(GenerateArgs),
     Inspect(InspectArgs),
     Lora(LoraArgs),
@@ -46,6 +48,7 @@ fn main() -> anyhow::Result<ExitCode> {
         Command::Eval(args) => eval::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Report(args) => report::run(&args).map(|()| ExitCode::SUCCESS),
         Command::ExportBase(args) => export_base::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Doctor(args) => doctor::run(&args),
         Command::Bench(args) => bench::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Generate(args) => generate::run(&args),
         Command::Inspect(args) => inspect::run(&args),

@@ -8,7 +8,7 @@ use crate::failure::Failure;
 use crate::show::{self, json, words};
 
 pub async fn run(common: &Common, args: &CancelArgs) -> Result<(), Failure> {
-    let controller = Controller::find(common)?;
+    let controller = Controller::find(common).await?;
     let request = CancelJobRequest { job_id: args.job.clone(), reason: args.reason.clone() };
     let within = common.timeout.unwrap_or(CHANGE);
     let answer = controller

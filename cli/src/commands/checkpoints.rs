@@ -9,7 +9,7 @@ use crate::show::table::Table;
 use crate::show::{self, json, words};
 
 pub async fn run(common: &Common, args: &CheckpointsArgs) -> Result<(), Failure> {
-    let controller = Controller::find(common)?;
+    let controller = Controller::find(common).await?;
     let request = ListCheckpointsRequest { job_id: args.job.clone(), stage: args.stage.clone() };
     let answer = controller
         .call(common.timeout.unwrap_or(LOOK), |channel| {

@@ -8,7 +8,7 @@ use crate::failure::Failure;
 use crate::show::{self, job, json};
 
 pub async fn run(common: &Common, args: &JobArgs) -> Result<(), Failure> {
-    let controller = Controller::find(common)?;
+    let controller = Controller::find(common).await?;
     let job = fetch(&controller, common, &args.job).await?;
     match common.output {
         Output::Json => json::print(&json::job(&job)),

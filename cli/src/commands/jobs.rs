@@ -11,8 +11,9 @@ use crate::show::{self, job, json};
 const PAGE: u32 = 500;
 
 pub async fn run(common: &Common, args: &JobsArgs) -> Result<(), Failure> {
-    let controller = Controller::find(common)?;
-    let (jobs, more) = list(&controller, common, args).await?;
+    let controller = Controller::find(common).await?;
+    let tenant = if args.tenant.is_empty() { controller.tenant() } else { args.tenant.clone() };
+    let (jobs, more) = list(&controller, common, args, &tenant).await?;
     match common.output {
         Output::Json => json::print(&jobs.iter().map(json::job).collect()),
         Output::Table => show::out(job::list(&jobs)),
@@ -27,6 +28,7 @@ async fn list(
     controller: &Controller,
     common: &Common,
     args: &JobsArgs,
+    tenant: &str,
 ) -> Result<(Vec<Job>, bool), Failure> {
     let limit = args.limit as usize;
     let mut jobs = Vec::new();
@@ -38,7 +40,7 @@ async fn list(
             page_token: page_token.clone(),
             states: args.state.iter().map(|state| wire(*state) as i32).collect(),
             name_prefix: args.name.clone(),
-            tenant: args.tenant.clone(),
+            tenant: tenant.to_owned(),
         };
         let page = controller
             .call(common.timeout.unwrap_or(LOOK), |channel| {

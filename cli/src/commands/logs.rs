@@ -17,7 +17,7 @@ use crate::show::{self, json, words};
 const MOST: u32 = 10_000;
 
 pub async fn run(common: &Common, args: &LogsArgs) -> Result<(), Failure> {
-    let controller = Controller::find(common)?;
+    let controller = Controller::find(common).await?;
     let patience = common.timeout.unwrap_or(if args.follow { WATCH } else { LOOK });
     let mut printer = Printer { output: common.output, last: None };
     let mut reached = false;
@@ -102,7 +102,7 @@ impl Printer {
     }
 }
 
-fn text(line: &LogLine) -> String {
+pub fn text(line: &LogLine) -> String {
     let rank = if line.rank < 0 { String::new() } else { format!("/{}", line.rank) };
     let stage =
         if line.stage.is_empty() { String::new() } else { format!(" {} g{}", line.stage, line.generation) };

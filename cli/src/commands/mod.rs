@@ -2,14 +2,20 @@
 
 pub mod cancel;
 pub mod checkpoints;
+pub mod completion;
+pub mod context;
 pub mod drain;
+pub mod explain;
 pub mod get;
 pub mod jobs;
+pub mod login;
 pub mod logs;
+pub mod man;
 pub mod nodes;
 pub mod pairs;
 pub mod submit;
 pub mod token;
 pub mod validate;
 pub mod watch;
+pub mod whoami;
 pub mod workbench;

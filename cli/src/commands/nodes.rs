@@ -11,7 +11,7 @@ use crate::show::table::Table;
 use crate::show::{self, json, words};
 
 pub async fn run(common: &Common) -> Result<(), Failure> {
-    let controller = Controller::find(common)?;
+    let controller = Controller::find(common).await?;
     let nodes = fetch(&controller, common.timeout.unwrap_or(LOOK)).await?;
     match common.output {
         Output::Json => json::print(&nodes.iter().map(json::node).collect()),

@@ -6,24 +6,23 @@ use crescendo_proto::v1::{Job, StageStatus};
 use serde_json::{Value, json};
 
 use crate::args::{Common, Output, PairsArgs};
-use crate::commands::get;
+use crate::commands::{get, whoami};
 use crate::connect::{Controller, LOOK};
 use crate::failure::Failure;
 use crate::pairs::gather::{self, Found};
 use crate::pairs::sheet::{self, Sheet};
 use crate::show::table::Table;
 use crate::show::{self, json as print};
-use crate::up::state;
 
 /// Accepted pairs, and rejected candidates, that are listed or drawn without `--limit`.
 const LISTED: usize = 20;
 const DRAWN: usize = 96;
 
 pub async fn run(common: &Common, args: &PairsArgs) -> Result<(), Failure> {
-    let controller = Controller::find(common)?;
+    let controller = Controller::find(common).await?;
     let job = get::fetch(&controller, common, &args.job).await?;
     let stage = stage_of(&job, &args.stage)?;
-    let url = object_store_url(common, args)?;
+    let url = object_store_url(&controller, args.object_store.as_deref()).await?;
     let objects =
         crescendo_node::objects::open(&url).map_err(Failure::from_error("open the object store"))?;
     let most = args.limit.unwrap_or(if args.sheet.is_some() { DRAWN } else { LISTED });
@@ -68,22 +67,28 @@ fn stage_of<'a>(job: &'a Job, name: &str) -> Result<&'a StageStatus, Failure> {
     found.ok_or_else(|| Failure::other(format!("job {} has no stages", job.job_id)))
 }
 
-/// From `--object-store`, or else that of the cluster that `up` runs.
-fn object_store_url(common: &Common, args: &PairsArgs) -> Result<String, Failure> {
-    if let Some(given) = &args.object_store {
-        if given.contains("://") {
-            return Ok(given.clone());
-        }
-        let folder =
-            Path::new(given).canonicalize().map_err(Failure::from_error(format!("object store {given}")))?;
-        return Ok(format!("file://{}", folder.display()));
+/// From the flag, or else from the context or the cluster that `up` runs, or else as the controller says.
+pub async fn object_store_url(controller: &Controller, given: Option<&str>) -> Result<String, Failure> {
+    if let Some(url) = given.or(controller.object_store()) {
+        return as_url(url);
     }
-    match state::find(common.dir.as_deref())? {
-        (_, Some(up)) => Ok(up.object_store),
-        (_, None) => Err(Failure::Usage(
+    let told = whoami::fetch(controller, LOOK).await?.object_store_url;
+    if told.is_empty() {
+        return Err(Failure::Usage(
             "the pictures lie in the object store: give its folder or URL with --object-store".into(),
-        )),
+        ));
     }
+    Ok(told)
+}
+
+/// A folder of this machine as a URL; a URL as it is.
+pub fn as_url(given: &str) -> Result<String, Failure> {
+    if given.contains("://") {
+        return Ok(given.to_owned());
+    }
+    let folder =
+        Path::new(given).canonicalize().map_err(Failure::from_error(format!("object store {given}")))?;
+    Ok(format!("file://{}", folder.display()))
 }
 
 fn table(found: &[&Found]) -> Table {

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use crescendo_core::spec::Problem;
+use crescendo_core::trace::TraceParent;
 use crescendo_proto::v1::{SpecProblems, SubmitJobRequest, SubmitJobResponse};
 use prost::Message as _;
 use tonic::{Code, Status};
@@ -14,11 +15,14 @@ use crate::connect::{self, CHANGE, Controller};
 use crate::failure::Failure;
 use crate::show::{self, json, problems};
 
+/// Environment variable of a pipeline that has a trace of its own.
+const TRACE_PARENT: &str = "TRACEPARENT";
+
 /// Trailer with every problem of a refused spec.
 const PROBLEMS: &str = "crescendo-problems-bin";
 
 pub async fn run(common: &Common, args: &SubmitArgs) -> Result<(), Failure> {
-    let controller = Controller::find(common)?;
+    let controller = Controller::find(common).await?;
     let request_id = args.request_id.clone().unwrap_or_else(new_request_id);
     let answer = submit(&controller, common, &args.file, request_id).await?;
     let job = answer.job.unwrap_or_default();
@@ -39,6 +43,17 @@ pub async fn run(common: &Common, args: &SubmitArgs) -> Result<(), Failure> {
     watch::verdict(&ended)
 }
 
+/// The trace that the job will belong to: that of whoever runs this command, or a new one.
+fn trace_parent(ours: Option<&str>, random: u128) -> Option<String> {
+    let ours: Option<TraceParent> = ours.and_then(|text| text.parse().ok());
+    let new = || {
+        // A random number is not zero in either half.
+        let span = std::num::NonZeroU64::new(u64::try_from(random >> 64).ok()?)?;
+        Some(TraceParent { trace: std::num::NonZeroU128::new(random)?, span })
+    };
+    ours.or_else(new).map(|trace| trace.to_string())
+}
+
 pub fn new_request_id() -> String {
     uuid::Uuid::new_v4().to_string()
 }
@@ -52,9 +67,13 @@ pub async fn submit(
     let spec_yaml = validate::read_spec(file)?;
     let within: Duration = common.timeout.unwrap_or(CHANGE);
     let request = SubmitJobRequest { request_id, spec_yaml: spec_yaml.clone(), validate_only: false };
+    let trace = trace_parent(std::env::var(TRACE_PARENT).ok().as_deref(), uuid::Uuid::new_v4().as_u128());
     let answer = controller
         .call(within, |channel| {
-            let request = request.clone();
+            let mut request = tonic::Request::new(request.clone());
+            if let Some(trace) = trace.as_deref().and_then(|trace| trace.parse().ok()) {
+                request.metadata_mut().insert("traceparent", trace);
+            }
             async move { connect::jobs(channel).submit_job(request).await }
         })
         .await;
@@ -93,4 +112,19 @@ fn problems_of(status: &Status) -> Option<Vec<Problem>> {
         })
         .collect();
     (!found.is_empty()).then_some(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pipelines_trace_goes_on() {
+        let ours = "00-0af7651916cd43dd8448eb211c80319c-00f067aa0ba902b7-01";
+        assert_eq!(trace_parent(Some(ours), 1).as_deref(), Some(ours));
+        let new = "00-00000000000000050000000000000007-0000000000000005-01";
+        for other in [None, Some(""), Some("rubbish")] {
+            assert_eq!(trace_parent(other, (5 << 64) | 7).as_deref(), Some(new));
+        }
+    }
 }

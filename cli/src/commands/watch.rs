@@ -17,7 +17,7 @@ use crate::show::{self, words};
 const PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(3));
 
 pub async fn run(common: &Common, args: &JobArgs) -> Result<(), Failure> {
-    let controller = Controller::find(common)?;
+    let controller = Controller::find(common).await?;
     let ended = follow_or_interrupt(&controller, common, &args.job).await?;
     verdict(&ended)
 }

@@ -1,5 +1,6 @@
 //! What is printed: tables and JSON, the progress of a job, spec problems with their place.
 
+pub mod explained;
 pub mod job;
 pub mod json;
 pub mod problems;

@@ -55,7 +55,10 @@ pub fn node_state(node: &Node) -> String {
     let busy = !node.running.is_empty() || !node.curating.is_empty();
     match node.reach() {
         NodeReach::Silent => {
-            format!("silent for {}", span(Duration::try_from_secs_f64(node.silent_seconds).unwrap_or_default()))
+            format!(
+                "silent for {}",
+                span(Duration::try_from_secs_f64(node.silent_seconds).unwrap_or_default())
+            )
         }
         NodeReach::Connected | NodeReach::Unspecified if node.draining && busy => "draining".into(),
         NodeReach::Connected | NodeReach::Unspecified if node.draining => "drained".into(),

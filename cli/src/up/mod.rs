@@ -71,7 +71,7 @@ async fn work(common: &Common, args: &UpArgs, cluster: &mut Cluster) -> Result<(
     cluster.start_controller().await?;
     cluster.start_nodes().await?;
     let address = cluster.controller_address().to_owned();
-    let controller = Controller::at(std::slice::from_ref(&address), Some(cluster.layout().dir.clone()))?;
+    let controller = Controller::local(&address, &cluster.layout().dir)?;
     tokio::select! {
         joined = nodes_joined(&controller, cluster.layout().node_count()) => joined?,
         ended = cluster.supervise() => return Err(ended),

@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
-use crescendo_proto::v1::{AttemptRef, Checkpoint, CheckpointFile, JobState, Node, NodeKind, NodeReach};
+use crescendo_proto::v1::{
+    AttemptRef, Checkpoint, CheckpointFile, ExplainJobResponse, JobState, LogLine, Node, NodeKind, NodeReach,
+};
 use prost_types::Timestamp;
 
 use crate::fake::{Fake, job, node};
@@ -105,7 +107,8 @@ async fn a_node_is_drained_and_taken_back() {
     }];
     let server = fake.serve().await;
     let address = server.address.to_string();
-    let (code, out, _) = run(crescendo(home.path()).args(["drain", "trainer-0", "--controller", &address])).await;
+    let (code, out, _) =
+        run(crescendo(home.path()).args(["drain", "trainer-0", "--controller", &address])).await;
     assert_eq!((code, out.as_str()), (0, "trainer-0: draining\n"));
     fake.part().nodes[0].running.clear();
     let (_, out, _) = run(crescendo(home.path()).args(["nodes", "--controller", &address])).await;
@@ -113,7 +116,8 @@ async fn a_node_is_drained_and_taken_back() {
     let args = ["drain", "trainer-0", "--undo", "--controller", &address];
     let (code, out, _) = run(crescendo(home.path()).args(args)).await;
     assert_eq!((code, out.as_str()), (0, "trainer-0: connected\n"));
-    let (code, _, err) = run(crescendo(home.path()).args(["drain", "nobody", "--controller", &address])).await;
+    let (code, _, err) =
+        run(crescendo(home.path()).args(["drain", "nobody", "--controller", &address])).await;
     assert_eq!(code, 1, "{err}");
     assert!(err.contains("node nobody does not exist"), "{err}");
 }
@@ -128,6 +132,53 @@ async fn a_job_is_cancelled_with_its_reason() {
     let (code, out, _) = run(crescendo(home.path()).args(args)).await;
     assert_eq!((code, out.as_str()), (0, "uno-1: cancelled\n"));
     assert_eq!(fake.part().cancels[0].reason, "wrong seed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_is_explained_with_its_last_lines() {
+    let (home, fake) = (tempfile::tempdir().unwrap(), Fake::default());
+    fake.part().jobs = vec![job("uno-1", JobState::Failed, 1, 4)];
+    fake.part().explanation = ExplainJobResponse {
+        cause: "failed".into(),
+        stage: "stage-1".into(),
+        summary: "has failed: loss is not finite".into(),
+        findings: vec!["stage-1 was tried once".into()],
+        remedies: vec!["correct what the reason and the log say".into()],
+        log_lines: vec![LogLine { rank: 1, node_id: "n".into(), level: "ERROR".into(), message: "nan".into(), ..LogLine::default() }],
+        ..ExplainJobResponse::default()
+    };
+    let server = fake.serve().await;
+    let address = server.address.to_string();
+    let (code, out, err) = run(crescendo(home.path()).args(["explain", "uno-1", "--controller", &address])).await;
+    assert_eq!(code, 0, "{err}");
+    assert!(out.starts_with("uno-1 (failed in stage-1) has failed: loss is not finite\n  - stage-1 was tried once\n"), "{out}");
+    assert!(out.contains("What to do:\n  - correct") && out.contains("ERROR n/1: nan"), "{out}");
+    let args = ["explain", "uno-1", "-o", "json", "--controller", &address];
+    let (_, out, _) = run(crescendo(home.path()).args(args)).await;
+    let told: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((&told["cause"], &told["logLines"][0]["message"]), (&"failed".into(), &"nan".into()));
+    let (code, _, err) = run(crescendo(home.path()).args(["explain", "no", "--controller", &address])).await;
+    assert_eq!((code, err.as_str()), (1, "error: there is no job no\n"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn man_pages_and_completion_scripts_are_written() {
+    let home = tempfile::tempdir().unwrap();
+    let dir = home.path().join("man");
+    let (code, _, err) = run(crescendo(home.path()).arg("man").arg("--dir").arg(&dir)).await;
+    assert_eq!(code, 0, "{err}");
+    let page = std::fs::read_to_string(dir.join("crescendo-submit.1")).unwrap();
+    for part in [".TH crescendo-submit 1", ".SH NAME", ".SH SYNOPSIS", "request\\-id", "nightly"] {
+        assert!(page.contains(part), "{part} is not in {page}");
+    }
+    for name in ["crescendo.1", "crescendo-context-add.1", "crescendo-explain.1", "crescendo-doctor.1"] {
+        assert!(dir.join(name).is_file(), "{name}");
+    }
+    for shell in ["bash", "zsh", "fish"] {
+        let (code, out, _) = run(crescendo(home.path()).args(["completion", shell])).await;
+        assert!(code == 0 && out.contains("explain") && out.contains("crescendo jobs --limit"), "{shell}");
+    }
+    assert_eq!(run(crescendo(home.path()).args(["completion", "tcsh"])).await.0, 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,6 +5,8 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use crescendo_node::tls::{ClientCertificates, ConnectionMetrics, Incoming, Tls};
+use crescendo_proto::v1::access_service_server::{AccessService, AccessServiceServer};
 use crescendo_proto::v1::checkpoint_service_server::{CheckpointService, CheckpointServiceServer};
 use crescendo_proto::v1::curation_service_server::{CurationService, CurationServiceServer};
 use crescendo_proto::v1::job_service_server::{JobService, JobServiceServer};
@@ -12,7 +14,6 @@ use crescendo_proto::v1::node_service_server::{NodeService, NodeServiceServer};
 use crescendo_proto::v1::*;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
-use tokio_stream::wrappers::TcpListenerStream;
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Request, Response, Status, Streaming};
 
@@ -51,6 +52,13 @@ pub struct Part {
     pub watches: Vec<WatchJobRequest>,
     pub log_reads: Vec<ReadLogsRequest>,
     pub cancels: Vec<CancelJobRequest>,
+    pub explanation: ExplainJobResponse,
+    /// Answer to whoever asks who it is.
+    pub who: WhoAmIResponse,
+    /// The only token that is let in, if there is a login.
+    pub token: Option<String>,
+    /// What came in `authorization` with each question who the caller is.
+    pub seen_tokens: Vec<Option<String>>,
 }
 
 #[derive(Clone, Default)]
@@ -61,6 +69,11 @@ impl Fake {
         self.0.lock().expect("no test panics while it holds the part")
     }
 
+    /// Serves on a free port, over TLS, to whoever comes with a certificate or without.
+    pub async fn serve_tls(&self, tls: Tls) -> Server {
+        self.serve_on("127.0.0.1:0".parse().expect("an address"), Some(tls)).await
+    }
+
     /// Serves on a free port.
     pub async fn serve(&self) -> Server {
         self.serve_at("127.0.0.1:0".parse().expect("an address")).await
@@ -68,6 +81,10 @@ impl Fake {
 
     /// Serves on this port once it is free.
     pub async fn serve_at(&self, address: SocketAddr) -> Server {
+        self.serve_on(address, None).await
+    }
+
+    async fn serve_on(&self, address: SocketAddr, tls: Option<Tls>) -> Server {
         let mut listener = bind_now(address);
         crate::until("the port is free", || {
             listener.is_ok() || {
@@ -85,13 +102,17 @@ impl Fake {
             .expect("a runtime starts");
         let listener = listener.into_std().expect("it is a plain listener too");
         let services = tonic::transport::Server::builder()
+            .add_service(AccessServiceServer::new(self.clone()))
             .add_service(JobServiceServer::new(self.clone()))
             .add_service(NodeServiceServer::new(self.clone()))
             .add_service(CheckpointServiceServer::new(self.clone()))
             .add_service(CurationServiceServer::new(self.clone()));
         runtime.spawn(async move {
             let listener = TcpListener::from_std(listener).expect("it is not blocking");
-            services.serve_with_incoming(TcpListenerStream::new(listener)).await.expect("the server runs");
+            let metrics = ConnectionMetrics::register(&prometheus::Registry::new()).expect("a new registry");
+            let tls = tls.map(|tls| (tls, ClientCertificates::Asked));
+            let incoming = Incoming::new(listener, tls, 64, metrics);
+            services.serve_with_incoming(incoming).await.expect("the server runs");
         });
         Server { address, runtime: Some(runtime) }
     }
@@ -200,6 +221,15 @@ impl JobService for Fake {
         Ok(Response::new(play(scene)))
     }
 
+    async fn explain_job(
+        &self,
+        request: Request<ExplainJobRequest>,
+    ) -> Result<Response<ExplainJobResponse>, Status> {
+        let job = self.find(&request.into_inner().job_id)?;
+        let told = self.part().explanation.clone();
+        Ok(Response::new(ExplainJobResponse { job_id: job.job_id, state: job.state, ..told }))
+    }
+
     async fn cancel_job(
         &self,
         request: Request<CancelJobRequest>,
@@ -227,6 +257,20 @@ impl JobService for Fake {
 }
 
 #[tonic::async_trait]
+impl AccessService for Fake {
+    async fn who_am_i(&self, request: Request<WhoAmIRequest>) -> Result<Response<WhoAmIResponse>, Status> {
+        let sent = request.metadata().get("authorization").and_then(|value| value.to_str().ok());
+        let mut part = self.part();
+        part.seen_tokens.push(sent.map(str::to_owned));
+        let wanted = part.token.as_ref().map(|token| format!("Bearer {token}"));
+        if wanted.is_some() && wanted.as_deref() != sent {
+            return Err(Status::unauthenticated("the token is not known"));
+        }
+        Ok(Response::new(part.who.clone()))
+    }
+}
+
+#[tonic::async_trait]
 impl NodeService for Fake {
     type OpenSessionStream = Answers<OpenSessionResponse>;
 
@@ -237,7 +281,10 @@ impl NodeService for Fake {
         Err(Status::unimplemented("no node is played here"))
     }
 
-    async fn drain_node(&self, request: Request<DrainNodeRequest>) -> Result<Response<DrainNodeResponse>, Status> {
+    async fn drain_node(
+        &self,
+        request: Request<DrainNodeRequest>,
+    ) -> Result<Response<DrainNodeResponse>, Status> {
         let DrainNodeRequest { node_id, undo } = request.into_inner();
         let mut part = self.part();
         let node = part.nodes.iter_mut().find(|node| node.node_id == node_id);

@@ -1,6 +1,8 @@
 //! The real `crescendo` binary against a controller that plays a part.
 
 mod commands;
+mod contexts;
+mod doctor;
 mod fake;
 mod following;
 mod pairs;
@@ -28,7 +30,7 @@ fn at(program: &Path, home: &Path) -> Command {
             command.env_remove(name);
         }
     }
-    command.env("XDG_STATE_HOME", home).stdin(Stdio::null()).kill_on_drop(true);
+    command.env("XDG_STATE_HOME", home).env("XDG_CONFIG_HOME", home).stdin(Stdio::null()).kill_on_drop(true);
     command
 }
 

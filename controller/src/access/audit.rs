@@ -18,6 +18,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context as _;
 use crescendo_core::quotas::CallRate;
+use crescendo_node::catalogue::{Metric, Registrar, counter};
 use crescendo_node::supervise::Tasks;
 use prometheus::{IntCounter, Registry};
 use serde::Serialize;
@@ -119,6 +120,17 @@ pub struct AuditLog {
     strangers: Arc<Buckets>,
 }
 
+/// Every metric of the audit log.
+pub const CATALOGUE: &[Metric] = &[
+    counter(
+        "crescendo_audit_dropped_total",
+        "",
+        &[],
+        "Lines that the audit log lacks, because they came too fast or could not be written.",
+    ),
+    counter("crescendo_audit_lines_total", "", &[], "Lines written to the audit log."),
+];
+
 #[derive(Clone)]
 struct Counters {
     written: IntCounter,
@@ -129,13 +141,10 @@ impl AuditLog {
     /// Opens the file, which has to work now, and starts the writer. It ends with the stop token of `tasks`, once what
     /// waits is written.
     pub fn start(to: Option<&AuditTo>, registry: &Registry, tasks: &Tasks) -> anyhow::Result<Self> {
-        let dropped = IntCounter::new(
-            "crescendo_audit_dropped_total",
-            "lines that the audit log lacks, because they came too fast or could not be written",
-        )?;
-        let written = IntCounter::new("crescendo_audit_lines_total", "lines written to the audit log")?;
-        registry.register(Box::new(dropped.clone()))?;
-        registry.register(Box::new(written.clone()))?;
+        let mut registrar = Registrar::new(registry, CATALOGUE);
+        let dropped = registrar.counter("crescendo_audit_dropped_total")?;
+        let written = registrar.counter("crescendo_audit_lines_total")?;
+        registrar.finish()?;
         let counters = Counters { written, dropped };
         let queue = match to {
             Some(to) => {

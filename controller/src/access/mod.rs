@@ -35,14 +35,34 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use crescendo_core::quotas::Quotas;
+use crescendo_node::catalogue::{Metric, Registrar, counter, words};
 use crescendo_node::supervise::Tasks;
-use prometheus::{IntCounterVec, Opts, Registry};
+use prometheus::{IntCounterVec, Registry};
 use tokio::sync::watch;
 
 pub use audit::{AuditTo, Trail};
 pub use caller::{Caller, caller_of, trail_of};
 pub use layer::AccessLayer;
 pub use oidc::OidcConfig;
+
+const REFUSALS: [&str; 4] = ["bad_credential", "no_credential", "role", "rate"];
+const SOURCES: [&str; 3] = ["tokens", "tenants", "oidc"];
+
+/// Every metric of access; the audit log has its own.
+pub const CATALOGUE: &[Metric] = &[
+    counter(
+        "crescendo_access_refused_total",
+        "",
+        &[words("reason", &REFUSALS)],
+        "Calls refused before they reached a service.",
+    ),
+    counter(
+        "crescendo_access_reload_failures_total",
+        "",
+        &[words("source", &SOURCES)],
+        "Times that a changed file or the keys of the issuer could not be used, so that what was there before stands.",
+    ),
+];
 
 use audit::AuditLog;
 use oidc::Oidc;
@@ -83,24 +103,10 @@ impl Access {
     /// Reads the files, and keeps them up to date with tasks that end with the stop token of `tasks`. A file that cannot
     /// be used is an error here; later it is logged, and what was read before stands.
     pub fn start(config: &AccessConfig, registry: &Registry, tasks: &Tasks) -> anyhow::Result<Self> {
-        let counters = |name: &str, help: &str, label: &str| -> anyhow::Result<IntCounterVec> {
-            let metric = IntCounterVec::new(Opts::new(name, help), &[label])?;
-            registry.register(Box::new(metric.clone()))?;
-            Ok(metric)
-        };
-        let refused = counters(
-            "crescendo_access_refused_total",
-            "calls refused before they reached a service, by reason",
-            "reason",
-        )?;
-        let failures = counters(
-            "crescendo_access_reload_failures_total",
-            "times that a changed file or the keys of the issuer could not be used, so that what was there before stands",
-            "source",
-        )?;
-        for source in ["tokens", "tenants", "oidc"] {
-            failures.with_label_values(&[source]).inc_by(0);
-        }
+        let mut registrar = Registrar::new(registry, CATALOGUE);
+        let refused = registrar.counters("crescendo_access_refused_total")?;
+        let failures = registrar.counters("crescendo_access_reload_failures_total")?;
+        registrar.finish()?;
         let tokens = match &config.tokens {
             Some(path) => {
                 let failures = failures.with_label_values(&["tokens"]);

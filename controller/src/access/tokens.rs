@@ -180,6 +180,16 @@ mod tests {
         assert!(Tokens::parse("").expect("empty").find("secret", before).is_err());
     }
 
+    /// The very line that `crescendo token new` prints, for a name that looks like a number.
+    #[test]
+    fn an_entry_of_the_command_line_is_taken_as_it_is() {
+        let printed = format!(
+            "- {{name: \"1e5\", role: viewer, tenant: \"research\", sha256: \"{SECRET}\", expires: \"2027-01-02T00:00:00Z\"}}"
+        );
+        let tokens = Tokens::parse(&printed).expect("good");
+        assert_eq!(tokens.find("secret", at("2027-01-01T00:00:00Z")).expect("known").name, "1e5");
+    }
+
     #[test]
     fn what_is_wrong_is_said_of_the_entry() {
         let good = file("admin", "", SECRET, "never");

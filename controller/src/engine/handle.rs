@@ -1,17 +1,20 @@
 //! Requests, one by one: what they write, and what they are answered.
 
 use crescendo_core::access::Scope;
-use crescendo_core::decide::reachable_curators;
+use crescendo_core::decide::{curators_of, reachable_curators};
 use crescendo_core::error::Refused;
-use crescendo_core::ids::{JobId, Timestamp};
+use crescendo_core::explain::{View, explain};
+use crescendo_core::ids::{Generation, JobId, StageRef, Timestamp};
 use crescendo_core::pairlog::Lease;
 use crescendo_core::records::{Record, UnitState, Write};
-use crescendo_core::requests::{self, QueueLimits};
+use crescendo_core::requests::{self, QueueLimits, UnitFate, UnitLeaseRef};
 use crescendo_core::state::Job;
-use crescendo_proto::{convert, v1};
+use crescendo_core::trace::TraceParent;
+use crescendo_node::trace;
+use crescendo_proto::{convert, explained, v1};
 
 use crate::engine::Engine;
-use crate::engine::request::{Answer, Held, Reply, Request};
+use crate::engine::request::{Answer, By, Held, Reply, Request};
 use crate::views;
 
 /// Jobs on a page unless asked otherwise, and at most.
@@ -33,6 +36,10 @@ impl Engine {
             }
             Request::JobExists { job, scope, reply } => {
                 let answer = self.job(&job, &scope).map(|found| !found.record.state.is_terminal());
+                self.hold(reply, answer);
+            }
+            Request::ExplainJob { job, scope, reply } => {
+                let answer = self.job(&job, &scope).map(|found| self.explained(found, &scope, now));
                 self.hold(reply, answer);
             }
             Request::ListJobs { request, scope, reply } => {
@@ -61,13 +68,14 @@ impl Engine {
                     .and_then(|job| views::checkpoints(job, stage.as_deref()).map_err(Into::into));
                 self.hold(reply, answer);
             }
-            Request::CommitCheckpoint { checkpoint, reply } => {
-                let answer = self.commit_checkpoint(checkpoint, now);
+            Request::CommitCheckpoint { checkpoint, by, reply } => {
+                let answer = self.commit_checkpoint(checkpoint, &by, now);
                 self.hold(reply, answer);
             }
-            Request::MarkDamaged { stage, generation, path, reason, reply } => {
-                let writes =
-                    requests::mark_checkpoint_damaged(&self.state, &stage, generation, &path, &reason);
+            Request::MarkDamaged { stage, generation, path, reason, by, reply } => {
+                let writes = self.check_runs_on(&stage, generation, &by).and_then(|()| {
+                    requests::mark_checkpoint_damaged(&self.state, &stage, generation, &path, &reason)
+                });
                 let answer = writes.map_err(Into::into).map(|writes| {
                     tracing::warn!(job = %stage.job, stage = %stage.stage, generation = generation.0, path, reason, "checkpoint is damaged");
                     self.write_all(writes);
@@ -103,38 +111,64 @@ impl Engine {
         let limits = &self.limits;
         let policy = limits.unit_policy(reachable_curators(&self.state, &self.observed, limits, now));
         let ttl_millis = u32::try_from(policy.lease_ttl.as_millis()).unwrap_or(u32::MAX);
+        let curators = |engine: &Self, job: &JobId| {
+            let count = curators_of(&engine.state, &engine.observed, &engine.around.config.limits, job, now);
+            u32::try_from(count).unwrap_or(u32::MAX)
+        };
         match request {
             Request::LeaseUnit { stage, node, reply } => {
                 self.observed.heard(&node, now);
                 let leased = requests::lease_unit(&self.state, &stage, &node, &policy, now);
+                self.count_pairs(&stage, now);
                 let answer = leased.map_err(Into::into).map(|(lease, writes)| {
                     self.write_all(writes);
-                    lease_message(lease, ttl_millis)
+                    lease_message(lease, ttl_millis, curators(self, &stage.job))
                 });
                 self.hold(reply, answer);
             }
-            Request::RenewUnit { lease, node, reply } => {
+            Request::RenewUnit { lease, node, by, reply } => {
                 self.observed.heard(&node, now);
-                let renewed = requests::renew_unit(&self.state, &lease, &node, &policy, now);
+                let renewed = self
+                    .check_holds(&lease, &by)
+                    .and_then(|()| requests::renew_unit(&self.state, &lease, &node, &policy, now));
                 let answer = renewed.map_err(Into::into).map(|record| {
                     // In memory alone: a controller that restarts grants every lease a full term.
                     if let Err(orphan) = self.state.apply(Write::Put(Record::Unit(record))) {
                         tracing::error!(%orphan, "left a renewal out");
                     }
-                    v1::RenewUnitResponse { ttl_millis }
+                    v1::RenewUnitResponse { ttl_millis, curators: curators(self, &lease.stage.job) }
                 });
                 self.hold(reply, answer);
             }
-            Request::CommitUnit { commit, reply } => {
-                let answer =
-                    requests::commit_unit(&self.state, commit).map_err(Into::into).map(|committed| {
-                        self.write_all(committed.writes);
-                        v1::CommitUnitResponse { done_already: committed.done_already }
-                    });
+            Request::CommitUnit { commit, by, reply } => {
+                let stage = commit.lease.stage.clone();
+                let committed = self
+                    .check_holds(&commit.lease, &by)
+                    .and_then(|()| requests::commit_unit(&self.state, commit));
+                let answer = committed.map_err(Into::into).map(|committed| {
+                    self.write_all(committed.writes);
+                    self.count_pairs(&stage, now);
+                    v1::CommitUnitResponse { done_already: committed.done_already }
+                });
                 self.hold(reply, answer);
             }
-            Request::FailUnit { lease, node, reason, handed_back, reply } => {
-                let failed = requests::fail_unit(&self.state, &lease, &policy, handed_back);
+            Request::FailUnit { lease, node, reason, fate: UnitFate::JobFails, by, reply } => {
+                let failed = self
+                    .check_holds(&lease, &by)
+                    .and_then(|()| requests::fail_stage(&self.state, &lease, &reason, now));
+                let answer = failed.map_err(Into::into).map(|writes| {
+                    let stage = &lease.stage;
+                    tracing::error!(job = %stage.job, stage = %stage.stage, %node, reason, "the stage's pairs cannot be made, the job fails");
+                    self.write_all(writes);
+                    v1::FailUnitResponse { set_aside: false }
+                });
+                self.hold(reply, answer);
+            }
+            Request::FailUnit { lease, node, reason, fate, by, reply } => {
+                let handed_back = fate == UnitFate::HandedBack;
+                let failed = self
+                    .check_holds(&lease, &by)
+                    .and_then(|()| requests::fail_unit(&self.state, &lease, &policy, handed_back, now));
                 let answer = failed.map_err(Into::into).map(|(set_aside, writes)| {
                     let (stage, unit) = (&lease.stage, lease.unit);
                     if handed_back {
@@ -149,6 +183,7 @@ impl Engine {
             }
             Request::Submit { .. }
             | Request::GetJob { .. }
+            | Request::ExplainJob { .. }
             | Request::ListJobs { .. }
             | Request::CancelJob { .. }
             | Request::WatchJob { .. }
@@ -167,6 +202,15 @@ impl Engine {
         }
     }
 
+    /// A moment of a job, as a span of its trace if it has one.
+    pub(super) fn mark(&self, job: &JobId, span: impl FnOnce(Option<TraceParent>)) {
+        if let Some(job) = self.state.job(job)
+            && job.record.trace.is_some()
+        {
+            span(job.record.trace);
+        }
+    }
+
     /// Keeps the answer until the batch is durable.
     fn hold<T: Send + 'static>(&mut self, reply: Reply<T>, answer: Answer<T>) {
         self.held.push(Held::new(reply, answer));
@@ -175,6 +219,34 @@ impl Engine {
     pub(super) fn write_all(&mut self, writes: Vec<Write>) {
         for write in writes {
             self.write(write);
+        }
+    }
+
+    /// An attempt is spoken for by the nodes that run it. One that is not the newest is refused as such elsewhere.
+    fn check_runs_on(&self, stage: &StageRef, generation: Generation, by: &By) -> Result<(), Refused> {
+        let attempt = self.state.stage(stage).and_then(|stage| stage.attempt.as_ref());
+        match (by, attempt.filter(|attempt| attempt.attempt.generation == generation)) {
+            (Some(node), Some(attempt)) if !attempt.runs_on(node) => {
+                Err(Refused::Forbidden { what: format!("{} does not run on node {node}", attempt.attempt) })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// A lease is spoken for by the node that holds it. One that is over is refused as such elsewhere.
+    fn check_holds(&self, lease: &UnitLeaseRef, by: &By) -> Result<(), Refused> {
+        let unit = self.state.stage(&lease.stage).and_then(|stage| stage.log.unit(lease.unit));
+        let holder = unit.filter(|unit| unit.lease_generation == lease.lease_generation).and_then(|unit| {
+            match &unit.state {
+                UnitState::Leased { node, .. } => Some(node),
+                UnitState::Free | UnitState::Done(_) => None,
+            }
+        });
+        match (by, holder) {
+            (Some(node), Some(holder)) if holder != node => {
+                Err(Refused::Forbidden { what: format!("unit {} is not leased to node {node}", lease.unit) })
+            }
+            _ => Ok(()),
         }
     }
 
@@ -193,6 +265,29 @@ impl Engine {
             message.resolved_spec_yaml = crescendo_core::spec::to_yaml(&job.record.spec);
         }
         message
+    }
+
+    fn explained(&self, job: &Job, scope: &Scope, now: Timestamp) -> v1::ExplainJobResponse {
+        let view = View {
+            state: &self.state,
+            seen: &self.observed,
+            waits: &self.waits,
+            limits: &self.limits,
+            now,
+            scope,
+        };
+        v1::ExplainJobResponse {
+            job_id: job.record.id.to_string(),
+            state: convert::job_state(&job.record.state).into(),
+            ..explained::explanation(&explain(&view, job))
+        }
+    }
+
+    /// Takes note of how many pairs of the stage can be read, for estimates.
+    fn count_pairs(&mut self, stage: &StageRef, now: Timestamp) {
+        if let Some(found) = self.state.stage(stage) {
+            self.observed.pairs_counted(stage, found.log.committed(), now);
+        }
     }
 
     fn submit(&mut self, submission: requests::Submission, now: Timestamp) -> Answer<(v1::Job, bool)> {
@@ -225,11 +320,20 @@ impl Engine {
     fn commit_checkpoint(
         &mut self,
         checkpoint: crescendo_core::records::CheckpointRecord,
+        by: &By,
         now: Timestamp,
     ) -> Answer<v1::CommitCheckpointResponse> {
+        self.check_runs_on(&checkpoint.stage, checkpoint.generation, by)?;
         let committed = requests::commit_checkpoint(&self.state, checkpoint, now)?;
         if !committed.writes.is_empty() {
             let saved = &committed.checkpoint;
+            self.mark(&saved.stage.job, |trace| {
+                let span = tracing::info_span!(
+                    target: trace::TARGET, "commit checkpoint", job = %saved.stage.job, stage = %saved.stage.stage,
+                    generation = saved.generation.0, step = saved.step, is_final = saved.is_final
+                );
+                trace::set_parent(&span, trace);
+            });
             tracing::info!(
                 job = %saved.stage.job, stage = %saved.stage.stage, generation = saved.generation.0,
                 step = saved.step, is_final = saved.is_final, "checkpoint is committed"
@@ -280,7 +384,7 @@ impl Engine {
     }
 }
 
-fn lease_message(lease: Lease, ttl_millis: u32) -> v1::LeaseUnitResponse {
+fn lease_message(lease: Lease, ttl_millis: u32, curators: u32) -> v1::LeaseUnitResponse {
     use v1::lease_unit_response::Outcome;
     let (outcome, unit) = match lease {
         Lease::Granted(record) => {
@@ -297,5 +401,5 @@ fn lease_message(lease: Lease, ttl_millis: u32) -> v1::LeaseUnitResponse {
         Lease::GivenUp(_) | Lease::Wait => (Outcome::Wait, None),
         Lease::Sealed => (Outcome::Sealed, None),
     };
-    v1::LeaseUnitResponse { outcome: outcome.into(), unit, retry_millis: LEASE_RETRY_MILLIS }
+    v1::LeaseUnitResponse { outcome: outcome.into(), unit, retry_millis: LEASE_RETRY_MILLIS, curators }
 }

@@ -10,6 +10,7 @@ use crescendo_core::ids::{AttemptRef, NodeId, StageRef, Timestamp};
 use crescendo_core::observed::Report;
 use crescendo_core::records::{NodeKind, Record, Write};
 use crescendo_core::requests;
+use crescendo_core::state::Job;
 use crescendo_proto::convert::{self, Introduction};
 use crescendo_proto::v1;
 use crescendo_proto::v1::open_session_response::Message as Down;
@@ -22,6 +23,11 @@ use crate::views;
 
 /// Commands that wait for a node at most; a node that takes none for so long is better off with a new session.
 const OUTGOING: usize = 256;
+
+/// The job's trace, for the nodes that work on it.
+fn trace_parent(job: &Job) -> String {
+    job.record.trace.map(|trace| trace.to_string()).unwrap_or_default()
+}
 
 /// A node that was told to stop something says within this that it is over.
 const STOP_WITHIN: Duration = Duration::from_secs(60);
@@ -228,6 +234,7 @@ impl Engine {
             init_from: record.init_from.as_ref().map(convert::checkpoint_message),
             curator_addresses: curators.to_vec(),
             object_store_url: self.around.config.object_store_url.clone(),
+            trace_parent: trace_parent(job),
         })
     }
 
@@ -241,6 +248,7 @@ impl Engine {
             object_store_url: self.around.config.object_store_url.clone(),
             // Without it the stage is still served; units of it that need the checkpoint fail and say so.
             source_checkpoint: job.source_checkpoint(index).ok().flatten().map(convert::checkpoint_message),
+            trace_parent: trace_parent(job),
         })
     }
 }

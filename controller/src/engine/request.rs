@@ -5,7 +5,7 @@ use crescendo_core::error::Refused;
 use crescendo_core::ids::{Generation, JobId, NodeId, StageRef};
 use crescendo_core::observed::Report;
 use crescendo_core::records::CheckpointRecord;
-use crescendo_core::requests::{Submission, UnitCommit, UnitLeaseRef};
+use crescendo_core::requests::{Submission, UnitCommit, UnitFate, UnitLeaseRef};
 use crescendo_proto::convert::Introduction;
 use crescendo_proto::v1;
 use tokio::sync::{mpsc, oneshot};
@@ -40,6 +40,9 @@ pub struct OpenedSession {
 pub type JobWatch = mpsc::Receiver<Result<v1::WatchJobResponse, Status>>;
 pub type ShardWatch = mpsc::Receiver<Result<v1::WatchPairLogResponse, Status>>;
 
+/// The node whose certificate a request came with; `None` for one that may speak for any.
+pub type By = Option<NodeId>;
+
 pub enum Request {
     Submit {
         submission: Submission,
@@ -49,6 +52,11 @@ pub enum Request {
         job: JobId,
         scope: Scope,
         reply: Reply<v1::Job>,
+    },
+    ExplainJob {
+        job: JobId,
+        scope: Scope,
+        reply: Reply<v1::ExplainJobResponse>,
     },
     ListJobs {
         request: v1::ListJobsRequest,
@@ -91,6 +99,7 @@ pub enum Request {
     },
     CommitCheckpoint {
         checkpoint: CheckpointRecord,
+        by: By,
         reply: Reply<v1::CommitCheckpointResponse>,
     },
     MarkDamaged {
@@ -98,6 +107,7 @@ pub enum Request {
         generation: Generation,
         path: String,
         reason: String,
+        by: By,
         reply: Reply<()>,
     },
     LeaseUnit {
@@ -108,18 +118,20 @@ pub enum Request {
     RenewUnit {
         lease: UnitLeaseRef,
         node: NodeId,
+        by: By,
         reply: Reply<v1::RenewUnitResponse>,
     },
     CommitUnit {
         commit: UnitCommit,
+        by: By,
         reply: Reply<v1::CommitUnitResponse>,
     },
     FailUnit {
         lease: UnitLeaseRef,
         node: NodeId,
         reason: String,
-        /// It has not failed, its curator leaves.
-        handed_back: bool,
+        fate: UnitFate,
+        by: By,
         reply: Reply<v1::FailUnitResponse>,
     },
     WatchPairLog {

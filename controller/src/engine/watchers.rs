@@ -150,7 +150,7 @@ impl Engine {
             !watchers.is_empty()
         });
         self.watchers.logs = logs;
-        self.around.metrics.jobs(&self.state, &self.waits);
+        self.around.metrics.cluster(&self.state, &self.observed, &self.waiting, &self.limits, now);
     }
 }
 

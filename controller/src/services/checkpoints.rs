@@ -26,11 +26,11 @@ impl CheckpointService for Checkpoints {
         &self,
         request: Request<v1::CommitCheckpointRequest>,
     ) -> Result<Response<v1::CommitCheckpointResponse>, Status> {
-        let trail = trail_of(&request);
+        let (by, trail) = (caller_of(&request)?.node, trail_of(&request));
         let checkpoint = checked(convert::checkpoint(request.into_inner().checkpoint))?;
         trail.on("checkpoint", format_args!("{}/step-{}", checkpoint.stage, checkpoint.step));
         let committed =
-            self.link.ask(|reply| engine::Request::CommitCheckpoint { checkpoint, reply }).await?;
+            self.link.ask(|reply| engine::Request::CommitCheckpoint { checkpoint, by, reply }).await?;
         Ok(Response::new(committed))
     }
 
@@ -52,14 +52,14 @@ impl CheckpointService for Checkpoints {
         &self,
         request: Request<v1::MarkCheckpointDamagedRequest>,
     ) -> Result<Response<v1::MarkCheckpointDamagedResponse>, Status> {
-        let trail = trail_of(&request);
+        let (by, trail) = (caller_of(&request)?.node, trail_of(&request));
         let v1::MarkCheckpointDamagedRequest { job_id, stage, generation, path, reason } =
             request.into_inner();
         let stage = stage_ref(&job_id, &stage)?;
         let generation = Generation(generation);
         trail.on("stage", &stage);
         self.link
-            .ask(|reply| engine::Request::MarkDamaged { stage, generation, path, reason, reply })
+            .ask(|reply| engine::Request::MarkDamaged { stage, generation, path, reason, by, reply })
             .await?;
         Ok(Response::new(v1::MarkCheckpointDamagedResponse {}))
     }

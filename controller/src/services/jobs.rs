@@ -7,6 +7,7 @@ use crescendo_core::ids::{JobId, RequestId};
 use crescendo_core::requests::Submission;
 use crescendo_core::spec;
 use crescendo_node::supervise::Tasks;
+use crescendo_node::trace;
 use crescendo_proto::status;
 use crescendo_proto::v1;
 use crescendo_proto::v1::job_service_server::JobService;
@@ -23,6 +24,9 @@ use crate::services::{checked, checked_id, job_id};
 /// Lines that wait for a reader at most.
 const LINES_WAITING: usize = 256;
 const DEFAULT_TAIL: usize = 1000;
+/// Lines of a failed rank that an explanation shows, and complaints of curators.
+const FAILED_LINES: usize = 20;
+const COMPLAINTS: usize = 5;
 /// A follower looks whether its job still runs this often.
 const FOLLOW_EVERY: Duration = Duration::from_secs(1);
 
@@ -45,6 +49,9 @@ impl JobService for Jobs {
         &self,
         request: Request<v1::SubmitJobRequest>,
     ) -> Result<Response<v1::SubmitJobResponse>, Status> {
+        let span = tracing::info_span!(target: trace::TARGET, "submit", job = tracing::field::Empty);
+        let submitted_from = trace::parent_in(request.metadata());
+        trace::set_parent(&span, submitted_from);
         let (caller, trail) = (caller_of(&request)?, trail_of(&request));
         let v1::SubmitJobRequest { request_id, spec_yaml, validate_only } = request.into_inner();
         if validate_only {
@@ -74,9 +81,12 @@ impl JobService for Jobs {
         let spec_json = serde_json::to_vec(&parsed).map_err(|error| {
             status::refused(&Refused::invalid("spec_yaml", format!("cannot be kept: {error}")))
         })?;
-        let submission = Submission { request, spec: Arc::new(parsed), spec_json: spec_json.into() };
+        // A caller's trace is kept although none is made here: those who work on the job may make spans of it.
+        let trace = trace::parent_for_others(&span).or(submitted_from);
+        let submission = Submission { request, spec: Arc::new(parsed), spec_json: spec_json.into(), trace };
         let (mut job, already_submitted) =
             self.link.ask(|reply| engine::Request::Submit { submission, reply }).await?;
+        span.record("job", &job.job_id);
         trail.on("job", &job.job_id);
         job.resolved_spec_yaml.clone_from(&resolved_spec_yaml);
         let answer = v1::SubmitJobResponse {
@@ -120,6 +130,22 @@ impl JobService for Jobs {
         let watch =
             self.link.ask(|reply| engine::Request::WatchJob { job, scope, from_revision, reply }).await?;
         Ok(Response::new(ReceiverStream::new(watch)))
+    }
+
+    async fn explain_job(
+        &self,
+        request: Request<v1::ExplainJobRequest>,
+    ) -> Result<Response<v1::ExplainJobResponse>, Status> {
+        let (scope, trail) = (caller_of(&request)?.scope(), trail_of(&request));
+        let job = noted(&trail, job_id(&request.into_inner().job_id)?);
+        let asked = job.clone();
+        let mut told = self.link.ask(|reply| engine::Request::ExplainJob { job: asked, scope, reply }).await?;
+        told.log_lines = match told.cause.as_str() {
+            "failed" | "backoff" => self.logs.of_the_failed_rank(&job, FAILED_LINES),
+            "pairs" | "curators_busy" => self.logs.complaints(&job, COMPLAINTS),
+            _ => Vec::new(),
+        };
+        Ok(Response::new(told))
     }
 
     async fn cancel_job(

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 use crescendo_controller::access::{AccessConfig, AuditTo, OidcConfig};
 use crescendo_controller::{Config, Controller};
+use crescendo_core::decide::Limits;
 use crescendo_node::supervise::{Supervisor, Tasks};
 use crescendo_node::tls::testing::{Authority, Wanted};
 use crescendo_node::tls::{ClientCertificates, ConnectionMetrics, Dialer, Incoming, Tls, TlsFiles};
@@ -128,8 +129,12 @@ impl Guarded {
             audit_log: Some(AuditTo::File(at("audit.jsonl"))),
             oidc: options.oidc,
         };
+        let mut config = Config::new("file:///nowhere");
+        // However slow the machine: nothing happens in a test but what it does.
+        let long = Duration::from_secs(3600);
+        config.limits = Limits { ranks_lost_after: long, lease_ttl: long, ..config.limits };
         let controller = Controller {
-            config: Config::new("file:///nowhere"),
+            config,
             access,
             store: store.clone(),
             registry: registry.clone(),

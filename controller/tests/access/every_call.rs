@@ -197,12 +197,19 @@ async fn a_call_of_another_tenant_finds_nothing_to_change() -> anyhow::Result<()
     let jobs: v1::ListJobsResponse =
         cluster.ask("operator-products", "JobService/ListJobs", &v1::ListJobsRequest::default()).await?;
     assert_eq!(jobs.jobs, []);
-    let nodes: v1::ListNodesResponse =
-        cluster.ask("operator-products", "NodeService/ListNodes", &v1::ListNodesRequest {}).await?;
-    assert_eq!(
-        nodes.nodes.iter().map(|node| (node.slots_used, node.running.len())).collect::<Vec<_>>(),
-        [(2, 0)]
-    );
+    // The node says what runs on it.
+    let mut running = hello("t-1", v1::NodeKind::Trainer, 2);
+    if let Some(v1::open_session_request::Message::Hello(hello)) = &mut running.message {
+        hello.running = vec![scene.attempt.clone()];
+    }
+    let _session = FakeNode::open(&scene.nodes, running).await?;
+    let nodes = async |name: &str| -> anyhow::Result<Vec<(u32, usize)>> {
+        let list: v1::ListNodesResponse =
+            cluster.ask(name, "NodeService/ListNodes", &v1::ListNodesRequest {}).await?;
+        Ok(list.nodes.iter().map(|node| (node.slots_used, node.running.len())).collect())
+    };
+    assert_eq!(nodes("operator-research").await?, [(2, 1)]);
+    assert_eq!(nodes("operator-products").await?, [(2, 0)], "slots are counted, jobs are not named");
     Ok(())
 }
 
@@ -282,5 +289,28 @@ async fn a_certificate_of_one_node_speaks_for_no_other() -> anyhow::Result<()> {
         scene.refuse(rule, &other, None, "another node", &[Code::PermissionDenied]).await?;
     }
     FakeNode::open(&other, hello("c-2", v1::NodeKind::Curator, 0)).await?;
+
+    // Under its own name it takes nothing that belongs to another: neither a lease nor an attempt.
+    let before = scene.cluster.dump().await?;
+    let (lease, node_id) = (Some(scene.lease.clone()), "c-2".to_owned());
+    let fail = v1::FailUnitRequest { lease: lease.clone(), node_id: node_id.clone(), reason: String::new() };
+    let renew = v1::RenewUnitRequest { lease, node_id: node_id.clone() };
+    let commit = v1::CommitUnitRequest { node_id, ..unit_result(&scene.lease) };
+    let checkpoint = Some(checkpoint(&scene.attempt, scene.attempt.generation));
+    let taken = [
+        ("CurationService/FailUnit", fail.encode_to_vec()),
+        ("CurationService/RenewUnit", renew.encode_to_vec()),
+        ("CurationService/CommitUnit", commit.encode_to_vec()),
+        (
+            "CheckpointService/CommitCheckpoint",
+            v1::CommitCheckpointRequest { checkpoint }.encode_to_vec(),
+        ),
+    ];
+    for (method, body) in taken {
+        let path = format!("/crescendo.v1.{method}");
+        let status = call(&other, None, &path, body).await.expect_err(method);
+        assert_eq!(status.code(), Code::PermissionDenied, "{method}: {status:?}");
+    }
+    assert!(before == scene.cluster.dump().await?);
     Ok(())
 }

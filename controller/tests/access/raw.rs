@@ -67,7 +67,7 @@ pub async fn call(
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
         request.metadata_mut().insert("authorization", value);
     }
-    let path = path.parse().map_err(|_| Status::invalid_argument("a path"))?;
+    let path = path.parse::<http::uri::PathAndQuery>().map_err(|_| Status::invalid_argument("a path"))?;
     let exchange = async {
         let mut answer = client.streaming(request, path, Bytes).await?.into_inner();
         Ok(answer.message().await?.unwrap_or_default())

@@ -126,6 +126,7 @@ const fn rule(service: &'static str, method: &'static str, who: Who, effect: Eff
     Rule { service, method, who, effect }
 }
 
+const ACCESS: &str = "crescendo.v1.AccessService";
 const JOBS: &str = "crescendo.v1.JobService";
 const NODES: &str = "crescendo.v1.NodeService";
 const CHECKPOINTS: &str = "crescendo.v1.CheckpointService";
@@ -137,11 +138,13 @@ const REFLECTION: &str = "grpc.reflection.v1.ServerReflection";
 
 /// Every call there is. A node may look at jobs and pair logs, since `crescendo-curator-node export` reads them with
 /// the certificate of its node.
-pub const RULES: [Rule; 24] = [
+pub const RULES: [Rule; 26] = [
+    rule(ACCESS, "WhoAmI", Who::NodeOr(Role::Viewer), Effect::Look),
     rule(JOBS, "SubmitJob", Who::AtLeast(Role::Submitter), Effect::Change),
     rule(JOBS, "GetJob", Who::NodeOr(Role::Viewer), Effect::Look),
     rule(JOBS, "ListJobs", Who::AtLeast(Role::Viewer), Effect::Look),
     rule(JOBS, "WatchJob", Who::AtLeast(Role::Viewer), Effect::Look),
+    rule(JOBS, "ExplainJob", Who::AtLeast(Role::Viewer), Effect::Look),
     rule(JOBS, "CancelJob", Who::AtLeast(Role::Submitter), Effect::Change),
     rule(JOBS, "ReadLogs", Who::AtLeast(Role::Viewer), Effect::Look),
     rule(NODES, "OpenSession", Who::Node, Effect::Change),

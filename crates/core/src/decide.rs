@@ -14,12 +14,16 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use curation::curation_backlog_units;
+
 use crate::ids::{AttemptRef, JobId, NodeId, StageRef, Timestamp};
 use crate::observed::{NodeView, Observed};
 use crate::pairlog::UnitPolicy;
 use crate::quotas::{Quotas, gigabytes};
 use crate::records::{NodeKind, NodeRecord, Write};
 use crate::state::ClusterState;
+
+pub(crate) use jobs::free_slots;
 
 /// Limits that the decisions depend on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,6 +45,9 @@ pub struct Limits {
     pub max_unit_failures: u32,
     /// Leases of a unit, however they ended.
     pub max_unit_leases: u64,
+    /// Wait before a unit is tried again after its first failure; doubles with each further one.
+    pub unit_backoff: Duration,
+    pub max_unit_backoff: Duration,
     /// Units under way past the readable prefix: `base + per_curator * curators`.
     pub look_ahead_base: u64,
     pub look_ahead_per_curator: u64,
@@ -61,6 +68,8 @@ impl Default for Limits {
             lease_ttl: Duration::from_secs(20),
             max_unit_failures: 3,
             max_unit_leases: 16,
+            unit_backoff: Duration::from_secs(3),
+            max_unit_backoff: Duration::from_secs(60),
             look_ahead_base: 4,
             look_ahead_per_curator: 2,
             quotas: Arc::default(),
@@ -74,6 +83,8 @@ impl Limits {
             lease_ttl: self.lease_ttl,
             max_failures: self.max_unit_failures,
             max_leases: self.max_unit_leases,
+            retry_backoff: self.unit_backoff,
+            max_retry_backoff: self.max_unit_backoff,
             look_ahead: self
                 .look_ahead_base
                 .saturating_add(self.look_ahead_per_curator.saturating_mul(curators as u64)),
@@ -113,10 +124,22 @@ pub enum Command {
 
 #[derive(Clone, Debug, PartialEq)]
 pub enum Change {
-    AttemptPlaced { attempt: AttemptRef, ranks: usize },
+    AttemptPlaced {
+        attempt: AttemptRef,
+        ranks: usize,
+    },
     /// `handed_over`: nothing went wrong, a node of its gang drains.
-    AttemptEnded { attempt: AttemptRef, reason: String, handed_over: bool },
-    JobMoved { job: JobId, from: &'static str, to: &'static str, reason: String },
+    AttemptEnded {
+        attempt: AttemptRef,
+        reason: String,
+        handed_over: bool,
+    },
+    JobMoved {
+        job: JobId,
+        from: &'static str,
+        to: &'static str,
+        reason: String,
+    },
 }
 
 /// Why a job does not go on at this moment.
@@ -241,16 +264,16 @@ pub fn decide(state: &ClusterState, seen: &Observed, limits: &Limits, now: Times
 }
 
 /// The inputs of a decision, with the questions that every pass asks.
-struct Nodes<'a> {
-    state: &'a ClusterState,
-    seen: &'a Observed,
-    limits: &'a Limits,
-    now: Timestamp,
+pub(crate) struct Nodes<'a> {
+    pub(crate) state: &'a ClusterState,
+    pub(crate) seen: &'a Observed,
+    pub(crate) limits: &'a Limits,
+    pub(crate) now: Timestamp,
 }
 
 impl<'a> Nodes<'a> {
     /// Nodes of a kind that have an open session and were heard of lately.
-    fn reachable(&self, kind: NodeKind) -> impl Iterator<Item = (&'a NodeRecord, &'a NodeView)> {
+    pub(crate) fn reachable(&self, kind: NodeKind) -> impl Iterator<Item = (&'a NodeRecord, &'a NodeView)> {
         self.state.nodes().filter(move |record| record.kind == kind).filter_map(|record| {
             let view = self.seen.nodes.get(&record.id)?;
             self.is_reachable(view).then_some((record, view))
@@ -258,11 +281,14 @@ impl<'a> Nodes<'a> {
     }
 
     /// Reachable nodes that may be given something new: none that drains.
-    fn open_to_work(&self, kind: NodeKind) -> impl Iterator<Item = (&'a NodeRecord, &'a NodeView)> {
+    pub(crate) fn open_to_work(
+        &self,
+        kind: NodeKind,
+    ) -> impl Iterator<Item = (&'a NodeRecord, &'a NodeView)> {
         self.reachable(kind).filter(|(record, view)| !record.drained && !view.draining)
     }
 
-    fn is_reachable(&self, view: &NodeView) -> bool {
+    pub(crate) fn is_reachable(&self, view: &NodeView) -> bool {
         view.connected && self.now.since(view.last_heard) < self.limits.silent_after
     }
 }
@@ -270,4 +296,38 @@ impl<'a> Nodes<'a> {
 /// Curators that can be given work now.
 pub fn reachable_curators(state: &ClusterState, seen: &Observed, limits: &Limits, now: Timestamp) -> usize {
     Nodes { state, seen, limits, now }.open_to_work(NodeKind::Curator).count()
+}
+
+/// Nodes of one kind, by what can be done with them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NodeCounts {
+    /// May be given work.
+    pub open: usize,
+    /// Reachable, and given nothing new.
+    pub draining: usize,
+    /// Without a session, or not heard of lately.
+    pub silent: usize,
+}
+
+/// The nodes of a kind that are known.
+pub fn count_nodes(
+    state: &ClusterState,
+    seen: &Observed,
+    limits: &Limits,
+    kind: NodeKind,
+    now: Timestamp,
+) -> NodeCounts {
+    let nodes = Nodes { state, seen, limits, now };
+    let (open, reachable) = (nodes.open_to_work(kind).count(), nodes.reachable(kind).count());
+    let known = state.nodes().filter(|record| record.kind == kind).count();
+    NodeCounts { open, draining: reachable.saturating_sub(open), silent: known.saturating_sub(reachable) }
+}
+
+/// Curators that can be given work now and make pairs of this job, at least 1: among them its rate limits are divided.
+pub fn curators_of(state: &ClusterState, seen: &Observed, limits: &Limits, job: &JobId, now: Timestamp) -> usize {
+    let nodes = Nodes { state, seen, limits, now };
+    // A log that is sealed is only served.
+    let open = |id: &StageRef| state.stage(id).is_some_and(|stage| !stage.log.is_sealed());
+    let makes = |view: &NodeView| view.curating.iter().any(|stage| stage.job == *job && open(stage));
+    nodes.reachable(NodeKind::Curator).filter(|(_, view)| makes(view)).count().max(1)
 }

@@ -24,7 +24,9 @@
 //! | [`secret`] | keys and tokens, and how they are kept out of text |
 //! | [`observed`] | what is seen of nodes and gangs; unknown is not failed |
 //! | [`placement`] | gangs onto slots, whole or not at all |
+//! | [`trace`] | which trace a job belongs to |
 //! | [`decide`] | `decide(state, observed, now) -> plan` |
+//! | [`explain`] | why a job is where it is, with numbers, and what it would take |
 //! | [`invariants`] | what must hold of every state |
 //!
 //! Everything here is a function of its arguments: no clock, no randomness, ordered maps only.
@@ -32,6 +34,7 @@
 pub mod access;
 pub mod decide;
 pub mod error;
+pub mod explain;
 pub mod histogram;
 pub mod ids;
 pub mod invariants;
@@ -45,5 +48,6 @@ pub mod requests;
 pub mod secret;
 pub mod spec;
 pub mod state;
+pub mod trace;
 
 pub use error::Refused;

@@ -1,7 +1,7 @@
 //! What the controller sees of its nodes at the moment. None of it is durable: after a restart it is seen again, and
 //! until then it is unknown, which is never read as failed.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use crate::decide::Send;
@@ -14,6 +14,22 @@ pub struct Observed {
     pub since: Timestamp,
     pub nodes: BTreeMap<NodeId, NodeView>,
     pub gangs: BTreeMap<StageRef, GangView>,
+    /// How the pairs of stages that are being made come; the [`MAX_TRENDS`] that were looked at last.
+    trends: BTreeMap<StageRef, PairTrend>,
+}
+
+/// Stages whose pairs are counted over time.
+const MAX_TRENDS: usize = 1024;
+/// Counts that are kept of one stage.
+const MAX_COUNTS: usize = 64;
+/// Counts older than this say nothing about the present pace.
+const TREND_WINDOW: Duration = Duration::from_secs(900);
+
+/// Readable pairs of a stage over the last minutes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct PairTrend {
+    /// When there were how many, oldest first.
+    counts: VecDeque<(Timestamp, u64)>,
 }
 
 /// A node through its newest session.
@@ -50,10 +66,15 @@ pub enum NodeReport {
     Starting,
     Running,
     Succeeded,
-    Failed { reason: String, permanent: bool },
+    Failed {
+        reason: String,
+        permanent: bool,
+    },
     Stopped,
     /// What the gang had trained is saved, and it has parted: one of its nodes drains.
-    Drained { reason: String },
+    Drained {
+        reason: String,
+    },
 }
 
 /// Numbers that rank 0 reports.
@@ -84,7 +105,7 @@ pub struct Report {
 
 impl Observed {
     pub fn new(since: Timestamp) -> Self {
-        Self { since, nodes: BTreeMap::new(), gangs: BTreeMap::new() }
+        Self { since, nodes: BTreeMap::new(), gangs: BTreeMap::new(), trends: BTreeMap::new() }
     }
 
     /// A node introduced itself: what it says replaces what was believed of it.
@@ -203,6 +224,38 @@ impl Observed {
         self.nodes.iter().filter(|(_, view)| is_deaf(view)).map(|(node, _)| node.clone()).collect()
     }
 
+    /// Takes note of how many pairs of a stage can be read now.
+    pub fn pairs_counted(&mut self, stage: &StageRef, pairs: u64, now: Timestamp) {
+        if !self.trends.contains_key(stage) && self.trends.len() >= MAX_TRENDS {
+            let newest = |trend: &PairTrend| trend.counts.back().map(|(at, _)| *at);
+            let oldest = self.trends.iter().min_by_key(|(_, trend)| newest(trend)).map(|(stage, _)| stage.clone());
+            oldest.and_then(|oldest| self.trends.remove(&oldest));
+        }
+        let trend = self.trends.entry(stage.clone()).or_default();
+        if trend.counts.back().is_none_or(|(_, before)| *before != pairs) {
+            trend.counts.push_back((now, pairs));
+        }
+        while trend.counts.len() > MAX_COUNTS
+            || trend.counts.len() > 2 && trend.counts.get(1).is_some_and(|(at, _)| now.since(*at) > TREND_WINDOW)
+        {
+            trend.counts.pop_front();
+        }
+    }
+
+    /// Readable pairs that have been added a second, over the last minutes; 0 if none, or if too little was seen.
+    #[allow(clippy::cast_precision_loss)] // an estimate
+    pub fn pairs_per_sec(&self, stage: &StageRef, now: Timestamp) -> f64 {
+        let Some(counts) = self.trends.get(stage).map(|trend| &trend.counts) else { return 0.0 };
+        let (Some((from, before)), Some((_, after))) = (counts.front(), counts.back()) else { return 0.0 };
+        let passed = now.since(*from).as_secs_f64();
+        if passed > 0.0 { after.saturating_sub(*before) as f64 / passed } else { 0.0 }
+    }
+
+    /// When the number of readable pairs last changed, or was first looked at.
+    pub fn pairs_watched_since(&self, stage: &StageRef) -> Option<Timestamp> {
+        self.trends.get(stage)?.counts.back().map(|(at, _)| *at)
+    }
+
     /// The gang of exactly this attempt, if any of it was seen.
     pub fn gang(&self, attempt: &AttemptRef) -> Option<&GangView> {
         self.gangs.get(&attempt.stage_ref()).filter(|gang| gang.attempt == *attempt)
@@ -220,5 +273,46 @@ impl GangView {
             NodeReport::Starting | NodeReport::Running | NodeReport::Succeeded => true,
             NodeReport::Failed { .. } | NodeReport::Stopped | NodeReport::Drained { .. } => false,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::{JobId, StageName};
+
+    fn stage(job: &str) -> StageRef {
+        StageRef { job: JobId::parse(job).expect("valid"), stage: StageName::parse("s").expect("valid") }
+    }
+
+    fn at(seconds: u64) -> Timestamp {
+        Timestamp(seconds * 1000)
+    }
+
+    #[test]
+    fn the_pace_of_pairs_is_that_of_the_last_minutes_and_falls_when_none_come() {
+        let mut seen = Observed::new(at(0));
+        assert_eq!(seen.pairs_per_sec(&stage("a"), at(1)), 0.0);
+        for n in 0..=10 {
+            seen.pairs_counted(&stage("a"), n * 8, at(n * 10));
+        }
+        assert_eq!(seen.pairs_per_sec(&stage("a"), at(100)), 0.8);
+        assert_eq!(seen.pairs_per_sec(&stage("a"), at(200)), 0.4);
+        assert_eq!(seen.pairs_watched_since(&stage("a")), Some(at(100)));
+        // A clock that goes back gives no pace.
+        assert_eq!(seen.pairs_per_sec(&stage("a"), at(0)), 0.0);
+    }
+
+    #[test]
+    fn trends_are_bounded() {
+        let mut seen = Observed::new(at(0));
+        for n in 0..2000 {
+            seen.pairs_counted(&stage("a"), n, at(n));
+            seen.pairs_counted(&stage(&format!("b{n}")), n, at(n));
+        }
+        assert_eq!(seen.trends.len(), MAX_TRENDS);
+        let counts = &seen.trends[&stage("a")].counts;
+        assert!(counts.len() <= MAX_COUNTS, "{}", counts.len());
+        assert_eq!(seen.pairs_per_sec(&stage("a"), at(2000)).round(), 1.0);
     }
 }

@@ -55,8 +55,24 @@ pub struct UnitPolicy {
     pub max_failures: u32,
     /// Leases after which a unit is set aside, however they ended: it may be what its curators die of.
     pub max_leases: u64,
+    /// Wait before a unit that has failed once is tried again; doubles with each further failure.
+    pub retry_backoff: Duration,
+    pub max_retry_backoff: Duration,
     /// Units past the readable prefix that may be under way.
     pub look_ahead: u64,
+}
+
+impl UnitPolicy {
+    /// When a unit that has failed `failures` times may be tried again.
+    pub fn retry_at(&self, failures: u32, now: Timestamp) -> Timestamp {
+        let factor = 1u32.checked_shl(failures.saturating_sub(1)).unwrap_or(u32::MAX);
+        now.plus(self.retry_backoff.saturating_mul(factor).min(self.max_retry_backoff))
+    }
+
+    /// Whether a unit's wait goes on. One that is longer than any was set by another clock.
+    fn still_waits(&self, from: Timestamp, now: Timestamp) -> bool {
+        from > now && from.since(now) <= self.max_retry_backoff
+    }
 }
 
 /// What a curator that asks for work gets.
@@ -220,12 +236,13 @@ impl PairLog {
                         ends = result.exhausted;
                     }
                     UnitState::Leased { expires_at, .. } if *expires_at > now => {}
-                    UnitState::Free | UnitState::Leased { .. }
+                    UnitState::Free { from } if policy.still_waits(*from, now) => {}
+                    UnitState::Free { .. } | UnitState::Leased { .. }
                         if record.lease_generation >= policy.max_leases =>
                     {
                         return Lease::GivenUp(record.set_aside());
                     }
-                    UnitState::Free | UnitState::Leased { .. } => {
+                    UnitState::Free { .. } | UnitState::Leased { .. } => {
                         let (generation, failures) = (record.lease_generation, record.failures);
                         return Lease::Granted(granted(stage, unit, generation, failures, node, now, policy));
                     }
@@ -273,7 +290,7 @@ impl UnitRecord {
     pub fn result(&self) -> Option<&UnitResult> {
         match &self.state {
             UnitState::Done(result) => Some(result),
-            UnitState::Free | UnitState::Leased { .. } => None,
+            UnitState::Free { .. } | UnitState::Leased { .. } => None,
         }
     }
 }
@@ -294,7 +311,14 @@ pub(crate) mod tests {
     }
 
     fn policy(look_ahead: u64) -> UnitPolicy {
-        UnitPolicy { lease_ttl: Duration::from_secs(20), max_failures: 3, max_leases: 16, look_ahead }
+        UnitPolicy {
+            lease_ttl: Duration::from_secs(20),
+            max_failures: 3,
+            max_leases: 16,
+            retry_backoff: Duration::from_secs(3),
+            max_retry_backoff: Duration::from_secs(60),
+            look_ahead,
+        }
     }
 
     pub(crate) fn done(unit: u64, pairs: u64, exhausted: bool) -> UnitRecord {
@@ -375,6 +399,30 @@ pub(crate) mod tests {
             panic!("granted")
         };
         assert_eq!(next.unit, 1);
+    }
+
+    #[test]
+    fn a_unit_that_has_failed_waits_longer_each_time_while_others_go_on() {
+        let (policy, now) = (policy(2), Timestamp(1000));
+        let waits: Vec<u64> = (1..=6).map(|failures| policy.retry_at(failures, now).0 - now.0).collect();
+        assert_eq!(waits, [3000, 6000, 12_000, 24_000, 48_000, 60_000]);
+        assert_eq!(policy.retry_at(u32::MAX, now).0, 61_000);
+        let mut log = PairLog::new(8);
+        let Lease::Granted(record) = log.lease(&stage(), &node("a"), now, &policy) else { panic!("granted") };
+        let from = policy.retry_at(1, now);
+        log.put(UnitRecord { failures: 1, state: UnitState::Free { from }, ..record });
+        let unit = |at| match log.lease(&stage(), &node("a"), Timestamp(at), &policy) {
+            Lease::Granted(record) => Some(record.unit),
+            Lease::GivenUp(_) | Lease::Wait | Lease::Sealed => None,
+        };
+        assert_eq!((unit(1000), unit(3999), unit(4000)), (Some(1), Some(1), Some(0)));
+        // The clock of the controller that set the wait was an hour ahead.
+        log.put(UnitRecord {
+            state: UnitState::Free { from: Timestamp(3_600_000) },
+            ..log.unit(0).expect("there").clone()
+        });
+        let Lease::Granted(record) = log.lease(&stage(), &node("a"), now, &policy) else { panic!("granted") };
+        assert_eq!((record.unit, record.failures), (0, 1));
     }
 
     #[test]

@@ -69,6 +69,12 @@ impl Slots {
     pub fn is_empty(&self) -> bool {
         self.nodes.is_empty()
     }
+
+    /// Slots of a node that a gang could take: of `stage`, or of any that does not run there yet.
+    pub fn free_on(&self, node: &NodeId, stage: Option<&StageRef>) -> u32 {
+        let open = |node: &&NodeSlots| node.stopping.iter().all(|stopping| Some(stopping) == stage);
+        self.nodes.get(node).filter(open).map_or(0, free_count)
+    }
 }
 
 /// Gang sizes that the spec allows for a stage, largest first: from `gpus` down to `minGpus`, those that divide the

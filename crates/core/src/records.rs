@@ -11,6 +11,7 @@ use crate::ids::{
 };
 use crate::job::JobState;
 use crate::spec::JobSpec;
+use crate::trace::TraceParent;
 
 /// A job as accepted, and where it is.
 #[derive(Clone, Debug, PartialEq)]
@@ -22,6 +23,8 @@ pub struct JobRecord {
     pub spec_json: Arc<[u8]>,
     pub state: JobState,
     pub submitted_at: Timestamp,
+    /// What it was submitted from, for whoever follows it.
+    pub trace: Option<TraceParent>,
     /// First time that a node worked on it.
     pub started_at: Option<Timestamp>,
     pub finished_at: Option<Timestamp>,
@@ -99,12 +102,10 @@ pub struct UnitRecord {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum UnitState {
-    Free,
+    /// May be leased from then on.
+    Free { from: Timestamp },
     /// `expires_at` is the time at the grant; renewals are kept in memory alone.
-    Leased {
-        node: NodeId,
-        expires_at: Timestamp,
-    },
+    Leased { node: NodeId, expires_at: Timestamp },
     /// Committed; never changes again.
     Done(UnitResult),
 }

@@ -172,7 +172,9 @@ fn named(text: &str, found: &mut Vec<(Range<usize>, Mark)>) {
         let before = text.get(..at).unwrap_or_default();
         let start = before
             .rfind(|c: char| !(c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.')))
-            .map_or(0, |at| at + before.get(at..).and_then(|rest| rest.chars().next()).map_or(1, char::len_utf8));
+            .map_or(0, |at| {
+                at + before.get(at..).and_then(|rest| rest.chars().next()).map_or(1, char::len_utf8)
+            });
         let name = before.get(start..).unwrap_or_default();
         let in_query = before.get(..start).is_some_and(|head| head.ends_with(['?', '&']));
         let last = name.rsplit(['-', '_', '.']).next().unwrap_or_default().to_ascii_lowercase();
@@ -297,7 +299,10 @@ mod tests {
             ("s3://id@bucket/x".into(), "s3://[redacted]@bucket/x"),
             ("(postgres://a:b%40c@db:5432/x)".into(), "(postgres://[redacted]@db:5432/x)"),
             ("GET https://h/x?a=1&token=abc&b=2".into(), "GET https://h/x?a=1&token=[redacted]&b=2"),
-            ("https://h/x?X-Amz-Signature=0f&X-Amz-Date=1".into(), "https://h/x?X-Amz-Signature=[redacted]&X-Amz-Date=1"),
+            (
+                "https://h/x?X-Amz-Signature=0f&X-Amz-Date=1".into(),
+                "https://h/x?X-Amz-Signature=[redacted]&X-Amz-Date=1",
+            ),
             ("https://h/?key=abc#top".into(), "https://h/?key=[redacted]#top"),
             ("AWS_SECRET_ACCESS_KEY=wJalr/K7 and more".into(), "AWS_SECRET_ACCESS_KEY=[redacted] and more"),
             ("error api_key=\"a b\" x".into(), "error api_key=\"[redacted]\" x"),
@@ -308,7 +313,10 @@ mod tests {
             ("AKIAIOSFODNN7EXAMPLE".into(), "[redacted]"),
             (format!("authorization: Bearer {jwt}"), "authorization: Bearer [redacted]"),
             (format!("token {ours}."), "token [redacted]."),
-            ("-----BEGIN RSA PRIVATE KEY-----\nMII\n-----END RSA PRIVATE KEY-----\nrest".into(), "[redacted]\nrest"),
+            (
+                "-----BEGIN RSA PRIVATE KEY-----\nMII\n-----END RSA PRIVATE KEY-----\nrest".into(),
+                "[redacted]\nrest",
+            ),
             ("-----BEGIN PRIVATE KEY-----\nMII".into(), "[redacted]"),
         ] {
             assert_eq!(redact(&text), shown, "{text}");

@@ -66,6 +66,7 @@ impl Cluster {
             request: RequestId::parse(request).expect("valid"),
             spec: Arc::new(spec),
             spec_json: yaml.into_bytes().into(),
+            trace: None,
         };
         let retry_after = Duration::from_secs(2);
         let tenant = self.quotas.of(tenant);

@@ -1,8 +1,21 @@
 //! What a network's images and prompts are made of: seams between the transformer and its encoders.
 
+use image::RgbImage;
 use tch::Tensor;
 
 use crate::error::Result;
+
+/// What picture bytes are multiplied with on their way to a codec, and what is added then: 0 to 255 become −1 to 1.
+pub const BYTE_SCALE: f32 = 1.0 / 127.5;
+pub const BYTE_OFFSET: f32 = -1.0;
+
+/// Latents that are a picture's own bytes in another order: each stands for byte · [`BYTE_SCALE`] + [`BYTE_OFFSET`] in float32.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LatentBytes {
+    /// Channels, height, width.
+    pub shape: [u32; 3],
+    pub bytes: Vec<u8>,
+}
 
 /// Pictures to latents and back.
 pub trait LatentCodec {
@@ -15,6 +28,12 @@ pub trait LatentCodec {
     /// `[batch, 3, height, width]` float in [−1, 1] to `[batch, channels, height / downscale, width / downscale]`
     /// float32. Height and width must be multiples of 2 · downscale, so that the latent packs into tokens.
     fn encode(&self, pixels: &Tensor) -> Result<Tensor>;
+
+    /// What [`LatentCodec::encode`] gives of a picture, bit for bit, from a codec that computes nothing. None otherwise, and
+    /// of a picture that does not fit.
+    fn encode_picture(&self, _picture: &RgbImage) -> Option<LatentBytes> {
+        None
+    }
 
     /// The inverse, clamped to [−1, 1].
     fn decode(&self, latents: &Tensor) -> Result<Tensor>;

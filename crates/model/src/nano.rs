@@ -3,9 +3,10 @@
 //! Pixels become latents by moving 2×2 pixels into channels, so that a token holds 4×4 pixels. Words become frozen
 //! random vectors: enough for a base that is trained from nothing to tell them apart.
 
+use image::RgbImage;
 use tch::{Device, Kind, Tensor};
 
-use crate::codec::{EncodedText, LatentCodec, TextEncoder};
+use crate::codec::{EncodedText, LatentBytes, LatentCodec, TextEncoder};
 use crate::error::{ModelError, Result};
 use crate::randomness::NormalStream;
 
@@ -35,6 +36,29 @@ impl LatentCodec for PixelCodec {
                 ),
             )),
         }
+    }
+
+    /// A curator serves nano's pairs at the speed of this.
+    fn encode_picture(&self, picture: &RgbImage) -> Option<LatentBytes> {
+        let (width, height) = picture.dimensions();
+        if width == 0 || height == 0 || width % 4 != 0 || height % 4 != 0 {
+            return None;
+        }
+        let (line_bytes, row_bytes) = (width as usize * 3, width as usize / 2);
+        let plane_bytes = row_bytes * (height as usize / 2);
+        let mut bytes = vec![0u8; 12 * plane_bytes];
+        for (channel, plane) in bytes.chunks_exact_mut(plane_bytes).enumerate() {
+            // Channel 4 · color + 2 · dy + dx has that colour of the pixel at (dx, dy) of each 2×2.
+            let (color, dy, dx) = (channel / 4, channel / 2 % 2, channel % 2);
+            let lines = picture.as_raw().chunks_exact(line_bytes).skip(dy).step_by(2);
+            for (row, line) in plane.chunks_exact_mut(row_bytes).zip(lines) {
+                // Two pixels side by side are six bytes.
+                for (latent, pixels) in row.iter_mut().zip(line.chunks_exact(6)) {
+                    *latent = pixels[3 * dx + color];
+                }
+            }
+        }
+        Some(LatentBytes { shape: [12, height / 2, width / 2], bytes })
     }
 
     fn decode(&self, latents: &Tensor) -> Result<Tensor> {
@@ -116,6 +140,7 @@ impl TextEncoder for WordVectorText {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::codec::{BYTE_OFFSET, BYTE_SCALE};
 
     #[test]
     fn pixels_come_back_and_are_clamped() {
@@ -126,6 +151,21 @@ mod tests {
         assert_eq!(PixelCodec.decode(&latents).unwrap(), pixels);
         assert!(PixelCodec.decode(&(latents * 9.0)).unwrap().abs().max().double_value(&[]) <= 1.0);
         assert!(PixelCodec.encode(&pixels.narrow(2, 0, 6)).is_err());
+    }
+
+    #[test]
+    fn a_picture_is_encoded_without_tensors_to_the_same_bits() {
+        let picture =
+            RgbImage::from_fn(12, 8, |x, y| image::Rgb([(x * 21) as u8, (y * 36) as u8, (x * y * 3) as u8]));
+        let bytes = Tensor::from_slice(picture.as_raw()).view([8, 12, 3]).permute([2, 0, 1]).unsqueeze(0);
+        let pixels = bytes.to_kind(Kind::Float) * f64::from(BYTE_SCALE) + f64::from(BYTE_OFFSET);
+        let expected: Vec<f32> = Vec::try_from(PixelCodec.encode(&pixels).unwrap().reshape([-1])).unwrap();
+        let LatentBytes { shape, bytes } = PixelCodec.encode_picture(&picture).unwrap();
+        assert_eq!(shape, [12, 4, 6]);
+        let values: Vec<f32> = bytes.iter().map(|byte| f32::from(*byte) * BYTE_SCALE + BYTE_OFFSET).collect();
+        assert_eq!(values, expected);
+        assert_eq!(PixelCodec.encode_picture(&RgbImage::new(6, 8)), None);
+        assert_eq!(PixelCodec.encode_picture(&RgbImage::new(0, 0)), None);
     }
 
     #[test]

@@ -24,9 +24,24 @@ pub struct SampleRequest<'a> {
     pub schedule: &'a [f64],
     /// Guidance value of guidance-distilled networks (4 by default in published sampling).
     pub guidance: f64,
+    /// Guidance of networks that are not distilled; none draws from the prompt alone, in half the time.
+    pub contrast: Option<Contrast<'a>>,
     /// Dtype of the time and guidance values (see [`FluxInputs::timesteps`]): bfloat16 for published
     /// weights run in bfloat16, float32 for networks trained with exact times.
     pub time_kind: Kind,
+}
+
+/// Classifier-free guidance (arXiv 2207.12598): every step goes from the velocity of another prompt, usually the empty one,
+/// without references, towards that of the prompt and the references, and `scale` times as far. So both are emphasised. It
+/// needs a network that was trained with text dropout.
+#[derive(Clone, Copy, Debug)]
+pub struct Contrast<'a> {
+    /// 1 changes nothing; 2 to 7 are usual.
+    pub scale: f64,
+    /// Text tokens of the other prompt, shape as [`SampleRequest::txt`].
+    pub txt: &'a Tensor,
+    /// Its pooled text, shape as [`SampleRequest::vec`].
+    pub vec: &'a Tensor,
 }
 
 /// One step as it happens.
@@ -40,7 +55,7 @@ pub struct StepView<'a> {
     pub time: f64,
     /// Packed latents before the step.
     pub latent: &'a Tensor,
-    /// The network's output at this step.
+    /// What the step goes along: the network's output, guided if a [`Contrast`] is given.
     pub velocity: &'a Tensor,
 }
 
@@ -68,15 +83,27 @@ pub fn sample(
     if request.schedule.len() < 2 || request.schedule.iter().any(|t| !t.is_finite()) {
         return Err(ModelError::input("schedule", "needs at least two finite times"));
     }
-    let layout = Layout { text_tokens, target, references, mode: request.positions };
-    let rope = RopeTable::from_layout(&layout, flux.config(), device)?;
     let on_device = |tensor: &Tensor| -> Result<Tensor> { Ok(tensor.f_to_device(device)?.f_to_kind(kind)?) };
-    let refs = request
-        .refs
-        .iter()
-        .map(|reference| on_device(&packing::pack(reference)?))
-        .collect::<Result<Vec<_>>>()?;
-    let (txt, vec) = (on_device(request.txt)?, on_device(request.vec)?);
+    let refs = request.refs.iter().map(|reference| on_device(&packing::pack(reference)?));
+    let refs = refs.collect::<Result<Vec<_>>>()?;
+    let side = |txt: &Tensor, vec: &Tensor, refs, references: Vec<Grid>| -> Result<Side> {
+        let layout = Layout { text_tokens, target, references, mode: request.positions };
+        Ok(Side {
+            rope: RopeTable::from_layout(&layout, flux.config(), device)?,
+            txt: on_device(txt)?,
+            vec: on_device(vec)?,
+            refs,
+        })
+    };
+    let towards = side(request.txt, request.vec, &refs, references)?;
+    let from = match &request.contrast {
+        Some(contrast) if contrast.txt.size() != request.txt.size() => {
+            let reason = format!("shape {:?} is not that of txt", contrast.txt.size());
+            return Err(ModelError::input("contrast.txt", reason));
+        }
+        Some(contrast) => Some((contrast.scale, side(contrast.txt, contrast.vec, &[], Vec::new())?)),
+        None => None,
+    };
     let mut latent = on_device(&packing::pack(request.noise)?)?;
     let total = request.schedule.len() - 1;
     tch::no_grad(|| {
@@ -84,16 +111,24 @@ pub fn sample(
         let guidance = full(request.guidance)?;
         for (index, pair) in request.schedule.windows(2).enumerate() {
             let (time, next) = (pair[0], pair[1]);
-            let inputs = FluxInputs {
-                img: &latent,
-                refs: &refs,
-                txt: &txt,
-                vec: &vec,
-                timesteps: &full(time)?,
-                guidance: Some(&guidance),
-                rope: &rope,
+            let timesteps = full(time)?;
+            let velocity_of = |side: &Side, latent: &Tensor| {
+                let inputs = FluxInputs {
+                    img: latent,
+                    refs: side.refs,
+                    txt: &side.txt,
+                    vec: &side.vec,
+                    timesteps: &timesteps,
+                    guidance: Some(&guidance),
+                    rope: &side.rope,
+                };
+                flux.forward(&inputs, adapter)
             };
-            let velocity = flux.forward(&inputs, adapter)?;
+            let mut velocity = velocity_of(&towards, &latent)?;
+            if let Some((scale, side)) = &from {
+                let other = velocity_of(side, &latent)?;
+                velocity = other.f_lerp(&velocity, *scale)?;
+            }
             if let Some(progress) = progress.as_mut() {
                 progress(&StepView { index, total, time, latent: &latent, velocity: &velocity })?;
             }
@@ -101,6 +136,14 @@ pub fn sample(
         }
         packing::unpack(&latent.f_to_kind(Kind::Float)?, target.rows, target.columns)
     })
+}
+
+/// What one evaluation of the network is conditioned on, on its device.
+struct Side<'a> {
+    rope: RopeTable,
+    txt: Tensor,
+    vec: Tensor,
+    refs: &'a [Tensor],
 }
 
 /// Start noise as the published sampler draws it for an image of `width_px` × `height_px`: libtorch's CPU
@@ -182,6 +225,7 @@ mod tests {
             positions: PositionMode::Diagonal,
             schedule: &[1.0, 0.6, 0.2, 0.0],
             guidance: 4.0,
+            contrast: None,
             time_kind: Kind::Float,
         };
         sample(flux, None, &request, progress)
@@ -209,6 +253,37 @@ mod tests {
         assert_eq!(draw(&flux, &inputs(&[1, 2]), None).unwrap(), both);
         let other = draw(&flux, &inputs(&[3, 4]), None).unwrap();
         assert!((other - both).abs().max().double_value(&[]) > 0.1);
+    }
+
+    #[test]
+    fn guidance_goes_from_neither_prompt_nor_references_through_both() {
+        let flux = network();
+        let guided = |inputs: &Inputs, scale: Option<f64>| {
+            let (txt, vec) = (inputs.txt.zeros_like(), inputs.vec.zeros_like());
+            let request = SampleRequest {
+                noise: &inputs.noise,
+                refs: &inputs.refs,
+                txt: &inputs.txt,
+                vec: &inputs.vec,
+                positions: PositionMode::Diagonal,
+                // One step, so that the outcome is linear in the velocity.
+                schedule: &[1.0, 0.0],
+                guidance: 4.0,
+                contrast: scale.map(|scale| Contrast { scale, txt: &txt, vec: &vec }),
+                time_kind: Kind::Float,
+            };
+            sample(&flux, None, &request, None).unwrap()
+        };
+        let differ = |a: &Tensor, b: &Tensor| (a - b).abs().max().double_value(&[]);
+        let ours = inputs(&[1, 2]);
+        let plain = guided(&ours, None);
+        assert_eq!(guided(&ours, Some(1.0)), plain);
+        let [far, farther] = [2.0, 3.0].map(|scale| guided(&ours, Some(scale)) - &plain);
+        assert!(differ(&far, &far.zeros_like()) > 0.01);
+        assert!(differ(&farther, &(&far * 2.0)) < 1e-3);
+        // What it goes from does not depend on the prompt or the references.
+        let others = Inputs { noise: ours.noise.copy(), ..inputs(&[3, 4]) };
+        assert_eq!(guided(&ours, Some(0.0)), guided(&others, Some(0.0)));
     }
 
     #[test]

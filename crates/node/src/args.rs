@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
+use crate::trace::TraceArgs;
+
 /// How log lines are written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
@@ -67,6 +69,8 @@ pub struct LogArgs {
     /// What is logged: a level, or a list of target=level
     #[arg(long, env = "CRESCENDO_LOG", default_value = "info")]
     pub log_filter: String,
+    #[command(flatten)]
+    pub trace: TraceArgs,
 }
 
 /// What every node needs.

@@ -37,7 +37,9 @@ pub enum AddressError {
     Invalid { address: String },
     #[error("address {address} is without TLS, and this process has certificates: write host:port")]
     Plain { address: String },
-    #[error("address {address} is with TLS, and this process has no certificates: give --tls-ca, or write host:port")]
+    #[error(
+        "address {address} is with TLS, and this process has no certificates: give --tls-ca, or write host:port"
+    )]
     Protected { address: String },
 }
 

@@ -15,7 +15,10 @@
 //! | [`args`] | command line arguments that all servers, and all nodes, have |
 //! | [`backoff`] | pure: how long to wait before try n |
 //! | [`call`] | unary calls that are repeated until they are accepted or refused |
+//! | [`catalogue`] | what is measured, said once: registered, documented and tested from one table |
+//! | [`download`] | objects on their way to a file of this machine |
 //! | [`forward`] | log lines of a job on their way to the controller |
+//! | [`gpu`] | what GPUs say of themselves, where there are any |
 //! | [`listen`] | listeners that stay on loopback unless told otherwise |
 //! | [`logging`] | what is written to stderr |
 //! | [`metrics`] | the `/metrics` endpoint |
@@ -25,11 +28,15 @@
 //! | [`session`] | the node's one stream to the controller |
 //! | [`supervise`] | tasks that end with their process, and a process that ends with its critical tasks |
 //! | [`tls`] | who is at the other end, and connections that no one else reads or changes |
+//! | [`trace`] | traces over OTLP, if they are wanted |
 
 pub mod args;
 pub mod backoff;
 pub mod call;
+pub mod catalogue;
+pub mod download;
 pub mod forward;
+pub mod gpu;
 pub mod listen;
 pub mod logging;
 pub mod metrics;
@@ -41,3 +48,4 @@ pub mod supervise;
 #[cfg(feature = "testing")]
 pub mod testing;
 pub mod tls;
+pub mod trace;

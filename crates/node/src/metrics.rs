@@ -31,3 +31,16 @@ async fn scrape(State(registry): State<Registry>) -> Response {
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::catalogue::check_document;
+    use crate::{tls, trace};
+
+    #[test]
+    fn the_document_has_what_every_process_measures() {
+        let docs = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs");
+        let all = [tls::CONNECTIONS_CATALOGUE, tls::FILES_CATALOGUE, trace::CATALOGUE].concat();
+        check_document(&docs, "every process", &all).unwrap();
+    }
+}

@@ -146,7 +146,7 @@ async fn a_node_that_leaves_says_so_and_loses_no_last_word() {
     let (tasks, _supervisor) = Tasks::new();
     let (sessions, mut opened) = mpsc::channel(4);
     let leader = serve(&tasks, Leader { sessions }).await;
-    let controllers = Controllers::new(&[leader]).unwrap();
+    let controllers = Controllers::new(&[leader], &Dialer::plain()).unwrap();
     let reports = ReportSink::default();
     let (session, _commands) =
         NodeSession::new(controllers, reports.clone(), LogBuffer::new("n", 16), Hello::default);

@@ -8,7 +8,9 @@ use crescendo_node::tls::testing::{Authority, Wanted};
 use crescendo_node::tls::{Dialer, Tls, TlsFiles};
 use crescendo_store::contract::{self, Fixture};
 use crescendo_store::testing::{EtcdProcess, EtcdTls};
-use crescendo_store::{ConnectEtcd, EtcdConfig, EtcdStore, KEY_PREFIX, Revision, Store, StoreError, StoreLocation};
+use crescendo_store::{
+    ConnectEtcd, EtcdConfig, EtcdStore, KEY_PREFIX, Revision, Store, StoreError, StoreLocation,
+};
 use tempfile::TempDir;
 
 async fn connect(files: TlsFiles) -> ConnectEtcd {
@@ -35,7 +37,8 @@ impl Fixture for EtcdWithTls {
     async fn set_up() -> Option<Self> {
         let (authority, folder) = (Authority::new("etcd"), tempfile::tempdir().unwrap());
         let process = etcd(&authority, folder.path()).await?;
-        let files = authority.write(folder.path(), &Wanted { hosts: &[], uris: &[], ..Wanted::node("controller") });
+        let files =
+            authority.write(folder.path(), &Wanted { hosts: &[], uris: &[], ..Wanted::node("controller") });
         let open = async || {
             let url = process.tls_endpoint("localhost").unwrap();
             let mut config = EtcdConfig::new(vec![url], "/test/v1/");
@@ -108,7 +111,8 @@ async fn who_is_not_known_to_etcd_or_does_not_know_it_gets_nothing() {
     let error = location.open(KEY_PREFIX, None).await.err().unwrap();
     assert!(matches!(&error, StoreError::Invalid(reason) if reason.contains("needs TLS")), "{error}");
 
-    let files = authority.write(folder.path(), &Wanted { hosts: &[], uris: &[], ..Wanted::node("controller") });
+    let files =
+        authority.write(folder.path(), &Wanted { hosts: &[], uris: &[], ..Wanted::node("controller") });
     let store = location.open(KEY_PREFIX, Some(connect(files).await)).await.unwrap();
     assert!(store.get("anything").await.unwrap().is_none());
 }

@@ -1,4 +1,7 @@
 //! Requests and tokens a minute, as buckets that fill at a steady rate. Pure: time is an argument.
+//!
+//! The limits of a spec are those of a job. Each of its curators keeps to an equal part of them, as large as the number of
+//! curators allows that the controller tells.
 
 use std::time::Duration;
 
@@ -26,12 +29,24 @@ impl Bucket {
         Bucket { per_sec, most, level: most, at: Duration::ZERO }
     }
 
-    /// Time from `now` until `amount` may pass.
-    fn wait(&mut self, amount: f64, now: Duration) -> Duration {
+    /// Lets in what has come since it was last looked at.
+    fn fill(&mut self, now: Duration) {
         // A clock that goes back fills nothing.
         let passed = now.saturating_sub(self.at).as_secs_f64();
         self.at = self.at.max(now);
         self.level = (self.level + passed * self.per_sec).min(self.most);
+    }
+
+    /// Goes on at another rate from `now`.
+    fn set_rate(&mut self, per_minute: f64, now: Duration) {
+        self.fill(now);
+        let Bucket { per_sec, most, .. } = Bucket::new(per_minute);
+        (self.per_sec, self.most, self.level) = (per_sec, most, self.level.min(most));
+    }
+
+    /// Time from `now` until `amount` may pass.
+    fn wait(&mut self, amount: f64, now: Duration) -> Duration {
+        self.fill(now);
         let missing = (amount - self.level).max(0.0);
         Duration::try_from_secs_f64(missing / self.per_sec).unwrap_or(Duration::MAX)
     }
@@ -44,15 +59,34 @@ impl Bucket {
 /// Both limits of an endpoint.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Limits {
+    requests_per_minute: f64,
+    tokens_per_minute: f64,
+    /// Curators that the rates are divided among.
+    curators: u32,
     requests: Bucket,
     tokens: Bucket,
 }
 
 impl Limits {
     pub fn new(requests_per_minute: u32, tokens_per_minute: u64) -> Limits {
+        let (requests_per_minute, tokens_per_minute) =
+            (f64::from(requests_per_minute), tokens_per_minute as f64);
         Limits {
-            requests: Bucket::new(f64::from(requests_per_minute)),
-            tokens: Bucket::new(tokens_per_minute as f64),
+            requests_per_minute,
+            tokens_per_minute,
+            curators: 1,
+            requests: Bucket::new(requests_per_minute),
+            tokens: Bucket::new(tokens_per_minute),
+        }
+    }
+
+    /// Keeps to one curator's part from `now` on.
+    pub fn divide(&mut self, curators: u32, now: Duration) {
+        let curators = curators.max(1);
+        if curators != self.curators {
+            self.curators = curators;
+            self.requests.set_rate(self.requests_per_minute / f64::from(curators), now);
+            self.tokens.set_rate(self.tokens_per_minute / f64::from(curators), now);
         }
     }
 
@@ -100,6 +134,20 @@ mod tests {
         // What can never be waited for takes nothing.
         assert!(limits.reserve(10_000_000, Duration::ZERO).is_err());
         assert_eq!(limits.reserve(0, Duration::ZERO), Ok(Duration::from_secs(5)));
+    }
+
+    #[test]
+    fn curators_share_the_rate() {
+        let mut limits = Limits::new(120, 1_000_000_000);
+        limits.divide(2, Duration::ZERO);
+        let waits: Vec<Duration> =
+            (0..3).map(|_| limits.reserve(10, Duration::ZERO).expect("not too long")).collect();
+        assert_eq!(waits, [0, 1000, 2000].map(Duration::from_millis));
+        // The other one has gone: what is owed comes in twice as fast.
+        limits.divide(1, Duration::ZERO);
+        assert_eq!(limits.reserve(10, Duration::ZERO), Ok(Duration::from_millis(1500)));
+        limits.divide(0, Duration::ZERO);
+        assert_eq!(limits.reserve(10, Duration::ZERO), Ok(Duration::from_secs(2)));
     }
 
     proptest! {

@@ -197,7 +197,7 @@ impl Client {
         let reservation = self.ledger.reserve(expected).await?;
         let mut tries = 0;
         let (answer, usage) = loop {
-            self.keep_rate(expected.total()).await?;
+            self.keep_rate(expected.total(), outside).await?;
             tries += 1;
             let metrics = outside.network.metrics();
             metrics.endpoint_tries.inc();
@@ -245,11 +245,14 @@ impl Client {
         Ok(Answer { text: kept.text, recorded: false })
     }
 
-    async fn keep_rate(&self, tokens: u64) -> Result<(), EndpointError> {
+    async fn keep_rate(&self, tokens: u64, outside: &Outside) -> Result<(), EndpointError> {
         let busy = |reason: String| EndpointError::Busy { name: self.spec.name.clone(), reason };
         let now = self.started.elapsed();
         let wait = match self.limits.lock() {
-            Ok(mut limits) => limits.reserve(tokens, now),
+            Ok(mut limits) => {
+                limits.divide(outside.curators.get(), now);
+                limits.reserve(tokens, now)
+            }
             Err(_) => return Err(busy("the count of its limits is lost".to_owned())),
         };
         let wait =

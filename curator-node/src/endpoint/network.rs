@@ -8,6 +8,7 @@ use crescendo_core::spec::EndpointSpec;
 use object_store::ObjectStore;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use tokio::runtime::Handle;
 
@@ -71,4 +72,26 @@ pub struct Outside {
     pub objects: Arc<dyn ObjectStore>,
     /// Whose money is counted together.
     pub job_id: String,
+    /// Curators that work on the job, among whom its rate limits are divided.
+    pub curators: Curators,
+}
+
+/// A number of curators that is kept up to date; its clones share it.
+#[derive(Clone, Debug)]
+pub struct Curators(Arc<AtomicU32>);
+
+impl Default for Curators {
+    fn default() -> Self {
+        Curators(Arc::new(AtomicU32::new(1)))
+    }
+}
+
+impl Curators {
+    pub fn set(&self, count: u32) {
+        self.0.store(count.max(1), Ordering::Relaxed);
+    }
+
+    pub fn get(&self) -> u32 {
+        self.0.load(Ordering::Relaxed)
+    }
 }

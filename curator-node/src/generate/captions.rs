@@ -1,6 +1,6 @@
 //! What the drawing model is told, and what is true of the second panel.
 
-use super::Wanted;
+use super::{NAMELESS, Wanted};
 use crate::divider::Arrangement;
 use crescendo_core::spec::ModelPreset;
 
@@ -42,12 +42,13 @@ pub(super) struct Captions {
 }
 
 pub(super) fn captions(preset: ModelPreset, wanted: &Wanted, arrangement: Arrangement) -> Captions {
-    let Wanted { subject, scenes: [first, second], companion, .. } = wanted;
+    let Wanted { subject, named, scenes: [first, second], companion, .. } = wanted;
+    let called = if *named { subject } else { NAMELESS };
     match preset {
         // Word for word what its base was trained on: see the layouts of `compose`.
         ModelPreset::Nano => Captions {
             drawing: format!("two panels of {subject}, left on {first}, right on {second}"),
-            target: format!("{subject} on {second}"),
+            target: format!("{called} on {second}"),
         },
         ModelPreset::FluxDev | ModelPreset::FluxSchnell => {
             let beside = match companion {
@@ -67,7 +68,7 @@ pub(super) fn captions(preset: ModelPreset, wanted: &Wanted, arrangement: Arrang
                     second = second.trim_end_matches('.'),
                     bare = without_article(subject),
                 ),
-                target: format!("{}{beside}", second.trim_end_matches('.')),
+                target: format!("{}{beside}", second.trim_end_matches('.').replace(subject.as_str(), called)),
             }
         }
     }
@@ -86,6 +87,7 @@ mod tests {
         let wanted = Wanted {
             id: "teapot".into(),
             subject: "a red teapot".into(),
+            named: true,
             scenes: ["a red teapot on a beach".into(), "a red teapot in the snow.".into()],
             companion: Some("an old clock".into()),
         };
@@ -98,6 +100,10 @@ mod tests {
             assert!(texts.drawing.contains(part), "{part:?} is not in {:?}", texts.drawing);
         }
         assert_eq!(texts.target, "a red teapot in the snow, together with an old clock");
+        let nameless =
+            captions(ModelPreset::FluxDev, &Wanted { named: false, ..wanted.clone() }, Arrangement::Stacked);
+        assert_eq!(nameless.drawing, texts.drawing);
+        assert_eq!(nameless.target, "the subject in the snow, together with an old clock");
         let nano =
             Wanted { scenes: ["plain red".into(), "grey with teal dots".into()], companion: None, ..wanted };
         let texts = captions(ModelPreset::Nano, &nano, Arrangement::SideBySide);

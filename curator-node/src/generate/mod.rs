@@ -36,7 +36,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
-/// What captions without names call the subject.
+/// What prompts without names call the subject.
 const NAMELESS: &str = "the subject";
 /// Longer side to which a library's pictures would be shrunk; only its words are read here.
 const UNUSED_LIMIT: usize = 64;
@@ -46,8 +46,10 @@ const UNUSED_LIMIT: usize = 64;
 pub struct Wanted {
     /// Which subject it is, for provenance.
     pub id: String,
-    /// How the caption calls it.
+    /// How the drawing's caption calls it.
     pub subject: String,
+    /// Whether the pair's prompt calls it so too; otherwise only the reference tells what it looks like.
+    pub named: bool,
     /// What the first panel shows, and the second: for nano the scene alone, else a line that names the subject.
     pub scenes: [String; 2],
     /// What the second panel shows beside it.
@@ -177,7 +179,6 @@ impl Generator {
                 (prompt.category, prompt.subject, Some(prompt.scenes), Some(other))
             }
         };
-        let subject = if named { subject } else { NAMELESS.to_owned() };
         let scenes = match (self.preset, lines) {
             // Its base knows the words of composed scenes alone.
             (ModelPreset::Nano, _) => two(|| Scene::draw(&mut draw, None).words().to_owned()),
@@ -186,7 +187,7 @@ impl Generator {
                 two(|| format!("{subject} {}", draw.pick(SETTINGS).copied().unwrap_or_default()))
             }
         };
-        Wanted { id, subject, scenes, companion: companion.filter(|_| has_companion) }
+        Wanted { id, subject, named, scenes, companion: companion.filter(|_| has_companion) }
     }
 
     /// By unit, so that pairs of one shape lie together in the log.
@@ -362,6 +363,7 @@ mod tests {
         let wanted = Wanted {
             id: "thing".into(),
             subject: "a thing".into(),
+            named: true,
             scenes: ["plain red".into(), "plain blue".into()],
             companion: None,
         };

@@ -59,7 +59,7 @@ fn open(
 fn recompose() -> DataSource {
     DataSource::Recompose(RecomposeSpec {
         crop: crop_spec(),
-        draw: DrawSpec { steps: 2, guidance: 4.0, batch: 8 },
+        draw: DrawSpec { steps: 2, guidance: 4.0, true_cfg: 1.0, batch: 8 },
     })
 }
 

@@ -328,6 +328,28 @@ async fn a_real_curator_waits_for_its_judge_and_commits() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_real_curator_whose_money_is_spent_ends_the_job() {
+    let replay = Replay::start("judge_all").await;
+    let mut spec: Value = serde_json::from_slice(&prepare(replay.folder(), 16, 1, 32)).expect("a spec");
+    let endpoint =
+        EndpointSpec { key: None, input_price: 1000.0, spend_limit: Some(0.000_001), ..replay.spec() };
+    spec["endpoints"] = serde_json::to_value([endpoint]).expect("encode");
+    spec["stages"][0]["data"]["filter"]["judge"] = serde_json::to_value(filter(4.0)).expect("encode");
+    let spec = serde_json::to_vec(&spec).expect("encode");
+    let log = Arc::new(watch::Sender::new(Log { open_units: 9, target: 64, ..Log::default() }));
+    let (tasks, _) = Tasks::new();
+    let work = assignment(spec, &replay.folder().join("objects"));
+    let controller = FakeController::serve("127.0.0.1:0", log.clone(), work, tasks.clone()).await;
+    let binary = Path::new(env!("CARGO_BIN_EXE_crescendo-curator-node"));
+    let _curator = Curator::start(binary, replay.folder(), controller).expect("start the curator");
+    let log = wait_for(&log, "the job has failed", |log| log.job_failed.is_some()).await;
+    let reason = log.job_failed.expect("it has");
+    assert!(reason.contains("endpoint vlm: the job's spending limit of"), "{reason}");
+    assert_eq!((log.failed.len(), log.units.len(), replay.seen.count()), (1, 0, 0));
+    tasks.stop_token().cancel();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn prompts_are_written_once_and_read_by_everyone() {
     let replay = Replay::start("prompts").await;
     let taxonomy = "version: 1\ngroups:\n  - {kind: object, categories: [mug, sword]}\n  - {kind: animal, categories: [owl]}\n";

@@ -110,6 +110,7 @@ impl Replay {
         ]);
         let url = format!("file://{}", self.folder.path().join("objects").display());
         let outside = Outside {
+            curators: Default::default(),
             network: Network::new(tokio::runtime::Handle::current(), keys, self.metrics.clone()),
             objects: crescendo_node::objects::open(&url).expect("open the object store"),
             job_id: "test".into(),

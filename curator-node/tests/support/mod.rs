@@ -28,6 +28,8 @@ pub struct Log {
     pub lease_generation: u64,
     /// Reasons of failed units.
     pub failed: Vec<String>,
+    /// Why the job has ended, if a curator has ended it.
+    pub job_failed: Option<String>,
     /// Units below this may be leased.
     pub open_units: u64,
     /// Pairs that the log is cut at.
@@ -139,7 +141,8 @@ impl CurationService for FakeController {
         let request = request.into_inner();
         let mut response = LeaseUnitResponse { retry_millis: 50, ..LeaseUnitResponse::default() };
         self.log.send_modify(|log| {
-            if log.readable().2 {
+            response.curators = 1;
+            if log.readable().2 || log.job_failed.is_some() {
                 response.set_outcome(Outcome::Sealed);
             } else if log.next_unit < log.open_units {
                 log.lease_generation += 1;
@@ -160,7 +163,7 @@ impl CurationService for FakeController {
     }
 
     async fn renew_unit(&self, _: Request<RenewUnitRequest>) -> Result<Response<RenewUnitResponse>, Status> {
-        Ok(Response::new(RenewUnitResponse { ttl_millis: 20_000 }))
+        Ok(Response::new(RenewUnitResponse { ttl_millis: 20_000, curators: 1 }))
     }
 
     async fn commit_unit(
@@ -181,8 +184,11 @@ impl CurationService for FakeController {
         &self,
         request: Request<FailUnitRequest>,
     ) -> Result<Response<FailUnitResponse>, Status> {
-        let reason = request.into_inner().reason;
-        self.log.send_modify(|log| log.failed.push(reason));
+        let FailUnitRequest { reason, job_fails, .. } = request.into_inner();
+        self.log.send_modify(|log| {
+            log.job_failed = job_fails.then(|| reason.clone());
+            log.failed.push(reason);
+        });
         Ok(Response::new(FailUnitResponse { set_aside: false }))
     }
 
@@ -272,7 +278,18 @@ pub fn assignment(resolved_spec_json: Vec<u8>, objects: &Path) -> AssignCuration
         resolved_spec_json,
         object_store_url: format!("file://{}", objects.display()),
         source_checkpoint: None,
+        trace_parent: String::new(),
     }
+}
+
+/// Processor time that a process has used, in seconds: user and system, in ticks of 10 ms.
+#[allow(dead_code, reason = "of the bench alone")]
+pub fn cpu_seconds_of(process: &str) -> anyhow::Result<f64> {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat"))?;
+    // Fields after the name, which may have spaces and ends with the last parenthesis; utime is the 14th of all.
+    let fields: Vec<&str> = stat.rsplit_once(')').context("read stat")?.1.split_whitespace().collect();
+    let ticks = |n: usize| fields.get(n).and_then(|text| text.parse::<f64>().ok()).context("read stat");
+    Ok((ticks(11)? + ticks(12)?) / 100.0)
 }
 
 /// A real curator process, killed when dropped.
@@ -331,14 +348,10 @@ impl Curator {
         Ok(kib / 1024)
     }
 
-    /// Processor time that it has used, in seconds: user and system, in ticks of 10 ms.
+    /// Processor time that it has used, in seconds.
     #[allow(dead_code, reason = "of the bench alone")]
     pub fn cpu_seconds(&self) -> anyhow::Result<f64> {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.process.id()))?;
-        // Fields after the name, which may have spaces and ends with the last parenthesis; utime is the 14th of all.
-        let fields: Vec<&str> = stat.rsplit_once(')').context("read stat")?.1.split_whitespace().collect();
-        let ticks = |n: usize| fields.get(n).and_then(|text| text.parse::<f64>().ok()).context("read stat");
-        Ok((ticks(11)? + ticks(12)?) / 100.0)
+        cpu_seconds_of(&self.process.id().to_string())
     }
 
     /// Asks it to stop and waits for its end.

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
 
 use crescendo_node::args::SecurityArgs;
+use crescendo_node::trace::TraceArgs;
 use tokio::process::{Child, Command};
 
 use super::table::{KillSignal, RankKey};
@@ -23,6 +24,7 @@ pub struct RankCommand {
     pub scratch: PathBuf,
     pub library_root: PathBuf,
     pub log_filter: String,
+    pub trace: TraceArgs,
     /// A rank is one process with its agent to everybody else: it has the same certificate.
     pub security: SecurityArgs,
 }
@@ -44,6 +46,8 @@ impl RankCommand {
             .arg("--library-root")
             .arg(&self.library_root)
             .args(["--log-format", "json", "--log-filter", &self.log_filter])
+            .args(["--trace-sample", &self.trace.trace_sample.to_string()])
+            .args(self.trace.otlp_endpoint.iter().flat_map(|endpoint| ["--otlp-endpoint", endpoint.as_str()]))
             .args(self.security.to_args())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
@@ -15,7 +15,7 @@ use crescendo_node::reports::ReportSink;
 use crescendo_node::session::{Command, NodeSession};
 use crescendo_node::supervise::{Drain, Tasks};
 use crescendo_node::tls::{ClientCertificates, ConnectionMetrics, Incoming, NodesOnly, Security, TlsMetrics};
-use crescendo_node::{listen, logging, metrics as metrics_server, ports};
+use crescendo_node::{gpu, listen, logging, metrics as metrics_server, ports};
 use crescendo_proto::v1::agent_service_server::AgentServiceServer;
 use crescendo_proto::v1::checkpoint_service_client::CheckpointServiceClient;
 use crescendo_proto::v1::open_rank_session_request::Message as Up;
@@ -32,7 +32,7 @@ use tonic::{Code, Status};
 use tracing::Instrument as _;
 
 use super::lines;
-use super::metrics::Metrics;
+use super::metrics::{Counted, Metrics};
 use super::process::{self, RankCommand};
 use super::rendezvous::Rendezvous;
 use super::service::{RankSender, Service};
@@ -72,6 +72,9 @@ pub struct AgentArgs {
     /// Threads for the arithmetic of one CPU rank
     #[arg(long, env = "CRESCENDO_THREADS_PER_RANK", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub threads_per_rank: u32,
+    /// Peak of one device in dense bfloat16, 10^12 operations a second; known for the H100, H200 and A100 if absent
+    #[arg(long, env = "CRESCENDO_PEAK_TFLOPS", value_parser = parse_peak_tflops)]
+    pub peak_tflops: Option<f64>,
     /// Folder for files that are only needed while training; must have room for the weights and a checkpoint a rank
     #[arg(long, env = "CRESCENDO_SCRATCH")]
     pub scratch: PathBuf,
@@ -102,7 +105,7 @@ pub enum Event {
 /// tied to the thread that starts them.
 pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
     let logs = LogBuffer::new(&args.node.node_id, DEFAULT_CAPACITY);
-    logging::init(&args.server.log, Some(&logs))?;
+    let traces = logging::init("crescendo-trainer-node", &args.node.node_id, &args.server.log, Some(&logs))?;
     let (cuda, slots) = devices(&args)?;
     std::fs::create_dir_all(&args.scratch).with_context(|| format!("create {}", args.scratch.display()))?;
     let library_root = std::path::absolute(&args.node.library_root).context("resolve --library-root")?;
@@ -112,9 +115,12 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
     let (grpc, metrics_address) = (listener.local_addr()?, metrics_listener.local_addr()?);
     let address = listen::advertised(grpc, args.server.advertise_host.as_deref());
     let registry = prometheus::Registry::new();
-    let metrics = Metrics::new(&registry)?;
-
     let (tasks, supervisor) = Tasks::new();
+    traces.register(&registry)?;
+    tasks.spawn(traces.export(tasks.stop_token()));
+    let gpus = if cuda { gpu::watch_if_there(&registry, tasks.stop_token())? } else { Vec::new() };
+    let metrics = Metrics::register(&registry, peaks(args.peak_tflops, &gpus, slots))?;
+
     let drain = Drain::new(args.node.drain_within());
     let supervisor = supervisor.draining(drain.clone());
     let security = Security::start(&args.server.security, &TlsMetrics::register(&registry)?, &tasks).await?;
@@ -173,6 +179,7 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
             scratch,
             library_root,
             log_filter: args.server.log.log_filter.clone(),
+            trace: args.server.log.trace.clone(),
             security: args.server.security.clone(),
         },
         ranks: BTreeMap::new(),
@@ -216,6 +223,19 @@ fn devices(args: &AgentArgs) -> anyhow::Result<(bool, u32)> {
         (gpus, Some(slots)) if slots <= gpus => Ok((true, slots)),
         (gpus, Some(slots)) => anyhow::bail!("--slots {slots}: this machine has {gpus} GPUs"),
     }
+}
+
+fn parse_peak_tflops(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(peak) if peak > 0.0 && f64::is_finite(peak) => Ok(peak),
+        _ => Err("must be a number above 0".into()),
+    }
+}
+
+/// Operations a second that each slot's device can do at most: as given, or by the names of the GPUs.
+fn peaks(given_tflops: Option<f64>, gpus: &[String], slots: u32) -> Vec<Option<f64>> {
+    let known = |slot: u32| gpus.get(slot as usize).and_then(|name| gpu::known_peak_flops_per_sec(name));
+    (0..slots).map(|slot| given_tflops.map(|peak| peak * 1e12).or_else(|| known(slot))).collect()
 }
 
 /// Ranks of this node reach the agent over loopback when it listens everywhere.
@@ -272,6 +292,8 @@ struct RankHandle {
     signals: mpsc::Sender<KillSignal>,
     /// Its session, once it is open.
     down: Option<RankSender>,
+    /// What it had counted when it last said so.
+    counted: Counted,
 }
 
 struct Agent {
@@ -379,14 +401,16 @@ impl Agent {
                 Vec::new()
             }
             Event::RankExited { rank, success, status } => {
-                self.ranks.remove(&rank);
+                if let Some(handle) = self.ranks.remove(&rank) {
+                    self.metrics.rank_gone(handle.slot);
+                }
                 self.metrics.ranks_running.set(i64::try_from(self.ranks.len()).unwrap_or(i64::MAX));
                 rank_span(&rank).in_scope(|| tracing::info!(status, "rank has exited"));
                 self.table.on_exit(&rank, success, &status, now)
             }
             Event::CommitDecided { rank, outcome } => {
-                let label = if outcome.stale { "refused" } else { "registered" };
-                self.metrics.checkpoints.with_label_values(&[label]).inc();
+                let slot = self.ranks.get(&rank).map(|handle| handle.slot);
+                self.metrics.checkpoint_decided(slot, outcome.stale, SystemTime::now());
                 self.tell(&rank, Down::CheckpointOutcome(outcome));
                 Vec::new()
             }
@@ -398,8 +422,8 @@ impl Agent {
         match message {
             Up::Hello(_) => Vec::new(),
             Up::Progress(progress) => {
-                if let Some(handle) = self.ranks.get(rank) {
-                    self.metrics.progress(handle.slot, &progress);
+                if let Some(handle) = self.ranks.get_mut(rank) {
+                    self.metrics.progress(handle.slot, &progress, &mut handle.counted);
                 }
                 self.table.on_progress(rank, progress)
             }
@@ -411,6 +435,7 @@ impl Agent {
                 Vec::new()
             }
             Up::Damage(damage) => {
+                self.metrics.checkpoints_damaged.inc();
                 self.table.on_damage(rank);
                 self.mark(rank.clone(), damage);
                 Vec::new()
@@ -441,7 +466,13 @@ impl Agent {
                 }
             }
             Effect::Drain { rank, reason } => {
-                tracing::info!(job = rank.job_id, stage = rank.stage, rank = rank.rank, reason, "rank is to save and part");
+                tracing::info!(
+                    job = rank.job_id,
+                    stage = rank.stage,
+                    rank = rank.rank,
+                    reason,
+                    "rank is to save and part"
+                );
                 self.tell(&rank, Down::Drain(RankDrain { reason }));
             }
             Effect::UpdateCurators { rank, update } => {
@@ -488,7 +519,8 @@ impl Agent {
         self.metrics.rank_starts.inc();
         let child = self.command.spawn(&rank);
         let events = self.events.clone();
-        self.ranks.insert(rank.clone(), RankHandle { slot, signals, down: None });
+        self.ranks
+            .insert(rank.clone(), RankHandle { slot, signals, down: None, counted: Counted::default() });
         self.metrics.ranks_running.set(i64::try_from(self.ranks.len()).unwrap_or(i64::MAX));
         let watching = async move {
             let (success, status) = match child {
@@ -583,4 +615,21 @@ fn rank_span(rank: &RankKey) -> tracing::Span {
         generation = rank.generation,
         rank = rank.rank
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peak_that_is_given_goes_before_one_that_is_known() {
+        let gpus = ["NVIDIA H100 80GB HBM3".to_owned(), "something new".to_owned()];
+        assert_eq!(peaks(None, &gpus, 2), [Some(989.4e12), None]);
+        assert_eq!(peaks(Some(100.0), &gpus, 2), [Some(1e14), Some(1e14)]);
+        assert_eq!(peaks(None, &[], 1), [None]);
+        for bad in ["", "0", "-1", "inf", "NaN", "x"] {
+            assert!(parse_peak_tflops(bad).is_err(), "{bad}");
+        }
+        assert_eq!(parse_peak_tflops("0.5"), Ok(0.5));
+    }
 }

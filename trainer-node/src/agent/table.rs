@@ -133,10 +133,7 @@ impl Attempt {
     fn ended(&self) -> bool {
         matches!(
             self.phase,
-            AttemptPhase::Succeeded
-                | AttemptPhase::Failed
-                | AttemptPhase::Stopped
-                | AttemptPhase::Drained
+            AttemptPhase::Succeeded | AttemptPhase::Failed | AttemptPhase::Stopped | AttemptPhase::Drained
         )
     }
 }
@@ -527,7 +524,9 @@ impl AttemptTable {
         attempt.phase = match (&attempt.failure, &attempt.stopping) {
             (Some(_), _) => AttemptPhase::Failed,
             (None, Some(_)) => AttemptPhase::Stopped,
-            (None, None) if attempt.ranks.values().all(|rank| rank.end.as_ref().is_some_and(|end| end.ok)) => {
+            (None, None)
+                if attempt.ranks.values().all(|rank| rank.end.as_ref().is_some_and(|end| end.ok)) =>
+            {
                 AttemptPhase::Succeeded
             }
             (None, None) => AttemptPhase::Drained,

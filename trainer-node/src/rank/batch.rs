@@ -134,6 +134,7 @@ fn tensor(name: &str, data: Option<&TensorData>) -> Result<Tensor, String> {
     let (kind, width) = match data.dtype() {
         DataType::F32 => (Kind::Float, 4u64),
         DataType::Bf16 => (Kind::BFloat16, 2),
+        DataType::U8 => (Kind::Uint8, 1),
         DataType::Unspecified => return Err(format!("{name}: no dtype")),
     };
     let elements = data.shape.iter().try_fold(1u64, |n, dim| n.checked_mul(u64::from(*dim)));
@@ -144,13 +145,27 @@ fn tensor(name: &str, data: Option<&TensorData>) -> Result<Tensor, String> {
     let shape: Vec<i64> = data.shape.iter().map(|dim| i64::from(*dim)).collect();
     let made =
         Tensor::f_from_data_size(&data.data, &shape, kind).and_then(|tensor| tensor.f_to_kind(Kind::Float));
+    let made = match data.dtype() {
+        DataType::U8 if !data.scale.is_finite() || !data.offset.is_finite() => {
+            return Err(format!("{name}: scale {} and offset {} are not numbers", data.scale, data.offset));
+        }
+        DataType::U8 => made.and_then(|mut bytes| {
+            bytes.f_mul_scalar_(f64::from(data.scale))?.f_add_scalar_(f64::from(data.offset))
+        }),
+        DataType::F32 | DataType::Bf16 | DataType::Unspecified => made,
+    };
     made.map_err(|error| format!("{name}: {error}"))
 }
 
 /// The wire form of a CPU tensor, float32.
 pub fn to_wire(values: &[f32], shape: &[u32]) -> TensorData {
     let data: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-    TensorData { dtype: DataType::F32.into(), shape: shape.to_vec(), data: Bytes::from(data) }
+    TensorData {
+        dtype: DataType::F32.into(),
+        shape: shape.to_vec(),
+        data: Bytes::from(data),
+        ..TensorData::default()
+    }
 }
 
 /// How the randomness of a sample is addressed and used.
@@ -262,7 +277,20 @@ mod tests {
     #[test]
     fn wrong_tensors_are_named() {
         type Change = fn(&mut EncodedPair);
-        let cases: [(Change, &str); 7] = [
+        let cases: [(Change, &str); 8] = [
+            (
+                |p| {
+                    let bytes = p.references[0].data.to_vec();
+                    p.references[0] = TensorData {
+                        dtype: DataType::U8.into(),
+                        shape: vec![2, 2, bytes.len() as u32 / 4],
+                        data: bytes.into(),
+                        scale: f32::NAN,
+                        offset: 0.0,
+                    };
+                },
+                "pair 7: references[0]: scale NaN and offset 0 are not numbers",
+            ),
             (|p| p.target = None, "pair 7: target: missing"),
             (
                 |p| p.target = Some(to_wire(&[0.0; 18], &[2, 3, 3])),
@@ -289,6 +317,21 @@ mod tests {
                 "{error}"
             );
         }
+    }
+
+    #[test]
+    fn bytes_become_the_numbers_that_they_stand_for() {
+        let (scale, offset) = (1.0 / 127.5f32, -1.0f32);
+        let sent = TensorData {
+            dtype: DataType::U8.into(),
+            shape: vec![16, 16],
+            data: (0..=255u8).collect::<Vec<u8>>().into(),
+            scale,
+            offset,
+        };
+        let found: Vec<f32> = Vec::try_from(tensor("t", Some(&sent)).unwrap().reshape([-1])).unwrap();
+        let expected: Vec<f32> = (0..=255u8).map(|byte| f32::from(byte) * scale + offset).collect();
+        assert_eq!(found, expected);
     }
 
     #[test]

@@ -199,7 +199,10 @@ impl Client {
                 Ok(()) => continue,
                 Err(StreamEnd::Fatal(error)) => return Err(error),
                 Err(StreamEnd::Moved) => {
-                    tracing::info!(curator = address, "the curator is not to be asked any more, going to the next");
+                    tracing::info!(
+                        curator = address,
+                        "the curator is not to be asked any more, going to the next"
+                    );
                     self.ask_again();
                     continue;
                 }
@@ -284,6 +287,7 @@ impl Client {
                 generation: self.plan.generation,
                 rank: self.plan.gang.rank,
                 credits,
+                takes_bytes: true,
             }),
         )?;
         let opening = async {

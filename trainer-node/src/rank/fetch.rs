@@ -2,36 +2,22 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
-use crescendo_proto::v1::{Checkpoint, CheckpointFile};
-use futures::StreamExt as _;
-use object_store::{ObjectStore, ObjectStoreExt as _};
-use sha2::{Digest as _, Sha256};
-use tokio::io::AsyncWriteExt as _;
+use crescendo_node::download::{DownloadError, download};
+use crescendo_proto::v1::Checkpoint;
+use object_store::ObjectStore;
 
 use super::manifest::{Damage, is_plain_name, verify};
-
-/// Limit of the wait for the next piece of an object.
-const READ_DEADLINE: Duration = Duration::from_secs(180);
 
 #[derive(Debug, thiserror::Error)]
 pub enum FetchError {
     /// The checkpoint at `path` is not what the registry says.
     #[error("checkpoint {path} is damaged: {damage}")]
     Damaged { path: String, damage: Damage },
-    #[error("{key}: not in the object store")]
-    Missing { key: String },
-    #[error("cannot read {key}")]
-    Store {
-        key: String,
-        #[source]
-        source: object_store::Error,
-    },
-    #[error("{key}: no answer within {READ_DEADLINE:?}")]
-    Late { key: String },
-    #[error("cannot write {}", path.display())]
-    Local {
+    #[error(transparent)]
+    Download(#[from] DownloadError),
+    #[error("cannot make a folder in {}", path.display())]
+    Folder {
         path: PathBuf,
         #[source]
         source: std::io::Error,
@@ -70,7 +56,7 @@ pub async fn fetch_checkpoint(
     checkpoint: &Checkpoint,
     scratch: &Path,
 ) -> Result<LocalCheckpoint, FetchError> {
-    let local = |source| FetchError::Local { path: scratch.into(), source };
+    let local = |source| FetchError::Folder { path: scratch.into(), source };
     std::fs::create_dir_all(scratch).map_err(local)?;
     let folder = tempfile::Builder::new().prefix("checkpoint-").tempdir_in(scratch).map_err(local)?;
     let mut names = Vec::with_capacity(checkpoint.files.len());
@@ -83,56 +69,24 @@ pub async fn fetch_checkpoint(
             }));
         }
         let key = format!("{}/{}", checkpoint.path, file.name);
-        let (size_bytes, digest) = match copy(store, &key, &folder.path().join(&file.name), Some(file)).await
-        {
-            Err(FetchError::Missing { .. }) => {
+        let target = folder.path().join(&file.name);
+        let found = match download(store.as_ref(), &key, &target, Some(file.size_bytes)).await {
+            Err(DownloadError::Missing { .. }) => {
                 return Err(damaged(Damage::Missing { file: file.name.clone() }));
             }
             other => other?,
         };
-        verify(file, size_bytes, &digest).map_err(damaged)?;
+        verify(file, found).map_err(damaged)?;
         names.push(file.name.clone());
     }
     Ok(LocalCheckpoint { path: checkpoint.path.clone(), step: checkpoint.step, folder, names })
-}
-
-/// Copies the object at `key` to `target`; returns its size and SHA-256. With `expected`, reading stops once there is
-/// more than expected.
-pub async fn copy(
-    store: &Arc<dyn ObjectStore>,
-    key: &str,
-    target: &Path,
-    expected: Option<&CheckpointFile>,
-) -> Result<(u64, Vec<u8>), FetchError> {
-    let local = |source| FetchError::Local { path: target.into(), source };
-    let remote = |source| match source {
-        object_store::Error::NotFound { .. } => FetchError::Missing { key: key.into() },
-        source => FetchError::Store { key: key.into(), source },
-    };
-    let location = object_store::path::Path::parse(key)
-        .map_err(|source| FetchError::Store { key: key.into(), source: source.into() })?;
-    let late = |_| FetchError::Late { key: key.into() };
-    let getting = tokio::time::timeout(READ_DEADLINE, store.get(&location)).await.map_err(late)?;
-    let mut chunks = getting.map_err(remote)?.into_stream();
-    let mut file = tokio::fs::File::create(target).await.map_err(local)?;
-    let (mut hash, mut size_bytes) = (Sha256::new(), 0u64);
-    while let Some(chunk) = tokio::time::timeout(READ_DEADLINE, chunks.next()).await.map_err(late)? {
-        let chunk = chunk.map_err(remote)?;
-        hash.update(&chunk);
-        size_bytes += chunk.len() as u64;
-        file.write_all(&chunk).await.map_err(local)?;
-        if expected.is_some_and(|expected| size_bytes > expected.size_bytes) {
-            break;
-        }
-    }
-    file.flush().await.map_err(local)?;
-    Ok((size_bytes, hash.finalize().to_vec()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::rank::manifest::ManifestFile;
+    use object_store::ObjectStoreExt as _;
 
     async fn store_with(content: &[u8]) -> (tempfile::TempDir, Arc<dyn ObjectStore>) {
         let folder = tempfile::tempdir().unwrap();

@@ -14,6 +14,9 @@ pub struct StepRecord {
     pub learning_rate: f64,
     /// Wall time of the step.
     pub seconds: f64,
+    /// When it was done, seconds since the Unix epoch; 0 in histories from before this was kept.
+    #[serde(default)]
+    pub at_unix_secs: f64,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -72,7 +75,7 @@ mod tests {
     use super::*;
 
     fn record(step: u64) -> StepRecord {
-        StepRecord { step, loss: 0.5, grad_norm: 1.25, learning_rate: 1e-4, seconds: 0.1 }
+        StepRecord { step, loss: 0.5, grad_norm: 1.25, learning_rate: 1e-4, seconds: 0.1, at_unix_secs: 7.5 }
     }
 
     #[test]

@@ -12,6 +12,7 @@
 //! | `resolved_spec.json` | the job's spec |
 //! | `manifest.json` | size and SHA-256 of all of the above; written last |
 
+use crescendo_node::download::Downloaded;
 use crescendo_proto::v1::{Checkpoint, CheckpointFile};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -95,14 +96,13 @@ pub enum Damage {
 }
 
 /// Compares what was read of a file with its record in the registry.
-pub fn verify(expected: &CheckpointFile, size_bytes: u64, digest: &[u8]) -> Result<(), Damage> {
-    let file = expected.name.clone();
+pub fn verify(expected: &CheckpointFile, found: Downloaded) -> Result<(), Damage> {
+    let (file, Downloaded { size_bytes, sha256 }) = (expected.name.clone(), found);
     if size_bytes != expected.size_bytes {
         return Err(Damage::Size { file, found: size_bytes, expected: expected.size_bytes });
     }
-    let found = hex(digest);
-    if found != expected.sha256 {
-        return Err(Damage::Content { file, found, expected: expected.sha256.clone() });
+    if sha256 != expected.sha256 {
+        return Err(Damage::Content { file, found: sha256, expected: expected.sha256.clone() });
     }
     Ok(())
 }
@@ -130,7 +130,10 @@ mod tests {
     fn damage_names_the_file() {
         let content = b"weights";
         let record = ManifestFile::of("a.safetensors", content).to_wire();
-        let check = |content: &[u8]| verify(&record, content.len() as u64, &Sha256::digest(content));
+        let check = |content: &[u8]| {
+            let ManifestFile { size_bytes, sha256, .. } = ManifestFile::of("a", content);
+            verify(&record, Downloaded { size_bytes, sha256 })
+        };
         assert_eq!(check(content), Ok(()));
         assert_eq!(check(b"weight").unwrap_err().to_string(), "a.safetensors: 6 bytes, registered with 7");
         assert!(check(b"Weights").unwrap_err().to_string().starts_with("a.safetensors: content has SHA-256"));

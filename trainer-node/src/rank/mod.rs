@@ -16,12 +16,14 @@ pub mod fetch;
 pub mod history;
 pub mod link;
 pub mod manifest;
+pub mod meter;
 pub mod plan;
 pub mod position_log;
 pub mod positions;
 pub mod restore;
 pub mod run;
 pub mod save;
+pub mod tfevents;
 pub mod train;
 
 /// Why a rank ends before its last step.

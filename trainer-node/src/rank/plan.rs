@@ -3,6 +3,7 @@
 use crescendo_core::spec::{
     AdapterSpec, JobSpec, ModelPreset, Positions, Precision, StageSpec, TimestepSampling,
 };
+use crescendo_core::trace::TraceParent;
 use crescendo_model::config::FluxConfig;
 use crescendo_model::randomness::TimeDistribution;
 use crescendo_model::training::{AdamWConfig, Recompute, TrainOptions};
@@ -31,6 +32,8 @@ pub struct Plan {
     pub init_from: Option<Checkpoint>,
     pub curator_addresses: Vec<String>,
     pub object_store_url: String,
+    /// What the job was submitted from.
+    pub trace: Option<TraceParent>,
     /// The spec as it came; kept with each checkpoint.
     pub resolved_spec_json: Vec<u8>,
 }
@@ -68,6 +71,7 @@ impl Plan {
             init_from: start.init_from,
             curator_addresses: start.curator_addresses,
             object_store_url: start.object_store_url,
+            trace: start.trace_parent.parse().ok(),
             resolved_spec_json: start.resolved_spec_json,
             stage,
             spec,

@@ -7,11 +7,12 @@ use crescendo_collective::device_memory;
 use crescendo_model::training::{AdamW, Ema, Learner};
 use crescendo_model::weights::TensorFile;
 use crescendo_model::{BlockSelection, Flux, LoraAdapter};
+use crescendo_node::download::{DownloadError, download};
 use object_store::ObjectStore;
 use tch::{Device, Kind};
 
 use super::RankError;
-use super::fetch::{FetchError, LocalCheckpoint, copy, fetch_checkpoint};
+use super::fetch::{FetchError, LocalCheckpoint, fetch_checkpoint};
 use super::history::History;
 use super::manifest::{
     ADAPTER_FILE, EMA_FILE, HISTORY_FILE, MODEL_FILE, OPTIMIZER_FILE, STATE_FILE, TrainState,
@@ -61,8 +62,11 @@ impl From<FetchError> for RestoreError {
         let reason = chain(&error);
         match error {
             FetchError::Damaged { path, damage } => Self::Damaged { path, reason: damage.to_string() },
-            FetchError::Missing { .. } => Self::Rank(RankError::Permanent(reason)),
-            FetchError::Store { .. } | FetchError::Late { .. } | FetchError::Local { .. } => Self::Rank(RankError::Retryable(reason)),
+            FetchError::Download(DownloadError::Missing { .. }) => Self::Rank(RankError::Permanent(reason)),
+            FetchError::Download(
+                DownloadError::Store { .. } | DownloadError::Late { .. } | DownloadError::Local { .. },
+            )
+            | FetchError::Folder { .. } => Self::Rank(RankError::Retryable(reason)),
         }
     }
 }
@@ -108,7 +112,7 @@ pub async fn gather(
                         RestoreError::Rank(RankError::Retryable(format!("{}: {error}", scratch.display())))
                     })?;
                 let target = folder.path().join("base.safetensors");
-                copy(store, key, &target, None).await?;
+                download(store.as_ref(), key, &target, None).await.map_err(FetchError::from)?;
                 (Some(target), Some(folder))
             }
         },

@@ -10,6 +10,7 @@ use clap::Args;
 use crescendo_collective::{GlooOptions, ProcessGroup, Rendezvous};
 use crescendo_node::args::{LogArgs, SecurityArgs};
 use crescendo_node::tls::{Dialer, RELOAD_INTERVAL, Security};
+use crescendo_node::trace;
 use crescendo_proto::v1::{AttemptRef, RankProgress};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -75,10 +76,14 @@ pub struct RankArgs {
 
 /// Runs a rank to its end.
 pub fn run(args: RankArgs) -> ExitCode {
-    if let Err(error) = crescendo_node::logging::init(&args.log, None) {
-        eprintln!("error: {error}");
-        return ExitCode::FAILURE;
-    }
+    let instance = format!("{}/{}/{}/{}", args.job, args.stage, args.generation, args.rank);
+    let traces = match crescendo_node::logging::init("crescendo-rank", &instance, &args.log, None) {
+        Ok(traces) => traces,
+        Err(error) => {
+            eprintln!("error: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
     let runtime = match runtime {
         Ok(runtime) => runtime,
@@ -94,7 +99,16 @@ pub fn run(args: RankArgs) -> ExitCode {
         generation = args.generation,
         rank = args.rank
     );
-    let outcome = runtime.block_on(rank(args).instrument(span));
+    let outcome = runtime.block_on(async {
+        let mut exporting = JoinSet::new();
+        let ended = CancellationToken::new();
+        exporting.spawn(traces.export(ended.clone()));
+        let outcome = rank(args).instrument(span).await;
+        ended.cancel();
+        // Bounded by the export itself.
+        exporting.join_next().await;
+        outcome
+    });
     // The thread `train` may still compute: running libtorch's destructors under it would crash, so nothing runs.
     // SAFETY: ends the process; nothing is buffered, and files that matter are written by now.
     unsafe { libc::_exit(i32::from(outcome.is_err())) }
@@ -142,9 +156,22 @@ async fn rank(args: RankArgs) -> Result<(), RankError> {
             }
             first
         });
+        let attempt = tracing::info_span!(
+            target: trace::TARGET,
+            "attempt",
+            job = args.job,
+            stage = args.stage,
+            generation = args.generation,
+            rank = args.rank,
+            outcome = tracing::field::Empty
+        );
+        trace::set_parent(&attempt, plan.trace);
         let ends = Ends { stop: stop.clone(), drain: drain.clone() };
         let links = Links { dialer, uplink: at_work, curators, outcomes };
-        work(&args, plan, links, ends, Arc::clone(&group)).await
+        let work = work(&args, plan, links, ends, Arc::clone(&group));
+        let outcome = work.instrument(attempt.clone()).await;
+        attempt.record("outcome", outcome_name(&outcome));
+        outcome
     };
     tokio::pin!(work);
     let mut outcome = tokio::select! {
@@ -176,6 +203,17 @@ async fn rank(args: RankArgs) -> Result<(), RankError> {
         let _ = tokio::time::timeout(END_GRACE, session.join_next()).await;
     }
     outcome
+}
+
+/// How an attempt ended here, for its span.
+fn outcome_name(outcome: &Result<(), RankError>) -> &'static str {
+    match outcome {
+        Ok(()) => "succeeded",
+        Err(RankError::Stopped(_)) => "stopped",
+        Err(RankError::Drained(_)) => "drained",
+        Err(RankError::PeerLost(_)) => "peer_lost",
+        Err(RankError::Permanent(_) | RankError::Retryable(_)) => "failed",
+    }
 }
 
 fn ended(joined: Option<Result<RankError, tokio::task::JoinError>>) -> RankError {
@@ -284,6 +322,7 @@ async fn work(
         job_id: plan.attempt.job_id.clone(),
         store,
         resolved_spec_json: plan.resolved_spec_json.clone(),
+        global_batch: plan.stage.train.global_batch,
         uplink: uplink.clone(),
         outcomes,
     };

@@ -6,21 +6,26 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use crescendo_model::weights::{self, TensorMap};
 use crescendo_node::backoff::{Backoff, random};
+use crescendo_node::trace;
 use crescendo_proto::v1::{Checkpoint, RankCheckpointOutcome};
 use futures::TryStreamExt as _;
 use object_store::{ObjectStore, ObjectStoreExt as _};
 use tokio::sync::{mpsc, oneshot};
+use tracing::Instrument as _;
 
 use super::RankError;
 use super::link::Uplink;
 use super::manifest::{
     HISTORY_FILE, MANIFEST_FILE, Manifest, ManifestFile, SPEC_FILE, STATE_FILE, TrainState, deletable, folder,
 };
+use super::tfevents;
 
 /// Tries to write one file before the save is given up.
 const WRITE_TRIES: u32 = 6;
 /// Limit of writing one file.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(600);
+/// Limit of writing the file for TensorBoard.
+const EVENTS_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What to write: copies that no one else uses.
 #[derive(Debug)]
@@ -40,6 +45,8 @@ pub struct Saver {
     pub job_id: String,
     pub store: Arc<dyn ObjectStore>,
     pub resolved_spec_json: Vec<u8>,
+    /// Samples of one step, for the speed that TensorBoard shows.
+    pub global_batch: u32,
     pub uplink: Uplink,
     pub outcomes: mpsc::Receiver<RankCheckpointOutcome>,
 }
@@ -49,7 +56,8 @@ impl Saver {
     pub async fn run(mut self, mut requests: mpsc::Receiver<SaveRequest>) {
         while let Some(request) = requests.recv().await {
             let (step, last) = (request.state.step, request.last);
-            let (done, outcome) = self.save(request).await;
+            let span = tracing::info_span!(target: trace::TARGET, "checkpoint", step, last);
+            let (done, outcome) = self.save(request).instrument(span).await;
             if let Err(error) = &outcome {
                 tracing::warn!(step, last, %error, "checkpoint is not saved");
             }
@@ -80,9 +88,13 @@ impl Saver {
             (self.job_id.clone(), state.stage.clone(), state.generation, state.step);
         let next_position = state.next_position;
         let path = folder(&job_id, &stage, step, generation);
-        let files = tokio::task::spawn_blocking(move || serialize(&state, &tensors, history, spec))
-            .await
-            .map_err(RankError::retryable)??;
+        let events_path = tfevents::path(&job_id, &stage);
+        let global_batch = self.global_batch;
+        let prepare = move || {
+            let events = tfevents::of_history(&history, global_batch);
+            serialize(&state, &tensors, history, spec).map(|files| (files, events))
+        };
+        let (files, events) = tokio::task::spawn_blocking(prepare).await.map_err(RankError::retryable)??;
         for (name, content, _) in &files {
             self.write(&format!("{path}/{name}"), content).await?;
         }
@@ -119,6 +131,9 @@ impl Saver {
             )));
         }
         tracing::info!(step, last, size_bytes, seconds, path = checkpoint.path, "checkpoint is registered");
+        if let Err(error) = self.write_events(&events_path, events).await {
+            tracing::warn!(path = events_path, %error, "TensorBoard's file is not written");
+        }
         for old in deletable(&outcome.expired, &checkpoint) {
             if let Err(error) = self.delete(&old.path).await {
                 tracing::warn!(path = old.path, %error, "expired checkpoint is not deleted");
@@ -144,6 +159,14 @@ impl Saver {
             }
             tokio::time::sleep(Backoff::default().delay(failures, random())).await;
         }
+    }
+
+    /// One try: the next checkpoint brings all of it again.
+    async fn write_events(&self, key: &str, content: Vec<u8>) -> Result<(), RankError> {
+        let location = object_store::path::Path::parse(key).map_err(RankError::permanent)?;
+        let put = self.store.put(&location, content.into());
+        let written = tokio::time::timeout(EVENTS_TIMEOUT, put).await.map_err(RankError::retryable)?;
+        written.map(drop).map_err(RankError::retryable)
     }
 
     async fn delete(&self, path: &str) -> object_store::Result<()> {

@@ -4,12 +4,13 @@
 //! each bucket's all-reduce starting as soon as its gradients are final; clip; AdamW. Every rank then holds the same
 //! weights.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crescendo_collective::{CollectiveError, PendingReduce, ProcessGroup, ReduceOp};
 use crescendo_core::spec::OnStarvation;
 use crescendo_model::training::MicroBatch;
 use crescendo_model::weights::TensorMap;
+use crescendo_node::trace;
 use crescendo_proto::v1::RankProgress;
 use tch::{Device, Kind, Tensor};
 use tokio::runtime::Handle;
@@ -21,11 +22,20 @@ use super::batch::{Draws, Sample, SampleShape, Text, micro_batches};
 use super::data::{Delivery, Order};
 use super::history::StepRecord;
 use super::manifest::{ADAPTER_FILE, EMA_FILE, MODEL_FILE, OPTIMIZER_FILE, TrainState};
+use super::meter::{self, Meter, Phase, Step};
 use super::plan::Plan;
 use super::position_log::PositionLog;
 use super::positions::Lap;
 use super::restore::Restored;
 use super::save::SaveRequest;
+
+/// Of so many steps one is a span.
+const TRACED_EVERY: u64 = 100;
+
+/// The first steps of a stage, and then one now and then.
+fn is_traced(step: u64) -> bool {
+    step < 3 || step.is_multiple_of(TRACED_EVERY)
+}
 
 /// Limit of one collective call: ranks enter each within moments of each other, because they agree first that all have
 /// their samples; what remains is the difference in speed.
@@ -81,9 +91,10 @@ pub fn run(training: Training) -> Result<(), RankError> {
         noted: Vec::new(),
         saving: None,
         save_due: false,
-        samples_per_sec: None,
+        meter: Meter::new(Instant::now()),
         training,
     };
+    state.training.restored.learner.time_passes();
     let first = state.training.restored.step;
     let steps = state.training.plan.stage.train.steps;
     for step in first..steps {
@@ -112,32 +123,37 @@ struct Loop {
     saving: Option<(u64, oneshot::Receiver<Result<(), RankError>>)>,
     /// A save was due while another was under way.
     save_due: bool,
-    /// Smoothed.
-    samples_per_sec: Option<f64>,
+    meter: Meter,
 }
 
 impl Loop {
     /// Trains step `step` (from 0).
     fn step(&mut self, step: u64) -> Result<(), RankError> {
         let began = Instant::now();
+        let _span = is_traced(step)
+            .then(|| tracing::info_span!(target: trace::TARGET, "step", step = step + 1).entered());
         self.check_stop()?;
-        self.await_samples(step)?;
-        let waited = began.elapsed();
+        let waited = self.await_samples(step)?;
+        self.meter.end(Phase::DataWait, Instant::now());
         let samples = std::mem::take(&mut self.ready);
         let noted = std::mem::take(&mut self.noted);
         let train = &self.training.plan.stage.train;
         let micros =
             micro_batches(&samples, train.micro_batch as usize, &self.draws, self.training.plan.device)?;
         let loss = self.reduced_gradients(&micros)?;
-        let train = &self.training.plan.stage.train;
+        let plan = &self.training.plan;
+        let operations = meter::operations(&plan.config(), &micros, plan.adapter_rank());
+        let train = &plan.stage.train;
         let restored = &mut self.training.restored;
         let model = |error: crescendo_model::ModelError| RankError::Retryable(error.to_string());
         let norm = restored.learner.trainables_mut().clip(Some(train.max_grad_norm)).map_err(model)?;
         let rate = train.learning_rate_at(step + 1);
-        // The only wait for the device in a step.
-        let (loss, grad_norm) = (number(&loss)?, number(&norm)?);
+        let grad_norm = number(&norm)?;
         let seconds = began.elapsed().as_secs_f64();
-        let record = StepRecord { step: step + 1, loss, grad_norm, learning_rate: rate, seconds };
+        self.meter.stepped(Step { samples: train.global_batch, operations, seconds });
+        let at_unix_secs = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+        let record =
+            StepRecord { step: step + 1, loss, grad_norm, learning_rate: rate, seconds, at_unix_secs };
         self.report(&record, waited.as_secs_f64());
         if !loss.is_finite() || !grad_norm.is_finite() {
             return Err(RankError::Permanent(format!(
@@ -150,22 +166,32 @@ impl Loop {
         if let Some(ema) = &mut restored.ema {
             ema.update(restored.learner.trainables()).map_err(model)?;
         }
+        restored.learner.settle().map_err(model)?;
         restored.step = step + 1;
         restored.history.push(&record);
         if let Some(log) = &mut self.training.position_log {
             log.note(step, &noted).map_err(RankError::retryable)?;
         }
-        self.save_if_due()
+        self.meter.end(Phase::Optimizer, Instant::now());
+        self.save_if_due()?;
+        self.meter.end(Phase::Checkpoint, Instant::now());
+        Ok(())
     }
 
-    /// Fills `ready` with the step's samples, and returns once every rank has its own.
-    fn await_samples(&mut self, step: u64) -> Result<(), RankError> {
+    /// Fills `ready` with the step's samples, and returns once every rank has its own: the time for which one of them had to
+    /// wait for pairs. Making tensors of what has come is not waiting, nor is meeting ranks that are behind in computing.
+    fn await_samples(&mut self, step: u64) -> Result<Duration, RankError> {
         let mut positions = self.training.plan.gang.positions(step);
         let needed = self.training.plan.gang.per_rank() as usize;
         let mut reported = false;
+        let mut waited = Duration::ZERO;
         loop {
+            let (round, waited_before) = (Instant::now(), waited);
             while self.ready.len() < needed {
-                match self.next_delivery()? {
+                let asked = Instant::now();
+                let delivery = self.next_delivery()?;
+                waited += asked.elapsed();
+                match delivery {
                     Some(Delivery::EmptyText(text)) => {
                         let text = Text::new(&text, &self.shape)
                             .map_err(|reason| RankError::Permanent(format!("empty prompt: {reason}")))?;
@@ -196,8 +222,8 @@ impl Loop {
             let number = self.training.order.borrow().number;
             let starved = waits && *self.training.data_starved.borrow() == Some(number);
             match self.agree(waits, starved && lap.is_some())? {
-                Agreed::Ready => return Ok(()),
-                Agreed::Wait => {}
+                Agreed::Ready => return Ok(waited),
+                Agreed::Wait => waited = waited_before + round.elapsed(),
                 Agreed::Drain => return Err(RankError::Drained(format!("after step {step}"))),
                 Agreed::Repeat => {
                     self.begin_lap(step, lap)?;
@@ -222,6 +248,10 @@ impl Loop {
     /// The next delivery, or nothing within [`SAMPLES_WAIT`].
     fn next_delivery(&mut self) -> Result<Option<Delivery>, RankError> {
         let Training { runtime, deliveries, stop, .. } = &mut self.training;
+        // Mostly it has come long ago.
+        if let Ok(delivery) = deliveries.try_recv() {
+            return delivery.map(Some);
+        }
         runtime.block_on(async {
             tokio::select! {
                 () = stop.cancelled() => Err(told_to_stop()),
@@ -284,7 +314,7 @@ impl Loop {
     }
 
     /// Leaves the gradients of the global batch in the buckets; returns its mean loss.
-    fn reduced_gradients(&mut self, micros: &[MicroBatch]) -> Result<Tensor, RankError> {
+    fn reduced_gradients(&mut self, micros: &[MicroBatch]) -> Result<f64, RankError> {
         let group = self.training.group.clone();
         let alone = group.world() == 1;
         let mut pending: Vec<PendingReduce> = Vec::new();
@@ -311,6 +341,8 @@ impl Loop {
             return Err(of_group(error));
         }
         let outcomes = outcomes.map_err(RankError::retryable)?;
+        let backward = self.training.restored.learner.take_pass_times().backward;
+        self.meter.end_with(Phase::Forward, Phase::Backward, backward, Instant::now());
         let loss =
             weighted_loss(micros, outcomes.iter().map(|outcome| &outcome.loss), self.training.plan.device)
                 .map_err(RankError::retryable)?;
@@ -322,22 +354,24 @@ impl Loop {
         for reduce in pending {
             reduce.wait(COLLECTIVE_TIMEOUT).map_err(of_group)?;
         }
+        let loss = number(&loss)?;
+        self.meter.end(Phase::AllReduce, Instant::now());
         Ok(loss)
     }
 
-    fn report(&mut self, record: &StepRecord, waited_seconds: f64) {
-        let now = f64::from(self.training.plan.stage.train.global_batch) / record.seconds.max(1e-9);
-        let smooth = self.samples_per_sec.map_or(now, |before| 0.8 * before + 0.2 * now);
-        self.samples_per_sec = Some(smooth);
+    fn report(&self, record: &StepRecord, waited_seconds: f64) {
         self.training.progress.send_replace(RankProgress {
             step: record.step,
             loss: record.loss,
             grad_norm: record.grad_norm,
             learning_rate: record.learning_rate,
-            samples_per_sec: smooth,
+            samples_per_sec: self.meter.samples_per_sec(),
             data_wait_fraction: (waited_seconds / record.seconds.max(1e-9)).clamp(0.0, 1.0),
             waiting_for: String::new(),
             laps: self.training.order.borrow().laps.all().len() as u64,
+            phases: Some(self.meter.phases()),
+            steps_done: self.meter.steps(),
+            operations_per_sec: self.meter.operations_per_sec(),
         });
         tracing::debug!(step = record.step, loss = record.loss, grad_norm = record.grad_norm, "step");
     }
@@ -396,9 +430,10 @@ impl Loop {
         if self.training.plan.gang.rank != 0 {
             return Ok(());
         }
-        self.training
-            .progress
-            .send_modify(|now| now.waiting_for = "the last checkpoint to be registered".into());
+        self.training.progress.send_modify(|now| {
+            now.waiting_for = "the last checkpoint to be registered".into();
+            now.phases = Some(self.meter.phases());
+        });
         if let Some((_, saving)) = self.saving.take()
             && let Err(RankError::Stopped(reason)) = self.await_save(saving)
         {

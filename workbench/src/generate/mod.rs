@@ -15,7 +15,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
-use crescendo_model::drawing::Easel;
+use crescendo_model::drawing::{Easel, FreeGuidance};
 use crescendo_model::flux::{LoadOptions, Residence, Storage};
 use crescendo_model::pictures::{self, Picture, reference};
 use crescendo_model::randomness::SampleKey;
@@ -93,7 +93,11 @@ pub fn run(args: &GenerateArgs) -> Result<ExitCode> {
         }
     }
 
-    let text = parts.text()?.encode(&[&args.prompt]).context("encode the prompt")?;
+    let encoder = parts.text()?;
+    let text = encoder.encode(&[&args.prompt]).context("encode the prompt")?;
+    let empty = (draw.true_cfg > 1.0).then(|| encoder.encode(&[""])).transpose()?;
+    // Before the transformer comes: T5 takes as much memory.
+    drop(encoder);
     let codec = parts.codec()?;
     let pixels = references.iter().map(|picture| Ok(codec.encode(&pictures::to_model_input(&[picture])?)?));
     let refs = pixels.collect::<Result<Vec<Tensor>>>().context("encode the references")?;
@@ -110,6 +114,7 @@ pub fn run(args: &GenerateArgs) -> Result<ExitCode> {
         positions: draw.positions.into(),
         steps: draw.steps,
         guidance: draw.guidance,
+        free_guidance: empty.as_ref().map(|empty| FreeGuidance { scale: draw.true_cfg, empty }),
         published_schedule: draw.published_schedule,
         exact_times: draw.exact_times,
     };

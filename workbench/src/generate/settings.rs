@@ -58,6 +58,10 @@ pub struct DrawSettings {
     /// Guidance value, for networks that take one
     #[arg(long, default_value_t = 4.0)]
     guidance: f64,
+    /// Classifier-free guidance away from having neither prompt nor references, for networks that are not distilled; 1 is
+    /// none, more takes twice as long [default: 1, nano: 2]
+    #[arg(long, value_name = "SCALE")]
+    true_cfg: Option<f64>,
     /// Where the references lie
     #[arg(long, value_enum, default_value = "diagonal")]
     positions: Positions,
@@ -76,6 +80,7 @@ pub struct Resolved {
     pub height: u32,
     pub steps: i64,
     pub guidance: f64,
+    pub true_cfg: f64,
     pub positions: Positions,
     pub published_schedule: bool,
     #[serde(skip)]
@@ -94,7 +99,10 @@ impl DrawSettings {
             );
         }
         ensure!(self.guidance.is_finite(), "--guidance: {} is not a number", self.guidance);
+        let true_cfg = self.true_cfg.unwrap_or(if parts.preset == Preset::Nano { 2.0 } else { 1.0 });
+        ensure!((1.0..=100.0).contains(&true_cfg), "--true-cfg: {true_cfg} is not between 1 and 100");
         Ok(Resolved {
+            true_cfg,
             width,
             height,
             steps: i64::from(self.steps),

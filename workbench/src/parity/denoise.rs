@@ -75,6 +75,7 @@ pub fn check(fixture: &Fixture, checks: &mut Checks<'_>) -> anyhow::Result<()> {
             positions: PositionMode::Diagonal,
             schedule: &schedule,
             guidance: sampling.guidance,
+            contrast: None,
             time_kind: run.time,
         };
         let mut seen = Vec::new();

@@ -10,7 +10,7 @@ mod command;
 mod compare;
 mod denoise;
 mod dinov2;
-mod fixture;
+pub mod fixture;
 mod flux;
 mod image_bucket;
 mod image_processors;

@@ -23,8 +23,9 @@ use crescendo_core::spec::{
 };
 use crescendo_curator_node::compose::{Composer, EvalCase, EvalSet};
 use crescendo_curator_node::studio::position_mode;
+use crescendo_model::codec::TextEncoder as _;
 use crescendo_model::dinov2::DinoV2;
-use crescendo_model::drawing::{Easel, Sketch};
+use crescendo_model::drawing::{Easel, FreeGuidance, Sketch};
 use crescendo_model::nano::{PixelCodec, WordVectorText};
 use crescendo_model::randomness::SampleKey;
 use crescendo_model::tch::{Device, Kind};
@@ -76,6 +77,9 @@ pub struct ReportArgs {
     /// Pictures drawn for each score with two subjects
     #[arg(long, default_value_t = 152)]
     pair_draws: usize,
+    /// Classifier-free guidance away from having neither prompt nor references; 1 is none
+    #[arg(long, default_value_t = 2.0)]
+    true_cfg: f64,
     /// CPU threads
     #[arg(long, default_value_t = 2)]
     threads: i32,
@@ -127,11 +131,14 @@ pub fn run(args: &ReportArgs) -> Result<()> {
         });
     }
 
+    let empty = WordVectorText.encode(&[""])?;
     let mut scores = Vec::new();
     let mut drawn: Vec<(Vec<RgbImage>, Vec<RgbImage>)> = Vec::new();
     for (i, contender) in contenders.iter().enumerate() {
         let easel = Easel {
             positions: position_mode(spec.stages[i.saturating_sub(1)].positions),
+            free_guidance: (args.true_cfg != 1.0)
+                .then_some(FreeGuidance { scale: args.true_cfg, empty: &empty }),
             ..Easel::for_preset(Preset::Nano, &flux, &PixelCodec, args.draw_steps)
         };
         let size = (compose.panel, compose.panel);

@@ -22,7 +22,7 @@ const MAX_BYTES: usize = 1 << 20;
 /// Keys that the issuer has withdrawn are forgotten after this at most, as long as it can be reached.
 const REFRESH: Duration = Duration::from_secs(600);
 /// Calls that wait for one fetch at most; more are refused.
-const MAX_WAITING: usize = 256;
+const MAX_WAITING: usize = 32;
 
 /// Asks for a fetch. Cheap to clone.
 #[derive(Clone)]
@@ -215,7 +215,6 @@ fn is_safe(url: &Url) -> bool {
 
 /// The issuer is verified by the roots of this machine.
 fn client(issuer: &Url) -> Result<Client, BadIssuer> {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
     let mut builder = Client::builder()
         .redirect(Policy::none())
         .referer(false)
@@ -227,6 +226,7 @@ fn client(issuer: &Url) -> Result<Client, BadIssuer> {
         let _ = rustls::crypto::ring::default_provider().install_default();
     } else {
         // Nothing is verified, so no certificates of the system need to be there, and no proxy lies between.
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
         let config = rustls::ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .map_err(BadIssuer::Tls)?

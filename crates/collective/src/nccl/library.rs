@@ -80,6 +80,7 @@ pub struct Library {
     pub all_reduce: AllReduce,
     pub broadcast: Broadcast,
     get_error_string: unsafe extern "C" fn(Status) -> *const c_char,
+    get_version: unsafe extern "C" fn(*mut c_int) -> Status,
 }
 
 impl Library {
@@ -108,8 +109,18 @@ impl Library {
                 all_reduce: library.function(c"ncclAllReduce")?,
                 broadcast: library.function(c"ncclBroadcast")?,
                 get_error_string: library.function(c"ncclGetErrorString")?,
+                get_version: library.function(c"ncclGetVersion")?,
             })
         }
+    }
+
+    /// As NCCL numbers them since 2.9: major times 10,000, minor times 100, patch.
+    pub fn version(&self) -> Result<c_int> {
+        let mut version = 0;
+        // SAFETY: the place lives until the call returns.
+        let status = unsafe { (self.get_version)(&mut version) };
+        self.check("version", status)?;
+        Ok(version)
     }
 
     /// `Ok(true)` when the call is done, `Ok(false)` when it goes on in the background.

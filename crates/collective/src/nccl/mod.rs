@@ -66,6 +66,12 @@ struct Shared {
     stream: Arc<CudaStream>,
 }
 
+/// Version of the NCCL that is found, as `2.28.3`.
+pub fn version() -> Result<String> {
+    let version = Library::get()?.version()?;
+    Ok(format!("{}.{}.{}", version / 10_000, version / 100 % 100, version % 100))
+}
+
 pub(crate) struct Nccl {
     shared: Arc<Shared>,
 }
@@ -321,6 +327,14 @@ mod tests {
         })
         .unwrap();
         assert_eq!(looks, 3);
+    }
+
+    #[test]
+    fn nccl_has_a_version_or_says_why_not() {
+        match version() {
+            Ok(version) => assert!(version.starts_with("2."), "{version}"),
+            Err(error) => assert!(matches!(error, CollectiveError::BackendMissing(_)), "{error}"),
+        }
     }
 
     #[test]

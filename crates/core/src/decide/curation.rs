@@ -7,7 +7,7 @@ use crate::decide::jobs::Decided;
 use crate::ids::{NodeId, StageRef};
 use crate::job::JobState;
 use crate::records::NodeKind;
-use crate::state::Job;
+use crate::state::{ClusterState, Job};
 
 /// What each curator that takes work should work on or serve.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -69,6 +69,17 @@ pub(super) fn spread(nodes: &Nodes<'_>, decided: &Decided<'_>) -> Curation {
     Curation { wanted, making: make.into_iter().collect() }
 }
 
+/// Units that open jobs would still need if no pair of them were rejected, of the stages that can be curated now.
+pub fn curation_backlog_units(state: &ClusterState) -> u64 {
+    let lacking = |job: &Job| {
+        let stage = stage_to_make(job)?;
+        let index = job.stage_index(stage.stage.as_str())?;
+        let pairs = job.stage_spec(index)?.data.pairs.saturating_sub(job.stages.get(index)?.log.committed());
+        Some(pairs.div_ceil(u64::from(job.stage_spec(index)?.data.unit_size).max(1)))
+    };
+    state.open_in_order().into_iter().filter_map(lacking).sum()
+}
+
 /// A tenant that stores as much as it may begins no further stage.
 fn may_begin(job: &Job, stage: &StageRef, decided: &Decided<'_>) -> bool {
     !decided.full_tenants.contains_key(&job.record.spec.tenant)
@@ -99,11 +110,12 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::ids::{Generation, JobId, RequestId, Timestamp};
+    use crate::decide::{Limits, curators_of};
+    use crate::ids::{Generation, Incarnation, JobId, RequestId, Timestamp};
+    use crate::observed::Observed;
     use crate::pairlog::tests::done;
-    use crate::records::{CheckpointRecord, JobRecord, Record, Write};
+    use crate::records::{CheckpointRecord, JobRecord, NodeRecord, Record, Write};
     use crate::spec;
-    use crate::state::ClusterState;
 
     const SPEC: &str = "
 apiVersion: crescendo/v1
@@ -127,6 +139,7 @@ spec:
             spec_json: Arc::from(&b"{}"[..]),
             state: JobState::Running { stage: 0 },
             submitted_at: Timestamp(0),
+            trace: None,
             started_at: None,
             finished_at: None,
         };
@@ -165,6 +178,22 @@ spec:
     }
 
     #[test]
+    fn the_backlog_is_what_the_stage_to_make_lacks() {
+        let (mut state, id) = state("compose");
+        let unit_size =
+            u64::from(state.job(&id).expect("there").stage_spec(0).expect("there").data.unit_size);
+        let all = 8u64.div_ceil(unit_size);
+        assert_eq!(curation_backlog_units(&state), all, "of the first stage alone");
+        let unit = crate::records::UnitRecord { stage: stage(&state, &id, 0), ..done(0, 7, false) };
+        state.apply(Write::Put(Record::Unit(unit))).expect("the stage is there");
+        assert_eq!(curation_backlog_units(&state), 1);
+        let mut record = state.job(&id).expect("there").record.clone();
+        record.state = JobState::Paused;
+        state.apply(Write::Put(Record::Job(record))).expect("a job stands alone");
+        assert_eq!(curation_backlog_units(&state), 0, "a job that is paused needs none");
+    }
+
+    #[test]
     fn a_stage_that_draws_with_an_earlier_ones_model_waits_for_its_checkpoint() {
         for (source, early) in [("compose", true), ("crop", true), ("recompose", false)] {
             let (mut state, id) = state(source);
@@ -181,5 +210,35 @@ spec:
             finish(&mut state, &id, 0, Some("torn".into()));
             assert_eq!(made(&state, &id), None, "{source}");
         }
+    }
+
+    #[test]
+    fn rate_limits_are_divided_among_those_who_make_pairs_of_the_job() {
+        let (mut state, id) = state("compose");
+        let (mut seen, limits, now) = (Observed::new(Timestamp(0)), Limits::default(), Timestamp(5));
+        assert_eq!(curators_of(&state, &seen, &limits, &id, now), 1, "whoever asks is one");
+        let made = stage(&state, &id, 0);
+        for (name, stages) in [("c-1", vec![made.clone()]), ("c-2", vec![made.clone()]), ("c-3", vec![])] {
+            let (node, incarnation) =
+                (NodeId::parse(name).expect("valid"), Incarnation::parse("i").expect("valid"));
+            let record = NodeRecord {
+                id: node.clone(),
+                incarnation: incarnation.clone(),
+                kind: NodeKind::Curator,
+                slots: 0,
+                device: "cpu".into(),
+                address: "h:1".into(),
+                labels: BTreeMap::new(),
+                version: String::new(),
+            };
+            state.apply(Write::Put(Record::Node(record))).expect("a node needs nothing else");
+            seen.hello(node, incarnation, BTreeSet::new(), stages.into_iter().collect(), now);
+        }
+        assert_eq!(curators_of(&state, &seen, &limits, &id, now), 2);
+        let other = JobId::parse("other").expect("valid");
+        assert_eq!(curators_of(&state, &seen, &limits, &other, now), 1);
+        assert_eq!(curators_of(&state, &seen, &limits, &id, now.plus(limits.silent_after)), 1, "all are silent");
+        seal(&mut state, &id, 0);
+        assert_eq!(curators_of(&state, &seen, &limits, &id, now), 1, "what is sealed is only served");
     }
 }

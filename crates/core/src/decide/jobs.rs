@@ -105,7 +105,7 @@ pub(super) fn decide_curation(
 }
 
 /// Slots of reachable trainers that no active attempt holds.
-fn free_slots(nodes: &Nodes<'_>, active: &Active) -> Slots {
+pub(crate) fn free_slots(nodes: &Nodes<'_>, active: &Active) -> Slots {
     let mut slots = Slots::default();
     for (record, view) in nodes.open_to_work(NodeKind::Trainer).filter(|(record, _)| record.slots > 0) {
         let wanted = |attempt: &AttemptRef| {

@@ -9,7 +9,7 @@ use crate::observed::{NodeReport, NodeView};
 use crate::records::{AttemptRecord, NodeKind, NodeRecord};
 
 /// Active attempts once the plan's writes are made.
-pub(super) type Active = BTreeMap<StageRef, AttemptRecord>;
+pub(crate) type Active = BTreeMap<StageRef, AttemptRecord>;
 
 pub(super) fn decide_sends(nodes: &Nodes<'_>, curation: &Curation, active: &Active, plan: &mut Plan) {
     let mut served_at: BTreeMap<&StageRef, Vec<String>> = BTreeMap::new();
@@ -60,7 +60,10 @@ fn trainer_sends(
         let curators = served_at.get(stage).cloned().unwrap_or_default();
         if view.running.contains(&attempt.attempt) {
             if record.drained && !view.drains_sent.contains(&attempt.attempt) {
-                send(Command::DrainAttempt(attempt.attempt.clone(), format!("node {} is drained", record.id)));
+                send(Command::DrainAttempt(
+                    attempt.attempt.clone(),
+                    format!("node {} is drained", record.id),
+                ));
             }
             // With no curator in sight the ranks keep the addresses that they have.
             let sent = view.curators_sent.get(&attempt.attempt);

@@ -8,9 +8,10 @@ use crate::ids::{JobId, RequestId, Tenant, Timestamp};
 use crate::job::{JobEvent, JobState};
 use crate::quotas::{self, TenantLimits};
 use crate::records::{AttemptRecord, AttemptState, JobRecord, Record, RequestRecord, Write};
-use crate::spec::JobSpec;
 use crate::secret::{self, redact};
+use crate::spec::JobSpec;
 use crate::state::ClusterState;
+use crate::trace::TraceParent;
 
 /// Most characters of a cancel reason that are kept.
 const MAX_REASON_CHARS: usize = 300;
@@ -34,6 +35,7 @@ pub struct Submission {
     pub request: RequestId,
     pub spec: Arc<JobSpec>,
     pub spec_json: Arc<[u8]>,
+    pub trace: Option<TraceParent>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -84,6 +86,7 @@ pub fn submit_job(
         spec_json: submission.spec_json,
         state: JobState::Queued,
         submitted_at: now,
+        trace: submission.trace,
         started_at: None,
         finished_at: None,
     };
@@ -112,17 +115,28 @@ pub fn cancel_job(
     reason: &str,
     now: Timestamp,
 ) -> Result<Vec<Write>, Refused> {
-    let job = state.job(id).ok_or_else(|| Refused::NotFound { what: format!("job {id}") })?;
     let reason = one_line(reason);
     let reason = if reason.is_empty() { "cancelled".to_owned() } else { reason };
-    let Ok(next) = job.record.state.step(JobEvent::Cancel { reason: reason.clone() }) else {
+    end_job(state, id, JobEvent::Cancel { reason: reason.clone() }, &reason, now)
+}
+
+/// Ends a job and what runs of it by an event that makes it terminal. A job that has ended stays as it is.
+pub(crate) fn end_job(
+    state: &ClusterState,
+    id: &JobId,
+    event: JobEvent,
+    reason: &str,
+    now: Timestamp,
+) -> Result<Vec<Write>, Refused> {
+    let job = state.job(id).ok_or_else(|| Refused::NotFound { what: format!("job {id}") })?;
+    let Ok(next) = job.record.state.step(event) else {
         return Ok(Vec::new());
     };
     let mut writes: Vec<Write> = job
         .stages
         .iter()
         .filter_map(|stage| stage.active_attempt())
-        .map(|attempt| Write::Put(Record::Attempt(ended(attempt, reason.clone(), now))))
+        .map(|attempt| Write::Put(Record::Attempt(ended(attempt, reason.to_owned(), now))))
         .collect();
     let record = JobRecord { state: next, finished_at: Some(now), ..job.record.clone() };
     writes.push(Write::Put(Record::Job(record)));

@@ -5,9 +5,11 @@ use std::collections::BTreeMap;
 use crate::error::Refused;
 use crate::histogram::ScoreCounts;
 use crate::ids::{NodeId, StageRef, Timestamp};
+use crate::job::JobEvent;
 use crate::pairlog::{Lease, REJECTION_REASONS, UnitPolicy};
 use crate::records::{Record, ShardRecord, UnitRecord, UnitResult, UnitState, Write};
 use crate::requests::checkpoints::check_sha256;
+use crate::requests::jobs::{end_job, one_line};
 use crate::state::{ClusterState, Stage};
 
 /// Pairs that one unit may bring; far above any unit size.
@@ -102,7 +104,7 @@ fn held<'a>(stage: &'a Stage, lease: &UnitLeaseRef) -> Result<&'a UnitRecord, Re
     let record = stage.log.unit(lease.unit).ok_or_else(|| stale(lease))?;
     match record.state {
         UnitState::Leased { .. } if record.lease_generation == lease.lease_generation => Ok(record),
-        UnitState::Leased { .. } | UnitState::Free | UnitState::Done(_) => Err(stale(lease)),
+        UnitState::Leased { .. } | UnitState::Free { .. } | UnitState::Done(_) => Err(stale(lease)),
     }
 }
 
@@ -147,19 +149,128 @@ fn check_result(commit: &UnitCommit) -> Result<(), Refused> {
     }
 }
 
-/// Gives a unit back. After `policy.max_failures` of them it counts as done, with no pairs. One that is `handed_back`
-/// has not failed: its curator leaves.
+/// What becomes of a unit that its curator gives back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UnitFate {
+    /// It may be tried again, a bounded number of times.
+    Failed,
+    /// Nothing is wrong with it: its curator leaves.
+    HandedBack,
+    /// Nor can any other unit of its stage be made.
+    JobFails,
+}
+
+/// Gives a unit back: it may be tried again after a while. After `policy.max_failures` of them it counts as done, with no
+/// pairs. One that is `handed_back` has not failed, its curator leaves: it may be tried again at once.
 pub fn fail_unit(
     state: &ClusterState,
     lease: &UnitLeaseRef,
     policy: &UnitPolicy,
     handed_back: bool,
+    now: Timestamp,
 ) -> Result<(bool, Vec<Write>), Refused> {
     let stage = open_stage(state, &lease.stage)?;
     let record = held(stage, lease)?;
     let failures = record.failures.saturating_add(u32::from(!handed_back));
     let set_aside = failures >= policy.max_failures;
-    let record = UnitRecord { failures, state: UnitState::Free, ..record.clone() };
+    let from = if handed_back { now } else { policy.retry_at(failures, now) };
+    let record = UnitRecord { failures, state: UnitState::Free { from }, ..record.clone() };
     let record = if set_aside { record.set_aside() } else { record };
     Ok((set_aside, vec![Write::Put(Record::Unit(record))]))
+}
+
+/// Ends the job of a unit whose curator has found that no unit of the stage can be made any more.
+pub fn fail_stage(
+    state: &ClusterState,
+    lease: &UnitLeaseRef,
+    reason: &str,
+    now: Timestamp,
+) -> Result<Vec<Write>, Refused> {
+    held(open_stage(state, &lease.stage)?, lease)?;
+    let reason = format!("curation of stage {} cannot go on: {}", lease.stage.stage, one_line(reason));
+    end_job(state, &lease.stage.job, JobEvent::Fail { reason: reason.clone() }, &reason, now)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::decide::Limits;
+    use crate::ids::{JobId, RequestId, StageName};
+    use crate::job::JobState;
+    use crate::records::JobRecord;
+
+    fn state() -> (ClusterState, StageRef) {
+        let id = JobId::parse("j").expect("valid");
+        let yaml = "apiVersion: crescendo/v1\nkind: TrainingJob\nmetadata: {name: uno}\nspec:\n  model: {preset: nano, weights: base.safetensors}\n  stages: [{data: {source: compose, subjects: lib, pairs: 8}}]\n";
+        let record = JobRecord {
+            id: id.clone(),
+            request: RequestId::parse("r").expect("valid"),
+            spec: Arc::new(crate::spec::parse(yaml.as_bytes()).expect("the spec is right")),
+            spec_json: Arc::from(&b"{}"[..]),
+            state: JobState::Running { stage: 0 },
+            submitted_at: Timestamp(0),
+            started_at: None,
+            finished_at: None,
+        };
+        let (state, orphans) = ClusterState::load(vec![Record::Job(record)]);
+        assert!(orphans.is_empty());
+        (state, StageRef { job: id, stage: StageName::parse("stage-1").expect("valid") })
+    }
+
+    fn apply(state: &mut ClusterState, writes: Vec<Write>) {
+        writes.into_iter().for_each(|write| state.apply(write).expect("its stage is there"));
+    }
+
+    fn leased(
+        state: &mut ClusterState,
+        stage: &StageRef,
+        policy: &UnitPolicy,
+        now: Timestamp,
+    ) -> Option<UnitLeaseRef> {
+        let node = NodeId::parse("c").expect("valid");
+        let (lease, writes) = lease_unit(state, stage, &node, policy, now).expect("the stage is open");
+        apply(state, writes);
+        let Lease::Granted(record) = lease else { return None };
+        Some(UnitLeaseRef {
+            stage: stage.clone(),
+            unit: record.unit,
+            lease_generation: record.lease_generation,
+        })
+    }
+
+    #[test]
+    fn a_unit_that_keeps_failing_waits_and_is_set_aside() {
+        let (mut state, stage) = state();
+        let policy = UnitPolicy { look_ahead: 1, ..Limits::default().unit_policy(1) };
+        let mut now = Timestamp(5);
+        for tries in 1..=policy.max_failures {
+            let lease = leased(&mut state, &stage, &policy, now).expect("it may be tried");
+            let (set_aside, writes) = fail_unit(&state, &lease, &policy, false, now).expect("it is held");
+            apply(&mut state, writes);
+            assert_eq!((lease.unit, set_aside), (0, tries == policy.max_failures));
+            if !set_aside {
+                assert_eq!(leased(&mut state, &stage, &policy, now), None, "not at once");
+            }
+            now = policy.retry_at(tries, now);
+        }
+        assert_eq!(leased(&mut state, &stage, &policy, now).map(|lease| lease.unit), Some(1));
+    }
+
+    #[test]
+    fn a_stage_that_cannot_be_made_ends_its_job_with_the_reason() {
+        let (mut state, stage) = state();
+        let (policy, now) = (Limits::default().unit_policy(1), Timestamp(5));
+        let lease = leased(&mut state, &stage, &policy, now).expect("a unit");
+        let stale = UnitLeaseRef { lease_generation: 9, ..lease.clone() };
+        assert!(matches!(fail_stage(&state, &stale, "no", now), Err(Refused::StaleLease { .. })));
+        let writes = fail_stage(&state, &lease, "the money\nis spent", now).expect("it is held");
+        apply(&mut state, writes);
+        let job = &state.job(&stage.job).expect("there").record;
+        let reason = "curation of stage stage-1 cannot go on: the money is spent".to_owned();
+        assert_eq!((&job.state, job.finished_at), (&JobState::Failed { reason }, Some(now)));
+        assert!(matches!(fail_stage(&state, &lease, "again", now), Err(Refused::TooLate { .. })));
+        assert_eq!(leased(&mut state, &stage, &policy, now), None, "nothing is left to do");
+    }
 }

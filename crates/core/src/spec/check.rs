@@ -206,6 +206,11 @@ fn drawn(found: &mut Found, spec: &JobSpec, index: usize, stage: &StageSpec, at:
         let message = "the job's own model draws: set spec.model.weights".into();
         found.add(at("data.source"), &["spec.model.weights"], message);
     }
+    if matches!(source, DataSource::Crop(_)) && stage.data.filter.similarity.is_some() {
+        let message =
+            "with `source: crop` there is nothing to compare: the cut itself is the reference".into();
+        found.add(at("data.filter.similarity"), &[&at("data.source")], message);
+    }
     let Some(crop) = source.crop() else { return };
     sixteenth(found, at("data.panel"), crop.panel);
     let earlier: Vec<&str> = spec.stages.iter().take(index).map(|stage| stage.name.as_str()).collect();

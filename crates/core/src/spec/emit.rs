@@ -1,9 +1,10 @@
-//! [`JobSpec`] to YAML. Every field is written out, so that the result stands by itself whatever later defaults are.
+//! [`JobSpec`] to YAML. Every field that means something is written out, so that the result stands by itself whatever later defaults are.
 
 mod curation;
 
 use std::fmt::{Display, Write as _};
 
+use super::idle::{self, Idle};
 use super::types::*;
 
 /// The resolved spec as YAML: `parse(to_yaml(spec).as_bytes())` gives `spec` again.
@@ -66,17 +67,18 @@ fn write_data(out: &mut Writer, data: &DataSpec) {
     let DataSpec { source, pairs, min_pairs, unit_size, prompts, filter } = data;
     let FilterSpec { similarity, judge } = filter;
     out.open(3, "data");
+    out.idle = idle::of_data(data);
     match source {
         DataSource::Compose(ComposeSpec { subjects, photos, layout, panel, name_share, hold_out_one_in }) => {
             out.line(4, "source", "compose");
-            out.line(4, "subjects", text(subjects));
+            out.field("subjects", text(subjects));
             if let Some(photos) = photos {
-                out.line(4, "photos", text(photos));
+                out.field("photos", text(photos));
             }
-            out.line(4, "layout", word(layout));
-            out.line(4, "panel", panel);
-            out.line(4, "nameShare", number(*name_share));
-            out.line(4, "holdOutOneIn", hold_out_one_in);
+            out.field("layout", word(layout));
+            out.field("panel", panel);
+            out.field("nameShare", number(*name_share));
+            out.field("holdOutOneIn", hold_out_one_in);
         }
         DataSource::Import(ImportSpec {
             path,
@@ -88,13 +90,13 @@ fn write_data(out: &mut Writer, data: &DataSpec) {
             resolution,
         }) => {
             out.line(4, "source", "import");
-            out.line(4, "path", text(path));
-            out.line(4, "format", word(format));
-            out.line(4, "minScore", number(*min_score));
-            out.line(4, "scoreDisagreement", word(score_disagreement));
-            out.line(4, "scoreInvalid", word(score_invalid));
-            out.line(4, "directions", word(directions));
-            out.line(4, "resolution", resolution);
+            out.field("path", text(path));
+            out.field("format", word(format));
+            out.field("minScore", number(*min_score));
+            out.field("scoreDisagreement", word(score_disagreement));
+            out.field("scoreInvalid", word(score_invalid));
+            out.field("directions", word(directions));
+            out.field("resolution", resolution);
         }
         DataSource::Generate(GenerateSpec {
             subjects,
@@ -108,14 +110,14 @@ fn write_data(out: &mut Writer, data: &DataSpec) {
         }) => {
             out.line(4, "source", "generate");
             if let Some(subjects) = subjects {
-                out.line(4, "subjects", text(subjects));
+                out.field("subjects", text(subjects));
             }
-            out.line(4, "panel", panel);
-            out.line(4, "nameShare", number(*name_share));
-            out.line(4, "holdOutOneIn", hold_out_one_in);
-            out.line(4, "companions", number(*companions));
-            out.line(4, "panels", word(panels));
-            out.line(4, "shapes", word(shapes));
+            out.field("panel", panel);
+            out.field("nameShare", number(*name_share));
+            out.field("holdOutOneIn", hold_out_one_in);
+            out.field("companions", number(*companions));
+            out.field("panels", word(panels));
+            out.field("shapes", word(shapes));
             write_draw(out, draw);
         }
         DataSource::Recompose(RecomposeSpec { crop, draw }) => {
@@ -128,9 +130,9 @@ fn write_data(out: &mut Writer, data: &DataSpec) {
             write_crop(out, crop);
         }
     }
-    out.line(4, "pairs", pairs);
-    out.line(4, "minPairs", min_pairs);
-    out.line(4, "unitSize", unit_size);
+    out.field("pairs", pairs);
+    out.field("minPairs", min_pairs);
+    out.field("unitSize", unit_size);
     if let Some(prompts) = prompts {
         curation::write_prompts(out, prompts);
     }
@@ -161,25 +163,26 @@ fn write_crop(out: &mut Writer, crop: &CropSpec) {
         box_share,
         box_overlap,
     } = crop;
-    out.line(4, "from", text(from));
+    out.field("from", text(from));
     for (name, value) in [("subjects", subjects), ("photos", photos), ("detector", detector)] {
         if let Some(value) = value {
-            out.line(4, name, text(value));
+            out.field(name, text(value));
         }
     }
-    out.line(4, "panel", panel);
-    out.line(4, "nameShare", number(*name_share));
-    out.line(4, "holdOutOneIn", hold_out_one_in);
-    out.line(4, "detectorMin", number(*detector_min));
-    out.line(4, "boxShare", format!("[{}, {}]", number(box_share.0), number(box_share.1)));
-    out.line(4, "boxOverlap", number(*box_overlap));
+    out.field("panel", panel);
+    out.field("nameShare", number(*name_share));
+    out.field("holdOutOneIn", hold_out_one_in);
+    out.field("detectorMin", number(*detector_min));
+    out.field("boxShare", format!("[{}, {}]", number(box_share.0), number(box_share.1)));
+    out.field("boxOverlap", number(*box_overlap));
 }
 
 fn write_draw(out: &mut Writer, draw: &DrawSpec) {
-    let DrawSpec { steps, guidance, batch } = draw;
+    let DrawSpec { steps, guidance, true_cfg, batch } = draw;
     out.open(4, "draw");
     out.line(5, "steps", steps);
     out.line(5, "guidance", number(*guidance));
+    out.line(5, "trueCfg", number(*true_cfg));
     out.line(5, "batch", batch);
 }
 
@@ -234,11 +237,20 @@ fn write_train(out: &mut Writer, train: &TrainSpec) {
 #[derive(Default)]
 struct Writer {
     text: String,
+    /// Fields of the `data` that is being written which would be refused.
+    idle: Vec<Idle>,
 }
 
 impl Writer {
     fn line(&mut self, depth: usize, name: &str, value: impl Display) {
         let _ = writeln!(self.text, "{:indent$}{name}: {value}", "", indent = 2 * depth);
+    }
+
+    /// A field of `data`, unless it is idle.
+    fn field(&mut self, name: &str, value: impl Display) {
+        if self.idle.iter().all(|idle| idle.name != name) {
+            self.line(4, name, value);
+        }
     }
 
     fn open(&mut self, depth: usize, name: &str) {

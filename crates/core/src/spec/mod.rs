@@ -16,16 +16,18 @@
 //! | `reader` | takes one typed value out of the tree, by its row in the table |
 //! | `scalar` | single values: numbers, what was found, what was meant |
 //! | `resolve` | puts the values together, with the defaults that depend on others |
+//! | `idle` | fields that others make meaningless |
 //! | `check` | contradictions between fields |
 //! | `emit` | [`JobSpec`] to YAML |
 
 mod check;
 mod emit;
 mod fields;
+mod idle;
 mod reader;
 mod resolve;
-mod secrets;
 mod scalar;
+mod secrets;
 #[cfg(test)]
 mod tests;
 mod tree;

@@ -173,6 +173,19 @@ impl Reader {
         }
     }
 
+    /// Refuses the field at `path` of a section if it is given.
+    pub fn refuse(&mut self, section: Section<'_>, path: &Path, message: &str) {
+        let name = fields::last_name(&path.pattern);
+        if let Some(entry) = section.entries.iter().find(|entry| entry.key == name) {
+            self.problems.push(Problem {
+                line: entry.key_at.line,
+                column: entry.key_at.column,
+                path: path.shown.clone(),
+                message: message.to_owned(),
+            });
+        }
+    }
+
     /// The items of a list of sections, with their paths.
     pub fn sections<'a>(&mut self, parent: Section<'a>, path: &Path) -> Vec<(Path, Section<'a>)> {
         let Some(node) = self.node(parent, path) else {

@@ -3,6 +3,7 @@
 mod curation;
 
 use super::fields::{self, Default};
+use super::idle::{self, Idle};
 use super::reader::{Path, Reader, Section};
 use super::tree::Node;
 use super::types::*;
@@ -144,6 +145,7 @@ fn data(
     around: &Around<'_>,
 ) -> DataSpec {
     let section = reader.section(stage, path);
+    let data_path = path;
     let nano = around.preset == ModelPreset::Nano;
     let size = if nano { 32 } else { 512 };
     let source = match reader.word(section, &path.field("source")) {
@@ -197,7 +199,12 @@ fn data(
         encoder: reader.text(similarity, &path.field("encoder")).unwrap_or_default(),
     });
     let judge = curation::judge(reader, filter, &filter_path.field("judge"));
-    DataSpec { source, pairs, min_pairs, unit_size, prompts, filter: FilterSpec { similarity, judge } }
+    let data =
+        DataSpec { source, pairs, min_pairs, unit_size, prompts, filter: FilterSpec { similarity, judge } };
+    for Idle { name, why } in idle::of_data(&data) {
+        reader.refuse(section, &data_path.field(name), why);
+    }
+    data
 }
 
 fn compose(reader: &mut Reader, section: Section<'_>, path: &Path, size: u32) -> ComposeSpec {
@@ -249,6 +256,7 @@ fn draw(reader: &mut Reader, data: Section<'_>, data_path: &Path, nano: bool) ->
     DrawSpec {
         steps: whole(reader, section, &path.field("steps"), "spec.stages[].data.draw.steps"),
         guidance: number(reader, section, &path.field("guidance"), "spec.stages[].data.draw.guidance"),
+        true_cfg: number(reader, section, &path.field("trueCfg"), "spec.stages[].data.draw.trueCfg"),
         batch: whole_or(reader, section, &path.field("batch"), if nano { 32 } else { 4 }),
     }
 }

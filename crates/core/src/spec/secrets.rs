@@ -99,7 +99,9 @@ mod tests {
         };
         spec::parse(fill("", "").as_bytes()).expect("without a secret it is right");
         for (place, _) in good {
-            for secret in [KEY.to_owned(), format!("\"https://u:{KEY}@h/x\""), format!("\"s3://b/x?token={KEY}\"")] {
+            for secret in
+                [KEY.to_owned(), format!("\"https://u:{KEY}@h/x\""), format!("\"s3://b/x?token={KEY}\"")]
+            {
                 let problems = spec::parse(fill(place, &secret).as_bytes()).expect_err("refused");
                 let said: Vec<String> = problems.iter().map(ToString::to_string).collect();
                 assert!(said.iter().any(|line| line.contains("no key belongs in it")), "{place}: {said:?}");

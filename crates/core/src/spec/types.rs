@@ -202,6 +202,11 @@ impl DataSource {
     }
 }
 
+/// Specs that were stored before there was the field.
+fn no_true_cfg() -> f64 {
+    1.0
+}
+
 /// How the job's own model draws.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -210,6 +215,9 @@ pub struct DrawSpec {
     pub steps: u32,
     /// Guidance, for networks that take one.
     pub guidance: f64,
+    /// Classifier-free guidance, for networks that are not guidance-distilled; 1 is none.
+    #[serde(default = "no_true_cfg")]
+    pub true_cfg: f64,
     /// Pictures that are drawn together.
     pub batch: u32,
 }

@@ -267,7 +267,8 @@ impl World {
     fn submit(&mut self, request: u8, spec: JobSpec) {
         let request = RequestId::parse(&format!("r{}", request % 4)).expect("valid");
         let spec_json: Arc<[u8]> = format!("{spec:?}").into_bytes().into();
-        let submission = Submission { request: request.clone(), spec: Arc::new(spec), spec_json };
+        let submission =
+            Submission { request: request.clone(), spec: Arc::new(spec), spec_json, trace: None };
         let limits = QueueLimits {
             max_open_jobs: 100,
             retry_after: Duration::from_secs(1),
@@ -411,7 +412,8 @@ impl World {
     fn part(&mut self, attempt: &AttemptRef) {
         let stage = self.state.stage(&attempt.stage_ref());
         let newest = stage.is_some_and(|stage| stage.generation() == attempt.generation && !stage.is_done());
-        let record = stage.and_then(|stage| stage.active_attempt()).filter(|record| record.attempt == *attempt);
+        let record =
+            stage.and_then(|stage| stage.active_attempt()).filter(|record| record.attempt == *attempt);
         let whole = record.is_some_and(|record| {
             record.ranks.iter().all(|rank| {
                 self.nodes.iter().any(|node| node.id == rank.node && node.ranks.contains_key(attempt))
@@ -638,7 +640,8 @@ impl World {
     fn check_drains(&self, plan: &Plan) {
         for write in &plan.writes {
             let Write::Put(Record::Attempt(record)) = write else { continue };
-            let before = self.state.stage(&record.attempt.stage_ref()).and_then(|stage| stage.attempt.as_ref());
+            let before =
+                self.state.stage(&record.attempt.stage_ref()).and_then(|stage| stage.attempt.as_ref());
             if !record.is_active() {
                 let handed_over = plan.changes.iter().any(|change| {
                     matches!(change, Change::AttemptEnded { attempt, handed_over: true, .. } if *attempt == record.attempt)

@@ -22,7 +22,7 @@ use crate::flux::Flux;
 use crate::lora::LoraAdapter;
 use crate::pictures;
 use crate::randomness::SampleKey;
-use crate::sampler::{SampleRequest, sample};
+use crate::sampler::{Contrast, SampleRequest, sample};
 use crate::schedule::{inference_schedule, schedule};
 use crate::unope::PositionMode;
 
@@ -36,6 +36,15 @@ pub struct Sketch<'a> {
     pub noise: SampleKey,
 }
 
+/// Classifier-free guidance ([`Contrast`]) away from the empty prompt without references.
+#[derive(Clone, Copy, Debug)]
+pub struct FreeGuidance<'a> {
+    /// 1 changes nothing; 2 to 7 are usual.
+    pub scale: f64,
+    /// The empty prompt, encoded: one row.
+    pub empty: &'a EncodedText,
+}
+
 /// A transformer, what turns its latents into pictures, and how they are drawn.
 #[derive(Clone, Copy)]
 pub struct Easel<'a> {
@@ -46,6 +55,8 @@ pub struct Easel<'a> {
     pub steps: i64,
     /// For networks that take one; 4 in published sampling.
     pub guidance: f64,
+    /// Classifier-free guidance, for networks that are not distilled.
+    pub free_guidance: Option<FreeGuidance<'a>>,
     /// Times shifted for the wrong number of tokens, as the published inference does.
     pub published_schedule: bool,
     /// Whether times keep float32. Published weights have only seen times that were rounded as the network computes.
@@ -61,6 +72,7 @@ impl<'a> Easel<'a> {
             positions: PositionMode::Diagonal,
             steps,
             guidance: 4.0,
+            free_guidance: None,
             published_schedule: false,
             exact_times: preset == Preset::Nano,
         }
@@ -98,6 +110,18 @@ impl<'a> Easel<'a> {
         } else {
             schedule(self.steps, rows * columns / 4, true)?
         };
+        let rows = |tensor: &Tensor, like: &Tensor| tensor.f_expand(like.size(), false);
+        let empty = match self.free_guidance {
+            Some(FreeGuidance { empty, .. }) => {
+                Some((rows(&empty.txt, &text.txt)?, rows(&empty.vec, &text.vec)?))
+            }
+            None => None,
+        };
+        let contrast = self.free_guidance.zip(empty.as_ref()).map(|(free, (txt, vec))| Contrast {
+            scale: free.scale,
+            txt,
+            vec,
+        });
         let request = SampleRequest {
             noise: &Tensor::f_stack(&each, 0)?,
             refs,
@@ -106,6 +130,7 @@ impl<'a> Easel<'a> {
             positions: self.positions,
             schedule: &times,
             guidance: self.guidance,
+            contrast,
             time_kind: if self.exact_times { Kind::Float } else { self.flux.compute_kind() },
         };
         let latents = sample(self.flux, adapter, &request, None)?;

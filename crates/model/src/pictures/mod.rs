@@ -104,6 +104,14 @@ impl Picture {
         &self.bytes
     }
 
+    /// [`Picture::to_rgb`], without a copy of pixels that are RGB already.
+    pub fn into_rgb(self) -> RgbImage {
+        match self.channels {
+            Channels::Rgb => rgb_image(self.width, self.height, self.bytes),
+            Channels::Gray | Channels::GrayAlpha | Channels::Rgba | Channels::Indexed => self.to_rgb(),
+        }
+    }
+
     /// Three channels: grey repeated, palette looked up, alpha dropped without a background.
     pub fn to_rgb(&self) -> RgbImage {
         let count = self.channels.count();
@@ -196,7 +204,11 @@ mod tests {
     #[test]
     fn every_sort_of_pixel_becomes_rgb() {
         let rgb = |channels, bytes: &[u8]| {
-            Picture::from_pixels(1, 1, channels, bytes.to_vec()).map(|p| p.to_rgb().into_raw())
+            let picture = Picture::from_pixels(1, 1, channels, bytes.to_vec());
+            picture.map(|p| {
+                assert_eq!(p.to_rgb(), p.clone().into_rgb());
+                p.into_rgb().into_raw()
+            })
         };
         assert_eq!(rgb(Channels::Gray, &[7]).ok(), Some(vec![7, 7, 7]));
         assert_eq!(rgb(Channels::GrayAlpha, &[7, 0]).ok(), Some(vec![7, 7, 7]));

@@ -1,6 +1,7 @@
 //! The loss and its gradients, one block at a time.
 
 use std::error::Error;
+use std::time::{Duration, Instant};
 
 use tch::{Kind, Tensor};
 
@@ -138,6 +139,16 @@ pub struct Learner {
     ropes: RopeCache,
     /// Bucket of each block: double blocks, then single blocks.
     block_buckets: Vec<Option<usize>>,
+    times_passes: bool,
+    passes: PassTimes,
+}
+
+/// Time in the passes of a step's micro-batches, together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PassTimes {
+    /// Up to the loss.
+    pub forward: Duration,
+    pub backward: Duration,
 }
 
 /// A block's inputs as leaves, and its outputs with their graph (none under recomputation).
@@ -179,7 +190,36 @@ impl Learner {
         let double = (0..flux.double_blocks.len()).map(|i| format!("double_blocks.{i}"));
         let single = (0..flux.single_blocks.len()).map(|i| format!("single_blocks.{i}"));
         let block_buckets = double.chain(single).map(|name| trainables.position(&name)).collect();
-        Ok(Self { flux, adapter, trainables, options, ropes: RopeCache::default(), block_buckets })
+        Ok(Self {
+            flux,
+            adapter,
+            trainables,
+            options,
+            ropes: RopeCache::default(),
+            block_buckets,
+            times_passes: false,
+            passes: PassTimes::default(),
+        })
+    }
+
+    /// Times the passes from now on. That waits for the device twice a micro-batch, once all of a pass is queued there.
+    pub fn time_passes(&mut self) {
+        self.times_passes = true;
+    }
+
+    /// Time in the passes since the last call; zero unless [`Learner::time_passes`] was called.
+    pub fn take_pass_times(&mut self) -> PassTimes {
+        std::mem::take(&mut self.passes)
+    }
+
+    /// Waits until the device has done what is queued for it, if passes are timed. Reductions that run beside are not
+    /// waited for: they have a queue of their own.
+    pub fn settle(&self) -> Result<()> {
+        let device = self.flux.device();
+        if self.times_passes && device != tch::Device::Cpu {
+            Tensor::f_zeros([1], (Kind::Float, device))?.f_double_value(&[0])?;
+        }
+        Ok(())
     }
 
     /// Changes which blocks are computed again, once it is known what memory is left.
@@ -300,6 +340,7 @@ impl Learner {
         accumulate: bool,
         on_bucket: &mut Option<OnBucket<'_>>,
     ) -> Result<MicroOutcome> {
+        let began = Instant::now();
         let full = self.adapter.is_none();
         let device = self.flux.device();
         let doubles = self.flux.double_blocks.len();
@@ -372,6 +413,9 @@ impl Learner {
         let outcome = MicroOutcome { loss: loss.f_detach()?, prediction: prediction.f_detach()? };
         let weighted = loss.f_mul_scalar(micro.weight)?;
         drop((loss, prediction));
+        self.settle()?;
+        let half_time = Instant::now();
+        self.passes.forward += half_time - began;
 
         let head_bucket = self.trainables.position("final_layer");
         let head_params: Vec<Tensor> = self.leaves(head_bucket);
@@ -450,6 +494,8 @@ impl Learner {
             let grads = gradients(&pairs, &wrt)?;
             self.finish_bucket(bucket, &grads, accumulate, on_bucket)?;
         }
+        self.settle()?;
+        self.passes.backward += half_time.elapsed();
         Ok(outcome)
     }
 

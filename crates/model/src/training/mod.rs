@@ -8,7 +8,7 @@
 //!
 //! What trains (an adapter, or every weight of the base) lives in one flat float32 buffer per block, a
 //! *bucket*: the network's tensors are views into it, so that an all-reduce, a clip or an optimizer step
-//! is a handful of operations on long vectors. Nothing here waits for the device.
+//! is a handful of operations on long vectors. Nothing here waits for the device, unless passes are timed.
 
 mod adamw;
 mod backward;
@@ -19,6 +19,6 @@ mod tests;
 mod trainables;
 
 pub use adamw::{AdamW, AdamWConfig, Ema};
-pub use learner::{Learner, MicroBatch, MicroOutcome, NoisedTarget, OnBucket, TrainOptions};
+pub use learner::{Learner, MicroBatch, MicroOutcome, NoisedTarget, OnBucket, PassTimes, TrainOptions};
 pub use recompute::{ActivationShape, Recompute, plan_kept_blocks};
 pub use trainables::{Bucket, Trainables};

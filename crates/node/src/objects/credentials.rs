@@ -1,6 +1,6 @@
 //! Keys of S3 from a file, as a mounted secret is one: sections of `name = value`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
@@ -56,7 +56,7 @@ impl CredentialProvider for SharedFile {
     }
 }
 
-fn load(path: &PathBuf, profile: &str) -> Result<(Option<SystemTime>, AwsCredential), String> {
+fn load(path: &Path, profile: &str) -> Result<(Option<SystemTime>, AwsCredential), String> {
     let unreadable = |error: std::io::Error| format!("cannot read {}: {error}", path.display());
     let facts = std::fs::metadata(path).map_err(unreadable)?;
     if facts.len() > MAX_BYTES {

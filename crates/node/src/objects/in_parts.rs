@@ -35,7 +35,12 @@ impl<S: std::fmt::Display> std::fmt::Display for InParts<S> {
 }
 
 impl<S: ObjectStore> InParts<S> {
-    async fn put_in_parts(&self, location: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
+    async fn put_in_parts(
+        &self,
+        location: &Path,
+        payload: PutPayload,
+        options: PutOptions,
+    ) -> Result<PutResult> {
         let PutOptions { tags, attributes, extensions, .. } = options;
         let options = PutMultipartOptions { tags, attributes, extensions };
         let upload = self.inner.put_multipart_opts(location, options).await?;
@@ -91,7 +96,11 @@ impl<S: ObjectStore> ObjectStore for InParts<S> {
         self.inner.list(prefix)
     }
 
-    fn list_with_offset(&self, prefix: Option<&Path>, offset: &Path) -> BoxStream<'static, Result<ObjectMeta>> {
+    fn list_with_offset(
+        &self,
+        prefix: Option<&Path>,
+        offset: &Path,
+    ) -> BoxStream<'static, Result<ObjectMeta>> {
         self.inner.list_with_offset(prefix, offset)
     }
 

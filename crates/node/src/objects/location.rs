@@ -53,7 +53,9 @@ fn s3(rest: &str) -> Result<Location, &'static str> {
     let of_prefix = |c: char| c.is_ascii_alphanumeric() || "-_.=+/".contains(c);
     let empty = |part: &str| part.is_empty() || part == "." || part == "..";
     if !prefix.is_empty() && (!prefix.chars().all(of_prefix) || prefix.split('/').any(empty)) {
-        return Err("needs a plain prefix: names of a-z, A-Z, 0-9, '-', '_', '.', '=' and '+' between single '/'");
+        return Err(
+            "needs a plain prefix: names of a-z, A-Z, 0-9, '-', '_', '.', '=' and '+' between single '/'",
+        );
     }
     Ok(Location::S3 { bucket: bucket.into(), prefix: prefix.into() })
 }
@@ -105,7 +107,9 @@ mod tests {
 
     #[test]
     fn keys_in_a_url_are_refused_and_not_repeated() {
-        for bad in ["s3://id:secret@bucket/x", "s3://bucket?key=secret", "s3://bucket/x#secret", "ftp://u:secret@h"] {
+        for bad in
+            ["s3://id:secret@bucket/x", "s3://bucket?key=secret", "s3://bucket/x#secret", "ftp://u:secret@h"]
+        {
             let error = Location::parse(bad).unwrap_err();
             assert!(!error.to_string().contains("secret"), "{error}");
         }

@@ -62,11 +62,14 @@ pub fn open_with(
         Location::Folder(folder) => open_folder(url, folder),
         Location::S3 { bucket, prefix } => {
             let settings = s3::Settings::from_environment(environment)?;
-            let store = settings
-                .open(&bucket)
-                .map_err(|source| ObjectsError::Open { url: url.into(), source })?;
+            let store =
+                settings.open(&bucket).map_err(|source| ObjectsError::Open { url: url.into(), source })?;
             let store = in_parts::InParts::new(store);
-            Ok(if prefix.is_empty() { Arc::new(store) } else { Arc::new(PrefixStore::new(store, prefix)) })
+            let store: Arc<dyn ObjectStore> = match prefix.as_str() {
+                "" => Arc::new(store),
+                prefix => Arc::new(PrefixStore::new(store, prefix)),
+            };
+            Ok(store)
         }
     }
 }

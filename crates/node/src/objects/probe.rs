@@ -67,7 +67,9 @@ async fn check(store: &dyn ObjectStore, location: &Path) -> Result<(), ProbeErro
 fn failure(error: Error) -> ProbeError {
     match error {
         Error::NotImplemented { .. } | Error::NotSupported { .. } => ProbeError::Unknown(with_causes(&error)),
-        error if error.to_string().contains("501") => ProbeError::Unknown(with_causes(&error)),
+        error if with_causes(&error).contains("501 Not Implemented") => {
+            ProbeError::Unknown(with_causes(&error))
+        }
         error => ProbeError::Access(with_causes(&error)),
     }
 }

@@ -72,7 +72,8 @@ impl Settings {
             .with_timeout_disabled();
         if let Some(path) = read("AWS_CA_BUNDLE") {
             let refused = |reason: String| ObjectsError::Setting { name: "AWS_CA_BUNDLE", reason };
-            let pem = std::fs::read(&path).map_err(|error| refused(format!("cannot read {path}: {error}")))?;
+            let pem =
+                std::fs::read(&path).map_err(|error| refused(format!("cannot read {path}: {error}")))?;
             let roots = Certificate::from_pem_bundle(&pem)
                 .map_err(|_| refused(format!("{path} is not a PEM file of certificates")))?;
             if roots.is_empty() {
@@ -114,8 +115,12 @@ impl Settings {
                     builder = builder.with_token(token);
                 }
             }
-            (Some(_), None) => return Err(problem("AWS_SECRET_ACCESS_KEY", "is missing, AWS_ACCESS_KEY_ID is set")),
-            (None, Some(_)) => return Err(problem("AWS_ACCESS_KEY_ID", "is missing, AWS_SECRET_ACCESS_KEY is set")),
+            (Some(_), None) => {
+                return Err(problem("AWS_SECRET_ACCESS_KEY", "is missing, AWS_ACCESS_KEY_ID is set"));
+            }
+            (None, Some(_)) => {
+                return Err(problem("AWS_ACCESS_KEY_ID", "is missing, AWS_SECRET_ACCESS_KEY is set"));
+            }
             (None, None) => {
                 if let Some(path) = read("AWS_SHARED_CREDENTIALS_FILE") {
                     let profile = read("AWS_PROFILE").unwrap_or_else(|| "default".into());
@@ -162,14 +167,14 @@ mod tests {
         let endpoint = |url| [("AWS_ENDPOINT_URL", url)];
         for (variables, expected) in [
             (&[("AWS_ALLOW_HTTP", "secret")][..], "AWS_ALLOW_HTTP: must be true or false"),
-            (&[("AWS_ACCESS_KEY_ID", "secret")], "AWS_SECRET_ACCESS_KEY: is missing"),
-            (&[("AWS_SECRET_ACCESS_KEY", "secret")], "AWS_ACCESS_KEY_ID: is missing"),
-            (&endpoint("http://minio:9000"), "AWS_ENDPOINT_URL: is http://"),
-            (&endpoint("minio:9000"), "AWS_ENDPOINT_URL: must begin with"),
-            (&endpoint("https://id:secret@minio"), "AWS_ENDPOINT_URL: must be a URL without keys"),
-            (&[("AWS_CA_BUNDLE", "/nowhere.pem")], "AWS_CA_BUNDLE: cannot read /nowhere.pem"),
+            (&[("AWS_ACCESS_KEY_ID", "secret")][..], "AWS_SECRET_ACCESS_KEY: is missing"),
+            (&[("AWS_SECRET_ACCESS_KEY", "secret")][..], "AWS_ACCESS_KEY_ID: is missing"),
+            (&endpoint("http://minio:9000")[..], "AWS_ENDPOINT_URL: is http://"),
+            (&endpoint("minio:9000")[..], "AWS_ENDPOINT_URL: must begin with"),
+            (&endpoint("https://id:secret@minio")[..], "AWS_ENDPOINT_URL: must be a URL without keys"),
+            (&[("AWS_CA_BUNDLE", "/nowhere.pem")][..], "AWS_CA_BUNDLE: cannot read /nowhere.pem"),
             (
-                &[("AWS_SHARED_CREDENTIALS_FILE", "/nowhere")],
+                &[("AWS_SHARED_CREDENTIALS_FILE", "/nowhere")][..],
                 "AWS_SHARED_CREDENTIALS_FILE: cannot read /nowhere",
             ),
         ] {
@@ -181,8 +186,11 @@ mod tests {
 
     #[test]
     fn http_has_to_be_allowed() {
-        let variables =
-            [("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9000"), ("AWS_ALLOW_HTTP", "true"), ("AWS_REGION", "")];
+        let variables = [
+            ("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9000"),
+            ("AWS_ALLOW_HTTP", "true"),
+            ("AWS_REGION", ""),
+        ];
         assert!(settings(&variables).is_ok());
     }
 

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use prometheus::{IntCounterVec, IntGauge, Opts, Registry};
+use crate::catalogue::{Metric, Registrar, counter, gauge, words};
+use prometheus::{IntCounterVec, IntGauge, Registry};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -22,12 +23,10 @@ use super::explain;
 use super::peer::{Peer, PeerCertificate};
 use super::reload::Tls;
 
-/// Limit of a handshake.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Handshakes at a time; more wait in the kernel's queue.
 const MAX_HANDSHAKES: usize = 256;
-/// Limit of the preface that every HTTP/2 connection begins with. What comes later is watched by pings.
-const PREFACE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Limit of a handshake; and of the preface that every HTTP/2 connection begins with. What comes later is watched by pings.
+const OPENING_TIMEOUT: Duration = Duration::from_secs(10);
 /// `PRI * HTTP/2.0` and what follows it.
 const PREFACE_BYTES: usize = 24;
 /// Pause after the system gave no connection, which it does when there are no file descriptors left.
@@ -43,6 +42,28 @@ pub enum ClientCertificates {
     Required,
 }
 
+const REFUSED: [&str; 8] = [
+    "limit",
+    "timeout",
+    "not_tls",
+    "no_certificate",
+    "certificate",
+    "refused_by_peer",
+    "handshake",
+    "closed",
+];
+
+/// Every metric of connections.
+pub const CATALOGUE: &[Metric] = &[
+    gauge("crescendo_connections_open", "", &[], "Connections to the gRPC server."),
+    counter(
+        "crescendo_connections_refused_total",
+        "",
+        &[words("reason", &REFUSED)],
+        "Connections that were closed before their first call; `limit`: too many were open.",
+    ),
+];
+
 /// What is counted of connections.
 #[derive(Clone, Debug)]
 pub struct ConnectionMetrics {
@@ -52,16 +73,10 @@ pub struct ConnectionMetrics {
 
 impl ConnectionMetrics {
     pub fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
-        let open = IntGauge::new("crescendo_connections_open", "Connections to the gRPC server.")?;
-        let refused = IntCounterVec::new(
-            Opts::new(
-                "crescendo_connections_refused_total",
-                "Connections that were closed before their first call, by reason: limit (too many are open), timeout, not_tls, no_certificate, certificate, refused_by_peer, handshake, closed.",
-            ),
-            &["reason"],
-        )?;
-        registry.register(Box::new(open.clone()))?;
-        registry.register(Box::new(refused.clone()))?;
+        let mut registrar = Registrar::new(registry, CATALOGUE);
+        let open = registrar.gauge("crescendo_connections_open")?;
+        let refused = registrar.counters("crescendo_connections_refused_total")?;
+        registrar.finish()?;
         Ok(Self { open, refused })
     }
 }
@@ -72,6 +87,7 @@ pub struct Incoming {
     tls: Option<(Tls, ClientCertificates)>,
     places: Arc<Semaphore>,
     handshakes: JoinSet<Option<Connection>>,
+    opening_timeout: Duration,
     metrics: ConnectionMetrics,
     pause: Option<Pin<Box<Sleep>>>,
     /// Time of the last log line about the limit.
@@ -87,7 +103,21 @@ impl Incoming {
         metrics: ConnectionMetrics,
     ) -> Self {
         let places = Arc::new(Semaphore::new(max_connections.clamp(1, Semaphore::MAX_PERMITS)));
-        Self { listener, tls, places, handshakes: JoinSet::new(), metrics, pause: None, told: None }
+        Self {
+            listener,
+            tls,
+            places,
+            handshakes: JoinSet::new(),
+            opening_timeout: OPENING_TIMEOUT,
+            metrics,
+            pause: None,
+            told: None,
+        }
+    }
+
+    /// Another limit than 10 s for a handshake, and for the first bytes after it.
+    pub fn with_opening_timeout(self, opening_timeout: Duration) -> Self {
+        Self { opening_timeout, ..self }
     }
 
     /// A connection that can be used at once, or nothing.
@@ -105,12 +135,13 @@ impl Incoming {
         let _ = stream.set_nodelay(true);
         let Some((tls, clients)) = self.tls.clone() else {
             let peer = Peer { addr: Some(addr), certificate: None };
-            return Some(Connection::new(Io::Plain(stream), peer, place));
+            return Some(Connection::new(Io::Plain(stream), peer, place, self.opening_timeout));
         };
+        let limit = self.opening_timeout;
         let metrics = self.metrics.clone();
         self.handshakes.spawn(async move {
-            match shake_hands(stream, addr, &tls, clients).await {
-                Ok((stream, peer)) => Some(Connection::new(Io::Tls(Box::new(stream)), peer, place)),
+            match shake_hands(stream, addr, &tls, clients, limit).await {
+                Ok((stream, peer)) => Some(Connection::new(Io::Tls(Box::new(stream)), peer, place, limit)),
                 Err((reason, text)) => {
                     metrics.refused.with_label_values(&[reason]).inc();
                     tracing::info!(%addr, reason, "refused a connection: {text}");
@@ -127,12 +158,13 @@ async fn shake_hands(
     addr: SocketAddr,
     tls: &Tls,
     clients: ClientCertificates,
+    limit: Duration,
 ) -> Result<(TlsStream<TcpStream>, Peer), (&'static str, String)> {
     let config = tls.server(clients).ok_or(("handshake", "this process has no certificate".to_owned()))?;
     let accepting = TlsAcceptor::from(config).accept(stream);
-    let stream = tokio::time::timeout(HANDSHAKE_TIMEOUT, accepting)
+    let stream = tokio::time::timeout(limit, accepting)
         .await
-        .map_err(|_| ("timeout", format!("no TLS handshake within {HANDSHAKE_TIMEOUT:?}")))?
+        .map_err(|_| ("timeout", format!("no TLS handshake within {limit:?}")))?
         .map_err(|error| {
             let roots = tls.files().ca.as_ref().map(|path| path.display().to_string());
             explain::as_server(&error, roots.as_deref().unwrap_or("the system's roots"))
@@ -222,8 +254,8 @@ struct Opening {
 }
 
 impl Connection {
-    fn new(io: Io, peer: Peer, place: Place) -> Self {
-        let deadline = Box::pin(tokio::time::sleep(PREFACE_TIMEOUT));
+    fn new(io: Io, peer: Peer, place: Place, limit: Duration) -> Self {
+        let deadline = Box::pin(tokio::time::sleep(limit));
         Self { io, peer, opening: Some(Opening { missing_bytes: PREFACE_BYTES, deadline }), place }
     }
 }
@@ -259,7 +291,7 @@ impl AsyncRead for Connection {
             this.place.metrics.refused.with_label_values(&["timeout"]).inc();
             return Poll::Ready(Err(io::Error::new(
                 io::ErrorKind::TimedOut,
-                format!("nothing of use within {PREFACE_TIMEOUT:?}"),
+                "the HTTP/2 preface did not come in time",
             )));
         }
         read
@@ -267,11 +299,7 @@ impl AsyncRead for Connection {
 }
 
 impl AsyncWrite for Connection {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         match &mut self.get_mut().io {
             Io::Plain(stream) => Pin::new(stream).poll_write(context, bytes),
             Io::Tls(stream) => Pin::new(stream).poll_write(context, bytes),

@@ -112,10 +112,16 @@ impl Dialer {
         };
         let name = match self.name {
             Name::OfAddress => ServerName::try_from(host.to_owned()).map_err(|_| {
-                io::Error::new(io::ErrorKind::InvalidInput, format!("{host} is no name that a certificate has"))
+                io::Error::new(
+                    io::ErrorKind::InvalidInput,
+                    format!("{host} is no name that a certificate has"),
+                )
             })?,
             Name::Own => tls.own_name().ok_or_else(|| {
-                io::Error::new(io::ErrorKind::InvalidInput, "this process's certificate is for no name at all")
+                io::Error::new(
+                    io::ErrorKind::InvalidInput,
+                    "this process's certificate is for no name at all",
+                )
             })?,
         };
         let handshake = TlsConnector::from(tls.client()).connect(name, stream);
@@ -214,11 +220,7 @@ impl AsyncRead for ClientStream {
 }
 
 impl AsyncWrite for ClientStream {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         match &mut self.get_mut().io {
             Io::Plain { stream, .. } => Pin::new(stream).poll_write(context, bytes),
             Io::Tls { stream, .. } => Pin::new(stream).poll_write(context, bytes),

@@ -26,13 +26,12 @@ pub(super) fn as_client(error: &io::Error, host: &str, files: &TlsFiles) -> Opti
         Error::InvalidMessage(InvalidMessage::InvalidContentType) => format!(
             "{host} does not speak TLS: it runs with --dev or is no gRPC server; start it with --tls-cert, --tls-key and --tls-ca"
         ),
-        Error::NoApplicationProtocol
-        | Error::AlertReceived(AlertDescription::NoApplicationProtocol) => {
+        Error::NoApplicationProtocol | Error::AlertReceived(AlertDescription::NoApplicationProtocol) => {
             format!("{host} speaks TLS but not HTTP/2: it is no gRPC server")
         }
-        Error::AlertReceived(AlertDescription::CertificateRequired) => format!(
-            "{host} wants a client certificate: give --tls-cert and --tls-key"
-        ),
+        Error::AlertReceived(AlertDescription::CertificateRequired) => {
+            format!("{host} wants a client certificate: give --tls-cert and --tls-key")
+        }
         Error::AlertReceived(AlertDescription::UnknownCA | AlertDescription::BadCertificate) => format!(
             "{host} refuses this client's certificate {mine}: its --tls-ca has no root that vouches for it"
         ),
@@ -81,13 +80,25 @@ fn certificate(reason: &CertificateError, roots: &str) -> String {
         }
         CertificateError::NotValidForName => "is for other names".to_owned(),
         CertificateError::NotValidForNameContext { expected, presented } => {
-            let presented: Vec<&str> = presented.iter().map(|name| name.trim()).collect();
+            let presented: Vec<&str> = presented.iter().map(|name| bare(name)).collect();
             format!(
                 "is for {}, not for {}: connect by one of its names, or issue it with this one",
                 if presented.is_empty() { "no name at all".to_owned() } else { presented.join(", ") },
                 expected.to_str()
             )
         }
+        CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
+            "is not for this end of a connection: issue it with extendedKeyUsage=serverAuth,clientAuth"
+                .to_owned()
+        }
         other => format!("cannot be accepted: {other}"),
+    }
+}
+
+/// `DnsName("a.example")` as rustls tells it, to `a.example`.
+fn bare(name: &str) -> &str {
+    match name.split_once("(\"") {
+        Some((_, rest)) => rest.trim_end_matches("\")"),
+        None => name.trim(),
     }
 }

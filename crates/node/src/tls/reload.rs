@@ -3,7 +3,8 @@
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use prometheus::{IntCounter, IntGaugeVec, Opts, Registry};
+use crate::catalogue::{Metric, Registrar, counter, gauge, words};
+use prometheus::{IntCounter, IntGaugeVec, Registry};
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ServerConfig};
 use tokio::time::MissedTickBehavior;
@@ -38,6 +39,24 @@ impl std::fmt::Debug for Tls {
     }
 }
 
+const FILES: [&str; 4] = ["certificate", "ca", "store_certificate", "store_ca"];
+
+/// Every metric of the files.
+pub const CATALOGUE: &[Metric] = &[
+    counter(
+        "crescendo_tls_reload_failures_total",
+        "",
+        &[],
+        "Changes of the TLS files that could not be used; what was there before is still in use.",
+    ),
+    gauge(
+        "crescendo_tls_certificate_expiry_timestamp_seconds",
+        "seconds",
+        &[words("file", &FILES)],
+        "Unix time at which what is in use ends: this process's certificate, the first of its roots to end, and the same for etcd.",
+    ),
+];
+
 /// What is measured of the files.
 #[derive(Clone)]
 pub struct TlsMetrics {
@@ -49,19 +68,10 @@ pub struct TlsMetrics {
 
 impl TlsMetrics {
     pub fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
-        let reload_failures = IntCounter::new(
-            "crescendo_tls_reload_failures_total",
-            "Changes of the TLS files that could not be used; what was there before is still in use.",
-        )?;
-        let expiry = IntGaugeVec::new(
-            Opts::new(
-                "crescendo_tls_certificate_expiry_timestamp_seconds",
-                "Unix time at which what is in use ends: this process's certificate, the first of its roots to end, and the same for etcd.",
-            ),
-            &["file"],
-        )?;
-        registry.register(Box::new(reload_failures.clone()))?;
-        registry.register(Box::new(expiry.clone()))?;
+        let mut registrar = Registrar::new(registry, CATALOGUE);
+        let reload_failures = registrar.counter("crescendo_tls_reload_failures_total")?;
+        let expiry = registrar.gauges("crescendo_tls_certificate_expiry_timestamp_seconds")?;
+        registrar.finish()?;
         Ok(Self { reload_failures, expiry, files: ["certificate", "ca"] })
     }
 

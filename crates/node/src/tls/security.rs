@@ -24,7 +24,7 @@ pub enum SecurityError {
     Missing { missing: String },
     #[error("--dev means no TLS, and {given} given: leave out one or the other")]
     Both { given: String },
-    #[error("TLS")]
+    #[error("read the TLS files")]
     Files(#[from] TlsError),
 }
 

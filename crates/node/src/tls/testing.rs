@@ -39,12 +39,7 @@ pub struct Wanted<'a> {
 impl<'a> Wanted<'a> {
     /// For a node on this machine.
     pub fn node(name: &'a str) -> Self {
-        Self {
-            name,
-            hosts: &["localhost", "127.0.0.1"],
-            uris: &["urn:crescendo:role:node"],
-            expired: false,
-        }
+        Self { name, hosts: &["localhost", "127.0.0.1"], uris: &["urn:crescendo:role:node"], expired: false }
     }
 }
 

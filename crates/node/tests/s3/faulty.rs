@@ -81,7 +81,9 @@ async fn answer(
             );
             return (StatusCode::BAD_REQUEST, text).into_response();
         }
-        Fault::FailsAtFirst(count) if number < count => return StatusCode::SERVICE_UNAVAILABLE.into_response(),
+        Fault::FailsAtFirst(count) if number < count => {
+            return StatusCode::SERVICE_UNAVAILABLE.into_response();
+        }
         Fault::KnowsNoConditions if conditional => {
             let text = "<Error><Code>NotImplemented</Code><Message>no such header</Message></Error>";
             return (StatusCode::NOT_IMPLEMENTED, text).into_response();

@@ -11,7 +11,8 @@ use futures::TryStreamExt as _;
 use object_store::{Error, ObjectStore, ObjectStoreExt as _, PutMode, PutPayload};
 
 fn open(url: &str, environment: &[(String, String)]) -> Arc<dyn ObjectStore> {
-    let found = |name: &str| environment.iter().find(|(known, _)| known == name).map(|(_, value)| value.clone());
+    let found =
+        |name: &str| environment.iter().find(|(known, _)| known == name).map(|(_, value)| value.clone());
     objects::open_with(url, &found).expect("open the store")
 }
 

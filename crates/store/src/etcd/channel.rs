@@ -254,7 +254,8 @@ mod tests {
     #[tokio::test]
     async fn a_member_is_given_up_on_once() {
         let urls = ["http://127.0.0.1:1".to_owned(), "http://127.0.0.1:2".to_owned()];
-        let endpoints = Endpoints::new(&urls, Duration::from_secs(1), Duration::from_secs(1), None).await.unwrap();
+        let endpoints =
+            Endpoints::new(&urls, Duration::from_secs(1), Duration::from_secs(1), None).await.unwrap();
         let (ticket, _) = endpoints.current();
         endpoints.give_up_on(ticket);
         endpoints.give_up_on(ticket);

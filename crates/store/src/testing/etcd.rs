@@ -71,7 +71,8 @@ impl EtcdProcess {
             let dir = tempfile::Builder::new().prefix("etcd-").tempdir()?;
             let name = format!("test-{}-{client_port}-{peer_port}", std::process::id());
             let tls = tls.clone().map(|files| (files, tls_port));
-            let mut etcd = Self { program: program.clone(), dir, client_port, peer_port, name, tls, child: None };
+            let mut etcd =
+                Self { program: program.clone(), dir, client_port, peer_port, name, tls, child: None };
             match etcd.run().await {
                 Ok(()) => return Ok(etcd),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(error),

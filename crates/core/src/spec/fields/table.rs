@@ -147,7 +147,7 @@ pub const FIELDS: &[Field] = &[
         "spec.endpoints",
         Kind::Sections { most: 16 },
         Default::Absent,
-        "Language models behind an OpenAI-compatible interface that curation may ask, as a judge or for prompts. Limits are those of one curator, except `spendLimit`.",
+        "Language models behind an OpenAI-compatible interface that curation may ask, as a judge or for prompts. Limits are those of the job, over all its curators, except `concurrency`.",
     ),
     field(
         "spec.endpoints[].name",
@@ -173,18 +173,23 @@ pub const FIELDS: &[Field] = &[
         Default::Absent,
         "Name of a key that the curators' operator has set up for this very address; never the key itself.",
     ),
-    field("spec.endpoints[].concurrency", whole(1, 256), Default::Whole(8), "Requests under way at once."),
+    field(
+        "spec.endpoints[].concurrency",
+        whole(1, 256),
+        Default::Whole(8),
+        "Requests of one curator under way at once.",
+    ),
     field(
         "spec.endpoints[].requestsPerMinute",
         whole(1, 1_000_000),
         Default::Whole(600),
-        "Requests that are sent in a minute.",
+        "Requests that the job's curators send in a minute; each keeps to an equal part.",
     ),
     field(
         "spec.endpoints[].tokensPerMinute",
         whole(1000, 10_000_000_000),
         Default::Whole(1_000_000),
-        "Tokens, asked and answered, in a minute.",
+        "Tokens, asked and answered, in a minute, in equal parts too.",
     ),
     field(
         "spec.endpoints[].timeoutSeconds",
@@ -220,7 +225,7 @@ pub const FIELDS: &[Field] = &[
         "spec.endpoints[].spendLimit",
         Kind::Number(above(0.0, 1_000_000_000.0)),
         Default::Absent,
-        "Money that the job may spend here, over all its curators, in the money of the prices; then curation that needs it fails and says so.",
+        "Money that the job may spend here, over all its curators, in the money of the prices; then the job fails and says so.",
     ),
     field(
         "spec.stages",
@@ -301,7 +306,7 @@ pub const FIELDS: &[Field] = &[
             "spec.stages[].data.nameShare",
             Kind::Number(closed(0.0, 1.0)),
             Default::Number(1.0),
-            "Share of the captions that name their subjects; the others say \"the subject\", so that only the reference, or the other panel, tells what it looks like.",
+            "Share of the captions that name their subjects; the others say \"the subject\", so that only the reference, or the other panel, tells what it looks like. `generate` always draws by name; this is about its pairs' prompts.",
         ),
     ),
     with(
@@ -473,6 +478,15 @@ pub const FIELDS: &[Field] = &[
             Kind::Number(closed(0.0, 100.0)),
             Default::Number(4.0),
             "Guidance, for networks that take one (released code).",
+        ),
+    ),
+    with(
+        DRAWN,
+        field(
+            "spec.stages[].data.draw.trueCfg",
+            Kind::Number(closed(1.0, 100.0)),
+            Default::Number(1.0),
+            "Classifier-free guidance away from the empty prompt, for networks that are not guidance-distilled (`nano`); 1 is none, more takes twice as long; ours.",
         ),
     ),
     with(

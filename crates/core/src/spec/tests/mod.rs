@@ -529,7 +529,7 @@ fn drawn_sources_take_their_defaults_from_the_preset() {
         (generate.panel, generate.panels, generate.shapes),
         (32, PanelArrangement::SideBySide, PanelShapes::Square)
     );
-    assert_eq!(generate.draw, DrawSpec { steps: 25, guidance: 4.0, batch: 32 });
+    assert_eq!(generate.draw, DrawSpec { steps: 25, guidance: 4.0, true_cfg: 1.0, batch: 32 });
     assert_eq!(nano.stages[0].data.unit_size, 256);
     let recompose = &nano.stages[1].data.source;
     assert_eq!((recompose.drawn_by(), recompose.reads_log_of()), (Some("stage-1"), Some("stage-1")));
@@ -566,6 +566,10 @@ fn drawn_sources_that_cannot_work_are_refused() {
         "spec.stages[0].data.prompts: goes with `source: generate`, but this is `source: compose`",
     );
     assert_only(
+        &stage("{data: {source: generate, prompts: {taxonomy: t.yaml}, holdOutOneIn: 4}}"),
+        "spec.stages[0].data.holdOutOneIn: has no effect without `subjects`, the library that it speaks of",
+    );
+    assert_only(
         &stage("{references: 2, data: {source: recompose, detector: d}}"),
         "spec.stages[0].data.from: the first stage has no earlier one whose pairs and checkpoint it could take",
     );
@@ -585,6 +589,23 @@ fn drawn_sources_that_cannot_work_are_refused() {
     assert_only(
         &stage(&format!("{first}\n    - {{data: {{source: crop, detector: d, boxShare: [0.5, 0.2]}}}}")),
         "spec.stages[1].data.boxShare: least 0.5 is more than most 0.2: every box would be rejected",
+    );
+    assert_only(
+        &stage(&format!("{first}\n    - {{data: {{source: crop, detector: d, photos: p}}}}")),
+        "spec.stages[1].data.photos: has no effect without `subjects`: targets come from the pair log of `from`",
+    );
+    assert_only(
+        &stage(&format!("{first}\n    - {{data: {{source: crop, subjects: lib, detectorMin: 0.2}}}}")),
+        "spec.stages[1].data.detectorMin: has no effect with `subjects`: where they are in a composed target is known",
+    );
+    let compared = "filter: {similarity: {min: 0.1, encoder: e}}";
+    assert_only(
+        &stage(&format!("{first}\n    - {{data: {{source: crop, subjects: lib, {compared}}}}}")),
+        "spec.stages[1].data.filter.similarity: with `source: crop` there is nothing to compare: the cut itself is the reference",
+    );
+    assert_only(
+        &stage("{data: {source: import, format: webdataset, path: p, unitSize: 64}}"),
+        "spec.stages[0].data.unitSize: has no effect with `format: webdataset`: every pair of a tar is taken as it is, and a unit is a tar",
     );
     assert_only(
         &stage("{data: {source: compose, subjects: lib, draw: {steps: 2}}}"),

@@ -38,7 +38,7 @@ fn source() -> impl Strategy<Value = DataSource> {
     let import = (text(), share(0..900), 1..64u32).prop_map(|(path, score, size)| {
         DataSource::Import(ImportSpec {
             path,
-            format: ImportFormat::Webdataset,
+            format: [ImportFormat::Webdataset, ImportFormat::Uno1m][size as usize % 2],
             min_score: 4.0 * score,
             score_disagreement: [
                 ScoreDisagreement::Recompute,
@@ -51,8 +51,13 @@ fn source() -> impl Strategy<Value = DataSource> {
         })
     });
     // One reference or two, as `stage_spec` then has it; they name a stage that `job_spec` puts there.
-    let draw = (1..900u32, share(1..900), 1..900u32)
-        .prop_map(|(steps, guidance, batch)| DrawSpec { steps, guidance: 90.0 * guidance, batch })
+    let draw = (1..900u32, share(1..900), share(1..900), 1..900u32)
+        .prop_map(|(steps, guidance, cfg, batch)| DrawSpec {
+            steps,
+            guidance: 90.0 * guidance,
+            true_cfg: 1.0 + 90.0 * cfg,
+            batch,
+        })
         .boxed();
     let generate = (proptest::option::of(text()), share(1..500), 1..64u32, draw.clone(), 0..3usize).prop_map(
         |(subjects, name_share, panel, draw, pick)| {
@@ -203,6 +208,30 @@ fn stage_spec(gpus: u32) -> impl Strategy<Value = StageSpec> {
     })
 }
 
+/// Gives fields that mean nothing here what they have if nobody gives them.
+fn settle(data: &mut DataSpec) {
+    match &mut data.source {
+        DataSource::Import(import) => {
+            let ImportSpec { format, min_score, score_disagreement, score_invalid, directions, .. } = import;
+            if *format == ImportFormat::Webdataset {
+                (*min_score, data.unit_size) = (4.0, 256);
+                *score_disagreement = ScoreDisagreement::Recompute;
+                *score_invalid = ScoreInvalid::Reject;
+                *directions = Directions::Forward;
+            }
+        }
+        DataSource::Generate(generate) if generate.subjects.is_none() => generate.hold_out_one_in = 0,
+        DataSource::Recompose(RecomposeSpec { crop, .. }) | DataSource::Crop(crop) => match crop.subjects {
+            None => (crop.photos, crop.hold_out_one_in, crop.name_share) = (None, 0, 1.0),
+            Some(_) => (crop.detector, crop.detector_min) = (None, 0.2),
+        },
+        DataSource::Generate(_) | DataSource::Compose(_) => {}
+    }
+    if matches!(data.source, DataSource::Crop(_)) {
+        data.filter.similarity = None;
+    }
+}
+
 fn job_spec() -> impl Strategy<Value = JobSpec> {
     (1..9u32)
         .prop_flat_map(|gpus| {
@@ -249,11 +278,15 @@ fn job_spec() -> impl Strategy<Value = JobSpec> {
                                 }
                             }
                         }
+                        DataSource::Import(import) if import.format == ImportFormat::Uno1m => {
+                            stage.references = 1
+                        }
                         DataSource::Compose(_) | DataSource::Import(_) => {}
                     }
                     if !matches!(stage.data.source, DataSource::Generate(_)) {
                         stage.data.prompts = None;
                     }
+                    settle(&mut stage.data);
                     stage.name = format!("s{index}-{name}").chars().take(10).collect::<String>() + "x";
                     stage.init_from = named.first().filter(|_| !from_base).map(|first| first.name.clone());
                     named.push(stage);

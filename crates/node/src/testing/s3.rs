@@ -1,4 +1,4 @@
-//! For tests: a real S3 server (moto) on a loopback port.
+//! A real S3 server (moto) on a loopback port.
 
 use std::io;
 use std::net::TcpListener;
@@ -31,7 +31,8 @@ impl S3Server {
         match Self::start(chosen.unwrap_or_else(|| "moto_server".into())).await {
             Ok(server) => Some(server),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let required = ["CI", "CRESCENDO_REQUIRE_S3"].iter().any(|name| std::env::var_os(name).is_some());
+                let required =
+                    ["CI", "CRESCENDO_REQUIRE_S3"].iter().any(|name| std::env::var_os(name).is_some());
                 assert!(!required, "an S3 server is required here, but not found: {error}");
                 eprintln!("SKIPPED: moto_server is not on the path (set CRESCENDO_S3_SERVER)");
                 None

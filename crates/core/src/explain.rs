@@ -1,0 +1,235 @@
+//! Why a job is where it is, with the numbers, and what it would take for it to go on.
+//!
+//! ```text
+//!   ClusterState ─┐              ┌─ summary     one line
+//!   Observed ─────┼─▶ explain ──▶├─ findings    the numbers behind it
+//!   waits ────────┘              ├─ remedies    what a person can do
+//!                                └─ pairs, nodes, blockers: the same as data
+//! ```
+//!
+//! Nothing here decides anything: it asks the questions that [`decide`](crate::decide) asked, once more and in full. An
+//! estimate is one: it says what happens at the present pace.
+
+mod pairs;
+mod progress;
+mod room;
+#[cfg(test)]
+mod tests;
+mod words;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+pub use pairs::PairForecast;
+use room::TenantGpus;
+pub use room::{Blocker, NodeRoom};
+
+use crate::access::Scope;
+use crate::decide::{Limits, Nodes, Wait};
+use crate::ids::{JobId, Timestamp};
+use crate::job::JobState;
+use crate::observed::Observed;
+use crate::records::NodeKind;
+use crate::state::{ClusterState, Job, Stage};
+use words::{count, span};
+
+/// What an explanation is made of.
+#[derive(Clone, Copy)]
+pub struct View<'a> {
+    pub state: &'a ClusterState,
+    pub seen: &'a Observed,
+    /// Why each waiting job waits, from the last decision.
+    pub waits: &'a BTreeMap<JobId, Wait>,
+    pub limits: &'a Limits,
+    pub now: Timestamp,
+    /// What the reader may see: jobs of other tenants are counted, never named.
+    pub scope: &'a Scope,
+}
+
+/// Why a job is where it is.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Explanation {
+    /// One word of a fixed set: that of [`Wait::label`], or one of `new`, `starting`, `running`, `unseen`, `succeeded`, `failed`,
+    /// `cancelled`.
+    pub cause: &'static str,
+    /// The stage that it is about; empty if about none.
+    pub stage: String,
+    /// One line.
+    pub summary: String,
+    /// Facts with their numbers, one line each.
+    pub findings: Vec<String>,
+    /// What a person can do, one line each, the best first. Empty if there is nothing to do but wait.
+    pub remedies: Vec<String>,
+    /// Pairs that the stage waits for, or still makes.
+    pub pairs: Option<PairForecast>,
+    /// Trainer nodes, when it is about slots.
+    pub nodes: Vec<NodeRoom>,
+    /// Jobs that hold slots, or go first.
+    pub blockers: Vec<Blocker>,
+    /// Until it goes on, or is done if it runs; at the present pace.
+    pub goes_on_in: Option<Duration>,
+}
+
+/// Explains one job.
+pub fn explain(view: &View<'_>, job: &Job) -> Explanation {
+    match &job.record.state {
+        JobState::Succeeded => return progress::succeeded(job),
+        JobState::Cancelled { reason } => return progress::cancelled(job, reason),
+        JobState::Failed { reason } => return progress::failed(view, job, reason),
+        JobState::Queued
+        | JobState::Placing { .. }
+        | JobState::Running { .. }
+        | JobState::Paused
+        | JobState::Preempting { .. } => {}
+    }
+    let Some(index) = job.current_stage() else { return progress::succeeded(job) };
+    let Some(stage) = job.stages.get(index) else { return progress::succeeded(job) };
+    let mut explanation = match view.waits.get(&job.record.id) {
+        Some(wait) => waiting(view, job, index, stage, wait),
+        None => match stage.active_attempt() {
+            Some(attempt) => progress::running(view, job, index, attempt),
+            None => Explanation {
+                cause: "new",
+                summary: "was just accepted; it is looked at within a second".to_owned(),
+                ..Explanation::default()
+            },
+        },
+    };
+    explanation.stage = stage.id.stage.to_string();
+    explanation
+}
+
+fn waiting(view: &View<'_>, job: &Job, index: usize, stage: &Stage, wait: &Wait) -> Explanation {
+    let mut explanation = match wait {
+        Wait::NoCurator => no_curator(view),
+        Wait::CuratorsBusy => curators_busy(view, job),
+        Wait::Pairs { needed, .. } => pairs::waiting(view, job, index, stage, *needed),
+        Wait::NoTrainer => room::no_trainer(view),
+        Wait::Slots { .. } => room::waiting(view, job, index),
+        Wait::Behind { job: first } => room::behind(view, job, index, view.state.job(first)),
+        Wait::BehindOthers => room::behind(view, job, index, first_waiting(view, job)),
+        Wait::TenantGpus { tenant, wanted, used, limit } => {
+            room::over_quota(view, job, index, &TenantGpus { tenant, wanted: *wanted, used: *used, limit: *limit })
+        }
+        Wait::TenantStorage { tenant, .. } => Explanation {
+            findings: vec![
+                "pairs and checkpoints count as long as they are registered, those of ended jobs too".to_owned(),
+                "stages that have begun go on; no further one is begun".to_owned(),
+            ],
+            remedies: vec![
+                format!("ask an admin to raise maxStoredBytes of tenant {tenant}"),
+                "or keep less: spec.checkpoints.keepLast of the jobs that run".to_owned(),
+            ],
+            ..Explanation::default()
+        },
+        Wait::Backoff { reason, failures } => progress::backoff(view, stage, reason, *failures),
+        Wait::Ranks { .. } => progress::starting(view, stage),
+        Wait::Paused => Explanation {
+            findings: vec!["its ranks are stopped and its slots are free for others".to_owned()],
+            ..Explanation::default()
+        },
+        Wait::Preempted => Explanation {
+            findings: vec!["it goes back to the queue once its ranks have stopped".to_owned()],
+            ..Explanation::default()
+        },
+    };
+    explanation.cause = wait.label();
+    if explanation.summary.is_empty() {
+        explanation.summary = wait.to_string();
+    }
+    explanation
+}
+
+/// The first job in the queue that waits for slots into which it would fit: no later one takes them away.
+fn first_waiting<'a>(view: &View<'a>, job: &Job) -> Option<&'a Job> {
+    let jobs = view.state.open_in_order().into_iter();
+    let mut earlier = jobs.take_while(|other| other.record.id != job.record.id);
+    earlier.find(|other| match view.waits.get(&other.record.id) {
+        Some(Wait::Slots { wanted, total, .. }) => wanted <= total,
+        Some(_) | None => false,
+    })
+}
+
+fn no_curator(view: &View<'_>) -> Explanation {
+    let mut findings = silent(view, NodeKind::Curator);
+    if findings.is_empty() {
+        findings.push("no curator has ever connected to this cluster".to_owned());
+    }
+    Explanation {
+        findings,
+        remedies: vec![
+            "start a curator node, or find out why it does not connect: its log says what it tried".to_owned(),
+        ],
+        ..Explanation::default()
+    }
+}
+
+fn curators_busy(view: &View<'_>, job: &Job) -> Explanation {
+    let nodes = view.decide_nodes();
+    let curators = nodes.open_to_work(NodeKind::Curator).count();
+    let earlier = view
+        .state
+        .open_in_order()
+        .into_iter()
+        .take_while(|other| other.record.id != job.record.id)
+        .filter(|other| other.stages.iter().any(|stage| !stage.log.is_sealed()))
+        .count();
+    Explanation {
+        findings: vec![format!(
+            "{} connected; {} that {} first still make{} pairs",
+            count(curators, "curator"),
+            count(earlier, "job"),
+            if earlier == 1 { "goes" } else { "go" },
+            if earlier == 1 { "s" } else { "" },
+        )],
+        remedies: vec![
+            "add curators: each further one takes the next stage that lacks pairs".to_owned(),
+            format!(
+                "or submit with a higher spec.priority (it is {}): who is first in the queue is served first",
+                job.record.spec.priority
+            ),
+        ],
+        ..Explanation::default()
+    }
+}
+
+/// Nodes of a kind that are known and cannot be given work.
+fn silent(view: &View<'_>, kind: NodeKind) -> Vec<String> {
+    let nodes = view.decide_nodes();
+    view.state
+        .nodes()
+        .filter(|record| record.kind == kind)
+        .filter_map(|record| {
+            let seen = view.seen.nodes.get(&record.id);
+            if seen.is_some_and(|seen| nodes.is_reachable(seen)) {
+                return None;
+            }
+            let heard = seen.map_or(view.seen.since, |seen| seen.last_heard);
+            let slots = match kind {
+                NodeKind::Trainer => format!(" ({})", count(record.slots, "slot")),
+                NodeKind::Curator => String::new(),
+            };
+            Some(format!("node {}{slots} is silent for {}", record.id, span(view.now.since(heard))))
+        })
+        .take(MAX_NODES)
+        .collect()
+}
+
+/// Nodes, and other jobs, that are listed at most.
+const MAX_NODES: usize = 32;
+
+impl<'a> View<'a> {
+    fn decide_nodes(&self) -> Nodes<'a> {
+        Nodes { state: self.state, seen: self.seen, limits: self.limits, now: self.now }
+    }
+
+    /// May the reader know of this job?
+    fn shows(&self, job: &Job) -> bool {
+        self.scope.sees(&job.record.spec.tenant)
+    }
+
+    /// Its id, or what can be said of it.
+    fn name(&self, job: &Job) -> String {
+        if self.shows(job) { format!("job {}", job.record.id) } else { "a job of another tenant".to_owned() }
+    }
+}

@@ -1,0 +1,200 @@
+//! Waiting for pairs: how many are missing, how fast they come, and what is turned down.
+
+use std::time::Duration;
+
+use super::words::{count, seconds, span};
+use super::{Explanation, View};
+use crate::records::{NodeKind, UnitState};
+use crate::state::{Job, Stage};
+
+/// Share of the candidates that are turned down above which the filters are worth a look.
+const STRICT: f64 = 0.9;
+
+/// The pairs of a stage: there, wanted, and how they come.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PairForecast {
+    /// Pairs that can be read.
+    pub committed: u64,
+    /// Pairs that training starts with.
+    pub needed: u64,
+    /// Pairs that the spec asks for.
+    pub target: u64,
+    /// Over the last minutes; 0 if none came, or none has been seen to come yet.
+    pub per_sec: f64,
+    /// Until there are as many as training starts with.
+    pub enough_in: Option<Duration>,
+}
+
+impl PairForecast {
+    pub(super) fn of(view: &View<'_>, job: &Job, index: usize, stage: &Stage) -> PairForecast {
+        let (needed, target) =
+            job.stage_spec(index).map_or((0, 0), |spec| (spec.data.min_pairs.min(spec.data.pairs), spec.data.pairs));
+        let committed = stage.log.committed();
+        let per_sec = view.seen.pairs_per_sec(&stage.id, view.now);
+        let missing = needed.saturating_sub(committed);
+        #[allow(clippy::cast_precision_loss)] // an estimate
+        let enough_in = if per_sec > 0.0 { seconds(missing as f64 / per_sec) } else { None };
+        PairForecast { committed, needed, target, per_sec, enough_in }
+    }
+}
+
+pub(super) fn waiting(view: &View<'_>, job: &Job, index: usize, stage: &Stage, needed: u64) -> Explanation {
+    let forecast = PairForecast { needed, ..PairForecast::of(view, job, index, stage) };
+    let name = &stage.id.stage;
+    let missing = needed.saturating_sub(forecast.committed);
+    let mut findings = vec![pace(view, stage, &forecast, missing)];
+    findings.extend(under_way(view, stage));
+    findings.extend(turned_down(stage));
+    let empty = stage.log.empty_in_a_row();
+    if empty > 0 {
+        findings.push(format!(
+            "the last {} gave no pair; after {} in a row the job fails",
+            count(empty, "unit"),
+            view.limits.max_empty_units
+        ));
+    }
+    Explanation {
+        summary: format!(
+            "waits for {missing} more pairs of {name}: {} of the {needed} that training starts with are there",
+            forecast.committed
+        ),
+        findings,
+        remedies: remedies(view, job, index, stage, &forecast),
+        goes_on_in: forecast.enough_in,
+        pairs: Some(forecast),
+        ..Explanation::default()
+    }
+}
+
+fn pace(view: &View<'_>, stage: &Stage, forecast: &PairForecast, missing: u64) -> String {
+    match forecast.enough_in {
+        Some(enough_in) => format!(
+            "{:.1} pairs a minute come at present: {missing} take about {}",
+            forecast.per_sec * 60.0,
+            span(enough_in)
+        ),
+        None => match view.seen.pairs_watched_since(&stage.id) {
+            Some(since) => format!("no pair has come for {}", span(view.now.since(since))),
+            None => "no pair has come since this controller began to lead".to_owned(),
+        },
+    }
+}
+
+/// Units that curators hold, and those that had to be tried again.
+fn under_way(view: &View<'_>, stage: &Stage) -> Vec<String> {
+    let prefix = stage.log.prefix_units();
+    let (mut held, mut done, mut failures, mut lost) = (0u64, 0u64, 0u64, 0u64);
+    for unit in stage.log.units() {
+        match &unit.state {
+            UnitState::Leased { expires_at, .. } if *expires_at > view.now => held += 1,
+            UnitState::Free | UnitState::Leased { .. } => {}
+            // Done, and not readable before what comes first is done too.
+            UnitState::Done(_) => done += u64::from(unit.unit >= prefix),
+        }
+        failures = failures.saturating_add(u64::from(unit.failures));
+        lost = lost.saturating_add(
+            unit.lease_generation.saturating_sub(1).saturating_sub(u64::from(unit.failures)),
+        );
+    }
+    let nodes = view.decide_nodes();
+    let making = nodes.reachable(NodeKind::Curator).filter(|(_, seen)| seen.curating.contains(&stage.id)).count();
+    let mut findings = vec![format!(
+        "{} at work on it, {} under way, {prefix} readable{}",
+        if making == 1 { "1 curator is".to_owned() } else { format!("{making} curators are") },
+        count(held, "unit"),
+        if done > 0 { format!(", {done} done out of order") } else { String::new() },
+    )];
+    if failures > 0 {
+        findings.push(format!(
+            "units were given back with an error {}; a unit is set aside after {} of them",
+            times(failures),
+            view.limits.max_unit_failures
+        ));
+    }
+    if lost > 0 {
+        findings.push(format!("leases ran out {}: their curators ended or were out of sight", times(lost)));
+    }
+    findings
+}
+
+fn times(n: u64) -> String {
+    if n == 1 { "once".to_owned() } else { format!("{n} times") }
+}
+
+/// What became of the candidates, the most frequent reason first.
+pub(super) fn turned_down(stage: &Stage) -> Option<String> {
+    let rejected = stage.log.rejected();
+    let total: u64 = rejected.values().fold(0, |sum, n| sum.saturating_add(*n));
+    if total == 0 {
+        return None;
+    }
+    let mut reasons: Vec<(&String, &u64)> = rejected.iter().collect();
+    reasons.sort_by(|a, b| b.1.cmp(a.1).then(a.0.cmp(b.0)));
+    let list: Vec<String> = reasons.iter().take(4).map(|(reason, n)| format!("{reason} {n}")).collect();
+    Some(format!(
+        "{:.0}% of the candidates were turned down: {total} of {} ({})",
+        100.0 * share_turned_down(stage),
+        total.saturating_add(stage.log.committed()),
+        list.join(", ")
+    ))
+}
+
+#[allow(clippy::cast_precision_loss)] // a share
+fn share_turned_down(stage: &Stage) -> f64 {
+    let total: u64 = stage.log.rejected().values().fold(0, |sum, n| sum.saturating_add(*n));
+    let all = total.saturating_add(stage.log.committed());
+    if all == 0 { 0.0 } else { total as f64 / all as f64 }
+}
+
+fn remedies(
+    view: &View<'_>,
+    job: &Job,
+    index: usize,
+    stage: &Stage,
+    forecast: &PairForecast,
+) -> Vec<String> {
+    let id = &job.record.id;
+    let mut remedies = Vec::new();
+    let failing = stage.log.units().any(|unit| unit.failures > 0 && !unit.is_done());
+    if failing {
+        remedies.push(format!("see why units fail: crescendo logs {id}"));
+    }
+    if share_turned_down(stage) > STRICT {
+        remedies.extend(loosen(job, index, stage));
+    }
+    if forecast.enough_in.is_none_or(|wait| wait > Duration::from_secs(600)) {
+        remedies.push("add curators: pairs are made by all that work on the stage at the same time".to_owned());
+        if forecast.committed > 0 {
+            remedies.push(format!(
+                "or submit with spec.stages[{index}].data.minPairs at {} or less: training then starts with what is there",
+                forecast.committed
+            ));
+        }
+    }
+    let silent = super::silent(view, NodeKind::Curator);
+    if !silent.is_empty() {
+        remedies.push(format!("bring silent curators back: {}", silent.join("; ")));
+    }
+    remedies
+}
+
+/// What to change when nearly everything is turned down, by the reason that turned down most.
+pub(super) fn loosen(job: &Job, index: usize, stage: &Stage) -> Option<String> {
+    let (reason, _) = stage.log.rejected().iter().max_by_key(|(_, n)| **n)?;
+    let filter = format!("spec.stages[{index}].data.filter");
+    let change = match reason.as_str() {
+        "similarity_low" => format!("lower {filter}.similarity.min"),
+        "similarity_high" => format!("raise {filter}.similarity.max"),
+        "judge_low" => format!("lower {filter}.judge.min"),
+        "judge_refused" | "judge_unparseable" => "look at what the judge's endpoint answers".to_owned(),
+        "score_low" | "score_invalid" | "score_disagrees" => {
+            format!("look at the scores in the imported labels, or change spec.stages[{index}].data's minScore")
+        }
+        "missing_file" | "bad_path" | "malformed_record" | "unreadable_image" | "bad_caption" | "duplicate_record" => {
+            "look at the imported files: paths, pictures or labels are not as they should be".to_owned()
+        }
+        "unit_set_aside" => format!("see why whole units fail: crescendo logs {}", job.record.id),
+        _ => "look at the candidates that were turned down".to_owned(),
+    };
+    Some(format!("{reason} turns down most: {change}; see them: crescendo pairs {} --rejected", job.record.id))
+}

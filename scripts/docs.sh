@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# Builds the documentation as a site into target/site: scripts/docs.sh. With `test` as its first argument it checks the
+# pages and the site instead (tests/docs); further arguments go to pytest.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+script=docs
+. scripts/need.sh
+
+need "python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))'" "Python 3.10 or newer" "python3"
+need "python3 -c 'import venv, ensurepip'" "Python's venv module" "python3-venv"
+
+venv=${CRESCENDO_DOCS_VENV:-.deps/docs-venv}
+requirements=tests/docs/requirements.txt
+if ! cmp -s "$requirements" "$venv/requirements.txt"; then
+    say "making $venv"
+    rm -rf "$venv"
+    python3 -m venv "$venv"
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$requirements"
+    cp "$requirements" "$venv/requirements.txt"
+fi
+if [ "${1:-}" = test ]; then
+    shift
+    exec "$venv/bin/python" -m pytest -q -p no:cacheprovider tests/docs "$@"
+fi
+"$venv/bin/mkdocs" build --strict --quiet
+say "built target/site/index.html"

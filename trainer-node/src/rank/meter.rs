@@ -1,0 +1,203 @@
+//! Where a rank's time goes: every moment between two steps counts to one phase. Pure: times are arguments.
+
+use std::time::{Duration, Instant};
+
+use crescendo_model::config::FluxConfig;
+use crescendo_model::flux::{StepTokens, step_flops};
+use crescendo_model::training::MicroBatch;
+use crescendo_model::unope::Grid;
+use crescendo_proto::v1::PhaseSeconds;
+
+/// Weight of the newest step in a smoothed number.
+const NEWEST: f64 = 0.2;
+
+/// What a rank does with a moment; see `docs/metrics.md`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    DataWait,
+    Forward,
+    Backward,
+    AllReduce,
+    Optimizer,
+    Checkpoint,
+}
+
+/// See the module.
+#[derive(Clone, Debug)]
+pub struct Meter {
+    /// End of what was counted last.
+    counted_to: Instant,
+    began: Instant,
+    phases: PhaseSeconds,
+    steps: u64,
+    samples_per_sec: Option<f64>,
+    operations_per_sec: Option<f64>,
+}
+
+/// What one step was.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Step {
+    /// Of the whole gang.
+    pub samples: u32,
+    /// Least arithmetic of this rank's share.
+    pub operations: u64,
+    pub seconds: f64,
+}
+
+impl Meter {
+    /// Counts from `now`.
+    pub fn new(now: Instant) -> Self {
+        Self {
+            counted_to: now,
+            began: now,
+            phases: PhaseSeconds::default(),
+            steps: 0,
+            samples_per_sec: None,
+            operations_per_sec: None,
+        }
+    }
+
+    /// Ends a phase that began where the last one ended.
+    pub fn end(&mut self, phase: Phase, now: Instant) {
+        self.end_with(phase, phase, Duration::ZERO, now);
+    }
+
+    /// Ends a stretch of time in which `within` was another phase.
+    pub fn end_with(&mut self, phase: Phase, other: Phase, within: Duration, now: Instant) {
+        let all = now.saturating_duration_since(self.counted_to);
+        let within = within.min(all);
+        *self.seconds_of(other) += within.as_secs_f64();
+        *self.seconds_of(phase) += (all - within).as_secs_f64();
+        self.counted_to = now;
+    }
+
+    fn seconds_of(&mut self, phase: Phase) -> &mut f64 {
+        let phases = &mut self.phases;
+        match phase {
+            Phase::DataWait => &mut phases.data_wait,
+            Phase::Forward => &mut phases.forward,
+            Phase::Backward => &mut phases.backward,
+            Phase::AllReduce => &mut phases.all_reduce,
+            Phase::Optimizer => &mut phases.optimizer,
+            Phase::Checkpoint => &mut phases.checkpoint,
+        }
+    }
+
+    /// A step has its loss and gradients.
+    pub fn stepped(&mut self, step: Step) {
+        let seconds = step.seconds.max(1e-9);
+        smooth(&mut self.samples_per_sec, f64::from(step.samples) / seconds);
+        smooth(&mut self.operations_per_sec, step.operations as f64 / seconds);
+        self.steps += 1;
+    }
+
+    /// Seconds in each phase since the start.
+    pub fn phases(&self) -> PhaseSeconds {
+        self.phases
+    }
+
+    /// Seconds since the start, for the moments that were counted.
+    pub fn counted(&self) -> Duration {
+        self.counted_to - self.began
+    }
+
+    /// Steps of this process.
+    pub fn steps(&self) -> u64 {
+        self.steps
+    }
+
+    /// Smoothed; 0 before the first step.
+    pub fn samples_per_sec(&self) -> f64 {
+        self.samples_per_sec.unwrap_or(0.0)
+    }
+
+    /// Smoothed; 0 before the first step.
+    pub fn operations_per_sec(&self) -> f64 {
+        self.operations_per_sec.unwrap_or(0.0)
+    }
+}
+
+fn smooth(value: &mut Option<f64>, now: f64) {
+    *value = Some(value.map_or(now, |before| (1.0 - NEWEST) * before + NEWEST * now));
+}
+
+/// Least arithmetic of a step over these micro-batches, operations.
+pub fn operations(config: &FluxConfig, micros: &[MicroBatch], adapter_rank: Option<i64>) -> u64 {
+    let rank = adapter_rank.and_then(|rank| u64::try_from(rank).ok());
+    micros.iter().filter_map(tokens).map(|tokens| step_flops(config, &tokens, rank)).sum()
+}
+
+fn tokens(micro: &MicroBatch) -> Option<StepTokens> {
+    let size = |value: i64| u64::try_from(value).ok();
+    let [batch, text, _] = *micro.txt.size() else { return None };
+    let [_, target, _] = *micro.noise.size() else { return None };
+    let references = micro.refs.iter().map(|latent| Grid::of_latent(latent).ok().map(Grid::tokens));
+    let references = references.sum::<Option<i64>>()?;
+    Some(StepTokens {
+        batch: size(batch)?,
+        text: size(text)?,
+        target: size(target)?,
+        references: size(references)?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::{Device, Kind, Tensor};
+
+    #[test]
+    fn every_moment_counts_once() {
+        let start = Instant::now();
+        let at = |millis| start + Duration::from_millis(millis);
+        let mut meter = Meter::new(start);
+        meter.end(Phase::DataWait, at(100));
+        meter.end_with(Phase::Forward, Phase::Backward, Duration::from_millis(300), at(500));
+        meter.end(Phase::AllReduce, at(520));
+        meter.end(Phase::Optimizer, at(600));
+        meter.end(Phase::Checkpoint, at(650));
+        meter.end(Phase::DataWait, at(700));
+        // More than there was.
+        meter.end_with(Phase::Forward, Phase::Backward, Duration::from_secs(9), at(800));
+        let phases = meter.phases();
+        let millis = |seconds: f64| (seconds * 1e3).round() as u64;
+        assert_eq!(millis(phases.data_wait), 150);
+        assert_eq!(millis(phases.forward), 100);
+        assert_eq!(millis(phases.backward), 400);
+        assert_eq!(millis(phases.all_reduce), 20);
+        assert_eq!(millis(phases.optimizer), 80);
+        assert_eq!(millis(phases.checkpoint), 50);
+        assert_eq!(meter.counted(), Duration::from_millis(800));
+    }
+
+    #[test]
+    fn rates_are_smoothed() {
+        let mut meter = Meter::new(Instant::now());
+        assert_eq!((meter.steps(), meter.samples_per_sec()), (0, 0.0));
+        let step = |seconds| Step { samples: 8, operations: 1_000, seconds };
+        meter.stepped(step(2.0));
+        assert_eq!((meter.samples_per_sec(), meter.operations_per_sec()), (4.0, 500.0));
+        meter.stepped(step(0.5));
+        assert!((meter.samples_per_sec() - (0.8 * 4.0 + 0.2 * 16.0)).abs() < 1e-9);
+        assert_eq!(meter.steps(), 2);
+    }
+
+    #[test]
+    fn operations_are_those_of_the_tokens() {
+        let config = crescendo_model::Preset::Nano.config();
+        let zeros = |shape: &[i64]| Tensor::zeros(shape, (Kind::Float, Device::Cpu));
+        let micro = MicroBatch {
+            latents: zeros(&[3, 12, 8, 8]),
+            refs: vec![zeros(&[3, 12, 4, 8])],
+            txt: zeros(&[3, 7, 16]),
+            vec: zeros(&[3, 16]),
+            noise: zeros(&[3, 16, 48]),
+            times: zeros(&[3]),
+            weight: 1.0,
+        };
+        let tokens = StepTokens { batch: 3, text: 7, target: 16, references: 8 };
+        let expected = step_flops(&config, &tokens, Some(4));
+        assert_eq!(operations(&config, &[micro], Some(4)), expected);
+        assert_eq!(operations(&config, &[], Some(4)), 0);
+    }
+}

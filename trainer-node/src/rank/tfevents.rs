@@ -1,0 +1,220 @@
+//! The history of a stage as an event file of TensorBoard, `jobs/<job>/<stage>/tensorboard/events.out.tfevents.0.crescendo`.
+//!
+//! It is written whole from a checkpoint's history, once that checkpoint is registered. A history has every step once,
+//! whatever was done again after a failure, so the file has too; and since a history only grows, so does the file, which
+//! is what TensorBoard expects of a file that it has open.
+//!
+//! The format: records of (length, checksum of the length, an `Event` in protobuf, its checksum), all little-endian. The
+//! checksums are CRC-32C, masked: a file that holds checksums of itself would otherwise be its own check.
+
+use prost::Message as _;
+
+use super::history::StepRecord;
+
+/// Name of the file; TensorBoard takes every file with `tfevents` in its name.
+const FILE: &str = "tensorboard/events.out.tfevents.0.crescendo";
+/// Version of the format, the first record of every file.
+const VERSION: &str = "brain.Event:2";
+
+/// Part of TensorFlow's `event.proto`.
+#[derive(Clone, PartialEq, prost::Message)]
+struct Event {
+    /// Seconds since the Unix epoch.
+    #[prost(double, tag = "1")]
+    wall_time: f64,
+    #[prost(int64, tag = "2")]
+    step: i64,
+    #[prost(string, optional, tag = "3")]
+    file_version: Option<String>,
+    #[prost(message, optional, tag = "5")]
+    summary: Option<Summary>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct Summary {
+    #[prost(message, repeated, tag = "1")]
+    value: Vec<Value>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct Value {
+    #[prost(string, tag = "1")]
+    tag: String,
+    #[prost(float, optional, tag = "2")]
+    simple_value: Option<f32>,
+}
+
+/// Key of a stage's file in the object store.
+pub fn path(job_id: &str, stage: &str) -> String {
+    format!("jobs/{job_id}/{stage}/{FILE}")
+}
+
+/// The file of a history, one JSON record a line. Lines that cannot be read are left out: the history itself is checked
+/// where it matters.
+pub fn of_history(history: &[u8], global_batch: u32) -> Vec<u8> {
+    let text = String::from_utf8_lossy(history);
+    let records = text.lines().filter_map(|line| serde_json::from_str::<StepRecord>(line).ok());
+    let mut file = Vec::new();
+    let mut begun = false;
+    for record in records {
+        if !begun {
+            let version = Event {
+                wall_time: record.at_unix_secs,
+                file_version: Some(VERSION.into()),
+                ..Event::default()
+            };
+            push(&mut file, &version);
+            begun = true;
+        }
+        push(&mut file, &event(&record, global_batch));
+    }
+    file
+}
+
+fn event(record: &StepRecord, global_batch: u32) -> Event {
+    let value = |tag: &str, value: f64| Value { tag: tag.to_owned(), simple_value: Some(value as f32) };
+    let mut values = vec![
+        value("train/loss", record.loss),
+        value("train/learning_rate", record.learning_rate),
+        value("train/gradient_norm", record.grad_norm),
+    ];
+    if record.seconds > 0.0 {
+        values.push(value("train/samples_per_second", f64::from(global_batch) / record.seconds));
+    }
+    Event {
+        wall_time: record.at_unix_secs,
+        step: i64::try_from(record.step).unwrap_or(i64::MAX),
+        file_version: None,
+        summary: Some(Summary { value: values }),
+    }
+}
+
+fn push(file: &mut Vec<u8>, event: &Event) {
+    let content = event.encode_to_vec();
+    let length = (content.len() as u64).to_le_bytes();
+    file.extend_from_slice(&length);
+    file.extend_from_slice(&masked(crc32c(&length)).to_le_bytes());
+    file.extend_from_slice(&content);
+    file.extend_from_slice(&masked(crc32c(&content)).to_le_bytes());
+}
+
+fn masked(crc: u32) -> u32 {
+    crc.rotate_right(15).wrapping_add(0xa282_ead8)
+}
+
+/// CRC-32C (Castagnoli, reflected) a byte at a time.
+fn crc32c(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(!0u32, |crc, byte| (crc >> 8) ^ TABLE[((crc ^ u32::from(*byte)) & 0xff) as usize])
+}
+
+const TABLE: [u32; 256] = {
+    let mut table = [0u32; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        let mut crc = byte as u32;
+        let mut bit = 0;
+        while bit < 8 {
+            crc = if crc & 1 == 1 { (crc >> 1) ^ 0x82f6_3b78 } else { crc >> 1 };
+            bit += 1;
+        }
+        table[byte] = crc;
+        byte += 1;
+    }
+    table
+};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rank::history::History;
+
+    fn history(steps: u64) -> Vec<u8> {
+        let mut history = History::default();
+        for step in 1..=steps {
+            history.push(&StepRecord {
+                step,
+                loss: 1.0 / step as f64,
+                grad_norm: 0.25,
+                learning_rate: 1e-5,
+                seconds: 0.5,
+                at_unix_secs: 1_700_000_000.0 + step as f64,
+            });
+        }
+        history.to_bytes()
+    }
+
+    /// Reads the framing with a checksum of its own, bit by bit from the polynomial in normal order.
+    fn events(mut file: &[u8]) -> Vec<Event> {
+        fn check(bytes: &[u8]) -> u32 {
+            let mut crc = u32::MAX;
+            for byte in bytes {
+                crc ^= u32::from(byte.reverse_bits()) << 24;
+                for _ in 0..8 {
+                    crc = if crc >> 31 == 1 { (crc << 1) ^ 0x1edc_6f41 } else { crc << 1 };
+                }
+            }
+            let crc = (!crc).reverse_bits();
+            ((crc >> 15) | (crc << 17)).wrapping_add(0xa282_ead8)
+        }
+        let mut found = Vec::new();
+        let word = |bytes: &[u8]| u32::from_le_bytes(bytes.try_into().expect("four bytes"));
+        while !file.is_empty() {
+            let (head, rest) = file.split_at(12);
+            assert_eq!(word(&head[8..]), check(&head[..8]));
+            let length = u64::from_le_bytes(head[..8].try_into().expect("eight bytes")) as usize;
+            let (content, rest) = rest.split_at(length);
+            let (sum, rest) = rest.split_at(4);
+            assert_eq!(word(sum), check(content));
+            found.push(Event::decode(content).expect("an event"));
+            file = rest;
+        }
+        found
+    }
+
+    #[test]
+    fn the_checksum_is_the_known_one() {
+        assert_eq!(crc32c(b"123456789"), 0xe306_9283);
+        assert_eq!(crc32c(&[0; 32]), 0x8a91_36aa);
+    }
+
+    #[test]
+    fn every_step_is_there_once() {
+        let found = events(&of_history(&history(3), 8));
+        assert_eq!(found[0].file_version.as_deref(), Some("brain.Event:2"));
+        let steps: Vec<i64> = found[1..].iter().map(|event| event.step).collect();
+        assert_eq!(steps, [1, 2, 3]);
+        let last = found.last().expect("there");
+        assert_eq!(last.wall_time, 1_700_000_003.0);
+        let values: Vec<(&str, f32)> = last
+            .summary
+            .as_ref()
+            .expect("values")
+            .value
+            .iter()
+            .map(|value| (value.tag.as_str(), value.simple_value.expect("a number")))
+            .collect();
+        assert_eq!(
+            values,
+            [
+                ("train/loss", 1.0 / 3.0),
+                ("train/learning_rate", 1e-5),
+                ("train/gradient_norm", 0.25),
+                ("train/samples_per_second", 16.0),
+            ]
+        );
+    }
+
+    #[test]
+    fn a_longer_history_only_adds_to_the_file() {
+        let (short, long) = (of_history(&history(2), 8), of_history(&history(5), 8));
+        assert!(long.len() > short.len() && long.starts_with(&short));
+        assert_eq!(of_history(b"", 8), Vec::<u8>::new());
+        assert_eq!(of_history(b"{}\n\xff\n", 8), Vec::<u8>::new());
+    }
+
+    #[test]
+    fn old_histories_have_no_times() {
+        let old = br#"{"step":1,"loss":0.5,"grad_norm":1.0,"learning_rate":0.001,"seconds":0.1}"#;
+        assert_eq!(events(&of_history(old, 1))[1].wall_time, 0.0);
+    }
+}

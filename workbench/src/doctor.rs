@@ -1,0 +1,214 @@
+//! `doctor`: whether libtorch, CUDA and NCCL are there and compute. `crescendo doctor` calls it for its own report.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Args;
+use crescendo_collective::{device_name, load_cuda, nccl_version};
+use serde::Serialize;
+use tch::{Cuda, Device, Kind, Tensor};
+
+use crate::parity::Output;
+
+/// The libtorch that everything here is made for.
+const TORCH_VERSION: &str = "2.11.0";
+/// Side of the matrices that are multiplied to see that something computes.
+const SIDE: i64 = 256;
+
+/// Check libtorch, CUDA and NCCL on this machine.
+///
+/// Exits with 1 if something has failed and the result is a table; as JSON the verdicts are in the result.
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// GPUs are wanted: without one that computes, it is a failure
+    #[arg(long)]
+    gpu: bool,
+    /// How to print the result
+    #[arg(short, long, value_enum, default_value_t = Output::Table)]
+    output: Output,
+}
+
+/// One thing that was looked at, as `crescendo doctor` reads it.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+pub struct Check {
+    name: &'static str,
+    /// `ok`, `warning`, `failed` or `skipped`.
+    status: &'static str,
+    found: String,
+    /// What to do; empty if nothing.
+    remedy: &'static str,
+}
+
+impl Check {
+    fn failed(&self) -> bool {
+        self.status == "failed"
+    }
+}
+
+fn check(name: &'static str, status: &'static str, found: impl Into<String>, remedy: &'static str) -> Check {
+    Check { name, status, found: found.into(), remedy }
+}
+
+/// Runs the subcommand.
+pub fn run(args: &DoctorArgs) -> Result<ExitCode> {
+    let mut checks = vec![libtorch()];
+    checks.extend(cuda(args.gpu));
+    match args.output {
+        Output::Json => {
+            println!("{}", serde_json::to_string(&checks)?);
+            Ok(ExitCode::SUCCESS)
+        }
+        Output::Table => {
+            for Check { name, status, found, remedy } in &checks {
+                println!("{status:<7}  {name:<8}  {found}");
+                if !remedy.is_empty() {
+                    println!("{:19}→ {remedy}", "");
+                }
+            }
+            Ok(if checks.iter().any(Check::failed) { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+        }
+    }
+}
+
+fn libtorch() -> Check {
+    let name = "libtorch";
+    let remedy = "install torch==2.11.0 and set LD_LIBRARY_PATH to its lib folder: other versions have other interfaces";
+    let off = match off_by(Device::Cpu) {
+        Ok(off) => off,
+        Err(error) => return check(name, "failed", format!("it loads, and does not compute: {error}"), remedy),
+    };
+    if off > 1e-3 {
+        return check(name, "failed", format!("it loads, and computes wrongly (by {off:e})"), remedy);
+    }
+    let Some(library) = loaded("libtorch_cpu.so") else {
+        return check(name, "ok", "linked into this program; computes", "");
+    };
+    let place = library.display();
+    match version_beside(&library) {
+        Some(version) if version.split('+').next() == Some(TORCH_VERSION) => {
+            check(name, "ok", format!("{version} in {place}; computes"), "")
+        }
+        Some(version) => check(name, "failed", format!("{version} in {place}; this is made for {TORCH_VERSION}"), remedy),
+        None => check(name, "ok", format!("{place}; computes (no file beside it tells its version)"), ""),
+    }
+}
+
+/// File of a library that this process has loaded.
+fn loaded(name: &str) -> Option<PathBuf> {
+    let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
+    let line = maps.lines().find(|line| line.ends_with(name))?;
+    Some(PathBuf::from(line.get(line.find('/')?..)?))
+}
+
+/// What the wheel says of itself, e.g. `2.11.0+cu130`.
+fn version_beside(library: &Path) -> Option<String> {
+    let root = library.parent()?.parent()?;
+    let python = std::fs::read_to_string(root.join("version.py")).ok();
+    let quoted = |line: &str| line.split('\'').nth(1).map(str::to_owned);
+    let from_python =
+        python.and_then(|text| text.lines().find(|line| line.starts_with("__version__")).and_then(quoted));
+    from_python.or_else(|| {
+        let text = std::fs::read_to_string(root.join("build-version")).ok()?;
+        Some(text.trim().to_owned())
+    })
+}
+
+/// How far a product of matrices of ones is from what it must be.
+fn off_by(device: Device) -> std::result::Result<f64, tch::TchError> {
+    let ones = Tensor::f_ones([SIDE, SIDE], (Kind::Float, device))?;
+    let product = ones.f_matmul(&ones)?;
+    let off = product.f_sub_scalar(SIDE as f64)?.f_abs()?.f_max()?;
+    f64::try_from(off)
+}
+
+fn cuda(wanted: bool) -> Vec<Check> {
+    let name = "cuda";
+    match load_cuda() {
+        Err(error) => vec![check(
+            name,
+            "failed",
+            error.to_string(),
+            "install torch==2.11.0 with all it depends on, and set LD_LIBRARY_PATH to its lib folder",
+        )],
+        Ok(false) if wanted => vec![check(
+            name,
+            "failed",
+            "there is no NVIDIA driver (libcuda.so.1)",
+            "install a driver for CUDA 13 (580 or later); in a container: start it with the NVIDIA runtime",
+        )],
+        Ok(false) => vec![check(name, "ok", "there is no NVIDIA driver; ranks compute on the CPU", "")],
+        Ok(true) => {
+            let gpus = Cuda::device_count();
+            if gpus == 0 {
+                return vec![check(
+                    name,
+                    "failed",
+                    "libtorch's CUDA half loads and sees no GPU",
+                    "look at CUDA_VISIBLE_DEVICES, at what the container was given, and at nvidia-smi",
+                )];
+            }
+            let mut checks: Vec<Check> = (0..usize::try_from(gpus).unwrap_or(0)).map(gpu).collect();
+            checks.push(nccl());
+            checks
+        }
+    }
+}
+
+fn gpu(index: usize) -> Check {
+    let name = "cuda";
+    let shown = device_name(index).unwrap_or_else(|error| error.to_string());
+    let remedy = "look at nvidia-smi and at dmesg (XID): the GPU may need a reset, or belong to another process";
+    match off_by(Device::Cuda(index)) {
+        Ok(off) if off <= 1e-3 => check(name, "ok", format!("GPU {index} computes: {shown}"), ""),
+        Ok(off) => check(name, "failed", format!("GPU {index} ({shown}) computes wrongly (by {off:e})"), remedy),
+        Err(error) => {
+            let first = error.to_string();
+            let line = first.lines().next().unwrap_or_default();
+            check(name, "failed", format!("GPU {index} ({shown}) does not compute: {line}"), remedy)
+        }
+    }
+}
+
+fn nccl() -> Check {
+    match nccl_version() {
+        Ok(version) => check("nccl", "ok", format!("version {version}"), ""),
+        Err(error) => check(
+            "nccl",
+            "failed",
+            error.to_string(),
+            "install nvidia-nccl-cu13 (torch depends on it) and set LD_LIBRARY_PATH to its lib folder",
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_libtorch_of_this_program_computes_and_is_the_right_one() {
+        let found = libtorch();
+        assert_eq!(found.status, "ok", "{found:?}");
+        assert!(loaded("libtorch_cpu.so").is_some());
+    }
+
+    #[test]
+    fn versions_are_read_as_wheels_write_them() {
+        let root = tempfile::tempdir().unwrap();
+        let library = root.path().join("lib/libtorch_cpu.so");
+        assert_eq!(version_beside(&library), None);
+        std::fs::write(root.path().join("build-version"), "2.11.0\n").unwrap();
+        assert_eq!(version_beside(&library).as_deref(), Some("2.11.0"));
+        std::fs::write(root.path().join("version.py"), "from x import y\n__version__ = '2.11.0+cu130'\n").unwrap();
+        assert_eq!(version_beside(&library).as_deref(), Some("2.11.0+cu130"));
+    }
+
+    #[test]
+    fn a_machine_that_should_have_gpus_and_has_none_has_failed() {
+        if matches!(load_cuda(), Ok(false)) {
+            assert!(cuda(true).iter().all(Check::failed));
+            assert!(!cuda(false).iter().any(Check::failed));
+        }
+    }
+}
