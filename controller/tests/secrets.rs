@@ -33,7 +33,9 @@ fn files_below(folder: &Path, found: &mut Vec<(String, Vec<u8>)>) -> anyhow::Res
 
 #[tokio::test]
 async fn a_secret_that_someone_writes_somewhere_is_kept_nowhere() -> anyhow::Result<()> {
-    let controller = Controller::start().await?;
+    let audit = tempfile::tempdir()?;
+    let audit_file = audit.path().join("audit.jsonl").display().to_string();
+    let controller = Controller::start_with(&["--audit-log", &audit_file]).await?;
     for (place, with) in [
         ("name: trial", format!("name: {KEY}")),
         ("name: trial", format!("name: trial, tenant: {KEY}")),
@@ -112,9 +114,16 @@ async fn a_secret_that_someone_writes_somewhere_is_kept_nowhere() -> anyhow::Res
     ensure!(!format!("{lines:?} {listed:?} {}", controller.metrics().await?).contains(KEY));
     drop((curator, trainer));
 
-    // The store, the log of the process, and whatever else it has written.
+    // The store, the log of the process, the audit log, and whatever else it has written.
+    let audited = eventually("the last line of the audit log", async || {
+        let text = std::fs::read_to_string(&audit_file).unwrap_or_default();
+        Ok(text.contains("CancelJob").then_some(text))
+    })
+    .await?;
+    ensure!(audited.contains("request/[redacted]"), "the refused request is not there: {audited}");
     let mut files = Vec::new();
     files_below(controller.folder(), &mut files)?;
+    files_below(audit.path(), &mut files)?;
     ensure!(files.iter().any(|(path, _)| path.ends_with("controller.log")), "no log was written");
     let needles = [KEY.as_bytes(), b"trial"];
     let holds = |needle: &[u8]| {

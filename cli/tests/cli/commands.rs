@@ -118,7 +118,7 @@ async fn a_node_is_drained_and_taken_back() {
     assert_eq!((code, out.as_str()), (0, "trainer-0: connected\n"));
     let (code, _, err) =
         run(crescendo(home.path()).args(["drain", "nobody", "--controller", &address])).await;
-    assert_eq!(code, 4, "{err}");
+    assert_eq!(code, 1, "{err}");
     assert!(err.contains("node nobody does not exist"), "{err}");
 }
 

@@ -19,6 +19,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context as _;
 use crescendo_core::quotas::CallRate;
+use crescendo_core::secret::redact;
 use crescendo_node::catalogue::{Metric, Registrar, counter};
 use crescendo_node::supervise::Tasks;
 use prometheus::{IntCounter, Registry};
@@ -179,7 +180,10 @@ impl AuditLog {
             return;
         }
         let time = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
-        if queue.try_send(Line { time, ..line }).is_err() {
+        // A caller may have put a key where a name belongs.
+        let shown = |text: &str| redact(text).into_owned();
+        let line = Line { time, on: shown(&line.on), reason: shown(&line.reason), ..line };
+        if queue.try_send(line).is_err() {
             self.counters.dropped.inc();
         }
     }

@@ -122,7 +122,8 @@ mod tests {
         let out = Shared::default();
         for json in [false, true] {
             let out = out.clone();
-            let layer = tracing_subscriber::fmt::layer().with_writer(move || Redacted(out.clone()));
+            let layer = tracing_subscriber::fmt::layer().with_ansi(false);
+            let layer = layer.with_writer(move || Redacted(out.clone()));
             let layer = if json { layer.json().boxed() } else { layer.boxed() };
             tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), || {
                 let url = "https://me:hunter2@host/v1?token=hunter2";

@@ -322,7 +322,7 @@ impl AttemptTable {
         let local = attempt.ranks.get_mut(&rank.rank).filter(|local| !local.exited)?;
         if let Some(reason) = draining {
             // It has nothing to save: it may end before it has begun.
-            return (attempt.stopping.is_none()).then(|| Effect::Stop { rank: rank.clone(), reason });
+            return attempt.stopping.is_none().then(|| Effect::Stop { rank: rank.clone(), reason });
         }
         if attempt.stopping.is_some() {
             return None;
