@@ -239,7 +239,7 @@ impl Engine {
         let holder = unit.filter(|unit| unit.lease_generation == lease.lease_generation).and_then(|unit| {
             match &unit.state {
                 UnitState::Leased { node, .. } => Some(node),
-                UnitState::Free | UnitState::Done(_) => None,
+                UnitState::Free { .. } | UnitState::Done(_) => None,
             }
         });
         match (by, holder) {

@@ -110,7 +110,8 @@ impl Scene {
             "CommitUnit" => unit_result(&self.lease).encode_to_vec(),
             "FailUnit" => {
                 let lease = Some(self.lease.clone());
-                v1::FailUnitRequest { lease, node_id, reason: "out of memory".into() }.encode_to_vec()
+                let reason = "out of memory".into();
+                v1::FailUnitRequest { lease, node_id, reason, ..Default::default() }.encode_to_vec()
             }
             "WatchPairLog" => v1::WatchPairLogRequest { job_id, stage, from_unit: 0 }.encode_to_vec(),
             // Lists the services.
@@ -293,7 +294,8 @@ async fn a_certificate_of_one_node_speaks_for_no_other() -> anyhow::Result<()> {
     // Under its own name it takes nothing that belongs to another: neither a lease nor an attempt.
     let before = scene.cluster.dump().await?;
     let (lease, node_id) = (Some(scene.lease.clone()), "c-2".to_owned());
-    let fail = v1::FailUnitRequest { lease: lease.clone(), node_id: node_id.clone(), reason: String::new() };
+    let fail =
+        v1::FailUnitRequest { lease: lease.clone(), node_id: node_id.clone(), ..Default::default() };
     let renew = v1::RenewUnitRequest { lease, node_id: node_id.clone() };
     let commit = v1::CommitUnitRequest { node_id, ..unit_result(&scene.lease) };
     let checkpoint = Some(checkpoint(&scene.attempt, scene.attempt.generation));
