@@ -9,9 +9,9 @@
 //! `crescendo_audit_dropped_total` counts the lines that are missing. Lines of calls without any credential have a budget
 //! of their own, so that nobody can flood out the others.
 
-use std::os::fd::AsFd as _;
 use std::fmt;
 use std::io;
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -152,7 +152,8 @@ impl AuditLog {
             Some(to) => {
                 let out = match to {
                     AuditTo::Stdout => {
-                        let own = std::io::stdout().as_fd().try_clone_to_owned().context("open standard output")?;
+                        let own =
+                            std::io::stdout().as_fd().try_clone_to_owned().context("open standard output")?;
                         Out::Stdout(File::from_std(own.into()))
                     }
                     AuditTo::File(path) => {

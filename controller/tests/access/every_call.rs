@@ -254,7 +254,14 @@ async fn a_request_of_a_node_that_is_sent_again_changes_nothing() -> anyhow::Res
     let scene = Scene::new().await?;
     let Scene { cluster, nodes, attempt, lease, job, .. } = &scene;
     let of = |method: &str| controller_calls().find(|rule| rule.method == method).expect("a rule");
-    let fail = scene.body(of("FailUnit"));
+    // Handed back, a unit can be leased again at once.
+    let fail = v1::FailUnitRequest {
+        lease: Some(lease.clone()),
+        node_id: "c-1".into(),
+        handed_back: true,
+        ..Default::default()
+    };
+    let fail = fail.encode_to_vec();
     call(nodes, None, &path(of("FailUnit")), fail.clone()).await?;
     let newer = Scene::lease(nodes, job).await?;
     assert_eq!((newer.unit, newer.lease_generation), (lease.unit, lease.lease_generation + 1));
