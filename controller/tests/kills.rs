@@ -157,7 +157,10 @@ async fn train(controllers: Controllers, seen: Shared, stop: CancellationToken) 
                         seen.lock().expect("whole").stops += 1;
                     }
                 }
-                Command::UpdateCurators(_) | Command::AssignCuration(_) | Command::ReleaseCuration(_) => {}
+                Command::DrainAttempt(_)
+                | Command::UpdateCurators(_)
+                | Command::AssignCuration(_)
+                | Command::ReleaseCuration(_) => {}
             }
         }
     };

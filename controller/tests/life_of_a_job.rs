@@ -327,6 +327,7 @@ async fn a_curator_that_finds_its_stage_hopeless_ends_the_job() -> anyhow::Resul
         node_id: "c-1".into(),
         reason: "the spending limit is reached".into(),
         job_fails: true,
+        ..Default::default()
     };
     controller.curation().fail_unit(request).await?;
     let failed = controller.job(&job).await?;

@@ -165,6 +165,8 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         running: Vec::new(),
         curating: known.stages(),
+        // The session says so itself.
+        draining: false,
     };
     let (session, commands) = NodeSession::new(controllers.clone(), ReportSink::default(), logs, hello);
     tasks.spawn_critical("session", session.draining(drain.asked()).run(tasks.stop_token()));

@@ -6,8 +6,8 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Args;
 use crescendo_collective::{device_name, load_cuda, nccl_version};
+use crescendo_model::tch::{Cuda, Device, Kind, Tensor};
 use serde::Serialize;
-use tch::{Cuda, Device, Kind, Tensor};
 
 use crate::parity::Output;
 

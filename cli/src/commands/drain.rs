@@ -8,7 +8,7 @@ use crate::failure::Failure;
 use crate::show::{self, json, words};
 
 pub async fn run(common: &Common, args: &DrainArgs) -> Result<(), Failure> {
-    let controller = Controller::find(common)?;
+    let controller = Controller::find(common).await?;
     let request = DrainNodeRequest { node_id: args.node.clone(), undo: args.undo };
     let within = common.timeout.unwrap_or(CHANGE);
     let answer = controller

@@ -9,6 +9,7 @@
 //! `crescendo_audit_dropped_total` counts the lines that are missing. Lines of calls without any credential have a budget
 //! of their own, so that nobody can flood out the others.
 
+use std::os::fd::AsFd as _;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -150,7 +151,10 @@ impl AuditLog {
         let queue = match to {
             Some(to) => {
                 let out = match to {
-                    AuditTo::Stdout => Out::Stdout(tokio::io::stdout()),
+                    AuditTo::Stdout => {
+                        let own = std::io::stdout().as_fd().try_clone_to_owned().context("open standard output")?;
+                        Out::Stdout(File::from_std(own.into()))
+                    }
                     AuditTo::File(path) => {
                         let file = open_now(path).with_context(|| format!("open {}", path.display()))?;
                         let torn = ends_within_a_line(path).unwrap_or(true);
@@ -186,7 +190,7 @@ impl AuditLog {
 }
 
 enum Out {
-    Stdout(tokio::io::Stdout),
+    Stdout(File),
     File {
         path: PathBuf,
         /// `None` after a failure, until it is opened again.

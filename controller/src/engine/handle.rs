@@ -236,10 +236,12 @@ impl Engine {
     /// A lease is spoken for by the node that holds it. One that is over is refused as such elsewhere.
     fn check_holds(&self, lease: &UnitLeaseRef, by: &By) -> Result<(), Refused> {
         let unit = self.state.stage(&lease.stage).and_then(|stage| stage.log.unit(lease.unit));
-        let holder = unit.filter(|unit| unit.lease_generation == lease.lease_generation).and_then(|unit| {
-            match &unit.state {
+        let holder =
+            unit.filter(|unit| unit.lease_generation == lease.lease_generation).and_then(|unit| match &unit
+                .state
+            {
                 UnitState::Leased { node, .. } => Some(node),
-                UnitState::Free | UnitState::Done(_) => None,
+                UnitState::Free { .. } | UnitState::Done(_) => None,
             }
         });
         match (by, holder) {

@@ -83,10 +83,17 @@ impl NodeService for Nodes {
         &self,
         request: Request<v1::DrainNodeRequest>,
     ) -> Result<Response<v1::DrainNodeResponse>, Status> {
-        let (scope, trail) = (caller_of(&request)?.scope(), trail_of(&request));
+        let (caller, trail) = (caller_of(&request)?, trail_of(&request));
         let v1::DrainNodeRequest { node_id, undo } = request.into_inner();
         let node = checked(convert::id("node_id", &node_id, NodeId::parse))?;
         trail.on("node", &node);
+        if let Some(tenant) = &caller.tenant {
+            return Err(Status::permission_denied(format!(
+                "nodes work for every tenant: draining one needs an admin without a tenant, and {} is of tenant {tenant}",
+                caller.name
+            )));
+        }
+        let scope = caller.scope();
         let node = self.link.ask(|reply| engine::Request::DrainNode { node, undo, scope, reply }).await?;
         Ok(Response::new(v1::DrainNodeResponse { node: Some(node) }))
     }

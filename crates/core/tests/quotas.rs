@@ -41,6 +41,7 @@ impl Cluster {
                 address: "127.0.0.1:9".into(),
                 labels: BTreeMap::new(),
                 version: "0.1.0".into(),
+                drained: false,
             }));
             cluster.seen.hello(id, incarnation, BTreeSet::new(), BTreeSet::new(), now);
         }

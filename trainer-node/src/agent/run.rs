@@ -146,6 +146,8 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
         version: env!("CARGO_PKG_VERSION").into(),
         running: Vec::new(),
         curating: Vec::new(),
+        // The session says so itself.
+        draining: false,
     };
     let hello = move || Hello { running: running_now.borrow().clone(), ..identity.clone() };
     let (session, mut commands) = NodeSession::new(controllers.clone(), reports.clone(), logs.clone(), hello);

@@ -238,7 +238,7 @@ fn required(checkpoint: &LocalCheckpoint, name: &str) -> Result<PathBuf, FetchEr
 
 fn read(checkpoint: &LocalCheckpoint, name: &str) -> Result<Vec<u8>, FetchError> {
     let path = required(checkpoint, name)?;
-    std::fs::read(&path).map_err(|source| FetchError::Local { path, source })
+    std::fs::read(&path).map_err(|source| DownloadError::Local { path, source }.into())
 }
 
 fn open(checkpoint: &LocalCheckpoint, name: &str) -> Result<crescendo_model::weights::TensorMap, FetchError> {

@@ -87,7 +87,7 @@ fn under_way(view: &View<'_>, stage: &Stage) -> Vec<String> {
     for unit in stage.log.units() {
         match &unit.state {
             UnitState::Leased { expires_at, .. } if *expires_at > view.now => held += 1,
-            UnitState::Free | UnitState::Leased { .. } => {}
+            UnitState::Free { .. } | UnitState::Leased { .. } => {}
             // Done, and not readable before what comes first is done too.
             UnitState::Done(_) => done += u64::from(unit.unit >= prefix),
         }

@@ -211,6 +211,7 @@ mod tests {
             spec_json: Arc::from(&b"{}"[..]),
             state: JobState::Running { stage: 0 },
             submitted_at: Timestamp(0),
+            trace: None,
             started_at: None,
             finished_at: None,
         };
