@@ -10,6 +10,8 @@ script=python-test
 need "python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))'" "Python 3.11 or newer" "python3"
 need "python3 -c 'import venv, ensurepip'" "Python's venv module" "python3-venv"
 
+need "command -v openssl" "openssl, for the certificates of a test" "openssl"
+
 venv=.deps/python-venv
 requirements=(examples/python/requirements.txt tests/python/requirements.txt)
 if ! cat "${requirements[@]}" | cmp -s - "$venv/requirements.txt"; then

@@ -39,12 +39,13 @@ async fn a_job_runs_with_a_bucket_and_resumes_from_it() -> Result<()> {
     ensure!(job.stages[0].step == 12 && job.stages[0].pairs_committed == 20, "{job:?}");
     cluster.final_file_sha256(&job_id, "stage-1", "dit_lora.safetensors").await?;
 
-    // Expired checkpoints are gone, as in a folder.
+    // Expired checkpoints are gone, as in a folder. What the killed attempt was writing may be left.
     let registered = cluster.checkpoints(&job_id).await?;
     let below = format!("jobs/{job_id}/stage-1/checkpoints");
     let listed = cluster.object_store().list(Some(&below.as_str().into()));
     let listed: Vec<String> = listed.map_ok(|found| found.location.to_string()).try_collect().await?;
-    for key in &listed {
+    let last_attempt = format!("-g{}/", job.stages[0].generation);
+    for key in listed.iter().filter(|key| key.contains(&last_attempt)) {
         ensure!(registered.iter().any(|known| key.starts_with(&known.path)), "{key} is left behind");
     }
 

@@ -79,8 +79,8 @@ impl Call {
                         job_id: "no-such-job".into(),
                         stage: "base".into(),
                         generation: 1,
-                        rank: 0,
                         credits: 8,
+                        ..OpenPairs::default()
                     };
                     let first = StreamPairsRequest { message: Some(Ask::Open(open)) };
                     PairServiceClient::new(channel).stream_pairs(once(first)).await.map(|_| ())

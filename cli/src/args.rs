@@ -63,10 +63,24 @@ pub struct Common {
     #[arg(long, global = true, env = "CRESCENDO_TLS_CA", value_name = "FILE", help_heading = "Login")]
     pub tls_ca: Option<PathBuf>,
     /// Certificate to log in with, PEM; instead of a token.
-    #[arg(long, global = true, env = "CRESCENDO_TLS_CERT", value_name = "FILE", help_heading = "Login", requires = "tls_key")]
+    #[arg(
+        long,
+        global = true,
+        env = "CRESCENDO_TLS_CERT",
+        value_name = "FILE",
+        help_heading = "Login",
+        requires = "tls_key"
+    )]
     pub tls_cert: Option<PathBuf>,
     /// Private key of that certificate, PEM.
-    #[arg(long, global = true, env = "CRESCENDO_TLS_KEY", value_name = "FILE", help_heading = "Login", requires = "tls_cert")]
+    #[arg(
+        long,
+        global = true,
+        env = "CRESCENDO_TLS_KEY",
+        value_name = "FILE",
+        help_heading = "Login",
+        requires = "tls_cert"
+    )]
     pub tls_key: Option<PathBuf>,
     /// File with the token to log in with. The variable CRESCENDO_TOKEN may hold the token itself.
     #[arg(long, global = true, env = "CRESCENDO_TOKEN_FILE", value_name = "FILE", help_heading = "Login")]

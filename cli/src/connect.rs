@@ -130,7 +130,8 @@ impl Controller {
         let mut pause = Duration::from_millis(100);
         let mut told = false;
         loop {
-            let channel = self.channel().map_err(|failure| Status::failed_precondition(failure.to_string()))?;
+            let channel =
+                self.channel().map_err(|failure| Status::failed_precondition(failure.to_string()))?;
             let left = within.saturating_sub(began.elapsed()).max(Duration::from_millis(100));
             let status = match tokio::time::timeout(TRY.min(left), call(channel)).await {
                 Ok(Ok(response)) => return Ok(response.into_inner()),

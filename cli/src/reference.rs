@@ -22,7 +22,11 @@ fn page() -> String {
     let mut out = HEAD.to_owned();
     let _ = write!(out, "\n## Options of every command\n\n");
     options(&mut out, root.get_arguments().filter(|arg| arg.is_global_set()));
-    let _ = writeln!(out, "\n## crescendo\n\n```\n{}\n```", root.get_after_help().map(ToString::to_string).unwrap_or_default());
+    let _ = writeln!(
+        out,
+        "\n## crescendo\n\n```\n{}\n```",
+        root.get_after_help().map(ToString::to_string).unwrap_or_default()
+    );
     for command in root.get_subcommands().filter(|command| command.get_name() != "help") {
         section(&mut out, command, "crescendo");
     }
@@ -33,7 +37,7 @@ fn section(out: &mut String, command: &Command, parent: &str) {
     let name = format!("{parent} {}", command.get_name());
     let _ = writeln!(out, "\n## {name}\n");
     if let Some(about) = command.get_long_about().or(command.get_about()) {
-        let _ = writeln!(out, "{about}\n");
+        let _ = writeln!(out, "{}\n", sentence(about.to_string()));
     }
     let arguments: Vec<String> = command
         .get_positionals()
@@ -56,12 +60,22 @@ fn section(out: &mut String, command: &Command, parent: &str) {
     }
 }
 
+/// clap takes the full stop away, as help texts have none.
+fn sentence(mut text: String) -> String {
+    if !text.is_empty() && !text.ends_with('.') {
+        text.push('.');
+    }
+    text
+}
+
 fn is_builtin(arg: &Arg) -> bool {
     matches!(arg.get_id().as_str(), "help" | "version")
 }
 
 fn value(arg: &Arg) -> String {
-    arg.get_value_names().and_then(|names| names.first()).map_or_else(|| arg.get_id().to_string(), ToString::to_string)
+    arg.get_value_names()
+        .and_then(|names| names.first())
+        .map_or_else(|| arg.get_id().to_string(), ToString::to_string)
 }
 
 fn options<'a>(out: &mut String, args: impl Iterator<Item = &'a Arg>) {
@@ -81,8 +95,9 @@ fn options<'a>(out: &mut String, args: impl Iterator<Item = &'a Arg>) {
         let variable = arg.get_env().map_or_else(String::new, |name| format!("`{}`", name.to_string_lossy()));
         let defaults: Vec<String> =
             arg.get_default_values().iter().map(|value| format!("`{}`", value.to_string_lossy())).collect();
-        let default = if takes && !arg.is_hide_default_value_set() { defaults.join(", ") } else { String::new() };
-        let mut help = arg.get_help().map(ToString::to_string).unwrap_or_default();
+        let default =
+            if takes && !arg.is_hide_default_value_set() { defaults.join(", ") } else { String::new() };
+        let mut help = sentence(arg.get_help().map(ToString::to_string).unwrap_or_default());
         let words: Vec<String> = arg
             .get_possible_values()
             .iter()
@@ -105,7 +120,10 @@ fn the_page_says_what_the_program_says() {
         std::fs::write(&path, &page).unwrap();
     }
     let kept = std::fs::read_to_string(&path).unwrap_or_default();
-    assert!(kept == page, "docs/cli.md is old; CRESCENDO_BLESS=1 cargo test -p crescendo-cli reference writes it anew");
+    assert!(
+        kept == page,
+        "docs/cli.md is old; CRESCENDO_BLESS=1 cargo test -p crescendo-cli reference writes it anew"
+    );
 }
 
 #[test]

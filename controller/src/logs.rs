@@ -99,7 +99,9 @@ impl LogHub {
         let failed = errors.clone().find(|line| line.generation == newest).or(errors.clone().next());
         let wanted = |line: &&v1::LogLine| {
             failed.is_none_or(|failed| {
-                line.rank == failed.rank && line.generation == failed.generation && line.node_id == failed.node_id
+                line.rank == failed.rank
+                    && line.generation == failed.generation
+                    && line.node_id == failed.node_id
             })
         };
         last(ring.lines.iter().rev().filter(wanted), most)
@@ -109,7 +111,8 @@ impl LogHub {
     pub fn complaints(&self, job: &JobId, most: usize) -> Vec<v1::LogLine> {
         let rings = self.lock();
         let Some(ring) = rings.by_job.get(job) else { return Vec::new() };
-        let complains = |line: &&v1::LogLine| line.rank < 0 && matches!(line.level.as_str(), "WARN" | "ERROR");
+        let complains =
+            |line: &&v1::LogLine| line.rank < 0 && matches!(line.level.as_str(), "WARN" | "ERROR");
         last(ring.lines.iter().rev().filter(complains), most)
     }
 
@@ -224,7 +227,8 @@ mod tests {
             line(0, 2, "INFO", "stopped"),
         ];
         hub.push("n", v1::LogBatch { lines });
-        let text = |lines: Vec<v1::LogLine>| -> Vec<String> { lines.into_iter().map(|line| line.message).collect() };
+        let text =
+            |lines: Vec<v1::LogLine>| -> Vec<String> { lines.into_iter().map(|line| line.message).collect() };
         assert_eq!(text(hub.of_the_failed_rank(&job("j"), 9)), ["loading", "loss is not finite"]);
         assert_eq!(text(hub.of_the_failed_rank(&job("j"), 1)), ["loss is not finite"]);
         assert_eq!(text(hub.complaints(&job("j"), 9)), ["judge endpoint is slow"]);

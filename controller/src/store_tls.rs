@@ -75,8 +75,8 @@ mod tests {
             ("etcd:https://a:1,http://b:1", "some members are https://"),
             ("etcd:https://a:1", "cannot read ca.pem"),
         ] {
-            let connecting = args.connect(&store.parse().unwrap(), metrics.clone(), &tasks);
-            let error = connecting.await.err().expect(store);
+            let location = store.parse().unwrap();
+            let error = args.connect(&location, metrics.clone(), &tasks).await.err().expect(store);
             assert!(format!("{error:#}").contains(says), "{store}: {error:#}");
         }
         let (plain, location) = (StoreTlsArgs::default(), "etcd:a:1".parse().unwrap());

@@ -326,6 +326,7 @@ async fn a_curator_that_finds_its_stage_hopeless_ends_the_job() -> anyhow::Resul
         lease: leased.unit,
         node_id: "c-1".into(),
         reason: "the spending limit is reached".into(),
+        handed_back: false,
         job_fails: true,
         ..Default::default()
     };

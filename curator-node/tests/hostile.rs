@@ -28,7 +28,13 @@ async fn check(channel: Channel) -> anyhow::Result<()> {
 
 /// Asks for pairs of a stage that is nobody's; the refusal is the answer.
 async fn ask_for_pairs(channel: Channel) -> anyhow::Result<()> {
-    let open = OpenPairs { job_id: "job".into(), stage: "stage".into(), generation: 1, rank: 0, credits: 4 };
+    let open = OpenPairs {
+        job_id: "job".into(),
+        stage: "stage".into(),
+        generation: 1,
+        credits: 4,
+        ..OpenPairs::default()
+    };
     let requests = tokio_stream::iter([StreamPairsRequest { message: Some(Message::Open(open)) }]);
     let mut answers = PairServiceClient::new(channel).stream_pairs(requests).await?.into_inner();
     let refused = answers.message().await.expect_err("the stage is not served");

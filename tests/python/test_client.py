@@ -240,13 +240,50 @@ def test_a_token_is_not_sent_in_the_clear_to_another_machine(library):
         assert not library._is_loopback(address)
 
 
+def test_tls_takes_the_right_roots_and_no_others(library, tmp_path):
+    asked = []
+
+    class Jobs(library.job_pb2_grpc.JobServiceServicer):
+        def GetJob(self, request, context):
+            asked.append(dict(context.invocation_metadata()).get("authorization"))
+            return library.job_pb2.GetJobResponse(job=library.job_pb2.Job(job_id=request.job_id))
+
+    ours, theirs = certificate(tmp_path, "ours"), certificate(tmp_path, "theirs")
+    credentials = grpc.ssl_server_credentials([(ours[1].read_bytes(), ours[0].read_bytes())])
+    with serve(library, Jobs(), credentials) as port:
+        with library.Client([f"localhost:{port}"], library.Login(ca=ours[0], token="s3cret")) as client:
+            assert client.get("uno-1").job_id == "uno-1"
+        assert asked == ["Bearer s3cret"]
+        for login in [library.Login(ca=theirs[0], token="s3cret"), library.Login(token="s3cret")]:
+            with library.Client([f"localhost:{port}"], login) as client, pytest.raises(grpc.RpcError):
+                library._jobs(client._channel()).GetJob(
+                    library.job_pb2.GetJobRequest(job_id="uno-1"), timeout=10, metadata=client._metadata()
+                )
+    assert len(asked) == 1, "nothing got through"
+
+
+def certificate(folder, name):
+    """A certificate for localhost that vouches for itself, and its key."""
+    cert, key = folder / f"{name}.pem", folder / f"{name}.key"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "1"]
+        + ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-keyout", key, "-out", cert],
+        check=True,
+        capture_output=True,
+    )
+    return cert, key
+
+
 @contextlib.contextmanager
-def serve(library, jobs):
+def serve(library, jobs, credentials=None):
     from concurrent.futures import ThreadPoolExecutor
 
     server = grpc.server(ThreadPoolExecutor(4))
     library.job_pb2_grpc.add_JobServiceServicer_to_server(jobs, server)
-    port = server.add_insecure_port("127.0.0.1:0")
+    if credentials:
+        port = server.add_secure_port("localhost:0", credentials)
+    else:
+        port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     try:
         yield port

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Args;
 use crescendo_collective::{device_name, load_cuda, nccl_version};
-use crescendo_model::tch::{Cuda, Device, Kind, Tensor};
+use crescendo_model::tch::{Cuda, Device, Kind, TchError, Tensor};
 use serde::Serialize;
 
 use crate::parity::Output;
@@ -76,7 +76,9 @@ fn libtorch() -> Check {
     let remedy = "install torch==2.11.0 and set LD_LIBRARY_PATH to its lib folder: other versions have other interfaces";
     let off = match off_by(Device::Cpu) {
         Ok(off) => off,
-        Err(error) => return check(name, "failed", format!("it loads, and does not compute: {error}"), remedy),
+        Err(error) => {
+            return check(name, "failed", format!("it loads, and does not compute: {error}"), remedy);
+        }
     };
     if off > 1e-3 {
         return check(name, "failed", format!("it loads, and computes wrongly (by {off:e})"), remedy);
@@ -89,7 +91,9 @@ fn libtorch() -> Check {
         Some(version) if version.split('+').next() == Some(TORCH_VERSION) => {
             check(name, "ok", format!("{version} in {place}; computes"), "")
         }
-        Some(version) => check(name, "failed", format!("{version} in {place}; this is made for {TORCH_VERSION}"), remedy),
+        Some(version) => {
+            check(name, "failed", format!("{version} in {place}; this is made for {TORCH_VERSION}"), remedy)
+        }
         None => check(name, "ok", format!("{place}; computes (no file beside it tells its version)"), ""),
     }
 }
@@ -115,7 +119,7 @@ fn version_beside(library: &Path) -> Option<String> {
 }
 
 /// How far a product of matrices of ones is from what it must be.
-fn off_by(device: Device) -> std::result::Result<f64, tch::TchError> {
+fn off_by(device: Device) -> std::result::Result<f64, TchError> {
     let ones = Tensor::f_ones([SIDE, SIDE], (Kind::Float, device))?;
     let product = ones.f_matmul(&ones)?;
     let off = product.f_sub_scalar(SIDE as f64)?.f_abs()?.f_max()?;
@@ -158,10 +162,13 @@ fn cuda(wanted: bool) -> Vec<Check> {
 fn gpu(index: usize) -> Check {
     let name = "cuda";
     let shown = device_name(index).unwrap_or_else(|error| error.to_string());
-    let remedy = "look at nvidia-smi and at dmesg (XID): the GPU may need a reset, or belong to another process";
+    let remedy =
+        "look at nvidia-smi and at dmesg (XID): the GPU may need a reset, or belong to another process";
     match off_by(Device::Cuda(index)) {
         Ok(off) if off <= 1e-3 => check(name, "ok", format!("GPU {index} computes: {shown}"), ""),
-        Ok(off) => check(name, "failed", format!("GPU {index} ({shown}) computes wrongly (by {off:e})"), remedy),
+        Ok(off) => {
+            check(name, "failed", format!("GPU {index} ({shown}) computes wrongly (by {off:e})"), remedy)
+        }
         Err(error) => {
             let first = error.to_string();
             let line = first.lines().next().unwrap_or_default();
@@ -200,7 +207,8 @@ mod tests {
         assert_eq!(version_beside(&library), None);
         std::fs::write(root.path().join("build-version"), "2.11.0\n").unwrap();
         assert_eq!(version_beside(&library).as_deref(), Some("2.11.0"));
-        std::fs::write(root.path().join("version.py"), "from x import y\n__version__ = '2.11.0+cu130'\n").unwrap();
+        std::fs::write(root.path().join("version.py"), "from x import y\n__version__ = '2.11.0+cu130'\n")
+            .unwrap();
         assert_eq!(version_beside(&library).as_deref(), Some("2.11.0+cu130"));
     }
 

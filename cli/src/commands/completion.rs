@@ -34,7 +34,8 @@ fn script(shell: Shell) -> String {
 }
 
 /// Prints the ids of the newest jobs; nothing where there is no controller.
-const IDS: &str = "crescendo jobs --limit 200 --timeout 2s --output table 2>/dev/null | awk 'NR > 1 { print $1 }'";
+const IDS: &str =
+    "crescendo jobs --limit 200 --timeout 2s --output table 2>/dev/null | awk 'NR > 1 { print $1 }'";
 
 fn bash() -> String {
     let commands = OF_JOBS.join("|");
@@ -79,7 +80,10 @@ fn zsh(script: &str) -> String {
 
 fn fish() -> String {
     let commands = OF_JOBS.join(" ");
-    format!("complete -c crescendo -n '__fish_seen_subcommand_from {commands}' -f -a \"({})\"\n", IDS.replace('$', "\\$"))
+    format!(
+        "complete -c crescendo -n '__fish_seen_subcommand_from {commands}' -f -a \"({})\"\n",
+        IDS.replace('$', "\\$")
+    )
 }
 
 #[cfg(test)]
@@ -108,10 +112,12 @@ mod tests {
     fn commands_that_want_a_job_are_those_that_have_one() {
         let command = Cli::command();
         let wants = |name: &str| {
-            let first = command.find_subcommand(name).and_then(|found| found.get_positionals().next().cloned());
+            let first =
+                command.find_subcommand(name).and_then(|found| found.get_positionals().next().cloned());
             first.is_some_and(|first| first.get_id() == "job")
         };
-        let found: Vec<&str> = command.get_subcommands().map(clap::Command::get_name).filter(|name| wants(name)).collect();
+        let found: Vec<&str> =
+            command.get_subcommands().map(clap::Command::get_name).filter(|name| wants(name)).collect();
         assert_eq!(found, OF_JOBS.to_vec(), "as in the order of the help");
         let zsh = script(Shell::Zsh);
         assert_eq!(zsh.matches(":_crescendo_jobs'").count(), OF_JOBS.len());
@@ -122,7 +128,8 @@ mod tests {
     fn ids_are_completed_where_a_job_is_wanted_and_nowhere_else() {
         let dir = tempfile::tempdir().unwrap();
         let program = dir.path().join("crescendo");
-        std::fs::write(&program, "#!/bin/sh\necho 'JOB STATE'; echo 'uno-1 running'; echo 'duo-2 queued'\n").unwrap();
+        std::fs::write(&program, "#!/bin/sh\necho 'JOB STATE'; echo 'uno-1 running'; echo 'duo-2 queued'\n")
+            .unwrap();
         std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
         let path = format!("{}:{}", dir.path().display(), std::env::var("PATH").unwrap_or_default());
         let complete = |words: &str, at: usize| {

@@ -40,7 +40,9 @@ pub fn run(common: &Common, command: &ContextCommand) -> Result<(), Failure> {
 
 fn known<'c>(config: &'c Config, name: &str) -> Result<&'c Context, Failure> {
     config.contexts.get(name).ok_or_else(|| {
-        Failure::Usage(format!("there is no context {name}; `crescendo context list` shows those that there are"))
+        Failure::Usage(format!(
+            "there is no context {name}; `crescendo context list` shows those that there are"
+        ))
     })
 }
 
@@ -57,7 +59,10 @@ fn add(common: &Common, file: &ConfigFile, args: &ContextAddArgs) -> Result<(), 
     context.object_store.clone_from(&args.object_store);
     let current = file.update(|config| {
         if config.contexts.contains_key(&args.name) && !args.replace {
-            return Err(Failure::Usage(format!("there is a context {} already; --replace takes its place", args.name)));
+            return Err(Failure::Usage(format!(
+                "there is a context {} already; --replace takes its place",
+                args.name
+            )));
         }
         config.contexts.insert(args.name.clone(), context);
         // The first one is meant to be used.

@@ -53,7 +53,11 @@ pub async fn run(common: &Common, args: &LoginArgs) -> Result<(), Failure> {
         config.current.get_or_insert_with(|| name.clone());
         Ok(())
     })?;
-    show::errln(format_args!("{name}: logged in as {}; the token is kept in {}", whoami::words(&told), kept.display()));
+    show::errln(format_args!(
+        "{name}: logged in as {}; the token is kept in {}",
+        whoami::words(&told),
+        kept.display()
+    ));
     Ok(())
 }
 

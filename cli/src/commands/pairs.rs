@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use crescendo_node::objects::with_causes;
 use crescendo_proto::v1::{Job, StageStatus};
 use serde_json::{Value, json};
 
@@ -23,8 +24,7 @@ pub async fn run(common: &Common, args: &PairsArgs) -> Result<(), Failure> {
     let job = get::fetch(&controller, common, &args.job).await?;
     let stage = stage_of(&job, &args.stage)?;
     let url = object_store_url(&controller, args.object_store.as_deref()).await?;
-    let objects =
-        crescendo_node::objects::open(&url).map_err(Failure::from_error("open the object store"))?;
+    let objects = crescendo_node::objects::open(&url).map_err(|error| Failure::other(with_causes(&error)))?;
     let most = args.limit.unwrap_or(if args.sheet.is_some() { DRAWN } else { LISTED });
     let (mut accepted, mut rejected) = (Vec::new(), Vec::new());
     if !args.rejected {

@@ -2,16 +2,17 @@
 
 use std::time::Duration;
 
+use crescendo_node::objects::with_causes;
 use crescendo_node::tls::{Dialer, Identity, TlsFiles};
 use tonic::metadata::{Ascii, MetadataValue};
-use tonic::service::interceptor::InterceptedService;
 use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status};
 
-use crate::failure::{Failure, chain};
-use crate::settings::{Target, Tls};
+use crate::failure::Failure;
 use crate::settings::token::Token;
+use crate::settings::{Target, Tls};
 
 /// Limit of opening a connection.
 const CONNECT: Duration = Duration::from_secs(3);
@@ -106,7 +107,7 @@ pub async fn dialer(files: &Tls) -> Result<Dialer, Failure> {
         (None, Some(_)) => return Err(Failure::Usage("a key needs its certificate: give --tls-cert".into())),
     };
     let loaded = crescendo_node::tls::Tls::load(TlsFiles { identity, ca: files.ca.clone() }).await;
-    loaded.map(Dialer::tls).map_err(|error| Failure::Usage(chain(&error)))
+    loaded.map(Dialer::tls).map_err(|error| Failure::Usage(with_causes(&error)))
 }
 
 /// A connection, made when it is first used.
@@ -163,7 +164,9 @@ mod tests {
 
     #[test]
     fn what_is_no_address_says_what_is_missing() {
-        for (bad, why) in [("lab", "port"), ("lab:x", "port"), (":1", "host"), ("ftp://lab:1", "http"), ("lab:1/x", "host")] {
+        for (bad, why) in
+            [("lab", "port"), ("lab:x", "port"), (":1", "host"), ("ftp://lab:1", "http"), ("lab:1/x", "host")]
+        {
             let message = place(bad, &Target::default()).unwrap_err().to_string();
             assert!(message.contains(why) && message.contains(bad), "{message}");
         }

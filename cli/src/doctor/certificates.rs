@@ -4,12 +4,12 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use rustls::RootCertStore;
 use rustls::crypto::ring;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::server::WebPkiClientVerifier;
 use rustls::sign::CertifiedKey;
+use rustls::{InconsistentKeys, RootCertStore};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::FromDer as _;
@@ -33,7 +33,8 @@ pub fn check(tls: &Tls) -> Vec<Check> {
         let chain = read(cert);
         let verdict = judge_all(OWN, cert, &chain, now);
         checks.push(match (&chain, verdict.remedy.is_empty()) {
-            (Ok(chain), true) => match belongs(chain, key).and_then(|()| vouched(chain, roots.as_ref(), now)) {
+            (Ok(chain), true) => match belongs(chain, key).and_then(|()| vouched(chain, roots.as_ref(), now))
+            {
                 Ok(()) => verdict,
                 Err((what, remedy)) => Check::failed(OWN, format!("{}: {what}", cert.display()), remedy),
             },
@@ -41,7 +42,8 @@ pub fn check(tls: &Tls) -> Vec<Check> {
         });
     }
     if checks.is_empty() {
-        checks.push(Check::skipped(OWN, "no files are named (--tls-ca, --tls-cert, --tls-key, or a context)"));
+        checks
+            .push(Check::skipped(OWN, "no files are named (--tls-ca, --tls-cert, --tls-key, or a context)"));
     }
     checks
 }
@@ -64,13 +66,19 @@ fn judge_all(name: &str, path: &Path, found: &Certificates, now: Duration) -> Ch
     let shown = path.display();
     let found = match found {
         Ok(found) => found,
-        Err(why) => return Check::failed(name, format!("{shown}: {why}"), "name a PEM file with certificates"),
+        Err(why) => {
+            return Check::failed(name, format!("{shown}: {why}"), "name a PEM file with certificates");
+        }
     };
     let mut said = Vec::new();
     let mut soon = false;
     for certificate in found {
         let Ok((_, parsed)) = X509Certificate::from_der(certificate) else {
-            return Check::failed(name, format!("{shown}: one of its certificates cannot be read"), "make it again");
+            return Check::failed(
+                name,
+                format!("{shown}: one of its certificates cannot be read"),
+                "make it again",
+            );
         };
         match dates(&parsed, now) {
             Ok((text, near)) => {
@@ -78,12 +86,20 @@ fn judge_all(name: &str, path: &Path, found: &Certificates, now: Duration) -> Ch
                 soon |= near;
             }
             Err(what) => {
-                return Check::failed(name, format!("{shown}: {what}"), "renew it; if the date looks right, set this clock");
+                return Check::failed(
+                    name,
+                    format!("{shown}: {what}"),
+                    "renew it; if the date looks right, set this clock",
+                );
             }
         }
     }
     let found = format!("{shown}: {}", said.join("; "));
-    if soon { Check::warning(name, found, "renew it: connections fail when it has ended") } else { Check::ok(name, found) }
+    if soon {
+        Check::warning(name, found, "renew it: connections fail when it has ended")
+    } else {
+        Check::ok(name, found)
+    }
 }
 
 /// What it says, and whether it ends soon; or that it does not hold now.
@@ -110,7 +126,9 @@ fn names(certificate: &X509Certificate<'_>) -> Vec<String> {
         GeneralName::DNSName(name) | GeneralName::URI(name) => Some((*name).to_owned()),
         GeneralName::IPAddress(bytes) => match bytes {
             [a, b, c, d] => Some(std::net::Ipv4Addr::new(*a, *b, *c, *d).to_string()),
-            bytes => <[u8; 16]>::try_from(*bytes).ok().map(|bytes| std::net::Ipv6Addr::from(bytes).to_string()),
+            bytes => {
+                <[u8; 16]>::try_from(*bytes).ok().map(|bytes| std::net::Ipv6Addr::from(bytes).to_string())
+            }
         },
         _ => None,
     };
@@ -120,24 +138,36 @@ fn names(certificate: &X509Certificate<'_>) -> Vec<String> {
 /// The key is that of the first certificate.
 fn belongs(chain: &[CertificateDer<'static>], key: &Path) -> Result<(), Wrong> {
     let shown = key.display();
-    let parsed = PrivateKeyDer::from_pem_file(key)
-        .map_err(|error| (format!("its key {shown}: {error}"), "name a PEM file with one unencrypted private key"))?;
-    let certified = CertifiedKey::from_der(chain.to_vec(), parsed, &ring::default_provider())
-        .map_err(|error| (format!("its key {shown}: {error}"), "use the key that the certificate was made for"))?;
-    certified
-        .keys_match()
-        .map_err(|_| (format!("{shown} is the key of another certificate"), "use the key that the certificate was made for"))
+    let parsed = PrivateKeyDer::from_pem_file(key).map_err(|error| {
+        (format!("its key {shown}: {error}"), "name a PEM file with one unencrypted private key")
+    })?;
+    let signing = ring::default_provider().key_provider.load_private_key(parsed).map_err(|error| {
+        (format!("its key {shown}: {error}"), "name a file with an RSA, ECDSA or Ed25519 key")
+    })?;
+    match CertifiedKey::new(chain.to_vec(), signing).keys_match() {
+        // Unknown: the library cannot tell for this kind of key.
+        Ok(()) | Err(rustls::Error::InconsistentKeys(InconsistentKeys::Unknown)) => Ok(()),
+        Err(_) => Err((
+            format!("{shown} is the key of another certificate"),
+            "use the key that the certificate was made for",
+        )),
+    }
 }
 
 /// A root vouches for the certificate, as a controller with the same roots would find.
-fn vouched(chain: &[CertificateDer<'static>], roots: Option<&(&Path, Certificates)>, now: Duration) -> Result<(), Wrong> {
+fn vouched(
+    chain: &[CertificateDer<'static>],
+    roots: Option<&(&Path, Certificates)>,
+    now: Duration,
+) -> Result<(), Wrong> {
     let (Some((_, Ok(roots))), Some((own, between))) = (roots, chain.split_first()) else { return Ok(()) };
     let remedy = "use a certificate that one of the roots in --tls-ca vouches for, with all that are between";
     let mut store = RootCertStore::empty();
     store.add_parsable_certificates(roots.iter().cloned());
-    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(store), Arc::new(ring::default_provider()))
-        .build()
-        .map_err(|error| (format!("the roots cannot be used: {error}"), remedy))?;
+    let verifier =
+        WebPkiClientVerifier::builder_with_provider(Arc::new(store), Arc::new(ring::default_provider()))
+            .build()
+            .map_err(|error| (format!("the roots cannot be used: {error}"), remedy))?;
     verifier
         .verify_client_cert(own, between, UnixTime::since_unix_epoch(now))
         .map(drop)

@@ -86,13 +86,19 @@ fn refused(status: &Status) -> Check {
         Code::Unauthenticated => {
             Check::failed(name, status.message(), "log in: crescendo login, --token-file or CRESCENDO_TOKEN")
         }
-        Code::PermissionDenied => Check::failed(name, status.message(), "ask an admin for a role that may look"),
+        Code::PermissionDenied => {
+            Check::failed(name, status.message(), "ask an admin for a role that may look")
+        }
         Code::Unimplemented => Check::warning(
             name,
             "it answers, but does not know this call",
             "it is of an older version: upgrade it, or use a `crescendo` of its version",
         ),
-        _ => Check::failed(name, brief(status), "is it running, and is this its address? TLS on one side alone looks like this too"),
+        _ => Check::failed(
+            name,
+            brief(status),
+            "is it running, and is this its address? TLS on one side alone looks like this too",
+        ),
     }
 }
 
@@ -125,9 +131,11 @@ fn clock(address: &str, answer: &Answer) -> Check {
     let found = format!("{:.1} s from that of {address}", off.saturating_sub(answer.took / 2).as_secs_f64());
     let remedy = "set the clocks by NTP (chrony, systemd-timesyncd) on both machines";
     match off {
-        off if off >= CLOCK_WRONG => {
-            Check::failed(name, format!("{found}: certificates and tokens look expired, or not valid yet"), remedy)
-        }
+        off if off >= CLOCK_WRONG => Check::failed(
+            name,
+            format!("{found}: certificates and tokens look expired, or not valid yet"),
+            remedy,
+        ),
         off if off >= CLOCK_OFF => Check::warning(name, found, remedy),
         _ => Check::ok(name, found),
     }
@@ -136,7 +144,8 @@ fn clock(address: &str, answer: &Answer) -> Check {
 fn leaders<'a>(told: impl Iterator<Item = &'a WhoAmIResponse> + Clone) -> Check {
     let name = "leader";
     let leading = told.clone().filter(|told| told.leads).count();
-    let named: Vec<&str> = told.map(|told| told.leader.as_str()).filter(|leader| !leader.is_empty()).collect();
+    let named: Vec<&str> =
+        told.map(|told| told.leader.as_str()).filter(|leader| !leader.is_empty()).collect();
     match (leading, named.first()) {
         (1, _) => Check::ok(name, "one controller leads"),
         (0, Some(leader)) => Check::warning(
@@ -149,14 +158,19 @@ fn leaders<'a>(told: impl Iterator<Item = &'a WhoAmIResponse> + Clone) -> Check 
             "no controller leads",
             "look at the store (etcd): without it none can be elected; jobs that run go on",
         ),
-        (_, _) => Check::warning(name, "two say that they lead", "ask again: one of them has just stopped to"),
+        (_, _) => {
+            Check::warning(name, "two say that they lead", "ask again: one of them has just stopped to")
+        }
     }
 }
 
 fn judge_nodes(nodes: &[Node]) -> Check {
     let name = "nodes";
-    let silent: Vec<&str> =
-        nodes.iter().filter(|node| node.reach() != NodeReach::Connected).map(|node| node.node_id.as_str()).collect();
+    let silent: Vec<&str> = nodes
+        .iter()
+        .filter(|node| node.reach() != NodeReach::Connected)
+        .map(|node| node.node_id.as_str())
+        .collect();
     let other: Vec<String> = nodes
         .iter()
         .filter(|node| node.reach() == NodeReach::Connected && node.version != VERSION)
@@ -164,7 +178,11 @@ fn judge_nodes(nodes: &[Node]) -> Check {
         .collect();
     let connected = nodes.len() - silent.len();
     if connected == 0 {
-        return Check::warning(name, "none is connected", "start curators and trainers, or read in their logs why they cannot connect");
+        return Check::warning(
+            name,
+            "none is connected",
+            "start curators and trainers, or read in their logs why they cannot connect",
+        );
     }
     if !other.is_empty() {
         let found = format!("{connected} connected, of other versions than {VERSION}: {}", other.join(", "));
@@ -222,6 +240,9 @@ mod tests {
         assert_eq!(verdict(&[]), Verdict::Warning);
         assert_eq!(verdict(&[node(VERSION, NodeReach::Connected)]), Verdict::Ok);
         assert_eq!(verdict(&[node("9.9.9", NodeReach::Connected)]), Verdict::Warning);
-        assert_eq!(verdict(&[node(VERSION, NodeReach::Connected), node(VERSION, NodeReach::Silent)]), Verdict::Warning);
+        assert_eq!(
+            verdict(&[node(VERSION, NodeReach::Connected), node(VERSION, NodeReach::Silent)]),
+            Verdict::Warning
+        );
     }
 }

@@ -87,12 +87,18 @@ fn disk(folder: &Path, space: io::Result<(u64, u64)>) -> Check {
     let shown = folder.display();
     let (free, all) = match space {
         Ok(found) => found,
-        Err(error) => return Check::failed(name, format!("{shown}: {error}"), "name a folder that exists with --disk"),
+        Err(error) => {
+            return Check::failed(name, format!("{shown}: {error}"), "name a folder that exists with --disk");
+        }
     };
     let found = format!("{shown} has {} free of {}", words::bytes(free), words::bytes(all));
     match free {
-        free if free < DISK_FULL => Check::failed(name, found, "make room: checkpoints and shards cannot be written"),
-        free if free < DISK_LOW => Check::warning(name, found, "make room: a checkpoint of a rank-512 LoRA takes gigabytes"),
+        free if free < DISK_FULL => {
+            Check::failed(name, found, "make room: checkpoints and shards cannot be written")
+        }
+        free if free < DISK_LOW => {
+            Check::warning(name, found, "make room: a checkpoint of a rank-512 LoRA takes gigabytes")
+        }
         _ => Check::ok(name, found),
     }
 }
@@ -100,13 +106,17 @@ fn disk(folder: &Path, space: io::Result<(u64, u64)>) -> Check {
 fn shared_memory(space: io::Result<(u64, u64)>) -> Check {
     let name = "shared memory";
     match space {
-        Err(error) => Check::warning(name, format!("/dev/shm: {error}"), "mount a tmpfs there, where ranks run"),
+        Err(error) => {
+            Check::warning(name, format!("/dev/shm: {error}"), "mount a tmpfs there, where ranks run")
+        }
         Ok((_, all)) if all < SHM_LOW => Check::warning(
             name,
             format!("/dev/shm has {}", words::bytes(all)),
             "give containers with several ranks more (sharedMemorySize in the chart, --shm-size of docker)",
         ),
-        Ok((free, all)) => Check::ok(name, format!("/dev/shm has {} free of {}", words::bytes(free), words::bytes(all))),
+        Ok((free, all)) => {
+            Check::ok(name, format!("/dev/shm has {} free of {}", words::bytes(free), words::bytes(all)))
+        }
     }
 }
 
@@ -155,9 +165,10 @@ fn locked_memory(limit: Limit, infiniband: bool) -> Check {
             format!("at most {}, and there is InfiniBand", words::bytes(soft)),
             "NCCL registers its buffers with the adapter: ulimit -l unlimited for trainer nodes",
         ),
-        Ok((Some(soft), _)) => {
-            Check::ok(name, format!("at most {}; there is no InfiniBand that would want more", words::bytes(soft)))
-        }
+        Ok((Some(soft), _)) => Check::ok(
+            name,
+            format!("at most {}; there is no InfiniBand that would want more", words::bytes(soft)),
+        ),
     }
 }
 
@@ -181,7 +192,10 @@ mod tests {
     #[test]
     fn disks_are_judged_by_what_is_free() {
         let status = |free| disk(Path::new("/d"), Ok((free, 100 * GIB))).status;
-        assert_eq!([status(GIB / 2), status(2 * GIB), status(50 * GIB)], [Status::Failed, Status::Warning, Status::Ok]);
+        assert_eq!(
+            [status(GIB / 2), status(2 * GIB), status(50 * GIB)],
+            [Status::Failed, Status::Warning, Status::Ok]
+        );
         assert_eq!(disk(Path::new("/nowhere"), space(Path::new("/nowhere"))).status, Status::Failed);
         assert!(space(Path::new("/")).unwrap().1 > 0);
     }

@@ -36,7 +36,9 @@ pub async fn run(common: &Common, args: &DoctorArgs) -> Result<(), Failure> {
                     let named = args.object_store.as_deref().or(controller.object_store());
                     report.extend(stores::objects(named, seen.object_store.as_deref()).await);
                 }
-                Err(failure) => report.add(Check::failed("controller", failure.to_string(), "correct the address")),
+                Err(failure) => {
+                    report.add(Check::failed("controller", failure.to_string(), "correct what it names"))
+                }
             }
         }
         Err(failure) => {

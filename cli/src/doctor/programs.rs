@@ -99,7 +99,10 @@ mod tests {
         assert_eq!(status(Ok("crescendo-controller 9.9.9\n".into())), Status::Warning);
         assert_eq!(status(Ok(String::new())), Status::Warning);
         let missing = judge("p", &Err("error while loading shared libraries: libtorch_cpu.so".into()));
-        assert!(missing.status == Status::Failed && missing.remedy.contains("LD_LIBRARY_PATH"), "{missing:?}");
+        assert!(
+            missing.status == Status::Failed && missing.remedy.contains("LD_LIBRARY_PATH"),
+            "{missing:?}"
+        );
     }
 
     #[tokio::test]

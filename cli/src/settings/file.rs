@@ -75,15 +75,18 @@ impl ConfigFile {
         if let Some(path) = given {
             return Some(ConfigFile { path: path.to_owned() });
         }
-        let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-        let base = absolute("XDG_CONFIG_HOME").or_else(|| absolute("HOME").map(|home| home.join(".config")))?;
+        let absolute =
+            |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+        let base =
+            absolute("XDG_CONFIG_HOME").or_else(|| absolute("HOME").map(|home| home.join(".config")))?;
         Some(ConfigFile { path: base.join("crescendo/config.yaml") })
     }
 
     /// For commands that change it.
     pub fn required(given: Option<&Path>) -> Result<ConfigFile, Failure> {
-        ConfigFile::locate(given)
-            .ok_or_else(|| Failure::Usage("there is no home folder: name the configuration with --config".into()))
+        ConfigFile::locate(given).ok_or_else(|| {
+            Failure::Usage("there is no home folder: name the configuration with --config".into())
+        })
     }
 
     /// What it holds; nothing if it is not there.
@@ -116,7 +119,8 @@ impl ConfigFile {
         let shown = self.path.display().to_string();
         let folder = self.folder();
         make_folder(&folder).map_err(Failure::from_error(format!("make {}", folder.display())))?;
-        let lock = File::create(self.path.with_extension("lock")).map_err(Failure::from_error(format!("lock {shown}")))?;
+        let lock = File::create(self.path.with_extension("lock"))
+            .map_err(Failure::from_error(format!("lock {shown}")))?;
         lock.lock().map_err(Failure::from_error(format!("lock {shown}")))?;
         let mut config = self.load()?;
         let result = change(&mut config)?;

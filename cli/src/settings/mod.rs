@@ -189,9 +189,15 @@ mod tests {
     #[test]
     fn credentials_of_a_context_do_not_reach_other_addresses_by_themselves() {
         let other = target(&["--controller", "other:1"], None).unwrap().unwrap();
-        assert_eq!((other.token, other.tls, other.origin), (TokenSource::None, Tls::default(), Origin::Flags));
+        assert_eq!(
+            (other.token, other.tls, other.origin),
+            (TokenSource::None, Tls::default(), Origin::Flags)
+        );
         let named = target(&["--controller", "other:1", "--context", "lab"], None).unwrap().unwrap();
-        assert_eq!((named.addresses, named.token), (vec!["other:1".to_owned()], TokenSource::File("/lab.token".into())));
+        assert_eq!(
+            (named.addresses, named.token),
+            (vec!["other:1".to_owned()], TokenSource::File("/lab.token".into()))
+        );
         // A local cluster that is named is not the context's.
         assert_eq!(target(&["--dir", "x"], None).unwrap(), None);
     }
@@ -207,7 +213,9 @@ mod tests {
 
     #[test]
     fn a_context_that_is_not_there_is_wrong_use_and_the_others_are_named() {
-        let Err(Failure::Usage(message)) = target(&["--context", "lap"], None) else { panic!("it is refused") };
+        let Err(Failure::Usage(message)) = target(&["--context", "lap"], None) else {
+            panic!("it is refused")
+        };
         assert!(message.contains("there is no context lap") && message.contains("home, lab"), "{message}");
     }
 }

@@ -68,7 +68,8 @@ impl TokenSource {
 
 fn read_file(path: &Path) -> Result<Token, Failure> {
     let shown = path.display();
-    let file = std::fs::File::open(path).map_err(Failure::from_error(format!("read the token in {shown}")))?;
+    let file =
+        std::fs::File::open(path).map_err(Failure::from_error(format!("read the token in {shown}")))?;
     let found = file.metadata().map_err(Failure::from_error(format!("read the token in {shown}")))?;
     // A group may read it: that is how Kubernetes mounts a secret for a user that is not root.
     if found.is_file() && found.mode() & 0o007 != 0 {
@@ -181,7 +182,13 @@ mod tests {
         let sh = |script: &str| TokenSource::Exec(["sh", "-c", script].map(str::to_owned).to_vec());
         assert_eq!(sh("echo abc").read().unwrap().unwrap().reveal(), "abc");
         assert!(sh("exit 3").read().unwrap_err().to_string().contains("exit status: 3"));
-        assert!(TokenSource::Exec(vec!["/nowhere/x".into()]).read().unwrap_err().to_string().contains("/nowhere/x"));
+        assert!(
+            TokenSource::Exec(vec!["/nowhere/x".into()])
+                .read()
+                .unwrap_err()
+                .to_string()
+                .contains("/nowhere/x")
+        );
         assert!(sh("yes | head -c 200000").read().is_err());
         assert!(TokenSource::Exec(Vec::new()).read().is_err());
     }

@@ -15,7 +15,13 @@ pub fn text(told: &ExplainJobResponse) -> String {
     let mut out = String::new();
     let stage = if told.stage.is_empty() { String::new() } else { format!(" in {}", told.stage) };
     let state = words::job_state(told.state());
-    let _ = writeln!(out, "{} ({state}{}) {}", told.job_id, words::one_line(&stage), words::one_line(&told.summary));
+    let _ = writeln!(
+        out,
+        "{} ({state}{}) {}",
+        told.job_id,
+        words::one_line(&stage),
+        words::one_line(&told.summary)
+    );
     for finding in &told.findings {
         let _ = writeln!(out, "  - {}", words::one_line(finding));
     }
@@ -161,9 +167,21 @@ mod tests {
             summary: "waits for 8 slots: 4 of 8 are free".into(),
             findings: vec!["needs 8 slots\u{1b}[2J".into()],
             remedies: vec!["wait".into()],
-            nodes: vec![NodeRoom { node_id: "h100-3".into(), device: "cuda".into(), slots: 8, free: 4, ..NodeRoom::default() }],
+            nodes: vec![NodeRoom {
+                node_id: "h100-3".into(),
+                device: "cuda".into(),
+                slots: 8,
+                free: 4,
+                ..NodeRoom::default()
+            }],
             blockers: vec![
-                Blocker { job_id: "big-1".into(), slots: 4, stage_ends_in_seconds: 100.0, enough: true, ..Blocker::default() },
+                Blocker {
+                    job_id: "big-1".into(),
+                    slots: 4,
+                    stage_ends_in_seconds: 100.0,
+                    enough: true,
+                    ..Blocker::default()
+                },
                 Blocker { slots: 2, ..Blocker::default() },
             ],
             goes_on_in_seconds: 100.0,

@@ -144,14 +144,26 @@ async fn a_job_is_explained_with_its_last_lines() {
         summary: "has failed: loss is not finite".into(),
         findings: vec!["stage-1 was tried once".into()],
         remedies: vec!["correct what the reason and the log say".into()],
-        log_lines: vec![LogLine { rank: 1, node_id: "n".into(), level: "ERROR".into(), message: "nan".into(), ..LogLine::default() }],
+        log_lines: vec![LogLine {
+            rank: 1,
+            node_id: "n".into(),
+            level: "ERROR".into(),
+            message: "nan".into(),
+            ..LogLine::default()
+        }],
         ..ExplainJobResponse::default()
     };
     let server = fake.serve().await;
     let address = server.address.to_string();
-    let (code, out, err) = run(crescendo(home.path()).args(["explain", "uno-1", "--controller", &address])).await;
+    let (code, out, err) =
+        run(crescendo(home.path()).args(["explain", "uno-1", "--controller", &address])).await;
     assert_eq!(code, 0, "{err}");
-    assert!(out.starts_with("uno-1 (failed in stage-1) has failed: loss is not finite\n  - stage-1 was tried once\n"), "{out}");
+    assert!(
+        out.starts_with(
+            "uno-1 (failed in stage-1) has failed: loss is not finite\n  - stage-1 was tried once\n"
+        ),
+        "{out}"
+    );
     assert!(out.contains("What to do:\n  - correct") && out.contains("ERROR n/1: nan"), "{out}");
     let args = ["explain", "uno-1", "-o", "json", "--controller", &address];
     let (_, out, _) = run(crescendo(home.path()).args(args)).await;

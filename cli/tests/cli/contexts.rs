@@ -74,8 +74,10 @@ async fn a_login_is_tried_kept_and_used() {
     let (code, ..) = run(crescendo(home.path()).args(["whoami", "--controller", &address])).await;
     assert_eq!(code, 6);
     assert_eq!(fake.part().seen_tokens.last().unwrap(), &None);
-    let (code, ..) =
-        run(crescendo(home.path()).args(["whoami", "--controller", &address]).env("CRESCENDO_TOKEN", "s3cret")).await;
+    let (code, ..) = run(crescendo(home.path())
+        .args(["whoami", "--controller", &address])
+        .env("CRESCENDO_TOKEN", "s3cret"))
+    .await;
     assert_eq!(code, 0);
 
     let (code, ..) = run(crescendo(home.path()).args(["login", "--forget"])).await;
@@ -111,7 +113,17 @@ async fn contexts_are_added_used_listed_and_removed() {
     assert_eq!((code, err.as_str()), (0, "commands go to lab now\n"));
     let (code, _, err) = run(&mut context(&["add", "lab", "--controller", "b:1"])).await;
     assert!(code == 2 && err.contains("--replace"), "{err}");
-    let args = ["add", "prod", "--controller", "prod:1,prod:2", "--exec", "sso", "print-token", "--audience", "crescendo"];
+    let args = [
+        "add",
+        "prod",
+        "--controller",
+        "prod:1,prod:2",
+        "--exec",
+        "sso",
+        "print-token",
+        "--audience",
+        "crescendo",
+    ];
     let (code, _, err) = run(&mut context(&args)).await;
     assert_eq!((code, err.as_str()), (0, "use it with: crescendo context use prod\n"));
 
@@ -121,12 +133,16 @@ async fn contexts_are_added_used_listed_and_removed() {
     assert!(lines[2].contains("prod:1,prod:2") && lines[2].contains("token from sso"), "{out}");
     let (_, out, _) = run(&mut context(&["list", "-o", "json"])).await;
     let listed: serde_json::Value = serde_json::from_str(&out).unwrap();
-    assert_eq!(listed[1]["context"]["exec"], serde_json::json!(["sso", "print-token", "--audience", "crescendo"]));
+    assert_eq!(
+        listed[1]["context"]["exec"],
+        serde_json::json!(["sso", "print-token", "--audience", "crescendo"])
+    );
 
     // The context's tenant narrows what is listed.
     assert_eq!(run(crescendo(home.path()).arg("jobs")).await.0, 0);
     assert_eq!(fake.part().lists.last().unwrap().tenant, "research");
-    let (_, _, err) = run(crescendo(home.path()).args(["--context", "prod", "jobs", "--timeout", "300ms"])).await;
+    let (_, _, err) =
+        run(crescendo(home.path()).args(["--context", "prod", "jobs", "--timeout", "300ms"])).await;
     assert!(err.contains("get a token from `sso`"), "{err}");
 
     assert_eq!(run(&mut context(&["use", "nowhere"])).await.0, 2);
@@ -161,7 +177,8 @@ async fn a_login_over_tls_needs_the_right_roots_and_says_what_is_wrong_otherwise
     fake.part().who = ada();
     fake.part().token = Some("s3cret".into());
     let authority = Authority::new("ours");
-    let files = authority.write(home.path(), &Wanted { name: "controller", hosts: &["localhost"], ..Wanted::default() });
+    let files = authority
+        .write(home.path(), &Wanted { name: "controller", hosts: &["localhost"], ..Wanted::default() });
     let ca = files.ca.clone().unwrap().display().to_string();
     let other = home.path().join("other.pem");
     std::fs::write(&other, Authority::new("theirs").root_pem()).unwrap();

@@ -22,7 +22,8 @@ fn leader() -> WhoAmIResponse {
 /// Verdict and finding of the first check of a name.
 fn of<'r>(report: &'r Value, name: &str) -> (&'r str, &'r str) {
     let checks = report["checks"].as_array().unwrap();
-    let check = checks.iter().find(|check| check["name"] == name).unwrap_or_else(|| panic!("no {name}: {report:#}"));
+    let check =
+        checks.iter().find(|check| check["name"] == name).unwrap_or_else(|| panic!("no {name}: {report:#}"));
     (check["status"].as_str().unwrap(), check["found"].as_str().unwrap())
 }
 
@@ -38,7 +39,9 @@ async fn a_healthy_cluster_is_called_so() {
     let objects = home.path().join("objects");
     std::fs::create_dir(&objects).unwrap();
     let mut command = crescendo(home.path());
-    command.args(["doctor", "-o", "json", "--controller", &address, "--disk", "/", "--object-store"]).arg(&objects);
+    command
+        .args(["doctor", "-o", "json", "--controller", &address, "--disk", "/", "--object-store"])
+        .arg(&objects);
     let (_, out, err) = run(&mut command).await;
     let report: Value = serde_json::from_str(&out).unwrap_or_else(|error| panic!("{error}: {out} {err}"));
     for name in ["crescendo", "controller", "clock", "login", "leader", "nodes", "object store"] {

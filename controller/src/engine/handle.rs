@@ -242,8 +242,7 @@ impl Engine {
             {
                 UnitState::Leased { node, .. } => Some(node),
                 UnitState::Free { .. } | UnitState::Done(_) => None,
-            }
-        });
+            });
         match (by, holder) {
             (Some(node), Some(holder)) if holder != node => {
                 Err(Refused::Forbidden { what: format!("unit {} is not leased to node {node}", lease.unit) })

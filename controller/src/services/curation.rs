@@ -84,10 +84,8 @@ impl CurationService for Curation {
                 return checked(Err(Refused::invalid("job_fails", reason)));
             }
         };
-        let failed = self
-            .link
-            .ask(|reply| engine::Request::FailUnit { lease, node, reason, fate, by, reply })
-            .await?;
+        let failed =
+            self.link.ask(|reply| engine::Request::FailUnit { lease, node, reason, fate, by, reply }).await?;
         Ok(Response::new(failed))
     }
 

@@ -139,7 +139,8 @@ impl JobService for Jobs {
         let (scope, trail) = (caller_of(&request)?.scope(), trail_of(&request));
         let job = noted(&trail, job_id(&request.into_inner().job_id)?);
         let asked = job.clone();
-        let mut told = self.link.ask(|reply| engine::Request::ExplainJob { job: asked, scope, reply }).await?;
+        let mut told =
+            self.link.ask(|reply| engine::Request::ExplainJob { job: asked, scope, reply }).await?;
         told.log_lines = match told.cause.as_str() {
             "failed" | "backoff" => self.logs.of_the_failed_rank(&job, FAILED_LINES),
             "pairs" | "curators_busy" => self.logs.complaints(&job, COMPLAINTS),

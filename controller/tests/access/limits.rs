@@ -45,7 +45,7 @@ async fn a_full_queue_refuses_with_a_hint_until_the_file_says_otherwise() -> any
 fn counter(cluster: &Guarded, name: &str) -> f64 {
     let families = cluster.registry.gather();
     let family = families.iter().find(|family| family.name() == name);
-    family.into_iter().flat_map(|family| family.get_metric()).map(|metric| metric.get_counter().value()).sum()
+    family.into_iter().flat_map(|family| family.get_metric()).map(|metric| metric.get_counter().get_value()).sum()
 }
 
 #[tokio::test]

@@ -85,3 +85,35 @@ async fn request_ids_of_tenants_do_not_meet() -> anyhow::Result<()> {
     assert_eq!(conflict.code(), Code::AlreadyExists);
     Ok(())
 }
+
+#[tokio::test]
+async fn everybody_is_told_who_they_are() -> anyhow::Result<()> {
+    let cluster = Guarded::start().await?;
+    let who = async |name: &str| -> anyhow::Result<v1::WhoAmIResponse> {
+        Ok(cluster.ask(name, "AccessService/WhoAmI", &v1::WhoAmIRequest {}).await?)
+    };
+    let told = who("viewer-research").await?;
+    assert_eq!(
+        (told.name.as_str(), told.role.as_str(), told.tenant.as_str()),
+        ("viewer-research", "viewer", "research")
+    );
+    assert!(told.leads && told.at.is_some() && told.object_store_url.starts_with("file://"), "{told:?}");
+    let told = who("root").await?;
+    assert_eq!((told.role.as_str(), told.tenant.as_str()), ("admin", ""));
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_explanation_names_no_job_of_another_tenant() -> anyhow::Result<()> {
+    let cluster = Guarded::start().await?;
+    let job = cluster.submit("submitter-research", "r-1", SPEC).await?.job.context("a job")?.job_id;
+    let request = v1::ExplainJobRequest { job_id: job.clone() };
+    let told: v1::ExplainJobResponse =
+        cluster.ask("viewer-research", "JobService/ExplainJob", &request).await?;
+    assert_eq!((told.job_id.as_str(), told.cause.as_str()), (job.as_str(), "no_curator"), "{told:?}");
+    assert!(!told.findings.is_empty() && !told.remedies.is_empty(), "{told:?}");
+    let foreign: Result<v1::ExplainJobResponse, Status> =
+        cluster.ask("viewer-products", "JobService/ExplainJob", &request).await;
+    assert_eq!(foreign.expect_err("foreign").code(), Code::NotFound);
+    Ok(())
+}

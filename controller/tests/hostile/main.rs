@@ -60,7 +60,7 @@ async fn held(mut victim: Victim, neighbour: Neighbour) -> anyhow::Result<()> {
     // Only what the neighbour did is in the records.
     victim.kill();
     let location: StoreLocation = format!("embedded:{}/store", victim.folder.path().display()).parse()?;
-    let store = location.open(KEY_PREFIX).await?;
+    let store = location.open(KEY_PREFIX, None).await?;
     let snapshot = store.snapshot("").await?;
     let keys: Vec<&str> = snapshot.items.iter().map(|record| record.key.as_str()).collect();
     let jobs = keys.iter().filter(|key| key.starts_with("jobs/")).count();

@@ -108,12 +108,16 @@ fn waiting(view: &View<'_>, job: &Job, index: usize, stage: &Stage, wait: &Wait)
         Wait::Slots { .. } => room::waiting(view, job, index),
         Wait::Behind { job: first } => room::behind(view, job, index, view.state.job(first)),
         Wait::BehindOthers => room::behind(view, job, index, first_waiting(view, job)),
-        Wait::TenantGpus { tenant, wanted, used, limit } => {
-            room::over_quota(view, job, index, &TenantGpus { tenant, wanted: *wanted, used: *used, limit: *limit })
-        }
+        Wait::TenantGpus { tenant, wanted, used, limit } => room::over_quota(
+            view,
+            job,
+            index,
+            &TenantGpus { tenant, wanted: *wanted, used: *used, limit: *limit },
+        ),
         Wait::TenantStorage { tenant, .. } => Explanation {
             findings: vec![
-                "pairs and checkpoints count as long as they are registered, those of ended jobs too".to_owned(),
+                "pairs and checkpoints count as long as they are registered, those of ended jobs too"
+                    .to_owned(),
                 "stages that have begun go on; no further one is begun".to_owned(),
             ],
             remedies: vec![
@@ -158,7 +162,8 @@ fn no_curator(view: &View<'_>) -> Explanation {
     Explanation {
         findings,
         remedies: vec![
-            "start a curator node, or find out why it does not connect: its log says what it tried".to_owned(),
+            "start a curator node, or find out why it does not connect: its log says what it tried"
+                .to_owned(),
         ],
         ..Explanation::default()
     }

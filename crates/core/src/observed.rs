@@ -228,7 +228,8 @@ impl Observed {
     pub fn pairs_counted(&mut self, stage: &StageRef, pairs: u64, now: Timestamp) {
         if !self.trends.contains_key(stage) && self.trends.len() >= MAX_TRENDS {
             let newest = |trend: &PairTrend| trend.counts.back().map(|(at, _)| *at);
-            let oldest = self.trends.iter().min_by_key(|(_, trend)| newest(trend)).map(|(stage, _)| stage.clone());
+            let oldest =
+                self.trends.iter().min_by_key(|(_, trend)| newest(trend)).map(|(stage, _)| stage.clone());
             oldest.and_then(|oldest| self.trends.remove(&oldest));
         }
         let trend = self.trends.entry(stage.clone()).or_default();
@@ -236,7 +237,8 @@ impl Observed {
             trend.counts.push_back((now, pairs));
         }
         while trend.counts.len() > MAX_COUNTS
-            || trend.counts.len() > 2 && trend.counts.get(1).is_some_and(|(at, _)| now.since(*at) > TREND_WINDOW)
+            || trend.counts.len() > 2
+                && trend.counts.get(1).is_some_and(|(at, _)| now.since(*at) > TREND_WINDOW)
         {
             trend.counts.pop_front();
         }

@@ -41,7 +41,7 @@ impl LatentCodec for PixelCodec {
     /// A curator serves nano's pairs at the speed of this.
     fn encode_picture(&self, picture: &RgbImage) -> Option<LatentBytes> {
         let (width, height) = picture.dimensions();
-        if width == 0 || height == 0 || width % 4 != 0 || height % 4 != 0 {
+        if width == 0 || height == 0 || !width.is_multiple_of(4) || !height.is_multiple_of(4) {
             return None;
         }
         let (line_bytes, row_bytes) = (width as usize * 3, width as usize / 2);

@@ -35,7 +35,7 @@ pub fn init(
     forward: Option<&LogBuffer>,
 ) -> Result<Traces, LoggingError> {
     let filter = || {
-        let filter = EnvFilter::try_new(&args.log_filter).map_err(|error| LoggingError::Filter {
+        let filter = EnvFilter::try_new(bounded(&args.log_filter)).map_err(|error| LoggingError::Filter {
             filter: args.log_filter.clone(),
             reason: error.to_string(),
         })?;
@@ -56,6 +56,15 @@ pub fn init(
     }
     tracing_subscriber::registry().with(layers).try_init().map_err(|_| LoggingError::Twice)?;
     Ok(traces)
+}
+
+/// The filter without what peers can have logged as often as they like: the HTTP/2 library warns of each frame that
+/// makes no sense. A filter that names the library is left as it is.
+fn bounded(filter: &str) -> String {
+    if filter.split(',').any(|part| ["h2=", "h2::", "h2["].iter().any(|name| part.trim().starts_with(name))) {
+        return filter.into();
+    }
+    format!("{filter},h2=error")
 }
 
 /// Takes secrets out of what is written; each line comes as one piece.
@@ -95,6 +104,16 @@ mod tests {
 
         fn flush(&mut self) -> io::Result<()> {
             Ok(())
+        }
+    }
+
+    #[test]
+    fn peers_cannot_fill_the_log() {
+        assert_eq!(bounded("info"), "info,h2=error");
+        assert_eq!(bounded("warn,crescendo_node=debug"), "warn,crescendo_node=debug,h2=error");
+        for own in ["info,h2=debug", "h2::proto=trace, info"] {
+            assert_eq!(bounded(own), own);
+            assert!(EnvFilter::try_new(bounded(own)).is_ok());
         }
     }
 

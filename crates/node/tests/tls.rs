@@ -110,7 +110,7 @@ impl Server {
             .filter(|metric| {
                 reason.is_empty() || metric.get_label().iter().any(|label| label.value() == reason)
             })
-            .map(|metric| metric.get_counter().value() + metric.get_gauge().value())
+            .map(|metric| metric.get_counter().get_value() + metric.get_gauge().get_value())
             .sum()
     }
 
@@ -386,7 +386,7 @@ async fn a_failed_reload_is_counted_once() {
         family
             .get_metric()
             .iter()
-            .map(|m| m.get_counter().value() + m.get_gauge().value())
+            .map(|m| m.get_counter().get_value() + m.get_gauge().get_value())
             .collect::<Vec<_>>()
     };
     let watching = tls.watch(Some(metrics), Duration::from_millis(5), stop.clone());

@@ -16,8 +16,8 @@ pub enum FetchError {
     Damaged { path: String, damage: Damage },
     #[error(transparent)]
     Download(#[from] DownloadError),
-    #[error("cannot make a folder in {}", path.display())]
-    Folder {
+    #[error("cannot use {}", path.display())]
+    Local {
         path: PathBuf,
         #[source]
         source: std::io::Error,
@@ -56,7 +56,7 @@ pub async fn fetch_checkpoint(
     checkpoint: &Checkpoint,
     scratch: &Path,
 ) -> Result<LocalCheckpoint, FetchError> {
-    let local = |source| FetchError::Folder { path: scratch.into(), source };
+    let local = |source| FetchError::Local { path: scratch.into(), source };
     std::fs::create_dir_all(scratch).map_err(local)?;
     let folder = tempfile::Builder::new().prefix("checkpoint-").tempdir_in(scratch).map_err(local)?;
     let mut names = Vec::with_capacity(checkpoint.files.len());

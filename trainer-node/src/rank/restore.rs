@@ -66,7 +66,7 @@ impl From<FetchError> for RestoreError {
             FetchError::Download(
                 DownloadError::Store { .. } | DownloadError::Late { .. } | DownloadError::Local { .. },
             )
-            | FetchError::Folder { .. } => Self::Rank(RankError::Retryable(reason)),
+            | FetchError::Local { .. } => Self::Rank(RankError::Retryable(reason)),
         }
     }
 }

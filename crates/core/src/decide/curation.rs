@@ -230,6 +230,7 @@ spec:
                 address: "h:1".into(),
                 labels: BTreeMap::new(),
                 version: String::new(),
+                drained: false,
             };
             state.apply(Write::Put(Record::Node(record))).expect("a node needs nothing else");
             seen.hello(node, incarnation, BTreeSet::new(), stages.into_iter().collect(), now);

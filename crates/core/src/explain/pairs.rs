@@ -27,8 +27,9 @@ pub struct PairForecast {
 
 impl PairForecast {
     pub(super) fn of(view: &View<'_>, job: &Job, index: usize, stage: &Stage) -> PairForecast {
-        let (needed, target) =
-            job.stage_spec(index).map_or((0, 0), |spec| (spec.data.min_pairs.min(spec.data.pairs), spec.data.pairs));
+        let (needed, target) = job
+            .stage_spec(index)
+            .map_or((0, 0), |spec| (spec.data.min_pairs.min(spec.data.pairs), spec.data.pairs));
         let committed = stage.log.committed();
         let per_sec = view.seen.pairs_per_sec(&stage.id, view.now);
         let missing = needed.saturating_sub(committed);
@@ -84,20 +85,23 @@ fn pace(view: &View<'_>, stage: &Stage, forecast: &PairForecast, missing: u64) -
 fn under_way(view: &View<'_>, stage: &Stage) -> Vec<String> {
     let prefix = stage.log.prefix_units();
     let (mut held, mut done, mut failures, mut lost) = (0u64, 0u64, 0u64, 0u64);
+    // Units that are tried again later, and the time until the first of them is.
+    let mut later: Vec<Duration> = Vec::new();
     for unit in stage.log.units() {
         match &unit.state {
             UnitState::Leased { expires_at, .. } if *expires_at > view.now => held += 1,
+            UnitState::Free { from } if *from > view.now => later.push(from.since(view.now)),
             UnitState::Free { .. } | UnitState::Leased { .. } => {}
             // Done, and not readable before what comes first is done too.
             UnitState::Done(_) => done += u64::from(unit.unit >= prefix),
         }
         failures = failures.saturating_add(u64::from(unit.failures));
-        lost = lost.saturating_add(
-            unit.lease_generation.saturating_sub(1).saturating_sub(u64::from(unit.failures)),
-        );
+        lost = lost
+            .saturating_add(unit.lease_generation.saturating_sub(1).saturating_sub(u64::from(unit.failures)));
     }
     let nodes = view.decide_nodes();
-    let making = nodes.reachable(NodeKind::Curator).filter(|(_, seen)| seen.curating.contains(&stage.id)).count();
+    let making =
+        nodes.reachable(NodeKind::Curator).filter(|(_, seen)| seen.curating.contains(&stage.id)).count();
     let mut findings = vec![format!(
         "{} at work on it, {} under way, {prefix} readable{}",
         if making == 1 { "1 curator is".to_owned() } else { format!("{making} curators are") },
@@ -109,6 +113,14 @@ fn under_way(view: &View<'_>, stage: &Stage) -> Vec<String> {
             "units were given back with an error {}; a unit is set aside after {} of them",
             times(failures),
             view.limits.max_unit_failures
+        ));
+    }
+    if let Some(first) = later.iter().min() {
+        findings.push(format!(
+            "{} {} until tried again, the first in {}",
+            count(later.len(), "unit"),
+            if later.len() == 1 { "waits" } else { "wait" },
+            span(*first)
         ));
     }
     if lost > 0 {
@@ -146,13 +158,7 @@ fn share_turned_down(stage: &Stage) -> f64 {
     if all == 0 { 0.0 } else { total as f64 / all as f64 }
 }
 
-fn remedies(
-    view: &View<'_>,
-    job: &Job,
-    index: usize,
-    stage: &Stage,
-    forecast: &PairForecast,
-) -> Vec<String> {
+fn remedies(view: &View<'_>, job: &Job, index: usize, stage: &Stage, forecast: &PairForecast) -> Vec<String> {
     let id = &job.record.id;
     let mut remedies = Vec::new();
     let failing = stage.log.units().any(|unit| unit.failures > 0 && !unit.is_done());
@@ -163,7 +169,8 @@ fn remedies(
         remedies.extend(loosen(job, index, stage));
     }
     if forecast.enough_in.is_none_or(|wait| wait > Duration::from_secs(600)) {
-        remedies.push("add curators: pairs are made by all that work on the stage at the same time".to_owned());
+        remedies
+            .push("add curators: pairs are made by all that work on the stage at the same time".to_owned());
         if forecast.committed > 0 {
             remedies.push(format!(
                 "or submit with spec.stages[{index}].data.minPairs at {} or less: training then starts with what is there",
@@ -188,13 +195,19 @@ pub(super) fn loosen(job: &Job, index: usize, stage: &Stage) -> Option<String> {
         "judge_low" => format!("lower {filter}.judge.min"),
         "judge_refused" | "judge_unparseable" => "look at what the judge's endpoint answers".to_owned(),
         "score_low" | "score_invalid" | "score_disagrees" => {
-            format!("look at the scores in the imported labels, or change spec.stages[{index}].data's minScore")
+            format!(
+                "look at the scores in the imported labels, or change spec.stages[{index}].data's minScore"
+            )
         }
-        "missing_file" | "bad_path" | "malformed_record" | "unreadable_image" | "bad_caption" | "duplicate_record" => {
+        "missing_file" | "bad_path" | "malformed_record" | "unreadable_image" | "bad_caption"
+        | "duplicate_record" => {
             "look at the imported files: paths, pictures or labels are not as they should be".to_owned()
         }
         "unit_set_aside" => format!("see why whole units fail: crescendo logs {}", job.record.id),
         _ => "look at the candidates that were turned down".to_owned(),
     };
-    Some(format!("{reason} turns down most: {change}; see them: crescendo pairs {} --rejected", job.record.id))
+    Some(format!(
+        "{reason} turns down most: {change}; see them: crescendo pairs {} --rejected",
+        job.record.id
+    ))
 }

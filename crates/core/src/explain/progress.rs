@@ -35,7 +35,11 @@ pub(super) fn cancelled(job: &Job, reason: &str) -> Explanation {
     findings.extend(took(job));
     Explanation {
         cause: "cancelled",
-        summary: if reason.is_empty() { "was cancelled".to_owned() } else { format!("was cancelled: {reason}") },
+        summary: if reason.is_empty() {
+            "was cancelled".to_owned()
+        } else {
+            format!("was cancelled: {reason}")
+        },
         findings,
         remedies: vec!["submit the spec again under a new request id to start anew".to_owned()],
         ..Explanation::default()
@@ -82,7 +86,10 @@ pub(super) fn failed(view: &View<'_>, job: &Job, reason: &str) -> Explanation {
 fn kept(job: &Job) -> Vec<String> {
     let kept = job.stages.iter().filter_map(|stage| {
         let newest = stage.newest_checkpoint()?;
-        Some(format!("the newest checkpoint of {} is kept: {} (step {})", stage.id.stage, newest.path, newest.step))
+        Some(format!(
+            "the newest checkpoint of {} is kept: {} (step {})",
+            stage.id.stage, newest.path, newest.step
+        ))
     });
     kept.collect()
 }
@@ -93,7 +100,10 @@ fn took(job: &Job) -> Option<String> {
     let whole = span(finished.since(record.submitted_at));
     Some(match record.started_at {
         Some(started) => {
-            format!("ended {whole} after its submit, having waited {}", span(started.since(record.submitted_at)))
+            format!(
+                "ended {whole} after its submit, having waited {}",
+                span(started.since(record.submitted_at))
+            )
         }
         None => format!("ended {whole} after its submit, before any of its work began"),
     })
@@ -131,7 +141,11 @@ pub(super) fn starting(view: &View<'_>, stage: &Stage) -> Explanation {
         .collect();
     Explanation {
         findings: vec![
-            format!("placed {} ago as generation {}", span(view.now.since(attempt.started_at)), attempt.attempt.generation),
+            format!(
+                "placed {} ago as generation {}",
+                span(view.now.since(attempt.started_at)),
+                attempt.attempt.generation
+            ),
             format!("no report yet from: {}", silent.join(", ")),
         ],
         remedies: vec![format!(
@@ -167,7 +181,10 @@ pub(super) fn running(view: &View<'_>, job: &Job, index: usize, attempt: &Attemp
             gang.progress.step,
             span(view.now.since(gang.stepped_at))
         ),
-        None => format!("trains {}; its ranks have not been heard of since this controller began to lead", stage.id.stage),
+        None => format!(
+            "trains {}; its ranks have not been heard of since this controller began to lead",
+            stage.id.stage
+        ),
     };
     if !unseen.is_empty() {
         cause = "unseen";
@@ -186,7 +203,8 @@ pub(super) fn running(view: &View<'_>, job: &Job, index: usize, attempt: &Attemp
             findings.push(format!("its ranks say: {}", progress.waiting_for));
         }
         if progress.samples_per_sec > 0.0 {
-            findings.push(format!("{:.1} samples a second, loss {:.4}", progress.samples_per_sec, progress.loss));
+            findings
+                .push(format!("{:.1} samples a second, loss {:.4}", progress.samples_per_sec, progress.loss));
         }
         if progress.data_wait_fraction > STARVING {
             findings.push(format!(
@@ -213,7 +231,10 @@ pub(super) fn running(view: &View<'_>, job: &Job, index: usize, attempt: &Attemp
     }
     let after = job.stages.len().saturating_sub(index.saturating_add(1));
     if after > 0 {
-        findings.push(format!("{} after this one", if after == 1 { "1 stage comes".to_owned() } else { format!("{after} stages come") }));
+        findings.push(format!(
+            "{} after this one",
+            if after == 1 { "1 stage comes".to_owned() } else { format!("{after} stages come") }
+        ));
     }
     Explanation {
         cause,

@@ -50,7 +50,8 @@ pub(super) fn no_trainer(view: &View<'_>) -> Explanation {
     Explanation {
         findings,
         remedies: vec![
-            "start a trainer node, or find out why it does not connect: its log says what it tried".to_owned(),
+            "start a trainer node, or find out why it does not connect: its log says what it tried"
+                .to_owned(),
         ],
         nodes: node_rooms(view, None),
         ..Explanation::default()
@@ -67,7 +68,10 @@ pub(super) fn behind(view: &View<'_>, job: &Job, index: usize, first: Option<&Jo
     let mut blockers = vec![blocker(view, first, 0, None)];
     // Those that keep the first one waiting; whether they are enough for this one is another question.
     blockers.extend(
-        waiting(view, first, first_index).blockers.into_iter().map(|blocker| Blocker { enough: false, ..blocker }),
+        waiting(view, first, first_index)
+            .blockers
+            .into_iter()
+            .map(|blocker| Blocker { enough: false, ..blocker }),
     );
     let mut remedies =
         vec![format!("submit with spec.priority above {priority} (it is {own}) to go before {name}")];
@@ -105,7 +109,8 @@ pub(super) struct TenantGpus<'t> {
 pub(super) fn over_quota(view: &View<'_>, job: &Job, index: usize, quota: &TenantGpus<'_>) -> Explanation {
     let TenantGpus { tenant, wanted, used, limit } = *quota;
     let left = limit.saturating_sub(used);
-    let mut findings = vec![format!("it needs {}, and its tenant has {left} of {limit} left", count(wanted, "GPU"))];
+    let mut findings =
+        vec![format!("it needs {}, and its tenant has {left} of {limit} left", count(wanted, "GPU"))];
     let holding: Vec<Blocker> = holders(view)
         .filter(|(other, ..)| other.record.spec.tenant == tenant)
         .map(|(other, stage, attempt)| {
@@ -113,21 +118,31 @@ pub(super) fn over_quota(view: &View<'_>, job: &Job, index: usize, quota: &Tenan
         })
         .take(MAX_NODES)
         .collect();
-    if let Some(first) = holding.iter().filter(|blocker| blocker.slots >= wanted.saturating_sub(left)).min_by_key(|blocker| {
-        (blocker.stage_ends_in.is_none(), blocker.stage_ends_in)
-    }) && let Some(ends_in) = first.stage_ends_in
+    if let Some(first) = holding
+        .iter()
+        .filter(|blocker| blocker.slots >= wanted.saturating_sub(left))
+        .min_by_key(|blocker| (blocker.stage_ends_in.is_none(), blocker.stage_ends_in))
+        && let Some(ends_in) = first.stage_ends_in
     {
-        findings.push(format!("the first of its jobs that holds enough ends its stage in about {}", span(ends_in)));
+        findings.push(format!(
+            "the first of its jobs that holds enough ends its stage in about {}",
+            span(ends_in)
+        ));
     }
     let mut remedies = Vec::new();
     if wanted <= limit {
         remedies.push(format!("wait until jobs of tenant {tenant} give slots back, or cancel one of them"));
     }
     let batch = job.stage_spec(index).map_or(1, |spec| spec.train.global_batch);
-    if let Some(smaller) = (1..=left.min(wanted.saturating_sub(1))).rev().find(|size| batch.is_multiple_of(*size)) {
+    if let Some(smaller) =
+        (1..=left.min(wanted.saturating_sub(1))).rev().find(|size| batch.is_multiple_of(*size))
+    {
         remedies.push(format!("or submit with spec.resources.minGpus at {smaller} or less"));
     }
-    remedies.push(format!("or ask an admin to raise maxGpus of tenant {tenant} to {} or more", used.saturating_add(wanted)));
+    remedies.push(format!(
+        "or ask an admin to raise maxGpus of tenant {tenant} to {} or more",
+        used.saturating_add(wanted)
+    ));
     Explanation { findings, remedies, blockers: holding, ..Explanation::default() }
 }
 
@@ -155,8 +170,11 @@ pub(super) fn waiting(view: &View<'_>, job: &Job, index: usize) -> Explanation {
         ),
         Some(_) | None => format!("none of {} is free", count(total, &format!("{device} slot"))),
     });
-    let draining: Vec<String> =
-        nodes.iter().filter(|node| node.draining).map(|node| format!("{} ({})", node.node, node.slots)).collect();
+    let draining: Vec<String> = nodes
+        .iter()
+        .filter(|node| node.draining)
+        .map(|node| format!("{} ({})", node.node, node.slots))
+        .collect();
     if !draining.is_empty() {
         findings.push(format!("nodes that drain get nothing new: {}", draining.join(", ")));
     }
@@ -170,7 +188,8 @@ pub(super) fn waiting(view: &View<'_>, job: &Job, index: usize) -> Explanation {
             "it would fit once {} gave back {}{}",
             names(&enough),
             count(held, "slot"),
-            goes_on_in.map_or_else(String::new, |wait| format!(", in about {} at the present pace", span(wait)))
+            goes_on_in
+                .map_or_else(String::new, |wait| format!(", in about {} at the present pace", span(wait)))
         ));
     }
 
@@ -211,9 +230,7 @@ pub(super) fn waiting(view: &View<'_>, job: &Job, index: usize) -> Explanation {
 
 /// Slots that are free now, with every active attempt holding its own.
 fn slots_now(view: &View<'_>) -> Slots {
-    let active = holders(view)
-        .map(|(_, stage, attempt)| (stage.id.clone(), attempt.clone()))
-        .collect();
+    let active = holders(view).map(|(_, stage, attempt)| (stage.id.clone(), attempt.clone())).collect();
     free_slots(&view.decide_nodes(), &active)
 }
 
@@ -338,7 +355,8 @@ fn blockers(
 }
 
 fn blocker(view: &View<'_>, job: &Job, slots: usize, stage_ends_in: Option<Duration>) -> Blocker {
-    let after = job.current_stage().map_or(0, |index| job.stages.len().saturating_sub(index.saturating_add(1)));
+    let after =
+        job.current_stage().map_or(0, |index| job.stages.len().saturating_sub(index.saturating_add(1)));
     Blocker {
         job: view.shows(job).then(|| job.record.id.clone()),
         priority: job.record.spec.priority,

@@ -184,8 +184,12 @@ fn what_it_says_would_be_enough_is_enough() {
     cluster.settle();
     let told = cluster.explain(&next);
     // `small` alone, whose end is later, would do as well; `big` ends sooner.
-    let enough: Vec<&JobId> =
-        told.blockers.iter().filter(|blocker| blocker.enough).filter_map(|blocker| blocker.job.as_ref()).collect();
+    let enough: Vec<&JobId> = told
+        .blockers
+        .iter()
+        .filter(|blocker| blocker.enough)
+        .filter_map(|blocker| blocker.job.as_ref())
+        .collect();
     assert_eq!(enough, [&big]);
     let writes = requests::cancel_job(&cluster.state, &big, "", cluster.now).unwrap();
     writes.into_iter().for_each(|write| cluster.state.apply(write).unwrap());
@@ -226,7 +230,10 @@ fn jobs_of_other_tenants_are_counted_and_not_named() {
     cluster.settle();
     let told = cluster.explain_to(&mine, &Scope::Only(Tenant::parse("b").unwrap()));
     assert_eq!(told.cause, "behind");
-    assert_eq!(told.summary, "waits behind a job of another tenant, which has the higher priority and waits for slots");
+    assert_eq!(
+        told.summary,
+        "waits behind a job of another tenant, which has the higher priority and waits for slots"
+    );
     let everything = format!("{told:?}");
     for hidden in [&big, &first] {
         assert!(!everything.contains(hidden.as_str()), "{everything}");
@@ -271,7 +278,10 @@ fn who_waits_for_pairs_is_told_how_many_and_when() {
     cluster.wait(10);
     let told = cluster.explain(&job);
     assert_eq!(told.cause, "pairs");
-    assert_eq!(told.summary, "waits for 6 more pairs of stage-1: 2 of the 8 that training starts with are there");
+    assert_eq!(
+        told.summary,
+        "waits for 6 more pairs of stage-1: 2 of the 8 that training starts with are there"
+    );
     says(&told.findings, "6.0 pairs a minute come at present: 6 take about 1m 0s");
     says(&told.findings, "50% of the candidates were turned down: 2 of 4 (similarity_low 2)");
     assert_eq!(told.goes_on_in, Some(Duration::from_secs(60)));
@@ -316,7 +326,9 @@ fn failures_in_a_row_are_counted_and_the_job_that_failed_says_why() {
     let mut generation = 0;
     for _ in 0..40 {
         cluster.wait(40);
-        let Some(attempt) = cluster.state.job(&big).unwrap().stages[0].active_attempt().cloned() else { break };
+        let Some(attempt) = cluster.state.job(&big).unwrap().stages[0].active_attempt().cloned() else {
+            break;
+        };
         assert!(attempt.attempt.generation.0 > generation);
         generation = attempt.attempt.generation.0;
         if generation == 3 {
@@ -339,7 +351,10 @@ fn failures_in_a_row_are_counted_and_the_job_that_failed_says_why() {
         if generation == 5 {
             let told = cluster.explain(&big);
             assert_eq!(told.cause, "backoff", "{told:?}");
-            says(&told.findings, "the last 3 attempts ended without a new checkpoint; after 11 the job fails");
+            says(
+                &told.findings,
+                "the last 3 attempts ended without a new checkpoint; after 11 the job fails",
+            );
             says(&told.findings, "goes on from step 60");
         }
     }
@@ -361,7 +376,8 @@ fn a_stage_without_pairs_is_told_which_filter_to_loosen() {
     for unit in 0..3 {
         let mut record = UnitRecord { stage: stage.clone(), ..done(unit, 0, false) };
         if let crate::records::UnitState::Done(result) = &mut record.state {
-            result.rejected = BTreeMap::from([("similarity_low".to_owned(), 64), ("too_small".to_owned(), 1)]);
+            result.rejected =
+                BTreeMap::from([("similarity_low".to_owned(), 64), ("too_small".to_owned(), 1)]);
         }
         cluster.state.apply(Write::Put(Record::Unit(record))).unwrap();
     }
