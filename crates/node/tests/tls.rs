@@ -12,7 +12,9 @@ use crescendo_node::tls::{
 };
 use crescendo_proto::v1::node_service_client::NodeServiceClient;
 use crescendo_proto::v1::node_service_server::{NodeService, NodeServiceServer};
-use crescendo_proto::v1::{ListNodesRequest, ListNodesResponse, OpenSessionRequest, OpenSessionResponse};
+use crescendo_proto::v1::{
+    DrainNodeRequest, DrainNodeResponse, ListNodesRequest, ListNodesResponse, OpenSessionRequest, OpenSessionResponse,
+};
 use prometheus::Registry;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
@@ -39,6 +41,10 @@ impl NodeService for Witness {
         &self,
         _: Request<Streaming<OpenSessionRequest>>,
     ) -> Result<Response<Self::OpenSessionStream>, Status> {
+        Err(Status::unimplemented("not needed"))
+    }
+
+    async fn drain_node(&self, _: Request<DrainNodeRequest>) -> Result<Response<DrainNodeResponse>, Status> {
         Err(Status::unimplemented("not needed"))
     }
 
