@@ -13,7 +13,8 @@ use crescendo_node::tls::{
 use crescendo_proto::v1::node_service_client::NodeServiceClient;
 use crescendo_proto::v1::node_service_server::{NodeService, NodeServiceServer};
 use crescendo_proto::v1::{
-    DrainNodeRequest, DrainNodeResponse, ListNodesRequest, ListNodesResponse, OpenSessionRequest, OpenSessionResponse,
+    DrainNodeRequest, DrainNodeResponse, ListNodesRequest, ListNodesResponse, OpenSessionRequest,
+    OpenSessionResponse,
 };
 use prometheus::Registry;
 use rustls::pki_types::pem::PemObject as _;

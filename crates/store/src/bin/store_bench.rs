@@ -65,7 +65,7 @@ async fn main() -> anyhow::Result<()> {
 async fn bench(target: Target, measured: Duration, value_bytes: usize) -> anyhow::Result<()> {
     // A prefix of its own, so that runs on the same store do not meet.
     let run_id = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_nanos();
-    let store = target.store.open(&format!("/bench/{run_id}/")).await.context("open the store")?;
+    let store = target.store.open(&format!("/bench/{run_id}/"), None).await.context("open the store")?;
     let started = Instant::now();
     let mut writers = JoinSet::new();
     for writer in 0..target.writers {
@@ -110,7 +110,7 @@ async fn bench(target: Target, measured: Duration, value_bytes: usize) -> anyhow
 
 /// Each writer counts its own number up, and writes it into two records and a new third one, in one transaction.
 async fn write_forever(target: Target) -> anyhow::Result<()> {
-    let store = target.store.open("/crash/v1/").await.context("open the store")?;
+    let store = target.store.open("/crash/v1/", None).await.context("open the store")?;
     let mut writers = JoinSet::new();
     for writer in 0..target.writers {
         writers.spawn(write_pairs(store.clone(), writer));
