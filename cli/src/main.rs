@@ -52,16 +52,10 @@ fn main() -> ExitCode {
     }
 }
 
-/// `crescendo watch JOB | head -1` ends with `head`: Rust would have it go on without a reader.
-fn end_with_the_reader() {
-    // SAFETY: plain system call, before any thread is started.
-    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
-}
-
 fn run(cli: Cli) -> Result<(), Failure> {
     let Cli { common, command } = cli;
     if !matches!(command, Command::Up(_)) {
-        end_with_the_reader();
+        show::end_with_the_reader();
     }
     let command = match command {
         // These need neither a runtime nor a controller.

@@ -28,9 +28,9 @@ pub fn text(told: &ExplainJobResponse) -> String {
     if let Some(left) = words::eta(told.goes_on_in_seconds) {
         let what = match told.state() {
             JobState::Running if told.cause == "running" || told.cause == "unseen" => "the stage is done",
-            _ => "goes on",
+            _ => "it goes on",
         };
-        let _ = writeln!(out, "\nAt the present pace it {what} in about {left}.");
+        let _ = writeln!(out, "\nAt the present pace {what} in about {left}.");
     }
     if !told.remedies.is_empty() {
         out.push_str("\nWhat to do:\n");

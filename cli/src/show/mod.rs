@@ -9,16 +9,30 @@ pub mod table;
 pub mod words;
 
 use std::fmt::Display;
-use std::io::Write as _;
+use std::io::{ErrorKind, Write as _};
+use std::sync::atomic::{AtomicBool, Ordering};
 
-// Whoever reads the output may have gone. That ends the commands that only print (SIGPIPE does), but not `up`, which
-// then has no one to tell and goes on: so no error is made of it here.
+/// Whether the command ends when no one reads its output any more.
+static ENDS_WITH_READER: AtomicBool = AtomicBool::new(false);
+/// As shells report a program that has died of SIGPIPE.
+const READER_GONE: i32 = 141;
+
+/// From now on `crescendo watch JOB | head -1` ends with `head`. Not for `up`, which has a cluster to keep.
+///
+/// The signal itself stays ignored: it would also come of a connection that a controller has just closed, and end the
+/// command without a word.
+pub fn end_with_the_reader() {
+    ENDS_WITH_READER.store(true, Ordering::Relaxed);
+}
 
 /// On standard output, as it is.
 pub fn out(text: impl Display) {
     let mut stdout = std::io::stdout().lock();
-    let _ = write!(stdout, "{text}");
-    let _ = stdout.flush();
+    let written = write!(stdout, "{text}").and_then(|()| stdout.flush());
+    let gone = written.is_err_and(|error| error.kind() == ErrorKind::BrokenPipe);
+    if gone && ENDS_WITH_READER.load(Ordering::Relaxed) {
+        std::process::exit(READER_GONE);
+    }
 }
 
 /// A line on standard output.

@@ -194,6 +194,18 @@ async fn man_pages_and_completion_scripts_are_written() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_command_ends_with_its_reader() {
+    let home = tempfile::tempdir().unwrap();
+    let mut command = crescendo(home.path());
+    // More than a pipe holds.
+    command.args(["completion", "zsh"]).stdout(std::process::Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    drop(child.stdout.take());
+    let ended = tokio::time::timeout(crate::DEADLINE, child.wait()).await.unwrap().unwrap();
+    assert_eq!(ended.code(), Some(141));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn no_controller_is_its_own_exit_code() {
     let (home, fake) = (tempfile::tempdir().unwrap(), Fake::default());
     let server = fake.serve().await;

@@ -218,7 +218,7 @@ pub(super) fn waiting(view: &View<'_>, job: &Job, index: usize) -> Explanation {
         }
     }
     Explanation {
-        summary: format!("waits for {} slots: {free} of {total} are free", least),
+        summary: format!("waits for {}: {free} of {total} are free", count(least, "slot")),
         findings,
         remedies,
         nodes,

@@ -150,6 +150,18 @@ fn explained(error: io::Error, at: &str, files: &TlsFiles) -> io::Error {
     }
 }
 
+fn speaks_tls(at: &str) -> io::Error {
+    let text = format!("{at} speaks TLS, and this connection is without: give --tls-ca");
+    io::Error::new(io::ErrorKind::InvalidData, text)
+}
+
+/// A server that closes may have said why before, which is still to be read.
+fn why_closed(error: io::Error, stream: &TcpStream, answered: bool, at: &str) -> io::Error {
+    let mut first = [0];
+    let alert = !answered && matches!(stream.try_read(&mut first), Ok(1)) && first == [explain::TLS_ALERT];
+    if alert { speaks_tls(at) } else { error }
+}
+
 /// The client's end of a connection. Its errors say what is likely wrong.
 #[derive(Debug)]
 pub struct ClientStream {
@@ -202,10 +214,7 @@ impl AsyncRead for ClientStream {
                 ready!(Pin::new(stream).poll_read(context, buffer))?;
                 let first = !std::mem::replace(answered, true);
                 if first && buffer.filled().get(before) == Some(&explain::TLS_ALERT) {
-                    return Poll::Ready(Err(io::Error::new(
-                        io::ErrorKind::InvalidData,
-                        format!("{} speaks TLS, and this connection is without: give --tls-ca", this.at),
-                    )));
+                    return Poll::Ready(Err(speaks_tls(&this.at)));
                 }
                 Poll::Ready(Ok(()))
             }
@@ -221,8 +230,12 @@ impl AsyncRead for ClientStream {
 
 impl AsyncWrite for ClientStream {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        match &mut self.get_mut().io {
-            Io::Plain { stream, .. } => Pin::new(stream).poll_write(context, bytes),
+        let this = self.get_mut();
+        match &mut this.io {
+            Io::Plain { stream, answered } => {
+                let written = ready!(Pin::new(&mut *stream).poll_write(context, bytes));
+                Poll::Ready(written.map_err(|error| why_closed(error, stream, *answered, &this.at)))
+            }
             Io::Tls { stream, .. } => Pin::new(stream).poll_write(context, bytes),
         }
     }
@@ -232,8 +245,12 @@ impl AsyncWrite for ClientStream {
         context: &mut Context<'_>,
         parts: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        match &mut self.get_mut().io {
-            Io::Plain { stream, .. } => Pin::new(stream).poll_write_vectored(context, parts),
+        let this = self.get_mut();
+        match &mut this.io {
+            Io::Plain { stream, answered } => {
+                let written = ready!(Pin::new(&mut *stream).poll_write_vectored(context, parts));
+                Poll::Ready(written.map_err(|error| why_closed(error, stream, *answered, &this.at)))
+            }
             Io::Tls { stream, .. } => Pin::new(stream).poll_write_vectored(context, parts),
         }
     }
