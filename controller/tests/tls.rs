@@ -77,7 +77,7 @@ async fn strangers_and_replays_change_nothing() -> anyhow::Result<()> {
         ("expired", Dialer::tls(Tls::load_as_of(old, BEFORE_EXPIRY).await?)),
     ] {
         let before = refused(&controller).await?;
-        let answer = submit(&dialer, &address, who).await;
+        let answer = submit(&dialer, &address, "stranger").await;
         ensure!(answer.is_err(), "a stranger {who} has submitted a job");
         eventually("the refusal is counted", async || {
             Ok((refused(&controller).await? > before).then_some(()))
@@ -149,7 +149,7 @@ async fn a_controller_reaches_etcd_over_tls() -> anyhow::Result<()> {
     let controller = Controller::start_process(Some(store), &flags).await?;
     let admin = Dialer::tls(Tls::load(ours.write(folder.path(), &ADMIN)).await?);
     leads(&admin, &controller.address).await?;
-    let job = submit(&admin, &controller.address, "over TLS").await?;
+    let job = submit(&admin, &controller.address, "over-tls").await?;
     ensure!(jobs(&admin, &controller.address).await? == [job]);
     let metrics = controller.metrics().await?;
     for file in ["ca", "certificate", "store_ca", "store_certificate"] {
