@@ -188,10 +188,7 @@ impl Loop {
         loop {
             let (round, waited_before) = (Instant::now(), waited);
             while self.ready.len() < needed {
-                let asked = Instant::now();
-                let delivery = self.next_delivery()?;
-                waited += asked.elapsed();
-                match delivery {
+                match self.next_delivery(&mut waited)? {
                     Some(Delivery::EmptyText(text)) => {
                         let text = Text::new(&text, &self.shape)
                             .map_err(|reason| RankError::Permanent(format!("empty prompt: {reason}")))?;
@@ -245,14 +242,15 @@ impl Loop {
         }
     }
 
-    /// The next delivery, or nothing within [`SAMPLES_WAIT`].
-    fn next_delivery(&mut self) -> Result<Option<Delivery>, RankError> {
+    /// The next delivery, or nothing within [`SAMPLES_WAIT`]; adds to `waited`.
+    fn next_delivery(&mut self, waited: &mut Duration) -> Result<Option<Delivery>, RankError> {
         let Training { runtime, deliveries, stop, .. } = &mut self.training;
-        // Mostly it has come long ago.
+        // What has come already is not waited for.
         if let Ok(delivery) = deliveries.try_recv() {
             return delivery.map(Some);
         }
-        runtime.block_on(async {
+        let asked = Instant::now();
+        let delivery = runtime.block_on(async {
             tokio::select! {
                 () = stop.cancelled() => Err(told_to_stop()),
                 delivery = tokio::time::timeout(SAMPLES_WAIT, deliveries.recv()) => match delivery {
@@ -261,7 +259,9 @@ impl Loop {
                     Err(_) => Ok(None),
                 },
             }
-        })
+        });
+        *waited += asked.elapsed();
+        delivery
     }
 
     /// The lap that the gang would go on with if `step` cannot be had. The same on all ranks: they have the same laps.
