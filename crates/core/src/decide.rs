@@ -324,7 +324,13 @@ pub fn count_nodes(
 }
 
 /// Curators that can be given work now and make pairs of this job, at least 1: among them its rate limits are divided.
-pub fn curators_of(state: &ClusterState, seen: &Observed, limits: &Limits, job: &JobId, now: Timestamp) -> usize {
+pub fn curators_of(
+    state: &ClusterState,
+    seen: &Observed,
+    limits: &Limits,
+    job: &JobId,
+    now: Timestamp,
+) -> usize {
     let nodes = Nodes { state, seen, limits, now };
     // A log that is sealed is only served.
     let open = |id: &StageRef| state.stage(id).is_some_and(|stage| !stage.log.is_sealed());

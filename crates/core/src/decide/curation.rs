@@ -238,7 +238,11 @@ spec:
         assert_eq!(curators_of(&state, &seen, &limits, &id, now), 2);
         let other = JobId::parse("other").expect("valid");
         assert_eq!(curators_of(&state, &seen, &limits, &other, now), 1);
-        assert_eq!(curators_of(&state, &seen, &limits, &id, now.plus(limits.silent_after)), 1, "all are silent");
+        assert_eq!(
+            curators_of(&state, &seen, &limits, &id, now.plus(limits.silent_after)),
+            1,
+            "all are silent"
+        );
         seal(&mut state, &id, 0);
         assert_eq!(curators_of(&state, &seen, &limits, &id, now), 1, "what is sealed is only served");
     }
