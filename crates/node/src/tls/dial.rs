@@ -108,7 +108,7 @@ impl Dialer {
             .map_err(|error| io::Error::new(error.kind(), format!("cannot reach {at}: {error}")))?;
         stream.set_nodelay(true)?;
         let Some(tls) = &self.tls else {
-            return Ok(ClientStream { io: Io::Plain { stream, answered: false }, at });
+            return Ok(ClientStream { io: Io::Plain(stream), at, answered: false });
         };
         let name = match self.name {
             Name::OfAddress => ServerName::try_from(host.to_owned()).map_err(|_| {
@@ -127,7 +127,9 @@ impl Dialer {
         let handshake = TlsConnector::from(tls.client()).connect(name, stream);
         let files = tls.files().clone();
         match tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await {
-            Ok(Ok(stream)) => Ok(ClientStream { io: Io::Tls { stream: Box::new(stream), files }, at }),
+            Ok(Ok(stream)) => {
+                Ok(ClientStream { io: Io::Tls { stream: Box::new(stream), files }, at, answered: false })
+            }
             Ok(Err(error)) => Err(explained(error, &at, &files)),
             Err(_) => Err(timed_out(format!("no TLS handshake with {at} within {HANDSHAKE_TIMEOUT:?}"))),
         }
@@ -150,32 +152,19 @@ fn explained(error: io::Error, at: &str, files: &TlsFiles) -> io::Error {
     }
 }
 
-fn speaks_tls(at: &str) -> io::Error {
-    let text = format!("{at} speaks TLS, and this connection is without: give --tls-ca");
-    io::Error::new(io::ErrorKind::InvalidData, text)
-}
-
-/// A server that closes may have said why before, which is still to be read.
-fn why_closed(error: io::Error, stream: &TcpStream, answered: bool, at: &str) -> io::Error {
-    let mut first = [0];
-    let alert = !answered && matches!(stream.try_read(&mut first), Ok(1)) && first == [explain::TLS_ALERT];
-    if alert { speaks_tls(at) } else { error }
-}
-
 /// The client's end of a connection. Its errors say what is likely wrong.
 #[derive(Debug)]
 pub struct ClientStream {
     io: Io,
     /// host:port, for errors.
     at: String,
+    /// Whether anything has been read.
+    answered: bool,
 }
 
 #[derive(Debug)]
 enum Io {
-    Plain {
-        stream: TcpStream,
-        answered: bool,
-    },
+    Plain(TcpStream),
     /// With what the errors name.
     Tls {
         stream: Box<TlsStream<TcpStream>>,
@@ -187,7 +176,7 @@ impl ClientStream {
     /// Address of this end.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
         match &self.io {
-            Io::Plain { stream, .. } => stream.local_addr(),
+            Io::Plain(stream) => stream.local_addr(),
             Io::Tls { stream, .. } => stream.get_ref().0.local_addr(),
         }
     }
@@ -195,7 +184,7 @@ impl ClientStream {
     /// The certificates that the server has shown, its own first; none without TLS.
     pub fn server_certificates(&self) -> &[rustls::pki_types::CertificateDer<'static>] {
         match &self.io {
-            Io::Plain { .. } => &[],
+            Io::Plain(_) => &[],
             Io::Tls { stream, .. } => stream.get_ref().1.peer_certificates().unwrap_or_default(),
         }
     }
@@ -208,36 +197,45 @@ impl AsyncRead for ClientStream {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        let before = buffer.filled().len();
+        let first = !this.answered;
         match &mut this.io {
-            Io::Plain { stream, answered } => {
-                let before = buffer.filled().len();
+            Io::Plain(stream) => {
                 ready!(Pin::new(stream).poll_read(context, buffer))?;
-                let first = !std::mem::replace(answered, true);
                 if first && buffer.filled().get(before) == Some(&explain::TLS_ALERT) {
-                    return Poll::Ready(Err(speaks_tls(&this.at)));
+                    return Poll::Ready(Err(io::Error::new(
+                        io::ErrorKind::InvalidData,
+                        format!("{} speaks TLS, and this connection is without: give --tls-ca", this.at),
+                    )));
                 }
-                Poll::Ready(Ok(()))
             }
             // With TLS 1.3 a server looks at the client's certificate after the client's end of the handshake is done:
             // its refusal comes with the first read.
-            Io::Tls { stream, files } => match ready!(Pin::new(stream).poll_read(context, buffer)) {
-                Err(error) => Poll::Ready(Err(explained(error, &this.at, files))),
-                Ok(()) => Poll::Ready(Ok(())),
-            },
+            Io::Tls { stream, files } => ready!(Pin::new(stream).poll_read(context, buffer))
+                .map_err(|error| explained(error, &this.at, files))?,
         }
+        this.answered = true;
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// What a write comes to. A server that closes before its first answer may have said why, and who uses the connection
+/// forgets the reason for everything else when a write fails: so it is left to the read, which fails as well.
+fn left_to_the_read<T>(written: io::Result<T>, answered: bool, as_if: T) -> io::Result<T> {
+    match written {
+        Err(_) if !answered => Ok(as_if),
+        written => written,
     }
 }
 
 impl AsyncWrite for ClientStream {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        match &mut this.io {
-            Io::Plain { stream, answered } => {
-                let written = ready!(Pin::new(&mut *stream).poll_write(context, bytes));
-                Poll::Ready(written.map_err(|error| why_closed(error, stream, *answered, &this.at)))
-            }
+        let written = ready!(match &mut this.io {
+            Io::Plain(stream) => Pin::new(stream).poll_write(context, bytes),
             Io::Tls { stream, .. } => Pin::new(stream).poll_write(context, bytes),
-        }
+        });
+        Poll::Ready(left_to_the_read(written, this.answered, bytes.len()))
     }
 
     fn poll_write_vectored(
@@ -246,32 +244,33 @@ impl AsyncWrite for ClientStream {
         parts: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        match &mut this.io {
-            Io::Plain { stream, answered } => {
-                let written = ready!(Pin::new(&mut *stream).poll_write_vectored(context, parts));
-                Poll::Ready(written.map_err(|error| why_closed(error, stream, *answered, &this.at)))
-            }
+        let written = ready!(match &mut this.io {
+            Io::Plain(stream) => Pin::new(stream).poll_write_vectored(context, parts),
             Io::Tls { stream, .. } => Pin::new(stream).poll_write_vectored(context, parts),
-        }
+        });
+        let all = parts.iter().map(|part| part.len()).sum();
+        Poll::Ready(left_to_the_read(written, this.answered, all))
     }
 
     fn is_write_vectored(&self) -> bool {
         match &self.io {
-            Io::Plain { stream, .. } => stream.is_write_vectored(),
+            Io::Plain(stream) => stream.is_write_vectored(),
             Io::Tls { stream, .. } => stream.is_write_vectored(),
         }
     }
 
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.get_mut().io {
-            Io::Plain { stream, .. } => Pin::new(stream).poll_flush(context),
+        let this = self.get_mut();
+        let flushed = ready!(match &mut this.io {
+            Io::Plain(stream) => Pin::new(stream).poll_flush(context),
             Io::Tls { stream, .. } => Pin::new(stream).poll_flush(context),
-        }
+        });
+        Poll::Ready(left_to_the_read(flushed, this.answered, ()))
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.get_mut().io {
-            Io::Plain { stream, .. } => Pin::new(stream).poll_shutdown(context),
+            Io::Plain(stream) => Pin::new(stream).poll_shutdown(context),
             Io::Tls { stream, .. } => Pin::new(stream).poll_shutdown(context),
         }
     }
