@@ -134,7 +134,8 @@ impl Loop {
             .then(|| tracing::info_span!(target: trace::TARGET, "step", step = step + 1).entered());
         self.check_stop()?;
         let waited = self.await_samples(step)?;
-        self.meter.end(Phase::DataWait, Instant::now());
+        // The rest of that time is mostly for ranks that are behind, as at the end of the backward pass.
+        self.meter.end_with(Phase::AllReduce, Phase::DataWait, waited, Instant::now());
         let samples = std::mem::take(&mut self.ready);
         let noted = std::mem::take(&mut self.noted);
         let train = &self.training.plan.stage.train;
