@@ -58,13 +58,11 @@ fn trainer_sends(
     }
     for (stage, attempt) in active.iter().filter(|(_, attempt)| attempt.runs_on(&record.id)) {
         let curators = served_at.get(stage).cloned().unwrap_or_default();
+        let drain = (record.drained && !view.drains_sent.contains(&attempt.attempt)).then(|| {
+            Command::DrainAttempt(attempt.attempt.clone(), format!("node {} is drained", record.id))
+        });
         if view.running.contains(&attempt.attempt) {
-            if record.drained && !view.drains_sent.contains(&attempt.attempt) {
-                send(Command::DrainAttempt(
-                    attempt.attempt.clone(),
-                    format!("node {} is drained", record.id),
-                ));
-            }
+            drain.into_iter().for_each(&mut send);
             // With no curator in sight the ranks keep the addresses that they have.
             let sent = view.curators_sent.get(&attempt.attempt);
             if !curators.is_empty() && sent != Some(&curators) {
@@ -84,6 +82,8 @@ fn trainer_sends(
         };
         if !over {
             send(Command::StartAttempt(attempt.attempt.clone(), curators));
+            // The gang is placed here and cannot be handed over before it has come together.
+            drain.into_iter().for_each(&mut send);
         }
     }
 }
