@@ -143,10 +143,19 @@ async fn pairs_come_in_order_as_credits_and_commits_allow() {
         (hello.node_id.as_str(), hello.kind, hello.address),
         ("curator-0", NodeKind::Curator as i32, cluster.address.clone())
     );
-    let page = http_get(&cluster.metrics).await;
-    for line in ["crescendo_curator_pairs_accepted_total 32", "crescendo_curator_pairs_served_total 23"] {
-        assert!(page.contains(line), "no {line:?} in {page}");
-    }
+    // Counted when the answer to the commit is there, which the ranks do not wait for.
+    let lines = ["crescendo_curator_pairs_accepted_total 32", "crescendo_curator_pairs_served_total 23"];
+    tokio::time::timeout(Duration::from_secs(30), async {
+        loop {
+            let page = http_get(&cluster.metrics).await;
+            if lines.iter().all(|line| page.contains(line)) {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await
+    .unwrap_or_else(|_| panic!("{lines:?} never come"));
     assert!(cluster.curator.stop().await.expect("it stops").success());
     cluster.tasks.stop_token().cancel();
 }

@@ -110,8 +110,11 @@ pub fn is_secret_name(name: &str) -> bool {
 /// What our own tokens begin with; names of metrics do, too.
 const OURS: &str = "crescendo_";
 
+/// Which bytes a key may have.
+type Alphabet = fn(u8) -> bool;
+
 /// Prefix, the least number of characters that follow it, and which they are.
-const SHAPES: [(&str, usize, fn(u8) -> bool); 15] = [
+const SHAPES: [(&str, usize, Alphabet); 15] = [
     ("sk-", 20, word),
     ("AKIA", 16, upper_or_digit),
     ("ASIA", 16, upper_or_digit),
