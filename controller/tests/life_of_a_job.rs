@@ -328,7 +328,6 @@ async fn a_curator_that_finds_its_stage_hopeless_ends_the_job() -> anyhow::Resul
         reason: "the spending limit is reached".into(),
         handed_back: false,
         job_fails: true,
-        ..Default::default()
     };
     controller.curation().fail_unit(request).await?;
     let failed = controller.job(&job).await?;

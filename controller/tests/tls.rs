@@ -85,7 +85,7 @@ async fn strangers_and_replays_change_nothing() -> anyhow::Result<()> {
         .await
         .context(who)?;
     }
-    ensure!(jobs(&admin, &address).await? == [kept.clone()]);
+    ensure!(jobs(&admin, &address).await? == std::slice::from_ref(&kept));
 
     let recorder = Recorder::before(&address).await?;
     let recorded = submit(&admin, &recorder.address, "recorded").await?;

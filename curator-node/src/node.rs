@@ -77,7 +77,7 @@ impl Node {
                     let stage = assignment.stage.clone().unwrap_or_default();
                     let span = tracing::info_span!("curation", job = %stage.job_id, stage = %stage.stage, generation = 0);
                     let _entered = span.enter();
-                    if let Err(error) = self.assign(assignment) {
+                    if let Err(error) = self.assign(*assignment) {
                         tracing::error!(%error, "the assignment cannot be taken up");
                     }
                 }

@@ -53,7 +53,7 @@ pub enum Command {
     StopAttempt(StopAttempt),
     DrainAttempt(DrainAttempt),
     UpdateCurators(UpdateCurators),
-    AssignCuration(AssignCuration),
+    AssignCuration(Box<AssignCuration>),
     ReleaseCuration(ReleaseCuration),
 }
 
@@ -248,7 +248,7 @@ fn command(response: OpenSessionResponse) -> Option<Command> {
         Some(Down::StopAttempt(stop)) => Some(Command::StopAttempt(stop)),
         Some(Down::DrainAttempt(drain)) => Some(Command::DrainAttempt(drain)),
         Some(Down::UpdateCurators(update)) => Some(Command::UpdateCurators(update)),
-        Some(Down::AssignCuration(assign)) => Some(Command::AssignCuration(assign)),
+        Some(Down::AssignCuration(assign)) => Some(Command::AssignCuration(Box::new(assign))),
         Some(Down::ReleaseCuration(release)) => Some(Command::ReleaseCuration(release)),
         // A second welcome says nothing new; an unknown message is from a newer controller.
         Some(Down::Welcome(_)) | None => None,

@@ -154,7 +154,7 @@ mod tests {
                 }
             }
             let crc = (!crc).reverse_bits();
-            ((crc >> 15) | (crc << 17)).wrapping_add(0xa282_ead8)
+            crc.rotate_right(15).wrapping_add(0xa282_ead8)
         }
         let mut found = Vec::new();
         let word = |bytes: &[u8]| u32::from_le_bytes(bytes.try_into().expect("four bytes"));

@@ -117,13 +117,16 @@ struct Outgoing {
     provider: Arc<SdkTracerProvider>,
 }
 
+/// Makes spans of what happens.
+pub type SpanLayer<S> = Box<dyn Layer<S> + Send + Sync>;
+
 impl Traces {
     /// `service` is the kind of process, `instance` which one. Returns the layer that makes spans, if any are wanted.
     pub fn new<S>(
         args: &TraceArgs,
         service: &str,
         instance: &str,
-    ) -> prometheus::Result<(Self, Option<Box<dyn Layer<S> + Send + Sync>>)>
+    ) -> prometheus::Result<(Self, Option<SpanLayer<S>>)>
     where
         S: tracing::Subscriber + for<'span> LookupSpan<'span> + Send + Sync,
     {
