@@ -27,7 +27,7 @@ demo-data: setup
 build: setup ## Build every binary, optimised
 	cargo build --release --workspace --bins
 
-demo: build demo-data ## From a job spec (SPEC=examples/nano.yaml) to a trained LoRA and pictures, on this machine
+demo: build demo-data ## From a job spec (SPEC=examples/nano-loop.yaml) to a trained LoRA and pictures, on this machine
 	@scripts/demo.sh $(SPEC)
 
 test: setup ## Run every test
