@@ -42,7 +42,7 @@ The entry goes into the file of the controller's --auth-tokens, which takes it w
 
 #[derive(Debug, Args)]
 pub struct NewArgs {
-    /// Whose token it is, as the audit log will say: 1 to 100 characters of [A-Za-z0-9._@-].
+    /// Whose token it is, as the audit log will say: 1 to 100 of A-Z, a-z, 0-9, . _ @ and -.
     #[arg(long, value_parser = parse_name)]
     pub name: String,
     /// viewer, submitter, operator or admin.
@@ -62,7 +62,7 @@ pub struct NewArgs {
 fn parse_name(text: &str) -> Result<String, String> {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-' | '@');
     if text.is_empty() || text.len() > 100 || !text.chars().all(plain) {
-        return Err("must be 1 to 100 characters of [A-Za-z0-9._@-]".into());
+        return Err("must be 1 to 100 of A-Z, a-z, 0-9, . _ @ and -".into());
     }
     Ok(text.into())
 }

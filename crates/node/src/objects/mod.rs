@@ -48,7 +48,7 @@ pub enum ObjectsError {
 }
 
 /// Opens the store at `url`. `file:///ABSOLUTE/PATH` is a folder of this machine (made if it is missing, written durably);
-/// `s3://BUCKET/PREFIX` is a bucket, set up by the variables of the environment that [`s3`] names. Nothing is sent yet.
+/// `s3://BUCKET/PREFIX` is a bucket, set up by the variables of the environment that `s3.rs` beside this names. Nothing is sent yet.
 pub fn open(url: &str) -> Result<Arc<dyn ObjectStore>, ObjectsError> {
     open_with(url, &|name| std::env::var(name).ok())
 }
