@@ -32,7 +32,8 @@ demo: build demo-data ## From a job spec (SPEC=examples/nano-loop.yaml) to a tra
 
 test: setup ## Run every test
 	@$(call CARGO_TOOL,nextest)
-	cargo build --workspace --bins
+	@# With the tests, so that both have the same features and nothing is built twice.
+	cargo build --workspace --bins --tests
 	CRESCENDO_REQUIRE_ETCD=1 CRESCENDO_REQUIRE_S3=1 cargo nextest run --workspace --no-fail-fast
 	cargo test --workspace --doc --quiet
 	CRESCENDO_BIN=$${CARGO_TARGET_DIR:-target}/debug scripts/chart_test.sh
