@@ -87,7 +87,7 @@ impl Curation {
     /// Works until the log is sealed, the curator drains or `stop` is cancelled.
     pub async fn run(self, stop: CancellationToken) {
         let drain = self.drain.asked();
-        self.prepare(&stop).await;
+        self.prepare(&stop, &drain).await;
         while !stop.is_cancelled() && !drain.is_cancelled() {
             let wait = match self.lease(&stop).await {
                 Ok(Leased::Unit(lease)) if drain.is_cancelled() => {
@@ -121,7 +121,7 @@ impl Curation {
 
     /// Waits until the object store can be relied on and what the spec names in it is here. No unit is leased before: it
     /// would fail for a reason that is not its own.
-    async fn prepare(&self, stop: &CancellationToken) {
+    async fn prepare(&self, stop: &CancellationToken, drain: &CancellationToken) {
         let mut failures = 0;
         loop {
             let preparing = async {
@@ -133,6 +133,7 @@ impl Curation {
             };
             let reason = tokio::select! {
                 () = stop.cancelled() => return,
+                () = drain.cancelled() => return,
                 prepared = preparing => match prepared {
                     Ok(()) => return,
                     Err(reason) => reason,
@@ -143,6 +144,7 @@ impl Curation {
             tracing::error!(reason, failures, ?wait, "curation waits for the object store");
             tokio::select! {
                 () = stop.cancelled() => return,
+                () = drain.cancelled() => return,
                 () = tokio::time::sleep(wait) => {}
             }
         }

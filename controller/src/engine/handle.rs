@@ -112,7 +112,7 @@ impl Engine {
         let policy = limits.unit_policy(reachable_curators(&self.state, &self.observed, limits, now));
         let ttl_millis = u32::try_from(policy.lease_ttl.as_millis()).unwrap_or(u32::MAX);
         let curators = |engine: &Self, job: &JobId| {
-            let count = curators_of(&engine.state, &engine.observed, &engine.around.config.limits, job, now);
+            let count = curators_of(&engine.state, &engine.observed, &engine.limits, job, now);
             u32::try_from(count).unwrap_or(u32::MAX)
         };
         match request {

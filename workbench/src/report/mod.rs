@@ -94,6 +94,7 @@ struct Contender<'a> {
 
 /// Runs `report`.
 pub fn run(args: &ReportArgs) -> Result<()> {
+    ensure!((1.0..=100.0).contains(&args.true_cfg), "--true-cfg: {} is not between 1 and 100", args.true_cfg);
     crescendo_model::tch::set_num_threads(args.threads);
     let job = FinishedJob::read(&args.job)?;
     let spec = job.spec()?;
