@@ -29,6 +29,7 @@ use crescendo_model::drawing::{Easel, FreeGuidance, Sketch};
 use crescendo_model::nano::{PixelCodec, WordVectorText};
 use crescendo_model::randomness::SampleKey;
 use crescendo_model::tch::{Device, Kind};
+use crescendo_model::unope::PositionMode;
 use crescendo_model::{Flux, FluxConfig, LoraAdapter, Preset};
 use image::RgbImage;
 
@@ -80,6 +81,9 @@ pub struct ReportArgs {
     /// Classifier-free guidance away from having neither prompt nor references; 1 is none
     #[arg(long, default_value_t = 2.0)]
     true_cfg: f64,
+    /// Leave out the base, whose scores no job changes
+    #[arg(long)]
+    without_base: bool,
     /// CPU threads
     #[arg(long, default_value_t = 2)]
     threads: i32,
@@ -90,6 +94,7 @@ struct Contender<'a> {
     label: &'a str,
     adapter: Option<LoraAdapter>,
     references: u32,
+    positions: PositionMode,
 }
 
 /// Runs `report`.
@@ -121,7 +126,12 @@ pub fn run(args: &ReportArgs) -> Result<()> {
     let ceiling = judge.score("real pictures, one subject", 0, &singles.cases, &truths(&singles))?;
     let pair_ceiling = judge.score("real pictures, two subjects", 0, &doubles.cases, &truths(&doubles))?;
 
-    let mut contenders = vec![Contender { label: "base", adapter: None, references: 0 }];
+    let mut contenders = Vec::new();
+    if !args.without_base {
+        let first = spec.stages.first().context("the spec has no stage")?;
+        let positions = position_mode(first.positions);
+        contenders.push(Contender { label: "base", adapter: None, references: 0, positions });
+    }
     for (stage, spec) in stages.iter().zip(&spec.stages) {
         let adapter = LoraAdapter::load(&config, &stage.lora, Kind::Float, Device::Cpu)
             .with_context(|| format!("load the LoRA of {}", stage.name))?;
@@ -129,15 +139,16 @@ pub fn run(args: &ReportArgs) -> Result<()> {
             label: &stage.name,
             adapter: Some(adapter),
             references: spec.references,
+            positions: position_mode(spec.positions),
         });
     }
 
     let empty = WordVectorText.encode(&[""])?;
     let mut scores = Vec::new();
     let mut drawn: Vec<(Vec<RgbImage>, Vec<RgbImage>)> = Vec::new();
-    for (i, contender) in contenders.iter().enumerate() {
+    for contender in &contenders {
         let easel = Easel {
-            positions: position_mode(spec.stages[i.saturating_sub(1)].positions),
+            positions: contender.positions,
             free_guidance: (args.true_cfg != 1.0)
                 .then_some(FreeGuidance { scale: args.true_cfg, empty: &empty }),
             ..Easel::for_preset(Preset::Nano, &flux, &PixelCodec, args.draw_steps)
