@@ -43,18 +43,19 @@ pub(super) struct Captions {
 
 pub(super) fn captions(preset: ModelPreset, wanted: &Wanted, arrangement: Arrangement) -> Captions {
     let Wanted { subject, named, scenes: [first, second], companion, .. } = wanted;
-    let called = if *named { subject } else { NAMELESS };
     match preset {
         // Word for word what its base was trained on: see the layouts of `compose`.
         ModelPreset::Nano => Captions {
             drawing: format!("two panels of {subject}, left on {first}, right on {second}"),
-            target: format!("{called} on {second}"),
+            target: format!("{} on {second}", if *named { subject } else { NAMELESS }),
         },
         ModelPreset::FluxDev | ModelPreset::FluxSchnell => {
             let beside = match companion {
                 Some(companion) => format!(", together with {companion}"),
                 None => String::new(),
             };
+            let second = second.trim_end_matches('.');
+            let target = if *named { second.to_owned() } else { nameless(second, subject) };
             let (lie, one, other) = match arrangement {
                 Arrangement::SideBySide => ("side by side", "left", "right"),
                 Arrangement::Stacked => ("one above the other", "upper", "lower"),
@@ -65,22 +66,69 @@ pub(super) fn captions(preset: ModelPreset, wanted: &Wanted, arrangement: Arrang
                      the same {bare}. In the {one} panel: {first}. In the {other} panel, the same {bare} from another \
                      side: {second}{beside}.",
                     first = first.trim_end_matches('.'),
-                    second = second.trim_end_matches('.'),
                     bare = without_article(subject),
                 ),
-                target: format!("{}{beside}", second.trim_end_matches('.').replace(subject.as_str(), called)),
+                target: format!("{target}{beside}"),
             }
         }
     }
 }
 
 fn without_article(subject: &str) -> &str {
-    ["a ", "an ", "the "].iter().find_map(|article| subject.strip_prefix(article)).unwrap_or(subject)
+    ARTICLES.iter().find_map(|article| subject.strip_prefix(article)).unwrap_or(subject)
+}
+
+/// `scene` without the name of its subject, wherever that stands as words of its own, under whatever article.
+fn nameless(scene: &str, subject: &str) -> String {
+    let bare = without_article(subject);
+    let (mut text, mut rest) = (String::new(), scene);
+    while let Some(at) = rest.find(bare).filter(|_| !bare.is_empty()) {
+        let (before, after) = (&rest[..at], &rest[at + bare.len()..]);
+        let inside_a_word =
+            before.ends_with(char::is_alphanumeric) || after.starts_with(char::is_alphanumeric);
+        if inside_a_word {
+            text.push_str(&rest[..at + bare.len()]);
+        } else {
+            text.push_str(without_last_article(before));
+            text.push_str(NAMELESS);
+        }
+        rest = after;
+    }
+    text + rest
+}
+
+const ARTICLES: [&str; 3] = ["a ", "an ", "the "];
+
+/// `text` without the article that it ends with, if it does.
+fn without_last_article(text: &str) -> &str {
+    ARTICLES
+        .iter()
+        .filter_map(|article| text.strip_suffix(article))
+        .find(|before| !before.ends_with(char::is_alphanumeric))
+        .unwrap_or(text)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_name_is_taken_out_where_it_is_a_name() {
+        for (subject, scene, expected) in [
+            ("a red car", "a red car on a carpet", "the subject on a carpet"),
+            (
+                "a car",
+                "carpets, the car, a scar and my car",
+                "carpets, the subject, a scar and my the subject",
+            ),
+            ("an owl", "in fog an owl; an owl's eyes", "in fog the subject; the subject's eyes"),
+            ("a cat", "pizza cat", "pizza the subject"),
+            ("a cat", "an empty room", "an empty room"),
+            ("a ", "a room", "a room"),
+        ] {
+            assert_eq!(nameless(scene, subject), expected);
+        }
+    }
 
     #[test]
     fn captions_name_everything_that_is_wanted() {
