@@ -1,14 +1,13 @@
 //! Files that are read again when their content changes. One that cannot be used changes nothing.
 
 use std::fmt::Display;
-use std::io;
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use crescendo_node::supervise::Tasks;
 use prometheus::IntCounter;
-use tokio::io::AsyncReadExt as _;
 use tokio::sync::watch;
 
 /// How often the file is looked at. Its content counts, not its time: mounted secrets change by a link.
@@ -39,8 +38,7 @@ where
     T: Send + Sync + 'static,
     E: Display + 'static,
 {
-    let text =
-        std::fs::read_to_string(path).map_err(|source| FileError::Read { path: path.to_owned(), source })?;
+    let text = read(path).map_err(|source| FileError::Read { path: path.to_owned(), source })?;
     let first = parsed(path, &text, parse)?;
     let (current, seen) = watch::channel(Arc::new(first));
     let (path, stop) = (path.to_owned(), tasks.stop_token());
@@ -51,7 +49,11 @@ where
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(LOOK_EVERY) => {}
             }
-            let read = read(&path).await;
+            let read = tokio::task::spawn_blocking({
+                let path = path.clone();
+                move || read(&path).map_err(|error| error.to_string())
+            });
+            let read = read.await.unwrap_or_else(|error| Err(error.to_string()));
             // The same content, or the same trouble, as before.
             if read == last {
                 continue;
@@ -80,15 +82,11 @@ fn parsed<T, E: Display>(path: &Path, text: &str, parse: fn(&str) -> Result<T, E
     parse(text).map_err(|error| FileError::Content { path: path.to_owned(), reason: error.to_string() })
 }
 
-async fn read(path: &Path) -> Result<String, String> {
-    let read = async {
-        let mut text = String::new();
-        tokio::fs::File::open(path).await?.take(MAX_BYTES + 1).read_to_string(&mut text).await?;
-        Ok::<_, io::Error>(text)
-    };
-    let text = read.await.map_err(|error| error.to_string())?;
+fn read(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    std::fs::File::open(path)?.take(MAX_BYTES + 1).read_to_string(&mut text)?;
     if text.len() as u64 > MAX_BYTES {
-        return Err(format!("is larger than {MAX_BYTES} bytes"));
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("larger than {MAX_BYTES} bytes")));
     }
     Ok(text)
 }
@@ -132,8 +130,11 @@ mod tests {
         let folder = tempfile::tempdir()?;
         let path = folder.path().join("number");
         std::fs::write(&path, "two")?;
-        let bad = follow(&path, parse, failures, &tasks).expect_err("bad").to_string();
+        let bad = follow(&path, parse, failures.clone(), &tasks).expect_err("bad").to_string();
         assert!(bad.contains("number: invalid digit"), "{bad}");
+        // A stream without an end, of which no more is read than a file may hold.
+        let endless = follow(Path::new("/dev/zero"), parse, failures, &tasks).expect_err("endless");
+        assert!(format!("{:#}", anyhow::Error::from(endless)).contains("larger than"));
         Ok(())
     }
 }
