@@ -152,29 +152,22 @@ impl Engine {
                 });
                 self.hold(reply, answer);
             }
-            Request::FailUnit { lease, node, reason, fate: UnitFate::JobFails, by, reply } => {
-                let failed = self
-                    .check_holds(&lease, &by)
-                    .and_then(|()| requests::fail_stage(&self.state, &lease, &reason, now));
-                let answer = failed.map_err(Into::into).map(|writes| {
-                    let stage = &lease.stage;
-                    tracing::error!(job = %stage.job, stage = %stage.stage, %node, reason, "the stage's pairs cannot be made, the job fails");
-                    self.write_all(writes);
-                    v1::FailUnitResponse { set_aside: false }
-                });
-                self.hold(reply, answer);
-            }
             Request::FailUnit { lease, node, reason, fate, by, reply } => {
-                let handed_back = fate == UnitFate::HandedBack;
                 let failed = self
                     .check_holds(&lease, &by)
-                    .and_then(|()| requests::fail_unit(&self.state, &lease, &policy, handed_back, now));
+                    .and_then(|()| requests::fail_unit(&self.state, &lease, &policy, fate, &reason, now));
                 let answer = failed.map_err(Into::into).map(|(set_aside, writes)| {
-                    let (stage, unit) = (&lease.stage, lease.unit);
-                    if handed_back {
-                        tracing::info!(job = %stage.job, stage = %stage.stage, %node, unit, reason, "unit is handed back");
-                    } else {
-                        tracing::warn!(job = %stage.job, stage = %stage.stage, %node, unit, set_aside, reason, "unit has failed");
+                    let UnitLeaseRef { stage: StageRef { job, stage }, unit, .. } = &lease;
+                    match fate {
+                        UnitFate::Failed => {
+                            tracing::warn!(%job, %stage, %node, unit, set_aside, reason, "unit has failed");
+                        }
+                        UnitFate::HandedBack => {
+                            tracing::info!(%job, %stage, %node, unit, reason, "unit is handed back");
+                        }
+                        UnitFate::JobFails => {
+                            tracing::error!(%job, %stage, %node, unit, reason, "the stage's pairs cannot be made, the job fails");
+                        }
                     }
                     self.write_all(writes);
                     v1::FailUnitResponse { set_aside }

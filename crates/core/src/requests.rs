@@ -11,6 +11,6 @@ pub(crate) use jobs::ended;
 pub use jobs::{QueueLimits, Submission, Submitted, cancel_job, submit_job};
 pub use nodes::drain_node;
 pub use units::{
-    UnitCommit, UnitCommitted, UnitFate, UnitLeaseRef, commit_unit, fail_stage, fail_unit, lease_unit,
-    renew_unit, shard_path,
+    UnitCommit, UnitCommitted, UnitFate, UnitLeaseRef, commit_unit, fail_unit, lease_unit, renew_unit,
+    shard_path,
 };

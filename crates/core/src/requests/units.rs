@@ -152,43 +152,43 @@ fn check_result(commit: &UnitCommit) -> Result<(), Refused> {
 /// What becomes of a unit that its curator gives back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UnitFate {
-    /// It may be tried again, a bounded number of times.
+    /// It may be tried again after a while, a bounded number of times.
     Failed,
-    /// Nothing is wrong with it: its curator leaves.
+    /// Nothing is wrong with it, its curator leaves: it may be tried again at once.
     HandedBack,
     /// Nor can any other unit of its stage be made.
     JobFails,
 }
 
-/// Gives a unit back: it may be tried again after a while. After `policy.max_failures` of them it counts as done, with no
-/// pairs. One that is `handed_back` has not failed, its curator leaves: it may be tried again at once.
+/// Gives a unit back, which is tried again, put aside or fails its job, as its `fate` says. True with the writes: it has
+/// failed `policy.max_failures` times and counts as done, with no pairs.
 pub fn fail_unit(
     state: &ClusterState,
     lease: &UnitLeaseRef,
     policy: &UnitPolicy,
-    handed_back: bool,
+    fate: UnitFate,
+    reason: &str,
     now: Timestamp,
 ) -> Result<(bool, Vec<Write>), Refused> {
     let stage = open_stage(state, &lease.stage)?;
     let record = held(stage, lease)?;
-    let failures = record.failures.saturating_add(u32::from(!handed_back));
+    let (failures, from) = match fate {
+        UnitFate::Failed => {
+            let failures = record.failures.saturating_add(1);
+            (failures, policy.retry_at(failures, now))
+        }
+        UnitFate::HandedBack => (record.failures, now),
+        UnitFate::JobFails => {
+            let reason =
+                format!("curation of stage {} cannot go on: {}", lease.stage.stage, one_line(reason));
+            let event = JobEvent::Fail { reason: reason.clone() };
+            return Ok((false, end_job(state, &lease.stage.job, event, &reason, now)?));
+        }
+    };
     let set_aside = failures >= policy.max_failures;
-    let from = if handed_back { now } else { policy.retry_at(failures, now) };
     let record = UnitRecord { failures, state: UnitState::Free { from }, ..record.clone() };
     let record = if set_aside { record.set_aside() } else { record };
     Ok((set_aside, vec![Write::Put(Record::Unit(record))]))
-}
-
-/// Ends the job of a unit whose curator has found that no unit of the stage can be made any more.
-pub fn fail_stage(
-    state: &ClusterState,
-    lease: &UnitLeaseRef,
-    reason: &str,
-    now: Timestamp,
-) -> Result<Vec<Write>, Refused> {
-    held(open_stage(state, &lease.stage)?, lease)?;
-    let reason = format!("curation of stage {} cannot go on: {}", lease.stage.stage, one_line(reason));
-    end_job(state, &lease.stage.job, JobEvent::Fail { reason: reason.clone() }, &reason, now)
 }
 
 #[cfg(test)]
@@ -248,7 +248,8 @@ mod tests {
         let mut now = Timestamp(5);
         for tries in 1..=policy.max_failures {
             let lease = leased(&mut state, &stage, &policy, now).expect("it may be tried");
-            let (set_aside, writes) = fail_unit(&state, &lease, &policy, false, now).expect("it is held");
+            let (set_aside, writes) =
+                fail_unit(&state, &lease, &policy, UnitFate::Failed, "", now).expect("it is held");
             apply(&mut state, writes);
             assert_eq!((lease.unit, set_aside), (0, tries == policy.max_failures));
             if !set_aside {
@@ -264,14 +265,18 @@ mod tests {
         let (mut state, stage) = state();
         let (policy, now) = (Limits::default().unit_policy(1), Timestamp(5));
         let lease = leased(&mut state, &stage, &policy, now).expect("a unit");
+        let end = |state: &ClusterState, lease: &UnitLeaseRef, reason: &str| {
+            fail_unit(state, lease, &policy, UnitFate::JobFails, reason, now)
+        };
         let stale = UnitLeaseRef { lease_generation: 9, ..lease.clone() };
-        assert!(matches!(fail_stage(&state, &stale, "no", now), Err(Refused::StaleLease { .. })));
-        let writes = fail_stage(&state, &lease, "the money\nis spent", now).expect("it is held");
+        assert!(matches!(end(&state, &stale, "no"), Err(Refused::StaleLease { .. })));
+        let (set_aside, writes) = end(&state, &lease, "the money\nis spent").expect("it is held");
+        assert!(!set_aside);
         apply(&mut state, writes);
         let job = &state.job(&stage.job).expect("there").record;
         let reason = "curation of stage stage-1 cannot go on: the money is spent".to_owned();
         assert_eq!((&job.state, job.finished_at), (&JobState::Failed { reason }, Some(now)));
-        assert!(matches!(fail_stage(&state, &lease, "again", now), Err(Refused::TooLate { .. })));
+        assert!(matches!(end(&state, &lease, "again"), Err(Refused::TooLate { .. })));
         assert_eq!(leased(&mut state, &stage, &policy, now), None, "nothing is left to do");
     }
 }
