@@ -3,10 +3,10 @@
 #   docker build -f images/node.Dockerfile --target trainer -t REGISTRY/crescendo-trainer-node:0.1.0 .
 #   docker build -f images/node.Dockerfile --target curator -t REGISTRY/crescendo-curator-node:0.1.0 .
 #
-# The bases are arguments, so that a build can pin each to its digest: --build-arg CUDA_BASE=nvidia/cuda@sha256:...
-ARG RUST_BASE=rust:1.95.0-bookworm
-ARG PYTHON_BASE=python:3.11.13-bookworm
-ARG CUDA_BASE=nvidia/cuda:13.0.1-base-ubuntu24.04
+# The bases are arguments, so that a build can take them from elsewhere, or newer ones (README.md).
+ARG RUST_BASE=rust:1.95.0-bookworm@sha256:6258907abe69656e41cd992e0b705cdcfabcbbe3db374f92ed2d47121282d4a1
+ARG PYTHON_BASE=python:3.11.13-bookworm@sha256:e75be128195ec5b78912d55646e87d4638fc95234302a34472aeb2a474334cb1
+ARG CUDA_BASE=nvidia/cuda:13.0.1-base-ubuntu24.04@sha256:f8ef28f579ea42a44b415d2c5d46f788e6a9b395c6c83f2929416e1fc192c143
 
 # torch with the CUDA libraries that it names as dependencies. They find each other by relative paths, so the folder moves as
 # a whole and stays at the same place in every stage: the binaries are linked with it as their run path.
