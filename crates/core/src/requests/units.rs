@@ -160,8 +160,8 @@ pub enum UnitFate {
     JobFails,
 }
 
-/// Gives a unit back, which is tried again, put aside or fails its job, as its `fate` says. True with the writes: it has
-/// failed `policy.max_failures` times and counts as done, with no pairs.
+/// Gives a unit back: it is tried again, set aside or fails its job, as its `fate` says. Returns with the writes whether it
+/// is set aside: once it has failed `policy.max_failures` times it counts as done, with no pairs.
 pub fn fail_unit(
     state: &ClusterState,
     lease: &UnitLeaseRef,
