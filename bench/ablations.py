@@ -19,6 +19,8 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+# Longest that a job or its report may take, seconds.
+DEADLINE = 2 * 3600
 ONE, TWO = "stage-1, one subject", "stage-2, each of two subjects"
 
 
@@ -116,7 +118,7 @@ def run(name, spec, args):
                  "--library-root", ".", "--without-base", "--threads", str(args.gpus), "--out", out]
         with open(out / "log.txt", "a") as log:
             for command in (score,) if (out / "job.json").exists() else (train, score):
-                if subprocess.run(command, cwd=ROOT, stdout=log, stderr=log).returncode != 0:
+                if subprocess.run(command, cwd=ROOT, stdout=log, stderr=log, timeout=DEADLINE).returncode != 0:
                     raise RuntimeError(f"ablations: {name} failed; see {out / 'log.txt'}")
     return {score["model"]: 100 * score["right"] for score in json.loads(report.read_text())["scores"]}
 

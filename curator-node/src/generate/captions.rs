@@ -83,16 +83,14 @@ fn nameless(scene: &str, subject: &str) -> String {
     let bare = without_article(subject);
     let (mut text, mut rest) = (String::new(), scene);
     while let Some(at) = rest.find(bare).filter(|_| !bare.is_empty()) {
-        let (before, after) = (&rest[..at], &rest[at + bare.len()..]);
-        let inside_a_word =
-            before.ends_with(char::is_alphanumeric) || after.starts_with(char::is_alphanumeric);
-        if inside_a_word {
-            text.push_str(&rest[..at + bare.len()]);
+        text.push_str(&rest[..at]);
+        rest = &rest[at + bare.len()..];
+        if text.ends_with(char::is_alphanumeric) || rest.starts_with(char::is_alphanumeric) {
+            text.push_str(bare);
         } else {
-            text.push_str(without_last_article(before));
+            text.truncate(without_last_article(&text).len());
             text.push_str(NAMELESS);
         }
-        rest = after;
     }
     text + rest
 }
@@ -124,6 +122,7 @@ mod tests {
             ("an owl", "in fog an owl; an owl's eyes", "in fog the subject; the subject's eyes"),
             ("a cat", "pizza cat", "pizza the subject"),
             ("a cat", "an empty room", "an empty room"),
+            ("a car", "carcar", "carcar"),
             ("a ", "a room", "a room"),
         ] {
             assert_eq!(nameless(scene, subject), expected);

@@ -81,7 +81,7 @@ pub struct ReportArgs {
     /// Classifier-free guidance away from having neither prompt nor references; 1 is none
     #[arg(long, default_value_t = 2.0)]
     true_cfg: f64,
-    /// Leave out the base, whose scores no job changes
+    /// Leave out the base, which training does not change
     #[arg(long)]
     without_base: bool,
     /// CPU threads
