@@ -1,11 +1,12 @@
 //! One job through all the processes with a bucket for an object store: a base is trained, its weights and the subjects are
-//! read from the bucket, and a rank is killed so that it resumes from there.
+//! read from the bucket, a rank is killed so that it resumes from there, and a report is made of it.
 
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use crescendo_node::testing::S3Server;
-use crescendo_tests::{Cluster, ClusterOptions, lora_spec};
+use crescendo_proto::v1::Job;
+use crescendo_tests::{Cluster, ClusterOptions, binary, lora_spec};
 use futures::TryStreamExt as _;
 use object_store::ObjectStoreExt as _;
 
@@ -49,6 +50,9 @@ async fn a_job_runs_with_a_bucket_and_resumes_from_it() -> Result<()> {
         ensure!(registered.iter().any(|known| key.starts_with(&known.path)), "{key} is left behind");
     }
 
+    let said = report(&server, &cluster, &job).await?;
+    ensure!(!said.contains(server.secret()), "the key is in a report");
+
     let mut kept = Vec::new();
     for file in std::fs::read_dir(cluster.folder().join("store")).context("list the store")? {
         kept.extend(std::fs::read(file?.path())?);
@@ -59,4 +63,33 @@ async fn a_job_runs_with_a_bucket_and_resumes_from_it() -> Result<()> {
     let seen = format!("{}\n{:?}\n{job:?}", cluster.whole_logs(), registered);
     ensure!(!seen.contains(server.secret()), "the key is in a log or an answer");
     Ok(())
+}
+
+/// Everything that a report on the job says: checkpoint, base and subjects are read from the bucket.
+async fn report(server: &S3Server, cluster: &Cluster, job: &Job) -> Result<String> {
+    let stage = &job.stages[0];
+    let json = serde_json::json!({
+        "jobId": job.job_id, "name": job.name, "resolvedSpecYaml": job.resolved_spec_yaml,
+        "stages": [{"name": stage.name, "finalCheckpoint": stage.final_checkpoint}],
+    });
+    let (file, out) = (cluster.folder().join("job.json"), cluster.folder().join("report"));
+    std::fs::write(&file, json.to_string()).context("write the job")?;
+    let output = tokio::process::Command::new(binary("crescendo-workbench")?)
+        .envs(server.environment())
+        .args(["report", "--object-store", &server.url("clusters/one"), "--draws", "8", "--draw-steps", "1"])
+        .arg("--job")
+        .arg(&file)
+        .arg("--out")
+        .arg(&out)
+        .output()
+        .await
+        .context("start the workbench")?;
+    let said =
+        format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    ensure!(output.status.success(), "{said}");
+    let page = std::fs::read_to_string(out.join("report.html")).context("read the report")?;
+    for says in ["stage-1, one subject", "gradient norm", "that training has seen"] {
+        ensure!(page.contains(says), "no {says} in {said}");
+    }
+    Ok(said + &page)
 }

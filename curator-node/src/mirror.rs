@@ -51,9 +51,14 @@ impl Mirror {
         if wanted.is_empty() {
             return Ok(None);
         }
+        Ok(Some(Mirror { wanted, ..Mirror::empty()? }))
+    }
+
+    /// One that wants nothing of itself, for [`Mirror::bring_key`].
+    pub fn empty() -> Result<Mirror, MirrorError> {
         let root = tempfile::Builder::new().prefix("crescendo-store-").tempdir();
         let root = root.map_err(|source| MirrorError::Write { path: std::env::temp_dir(), source })?;
-        Ok(Some(Mirror { root, wanted }))
+        Ok(Mirror { root, wanted: BTreeSet::new() })
     }
 
     /// Stands for the root of the object store.
@@ -64,23 +69,29 @@ impl Mirror {
     /// Copies everything. Calling it again after an error copies what is missing.
     pub async fn bring(&self, objects: &dyn ObjectStore) -> Result<(), MirrorError> {
         for key in &self.wanted {
-            let location = parsed(key)?;
-            if self.copy(objects, &location).await? {
-                continue;
-            }
-            let listing = objects.list(Some(&location)).map_ok(|found| found.location).take(MAX_FILES + 1);
-            let found = late(key, listing.try_collect::<Vec<Key>>()).await?;
-            let found = found.map_err(|e| read(key, &e))?;
-            if found.is_empty() {
-                return Err(MirrorError::Missing { key: key.clone() });
-            }
-            if found.len() > MAX_FILES {
-                let reason = format!("more than {MAX_FILES} objects are below it");
-                return Err(MirrorError::Read { key: key.clone(), reason });
-            }
-            for one in &found {
-                self.copy(objects, one).await?;
-            }
+            self.bring_key(objects, key).await?;
+        }
+        Ok(())
+    }
+
+    /// Copies the object at `key`, or else all objects below it.
+    pub async fn bring_key(&self, objects: &dyn ObjectStore, key: &str) -> Result<(), MirrorError> {
+        let location = parsed(key)?;
+        if self.copy(objects, &location).await? {
+            return Ok(());
+        }
+        let listing = objects.list(Some(&location)).map_ok(|found| found.location).take(MAX_FILES + 1);
+        let found = late(key, listing.try_collect::<Vec<Key>>()).await?;
+        let found = found.map_err(|e| read(key, &e))?;
+        if found.is_empty() {
+            return Err(MirrorError::Missing { key: key.to_owned() });
+        }
+        if found.len() > MAX_FILES {
+            let reason = format!("more than {MAX_FILES} objects are below it");
+            return Err(MirrorError::Read { key: key.to_owned(), reason });
+        }
+        for one in &found {
+            self.copy(objects, one).await?;
         }
         Ok(())
     }

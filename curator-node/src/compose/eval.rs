@@ -1,11 +1,21 @@
-//! Evaluation cases: subjects that training never saw, in scenes of their own.
+//! Evaluation cases: subjects that training never saw, or some of those that it saw, in scenes of their own.
 
-use super::raster::Region;
-use super::{ComposeError, Composer, distinct};
+use super::{ComposeError, Composer, Region, distinct};
 use crate::draw::Draw;
 use image::RgbImage;
 
-/// A held-out subject and one picture of it to compare with.
+/// Subjects beyond which only some of the training subjects, evenly spread, are cases.
+const MOST_TRAINING_SUBJECTS: usize = 128;
+
+/// Which subjects of the library the cases show.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EvalSubjects {
+    HeldOut,
+    /// Those that training may have seen, in scenes that it has not.
+    Training,
+}
+
+/// A subject and one picture of it to compare with.
 #[derive(Clone, Debug)]
 pub struct GalleryEntry {
     pub id: String,
@@ -34,15 +44,13 @@ pub struct EvalCase {
 /// Cases and the gallery that they are scored with.
 #[derive(Clone, Debug)]
 pub struct EvalSet {
-    /// All held-out subjects.
+    /// All subjects of the cases.
     pub gallery: Vec<GalleryEntry>,
     pub cases: Vec<EvalCase>,
 }
 
 impl Composer {
-    /// Makes `count` cases of `subjects_per_case` held-out subjects with `choices` to choose from (16 for nearest of 16;
-    /// less where fewer subjects are held out). Case n draws held-out subject n modulo their number first, so every
-    /// subject has its turn. The same arguments give the same set.
+    /// Cases with held-out subjects: see [`Composer::eval_set_of`].
     pub fn eval_set(
         &self,
         count: usize,
@@ -50,12 +58,34 @@ impl Composer {
         choices: usize,
         seed: u64,
     ) -> Result<EvalSet, ComposeError> {
+        self.eval_set_of(EvalSubjects::HeldOut, count, subjects_per_case, choices, seed)
+    }
+
+    /// Makes `count` cases of `subjects_per_case` subjects with `choices` to choose from (16 for nearest of 16; less where
+    /// there are fewer subjects). Case n draws subject n modulo their number first, so every subject has its turn. The same
+    /// arguments give the same set.
+    pub fn eval_set_of(
+        &self,
+        which: EvalSubjects,
+        count: usize,
+        subjects_per_case: usize,
+        choices: usize,
+        seed: u64,
+    ) -> Result<EvalSet, ComposeError> {
+        let shown = match which {
+            EvalSubjects::HeldOut => self.held_out.to_vec(),
+            EvalSubjects::Training => {
+                let all = self.training.len();
+                let kept = all.min(MOST_TRAINING_SUBJECTS);
+                (0..kept).map(|n| self.training[n * all / kept]).collect()
+            }
+        };
         let need = subjects_per_case.max(2);
-        if self.held_out.len() < need {
-            return Err(ComposeError::TooFewSubjects { have: self.held_out.len(), need });
+        if shown.len() < need {
+            return Err(ComposeError::TooFewSubjects { have: shown.len(), need });
         }
-        let mut gallery = Vec::with_capacity(self.held_out.len());
-        for (n, entry) in self.held_out.iter().enumerate() {
+        let mut gallery = Vec::with_capacity(shown.len());
+        for (n, entry) in shown.iter().enumerate() {
             let composed = self.compose(&[*entry], &mut Draw::new("eval gallery", &[seed, n as u64]))?;
             let facts = &self.subjects.entries()[*entry];
             gallery.push(GalleryEntry {
@@ -82,7 +112,7 @@ impl Composer {
                     of
                 })
                 .collect();
-            let entries: Vec<usize> = subjects.iter().map(|n| self.held_out[*n]).collect();
+            let entries: Vec<usize> = subjects.iter().map(|n| shown[*n]).collect();
             let target = self.compose(&entries, &mut Draw::new("eval target", &[seed, case as u64]))?;
             let mut references = Vec::with_capacity(entries.len());
             for (n, entry) in entries.iter().enumerate() {

@@ -16,7 +16,8 @@ const LEFT: f64 = 56.0;
 const BOTTOM: f64 = 28.0;
 const TOP: f64 = 12.0;
 const RIGHT: f64 = 12.0;
-const TICKS: usize = 4;
+/// Ticks of an axis, about.
+const TICKS: f64 = 4.0;
 
 /// Exponential moving average of `points`; `weight` is that of the past, 0 to 1.
 pub fn smooth(points: &[(f64, f64)], weight: f64) -> Vec<(f64, f64)> {
@@ -56,22 +57,25 @@ pub fn svg_chart(title: &str, x_label: &str, series: &[Series]) -> String {
 
     let mut svg =
         format!("<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"{}\">", escape(title));
-    for tick in 0..=TICKS {
-        let share = tick as f64 / TICKS as f64;
-        let (y, x) = (y0 + share * (y1 - y0), x0 + share * (x1 - x0));
+    for y in ticks(y0, y1) {
         let _ = write!(
             svg,
             "<line class=\"grid\" x1=\"{LEFT}\" x2=\"{:.1}\" y1=\"{py:.1}\" y2=\"{py:.1}\"/>\
-             <text class=\"tick\" text-anchor=\"end\" x=\"{:.1}\" y=\"{:.1}\">{}</text>\
-             <text class=\"tick\" text-anchor=\"middle\" x=\"{:.1}\" y=\"{:.1}\">{}</text>",
+             <text class=\"tick\" text-anchor=\"end\" x=\"{:.1}\" y=\"{:.1}\">{}</text>",
             WIDTH - RIGHT,
             LEFT - 6.0,
             place_y(y) + 4.0,
             short_number(y),
+            py = place_y(y),
+        );
+    }
+    for x in ticks(x0, x1) {
+        let _ = write!(
+            svg,
+            "<text class=\"tick\" text-anchor=\"middle\" x=\"{:.1}\" y=\"{:.1}\">{}</text>",
             place_x(x),
             HEIGHT - 10.0,
             short_number(x),
-            py = place_y(y),
         );
     }
     for s in series {
@@ -102,18 +106,27 @@ pub fn svg_chart(title: &str, x_label: &str, series: &[Series]) -> String {
     )
 }
 
-/// Three significant digits, without exponents in the usual range.
+/// Round numbers from `low` to `high`, evenly apart: steps of 1, 2 or 5 times a power of ten.
+fn ticks(low: f64, high: f64) -> Vec<f64> {
+    let rough = (high - low) / TICKS;
+    let power = 10f64.powf(rough.log10().floor());
+    let Some(step) = [1.0, 2.0, 5.0, 10.0].map(|n| n * power).into_iter().find(|step| *step >= rough) else {
+        return vec![low, high];
+    };
+    // Counted rather than added up, so that 0.3 is not 0.30000000000000004.
+    let (first, last) = ((low / step).ceil(), (high / step).floor());
+    (0..=(last - first).clamp(0.0, 2.0 * TICKS) as u32).map(|n| (first + f64::from(n)) * step).collect()
+}
+
+/// At most four significant digits, without trailing zeros, and without exponents in the usual range.
 fn short_number(x: f64) -> String {
     let magnitude = x.abs();
-    if magnitude == 0.0 || magnitude >= 100.0 {
-        format!("{x:.0}")
-    } else if magnitude >= 10.0 {
-        format!("{x:.1}")
-    } else if magnitude >= 0.01 {
-        format!("{x:.3}")
-    } else {
-        format!("{x:.1e}")
+    if magnitude > 0.0 && magnitude < 0.001 {
+        return format!("{x:.0e}");
     }
+    let decimals = if magnitude >= 1000.0 { 0 } else { 3 };
+    let text = format!("{x:.decimals$}");
+    if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_owned() } else { text }
 }
 
 /// Escapes text for HTML content and attributes.
@@ -150,6 +163,18 @@ mod tests {
         assert!(svg_chart("loss", "step", &[]).contains("no data"));
         let nan = [Series { label: "loss", color: "red", points: vec![(0.0, f64::NAN)] }];
         assert!(svg_chart("loss", "step", &nan).contains("no data"));
+    }
+
+    #[test]
+    fn ticks_are_round_numbers_within_the_axis() {
+        assert_eq!(ticks(1.0, 400.0), [100.0, 200.0, 300.0, 400.0]);
+        assert_eq!(ticks(0.12, 0.58), [0.2, 0.4]);
+        assert_eq!(ticks(0.0, 4.0), [0.0, 1.0, 2.0, 3.0, 4.0]);
+        for (low, high) in [(1.0, 1.0001), (-3.0, 1e9), (0.0, 1e-9), (5.0, 5.0 + 1e-14)] {
+            let all = ticks(low, high);
+            assert!(all.len() < 12 && all.iter().all(|x| (low - 1e-6..=high + 1e-6).contains(x)), "{all:?}");
+        }
+        assert_eq!([0.3, 12.5, 0.0, 2000.0, 1e-5].map(short_number), ["0.3", "12.5", "0", "2000", "1e-5"]);
     }
 
     #[test]

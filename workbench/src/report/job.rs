@@ -1,102 +1,194 @@
-//! A finished job as files: its JSON and the final checkpoints in the object store.
+//! A job as files: its JSON, and what its stages left in the object store.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result, ensure};
-use crescendo_core::spec::JobSpec;
+use crescendo_core::spec::{AdapterSpec, JobSpec, StageSpec};
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 
 use super::history::{self, StepRecord};
+use super::objects::Objects;
+
+/// Size of a job's JSON beyond which it is refused.
+const MAX_JSON_BYTES: u64 = 64 << 20;
 
 /// What `crescendo get JOB -o json` prints, as far as a report needs it.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct FinishedJob {
+pub struct Job {
     pub job_id: String,
     pub name: String,
+    #[serde(default)]
+    pub state: String,
     pub resolved_spec_yaml: String,
-    stages: Vec<StageJson>,
+    #[serde(default)]
+    pub submitted_at: Option<String>,
+    #[serde(default)]
+    pub started_at: Option<String>,
+    #[serde(default)]
+    pub finished_at: Option<String>,
+    pub stages: Vec<StageJson>,
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct StageJson {
-    name: String,
+pub struct StageJson {
+    pub name: String,
     #[serde(default)]
-    restarts: u32,
+    pub restarts: u32,
     #[serde(default)]
-    pairs_committed: u64,
+    pub step: u64,
     #[serde(default)]
-    pairs_rejected: BTreeMap<String, u64>,
+    pub steps_total: u64,
     #[serde(default)]
-    scores: BTreeMap<String, Distribution>,
+    pub pairs_committed: u64,
+    #[serde(default)]
+    pub pairs_target: u64,
+    #[serde(default)]
+    pub pairs_rejected: BTreeMap<String, u64>,
+    #[serde(default)]
+    pub laps: u64,
+    #[serde(default)]
+    pub scores: BTreeMap<String, Distribution>,
     #[serde(default)]
     final_checkpoint: String,
 }
 
 /// Counts of a score in buckets of equal width from `least` to `most`.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, serde::Serialize)]
 pub struct Distribution {
     pub least: f64,
     pub most: f64,
     pub counts: Vec<u64>,
 }
 
-/// One stage with the files of its final checkpoint.
-#[derive(Debug)]
-pub struct FinishedStage {
-    pub name: String,
-    pub restarts: u32,
-    pub pairs_committed: u64,
-    pub pairs_rejected: BTreeMap<String, u64>,
-    /// Of each score, over all candidates.
-    pub scores: BTreeMap<String, Distribution>,
-    /// Path of the stage's LoRA.
-    pub lora: PathBuf,
-    pub history: Vec<StepRecord>,
+/// What a stage trained, as a file of this machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Trained {
+    Adapter(PathBuf),
+    /// All weights of the network.
+    Network(PathBuf),
 }
 
-impl FinishedJob {
+impl Trained {
+    pub fn path(&self) -> &Path {
+        match self {
+            Self::Adapter(path) | Self::Network(path) => path,
+        }
+    }
+}
+
+/// What a stage left.
+#[derive(Debug, Default)]
+pub struct Left {
+    pub trained: Option<Trained>,
+    pub history: Vec<StepRecord>,
+    /// Why something of it is missing, a sentence each.
+    pub missing: Vec<String>,
+}
+
+impl Job {
     /// Reads the job's JSON.
     pub fn read(path: &Path) -> Result<Self> {
-        let bytes = std::fs::read(path).with_context(|| format!("read {}", path.display()))?;
-        serde_json::from_slice(&bytes).with_context(|| format!("parse {}", path.display()))
+        let job: Self = read_json(path)?;
+        ensure!(!job.stages.is_empty(), "{}: the job has no stages", path.display());
+        Ok(job)
     }
 
     /// The resolved spec.
     pub fn spec(&self) -> Result<JobSpec> {
-        crescendo_core::spec::parse(self.resolved_spec_yaml.as_bytes()).map_err(|problems| {
+        let spec = crescendo_core::spec::parse(self.resolved_spec_yaml.as_bytes()).map_err(|problems| {
             let all: Vec<String> = problems.iter().map(ToString::to_string).collect();
             anyhow::anyhow!("the job's resolved spec does not parse: {}", all.join("; "))
-        })
-    }
-
-    /// Its stages, with their files below `objects`.
-    pub fn stages_of(&self, spec: &JobSpec, objects: &Path) -> Result<Vec<FinishedStage>> {
+        })?;
         ensure!(
             self.stages.len() == spec.stages.len(),
-            "the job and its spec differ in their number of stages"
+            "the job has {} stages and its spec {}",
+            self.stages.len(),
+            spec.stages.len()
         );
-        self.stages
-            .iter()
-            .map(|stage| {
-                ensure!(!stage.final_checkpoint.is_empty(), "stage {} has no final checkpoint", stage.name);
-                let folder = objects.join(&stage.final_checkpoint);
-                let history_path = folder.join("history.jsonl");
-                let text = std::fs::read_to_string(&history_path)
-                    .with_context(|| format!("read {}", history_path.display()))?;
-                Ok(FinishedStage {
-                    name: stage.name.clone(),
-                    restarts: stage.restarts,
-                    pairs_committed: stage.pairs_committed,
-                    pairs_rejected: stage.pairs_rejected.clone(),
-                    scores: stage.scores.clone(),
-                    lora: folder.join("dit_lora.safetensors"),
-                    history: history::parse(&text)
-                        .with_context(|| format!("read {}", history_path.display()))?,
-                })
-            })
-            .collect()
+        Ok(spec)
+    }
+
+    /// From the first step to the end; from the submission where the start is not known.
+    pub fn took(&self) -> Option<Duration> {
+        let time = |text: &Option<String>| humantime::parse_rfc3339(text.as_deref()?).ok();
+        let from: SystemTime = time(&self.started_at).or_else(|| time(&self.submitted_at))?;
+        time(&self.finished_at)?.duration_since(from).ok()
+    }
+}
+
+impl StageJson {
+    /// What the stage left in the object store. What cannot be had is said, and is no error.
+    pub fn left(&self, spec: &StageSpec, objects: &Objects) -> Left {
+        let mut left = Left::default();
+        if self.final_checkpoint.is_empty() {
+            left.missing.push(format!(
+                "{} has no final checkpoint (it stood at step {} of {}), so nothing is drawn with it and its curves are left out",
+                self.name, self.step, self.steps_total
+            ));
+            return left;
+        }
+        let (file, trained): (_, fn(PathBuf) -> Trained) = match spec.train.adapter {
+            AdapterSpec::Lora { .. } => ("dit_lora.safetensors", Trained::Adapter),
+            AdapterSpec::None => ("model.safetensors", Trained::Network),
+        };
+        match objects.bring(&format!("{}/{file}", self.final_checkpoint)) {
+            Ok(path) => left.trained = Some(trained(path)),
+            Err(error) => left.missing.push(format!("nothing is drawn with {}: {error:#}", self.name)),
+        }
+        let read = || -> Result<Vec<StepRecord>> {
+            let bytes = objects.read(&format!("{}/history.jsonl", self.final_checkpoint))?;
+            history::parse(&String::from_utf8_lossy(&bytes))
+        };
+        match read() {
+            Ok(history) => left.history = history,
+            Err(error) => left.missing.push(format!("{} has no curves: {error:#}", self.name)),
+        }
+        left
+    }
+}
+
+fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    let size = std::fs::metadata(path).with_context(|| format!("read {}", path.display()))?.len();
+    ensure!(size <= MAX_JSON_BYTES, "{} is larger than {MAX_JSON_BYTES} bytes", path.display());
+    let bytes = std::fs::read(path).with_context(|| format!("read {}", path.display()))?;
+    serde_json::from_slice(&bytes)
+        .with_context(|| format!("{} is not what `crescendo get JOB -o json` prints", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn job(started: &str, finished: &str) -> Job {
+        let json = format!(
+            r#"{{"jobId": "a-1", "name": "a", "resolvedSpecYaml": "", "submittedAt": "2026-01-01T00:00:00.000Z",
+                 "startedAt": {started}, "finishedAt": {finished}, "stages": [{{"name": "s"}}]}}"#
+        );
+        serde_json::from_str(&json).unwrap()
+    }
+
+    #[test]
+    fn a_job_took_from_its_start_to_its_end() {
+        let end = r#""2026-01-01T00:10:05.500Z""#;
+        assert_eq!(job(r#""2026-01-01T00:10:00.000Z""#, end).took(), Some(Duration::from_millis(5500)));
+        assert_eq!(job("null", end).took(), Some(Duration::from_millis(605_500)));
+        assert_eq!(job("null", "null").took(), None);
+        assert_eq!(job("null", r#""yesterday""#).took(), None);
+    }
+
+    #[test]
+    fn a_file_that_is_no_job_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("job.json");
+        for (content, says) in [("[]", "job.json"), (r#"{"jobId": "a-1"}"#, "crescendo get JOB -o json")] {
+            std::fs::write(&path, content).unwrap();
+            let error = format!("{:#}", Job::read(&path).unwrap_err());
+            assert!(error.contains(says) && error.contains("job.json"), "{error}");
+        }
     }
 }

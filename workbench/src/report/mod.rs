@@ -1,86 +1,82 @@
-//! `report`: what a finished job has learned, on subjects that training never saw.
+//! `report`: what a job has learned, and from what.
 //!
 //! ```text
-//! job.json ─┐
-//! objects ──┼─▶ base, LoRA of each stage ─▶ draw ──▶ evaluate ─▶ score ─┬─▶ grid.png
-//! subjects ─┘                 history.jsonl ─▶ curve ───────────────────┴─▶ page: report.html, report.json
+//! job.json ─┐                ┌─▶ cases ─▶ draw (base, LoRA of each stage) ─▶ evaluate ─▶ score ─┐
+//! objects ──┼─▶ job: left ───┤                     └─▶ pictures ─▶ grid.png                      ├─▶ figures ─▶ terminal,
+//! library ──┘                └─▶ history ─▶ curve ─────────────────────────────────────────────┘   report.json, page
 //! ```
+//!
+//! A job that has trained has a report: what cannot be had of it here is left out, with a sentence in the figures' notes.
 
+mod cases;
 mod curve;
+mod draw;
 mod evaluate;
+mod figures;
 pub(crate) mod grid;
 pub(crate) mod history;
 mod job;
+mod machine;
+mod objects;
 mod page;
+mod pictures;
 mod score;
+mod terminal;
+#[cfg(test)]
+mod tests;
 
 use std::path::{Path, PathBuf};
+use std::time::{Instant, SystemTime};
 
 use anyhow::{Context as _, Result, ensure};
 use clap::Args;
-use crescendo_core::spec::{
-    ComposeLayout, ComposeSpec, DataSource, GenerateSpec, JobSpec, ModelPreset, Precision, StageSpec,
-};
-use crescendo_curator_node::compose::{Composer, EvalCase, EvalSet};
-use crescendo_curator_node::studio::position_mode;
-use crescendo_model::codec::TextEncoder as _;
-use crescendo_model::dinov2::DinoV2;
-use crescendo_model::drawing::{Easel, FreeGuidance, Sketch};
-use crescendo_model::nano::{PixelCodec, WordVectorText};
-use crescendo_model::randomness::SampleKey;
-use crescendo_model::tch::{Device, Kind};
-use crescendo_model::unope::PositionMode;
-use crescendo_model::{Flux, FluxConfig, LoraAdapter, Preset};
+use crescendo_core::spec::{JobSpec, ModelPreset, Precision, StageSpec};
+use crescendo_curator_node::studio::kind;
+use crescendo_model::tch::Device;
 use image::RgbImage;
 
+use self::cases::{Block, Places};
 pub(crate) use self::curve::escape;
-use self::evaluate::Judge;
-use self::grid::{Cell, draw_grid};
-use self::job::{FinishedJob, FinishedStage};
-use self::page::{Report, StageReport};
-use self::score::Score;
-
-/// Held-out subjects to choose from in each score.
-const CHOICES: usize = 16;
-/// Seed of the evaluation cases; another than any job's, and fixed, so that reports compare.
-const EVAL_SEED: u64 = 7_310_417;
-/// Rows of the grid with one subject, and with two.
-const GRID_ROWS: (usize, usize) = (8, 6);
-/// Cases that go through the network together.
-const DRAWN_TOGETHER: usize = 38;
-/// Height and width of a grid cell, pixels.
-const GRID_CELL: u32 = 128;
+use self::draw::{Contender, Settings, Studio};
+use self::evaluate::{Encoder, Judge};
+use self::figures::{Drawing, Figures, ScoreFigures, StageFigures};
+use self::job::{Job, Left, StageJson};
+use self::machine::Machine;
+use self::objects::Objects;
+use self::page::Page;
+use self::pictures::Drawn;
+use crate::device::has_cuda;
 
 /// Flags of `report`.
 #[derive(Debug, Args)]
-#[command(after_help = "Writes report.html, report.json, grid.png and dit_lora.safetensors into --out.\n\n\
+#[command(
+    after_help = "Writes report.html, report.json, grid.png and the trained weights into --out. What cannot be scored or drawn is \
+                        left out, and the report says why.\n\n\
                         Example:\n  crescendo get JOB -o json > job.json\n  \
-                        crescendo report --job job.json --object-store .crescendo/objects --out report")]
+                        crescendo report --job job.json --object-store .crescendo/objects --out report"
+)]
 pub struct ReportArgs {
-    /// The finished job, as printed by `crescendo get JOB -o json`
+    /// The job, as printed by `crescendo get JOB -o json`
     #[arg(long, value_name = "FILE")]
     job: PathBuf,
-    /// Root folder of the object store
-    #[arg(long, value_name = "DIR")]
-    object_store: PathBuf,
+    /// Root folder of the object store, or its URL: file:// or s3://BUCKET[/PREFIX], set up by AWS_* variables
+    #[arg(long, value_name = "DIR|URL")]
+    object_store: String,
     /// Folder that relative paths in the spec start from
     #[arg(long, value_name = "DIR", default_value = ".")]
     library_root: PathBuf,
     /// Folder to write into
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// Euler steps of each drawing
-    #[arg(long, default_value_t = 10)]
-    draw_steps: i64,
-    /// Pictures drawn for each score with one subject
-    #[arg(long, default_value_t = 304)]
-    draws: usize,
-    /// Pictures drawn for each score with two subjects
-    #[arg(long, default_value_t = 152)]
-    pair_draws: usize,
-    /// Classifier-free guidance away from having neither prompt nor references; 1 is none
-    #[arg(long, default_value_t = 2.0)]
-    true_cfg: f64,
+    /// Euler steps of each drawing [default: 25, nano: 10]
+    #[arg(long, value_name = "N")]
+    draw_steps: Option<u32>,
+    /// Subjects drawn for each score: a picture each, or fewer pictures with several in each [default: 48, nano: 304]
+    #[arg(long, value_name = "N")]
+    draws: Option<usize>,
+    /// Classifier-free guidance away from having neither prompt nor references; 1 is none [default: 1, nano: 2]
+    #[arg(long, value_name = "SCALE")]
+    true_cfg: Option<f64>,
     /// Leave out the base, which training does not change
     #[arg(long)]
     without_base: bool,
@@ -89,226 +85,249 @@ pub struct ReportArgs {
     threads: i32,
 }
 
-/// A model whose pictures are scored: the base (no adapter), or what a stage ended with.
-struct Contender<'a> {
-    label: &'a str,
-    adapter: Option<LoraAdapter>,
-    references: u32,
-    positions: PositionMode,
-}
-
 /// Runs `report`.
 pub fn run(args: &ReportArgs) -> Result<()> {
-    ensure!((1.0..=100.0).contains(&args.true_cfg), "--true-cfg: {} is not between 1 and 100", args.true_cfg);
-    crescendo_model::tch::set_num_threads(args.threads);
-    let job = FinishedJob::read(&args.job)?;
+    let began = Instant::now();
+    if let Some(scale) = args.true_cfg {
+        ensure!((1.0..=100.0).contains(&scale), "--true-cfg: {scale} is not between 1 and 100");
+    }
+    crescendo_model::tch::set_num_threads(args.threads.max(1));
+    let job = Job::read(&args.job)?;
     let spec = job.spec()?;
-    let stages = job.stages_of(&spec, &args.object_store)?;
-    anyhow::ensure!(
-        spec.model.preset == ModelPreset::Nano,
-        "only jobs of the preset nano can be reported on: its scores need the nano encoders"
-    );
-    let config = FluxConfig::from(&spec.model);
-    let base_path =
-        args.library_root.join(spec.model.weights.as_deref().context("the spec has no model.weights")?);
-    let kind = if spec.model.precision == Precision::Bf16 { Kind::BFloat16 } else { Kind::Float };
-    let flux = Flux::load(&config, &base_path, kind, Device::Cpu).context("load the base")?;
-    let (compose, encoder_path) = compose_settings(&spec)?;
-    let encoder =
-        DinoV2::load(&args.library_root.join(encoder_path), Device::Cpu).context("load the image encoder")?;
-    let composer =
-        Composer::open(&compose, 1, spec.seed, 0, &args.library_root).context("open the subjects")?;
-    let singles = composer.eval_set(args.draws, 1, CHOICES, EVAL_SEED).context("make evaluation cases")?;
-    let doubles =
-        composer.eval_set(args.pair_draws, 2, CHOICES, EVAL_SEED).context("make evaluation cases")?;
-    let judge = Judge::new(&encoder, &singles)?;
-    let truths = |set: &EvalSet| set.cases.iter().map(|case| case.truth.clone()).collect::<Vec<_>>();
-    let ceiling = judge.score("real pictures, one subject", 0, &singles.cases, &truths(&singles))?;
-    let pair_ceiling = judge.score("real pictures, two subjects", 0, &doubles.cases, &truths(&doubles))?;
-
-    let mut contenders = Vec::new();
-    if !args.without_base {
-        let first = spec.stages.first().context("the spec has no stage")?;
-        let positions = position_mode(first.positions);
-        contenders.push(Contender { label: "base", adapter: None, references: 0, positions });
-    }
-    for (stage, spec) in stages.iter().zip(&spec.stages) {
-        let adapter = LoraAdapter::load(&config, &stage.lora, Kind::Float, Device::Cpu)
-            .with_context(|| format!("load the LoRA of {}", stage.name))?;
-        contenders.push(Contender {
-            label: &stage.name,
-            adapter: Some(adapter),
-            references: spec.references,
-            positions: position_mode(spec.positions),
-        });
-    }
-
-    let empty = WordVectorText.encode(&[""])?;
-    let mut scores = Vec::new();
-    let mut drawn: Vec<(Vec<RgbImage>, Vec<RgbImage>)> = Vec::new();
-    for contender in &contenders {
-        let easel = Easel {
-            positions: contender.positions,
-            free_guidance: (args.true_cfg != 1.0)
-                .then_some(FreeGuidance { scale: args.true_cfg, empty: &empty }),
-            ..Easel::for_preset(Preset::Nano, &flux, &PixelCodec, args.draw_steps)
-        };
-        let size = (compose.panel, compose.panel);
-        let draw = |set: &EvalSet, count: usize| -> Result<Vec<RgbImage>> {
-            let sketches: Vec<Sketch> = set
-                .cases
-                .iter()
-                .take(count)
-                .enumerate()
-                .map(|(n, case)| sketch(n, case, contender))
-                .collect();
-            easel
-                .draw_sketches(&WordVectorText, contender.adapter.as_ref(), size, DRAWN_TOGETHER, &sketches)
-                .with_context(|| format!("draw with {}", contender.label))
-        };
-        // Every model is scored on what it was trained for; the grid shows it on both kinds of case.
-        let one = if contender.references < 2 { args.draws } else { GRID_ROWS.0 };
-        let two = if contender.references != 1 { args.pair_draws } else { GRID_ROWS.1 };
-        let (singles_drawn, doubles_drawn) = (draw(&singles, one)?, draw(&doubles, two)?);
-        if one == args.draws {
-            let label = format!("{}, one subject", contender.label);
-            scores.push(judge.score(&label, contender.references, &singles.cases, &singles_drawn)?);
-        }
-        if two == args.pair_draws {
-            let label = format!("{}, each of two subjects", contender.label);
-            scores.push(judge.score(&label, contender.references, &doubles.cases, &doubles_drawn)?);
-        }
-        drawn.push((singles_drawn, doubles_drawn));
-    }
-
+    let objects = Objects::open(&args.object_store)?;
     std::fs::create_dir_all(&args.out).with_context(|| format!("make {}", args.out.display()))?;
-    let grid = grid_of(&contenders, &singles, &doubles, &drawn);
-    let grid_path = args.out.join("grid.png");
-    grid.save(&grid_path).with_context(|| format!("write {}", grid_path.display()))?;
-    let lora_path = args.out.join("dit_lora.safetensors");
-    let last = stages.last().context("the job has no stage")?;
-    std::fs::copy(&last.lora, &lora_path).with_context(|| format!("copy {}", last.lora.display()))?;
-    write_figures(&args.out.join("report.json"), &job, &scores, &[&ceiling, &pair_ceiling])?;
-    let page = page::render(&Report {
-        job_id: &job.job_id,
-        job_name: &job.name,
-        stages: stages.iter().zip(&spec.stages).map(|(stage, spec)| stage_report(stage, spec)).collect(),
-        scores: &scores,
-        ceilings: &[ceiling, pair_ceiling],
-        candidates: CHOICES.min(singles.gallery.len()),
-        grid_png: &std::fs::read(&grid_path)?,
-        lora_path: &lora_path.display().to_string(),
-        spec_yaml: &job.resolved_spec_yaml,
-    });
-    let html_path = args.out.join("report.html");
-    std::fs::write(&html_path, page).with_context(|| format!("write {}", html_path.display()))?;
-    for score in &scores {
-        println!(
-            "{:<36} {:5.1} % ± {:.1} nearest of {} ({} draws)",
-            score.label,
-            100.0 * score.share(),
-            100.0 * score.standard_error(),
-            CHOICES,
-            score.draws()
+    let left: Vec<Left> =
+        job.stages.iter().zip(&spec.stages).map(|(stage, spec)| stage.left(spec, &objects)).collect();
+    let mut notes: Vec<String> = left.iter().flat_map(|left| left.missing.clone()).collect();
+
+    let device = if has_cuda() { Device::Cuda(0) } else { Device::Cpu };
+    let nano = spec.model.preset == ModelPreset::Nano;
+    let settings = Settings {
+        drawing: Drawing {
+            steps: args.draw_steps.map_or(if nano { 10 } else { 25 }, i64::from),
+            true_cfg: args.true_cfg.unwrap_or(if nano { 2.0 } else { 1.0 }),
+        },
+        kind: kind(spec.model.precision, device),
+        device,
+    };
+    let places =
+        Places { job_id: &job.job_id, spec: &spec, library_root: &args.library_root, objects: &objects };
+    let mut shown = Shows::default();
+    if !nano && device == Device::Cpu && args.draws.is_none() {
+        notes.push(
+            "nothing is drawn: this machine has no GPU, and a network of this size takes minutes for a picture without one; --draws N draws \
+             all the same"
+                .to_owned(),
         );
+    } else {
+        let draws = args.draws.unwrap_or(if nano { 304 } else { 48 });
+        shown = Shows::of(&places, &left, draws, !args.without_base, settings, &mut notes);
+    }
+
+    let blocks = pictures::arranged(&shown.blocks, &shown.contenders, &shown.drawn);
+    let mut written = Vec::new();
+    if let Some(grid) = pictures::grid(&blocks) {
+        let path = args.out.join("grid.png");
+        grid.save(&path).with_context(|| format!("write {}", path.display()))?;
+        written.push(path);
+    }
+    let trained = copy_trained(&left, &args.out)?;
+    let was_drawn = shown.drawn.iter().any(Option::is_some);
+    let figures = Figures {
+        model: model_words(&spec),
+        job_id: job.job_id.clone(),
+        job_name: job.name.clone(),
+        state: job.state.clone(),
+        took_seconds: job.took().map(|took| took.as_secs_f64()),
+        submitted_at: job.submitted_at.clone(),
+        started_at: job.started_at.clone(),
+        finished_at: job.finished_at.clone(),
+        reported_at: figures::stamp(SystemTime::now()),
+        report_seconds: began.elapsed().as_secs_f64(),
+        version: env!("CARGO_PKG_VERSION"),
+        machine: Machine::here(device, settings.kind),
+        drawing: was_drawn.then_some(settings.drawing),
+        encoder: shown.encoder.take(),
+        scores: std::mem::take(&mut shown.scores),
+        ceilings: std::mem::take(&mut shown.ceilings),
+        stages: job
+            .stages
+            .iter()
+            .zip(&spec.stages)
+            .zip(&left)
+            .map(|((stage, spec), left)| stage_figures(stage, spec, left))
+            .collect(),
+        trained: trained.as_ref().map(|path| path.display().to_string()),
+        notes,
+    };
+    let html = page::render(&Page {
+        figures: &figures,
+        pictures: &blocks,
+        histories: left.iter().map(|left| left.history.as_slice()).collect(),
+        spec_yaml: &job.resolved_spec_yaml,
+    })?;
+    for (name, bytes) in
+        [("report.html", html.into_bytes()), ("report.json", serde_json::to_vec_pretty(&figures)?)]
+    {
+        let path = args.out.join(name);
+        std::fs::write(&path, bytes).with_context(|| format!("write {}", path.display()))?;
+        written.push(path);
+    }
+    print!("{}", terminal::render(&figures));
+    println!();
+    for path in written.iter().rev().chain(&trained) {
+        println!("{}", path.display());
     }
     Ok(())
 }
 
-/// The compose settings of the first stage, or what its subjects amount to if it draws them, and the image encoder of the
-/// first similarity filter.
-fn compose_settings(spec: &JobSpec) -> Result<(ComposeSpec, &str)> {
-    let stage = spec.stages.first().context("the spec has no stage")?;
-    let compose = match &stage.data.source {
-        DataSource::Compose(compose) => compose.clone(),
-        DataSource::Generate(GenerateSpec {
-            subjects: Some(subjects),
-            panel,
-            name_share,
-            hold_out_one_in,
-            ..
-        }) => ComposeSpec {
-            subjects: subjects.clone(),
-            photos: None,
-            layout: ComposeLayout::Single,
-            panel: *panel,
-            name_share: *name_share,
-            hold_out_one_in: *hold_out_one_in,
-        },
-        DataSource::Generate(_) | DataSource::Import(_) | DataSource::Recompose(_) | DataSource::Crop(_) => {
-            anyhow::bail!("stage {} has no subject library, so there are no held-out subjects", stage.name)
+/// What was drawn, and how it scored.
+#[derive(Default)]
+struct Shows {
+    blocks: Vec<Block>,
+    contenders: Vec<Contender>,
+    /// Of each contender.
+    drawn: Vec<Drawn>,
+    scores: Vec<ScoreFigures>,
+    ceilings: Vec<ScoreFigures>,
+    encoder: Option<String>,
+}
+
+impl Shows {
+    /// Draws and scores as much as there is; a note for each thing that there is not.
+    fn of(
+        places: &Places,
+        left: &[Left],
+        draws: usize,
+        with_base: bool,
+        settings: Settings,
+        notes: &mut Vec<String>,
+    ) -> Self {
+        let (blocks, of_cases) = cases::gather(places, draws);
+        notes.extend(of_cases);
+        let contenders = draw::contenders(places.spec, left, with_base);
+        let drawn = draw_all(places, &blocks, &contenders, settings, notes);
+        let mut shows = Self { blocks, contenders, drawn, ..Self::default() };
+        if shows.blocks.iter().any(|block| block.scored)
+            && let Err(error) = shows.score(places, settings.device, notes)
+        {
+            notes.push(format!("nothing is scored: {error:#}"));
+        }
+        shows
+    }
+
+    fn score(&mut self, places: &Places, device: Device, notes: &mut Vec<String>) -> Result<()> {
+        let (encoder, note) = Encoder::open(places, device)?;
+        notes.extend(note);
+        let mut scores = vec![Vec::new(); self.contenders.len()];
+        for (number, block) in self.blocks.iter().enumerate().filter(|(_, block)| block.scored) {
+            let judge = Judge::new(&encoder, &block.set)?;
+            let cases = &block.set.cases;
+            let figures_of = |label: &str, pictures: &[RgbImage]| -> Result<Option<ScoreFigures>> {
+                let score = judge.score(cases, pictures)?;
+                Ok(ScoreFigures::of(label, block.references, block.shown, &score))
+            };
+            let truths: Vec<RgbImage> = cases.iter().map(|case| case.truth.clone()).collect();
+            self.ceilings.extend(figures_of("real pictures", &truths)?);
+            for ((contender, drawn), scores) in self.contenders.iter().zip(&self.drawn).zip(&mut scores) {
+                let pictures = drawn.as_ref().and_then(|drawn| drawn.get(number));
+                if let Some(pictures) = pictures.filter(|_| contender.is_scored_on(block)) {
+                    scores.extend(figures_of(&contender.label, pictures)?);
+                }
+            }
+        }
+        self.scores = scores.into_iter().flatten().collect();
+        self.encoder = Some(encoder.name);
+        Ok(())
+    }
+}
+
+/// What each contender draws of each block; a note for one that cannot.
+fn draw_all(
+    places: &Places,
+    blocks: &[Block],
+    contenders: &[Contender],
+    settings: Settings,
+    notes: &mut Vec<String>,
+) -> Vec<Drawn> {
+    let none = || contenders.iter().map(|_| None).collect();
+    if blocks.is_empty() || contenders.is_empty() {
+        return none();
+    }
+    let studio = match Studio::open(places, blocks, settings) {
+        Ok(studio) => studio,
+        Err(error) => {
+            notes.push(format!("nothing is drawn: {error:#}"));
+            return none();
         }
     };
-    ensure!(compose.hold_out_one_in > 0, "stage {} holds no subject out (data.holdOutOneIn)", stage.name);
-    let filter = spec.stages.iter().find_map(|stage| stage.data.filter.similarity.as_ref());
-    let encoder = filter.context("no stage names an image encoder (data.filter.similarity)")?;
-    Ok((compose, &encoder.encoder))
+    let base = match contenders.iter().any(Contender::needs_base).then(|| studio.base(places)) {
+        Some(Ok(base)) => Some(base),
+        Some(Err(error)) => {
+            notes.push(format!("nothing is drawn with the base, nor with a LoRA over it: {error:#}"));
+            None
+        }
+        None => None,
+    };
+    let mut drawn: Vec<Drawn> = Vec::new();
+    for contender in contenders {
+        if contender.needs_base() && base.is_none() {
+            drawn.push(None);
+            continue;
+        }
+        drawn.push(match studio.draw(contender, base.as_ref(), blocks) {
+            Ok(pictures) => Some(pictures),
+            Err(error) => {
+                notes.push(format!("nothing is drawn with {}: {error:#}", contender.label));
+                None
+            }
+        });
+    }
+    drawn
 }
 
-/// What `contender` is given of a case: as many references as there are subjects, none for the base.
-fn sketch<'a>(n: usize, case: &'a EvalCase, contender: &Contender) -> Sketch<'a> {
-    let references = if contender.adapter.is_some() { case.references.as_slice() } else { &[] };
-    Sketch { prompt: &case.prompt, references, noise: SampleKey::for_seed(EVAL_SEED + n as u64) }
+/// Copies what the last stage that has something trained into `out`.
+fn copy_trained(left: &[Left], out: &Path) -> Result<Option<PathBuf>> {
+    let Some(trained) = left.iter().rev().find_map(|left| left.trained.as_ref()) else { return Ok(None) };
+    let from = trained.path();
+    let to = out.join(from.file_name().context("what was trained has no name")?);
+    std::fs::copy(from, &to).with_context(|| format!("copy {}", from.display()))?;
+    Ok(Some(to))
 }
 
-fn stage_report<'a>(stage: &'a FinishedStage, spec: &StageSpec) -> StageReport<'a> {
-    StageReport {
-        name: &stage.name,
+fn model_words(spec: &JobSpec) -> String {
+    let preset = match spec.model.preset {
+        ModelPreset::FluxDev => "flux-dev",
+        ModelPreset::FluxSchnell => "flux-schnell",
+        ModelPreset::Nano => "nano",
+    };
+    let precision = match spec.model.precision {
+        Precision::Auto => "precision auto",
+        Precision::F32 => "f32",
+        Precision::Bf16 => "bf16",
+    };
+    let ranks = spec.resources.gpus;
+    format!(
+        "{preset}, {precision}, {}",
+        if ranks == 1 { "1 rank".to_owned() } else { format!("{ranks} ranks") }
+    )
+}
+
+fn stage_figures(stage: &StageJson, spec: &StageSpec, left: &Left) -> StageFigures {
+    let (loss_at_the_end, median_step_seconds) = figures::ending(&left.history);
+    StageFigures {
+        name: stage.name.clone(),
+        source: spec.data.source.word(),
         references: spec.references,
-        steps: spec.train.steps,
+        steps: left.history.last().map_or(stage.step, |step| step.step),
+        steps_total: spec.train.steps,
         restarts: stage.restarts,
+        laps: stage.laps,
         pairs_accepted: stage.pairs_committed,
-        pairs_rejected: stage.pairs_rejected.iter().map(|(reason, n)| (reason.as_str(), *n)).collect(),
-        scores: &stage.scores,
-        history: &stage.history,
+        pairs_wanted: stage.pairs_target,
+        pairs_rejected: stage.pairs_rejected.clone(),
+        distributions: stage.scores.clone(),
+        loss_at_the_end,
+        median_step_seconds,
     }
-}
-
-fn grid_of<'a>(
-    contenders: &[Contender<'a>],
-    singles: &'a EvalSet,
-    doubles: &'a EvalSet,
-    drawn: &'a [(Vec<RgbImage>, Vec<RgbImage>)],
-) -> RgbImage {
-    let mut headings = vec!["reference", "second reference", "prompt"];
-    headings.extend(contenders.iter().map(|c| c.label));
-    let picture = |of: Option<&'a RgbImage>| of.map_or(Cell::Empty, Cell::Picture);
-    let mut rows = Vec::new();
-    let blocks = [
-        (singles, GRID_ROWS.0, drawn.iter().map(|(one, _)| one).collect::<Vec<_>>()),
-        (doubles, GRID_ROWS.1, drawn.iter().map(|(_, two)| two).collect()),
-    ];
-    for (set, count, pictures) in blocks {
-        for (n, case) in set.cases.iter().enumerate().take(count) {
-            let mut row = vec![
-                picture(case.references.first()),
-                picture(case.references.get(1)),
-                Cell::Text(&case.prompt),
-            ];
-            row.extend(pictures.iter().map(|of| picture(of.get(n))));
-            rows.push(row);
-        }
-    }
-    draw_grid(&headings, &rows, GRID_CELL)
-}
-
-fn write_figures(path: &Path, job: &FinishedJob, scores: &[Score], ceilings: &[&Score]) -> Result<()> {
-    let row = |score: &Score| {
-        serde_json::json!({
-            "model": score.label,
-            "references": score.references,
-            "right": score.share(),
-            "standard_error": score.standard_error(),
-            "standard_error_over_subjects": score.standard_error_over_subjects(),
-            "draws": score.draws(),
-        })
-    };
-    let figures = serde_json::json!({
-        "job_id": job.job_id,
-        "choices": CHOICES,
-        "scores": scores.iter().map(row).collect::<Vec<_>>(),
-        "ceilings": ceilings.iter().map(|score| row(score)).collect::<Vec<_>>(),
-    });
-    std::fs::write(path, serde_json::to_vec_pretty(&figures)?)
-        .with_context(|| format!("write {}", path.display()))
 }

@@ -1,128 +1,225 @@
 //! The report as one HTML file: figures, pictures and curves, with nothing to load from elsewhere.
 
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::io::Cursor;
 
+use anyhow::{Context as _, Result};
 use base64::Engine as _;
+use image::codecs::jpeg::JpegEncoder;
+use image::imageops::{FilterType, resize};
+use image::{ImageFormat, RgbImage};
 
 use super::curve::{Series, escape, smooth, svg_chart};
+use super::figures::{Figures, ScoreFigures, StageFigures, Table};
 use super::history::StepRecord;
 use super::job::Distribution;
-use super::score::Score;
+use super::pictures::PictureBlock;
 
-/// Everything that the page shows.
-pub struct Report<'a> {
-    pub job_id: &'a str,
-    pub job_name: &'a str,
-    pub stages: Vec<StageReport<'a>>,
-    /// One row a model: base, then each stage.
-    pub scores: &'a [Score],
-    /// Real held-out pictures that the image encoder itself assigns, with one subject and with two: the ceilings.
-    pub ceilings: &'a [Score],
-    /// Pictures to choose from in each score.
-    pub candidates: usize,
-    /// PNG of the grid reference | prompt | before | after each stage.
-    pub grid_png: &'a [u8],
-    /// Path of the LoRA that the job ended with, as shown to the reader.
-    pub lora_path: &'a str,
+/// Longest side of a picture on the page, pixels.
+const MOST_PIXELS: u32 = 320;
+/// Pictures up to this many pixels a side are kept to the bit.
+const SMALL: u32 = 96;
+const JPEG_QUALITY: u8 = 88;
+
+/// What the page shows beside the figures.
+pub struct Page<'a> {
+    pub figures: &'a Figures,
+    pub pictures: &'a [PictureBlock<'a>],
+    /// Of each stage, in the order of the figures.
+    pub histories: Vec<&'a [StepRecord]>,
     pub spec_yaml: &'a str,
 }
 
-/// One stage of the job.
-pub struct StageReport<'a> {
-    pub name: &'a str,
-    pub references: u32,
-    pub steps: u64,
-    pub restarts: u32,
-    pub pairs_accepted: u64,
-    /// Reason and count.
-    pub pairs_rejected: Vec<(&'a str, u64)>,
-    /// Of each score, over all candidates.
-    pub scores: &'a BTreeMap<String, Distribution>,
-    pub history: &'a [StepRecord],
-}
-
-const STYLE: &str = "body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1c2430}\
-h1{font-size:1.5rem}h2{font-size:1.15rem;margin-top:2rem}table{border-collapse:collapse}\
-td,th{padding:.25rem .8rem;border-bottom:1px solid #dde3ea;text-align:left}td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}\
-figure{margin:1rem 0}figcaption{font-weight:600}figcaption small{font-weight:400;color:#667}svg{width:100%;height:auto}\
-.grid{stroke:#e6eaef}.tick{font-size:10px;fill:#667}.legend span{margin-right:1rem;font-size:.85rem}\
-.legend i{display:inline-block;width:.8rem;height:.8rem;margin-right:.3rem;border-radius:2px}\
-img.grid-picture{width:100%;image-rendering:pixelated}.note{color:#667}pre{background:#f5f7f9;padding:1rem;overflow:auto;font-size:.85rem}\
-.bar{display:inline-block;height:.7rem;background:#2a6fdb;border-radius:2px}";
+const STYLE: &str = "\
+:root{color-scheme:light dark;--ink:#1c2430;--soft:#5b6675;--line:#dde3ea;--paper:#fff;--panel:#f5f7f9;--blue:#2a6fdb;--pale:#a9c4ee}\
+@media(prefers-color-scheme:dark){:root{--ink:#e6e9ee;--soft:#a0a9b6;--line:#343b46;--paper:#15181d;--panel:#1e2229;--blue:#6aa1f4;--pale:#33527f}}\
+*{box-sizing:border-box}\
+body{font:16px/1.5 system-ui,-apple-system,'Segoe UI',Roboto,'Noto Sans',Ubuntu,Cantarell,'Helvetica Neue',Arial,sans-serif;\
+max-width:64rem;margin:0 auto;padding:1.5rem 1rem 3rem;color:var(--ink);background:var(--paper)}\
+h1{font-size:1.6rem;line-height:1.25;margin:0 0 1rem;overflow-wrap:anywhere}h2{font-size:1.2rem;margin:2.2rem 0 .6rem}h3{font-size:1rem;margin:1.4rem 0 .3rem}\
+p{margin:.4rem 0}.soft,small{color:var(--soft)}\
+dl{display:grid;grid-template-columns:max-content 1fr;gap:.15rem 1rem;margin:0}dt{color:var(--soft)}dd{margin:0;overflow-wrap:anywhere}\
+.notes{background:var(--panel);border-left:3px solid #d08a2b;padding:.6rem 1rem;margin:1.2rem 0}.notes ul{margin:0;padding-left:1.1rem}\
+.wide{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums}\
+td,th{padding:.3rem .9rem .3rem 0;border-bottom:1px solid var(--line);text-align:left;white-space:nowrap}th{font-weight:600;color:var(--soft)}\
+.track{position:relative;display:block;width:9rem;height:.7rem;background:var(--panel);border-radius:2px}\
+.track i{position:absolute;left:0;top:0;bottom:0;background:var(--blue);border-radius:2px}.track.real i{background:var(--pale)}\
+.track b{position:absolute;top:-.15rem;bottom:-.15rem;width:2px;background:var(--ink)}\
+.case{border-top:1px solid var(--line);padding:.7rem 0}.case p{margin:0 0 .4rem}.case div{display:flex;flex-wrap:wrap;gap:.7rem}\
+.case figure{margin:0;width:8rem}.case img{display:block;width:100%;background:var(--panel);border-radius:3px}.case img.small{image-rendering:pixelated}\
+.case figcaption{font-size:.8rem;color:var(--soft)}.case .given figcaption{color:var(--ink);font-weight:600}\
+.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,26rem),1fr));gap:1rem}\
+.charts figure{margin:0}.charts figcaption{font-weight:600;font-size:.95rem}svg{width:100%;height:auto}.grid{stroke:var(--line)}.tick{font-size:11px;fill:var(--soft)}\
+.legend span{margin-right:1rem;font-size:.85rem}.legend i{display:inline-block;width:.8rem;height:.8rem;margin-right:.3rem;border-radius:2px}\
+pre{background:var(--panel);padding:1rem;overflow:auto;font:13px/1.45 ui-monospace,SFMono-Regular,Menlo,Consolas,'DejaVu Sans Mono',monospace}\
+summary{cursor:pointer;font-size:1.2rem;font-weight:600;margin:2.2rem 0 .6rem}\
+@media(max-width:36rem){.case figure{width:calc(50% - .35rem)}dl{grid-template-columns:1fr}dt{margin-top:.3rem}}";
 
 /// Renders the whole page.
-pub fn render(report: &Report) -> String {
+pub fn render(page: &Page) -> Result<String> {
+    let figures = page.figures;
     let mut html = format!(
-        "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width\">\
-         <title>{name}</title><style>{STYLE}</style><h1>{name} <small class=\"note\">{id}</small></h1>",
-        name = escape(report.job_name),
-        id = escape(report.job_id)
+        "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\">\
+         <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">\
+         <meta name=\"viewport\" content=\"width=device-width,initial-scale=1\"><title>{name}</title><style>{STYLE}</style></head>\
+         <body><h1>{name}</h1><dl>",
+        name = escape(&figures.job_name),
     );
-    let _ = write!(html, "<p>Trained LoRA: <code>{}</code></p>", escape(report.lora_path));
-    push_scores(&mut html, report);
+    for (name, value) in figures.facts() {
+        let _ = write!(html, "<dt>{name}</dt><dd>{}</dd>", escape(&value));
+    }
+    html.push_str("</dl>");
+    push_notes(&mut html, &figures.all_notes());
+    push_scores(&mut html, figures);
+    for block in page.pictures {
+        push_pictures(&mut html, block)?;
+    }
+    html.push_str("<h2>Stages</h2>");
+    push_table(&mut html, &figures.stage_table(), &[]);
+    for (stage, history) in figures.stages.iter().zip(&page.histories) {
+        push_stage(&mut html, stage, history);
+    }
     let _ = write!(
         html,
-        "<h2>Subjects that training never saw</h2><img class=\"grid-picture\" alt=\"reference, prompt, before, after each stage\" \
-         src=\"data:image/png;base64,{}\">",
-        base64::engine::general_purpose::STANDARD.encode(report.grid_png)
+        "<details><summary>Job spec, as resolved</summary><pre>{}</pre></details></body></html>",
+        escape(page.spec_yaml)
     );
-    for stage in &report.stages {
-        push_stage(&mut html, stage);
-    }
-    let _ = write!(html, "<h2>Job spec, as resolved</h2><pre>{}</pre></html>", escape(report.spec_yaml));
-    html
+    Ok(html)
 }
 
-fn push_scores(html: &mut String, report: &Report) {
-    let _ = write!(
-        html,
-        "<h2>How often is the nearest subject the right one?</h2><p class=\"note\">Each drawn picture is compared by the image encoder \
-         with {n} held-out subjects; one of them is right, so chance is {chance:.1} %. The rows of real pictures are the ceiling.</p><table><tr><th>model</th><th>references</th><th class=\"n\">right</th>\
-         <th class=\"n\">standard error</th><th class=\"n\">draws</th><th></th></tr>",
-        n = report.candidates,
-        chance = 100.0 / report.candidates as f64,
+fn push_notes(html: &mut String, notes: &[String]) {
+    if notes.is_empty() {
+        return;
+    }
+    html.push_str("<div class=\"notes\"><ul>");
+    for note in notes {
+        let _ = write!(html, "<li>{}</li>", escape(note));
+    }
+    html.push_str("</ul></div>");
+}
+
+fn push_scores(html: &mut String, figures: &Figures) {
+    let table = figures.score_table();
+    if table.rows.is_empty() {
+        return;
+    }
+    html.push_str(
+        "<h2>How often is the nearest subject the right one?</h2><p class=\"soft\">An image encoder compares each drawn picture with \
+         pictures of several subjects, of which one is right. The line in each bar is chance: what guessing would give. Errors are standard \
+         errors over subjects.",
     );
-    for score in report.scores.iter().chain(report.ceilings) {
-        let _ = write!(
-            html,
-            "<tr><td>{}</td><td>{}</td><td class=\"n\">{:.1} %</td><td class=\"n\">± {:.1}</td><td class=\"n\">{}</td>\
-             <td><span class=\"bar\" style=\"width:{:.0}px\"></span></td></tr>",
-            escape(&score.label),
-            score.references,
-            100.0 * score.share(),
-            100.0 * score.standard_error(),
-            score.draws(),
-            200.0 * score.share(),
+    if !figures.ceilings.is_empty() {
+        html.push_str(
+            " Real pictures of the same subjects show what the encoder itself can tell: the ceiling.",
         );
     }
-    html.push_str("</table>");
+    html.push_str("</p>");
+    let bars: Vec<String> =
+        figures.all_scores().enumerate().map(|(n, score)| bar(score, n >= figures.scores.len())).collect();
+    push_table(html, &table, &bars);
 }
 
-fn push_stage(html: &mut String, stage: &StageReport) {
-    let _ = write!(
-        html,
-        "<h2>{}</h2><table><tr><th>references</th><th class=\"n\">steps</th><th class=\"n\">restarts</th>\
-         <th class=\"n\">pairs accepted</th><th>pairs rejected</th></tr><tr><td>{}</td><td class=\"n\">{}</td><td class=\"n\">{}</td>\
-         <td class=\"n\">{}</td><td>{}</td></tr></table>",
-        escape(stage.name),
-        stage.references,
-        stage.steps,
-        stage.restarts,
-        stage.pairs_accepted,
-        if stage.pairs_rejected.is_empty() {
-            "none".to_owned()
-        } else {
-            let all: Vec<String> =
-                stage.pairs_rejected.iter().map(|(reason, n)| format!("{} {n}", escape(reason))).collect();
-            all.join(", ")
-        }
-    );
-    for (name, scores) in stage.scores {
-        html.push_str(&bars(name, scores));
+fn bar(score: &ScoreFigures, real: bool) -> String {
+    format!(
+        "<span class=\"track{}\"><i style=\"width:{:.1}%\"></i><b style=\"left:{:.1}%\"></b></span>",
+        if real { " real" } else { "" },
+        100.0 * score.right,
+        100.0 * score.chance
+    )
+}
+
+/// A table, with a cell of HTML at the end of each row where there are any.
+fn push_table(html: &mut String, table: &Table, last: &[String]) {
+    html.push_str("<div class=\"wide\"><table><tr>");
+    for heading in &table.headings {
+        let _ = write!(html, "<th>{heading}</th>");
     }
+    html.push_str(if last.is_empty() { "</tr>" } else { "<th></th></tr>" });
+    for (n, row) in table.rows.iter().enumerate() {
+        html.push_str("<tr>");
+        for cell in row {
+            let _ = write!(html, "<td>{}</td>", escape(cell));
+        }
+        if let Some(cell) = last.get(n) {
+            let _ = write!(html, "<td>{cell}</td>");
+        }
+        html.push_str("</tr>");
+    }
+    html.push_str("</table></div>");
+}
+
+fn push_pictures(html: &mut String, block: &PictureBlock) -> Result<()> {
+    let _ = write!(html, "<h2>{}</h2>", escape(&block.title));
+    for row in &block.rows {
+        let _ = write!(html, "<div class=\"case\"><p>{}</p><div>", escape(row.prompt));
+        for (heading, picture) in block.headings.iter().zip(&row.pictures) {
+            let given = heading.starts_with("reference") || heading == "target";
+            let (class, source) = embedded(picture)?;
+            let _ = write!(
+                html,
+                "<figure{}><img class=\"{class}\" alt=\"{heading}\" src=\"{source}\"><figcaption>{heading}</figcaption></figure>",
+                if given { " class=\"given\"" } else { "" },
+                heading = escape(heading),
+            );
+        }
+        html.push_str("</div></div>");
+    }
+    Ok(())
+}
+
+/// A picture as a class and a data URI: small ones to the bit, large ones shrunk and as JPEG.
+fn embedded(picture: &RgbImage) -> Result<(&'static str, String)> {
+    let longer = picture.width().max(picture.height());
+    let mut bytes = Vec::new();
+    let (class, kind) = if longer <= SMALL {
+        picture.write_to(&mut Cursor::new(&mut bytes), ImageFormat::Png).context("encode a picture")?;
+        ("small", "png")
+    } else {
+        let scale = f64::from(MOST_PIXELS.min(longer)) / f64::from(longer);
+        let scaled = |side: u32| ((f64::from(side) * scale) as u32).max(1);
+        let small =
+            resize(picture, scaled(picture.width()), scaled(picture.height()), FilterType::CatmullRom);
+        small
+            .write_with_encoder(JpegEncoder::new_with_quality(&mut bytes, JPEG_QUALITY))
+            .context("encode a picture")?;
+        ("large", "jpeg")
+    };
+    Ok((
+        class,
+        format!("data:image/{kind};base64,{}", base64::engine::general_purpose::STANDARD.encode(bytes)),
+    ))
+}
+
+fn push_stage(html: &mut String, stage: &StageFigures, history: &[StepRecord]) {
+    if stage.pairs_rejected.is_empty() && stage.distributions.is_empty() && history.is_empty() {
+        return;
+    }
+    let _ = write!(html, "<h2>{}</h2>", escape(&stage.name));
+    if !stage.pairs_rejected.is_empty() {
+        let rejected: u64 = stage.pairs_rejected.values().sum();
+        let share = 100.0 * rejected as f64 / (rejected + stage.pairs_accepted).max(1) as f64;
+        let all: Vec<String> =
+            stage.pairs_rejected.iter().map(|(reason, n)| format!("{} {n}", escape(reason))).collect();
+        let _ = write!(
+            html,
+            "<p>{} pairs accepted, {rejected} candidates rejected ({share:.1} %): {}</p>",
+            stage.pairs_accepted,
+            all.join(", ")
+        );
+    }
+    html.push_str("<div class=\"charts\">");
+    for (name, distribution) in &stage.distributions {
+        html.push_str(&bars(name, distribution));
+    }
+    if !history.is_empty() {
+        push_curves(html, history);
+    }
+    html.push_str("</div>");
+}
+
+fn push_curves(html: &mut String, history: &[StepRecord]) {
     let column = |value: fn(&StepRecord) -> f64| -> Vec<(f64, f64)> {
-        stage.history.iter().map(|r| (r.step as f64, value(r))).collect()
+        history.iter().map(|r| (r.step as f64, value(r))).collect()
     };
     let loss = column(|r| r.loss);
     let smoothed = smooth(&loss, 0.95);
@@ -130,7 +227,7 @@ fn push_stage(html: &mut String, stage: &StageReport) {
         "loss",
         "optimizer steps",
         &[
-            Series { label: "each step", color: "#b9cdea", points: loss },
+            Series { label: "each step", color: "#8fb2e6", points: loss },
             Series { label: "moving average", color: "#2a6fdb", points: smoothed },
         ],
     ));
@@ -150,14 +247,14 @@ fn push_stage(html: &mut String, stage: &StageReport) {
 /// A score's distribution as bars.
 fn bars(name: &str, scores: &Distribution) -> String {
     let Distribution { least, most, counts } = scores;
-    let (wide, high) = (600.0, 90.0);
+    let (wide, high) = (600.0, 150.0);
     let top = counts.iter().copied().max().unwrap_or(0).max(1) as f64;
     let step = wide / counts.len().max(1) as f64;
     let mut svg = format!(
-        "<figure><figcaption>{} <small>all candidates, accepted or not: {}</small></figcaption><svg viewBox=\"0 0 {wide} {}\">",
+        "<figure><figcaption>{} <small>of all candidates, accepted or not: {}</small></figcaption><svg viewBox=\"0 0 {wide} {}\">",
         escape(name),
         counts.iter().sum::<u64>(),
-        high + 14.0
+        high + 16.0
     );
     for (n, count) in counts.iter().enumerate() {
         let bar = high * *count as f64 / top;
@@ -173,7 +270,7 @@ fn bars(name: &str, scores: &Distribution) -> String {
         svg,
         "<text class=\"tick\" x=\"0\" y=\"{y}\">{least}</text>\
          <text class=\"tick\" x=\"{wide}\" y=\"{y}\" text-anchor=\"end\">{most}</text></svg></figure>",
-        y = high + 12.0
+        y = high + 13.0
     );
     svg
 }
@@ -181,36 +278,77 @@ fn bars(name: &str, scores: &Distribution) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::report::figures::tests::figures;
+    use crate::report::pictures::PictureRow;
+    use crate::report::terminal;
+
+    fn page(figures: &Figures) -> String {
+        let history = [StepRecord { step: 1, loss: 0.5, grad_norm: 1.0, learning_rate: 1e-3, seconds: 0.5 }];
+        let (small, large) = (RgbImage::new(32, 32), RgbImage::new(800, 400));
+        let blocks = [PictureBlock {
+            title: "Subjects".into(),
+            headings: vec!["reference".into(), "target".into(), "<b>".into()],
+            rows: vec![PictureRow { prompt: "a <cup>", pictures: vec![&small, &large, &small] }],
+        }];
+        let page =
+            Page { figures, pictures: &blocks, histories: vec![&history], spec_yaml: "kind: TrainingJob" };
+        render(&page).unwrap()
+    }
 
     #[test]
     fn the_page_is_self_contained_and_escapes_what_users_wrote() {
-        let history = [StepRecord { step: 1, loss: 0.5, grad_norm: 1.0, learning_rate: 1e-3, seconds: 0.5 }];
-        let similarity = Distribution { least: -1.0, most: 1.0, counts: vec![1, 11] };
-        let scores = BTreeMap::from([("similarity".to_owned(), similarity)]);
-        let score = Score { label: "base".into(), references: 0, per_subject: vec![vec![true, false]] };
-        let page = render(&Report {
-            job_id: "x-1",
-            job_name: "<script>alert(1)</script>",
-            stages: vec![StageReport {
-                name: "stage-1",
-                references: 1,
-                steps: 1,
-                restarts: 0,
-                pairs_accepted: 10,
-                pairs_rejected: vec![("similarity_low", 2)],
-                scores: &scores,
-                history: &history,
-            }],
-            scores: std::slice::from_ref(&score),
-            ceilings: std::slice::from_ref(&score),
-            candidates: 16,
-            grid_png: b"png",
-            lora_path: "dit_lora.safetensors",
-            spec_yaml: "kind: TrainingJob",
-        });
-        assert!(!page.contains("<script"), "{page}");
+        let mut figures = figures();
+        figures.job_name = "<script>alert(1)</script>".into();
+        let page = page(&figures);
+        assert!(!page.contains("<script") && !page.contains("<cup>"), "{page}");
         assert!(!page.contains("http://") && !page.contains("https://"), "{page}");
-        assert!(page.contains("accepted or not: 12"), "{page}");
-        assert!(page.contains("similarity_low 2") && page.contains("50.0 %"), "{page}");
+        for says in [
+            "accepted or not: 12",
+            "similarity_low 12",
+            "(1.8 %)",
+            "<figcaption>reference</figcaption>",
+            "<figcaption>target</figcaption>",
+            "<figcaption>&lt;b&gt;</figcaption>",
+            "data:image/png",
+            "data:image/jpeg",
+            "system-ui",
+        ] {
+            assert!(page.contains(says), "no {says} in {page}");
+        }
+    }
+
+    /// One struct is printed three times.
+    #[test]
+    fn terminal_json_and_page_say_the_same() {
+        let figures = figures();
+        let (page, terminal) = (page(&figures), terminal::render(&figures));
+        for cell in figures.score_table().rows.iter().chain(&figures.stage_table().rows).flatten() {
+            assert!(page.contains(&escape(cell)) && terminal.contains(cell.as_str()), "{cell}");
+        }
+        for note in figures.all_notes() {
+            let joined = terminal.split_whitespace().collect::<Vec<_>>().join(" ");
+            assert!(page.contains(&escape(&note)) && joined.contains(&note), "{note}");
+        }
+        let json = serde_json::to_value(&figures).unwrap();
+        let score = &json["scores"][0];
+        for (name, shown) in [("right", "50.0 %"), ("chance", "20.0 %")] {
+            let number = 100.0 * score[name].as_f64().unwrap();
+            assert_eq!(format!("{number:.1} %"), shown);
+            assert!(page.contains(shown) && terminal.contains(shown));
+        }
+        let error = format!("± {:.1}", 100.0 * score["standard_error"].as_f64().unwrap());
+        assert!(page.contains(&error) && terminal.contains(&error), "{error}");
+    }
+
+    #[test]
+    fn what_is_not_there_has_no_heading() {
+        let mut figures = figures();
+        figures.scores.clear();
+        figures.notes.clear();
+        figures.stages[0].pairs_rejected.clear();
+        let page =
+            render(&Page { figures: &figures, pictures: &[], histories: vec![&[]], spec_yaml: "" }).unwrap();
+        assert!(!page.contains("nearest subject") && !page.contains("class=\"notes\""), "{page}");
+        assert!(!page.contains("rejected") && !page.contains("no data"), "{page}");
     }
 }

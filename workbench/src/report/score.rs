@@ -1,12 +1,17 @@
-//! How often the nearest subject is the right one, with a standard error that knows that draws of one subject hang together.
+//! How often the nearest subject is the right one, what chance would give, and how far the number can be relied on.
 
-/// Outcomes of one model.
-#[derive(Clone, Debug, PartialEq)]
+/// One draw of a subject, assigned to one of several candidates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Assigned {
+    pub right: bool,
+    /// Subjects to choose from, the right one among them.
+    pub candidates: usize,
+}
+
+/// Outcomes of one model: for each subject, its draws.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Score {
-    pub label: String,
-    pub references: u32,
-    /// For each subject, whether each of its draws was assigned to it.
-    pub per_subject: Vec<Vec<bool>>,
+    pub per_subject: Vec<Vec<Assigned>>,
 }
 
 impl Score {
@@ -15,52 +20,58 @@ impl Score {
         self.per_subject.iter().map(Vec::len).sum()
     }
 
-    /// Share of right draws, 0 to 1; 0 without draws.
-    pub fn share(&self) -> f64 {
-        let right = self.per_subject.iter().flatten().filter(|&&right| right).count();
-        right as f64 / self.draws().max(1) as f64
+    /// Subjects that were drawn.
+    pub fn subjects(&self) -> usize {
+        self.drawn().count()
     }
 
-    /// Standard error of [`Score::share`] over draws as they are, the subjects taken as given: each subject's draws vary
-    /// around its own rate, so the variances of the subjects add up. Falls back on the binomial formula where a subject
-    /// has a single draw.
-    pub fn standard_error(&self) -> f64 {
-        let draws = self.draws();
-        if draws == 0 {
-            return 0.0;
-        }
-        if self.per_subject.iter().any(|d| d.len() < 2) {
-            let share = self.share();
-            return (share * (1.0 - share) / draws as f64).sqrt();
-        }
-        let variance: f64 = self
-            .per_subject
-            .iter()
-            .map(|d| {
-                let n = d.len() as f64;
-                let rate = d.iter().filter(|&&right| right).count() as f64 / n;
-                // Unbiased variance of the sum of n draws of this subject.
-                n * n / (n - 1.0) * rate * (1.0 - rate)
-            })
-            .sum();
-        variance.sqrt() / draws as f64
+    fn drawn(&self) -> impl Iterator<Item = &Vec<Assigned>> {
+        self.per_subject.iter().filter(|draws| !draws.is_empty())
     }
 
-    /// Standard error over subjects as well: what to expect on other held-out subjects.
-    pub fn standard_error_over_subjects(&self) -> f64 {
-        let n = self.per_subject.len() as f64;
+    /// Share of right draws of each subject.
+    fn rates(&self) -> Vec<f64> {
+        let rate = |draws: &Vec<Assigned>| {
+            draws.iter().filter(|draw| draw.right).count() as f64 / draws.len() as f64
+        };
+        self.drawn().map(rate).collect()
+    }
+
+    /// Share of right draws, 0 to 1: the mean over subjects of each subject's share, so that every subject counts alike.
+    /// None without draws.
+    pub fn right(&self) -> Option<f64> {
+        mean(&self.rates())
+    }
+
+    /// What assigning at random would give of [`Score::right`], in expectation.
+    pub fn chance(&self) -> Option<f64> {
+        let of = |draws: &Vec<Assigned>| {
+            draws.iter().map(|draw| 1.0 / draw.candidates.max(1) as f64).sum::<f64>() / draws.len() as f64
+        };
+        mean(&self.drawn().map(of).collect::<Vec<_>>())
+    }
+
+    /// Fewest and most subjects that a draw had to choose from.
+    pub fn candidates(&self) -> Option<(usize, usize)> {
+        let all = || self.per_subject.iter().flatten().map(|draw| draw.candidates);
+        Some((all().min()?, all().max()?))
+    }
+
+    /// Standard error of [`Score::right`] as an estimate for subjects like these: draws of one subject hang together, so
+    /// its spread over subjects counts, not that over draws. None of fewer than two subjects.
+    pub fn standard_error(&self) -> Option<f64> {
+        let rates = self.rates();
+        let (mean, n) = (mean(&rates)?, rates.len() as f64);
         if n < 2.0 {
-            return 0.0;
+            return None;
         }
-        let rates: Vec<f64> = self
-            .per_subject
-            .iter()
-            .map(|d| d.iter().filter(|&&right| right).count() as f64 / d.len().max(1) as f64)
-            .collect();
-        let mean = rates.iter().sum::<f64>() / n;
-        let variance = rates.iter().map(|r| (r - mean).powi(2)).sum::<f64>() / (n - 1.0);
-        (variance / n).sqrt()
+        let variance = rates.iter().map(|rate| (rate - mean).powi(2)).sum::<f64>() / (n - 1.0);
+        Some((variance / n).sqrt())
     }
+}
+
+fn mean(values: &[f64]) -> Option<f64> {
+    (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
 }
 
 /// Index of the row of `gallery` that is nearest to `query` by cosine; rows and query have unit length and equal width.
@@ -74,26 +85,45 @@ pub fn nearest(query: &[f32], gallery: &[&[f32]]) -> Option<usize> {
 mod tests {
     use super::*;
 
-    #[test]
-    fn the_share_counts_draws_not_subjects() {
-        let score =
-            Score { label: String::new(), references: 1, per_subject: vec![vec![true; 3], vec![false]] };
-        assert_eq!(score.draws(), 4);
-        assert_eq!(score.share(), 0.75);
+    fn draws(right: &[bool], candidates: usize) -> Vec<Assigned> {
+        right.iter().map(|&right| Assigned { right, candidates }).collect()
     }
 
     #[test]
-    fn subjects_without_variation_have_no_error_of_draws_but_one_of_subjects() {
-        let score =
-            Score { label: String::new(), references: 1, per_subject: vec![vec![true; 4], vec![false; 4]] };
-        assert_eq!(score.standard_error(), 0.0);
-        assert!((score.standard_error_over_subjects() - 0.5).abs() < 1e-12);
+    fn every_subject_counts_alike_however_often_it_was_drawn() {
+        let score = Score { per_subject: vec![draws(&[true; 3], 4), draws(&[false], 4), vec![]] };
+        assert_eq!((score.draws(), score.subjects()), (4, 2));
+        assert_eq!(score.right(), Some(0.5));
     }
 
     #[test]
-    fn single_draws_fall_back_on_the_binomial_error() {
-        let score = Score { label: String::new(), references: 0, per_subject: vec![vec![true], vec![false]] };
-        assert!((score.standard_error() - (0.25f64 / 2.0).sqrt()).abs() < 1e-12);
+    fn the_error_is_that_of_a_mean_over_subjects() {
+        // Shares 1, 1/2, 0 and 1/2: variance 1/6, of four subjects.
+        let per_subject = [&[true, true][..], &[true, false], &[false, false], &[false, true]];
+        let score = Score { per_subject: per_subject.map(|right| draws(right, 4)).into() };
+        assert!((score.standard_error().unwrap() - (1.0f64 / 6.0 / 4.0).sqrt()).abs() < 1e-12);
+        // Ten times the draws of the same subjects with the same shares say nothing new of other subjects.
+        let more = Score { per_subject: per_subject.map(|right| draws(&right.repeat(10), 4)).into() };
+        assert_eq!(more.standard_error(), score.standard_error());
+    }
+
+    #[test]
+    fn one_subject_has_no_error_and_no_draw_has_no_number() {
+        let score = Score { per_subject: vec![draws(&[true, false], 2)] };
+        assert_eq!((score.right(), score.standard_error()), (Some(0.5), None));
+        let none = Score::default();
+        assert_eq!(
+            (none.right(), none.chance(), none.candidates(), none.standard_error()),
+            (None, None, None, None)
+        );
+    }
+
+    #[test]
+    fn chance_is_that_of_the_candidates_there_were() {
+        let score = Score { per_subject: vec![draws(&[true; 2], 5), draws(&[false; 2], 5)] };
+        assert_eq!((score.chance(), score.candidates()), (Some(0.2), Some((5, 5))));
+        let mixed = Score { per_subject: vec![draws(&[true], 2), draws(&[true], 4)] };
+        assert_eq!((mixed.chance(), mixed.candidates()), (Some(0.375), Some((2, 4))));
     }
 
     #[test]

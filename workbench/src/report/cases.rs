@@ -1,0 +1,286 @@
+//! What is drawn: subjects of the job's library in new scenes, or else what the job's own pairs show.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+use crescendo_core::spec::{ComposeLayout, ComposeSpec, DataSource, GenerateSpec, JobSpec};
+use crescendo_curator_node::compose::{Composer, EvalCase, EvalSet, EvalSubjects};
+use crescendo_curator_node::pair::Pair;
+use crescendo_curator_node::shard::read_shard;
+
+use super::objects::Objects;
+
+/// Subjects to choose from in each score, where there are as many.
+const CHOICES: usize = 16;
+/// Seed of the evaluation cases; another than any job's, and fixed, so that reports compare.
+pub const EVAL_SEED: u64 = 7_310_417;
+/// Rows of pictures with at most one subject, and with several.
+const ROWS: (usize, usize) = (8, 6);
+/// Shards that pictures are taken from at most.
+const MOST_SHARDS: usize = 4;
+
+/// Where the subjects of a block come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shown {
+    /// Training never saw them.
+    HeldOut,
+    /// Training saw them, in other scenes.
+    Training,
+    /// The very pairs of training; which subjects they show is not known.
+    Pairs,
+}
+
+/// Cases with the same number of references.
+#[derive(Debug)]
+pub struct Block {
+    /// References of each case.
+    pub references: usize,
+    pub shown: Shown,
+    /// Whether what is drawn can be compared with other subjects.
+    pub scored: bool,
+    pub set: EvalSet,
+}
+
+impl Block {
+    /// Cases that are shown as pictures.
+    pub fn rows(&self) -> usize {
+        rows(self.references).min(self.set.cases.len())
+    }
+}
+
+fn rows(references: usize) -> usize {
+    if references < 2 { ROWS.0 } else { ROWS.1 }
+}
+
+/// Where a job's files are.
+pub struct Places<'a> {
+    pub job_id: &'a str,
+    pub spec: &'a JobSpec,
+    /// What relative paths start from.
+    pub library_root: &'a Path,
+    pub objects: &'a Objects,
+}
+
+impl Places<'_> {
+    /// A path of the spec on this machine.
+    pub fn resolve(&self, path: &str) -> Result<PathBuf> {
+        match path.strip_prefix("store:") {
+            Some(key) => self.objects.bring(key),
+            None => Ok(self.library_root.join(path)),
+        }
+    }
+}
+
+/// Cases for what each stage was trained for, with about `draws` subjects in each block that is scored; and a sentence for
+/// each thing that is not as one would want it.
+pub fn gather(places: &Places, draws: usize) -> (Vec<Block>, Vec<String>) {
+    let mut notes = BTreeSet::new();
+    let library = match open_library(places) {
+        Ok(Some(library)) => Some(library),
+        Ok(None) => {
+            notes.insert(
+                "no stage has a subject library, so it cannot be told how often the right subject is drawn; pictures are drawn for pairs of \
+                 the job itself"
+                    .to_owned(),
+            );
+            None
+        }
+        Err(error) => {
+            notes.insert(format!(
+                "the subject library cannot be used here, so it cannot be told how often the right subject is drawn: {error:#}"
+            ));
+            None
+        }
+    };
+    let mut blocks: BTreeMap<usize, Block> = BTreeMap::new();
+    for references in places.spec.stages.iter().map(|stage| stage.references as usize) {
+        let subjects = references.max(1);
+        if blocks.contains_key(&references) || (library.is_some() && blocks.contains_key(&subjects)) {
+            continue;
+        }
+        let of_library =
+            library.as_ref().and_then(|library| match library_block(library, subjects, draws, &mut notes) {
+                Ok(block) => block,
+                Err(error) => {
+                    notes.insert(format!("cases with {} cannot be made: {error:#}", counted(subjects)));
+                    None
+                }
+            });
+        match of_library.map_or_else(|| pairs_block(places, references), |block| Ok(Some(block))) {
+            Ok(Some(block)) => drop(blocks.insert(block.references, block)),
+            Ok(None) => {
+                notes.insert(format!(
+                    "no pairs with {references} references are left in the object store to draw for"
+                ));
+            }
+            Err(error) => {
+                notes.insert(format!("pairs with {references} references cannot be read: {error:#}"));
+            }
+        }
+    }
+    (blocks.into_values().collect(), notes.into_iter().collect())
+}
+
+/// "1 subject", "3 subjects".
+fn counted(subjects: usize) -> String {
+    if subjects == 1 { "1 subject".to_owned() } else { format!("{subjects} subjects") }
+}
+
+/// A library with the share of it that the spec keeps out.
+struct Library {
+    composer: Composer,
+    hold_out_one_in: u32,
+}
+
+/// The subjects of the first stage that has a library; none if none has.
+fn open_library(places: &Places) -> Result<Option<Library>> {
+    let Some(mut compose) = places.spec.stages.iter().find_map(|stage| compose_settings(&stage.data.source))
+    else {
+        return Ok(None);
+    };
+    let on_this_machine = |path: &str| -> Result<String> {
+        let path = places.resolve(path)?;
+        Ok(path.to_str().with_context(|| format!("{}: not a plain name", path.display()))?.to_owned())
+    };
+    compose.subjects = on_this_machine(&compose.subjects)?;
+    if let Some(photos) = &mut compose.photos {
+        *photos = on_this_machine(photos)?;
+    }
+    let composer =
+        Composer::open(&compose, 1, places.spec.seed, 0, Path::new("")).context("open the subjects")?;
+    Ok(Some(Library { composer, hold_out_one_in: compose.hold_out_one_in }))
+}
+
+/// What to compose cases with: the source itself, or what the subjects of one that draws them amount to.
+fn compose_settings(source: &DataSource) -> Option<ComposeSpec> {
+    match source {
+        DataSource::Compose(compose) => Some(compose.clone()),
+        DataSource::Generate(GenerateSpec {
+            subjects: Some(subjects),
+            panel,
+            name_share,
+            hold_out_one_in,
+            ..
+        }) => Some(ComposeSpec {
+            subjects: subjects.clone(),
+            photos: None,
+            layout: ComposeLayout::Single,
+            panel: *panel,
+            name_share: *name_share,
+            hold_out_one_in: *hold_out_one_in,
+        }),
+        DataSource::Generate(_) | DataSource::Import(_) | DataSource::Recompose(_) | DataSource::Crop(_) => {
+            None
+        }
+    }
+}
+
+/// Cases of `subjects` each: held-out ones where there are enough to tell one from another, else training's.
+fn library_block(
+    library: &Library,
+    subjects: usize,
+    draws: usize,
+    notes: &mut BTreeSet<String>,
+) -> Result<Option<Block>> {
+    let held_out = library.composer.held_out_subjects().len();
+    let training = library.composer.training_subjects().len();
+    // One other than those of the case, to choose from.
+    let enough = subjects + 1;
+    let (shown, which, scored) = if held_out >= enough {
+        (Shown::HeldOut, EvalSubjects::HeldOut, true)
+    } else {
+        notes.insert(if library.hold_out_one_in == 0 {
+            "no subject was held out (data.holdOutOneIn), so what is drawn and scored are subjects that training has seen".to_owned()
+        } else {
+            format!(
+                "{} held out, fewer than the {enough} that cases with {} need: what is drawn and scored there are subjects that training has \
+                 seen",
+                if held_out == 1 { "1 subject is".to_owned() } else { format!("{held_out} subjects are") },
+                counted(subjects)
+            )
+        });
+        (Shown::Training, EvalSubjects::Training, training >= enough)
+    };
+    if shown == Shown::Training && training < subjects.max(2) {
+        return Ok(None);
+    }
+    if !scored {
+        notes.insert(format!(
+            "the library has only {training} subjects, so with {} in a picture there is none other to tell them from: not scored",
+            counted(subjects)
+        ));
+    }
+    let rows = rows(subjects);
+    let count = if scored { (draws / subjects).max(rows) } else { rows };
+    let set = library
+        .composer
+        .eval_set_of(which, count, subjects, CHOICES, EVAL_SEED)
+        .context("make evaluation cases")?;
+    Ok(Some(Block { references: subjects, shown, scored, set }))
+}
+
+/// Cases from pairs of the first stage with as many references; none if no pairs are left. What lies there need not be
+/// registered: units that were done twice have the same pairs, so one of each is taken.
+fn pairs_block(places: &Places, references: usize) -> Result<Option<Block>> {
+    let stage = places.spec.stages.iter().find(|stage| stage.references as usize == references);
+    let Some(stage) = stage else { return Ok(None) };
+    let keys = places.objects.list(&format!("jobs/{}/{}/pairs", places.job_id, stage.name))?;
+    let by_unit: BTreeMap<&str, &String> = keys.iter().filter_map(|key| Some((unit_of(key)?, key))).collect();
+    let shards: Vec<&String> = by_unit.into_values().collect();
+    let picked = spread(shards.len(), MOST_SHARDS);
+    let mut cases = Vec::new();
+    for (n, shard) in picked.iter().enumerate() {
+        let Some(key) = shards.get(*shard) else { continue };
+        let pairs =
+            read_shard(places.objects.read(key)?.as_slice()).with_context(|| format!("read {key}"))?;
+        let share = (rows(references) - cases.len()).div_ceil(picked.len() - n);
+        let wanted: BTreeSet<usize> = spread(pairs.len(), share).into_iter().collect();
+        let kept = pairs.into_iter().enumerate().filter(|(at, _)| wanted.contains(at));
+        cases.extend(kept.map(|(_, pair)| case_of(pair)));
+    }
+    let set = EvalSet { gallery: Vec::new(), cases };
+    Ok((!set.cases.is_empty()).then_some(Block { references, shown: Shown::Pairs, scored: false, set }))
+}
+
+fn case_of(pair: Pair) -> EvalCase {
+    EvalCase {
+        subjects: Vec::new(),
+        choices: Vec::new(),
+        prompt: pair.prompt,
+        references: pair.references,
+        truth: pair.target,
+        places: Vec::new(),
+    }
+}
+
+/// `unit-000007` of `…/unit-000007-l3.tar`.
+fn unit_of(key: &str) -> Option<&str> {
+    let name = key.rsplit('/').next()?.strip_suffix(".tar")?;
+    name.starts_with("unit-").then(|| name.rsplit_once("-l").map_or(name, |(unit, _)| unit))
+}
+
+/// At most `count` of the numbers below `total`, evenly spread, ascending.
+fn spread(total: usize, count: usize) -> Vec<usize> {
+    let count = count.min(total);
+    (0..count).map(|n| n * total / count).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shards_of_one_unit_are_one() {
+        assert_eq!(unit_of("jobs/a/s/pairs/unit-000007-l3.tar"), Some("unit-000007"));
+        assert_eq!(unit_of("unit-000007.tar"), Some("unit-000007"));
+        assert_eq!(unit_of("jobs/a/s/pairs/notes.txt"), None);
+    }
+
+    #[test]
+    fn picks_are_spread_and_never_too_many() {
+        assert_eq!(spread(10, 3), [0, 3, 6]);
+        assert_eq!(spread(2, 5), [0, 1]);
+        assert!(spread(0, 5).is_empty() && spread(5, 0).is_empty());
+    }
+}
