@@ -15,11 +15,12 @@ const MOST_PIXELS: u32 = 192;
 const MAX_PIXELS: u64 = 100_000_000;
 const MAX_DECODING_BYTES: u64 = 1 << 30;
 
-const STYLE: &str = "body{font:14px/1.45 system-ui,sans-serif;margin:1.5rem;color:#1c2430;background:#fff}\
+const STYLE: &str = "body{font:14px/1.45 system-ui,-apple-system,'Segoe UI',Roboto,'Noto Sans',Ubuntu,'Helvetica Neue',Arial,sans-serif;margin:1.5rem;color:#1c2430;background:#fff}\
 h1{font-size:1.4rem;margin:0}h2{font-size:1.1rem;margin:1.6rem 0 .4rem}.note{color:#667}table{border-collapse:collapse}\
 td{padding:.1rem .7rem .1rem 0}td.n{text-align:right;font-variant-numeric:tabular-nums}.bar{display:inline-block;height:.7rem;background:#c2571a}\
-.ok .bar{background:#2d8a4e}.cards{display:flex;flex-wrap:wrap;gap:.8rem}.card{width:15rem;border:1px solid #dde3ea;border-radius:6px;padding:.5rem}\
-.card img{width:96px;height:96px;object-fit:contain;image-rendering:auto;background:#f2f4f7;margin-right:.3rem}.card.rejected{border-color:#e3b9a2}\
+.ok .bar{background:#2d8a4e}.cards{display:flex;flex-wrap:wrap;gap:.8rem}.card{width:15rem;max-width:100%;border:1px solid #dde3ea;border-radius:6px;padding:.5rem}\
+.pictures{display:flex;flex-wrap:wrap;gap:.3rem;margin-bottom:.3rem}.pictures figure{margin:0;width:96px}.pictures figcaption{font-size:.75rem;color:#667}\
+.card img{display:block;width:96px;height:96px;object-fit:contain;image-rendering:auto;background:#f2f4f7}.card.rejected{border-color:#e3b9a2}\
 .why{color:#a8430f;font-weight:600}.scores{font-variant-numeric:tabular-nums}details{color:#556;font-size:.8rem;overflow-wrap:anywhere}\
 .figures{display:flex;flex-wrap:wrap;gap:2rem}svg{display:block}.tick{font-size:10px;fill:#667}";
 
@@ -123,10 +124,13 @@ fn push_cards(html: &mut String, found: &[Found]) {
     for Found { unit, index, stored } in found {
         let facts = &stored.facts;
         let class = if index.is_some() { "card" } else { "card rejected" };
-        let _ = write!(html, "<div class=\"{class}\">{}", picture("target", &stored.target));
-        for reference in &stored.references {
-            html.push_str(&picture("reference", reference));
+        let _ = write!(html, "<div class=\"{class}\"><div class=\"pictures\">");
+        for (n, reference) in stored.references.iter().enumerate() {
+            let label =
+                if stored.references.len() == 1 { "reference".into() } else { format!("reference {}", n + 1) };
+            html.push_str(&picture(&label, reference));
         }
+        let _ = write!(html, "{}</div>", picture("target", &stored.target));
         let place =
             index.map_or_else(|| format!("unit {unit}"), |index| format!("pair {index}, unit {unit}"));
         let scores: Vec<String> =
@@ -135,23 +139,27 @@ fn push_cards(html: &mut String, found: &[Found]) {
         if !facts.rejected().is_empty() {
             let _ = write!(html, "<span class=\"why\">{}</span> ", escape(facts.rejected()));
         }
+        let words = facts.reference_words.join(", ");
+        let of_references =
+            if words.is_empty() { String::new() } else { format!("references: {}<br>", escape(&words)) };
         let _ = write!(
             html,
-            "{}</div><details><summary>{place}</summary>references: {}<br>{}</details></div>",
+            "{}</div><details><summary>{place}</summary>{of_references}{}</details></div>",
             scores.join(", "),
-            escape(&facts.reference_words.join(", ")),
             escape(&facts.provenance.to_string())
         );
     }
     html.push_str("</div>");
 }
 
-/// A picture as a data URI, small; a note if it does not decode.
+/// A picture as a data URI, small, with what it is below; a note if it does not decode.
 fn picture(what: &str, bytes: &[u8]) -> String {
     match small_png(bytes) {
         Some(png) => {
             let data = base64::engine::general_purpose::STANDARD.encode(png);
-            format!("<img alt=\"{what}\" title=\"{what}\" src=\"data:image/png;base64,{data}\">")
+            format!(
+                "<figure><img alt=\"{what}\" src=\"data:image/png;base64,{data}\"><figcaption>{what}</figcaption></figure>"
+            )
         }
         None => format!("<span class=\"note\">({what} does not decode)</span>"),
     }
@@ -246,6 +254,7 @@ mod tests {
             "similarity, 35 candidates",
             "(reference does not decode)",
             "data:image/png;base64,",
+            "<figcaption>target</figcaption>",
         ] {
             assert!(page.contains(says), "no {says} in {page}");
         }
