@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Lays out the demo's subject library and photographs from the unpacked downloads.
 
-Output: OUT/subjects/{index.json,*.webp} and OUT/photos/{index.json,*.png|jpg}; see docs of `crescendo_curator_node::compose`.
+Output: OUT/subjects/{index.json,*.webp} and OUT/photos/{index.json,*.png|jpg}; docs/own-pictures.md has the format.
 """
 
 import argparse

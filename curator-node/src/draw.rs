@@ -65,11 +65,6 @@ impl Draw {
     }
 }
 
-/// A number that depends on `text` alone, on every machine: the first 8 bytes of its SHA-256, big-endian.
-pub fn stable_hash(text: &str) -> u64 {
-    first_u64(&Sha256::digest(text.as_bytes()))
-}
-
 fn first_u64(digest: &[u8]) -> u64 {
     digest.iter().take(8).fold(0, |number, byte| (number << 8) | u64::from(*byte))
 }
@@ -100,11 +95,5 @@ mod tests {
         assert!(seen.iter().all(|n| *n > 150), "{seen:?}");
         assert_eq!(draw.below(0), 0);
         assert!(draw.pick::<u8>(&[]).is_none());
-    }
-
-    #[test]
-    fn stable_hash_is_the_start_of_sha256() {
-        // sha256("abc") starts with ba7816bf8f01cfea.
-        assert_eq!(stable_hash("abc"), 0xba78_16bf_8f01_cfea);
     }
 }

@@ -1,25 +1,24 @@
 //! `source: compose`: subject cut-outs placed in scenes, with captions that are true of the picture.
 //!
 //! ```text
-//!  subjects/index.json ─▶ Library ─┐
-//!  photos/index.json   ─▶ Library ─┤
+//!  subjects/ ─▶ Library ─┐
+//!  photos/   ─▶ Library ─┤    (crates/dataset)
 //!   (seed, stage, unit, candidate) ─▶ Composer ─▶ Pair { target, references, prompt }
-//!   (seed, number)                 ─▶ EvalSet: cases with held-out subjects only
+//!   (seed, number)                 ─▶ EvalSet: cases with held-out subjects only, or with training's
 //! ```
 //!
 //! Everything is a function of the spec, the seed and those numbers: the same candidate is the same bytes, whoever makes
 //! it. Subjects are split by a stable hash of their id, so evaluation never meets one that training has seen.
 
+mod canvas;
 mod eval;
-mod library;
 mod placement;
-mod raster;
 mod scene;
 
-pub use eval::{EvalCase, EvalSet, GalleryEntry};
-pub use library::{Entry, Library, LibraryError, is_held_out};
+pub use canvas::{Canvas, side_by_side};
+pub use crescendo_dataset::{Edge, Entry, Library, LibraryError, Raster, Region, is_held_out};
+pub use eval::{EvalCase, EvalSet, EvalSubjects, GalleryEntry};
 pub use placement::Placement;
-pub use raster::{Canvas, Edge, Raster, Region, side_by_side};
 pub use scene::Scene;
 
 use crate::draw::Draw;
@@ -89,8 +88,13 @@ impl Composer {
         }
         let panel = spec.panel as usize;
         let subjects = Library::open_subjects(&library_root.join(&spec.subjects), (2 * panel).max(64))?;
+        tell_problems(&spec.subjects, &subjects);
         let photos = match &spec.photos {
-            Some(folder) => Some(Arc::new(Library::open_photos(&library_root.join(folder), 4 * panel)?)),
+            Some(folder) => {
+                let photos = Library::open_photos(&library_root.join(folder), 4 * panel)?;
+                tell_problems(folder, &photos);
+                Some(Arc::new(photos))
+            }
             None => None,
         };
         let (training, held_out) = subjects.split(spec.hold_out_one_in);
@@ -206,7 +210,7 @@ impl Composer {
         let mut canvas = scene.render(self.panel, self.photos.as_deref())?;
         let mut rasters = Vec::with_capacity(subjects.len());
         for subject in subjects {
-            rasters.push(self.subjects.raster(*subject)?);
+            rasters.push(self.subjects.raster(*subject, picture_of(draw, &self.subjects, *subject))?);
         }
         let aspects: Vec<f32> = rasters.iter().map(|r| r.width() as f32 / r.height().max(1) as f32).collect();
         let placements = match aspects[..] {
@@ -287,6 +291,31 @@ fn part(key: &[u64], number: u64) -> Draw {
     Draw::new("compose part", &numbers)
 }
 
+/// Says in the log what a library goes without, and what is perhaps not as it is meant.
+pub fn tell_problems(folder: &str, library: &Library) {
+    /// So that a folder of the wrong kind does not fill the log.
+    const MOST: usize = 20;
+    for problem in library.problems().iter().take(MOST) {
+        tracing::warn!(folder, place = problem.place, "subject library: {}", problem.reason);
+    }
+    if library.problems().len() > MOST {
+        tracing::warn!(
+            folder,
+            problems = library.problems().len(),
+            "`crescendo library check` shows them all"
+        );
+    }
+}
+
+/// Which picture of an entry is shown. Drawn only where there is a choice: pairs of subjects with one picture each are what
+/// they always were.
+fn picture_of(draw: &mut Draw, library: &Library, entry: usize) -> usize {
+    match library.entries()[entry].files.len() {
+        0 | 1 => 0,
+        several => draw.below(several),
+    }
+}
+
 /// `count` different entries of `from`, or all of them in random order if there are fewer.
 fn distinct(draw: &mut Draw, from: &[usize], count: usize) -> Vec<usize> {
     let mut taken = Vec::with_capacity(count);
@@ -304,9 +333,10 @@ fn rejection(error: LibraryError) -> Rejection {
         LibraryError::Read { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
             Rejection::MissingFile
         }
-        LibraryError::Read { .. } | LibraryError::Index { .. } | LibraryError::Picture { .. } => {
-            Rejection::UnreadableImage
-        }
+        LibraryError::Read { .. }
+        | LibraryError::Index { .. }
+        | LibraryError::Folder { .. }
+        | LibraryError::Picture { .. } => Rejection::UnreadableImage,
     }
 }
 

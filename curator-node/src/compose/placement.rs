@@ -1,6 +1,6 @@
 //! Where a subject goes on its panel, and the words that are true of it.
 
-use super::raster::Region;
+use super::Region;
 use crate::draw::Draw;
 
 /// Room that must be left along an axis, in panel sides, before a word is said about the place along it.

@@ -1,7 +1,6 @@
 //! Scenes: what is behind a subject, and the words that are true of it.
 
-use super::library::Library;
-use super::raster::{Canvas, Edge, Region};
+use super::{Canvas, Edge, Library, LibraryError, Region, picture_of};
 use crate::draw::Draw;
 use serde_json::{Value, json};
 use std::f32::consts::FRAC_1_SQRT_2;
@@ -36,7 +35,7 @@ enum Kind {
     Checks { colours: [Colour; 2], period: f32, phase: [f32; 2] },
     Dots { ground: Colour, dots: Colour, period: f32, phase: [f32; 2] },
     Clouds { colours: [Colour; 2], grain: f32, seed: u64 },
-    Photo { photo: usize, left: f32, top: f32, side: f32 },
+    Photo { photo: usize, picture: usize, left: f32, top: f32, side: f32 },
 }
 
 /// A background and the words for it, e.g. "green and white vertical stripes".
@@ -57,7 +56,7 @@ impl Scene {
             let side = draw.range(0.55, 1.0);
             let (left, top) = (draw.unit(), draw.unit());
             return Scene {
-                kind: Kind::Photo { photo, left, top, side },
+                kind: Kind::Photo { photo, picture: picture_of(draw, library, photo), left, top, side },
                 words: library.entries()[photo].words.clone(),
             };
         }
@@ -131,11 +130,7 @@ impl Scene {
     }
 
     /// Paints it on a square of `side` pixels. A photograph that cannot be read is an error naming it.
-    pub fn render(
-        &self,
-        side: usize,
-        photos: Option<&Library>,
-    ) -> Result<Canvas, super::library::LibraryError> {
+    pub fn render(&self, side: usize, photos: Option<&Library>) -> Result<Canvas, LibraryError> {
         let scale = side as f32;
         // Half the cells of a periodic pattern, by the parity of the cell that a point lies in.
         let odd = |at: f32, period: f32, phase: f32| {
@@ -165,11 +160,11 @@ impl Scene {
             Kind::Clouds { colours, grain, seed } => Canvas::painted(side, side, |x, y| {
                 mix(colours[0], colours[1], value_noise(x / scale / grain, y / scale / grain, *seed))
             }),
-            Kind::Photo { photo, left, top, side: part } => {
+            Kind::Photo { photo, picture, left, top, side: part } => {
                 let Some(library) = photos else {
                     return Ok(Canvas { width: side, height: side, pixels: vec![[0.5; 3]; side * side] });
                 };
-                let raster = library.raster(*photo)?;
+                let raster = library.raster(*photo, *picture)?;
                 let (width, height) = (raster.width() as f32, raster.height() as f32);
                 let length = width.min(height) * part;
                 let region = Region {

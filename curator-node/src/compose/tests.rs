@@ -197,3 +197,62 @@ fn a_bad_index_is_an_error_that_names_it() {
         Composer::open(&spec(ComposeLayout::Single), 1, 7, 0, folder.path()).expect_err("there is no index");
     assert!(error.to_string().contains("index.json"), "{error}");
 }
+
+/// Subjects as a person might have them, without an index: cut-outs, and one subject with two pictures.
+fn write_pictures(folder: &Path) {
+    std::fs::create_dir_all(folder).expect("create the folder");
+    for n in 0..12u32 {
+        let picture = RgbaImage::from_fn(80 + 10 * n, 90, |x, y| {
+            let inside = x.abs_diff(40 + 5 * n) + y.abs_diff(45) < 40;
+            Rgba([(n * 20) as u8, 200 - (n * 9) as u8, (n * 50) as u8, if inside { 255 } else { 0 }])
+        });
+        let name = [
+            "fox", "bird", "mug", "lamp", "chair", "kite", "boat", "shoe", "book", "leaf", "drum-1", "drum-2",
+        ];
+        picture.save(folder.join(format!("little_{}.png", name[n as usize]))).expect("write a picture");
+    }
+}
+
+#[test]
+fn a_plain_folder_gives_the_pairs_of_the_library_made_of_it() {
+    use crescendo_dataset::make::{MakeOptions, make};
+    let root = tempfile::tempdir().expect("make a folder");
+    write_pictures(&root.path().join("plain"));
+    let (plain, library) = (root.path().join("plain"), root.path().join("library"));
+    let made = make(&plain, &library, &MakeOptions::default(), &mut |_, _| {}).expect("make the library");
+    assert_eq!((made.entries.len(), made.problems.len()), (11, 0));
+    let open = |subjects: &str| {
+        let spec = ComposeSpec { subjects: subjects.into(), ..spec(ComposeLayout::Single) };
+        Composer::open(&spec, 2, 7, 0, root.path()).expect("open it")
+    };
+    let (plain, library) = (open("plain"), open("library"));
+    for candidate in 0..30 {
+        let [a, b] = [&plain, &library].map(|from| from.candidate(0, candidate).expect("compose"));
+        assert_eq!((&a.target, &a.references, &a.prompt), (&b.target, &b.references, &b.prompt));
+        assert!(a.prompt.starts_with("little "), "{}", a.prompt);
+    }
+}
+
+#[test]
+fn a_pair_may_show_two_pictures_of_its_subject() {
+    let root = tempfile::tempdir().expect("make a folder");
+    let folder = root.path().join("subjects");
+    // Red and blue, so that it shows which one it is.
+    for (name, colour) in
+        [("cube-1", [200, 0, 0, 255]), ("cube-2", [0, 0, 200, 255]), ("ball", [0, 200, 0, 255])]
+    {
+        std::fs::create_dir_all(&folder).expect("create the folder");
+        RgbaImage::from_pixel(64, 64, Rgba(colour)).save(folder.join(format!("{name}.png"))).expect("write");
+    }
+    let spec = ComposeSpec { hold_out_one_in: 0, ..spec(ComposeLayout::Single) };
+    let composer = Composer::open(&spec, 1, 7, 0, root.path()).expect("open it");
+    let shows = |picture: &RgbImage, colour: [u8; 3]| picture.pixels().any(|pixel| pixel.0 == colour);
+    let mut seen = BTreeSet::new();
+    for candidate in 0..60 {
+        let pair = composer.candidate(0, candidate).expect("compose");
+        if pair.reference_words == ["cube"] {
+            seen.insert([&pair.target, &pair.references[0]].map(|picture| shows(picture, [200, 0, 0])));
+        }
+    }
+    assert_eq!(seen.len(), 4, "target and reference choose on their own: {seen:?}");
+}

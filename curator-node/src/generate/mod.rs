@@ -15,7 +15,7 @@
 
 mod captions;
 
-use crate::compose::{ComposeError, Library, Scene};
+use crate::compose::{ComposeError, Library, Scene, tell_problems};
 use crate::divider::{self, Arrangement, DividerError};
 use crate::draw::Draw;
 use crate::import::Imported;
@@ -238,6 +238,7 @@ impl Generator {
 /// Ids and words of the subjects of a library that training may see.
 fn library(folder: &Path, hold_out_one_in: u32) -> Result<Vec<(String, String)>, SourceError> {
     let library = Library::open_subjects(folder, UNUSED_LIMIT).map_err(ComposeError::from)?;
+    tell_problems(&folder.to_string_lossy(), &library);
     let (training, _) = library.split(hold_out_one_in);
     let subjects: Vec<(String, String)> = training
         .into_iter()

@@ -3,7 +3,8 @@
 use super::Style;
 use super::phrase::{MAX_SCENE_WORDS, MAX_SUBJECT_WORDS, normalised, phrase, with_article};
 use super::taxonomy::{Category, CategoryKind};
-use crate::draw::{Draw, stable_hash};
+use crate::draw::Draw;
+use crescendo_dataset::stable_hash;
 use std::collections::BTreeSet;
 
 /// Draws for each subject that is wanted, before there are fewer.
