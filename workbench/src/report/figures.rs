@@ -61,7 +61,7 @@ pub struct Drawing {
 pub struct ScoreFigures {
     /// What drew, and how many subjects there were in a picture: "stage-1, one subject".
     pub model: String,
-    /// Where the subjects are from: `held out` or `of training`.
+    /// Whether training has seen the subjects: `seen` or `unseen`.
     pub subjects_are: &'static str,
     /// Share of draws whose nearest subject is the right one, 0 to 1; mean over subjects.
     pub right: f64,
@@ -86,6 +86,9 @@ pub struct StageFigures {
     pub steps_total: u64,
     pub restarts: u32,
     pub laps: u64,
+    /// What it was computed in; empty where the job does not say.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub precision: String,
     pub pairs_accepted: u64,
     pub pairs_wanted: u64,
     /// By reason.
@@ -102,7 +105,7 @@ impl ScoreFigures {
     pub fn of(label: &str, subjects_in_a_picture: usize, shown: Shown, score: &Score) -> Option<Self> {
         Some(Self {
             model: format!("{label}, {}", in_a_picture(subjects_in_a_picture)),
-            subjects_are: if shown == Shown::HeldOut { "held out" } else { "of training" },
+            subjects_are: if shown == Shown::HeldOut { "unseen" } else { "seen" },
             right: score.right()?,
             standard_error: score.standard_error(),
             chance: score.chance()?,
@@ -114,12 +117,13 @@ impl ScoreFigures {
 
     fn cells(&self) -> Vec<String> {
         let (fewest, most) = self.candidates;
-        let of = if fewest == most { most.to_string() } else { format!("{fewest} to {most}") };
+        let among = if fewest == most { most.to_string() } else { format!("{fewest} to {most}") };
         vec![
             self.model.clone(),
             percent(self.right),
             self.standard_error.map_or_else(String::new, |error| format!("± {:.1}", 100.0 * error)),
-            format!("{} (1 of {of})", percent(self.chance)),
+            percent(self.chance),
+            among,
             self.draws.to_string(),
             format!("{} {}", self.subjects, self.subjects_are),
         ]
@@ -175,7 +179,7 @@ impl Figures {
         facts.extend(self.took_seconds.map(|seconds| ("took", span(seconds))));
         facts.extend(self.trained.clone().map(|path| ("result", path)));
         facts.push(("reported", format!("{}, in {}", date(&self.reported_at), span(self.report_seconds))));
-        facts.push(("on", self.machine.words()));
+        facts.push(("machine", self.machine.words()));
         facts.extend(self.drawing.map(|Drawing { steps, true_cfg }| {
             let guided = if true_cfg == 1.0 {
                 String::new()
@@ -190,7 +194,7 @@ impl Figures {
 
     /// Scores, then ceilings.
     pub fn score_table(&self) -> Table {
-        let headings = ["", "right", "error", "chance", "draws", "subjects"];
+        let headings = ["", "right", "error", "chance", "among", "draws", "subjects"];
         Table::new(&headings, self.all_scores().map(ScoreFigures::cells).collect())
     }
 
@@ -202,11 +206,12 @@ impl Figures {
     pub fn stage_table(&self) -> Table {
         let headings = [
             "stage",
-            "pairs from",
-            "references",
+            "source",
+            "refs",
             "steps",
             "restarts",
             "laps",
+            "precision",
             "pairs",
             "rejected",
             "loss",
@@ -227,6 +232,7 @@ impl Figures {
                 steps,
                 some(u64::from(stage.restarts)),
                 some(stage.laps),
+                stage.precision.clone(),
                 some(stage.pairs_accepted),
                 some(rejected),
                 stage.loss_at_the_end.map_or_else(String::new, |loss| format!("{loss:.4}")),
@@ -322,6 +328,7 @@ pub mod tests {
                 steps_total: 30,
                 restarts: 0,
                 laps: 0,
+                precision: "f32".into(),
                 pairs_accepted: 640,
                 pairs_wanted: 640,
                 pairs_rejected: BTreeMap::from([("similarity_low".to_owned(), 12)]),
@@ -340,9 +347,9 @@ pub mod tests {
     #[test]
     fn a_row_has_its_own_chance_and_error() {
         let table = figures().score_table();
-        assert_eq!(table.headings, ["", "right", "error", "chance", "draws", "subjects"]);
+        assert_eq!(table.headings, ["", "right", "error", "chance", "among", "draws", "subjects"]);
         // Shares 1, 1/2 and 0 of three subjects: error sqrt(1/4 / 3).
-        let row = ["stage-1, one subject", "50.0 %", "± 28.9", "20.0 % (1 of 5)", "5", "3 of training"];
+        let row = ["stage-1, one subject", "50.0 %", "± 28.9", "20.0 %", "5", "5", "3 seen"];
         assert_eq!(table.rows, [row]);
     }
 
@@ -350,7 +357,7 @@ pub mod tests {
     fn columns_without_content_are_left_out() {
         let mut figures = figures();
         figures.scores[0].standard_error = None;
-        assert_eq!(figures.score_table().headings, ["", "right", "chance", "draws", "subjects"]);
+        assert_eq!(figures.score_table().headings, ["", "right", "chance", "among", "draws", "subjects"]);
         let stages = figures.stage_table();
         assert!(!stages.headings.contains(&"restarts") && !stages.headings.contains(&"laps"), "{stages:?}");
         assert!(stages.headings.contains(&"rejected"), "{stages:?}");
@@ -364,7 +371,7 @@ pub mod tests {
         assert_eq!(of("submitted"), Some("2026-01-01 00:00 UTC"));
         assert_eq!(of("started"), None);
         assert_eq!(of("took"), Some("8m 12s"));
-        assert_eq!(of("on"), Some("EPYC, 2 cores, f32"));
+        assert_eq!(of("machine"), Some("EPYC, 2 cores, f32"));
         assert_eq!(date("soon"), "soon");
     }
 

@@ -51,6 +51,11 @@ pub struct StageJson {
     pub pairs_rejected: BTreeMap<String, u64>,
     #[serde(default)]
     pub laps: u64,
+    /// What it was computed in: `f32` or `bf16`; empty where that is not known.
+    #[serde(default)]
+    pub precision: String,
+    #[serde(default)]
+    pub kind_changes: Vec<String>,
     #[serde(default)]
     pub scores: BTreeMap<String, Distribution>,
     #[serde(default)]

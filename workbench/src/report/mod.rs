@@ -99,6 +99,9 @@ pub fn run(args: &ReportArgs) -> Result<()> {
     let left: Vec<Left> =
         job.stages.iter().zip(&spec.stages).map(|(stage, spec)| stage.left(spec, &objects)).collect();
     let mut notes: Vec<String> = left.iter().flat_map(|left| left.missing.clone()).collect();
+    for stage in &job.stages {
+        notes.extend(stage.kind_changes.iter().map(|change| format!("{}: {change}", stage.name)));
+    }
 
     let device = if has_cuda() { Device::Cuda(0) } else { Device::Cpu };
     let nano = spec.model.preset == ModelPreset::Nano;
@@ -228,7 +231,7 @@ impl Shows {
                 Ok(ScoreFigures::of(label, block.references, block.shown, &score))
             };
             let truths: Vec<RgbImage> = cases.iter().map(|case| case.truth.clone()).collect();
-            self.ceilings.extend(figures_of("real pictures", &truths)?);
+            self.ceilings.extend(figures_of("real", &truths)?);
             for ((contender, drawn), scores) in self.contenders.iter().zip(&self.drawn).zip(&mut scores) {
                 let pictures = drawn.as_ref().and_then(|drawn| drawn.get(number));
                 if let Some(pictures) = pictures.filter(|_| contender.is_scored_on(block)) {
@@ -323,6 +326,7 @@ fn stage_figures(stage: &StageJson, spec: &StageSpec, left: &Left) -> StageFigur
         steps_total: spec.train.steps,
         restarts: stage.restarts,
         laps: stage.laps,
+        precision: stage.precision.clone(),
         pairs_accepted: stage.pairs_committed,
         pairs_wanted: stage.pairs_target,
         pairs_rejected: stage.pairs_rejected.clone(),

@@ -53,7 +53,7 @@ td,th{padding:.3rem .9rem .3rem 0;border-bottom:1px solid var(--line);text-align
 .legend span{margin-right:1rem;font-size:.85rem}.legend i{display:inline-block;width:.8rem;height:.8rem;margin-right:.3rem;border-radius:2px}\
 pre{background:var(--panel);padding:1rem;overflow:auto;font:13px/1.45 ui-monospace,SFMono-Regular,Menlo,Consolas,'DejaVu Sans Mono',monospace}\
 summary{cursor:pointer;font-size:1.2rem;font-weight:600;margin:2.2rem 0 .6rem}\
-@media(max-width:36rem){.case figure{width:calc(50% - .35rem)}dl{grid-template-columns:1fr}dt{margin-top:.3rem}}";
+@media(max-width:36rem){.case figure{width:calc((100% - 1.4rem)/3)}}";
 
 /// Renders the whole page.
 pub fn render(page: &Page) -> Result<String> {
@@ -105,12 +105,12 @@ fn push_scores(html: &mut String, figures: &Figures) {
     }
     html.push_str(
         "<h2>How often is the nearest subject the right one?</h2><p class=\"soft\">An image encoder compares each drawn picture with \
-         pictures of several subjects, of which one is right. The line in each bar is chance: what guessing would give. Errors are standard \
+         pictures of several subjects, of which one is right: <i>among</i> says how many. The line in each bar is chance: what guessing would give. Errors are standard \
          errors over subjects.",
     );
     if !figures.ceilings.is_empty() {
         html.push_str(
-            " Real pictures of the same subjects show what the encoder itself can tell: the ceiling.",
+            " The rows <i>real</i> are pictures as they should be: what the encoder itself can tell.",
         );
     }
     html.push_str("</p>");

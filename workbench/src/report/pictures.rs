@@ -55,14 +55,13 @@ pub fn arranged<'a>(
 }
 
 fn title(block: &Block) -> String {
-    let many = block.references > 1;
+    let subjects = match block.references {
+        0 | 1 => "Subjects".to_owned(),
+        many => format!("Cases of {many} subjects"),
+    };
     match block.shown {
-        Shown::HeldOut if many => format!("{} subjects that training never saw", block.references),
-        Shown::HeldOut => "Subjects that training never saw".to_owned(),
-        Shown::Training if many => {
-            format!("{} subjects that training has seen, in other scenes", block.references)
-        }
-        Shown::Training => "Subjects that training has seen, in other scenes".to_owned(),
+        Shown::HeldOut => format!("{subjects} that training never saw"),
+        Shown::Training => format!("{subjects} that training has seen, in other scenes"),
         Shown::Pairs => "Pairs that training has seen".to_owned(),
     }
 }

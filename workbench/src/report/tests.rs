@@ -157,20 +157,24 @@ fn five_subjects_none_held_out_are_scored_as_what_they_are() {
     let made = Made::new(base().to_str().unwrap(), &compose(1, 0)).with_lora().with_library(5);
     let (json, page) = made.report();
     assert_eq!(models(&json, "scores"), ["base, one subject", "stage-1, one subject"]);
-    assert_eq!(models(&json, "ceilings"), ["real pictures, one subject"]);
+    assert_eq!(models(&json, "ceilings"), ["real, one subject"]);
     for row in json["scores"].as_array().unwrap().iter().chain(json["ceilings"].as_array().unwrap()) {
         assert_eq!((&row["chance"], &row["candidates"]), (&json!(0.2), &json!([5, 5])), "{row}");
         assert_eq!((&row["subjects"], &row["draws"]), (&json!(5), &json!(10)), "{row}");
-        assert_eq!(row["subjects_are"], "of training");
+        assert_eq!(row["subjects_are"], "seen");
     }
     let said = notes(&json);
     assert!(said.contains("no subject was held out") && said.contains("shipped one compares"), "{said}");
-    for says in
-        ["no subject was held out", "(1 of 5)", "that training has seen", "8m 12s", "2026-01-01 00:01 UTC"]
-    {
+    for says in [
+        "no subject was held out",
+        "<td>20.0 %</td><td>5</td>",
+        "that training has seen",
+        "8m 12s",
+        "2026-01-01 00:01 UTC",
+    ] {
         assert!(page.contains(says), "no {says} in {page}");
     }
-    assert!(!page.contains("of 16"), "{page}");
+    assert!(!page.contains("<td>16</td>"), "{page}");
     assert!(made.has("grid.png") && made.has("dit_lora.safetensors"));
 }
 
@@ -179,7 +183,7 @@ fn held_out_subjects_are_used_where_there_are_enough() {
     let made = Made::new(base().to_str().unwrap(), &compose(1, 3)).with_lora().with_library(30);
     let (json, page) = made.report();
     for row in json["scores"].as_array().unwrap() {
-        assert_eq!(row["subjects_are"], "held out");
+        assert_eq!(row["subjects_are"], "unseen");
         let (subjects, candidates) =
             (row["subjects"].as_u64().unwrap(), row["candidates"][1].as_u64().unwrap());
         assert!(subjects > 2 && subjects < 20, "{row}");
@@ -199,7 +203,9 @@ fn three_references_are_drawn_and_scored_each() {
     assert_eq!(models(&json, "scores"), all);
     // The two others in the picture are no choice.
     assert_eq!(json["scores"][0]["candidates"], json!([4, 4]));
-    for says in ["reference 1", "reference 2", "reference 3", "target", "3 subjects that training has seen"] {
+    for says in
+        ["reference 1", "reference 2", "reference 3", "target", "Cases of 3 subjects that training has seen"]
+    {
         assert!(page.contains(&format!("{says}<")) || page.contains(says), "no {says} in {page}");
     }
     assert!(!page.contains("reference 4"));
@@ -207,7 +213,7 @@ fn three_references_are_drawn_and_scored_each() {
 
 #[test]
 fn imported_pairs_are_shown_and_not_scored() {
-    let stage = "references: 2\n      data: {source: import, format: webdataset, path: shards, pairs: 60, unitSize: 20}\n      \
+    let stage = "references: 2\n      data: {source: import, format: webdataset, path: shards, pairs: 60}\n      \
                  train: {adapter: {rank: 2}, steps: 2, globalBatch: 1}";
     let made = Made::new(base().to_str().unwrap(), stage).with_lora().with_pairs(2);
     let (json, page) = made.report();
