@@ -142,6 +142,12 @@ pub(crate) struct Contents {
 
 /// Reads the index of a folder, or, where there is none, what its pictures amount to.
 pub(crate) fn contents(folder: &Path, rules: &FolderRules) -> Result<Contents, LibraryError> {
+    let facts = std::fs::metadata(folder);
+    let facts = facts.map_err(|source| LibraryError::Read { path: folder.to_owned(), source })?;
+    if !facts.is_dir() {
+        let reason = "it is a file".to_owned();
+        return Err(LibraryError::Folder { path: folder.to_owned(), reason });
+    }
     let path = folder.join(INDEX);
     let read = |source| LibraryError::Read { path: path.clone(), source };
     let size = match std::fs::metadata(&path) {

@@ -116,7 +116,8 @@ pub fn make(
     problems.extend(index::doubts(&entries));
     let text = index::write(&entries).map_err(|error| staging.failed(INDEX, error.into()))?;
     let mark = Mark { by: MAKER.into(), index_sha256: hex_sha256(&text), size_px: options.size_px };
-    let mark = serde_json::to_vec_pretty(&mark).map_err(|error| staging.failed(MARK, error.into()))?;
+    let mut mark = serde_json::to_vec_pretty(&mark).map_err(|error| staging.failed(MARK, error.into()))?;
+    mark.push(b'\n');
     staging.write(INDEX, &text)?;
     staging.write(MARK, &mark)?;
     staging.take_place_of(out)?;

@@ -87,5 +87,10 @@ fn too_few_and_empty_are_errors() {
     std::fs::remove_file(root.path().join("index.json")).expect("remove");
     square(root.path(), "fox.png", 40, [200, 10, 10, 255]);
     assert!(checked(root.path()).1[0].contains("there is one subject"));
-    assert!(check(&root.path().join("nowhere"), &mut |_, _| {}).is_err());
+    for (place, says) in [("nowhere", "No such file"), ("fox.png", "not a folder of pictures: it is a file")]
+    {
+        let error =
+            check(&root.path().join(place), &mut |_, _| {}).expect_err("it cannot be opened").to_string();
+        assert!(error.contains(says), "{error}");
+    }
 }
