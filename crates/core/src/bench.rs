@@ -1,0 +1,163 @@
+//! Curators that cannot open what a stage is made of, by their own word: for a while none of its units is given to them.
+//!
+//! Kept in memory alone: a controller that restarts learns it again, at the price of one unit that each of them gives back.
+
+use std::collections::BTreeMap;
+
+use crate::decide::Limits;
+use crate::ids::{NodeId, StageRef, Timestamp};
+use crate::requests::one_line;
+
+/// Stages of which it is remembered; beyond it the one that was spoken of longest ago is forgotten.
+const MAX_STAGES: usize = 1024;
+/// Curators that are remembered of one stage.
+const MAX_CURATORS: usize = 1024;
+
+/// What a curator has said of a stage that it cannot open.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bench {
+    /// One line, without secrets.
+    pub reason: String,
+    /// How often it has said so in a row.
+    pub times: u32,
+    /// First time of the row.
+    pub since: Timestamp,
+    /// Last time.
+    pub at: Timestamp,
+}
+
+impl Bench {
+    /// When it is asked again.
+    pub fn until(&self, limits: &Limits) -> Timestamp {
+        let factor = 1u32.checked_shl(self.times.saturating_sub(1)).unwrap_or(u32::MAX);
+        self.at.plus(limits.bench.saturating_mul(factor).min(limits.max_bench))
+    }
+}
+
+/// All of them. The number of stages and of curators is bounded.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Benches {
+    stages: BTreeMap<StageRef, BTreeMap<NodeId, Bench>>,
+}
+
+impl Benches {
+    /// The curator says that it cannot open the stage's source.
+    pub fn put(&mut self, stage: &StageRef, node: &NodeId, reason: &str, now: Timestamp) {
+        forget_one(&mut self.stages, stage, MAX_STAGES, |of_stage| {
+            of_stage.values().map(|bench| bench.at).max().unwrap_or_default()
+        });
+        let of_stage = self.stages.entry(stage.clone()).or_default();
+        forget_one(of_stage, node, MAX_CURATORS, |bench| bench.at);
+        let before = of_stage.get(node);
+        let bench = Bench {
+            reason: one_line(reason),
+            times: before.map_or(0, |bench| bench.times).saturating_add(1),
+            since: before.map_or(now, |bench| bench.since),
+            at: now,
+        };
+        of_stage.insert(node.clone(), bench);
+    }
+
+    /// The curator has made a unit of the stage.
+    pub fn lift(&mut self, stage: &StageRef, node: &NodeId) {
+        if let Some(of_stage) = self.stages.get_mut(stage) {
+            of_stage.remove(node);
+            if of_stage.is_empty() {
+                self.stages.remove(stage);
+            }
+        }
+    }
+
+    /// The curator is another process now: what it said before counts no more.
+    pub(crate) fn lift_all_of(&mut self, node: &NodeId) {
+        self.stages.retain(|_, of_stage| {
+            of_stage.remove(node);
+            !of_stage.is_empty()
+        });
+    }
+
+    /// What the curator last said, if that still holds and it is not to be asked again yet.
+    pub fn get(&self, stage: &StageRef, node: &NodeId, limits: &Limits, now: Timestamp) -> Option<&Bench> {
+        self.stages.get(stage)?.get(node).filter(|bench| now < bench.until(limits))
+    }
+
+    /// Those of a stage that hold, by curator.
+    pub fn of<'a>(
+        &'a self,
+        stage: &StageRef,
+        limits: &'a Limits,
+        now: Timestamp,
+    ) -> impl Iterator<Item = (&'a NodeId, &'a Bench)> {
+        let of_stage = self.stages.get(stage).into_iter().flatten();
+        of_stage.filter(move |(_, bench)| now < bench.until(limits))
+    }
+}
+
+/// Makes room for `key`: drops what was touched longest ago if there are `most` others already.
+fn forget_one<K: Ord + Clone, V>(
+    map: &mut BTreeMap<K, V>,
+    key: &K,
+    most: usize,
+    touched: impl Fn(&V) -> Timestamp,
+) {
+    if map.contains_key(key) || map.len() < most {
+        return;
+    }
+    let oldest = map.iter().min_by_key(|(_, value)| touched(value)).map(|(key, _)| key.clone());
+    oldest.and_then(|oldest| map.remove(&oldest));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::{JobId, StageName};
+
+    fn stage(job: usize) -> StageRef {
+        StageRef {
+            job: JobId::parse(&format!("j{job}")).expect("valid"),
+            stage: StageName::parse("s").expect("valid"),
+        }
+    }
+
+    fn node(n: usize) -> NodeId {
+        NodeId::parse(&format!("c{n}")).expect("valid")
+    }
+
+    #[test]
+    fn it_holds_longer_each_time_and_ends_with_a_unit_or_a_new_process() {
+        let (limits, at) = (Limits::default(), |seconds: u64| Timestamp(seconds * 1000));
+        let mut benches = Benches::default();
+        let (stage, node) = (stage(0), node(0));
+        let holds = |benches: &Benches, now| benches.get(&stage, &node, &limits, now).is_some();
+        benches.put(&stage, &node, "cannot read\n/x", at(0));
+        assert_eq!(benches.get(&stage, &node, &limits, at(1)).expect("it holds").reason, "cannot read /x");
+        assert_eq!((holds(&benches, at(29)), holds(&benches, at(30))), (true, false));
+        benches.put(&stage, &node, "cannot read /x", at(31));
+        assert_eq!((holds(&benches, at(90)), holds(&benches, at(91))), (true, false));
+        assert_eq!(benches.stages[&stage][&node].since, at(0), "since it said so first");
+        for _ in 0..40 {
+            benches.put(&stage, &node, "cannot read /x", at(100));
+        }
+        assert_eq!((holds(&benches, at(699)), holds(&benches, at(700))), (true, false));
+        benches.lift(&stage, &node);
+        assert_eq!(benches, Benches::default());
+        benches.put(&stage, &node, "cannot read /x", at(200));
+        benches.lift_all_of(&node);
+        assert_eq!(benches, Benches::default());
+    }
+
+    #[test]
+    fn what_is_remembered_is_bounded() {
+        let mut benches = Benches::default();
+        for n in 0..MAX_STAGES + 10 {
+            benches.put(&stage(n), &node(0), "", Timestamp(n as u64));
+            benches.put(&stage(MAX_STAGES), &node(n), "", Timestamp(5_000_000 + n as u64));
+        }
+        assert_eq!(benches.stages.len(), MAX_STAGES);
+        assert_eq!(benches.stages[&stage(MAX_STAGES)].len(), MAX_CURATORS);
+        assert!(
+            !benches.stages.contains_key(&stage(0))
+                && !benches.stages[&stage(MAX_STAGES)].contains_key(&node(0))
+        );
+    }
+}

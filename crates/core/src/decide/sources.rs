@@ -1,0 +1,98 @@
+//! Whether anyone can open what a stage is made of.
+//!
+//! A curator that cannot is [benched](crate::bench) for the stage, and the others go on. Once all have said so the stage is
+//! given up, under these conditions, so that no job is failed by who happens to be there:
+//!
+//! * every curator that is in sight has spoken, and every known one that may still come back after a restart of the
+//!   controller or a short loss of its connection;
+//! * none that has not holds a unit;
+//! * if pairs of the stage were made before, or are trained on, somebody could open it once: then it is waited for
+//!   [`Limits::source_lost_after`](super::Limits), and a gang that steps is left alone.
+
+use crate::bench::Bench;
+use crate::decide::{Nodes, Wait};
+use crate::ids::{NodeId, StageRef};
+use crate::pairlog::UNIT_SET_ASIDE;
+use crate::records::{NodeKind, NodeRecord, UnitRecord, UnitState};
+use crate::state::Stage;
+
+/// Curators that a reason names at most.
+const MAX_NAMED: usize = 3;
+
+impl<'a> Nodes<'a> {
+    /// What the curator has said of the stage, if none of its units is to be given to it.
+    pub(crate) fn bench(&self, stage: &StageRef, node: &NodeId) -> Option<&'a Bench> {
+        self.seen.benches.get(stage, node, self.limits, self.now)
+    }
+
+    /// It is at work, or may be again in a moment.
+    fn may_speak(&self, record: &NodeRecord) -> bool {
+        let heard = match self.seen.nodes.get(&record.id) {
+            Some(view) if view.draining => return false,
+            Some(view) => view.last_heard,
+            None => self.seen.since,
+        };
+        record.kind == NodeKind::Curator
+            && !record.drained
+            && self.now.since(heard) < self.limits.silent_after
+    }
+}
+
+/// Why the stage's pairs will never be made, if no curator can open its source. `needed`: pairs that training starts with.
+pub(super) fn nobody_opens(nodes: &Nodes<'_>, stage: &Stage, needed: u64) -> Option<String> {
+    if stage.log.is_sealed() {
+        return None;
+    }
+    let curators = nodes.state.nodes().filter(|record| nodes.may_speak(record));
+    let said: Vec<(&NodeId, &Bench)> = curators
+        .map(|record| Some((&record.id, nodes.bench(&stage.id, &record.id)?)))
+        .collect::<Option<_>>()?;
+    let since = said.iter().map(|(_, bench)| bench.since).max()?;
+    let works = |unit: &UnitRecord| match &unit.state {
+        UnitState::Leased { node, expires_at } => {
+            *expires_at > nodes.now && nodes.bench(&stage.id, node).is_none()
+        }
+        UnitState::Free { .. } | UnitState::Done(_) => false,
+    };
+    if stage.log.units().any(works) {
+        return None;
+    }
+    let long_ago = |at| nodes.now.since(at) >= nodes.limits.source_lost_after;
+    let made =
+        |unit: &UnitRecord| unit.result().is_some_and(|result| !result.rejected.contains_key(UNIT_SET_ASIDE));
+    if stage.log.units().any(made) && !long_ago(since) {
+        return None;
+    }
+    match stage.active_attempt() {
+        Some(attempt) => {
+            let stepped = nodes.seen.gang(&attempt.attempt).map_or(nodes.seen.since, |gang| gang.stepped_at);
+            if !long_ago(stepped.max(attempt.started_at)) {
+                return None;
+            }
+        }
+        // Training can begin with what is there.
+        None if stage.log.committed() >= needed => return None,
+        None => {}
+    }
+    Some(format!("stage {} cannot be made: {}", stage.id.stage, told(&said)?))
+}
+
+/// What the stage waits for, if every curator that could be given work is benched for it.
+pub(super) fn wait(nodes: &Nodes<'_>, stage: &Stage) -> Option<Wait> {
+    let curators = nodes.open_to_work(NodeKind::Curator);
+    let said: Vec<(&NodeId, &Bench)> = curators
+        .map(|(record, _)| Some((&record.id, nodes.bench(&stage.id, &record.id)?)))
+        .collect::<Option<_>>()?;
+    Some(Wait::Source { stage: stage.id.stage.to_string(), told: told(&said)? })
+}
+
+/// `c-1 cannot open its source: …`, or of several `c-1, c-2 and 3 more cannot open …`; `None` of none.
+fn told(said: &[(&NodeId, &Bench)]) -> Option<String> {
+    let (_, newest) = said.iter().max_by_key(|(_, bench)| bench.at)?;
+    let named: Vec<&str> = said.iter().take(MAX_NAMED).map(|(node, _)| node.as_str()).collect();
+    let more = match said.len().saturating_sub(MAX_NAMED) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    Some(format!("{}{more} cannot open its source: {}", named.join(", "), newest.reason))
+}
