@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::artifact::choice::JobStage;
+
 const EXAMPLES: &str = "\
 Try it on this machine:
   crescendo up                                   start a small cluster, until Ctrl-C
@@ -17,6 +19,7 @@ Every day:
   crescendo watch JOB                            follow it; Ctrl-C stops watching, not the job
   crescendo explain JOB                          why it waits or failed, and what it would take
   crescendo checkpoints JOB -o json              for scripts
+  crescendo cp JOB lora.safetensors              what it has trained
 
 A cluster elsewhere:
   crescendo login --context lab --controller lab.example.com:7070 --tls-ca lab-ca.pem
@@ -135,8 +138,13 @@ pub enum Command {
     Drain(DrainArgs),
     /// List a job's checkpoints, oldest first.
     Checkpoints(CheckpointsArgs),
+    /// Copy what a job has trained out of the object store, verified.
+    Cp(CpArgs),
     /// Show a stage's pairs, accepted and rejected, with scores and reasons; --sheet makes a page of pictures.
     Pairs(PairsArgs),
+    /// Make and check subject libraries: pictures, and what captions call what they show.
+    #[command(subcommand)]
+    Library(crate::commands::library::LibraryCommand),
     /// Choose clusters, and how to log in to each.
     #[command(subcommand)]
     Context(ContextCommand),
@@ -409,6 +417,55 @@ pub struct CheckpointsArgs {
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
+  crescendo cp JOB lora.safetensors                          the last checkpoint of the last stage
+  crescendo cp JOB:stage-1 lora.safetensors --checkpoint 200
+  crescendo cp JOB lora.safetensors --format comfyui
+
+What comes is held to the SHA-256 in the registry, and is put in place as a whole. Other formats than `published` are made
+by crescendo-workbench, in bf16.")]
+pub struct CpArgs {
+    /// The job, or one stage of it: JOB or JOB:STAGE [default: the last stage that has a checkpoint].
+    #[arg(value_name = "JOB[:STAGE]")]
+    pub of: JobStage,
+    /// File to write, in a folder that is there.
+    pub file: PathBuf,
+    /// The checkpoint of this step [default: the last one].
+    #[arg(long, value_name = "STEP")]
+    pub checkpoint: Option<u64>,
+    /// Who is to read it.
+    #[arg(long, default_value = "published")]
+    pub format: LoraFormat,
+    /// Replace a file that is there already.
+    #[arg(long)]
+    pub force: bool,
+    /// Folder or URL of the object store [default: that of the context or of the cluster that `crescendo up` runs].
+    #[arg(long, env = "CRESCENDO_OBJECT_STORE", value_name = "DIR|URL")]
+    pub object_store: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LoraFormat {
+    /// UNO's own code, this program, ComfyUI: as it was saved.
+    Published,
+    /// ComfyUI and kohya's loaders.
+    Comfyui,
+    /// diffusers and PEFT.
+    Diffusers,
+}
+
+impl LoraFormat {
+    pub fn word(self) -> &'static str {
+        match self {
+            LoraFormat::Published => "published",
+            LoraFormat::Comfyui => "comfyui",
+            LoraFormat::Diffusers => "diffusers",
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
   crescendo pairs JOB                        some pairs and some rejected candidates, spread over the log
   crescendo pairs JOB --rejected -o json     why candidates were turned down
   crescendo pairs JOB --sheet pairs.html     what the filters do, at a glance
@@ -449,7 +506,8 @@ pub struct Rest {
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Everything lies in the folder given with --dir (./.crescendo if absent): records in store/, pair shards and checkpoints
-in objects/, logs in logs/. Starting again in the same folder goes on where it stopped.
+in objects/, logs in logs/. When it is stopped (Ctrl-C), what trains saves a checkpoint first, and starting again in the same
+folder goes on from there; a second Ctrl-C ends at once.
 
 Examples:
   crescendo up                                one curator, two trainers with one slot each
@@ -481,6 +539,9 @@ pub struct UpArgs {
     /// With --run: write the job as it ended to this file, JSON.
     #[arg(long, value_name = "FILE", requires = "run")]
     pub result: Option<PathBuf>,
+    /// How long trainers may take to save a checkpoint when the cluster is stopped, e.g. 90s; 0s saves nothing.
+    #[arg(long, value_name = "TIME", default_value = "2m", value_parser = parse_save_within)]
+    pub save_within: std::time::Duration,
     /// Stop when standard input is closed, so that the cluster does not outlive the program that started it.
     #[arg(long)]
     pub stop_on_stdin_close: bool,
@@ -508,6 +569,15 @@ pub enum Store {
     Embedded,
     /// As given, `etcd:URL[,URL]`.
     Etcd(String),
+}
+
+/// Whole seconds, as the nodes count them; at most a day.
+fn parse_save_within(text: &str) -> Result<std::time::Duration, String> {
+    let time = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    if time.subsec_nanos() != 0 || time.as_secs() > 86_400 {
+        return Err("must be whole seconds, at most 24h".into());
+    }
+    Ok(time)
 }
 
 fn parse_store(text: &str) -> Result<Store, String> {

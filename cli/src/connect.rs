@@ -52,9 +52,8 @@ impl Controller {
     }
 
     /// A controller of this machine without login, as `up` starts it.
-    pub fn local(address: &str, dir: &Path) -> Result<Controller, Failure> {
-        let origin = Origin::Up(dir.to_owned());
-        Controller::over(Target { addresses: vec![address.to_owned()], origin, ..Target::default() }, None)
+    pub fn local(target: Target) -> Result<Controller, Failure> {
+        Controller::over(target, None)
     }
 
     pub async fn to(target: Target) -> Result<Controller, Failure> {
@@ -89,6 +88,11 @@ impl Controller {
     /// Folder or URL of the object store, as the context or `up` knows it.
     pub fn object_store(&self) -> Option<&str> {
         self.target.object_store.as_deref()
+    }
+
+    /// What relative paths of a spec start from on this machine, as `up` knows it.
+    pub fn library_root(&self) -> Option<&Path> {
+        self.target.library_root.as_deref()
     }
 
     fn current(&self) -> Option<&(String, wire::Plain)> {

@@ -3,7 +3,7 @@
 //! ```text
 //!   submit, watch, jobs, … ──gRPC──▶ controller
 //!   contexts, tokens ──settings──┘
-//!   pairs ──────────────────reads──▶ object store
+//!   pairs, cp ──────────────reads──▶ object store
 //!   up ──starts──▶ controller, curator-node, trainer-node (processes on loopback)
 //!   generate, parity, eval, report, inspect, lora, bench ──exec──▶ crescendo-workbench
 //! ```
@@ -15,16 +15,20 @@
 //! | `connect` | calling the controller, through an outage |
 //! | `commands` | one file a command |
 //! | `doctor` | checks of this machine, its files and the cluster |
+//! | `artifact` | what a job has trained: which file is meant, its copy, the command that draws with it |
+//! | `objects` | the object store, as commands read it |
 //! | `pairs` | a stage's pairs out of the object store, and their contact sheet |
 //! | `show` | tables, JSON, progress, and spec problems with their place |
 //! | `up` | a cluster on this machine |
 //! | `failure` | what can go wrong, and the exit code of each |
 
 mod args;
+mod artifact;
 mod commands;
 mod connect;
 mod doctor;
 mod failure;
+mod objects;
 mod pairs;
 #[cfg(test)]
 mod reference;
@@ -60,6 +64,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
     let command = match command {
         // These need neither a runtime nor a controller.
         Command::Validate(args) => return commands::validate::run(&common, &args),
+        Command::Library(command) => return commands::library::run(&common, &command),
         Command::Context(command) => return commands::context::run(&common, &command),
         Command::Completion(args) => return commands::completion::run(args.shell),
         Command::Man(args) => return commands::man::run(&args),
@@ -94,8 +99,10 @@ fn run(cli: Cli) -> Result<(), Failure> {
             Command::Nodes => commands::nodes::run(&common).await,
             Command::Drain(args) => commands::drain::run(&common, &args).await,
             Command::Checkpoints(args) => commands::checkpoints::run(&common, &args).await,
+            Command::Cp(args) => commands::cp::run(&common, &args).await,
             Command::Pairs(args) => commands::pairs::run(&common, &args).await,
             Command::Validate(_)
+            | Command::Library(_)
             | Command::Context(_)
             | Command::Completion(_)
             | Command::Man(_)

@@ -4,6 +4,7 @@ use crate::pair_log::LogState;
 use crate::recompose::Taken;
 use crate::shard::{read_shard, sha256_hex};
 use crate::studio::{TemporaryFile, Trained};
+use crescendo_core::files::{ADAPTER_FILE, MODEL_FILE};
 use crescendo_node::download::{DownloadError, Downloaded, download};
 use crescendo_proto::v1::{Checkpoint, CheckpointFile, Shard};
 use object_store::{ObjectStore, ObjectStoreExt};
@@ -18,9 +19,6 @@ const READ_DEADLINE: Duration = Duration::from_secs(60);
 const LOG_DEADLINE: Duration = Duration::from_secs(60);
 /// Decoded shards that are kept: units follow each other, so the next one mostly goes on in the last.
 const KEPT_SHARDS: usize = 2;
-/// Names of the files that a stage trains, as trainers write them.
-const ADAPTER_FILE: &str = "dit_lora.safetensors";
-const MODEL_FILE: &str = "model.safetensors";
 
 /// Why nothing can be taken.
 #[derive(Clone, Debug, thiserror::Error)]

@@ -10,7 +10,22 @@ use crate::show::{self, json, words};
 
 pub async fn run(common: &Common, args: &CheckpointsArgs) -> Result<(), Failure> {
     let controller = Controller::find(common).await?;
-    let request = ListCheckpointsRequest { job_id: args.job.clone(), stage: args.stage.clone() };
+    let checkpoints = fetch(&controller, common, &args.job, &args.stage).await?;
+    match common.output {
+        Output::Json => json::print(&checkpoints.iter().map(json::checkpoint).collect()),
+        Output::Table => show::out(table(&checkpoints)),
+    }
+    Ok(())
+}
+
+/// Those of a job, oldest first; of one stage if it is named, of all if `stage` is empty.
+pub async fn fetch(
+    controller: &Controller,
+    common: &Common,
+    job_id: &str,
+    stage: &str,
+) -> Result<Vec<Checkpoint>, Failure> {
+    let request = ListCheckpointsRequest { job_id: job_id.to_owned(), stage: stage.to_owned() };
     let answer = controller
         .call(common.timeout.unwrap_or(LOOK), |channel| {
             let request = request.clone();
@@ -18,11 +33,7 @@ pub async fn run(common: &Common, args: &CheckpointsArgs) -> Result<(), Failure>
         })
         .await
         .map_err(|status| controller.failure(&status))?;
-    match common.output {
-        Output::Json => json::print(&answer.checkpoints.iter().map(json::checkpoint).collect()),
-        Output::Table => show::out(table(&answer.checkpoints)),
-    }
-    Ok(())
+    Ok(answer.checkpoints)
 }
 
 fn table(checkpoints: &[Checkpoint]) -> Table {

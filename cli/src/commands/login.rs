@@ -41,6 +41,7 @@ pub async fn run(common: &Common, args: &LoginArgs) -> Result<(), Failure> {
         token: TokenSource::Given(typed.clone()),
         tenant: None,
         object_store: None,
+        library_root: None,
         origin: Origin::Context(name.clone()),
     };
     let controller = Controller::to(target).await?;

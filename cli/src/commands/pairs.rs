@@ -1,15 +1,13 @@
 //! `crescendo pairs`.
 
-use std::path::Path;
-
-use crescendo_node::objects::with_causes;
 use crescendo_proto::v1::{Job, StageStatus};
 use serde_json::{Value, json};
 
 use crate::args::{Common, Output, PairsArgs};
-use crate::commands::{get, whoami};
+use crate::commands::get;
 use crate::connect::{Controller, LOOK};
 use crate::failure::Failure;
+use crate::objects;
 use crate::pairs::gather::{self, Found};
 use crate::pairs::sheet::{self, Sheet};
 use crate::show::table::Table;
@@ -23,8 +21,8 @@ pub async fn run(common: &Common, args: &PairsArgs) -> Result<(), Failure> {
     let controller = Controller::find(common).await?;
     let job = get::fetch(&controller, common, &args.job).await?;
     let stage = stage_of(&job, &args.stage)?;
-    let url = object_store_url(&controller, args.object_store.as_deref()).await?;
-    let objects = crescendo_node::objects::open(&url).map_err(|error| Failure::other(with_causes(&error)))?;
+    let url = objects::url(&controller, args.object_store.as_deref()).await?;
+    let objects = objects::open_existing(&url)?;
     let most = args.limit.unwrap_or(if args.sheet.is_some() { DRAWN } else { LISTED });
     let (mut accepted, mut rejected) = (Vec::new(), Vec::new());
     if !args.rejected {
@@ -65,30 +63,6 @@ fn stage_of<'a>(job: &'a Job, name: &str) -> Result<&'a StageStatus, Failure> {
     let begun = |stage: &&StageStatus| stage.pairs_committed > 0 || !stage.pairs_rejected.is_empty();
     let found = job.stages.iter().rev().find(begun).or(job.stages.first());
     found.ok_or_else(|| Failure::other(format!("job {} has no stages", job.job_id)))
-}
-
-/// From the flag, or else from the context or the cluster that `up` runs, or else as the controller says.
-pub async fn object_store_url(controller: &Controller, given: Option<&str>) -> Result<String, Failure> {
-    if let Some(url) = given.or(controller.object_store()) {
-        return as_url(url);
-    }
-    let told = whoami::fetch(controller, LOOK).await?.object_store_url;
-    if told.is_empty() {
-        return Err(Failure::Usage(
-            "the pictures lie in the object store: give its folder or URL with --object-store".into(),
-        ));
-    }
-    Ok(told)
-}
-
-/// A folder of this machine as a URL; a URL as it is.
-pub fn as_url(given: &str) -> Result<String, Failure> {
-    if given.contains("://") {
-        return Ok(given.to_owned());
-    }
-    let folder =
-        Path::new(given).canonicalize().map_err(Failure::from_error(format!("object store {given}")))?;
-    Ok(format!("file://{}", folder.display()))
 }
 
 fn table(found: &[&Found]) -> Table {

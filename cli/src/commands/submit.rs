@@ -40,7 +40,7 @@ pub async fn run(common: &Common, args: &SubmitArgs) -> Result<(), Failure> {
         show::outln(&job.job_id);
     }
     let ended = watch::follow_or_interrupt(&controller, common, &job.job_id).await?;
-    watch::verdict(&ended)
+    watch::last_words(&controller, common, &ended).await
 }
 
 /// The trace that the job will belong to: that of whoever runs this command, or a new one.

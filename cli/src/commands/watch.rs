@@ -8,6 +8,7 @@ use tokio::time::Instant;
 use tonic::Status;
 
 use crate::args::{Common, JobArgs};
+use crate::artifact::handover;
 use crate::connect::{self, Controller, LOOK, WATCH, brief};
 use crate::failure::Failure;
 use crate::show::progress::{self, Progress};
@@ -19,7 +20,7 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_
 pub async fn run(common: &Common, args: &JobArgs) -> Result<(), Failure> {
     let controller = Controller::find(common).await?;
     let ended = follow_or_interrupt(&controller, common, &args.job).await?;
-    verdict(&ended)
+    last_words(&controller, common, &ended).await
 }
 
 /// Shows a job until it ends, and gives it back as it ended. Ctrl-C ends the watching.
@@ -115,6 +116,14 @@ async fn follow_once(
         seen.last = Some((seen.updates() + 1, job));
     }
     Ok(None)
+}
+
+/// What to do with a job that has succeeded; and the exit code.
+pub async fn last_words(controller: &Controller, common: &Common, ended: &Job) -> Result<(), Failure> {
+    if ended.state() == JobState::Succeeded {
+        handover::say(controller, common, &ended.job_id).await;
+    }
+    verdict(ended)
 }
 
 /// The exit code of a job that has ended.

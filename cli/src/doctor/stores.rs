@@ -11,9 +11,9 @@ use object_store::{ObjectStore, ObjectStoreExt as _, PutMode, PutOptions, PutPay
 
 use super::report::Check;
 use crate::args::StoreTls;
-use crate::commands::pairs;
 use crate::connect::dialer;
 use crate::failure::Failure;
+use crate::objects::as_url;
 use crate::settings::Tls;
 
 const WITHIN: Duration = Duration::from_secs(30);
@@ -23,7 +23,7 @@ const STORE_SLOW: Duration = Duration::from_millis(100);
 /// `named` by the user, the context or `up`; `told` by a controller, whose folders may be on other machines.
 pub async fn objects(named: Option<&str>, told: Option<&str>) -> Vec<Check> {
     let name = "object store";
-    let url = match (named.map(pairs::as_url), told) {
+    let url = match (named.map(as_url), told) {
         (Some(Ok(url)), _) => url,
         (Some(Err(failure)), _) => {
             return vec![Check::failed(

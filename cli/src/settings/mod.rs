@@ -30,6 +30,8 @@ pub struct Target {
     pub tenant: Option<String>,
     /// Folder or URL of the object store, if it was said.
     pub object_store: Option<String>,
+    /// What relative paths of a spec start from on this machine, if that is known.
+    pub library_root: Option<PathBuf>,
     pub origin: Origin,
 }
 
@@ -84,6 +86,7 @@ pub fn find(common: &Common) -> Result<Target, Failure> {
         token: token_of_flags(common, environment).unwrap_or_default(),
         tenant: None,
         object_store: Some(up.object_store),
+        library_root: Some(up.library_root),
         origin: Origin::Up(up.dir),
     })
 }
@@ -135,6 +138,7 @@ fn resolve(common: &Common, environment: Option<String>, config: &Config) -> Res
         token: token_of_flags(common, environment).unwrap_or_else(|| set.token()),
         tenant: set.tenant.clone(),
         object_store: set.object_store.clone(),
+        library_root: None,
         origin: name.map_or(Origin::Flags, |name| Origin::Context(name.clone())),
     }))
 }

@@ -1,25 +1,52 @@
 //! All processes of the cluster together: started in order, watched, stopped in the opposite order.
 
+use std::time::Duration;
+
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use super::layout::Layout;
 use super::process::{self, Event, Order, Plan};
 use super::state::{ProcessState, UpState};
 use crate::failure::Failure;
+use crate::settings::{Origin, Target};
 use crate::show;
 
 /// The controller's index; the nodes follow.
 const CONTROLLER: usize = 0;
+/// Between two remarks about what is waited for.
+const REMARK_EVERY: Duration = Duration::from_secs(5);
 
 pub struct Cluster {
     layout: Layout,
     processes: Vec<ProcessState>,
-    controller: watch::Sender<Order>,
-    nodes: watch::Sender<Order>,
     events: (mpsc::Sender<Event>, mpsc::Receiver<Event>),
-    controller_task: JoinSet<()>,
-    node_tasks: JoinSet<()>,
+    controller: Group,
+    curators: Group,
+    trainers: Group,
+}
+
+/// Processes that are stopped together. Each task gives its process's index when it ends.
+struct Group {
+    order: watch::Sender<Order>,
+    indices: Vec<usize>,
+    tasks: JoinSet<usize>,
+}
+
+impl Group {
+    fn new() -> Group {
+        Group { order: watch::Sender::new(Order::Run), indices: Vec::new(), tasks: JoinSet::new() }
+    }
+
+    fn spawn(&mut self, index: usize, plan: Plan, events: mpsc::Sender<Event>) {
+        self.indices.push(index);
+        let keeping = process::keep(index, plan, self.order.subscribe(), events);
+        self.tasks.spawn(async move {
+            keeping.await;
+            index
+        });
+    }
 }
 
 impl Cluster {
@@ -27,11 +54,10 @@ impl Cluster {
         Cluster {
             layout,
             processes: Vec::new(),
-            controller: watch::Sender::new(Order::Run),
-            nodes: watch::Sender::new(Order::Run),
             events: mpsc::channel(64),
-            controller_task: JoinSet::new(),
-            node_tasks: JoinSet::new(),
+            controller: Group::new(),
+            curators: Group::new(),
+            trainers: Group::new(),
         }
     }
 
@@ -44,17 +70,33 @@ impl Cluster {
         self.processes.get(CONTROLLER).and_then(|process| process.grpc.as_deref()).unwrap_or_default()
     }
 
+    /// How commands reach it.
+    pub fn target(&self) -> Target {
+        Target {
+            addresses: vec![self.controller_address().to_owned()],
+            object_store: Some(self.layout.object_store.clone()),
+            library_root: Some(self.layout.library_root.clone()),
+            origin: Origin::Up(self.layout.dir.clone()),
+            ..Target::default()
+        }
+    }
+
     pub async fn start_controller(&mut self) -> Result<(), Failure> {
         let plan = self.layout.controller();
         let (index, events) = self.add(&plan);
-        self.controller_task.spawn(process::keep(index, plan, self.controller.subscribe(), events));
+        self.controller.spawn(index, plan, events);
         self.wait_until_all_serve().await
     }
 
     pub async fn start_nodes(&mut self) -> Result<(), Failure> {
-        for plan in self.layout.nodes(self.controller_address()) {
+        let address = self.controller_address().to_owned();
+        for plan in self.layout.curators(&address) {
             let (index, events) = self.add(&plan);
-            self.node_tasks.spawn(process::keep(index, plan, self.nodes.subscribe(), events));
+            self.curators.spawn(index, plan, events);
+        }
+        for plan in self.layout.trainers(&address) {
+            let (index, events) = self.add(&plan);
+            self.trainers.spawn(index, plan, events);
         }
         self.wait_until_all_serve().await
     }
@@ -124,25 +166,56 @@ impl Cluster {
             pid: std::process::id(),
             controller: self.controller_address().to_owned(),
             object_store: self.layout.object_store.clone(),
+            library_root: self.layout.library_root.clone(),
             processes: self.processes.clone(),
         };
         state.write().map_err(Failure::from_error("write up.json"))
     }
 
-    /// Nodes first, so that they can still say goodbye to the controller.
-    pub async fn stop(&mut self) {
-        self.nodes.send_replace(Order::Stop);
-        while self.node_tasks.join_next().await.is_some() {}
-        self.controller.send_replace(Order::Stop);
-        while self.controller_task.join_next().await.is_some() {}
+    /// Trainers save and part while the controller still registers what they save; `remark` is told every few seconds who is
+    /// waited for.
+    pub async fn stop_trainers(&mut self, remark: impl Fn(&[&str], Duration)) {
+        let Cluster { trainers, processes, .. } = self;
+        wind_down(trainers, processes, remark).await;
+    }
+
+    /// Curators, which give back what they work on, and the controller last.
+    pub async fn stop_rest(&mut self) {
+        let Cluster { curators, controller, processes, .. } = self;
+        wind_down(curators, processes, |_, _| ()).await;
+        wind_down(controller, processes, |_, _| ()).await;
         UpState::remove(&self.layout.dir);
     }
 
     /// All at once, without waiting.
     pub fn kill(&mut self) {
         // Dropped tasks drop their processes, which kills them.
-        self.node_tasks.abort_all();
-        self.controller_task.abort_all();
+        self.trainers.tasks.abort_all();
+        self.curators.tasks.abort_all();
+        self.controller.tasks.abort_all();
         UpState::remove(&self.layout.dir);
+    }
+}
+
+/// Tells all of a group to stop, and waits until they have.
+async fn wind_down(group: &mut Group, processes: &[ProcessState], remark: impl Fn(&[&str], Duration)) {
+    let mut left = std::mem::take(&mut group.indices);
+    group.order.send_replace(Order::Stop);
+    let began = Instant::now();
+    let mut ticks = tokio::time::interval_at(began + REMARK_EVERY, REMARK_EVERY);
+    loop {
+        tokio::select! {
+            ended = group.tasks.join_next() => match ended {
+                Some(Ok(index)) => left.retain(|other| *other != index),
+                // A task that was aborted or has panicked has dropped its process.
+                Some(Err(_)) => {}
+                None => return,
+            },
+            _ = ticks.tick() => {
+                let names: Vec<&str> =
+                    left.iter().filter_map(|index| processes.get(*index)).map(|process| process.name.as_str()).collect();
+                remark(&names, began.elapsed());
+            }
+        }
     }
 }

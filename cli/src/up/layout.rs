@@ -3,11 +3,16 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::binaries;
 use super::process::Plan;
 use crate::args::{Store, UpArgs};
 use crate::failure::Failure;
+
+/// How long curators may take when they are stopped: half of it to finish a unit, or else it is given back. Nobody reads
+/// from them any more.
+const CURATORS_WITHIN: Duration = Duration::from_secs(6);
 
 pub struct Layout {
     /// Absolute.
@@ -17,11 +22,13 @@ pub struct Layout {
     curator: PathBuf,
     trainer: PathBuf,
     store: String,
-    library_root: PathBuf,
+    pub library_root: PathBuf,
     curators: u32,
     trainers: u32,
     slots: u32,
     device: &'static str,
+    /// How long trainers may take to save when they are stopped.
+    save_within: Duration,
     /// Held as long as the cluster runs, so that no other `up` uses the folder.
     _lock: File,
 }
@@ -69,8 +76,14 @@ impl Layout {
             trainers: args.trainers,
             slots: args.slots,
             device: args.device.word(),
+            save_within: args.save_within,
             _lock: lock,
         })
+    }
+
+    /// How long trainers may take to save when they are stopped.
+    pub fn save_within(&self) -> Duration {
+        self.save_within
     }
 
     pub fn node_count(&self) -> usize {
@@ -83,36 +96,53 @@ impl Layout {
             &self.controller,
             &[],
             &[("--store", self.store.clone().into()), ("--object-store", self.object_store.clone().into())],
+            Duration::ZERO,
         )
     }
 
-    /// Curators and trainers, which look for the controller at `controller`.
-    pub fn nodes(&self, controller: &str) -> Vec<Plan> {
-        let common = |name: &str| {
-            vec![
-                ("--node-id", OsString::from(name)),
-                ("--controller", controller.into()),
-                ("--library-root", self.library_root.clone().into()),
-                // All of the cluster ends together: there is no one to hand over to.
-                ("--drain-seconds", "0".into()),
-            ]
-        };
-        let curators = (0..self.curators).map(|index| {
+    /// Curators, which look for the controller at `controller`.
+    pub fn curators(&self, controller: &str) -> Vec<Plan> {
+        let one = |index| {
             let name = format!("curator-{index}");
-            self.plan(&name, &self.curator, &[], &common(&name))
-        });
-        let trainers = (0..self.trainers).map(|index| {
+            let within = self.save_within.min(CURATORS_WITHIN);
+            let options = self.common(&name, controller, within);
+            self.plan(&name, &self.curator, &[], &options, within)
+        };
+        (0..self.curators).map(one).collect()
+    }
+
+    /// Trainers, which look for the controller at `controller`.
+    pub fn trainers(&self, controller: &str) -> Vec<Plan> {
+        let one = |index| {
             let name = format!("trainer-{index}");
-            let mut options = common(&name);
+            let mut options = self.common(&name, controller, self.save_within);
             options.push(("--slots", self.slots.to_string().into()));
             options.push(("--device", self.device.into()));
             options.push(("--scratch", self.dir.join("scratch").join(&name).into()));
-            self.plan(&name, &self.trainer, &["agent"], &options)
-        });
-        curators.chain(trainers).collect()
+            self.plan(&name, &self.trainer, &["agent"], &options, self.save_within)
+        };
+        (0..self.trainers).map(one).collect()
     }
 
-    fn plan(&self, name: &str, program: &Path, first: &[&str], options: &[(&str, OsString)]) -> Plan {
+    /// Options of every node.
+    fn common(&self, name: &str, controller: &str, drain: Duration) -> Vec<(&'static str, OsString)> {
+        vec![
+            ("--node-id", OsString::from(name)),
+            ("--controller", controller.into()),
+            ("--library-root", self.library_root.clone().into()),
+            ("--drain-seconds", drain.as_secs().to_string().into()),
+        ]
+    }
+
+    /// `drain`: how long the process may take to hand over before it stops.
+    fn plan(
+        &self,
+        name: &str,
+        program: &Path,
+        first: &[&str],
+        options: &[(&str, OsString)],
+        drain: Duration,
+    ) -> Plan {
         let port_file = self.dir.join("run").join(format!("{name}.json"));
         let mut args: Vec<OsString> = first.iter().map(OsString::from).collect();
         for (option, value) in options {
@@ -129,6 +159,7 @@ impl Layout {
             args,
             log: self.dir.join("logs").join(format!("{name}.log")),
             port_file,
+            drain,
         }
     }
 }

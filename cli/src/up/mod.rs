@@ -6,10 +6,13 @@
 //!   DIR/store     records of the embedded store      DIR/objects  pair shards and checkpoints
 //!   DIR/logs      a log file a process               DIR/run      port files
 //! ```
+//!
+//! When it is stopped, trainers save a checkpoint, then curators give back their units, then the controller ends.
 
 pub mod binaries;
 mod cluster;
 mod layout;
+mod parting;
 mod process;
 mod signals;
 pub mod state;
@@ -47,10 +50,12 @@ pub async fn run(common: &Common, args: &UpArgs) -> Result<(), Failure> {
             None => Ok(()),
         },
     };
-    show::errln(format_args!("stopping"));
     tokio::select! {
-        () = cluster.stop() => {}
-        () = signals.stop() => cluster.kill(),
+        () = parting::part(common, &mut cluster) => {}
+        () = signals.stop() => {
+            cluster.kill();
+            show::errln(format_args!("ended at once: what was not saved will be trained again"));
+        }
     }
     outcome
 }
@@ -71,7 +76,7 @@ async fn work(common: &Common, args: &UpArgs, cluster: &mut Cluster) -> Result<(
     cluster.start_controller().await?;
     cluster.start_nodes().await?;
     let address = cluster.controller_address().to_owned();
-    let controller = Controller::local(&address, &cluster.layout().dir)?;
+    let controller = Controller::local(cluster.target())?;
     tokio::select! {
         joined = nodes_joined(&controller, cluster.layout().node_count()) => joined?,
         ended = cluster.supervise() => return Err(ended),
@@ -87,6 +92,7 @@ async fn work(common: &Common, args: &UpArgs, cluster: &mut Cluster) -> Result<(
             "submit a job from another terminal: crescendo submit FILE --watch\nCtrl-C stops the cluster"
         ));
     }
+    parting::tell_of_unfinished(&controller).await;
     tokio::select! {
         outcome = run_job(common, args, &controller) => outcome,
         ended = cluster.supervise() => Err(ended),
@@ -124,7 +130,7 @@ async fn run_job(common: &Common, args: &UpArgs, controller: &Controller) -> Res
         // What is watched leaves the resolved spec out.
         write_result(path, &get::fetch(controller, common, &job.job_id).await?)?;
     }
-    watch::verdict(&ended)
+    watch::last_words(controller, common, &ended).await
 }
 
 fn write_result(path: &Path, job: &Job) -> Result<(), Failure> {

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 /// From the start of a process until it must serve.
 const SERVES_WITHIN: Duration = Duration::from_secs(60);
-/// From SIGTERM to SIGKILL: the processes themselves give up after 10 seconds.
+/// From SIGTERM to SIGKILL, besides the time for handing over: the processes themselves give up after 10 seconds.
 const GRACE: Duration = Duration::from_secs(12);
 /// Before a restart: after the first death, and at most.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(30));
@@ -56,6 +56,8 @@ pub struct Plan {
     pub args: Vec<OsString>,
     pub log: PathBuf,
     pub port_file: PathBuf,
+    /// How long it may take to hand over, once it is told to stop.
+    pub drain: Duration,
 }
 
 /// Where it serves, as its port file says.
@@ -116,14 +118,14 @@ pub async fn keep(index: usize, plan: Plan, mut order: watch::Receiver<Order>, e
         let ended = tokio::select! {
             ended = serve(&mut child, &plan, index, &mut ports, &events) => ended,
             () = told(&mut order, |order| order != Order::Run) => {
-                stop(&mut child, &mut order).await;
+                stop(&mut child, plan.drain, &mut order).await;
                 return;
             }
         };
         let status = match ended {
             Ok(status) => describe(status),
             Err(why) => {
-                stop(&mut child, &mut order).await;
+                stop(&mut child, Duration::ZERO, &mut order).await;
                 why
             }
         };
@@ -213,8 +215,9 @@ fn start(plan: &Plan, ports: Option<&Ports>) -> io::Result<Child> {
     // SAFETY: between fork and exec only these two system calls are made, which are async-signal-safe.
     unsafe {
         command.pre_exec(move || {
-            // Should `up` be killed, the process gets a SIGTERM.
-            if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM) != 0 {
+            // Should `up` be killed, the process gets a SIGINT, which ends it at once: there would be no controller to hand
+            // over to.
+            if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGINT) != 0 {
                 return Err(io::Error::last_os_error());
             }
             // It may have been killed before the line above.
@@ -235,14 +238,14 @@ fn open_log(path: &Path) -> io::Result<File> {
 }
 
 /// SIGTERM, then SIGKILL after the grace or when told.
-async fn stop(child: &mut Child, order: &mut watch::Receiver<Order>) {
+async fn stop(child: &mut Child, drain: Duration, order: &mut watch::Receiver<Order>) {
     if let Some(pid) = child.id().and_then(|pid| libc::pid_t::try_from(pid).ok()) {
         // SAFETY: plain system call; the process has not been waited for, so the id is still its own.
         unsafe { libc::kill(pid, libc::SIGTERM) };
     }
     let killed = tokio::select! {
         _ = child.wait() => false,
-        () = tokio::time::sleep(GRACE) => true,
+        () = tokio::time::sleep(drain + GRACE) => true,
         () = told(order, |order| order == Order::Kill) => true,
     };
     if killed {

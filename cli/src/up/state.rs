@@ -18,6 +18,8 @@ pub struct UpState {
     pub controller: String,
     /// Root of pair shards and checkpoints.
     pub object_store: String,
+    /// What relative paths of a spec start from.
+    pub library_root: PathBuf,
     pub processes: Vec<ProcessState>,
 }
 

@@ -198,9 +198,12 @@ impl JobService for Fake {
         // Pages of two at most, whatever is asked for.
         let size = (request.page_size as usize).min(2);
         part.lists.push(request);
-        let jobs: Vec<Job> = part.jobs.iter().skip(from).take(size).cloned().collect();
+        let states = part.lists.last().map(|list| list.states.clone()).unwrap_or_default();
+        let fits = |job: &&Job| states.is_empty() || states.contains(&job.state);
+        let found: Vec<Job> = part.jobs.iter().filter(fits).cloned().collect();
+        let jobs: Vec<Job> = found.iter().skip(from).take(size).cloned().collect();
         let next = from + jobs.len();
-        let next_page_token = if next < part.jobs.len() { next.to_string() } else { String::new() };
+        let next_page_token = if next < found.len() { next.to_string() } else { String::new() };
         Ok(Response::new(ListJobsResponse { jobs, next_page_token }))
     }
 

@@ -2,9 +2,11 @@
 
 mod commands;
 mod contexts;
+mod cp;
 mod doctor;
 mod fake;
 mod following;
+mod library;
 mod pairs;
 mod submitting;
 mod up;

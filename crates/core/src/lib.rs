@@ -19,6 +19,7 @@
 //! | [`state`] | the records assembled |
 //! | [`job`] | the life of a job as a table of transitions |
 //! | [`pairlog`] | curation units, leases, the readable prefix |
+//! | [`files`] | names of a checkpoint's files |
 //! | [`histogram`] | distributions of scores, which add up over units |
 //! | [`requests`] | what a caller may ask for, and when it is refused |
 //! | [`secret`] | keys and tokens, and how they are kept out of text |
@@ -35,6 +36,7 @@ pub mod access;
 pub mod decide;
 pub mod error;
 pub mod explain;
+pub mod files;
 pub mod histogram;
 pub mod ids;
 pub mod invariants;

@@ -12,6 +12,7 @@
 //! | `resolved_spec.json` | the job's spec |
 //! | `manifest.json` | size and SHA-256 of all of the above; written last |
 
+pub use crescendo_core::files::{ADAPTER_FILE, MODEL_FILE};
 use crescendo_node::download::Downloaded;
 use crescendo_proto::v1::{Checkpoint, CheckpointFile};
 use serde::{Deserialize, Serialize};
@@ -19,8 +20,6 @@ use sha2::{Digest as _, Sha256};
 
 use super::positions::Lap;
 
-pub const ADAPTER_FILE: &str = "dit_lora.safetensors";
-pub const MODEL_FILE: &str = "model.safetensors";
 pub const EMA_FILE: &str = "ema.safetensors";
 pub const OPTIMIZER_FILE: &str = "optimizer.safetensors";
 pub const STATE_FILE: &str = "state.json";

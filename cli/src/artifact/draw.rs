@@ -1,0 +1,277 @@
+//! Pure: what a person is told at the end of a job, with a command that draws with what was trained.
+
+use std::fmt::Write as _;
+
+use crescendo_core::spec::{DataSource, ModelPreset, Positions, StageSpec};
+
+/// What was trained, where it is, and how to draw with it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Ending {
+    pub job: String,
+    pub stage: String,
+    pub step: u64,
+    /// An adapter, or else all weights of the network.
+    pub is_lora: bool,
+    /// Where it lies on this machine, if it does.
+    pub at: Option<String>,
+    /// The command, or why there is none.
+    pub drawing: Result<Drawing, String>,
+}
+
+/// A `generate` command. Paths are as they are to be typed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Drawing {
+    pub preset: ModelPreset,
+    pub weights: String,
+    /// Folder of the other networks, where the preset needs any.
+    pub model_dir: Option<String>,
+    pub lora: Option<String>,
+    pub references: Vec<String>,
+    pub positions: Positions,
+    pub prompt: String,
+    pub out: String,
+}
+
+/// Stands for a picture that only the reader has.
+pub const OWN_PICTURE: &str = "PICTURE.png";
+
+/// Name of a copy in the current folder.
+pub fn copy_name(job: &str) -> String {
+    format!("{job}.safetensors")
+}
+
+impl Ending {
+    /// Some lines for a terminal, each command ready to be pasted.
+    pub fn text(&self) -> String {
+        let Ending { job, stage, step, is_lora, at, drawing } = self;
+        let (what, it) = if *is_lora { ("LoRA", "it") } else { ("weights", "them") };
+        let mut text = String::new();
+        let mut say = |line: &str| {
+            let _ = writeln!(text, "{line}");
+        };
+        match at {
+            Some(path) => {
+                say(&format!("\n{what} of {stage}, step {step}:\n  {path}\nto copy {it} elsewhere:"))
+            }
+            None => say(&format!("\nto fetch the {what} of {stage}, step {step}:")),
+        }
+        say(&format!("  crescendo cp {}:{} {}", quoted(job), quoted(stage), quoted(&copy_name(job))));
+        match drawing {
+            Ok(drawing) => {
+                let own = drawing.references.iter().any(|reference| reference == OWN_PICTURE);
+                let own = if own {
+                    format!(", with a picture of your subject as {OWN_PICTURE}")
+                } else {
+                    String::new()
+                };
+                say(&format!("to draw with {it}{own}:\n{}", drawing.command()));
+            }
+            Err(why) => say(&format!("no command to draw with {it} here: {why}")),
+        }
+        text
+    }
+}
+
+impl Drawing {
+    /// The command over several lines, indented.
+    fn command(&self) -> String {
+        let mut parts = vec![format!("  crescendo generate --preset {}", preset(self.preset))];
+        let mut option = |name: &str, value: &str| parts.push(format!("--{name} {}", quoted(value)));
+        option("weights", &self.weights);
+        if let Some(folder) = &self.model_dir {
+            option("model-dir", folder);
+        }
+        if let Some(lora) = &self.lora {
+            option("lora", lora);
+        }
+        for reference in &self.references {
+            option("reference", reference);
+        }
+        if let Some(word) = positions(self.positions) {
+            option("positions", word);
+        }
+        option("prompt", &self.prompt);
+        option("out", &self.out);
+        parts.join(" \\\n    ")
+    }
+}
+
+fn preset(preset: ModelPreset) -> &'static str {
+    match preset {
+        ModelPreset::FluxDev => "flux-dev",
+        ModelPreset::FluxSchnell => "flux-schnell",
+        ModelPreset::Nano => "nano",
+    }
+}
+
+/// The word for where references lie, unless it is what `generate` does by itself.
+fn positions(positions: Positions) -> Option<&'static str> {
+    match positions {
+        Positions::Diagonal => None,
+        Positions::Height => Some("height"),
+        Positions::Width => Some("width"),
+        Positions::None => Some("none"),
+        Positions::Frame => Some("frame"),
+    }
+}
+
+/// A word as a shell takes it.
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-:=+@%,".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        return word.to_owned();
+    }
+    // A control character would move the cursor; no file of ours has one in its name.
+    let word: String = word.chars().filter(|c| !c.is_control()).collect();
+    format!("'{}'", word.replace('\'', "'\\''"))
+}
+
+/// A prompt such as those that the stage was trained with. `words` are how captions call the subjects of its references;
+/// fewer than it has references if they are not known.
+pub fn prompt(stage: &StageSpec, words: &[String]) -> String {
+    let count = stage.references as usize;
+    let named = name_share(&stage.data.source) >= 0.5 && words.len() >= count.max(1);
+    let call = |index: usize| match words.get(index) {
+        Some(words) if named => words.clone(),
+        _ if count > 1 => format!("the {} subject", ORDINALS.get(index).copied().unwrap_or("other")),
+        _ => "the subject".to_owned(),
+    };
+    match count {
+        0 | 1 => format!("{} on plain blue, centre", call(0)),
+        count => {
+            let each: Vec<String> = (0..count)
+                .map(|index| format!("{} {}", call(index), PLACES.get(index).copied().unwrap_or("centre")))
+                .collect();
+            format!("{}, on plain blue", each.join(" and "))
+        }
+    }
+}
+
+/// As captions count subjects, and places that do not overlap.
+const ORDINALS: [&str; 8] = ["first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth"];
+const PLACES: [&str; 8] =
+    ["left", "right", "top", "bottom", "top left", "top right", "bottom left", "bottom right"];
+
+/// Share of the captions that name their subjects.
+fn name_share(source: &DataSource) -> f64 {
+    match source {
+        DataSource::Compose(compose) => compose.name_share,
+        DataSource::Generate(generate) => generate.name_share,
+        DataSource::Recompose(recompose) => recompose.crop.name_share,
+        DataSource::Crop(crop) => crop.name_share,
+        DataSource::Import(_) => 0.0,
+    }
+}
+
+/// The folder of subjects that a stage draws from, and the share that it keeps out of training.
+pub fn library(source: &DataSource) -> Option<(&str, u32)> {
+    match source {
+        DataSource::Compose(compose) => Some((&compose.subjects, compose.hold_out_one_in)),
+        DataSource::Generate(generate) => {
+            generate.subjects.as_deref().map(|subjects| (subjects, generate.hold_out_one_in))
+        }
+        DataSource::Recompose(recompose) => library_of_crop(&recompose.crop),
+        DataSource::Crop(crop) => library_of_crop(crop),
+        DataSource::Import(_) => None,
+    }
+}
+
+fn library_of_crop(crop: &crescendo_core::spec::CropSpec) -> Option<(&str, u32)> {
+    crop.subjects.as_deref().map(|subjects| (subjects, crop.hold_out_one_in))
+}
+
+#[cfg(test)]
+mod tests {
+    use crescendo_core::spec;
+
+    use super::*;
+
+    fn stage(references: u32, data: &str) -> StageSpec {
+        let yaml = format!(
+            "apiVersion: crescendo/v1\nkind: TrainingJob\nmetadata: {{name: a}}\nspec:\n  model: {{preset: nano, weights: w.safetensors}}\n  \
+             stages:\n    - {{name: s, references: {references}, data: {{{data}}}, train: {{adapter: {{rank: 4}}}}}}\n"
+        );
+        spec::parse(yaml.as_bytes()).unwrap().stages.remove(0)
+    }
+
+    #[test]
+    fn prompts_are_of_the_kind_that_was_trained() {
+        let compose = |share: f64| format!("source: compose, subjects: x, nameShare: {share}");
+        let words = ["a red mug".to_owned(), "a toy car".to_owned()];
+        assert_eq!(prompt(&stage(1, &compose(0.0)), &words), "the subject on plain blue, centre");
+        assert_eq!(prompt(&stage(1, &compose(1.0)), &words), "a red mug on plain blue, centre");
+        assert_eq!(prompt(&stage(1, &compose(1.0)), &[]), "the subject on plain blue, centre");
+        assert_eq!(
+            prompt(&stage(2, &compose(0.0)), &words),
+            "the first subject left and the second subject right, on plain blue"
+        );
+        assert_eq!(
+            prompt(&stage(2, &compose(1.0)), &words),
+            "a red mug left and a toy car right, on plain blue"
+        );
+        assert_eq!(library(&stage(1, &compose(0.0)).data.source), Some(("x", 0)));
+    }
+
+    fn drawing() -> Drawing {
+        Drawing {
+            preset: ModelPreset::Nano,
+            weights: "assets/nano/base.safetensors".into(),
+            model_dir: None,
+            lora: Some("objects/it's here/dit_lora.safetensors".into()),
+            references: vec!["subjects/mug.png".into()],
+            positions: Positions::Diagonal,
+            prompt: "the subject on plain blue, centre".into(),
+            out: "a-1.png".into(),
+        }
+    }
+
+    #[test]
+    fn the_end_of_a_job_is_commands_to_paste() {
+        let ending = Ending {
+            job: "a-1".into(),
+            stage: "stage-2".into(),
+            step: 200,
+            is_lora: true,
+            at: Some("objects/it's here/dit_lora.safetensors".into()),
+            drawing: Ok(drawing()),
+        };
+        assert_eq!(
+            ending.text(),
+            "
+LoRA of stage-2, step 200:
+  objects/it's here/dit_lora.safetensors
+to copy it elsewhere:
+  crescendo cp a-1:stage-2 a-1.safetensors
+to draw with it:
+  crescendo generate --preset nano \\
+    --weights assets/nano/base.safetensors \\
+    --lora 'objects/it'\\''s here/dit_lora.safetensors' \\
+    --reference subjects/mug.png \\
+    --prompt 'the subject on plain blue, centre' \\
+    --out a-1.png
+"
+        );
+        let flux = Drawing {
+            preset: ModelPreset::FluxDev,
+            model_dir: Some("models/flux".into()),
+            positions: Positions::Frame,
+            references: vec![OWN_PICTURE.into()],
+            ..drawing()
+        };
+        let text = Ending { at: None, drawing: Ok(flux), ..ending.clone() }.text();
+        assert!(text.starts_with("\nto fetch the LoRA of stage-2, step 200:\n  crescendo cp a-1"), "{text}");
+        assert!(text.contains("to draw with it, with a picture of your subject as PICTURE.png:\n"), "{text}");
+        assert!(text.contains("--model-dir models/flux") && text.contains("--positions frame"), "{text}");
+        let text = Ending { drawing: Err("the base is elsewhere".into()), ..ending }.text();
+        assert!(text.ends_with("no command to draw with it here: the base is elsewhere\n"), "{text}");
+    }
+
+    #[test]
+    fn words_survive_a_shell() {
+        for (word, expected) in [("a/b-1.png", "a/b-1.png"), ("", "''"), ("a b", "'a b'"), ("$(x)", "'$(x)'")]
+        {
+            assert_eq!(quoted(word), expected);
+        }
+        assert_eq!(quoted("a\u{1b}'b"), "'a'\\''b'");
+    }
+}

@@ -1,0 +1,49 @@
+//! The object store, as commands read it.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use crescendo_node::objects::{self, Location, with_causes};
+use object_store::ObjectStore;
+
+use crate::commands::whoami;
+use crate::connect::{Controller, LOOK};
+use crate::failure::Failure;
+
+/// Its URL: from the flag, or else from the context or the cluster that `up` runs, or else as the controller says.
+pub async fn url(controller: &Controller, given: Option<&str>) -> Result<String, Failure> {
+    if let Some(url) = given.or(controller.object_store()) {
+        return as_url(url);
+    }
+    let told = whoami::fetch(controller, LOOK).await?.object_store_url;
+    if told.is_empty() {
+        return Err(Failure::Usage(
+            "what is asked for lies in the object store: give its folder or URL with --object-store".into(),
+        ));
+    }
+    Ok(told)
+}
+
+/// A folder of this machine as a URL; a URL as it is.
+pub fn as_url(given: &str) -> Result<String, Failure> {
+    if given.contains("://") {
+        return Ok(given.to_owned());
+    }
+    let folder =
+        Path::new(given).canonicalize().map_err(Failure::from_error(format!("object store {given}")))?;
+    Ok(format!("file://{}", folder.display()))
+}
+
+/// Opens what is there already: a folder that is missing is not made.
+pub fn open_existing(url: &str) -> Result<Arc<dyn ObjectStore>, Failure> {
+    let failed = |error: objects::ObjectsError| Failure::other(with_causes(&error));
+    if let Location::Folder(folder) = Location::parse(url).map_err(failed)?
+        && !folder.is_dir()
+    {
+        return Err(Failure::Usage(format!(
+            "the object store is {}, a folder that this machine does not have; --object-store names it as it is reached from here",
+            folder.display()
+        )));
+    }
+    objects::open(url).map_err(failed)
+}
