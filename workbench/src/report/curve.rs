@@ -94,15 +94,15 @@ pub fn svg_chart(title: &str, x_label: &str, series: &[Series]) -> String {
         );
     }
     svg.push_str("</svg>");
-    let legend: Vec<String> = series
-        .iter()
-        .map(|s| format!("<span><i style=\"background:{}\"></i>{}</span>", escape(s.color), escape(s.label)))
-        .collect();
+    let one = |s: &Series| {
+        format!("<span><i style=\"background:{}\"></i>{}</span>", escape(s.color), escape(s.label))
+    };
+    // A single line is what the title says.
+    let legend: String = if series.len() > 1 { series.iter().map(one).collect() } else { String::new() };
     format!(
-        "<figure><figcaption>{} <small>over {}</small></figcaption>{svg}<div class=\"legend\">{}</div></figure>",
+        "<figure><figcaption>{} <small>over {}</small></figcaption>{svg}<div class=\"legend\">{legend}</div></figure>",
         escape(title),
         escape(x_label),
-        legend.join("")
     )
 }
 

@@ -32,7 +32,7 @@ use anyhow::{Context as _, Result, ensure};
 use clap::Args;
 use crescendo_core::spec::{JobSpec, ModelPreset, Precision, StageSpec};
 use crescendo_curator_node::studio::kind;
-use crescendo_model::tch::Device;
+use crescendo_model::tch::{Device, Kind};
 use image::RgbImage;
 
 use self::cases::{Block, Places};
@@ -110,7 +110,7 @@ pub fn run(args: &ReportArgs) -> Result<()> {
             steps: args.draw_steps.map_or(if nano { 10 } else { 25 }, i64::from),
             true_cfg: args.true_cfg.unwrap_or(if nano { 2.0 } else { 1.0 }),
         },
-        kind: kind(spec.model.precision, device),
+        kind: machine::drawing_kind(computed_in(&job, &spec, device), device)?,
         device,
     };
     let places =
@@ -287,6 +287,15 @@ fn draw_all(
         });
     }
     drawn
+}
+
+/// What the job's networks compute in on `device`: as the spec says, or as its stages came to.
+fn computed_in(job: &Job, spec: &JobSpec, device: Device) -> Kind {
+    let settled = job.stages.iter().any(|stage| stage.precision == "bf16");
+    match spec.model.precision {
+        Precision::Auto if settled => Kind::BFloat16,
+        asked => kind(asked, device),
+    }
 }
 
 /// Copies what the last stage that has something trained into `out`.

@@ -49,7 +49,7 @@ td,th{padding:.3rem .9rem .3rem 0;border-bottom:1px solid var(--line);text-align
 .case figure{margin:0;width:8rem}.case img{display:block;width:100%;background:var(--panel);border-radius:3px}.case img.small{image-rendering:pixelated}\
 .case figcaption{font-size:.8rem;color:var(--soft)}.case .given figcaption{color:var(--ink);font-weight:600}\
 .charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,26rem),1fr));gap:1rem}\
-.charts figure{margin:0}.charts figcaption{font-weight:600;font-size:.95rem}svg{width:100%;height:auto}.grid{stroke:var(--line)}.tick{font-size:11px;fill:var(--soft)}\
+.charts figure{margin:0}.charts figcaption{font-weight:600;font-size:.95rem}svg{width:100%;height:auto}.grid{stroke:var(--line)}.tick{font-size:14px;fill:var(--soft)}\
 .legend span{margin-right:1rem;font-size:.85rem}.legend i{display:inline-block;width:.8rem;height:.8rem;margin-right:.3rem;border-radius:2px}\
 pre{background:var(--panel);padding:1rem;overflow:auto;font:13px/1.45 ui-monospace,SFMono-Regular,Menlo,Consolas,'DejaVu Sans Mono',monospace}\
 summary{cursor:pointer;font-size:1.2rem;font-weight:600;margin:2.2rem 0 .6rem}\
@@ -222,7 +222,7 @@ fn push_curves(html: &mut String, history: &[StepRecord]) {
         history.iter().map(|r| (r.step as f64, value(r))).collect()
     };
     let loss = column(|r| r.loss);
-    let smoothed = smooth(&loss, 0.95);
+    let smoothed = smooth(&loss, 0.9);
     html.push_str(&svg_chart(
         "loss",
         "optimizer steps",
