@@ -9,6 +9,7 @@ use crescendo_curator_node::compose::{Composer, EvalCase, EvalSet, EvalSubjects}
 use crescendo_curator_node::pair::Pair;
 use crescendo_curator_node::shard::read_shard;
 
+use super::figures::counted;
 use super::objects::Objects;
 
 /// Subjects to choose from in each score, where there are as many.
@@ -103,7 +104,10 @@ pub fn gather(places: &Places, draws: usize) -> (Vec<Block>, Vec<String>) {
             library.as_ref().and_then(|library| match library_block(library, subjects, draws, &mut notes) {
                 Ok(block) => block,
                 Err(error) => {
-                    notes.insert(format!("cases with {} cannot be made: {error:#}", counted(subjects)));
+                    notes.insert(format!(
+                        "cases with {} cannot be made: {error:#}",
+                        counted(subjects, "subject")
+                    ));
                     None
                 }
             });
@@ -111,20 +115,19 @@ pub fn gather(places: &Places, draws: usize) -> (Vec<Block>, Vec<String>) {
             Ok(Some(block)) => drop(blocks.insert(block.references, block)),
             Ok(None) => {
                 notes.insert(format!(
-                    "no pairs with {references} references are left in the object store to draw for"
+                    "no pairs with {} are left in the object store to draw for",
+                    counted(references, "reference")
                 ));
             }
             Err(error) => {
-                notes.insert(format!("pairs with {references} references cannot be read: {error:#}"));
+                notes.insert(format!(
+                    "pairs with {} cannot be read: {error:#}",
+                    counted(references, "reference")
+                ));
             }
         }
     }
     (blocks.into_values().collect(), notes.into_iter().collect())
-}
-
-/// "1 subject", "3 subjects".
-fn counted(subjects: usize) -> String {
-    if subjects == 1 { "1 subject".to_owned() } else { format!("{subjects} subjects") }
 }
 
 /// A library with the share of it that the spec keeps out.
@@ -194,10 +197,9 @@ fn library_block(
             "no subject was held out (data.holdOutOneIn), so what is drawn and scored are subjects that training has seen".to_owned()
         } else {
             format!(
-                "{} held out, fewer than the {enough} that cases with {} need: what is drawn and scored there are subjects that training has \
-                 seen",
-                if held_out == 1 { "1 subject is".to_owned() } else { format!("{held_out} subjects are") },
-                counted(subjects)
+                "there are only {}, fewer than the {enough} that cases with {} need, so what is drawn and scored there are subjects that training has seen",
+                counted(held_out, "held-out subject"),
+                counted(subjects, "subject")
             )
         });
         (Shown::Training, EvalSubjects::Training, training >= enough)
@@ -208,7 +210,7 @@ fn library_block(
     if !scored {
         notes.insert(format!(
             "the library has only {training} subjects, so with {} in a picture there is none other to tell them from: not scored",
-            counted(subjects)
+            counted(subjects, "subject")
         ));
     }
     let rows = rows(subjects);

@@ -17,7 +17,7 @@ use crescendo_model::{Flux, FluxConfig, LoraAdapter, ModelError, Preset};
 use image::RgbImage;
 
 use super::cases::{Block, EVAL_SEED, Places};
-use super::figures::Drawing;
+use super::figures::{Drawing, counted};
 use super::job::{Left, Trained};
 
 /// Prompts that are encoded together.
@@ -154,7 +154,11 @@ impl Studio {
         let mut drawn = Vec::with_capacity(blocks.len());
         for block in blocks {
             let count = if contender.is_scored_on(block) { block.set.cases.len() } else { block.rows() };
-            eprintln!("drawing {count} pictures with {} ({})", contender.label, referred(block.references));
+            eprintln!(
+                "drawing {count} pictures with {} ({})",
+                contender.label,
+                counted(block.references, "reference")
+            );
             let cases = &block.set.cases[..count];
             drawn.push(self.draw_cases(&easel, adapter.as_ref(), contender, cases)?);
         }
@@ -198,10 +202,6 @@ impl Studio {
         }
         drawn.into_iter().collect::<Option<Vec<_>>>().context("a picture was not drawn")
     }
-}
-
-fn referred(references: usize) -> String {
-    if references == 1 { "1 reference".to_owned() } else { format!("{references} references") }
 }
 
 /// Copies the encoders out of a bucket, where the spec names one.

@@ -130,6 +130,11 @@ impl ScoreFigures {
     }
 }
 
+/// "1 subject", "3 subjects".
+pub fn counted(count: usize, what: &str) -> String {
+    if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") }
+}
+
 /// "one subject", "each of three subjects".
 pub fn in_a_picture(subjects: usize) -> String {
     const WORDS: [&str; 9] = ["no", "one", "two", "three", "four", "five", "six", "seven", "eight"];
@@ -186,7 +191,7 @@ impl Figures {
             } else {
                 format!(", classifier-free guidance {true_cfg}")
             };
-            ("drawn in", format!("{steps} steps{guided}"))
+            ("drawn in", format!("{}{guided}", counted(steps.unsigned_abs() as usize, "step")))
         }));
         facts.extend(self.encoder.clone().map(|name| ("compared by", name)));
         facts
@@ -249,7 +254,7 @@ impl Figures {
         if let Some(fewest) = fewest.filter(|fewest| *fewest < FEW_SUBJECTS) {
             notes.push(format!(
                 "the errors rest on as few as {}, so they are rough themselves",
-                if fewest == 1 { "1 subject".to_owned() } else { format!("{fewest} subjects") }
+                counted(fewest, "subject")
             ));
         }
         notes

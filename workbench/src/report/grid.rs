@@ -105,11 +105,16 @@ fn blend(pixel: &mut Rgb<u8>, ink: u8) {
 }
 
 /// Splits `text` into lines of at most `columns` characters; longer words are cut.
-pub fn wrap(text: &str, columns: usize) -> Vec<String> {
+fn wrap(text: &str, columns: usize) -> Vec<String> {
     let columns = columns.max(1);
+    let cut = |word: &str| word.chars().take(columns).collect::<String>();
+    fold(text.split_whitespace().map(cut), columns)
+}
+
+/// Lines of at most `columns` characters; a word that is longer has its own.
+pub fn fold(words: impl Iterator<Item = String>, columns: usize) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
-    for word in text.split_whitespace() {
-        let word: String = word.chars().take(columns).collect();
+    for word in words {
         match lines.last_mut() {
             Some(line) if line.chars().count() + 1 + word.chars().count() <= columns => {
                 line.push(' ');

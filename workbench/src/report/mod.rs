@@ -39,7 +39,7 @@ use self::cases::{Block, Places};
 pub(crate) use self::curve::escape;
 use self::draw::{Contender, Settings, Studio};
 use self::evaluate::{Encoder, Judge};
-use self::figures::{Drawing, Figures, ScoreFigures, StageFigures};
+use self::figures::{Drawing, Figures, ScoreFigures, StageFigures, counted};
 use self::job::{Job, Left, StageJson};
 use self::machine::Machine;
 use self::objects::Objects;
@@ -318,11 +318,7 @@ fn model_words(spec: &JobSpec) -> String {
         Precision::F32 => "f32",
         Precision::Bf16 => "bf16",
     };
-    let ranks = spec.resources.gpus;
-    format!(
-        "{preset}, {precision}, {}",
-        if ranks == 1 { "1 rank".to_owned() } else { format!("{ranks} ranks") }
-    )
+    format!("{preset}, {precision}, {}", counted(spec.resources.gpus as usize, "rank"))
 }
 
 fn stage_figures(stage: &StageJson, spec: &StageSpec, left: &Left) -> StageFigures {

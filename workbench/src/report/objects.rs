@@ -49,7 +49,21 @@ impl Objects {
             .enable_all()
             .build()
             .context("start the object store's client")?;
-        Ok(Self { runtime, store, root })
+        let objects = Self { runtime, store, root };
+        if matches!(objects.root, Root::Copies(_)) {
+            objects.reach().with_context(|| format!("reach object store {given}"))?;
+        }
+        Ok(objects)
+    }
+
+    /// Asks for one entry of the store, so that a bucket that cannot be reached is said once.
+    fn reach(&self) -> Result<()> {
+        let mut listing = self.store.list(None);
+        let first = self
+            .runtime
+            .block_on(async { tokio::time::timeout(READ_DEADLINE, listing.try_next()).await })
+            .with_context(|| format!("no answer within {READ_DEADLINE:?}"))?;
+        first.map(drop).map_err(|error| anyhow!(with_causes(&error)))
     }
 
     /// What stands for the store's root on this machine.

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::figures::{Figures, Table};
-use super::grid::wrap;
+use super::grid::fold;
 
 const COLUMNS: usize = 80;
 
@@ -33,8 +33,8 @@ pub fn render(figures: &Figures) -> String {
 /// `text` after `lead`, further lines under its beginning. A word that is longer than a line, a path say, stays whole.
 fn push_wrapped(out: &mut String, lead: &str, text: &str) {
     let room = COLUMNS.saturating_sub(lead.chars().count());
-    let longest = text.split_whitespace().map(|word| word.chars().count()).max().unwrap_or(0);
-    for (n, line) in wrap(text, room.max(longest)).iter().enumerate() {
+    let words = text.split_whitespace().map(str::to_owned);
+    for (n, line) in fold(words, room).iter().enumerate() {
         let before = if n == 0 { lead.to_owned() } else { " ".repeat(lead.chars().count()) };
         let _ = writeln!(out, "{before}{line}");
     }

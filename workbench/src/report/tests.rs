@@ -251,7 +251,7 @@ fn what_is_missing_is_said_and_the_rest_is_reported() {
     let mut made = Made::new("absent.safetensors", &compose(1, 0)).with_lora();
     let (json, page) = made.report();
     let said = notes(&json);
-    for says in ["subject library cannot be used", "subjects", "no pairs with 1 references"] {
+    for says in ["subject library cannot be used", "subjects", "no pairs with 1 reference"] {
         assert!(said.contains(says), "no {says} in {said}");
     }
     assert!(page.contains("similarity_low 4") && page.contains("gradient norm"), "{page}");
