@@ -39,6 +39,7 @@ use crate::engine::persist::Records;
 use crate::engine::watchers::Watchers;
 use crate::logs::LogHub;
 use crate::metrics::Metrics;
+use crate::unit_board::UnitBoard;
 use crate::waiting::WaitClock;
 
 /// Requests that wait for the engine at most.
@@ -63,6 +64,8 @@ pub struct Surroundings {
     pub clock: fn() -> Timestamp,
     /// What tenants may use, as it is now.
     pub quotas: watch::Receiver<Arc<Quotas>>,
+    /// What curators say of their units.
+    pub units: UnitBoard,
 }
 
 /// Why the engine stopped.
@@ -150,6 +153,7 @@ impl Engine {
                 let room = taken < MAX_BATCH && self.records.pending() < persist::BATCH_WRITES;
                 next = if room { requests.try_recv().ok() } else { None };
             }
+            self.look_at_units(now);
             if let Some(end) = self.conclude(now).await {
                 return end;
             }
@@ -223,6 +227,13 @@ impl Engine {
             Change::AttemptEnded { attempt, reason, handed_over: false } => {
                 self.around.metrics.attempts_ended.inc();
                 tracing::warn!(job = %attempt.job, stage = %attempt.stage, generation = attempt.generation.0, reason, "attempt has ended");
+            }
+            Change::PrecisionSettled { stage, settled } => {
+                let (precision, why) = (settled.precision, &settled.why);
+                tracing::info!(job = %stage.job, stage = %stage.stage, %precision, why, "precision is settled");
+            }
+            Change::KindChanged { attempt, ran } => {
+                tracing::warn!(job = %attempt.job, stage = %attempt.stage, generation = attempt.generation.0, "{ran}");
             }
             Change::JobMoved { job, from, to, reason } => {
                 tracing::info!(%job, from, to, reason, "job has moved");

@@ -9,19 +9,28 @@ use crescendo_core::histogram::Scale;
 use crescendo_core::ids::{JobId, NodeId, Timestamp};
 use crescendo_core::job::JobState;
 use crescendo_core::observed::Observed;
-use crescendo_core::records::NodeRecord;
+use crescendo_core::precision::{self, Arithmetic};
+use crescendo_core::processor;
+use crescendo_core::records::{NodeRecord, UnitState};
 use crescendo_core::state::{ClusterState, Job, Stage};
+use crescendo_core::under_way::CandidateCounts;
 use crescendo_proto::{convert, v1};
 
+/// Benched curators of a stage that are listed.
+const MAX_BENCHED: usize = 32;
+
 /// A job without its spec and its revision.
-pub fn job(job: &Job, seen: &Observed, wait: Option<&Wait>, now: Timestamp) -> v1::Job {
+pub fn job(job: &Job, seen: &Observed, limits: &Limits, wait: Option<&Wait>, now: Timestamp) -> v1::Job {
     let record = &job.record;
     let current = job.current_stage();
     let stages = job
         .stages
         .iter()
         .enumerate()
-        .map(|(index, stage)| self::stage(job, index, stage, seen, wait.filter(|_| current == Some(index))))
+        .map(|(index, stage)| {
+            let status = self::stage(job, index, stage, seen, wait.filter(|_| current == Some(index)));
+            if record.state.is_terminal() { status } else { with_curation(status, stage, seen, limits, now) }
+        })
         .collect();
     v1::Job {
         job_id: record.id.to_string(),
@@ -121,6 +130,49 @@ fn stage(job: &Job, index: usize, stage: &Stage, seen: &Observed, wait: Option<&
         waiting_for,
         laps: progress.laps,
         scores: stage.log.scores().scores().map(histogram).collect(),
+        precision: precision::of_stage(&job.record.spec, stage).map(|p| p.to_string()).unwrap_or_default(),
+        precision_reason: stage.settled().map(|settled| settled.why.clone()).unwrap_or_default(),
+        kind_changes: processor::changes(stage).map(ToString::to_string).collect(),
+        ..v1::StageStatus::default()
+    }
+}
+
+/// Adds how its units come, and what keeps them from being made.
+fn with_curation(
+    status: v1::StageStatus,
+    stage: &Stage,
+    seen: &Observed,
+    limits: &Limits,
+    now: Timestamp,
+) -> v1::StageStatus {
+    let last = stage.log.last_failure().filter(|(unit, _)| !unit.is_done() && !stage.log.is_sealed());
+    let last_failure = last.map(|(unit, failure)| v1::UnitFailure {
+        unit: unit.unit,
+        node_id: failure.node.to_string(),
+        reason: failure.reason.clone(),
+        ago_seconds: now.since(failure.at).as_secs_f64(),
+        retry_in_seconds: match &unit.state {
+            UnitState::Free { from } => from.since(now).as_secs_f64(),
+            UnitState::Leased { .. } | UnitState::Done(_) => 0.0,
+        },
+    });
+    let benched = seen.benches.of(&stage.id, limits, now).take(MAX_BENCHED).map(|(node, bench)| {
+        let again = bench.until(limits).since(now).as_secs_f64();
+        v1::BenchedCurator {
+            node_id: node.to_string(),
+            reason: bench.reason.clone(),
+            asked_again_in_seconds: again,
+        }
+    });
+    let (units, candidates) = seen.under_way.of(&stage.id, limits.silent_after, now);
+    let CandidateCounts { planned, drawn, filtered, judged, accepted } = candidates;
+    let under_way = v1::UnitsUnderWay { units, candidates: planned, drawn, filtered, judged, accepted };
+    v1::StageStatus {
+        last_failure,
+        benched: benched.collect(),
+        under_way: (units > 0).then_some(under_way),
+        pairs_per_minute: if stage.log.is_sealed() { 0.0 } else { 60.0 * seen.pairs_per_sec(&stage.id, now) },
+        ..status
     }
 }
 
@@ -211,6 +263,8 @@ fn node(
             .map(convert::stage_message)
             .collect(),
         draining,
+        arithmetic: record.arithmetic.as_ref().map(convert::arithmetic_message),
+        bf16_factor: record.arithmetic.as_ref().and_then(Arithmetic::bf16_factor).unwrap_or(0.0),
     }
 }
 

@@ -308,7 +308,7 @@ async fn a_unit_that_keeps_failing_is_set_aside() -> anyhow::Result<()> {
             node_id: "c-1".into(),
             reason: "disk".into(),
             handed_back,
-            job_fails: false,
+            ..Default::default()
         };
         assert_eq!(controller.curation().fail_unit(request).await?.into_inner().set_aside, tries == 3);
     }
@@ -326,8 +326,8 @@ async fn a_curator_that_finds_its_stage_hopeless_ends_the_job() -> anyhow::Resul
         lease: leased.unit,
         node_id: "c-1".into(),
         reason: "the spending limit is reached".into(),
-        handed_back: false,
         job_fails: true,
+        ..Default::default()
     };
     controller.curation().fail_unit(request).await?;
     let failed = controller.job(&job).await?;

@@ -1,15 +1,17 @@
 //! Working on a stage: lease a unit, make it, write its shard, commit it; again until the log is sealed, or the curator
 //! drains.
 
+use crate::counts::{Counted, Counts};
 use crate::earlier::EarlierStage;
 use crate::endpoint::EndpointError;
 use crate::metrics::Metrics;
-use crate::mirror::Mirror;
+use crate::mirror::{Mirror, MirrorError};
 use crate::recompose::Taken;
 use crate::source::Roots;
 use crate::studio::Means;
 use crate::unit::{StageCurator, UnitError, UnitResult};
 use crate::worker::Worker;
+use crescendo_core::records::FailureKind;
 use crescendo_core::spec::JobSpec;
 use crescendo_core::trace::TraceParent;
 use crescendo_model::tch::Device;
@@ -18,17 +20,20 @@ use crescendo_node::call::Controllers;
 use crescendo_node::objects;
 use crescendo_node::supervise::Drain;
 use crescendo_node::trace;
+use crescendo_node::unit_reports::UnitReports;
+use crescendo_proto::convert;
 use crescendo_proto::v1::curation_service_client::CurationServiceClient;
 use crescendo_proto::v1::lease_unit_response::Outcome;
 use crescendo_proto::v1::{
     CommitUnitRequest, FailUnitRequest, LeaseUnitRequest, RenewUnitRequest, ScoreCounts, Shard, StageRef,
-    UnitLease,
+    UnitLease, UnitReport,
 };
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutPayload};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+use tokio::sync::OnceCell;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
 use tracing::Instrument as _;
@@ -52,6 +57,8 @@ const OUTAGE_TRIES: u32 = 20;
 /// Wait after a unit that was given back because of an endpoint: until somebody has changed something, the next will
 /// fare no better.
 const DENIED_WAIT: Duration = Duration::from_secs(60);
+/// Between two words on how far a unit is.
+const SAY_EVERY: Duration = Duration::from_secs(1);
 /// Tries to write a shard before the unit is given back.
 const PUT_TRIES: u32 = 5;
 
@@ -70,9 +77,14 @@ pub struct Curation {
     pub objects: Arc<dyn ObjectStore>,
     /// What the spec names in an object store that is no folder.
     pub mirror: Option<Arc<Mirror>>,
+    /// Whether that is here.
+    pub brought: Arc<OnceCell<()>>,
     pub controllers: Controllers,
     /// The device of the curation thread.
     pub device: Device,
+    /// How far the unit in the making is, and where that is said.
+    pub counts: Counts,
+    pub reports: UnitReports,
     /// What the stage takes from an earlier one.
     pub earlier: Option<Arc<EarlierStage>>,
     pub worker: Worker<Curators>,
@@ -119,16 +131,22 @@ impl Curation {
         let _ = self.worker.run("curation", move |curators| drop(curators.remove(&key))).await;
     }
 
+    /// Copies what the spec names in the object store, once.
+    async fn bring(&self) -> Result<(), MirrorError> {
+        let Some(mirror) = &self.mirror else { return Ok(()) };
+        self.brought.get_or_try_init(|| mirror.bring(&self.objects)).await.copied()
+    }
+
     /// Waits until the object store can be relied on and what the spec names in it is here. No unit is leased before: it
-    /// would fail for a reason that is not its own.
+    /// would fail for a reason that is not its own. What the store does not have is not waited for: the first unit says so.
     async fn prepare(&self, stop: &CancellationToken, drain: &CancellationToken) {
         let mut failures = 0;
         loop {
             let preparing = async {
                 objects::verify(&self.object_store_url, &self.objects).await.map_err(|e| e.to_string())?;
-                match &self.mirror {
-                    Some(mirror) => mirror.bring(&self.objects).await.map_err(|e| objects::with_causes(&e)),
-                    None => Ok(()),
+                match self.bring().await {
+                    Ok(()) | Err(MirrorError::Missing { .. }) => Ok(()),
+                    Err(error) => Err(objects::with_causes(&error)),
                 }
             };
             let reason = tokio::select! {
@@ -200,6 +218,7 @@ impl Curation {
                 return After::GoOn;
             }
             () = self.keep(&lease, &held) => Err(UnitError::Abandoned),
+            () = self.say_how_far(&lease) => Err(UnitError::Abandoned),
             () = stop.cancelled() => Err(UnitError::Abandoned),
         };
         held.cancel();
@@ -217,11 +236,14 @@ impl Curation {
             Err(error) => {
                 // Money that is spent stays spent: no other unit, and no other curator, would fare better.
                 let job_fails = matches!(error.endpoint(), Some(EndpointError::SpendLimit { .. }));
-                tracing::error!(unit, %error, job_fails, "the unit failed");
-                let reason = error.to_string();
-                let why = if job_fails { Back::JobFails(reason) } else { Back::Failed(reason) };
+                let reason = objects::with_causes(&error);
+                tracing::error!(unit, error = reason, job_fails, "the unit failed");
+                let kind = error.kind();
+                let why = if job_fails { Back::JobFails(reason) } else { Back::Failed(kind, reason) };
                 self.give_back(lease, why, stop).await;
                 match error.endpoint() {
+                    // The controller has none for this curator now, unless it does not know it yet.
+                    None if kind == FailureKind::Source => After::Wait(REFUSED_WAIT),
                     None => After::GoOn,
                     // The job has failed, unless this lease was over: then the next one says so.
                     Some(_) if job_fails => After::Wait(REFUSED_WAIT),
@@ -263,13 +285,14 @@ impl Curation {
 
     /// Makes a unit on the curation thread. Dropping this tells the thread to give it up.
     async fn make(&self, lease: &UnitLease, held: &CancellationToken) -> Result<UnitResult, UnitError> {
+        self.bring().await?;
         let unit_size =
             self.job.stages.get(self.stage_index as usize).map_or(1, |stage| stage.data.unit_size);
         let (trained, taken) = match &self.earlier {
             Some(earlier) => (earlier.trained().await?, earlier.taken(lease.unit, unit_size).await?),
             None => (None, Taken::default()),
         };
-        let means = Means { device: self.device, trained };
+        let means = Means { device: self.device, trained, counts: self.counts.clone() };
         let abandoned = AbandonOnDrop(Arc::new(AtomicBool::new(false)));
         let flag = abandoned.0.clone();
         let key = (self.stage.job_id.clone(), self.stage.stage.clone());
@@ -278,7 +301,8 @@ impl Curation {
             let curator = match curators.entry(key) {
                 std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
                 std::collections::hash_map::Entry::Vacant(entry) => {
-                    entry.insert(StageCurator::open_with(&job, index, &roots, &means)?)
+                    let opened = StageCurator::open_with(&job, index, &roots, &means);
+                    entry.insert(opened.map_err(|error| UnitError::Opening(Box::new(error)))?)
                 }
             };
             curator.unit_from(unit, taken, &flag)
@@ -288,6 +312,28 @@ impl Curation {
             // The thread is only gone when the process stops; a panic is one unit's failure.
             Err(_) if held.is_cancelled() => Err(UnitError::Abandoned),
             Err(_) => Err(UnitError::Panicked),
+        }
+    }
+
+    /// Says how far the unit is, as long as it is made.
+    async fn say_how_far(&self, lease: &UnitLease) {
+        // The last unit's numbers are not this one's.
+        self.counts.begin();
+        let unit_size =
+            self.job.stages.get(self.stage_index as usize).map_or(1, |stage| stage.data.unit_size);
+        loop {
+            let Counted { drawn, filtered, judged, accepted } = self.counts.get();
+            self.reports.put(UnitReport {
+                stage: Some(self.stage.clone()),
+                unit: lease.unit,
+                // A tar that is imported has as many as it has.
+                candidates: u64::from(unit_size).max(drawn),
+                drawn,
+                filtered,
+                judged,
+                accepted,
+            });
+            tokio::time::sleep(SAY_EVERY).await;
         }
     }
 
@@ -336,7 +382,7 @@ impl Curation {
             if let Err(reason) = self.put(&record.path, shard.bytes.into(), stop).await {
                 if !stop.is_cancelled() {
                     tracing::error!(unit, reason, "the shard cannot be written");
-                    self.give_back(lease, Back::Failed(reason), stop).await;
+                    self.give_back(lease, Back::Failed(FailureKind::Passing, reason), stop).await;
                 }
                 return;
             }
@@ -432,8 +478,14 @@ impl Curation {
     async fn give_back(&self, lease: UnitLease, why: Back, stop: &CancellationToken) {
         let unit = lease.unit;
         let (handed_back, job_fails) = (matches!(why, Back::Drains), matches!(why, Back::JobFails(_)));
+        let mut kind = FailureKind::Passing;
         let reason = match why {
-            Back::Failed(reason) | Back::JobFails(reason) => {
+            Back::Failed(failed, reason) => {
+                self.metrics.units.with_label_values(&["failed"]).inc();
+                kind = failed;
+                reason
+            }
+            Back::JobFails(reason) => {
                 self.metrics.units.with_label_values(&["failed"]).inc();
                 reason
             }
@@ -444,7 +496,8 @@ impl Curation {
             }
         };
         let node_id = self.node_id.clone();
-        let request = FailUnitRequest { lease: Some(lease), node_id, reason, handed_back, job_fails };
+        let kind = convert::failure_kind(kind).into();
+        let request = FailUnitRequest { lease: Some(lease), node_id, reason, handed_back, job_fails, kind };
         let answer = self
             .controllers
             .call_until_decided("fail unit", CALL_DEADLINE, stop, |channel| {
@@ -463,7 +516,7 @@ impl Curation {
 
 /// Why a unit is given back.
 enum Back {
-    Failed(String),
+    Failed(FailureKind, String),
     /// Nor can any other be made.
     JobFails(String),
     /// Nothing is wrong with it.

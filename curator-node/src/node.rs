@@ -1,5 +1,6 @@
 //! The node: what the controller assigns, it works on and serves, until it is released.
 
+use crate::counts::Counts;
 use crate::curation::{Curation, Curators};
 use crate::earlier::EarlierStage;
 use crate::encode::EncoderSource;
@@ -16,6 +17,7 @@ use crescendo_node::call::Controllers;
 use crescendo_node::objects;
 use crescendo_node::session::Command;
 use crescendo_node::supervise::{Drain, Tasks};
+use crescendo_node::unit_reports::UnitReports;
 use crescendo_proto::v1::{AssignCuration, Checkpoint, StageRef};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -36,6 +38,8 @@ pub struct Node {
     pub curation: Worker<Curators>,
     pub server: PairServer,
     pub metrics: Metrics,
+    /// Where it is said how far units are.
+    pub units: UnitReports,
     pub network: Network,
     pub tasks: Tasks,
     pub drain: Drain,
@@ -172,6 +176,9 @@ impl Node {
             job,
             object_store_url: assignment.object_store_url,
             mirror,
+            brought: Arc::default(),
+            counts: Counts::default(),
+            reports: self.units.clone(),
             objects,
             controllers: self.controllers.clone(),
             worker: self.curation.clone(),

@@ -1,9 +1,12 @@
 //! One unit of curation: candidates in, a shard out. Runs on the curation thread.
 
+use crate::counts::Counts;
 use crate::earlier::EarlierError;
 use crate::endpoint::EndpointError;
 use crate::filter::SimilarityFilter;
+use crate::import::{ImportError, RecordsError};
 use crate::judge::{Judge, JudgeError};
+use crate::mirror::MirrorError;
 use crate::pair::{Pair, Rejected, Rejection};
 use crate::recompose::Taken;
 use crate::review::RejectedSample;
@@ -11,6 +14,7 @@ use crate::shard::{ShardBytes, ShardError, ShardWriter};
 use crate::source::{Roots, Source, SourceError};
 use crate::studio::Means;
 use crescendo_core::histogram::ScoreCounts;
+use crescendo_core::records::FailureKind;
 use crescendo_core::spec::JobSpec;
 use crescendo_model::ModelError;
 use std::collections::BTreeMap;
@@ -32,6 +36,11 @@ pub enum UnitError {
     Earlier(#[from] EarlierError),
     #[error("judge: {0}")]
     Judge(#[source] JudgeError),
+    /// The stage's source or filters, before any unit is begun.
+    #[error(transparent)]
+    Opening(Box<UnitError>),
+    #[error(transparent)]
+    Mirror(#[from] MirrorError),
     #[error(transparent)]
     Shard(#[from] ShardError),
     #[error("the lease is lost")]
@@ -41,11 +50,63 @@ pub enum UnitError {
 }
 
 impl UnitError {
+    /// Whether it is this curator that cannot open the stage, or a failure that may pass or is the unit's own.
+    pub fn kind(&self) -> FailureKind {
+        let lasts = match self {
+            UnitError::NoStage { .. } | UnitError::Mirror(MirrorError::Missing { .. }) => true,
+            UnitError::Opening(cause) => lasts(cause.as_ref()),
+            // Label files are gone through with the first unit.
+            UnitError::Source(SourceError::Import(ImportError::Records(RecordsError::Read {
+                source,
+                ..
+            }))) => lasts(source),
+            UnitError::Source(_)
+            | UnitError::Filter(_)
+            | UnitError::Earlier(_)
+            | UnitError::Judge(_)
+            | UnitError::Mirror(_)
+            | UnitError::Shard(_)
+            | UnitError::Abandoned
+            | UnitError::Panicked => false,
+        };
+        if lasts { FailureKind::Source } else { FailureKind::Passing }
+    }
+
     /// The endpoint's failure that this one rests on, if it does.
     pub fn endpoint(&self) -> Option<&EndpointError> {
         let first: &(dyn std::error::Error + 'static) = self;
         std::iter::successors(Some(first), |error| error.source()).find_map(|error| error.downcast_ref())
     }
+}
+
+/// Whether what could not be opened will not open later either: it is not there, may not be read, or is not what it should
+/// be. What the machine or a language model is to blame for may pass.
+fn lasts(error: &(dyn std::error::Error + 'static)) -> bool {
+    use std::io::ErrorKind;
+    let passes = |error: &(dyn std::error::Error + 'static)| {
+        if let Some(error) = error.downcast_ref::<std::io::Error>() {
+            return !matches!(
+                error.kind(),
+                ErrorKind::NotFound
+                    | ErrorKind::PermissionDenied
+                    | ErrorKind::NotADirectory
+                    | ErrorKind::IsADirectory
+                    | ErrorKind::InvalidInput
+                    | ErrorKind::InvalidData
+                    | ErrorKind::UnexpectedEof
+            );
+        }
+        if let Some(error) = error.downcast_ref::<ModelError>() {
+            return matches!(error, ModelError::Torch(_) | ModelError::Caller(_));
+        }
+        if let Some(error) = error.downcast_ref::<EndpointError>() {
+            return !matches!(error, EndpointError::Setup { .. });
+        }
+        // The controller names the checkpoint, so it is not this curator that lacks it.
+        let no_checkpoint = matches!(error.downcast_ref(), Some(SourceError::NoCheckpoint { .. }));
+        no_checkpoint || error.is::<EarlierError>()
+    };
+    !std::iter::successors(Some(error), |error| error.source()).any(passes)
 }
 
 impl From<JudgeError> for UnitError {
@@ -80,6 +141,7 @@ pub struct StageCurator {
     filter: Option<SimilarityFilter>,
     judge: Option<Judge>,
     unit_size: u32,
+    counts: Counts,
 }
 
 /// What was measured of a unit's pairs.
@@ -115,7 +177,8 @@ impl StageCurator {
             Some(spec) => Some(Judge::open(spec, &job.endpoints, roots)?),
         };
         let source = Source::open(job, stage, index, roots, means, &mut filter)?;
-        Ok(StageCurator { source, filter, judge, unit_size: stage.data.unit_size.max(1) })
+        let (unit_size, counts) = (stage.data.unit_size.max(1), means.counts.clone());
+        Ok(StageCurator { source, filter, judge, unit_size, counts })
     }
 
     /// Makes unit `unit`. The same unit gives the same bytes. `abandoned` ends it early.
@@ -130,7 +193,10 @@ impl StageCurator {
         taken: Taken,
         abandoned: &AtomicBool,
     ) -> Result<UnitResult, UnitError> {
-        let candidates = self.source.unit(unit, self.unit_size, taken, abandoned)?;
+        let counts = self.counts.clone();
+        counts.begin();
+        let candidates = self.source.unit(unit, self.unit_size, taken, abandoned, &counts)?;
+        counts.drawn_in_all(candidates.candidates.len());
         let mut rejected: BTreeMap<Rejection, u64> = BTreeMap::new();
         let (mut scores, mut sample) = (ScoreCounts::default(), RejectedSample::default());
         for turned_down in self.source.take_rejected() {
@@ -157,6 +223,7 @@ impl StageCurator {
                         Ok(pair) => {
                             count(&mut scores, Some(&pair));
                             writer.push(&pair)?;
+                            counts.accepted(1);
                         }
                         Err(turned_down) => {
                             count(&mut scores, turned_down.pair.as_deref());
@@ -186,7 +253,9 @@ impl StageCurator {
         let outcomes: Vec<Result<Pair, Rejected>> = match &self.filter {
             None => pairs.into_iter().map(Ok).collect(),
             Some(filter) => {
+                let of_pairs = pairs.len();
                 let alike = filter.judge(pairs)?;
+                self.counts.filtered(of_pairs);
                 measured.cosines.extend(alike.iter().flat_map(|judged| &judged.cosines));
                 alike.into_iter().map(|judged| judged.outcome).collect()
             }
@@ -195,7 +264,9 @@ impl StageCurator {
         let mut passed = Vec::with_capacity(outcomes.len());
         let rejected: Vec<Option<Rejected>> =
             outcomes.into_iter().map(|outcome| outcome.map(|pair| passed.push(pair)).err()).collect();
-        let mut judged = judge.judge(passed, abandoned)?.into_iter();
+        let judged = judge.judge(passed, abandoned)?;
+        self.counts.judged(judged.len());
+        let mut judged = judged.into_iter();
         let outcomes = rejected.into_iter().filter_map(|rejected| match rejected {
             Some(rejected) => Some(Err(rejected)),
             None => judged.next().map(|judged| {
@@ -275,6 +346,86 @@ pub(crate) mod tests {
 
     pub(crate) fn roots(root: &Path) -> Roots {
         Roots { library: root.to_owned(), store: None, outside: None }
+    }
+
+    /// What a curator says when it opens a stage of `job`.
+    fn opening(job: &JobSpec, root: &Path) -> (FailureKind, String) {
+        let error = StageCurator::open(job, 0, &roots(root)).expect_err("it cannot be opened");
+        let error = UnitError::Opening(Box::new(error));
+        (error.kind(), crescendo_node::objects::with_causes(&error))
+    }
+
+    #[test]
+    fn what_is_not_there_lasts_and_names_its_path() {
+        let folder = tempfile::tempdir().expect("make a folder");
+        let root = folder.path();
+        let good = job(root, 1, Some((-1.0, 1.0)));
+        let (at, absent) = (|file: &str| root.join(file).display().to_string(), "No such file or directory");
+
+        std::fs::rename(root.join("subjects"), root.join("elsewhere")).expect("rename");
+        let (kind, told) = opening(&good, root);
+        assert_eq!(kind, FailureKind::Source);
+        assert!(told.contains(&at("subjects")) && told.contains(absent), "{told}");
+        std::fs::rename(root.join("elsewhere"), root.join("subjects")).expect("rename");
+
+        std::fs::remove_file(root.join("encoder.safetensors")).expect("remove");
+        let (kind, told) = opening(&good, root);
+        assert_eq!(kind, FailureKind::Source);
+        assert!(told.contains(&at("encoder.safetensors")) && told.contains(absent), "{told}");
+        std::fs::write(root.join("encoder.safetensors"), "version https://git-lfs").expect("write");
+        let (kind, told) = opening(&good, root);
+        assert_eq!(kind, FailureKind::Source, "{told}");
+
+        let mut imported = job(root, 1, None);
+        imported.stages[0].data.source = serde_json::from_value(json!({
+            "source": "import", "format": "uno1m", "path": "uno-1n", "minScore": 0.0, "resolution": 512,
+        }))
+        .expect("a source");
+        let (kind, told) = opening(&imported, root);
+        assert_eq!(kind, FailureKind::Source);
+        assert!(told.contains(&at("uno-1n")), "{told}");
+    }
+
+    #[test]
+    fn what_may_pass_is_told_apart() {
+        let io = |kind: std::io::ErrorKind| {
+            let source = std::io::Error::new(kind, "as the test wants");
+            let import = ImportError::Read { path: "/x".into(), source };
+            UnitError::Opening(Box::new(UnitError::Source(import.into()))).kind()
+        };
+        assert_eq!(io(std::io::ErrorKind::PermissionDenied), FailureKind::Source);
+        assert_eq!(io(std::io::ErrorKind::TimedOut), FailureKind::Passing);
+        let model = |error| UnitError::Opening(Box::new(UnitError::Filter(error))).kind();
+        assert_eq!(model(ModelError::Torch("out of memory".into())), FailureKind::Passing);
+        let reason = String::new();
+        assert_eq!(model(ModelError::File { path: "/x".into(), reason }), FailureKind::Source);
+        let endpoint =
+            |error| UnitError::Opening(Box::new(UnitError::Judge(JudgeError::Endpoint(error)))).kind();
+        let (name, reason) = (String::new(), String::new());
+        assert_eq!(endpoint(EndpointError::Setup { name, reason }), FailureKind::Source);
+        let (name, reason) = (String::new(), String::new());
+        assert_eq!(endpoint(EndpointError::Busy { name, reason }), FailureKind::Passing);
+        // A tar that is damaged costs its own unit, and the curator goes on.
+        let tar = ImportError::Read {
+            path: "/x.tar".into(),
+            source: std::io::Error::new(std::io::ErrorKind::NotFound, "gone"),
+        };
+        assert_eq!(UnitError::Source(tar.into()).kind(), FailureKind::Passing);
+        let key = String::from("sets/x");
+        assert_eq!(UnitError::Mirror(MirrorError::Missing { key }).kind(), FailureKind::Source);
+    }
+
+    #[test]
+    fn what_is_made_is_counted() {
+        let folder = tempfile::tempdir().expect("make a folder");
+        let job = job(folder.path(), 1, Some((-1.0, 1.0)));
+        let means = Means::default();
+        let mut curator = StageCurator::open_with(&job, 0, &roots(folder.path()), &means).expect("open");
+        for unit in 0..2 {
+            curator.unit(unit, &AtomicBool::new(false)).expect("make a unit");
+            let counted = means.counts.get();
+            assert_eq!((counted.drawn, counted.filtered, counted.judged, counted.accepted), (16, 16, 0, 16));
+        }
     }
 
     #[test]

@@ -11,7 +11,7 @@ use crescendo_proto::v1::stream_pairs_request::Message as Up;
 use crescendo_proto::v1::stream_pairs_response::Message as Down;
 use crescendo_proto::v1::{
     AssignCuration, Checkpoint, CheckpointFile, FetchPairs, GrantCredits, NodeKind, OpenPairs,
-    StreamPairsRequest, StreamPairsResponse,
+    StreamPairsRequest, StreamPairsResponse, UnitFailureKind,
 };
 use page::http_get;
 use std::path::PathBuf;
@@ -212,7 +212,7 @@ async fn an_outage_of_the_controller_only_delays() {
 async fn what_cannot_be_curated_is_told_to_the_controller() {
     let folder = tempfile::tempdir().expect("make a folder");
     let spec = prepare(folder.path(), 16, 1, 32);
-    std::fs::remove_file(folder.path().join("subjects/index.json")).expect("remove the index");
+    std::fs::remove_dir_all(folder.path().join("subjects")).expect("remove the library");
     let log = Arc::new(watch::Sender::new(Log { open_units: 1, target: 16, ..Log::default() }));
     let (tasks, _) = Tasks::new();
     let work = assignment(spec, &folder.path().join("objects"));
@@ -222,13 +222,34 @@ async fn what_cannot_be_curated_is_told_to_the_controller() {
         !log.failed.is_empty() && log.logged.iter().any(|line| line.message.contains("failed"))
     })
     .await;
-    assert!(log.failed[0].contains("index.json"), "{:?}", log.failed);
+    let path = folder.path().join("subjects");
+    let named = format!("cannot read {}: No such file", path.display());
+    assert!(log.failed[0].starts_with(&named), "{:?}", log.failed);
+    assert_eq!(log.failure_kinds, [UnitFailureKind::Source]);
     let line = log.logged.iter().find(|line| line.message.contains("failed")).expect("the failure is logged");
     assert_eq!(
         (line.job_id.as_str(), line.stage.as_str(), line.level.as_str()),
         ("test-1", "stage-1", "ERROR")
     );
     tasks.stop_token().cancel();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn how_far_a_unit_is_is_told_while_it_is_made() {
+    let folder = tempfile::tempdir().expect("make a folder");
+    // Large enough that it takes seconds.
+    let work = assignment(prepare(folder.path(), 4000, 1, 128), &folder.path().join("objects"));
+    let cluster = Cluster::start_in(folder, work, 1, 1_000_000).await;
+    let log = wait_for(&cluster.log, "two words with some candidates", |log| {
+        log.reports.iter().filter(|report| report.drawn > 0).count() >= 2
+    })
+    .await;
+    let stage = log.reports[0].stage.clone().expect("a stage");
+    assert_eq!((stage.job_id.as_str(), stage.stage.as_str()), ("test-1", "stage-1"));
+    assert!(log.reports.iter().all(|report| report.unit == 0 && report.candidates == 4000));
+    let drawn: Vec<u64> = log.reports.iter().map(|report| report.drawn).collect();
+    assert!(drawn.is_sorted() && drawn.iter().all(|drawn| *drawn <= 4000), "{drawn:?}");
+    cluster.tasks.stop_token().cancel();
 }
 
 /// A resolved spec, as JSON, whose second stage of units of 8 candidates has the model of the first draw second
@@ -318,6 +339,7 @@ async fn nothing_is_drawn_with_weights_that_are_not_what_was_registered() {
         "{:?}",
         log.failed
     );
+    assert_eq!(log.failure_kinds[0], UnitFailureKind::Passing, "the store is to blame, not this curator");
     assert!(log.units.is_empty());
     cluster.tasks.stop_token().cancel();
 }

@@ -1,5 +1,7 @@
 //! Messages to and from the types of `crescendo-core`. What comes in is checked; an error names the field.
 
+use std::time::Duration;
+
 use crescendo_core::error::Refused;
 use crescendo_core::histogram::ScoreCounts;
 use crescendo_core::ids::{
@@ -7,11 +9,13 @@ use crescendo_core::ids::{
 };
 use crescendo_core::job::JobState;
 use crescendo_core::observed::{NodeReport, Progress, Report};
+use crescendo_core::precision::Arithmetic;
 use crescendo_core::records::{
-    CheckpointRecord, FileRecord, NodeKind, NodeRecord, RankPlacement, ShardRecord,
+    CheckpointRecord, FailureKind, FileRecord, NodeKind, NodeRecord, RankPlacement, ShardRecord,
 };
-use crescendo_core::requests::{UnitCommit, UnitLeaseRef};
+use crescendo_core::requests::{UnitCommit, UnitFate, UnitLeaseRef};
 use crescendo_core::secret::redact;
+use crescendo_core::under_way::{CandidateCounts, UnitProgress};
 
 use crate::v1;
 
@@ -48,6 +52,29 @@ pub fn lease(message: Option<v1::UnitLease>) -> Result<UnitLeaseRef, Refused> {
         unit: message.unit,
         lease_generation: message.lease_generation,
     })
+}
+
+/// What becomes of a unit that is given back.
+pub fn unit_fate(message: &v1::FailUnitRequest) -> Result<UnitFate, Refused> {
+    match (message.handed_back, message.job_fails) {
+        (true, true) => {
+            Err(Refused::invalid("job_fails", "a unit that is handed back does not fail its job".to_owned()))
+        }
+        (true, false) => Ok(UnitFate::HandedBack),
+        (false, true) => Ok(UnitFate::JobFails),
+        (false, false) => Ok(UnitFate::Failed(match message.kind() {
+            v1::UnitFailureKind::Source => FailureKind::Source,
+            v1::UnitFailureKind::Passing | v1::UnitFailureKind::Unspecified => FailureKind::Passing,
+        })),
+    }
+}
+
+/// The kind of a unit's failure, as a curator says it.
+pub fn failure_kind(kind: FailureKind) -> v1::UnitFailureKind {
+    match kind {
+        FailureKind::Passing => v1::UnitFailureKind::Passing,
+        FailureKind::Source => v1::UnitFailureKind::Source,
+    }
 }
 
 pub fn unit_commit(message: v1::CommitUnitRequest) -> Result<UnitCommit, Refused> {
@@ -165,11 +192,47 @@ pub fn hello(message: v1::Hello) -> Result<Introduction, Refused> {
             version: message.version,
             // What is known of it stands: see `DrainNode`.
             drained: false,
+            arithmetic: message.arithmetic.map(arithmetic).transpose()?,
         },
         running,
         curating,
         draining: message.draining,
     })
+}
+
+/// A stage, and how far its unit is that a curator works on; when it was said is for whoever hears it to note.
+pub fn unit_report(message: &v1::UnitReport) -> Result<(StageRef, UnitProgress), Refused> {
+    let at = message.stage.as_ref().ok_or_else(|| Refused::invalid("unit_report.stage", "is missing"))?;
+    let v1::UnitReport { stage: _, unit, candidates, drawn, filtered, judged, accepted } = message;
+    let candidates = CandidateCounts {
+        planned: *candidates,
+        drawn: *drawn,
+        filtered: *filtered,
+        judged: *judged,
+        accepted: *accepted,
+    };
+    Ok((stage(&at.job_id, &at.stage)?, UnitProgress { unit: *unit, candidates, at: Timestamp::default() }))
+}
+
+/// What a node has measured of itself.
+fn arithmetic(message: v1::Arithmetic) -> Result<Arithmetic, Refused> {
+    let v1::Arithmetic { f32_nanos, bf16_nanos, processor, threads } = message;
+    if processor.len() > MAX_TEXT_BYTES || processor.chars().any(char::is_control) {
+        let wanted = format!("must be one line of at most {MAX_TEXT_BYTES} bytes");
+        return Err(Refused::invalid("hello.arithmetic.processor", wanted));
+    }
+    let time = |nanos: u64| Duration::from_nanos(nanos);
+    Ok(Arithmetic { f32_time: time(f32_nanos), bf16_time: time(bf16_nanos), processor, threads })
+}
+
+pub fn arithmetic_message(arithmetic: &Arithmetic) -> v1::Arithmetic {
+    let nanos = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+    v1::Arithmetic {
+        f32_nanos: nanos(arithmetic.f32_time),
+        bf16_nanos: nanos(arithmetic.bf16_time),
+        processor: arithmetic.processor.clone(),
+        threads: arithmetic.threads,
+    }
 }
 
 pub fn report(node: NodeId, message: v1::AttemptReport) -> Result<Report, Refused> {
@@ -287,6 +350,13 @@ mod tests {
             ("hello.node_id", v1::Hello { node_id: "../etc".into(), ..valid_hello() }),
             ("hello.incarnation", v1::Hello { incarnation: String::new(), ..valid_hello() }),
             ("hello.address", v1::Hello { address: "a\nb".into(), ..valid_hello() }),
+            (
+                "hello.arithmetic.processor",
+                v1::Hello {
+                    arithmetic: Some(v1::Arithmetic { processor: "a\nb".into(), ..Default::default() }),
+                    ..valid_hello()
+                },
+            ),
             ("hello.labels", v1::Hello { labels: [("k".into(), "v".repeat(300))].into(), ..valid_hello() }),
             ("job_id", v1::Hello { running: vec![v1::AttemptRef::default()], ..valid_hello() }),
         ];

@@ -1,6 +1,7 @@
 //! Core records to and from what is stored.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crescendo_core::histogram::ScoreCounts;
 use crescendo_core::ids::{
@@ -8,9 +9,12 @@ use crescendo_core::ids::{
     Timestamp,
 };
 use crescendo_core::job::JobState;
+use crescendo_core::precision::{Arithmetic, Settled, StagePrecision};
+use crescendo_core::processor::{GangKind, GangPart, RanOn};
 use crescendo_core::records::{
-    AttemptRecord, AttemptState, CheckpointRecord, FileRecord, JobRecord, NodeKind, NodeRecord,
-    RankPlacement, Record, RequestRecord, ShardRecord, UnitRecord, UnitResult, UnitState,
+    AttemptRecord, AttemptState, CheckpointRecord, FailureKind, FileRecord, JobRecord, NodeKind, NodeRecord,
+    RankPlacement, Record, RequestRecord, ShardRecord, StageRecord, UnitFailure, UnitRecord, UnitResult,
+    UnitState,
 };
 use prost::Message as _;
 
@@ -41,6 +45,7 @@ pub fn encode(record: &Record) -> Vec<u8> {
             job_id: record.job.to_string(),
             tenant: record.tenant.as_ref().map(Tenant::to_string).unwrap_or_default(),
         }),
+        Record::Stage(record) => Kind::Stage(stage_out(record)),
         Record::Attempt(record) => Kind::Attempt(attempt_out(record)),
         Record::Unit(record) => Kind::Unit(unit_out(record)),
         Record::Checkpoint(record) => Kind::Checkpoint(checkpoint_out(record)),
@@ -62,6 +67,7 @@ pub fn decode(bytes: &[u8]) -> Result<Record, BadRecord> {
             request: RequestId::parse(&message.request_id)?,
             job: JobId::parse(&message.job_id)?,
         }),
+        Kind::Stage(message) => Record::Stage(stage_record_in(message)?),
         Kind::Attempt(message) => Record::Attempt(attempt_in(message)?),
         Kind::Unit(message) => Record::Unit(unit_in(message)?),
         Kind::Checkpoint(message) => Record::Checkpoint(checkpoint_in(message)?),
@@ -129,6 +135,59 @@ fn job_in(message: stored::Job) -> Result<JobRecord, BadRecord> {
         trace: message.trace_parent.parse().ok(),
         started_at: time_in(message.started_at_millis),
         finished_at: time_in(message.finished_at_millis),
+    })
+}
+
+fn nanos_out(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
+fn stage_out(record: &StageRecord) -> stored::Stage {
+    let part = |part: &GangPart| stored::stage::Part {
+        ranks: part.ranks,
+        processor: part.processor.clone(),
+        threads: part.threads,
+    };
+    stored::Stage {
+        job_id: record.stage.job.to_string(),
+        stage: record.stage.stage.to_string(),
+        settled: record.precision.as_ref().map(|settled| stored::stage::Settled {
+            bf16: settled.precision == StagePrecision::Bf16,
+            why: settled.why.clone(),
+        }),
+        ran_on: record
+            .ran_on
+            .iter()
+            .map(|ran| stored::stage::RanOn {
+                generation: ran.generation.0,
+                from_step: ran.from_step,
+                parts: ran.gang.parts.iter().map(part).collect(),
+            })
+            .collect(),
+    }
+}
+
+fn stage_record_in(message: stored::Stage) -> Result<StageRecord, BadRecord> {
+    let part = |part: stored::stage::Part| GangPart {
+        ranks: part.ranks,
+        processor: part.processor,
+        threads: part.threads,
+    };
+    Ok(StageRecord {
+        stage: stage_in(&message.job_id, &message.stage)?,
+        precision: message.settled.map(|settled| Settled {
+            precision: if settled.bf16 { StagePrecision::Bf16 } else { StagePrecision::F32 },
+            why: settled.why,
+        }),
+        ran_on: message
+            .ran_on
+            .into_iter()
+            .map(|ran| RanOn {
+                generation: Generation(ran.generation),
+                from_step: ran.from_step,
+                gang: GangKind { parts: ran.parts.into_iter().map(part).collect() },
+            })
+            .collect(),
     })
 }
 
@@ -216,7 +275,14 @@ fn unit_out(record: &UnitRecord) -> stored::Unit {
         stage: record.stage.stage.to_string(),
         unit: record.unit,
         lease_generation: record.lease_generation,
+        released: record.released,
         failures: record.failures,
+        last_failure: record.last_failure.as_ref().map(|failure| stored::unit::Failure {
+            node_id: failure.node.to_string(),
+            source: failure.kind == FailureKind::Source,
+            reason: failure.reason.clone(),
+            at_millis: failure.at.0,
+        }),
         state,
     }
 }
@@ -244,11 +310,21 @@ fn unit_in(message: stored::Unit) -> Result<UnitRecord, BadRecord> {
             exhausted: result.exhausted,
         }),
     };
+    let failure = |failure: stored::unit::Failure| {
+        Ok::<_, InvalidId>(UnitFailure {
+            node: NodeId::parse(&failure.node_id)?,
+            kind: if failure.source { FailureKind::Source } else { FailureKind::Passing },
+            reason: failure.reason,
+            at: Timestamp(failure.at_millis),
+        })
+    };
     Ok(UnitRecord {
         stage: stage_in(&message.job_id, &message.stage)?,
         unit: message.unit,
         lease_generation: message.lease_generation,
+        released: message.released,
         failures: message.failures,
+        last_failure: message.last_failure.map(failure).transpose()?,
         state,
     })
 }
@@ -305,6 +381,12 @@ fn node_out(record: &NodeRecord) -> stored::Node {
         labels: record.labels.clone(),
         version: record.version.clone(),
         drained: record.drained,
+        arithmetic: record.arithmetic.as_ref().map(|arithmetic| stored::node::Arithmetic {
+            f32_nanos: nanos_out(arithmetic.f32_time),
+            bf16_nanos: nanos_out(arithmetic.bf16_time),
+            processor: arithmetic.processor.clone(),
+            threads: arithmetic.threads,
+        }),
     }
 }
 
@@ -319,6 +401,12 @@ fn node_in(message: stored::Node) -> Result<NodeRecord, BadRecord> {
         labels: message.labels,
         version: message.version,
         drained: message.drained,
+        arithmetic: message.arithmetic.map(|arithmetic| Arithmetic {
+            f32_time: Duration::from_nanos(arithmetic.f32_nanos),
+            bf16_time: Duration::from_nanos(arithmetic.bf16_nanos),
+            processor: arithmetic.processor,
+            threads: arithmetic.threads,
+        }),
     })
 }
 
@@ -346,8 +434,43 @@ mod tests {
         }
     }
 
+    fn stage_record(precision: Option<StagePrecision>) -> Record {
+        let part = |ranks, processor: &str| GangPart { ranks, processor: processor.into(), threads: 1 };
+        Record::Stage(StageRecord {
+            stage: stage(),
+            precision: precision
+                .map(|precision| Settled { precision, why: "node t runs bf16 at 0.12 of f32".into() }),
+            ran_on: vec![
+                RanOn {
+                    generation: Generation(1),
+                    from_step: 0,
+                    gang: GangKind { parts: vec![part(2, "amd avx2"), part(1, "")] },
+                },
+                RanOn {
+                    generation: Generation(3),
+                    from_step: 20,
+                    gang: GangKind { parts: vec![part(3, "intel amx")] },
+                },
+            ],
+        })
+    }
+
     fn unit(state: UnitState) -> Record {
-        Record::Unit(UnitRecord { stage: stage(), unit: 7, lease_generation: 2, failures: 1, state })
+        let last_failure = Some(UnitFailure {
+            node: NodeId::parse("c-2").expect("valid"),
+            kind: FailureKind::Source,
+            reason: "cannot read /x".into(),
+            at: Timestamp(6),
+        });
+        let record = UnitRecord::new(&stage(), 7);
+        Record::Unit(UnitRecord {
+            lease_generation: 4,
+            released: 1,
+            failures: 1,
+            last_failure,
+            state,
+            ..record
+        })
     }
 
     fn attempt(state: AttemptState) -> Record {
@@ -404,7 +527,16 @@ mod tests {
                 labels: BTreeMap::from([("zone".to_owned(), "a".to_owned())]),
                 version: "0.1.0".into(),
                 drained: true,
+                arithmetic: Some(Arithmetic {
+                    f32_time: Duration::from_micros(210),
+                    bf16_time: Duration::from_nanos(1),
+                    processor: "amd avx2".into(),
+                    threads: 2,
+                }),
             }),
+            stage_record(Some(StagePrecision::F32)),
+            stage_record(Some(StagePrecision::Bf16)),
+            stage_record(None),
         ];
         for record in records {
             assert_eq!(decode(&encode(&record)).expect("readable"), record);

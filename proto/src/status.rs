@@ -14,7 +14,7 @@
 use std::time::Duration;
 
 use crescendo_core::Refused;
-use crescendo_core::spec::Problem;
+use crescendo_core::spec::{Problem, Warning};
 use prost::Message as _;
 use tonic::metadata::{BinaryMetadataValue, MetadataMap, MetadataValue};
 use tonic::{Code, Status};
@@ -122,6 +122,12 @@ impl From<&Problem> for v1::SpecProblem {
             path: problem.path.clone(),
             message: problem.message.clone(),
         }
+    }
+}
+
+impl From<&Warning> for v1::SpecProblem {
+    fn from(Warning { line, column, path, message }: &Warning) -> Self {
+        Self { line: *line, column: *column, path: path.clone(), message: message.clone() }
     }
 }
 

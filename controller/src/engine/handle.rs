@@ -1,12 +1,12 @@
 //! Requests, one by one: what they write, and what they are answered.
 
 use crescendo_core::access::Scope;
-use crescendo_core::decide::{curators_of, reachable_curators};
+use crescendo_core::decide::{curators_of, is_benched, reachable_curators};
 use crescendo_core::error::Refused;
 use crescendo_core::explain::{View, explain};
 use crescendo_core::ids::{Generation, JobId, StageRef, Timestamp};
 use crescendo_core::pairlog::Lease;
-use crescendo_core::records::{Record, UnitState, Write};
+use crescendo_core::records::{FailureKind, Record, UnitState, Write};
 use crescendo_core::requests::{self, QueueLimits, UnitFate, UnitLeaseRef};
 use crescendo_core::state::Job;
 use crescendo_core::trace::TraceParent;
@@ -119,6 +119,13 @@ impl Engine {
             Request::LeaseUnit { stage, node, reply } => {
                 self.observed.heard(&node, now);
                 let leased = requests::lease_unit(&self.state, &stage, &node, &policy, now);
+                let benched = is_benched(&self.observed, &self.limits, &stage, &node, now);
+                let leased = leased.map(|(lease, writes)| match lease {
+                    Lease::Granted(_) | Lease::GivenUp(_) if benched => (Lease::Wait, Vec::new()),
+                    lease @ (Lease::Granted(_) | Lease::GivenUp(_) | Lease::Wait | Lease::Sealed) => {
+                        (lease, writes)
+                    }
+                });
                 self.count_pairs(&stage, now);
                 let answer = leased.map_err(Into::into).map(|(lease, writes)| {
                     self.write_all(writes);
@@ -140,12 +147,14 @@ impl Engine {
                 });
                 self.hold(reply, answer);
             }
-            Request::CommitUnit { commit, by, reply } => {
+            Request::CommitUnit { commit, node, by, reply } => {
                 let stage = commit.lease.stage.clone();
                 let committed = self
                     .check_holds(&commit.lease, &by)
                     .and_then(|()| requests::commit_unit(&self.state, commit));
                 let answer = committed.map_err(Into::into).map(|committed| {
+                    self.observed.benches.lift(&stage, &node);
+                    self.observed.under_way.ended(&stage, &node);
                     self.write_all(committed.writes);
                     self.count_pairs(&stage, now);
                     v1::CommitUnitResponse { done_already: committed.done_already }
@@ -153,14 +162,19 @@ impl Engine {
                 self.hold(reply, answer);
             }
             Request::FailUnit { lease, node, reason, fate, by, reply } => {
-                let failed = self
-                    .check_holds(&lease, &by)
-                    .and_then(|()| requests::fail_unit(&self.state, &lease, &policy, fate, &reason, now));
+                let failed = self.check_holds(&lease, &by).and_then(|()| {
+                    requests::fail_unit(&self.state, &lease, &node, &policy, fate, &reason, now)
+                });
                 let answer = failed.map_err(Into::into).map(|(set_aside, writes)| {
+                    self.observed.under_way.ended(&lease.stage, &node);
                     let UnitLeaseRef { stage: StageRef { job, stage }, unit, .. } = &lease;
                     match fate {
-                        UnitFate::Failed => {
+                        UnitFate::Failed(FailureKind::Passing) => {
                             tracing::warn!(%job, %stage, %node, unit, set_aside, reason, "unit has failed");
+                        }
+                        UnitFate::Failed(FailureKind::Source) => {
+                            tracing::warn!(%job, %stage, %node, unit, reason, "the curator cannot open the stage's source; it gets no unit of the stage for a while");
+                            self.observed.cannot_open(&lease.stage, &node, &reason, now);
                         }
                         UnitFate::HandedBack => {
                             tracing::info!(%job, %stage, %node, unit, reason, "unit is handed back");
@@ -253,7 +267,7 @@ impl Engine {
     /// The job as a message; `full` adds the spec.
     pub(super) fn job_view(&self, job: &Job, now: Timestamp, full: bool) -> v1::Job {
         let id = &job.record.id;
-        let mut message = views::job(job, &self.observed, self.waits.get(id), now);
+        let mut message = views::job(job, &self.observed, &self.limits, self.waits.get(id), now);
         message.revision = self.records.job_revision(id);
         if full {
             message.resolved_spec_yaml = crescendo_core::spec::to_yaml(&job.record.spec);

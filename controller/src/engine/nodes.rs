@@ -8,9 +8,11 @@ use crescendo_core::decide::{Command, Send};
 use crescendo_core::error::Refused;
 use crescendo_core::ids::{AttemptRef, NodeId, StageRef, Timestamp};
 use crescendo_core::observed::Report;
-use crescendo_core::records::{NodeKind, Record, Write};
+use crescendo_core::precision;
+use crescendo_core::records::{NodeKind, Record, UnitRecord, UnitState, Write};
 use crescendo_core::requests;
 use crescendo_core::state::Job;
+use crescendo_core::under_way::UnitProgress;
 use crescendo_proto::convert::{self, Introduction};
 use crescendo_proto::v1;
 use crescendo_proto::v1::open_session_response::Message as Down;
@@ -27,6 +29,14 @@ const OUTGOING: usize = 256;
 /// The job's trace, for the nodes that work on it.
 fn trace_parent(job: &Job) -> String {
     job.record.trace.map(|trace| trace.to_string()).unwrap_or_default()
+}
+
+/// The spec for those who work on a stage, with the precision that is settled for it.
+fn spec_json(job: &Job, index: usize) -> Option<Vec<u8>> {
+    match precision::spec_of_stage(&job.record.spec, job.stages.get(index)?) {
+        Some(spec) => serde_json::to_vec(&spec).ok(),
+        None => Some(job.record.spec_json.to_vec()),
+    }
 }
 
 /// A node that was told to stop something says within this that it is over.
@@ -133,6 +143,7 @@ impl Engine {
     fn drop_session(&mut self, node: &NodeId) {
         self.sessions.open.remove(node);
         self.observed.disconnected(node);
+        self.observed.under_way.gone(node);
         self.count_sessions();
     }
 
@@ -170,6 +181,19 @@ impl Engine {
         }
         self.progressed.insert(report.attempt.job.clone());
         self.observed.report(report, now);
+    }
+
+    /// Takes note of how far units are, of those that are still in the making.
+    pub(super) fn look_at_units(&mut self, now: Timestamp) {
+        for (node, stage, session, progress) in self.around.units.take() {
+            let unit = self.state.stage(&stage).and_then(|stage| stage.log.unit(progress.unit));
+            let holds =
+                |unit: &UnitRecord| matches!(&unit.state, UnitState::Leased { node: by, .. } if *by == node);
+            if self.sessions.is_newest(&node, session) && unit.is_some_and(holds) {
+                self.observed.under_way.put(&stage, &node, UnitProgress { at: now, ..progress });
+                self.progressed.insert(stage.job);
+            }
+        }
     }
 
     /// Sends commands. A node whose channel is full or closed loses its session and comes back with a new one.
@@ -229,7 +253,7 @@ impl Engine {
             stage_index: u32::try_from(index).ok()?,
             ranks: convert::ranks_message(&record.ranks),
             rendezvous_address: self.state.node(&first.node)?.address.clone(),
-            resolved_spec_json: job.record.spec_json.to_vec(),
+            resolved_spec_json: spec_json(job, index)?,
             resume_from: record.resume_from.as_ref().map(convert::checkpoint_message),
             init_from: record.init_from.as_ref().map(convert::checkpoint_message),
             curator_addresses: curators.to_vec(),
@@ -244,7 +268,7 @@ impl Engine {
         Some(v1::AssignCuration {
             stage: Some(convert::stage_message(stage)),
             stage_index: u32::try_from(index).ok()?,
-            resolved_spec_json: job.record.spec_json.to_vec(),
+            resolved_spec_json: spec_json(job, index)?,
             object_store_url: self.around.config.object_store_url.clone(),
             // Without it the stage is still served; units of it that need the checkpoint fail and say so.
             source_checkpoint: job.source_checkpoint(index).ok().flatten().map(convert::checkpoint_message),

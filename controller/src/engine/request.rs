@@ -123,6 +123,7 @@ pub enum Request {
     },
     CommitUnit {
         commit: UnitCommit,
+        node: NodeId,
         by: By,
         reply: Reply<v1::CommitUnitResponse>,
     },

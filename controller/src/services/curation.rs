@@ -1,5 +1,3 @@
-use crescendo_core::error::Refused;
-use crescendo_core::requests::UnitFate;
 use crescendo_proto::convert;
 use crescendo_proto::v1;
 use crescendo_proto::v1::curation_service_server::CurationService;
@@ -60,7 +58,8 @@ impl CurationService for Curation {
         trail.on("unit", format_args!("{}/{}", commit.lease.stage, commit.lease.unit));
         caller.check_acts_as(&node)?;
         let by = caller.node;
-        let committed = self.link.ask(|reply| engine::Request::CommitUnit { commit, by, reply }).await?;
+        let committed =
+            self.link.ask(|reply| engine::Request::CommitUnit { commit, node, by, reply }).await?;
         Ok(Response::new(committed))
     }
 
@@ -69,21 +68,13 @@ impl CurationService for Curation {
         request: Request<v1::FailUnitRequest>,
     ) -> Result<Response<v1::FailUnitResponse>, Status> {
         let (caller, trail) = (caller_of(&request)?, trail_of(&request));
-        let v1::FailUnitRequest { lease, node_id: node, reason, handed_back, job_fails } =
-            request.into_inner();
+        let request = request.into_inner();
+        let fate = checked(convert::unit_fate(&request))?;
+        let v1::FailUnitRequest { lease, node_id: node, reason, .. } = request;
         let (lease, node) = (checked(convert::lease(lease))?, node_id(&node)?);
         trail.on("unit", format_args!("{}/{}", lease.stage, lease.unit));
         caller.check_acts_as(&node)?;
         let by = caller.node;
-        let fate = match (handed_back, job_fails) {
-            (false, false) => UnitFate::Failed,
-            (true, false) => UnitFate::HandedBack,
-            (false, true) => UnitFate::JobFails,
-            (true, true) => {
-                let reason = "a unit that is handed back does not fail its job".to_owned();
-                return checked(Err(Refused::invalid("job_fails", reason)));
-            }
-        };
         let failed =
             self.link.ask(|reply| engine::Request::FailUnit { lease, node, reason, fate, by, reply }).await?;
         Ok(Response::new(failed))

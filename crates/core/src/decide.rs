@@ -8,6 +8,8 @@
 mod curation;
 mod jobs;
 mod nodes;
+mod settle;
+mod sources;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -19,6 +21,8 @@ pub use curation::curation_backlog_units;
 use crate::ids::{AttemptRef, JobId, NodeId, StageRef, Timestamp};
 use crate::observed::{NodeView, Observed};
 use crate::pairlog::UnitPolicy;
+use crate::precision::Settled;
+use crate::processor::{GangKind, RanOn};
 use crate::quotas::{Quotas, gigabytes};
 use crate::records::{NodeKind, NodeRecord, Write};
 use crate::state::ClusterState;
@@ -48,6 +52,11 @@ pub struct Limits {
     /// Wait before a unit is tried again after its first failure; doubles with each further one.
     pub unit_backoff: Duration,
     pub max_unit_backoff: Duration,
+    /// A curator that cannot open a stage's source is asked again after this; twice as long each further time.
+    pub bench: Duration,
+    pub max_bench: Duration,
+    /// Where a stage's source could be opened before, its job fails once no curator can for this long.
+    pub source_lost_after: Duration,
     /// Units under way past the readable prefix: `base + per_curator * curators`.
     pub look_ahead_base: u64,
     pub look_ahead_per_curator: u64,
@@ -70,6 +79,9 @@ impl Default for Limits {
             max_unit_leases: 16,
             unit_backoff: Duration::from_secs(3),
             max_unit_backoff: Duration::from_secs(60),
+            bench: Duration::from_secs(30),
+            max_bench: Duration::from_secs(600),
+            source_lost_after: Duration::from_secs(60),
             look_ahead_base: 4,
             look_ahead_per_curator: 2,
             quotas: Arc::default(),
@@ -134,6 +146,16 @@ pub enum Change {
         reason: String,
         handed_over: bool,
     },
+    /// What the stage's nodes compute in, from now on.
+    PrecisionSettled {
+        stage: StageRef,
+        settled: Settled,
+    },
+    /// It goes on from its checkpoint with other last bits than before.
+    KindChanged {
+        attempt: AttemptRef,
+        ran: RanOn,
+    },
     JobMoved {
         job: JobId,
         from: &'static str,
@@ -154,7 +176,17 @@ pub enum Wait {
         committed: u64,
         needed: u64,
     },
+    /// No curator can open what the stage is made of; those that are named have said so.
+    Source {
+        stage: String,
+        told: String,
+    },
     NoTrainer,
+    /// The spec asks for the same bits, and the nodes that could go on with them are not there.
+    Processor {
+        /// What wrote the stage's checkpoint.
+        gang: GangKind,
+    },
     Slots {
         wanted: u32,
         free: u32,
@@ -199,8 +231,9 @@ impl Wait {
         match self {
             Self::NoCurator => "no_curator",
             Self::CuratorsBusy => "curators_busy",
-            Self::Pairs { .. } => "pairs",
+            Self::Pairs { .. } | Self::Source { .. } => "pairs",
             Self::NoTrainer => "no_trainer",
+            Self::Processor { .. } => "processor",
             Self::Slots { .. } => "slots",
             Self::Behind { .. } | Self::BehindOthers => "behind",
             Self::TenantGpus { .. } | Self::TenantStorage { .. } => "quota",
@@ -220,7 +253,11 @@ impl fmt::Display for Wait {
             Self::Pairs { stage, committed, needed } => {
                 write!(f, "waits for pairs of {stage}: {committed} of the {needed} that training starts with")
             }
+            Self::Source { stage, told } => write!(f, "waits for pairs of {stage}: {told}"),
             Self::NoTrainer => f.write_str("waits for a trainer node: none is connected"),
+            Self::Processor { gang } => {
+                write!(f, "waits for {gang}, which wrote its checkpoint (spec.reproducible: strict)")
+            }
             Self::Slots { wanted, free, total } if wanted > total => {
                 write!(
                     f,
@@ -259,6 +296,7 @@ pub fn decide(state: &ClusterState, seen: &Observed, limits: &Limits, now: Times
     let decided = jobs::decide_jobs(&nodes, &mut plan);
     let curation = curation::spread(&nodes, &decided);
     jobs::decide_curation(&nodes, &curation, &decided, &mut plan);
+    settle::decide_stages(&nodes, &curation, &decided.active, &mut plan);
     nodes::decide_sends(&nodes, &curation, &decided.active, &mut plan);
     plan
 }
@@ -296,6 +334,11 @@ impl<'a> Nodes<'a> {
 /// Curators that can be given work now.
 pub fn reachable_curators(state: &ClusterState, seen: &Observed, limits: &Limits, now: Timestamp) -> usize {
     Nodes { state, seen, limits, now }.open_to_work(NodeKind::Curator).count()
+}
+
+/// Whether none of the stage's units is to be given to the curator: it has said that it cannot open the stage's source.
+pub fn is_benched(seen: &Observed, limits: &Limits, stage: &StageRef, node: &NodeId, now: Timestamp) -> bool {
+    seen.benches.get(stage, node, limits, now).is_some()
 }
 
 /// Nodes of one kind, by what can be done with them.

@@ -11,6 +11,7 @@
 //! estimate is one: it says what happens at the present pace.
 
 mod pairs;
+mod precision;
 mod progress;
 mod room;
 #[cfg(test)]
@@ -96,6 +97,7 @@ pub fn explain(view: &View<'_>, job: &Job) -> Explanation {
         },
     };
     explanation.stage = stage.id.stage.to_string();
+    precision::add_findings(view, job, stage, &mut explanation);
     explanation
 }
 
@@ -104,7 +106,9 @@ fn waiting(view: &View<'_>, job: &Job, index: usize, stage: &Stage, wait: &Wait)
         Wait::NoCurator => no_curator(view),
         Wait::CuratorsBusy => curators_busy(view, job),
         Wait::Pairs { needed, .. } => pairs::waiting(view, job, index, stage, *needed),
+        Wait::Source { .. } => pairs::without_source(view, job, index, stage),
         Wait::NoTrainer => room::no_trainer(view),
+        Wait::Processor { gang } => precision::without_processor(view, stage, gang),
         Wait::Slots { .. } => room::waiting(view, job, index),
         Wait::Behind { job: first } => room::behind(view, job, index, view.state.job(first)),
         Wait::BehindOthers => room::behind(view, job, index, first_waiting(view, job)),

@@ -23,7 +23,11 @@
 //! | [`histogram`] | distributions of scores, which add up over units |
 //! | [`requests`] | what a caller may ask for, and when it is refused |
 //! | [`secret`] | keys and tokens, and how they are kept out of text |
+//! | [`bench`] | curators that cannot open what a stage is made of |
 //! | [`observed`] | what is seen of nodes and gangs; unknown is not failed |
+//! | [`under_way`] | how far the units are that curators work on |
+//! | [`precision`] | what `precision: auto` comes to, once for a stage |
+//! | [`processor`] | on which kind of processor a stage is trained |
 //! | [`placement`] | gangs onto slots, whole or not at all |
 //! | [`trace`] | which trace a job belongs to |
 //! | [`decide`] | `decide(state, observed, now) -> plan` |
@@ -33,6 +37,7 @@
 //! Everything here is a function of its arguments: no clock, no randomness, ordered maps only.
 
 pub mod access;
+pub mod bench;
 pub mod decide;
 pub mod error;
 pub mod explain;
@@ -44,6 +49,8 @@ pub mod job;
 pub mod observed;
 pub mod pairlog;
 pub mod placement;
+pub mod precision;
+pub mod processor;
 pub mod quotas;
 pub mod records;
 pub mod requests;
@@ -51,5 +58,6 @@ pub mod secret;
 pub mod spec;
 pub mod state;
 pub mod trace;
+pub mod under_way;
 
 pub use error::Refused;

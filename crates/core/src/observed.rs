@@ -4,8 +4,10 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
+use crate::bench::Benches;
 use crate::decide::Send;
 use crate::ids::{AttemptRef, Incarnation, NodeId, StageRef, Timestamp};
+use crate::under_way::UnitsUnderWay;
 
 /// The nodes and gangs as seen since `since`.
 #[derive(Clone, Debug, PartialEq)]
@@ -14,6 +16,10 @@ pub struct Observed {
     pub since: Timestamp,
     pub nodes: BTreeMap<NodeId, NodeView>,
     pub gangs: BTreeMap<StageRef, GangView>,
+    /// Curators that cannot open a stage's source.
+    pub benches: Benches,
+    /// How far the units are that curators work on.
+    pub under_way: UnitsUnderWay,
     /// How the pairs of stages that are being made come; the [`MAX_TRENDS`] that were looked at last.
     trends: BTreeMap<StageRef, PairTrend>,
 }
@@ -105,7 +111,14 @@ pub struct Report {
 
 impl Observed {
     pub fn new(since: Timestamp) -> Self {
-        Self { since, nodes: BTreeMap::new(), gangs: BTreeMap::new(), trends: BTreeMap::new() }
+        Self {
+            since,
+            nodes: BTreeMap::new(),
+            gangs: BTreeMap::new(),
+            benches: Benches::default(),
+            under_way: UnitsUnderWay::default(),
+            trends: BTreeMap::new(),
+        }
     }
 
     /// A node introduced itself: what it says replaces what was believed of it.
@@ -117,6 +130,10 @@ impl Observed {
         curating: BTreeSet<StageRef>,
         now: Timestamp,
     ) {
+        if self.nodes.get(&node).is_some_and(|known| known.incarnation != incarnation) {
+            self.benches.lift_all_of(&node);
+            self.under_way.gone(&node);
+        }
         let view = NodeView {
             incarnation,
             connected: true,
@@ -141,6 +158,14 @@ impl Observed {
     pub fn drains(&mut self, node: &NodeId) {
         if let Some(view) = self.nodes.get_mut(node) {
             view.draining = true;
+        }
+    }
+
+    /// The node says that it cannot open the stage's source. What a process says that is not known is not kept: it could
+    /// not be told from what comes after it.
+    pub fn cannot_open(&mut self, stage: &StageRef, node: &NodeId, reason: &str, now: Timestamp) {
+        if self.nodes.contains_key(node) {
+            self.benches.put(stage, node, reason, now);
         }
     }
 

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use crate::histogram::ScoreCounts;
 use crate::ids::{NodeId, StageRef, Timestamp};
-use crate::records::{ShardRecord, UnitRecord, UnitResult, UnitState};
+use crate::records::{ShardRecord, UnitFailure, UnitRecord, UnitResult, UnitState};
 
 /// Rejection counted for a unit that was given up.
 pub const UNIT_SET_ASIDE: &str = "unit_set_aside";
@@ -53,7 +53,8 @@ pub struct UnitPolicy {
     pub lease_ttl: Duration,
     /// Tries after which a unit is set aside.
     pub max_failures: u32,
-    /// Leases after which a unit is set aside, however they ended: it may be what its curators die of.
+    /// Leases after which a unit is set aside, unless they were given back for no fault of its own: it may be what its
+    /// curators die of.
     pub max_leases: u64,
     /// Wait before a unit that has failed once is tried again; doubles with each further failure.
     pub retry_backoff: Duration,
@@ -199,6 +200,12 @@ impl PairLog {
         self.empty_in_a_row
     }
 
+    /// The newest failure of a unit that has not been made, with the unit: it is tried again, or was set aside.
+    pub fn last_failure(&self) -> Option<(&UnitRecord, &UnitFailure)> {
+        let failures = self.units.values().filter_map(|unit| Some((unit, unit.last_failure.as_ref()?)));
+        failures.max_by_key(|(unit, failure)| (!unit.is_done(), failure.at))
+    }
+
     pub fn unit(&self, unit: u64) -> Option<&UnitRecord> {
         self.units.get(&unit)
     }
@@ -229,7 +236,7 @@ impl PairLog {
                 break;
             }
             match self.units.get(&unit) {
-                None => return Lease::Granted(granted(stage, unit, 0, 0, node, now, policy)),
+                None => return Lease::Granted(granted(&UnitRecord::new(stage, unit), node, now, policy)),
                 Some(record) => match &record.state {
                     UnitState::Done(result) => {
                         done_pairs = done_pairs.saturating_add(result.shard.pairs);
@@ -238,13 +245,12 @@ impl PairLog {
                     UnitState::Leased { expires_at, .. } if *expires_at > now => {}
                     UnitState::Free { from } if policy.still_waits(*from, now) => {}
                     UnitState::Free { .. } | UnitState::Leased { .. }
-                        if record.lease_generation >= policy.max_leases =>
+                        if record.lease_generation.saturating_sub(record.released) >= policy.max_leases =>
                     {
                         return Lease::GivenUp(record.set_aside());
                     }
                     UnitState::Free { .. } | UnitState::Leased { .. } => {
-                        let (generation, failures) = (record.lease_generation, record.failures);
-                        return Lease::Granted(granted(stage, unit, generation, failures, node, now, policy));
+                        return Lease::Granted(granted(record, node, now, policy));
                     }
                 },
             }
@@ -253,25 +259,28 @@ impl PairLog {
     }
 }
 
-fn granted(
-    stage: &StageRef,
-    unit: u64,
-    lease_generation: u64,
-    failures: u32,
-    node: &NodeId,
-    now: Timestamp,
-    policy: &UnitPolicy,
-) -> UnitRecord {
+fn granted(record: &UnitRecord, node: &NodeId, now: Timestamp, policy: &UnitPolicy) -> UnitRecord {
     UnitRecord {
-        stage: stage.clone(),
-        unit,
-        lease_generation: lease_generation + 1,
-        failures,
+        lease_generation: record.lease_generation + 1,
         state: UnitState::Leased { node: node.clone(), expires_at: now.plus(policy.lease_ttl) },
+        ..record.clone()
     }
 }
 
 impl UnitRecord {
+    /// A unit that no one has held yet.
+    pub fn new(stage: &StageRef, unit: u64) -> UnitRecord {
+        UnitRecord {
+            stage: stage.clone(),
+            unit,
+            lease_generation: 0,
+            released: 0,
+            failures: 0,
+            last_failure: None,
+            state: UnitState::Free { from: Timestamp(0) },
+        }
+    }
+
     /// The unit, done without a pair.
     pub fn set_aside(&self) -> UnitRecord {
         let result = UnitResult {
@@ -332,11 +341,9 @@ pub(crate) mod tests {
         let mut scores = ScoreCounts::default();
         scores.count("similarity", 0.5);
         UnitRecord {
-            stage: stage(),
-            unit,
             lease_generation: 1,
-            failures: 0,
             state: UnitState::Done(UnitResult { shard, rejected, scores, exhausted }),
+            ..UnitRecord::new(&stage(), unit)
         }
     }
 

@@ -10,6 +10,8 @@ use crate::ids::{
     AttemptRef, Generation, Incarnation, JobId, NodeId, RequestId, StageRef, Tenant, Timestamp,
 };
 use crate::job::JobState;
+use crate::precision::{Arithmetic, Settled};
+use crate::processor::RanOn;
 use crate::spec::JobSpec;
 use crate::trace::TraceParent;
 
@@ -95,9 +97,33 @@ pub struct UnitRecord {
     pub unit: u64,
     /// Grows with each lease.
     pub lease_generation: u64,
-    /// Times that it was given back with an error.
+    /// Leases that were given back for no fault of the unit's.
+    pub released: u64,
+    /// Times that it was given back with an error of its own.
     pub failures: u32,
+    /// What was said when it was last given back with an error; none once it is committed.
+    pub last_failure: Option<UnitFailure>,
     pub state: UnitState,
+}
+
+/// What a curator said of a unit that it could not make.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnitFailure {
+    pub node: NodeId,
+    pub kind: FailureKind,
+    /// One line, without secrets.
+    pub reason: String,
+    pub at: Timestamp,
+}
+
+/// What kind of failure kept a curator from making a unit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FailureKind {
+    /// The unit's own, or one that may pass.
+    Passing,
+    /// The curator cannot open what the stage's units are made of or filtered with (a library, a path, an encoder): no other
+    /// unit of the stage would fare better there.
+    Source,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -130,6 +156,17 @@ pub struct ShardRecord {
     pub size_bytes: u64,
     /// 64 lower-case hexadecimal digits; empty if there is no pair.
     pub sha256: String,
+}
+
+/// What is settled of a stage while its pairs are made and it is trained. Written when the first node is set to work on it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StageRecord {
+    pub stage: StageRef,
+    /// What the spec's `precision: auto` has come to; none where the spec says it itself. Never changes.
+    pub precision: Option<Settled>,
+    /// The kinds of gangs that its numbers come from, oldest first; as far as they went into the newest checkpoint, or may
+    /// go into the next.
+    pub ran_on: Vec<RanOn>,
 }
 
 /// A checkpoint exists when this record does.
@@ -175,6 +212,8 @@ pub struct NodeRecord {
     pub version: String,
     /// A person has said that it gets no work until further notice; not the node's own word.
     pub drained: bool,
+    /// What it has measured of itself; none from a node that does not say.
+    pub arithmetic: Option<Arithmetic>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -189,6 +228,7 @@ pub enum NodeKind {
 pub enum Record {
     Job(JobRecord),
     Request(RequestRecord),
+    Stage(StageRecord),
     Attempt(AttemptRecord),
     Unit(UnitRecord),
     Checkpoint(CheckpointRecord),
@@ -200,6 +240,7 @@ pub enum Record {
 pub enum RecordKey {
     Job(JobId),
     Request(Option<Tenant>, RequestId),
+    Stage(StageRef),
     Attempt(StageRef),
     Unit(StageRef, u64),
     Checkpoint(StageRef, u64, Generation),
@@ -211,6 +252,7 @@ impl Record {
         match self {
             Self::Job(record) => RecordKey::Job(record.id.clone()),
             Self::Request(record) => RecordKey::Request(record.tenant.clone(), record.request.clone()),
+            Self::Stage(record) => RecordKey::Stage(record.stage.clone()),
             Self::Attempt(record) => RecordKey::Attempt(record.attempt.stage_ref()),
             Self::Unit(record) => RecordKey::Unit(record.stage.clone(), record.unit),
             Self::Checkpoint(record) => {
@@ -228,6 +270,7 @@ impl fmt::Display for RecordKey {
             Self::Job(id) => write!(f, "jobs/{id}"),
             Self::Request(None, id) => write!(f, "requests/{id}"),
             Self::Request(Some(tenant), id) => write!(f, "requests/{tenant}/{id}"),
+            Self::Stage(stage) => write!(f, "stages/{stage}"),
             Self::Attempt(stage) => write!(f, "attempts/{stage}"),
             Self::Unit(stage, unit) => write!(f, "units/{stage}/{unit:012}"),
             Self::Checkpoint(stage, step, generation) => {

@@ -7,8 +7,8 @@ mod nodes;
 mod units;
 
 pub use checkpoints::{CheckpointCommitted, checkpoint_path, commit_checkpoint, mark_checkpoint_damaged};
-pub(crate) use jobs::ended;
 pub use jobs::{QueueLimits, Submission, Submitted, cancel_job, submit_job};
+pub(crate) use jobs::{ended, one_line};
 pub use nodes::drain_node;
 pub use units::{
     UnitCommit, UnitCommitted, UnitFate, UnitLeaseRef, commit_unit, fail_unit, lease_unit, renew_unit,

@@ -42,6 +42,7 @@ impl Cluster {
                 labels: BTreeMap::new(),
                 version: "0.1.0".into(),
                 drained: false,
+                arithmetic: None,
             }));
             cluster.seen.hello(id, incarnation, BTreeSet::new(), BTreeSet::new(), now);
         }
@@ -97,7 +98,7 @@ impl Cluster {
         let (rejected, scores) = (BTreeMap::new(), ScoreCounts::default());
         let result = UnitResult { shard, rejected, scores, exhausted: true };
         let state = UnitState::Done(result);
-        self.put(Record::Unit(UnitRecord { stage, unit: 0, lease_generation: 1, failures: 0, state }));
+        self.put(Record::Unit(UnitRecord { lease_generation: 1, state, ..UnitRecord::new(&stage, 0) }));
     }
 
     fn decide(&mut self) -> Plan {

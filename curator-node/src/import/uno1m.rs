@@ -7,6 +7,7 @@ use super::bucket::bucket;
 use super::index::{Found, LabelIndex};
 use super::score::{ScoreRule, Scored, Scores, score};
 use super::{ImportError, Imported};
+use crate::counts::Counts;
 use crate::pair::{Pair, Rejected, Rejection};
 use crate::picture;
 use crescendo_core::spec::{Directions, ImportSpec};
@@ -57,6 +58,8 @@ pub struct Uno1m {
     resolution: u32,
     /// Made when the first unit is.
     index: Option<LabelIndex>,
+    /// Where it is counted how many records of a unit are read.
+    pub(crate) counts: Counts,
     /// What the units since [`Uno1m::take_rejected`] turned down and kept for people to see.
     rejected: Vec<Rejected>,
 }
@@ -64,6 +67,8 @@ pub struct Uno1m {
 impl Uno1m {
     /// Finds label files in `folder`: `labels/` or the folder itself, the total file or else `split1.json`, …
     pub fn open(folder: &Path, spec: &ImportSpec) -> Result<Uno1m, ImportError> {
+        std::fs::metadata(folder)
+            .map_err(|source| ImportError::Read { path: folder.to_owned(), source })?;
         for labels in [folder.join("labels"), folder.to_owned()] {
             let total = labels.join(TOTAL_LABELS);
             let found = if total.is_file() { vec![total] } else { splits(&labels)? };
@@ -78,6 +83,7 @@ impl Uno1m {
                     directions: spec.directions,
                     resolution: spec.resolution,
                     index: None,
+                    counts: Counts::default(),
                     rejected: Vec::new(),
                 });
             }
@@ -117,6 +123,7 @@ impl Uno1m {
             let until = end.min((found.number + 1) * per_record);
             let reversed = (next..until).map(|candidate| candidate % per_record == 1).collect::<Vec<_>>();
             next = until;
+            self.counts.drawn(reversed.len());
             if index.repeats(found.number) {
                 candidates.extend(reversed.iter().map(|_| Err(Rejection::DuplicateRecord)));
                 continue;

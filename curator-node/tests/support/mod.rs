@@ -28,6 +28,8 @@ pub struct Log {
     pub lease_generation: u64,
     /// Reasons of failed units.
     pub failed: Vec<String>,
+    /// And what kind each failure was.
+    pub failure_kinds: Vec<UnitFailureKind>,
     /// Why the job has ended, if a curator has ended it.
     pub job_failed: Option<String>,
     /// Units below this may be leased.
@@ -36,6 +38,8 @@ pub struct Log {
     pub target: u64,
     pub hello: Option<Hello>,
     pub logged: Vec<LogLine>,
+    /// What was said of units under way.
+    pub reports: Vec<UnitReport>,
 }
 
 impl Log {
@@ -114,6 +118,9 @@ impl NodeService for FakeController {
                         Ok(Some(OpenSessionRequest { message: Some(Up::LogBatch(batch)) })) => {
                             log.send_modify(|log| log.logged.extend(batch.lines));
                         }
+                        Ok(Some(OpenSessionRequest { message: Some(Up::UnitReport(report)) })) => {
+                            log.send_modify(|log| log.reports.push(report));
+                        }
                         Ok(Some(_)) => {}
                         Ok(None) | Err(_) => break,
                     },
@@ -184,8 +191,11 @@ impl CurationService for FakeController {
         &self,
         request: Request<FailUnitRequest>,
     ) -> Result<Response<FailUnitResponse>, Status> {
-        let FailUnitRequest { reason, job_fails, .. } = request.into_inner();
+        let request = request.into_inner();
+        let kind = request.kind();
+        let FailUnitRequest { reason, job_fails, .. } = request;
         self.log.send_modify(|log| {
+            log.failure_kinds.push(kind);
             log.job_failed = job_fails.then(|| reason.clone());
             log.failed.push(reason);
         });

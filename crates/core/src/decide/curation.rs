@@ -19,7 +19,7 @@ pub(super) struct Curation {
 
 /// Every stage that is being trained is served by all curators, so that a rank can turn to another. The other stages that
 /// lack pairs get at least one curator each, in the order of their jobs, as far as curators go; a curator stays where it is
-/// as long as no stage would be left without.
+/// as long as no stage would be left without, and makes none whose source it cannot open.
 pub(super) fn spread(nodes: &Nodes<'_>, decided: &Decided<'_>) -> Curation {
     let curators: Vec<_> = nodes.open_to_work(NodeKind::Curator).collect();
     if curators.is_empty() {
@@ -38,10 +38,13 @@ pub(super) fn spread(nodes: &Nodes<'_>, decided: &Decided<'_>) -> Curation {
     let quota = if make.is_empty() { 0 } else { curators.len().div_ceil(make.len()) };
     let mut makers: BTreeMap<&StageRef, usize> = make.iter().map(|stage| (stage, 0)).collect();
     let mut chosen: BTreeMap<&NodeId, &StageRef> = BTreeMap::new();
+    let can_open = |stage: &StageRef, node: &NodeId| nodes.bench(stage, node).is_none();
     for (record, view) in &curators {
-        let stays = make
-            .iter()
-            .find(|stage| view.curating.contains(*stage) && makers.get(stage).is_some_and(|n| *n < quota));
+        let stays = make.iter().find(|stage| {
+            view.curating.contains(*stage)
+                && can_open(stage, &record.id)
+                && makers.get(stage).is_some_and(|n| *n < quota)
+        });
         if let Some(stage) = stays {
             *makers.entry(stage).or_insert(0) += 1;
             chosen.insert(&record.id, stage);
@@ -52,12 +55,32 @@ pub(super) fn spread(nodes: &Nodes<'_>, decided: &Decided<'_>) -> Curation {
             continue;
         }
         // The first in order among those with the fewest.
-        if let Some(stage) = make.iter().min_by_key(|stage| makers.get(stage).copied().unwrap_or(0)) {
+        let can = make.iter().filter(|stage| can_open(stage, &record.id));
+        if let Some(stage) = can.min_by_key(|stage| makers.get(stage).copied().unwrap_or(0)) {
             *makers.entry(stage).or_insert(0) += 1;
             chosen.insert(&record.id, stage);
         }
     }
-
+    // A stage that is left without one, because those that remained cannot open its source, gets one that can: of a stage
+    // that has another, or else of the last in order behind it.
+    let place: BTreeMap<&StageRef, usize> = make.iter().zip(0..).collect();
+    for (index, stage) in make.iter().enumerate() {
+        if makers.get(stage).is_some_and(|n| *n > 0) {
+            continue;
+        }
+        let spare = |from: &&StageRef| {
+            let (others, at) = (makers.get(from).is_some_and(|n| *n > 1), place.get(from).copied()?);
+            (others || at > index).then_some((others, at))
+        };
+        let able = chosen.iter().filter(|(node, _)| can_open(stage, node));
+        let taken = able.filter_map(|(node, from)| Some((spare(from)?, *node, *from))).max();
+        if let Some((_, node, from)) = taken {
+            makers.entry(from).and_modify(|n| *n -= 1);
+            makers.entry(stage).and_modify(|n| *n += 1);
+            chosen.insert(node, stage);
+        }
+    }
+    let making = makers.into_iter().filter(|(_, n)| *n > 0).map(|(stage, _)| stage.clone()).collect();
     let wanted = curators
         .iter()
         .map(|(record, _)| {
@@ -66,7 +89,7 @@ pub(super) fn spread(nodes: &Nodes<'_>, decided: &Decided<'_>) -> Curation {
             (record.id.clone(), stages)
         })
         .collect();
-    Curation { wanted, making: make.into_iter().collect() }
+    Curation { wanted, making }
 }
 
 /// Units that open jobs would still need if no pair of them were rejected, of the stages that can be curated now.
@@ -231,6 +254,7 @@ spec:
                 labels: BTreeMap::new(),
                 version: String::new(),
                 drained: false,
+                arithmetic: None,
             };
             state.apply(Write::Put(Record::Node(record))).expect("a node needs nothing else");
             seen.hello(node, incarnation, BTreeSet::new(), stages.into_iter().collect(), now);

@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use crate::decide::curation::Curation;
 use crate::decide::nodes::Active;
-use crate::decide::{Change, Nodes, Plan, Wait};
+use crate::decide::{Change, Nodes, Plan, Wait, sources};
 use crate::ids::{AttemptRef, JobId, NodeId, StageRef, Timestamp};
 use crate::job::{JobEvent, JobState};
 use crate::observed::NodeReport;
-use crate::placement::{self, NodeSlots, Slots};
+use crate::placement::{self, NoRoom, NodeSlots, Slots};
+use crate::processor::{self, GangKind};
 use crate::records::{AttemptRecord, AttemptState, JobRecord, NodeKind, RankPlacement, Record, Write};
 use crate::requests::ended;
 use crate::state::{Job, Stage};
@@ -98,7 +99,7 @@ pub(super) fn decide_curation(
         } else if curation.wanted.is_empty() {
             Wait::NoCurator
         } else {
-            Wait::CuratorsBusy
+            sources::wait(nodes, stage).unwrap_or(Wait::CuratorsBusy)
         };
         plan.waits.insert(job.record.id.clone(), wait);
     }
@@ -192,7 +193,8 @@ impl<'a> JobPass<'a, '_> {
     }
 
     fn decide_stage(&mut self, job: &'a Job, index: usize, stage: &Stage) {
-        if let Some(reason) = self.hopeless(stage) {
+        let needed = job.stage_spec(index).map_or(0, |spec| spec.data.min_pairs.min(spec.data.pairs));
+        if let Some(reason) = self.hopeless(stage, needed) {
             if let Some(attempt) = stage.active_attempt() {
                 self.end(attempt, reason.clone(), attempt.failures_in_a_row);
             }
@@ -232,16 +234,21 @@ impl<'a> JobPass<'a, '_> {
     }
 
     /// Why the stage will never have the pairs that it needs.
-    fn hopeless(&self, stage: &Stage) -> Option<String> {
+    fn hopeless(&self, stage: &Stage, needed: u64) -> Option<String> {
         let log = &stage.log;
         let name = &stage.id.stage;
         if log.is_sealed() && log.committed() == 0 {
             return Some(format!("stage {name} has no pairs: {}", rejections(log.rejected())));
         }
         let empty = log.empty_in_a_row();
-        (!log.is_sealed() && empty >= self.nodes.limits.max_empty_units).then(|| {
-            format!("the last {empty} units of stage {name} gave no pair: {}", rejections(log.rejected()))
-        })
+        if !log.is_sealed() && empty >= self.nodes.limits.max_empty_units {
+            let failure = log.last_failure().map_or_else(String::new, |(unit, failure)| {
+                format!("; unit {} failed on {}: {}", unit.unit, failure.node, failure.reason)
+            });
+            let rejected = rejections(log.rejected());
+            return Some(format!("the last {empty} units of stage {name} gave no pair: {rejected}{failure}"));
+        }
+        sources::nobody_opens(self.nodes, stage, needed)
     }
 
     fn keep_running(&mut self, job: &Job, index: usize, attempt: &AttemptRecord) {
@@ -398,13 +405,22 @@ impl<'a> JobPass<'a, '_> {
                 needed: 0,
             });
         };
-        let sizes = self.allowed_sizes(job, placement::gang_sizes(&job.record.spec, spec))?;
+        let required = processor::required(&job.record.spec, stage);
+        let sizes = match required {
+            Some(gang) => vec![gang.ranks()],
+            None => placement::gang_sizes(&job.record.spec, spec),
+        };
+        let sizes = self.allowed_sizes(job, sizes)?;
         if let Some(first) = self.first_waiting {
             let same_tenant = first.record.spec.tenant == job.record.spec.tenant;
             let behind = Wait::Behind { job: first.record.id.clone() };
             return Err(if same_tenant { behind } else { Wait::BehindOthers });
         }
-        let ranks = placement::place(&self.slots, &stage.id, &sizes).map_err(|no_room| {
+        let place = match required {
+            Some(gang) => self.place_like(gang, &stage.id)?,
+            None => placement::place(&self.slots, &stage.id, &sizes),
+        };
+        let ranks = place.map_err(|no_room| {
             if no_room.fits_when_empty() {
                 self.first_waiting = Some(job);
             }
@@ -430,6 +446,22 @@ impl<'a> JobPass<'a, '_> {
         self.decided.active.insert(stage.id.clone(), record.clone());
         self.write(Record::Attempt(record));
         Ok(wait)
+    }
+
+    /// Places a gang that gives the same bits as one of this kind; `Err` if there are not the nodes for it, free or not.
+    fn place_like(
+        &self,
+        gang: &GangKind,
+        stage: &StageRef,
+    ) -> Result<Result<Vec<RankPlacement>, NoRoom>, Wait> {
+        let state = self.nodes.state;
+        let slots = self.slots.among(|node| gang.has(state, node));
+        let wait = || Wait::Processor { gang: gang.clone() };
+        match placement::place(&slots, stage, &[gang.ranks()]) {
+            Ok(ranks) if GangKind::of(state, &ranks) == *gang => Ok(Ok(ranks)),
+            Err(no_room) if no_room.fits_when_empty() => Ok(Err(no_room)),
+            Ok(_) | Err(_) => Err(wait()),
+        }
     }
 
     fn count_in_use(&mut self) {

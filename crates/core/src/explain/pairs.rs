@@ -4,8 +4,11 @@ use std::time::Duration;
 
 use super::words::{count, seconds, span};
 use super::{Explanation, View};
+use crate::bench::Bench;
+use crate::ids::NodeId;
 use crate::records::{NodeKind, UnitState};
 use crate::state::{Job, Stage};
+use crate::under_way::CandidateCounts;
 
 /// Share of the candidates that are turned down above which the filters are worth a look.
 const STRICT: f64 = 0.9;
@@ -45,6 +48,8 @@ pub(super) fn waiting(view: &View<'_>, job: &Job, index: usize, stage: &Stage, n
     let missing = needed.saturating_sub(forecast.committed);
     let mut findings = vec![pace(view, stage, &forecast, missing)];
     findings.extend(under_way(view, stage));
+    findings.extend(last_failure(view, stage));
+    findings.extend(benched(view, stage));
     findings.extend(turned_down(stage));
     let empty = stage.log.empty_in_a_row();
     if empty > 0 {
@@ -81,6 +86,56 @@ fn pace(view: &View<'_>, stage: &Stage, forecast: &PairForecast, missing: u64) -
     }
 }
 
+/// No curator can open what the stage is made of.
+pub(super) fn without_source(view: &View<'_>, job: &Job, index: usize, stage: &Stage) -> Explanation {
+    let forecast = PairForecast::of(view, job, index, stage);
+    let mut findings = benched(view, stage);
+    findings.push(format!(
+        "{} of the {} pairs that training starts with are there; if this lasts the job fails",
+        forecast.committed, forecast.needed
+    ));
+    Explanation {
+        findings,
+        remedies: vec![correct_source(index)],
+        pairs: Some(forecast),
+        ..Explanation::default()
+    }
+}
+
+/// What to do about a source that cannot be opened.
+pub(super) fn correct_source(index: usize) -> String {
+    format!(
+        "correct the path in spec.stages[{index}].data or spec.model, or put what it names where the curators look: a relative path is below their --library-root"
+    )
+}
+
+/// `unit 3 failed on c-1 12s ago: …; it is tried again in 8s`.
+pub(super) fn last_failure(view: &View<'_>, stage: &Stage) -> Option<String> {
+    let (unit, failure) = stage.log.last_failure()?;
+    let ended = view.state.job(&stage.id.job).is_some_and(|job| job.record.state.is_terminal());
+    let next = match &unit.state {
+        UnitState::Done(_) => "; it was set aside".to_owned(),
+        UnitState::Free { .. } | UnitState::Leased { .. } if ended => String::new(),
+        UnitState::Free { from } if *from > view.now => {
+            format!("; it is tried again in {}", span(from.since(view.now)))
+        }
+        UnitState::Free { .. } => "; the next curator that is free tries it again".to_owned(),
+        UnitState::Leased { node, .. } => format!("; {node} tries it again"),
+    };
+    let ago = span(view.now.since(failure.at));
+    Some(format!("unit {} failed on {} {ago} ago: {}{next}", unit.unit, failure.node, failure.reason))
+}
+
+/// Curators that are not asked for the stage, with what they said.
+fn benched(view: &View<'_>, stage: &Stage) -> Vec<String> {
+    let benched = view.seen.benches.of(&stage.id, view.limits, view.now).take(super::MAX_NODES);
+    let line = |(node, bench): (&NodeId, &Bench)| {
+        let again = span(bench.until(view.limits).since(view.now));
+        format!("{node} cannot open the source, and is asked again in {again}: {}", bench.reason)
+    };
+    benched.map(line).collect()
+}
+
 /// Units that curators hold, and those that had to be tried again.
 fn under_way(view: &View<'_>, stage: &Stage) -> Vec<String> {
     let prefix = stage.log.prefix_units();
@@ -96,8 +151,8 @@ fn under_way(view: &View<'_>, stage: &Stage) -> Vec<String> {
             UnitState::Done(_) => done += u64::from(unit.unit >= prefix),
         }
         failures = failures.saturating_add(u64::from(unit.failures));
-        lost = lost
-            .saturating_add(unit.lease_generation.saturating_sub(1).saturating_sub(u64::from(unit.failures)));
+        let given_back = unit.released.saturating_add(u64::from(unit.failures));
+        lost = lost.saturating_add(unit.lease_generation.saturating_sub(1).saturating_sub(given_back));
     }
     let nodes = view.decide_nodes();
     let making =
@@ -108,6 +163,11 @@ fn under_way(view: &View<'_>, stage: &Stage) -> Vec<String> {
         count(held, "unit"),
         if done > 0 { format!(", {done} done out of order") } else { String::new() },
     )];
+    let (units, candidates) = view.seen.under_way.of(&stage.id, view.limits.silent_after, view.now);
+    if units > 0 {
+        let CandidateCounts { planned, drawn, filtered: _, judged: _, accepted } = candidates;
+        findings.push(format!("{drawn} of {planned} candidates under way are drawn, {accepted} accepted"));
+    }
     if failures > 0 {
         findings.push(format!(
             "units were given back with an error {}; a unit is set aside after {} of them",
@@ -168,9 +228,19 @@ fn remedies(view: &View<'_>, job: &Job, index: usize, stage: &Stage, forecast: &
     if share_turned_down(stage) > STRICT {
         remedies.extend(loosen(job, index, stage));
     }
-    if forecast.enough_in.is_none_or(|wait| wait > Duration::from_secs(600)) {
+    let benched: Vec<&str> =
+        view.seen.benches.of(&stage.id, view.limits, view.now).map(|(node, _)| node.as_str()).collect();
+    if !benched.is_empty() {
         remedies
-            .push("add curators: pairs are made by all that work on the stage at the same time".to_owned());
+            .push(format!("make what the stage names readable on {}, then restart it", benched.join(", ")));
+    }
+    if forecast.enough_in.is_none_or(|wait| wait > Duration::from_secs(600)) {
+        // More of those that fail would not help.
+        if !failing && benched.is_empty() {
+            remedies.push(
+                "add curators: pairs are made by all that work on the stage at the same time".to_owned(),
+            );
+        }
         if forecast.committed > 0 {
             remedies.push(format!(
                 "or submit with spec.stages[{index}].data.minPairs at {} or less: training then starts with what is there",

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::words::{count, seconds, span};
 use super::{Explanation, PairForecast, View, pairs};
 use crate::ids::NodeId;
-use crate::records::{AttemptRecord, AttemptState};
+use crate::records::{AttemptRecord, AttemptState, FailureKind};
 use crate::state::{Job, Stage};
 
 /// Share of the step time spent waiting for data above which more curators would help.
@@ -62,8 +62,15 @@ pub(super) fn failed(view: &View<'_>, job: &Job, reason: &str) -> Explanation {
                 times(attempt.failures_in_a_row)
             ));
         }
+        findings.extend(pairs::last_failure(view, stage));
         findings.extend(pairs::turned_down(stage));
-        if starved {
+        let unopened = stage
+            .log
+            .last_failure()
+            .is_some_and(|(unit, failure)| !unit.is_done() && failure.kind == FailureKind::Source);
+        if unopened {
+            remedies.push(pairs::correct_source(index));
+        } else if starved {
             remedies.extend(pairs::loosen(job, index, stage));
         } else {
             remedies.push(format!("correct what the reason and the log say: crescendo logs {id}"));

@@ -7,7 +7,9 @@ use crate::histogram::ScoreCounts;
 use crate::ids::{NodeId, StageRef, Timestamp};
 use crate::job::JobEvent;
 use crate::pairlog::{Lease, REJECTION_REASONS, UnitPolicy};
-use crate::records::{Record, ShardRecord, UnitRecord, UnitResult, UnitState, Write};
+use crate::records::{
+    FailureKind, Record, ShardRecord, UnitFailure, UnitRecord, UnitResult, UnitState, Write,
+};
 use crate::requests::checkpoints::check_sha256;
 use crate::requests::jobs::{end_job, one_line};
 use crate::state::{ClusterState, Stage};
@@ -121,7 +123,7 @@ pub fn commit_unit(state: &ClusterState, commit: UnitCommit) -> Result<UnitCommi
     check_result(&commit)?;
     let UnitCommit { shard, rejected, scores, exhausted, .. } = commit;
     let result = UnitResult { shard, rejected, scores, exhausted };
-    let record = UnitRecord { state: UnitState::Done(result), ..record.clone() };
+    let record = UnitRecord { state: UnitState::Done(result), last_failure: None, ..record.clone() };
     Ok(UnitCommitted { done_already: false, writes: vec![Write::Put(Record::Unit(record))] })
 }
 
@@ -152,8 +154,9 @@ fn check_result(commit: &UnitCommit) -> Result<(), Refused> {
 /// What becomes of a unit that its curator gives back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UnitFate {
-    /// It may be tried again after a while, a bounded number of times.
-    Failed,
+    /// It may be tried again: after a while and a bounded number of times if the failure may be its own, at once if its
+    /// curator is to blame.
+    Failed(FailureKind),
     /// Nothing is wrong with it, its curator leaves: it may be tried again at once.
     HandedBack,
     /// Nor can any other unit of its stage be made.
@@ -165,6 +168,7 @@ pub enum UnitFate {
 pub fn fail_unit(
     state: &ClusterState,
     lease: &UnitLeaseRef,
+    node: &NodeId,
     policy: &UnitPolicy,
     fate: UnitFate,
     reason: &str,
@@ -172,12 +176,26 @@ pub fn fail_unit(
 ) -> Result<(bool, Vec<Write>), Refused> {
     let stage = open_stage(state, &lease.stage)?;
     let record = held(stage, lease)?;
-    let (failures, from) = match fate {
-        UnitFate::Failed => {
-            let failures = record.failures.saturating_add(1);
-            (failures, policy.retry_at(failures, now))
+    let mut given_back = record.clone();
+    let from = match fate {
+        UnitFate::Failed(kind) => {
+            let reason = one_line(reason);
+            given_back.last_failure = Some(UnitFailure { node: node.clone(), kind, reason, at: now });
+            match kind {
+                FailureKind::Passing => {
+                    given_back.failures = record.failures.saturating_add(1);
+                    policy.retry_at(given_back.failures, now)
+                }
+                FailureKind::Source => {
+                    given_back.released = record.released.saturating_add(1);
+                    now
+                }
+            }
         }
-        UnitFate::HandedBack => (record.failures, now),
+        UnitFate::HandedBack => {
+            given_back.released = record.released.saturating_add(1);
+            now
+        }
         UnitFate::JobFails => {
             let reason =
                 format!("curation of stage {} cannot go on: {}", lease.stage.stage, one_line(reason));
@@ -185,9 +203,9 @@ pub fn fail_unit(
             return Ok((false, end_job(state, &lease.stage.job, event, &reason, now)?));
         }
     };
-    let set_aside = failures >= policy.max_failures;
-    let record = UnitRecord { failures, state: UnitState::Free { from }, ..record.clone() };
-    let record = if set_aside { record.set_aside() } else { record };
+    let set_aside = given_back.failures >= policy.max_failures;
+    given_back.state = UnitState::Free { from };
+    let record = if set_aside { given_back.set_aside() } else { given_back };
     Ok((set_aside, vec![Write::Put(Record::Unit(record))]))
 }
 
@@ -220,6 +238,10 @@ mod tests {
         (state, StageRef { job: id, stage: StageName::parse("stage-1").expect("valid") })
     }
 
+    fn curator() -> NodeId {
+        NodeId::parse("c").expect("valid")
+    }
+
     fn apply(state: &mut ClusterState, writes: Vec<Write>) {
         writes.into_iter().for_each(|write| state.apply(write).expect("its stage is there"));
     }
@@ -230,8 +252,7 @@ mod tests {
         policy: &UnitPolicy,
         now: Timestamp,
     ) -> Option<UnitLeaseRef> {
-        let node = NodeId::parse("c").expect("valid");
-        let (lease, writes) = lease_unit(state, stage, &node, policy, now).expect("the stage is open");
+        let (lease, writes) = lease_unit(state, stage, &curator(), policy, now).expect("the stage is open");
         apply(state, writes);
         let Lease::Granted(record) = lease else { return None };
         Some(UnitLeaseRef {
@@ -248,8 +269,16 @@ mod tests {
         let mut now = Timestamp(5);
         for tries in 1..=policy.max_failures {
             let lease = leased(&mut state, &stage, &policy, now).expect("it may be tried");
-            let (set_aside, writes) =
-                fail_unit(&state, &lease, &policy, UnitFate::Failed, "", now).expect("it is held");
+            let (set_aside, writes) = fail_unit(
+                &state,
+                &lease,
+                &curator(),
+                &policy,
+                UnitFate::Failed(FailureKind::Passing),
+                "",
+                now,
+            )
+            .expect("it is held");
             apply(&mut state, writes);
             assert_eq!((lease.unit, set_aside), (0, tries == policy.max_failures));
             if !set_aside {
@@ -266,7 +295,7 @@ mod tests {
         let (policy, now) = (Limits::default().unit_policy(1), Timestamp(5));
         let lease = leased(&mut state, &stage, &policy, now).expect("a unit");
         let end = |state: &ClusterState, lease: &UnitLeaseRef, reason: &str| {
-            fail_unit(state, lease, &policy, UnitFate::JobFails, reason, now)
+            fail_unit(state, lease, &curator(), &policy, UnitFate::JobFails, reason, now)
         };
         let stale = UnitLeaseRef { lease_generation: 9, ..lease.clone() };
         assert!(matches!(end(&state, &stale, "no"), Err(Refused::StaleLease { .. })));

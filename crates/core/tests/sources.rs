@@ -1,0 +1,508 @@
+//! A stage whose source some curators, or all, cannot open: who is asked, when the others go on, and when the job fails.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crescendo_core::decide::{Limits, Wait, decide, is_benched, reachable_curators};
+use crescendo_core::explain::{View, explain};
+use crescendo_core::ids::{Generation, Incarnation, JobId, NodeId, RequestId, StageRef, Timestamp};
+use crescendo_core::job::JobState;
+use crescendo_core::observed::Observed;
+use crescendo_core::pairlog::Lease;
+use crescendo_core::quotas::TenantLimits;
+use crescendo_core::records::{
+    CheckpointRecord, FailureKind, NodeKind, NodeRecord, Record, ShardRecord, Write,
+};
+use crescendo_core::requests::{self, QueueLimits, Submission, UnitCommit, UnitFate, UnitLeaseRef};
+use crescendo_core::state::ClusterState;
+use crescendo_core::{access::Scope, spec};
+use proptest::prelude::*;
+
+/// A curator as it really is.
+#[derive(Clone, Default)]
+struct Curator {
+    can_open: bool,
+    connected: bool,
+    incarnation: u32,
+    holds: Vec<UnitLeaseRef>,
+}
+
+struct World {
+    state: ClusterState,
+    seen: Observed,
+    limits: Limits,
+    now: Timestamp,
+    curators: Vec<Curator>,
+    waits: BTreeMap<JobId, Wait>,
+}
+
+const PATH: &str = "cannot read /library/subjectz/index.json: No such file or directory";
+
+fn node(n: usize) -> NodeId {
+    NodeId::parse(&format!("c-{n}")).expect("valid")
+}
+
+impl World {
+    fn new(can_open: &[bool]) -> World {
+        let now = Timestamp(1_000_000);
+        let curators =
+            can_open.iter().map(|can_open| Curator { can_open: *can_open, ..Curator::default() }).collect();
+        let mut world = World {
+            state: ClusterState::default(),
+            seen: Observed::new(now),
+            limits: Limits::default(),
+            now,
+            curators,
+            waits: BTreeMap::new(),
+        };
+        (0..can_open.len()).for_each(|n| world.restart(n));
+        world
+    }
+
+    fn submit(&mut self, name: &str) -> JobId {
+        let stage =
+            "    - data: {source: compose, subjects: subjectz, pairs: 800, minPairs: 400, unitSize: 4}\n";
+        self.submit_stages(name, stage)
+    }
+
+    fn submit_stages(&mut self, name: &str, stages: &str) -> JobId {
+        let yaml = format!(
+            "apiVersion: crescendo/v1\nkind: TrainingJob\nmetadata: {{name: {name}}}\nspec:\n  model: {{preset: nano, weights: base.safetensors}}\n  resources: {{gpus: 1}}\n  stages:\n{stages}"
+        );
+        let spec = spec::parse(yaml.as_bytes()).unwrap_or_else(|problems| panic!("{problems:?}"));
+        let submission = Submission {
+            request: RequestId::parse(name).expect("valid"),
+            spec: Arc::new(spec),
+            spec_json: yaml.into_bytes().into(),
+            trace: None,
+        };
+        let limits = QueueLimits {
+            max_open_jobs: 9,
+            retry_after: Duration::from_secs(1),
+            tenant: TenantLimits::default(),
+        };
+        let submitted = requests::submit_job(&self.state, submission, limits, self.now).expect("taken");
+        self.apply(submitted.writes);
+        self.settle();
+        submitted.job
+    }
+
+    fn apply(&mut self, writes: Vec<Write>) {
+        writes.into_iter().for_each(|write| self.state.apply(write).expect("belongs to something"));
+    }
+
+    /// A new process of the curator says hello.
+    fn restart(&mut self, n: usize) {
+        let curator = &mut self.curators[n];
+        curator.incarnation += 1;
+        curator.holds.clear();
+        self.connect(n, BTreeSet::new());
+    }
+
+    fn connect(&mut self, n: usize, curating: BTreeSet<StageRef>) {
+        self.curators[n].connected = true;
+        let incarnation = Incarnation::parse(&format!("i-{}", self.curators[n].incarnation)).expect("valid");
+        let record = NodeRecord {
+            id: node(n),
+            incarnation: incarnation.clone(),
+            kind: NodeKind::Curator,
+            slots: 0,
+            device: "cpu".into(),
+            address: "127.0.0.1:9".into(),
+            labels: BTreeMap::new(),
+            version: String::new(),
+            drained: false,
+            arithmetic: None,
+        };
+        self.apply(vec![Write::Put(Record::Node(record))]);
+        self.seen.hello(node(n), incarnation, BTreeSet::new(), curating, self.now);
+        self.settle();
+    }
+
+    fn disconnect(&mut self, n: usize) {
+        self.curators[n].connected = false;
+        self.seen.disconnected(&node(n));
+        self.settle();
+    }
+
+    /// Decides as the controller does after each request.
+    fn settle(&mut self) {
+        let plan = decide(&self.state, &self.seen, &self.limits, self.now);
+        self.apply(plan.writes);
+        plan.sends.iter().for_each(|send| self.seen.sent(send, self.now));
+        self.waits = plan.waits;
+        let again = decide(&self.state, &self.seen, &self.limits, self.now);
+        assert!(again.writes.is_empty() && again.sends.is_empty(), "deciding again gives {again:?}");
+    }
+
+    fn stages_of(&self, n: usize) -> Vec<StageRef> {
+        self.seen.nodes.get(&node(n)).map(|view| view.curating.iter().cloned().collect()).unwrap_or_default()
+    }
+
+    /// The curator does what it is assigned to: a unit of each of its stages. Gives the units that it got.
+    fn work(&mut self, n: usize) -> usize {
+        if !self.curators[n].connected {
+            return 0;
+        }
+        let mut units = 0;
+        for stage in self.stages_of(n) {
+            if let Some(lease) = self.lease(n, &stage) {
+                units += 1;
+                self.finish(n, lease);
+            }
+        }
+        units
+    }
+
+    fn lease(&mut self, n: usize, stage: &StageRef) -> Option<UnitLeaseRef> {
+        self.seen.heard(&node(n), self.now);
+        let policy =
+            self.limits.unit_policy(reachable_curators(&self.state, &self.seen, &self.limits, self.now));
+        let (lease, writes) =
+            requests::lease_unit(&self.state, stage, &node(n), &policy, self.now).expect("it exists");
+        if is_benched(&self.seen, &self.limits, stage, &node(n), self.now) {
+            return None;
+        }
+        self.apply(writes);
+        let Lease::Granted(record) = lease else { return None };
+        let lease = UnitLeaseRef {
+            stage: stage.clone(),
+            unit: record.unit,
+            lease_generation: record.lease_generation,
+        };
+        self.settle();
+        Some(lease)
+    }
+
+    /// The curator hands in the unit, or says why it cannot.
+    fn finish(&mut self, n: usize, lease: UnitLeaseRef) {
+        let policy = self.limits.unit_policy(1);
+        if self.curators[n].can_open {
+            let shard = ShardRecord {
+                path: requests::shard_path(&lease),
+                pairs: 4,
+                size_bytes: 9,
+                sha256: "a".repeat(64),
+            };
+            let stage = lease.stage.clone();
+            let commit = UnitCommit {
+                lease,
+                shard,
+                rejected: BTreeMap::new(),
+                scores: Default::default(),
+                exhausted: false,
+            };
+            if let Ok(committed) = requests::commit_unit(&self.state, commit) {
+                self.apply(committed.writes);
+                self.seen.benches.lift(&stage, &node(n));
+            }
+        } else {
+            let fate = UnitFate::Failed(FailureKind::Source);
+            let failed = requests::fail_unit(&self.state, &lease, &node(n), &policy, fate, PATH, self.now);
+            if let Ok((set_aside, writes)) = failed {
+                assert!(!set_aside, "the unit is not to blame");
+                self.apply(writes);
+                self.seen.cannot_open(&lease.stage, &node(n), PATH, self.now);
+            }
+        }
+        self.settle();
+    }
+
+    fn wait(&mut self, seconds: u64) {
+        // In small steps, as heartbeats come.
+        for _ in 0..seconds {
+            self.now = self.now.plus(Duration::from_secs(1));
+            for n in 0..self.curators.len() {
+                if self.curators[n].connected {
+                    self.seen.heard(&node(n), self.now);
+                }
+            }
+            self.settle();
+        }
+    }
+
+    fn failed(&self, job: &JobId) -> Option<String> {
+        match &self.state.job(job).expect("it exists").record.state {
+            JobState::Failed { reason } => Some(reason.clone()),
+            _ => None,
+        }
+    }
+}
+
+#[test]
+fn the_word_of_a_single_curator_decides_at_once() {
+    let mut world = World::new(&[false]);
+    let job = world.submit("trial");
+    assert_eq!(world.work(0), 1);
+    let reason = world.failed(&job).expect("at once");
+    assert_eq!(reason, format!("stage stage-1 cannot be made: c-0 cannot open its source: {PATH}"));
+    let scope = Scope::Everything;
+    let view = View {
+        state: &world.state,
+        seen: &world.seen,
+        waits: &world.waits,
+        limits: &world.limits,
+        now: world.now,
+        scope: &scope,
+    };
+    let told = explain(&view, world.state.job(&job).expect("there"));
+    assert!(told.remedies[0].starts_with("correct the path in spec.stages[0].data"), "{:?}", told.remedies);
+    assert!(told.remedies.iter().all(|remedy| !remedy.contains("add curators")), "{:?}", told.remedies);
+    let failure = format!("unit 0 failed on c-0 0s ago: {PATH}");
+    assert!(told.findings.contains(&failure), "{:?}", told.findings);
+}
+
+#[test]
+fn one_that_says_so_alone_is_benched_and_the_others_go_on() {
+    let mut world = World::new(&[false, true]);
+    let job = world.submit("trial");
+    assert_eq!((world.work(0), world.work(0)), (1, 0), "it is asked once");
+    for _ in 0..5 {
+        assert_eq!((world.work(0), world.work(1)), (0, 1));
+    }
+    let stage = &world.state.job(&job).expect("there").stages[0];
+    assert_eq!(stage.log.committed(), 20, "and unit 0 was tried again");
+    let benched: Vec<String> = world
+        .seen
+        .benches
+        .of(&stage.id, &world.limits, world.now)
+        .map(|(node, bench)| format!("{node}: {}", bench.reason))
+        .collect();
+    assert_eq!(benched, [format!("c-0: {PATH}")]);
+    world.wait(30);
+    // Asked again after a while, then after twice as long.
+    assert_eq!((world.work(0), world.work(0)), (1, 0));
+    world.wait(59);
+    assert_eq!(world.work(0), 0);
+    world.restart(0);
+    assert_eq!(world.work(0), 1, "another process has its own say");
+    assert_eq!(world.failed(&job), None);
+}
+
+#[test]
+fn every_curator_in_sight_is_heard_before_a_job_fails() {
+    let mut world = World::new(&[false, false, false]);
+    let job = world.submit("trial");
+    let stage = world.state.job(&job).expect("there").stages[0].id.clone();
+    let held = world.lease(1, &stage).expect("a unit");
+    world.disconnect(1);
+    world.work(0);
+    world.work(2);
+    // It has a unit, and it may be back in a moment.
+    world.wait(10);
+    assert_eq!(world.failed(&job), None);
+    world.connect(1, BTreeSet::from([stage]));
+    world.finish(1, held);
+    let reason = world.failed(&job).expect("now all have said so");
+    assert_eq!(reason, format!("stage stage-1 cannot be made: c-0, c-1, c-2 cannot open its source: {PATH}"));
+}
+
+#[test]
+fn a_curator_that_is_gone_is_not_waited_for_long() {
+    let mut world = World::new(&[false, true]);
+    let job = world.submit("trial");
+    world.disconnect(1);
+    world.work(0);
+    world.wait(14);
+    assert_eq!(world.failed(&job), None, "it may be back in a moment");
+    world.wait(1);
+    assert!(world.failed(&job).is_some());
+}
+
+#[test]
+fn a_source_that_somebody_could_open_is_waited_for() {
+    let mut world = World::new(&[false, true]);
+    let job = world.submit("trial");
+    world.work(1);
+    world.work(0);
+    world.disconnect(1);
+    world.wait(25);
+    assert_eq!(world.failed(&job), None);
+    assert!(matches!(world.waits.get(&job), Some(Wait::Source { .. })), "{:?}", world.waits.get(&job));
+    world.restart(1);
+    assert_eq!(world.work(1), 1, "and it goes on");
+    // Now it stays away, and the one that is left says the same each time it is asked.
+    world.disconnect(1);
+    for _ in 0..200 {
+        world.work(0);
+        world.wait(1);
+    }
+    assert!(world.failed(&job).is_some());
+}
+
+#[test]
+fn after_a_restart_of_the_controller_those_it_knows_of_are_waited_for() {
+    let mut world = World::new(&[false, true]);
+    let job = world.submit("trial");
+    world.seen = Observed::new(world.now);
+    world.curators[1].connected = false;
+    world.connect(0, BTreeSet::new());
+    world.work(0);
+    assert_eq!(world.failed(&job), None, "the other has not come back yet");
+    world.connect(1, BTreeSet::new());
+    assert_eq!(world.work(1), 1);
+    world.wait(100);
+    assert_eq!(world.failed(&job), None);
+}
+
+/// Nothing that is trained is given up for a stage that is not reached yet.
+#[test]
+fn a_later_stage_that_cannot_be_made_fails_the_job_once_it_is_reached() {
+    let mut world = World::new(&[true]);
+    let stage = "    - data: {source: compose, subjects: subjectz, pairs: 8, unitSize: 4}\n";
+    let job = world.submit_stages("trial", &stage.repeat(2));
+    assert_eq!((world.work(0), world.work(0)), (1, 1), "the first stage is made");
+    world.curators[0].can_open = false;
+    assert_eq!((world.work(0), world.work(0)), (1, 0), "the second is begun ahead");
+    assert_eq!(world.failed(&job), None);
+    assert_eq!(world.waits.get(&job), Some(&Wait::NoTrainer));
+    let first = world.state.job(&job).expect("there").stages[0].id.clone();
+    let done = CheckpointRecord {
+        stage: first,
+        generation: Generation(1),
+        step: 1,
+        path: "c".into(),
+        files: Vec::new(),
+        committed_at: world.now,
+        is_final: true,
+        damaged: None,
+        next_position: 0,
+    };
+    world.apply(vec![Write::Put(Record::Checkpoint(done))]);
+    world.settle();
+    assert!(world.failed(&job).expect("now").starts_with("stage stage-2 cannot be made: c-0"));
+}
+
+/// What a process says that has no session may be said by one that is gone: the next one has its own say.
+#[test]
+fn the_word_of_a_process_that_is_not_known_is_not_kept() {
+    let mut world = World::new(&[false]);
+    let job = world.submit("trial");
+    let stage = world.state.job(&job).expect("there").stages[0].id.clone();
+    let held = world.lease(0, &stage).expect("a unit");
+    world.seen = Observed::new(world.now);
+    world.curators[0].connected = false;
+    world.wait(20);
+    world.finish(0, held);
+    world.curators[0].can_open = true;
+    world.restart(0);
+    assert_eq!((world.failed(&job), world.work(0)), (None, 1));
+}
+
+#[test]
+fn a_stage_without_a_maker_gets_the_one_that_can() {
+    let mut world = World::new(&[false, true]);
+    let first = world.submit("first");
+    let second = world.submit("second");
+    let stage_of = |world: &World, job: &JobId| world.state.job(job).expect("there").stages[0].id.clone();
+    let (one, two) = (stage_of(&world, &first), stage_of(&world, &second));
+    assert_eq!((world.stages_of(0), world.stages_of(1)), (vec![one.clone()], vec![two.clone()]));
+    world.work(0);
+    // c-0 cannot make the first; it takes the second, and c-1 comes over.
+    assert_eq!((world.stages_of(0), world.stages_of(1)), (vec![two.clone()], vec![one.clone()]));
+    world.work(0);
+    // Nor can it make the second, which waits for c-1 and is no reason to fail.
+    assert_eq!((world.stages_of(0), world.stages_of(1)), (vec![], vec![one]));
+    assert_eq!((world.failed(&first), world.failed(&second)), (None, None));
+    assert_eq!(world.waits.get(&second), Some(&Wait::CuratorsBusy));
+}
+
+#[derive(Clone, Debug)]
+enum Act {
+    Work(usize),
+    Take(usize),
+    Finish(usize),
+    Restart(usize, bool),
+    Disconnect(usize),
+    Reconnect(usize),
+    Wait(u64),
+    RestartController,
+}
+
+fn acts() -> impl Strategy<Value = Act> {
+    let n = || 0usize..3;
+    prop_oneof![
+        6 => n().prop_map(Act::Work),
+        2 => n().prop_map(Act::Take),
+        2 => n().prop_map(Act::Finish),
+        1 => (n(), any::<bool>()).prop_map(|(n, can)| Act::Restart(n, can)),
+        1 => n().prop_map(Act::Disconnect),
+        2 => n().prop_map(Act::Reconnect),
+        3 => (1u64..40).prop_map(Act::Wait),
+        1 => Just(Act::RestartController),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 150, ..ProptestConfig::default() })]
+
+    /// Whatever comes when: no job fails for its source while a curator that can open it is there and at work; and once
+    /// none is, and those that are there go on trying, it fails.
+    #[test]
+    fn a_job_fails_exactly_when_nobody_can_open_its_source(
+        can_open in prop::collection::vec(any::<bool>(), 3),
+        acts in prop::collection::vec(acts(), 1..60),
+    ) {
+        let mut world = World::new(&can_open);
+        let job = world.submit("trial");
+        for act in acts {
+            match act {
+                Act::Work(n) => { world.work(n); }
+                Act::Take(n) if world.curators[n].connected => {
+                    let taken: Vec<_> =
+                        world.stages_of(n).iter().filter_map(|stage| world.lease(n, stage)).collect();
+                    world.curators[n].holds.extend(taken);
+                }
+                Act::Take(_) => {}
+                Act::Finish(n) => {
+                    if let Some(lease) = world.curators[n].holds.pop() {
+                        world.finish(n, lease);
+                    }
+                }
+                Act::Restart(n, can_open) => {
+                    world.curators[n].can_open = can_open;
+                    world.restart(n);
+                }
+                Act::Disconnect(n) => world.disconnect(n),
+                Act::Reconnect(n) => {
+                    let curating = world.stages_of(n).into_iter().collect();
+                    world.connect(n, curating);
+                }
+                Act::Wait(seconds) => world.wait(seconds),
+                Act::RestartController => {
+                    world.seen = Observed::new(world.now);
+                    (0..world.curators.len()).for_each(|n| world.curators[n].connected = false);
+                    world.settle();
+                }
+            }
+            // Looked at after each act: one that can, is in sight and was not benched before it could.
+            let able = |n: &usize| {
+                let curator = &world.curators[*n];
+                curator.can_open && curator.connected
+            };
+            let someone = (0..world.curators.len()).any(|n| able(&n));
+            if let Some(reason) = world.failed(&job) {
+                prop_assert!(!someone, "failed although a curator can: {reason}");
+                prop_assert!(reason.contains(PATH), "{reason}");
+                return Ok(());
+            }
+        }
+        // From here on all are there, and try.
+        for n in 0..world.curators.len() {
+            if !world.curators[n].connected {
+                world.restart(n);
+            }
+            world.curators[n].holds.clear();
+        }
+        let someone = world.curators.iter().any(|curator| curator.can_open);
+        for _ in 0..150 {
+            (0..world.curators.len()).for_each(|n| { world.work(n); });
+            world.wait(1);
+        }
+        let stage = &world.state.job(&job).expect("there").stages[0];
+        let enough = stage.log.committed() >= 400;
+        prop_assert_eq!(world.failed(&job).is_some(), !someone && !enough, "{:?}", world.waits.get(&job));
+        prop_assert!(!someone || stage.log.committed() > 0);
+    }
+}
