@@ -16,6 +16,7 @@
 //! | [`services`] | the gRPC services: check, ask the engine, answer |
 //! | [`views`] | state and observations as messages |
 //! | [`logs`] | bounded rings of log lines |
+//! | [`unit_board`] | what curators say of units under way, until the engine looks |
 //! | [`intake`] | requests are read whole before they count |
 //! | [`metrics`], [`waiting`] | what is measured; how long jobs have waited |
 //! | [`layer`] | the limit on concurrent calls |
@@ -34,6 +35,7 @@ pub mod metrics;
 pub mod serve;
 pub mod services;
 pub mod store_tls;
+pub mod unit_board;
 pub mod views;
 pub mod waiting;
 

@@ -29,6 +29,7 @@ use crate::leadership::{self, Link, Role};
 use crate::logs::LogHub;
 use crate::metrics::Metrics;
 use crate::services::{Callers, Checkpoints, Curation, Jobs, Nodes};
+use crate::unit_board::UnitBoard;
 
 /// Largest message that is read: a batch of log lines is the largest that is sent.
 const MAX_MESSAGE_BYTES: usize = 8 << 20;
@@ -67,7 +68,7 @@ impl Controller {
         let Self { config, access, store, registry, address } = self;
         let metrics = Metrics::register(&registry).context("register metrics")?;
         let access = Access::start(&access, &registry, tasks)?;
-        let logs = LogHub::default();
+        let (logs, units) = (LogHub::default(), UnitBoard::default());
         let controller_id = uuid::Uuid::new_v4().to_string();
         let (role, role_seen) = watch::channel(Role::Standby { leader: None });
         let link = Link::new(role_seen.clone());
@@ -85,6 +86,7 @@ impl Controller {
             controller_id: controller_id.clone(),
             clock: wall_clock,
             quotas: access.quotas(),
+            units: units.clone(),
         };
         let identity = leadership::identity(&address, &controller_id);
         let campaign = leadership::run(around, identity, role, stop.clone());
@@ -117,7 +119,7 @@ impl Controller {
                     .max_decoding_message_size(sized),
             )
             .add_service(
-                NodeServiceServer::new(Nodes::new(link.clone(), logs, metrics, tasks.clone()))
+                NodeServiceServer::new(Nodes::new(link.clone(), logs, units, metrics, tasks.clone()))
                     .max_decoding_message_size(sized),
             )
             .add_service(

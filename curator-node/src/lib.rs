@@ -30,6 +30,7 @@
 //! | [`shard`], [`shard_index`], [`shard_cache`] | WebDataset tars: written, read, verified, kept |
 //! | [`review`] | what a person is shown of the candidates that were turned down |
 //! | [`curation`] | the lease loop of a stage |
+//! | [`counts`] | how far the unit in the making is |
 //! | [`mirror`] | files of a bucket that a stage needs on this machine |
 //! | [`pair_log`] | what is known of a stage's log |
 //! | [`encode`], [`serve`] | pairs as ranks take them; credits |
@@ -42,6 +43,7 @@
 //! everyone.
 
 pub mod compose;
+pub mod counts;
 pub mod curation;
 pub mod divider;
 pub mod draw;

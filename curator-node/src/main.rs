@@ -18,6 +18,7 @@ use crescendo_node::reports::ReportSink;
 use crescendo_node::session::NodeSession;
 use crescendo_node::supervise::{Drain, Tasks};
 use crescendo_node::tls::{ClientCertificates, ConnectionMetrics, Security, TlsMetrics};
+use crescendo_node::unit_reports::UnitReports;
 use crescendo_node::{gpu, listen, logging, metrics, ports};
 use crescendo_proto::v1::pair_service_server::PairServiceServer;
 use crescendo_proto::v1::{Hello, NodeKind};
@@ -167,9 +168,12 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         curating: known.stages(),
         // The session says so itself.
         draining: false,
+        arithmetic: None,
     };
     let (session, commands) = NodeSession::new(controllers.clone(), ReportSink::default(), logs, hello);
-    tasks.spawn_critical("session", session.draining(drain.asked()).run(tasks.stop_token()));
+    let units = UnitReports::default();
+    let session = session.draining(drain.asked()).units(units.clone());
+    tasks.spawn_critical("session", session.run(tasks.stop_token()));
     let node = Node {
         node_id: node_args.node_id.clone(),
         library_root: node_args.library_root,
@@ -186,6 +190,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
             counted.clone(),
         ),
         metrics: counted,
+        units,
         tasks: tasks.clone(),
         drain,
         curations: Default::default(),

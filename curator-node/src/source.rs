@@ -1,6 +1,7 @@
 //! Where a stage's candidates come from.
 
 use crate::compose::{ComposeError, Composer};
+use crate::counts::Counts;
 use crate::endpoint::network::Outside;
 use crate::filter::SimilarityFilter;
 use crate::generate::Generator;
@@ -121,7 +122,11 @@ impl Source {
                     ImportFormat::Uno1m if stage.references > 1 => {
                         Err(SourceError::References { references: stage.references })
                     }
-                    ImportFormat::Uno1m => Ok(Source::Uno1m(Uno1m::open(&folder, spec)?)),
+                    ImportFormat::Uno1m => {
+                        let mut data_set = Uno1m::open(&folder, spec)?;
+                        data_set.counts = means.counts.clone();
+                        Ok(Source::Uno1m(data_set))
+                    }
                     ImportFormat::Webdataset => {
                         Ok(Source::Webdataset(Webdataset::open(&folder, stage.references as usize)?))
                     }
@@ -139,12 +144,14 @@ impl Source {
         unit_size: u32,
         taken: Taken,
         stop: &AtomicBool,
+        counts: &Counts,
     ) -> Result<Imported, SourceError> {
         match self {
             Source::Compose(composer) => {
                 let candidates = (0..unit_size)
                     .take_while(|_| !stop.load(Ordering::Relaxed))
                     .map(|candidate| composer.candidate(unit, candidate))
+                    .inspect(|_| counts.drawn(1))
                     .collect();
                 Ok(Imported::of(candidates, false))
             }

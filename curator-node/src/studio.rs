@@ -1,5 +1,6 @@
 //! Where curation draws: the job's own model with what it needs around it, on the curation thread.
 
+use crate::counts::Counts;
 use crate::source::{Roots, SourceError};
 use crescendo_core::spec::{DrawSpec, JobSpec, ModelPreset, ModelSpec, Positions, Precision};
 use crescendo_model::codec::{EncodedText, LatentCodec, TextEncoder};
@@ -49,11 +50,13 @@ pub struct Means {
     pub device: Device,
     /// Of the earlier stage that draws; absent where none does.
     pub trained: Option<Trained>,
+    /// Where it is counted how far a unit is.
+    pub counts: Counts,
 }
 
 impl Default for Means {
     fn default() -> Means {
-        Means { device: Device::Cpu, trained: None }
+        Means { device: Device::Cpu, trained: None, counts: Counts::default() }
     }
 }
 
@@ -70,6 +73,7 @@ pub struct Studio {
     draw: DrawSpec,
     seed: u64,
     stage_index: u32,
+    counts: Counts,
 }
 
 impl std::fmt::Debug for Studio {
@@ -123,6 +127,7 @@ impl Studio {
             draw: draw.clone(),
             seed: job.seed,
             stage_index,
+            counts: means.counts.clone(),
         })
     }
 
@@ -161,6 +166,7 @@ impl Studio {
                 batch,
                 few,
             )?);
+            self.counts.drawn(few.len());
         }
         Ok(drawn)
     }

@@ -15,6 +15,7 @@ use crate::leadership::Link;
 use crate::logs::LogHub;
 use crate::metrics::Metrics;
 use crate::services::checked;
+use crate::unit_board::UnitBoard;
 
 /// A session has to begin with its Hello within this.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
@@ -23,13 +24,14 @@ const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 pub struct Nodes {
     link: Link,
     logs: LogHub,
+    units: UnitBoard,
     metrics: Metrics,
     tasks: Tasks,
 }
 
 impl Nodes {
-    pub fn new(link: Link, logs: LogHub, metrics: Metrics, tasks: Tasks) -> Self {
-        Self { link, logs, metrics, tasks }
+    pub fn new(link: Link, logs: LogHub, units: UnitBoard, metrics: Metrics, tasks: Tasks) -> Self {
+        Self { link, logs, units, metrics, tasks }
     }
 }
 
@@ -57,6 +59,7 @@ impl NodeService for Nodes {
         let session = NodeMessages {
             link: self.link.clone(),
             logs: self.logs.clone(),
+            units: self.units.clone(),
             metrics: self.metrics.clone(),
             node,
             session: opened.id,
@@ -103,6 +106,7 @@ impl NodeService for Nodes {
 struct NodeMessages {
     link: Link,
     logs: LogHub,
+    units: UnitBoard,
     metrics: Metrics,
     node: NodeId,
     session: SessionId,
@@ -141,6 +145,13 @@ impl NodeMessages {
                     Ok(())
                 }
             },
+            Up::UnitReport(report) => {
+                match convert::unit_report(&report) {
+                    Ok((stage, progress)) => self.units.put(&self.node, self.session, stage, progress),
+                    Err(refused) => tracing::warn!(node = %self.node, %refused, "left a report out"),
+                }
+                Ok(())
+            }
             Up::LogBatch(batch) => {
                 self.metrics.log_lines.inc_by(batch.lines.len() as u64);
                 self.logs.push(self.node.as_str(), batch);

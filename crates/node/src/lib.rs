@@ -29,6 +29,7 @@
 //! | [`supervise`] | tasks that end with their process, and a process that ends with its critical tasks |
 //! | [`tls`] | who is at the other end, and connections that no one else reads or changes |
 //! | [`trace`] | traces over OTLP, if they are wanted |
+//! | [`unit_reports`] | how far curation units are, coalesced |
 
 pub mod args;
 pub mod backoff;
@@ -49,3 +50,4 @@ pub mod supervise;
 pub mod testing;
 pub mod tls;
 pub mod trace;
+pub mod unit_reports;

@@ -30,6 +30,7 @@ use crate::backoff::{Backoff, random};
 use crate::call::Controllers;
 use crate::forward::LogBuffer;
 use crate::reports::{PROGRESS_INTERVAL, ReportSink};
+use crate::unit_reports::UnitReports;
 
 /// Limit of the controller's answer to Hello.
 const WELCOME_TIMEOUT: Duration = Duration::from_secs(10);
@@ -66,6 +67,7 @@ pub struct NodeSession<H> {
     hello: H,
     /// Cancelled when the node is about to leave.
     draining: CancellationToken,
+    units: UnitReports,
 }
 
 impl<H> NodeSession<H>
@@ -81,7 +83,14 @@ where
     ) -> (Self, mpsc::Receiver<Command>) {
         let (commands, receiver) = mpsc::channel(COMMANDS);
         let draining = CancellationToken::new();
-        (Self { controllers, reports, logs, commands, hello, draining }, receiver)
+        let units = UnitReports::default();
+        (Self { controllers, reports, logs, commands, hello, draining, units }, receiver)
+    }
+
+    /// How far units are is taken from here.
+    #[must_use]
+    pub fn units(self, units: UnitReports) -> Self {
+        Self { units, ..self }
     }
 
     /// The controller is told once this is cancelled: the node is about to leave.
@@ -225,6 +234,9 @@ where
             let due = self.reports.table().take_due(Instant::now());
             let Some(report) = due else { break };
             send(up, Up::AttemptReport(report)).await?;
+        }
+        for report in self.units.take() {
+            send(up, Up::UnitReport(report)).await?;
         }
         let lines = self.logs.take(MAX_BATCH_LINES);
         if lines.is_empty() { Ok(()) } else { send(up, Up::LogBatch(LogBatch { lines })).await }
