@@ -5,7 +5,7 @@ use crescendo_proto::v1::{ExplainJobRequest, ExplainJobResponse};
 use crate::args::{Common, JobArgs, Output};
 use crate::connect::{self, Controller, LOOK};
 use crate::failure::Failure;
-use crate::show::{self, explained, json};
+use crate::show::{self, explained, json, width};
 
 pub async fn run(common: &Common, args: &JobArgs) -> Result<(), Failure> {
     let controller = Controller::find(common).await?;
@@ -19,7 +19,7 @@ pub async fn run(common: &Common, args: &JobArgs) -> Result<(), Failure> {
         .map_err(|status| controller.failure(&status))?;
     match common.output {
         Output::Json => json::print(&explained::as_json(&told)),
-        Output::Table => show::out(explained::text(&told)),
+        Output::Table => show::out(width::wrapped(&explained::text(&told), width::of_stdout(), 2)),
     }
     Ok(())
 }

@@ -5,14 +5,14 @@ use crescendo_proto::v1::{GetJobRequest, Job};
 use crate::args::{Common, JobArgs, Output};
 use crate::connect::{self, Controller, LOOK};
 use crate::failure::Failure;
-use crate::show::{self, job, json};
+use crate::show::{self, job, json, width};
 
 pub async fn run(common: &Common, args: &JobArgs) -> Result<(), Failure> {
     let controller = Controller::find(common).await?;
     let job = fetch(&controller, common, &args.job).await?;
     match common.output {
         Output::Json => json::print(&json::job(&job)),
-        Output::Table => show::out(job::details(&job)),
+        Output::Table => show::out(width::wrapped(&job::details(&job), width::of_stdout(), 2)),
     }
     Ok(())
 }

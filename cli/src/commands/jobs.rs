@@ -5,7 +5,7 @@ use crescendo_proto::v1::{Job, JobState, ListJobsRequest};
 use crate::args::{Common, JobsArgs, Output, State};
 use crate::connect::{self, Controller, LOOK};
 use crate::failure::Failure;
-use crate::show::{self, job, json};
+use crate::show::{self, job, json, width};
 
 /// Most that one page may hold.
 const PAGE: u32 = 500;
@@ -16,7 +16,9 @@ pub async fn run(common: &Common, args: &JobsArgs) -> Result<(), Failure> {
     let (jobs, more) = list(&controller, common, args, &tenant).await?;
     match common.output {
         Output::Json => json::print(&jobs.iter().map(json::job).collect()),
-        Output::Table => show::out(job::list(&jobs)),
+        Output::Table => {
+            show::out(width::wrapped(&job::list(&jobs).to_string(), width::of_stdout(), 4));
+        }
     }
     if more {
         show::errln(format_args!("there are more; --limit shows more than {}", args.limit));

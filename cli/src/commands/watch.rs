@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crescendo_proto::status::is_passing;
 use crescendo_proto::v1::{Job, JobState, WatchJobRequest};
-use tokio::time::Instant;
+use tokio::time::{Instant, MissedTickBehavior};
 use tonic::Status;
 
 use crate::args::{Common, JobArgs};
@@ -16,6 +16,9 @@ use crate::show::{self, words};
 
 /// Between two tries to take the connection up again: at first, and at most.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(3));
+
+/// What is shown of a job that tells nothing new is looked over this often.
+const TICK: Duration = Duration::from_secs(1);
 
 pub async fn run(common: &Common, args: &JobArgs) -> Result<(), Failure> {
     let controller = Controller::find(common).await?;
@@ -76,6 +79,7 @@ async fn follow_over_outages(
         }
         controller.turn();
         tokio::time::sleep(pause).await;
+        progress.tick();
         pause = (pause * 2).min(PAUSE.1);
     }
 }
@@ -106,7 +110,17 @@ async fn follow_once(
     if lost_at.take().is_some() && seen.last.is_some() {
         progress.found();
     }
-    while let Some(update) = updates.message().await? {
+    let mut tick = tokio::time::interval(TICK);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        let update = tokio::select! {
+            update = updates.message() => update?,
+            _ = tick.tick() => {
+                progress.tick();
+                continue;
+            }
+        };
+        let Some(update) = update else { break };
         let Some(job) = update.job else { continue };
         seen.revision = seen.revision.max(job.revision);
         progress.update(&job);

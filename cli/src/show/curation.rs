@@ -37,7 +37,11 @@ pub fn troubles(stage: &StageStatus, later: Duration) -> Vec<String> {
         let again = left(*asked_again_in_seconds, later).unwrap_or_else(|| "a moment".into());
         format!("{node_id} cannot open its source, asked again in {again}: {reason}")
     });
-    let failure = stage.last_failure.iter().map(|failure| {
+    // What a benched curator said is told once.
+    let told = |failure: &&UnitFailure| {
+        !stage.benched.iter().any(|b| b.node_id == failure.node_id && b.reason == failure.reason)
+    };
+    let failure = stage.last_failure.iter().filter(told).map(|failure| {
         let UnitFailure { unit, node_id, reason, ago_seconds, retry_in_seconds } = failure;
         let ago = Duration::try_from_secs_f64(*ago_seconds).unwrap_or_default() + later;
         let again = match left(*retry_in_seconds, later) {
@@ -95,6 +99,13 @@ mod tests {
                 "curator-2 cannot open its source, asked again in 25s: cannot read /x",
             ]
         );
+        let mut same = stage.clone();
+        same.last_failure = same.last_failure.map(|failure| UnitFailure {
+            node_id: "curator-2".into(),
+            reason: "cannot read /x".into(),
+            ..failure
+        });
+        assert_eq!(troubles(&same, Duration::ZERO).len(), 1, "said once");
         assert_eq!(told(30)[0], "unit 3 failed on curator-1 42s ago: no answer; tried again");
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crescendo_proto::v1::{Job, StagePhase, StageStatus};
 
 use super::table::Table;
-use super::words;
+use super::{curation, words};
 
 /// One line a job.
 pub fn list(jobs: &[Job]) -> Table {
@@ -93,6 +93,14 @@ pub fn details(job: &Job) -> String {
         }
         if !stage.waiting_for.is_empty() {
             let _ = writeln!(out, "{}: {}", stage.name, words::one_line(&stage.waiting_for));
+        }
+        let mut making = curation::making(stage);
+        making.extend(curation::pace(stage));
+        if !making.is_empty() {
+            let _ = writeln!(out, "{}: {}", stage.name, making.join(", "));
+        }
+        for trouble in curation::troubles(stage, Duration::ZERO) {
+            let _ = writeln!(out, "{}: {trouble}", stage.name);
         }
         if !stage.final_checkpoint.is_empty() {
             let _ = writeln!(out, "{} ended with {}", stage.name, words::one_line(&stage.final_checkpoint));

@@ -1,7 +1,9 @@
 //! Wire messages as JSON, named as in the protos, in camelCase. Times are RFC 3339, absent ones null.
 
 use crescendo_core::spec::Problem;
-use crescendo_proto::v1::{Checkpoint, Histogram, Job, LogLine, Node, StageStatus};
+use crescendo_proto::v1::{
+    BenchedCurator, Checkpoint, Histogram, Job, LogLine, Node, StageStatus, UnitFailure, UnitsUnderWay,
+};
 use prost_types::Timestamp;
 use serde_json::{Value, json};
 
@@ -60,7 +62,39 @@ fn stage(stage: &StageStatus) -> Value {
         "etaSeconds": stage.eta_seconds,
         "waitingFor": stage.waiting_for,
         "laps": stage.laps,
+        "lastFailure": stage.last_failure.as_ref().map(failure),
+        "benched": stage.benched.iter().map(benched).collect::<Vec<_>>(),
+        "underWay": stage.under_way.as_ref().map(under_way),
+        "pairsPerMinute": stage.pairs_per_minute,
         "scores": stage.scores.iter().map(|(name, histogram)| (name.clone(), self::histogram(histogram))).collect::<serde_json::Map<_, _>>(),
+    })
+}
+
+fn failure(failure: &UnitFailure) -> Value {
+    let UnitFailure { unit, node_id, reason, ago_seconds, retry_in_seconds } = failure;
+    json!({
+        "unit": unit,
+        "nodeId": node_id,
+        "reason": reason,
+        "agoSeconds": ago_seconds,
+        "retryInSeconds": retry_in_seconds,
+    })
+}
+
+fn benched(benched: &BenchedCurator) -> Value {
+    let BenchedCurator { node_id, reason, asked_again_in_seconds } = benched;
+    json!({ "nodeId": node_id, "reason": reason, "askedAgainInSeconds": asked_again_in_seconds })
+}
+
+fn under_way(units: &UnitsUnderWay) -> Value {
+    let UnitsUnderWay { units, candidates, drawn, filtered, judged, accepted } = units;
+    json!({
+        "units": units,
+        "candidates": candidates,
+        "drawn": drawn,
+        "filtered": filtered,
+        "judged": judged,
+        "accepted": accepted,
     })
 }
 

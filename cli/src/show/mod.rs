@@ -1,11 +1,13 @@
 //! What is printed: tables and JSON, the progress of a job, spec problems with their place.
 
+pub mod curation;
 pub mod explained;
 pub mod job;
 pub mod json;
 pub mod problems;
 pub mod progress;
 pub mod table;
+pub mod width;
 pub mod words;
 
 use std::fmt::Display;

@@ -4,15 +4,18 @@ mod bars;
 mod lines;
 
 use std::io::IsTerminal as _;
+use std::time::{Duration, SystemTime};
 
 use crescendo_proto::v1::{Job, StagePhase, StageStatus};
 
-use super::{json, words};
+use super::{json, width, words};
 use crate::args::Output;
 
 /// Shows a job's changes.
 pub trait Progress {
     fn update(&mut self, job: &Job);
+    /// Time passes, about a second a call.
+    fn tick(&mut self);
     /// The controller does not answer.
     fn lost(&mut self, why: &str);
     /// It does again.
@@ -25,7 +28,7 @@ pub fn new(output: Output) -> Box<dyn Progress> {
     match output {
         Output::Json => Box::new(JsonLines),
         Output::Table if std::io::stderr().is_terminal() => Box::new(bars::Bars::new()),
-        Output::Table => Box::new(lines::Lines::new(std::io::stdout())),
+        Output::Table => Box::new(lines::Lines::new(std::io::stdout(), width::of_stdout())),
     }
 }
 
@@ -36,6 +39,8 @@ impl Progress for JsonLines {
     fn update(&mut self, job: &Job) {
         super::outln(json::job(job));
     }
+
+    fn tick(&mut self) {}
 
     fn lost(&mut self, why: &str) {
         super::errln(format_args!("the controller cannot be reached ({why}); trying again"));
@@ -48,8 +53,8 @@ impl Progress for JsonLines {
     fn close(&mut self) {}
 }
 
-/// What the training of a stage is at, e.g. `loss 0.1234, 35.2 samples/s, 1m 20s left`.
-fn training(stage: &StageStatus) -> String {
+/// What the training of a stage is at, e.g. `loss 0.1234`, `35.2 samples/s`, `1m 20s left`.
+fn training(stage: &StageStatus) -> Vec<String> {
     let mut parts = Vec::new();
     if stage.loss != 0.0 {
         parts.push(format!("loss {:.4}", stage.loss));
@@ -71,7 +76,12 @@ fn training(stage: &StageStatus) -> String {
     if stage.phase() != StagePhase::Done && !stage.waiting_for.is_empty() {
         parts.push(words::one_line(&stage.waiting_for));
     }
-    parts.join(", ")
+    parts
+}
+
+/// Since its submit.
+fn elapsed(job: &Job) -> Option<Duration> {
+    SystemTime::now().duration_since(words::system_time(job.submitted_at.as_ref())?).ok()
 }
 
 /// What its curation is at, e.g. `1200/6000 pairs, rejected 30 similarity_low`.

@@ -1,10 +1,13 @@
 //! `crescendo watch` and `crescendo logs -f` over restarts of the controller.
 
+use std::process::Stdio;
+
 use crescendo_proto::v1::{JobState, LogLine};
 use prost_types::Timestamp;
+use tokio::io::{AsyncBufReadExt as _, BufReader};
 
 use crate::fake::{Fake, Scene, Then, job};
-use crate::{crescendo, run, until};
+use crate::{DEADLINE, crescendo, run, until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn watching_goes_on_from_the_revision_that_was_seen() {
@@ -34,6 +37,30 @@ async fn watching_goes_on_from_the_revision_that_was_seen() {
     assert!(out.contains("the controller is back"), "{out}");
     assert!(out.ends_with("job uno-1 succeeded\n"), "{out}");
     server.kill();
+}
+
+/// Whoever reads a log of it sees that it lives, although nothing new comes.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_tells_nothing_new_is_told_of_all_the_same() {
+    let (home, fake) = (tempfile::tempdir().unwrap(), Fake::default());
+    let running = job("uno-1", JobState::Running, 5, 1);
+    fake.part().jobs = vec![running.clone()];
+    fake.part().watch.push_back(Scene { sends: vec![running], then: Then::Stay });
+    let server = fake.serve().await;
+    let mut command = crescendo(home.path());
+    command.args(["watch", "uno-1", "--controller", &server.address.to_string()]);
+    let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let alive = async {
+        loop {
+            let line = lines.next_line().await.unwrap().expect("it goes on");
+            if line.starts_with("running, stage-1: ") {
+                return line;
+            }
+        }
+    };
+    let alive = tokio::time::timeout(DEADLINE, alive).await.expect("a line in time");
+    assert!(alive.contains("step 1/10") && alive.contains("64/128 pairs"), "{alive}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

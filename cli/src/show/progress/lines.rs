@@ -7,13 +7,24 @@ use crescendo_proto::v1::{Job, StagePhase, StageStatus};
 use tokio::time::Instant;
 
 use super::{Progress, ending, pairs, training};
-use crate::show::words;
+use crate::show::job::current_stage;
+use crate::show::width::wrapped;
+use crate::show::{curation, words};
 
 /// Between two lines about the same stage that only say that it goes on.
 const EVERY: Duration = Duration::from_secs(5);
 
+/// A line comes at least this often while the job lives.
+const ALIVE: Duration = Duration::from_secs(10);
+
 pub struct Lines<W> {
     out: W,
+    /// Columns to break lines at; lines that no terminal shows are left whole.
+    width: Option<usize>,
+    /// The job as it was told last, unless it has ended, and when.
+    job: Option<(Job, Instant)>,
+    /// When the last line was printed.
+    said: Instant,
     /// State, and the shape of its reason, as printed last.
     state: Option<(i32, String)>,
     stages: Vec<Shown>,
@@ -27,17 +38,22 @@ struct Shown {
     /// Its shape.
     waiting_for: String,
     sealed: bool,
+    /// Their shape.
+    troubles: String,
     step: u64,
     pairs: u64,
     at: Instant,
 }
 
 impl<W: Write> Lines<W> {
-    pub fn new(out: W) -> Lines<W> {
-        Lines { out, state: None, stages: Vec::new(), lost: false }
+    pub fn new(out: W, width: Option<usize>) -> Lines<W> {
+        let said = Instant::now();
+        Lines { out, width, job: None, said, state: None, stages: Vec::new(), lost: false }
     }
 
     fn say(&mut self, text: &str) {
+        self.said = Instant::now();
+        let text = wrapped(text, self.width, 2);
         // A reader that has gone away does not end the job; there is just no one to tell.
         let _ = writeln!(self.out, "{text}");
         let _ = self.out.flush();
@@ -45,18 +61,21 @@ impl<W: Write> Lines<W> {
 
     fn stage(&mut self, index: usize, stage: &StageStatus) {
         let now = Instant::now();
-        let news = match self.stages.get(index) {
-            None => true,
+        let said: Vec<String> = curation::troubles(stage, Duration::ZERO);
+        let troubles = shape(&said.join("\n"));
+        let (news, more_troubles) = match self.stages.get(index) {
+            None => (true, !troubles.is_empty()),
             Some(shown) => {
-                shown.phase != stage.phase
+                let news = shown.phase != stage.phase
                     || shown.generation != stage.generation
                     || shown.waiting_for != shape(&stage.waiting_for)
                     || shown.sealed != stage.pairs_sealed
                     || (now - shown.at >= EVERY
-                        && (shown.step, shown.pairs) != (stage.step, stage.pairs_committed))
+                        && (shown.step, shown.pairs) != (stage.step, stage.pairs_committed));
+                (news, shown.troubles != troubles)
             }
         };
-        if !news {
+        if !news && !more_troubles {
             return;
         }
         let shown = Shown {
@@ -64,6 +83,7 @@ impl<W: Write> Lines<W> {
             generation: stage.generation,
             waiting_for: shape(&stage.waiting_for),
             sealed: stage.pairs_sealed,
+            troubles,
             step: stage.step,
             pairs: stage.pairs_committed,
             at: now,
@@ -72,17 +92,54 @@ impl<W: Write> Lines<W> {
             Some(slot) => *slot = shown,
             None => self.stages.push(shown),
         }
-        let mut parts = vec![format!("step {}/{}", stage.step, stage.steps_total)];
-        parts.extend(Some(training(stage)).filter(|text| !text.is_empty()));
-        parts.push(pairs(stage));
-        let (name, phase) = (words::one_line(&stage.name), words::stage_phase(stage.phase()));
-        self.say(&format!("{name}: {phase}, {}", parts.join(", ")));
+        if news {
+            self.say(&standing(stage));
+        }
+        for trouble in said.iter().filter(|_| more_troubles) {
+            self.say(&format!("{}: {trouble}", words::one_line(&stage.name)));
+        }
+    }
+
+    /// The line that says that the job lives, if nothing else has for a while.
+    fn say_alive(&mut self, now: Instant, elapsed: impl FnOnce(&Job) -> Option<Duration>) {
+        if now.duration_since(self.said) < ALIVE {
+            return;
+        }
+        let Some((job, told)) = &self.job else { return };
+        let after = elapsed(job).map_or_else(String::new, |time| format!("after {}: ", words::span(time)));
+        let mut lines = Vec::new();
+        if self.lost {
+            lines.push(format!("{after}the controller cannot be reached; trying again, the job goes on"));
+        } else {
+            let stage = current_stage(job).map(standing).unwrap_or_default();
+            lines.push(format!("{after}{}, {stage}", words::job_state(job.state())));
+            let later = now.duration_since(*told);
+            let troubles = current_stage(job).map(|stage| curation::troubles(stage, later));
+            lines.extend(troubles.unwrap_or_default().into_iter().map(|trouble| format!("  {trouble}")));
+        }
+        lines.iter().for_each(|line| self.say(line));
     }
 }
 
+/// Where a stage is: its name, phase, steps, training, pairs and what is being made.
+fn standing(stage: &StageStatus) -> String {
+    let mut parts = vec![format!("step {}/{}", stage.step, stage.steps_total)];
+    parts.extend(training(stage));
+    parts.push(pairs(stage));
+    parts.extend(curation::making(stage));
+    parts.extend(curation::pace(stage));
+    let (name, phase) = (words::one_line(&stage.name), words::stage_phase(stage.phase()));
+    format!("{name}: {phase}, {}", parts.join(", "))
+}
+
 impl<W: Write> Progress for Lines<W> {
+    fn tick(&mut self) {
+        self.say_alive(Instant::now(), super::elapsed);
+    }
+
     fn update(&mut self, job: &Job) {
         let ended = words::is_final(job.state());
+        self.job = (!ended).then(|| (job.clone(), Instant::now()));
         let told_by_stage = job.stages.iter().any(|stage| stage.waiting_for == job.reason);
         let reason = if told_by_stage { "" } else { job.reason.as_str() };
         let state = (job.state, shape(reason));
@@ -131,7 +188,7 @@ fn shape(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use crescendo_proto::v1::JobState;
+    use crescendo_proto::v1::{JobState, UnitFailure, UnitsUnderWay};
 
     use super::*;
 
@@ -153,7 +210,7 @@ mod tests {
     }
 
     fn printed(updates: &[Job]) -> String {
-        let mut lines = Lines::new(Vec::new());
+        let mut lines = Lines::new(Vec::new(), None);
         for update in updates {
             lines.update(update);
         }
@@ -196,8 +253,64 @@ job j-1 succeeded
     }
 
     #[test]
+    fn a_line_comes_at_least_every_ten_seconds() {
+        let mut lines = Lines::new(Vec::new(), None);
+        let mut job = job(JobState::Running, StagePhase::Curating, 0);
+        job.stages[0].under_way =
+            Some(UnitsUnderWay { units: 1, candidates: 64, drawn: 37, ..UnitsUnderWay::default() });
+        lines.update(&job);
+        lines.out.clear();
+        let (start, elapsed) = (lines.said, |_: &Job| Some(Duration::from_secs(130)));
+        lines.say_alive(start + Duration::from_secs(9), elapsed);
+        assert!(lines.out.is_empty());
+        lines.say_alive(start + Duration::from_secs(10), elapsed);
+        let alive = "after 2m 10s: running, stage-1: curating, step 0/10, 7/9 pairs, rejected 2 similarity_low, 37 of 64 candidates drawn\n";
+        assert_eq!(String::from_utf8(std::mem::take(&mut lines.out)).unwrap(), alive);
+        lines.lost("refused");
+        lines.out.clear();
+        lines.say_alive(lines.said + Duration::from_secs(10), elapsed);
+        let text = String::from_utf8(std::mem::take(&mut lines.out)).unwrap();
+        assert_eq!(text, "after 2m 10s: the controller cannot be reached; trying again, the job goes on\n");
+        job.state = JobState::Failed as i32;
+        lines.update(&job);
+        lines.out.clear();
+        lines.say_alive(lines.said + Duration::from_secs(100), elapsed);
+        assert!(lines.out.is_empty(), "nothing is said of a job that has ended");
+    }
+
+    #[test]
+    fn a_unit_that_failed_is_told_and_lines_break_between_words() {
+        let failure = UnitFailure {
+            unit: 3,
+            node_id: "curator-1".into(),
+            reason: "cannot read /library/subjectz/index.json: No such file or directory".into(),
+            ago_seconds: 1.0,
+            retry_in_seconds: 3.0,
+        };
+        let mut job = job(JobState::Running, StagePhase::Curating, 0);
+        let mut lines = Lines::new(Vec::new(), Some(40));
+        lines.update(&job);
+        job.stages[0].last_failure = Some(failure);
+        lines.update(&job);
+        job.stages[0].last_failure.as_mut().unwrap().ago_seconds = 2.0;
+        lines.update(&job);
+        assert_eq!(
+            String::from_utf8(lines.out).unwrap(),
+            "\
+job j-1 running
+stage-1: curating, step 0/10, 7/9 pairs,
+  rejected 2 similarity_low
+stage-1: unit 3 failed on curator-1 1s
+  ago: cannot read
+  /library/subjectz/index.json: No such
+  file or directory; tried again in 3s
+"
+        );
+    }
+
+    #[test]
     fn an_outage_is_told_once() {
-        let mut lines = Lines::new(Vec::new());
+        let mut lines = Lines::new(Vec::new(), None);
         lines.lost("refused");
         lines.lost("refused");
         lines.found();
