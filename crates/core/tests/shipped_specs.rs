@@ -11,7 +11,10 @@ fn root() -> PathBuf {
 
 fn parse(path: &Path) -> spec::JobSpec {
     let yaml = std::fs::read(path).expect("the spec can be read");
-    spec::parse(&yaml).unwrap_or_else(|problems| panic!("{}: {problems:?}", path.display()))
+    let parsed =
+        spec::read(&yaml, None).unwrap_or_else(|problems| panic!("{}: {problems:?}", path.display()));
+    assert_eq!(parsed.warnings, [], "{}", path.display());
+    parsed.spec
 }
 
 #[test]

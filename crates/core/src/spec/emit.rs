@@ -9,7 +9,8 @@ use super::types::*;
 
 /// The resolved spec as YAML: `parse(to_yaml(spec).as_bytes())` gives `spec` again.
 pub fn to_yaml(spec: &JobSpec) -> String {
-    let JobSpec { name, tenant, model, resources, priority, seed, endpoints, stages, checkpoints } = spec;
+    let JobSpec { name, tenant, model, resources, priority, seed, reproducible, endpoints, stages, checkpoints } =
+        spec;
     let mut out = Writer::default();
     out.line(0, "apiVersion", "crescendo/v1");
     out.line(0, "kind", "TrainingJob");
@@ -42,6 +43,7 @@ pub fn to_yaml(spec: &JobSpec) -> String {
     out.line(2, "minGpus", resources.min_gpus);
     out.line(1, "priority", priority);
     out.line(1, "seed", seed);
+    out.line(1, "reproducible", word(reproducible));
     curation::write_endpoints(&mut out, endpoints);
     out.open(1, "stages");
     for stage in stages {

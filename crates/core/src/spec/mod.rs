@@ -18,6 +18,7 @@
 //! | `resolve` | puts the values together, with the defaults that depend on others |
 //! | `idle` | fields that others make meaningless |
 //! | `check` | contradictions between fields |
+//! | `warnings` | what is allowed and hardly meant |
 //! | `emit` | [`JobSpec`] to YAML |
 
 mod check;
@@ -32,12 +33,15 @@ mod secrets;
 mod tests;
 mod tree;
 mod types;
+mod warnings;
 
 use std::fmt;
 
 pub use emit::to_yaml;
 pub use fields::{FIELDS, Field, markdown_table};
+pub use reader::Places;
 pub use types::*;
+pub use warnings::Warning;
 
 use crate::ids::Tenant;
 
@@ -65,14 +69,26 @@ pub struct Problem {
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.line > 0 {
-            write!(f, "line {}, column {}: ", self.line, self.column)?;
-        }
-        if !self.path.is_empty() {
-            write!(f, "{}: ", self.path)?;
-        }
+        write_place(f, self.line, self.column, &self.path)?;
         f.write_str(&self.message)
     }
+}
+
+fn write_place(f: &mut fmt::Formatter<'_>, line: u32, column: u32, path: &str) -> fmt::Result {
+    if line > 0 {
+        write!(f, "line {line}, column {column}: ")?;
+    }
+    if path.is_empty() { Ok(()) } else { write!(f, "{path}: ") }
+}
+
+/// A spec without problems, and what else is to be said of it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Parsed {
+    pub spec: JobSpec,
+    /// What is hardly meant, in the order of the file.
+    pub warnings: Vec<Warning>,
+    /// Where its fields stand, for further warnings.
+    pub places: Places,
 }
 
 /// Reads a job spec and fills in every default, or says everything that is wrong with it, in the order of the file.
@@ -84,6 +100,11 @@ pub fn parse(yaml: &[u8]) -> Result<JobSpec, Vec<Problem>> {
 
 /// As [`parse`]; a spec that names no tenant belongs to `tenant`.
 pub fn parse_for(yaml: &[u8], tenant: Option<&Tenant>) -> Result<JobSpec, Vec<Problem>> {
+    read(yaml, tenant).map(|parsed| parsed.spec)
+}
+
+/// As [`parse_for`], with what is to be warned of.
+pub fn read(yaml: &[u8], tenant: Option<&Tenant>) -> Result<Parsed, Vec<Problem>> {
     let tree = match tree::build(yaml) {
         Ok(tree) => tree,
         Err(problems) => return Err(in_order(secrets::join(Vec::new(), problems))),
@@ -92,8 +113,13 @@ pub fn parse_for(yaml: &[u8], tenant: Option<&Tenant>) -> Result<JobSpec, Vec<Pr
     let mut reader = reader::Reader::new(tree.problems);
     let spec = resolve::job(&mut reader, &tree.root, tenant);
     reader.report(check::contradictions(&spec));
-    let problems = secrets::join(secrets, reader.into_problems());
-    if problems.is_empty() { Ok(spec) } else { Err(in_order(problems)) }
+    let (problems, places) = reader.finish();
+    let problems = secrets::join(secrets, problems);
+    if !problems.is_empty() {
+        return Err(in_order(problems));
+    }
+    let warnings = warnings::of(&spec, &places);
+    Ok(Parsed { spec, warnings, places })
 }
 
 fn in_order(mut problems: Vec<Problem>) -> Vec<Problem> {

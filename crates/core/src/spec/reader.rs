@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::warnings::Warning;
 use super::Problem;
 use super::check::Contradiction;
 use super::fields::{self, Default, Field, Kind};
@@ -57,8 +58,9 @@ impl Reader {
         Reader { problems, positions: BTreeMap::new(), bad: BTreeSet::new() }
     }
 
-    pub fn into_problems(self) -> Vec<Problem> {
-        self.problems
+    /// What was wrong, and where everything stands.
+    pub fn finish(self) -> (Vec<Problem>, Places) {
+        (self.problems, Places(self.positions))
     }
 
     /// Adds contradictions, but not those that rest on a stand-in.
@@ -78,10 +80,7 @@ impl Reader {
 
     /// Where the field stands, or the nearest section around it that is written down.
     fn position_of(&self, path: &str) -> Position {
-        ancestors(path)
-            .find_map(|path| self.positions.get(path))
-            .copied()
-            .unwrap_or(Position { line: 1, column: 1 })
+        nearest_position(&self.positions, path)
     }
 
     fn wrong(&mut self, path: &Path, at: Position, message: String) {
@@ -468,6 +467,29 @@ impl Reader {
             }
         }
     }
+}
+
+/// Where the fields of a spec stand.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Places(BTreeMap<String, Position>);
+
+impl Places {
+    /// A warning about a field, e.g. `spec.model.precision`. It points at the field, or at the nearest section around it
+    /// that is written down.
+    pub fn warning(&self, path: &str, message: String) -> Warning {
+        let Position { line, column } = nearest_position(&self.0, path);
+        Warning { line, column, path: path.to_owned(), message }
+    }
+
+    /// Whether the field is written down.
+    pub fn is_given(&self, path: &str) -> bool {
+        self.0.contains_key(path)
+    }
+}
+
+fn nearest_position(positions: &BTreeMap<String, Position>, path: &str) -> Position {
+    let nearest = ancestors(path).find_map(|path| positions.get(path));
+    nearest.copied().unwrap_or(Position { line: 1, column: 1 })
 }
 
 fn is_text(text: &str) -> bool {

@@ -30,6 +30,10 @@ pub(super) fn job(reader: &mut Reader, root: &Node, submitter: Option<&Tenant>) 
     let resources = resources(reader, spec, &path.field("resources"), model.preset);
     let priority = whole(reader, spec, &path.field("priority"), "spec.priority");
     let seed = whole(reader, spec, &path.field("seed"), "spec.seed");
+    let reproducible = match reader.word(spec, &path.field("reproducible")) {
+        Some("strict") => Reproducible::Strict,
+        _ => Reproducible::Lenient,
+    };
     let endpoints = curation::endpoints(reader, spec, &path.field("endpoints"));
     let mut stages: Vec<StageSpec> = Vec::new();
     for (index, (path, section)) in reader.sections(spec, &path.field("stages")).into_iter().enumerate() {
@@ -43,7 +47,7 @@ pub(super) fn job(reader: &mut Reader, root: &Node, submitter: Option<&Tenant>) 
         stages.push(stage);
     }
     let checkpoints = checkpoints(reader, spec, &path.field("checkpoints"));
-    JobSpec { name, tenant, model, resources, priority, seed, endpoints, stages, checkpoints }
+    JobSpec { name, tenant, model, resources, priority, seed, reproducible, endpoints, stages, checkpoints }
 }
 
 /// What a stage's defaults depend on.
@@ -68,7 +72,9 @@ fn model(reader: &mut Reader, spec: Section<'_>, path: &Path) -> ModelSpec {
     let precision = match reader.word(section, &path.field("precision")) {
         Some("f32") => Precision::F32,
         Some("bf16") => Precision::Bf16,
-        _ => Precision::Auto,
+        Some("auto") => Precision::Auto,
+        _ if preset == ModelPreset::Nano => Precision::Auto,
+        _ => Precision::Bf16,
     };
     ModelSpec { preset, sizes, weights, encoders, precision }
 }
@@ -125,23 +131,53 @@ fn stage(reader: &mut Reader, section: Section<'_>, path: &Path, around: &Around
         Some(name) => Some(name),
         None => around.before.map(str::to_owned),
     };
-    // The data's defaults look at the batch, and the training's at the size of the pictures.
+    // The data's defaults look at the steps and the batch, and the training's at the size of the pictures.
     let train_path = path.field("train");
     let train_section = reader.section(section, &train_path);
-    let global_batch =
-        whole(reader, train_section, &train_path.field("globalBatch"), "spec.stages[].train.globalBatch");
-    let data = data(reader, section, &path.field("data"), references, global_batch, around);
-    let resolution = data.source.resolution();
-    let train = train(reader, train_section, &train_path, Batch { global_batch, resolution }, around);
+    let asked = Asked {
+        references,
+        steps: whole(reader, train_section, &train_path.field("steps"), "spec.stages[].train.steps"),
+        global_batch: whole(
+            reader,
+            train_section,
+            &train_path.field("globalBatch"),
+            "spec.stages[].train.globalBatch",
+        ),
+    };
+    let data = data(reader, section, &path.field("data"), asked, around);
+    let train = train(reader, train_section, &train_path, asked, data.source.resolution(), around);
     StageSpec { name, references, positions, init_from, data, train }
+}
+
+/// What the defaults of a stage's data and training follow from.
+#[derive(Clone, Copy)]
+struct Asked {
+    references: u32,
+    steps: u64,
+    global_batch: u32,
+}
+
+impl Asked {
+    /// As many pairs as the steps can use, and never more than were published; from the published number of samples on,
+    /// those.
+    fn pairs(self) -> u64 {
+        const PUBLISHED_SAMPLES: u64 = 5000 * 16;
+        let published = if self.references >= 2 { 15_000 } else { 230_000 };
+        let samples = self.steps.saturating_mul(u64::from(self.global_batch));
+        if samples >= PUBLISHED_SAMPLES { published } else { samples.clamp(1, published) }
+    }
+
+    /// The released code's, where the stage is long enough for it.
+    fn warmup_steps(self) -> u64 {
+        (self.steps / 10).min(100)
+    }
 }
 
 fn data(
     reader: &mut Reader,
     stage: Section<'_>,
     path: &Path,
-    references: u32,
-    global_batch: u32,
+    asked: Asked,
     around: &Around<'_>,
 ) -> DataSpec {
     let section = reader.section(stage, path);
@@ -182,12 +218,13 @@ fn data(
             hold_out_one_in: 0,
         }),
     };
+    let min_pairs: Option<u64> = reader.whole(section, &path.field("minPairs")).map(fit);
     let pairs =
-        whole_or(reader, section, &path.field("pairs"), if references >= 2 { 15_000 } else { 230_000 });
-    let min_pairs =
-        whole_or(reader, section, &path.field("minPairs"), pairs.min(16 * u64::from(global_batch)));
+        whole_or(reader, section, &path.field("pairs"), asked.pairs().max(min_pairs.unwrap_or_default()));
+    let min_pairs = min_pairs.unwrap_or_else(|| pairs.min(16 * u64::from(asked.global_batch)));
     let drawn = matches!(source, DataSource::Generate(_) | DataSource::Recompose(_));
-    let unit_size = whole_or(reader, section, &path.field("unitSize"), if drawn && !nano { 32 } else { 256 });
+    let unit_size = u64::min(if drawn && !nano { 32 } else { 256 }, pairs);
+    let unit_size = whole_or(reader, section, &path.field("unitSize"), fit(unit_size.into()));
     let prompts = curation::prompts(reader, section, &path.field("prompts"));
     let filter_path = path.field("filter");
     let filter = reader.section(section, &filter_path);
@@ -304,30 +341,25 @@ fn import(reader: &mut Reader, section: Section<'_>, path: &Path, size: u32) -> 
     }
 }
 
-/// What the training's defaults take from the rest of the stage.
-struct Batch {
-    global_batch: u32,
-    resolution: u32,
-}
-
 fn train(
     reader: &mut Reader,
     section: Section<'_>,
     path: &Path,
-    batch: Batch,
+    asked: Asked,
+    resolution: u32,
     around: &Around<'_>,
 ) -> TrainSpec {
     let nano = around.preset == ModelPreset::Nano;
-    let Batch { global_batch, resolution } = batch;
+    let Asked { steps, global_batch, .. } = asked;
     let micro_batch = if nano { (global_batch / around.gpus.max(1)).max(1) } else { 1 };
     let row = |name: &str| format!("spec.stages[].train.{name}");
     TrainSpec {
         adapter: adapter(reader, section, &path.field("adapter"), if nano { 64 } else { 512 }),
-        steps: whole(reader, section, &path.field("steps"), &row("steps")),
+        steps,
         global_batch,
         micro_batch: whole_or(reader, section, &path.field("microBatch"), micro_batch),
         learning_rate: number(reader, section, &path.field("learningRate"), &row("learningRate")),
-        warmup_steps: whole(reader, section, &path.field("warmupSteps"), &row("warmupSteps")),
+        warmup_steps: whole_or(reader, section, &path.field("warmupSteps"), asked.warmup_steps()),
         learning_rate_decay: match reader.word(section, &path.field("learningRateDecay")) {
             Some("linear") => Decay::Linear,
             Some("cosine") => Decay::Cosine,

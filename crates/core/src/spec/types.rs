@@ -21,6 +21,9 @@ pub struct JobSpec {
     pub priority: i32,
     /// Seed of all randomness in the job.
     pub seed: u64,
+    /// What a stage may go on with on another kind of processor. Specs that were stored before there was a choice are lenient.
+    #[serde(default)]
+    pub reproducible: Reproducible,
     /// Language models on the network that curation may ask. Specs that were stored before there were any have none.
     #[serde(default)]
     pub endpoints: Vec<EndpointSpec>,
@@ -81,10 +84,21 @@ pub enum ModelPreset {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Precision {
-    /// bf16 on GPUs, f32 on CPUs.
+    /// Settled once for a stage: bf16 where it is clearly faster on every node that may work on it.
     Auto,
     F32,
     Bf16,
+}
+
+/// What has to be the same from run to run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reproducible {
+    /// A stage goes on wherever there is room; a change of processor that shows in the last bits is told.
+    #[default]
+    Lenient,
+    /// A stage goes on from a checkpoint only on the kind of processor, with the ranks and threads, that wrote it.
+    Strict,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -177,6 +191,23 @@ impl DataSource {
         }
     }
 
+    /// The subject library that this source takes from, if it does.
+    pub fn library(&self) -> Option<SubjectLibrary<'_>> {
+        let (subjects, name_share, hold_out_one_in) = match self {
+            DataSource::Compose(compose) => {
+                (&compose.subjects, compose.name_share, compose.hold_out_one_in)
+            }
+            DataSource::Generate(generate) => {
+                (generate.subjects.as_ref()?, generate.name_share, generate.hold_out_one_in)
+            }
+            DataSource::Recompose(RecomposeSpec { crop, .. }) | DataSource::Crop(crop) => {
+                (crop.subjects.as_ref()?, crop.name_share, crop.hold_out_one_in)
+            }
+            DataSource::Import(_) => return None,
+        };
+        Some(SubjectLibrary { subjects, name_share, hold_out_one_in })
+    }
+
     /// What cuts second subjects out of targets, if this source does.
     pub fn crop(&self) -> Option<&CropSpec> {
         match self {
@@ -200,6 +231,17 @@ impl DataSource {
     pub fn reads_log_of(&self) -> Option<&str> {
         self.crop().filter(|crop| crop.subjects.is_none()).map(|crop| crop.from.as_str())
     }
+}
+
+/// What a source takes its subjects from.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SubjectLibrary<'a> {
+    /// Folder on the curators, or `store:<prefix>`.
+    pub subjects: &'a str,
+    /// Share of the captions that name their subjects.
+    pub name_share: f64,
+    /// Every n-th subject is kept out of training; 0 keeps out none.
+    pub hold_out_one_in: u32,
 }
 
 /// Specs that were stored before there was the field.
@@ -297,7 +339,7 @@ pub struct RecomposeSpec {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ComposeSpec {
-    /// Folder of the subject library on the curators (an `index.json` and RGBA cut-outs), or `store:<prefix>`.
+    /// Subject library on the curators, or a plain folder of pictures; or `store:<prefix>`.
     pub subjects: String,
     /// Folder of photographs used as scenes besides the procedural ones; none if absent.
     pub photos: Option<String>,
@@ -464,6 +506,12 @@ pub enum AdapterSpec {
 }
 
 impl TrainSpec {
+    /// Positions of the pair log that the stage trains: each step takes the next `global_batch` of them, and once the log
+    /// is sealed it is read again, in another order, after its end.
+    pub fn samples(&self) -> u64 {
+        self.steps.saturating_mul(u64::from(self.global_batch))
+    }
+
     /// Learning rate of step `step` (from 1 to `steps`): it rises linearly over the warm-up, then follows the decay, which
     /// would reach 0 one step after the last.
     pub fn learning_rate_at(&self, step: u64) -> f64 {

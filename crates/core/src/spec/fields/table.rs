@@ -120,8 +120,8 @@ pub const FIELDS: &[Field] = &[
     field(
         "spec.model.precision",
         Kind::Word(&["auto", "f32", "bf16"]),
-        Default::Word("auto"),
-        "Arithmetic of the frozen base. `auto`: bf16 on GPUs (as published), f32 on CPUs.",
+        Default::From("bf16, as published; `auto` for `nano`"),
+        "Arithmetic of the frozen base. `auto` is settled once for a stage, when the first node is set to work on it: bf16 if every node there is, curators included, runs it at least 1.2 times as fast as f32 (each measures it when it starts; GPUs do), else f32.",
     ),
     field("spec.resources", Kind::Section, Default::From("all defaults"), "What the job needs."),
     field(
@@ -142,6 +142,12 @@ pub const FIELDS: &[Field] = &[
         whole(0, u64::MAX as i128),
         Default::Whole(3407),
         "Seed of all randomness in the job. 3407 is the seed of the published sampling code.",
+    ),
+    field(
+        "spec.reproducible",
+        Kind::Word(&["lenient", "strict"]),
+        Default::Word("lenient"),
+        "What a stage may go on from its checkpoint with: `lenient` takes any nodes, and says so where another kind of processor or number of ranks or threads changes the last bits of its numbers; `strict` waits for the kind that wrote the checkpoint.",
     ),
     field(
         "spec.endpoints",
@@ -270,7 +276,7 @@ pub const FIELDS: &[Field] = &[
             "spec.stages[].data.subjects",
             Kind::Text,
             Default::From("required with `source: compose`, else none"),
-            "Folder of the subject library on the curators (an `index.json` and RGBA cut-outs), or `store:PREFIX`. `generate` draws what its words name; `recompose` and `crop` compose their targets from it, instead of taking them from the pair log of `from`.",
+            "Subject library on the curators, a folder that `crescendo library make` has made or a plain one of pictures ([own-pictures.md](own-pictures.md)); or `store:PREFIX`. `generate` draws what its words name; `recompose` and `crop` compose their targets from it, instead of taking them from the pair log of `from`.",
         ),
     ),
     with(
@@ -279,7 +285,7 @@ pub const FIELDS: &[Field] = &[
             "spec.stages[].data.photos",
             Kind::Text,
             Default::Absent,
-            "Folder of photographs that serve as scenes besides the procedural ones.",
+            "Library of photographs, or plain folder of them, that serve as scenes besides the procedural ones.",
         ),
     ),
     with(
@@ -501,8 +507,10 @@ pub const FIELDS: &[Field] = &[
     field(
         "spec.stages[].data.pairs",
         whole(1, 1_000_000_000),
-        Default::From("230000; 15000 with two references or more"),
-        "Accepted pairs after which curation stops (paper, section 4.1).",
+        Default::From(
+            "`steps` × `globalBatch`, from 80000 on 230000; at most 15000 with two references or more; at least `minPairs`",
+        ),
+        "Accepted pairs after which curation stops. By default as many as the steps take, each once; for the published number of samples, 5000 × 16, the published pairs (paper, section 4.1).",
     ),
     field(
         "spec.stages[].data.minPairs",
@@ -513,8 +521,8 @@ pub const FIELDS: &[Field] = &[
     field(
         "spec.stages[].data.unitSize",
         whole(1, 65_536),
-        Default::From("256; 32 for what FLUX draws"),
-        "Candidates in one unit of curation work.",
+        Default::From("256, or 32 for what FLUX draws; at most `pairs`"),
+        "Candidates in one unit of curation work, which is made and can be read as a whole.",
     ),
     with(
         GENERATE,
@@ -707,8 +715,8 @@ pub const FIELDS: &[Field] = &[
     field(
         "spec.stages[].train.warmupSteps",
         whole(0, 10_000_000),
-        Default::Whole(100),
-        "Optimizer steps over which the learning rate rises from 0 (released code).",
+        Default::From("100, at most a tenth of `steps`"),
+        "Optimizer steps over which the learning rate rises from 0 (released code: 100).",
     ),
     field(
         "spec.stages[].train.learningRateDecay",

@@ -1,4 +1,5 @@
 mod properties;
+mod warnings;
 
 use std::fmt::Write as _;
 

@@ -214,7 +214,8 @@ fn settle(data: &mut DataSpec) {
         DataSource::Import(import) => {
             let ImportSpec { format, min_score, score_disagreement, score_invalid, directions, .. } = import;
             if *format == ImportFormat::Webdataset {
-                (*min_score, data.unit_size) = (4.0, 256);
+                *min_score = 4.0;
+                data.unit_size = u32::try_from(data.pairs.min(256)).expect("at most 256");
                 *score_disagreement = ScoreDisagreement::Recompute;
                 *score_invalid = ScoreInvalid::Reject;
                 *directions = Directions::Forward;
@@ -313,6 +314,7 @@ fn job_spec() -> impl Strategy<Value = JobSpec> {
                     resources: Resources { gpus, min_gpus: 1 },
                     priority,
                     seed,
+                    reproducible: if pick == 2 { Reproducible::Strict } else { Reproducible::Lenient },
                     endpoints,
                     stages: named,
                     checkpoints: CheckpointPolicy { every, keep_last: 1 },
@@ -322,6 +324,34 @@ fn job_spec() -> impl Strategy<Value = JobSpec> {
 }
 
 proptest! {
+    #[test]
+    fn default_pairs_are_what_the_steps_take(
+        references in 0..9u32,
+        steps in 1..20_000u64,
+        global_batch in 1..128u32,
+    ) {
+        let yaml = format!(
+            "apiVersion: crescendo/v1\nkind: TrainingJob\nmetadata: {{name: x}}\nspec:\n  model: {{preset: nano, weights: w}}\n  stages:\n    \
+             - references: {references}\n      data: {{source: compose, subjects: lib, nameShare: 0, holdOutOneIn: 5}}\n      \
+             train: {{steps: {steps}, globalBatch: {global_batch}}}\n"
+        );
+        let parsed = read(yaml.as_bytes(), None).expect("the spec is right");
+        let StageSpec { data, train, .. } = &parsed.spec.stages[0];
+        let (samples, published) = (steps * u64::from(global_batch), if references >= 2 { 15_000 } else { 230_000 });
+        let epochs = samples.div_ceil(data.pairs);
+        if data.pairs < published {
+            // Each position of the log is trained exactly once.
+            prop_assert_eq!((data.pairs, epochs), (samples, 1));
+        } else {
+            prop_assert_eq!(data.pairs, published);
+            prop_assert!(samples >= 80_000.min(published));
+        }
+        prop_assert!(data.min_pairs <= data.pairs && u64::from(data.unit_size) <= data.pairs);
+        prop_assert!(data.min_pairs >= u64::from(global_batch) && train.warmup_steps <= steps / 10);
+        let about = |name: &str| parsed.warnings.iter().any(|warning| warning.path.ends_with(name));
+        prop_assert!(!["pairs", "minPairs", "unitSize", "warmupSteps"].into_iter().any(about), "{:?}", parsed.warnings);
+    }
+
     #[test]
     fn what_is_written_reads_back(spec in job_spec()) {
         let yaml = to_yaml(&spec);
