@@ -223,7 +223,6 @@ pub enum NodeKind {
 }
 
 /// Any record.
-#[expect(clippy::large_enum_variant, reason = "moved a few times, never kept in bulk")]
 #[derive(Clone, Debug, PartialEq)]
 pub enum Record {
     Job(JobRecord),
