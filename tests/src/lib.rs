@@ -3,17 +3,22 @@
 //!
 //! ```text
 //! Cluster ── Process × (1 controller, m curators, n trainers)   kill -9, start again, read its log
+//! Up ─────── `crescendo up`, and the same over its command line
 //!    └────── subjects: small synthetic cut-outs, so that nothing has to be fetched
 //! ```
 
 mod cluster;
 mod http;
+mod positions;
 mod process;
 mod specs;
 mod subjects;
+mod up;
 
 pub use cluster::{Cluster, ClusterOptions};
 pub use http::http_get;
-pub use process::Process;
+pub use positions::{no_step_twice, trained};
+pub use process::{Process, binary};
 pub use specs::{base_spec, chaos_spec, lora_spec};
 pub use subjects::write_subjects;
+pub use up::Up;

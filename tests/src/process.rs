@@ -151,7 +151,7 @@ impl Drop for Process {
 }
 
 /// The binary of this name, in the folder of the running program or, for a test, in the one above.
-fn binary(name: &str) -> Result<PathBuf> {
+pub fn binary(name: &str) -> Result<PathBuf> {
     let program = std::env::current_exe().context("find the running program")?;
     let found =
         program.ancestors().skip(1).take(2).map(|folder| folder.join(name)).find(|path| path.exists());

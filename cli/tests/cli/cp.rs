@@ -4,7 +4,9 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::Path;
 
+use crescendo_node::testing::S3Server;
 use crescendo_proto::v1::{Checkpoint, CheckpointFile, Job, JobState};
+use object_store::ObjectStoreExt as _;
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
@@ -88,6 +90,36 @@ async fn a_lora_is_copied_whole_and_verified() {
         fs::read_dir(&home).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     left.sort();
     assert_eq!(left, ["all.safetensors", "plain"], "nothing is left behind");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lora_comes_out_of_a_bucket() {
+    let Some(bucket) = S3Server::start_or_skip().await else { return };
+    let (home, objects, fake) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), Fake::default());
+    let (url, variables) = (bucket.url("clusters/one"), bucket.environment());
+    let variable =
+        |name: &str| variables.iter().find(|(known, _)| known == name).map(|(_, value)| value.clone());
+    let store = crescendo_node::objects::open_with(&url, &variable).unwrap();
+    let registered = checkpoint(objects.path(), "stage-1", 10, "dit_lora.safetensors", "from afar");
+    let key = format!("{}/dit_lora.safetensors", registered.path);
+    store.put(&key.as_str().into(), "from afar".into()).await.unwrap();
+    fake.part().checkpoints = vec![registered];
+    // Nobody names the bucket: the controller knows it.
+    fake.part().who.object_store_url = url;
+    let server = fake.serve().await;
+    let cp = |file: &str| {
+        let mut command = crescendo(home.path());
+        command.args(["cp", "uno-1", file, "--controller", &server.address.to_string()]);
+        command.current_dir(home.path()).envs(variables.iter().cloned());
+        command
+    };
+    let (code, out, err) = run(&mut cp("a.safetensors")).await;
+    assert_eq!(code, 0, "{out}{err}");
+    assert_eq!(fs::read_to_string(home.path().join("a.safetensors")).unwrap(), "from afar");
+    store.delete(&key.as_str().into()).await.unwrap();
+    let (code, _, err) = run(&mut cp("b.safetensors")).await;
+    assert!(code == 1 && err.contains("is not in the object store; perhaps a newer checkpoint"), "{err}");
+    assert!(!err.contains(bucket.secret()), "{err}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,6 +1,7 @@
 //! PNG files that say how they were made.
 
 use std::io::Write as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
@@ -24,7 +25,9 @@ pub fn save(path: &Path, picture: &RgbImage, settings: &str) -> Result<()> {
             Some(folder) if !folder.as_os_str().is_empty() => folder,
             _ => Path::new("."),
         };
-        let mut file = tempfile::NamedTempFile::new_in(folder)?;
+        // A picture is for whom the umask allows, not private as temporary files are.
+        let anyone = std::fs::Permissions::from_mode(0o666);
+        let mut file = tempfile::Builder::new().permissions(anyone).tempfile_in(folder)?;
         file.write_all(&bytes)?;
         file.persist(path)?;
         Ok(())
