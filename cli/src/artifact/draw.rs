@@ -14,6 +14,8 @@ pub struct Ending {
     pub is_lora: bool,
     /// Where it lies on this machine, if it does.
     pub at: Option<String>,
+    /// The cluster is there for `crescendo cp` still when this is read.
+    pub cluster_stays: bool,
     /// The command, or why there is none.
     pub drawing: Result<Drawing, String>,
 }
@@ -43,19 +45,22 @@ pub fn copy_name(job: &str) -> String {
 impl Ending {
     /// Some lines for a terminal, each command ready to be pasted.
     pub fn text(&self) -> String {
-        let Ending { job, stage, step, is_lora, at, drawing } = self;
+        let Ending { job, stage, step, is_lora, at, cluster_stays, drawing } = self;
         let (what, it) = if *is_lora { ("LoRA", "it") } else { ("weights", "them") };
         let mut text = String::new();
         let mut say = |line: &str| {
             let _ = writeln!(text, "{line}");
         };
         match at {
-            Some(path) => {
-                say(&format!("\n{what} of {stage}, step {step}:\n  {path}\nto copy {it} elsewhere:"))
-            }
+            Some(path) => say(&format!("\n{what} of {stage}, step {step}:\n  {path}")),
             None => say(&format!("\nto fetch the {what} of {stage}, step {step}:")),
         }
-        say(&format!("  crescendo cp {}:{} {}", quoted(job), quoted(stage), quoted(&copy_name(job))));
+        if at.is_some() && *cluster_stays {
+            say(&format!("to copy {it} elsewhere:"));
+        }
+        if at.is_none() || *cluster_stays {
+            say(&format!("  crescendo cp {}:{} {}", quoted(job), quoted(stage), quoted(&copy_name(job))));
+        }
         match drawing {
             Ok(drawing) => {
                 let own = drawing.references.iter().any(|reference| reference == OWN_PICTURE);
@@ -233,6 +238,7 @@ mod tests {
             step: 200,
             is_lora: true,
             at: Some("objects/it's here/dit_lora.safetensors".into()),
+            cluster_stays: true,
             drawing: Ok(drawing()),
         };
         assert_eq!(
@@ -258,6 +264,8 @@ to draw with it:
             references: vec![OWN_PICTURE.into()],
             ..drawing()
         };
+        let gone = Ending { cluster_stays: false, ..ending.clone() }.text();
+        assert!(!gone.contains("crescendo cp") && gone.contains("crescendo generate"), "{gone}");
         let text = Ending { at: None, drawing: Ok(flux), ..ending.clone() }.text();
         assert!(text.starts_with("\nto fetch the LoRA of stage-2, step 200:\n  crescendo cp a-1"), "{text}");
         assert!(text.contains("to draw with it, with a picture of your subject as PICTURE.png:\n"), "{text}");

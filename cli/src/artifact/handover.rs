@@ -17,14 +17,15 @@ use crate::failure::Failure;
 use crate::{objects, show};
 
 /// After a job that was followed has succeeded: where its result is, and how to draw with it. Only for people; a script
-/// has `crescendo checkpoints -o json`.
-pub async fn say(controller: &Controller, common: &Common, job_id: &str) {
+/// has `crescendo checkpoints -o json`. `cluster_stays`: the controller is there still when this is read.
+pub async fn say(controller: &Controller, common: &Common, job_id: &str, cluster_stays: bool) {
     if common.output == Output::Json {
         return;
     }
     match gather(controller, common, job_id).await {
-        Ok(ending) => show::err(ending.text()),
+        Ok(ending) => show::err(Ending { cluster_stays, ..ending }.text()),
         // The job is done all the same.
+        Err(failure) if !cluster_stays => show::errln(format_args!("its result cannot be told: {failure}")),
         Err(failure) => {
             let copy = draw::copy_name(job_id);
             show::errln(format_args!("\nto fetch the result: crescendo cp {job_id} {copy}  ({failure})"));
@@ -94,6 +95,7 @@ fn ending(job: &str, spec: &JobSpec, registered: &[Checkpoint], places: &Places)
         step: checkpoint.step,
         is_lora: file.name != MODEL_FILE,
         at: at.as_deref().map(|path| places.typed(path)),
+        cluster_stays: true,
         drawing: drawing(job, spec, registered, checkpoint, at.as_deref(), places),
     })
 }

@@ -135,7 +135,7 @@ async fn follow_once(
 /// What to do with a job that has succeeded; and the exit code.
 pub async fn last_words(controller: &Controller, common: &Common, ended: &Job) -> Result<(), Failure> {
     if ended.state() == JobState::Succeeded {
-        handover::say(controller, common, &ended.job_id).await;
+        handover::say(controller, common, &ended.job_id, true).await;
     }
     verdict(ended)
 }

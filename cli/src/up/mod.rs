@@ -21,10 +21,11 @@ use std::path::Path;
 use std::time::Duration;
 
 use crescendo_core::spec;
-use crescendo_proto::v1::{Job, NodeReach};
+use crescendo_proto::v1::{Job, JobState, NodeReach};
 use tokio::time::Instant;
 
 use crate::args::{Common, Output, UpArgs};
+use crate::artifact::handover;
 use crate::commands::{get, nodes, submit, validate, watch};
 use crate::connect::Controller;
 use crate::failure::Failure;
@@ -130,7 +131,10 @@ async fn run_job(common: &Common, args: &UpArgs, controller: &Controller) -> Res
         // What is watched leaves the resolved spec out.
         write_result(path, &get::fetch(controller, common, &job.job_id).await?)?;
     }
-    watch::last_words(controller, common, &ended).await
+    if ended.state() == JobState::Succeeded {
+        handover::say(controller, common, &ended.job_id, false).await;
+    }
+    watch::verdict(&ended)
 }
 
 fn write_result(path: &Path, job: &Job) -> Result<(), Failure> {
