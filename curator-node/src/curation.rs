@@ -1,6 +1,8 @@
 //! Working on a stage: lease a unit, make it, write its shard, commit it; again until the log is sealed, or the curator
 //! drains.
 
+mod hand_in;
+
 use crate::counts::{Counted, Counts};
 use crate::earlier::EarlierStage;
 use crate::endpoint::EndpointError;
@@ -25,10 +27,9 @@ use crescendo_proto::convert;
 use crescendo_proto::v1::curation_service_client::CurationServiceClient;
 use crescendo_proto::v1::lease_unit_response::Outcome;
 use crescendo_proto::v1::{
-    CommitUnitRequest, FailUnitRequest, LeaseUnitRequest, RenewUnitRequest, ScoreCounts, Shard, StageRef,
-    UnitLease, UnitReport,
+    FailUnitRequest, LeaseUnitRequest, RenewUnitRequest, StageRef, UnitLease, UnitReport,
 };
-use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutPayload};
+use object_store::ObjectStore;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -40,10 +41,6 @@ use tracing::Instrument as _;
 
 /// Limit of one call.
 const CALL_DEADLINE: Duration = Duration::from_secs(10);
-/// Limit of one try to write a shard.
-const PUT_DEADLINE: Duration = Duration::from_secs(60);
-/// Limit of writing a sample of rejected candidates.
-const SAMPLE_DEADLINE: Duration = Duration::from_secs(10);
 /// Wait after a refusal that is not about a unit.
 const REFUSED_WAIT: Duration = Duration::from_secs(5);
 /// Longest wait that the controller may ask for.
@@ -59,8 +56,6 @@ const OUTAGE_TRIES: u32 = 20;
 const DENIED_WAIT: Duration = Duration::from_secs(60);
 /// Between two words on how far a unit is.
 const SAY_EVERY: Duration = Duration::from_secs(1);
-/// Tries to write a shard before the unit is given back.
-const PUT_TRIES: u32 = 5;
 
 /// Opened sources and filters, owned by the curation thread.
 pub type Curators = HashMap<(String, String), StageCurator>;
@@ -370,111 +365,6 @@ impl Curation {
         }
     }
 
-    /// Writes the shard and commits the unit, through any outage.
-    async fn hand_in(&self, lease: UnitLease, result: UnitResult, stop: &CancellationToken) {
-        let UnitResult { shard, rejected, scores, rejected_sample, exhausted, cosines, judged } = result;
-        let unit = lease.unit;
-        let mut record = Shard { unit, pairs: shard.pairs, ..Shard::default() };
-        if shard.pairs > 0 {
-            record.path = shard_path(&lease);
-            record.size_bytes = shard.bytes.len() as u64;
-            record.sha256 = shard.sha256;
-            if let Err(reason) = self.put(&record.path, shard.bytes.into(), stop).await {
-                if !stop.is_cancelled() {
-                    tracing::error!(unit, reason, "the shard cannot be written");
-                    self.give_back(lease, Back::Failed(FailureKind::Passing, reason), stop).await;
-                }
-                return;
-            }
-        }
-        if let Some(sample) = rejected_sample {
-            self.put_sample(&lease, sample.bytes).await;
-        }
-        let rejected_by_name =
-            rejected.iter().map(|(reason, count)| (reason.name().to_owned(), *count)).collect();
-        let request = CommitUnitRequest {
-            lease: Some(lease),
-            node_id: self.node_id.clone(),
-            shard: Some(record.clone()),
-            rejected: rejected_by_name,
-            exhausted,
-            scores: scores
-                .counts()
-                .iter()
-                .map(|(name, counts)| (name.clone(), ScoreCounts { counts: counts.clone() }))
-                .collect(),
-        };
-        let committed = self
-            .controllers
-            .call_until_decided("commit unit", CALL_DEADLINE, stop, |channel| {
-                let request = request.clone();
-                async move { CurationServiceClient::new(channel).commit_unit(request).await }
-            })
-            .await;
-        match committed {
-            Ok(response) if response.done_already => {
-                self.metrics.units.with_label_values(&["done_already"]).inc();
-                tracing::info!(unit, "the unit had been done already");
-            }
-            Ok(_) => {
-                self.metrics.units.with_label_values(&["committed"]).inc();
-                self.metrics.pairs_accepted.inc_by(record.pairs);
-                for (reason, count) in &rejected {
-                    self.metrics.pairs_rejected.with_label_values(&[reason.name()]).inc_by(*count);
-                }
-                for cosine in cosines {
-                    self.metrics.similarity.observe(cosine);
-                }
-                for score in judged {
-                    self.metrics.judge.observe(score);
-                }
-                let rejected: u64 = rejected.values().sum();
-                tracing::debug!(unit, pairs = record.pairs, rejected, exhausted, "unit committed");
-            }
-            Err(_) if stop.is_cancelled() => {}
-            Err(status) => {
-                self.metrics.units.with_label_values(&["lost"]).inc();
-                tracing::warn!(unit, %status, "the unit's commit was refused");
-            }
-        }
-    }
-
-    async fn put(&self, path: &str, bytes: bytes::Bytes, stop: &CancellationToken) -> Result<(), String> {
-        let location = object_store::path::Path::parse(path).map_err(|e| e.to_string())?;
-        let mut failures = 0;
-        loop {
-            let putting = self.objects.put(&location, PutPayload::from(bytes.clone()));
-            let reason = match tokio::time::timeout(PUT_DEADLINE, putting).await {
-                Ok(Ok(_)) => return Ok(()),
-                Ok(Err(error)) => format!("cannot write {path}: {error}"),
-                Err(_) => format!("cannot write {path}: no answer within {PUT_DEADLINE:?}"),
-            };
-            failures += 1;
-            if failures >= PUT_TRIES {
-                return Err(reason);
-            }
-            tracing::warn!(reason, failures, "writing a shard failed, trying again");
-            let wait = Backoff::default().delay(failures, random());
-            tokio::select! {
-                () = stop.cancelled() => return Err("stopping".to_owned()),
-                () = tokio::time::sleep(wait) => {}
-            }
-        }
-    }
-
-    /// Writes the sample of rejected candidates, if no one has: it is the same whoever makes the unit. Nothing depends on
-    /// it, so one try is enough.
-    async fn put_sample(&self, lease: &UnitLease, bytes: Vec<u8>) {
-        let path = crate::review::sample_path(&lease.job_id, &lease.stage, lease.unit);
-        let Ok(location) = object_store::path::Path::parse(&path) else { return };
-        let putting = self.objects.put_opts(&location, PutPayload::from(bytes), PutMode::Create.into());
-        match tokio::time::timeout(SAMPLE_DEADLINE, putting).await {
-            Ok(Ok(_) | Err(object_store::Error::AlreadyExists { .. })) => {}
-            Ok(Err(error)) => tracing::warn!(path, %error, "the sample of rejected candidates is not kept"),
-            Err(_) => tracing::warn!(path, "the sample of rejected candidates is not kept in time"),
-        }
-    }
-
     async fn give_back(&self, lease: UnitLease, why: Back, stop: &CancellationToken) {
         let unit = lease.unit;
         let (handed_back, job_fails) = (matches!(why, Back::Drains), matches!(why, Back::JobFails(_)));
@@ -541,30 +431,5 @@ struct AbandonOnDrop(Arc<AtomicBool>);
 impl Drop for AbandonOnDrop {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Relaxed);
-    }
-}
-
-/// Where a unit's shard goes: a key of its own for each lease, so that no two writers ever share one.
-fn shard_path(lease: &UnitLease) -> String {
-    format!(
-        "jobs/{}/{}/pairs/unit-{:06}-l{}.tar",
-        lease.job_id, lease.stage, lease.unit, lease.lease_generation
-    )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn each_lease_has_a_shard_of_its_own() {
-        let lease = UnitLease {
-            job_id: "uno-1".into(),
-            stage: "stage-1".into(),
-            unit: 7,
-            lease_generation: 3,
-            ttl_millis: 20_000,
-        };
-        assert_eq!(shard_path(&lease), "jobs/uno-1/stage-1/pairs/unit-000007-l3.tar");
     }
 }

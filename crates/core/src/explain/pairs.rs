@@ -6,7 +6,7 @@ use super::words::{count, seconds, span};
 use super::{Explanation, View};
 use crate::bench::Bench;
 use crate::ids::NodeId;
-use crate::records::{NodeKind, UnitState};
+use crate::records::{NodeKind, UnitFailure, UnitState};
 use crate::state::{Job, Stage};
 use crate::under_way::CandidateCounts;
 
@@ -48,7 +48,14 @@ pub(super) fn waiting(view: &View<'_>, job: &Job, index: usize, stage: &Stage, n
     let missing = needed.saturating_sub(forecast.committed);
     let mut findings = vec![pace(view, stage, &forecast, missing)];
     findings.extend(under_way(view, stage));
-    findings.extend(last_failure(view, stage));
+    let benched_says = |failure: &UnitFailure| {
+        let bench = view.seen.benches.get(&stage.id, &failure.node, view.limits, view.now);
+        bench.is_some_and(|bench| bench.reason == failure.reason)
+    };
+    // What a benched curator said is told once.
+    if !stage.log.last_failure().is_some_and(|(_, failure)| benched_says(failure)) {
+        findings.extend(last_failure(view, stage));
+    }
     findings.extend(benched(view, stage));
     findings.extend(turned_down(stage));
     let empty = stage.log.empty_in_a_row();
