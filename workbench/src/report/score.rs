@@ -58,12 +58,18 @@ impl Score {
     }
 
     /// Standard error of [`Score::right`] as an estimate for subjects like these: draws of one subject hang together, so
-    /// its spread over subjects counts, not that over draws. None of fewer than two subjects.
+    /// its spread over subjects counts, not that over draws. Where all subjects come out at 0 or all at 1 there is no spread,
+    /// which is no certainty: then as of a share with one more subject on either side (Laplace's rule of succession). None of
+    /// fewer than two subjects.
     pub fn standard_error(&self) -> Option<f64> {
         let rates = self.rates();
         let (mean, n) = (mean(&rates)?, rates.len() as f64);
         if n < 2.0 {
             return None;
+        }
+        if mean <= 0.0 || mean >= 1.0 {
+            let share = (n * mean + 1.0) / (n + 2.0);
+            return Some((share * (1.0 - share) / n).sqrt());
         }
         let variance = rates.iter().map(|rate| (rate - mean).powi(2)).sum::<f64>() / (n - 1.0);
         Some((variance / n).sqrt())
@@ -105,6 +111,14 @@ mod tests {
         // Ten times the draws of the same subjects with the same shares say nothing new of other subjects.
         let more = Score { per_subject: per_subject.map(|right| draws(&right.repeat(10), 4)).into() };
         assert_eq!(more.standard_error(), score.standard_error());
+    }
+
+    #[test]
+    fn subjects_that_all_come_out_alike_are_no_certainty() {
+        let of = |right| Score { per_subject: vec![draws(&[right, right], 4); 8] };
+        for score in [of(false), of(true)] {
+            assert!((score.standard_error().unwrap() - (0.1f64 * 0.9 / 8.0).sqrt()).abs() < 1e-12);
+        }
     }
 
     #[test]
