@@ -126,8 +126,11 @@ fn push_cards(html: &mut String, found: &[Found]) {
         let class = if index.is_some() { "card" } else { "card rejected" };
         let _ = write!(html, "<div class=\"{class}\"><div class=\"pictures\">");
         for (n, reference) in stored.references.iter().enumerate() {
-            let label =
-                if stored.references.len() == 1 { "reference".into() } else { format!("reference {}", n + 1) };
+            let label = if stored.references.len() == 1 {
+                "reference".into()
+            } else {
+                format!("reference {}", n + 1)
+            };
             html.push_str(&picture(&label, reference));
         }
         let _ = write!(html, "{}</div>", picture("target", &stored.target));
