@@ -132,6 +132,26 @@ async fn a_bad_spec_is_refused_with_every_problem() -> anyhow::Result<()> {
 }
 
 #[tokio::test]
+async fn what_a_spec_hardly_means_is_said_and_fails_nothing() -> anyhow::Result<()> {
+    let controller = Controller::start().await?;
+    let spec = SPEC.replace("steps: 20", "steps: 20, warmupSteps: 21");
+    let submitted = controller.submit("r-1", &spec).await?;
+    assert!(submitted.job.is_some());
+    let warning = submitted
+        .warnings
+        .iter()
+        .find(|warning| warning.path == "spec.stages[0].train.warmupSteps")
+        .context("a warning about the warm-up")?;
+    assert_eq!(warning.line, 12, "{warning:?}");
+
+    let request =
+        v1::SubmitJobRequest { spec_yaml: spec.into_bytes(), validate_only: true, ..Default::default() };
+    let checked = controller.jobs().submit_job(request).await?.into_inner();
+    assert_eq!((checked.warnings, checked.problems), (submitted.warnings, Vec::new()));
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_restarted_controller_adopts_what_runs() -> anyhow::Result<()> {
     let mut controller = Controller::start().await?;
     let job = controller.submit_job("r-1").await?;

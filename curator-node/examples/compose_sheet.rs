@@ -17,6 +17,7 @@ fn main() {
         layout,
         panel: 32,
         name_share: 1.0,
+        hold_out: Vec::new(),
         hold_out_one_in: 12,
     };
     let composer =

@@ -66,6 +66,7 @@ pub fn run(args: &TrainEncoderArgs) -> Result<()> {
         layout: ComposeLayout::Single,
         panel: args.panel,
         name_share: 1.0,
+        hold_out: Vec::new(),
         hold_out_one_in: args.hold_out_one_in,
     };
     let composer = Composer::open(&spec, 1, args.seed, 0, std::path::Path::new(""))

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use crescendo_core::spec::{DataSource, ModelPreset, Positions, StageSpec};
+use crescendo_core::spec::{ModelPreset, Positions, StageSpec};
 
 /// What was trained, where it is, and how to draw with it.
 #[derive(Clone, Debug, PartialEq)]
@@ -135,7 +135,8 @@ fn quoted(word: &str) -> String {
 /// fewer than it has references if they are not known.
 pub fn prompt(stage: &StageSpec, words: &[String]) -> String {
     let count = stage.references as usize;
-    let named = name_share(&stage.data.source) >= 0.5 && words.len() >= count.max(1);
+    let by_name = stage.data.source.library().is_some_and(|library| library.name_share >= 0.5);
+    let named = by_name && words.len() >= count.max(1);
     let call = |index: usize| match words.get(index) {
         Some(words) if named => words.clone(),
         _ if count > 1 => format!("the {} subject", ORDINALS.get(index).copied().unwrap_or("other")),
@@ -156,34 +157,6 @@ pub fn prompt(stage: &StageSpec, words: &[String]) -> String {
 const ORDINALS: [&str; 8] = ["first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth"];
 const PLACES: [&str; 8] =
     ["left", "right", "top", "bottom", "top left", "top right", "bottom left", "bottom right"];
-
-/// Share of the captions that name their subjects.
-fn name_share(source: &DataSource) -> f64 {
-    match source {
-        DataSource::Compose(compose) => compose.name_share,
-        DataSource::Generate(generate) => generate.name_share,
-        DataSource::Recompose(recompose) => recompose.crop.name_share,
-        DataSource::Crop(crop) => crop.name_share,
-        DataSource::Import(_) => 0.0,
-    }
-}
-
-/// The folder of subjects that a stage draws from, and the share that it keeps out of training.
-pub fn library(source: &DataSource) -> Option<(&str, u32)> {
-    match source {
-        DataSource::Compose(compose) => Some((&compose.subjects, compose.hold_out_one_in)),
-        DataSource::Generate(generate) => {
-            generate.subjects.as_deref().map(|subjects| (subjects, generate.hold_out_one_in))
-        }
-        DataSource::Recompose(recompose) => library_of_crop(&recompose.crop),
-        DataSource::Crop(crop) => library_of_crop(crop),
-        DataSource::Import(_) => None,
-    }
-}
-
-fn library_of_crop(crop: &crescendo_core::spec::CropSpec) -> Option<(&str, u32)> {
-    crop.subjects.as_deref().map(|subjects| (subjects, crop.hold_out_one_in))
-}
 
 #[cfg(test)]
 mod tests {
@@ -214,7 +187,6 @@ mod tests {
             prompt(&stage(2, &compose(1.0)), &words),
             "a red mug left and a toy car right, on plain blue"
         );
-        assert_eq!(library(&stage(1, &compose(0.0)).data.source), Some(("x", 0)));
     }
 
     fn drawing() -> Drawing {

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crescendo_dataset::Library;
+use crescendo_dataset::{HoldOut, Library};
 
 /// Longer side to which a library's pictures would be shrunk; only their names are read here.
 const UNREAD: usize = 1;
@@ -16,9 +16,9 @@ pub struct Example {
 
 /// `count` subjects with a picture each: those that training never saw first. Fewer if the library has no more, or cannot be
 /// read.
-pub fn subjects(folder: &Path, hold_out_one_in: u32, count: usize) -> Vec<Example> {
+pub fn subjects(folder: &Path, hold_out: HoldOut<'_>, count: usize) -> Vec<Example> {
     let Ok(library) = Library::open_subjects(folder, UNREAD) else { return Vec::new() };
-    let (training, held_out) = library.split(hold_out_one_in);
+    let Ok((training, held_out)) = library.split(hold_out) else { return Vec::new() };
     let examples = held_out.into_iter().chain(training).filter_map(|index| {
         let entry = library.entries().get(index)?;
         let file = folder.join(entry.files.first()?);
@@ -46,11 +46,12 @@ mod tests {
         }
         let held_out: Vec<&String> =
             names.iter().filter(|name| crescendo_dataset::is_held_out(name, 3)).collect();
-        let found = subjects(folder.path(), 3, 12);
+        let every_third = HoldOut { one_in: 3, ..HoldOut::default() };
+        let found = subjects(folder.path(), every_third, 12);
         assert_eq!(found.len(), 12);
         assert_eq!(found[0].words, format!("a {}", held_out[0]));
         std::fs::remove_file(&found[0].file).unwrap();
-        assert_eq!(subjects(folder.path(), 3, 1)[0].words, format!("a {}", held_out[1]));
-        assert!(subjects(&folder.path().join("none"), 3, 1).is_empty());
+        assert_eq!(subjects(folder.path(), every_third, 1)[0].words, format!("a {}", held_out[1]));
+        assert!(subjects(&folder.path().join("none"), every_third, 1).is_empty());
     }
 }

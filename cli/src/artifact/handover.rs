@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crescendo_core::files::MODEL_FILE;
 use crescendo_core::spec::{self, AdapterSpec, JobSpec, ModelPreset};
+use crescendo_dataset::HoldOut;
 use crescendo_node::objects::Location;
 use crescendo_proto::v1::{Checkpoint, Job};
 
@@ -154,10 +155,11 @@ fn drawing(
         }
     };
     let count = stage.references as usize;
-    let examples = match draw::library(&stage.data.source) {
-        Some((subjects, held_out)) if count > 0 => {
-            let folder = places.of_spec(subjects);
-            folder.map(|folder| example::subjects(&folder, held_out, count)).unwrap_or_default()
+    let examples = match stage.data.source.library() {
+        Some(library) if count > 0 => {
+            let hold_out = HoldOut { named: library.hold_out, one_in: library.hold_out_one_in };
+            let folder = places.of_spec(library.subjects);
+            folder.map(|folder| example::subjects(&folder, hold_out, count)).unwrap_or_default()
         }
         _ => Vec::new(),
     };

@@ -8,6 +8,7 @@ pub mod cp;
 pub mod drain;
 pub mod explain;
 pub mod get;
+mod held_out;
 pub mod jobs;
 pub mod library;
 pub mod login;

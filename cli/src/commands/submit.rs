@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crescendo_core::spec::Problem;
 use crescendo_core::trace::TraceParent;
-use crescendo_proto::v1::{SpecProblems, SubmitJobRequest, SubmitJobResponse};
+use crescendo_proto::v1::{SpecProblem, SpecProblems, SubmitJobRequest, SubmitJobResponse};
 use prost::Message as _;
 use tonic::{Code, Status};
 
@@ -29,9 +29,17 @@ pub async fn run(common: &Common, args: &SubmitArgs) -> Result<(), Failure> {
     if answer.already_submitted {
         show::errln(format_args!("this request id has been submitted before; this is its job"));
     }
+    let warnings = as_problems(answer.warnings);
+    if args.watch || common.output == Output::Table {
+        show::err(problems::warnings(&warnings));
+    }
     if !args.watch {
         match common.output {
-            Output::Json => json::print(&json::job(&job)),
+            Output::Json => {
+                let mut shown = json::job(&job);
+                shown["warnings"] = json::problems(&warnings);
+                json::print(&shown);
+            }
             Output::Table => show::outln(job.job_id),
         }
         return Ok(());
@@ -101,17 +109,13 @@ fn problems_of(status: &Status) -> Option<Vec<Problem>> {
         return None;
     }
     let bytes = status.metadata().get_bin(PROBLEMS)?.to_bytes().ok()?;
-    let found = SpecProblems::decode(bytes).ok()?.problems;
-    let found: Vec<Problem> = found
-        .into_iter()
-        .map(|problem| Problem {
-            line: problem.line,
-            column: problem.column,
-            path: problem.path,
-            message: problem.message,
-        })
-        .collect();
+    let found = as_problems(SpecProblems::decode(bytes).ok()?.problems);
     (!found.is_empty()).then_some(found)
+}
+
+pub fn as_problems(sent: Vec<SpecProblem>) -> Vec<Problem> {
+    let one = |SpecProblem { line, column, path, message }| Problem { line, column, path, message };
+    sent.into_iter().map(one).collect()
 }
 
 #[cfg(test)]

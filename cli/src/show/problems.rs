@@ -5,11 +5,17 @@ use std::path::Path;
 
 use crescendo_core::spec::Problem;
 
-/// Characters of a line that are shown; around the column, if the line is longer.
-const WIDTH: usize = 100;
+use super::width;
+
+/// Columns for a line of the file, with its number, at most; a longer line is shown around the column.
+const WIDTH: usize = 108;
 
 /// All problems, in the order of the file, and how many there are.
 pub fn render(file: &Path, yaml: &[u8], problems: &[Problem]) -> String {
+    render_within(file, yaml, problems, width::of_stderr())
+}
+
+fn render_within(file: &Path, yaml: &[u8], problems: &[Problem], width: Option<usize>) -> String {
     let text = String::from_utf8_lossy(yaml);
     let lines: Vec<&str> = text.strip_prefix('\u{feff}').unwrap_or(&text).lines().collect();
     let mut out = String::new();
@@ -19,11 +25,12 @@ pub fn render(file: &Path, yaml: &[u8], problems: &[Problem]) -> String {
             line => format!("{}:{line}:{}", file.display(), problem.column),
         };
         let path = if problem.path.is_empty() { String::new() } else { format!("{}: ", problem.path) };
-        let _ = writeln!(out, "{place}: {path}{}", problem.message);
+        let said = format!("{place}: {path}{}", problem.message);
+        let _ = writeln!(out, "{}", width::wrapped(&said, width, 4));
         let line =
             usize::try_from(problem.line).unwrap_or(0).checked_sub(1).and_then(|index| lines.get(index));
         if let Some(line) = line {
-            out.push_str(&excerpt(problem, line));
+            out.push_str(&excerpt(problem, line, width.map_or(WIDTH, |width| width.min(WIDTH))));
         }
     }
     let count = problems.len();
@@ -31,14 +38,30 @@ pub fn render(file: &Path, yaml: &[u8], problems: &[Problem]) -> String {
     out
 }
 
-fn excerpt(problem: &Problem, line: &str) -> String {
-    let column = usize::try_from(problem.column).unwrap_or(1).saturating_sub(1);
-    let skip = if column >= WIDTH { column - WIDTH / 2 } else { 0 };
-    // A tab counts as one column.
-    let shown: String =
-        line.chars().skip(skip).take(WIDTH).map(|c| if c.is_control() { ' ' } else { c }).collect();
+/// What is hardly meant, one a line, or wrapped to the terminal; nothing if there is none.
+pub fn warnings(warnings: &[Problem]) -> String {
+    warnings_within(warnings, width::of_stderr())
+}
+
+fn warnings_within(warnings: &[Problem], width: Option<usize>) -> String {
+    let mut out = String::new();
+    for Problem { line, path, message, .. } in warnings {
+        let place = if *line == 0 { String::new() } else { format!("line {line}: ") };
+        let path = if path.is_empty() { String::new() } else { format!("{path}: ") };
+        let _ = writeln!(out, "{}", width::wrapped(&format!("warning: {place}{path}{message}"), width, 4));
+    }
+    out
+}
+
+fn excerpt(problem: &Problem, line: &str, width: usize) -> String {
     let number = problem.line.to_string();
     let margin = " ".repeat(number.len());
+    let width = width.saturating_sub(margin.len() + 4).max(16);
+    let column = usize::try_from(problem.column).unwrap_or(1).saturating_sub(1);
+    let skip = if column >= width { column - width / 2 } else { 0 };
+    // A tab counts as one column.
+    let shown: String =
+        line.chars().skip(skip).take(width).map(|c| if c.is_control() { ' ' } else { c }).collect();
     format!(" {number} | {}\n {margin} | {:caret$}^\n", shown.trim_end(), "", caret = column - skip)
 }
 
@@ -68,6 +91,28 @@ job.yaml:3:12: metadata.nmae: unknown field `nmae`; did you mean `name`?
     }
 
     #[test]
+    fn warnings_fit_the_terminal() {
+        let warning = |line, path: &str| Problem {
+            line,
+            column: 3,
+            path: path.into(),
+            message: "the warm-up of 120 steps is longer than the stage of 30".into(),
+        };
+        let found = [warning(0, ""), warning(12, "spec.stages[0].train.warmupSteps")];
+        assert_eq!(
+            warnings_within(&found, None),
+            "\
+warning: the warm-up of 120 steps is longer than the stage of 30
+warning: line 12: spec.stages[0].train.warmupSteps: the warm-up of 120 steps is longer than the stage of 30
+"
+        );
+        let text = warnings_within(&found, Some(40));
+        assert!(text.lines().all(|line| line.len() <= 40), "{text}");
+        assert_eq!(text.matches("warning: ").count(), 2);
+        assert_eq!(warnings_within(&[], Some(40)), "");
+    }
+
+    #[test]
     fn a_place_outside_the_file_is_not_shown() {
         let problem = |line, column| Problem { line, column, path: String::new(), message: "m".into() };
         let text = render(Path::new("f"), b"a\n\xff\n", &[problem(0, 0), problem(9, 1), problem(2, 7)]);
@@ -78,9 +123,11 @@ job.yaml:3:12: metadata.nmae: unknown field `nmae`; did you mean `name`?
     fn long_lines_are_cut_around_the_column() {
         let yaml = format!("{}x{}", " ".repeat(300), "y".repeat(300));
         let problem = Problem { line: 1, column: 301, path: String::new(), message: "m".into() };
-        let text = render(Path::new("f"), yaml.as_bytes(), &[problem]);
-        let lines: Vec<&str> = text.lines().collect();
-        assert_eq!(lines[1].find('x'), lines[2].find('^'));
-        assert!(lines[1].len() < 120, "{}", lines[1].len());
+        for (width, most) in [(None, 108), (Some(80), 80), (Some(40), 40)] {
+            let text = render_within(Path::new("f"), yaml.as_bytes(), std::slice::from_ref(&problem), width);
+            let lines: Vec<&str> = text.lines().collect();
+            assert_eq!(lines[1].find('x'), lines[2].find('^'));
+            assert!(lines[1].len() <= most, "{}", lines[1].len());
+        }
     }
 }

@@ -122,6 +122,7 @@ async fn nodes_joined(controller: &Controller, expected: usize) -> Result<(), Fa
 async fn run_job(common: &Common, args: &UpArgs, controller: &Controller) -> Result<(), Failure> {
     let Some(file) = &args.run else { return std::future::pending().await };
     let answer = submit::submit(controller, common, file, submit::new_request_id()).await?;
+    show::err(problems::warnings(&submit::as_problems(answer.warnings)));
     let job = answer.job.unwrap_or_default();
     if common.output == Output::Table {
         show::outln(&job.job_id);

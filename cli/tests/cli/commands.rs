@@ -251,6 +251,17 @@ async fn specs_are_checked_without_a_cluster() {
     let (code, again, _) = run(crescendo(home.path()).arg("validate").arg(&good)).await;
     assert_eq!((code, again), (0, resolved));
 
+    // What is hardly meant is said with its line, and fails nothing.
+    std::fs::write(&good, format!("{SPEC}      train: {{steps: 30, warmupSteps: 120}}\n")).unwrap();
+    let (code, out, err) = run(crescendo(home.path()).arg("validate").arg(&good)).await;
+    assert!(code == 0 && out.contains("pairs: 480\n"), "{code} {out}");
+    let long = "warning: line 8: spec.stages[0].train.warmupSteps: the warm-up of 120 steps is longer";
+    assert!(err.lines().any(|line| line.starts_with(long)), "{err}");
+    let (code, out, _) = run(crescendo(home.path()).args(["validate", "-o", "json"]).arg(&good)).await;
+    let answer: serde_json::Value = serde_json::from_str(&out).unwrap();
+    let warnings = answer["warnings"].as_array().unwrap();
+    assert!(code == 0 && warnings.iter().any(|warning| warning["line"] == 8), "{answer}");
+
     let (code, out, err) = run(crescendo(home.path()).arg("validate").arg(&bad)).await;
     assert_eq!((code, out.as_str()), (3, ""));
     let place = format!("{}:5:19: spec.model.preset: expected ", bad.display());

@@ -57,7 +57,7 @@ impl JobService for Jobs {
         if validate_only {
             trail.changes_nothing();
         }
-        let parsed = match spec::parse_for(&spec_yaml, caller.tenant.as_ref()) {
+        let parsed = match spec::read(&spec_yaml, caller.tenant.as_ref()) {
             Ok(parsed) => parsed,
             Err(problems) if validate_only => {
                 let problems = problems.iter().map(v1::SpecProblem::from).collect();
@@ -65,6 +65,7 @@ impl JobService for Jobs {
             }
             Err(problems) => return Err(status::bad_spec(&problems)),
         };
+        let spec::Parsed { spec: parsed, warnings, .. } = parsed;
         if let Some(own) = caller.tenant.as_ref().filter(|own| own.as_str() != parsed.tenant) {
             let what = format!(
                 "{} submits for tenant {own}, and the spec is of tenant {}",
@@ -73,8 +74,10 @@ impl JobService for Jobs {
             return checked(Err(Refused::Forbidden { what }));
         }
         let resolved_spec_yaml = spec::to_yaml(&parsed);
+        let warnings = warnings.iter().map(v1::SpecProblem::from).collect();
         if validate_only {
-            return Ok(Response::new(v1::SubmitJobResponse { resolved_spec_yaml, ..Default::default() }));
+            let answer = v1::SubmitJobResponse { resolved_spec_yaml, warnings, ..Default::default() };
+            return Ok(Response::new(answer));
         }
         let request = checked_id("request_id", RequestId::parse(&request_id))?;
         trail.on("request", &request);
@@ -94,6 +97,7 @@ impl JobService for Jobs {
             resolved_spec_yaml,
             problems: Vec::new(),
             already_submitted,
+            warnings,
         };
         Ok(Response::new(answer))
     }

@@ -38,7 +38,7 @@ pub use index::Entry;
 pub use library::{Library, LibraryError};
 pub use problem::{Problem, Severity};
 pub use raster::{Edge, Raster, Region};
-pub use split::{is_held_out, stable_hash};
+pub use split::{HoldOut, UnknownName, is_held_out, stable_hash};
 
 /// The file that makes a folder a library.
 pub const INDEX: &str = "index.json";

@@ -5,7 +5,7 @@ use crate::index::{self, Entry, MAX_INDEX_BYTES};
 use crate::picture::{self, Bounds};
 use crate::problem::{Problem, Severity};
 use crate::raster::Raster;
-use crate::split::is_held_out;
+use crate::split::{self, HoldOut, UnknownName};
 use crate::{INDEX, make};
 use std::collections::{HashMap, VecDeque};
 use std::path::{Path, PathBuf};
@@ -22,6 +22,14 @@ pub enum LibraryError {
     Folder { path: PathBuf, reason: String },
     #[error("cannot decode {}: {reason}", path.display())]
     Picture { path: PathBuf, reason: String },
+    #[error("holdOut names subjects that are not in {}: {}", path.display(), listed(names))]
+    HoldOut { path: PathBuf, names: Vec<UnknownName> },
+}
+
+/// All of them, within reason.
+fn listed(names: &[UnknownName]) -> String {
+    let names: Vec<String> = names.iter().map(ToString::to_string).collect();
+    index::listed(&names.iter().map(String::as_str).collect::<Vec<_>>())
 }
 
 /// A folder of pictures, decoded when needed and kept scaled down in a bounded cache.
@@ -83,9 +91,10 @@ impl Library {
         &self.problems
     }
 
-    /// Entry numbers for training and for evaluation: every `one_in`-th by stable hash is held out; 0 holds out none.
-    pub fn split(&self, one_in: u32) -> (Vec<usize>, Vec<usize>) {
-        (0..self.entries.len()).partition(|i| !is_held_out(&self.entries[*i].id, one_in))
+    /// Entry numbers for training, and those that are held out for evaluation. A name that no subject has is an error.
+    pub fn split(&self, hold_out: HoldOut<'_>) -> Result<(Vec<usize>, Vec<usize>), LibraryError> {
+        split::split(&self.entries, hold_out)
+            .map_err(|names| LibraryError::HoldOut { path: self.folder.clone(), names })
     }
 
     /// Picture `number` of an entry, from the cache or decoded.

@@ -16,7 +16,7 @@ mod placement;
 mod scene;
 
 pub use canvas::{Canvas, side_by_side};
-pub use crescendo_dataset::{Edge, Entry, Library, LibraryError, Raster, Region, is_held_out};
+pub use crescendo_dataset::{Edge, Entry, HoldOut, Library, LibraryError, Raster, Region, is_held_out};
 pub use eval::{EvalCase, EvalSet, EvalSubjects, GalleryEntry};
 pub use placement::Placement;
 pub use scene::Scene;
@@ -97,7 +97,8 @@ impl Composer {
             }
             None => None,
         };
-        let (training, held_out) = subjects.split(spec.hold_out_one_in);
+        let (training, held_out) = subjects.split(hold_out(&spec.hold_out, spec.hold_out_one_in))?;
+        tell_held_out(&spec.subjects, &subjects, &held_out);
         // Two, so that there is something to tell a subject from.
         let need = (references as usize).max(2);
         if training.len() < need {
@@ -307,6 +308,22 @@ pub fn tell_problems(folder: &str, library: &Library) {
     }
 }
 
+/// What a spec says about who is held out.
+pub fn hold_out(named: &[String], one_in: u32) -> HoldOut<'_> {
+    HoldOut { named, one_in }
+}
+
+/// Says in the log who is kept out of training.
+pub fn tell_held_out(folder: &str, library: &Library, held_out: &[usize]) {
+    /// So that a large library does not fill the log.
+    const MOST: usize = 50;
+    let ids = held_out.iter().filter_map(|n| library.entries().get(*n)).map(|entry| entry.id.as_str());
+    let shown = ids.take(MOST).collect::<Vec<_>>().join(", ");
+    let more = if held_out.len() > MOST { ", ..." } else { "" };
+    let (of, count) = (library.entries().len(), held_out.len());
+    tracing::info!(folder, "held out of training: {count} of {of} subjects: {shown}{more}");
+}
+
 /// Which picture of an entry is shown. Drawn only where there is a choice: pairs of subjects with one picture each are what
 /// they always were.
 fn picture_of(draw: &mut Draw, library: &Library, entry: usize) -> usize {
@@ -336,6 +353,7 @@ fn rejection(error: LibraryError) -> Rejection {
         LibraryError::Read { .. }
         | LibraryError::Index { .. }
         | LibraryError::Folder { .. }
+        | LibraryError::HoldOut { .. }
         | LibraryError::Picture { .. } => Rejection::UnreadableImage,
     }
 }

@@ -34,6 +34,7 @@ fn spec(layout: ComposeLayout) -> ComposeSpec {
         layout,
         panel: 32,
         name_share: 1.0,
+        hold_out: Vec::new(),
         hold_out_one_in: 4,
     }
 }

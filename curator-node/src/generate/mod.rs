@@ -15,7 +15,7 @@
 
 mod captions;
 
-use crate::compose::{ComposeError, Library, Scene, tell_problems};
+use crate::compose::{ComposeError, HoldOut, Library, Scene, hold_out, tell_held_out, tell_problems};
 use crate::divider::{self, Arrangement, DividerError};
 use crate::draw::Draw;
 use crate::import::Imported;
@@ -95,7 +95,10 @@ impl Generator {
         means: &Means,
     ) -> Result<Generator, SourceError> {
         let subjects = match (&spec.subjects, &stage.data.prompts) {
-            (Some(folder), _) => Subjects::Library(library(&roots.resolve(folder)?, spec.hold_out_one_in)?),
+            (Some(folder), _) => {
+                let hold_out = hold_out(&spec.hold_out, spec.hold_out_one_in);
+                Subjects::Library(library(&roots.resolve(folder)?, hold_out)?)
+            }
             (None, Some(prompts)) => {
                 Subjects::Book(PromptBook::open(prompts, &job.endpoints, job.seed, roots).map_err(Box::new)?)
             }
@@ -236,10 +239,11 @@ impl Generator {
 }
 
 /// Ids and words of the subjects of a library that training may see.
-fn library(folder: &Path, hold_out_one_in: u32) -> Result<Vec<(String, String)>, SourceError> {
+fn library(folder: &Path, hold_out: HoldOut<'_>) -> Result<Vec<(String, String)>, SourceError> {
     let library = Library::open_subjects(folder, UNUSED_LIMIT).map_err(ComposeError::from)?;
     tell_problems(&folder.to_string_lossy(), &library);
-    let (training, _) = library.split(hold_out_one_in);
+    let (training, held_out) = library.split(hold_out).map_err(ComposeError::from)?;
+    tell_held_out(&folder.to_string_lossy(), &library, &held_out);
     let subjects: Vec<(String, String)> = training
         .into_iter()
         .filter_map(|n| library.entries().get(n))

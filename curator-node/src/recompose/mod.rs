@@ -104,6 +104,7 @@ impl Recomposer {
                     layout: ComposeLayout::Single,
                     panel: spec.panel,
                     name_share: spec.name_share,
+                    hold_out: spec.hold_out.clone(),
                     hold_out_one_in: spec.hold_out_one_in,
                 };
                 let composer =

@@ -13,6 +13,7 @@ fn crop_spec() -> CropSpec {
         from: "stage-1".into(),
         subjects: Some("subjects".into()),
         photos: None,
+        hold_out: Vec::new(),
         hold_out_one_in: 4,
         name_share: 0.0,
         panel: 32,

@@ -336,6 +336,7 @@ pub fn spec(steps: u64, ranks: u32) -> JobSpec {
         resources: Resources { gpus: ranks, min_gpus: ranks },
         priority: 0,
         seed: SEED,
+        reproducible: Reproducible::Lenient,
         endpoints: Vec::new(),
         stages: vec![StageSpec {
             name: STAGE.into(),
@@ -349,6 +350,7 @@ pub fn spec(steps: u64, ranks: u32) -> JobSpec {
                     layout: ComposeLayout::Single,
                     panel: 16,
                     name_share: 1.0,
+                    hold_out: Vec::new(),
                     hold_out_one_in: 0,
                 }),
                 pairs: 16,

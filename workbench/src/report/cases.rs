@@ -133,7 +133,8 @@ pub fn gather(places: &Places, draws: usize) -> (Vec<Block>, Vec<String>) {
 /// A library with the share of it that the spec keeps out.
 struct Library {
     composer: Composer,
-    hold_out_one_in: u32,
+    /// Whether the spec keeps any subject out.
+    holds_out: bool,
 }
 
 /// The subjects of the first stage that has a library; none if none has.
@@ -152,7 +153,8 @@ fn open_library(places: &Places) -> Result<Option<Library>> {
     }
     let composer =
         Composer::open(&compose, 1, places.spec.seed, 0, Path::new("")).context("open the subjects")?;
-    Ok(Some(Library { composer, hold_out_one_in: compose.hold_out_one_in }))
+    let holds_out = compose.hold_out_one_in > 0 || !compose.hold_out.is_empty();
+    Ok(Some(Library { composer, holds_out }))
 }
 
 /// What to compose cases with: the source itself, or what the subjects of one that draws them amount to.
@@ -163,6 +165,7 @@ fn compose_settings(source: &DataSource) -> Option<ComposeSpec> {
             subjects: Some(subjects),
             panel,
             name_share,
+            hold_out,
             hold_out_one_in,
             ..
         }) => Some(ComposeSpec {
@@ -171,6 +174,7 @@ fn compose_settings(source: &DataSource) -> Option<ComposeSpec> {
             layout: ComposeLayout::Single,
             panel: *panel,
             name_share: *name_share,
+            hold_out: hold_out.clone(),
             hold_out_one_in: *hold_out_one_in,
         }),
         DataSource::Generate(_) | DataSource::Import(_) | DataSource::Recompose(_) | DataSource::Crop(_) => {
@@ -193,8 +197,8 @@ fn library_block(
     let (shown, which, scored) = if held_out >= enough {
         (Shown::HeldOut, EvalSubjects::HeldOut, true)
     } else {
-        notes.insert(if library.hold_out_one_in == 0 {
-            "no subject was held out (data.holdOutOneIn), so what is drawn and scored are subjects that training has seen".to_owned()
+        notes.insert(if !library.holds_out {
+            "no subject was held out (data.holdOut, data.holdOutOneIn), so what is drawn and scored are subjects that training has seen".to_owned()
         } else {
             format!(
                 "there are only {}, fewer than the {enough} that cases with {} need, so what is drawn and scored there are subjects that training has seen",

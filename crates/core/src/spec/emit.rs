@@ -9,8 +9,18 @@ use super::types::*;
 
 /// The resolved spec as YAML: `parse(to_yaml(spec).as_bytes())` gives `spec` again.
 pub fn to_yaml(spec: &JobSpec) -> String {
-    let JobSpec { name, tenant, model, resources, priority, seed, reproducible, endpoints, stages, checkpoints } =
-        spec;
+    let JobSpec {
+        name,
+        tenant,
+        model,
+        resources,
+        priority,
+        seed,
+        reproducible,
+        endpoints,
+        stages,
+        checkpoints,
+    } = spec;
     let mut out = Writer::default();
     out.line(0, "apiVersion", "crescendo/v1");
     out.line(0, "kind", "TrainingJob");
@@ -71,7 +81,15 @@ fn write_data(out: &mut Writer, data: &DataSpec) {
     out.open(3, "data");
     out.idle = idle::of_data(data);
     match source {
-        DataSource::Compose(ComposeSpec { subjects, photos, layout, panel, name_share, hold_out_one_in }) => {
+        DataSource::Compose(ComposeSpec {
+            subjects,
+            photos,
+            layout,
+            panel,
+            name_share,
+            hold_out,
+            hold_out_one_in,
+        }) => {
             out.line(4, "source", "compose");
             out.field("subjects", text(subjects));
             if let Some(photos) = photos {
@@ -80,7 +98,7 @@ fn write_data(out: &mut Writer, data: &DataSpec) {
             out.field("layout", word(layout));
             out.field("panel", panel);
             out.field("nameShare", number(*name_share));
-            out.field("holdOutOneIn", hold_out_one_in);
+            write_hold_out(out, hold_out, *hold_out_one_in);
         }
         DataSource::Import(ImportSpec {
             path,
@@ -102,6 +120,7 @@ fn write_data(out: &mut Writer, data: &DataSpec) {
         }
         DataSource::Generate(GenerateSpec {
             subjects,
+            hold_out,
             hold_out_one_in,
             name_share,
             companions,
@@ -116,7 +135,7 @@ fn write_data(out: &mut Writer, data: &DataSpec) {
             }
             out.field("panel", panel);
             out.field("nameShare", number(*name_share));
-            out.field("holdOutOneIn", hold_out_one_in);
+            write_hold_out(out, hold_out, *hold_out_one_in);
             out.field("companions", number(*companions));
             out.field("panels", word(panels));
             out.field("shapes", word(shapes));
@@ -157,6 +176,7 @@ fn write_crop(out: &mut Writer, crop: &CropSpec) {
         from,
         subjects,
         photos,
+        hold_out,
         hold_out_one_in,
         name_share,
         panel,
@@ -173,10 +193,21 @@ fn write_crop(out: &mut Writer, crop: &CropSpec) {
     }
     out.field("panel", panel);
     out.field("nameShare", number(*name_share));
-    out.field("holdOutOneIn", hold_out_one_in);
+    write_hold_out(out, hold_out, *hold_out_one_in);
     out.field("detectorMin", number(*detector_min));
     out.field("boxShare", format!("[{}, {}]", number(box_share.0), number(box_share.1)));
     out.field("boxOverlap", number(*box_overlap));
+}
+
+fn write_hold_out(out: &mut Writer, hold_out: &[String], one_in: u32) {
+    if !hold_out.is_empty() {
+        out.field("holdOut", words(hold_out.iter().map(|name| text(name))));
+    }
+    out.field("holdOutOneIn", one_in);
+}
+
+fn words(words: impl Iterator<Item = String>) -> String {
+    format!("[{}]", words.collect::<Vec<_>>().join(", "))
 }
 
 fn write_draw(out: &mut Writer, draw: &DrawSpec) {

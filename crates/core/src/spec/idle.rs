@@ -19,12 +19,13 @@ pub(super) fn of_data(data: &DataSpec) -> Vec<Idle> {
             &["minScore", "scoreDisagreement", "scoreInvalid", "directions", "unitSize"],
             "has no effect with `format: webdataset`: every pair of a tar is taken as it is, and a unit is a tar",
         ),
-        DataSource::Generate(GenerateSpec { subjects: None, .. }) => {
-            all(&["holdOutOneIn"], "has no effect without `subjects`, the library that it speaks of")
-        }
+        DataSource::Generate(GenerateSpec { subjects: None, .. }) => all(
+            &["holdOut", "holdOutOneIn"],
+            "has no effect without `subjects`, the library that it speaks of",
+        ),
         DataSource::Recompose(RecomposeSpec { crop, .. }) | DataSource::Crop(crop) => match crop.subjects {
             None => all(
-                &["photos", "holdOutOneIn", "nameShare"],
+                &["photos", "holdOut", "holdOutOneIn", "nameShare"],
                 "has no effect without `subjects`: targets come from the pair log of `from`",
             ),
             Some(_) => all(

@@ -14,6 +14,7 @@
 //! | `tree` | YAML to a tree that knows where each value stands; size, depth and count are bounded |
 //! | `fields` | the table of fields: name, type, range, default, meaning |
 //! | `reader` | takes one typed value out of the tree, by its row in the table |
+//! | `places` | where each field stands |
 //! | `scalar` | single values: numbers, what was found, what was meant |
 //! | `resolve` | puts the values together, with the defaults that depend on others |
 //! | `idle` | fields that others make meaningless |
@@ -25,6 +26,7 @@ mod check;
 mod emit;
 mod fields;
 mod idle;
+mod places;
 mod reader;
 mod resolve;
 mod scalar;
@@ -39,7 +41,7 @@ use std::fmt;
 
 pub use emit::to_yaml;
 pub use fields::{FIELDS, Field, markdown_table};
-pub use reader::Places;
+pub use places::Places;
 pub use types::*;
 pub use warnings::Warning;
 

@@ -4,10 +4,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::warnings::Warning;
 use super::Problem;
 use super::check::Contradiction;
 use super::fields::{self, Default, Field, Kind};
+use super::places::{Places, ancestors, nearest_position};
 use super::scalar::{describe, describe_scalar, nearest, number};
 use super::tree::{Entry, Node, Position, Value, shorten};
 
@@ -60,7 +60,7 @@ impl Reader {
 
     /// What was wrong, and where everything stands.
     pub fn finish(self) -> (Vec<Problem>, Places) {
-        (self.problems, Places(self.positions))
+        (self.problems, Places::new(self.positions))
     }
 
     /// Adds contradictions, but not those that rest on a stand-in.
@@ -469,34 +469,6 @@ impl Reader {
     }
 }
 
-/// Where the fields of a spec stand.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Places(BTreeMap<String, Position>);
-
-impl Places {
-    /// A warning about a field, e.g. `spec.model.precision`. It points at the field, or at the nearest section around it
-    /// that is written down.
-    pub fn warning(&self, path: &str, message: String) -> Warning {
-        let Position { line, column } = nearest_position(&self.0, path);
-        Warning { line, column, path: path.to_owned(), message }
-    }
-
-    /// Whether the field is written down.
-    pub fn is_given(&self, path: &str) -> bool {
-        self.0.contains_key(path)
-    }
-}
-
-fn nearest_position(positions: &BTreeMap<String, Position>, path: &str) -> Position {
-    let nearest = ancestors(path).find_map(|path| positions.get(path));
-    nearest.copied().unwrap_or(Position { line: 1, column: 1 })
-}
-
 fn is_text(text: &str) -> bool {
     (1..=1024).contains(&text.chars().count()) && !text.chars().any(char::is_control)
-}
-
-/// The path itself, then the sections around it.
-fn ancestors(path: &str) -> impl Iterator<Item = &str> {
-    std::iter::successors(Some(path), |path| path.rfind(['.', '[']).map(|end| path.split_at(end).0))
 }

@@ -173,13 +173,7 @@ impl Asked {
     }
 }
 
-fn data(
-    reader: &mut Reader,
-    stage: Section<'_>,
-    path: &Path,
-    asked: Asked,
-    around: &Around<'_>,
-) -> DataSpec {
+fn data(reader: &mut Reader, stage: Section<'_>, path: &Path, asked: Asked, around: &Around<'_>) -> DataSpec {
     let section = reader.section(stage, path);
     let data_path = path;
     let nano = around.preset == ModelPreset::Nano;
@@ -215,6 +209,7 @@ fn data(
             layout: ComposeLayout::Single,
             panel: size,
             name_share: 1.0,
+            hold_out: Vec::new(),
             hold_out_one_in: 0,
         }),
     };
@@ -255,6 +250,7 @@ fn compose(reader: &mut Reader, section: Section<'_>, path: &Path, size: u32) ->
         },
         panel: whole_or(reader, section, &path.field("panel"), size),
         name_share: number(reader, section, &path.field("nameShare"), "spec.stages[].data.nameShare"),
+        hold_out: hold_out(reader, section, path),
         hold_out_one_in: whole(
             reader,
             section,
@@ -264,10 +260,20 @@ fn compose(reader: &mut Reader, section: Section<'_>, path: &Path, size: u32) ->
     }
 }
 
+/// Subjects that are kept out by name.
+fn hold_out(reader: &mut Reader, data: Section<'_>, path: &Path) -> Vec<String> {
+    match reader.text_or_texts(data, &path.field("holdOut")) {
+        None => Vec::new(),
+        Some(Ok(one)) => vec![one],
+        Some(Err(several)) => several,
+    }
+}
+
 fn generate(reader: &mut Reader, section: Section<'_>, path: &Path, nano: bool) -> GenerateSpec {
     let row = |name: &str| format!("spec.stages[].data.{name}");
     GenerateSpec {
         subjects: reader.text(section, &path.field("subjects")),
+        hold_out: hold_out(reader, section, path),
         hold_out_one_in: whole(reader, section, &path.field("holdOutOneIn"), &row("holdOutOneIn")),
         name_share: number(reader, section, &path.field("nameShare"), &row("nameShare")),
         companions: reader.number(section, &path.field("companions")).unwrap_or(if nano { 0.0 } else { 1.0 }),
@@ -306,6 +312,7 @@ fn crop(reader: &mut Reader, section: Section<'_>, path: &Path, size: u32, aroun
             .unwrap_or_else(|| around.before.unwrap_or_default().to_owned()),
         subjects: reader.text(section, &path.field("subjects")),
         photos: reader.text(section, &path.field("photos")),
+        hold_out: hold_out(reader, section, path),
         hold_out_one_in: whole(reader, section, &path.field("holdOutOneIn"), &row("holdOutOneIn")),
         name_share: number(reader, section, &path.field("nameShare"), &row("nameShare")),
         panel: whole_or(reader, section, &path.field("panel"), size),

@@ -193,19 +193,28 @@ impl DataSource {
 
     /// The subject library that this source takes from, if it does.
     pub fn library(&self) -> Option<SubjectLibrary<'_>> {
-        let (subjects, name_share, hold_out_one_in) = match self {
-            DataSource::Compose(compose) => {
-                (&compose.subjects, compose.name_share, compose.hold_out_one_in)
+        let (subjects, name_share, hold_out, hold_out_one_in) = match self {
+            DataSource::Compose(ComposeSpec { subjects, name_share, hold_out, hold_out_one_in, .. }) => {
+                (subjects, name_share, hold_out, hold_out_one_in)
             }
-            DataSource::Generate(generate) => {
-                (generate.subjects.as_ref()?, generate.name_share, generate.hold_out_one_in)
-            }
-            DataSource::Recompose(RecomposeSpec { crop, .. }) | DataSource::Crop(crop) => {
-                (crop.subjects.as_ref()?, crop.name_share, crop.hold_out_one_in)
+            DataSource::Generate(GenerateSpec {
+                subjects, name_share, hold_out, hold_out_one_in, ..
+            })
+            | DataSource::Recompose(RecomposeSpec {
+                crop: CropSpec { subjects, name_share, hold_out, hold_out_one_in, .. },
+                ..
+            })
+            | DataSource::Crop(CropSpec { subjects, name_share, hold_out, hold_out_one_in, .. }) => {
+                (subjects.as_ref()?, name_share, hold_out, hold_out_one_in)
             }
             DataSource::Import(_) => return None,
         };
-        Some(SubjectLibrary { subjects, name_share, hold_out_one_in })
+        Some(SubjectLibrary {
+            subjects,
+            name_share: *name_share,
+            hold_out,
+            hold_out_one_in: *hold_out_one_in,
+        })
     }
 
     /// What cuts second subjects out of targets, if this source does.
@@ -240,7 +249,9 @@ pub struct SubjectLibrary<'a> {
     pub subjects: &'a str,
     /// Share of the captions that name their subjects.
     pub name_share: f64,
-    /// Every n-th subject is kept out of training; 0 keeps out none.
+    /// Subjects that are kept out of training, by id or name.
+    pub hold_out: &'a [String],
+    /// Every n-th subject is kept out as well; 0 keeps out none.
     pub hold_out_one_in: u32,
 }
 
@@ -270,6 +281,9 @@ pub struct DrawSpec {
 pub struct GenerateSpec {
     /// Folder of a subject library whose words say what is drawn; absent: the stage's prompts do.
     pub subjects: Option<String>,
+    /// Subjects of the library that are kept out, by id or name.
+    #[serde(default)]
+    pub hold_out: Vec<String>,
     /// Every n-th subject of the library is kept out; 0 keeps out none.
     pub hold_out_one_in: u32,
     /// Share of the captions that name their subject.
@@ -312,6 +326,9 @@ pub struct CropSpec {
     pub subjects: Option<String>,
     /// Folder of photographs, with `subjects`.
     pub photos: Option<String>,
+    /// As in [`ComposeSpec`].
+    #[serde(default)]
+    pub hold_out: Vec<String>,
     pub hold_out_one_in: u32,
     pub name_share: f64,
     /// Height and width of a target with `subjects`, and longer side of a reference, pixels; a multiple of 16.
@@ -351,7 +368,10 @@ pub struct ComposeSpec {
     /// what it looks like. Specs that were stored before there was a choice name all.
     #[serde(default = "all_named")]
     pub name_share: f64,
-    /// Every n-th subject (by stable hash) is kept out of training for evaluation; 0 keeps out none.
+    /// Subjects that are kept out of training for evaluation, by id or name.
+    #[serde(default)]
+    pub hold_out: Vec<String>,
+    /// Every n-th subject (by stable hash) is kept out as well; 0 keeps out none.
     pub hold_out_one_in: u32,
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
-use super::reader::Places;
+use super::places::Places;
 use super::types::*;
 use super::{Problem, write_place};
 
@@ -149,21 +149,27 @@ fn holding_out(found: &mut Found<'_>, spec: &JobSpec, index: usize, stage: &Stag
         (theirs.subjects == library.subjects && earlier.references > 0).then_some((earlier, theirs))
     });
     let message = match earlier {
-        Some((earlier, theirs)) if theirs.hold_out_one_in != library.hold_out_one_in => format!(
-            "stage `{}` holds out others of the same library (holdOutOneIn: {}): only subjects that no stage has trained on tell \
-             how well it does on new ones",
-            earlier.name, theirs.hold_out_one_in
+        Some((earlier, theirs)) if held_out(&theirs) != held_out(&library) => format!(
+            "stage `{}` holds out others of the same library: only subjects that no stage has trained on tell how well it does on \
+             new ones",
+            earlier.name
         ),
         // It was said there.
         Some(_) => return,
-        None if library.hold_out_one_in == 0 => {
+        None if library.hold_out_one_in == 0 && library.hold_out.is_empty() => {
             "no subject is held out, so a report can only show subjects that were trained on; with 5, about every fifth is kept for \
              it"
                 .to_owned()
         }
         None => return,
     };
-    found.add(&at.data("holdOutOneIn"), message);
+    let by_name = at.data("holdOut");
+    let path = if found.places.is_given(&by_name) { by_name } else { at.data("holdOutOneIn") };
+    found.add(&path, message);
+}
+
+fn held_out<'a>(library: &SubjectLibrary<'a>) -> (BTreeSet<&'a String>, u32) {
+    (library.hold_out.iter().collect(), library.hold_out_one_in)
 }
 
 fn training(found: &mut Found<'_>, stage: &StageSpec, at: At) {
@@ -195,11 +201,8 @@ fn checkpoints(found: &mut Found<'_>, spec: &JobSpec) {
     let path = "spec.checkpoints.every";
     let every = spec.checkpoints.every;
     let worth = if found.places.is_given(path) { 2 } else { WORTH_SAVING_STEPS };
-    let unsaved: Vec<&StageSpec> = spec
-        .stages
-        .iter()
-        .filter(|stage| stage.train.steps < every && stage.train.steps >= worth)
-        .collect();
+    let unsaved: Vec<&StageSpec> =
+        spec.stages.iter().filter(|stage| stage.train.steps < every && stage.train.steps >= worth).collect();
     let Some(longest) = unsaved.iter().max_by_key(|stage| stage.train.steps) else { return };
     let message = format!(
         "a checkpoint every {every} steps, and stage `{}` has {}: nothing is saved before its end, and what interrupts it \

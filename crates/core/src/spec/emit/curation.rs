@@ -1,6 +1,6 @@
 //! What curation asks of other models.
 
-use super::{Writer, number, text};
+use super::{Writer, number, text, words};
 use crate::spec::types::*;
 
 pub(super) fn write_endpoints(out: &mut Writer, endpoints: &[EndpointSpec]) {
@@ -84,10 +84,6 @@ pub(super) fn write_judge(out: &mut Writer, judge: &JudgeFilter) {
             out.line(6, "agreement", limits(*agreement));
         }
     }
-}
-
-fn words(words: impl Iterator<Item = String>) -> String {
-    format!("[{}]", words.collect::<Vec<_>>().join(", "))
 }
 
 fn limits((low, high): (f64, f64)) -> String {

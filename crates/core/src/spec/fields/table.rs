@@ -318,10 +318,19 @@ pub const FIELDS: &[Field] = &[
     with(
         OF_SUBJECTS,
         field(
+            "spec.stages[].data.holdOut",
+            Kind::TextOrTexts { most: 4096 },
+            Default::Absent,
+            "Subjects that are kept out of training, for evaluation: ids or names of the library. `crescendo validate` lists who is held out, if the library is on its machine.",
+        ),
+    ),
+    with(
+        OF_SUBJECTS,
+        field(
             "spec.stages[].data.holdOutOneIn",
             whole(0, 1_000_000),
             Default::Whole(0),
-            "Every n-th subject is kept out of training, for evaluation; 0 keeps out none.",
+            "About one in this many subjects is kept out as well, chosen by a hash of its id; 0 keeps out none.",
         ),
     ),
     with(

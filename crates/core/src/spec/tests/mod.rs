@@ -64,6 +64,22 @@ fn defaults_are_the_published_recipe() {
 }
 
 #[test]
+fn subjects_are_held_out_by_name() {
+    let with = |data: &str| spec("", MODEL, &format!("{{data: {{source: compose, subjects: lib, {data}}}}}"));
+    let held_out = |data: &str| {
+        let spec = parse(with(data).as_bytes()).unwrap();
+        spec.stages[0].data.source.library().unwrap().hold_out.to_vec()
+    };
+    assert_eq!(held_out("panel: 32"), [""; 0]);
+    assert_eq!(held_out("holdOut: red fox"), ["red fox"]);
+    assert_eq!(held_out("holdOut: [red fox, mug]"), ["red fox", "mug"]);
+    assert_only(
+        &with("holdOut: []"),
+        "spec.stages[0].data.holdOut: expected text on one line, 1 to 1024 characters, or a list of 1 to 4096 such texts",
+    );
+}
+
+#[test]
 fn later_stages_follow_the_one_before() {
     let yaml = spec("", MODEL, &format!("{DATA}\n    - {DATA}\n    - {{initFrom: none, {DATA}}}"));
     let spec = parse(yaml.as_bytes()).unwrap();

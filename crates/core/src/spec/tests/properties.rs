@@ -31,6 +31,7 @@ fn source() -> impl Strategy<Value = DataSource> {
                 layout,
                 panel: 16 * panel,
                 name_share,
+                hold_out: if held > 1 { vec!["a fox".to_owned(), "\"b: #1".to_owned()] } else { Vec::new() },
                 hold_out_one_in: held,
             })
         },
@@ -64,6 +65,7 @@ fn source() -> impl Strategy<Value = DataSource> {
             let panels = [PanelArrangement::SideBySide, PanelArrangement::Stacked, PanelArrangement::Both];
             DataSource::Generate(GenerateSpec {
                 subjects,
+                hold_out: Vec::new(),
                 hold_out_one_in: 12,
                 name_share,
                 companions: 1.0 - name_share,
@@ -79,6 +81,7 @@ fn source() -> impl Strategy<Value = DataSource> {
             from: String::new(),
             photos: subjects.clone(),
             subjects,
+            hold_out: vec!["fox".to_owned()],
             hold_out_one_in: 3,
             name_share: part,
             panel: 16 * panel,
@@ -223,7 +226,10 @@ fn settle(data: &mut DataSpec) {
         }
         DataSource::Generate(generate) if generate.subjects.is_none() => generate.hold_out_one_in = 0,
         DataSource::Recompose(RecomposeSpec { crop, .. }) | DataSource::Crop(crop) => match crop.subjects {
-            None => (crop.photos, crop.hold_out_one_in, crop.name_share) = (None, 0, 1.0),
+            None => {
+                (crop.photos, crop.hold_out_one_in, crop.name_share) = (None, 0, 1.0);
+                crop.hold_out.clear();
+            }
             Some(_) => (crop.detector, crop.detector_min) = (None, 0.2),
         },
         DataSource::Generate(_) | DataSource::Compose(_) => {}

@@ -76,15 +76,18 @@ fn nothing_for_a_report() {
     );
     assert_eq!(of_stage(0, none, "steps: 30"), [""; 0]);
     let stage = |one_in: u32| {
-        format!("    - data: {{source: compose, subjects: lib, nameShare: 0, holdOutOneIn: {one_in}}}\n      train: {{steps: 30}}\n")
+        format!(
+            "    - data: {{source: compose, subjects: lib, nameShare: 0, holdOutOneIn: {one_in}}}\n      train: {{steps: 30}}\n"
+        )
     };
     let found = warnings(&format!("  stages:\n{}{}", stage(5), stage(6)));
     assert_warns(
         &found,
-        "line 9: spec.stages[1].data.holdOutOneIn: stage `stage-1` holds out others of the same library (holdOutOneIn: 5): \
+        "line 9: spec.stages[1].data.holdOutOneIn: stage `stage-1` holds out others of the same library: \
          only subjects that no stage has trained on tell how well it does on new ones",
     );
     assert_eq!(warnings(&format!("  stages:\n{}{}", stage(5), stage(5))), [""; 0]);
+    assert_eq!(of_stage(1, &format!("{none}, holdOut: fox"), "steps: 30"), [""; 0]);
     assert_eq!(warnings(&format!("  stages:\n{}{}", stage(0), stage(0))).len(), 1, "said once");
 }
 
@@ -124,7 +127,8 @@ fn nothing_is_saved_before_the_end() {
     let stage = |steps: u32| {
         format!("  stages:\n    - data: {{{DATA}}}\n      references: 1\n      train: {{steps: {steps}}}\n")
     };
-    let every = |every: u32, steps: u32| warnings(&format!("  checkpoints: {{every: {every}}}\n{}", stage(steps)));
+    let every =
+        |every: u32, steps: u32| warnings(&format!("  checkpoints: {{every: {every}}}\n{}", stage(steps)));
     assert_warns(
         &every(31, 30),
         "line 6: spec.checkpoints.every: a checkpoint every 31 steps, and stage `stage-1` has 30: nothing is saved before \
@@ -134,7 +138,10 @@ fn nothing_is_saved_before_the_end() {
     // The default is worth a word where there is something to lose.
     assert_eq!(warnings(&stage(99)), [""; 0]);
     let found = warnings(&stage(999));
-    assert!(found[0].starts_with("line 5: spec.checkpoints.every: a checkpoint every 1000 steps, "), "{found:?}");
+    assert!(
+        found[0].starts_with("line 5: spec.checkpoints.every: a checkpoint every 1000 steps, "),
+        "{found:?}"
+    );
     assert_eq!(warnings(&stage(1000)), [""; 0]);
 }
 
@@ -159,7 +166,9 @@ fn prompts_that_are_all_dropped() {
 #[test]
 fn an_endpoint_that_nobody_asks() {
     let endpoints = "  endpoints:\n    - {name: vlm, url: 'http://localhost:1/v1', model: m}\n";
-    let stage = |more: &str| format!("  stages:\n    - {{data: {{{DATA}{more}}}, references: 1, train: {{steps: 30}}}}\n");
+    let stage = |more: &str| {
+        format!("  stages:\n    - {{data: {{{DATA}{more}}}, references: 1, train: {{steps: 30}}}}\n")
+    };
     assert_warns(
         &warnings(&format!("{endpoints}{}", stage(""))),
         "line 7: spec.endpoints[0].name: no stage asks the endpoint `vlm`",
