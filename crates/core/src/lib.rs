@@ -23,7 +23,7 @@
 //! | [`histogram`] | distributions of scores, which add up over units |
 //! | [`requests`] | what a caller may ask for, and when it is refused |
 //! | [`secret`] | keys and tokens, and how they are kept out of text |
-//! | [`bench`] | curators that cannot open what a stage is made of |
+//! | [`mod@bench`] | curators that cannot open what a stage is made of |
 //! | [`observed`] | what is seen of nodes and gangs; unknown is not failed |
 //! | [`under_way`] | how far the units are that curators work on |
 //! | [`precision`] | what `precision: auto` comes to, once for a stage |
