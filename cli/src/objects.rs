@@ -47,3 +47,32 @@ pub fn open_existing(url: &str) -> Result<Arc<dyn ObjectStore>, Failure> {
     }
     objects::open(url).map_err(failed)
 }
+
+/// Variables any of which gives a key of a bucket.
+const KEYS: [&str; 5] = [
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SHARED_CREDENTIALS_FILE",
+    "AWS_WEB_IDENTITY_TOKEN_FILE",
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+];
+
+/// What to add to an error of reading from `url`: that nobody has given a key, where that is so. Empty otherwise.
+pub fn without_keys(url: &str, is_set: impl Fn(&str) -> bool) -> &'static str {
+    if !url.starts_with("s3://") || KEYS.into_iter().any(is_set) {
+        return "";
+    }
+    "; the environment has no key of the bucket: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or another of those in docs/object-store.md"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_key_is_told_of_where_one_is_needed() {
+        assert!(without_keys("s3://b/p", |_| false).contains("AWS_ACCESS_KEY_ID"));
+        assert_eq!(without_keys("s3://b/p", |name| name == "AWS_WEB_IDENTITY_TOKEN_FILE"), "");
+        assert_eq!(without_keys("file:///b", |_| false), "");
+    }
+}

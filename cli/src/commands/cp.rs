@@ -59,9 +59,10 @@ async fn copy(
             checkpoint.stage
         )));
     }
-    let store = objects::open_existing(&objects::url(&controller, args.object_store.as_deref()).await?)?;
+    let url = objects::url(&controller, args.object_store.as_deref()).await?;
+    let store = objects::open_existing(&url)?;
     let raw = target.scratch(REGISTERED);
-    fetch(store.as_ref(), checkpoint, file, &raw).await?;
+    fetch(store.as_ref(), &url, checkpoint, file, &raw).await?;
     let made = match &converter {
         None => raw,
         Some(program) => {
@@ -96,9 +97,10 @@ async fn copy(
     Ok(())
 }
 
-/// Copies a file of a checkpoint to `target`, and holds it to what was registered.
+/// Copies a file of a checkpoint from the store at `url` to `target`, and holds it to what was registered.
 async fn fetch(
     store: &dyn ObjectStore,
+    url: &str,
     checkpoint: &Checkpoint,
     file: &CheckpointFile,
     target: &Path,
@@ -116,6 +118,10 @@ async fn fetch(
             "{key} is not in the object store; perhaps a newer checkpoint has taken its place (`crescendo checkpoints {}`)",
             checkpoint.job_id
         )),
+        error @ DownloadError::Store { .. } => {
+            let hint = objects::without_keys(url, |name| std::env::var_os(name).is_some());
+            Failure::other(format!("{}{hint}", with_causes(&error).trim_end_matches([':', ' '])))
+        }
         error => Failure::other(with_causes(&error)),
     })?;
     if (came.size_bytes, &came.sha256) != (file.size_bytes, &file.sha256) {
