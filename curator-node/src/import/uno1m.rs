@@ -67,8 +67,7 @@ pub struct Uno1m {
 impl Uno1m {
     /// Finds label files in `folder`: `labels/` or the folder itself, the total file or else `split1.json`, …
     pub fn open(folder: &Path, spec: &ImportSpec) -> Result<Uno1m, ImportError> {
-        std::fs::metadata(folder)
-            .map_err(|source| ImportError::Read { path: folder.to_owned(), source })?;
+        std::fs::metadata(folder).map_err(|source| ImportError::Read { path: folder.to_owned(), source })?;
         for labels in [folder.join("labels"), folder.to_owned()] {
             let total = labels.join(TOTAL_LABELS);
             let found = if total.is_file() { vec![total] } else { splits(&labels)? };
