@@ -103,6 +103,9 @@ pub fn read(text: &[u8]) -> Index {
 
 fn entry_of(value: Value) -> Result<Entry, String> {
     let line: Line = serde_json::from_value(value).map_err(|error| error.to_string())?;
+    if line.id.trim().is_empty() {
+        return Err("its id is empty".into());
+    }
     let files = match (line.file, line.files) {
         (Some(file), files) if files.is_empty() => vec![file],
         (None, files) if !files.is_empty() => files,
@@ -217,6 +220,7 @@ mod tests {
                 {"id": "d", "words": "d"},
                 {"id": "e", "file": "e.png", "files": ["f.png"], "words": "e"},
                 {"file": "f.png", "words": "f"},
+                {"id": " ", "file": "f.png", "words": "f"},
                 {"id": "g", "file": "g.png", "words": "g", "wrods": "g"},
                 7]"#,
         );
@@ -226,11 +230,12 @@ mod tests {
             "entry 3 (\"d\"): it has neither `file` nor `files`",
             "entry 4 (\"e\"): it has both `file` and `files`",
             "entry 5: missing field `id`",
-            "entry 6 (\"g\"): unknown field wrods; there are id, words, file, files, name and category",
+            "entry 6 (\" \"): its id is empty",
+            "entry 7 (\"g\"): unknown field wrods; there are id, words, file, files, name and category",
         ];
-        assert_eq!(found[..6], expected);
-        assert!(found[6].starts_with("entry 7: invalid type: integer"), "{found:?}");
-        assert_eq!(found.len(), 7);
+        assert_eq!(found[..7], expected);
+        assert!(found[7].starts_with("entry 8: invalid type: integer"), "{found:?}");
+        assert_eq!(found.len(), 8);
     }
 
     #[test]
