@@ -78,6 +78,22 @@ fn pictures_have_the_shape_of_their_layout() {
 }
 
 #[test]
+fn subjects_are_held_out_by_name_too() {
+    let folder = tempfile::tempdir().expect("make a folder");
+    write_library(&folder.path().join("subjects"), 8);
+    let open = |name: &str| {
+        let hold_out = vec!["thing-2".to_owned(), name.to_owned()];
+        let spec = ComposeSpec { hold_out, hold_out_one_in: 0, ..spec(ComposeLayout::Single) };
+        Composer::open(&spec, 1, 7, 0, folder.path())
+    };
+    let composer = open("thing 5").expect("both are there");
+    assert_eq!(composer.held_out_subjects(), ["thing-2", "thing-5"]);
+    assert_eq!(composer.training_subjects().len(), 6);
+    let error = open("think 5").expect_err("nobody is called so").to_string();
+    assert!(error.contains("`think 5` (did you mean `thing 5`?)"), "{error}");
+}
+
+#[test]
 fn training_never_shows_a_held_out_subject() {
     let (_a, composer) = composer(ComposeLayout::Single, 2);
     let training: BTreeSet<String> = composer.training_subjects().into_iter().map(String::from).collect();
