@@ -152,6 +152,24 @@ async fn what_a_spec_hardly_means_is_said_and_fails_nothing() -> anyhow::Result<
 }
 
 #[tokio::test]
+async fn bf16_where_it_crawls_is_warned_of() -> anyhow::Result<()> {
+    let controller = Controller::start().await?;
+    let spec = SPEC.replace("{preset: nano,", "{preset: nano, precision: bf16,");
+    let about = |answer: v1::SubmitJobResponse| {
+        answer.warnings.into_iter().find(|warning| warning.path == "spec.model.precision")
+    };
+    assert_eq!(about(controller.submit("r-1", &spec).await?), None, "no node has said how fast it is");
+
+    let slow = v1::Arithmetic { f32_nanos: 1_000, bf16_nanos: 8_000, ..Default::default() };
+    let hello = v1::Hello { arithmetic: Some(slow), ..hello("t-slow", v1::NodeKind::Trainer, 2, "first") };
+    let _node = FakeNode::open(&controller, hello).await?;
+    let warning = about(controller.submit("r-2", &spec).await?).context("a warning")?;
+    assert!(warning.line == 6 && warning.message.contains("t-slow"), "{warning:?}");
+    assert_eq!(about(controller.submit("r-3", SPEC).await?), None, "auto takes f32 there");
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_restarted_controller_adopts_what_runs() -> anyhow::Result<()> {
     let mut controller = Controller::start().await?;
     let job = controller.submit_job("r-1").await?;

@@ -6,6 +6,7 @@ use crescendo_core::error::Refused;
 use crescendo_core::explain::{View, explain};
 use crescendo_core::ids::{Generation, JobId, StageRef, Timestamp};
 use crescendo_core::pairlog::Lease;
+use crescendo_core::precision;
 use crescendo_core::records::{FailureKind, Record, UnitState, Write};
 use crescendo_core::requests::{self, QueueLimits, UnitFate, UnitLeaseRef};
 use crescendo_core::state::Job;
@@ -29,6 +30,10 @@ impl Engine {
             Request::Submit { submission, reply } => {
                 let answer = self.submit(submission, now);
                 self.hold(reply, answer);
+            }
+            Request::Crawls { spec, reply } => {
+                let answer = precision::crawls(&spec, self.state.nodes());
+                self.hold(reply, Ok(answer));
             }
             Request::GetJob { job, scope, reply } => {
                 let answer = self.job(&job, &scope).map(|found| self.job_view(found, now, true));
@@ -189,6 +194,7 @@ impl Engine {
                 self.hold(reply, answer);
             }
             Request::Submit { .. }
+            | Request::Crawls { .. }
             | Request::GetJob { .. }
             | Request::ExplainJob { .. }
             | Request::ListJobs { .. }

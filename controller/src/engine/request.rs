@@ -1,11 +1,14 @@
 //! What the services ask of the engine.
 
+use std::sync::Arc;
+
 use crescendo_core::access::Scope;
 use crescendo_core::error::Refused;
 use crescendo_core::ids::{Generation, JobId, NodeId, StageRef};
 use crescendo_core::observed::Report;
 use crescendo_core::records::CheckpointRecord;
 use crescendo_core::requests::{Submission, UnitCommit, UnitFate, UnitLeaseRef};
+use crescendo_core::spec::JobSpec;
 use crescendo_proto::convert::Introduction;
 use crescendo_proto::v1;
 use tokio::sync::{mpsc, oneshot};
@@ -47,6 +50,11 @@ pub enum Request {
     Submit {
         submission: Submission,
         reply: Reply<(v1::Job, bool)>,
+    },
+    /// What the nodes that there are make of a spec's precision, if it is to be warned of.
+    Crawls {
+        spec: Arc<JobSpec>,
+        reply: Reply<Option<String>>,
     },
     GetJob {
         job: JobId,

@@ -41,6 +41,16 @@ impl Jobs {
     pub fn new(link: Link, logs: LogHub, tasks: Tasks) -> Self {
         Self { link, logs, tasks }
     }
+
+    /// What the nodes make of the spec's precision, if it is to be warned of. A warning is not worth a failure: a
+    /// controller that does not lead has none.
+    async fn crawls(&self, spec: &Arc<spec::JobSpec>) -> Option<String> {
+        if spec.model.precision != spec::Precision::Bf16 {
+            return None;
+        }
+        let spec = spec.clone();
+        self.link.ask(|reply| engine::Request::Crawls { spec, reply }).await.ok().flatten()
+    }
 }
 
 #[tonic::async_trait]
@@ -65,7 +75,8 @@ impl JobService for Jobs {
             }
             Err(problems) => return Err(status::bad_spec(&problems)),
         };
-        let spec::Parsed { spec: parsed, warnings, .. } = parsed;
+        let spec::Parsed { spec: parsed, mut warnings, places } = parsed;
+        let parsed = Arc::new(parsed);
         if let Some(own) = caller.tenant.as_ref().filter(|own| own.as_str() != parsed.tenant) {
             let what = format!(
                 "{} submits for tenant {own}, and the spec is of tenant {}",
@@ -74,6 +85,10 @@ impl JobService for Jobs {
             return checked(Err(Refused::Forbidden { what }));
         }
         let resolved_spec_yaml = spec::to_yaml(&parsed);
+        if let Some(message) = self.crawls(&parsed).await {
+            warnings.push(places.warning("spec.model.precision", message));
+            warnings.sort();
+        }
         let warnings = warnings.iter().map(v1::SpecProblem::from).collect();
         if validate_only {
             let answer = v1::SubmitJobResponse { resolved_spec_yaml, warnings, ..Default::default() };
@@ -81,12 +96,12 @@ impl JobService for Jobs {
         }
         let request = checked_id("request_id", RequestId::parse(&request_id))?;
         trail.on("request", &request);
-        let spec_json = serde_json::to_vec(&parsed).map_err(|error| {
+        let spec_json = serde_json::to_vec(&*parsed).map_err(|error| {
             status::refused(&Refused::invalid("spec_yaml", format!("cannot be kept: {error}")))
         })?;
         // A caller's trace is kept although none is made here: those who work on the job may make spans of it.
         let trace = trace::parent_for_others(&span).or(submitted_from);
-        let submission = Submission { request, spec: Arc::new(parsed), spec_json: spec_json.into(), trace };
+        let submission = Submission { request, spec: parsed, spec_json: spec_json.into(), trace };
         let (mut job, already_submitted) =
             self.link.ask(|reply| engine::Request::Submit { submission, reply }).await?;
         span.record("job", &job.job_id);
