@@ -116,8 +116,9 @@ impl T5Config {
 /// Bucket of each offset (key position − query position), int64 of any shape on the CPU.
 ///
 /// Half of the `buckets` are for keys after the query. Of each half, the first half stands for one offset each and the
-/// rest widen logarithmically up to `max_distance`. Computed in float32 as published (transformers
-/// `modeling_t5.py`, `_relative_position_bucket`), so that offsets at the edge of two buckets fall to the same side.
+/// rest widen logarithmically up to `max_distance`. Rounded as published (float32, transformers `modeling_t5.py`,
+/// `_relative_position_bucket`), so that offsets at the edge of two buckets fall to the same side; the logarithm itself is
+/// taken in float64, since the last bit of a float32 one differs between processors.
 pub fn relative_buckets(offsets: &Tensor, buckets: i64, max_distance: i64) -> Result<Tensor> {
     let half = buckets / 2;
     let exact = half / 2;
@@ -131,9 +132,10 @@ pub fn relative_buckets(offsets: &Tensor, buckets: i64, max_distance: i64) -> Re
     let wide = distance
         // Smaller ones are not used, and the logarithm of 0 has no integer.
         .f_clamp_min(exact)?
-        .f_to_kind(Kind::Float)?
+        .f_to_kind(Kind::Double)?
         .f_div_scalar(exact)?
         .f_log()?
+        .f_to_kind(Kind::Float)?
         .f_div_scalar(span)?
         .f_mul_scalar(half - exact)?
         .f_to_kind(Kind::Int64)?

@@ -2,11 +2,28 @@
 
 use tch::{Device, Kind, Tensor};
 
+use super::layers::time_embedding;
 use crate::weights::{save, to_bytes};
 use crate::{Flux, FluxConfig, ModelError};
 
 fn config() -> FluxConfig {
     FluxConfig { depth: 1, depth_single_blocks: 1, hidden_size: 32, num_heads: 1, ..FluxConfig::nano() }
+}
+
+#[test]
+fn the_time_sinusoid_is_the_correctly_rounded_one() {
+    for t in [0.0f32, 0.123_456_7, 0.5, 0.999_9, 1.0, 4.0] {
+        let computed = time_embedding(&Tensor::from_slice(&[t]), Kind::Float).unwrap();
+        let (cosines, sines): (Vec<_>, Vec<_>) = (0..128)
+            .map(|i| {
+                let frequency = (-(10_000f64.ln()) / 128.0 * f64::from(i)).exp() as f32;
+                let (sine, cosine) = f64::from(1000.0 * t * frequency).sin_cos();
+                (cosine as f32, sine as f32)
+            })
+            .unzip();
+        let expected = Tensor::from_slice(&[cosines, sines].concat()).unsqueeze(0);
+        assert_eq!(computed, expected, "at {t}");
+    }
 }
 
 #[test]
