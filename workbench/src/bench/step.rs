@@ -9,12 +9,13 @@ use clap::{Args, ValueEnum};
 use crescendo_model::flux::{LoadOptions, Residence, StepTokens, Storage, step_flops};
 use crescendo_model::lora::BlockSelection;
 use crescendo_model::randomness::{SampleKey, TimeDistribution};
-use crescendo_model::tch::{Cuda, Device, Kind, Tensor};
+use crescendo_model::tch::{Device, Kind, Tensor};
 use crescendo_model::training::{AdamW, AdamWConfig, Learner, MicroBatch, Recompute, TrainOptions};
 use crescendo_model::{Flux, FluxConfig, LoraAdapter, Preset};
 use serde::Serialize;
 
 use super::peak;
+use crate::device::{open_device, parse_device};
 use crate::parity::Output;
 
 /// Share of the free memory that activations may have: the allocator rounds up, and kernels need room to work.
@@ -116,17 +117,6 @@ enum Again {
 
 fn parse_preset(name: &str) -> Result<Preset, String> {
     name.parse().map_err(|error: crescendo_model::ModelError| error.to_string())
-}
-
-fn parse_device(text: &str) -> Result<Device, String> {
-    match text.split_once(':') {
-        None if text == "cpu" => Ok(Device::Cpu),
-        None if text == "cuda" => Ok(Device::Cuda(0)),
-        Some(("cuda", index)) => {
-            index.parse().map(Device::Cuda).map_err(|error| format!("{index:?}: {error}"))
-        }
-        _ => Err("expected cpu, cuda or cuda:N".to_owned()),
-    }
 }
 
 /// The flags with every default filled in.
@@ -271,17 +261,6 @@ pub fn run(args: &StepArgs) -> Result<()> {
             share_of_floor: floor_seconds / median_seconds,
         },
     )
-}
-
-/// The device's name; an error that says what is missing if it is not there.
-fn open_device(device: Device) -> Result<String> {
-    let Device::Cuda(index) = device else { return Ok("CPU".to_owned()) };
-    ensure!(crescendo_collective::load_cuda()?, "this machine has no NVIDIA driver");
-    let count = Cuda::device_count();
-    ensure!((index as i64) < count, "there is no cuda:{index}: this machine has {count} GPUs");
-    // Makes the device's context, which its memory is asked for through.
-    drop(Tensor::f_zeros([1], (Kind::Float, device))?);
-    Ok(crescendo_collective::device_name(index)?)
 }
 
 fn learner(args: &StepArgs, setting: &Setting) -> Result<Learner> {

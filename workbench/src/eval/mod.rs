@@ -25,7 +25,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
 use crescendo_model::pictures::MAX_FILE_BYTES;
-use crescendo_model::tch::{Cuda, Device};
+use crescendo_model::tch::Device;
+
+use crate::device::{open_device, parse_device};
 
 pub use benchmark::{Benchmark, Row, Subject};
 pub use judge::{Features, Found, PictureScore, Scorer};
@@ -80,24 +82,10 @@ pub struct EvalArgs {
     threads: i32,
 }
 
-fn parse_device(text: &str) -> Result<Device, String> {
-    match text.split_once(':') {
-        None if text == "cpu" => Ok(Device::Cpu),
-        None if text == "cuda" => Ok(Device::Cuda(0)),
-        Some(("cuda", index)) => {
-            index.parse().map(Device::Cuda).map_err(|error| format!("{text:?}: {error}"))
-        }
-        _ => Err(format!("{text:?} is not cpu, cuda or cuda:INDEX")),
-    }
-}
-
 /// Runs `eval`.
 pub fn run(args: &EvalArgs) -> Result<()> {
     crescendo_model::tch::set_num_threads(args.threads.max(1));
-    if let Device::Cuda(index) = args.device {
-        let count = Cuda::device_count();
-        ensure!((index as i64) < count, "there is no device cuda:{index}, only {count}");
-    }
+    open_device(args.device)?;
     let files = NetworkFiles {
         clip: args.clip.clone(),
         dino: args.dino.clone(),

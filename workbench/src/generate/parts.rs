@@ -7,8 +7,10 @@ use crescendo_model::codec::{LatentCodec, TextEncoder};
 use crescendo_model::drawing::EncoderFiles;
 use crescendo_model::flux_text::FluxTextPaths;
 use crescendo_model::pictures::reference;
-use crescendo_model::tch::{Cuda, Device, Kind};
+use crescendo_model::tch::{Device, Kind};
 use crescendo_model::{FluxConfig, Preset};
+
+use crate::device::has_cuda;
 
 /// Where the networks are.
 #[derive(Clone, Debug, clap::Args)]
@@ -69,8 +71,9 @@ impl ModelArgs {
     pub fn parts(&self) -> Result<Parts> {
         let device = match self.device {
             DeviceChoice::Cpu => Device::Cpu,
-            DeviceChoice::Auto => Device::cuda_if_available(),
-            DeviceChoice::Cuda if Cuda::is_available() => Device::Cuda(0),
+            DeviceChoice::Auto if has_cuda() => Device::Cuda(0),
+            DeviceChoice::Auto => Device::Cpu,
+            DeviceChoice::Cuda if has_cuda() => Device::Cuda(0),
             DeviceChoice::Cuda => {
                 bail!("--device cuda: there is no CUDA device, or this libtorch has no CUDA")
             }

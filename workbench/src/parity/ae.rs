@@ -2,7 +2,7 @@
 
 use anyhow::Context;
 use crescendo_model::autoencoder::{Autoencoder, AutoencoderConfig, LatentDraw};
-use crescendo_model::tch::{Device, Kind, Tensor};
+use crescendo_model::tch::{Kind, Tensor};
 
 use super::compare::Checks;
 use super::fixture::Fixture;
@@ -13,7 +13,7 @@ const DIFFERING_BYTES: f64 = 1e-3;
 pub fn check(fixture: &Fixture, checks: &mut Checks<'_>) -> anyhow::Result<()> {
     let config: AutoencoderConfig = fixture.part("config")?;
     let weights = fixture.group("model.")?;
-    let network = Autoencoder::from_tensors(&config, weights, &fixture.name, Kind::Float, Device::Cpu)?;
+    let network = Autoencoder::from_tensors(&config, weights, &fixture.name, Kind::Float, fixture.device)?;
     for i in (0..).take_while(|i| fixture.has(&format!("in.image{i}.u8"))) {
         let out = |part: &str| format!("out.image{i}.{part}");
         // [height, width, 3] -> [1, 3, height, width]

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::Context;
 use crescendo_model::clip::{Clip, ClipConfig, ClipText, ClipTextConfig, ClipVisionConfig, Pooling, pool};
-use crescendo_model::tch::{Device, Kind};
+use crescendo_model::tch::Kind;
 use serde::Deserialize;
 
 use super::compare::Checks;
@@ -27,7 +27,7 @@ pub fn check_text(fixture: &Fixture, checks: &mut Checks<'_>) -> anyhow::Result<
     let ends: BTreeMap<String, i64> = fixture.part("eos_token_id")?;
     for (run, kind) in runs(fixture) {
         let weights = fixture.group("model.")?;
-        let tower = ClipText::from_tensors(&config, weights, &fixture.name, kind, Device::Cpu)?;
+        let tower = ClipText::from_tensors(&config, weights, &fixture.name, kind, fixture.device)?;
         for input in &inputs {
             let ids = fixture.tensor(&format!("in.{input}"))?;
             let end = *ends.get(input).with_context(|| format!("`eos_token_id` has no {input}"))?;
@@ -57,7 +57,8 @@ pub fn check_vision(fixture: &Fixture, checks: &mut Checks<'_>) -> anyhow::Resul
     let config = ClipConfig { text_config: text, vision_config: vision, projection_dim: proj };
     let (ids, pixels) = (fixture.tensor("in.input_ids")?, fixture.tensor("in.pixel_values")?);
     for (run, kind) in runs(fixture) {
-        let clip = Clip::from_tensors(&config, fixture.group("model.")?, &fixture.name, kind, Device::Cpu)?;
+        let clip =
+            Clip::from_tensors(&config, fixture.group("model.")?, &fixture.name, kind, fixture.device)?;
         let (text, vision) = (clip.text().forward(&ids)?, clip.vision().forward(&pixels)?);
         let (text_embeds, image_embeds) = (clip.text_embeds(&ids)?, clip.image_embeds(&pixels)?);
         for (name, tensor) in [

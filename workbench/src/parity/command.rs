@@ -4,8 +4,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
+use crescendo_model::tch::Device;
 
 use super::{ParityOptions, run, table};
+use crate::device::{open_device, parse_device};
 
 /// How to print a result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -24,6 +26,9 @@ pub struct ParityArgs {
     /// Check only fixtures of these kinds (prefixes of their `fixture` field).
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
+    /// cpu, cuda, or cuda:N: where the networks compute. Bounds on single numbers are five times as wide on a GPU.
+    #[arg(long, default_value = "cpu", value_parser = parse_device)]
+    device: Device,
     /// How to print the result.
     #[arg(short, long, value_enum, default_value_t = Output::Table)]
     output: Output,
@@ -31,9 +36,10 @@ pub struct ParityArgs {
 
 /// Runs the subcommand.
 pub fn parity_main(args: ParityArgs) -> anyhow::Result<ExitCode> {
+    open_device(args.device)?;
     // Small networks: more threads only wait for each other.
     crescendo_model::tch::set_num_threads(1);
-    let report = run(&ParityOptions { dir: args.dir, only: args.only })?;
+    let report = run(&ParityOptions { dir: args.dir, only: args.only, device: args.device })?;
     match args.output {
         Output::Table => print!("{}", table(&report)),
         Output::Json => println!("{}", serde_json::to_string_pretty(&report).context("print the report")?),

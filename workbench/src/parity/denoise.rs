@@ -3,7 +3,7 @@
 use crescendo_model::packing;
 use crescendo_model::sampler::{SampleRequest, published_noise, sample};
 use crescendo_model::schedule::inference_schedule;
-use crescendo_model::tch::{Device, Kind, Tensor};
+use crescendo_model::tch::{Kind, Tensor};
 use crescendo_model::unope::PositionMode;
 use crescendo_model::weights::TensorMap;
 use crescendo_model::{Flux, LoraAdapter};
@@ -59,9 +59,9 @@ pub fn check(fixture: &Fixture, checks: &mut Checks<'_>) -> anyhow::Result<()> {
             continue;
         }
         let weights = run.cast_all(fixture.group("model.")?)?;
-        let flux = Flux::from_tensors(&config, weights, &fixture.name, run.compute, Device::Cpu)?;
+        let flux = Flux::from_tensors(&config, weights, &fixture.name, run.compute, fixture.device)?;
         let lora = run.cast_all(fixture.group("lora.")?)?;
-        let adapter = LoraAdapter::from_tensors(&config, lora, &fixture.name, run.compute, Device::Cpu)?;
+        let adapter = LoraAdapter::from_tensors(&config, lora, &fixture.name, run.compute, fixture.device)?;
         let refs = (0..sampling.n_refs)
             .map(|i| run.cast(&fixture.tensor(&format!("in.ref{i}"))?))
             .collect::<anyhow::Result<Vec<_>>>()?;
@@ -92,7 +92,7 @@ pub fn check(fixture: &Fixture, checks: &mut Checks<'_>) -> anyhow::Result<()> {
             let times = Tensor::f_full(
                 [latent.size().first().copied().unwrap_or(1)],
                 *time,
-                (run.time, Device::Cpu),
+                (run.time, fixture.device),
             )?;
             checks.compare(&format!("{prefix}t{i}"), &times)?;
             checks.compare(&format!("{prefix}latent{i}"), latent)?;

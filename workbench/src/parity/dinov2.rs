@@ -1,7 +1,7 @@
 //! Kind `dinov2`: the DINOv2 backbone at several sizes, with both rules for its positions.
 
 use crescendo_model::dinov2::{DinoV2, DinoV2Config, PositionRule};
-use crescendo_model::tch::{Device, no_grad};
+use crescendo_model::tch::no_grad;
 
 use super::compare::Checks;
 use super::fixture::Fixture;
@@ -10,7 +10,7 @@ pub fn check(fixture: &Fixture, checks: &mut Checks<'_>) -> anyhow::Result<()> {
     let config: DinoV2Config = fixture.part("config")?;
     let sizes: Vec<[i64; 2]> = fixture.part("resolutions")?;
     let patch = config.patch_size.max(1);
-    let mut network = DinoV2::from_tensors(config, fixture.group("model.")?, &fixture.name, Device::Cpu)?;
+    let mut network = DinoV2::from_tensors(config, fixture.group("model.")?, &fixture.name, fixture.device)?;
     no_grad(|| {
         for [height, width] in sizes {
             let size = format!("{height}x{width}");

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use crescendo_model::FluxConfig;
-use crescendo_model::tch::Tensor;
+use crescendo_model::tch::{Device, Tensor};
 use crescendo_model::weights::{TensorFile, TensorMap};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -15,6 +15,8 @@ pub struct Fixture {
     /// File name without extension.
     pub name: String,
     pub path: PathBuf,
+    /// Where its tensors are handed out and its networks are built.
+    pub device: Device,
     sidecar: Value,
     tensors: TensorFile,
 }
@@ -55,14 +57,14 @@ pub fn read_sidecar(path: &Path) -> anyhow::Result<Option<(String, Value)>> {
 }
 
 impl Fixture {
-    /// Opens the fixture whose sidecar lies at `path`.
-    pub fn open(path: &Path) -> anyhow::Result<Self> {
+    /// Opens the fixture whose sidecar lies at `path`, for networks on `device`.
+    pub fn open(path: &Path, device: Device) -> anyhow::Result<Self> {
         let Some((_, sidecar)) = read_sidecar(path)? else {
             bail!("{} has no field `fixture`", path.display());
         };
         let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         let tensors = TensorFile::open(&path.with_extension("safetensors")).context("open tensors")?;
-        Ok(Self { name, path: path.to_owned(), sidecar, tensors })
+        Ok(Self { name, path: path.to_owned(), device, sidecar, tensors })
     }
 
     /// The part of the sidecar under `key`.
@@ -86,7 +88,7 @@ impl Fixture {
     }
 
     pub fn tensor(&self, name: &str) -> anyhow::Result<Tensor> {
-        Ok(self.tensors.tensor(name)?)
+        Ok(self.tensors.tensor(name)?.f_to_device(self.device)?)
     }
 
     pub fn has(&self, name: &str) -> bool {

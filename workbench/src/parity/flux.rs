@@ -4,7 +4,7 @@ use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, bail};
-use crescendo_model::tch::{Device, Kind, Tensor};
+use crescendo_model::tch::{Kind, Tensor};
 use crescendo_model::{Flux, FluxConfig, FluxInputs, LoraAdapter, RopeTable};
 
 use super::compare::Checks;
@@ -116,7 +116,13 @@ impl Networks<'_> {
     fn flux(&mut self, float: bool) -> anyhow::Result<()> {
         if let Entry::Vacant(place) = self.flux.entry(float) {
             let (weights, origin) = (self.fixture.group("model.")?, &self.fixture.name);
-            place.insert(Flux::from_tensors(&self.config, weights, origin, Self::kind(float), Device::Cpu)?);
+            place.insert(Flux::from_tensors(
+                &self.config,
+                weights,
+                origin,
+                Self::kind(float),
+                self.fixture.device,
+            )?);
         }
         Ok(())
     }
@@ -124,8 +130,13 @@ impl Networks<'_> {
     fn adapter(&mut self, float: bool) -> anyhow::Result<()> {
         if let Entry::Vacant(place) = self.adapters.entry(float) {
             let (weights, origin) = (self.fixture.group("lora.")?, &self.fixture.name);
-            let adapter =
-                LoraAdapter::from_tensors(&self.config, weights, origin, Self::kind(float), Device::Cpu)?;
+            let adapter = LoraAdapter::from_tensors(
+                &self.config,
+                weights,
+                origin,
+                Self::kind(float),
+                self.fixture.device,
+            )?;
             place.insert(adapter);
         }
         Ok(())

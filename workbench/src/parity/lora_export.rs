@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::Context;
-use crescendo_model::tch::{Device, Kind, Tensor};
+use crescendo_model::tch::{Kind, Tensor};
 use crescendo_model::weights::TensorFile;
 use crescendo_model::{Flux, FluxConfig, LoraAdapter, RopeTable};
 use serde_json::Value;
@@ -18,7 +18,7 @@ pub fn check(fixture: &Fixture, checks: &mut Checks<'_>) -> anyhow::Result<()> {
     let case = cases.keys().next().context("sidecar has no case")?;
     let inputs = CaseInputs::read(fixture, case)?;
     let flux =
-        Flux::from_tensors(&config, fixture.group("model.")?, &fixture.name, Kind::Float, Device::Cpu)?;
+        Flux::from_tensors(&config, fixture.group("model.")?, &fixture.name, Kind::Float, fixture.device)?;
     let rope = RopeTable::from_ids(&inputs.ids, &config)?;
     let run = |adapter: Option<&LoraAdapter>| inputs.run(&flux, adapter, &rope, &mut |_, _| {});
     let stored = || -> anyhow::Result<LoraAdapter> {
@@ -27,7 +27,7 @@ pub fn check(fixture: &Fixture, checks: &mut Checks<'_>) -> anyhow::Result<()> {
             fixture.group("lora.")?,
             &fixture.name,
             Kind::Float,
-            Device::Cpu,
+            fixture.device,
         )?)
     };
 
@@ -56,7 +56,7 @@ pub fn check(fixture: &Fixture, checks: &mut Checks<'_>) -> anyhow::Result<()> {
             continue;
         }
         let mut adapter =
-            LoraAdapter::from_tensors(&config, chosen, &fixture.name, Kind::Float, Device::Cpu)?;
+            LoraAdapter::from_tensors(&config, chosen, &fixture.name, Kind::Float, fixture.device)?;
         adapter.multiply(factor)?;
         checks.compare(&format!("out.update_partial_w{weight}"), &run(Some(&adapter))?)?;
     }
@@ -74,7 +74,7 @@ fn file(
         return Ok(None);
     };
     let path = fixture.path.with_file_name(name);
-    let mut adapter = LoraAdapter::load(config, &path, Kind::Float, Device::Cpu)?;
+    let mut adapter = LoraAdapter::load(config, &path, Kind::Float, fixture.device)?;
     let stored = fixture.group("lora.")?;
     let loaded = adapter.tensors();
     checks.require("file.keys", loaded.keys().eq(stored.keys()), || {

@@ -6,7 +6,7 @@ use crescendo_model::clip::{Clip, ClipConfig, ClipTextConfig, ClipVisionConfig};
 use crescendo_model::dinov2::{DinoV2, DinoV2Config};
 use crescendo_model::pictures::processor::ImageProcessor;
 use crescendo_model::score::cosines;
-use crescendo_model::tch::{Device, Kind, Tensor};
+use crescendo_model::tch::{Kind, Tensor};
 use image::RgbImage;
 use serde::Deserialize;
 
@@ -52,8 +52,9 @@ pub fn check(fixture: &Fixture, checks: &mut Checks<'_>) -> anyhow::Result<()> {
         vision_config: config.clip.vision,
         projection_dim: config.clip.proj,
     };
-    let clip = Clip::from_tensors(&clip_config, fixture.group("clip.")?, "clip.*", Kind::Float, Device::Cpu)?;
-    let dino = DinoV2::from_tensors(config.dino, fixture.group("dino.")?, "dino.*", Device::Cpu)?;
+    let clip =
+        Clip::from_tensors(&clip_config, fixture.group("clip.")?, "clip.*", Kind::Float, fixture.device)?;
+    let dino = DinoV2::from_tensors(config.dino, fixture.group("dino.")?, "dino.*", fixture.device)?;
     let images = (0..)
         .map(|i| format!("in.image{i}"))
         .take_while(|name| fixture.has(name))

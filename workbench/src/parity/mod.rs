@@ -29,6 +29,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use crescendo_model::tch::Device;
 use serde::Serialize;
 
 pub use command::{Output, ParityArgs, parity_main};
@@ -37,11 +38,12 @@ use compare::{Checks, cases};
 use fixture::{Fixture, read_sidecar};
 
 /// Settings of one run.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct ParityOptions {
     pub dir: PathBuf,
     /// Prefixes of the `fixture` fields to check; all if empty.
     pub only: Vec<String>,
+    pub device: Device,
 }
 
 /// The outcome of one fixture.
@@ -129,7 +131,7 @@ pub fn run(options: &ParityOptions) -> anyhow::Result<ParityReport> {
             report.not_checked.push(Unchecked { name, reason: format!("kind of {field:?} is not known") });
             continue;
         };
-        let (outcome, comparisons) = check_one(&path, name, kind, check);
+        let (outcome, comparisons) = check_one(&path, options.device, name, kind, check);
         report.comparisons += comparisons;
         report.fixtures.push(outcome);
     }
@@ -159,9 +161,15 @@ fn failed(name: String, kind: &'static str, error: String) -> FixtureReport {
 }
 
 /// Checks one fixture; also returns the number of comparisons made.
-fn check_one(path: &Path, name: String, kind: &'static str, check: Check) -> (FixtureReport, usize) {
+fn check_one(
+    path: &Path,
+    device: Device,
+    name: String,
+    kind: &'static str,
+    check: Check,
+) -> (FixtureReport, usize) {
     let run = || -> anyhow::Result<(Vec<Comparison>, Option<String>)> {
-        let fixture = Fixture::open(path)?;
+        let fixture = Fixture::open(path, device)?;
         let mut checks = Checks::new(&fixture);
         let outcome = check(&fixture, &mut checks);
         let error = outcome.err().map(|error| format!("{error:#}"));

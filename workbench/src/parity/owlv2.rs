@@ -4,7 +4,7 @@ use anyhow::{Context, ensure};
 use crescendo_model::owlv2::{
     Owlv2, Owlv2Config, Owlv2Queries, Owlv2TextConfig, Owlv2VisionConfig, detections,
 };
-use crescendo_model::tch::{Device, Kind, Tensor};
+use crescendo_model::tch::{Kind, Tensor};
 use serde::Deserialize;
 
 use super::compare::Checks;
@@ -28,7 +28,7 @@ pub fn check(fixture: &Fixture, checks: &mut Checks<'_>) -> anyhow::Result<()> {
     let Config { text, vision, proj, queries, images, threshold, sizes } = fixture.part("config")?;
     let config = Owlv2Config { text_config: text, vision_config: vision, projection_dim: proj };
     let weights = fixture.group("model.")?;
-    let network = Owlv2::from_tensors(&config, weights, &fixture.name, Kind::Float, Device::Cpu)?;
+    let network = Owlv2::from_tensors(&config, weights, &fixture.name, Kind::Float, fixture.device)?;
     checks.compare("mid.box_bias", network.box_bias())?;
 
     let mask = fixture.has("in.attention_mask").then(|| fixture.tensor("in.attention_mask")).transpose()?;

@@ -1,7 +1,7 @@
 //! Kind `t5`: the text encoder in float32 and bfloat16, and its buckets of relative positions.
 
 use crescendo_model::t5::{T5Config, T5Encoder, relative_buckets};
-use crescendo_model::tch::{Device, Kind};
+use crescendo_model::tch::Kind;
 
 use super::compare::Checks;
 use super::fixture::Fixture;
@@ -22,7 +22,7 @@ pub fn check(fixture: &Fixture, checks: &mut Checks<'_>) -> anyhow::Result<()> {
             continue;
         }
         let weights = fixture.group("model.")?;
-        let encoder = T5Encoder::from_tensors(&config, weights, &fixture.name, kind, Device::Cpu)?;
+        let encoder = T5Encoder::from_tensors(&config, weights, &fixture.name, kind, fixture.device)?;
         // `in.input_ids` and `in.<case>.input_ids`
         for (name, ids) in fixture.group("in.")? {
             let Some(case) = name.strip_suffix("input_ids") else { continue };

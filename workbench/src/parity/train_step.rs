@@ -66,8 +66,9 @@ fn read_train(fixture: &Fixture) -> anyhow::Result<Train> {
 pub fn check(fixture: &Fixture, checks: &mut Checks<'_>) -> anyhow::Result<()> {
     let train = read_train(fixture)?;
     let mut results = if train.ranks == 1 {
-        vec![run_rank(fixture, &ProcessGroup::solo(Device::Cpu))?]
+        vec![run_rank(fixture, &ProcessGroup::solo(fixture.device))?]
     } else {
+        // Several ranks meet over Gloo, on CPUs: one GPU is no place for a group of them.
         let folder = tempfile::tempdir().context("create a temporary folder")?;
         let files = ranks::run(&fixture.path, train.ranks, folder.path())?;
         files.iter().map(|file| Ok(TensorFile::open(file)?.all()?)).collect::<anyhow::Result<Vec<_>>>()?
@@ -104,9 +105,14 @@ pub fn run_rank(fixture: &Fixture, group: &ProcessGroup) -> anyhow::Result<Tenso
     };
     let table = training_table(resolution)?;
     let flux =
-        Flux::from_tensors(&config, fixture.group("model.")?, &fixture.name, Kind::Float, Device::Cpu)?;
-    let adapter =
-        LoraAdapter::from_tensors(&config, fixture.group("lora.")?, &fixture.name, Kind::Float, Device::Cpu)?;
+        Flux::from_tensors(&config, fixture.group("model.")?, &fixture.name, Kind::Float, fixture.device)?;
+    let adapter = LoraAdapter::from_tensors(
+        &config,
+        fixture.group("lora.")?,
+        &fixture.name,
+        Kind::Float,
+        fixture.device,
+    )?;
     let mut learner = Learner::for_adapter(flux, adapter, TrainOptions::default())?;
     let settings = AdamWConfig {
         beta1: optimizer.betas[0],
@@ -153,7 +159,7 @@ pub fn run_rank(fixture: &Fixture, group: &ProcessGroup) -> anyhow::Result<Tenso
             let here = format!("{prefix}.rank{rank}.micro{micro}");
             results.insert(format!("{here}.loss"), outcome.loss);
             if step == 1 {
-                let noised = batch.noised(Device::Cpu)?;
+                let noised = batch.noised(fixture.device)?;
                 results.insert(format!("{here}.t"), batch.times.shallow_clone());
                 results.insert(format!("{here}.x_t"), noised.x_t);
                 results.insert(format!("{here}.target"), noised.velocity);
@@ -210,14 +216,14 @@ fn read_micro(fixture: &Fixture, prefix: &str, table: &Tensor, accum: usize) -> 
         txt: get("txt")?,
         vec: get("vec")?,
         noise: get("x0")?,
-        times: table.f_index_select(0, &indices)?,
+        times: table.f_index_select(0, &indices.f_to_device(table.device())?)?.f_to_device(fixture.device)?,
         weight: 1.0 / accum as f64,
     })
 }
 
 /// Runs one rank and writes its results to `out`.
 pub fn write_rank(sidecar: &Path, group: &ProcessGroup, out: &Path) -> anyhow::Result<()> {
-    let fixture = Fixture::open(sidecar)?;
+    let fixture = Fixture::open(sidecar, Device::Cpu)?;
     let results = run_rank(&fixture, group)?;
     crescendo_model::weights::save(out, &results, &Default::default())?;
     Ok(())

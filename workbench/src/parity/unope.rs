@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, bail};
 use crescendo_model::packing;
-use crescendo_model::tch::{Device, Tensor};
+use crescendo_model::tch::Tensor;
 use crescendo_model::unope::{Grid, Layout, PositionMode};
 use serde::Deserialize;
 
@@ -59,7 +59,7 @@ pub fn check(fixture: &Fixture, checks: &mut Checks<'_>) -> anyhow::Result<()> {
                 references: sizes.ref_latent_sizes.iter().copied().map(grid).collect(),
                 mode: mode(letter)?,
             };
-            let ids = layout.ids(Device::Cpu)?;
+            let ids = layout.ids(fixture.device)?;
             let prefix = format!("out.{case}.{letter}");
             checks.compare(&format!("{prefix}.txt_ids"), &repeated(&ids.text, sizes.batch)?)?;
             checks.compare(&format!("{prefix}.img_ids"), &repeated(&ids.target, sizes.batch)?)?;
@@ -91,7 +91,7 @@ fn pack(fixture: &Fixture, checks: &mut Checks<'_>, prompts: i64) -> anyhow::Res
         references: vec![Grid::of_latent(&reference)?],
         mode: PositionMode::Diagonal,
     };
-    let ids = layout.ids(Device::Cpu)?;
+    let ids = layout.ids(fixture.device)?;
     checks.compare("out.pack.img_tokens", &repeated(&packing::pack(&latent)?, prompts)?)?;
     checks.compare("out.pack.ref_tokens", &repeated(&packing::pack(&reference)?, prompts)?)?;
     checks.compare("out.pack.txt_ids", &repeated(&ids.text, prompts)?)?;
