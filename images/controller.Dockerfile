@@ -16,11 +16,11 @@ COPY --from=protoc /opt/protoc /opt/protoc
 ENV RUSTUP_TOOLCHAIN=1.95.0 PROTOC=/opt/protoc/bin/protoc
 WORKDIR /src
 COPY . .
-RUN cargo build --release --locked -p crescendo-controller -p crescendo-cli --bin crescendo-controller --bin crescendo \
-    && strip --strip-debug target/release/crescendo-controller target/release/crescendo
+RUN cargo build --profile dist --locked -p crescendo-controller -p crescendo-cli --bin crescendo-controller --bin crescendo \
+    && strip --strip-debug target/dist/crescendo-controller target/dist/crescendo
 
 FROM ${RUNTIME_BASE}
-COPY --from=build /src/target/release/crescendo-controller /src/target/release/crescendo /usr/local/bin/
+COPY --from=build /src/target/dist/crescendo-controller /src/target/dist/crescendo /usr/local/bin/
 COPY LICENSE /usr/share/doc/crescendo/LICENSE
 USER 10001:10001
 ENTRYPOINT ["crescendo-controller"]

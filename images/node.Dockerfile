@@ -29,9 +29,9 @@ COPY --from=torch /opt/protoc /opt/protoc
 ENV RUSTUP_TOOLCHAIN=1.95.0 PROTOC=/opt/protoc/bin/protoc LIBTORCH=/opt/site-packages/torch
 WORKDIR /src
 COPY . .
-RUN cargo build --release --locked -p crescendo-trainer-node -p crescendo-curator-node \
+RUN cargo build --profile dist --locked -p crescendo-trainer-node -p crescendo-curator-node \
         --bin crescendo-trainer-node --bin crescendo-curator-node \
-    && strip --strip-debug target/release/crescendo-trainer-node target/release/crescendo-curator-node
+    && strip --strip-debug target/dist/crescendo-trainer-node target/dist/crescendo-curator-node
 
 FROM ${CUDA_BASE} AS runtime
 COPY --from=libraries /opt/runtime /opt/site-packages
@@ -41,9 +41,9 @@ ENV LD_LIBRARY_PATH=/opt/site-packages/torch/lib
 USER 10001:10001
 
 FROM runtime AS trainer
-COPY --from=build /src/target/release/crescendo-trainer-node /usr/local/bin/
+COPY --from=build /src/target/dist/crescendo-trainer-node /usr/local/bin/
 ENTRYPOINT ["crescendo-trainer-node", "agent"]
 
 FROM runtime AS curator
-COPY --from=build /src/target/release/crescendo-curator-node /usr/local/bin/
+COPY --from=build /src/target/dist/crescendo-curator-node /usr/local/bin/
 ENTRYPOINT ["crescendo-curator-node"]

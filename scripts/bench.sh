@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Measures the figures of docs/benchmarks.md on this machine, release build, and prints them as a table. What is compared
+# Measures the figures of docs/benchmarks.md on this machine, with what is shipped (profile `dist`), and prints them as a table. What is compared
 # runs interleaved, in rounds; the ratios of medians are what to quote.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-bin=target/release
+bin=target/dist
 rounds=${CRESCENDO_BENCH_ROUNDS:-3}
 venv=.deps/bench-venv
 results=$(mktemp -d)
@@ -31,9 +31,9 @@ echo "bench: all-reduce" >&2
 echo "bench: submits" >&2
 CRESCENDO_ETCD=.deps/venv/bin/etcd-server "$bin/submit_bench" >"$results/submit.jsonl"
 echo "bench: pairs from a curator to a rank" >&2
-cargo build --quiet --release -p crescendo-curator-node --example serve_bench
-"$venv/bin/python" bench/loaders.py target/release/examples/serve_bench --rounds "$rounds" >"$results/loaders.jsonl"
-target/release/examples/serve_bench >"$results/pairs.jsonl"
+cargo build --quiet --profile dist -p crescendo-curator-node --example serve_bench
+"$venv/bin/python" bench/loaders.py target/dist/examples/serve_bench --rounds "$rounds" >"$results/loaders.jsonl"
+target/dist/examples/serve_bench >"$results/pairs.jsonl"
 echo "bench: recovery of a killed rank" >&2
 "$bin/recovery_bench" >"$results/recovery.jsonl"
 

@@ -12,7 +12,7 @@ need "python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))'" "Python 3.1
 need "python3 -c 'import venv, ensurepip'" "Python's venv module" "python3-venv"
 need "command -v promtool && command -v prometheus" "Prometheus with promtool" "prometheus"
 
-venv=.deps/chart-venv
+venv=$(deps_folder)/chart-venv
 requirements=tests/chart/requirements.txt
 if ! cmp -s "$requirements" "$venv/requirements.txt"; then
     say "making $venv"

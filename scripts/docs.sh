@@ -10,7 +10,7 @@ script=docs
 need "python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))'" "Python 3.10 or newer" "python3"
 need "python3 -c 'import venv, ensurepip'" "Python's venv module" "python3-venv"
 
-venv=${CRESCENDO_DOCS_VENV:-.deps/docs-venv}
+venv=${CRESCENDO_DOCS_VENV:-$(deps_folder)/docs-venv}
 requirements=tests/docs/requirements.txt
 if ! cmp -s "$requirements" "$venv/requirements.txt"; then
     say "making $venv"

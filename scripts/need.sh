@@ -3,6 +3,9 @@
 say() { printf '%s: %s\n' "$script" "$*"; }
 fail() { printf '%s: error: %s\n' "$script" "$*" >&2; exit 1; }
 
+# The folder of what is fetched, by its own path where .deps is a link: programs in virtual environments name it.
+deps_folder() { mkdir -p .deps && (cd .deps && pwd -P); }
+
 # need CHECK WHAT-FOR DEBIAN-PACKAGES: CHECK is a command that must succeed. As root on Debian or Ubuntu what is missing is
 # installed; elsewhere the command that installs it is named.
 need() {

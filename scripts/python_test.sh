@@ -12,7 +12,7 @@ need "python3 -c 'import venv, ensurepip'" "Python's venv module" "python3-venv"
 
 need "command -v openssl" "openssl, for the certificates of a test" "openssl"
 
-venv=.deps/python-venv
+venv=$(deps_folder)/python-venv
 requirements=(examples/python/requirements.txt tests/python/requirements.txt)
 if ! cat "${requirements[@]}" | cmp -s - "$venv/requirements.txt"; then
     say "making $venv"

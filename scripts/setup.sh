@@ -18,7 +18,8 @@ need "c++ --version" "a C++ compiler" "g++"
 need "python3 -c 'import sys; sys.exit(sys.version_info < (3, 9))'" "Python 3.9 or newer" "python3"
 need "python3 -c 'import venv, ensurepip'" "Python's venv module" "python3-venv"
 
-venv=.deps/venv
+deps=$(deps_folder)
+venv=$deps/venv
 if ! [ -x "$venv/bin/python" ]; then
     say "making $venv"
     python3 -m venv "$venv"
@@ -40,7 +41,7 @@ chmod +x "$venv/$etcd"
 ln -sfn "../$etcd" "$venv/bin/etcd-server"
 
 # An S3 server for the tests, in an environment of its own: it has dependencies.
-s3=.deps/s3-venv
+s3=$deps/s3-venv
 if ! cmp -s tests/s3-requirements.txt "$s3/requirements.txt"; then
     say "making $s3"
     rm -rf "$s3"
@@ -49,7 +50,7 @@ if ! cmp -s tests/s3-requirements.txt "$s3/requirements.txt"; then
     cp tests/s3-requirements.txt "$s3/requirements.txt"
 fi
 
-if [ -n "${LIBTORCH:-}" ]; then
+if [ -n "${LIBTORCH:-}" ] && [ "$LIBTORCH" != "$venv/lib/libtorch" ]; then
     [ -e "$LIBTORCH/lib/libtorch_cpu.so" ] || fail "LIBTORCH=$LIBTORCH has no lib/libtorch_cpu.so"
     say "using libtorch from $LIBTORCH"
 else

@@ -61,7 +61,7 @@ def test_what_is_built_and_copied_exists(path):
     # A package's binary has its name, unless its manifest says otherwise.
     declared = {name for package in packages for name in [package, *re.findall(r'^name = "([^"]+)"', manifests[package].read_text(), re.M)]}
     assert built and built <= declared, built - declared
-    assert set(re.findall(r"target/release/([\w-]+)", text)) == built
+    assert set(re.findall(r"target/dist/([\w-]+)", text)) == built
     for source in re.findall(r"^COPY ([^-\s]\S*) ", text, re.M):
         assert (ROOT / source).exists(), source
 

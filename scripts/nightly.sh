@@ -1,0 +1,55 @@
+#!/usr/bin/env bash
+# What takes longer than a change should wait for: the tests that compute, with the kernels of a processor that has no more
+# than AVX2; chaos; and bench/gpu.sh on the CPU. The outcome goes to docs/nightly.json: commit, date, processor, a line a part.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+
+results=$(mktemp)
+trap 'rm -f "$results"' EXIT
+failed=0
+
+# part NAME COMMAND...: runs it, keeps its last line that has a count, and how long it took.
+part() {
+    local name=$1 log status=ok
+    shift
+    log=$(mktemp)
+    printf 'nightly: %s\n' "$name"
+    local started=$SECONDS
+    "$@" >"$log" 2>&1 || { status=failed; failed=1; tail -n 40 "$log"; }
+    local last
+    last=$(grep -E 'passed|failed|exactly once|gpu:' "$log" | tail -n 1 | sed 's/\x1b\[[0-9;]*m//g; s/^ *//')
+    printf '%s\t%s\t%d\t%s\n' "$name" "$status" $((SECONDS - started)) "$last" >>"$results"
+    rm -f "$log"
+}
+
+cargo build --workspace --bins --tests || exit 1
+part "tests that compute, kernels of AVX2" env MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 \
+    CRESCENDO_REQUIRE_ETCD=1 CRESCENDO_REQUIRE_S3=1 \
+    cargo nextest run --no-fail-fast -p crescendo-model -p crescendo-collective -p crescendo-trainer-node -p crescendo-curator-node \
+    -p crescendo-workbench -p crescendo-tests
+part "tests that compute, kernels that every processor has" env MKL_CBWR=COMPATIBLE \
+    cargo nextest run --no-fail-fast -p crescendo-model -p crescendo-workbench
+part "chaos" cargo run --quiet -p crescendo-tests --bin chaos
+part "bench/gpu.sh --cpu" env CRESCENDO_BIN="${CARGO_TARGET_DIR:-target}/debug" PYTHON="$PWD/.deps/venv/bin/python" \
+    bench/gpu.sh --cpu --out target/gpu-cpu.json
+
+python3 - "$results" <<'END'
+import datetime, json, pathlib, subprocess, sys
+run = lambda *command: subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+model = next((line.split(":", 1)[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), "unknown")
+flags = next((set(line.split(":", 1)[1].split()) for line in open("/proc/cpuinfo") if line.startswith("flags")), set())
+kinds = [kind for kind in ["avx2", "avx512f", "avx512_bf16", "amx_bf16"] if kind in flags]
+names = ["name", "status", "seconds", "last_line"]
+record = {
+    "commit": run("git", "rev-parse", "HEAD"),
+    "changed_since": bool(run("git", "status", "--porcelain", "--untracked-files=no")),
+    "date": datetime.date.today().isoformat(),
+    "processor": f"{model} ({', '.join(kinds)})",
+    "parts": [dict(zip(names, line.rstrip("\n").split("\t"))) for line in open(sys.argv[1])],
+}
+for part in record["parts"]:
+    part["seconds"] = int(part["seconds"])
+pathlib.Path("docs/nightly.json").write_text(json.dumps(record, indent=2) + "\n")
+END
+cat docs/nightly.json
+exit "$failed"
