@@ -20,11 +20,12 @@ fn buckets() -> Vec<f64> {
 
 const STATES: [&str; 8] =
     ["queued", "placing", "running", "paused", "preempting", "succeeded", "failed", "cancelled"];
-const WAITS: [&str; 11] = [
+const WAITS: [&str; 12] = [
     "no_curator",
     "curators_busy",
     "pairs",
     "no_trainer",
+    "processor",
     "slots",
     "behind",
     "backoff",

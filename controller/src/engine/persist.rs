@@ -92,9 +92,10 @@ impl Records {
 pub(super) fn job_of(key: &RecordKey) -> Option<&JobId> {
     match key {
         RecordKey::Job(job) => Some(job),
-        RecordKey::Attempt(stage) | RecordKey::Unit(stage, _) | RecordKey::Checkpoint(stage, _, _) => {
-            Some(&stage.job)
-        }
+        RecordKey::Stage(stage)
+        | RecordKey::Attempt(stage)
+        | RecordKey::Unit(stage, _)
+        | RecordKey::Checkpoint(stage, _, _) => Some(&stage.job),
         RecordKey::Request(..) | RecordKey::Node(_) => None,
     }
 }

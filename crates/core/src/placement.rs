@@ -66,6 +66,12 @@ impl Slots {
         }
     }
 
+    /// Those of some of the nodes.
+    pub fn among(&self, may: impl Fn(&NodeId) -> bool) -> Self {
+        let nodes = self.nodes.iter().filter(|(node, _)| may(node));
+        Self { nodes: nodes.map(|(node, slots)| (node.clone(), slots.clone())).collect() }
+    }
+
     pub fn is_empty(&self) -> bool {
         self.nodes.is_empty()
     }

@@ -4,7 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::ids::{Generation, JobId, NodeId, RequestId, StageRef, Timestamp};
 use crate::pairlog::PairLog;
-use crate::records::{AttemptRecord, CheckpointRecord, JobRecord, NodeRecord, Record, RecordKey, Write};
+use crate::precision::Settled;
+use crate::records::{
+    AttemptRecord, CheckpointRecord, JobRecord, NodeRecord, Record, RecordKey, StageRecord, Write,
+};
 use crate::spec::StageSpec;
 
 /// Everything durable. Changed by [`ClusterState::apply`] alone.
@@ -29,6 +32,8 @@ pub struct Job {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Stage {
     pub id: StageRef,
+    /// What is settled of it; none before anyone was set to work on it.
+    pub record: Option<StageRecord>,
     /// The newest attempt.
     pub attempt: Option<AttemptRecord>,
     pub log: PairLog,
@@ -75,6 +80,10 @@ impl ClusterState {
                     self.requests.insert((tenant.into(), record.request), record.job);
                 }
             }
+            Record::Stage(record) => {
+                let stage = self.stage_mut(&record.stage).ok_or_else(orphan)?;
+                stage.record = Some(record);
+            }
             Record::Attempt(record) => {
                 let stage = self.stage_mut(&record.attempt.stage_ref()).ok_or_else(orphan)?;
                 stage.attempt = Some(record);
@@ -119,6 +128,8 @@ impl ClusterState {
                     self.requests.remove(&(tenant.to_string(), id.clone()));
                 }
             }
+            // What is settled stays so.
+            RecordKey::Stage(_) => {}
             RecordKey::Attempt(stage) => {
                 if let Some(stage) = self.stage_mut(stage) {
                     stage.attempt = None;
@@ -201,7 +212,7 @@ impl Job {
                 let stage = crate::ids::StageName::parse(&spec.name).ok()?;
                 let id = StageRef { job: record.id.clone(), stage };
                 let log = PairLog::new(spec.data.pairs);
-                Some(Stage { id, attempt: None, log, checkpoints: BTreeMap::new() })
+                Some(Stage { id, record: None, attempt: None, log, checkpoints: BTreeMap::new() })
             })
             .collect();
         Self { record, stages }
@@ -250,6 +261,11 @@ impl Job {
 }
 
 impl Stage {
+    /// What `precision: auto` has come to for it.
+    pub fn settled(&self) -> Option<&Settled> {
+        self.record.as_ref()?.precision.as_ref()
+    }
+
     /// Someone has worked on it.
     pub fn is_begun(&self) -> bool {
         self.log.is_begun() || self.attempt.is_some()

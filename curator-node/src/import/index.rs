@@ -5,7 +5,7 @@
 
 use super::ImportError;
 use super::records::{Record, Records, RecordsError};
-use crate::draw::stable_hash;
+use crescendo_dataset::stable_hash;
 use serde::Deserialize;
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashSet};

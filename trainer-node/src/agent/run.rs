@@ -148,6 +148,7 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
         curating: Vec::new(),
         // The session says so itself.
         draining: false,
+        arithmetic: None,
     };
     let hello = move || Hello { running: running_now.borrow().clone(), ..identity.clone() };
     let (session, mut commands) = NodeSession::new(controllers.clone(), reports.clone(), logs.clone(), hello);

@@ -242,7 +242,7 @@ fn holders<'a>(view: &View<'a>) -> impl Iterator<Item = (&'a Job, &'a Stage, &'a
     })
 }
 
-fn node_rooms(view: &View<'_>, stage: Option<&StageRef>) -> Vec<NodeRoom> {
+pub(super) fn node_rooms(view: &View<'_>, stage: Option<&StageRef>) -> Vec<NodeRoom> {
     let nodes = view.decide_nodes();
     let slots = slots_now(view);
     let mut rooms: Vec<NodeRoom> = view

@@ -46,6 +46,7 @@ impl Cluster {
             labels: BTreeMap::new(),
             version: "0".into(),
             drained: false,
+            arithmetic: None,
         };
         self.state.apply(Write::Put(Record::Node(record))).unwrap();
         self.seen.hello(id.clone(), incarnation, BTreeSet::new(), BTreeSet::new(), self.now);

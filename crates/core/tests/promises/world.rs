@@ -330,6 +330,7 @@ impl World {
             labels: BTreeMap::new(),
             version: "0".into(),
             drained: self.state.node(&node.id).is_some_and(|known| known.drained),
+            arithmetic: None,
         };
         let running = node.ranks.keys().cloned().collect();
         self.seen.hello(node.id.clone(), incarnation, running, node.curating.clone(), now);
