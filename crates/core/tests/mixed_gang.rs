@@ -239,10 +239,10 @@ fn a_resume_on_another_kind_goes_on_and_says_so() {
     let expected = format!(
         "resumed on another kind of processor at step 10, bits may differ: 1 rank of 1 thread on {NARROW}"
     );
-    assert_eq!(told, [expected.clone()]);
+    assert_eq!(told, std::slice::from_ref(&expected));
     assert_eq!(cluster.gang(&job), ["t-2"]);
     let kept: Vec<String> = processor::changes(cluster.stage(&job)).map(ToString::to_string).collect();
-    assert_eq!(kept, [expected.clone()], "and it stays with the stage");
+    assert_eq!(kept, std::slice::from_ref(&expected), "and it stays with the stage");
     assert!(cluster.explain(&job).findings.contains(&expected), "{:?}", cluster.explain(&job));
 
     // That gang fails before it has saved anything, and the stage goes on where it began: nothing of it is left.
