@@ -2,6 +2,7 @@
 
 use anyhow::Context;
 use clap::Parser;
+use crescendo_core::precision::Arithmetic;
 use crescendo_curator_node::endpoint::keys::Keys;
 use crescendo_curator_node::endpoint::network::Network;
 use crescendo_curator_node::metrics::Metrics;
@@ -10,6 +11,7 @@ use crescendo_curator_node::serve::{EncoderSet, MAX_MESSAGE_BYTES, PairServer};
 use crescendo_curator_node::shard_cache::ShardCache;
 use crescendo_curator_node::studio::best_device;
 use crescendo_curator_node::worker::Worker;
+use crescendo_model::speed;
 use crescendo_model::tch::{self, Device};
 use crescendo_node::args::{NodeArgs, SecurityArgs, ServerArgs};
 use crescendo_node::call::Controllers;
@@ -20,6 +22,7 @@ use crescendo_node::supervise::{Drain, Tasks};
 use crescendo_node::tls::{ClientCertificates, ConnectionMetrics, Security, TlsMetrics};
 use crescendo_node::unit_reports::UnitReports;
 use crescendo_node::{gpu, listen, logging, metrics, ports};
+use crescendo_proto::convert::arithmetic_message;
 use crescendo_proto::v1::pair_service_server::PairServiceServer;
 use crescendo_proto::v1::{Hello, NodeKind};
 use std::time::Duration;
@@ -104,9 +107,16 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let (tasks, supervisor) = Tasks::new();
     traces.register(&registry).context("register metrics")?;
     tasks.spawn(traces.export(tasks.stop_token()));
-    if device != Device::Cpu {
-        gpu::watch_if_there(&registry, tasks.stop_token()).context("watch the GPUs")?;
-    }
+    let arithmetic = if device == Device::Cpu {
+        speed::of_cpu(1).unwrap_or_else(|error| {
+            tracing::warn!(%error, "a product could not be timed: stages whose precision is auto take f32 for it");
+            Arithmetic::default()
+        })
+    } else {
+        let gpus = gpu::watch_if_there(&registry, tasks.stop_token()).context("watch the GPUs")?;
+        speed::of_gpu(gpus.first().map_or("", String::as_str), 1)
+    };
+    let arithmetic = arithmetic_message(&arithmetic);
     let drain = Drain::new(node_args.drain_within());
     let supervisor = supervisor.draining(drain.clone());
     let security = Security::start(&server_args.security, &TlsMetrics::register(&registry)?, &tasks).await?;
@@ -168,7 +178,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         curating: known.stages(),
         // The session says so itself.
         draining: false,
-        arithmetic: None,
+        arithmetic: Some(arithmetic.clone()),
     };
     let (session, commands) = NodeSession::new(controllers.clone(), ReportSink::default(), logs, hello);
     let units = UnitReports::default();

@@ -6,6 +6,8 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Args;
 use crescendo_collective::{device_name, load_cuda, nccl_version};
+use crescendo_core::precision::CLEARLY_FASTER;
+use crescendo_model::speed;
 use crescendo_model::tch::{Cuda, Device, Kind, TchError, Tensor};
 use serde::Serialize;
 
@@ -52,7 +54,7 @@ fn check(name: &'static str, status: &'static str, found: impl Into<String>, rem
 
 /// Runs the subcommand.
 pub fn run(args: &DoctorArgs) -> Result<ExitCode> {
-    let mut checks = vec![libtorch()];
+    let mut checks = vec![libtorch(), bf16()];
     checks.extend(cuda(args.gpu));
     match args.output {
         Output::Json => {
@@ -116,6 +118,42 @@ fn version_beside(library: &Path) -> Option<String> {
         let text = std::fs::read_to_string(root.join("build-version")).ok()?;
         Some(text.trim().to_owned())
     })
+}
+
+/// Whether bfloat16 computes on the CPU, and how fast it is there.
+fn bf16() -> Check {
+    let name = "bf16";
+    if let Err(error) = bf16_attention() {
+        let text = error.to_string();
+        let found = format!("attention fails: {}", text.lines().next().unwrap_or_default());
+        let remedy = "set ONEDNN_MAX_CPU_ISA=AVX2 beside ATEN_CPU_CAPABILITY=avx2, or neither: alone it takes kernels that do not fit";
+        return check(name, "failed", found, remedy);
+    }
+    match speed::of_cpu(1).map(|measured| measured.bf16_factor()) {
+        Ok(Some(factor)) if factor * CLEARLY_FASTER < 1.0 => {
+            let found = format!("runs at {factor:.2} of f32's speed on this CPU");
+            check(name, "warning", found, "let specs say precision: auto, which takes f32 here")
+        }
+        Ok(factor) => {
+            check(name, "ok", format!("{:.1} times as fast as f32 on this CPU", factor.unwrap_or(1.0)), "")
+        }
+        Err(error) => check(name, "failed", format!("does not compute: {error}"), "report this"),
+    }
+}
+
+/// As the networks call it, long enough for every kernel that libtorch chooses from.
+fn bf16_attention() -> std::result::Result<Tensor, TchError> {
+    let tokens = Tensor::f_ones([1, 2, 768, 64], (Kind::BFloat16, Device::Cpu))?;
+    Tensor::f_scaled_dot_product_attention(
+        &tokens,
+        &tokens,
+        &tokens,
+        None::<&Tensor>,
+        0.0,
+        false,
+        None,
+        false,
+    )
 }
 
 /// How far a product of matrices of ones is from what it must be.
@@ -198,6 +236,12 @@ mod tests {
         let found = libtorch();
         assert_eq!(found.status, "ok", "{found:?}");
         assert!(loaded("libtorch_cpu.so").is_some());
+    }
+
+    #[test]
+    fn bf16_is_timed_and_its_attention_tried() {
+        let found = bf16();
+        assert!(["ok", "warning"].contains(&found.status) && found.found.contains("f32"), "{found:?}");
     }
 
     #[test]

@@ -86,6 +86,9 @@ pub fn details(job: &Job) -> String {
             let line = words::distribution(histogram);
             let _ = writeln!(out, "{}: {} {line}", stage.name, words::one_line(name));
         }
+        for line in numbers(stage) {
+            let _ = writeln!(out, "{}: {}", stage.name, words::one_line(&line));
+        }
         if stage.laps > 0 {
             let laps = stage.laps;
             let _ =
@@ -109,9 +112,43 @@ pub fn details(job: &Job) -> String {
     out
 }
 
+/// What its numbers depend on: the precision, with the reason where it was settled, and changes of processor.
+fn numbers(stage: &StageStatus) -> Vec<String> {
+    let mut lines = Vec::new();
+    match (stage.precision.as_str(), stage.precision_reason.as_str()) {
+        ("", _) => {}
+        (precision, "") => lines.push(format!("computes in {precision}")),
+        (precision, reason) => lines.push(format!("computes in {precision}: {reason}")),
+    }
+    lines.extend(stage.kind_changes.iter().cloned());
+    lines
+}
+
 /// From the first step to the end.
 pub fn took(job: &Job) -> Option<Duration> {
     let started = words::system_time(job.started_at.as_ref().or(job.submitted_at.as_ref()))?;
     let finished = words::system_time(job.finished_at.as_ref())?;
     finished.duration_since(started).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stage_says_what_its_numbers_depend_on() {
+        let settled = StageStatus {
+            name: "stage-1".into(),
+            precision: "f32".into(),
+            precision_reason: "node a runs bf16 at 0.12 of f32".into(),
+            kind_changes: vec!["resumed on another kind of processor at step 7".into()],
+            ..StageStatus::default()
+        };
+        let asked = StageStatus { precision: "bf16".into(), ..StageStatus::default() };
+        assert_eq!(numbers(&asked), ["computes in bf16"]);
+        assert_eq!(numbers(&StageStatus::default()), [String::new(); 0]);
+        let text = details(&Job { stages: vec![settled], ..Job::default() });
+        assert!(text.contains("stage-1: computes in f32: node a runs bf16 at 0.12 of f32\n"), "{text}");
+        assert!(text.contains("stage-1: resumed on another kind of processor at step 7\n"), "{text}");
+    }
 }

@@ -16,7 +16,7 @@
 //! - [`unope`], [`packing`], [`schedule`]: positions, tokens and times as the published code has them;
 //! - [`drawing`]: prompts and references to pictures; [`sampler`]: Euler integration with references; [`training`]: gradients by bucket, optimizer;
 //! - [`randomness`]: every draw a function of (job seed, stage, position);
-//! - [`pictures`]: image files to what networks take; [`score`]: features to similarities;
+//! - [`pictures`]: image files to what networks take; [`score`]: features to similarities; [`speed`]: how fast each precision is here;
 //! - [`codec`], [`nano`]: encoders and decoders of images and text; [`autoencoder`]: FLUX's, for images;
 //! - [`dino`], [`dinov2`]: encoders that compare images; [`owlv2`]: finds what a text names;
 //! - [`tokenizer`], [`t5`], [`clip`]: prompts to ids to features; [`flux_text`]: what FLUX.1 takes, from those three.
@@ -48,6 +48,7 @@ pub mod randomness;
 pub mod sampler;
 pub mod schedule;
 pub mod score;
+pub mod speed;
 pub mod t5;
 pub mod tokenizer;
 pub mod training;

@@ -8,6 +8,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
+use crescendo_core::precision::Arithmetic;
+use crescendo_model::speed;
 use crescendo_node::args::{NodeArgs, ServerArgs};
 use crescendo_node::call::Controllers;
 use crescendo_node::forward::{DEFAULT_CAPACITY, LogBuffer};
@@ -16,6 +18,7 @@ use crescendo_node::session::{Command, NodeSession};
 use crescendo_node::supervise::{Drain, Tasks};
 use crescendo_node::tls::{ClientCertificates, ConnectionMetrics, Incoming, NodesOnly, Security, TlsMetrics};
 use crescendo_node::{gpu, listen, logging, metrics as metrics_server, ports};
+use crescendo_proto::convert::arithmetic_message;
 use crescendo_proto::v1::agent_service_server::AgentServiceServer;
 use crescendo_proto::v1::checkpoint_service_client::CheckpointServiceClient;
 use crescendo_proto::v1::open_rank_session_request::Message as Up;
@@ -119,6 +122,7 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
     traces.register(&registry)?;
     tasks.spawn(traces.export(tasks.stop_token()));
     let gpus = if cuda { gpu::watch_if_there(&registry, tasks.stop_token())? } else { Vec::new() };
+    let arithmetic = arithmetic(cuda, &gpus, args.threads_per_rank);
     let metrics = Metrics::register(&registry, peaks(args.peak_tflops, &gpus, slots))?;
 
     let drain = Drain::new(args.node.drain_within());
@@ -148,7 +152,7 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
         curating: Vec::new(),
         // The session says so itself.
         draining: false,
-        arithmetic: None,
+        arithmetic: Some(arithmetic_message(&arithmetic)),
     };
     let hello = move || Hello { running: running_now.borrow().clone(), ..identity.clone() };
     let (session, mut commands) = NodeSession::new(controllers.clone(), reports.clone(), logs.clone(), hello);
@@ -204,6 +208,17 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
     tracing::info!(%grpc, metrics = %metrics_address, slots, cuda, "agent serves");
     supervisor.run(GRACE).await?;
     Ok(())
+}
+
+/// What this node says of its arithmetic. One that cannot be timed still trains, in the precision that is always there.
+fn arithmetic(cuda: bool, gpus: &[String], threads: u32) -> Arithmetic {
+    if cuda {
+        return speed::of_gpu(gpus.first().map_or("", String::as_str), threads);
+    }
+    speed::of_cpu(threads).unwrap_or_else(|error| {
+        tracing::warn!(%error, "a product could not be timed: stages whose precision is auto take f32 for it");
+        Arithmetic { threads, ..Arithmetic::default() }
+    })
 }
 
 fn devices(args: &AgentArgs) -> anyhow::Result<(bool, u32)> {

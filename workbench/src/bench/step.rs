@@ -6,9 +6,11 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Args, ValueEnum};
+use crescendo_core::precision::CLEARLY_FASTER;
 use crescendo_model::flux::{LoadOptions, Residence, StepTokens, Storage, step_flops};
 use crescendo_model::lora::BlockSelection;
 use crescendo_model::randomness::{SampleKey, TimeDistribution};
+use crescendo_model::speed;
 use crescendo_model::tch::{Device, Kind, Tensor};
 use crescendo_model::training::{AdamW, AdamWConfig, Learner, MicroBatch, Recompute, TrainOptions};
 use crescendo_model::{Flux, FluxConfig, LoraAdapter, Preset};
@@ -189,6 +191,9 @@ struct Outcome {
     /// Tokens of one sample: text, target, references.
     tokens: u64,
     threads: i32,
+    /// How many times as fast as f32 bf16 is here, where that was asked for and is not native.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bf16_factor: Option<f64>,
     seconds: Vec<f64>,
     median_seconds: f64,
     memory_bytes: u64,
@@ -239,6 +244,13 @@ pub fn run(args: &StepArgs) -> Result<()> {
     let floor_seconds = floor_flops as f64 / (peak_tflops * 1e12);
     let median_seconds = median(&seconds).context("no step was timed")?;
     let tokens = setting.tokens();
+    let bf16_factor = match (setting.kind, args.device) {
+        (Kind::BFloat16, Device::Cpu) => {
+            let threads = u32::try_from(args.threads).unwrap_or(1);
+            speed::of_cpu(threads)?.bf16_factor().filter(|factor| *factor < CLEARLY_FASTER)
+        }
+        _ => None,
+    };
     let precision = if setting.kind == Kind::Float { "f32" } else { "bf16" };
     print(
         args.output,
@@ -251,6 +263,7 @@ pub fn run(args: &StepArgs) -> Result<()> {
             references: setting.references,
             tokens: tokens.text + tokens.target + tokens.references,
             threads: args.threads,
+            bf16_factor,
             seconds,
             median_seconds,
             memory_bytes,
@@ -349,6 +362,12 @@ fn print(output: Output, outcome: &Outcome) -> Result<()> {
     }
     let Outcome { preset, device, batch, rank, references, tokens, .. } = outcome;
     println!("{preset} on {device}: batch {batch}, {references} reference(s), {tokens} tokens, rank {rank}");
+    if let Some(factor) = outcome.bf16_factor {
+        println!(
+            "bf16 is not native on this CPU: a product takes {:.1} times as long as in f32",
+            1.0 / factor
+        );
+    }
     println!("step    {:.3} s (median of {})", outcome.median_seconds, outcome.seconds.len());
     println!("memory  {:.1} GB", outcome.memory_bytes as f64 / 1e9);
     println!(

@@ -1,0 +1,150 @@
+//! How fast this process computes in each precision, and on what: found by timing one product of the nano network's shape.
+//!
+//! Flags of the processor do not tell. As a multiple of f32, bf16 is 0.1 with AVX2, 0.4 to 0.7 on some processors that have
+//! its instructions, 2 on others and 3 to 7 with AMX.
+
+use std::fs::{File, TryLockError};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use crescendo_core::precision::Arithmetic;
+use sha2::{Digest as _, Sha256};
+use tch::{Kind, Tensor};
+
+use crate::error::Result;
+use crate::randomness::NormalStream;
+
+/// Tokens of the timed product, width of the nano network, and outputs of its single-stream block's first layer.
+const SHAPE: [i64; 3] = [512, 192, 1344];
+/// Repetitions of each precision, after one that warms up.
+const REPETITIONS: usize = 5;
+/// How long to wait for other processes of this machine that measure at the same time.
+const TURN: Duration = Duration::from_secs(1);
+const TURN_POLL: Duration = Duration::from_millis(10);
+
+/// What a node says of itself when it starts: times of a product with `threads` threads, on the CPU and from here on.
+///
+/// Some tens of milliseconds; a quarter of a second where bf16 crawls.
+pub fn of_cpu(threads: u32) -> Result<Arithmetic> {
+    let (f32_time, bf16_time) = measure(threads)?;
+    let kind = kind_of(&std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default());
+    Ok(Arithmetic { f32_time, bf16_time, processor: format!("{kind} {}", last_bits()?), threads })
+}
+
+/// The same of GPUs of this name: bf16 is native there, and nothing is timed.
+pub fn of_gpu(name: &str, threads: u32) -> Arithmetic {
+    Arithmetic { processor: name.to_owned(), threads, ..Arithmetic::default() }
+}
+
+/// Median times of the product in f32 and in bf16. Processes of one machine that start together take
+/// turns, or both would see half the machine; one that does not get its turn within a second measures all the same.
+fn measure(threads: u32) -> Result<(Duration, Duration)> {
+    tch::set_num_threads(i32::try_from(threads.max(1)).unwrap_or(1));
+    let _turn = take_turn(&std::env::temp_dir().join("crescendo-measures.lock"), TURN);
+    let [tokens, inputs, outputs] = SHAPE;
+    let input = NormalStream::for_weight(0, "measured input").tensor(&[tokens, inputs])?;
+    let weight = NormalStream::for_weight(0, "measured weight").tensor(&[outputs, inputs])?;
+    // In turns, so that what else the machine does falls on both.
+    let (mut f32_times, mut bf16_times) = (Vec::new(), Vec::new());
+    let bf16 = (input.f_to_kind(Kind::BFloat16)?, weight.f_to_kind(Kind::BFloat16)?);
+    for repetition in 0..=REPETITIONS {
+        let (single, half) = (product(&input, &weight)?, product(&bf16.0, &bf16.1)?);
+        if repetition > 0 {
+            f32_times.push(single);
+            bf16_times.push(half);
+        }
+    }
+    Ok((median(f32_times), median(bf16_times)))
+}
+
+fn product(input: &Tensor, weight: &Tensor) -> Result<Duration> {
+    let started = Instant::now();
+    drop(tch::no_grad(|| input.f_linear(weight, None::<&Tensor>))?);
+    Ok(started.elapsed())
+}
+
+fn median(mut times: Vec<Duration>) -> Duration {
+    times.sort_unstable();
+    times.get(times.len() / 2).copied().unwrap_or_default()
+}
+
+/// The machine's turn, until the file is dropped; none if it cannot be had in time.
+fn take_turn(path: &Path, patience: Duration) -> Option<File> {
+    let file = File::options().create(true).append(true).open(path).ok()?;
+    let deadline = Instant::now() + patience;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Some(file),
+            Err(TryLockError::WouldBlock) if Instant::now() < deadline => std::thread::sleep(TURN_POLL),
+            Err(TryLockError::WouldBlock | TryLockError::Error(_)) => return None,
+        }
+    }
+}
+
+/// Eight hexadecimal digits of what the last bits of this process's results depend on: an exponential, a product and a
+/// long sum, whose kernels differ between processors, between what the environment holds the libraries to, and between
+/// numbers of threads.
+fn last_bits() -> Result<String> {
+    let values = NormalStream::for_weight(0, "last bits").tensor(&[256, 256])?;
+    let sum = values.f_exp()?.f_sum(Kind::Float)?.f_reshape([1])?;
+    let product = values.f_matmul(&values)?.f_reshape([-1])?;
+    let all = Tensor::f_cat(&[values.f_exp()?.f_reshape([-1])?, product, sum], 0)?;
+    let numbers = Vec::<f32>::try_from(&all)?;
+    let digest = Sha256::digest(numbers.iter().flat_map(|number| number.to_le_bytes()).collect::<Vec<u8>>());
+    Ok(digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// For people: the processor's maker, and the best instructions that it has for this.
+fn kind_of(cpuinfo: &str) -> String {
+    let field = |name: &str| {
+        cpuinfo
+            .lines()
+            .filter_map(|line| line.split_once(':'))
+            .find(|(key, _)| key.trim() == name)
+            .map(|(_, value)| value.trim())
+    };
+    let flags = field("flags").unwrap_or_default();
+    let levels = ["amx_bf16", "avx512_bf16", "avx512f", "avx2"];
+    let level = levels.into_iter().find(|level| flags.split(' ').any(|flag| flag == *level));
+    format!("{} {}", field("vendor_id").unwrap_or("unknown"), level.unwrap_or(std::env::consts::ARCH))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_precisions_are_timed() {
+        let measured = of_cpu(1).unwrap();
+        assert!(measured.bf16_factor().is_some_and(|factor| factor > 0.0), "{measured:?}");
+        // The same machine, environment and threads: the same kind.
+        assert_eq!(of_cpu(1).unwrap().processor, measured.processor);
+        let gpu = of_gpu("NVIDIA H100", 1);
+        assert_eq!((gpu.bf16_factor(), gpu.processor.as_str()), (None, "NVIDIA H100"));
+    }
+
+    #[test]
+    fn the_middle_of_several_times_counts() {
+        let ms = Duration::from_millis;
+        assert_eq!(median(vec![ms(90), ms(2), ms(3), ms(1), ms(40)]), ms(3));
+        assert_eq!(median(Vec::new()), Duration::ZERO);
+    }
+
+    #[test]
+    fn one_process_measures_at_a_time_and_none_waits_for_ever() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("turn");
+        let turn = take_turn(&path, Duration::ZERO).expect("nobody else has it");
+        assert!(take_turn(&path, TURN_POLL).is_none());
+        drop(turn);
+        assert!(take_turn(&path, Duration::ZERO).is_some());
+        assert!(take_turn(&folder.path().join("absent/turn"), Duration::ZERO).is_none());
+    }
+
+    #[test]
+    fn a_kind_is_the_maker_and_the_level() {
+        let info = "processor\t: 0\nvendor_id\t: AuthenticAMD\nflags\t\t: fpu avx2 avx512f avx512_bf16\n\nprocessor\t: 1\n";
+        assert_eq!(kind_of(info), "AuthenticAMD avx512_bf16");
+        assert_eq!(kind_of(""), format!("unknown {}", std::env::consts::ARCH));
+    }
+}
