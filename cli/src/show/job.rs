@@ -146,7 +146,7 @@ mod tests {
         };
         let asked = StageStatus { precision: "bf16".into(), ..StageStatus::default() };
         assert_eq!(numbers(&asked), ["computes in bf16"]);
-        assert_eq!(numbers(&StageStatus::default()), [String::new(); 0]);
+        assert!(numbers(&StageStatus::default()).is_empty());
         let text = details(&Job { stages: vec![settled], ..Job::default() });
         assert!(text.contains("stage-1: computes in f32: node a runs bf16 at 0.12 of f32\n"), "{text}");
         assert!(text.contains("stage-1: resumed on another kind of processor at step 7\n"), "{text}");
