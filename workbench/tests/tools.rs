@@ -111,7 +111,7 @@ fn bench_step_reports_one_line_and_refuses_what_cannot_be() -> anyhow::Result<()
         (["--resolution", "9"].as_slice(), "--resolution"),
         (&["--preset", "flux-dev"], "--synthetic"),
         (&["--preset", "flux"], "nano"),
-        (&["--device", "tpu"], "cuda:N"),
+        (&["--device", "tpu"], "cuda:INDEX"),
     ] {
         let output = workbench(folder.path(), &[["bench", "step"].as_slice(), more].concat())?;
         let text = String::from_utf8_lossy(&output.stderr);

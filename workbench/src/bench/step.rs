@@ -35,7 +35,7 @@ pub struct StepArgs {
     /// Sizes of the network: flux-dev, flux-schnell, nano
     #[arg(long, default_value = "nano", value_parser = parse_preset)]
     preset: Preset,
-    /// cpu, cuda, or cuda:N
+    /// cpu, cuda, or cuda:INDEX
     #[arg(long, default_value = "cpu", value_parser = parse_device)]
     device: Device,
     /// Weights that mean nothing, made on the device

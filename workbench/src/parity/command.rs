@@ -26,7 +26,7 @@ pub struct ParityArgs {
     /// Check only fixtures of these kinds (prefixes of their `fixture` field).
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
-    /// cpu, cuda, or cuda:N: where the networks compute. Bounds on single numbers are five times as wide on a GPU.
+    /// cpu, cuda, or cuda:INDEX: where the networks compute. Bounds on single numbers are five times as wide on a GPU.
     #[arg(long, default_value = "cpu", value_parser = parse_device)]
     device: Device,
     /// How to print the result.

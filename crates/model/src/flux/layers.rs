@@ -156,14 +156,17 @@ pub(crate) fn attend(qkv: &Tensor, scales: &Tensor, rope: &RopeTable, heads: i64
 /// The 256-wide sinusoid of `t` (`[batch]`): 1000 · t in t's own dtype, angles in float32, laid out
 /// [cos | sin], rounded to t's dtype and handed out in `compute`.
 ///
-/// Frequencies, cosines and sines are computed in float64 and rounded to float32 once: the last bit of a float32 `exp`
+/// Exponentials, cosines and sines are computed in float64 and rounded to float32 once: the last bit of a float32 `exp`
 /// differs between processors (in 5 to 9 of the 128 frequencies between MKL's kernels), and 1000 · guidance times that bit
 /// is up to 2e-4 of an angle. So the result is the same on every processor and device.
 pub(crate) fn time_embedding(t: &Tensor, compute: Kind) -> Result<Tensor> {
     const HALF: i64 = 128;
     let kind = t.f_kind()?;
-    let exponents = Tensor::f_arange(HALF, (Kind::Double, t.device()))?;
-    let frequencies = exponents.f_mul_scalar(-(10_000f64.ln()) / HALF as f64)?.f_exp()?;
+    // Exponents in float32 as published: a product and a quotient round alike everywhere.
+    let exponents = Tensor::f_arange(HALF, (Kind::Float, t.device()))?
+        .f_mul_scalar(-(10_000f64.ln()))?
+        .f_div_scalar(HALF as f64)?;
+    let frequencies = cast(&exponents, Kind::Double)?.f_exp()?;
     let scaled = t.f_mul_scalar(1000.0)?;
     let angles = cast(&scaled, Kind::Float)?
         .f_unsqueeze(1)?

@@ -16,7 +16,8 @@ fn the_time_sinusoid_is_the_correctly_rounded_one() {
         let computed = time_embedding(&Tensor::from_slice(&[t]), Kind::Float).unwrap();
         let (cosines, sines): (Vec<_>, Vec<_>) = (0..128)
             .map(|i| {
-                let frequency = (-(10_000f64.ln()) / 128.0 * f64::from(i)).exp() as f32;
+                let exponent = -(10_000f64.ln() as f32) * i as f32 / 128.0;
+                let frequency = f64::from(exponent).exp() as f32;
                 let (sine, cosine) = f64::from(1000.0 * t * frequency).sin_cos();
                 (cosine as f32, sine as f32)
             })
