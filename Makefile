@@ -49,7 +49,7 @@ test: tools ## Run every test
 	cargo test --workspace --doc --quiet
 	CRESCENDO_BIN=$${CARGO_TARGET_DIR:-target}/debug scripts/chart_test.sh
 	CRESCENDO_BIN=$${CARGO_TARGET_DIR:-target}/debug scripts/python_test.sh
-	CRESCENDO_REQUIRE_ETCD=1 scripts/docs.sh test
+	CRESCENDO_REQUIRE_ETCD=1 CRESCENDO_BIN=$${CARGO_TARGET_DIR:-target}/debug scripts/docs.sh test
 
 test-light: tools ## Build and test, without libtorch, the crates that need none
 	@$(call CARGO_TOOL,nextest)
