@@ -49,7 +49,7 @@ pub struct MakeArgs {
     /// What becomes of the background of pictures that have no transparency.
     #[arg(long, value_name = "WHAT", default_value = "keep")]
     pub background: BackgroundIs,
-    /// CSV with a line a picture: file,name[,category,caption] [default: the one in the folder, if there is one].
+    /// CSV with a line a picture: file,name, and then category and caption if wanted [default: the one in the folder, if there is one].
     #[arg(long, value_name = "FILE")]
     pub csv: Option<PathBuf>,
     /// Replace a library that was made, added to or changed by hand.
