@@ -1,4 +1,5 @@
-//! Specs that are small enough for tests: 16-pixel panels, few steps.
+//! Specs that are small enough for tests: 16-pixel panels, few steps. Their precision is fixed, since tests hold the bytes of
+//! one job to those of another, and `auto` is settled for each by itself.
 
 use std::fmt::Write as _;
 
@@ -9,7 +10,7 @@ pub fn base_spec(steps: u64) -> String {
 kind: TrainingJob
 metadata: {{name: base}}
 spec:
-  model: {{preset: nano}}
+  model: {{preset: nano, precision: f32}}
   resources: {{gpus: 2}}
   seed: 3
   stages:
@@ -29,7 +30,7 @@ pub fn lora_spec(weights: &str, stages: u32, steps: u64, every: u64) -> String {
 kind: TrainingJob
 metadata: {{name: lora}}
 spec:
-  model: {{preset: nano, weights: {weights}}}
+  model: {{preset: nano, precision: f32, weights: {weights}}}
   resources: {{gpus: 2}}
   seed: 5
   checkpoints: {{every: {every}, keepLast: 2}}
@@ -56,7 +57,7 @@ pub fn chaos_spec(weights: &str, pairs: u64, steps: u64) -> String {
 kind: TrainingJob
 metadata: {{name: chaos}}
 spec:
-  model: {{preset: nano, weights: {weights}}}
+  model: {{preset: nano, precision: f32, weights: {weights}}}
   resources: {{gpus: 2}}
   seed: 7
   checkpoints: {{every: 5, keepLast: 2}}
