@@ -117,6 +117,9 @@ pub enum Command {
     /// Start a cluster on this machine: a controller, curators and trainers, as processes on loopback.
     Up(UpArgs),
     /// Check a job spec without a cluster and print it with every default filled in.
+    ///
+    /// Where `up` runs a cluster on this machine, what that would warn of is said as well: bf16 on a processor that is slow
+    /// at it, for one.
     Validate(FileArgs),
     /// Submit a job spec; prints the job's id.
     Submit(SubmitArgs),

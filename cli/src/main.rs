@@ -63,7 +63,6 @@ fn run(cli: Cli) -> Result<(), Failure> {
     }
     let command = match command {
         // These need neither a runtime nor a controller.
-        Command::Validate(args) => return commands::validate::run(&common, &args),
         Command::Library(command) => return commands::library::run(&common, &command),
         Command::Context(command) => return commands::context::run(&common, &command),
         Command::Completion(args) => return commands::completion::run(args.shell),
@@ -86,6 +85,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
     let result = runtime.block_on(async {
         match command {
             Command::Up(args) => up::run(&common, &args).await,
+            Command::Validate(args) => commands::validate::run(&common, &args).await,
             Command::Submit(args) => commands::submit::run(&common, &args).await,
             Command::Jobs(args) => commands::jobs::run(&common, &args).await,
             Command::Get(args) => commands::get::run(&common, &args).await,
@@ -101,8 +101,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
             Command::Checkpoints(args) => commands::checkpoints::run(&common, &args).await,
             Command::Cp(args) => commands::cp::run(&common, &args).await,
             Command::Pairs(args) => commands::pairs::run(&common, &args).await,
-            Command::Validate(_)
-            | Command::Library(_)
+            Command::Library(_)
             | Command::Context(_)
             | Command::Completion(_)
             | Command::Man(_)

@@ -1,16 +1,25 @@
-//! `crescendo validate`: no cluster is needed.
+//! `crescendo validate`: no cluster is needed. One that `up` runs on this machine is asked all the same, since it knows what
+//! this machine makes of the spec.
 
 use std::io::Read as _;
 use std::path::Path;
+use std::time::Duration;
 
 use crescendo_core::spec::{self, MAX_SPEC_BYTES, Problem};
+use crescendo_proto::v1::SubmitJobRequest;
 
 use super::held_out::{self, HeldOut, Look};
+use super::submit;
 use crate::args::{Common, FileArgs, Output};
+use crate::connect::{self, Controller};
 use crate::failure::Failure;
+use crate::settings::{self, Origin};
 use crate::show::{self, json, problems, width};
 
-pub fn run(common: &Common, args: &FileArgs) -> Result<(), Failure> {
+/// The cluster of this machine answers within this or is not there.
+const OWN_CLUSTER: Duration = Duration::from_secs(1);
+
+pub async fn run(common: &Common, args: &FileArgs) -> Result<(), Failure> {
     let yaml = read_spec(&args.file)?;
     let (parsed, look) = match spec::read(&yaml, None) {
         Ok(parsed) => {
@@ -26,8 +35,11 @@ pub fn run(common: &Common, args: &FileArgs) -> Result<(), Failure> {
     }
     let mut all = parsed.warnings;
     all.extend(warnings);
-    all.sort();
-    let warnings: Vec<Problem> = all.into_iter().map(Problem::from).collect();
+    let mut warnings: Vec<Problem> = all.into_iter().map(Problem::from).collect();
+    warnings.extend(of_own_cluster(common, &yaml).await);
+    warnings.sort();
+    // The cluster repeats what was found here.
+    warnings.dedup();
     match common.output {
         Output::Table => {
             show::out(spec::to_yaml(&parsed.spec));
@@ -49,6 +61,24 @@ pub fn run(common: &Common, args: &FileArgs) -> Result<(), Failure> {
         }
     }
     Ok(())
+}
+
+/// What the cluster warns of that `up` runs on this machine, about its processors for one; nothing without it.
+async fn of_own_cluster(common: &Common, yaml: &[u8]) -> Vec<Problem> {
+    let Ok(target) = settings::find(common) else { return Vec::new() };
+    if !matches!(target.origin, Origin::Up(_)) {
+        return Vec::new();
+    }
+    let Ok(controller) = Controller::local(target) else { return Vec::new() };
+    let request =
+        SubmitJobRequest { request_id: String::new(), spec_yaml: yaml.to_vec(), validate_only: true };
+    let answer = controller
+        .call(OWN_CLUSTER, |channel| {
+            let request = request.clone();
+            async move { connect::jobs(channel).submit_job(request).await }
+        })
+        .await;
+    answer.map_or_else(|_| Vec::new(), |answer| submit::as_problems(answer.warnings))
 }
 
 fn refuse(common: &Common, file: &Path, yaml: &[u8], found: &[Problem]) -> Result<(), Failure> {

@@ -45,6 +45,8 @@ pub struct Part {
     /// Submits that are kept but answered as if the controller were gone.
     pub swallow_submits: u32,
     pub refuse_submit: Option<Status>,
+    /// What every submit is warned of.
+    pub warnings: Vec<SpecProblem>,
     pub watch: VecDeque<Scene<Job>>,
     pub logs: VecDeque<Scene<LogLine>>,
     pub submits: Vec<SubmitJobRequest>,
@@ -179,8 +181,13 @@ impl JobService for Fake {
         if let Some(status) = part.refuse_submit.clone() {
             return Err(status);
         }
-        let job = part.jobs.first().cloned();
-        Ok(Response::new(SubmitJobResponse { job, already_submitted: seen, ..SubmitJobResponse::default() }))
+        let (job, warnings) = (part.jobs.first().cloned(), part.warnings.clone());
+        Ok(Response::new(SubmitJobResponse {
+            job,
+            already_submitted: seen,
+            warnings,
+            ..SubmitJobResponse::default()
+        }))
     }
 
     async fn get_job(&self, request: Request<GetJobRequest>) -> Result<Response<GetJobResponse>, Status> {

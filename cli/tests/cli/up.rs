@@ -5,7 +5,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
-use crescendo_proto::v1::{Job, JobState, NodeKind};
+use crescendo_proto::v1::{Job, JobState, NodeKind, SpecProblem};
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
 
@@ -202,6 +202,38 @@ async fn run_ends_with_the_code_of_the_job() {
     let (code, _, err) = run(bench.command().args(["up", "--run", "job.yaml"])).await;
     assert_eq!(code, 3, "{err}");
     assert_eq!(bench.notes("starts").len(), 8, "nothing is started for a spec that is no good");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn validate_says_what_the_cluster_of_this_machine_says() {
+    let bench = Bench::new().await;
+    let spec = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/nano.yaml");
+    let warning = SpecProblem {
+        line: 10,
+        column: 5,
+        path: "spec.model.precision".into(),
+        message: "bf16 crawls on this machine".into(),
+    };
+    bench.fake.part().warnings = vec![warning];
+    let validate = async || {
+        let (code, _, err) = run(bench.command().args(["validate", "--dir", ".crescendo"]).arg(&spec)).await;
+        assert_eq!(code, 0, "{err}");
+        err.contains("bf16 crawls on this machine")
+    };
+    assert!(!validate().await, "no cluster runs here");
+
+    let mut up = bench.up(&[]);
+    until("up.json is there", || bench.state().is_some()).await;
+    assert!(validate().await);
+    let submits = bench.fake.part().submits.clone();
+    assert!(submits.iter().all(|submit| submit.validate_only) && !submits.is_empty());
+    up.kill().await.unwrap();
+
+    // What was left behind by a cluster that is gone holds nothing up.
+    let mut state = bench.state().unwrap();
+    state["controller"] = "127.0.0.1:1".into();
+    fs::write(bench.state_path(), serde_json::to_vec(&state).unwrap()).unwrap();
+    assert!(!validate().await);
 }
 
 #[tokio::test(flavor = "multi_thread")]
