@@ -16,7 +16,7 @@ import zlib
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
-PAGES = ["README.md", "docs/first-job.md", "docs/own-pictures.md"]
+PAGES = ["README.md", "docs/first-job.md", "docs/own-pictures.md", "docs/drawn-pairs.md"]
 UP_SECONDS = 60
 PAGE_SECONDS = 240
 SUBJECTS = 20

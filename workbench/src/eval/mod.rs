@@ -20,6 +20,7 @@ mod summary;
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -225,7 +226,10 @@ impl Work {
     fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
         let path = self.out.join(name);
         let context = || format!("write {}", path.display());
-        let mut file = tempfile::NamedTempFile::new_in(&self.out).with_context(context)?;
+        // For whom the umask allows, not private as temporary files are.
+        let anyone = std::fs::Permissions::from_mode(0o666);
+        let mut file =
+            tempfile::Builder::new().permissions(anyone).tempfile_in(&self.out).with_context(context)?;
         file.write_all(bytes).with_context(context)?;
         file.persist(&path).with_context(context)?;
         Ok(())

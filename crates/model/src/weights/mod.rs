@@ -8,6 +8,7 @@ mod shards;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::Write;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
@@ -237,7 +238,9 @@ pub fn save(path: &Path, tensors: &TensorMap, strings: &BTreeMap<String, String>
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
-    let mut file = tempfile::NamedTempFile::new_in(folder).map_err(io_error)?;
+    // For whom the umask allows, not private as temporary files are.
+    let anyone = std::fs::Permissions::from_mode(0o666);
+    let mut file = tempfile::Builder::new().permissions(anyone).tempfile_in(folder).map_err(io_error)?;
     file.write_all(&bytes).map_err(io_error)?;
     file.as_file().sync_all().map_err(io_error)?;
     file.persist(path).map_err(|error| io_error(error.error))?;
@@ -282,6 +285,10 @@ mod tests {
         }
         assert_eq!(to_bytes(&file.all().unwrap(), &strings).unwrap(), std::fs::read(&path).unwrap());
         assert!(file.tensor("z").is_err());
+        // Whoever may read an ordinary new file may read this one.
+        let plain = File::create(folder.path().join("plain")).unwrap();
+        let mode = |file: &File| file.metadata().unwrap().permissions().mode();
+        assert_eq!(mode(&File::open(&path).unwrap()), mode(&plain));
     }
 
     #[test]
