@@ -36,7 +36,7 @@ class Part:
 def programs(scratch):
     """The folder that has the programs; compressed ones are laid out in `scratch` first."""
     given = os.environ.get("CRESCENDO_BIN")
-    places = [pathlib.Path(given)] if given else [ROOT / "bench/gpu-pack", ROOT / "target/release"]
+    places = [pathlib.Path(given)] if given else [ROOT / "bench/gpu-pack", ROOT / "target/dist"]
     for place in places:
         if all((place / name).is_file() for name in PROGRAMS):
             return place
@@ -46,7 +46,7 @@ def programs(scratch):
                     shutil.copyfileobj(packed, program)
                 (scratch / name).chmod(0o755)
             return scratch
-    sys.exit(f"gpu: error: {', '.join(PROGRAMS)} in none of: {', '.join(map(str, places))}; run `make build`, or set CRESCENDO_BIN")
+    sys.exit(f"gpu: error: {', '.join(PROGRAMS)} in none of: {', '.join(map(str, places))}; run `cargo build --profile dist -p crescendo-cli -p crescendo-workbench`, or set CRESCENDO_BIN")
 
 
 def pack(folder):

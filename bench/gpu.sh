@@ -7,7 +7,7 @@
 #   bench/gpu.sh --pack DIR       the built programs, stripped and compressed, into DIR: what such a machine is to be given
 #                                 beside a checkout
 #
-# Programs are looked for in CRESCENDO_BIN (a folder of them, or of a --pack), bench/gpu-pack and target/release.
+# Programs are looked for in CRESCENDO_BIN (a folder of them, or of a --pack), bench/gpu-pack and target/dist: what is measured is what is shipped.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 exec "${PYTHON:-python3}" bench/gpu.py "$@"
