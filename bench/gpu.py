@@ -46,7 +46,7 @@ def programs(scratch):
                     shutil.copyfileobj(packed, program)
                 (scratch / name).chmod(0o755)
             return scratch
-    sys.exit(f"gpu: error: {', '.join(PROGRAMS)} in none of: {', '.join(map(str, places))}; run `cargo build --profile dist -p crescendo-cli -p crescendo-workbench`, or set CRESCENDO_BIN")
+    sys.exit(f"gpu: error: {', '.join(PROGRAMS)} in none of: {', '.join(map(str, places))}; run `cargo build --profile dist -p crescendo-workbench`, or set CRESCENDO_BIN")
 
 
 def pack(folder):
