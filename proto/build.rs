@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 const ROOT: &str = "proto";
-const WIRE: [&str; 7] = ["access", "agent", "checkpoint", "curation", "job", "node", "pair"];
+const WIRE: [&str; 8] = ["access", "agent", "checkpoint", "curation", "job", "node", "object", "pair"];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed={ROOT}");
@@ -13,8 +13,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     tonic_prost_build::configure()
         // Only what is on the wire is shown through reflection.
         .file_descriptor_set_path(out_dir.join("descriptors.bin"))
-        // Pictures and tensors are handed on without a copy.
+        // Pictures, tensors and files are handed on without a copy.
         .bytes(".crescendo.v1.TensorData.data")
+        .bytes(".crescendo.v1.ReadCheckpointFileResponse.chunk")
+        .bytes(".crescendo.v1.SendObjectRequest.chunk")
         .btree_map(".")
         .compile_protos(&files, &[PathBuf::from(ROOT)])?;
     let records = Path::new(ROOT).join("crescendo/store/v1/records.proto");

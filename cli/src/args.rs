@@ -424,8 +424,9 @@ Examples:
   crescendo cp JOB:stage-1 lora.safetensors --checkpoint 200
   crescendo cp JOB lora.safetensors --format comfyui
 
-What comes is held to the SHA-256 in the registry, and is put in place as a whole. Other formats than `published` are made
-by crescendo-workbench, in bf16.")]
+What comes is held to the SHA-256 in the registry, and is put in place as a whole. A folder that is reached from here, or a
+bucket that the environment has a key of, is read directly; otherwise a curator reads the file and the controller hands it
+on, which needs no key. Other formats than `published` are made by crescendo-workbench, in bf16.")]
 pub struct CpArgs {
     /// The job, or one stage of it: JOB or JOB:STAGE [default: the last stage that has a checkpoint].
     #[arg(value_name = "JOB[:STAGE]")]
@@ -441,7 +442,8 @@ pub struct CpArgs {
     /// Replace a file that is there already.
     #[arg(long)]
     pub force: bool,
-    /// Folder or URL of the object store [default: that of the context or of the cluster that `crescendo up` runs].
+    /// Folder or URL of the object store, to be read directly [default: that of the context or of the cluster that
+    /// `crescendo up` runs, or through the controller].
     #[arg(long, env = "CRESCENDO_OBJECT_STORE", value_name = "DIR|URL")]
     pub object_store: Option<String>,
 }

@@ -207,5 +207,6 @@ clients! {
     jobs => job_service_client::JobServiceClient,
     nodes => node_service_client::NodeServiceClient,
     checkpoints => checkpoint_service_client::CheckpointServiceClient,
-    curation => curation_service_client::CurationServiceClient
+    curation => curation_service_client::CurationServiceClient,
+    objects => object_service_client::ObjectServiceClient
 }

@@ -24,6 +24,40 @@ pub async fn url(controller: &Controller, given: Option<&str>) -> Result<String,
     Ok(told)
 }
 
+/// How a file comes out of the object store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// Read from here, at this URL.
+    Direct(String),
+    /// Through the controller, which has a curator read it.
+    Relayed,
+}
+
+/// The way to the object at `key`: direct where the command line names the store, or [`reaches`] it.
+pub async fn way(controller: &Controller, given: Option<&str>, key: &str) -> Result<Way, Failure> {
+    if let Some(given) = given {
+        return Ok(Way::Direct(as_url(given)?));
+    }
+    let (url, named) = match controller.object_store() {
+        Some(known) => (as_url(known)?, true),
+        None => (whoami::fetch(controller, LOOK).await?.object_store_url, false),
+    };
+    let has = |folder: &Path| folder.join(key).is_file();
+    let direct = reaches(&url, named, has, |name| std::env::var_os(name).is_some());
+    Ok(if direct { Way::Direct(url) } else { Way::Relayed })
+}
+
+/// Whether this machine reads the store at `url` by itself: a folder that it was told of (`named`) or that has what is asked
+/// for, or a bucket that the environment has a key of.
+fn reaches(url: &str, named: bool, has: impl Fn(&Path) -> bool, is_set: impl Fn(&str) -> bool) -> bool {
+    match Location::parse(url) {
+        Ok(Location::Folder(folder)) => named || has(&folder),
+        Ok(Location::S3 { .. }) => KEYS.into_iter().any(is_set),
+        // Opening it says what is wrong with it, to whoever has written it.
+        Err(_) => named,
+    }
+}
+
 /// A folder of this machine as a URL; a URL as it is.
 pub fn as_url(given: &str) -> Result<String, Failure> {
     if given.contains("://") {
@@ -68,6 +102,24 @@ pub fn without_keys(url: &str, is_set: impl Fn(&str) -> bool) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_this_machine_does_not_reach_comes_through_the_controller() {
+        let key = |name: &str| name == "AWS_ACCESS_KEY_ID";
+        assert!(reaches("file:///mnt/objects", true, |_| false, |_| false), "the context has named it");
+        assert!(reaches(
+            "file:///mnt/objects",
+            false,
+            |folder| folder == Path::new("/mnt/objects"),
+            |_| false
+        ));
+        assert!(!reaches("file:///mnt/objects", false, |_| false, key), "a folder of other machines");
+        for named in [false, true] {
+            assert!(reaches("s3://bucket/one", named, |_| false, key));
+            assert!(!reaches("s3://bucket/one", named, |_| true, |_| false), "without a key of it");
+        }
+        assert!(!reaches("", false, |_| true, key), "the controller does not say");
+    }
 
     #[test]
     fn a_missing_key_is_told_of_where_one_is_needed() {

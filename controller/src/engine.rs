@@ -12,6 +12,7 @@
 mod handle;
 mod nodes;
 mod persist;
+mod reads;
 mod request;
 mod watchers;
 
@@ -36,6 +37,7 @@ pub use request::{Answer, By, EngineError, JobWatch, OpenedSession, Reply, Reque
 use crate::config::Config;
 use crate::engine::nodes::Sessions;
 use crate::engine::persist::Records;
+use crate::engine::reads::Reads;
 use crate::engine::watchers::Watchers;
 use crate::logs::LogHub;
 use crate::metrics::Metrics;
@@ -89,6 +91,7 @@ pub struct Engine {
     records: Records,
     sessions: Sessions,
     watchers: Watchers,
+    reads: Reads,
     /// Answers that are given once the batch is durable.
     held: Vec<request::Held>,
     /// Jobs whose records have changed in this batch, and those that have progressed.
@@ -115,6 +118,7 @@ pub async fn run(
         records: Records::default(),
         sessions: Sessions::default(),
         watchers: Watchers::new(around.config.max_watchers),
+        reads: Reads::default(),
         held: Vec::new(),
         changed: BTreeSet::new(),
         progressed: BTreeSet::new(),
@@ -169,6 +173,7 @@ impl Engine {
                     held.release();
                 }
                 self.send_all(plan.sends, now);
+                self.send_reads();
                 self.publish(now);
                 None
             }
@@ -182,6 +187,7 @@ impl Engine {
                 for held in std::mem::take(&mut self.held) {
                     held.refuse(EngineError::Reloading);
                 }
+                self.reads.forget();
                 self.reload().await;
                 None
             }

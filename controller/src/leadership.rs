@@ -79,6 +79,13 @@ impl Link {
         }
     }
 
+    /// Waits until this controller leads no more.
+    pub async fn deposed(&self) {
+        let mut role = self.role.clone();
+        // One that nobody keeps up to date any more leads nothing.
+        let _ = role.wait_for(|role| !matches!(role, Role::Leading { .. })).await;
+    }
+
     fn requests(&self) -> Result<mpsc::Sender<Request>, Status> {
         match &*self.role.borrow() {
             Role::Leading { requests } => Ok(requests.clone()),

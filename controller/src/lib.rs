@@ -14,6 +14,7 @@
 //! | [`leadership`] | campaigns, and runs the engine while this controller leads |
 //! | [`engine`] | the state's one owner: requests in batches, decide, persist, then answer and send |
 //! | [`services`] | the gRPC services: check, ask the engine, answer |
+//! | [`relay`] | files on their way from curators to people, beside the engine |
 //! | [`views`] | state and observations as messages |
 //! | [`logs`] | bounded rings of log lines |
 //! | [`unit_board`] | what curators say of units under way, until the engine looks |
@@ -32,6 +33,7 @@ pub mod layer;
 pub mod leadership;
 pub mod logs;
 pub mod metrics;
+pub mod relay;
 pub mod serve;
 pub mod services;
 pub mod store_tls;

@@ -13,6 +13,7 @@ use crescendo_proto::v1::checkpoint_service_server::CheckpointServiceServer;
 use crescendo_proto::v1::curation_service_server::CurationServiceServer;
 use crescendo_proto::v1::job_service_server::JobServiceServer;
 use crescendo_proto::v1::node_service_server::NodeServiceServer;
+use crescendo_proto::v1::object_service_server::ObjectServiceServer;
 use crescendo_store::Store;
 use prometheus::Registry;
 use tokio::sync::watch;
@@ -28,7 +29,7 @@ use crate::layer::CallLimit;
 use crate::leadership::{self, Link, Role};
 use crate::logs::LogHub;
 use crate::metrics::Metrics;
-use crate::services::{Callers, Checkpoints, Curation, Jobs, Nodes};
+use crate::services::{Callers, Checkpoints, Curation, Jobs, Nodes, Objects};
 use crate::unit_board::UnitBoard;
 
 /// Largest message that is read: a batch of log lines is the largest that is sent.
@@ -38,11 +39,12 @@ const MAX_STREAMS_PER_CONNECTION: u32 = 1024;
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 
-const SERVICES: [&str; 4] = [
+const SERVICES: [&str; 5] = [
     "crescendo.v1.JobService",
     "crescendo.v1.NodeService",
     "crescendo.v1.CheckpointService",
     "crescendo.v1.CurationService",
+    "crescendo.v1.ObjectService",
 ];
 
 /// What a controller is made of.
@@ -125,7 +127,12 @@ impl Controller {
             .add_service(
                 CheckpointServiceServer::new(Checkpoints::new(link.clone())).max_decoding_message_size(sized),
             )
-            .add_service(CurationServiceServer::new(Curation::new(link)).max_decoding_message_size(sized));
+            .add_service(
+                CurationServiceServer::new(Curation::new(link.clone())).max_decoding_message_size(sized),
+            )
+            .add_service(
+                ObjectServiceServer::new(Objects::new(link, tasks.clone())).max_decoding_message_size(sized),
+            );
         tasks.spawn_critical("grpc server", async move {
             // Open streams do not hold up the end: sessions and watches are closed by the engine.
             router.serve_with_incoming_shutdown(incoming, stop.cancelled_owned()).await

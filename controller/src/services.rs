@@ -5,12 +5,14 @@ mod checkpoints;
 mod curation;
 mod jobs;
 mod nodes;
+mod objects;
 
 pub use callers::Callers;
 pub use checkpoints::Checkpoints;
 pub use curation::Curation;
 pub use jobs::Jobs;
 pub use nodes::Nodes;
+pub use objects::Objects;
 
 use crescendo_core::error::Refused;
 use crescendo_core::ids::{InvalidId, JobId, NodeId, StageRef};

@@ -160,7 +160,8 @@ async fn train(controllers: Controllers, seen: Shared, stop: CancellationToken) 
                 Command::DrainAttempt(_)
                 | Command::UpdateCurators(_)
                 | Command::AssignCuration(_)
-                | Command::ReleaseCuration(_) => {}
+                | Command::ReleaseCuration(_)
+                | Command::ReadObject(_) => {}
             }
         }
     };

@@ -34,6 +34,7 @@
 //! | [`mirror`] | files of a bucket that a stage needs on this machine |
 //! | [`pair_log`] | what is known of a stage's log |
 //! | [`encode`], [`serve`] | pairs as ranks take them; credits |
+//! | [`send`] | files of checkpoints, read for people |
 //! | [`worker`] | the named threads that own networks |
 //! | [`node`], [`metrics`] | assignments; what is counted |
 //! | [`memory`] | how the process holds memory |
@@ -65,6 +66,7 @@ pub mod picture;
 pub mod prompts;
 pub mod recompose;
 pub mod review;
+pub mod send;
 pub mod serve;
 pub mod shard;
 pub mod shard_cache;

@@ -7,6 +7,7 @@ use crescendo_curator_node::endpoint::keys::Keys;
 use crescendo_curator_node::endpoint::network::Network;
 use crescendo_curator_node::metrics::Metrics;
 use crescendo_curator_node::node::Node;
+use crescendo_curator_node::send::Sender;
 use crescendo_curator_node::serve::{EncoderSet, MAX_MESSAGE_BYTES, PairServer};
 use crescendo_curator_node::shard_cache::ShardCache;
 use crescendo_curator_node::studio::best_device;
@@ -184,6 +185,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let units = UnitReports::default();
     let session = session.draining(drain.asked()).units(units.clone());
     tasks.spawn_critical("session", session.run(tasks.stop_token()));
+    let sender = Sender::new(controllers.clone(), tasks.clone());
     let node = Node {
         node_id: node_args.node_id.clone(),
         library_root: node_args.library_root,
@@ -191,6 +193,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         controllers,
         curation,
         server,
+        sender,
         network: Network::new(
             tokio::runtime::Handle::current(),
             Keys::from_variables(

@@ -8,6 +8,7 @@ use crate::endpoint::network::{Network, Outside};
 use crate::metrics::Metrics;
 use crate::mirror::Mirror;
 use crate::pair_log::{LogState, follow};
+use crate::send::Sender;
 use crate::serve::{PairServer, ServedStage};
 use crate::source::Roots;
 use crate::worker::Worker;
@@ -37,6 +38,8 @@ pub struct Node {
     pub controllers: Controllers,
     pub curation: Worker<Curators>,
     pub server: PairServer,
+    /// Reads files of checkpoints for people.
+    pub sender: Sender,
     pub metrics: Metrics,
     /// Where it is said how far units are.
     pub units: UnitReports,
@@ -90,6 +93,7 @@ impl Node {
                     tracing::info!(job = %stage.job_id, stage = %stage.stage, reason = release.reason, "stage released");
                     self.server.remove(&stage);
                 }
+                Command::ReadObject(read) => self.sender.send(read),
                 Command::StartAttempt(_)
                 | Command::StopAttempt(_)
                 | Command::DrainAttempt(_)
@@ -101,7 +105,7 @@ impl Node {
     }
 
     /// Once the node is asked to leave: the units under way are finished or handed back, and the pair log is served until
-    /// the ranks have gone to other curators.
+    /// the ranks have gone to other curators and what people read has been sent.
     pub async fn hand_over(self) {
         let stop = self.tasks.stop_token();
         let handing_over = async {
@@ -109,7 +113,7 @@ impl Node {
             self.curations.close();
             self.curations.wait().await;
             tracing::info!("no unit is under way any more");
-            while self.metrics.streams.get() > 0 {
+            while self.metrics.streams.get() > 0 || self.sender.is_busy() {
                 tokio::time::sleep(STREAMS_LOOK).await;
             }
             self.drain.finish();

@@ -7,6 +7,7 @@
 //! | `access.proto` | everyone → controller: who am I |
 //! | `node.proto` | nodes ⇄ controller, one session each |
 //! | `checkpoint.proto` | nodes and people → controller: the registry of checkpoints |
+//! | `object.proto` | people → controller ← curators: files out of the object store |
 //! | `curation.proto` | curators → controller: units and the pair log's registry |
 //! | `pair.proto` | ranks ⇄ curators: encoded pairs, with credits |
 //! | `agent.proto` | ranks ⇄ agents |

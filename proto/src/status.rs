@@ -64,6 +64,7 @@ pub fn refused(refused: &Refused) -> Status {
         Refused::Invalid { .. } => Code::InvalidArgument,
         Refused::Exists { .. } => Code::AlreadyExists,
         Refused::Forbidden { .. } => Code::PermissionDenied,
+        Refused::Unserved { .. } => Code::Unavailable,
         Refused::Full { what, retry_after } => return exhausted(what, *retry_after),
     };
     Status::new(code, refused.to_string())

@@ -2,7 +2,7 @@
 //! the command that draws with it.
 //!
 //! ```text
-//!   JOB[:STAGE], --checkpoint ─▶ choice ─▶ object store ─▶ verified copy ─▶ target
+//!   JOB[:STAGE], --checkpoint ─▶ choice ─▶ object store, or receive ─▶ verified copy ─▶ target
 //!   resolved spec, checkpoint, library ─▶ draw ─▶ a `generate` line
 //! ```
 
@@ -10,4 +10,5 @@ pub mod choice;
 pub mod draw;
 pub mod example;
 pub mod handover;
+pub mod receive;
 pub mod target;

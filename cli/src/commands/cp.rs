@@ -5,20 +5,20 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use crescendo_core::files::ADAPTER_FILE;
-use crescendo_node::download::{DownloadError, download};
+use crescendo_node::download::{DownloadError, Downloaded, download};
 use crescendo_node::objects::with_causes;
 use crescendo_proto::v1::{Checkpoint, CheckpointFile};
 use indicatif::{ProgressBar, ProgressStyle};
-use object_store::ObjectStore;
 use serde_json::{Value, json};
 
 use super::checkpoints;
 use crate::args::{Common, CpArgs, LoraFormat, Output};
 use crate::artifact::choice;
+use crate::artifact::receive::receive;
 use crate::artifact::target::Target;
-use crate::connect::Controller;
+use crate::connect::{Controller, LOOK};
 use crate::failure::Failure;
-use crate::objects;
+use crate::objects::{self, Way};
 use crate::show::{self, words};
 use crate::up::binaries;
 
@@ -59,10 +59,25 @@ async fn copy(
             checkpoint.stage
         )));
     }
-    let url = objects::url(&controller, args.object_store.as_deref()).await?;
-    let store = objects::open_existing(&url)?;
+    let key = format!("{}/{}", checkpoint.path, file.name);
+    let way = objects::way(&controller, args.object_store.as_deref(), &key).await?;
     let raw = target.scratch(REGISTERED);
-    fetch(store.as_ref(), &url, checkpoint, file, &raw).await?;
+    let bar = bar(file.size_bytes);
+    let coming = async {
+        match &way {
+            Way::Direct(url) => fetch(url, &key, checkpoint, file, &raw).await,
+            Way::Relayed => {
+                let within = common.timeout.unwrap_or(LOOK);
+                receive(&controller, within, checkpoint, file, &raw).await
+            }
+        }
+    };
+    let came = tokio::select! {
+        came = coming => came,
+        never = follow(&bar, &raw) => match never {},
+    };
+    bar.finish_and_clear();
+    verify(&key, &came?, file)?;
     let made = match &converter {
         None => raw,
         Some(program) => {
@@ -97,23 +112,16 @@ async fn copy(
     Ok(())
 }
 
-/// Copies a file of a checkpoint from the store at `url` to `target`, and holds it to what was registered.
+/// Copies the file from the store at `url` to `target`.
 async fn fetch(
-    store: &dyn ObjectStore,
     url: &str,
+    key: &str,
     checkpoint: &Checkpoint,
     file: &CheckpointFile,
     target: &Path,
-) -> Result<(), Failure> {
-    let key = format!("{}/{}", checkpoint.path, file.name);
-    let downloading = download(store, &key, target, Some(file.size_bytes));
-    let bar = bar(file.size_bytes);
-    let came = tokio::select! {
-        came = downloading => came,
-        never = follow(&bar, target) => match never {},
-    };
-    bar.finish_and_clear();
-    let came = came.map_err(|error| match error {
+) -> Result<Downloaded, Failure> {
+    let store = objects::open_existing(url)?;
+    download(store.as_ref(), key, target, Some(file.size_bytes)).await.map_err(|error| match error {
         DownloadError::Missing { key } => Failure::other(format!(
             "{key} is not in the object store; perhaps a newer checkpoint has taken its place (`crescendo checkpoints {}`)",
             checkpoint.job_id
@@ -123,17 +131,21 @@ async fn fetch(
             Failure::other(format!("{}{hint}", with_causes(&error).trim_end_matches([':', ' '])))
         }
         error => Failure::other(with_causes(&error)),
-    })?;
-    if (came.size_bytes, &came.sha256) != (file.size_bytes, &file.sha256) {
-        return Err(Failure::other(format!(
-            "{key} is not what was registered: {} with SHA-256 {}, not {} with {}",
-            words::bytes(came.size_bytes),
-            came.sha256,
-            words::bytes(file.size_bytes),
-            words::one_line(&file.sha256)
-        )));
+    })
+}
+
+/// Holds what came to what was registered.
+fn verify(key: &str, came: &Downloaded, file: &CheckpointFile) -> Result<(), Failure> {
+    if (came.size_bytes, &came.sha256) == (file.size_bytes, &file.sha256) {
+        return Ok(());
     }
-    Ok(())
+    Err(Failure::other(format!(
+        "{key} is not what was registered: {} with SHA-256 {}, not {} with {}",
+        words::bytes(came.size_bytes),
+        came.sha256,
+        words::bytes(file.size_bytes),
+        words::one_line(&file.sha256)
+    )))
 }
 
 /// A bar on a terminal, for a file that takes its time.

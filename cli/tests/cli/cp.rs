@@ -123,6 +123,56 @@ async fn a_lora_comes_out_of_a_bucket() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn without_a_key_a_lora_comes_through_the_controller() {
+    let (home, objects, fake) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), Fake::default());
+    let content = "from afar";
+    fake.part().checkpoints =
+        vec![checkpoint(objects.path(), "stage-1", 10, "dit_lora.safetensors", content)];
+    fake.part().who.object_store_url = "s3://of-the-cluster/one".into();
+    let server = fake.serve().await;
+    let cp = || {
+        let mut command = crescendo(home.path());
+        command.args(["cp", "uno-1", "a.safetensors", "--controller", &server.address.to_string()]);
+        command.args(["--timeout", "1s"]).current_dir(home.path());
+        for name in ["AWS_ACCESS_KEY_ID", "AWS_SHARED_CREDENTIALS_FILE"] {
+            command.env_remove(name);
+        }
+        command
+    };
+    let comes = |pieces: &[&str], then| {
+        let sends = pieces.iter().map(|piece| (*piece).to_owned()).collect();
+        fake.part().files.push_back(Scene { sends, then });
+    };
+    comes(&["from ", "af"], Then::Break);
+    let (code, _, err) = run(&mut cp()).await;
+    let said = "error: dit_lora.safetensors was broken off after 7 B of 9 B: leaving; try again\n";
+    assert_eq!((code, err.as_str()), (1, said));
+    comes(&["from "], Then::Close);
+    let (code, _, err) = run(&mut cp()).await;
+    assert!(code == 1 && err.contains("after 5 B of 9 B: the stream has ended; try again"), "{err}");
+    comes(&["from ", "AFAR"], Then::Close);
+    let (code, _, err) = run(&mut cp()).await;
+    assert!(code == 1 && err.contains("is not what was registered"), "{err}");
+    comes(&["from afar", " and more"], Then::Stay);
+    let (code, _, err) = run(&mut cp()).await;
+    assert!(code == 1 && err.contains("is not what was registered"), "{err}");
+    let (code, _, err) = run(&mut cp()).await;
+    let said = "error: no curator is connected that could read it; try again, or name the object store as it is reached \
+                from here with --object-store\n";
+    assert_eq!((code, err.as_str()), (1, said));
+    assert_eq!(fs::read_dir(&home).unwrap().count(), 0, "nothing is left behind");
+
+    comes(&["from ", "afar"], Then::Close);
+    let (code, out, err) = run(&mut cp()).await;
+    assert_eq!(code, 0, "{err}");
+    assert!(out.ends_with("stage-1, step 10, 9 B, SHA-256 verified\n"), "{out}");
+    assert_eq!(fs::read_to_string(home.path().join("a.safetensors")).unwrap(), content);
+    let asked = fake.part().reads.last().cloned().unwrap();
+    let path = "jobs/uno-1/stage-1/checkpoints/step-00000010-g1";
+    assert_eq!((asked.path.as_str(), asked.name.as_str()), (path, "dit_lora.safetensors"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn other_formats_are_made_by_the_workbench() {
     // A hard link needs the same file system.
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();

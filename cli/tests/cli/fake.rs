@@ -11,6 +11,8 @@ use crescendo_proto::v1::checkpoint_service_server::{CheckpointService, Checkpoi
 use crescendo_proto::v1::curation_service_server::{CurationService, CurationServiceServer};
 use crescendo_proto::v1::job_service_server::{JobService, JobServiceServer};
 use crescendo_proto::v1::node_service_server::{NodeService, NodeServiceServer};
+use crescendo_proto::v1::object_service_server::{ObjectService, ObjectServiceServer};
+use crescendo_proto::v1::read_checkpoint_file_response::Message as FilePart;
 use crescendo_proto::v1::*;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
@@ -49,6 +51,9 @@ pub struct Part {
     pub warnings: Vec<SpecProblem>,
     pub watch: VecDeque<Scene<Job>>,
     pub logs: VecDeque<Scene<LogLine>>,
+    /// What comes of each file that is read, in pieces.
+    pub files: VecDeque<Scene<String>>,
+    pub reads: Vec<ReadCheckpointFileRequest>,
     pub submits: Vec<SubmitJobRequest>,
     pub lists: Vec<ListJobsRequest>,
     pub watches: Vec<WatchJobRequest>,
@@ -108,7 +113,8 @@ impl Fake {
             .add_service(JobServiceServer::new(self.clone()))
             .add_service(NodeServiceServer::new(self.clone()))
             .add_service(CheckpointServiceServer::new(self.clone()))
-            .add_service(CurationServiceServer::new(self.clone()));
+            .add_service(CurationServiceServer::new(self.clone()))
+            .add_service(ObjectServiceServer::new(self.clone()));
         runtime.spawn(async move {
             let listener = TcpListener::from_std(listener).expect("it is not blocking");
             let metrics = ConnectionMetrics::register(&prometheus::Registry::new()).expect("a new registry");
@@ -333,6 +339,34 @@ impl CheckpointService for Fake {
         &self,
         _: Request<MarkCheckpointDamagedRequest>,
     ) -> Result<Response<MarkCheckpointDamagedResponse>, Status> {
+        Err(Status::unimplemented("no node is played here"))
+    }
+}
+
+#[tonic::async_trait]
+impl ObjectService for Fake {
+    type ReadCheckpointFileStream = Answers<ReadCheckpointFileResponse>;
+
+    async fn read_checkpoint_file(
+        &self,
+        request: Request<ReadCheckpointFileRequest>,
+    ) -> Result<Response<Self::ReadCheckpointFileStream>, Status> {
+        let mut part = self.part();
+        part.reads.push(request.into_inner());
+        let Some(Scene { sends, then }) = part.files.pop_front() else {
+            return Err(Status::unavailable("no curator is connected that could read it"));
+        };
+        let announced = FilePart::File(CheckpointFile::default());
+        let pieces = sends.into_iter().map(|piece| FilePart::Chunk(piece.into()));
+        let sends = std::iter::once(announced).chain(pieces);
+        let sends = sends.map(|part| ReadCheckpointFileResponse { message: Some(part) }).collect();
+        Ok(Response::new(play(Some(Scene { sends, then }))))
+    }
+
+    async fn send_object(
+        &self,
+        _: Request<Streaming<SendObjectRequest>>,
+    ) -> Result<Response<SendObjectResponse>, Status> {
         Err(Status::unimplemented("no node is played here"))
     }
 }

@@ -73,6 +73,10 @@ impl Engine {
                     .and_then(|job| views::checkpoints(job, stage.as_deref()).map_err(Into::into));
                 self.hold(reply, answer);
             }
+            Request::ReadFile { job, scope, path, name, read_id, reply } => {
+                let answer = self.read_file(&job, &scope, &path, &name, read_id, now);
+                self.hold(reply, answer);
+            }
             Request::CommitCheckpoint { checkpoint, by, reply } => {
                 let answer = self.commit_checkpoint(checkpoint, &by, now);
                 self.hold(reply, answer);
@@ -203,6 +207,7 @@ impl Engine {
             | Request::JobExists { .. }
             | Request::ListNodes { .. }
             | Request::ListCheckpoints { .. }
+            | Request::ReadFile { .. }
             | Request::CommitCheckpoint { .. }
             | Request::MarkDamaged { .. }
             | Request::WatchPairLog { .. }

@@ -203,10 +203,7 @@ impl Engine {
                 tracing::error!(node = %send.node, command = ?send.command, "a command refers to nothing");
                 continue;
             };
-            let Some((_, outgoing)) = self.sessions.open.get(&send.node) else { continue };
-            if outgoing.try_send(Ok(v1::OpenSessionResponse { message: Some(message) })).is_err() {
-                tracing::warn!(node = %send.node, "node takes no commands; its session is closed");
-                self.drop_session(&send.node);
+            if !self.send(&send.node, message) {
                 continue;
             }
             tracing::debug!(node = %send.node, command = ?send.command, "sent");
@@ -216,6 +213,17 @@ impl Engine {
             tracing::warn!(%node, "node does not say that it has stopped; its session is closed");
             self.drop_session(&node);
         }
+    }
+
+    /// Whether the node has a session that took the message. A session that did not is closed.
+    pub(super) fn send(&mut self, node: &NodeId, message: Down) -> bool {
+        let Some((_, outgoing)) = self.sessions.open.get(node) else { return false };
+        let taken = outgoing.try_send(Ok(v1::OpenSessionResponse { message: Some(message) })).is_ok();
+        if !taken {
+            tracing::warn!(%node, "node takes no commands; its session is closed");
+            self.drop_session(node);
+        }
+        taken
     }
 
     fn message(&self, command: &Command) -> Option<Down> {

@@ -105,6 +105,15 @@ pub enum Request {
         stage: Option<String>,
         reply: Reply<Vec<v1::Checkpoint>>,
     },
+    /// Has a curator send this file to the relay that waits under the read id.
+    ReadFile {
+        job: JobId,
+        scope: Scope,
+        path: String,
+        name: String,
+        read_id: String,
+        reply: Reply<v1::CheckpointFile>,
+    },
     CommitCheckpoint {
         checkpoint: CheckpointRecord,
         by: By,

@@ -108,6 +108,15 @@ impl Scene {
                 reason: "torn".into(),
             }
             .encode_to_vec(),
+            "ReadCheckpointFile" => {
+                let path = checkpoint(&self.attempt, self.attempt.generation).path;
+                v1::ReadCheckpointFileRequest { job_id, path, name: "dit_lora.safetensors".into() }
+                    .encode_to_vec()
+            }
+            "SendObject" => {
+                let message = Some(v1::send_object_request::Message::ReadId("nobody's".into()));
+                v1::SendObjectRequest { message }.encode_to_vec()
+            }
             "LeaseUnit" => v1::LeaseUnitRequest { job_id, stage, node_id }.encode_to_vec(),
             "RenewUnit" => v1::RenewUnitRequest { lease: Some(self.lease.clone()), node_id }.encode_to_vec(),
             "CommitUnit" => unit_result(&self.lease).encode_to_vec(),
@@ -180,7 +189,7 @@ async fn a_call_without_the_right_credential_changes_nothing() -> anyhow::Result
             scene.refuse(rule, &scene.nodes, None, "a node", &denied).await?;
         }
     }
-    assert_eq!(calls, 20, "every call of the controller was tried");
+    assert_eq!(calls, 22, "every call of the controller was tried");
     Ok(())
 }
 
@@ -222,6 +231,24 @@ async fn a_call_of_another_tenant_finds_nothing_to_change() -> anyhow::Result<()
 }
 
 #[tokio::test]
+async fn a_file_of_another_tenant_is_read_by_nobody() -> anyhow::Result<()> {
+    let scene = Scene::new().await?;
+    let plain = scene.cluster.channel().await?;
+    let of = |method: &str| controller_calls().find(|rule| rule.method == method).expect("a rule");
+    call(&scene.nodes, None, &path(of("CommitCheckpoint")), scene.body(of("CommitCheckpoint"))).await?;
+    let read = of("ReadCheckpointFile");
+    for (name, code, says) in [
+        ("viewer-research", Code::Unavailable, "no curator is connected"),
+        ("admin-products", Code::NotFound, "job "),
+    ] {
+        let answer = call(&plain, Some(&token(name)), &path(read), scene.body(read)).await;
+        let status = answer.expect_err("there is no curator");
+        assert!(status.code() == code && status.message().starts_with(says), "{name}: {status:?}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn the_same_calls_work_for_those_who_may_make_them() -> anyhow::Result<()> {
     let scene = Scene::new().await?;
     let plain = scene.cluster.channel().await?;
@@ -230,8 +257,9 @@ async fn the_same_calls_work_for_those_who_may_make_them() -> anyhow::Result<()>
     let last = ["CommitUnit", "MarkCheckpointDamaged", "CancelJob", "DrainNode"];
     rules.sort_by_key(|rule| last.iter().position(|name| *name == rule.method).map_or(0, |at| at + 1));
     for rule in rules {
-        // Fails the unit that CommitUnit needs; it has a test of its own below.
-        if rule.method == "FailUnit" {
+        // The first fails the unit that CommitUnit needs; it has a test of its own below. The others need a curator and each
+        // other, and are in `reads.rs`.
+        if matches!(rule.method, "FailUnit" | "ReadCheckpointFile" | "SendObject") {
             continue;
         }
         let body = scene.body(rule);

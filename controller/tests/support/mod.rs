@@ -13,6 +13,7 @@ use crescendo_proto::v1::checkpoint_service_client::CheckpointServiceClient;
 use crescendo_proto::v1::curation_service_client::CurationServiceClient;
 use crescendo_proto::v1::job_service_client::JobServiceClient;
 use crescendo_proto::v1::node_service_client::NodeServiceClient;
+use crescendo_proto::v1::object_service_client::ObjectServiceClient;
 use crescendo_proto::v1::open_session_request::Message as Up;
 use crescendo_proto::v1::open_session_response::Message as Down;
 use tokio::sync::mpsc;
@@ -160,6 +161,15 @@ impl Controller {
 
     pub fn curation(&self) -> CurationServiceClient<Channel> {
         CurationServiceClient::new(self.channel())
+    }
+
+    pub fn objects(&self) -> ObjectServiceClient<Channel> {
+        ObjectServiceClient::new(self.channel())
+    }
+
+    /// For what takes as long as it likes.
+    pub fn stream_objects(&self) -> ObjectServiceClient<Channel> {
+        ObjectServiceClient::new(self.stream_channel())
     }
 
     pub async fn submit(&self, request_id: &str, spec: &str) -> Result<v1::SubmitJobResponse, Status> {

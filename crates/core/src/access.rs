@@ -131,6 +131,7 @@ const JOBS: &str = "crescendo.v1.JobService";
 const NODES: &str = "crescendo.v1.NodeService";
 const CHECKPOINTS: &str = "crescendo.v1.CheckpointService";
 const CURATION: &str = "crescendo.v1.CurationService";
+const OBJECTS: &str = "crescendo.v1.ObjectService";
 const PAIRS: &str = "crescendo.v1.PairService";
 const AGENT: &str = "crescendo.v1.AgentService";
 const HEALTH: &str = "grpc.health.v1.Health";
@@ -138,7 +139,7 @@ const REFLECTION: &str = "grpc.reflection.v1.ServerReflection";
 
 /// Every call there is. A node may look at jobs and pair logs, since `crescendo-curator-node export` reads them with
 /// the certificate of its node.
-pub const RULES: [Rule; 26] = [
+pub const RULES: [Rule; 28] = [
     rule(ACCESS, "WhoAmI", Who::NodeOr(Role::Viewer), Effect::Look),
     rule(JOBS, "SubmitJob", Who::AtLeast(Role::Submitter), Effect::Change),
     rule(JOBS, "GetJob", Who::NodeOr(Role::Viewer), Effect::Look),
@@ -159,6 +160,8 @@ pub const RULES: [Rule; 26] = [
     rule(CURATION, "CommitUnit", Who::Node, Effect::Change),
     rule(CURATION, "FailUnit", Who::Node, Effect::Change),
     rule(CURATION, "WatchPairLog", Who::NodeOr(Role::Viewer), Effect::Look),
+    rule(OBJECTS, "ReadCheckpointFile", Who::AtLeast(Role::Viewer), Effect::Look),
+    rule(OBJECTS, "SendObject", Who::Node, Effect::Upkeep),
     rule(PAIRS, "StreamPairs", Who::Node, Effect::Look),
     rule(AGENT, "OpenRankSession", Who::Node, Effect::Upkeep),
     rule(AGENT, "PublishRendezvous", Who::Node, Effect::Upkeep),
@@ -262,8 +265,11 @@ mod tests {
     fn no_person_may_do_what_nodes_do_and_no_node_changes_jobs() {
         let of = |path: &str| rule_of(path).expect("a rule");
         for role in [Role::Viewer, Role::Submitter, Role::Operator, Role::Admin] {
-            for path in ["/crescendo.v1.NodeService/OpenSession", "/crescendo.v1.CurationService/CommitUnit"]
-            {
+            for path in [
+                "/crescendo.v1.NodeService/OpenSession",
+                "/crescendo.v1.CurationService/CommitUnit",
+                "/crescendo.v1.ObjectService/SendObject",
+            ] {
                 assert!(decide(of(path), Some(role)).is_err(), "{role} {path}");
             }
         }

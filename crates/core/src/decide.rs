@@ -8,6 +8,7 @@
 mod curation;
 mod jobs;
 mod nodes;
+mod readers;
 mod settle;
 mod sources;
 
@@ -17,6 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use curation::curation_backlog_units;
+pub use readers::choose_reader;
 
 use crate::ids::{AttemptRef, JobId, NodeId, StageRef, Timestamp};
 use crate::observed::{NodeView, Observed};

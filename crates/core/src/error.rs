@@ -28,6 +28,9 @@ pub enum Refused {
     /// Use another request id.
     #[error("{what}")]
     Exists { what: String },
+    /// Try again once what it needs is there.
+    #[error("{what}")]
+    Unserved { what: String },
     /// Try again later.
     #[error("{what}")]
     Full { what: String, retry_after: Duration },

@@ -6,7 +6,9 @@ mod jobs;
 mod nodes;
 mod units;
 
-pub use checkpoints::{CheckpointCommitted, checkpoint_path, commit_checkpoint, mark_checkpoint_damaged};
+pub use checkpoints::{
+    CheckpointCommitted, checkpoint_file, checkpoint_path, commit_checkpoint, mark_checkpoint_damaged,
+};
 pub use jobs::{QueueLimits, Submission, Submitted, cancel_job, submit_job};
 pub(crate) use jobs::{ended, one_line};
 pub use nodes::drain_node;

@@ -18,7 +18,7 @@ use crescendo_proto::v1::open_session_request::Message as Up;
 use crescendo_proto::v1::open_session_response::Message as Down;
 use crescendo_proto::v1::{
     AssignCuration, DrainAttempt, Heartbeat, Hello, LogBatch, NodeDrains, OpenSessionRequest,
-    OpenSessionResponse, ReleaseCuration, StartAttempt, StopAttempt, UpdateCurators, Welcome,
+    OpenSessionResponse, ReadObject, ReleaseCuration, StartAttempt, StopAttempt, UpdateCurators, Welcome,
 };
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
@@ -56,6 +56,7 @@ pub enum Command {
     UpdateCurators(UpdateCurators),
     AssignCuration(Box<AssignCuration>),
     ReleaseCuration(ReleaseCuration),
+    ReadObject(ReadObject),
 }
 
 /// See the module.
@@ -262,6 +263,7 @@ fn command(response: OpenSessionResponse) -> Option<Command> {
         Some(Down::UpdateCurators(update)) => Some(Command::UpdateCurators(update)),
         Some(Down::AssignCuration(assign)) => Some(Command::AssignCuration(Box::new(assign))),
         Some(Down::ReleaseCuration(release)) => Some(Command::ReleaseCuration(release)),
+        Some(Down::ReadObject(read)) => Some(Command::ReadObject(read)),
         // A second welcome says nothing new; an unknown message is from a newer controller.
         Some(Down::Welcome(_)) | None => None,
     }

@@ -391,8 +391,10 @@ impl Agent {
             Event::Command(Command::StopAttempt(stop)) => self.table.on_stop(&stop, now),
             Event::Command(Command::DrainAttempt(drain)) => self.table.on_drain_attempt(drain),
             Event::Command(Command::UpdateCurators(update)) => self.table.on_update_curators(update),
-            Event::Command(Command::AssignCuration(_) | Command::ReleaseCuration(_)) => {
-                tracing::warn!("a trainer was told to curate");
+            Event::Command(
+                Command::AssignCuration(_) | Command::ReleaseCuration(_) | Command::ReadObject(_),
+            ) => {
+                tracing::warn!("a command for curators came to a trainer");
                 Vec::new()
             }
             Event::RankConnected { rank, pid, down } => {

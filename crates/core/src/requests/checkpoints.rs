@@ -3,7 +3,7 @@
 use crate::error::Refused;
 use crate::ids::{AttemptRef, Generation, StageRef, Timestamp};
 use crate::job::JobEvent;
-use crate::records::{CheckpointRecord, JobRecord, Record, RecordKey, Write};
+use crate::records::{CheckpointRecord, FileRecord, JobRecord, Record, RecordKey, Write};
 use crate::requests::jobs::{ended, one_line};
 use crate::state::{ClusterState, Job, Stage};
 
@@ -22,6 +22,17 @@ pub struct CheckpointCommitted {
 /// Folder of a checkpoint in the object store.
 pub fn checkpoint_path(stage: &StageRef, step: u64, generation: Generation) -> String {
     format!("jobs/{}/{}/checkpoints/step-{step:08}-g{generation}", stage.job, stage.stage)
+}
+
+/// A file of a registered checkpoint of the job, whose folder is `path`.
+pub fn checkpoint_file<'a>(job: &'a Job, path: &str, name: &str) -> Result<&'a FileRecord, Refused> {
+    let id = &job.record.id;
+    let mut registered = job.stages.iter().flat_map(|stage| stage.checkpoints.values());
+    let checkpoint = registered
+        .find(|checkpoint| checkpoint.path == path)
+        .ok_or_else(|| Refused::NotFound { what: format!("checkpoint {path} of job {id}") })?;
+    let file = checkpoint.files.iter().find(|file| file.name == name);
+    file.ok_or_else(|| Refused::NotFound { what: format!("file {name} of checkpoint {path}") })
 }
 
 fn find<'a>(state: &'a ClusterState, id: &StageRef) -> Result<(&'a Job, &'a Stage), Refused> {
