@@ -9,6 +9,7 @@ use crescendo_proto::v1::Job;
 use crescendo_tests::{Cluster, ClusterOptions, binary, lora_spec};
 use futures::TryStreamExt as _;
 use object_store::ObjectStoreExt as _;
+use sha2::{Digest as _, Sha256};
 
 const LIMIT: Duration = Duration::from_secs(240);
 
@@ -50,6 +51,7 @@ async fn a_job_runs_with_a_bucket_and_resumes_from_it() -> Result<()> {
         ensure!(registered.iter().any(|known| key.starts_with(&known.path)), "{key} is left behind");
     }
 
+    copy_without_keys(&cluster, &job_id).await?;
     let said = report(&server, &cluster, &job).await?;
     ensure!(!said.contains(server.secret()), "the key is in a report");
 
@@ -62,6 +64,25 @@ async fn a_job_runs_with_a_bucket_and_resumes_from_it() -> Result<()> {
     ensure!(!kept.windows(secret.len()).any(|window| window == secret), "the key is in the store");
     let seen = format!("{}\n{:?}\n{job:?}", cluster.whole_logs(), registered);
     ensure!(!seen.contains(server.secret()), "the key is in a log or an answer");
+    Ok(())
+}
+
+/// Somebody who has no key of the bucket copies the LoRA all the same: a curator reads it.
+async fn copy_without_keys(cluster: &Cluster, job_id: &str) -> Result<()> {
+    let copy = cluster.folder().join("copy.safetensors");
+    let mut command = tokio::process::Command::new(binary("crescendo")?);
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("AWS_")) {
+        command.env_remove(name);
+    }
+    command.env_remove("CRESCENDO_OBJECT_STORE").current_dir(cluster.folder());
+    command.env("XDG_CONFIG_HOME", cluster.folder()).env("XDG_STATE_HOME", cluster.folder());
+    command.args(["cp", job_id, "--controller", &cluster.controller.grpc_address()?]).arg(&copy);
+    let output = command.output().await.context("start crescendo")?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let registered = cluster.final_file_sha256(job_id, "stage-1", "dit_lora.safetensors").await?;
+    let bytes = std::fs::read(&copy).context("read the copy")?;
+    let digest: String = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+    ensure!(digest == registered, "the copy differs from the registry");
     Ok(())
 }
 
