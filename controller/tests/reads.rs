@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result, bail};
 use crescendo_proto::v1;
 use support::{Controller, FakeNode, checkpoint, commit_checkpoint, curate, eventually};
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming};
 use v1::open_session_response::Message as Down;
@@ -138,10 +139,11 @@ async fn a_file_comes_from_a_curator_or_it_is_said_why_not() -> Result<()> {
 async fn begin(
     scene: &Scene,
     read_id: String,
-) -> Result<(mpsc::Sender<v1::SendObjectRequest>, tokio::task::JoinHandle<Option<Code>>)> {
+) -> Result<(mpsc::Sender<v1::SendObjectRequest>, JoinSet<Option<Code>>)> {
     let (to, messages) = mpsc::channel(1);
     let mut client = scene.controller.stream_objects();
-    let sending = tokio::spawn(async move {
+    let mut sending = JoinSet::new();
+    sending.spawn(async move {
         client.send_object(ReceiverStream::new(messages)).await.err().map(|status| status.code())
     });
     for message in [Sent::ReadId(read_id), chunk("01234")] {
@@ -165,16 +167,17 @@ async fn each_end_learns_that_the_other_has_gone() -> Result<()> {
     };
 
     let mut pieces = scene.read().await?;
-    let (_to, sending) = begin(&scene, asked(&mut curator).await?.read_id).await?;
+    let (_to, mut sending) = begin(&scene, asked(&mut curator).await?.read_id).await?;
     first_chunk(&mut pieces).await?;
     drop(pieces);
-    let code = tokio::time::timeout(support::LIMIT, sending).await.context("the curator is not told")??;
+    let ended = tokio::time::timeout(support::LIMIT, sending.join_next()).await;
+    let code = ended.context("the curator is not told")?.context("it was sending")??;
     assert_eq!(code, Some(Code::Cancelled));
 
     let mut pieces = scene.read().await?;
-    let (_to, sending) = begin(&scene, asked(&mut curator).await?.read_id).await?;
+    let (_to, mut sending) = begin(&scene, asked(&mut curator).await?.read_id).await?;
     first_chunk(&mut pieces).await?;
-    sending.abort();
+    sending.abort_all();
     assert_eq!(whole(pieces).await?.1, Code::Unavailable);
 
     let mut pieces = scene.read().await?;
