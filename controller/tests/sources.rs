@@ -55,7 +55,7 @@ async fn a_source_that_the_only_curator_cannot_open_fails_the_job_with_its_words
     controller.restart().await?;
     check(controller.job(&job).await?);
     let told = explained(&controller, &job).await?;
-    assert!(told.remedies[0].starts_with("correct the path"), "{:?}", told.remedies);
+    assert!(told.remedies[0].starts_with("correct what the reason names"), "{:?}", told.remedies);
     assert!(told.findings.iter().any(|line| line.contains("unit 0 failed on c-1")), "{:?}", told.findings);
     Ok(())
 }

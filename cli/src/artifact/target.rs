@@ -36,8 +36,16 @@ impl Target {
         if !folder.is_dir() {
             return Err(Failure::Usage(format!("there is no folder {}", folder.display())));
         }
-        if !replace && path.symlink_metadata().is_ok() {
-            return Err(already_there(path));
+        match path.symlink_metadata() {
+            Ok(_) if !replace => return Err(already_there(path)),
+            // The move would put a file in the place of a device, a pipe or a link.
+            Ok(found) if !found.is_file() => {
+                let path = path.display();
+                return Err(Failure::Usage(format!(
+                    "{path} is no plain file, and is not replaced; name another"
+                )));
+            }
+            Ok(_) | Err(_) => {}
         }
         // On the same file system, so that one move puts the file in place.
         let scratch = tempfile::Builder::new()
@@ -97,6 +105,15 @@ mod tests {
         assert!(refusal(&folder.path().join("no/such.safetensors"), false).starts_with("there is no folder"));
         let left: Vec<_> = std::fs::read_dir(folder.path()).unwrap().collect();
         assert_eq!(left.len(), 1, "nothing is left behind: {left:?}");
+    }
+
+    #[test]
+    fn only_a_plain_file_is_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let link = folder.path().join("link");
+        std::os::unix::fs::symlink(folder.path().join("elsewhere"), &link).unwrap();
+        assert!(refusal(&link, true).contains("no plain file"));
+        assert!(refusal(Path::new("/dev/null"), true).contains("no plain file"));
     }
 
     #[test]

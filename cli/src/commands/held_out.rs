@@ -126,7 +126,8 @@ fn doubts(
     // As curators want it: there has to be something to tell a subject from.
     let needed = references.max(2);
     if training < needed {
-        let message = format!("{training} subjects are left for training, and curators want {needed}");
+        let message =
+            format!("too few subjects are left for training: {training}, and curators want {needed}");
         doubts.push(("subjects", message));
     }
     if references > 0 && held_out == 0 && one_in > 0 {

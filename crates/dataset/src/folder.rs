@@ -15,6 +15,7 @@ use crate::picture::{self, Bounds};
 use crate::problem::Problem;
 use captions::{Captions, Row};
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 /// What the folders below a folder of pictures are.
@@ -58,7 +59,7 @@ pub fn scan(folder: &Path, rules: &FolderRules) -> Result<Found, LibraryError> {
     let mut listing = Listing::default();
     listing.walk(folder, "", 0)?;
     listing.problems.sort_by(|a, b| a.place.cmp(&b.place));
-    let Listing { pictures, texts, tables, mut problems } = listing;
+    let Listing { pictures, texts, tables, mut problems, inside: _ } = listing;
     let failed = |reason: String| LibraryError::Folder { path: folder.to_owned(), reason };
     let csv = match (&rules.csv, &tables[..]) {
         (Some(file), _) => Some(file.clone()),
@@ -120,11 +121,21 @@ struct Listing {
     texts: BTreeSet<String>,
     tables: Vec<String>,
     problems: Vec<Problem>,
+    /// Device and inode of the folders that are being walked, the outermost first.
+    inside: Vec<(u64, u64)>,
 }
 
 impl Listing {
     fn walk(&mut self, folder: &Path, below: &str, depth: usize) -> Result<(), LibraryError> {
         let read = |source| LibraryError::Read { path: folder.to_owned(), source };
+        let facts = std::fs::metadata(folder).map_err(read)?;
+        let itself = (facts.dev(), facts.ino());
+        if self.inside.contains(&itself) {
+            let place = below.trim_end_matches('/');
+            self.problems.push(Problem::error(place, "it is a link to a folder that it lies in"));
+            return Ok(());
+        }
+        self.inside.push(itself);
         let mut children = Vec::new();
         for child in std::fs::read_dir(folder).map_err(read)? {
             let child = child.map_err(read)?;
@@ -154,10 +165,13 @@ impl Listing {
                     self.problems
                         .push(Problem::error(place, "it lies too deep: category, subject, pictures"));
                 }
-                Ok(_) => self.file(place, depth),
+                Ok(facts) if facts.is_file() => self.file(place, depth),
+                // Opening a pipe would wait for whoever writes into it.
+                Ok(_) => self.problems.push(Problem::error(place, "it is no plain file")),
                 Err(error) => self.problems.push(Problem::error(place, error.to_string())),
             }
         }
+        self.inside.pop();
         Ok(())
     }
 

@@ -229,6 +229,7 @@ struct Staging {
 
 impl Staging {
     fn beside(out: &Path) -> Result<Staging, MakeError> {
+        sweep(out);
         let staging = Staging { folder: hidden_beside(out, "making") };
         let failed = |source| MakeError::Write { path: staging.folder.clone(), source };
         if staging.folder.exists() {
@@ -274,6 +275,29 @@ impl Drop for Staging {
     fn drop(&mut self) {
         // After it has taken its place there is nothing left to remove.
         let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}
+
+/// Removes what processes left behind that have ended in the middle, and puts a library back that was being replaced.
+fn sweep(out: &Path) {
+    let Some(name) = out.file_name().map(|name| name.to_string_lossy().into_owned()) else { return };
+    let folder = match out.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        let found = entry.file_name().to_string_lossy().into_owned();
+        for what in ["old", "making"] {
+            let pid = found.strip_prefix(&format!(".{name}.{what}-")).and_then(|pid| pid.parse::<u32>().ok());
+            if pid.is_none_or(|pid| Path::new(&format!("/proc/{pid}")).exists()) {
+                continue;
+            }
+            if what == "old" && !out.exists() {
+                let _ = std::fs::rename(entry.path(), out);
+            } else {
+                let _ = std::fs::remove_dir_all(entry.path());
+            }
+        }
     }
 }
 

@@ -17,6 +17,11 @@ use crate::randomness::NormalStream;
 
 /// Tokens of the timed product, width of the nano network, and outputs of its single-stream block's first layer.
 const SHAPE: [i64; 3] = [512, 192, 1344];
+/// What [`last_bits`] computes on: 256 tokens of the nano network's width.
+const BITS_BATCH: i64 = 2;
+const BITS_TOKENS: i64 = 128;
+const BITS_HEADS: i64 = 8;
+const BITS_HEAD: i64 = 24;
 /// Repetitions of each precision, after one that warms up.
 const REPETITIONS: usize = 5;
 /// How long to wait for other processes of this machine that measure at the same time.
@@ -89,17 +94,55 @@ fn take_turn(path: &Path, patience: Duration) -> Option<File> {
     }
 }
 
-/// Eight hexadecimal digits of what the last bits of this process's results depend on: an exponential, a product and a
-/// long sum, whose kernels differ between processors, between what the environment holds the libraries to, and between
-/// numbers of threads.
+/// Eight hexadecimal digits of what the last bits of this process's results depend on: the kernels that a training step
+/// runs through, forward and backward and in both precisions. They differ between processors, between what the environment
+/// holds the libraries to, and between numbers of threads, each in other operations: an exponential and a product in f32 may
+/// agree where a whole step does not.
 fn last_bits() -> Result<String> {
-    let values = NormalStream::for_weight(0, "last bits").tensor(&[256, 256])?;
-    let sum = values.f_exp()?.f_sum(Kind::Float)?.f_reshape([1])?;
-    let product = values.f_matmul(&values)?.f_reshape([-1])?;
-    let all = Tensor::f_cat(&[values.f_exp()?.f_reshape([-1])?, product, sum], 0)?;
-    let numbers = Vec::<f32>::try_from(&all)?;
-    let digest = Sha256::digest(numbers.iter().flat_map(|number| number.to_le_bytes()).collect::<Vec<u8>>());
-    Ok(digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect())
+    let mut digest = Sha256::new();
+    let mut take = |values: &Tensor| -> Result<()> {
+        let numbers = Vec::<f32>::try_from(&values.f_detach()?.f_to_kind(Kind::Float)?.f_reshape([-1])?)?;
+        for number in numbers {
+            digest.update(number.to_le_bytes());
+        }
+        Ok(())
+    };
+    for kind in [Kind::Float, Kind::BFloat16] {
+        let leaf = |name: &str, shape: &[i64]| -> Result<Tensor> {
+            let values = NormalStream::for_weight(0, name).tensor(shape)?.f_to_kind(kind)?;
+            Ok(values.f_set_requires_grad(true)?)
+        };
+        let input = leaf("last bits: input", &[BITS_BATCH * BITS_TOKENS, BITS_HEADS * BITS_HEAD])?;
+        let weight = leaf("last bits: weight", &[3 * BITS_HEADS * BITS_HEAD, BITS_HEADS * BITS_HEAD])?;
+        let normed =
+            input.f_layer_norm([BITS_HEADS * BITS_HEAD], None::<&Tensor>, None::<&Tensor>, 1e-6, false)?;
+        let split = normed
+            .f_linear(&weight, None::<&Tensor>)?
+            .f_reshape([BITS_BATCH, BITS_TOKENS, 3, BITS_HEADS, BITS_HEAD])?
+            .f_permute([2, 0, 3, 1, 4])?;
+        let part = |n: i64| split.f_select(0, n);
+        let attended = Tensor::f_scaled_dot_product_attention(
+            &part(0)?,
+            &part(1)?,
+            &part(2)?,
+            None::<&Tensor>,
+            0.0,
+            false,
+            None,
+            false,
+        )?;
+        let gated = attended.f_gelu("tanh")?.f_mul(&attended.f_silu()?)?;
+        let loss = gated.f_to_kind(Kind::Float)?.f_square()?.f_mean(Kind::Float)?;
+        loss.f_backward()?;
+        let (input_grad, weight_grad) = (input.f_grad()?, weight.f_grad()?);
+        for values in [&attended, &gated, &loss, &input_grad, &weight_grad] {
+            take(values)?;
+        }
+        // As AdamW has it, and the time sinusoid.
+        take(&weight_grad.f_div(&weight_grad.f_square()?.f_sqrt()?.f_add_scalar(1e-8)?)?)?;
+        take(&normed.f_exp()?.f_cos()?)?;
+    }
+    Ok(digest.finalize().iter().take(4).map(|byte| format!("{byte:02x}")).collect())
 }
 
 /// For people: the processor's maker, and the best instructions that it has for this.
@@ -121,11 +164,36 @@ fn kind_of(cpuinfo: &str) -> String {
 mod tests {
     use super::*;
 
+    const KIND: &str = "kind: ";
+
+    /// The kind that this process would be with a variable, as `both_precisions_are_timed` prints it.
+    fn kind_with(name: &str, value: &str) -> String {
+        let test = "speed::tests::both_precisions_are_timed";
+        let ran = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", test, "--nocapture"])
+            .env(name, value)
+            .output()
+            .unwrap();
+        let printed = String::from_utf8(ran.stdout).unwrap();
+        let found = printed.lines().find_map(|line| line.split_once(KIND));
+        found.unwrap_or_else(|| panic!("{printed}")).1.to_owned()
+    }
+
+    /// The kernels that every processor has are not those that it has best, and the same flags of the processor do not tell.
+    #[test]
+    fn other_kernels_are_another_kind() {
+        let usual = kind_with("CRESCENDO_NOTHING", "");
+        assert_eq!(kind_with("CRESCENDO_NOTHING", ""), usual);
+        assert_ne!(kind_with("MKL_CBWR", "COMPATIBLE"), usual, "of products");
+        assert_ne!(kind_with("ATEN_CPU_CAPABILITY", "default"), usual, "of everything else");
+    }
+
     #[test]
     fn both_precisions_are_timed() {
         let measured = of_cpu(1).unwrap();
         assert!(measured.bf16_factor().is_some_and(|factor| factor > 0.0), "{measured:?}");
         // The same machine, environment and threads: the same kind.
+        println!("{KIND}{}", measured.processor);
         assert_eq!(of_cpu(1).unwrap().processor, measured.processor);
         let gpu = of_gpu("NVIDIA H100", 1);
         assert_eq!((gpu.bf16_factor(), gpu.processor.as_str()), (None, "NVIDIA H100"));

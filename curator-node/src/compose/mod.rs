@@ -36,7 +36,7 @@ use std::sync::Arc;
 pub enum ComposeError {
     #[error(transparent)]
     Library(#[from] LibraryError),
-    #[error("the subject library has only {have} subjects for training; {need} are needed")]
+    #[error("the subject library has too few subjects for training: {have}, and {need} are needed")]
     TooFewSubjects { have: usize, need: usize },
     #[error("panel is {panel} pixels; it must be 8 to 2048")]
     Panel { panel: u32 },

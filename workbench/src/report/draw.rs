@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use crescendo_core::spec::JobSpec;
@@ -17,9 +18,11 @@ use crescendo_model::{Flux, FluxConfig, LoraAdapter, ModelError, Preset};
 use image::RgbImage;
 
 use super::cases::{Block, EVAL_SEED, Places};
-use super::figures::{Drawing, counted};
+use super::figures::{Drawing, counted, span};
 use super::job::{Left, Trained};
 
+/// Between two lines about how far it is.
+const BETWEEN_LINES: Duration = Duration::from_secs(10);
 /// Prompts that are encoded together.
 const PROMPTS_TOGETHER: usize = 16;
 /// Encoders of FLUX as they are published, below the folder of its weights.
@@ -184,6 +187,7 @@ impl Studio {
         }
         let together = if self.preset == Preset::Nano { 38 } else { 2 };
         let mut drawn: Vec<Option<RgbImage>> = vec![None; cases.len()];
+        let mut progress = Progress::of(cases.len());
         for (shape, numbers) in of_shape {
             let sketches: Vec<Sketch> = numbers
                 .iter()
@@ -193,15 +197,48 @@ impl Studio {
                     noise: SampleKey::for_seed(EVAL_SEED + n as u64),
                 })
                 .collect();
-            let pictures = easel
-                .draw_sketches(&self.prompts, adapter, shape[0], together, &sketches)
-                .with_context(|| format!("draw with {}", contender.label))?;
-            for (n, picture) in numbers.into_iter().zip(pictures) {
-                drawn[n] = Some(picture);
+            for (sketches, numbers) in sketches.chunks(together).zip(numbers.chunks(together)) {
+                let pictures = easel
+                    .draw_sketches(&self.prompts, adapter, shape[0], together, sketches)
+                    .with_context(|| format!("draw with {}", contender.label))?;
+                for (&n, picture) in numbers.iter().zip(pictures) {
+                    drawn[n] = Some(picture);
+                }
+                progress.drew(sketches.len());
             }
         }
         drawn.into_iter().collect::<Option<Vec<_>>>().context("a picture was not drawn")
     }
+}
+
+/// Tells people how far a long row of drawings is.
+struct Progress {
+    total: usize,
+    done: usize,
+    began: Instant,
+    told: Instant,
+}
+
+impl Progress {
+    fn of(total: usize) -> Self {
+        let now = Instant::now();
+        Self { total, done: 0, began: now, told: now }
+    }
+
+    fn drew(&mut self, count: usize) {
+        self.done += count;
+        if self.done < self.total && self.told.elapsed() >= BETWEEN_LINES {
+            self.told = Instant::now();
+            eprintln!("  {}", left(self.done, self.total, self.began.elapsed()));
+        }
+    }
+}
+
+/// `38 of 152, about 40s left`.
+fn left(done: usize, total: usize, took: Duration) -> String {
+    #[allow(clippy::cast_precision_loss)] // an estimate
+    let seconds = took.as_secs_f64() / done.max(1) as f64 * total.saturating_sub(done) as f64;
+    format!("{done} of {total}, about {} left", span(seconds))
 }
 
 /// Copies the encoders out of a bucket, where the spec names one.
@@ -272,6 +309,12 @@ impl TextEncoder for Prompts {
 mod tests {
     use super::*;
     use crescendo_model::nano::WordVectorText;
+
+    #[test]
+    fn what_is_left_is_as_slow_as_what_is_done() {
+        assert_eq!(left(38, 152, Duration::from_secs(10)), "38 of 152, about 30s left");
+        assert_eq!(left(0, 4, Duration::from_secs(9)), "0 of 4, about 36s left");
+    }
 
     #[test]
     fn prompts_are_given_back_as_they_were_encoded() {

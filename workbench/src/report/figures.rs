@@ -288,7 +288,7 @@ fn date(at: &str) -> String {
 }
 
 /// "8m 12s".
-fn span(seconds: f64) -> String {
+pub fn span(seconds: f64) -> String {
     let whole = Duration::try_from_secs_f64(seconds.round()).unwrap_or_default();
     humantime::format_duration(whole).to_string()
 }

@@ -112,7 +112,7 @@ pub(super) fn without_source(view: &View<'_>, job: &Job, index: usize, stage: &S
 /// What to do about a source that cannot be opened.
 pub(super) fn correct_source(index: usize) -> String {
     format!(
-        "correct the path in spec.stages[{index}].data or spec.model, or put what it names where the curators look: a relative path is below their --library-root"
+        "correct what the reason names: a path in spec.stages[{index}].data or spec.model (a relative one is below the curators' --library-root), or what lies there"
     )
 }
 

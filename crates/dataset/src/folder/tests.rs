@@ -159,3 +159,15 @@ fn a_folder_without_pictures_says_what_is_wrong() {
     let missing = scan(Path::new("/nowhere"), &FolderRules::default()).expect_err("there is none");
     assert!(missing.to_string().starts_with("cannot read /nowhere: No such file"), "{missing}");
 }
+
+#[test]
+fn what_is_no_file_and_what_leads_back_are_problems() {
+    let folder = folder_with(&[("fox.png", "")]);
+    let _socket = std::os::unix::net::UnixListener::bind(folder.path().join("pipe.png")).expect("bind");
+    std::os::unix::fs::symlink(".", folder.path().join("loop")).expect("link");
+    let found = scan(folder.path(), &FolderRules::default()).expect("it has a picture");
+    assert_eq!(subjects(&found), [("fox", "fox", 1)]);
+    let told = problems(&found).join("; ");
+    assert!(told.contains("loop") && told.contains("a link to a folder that it lies in"), "{told}");
+    assert!(told.contains("pipe.png") && told.contains("no plain file"), "{told}");
+}

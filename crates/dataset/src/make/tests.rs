@@ -197,3 +197,18 @@ fn nothing_usable_makes_nothing() {
     assert!(error.contains("ghost.png: nothing in it is visible") || error.contains("broken.png"), "{error}");
     assert!(!root.path().join("library").exists());
 }
+
+#[test]
+fn what_an_interrupted_run_left_goes_and_what_it_was_replacing_comes_back() {
+    let root = pictures();
+    let at = |name: &str| root.path().join(name);
+    made(root.path(), &MakeOptions::default()).expect("made");
+    // No process has this id: it is above the largest that Linux gives.
+    std::fs::rename(at("library"), at(".library.old-4194305")).expect("rename");
+    std::fs::create_dir(at(".library.making-4194305")).expect("make a folder");
+    // That of a process that runs is left alone.
+    std::fs::create_dir(at(".library.making-1")).expect("make a folder");
+    sweep(&at("library"));
+    assert!(at("library").join(crate::INDEX).is_file() && !at(".library.old-4194305").exists());
+    assert!(!at(".library.making-4194305").exists() && at(".library.making-1").exists());
+}
