@@ -83,10 +83,6 @@ async fn copy(
         Some(program) => {
             let made = target.scratch(CONVERTED);
             convert(program, &raw, args.format, &made).await?;
-            // For whom the caller's umask allows, as the other; the workbench's own files are private.
-            std::fs::metadata(&raw)
-                .and_then(|found| std::fs::set_permissions(&made, found.permissions()))
-                .map_err(Failure::from_error(format!("write {}", target.path().display())))?;
             made
         }
     };

@@ -78,6 +78,8 @@ pub fn make(
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Made, MakeError> {
     refuse_overlap(folder, out)?;
+    // Before it is asked what is there: a library that comes back is not replaced unless that is wanted.
+    sweep(out);
     refuse_occupied(out, options.force)?;
     let found = contents(folder, &options.rules)?;
     let mut problems = found.problems;
@@ -229,7 +231,6 @@ struct Staging {
 
 impl Staging {
     fn beside(out: &Path) -> Result<Staging, MakeError> {
-        sweep(out);
         let staging = Staging { folder: hidden_beside(out, "making") };
         let failed = |source| MakeError::Write { path: staging.folder.clone(), source };
         if staging.folder.exists() {
