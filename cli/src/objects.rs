@@ -27,8 +27,10 @@ pub async fn url(controller: &Controller, given: Option<&str>) -> Result<String,
 /// How a file comes out of the object store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Way {
-    /// Read from here, at this URL.
+    /// Read from here, at this URL, which the command line names.
     Direct(String),
+    /// Read from here, at this URL, as far as the environment tells; through the controller if the store does not let it.
+    DirectFirst(String),
     /// Through the controller, which has a curator read it.
     Relayed,
 }
@@ -44,7 +46,7 @@ pub async fn way(controller: &Controller, given: Option<&str>, key: &str) -> Res
     };
     let has = |folder: &Path| folder.join(key).is_file();
     let direct = reaches(&url, named, has, |name| std::env::var_os(name).is_some());
-    Ok(if direct { Way::Direct(url) } else { Way::Relayed })
+    Ok(if direct { Way::DirectFirst(url) } else { Way::Relayed })
 }
 
 /// Whether this machine reads the store at `url` by itself: a folder that it was told of (`named`) or that has what is asked
@@ -80,6 +82,11 @@ pub fn open_existing(url: &str) -> Result<Arc<dyn ObjectStore>, Failure> {
         )));
     }
     objects::open(url).map_err(failed)
+}
+
+/// An error of the store with its causes, some of which end in nothing.
+pub fn readable(error: &dyn std::error::Error) -> String {
+    with_causes(error).trim_end_matches([':', ' ']).to_owned()
 }
 
 /// Variables any of which gives a key of a bucket.

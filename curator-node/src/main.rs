@@ -2,7 +2,6 @@
 
 use anyhow::Context;
 use clap::Parser;
-use crescendo_core::precision::Arithmetic;
 use crescendo_curator_node::endpoint::keys::Keys;
 use crescendo_curator_node::endpoint::network::Network;
 use crescendo_curator_node::metrics::Metrics;
@@ -108,15 +107,15 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let (tasks, supervisor) = Tasks::new();
     traces.register(&registry).context("register metrics")?;
     tasks.spawn(traces.export(tasks.stop_token()));
-    let arithmetic = if device == Device::Cpu {
-        speed::of_cpu(1).unwrap_or_else(|error| {
-            tracing::warn!(%error, "a product could not be timed: stages whose precision is auto take f32 for it");
-            Arithmetic::default()
-        })
-    } else {
-        let gpus = gpu::watch_if_there(&registry, tasks.stop_token()).context("watch the GPUs")?;
-        speed::of_gpu(gpus.first().map_or("", String::as_str), 1)
+    let gpus = match device {
+        Device::Cpu => None,
+        _ => Some(gpu::watch_if_there(&registry, tasks.stop_token()).context("watch the GPUs")?),
     };
+    let gpu = gpus.as_ref().map(|gpus| gpus.first().map_or("", String::as_str));
+    let (arithmetic, untimed) = speed::of_node(gpu, 1);
+    if let Some(error) = untimed {
+        tracing::warn!(%error, "a product could not be timed: stages whose precision is auto take f32 for it");
+    }
     let arithmetic = arithmetic_message(&arithmetic);
     let drain = Drain::new(node_args.drain_within());
     let supervisor = supervisor.draining(drain.clone());

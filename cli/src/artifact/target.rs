@@ -30,6 +30,11 @@ impl Target {
                 path.join("lora.safetensors").display()
             )));
         }
+        if path == Path::new("-") {
+            return Err(Failure::Usage(
+                "- would be standard output, which a verified file is not written to: name a file".into(),
+            ));
+        }
         if path.file_name().is_none() {
             return Err(Failure::Usage(format!("{} is not the name of a file", path.display())));
         }

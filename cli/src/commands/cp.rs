@@ -63,13 +63,21 @@ async fn copy(
     let way = objects::way(&controller, args.object_store.as_deref(), &key).await?;
     let raw = target.scratch(REGISTERED);
     let bar = bar(file.size_bytes);
+    let relayed = || receive(&controller, common.timeout.unwrap_or(LOOK), checkpoint, file, &raw);
     let coming = async {
-        match &way {
-            Way::Direct(url) => fetch(url, &key, checkpoint, file, &raw).await,
-            Way::Relayed => {
-                let within = common.timeout.unwrap_or(LOOK);
-                receive(&controller, within, checkpoint, file, &raw).await
+        let url = match &way {
+            Way::Relayed => return relayed().await,
+            Way::Direct(url) | Way::DirectFirst(url) => url,
+        };
+        let store = objects::open_existing(url)?;
+        match (download(store.as_ref(), &key, &raw, Some(file.size_bytes)).await, &way) {
+            (Err(error @ DownloadError::Store { .. }), Way::DirectFirst(_)) => {
+                // The environment's keys may be those of another bucket.
+                let why = objects::readable(&error);
+                show::errln(format_args!("{why}; asking the controller for it"));
+                relayed().await
             }
+            (came, _) => came.map_err(|error| not_read(error, url, checkpoint)),
         }
     };
     let came = tokio::select! {
@@ -108,26 +116,19 @@ async fn copy(
     Ok(())
 }
 
-/// Copies the file from the store at `url` to `target`.
-async fn fetch(
-    url: &str,
-    key: &str,
-    checkpoint: &Checkpoint,
-    file: &CheckpointFile,
-    target: &Path,
-) -> Result<Downloaded, Failure> {
-    let store = objects::open_existing(url)?;
-    download(store.as_ref(), key, target, Some(file.size_bytes)).await.map_err(|error| match error {
+/// Why the file of `checkpoint` did not come from the store at `url`.
+fn not_read(error: DownloadError, url: &str, checkpoint: &Checkpoint) -> Failure {
+    match error {
         DownloadError::Missing { key } => Failure::other(format!(
             "{key} is not in the object store; perhaps a newer checkpoint has taken its place (`crescendo checkpoints {}`)",
             checkpoint.job_id
         )),
         error @ DownloadError::Store { .. } => {
             let hint = objects::without_keys(url, |name| std::env::var_os(name).is_some());
-            Failure::other(format!("{}{hint}", with_causes(&error).trim_end_matches([':', ' '])))
+            Failure::other(format!("{}{hint}", objects::readable(&error)))
         }
         error => Failure::other(with_causes(&error)),
-    })
+    }
 }
 
 /// Holds what came to what was registered.

@@ -1,6 +1,8 @@
 //! `crescendo cp` on an object store that is a folder, and what a job that was followed ends with.
 
 use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::TcpListener;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::Path;
 
@@ -72,6 +74,8 @@ async fn a_lora_is_copied_whole_and_verified() {
     let (code, _, err) =
         run(&mut cp(&["uno-1", "none/lora.safetensors", "--controller", "127.0.0.1:1"])).await;
     assert_eq!((code, err.as_str()), (2, "error: there is no folder none\n"));
+    let (code, _, err) = run(&mut cp(&["uno-1", "-", "--controller", "127.0.0.1:1"])).await;
+    assert!(code == 2 && err.starts_with("error: - would be standard output"), "{err}");
     let mut elsewhere = crescendo(home.path());
     elsewhere.args(["cp", "uno-1", "a.safetensors", "--controller", &server.address.to_string()]);
     elsewhere.args(["--object-store", "file:///none"]).current_dir(home.path());
@@ -170,6 +174,48 @@ async fn without_a_key_a_lora_comes_through_the_controller() {
     let asked = fake.part().reads.last().cloned().unwrap();
     let path = "jobs/uno-1/stage-1/checkpoints/step-00000010-g1";
     assert_eq!((asked.path.as_str(), asked.name.as_str()), (path, "dit_lora.safetensors"));
+}
+
+/// Where the environment has the keys of another bucket.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bucket_that_does_not_let_these_keys_in_is_read_by_the_controller() {
+    let (home, objects, fake) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), Fake::default());
+    fake.part().checkpoints =
+        vec![checkpoint(objects.path(), "stage-1", 10, "dit_lora.safetensors", "from afar")];
+    fake.part().who.object_store_url = "s3://of-the-cluster/one".into();
+    let server = fake.serve().await;
+    let bucket = forbidding_bucket();
+    let cp = |more: &[&str]| {
+        let mut command = crescendo(home.path());
+        command.args(["cp", "uno-1", "a.safetensors", "--controller", &server.address.to_string()]);
+        command.args(more).current_dir(home.path()).env("AWS_ACCESS_KEY_ID", "of-another");
+        command.env("AWS_SECRET_ACCESS_KEY", "none").env("AWS_REGION", "us-east-1");
+        command.env("AWS_ENDPOINT_URL", &bucket).env("AWS_ALLOW_HTTP", "true").env("NO_PROXY", "127.0.0.1");
+        command
+    };
+    let (code, _, err) = run(&mut cp(&["--object-store", "s3://of-the-cluster/one"])).await;
+    assert!(code == 1 && err.contains("403") && fake.part().reads.is_empty(), "what is named is used: {err}");
+
+    let sends = vec!["from afar".to_owned()];
+    fake.part().files.push_back(Scene { sends, then: Then::Close });
+    let (code, _, err) = run(&mut cp(&[])).await;
+    assert!(code == 0 && err.contains("asking the controller for it"), "{err}");
+    assert_eq!(fs::read_to_string(home.path().join("a.safetensors")).unwrap(), "from afar");
+}
+
+/// The URL of a server that forbids everything.
+fn forbidding_bucket() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for connection in listener.incoming() {
+            let mut connection = connection.unwrap();
+            let _ = connection.read(&mut [0; 4096]);
+            let answer = b"HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+            let _ = connection.write_all(answer);
+        }
+    });
+    format!("http://{address}")
 }
 
 #[tokio::test(flavor = "multi_thread")]

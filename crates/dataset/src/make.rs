@@ -14,6 +14,8 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
+use std::fs::File;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 /// Longer side of a library's pictures unless it is asked for otherwise: twice the panel of 512 pixels that FLUX trains on.
@@ -21,6 +23,8 @@ pub const DEFAULT_SIZE_PX: usize = 1024;
 /// File by which a library that was made here is known again.
 const MARK: &str = "made.json";
 const MAKER: &str = "crescendo library make";
+/// How many may make one library at once.
+const MAX_BESIDE: u32 = 100;
 
 /// What becomes of what is behind a subject.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -227,17 +231,32 @@ fn hex_sha256(bytes: &[u8]) -> String {
 /// A folder beside the place that it is for; it goes if it never gets there.
 struct Staging {
     folder: PathBuf,
+    /// Tells [`sweep`] that somebody is at work in it.
+    _lock: File,
 }
 
 impl Staging {
     fn beside(out: &Path) -> Result<Staging, MakeError> {
-        let staging = Staging { folder: hidden_beside(out, "making") };
-        let failed = |source| MakeError::Write { path: staging.folder.clone(), source };
-        if staging.folder.exists() {
-            std::fs::remove_dir_all(&staging.folder).map_err(failed)?;
+        let (parent, _) = place_and_name(out);
+        let failed = |path: &Path| {
+            let path = path.to_owned();
+            move |source| MakeError::Write { path, source }
+        };
+        std::fs::create_dir_all(parent).map_err(failed(parent))?;
+        for folder in hidden_beside(out, "making") {
+            match std::fs::create_dir(&folder) {
+                Ok(()) => {}
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => continue,
+                Err(error) => return Err(failed(&folder)(error)),
+            }
+            // Another that sweeps may have found it before it was locked.
+            if let Some(lock) = locked(&folder)
+                && folder.exists()
+            {
+                return Ok(Staging { folder, _lock: lock });
+            }
         }
-        std::fs::create_dir_all(&staging.folder).map_err(failed)?;
-        Ok(staging)
+        Err(failed(out)(ErrorKind::AlreadyExists.into()))
     }
 
     fn write(&self, name: &str, bytes: &[u8]) -> Result<(), MakeError> {
@@ -254,21 +273,19 @@ impl Staging {
 
     fn take_place_of(self, out: &Path) -> Result<(), MakeError> {
         let failed = |source| MakeError::Write { path: out.to_owned(), source };
-        let old = hidden_beside(out, "old");
-        let had_one = out.exists();
-        if had_one {
-            std::fs::rename(out, &old).map_err(failed)?;
+        if !out.exists() {
+            return std::fs::rename(&self.folder, out).map_err(failed);
         }
+        // The lock goes with the folder wherever it is moved.
+        let _lock = locked(out);
+        let free = hidden_beside(out, "old").find(|old| !old.exists());
+        let old = free.ok_or_else(|| failed(ErrorKind::AlreadyExists.into()))?;
+        std::fs::rename(out, &old).map_err(failed)?;
         if let Err(error) = std::fs::rename(&self.folder, out) {
-            if had_one {
-                let _ = std::fs::rename(&old, out);
-            }
+            let _ = std::fs::rename(&old, out);
             return Err(failed(error));
         }
-        if had_one {
-            std::fs::remove_dir_all(&old).map_err(|source| MakeError::Write { path: old, source })?;
-        }
-        Ok(())
+        std::fs::remove_dir_all(&old).map_err(|source| MakeError::Write { path: old, source })
     }
 }
 
@@ -281,18 +298,14 @@ impl Drop for Staging {
 
 /// Removes what processes left behind that have ended in the middle, and puts a library back that was being replaced.
 fn sweep(out: &Path) {
-    let Some(name) = out.file_name().map(|name| name.to_string_lossy().into_owned()) else { return };
-    let folder = match out.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
+    let (folder, name) = place_and_name(out);
     for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
         let found = entry.file_name().to_string_lossy().into_owned();
         for what in ["old", "making"] {
-            let pid = found.strip_prefix(&format!(".{name}.{what}-")).and_then(|pid| pid.parse::<u32>().ok());
-            if pid.is_none_or(|pid| Path::new(&format!("/proc/{pid}")).exists()) {
+            if !found.starts_with(&format!(".{name}.{what}-")) {
                 continue;
             }
+            let Some(_lock) = locked(&entry.path()) else { continue };
             if what == "old" && !out.exists() {
                 let _ = std::fs::rename(entry.path(), out);
             } else {
@@ -302,10 +315,25 @@ fn sweep(out: &Path) {
     }
 }
 
-/// `.NAME.WHAT-PID` in the folder that `out` is in.
-fn hidden_beside(out: &Path, what: &str) -> PathBuf {
+/// The lock of a folder that nobody is at work in; none where somebody is, or where the file system has no locks. Unlike the
+/// number of a process, it also tells of those of another container, and ends with whoever has it.
+fn locked(folder: &Path) -> Option<File> {
+    File::open(folder).ok().filter(|folder| folder.try_lock().is_ok())
+}
+
+/// Names for a folder beside `out`: `.NAME.WHAT-N`.
+fn hidden_beside<'a>(out: &'a Path, what: &'a str) -> impl Iterator<Item = PathBuf> + 'a {
+    let (folder, name) = place_and_name(out);
+    (0..MAX_BESIDE).map(move |n| folder.join(format!(".{name}.{what}-{n}")))
+}
+
+/// The folder that `out` is in, and its name there.
+fn place_and_name(out: &Path) -> (&Path, String) {
     let name = out.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    out.with_file_name(format!(".{name}.{what}-{}", std::process::id()))
+    match out.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => (folder, name),
+        _ => (Path::new("."), name),
+    }
 }
 
 #[cfg(test)]

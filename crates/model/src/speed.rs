@@ -12,7 +12,7 @@ use rustix::time::{ClockId, clock_gettime};
 use sha2::{Digest as _, Sha256};
 use tch::{Kind, Tensor};
 
-use crate::error::Result;
+use crate::error::{ModelError, Result};
 use crate::layers::attention;
 use crate::randomness::NormalStream;
 
@@ -41,6 +41,18 @@ pub fn of_cpu(threads: u32) -> Result<Arithmetic> {
 /// The same of GPUs of this name: bf16 is native there, and nothing is timed.
 pub fn of_gpu(name: &str, threads: u32) -> Arithmetic {
     Arithmetic { processor: name.to_owned(), threads, ..Arithmetic::default() }
+}
+
+/// What a node says of itself: of its first GPU, or else of the CPU. A CPU that cannot be timed, for which the error says why,
+/// still computes: stages whose precision is `auto` take f32 for it.
+pub fn of_node(gpu: Option<&str>, threads: u32) -> (Arithmetic, Option<ModelError>) {
+    if let Some(name) = gpu {
+        return (of_gpu(name, threads), None);
+    }
+    match of_cpu(threads) {
+        Ok(arithmetic) => (arithmetic, None),
+        Err(error) => (Arithmetic { threads, ..Arithmetic::default() }, Some(error)),
+    }
 }
 
 /// Median times of the product in f32 and in bf16. Processes of one machine that start together take

@@ -210,15 +210,14 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What this node says of its arithmetic. One that cannot be timed still trains, in the precision that is always there.
+/// What this node says of its arithmetic.
 fn arithmetic(cuda: bool, gpus: &[String], threads: u32) -> Arithmetic {
-    if cuda {
-        return speed::of_gpu(gpus.first().map_or("", String::as_str), threads);
-    }
-    speed::of_cpu(threads).unwrap_or_else(|error| {
+    let gpu = cuda.then(|| gpus.first().map_or("", String::as_str));
+    let (arithmetic, untimed) = speed::of_node(gpu, threads);
+    if let Some(error) = untimed {
         tracing::warn!(%error, "a product could not be timed: stages whose precision is auto take f32 for it");
-        Arithmetic { threads, ..Arithmetic::default() }
-    })
+    }
+    arithmetic
 }
 
 fn devices(args: &AgentArgs) -> anyhow::Result<(bool, u32)> {

@@ -44,7 +44,9 @@ impl Objects {
             }
             Location::S3 { .. } => Root::Copies(Mirror::empty()?),
         };
-        let store = objects::open(&url).map_err(|error| anyhow!(with_causes(&error)))?;
+        let store = objects::open(&url)
+            .map_err(|error| anyhow!(with_causes(&error)))
+            .with_context(|| format!("open object store {given}"))?;
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()

@@ -100,15 +100,26 @@ pub fn read_csv(path: &Path) -> Result<Rows, LibraryError> {
 
 fn parse_csv(bytes: &[u8], place: &str) -> Result<Rows, String> {
     let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
-    let mut reader =
-        csv::ReaderBuilder::new().has_headers(false).flexible(true).trim(csv::Trim::All).from_reader(bytes);
+    let mut reader = csv::ReaderBuilder::new()
+        .has_headers(false)
+        .flexible(true)
+        .trim(csv::Trim::All)
+        .delimiter(delimiter(bytes))
+        .from_reader(bytes);
     let mut columns: Vec<Option<usize>> = (0..COLUMNS.len()).map(Some).collect();
     let mut found = Rows { rows: Vec::new(), problems: Vec::new() };
     for (n, record) in reader.records().enumerate() {
         let record = record.map_err(|error| error.to_string())?;
         let line = record.position().map_or(0, csv::Position::line);
         if n == 0 && record.iter().any(|cell| cell.eq_ignore_ascii_case("file")) {
-            let at = |column: &&str| record.iter().position(|cell| cell.eq_ignore_ascii_case(column));
+            let named = |column: &str| {
+                let column = column.to_owned();
+                record.iter().enumerate().filter(move |(_, cell)| cell.eq_ignore_ascii_case(&column))
+            };
+            if let Some(column) = COLUMNS.into_iter().find(|column| named(column).count() > 1) {
+                return Err(format!("its first line has `{column}` twice"));
+            }
+            let at = |column: &&str| named(column).next().map(|(at, _)| at);
             columns = COLUMNS.iter().map(at).collect();
             if columns[1].is_none() {
                 return Err("its first line has `file` but no `name`".into());
@@ -142,6 +153,13 @@ fn parse_csv(bytes: &[u8], place: &str) -> Result<Rows, String> {
     Ok(found)
 }
 
+/// What separates columns: a comma, or the semicolon or tab of a first line that has no comma, as spreadsheets write where
+/// commas are decimal points.
+fn delimiter(bytes: &[u8]) -> u8 {
+    let first = bytes.split(|byte| *byte == b'\n').next().unwrap_or_default();
+    b",;\t".iter().copied().find(|separator| first.contains(separator)).unwrap_or(b',')
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -158,6 +176,10 @@ mod tests {
         let headed = "\u{feff}Caption,FILE,name\na red fox,a.png,red fox\n";
         let found = parse_csv(headed.as_bytes(), "c.csv").expect("read");
         assert_eq!((found.rows[0].caption.as_str(), found.rows[0].category.as_str()), ("a red fox", ""));
+        for other in ["file;name\na.png;a, b\n", "file\tname\na.png\ta, b\n"] {
+            let found = parse_csv(other.as_bytes(), "c.csv").expect("read");
+            assert_eq!((found.rows[0].file.as_str(), found.rows[0].name.as_str()), ("a.png", "a, b"));
+        }
     }
 
     #[test]
@@ -168,6 +190,8 @@ mod tests {
         assert!(reasons[1].starts_with("c.csv:2: \"../b.png\" is not a path below"), "{reasons:?}");
         assert_eq!((reasons.len(), found.rows.len()), (2, 1));
         assert!(parse_csv(b"file,title\na.png,a\n", "c.csv").is_err());
+        let twice = parse_csv(b"file,name,Name\na.png,a,b\n", "c.csv").expect_err("which name?");
+        assert_eq!(twice, "its first line has `name` twice");
         assert!(parse_csv(b"a.png,\xff\xfe\n", "c.csv").is_err());
     }
 }

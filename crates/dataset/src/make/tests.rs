@@ -203,12 +203,24 @@ fn what_an_interrupted_run_left_goes_and_what_it_was_replacing_comes_back() {
     let root = pictures();
     let at = |name: &str| root.path().join(name);
     made(root.path(), &MakeOptions::default()).expect("made");
-    // No process has this id: it is above the largest that Linux gives.
-    std::fs::rename(at("library"), at(".library.old-4194305")).expect("rename");
-    std::fs::create_dir(at(".library.making-4194305")).expect("make a folder");
-    // That of a process that runs is left alone.
+    std::fs::rename(at("library"), at(".library.old-7")).expect("rename");
+    std::fs::create_dir(at(".library.making-0")).expect("make a folder");
+    // Where somebody is at work nothing is touched.
     std::fs::create_dir(at(".library.making-1")).expect("make a folder");
+    let at_work = locked(&at(".library.making-1")).expect("nobody is");
     sweep(&at("library"));
-    assert!(at("library").join(crate::INDEX).is_file() && !at(".library.old-4194305").exists());
-    assert!(!at(".library.making-4194305").exists() && at(".library.making-1").exists());
+    assert!(at("library").join(crate::INDEX).is_file() && !at(".library.old-7").exists());
+    assert!(!at(".library.making-0").exists() && at(".library.making-1").exists());
+    // Another that makes the same library keeps out of the way; what ended leaves nothing.
+    let options = MakeOptions { force: true, ..MakeOptions::default() };
+    made(root.path(), &options).expect("made again");
+    assert!(at(".library.making-1").exists());
+    drop(at_work);
+    made(root.path(), &options).expect("made again");
+    let mut left: Vec<String> = std::fs::read_dir(root.path())
+        .expect("list")
+        .map(|entry| entry.expect("list").file_name().to_string_lossy().into_owned())
+        .collect();
+    left.sort();
+    assert_eq!(left, ["library", "pictures"]);
 }
