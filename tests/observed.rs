@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use crescendo_proto::v1::SubmitJobRequest;
 use crescendo_proto::v1::job_service_client::JobServiceClient;
 use crescendo_tests::{Cluster, ClusterOptions, lora_spec};
@@ -141,9 +141,18 @@ async fn a_job_can_be_followed_through_all_processes() -> Result<()> {
 
     let file =
         cluster.objects().join(format!("jobs/{job_id}/stage-1/tensorboard/events.out.tfevents.0.crescendo"));
-    let file = std::fs::read(&file).with_context(|| format!("read {}", file.display()))?;
-    // The first says which format it is.
-    ensure!(records(&file)? == STEPS + 1, "{} records of {STEPS} steps", records(&file)?);
+    // It is written once the last checkpoint is registered, which ends the job. The first record says which format it is.
+    let whole = async {
+        loop {
+            let written = std::fs::read(&file).with_context(|| format!("read {}", file.display()))?;
+            match records(&written)? {
+                all if all == STEPS + 1 => return anyhow::Ok(()),
+                more if more > STEPS + 1 => bail!("{more} records of {STEPS} steps"),
+                _ => tokio::time::sleep(Duration::from_millis(50)).await,
+            }
+        }
+    };
+    tokio::time::timeout(LIMIT, whole).await.context("the file never had all steps")??;
 
     for process in std::iter::once(&cluster.controller).chain(&cluster.curators) {
         check_catalogue(&metrics(&process.metrics_address()?).await?)?;

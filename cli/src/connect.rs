@@ -30,8 +30,6 @@ pub const WATCH: Duration = Duration::from_secs(600);
 const TRY: Duration = Duration::from_secs(10);
 /// Silence of this length before the caller is told that it has to wait.
 const QUIET: Duration = Duration::from_secs(1);
-/// Largest answer: 500 jobs with their specs fit several times over.
-const MAX_MESSAGE_BYTES: usize = 64 * 1024 * 1024;
 
 /// A token that is read from a file or a program is read again after this: it may have been renewed.
 const TOKEN_KEPT: Duration = Duration::from_secs(120);
@@ -197,7 +195,7 @@ pub fn brief(status: &Status) -> String {
 macro_rules! clients {
     ($($name:ident => $module:ident :: $client:ident),*) => {$(
         pub fn $name(channel: Wire) -> crescendo_proto::v1::$module::$client<Wire> {
-            crescendo_proto::v1::$module::$client::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES)
+            crescendo_proto::v1::$module::$client::new(channel).max_decoding_message_size(crescendo_proto::MAX_REPLY_BYTES)
         }
     )*};
 }

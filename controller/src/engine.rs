@@ -238,8 +238,8 @@ impl Engine {
                 let (precision, why) = (settled.precision, &settled.why);
                 tracing::info!(job = %stage.job, stage = %stage.stage, %precision, why, "precision is settled");
             }
-            Change::KindChanged { attempt, ran } => {
-                tracing::warn!(job = %attempt.job, stage = %attempt.stage, generation = attempt.generation.0, "{ran}");
+            Change::KindChanged { attempt, change } => {
+                tracing::warn!(job = %attempt.job, stage = %attempt.stage, generation = attempt.generation.0, "{change}");
             }
             Change::JobMoved { job, from, to, reason } => {
                 tracing::info!(%job, from, to, reason, "job has moved");

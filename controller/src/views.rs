@@ -132,7 +132,7 @@ fn stage(job: &Job, index: usize, stage: &Stage, seen: &Observed, wait: Option<&
         scores: stage.log.scores().scores().map(histogram).collect(),
         precision: precision::of_stage(&job.record.spec, stage).map(|p| p.to_string()).unwrap_or_default(),
         precision_reason: stage.settled().map(|settled| settled.why.clone()).unwrap_or_default(),
-        kind_changes: processor::changes(stage).map(ToString::to_string).collect(),
+        kind_changes: processor::changes(stage).map(|change| change.to_string()).collect(),
         ..v1::StageStatus::default()
     }
 }

@@ -154,7 +154,7 @@ async fn what_a_spec_hardly_means_is_said_and_fails_nothing() -> anyhow::Result<
 #[tokio::test]
 async fn bf16_where_it_crawls_is_warned_of() -> anyhow::Result<()> {
     let controller = Controller::start().await?;
-    let spec = SPEC.replace("{preset: nano,", "{preset: nano, precision: bf16,");
+    let spec = SPEC.replace("precision: f32", "precision: bf16");
     let about = |answer: v1::SubmitJobResponse| {
         answer.warnings.into_iter().find(|warning| warning.path == "spec.model.precision")
     };

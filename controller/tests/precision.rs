@@ -33,12 +33,18 @@ fn precision(start: &v1::StartAttempt) -> anyhow::Result<String> {
     Ok(spec["model"]["precision"].as_str().context("a precision")?.to_owned())
 }
 
+/// A job whose precision is settled by the nodes.
+async fn submit(controller: &Controller) -> anyhow::Result<v1::Job> {
+    let spec = SPEC.replace("precision: f32", "precision: auto");
+    controller.submit("r-1", &spec).await?.job.context("a job")
+}
+
 #[tokio::test]
 async fn a_mixed_gang_computes_in_one_precision() -> anyhow::Result<()> {
     let controller = Controller::start().await?;
     let mut one = trainer(&controller, "t-1", 1, FAST).await?;
     let mut two = trainer(&controller, "t-2", 1, SLOW).await?;
-    let job = controller.submit_job("r-1").await?;
+    let job = submit(&controller).await?;
     curate(&controller, &job.job_id, "c-1").await?;
     let start = one.start_command().await?;
     assert_eq!(start, two.start_command().await?);
@@ -53,7 +59,7 @@ async fn a_mixed_gang_computes_in_one_precision() -> anyhow::Result<()> {
 async fn what_is_settled_stays_and_a_resume_on_another_kind_says_so() -> anyhow::Result<()> {
     let mut controller = Controller::start().await?;
     let mut fast = trainer(&controller, "t-fast", 2, FAST).await?;
-    let job = controller.submit_job("r-1").await?;
+    let job = submit(&controller).await?;
     curate(&controller, &job.job_id, "c-1").await?;
     let start = fast.start_command().await?;
     // The curator has not said how fast it is: only what is known to be faster is taken.
@@ -72,7 +78,7 @@ async fn what_is_settled_stays_and_a_resume_on_another_kind_says_so() -> anyhow:
     let again = slow.start_command().await?;
     assert_eq!(precision(&again)?, settled);
     let told = controller.job_when(&job.job_id, "a change of kind", |job| {
-        job.stages[0].kind_changes.iter().any(|line| line.contains("another kind of processor at step 5"))
+        job.stages[0].kind_changes.iter().any(|line| line.contains("resumed at step 5 on"))
     });
     assert!(told.await?.stages[0].kind_changes[0].contains("slow"));
     Ok(())

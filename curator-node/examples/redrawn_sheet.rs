@@ -2,12 +2,13 @@
 //! becomes of them: `cargo run -p crescendo-curator-node --example redrawn_sheet -- LORA OUT.png [COUNT]`.
 //!
 //! A row of the sheet has targets with their first reference, the cut, and what was drawn after it.
+use crescendo_core::rejection::Rejection;
 use crescendo_core::spec::{DataSource, JobSpec, RecomposeSpec};
 use crescendo_curator_node::filter::SimilarityFilter;
-use crescendo_curator_node::pair::{Pair, Rejection};
 use crescendo_curator_node::recompose::{Recomposer, Taken};
 use crescendo_curator_node::source::Roots;
 use crescendo_curator_node::studio::{Means, TemporaryFile, Trained};
+use crescendo_dataset::pair::Pair;
 use image::{GenericImage, Rgb, RgbImage};
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -125,8 +125,9 @@ fn floats(data: &TensorData) -> Result<Tensor> {
 
 /// Fetches the whole log once, in this order; gives seconds and tensor bytes.
 async fn receive(address: &str, order: &[u64]) -> Result<(f64, u64)> {
-    let mut client =
-        PairServiceClient::connect(format!("http://{address}")).await?.max_decoding_message_size(64 << 20);
+    let mut client = PairServiceClient::connect(format!("http://{address}"))
+        .await?
+        .max_decoding_message_size(crescendo_proto::MAX_REPLY_BYTES);
     let (requests, outgoing) = mpsc::channel(2 * AHEAD);
     let send = |message| {
         let requests = requests.clone();

@@ -2,10 +2,13 @@
 
 use crate::pair_log::LogState;
 use crate::recompose::Taken;
-use crate::shard::{read_shard, sha256_hex};
 use crate::studio::{TemporaryFile, Trained};
-use crescendo_core::files::{ADAPTER_FILE, MODEL_FILE};
-use crescendo_node::download::{DownloadError, Downloaded, download};
+use crescendo_core::object_keys;
+use crescendo_dataset::checkpoint::{ADAPTER_FILE, MODEL_FILE, verify};
+use crescendo_dataset::digest::Content;
+use crescendo_dataset::digest::sha256_hex;
+use crescendo_dataset::shard::read_shard;
+use crescendo_node::download::{DownloadError, download};
 use crescendo_proto::v1::{Checkpoint, CheckpointFile, Shard};
 use object_store::{ObjectStore, ObjectStoreExt};
 use std::collections::VecDeque;
@@ -48,7 +51,7 @@ pub struct EarlierStage {
     pub objects: Arc<dyn ObjectStore>,
     /// Fetched at the first unit, and kept.
     pub trained: Mutex<Option<Trained>>,
-    pub shards: Mutex<VecDeque<(String, Arc<Vec<crate::pair::Pair>>)>>,
+    pub shards: Mutex<VecDeque<(String, Arc<Vec<crescendo_dataset::pair::Pair>>)>>,
 }
 
 impl EarlierStage {
@@ -95,7 +98,7 @@ impl EarlierStage {
         Ok(taken)
     }
 
-    async fn shard(&self, shard: &Shard) -> Result<Arc<Vec<crate::pair::Pair>>, EarlierError> {
+    async fn shard(&self, shard: &Shard) -> Result<Arc<Vec<crescendo_dataset::pair::Pair>>, EarlierError> {
         let mut kept = self.shards.lock().await;
         if let Some((_, pairs)) = kept.iter().find(|(path, _)| *path == shard.path) {
             return Ok(pairs.clone());
@@ -146,7 +149,7 @@ async fn fetch_file(
     folder: &str,
     file: &CheckpointFile,
 ) -> Result<TemporaryFile, EarlierError> {
-    let key = format!("{folder}/{}", file.name);
+    let key = object_keys::checkpoint_file(folder, &file.name);
     let damaged = |reason: String| EarlierError::Damaged { key: key.clone(), reason };
     let unreadable = |reason: String| EarlierError::Unreadable { key: key.clone(), reason };
     let scratch = tempfile::Builder::new().prefix("crescendo-trained-").tempdir();
@@ -158,24 +161,19 @@ async fn fetch_file(
         DownloadError::Local { source, .. } => unreadable(source.to_string()),
         late @ DownloadError::Late { .. } => unreadable(late.to_string()),
     })?;
-    let Downloaded { size_bytes, sha256 } = found;
-    if size_bytes > file.size_bytes {
-        return Err(damaged(format!("it is longer than the {} bytes registered", file.size_bytes)));
-    }
-    if size_bytes != file.size_bytes || sha256 != file.sha256 {
-        return Err(damaged(format!("{size_bytes} bytes with SHA-256 {sha256} are not what was registered")));
-    }
+    let registered = Content { size_bytes: file.size_bytes, sha256: file.sha256.clone() };
+    verify(&file.name, &registered, &found).map_err(|damage| damaged(damage.to_string()))?;
     Ok(TemporaryFile { path, _folder: scratch })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::shard::ShardWriter;
+    use crescendo_dataset::shard::ShardWriter;
     use object_store::memory::InMemory;
 
-    fn pair(n: u8) -> crate::pair::Pair {
-        crate::pair::Pair {
+    fn pair(n: u8) -> crescendo_dataset::pair::Pair {
+        crescendo_dataset::pair::Pair {
             target: image::RgbImage::from_pixel(8, 8, image::Rgb([n; 3])),
             references: vec![],
             prompt: format!("thing {n}"),

@@ -1,10 +1,10 @@
 //! Pairs as ranks take them: latents and text features, made on the encoding thread.
 
-use crate::pair::Pair;
 use crate::picture;
 use crate::source::{Roots, SourceError};
 use crate::studio::{encoder_files, kind};
 use crescendo_core::spec::ModelSpec;
+use crescendo_dataset::pair::Pair;
 use crescendo_model::Result;
 use crescendo_model::codec::{BYTE_OFFSET, BYTE_SCALE, LatentBytes, LatentCodec, TextEncoder};
 use crescendo_model::drawing::EncoderFiles;

@@ -9,20 +9,21 @@
 //! Pictures are copied byte by byte out of shards that are verified first. A pair with several references, or with none,
 //! does not fit the layout and is counted as left out.
 
-use crate::shard::sha256_hex;
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use crescendo_core::histogram::ScoreCounts;
+use crescendo_dataset::digest::sha256_hex;
+use crescendo_dataset::pair::Facts;
+use crescendo_dataset::shard::{StoredPair, read_stored};
 use crescendo_node::call::Controllers;
 use crescendo_proto::v1::curation_service_client::CurationServiceClient;
 use crescendo_proto::v1::job_service_client::JobServiceClient;
 use crescendo_proto::v1::{GetJobRequest, Shard, WatchPairLogRequest};
 use object_store::{ObjectStore, ObjectStoreExt as _};
-use serde::Deserialize;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs::File;
-use std::io::{BufWriter, Read as _, Write as _};
+use std::io::{BufWriter, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -55,18 +56,6 @@ pub struct ExportCounts {
     pub scores: ScoreCounts,
 }
 
-/// What `k.json` of a shard says, as far as a record needs it.
-#[derive(Deserialize)]
-struct Facts {
-    prompt: String,
-    #[serde(default)]
-    reference_words: Vec<String>,
-    #[serde(default)]
-    scores: BTreeMap<String, f64>,
-    #[serde(default)]
-    provenance: Value,
-}
-
 /// What the registry has of a stage now.
 pub async fn registered(controllers: &Controllers, job_id: &str, stage: &str) -> Result<Exported> {
     let request = GetJobRequest { job_id: job_id.to_owned() };
@@ -79,7 +68,7 @@ pub async fn registered(controllers: &Controllers, job_id: &str, stage: &str) ->
     let status = status.with_context(|| format!("job {job_id} has no stage {stage}"))?;
     let request = WatchPairLogRequest { job_id: job_id.to_owned(), stage: stage.to_owned(), from_unit: 0 };
     let mut client = CurationServiceClient::new(controllers.channel())
-        .max_decoding_message_size(crate::serve::MAX_MESSAGE_BYTES);
+        .max_decoding_message_size(crescendo_proto::MAX_REPLY_BYTES);
     let mut news = client.watch_pair_log(request).await?.into_inner();
     let (mut shards, mut committed) = (Vec::new(), 0);
     // The list comes in parts; it is whole when it has what the stage had a moment ago.
@@ -138,34 +127,19 @@ struct DataSet {
 
 impl DataSet {
     fn shard(&mut self, tar: &[u8], wanted: u64) -> Result<()> {
-        let (mut pictures, mut done) = (BTreeMap::new(), 0);
-        for entry in tar::Archive::new(tar).entries()? {
-            let mut entry = entry?;
-            let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
-            let mut content = Vec::new();
-            entry.read_to_end(&mut content)?;
-            let suffix = name.split_once('.').map_or("", |(_, suffix)| suffix).to_owned();
-            if suffix != "json" {
-                pictures.insert(suffix, content);
-                continue;
-            }
-            let facts: Facts = serde_json::from_slice(&content).with_context(|| format!("parse {name}"))?;
-            self.pair(facts, std::mem::take(&mut pictures)).with_context(|| format!("write {name}"))?;
-            done += 1;
-            if done == wanted {
-                return Ok(());
-            }
+        let pairs = read_stored(tar)?;
+        ensure!(pairs.len() as u64 >= wanted, "it has {} pairs, {wanted} are needed", pairs.len());
+        for (n, pair) in pairs.into_iter().take(wanted as usize).enumerate() {
+            self.pair(pair).with_context(|| format!("write pair {n}"))?;
         }
-        bail!("it has {done} pairs, {wanted} are needed")
+        Ok(())
     }
 
-    fn pair(&mut self, facts: Facts, pictures: BTreeMap<String, Vec<u8>>) -> Result<()> {
+    fn pair(&mut self, StoredPair { facts, target, references }: StoredPair) -> Result<()> {
         for (name, value) in &facts.scores {
             self.counts.scores.count(name, *value);
         }
-        let (Some(target), Some(reference), None) =
-            (pictures.get("target.png"), pictures.get("ref0.png"), pictures.get("ref1.png"))
-        else {
+        let [reference] = references.as_slice() else {
             self.counts.left_out += 1;
             return Ok(());
         };
@@ -182,7 +156,7 @@ impl DataSet {
             self.labels = Some(BufWriter::new(file));
         }
         let paths = [1, 2].map(|side| format!("split{split}/pair_{number:08}_{side}.png"));
-        for (path, content) in paths.iter().zip([reference, target]) {
+        for (path, content) in paths.iter().zip([reference, &target]) {
             let path = self.out.join("images").join(path);
             std::fs::write(&path, content).with_context(|| format!("write {}", path.display()))?;
         }
@@ -261,9 +235,9 @@ fn card(exported: &Exported, counts: &ExportCounts) -> String {
 mod tests {
     use super::*;
     use crate::import::Uno1m;
-    use crate::pair::Pair;
-    use crate::shard::ShardWriter;
     use crescendo_core::spec::{Directions, ImportFormat, ImportSpec, ScoreDisagreement, ScoreInvalid};
+    use crescendo_dataset::pair::Pair;
+    use crescendo_dataset::shard::ShardWriter;
     use image::{Rgb, RgbImage};
     use object_store::memory::InMemory;
     use std::sync::atomic::AtomicBool;

@@ -3,9 +3,11 @@
 //! Too little alike means another subject; too much means a mere copy. The encoder knows nothing of the model that is
 //! trained.
 
-use crate::pair::{Pair, Rejected, Rejection};
 use crate::picture;
+use crate::rejected::Rejected;
+use crescendo_core::rejection::Rejection;
 use crescendo_core::spec;
+use crescendo_dataset::pair::Pair;
 use crescendo_model::dinov2::DinoV2;
 use crescendo_model::tch::{self, Device, Tensor};
 use crescendo_model::{ModelError, Result};

@@ -26,8 +26,8 @@
 //! | [`filter`] | the similarity filter |
 //! | [`judge`] | the judge: a vision-language model asked in three turns, or CLIP |
 //! | [`endpoint`] | language models over an OpenAI-compatible interface: limits, money, answers written down |
-//! | [`pair`], [`picture`], [`draw`] | a pair, pictures from outside, randomness as a function |
-//! | [`shard`], [`shard_index`], [`shard_cache`] | WebDataset tars: written, read, verified, kept |
+//! | [`rejected`], [`picture`], [`draw`] | candidates that were turned down, pictures resized, randomness as a function |
+//! | [`shard_cache`] | verified shards, kept |
 //! | [`review`] | what a person is shown of the candidates that were turned down |
 //! | [`curation`] | the lease loop of a stage |
 //! | [`counts`] | how far the unit in the making is |
@@ -60,17 +60,15 @@ pub mod memory;
 pub mod metrics;
 pub mod mirror;
 pub mod node;
-pub mod pair;
 pub mod pair_log;
 pub mod picture;
 pub mod prompts;
 pub mod recompose;
+pub mod rejected;
 pub mod review;
 pub mod send;
 pub mod serve;
-pub mod shard;
 pub mod shard_cache;
-pub mod shard_index;
 pub mod source;
 pub mod studio;
 pub mod unit;

@@ -7,7 +7,7 @@ use crescendo_curator_node::endpoint::network::Network;
 use crescendo_curator_node::metrics::Metrics;
 use crescendo_curator_node::node::Node;
 use crescendo_curator_node::send::Sender;
-use crescendo_curator_node::serve::{EncoderSet, MAX_MESSAGE_BYTES, PairServer};
+use crescendo_curator_node::serve::{EncoderSet, PairServer};
 use crescendo_curator_node::shard_cache::ShardCache;
 use crescendo_curator_node::studio::best_device;
 use crescendo_curator_node::worker::Worker;
@@ -154,7 +154,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         .add_service(reflection)
         .add_service(
             PairServiceServer::new(server.clone())
-                .max_encoding_message_size(MAX_MESSAGE_BYTES)
+                .max_encoding_message_size(crescendo_proto::MAX_REPLY_BYTES)
                 .max_decoding_message_size(MAX_REQUEST_BYTES),
         )
         .serve_with_incoming_shutdown(incoming, tasks.stop_token().cancelled_owned());

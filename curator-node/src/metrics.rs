@@ -1,6 +1,6 @@
 //! What a curator counts.
 
-use crate::pair::Rejection;
+use crescendo_core::rejection::Rejection;
 use crescendo_node::catalogue::{Metric, Registrar, counter, gauge, histogram, words};
 use prometheus::{
     Histogram, IntCounter, IntCounterVec, IntGauge, Registry, exponential_buckets, linear_buckets,

@@ -109,7 +109,7 @@ async fn follow_once(
         from_unit: log.borrow().next_unit,
     };
     let mut client = CurationServiceClient::new(controllers.channel())
-        .max_decoding_message_size(crate::serve::MAX_MESSAGE_BYTES);
+        .max_decoding_message_size(crescendo_proto::MAX_REPLY_BYTES);
     let opening = tokio::time::timeout(OPEN_DEADLINE, client.watch_pair_log(request));
     let mut news = opening
         .await

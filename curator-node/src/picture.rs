@@ -1,8 +1,8 @@
 //! Pictures from outside: decoded within bounds, and resized.
 
 use crate::compose::{Edge, Raster};
-use crate::pair::Rejection;
-use crescendo_model::pictures::Picture;
+use crescendo_core::rejection::Rejection;
+use crescendo_dataset::pictures::Picture;
 use image::{Rgb, RgbImage, RgbaImage};
 
 /// Decodes a PNG, JPEG, WebP or GIF file as RGB. The size is checked before any pixel is decoded.

@@ -4,21 +4,17 @@
 //! accepted pairs; `provenance.rejected` says why. A unit's content does not depend on who makes it, so the first to
 //! write its sample has written it for all. Nothing is trained on it, and no record names it.
 
-use crate::pair::{Pair, Rejected, Rejection};
-use crate::shard::{ShardBytes, ShardError, ShardWriter};
+use crate::rejected::Rejected;
+use crescendo_core::rejection::Rejection;
+use crescendo_dataset::pair::Pair;
+use crescendo_dataset::shard::{ShardBytes, ShardError, ShardWriter};
 use image::RgbImage;
-use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
 /// Candidates kept of each reason in a unit.
 const MOST_OF_A_REASON: usize = 2;
 /// Longest side of a kept picture, pixels.
 const MOST_PIXELS: u32 = 256;
-
-/// Key in the object store of a unit's rejected candidates.
-pub fn sample_path(job: &str, stage: &str, unit: u64) -> String {
-    format!("jobs/{job}/{stage}/rejected/unit-{unit:06}.tar")
-}
 
 /// The rejected candidates of one unit that are kept.
 #[derive(Debug, Default)]
@@ -53,12 +49,7 @@ impl RejectedSample {
 fn small(mut pair: Pair, reason: Rejection) -> Pair {
     pair.target = thumbnail(&pair.target);
     pair.references = pair.references.iter().map(thumbnail).collect();
-    match &mut pair.provenance {
-        Value::Object(fields) => {
-            fields.insert("rejected".to_owned(), json!(reason.name()));
-        }
-        other => *other = json!({ "rejected": reason.name() }),
-    }
+    pair.note_rejection(reason);
     pair
 }
 
@@ -75,7 +66,8 @@ fn thumbnail(picture: &RgbImage) -> RgbImage {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::shard::read_shard;
+    use crescendo_dataset::shard::read_shard;
+    use serde_json::{Value, json};
 
     fn rejected(reason: Rejection, width: u32) -> Rejected {
         let pair = Pair {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use crescendo_core::files::is_checkpoint_file;
+use crescendo_core::object_keys::is_checkpoint_file;
 use crescendo_node::call::Controllers;
 use crescendo_node::objects::{self, with_causes};
 use crescendo_node::supervise::Tasks;

@@ -7,10 +7,10 @@
 
 use crate::encode::{EncoderSource, Encoders, Form, size_bytes};
 use crate::metrics::Metrics;
-use crate::pair::Pair;
 use crate::pair_log::LogState;
 use crate::shard_cache::{LoadError, ShardCache};
 use crate::worker::Worker;
+use crescendo_dataset::pair::Pair;
 use crescendo_model::ModelError;
 use crescendo_node::supervise::Tasks;
 use crescendo_proto::v1::pair_service_server::PairService;
@@ -30,8 +30,6 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request, Response, Status, Streaming};
 use tracing::Instrument;
 
-/// Largest message of this service.
-pub const MAX_MESSAGE_BYTES: usize = 64 << 20;
 /// Limit of the wait for a stream's first message.
 const OPEN_DEADLINE: Duration = Duration::from_secs(10);
 /// Limit of the wait for a stage to be assigned: after a start of this process ranks may come before the controller.

@@ -11,10 +11,11 @@
 //! log is larger than the cache, each pair would cost a shard if it were not for its index.
 
 use crate::metrics::Metrics;
-use crate::pair::Pair;
-use crate::shard::{read_shard, sha256_hex};
-use crate::shard_index::{Indices, ShardIndex};
 use bytes::Bytes;
+use crescendo_dataset::digest::sha256_hex;
+use crescendo_dataset::pair::Pair;
+use crescendo_dataset::shard::read_shard;
+use crescendo_dataset::shard_index::{Indices, ShardIndex};
 use crescendo_proto::v1::Shard;
 use object_store::{ObjectStore, ObjectStoreExt};
 use std::collections::{BTreeMap, HashMap};
@@ -300,7 +301,7 @@ fn verified_shard(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::shard::ShardWriter;
+    use crescendo_dataset::shard::ShardWriter;
     use image::RgbImage;
     use object_store::memory::InMemory;
 

@@ -5,14 +5,16 @@ mod error;
 use crate::counts::Counts;
 use crate::filter::SimilarityFilter;
 use crate::judge::Judge;
-use crate::pair::{Pair, Rejected, Rejection};
 use crate::recompose::Taken;
+use crate::rejected::Rejected;
 use crate::review::RejectedSample;
-use crate::shard::{ShardBytes, ShardWriter};
 use crate::source::{Roots, Source};
 use crate::studio::Means;
 use crescendo_core::histogram::ScoreCounts;
+use crescendo_core::rejection::Rejection;
 use crescendo_core::spec::JobSpec;
+use crescendo_dataset::pair::Pair;
+use crescendo_dataset::shard::{ShardBytes, ShardWriter};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -192,7 +194,7 @@ fn count(scores: &mut ScoreCounts, pair: Option<&Pair>) {
 pub(crate) mod tests {
     use super::*;
     use crate::compose::tests::write_library;
-    use crate::shard::read_shard;
+    use crescendo_dataset::shard::read_shard;
     use crescendo_model::dinov2::{DinoV2, DinoV2Config};
     use serde_json::json;
     use std::path::Path;

@@ -4,7 +4,7 @@
 mod page;
 mod support;
 
-use crescendo_curator_node::shard::sha256_hex;
+use crescendo_dataset::digest::sha256_hex;
 use crescendo_node::supervise::Tasks;
 use crescendo_proto::v1::pair_service_client::PairServiceClient;
 use crescendo_proto::v1::stream_pairs_request::Message as Up;
@@ -270,7 +270,7 @@ fn prepare_redrawing(root: &std::path::Path) -> (Vec<u8>, Vec<u8>) {
 kind: TrainingJob
 metadata: {name: test}
 spec:
-  model: {preset: nano, weights: base.safetensors}
+  model: {preset: nano, precision: f32, weights: base.safetensors}
   resources: {gpus: 1}
   seed: 5
   stages:
@@ -317,7 +317,7 @@ async fn second_references_are_drawn_with_the_checkpoint_that_the_controller_nam
     let cluster = Cluster::start_in(folder, work, 2, 1000).await;
     let log = wait_for(&cluster.log, "two units are done", |log| log.units.len() == 2).await;
     let bytes = std::fs::read(cluster.shard(&log, 0)).expect("the shard is there");
-    let pairs = crescendo_curator_node::shard::read_shard(bytes.as_slice()).expect("read");
+    let pairs = crescendo_dataset::shard::read_shard(bytes.as_slice()).expect("read");
     let rejected: u64 = log.units[&0].1.values().sum();
     assert_eq!(pairs.len() as u64 + rejected, 8);
     assert!(!pairs.is_empty(), "{:?}", log.units[&0].1);

@@ -1,8 +1,8 @@
 //! A shard of any bytes is read or refused, and each pair of one that is read can be read alone.
 #![no_main]
 
-use crescendo_curator_node::shard::read_shard;
-use crescendo_curator_node::shard_index::ShardIndex;
+use crescendo_dataset::shard::read_shard;
+use crescendo_dataset::shard_index::ShardIndex;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|tar: &[u8]| {

@@ -16,6 +16,10 @@
 //! Beside them: [`convert`] between messages and the types of `crescendo-core`, with errors that name the field;
 //! [`explained`], why a job waits; [`records`] between stored messages and core records; [`status`], the one map from refusals to gRPC codes.
 
+/// Largest message that a client takes: a page of 500 jobs with their specs, a part of a pair log, or a pair of a curator, several
+/// times over. What a server takes is its own affair, and much less.
+pub const MAX_REPLY_BYTES: usize = 64 << 20;
+
 pub mod convert;
 pub mod explained;
 pub mod records;

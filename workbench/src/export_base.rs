@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, ensure};
 use clap::Args;
 use crescendo_core::spec::{AdapterSpec, JobSpec};
+use crescendo_dataset::checkpoint::{EMA_FILE, HISTORY_FILE, MODEL_FILE, SPEC_FILE, STATE_FILE};
 use crescendo_model::tch::Kind;
 use crescendo_model::weights::{TensorFile, TensorMap, published_strings, save};
 
@@ -32,15 +33,15 @@ pub struct ExportBaseArgs {
 
 /// Runs `export-base`.
 pub fn run(args: &ExportBaseArgs) -> Result<()> {
-    let spec: JobSpec = read_json(&args.checkpoint.join("resolved_spec.json"))?;
-    let state: serde_json::Value = read_json(&args.checkpoint.join("state.json"))?;
-    let stage_name = state["stage"].as_str().context("state.json names no stage")?;
+    let spec: JobSpec = read_json(&args.checkpoint.join(SPEC_FILE))?;
+    let state: serde_json::Value = read_json(&args.checkpoint.join(STATE_FILE))?;
+    let stage_name = state["stage"].as_str().context("it names no stage")?;
     let stage =
         spec.stages.iter().find(|stage| stage.name == stage_name).context("the spec lacks the stage")?;
     ensure!(stage.train.adapter == AdapterSpec::None, "stage {stage_name} trained a LoRA, not a base");
 
-    let averaged = args.checkpoint.join("ema.safetensors");
-    let source = if averaged.exists() { averaged } else { args.checkpoint.join("model.safetensors") };
+    let averaged = args.checkpoint.join(EMA_FILE);
+    let source = if averaged.exists() { averaged } else { args.checkpoint.join(MODEL_FILE) };
     let tensors: TensorMap = TensorFile::open(&source)?
         .all()?
         .into_iter()
@@ -48,7 +49,7 @@ pub fn run(args: &ExportBaseArgs) -> Result<()> {
         .collect::<Result<_>>()?;
     save(&args.out, &tensors, &published_strings())?;
 
-    let path = args.checkpoint.join("history.jsonl");
+    let path = args.checkpoint.join(HISTORY_FILE);
     let text = std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
     let steps = history::parse(&text).with_context(|| format!("read {}", path.display()))?;
     let window = |records: &[history::StepRecord]| {
@@ -64,7 +65,7 @@ pub fn run(args: &ExportBaseArgs) -> Result<()> {
         "seed": spec.seed,
         "steps": steps.len(),
         "seconds": steps.iter().map(|record| record.seconds).sum::<f64>().round(),
-        "averaged": source.ends_with("ema.safetensors"),
+        "averaged": source.ends_with(EMA_FILE),
         "mean_loss_until_step": losses,
         "parameters": tensors.values().map(|tensor| tensor.numel()).sum::<usize>(),
     });

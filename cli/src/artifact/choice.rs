@@ -1,6 +1,6 @@
 //! Pure: which checkpoint is meant, and which of its files a person takes.
 
-use crescendo_core::files::{ADAPTER_FILE, MODEL_FILE};
+use crescendo_dataset::checkpoint::{ADAPTER_FILE, MODEL_FILE};
 use crescendo_proto::v1::{Checkpoint, CheckpointFile};
 
 use crate::failure::Failure;

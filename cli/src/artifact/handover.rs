@@ -2,9 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use crescendo_core::files::MODEL_FILE;
 use crescendo_core::spec::{self, AdapterSpec, JobSpec, ModelPreset};
 use crescendo_dataset::HoldOut;
+use crescendo_dataset::checkpoint::MODEL_FILE;
 use crescendo_node::objects::Location;
 use crescendo_proto::v1::{Checkpoint, Job};
 
@@ -187,7 +187,7 @@ fn trains_all(adapter: &AdapterSpec) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use crescendo_core::files::ADAPTER_FILE;
+    use crescendo_dataset::checkpoint::ADAPTER_FILE;
     use crescendo_proto::v1::CheckpointFile;
 
     use super::*;

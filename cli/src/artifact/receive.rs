@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use crescendo_node::download::Downloaded;
+use crescendo_dataset::digest::{Content, hex};
 use crescendo_proto::status::is_passing;
 use crescendo_proto::v1::read_checkpoint_file_response::Message;
 use crescendo_proto::v1::{
@@ -28,7 +28,7 @@ pub async fn receive(
     checkpoint: &Checkpoint,
     file: &CheckpointFile,
     target: &Path,
-) -> Result<Downloaded, Failure> {
+) -> Result<Content, Failure> {
     let request = ReadCheckpointFileRequest {
         job_id: checkpoint.job_id.clone(),
         path: checkpoint.path.clone(),
@@ -59,8 +59,7 @@ pub async fn receive(
     if size_bytes < file.size_bytes {
         return Err(broken_off(&Status::unavailable("the stream has ended"), file, size_bytes));
     }
-    let sha256 = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-    Ok(Downloaded { size_bytes, sha256 })
+    Ok(Content { size_bytes, sha256: hex(&hash.finalize()) })
 }
 
 async fn next(

@@ -4,8 +4,10 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use crescendo_core::files::ADAPTER_FILE;
-use crescendo_node::download::{DownloadError, Downloaded, download};
+use crescendo_core::object_keys;
+use crescendo_dataset::checkpoint::{self, ADAPTER_FILE};
+use crescendo_dataset::digest::Content;
+use crescendo_node::download::{DownloadError, download};
 use crescendo_node::objects::with_causes;
 use crescendo_proto::v1::{Checkpoint, CheckpointFile};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -59,7 +61,7 @@ async fn copy(
             checkpoint.stage
         )));
     }
-    let key = format!("{}/{}", checkpoint.path, file.name);
+    let key = object_keys::checkpoint_file(&checkpoint.path, &file.name);
     let way = objects::way(&controller, args.object_store.as_deref(), &key).await?;
     let raw = target.scratch(REGISTERED);
     let bar = bar(file.size_bytes);
@@ -132,17 +134,11 @@ fn not_read(error: DownloadError, url: &str, checkpoint: &Checkpoint) -> Failure
 }
 
 /// Holds what came to what was registered.
-fn verify(key: &str, came: &Downloaded, file: &CheckpointFile) -> Result<(), Failure> {
-    if (came.size_bytes, &came.sha256) == (file.size_bytes, &file.sha256) {
-        return Ok(());
-    }
-    Err(Failure::other(format!(
-        "{key} is not what was registered: {} with SHA-256 {}, not {} with {}",
-        words::bytes(came.size_bytes),
-        came.sha256,
-        words::bytes(file.size_bytes),
-        words::one_line(&file.sha256)
-    )))
+fn verify(key: &str, came: &Content, file: &CheckpointFile) -> Result<(), Failure> {
+    let registered = Content { size_bytes: file.size_bytes, sha256: file.sha256.clone() };
+    checkpoint::verify(&file.name, &registered, came).map_err(|damage| {
+        Failure::other(format!("{key} is not what was registered: {}", words::one_line(&damage.to_string())))
+    })
 }
 
 /// A bar on a terminal, for a file that takes its time.

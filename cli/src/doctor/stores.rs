@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crescendo_core::object_keys;
 use crescendo_node::objects::with_causes;
 use crescendo_store::{ConnectEtcd, KEY_PREFIX, StoreLocation};
 use object_store::path::Path as Key;
@@ -53,7 +54,7 @@ pub async fn objects(named: Option<&str>, told: Option<&str>) -> Vec<Check> {
             )];
         }
     };
-    let key = Key::from(format!("doctor/{}", uuid::Uuid::new_v4()));
+    let key = Key::from(object_keys::probe(&uuid::Uuid::new_v4().to_string()));
     let found = tokio::time::timeout(WITHIN, probe(&store, &key)).await;
     let check = match found {
         Err(_) => Check::failed(

@@ -2,11 +2,13 @@
 
 use std::time::Duration;
 
+use crescendo_core::object_keys;
+use crescendo_dataset::digest::sha256_hex;
+use crescendo_dataset::shard::{StoredPair, read_stored, spread};
 use crescendo_proto::v1::{Shard, StageStatus, WatchPairLogRequest};
 use futures::TryStreamExt as _;
 use object_store::{ObjectStore, ObjectStoreExt as _};
 
-use super::shard::{self, Stored};
 use crate::connect::{self, Controller};
 use crate::failure::Failure;
 use crate::show;
@@ -24,7 +26,7 @@ pub struct Found {
     pub unit: u64,
     /// Index in the pair log; none for a rejected one.
     pub index: Option<u64>,
-    pub stored: Stored,
+    pub stored: StoredPair,
 }
 
 /// The shards of a stage that can be read now, and the pairs that the log has.
@@ -78,13 +80,14 @@ pub async fn accepted(
         let share = (most - found.len()).div_ceil(picked.len() - n);
         let readable = record.pairs.min(committed.saturating_sub(record.first_index));
         let bytes = get(objects, &record.path).await?;
-        if !shard::is_registered(&bytes, &record.sha256) {
+        if sha256_hex(&bytes) != record.sha256 {
             return Err(Failure::other(format!(
                 "shard {}: its SHA-256 is not the registered one",
                 record.path
             )));
         }
-        let pairs = shard::read(&bytes).map_err(Failure::from_error(format!("shard {}", record.path)))?;
+        let pairs =
+            read_stored(bytes.as_slice()).map_err(Failure::from_error(format!("shard {}", record.path)))?;
         let readable = pairs.len().min(usize::try_from(readable).unwrap_or(usize::MAX));
         for place in spread(readable, share) {
             if let Some(stored) = pairs.get(place) {
@@ -103,7 +106,7 @@ pub async fn rejected(
     stage: &str,
     most: usize,
 ) -> Result<Vec<Found>, Failure> {
-    let folder = object_store::path::Path::from(format!("jobs/{job}/{stage}/rejected"));
+    let folder = object_store::path::Path::from(object_keys::rejected_samples(job, stage));
     let listing = objects.list(Some(&folder)).map_ok(|object| object.location).try_collect::<Vec<_>>();
     let listed = tokio::time::timeout(READ_DEADLINE, listing)
         .await
@@ -113,9 +116,9 @@ pub async fn rejected(
     let mut found = Vec::new();
     for n in spread(tars.len(), MOST_SAMPLES) {
         let Some(path) = tars.get(n) else { continue };
-        let unit = path.filename().and_then(unit_of).unwrap_or_default();
+        let unit = object_keys::unit_of(path.as_ref()).unwrap_or_default();
         let bytes = get(objects, path.as_ref()).await?;
-        match shard::read(&bytes) {
+        match read_stored(bytes.as_slice()) {
             Ok(pairs) => found.extend(pairs.into_iter().map(|stored| Found { unit, index: None, stored })),
             // Nothing rests on a sample: the others are shown.
             Err(reason) => show::errln(format_args!("{path} is passed over: {reason}")),
@@ -144,16 +147,6 @@ fn alike(found: Vec<Found>, most: usize) -> Vec<Found> {
 }
 
 /// Unit number of `unit-000007.tar`.
-fn unit_of(name: &str) -> Option<u64> {
-    name.strip_prefix("unit-")?.strip_suffix(".tar")?.parse().ok()
-}
-
-/// At most `count` of the numbers below `total`, evenly spread, ascending.
-fn spread(total: usize, count: usize) -> Vec<usize> {
-    let count = count.min(total);
-    (0..count).map(|n| n * total / count).collect()
-}
-
 async fn get(objects: &dyn ObjectStore, path: &str) -> Result<Vec<u8>, Failure> {
     let location = object_store::path::Path::parse(path).map_err(Failure::from_error(path))?;
     let reading = async { objects.get(&location).await?.bytes().await };
@@ -169,19 +162,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn picks_are_spread_and_never_too_many() {
-        assert_eq!(spread(10, 3), [0, 3, 6]);
-        assert_eq!(spread(2, 5), [0, 1]);
-        assert!(spread(0, 5).is_empty() && spread(5, 0).is_empty());
-        assert_eq!((unit_of("unit-000007.tar"), unit_of("unit-x.tar")), (Some(7), None));
-    }
-
-    #[test]
     fn rare_reasons_are_not_crowded_out() {
         let one = |reason: &str, unit| {
             let provenance = serde_json::json!({ "rejected": reason });
-            let facts = serde_json::from_value(serde_json::json!({ "provenance": provenance })).unwrap();
-            Found { unit, index: None, stored: Stored { facts, target: vec![], references: vec![] } }
+            let facts = serde_json::from_value(serde_json::json!({ "prompt": "", "provenance": provenance }))
+                .unwrap();
+            Found { unit, index: None, stored: StoredPair { facts, target: vec![], references: vec![] } }
         };
         let mut found: Vec<Found> = (0..50).map(|unit| one("common", unit)).collect();
         found.push(one("rare", 50));

@@ -10,5 +10,4 @@
 //! that most people look. So whoever looks needs to reach the store, as the trainers do.
 
 pub mod gather;
-pub mod shard;
 pub mod sheet;

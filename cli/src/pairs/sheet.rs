@@ -206,7 +206,7 @@ fn escape(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pairs::shard::Stored;
+    use crescendo_dataset::shard::StoredPair;
     use serde_json::json;
 
     fn png(width: u32) -> Vec<u8> {
@@ -224,7 +224,7 @@ mod tests {
         Found {
             unit: 3,
             index,
-            stored: Stored { facts, target: png(900), references: vec![b"spoilt".to_vec()] },
+            stored: StoredPair { facts, target: png(900), references: vec![b"spoilt".to_vec()] },
         }
     }
 

@@ -53,6 +53,13 @@ pub fn troubles(stage: &StageStatus, later: Duration) -> Vec<String> {
     failure.chain(benched).map(|line| words::one_line(&line)).collect()
 }
 
+/// What a person is to hear of a stage beside how far it is: its [`troubles`], and the last change of the kind of processor.
+pub fn remarks(stage: &StageStatus, later: Duration) -> Vec<String> {
+    let mut remarks = troubles(stage, later);
+    remarks.extend(stage.kind_changes.last().map(|change| words::one_line(change)));
+    remarks
+}
+
 /// What is left of a time; nothing if it is over.
 fn left(seconds: f64, later: Duration) -> Option<String> {
     words::eta((seconds - later.as_secs_f64()).max(0.0))

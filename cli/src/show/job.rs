@@ -141,7 +141,7 @@ mod tests {
             name: "stage-1".into(),
             precision: "f32".into(),
             precision_reason: "node a runs bf16 at 0.12 of f32".into(),
-            kind_changes: vec!["resumed on another kind of processor at step 7".into()],
+            kind_changes: vec!["resumed at step 7 on a slower one".into()],
             ..StageStatus::default()
         };
         let asked = StageStatus { precision: "bf16".into(), ..StageStatus::default() };
@@ -149,6 +149,6 @@ mod tests {
         assert!(numbers(&StageStatus::default()).is_empty());
         let text = details(&Job { stages: vec![settled], ..Job::default() });
         assert!(text.contains("stage-1: computes in f32: node a runs bf16 at 0.12 of f32\n"), "{text}");
-        assert!(text.contains("stage-1: resumed on another kind of processor at step 7\n"), "{text}");
+        assert!(text.contains("stage-1: resumed at step 7 on a slower one\n"), "{text}");
     }
 }

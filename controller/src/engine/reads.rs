@@ -4,6 +4,7 @@ use crescendo_core::access::Scope;
 use crescendo_core::decide::choose_reader;
 use crescendo_core::error::Refused;
 use crescendo_core::ids::{JobId, NodeId, Timestamp};
+use crescendo_core::object_keys;
 use crescendo_core::requests;
 use crescendo_proto::v1;
 use crescendo_proto::v1::open_session_response::Message as Down;
@@ -47,7 +48,7 @@ impl Engine {
             .ok_or_else(|| Refused::Unserved { what: "no curator is connected that could read it".into() })?;
         let read = v1::ReadObject {
             read_id,
-            key: format!("{path}/{name}"),
+            key: object_keys::checkpoint_file(path, name),
             object_store_url: self.around.config.object_store_url.clone(),
         };
         self.reads.last = Some(node.clone());

@@ -35,7 +35,7 @@ apiVersion: crescendo/v1
 kind: TrainingJob
 metadata: {name: trial}
 spec:
-  model: {preset: nano, weights: base.safetensors}
+  model: {preset: nano, precision: f32, weights: base.safetensors}
   resources: {gpus: 2}
   stages:
     - name: stage-1

@@ -17,7 +17,7 @@ apiVersion: crescendo/v1
 kind: TrainingJob
 metadata: {name: neighbour}
 spec:
-  model: {preset: nano, weights: base.safetensors}
+  model: {preset: nano, precision: f32, weights: base.safetensors}
   resources: {gpus: 2}
   stages:
     - name: stage-1

@@ -9,7 +9,7 @@ mod curation;
 mod jobs;
 mod nodes;
 mod readers;
-mod settle;
+pub(crate) mod settle;
 mod sources;
 
 use std::collections::BTreeMap;
@@ -24,7 +24,7 @@ use crate::ids::{AttemptRef, JobId, NodeId, StageRef, Timestamp};
 use crate::observed::{NodeView, Observed};
 use crate::pairlog::UnitPolicy;
 use crate::precision::Settled;
-use crate::processor::{GangKind, RanOn};
+use crate::processor::{GangKind, KindChange};
 use crate::quotas::{Quotas, gigabytes};
 use crate::records::{NodeKind, NodeRecord, Write};
 use crate::state::ClusterState;
@@ -156,7 +156,7 @@ pub enum Change {
     /// It goes on from its checkpoint with other last bits than before.
     KindChanged {
         attempt: AttemptRef,
-        ran: RanOn,
+        change: KindChange,
     },
     JobMoved {
         job: JobId,
@@ -186,7 +186,7 @@ pub enum Wait {
     NoTrainer,
     /// The spec asks for the same bits, and the nodes that could go on with them are not there.
     Processor {
-        /// What wrote the stage's checkpoint.
+        /// The ranks that there are not the nodes for, of the gang that wrote its checkpoint.
         gang: GangKind,
     },
     Slots {

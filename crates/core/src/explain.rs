@@ -30,7 +30,7 @@ use crate::decide::{Limits, Nodes, Wait};
 use crate::ids::{JobId, Timestamp};
 use crate::job::JobState;
 use crate::observed::Observed;
-use crate::records::NodeKind;
+use crate::records::{NodeKind, NodeRecord};
 use crate::state::{ClusterState, Job, Stage};
 use words::{count, span};
 
@@ -108,7 +108,7 @@ fn waiting(view: &View<'_>, job: &Job, index: usize, stage: &Stage, wait: &Wait)
         Wait::Pairs { needed, .. } => pairs::waiting(view, job, index, stage, *needed),
         Wait::Source { .. } => pairs::without_source(view, job, index, stage),
         Wait::NoTrainer => room::no_trainer(view),
-        Wait::Processor { gang } => precision::without_processor(view, stage, gang),
+        Wait::Processor { gang } => precision::without_processor(view, job, stage, gang),
         Wait::Slots { .. } => room::waiting(view, job, index),
         Wait::Behind { job: first } => room::behind(view, job, index, view.state.job(first)),
         Wait::BehindOthers => room::behind(view, job, index, first_waiting(view, job)),
@@ -204,10 +204,14 @@ fn curators_busy(view: &View<'_>, job: &Job) -> Explanation {
 
 /// Nodes of a kind that are known and cannot be given work.
 fn silent(view: &View<'_>, kind: NodeKind) -> Vec<String> {
+    silent_among(view, kind, |_| true)
+}
+
+fn silent_among(view: &View<'_>, kind: NodeKind, which: impl Fn(&NodeRecord) -> bool) -> Vec<String> {
     let nodes = view.decide_nodes();
     view.state
         .nodes()
-        .filter(|record| record.kind == kind)
+        .filter(|record| record.kind == kind && which(record))
         .filter_map(|record| {
             let seen = view.seen.nodes.get(&record.id);
             if seen.is_some_and(|seen| nodes.is_reachable(seen)) {

@@ -19,7 +19,8 @@
 //! | [`state`] | the records assembled |
 //! | [`job`] | the life of a job as a table of transitions |
 //! | [`pairlog`] | curation units, leases, the readable prefix |
-//! | [`files`] | names of a checkpoint's files |
+//! | [`rejection`] | why candidates are turned down |
+//! | [`object_keys`] | keys of the object store |
 //! | [`histogram`] | distributions of scores, which add up over units |
 //! | [`requests`] | what a caller may ask for, and when it is refused |
 //! | [`secret`] | keys and tokens, and how they are kept out of text |
@@ -41,11 +42,11 @@ pub mod bench;
 pub mod decide;
 pub mod error;
 pub mod explain;
-pub mod files;
 pub mod histogram;
 pub mod ids;
 pub mod invariants;
 pub mod job;
+pub mod object_keys;
 pub mod observed;
 pub mod pairlog;
 pub mod placement;
@@ -53,6 +54,7 @@ pub mod precision;
 pub mod processor;
 pub mod quotas;
 pub mod records;
+pub mod rejection;
 pub mod requests;
 pub mod secret;
 pub mod spec;

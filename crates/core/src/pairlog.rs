@@ -15,36 +15,7 @@ use std::time::Duration;
 use crate::histogram::ScoreCounts;
 use crate::ids::{NodeId, StageRef, Timestamp};
 use crate::records::{ShardRecord, UnitFailure, UnitRecord, UnitResult, UnitState};
-
-/// Rejection counted for a unit that was given up.
-pub const UNIT_SET_ASIDE: &str = "unit_set_aside";
-
-/// Every name under which a candidate may be rejected.
-pub const REJECTION_REASONS: [&str; 23] = [
-    "bad_caption",
-    "bad_path",
-    "box_edge",
-    "box_large",
-    "box_overlap",
-    "box_small",
-    "duplicate_record",
-    "judge_low",
-    "judge_refused",
-    "judge_unparseable",
-    "malformed_record",
-    "missing_file",
-    "no_divider",
-    "no_second_subject",
-    "score_disagrees",
-    "score_invalid",
-    "score_low",
-    "several_dividers",
-    "similarity_high",
-    "similarity_low",
-    "too_small",
-    UNIT_SET_ASIDE,
-    "unreadable_image",
-];
+use crate::rejection::Rejection;
 
 /// How units are given out.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -285,7 +256,7 @@ impl UnitRecord {
     pub fn set_aside(&self) -> UnitRecord {
         let result = UnitResult {
             shard: ShardRecord::default(),
-            rejected: BTreeMap::from([(UNIT_SET_ASIDE.to_owned(), 1)]),
+            rejected: BTreeMap::from([(Rejection::UnitSetAside.name().to_owned(), 1)]),
             scores: ScoreCounts::default(),
             exhausted: false,
         };
@@ -401,7 +372,7 @@ pub(crate) mod tests {
         };
         log.put(record);
         assert_eq!((log.prefix_units(), log.committed()), (1, 0));
-        assert_eq!(log.rejected(), &BTreeMap::from([(UNIT_SET_ASIDE.to_owned(), 1)]));
+        assert_eq!(log.rejected(), &BTreeMap::from([(Rejection::UnitSetAside.name().to_owned(), 1)]));
         let Lease::Granted(next) = log.lease(&stage(), &node("a"), now, &policy(1)) else {
             panic!("granted")
         };

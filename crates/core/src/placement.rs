@@ -108,16 +108,20 @@ pub fn place(slots: &Slots, stage: &StageRef, sizes: &[u32]) -> Result<Vec<RankP
             }
         }
     }
-    let most = |count: &dyn Fn(&str) -> u32| devices.iter().map(|device| count(device)).max().unwrap_or(0);
-    Err(NoRoom {
-        wanted: sizes.last().copied().unwrap_or(0),
-        free: most(&|device| {
-            open.iter().filter(|(_, node)| node.device == device).map(|(_, node)| free_count(node)).sum()
-        }),
-        total: most(&|device| {
-            slots.nodes.values().filter(|node| node.device == device).map(|node| node.total).sum()
-        }),
-    })
+    Err(room(slots, stage, sizes.last().copied().unwrap_or(0)))
+}
+
+/// How much room there is for a gang of this size, on the kind of device that has most.
+pub fn room(slots: &Slots, stage: &StageRef, wanted: u32) -> NoRoom {
+    let devices: BTreeSet<&str> = slots.nodes.values().map(|node| node.device.as_str()).collect();
+    let most = |count: &dyn Fn(&NodeId, &NodeSlots) -> u32| {
+        let on = |device: &&str| {
+            let nodes = slots.nodes.iter().filter(|(_, node)| node.device == **device);
+            nodes.map(|(id, node)| count(id, node)).sum()
+        };
+        devices.iter().map(on).max().unwrap_or(0)
+    };
+    NoRoom { wanted, free: most(&|id, _| slots.free_on(id, Some(stage))), total: most(&|_, node| node.total) }
 }
 
 fn free_count(node: &NodeSlots) -> u32 {

@@ -155,17 +155,38 @@ pub fn spec_of_stage(spec: &JobSpec, stage: &Stage) -> Option<JobSpec> {
     Some(JobSpec { model: ModelSpec { precision, ..spec.model.clone() }, ..spec.clone() })
 }
 
+/// Whether a node computes in this precision clearly slower than in the other.
+pub fn crawls_on(node: &NodeRecord, precision: StagePrecision) -> bool {
+    match (precision, speed(node)) {
+        (StagePrecision::Bf16, Speed::Factor(factor)) => factor * CLEARLY_FASTER < 1.0,
+        (StagePrecision::Bf16, Speed::Native | Speed::Unknown) | (StagePrecision::F32, _) => false,
+    }
+}
+
 /// What a spec that asks for bf16 should know of the nodes: one line, if it is clearly slower than f32 on some.
 pub fn crawls<'n>(spec: &JobSpec, nodes: impl IntoIterator<Item = &'n NodeRecord>) -> Option<String> {
     if spec.model.precision != Precision::Bf16 {
         return None;
     }
+    Some(format!("bf16 runs at {}; precision: auto would take f32", slow(nodes)?))
+}
+
+/// The same of a stage that settled on bf16 and is worked on by these nodes, some of which may have come since.
+pub fn crawls_as_settled<'n>(
+    stage: &Stage,
+    nodes: impl IntoIterator<Item = &'n NodeRecord>,
+) -> Option<String> {
+    let settled = stage.settled().filter(|settled| settled.precision == StagePrecision::Bf16);
+    settled?;
+    Some(format!("bf16, as the stage was settled, runs at {}, and works on it", slow(nodes)?))
+}
+
+/// The slowest of the nodes on which bf16 crawls, and how many there are.
+fn slow<'n>(nodes: impl IntoIterator<Item = &'n NodeRecord>) -> Option<String> {
     let mut slow: Vec<(f64, &NodeRecord)> = nodes
         .into_iter()
-        .filter_map(|node| match speed(node) {
-            Speed::Factor(factor) if factor * CLEARLY_FASTER < 1.0 => Some((factor, node)),
-            Speed::Factor(_) | Speed::Native | Speed::Unknown => None,
-        })
+        .filter(|node| crawls_on(node, StagePrecision::Bf16))
+        .filter_map(|node| Some((node.arithmetic.as_ref()?.bf16_factor()?, node)))
         .collect();
     slow.sort_by(|(left, a), (right, b)| left.total_cmp(right).then(a.id.cmp(&b.id)));
     let (factor, node) = slow.first()?;
@@ -174,8 +195,7 @@ pub fn crawls<'n>(spec: &JobSpec, nodes: impl IntoIterator<Item = &'n NodeRecord
         1 => " and slower than f32 on another node".to_owned(),
         n => format!(" and slower than f32 on {n} other nodes"),
     };
-    let factor = of_f32(*factor);
-    Some(format!("bf16 runs at {factor} of f32 on {}{others}; precision: auto would take f32", node.id))
+    Some(format!("{} of f32 on {}{others}", of_f32(*factor), node.id))
 }
 
 #[cfg(test)]

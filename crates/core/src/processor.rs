@@ -57,16 +57,32 @@ impl GangKind {
 
     /// Some of its ranks may run on the node.
     pub fn has(&self, state: &ClusterState, node: &NodeId) -> bool {
-        let (processor, threads) = kind_of(state, node);
-        self.parts
-            .iter()
-            .any(|part| part.is_known() && part.processor == processor && part.threads == threads)
+        self.parts.iter().any(|part| part.may_run_on(state, node))
+    }
+
+    /// Its ranks by kind alone, wherever they stand in it; in the order in which the kinds come first.
+    pub fn by_kind(&self) -> Vec<GangPart> {
+        let mut kinds: Vec<GangPart> = Vec::new();
+        for part in &self.parts {
+            let alike =
+                |known: &&mut GangPart| (&known.processor, known.threads) == (&part.processor, part.threads);
+            match kinds.iter_mut().find(alike) {
+                Some(known) => known.ranks = known.ranks.saturating_add(part.ranks),
+                None => kinds.push(part.clone()),
+            }
+        }
+        kinds
     }
 }
 
 impl GangPart {
     fn is_known(&self) -> bool {
         !self.processor.is_empty()
+    }
+
+    /// A rank there gives the bits of these.
+    pub fn may_run_on(&self, state: &ClusterState, node: &NodeId) -> bool {
+        self.is_known() && kind_of(state, node) == (self.processor.as_str(), self.threads)
     }
 }
 
@@ -99,13 +115,17 @@ impl fmt::Display for GangPart {
     }
 }
 
-impl fmt::Display for RanOn {
+/// A stage went on with gangs of another kind.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KindChange {
+    pub before: GangKind,
+    pub since: RanOn,
+}
+
+impl fmt::Display for KindChange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "resumed on another kind of processor at step {}, bits may differ: {}",
-            self.from_step, self.gang
-        )
+        let RanOn { from_step, gang, .. } = &self.since;
+        write!(f, "resumed at step {from_step} on {gang}, before on {}: last bits may differ", self.before)
     }
 }
 
@@ -115,11 +135,20 @@ pub fn wrote<'s>(stage: &'s Stage, checkpoint: &CheckpointRecord) -> Option<&'s 
     ran_on.find(|ran| ran.generation <= checkpoint.generation).map(|ran| &ran.gang)
 }
 
-/// The kind that the stage's next gang has to be of: that of its checkpoint, if the spec asks for the same bits.
-pub fn required<'s>(spec: &JobSpec, stage: &'s Stage) -> Option<&'s GangKind> {
-    match spec.reproducible {
-        Reproducible::Lenient => None,
-        Reproducible::Strict => wrote(stage, stage.newest_checkpoint()?),
+/// The kind that the stage's next gang has to be of, if the spec asks for the same bits: that of the checkpoint that it goes on
+/// from, its own or, before it has one, that of the stage that it begins with.
+pub fn required<'s>(
+    spec: &JobSpec,
+    state: &'s ClusterState,
+    stage: &'s Stage,
+    init_from: Option<&CheckpointRecord>,
+) -> Option<&'s GangKind> {
+    match (spec.reproducible, stage.newest_checkpoint()) {
+        (Reproducible::Lenient, _) => None,
+        (Reproducible::Strict, Some(own)) => wrote(stage, own),
+        (Reproducible::Strict, None) => {
+            init_from.and_then(|earlier| wrote(state.stage(&earlier.stage)?, earlier))
+        }
     }
 }
 
@@ -131,22 +160,24 @@ pub fn note(
     generation: Generation,
     resume_from: Option<&CheckpointRecord>,
     gang: GangKind,
-) -> Option<RanOn> {
+) -> Option<KindChange> {
     record.ran_on.retain(|ran| resume_from.is_some_and(|checkpoint| ran.generation <= checkpoint.generation));
     if record.ran_on.last().is_some_and(|last| last.gang == gang) {
         return None;
     }
     let ran = RanOn { generation, from_step: resume_from.map_or(0, |checkpoint| checkpoint.step), gang };
+    let before = record.ran_on.last().map(|last| last.gang.clone());
     record.ran_on.push(ran.clone());
     if record.ran_on.len() > MAX_RAN_ON {
         record.ran_on.remove(1);
     }
-    (record.ran_on.len() > 1).then_some(ran)
+    before.map(|before| KindChange { before, since: ran })
 }
 
 /// The changes of kind that the stage's numbers went through, oldest first.
-pub fn changes(stage: &Stage) -> impl Iterator<Item = &RanOn> {
-    stage.record.iter().flat_map(|record| record.ran_on.iter().skip(1))
+pub fn changes(stage: &Stage) -> impl Iterator<Item = KindChange> {
+    let pairs = stage.record.iter().flat_map(|record| record.ran_on.iter().zip(record.ran_on.iter().skip(1)));
+    pairs.map(|(before, since)| KindChange { before: before.gang.clone(), since: since.clone() })
 }
 
 /// The kinds of the nodes that are named, each once.

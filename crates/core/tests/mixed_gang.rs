@@ -72,14 +72,34 @@ impl Cluster {
         self.state.apply(Write::Put(record)).expect("belongs to something");
     }
 
-    /// A job whose pairs are all there; `more` are fields of its spec.
+    /// A job of one stage; `more` are fields of its spec.
     fn submit(&mut self, gpus: u32, more: &str) -> JobId {
+        self.submit_as("trial", gpus, more)
+    }
+
+    fn submit_as(&mut self, name: &str, gpus: u32, more: &str) -> JobId {
+        let stage = "    - name: stage-1\n      data: {source: compose, subjects: s, pairs: 8, minPairs: 4, unitSize: 4}\n      train: {adapter: {rank: 4}, steps: 20, globalBatch: 16}\n";
+        self.submit_spec(name, gpus, more, stage)
+    }
+
+    /// A job of two stages of one rank, the second of which begins with the first's checkpoint.
+    fn submit_stages(&mut self, more: &str) -> JobId {
+        let stage = |name: &str, init: &str| {
+            format!(
+                "    - name: {name}\n{init}      data: {{source: compose, subjects: s, pairs: 8, minPairs: 4, unitSize: 4}}\n      train: {{adapter: {{rank: 4}}, steps: 20, globalBatch: 16}}\n"
+            )
+        };
+        let stages = stage("stage-1", "") + &stage("stage-2", "      initFrom: stage-1\n");
+        self.submit_spec("trial", 1, more, &stages)
+    }
+
+    fn submit_spec(&mut self, name: &str, gpus: u32, more: &str, stages: &str) -> JobId {
         let yaml = format!(
-            "apiVersion: crescendo/v1\nkind: TrainingJob\nmetadata: {{name: trial}}\nspec:\n  model: {{preset: nano, weights: b}}\n  resources: {{gpus: {gpus}}}\n{more}  stages:\n    - name: stage-1\n      data: {{source: compose, subjects: s, pairs: 8, minPairs: 4, unitSize: 4}}\n      train: {{adapter: {{rank: 4}}, steps: 20, globalBatch: 16}}\n"
+            "apiVersion: crescendo/v1\nkind: TrainingJob\nmetadata: {{name: {name}}}\nspec:\n  model: {{preset: nano, weights: b}}\n  resources: {{gpus: {gpus}}}\n{more}  stages:\n{stages}"
         );
         let spec = spec::parse(yaml.as_bytes()).unwrap_or_else(|problems| panic!("{problems:?}"));
         let submission = Submission {
-            request: RequestId::parse("r").expect("valid"),
+            request: RequestId::parse(name).expect("valid"),
             spec: Arc::new(spec),
             spec_json: yaml.into_bytes().into(),
             trace: None,
@@ -92,10 +112,16 @@ impl Cluster {
     }
 
     fn curate(&mut self, job: &JobId) {
+        self.curate_stage(job, "stage-1");
+    }
+
+    /// All its pairs are there.
+    fn curate_stage(&mut self, job: &JobId, stage: &str) {
         let shard = ShardRecord { path: "p".into(), pairs: 8, size_bytes: 9, sha256: "a".repeat(64) };
         let scores = ScoreCounts::default();
         let result = UnitResult { shard, rejected: BTreeMap::new(), scores, exhausted: true };
-        let unit = UnitRecord::new(&stage_ref(job), 0);
+        let stage = StageRef { job: job.clone(), stage: StageName::parse(stage).expect("valid") };
+        let unit = UnitRecord::new(&stage, 0);
         let state = UnitState::Done(result);
         self.put(Record::Unit(UnitRecord { lease_generation: 1, state, ..unit }));
     }
@@ -131,6 +157,15 @@ impl Cluster {
 
     /// The gang saves this step.
     fn save(&mut self, job: &JobId, step: u64) {
+        self.checkpoint(job, step, false);
+    }
+
+    /// The gang saves its last step.
+    fn finish(&mut self, job: &JobId) {
+        self.checkpoint(job, 20, true);
+    }
+
+    fn checkpoint(&mut self, job: &JobId, step: u64, is_final: bool) {
         let (stage, generation) = (stage_ref(job), self.stage(job).generation());
         let path = checkpoint_path(&stage, step, generation);
         self.put(Record::Checkpoint(CheckpointRecord {
@@ -140,7 +175,7 @@ impl Cluster {
             path,
             files: Vec::new(),
             committed_at: self.now,
-            is_final: false,
+            is_final,
             damaged: None,
             next_position: 0,
         }));
@@ -168,7 +203,7 @@ fn stage_ref(job: &JobId) -> StageRef {
 
 fn changes_of_kind(plan: &Plan) -> Vec<String> {
     let told = |change: &Change| match change {
-        Change::KindChanged { ran, .. } => Some(ran.to_string()),
+        Change::KindChanged { change, .. } => Some(change.to_string()),
         _ => None,
     };
     plan.changes.iter().filter_map(told).collect()
@@ -237,11 +272,12 @@ fn a_resume_on_another_kind_goes_on_and_says_so() {
     let (mut cluster, job) = interrupted("");
     let told = changes_of_kind(&cluster.decide());
     let expected = format!(
-        "resumed on another kind of processor at step 10, bits may differ: 1 rank of 1 thread on {NARROW}"
+        "resumed at step 10 on 1 rank of 1 thread on {NARROW}, before on 1 rank of 1 thread on {WIDE}: last bits may differ"
     );
     assert_eq!(told, std::slice::from_ref(&expected));
     assert_eq!(cluster.gang(&job), ["t-2"]);
-    let kept: Vec<String> = processor::changes(cluster.stage(&job)).map(ToString::to_string).collect();
+    let kept: Vec<String> =
+        processor::changes(cluster.stage(&job)).map(|change| change.to_string()).collect();
     assert_eq!(kept, std::slice::from_ref(&expected), "and it stays with the stage");
     assert!(cluster.explain(&job).findings.contains(&expected), "{:?}", cluster.explain(&job));
 
@@ -289,4 +325,166 @@ fn a_strict_job_begins_anywhere() {
     cluster.curate(&job);
     cluster.decide();
     assert_eq!(cluster.gang(&job), ["t-2"]);
+}
+
+/// A strict job with a rank of each kind, `wide` first, that has saved step 10 and lost its gang.
+fn interrupted_pair(wide: &str, narrow: &str) -> (Cluster, JobId) {
+    let mut cluster = Cluster::new();
+    cluster.connect(wide, WIDE, 210);
+    cluster.connect(narrow, NARROW, 12);
+    let job = cluster.submit(2, "  reproducible: strict\n");
+    cluster.curate(&job);
+    cluster.decide();
+    assert_eq!(cluster.gang(&job), [wide, narrow]);
+    cluster.save(&job, 10);
+    cluster.lose(wide);
+    cluster.fail(&job, wide);
+    (cluster, job)
+}
+
+#[test]
+fn a_strict_gang_of_two_kinds_takes_one_of_each_whatever_they_are_called() {
+    let (mut cluster, job) = interrupted_pair("t-2", "t-3");
+    cluster.decide();
+    assert!(cluster.gang(&job).is_empty(), "t-3 is free and alone");
+    let missing = format!("waits for 1 rank of 1 thread on {WIDE}");
+    let explanation = cluster.explain(&job);
+    assert!(
+        explanation.summary.starts_with(&missing) && !explanation.summary.contains(NARROW),
+        "{explanation:?}"
+    );
+    assert!(explanation.remedies[0].contains("node t-2 (1 slot) is silent"), "{explanation:?}");
+    // By their names the first two slots are both wide.
+    cluster.connect("t-0", WIDE, 210);
+    cluster.connect("t-1", WIDE, 210);
+    assert!(changes_of_kind(&cluster.decide()).is_empty());
+    assert_eq!(cluster.gang(&job), ["t-0", "t-3"]);
+}
+
+#[test]
+fn a_strict_gang_that_lacks_a_kind_keeps_no_slots_from_others() {
+    let (mut cluster, job) = interrupted_pair("t-2", "t-3");
+    cluster.lose("t-3");
+    cluster.connect("t-4", WIDE, 210);
+    cluster.connect("t-5", WIDE, 210);
+    let later = cluster.submit_as("later", 1, "");
+    cluster.curate(&later);
+    cluster.decide();
+    assert!(matches!(&cluster.waits[&job], Wait::Processor { gang } if gang.to_string().contains(NARROW)));
+    assert_eq!(cluster.gang(&later).len(), 1, "it does not wait behind what cannot start");
+}
+
+#[test]
+fn a_strict_stage_waits_for_a_slot_of_the_kind_that_another_job_has() {
+    let (mut cluster, job) = interrupted_pair("t-2", "t-3");
+    let other = cluster.submit_as("other", 1, "  priority: 100\n");
+    cluster.curate(&other);
+    cluster.connect("t-2", WIDE, 210);
+    cluster.lose("t-3");
+    cluster.decide();
+    assert_eq!(cluster.gang(&other), ["t-2"]);
+    cluster.connect("t-3", NARROW, 12);
+    cluster.decide();
+    assert!(
+        matches!(cluster.waits[&job], Wait::Slots { wanted: 1, free: 0, total: 1 }),
+        "{:?}",
+        cluster.waits
+    );
+}
+
+#[test]
+fn curators_that_only_encode_have_no_say_in_the_precision() {
+    let mut cluster = Cluster::new();
+    cluster.connect("c-1", NARROW, 12);
+    cluster.connect("t-1", WIDE, 210);
+    let job = cluster.submit(1, "");
+    cluster.decide();
+    assert_eq!(cluster.precision(&job).0, StagePrecision::Bf16);
+}
+
+#[test]
+fn no_precision_is_settled_before_a_trainer_was_there() {
+    let mut cluster = Cluster::new();
+    cluster.connect("c-1", WIDE, 210);
+    let job = cluster.submit(1, "");
+    assert!(cluster.decide().sends.is_empty());
+    assert!(matches!(cluster.waits[&job], Wait::NoTrainer));
+    assert!(cluster.explain(&job).findings.iter().any(|line| line.contains("settled by the trainers")));
+    cluster.connect("t-1", NARROW, 12);
+    cluster.decide();
+    assert_eq!(cluster.precision(&job), (StagePrecision::F32, "node t-1 runs bf16 at 0.12 of f32"));
+}
+
+#[test]
+fn a_controller_that_has_just_begun_counts_the_trainers_that_have_yet_to_come_back() {
+    let mut cluster = Cluster::new();
+    cluster.connect("t-1", WIDE, 210);
+    cluster.connect("t-2", NARROW, 12);
+    cluster.seen = Observed::new(cluster.now);
+    cluster.connect("c-1", WIDE, 210);
+    cluster.connect("t-1", WIDE, 210);
+    let job = cluster.submit(1, "");
+    cluster.decide();
+    assert_eq!(cluster.precision(&job).0, StagePrecision::F32);
+    // One that had the time and did not come is not waited for.
+    let mut cluster = Cluster::new();
+    cluster.connect("t-2", NARROW, 12);
+    cluster.seen = Observed::new(cluster.now);
+    cluster.now = cluster.now.plus(Duration::from_secs(60));
+    cluster.connect("c-1", WIDE, 210);
+    cluster.connect("t-1", WIDE, 210);
+    let job = cluster.submit(1, "");
+    cluster.decide();
+    assert_eq!(cluster.precision(&job).0, StagePrecision::Bf16);
+}
+
+#[test]
+fn a_stage_of_bf16_goes_where_bf16_is_fast_and_says_where_it_is_not() {
+    let mut cluster = Cluster::new();
+    cluster.connect("t-2", WIDE, 210);
+    let job = cluster.submit(1, "");
+    cluster.curate(&job);
+    cluster.decide();
+    cluster.save(&job, 10);
+    cluster.connect("t-1", NARROW, 12);
+    cluster.lose("t-2");
+    cluster.fail(&job, "t-2");
+    cluster.connect("t-2", WIDE, 210);
+    cluster.decide();
+    assert_eq!(cluster.gang(&job), ["t-2"], "although t-1 is first by name");
+    cluster.lose("t-2");
+    cluster.fail(&job, "t-2");
+    cluster.decide();
+    cluster.now = cluster.now.plus(Duration::from_secs(1)); // the second failure in a row waits a little
+    cluster.connect("t-1", NARROW, 12);
+    cluster.decide();
+    assert_eq!(cluster.gang(&job), ["t-1"]);
+    let told = "bf16, as the stage was settled, runs at 0.12 of f32 on t-1, and works on it".to_owned();
+    assert!(cluster.explain(&job).findings.contains(&told), "{:?}", cluster.explain(&job));
+}
+
+/// Not only within a stage: the second begins with what the first has written.
+#[test]
+fn a_strict_job_begins_its_second_stage_on_the_kind_of_its_first() {
+    let mut cluster = Cluster::new();
+    cluster.connect("t-1", WIDE, 210);
+    cluster.connect("t-2", NARROW, 12);
+    let job = cluster.submit_stages("  reproducible: strict\n");
+    for stage in ["stage-1", "stage-2"] {
+        cluster.curate_stage(&job, stage);
+    }
+    cluster.decide();
+    assert_eq!(cluster.gang(&job), ["t-1"]);
+    cluster.finish(&job);
+    cluster.lose("t-1");
+    cluster.decide();
+    let explanation = cluster.explain(&job);
+    assert_eq!((explanation.cause, explanation.stage.as_str()), ("processor", "stage-2"), "{explanation:?}");
+    let begun =
+        format!("the checkpoint that it begins with, of step 20 was written by 1 rank of 1 thread on {WIDE}");
+    assert!(explanation.findings.contains(&begun), "{explanation:?}");
+    cluster.connect("t-3", WIDE, 210);
+    cluster.decide();
+    let second = cluster.state.job(&job).expect("there").stages[1].active_attempt().expect("it runs");
+    assert_eq!(second.ranks[0].node.as_str(), "t-3");
 }

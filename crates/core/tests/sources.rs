@@ -68,7 +68,7 @@ impl World {
 
     fn submit_stages(&mut self, name: &str, stages: &str) -> JobId {
         let yaml = format!(
-            "apiVersion: crescendo/v1\nkind: TrainingJob\nmetadata: {{name: {name}}}\nspec:\n  model: {{preset: nano, weights: base.safetensors}}\n  resources: {{gpus: 1}}\n  stages:\n{stages}"
+            "apiVersion: crescendo/v1\nkind: TrainingJob\nmetadata: {{name: {name}}}\nspec:\n  model: {{preset: nano, weights: base.safetensors, precision: f32}}\n  resources: {{gpus: 1}}\n  stages:\n{stages}"
         );
         let spec = spec::parse(yaml.as_bytes()).unwrap_or_else(|problems| panic!("{problems:?}"));
         let submission = Submission {

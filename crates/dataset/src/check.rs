@@ -3,9 +3,9 @@
 use crate::folder::FolderRules;
 use crate::index;
 use crate::library::{LibraryError, contents};
-use crate::picture::{self, Bounds, MIN_SIDE};
 use crate::problem::{Problem, Severity};
 use crate::raster::Raster;
+use crate::upright::{self, Bounds, MIN_SIDE};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -101,14 +101,14 @@ pub fn check(folder: &Path, progress: &mut dyn FnMut(usize, usize)) -> Result<Re
 
 /// What is visible of a picture, and whether it has transparency.
 fn open(path: &Path, bounds: Bounds) -> Result<(Raster, bool), String> {
-    let bytes = picture::read(path).map_err(|error| match error.kind() {
+    let bytes = upright::read(path).map_err(|error| match error.kind() {
         std::io::ErrorKind::NotFound => "there is no such file".to_owned(),
         _ => error.to_string(),
     })?;
     let decoded =
-        picture::decode(&bytes, bounds).map_err(|reason| format!("it cannot be decoded: {reason}"))?;
+        upright::decode(&bytes, bounds).map_err(|reason| format!("it cannot be decoded: {reason}"))?;
     let has_alpha = decoded.pixels.pixels().any(|pixel| pixel.0[3] < u8::MAX);
-    Ok((picture::visible(&decoded.pixels)?, has_alpha))
+    Ok((upright::visible(&decoded.pixels)?, has_alpha))
 }
 
 fn small(raster: &Raster) -> Option<(Severity, String)> {

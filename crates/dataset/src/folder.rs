@@ -11,8 +11,8 @@ mod captions;
 use crate::index::{Entry, MAX_ENTRIES, MAX_FILES};
 use crate::library::LibraryError;
 use crate::naming;
-use crate::picture::{self, Bounds};
 use crate::problem::Problem;
+use crate::upright::{self, Bounds};
 use captions::{Captions, Row};
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::MetadataExt as _;
@@ -298,7 +298,7 @@ impl Groups {
         for (id, subject) in self.subjects {
             let mut files = Vec::with_capacity(subject.files.len());
             for file in subject.files {
-                match picture::peek(&folder.join(&file), Bounds::Camera) {
+                match upright::peek(&folder.join(&file), Bounds::Camera) {
                     Ok(()) if files.len() < MAX_FILES => files.push(file),
                     Ok(()) => {
                         let reason = format!("{id} has more than {MAX_FILES} pictures");

@@ -89,11 +89,15 @@ pub fn read(text: &[u8]) -> Index {
             );
             index.problems.push(Problem::warning(&place, reason));
         }
+        // Also of one that is refused for another reason: mending that is not to bring up the next.
+        let id = value.get("id").and_then(Value::as_str).map(str::to_owned);
+        let twice = id.filter(|id| !ids.insert(id.clone()));
+        if let Some(id) = &twice {
+            index.problems.push(Problem::error(&place, format!("id {id:?} occurs twice")));
+        }
         match entry_of(value) {
-            Ok(entry) if !ids.insert(entry.id.clone()) => {
-                index.problems.push(Problem::error(place, format!("id {:?} occurs twice", entry.id)));
-            }
-            Ok(entry) => index.entries.push(entry),
+            Ok(entry) if twice.is_none() => index.entries.push(entry),
+            Ok(_) => {}
             Err(reason) => index.problems.push(Problem::error(place, reason)),
         }
     }
@@ -218,6 +222,7 @@ mod tests {
                 {"id": "a", "file": "b.png", "words": "b"},
                 {"id": "c", "file": "../../etc/passwd", "words": "c"},
                 {"id": "d", "words": "d"},
+                {"id": "d", "file": "d.png", "words": "d"},
                 {"id": "e", "file": "e.png", "files": ["f.png"], "words": "e"},
                 {"file": "f.png", "words": "f"},
                 {"id": " ", "file": "f.png", "words": "f"},
@@ -228,14 +233,15 @@ mod tests {
             "entry 1 (\"a\"): id \"a\" occurs twice",
             "entry 2 (\"c\"): file \"../../etc/passwd\" is not a path below the folder",
             "entry 3 (\"d\"): it has neither `file` nor `files`",
-            "entry 4 (\"e\"): it has both `file` and `files`",
-            "entry 5: missing field `id`",
-            "entry 6 (\" \"): its id is empty",
-            "entry 7 (\"g\"): unknown field wrods; there are id, words, file, files, name and category",
+            "entry 4 (\"d\"): id \"d\" occurs twice",
+            "entry 5 (\"e\"): it has both `file` and `files`",
+            "entry 6: missing field `id`",
+            "entry 7 (\" \"): its id is empty",
+            "entry 8 (\"g\"): unknown field wrods; there are id, words, file, files, name and category",
         ];
-        assert_eq!(found[..7], expected);
-        assert!(found[7].starts_with("entry 8: invalid type: integer"), "{found:?}");
-        assert_eq!(found.len(), 8);
+        assert_eq!(found[..8], expected);
+        assert!(found[8].starts_with("entry 9: invalid type: integer"), "{found:?}");
+        assert_eq!(found.len(), 9);
     }
 
     #[test]

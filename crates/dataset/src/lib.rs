@@ -1,4 +1,14 @@
-//! Subject libraries: pictures with the words that are said of them.
+//! What training is fed with and what it leaves: pairs and their shards, subject libraries, pictures, and the files of a checkpoint.
+//! Whoever writes one of these and whoever reads it call this crate. It needs neither libtorch nor an async runtime.
+//!
+//! | part | what it is |
+//! |---|---|
+//! | [`pair`] | a pair, decoded, and what is said of it |
+//! | [`shard`], [`shard_index`] | pairs as a WebDataset tar: written, read whole or one by one |
+//! | [`checkpoint`] | names and manifest of a checkpoint's files, and how it is told that nothing of it is missing or changed |
+//! | [`pictures`] | files of pictures to pixels, bit for bit as the published code has them; training sizes |
+//! | [`digest`] | SHA-256 as the registry has it |
+//! | [`Library`] and below | subject libraries: pictures with the words that are said of them |
 //!
 //! ```text
 //!  index.json ────▶ index ──┐
@@ -8,12 +18,12 @@
 //!                                  └─▶ check: every problem at once, and what is there
 //! ```
 //!
-//! | part | what it does |
+//! | part of it | what it does |
 //! |---|---|
 //! | `index` | reads and writes `index.json` |
 //! | `naming` | words out of file names, ids out of words |
 //! | `folder` | what a plain folder of pictures amounts to |
-//! | `picture` | decodes within bounds, upright, and cuts down to what is needed |
+//! | `upright` | decodes within bounds, upright, and cuts down to what is needed |
 //! | `background` | takes an even background away |
 //! | `raster` | pictures with alpha, resampled |
 //! | `library` | an opened library, with a bounded cache |
@@ -23,15 +33,21 @@
 
 mod background;
 pub mod check;
+pub mod checkpoint;
+pub mod digest;
 mod folder;
 mod index;
 mod library;
 pub mod make;
 mod naming;
-mod picture;
+pub mod pair;
+pub mod pictures;
 mod problem;
 mod raster;
+pub mod shard;
+pub mod shard_index;
 mod split;
+mod upright;
 
 pub use folder::{FolderRules, Found, Subfolders, scan};
 pub use index::Entry;

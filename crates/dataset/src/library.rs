@@ -2,10 +2,10 @@
 
 use crate::folder::{FolderRules, scan};
 use crate::index::{self, Entry, MAX_INDEX_BYTES};
-use crate::picture::{self, Bounds};
 use crate::problem::{Problem, Severity};
 use crate::raster::Raster;
 use crate::split::{self, HoldOut, UnknownName};
+use crate::upright::{self, Bounds};
 use crate::{INDEX, make};
 use std::collections::{HashMap, VecDeque};
 use std::path::{Path, PathBuf};
@@ -124,16 +124,16 @@ impl Library {
 
     fn decode(&self, path: &Path) -> Result<Raster, LibraryError> {
         let bytes =
-            picture::read(path).map_err(|source| LibraryError::Read { path: path.to_owned(), source })?;
+            upright::read(path).map_err(|source| LibraryError::Read { path: path.to_owned(), source })?;
         let failed = |reason: String| LibraryError::Picture { path: path.to_owned(), reason };
         let bounds = if self.is_plain { Bounds::Camera } else { Bounds::Library };
-        let mut pixels = picture::decode(&bytes, bounds).map_err(failed)?.pixels;
+        let mut pixels = upright::decode(&bytes, bounds).map_err(failed)?.pixels;
         if self.is_plain {
             // As `make` would have written it, so that both give the same pairs.
-            pixels = picture::prepared(&pixels, make::DEFAULT_SIZE_PX).map_err(failed)?.to_rgba();
+            pixels = upright::prepared(&pixels, make::DEFAULT_SIZE_PX).map_err(failed)?.to_rgba();
         }
         let raster =
-            if self.trim { picture::visible(&pixels).map_err(failed)? } else { Raster::from_rgba(&pixels) };
+            if self.trim { upright::visible(&pixels).map_err(failed)? } else { Raster::from_rgba(&pixels) };
         Ok(raster.shrunk_to(self.limit))
     }
 

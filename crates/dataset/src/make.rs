@@ -3,17 +3,16 @@
 //! The same pictures give the same bytes. The library appears whole or not at all: it is written beside its place and moved there.
 
 use crate::background;
+use crate::digest::sha256_hex;
 use crate::folder::FolderRules;
 use crate::index::{self, Entry};
 use crate::library::{LibraryError, contents};
-use crate::picture::{self, Bounds};
 use crate::problem::{Problem, Severity};
 use crate::raster::Raster;
+use crate::upright::{self, Bounds};
 use crate::{INDEX, folder};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;
-use std::fmt::Write as _;
 use std::fs::File;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -121,7 +120,7 @@ pub fn make(
     }
     problems.extend(index::doubts(&entries));
     let text = index::write(&entries).map_err(|error| staging.failed(INDEX, error.into()))?;
-    let mark = Mark { by: MAKER.into(), index_sha256: hex_sha256(&text), size_px: options.size_px };
+    let mark = Mark { by: MAKER.into(), index_sha256: sha256_hex(&text), size_px: options.size_px };
     let mut mark = serde_json::to_vec_pretty(&mark).map_err(|error| staging.failed(MARK, error.into()))?;
     mark.push(b'\n');
     staging.write(INDEX, &text)?;
@@ -147,8 +146,8 @@ struct Prepared {
 }
 
 fn prepare(path: &Path, options: &MakeOptions) -> Result<Prepared, String> {
-    let bytes = picture::read(path).map_err(|error| error.to_string())?;
-    let mut decoded = picture::decode(&bytes, Bounds::Camera)?;
+    let bytes = upright::read(path).map_err(|error| error.to_string())?;
+    let mut decoded = upright::decode(&bytes, Bounds::Camera)?;
     let mut doubt = None;
     let mut is_changed = decoded.was_turned;
     if options.background == Background::Remove {
@@ -161,11 +160,11 @@ fn prepare(path: &Path, options: &MakeOptions) -> Result<Prepared, String> {
             Err(reason) => doubt = Some(format!("its background stays: {reason}")),
         }
     }
-    let raster = picture::prepared(&decoded.pixels, options.size_px)?;
+    let raster = upright::prepared(&decoded.pixels, options.size_px)?;
     if !is_changed && raster == Raster::from_rgba(&decoded.pixels) {
         return Ok(Prepared { bytes, ending: decoded.ending, doubt });
     }
-    Ok(Prepared { bytes: picture::png(&raster.to_rgba())?, ending: "png", doubt })
+    Ok(Prepared { bytes: upright::png(&raster.to_rgba())?, ending: "png", doubt })
 }
 
 /// A library in a library would be taken for one of its subjects.
@@ -212,20 +211,13 @@ fn refuse_occupied(out: &Path, force: bool) -> Result<(), MakeError> {
     let reason = match (mark, stranger) {
         _ if force => return Ok(()),
         (None, _) => format!("it is a library that `{MAKER}` has not made"),
-        (Some(mark), _) if mark.index_sha256 != hex_sha256(&text) => {
+        (Some(mark), _) if mark.index_sha256 != sha256_hex(&text) => {
             format!("its {INDEX} has been changed by hand")
         }
         (Some(_), Some(file)) => format!("it has files of its own, such as {file}"),
         (Some(_), None) => return Ok(()),
     };
     Err(occupied(format!("{reason}; --force replaces it with all that is in it")))
-}
-
-fn hex_sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().fold(String::new(), |mut hex, byte| {
-        let _ = write!(hex, "{byte:02x}");
-        hex
-    })
 }
 
 /// A folder beside the place that it is for; it goes if it never gets there.

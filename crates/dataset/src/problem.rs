@@ -1,6 +1,6 @@
 //! What is wrong with a library or a folder of pictures.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 
 /// Whether the rest can be used as it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -41,6 +41,30 @@ impl Problem {
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.place, self.reason)
+        // Names come from files: an escape in one is shown, and not done.
+        for (n, text) in [&self.place, &self.reason].into_iter().enumerate() {
+            if n > 0 {
+                f.write_str(": ")?;
+            }
+            for character in text.chars() {
+                if character.is_control() {
+                    write!(f, "{}", character.escape_default())?;
+                } else {
+                    f.write_char(character)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_name_would_do_to_a_terminal_is_shown() {
+        let problem = Problem::error("a\u{1b}[2Jb.png", "it is\nno picture: é");
+        assert_eq!(problem.to_string(), "a\\u{1b}[2Jb.png: it is\\nno picture: é");
     }
 }

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crescendo_dataset::pictures::PictureError;
 use tch::TchError;
 
 /// What went wrong, with the file, tensor or field that it went wrong in.
@@ -106,6 +107,16 @@ impl From<TchError> for ModelError {
         let text = error.to_string();
         let first_line = text.lines().next().unwrap_or_default();
         Self::Torch(first_line.to_owned())
+    }
+}
+
+impl From<PictureError> for ModelError {
+    fn from(error: PictureError) -> Self {
+        match error {
+            PictureError::Io { path, source } => Self::Io { path, source },
+            PictureError::Picture { name, reason } => Self::Picture { name, reason },
+            PictureError::Input { name, reason } => Self::input(name, reason),
+        }
     }
 }
 

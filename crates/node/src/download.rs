@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crescendo_dataset::digest::{Content, hex};
 use object_store::{ObjectStore, ObjectStoreExt as _};
 use sha2::{Digest as _, Sha256};
 use tokio::io::AsyncWriteExt as _;
@@ -31,14 +32,6 @@ pub enum DownloadError {
     },
 }
 
-/// What came.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Downloaded {
-    pub size_bytes: u64,
-    /// 64 lower-case hexadecimal digits.
-    pub sha256: String,
-}
-
 /// Copies the object at `key` to a new file `target`. With `expected_bytes`, it ends once there is more than that: then
 /// size and hash are of what came, and neither is what was expected.
 pub async fn download(
@@ -46,7 +39,7 @@ pub async fn download(
     key: &str,
     target: &Path,
     expected_bytes: Option<u64>,
-) -> Result<Downloaded, DownloadError> {
+) -> Result<Content, DownloadError> {
     let local = |source| DownloadError::Local { path: target.into(), source };
     let remote = |source| match source {
         object_store::Error::NotFound { .. } => DownloadError::Missing { key: key.into() },
@@ -69,8 +62,7 @@ pub async fn download(
         }
     }
     file.flush().await.map_err(local)?;
-    let sha256 = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-    Ok(Downloaded { size_bytes, sha256 })
+    Ok(Content { size_bytes, sha256: hex(&hash.finalize()) })
 }
 
 #[cfg(test)]

@@ -22,8 +22,9 @@ pub use placement::Placement;
 pub use scene::Scene;
 
 use crate::draw::Draw;
-use crate::pair::{Pair, Rejection};
+use crescendo_core::rejection::Rejection;
 use crescendo_core::spec::{ComposeLayout, ComposeSpec};
+use crescendo_dataset::pair::Pair;
 use image::RgbImage;
 use placement::{place_alone, place_together};
 use serde_json::json;

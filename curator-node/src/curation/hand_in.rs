@@ -2,6 +2,7 @@
 
 use super::{Back, CALL_DEADLINE, Curation};
 use crate::unit::UnitResult;
+use crescendo_core::object_keys;
 use crescendo_core::records::FailureKind;
 use crescendo_node::backoff::{Backoff, random};
 use crescendo_proto::v1::curation_service_client::CurationServiceClient;
@@ -24,7 +25,7 @@ impl Curation {
         let unit = lease.unit;
         let mut record = Shard { unit, pairs: shard.pairs, ..Shard::default() };
         if shard.pairs > 0 {
-            record.path = shard_path(&lease);
+            record.path = object_keys::shard(&lease.job_id, &lease.stage, lease.unit, lease.lease_generation);
             record.size_bytes = shard.bytes.len() as u64;
             record.sha256 = shard.sha256;
             if let Err(reason) = self.put(&record.path, shard.bytes.into(), stop).await {
@@ -113,7 +114,7 @@ impl Curation {
     /// Writes the sample of rejected candidates, if no one has: it is the same whoever makes the unit. Nothing depends on
     /// it, so one try is enough.
     async fn put_sample(&self, lease: &UnitLease, bytes: Vec<u8>) {
-        let path = crate::review::sample_path(&lease.job_id, &lease.stage, lease.unit);
+        let path = object_keys::rejected_sample(&lease.job_id, &lease.stage, lease.unit);
         let Ok(location) = object_store::path::Path::parse(&path) else { return };
         let putting = self.objects.put_opts(&location, PutPayload::from(bytes), PutMode::Create.into());
         match tokio::time::timeout(SAMPLE_DEADLINE, putting).await {
@@ -121,30 +122,5 @@ impl Curation {
             Ok(Err(error)) => tracing::warn!(path, %error, "the sample of rejected candidates is not kept"),
             Err(_) => tracing::warn!(path, "the sample of rejected candidates is not kept in time"),
         }
-    }
-}
-
-/// Where a unit's shard goes: a key of its own for each lease, so that no two writers ever share one.
-fn shard_path(lease: &UnitLease) -> String {
-    format!(
-        "jobs/{}/{}/pairs/unit-{:06}-l{}.tar",
-        lease.job_id, lease.stage, lease.unit, lease.lease_generation
-    )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn each_lease_has_a_shard_of_its_own() {
-        let lease = UnitLease {
-            job_id: "uno-1".into(),
-            stage: "stage-1".into(),
-            unit: 7,
-            lease_generation: 3,
-            ttl_millis: 20_000,
-        };
-        assert_eq!(shard_path(&lease), "jobs/uno-1/stage-1/pairs/unit-000007-l3.tar");
     }
 }

@@ -8,6 +8,7 @@
 use super::EndpointError;
 use super::reply::Usage;
 use super::reply_log::read_bounded;
+use crescendo_core::object_keys;
 use crescendo_core::spec::EndpointSpec;
 use crescendo_node::backoff::random;
 use object_store::path::Path;
@@ -105,7 +106,7 @@ impl Drop for Reservation<'_> {
 
 impl Ledger {
     pub fn new(spec: &EndpointSpec, objects: Arc<dyn ObjectStore>, job_id: &str) -> Ledger {
-        let folder = format!("jobs/{job_id}/endpoints/{}/spent", spec.name);
+        let folder = object_keys::spending(job_id, &spec.name);
         Ledger {
             name: spec.name.clone(),
             input_price: spec.input_price,

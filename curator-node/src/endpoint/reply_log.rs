@@ -4,6 +4,8 @@
 //! changed. Whoever asks the same of the same model at the same address reads it, in this job or in another. Refusals
 //! are not written down: a filter may be put right.
 
+use crescendo_core::object_keys;
+use crescendo_dataset::digest::hex;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt as _, PutMode, PutPayload};
 use serde::{Deserialize, Serialize};
@@ -33,11 +35,6 @@ pub fn question(url: &str, body: &[u8]) -> String {
     hash.update(url.as_bytes());
     hash.update(body);
     hex(&hash.finalize())
-}
-
-/// Bytes in hexadecimal.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// All answers in an object store.
@@ -74,7 +71,7 @@ impl ReplyLog {
 }
 
 fn path(question: &str) -> Path {
-    Path::from(format!("endpoint/replies/{}/{question}.json", question.get(..2).unwrap_or("00")))
+    Path::from(object_keys::reply(question))
 }
 
 /// The bytes of an object, if it is there.

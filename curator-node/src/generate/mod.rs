@@ -19,16 +19,17 @@ use crate::compose::{ComposeError, HoldOut, Library, Scene, hold_out, tell_held_
 use crate::divider::{self, Arrangement, DividerError};
 use crate::draw::Draw;
 use crate::import::Imported;
-use crate::pair::{Pair, Rejection};
 use crate::picture;
 use crate::prompts::PromptBook;
 use crate::source::{Roots, SourceError};
 use crate::studio::{Means, Studio};
 pub(crate) use captions::SETTINGS;
 use captions::captions;
+use crescendo_core::rejection::Rejection;
 use crescendo_core::spec::{
     GenerateSpec, JobSpec, ModelPreset, PanelArrangement, PanelShapes, Positions, StageSpec,
 };
+use crescendo_dataset::pair::Pair;
 use crescendo_model::drawing::Sketch;
 use image::RgbImage;
 use serde_json::json;

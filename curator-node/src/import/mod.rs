@@ -8,7 +8,6 @@
 //! What is wrong with one record or picture costs that candidate and is counted; what is wrong with a label file or a tar
 //! is an error that names it, and costs the unit that it lies in: label files and tars after it are read.
 
-mod bucket;
 mod index;
 mod records;
 mod score;
@@ -17,14 +16,14 @@ mod tests;
 mod uno1m;
 mod webdataset;
 
-pub use bucket::bucket;
 pub use index::LabelIndex;
 pub use records::{Record, Records, RecordsError};
 pub use uno1m::Uno1m;
 pub use webdataset::Webdataset;
 
-use crate::pair::{Pair, Rejection};
-use crate::shard::ShardError;
+use crescendo_core::rejection::Rejection;
+use crescendo_dataset::pair::Pair;
+use crescendo_dataset::shard::ShardError;
 use std::path::PathBuf;
 
 /// Size of one picture file beyond which it is not read.

@@ -1,6 +1,6 @@
 //! The score of a published record.
 
-use crate::pair::Rejection;
+use crescendo_core::rejection::Rejection;
 use crescendo_core::spec::{ScoreDisagreement, ScoreInvalid};
 use serde::Deserialize;
 use std::collections::BTreeMap;

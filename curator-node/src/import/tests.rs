@@ -1,8 +1,8 @@
 //! Tests of importing, with a small copy of the published layout that has everything wrong that was seen in it.
 
 use super::*;
-use crate::shard::ShardWriter;
 use crescendo_core::spec::{Directions, ImportFormat, ImportSpec, ScoreDisagreement, ScoreInvalid};
+use crescendo_dataset::shard::ShardWriter;
 use image::{Rgb, RgbImage};
 use serde_json::{Value, json};
 use std::path::Path;

@@ -3,14 +3,17 @@
 //! The reference is `img_path1`, the target `img_path2` with its caption; the spec may want the reverse too. What a label
 //! file says is not trusted: neither its scores, nor its paths, nor its captions.
 
-use super::bucket::bucket;
 use super::index::{Found, LabelIndex};
 use super::score::{ScoreRule, Scored, Scores, score};
 use super::{ImportError, Imported};
 use crate::counts::Counts;
-use crate::pair::{Pair, Rejected, Rejection};
 use crate::picture;
+use crate::rejected::Rejected;
+use crescendo_core::rejection::Rejection;
 use crescendo_core::spec::{Directions, ImportSpec};
+use crescendo_dataset::pair::Pair;
+use crescendo_dataset::pictures::bucket::choose;
+use crescendo_model::pictures::bucket::stretched;
 use image::RgbImage;
 use serde::Deserialize;
 use serde_json::json;
@@ -224,8 +227,9 @@ impl Uno1m {
         if decoded.width().min(decoded.height()) < (self.resolution / 4).max(8) {
             return Err(Rejection::TooSmall);
         }
-        let (height, width) = bucket(decoded.height(), decoded.width(), self.resolution);
-        Ok(picture::resized(&decoded, width, height))
+        let size = choose(&[(decoded.height(), decoded.width())], self.resolution);
+        let size = size.map_err(|_| Rejection::UnreadableImage)?;
+        stretched(&decoded, size).map_err(|_| Rejection::UnreadableImage)
     }
 }
 

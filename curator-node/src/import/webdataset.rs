@@ -1,8 +1,8 @@
 //! WebDataset tars as this system writes them.
 
 use super::{ImportError, Imported};
-use crate::pair::Rejection;
-use crate::shard::read_shard;
+use crescendo_core::rejection::Rejection;
+use crescendo_dataset::shard::read_shard;
 use std::fs::File;
 use std::io::BufReader;
 use std::path::{Path, PathBuf};

@@ -6,7 +6,7 @@
 //! a model can that looks at parts. Its limits are ours; none are published.
 
 use super::{Judged, note};
-use crate::pair::Pair;
+use crescendo_dataset::pair::Pair;
 use crescendo_model::clip::{Clip, ClipConfig};
 use crescendo_model::pictures::processor::ImageProcessor;
 use crescendo_model::tch::{Device, Kind, Tensor};
@@ -151,7 +151,7 @@ fn rows_of(matrix: &Tensor) -> Result<Vec<Vec<f32>>> {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::pair::Rejection;
+    use crescendo_core::rejection::Rejection;
     use crescendo_model::clip::{ClipTextConfig, ClipVisionConfig};
     use image::Rgb;
     use serde_json::{Value, json};

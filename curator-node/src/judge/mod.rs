@@ -25,11 +25,13 @@ pub mod dialogue;
 pub mod scores;
 
 use crate::endpoint::{Chat, EndpointError};
-use crate::pair::{Pair, Rejected, Rejection};
+use crate::rejected::Rejected;
 use crate::source::{Roots, SourceError};
 use asked::AskedJudge;
 use clip::ClipJudge;
+use crescendo_core::rejection::Rejection;
 use crescendo_core::spec::{EndpointSpec, JudgeFilter, JudgeKind};
+use crescendo_dataset::pair::Pair;
 use crescendo_model::ModelError;
 use serde_json::Value;
 use std::sync::atomic::AtomicBool;

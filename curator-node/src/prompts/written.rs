@@ -9,12 +9,13 @@ use super::taxonomy::Category;
 use super::{PromptError, Style};
 use crate::endpoint::message::{Message, Role};
 use crate::endpoint::reply::without_fence;
-use crate::endpoint::reply_log::{create, hex, read_bounded};
+use crate::endpoint::reply_log::{create, read_bounded};
 use crate::endpoint::{Chat, EndpointError};
+use crescendo_core::object_keys;
 use crescendo_core::spec::PromptSpec;
+use crescendo_dataset::digest::sha256_hex;
 use object_store::path::Path;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use tokio::task::JoinSet;
@@ -166,7 +167,7 @@ fn path(chat: &Chat, wanted: &Wanted) -> Path {
         "subjects": wanted.subjects,
         "scenes": wanted.scenes,
     });
-    Path::from(format!("prompts/{}.json", hex(&Sha256::digest(asked.to_string()))))
+    Path::from(object_keys::prompts(&sha256_hex(asked.to_string().as_bytes())))
 }
 
 const SYSTEM: &str = "You write short descriptions of things for a picture generator. Names that you are given between quotation \

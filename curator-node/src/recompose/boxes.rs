@@ -1,6 +1,6 @@
 //! Which of the boxes that a detector found is cut out.
 
-use crate::pair::Rejection;
+use crescendo_core::rejection::Rejection;
 use crescendo_core::spec::CropSpec;
 use crescendo_model::owlv2::{BoundingBox, Detection};
 

@@ -22,13 +22,14 @@ use crate::draw::Draw;
 use crate::filter::{SimilarityFilter, verdict};
 use crate::generate::SETTINGS;
 use crate::import::Imported;
-use crate::pair::{Pair, Rejection};
 use crate::picture;
 use crate::source::{Roots, SourceError};
 use crate::studio::{Means, Studio, kind};
+use crescendo_core::rejection::Rejection;
 use crescendo_core::spec::{
     ComposeLayout, ComposeSpec, CropSpec, DataSource, JobSpec, ModelPreset, Positions, StageSpec,
 };
+use crescendo_dataset::pair::Pair;
 use crescendo_model::drawing::Sketch;
 use crescendo_model::owlv2::{BoundingBox, Detection, Owlv2Detector};
 use image::RgbImage;

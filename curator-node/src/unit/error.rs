@@ -5,9 +5,9 @@ use crate::endpoint::EndpointError;
 use crate::import::{ImportError, RecordsError};
 use crate::judge::JudgeError;
 use crate::mirror::MirrorError;
-use crate::shard::ShardError;
 use crate::source::SourceError;
 use crescendo_core::records::FailureKind;
+use crescendo_dataset::shard::ShardError;
 use crescendo_model::ModelError;
 
 /// Why a unit, or a whole stage, cannot be curated.

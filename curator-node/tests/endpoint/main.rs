@@ -7,14 +7,15 @@ mod replay;
 #[expect(dead_code, reason = "the tests of the node need more of it")]
 mod support;
 
+use crescendo_core::rejection::Rejection;
 use crescendo_core::spec::{EndpointSpec, JobSpec, JudgeFilter, JudgeKind, PromptSpec, PromptStyle};
 use crescendo_curator_node::endpoint::message::{Message, Role};
 use crescendo_curator_node::endpoint::{Answer, Chat, EndpointError};
 use crescendo_curator_node::judge::{Judge, JudgeError, Judged};
-use crescendo_curator_node::pair::{Pair, Rejection};
 use crescendo_curator_node::prompts::PromptBook;
-use crescendo_curator_node::shard::{ShardWriter, read_shard};
 use crescendo_curator_node::unit::StageCurator;
+use crescendo_dataset::pair::Pair;
+use crescendo_dataset::shard::{ShardWriter, read_shard};
 use crescendo_node::supervise::Tasks;
 use image::{Rgb, RgbImage};
 use page::http_get;

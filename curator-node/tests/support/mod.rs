@@ -266,7 +266,7 @@ pub fn prepare(root: &Path, unit_size: u32, references: u32, panel: u32) -> Vec<
 kind: TrainingJob
 metadata: {{name: test}}
 spec:
-  model: {{preset: nano, weights: base.safetensors}}
+  model: {{preset: nano, precision: f32, weights: base.safetensors}}
   resources: {{gpus: 1}}
   seed: 5
   stages:

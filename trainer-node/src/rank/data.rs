@@ -9,6 +9,7 @@ use std::time::Duration;
 use crescendo_core::spec::OnStarvation;
 use crescendo_node::backoff::{Backoff, random};
 use crescendo_node::tls::Dialer;
+use crescendo_proto::MAX_REPLY_BYTES;
 use crescendo_proto::v1::pair_service_client::PairServiceClient;
 use crescendo_proto::v1::stream_pairs_request::Message as Ask;
 use crescendo_proto::v1::stream_pairs_response::Message as Answer;
@@ -23,8 +24,6 @@ use tonic::{Code, Status};
 use super::RankError;
 use super::positions::{GangShape, Laps, LogOrder, LogState, Place};
 
-/// Largest message of a curator.
-const MAX_MESSAGE_BYTES: usize = 64 * 1024 * 1024;
 /// Limit of opening a stream.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 /// A curator that sends neither pair nor status for this long, although it was asked for committed pairs, is left.
@@ -276,7 +275,7 @@ impl Client {
     ) -> Result<(), StreamEnd> {
         let credits = self.plan.credits();
         let channel = self.plan.dialer.channel(address).map_err(|error| broken(error.to_string()))?;
-        let mut client = PairServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
+        let mut client = PairServiceClient::new(channel).max_decoding_message_size(MAX_REPLY_BYTES);
         // Room for every message that may be under way: at most one Fetch and one Grant a credit.
         let (asks, requests) = mpsc::channel(2 * credits as usize + 16);
         ask(

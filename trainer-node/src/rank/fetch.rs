@@ -3,11 +3,12 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crescendo_core::object_keys;
+use crescendo_dataset::checkpoint::{Damage, verify};
+use crescendo_dataset::digest::Content;
 use crescendo_node::download::{DownloadError, download};
 use crescendo_proto::v1::Checkpoint;
 use object_store::ObjectStore;
-
-use super::manifest::{Damage, is_plain_name, verify};
 
 #[derive(Debug, thiserror::Error)]
 pub enum FetchError {
@@ -62,13 +63,13 @@ pub async fn fetch_checkpoint(
     let mut names = Vec::with_capacity(checkpoint.files.len());
     for file in &checkpoint.files {
         let damaged = |damage| FetchError::Damaged { path: checkpoint.path.clone(), damage };
-        if !is_plain_name(&file.name) {
+        if !object_keys::is_plain(&file.name) {
             return Err(damaged(Damage::Unusable {
                 file: file.name.clone(),
                 reason: "not a plain file name".into(),
             }));
         }
-        let key = format!("{}/{}", checkpoint.path, file.name);
+        let key = object_keys::checkpoint_file(&checkpoint.path, &file.name);
         let target = folder.path().join(&file.name);
         let found = match download(store.as_ref(), &key, &target, Some(file.size_bytes)).await {
             Err(DownloadError::Missing { .. }) => {
@@ -76,7 +77,8 @@ pub async fn fetch_checkpoint(
             }
             other => other?,
         };
-        verify(file, found).map_err(damaged)?;
+        let registered = Content { size_bytes: file.size_bytes, sha256: file.sha256.clone() };
+        verify(&file.name, &registered, &found).map_err(damaged)?;
         names.push(file.name.clone());
     }
     Ok(LocalCheckpoint { path: checkpoint.path.clone(), step: checkpoint.step, folder, names })
@@ -85,7 +87,8 @@ pub async fn fetch_checkpoint(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rank::manifest::ManifestFile;
+    use crate::rank::train_state::to_wire;
+    use crescendo_dataset::checkpoint::ManifestFile;
     use object_store::ObjectStoreExt as _;
 
     async fn store_with(content: &[u8]) -> (tempfile::TempDir, Arc<dyn ObjectStore>) {
@@ -98,7 +101,7 @@ mod tests {
     fn checkpoint(name: &str, content: &[u8]) -> Checkpoint {
         Checkpoint {
             path: "jobs/j".into(),
-            files: vec![ManifestFile::of(name, content).to_wire()],
+            files: vec![to_wire(&ManifestFile::of(name, content))],
             ..Checkpoint::default()
         }
     }

@@ -15,7 +15,6 @@ pub mod data;
 pub mod fetch;
 pub mod history;
 pub mod link;
-pub mod manifest;
 pub mod meter;
 pub mod plan;
 pub mod position_log;
@@ -25,6 +24,7 @@ pub mod run;
 pub mod save;
 pub mod tfevents;
 pub mod train;
+pub mod train_state;
 
 /// Why a rank ends before its last step.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

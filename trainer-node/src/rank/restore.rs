@@ -4,6 +4,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crescendo_collective::device_memory;
+use crescendo_dataset::checkpoint::{
+    ADAPTER_FILE, EMA_FILE, HISTORY_FILE, MODEL_FILE, OPTIMIZER_FILE, STATE_FILE,
+};
 use crescendo_model::training::{AdamW, Ema, Learner};
 use crescendo_model::weights::TensorFile;
 use crescendo_model::{BlockSelection, Flux, LoraAdapter};
@@ -14,11 +17,9 @@ use tch::{Device, Kind};
 use super::RankError;
 use super::fetch::{FetchError, LocalCheckpoint, fetch_checkpoint};
 use super::history::History;
-use super::manifest::{
-    ADAPTER_FILE, EMA_FILE, HISTORY_FILE, MODEL_FILE, OPTIMIZER_FILE, STATE_FILE, TrainState,
-};
 use super::plan::Plan;
 use super::positions::Laps;
+use super::train_state::TrainState;
 
 /// Prefix of base weights that lie in the object store.
 const STORE_PREFIX: &str = "store:";

@@ -4,6 +4,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use crescendo_core::object_keys;
+use crescendo_dataset::checkpoint::{
+    HISTORY_FILE, MANIFEST_FILE, Manifest, ManifestFile, SPEC_FILE, STATE_FILE,
+};
 use crescendo_model::weights::{self, TensorMap};
 use crescendo_node::backoff::{Backoff, random};
 use crescendo_node::trace;
@@ -15,10 +19,8 @@ use tracing::Instrument as _;
 
 use super::RankError;
 use super::link::Uplink;
-use super::manifest::{
-    HISTORY_FILE, MANIFEST_FILE, Manifest, ManifestFile, SPEC_FILE, STATE_FILE, TrainState, deletable, folder,
-};
 use super::tfevents;
+use super::train_state::{TrainState, deletable, to_wire};
 
 /// Tries to write one file before the save is given up.
 const WRITE_TRIES: u32 = 6;
@@ -87,7 +89,7 @@ impl Saver {
         let (job_id, stage, generation, step) =
             (self.job_id.clone(), state.stage.clone(), state.generation, state.step);
         let next_position = state.next_position;
-        let path = folder(&job_id, &stage, step, generation);
+        let path = object_keys::checkpoint(&job_id, &stage, step, generation);
         let events_path = tfevents::path(&job_id, &stage);
         let global_batch = self.global_batch;
         let prepare = move || {
@@ -96,9 +98,9 @@ impl Saver {
         };
         let (files, events) = tokio::task::spawn_blocking(prepare).await.map_err(RankError::retryable)??;
         for (name, content, _) in &files {
-            self.write(&format!("{path}/{name}"), content).await?;
+            self.write(&object_keys::checkpoint_file(&path, name), content).await?;
         }
-        let registered = files.iter().map(|(_, _, record)| record.to_wire()).collect();
+        let registered = files.iter().map(|(_, _, record)| to_wire(record)).collect();
         let size_bytes: u64 = files.iter().map(|(_, _, record)| record.size_bytes).sum();
         let checkpoint = Checkpoint {
             job_id,

@@ -7,6 +7,7 @@
 //! The format: records of (length, checksum of the length, an `Event` in protobuf, its checksum), all little-endian. The
 //! checksums are CRC-32C, masked: a file that holds checksums of itself would otherwise be its own check.
 
+use crescendo_core::object_keys;
 use prost::Message as _;
 
 use super::history::StepRecord;
@@ -46,7 +47,7 @@ struct Value {
 
 /// Key of a stage's file in the object store.
 pub fn path(job_id: &str, stage: &str) -> String {
-    format!("jobs/{job_id}/{stage}/{FILE}")
+    object_keys::events(job_id, stage, FILE)
 }
 
 /// The file of a history, one JSON record a line. Lines that cannot be read are left out: the history itself is checked

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crescendo_collective::{CollectiveError, PendingReduce, ProcessGroup, ReduceOp};
 use crescendo_core::spec::OnStarvation;
+use crescendo_dataset::checkpoint::{ADAPTER_FILE, EMA_FILE, MODEL_FILE, OPTIMIZER_FILE};
 use crescendo_model::training::MicroBatch;
 use crescendo_model::weights::TensorMap;
 use crescendo_node::trace;
@@ -21,13 +22,13 @@ use super::RankError;
 use super::batch::{Draws, Sample, SampleShape, Text, micro_batches};
 use super::data::{Delivery, Order};
 use super::history::StepRecord;
-use super::manifest::{ADAPTER_FILE, EMA_FILE, MODEL_FILE, OPTIMIZER_FILE, TrainState};
 use super::meter::{self, Meter, Phase, Step};
 use super::plan::Plan;
 use super::position_log::PositionLog;
 use super::positions::Lap;
 use super::restore::Restored;
 use super::save::SaveRequest;
+use super::train_state::TrainState;
 
 /// Of so many steps one is a span.
 const TRACED_EVERY: u64 = 100;

@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
-use crescendo_model::pictures::Picture;
+use crescendo_dataset::digest::hex;
+use crescendo_dataset::pictures::Picture;
 use crescendo_model::score::{assign, subject_similarity, text_similarity};
 use image::RgbImage;
 use image::imageops::crop_imm;
@@ -195,8 +196,4 @@ fn gallery(scorer: &dyn Scorer, subject: &Subject) -> Result<Gallery> {
 
 fn cut(picture: &RgbImage, [left, top, width, height]: [u32; 4]) -> RgbImage {
     crop_imm(picture, left, top, width, height).to_image()
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -25,7 +25,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
-use crescendo_model::pictures::MAX_FILE_BYTES;
+use crescendo_dataset::pictures::MAX_FILE_BYTES;
 use crescendo_model::tch::Device;
 
 use crate::device::{open_device, parse_device};

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result};
 use base64::Engine as _;
-use crescendo_model::pictures::Picture;
+use crescendo_dataset::pictures::Picture;
 use image::DynamicImage;
 use image::codecs::jpeg::JpegEncoder;
 

@@ -15,9 +15,11 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
+use crescendo_dataset::checkpoint::{SPEC_FILE, STATE_FILE};
+use crescendo_dataset::pictures::{Picture, reference};
 use crescendo_model::drawing::{Easel, FreeGuidance};
 use crescendo_model::flux::{LoadOptions, Residence, Storage};
-use crescendo_model::pictures::{self, Picture, reference};
+use crescendo_model::pictures;
 use crescendo_model::randomness::SampleKey;
 use crescendo_model::tch::Tensor;
 use crescendo_model::{Flux, LoraAdapter};
@@ -186,7 +188,7 @@ fn trained_references(lora: &Path) -> Option<usize> {
     let read = |name: &str| -> Option<serde_json::Value> {
         serde_json::from_slice(&std::fs::read(lora.with_file_name(name)).ok()?).ok()
     };
-    let (spec, state) = (read("resolved_spec.json")?, read("state.json")?);
+    let (spec, state) = (read(SPEC_FILE)?, read(STATE_FILE)?);
     let stage =
         spec.get("stages")?.as_array()?.iter().find(|stage| stage.get("name") == state.get("stage"))?;
     usize::try_from(stage.get("references")?.as_u64()?).ok()

@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail};
+use crescendo_dataset::pictures::reference;
 use crescendo_model::codec::{LatentCodec, TextEncoder};
 use crescendo_model::drawing::EncoderFiles;
 use crescendo_model::flux_text::FluxTextPaths;
-use crescendo_model::pictures::reference;
 use crescendo_model::tch::{Device, Kind};
 use crescendo_model::{FluxConfig, Preset};
 

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, ensure};
-use crescendo_model::pictures::bucket::{choose_among, stretch};
+use crescendo_dataset::pictures::bucket::choose_among;
+use crescendo_model::pictures::bucket::stretch;
 use crescendo_model::tch::Tensor;
 use image::RgbImage;
 use serde::Deserialize;
@@ -74,7 +75,7 @@ fn table(fixture: &Fixture, name: &str) -> anyhow::Result<(Vec<u32>, usize)> {
 }
 
 fn sizes(
-    chosen: impl Iterator<Item = Result<(u32, u32), crescendo_model::ModelError>>,
+    chosen: impl Iterator<Item = Result<(u32, u32), crescendo_dataset::pictures::PictureError>>,
 ) -> anyhow::Result<Tensor> {
     let sizes = chosen.collect::<Result<Vec<_>, _>>()?;
     let numbers: Vec<i64> =

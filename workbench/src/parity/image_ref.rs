@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, bail, ensure};
-use crescendo_model::pictures::reference::{ReferenceLayout, prepare};
-use crescendo_model::pictures::{Channels, Picture, to_model_input};
+use crescendo_dataset::pictures::reference::{ReferenceLayout, prepare};
+use crescendo_dataset::pictures::{Channels, Picture};
+use crescendo_model::pictures::to_model_input;
 use crescendo_model::tch::Tensor;
 use serde::Deserialize;
 

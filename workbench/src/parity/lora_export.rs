@@ -86,7 +86,7 @@ fn file(
         }
     }
     let folder = tempfile::tempdir().context("create a temporary folder")?;
-    let written = folder.path().join("dit_lora.safetensors");
+    let written = folder.path().join(crescendo_dataset::checkpoint::ADAPTER_FILE);
     adapter.save(&written)?;
     let (ours, theirs) = (TensorFile::open(&written)?, TensorFile::open(&path)?);
     checks.require("file.header", ours.strings() == theirs.strings(), || {

@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
+use crescendo_core::object_keys;
 use crescendo_core::spec::{ComposeLayout, ComposeSpec, DataSource, GenerateSpec, JobSpec};
 use crescendo_curator_node::compose::{Composer, EvalCase, EvalSet, EvalSubjects};
-use crescendo_curator_node::pair::Pair;
-use crescendo_curator_node::shard::read_shard;
+use crescendo_dataset::pair::Pair;
+use crescendo_dataset::shard::{read_shard, spread};
 
 use super::figures::counted;
 use super::objects::Objects;
@@ -231,8 +232,9 @@ fn library_block(
 fn pairs_block(places: &Places, references: usize) -> Result<Option<Block>> {
     let stage = places.spec.stages.iter().find(|stage| stage.references as usize == references);
     let Some(stage) = stage else { return Ok(None) };
-    let keys = places.objects.list(&format!("jobs/{}/{}/pairs", places.job_id, stage.name))?;
-    let by_unit: BTreeMap<&str, &String> = keys.iter().filter_map(|key| Some((unit_of(key)?, key))).collect();
+    let keys = places.objects.list(&object_keys::shards(places.job_id, stage.name.as_str()))?;
+    let by_unit: BTreeMap<u64, &String> =
+        keys.iter().filter_map(|key| Some((object_keys::unit_of(key)?, key))).collect();
     let shards: Vec<&String> = by_unit.into_values().collect();
     let picked = spread(shards.len(), MOST_SHARDS);
     let mut cases = Vec::new();
@@ -257,36 +259,5 @@ fn case_of(pair: Pair) -> EvalCase {
         references: pair.references,
         truth: pair.target,
         places: Vec::new(),
-    }
-}
-
-/// `unit-000007` of `…/unit-000007-l3.tar`.
-fn unit_of(key: &str) -> Option<&str> {
-    let name = key.rsplit('/').next()?.strip_suffix(".tar")?;
-    name.starts_with("unit-").then(|| name.rsplit_once("-l").map_or(name, |(unit, _)| unit))
-}
-
-/// At most `count` of the numbers below `total`, evenly spread, ascending.
-fn spread(total: usize, count: usize) -> Vec<usize> {
-    let count = count.min(total);
-    (0..count).map(|n| n * total / count).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn shards_of_one_unit_are_one() {
-        assert_eq!(unit_of("jobs/a/s/pairs/unit-000007-l3.tar"), Some("unit-000007"));
-        assert_eq!(unit_of("unit-000007.tar"), Some("unit-000007"));
-        assert_eq!(unit_of("jobs/a/s/pairs/notes.txt"), None);
-    }
-
-    #[test]
-    fn picks_are_spread_and_never_too_many() {
-        assert_eq!(spread(10, 3), [0, 3, 6]);
-        assert_eq!(spread(2, 5), [0, 1]);
-        assert!(spread(0, 5).is_empty() && spread(5, 0).is_empty());
     }
 }

@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result, ensure};
+use crescendo_core::object_keys;
 use crescendo_core::spec::{AdapterSpec, JobSpec, StageSpec};
+use crescendo_dataset::checkpoint::{ADAPTER_FILE, HISTORY_FILE, MODEL_FILE};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
@@ -138,15 +140,15 @@ impl StageJson {
             return left;
         }
         let (file, trained): (_, fn(PathBuf) -> Trained) = match spec.train.adapter {
-            AdapterSpec::Lora { .. } => ("dit_lora.safetensors", Trained::Adapter),
-            AdapterSpec::None => ("model.safetensors", Trained::Network),
+            AdapterSpec::Lora { .. } => (ADAPTER_FILE, Trained::Adapter),
+            AdapterSpec::None => (MODEL_FILE, Trained::Network),
         };
-        match objects.bring(&format!("{}/{file}", self.final_checkpoint)) {
+        match objects.bring(&object_keys::checkpoint_file(&self.final_checkpoint, file)) {
             Ok(path) => left.trained = Some(trained(path)),
             Err(error) => left.missing.push(format!("nothing is drawn with {}: {error:#}", self.name)),
         }
         let read = || -> Result<Vec<StepRecord>> {
-            let bytes = objects.read(&format!("{}/history.jsonl", self.final_checkpoint))?;
+            let bytes = objects.read(&object_keys::checkpoint_file(&self.final_checkpoint, HISTORY_FILE))?;
             history::parse(&String::from_utf8_lossy(&bytes))
         };
         match read() {

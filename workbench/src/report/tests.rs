@@ -3,8 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crescendo_curator_node::pair::Pair;
-use crescendo_curator_node::shard::ShardWriter;
+use crescendo_dataset::pair::Pair;
+use crescendo_dataset::shard::ShardWriter;
 use crescendo_model::lora::BlockSelection;
 use crescendo_model::tch::{Device, Kind};
 use crescendo_model::{FluxConfig, LoraAdapter};

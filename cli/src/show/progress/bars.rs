@@ -82,7 +82,7 @@ fn stage_lines(job: &Job, later: Duration, width: usize) -> Vec<String> {
         lines.push(steps_line(stage, name, width));
     }
     for stage in &job.stages {
-        let troubles = curation::troubles(stage, later);
+        let troubles = curation::remarks(stage, later);
         let told = troubles.iter().map(|trouble| format!("  {}: {trouble}", words::one_line(&stage.name)));
         lines.extend(told.map(|line| cut(&line, width)));
     }

@@ -61,7 +61,7 @@ impl<W: Write> Lines<W> {
 
     fn stage(&mut self, index: usize, stage: &StageStatus) {
         let now = Instant::now();
-        let said: Vec<String> = curation::troubles(stage, Duration::ZERO);
+        let said: Vec<String> = curation::remarks(stage, Duration::ZERO);
         let troubles = shape(&said.join("\n"));
         let (news, more_troubles) = match self.stages.get(index) {
             None => (true, !troubles.is_empty()),

@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::decide::Nodes;
 use crate::decide::jobs::Decided;
+use crate::decide::{Nodes, settle};
 use crate::ids::{NodeId, StageRef};
 use crate::job::JobState;
 use crate::records::NodeKind;
@@ -30,7 +30,11 @@ pub(super) fn spread(nodes: &Nodes<'_>, decided: &Decided<'_>) -> Curation {
     let open = jobs.into_iter().filter(|job| !decided.closed.contains(&job.record.id));
     // A stage that trains while it still lacks pairs has every curator already.
     let mut make: Vec<StageRef> = open
-        .filter_map(|job| stage_to_make(job).filter(|stage| may_begin(job, stage, decided)))
+        .filter_map(|job| {
+            let begins =
+                |stage: &StageRef| may_begin(job, stage, decided) && !settle::is_open(nodes, job, stage);
+            stage_to_make(job).filter(begins)
+        })
         .filter(|stage| !serve.contains(stage))
         .collect();
     make.truncate(curators.len());
@@ -145,7 +149,7 @@ apiVersion: crescendo/v1
 kind: TrainingJob
 metadata: {name: uno}
 spec:
-  model: {preset: nano, weights: base.safetensors}
+  model: {preset: nano, weights: base.safetensors, precision: f32}
   stages:
     - data: {source: compose, subjects: lib, pairs: 8}
     - {references: 2, data: {source: SOURCE, subjects: lib, pairs: 8}}

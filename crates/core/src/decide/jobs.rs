@@ -5,15 +5,16 @@ use std::time::Duration;
 
 use crate::decide::curation::Curation;
 use crate::decide::nodes::Active;
-use crate::decide::{Change, Nodes, Plan, Wait, sources};
+use crate::decide::{Change, Nodes, Plan, Wait, settle, sources};
 use crate::ids::{AttemptRef, JobId, NodeId, StageRef, Timestamp};
 use crate::job::{JobEvent, JobState};
 use crate::observed::NodeReport;
 use crate::placement::{self, NoRoom, NodeSlots, Slots};
-use crate::processor::{self, GangKind};
+use crate::precision;
+use crate::processor::{self, GangKind, GangPart};
 use crate::records::{AttemptRecord, AttemptState, JobRecord, NodeKind, RankPlacement, Record, Write};
 use crate::requests::ended;
-use crate::state::{Job, Stage};
+use crate::state::{ClusterState, Job, Stage};
 
 /// An attempt that cannot go on.
 struct Ending {
@@ -98,6 +99,8 @@ pub(super) fn decide_curation(
             }
         } else if curation.wanted.is_empty() {
             Wait::NoCurator
+        } else if settle::is_open(nodes, job, &stage.id) {
+            Wait::NoTrainer
         } else {
             sources::wait(nodes, stage).unwrap_or(Wait::CuratorsBusy)
         };
@@ -125,6 +128,23 @@ pub(crate) fn free_slots(nodes: &Nodes<'_>, active: &Active) -> Slots {
     }
     active.values().flat_map(|attempt| &attempt.ranks).for_each(|rank| slots.take(rank));
     slots
+}
+
+/// Places the ranks of a gang on nodes of their own kind each, without taking the slots.
+fn place_parts(
+    state: &ClusterState,
+    slots: &Slots,
+    stage: &StageRef,
+    gang: &GangKind,
+) -> Option<Vec<RankPlacement>> {
+    let (mut slots, mut ranks) = (slots.clone(), Vec::new());
+    for part in &gang.parts {
+        let alike = slots.among(|node| part.may_run_on(state, node));
+        let placed = placement::place(&alike, stage, &[part.ranks]).ok()?;
+        placed.iter().for_each(|rank| slots.take(rank));
+        ranks.extend(placed);
+    }
+    (!ranks.is_empty()).then_some(ranks)
 }
 
 /// A job whose current stage has no active attempt.
@@ -405,7 +425,7 @@ impl<'a> JobPass<'a, '_> {
                 needed: 0,
             });
         };
-        let required = processor::required(&job.record.spec, stage);
+        let required = processor::required(&job.record.spec, self.nodes.state, stage, init_from);
         let sizes = match required {
             Some(gang) => vec![gang.ranks()],
             None => placement::gang_sizes(&job.record.spec, spec),
@@ -418,7 +438,7 @@ impl<'a> JobPass<'a, '_> {
         }
         let place = match required {
             Some(gang) => self.place_like(gang, &stage.id)?,
-            None => placement::place(&self.slots, &stage.id, &sizes),
+            None => self.place_anywhere(job, stage, &sizes),
         };
         let ranks = place.map_err(|no_room| {
             if no_room.fits_when_empty() {
@@ -448,6 +468,30 @@ impl<'a> JobPass<'a, '_> {
         Ok(wait)
     }
 
+    /// Places a gang of one of `sizes` on nodes of any kind: on such that crawl in the stage's precision only where it
+    /// fits nowhere else, and where the kind that wrote its checkpoint is free on that, since the bits stay the same then.
+    fn place_anywhere(&self, job: &Job, stage: &Stage, sizes: &[u32]) -> Result<Vec<RankPlacement>, NoRoom> {
+        let state = self.nodes.state;
+        let precision = precision::of_stage(&job.record.spec, stage);
+        let crawls = |node: &NodeId| {
+            state.node(node).is_some_and(|record| precision.is_some_and(|p| precision::crawls_on(record, p)))
+        };
+        let quick = self.slots.among(|node| !crawls(node));
+        let wrote = stage.newest_checkpoint().and_then(|checkpoint| processor::wrote(stage, checkpoint));
+        for slots in [&quick, &self.slots] {
+            for size in sizes {
+                let alike = wrote.filter(|gang| gang.ranks() == *size);
+                if let Some(ranks) = alike.and_then(|gang| place_parts(state, slots, &stage.id, gang)) {
+                    return Ok(ranks);
+                }
+                if let Ok(ranks) = placement::place(slots, &stage.id, &[*size]) {
+                    return Ok(ranks);
+                }
+            }
+        }
+        placement::place(&self.slots, &stage.id, sizes)
+    }
+
     /// Places a gang that gives the same bits as one of this kind; `Err` if there are not the nodes for it, free or not.
     fn place_like(
         &self,
@@ -455,13 +499,21 @@ impl<'a> JobPass<'a, '_> {
         stage: &StageRef,
     ) -> Result<Result<Vec<RankPlacement>, NoRoom>, Wait> {
         let state = self.nodes.state;
-        let slots = self.slots.among(|node| gang.has(state, node));
-        let wait = || Wait::Processor { gang: gang.clone() };
-        match placement::place(&slots, stage, &[gang.ranks()]) {
-            Ok(ranks) if GangKind::of(state, &ranks) == *gang => Ok(Ok(ranks)),
-            Err(no_room) if no_room.fits_when_empty() => Ok(Err(no_room)),
-            Ok(_) | Err(_) => Err(wait()),
+        if let Some(ranks) = place_parts(state, &self.slots, stage, gang) {
+            return Ok(Ok(ranks));
         }
+        let rooms = gang.by_kind().into_iter().map(|part| {
+            let alike = self.slots.among(|node| part.may_run_on(state, node));
+            (placement::room(&alike, stage, part.ranks), part)
+        });
+        let rooms: Vec<(NoRoom, GangPart)> = rooms.collect();
+        let missing: Vec<GangPart> =
+            rooms.iter().filter(|(room, _)| !room.fits_when_empty()).map(|(_, part)| part.clone()).collect();
+        if !missing.is_empty() {
+            return Err(Wait::Processor { gang: GangKind { parts: missing } });
+        }
+        let taken = rooms.into_iter().map(|(room, _)| room).find(|room| room.free < room.wanted);
+        Ok(Err(taken.unwrap_or_else(|| placement::room(&self.slots, stage, gang.ranks()))))
     }
 
     fn count_in_use(&mut self) {

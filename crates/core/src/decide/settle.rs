@@ -10,6 +10,7 @@ use crate::precision::{self, Settled};
 use crate::processor::{self, GangKind};
 use crate::records::{AttemptRecord, NodeKind, NodeRecord, Record, StageRecord, Write};
 use crate::spec::Precision;
+use crate::state::Job;
 
 /// Every stage that a node is about to work on has its record before the command leaves.
 pub(super) fn decide_stages(nodes: &Nodes<'_>, curation: &Curation, active: &Active, plan: &mut Plan) {
@@ -25,15 +26,17 @@ pub(super) fn decide_stages(nodes: &Nodes<'_>, curation: &Curation, active: &Act
             ran_on: Vec::new(),
         });
         if job.record.spec.model.precision == Precision::Auto && record.precision.is_none() {
-            let settled = settle(nodes);
+            let draws = job.stage_index(id.stage.as_str()).and_then(|index| job.stage_spec(index));
+            let settled = settle(nodes, draws.is_some_and(|spec| spec.data.source.draws()));
             plan.changes.push(Change::PrecisionSettled { stage: id.clone(), settled: settled.clone() });
             record.precision = Some(settled);
         }
         let placed = active.get(id).filter(|attempt| attempt.attempt.generation > stage.generation());
         if let Some(AttemptRecord { attempt, ranks, resume_from, .. }) = placed {
             let gang = GangKind::of(nodes.state, ranks);
-            let ran = processor::note(&mut record, attempt.generation, resume_from.as_ref(), gang);
-            plan.changes.extend(ran.map(|ran| Change::KindChanged { attempt: attempt.clone(), ran }));
+            let change = processor::note(&mut record, attempt.generation, resume_from.as_ref(), gang);
+            plan.changes
+                .extend(change.map(|change| Change::KindChanged { attempt: attempt.clone(), change }));
         }
         if before != Some(&record) {
             plan.writes.push(Write::Put(Record::Stage(record)));
@@ -41,15 +44,36 @@ pub(super) fn decide_stages(nodes: &Nodes<'_>, curation: &Curation, active: &Act
     }
 }
 
-/// By the nodes that can be given work; trainers that are out of sight count as they last introduced themselves where no
-/// other is there, since the stage will be trained by some.
-fn settle(nodes: &Nodes<'_>) -> Settled {
-    let mut asked: Vec<&NodeRecord> =
-        nodes.open_to_work(NodeKind::Trainer).map(|(record, _)| record).collect();
-    if asked.is_empty() {
-        asked
-            .extend(nodes.state.nodes().filter(|record| record.kind == NodeKind::Trainer && !record.drained));
+/// By the trainers, and by the curators too where they draw (`curators_draw`): elsewhere they only encode. A node that has not come
+/// back since this controller began counts as it last introduced itself until it has had the time to; and trainers that
+/// are out of sight do where no other is there, since the stage will be trained by some.
+fn settle(nodes: &Nodes<'_>, curators_draw: bool) -> Settled {
+    let asked = |kind: NodeKind| -> Vec<&NodeRecord> {
+        let coming_back = nodes.now.since(nodes.seen.since) < nodes.limits.silent_after;
+        let known = nodes.state.nodes().filter(|record| record.kind == kind && !record.drained);
+        known
+            .filter(|record| match nodes.seen.nodes.get(&record.id) {
+                Some(view) => nodes.is_reachable(view) && !view.draining,
+                None => coming_back,
+            })
+            .collect()
+    };
+    let mut trainers = asked(NodeKind::Trainer);
+    if trainers.is_empty() {
+        trainers.extend(known_trainers(nodes));
     }
-    asked.extend(nodes.open_to_work(NodeKind::Curator).map(|(record, _)| record));
-    precision::settle(asked)
+    let curators = if curators_draw { asked(NodeKind::Curator) } else { Vec::new() };
+    precision::settle(trainers.into_iter().chain(curators))
+}
+
+/// Trainers that have introduced themselves at some time and were not drained since.
+fn known_trainers<'a>(nodes: &Nodes<'a>) -> impl Iterator<Item = &'a NodeRecord> {
+    nodes.state.nodes().filter(|record| record.kind == NodeKind::Trainer && !record.drained)
+}
+
+/// Whether nobody could say what the stage is to compute in, for good: it says `auto`, and no trainer was ever there.
+pub(crate) fn is_open(nodes: &Nodes<'_>, job: &Job, stage: &StageRef) -> bool {
+    job.record.spec.model.precision == Precision::Auto
+        && nodes.state.stage(stage).is_some_and(|stage| stage.settled().is_none())
+        && known_trainers(nodes).next().is_none()
 }

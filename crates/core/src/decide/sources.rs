@@ -12,8 +12,8 @@
 use crate::bench::Bench;
 use crate::decide::{Nodes, Wait};
 use crate::ids::{NodeId, StageRef};
-use crate::pairlog::UNIT_SET_ASIDE;
 use crate::records::{NodeKind, NodeRecord, UnitRecord, UnitState};
+use crate::rejection::Rejection;
 use crate::state::Stage;
 
 /// Curators that a reason names at most.
@@ -58,8 +58,9 @@ pub(super) fn nobody_opens(nodes: &Nodes<'_>, stage: &Stage, needed: u64) -> Opt
         return None;
     }
     let long_ago = |at| nodes.now.since(at) >= nodes.limits.source_lost_after;
-    let made =
-        |unit: &UnitRecord| unit.result().is_some_and(|result| !result.rejected.contains_key(UNIT_SET_ASIDE));
+    let made = |unit: &UnitRecord| {
+        unit.result().is_some_and(|result| !result.rejected.contains_key(Rejection::UnitSetAside.name()))
+    };
     if stage.log.units().any(made) && !long_ago(since) {
         return None;
     }

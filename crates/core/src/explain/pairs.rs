@@ -7,6 +7,7 @@ use super::{Explanation, View};
 use crate::bench::Bench;
 use crate::ids::NodeId;
 use crate::records::{NodeKind, UnitFailure, UnitState};
+use crate::rejection::Rejection;
 use crate::state::{Job, Stage};
 use crate::under_way::CandidateCounts;
 
@@ -266,22 +267,40 @@ fn remedies(view: &View<'_>, job: &Job, index: usize, stage: &Stage, forecast: &
 pub(super) fn loosen(job: &Job, index: usize, stage: &Stage) -> Option<String> {
     let (reason, _) = stage.log.rejected().iter().max_by_key(|(_, n)| **n)?;
     let filter = format!("spec.stages[{index}].data.filter");
-    let change = match reason.as_str() {
-        "similarity_low" => format!("lower {filter}.similarity.min"),
-        "similarity_high" => format!("raise {filter}.similarity.max"),
-        "judge_low" => format!("lower {filter}.judge.min"),
-        "judge_refused" | "judge_unparseable" => "look at what the judge's endpoint answers".to_owned(),
-        "score_low" | "score_invalid" | "score_disagrees" => {
+    let change = match Rejection::named(reason) {
+        Some(Rejection::SimilarityLow) => format!("lower {filter}.similarity.min"),
+        Some(Rejection::SimilarityHigh) => format!("raise {filter}.similarity.max"),
+        Some(Rejection::JudgeLow) => format!("lower {filter}.judge.min"),
+        Some(Rejection::JudgeRefused | Rejection::JudgeUnparseable) => {
+            "look at what the judge's endpoint answers".to_owned()
+        }
+        Some(Rejection::ScoreLow | Rejection::ScoreInvalid | Rejection::ScoreDisagrees) => {
             format!(
                 "look at the scores in the imported labels, or change spec.stages[{index}].data's minScore"
             )
         }
-        "missing_file" | "bad_path" | "malformed_record" | "unreadable_image" | "bad_caption"
-        | "duplicate_record" => {
-            "look at the imported files: paths, pictures or labels are not as they should be".to_owned()
+        Some(
+            Rejection::MissingFile
+            | Rejection::BadPath
+            | Rejection::MalformedRecord
+            | Rejection::UnreadableImage
+            | Rejection::BadCaption
+            | Rejection::DuplicateRecord,
+        ) => "look at the imported files: paths, pictures or labels are not as they should be".to_owned(),
+        Some(Rejection::UnitSetAside) => {
+            format!("see why whole units fail: crescendo logs {}", job.record.id)
         }
-        "unit_set_aside" => format!("see why whole units fail: crescendo logs {}", job.record.id),
-        _ => "look at the candidates that were turned down".to_owned(),
+        Some(
+            Rejection::TooSmall
+            | Rejection::NoDivider
+            | Rejection::SeveralDividers
+            | Rejection::NoSecondSubject
+            | Rejection::BoxSmall
+            | Rejection::BoxLarge
+            | Rejection::BoxOverlap
+            | Rejection::BoxEdge,
+        )
+        | None => "look at the candidates that were turned down".to_owned(),
     };
     Some(format!(
         "{reason} turns down most: {change}; see them: crescendo pairs {} --rejected",

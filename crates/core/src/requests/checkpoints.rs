@@ -3,6 +3,7 @@
 use crate::error::Refused;
 use crate::ids::{AttemptRef, Generation, StageRef, Timestamp};
 use crate::job::JobEvent;
+use crate::object_keys;
 use crate::records::{CheckpointRecord, FileRecord, JobRecord, Record, RecordKey, Write};
 use crate::requests::jobs::{ended, one_line};
 use crate::state::{ClusterState, Job, Stage};
@@ -21,7 +22,7 @@ pub struct CheckpointCommitted {
 
 /// Folder of a checkpoint in the object store.
 pub fn checkpoint_path(stage: &StageRef, step: u64, generation: Generation) -> String {
-    format!("jobs/{}/{}/checkpoints/step-{step:08}-g{generation}", stage.job, stage.stage)
+    object_keys::checkpoint(stage.job.as_str(), stage.stage.as_str(), step, generation.0)
 }
 
 /// A file of a registered checkpoint of the job, whose folder is `path`.

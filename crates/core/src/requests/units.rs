@@ -6,10 +6,12 @@ use crate::error::Refused;
 use crate::histogram::ScoreCounts;
 use crate::ids::{NodeId, StageRef, Timestamp};
 use crate::job::JobEvent;
-use crate::pairlog::{Lease, REJECTION_REASONS, UnitPolicy};
+use crate::object_keys;
+use crate::pairlog::{Lease, UnitPolicy};
 use crate::records::{
     FailureKind, Record, ShardRecord, UnitFailure, UnitRecord, UnitResult, UnitState, Write,
 };
+use crate::rejection::Rejection;
 use crate::requests::checkpoints::check_sha256;
 use crate::requests::jobs::{end_job, one_line};
 use crate::state::{ClusterState, Stage};
@@ -45,7 +47,7 @@ pub struct UnitCommitted {
 /// Key of the shard that a lease writes.
 pub fn shard_path(lease: &UnitLeaseRef) -> String {
     let UnitLeaseRef { stage, unit, lease_generation } = lease;
-    format!("jobs/{}/{}/pairs/unit-{unit:06}-l{lease_generation}.tar", stage.job, stage.stage)
+    object_keys::shard(stage.job.as_str(), stage.stage.as_str(), *unit, *lease_generation)
 }
 
 fn open_stage<'a>(state: &'a ClusterState, id: &StageRef) -> Result<&'a Stage, Refused> {
@@ -142,9 +144,9 @@ fn check_result(commit: &UnitCommit) -> Result<(), Refused> {
         }
         check_sha256("shard.sha256", &shard.sha256)?;
     }
-    match commit.rejected.keys().find(|reason| !REJECTION_REASONS.contains(&reason.as_str())) {
+    match commit.rejected.keys().find(|reason| Rejection::named(reason).is_none()) {
         Some(unknown) => {
-            let known = REJECTION_REASONS.join(", ");
+            let known = Rejection::ALL.map(Rejection::name).join(", ");
             Err(Refused::invalid("rejected", format!("{unknown:?} is not one of {known}")))
         }
         None => Ok(()),

@@ -169,6 +169,14 @@ pub enum DataSource {
 }
 
 impl DataSource {
+    /// Whether curators draw its pairs with the model, and not only encode them.
+    pub fn draws(&self) -> bool {
+        match self {
+            DataSource::Generate(_) | DataSource::Recompose(_) | DataSource::Crop(_) => true,
+            DataSource::Compose(_) | DataSource::Import(_) => false,
+        }
+    }
+
     /// The word that a spec has for it.
     pub fn word(&self) -> &'static str {
         match self {

@@ -1,6 +1,6 @@
 use super::*;
 use crate::Library;
-use crate::picture::tests::jpeg_held;
+use crate::upright::tests::jpeg_held;
 use image::{Rgb, RgbImage, Rgba, RgbaImage};
 
 /// A disc with soft edges on transparent ground.

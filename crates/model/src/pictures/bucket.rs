@@ -1,67 +1,10 @@
-//! Training sizes: pictures of one batch position share one bucket and are stretched to it (upstream: UNO's dataset and
-//! its collation).
+//! Pictures stretched to a training size (upstream: UNO's dataset and its collation).
 
 use image::RgbImage;
 use tch::Tensor;
 
-use super::to_model_input;
+use super::{from_model_output, to_model_input};
 use crate::error::{ModelError, Result};
-
-/// Buckets `(height, width)` at resolution 512, in the order in which ties are decided.
-pub const BUCKETS: [(u32, u32); 11] = [
-    (256, 768),
-    (320, 768),
-    (320, 704),
-    (384, 640),
-    (448, 576),
-    (512, 512),
-    (576, 448),
-    (640, 384),
-    (704, 320),
-    (768, 320),
-    (768, 256),
-];
-
-/// The resolution that [`BUCKETS`] are for.
-const RESOLUTION: f64 = 512.0;
-
-/// A bucket at another resolution: scaled and cut off, then floored to a multiple of 16.
-fn scaled(side: u32, resolution: u32) -> u32 {
-    (f64::from(side) / RESOLUTION * f64::from(resolution)) as u32 / 16 * 16
-}
-
-/// `(height, width)` that pictures of these `(height, width)` are brought to: the first bucket whose height / width
-/// is nearest to the arithmetic mean of theirs.
-pub fn choose(sizes: &[(u32, u32)], resolution: u32) -> Result<(u32, u32)> {
-    choose_among(&BUCKETS, sizes, resolution)
-}
-
-/// [`choose`] with other buckets, `(height, width)` at resolution 512.
-pub fn choose_among(buckets: &[(u32, u32)], sizes: &[(u32, u32)], resolution: u32) -> Result<(u32, u32)> {
-    if sizes.is_empty() || sizes.iter().any(|(height, width)| *height == 0 || *width == 0) {
-        return Err(ModelError::input("sizes", format!("{sizes:?} are not sizes of pictures")));
-    }
-    if !(32..=8192).contains(&resolution) {
-        return Err(ModelError::input("resolution", format!("{resolution} is not between 32 and 8192")));
-    }
-    let ratios = sizes.iter().map(|(height, width)| f64::from(*height) / f64::from(*width));
-    let mean = ratios.sum::<f64>() / sizes.len() as f64;
-    let mut best = (f64::INFINITY, (0, 0));
-    for (height, width) in buckets {
-        let (height, width) = (scaled(*height, resolution), scaled(*width, resolution));
-        if height == 0 || width == 0 {
-            continue;
-        }
-        let distance = (f64::from(height) / f64::from(width) - mean).abs();
-        if distance < best.0 {
-            best = (distance, (height, width));
-        }
-    }
-    if best.0.is_infinite() {
-        return Err(ModelError::input("buckets", format!("none has pixels at resolution {resolution}")));
-    }
-    Ok(best.1)
-}
 
 /// Stretches a picture to `(height, width)`: `[3, height, width]` float32 in about [−1, 1], bilinear, antialiased, neither
 /// rounded nor clamped to 8 bits on the way.
@@ -77,12 +20,14 @@ pub fn stretch(picture: &RgbImage, (height, width): (u32, u32)) -> Result<Tensor
     Ok(pixels.f_internal_upsample_bilinear2d_aa(size, false, None, None)?.f_squeeze_dim(0)?)
 }
 
-/// Chooses the bucket of the pictures and stretches them to it: `[n, 3, height, width]`.
-pub fn stack(pictures: &[&RgbImage], resolution: u32) -> Result<Tensor> {
-    let sizes: Vec<(u32, u32)> = pictures.iter().map(|p| (p.height(), p.width())).collect();
-    let size = choose(&sizes, resolution)?;
-    let stretched = pictures.iter().map(|picture| stretch(picture, size)).collect::<Result<Vec<_>>>()?;
-    Ok(Tensor::f_stack(&stretched, 0)?)
+/// [`stretch`] as a shard keeps it: rounded to 8 bits, which the published loader does not do, so that a value may be off
+/// by half a level.
+pub fn stretched(picture: &RgbImage, size: (u32, u32)) -> Result<RgbImage> {
+    if picture.dimensions() == (size.1, size.0) {
+        return Ok(picture.clone());
+    }
+    // `from_model_output` cuts off: half a level more rounds.
+    from_model_output(&stretch(picture, size)?.f_add_scalar(0.5 / 127.5)?)
 }
 
 #[cfg(test)]
@@ -90,24 +35,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_mean_of_ratios_decides() {
-        assert_eq!(choose(&[(500, 500)], 512).ok(), Some((512, 512)));
-        // Ratios 0.5 and 2: the mean is 1.25, not 1.
-        assert_eq!(choose(&[(100, 200), (200, 100)], 512).ok(), Some((576, 448)));
-        assert_eq!(choose(&[(1, 8000)], 512).ok(), Some((256, 768)));
+    fn a_shard_keeps_the_nearest_level() {
+        let picture = RgbImage::from_fn(40, 30, |x, y| image::Rgb([(x * 6) as u8, (y * 8) as u8, 255]));
+        assert_eq!(stretched(&picture, (30, 40)).expect("its size"), picture);
+        let kept = stretched(&picture, (16, 32)).expect("stretched");
+        assert_eq!(kept.dimensions(), (32, 16));
+        let exact = stretch(&picture, (16, 32)).expect("stretched");
+        let off = to_model_input(&[&kept]).expect("fits").get(0) - exact;
+        assert!(off.abs().max().double_value(&[]) <= 0.5 / 127.5 + 1e-6);
     }
 
     #[test]
-    fn sides_are_cut_off_twice() {
-        // 448 / 512 · 320 = 280, floored to 272.
-        assert_eq!(choose(&[(448, 576)], 320).ok(), Some((272, 352)));
-    }
-
-    #[test]
-    fn sizes_that_make_no_bucket_are_refused() {
-        assert!(
-            choose(&[], 512).is_err() && choose(&[(0, 1)], 512).is_err() && choose(&[(1, 1)], 31).is_err()
-        );
+    fn nothing_is_stretched_to_nothing() {
         assert!(stretch(&RgbImage::new(2, 2), (0, 16)).is_err());
         assert!(stretch(&RgbImage::new(0, 2), (16, 16)).is_err());
     }

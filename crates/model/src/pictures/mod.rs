@@ -1,147 +1,17 @@
-//! Pictures from files to what networks take, pixel for pixel as the published code does it.
+//! Pictures to what networks take, and back, as the published code does it. Files, resampling and sizes are
+//! [`crescendo_dataset::pictures`].
 //!
-//! ```text
-//!   file ──decode──▶ Picture (its own channels) ──┬─ reference: long side, Lanczos, crop ──▶ RGB
-//!                                                 ├─ to_rgb ─┬─ bucket: stretched, bilinear ──▶ tensor in [−1, 1]
-//!                                                 │          └─ processor: CLIP, DINO ──▶ normalised tensor
-//! ```
-//!
-//! - [`Picture::open`]: PNG, JPEG, WebP, GIF within [`MAX_PIXELS`] and [`MAX_FILE_BYTES`];
-//! - [`resample`]: the 8-bit resampler of Pillow, bit for bit;
-//! - [`reference`](mod@reference): references for inference; [`bucket`]: training sizes; [`processor`]: what CLIP and DINO look at.
-//!
-//! No orientation stored beside the pixels is applied: the published code does not apply it either.
+//! - [`bucket`]: stretched to a training size, bilinear; a tensor in [−1, 1];
+//! - [`processor`]: what CLIP and DINO look at.
 
 pub mod bucket;
-mod decode;
 pub mod processor;
-pub mod reference;
-pub mod resample;
 
+use crescendo_dataset::pictures::MAX_PIXELS;
 use image::RgbImage;
 use tch::{Kind, Tensor};
 
 use crate::error::{ModelError, Result};
-
-/// Pixels beyond which a picture is refused before its pixels are decoded: 8192 x 8192.
-pub const MAX_PIXELS: u64 = 1 << 26;
-/// Size of a picture file beyond which it is not read.
-pub const MAX_FILE_BYTES: u64 = 1 << 28;
-
-/// What the values of a pixel mean.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Channels {
-    Gray,
-    GrayAlpha,
-    Rgb,
-    /// Alpha is straight, not multiplied in.
-    Rgba,
-    /// One index into the palette.
-    Indexed,
-}
-
-impl Channels {
-    /// Bytes of a pixel.
-    pub fn count(self) -> usize {
-        match self {
-            Self::Gray | Self::Indexed => 1,
-            Self::GrayAlpha => 2,
-            Self::Rgb => 3,
-            Self::Rgba => 4,
-        }
-    }
-}
-
-/// A decoded picture, 8 bits a value, in the channels that its file has.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Picture {
-    width: u32,
-    height: u32,
-    channels: Channels,
-    /// Row by row, `width · height · channels.count()`.
-    bytes: Vec<u8>,
-    /// Colours of [`Channels::Indexed`]; indices beyond its end are black.
-    palette: Vec<[u8; 3]>,
-}
-
-impl Picture {
-    /// A picture from its pixels, row by row.
-    pub fn from_pixels(width: u32, height: u32, channels: Channels, bytes: Vec<u8>) -> Result<Self> {
-        let pixels = u64::from(width) * u64::from(height);
-        if pixels == 0 || pixels > MAX_PIXELS {
-            return Err(ModelError::input(
-                "picture",
-                format!("{width}x{height} is not 1 to {MAX_PIXELS} pixels"),
-            ));
-        }
-        if bytes.len() as u64 != pixels * channels.count() as u64 {
-            return Err(ModelError::input(
-                "picture",
-                format!("{} bytes are not {width}x{height} pixels of {}", bytes.len(), channels.count()),
-            ));
-        }
-        Ok(Self { width, height, channels, bytes, palette: Vec::new() })
-    }
-
-    /// A picture of palette indices; colours from 256 on are out of reach of an index.
-    pub fn from_palette(width: u32, height: u32, indices: Vec<u8>, palette: Vec<[u8; 3]>) -> Result<Self> {
-        let mut picture = Self::from_pixels(width, height, Channels::Indexed, indices)?;
-        picture.palette = palette;
-        Ok(picture)
-    }
-
-    /// `(width, height)`, pixels.
-    pub fn size(&self) -> (u32, u32) {
-        (self.width, self.height)
-    }
-
-    pub fn channels(&self) -> Channels {
-        self.channels
-    }
-
-    /// The pixels, row by row, as they are stored.
-    pub fn bytes(&self) -> &[u8] {
-        &self.bytes
-    }
-
-    /// [`Picture::to_rgb`], without a copy of pixels that are RGB already.
-    pub fn into_rgb(self) -> RgbImage {
-        match self.channels {
-            Channels::Rgb => rgb_image(self.width, self.height, self.bytes),
-            Channels::Gray | Channels::GrayAlpha | Channels::Rgba | Channels::Indexed => self.to_rgb(),
-        }
-    }
-
-    /// Three channels: grey repeated, palette looked up, alpha dropped without a background.
-    pub fn to_rgb(&self) -> RgbImage {
-        let count = self.channels.count();
-        let mut rgb = Vec::with_capacity(self.bytes.len() / count * 3);
-        for pixel in self.bytes.chunks_exact(count) {
-            rgb.extend_from_slice(&match (self.channels, pixel) {
-                (Channels::Indexed, [index, ..]) => {
-                    self.palette.get(usize::from(*index)).copied().unwrap_or_default()
-                }
-                (_, [r, g, b, ..]) => [*r, *g, *b],
-                (_, [gray, ..]) => [*gray; 3],
-                (_, []) => [0; 3],
-            });
-        }
-        rgb_image(self.width, self.height, rgb)
-    }
-}
-
-impl From<RgbImage> for Picture {
-    fn from(picture: RgbImage) -> Self {
-        let (width, height) = picture.dimensions();
-        Self { width, height, channels: Channels::Rgb, bytes: picture.into_raw(), palette: Vec::new() }
-    }
-}
-
-/// `rgb` holds three bytes for each pixel.
-fn rgb_image(width: u32, height: u32, rgb: Vec<u8>) -> RgbImage {
-    // The sizes agree by construction; an empty picture is what is left if a caller broke that.
-    RgbImage::from_raw(width, height, rgb).unwrap_or_default()
-}
 
 /// Pictures of one size to `[n, 3, height, width]` float32 in [−1, 1]: v / 255 · 2 − 1.
 pub fn to_model_input(pictures: &[&RgbImage]) -> Result<Tensor> {
@@ -194,36 +64,14 @@ pub fn from_model_output(pixels: &Tensor) -> Result<RgbImage> {
         .f_contiguous()?
         .f_to_kind(Kind::Uint8)?
         .f_reshape([-1])?;
-    Ok(rgb_image(width as u32, height as u32, Vec::<u8>::try_from(&bytes)?))
+    let bytes = Vec::<u8>::try_from(&bytes)?;
+    // The sizes agree by construction.
+    Ok(RgbImage::from_raw(width as u32, height as u32, bytes).unwrap_or_default())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn every_sort_of_pixel_becomes_rgb() {
-        let rgb = |channels, bytes: &[u8]| {
-            let picture = Picture::from_pixels(1, 1, channels, bytes.to_vec());
-            picture.map(|p| {
-                assert_eq!(p.to_rgb(), p.clone().into_rgb());
-                p.into_rgb().into_raw()
-            })
-        };
-        assert_eq!(rgb(Channels::Gray, &[7]).ok(), Some(vec![7, 7, 7]));
-        assert_eq!(rgb(Channels::GrayAlpha, &[7, 0]).ok(), Some(vec![7, 7, 7]));
-        assert_eq!(rgb(Channels::Rgb, &[1, 2, 3]).ok(), Some(vec![1, 2, 3]));
-        assert_eq!(rgb(Channels::Rgba, &[1, 2, 3, 0]).ok(), Some(vec![1, 2, 3]));
-        let indexed = Picture::from_palette(2, 1, vec![1, 2], vec![[0; 3], [9, 8, 7]]).expect("fits");
-        assert_eq!(indexed.to_rgb().into_raw(), [9, 8, 7, 0, 0, 0]);
-    }
-
-    #[test]
-    fn pixels_that_do_not_fit_their_size_are_refused() {
-        for (width, height, bytes) in [(0, 5, 0), (1, 1, 2), (1 << 14, 1 << 14, 0)] {
-            assert!(Picture::from_pixels(width, height, Channels::Gray, vec![0; bytes]).is_err());
-        }
-    }
 
     #[test]
     fn tensors_and_pictures_are_inverse_but_for_fractions() {

@@ -1,11 +1,12 @@
 //! What CLIP and DINO look at: shortest edge resized, centre cropped, normalised.
 
+use crescendo_dataset::pictures::resample::{Filter, Window, resample};
+use crescendo_dataset::pictures::{MAX_PIXELS, Picture};
 use image::RgbImage;
 use image::imageops::crop_imm;
 use tch::{Kind, Tensor};
 
-use super::resample::{Filter, Window, resample};
-use super::{MAX_PIXELS, Picture, planes};
+use super::planes;
 use crate::error::{ModelError, Result};
 
 /// How 8-bit pixels are resized.
@@ -119,7 +120,8 @@ impl ImageProcessor {
                     .f_permute([1, 2, 0])?
                     .f_contiguous()?
                     .f_reshape([-1])?;
-                let resized = super::rgb_image(width, height, Vec::<u8>::try_from(&resized)?);
+                let resized =
+                    RgbImage::from_raw(width, height, Vec::<u8>::try_from(&resized)?).unwrap_or_default();
                 Ok(crop_imm(&resized, window.left, window.top, window.width, window.height).to_image())
             }
         }

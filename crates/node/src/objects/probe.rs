@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use crescendo_core::object_keys;
 use object_store::path::Path;
 use object_store::{Error, ObjectStore, ObjectStoreExt as _, PutMode, PutPayload};
 
@@ -34,7 +35,7 @@ impl ProbeError {
 
 /// Makes an object of its own twice, below `probes/`, and deletes it.
 pub async fn check_conditional_create(store: &dyn ObjectStore) -> Result<(), ProbeError> {
-    let location = Path::from(format!("probes/{}", uuid::Uuid::new_v4()));
+    let location = Path::from(object_keys::probe(&uuid::Uuid::new_v4().to_string()));
     match tokio::time::timeout(DEADLINE, check(store, &location)).await {
         Ok(outcome) => outcome,
         Err(_) => Err(ProbeError::Access(format!("no answer within {DEADLINE:?}"))),

@@ -3,9 +3,8 @@
 
 use image::RgbImage;
 
-use super::Picture;
 use super::resample::{Filter, Window, resample};
-use crate::error::{ModelError, Result};
+use super::{Picture, PictureError, Result};
 
 /// Sides are cropped to multiples of this: two latent pixels of eight picture pixels each.
 const MULTIPLE: u32 = 16;
@@ -52,7 +51,7 @@ impl ReferenceLayout {
 /// Scales and crops a reference: Lanczos in the picture's own channels, then three channels. `name` is how an error
 /// calls the picture.
 pub fn prepare(name: &str, picture: &Picture, long: u32) -> Result<RgbImage> {
-    let refused = |reason: String| ModelError::Picture { name: name.to_owned(), reason };
+    let refused = |reason: String| PictureError::Picture { name: name.to_owned(), reason };
     if !(MULTIPLE..=8192).contains(&long) {
         return Err(refused(format!("a long side of {long} pixels is not between {MULTIPLE} and 8192")));
     }

@@ -7,9 +7,7 @@
 
 use std::ops::Range;
 
-use crate::error::{ModelError, Result};
-
-use super::{Channels, MAX_PIXELS, Picture};
+use super::{Channels, MAX_PIXELS, Picture, PictureError, Result};
 
 /// Fractional bits of a weight: 8 bits are left for the pixel, 2 for sums beyond 1.
 const PRECISION_BITS: u32 = 32 - 8 - 2;
@@ -238,14 +236,14 @@ pub fn resample(picture: &Picture, size: (u32, u32), window: Window, filter: Fil
     let inside =
         |from: u32, count: u32, all: u32| count > 0 && from.checked_add(count).is_some_and(|end| end <= all);
     if !inside(window.left, window.width, width) || !inside(window.top, window.height, height) {
-        return Err(ModelError::input("window", format!("{window:?} is not inside {width}x{height}")));
+        return Err(PictureError::input("window", format!("{window:?} is not inside {width}x{height}")));
     }
     let pixels = u64::from(window.width) * u64::from(window.height);
     // Between the passes there are at most the picture's rows, as wide as the window, or its columns, as high.
     let between = u64::from(window.width) * u64::from(picture.height);
     let between = between.max(u64::from(picture.width) * u64::from(window.height));
     if pixels.max(between) > MAX_PIXELS * 4 {
-        return Err(ModelError::input("window", format!("{window:?} is too large")));
+        return Err(PictureError::input("window", format!("{window:?} is too large")));
     }
     let count = picture.channels.count();
     let run = |bytes: &[u8]| resample_bytes(bytes, count, picture.size(), size, window, filter);

@@ -15,8 +15,7 @@ use image::codecs::jpeg::JpegDecoder;
 use image::codecs::webp::WebPDecoder;
 use image::{DynamicImage, ImageDecoder, Limits};
 
-use super::{Channels, MAX_FILE_BYTES, MAX_PIXELS, Picture};
-use crate::error::{ModelError, Result};
+use super::{Channels, MAX_FILE_BYTES, MAX_PIXELS, Picture, PictureError, Result};
 
 /// Memory that decoding may take beside the pixels themselves; the largest picture has 4 bytes a pixel, 8 before it
 /// is cut to 8 bits.
@@ -28,7 +27,7 @@ type Decoded<T> = std::result::Result<T, String>;
 impl Picture {
     /// Reads and decodes a PNG, JPEG, WebP or GIF file. Its format is told by its first bytes, not by its name.
     pub fn open(path: &Path) -> Result<Self> {
-        let io = |source| ModelError::Io { path: path.to_owned(), source };
+        let io = |source| PictureError::Io { path: path.to_owned(), source };
         let file = std::fs::File::open(path).map_err(io)?;
         let mut bytes = Vec::new();
         // One byte more than allowed tells a file of exactly that size from a larger one.
@@ -49,7 +48,7 @@ impl Picture {
             [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => webp(bytes),
             _ => Err("it is none of PNG, JPEG, WebP and GIF".to_owned()),
         };
-        decoded.map_err(|reason| ModelError::Picture { name: name.to_owned(), reason })
+        decoded.map_err(|reason| PictureError::Picture { name: name.to_owned(), reason })
     }
 }
 

@@ -3,18 +3,17 @@
 //! For pair `k` (six digits, from 0): `k.target.png`, `k.ref0.png` …, `k.json`. The same pairs give the same bytes:
 //! owner, mode and time of every entry are fixed.
 
-use crate::pair::Pair;
-use crate::picture;
+use crate::digest::sha256_hex;
+use crate::pair::{Facts, Pair};
+use crate::pictures::Picture;
 use image::RgbImage;
 use image::codecs::png::{CompressionType, FilterType, PngEncoder};
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
-use sha2::{Digest, Sha256};
-use std::collections::BTreeMap;
 use std::io::Read;
 
 /// Size of one entry beyond which a shard is refused.
 const MAX_ENTRY_BYTES: u64 = 512 << 20;
+/// References of a pair; the job spec allows no more.
+const MAX_REFERENCES: usize = 8;
 
 /// Lines of a picture are written as differences from the line above. A pair is written once and read in every epoch, and
 /// this is undone with one addition a byte, many bytes at a time: a picture decodes in half the time that it takes with the
@@ -30,18 +29,6 @@ pub enum ShardError {
     Entry { entry: String, reason: String },
     #[error("the tar is damaged or cut short: {0}")]
     Tar(std::io::Error),
-}
-
-/// What `k.json` says beside the pictures.
-#[derive(Serialize, Deserialize)]
-struct Facts {
-    prompt: String,
-    #[serde(default)]
-    reference_words: Vec<String>,
-    #[serde(default)]
-    scores: BTreeMap<String, f64>,
-    #[serde(default)]
-    provenance: Value,
 }
 
 /// A finished shard.
@@ -79,13 +66,8 @@ impl ShardWriter {
         for (n, reference) in pair.references.iter().enumerate() {
             entries.push((format!("ref{n}.png"), png(reference)?));
         }
-        let facts = Facts {
-            prompt: pair.prompt.clone(),
-            reference_words: pair.reference_words.clone(),
-            scores: pair.scores.clone(),
-            provenance: pair.provenance.clone(),
-        };
-        entries.push(("json".to_owned(), serde_json::to_vec(&facts).map_err(|e| failed(e.to_string()))?));
+        entries
+            .push(("json".to_owned(), serde_json::to_vec(&pair.facts()).map_err(|e| failed(e.to_string()))?));
         for (suffix, content) in entries {
             let mut header = tar::Header::new_ustar();
             header.set_size(content.len() as u64);
@@ -109,14 +91,56 @@ impl ShardWriter {
     }
 }
 
-/// SHA-256 as 64 lower-case hexadecimal digits.
-pub fn sha256_hex(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+/// A pair as its shard has it: the files of its pictures, not decoded.
+#[derive(Clone, Debug)]
+pub struct StoredPair {
+    pub facts: Facts,
+    /// PNG files.
+    pub target: Vec<u8>,
+    pub references: Vec<Vec<u8>>,
 }
 
-/// Reads a shard from anything that gives bytes. Pairs come in their order; the first thing that is wrong is the error.
+/// Reads and decodes a shard. Pairs come in their order; the first thing that is wrong is the error.
 pub fn read_shard(tar: impl Read) -> Result<Vec<Pair>, ShardError> {
     let mut pairs = Vec::new();
+    each_stored(tar, |key, stored| {
+        let decoded = |suffix: &str, png: &[u8]| {
+            Picture::decode("picture", png).map(Picture::into_rgb).map_err(|_| ShardError::Entry {
+                entry: format!("{key}.{suffix}"),
+                reason: "the picture cannot be decoded".into(),
+            })
+        };
+        let references = stored.references.iter().enumerate();
+        let references = references.map(|(n, png)| decoded(&format!("ref{n}.png"), png));
+        let Facts { prompt, reference_words, scores, provenance } = stored.facts;
+        pairs.push(Pair {
+            target: decoded("target.png", &stored.target)?,
+            references: references.collect::<Result<_, _>>()?,
+            prompt,
+            reference_words,
+            scores,
+            provenance,
+        });
+        Ok(())
+    })?;
+    Ok(pairs)
+}
+
+/// Reads a shard without decoding its pictures.
+pub fn read_stored(tar: impl Read) -> Result<Vec<StoredPair>, ShardError> {
+    let mut pairs = Vec::new();
+    each_stored(tar, |_, stored| {
+        pairs.push(stored);
+        Ok(())
+    })?;
+    Ok(pairs)
+}
+
+/// Hands over each pair with its key, as soon as it is whole: a shard's pictures need not be in memory twice.
+fn each_stored(
+    tar: impl Read,
+    mut take: impl FnMut(&str, StoredPair) -> Result<(), ShardError>,
+) -> Result<(), ShardError> {
     let mut building: Option<Building> = None;
     let mut archive = tar::Archive::new(tar);
     for entry in archive.entries().map_err(ShardError::Tar)? {
@@ -136,15 +160,30 @@ pub fn read_shard(tar: impl Read) -> Result<Vec<Pair>, ShardError> {
             return Err(wrong("it is cut short"));
         }
         let Some((key, suffix)) = name.split_once('.') else { return Err(wrong("its name has no suffix")) };
-        let current = match building.take() {
+        let mut current = match building.take() {
             Some(current) if current.key == key => current,
             Some(_) => return Err(wrong("the pair before it has no json")),
             None => Building { key: key.to_owned(), target: None, references: Vec::new() },
         };
-        building = current.with(suffix, &content, &mut pairs).map_err(|reason| wrong(&reason))?;
+        match suffix {
+            "target.png" if current.target.is_none() => current.target = Some(content),
+            "json" => {
+                let facts = serde_json::from_slice(&content).map_err(|error| wrong(&error.to_string()))?;
+                let target = current.target.ok_or_else(|| wrong("the pair has no target"))?;
+                take(&current.key, StoredPair { facts, target, references: current.references })?;
+                continue;
+            }
+            _ if suffix == format!("ref{}.png", current.references.len())
+                && current.references.len() < MAX_REFERENCES =>
+            {
+                current.references.push(content)
+            }
+            _ => return Err(wrong("it is not expected here")),
+        }
+        building = Some(current);
     }
     match building {
-        None => Ok(pairs),
+        None => Ok(()),
         Some(unfinished) => Err(ShardError::Entry {
             entry: format!("{}.json", unfinished.key),
             reason: "it is missing".to_owned(),
@@ -152,42 +191,17 @@ pub fn read_shard(tar: impl Read) -> Result<Vec<Pair>, ShardError> {
     }
 }
 
-/// A pair of which some entries have been read.
+/// A pair of which some entries have been read; its json ends it.
 struct Building {
     key: String,
-    target: Option<RgbImage>,
-    references: Vec<RgbImage>,
+    target: Option<Vec<u8>>,
+    references: Vec<Vec<u8>>,
 }
 
-impl Building {
-    /// Takes the next entry of the pair; its json ends it.
-    fn with(
-        mut self,
-        suffix: &str,
-        content: &[u8],
-        pairs: &mut Vec<Pair>,
-    ) -> Result<Option<Building>, String> {
-        let decoded = || picture::decode(content).map_err(|_| "the picture cannot be decoded".to_owned());
-        match suffix {
-            "target.png" if self.target.is_none() => self.target = Some(decoded()?),
-            "json" => {
-                let facts: Facts = serde_json::from_slice(content).map_err(|e| e.to_string())?;
-                let target = self.target.ok_or("the pair has no target")?;
-                pairs.push(Pair {
-                    target,
-                    references: self.references,
-                    prompt: facts.prompt,
-                    reference_words: facts.reference_words,
-                    scores: facts.scores,
-                    provenance: facts.provenance,
-                });
-                return Ok(None);
-            }
-            _ if suffix == format!("ref{}.png", self.references.len()) => self.references.push(decoded()?),
-            _ => return Err("it is not expected here".to_owned()),
-        }
-        Ok(Some(self))
-    }
+/// At most `count` of the numbers below `total`, evenly spread, ascending: which of many to show.
+pub fn spread(total: usize, count: usize) -> Vec<usize> {
+    let count = count.min(total);
+    (0..count).map(|n| n * total / count).collect()
 }
 
 #[cfg(test)]
@@ -195,6 +209,7 @@ mod tests {
     use super::*;
     use image::Rgb;
     use serde_json::json;
+    use std::collections::BTreeMap;
 
     fn pair(n: u8, references: usize) -> Pair {
         let picture =
@@ -224,12 +239,26 @@ mod tests {
         assert_eq!(first.pairs, 3);
         let read = read_shard(first.bytes.as_slice()).expect("read");
         assert_eq!(read.len(), 3);
+        let stored = read_stored(first.bytes.as_slice()).expect("read");
+        let facts: Vec<Facts> = read.iter().map(Pair::facts).collect();
+        assert_eq!(
+            stored.iter().map(|pair| &pair.facts).collect::<Vec<_>>(),
+            facts.iter().collect::<Vec<_>>()
+        );
+        assert_eq!(facts[0].rejected(), "");
         for (n, found) in read.iter().enumerate() {
             let expected = pair(n as u8, 2);
             assert_eq!((&found.target, &found.references), (&expected.target, &expected.references));
             assert_eq!((&found.prompt, &found.scores), (&expected.prompt, &expected.scores));
             assert_eq!(found.provenance, expected.provenance);
         }
+    }
+
+    #[test]
+    fn picks_are_spread_and_never_too_many() {
+        assert_eq!(spread(10, 3), [0, 3, 6]);
+        assert_eq!(spread(2, 5), [0, 1]);
+        assert!(spread(0, 5).is_empty() && spread(5, 0).is_empty());
     }
 
     #[test]
@@ -260,7 +289,7 @@ mod tests {
         };
         for (entries, says) in [
             (&[("000000.json", b"{\"prompt\":\"x\"}" as &[u8])] as &[(&str, &[u8])], "no target"),
-            (&[("000000.target.png", b"junk")], "cannot be decoded"),
+            (&[("000000.target.png", b"junk"), ("000000.json", b"{\"prompt\":\"x\"}")], "cannot be decoded"),
             (&[("000000.ref1.png", b"junk")], "not expected"),
             (&[("plain", b"junk")], "no suffix"),
         ] {

@@ -1,26 +1,8 @@
-//! What curation makes: a pair, or the reason why there is none.
+//! Why candidates are turned down. The one place where a reason is spelled: curators count them, the controller takes no other, and
+//! people read them.
 
-use image::RgbImage;
-use serde_json::Value;
-use std::collections::BTreeMap;
-
-/// A prompt, the picture that it describes, and pictures of the subjects in it.
-#[derive(Clone, Debug)]
-pub struct Pair {
-    pub target: RgbImage,
-    /// In the order of the model's references; none for plain text-to-image.
-    pub references: Vec<RgbImage>,
-    /// True of `target`.
-    pub prompt: String,
-    /// What each reference shows, in their order.
-    pub reference_words: Vec<String>,
-    /// By name of the filter: `similarity`, `judge`, `score`.
-    pub scores: BTreeMap<String, f64>,
-    /// Enough to make the pair again: seed, unit, candidate, source ids.
-    pub provenance: Value,
-}
-
-/// Why a candidate is not in the pair log. The fixed set that is counted and reported.
+/// Why a candidate is not in the pair log. The fixed set that is counted and reported: in the log's records, in
+/// metrics and by `explain`, under [`Rejection::name`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Rejection {
     SimilarityLow,
@@ -57,10 +39,12 @@ pub enum Rejection {
     BadCaption,
     /// A total that is not the mean of its parts, where the spec wants no such record.
     ScoreDisagrees,
+    /// Not a candidate's: a whole unit was given up after too many failures.
+    UnitSetAside,
 }
 
 impl Rejection {
-    pub const ALL: [Rejection; 22] = [
+    pub const ALL: [Rejection; 23] = [
         Rejection::SimilarityLow,
         Rejection::SimilarityHigh,
         Rejection::UnreadableImage,
@@ -83,9 +67,10 @@ impl Rejection {
         Rejection::BadPath,
         Rejection::BadCaption,
         Rejection::ScoreDisagrees,
+        Rejection::UnitSetAside,
     ];
 
-    /// The name that goes to the controller and into metrics.
+    /// The name under which it is recorded, reported and shown.
     pub const fn name(self) -> &'static str {
         match self {
             Rejection::SimilarityLow => "similarity_low",
@@ -110,25 +95,28 @@ impl Rejection {
             Rejection::BadPath => "bad_path",
             Rejection::BadCaption => "bad_caption",
             Rejection::ScoreDisagrees => "score_disagrees",
+            Rejection::UnitSetAside => "unit_set_aside",
         }
     }
-}
 
-/// A candidate that was turned down, with the pair itself where there is one to look at.
-#[derive(Clone, Debug)]
-pub struct Rejected {
-    pub reason: Rejection,
-    pub pair: Option<Box<Pair>>,
-}
-
-impl Rejected {
-    pub fn of(reason: Rejection, pair: Pair) -> Rejected {
-        Rejected { reason, pair: Some(Box::new(pair)) }
+    /// The one of this name, if there is one.
+    pub fn named(name: &str) -> Option<Rejection> {
+        Self::ALL.into_iter().find(|rejection| rejection.name() == name)
     }
 }
 
-impl From<Rejection> for Rejected {
-    fn from(reason: Rejection) -> Rejected {
-        Rejected { reason, pair: None }
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn each_reason_is_known_by_a_name_of_its_own() {
+        let names: BTreeSet<&str> = Rejection::ALL.map(Rejection::name).into();
+        assert_eq!(names.len(), Rejection::ALL.len());
+        assert!(
+            Rejection::ALL.into_iter().all(|rejection| Rejection::named(rejection.name()) == Some(rejection))
+        );
+        assert_eq!(Rejection::named("nonesuch"), None);
     }
 }

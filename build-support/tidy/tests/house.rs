@@ -1,0 +1,196 @@
+//! What this house holds itself to, over all of its sources. Lists may shrink; that one grows is the failure.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use crescendo_tidy::circles::circles;
+use crescendo_tidy::source::{Crate, files, roots};
+use crescendo_tidy::{functions, literals, uses};
+
+/// Lines of a function, from its signature to its closing brace.
+const MAX_FUNCTION_LINES: usize = 80;
+
+/// Functions that are longer, and may not grow.
+const LONG_FUNCTIONS: &[(&str, &str, usize)] = &[
+    ("controller/src/engine/handle.rs", "handle", 90),
+    ("controller/src/engine/handle.rs", "handle_unit", 103),
+    ("controller/tests/secrets.rs", "a_secret_that_someone_writes_somewhere_is_kept_nowhere", 106),
+    ("crates/core/src/explain/progress.rs", "running", 90),
+    ("crates/core/src/explain/room.rs", "waiting", 81),
+    ("crates/core/src/spec/emit.rs", "write_data", 95),
+    ("crates/core/src/spec/tests/properties.rs", "job_spec", 89),
+    ("crates/core/tests/promises/world.rs", "perform", 82),
+    ("crates/model/src/training/learner.rs", "micro", 164),
+    ("crates/node/src/objects/s3.rs", "from_environment", 84),
+    ("crates/node/src/testing/hostile/families.rs", "header_blocks", 101),
+    ("curator-node/src/main.rs", "run", 125),
+    ("curator-node/src/prompts/templates.rs", "words", 232),
+    ("tests/strangers.rs", "strangers_are_refused_everywhere_and_change_nothing", 96),
+    ("trainer-node/src/agent/run.rs", "run", 103),
+    ("trainer-node/src/rank/data.rs", "serve", 92),
+    ("trainer-node/src/rank/run.rs", "rank", 90),
+    ("trainer-node/src/rank/run.rs", "work", 97),
+    ("workbench/src/parity/train_step.rs", "run_rank", 101),
+    ("workbench/src/report/mod.rs", "run", 97),
+];
+
+fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+/// The code itself: neither tests in files of their own, nor examples, benches, fuzz targets and this.
+fn is_code(path: &Path) -> bool {
+    let folders: Vec<String> =
+        path.components().map(|part| part.as_os_str().to_string_lossy().into_owned()).collect();
+    let named = |name: &str| folders.iter().any(|folder| folder == name);
+    named("src") && !named("tests") && !named("testing") && !named("tidy") && !path.ends_with("tests.rs")
+}
+
+#[test]
+fn functions_are_short() {
+    let known: BTreeMap<(String, String), usize> = LONG_FUNCTIONS
+        .iter()
+        .map(|(path, name, lines)| ((path.to_string(), name.to_string()), *lines))
+        .collect();
+    let mut found = BTreeMap::new();
+    for path in files(&repository()).expect("list") {
+        let text = std::fs::read_to_string(repository().join(&path)).expect("read");
+        for function in functions::long(&path, &text, MAX_FUNCTION_LINES).expect("parse") {
+            found.insert((path.display().to_string(), function.name), function.lines);
+        }
+    }
+    for ((path, name), lines) in &found {
+        let most = known.get(&(path.clone(), name.clone())).copied().unwrap_or(MAX_FUNCTION_LINES);
+        assert!(*lines <= most, "{path}: {name} has {lines} lines, more than {most}");
+    }
+    for ((path, name), lines) in &known {
+        let now = found.get(&(path.clone(), name.clone()));
+        assert!(now == Some(lines), "{path}: {name} has become shorter ({now:?}): say so in LONG_FUNCTIONS");
+    }
+}
+
+/// Files that use each other, so that none can be read without the others. What a file uses of the modules that it lies in, and
+/// these of it, is not counted.
+const CIRCLES: &[&[&str]] = &[
+    &["cli/src/args.rs", "cli/src/commands/library.rs", "cli/src/commands/token.rs"],
+    &["cli/src/commands/submit.rs", "cli/src/commands/validate.rs"],
+    &[
+        "crates/core/src/bench.rs",
+        "crates/core/src/decide.rs",
+        "crates/core/src/decide/curation.rs",
+        "crates/core/src/decide/jobs.rs",
+        "crates/core/src/decide/nodes.rs",
+        "crates/core/src/decide/settle.rs",
+        "crates/core/src/decide/sources.rs",
+        "crates/core/src/observed.rs",
+    ],
+    &[
+        "crates/core/src/pairlog.rs",
+        "crates/core/src/precision.rs",
+        "crates/core/src/processor.rs",
+        "crates/core/src/records.rs",
+        "crates/core/src/state.rs",
+    ],
+    &["crates/core/src/spec/places.rs", "crates/core/src/spec/warnings.rs"],
+    &[
+        "crates/dataset/src/folder.rs",
+        "crates/dataset/src/folder/captions.rs",
+        "crates/dataset/src/library.rs",
+        "crates/dataset/src/make.rs",
+    ],
+    &["crates/model/src/clip/config.rs", "crates/model/src/clip/text.rs"],
+    &["crates/node/src/call.rs", "crates/node/src/tls/dial.rs"],
+    &["crates/node/src/tls/accept.rs", "crates/node/src/tls/reload.rs"],
+    &["crates/store/src/election.rs", "crates/store/src/store.rs"],
+    &["crates/store/src/lease.rs", "crates/store/src/types.rs"],
+    &["curator-node/src/endpoint/message.rs", "curator-node/src/endpoint/reply.rs"],
+    &[
+        "curator-node/src/endpoint/mod.rs",
+        "curator-node/src/generate/mod.rs",
+        "curator-node/src/prompts/mod.rs",
+        "curator-node/src/prompts/written.rs",
+        "curator-node/src/recompose/mod.rs",
+        "curator-node/src/source.rs",
+        "curator-node/src/studio.rs",
+    ],
+    &["trainer-node/src/agent/run.rs", "trainer-node/src/agent/service.rs"],
+    &["workbench/src/parity/ranks.rs", "workbench/src/parity/train_step.rs"],
+    &["workbench/src/report/cases.rs", "workbench/src/report/figures.rs"],
+];
+
+#[test]
+fn files_use_each_other_in_one_direction() {
+    let mut found = BTreeSet::new();
+    for root in roots(&files(&repository()).expect("list")) {
+        let of = Crate::read(&repository(), &root).expect("read");
+        for circle in circles(&uses::between_files(&of)) {
+            found
+                .insert(circle.iter().map(|at| of.files[*at].path.display().to_string()).collect::<Vec<_>>());
+        }
+    }
+    let known: BTreeSet<Vec<String>> =
+        CIRCLES.iter().map(|circle| circle.iter().map(ToString::to_string).collect()).collect();
+    assert_eq!(found, known);
+}
+
+/// A text that only its owner spells.
+struct Contract {
+    what: &'static str,
+    owner: &'static str,
+    spelled: fn(&str) -> bool,
+}
+
+const CONTRACTS: &[Contract] = &[
+    Contract {
+        what: "a key of the object store",
+        owner: "crates/core/src/object_keys.rs",
+        spelled: |text| {
+            let folders = ["/pairs", "/rejected", "/checkpoints", "/spent"];
+            text.starts_with("jobs/{")
+                && (text.matches('/').count() > 1 || folders.iter().any(|folder| text.contains(folder)))
+                || text.starts_with("endpoint/replies")
+                || text.starts_with("prompts/{")
+                || text.starts_with("probes/")
+        },
+    },
+    Contract {
+        what: "a reason of rejection",
+        owner: "crates/core/src/rejection.rs",
+        spelled: |text| crescendo_core::rejection::Rejection::named(text).is_some(),
+    },
+    Contract {
+        what: "the name of a checkpoint's file",
+        owner: "crates/dataset/src/checkpoint.rs",
+        spelled: |text| {
+            [
+                "dit_lora.safetensors",
+                "optimizer.safetensors",
+                "ema.safetensors",
+                "history.jsonl",
+                "state.json",
+            ]
+            .contains(&text)
+        },
+    },
+];
+
+#[test]
+fn what_several_agree_on_has_one_owner() {
+    let mut elsewhere = Vec::new();
+    let mut owners = BTreeSet::new();
+    for path in files(&repository()).expect("list").into_iter().filter(|path| is_code(path)) {
+        let text = std::fs::read_to_string(repository().join(&path)).expect("read");
+        let syntax = syn::parse_file(&text).expect("parse");
+        for (line, literal) in literals::of(&syntax) {
+            for contract in CONTRACTS.iter().filter(|contract| (contract.spelled)(&literal)) {
+                if path == Path::new(contract.owner) {
+                    owners.insert(contract.owner);
+                } else {
+                    elsewhere.push(format!("{}:{line}: {:?} is {}", path.display(), literal, contract.what));
+                }
+            }
+        }
+    }
+    assert!(elsewhere.is_empty(), "{}", elsewhere.join("\n"));
+    assert_eq!(owners.len(), CONTRACTS.len(), "each owner spells its own");
+}

@@ -1,0 +1,154 @@
+//! Keys of the cluster's object store, each made in one place: who writes an object, who reads it and who collects it call the same
+//! function.
+//!
+//! | key | what it is |
+//! |---|---|
+//! | `jobs/JOB/STAGE/pairs/unit-N-lLEASE.tar` | a shard of the pair log |
+//! | `jobs/JOB/STAGE/rejected/unit-N.tar` | candidates of a unit that were turned down, for people |
+//! | `jobs/JOB/STAGE/checkpoints/step-STEP-gGENERATION/FILE` | a checkpoint, registered by the controller |
+//! | `jobs/JOB/STAGE/events.out.tfevents…` | the stage's curve, for TensorBoard |
+//! | `jobs/JOB/endpoints/ENDPOINT/spent/ID.json` | what a curator spent at an endpoint |
+//! | `endpoint/replies/HH/HASH.json` | a language model's answer, for all jobs |
+//! | `prompts/HASH.json` | prompts that a language model wrote, for all jobs |
+//! | `probes/ID` | made and deleted by who wants to know what the store can do |
+
+/// Shard that the holder of a unit's lease writes: one key a lease, so that no two writers ever share one.
+pub fn shard(job: &str, stage: &str, unit: u64, lease_generation: u64) -> String {
+    format!("{}/unit-{unit:06}-l{lease_generation}.tar", shards(job, stage))
+}
+
+/// Folder of a stage's shards. What lies there need not be in the log: a lease that was lost may have written its shard.
+pub fn shards(job: &str, stage: &str) -> String {
+    format!("jobs/{job}/{stage}/pairs")
+}
+
+/// The unit whose shard, or whose rejected candidates, lie at a key.
+pub fn unit_of(key: &str) -> Option<u64> {
+    let name = key.rsplit('/').next()?.strip_prefix("unit-")?.strip_suffix(".tar")?;
+    name.split_once("-l").map_or(name, |(unit, _)| unit).parse().ok()
+}
+
+/// The rejected candidates of a unit that are kept for people to see.
+pub fn rejected_sample(job: &str, stage: &str, unit: u64) -> String {
+    format!("{}/unit-{unit:06}.tar", rejected_samples(job, stage))
+}
+
+/// Folder of a stage's [`rejected_sample`]s.
+pub fn rejected_samples(job: &str, stage: &str) -> String {
+    format!("jobs/{job}/{stage}/rejected")
+}
+
+/// Folder of a checkpoint.
+pub fn checkpoint(job: &str, stage: &str, step: u64, generation: u64) -> String {
+    format!("{}/step-{step:08}-g{generation}", checkpoints(job, stage))
+}
+
+/// Folder of a stage's checkpoints.
+pub fn checkpoints(job: &str, stage: &str) -> String {
+    format!("jobs/{job}/{stage}/checkpoints")
+}
+
+/// A file of the checkpoint in `folder`.
+pub fn checkpoint_file(folder: &str, name: &str) -> String {
+    format!("{folder}/{name}")
+}
+
+/// Whether `key` is that of a file in a checkpoint's folder, as [`checkpoint_file`] of a [`checkpoint`] makes it.
+pub fn is_checkpoint_file(key: &str) -> bool {
+    let parts: Vec<&str> = key.split('/').collect();
+    matches!(parts.as_slice(), ["jobs", _, _, "checkpoints", _, _]) && parts.iter().all(|part| is_plain(part))
+}
+
+/// Whether `key` is that of a folder directly below [`checkpoints`] of this stage.
+pub fn is_checkpoint_of(key: &str, job: &str, stage: &str) -> bool {
+    let name = key.strip_prefix(&checkpoints(job, stage)).and_then(|rest| rest.strip_prefix('/'));
+    name.is_some_and(is_plain)
+}
+
+/// Whether a name is safe to append to a folder's key.
+pub fn is_plain(name: &str) -> bool {
+    let known = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    !name.is_empty() && name.len() <= 128 && !name.starts_with('.') && name.chars().all(known)
+}
+
+/// A stage's event file of TensorBoard.
+pub fn events(job: &str, stage: &str, file: &str) -> String {
+    format!("jobs/{job}/{stage}/{file}")
+}
+
+/// Folder of what a job's curators spent at an endpoint, a file a process.
+pub fn spending(job: &str, endpoint: &str) -> String {
+    format!("jobs/{job}/endpoints/{endpoint}/spent")
+}
+
+/// A language model's answer to the question of this hash, 64 hexadecimal digits.
+pub fn reply(question: &str) -> String {
+    format!("endpoint/replies/{}/{question}.json", question.get(..2).unwrap_or("00"))
+}
+
+/// The prompts that a language model wrote when it was asked what has this hash.
+pub fn prompts(asked: &str) -> String {
+    format!("prompts/{asked}.json")
+}
+
+/// An object of the prober's own.
+pub fn probe(id: &str) -> String {
+    format!("probes/{id}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_sort_as_what_they_are_of() {
+        assert_eq!(shard("uno-1", "stage-1", 7, 3), "jobs/uno-1/stage-1/pairs/unit-000007-l3.tar");
+        assert_eq!(rejected_sample("j", "s", 12), "jobs/j/s/rejected/unit-000012.tar");
+        assert_eq!(checkpoint("j", "s", 500, 2), "jobs/j/s/checkpoints/step-00000500-g2");
+        assert_eq!(spending("j", "judge"), "jobs/j/endpoints/judge/spent");
+        assert_eq!(reply("ab12"), "endpoint/replies/ab/ab12.json");
+    }
+
+    #[test]
+    fn a_unit_is_known_by_its_key() {
+        assert_eq!(unit_of(&shard("j", "s", 7, 3)), Some(7));
+        assert_eq!(unit_of(&rejected_sample("j", "s", 1_234_567)), Some(1_234_567));
+        for other in ["jobs/j/s/pairs/unit-x.tar", "jobs/j/s/pairs/7.tar", "unit-1", ""] {
+            assert_eq!(unit_of(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn only_files_of_checkpoints_are_such() {
+        assert!(is_checkpoint_file(&checkpoint_file(
+            &checkpoint("a-1", "stage-1", 100, 2),
+            "dit_lora.safetensors"
+        )));
+        for other in [
+            "",
+            "jobs/a-1/stage-1/pairs/unit-000000-l1.tar",
+            "jobs/a-1/stage-1/checkpoints/step-1-g1",
+            "jobs/a-1/stage-1/checkpoints/../secret",
+            "jobs/a-1/stage-1/checkpoints/.hidden/x",
+            "jobs/a-1/stage-1/checkpoints/step-1-g1/a/b",
+            "jobs//stage-1/checkpoints/step-1-g1/a",
+            "/jobs/a-1/stage-1/checkpoints/step-1-g1/a",
+            "other/a-1/stage-1/checkpoints/step-1-g1/a",
+        ] {
+            assert!(!is_checkpoint_file(other), "{other}");
+        }
+    }
+
+    #[test]
+    fn a_stages_checkpoints_are_below_it() {
+        assert!(is_checkpoint_of(&checkpoint("job", "one", 2, 1), "job", "one"));
+        for other in [
+            "jobs/job/two/checkpoints/step-00000002-g1",
+            "jobs/job/one/checkpoints/../../two",
+            "jobs/job/one/checkpoints/",
+            "jobs/job/one/checkpoints/a/b",
+        ] {
+            assert!(!is_checkpoint_of(other, "job", "one"), "{other}");
+        }
+    }
+}

@@ -1,0 +1,27 @@
+//! Content as the registry knows it: by size and SHA-256.
+
+use sha2::{Digest as _, Sha256};
+
+/// What is known of an object's bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Content {
+    pub size_bytes: u64,
+    /// 64 lower-case hexadecimal digits.
+    pub sha256: String,
+}
+
+impl Content {
+    pub fn of(bytes: &[u8]) -> Content {
+        Content { size_bytes: bytes.len() as u64, sha256: sha256_hex(bytes) }
+    }
+}
+
+/// 64 lower-case hexadecimal digits.
+pub fn sha256_hex(bytes: &[u8]) -> String {
+    hex(&Sha256::digest(bytes))
+}
+
+/// Two lower-case hexadecimal digits a byte.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,69 @@
+//! Where training stood, as its checkpoint says, and which checkpoints may go. The files are [`crescendo_dataset::checkpoint`].
+
+use crescendo_core::object_keys;
+use crescendo_dataset::checkpoint::ManifestFile;
+use crescendo_proto::v1::{Checkpoint, CheckpointFile};
+use serde::{Deserialize, Serialize};
+
+use super::positions::Lap;
+
+/// Where training stood.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct TrainState {
+    pub stage: String,
+    pub stage_index: u32,
+    pub seed: u64,
+    /// Generation of the attempt that wrote it.
+    pub generation: u64,
+    /// Steps done.
+    pub step: u64,
+    /// First position of the global order that is not trained yet.
+    pub next_position: u64,
+    /// Updates that the optimizer has made; what its bias correction counts with.
+    pub optimizer_steps: u64,
+    /// Laps in the global order so far (`onStarvation: repeat`); with `next_position`, where in the log training stood.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub laps: Vec<Lap>,
+}
+
+/// A file as it is registered.
+pub fn to_wire(file: &ManifestFile) -> CheckpointFile {
+    let ManifestFile { name, size_bytes, sha256 } = file.clone();
+    CheckpointFile { name, size_bytes, sha256 }
+}
+
+/// Folders among `expired` that the writer may delete: of its own stage, and not the checkpoint just committed.
+pub fn deletable<'a>(expired: &'a [Checkpoint], committed: &Checkpoint) -> Vec<&'a Checkpoint> {
+    let Checkpoint { job_id, stage, path, .. } = committed;
+    let own =
+        |old: &&Checkpoint| old.path != *path && object_keys::is_checkpoint_of(&old.path, job_id, stage);
+    expired.iter().filter(own).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_stages_own_folders_are_deleted() {
+        let checkpoint = |path: &str| Checkpoint {
+            job_id: "job".into(),
+            stage: "one".into(),
+            path: path.into(),
+            ..Checkpoint::default()
+        };
+        let committed = checkpoint("jobs/job/one/checkpoints/step-00000004-g1");
+        let expired = [
+            "jobs/job/one/checkpoints/step-00000002-g1",
+            "jobs/job/one/checkpoints/step-00000004-g1",
+            "jobs/job/two/checkpoints/step-00000002-g1",
+            "jobs/job/one/checkpoints/../../two",
+            "jobs/job/one/checkpoints/",
+            "jobs/job/one/checkpoints/a/b",
+        ]
+        .map(checkpoint);
+        let paths: Vec<_> = deletable(&expired, &committed).iter().map(|old| old.path.as_str()).collect();
+        assert_eq!(paths, ["jobs/job/one/checkpoints/step-00000002-g1"]);
+    }
+}
