@@ -213,8 +213,8 @@ mod tests {
         for (bad, expected) in [
             (None, "named no checkpoint of stage stage-1"),
             (checkpoint(vec![]), "has no trained weights"),
-            (checkpoint(vec![file(ADAPTER_FILE, b"weightS")]), "are not what was registered"),
-            (checkpoint(vec![file(ADAPTER_FILE, b"weight")]), "longer than the 6 bytes"),
+            (checkpoint(vec![file(ADAPTER_FILE, b"weightS")]), "content has SHA-256"),
+            (checkpoint(vec![file(ADAPTER_FILE, b"weight")]), "7 bytes, registered with 6"),
             (checkpoint(vec![file(MODEL_FILE, b"weights")]), "not in the object store"),
         ] {
             let error = stage(bad, None).await.trained().await.expect_err("refused").to_string();

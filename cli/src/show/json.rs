@@ -142,6 +142,7 @@ pub fn node(node: &Node) -> Value {
         "device": node.device,
         "bf16Factor": (node.bf16_factor > 0.0).then_some(node.bf16_factor),
         "processor": node.arithmetic.as_ref().map(|arithmetic| &arithmetic.processor),
+        "threadsPerRank": node.arithmetic.as_ref().map(|arithmetic| arithmetic.threads),
         "address": node.address,
         "labels": node.labels,
         "version": node.version,

@@ -70,6 +70,9 @@ impl Rejection {
         Rejection::UnitSetAside,
     ];
 
+    /// Those of a single candidate: all but the last.
+    pub const OF_CANDIDATES: usize = Self::ALL.len() - 1;
+
     /// The name under which it is recorded, reported and shown.
     pub const fn name(self) -> &'static str {
         match self {

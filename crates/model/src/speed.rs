@@ -35,7 +35,8 @@ const TURN_POLL: Duration = Duration::from_millis(10);
 pub fn of_cpu(threads: u32) -> Result<Arithmetic> {
     let (f32_time, bf16_time) = measure(threads)?;
     let kind = kind_of(&std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default());
-    Ok(Arithmetic { f32_time, bf16_time, processor: format!("{kind} {}", last_bits()?), threads })
+    let held = held_to(|name| std::env::var(name).ok());
+    Ok(Arithmetic { f32_time, bf16_time, processor: format!("{kind}{held} {}", last_bits()?), threads })
 }
 
 /// The same of GPUs of this name: bf16 is native there, and nothing is timed.
@@ -166,6 +167,18 @@ fn kind_of(cpuinfo: &str) -> String {
     format!("{} {}", field("vendor_id").unwrap_or("unknown"), level.unwrap_or(std::env::consts::ARCH))
 }
 
+/// Variables that hold the libraries to other kernels than the processor's best.
+const HOLDING: [&str; 4] =
+    ["ATEN_CPU_CAPABILITY", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA"];
+
+/// What the environment holds the libraries to, for people: ` held to avx2, AVX2`; empty where nothing is set.
+fn held_to(variable: impl Fn(&str) -> Option<String>) -> String {
+    let mut held: Vec<String> =
+        HOLDING.into_iter().filter_map(variable).filter(|value| !value.is_empty()).collect();
+    held.dedup_by(|a, b| a.eq_ignore_ascii_case(b));
+    if held.is_empty() { String::new() } else { format!(" held to {}", held.join(", ")) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -221,6 +234,17 @@ mod tests {
         drop(turn);
         assert!(take_turn(&path, Duration::ZERO).is_some());
         assert!(take_turn(&folder.path().join("absent/turn"), Duration::ZERO).is_none());
+    }
+
+    #[test]
+    fn a_kind_says_what_it_is_held_to() {
+        assert_eq!(held_to(|_| None), "");
+        let avx2 = |name: &str| {
+            (name != "MKL_CBWR")
+                .then(|| if name == "ATEN_CPU_CAPABILITY" { "avx2" } else { "AVX2" }.to_owned())
+        };
+        assert_eq!(held_to(avx2), " held to avx2");
+        assert_eq!(held_to(|name| (name == "MKL_CBWR").then(|| "COMPATIBLE".into())), " held to COMPATIBLE");
     }
 
     #[test]

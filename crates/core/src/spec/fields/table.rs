@@ -121,7 +121,7 @@ pub const FIELDS: &[Field] = &[
         "spec.model.precision",
         Kind::Word(&["auto", "f32", "bf16"]),
         Default::From("bf16, as published; `auto` for `nano`"),
-        "Arithmetic of the frozen base. `auto` is settled once for a stage, when the first node is set to work on it: bf16 if every node there is, curators included, runs it at least 1.2 times as fast as f32 (each measures it when it starts; GPUs do), else f32.",
+        "Arithmetic of the frozen base. `auto` is settled once for a stage, when the first node is set to work on it and a trainer is known: bf16 if every trainer, and where pairs are drawn every curator, runs it at least 1.2 times as fast as f32 (each measures it when it starts; GPUs do), else f32.",
     ),
     field("spec.resources", Kind::Section, Default::From("all defaults"), "What the job needs."),
     field(
@@ -147,7 +147,7 @@ pub const FIELDS: &[Field] = &[
         "spec.reproducible",
         Kind::Word(&["lenient", "strict"]),
         Default::Word("lenient"),
-        "What a stage may go on from its checkpoint with: `lenient` takes any nodes, and says so where another kind of processor or number of ranks or threads changes the last bits of its numbers; `strict` waits for the kind that wrote the checkpoint.",
+        "What a stage may go on from its checkpoint with: `lenient` takes any nodes, and says so where another kind of processor or number of ranks or threads changes the last bits of its numbers; `strict` waits for the kind that wrote the checkpoint, also that of the stage before.",
     ),
     field(
         "spec.endpoints",
