@@ -10,7 +10,7 @@ mod jobs;
 mod nodes;
 mod readers;
 pub(crate) mod settle;
-mod sources;
+pub(crate) mod sources;
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -6,7 +6,7 @@
 //! | `jobs/JOB/STAGE/pairs/unit-N-lLEASE.tar` | a shard of the pair log |
 //! | `jobs/JOB/STAGE/rejected/unit-N.tar` | candidates of a unit that were turned down, for people |
 //! | `jobs/JOB/STAGE/checkpoints/step-STEP-gGENERATION/FILE` | a checkpoint, registered by the controller |
-//! | `jobs/JOB/STAGE/events.out.tfevents…` | the stage's curve, for TensorBoard |
+//! | `jobs/JOB/STAGE/tensorboard/events.out.tfevents.STEP…` | the stage's curve, for TensorBoard |
 //! | `jobs/JOB/endpoints/ENDPOINT/spent/ID.json` | what a curator spent at an endpoint |
 //! | `endpoint/replies/HH/HASH.json` | a language model's answer, for all jobs |
 //! | `prompts/HASH.json` | prompts that a language model wrote, for all jobs |
@@ -71,9 +71,9 @@ pub fn is_plain(name: &str) -> bool {
     !name.is_empty() && name.len() <= 128 && !name.starts_with('.') && name.chars().all(known)
 }
 
-/// A stage's event file of TensorBoard.
-pub fn events(job: &str, stage: &str, file: &str) -> String {
-    format!("jobs/{job}/{stage}/{file}")
+/// Folder of a stage's event files of TensorBoard.
+pub fn events(job: &str, stage: &str) -> String {
+    format!("jobs/{job}/{stage}/tensorboard")
 }
 
 /// Folder of what a job's curators spent at an endpoint, a file a process.

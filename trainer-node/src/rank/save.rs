@@ -90,13 +90,11 @@ impl Saver {
             (self.job_id.clone(), state.stage.clone(), state.generation, state.step);
         let next_position = state.next_position;
         let path = object_keys::checkpoint(&job_id, &stage, step, generation);
-        let events_path = tfevents::path(&job_id, &stage);
-        let global_batch = self.global_batch;
         let prepare = move || {
-            let events = tfevents::of_history(&history, global_batch);
-            serialize(&state, &tensors, history, spec).map(|files| (files, events))
+            let steps = history.clone();
+            serialize(&state, &tensors, history, spec).map(|files| (files, steps))
         };
-        let (files, events) = tokio::task::spawn_blocking(prepare).await.map_err(RankError::retryable)??;
+        let (files, history) = tokio::task::spawn_blocking(prepare).await.map_err(RankError::retryable)??;
         for (name, content, _) in &files {
             self.write(&object_keys::checkpoint_file(&path, name), content).await?;
         }
@@ -133,8 +131,11 @@ impl Saver {
             )));
         }
         tracing::info!(step, last, size_bytes, seconds, path = checkpoint.path, "checkpoint is registered");
-        if let Err(error) = self.write_events(&events_path, events).await {
-            tracing::warn!(path = events_path, %error, "TensorBoard's file is not written");
+        let events = self.write_events(&checkpoint, &history);
+        match tokio::time::timeout(EVENTS_TIMEOUT, events).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(step, %error, "TensorBoard's file is not written"),
+            Err(_) => tracing::warn!(step, "TensorBoard's file is not written in time"),
         }
         for old in deletable(&outcome.expired, &checkpoint) {
             if let Err(error) = self.delete(&old.path).await {
@@ -163,12 +164,21 @@ impl Saver {
         }
     }
 
-    /// One try: the next checkpoint brings all of it again.
-    async fn write_events(&self, key: &str, content: Vec<u8>) -> Result<(), RankError> {
-        let location = object_store::path::Path::parse(key).map_err(RankError::permanent)?;
-        let put = self.store.put(&location, content.into());
-        let written = tokio::time::timeout(EVENTS_TIMEOUT, put).await.map_err(RankError::retryable)?;
-        written.map(drop).map_err(RankError::retryable)
+    /// One try: the next checkpoint's file has what is missing.
+    async fn write_events(&self, checkpoint: &Checkpoint, history: &[u8]) -> object_store::Result<()> {
+        let folder =
+            object_store::path::Path::parse(object_keys::events(&checkpoint.job_id, &checkpoint.stage))?;
+        let there: Vec<_> = self.store.list(Some(&folder)).try_collect().await?;
+        let names = there.iter().filter_map(|object| object.location.filename());
+        let (after, lost) = tfevents::beside(names, checkpoint.step);
+        for name in lost {
+            self.store.delete(&folder.clone().join(name)).await?;
+        }
+        let events = tfevents::of_history(history, self.global_batch, after);
+        if !events.is_empty() {
+            self.store.put(&folder.join(tfevents::name(checkpoint.step)), events.into()).await?;
+        }
+        Ok(())
     }
 
     async fn delete(&self, path: &str) -> object_store::Result<()> {

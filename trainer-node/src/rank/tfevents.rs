@@ -1,19 +1,20 @@
-//! The history of a stage as an event file of TensorBoard, `jobs/<job>/<stage>/tensorboard/events.out.tfevents.0.crescendo`.
+//! The history of a stage as event files of TensorBoard, `jobs/<job>/<stage>/tensorboard/events.out.tfevents.<step>.crescendo`.
 //!
-//! It is written whole from a checkpoint's history, once that checkpoint is registered. A history has every step once,
-//! whatever was done again after a failure, so the file has too; and since a history only grows, so does the file, which
-//! is what TensorBoard expects of a file that it has open.
+//! Once a checkpoint is registered its steps since the file before become a file of their own, named by its last step. A history
+//! has every step once, whatever was done again after a failure, so the files have too. One file that grows would do for a
+//! reader that reads it anew; TensorBoard's data server keeps a file open, and does not see that another has taken its
+//! name, which is how an object store replaces one.
 //!
 //! The format: records of (length, checksum of the length, an `Event` in protobuf, its checksum), all little-endian. The
 //! checksums are CRC-32C, masked: a file that holds checksums of itself would otherwise be its own check.
 
-use crescendo_core::object_keys;
 use prost::Message as _;
 
 use super::history::StepRecord;
 
-/// Name of the file; TensorBoard takes every file with `tfevents` in its name.
-const FILE: &str = "tensorboard/events.out.tfevents.0.crescendo";
+/// A file's name has its last step between these, of as many digits as keep names in order. TensorBoard takes every file with
+/// `tfevents` in its name.
+const NAME: (&str, &str) = ("events.out.tfevents.", ".crescendo");
 /// Version of the format, the first record of every file.
 const VERSION: &str = "brain.Event:2";
 
@@ -45,19 +46,38 @@ struct Value {
     simple_value: Option<f32>,
 }
 
-/// Key of a stage's file in the object store.
-pub fn path(job_id: &str, stage: &str) -> String {
-    object_keys::events(job_id, stage, FILE)
+/// Name of the file whose last step is this.
+pub fn name(step: u64) -> String {
+    format!("{}{step:010}{}", NAME.0, NAME.1)
 }
 
-/// The file of a history, one JSON record a line. Lines that cannot be read are left out: the history itself is checked
-/// where it matters.
-pub fn of_history(history: &[u8], global_batch: u32) -> Vec<u8> {
+/// The last step of a file of this name.
+fn last_step(name: &str) -> Option<u64> {
+    name.strip_prefix(NAME.0)?.strip_suffix(NAME.1)?.parse().ok()
+}
+
+/// What is to become of a stage's files when a checkpoint of `step` is registered: the step after which its own begins, and those
+/// that are of steps which a damaged checkpoint has lost.
+pub fn beside<'n>(names: impl Iterator<Item = &'n str>, step: u64) -> (u64, Vec<String>) {
+    let (mut after, mut lost) = (0, Vec::new());
+    for (name, last) in names.filter_map(|name| Some((name, last_step(name)?))) {
+        if last < step {
+            after = after.max(last);
+        } else if last > step {
+            lost.push(name.to_owned());
+        }
+    }
+    (after, lost)
+}
+
+/// The file of a history's steps after one, one JSON record a line. Lines that cannot be read are left out: the history itself
+/// is checked where it matters.
+pub fn of_history(history: &[u8], global_batch: u32, after: u64) -> Vec<u8> {
     let text = String::from_utf8_lossy(history);
     let records = text.lines().filter_map(|line| serde_json::from_str::<StepRecord>(line).ok());
     let mut file = Vec::new();
     let mut begun = false;
-    for record in records {
+    for record in records.filter(|record| record.step > after) {
         if !begun {
             let version = Event {
                 wall_time: record.at_unix_secs,
@@ -180,7 +200,7 @@ mod tests {
 
     #[test]
     fn every_step_is_there_once() {
-        let found = events(&of_history(&history(3), 8));
+        let found = events(&of_history(&history(3), 8, 0));
         assert_eq!(found[0].file_version.as_deref(), Some("brain.Event:2"));
         let steps: Vec<i64> = found[1..].iter().map(|event| event.step).collect();
         assert_eq!(steps, [1, 2, 3]);
@@ -206,16 +226,33 @@ mod tests {
     }
 
     #[test]
-    fn a_longer_history_only_adds_to_the_file() {
-        let (short, long) = (of_history(&history(2), 8), of_history(&history(5), 8));
-        assert!(long.len() > short.len() && long.starts_with(&short));
-        assert_eq!(of_history(b"", 8), Vec::<u8>::new());
-        assert_eq!(of_history(b"{}\n\xff\n", 8), Vec::<u8>::new());
+    fn a_longer_history_adds_a_file_of_the_steps_since() {
+        let steps = |file: &[u8]| events(file)[1..].iter().map(|event| event.step).collect::<Vec<_>>();
+        let begun = of_history(&history(2), 8, 0);
+        assert_eq!(steps(&begun), [1, 2]);
+        let names = [name(2), "events.out.tfevents.x.crescendo".to_owned(), "notes".to_owned()];
+        let (after, lost) = beside(names.iter().map(String::as_str), 5);
+        assert_eq!((after, lost), (2, vec![]));
+        let more = of_history(&history(5), 8, after);
+        assert_eq!((events(&more)[0].file_version.as_deref(), steps(&more)), (Some(VERSION), vec![3, 4, 5]));
+        assert_eq!(of_history(b"", 8, 0), Vec::<u8>::new());
+        assert_eq!(of_history(b"{}\n\xff\n", 8, 0), Vec::<u8>::new());
+    }
+
+    #[test]
+    fn a_file_written_again_takes_its_own_place_and_lost_steps_go() {
+        let names = [name(10), name(20), name(30)];
+        let (after, lost) = beside(names.iter().map(String::as_str), 20);
+        assert_eq!((after, lost), (10, vec![name(30)]));
+        assert!(
+            name(9) < name(10) && name(99_999) < name(100_000),
+            "readers take them in the order of names"
+        );
     }
 
     #[test]
     fn old_histories_have_no_times() {
         let old = br#"{"step":1,"loss":0.5,"grad_norm":1.0,"learning_rate":0.001,"seconds":0.1}"#;
-        assert_eq!(events(&of_history(old, 1))[1].wall_time, 0.0);
+        assert_eq!(events(&of_history(old, 1, 0))[1].wall_time, 0.0);
     }
 }

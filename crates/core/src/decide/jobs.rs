@@ -257,15 +257,17 @@ impl<'a> JobPass<'a, '_> {
     fn hopeless(&self, stage: &Stage, needed: u64) -> Option<String> {
         let log = &stage.log;
         let name = &stage.id.stage;
+        let failure = || {
+            log.last_failure().map_or_else(String::new, |(unit, failure)| {
+                format!("; unit {} failed on {}: {}", unit.unit, failure.node, failure.reason)
+            })
+        };
         if log.is_sealed() && log.committed() == 0 {
-            return Some(format!("stage {name} has no pairs: {}", rejections(log.rejected())));
+            return Some(format!("stage {name} has no pairs: {}{}", rejections(log.rejected()), failure()));
         }
         let empty = log.empty_in_a_row();
         if !log.is_sealed() && empty >= self.nodes.limits.max_empty_units {
-            let failure = log.last_failure().map_or_else(String::new, |(unit, failure)| {
-                format!("; unit {} failed on {}: {}", unit.unit, failure.node, failure.reason)
-            });
-            let rejected = rejections(log.rejected());
+            let (rejected, failure) = (rejections(log.rejected()), failure());
             return Some(format!("the last {empty} units of stage {name} gave no pair: {rejected}{failure}"));
         }
         sources::nobody_opens(self.nodes, stage, needed)

@@ -79,7 +79,7 @@ pub(super) fn nobody_opens(nodes: &Nodes<'_>, stage: &Stage, needed: u64) -> Opt
 }
 
 /// What the stage waits for, if every curator that could be given work is benched for it.
-pub(super) fn wait(nodes: &Nodes<'_>, stage: &Stage) -> Option<Wait> {
+pub(crate) fn wait(nodes: &Nodes<'_>, stage: &Stage) -> Option<Wait> {
     let curators = nodes.open_to_work(NodeKind::Curator);
     let said: Vec<(&NodeId, &Bench)> = curators
         .map(|(record, _)| Some((&record.id, nodes.bench(&stage.id, &record.id)?)))

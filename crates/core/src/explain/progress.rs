@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::words::{count, seconds, span};
 use super::{Explanation, PairForecast, View, pairs};
+use crate::decide::{Wait, sources};
 use crate::ids::NodeId;
 use crate::records::{AttemptRecord, AttemptState, FailureKind};
 use crate::state::{Job, Stage};
@@ -242,6 +243,12 @@ pub(super) fn running(view: &View<'_>, job: &Job, index: usize, attempt: &Attemp
             "{} after this one",
             if after == 1 { "1 stage comes".to_owned() } else { format!("{after} stages come") }
         ));
+    }
+    // The job is failed by it once it gets there; until then it can be mended.
+    for later in job.stages.iter().skip(index.saturating_add(1)).filter(|later| !later.log.is_sealed()) {
+        if let Some(Wait::Source { stage, told }) = sources::wait(&view.decide_nodes(), later) {
+            findings.push(format!("{stage}, a later one, cannot be made as it is: {told}"));
+        }
     }
     Explanation {
         cause,

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path, PathBuf};
 
+use crescendo_dataset::checkpoint::{ADAPTER_FILE, MODEL_FILE};
 use safetensors::Dtype;
 use serde::Deserialize;
 use tch::Tensor;
@@ -12,12 +13,16 @@ use crate::error::{ModelError, Result};
 
 /// Largest index that is read, bytes: published ones have some hundred kilobytes.
 const MAX_INDEX_BYTES: u64 = 64 << 20;
-/// File names of one network's weights in a folder, as published, in the order in which they are looked for.
-const NAMES_IN_FOLDER: [&str; 4] = [
-    "model.safetensors",
+/// File names of one network's weights in a folder, as published or as a checkpoint has them, in the order in which they are
+/// looked for.
+const NAMES_IN_FOLDER: [&str; 7] = [
+    MODEL_FILE,
     "model.safetensors.index.json",
     "diffusion_pytorch_model.safetensors",
     "diffusion_pytorch_model.safetensors.index.json",
+    ADAPTER_FILE,
+    "flux1-dev.safetensors",
+    "flux1-schnell.safetensors",
 ];
 
 /// An opened set of weight files: every header read and checked, tensors read on demand.
