@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use crescendo_node::objects::with_causes;
 use crescendo_workbench::bench::{self, BenchArgs};
 use crescendo_workbench::doctor::{self, DoctorArgs};
 use crescendo_workbench::eval::{self, EvalArgs};
@@ -42,8 +43,16 @@ enum Command {
     ParityRank(ranks::RankArgs),
 }
 
-fn main() -> anyhow::Result<ExitCode> {
-    match Arguments::parse().command {
+fn main() -> ExitCode {
+    run(Arguments::parse().command).unwrap_or_else(|error| {
+        // As every other program of the project says it: one line, the causes in order.
+        eprintln!("error: {}", with_causes(error.as_ref()));
+        ExitCode::FAILURE
+    })
+}
+
+fn run(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
         Command::Parity(args) => parity_main(args),
         Command::Eval(args) => eval::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Report(args) => report::run(&args).map(|()| ExitCode::SUCCESS),

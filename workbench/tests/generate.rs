@@ -4,10 +4,14 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use anyhow::{Context as _, Result, ensure};
+use crescendo_model::lora::BlockSelection;
+use crescendo_model::tch::{Device, Kind};
+use crescendo_model::{FluxConfig, LoraAdapter};
 use image::{Rgb, RgbImage};
 
 fn generate(folder: &Path, args: &[&str]) -> Result<Output> {
     let weights = Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets/nano/base.safetensors");
+    let own_weights = !args.contains(&"--weights");
     Command::new(env!("CARGO_BIN_EXE_crescendo-workbench"))
         .current_dir(folder)
         .env("OMP_NUM_THREADS", "1")
@@ -22,8 +26,8 @@ fn generate(folder: &Path, args: &[&str]) -> Result<Output> {
             "--prompt",
             "a cup on plain red",
         ])
-        .arg("--weights")
-        .arg(weights)
+        .args(own_weights.then_some("--weights"))
+        .args(own_weights.then_some(weights))
         .args(args)
         .output()
         .context("start the workbench")
@@ -97,6 +101,49 @@ fn what_cannot_be_drawn_is_named() -> Result<()> {
     ] {
         let error = refusal(folder, &args)?;
         ensure!(error.contains(says) && !error.contains("panicked"), "{args:?}: {error}");
+        // What clap refuses ends with where to read on.
+        let lines = error.lines().filter(|line| !line.is_empty() && !line.contains("--help")).count();
+        ensure!(error.starts_with("error: ") && lines == 1, "{args:?}: {error}");
     }
+    Ok(())
+}
+
+#[test]
+fn what_is_wrong_is_said_before_anything_is_loaded() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let folder = folder.path();
+    // Text that loading would refuse: who gets as far says so.
+    std::fs::write(folder.join("weights.safetensors"), "no weights")?;
+    RgbImage::new(20, 20).save(folder.join("photo.png"))?;
+    for (args, says) in [
+        (["--lora", "absent.safetensors"], "--lora absent.safetensors: there is no such file"),
+        (["--out", "absent/a.png"], "--out absent/a.png: there is no folder absent"),
+        (["--out", "photo.png"], "--out photo.png is there"),
+        (["--reference", "absent.png"], "absent.png"),
+    ] {
+        let mut all = vec!["--weights", "weights.safetensors"];
+        all.extend(args);
+        let error = refusal(folder, &all)?;
+        ensure!(error.contains(says) && !error.contains("load the transformer"), "{args:?}: {error}");
+    }
+    let error = refusal(folder, &["--weights", "weights.safetensors"])?;
+    ensure!(error.contains("load the transformer"), "{error}");
+    Ok(())
+}
+
+/// A LoRA that was copied out of its job is alone: how it was trained is not known, and not guessed.
+#[test]
+fn thin_references_are_drawn_with_and_nothing_is_said_of_a_lora_that_lies_alone() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let folder = folder.path();
+    RgbImage::from_fn(527, 177, |x, _| Rgb([(x / 3) as u8, 90, 20])).save(folder.join("keys.png"))?;
+    let config = FluxConfig::nano();
+    let mut lora = LoraAdapter::init(&config, 2, &BlockSelection::all(&config), 1, Kind::Float, Device::Cpu)?;
+    lora.save(&folder.join("lora.safetensors"))?;
+    let keys = ["--reference", "keys.png"];
+    let output = generate(folder, &[&keys[..], &keys, &keys, &["--lora", "lora.safetensors"]].concat())?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success() && said.is_empty(), "{said}");
+    ensure!(folder.join("generated.png").is_file());
     Ok(())
 }

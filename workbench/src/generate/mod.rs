@@ -6,9 +6,11 @@
 //!  seed ─ noise ───────────┘      once for each LoRA and seed
 //! ```
 
+mod outputs;
 mod parts;
 mod png;
 mod settings;
+mod steps;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -17,22 +19,23 @@ use std::time::Instant;
 use anyhow::{Context as _, Result, ensure};
 use crescendo_dataset::checkpoint::{SPEC_FILE, STATE_FILE};
 use crescendo_dataset::pictures::{Picture, reference};
+use crescendo_model::codec::{EncodedText, LatentCodec};
 use crescendo_model::drawing::{Easel, FreeGuidance};
 use crescendo_model::flux::{LoadOptions, Residence, Storage};
 use crescendo_model::pictures;
 use crescendo_model::randomness::SampleKey;
+use crescendo_model::sampler::StepView;
 use crescendo_model::tch::Tensor;
-use crescendo_model::{Flux, LoraAdapter};
+use crescendo_model::{Flux, LoraAdapter, Preset};
 use image::RgbImage;
 
 pub use self::parts::{ModelArgs, Parts};
-use self::settings::{DrawSettings, Settings};
+use self::settings::{DrawSettings, Resolved, Settings};
+use self::steps::Steps;
 use crate::report::grid::{Cell, draw_grid};
 
 /// Most references of one picture.
 const MAX_REFERENCES: usize = 8;
-/// References that the published LoRA was trained with; assumed where a LoRA's own job is not known.
-const PUBLISHED_REFERENCES: usize = 2;
 /// Most pictures of one call.
 const MAX_PICTURES: usize = 256;
 /// Side of a picture in a grid, pixels.
@@ -63,9 +66,13 @@ pub struct GenerateArgs {
     seed: Vec<u64>,
     #[command(flatten)]
     draw: DrawSettings,
-    /// The picture; with several pictures the grid, and each picture beside it with its LoRA and seed in the name
+    /// The picture; with several pictures the grid, and each picture beside it with its LoRA and seed in the name. Pictures
+    /// that were drawn before are replaced, other files never
     #[arg(long, default_value = "generated.png", value_name = "FILE")]
     out: PathBuf,
+    /// CPU threads [default: one for each core, nano: 1]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(1..=1024))]
+    threads: Option<i32>,
 }
 
 /// What to draw with.
@@ -76,60 +83,48 @@ struct Column {
 
 /// Draws everything and writes the files.
 pub fn run(args: &GenerateArgs) -> Result<ExitCode> {
-    let count = args.references.len();
-    ensure!(count <= MAX_REFERENCES, "--reference: {count} references, at most {MAX_REFERENCES} are taken");
     let columns = columns(&args.loras);
-    ensure!(
-        columns.len() * args.seed.len() <= MAX_PICTURES,
-        "{} LoRAs and {} seeds are more than {MAX_PICTURES} pictures",
-        columns.len(),
-        args.seed.len()
-    );
     let parts = args.model.parts()?;
     let draw = args.draw.resolved(&parts)?;
-    let references = read_references(args, &parts)?;
-    for lora in columns.iter().filter_map(|column| column.lora.as_deref()) {
-        let trained = trained_references(lora).unwrap_or(PUBLISHED_REFERENCES);
-        if count > trained {
-            eprintln!("warning: {count} references, {} was trained with {trained}", lora.display());
-        }
+    let references = checked(args, &columns, &parts)?;
+    // The nano network is so small that threads wait for each other longer than they compute, on a busy machine by far.
+    let threads = args.threads.or((parts.preset == Preset::Nano).then_some(1));
+    if let Some(threads) = threads {
+        crescendo_model::tch::set_num_threads(threads);
     }
-
-    let encoder = parts.text()?;
-    let text = encoder.encode(&[&args.prompt]).context("encode the prompt")?;
-    let empty = (draw.true_cfg > 1.0).then(|| encoder.encode(&[""])).transpose()?;
-    // Before the transformer comes: T5 takes as much memory.
-    drop(encoder);
-    let codec = parts.codec()?;
-    let pixels = references.iter().map(|picture| Ok(codec.encode(&pictures::to_model_input(&[picture])?)?));
-    let refs = pixels.collect::<Result<Vec<Tensor>>>().context("encode the references")?;
+    let inputs = Inputs::encoded(args, &parts, &draw, &references)?;
     let options = LoadOptions {
         storage: if args.model.fp8 { Storage::Float8 } else { Storage::Compute },
         blocks: if args.model.offload { Residence::Host } else { Residence::Device },
         ..LoadOptions::resident(parts.kind, parts.device)
     };
     let flux = Flux::load_with(&parts.config, &parts.weights, &options).context("load the transformer")?;
-
     let easel = Easel {
         flux: &flux,
-        codec: codec.as_ref(),
+        codec: inputs.codec.as_ref(),
         positions: draw.positions.into(),
         steps: draw.steps,
         guidance: draw.guidance,
-        free_guidance: empty.as_ref().map(|empty| FreeGuidance { scale: draw.true_cfg, empty }),
+        free_guidance: inputs.empty.as_ref().map(|empty| FreeGuidance { scale: draw.true_cfg, empty }),
         published_schedule: draw.published_schedule,
         exact_times: draw.exact_times,
     };
-    let single = columns.len() * args.seed.len() == 1;
+    let pictures = columns.len() * args.seed.len();
     let mut rows: Vec<Vec<RgbImage>> = args.seed.iter().map(|_| Vec::new()).collect();
-    for column in &columns {
+    for (number, column) in columns.iter().enumerate() {
         let lora = column.lora.as_deref().map(|path| adapter(&flux, path, args.lora_weight)).transpose()?;
-        for (seed, row) in args.seed.iter().zip(&mut rows) {
+        for (row_number, (seed, row)) in args.seed.iter().zip(&mut rows).enumerate() {
             let began = Instant::now();
             let noise = [SampleKey::for_seed(*seed)];
-            let drawn = easel.draw(lora.as_ref(), (draw.width, draw.height), &noise, &text, &refs);
+            let mut steps = Steps::of(number * args.seed.len() + row_number, pictures);
+            let mut tell = |step: &StepView<'_>| {
+                steps.done(step.index, step.total);
+                Ok(())
+            };
+            let size = (draw.width, draw.height);
+            let drawn = easel.draw(lora.as_ref(), size, &noise, &inputs.text, &inputs.refs, Some(&mut tell));
+            steps.end();
             let picture = drawn.context("draw")?.pop().context("no picture was drawn")?;
-            let path = if single { args.out.clone() } else { beside(&args.out, &column.heading, *seed) };
             let settings = Settings {
                 prompt: &args.prompt,
                 references: &args.references,
@@ -141,16 +136,75 @@ pub fn run(args: &GenerateArgs) -> Result<ExitCode> {
                 draw: &draw,
                 version: env!("CARGO_PKG_VERSION"),
             };
+            let path = args.path(column, *seed, pictures);
             png::save(&path, &picture, &serde_json::to_string(&settings)?)?;
             println!("{}  {:.1} s", path.display(), began.elapsed().as_secs_f64());
             row.push(picture);
         }
     }
-    if !single {
+    if pictures > 1 {
         save_grid(args, &columns, &rows)?;
         println!("{}", args.out.display());
     }
     Ok(ExitCode::SUCCESS)
+}
+
+impl GenerateArgs {
+    /// Where one of `pictures` goes.
+    fn path(&self, column: &Column, seed: u64, pictures: usize) -> PathBuf {
+        if pictures == 1 { self.out.clone() } else { beside(&self.out, &column.heading, seed) }
+    }
+}
+
+/// The references, after everything that can be wrong has been looked at that needs no network: loading one takes minutes.
+fn checked(args: &GenerateArgs, columns: &[Column], parts: &Parts) -> Result<Vec<RgbImage>> {
+    let count = args.references.len();
+    ensure!(count <= MAX_REFERENCES, "--reference: {count} references, at most {MAX_REFERENCES} are taken");
+    let pictures = columns.len() * args.seed.len();
+    ensure!(
+        pictures <= MAX_PICTURES,
+        "{} LoRAs and {} seeds are more than {MAX_PICTURES} pictures",
+        columns.len(),
+        args.seed.len()
+    );
+    outputs::check(&args.out)?;
+    for column in columns {
+        for seed in &args.seed {
+            outputs::check(&args.path(column, *seed, pictures))?;
+        }
+    }
+    ensure!(parts.weights.exists(), "the transformer {}: there is no such file", parts.weights.display());
+    for lora in columns.iter().filter_map(|column| column.lora.as_deref()) {
+        ensure!(lora.is_file(), "--lora {}: there is no such file", lora.display());
+        if let Some(trained) = trained_references(lora).filter(|trained| count > *trained) {
+            eprintln!("warning: {count} references, {} was trained with {trained}", lora.display());
+        }
+    }
+    read_references(args, parts)
+}
+
+/// What is drawn from, encoded, and what turns latents into pictures.
+struct Inputs {
+    text: EncodedText,
+    /// The empty prompt, where there is guidance away from it.
+    empty: Option<EncodedText>,
+    refs: Vec<Tensor>,
+    codec: Box<dyn LatentCodec>,
+}
+
+impl Inputs {
+    fn encoded(args: &GenerateArgs, parts: &Parts, draw: &Resolved, references: &[RgbImage]) -> Result<Self> {
+        let encoder = parts.text()?;
+        let text = encoder.encode(&[&args.prompt]).context("encode the prompt")?;
+        let empty = (draw.true_cfg > 1.0).then(|| encoder.encode(&[""])).transpose()?;
+        // Before the transformer comes: T5 takes as much memory.
+        drop(encoder);
+        let codec = parts.codec()?;
+        let pixels =
+            references.iter().map(|picture| Ok(codec.encode(&pictures::to_model_input(&[picture])?)?));
+        let refs = pixels.collect::<Result<Vec<Tensor>>>().context("encode the references")?;
+        Ok(Self { text, empty, refs, codec })
+    }
 }
 
 fn columns(loras: &[PathBuf]) -> Vec<Column> {
@@ -178,7 +232,7 @@ fn read_references(args: &GenerateArgs, parts: &Parts) -> Result<Vec<RgbImage>> 
     let long = args.draw.reference_size.unwrap_or_else(|| parts.reference_size(args.references.len()));
     let read = |path: &PathBuf| {
         let picture = Picture::open(path)?;
-        Ok(reference::prepare(&path.display().to_string(), &picture, long)?)
+        Ok(reference::prepare(&path.display().to_string(), &picture, long, parts.multiple())?)
     };
     args.references.iter().map(read).collect()
 }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail};
-use crescendo_dataset::pictures::reference;
+use crescendo_dataset::pictures::reference::{self, FLUX_MULTIPLE};
 use crescendo_model::codec::{LatentCodec, TextEncoder};
 use crescendo_model::drawing::EncoderFiles;
 use crescendo_model::flux_text::FluxTextPaths;
@@ -122,9 +122,9 @@ impl Parts {
         if self.preset == Preset::Nano { 32 } else { 512 }
     }
 
-    /// Sides of a picture are multiples of this, pixels: one token.
+    /// Sides of a picture and of its references are multiples of this, pixels: one token.
     pub fn multiple(&self) -> u32 {
-        if self.preset == Preset::Nano { 4 } else { 16 }
+        if self.preset == Preset::Nano { 4 } else { FLUX_MULTIPLE }
     }
 
     /// Long side of the references unless it is given, pixels.

@@ -7,8 +7,10 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 use image::RgbImage;
 
+use super::outputs::folder_of;
+
 /// Keyword of the text chunk.
-const KEYWORD: &str = "crescendo";
+pub const KEYWORD: &str = "crescendo";
 
 /// Writes `picture` with `settings` in a text chunk, under a name of its own first: `path` never holds half a file.
 pub fn save(path: &Path, picture: &RgbImage, settings: &str) -> Result<()> {
@@ -21,13 +23,9 @@ pub fn save(path: &Path, picture: &RgbImage, settings: &str) -> Result<()> {
         let mut writer = encoder.write_header()?;
         writer.write_image_data(picture.as_raw())?;
         writer.finish()?;
-        let folder = match path.parent() {
-            Some(folder) if !folder.as_os_str().is_empty() => folder,
-            _ => Path::new("."),
-        };
         // A picture is for whom the umask allows, not private as temporary files are.
         let anyone = std::fs::Permissions::from_mode(0o666);
-        let mut file = tempfile::Builder::new().permissions(anyone).tempfile_in(folder)?;
+        let mut file = tempfile::Builder::new().permissions(anyone).tempfile_in(folder_of(path))?;
         file.write_all(&bytes)?;
         file.persist(path)?;
         Ok(())

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, bail, ensure};
-use crescendo_dataset::pictures::reference::{ReferenceLayout, prepare};
+use crescendo_dataset::pictures::reference::{FLUX_MULTIPLE, ReferenceLayout, prepare};
 use crescendo_dataset::pictures::{Channels, Picture};
 use crescendo_model::pictures::to_model_input;
 use crescendo_model::tch::Tensor;
@@ -25,7 +25,7 @@ pub fn check(fixture: &Fixture, checks: &mut Checks<'_>) -> anyhow::Result<()> {
     for (name, source) in &sources {
         let picture = picture(fixture, name, &source.mode).with_context(|| format!("read in.{name}"))?;
         for long in &source.long_sides {
-            let prepared = prepare(name, &picture, *long)?;
+            let prepared = prepare(name, &picture, *long, FLUX_MULTIPLE)?;
             let result = pictures::tensor(&prepared)?;
             pictures::compare(fixture, checks, &format!("out.{name}.{long}"), &result)?;
             if to_tensor.as_ref() == Some(name) {
@@ -71,7 +71,7 @@ fn sizes(fixture: &Fixture, checks: &mut Checks<'_>) -> anyhow::Result<()> {
     let mut rows = Vec::new();
     for row in Vec::<i64>::try_from(&stored.f_reshape([-1])?)?.chunks_exact(3) {
         let side = |i: usize| u32::try_from(row[i]).context("a size is out of range");
-        let layout = ReferenceLayout::of(side(0)?, side(1)?, side(2)?);
+        let layout = ReferenceLayout::of(side(0)?, side(1)?, side(2)?, FLUX_MULTIPLE);
         let kept = layout.kept;
         let ends = (kept.left + kept.width, kept.top + kept.height);
         rows.extend([layout.width, layout.height, kept.left, kept.top, ends.0, ends.1].map(i64::from));

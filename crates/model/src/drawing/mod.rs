@@ -22,7 +22,7 @@ use crate::flux::Flux;
 use crate::lora::LoraAdapter;
 use crate::pictures;
 use crate::randomness::SampleKey;
-use crate::sampler::{Contrast, SampleRequest, sample};
+use crate::sampler::{Contrast, Progress, SampleRequest, sample};
 use crate::schedule::{inference_schedule, schedule};
 use crate::unope::PositionMode;
 
@@ -84,7 +84,7 @@ impl<'a> Easel<'a> {
     }
 
     /// Draws a picture of `width` x `height` pixels for each noise. `text` has a row for each, and so has each of `refs`
-    /// (latents `[batch, channels, height, width]`).
+    /// (latents `[batch, channels, height, width]`). `progress` is told of each step.
     pub fn draw(
         &self,
         adapter: Option<&LoraAdapter>,
@@ -92,6 +92,7 @@ impl<'a> Easel<'a> {
         noise: &[SampleKey],
         text: &EncodedText,
         refs: &[Tensor],
+        progress: Option<Progress<'_>>,
     ) -> Result<Vec<RgbImage>> {
         let multiple = self.multiple().max(1);
         if width == 0 || height == 0 || width % multiple != 0 || height % multiple != 0 {
@@ -133,7 +134,7 @@ impl<'a> Easel<'a> {
             contrast,
             time_kind: if self.exact_times { Kind::Float } else { self.flux.compute_kind() },
         };
-        let latents = sample(self.flux, adapter, &request, None)?;
+        let latents = sample(self.flux, adapter, &request, progress)?;
         let mut drawn = Vec::with_capacity(noise.len());
         // One at a time: the autoencoder takes more memory for a batch than the transformer did.
         for n in 0..noise.len() as i64 {
@@ -168,7 +169,7 @@ impl<'a> Easel<'a> {
                 refs.push(tch::no_grad(|| self.codec.encode(&pixels))?);
             }
             let noise: Vec<SampleKey> = few.iter().map(|sketch| sketch.noise).collect();
-            drawn.extend(self.draw(adapter, size, &noise, &encoded, &refs)?);
+            drawn.extend(self.draw(adapter, size, &noise, &encoded, &refs, None)?);
         }
         Ok(drawn)
     }
