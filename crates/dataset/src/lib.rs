@@ -8,6 +8,7 @@
 //! | [`checkpoint`] | names and manifest of a checkpoint's files, and how it is told that nothing of it is missing or changed |
 //! | [`pictures`] | files of pictures to pixels, bit for bit as the published code has them; training sizes |
 //! | [`digest`] | SHA-256 as the registry has it |
+//! | [`whole_file`] | files that appear whole or not at all |
 //! | [`Library`] and below | subject libraries: pictures with the words that are said of them |
 //!
 //! ```text
@@ -48,6 +49,7 @@ pub mod shard;
 pub mod shard_index;
 mod split;
 mod upright;
+pub mod whole_file;
 
 pub use folder::{FolderRules, Found, Subfolders, scan};
 pub use index::Entry;

@@ -7,10 +7,9 @@ mod shards;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
-use std::io::Write;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
+use crescendo_dataset::whole_file;
 use memmap2::Mmap;
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, SafeTensors};
@@ -229,22 +228,11 @@ pub fn to_bytes(tensors: &TensorMap, strings: &BTreeMap<String, String>) -> Resu
     Ok(bytes)
 }
 
-/// Writes a safetensors file so that `path` holds either its old content or all of the new one: a file
-/// of another name in the same folder, flushed to disk, then renamed, and the folder flushed too.
+/// Writes a safetensors file so that `path` holds either its old content or all of the new one.
 pub fn save(path: &Path, tensors: &TensorMap, strings: &BTreeMap<String, String>) -> Result<()> {
     let bytes = to_bytes(tensors, strings)?;
     let io_error = |source| ModelError::Io { path: path.to_owned(), source };
-    let folder = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    // For whom the umask allows, not private as temporary files are.
-    let anyone = std::fs::Permissions::from_mode(0o666);
-    let mut file = tempfile::Builder::new().permissions(anyone).tempfile_in(folder).map_err(io_error)?;
-    file.write_all(&bytes).map_err(io_error)?;
-    file.as_file().sync_all().map_err(io_error)?;
-    file.persist(path).map_err(|error| io_error(error.error))?;
-    File::open(folder).and_then(|folder| folder.sync_all()).map_err(io_error)
+    whole_file::write(path, &bytes).map_err(io_error)
 }
 
 /// The header strings that published adapter files carry.
@@ -285,10 +273,6 @@ mod tests {
         }
         assert_eq!(to_bytes(&file.all().unwrap(), &strings).unwrap(), std::fs::read(&path).unwrap());
         assert!(file.tensor("z").is_err());
-        // Whoever may read an ordinary new file may read this one.
-        let plain = File::create(folder.path().join("plain")).unwrap();
-        let mode = |file: &File| file.metadata().unwrap().permissions().mode();
-        assert_eq!(mode(&File::open(&path).unwrap()), mode(&plain));
     }
 
     #[test]
