@@ -87,8 +87,12 @@ fn stage(job: &Job, index: usize, stage: &Stage, seen: &Observed, wait: Option<&
     let done = stage.is_done();
     let phase = if done {
         v1::StagePhase::Done
+    } else if job.record.state.is_terminal() {
+        v1::StagePhase::Stopped
     } else if active {
         v1::StagePhase::Training
+    } else if stage.log.is_sealed() {
+        v1::StagePhase::Waiting
     } else if stage.log.is_begun() || job.record.state == (JobState::Running { stage: index }) {
         v1::StagePhase::Curating
     } else {

@@ -39,6 +39,8 @@ pub fn stage_phase(phase: StagePhase) -> &'static str {
         StagePhase::Curating => "curating",
         StagePhase::Training => "training",
         StagePhase::Done => "done",
+        StagePhase::Waiting => "waiting",
+        StagePhase::Stopped => "stopped",
     }
 }
 
