@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use crescendo_core::object_keys;
 use crescendo_core::spec::{ComposeLayout, ComposeSpec, DataSource, GenerateSpec, JobSpec};
 use crescendo_curator_node::compose::{Composer, EvalCase, EvalSet, EvalSubjects};
@@ -19,6 +19,8 @@ const CHOICES: usize = 16;
 pub const EVAL_SEED: u64 = 7_310_417;
 /// Rows of pictures with at most one subject, and with several.
 const ROWS: (usize, usize) = (8, 6);
+/// Draws of each subject, unless it is said how many draws there are to be: more of them do not make a score's error smaller.
+const DRAWS_OF_A_SUBJECT: usize = 8;
 /// Shards that pictures are taken from at most.
 const MOST_SHARDS: usize = 4;
 
@@ -55,6 +57,22 @@ fn rows(references: usize) -> usize {
     if references < 2 { ROWS.0 } else { ROWS.1 }
 }
 
+/// How many subjects are drawn for each score.
+#[derive(Clone, Copy, Debug)]
+pub struct Draws {
+    /// As many, whatever there is to draw.
+    pub asked: Option<usize>,
+    /// At most as many where none are asked for.
+    pub most: usize,
+}
+
+impl Draws {
+    /// Draws where there are `subjects` to draw.
+    fn of(self, subjects: usize) -> usize {
+        self.asked.unwrap_or(subjects.saturating_mul(DRAWS_OF_A_SUBJECT).min(self.most))
+    }
+}
+
 /// Where a job's files are.
 pub struct Places<'a> {
     pub job_id: &'a str,
@@ -69,14 +87,23 @@ impl Places<'_> {
     pub fn resolve(&self, path: &str) -> Result<PathBuf> {
         match path.strip_prefix("store:") {
             Some(key) => self.objects.bring(key),
-            None => Ok(self.library_root.join(path)),
+            None => {
+                let here = self.library_root.join(path);
+                ensure!(
+                    here.exists(),
+                    "{}: there is no such file or folder; relative paths of the spec start from --library-root, here {}",
+                    here.display(),
+                    self.library_root.display()
+                );
+                Ok(here)
+            }
         }
     }
 }
 
-/// Cases for what each stage was trained for, with about `draws` subjects in each block that is scored; and a sentence for
-/// each thing that is not as one would want it.
-pub fn gather(places: &Places, draws: usize) -> (Vec<Block>, Vec<String>) {
+/// Cases for what each stage was trained for, with about as many subjects as `draws` says in each block that is scored; and a
+/// sentence for each thing that is not as one would want it.
+pub fn gather(places: &Places, draws: Draws) -> (Vec<Block>, Vec<String>) {
     let mut notes = BTreeSet::new();
     let library = match open_library(places) {
         Ok(Some(library)) => Some(library),
@@ -188,7 +215,7 @@ fn compose_settings(source: &DataSource) -> Option<ComposeSpec> {
 fn library_block(
     library: &Library,
     subjects: usize,
-    draws: usize,
+    draws: Draws,
     notes: &mut BTreeSet<String>,
 ) -> Result<Option<Block>> {
     let held_out = library.composer.held_out_subjects().len();
@@ -219,6 +246,7 @@ fn library_block(
         ));
     }
     let rows = rows(subjects);
+    let draws = draws.of(if shown == Shown::HeldOut { held_out } else { training });
     let count = if scored { (draws / subjects).max(rows) } else { rows };
     let set = library
         .composer
@@ -259,5 +287,17 @@ fn case_of(pair: Pair) -> EvalCase {
         references: pair.references,
         truth: pair.target,
         places: Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn few_subjects_are_not_drawn_as_often_as_many() {
+        let nano = Draws { asked: None, most: 304 };
+        assert_eq!([8, 38, 76, 1000].map(|subjects| nano.of(subjects)), [64, 304, 304, 304]);
+        assert_eq!(Draws { asked: Some(152), ..nano }.of(8), 152);
     }
 }

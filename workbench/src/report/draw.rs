@@ -48,6 +48,11 @@ impl Contender {
     pub fn is_scored_on(&self, block: &Block) -> bool {
         block.scored && self.references.is_none_or(|references| references.max(1) == block.references)
     }
+
+    /// Pictures that it draws of a block: of all cases where they are scored, else of those that are shown.
+    pub fn pictures_of(&self, block: &Block) -> usize {
+        if self.is_scored_on(block) { block.set.cases.len() } else { block.rows() }
+    }
 }
 
 /// The base, if it is wanted and the job began with one, and every stage that left something.
@@ -129,6 +134,7 @@ impl Studio {
         contender: &Contender,
         base: Option<&Flux>,
         blocks: &[Block],
+        progress: &mut Progress,
     ) -> Result<Vec<Vec<RgbImage>>> {
         let Settings { kind, device, .. } = self.settings;
         let own;
@@ -156,14 +162,14 @@ impl Studio {
         };
         let mut drawn = Vec::with_capacity(blocks.len());
         for block in blocks {
-            let count = if contender.is_scored_on(block) { block.set.cases.len() } else { block.rows() };
+            let count = contender.pictures_of(block);
             eprintln!(
                 "drawing {count} pictures with {} ({})",
                 contender.label,
                 counted(block.references, "reference")
             );
             let cases = &block.set.cases[..count];
-            drawn.push(self.draw_cases(&easel, adapter.as_ref(), contender, cases)?);
+            drawn.push(self.draw_cases(&easel, adapter.as_ref(), contender, cases, progress)?);
         }
         Ok(drawn)
     }
@@ -175,6 +181,7 @@ impl Studio {
         adapter: Option<&LoraAdapter>,
         contender: &Contender,
         cases: &[EvalCase],
+        progress: &mut Progress,
     ) -> Result<Vec<RgbImage>> {
         type Shape = Vec<(u32, u32)>;
         let mut of_shape: BTreeMap<Shape, Vec<usize>> = BTreeMap::new();
@@ -187,7 +194,6 @@ impl Studio {
         }
         let together = if self.preset == Preset::Nano { 38 } else { 2 };
         let mut drawn: Vec<Option<RgbImage>> = vec![None; cases.len()];
-        let mut progress = Progress::of(cases.len());
         for (shape, numbers) in of_shape {
             let sketches: Vec<Sketch> = numbers
                 .iter()
@@ -211,24 +217,26 @@ impl Studio {
     }
 }
 
-/// Tells people how far a long row of drawings is.
-struct Progress {
+/// Tells people how far all drawings are.
+pub struct Progress {
     total: usize,
     done: usize,
     began: Instant,
-    told: Instant,
+    told: Option<Instant>,
 }
 
 impl Progress {
-    fn of(total: usize) -> Self {
-        let now = Instant::now();
-        Self { total, done: 0, began: now, told: now }
+    /// Says how many pictures there will be.
+    pub fn begin(total: usize) -> Self {
+        eprintln!("drawing {} in all", counted(total, "picture"));
+        Self { total, done: 0, began: Instant::now(), told: None }
     }
 
+    /// The first estimate comes as soon as there is one.
     fn drew(&mut self, count: usize) {
         self.done += count;
-        if self.done < self.total && self.told.elapsed() >= BETWEEN_LINES {
-            self.told = Instant::now();
+        if self.done < self.total && self.told.is_none_or(|told| told.elapsed() >= BETWEEN_LINES) {
+            self.told = Some(Instant::now());
             eprintln!("  {}", left(self.done, self.total, self.began.elapsed()));
         }
     }

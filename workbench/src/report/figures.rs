@@ -27,7 +27,7 @@ pub struct Figures {
     pub finished_at: Option<String>,
     /// From the first step to the end.
     pub took_seconds: Option<f64>,
-    /// Preset, precision and ranks that the spec asks for.
+    /// Preset, precision and ranks.
     pub model: String,
     /// RFC 3339.
     pub reported_at: String,
@@ -181,7 +181,8 @@ impl Figures {
         for (name, at) in times {
             facts.extend(at.as_deref().map(|at| (name, date(at))));
         }
-        facts.extend(self.took_seconds.map(|seconds| ("took", span(seconds))));
+        // Whole seconds that have passed, as `crescendo get` shows them.
+        facts.extend(self.took_seconds.map(|seconds| ("took", span(seconds.floor()))));
         facts.extend(self.trained.clone().map(|path| ("result", path)));
         facts.push(("reported", format!("{}, in {}", date(&self.reported_at), span(self.report_seconds))));
         facts.push(("machine", self.machine.words()));
@@ -315,7 +316,7 @@ pub mod tests {
             submitted_at: Some("2026-01-01T00:00:00.000Z".into()),
             started_at: None,
             finished_at: Some("2026-01-01T00:08:12.400Z".into()),
-            took_seconds: Some(492.4),
+            took_seconds: Some(492.6),
             model: "nano, f32, 2 ranks".into(),
             reported_at: "2026-01-02T10:00:00Z".into(),
             report_seconds: 61.0,

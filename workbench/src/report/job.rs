@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use crescendo_core::object_keys;
 use crescendo_core::spec::{AdapterSpec, JobSpec, StageSpec};
 use crescendo_dataset::checkpoint::{ADAPTER_FILE, HISTORY_FILE, MODEL_FILE};
@@ -160,7 +160,17 @@ impl StageJson {
 }
 
 fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
-    let size = std::fs::metadata(path).with_context(|| format!("read {}", path.display()))?.len();
+    let shown = path.display();
+    let found = match std::fs::metadata(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            // People give the job's id, which commands that ask the controller take.
+            let id =
+                if shown.to_string().contains(['/', '.']) { "JOB".to_owned() } else { shown.to_string() };
+            bail!("--job {shown}: there is no such file; `crescendo get {id} -o json > job.json` writes one");
+        }
+        found => found.with_context(|| format!("read {shown}"))?,
+    };
+    let size = found.len();
     ensure!(size <= MAX_JSON_BYTES, "{} is larger than {MAX_JSON_BYTES} bytes", path.display());
     let bytes = std::fs::read(path).with_context(|| format!("read {}", path.display()))?;
     serde_json::from_slice(&bytes)
@@ -197,5 +207,10 @@ mod tests {
             let error = format!("{:#}", Job::read(&path).unwrap_err());
             assert!(error.contains(says) && error.contains("job.json"), "{error}");
         }
+        let absent = |given: &str| format!("{:#}", Job::read(Path::new(given)).unwrap_err());
+        let error = absent("cups-1234");
+        assert!(error.contains("`crescendo get cups-1234 -o json > job.json`"), "{error}");
+        let error = absent("absent/job.json");
+        assert!(error.contains("`crescendo get JOB -o json > job.json`"), "{error}");
     }
 }

@@ -25,6 +25,7 @@ mod terminal;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::{Instant, SystemTime};
 
@@ -35,9 +36,9 @@ use crescendo_curator_node::studio::kind;
 use crescendo_model::tch::{Device, Kind};
 use image::RgbImage;
 
-use self::cases::{Block, Places};
+use self::cases::{Block, Draws, Places};
 pub(crate) use self::curve::escape;
-use self::draw::{Contender, Settings, Studio};
+use self::draw::{Contender, Progress, Settings, Studio};
 use self::evaluate::{Encoder, Judge};
 use self::figures::{Drawing, Figures, ScoreFigures, StageFigures, counted};
 use self::job::{Job, Left, StageJson};
@@ -71,7 +72,8 @@ pub struct ReportArgs {
     /// Euler steps of each drawing [default: 25, nano: 10]
     #[arg(long, value_name = "N")]
     draw_steps: Option<u32>,
-    /// Subjects drawn for each score: a picture each, or fewer pictures with several in each [default: 48, nano: 304]
+    /// Subjects drawn for each score: a picture each, or fewer pictures with several in each [default: each subject 8 times, at
+    /// most 48 in all, nano: 304]
     #[arg(long, value_name = "N")]
     draws: Option<usize>,
     /// Classifier-free guidance away from having neither prompt nor references; 1 is none [default: 1, nano: 2]
@@ -123,7 +125,7 @@ pub fn run(args: &ReportArgs) -> Result<()> {
                 .to_owned(),
         );
     } else {
-        let draws = args.draws.unwrap_or(if nano { 304 } else { 48 });
+        let draws = Draws { asked: args.draws, most: if nano { 304 } else { 48 } };
         shown = Shows::of(&places, &left, draws, !args.without_base, settings, &mut notes);
     }
 
@@ -137,7 +139,7 @@ pub fn run(args: &ReportArgs) -> Result<()> {
     let trained = copy_trained(&left, &args.out)?;
     let was_drawn = shown.drawn.iter().any(Option::is_some);
     let figures = Figures {
-        model: model_words(&spec),
+        model: model_words(&spec, &job.stages),
         job_id: job.job_id.clone(),
         job_name: job.name.clone(),
         state: job.state.clone(),
@@ -201,7 +203,7 @@ impl Shows {
     fn of(
         places: &Places,
         left: &[Left],
-        draws: usize,
+        draws: Draws,
         with_base: bool,
         settings: Settings,
         notes: &mut Vec<String>,
@@ -272,13 +274,17 @@ fn draw_all(
         }
         None => None,
     };
+    let draws = |contender: &&Contender| base.is_some() || !contender.needs_base();
+    let of_all =
+        |contender: &Contender| blocks.iter().map(|block| contender.pictures_of(block)).sum::<usize>();
+    let mut progress = Progress::begin(contenders.iter().filter(draws).map(of_all).sum());
     let mut drawn: Vec<Drawn> = Vec::new();
     for contender in contenders {
-        if contender.needs_base() && base.is_none() {
+        if !draws(&contender) {
             drawn.push(None);
             continue;
         }
-        drawn.push(match studio.draw(contender, base.as_ref(), blocks) {
+        drawn.push(match studio.draw(contender, base.as_ref(), blocks, &mut progress) {
             Ok(pictures) => Some(pictures),
             Err(error) => {
                 notes.push(format!("nothing is drawn with {}: {error:#}", contender.label));
@@ -307,16 +313,23 @@ fn copy_trained(left: &[Left], out: &Path) -> Result<Option<PathBuf>> {
     Ok(Some(to))
 }
 
-fn model_words(spec: &JobSpec) -> String {
+/// Preset, precision and ranks. What `precision: auto` came to is what counts.
+fn model_words(spec: &JobSpec, stages: &[StageJson]) -> String {
     let preset = match spec.model.preset {
         ModelPreset::FluxDev => "flux-dev",
         ModelPreset::FluxSchnell => "flux-schnell",
         ModelPreset::Nano => "nano",
     };
+    let settled: BTreeSet<&str> = stages
+        .iter()
+        .map(|stage| stage.precision.as_str())
+        .filter(|precision| !precision.is_empty())
+        .collect();
     let precision = match spec.model.precision {
-        Precision::Auto => "precision auto",
-        Precision::F32 => "f32",
-        Precision::Bf16 => "bf16",
+        Precision::Auto if settled.is_empty() => "precision auto".to_owned(),
+        Precision::Auto => settled.into_iter().collect::<Vec<_>>().join(" and "),
+        Precision::F32 => "f32".to_owned(),
+        Precision::Bf16 => "bf16".to_owned(),
     };
     format!("{preset}, {precision}, {}", counted(spec.resources.gpus as usize, "rank"))
 }

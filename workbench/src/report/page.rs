@@ -150,6 +150,9 @@ fn push_table(html: &mut String, table: &Table, last: &[String]) {
 
 fn push_pictures(html: &mut String, block: &PictureBlock) -> Result<()> {
     let _ = write!(html, "<h2>{}</h2>", escape(&block.title));
+    if let Some(why) = &block.unscored {
+        let _ = write!(html, "<p class=\"soft\">{}</p>", escape(why));
+    }
     for row in &block.rows {
         let _ = write!(html, "<div class=\"case\"><p>{}</p><div>", escape(row.prompt));
         for (heading, picture) in block.headings.iter().zip(&row.pictures) {
@@ -287,6 +290,7 @@ mod tests {
         let (small, large) = (RgbImage::new(32, 32), RgbImage::new(800, 400));
         let blocks = [PictureBlock {
             title: "Subjects".into(),
+            unscored: Some("Not scored: <why>.".into()),
             headings: vec!["reference".into(), "target".into(), "<b>".into()],
             rows: vec![PictureRow { prompt: "a <cup>", pictures: vec![&small, &large, &small] }],
         }];
@@ -312,6 +316,7 @@ mod tests {
             "data:image/png",
             "data:image/jpeg",
             "system-ui",
+            "Not scored: &lt;why&gt;.",
         ] {
             assert!(page.contains(says), "no {says} in {page}");
         }

@@ -4,6 +4,7 @@ use image::RgbImage;
 
 use super::cases::{Block, Shown};
 use super::draw::Contender;
+use super::figures::counted;
 use super::grid::{Cell, draw_grid, stack};
 
 /// Height and width of a cell of the grid, pixels; small pictures are enlarged, large ones shrunk.
@@ -15,6 +16,8 @@ pub type Drawn = Option<Vec<Vec<RgbImage>>>;
 /// The rows of one block under the same headings.
 pub struct PictureBlock<'a> {
     pub title: String,
+    /// Why what is drawn here has no score, if some of it has none.
+    pub unscored: Option<String>,
     /// Of the pictures of a row: references, target, contenders. All rows have all of them.
     pub headings: Vec<String>,
     pub rows: Vec<PictureRow<'a>>,
@@ -49,7 +52,8 @@ pub fn arranged<'a>(
             let drawn = drew.iter().filter_map(|(_, pictures)| pictures.get(n));
             PictureRow { prompt: &case.prompt, pictures: shown.chain(drawn).collect() }
         });
-        PictureBlock { title: title(block), headings, rows: rows.collect() }
+        let unscored = unscored(block, drew.iter().map(|(contender, _)| *contender));
+        PictureBlock { title: title(block), unscored, headings, rows: rows.collect() }
     };
     blocks.iter().enumerate().map(arrange).filter(|block: &PictureBlock| !block.rows.is_empty()).collect()
 }
@@ -63,6 +67,24 @@ fn title(block: &Block) -> String {
         Shown::HeldOut => format!("{subjects} that training never saw"),
         Shown::Training => format!("{subjects} that training has seen, in other scenes"),
         Shown::Pairs => "Pairs that training has seen".to_owned(),
+    }
+}
+
+/// Why pictures of a block by `contenders` have no score; none if all have one.
+fn unscored<'a>(block: &Block, contenders: impl Iterator<Item = &'a Contender>) -> Option<String> {
+    match block.shown {
+        Shown::Pairs => Some("Not scored: which subjects these pairs show is not known.".to_owned()),
+        _ if !block.scored => {
+            Some("Not scored: the library has no other subjects to tell these from.".to_owned())
+        }
+        _ => {
+            let other = contenders.filter(|contender| !contender.is_scored_on(block)).map(|contender| {
+                let references = counted(contender.references.unwrap_or_default(), "reference");
+                format!("{}, which was trained with {references}", contender.label)
+            });
+            let all: Vec<String> = other.collect();
+            (!all.is_empty()).then(|| format!("Not scored here: {}.", all.join("; ")))
+        }
     }
 }
 

@@ -215,12 +215,17 @@ fn three_references_are_drawn_and_scored_each() {
 fn imported_pairs_are_shown_and_not_scored() {
     let stage = "references: 2\n      data: {source: import, format: webdataset, path: shards, pairs: 60}\n      \
                  train: {adapter: {rank: 2}, steps: 2, globalBatch: 1}";
-    let made = Made::new(base().to_str().unwrap(), stage).with_lora().with_pairs(2);
+    let mut made = Made::new(base().to_str().unwrap(), stage).with_lora().with_pairs(2);
+    let auto = made.job["resolvedSpecYaml"].as_str().unwrap().replace("precision: f32", "precision: auto");
+    made.job["resolvedSpecYaml"] = json!(auto);
+    made.job["stages"][0]["precision"] = json!("bf16");
     let (json, page) = made.report();
+    assert_eq!(json["model"], "nano, bf16, 1 rank");
     assert_eq!((models(&json, "scores").len(), models(&json, "ceilings").len()), (0, 0));
     assert!(notes(&json).contains("no stage has a subject library"), "{}", notes(&json));
     for says in [
         "Pairs that training has seen",
+        "Not scored: which subjects these pairs show is not known",
         "the subject on plain red, 0",
         "reference 2<",
         "similarity_low 4",
@@ -251,7 +256,12 @@ fn what_is_missing_is_said_and_the_rest_is_reported() {
     let mut made = Made::new("absent.safetensors", &compose(1, 0)).with_lora();
     let (json, page) = made.report();
     let said = notes(&json);
-    for says in ["subject library cannot be used", "subjects", "no pairs with 1 reference"] {
+    for says in [
+        "subject library cannot be used",
+        "subjects: there is no such file or folder",
+        "--library-root",
+        "no pairs with 1 reference",
+    ] {
         assert!(said.contains(says), "no {says} in {said}");
     }
     assert!(page.contains("similarity_low 4") && page.contains("gradient norm"), "{page}");
