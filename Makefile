@@ -36,7 +36,7 @@ PROGRAMS := cli:crescendo workbench:crescendo-workbench controller:crescendo-con
 	trainer-node:crescendo-trainer-node curator-node:crescendo-curator-node
 
 build: setup ## Build the programs into target/release, to try them; images and `make bench` use the profile dist
-	@[ -x target/release/crescendo ] || echo "build: the first one takes about 5 minutes on two cores"
+	@[ -x target/release/crescendo ] || echo "build: the first one takes about 4 minutes on two idle cores"
 	cargo build --release $(foreach program,$(PROGRAMS),-p crescendo-$(subst :, --bin ,$(program)))
 
 demo: build demo-data ## From a job spec (SPEC=examples/nano-loop.yaml) to a trained LoRA and pictures, on this machine

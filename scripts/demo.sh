@@ -21,7 +21,7 @@ if [ -n "$(ls -A "$out" 2>/dev/null)" ] && ! [ -d "$out/cluster" ]; then
 fi
 rm -rf "$out"
 mkdir -p "$out/cluster"
-echo "demo: trains $spec, draws with the result and writes the report; on two cores examples/nano-loop.yaml takes 4 to 6 minutes in all, examples/nano.yaml 6 to 9"
+echo "demo: trains $spec, draws with the result and writes the report; on two idle cores examples/nano-loop.yaml takes 4 to 6 minutes in all, examples/nano.yaml 6 to 9"
 "$bin/crescendo" up --curators 2 --dir "$out/cluster" --run "$spec" --result "$out/job.json"
 echo "demo: trained after $(since); draws subjects that it has not seen, for the scores and the report: 1 to 2 minutes"
 # Two drawings of each held-out subject: more would take longer than training does.
