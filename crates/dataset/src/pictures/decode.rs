@@ -13,7 +13,8 @@ use std::path::Path;
 
 use image::codecs::jpeg::JpegDecoder;
 use image::codecs::webp::WebPDecoder;
-use image::{DynamicImage, ImageDecoder, Limits};
+use image::metadata::Orientation;
+use image::{DynamicImage, ImageDecoder, ImageReader, Limits};
 
 use super::{Channels, MAX_FILE_BYTES, MAX_PIXELS, Picture, PictureError, Result};
 
@@ -33,6 +34,23 @@ impl Picture {
         // One byte more than allowed tells a file of exactly that size from a larger one.
         file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(io)?;
         Self::decode(&path.display().to_string(), &bytes)
+    }
+
+    /// [`Picture::open`], turned as a camera noted beside the pixels (EXIF). The published code leaves a photograph taken upright on
+    /// its side, as its file has it; one that was turned has three channels here.
+    pub fn open_upright(path: &Path) -> Result<Self> {
+        let picture = Self::open(path)?;
+        let orientation = ImageReader::open(path)
+            .and_then(ImageReader::with_guessed_format)
+            .ok()
+            .and_then(|reader| reader.into_decoder().ok()?.orientation().ok())
+            .unwrap_or(Orientation::NoTransforms);
+        if orientation == Orientation::NoTransforms {
+            return Ok(picture);
+        }
+        let mut turned = DynamicImage::ImageRgb8(picture.into_rgb());
+        turned.apply_orientation(orientation);
+        Ok(Self::from(turned.into_rgb8()))
     }
 
     /// Decodes a file's bytes; `name` is how an error calls it.
@@ -225,6 +243,7 @@ fn with_image(mut decoder: impl ImageDecoder) -> Decoded<Picture> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::upright::tests::jpeg_held;
 
     const CMYK: &[u8] = include_bytes!("testdata/cmyk.jpg");
     const GIF: &[u8] = include_bytes!("testdata/animated.gif");
@@ -346,6 +365,20 @@ mod tests {
                 if crc & 1 == 1 { (crc >> 1) ^ 0xedb8_8320 } else { crc >> 1 }
             })
         })
+    }
+
+    #[test]
+    fn a_photograph_is_turned_where_that_is_asked_for() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("held.jpg");
+        for (orientation, size) in [(1, (24, 16)), (6, (16, 24)), (3, (24, 16))] {
+            std::fs::write(&path, jpeg_held(&image::RgbImage::new(24, 16), orientation)).expect("write");
+            assert_eq!(Picture::open(&path).expect("decodes").size(), (24, 16));
+            assert_eq!(Picture::open_upright(&path).expect("decodes").size(), size, "{orientation}");
+        }
+        std::fs::write(&path, GIF).expect("write");
+        let (upright, as_it_is) = (Picture::open_upright(&path), Picture::open(&path));
+        assert_eq!(upright.expect("decodes"), as_it_is.expect("decodes"), "nothing is noted beside it");
     }
 
     #[test]
