@@ -104,7 +104,7 @@ impl StageCurator {
         counts.drawn_in_all(candidates.candidates.len());
         let mut rejected: BTreeMap<Rejection, u64> = BTreeMap::new();
         let (mut scores, mut sample) = (ScoreCounts::default(), RejectedSample::default());
-        for turned_down in self.source.take_rejected() {
+        for turned_down in self.source.take_rejected().into_iter().chain(candidates.turned_down) {
             count(&mut scores, turned_down.pair.as_deref());
             sample.offer(turned_down);
         }

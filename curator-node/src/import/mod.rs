@@ -21,6 +21,7 @@ pub use records::{Record, Records, RecordsError};
 pub use uno1m::Uno1m;
 pub use webdataset::Webdataset;
 
+use crate::rejected::Rejected;
 use crescendo_core::rejection::Rejection;
 use crescendo_dataset::pair::Pair;
 use crescendo_dataset::shard::ShardError;
@@ -52,11 +53,13 @@ pub struct Imported {
     pub exhausted: bool,
     /// Cosines of pairs that the source compared itself.
     pub cosines: Vec<f64>,
+    /// Pairs that the source compared and turned down, for people to see; their reasons stand in `candidates`.
+    pub turned_down: Vec<Rejected>,
 }
 
 impl Imported {
     /// Candidates that were not compared.
     pub fn of(candidates: Vec<Result<Pair, Rejection>>, exhausted: bool) -> Imported {
-        Imported { candidates, exhausted, cosines: Vec::new() }
+        Imported { candidates, exhausted, cosines: Vec::new(), turned_down: Vec::new() }
     }
 }

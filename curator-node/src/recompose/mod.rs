@@ -23,6 +23,7 @@ use crate::filter::{SimilarityFilter, verdict};
 use crate::generate::SETTINGS;
 use crate::import::Imported;
 use crate::picture;
+use crate::rejected::Rejected;
 use crate::source::{Roots, SourceError};
 use crate::studio::{Means, Studio, kind};
 use crescendo_core::rejection::Rejection;
@@ -295,6 +296,7 @@ impl Recomposer {
         };
         let prompts: Vec<String> = asked.into_iter().map(|(prompt, ..)| prompt).collect();
         let mut made: Vec<Result<Pair, Rejection>> = Vec::with_capacity(cut.len());
+        let mut turned_down = Vec::new();
         let mut next = 0;
         for one in cut {
             let one = match one {
@@ -307,20 +309,22 @@ impl Recomposer {
             let range = next..next + one.cuts.len();
             next = range.end;
             let of_pair = cosines.get(range.clone()).unwrap_or_default();
-            if let Some(filter) = &redrawing.filter
-                && let Err(reason) = verdict(of_pair, filter.min(), filter.max())
-            {
-                made.push(Err(reason));
-                continue;
-            }
             let references = drawn.get(range.clone()).unwrap_or_default().to_vec();
             let mut pair = self.pair(one, "recompose", references, prompts.get(range).unwrap_or_default());
             if let Some(lowest) = of_pair.iter().copied().min_by(f64::total_cmp) {
-                pair.scores.insert("redrawn_similarity".to_owned(), (lowest * 1e6).round() / 1e6);
+                // What this stage's filter saw, in place of what that of the pair's own stage did.
+                pair.scores.insert("similarity".to_owned(), (lowest * 1e6).round() / 1e6);
             }
-            made.push(Ok(pair));
+            let filter = redrawing.filter.as_ref();
+            made.push(match filter.map_or(Ok(()), |filter| verdict(of_pair, filter.min(), filter.max())) {
+                Ok(()) => Ok(pair),
+                Err(reason) => {
+                    turned_down.push(Rejected::of(reason, pair));
+                    Err(reason)
+                }
+            });
         }
-        Ok(Imported { cosines, ..Imported::of(made, exhausted) })
+        Ok(Imported { cosines, turned_down, ..Imported::of(made, exhausted) })
     }
 
     /// What the earlier stage's model is told: the subject, elsewhere.

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::studio::{TemporaryFile, Trained};
+use crate::unit::StageCurator;
 use crate::unit::tests::{drawing_job, roots};
 use crescendo_core::spec::{DrawSpec, RecomposeSpec};
 use crescendo_model::tch::{Device, Kind};
@@ -37,6 +38,8 @@ fn job(folder: &Path, source: DataSource, references: u32) -> JobSpec {
 
 /// An adapter as an earlier stage might have saved it.
 fn trained() -> Trained {
+    // On a busy machine several threads would wait for each other longer than they compute.
+    crescendo_model::tch::set_num_threads(1);
     let config = FluxConfig::nano();
     let mut adapter =
         LoraAdapter::init(&config, 4, &BlockSelection::all(&config), 1, Kind::Float, Device::Cpu)
@@ -106,6 +109,27 @@ fn a_third_subject_is_cut_out_as_well() {
     let made = unit(&cropped, 0);
     assert!(made.iter().flatten().count() >= 1);
     assert!(made.iter().flatten().all(|pair| pair.references.len() == 3 && pair.reference_words.len() == 3));
+}
+
+/// What the filter turns down is there to be seen, and counts in the distribution of what it measured.
+#[test]
+fn redrawn_references_that_are_turned_down_are_kept_with_their_similarity() {
+    let folder = tempfile::tempdir().expect("make a folder");
+    let root = folder.path();
+    let mut job = job(root, recompose(), 2);
+    let filter = json!({ "similarity": { "min": 0.999_999, "max": 1.0, "encoder": "encoder.safetensors" } });
+    job.stages[1].data.filter = serde_json::from_value(filter).expect("a filter");
+    let means = Means { trained: Some(trained()), ..Means::default() };
+    let mut curator = StageCurator::open_with(&job, 1, &roots(root), &means).expect("open");
+    let made = curator.unit(3, &AtomicBool::new(false)).expect("make a unit");
+    let low = made.rejected.get(&Rejection::SimilarityLow).copied().unwrap_or_default();
+    assert!(low >= 3, "{:?}", made.rejected);
+    let sample = made.rejected_sample.expect("pictures of rejected candidates");
+    let kept = crescendo_dataset::shard::read_shard(sample.bytes.as_slice()).expect("read the sample");
+    assert_eq!(kept.len(), 2);
+    assert!(kept.iter().all(|pair| pair.references.len() == 2 && pair.scores["similarity"] < 1.0));
+    let (scale, counts) = made.scores.scores().next().expect("a distribution");
+    assert_eq!((scale.name, counts.iter().sum::<u64>()), ("similarity", low + made.shard.pairs));
 }
 
 #[test]
