@@ -6,12 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::png::KEYWORD;
-
-/// The folder that `path` lies in.
-pub fn folder_of(path: &Path) -> &Path {
-    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
-}
+use super::png::{KEYWORD, folder_of};
 
 /// Refuses a path that cannot be written, and one where there is something else than a picture that `generate` has drawn:
 /// that can be drawn again, a photograph cannot.

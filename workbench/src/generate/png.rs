@@ -7,10 +7,13 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 use image::RgbImage;
 
-use super::outputs::folder_of;
-
 /// Keyword of the text chunk.
 pub const KEYWORD: &str = "crescendo";
+
+/// The folder that `path` lies in.
+pub fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
 
 /// Writes `picture` with `settings` in a text chunk, under a name of its own first: `path` never holds half a file.
 pub fn save(path: &Path, picture: &RgbImage, settings: &str) -> Result<()> {
