@@ -11,7 +11,7 @@ use crescendo_workbench::export_base::{self, ExportBaseArgs};
 use crescendo_workbench::generate::{self, GenerateArgs};
 use crescendo_workbench::inspect::{self, InspectArgs};
 use crescendo_workbench::lora::{self, LoraArgs};
-use crescendo_workbench::parity::{ParityArgs, parity_main, ranks};
+use crescendo_workbench::parity::{ParityArgs, parity_main, rank_process, ranks};
 use crescendo_workbench::report::{self, ReportArgs};
 use crescendo_workbench::train_encoder::{self, TrainEncoderArgs};
 
@@ -40,7 +40,7 @@ enum Command {
     TrainEncoder(TrainEncoderArgs),
     /// One rank of a data-parallel fixture; started by `parity`.
     #[command(name = ranks::SUBCOMMAND, hide = true)]
-    ParityRank(ranks::RankArgs),
+    ParityRank(rank_process::RankArgs),
 }
 
 fn main() -> ExitCode {
@@ -63,6 +63,6 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Inspect(args) => inspect::run(&args),
         Command::Lora(args) => lora::run(&args).map(|()| ExitCode::SUCCESS),
         Command::TrainEncoder(args) => train_encoder::run(&args).map(|()| ExitCode::SUCCESS),
-        Command::ParityRank(args) => ranks::rank_main(&args).map(|()| ExitCode::SUCCESS),
+        Command::ParityRank(args) => rank_process::rank_main(&args).map(|()| ExitCode::SUCCESS),
     }
 }

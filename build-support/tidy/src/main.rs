@@ -22,6 +22,12 @@ fn main() -> Result<()> {
             let files: Vec<String> =
                 circle.iter().map(|at| found.files[*at].path.display().to_string()).collect();
             println!("circle: {}", files.join(" "));
+            let edges = uses::between_files(&found);
+            for from in &circle {
+                for to in edges.get(from).into_iter().flatten().filter(|to| circle.contains(to)) {
+                    println!("  {} uses {}", found.files[*from].path.display(), found.files[*to].path.display());
+                }
+            }
         }
         let rooms = uses::between_rooms(&found);
         let arrows: usize = rooms.values().map(std::collections::BTreeSet::len).sum();

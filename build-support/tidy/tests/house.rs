@@ -74,36 +74,8 @@ fn functions_are_short() {
 const CIRCLES: &[&[&str]] = &[
     &["cli/src/args.rs", "cli/src/commands/library.rs", "cli/src/commands/token.rs"],
     &["cli/src/commands/submit.rs", "cli/src/commands/validate.rs"],
-    &[
-        "crates/core/src/bench.rs",
-        "crates/core/src/decide.rs",
-        "crates/core/src/decide/curation.rs",
-        "crates/core/src/decide/jobs.rs",
-        "crates/core/src/decide/nodes.rs",
-        "crates/core/src/decide/settle.rs",
-        "crates/core/src/decide/sources.rs",
-        "crates/core/src/observed.rs",
-    ],
-    &[
-        "crates/core/src/pairlog.rs",
-        "crates/core/src/precision.rs",
-        "crates/core/src/processor.rs",
-        "crates/core/src/records.rs",
-        "crates/core/src/state.rs",
-    ],
-    &["crates/core/src/spec/places.rs", "crates/core/src/spec/warnings.rs"],
-    &[
-        "crates/dataset/src/folder.rs",
-        "crates/dataset/src/folder/captions.rs",
-        "crates/dataset/src/library.rs",
-        "crates/dataset/src/make.rs",
-    ],
-    &["crates/model/src/clip/config.rs", "crates/model/src/clip/text.rs"],
-    &["crates/node/src/call.rs", "crates/node/src/tls/dial.rs"],
-    &["crates/node/src/tls/accept.rs", "crates/node/src/tls/reload.rs"],
+    // A trait with default methods, and what they make.
     &["crates/store/src/election.rs", "crates/store/src/store.rs"],
-    &["crates/store/src/lease.rs", "crates/store/src/types.rs"],
-    &["curator-node/src/endpoint/message.rs", "curator-node/src/endpoint/reply.rs"],
     &[
         "curator-node/src/endpoint/mod.rs",
         "curator-node/src/generate/mod.rs",
@@ -113,8 +85,6 @@ const CIRCLES: &[&[&str]] = &[
         "curator-node/src/source.rs",
         "curator-node/src/studio.rs",
     ],
-    &["trainer-node/src/agent/run.rs", "trainer-node/src/agent/service.rs"],
-    &["workbench/src/parity/ranks.rs", "workbench/src/parity/train_step.rs"],
     &["workbench/src/report/cases.rs", "workbench/src/report/figures.rs"],
 ];
 

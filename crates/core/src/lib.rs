@@ -27,6 +27,7 @@
 //! | [`mod@bench`] | curators that cannot open what a stage is made of |
 //! | [`observed`] | what is seen of nodes and gangs; unknown is not failed |
 //! | [`under_way`] | how far the units are that curators work on |
+//! | [`arithmetic`] | what is kept of how nodes and gangs compute |
 //! | [`precision`] | what `precision: auto` comes to, once for a stage |
 //! | [`processor`] | on which kind of processor a stage is trained |
 //! | [`placement`] | gangs onto slots, whole or not at all |
@@ -38,6 +39,7 @@
 //! Everything here is a function of its arguments: no clock, no randomness, ordered maps only.
 
 pub mod access;
+pub mod arithmetic;
 pub mod bench;
 pub mod decide;
 pub mod error;

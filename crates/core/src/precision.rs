@@ -1,9 +1,7 @@
 //! The precision that a stage computes in. Where the spec says `auto` it is settled once for a stage, by what the nodes
 //! have measured of themselves, and kept: whatever comes later, the stage's attempts, ranks and curators compute alike.
 
-use std::fmt;
-use std::time::Duration;
-
+pub use crate::arithmetic::{Arithmetic, Settled, StagePrecision};
 use crate::records::{NodeKind, NodeRecord};
 use crate::spec::{JobSpec, ModelSpec, Precision};
 use crate::state::Stage;
@@ -11,60 +9,6 @@ use crate::state::Stage;
 /// `auto` takes bf16 where it is this many times as fast as f32 on every node: a smaller gain is not worth its coarser
 /// numbers, and is within what a timing of some milliseconds on a busy machine may be wrong by.
 pub const CLEARLY_FASTER: f64 = 1.2;
-
-/// What a node has measured of its own arithmetic when it started.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Arithmetic {
-    /// Median time of one product of the nano network's shape, in float32; zero if it was not measured.
-    pub f32_time: Duration,
-    /// The same in bfloat16.
-    pub bf16_time: Duration,
-    /// Kind of processor, as far as the last bits of results tell; empty if unknown.
-    pub processor: String,
-    /// Threads for the arithmetic of one rank.
-    pub threads: u32,
-}
-
-impl Arithmetic {
-    /// How many times as fast as f32 bf16 is; `None` if it was not measured.
-    pub fn bf16_factor(&self) -> Option<f64> {
-        let (f32_time, bf16_time) = (self.f32_time.as_secs_f64(), self.bf16_time.as_secs_f64());
-        (f32_time > 0.0 && bf16_time > 0.0).then(|| f32_time / bf16_time)
-    }
-}
-
-/// What a stage computes in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StagePrecision {
-    F32,
-    Bf16,
-}
-
-impl fmt::Display for StagePrecision {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::F32 => "f32",
-            Self::Bf16 => "bf16",
-        })
-    }
-}
-
-impl From<StagePrecision> for Precision {
-    fn from(precision: StagePrecision) -> Self {
-        match precision {
-            StagePrecision::F32 => Self::F32,
-            StagePrecision::Bf16 => Self::Bf16,
-        }
-    }
-}
-
-/// What `auto` has come to for a stage, and why.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Settled {
-    pub precision: StagePrecision,
-    /// One line, about a node and with the factor.
-    pub why: String,
-}
 
 /// How fast bf16 is on a node.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -201,6 +145,7 @@ fn slow<'n>(nodes: impl IntoIterator<Item = &'n NodeRecord>) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
+    use std::time::Duration;
 
     use super::*;
     use crate::ids::{Incarnation, NodeId};

@@ -2,8 +2,8 @@
 //! their last bits between instruction sets, and sums between numbers of threads and ranks.
 
 use std::collections::BTreeSet;
-use std::fmt;
 
+pub use crate::arithmetic::{GangKind, GangPart, KindChange, RanOn};
 use crate::ids::{Generation, NodeId};
 use crate::records::{CheckpointRecord, RankPlacement, StageRecord};
 use crate::spec::{JobSpec, Reproducible};
@@ -12,121 +12,33 @@ use crate::state::{ClusterState, Stage};
 /// Changes of kind that a stage remembers; the oldest of them, but for where it began, are forgotten beyond that.
 const MAX_RAN_ON: usize = 32;
 
-/// What the last bits of a gang's results depend on: the same kind gives the same bits.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct GangKind {
-    /// By rank; ranks in a row that are alike are one.
-    pub parts: Vec<GangPart>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct GangPart {
-    pub ranks: u32,
-    /// Empty if its node has not said.
-    pub processor: String,
-    /// Of one rank.
-    pub threads: u32,
-}
-
-/// A stage was trained by gangs of this kind from a generation on.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RanOn {
-    pub generation: Generation,
-    /// Step of the checkpoint that it went on from; 0 if it began the stage.
-    pub from_step: u64,
-    pub gang: GangKind,
-}
-
-impl GangKind {
-    /// The kind of a gang that is placed like this.
-    pub fn of(state: &ClusterState, ranks: &[RankPlacement]) -> Self {
-        let mut parts: Vec<GangPart> = Vec::new();
-        for rank in ranks {
-            let (processor, threads) = kind_of(state, &rank.node);
-            match parts.last_mut() {
-                Some(last) if last.processor == processor && last.threads == threads => last.ranks += 1,
-                Some(_) | None => parts.push(GangPart { ranks: 1, processor: processor.to_owned(), threads }),
-            }
+/// The kind of a gang that is placed like this.
+pub fn of_gang(state: &ClusterState, ranks: &[RankPlacement]) -> GangKind {
+    let mut parts: Vec<GangPart> = Vec::new();
+    for rank in ranks {
+        let (processor, threads) = kind_of(state, &rank.node);
+        match parts.last_mut() {
+            Some(last) if last.processor == processor && last.threads == threads => last.ranks += 1,
+            Some(_) | None => parts.push(GangPart { ranks: 1, processor: processor.to_owned(), threads }),
         }
-        Self { parts }
     }
-
-    pub fn ranks(&self) -> u32 {
-        self.parts.iter().fold(0, |sum, part| sum.saturating_add(part.ranks))
-    }
-
-    /// Some of its ranks may run on the node.
-    pub fn has(&self, state: &ClusterState, node: &NodeId) -> bool {
-        self.parts.iter().any(|part| part.may_run_on(state, node))
-    }
-
-    /// Its ranks by kind alone, wherever they stand in it; in the order in which the kinds come first.
-    pub fn by_kind(&self) -> Vec<GangPart> {
-        let mut kinds: Vec<GangPart> = Vec::new();
-        for part in &self.parts {
-            let alike =
-                |known: &&mut GangPart| (&known.processor, known.threads) == (&part.processor, part.threads);
-            match kinds.iter_mut().find(alike) {
-                Some(known) => known.ranks = known.ranks.saturating_add(part.ranks),
-                None => kinds.push(part.clone()),
-            }
-        }
-        kinds
-    }
+    GangKind { parts }
 }
 
-impl GangPart {
-    fn is_known(&self) -> bool {
-        !self.processor.is_empty()
-    }
+/// Some of the gang's ranks may run on the node.
+pub fn has(gang: &GangKind, state: &ClusterState, node: &NodeId) -> bool {
+    gang.parts.iter().any(|part| may_run_on(part, state, node))
+}
 
-    /// A rank there gives the bits of these.
-    pub fn may_run_on(&self, state: &ClusterState, node: &NodeId) -> bool {
-        self.is_known() && kind_of(state, node) == (self.processor.as_str(), self.threads)
-    }
+/// A rank there gives the bits of these.
+pub fn may_run_on(part: &GangPart, state: &ClusterState, node: &NodeId) -> bool {
+    part.is_known() && kind_of(state, node) == (part.processor.as_str(), part.threads)
 }
 
 /// Processor and threads of a rank there.
 fn kind_of<'s>(state: &'s ClusterState, node: &NodeId) -> (&'s str, u32) {
     let arithmetic = state.node(node).and_then(|record| record.arithmetic.as_ref());
     arithmetic.map_or(("", 0), |arithmetic| (arithmetic.processor.as_str(), arithmetic.threads))
-}
-
-impl fmt::Display for GangKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, part) in self.parts.iter().enumerate() {
-            if index > 0 {
-                f.write_str(" and ")?;
-            }
-            part.fmt(f)?;
-        }
-        Ok(())
-    }
-}
-
-impl fmt::Display for GangPart {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let plural = |n: u32| if n == 1 { "" } else { "s" };
-        write!(f, "{} rank{} ", self.ranks, plural(self.ranks))?;
-        if self.threads > 0 {
-            write!(f, "of {} thread{} ", self.threads, plural(self.threads))?;
-        }
-        write!(f, "on {}", if self.is_known() { &self.processor } else { "an unknown processor" })
-    }
-}
-
-/// A stage went on with gangs of another kind.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct KindChange {
-    pub before: GangKind,
-    pub since: RanOn,
-}
-
-impl fmt::Display for KindChange {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let RanOn { from_step, gang, .. } = &self.since;
-        write!(f, "resumed at step {from_step} on {gang}, before on {}: last bits may differ", self.before)
-    }
 }
 
 /// The kind that wrote a checkpoint of the stage; `None` if it is not known.

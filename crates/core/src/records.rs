@@ -5,13 +5,12 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
+use crate::arithmetic::{Arithmetic, RanOn, Settled};
 use crate::histogram::ScoreCounts;
 use crate::ids::{
     AttemptRef, Generation, Incarnation, JobId, NodeId, RequestId, StageRef, Tenant, Timestamp,
 };
 use crate::job::JobState;
-use crate::precision::{Arithmetic, Settled};
-use crate::processor::RanOn;
 use crate::spec::JobSpec;
 use crate::trace::TraceParent;
 

@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::arithmetic::Settled;
 use crate::ids::{Generation, JobId, NodeId, RequestId, StageRef, Timestamp};
 use crate::pairlog::PairLog;
-use crate::precision::Settled;
 use crate::records::{
     AttemptRecord, CheckpointRecord, JobRecord, NodeRecord, Record, RecordKey, StageRecord, Write,
 };

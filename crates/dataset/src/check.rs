@@ -2,7 +2,8 @@
 
 use crate::folder::FolderRules;
 use crate::index;
-use crate::library::{LibraryError, contents};
+use crate::library::contents;
+use crate::library_error::LibraryError;
 use crate::problem::{Problem, Severity};
 use crate::raster::Raster;
 use crate::upright::{self, Bounds, MIN_SIDE};

@@ -9,7 +9,7 @@
 mod captions;
 
 use crate::index::{Entry, MAX_ENTRIES, MAX_FILES};
-use crate::library::LibraryError;
+use crate::library_error::LibraryError;
 use crate::naming;
 use crate::problem::Problem;
 use crate::upright::{self, Bounds};

@@ -39,6 +39,7 @@ pub mod digest;
 mod folder;
 mod index;
 mod library;
+mod library_error;
 pub mod make;
 mod naming;
 pub mod pair;
@@ -53,7 +54,8 @@ pub mod whole_file;
 
 pub use folder::{FolderRules, Found, Subfolders, scan};
 pub use index::Entry;
-pub use library::{Library, LibraryError};
+pub use library::Library;
+pub use library_error::LibraryError;
 pub use problem::{Problem, Severity};
 pub use raster::{Edge, Raster, Region};
 pub use split::{HoldOut, UnknownName, is_held_out, stable_hash};

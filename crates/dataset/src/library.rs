@@ -1,36 +1,16 @@
 //! An opened library: entries, and their pictures when they are needed.
 
+use crate::INDEX;
 use crate::folder::{FolderRules, scan};
 use crate::index::{self, Entry, MAX_INDEX_BYTES};
+use crate::library_error::LibraryError;
 use crate::problem::{Problem, Severity};
 use crate::raster::Raster;
-use crate::split::{self, HoldOut, UnknownName};
+use crate::split::{self, HoldOut};
 use crate::upright::{self, Bounds};
-use crate::{INDEX, make};
 use std::collections::{HashMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-
-/// Why a library cannot be used, or one picture of it.
-#[derive(Debug, thiserror::Error)]
-pub enum LibraryError {
-    #[error("cannot read {}: {source}", path.display())]
-    Read { path: PathBuf, source: std::io::Error },
-    #[error("{} is not an index of pictures: {reason}", path.display())]
-    Index { path: PathBuf, reason: String },
-    #[error("{} is not a folder of pictures: {reason}", path.display())]
-    Folder { path: PathBuf, reason: String },
-    #[error("cannot decode {}: {reason}", path.display())]
-    Picture { path: PathBuf, reason: String },
-    #[error("holdOut names subjects that are not in {}: {}", path.display(), listed(names))]
-    HoldOut { path: PathBuf, names: Vec<UnknownName> },
-}
-
-/// All of them, within reason.
-fn listed(names: &[UnknownName]) -> String {
-    let names: Vec<String> = names.iter().map(ToString::to_string).collect();
-    index::listed(&names.iter().map(String::as_str).collect::<Vec<_>>())
-}
 
 /// A folder of pictures, decoded when needed and kept scaled down in a bounded cache.
 #[derive(Debug)]
@@ -130,7 +110,7 @@ impl Library {
         let mut pixels = upright::decode(&bytes, bounds).map_err(failed)?.pixels;
         if self.is_plain {
             // As `make` would have written it, so that both give the same pairs.
-            pixels = upright::prepared(&pixels, make::DEFAULT_SIZE_PX).map_err(failed)?.to_rgba();
+            pixels = upright::prepared(&pixels, upright::DEFAULT_SIZE_PX).map_err(failed)?.to_rgba();
         }
         let raster =
             if self.trim { upright::visible(&pixels).map_err(failed)? } else { Raster::from_rgba(&pixels) };

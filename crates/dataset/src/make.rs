@@ -6,7 +6,8 @@ use crate::background;
 use crate::digest::sha256_hex;
 use crate::folder::FolderRules;
 use crate::index::{self, Entry};
-use crate::library::{LibraryError, contents};
+use crate::library::contents;
+use crate::library_error::LibraryError;
 use crate::problem::{Problem, Severity};
 use crate::raster::Raster;
 use crate::upright::{self, Bounds};
@@ -17,8 +18,7 @@ use std::fs::File;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-/// Longer side of a library's pictures unless it is asked for otherwise: twice the panel of 512 pixels that FLUX trains on.
-pub const DEFAULT_SIZE_PX: usize = 1024;
+pub use crate::upright::DEFAULT_SIZE_PX;
 /// File by which a library that was made here is known again.
 const MARK: &str = "made.json";
 const MAKER: &str = "crescendo library make";

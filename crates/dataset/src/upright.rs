@@ -15,6 +15,9 @@ pub const MAX_FILE_BYTES: u64 = 256 << 20;
 /// Longer side of what is visible below which a picture is refused, pixels: nothing can be told from it.
 pub const MIN_SIDE: usize = 8;
 
+/// Longer side of a library's pictures unless it is asked for otherwise: twice the panel of 512 pixels that FLUX trains on.
+pub const DEFAULT_SIZE_PX: usize = 1024;
+
 /// What decoding is held to.
 #[derive(Clone, Copy, Debug)]
 pub enum Bounds {

@@ -10,8 +10,7 @@ use std::path::Path;
 /// It is for whom the umask allows, not private as temporary files are, or for those that the file it replaces was for.
 pub fn write(path: &Path, content: &[u8]) -> io::Result<()> {
     let folder = folder_of(path);
-    let mut file =
-        tempfile::Builder::new().permissions(Permissions::from_mode(0o666)).tempfile_in(folder)?;
+    let mut file = tempfile::Builder::new().permissions(Permissions::from_mode(0o666)).tempfile_in(folder)?;
     file.write_all(content)?;
     file.as_file().sync_all()?;
     take_over_mode(file.path(), path)?;

@@ -31,6 +31,7 @@
 //! | [`trace`] | traces over OTLP, if they are wanted |
 //! | [`unit_reports`] | how far curation units are, coalesced |
 
+mod address;
 pub mod args;
 pub mod backoff;
 pub mod call;

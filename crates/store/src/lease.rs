@@ -8,8 +8,8 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::error::StoreError;
+use crate::revision::Revision;
 use crate::tasks::Tasks;
-use crate::types::Revision;
 
 /// A lease's number in its store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

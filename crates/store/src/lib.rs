@@ -26,6 +26,7 @@ mod error;
 mod etcd;
 mod lease;
 mod location;
+mod revision;
 mod store;
 mod tasks;
 mod types;

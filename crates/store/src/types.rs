@@ -1,12 +1,12 @@
 //! The values that go in and out of a store.
 
 use std::collections::BTreeSet;
-use std::fmt;
 
 use bytes::Bytes;
 
 use crate::error::StoreError;
 use crate::lease::{Fence, Leadership, Lease, LeaseId};
+pub use crate::revision::Revision;
 
 /// Longest key, in bytes, without the store's prefix.
 pub const MAX_KEY_BYTES: usize = 512;
@@ -18,17 +18,6 @@ pub const MAX_TXN_BYTES: usize = 1_400_000;
 pub const MAX_TXN_OPS: usize = 120;
 /// Most records that one page holds, whatever the caller asks for.
 pub const MAX_PAGE_ITEMS: usize = 1000;
-
-/// A point in the store's history. Every transaction that changes something has its own, larger than all before it,
-/// also across restarts.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Revision(pub u64);
-
-impl fmt::Display for Revision {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(formatter)
-    }
-}
 
 /// A record as read, with the revision of its last write: the one to name in [`Expect::ModRevision`].
 #[derive(Clone, Debug, PartialEq, Eq)]

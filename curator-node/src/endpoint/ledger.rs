@@ -6,7 +6,7 @@
 //! spends, and has under way, is counted at once.
 
 use super::EndpointError;
-use super::reply::Usage;
+use super::usage::Usage;
 use super::reply_log::read_bounded;
 use crescendo_core::object_keys;
 use crescendo_core::spec::EndpointSpec;

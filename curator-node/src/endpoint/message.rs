@@ -1,6 +1,6 @@
 //! A conversation, as a request's body.
 
-use super::reply::Usage;
+use super::usage::{Usage, text_tokens};
 use base64::Engine as _;
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -84,11 +84,6 @@ pub fn estimate(conversation: &[Message], max_tokens: u32) -> Usage {
         8 + text_tokens(&message.text) + pictures
     });
     Usage { input: input.sum(), output: u64::from(max_tokens) }
-}
-
-/// Tokens of a text, on the high side.
-pub fn text_tokens(text: &str) -> u64 {
-    (text.len() as u64).div_ceil(3)
 }
 
 #[cfg(test)]

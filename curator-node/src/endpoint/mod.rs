@@ -31,6 +31,7 @@ pub mod network;
 pub mod reply;
 pub mod reply_log;
 pub mod retry;
+pub mod usage;
 
 use crate::source::Roots;
 use crescendo_core::spec::EndpointSpec;

@@ -1,21 +1,8 @@
 //! An answer: read strictly, and what it cost.
 
-use super::message::text_tokens;
+use super::usage::{Usage, text_tokens};
 use serde::Deserialize;
 use serde_json::Value;
-
-/// Tokens of one request.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Usage {
-    pub input: u64,
-    pub output: u64,
-}
-
-impl Usage {
-    pub fn total(self) -> u64 {
-        self.input.saturating_add(self.output)
-    }
-}
 
 /// What a server said.
 #[derive(Clone, Debug, PartialEq, Eq)]

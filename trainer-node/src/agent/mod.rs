@@ -11,6 +11,7 @@
 //!
 //! [`table`] is pure: events in, effects out. Everything else carries them.
 
+pub mod event;
 pub mod lines;
 pub mod metrics;
 pub mod process;

@@ -34,11 +34,12 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
 use tracing::Instrument as _;
 
+use super::event::{Event, RankSender};
 use super::lines;
 use super::metrics::{Counted, Metrics};
 use super::process::{self, RankCommand};
 use super::rendezvous::Rendezvous;
-use super::service::{RankSender, Service};
+use super::service::Service;
 use super::table::{AttemptTable, Effect, KillSignal, RankKey};
 
 /// Events that wait for the loop at most.
@@ -90,18 +91,6 @@ pub enum DeviceChoice {
     Auto,
     Cpu,
     Cuda,
-}
-
-/// What happens.
-#[derive(Debug)]
-pub enum Event {
-    Command(Command),
-    RankConnected { rank: RankKey, pid: u32, down: RankSender },
-    RankMessage { rank: RankKey, message: Box<Up> },
-    RankDisconnected { rank: RankKey },
-    RankExited { rank: RankKey, success: bool, status: String },
-    CommitDecided { rank: RankKey, outcome: RankCheckpointOutcome },
-    MarkDecided { rank: RankKey },
 }
 
 /// Runs the agent until it is told to stop. Must be called on the main thread, in a single-threaded runtime: ranks are

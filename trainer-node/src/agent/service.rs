@@ -16,17 +16,14 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::event::Event;
 use super::rendezvous::Rendezvous;
-use super::run::Event;
 use super::table::RankKey;
 
 /// Limit of a rank's first message.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 /// Messages to one rank that wait at most.
 const DOWN: usize = 32;
-
-/// Messages to a rank; the session ends when it is dropped.
-pub type RankSender = mpsc::Sender<Result<OpenRankSessionResponse, Status>>;
 
 /// See the module.
 #[derive(Clone)]

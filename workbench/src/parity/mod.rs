@@ -19,6 +19,7 @@ mod lora_export;
 mod metrics;
 mod owlv2;
 mod picture_tensors;
+pub mod rank_process;
 pub mod ranks;
 mod schedule;
 mod t5;

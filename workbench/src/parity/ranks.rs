@@ -1,17 +1,13 @@
 //! Rank processes for data-parallel fixtures: copies of this program that meet on loopback.
 
 use std::io::{BufRead, BufReader};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use crescendo_collective::{GlooOptions, ProcessGroup, Rendezvous};
-
-use super::train_step::write_rank;
-
 /// The hidden subcommand that a rank process runs.
 pub const SUBCOMMAND: &str = "parity-rank";
 
@@ -21,42 +17,6 @@ const RANKS_TIMEOUT: Duration = Duration::from_secs(600);
 const ADDRESS_TIMEOUT: Duration = Duration::from_secs(60);
 /// Pause between looks at the processes.
 const POLL: Duration = Duration::from_millis(20);
-
-/// Arguments of a rank process.
-#[derive(Debug, clap::Args)]
-pub struct RankArgs {
-    /// Sidecar of the fixture.
-    #[arg(long)]
-    sidecar: PathBuf,
-    #[arg(long)]
-    rank: usize,
-    #[arg(long)]
-    world: usize,
-    /// Where rank 0 listens; rank 0 itself prints the address instead.
-    #[arg(long)]
-    rendezvous: Option<SocketAddr>,
-    /// File for the results.
-    #[arg(long)]
-    out: PathBuf,
-}
-
-/// The body of a rank process.
-pub fn rank_main(args: &RankArgs) -> anyhow::Result<()> {
-    crescendo_model::tch::set_num_threads(1);
-    let rendezvous = match args.rendezvous {
-        Some(address) => Rendezvous::join(address),
-        None => {
-            let rendezvous = Rendezvous::host(IpAddr::V4(Ipv4Addr::LOCALHOST))?;
-            println!("{}", rendezvous.address());
-            rendezvous
-        }
-    };
-    let group = ProcessGroup::gloo(args.rank, args.world, rendezvous, &GlooOptions::default())
-        .context("meet the other ranks")?;
-    write_rank(&args.sidecar, &group, &args.out)?;
-    group.leave(GlooOptions::default().timeout)?;
-    Ok(())
-}
 
 /// The running rank processes; those still alive end when this is dropped.
 struct Ranks(Vec<Child>);

@@ -2,20 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::decide::jobs::Decided;
+use crate::decide::passes::{Curation, Decided};
 use crate::decide::{Nodes, settle};
 use crate::ids::{NodeId, StageRef};
 use crate::job::JobState;
 use crate::records::NodeKind;
 use crate::state::{ClusterState, Job};
-
-/// What each curator that takes work should work on or serve.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Curation {
-    pub wanted: BTreeMap<NodeId, BTreeSet<StageRef>>,
-    /// Stages that lack pairs and have a curator.
-    pub making: BTreeSet<StageRef>,
-}
 
 /// Every stage that is being trained is served by all curators, so that a rank can turn to another. The other stages that
 /// lack pairs get at least one curator each, in the order of their jobs, as far as curators go; a curator stays where it is

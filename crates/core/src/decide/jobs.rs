@@ -3,10 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use crate::decide::curation::Curation;
-use crate::decide::nodes::Active;
+use crate::decide::passes::{Active, Curation, Decided, Lacking};
 use crate::decide::{Change, Nodes, Plan, Wait, settle, sources};
-use crate::ids::{AttemptRef, JobId, NodeId, StageRef, Timestamp};
+use crate::ids::{AttemptRef, NodeId, StageRef, Timestamp};
 use crate::job::{JobEvent, JobState};
 use crate::observed::NodeReport;
 use crate::placement::{self, NoRoom, NodeSlots, Slots};
@@ -29,25 +28,6 @@ enum EndKind {
     Hopeless,
     /// Everything trained is saved: a node of the gang drains.
     HandedOver,
-}
-
-/// What the pass over the jobs leaves for the others.
-pub(super) struct Decided<'a> {
-    /// Attempts that are active once the plan's writes are made.
-    pub active: Active,
-    /// Jobs that have become terminal.
-    pub closed: BTreeSet<JobId>,
-    /// Tenants that store as much as they may: stored and allowed bytes.
-    pub full_tenants: BTreeMap<String, (u64, u64)>,
-    /// Stages that wait for pairs, in order.
-    lacking: Vec<Lacking<'a>>,
-}
-
-struct Lacking<'a> {
-    job: &'a Job,
-    index: usize,
-    /// Pairs that training starts with.
-    needed: u64,
 }
 
 /// Decides every open job, in the order in which they are served.
@@ -139,7 +119,7 @@ fn place_parts(
 ) -> Option<Vec<RankPlacement>> {
     let (mut slots, mut ranks) = (slots.clone(), Vec::new());
     for part in &gang.parts {
-        let alike = slots.among(|node| part.may_run_on(state, node));
+        let alike = slots.among(|node| processor::may_run_on(part, state, node));
         let placed = placement::place(&alike, stage, &[part.ranks]).ok()?;
         placed.iter().for_each(|rank| slots.take(rank));
         ranks.extend(placed);
@@ -505,7 +485,7 @@ impl<'a> JobPass<'a, '_> {
             return Ok(Ok(ranks));
         }
         let rooms = gang.by_kind().into_iter().map(|part| {
-            let alike = self.slots.among(|node| part.may_run_on(state, node));
+            let alike = self.slots.among(|node| processor::may_run_on(&part, state, node));
             (placement::room(&alike, stage, part.ranks), part)
         });
         let rooms: Vec<(NoRoom, GangPart)> = rooms.collect();

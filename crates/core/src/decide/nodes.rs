@@ -2,14 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use crate::decide::curation::Curation;
+use crate::decide::passes::{Active, Curation};
 use crate::decide::{Command, Nodes, Plan, Send};
 use crate::ids::{AttemptRef, StageRef};
 use crate::observed::{NodeReport, NodeView};
-use crate::records::{AttemptRecord, NodeKind, NodeRecord};
-
-/// Active attempts once the plan's writes are made.
-pub(crate) type Active = BTreeMap<StageRef, AttemptRecord>;
+use crate::records::{NodeKind, NodeRecord};
 
 pub(super) fn decide_sends(nodes: &Nodes<'_>, curation: &Curation, active: &Active, plan: &mut Plan) {
     let mut served_at: BTreeMap<&StageRef, Vec<String>> = BTreeMap::new();

@@ -2,12 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use crate::decide::curation::Curation;
-use crate::decide::nodes::Active;
+use crate::decide::passes::{Active, Curation};
 use crate::decide::{Change, Nodes, Plan};
 use crate::ids::StageRef;
 use crate::precision::{self, Settled};
-use crate::processor::{self, GangKind};
+use crate::processor;
 use crate::records::{AttemptRecord, NodeKind, NodeRecord, Record, StageRecord, Write};
 use crate::spec::Precision;
 use crate::state::Job;
@@ -33,7 +32,7 @@ pub(super) fn decide_stages(nodes: &Nodes<'_>, curation: &Curation, active: &Act
         }
         let placed = active.get(id).filter(|attempt| attempt.attempt.generation > stage.generation());
         if let Some(AttemptRecord { attempt, ranks, resume_from, .. }) = placed {
-            let gang = GangKind::of(nodes.state, ranks);
+            let gang = processor::of_gang(nodes.state, ranks);
             let change = processor::note(&mut record, attempt.generation, resume_from.as_ref(), gang);
             plan.changes
                 .extend(change.map(|change| Change::KindChanged { attempt: attempt.clone(), change }));

@@ -32,7 +32,7 @@ pub(super) fn without_processor(view: &View<'_>, job: &Job, stage: &Stage, gang:
     let trainers = open(view).into_iter().filter(|record| record.kind == NodeKind::Trainer);
     findings
         .extend(processor::kinds(view.state, trainers.map(|record| &record.id)).into_iter().take(MAX_NODES));
-    let silent = silent_among(view, NodeKind::Trainer, |record| gang.has(view.state, &record.id));
+    let silent = silent_among(view, NodeKind::Trainer, |record| processor::has(gang, view.state, &record.id));
     let mut remedies = Vec::new();
     if !silent.is_empty() {
         remedies.push(format!("bring back what has that processor: {}", silent.join("; ")));

@@ -237,6 +237,21 @@ pub(super) fn running(view: &View<'_>, job: &Job, index: usize, attempt: &Attemp
         )),
         None => findings.push("there is no checkpoint of this stage yet".to_owned()),
     }
+    findings.extend(later_stages(view, job, index));
+    Explanation {
+        cause,
+        summary,
+        findings,
+        remedies,
+        pairs: (!stage.log.is_sealed()).then(|| PairForecast::of(view, job, index, stage)),
+        goes_on_in: stage_ends_in(view, job, stage, attempt),
+        ..Explanation::default()
+    }
+}
+
+/// What there is to say of the stages after this one.
+fn later_stages(view: &View<'_>, job: &Job, index: usize) -> Vec<String> {
+    let mut findings = Vec::new();
     let after = job.stages.len().saturating_sub(index.saturating_add(1));
     if after > 0 {
         findings.push(format!(
@@ -250,15 +265,7 @@ pub(super) fn running(view: &View<'_>, job: &Job, index: usize, attempt: &Attemp
             findings.push(format!("{stage}, a later one, cannot be made as it is: {told}"));
         }
     }
-    Explanation {
-        cause,
-        summary,
-        findings,
-        remedies,
-        pairs: (!stage.log.is_sealed()).then(|| PairForecast::of(view, job, index, stage)),
-        goes_on_in: stage_ends_in(view, job, stage, attempt),
-        ..Explanation::default()
-    }
+    findings
 }
 
 /// Until the last step at the present pace; `None` if there is no pace.

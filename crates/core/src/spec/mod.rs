@@ -35,6 +35,7 @@ mod secrets;
 mod tests;
 mod tree;
 mod types;
+mod warning;
 mod warnings;
 
 use std::fmt;
@@ -43,7 +44,7 @@ pub use emit::to_yaml;
 pub use fields::{FIELDS, Field, markdown_table};
 pub use places::Places;
 pub use types::*;
-pub use warnings::Warning;
+pub use warning::Warning;
 
 use crate::ids::Tenant;
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::tree::Position;
-use super::warnings::Warning;
+use super::warning::Warning;
 
 /// Where the fields of a spec stand.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -1,7 +1,7 @@
 //! Words that a person has written down: `.txt` files beside pictures, or a CSV.
 
 use crate::index::{MAX_ENTRIES, is_below};
-use crate::library::LibraryError;
+use crate::library_error::LibraryError;
 use crate::problem::Problem;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};

@@ -4,7 +4,6 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::Pooling;
 use crate::error::{ModelError, Result};
 use crate::published::{check_eps, check_range, config_beside, read_config};
 use crate::transformer::{Activation, TransformerSizes};
@@ -12,6 +11,15 @@ use crate::transformer::{Activation, TransformerSizes};
 /// The `eos_token_id` of the first published configurations. It is not the id of their end-of-text token, so it says to
 /// look for the highest id instead.
 const LEGACY_EOS_TOKEN_ID: i64 = 2;
+
+/// Which token's state is the pooled vector.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pooling {
+    /// The first of those with the highest id: end-of-text has the highest in published vocabularies.
+    HighestId,
+    /// The first token with this id; the very first token where there is none.
+    FirstEndOfText(i64),
+}
 
 /// Sizes of a text tower.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

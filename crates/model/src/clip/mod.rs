@@ -20,8 +20,8 @@ use std::path::Path;
 
 use tch::{Device, Kind, Tensor};
 
-pub use config::{ClipConfig, ClipTextConfig, ClipVisionConfig};
-pub use text::{ClipText, ClipTextOutput, Pooling, pool};
+pub use config::{ClipConfig, ClipTextConfig, ClipVisionConfig, Pooling};
+pub use text::{ClipText, ClipTextOutput, pool};
 pub use vision::{ClipVision, ClipVisionOutput};
 
 use crate::error::{ModelError, Result};

@@ -4,22 +4,13 @@ use std::path::Path;
 
 use tch::{Device, Kind, Tensor};
 
-use super::ClipTextConfig;
+use super::{ClipTextConfig, Pooling};
 use crate::error::{ModelError, Result};
 use crate::layers::LayerNorm;
 use crate::params::{Init, Loader, ParamSource, SeededInit};
 use crate::tokenizer::check_ids;
 use crate::transformer::{TransformerLayer, attention_mask};
 use crate::weights::{TensorMap, WeightFiles};
-
-/// Which token's state is the pooled vector.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Pooling {
-    /// The first of those with the highest id: end-of-text has the highest in published vocabularies.
-    HighestId,
-    /// The first token with this id; the very first token where there is none.
-    FirstEndOfText(i64),
-}
 
 /// What the text tower gives, in its dtype.
 #[derive(Debug)]

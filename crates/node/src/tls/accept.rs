@@ -21,7 +21,7 @@ use tonic::transport::server::Connected;
 
 use super::explain;
 use super::peer::{Peer, PeerCertificate};
-use super::reload::Tls;
+use super::reload::{ClientCertificates, Tls};
 
 /// Handshakes at a time; more wait in the kernel's queue.
 const MAX_HANDSHAKES: usize = 256;
@@ -33,14 +33,6 @@ const PREFACE_BYTES: usize = 24;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Refusals come in floods: one line in this time.
 const LOG_INTERVAL: Duration = Duration::from_secs(1);
-
-/// Whether clients must show a certificate. Every certificate that is shown is verified.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ClientCertificates {
-    /// Clients may come without: people have tokens.
-    Asked,
-    Required,
-}
 
 const REFUSED: [&str; 8] = [
     "limit",

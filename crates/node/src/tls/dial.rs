@@ -17,7 +17,7 @@ use tonic::transport::{Channel, Endpoint, Uri};
 use super::explain;
 use super::files::TlsFiles;
 use super::reload::Tls;
-use crate::call::{AddressError, endpoint};
+use crate::address::{AddressError, endpoint};
 
 /// Limit of reaching a server, over all addresses of its name.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);

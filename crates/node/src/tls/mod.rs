@@ -27,12 +27,10 @@ mod security;
 #[cfg(feature = "testing")]
 pub mod testing;
 
-pub use accept::{
-    CATALOGUE as CONNECTIONS_CATALOGUE, ClientCertificates, Connection, ConnectionMetrics, Incoming,
-};
+pub use accept::{CATALOGUE as CONNECTIONS_CATALOGUE, Connection, ConnectionMetrics, Incoming};
 pub use dial::{ClientStream, Dialer};
 pub use files::{Identity, TlsError, TlsFiles};
 pub use peer::{NODE_ROLE, NODE_URI, Peer, PeerCertificate, ROLE_URI, TENANT_URI};
-pub use reload::{CATALOGUE as FILES_CATALOGUE, RELOAD_INTERVAL, Tls, TlsMetrics};
+pub use reload::{CATALOGUE as FILES_CATALOGUE, ClientCertificates, RELOAD_INTERVAL, Tls, TlsMetrics};
 pub use roles::{NodesOnly, OnlyNodes};
 pub use security::{Security, SecurityError};

@@ -10,11 +10,18 @@ use rustls::{ClientConfig, ServerConfig};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-use super::accept::ClientCertificates;
 use super::files::{Contents, Loaded, TlsError, TlsFiles, load};
 
 /// Time between two looks at the files.
 pub const RELOAD_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Whether clients must show a certificate. Every certificate that is shown is verified.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClientCertificates {
+    /// Clients may come without: people have tokens.
+    Asked,
+    Required,
+}
 
 /// Certificate, key and roots as they were when they were last read and right. Clones share them.
 #[derive(Clone)]

@@ -1,9 +1,9 @@
 //! How a process protects its connections, as its command line says.
 
-use super::accept::{ClientCertificates, ConnectionMetrics, Incoming};
+use super::accept::{ConnectionMetrics, Incoming};
 use super::dial::Dialer;
 use super::files::{Identity, TlsError, TlsFiles};
-use super::reload::{RELOAD_INTERVAL, Tls, TlsMetrics};
+use super::reload::{ClientCertificates, RELOAD_INTERVAL, Tls, TlsMetrics};
 use super::roles::NodesOnly;
 use crate::args::SecurityArgs;
 use crate::supervise::Tasks;

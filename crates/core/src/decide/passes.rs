@@ -1,0 +1,37 @@
+//! What the passes of a decision hand to each other.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::ids::{JobId, NodeId, StageRef};
+use crate::records::AttemptRecord;
+use crate::state::Job;
+
+/// Active attempts once the plan's writes are made.
+pub(crate) type Active = BTreeMap<StageRef, AttemptRecord>;
+
+/// What the pass over the jobs leaves for the others.
+pub(super) struct Decided<'a> {
+    /// Attempts that are active once the plan's writes are made.
+    pub active: Active,
+    /// Jobs that have become terminal.
+    pub closed: BTreeSet<JobId>,
+    /// Tenants that store as much as they may: stored and allowed bytes.
+    pub full_tenants: BTreeMap<String, (u64, u64)>,
+    /// Stages that wait for pairs, in order.
+    pub lacking: Vec<Lacking<'a>>,
+}
+
+pub(super) struct Lacking<'a> {
+    pub job: &'a Job,
+    pub index: usize,
+    /// Pairs that training starts with.
+    pub needed: u64,
+}
+
+/// What each curator that takes work should work on or serve.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Curation {
+    pub wanted: BTreeMap<NodeId, BTreeSet<StageRef>>,
+    /// Stages that lack pairs and have a curator.
+    pub making: BTreeSet<StageRef>,
+}

@@ -1,0 +1,195 @@
+//! What a decision gives: writes, commands, and what there is to tell.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use crate::ids::{AttemptRef, JobId, NodeId, StageRef};
+use crate::precision::Settled;
+use crate::processor::{GangKind, KindChange};
+use crate::quotas::gigabytes;
+use crate::records::Write;
+
+/// What is to be done, in this order: persist the writes, then send.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Plan {
+    pub writes: Vec<Write>,
+    pub sends: Vec<Send>,
+    /// Why each waiting job waits.
+    pub waits: BTreeMap<JobId, Wait>,
+    /// What has changed and why, for logs and counters.
+    pub changes: Vec<Change>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Send {
+    pub node: NodeId,
+    pub command: Command,
+}
+
+/// A command to a node; repeating one changes nothing.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Command {
+    /// Start the ranks of this attempt, with the curators' addresses.
+    StartAttempt(AttemptRef, Vec<String>),
+    StopAttempt(AttemptRef, String),
+    /// Save a checkpoint and end, on every node of the gang.
+    DrainAttempt(AttemptRef, String),
+    UpdateCurators(AttemptRef, Vec<String>),
+    AssignCuration(StageRef),
+    ReleaseCuration(StageRef, String),
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum Change {
+    AttemptPlaced {
+        attempt: AttemptRef,
+        ranks: usize,
+    },
+    /// `handed_over`: nothing went wrong, a node of its gang drains.
+    AttemptEnded {
+        attempt: AttemptRef,
+        reason: String,
+        handed_over: bool,
+    },
+    /// What the stage's nodes compute in, from now on.
+    PrecisionSettled {
+        stage: StageRef,
+        settled: Settled,
+    },
+    /// It goes on from its checkpoint with other last bits than before.
+    KindChanged {
+        attempt: AttemptRef,
+        change: KindChange,
+    },
+    JobMoved {
+        job: JobId,
+        from: &'static str,
+        to: &'static str,
+        reason: String,
+    },
+}
+
+/// Why a job does not go on at this moment.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Wait {
+    NoCurator,
+    /// Every curator works on stages that go first.
+    CuratorsBusy,
+    /// Too few pairs are committed.
+    Pairs {
+        stage: String,
+        committed: u64,
+        needed: u64,
+    },
+    /// No curator can open what the stage is made of; those that are named have said so.
+    Source {
+        stage: String,
+        told: String,
+    },
+    NoTrainer,
+    /// The spec asks for the same bits, and the nodes that could go on with them are not there.
+    Processor {
+        /// The ranks that there are not the nodes for, of the gang that wrote its checkpoint.
+        gang: GangKind,
+    },
+    Slots {
+        wanted: u32,
+        free: u32,
+        total: u32,
+    },
+    /// A job that goes first waits for slots.
+    Behind {
+        job: JobId,
+    },
+    /// The same, and that job is of another tenant: to whoever reads this it does not exist.
+    BehindOthers,
+    /// The tenant uses as many slots as it may.
+    TenantGpus {
+        tenant: String,
+        wanted: u32,
+        used: u32,
+        limit: u32,
+    },
+    /// The tenant stores as much as it may, so that no further stage of it is begun.
+    TenantStorage {
+        tenant: String,
+        stored_bytes: u64,
+        limit_bytes: u64,
+    },
+    /// The last attempt failed; the next one waits a little.
+    Backoff {
+        reason: String,
+        failures: u32,
+    },
+    /// Ranks are placed and have not reported yet.
+    Ranks {
+        ranks: usize,
+        nodes: usize,
+    },
+    Paused,
+    Preempted,
+}
+
+impl Wait {
+    /// Label in metrics, from this fixed set.
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::NoCurator => "no_curator",
+            Self::CuratorsBusy => "curators_busy",
+            Self::Pairs { .. } | Self::Source { .. } => "pairs",
+            Self::NoTrainer => "no_trainer",
+            Self::Processor { .. } => "processor",
+            Self::Slots { .. } => "slots",
+            Self::Behind { .. } | Self::BehindOthers => "behind",
+            Self::TenantGpus { .. } | Self::TenantStorage { .. } => "quota",
+            Self::Backoff { .. } => "backoff",
+            Self::Ranks { .. } => "ranks",
+            Self::Paused => "paused",
+            Self::Preempted => "preempted",
+        }
+    }
+}
+
+impl fmt::Display for Wait {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoCurator => f.write_str("waits for a curator: none is connected"),
+            Self::CuratorsBusy => f.write_str("waits for a curator: all work on jobs that go first"),
+            Self::Pairs { stage, committed, needed } => {
+                write!(f, "waits for pairs of {stage}: {committed} of the {needed} that training starts with")
+            }
+            Self::Source { stage, told } => write!(f, "waits for pairs of {stage}: {told}"),
+            Self::NoTrainer => f.write_str("waits for a trainer node: none is connected"),
+            Self::Processor { gang } => {
+                write!(f, "waits for {gang}, which wrote its checkpoint (spec.reproducible: strict)")
+            }
+            Self::Slots { wanted, free, total } if wanted > total => {
+                write!(
+                    f,
+                    "waits for {wanted} slots: the connected trainer nodes have {total} of one kind, {free} free"
+                )
+            }
+            Self::Slots { wanted, free, total } => {
+                write!(f, "waits for {wanted} slots: {free} of {total} are free")
+            }
+            Self::Behind { job } => write!(f, "waits behind job {job}, which waits for slots"),
+            Self::BehindOthers => f.write_str("waits behind a job of another tenant, which waits for slots"),
+            Self::TenantGpus { tenant, wanted, limit, .. } if wanted > limit => {
+                write!(f, "waits for {wanted} GPUs: tenant {tenant} may use {limit} GPUs in all")
+            }
+            Self::TenantGpus { tenant, wanted, used, limit } => {
+                write!(f, "waits for {wanted} GPUs: tenant {tenant} uses {used} of its {limit} GPUs")
+            }
+            Self::TenantStorage { tenant, stored_bytes, limit_bytes } => {
+                let (stored, limit) = (gigabytes(*stored_bytes), gigabytes(*limit_bytes));
+                write!(f, "waits for storage: tenant {tenant} stores {stored} of its {limit}")
+            }
+            Self::Backoff { reason, failures } => {
+                write!(f, "starts again shortly after {failures} failures: {reason}")
+            }
+            Self::Ranks { ranks, nodes } => write!(f, "starts {ranks} ranks on {nodes} nodes"),
+            Self::Paused => f.write_str("is paused"),
+            Self::Preempted => f.write_str("makes room for a more important job"),
+        }
+    }
+}
