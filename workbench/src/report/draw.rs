@@ -228,7 +228,9 @@ pub struct Progress {
 impl Progress {
     /// Says how many pictures there will be.
     pub fn begin(total: usize) -> Self {
-        eprintln!("drawing {} in all", counted(total, "picture"));
+        if total > 0 {
+            eprintln!("drawing {} in all", counted(total, "picture"));
+        }
         Self { total, done: 0, began: Instant::now(), told: None }
     }
 
