@@ -29,8 +29,9 @@ async fn what_is_printed_at_the_end_works_as_pasted() -> Result<()> {
     ensure!(lora.is_file(), "{} is not there:\n{said}", lora.display());
 
     // Everything that is indented from the first command on.
-    let commands = said.find("  crescendo cp ").and_then(|at| said.get(at..)).context("no command")?;
-    let commands: Vec<&str> = commands.lines().filter(|line| line.starts_with("  ")).collect();
+    let from = said.lines().skip_while(|line| !(line.starts_with("  ") && line.contains(" cp ")));
+    let commands: Vec<&str> = from.filter(|line| line.starts_with("  ")).collect();
+    ensure!(!commands.is_empty(), "no command:\n{said}");
     let programs = binary("crescendo")?.parent().context("a folder")?.display().to_string();
     let pasted = Command::new("sh")
         .args(["-e", "-c", &commands.join("\n")])

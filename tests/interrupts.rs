@@ -41,6 +41,7 @@ async fn a_cluster_that_is_interrupted_goes_on_from_the_very_step() -> Result<()
 
     let job_id = up.submit(&spec)?;
     up.await_job(&job_id, LIMIT, |job| job.stages[0].step >= 5).await?;
+    let controller = up.controller()?;
     let (status, said) = up.interrupt(LIMIT).await?;
     ensure!(status.code() == Some(0), "it ended with {status}:\n{said}");
     for words in [
@@ -60,6 +61,7 @@ async fn a_cluster_that_is_interrupted_goes_on_from_the_very_step() -> Result<()
         "it does not say what goes on:\n{}",
         up.said()
     );
+    ensure!(up.controller()? == controller, "who watches from another terminal does not find it again");
     let job = up.await_success(&job_id, LIMIT).await?;
     ensure!(job.stages[0].generation == 2, "not handed over once: {job:#?}");
     let log = std::fs::read_to_string(folder.join(".crescendo/logs/controller.log"))?;
@@ -70,6 +72,7 @@ async fn a_cluster_that_is_interrupted_goes_on_from_the_very_step() -> Result<()
     ensure!(resumed == undisturbed, "the interruption changed the result");
 
     // Nothing trains: there is nothing to save.
+    let controller = up.controller()?;
     let (status, said) = up.interrupt(LIMIT).await?;
     ensure!(status.code() == Some(0) && !said.contains("saving a checkpoint"), "{status}:\n{said}");
     Ok(())

@@ -2,6 +2,7 @@
 //! TensorBoard with every step once, although a rank was killed in between.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -65,6 +66,26 @@ fn records(mut file: &[u8]) -> Result<u64> {
         count += 1;
     }
     Ok(count)
+}
+
+/// Waits until TensorBoard's files have every step. The last of them is written once the last checkpoint is registered, which ends
+/// the job. Of each file the first record says which format it is.
+async fn await_curve(folder: &Path) -> Result<()> {
+    let whole = async {
+        loop {
+            let (mut steps, mut files) = (0, 0);
+            for file in std::fs::read_dir(folder).into_iter().flatten() {
+                steps += records(&std::fs::read(file?.path())?)?.saturating_sub(1);
+                files += 1;
+            }
+            match steps {
+                STEPS if files > 1 => return anyhow::Ok(()),
+                STEPS.. => bail!("{steps} records in {files} files of {STEPS} steps"),
+                _ => tokio::time::sleep(Duration::from_millis(50)).await,
+            }
+        }
+    };
+    tokio::time::timeout(LIMIT, whole).await.context("the files never had all steps")?
 }
 
 async fn metrics(address: &str) -> Result<String> {
@@ -139,24 +160,7 @@ async fn a_job_can_be_followed_through_all_processes() -> Result<()> {
     ensure!(outcome.is_ok(), "not all spans came, or others did: {spans:?}\n{}", cluster.logs());
     outcome??;
 
-    // The last of them is written once the last checkpoint is registered, which ends the job. Of each file the first record says
-    // which format it is.
-    let folder = cluster.objects().join(format!("jobs/{job_id}/stage-1/tensorboard"));
-    let whole = async {
-        loop {
-            let (mut steps, mut files) = (0, 0);
-            for file in std::fs::read_dir(&folder).into_iter().flatten() {
-                steps += records(&std::fs::read(file?.path())?)?.saturating_sub(1);
-                files += 1;
-            }
-            match steps {
-                STEPS if files > 1 => return anyhow::Ok(()),
-                STEPS.. => bail!("{steps} records in {files} files of {STEPS} steps"),
-                _ => tokio::time::sleep(Duration::from_millis(50)).await,
-            }
-        }
-    };
-    tokio::time::timeout(LIMIT, whole).await.context("the files never had all steps")??;
+    await_curve(&cluster.objects().join(format!("jobs/{job_id}/stage-1/tensorboard"))).await?;
 
     for process in std::iter::once(&cluster.controller).chain(&cluster.curators) {
         check_catalogue(&metrics(&process.metrics_address()?).await?)?;

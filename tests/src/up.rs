@@ -83,7 +83,8 @@ impl Up {
         Ok(String::from_utf8(done.stdout)?)
     }
 
-    fn dialer_address(&self) -> Result<String> {
+    /// host:port of its controller.
+    pub fn controller(&self) -> Result<String> {
         let path = self.folder.join(".crescendo/up.json");
         let state: Value = serde_json::from_slice(&std::fs::read(path).context("read up.json")?)?;
         state["controller"].as_str().map(str::to_owned).context("up.json names no controller")
@@ -91,7 +92,7 @@ impl Up {
 
     /// The job as the controller sees it now.
     pub async fn job(&self, job_id: &str) -> Result<Job> {
-        let channel = Dialer::plain().channel(&self.dialer_address()?)?;
+        let channel = Dialer::plain().channel(&self.controller()?)?;
         let request = GetJobRequest { job_id: job_id.to_owned() };
         let answer = JobServiceClient::new(channel).get_job(request).await?.into_inner();
         answer.job.context("the answer has no job")
@@ -99,7 +100,7 @@ impl Up {
 
     /// Registered checkpoints of the job, oldest first.
     pub async fn checkpoints(&self, job_id: &str) -> Result<Vec<Checkpoint>> {
-        let channel = Dialer::plain().channel(&self.dialer_address()?)?;
+        let channel = Dialer::plain().channel(&self.controller()?)?;
         let request = ListCheckpointsRequest { job_id: job_id.to_owned(), stage: String::new() };
         let answer = CheckpointServiceClient::new(channel).list_checkpoints(request).await?;
         Ok(answer.into_inner().checkpoints)

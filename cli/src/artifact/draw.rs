@@ -43,8 +43,8 @@ pub fn copy_name(job: &str) -> String {
 }
 
 impl Ending {
-    /// Some lines for a terminal, each command ready to be pasted.
-    pub fn text(&self) -> String {
+    /// Some lines for a terminal, each command ready to be pasted. `program`: how this one is called.
+    pub fn text(&self, program: &str) -> String {
         let Ending { job, stage, step, is_lora, at, cluster_stays, drawing } = self;
         let (what, it) = if *is_lora { ("LoRA", "it") } else { ("weights", "them") };
         let mut text = String::new();
@@ -59,7 +59,13 @@ impl Ending {
             say(&format!("to copy {it} elsewhere:"));
         }
         if at.is_none() || *cluster_stays {
-            say(&format!("  crescendo cp {}:{} {}", quoted(job), quoted(stage), quoted(&copy_name(job))));
+            say(&format!(
+                "  {} cp {}:{} {}",
+                quoted(program),
+                quoted(job),
+                quoted(stage),
+                quoted(&copy_name(job))
+            ));
         }
         match drawing {
             Ok(drawing) => {
@@ -69,7 +75,7 @@ impl Ending {
                 } else {
                     String::new()
                 };
-                say(&format!("to draw with {it}{own}:\n{}", drawing.command()));
+                say(&format!("to draw with {it}{own}:\n{}", drawing.command(program)));
             }
             Err(why) => say(&format!("no command to draw with {it} here: {why}")),
         }
@@ -79,8 +85,8 @@ impl Ending {
 
 impl Drawing {
     /// The command over several lines, indented.
-    fn command(&self) -> String {
-        let mut parts = vec![format!("  crescendo generate --preset {}", preset(self.preset))];
+    fn command(&self, program: &str) -> String {
+        let mut parts = vec![format!("  {} generate --preset {}", quoted(program), preset(self.preset))];
         let mut option = |name: &str, value: &str| parts.push(format!("--{name} {}", quoted(value)));
         option("weights", &self.weights);
         if let Some(folder) = &self.model_dir {
@@ -214,7 +220,7 @@ mod tests {
             drawing: Ok(drawing()),
         };
         assert_eq!(
-            ending.text(),
+            ending.text("crescendo"),
             "
 LoRA of stage-2, step 200:
   objects/it's here/dit_lora.safetensors
@@ -236,13 +242,15 @@ to draw with it:
             references: vec![OWN_PICTURE.into()],
             ..drawing()
         };
-        let gone = Ending { cluster_stays: false, ..ending.clone() }.text();
+        let from_a_path = ending.text("target/release/crescendo");
+        assert!(from_a_path.contains("\n  target/release/crescendo generate --preset"), "{from_a_path}");
+        let gone = Ending { cluster_stays: false, ..ending.clone() }.text("crescendo");
         assert!(!gone.contains("crescendo cp") && gone.contains("crescendo generate"), "{gone}");
-        let text = Ending { at: None, drawing: Ok(flux), ..ending.clone() }.text();
+        let text = Ending { at: None, drawing: Ok(flux), ..ending.clone() }.text("crescendo");
         assert!(text.starts_with("\nto fetch the LoRA of stage-2, step 200:\n  crescendo cp a-1"), "{text}");
         assert!(text.contains("to draw with it, with a picture of your subject as PICTURE.png:\n"), "{text}");
         assert!(text.contains("--model-dir models/flux") && text.contains("--positions frame"), "{text}");
-        let text = Ending { drawing: Err("the base is elsewhere".into()), ..ending }.text();
+        let text = Ending { drawing: Err("the base is elsewhere".into()), ..ending }.text("crescendo");
         assert!(text.ends_with("no command to draw with it here: the base is elsewhere\n"), "{text}");
     }
 

@@ -24,7 +24,7 @@ pub async fn say(controller: &Controller, common: &Common, job_id: &str, cluster
         return;
     }
     match gather(controller, common, job_id).await {
-        Ok(ending) => show::err(Ending { cluster_stays, ..ending }.text()),
+        Ok(ending) => show::err(Ending { cluster_stays, ..ending }.text(&program())),
         // The job is done all the same.
         Err(failure) if !cluster_stays => show::errln(format_args!("its result cannot be told: {failure}")),
         Err(failure) => {
@@ -52,6 +52,20 @@ async fn gather(controller: &Controller, common: &Common, job_id: &str) -> Resul
         here,
     };
     ending(&job.job_id, &spec, &registered, &places)
+}
+
+/// How this program is called: by its name where that finds it, else by its path from the current folder.
+fn program() -> String {
+    const NAME: &str = "crescendo";
+    let Ok(own) = std::env::current_exe().and_then(|own| own.canonicalize()) else { return NAME.into() };
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let mut found = std::env::split_paths(&path).map(|folder| folder.join(NAME));
+    let first = found.find(|program| program.is_file()).and_then(|program| program.canonicalize().ok());
+    if first.as_ref() == Some(&own) {
+        return NAME.into();
+    }
+    let here = std::env::current_dir().and_then(|here| here.canonicalize()).unwrap_or_default();
+    own.strip_prefix(here).unwrap_or(&own).display().to_string()
 }
 
 /// Where a job's files may lie on this machine.

@@ -13,6 +13,10 @@ pub fn making(stage: &StageStatus) -> Vec<String> {
     else {
         return Vec::new();
     };
+    // What is still made when there are enough is not needed.
+    if stage.pairs_sealed {
+        return Vec::new();
+    }
     let mut parts = vec![format!("{drawn} of {candidates} candidates drawn")];
     let further = [(filtered, "compared"), (judged, "judged"), (accepted, "accepted")];
     parts.extend(further.iter().filter(|(n, _)| **n > 0).map(|(n, what)| format!("{n} {what}")));

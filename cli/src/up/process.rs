@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _, Seek as _, SeekFrom};
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
@@ -67,6 +68,12 @@ pub struct Ports {
     pub metrics: String,
 }
 
+impl Ports {
+    fn are_free(&self) -> bool {
+        [&self.grpc, &self.metrics].into_iter().all(|address| TcpListener::bind(address).is_ok())
+    }
+}
+
 /// What has become of a process; with its index in the cluster.
 #[derive(Debug)]
 pub enum Event {
@@ -103,10 +110,12 @@ pub enum Order {
 pub async fn keep(index: usize, plan: Plan, mut order: watch::Receiver<Order>, events: mpsc::Sender<Event>) {
     // Once it serves it keeps its addresses over restarts: the others only know those.
     let mut ports: Option<Ports> = None;
+    // Those of the run before, so that whoever watches from another terminal finds the cluster again.
+    let mut before = read_ports(&plan.port_file).filter(Ports::are_free);
     let mut pause = PAUSE.0;
     loop {
         let began = Instant::now();
-        let mut child = match start(&plan, ports.as_ref()) {
+        let mut child = match start(&plan, ports.as_ref().or(before.as_ref())) {
             Ok(child) => child,
             Err(error) => {
                 let why = format!("start {}: {error}", plan.program.display());
@@ -129,6 +138,10 @@ pub async fn keep(index: usize, plan: Plan, mut order: watch::Receiver<Order>, e
                 why
             }
         };
+        if ports.is_none() && before.take().is_some() {
+            // They may have been taken just now.
+            continue;
+        }
         if ports.is_none() {
             let why = format!("{} {status} before it served{}", plan.name, tail(&plan.log));
             tell(&events, Event::NeverServed { index, why }).await;

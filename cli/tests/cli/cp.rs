@@ -277,7 +277,7 @@ async fn a_job_that_has_succeeded_ends_with_what_to_do_next() {
     assert!(out.ends_with("job uno-1 succeeded\n"), "{out}");
     let lora = objects.path().join("jobs/uno-1/stage-1/checkpoints/step-00000010-g1/dit_lora.safetensors");
     assert!(err.contains(&format!("LoRA of stage-1, step 10:\n  {}\n", lora.display())), "{err}");
-    assert!(err.contains("\n  crescendo cp uno-1:stage-1 uno-1.safetensors\n"), "{err}");
+    assert!(err.contains(" cp uno-1:stage-1 uno-1.safetensors\n"), "{err}");
     assert!(err.contains("--weights base.safetensors \\\n") && err.contains("--out uno-1.png\n"), "{err}");
     // A script asks for itself.
     let (_, _, err) = run(&mut watch(&["-o", "json"])).await;

@@ -26,7 +26,10 @@ pub(super) fn succeeded(job: &Job) -> Explanation {
         cause: "succeeded",
         summary: "has succeeded: every stage has its final checkpoint".to_owned(),
         findings,
-        remedies: vec![format!("its files, with their SHA-256: crescendo checkpoints {id} -o json")],
+        remedies: vec![
+            format!("take what was trained: crescendo cp {id} {id}.safetensors"),
+            format!("its files, with their SHA-256: crescendo checkpoints {id} -o json"),
+        ],
         ..Explanation::default()
     }
 }
@@ -42,7 +45,7 @@ pub(super) fn cancelled(job: &Job, reason: &str) -> Explanation {
             format!("was cancelled: {reason}")
         },
         findings,
-        remedies: vec!["submit the spec again under a new request id to start anew".to_owned()],
+        remedies: vec!["submit the spec again to start anew".to_owned()],
         ..Explanation::default()
     }
 }
@@ -79,7 +82,7 @@ pub(super) fn failed(view: &View<'_>, job: &Job, reason: &str) -> Explanation {
     }
     findings.extend(kept(job));
     findings.extend(took(job));
-    remedies.push("then submit again under a new request id; a job that has failed stays failed".to_owned());
+    remedies.push("then submit it again; a job that has failed stays failed".to_owned());
     Explanation {
         cause: "failed",
         stage: at.map(|(_, stage)| stage.id.stage.to_string()).unwrap_or_default(),
