@@ -17,7 +17,7 @@ part() {
     local started=$SECONDS
     "$@" >"$log" 2>&1 || { status=failed; failed=1; tail -n 40 "$log"; }
     local last
-    last=$(grep -E 'passed|failed|exactly once|gpu:' "$log" | tail -n 1 | sed 's/\x1b\[[0-9;]*m//g; s/^ *//')
+    last=$(grep -E 'Summary|tests run:|kills|gpu:' "$log" | tail -n 1 | sed 's/\x1b\[[0-9;]*m//g; s/^ *//')
     printf '%s\t%s\t%d\t%s\n' "$name" "$status" $((SECONDS - started)) "$last" >>"$results"
     rm -f "$log"
 }

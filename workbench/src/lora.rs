@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use clap::{Args, Subcommand, ValueEnum};
 use crescendo_model::lora_export::{LoraFormat, convert};
 use crescendo_model::tch::Kind;
-use crescendo_model::weights::{TensorFile, published_strings, save};
+use crescendo_model::weights::{TensorMap, WeightFiles, published_strings, save};
 
 /// Work with adapter files.
 #[derive(Debug, Args)]
@@ -71,7 +71,9 @@ pub fn run(args: &LoraArgs) -> Result<()> {
         Dtype::F32 => Kind::Float,
     };
     let origin = args.file.display().to_string();
-    let tensors = TensorFile::open(&args.file)?.all()?;
+    let files = WeightFiles::open(&args.file)?;
+    let read = |name: &str| Ok((name.to_owned(), files.tensor(name)?));
+    let tensors = files.names().map(read).collect::<Result<TensorMap>>()?;
     let converted = convert(&tensors, &origin, format, kind, args.weight)?;
     drop(tensors);
     save(&args.out, &converted, &published_strings()).context("write the adapter")?;

@@ -25,7 +25,11 @@ fn main() -> Result<()> {
             let edges = uses::between_files(&found);
             for from in &circle {
                 for to in edges.get(from).into_iter().flatten().filter(|to| circle.contains(to)) {
-                    println!("  {} uses {}", found.files[*from].path.display(), found.files[*to].path.display());
+                    println!(
+                        "  {} uses {}",
+                        found.files[*from].path.display(),
+                        found.files[*to].path.display()
+                    );
                 }
             }
         }

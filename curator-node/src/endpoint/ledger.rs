@@ -6,8 +6,8 @@
 //! spends, and has under way, is counted at once.
 
 use super::EndpointError;
-use super::usage::Usage;
 use super::reply_log::read_bounded;
+use super::usage::Usage;
 use crescendo_core::object_keys;
 use crescendo_core::spec::EndpointSpec;
 use crescendo_node::backoff::random;

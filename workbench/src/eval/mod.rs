@@ -19,13 +19,12 @@ mod prompts;
 mod summary;
 
 use std::collections::BTreeMap;
-use std::io::Write as _;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
 use crescendo_dataset::pictures::MAX_FILE_BYTES;
+use crescendo_dataset::whole_file;
 use crescendo_model::tch::Device;
 
 use crate::device::{open_device, parse_device};
@@ -225,14 +224,7 @@ impl Work {
     /// Whole or not at all: two shards that end together both write, the same.
     fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
         let path = self.out.join(name);
-        let context = || format!("write {}", path.display());
-        // For whom the umask allows, not private as temporary files are.
-        let anyone = std::fs::Permissions::from_mode(0o666);
-        let mut file =
-            tempfile::Builder::new().permissions(anyone).tempfile_in(&self.out).with_context(context)?;
-        file.write_all(bytes).with_context(context)?;
-        file.persist(&path).with_context(context)?;
-        Ok(())
+        whole_file::write(&path, bytes).with_context(|| format!("write {}", path.display()))
     }
 }
 

@@ -50,7 +50,7 @@ pub struct GenerateArgs {
     /// What to draw
     #[arg(long)]
     prompt: String,
-    /// Picture of a subject; give it again for each further one, 8 at most
+    /// Picture of a subject, turned upright as its EXIF data say; give it again for each further one, 8 at most
     #[arg(long = "reference", value_name = "FILE")]
     references: Vec<PathBuf>,
     #[command(flatten)]
@@ -231,7 +231,7 @@ fn columns(loras: &[PathBuf]) -> Vec<Column> {
 fn read_references(args: &GenerateArgs, parts: &Parts) -> Result<Vec<RgbImage>> {
     let long = args.draw.reference_size.unwrap_or_else(|| parts.reference_size(args.references.len()));
     let read = |path: &PathBuf| {
-        let picture = Picture::open(path)?;
+        let picture = Picture::open_upright(path)?;
         Ok(reference::prepare(&path.display().to_string(), &picture, long, parts.multiple())?)
     };
     args.references.iter().map(read).collect()

@@ -5,8 +5,9 @@ use std::io::BufReader;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
+use crescendo_dataset::whole_file::folder_of;
 
-use super::png::{KEYWORD, folder_of};
+use super::png::KEYWORD;
 
 /// Refuses a path that cannot be written, and one where there is something else than a picture that `generate` has drawn:
 /// that can be drawn again, a photograph cannot.

@@ -1,21 +1,15 @@
 //! PNG files that say how they were made.
 
-use std::io::Write as _;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
+use crescendo_dataset::whole_file;
 use image::RgbImage;
 
 /// Keyword of the text chunk.
 pub const KEYWORD: &str = "crescendo";
 
-/// The folder that `path` lies in.
-pub fn folder_of(path: &Path) -> &Path {
-    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
-}
-
-/// Writes `picture` with `settings` in a text chunk, under a name of its own first: `path` never holds half a file.
+/// Writes `picture` with `settings` in a text chunk; `path` never holds half a file.
 pub fn save(path: &Path, picture: &RgbImage, settings: &str) -> Result<()> {
     let write = || -> Result<()> {
         let mut bytes = Vec::new();
@@ -26,12 +20,7 @@ pub fn save(path: &Path, picture: &RgbImage, settings: &str) -> Result<()> {
         let mut writer = encoder.write_header()?;
         writer.write_image_data(picture.as_raw())?;
         writer.finish()?;
-        // A picture is for whom the umask allows, not private as temporary files are.
-        let anyone = std::fs::Permissions::from_mode(0o666);
-        let mut file = tempfile::Builder::new().permissions(anyone).tempfile_in(folder_of(path))?;
-        file.write_all(&bytes)?;
-        file.persist(path)?;
-        Ok(())
+        Ok(whole_file::write(path, &bytes)?)
     };
     write().with_context(|| format!("write {}", path.display()))
 }
