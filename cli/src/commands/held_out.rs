@@ -3,12 +3,15 @@
 use std::path::Path;
 
 use crescendo_core::spec::{Parsed, Problem, StageSpec, SubjectLibrary, Warning};
-use crescendo_dataset::{HoldOut, Library, LibraryError};
+use crescendo_dataset::{FolderRules, HoldOut, INDEX, Library, LibraryError, Severity, scan};
 
 /// Longer side to which a library's pictures would be shrunk; only their names are read here.
 const UNREAD: usize = 1;
 /// Subjects that people are shown; scripts get all.
 const SHOWN: usize = 50;
+
+/// Files of a plain folder that are named where they cannot be used.
+const NAMED: usize = 5;
 
 /// What a stage keeps out of training.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,6 +71,8 @@ pub fn look(parsed: &Parsed, root: &Path) -> Look {
         let at = |field: &str, message: String| {
             parsed.places.warning(&format!("spec.stages[{index}].data.{field}"), message)
         };
+        let unusable = unusable(&folder);
+        look.warnings.extend(unusable.into_iter().map(|message| at("subjects", message)));
         let found = Library::open_subjects(&folder, UNREAD).and_then(|opened| {
             let hold_out = HoldOut { named: library.hold_out, one_in: library.hold_out_one_in };
             let (training, held_out) = opened.split(hold_out)?;
@@ -93,6 +98,26 @@ pub fn look(parsed: &Parsed, root: &Path) -> Look {
         }
     }
     look
+}
+
+/// Files of a plain folder that make no subject, the first few and how many more; a library has been checked when it was made.
+fn unusable(folder: &Path) -> Vec<String> {
+    if folder.join(INDEX).exists() {
+        return Vec::new();
+    }
+    let Ok(found) = scan(folder, &FolderRules::default()) else { return Vec::new() };
+    let errors: Vec<String> = found
+        .problems
+        .iter()
+        .filter(|problem| problem.severity == Severity::Error)
+        .map(|problem| format!("left out: {problem}"))
+        .collect();
+    let more = errors.len().saturating_sub(NAMED);
+    let mut named: Vec<String> = errors.into_iter().take(NAMED).collect();
+    if more > 0 {
+        named.push(format!("left out: {more} more; `crescendo library make` names them all"));
+    }
+    named
 }
 
 fn add(
@@ -179,6 +204,32 @@ mod tests {
             found.text(),
             "held out of training in stage-1, stage-2: 3 of the 6 subjects of lib: s1, s2, s4"
         );
+    }
+
+    #[test]
+    fn what_a_plain_folder_has_that_is_no_subject_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("lib")).unwrap();
+        for n in 0..3 {
+            let picture = image::RgbImage::from_pixel(40, 40, image::Rgb([n, 200, 90]));
+            picture
+                .save(folder.path().join(format!("lib/toy {}.png", ["one", "two", "three"][n as usize])))
+                .unwrap();
+        }
+        std::fs::write(folder.path().join("lib/broken cup.png"), "no picture").unwrap();
+        let told = |of: &Path| -> Vec<String> {
+            let found = look(&parsed("subjects: lib, holdOutOneIn: 0"), of).warnings;
+            found.into_iter().filter(|warning| warning.line == 7).map(|warning| warning.message).collect()
+        };
+        let messages = told(folder.path());
+        let [broken] = &messages[..] else { panic!("{messages:?}") };
+        assert!(broken.starts_with("left out: broken cup.png: "), "{broken}");
+        for n in 0..9 {
+            std::fs::write(folder.path().join(format!("lib/{n}-cup.png")), "no picture").unwrap();
+        }
+        let messages = told(folder.path());
+        assert_eq!(messages.len(), NAMED + 1);
+        assert!(messages.iter().any(|message| message.starts_with("left out: 5 more")), "{messages:?}");
     }
 
     #[test]

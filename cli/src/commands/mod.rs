@@ -15,6 +15,7 @@ pub mod login;
 pub mod logs;
 pub mod man;
 pub mod nodes;
+pub mod on_this_machine;
 pub mod pairs;
 pub mod submit;
 pub mod token;

@@ -2,14 +2,14 @@
 //! this machine makes of the spec.
 
 use std::io::Read as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crescendo_core::spec::{self, MAX_SPEC_BYTES, Problem};
 use crescendo_proto::v1::SubmitJobRequest;
 
 use super::held_out::{self, HeldOut, Look};
-use super::submit;
+use super::{on_this_machine, submit};
 use crate::args::{Common, FileArgs, Output};
 use crate::connect::{self, Controller};
 use crate::failure::Failure;
@@ -33,7 +33,9 @@ pub async fn run(common: &Common, args: &FileArgs) -> Result<(), Failure> {
     if !problems.is_empty() {
         return refuse(common, &args.file, &yaml, &problems);
     }
-    let mut all = parsed.warnings;
+    let mut all =
+        root_of_this_machine(common).map_or_else(Vec::new, |root| on_this_machine::missing(&parsed, &root));
+    all.extend(parsed.warnings);
     all.extend(warnings);
     let mut warnings: Vec<Problem> = all.into_iter().map(Problem::from).collect();
     warnings.extend(of_own_cluster(common, &yaml).await);
@@ -61,6 +63,16 @@ pub async fn run(common: &Common, args: &FileArgs) -> Result<(), Failure> {
         }
     }
     Ok(())
+}
+
+/// What relative paths start from where the nodes are on this machine: that of the cluster that `up` runs, or the current folder
+/// where no cluster is known. `None` where they are elsewhere.
+fn root_of_this_machine(common: &Common) -> Option<PathBuf> {
+    match settings::find(common) {
+        Ok(target) if matches!(target.origin, Origin::Up(_)) => target.library_root,
+        Ok(_) => None,
+        Err(_) => Some(PathBuf::new()),
+    }
 }
 
 /// What the cluster warns of that `up` runs on this machine, about its processors for one; nothing without it.
