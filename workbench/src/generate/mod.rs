@@ -175,7 +175,7 @@ fn checked(args: &GenerateArgs, columns: &[Column], parts: &Parts) -> Result<Vec
     }
     ensure!(parts.weights.exists(), "the transformer {}: there is no such file", parts.weights.display());
     for lora in columns.iter().filter_map(|column| column.lora.as_deref()) {
-        ensure!(lora.is_file(), "--lora {}: there is no such file", lora.display());
+        ensure!(lora.exists(), "--lora {}: there is no such file or folder", lora.display());
         if let Some(trained) = trained_references(lora).filter(|trained| count > *trained) {
             eprintln!("warning: {count} references, {} was trained with {trained}", lora.display());
         }
@@ -240,7 +240,8 @@ fn read_references(args: &GenerateArgs, parts: &Parts) -> Result<Vec<RgbImage>> 
 /// References per sample in the job that a checkpoint's LoRA comes from, if the files beside it tell.
 fn trained_references(lora: &Path) -> Option<usize> {
     let read = |name: &str| -> Option<serde_json::Value> {
-        serde_json::from_slice(&std::fs::read(lora.with_file_name(name)).ok()?).ok()
+        let beside = if lora.is_dir() { lora.join(name) } else { lora.with_file_name(name) };
+        serde_json::from_slice(&std::fs::read(beside).ok()?).ok()
     };
     let (spec, state) = (read(SPEC_FILE)?, read(STATE_FILE)?);
     let stage =
