@@ -72,7 +72,6 @@ async fn a_cluster_that_is_interrupted_goes_on_from_the_very_step() -> Result<()
     ensure!(resumed == undisturbed, "the interruption changed the result");
 
     // Nothing trains: there is nothing to save.
-    let controller = up.controller()?;
     let (status, said) = up.interrupt(LIMIT).await?;
     ensure!(status.code() == Some(0) && !said.contains("saving a checkpoint"), "{status}:\n{said}");
     Ok(())
