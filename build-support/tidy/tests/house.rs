@@ -15,7 +15,7 @@ const LONG_FUNCTIONS: &[(&str, &str, usize)] = &[
     ("controller/src/engine/handle.rs", "handle", 90),
     ("controller/src/engine/handle.rs", "handle_unit", 103),
     ("controller/tests/secrets.rs", "a_secret_that_someone_writes_somewhere_is_kept_nowhere", 106),
-    ("crates/core/src/explain/progress.rs", "running", 90),
+    ("crates/core/src/explain/progress.rs", "running", 84),
     ("crates/core/src/explain/room.rs", "waiting", 81),
     ("crates/core/src/spec/emit.rs", "write_data", 95),
     ("crates/core/src/spec/tests/properties.rs", "job_spec", 89),
