@@ -56,11 +56,7 @@ async fn a_cluster_that_is_interrupted_goes_on_from_the_very_step() -> Result<()
     ensure!(saved < STEPS && said.contains(&format!("saved at step {saved}\n")), "not of {saved}:\n{said}");
 
     let up = Up::start(folder, &[], &environment).await?;
-    ensure!(
-        up.said().contains(&format!("job {job_id} goes on, from step {saved} of stage-1")),
-        "it does not say what goes on:\n{}",
-        up.said()
-    );
+    up.await_words(&format!("job {job_id} goes on, from step {saved} of stage-1"), LIMIT).await?;
     ensure!(up.controller()? == controller, "who watches from another terminal does not find it again");
     let job = up.await_success(&job_id, LIMIT).await?;
     ensure!(job.stages[0].generation == 2, "not handed over once: {job:#?}");

@@ -49,6 +49,16 @@ impl Up {
         String::from_utf8_lossy(&std::fs::read(&self.log).unwrap_or_default()).into_owned()
     }
 
+    /// Waits until it has said this.
+    pub async fn await_words(&self, words: &str, limit: Duration) -> Result<()> {
+        let deadline = Instant::now() + limit;
+        while !self.said().contains(words) {
+            ensure!(Instant::now() < deadline, "it does not say {words:?}:\n{}", self.said());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        Ok(())
+    }
+
     /// Ctrl-C, and waits until it has ended.
     pub async fn interrupt(mut self, limit: Duration) -> Result<(ExitStatus, String)> {
         // SAFETY: kill has no memory effects; the pid is a child of this process that is not waited for yet.
