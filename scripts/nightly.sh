@@ -8,6 +8,28 @@ results=$(mktemp)
 trap 'rm -f "$results"' EXIT
 failed=0
 
+# Writes down what there is so far: a run that is cut short leaves the parts that it did.
+record() {
+    python3 - "$results" <<'END'
+import datetime, json, pathlib, subprocess, sys
+run = lambda *command: subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+model = next((line.split(":", 1)[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), "unknown")
+flags = next((set(line.split(":", 1)[1].split()) for line in open("/proc/cpuinfo") if line.startswith("flags")), set())
+kinds = [kind for kind in ["avx2", "avx512f", "avx512_bf16", "amx_bf16"] if kind in flags]
+names = ["name", "status", "seconds", "last_line"]
+record = {
+    "commit": run("git", "rev-parse", "HEAD"),
+    "changed_since": bool(run("git", "status", "--porcelain", "--untracked-files=no", ":!docs/nightly.json")),
+    "date": datetime.date.today().isoformat(),
+    "processor": f"{model} ({', '.join(kinds)})",
+    "parts": [dict(zip(names, line.rstrip("\n").split("\t"))) for line in open(sys.argv[1])],
+}
+for part in record["parts"]:
+    part["seconds"] = int(part["seconds"])
+pathlib.Path("docs/nightly.json").write_text(json.dumps(record, indent=2) + "\n")
+END
+}
+
 # part NAME COMMAND...: runs it, keeps its last line that has a count, and how long it took.
 part() {
     local name=$1 log status=ok
@@ -20,6 +42,7 @@ part() {
     last=$(grep -E 'Summary|tests run:|kills|gpu:' "$log" | tail -n 1 | sed 's/\x1b\[[0-9;]*m//g; s/^ *//')
     printf '%s\t%s\t%d\t%s\n' "$name" "$status" $((SECONDS - started)) "$last" >>"$results"
     rm -f "$log"
+    record
 }
 
 cargo build --workspace --bins --tests || exit 1
@@ -33,23 +56,5 @@ part "chaos" cargo run --quiet -p crescendo-tests --bin chaos
 part "bench/gpu.sh --cpu" env CRESCENDO_BIN="${CARGO_TARGET_DIR:-target}/debug" PYTHON="$PWD/.deps/venv/bin/python" \
     bench/gpu.sh --cpu --out target/gpu-cpu.json
 
-python3 - "$results" <<'END'
-import datetime, json, pathlib, subprocess, sys
-run = lambda *command: subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-model = next((line.split(":", 1)[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), "unknown")
-flags = next((set(line.split(":", 1)[1].split()) for line in open("/proc/cpuinfo") if line.startswith("flags")), set())
-kinds = [kind for kind in ["avx2", "avx512f", "avx512_bf16", "amx_bf16"] if kind in flags]
-names = ["name", "status", "seconds", "last_line"]
-record = {
-    "commit": run("git", "rev-parse", "HEAD"),
-    "changed_since": bool(run("git", "status", "--porcelain", "--untracked-files=no")),
-    "date": datetime.date.today().isoformat(),
-    "processor": f"{model} ({', '.join(kinds)})",
-    "parts": [dict(zip(names, line.rstrip("\n").split("\t"))) for line in open(sys.argv[1])],
-}
-for part in record["parts"]:
-    part["seconds"] = int(part["seconds"])
-pathlib.Path("docs/nightly.json").write_text(json.dumps(record, indent=2) + "\n")
-END
 cat docs/nightly.json
 exit "$failed"
