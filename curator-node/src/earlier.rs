@@ -5,10 +5,9 @@ use crate::recompose::Taken;
 use crate::studio::{TemporaryFile, Trained};
 use crescendo_core::object_keys;
 use crescendo_dataset::checkpoint::{ADAPTER_FILE, MODEL_FILE, verify};
-use crescendo_dataset::digest::Content;
 use crescendo_dataset::digest::sha256_hex;
 use crescendo_dataset::shard::read_shard;
-use crescendo_node::download::{DownloadError, download};
+use crescendo_node::download::{DownloadError, download, registered};
 use crescendo_proto::v1::{Checkpoint, CheckpointFile, Shard};
 use object_store::{ObjectStore, ObjectStoreExt};
 use std::collections::VecDeque;
@@ -161,8 +160,7 @@ async fn fetch_file(
         DownloadError::Local { source, .. } => unreadable(source.to_string()),
         late @ DownloadError::Late { .. } => unreadable(late.to_string()),
     })?;
-    let registered = Content { size_bytes: file.size_bytes, sha256: file.sha256.clone() };
-    verify(&file.name, &registered, &found).map_err(|damage| damaged(damage.to_string()))?;
+    verify(&file.name, &registered(file), &found).map_err(|damage| damaged(damage.to_string()))?;
     Ok(TemporaryFile { path, _folder: scratch })
 }
 

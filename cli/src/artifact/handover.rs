@@ -65,7 +65,16 @@ fn program() -> String {
         return NAME.into();
     }
     let here = std::env::current_dir().and_then(|here| here.canonicalize()).unwrap_or_default();
-    own.strip_prefix(here).unwrap_or(&own).display().to_string()
+    called_from(&here, &own)
+}
+
+/// The path of a program as it is typed in a folder: a bare name would be looked for on PATH.
+fn called_from(here: &Path, program: &Path) -> String {
+    match program.strip_prefix(here) {
+        Ok(below) if below.components().count() == 1 => format!("./{}", below.display()),
+        Ok(below) => below.display().to_string(),
+        Err(_) => program.display().to_string(),
+    }
 }
 
 /// Where a job's files may lie on this machine.
@@ -229,6 +238,14 @@ spec:
             files: vec![CheckpointFile { name: name.into(), ..CheckpointFile::default() }],
             ..Checkpoint::default()
         }
+    }
+
+    #[test]
+    fn a_program_is_called_by_a_path_that_finds_it() {
+        let called = |here: &str| called_from(Path::new(here), Path::new("/x/target/release/crescendo"));
+        assert_eq!(called("/x"), "target/release/crescendo");
+        assert_eq!(called("/x/target/release"), "./crescendo");
+        assert_eq!(called("/elsewhere"), "/x/target/release/crescendo");
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
+use crescendo_dataset::whole_file::{folder_of, take_over_mode};
 use tempfile::TempDir;
 
 use crate::failure::Failure;
@@ -19,10 +20,7 @@ impl Target {
     /// Refuses what cannot end well: a folder that is missing or may not be written to, and a file that is there already,
     /// unless it is to be replaced.
     pub fn prepare(path: &Path, replace: bool) -> Result<Target, Failure> {
-        let folder = match path.parent() {
-            Some(folder) if !folder.as_os_str().is_empty() => folder,
-            _ => Path::new("."),
-        };
+        let folder = folder_of(path);
         if path.is_dir() {
             return Err(Failure::Usage(format!(
                 "{0} is a folder: name the file in it, e.g. {1}",
@@ -84,7 +82,7 @@ impl Target {
                 Err(_) => {}
             }
         }
-        std::fs::rename(with, &self.path).map_err(failed)
+        take_over_mode(with, &self.path).and_then(|()| std::fs::rename(with, &self.path)).map_err(failed)
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use crescendo_core::object_keys;
 use crescendo_dataset::checkpoint::{self, ADAPTER_FILE};
 use crescendo_dataset::digest::Content;
-use crescendo_node::download::{DownloadError, download};
+use crescendo_node::download::{DownloadError, download, registered};
 use crescendo_node::objects::with_causes;
 use crescendo_proto::v1::{Checkpoint, CheckpointFile};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -135,8 +135,7 @@ fn not_read(error: DownloadError, url: &str, checkpoint: &Checkpoint) -> Failure
 
 /// Holds what came to what was registered.
 fn verify(key: &str, came: &Content, file: &CheckpointFile) -> Result<(), Failure> {
-    let registered = Content { size_bytes: file.size_bytes, sha256: file.sha256.clone() };
-    checkpoint::verify(&file.name, &registered, came).map_err(|damage| {
+    checkpoint::verify(&file.name, &registered(file), came).map_err(|damage| {
         Failure::other(format!("{key} is not what was registered: {}", words::one_line(&damage.to_string())))
     })
 }

@@ -21,10 +21,10 @@ const OWN_CLUSTER: Duration = Duration::from_secs(1);
 
 pub async fn run(common: &Common, args: &FileArgs) -> Result<(), Failure> {
     let yaml = read_spec(&args.file)?;
+    let root = root_of_this_machine(common);
     let (parsed, look) = match spec::read(&yaml, None) {
         Ok(parsed) => {
-            // What relative paths start from where `crescendo up` is started here as well.
-            let look = held_out::look(&parsed, Path::new(""));
+            let look = held_out::look(&parsed, root.as_deref().unwrap_or(Path::new("")));
             (parsed, look)
         }
         Err(found) => return refuse(common, &args.file, &yaml, &found),
@@ -33,8 +33,7 @@ pub async fn run(common: &Common, args: &FileArgs) -> Result<(), Failure> {
     if !problems.is_empty() {
         return refuse(common, &args.file, &yaml, &problems);
     }
-    let mut all =
-        root_of_this_machine(common).map_or_else(Vec::new, |root| on_this_machine::missing(&parsed, &root));
+    let mut all = root.map_or_else(Vec::new, |root| on_this_machine::missing(&parsed, &root));
     all.extend(parsed.warnings);
     all.extend(warnings);
     let mut warnings: Vec<Problem> = all.into_iter().map(Problem::from).collect();

@@ -99,11 +99,11 @@ pub fn spec_of_stage(spec: &JobSpec, stage: &Stage) -> Option<JobSpec> {
     Some(JobSpec { model: ModelSpec { precision, ..spec.model.clone() }, ..spec.clone() })
 }
 
-/// Whether a node computes in this precision clearly slower than in the other.
-pub fn crawls_on(node: &NodeRecord, precision: StagePrecision) -> bool {
-    match (precision, speed(node)) {
-        (StagePrecision::Bf16, Speed::Factor(factor)) => factor * CLEARLY_FASTER < 1.0,
-        (StagePrecision::Bf16, Speed::Native | Speed::Unknown) | (StagePrecision::F32, _) => false,
+/// Whether a node computes in bf16 clearly slower than in f32.
+pub fn bf16_crawls_on(node: &NodeRecord) -> bool {
+    match speed(node) {
+        Speed::Factor(factor) => factor * CLEARLY_FASTER < 1.0,
+        Speed::Native | Speed::Unknown => false,
     }
 }
 
@@ -129,7 +129,7 @@ pub fn crawls_as_settled<'n>(
 fn slow<'n>(nodes: impl IntoIterator<Item = &'n NodeRecord>) -> Option<String> {
     let mut slow: Vec<(f64, &NodeRecord)> = nodes
         .into_iter()
-        .filter(|node| crawls_on(node, StagePrecision::Bf16))
+        .filter(|node| bf16_crawls_on(node))
         .filter_map(|node| Some((node.arithmetic.as_ref()?.bf16_factor()?, node)))
         .collect();
     slow.sort_by(|(left, a), (right, b)| left.total_cmp(right).then(a.id.cmp(&b.id)));

@@ -11,10 +11,11 @@ use crate::library_error::LibraryError;
 use crate::problem::{Problem, Severity};
 use crate::raster::Raster;
 use crate::upright::{self, Bounds};
+use crate::whole_file::folder_of;
 use crate::{INDEX, folder};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
@@ -229,7 +230,7 @@ struct Staging {
 
 impl Staging {
     fn beside(out: &Path) -> Result<Staging, MakeError> {
-        let (parent, _) = place_and_name(out);
+        let parent = folder_of(out);
         let failed = |path: &Path| {
             let path = path.to_owned();
             move |source| MakeError::Write { path, source }
@@ -241,10 +242,9 @@ impl Staging {
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => continue,
                 Err(error) => return Err(failed(&folder)(error)),
             }
-            // Another that sweeps may have found it before it was locked.
-            if let Some(lock) = locked(&folder)
-                && folder.exists()
-            {
+            // Another that sweeps may have found it before it was locked. Where a file system has no locks, nobody sweeps.
+            let Ok(lock) = File::open(&folder) else { continue };
+            if !matches!(lock.try_lock(), Err(TryLockError::WouldBlock)) && folder.exists() {
                 return Ok(Staging { folder, _lock: lock });
             }
         }
@@ -290,11 +290,13 @@ impl Drop for Staging {
 
 /// Removes what processes left behind that have ended in the middle, and puts a library back that was being replaced.
 fn sweep(out: &Path) {
-    let (folder, name) = place_and_name(out);
-    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+    let name = name_of(out);
+    for entry in std::fs::read_dir(folder_of(out)).into_iter().flatten().flatten() {
         let found = entry.file_name().to_string_lossy().into_owned();
         for what in ["old", "making"] {
-            if !found.starts_with(&format!(".{name}.{what}-")) {
+            // Of the form of [`hidden_beside`], and nothing of the user's.
+            let number = found.strip_prefix(&format!(".{name}.{what}-"));
+            if number.is_none_or(|number| number.parse::<u32>().is_err()) {
                 continue;
             }
             let Some(_lock) = locked(&entry.path()) else { continue };
@@ -315,17 +317,12 @@ fn locked(folder: &Path) -> Option<File> {
 
 /// Names for a folder beside `out`: `.NAME.WHAT-N`.
 fn hidden_beside<'a>(out: &'a Path, what: &'a str) -> impl Iterator<Item = PathBuf> + 'a {
-    let (folder, name) = place_and_name(out);
-    (0..MAX_BESIDE).map(move |n| folder.join(format!(".{name}.{what}-{n}")))
+    let name = name_of(out);
+    (0..MAX_BESIDE).map(move |n| folder_of(out).join(format!(".{name}.{what}-{n}")))
 }
 
-/// The folder that `out` is in, and its name there.
-fn place_and_name(out: &Path) -> (&Path, String) {
-    let name = out.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    match out.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => (folder, name),
-        _ => (Path::new("."), name),
-    }
+fn name_of(out: &Path) -> String {
+    out.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
 #[cfg(test)]

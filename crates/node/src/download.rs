@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crescendo_dataset::digest::{Content, hex};
+use crescendo_proto::v1::CheckpointFile;
 use object_store::{ObjectStore, ObjectStoreExt as _};
 use sha2::{Digest as _, Sha256};
 use tokio::io::AsyncWriteExt as _;
@@ -30,6 +31,11 @@ pub enum DownloadError {
         #[source]
         source: std::io::Error,
     },
+}
+
+/// What the registry says of a checkpoint's file.
+pub fn registered(file: &CheckpointFile) -> Content {
+    Content { size_bytes: file.size_bytes, sha256: file.sha256.clone() }
 }
 
 /// Copies the object at `key` to a new file `target`. With `expected_bytes`, it ends once there is more than that: then

@@ -5,8 +5,7 @@ use std::sync::Arc;
 
 use crescendo_core::object_keys;
 use crescendo_dataset::checkpoint::{Damage, verify};
-use crescendo_dataset::digest::Content;
-use crescendo_node::download::{DownloadError, download};
+use crescendo_node::download::{DownloadError, download, registered};
 use crescendo_proto::v1::Checkpoint;
 use object_store::ObjectStore;
 
@@ -77,8 +76,7 @@ pub async fn fetch_checkpoint(
             }
             other => other?,
         };
-        let registered = Content { size_bytes: file.size_bytes, sha256: file.sha256.clone() };
-        verify(&file.name, &registered, &found).map_err(damaged)?;
+        verify(&file.name, &registered(file), &found).map_err(damaged)?;
         names.push(file.name.clone());
     }
     Ok(LocalCheckpoint { path: checkpoint.path.clone(), step: checkpoint.step, folder, names })

@@ -90,11 +90,8 @@ impl Saver {
             (self.job_id.clone(), state.stage.clone(), state.generation, state.step);
         let next_position = state.next_position;
         let path = object_keys::checkpoint(&job_id, &stage, step, generation);
-        let prepare = move || {
-            let steps = history.clone();
-            serialize(&state, &tensors, history, spec).map(|files| (files, steps))
-        };
-        let (files, history) = tokio::task::spawn_blocking(prepare).await.map_err(RankError::retryable)??;
+        let prepare = move || serialize(&state, &tensors, history, spec);
+        let files = tokio::task::spawn_blocking(prepare).await.map_err(RankError::retryable)??;
         for (name, content, _) in &files {
             self.write(&object_keys::checkpoint_file(&path, name), content).await?;
         }
@@ -131,7 +128,9 @@ impl Saver {
             )));
         }
         tracing::info!(step, last, size_bytes, seconds, path = checkpoint.path, "checkpoint is registered");
-        let events = self.write_events(&checkpoint, &history);
+        let history =
+            files.into_iter().find(|(name, ..)| name == HISTORY_FILE).map(|(_, content, _)| content);
+        let events = self.write_events(&checkpoint, history.unwrap_or_default());
         match tokio::time::timeout(EVENTS_TIMEOUT, events).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::warn!(step, %error, "TensorBoard's file is not written"),
@@ -165,18 +164,22 @@ impl Saver {
     }
 
     /// One try: the next checkpoint's file has what is missing.
-    async fn write_events(&self, checkpoint: &Checkpoint, history: &[u8]) -> object_store::Result<()> {
-        let folder =
-            object_store::path::Path::parse(object_keys::events(&checkpoint.job_id, &checkpoint.stage))?;
-        let there: Vec<_> = self.store.list(Some(&folder)).try_collect().await?;
+    async fn write_events(&self, checkpoint: &Checkpoint, history: Bytes) -> Result<(), RankError> {
+        let folder = object_keys::events(&checkpoint.job_id, &checkpoint.stage);
+        let folder = object_store::path::Path::parse(folder).map_err(RankError::permanent)?;
+        let listing = self.store.list(Some(&folder)).try_collect();
+        let there: Vec<object_store::ObjectMeta> = listing.await.map_err(RankError::retryable)?;
         let names = there.iter().filter_map(|object| object.location.filename());
         let (after, lost) = tfevents::beside(names, checkpoint.step);
         for name in lost {
-            self.store.delete(&folder.clone().join(name)).await?;
+            self.store.delete(&folder.clone().join(name)).await.map_err(RankError::retryable)?;
         }
-        let events = tfevents::of_history(history, self.global_batch, after);
+        let global_batch = self.global_batch;
+        let making = tokio::task::spawn_blocking(move || tfevents::of_history(&history, global_batch, after));
+        let events = making.await.map_err(RankError::retryable)?;
         if !events.is_empty() {
-            self.store.put(&folder.join(tfevents::name(checkpoint.step)), events.into()).await?;
+            let location = folder.join(tfevents::name(checkpoint.step));
+            self.store.put(&location, events.into()).await.map_err(RankError::retryable)?;
         }
         Ok(())
     }

@@ -9,7 +9,7 @@ use crate::ids::{AttemptRef, NodeId, StageRef, Timestamp};
 use crate::job::{JobEvent, JobState};
 use crate::observed::NodeReport;
 use crate::placement::{self, NoRoom, NodeSlots, Slots};
-use crate::precision;
+use crate::precision::{self, StagePrecision};
 use crate::processor::{self, GangKind, GangPart};
 use crate::records::{AttemptRecord, AttemptState, JobRecord, NodeKind, RankPlacement, Record, Write};
 use crate::requests::ended;
@@ -454,13 +454,11 @@ impl<'a> JobPass<'a, '_> {
     /// fits nowhere else, and where the kind that wrote its checkpoint is free on that, since the bits stay the same then.
     fn place_anywhere(&self, job: &Job, stage: &Stage, sizes: &[u32]) -> Result<Vec<RankPlacement>, NoRoom> {
         let state = self.nodes.state;
-        let precision = precision::of_stage(&job.record.spec, stage);
-        let crawls = |node: &NodeId| {
-            state.node(node).is_some_and(|record| precision.is_some_and(|p| precision::crawls_on(record, p)))
-        };
-        let quick = self.slots.among(|node| !crawls(node));
+        // Only bf16 crawls anywhere.
+        let quick = (precision::of_stage(&job.record.spec, stage) == Some(StagePrecision::Bf16))
+            .then(|| self.slots.among(|node| !state.node(node).is_some_and(precision::bf16_crawls_on)));
         let wrote = stage.newest_checkpoint().and_then(|checkpoint| processor::wrote(stage, checkpoint));
-        for slots in [&quick, &self.slots] {
+        for slots in quick.iter().chain([&self.slots]) {
             for size in sizes {
                 let alike = wrote.filter(|gang| gang.ranks() == *size);
                 if let Some(ranks) = alike.and_then(|gang| place_parts(state, slots, &stage.id, gang)) {
@@ -471,7 +469,7 @@ impl<'a> JobPass<'a, '_> {
                 }
             }
         }
-        placement::place(&self.slots, &stage.id, sizes)
+        Err(placement::room(&self.slots, &stage.id, sizes.last().copied().unwrap_or(0)))
     }
 
     /// Places a gang that gives the same bits as one of this kind; `Err` if there are not the nodes for it, free or not.

@@ -49,8 +49,7 @@ pub(super) fn decide_stages(nodes: &Nodes<'_>, curation: &Curation, active: &Act
 fn settle(nodes: &Nodes<'_>, curators_draw: bool) -> Settled {
     let asked = |kind: NodeKind| -> Vec<&NodeRecord> {
         let coming_back = nodes.now.since(nodes.seen.since) < nodes.limits.silent_after;
-        let known = nodes.state.nodes().filter(|record| record.kind == kind && !record.drained);
-        known
+        known(nodes, kind)
             .filter(|record| match nodes.seen.nodes.get(&record.id) {
                 Some(view) => nodes.is_reachable(view) && !view.draining,
                 None => coming_back,
@@ -59,20 +58,20 @@ fn settle(nodes: &Nodes<'_>, curators_draw: bool) -> Settled {
     };
     let mut trainers = asked(NodeKind::Trainer);
     if trainers.is_empty() {
-        trainers.extend(known_trainers(nodes));
+        trainers.extend(known(nodes, NodeKind::Trainer));
     }
     let curators = if curators_draw { asked(NodeKind::Curator) } else { Vec::new() };
     precision::settle(trainers.into_iter().chain(curators))
 }
 
-/// Trainers that have introduced themselves at some time and were not drained since.
-fn known_trainers<'a>(nodes: &Nodes<'a>) -> impl Iterator<Item = &'a NodeRecord> {
-    nodes.state.nodes().filter(|record| record.kind == NodeKind::Trainer && !record.drained)
+/// Nodes that have introduced themselves at some time and are not drained.
+fn known<'a>(nodes: &Nodes<'a>, kind: NodeKind) -> impl Iterator<Item = &'a NodeRecord> {
+    nodes.state.nodes().filter(move |record| record.kind == kind && !record.drained)
 }
 
 /// Whether nobody could say what the stage is to compute in, for good: it says `auto`, and no trainer was ever there.
 pub(crate) fn is_open(nodes: &Nodes<'_>, job: &Job, stage: &StageRef) -> bool {
     job.record.spec.model.precision == Precision::Auto
         && nodes.state.stage(stage).is_some_and(|stage| stage.settled().is_none())
-        && known_trainers(nodes).next().is_none()
+        && known(nodes, NodeKind::Trainer).next().is_none()
 }

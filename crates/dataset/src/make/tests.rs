@@ -205,6 +205,7 @@ fn what_an_interrupted_run_left_goes_and_what_it_was_replacing_comes_back() {
     made(root.path(), &MakeOptions::default()).expect("made");
     std::fs::rename(at("library"), at(".library.old-7")).expect("rename");
     std::fs::create_dir(at(".library.making-0")).expect("make a folder");
+    std::fs::create_dir(at(".library.old-photos")).expect("make a folder");
     // Where somebody is at work nothing is touched.
     std::fs::create_dir(at(".library.making-1")).expect("make a folder");
     let at_work = locked(&at(".library.making-1")).expect("nobody is");
@@ -222,5 +223,5 @@ fn what_an_interrupted_run_left_goes_and_what_it_was_replacing_comes_back() {
         .map(|entry| entry.expect("list").file_name().to_string_lossy().into_owned())
         .collect();
     left.sort();
-    assert_eq!(left, ["library", "pictures"]);
+    assert_eq!(left, [".library.old-photos", "library", "pictures"], "and what is somebody's own stays");
 }

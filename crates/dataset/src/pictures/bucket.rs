@@ -36,8 +36,12 @@ pub fn choose_among(buckets: &[(u32, u32)], sizes: &[(u32, u32)], resolution: u3
     if sizes.is_empty() || sizes.iter().any(|(height, width)| *height == 0 || *width == 0) {
         return Err(PictureError::input("sizes", format!("{sizes:?} are not sizes of pictures")));
     }
-    if !(32..=8192).contains(&resolution) {
-        return Err(PictureError::input("resolution", format!("{resolution} is not between 32 and 8192")));
+    // Below 32 only a whole step of 16 leaves a bucket: the square.
+    if resolution != 16 && !(32..=8192).contains(&resolution) {
+        return Err(PictureError::input(
+            "resolution",
+            format!("{resolution} is not 16, or between 32 and 8192"),
+        ));
     }
     let ratios = sizes.iter().map(|(height, width)| f64::from(*height) / f64::from(*width));
     let mean = ratios.sum::<f64>() / sizes.len() as f64;
@@ -68,6 +72,11 @@ mod tests {
         // Ratios 0.5 and 2: the mean is 1.25, not 1.
         assert_eq!(choose(&[(100, 200), (200, 100)], 512).ok(), Some((576, 448)));
         assert_eq!(choose(&[(1, 8000)], 512).ok(), Some((256, 768)));
+    }
+
+    #[test]
+    fn the_smallest_resolution_has_the_square_alone() {
+        assert_eq!(choose(&[(100, 1000)], 16).ok(), Some((16, 16)));
     }
 
     #[test]
