@@ -17,7 +17,7 @@ use crescendo_core::under_way::CandidateCounts;
 use crescendo_proto::{convert, v1};
 
 /// Benched curators of a stage that are listed.
-const MAX_BENCHED: usize = 32;
+const MAX_CURATORS: usize = 32;
 
 /// A job without its spec and its revision.
 pub fn job(job: &Job, seen: &Observed, limits: &Limits, wait: Option<&Wait>, now: Timestamp) -> v1::Job {
@@ -160,7 +160,7 @@ fn with_curation(
             UnitState::Leased { .. } | UnitState::Done(_) => 0.0,
         },
     });
-    let benched = seen.benches.of(&stage.id, limits, now).take(MAX_BENCHED).map(|(node, bench)| {
+    let benched = seen.benches.of(&stage.id, limits, now).take(MAX_CURATORS).map(|(node, bench)| {
         let again = bench.until(limits).since(now).as_secs_f64();
         v1::BenchedCurator {
             node_id: node.to_string(),
@@ -168,12 +168,18 @@ fn with_curation(
             asked_again_in_seconds: again,
         }
     });
+    let waiting =
+        seen.under_way.waiting(&stage.id, limits.silent_after, now).take(MAX_CURATORS).map(
+            |(node, reason)| v1::WaitingCurator { node_id: node.to_string(), reason: reason.to_owned() },
+        );
     let (units, candidates) = seen.under_way.of(&stage.id, limits.silent_after, now);
     let CandidateCounts { planned, drawn, filtered, judged, accepted } = candidates;
     let under_way = v1::UnitsUnderWay { units, candidates: planned, drawn, filtered, judged, accepted };
     v1::StageStatus {
         last_failure,
         benched: benched.collect(),
+        // What is not needed any more is not waited for.
+        waiting_curators: if stage.log.is_sealed() { Vec::new() } else { waiting.collect() },
         under_way: (units > 0).then_some(under_way),
         pairs_per_minute: if stage.log.is_sealed() { 0.0 } else { 60.0 * seen.pairs_per_sec(&stage.id, now) },
         ..status

@@ -34,7 +34,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, watch};
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
 use tracing::Instrument as _;
@@ -158,6 +158,7 @@ impl Curation {
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = drain.cancelled() => return,
+                () = self.say_what_is_waited_for(&reason) => {}
                 () = tokio::time::sleep(wait) => {}
             }
         }
@@ -204,7 +205,8 @@ impl Curation {
         let unit = lease.unit;
         let started = tokio::time::Instant::now();
         let held = stop.child_token();
-        let making = self.make_through_outages(&lease, &held);
+        let waits_for = watch::Sender::new(String::new());
+        let making = self.make_through_outages(&lease, &held, &waits_for);
         let outcome = tokio::select! {
             outcome = making => outcome,
             () = self.out_of_time() => {
@@ -213,7 +215,7 @@ impl Curation {
                 return After::GoOn;
             }
             () = self.keep(&lease, &held) => Err(UnitError::Abandoned),
-            () = self.say_how_far(&lease) => Err(UnitError::Abandoned),
+            () = self.say_how_far(&lease, &waits_for) => Err(UnitError::Abandoned),
             () = stop.cancelled() => Err(UnitError::Abandoned),
         };
         held.cancel();
@@ -261,6 +263,7 @@ impl Curation {
         &self,
         lease: &UnitLease,
         held: &CancellationToken,
+        waits_for: &watch::Sender<String>,
     ) -> Result<UnitResult, UnitError> {
         let mut outages = 0;
         loop {
@@ -274,7 +277,9 @@ impl Curation {
             }
             let wait = OUTAGE_WAIT.delay(outages, random());
             tracing::warn!(unit = lease.unit, %error, outages, ?wait, "the unit waits for an endpoint");
+            waits_for.send_replace(objects::with_causes(&error));
             tokio::time::sleep(wait).await;
+            waits_for.send_replace(String::new());
         }
     }
 
@@ -310,8 +315,8 @@ impl Curation {
         }
     }
 
-    /// Says how far the unit is, as long as it is made.
-    async fn say_how_far(&self, lease: &UnitLease) {
+    /// Says how far the unit is, as long as it is made, and what it waits for.
+    async fn say_how_far(&self, lease: &UnitLease, waits_for: &watch::Sender<String>) {
         // The last unit's numbers are not this one's.
         self.counts.begin();
         let unit_size =
@@ -327,6 +332,19 @@ impl Curation {
                 filtered,
                 judged,
                 accepted,
+                waits_for: waits_for.borrow().clone(),
+            });
+            tokio::time::sleep(SAY_EVERY).await;
+        }
+    }
+
+    /// Says that there is no unit yet, and why, for as long as this is awaited.
+    async fn say_what_is_waited_for(&self, reason: &str) {
+        loop {
+            self.reports.put(UnitReport {
+                stage: Some(self.stage.clone()),
+                waits_for: reason.to_owned(),
+                ..UnitReport::default()
             });
             tokio::time::sleep(SAY_EVERY).await;
         }

@@ -203,7 +203,7 @@ pub fn hello(message: v1::Hello) -> Result<Introduction, Refused> {
 /// A stage, and how far its unit is that a curator works on; when it was said is for whoever hears it to note.
 pub fn unit_report(message: &v1::UnitReport) -> Result<(StageRef, UnitProgress), Refused> {
     let at = message.stage.as_ref().ok_or_else(|| Refused::invalid("unit_report.stage", "is missing"))?;
-    let v1::UnitReport { stage: _, unit, candidates, drawn, filtered, judged, accepted } = message;
+    let v1::UnitReport { stage: _, unit, candidates, drawn, filtered, judged, accepted, waits_for } = message;
     let candidates = CandidateCounts {
         planned: *candidates,
         drawn: *drawn,
@@ -211,7 +211,9 @@ pub fn unit_report(message: &v1::UnitReport) -> Result<(StageRef, UnitProgress),
         judged: *judged,
         accepted: *accepted,
     };
-    Ok((stage(&at.job_id, &at.stage)?, UnitProgress { unit: *unit, candidates, at: Timestamp::default() }))
+    let waits_for = (!waits_for.is_empty()).then(|| line(waits_for));
+    let progress = UnitProgress { unit: *unit, candidates, waits_for, at: Timestamp::default() };
+    Ok((stage(&at.job_id, &at.stage)?, progress))
 }
 
 /// What a node has measured of itself.
@@ -235,11 +237,13 @@ pub fn arithmetic_message(arithmetic: &Arithmetic) -> v1::Arithmetic {
     }
 }
 
+/// What a node says, as one line without what it may not show.
+fn line(text: &str) -> String {
+    redact(text).chars().map(|c| if c.is_control() { ' ' } else { c }).take(MAX_REASON_CHARS).collect()
+}
+
 pub fn report(node: NodeId, message: v1::AttemptReport) -> Result<Report, Refused> {
     let attempt = attempt(&required("attempt_report.attempt", message.attempt.clone())?)?;
-    let line = |text: &str| -> String {
-        redact(text).chars().map(|c| if c.is_control() { ' ' } else { c }).take(MAX_REASON_CHARS).collect()
-    };
     let phase = match message.phase() {
         v1::AttemptPhase::Unspecified => {
             return Err(Refused::invalid("attempt_report.phase", "is missing or unknown"));

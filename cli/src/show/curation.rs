@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crescendo_proto::v1::{BenchedCurator, StageStatus, UnitFailure, UnitsUnderWay};
+use crescendo_proto::v1::{BenchedCurator, StageStatus, UnitFailure, UnitsUnderWay, WaitingCurator};
 
 use super::words;
 
@@ -54,7 +54,11 @@ pub fn troubles(stage: &StageStatus, later: Duration) -> Vec<String> {
         };
         format!("unit {unit} failed on {node_id} {} ago: {reason}; {again}", words::span(ago))
     });
-    failure.chain(benched).map(|line| words::one_line(&line)).collect()
+    let waiting = stage
+        .waiting_curators
+        .iter()
+        .map(|WaitingCurator { node_id, reason }| format!("{node_id} waits and goes on by itself: {reason}"));
+    failure.chain(benched).chain(waiting).map(|line| words::one_line(&line)).collect()
 }
 
 /// What a person is to hear of a stage beside how far it is: its [`troubles`], and the last change of the kind of processor.
@@ -100,14 +104,20 @@ mod tests {
             reason: "cannot read /x".into(),
             asked_again_in_seconds: 25.0,
         };
-        let stage =
-            StageStatus { last_failure: Some(failure), benched: vec![benched], ..StageStatus::default() };
+        let waiting = WaitingCurator { node_id: "curator-3".into(), reason: "judge: no\nanswer".into() };
+        let stage = StageStatus {
+            last_failure: Some(failure),
+            benched: vec![benched],
+            waiting_curators: vec![waiting],
+            ..StageStatus::default()
+        };
         let told = |later| troubles(&stage, Duration::from_secs(later));
         assert_eq!(
             told(0),
             [
                 "unit 3 failed on curator-1 12s ago: no answer; tried again in 8s",
                 "curator-2 cannot open its source, asked again in 25s: cannot read /x",
+                "curator-3 waits and goes on by itself: judge: no answer",
             ]
         );
         let mut same = stage.clone();
@@ -116,7 +126,7 @@ mod tests {
             reason: "cannot read /x".into(),
             ..failure
         });
-        assert_eq!(troubles(&same, Duration::ZERO).len(), 1, "said once");
+        assert_eq!(troubles(&same, Duration::ZERO).len(), 2, "said once");
         assert_eq!(told(30)[0], "unit 3 failed on curator-1 42s ago: no answer; tried again");
     }
 }

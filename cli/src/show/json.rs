@@ -3,6 +3,7 @@
 use crescendo_core::spec::Problem;
 use crescendo_proto::v1::{
     BenchedCurator, Checkpoint, Histogram, Job, LogLine, Node, StageStatus, UnitFailure, UnitsUnderWay,
+    WaitingCurator,
 };
 use prost_types::Timestamp;
 use serde_json::{Value, json};
@@ -67,6 +68,7 @@ fn stage(stage: &StageStatus) -> Value {
         "kindChanges": stage.kind_changes,
         "lastFailure": stage.last_failure.as_ref().map(failure),
         "benched": stage.benched.iter().map(benched).collect::<Vec<_>>(),
+        "waitingCurators": stage.waiting_curators.iter().map(waiting).collect::<Vec<_>>(),
         "underWay": stage.under_way.as_ref().map(under_way),
         "pairsPerMinute": stage.pairs_per_minute,
         "scores": stage.scores.iter().map(|(name, histogram)| (name.clone(), self::histogram(histogram))).collect::<serde_json::Map<_, _>>(),
@@ -87,6 +89,11 @@ fn failure(failure: &UnitFailure) -> Value {
 fn benched(benched: &BenchedCurator) -> Value {
     let BenchedCurator { node_id, reason, asked_again_in_seconds } = benched;
     json!({ "nodeId": node_id, "reason": reason, "askedAgainInSeconds": asked_again_in_seconds })
+}
+
+fn waiting(curator: &WaitingCurator) -> Value {
+    let WaitingCurator { node_id, reason } = curator;
+    json!({ "nodeId": node_id, "reason": reason })
 }
 
 fn under_way(units: &UnitsUnderWay) -> Value {

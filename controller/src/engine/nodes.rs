@@ -183,13 +183,16 @@ impl Engine {
         self.observed.report(report, now);
     }
 
-    /// Takes note of how far units are, of those that are still in the making.
+    /// Takes note of how far units are, of those that are still in the making, and of who waits to begin one.
     pub(super) fn look_at_units(&mut self, now: Timestamp) {
         for (node, stage, session, progress) in self.around.units.take() {
             let unit = self.state.stage(&stage).and_then(|stage| stage.log.unit(progress.unit));
             let holds =
                 |unit: &UnitRecord| matches!(&unit.state, UnitState::Leased { node: by, .. } if *by == node);
-            if self.sessions.is_newest(&node, session) && unit.is_some_and(holds) {
+            let waits_to_begin = progress.candidates.planned == 0
+                && progress.waits_for.is_some()
+                && self.observed.nodes.get(&node).is_some_and(|seen| seen.curating.contains(&stage));
+            if self.sessions.is_newest(&node, session) && (waits_to_begin || unit.is_some_and(holds)) {
                 self.observed.under_way.put(&stage, &node, UnitProgress { at: now, ..progress });
                 self.progressed.insert(stage.job);
             }

@@ -8,11 +8,13 @@ use crate::ids::{NodeId, StageRef, Timestamp};
 /// Stages and curators that are remembered together at most.
 const MAX_UNITS: usize = 4096;
 
-/// A unit in the making.
+/// A unit in the making; without candidates where the curator waits before it has leased one.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct UnitProgress {
     pub unit: u64,
     pub candidates: CandidateCounts,
+    /// What the curator waits for with it, such as an endpoint that is out of order, and why.
+    pub waits_for: Option<String>,
     /// When it was said.
     pub at: Timestamp,
 }
@@ -66,9 +68,8 @@ impl UnitsUnderWay {
 
     /// Units of a stage that were heard of within `limit`, and their candidates together.
     pub fn of(&self, stage: &StageRef, limit: Duration, now: Timestamp) -> (u64, CandidateCounts) {
-        let of_stage = self.by_stage.get(stage).into_iter().flat_map(BTreeMap::values);
-        let lately = of_stage.filter(|progress| now.since(progress.at) < limit);
-        lately.fold((0, CandidateCounts::default()), |(units, sum), progress| {
+        let leased = self.lately(stage, limit, now).filter(|(_, progress)| progress.candidates.planned > 0);
+        leased.fold((0, CandidateCounts::default()), |(units, sum), (_, progress)| {
             let CandidateCounts { planned, drawn, filtered, judged, accepted } = progress.candidates;
             let sum = CandidateCounts {
                 planned: sum.planned.saturating_add(planned),
@@ -79,6 +80,27 @@ impl UnitsUnderWay {
             };
             (units + 1, sum)
         })
+    }
+
+    /// Curators of a stage that said within `limit` that they wait, and for what.
+    pub fn waiting(
+        &self,
+        stage: &StageRef,
+        limit: Duration,
+        now: Timestamp,
+    ) -> impl Iterator<Item = (&NodeId, &str)> {
+        self.lately(stage, limit, now)
+            .filter_map(|(node, progress)| Some((node, progress.waits_for.as_deref()?)))
+    }
+
+    fn lately(
+        &self,
+        stage: &StageRef,
+        limit: Duration,
+        now: Timestamp,
+    ) -> impl Iterator<Item = (&NodeId, &UnitProgress)> {
+        let of_stage = self.by_stage.get(stage).into_iter().flatten();
+        of_stage.filter(move |(_, progress)| now.since(progress.at) < limit)
     }
 }
 
@@ -93,7 +115,32 @@ mod tests {
 
     fn drawn(drawn: u64, at: u64) -> UnitProgress {
         let candidates = CandidateCounts { planned: 64, drawn, ..CandidateCounts::default() };
-        UnitProgress { unit: 3, candidates, at: Timestamp(at) }
+        UnitProgress { unit: 3, candidates, waits_for: None, at: Timestamp(at) }
+    }
+
+    #[test]
+    fn who_waits_is_told_until_it_goes_on_or_is_silent() {
+        let stage =
+            StageRef { job: JobId::parse("j").expect("valid"), stage: StageName::parse("s").expect("valid") };
+        let limit = Duration::from_secs(15);
+        let mut units = UnitsUnderWay::default();
+        let waits = |candidates: CandidateCounts| UnitProgress {
+            candidates,
+            waits_for: Some("no answer".into()),
+            at: Timestamp(1000),
+            ..UnitProgress::default()
+        };
+        units.put(&stage, &node(0), waits(drawn(5, 0).candidates));
+        units.put(&stage, &node(1), waits(CandidateCounts::default()));
+        units.put(&stage, &node(2), drawn(1, 1000));
+        let waiting = |units: &UnitsUnderWay, at| -> Vec<String> {
+            units.waiting(&stage, limit, Timestamp(at)).map(|(node, why)| format!("{node}: {why}")).collect()
+        };
+        assert_eq!(waiting(&units, 2000), ["c0: no answer", "c1: no answer"]);
+        assert_eq!(units.of(&stage, limit, Timestamp(2000)).0, 2, "one has leased no unit yet");
+        units.put(&stage, &node(0), drawn(6, 2000));
+        assert_eq!(waiting(&units, 2000), ["c1: no answer"]);
+        assert_eq!(waiting(&units, 16_000), [""; 0]);
     }
 
     #[test]

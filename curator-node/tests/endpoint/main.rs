@@ -311,6 +311,8 @@ async fn a_real_curator_waits_for_its_judge_and_commits() {
     let (_, metrics) = curator.addresses().await.expect("the curator serves");
     let log = wait_for(&log, "unit 0 is done", |log| log.units.len() == 1).await;
     assert!(log.failed.is_empty(), "{:?}", log.failed);
+    let waited: Vec<&str> = log.reports.iter().map(|report| report.waits_for.as_str()).collect();
+    assert!(waited.iter().any(|reason| reason.contains("judge")), "who waits says so: {waited:?}");
     let (shard, rejected) = &log.units[&0];
     assert_eq!((shard.pairs, rejected.len()), (16, 0));
     let shard = std::fs::read(replay.folder().join("objects").join(&shard.path)).expect("read the shard");

@@ -176,6 +176,9 @@ fn under_way(view: &View<'_>, stage: &Stage) -> Vec<String> {
         let CandidateCounts { planned, drawn, filtered: _, judged: _, accepted } = candidates;
         findings.push(format!("{drawn} of {planned} candidates under way are drawn, {accepted} accepted"));
     }
+    let waiting = view.seen.under_way.waiting(&stage.id, view.limits.silent_after, view.now);
+    let waits = |(node, reason): (&NodeId, &str)| format!("{node} waits and goes on by itself: {reason}");
+    findings.extend(waiting.take(super::MAX_NODES).map(waits));
     if failures > 0 {
         findings.push(format!(
             "units were given back with an error {}; a unit is set aside after {} of them",

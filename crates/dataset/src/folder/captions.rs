@@ -110,7 +110,7 @@ fn parse_csv(bytes: &[u8], place: &str) -> Result<Rows, String> {
     let mut found = Rows { rows: Vec::new(), problems: Vec::new() };
     for (n, record) in reader.records().enumerate() {
         let record = record.map_err(|error| error.to_string())?;
-        let line = record.position().map_or(0, csv::Position::line);
+        let line = record.position().map_or(0, |from| line_of(from, bytes));
         if n == 0 && record.iter().any(|cell| cell.eq_ignore_ascii_case("file")) {
             let named = |column: &str| {
                 let column = column.to_owned();
@@ -153,6 +153,13 @@ fn parse_csv(bytes: &[u8], place: &str) -> Result<Rows, String> {
     Ok(found)
 }
 
+/// The line of a record that begins at or after `from`: the reader counts empty lines before a record to it.
+fn line_of(from: &csv::Position, bytes: &[u8]) -> u64 {
+    let rest = usize::try_from(from.byte()).ok().and_then(|at| bytes.get(at..)).unwrap_or_default();
+    let empty = rest.iter().take_while(|byte| b"\r\n".contains(byte)).filter(|byte| **byte == b'\n').count();
+    from.line() + empty as u64
+}
+
 /// What separates columns: a comma, or the semicolon or tab of a first line that has no comma, as spreadsheets write where
 /// commas are decimal points.
 fn delimiter(bytes: &[u8]) -> u8 {
@@ -173,6 +180,7 @@ mod tests {
         assert_eq!((fox.file.as_str(), fox.caption.as_str()), ("a.png", "a red fox, young"));
         assert_eq!((mug.name.as_str(), mug.category.as_str(), mug.place.as_str()), ("mug", "", "c.csv:2"));
         assert_eq!((bird.name.as_str(), bird.file.as_str()), ("blue bird", "x/c.png"));
+        assert_eq!(bird.place, "c.csv:4", "empty lines count");
         let headed = "\u{feff}Caption,FILE,name\na red fox,a.png,red fox\n";
         let found = parse_csv(headed.as_bytes(), "c.csv").expect("read");
         assert_eq!((found.rows[0].caption.as_str(), found.rows[0].category.as_str()), ("a red fox", ""));
