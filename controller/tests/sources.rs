@@ -28,6 +28,34 @@ async fn fail(
     Ok(controller.curation().fail_unit(request).await?.into_inner())
 }
 
+#[tokio::test]
+async fn a_curator_that_waits_for_something_outside_is_named_with_the_reason() -> Result<()> {
+    let controller = Controller::start().await?;
+    let job = controller.submit_job("r-1").await?.job_id;
+    let mut curator = FakeNode::curator(&controller, "c-1").await?;
+    curator.assignment().await?;
+    // Before it has leased a unit.
+    let waits = v1::UnitReport {
+        stage: Some(v1::StageRef { job_id: job.clone(), stage: "stage-1".into() }),
+        waits_for: "no answer\nfrom http://me:hunter2@store/".into(),
+        ..Default::default()
+    };
+    curator.send(Up::UnitReport(waits)).await?;
+    let waiting = support::eventually("it is told", async || {
+        Ok(controller.job(&job).await?.stages.remove(0).waiting_curators.into_iter().next())
+    })
+    .await?;
+    assert_eq!(waiting.node_id, "c-1");
+    assert!(waiting.reason.starts_with("no answer from http://"), "{}", waiting.reason);
+    assert!(!waiting.reason.contains("hunter2"), "{}", waiting.reason);
+    let told = explained(&controller, &job).await?.findings;
+    assert!(
+        told.iter().any(|line| line.starts_with("c-1 waits and goes on by itself: no answer")),
+        "{told:?}"
+    );
+    Ok(())
+}
+
 async fn explained(controller: &Controller, job: &str) -> Result<v1::ExplainJobResponse> {
     let request = v1::ExplainJobRequest { job_id: job.into() };
     Ok(controller.jobs().explain_job(request).await?.into_inner())
