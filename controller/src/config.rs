@@ -8,7 +8,7 @@ use clap::Parser;
 use crescendo_core::decide::Limits;
 use crescendo_core::quotas::TenantLimits;
 use crescendo_core::requests::QueueLimits;
-use crescendo_node::args::ServerArgs;
+use crescendo_node::runtime::args::ServerArgs;
 
 use crate::access::{AccessConfig, AuditTo, OidcConfig};
 use crate::store_tls::StoreTlsArgs;

@@ -26,7 +26,7 @@ use crescendo_core::invariants::check_invariants;
 use crescendo_core::observed::Observed;
 use crescendo_core::quotas::Quotas;
 use crescendo_core::state::ClusterState;
-use crescendo_node::trace;
+use crescendo_node::telemetry::trace;
 use crescendo_store::{Fence, Leadership, Store, StoreError};
 use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;

@@ -8,7 +8,9 @@ use crescendo_core::ids::Timestamp;
 use crescendo_core::observed::Observed;
 use crescendo_core::records::NodeKind;
 use crescendo_core::state::ClusterState;
-use crescendo_node::catalogue::{Label, Metric, Registrar, bounded, counter, gauge, histogram, words};
+use crescendo_node::telemetry::metrics_registry::{
+    Label, Metric, Registrar, bounded, counter, gauge, histogram, words,
+};
 use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry};
 
 use crate::waiting::WaitClock;
@@ -226,7 +228,7 @@ fn whole(count: usize) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crescendo_node::catalogue::{check_document, check_gathered};
+    use crescendo_node::telemetry::metrics_registry::{check_document, check_gathered};
 
     fn text(registry: &Registry) -> String {
         prometheus::TextEncoder::new().encode_to_string(&registry.gather()).expect("metrics are text")

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
 use crescendo_core::ids::Timestamp;
-use crescendo_node::supervise::Tasks;
+use crescendo_node::runtime::supervise::Tasks;
 use crescendo_node::tls::Incoming;
 use crescendo_proto::DESCRIPTORS;
 use crescendo_proto::v1::access_service_server::AccessServiceServer;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::bail;
 use clap::Args;
-use crescendo_node::supervise::Tasks;
+use crescendo_node::runtime::supervise::Tasks;
 use crescendo_node::tls::{Dialer, Identity, RELOAD_INTERVAL, Tls, TlsFiles, TlsMetrics};
 use crescendo_store::{ConnectEtcd, StoreLocation};
 

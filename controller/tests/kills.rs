@@ -7,10 +7,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use crescendo_node::call::Controllers;
-use crescendo_node::forward::LogBuffer;
-use crescendo_node::reports::ReportSink;
+use crescendo_node::session::call::Controllers;
+use crescendo_node::session::reports::ReportSink;
 use crescendo_node::session::{Command, NodeSession};
+use crescendo_node::telemetry::log_shipping::LogBuffer;
 use crescendo_node::tls::Dialer;
 use crescendo_proto::v1;
 use crescendo_proto::v1::checkpoint_service_client::CheckpointServiceClient;

@@ -1,6 +1,6 @@
 //! Draws a sheet of composed pairs: `cargo run -p crescendo-curator-node --example compose_sheet -- OUT.png [LAYOUT] [REFERENCES]`.
 use crescendo_core::spec::{ComposeLayout, ComposeSpec};
-use crescendo_curator_node::compose::Composer;
+use crescendo_curator_node::sources::compose::Composer;
 use image::{GenericImage, RgbImage};
 
 fn main() {

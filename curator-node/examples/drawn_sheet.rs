@@ -3,11 +3,11 @@
 //!
 //! The sheet has each drawing with its panels as they were split, framed green if the pair is kept, else red.
 use crescendo_core::spec::{DataSource, DrawSpec, JobSpec};
-use crescendo_curator_node::divider;
-use crescendo_curator_node::filter::SimilarityFilter;
-use crescendo_curator_node::generate::Generator;
-use crescendo_curator_node::source::Roots;
-use crescendo_curator_node::studio::Means;
+use crescendo_curator_node::filters::similarity::SimilarityFilter;
+use crescendo_curator_node::paths::PathResolver;
+use crescendo_curator_node::pipeline::ModelContext;
+use crescendo_curator_node::sources::generate::Generator;
+use crescendo_curator_node::sources::panel_split;
 use image::{GenericImage, Rgb, RgbImage};
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicBool;
@@ -29,11 +29,11 @@ fn main() -> anyhow::Result<()> {
     let mut spec = spec.clone();
     spec.draw = DrawSpec { steps, true_cfg: number(6, 1.0), ..spec.draw };
     spec.name_share = name_share;
-    let roots = Roots::new(&std::env::current_dir()?, "");
-    let means = Means::default();
-    let generator = Generator::open(&spec, &job, stage, 0, &roots, &means)?;
+    let paths = PathResolver::new(&std::env::current_dir()?, "");
+    let models = ModelContext::default();
+    let generator = Generator::open(&spec, &job, stage, 0, &paths, None, &models)?;
     let limits = stage.data.filter.similarity.clone().expect("the example has a filter");
-    let filter = SimilarityFilter::open(&limits, &roots.resolve(&limits.encoder)?, means.device)?;
+    let filter = SimilarityFilter::open(&limits, &paths.resolve(&limits.encoder)?, models.device)?;
 
     let stop = AtomicBool::new(false);
     let began = std::time::Instant::now();
@@ -56,7 +56,7 @@ fn main() -> anyhow::Result<()> {
         let reason = match candidate {
             Err(reason) => reason.name(),
             Ok(pair) => {
-                if let Ok(split) = divider::find(&drawing.picture, drawing.arrangement) {
+                if let Ok(split) = panel_split::find(&drawing.picture, drawing.arrangement) {
                     let middle = (split.first_end + split.second_start) as f32 / 2.0;
                     places.push(middle / drawing.picture.width() as f32);
                 }

@@ -5,7 +5,7 @@
 
 use anyhow::{Context, Result};
 use crescendo_core::spec::{Directions, ImportFormat, ImportSpec, ScoreDisagreement, ScoreInvalid};
-use crescendo_curator_node::import::Uno1m;
+use crescendo_curator_node::sources::import::Uno1m;
 use std::io::{BufWriter, Write};
 use std::path::Path;
 use std::sync::atomic::AtomicBool;

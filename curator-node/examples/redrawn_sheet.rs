@@ -4,10 +4,10 @@
 //! A row of the sheet has targets with their first reference, the cut, and what was drawn after it.
 use crescendo_core::rejection::Rejection;
 use crescendo_core::spec::{DataSource, JobSpec, RecomposeSpec};
-use crescendo_curator_node::filter::SimilarityFilter;
-use crescendo_curator_node::recompose::{Recomposer, Taken};
-use crescendo_curator_node::source::Roots;
-use crescendo_curator_node::studio::{Means, TemporaryFile, Trained};
+use crescendo_curator_node::filters::similarity::SimilarityFilter;
+use crescendo_curator_node::paths::PathResolver;
+use crescendo_curator_node::pipeline::{ModelContext, TemporaryFile, Trained};
+use crescendo_curator_node::sources::recompose::{ParentPairs, Recomposer};
 use crescendo_dataset::pair::Pair;
 use image::{GenericImage, Rgb, RgbImage};
 use std::collections::BTreeMap;
@@ -24,15 +24,15 @@ fn main() -> anyhow::Result<()> {
     let yaml = std::fs::read("examples/nano-loop.yaml")?;
     let mut job: JobSpec =
         crescendo_core::spec::parse(&yaml).map_err(|problems| anyhow::anyhow!("{problems:?}"))?;
-    let roots = Roots::new(&std::env::current_dir()?, "");
+    let paths = PathResolver::new(&std::env::current_dir()?, "");
     let trained = Trained::Adapter(Arc::new(TemporaryFile::copy_of(Path::new(&args[1]))?));
-    let means = Means { trained: Some(trained), ..Means::default() };
+    let models = ModelContext { trained: Some(trained), ..ModelContext::default() };
     let limits = job.stages[1].data.filter.similarity.clone().expect("the example has a filter");
-    let filter = SimilarityFilter::open(&limits, &roots.resolve(&limits.encoder)?, means.device)?;
+    let filter = SimilarityFilter::open(&limits, &paths.resolve(&limits.encoder)?, models.device)?;
     let stop = AtomicBool::new(false);
     let unit = |job: &JobSpec, filter: Option<SimilarityFilter>| {
-        let recomposer = Recomposer::open(job, &job.stages[1], 1, filter, &roots, &means)?;
-        recomposer.unit(0, count, Taken::default(), &stop)
+        let recomposer = Recomposer::open(job, &job.stages[1], 1, filter, &paths, &models)?;
+        recomposer.unit(0, count, ParentPairs::default(), &stop)
     };
     let began = std::time::Instant::now();
     let made = unit(&job, Some(filter))?;

@@ -10,9 +10,9 @@
 mod support;
 
 use anyhow::{Context, Result, bail};
-use crescendo_curator_node::draw::Draw;
+use crescendo_curator_node::rng::SeededRng;
 use crescendo_model::tch::{self, Kind, Tensor};
-use crescendo_node::supervise::Tasks;
+use crescendo_node::runtime::supervise::Tasks;
 use crescendo_proto::v1::pair_service_client::PairServiceClient;
 use crescendo_proto::v1::stream_pairs_request::Message as Up;
 use crescendo_proto::v1::stream_pairs_response::Message as Down;
@@ -70,7 +70,7 @@ async fn main() -> Result<()> {
 
     let in_order: Vec<u64> = (0..pairs).collect();
     let mut shuffled = in_order.clone();
-    Draw::new("serve bench", &[pairs]).shuffle(&mut shuffled);
+    SeededRng::new("serve bench", &[pairs]).shuffle(&mut shuffled);
     let mut best = [(f64::INFINITY, 0); 2];
     let mut first_seconds = None;
     // The first round decodes every shard; what does not fit the cache is read again.
@@ -174,7 +174,7 @@ async fn receive(address: &str, order: &[u64]) -> Result<(f64, u64)> {
                 for tensor in pair.target.iter().chain(&pair.references) {
                     anyhow::ensure!(floats(tensor)?.dim() == 3, "a latent has three dimensions");
                 }
-                bytes += crescendo_curator_node::encode::size_bytes(&pair);
+                bytes += crescendo_curator_node::serve::encode::size_bytes(&pair);
                 if received % LOT == 0 {
                     send(Up::Grant(GrantCredits { pairs: LOT as u32 })).await?;
                 }

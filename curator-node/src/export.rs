@@ -1,4 +1,4 @@
-//! `crescendo-curator-node export`: a stage's pair log as a data set in UNO-1M's layout, which [`crate::import`] reads.
+//! `crescendo-curator-node export`: a stage's pair log as a data set in UNO-1M's layout, which [`crate::sources::import`] reads.
 //!
 //! ```text
 //! OUT/labels/split1.json …      one record a pair, 10,000 records a file
@@ -14,7 +14,7 @@ use crescendo_core::histogram::ScoreCounts;
 use crescendo_dataset::digest::sha256_hex;
 use crescendo_dataset::pair::Facts;
 use crescendo_dataset::shard::{StoredPair, read_stored};
-use crescendo_node::call::Controllers;
+use crescendo_node::session::call::Controllers;
 use crescendo_proto::v1::curation_service_client::CurationServiceClient;
 use crescendo_proto::v1::job_service_client::JobServiceClient;
 use crescendo_proto::v1::{GetJobRequest, Shard, WatchPairLogRequest};
@@ -234,7 +234,7 @@ fn card(exported: &Exported, counts: &ExportCounts) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::import::Uno1m;
+    use crate::sources::import::Uno1m;
     use crescendo_core::spec::{Directions, ImportFormat, ImportSpec, ScoreDisagreement, ScoreInvalid};
     use crescendo_dataset::pair::Pair;
     use crescendo_dataset::shard::ShardWriter;

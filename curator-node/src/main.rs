@@ -1,32 +1,33 @@
 //! The `crescendo-curator-node` binary: parse, build, run.
 
+use std::time::Duration;
+
 use anyhow::Context;
 use clap::Parser;
-use crescendo_curator_node::endpoint::keys::Keys;
-use crescendo_curator_node::endpoint::network::Network;
+use crescendo_core::precision::Arithmetic;
+use crescendo_curator_node::llm::keys::Keys;
+use crescendo_curator_node::llm::network::Network;
 use crescendo_curator_node::metrics::Metrics;
 use crescendo_curator_node::node::Node;
-use crescendo_curator_node::send::Sender;
+use crescendo_curator_node::serve::send::Sender;
+use crescendo_curator_node::serve::shard_cache::ShardCache;
 use crescendo_curator_node::serve::{EncoderSet, PairServer};
-use crescendo_curator_node::shard_cache::ShardCache;
-use crescendo_curator_node::studio::best_device;
 use crescendo_curator_node::worker::Worker;
+use crescendo_device::{DeviceChoice, load_cuda};
 use crescendo_model::speed;
 use crescendo_model::tch::{self, Device};
-use crescendo_node::args::{NodeArgs, SecurityArgs, ServerArgs};
-use crescendo_node::call::Controllers;
-use crescendo_node::forward::{DEFAULT_CAPACITY, LogBuffer};
-use crescendo_node::reports::ReportSink;
-use crescendo_node::session::NodeSession;
-use crescendo_node::supervise::{Drain, Tasks};
-use crescendo_node::tls::{ClientCertificates, ConnectionMetrics, Security, TlsMetrics};
-use crescendo_node::unit_reports::UnitReports;
-use crescendo_node::{gpu, listen, logging, metrics, ports};
-use crescendo_proto::convert::arithmetic_message;
+use crescendo_node::runtime::args::{NodeArgs, SecurityArgs, ServerArgs};
+use crescendo_node::runtime::server::{Process, serve_nodes};
+use crescendo_node::runtime::supervise::Tasks;
+use crescendo_node::session::call::Controllers;
+use crescendo_node::session::reports::ReportSink;
+use crescendo_node::session::unit_reports::UnitReports;
+use crescendo_node::session::{Computes, NodeSession, introduction, measured};
+use crescendo_node::telemetry::gpu;
+use crescendo_node::telemetry::log_shipping::{DEFAULT_CAPACITY, LogBuffer};
+use crescendo_node::tls::{ClientCertificates, Security};
 use crescendo_proto::v1::pair_service_server::PairServiceServer;
 use crescendo_proto::v1::{Hello, NodeKind};
-use std::time::Duration;
-use tonic::transport::Server;
 
 /// Makes training pairs for jobs, and serves them to ranks.
 #[derive(Debug, Parser)]
@@ -44,28 +45,8 @@ struct Arguments {
     #[arg(long, env = "CRESCENDO_SHARD_CACHE_MIB", default_value_t = 256)]
     shard_cache_mib: usize,
     /// What networks that draw, compare and encode compute on
-    #[arg(long, env = "CRESCENDO_DEVICE", value_enum, default_value = "auto")]
+    #[arg(long, env = "CRESCENDO_DEVICE", value_enum, default_value_t)]
     device: DeviceChoice,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-enum DeviceChoice {
-    /// The first GPU if there is one
-    Auto,
-    Cpu,
-    Cuda,
-}
-
-impl DeviceChoice {
-    fn device(self) -> anyhow::Result<Device> {
-        match (self, best_device()) {
-            (DeviceChoice::Cpu, _) => Ok(Device::Cpu),
-            (DeviceChoice::Cuda, Device::Cpu) => {
-                anyhow::bail!("--device cuda: there is no CUDA device, or this libtorch has no CUDA")
-            }
-            (DeviceChoice::Auto | DeviceChoice::Cuda, found) => Ok(found),
-        }
-    }
 }
 
 /// Time for tasks to end after a stop.
@@ -74,8 +55,6 @@ const GRACE: Duration = Duration::from_secs(8);
 const QUEUE: usize = 64;
 /// Largest request of a rank: it names a stage, or a range.
 const MAX_REQUEST_BYTES: usize = 64 << 10;
-/// A rank that answers no ping for this long has gone.
-const KEEP_ALIVE: Duration = Duration::from_secs(20);
 
 fn main() -> anyhow::Result<()> {
     crescendo_curator_node::memory::share_one_arena();
@@ -85,6 +64,8 @@ fn main() -> anyhow::Result<()> {
         return export(ExportArguments::parse_from(given));
     }
     let arguments = Arguments::parse_from(given);
+    // A process that asks libtorch anything before this never gets a GPU; what does not load is told where it is wanted.
+    let _ = load_cuda();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let outcome = runtime.block_on(run(arguments));
     // Work on a named thread cannot be interrupted; it is not worth waiting for.
@@ -94,40 +75,17 @@ fn main() -> anyhow::Result<()> {
 
 async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let Arguments { server: server_args, node: node_args, shard_cache_mib, device } = arguments;
-    let device = device.device()?;
     let logs = LogBuffer::new(&node_args.node_id, DEFAULT_CAPACITY);
-    let traces = logging::init("crescendo-curator-node", &node_args.node_id, &server_args.log, Some(&logs))?;
-    tch::set_num_threads(1);
-
-    let grpc = listen::bind(server_args.listen, server_args.security.dev).await?;
-    let http = listen::bind(server_args.metrics_listen, server_args.security.dev).await?;
-    let (grpc_address, http_address) = (grpc.local_addr()?, http.local_addr()?);
-    let registry = prometheus::Registry::new();
+    let process =
+        Process::start("crescendo-curator-node", &node_args.node_id, &server_args, Some(&logs)).await?;
+    let (process, drain) = process.draining(node_args.drain_within());
+    let (tasks, registry) = (process.tasks.clone(), process.registry.clone());
     let counted = Metrics::register(&registry).context("register metrics")?;
-    let (tasks, supervisor) = Tasks::new();
-    traces.register(&registry).context("register metrics")?;
-    tasks.spawn(traces.export(tasks.stop_token()));
-    let gpus = match device {
-        Device::Cpu => None,
-        _ => Some(gpu::watch_if_there(&registry, tasks.stop_token()).context("watch the GPUs")?),
-    };
-    let gpu = gpus.as_ref().map(|gpus| gpus.first().map_or("", String::as_str));
-    let (arithmetic, untimed) = speed::of_node(gpu, 1);
-    if let Some(error) = untimed {
-        tracing::warn!(%error, "a product could not be timed: stages whose precision is auto take f32 for it");
-    }
-    let arithmetic = arithmetic_message(&arithmetic);
-    let drain = Drain::new(node_args.drain_within());
-    let supervisor = supervisor.draining(drain.clone());
-    let security = Security::start(&server_args.security, &TlsMetrics::register(&registry)?, &tasks).await?;
-    let controllers = Controllers::new(&node_args.controller, &security.dialer())?;
-    let incoming = security.incoming(
-        grpc,
-        ClientCertificates::Required,
-        server_args.max_connections,
-        ConnectionMetrics::register(&registry).context("register metrics")?,
-    );
+    let (device, arithmetic) = computes_on(device, &registry, &tasks)?;
 
+    let controllers = Controllers::new(&node_args.controller, &process.security.dialer())?;
+    let nodes_only = process.security.nodes_only();
+    let (server, incoming) = process.listen(ClientCertificates::Required).await?;
     let encoding = Worker::start("encoding", QUEUE, || {
         tch::set_num_threads(1);
         EncoderSet::default()
@@ -137,49 +95,21 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         Default::default()
     })?;
     let cache = ShardCache::new(shard_cache_mib << 20, counted.clone());
-    let server = PairServer::new(cache, encoding, counted.clone(), tasks.clone());
+    let pairs = PairServer::new(cache, encoding, counted.clone(), tasks.clone());
 
-    let (health, health_service) = tonic_health::server::health_reporter();
-    health.set_serving::<PairServiceServer<PairServer>>().await;
-    let reflection = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(crescendo_proto::DESCRIPTORS)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        .build_v1()
-        .context("build the reflection service")?;
-    let serving = Server::builder()
-        .http2_keepalive_interval(Some(KEEP_ALIVE))
-        .http2_keepalive_timeout(Some(KEEP_ALIVE))
-        .layer(security.nodes_only())
-        .add_service(health_service)
-        .add_service(reflection)
-        .add_service(
-            PairServiceServer::new(server.clone())
-                .max_encoding_message_size(crescendo_proto::MAX_REPLY_BYTES)
-                .max_decoding_message_size(MAX_REQUEST_BYTES),
-        )
-        .serve_with_incoming_shutdown(incoming, tasks.stop_token().cancelled_owned());
-    tasks.spawn_critical("grpc server", serving);
-    tasks.spawn_critical("metrics server", metrics::serve(http, registry, tasks.stop_token()));
+    let service = PairServiceServer::new(pairs.clone())
+        .max_encoding_message_size(crescendo_proto::MAX_REPLY_BYTES)
+        .max_decoding_message_size(MAX_REQUEST_BYTES);
+    tasks.spawn_critical("grpc server", serve_nodes(service, nodes_only, incoming, tasks.stop_token()));
 
-    let (known, address) =
-        (server.clone(), listen::advertised(grpc_address, server_args.advertise_host.as_deref()));
-    let (node_id, labels) = (node_args.node_id.clone(), node_args.labels.clone());
-    let incarnation = new_incarnation();
-    let hello = move || Hello {
-        node_id: node_id.clone(),
-        incarnation: incarnation.clone(),
-        kind: NodeKind::Curator as i32,
+    let known = pairs.clone();
+    let computes = Computes {
         slots: 0,
-        device: if device == Device::Cpu { "cpu" } else { "cuda" }.to_owned(),
-        address: address.clone(),
-        labels: labels.iter().cloned().collect(),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        running: Vec::new(),
-        curating: known.stages(),
-        // The session says so itself.
-        draining: false,
-        arithmetic: Some(arithmetic.clone()),
+        device: if device == Device::Cpu { "cpu" } else { "cuda" },
+        arithmetic: &arithmetic,
     };
+    let identity = introduction(&node_args, NodeKind::Curator, server.address(), computes);
+    let hello = move || Hello { curating: known.stages(), ..identity.clone() };
     let (session, commands) = NodeSession::new(controllers.clone(), ReportSink::default(), logs, hello);
     let units = UnitReports::default();
     let session = session.draining(drain.asked()).units(units.clone());
@@ -191,7 +121,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         device,
         controllers,
         curation,
-        server,
+        server: pairs,
         sender,
         network: Network::new(
             tokio::runtime::Handle::current(),
@@ -209,13 +139,27 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
     };
     tasks.spawn(node.clone().hand_over());
     tasks.spawn_critical("node", node.run(commands));
-    if let Some(path) = &server_args.port_file {
-        ports::write_port_file(path, grpc_address, http_address)
-            .with_context(|| format!("write the port file {}", path.display()))?;
+    Ok(server.run(GRACE).await?)
+}
+
+/// The device, and what is said of its arithmetic.
+fn computes_on(
+    choice: DeviceChoice,
+    registry: &prometheus::Registry,
+    tasks: &Tasks,
+) -> anyhow::Result<(Device, Arithmetic)> {
+    let gpus = choice.gpus()?;
+    if let Some(error) = &gpus.passed_over {
+        tracing::warn!(%error, "the curator computes on the CPU");
     }
-    tracing::info!(node = node_args.node_id, grpc = %grpc_address, metrics = %http_address, "curator serves");
-    supervisor.run(GRACE).await?;
-    Ok(())
+    let device = gpus.first();
+    tch::set_num_threads(1);
+    let named = match device {
+        Device::Cpu => None,
+        _ => Some(gpu::watch_if_there(registry, tasks.stop_token()).context("watch the GPUs")?),
+    };
+    let first = named.as_ref().map(|names| names.first().map_or("", String::as_str));
+    Ok((device, measured(speed::of_node(first, 1))))
 }
 
 /// Writes the pairs of a stage as a data set in UNO-1M's layout, with a card; `source: import` reads it again.
@@ -252,10 +196,4 @@ fn export(arguments: ExportArguments) -> anyhow::Result<()> {
         println!("{}: {} pairs, {} left out", out.display(), counts.pairs, counts.left_out);
         Ok(())
     })
-}
-
-/// A name for this start of the process: its time and process id.
-fn new_incarnation() -> String {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    format!("{:x}-{:x}", since.as_nanos(), std::process::id())
 }

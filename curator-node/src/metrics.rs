@@ -1,7 +1,7 @@
 //! What a curator counts.
 
 use crescendo_core::rejection::Rejection;
-use crescendo_node::catalogue::{Metric, Registrar, counter, gauge, histogram, words};
+use crescendo_node::telemetry::metrics_registry::{Metric, Registrar, counter, gauge, histogram, words};
 use prometheus::{
     Histogram, IntCounter, IntCounterVec, IntGauge, Registry, exponential_buckets, linear_buckets,
 };
@@ -133,7 +133,7 @@ impl Metrics {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crescendo_node::catalogue::{check_document, check_gathered};
+    use crescendo_node::telemetry::metrics_registry::{check_document, check_gathered};
 
     #[test]
     fn the_document_has_every_metric() {

@@ -1,24 +1,24 @@
 //! The node: what the controller assigns, it works on and serves, until it is released.
 
 use crate::counts::Counts;
-use crate::curation::{Curation, Curators};
-use crate::earlier::EarlierStage;
-use crate::encode::EncoderSource;
-use crate::endpoint::network::{Network, Outside};
+use crate::curate::mirror::Mirror;
+use crate::curate::parent_stage::ParentStage;
+use crate::curate::{Curation, Curators};
+use crate::llm::network::{LlmContext, Network};
 use crate::metrics::Metrics;
-use crate::mirror::Mirror;
-use crate::pair_log::{LogState, follow};
-use crate::send::Sender;
+use crate::paths::PathResolver;
+use crate::serve::encode::EncoderSource;
+use crate::serve::pair_log::{LogState, follow};
+use crate::serve::send::Sender;
 use crate::serve::{PairServer, ServedStage};
-use crate::source::Roots;
 use crate::worker::Worker;
 use crescendo_core::spec::JobSpec;
 use crescendo_model::tch::Device;
-use crescendo_node::call::Controllers;
 use crescendo_node::objects;
+use crescendo_node::runtime::supervise::{Drain, Tasks};
 use crescendo_node::session::Command;
-use crescendo_node::supervise::{Drain, Tasks};
-use crescendo_node::unit_reports::UnitReports;
+use crescendo_node::session::call::Controllers;
+use crescendo_node::session::unit_reports::UnitReports;
 use crescendo_proto::v1::{AssignCuration, Checkpoint, StageRef};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -63,9 +63,9 @@ enum AssignError {
     #[error(transparent)]
     Objects(#[from] objects::ObjectsError),
     #[error(transparent)]
-    Source(#[from] crate::source::SourceError),
+    Path(#[from] crate::paths::PathError),
     #[error(transparent)]
-    Mirror(#[from] crate::mirror::MirrorError),
+    Mirror(#[from] crate::curate::mirror::MirrorError),
 }
 
 impl Node {
@@ -133,16 +133,16 @@ impl Node {
         }
         let job: Arc<JobSpec> = Arc::new(serde_json::from_slice(&assignment.resolved_spec_json)?);
         let objects = objects::open(&assignment.object_store_url)?;
-        let roots = Roots::new(&self.library_root, &assignment.object_store_url);
-        let mirror = match &roots.store {
+        let paths = PathResolver::new(&self.library_root, &assignment.object_store_url);
+        let mirror = match &paths.store {
             Some(_) => None,
             None => Mirror::of(&job, assignment.stage_index as usize)?.map(Arc::new),
         };
-        let roots = match &mirror {
-            Some(mirror) => roots.with_store_at(mirror.root()),
-            None => roots,
+        let paths = match &mirror {
+            Some(mirror) => paths.with_store_at(mirror.root()),
+            None => paths,
         };
-        let encoders = EncoderSource::of(&job.model, &roots, self.device)?;
+        let encoders = EncoderSource::of(&job.model, &paths, self.device)?;
         let stop = self.tasks.stop_token().child_token();
         let (log, followed) = watch::channel(LogState::default());
         self.server.add(
@@ -163,8 +163,8 @@ impl Node {
             .instrument(span.clone()),
         );
         let index = assignment.stage_index;
-        let earlier = self.earlier(&stage, &job, index, assignment.source_checkpoint, objects.clone(), &stop);
-        let outside = Outside {
+        let parent = self.parent(&stage, &job, index, assignment.source_checkpoint, objects.clone(), &stop);
+        let llm = LlmContext {
             network: self.network.clone(),
             objects: objects.clone(),
             job_id: stage.job_id.clone(),
@@ -174,9 +174,10 @@ impl Node {
             node_id: self.node_id.clone(),
             stage,
             stage_index: index,
-            roots: roots.with_outside(outside),
+            paths,
+            llm,
             device: self.device,
-            earlier,
+            parent,
             job,
             object_store_url: assignment.object_store_url,
             mirror,
@@ -195,8 +196,8 @@ impl Node {
         Ok(())
     }
 
-    /// What a stage takes from an earlier one, if it does. Its log is followed as long as the stage is assigned.
-    fn earlier(
+    /// What a stage takes from an parent one, if it does. Its log is followed as long as the stage is assigned.
+    fn parent(
         &self,
         stage: &StageRef,
         job: &JobSpec,
@@ -204,7 +205,7 @@ impl Node {
         checkpoint: Option<Checkpoint>,
         objects: Arc<dyn object_store::ObjectStore>,
         stop: &CancellationToken,
-    ) -> Option<Arc<EarlierStage>> {
+    ) -> Option<Arc<ParentStage>> {
         let source = &job.stages.get(index as usize)?.data.source;
         let (draws, reads) = (source.drawn_by(), source.reads_log_of());
         let name = draws.or(reads)?.to_owned();
@@ -222,7 +223,7 @@ impl Node {
             );
             followed
         });
-        Some(Arc::new(EarlierStage {
+        Some(Arc::new(ParentStage {
             stage: name,
             checkpoint,
             draws: draws.is_some(),

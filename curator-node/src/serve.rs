@@ -5,14 +5,19 @@
 //!       ◀─ PairsOpened, EncodedPair …, LogStatus ──┘ (a bounded channel)
 //! ```
 
-use crate::encode::{EncoderSource, Encoders, Form, size_bytes};
+pub mod encode;
+pub mod pair_log;
+pub mod send;
+pub mod shard_cache;
+
 use crate::metrics::Metrics;
-use crate::pair_log::LogState;
-use crate::shard_cache::{LoadError, ShardCache};
+use crate::serve::encode::{EncoderSource, Encoders, Form, size_bytes};
+use crate::serve::pair_log::LogState;
+use crate::serve::shard_cache::{LoadError, ShardCache};
 use crate::worker::Worker;
 use crescendo_dataset::pair::Pair;
 use crescendo_model::ModelError;
-use crescendo_node::supervise::Tasks;
+use crescendo_node::runtime::supervise::Tasks;
 use crescendo_proto::v1::pair_service_server::PairService;
 use crescendo_proto::v1::stream_pairs_request::Message as Up;
 use crescendo_proto::v1::stream_pairs_response::Message as Down;

@@ -5,7 +5,7 @@ mod page;
 mod support;
 
 use crescendo_dataset::digest::sha256_hex;
-use crescendo_node::supervise::Tasks;
+use crescendo_node::runtime::supervise::Tasks;
 use crescendo_proto::v1::pair_service_client::PairServiceClient;
 use crescendo_proto::v1::stream_pairs_request::Message as Up;
 use crescendo_proto::v1::stream_pairs_response::Message as Down;

@@ -3,10 +3,14 @@
 use std::process::ExitCode;
 
 use clap::Parser as _;
+use crescendo_device::load_cuda;
 use crescendo_trainer_node::{Cli, Command, agent, rank};
 
 fn main() -> ExitCode {
-    match Cli::parse().command {
+    let command = Cli::parse().command;
+    // A process that asks libtorch anything before this never gets a GPU; what does not load is told where it is wanted.
+    let _ = load_cuda();
+    match command {
         Command::Agent(args) => run_agent(*args),
         Command::Rank(args) => rank::run::run(*args),
     }

@@ -5,10 +5,11 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Args;
-use crescendo_collective::{device_name, load_cuda, nccl_version};
+use crescendo_collective::nccl_version;
 use crescendo_core::precision::CLEARLY_FASTER;
+use crescendo_device::{choice, cuda as driver, load_cuda};
 use crescendo_model::speed;
-use crescendo_model::tch::{Cuda, Device, Kind, TchError, Tensor};
+use crescendo_model::tch::{Device, Kind, TchError, Tensor};
 use serde::Serialize;
 
 use crate::parity::Output;
@@ -169,7 +170,7 @@ fn cuda(wanted: bool) -> Vec<Check> {
     match load_cuda() {
         Err(error) => vec![check(
             name,
-            "failed",
+            if wanted { "failed" } else { "warning" },
             error.to_string(),
             "install torch==2.11.0 with all it depends on, and set LD_LIBRARY_PATH to its lib folder",
         )],
@@ -181,7 +182,7 @@ fn cuda(wanted: bool) -> Vec<Check> {
         )],
         Ok(false) => vec![check(name, "ok", "there is no NVIDIA driver; ranks compute on the CPU", "")],
         Ok(true) => {
-            let gpus = Cuda::device_count();
+            let gpus = choice::count();
             if gpus == 0 {
                 return vec![check(
                     name,
@@ -190,7 +191,7 @@ fn cuda(wanted: bool) -> Vec<Check> {
                     "look at CUDA_VISIBLE_DEVICES, at what the container was given, and at nvidia-smi",
                 )];
             }
-            let mut checks: Vec<Check> = (0..usize::try_from(gpus).unwrap_or(0)).map(gpu).collect();
+            let mut checks: Vec<Check> = (0..gpus as usize).map(gpu).collect();
             checks.push(nccl());
             checks
         }
@@ -199,7 +200,7 @@ fn cuda(wanted: bool) -> Vec<Check> {
 
 fn gpu(index: usize) -> Check {
     let name = "cuda";
-    let shown = device_name(index).unwrap_or_else(|error| error.to_string());
+    let shown = driver::name(index).unwrap_or_else(|error| error.to_string());
     let remedy =
         "look at nvidia-smi and at dmesg (XID): the GPU may need a reset, or belong to another process";
     match off_by(Device::Cuda(index)) {

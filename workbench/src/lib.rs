@@ -6,7 +6,6 @@
 //! ```
 //!
 //! - [`mod@bench`]: times the training step.
-//! - [`device`]: naming a device and opening it.
 //! - [`doctor`]: whether libtorch, CUDA and NCCL are there and compute.
 //! - [`eval`]: scores drawings of a benchmark.
 //! - [`export_base`]: a checkpoint as a base.
@@ -18,7 +17,6 @@
 //! - [`train_encoder`]: trains the image encoder that filters and scores.
 
 pub mod bench;
-pub mod device;
 pub mod doctor;
 pub mod eval;
 pub mod export_base;

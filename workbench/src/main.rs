@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use crescendo_device::load_cuda;
 use crescendo_node::objects::with_causes;
 use crescendo_workbench::bench::{self, BenchArgs};
 use crescendo_workbench::doctor::{self, DoctorArgs};
@@ -44,7 +45,10 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    run(Arguments::parse().command).unwrap_or_else(|error| {
+    let command = Arguments::parse().command;
+    // A process that asks libtorch anything before this never gets a GPU; what does not load is told where it is wanted.
+    let _ = load_cuda();
+    run(command).unwrap_or_else(|error| {
         // As every other program of the project says it: one line, the causes in order.
         eprintln!("error: {}", with_causes(error.as_ref()));
         ExitCode::FAILURE

@@ -8,9 +8,9 @@
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 use crescendo_core::spec::{ComposeLayout, ComposeSpec};
-use crescendo_curator_node::compose::{Composer, EvalSet};
-use crescendo_curator_node::draw::Draw;
-use crescendo_curator_node::filter::describe;
+use crescendo_curator_node::filters::similarity::describe;
+use crescendo_curator_node::rng::SeededRng;
+use crescendo_curator_node::sources::compose::{Composer, EvalSet};
 use crescendo_model::dinov2::{DinoV2, DinoV2Config, normalised};
 use crescendo_model::tch::{self, COptimizer, Device, Kind, Tensor};
 use crescendo_model::weights;
@@ -113,7 +113,7 @@ fn train(args: &TrainEncoderArgs, composer: &Composer, network: &DinoV2) -> Resu
     let batch = args.batch.min(subjects);
     let mut order: Vec<usize> = (0..subjects).collect();
     let mut next = subjects;
-    let mut shuffling = Draw::new("encoder order", &[args.seed]);
+    let mut shuffling = SeededRng::new("encoder order", &[args.seed]);
     let every = (args.steps / 20).max(1);
     let (mut losses, mut sum) = (Vec::new(), 0.0);
     for step in 0..args.steps {
@@ -125,7 +125,8 @@ fn train(args: &TrainEncoderArgs, composer: &Composer, network: &DinoV2) -> Resu
         for subject in &order[next..next + batch] {
             let views = composer.training_views(*subject, step)?;
             for (side, (view, of)) in views.iter().zip(&mut panels).enumerate() {
-                let mut draw = Draw::new("encoder view", &[args.seed, step, *subject as u64, side as u64]);
+                let mut draw =
+                    SeededRng::new("encoder view", &[args.seed, step, *subject as u64, side as u64]);
                 of.push(softened(view, &mut draw));
             }
         }
@@ -182,7 +183,7 @@ fn contrast(vectors: &Tensor, temperature: f64) -> Result<Tensor> {
 }
 
 /// Planar RGB in `[0, 1]` of a panel that is blurred, noisy, darker or paler, or none of it, at random.
-fn softened(panel: &RgbImage, draw: &mut Draw) -> Vec<f32> {
+fn softened(panel: &RgbImage, draw: &mut SeededRng) -> Vec<f32> {
     let mut planes = planar(panel);
     let (width, height) = (panel.width() as usize, panel.height() as usize);
     if draw.chance(0.4) {

@@ -31,7 +31,7 @@ const LONG_FUNCTIONS: &[(&str, &str, usize)] = &[
     ("trainer-node/src/rank/run.rs", "rank", 90),
     ("trainer-node/src/rank/run.rs", "work", 97),
     ("workbench/src/parity/train_step.rs", "run_rank", 101),
-    ("workbench/src/report/mod.rs", "run", 97),
+    ("workbench/src/report.rs", "run", 97),
 ];
 
 fn repository() -> PathBuf {
@@ -77,11 +77,11 @@ const CIRCLES: &[&[&str]] = &[
     // A trait with default methods, and what they make.
     &["crates/store/src/election.rs", "crates/store/src/store.rs"],
     &[
-        "curator-node/src/endpoint/mod.rs",
-        "curator-node/src/generate/mod.rs",
-        "curator-node/src/prompts/mod.rs",
+        "curator-node/src/endpoint.rs",
+        "curator-node/src/generate.rs",
+        "curator-node/src/prompts.rs",
         "curator-node/src/prompts/written.rs",
-        "curator-node/src/recompose/mod.rs",
+        "curator-node/src/recompose.rs",
         "curator-node/src/source.rs",
         "curator-node/src/studio.rs",
     ],
@@ -163,4 +163,25 @@ fn what_several_agree_on_has_one_owner() {
     }
     assert!(elsewhere.is_empty(), "{}", elsewhere.join("\n"));
     assert_eq!(owners.len(), CONTRACTS.len(), "each owner spells its own");
+}
+
+/// Packages whose programs compute.
+const COMPUTING: [&str; 3] = ["curator-node", "trainer-node", "workbench"];
+
+#[test]
+fn only_one_crate_asks_libtorch_for_cuda_and_every_program_loads_it() {
+    let owner = Path::new("crates/device");
+    let code = files(&repository()).expect("list").into_iter().filter(|path| is_code(path));
+    let asks = code.filter(|path| !path.starts_with(owner)).filter(|path| {
+        let text = std::fs::read_to_string(repository().join(path)).expect("read");
+        text.split(|c: char| !c.is_alphanumeric() && c != ':')
+            .any(|word| word.contains("Cuda::") && !word.ends_with("Device::Cuda"))
+    });
+    assert_eq!(asks.collect::<Vec<_>>(), [PathBuf::new(); 0], "only {} asks for CUDA", owner.display());
+    for package in COMPUTING {
+        let main = std::fs::read_to_string(repository().join(package).join("src/main.rs")).expect("read");
+        let body = main.split_once("fn main(").expect("a main").1;
+        let (load, first_call) = (body.find("load_cuda()"), body.find("run").or(body.find("runtime")));
+        assert!(load.is_some() && load < first_call, "{package}: main loads CUDA before it runs anything");
+    }
 }

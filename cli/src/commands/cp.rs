@@ -7,7 +7,7 @@ use std::time::Duration;
 use crescendo_core::object_keys;
 use crescendo_dataset::checkpoint::{self, ADAPTER_FILE};
 use crescendo_dataset::digest::Content;
-use crescendo_node::download::{DownloadError, download, registered};
+use crescendo_node::objects::download::{DownloadError, download, registered};
 use crescendo_node::objects::with_causes;
 use crescendo_proto::v1::{Checkpoint, CheckpointFile};
 use indicatif::{ProgressBar, ProgressStyle};

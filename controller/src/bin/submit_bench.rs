@@ -11,7 +11,7 @@ use anyhow::{Context as _, ensure};
 use clap::Parser;
 use crescendo_controller::access::AccessConfig;
 use crescendo_controller::{Config, Controller};
-use crescendo_node::supervise::Tasks;
+use crescendo_node::runtime::supervise::Tasks;
 use crescendo_node::tls::{ConnectionMetrics, Incoming};
 use crescendo_proto::v1;
 use crescendo_proto::v1::job_service_client::JobServiceClient;

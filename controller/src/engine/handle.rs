@@ -11,7 +11,7 @@ use crescendo_core::records::{FailureKind, Record, UnitState, Write};
 use crescendo_core::requests::{self, QueueLimits, UnitFate, UnitLeaseRef};
 use crescendo_core::state::Job;
 use crescendo_core::trace::TraceParent;
-use crescendo_node::trace;
+use crescendo_node::telemetry::trace;
 use crescendo_proto::{convert, explained, v1};
 
 use crate::engine::Engine;

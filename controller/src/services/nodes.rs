@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use crescendo_core::ids::NodeId;
-use crescendo_node::supervise::Tasks;
+use crescendo_node::runtime::supervise::Tasks;
 use crescendo_proto::convert;
 use crescendo_proto::v1;
 use crescendo_proto::v1::node_service_server::NodeService;

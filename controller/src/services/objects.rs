@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use crescendo_core::ids::JobId;
-use crescendo_node::supervise::Tasks;
+use crescendo_node::runtime::supervise::Tasks;
 use crescendo_proto::v1::object_service_server::ObjectService;
 use crescendo_proto::v1::send_object_request::Message as Sent;
 use crescendo_proto::{status, v1};

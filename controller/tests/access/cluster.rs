@@ -9,7 +9,7 @@ use anyhow::{Context as _, bail};
 use crescendo_controller::access::{AccessConfig, AuditTo, OidcConfig};
 use crescendo_controller::{Config, Controller};
 use crescendo_core::decide::Limits;
-use crescendo_node::supervise::{Supervisor, Tasks};
+use crescendo_node::runtime::supervise::{Supervisor, Tasks};
 use crescendo_node::tls::testing::{Authority, Wanted};
 use crescendo_node::tls::{ClientCertificates, ConnectionMetrics, Dialer, Incoming, Tls, TlsFiles};
 use crescendo_proto::v1;

@@ -84,7 +84,7 @@ impl ProcessGroup {
     }
 
     /// Joins a group over NCCL, for tensors on GPU `gpu_index` of this process. `id` comes from rank 0's
-    /// [`NcclId::generate`], by whatever way. Call [`load_cuda`](crate::load_cuda) first.
+    /// [`NcclId::generate`], by whatever way. Call [`load_cuda`](crescendo_device::load_cuda) first.
     pub fn nccl(rank: usize, world: usize, gpu_index: usize, id: &NcclId, timeout: Duration) -> Result<Self> {
         check_rank(rank, world)?;
         let nccl = Nccl::connect(rank, world, gpu_index, id, timeout)?;

@@ -16,13 +16,11 @@
 //! - [`Rendezvous`], [`GlooOptions`], [`NcclId`]: how a group comes together.
 //! - [`CollectiveError`]: timeout, lost peer, abort, wrong call. Every call has a time limit, and one failure ends the whole
 //!   group at once instead of leaving the survivors to their own timeouts.
-//! - [`load_cuda`]: libtorch's CUDA half, where there is one; [`device_memory`], [`device_name`]: of a GPU; [`nccl_version`].
+//! - [`nccl_version`]: of the NCCL that is here.
 //!
 //! The C++ side is `shim/gloo_shim.cpp`; `build.rs` compiles it and refuses any libtorch but the one it is written for.
 
 mod backend;
-mod cuda;
-mod dynamic;
 mod error;
 mod ffi;
 mod gloo;
@@ -30,7 +28,6 @@ mod group;
 mod nccl;
 mod rendezvous;
 
-pub use cuda::{DeviceMemory, device_memory, device_name, load_cuda};
 pub use error::{CollectiveError, Result};
 pub use gloo::GlooOptions;
 pub use group::{MAX_GATHER_BYTES, PendingReduce, ProcessGroup, ReduceOp};

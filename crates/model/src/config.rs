@@ -2,7 +2,6 @@
 
 use std::str::FromStr;
 
-use crescendo_core::spec::{ModelPreset, ModelSpec, NetworkSizes};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{ModelError, Result};
@@ -147,29 +146,6 @@ impl FluxConfig {
             return Err(out_of_range("theta", format!("{} is not above 1", self.theta)));
         }
         Ok(())
-    }
-}
-
-/// The network that a job spec asks for: its preset, with the spec's own sizes where it has any.
-impl From<&ModelSpec> for FluxConfig {
-    fn from(spec: &ModelSpec) -> Self {
-        let preset = match spec.preset {
-            ModelPreset::FluxDev => Self::flux_dev(),
-            ModelPreset::FluxSchnell => Self::flux_schnell(),
-            ModelPreset::Nano => Self::nano(),
-        };
-        let Some(NetworkSizes { hidden_size, num_heads, axes, depth, depth_single_blocks }) = spec.sizes
-        else {
-            return preset;
-        };
-        Self {
-            hidden_size: hidden_size.into(),
-            num_heads: num_heads.into(),
-            axes_dim: [axes.frame, axes.row, axes.column].map(i64::from).to_vec(),
-            depth: depth.into(),
-            depth_single_blocks: depth_single_blocks.into(),
-            ..preset
-        }
     }
 }
 

@@ -39,6 +39,7 @@ mod layers;
 pub mod lora;
 pub mod lora_export;
 pub mod nano;
+pub mod of_spec;
 pub mod owlv2;
 pub mod packing;
 mod params;

@@ -3,11 +3,11 @@
 use std::pin::Pin;
 use std::time::Duration;
 
-use crescendo_node::call::Controllers;
-use crescendo_node::forward::LogBuffer;
-use crescendo_node::reports::ReportSink;
+use crescendo_node::runtime::supervise::Tasks;
+use crescendo_node::session::call::Controllers;
+use crescendo_node::session::reports::ReportSink;
 use crescendo_node::session::{Command, NodeSession};
-use crescendo_node::supervise::Tasks;
+use crescendo_node::telemetry::log_shipping::LogBuffer;
 use crescendo_node::tls::Dialer;
 use crescendo_proto::v1::node_service_server::{NodeService, NodeServiceServer};
 use crescendo_proto::v1::open_session_request::Message as Up;

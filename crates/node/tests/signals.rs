@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crescendo_node::supervise::{Drain, Tasks};
+use crescendo_node::runtime::supervise::{Drain, Tasks};
 
 fn raise(signal: libc::c_int) {
     // SAFETY: the supervisor's handlers are in place, so the process only takes note.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use crescendo_node::supervise::Tasks;
+use crescendo_node::runtime::supervise::Tasks;
 use crescendo_node::tls::testing::{Authority, Recorder, Wanted};
 use crescendo_node::tls::{
     ClientCertificates, ConnectionMetrics, Dialer, NodesOnly, Peer, Security, Tls, TlsError, TlsFiles,

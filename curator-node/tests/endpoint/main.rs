@@ -9,14 +9,15 @@ mod support;
 
 use crescendo_core::rejection::Rejection;
 use crescendo_core::spec::{EndpointSpec, JobSpec, JudgeFilter, JudgeKind, PromptSpec, PromptStyle};
-use crescendo_curator_node::endpoint::message::{Message, Role};
-use crescendo_curator_node::endpoint::{Answer, Chat, EndpointError};
-use crescendo_curator_node::judge::{Judge, JudgeError, Judged};
-use crescendo_curator_node::prompts::PromptBook;
-use crescendo_curator_node::unit::StageCurator;
+use crescendo_curator_node::curate::unit::StageCurator;
+use crescendo_curator_node::filters::judge::{Judge, JudgeError, Judged};
+use crescendo_curator_node::llm::message::{Message, Role};
+use crescendo_curator_node::llm::{Answer, Chat, EndpointError};
+use crescendo_curator_node::pipeline::ModelContext;
+use crescendo_curator_node::sources::prompts::PromptBook;
 use crescendo_dataset::pair::Pair;
 use crescendo_dataset::shard::{ShardWriter, read_shard};
-use crescendo_node::supervise::Tasks;
+use crescendo_node::runtime::supervise::Tasks;
 use image::{Rgb, RgbImage};
 use page::http_get;
 use replay::Replay;
@@ -36,32 +37,32 @@ async fn ask(chat: &Chat, text: &str) -> Result<Answer, EndpointError> {
 #[tokio::test(flavor = "multi_thread")]
 async fn failures_that_pass_are_tried_again_and_answers_are_kept() {
     let replay = Replay::start("failures").await;
-    let chat = Chat::open(&replay.spec(), &replay.roots()).expect("open");
+    let chat = Chat::open(&replay.spec(), Some(&replay.llm())).expect("open");
     let answer = ask(&chat, "busy, then broken, then fine").await.expect("at the fourth try");
     assert_eq!(answer, Answer { text: "fine".into(), recorded: false });
     assert_eq!(replay.seen.count(), 4);
     let keys = replay.seen.authorizations.lock().expect("no panic").clone();
     assert!(keys.iter().all(|key| key.as_deref() == Some("Bearer sk-secret-123")), "{keys:?}");
     // Another process asks the same: nothing is sent.
-    let other = Chat::open(&replay.spec(), &replay.roots()).expect("open");
+    let other = Chat::open(&replay.spec(), Some(&replay.llm())).expect("open");
     let again = ask(&other, "busy, then broken, then fine").await.expect("it is written down");
     assert_eq!(again, Answer { text: "fine".into(), recorded: true });
     assert_eq!(replay.seen.count(), 4);
     // Another model is another question.
     let elsewhere = EndpointSpec { model: "another".into(), ..replay.spec() };
-    let elsewhere = Chat::open(&elsewhere, &replay.roots()).expect("open");
+    let elsewhere = Chat::open(&elsewhere, Some(&replay.llm())).expect("open");
     assert!(!ask(&elsewhere, "busy, then broken, then fine").await.expect("fine").recorded);
 
     assert_eq!(ask(&chat, "cut once").await.expect("at the third try").text, "fine");
     let hasty = EndpointSpec { timeout_seconds: 0.5, ..replay.spec() };
-    let hasty = Chat::open(&hasty, &replay.roots()).expect("open");
+    let hasty = Chat::open(&hasty, Some(&replay.llm())).expect("open");
     assert_eq!(ask(&hasty, "silent, then fine").await.expect("at the second try").text, "fine");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn failures_that_stay_are_told() {
     let replay = Replay::start("failures").await;
-    let chat = Chat::open(&EndpointSpec { tries: 2, ..replay.spec() }, &replay.roots()).expect("open");
+    let chat = Chat::open(&EndpointSpec { tries: 2, ..replay.spec() }, Some(&replay.llm())).expect("open");
     let error = ask(&chat, "always broken").await.expect_err("two tries");
     assert!(matches!(error, EndpointError::Failed { tries: 2, .. }) && error.is_retryable(), "{error}");
     assert_eq!(replay.seen.count(), 2);
@@ -96,7 +97,7 @@ async fn failures_that_stay_are_told() {
     );
 
     let closed = EndpointSpec { url: "http://127.0.0.1:1/v1".into(), key: None, tries: 2, ..replay.spec() };
-    let closed = Chat::open(&closed, &replay.roots()).expect("open");
+    let closed = Chat::open(&closed, Some(&replay.llm())).expect("open");
     let error = ask(&closed, "anything").await.expect_err("nobody is there");
     assert!(matches!(error, EndpointError::Failed { tries: 2, .. }), "{error}");
 }
@@ -104,7 +105,7 @@ async fn failures_that_stay_are_told() {
 #[tokio::test(flavor = "multi_thread")]
 async fn keys_go_only_where_the_operator_lets_them() {
     let replay = Replay::start("failures").await;
-    let error = |spec: EndpointSpec| Chat::open(&spec, &replay.roots()).expect_err("no").to_string();
+    let error = |spec: EndpointSpec| Chat::open(&spec, Some(&replay.llm())).expect_err("no").to_string();
     let thief = EndpointSpec { url: replay.url.replace("127.0.0.1", "localhost"), ..replay.spec() };
     assert!(error(thief).contains("names another address"));
     assert!(
@@ -121,7 +122,7 @@ async fn lies_about_the_cost_are_not_believed_and_the_limit_ends_the_work() {
     let replay = Replay::start("failures").await;
     let counted = |kind| replay.metrics.endpoint_tokens.with_label_values(&[kind]).get();
     // A message of 20 letters is estimated at 8 + 7 tokens, an answer of 11 at 4.
-    let chat = Chat::open(&replay.spec(), &replay.roots()).expect("open");
+    let chat = Chat::open(&replay.spec(), Some(&replay.llm())).expect("open");
     ask(&chat, "it claims nothing...").await.expect("an answer");
     assert_eq!((counted("input"), counted("output")), (15, 4));
     ask(&chat, "it claims billions..").await.expect("an answer");
@@ -130,11 +131,11 @@ async fn lies_about_the_cost_are_not_believed_and_the_limit_ends_the_work() {
     // 20 tokens at 1000 and 2 at 3000 per million are 0.026; up to 200 are kept back for an answer, 0.6.
     let spec =
         EndpointSpec { input_price: 1000.0, output_price: 3000.0, spend_limit: Some(0.66), ..replay.spec() };
-    let chat = Chat::open(&spec, &replay.roots()).expect("open");
+    let chat = Chat::open(&spec, Some(&replay.llm())).expect("open");
     ask(&chat, "this costs 1").await.expect("0.026");
     let sent = replay.seen.count();
     // Another process of the job knows what is spent.
-    let other = Chat::open(&spec, &replay.roots()).expect("open");
+    let other = Chat::open(&spec, Some(&replay.llm())).expect("open");
     ask(&other, "this costs 2").await.expect("0.052");
     ask(&other, "this costs 1").await.expect("written down, so free");
     let error = ask(&other, "this costs 3").await.expect_err("0.052 and up to 0.612 are more than 0.66");
@@ -183,9 +184,9 @@ fn filter(min: f64) -> JudgeFilter {
 
 /// Judges on a thread of its own, as the curation thread does.
 async fn judge(replay: &Replay, pairs: Vec<Pair>, min: f64) -> Result<Vec<Judged>, JudgeError> {
-    let (spec, roots) = (replay.spec(), replay.roots());
+    let (spec, paths, llm) = (replay.spec(), replay.paths(), replay.llm());
     let judging = move || {
-        let judge = Judge::open(&filter(min), &[spec], &roots)?;
+        let judge = Judge::open(&filter(min), &[spec], &paths, Some(&llm))?;
         judge.judge(pairs, &AtomicBool::new(false))
     };
     tokio::task::spawn_blocking(judging).await.expect("no panic")
@@ -246,11 +247,12 @@ async fn an_endpoint_that_fails_or_refuses_all_costs_no_pair() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lost_lease_ends_the_wait_for_answers() {
     let replay = Replay::start("judge").await;
-    let (roots, abandoned) = (replay.roots(), Arc::new(AtomicBool::new(false)));
+    let (paths, llm) = (replay.paths(), replay.llm());
+    let abandoned = Arc::new(AtomicBool::new(false));
     let spec = EndpointSpec { timeout_seconds: 500.0, ..replay.spec() };
     let flag = abandoned.clone();
     let judging = tokio::task::spawn_blocking(move || {
-        let judge = Judge::open(&filter(4.0), &[spec], &roots)?;
+        let judge = Judge::open(&filter(4.0), &[spec], &paths, Some(&llm))?;
         judge.judge(vec![pair(1, "thing of which nobody says a word", "x")], &flag)
     });
     replay.seen.arrived.notified().await;
@@ -275,9 +277,10 @@ async fn a_unit_is_judged_and_comes_out_the_same_again() {
     );
     let job: Arc<JobSpec> = Arc::new(crescendo_core::spec::parse(yaml.as_bytes()).expect("a spec"));
     let make = || {
-        let (job, roots) = (job.clone(), replay.roots());
+        let (job, paths, llm) = (job.clone(), replay.paths(), replay.llm());
         let making = move || {
-            let mut curator = StageCurator::open(&job, 0, &roots).expect("open");
+            let mut curator =
+                StageCurator::open_with(&job, 0, &paths, Some(&llm), &ModelContext::default()).expect("open");
             curator.unit(0, &AtomicBool::new(false)).expect("make the unit")
         };
         async { tokio::task::spawn_blocking(making).await.expect("no panic") }
@@ -366,8 +369,8 @@ async fn prompts_are_written_once_and_read_by_everyone() {
         endpoint: Some("vlm".into()),
     };
     let open = || {
-        let (spec, endpoint, roots) = (spec.clone(), replay.spec(), replay.roots());
-        let opening = move || PromptBook::open(&spec, &[endpoint], 5, &roots).expect("open");
+        let (spec, endpoint, paths, llm) = (spec.clone(), replay.spec(), replay.paths(), replay.llm());
+        let opening = move || PromptBook::open(&spec, &[endpoint], 5, &paths, Some(&llm)).expect("open");
         async { tokio::task::spawn_blocking(opening).await.expect("no panic") }
     };
     let book = open().await;

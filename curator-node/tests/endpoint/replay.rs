@@ -5,10 +5,10 @@ use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::{Response, StatusCode, Uri, header};
 use crescendo_core::spec::EndpointSpec;
-use crescendo_curator_node::endpoint::keys::Keys;
-use crescendo_curator_node::endpoint::network::{Network, Outside};
+use crescendo_curator_node::llm::keys::Keys;
+use crescendo_curator_node::llm::network::{LlmContext, Network};
 use crescendo_curator_node::metrics::Metrics;
-use crescendo_curator_node::source::Roots;
+use crescendo_curator_node::paths::PathResolver;
 use futures::StreamExt as _;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -102,20 +102,26 @@ impl Replay {
         self.folder.path()
     }
 
+    fn object_store(&self) -> String {
+        format!("file://{}", self.folder.path().join("objects").display())
+    }
+
+    pub fn paths(&self) -> PathResolver {
+        PathResolver::new(self.folder.path(), &self.object_store())
+    }
+
     /// A curator process of its own that works on job `test`: nothing is shared with others but the object store.
-    pub fn roots(&self) -> Roots {
+    pub fn llm(&self) -> LlmContext {
         let keys = Keys::from_variables([
             ("CRESCENDO_ENDPOINT_TEST_URL".to_owned(), self.url.clone()),
             ("CRESCENDO_ENDPOINT_TEST_KEY".to_owned(), "sk-secret-123".to_owned()),
         ]);
-        let url = format!("file://{}", self.folder.path().join("objects").display());
-        let outside = Outside {
+        LlmContext {
             curators: Default::default(),
             network: Network::new(tokio::runtime::Handle::current(), keys, self.metrics.clone()),
-            objects: crescendo_node::objects::open(&url).expect("open the object store"),
+            objects: crescendo_node::objects::open(&self.object_store()).expect("open the object store"),
             job_id: "test".into(),
-        };
-        Roots::new(self.folder.path(), &url).with_outside(outside)
+        }
     }
 
     pub fn spec(&self) -> EndpointSpec {

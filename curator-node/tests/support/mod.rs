@@ -1,7 +1,7 @@
 //! A controller in this process that knows just enough of curation: sessions, leases, commits and the log.
 
 use anyhow::Context;
-use crescendo_node::supervise::Tasks;
+use crescendo_node::runtime::supervise::Tasks;
 use crescendo_proto::v1::curation_service_server::{CurationService, CurationServiceServer};
 use crescendo_proto::v1::lease_unit_response::Outcome;
 use crescendo_proto::v1::node_service_server::{NodeService, NodeServiceServer};

@@ -2,7 +2,9 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crescendo_node::catalogue::{Label, Metric, Registrar, bounded, counter, gauge, histogram, words};
+use crescendo_node::telemetry::metrics_registry::{
+    Label, Metric, Registrar, bounded, counter, gauge, histogram, words,
+};
 use crescendo_proto::v1::{AttemptPhase, PhaseSeconds, RankProgress};
 use prometheus::{
     CounterVec, GaugeVec, Histogram, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry,
@@ -241,7 +243,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crescendo_node::catalogue::{check_document, check_gathered};
+    use crescendo_node::telemetry::metrics_registry::{check_document, check_gathered};
 
     fn progress(steps_done: u64, backward: f64) -> RankProgress {
         RankProgress {

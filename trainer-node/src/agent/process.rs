@@ -5,8 +5,8 @@ use std::os::unix::process::ExitStatusExt as _;
 use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
 
-use crescendo_node::args::SecurityArgs;
-use crescendo_node::trace::TraceArgs;
+use crescendo_node::runtime::args::SecurityArgs;
+use crescendo_node::telemetry::trace::TraceArgs;
 use tokio::process::{Child, Command};
 
 use super::table::{KillSignal, RankKey};

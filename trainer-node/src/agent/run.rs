@@ -7,18 +7,18 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context as _;
-use clap::{Args, ValueEnum};
-use crescendo_core::precision::Arithmetic;
+use clap::Args;
+use crescendo_device::{DeviceChoice, Gpus};
 use crescendo_model::speed;
-use crescendo_node::args::{NodeArgs, ServerArgs};
-use crescendo_node::call::Controllers;
-use crescendo_node::forward::{DEFAULT_CAPACITY, LogBuffer};
-use crescendo_node::reports::ReportSink;
-use crescendo_node::session::{Command, NodeSession};
-use crescendo_node::supervise::{Drain, Tasks};
-use crescendo_node::tls::{ClientCertificates, ConnectionMetrics, Incoming, NodesOnly, Security, TlsMetrics};
-use crescendo_node::{gpu, listen, logging, metrics as metrics_server, ports};
-use crescendo_proto::convert::arithmetic_message;
+use crescendo_node::runtime::args::{NodeArgs, ServerArgs};
+use crescendo_node::runtime::server::{Process, serve_nodes};
+use crescendo_node::runtime::supervise::{Drain, Tasks};
+use crescendo_node::session::call::Controllers;
+use crescendo_node::session::reports::ReportSink;
+use crescendo_node::session::{Command, Computes, NodeSession, introduction, measured};
+use crescendo_node::telemetry::gpu;
+use crescendo_node::telemetry::log_shipping::{DEFAULT_CAPACITY, LogBuffer};
+use crescendo_node::tls::ClientCertificates;
 use crescendo_proto::v1::agent_service_server::AgentServiceServer;
 use crescendo_proto::v1::checkpoint_service_client::CheckpointServiceClient;
 use crescendo_proto::v1::open_rank_session_request::Message as Up;
@@ -84,65 +84,32 @@ pub struct AgentArgs {
     pub scratch: PathBuf,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum DeviceChoice {
-    /// GPUs if there are any.
-    #[default]
-    Auto,
-    Cpu,
-    Cuda,
-}
-
 /// Runs the agent until it is told to stop. Must be called on the main thread, in a single-threaded runtime: ranks are
 /// tied to the thread that starts them.
 pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
     let logs = LogBuffer::new(&args.node.node_id, DEFAULT_CAPACITY);
-    let traces = logging::init("crescendo-trainer-node", &args.node.node_id, &args.server.log, Some(&logs))?;
+    let process =
+        Process::start("crescendo-trainer-node", &args.node.node_id, &args.server, Some(&logs)).await?;
+    let (process, drain) = process.draining(args.node.drain_within());
+    let (tasks, registry) = (process.tasks.clone(), process.registry.clone());
     let (cuda, slots) = devices(&args)?;
     std::fs::create_dir_all(&args.scratch).with_context(|| format!("create {}", args.scratch.display()))?;
     let library_root = std::path::absolute(&args.node.library_root).context("resolve --library-root")?;
     let scratch = std::path::absolute(&args.scratch).context("resolve --scratch")?;
-    let listener = listen::bind(args.server.listen, args.server.security.dev).await?;
-    let metrics_listener = listen::bind(args.server.metrics_listen, args.server.security.dev).await?;
-    let (grpc, metrics_address) = (listener.local_addr()?, metrics_listener.local_addr()?);
-    let address = listen::advertised(grpc, args.server.advertise_host.as_deref());
-    let registry = prometheus::Registry::new();
-    let (tasks, supervisor) = Tasks::new();
-    traces.register(&registry)?;
-    tasks.spawn(traces.export(tasks.stop_token()));
     let gpus = if cuda { gpu::watch_if_there(&registry, tasks.stop_token())? } else { Vec::new() };
-    let arithmetic = arithmetic(cuda, &gpus, args.threads_per_rank);
+    let of_gpu = cuda.then(|| gpus.first().map_or("", String::as_str));
+    let arithmetic = measured(speed::of_node(of_gpu, args.threads_per_rank));
     let metrics = Metrics::register(&registry, peaks(args.peak_tflops, &gpus, slots))?;
 
-    let drain = Drain::new(args.node.drain_within());
-    let supervisor = supervisor.draining(drain.clone());
-    let security = Security::start(&args.server.security, &TlsMetrics::register(&registry)?, &tasks).await?;
-    let controllers = Controllers::new(&args.node.controller, &security.dialer())?;
-    let incoming = security.incoming(
-        listener,
-        ClientCertificates::Required,
-        args.server.max_connections,
-        ConnectionMetrics::register(&registry)?,
-    );
+    let controllers = Controllers::new(&args.node.controller, &process.security.dialer())?;
+    let nodes_only = process.security.nodes_only();
+    let (server, incoming) = process.listen(ClientCertificates::Required).await?;
+    let grpc = server.grpc_at;
     let (events, inbox) = mpsc::channel(EVENTS);
     let (running, running_now) = watch::channel(Vec::new());
     let reports = ReportSink::default();
-    let incarnation = uuid::Uuid::new_v4().to_string();
-    let identity = Hello {
-        node_id: args.node.node_id.clone(),
-        incarnation,
-        kind: NodeKind::Trainer.into(),
-        slots,
-        device: if cuda { "cuda" } else { "cpu" }.into(),
-        address,
-        labels: args.node.labels.iter().cloned().collect(),
-        version: env!("CARGO_PKG_VERSION").into(),
-        running: Vec::new(),
-        curating: Vec::new(),
-        // The session says so itself.
-        draining: false,
-        arithmetic: Some(arithmetic_message(&arithmetic)),
-    };
+    let computes = Computes { slots, device: if cuda { "cuda" } else { "cpu" }, arithmetic: &arithmetic };
+    let identity = introduction(&args.node, NodeKind::Trainer, server.address(), computes);
     let hello = move || Hello { running: running_now.borrow().clone(), ..identity.clone() };
     let (session, mut commands) = NodeSession::new(controllers.clone(), reports.clone(), logs.clone(), hello);
     tasks.spawn_critical("session", session.draining(drain.asked()).run(tasks.stop_token()));
@@ -158,11 +125,8 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
     let rendezvous = Arc::<Rendezvous>::default();
     let service =
         Service { events: events.clone(), rendezvous: Arc::clone(&rendezvous), tasks: tasks.clone() };
-    tasks.spawn_critical("grpc server", serve(service, security.nodes_only(), incoming, tasks.stop_token()));
-    tasks.spawn_critical(
-        "metrics server",
-        metrics_server::serve(metrics_listener, registry, tasks.stop_token()),
-    );
+    let serving = serve_nodes(AgentServiceServer::new(service), nodes_only, incoming, tasks.stop_token());
+    tasks.spawn_critical("grpc server", serving);
     let agent = Agent {
         table: AttemptTable::new(args.node.node_id.clone(), slots),
         command: RankCommand {
@@ -190,40 +154,16 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
         drain,
     };
     tasks.spawn_critical("agent", agent.run(inbox, tasks.stop_token()));
-    if let Some(path) = &args.server.port_file {
-        ports::write_port_file(path, grpc, metrics_address)
-            .with_context(|| format!("write {}", path.display()))?;
-    }
-    tracing::info!(%grpc, metrics = %metrics_address, slots, cuda, "agent serves");
-    supervisor.run(GRACE).await?;
-    Ok(())
-}
-
-/// What this node says of its arithmetic.
-fn arithmetic(cuda: bool, gpus: &[String], threads: u32) -> Arithmetic {
-    let gpu = cuda.then(|| gpus.first().map_or("", String::as_str));
-    let (arithmetic, untimed) = speed::of_node(gpu, threads);
-    if let Some(error) = untimed {
-        tracing::warn!(%error, "a product could not be timed: stages whose precision is auto take f32 for it");
-    }
-    arithmetic
+    tracing::info!(slots, cuda, "the agent takes ranks");
+    Ok(server.run(GRACE).await?)
 }
 
 fn devices(args: &AgentArgs) -> anyhow::Result<(bool, u32)> {
-    let gpus = match args.device {
-        DeviceChoice::Cpu => 0,
-        DeviceChoice::Auto | DeviceChoice::Cuda => {
-            if crescendo_collective::load_cuda().context("load CUDA")? {
-                u32::try_from(tch::Cuda::device_count()).unwrap_or(0)
-            } else {
-                0
-            }
-        }
-    };
-    if args.device == DeviceChoice::Cuda {
-        anyhow::ensure!(gpus > 0, "--device cuda: this machine has no usable GPU");
+    let Gpus { count, passed_over } = args.device.gpus()?;
+    if let Some(error) = passed_over {
+        tracing::warn!(%error, "ranks compute on the CPU");
     }
-    match (gpus, args.slots) {
+    match (count, args.slots) {
         (0, slots) => Ok((false, slots.unwrap_or(1))),
         (gpus, None) => Ok((true, gpus)),
         (gpus, Some(slots)) if slots <= gpus => Ok((true, slots)),
@@ -265,30 +205,6 @@ async fn rank_ip(
     let mut found =
         tokio::net::lookup_host((host, 0)).await.with_context(|| format!("resolve {flag} {host}"))?;
     found.next().map(|address| address.ip()).with_context(|| format!("{flag} {host} has no address"))
-}
-
-async fn serve(
-    service: Service,
-    nodes_only: NodesOnly,
-    incoming: Incoming,
-    stop: CancellationToken,
-) -> anyhow::Result<()> {
-    let (health, health_service) = tonic_health::server::health_reporter();
-    health.set_serving::<AgentServiceServer<Service>>().await;
-    let reflection = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(crescendo_proto::DESCRIPTORS)
-        .build_v1()
-        .context("build the reflection service")?;
-    tonic::transport::Server::builder()
-        .http2_keepalive_interval(Some(Duration::from_secs(10)))
-        .http2_keepalive_timeout(Some(Duration::from_secs(10)))
-        .layer(nodes_only)
-        .add_service(AgentServiceServer::new(service))
-        .add_service(health_service)
-        .add_service(reflection)
-        .serve_with_incoming_shutdown(incoming, stop.cancelled())
-        .await?;
-    Ok(())
 }
 
 /// A rank process as the shell knows it.

@@ -4,7 +4,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crescendo_node::supervise::Tasks;
+use crescendo_node::runtime::supervise::Tasks;
 use crescendo_proto::v1::agent_service_server::AgentService;
 use crescendo_proto::v1::open_rank_session_request::Message as Up;
 use crescendo_proto::v1::{

@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use crescendo_core::spec::OnStarvation;
-use crescendo_node::backoff::{Backoff, random};
+use crescendo_node::runtime::backoff::{Backoff, random};
 use crescendo_node::tls::Dialer;
 use crescendo_proto::MAX_REPLY_BYTES;
 use crescendo_proto::v1::pair_service_client::PairServiceClient;

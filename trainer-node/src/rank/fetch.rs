@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crescendo_core::object_keys;
 use crescendo_dataset::checkpoint::{Damage, verify};
-use crescendo_node::download::{DownloadError, download, registered};
+use crescendo_node::objects::download::{DownloadError, download, registered};
 use crescendo_proto::v1::Checkpoint;
 use object_store::ObjectStore;
 

@@ -1,13 +1,11 @@
 //! What a rank has to do, checked: the assignment and the stage of the spec that it is about.
 
-use crescendo_core::spec::{
-    AdapterSpec, JobSpec, ModelPreset, Positions, Precision, StageSpec, TimestepSampling,
-};
+use crescendo_core::spec::{AdapterSpec, JobSpec, ModelPreset, StageSpec, TimestepSampling};
 use crescendo_core::trace::TraceParent;
 use crescendo_model::config::FluxConfig;
+use crescendo_model::of_spec::compute_kind;
 use crescendo_model::randomness::TimeDistribution;
 use crescendo_model::training::{AdamWConfig, Recompute, TrainOptions};
-use crescendo_model::unope::PositionMode;
 use crescendo_proto::v1::{AttemptRef, Checkpoint, RankAssignment};
 use tch::{Device, Kind};
 
@@ -84,12 +82,7 @@ impl Plan {
 
     /// Dtype of the frozen base, or of the activations when everything trains.
     pub fn base_kind(&self) -> Kind {
-        match (self.spec.model.precision, self.device) {
-            (Precision::F32, _) => Kind::Float,
-            (Precision::Bf16, _) => Kind::BFloat16,
-            (Precision::Auto, Device::Cuda(_)) => Kind::BFloat16,
-            (Precision::Auto, _) => Kind::Float,
-        }
+        compute_kind(self.spec.model.precision, self.device)
     }
 
     /// Rank of the adapter; none if all weights train.
@@ -102,13 +95,7 @@ impl Plan {
 
     pub fn options(&self) -> TrainOptions {
         TrainOptions {
-            positions: match self.stage.positions {
-                Positions::Diagonal => PositionMode::Diagonal,
-                Positions::Height => PositionMode::Height,
-                Positions::Width => PositionMode::Width,
-                Positions::None => PositionMode::None,
-                Positions::Frame => PositionMode::Frame,
-            },
+            positions: self.stage.positions.into(),
             guidance: self.stage.train.guidance,
             time_kind: Kind::Float,
             recompute: self.recompute(0),

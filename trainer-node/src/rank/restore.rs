@@ -3,14 +3,13 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crescendo_collective::device_memory;
 use crescendo_dataset::checkpoint::{
     ADAPTER_FILE, EMA_FILE, HISTORY_FILE, MODEL_FILE, OPTIMIZER_FILE, STATE_FILE,
 };
 use crescendo_model::training::{AdamW, Ema, Learner};
 use crescendo_model::weights::TensorFile;
 use crescendo_model::{BlockSelection, Flux, LoraAdapter};
-use crescendo_node::download::{DownloadError, download};
+use crescendo_node::objects::download::{DownloadError, download};
 use object_store::ObjectStore;
 use tch::{Device, Kind};
 
@@ -156,7 +155,7 @@ pub fn build(plan: &Plan, sources: &Sources) -> Result<Restored, RestoreError> {
     }
     if plan.device != Device::Cpu {
         // All that stays on the device is there by now.
-        let memory = device_memory().map_err(|error| {
+        let memory = crescendo_device::cuda::memory().map_err(|error| {
             RestoreError::Rank(RankError::Permanent(format!("memory of the GPU: {error}")))
         })?;
         learner.set_recompute(plan.recompute(memory.free_bytes));

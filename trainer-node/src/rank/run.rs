@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use clap::Args;
 use crescendo_collective::{GlooOptions, ProcessGroup, Rendezvous};
-use crescendo_node::args::{LogArgs, SecurityArgs};
+use crescendo_node::runtime::args::{LogArgs, SecurityArgs};
+use crescendo_node::telemetry::trace;
 use crescendo_node::tls::{Dialer, RELOAD_INTERVAL, Security};
-use crescendo_node::trace;
 use crescendo_proto::v1::{AttemptRef, RankProgress};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -77,7 +77,8 @@ pub struct RankArgs {
 /// Runs a rank to its end.
 pub fn run(args: RankArgs) -> ExitCode {
     let instance = format!("{}/{}/{}/{}", args.job, args.stage, args.generation, args.rank);
-    let traces = match crescendo_node::logging::init("crescendo-rank", &instance, &args.log, None) {
+    let traces = match crescendo_node::telemetry::logging::init("crescendo-rank", &instance, &args.log, None)
+    {
         Ok(traces) => traces,
         Err(error) => {
             eprintln!("error: {error}");
@@ -394,10 +395,8 @@ struct TrainThread {
 impl TrainThread {
     fn run(self) -> Result<(), RestoreError> {
         let rank_error = RestoreError::Rank;
-        if self.args.cuda
-            && !crescendo_collective::load_cuda().map_err(|error| rank_error(of_group(error)))?
-        {
-            return Err(rank_error(RankError::Permanent("this machine has no usable GPU".into())));
+        if let Err(error) = crescendo_device::open(self.plan.device) {
+            return Err(rank_error(RankError::permanent(error)));
         }
         tch::set_num_threads(i32::try_from(self.args.threads.max(1)).unwrap_or(1));
         let restored = restore::build(&self.plan, &self.sources)?;

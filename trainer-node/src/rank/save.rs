@@ -9,8 +9,8 @@ use crescendo_dataset::checkpoint::{
     HISTORY_FILE, MANIFEST_FILE, Manifest, ManifestFile, SPEC_FILE, STATE_FILE,
 };
 use crescendo_model::weights::{self, TensorMap};
-use crescendo_node::backoff::{Backoff, random};
-use crescendo_node::trace;
+use crescendo_node::runtime::backoff::{Backoff, random};
+use crescendo_node::telemetry::trace;
 use crescendo_proto::v1::{Checkpoint, RankCheckpointOutcome};
 use futures::TryStreamExt as _;
 use object_store::{ObjectStore, ObjectStoreExt as _};

@@ -11,7 +11,7 @@ use crescendo_core::spec::OnStarvation;
 use crescendo_dataset::checkpoint::{ADAPTER_FILE, EMA_FILE, MODEL_FILE, OPTIMIZER_FILE};
 use crescendo_model::training::MicroBatch;
 use crescendo_model::weights::TensorMap;
-use crescendo_node::trace;
+use crescendo_node::telemetry::trace;
 use crescendo_proto::v1::RankProgress;
 use tch::{Device, Kind, Tensor};
 use tokio::runtime::Handle;

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use anyhow::{Context as _, Result};
-use crescendo_model::tch::{Cuda, Device, Kind, Tensor};
+use crescendo_model::tch::{Device, Kind, Tensor};
 
 /// Dense bfloat16 arithmetic by a part of the device's name, 10¹² operations a second, from the makers' data sheets. The
 /// first that fits counts.
@@ -34,25 +34,18 @@ pub fn measured(device: Device, kind: Kind) -> Result<f64> {
     for _ in 0..5 {
         let started = Instant::now();
         let product = a.f_matmul(&a)?;
-        wait(device);
+        crescendo_device::choice::wait(device);
         best = best.min(started.elapsed().as_secs_f64());
         drop(product);
     }
     Ok(2.0 * (side as f64).powi(3) / best / 1e12)
 }
 
-/// Waits until the device has done all that it was given.
-pub fn wait(device: Device) {
-    if let Device::Cuda(index) = device {
-        Cuda::synchronize(index as i64);
-    }
-}
-
 /// Most memory that was in use, bytes: on a GPU what is not free once it is all over, since libtorch keeps what it has had;
 /// otherwise what this process has had resident at most.
 pub fn memory_bytes(device: Device) -> Result<u64> {
     if device.is_cuda() {
-        let memory = crescendo_collective::device_memory()?;
+        let memory = crescendo_device::cuda::memory()?;
         return Ok(memory.total_bytes.saturating_sub(memory.free_bytes));
     }
     let status = std::fs::read_to_string("/proc/self/status").context("read /proc/self/status")?;

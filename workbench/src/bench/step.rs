@@ -17,7 +17,7 @@ use crescendo_model::{Flux, FluxConfig, LoraAdapter, Preset};
 use serde::Serialize;
 
 use super::peak;
-use crate::device::{open_device, parse_device};
+
 use crate::parity::Output;
 
 /// Share of the free memory that activations may have: the allocator rounds up, and kernels need room to work.
@@ -36,7 +36,7 @@ pub struct StepArgs {
     #[arg(long, default_value = "nano", value_parser = parse_preset)]
     preset: Preset,
     /// cpu, cuda, or cuda:INDEX
-    #[arg(long, default_value = "cpu", value_parser = parse_device)]
+    #[arg(long, default_value = "cpu", value_parser = crescendo_device::parse)]
     device: Device,
     /// Weights that mean nothing, made on the device
     #[arg(long, conflicts_with = "weights")]
@@ -211,7 +211,7 @@ struct Outcome {
 pub fn run(args: &StepArgs) -> Result<()> {
     let setting = Setting::resolve(args)?;
     crescendo_model::tch::set_num_threads(args.threads);
-    let device_name = open_device(args.device)?;
+    let device_name = crescendo_device::open(args.device)?;
     let mut learner = learner(args, &setting)?;
     let mut optimizer = AdamW::new(AdamWConfig::default(), learner.trainables())?;
     learner.set_recompute(recompute(args)?);
@@ -219,14 +219,14 @@ pub fn run(args: &StepArgs) -> Result<()> {
     let mut seconds = Vec::new();
     for step in 0..args.warmup + args.steps {
         let batch = random_batch(&setting, step)?;
-        peak::wait(args.device);
+        crescendo_device::choice::wait(args.device);
         let started = Instant::now();
         let outcomes = learner.gradients(&[batch], None)?;
         let norm = learner.trainables_mut().clip(Some(1.0))?;
         optimizer.step(learner.trainables_mut(), 1e-4)?;
         let loss = f64::try_from(&outcomes.first().context("no loss")?.loss)?;
         ensure!(loss.is_finite() && f64::try_from(&norm)?.is_finite(), "the loss is not finite");
-        peak::wait(args.device);
+        crescendo_device::choice::wait(args.device);
         if step >= args.warmup {
             seconds.push(started.elapsed().as_secs_f64());
         }
@@ -320,7 +320,7 @@ fn recompute(args: &StepArgs) -> Result<Recompute> {
             let used = peak::memory_bytes(args.device)?;
             let free = match (args.memory, args.device.is_cuda()) {
                 (Some(gigabytes), _) => ((gigabytes * 1e9) as u64).saturating_sub(used),
-                (None, true) => crescendo_collective::device_memory()?.free_bytes,
+                (None, true) => crescendo_device::cuda::memory()?.free_bytes,
                 (None, false) => bail!("--recompute auto needs --memory on the CPU"),
             };
             Ok(Recompute::Budget { bytes: (free as f64 * SHARE_FOR_ACTIVATIONS) as u64 })

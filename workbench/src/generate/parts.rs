@@ -2,15 +2,14 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use crescendo_dataset::pictures::reference::{self, FLUX_MULTIPLE};
+use crescendo_device::DeviceChoice;
 use crescendo_model::codec::{LatentCodec, TextEncoder};
 use crescendo_model::drawing::EncoderFiles;
 use crescendo_model::flux_text::FluxTextPaths;
 use crescendo_model::tch::{Device, Kind};
 use crescendo_model::{FluxConfig, Preset};
-
-use crate::device::has_cuda;
 
 /// Where the networks are.
 #[derive(Clone, Debug, clap::Args)]
@@ -29,7 +28,7 @@ pub struct ModelArgs {
     #[arg(long, value_name = "FILE")]
     autoencoder: Option<PathBuf>,
     /// What to compute on
-    #[arg(long, value_enum, default_value = "auto")]
+    #[arg(long, value_enum, default_value_t)]
     device: DeviceChoice,
     /// Dtype of the arithmetic [default: bf16 on GPUs, f32 on CPUs]
     #[arg(long, value_enum)]
@@ -40,13 +39,6 @@ pub struct ModelArgs {
     /// Keep the transformer's blocks in host memory and bring each to the device when it is needed: slower, for small GPUs
     #[arg(long)]
     pub offload: bool,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-enum DeviceChoice {
-    Auto,
-    Cpu,
-    Cuda,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -69,15 +61,11 @@ pub struct Parts {
 impl ModelArgs {
     /// Finds the files.
     pub fn parts(&self) -> Result<Parts> {
-        let device = match self.device {
-            DeviceChoice::Cpu => Device::Cpu,
-            DeviceChoice::Auto if has_cuda() => Device::Cuda(0),
-            DeviceChoice::Auto => Device::Cpu,
-            DeviceChoice::Cuda if has_cuda() => Device::Cuda(0),
-            DeviceChoice::Cuda => {
-                bail!("--device cuda: there is no CUDA device, or this libtorch has no CUDA")
-            }
-        };
+        let gpus = self.device.gpus()?;
+        if let Some(error) = &gpus.passed_over {
+            eprintln!("warning: drawing on the CPU: {error}");
+        }
+        let device = gpus.first();
         let kind = match (self.dtype, device) {
             (Some(DtypeChoice::Bf16), _) | (None, Device::Cuda(_)) => Kind::BFloat16,
             (Some(DtypeChoice::F32), _) | (None, _) => Kind::Float,

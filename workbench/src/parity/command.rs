@@ -7,7 +7,6 @@ use anyhow::Context;
 use crescendo_model::tch::Device;
 
 use super::{ParityOptions, run, table};
-use crate::device::{open_device, parse_device};
 
 /// How to print a result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -27,7 +26,7 @@ pub struct ParityArgs {
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
     /// cpu, cuda, or cuda:INDEX: where the networks compute. Bounds on single numbers are five times as wide on a GPU.
-    #[arg(long, default_value = "cpu", value_parser = parse_device)]
+    #[arg(long, default_value = "cpu", value_parser = crescendo_device::parse)]
     device: Device,
     /// How to print the result.
     #[arg(short, long, value_enum, default_value_t = Output::Table)]
@@ -36,7 +35,7 @@ pub struct ParityArgs {
 
 /// Runs the subcommand.
 pub fn parity_main(args: ParityArgs) -> anyhow::Result<ExitCode> {
-    open_device(args.device)?;
+    crescendo_device::open(args.device)?;
     // Small networks: more threads only wait for each other.
     crescendo_model::tch::set_num_threads(1);
     let report = run(&ParityOptions { dir: args.dir, only: args.only, device: args.device })?;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, ensure};
 use crescendo_core::object_keys;
 use crescendo_core::spec::{ComposeLayout, ComposeSpec, DataSource, GenerateSpec, JobSpec};
-use crescendo_curator_node::compose::{Composer, EvalCase, EvalSet, EvalSubjects};
+use crescendo_curator_node::sources::compose::{Composer, EvalCase, EvalSet, EvalSubjects};
 use crescendo_dataset::pair::Pair;
 use crescendo_dataset::shard::{read_shard, spread};
 

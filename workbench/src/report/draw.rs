@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use crescendo_core::spec::JobSpec;
-use crescendo_curator_node::compose::EvalCase;
-use crescendo_curator_node::source::Roots;
-use crescendo_curator_node::studio::{encoder_files, position_mode, preset};
+use crescendo_curator_node::pipeline::encoder_files;
+use crescendo_curator_node::paths::PathResolver;
+use crescendo_curator_node::sources::compose::EvalCase;
 use crescendo_model::codec::{EncodedText, LatentCodec, TextEncoder};
 use crescendo_model::drawing::{Easel, FreeGuidance, Sketch};
 use crescendo_model::randomness::SampleKey;
@@ -57,7 +57,7 @@ impl Contender {
 
 /// The base, if it is wanted and the job began with one, and every stage that left something.
 pub fn contenders(spec: &JobSpec, left: &[Left], with_base: bool) -> Vec<Contender> {
-    let first = spec.stages.first().map(|stage| position_mode(stage.positions));
+    let first = spec.stages.first().map(|stage| PositionMode::from(stage.positions));
     let base = first.filter(|_| with_base && spec.model.weights.is_some());
     let base = base.map(|positions| Contender {
         label: "base".to_owned(),
@@ -69,7 +69,7 @@ pub fn contenders(spec: &JobSpec, left: &[Left], with_base: bool) -> Vec<Contend
         Some(Contender {
             label: stage.name.clone(),
             references: Some(stage.references as usize),
-            positions: position_mode(stage.positions),
+            positions: stage.positions.into(),
             trained: Some(left.trained.clone()?),
         })
     });
@@ -97,14 +97,13 @@ impl Studio {
     /// Loads the encoders of the job's model and encodes the prompts of all cases.
     pub fn open(places: &Places, blocks: &[Block], settings: Settings) -> Result<Self> {
         let model = &places.spec.model;
-        let preset = preset(model.preset);
+        let preset = Preset::from(model.preset);
         if preset != Preset::Nano {
             bring_encoders(places)?;
         }
-        let roots = Roots {
+        let roots = PathResolver {
             library: places.library_root.to_owned(),
             store: Some(places.objects.root().to_owned()),
-            outside: None,
         };
         let files = encoder_files(model, &roots)?;
         let text = files.text(settings.kind, settings.device).context("load the text encoders")?;

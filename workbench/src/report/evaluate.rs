@@ -4,8 +4,8 @@ use std::io::Write as _;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
-use crescendo_curator_node::compose::{EvalCase, EvalSet, Region};
-use crescendo_curator_node::filter::describe;
+use crescendo_curator_node::filters::similarity::describe;
+use crescendo_curator_node::sources::compose::{EvalCase, EvalSet, Region};
 use crescendo_model::dinov2::DinoV2;
 use crescendo_model::tch::Device;
 use image::RgbImage;

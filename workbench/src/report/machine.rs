@@ -7,7 +7,7 @@ use anyhow::Result;
 use crescendo_model::tch::{Device, Kind, Tensor};
 use serde::Serialize;
 
-use crate::device::open_device;
+use crescendo_device::open;
 
 /// The machine and how it computes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -30,7 +30,7 @@ impl Machine {
             processor: processor(&described).unwrap_or_else(|| std::env::consts::ARCH.to_owned()),
             cores: std::thread::available_parallelism().map_or(1, NonZero::get),
             gpu: match device {
-                Device::Cuda(_) => open_device(device).ok(),
+                Device::Cuda(_) => open(device).ok(),
                 _ => None,
             },
             precision: if kind == Kind::BFloat16 { "bf16" } else { "f32" },

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
-use crescendo_curator_node::mirror::Mirror;
+use crescendo_curator_node::curate::mirror::Mirror;
 use crescendo_node::objects::{self, Location, with_causes};
 use futures::TryStreamExt as _;
 use object_store::path::Path as Key;

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crescendo_node::supervise::Tasks;
+use crescendo_node::runtime::supervise::Tasks;
 use prometheus::IntCounter;
 use reqwest::redirect::Policy;
 use reqwest::{Client, Url};

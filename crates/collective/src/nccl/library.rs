@@ -3,8 +3,8 @@
 //! The types are cudarc's. Its own loader is not used, since it ends the process when it finds no library, and looks for
 //! `libnccl.so` while the runtime packages ship `libnccl.so.2`.
 
-use crate::dynamic::{DynamicLibrary, Visibility};
 use crate::error::{CollectiveError, Result};
+use crescendo_device::dynamic::{DynamicLibrary, Visibility};
 use cudarc::nccl::sys::{cudaStream_t, ncclComm_t, ncclDataType_t, ncclRedOp_t, ncclUniqueId};
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::sync::OnceLock;

@@ -26,7 +26,7 @@ use object_store::{BackoffConfig, Certificate, ClientOptions, RetryConfig};
 
 use super::ObjectsError;
 use super::credentials::SharedFile;
-use super::discreet::Discreet;
+use super::redacted_http::Discreet;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Limit of one request's silence. A part has to be sent within it.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use crate::catalogue::{Metric, Registrar, counter, gauge, words};
+use crate::telemetry::metrics_registry::{Metric, Registrar, counter, gauge, words};
 use prometheus::{IntCounterVec, IntGauge, Registry};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};

@@ -14,10 +14,10 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tonic::transport::{Channel, Endpoint, Uri};
 
+use super::address::{AddressError, endpoint};
 use super::explain;
 use super::files::TlsFiles;
 use super::reload::Tls;
-use crate::address::{AddressError, endpoint};
 
 /// Limit of reaching a server, over all addresses of its name.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);

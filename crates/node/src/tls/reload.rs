@@ -3,7 +3,7 @@
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::catalogue::{Metric, Registrar, counter, gauge, words};
+use crate::telemetry::metrics_registry::{Metric, Registrar, counter, gauge, words};
 use prometheus::{IntCounter, IntGaugeVec, Registry};
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ServerConfig};

@@ -5,8 +5,8 @@ use super::dial::Dialer;
 use super::files::{Identity, TlsError, TlsFiles};
 use super::reload::{ClientCertificates, RELOAD_INTERVAL, Tls, TlsMetrics};
 use super::roles::NodesOnly;
-use crate::args::SecurityArgs;
-use crate::supervise::Tasks;
+use crate::runtime::args::SecurityArgs;
+use crate::runtime::supervise::Tasks;
 
 /// Protected by TLS, or not at all.
 #[derive(Clone, Debug)]

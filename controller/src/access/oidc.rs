@@ -1,0 +1,109 @@
+//! Tokens of an identity provider (OpenID Connect).
+//!
+//! ```text
+//!   token ─▶ its key, by id ─▶ signature, issuer, audience, times ─▶ claims ─▶ Caller
+//!              │ unknown                                              (role, tenant)
+//!              └─▶ fetch: discovery ─▶ key set ─▶ keys     at most every few seconds, and now and then unasked
+//! ```
+//!
+//! Only signatures with the issuer's public keys count (RS256, ES256, EdDSA), each key with the one algorithm that is its
+//! own: what the token says of algorithms decides nothing. While the issuer is down, the keys that were fetched before
+//! are good.
+
+mod claims;
+mod fetch;
+mod keys;
+mod signatures;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use crescendo_node::runtime::supervise::Tasks;
+use jsonwebtoken::errors::ErrorKind;
+use jsonwebtoken::{Validation, decode, decode_header};
+use prometheus::IntCounter;
+use tokio::sync::watch;
+
+use crate::access::caller::{BadCredential, Caller};
+use fetch::Fetcher;
+use keys::Keys;
+
+/// Clocks may differ by this much.
+const LEEWAY: Duration = Duration::from_secs(30);
+
+/// Whose tokens are taken, and where they say who their owner is.
+#[derive(Clone, Debug)]
+pub struct OidcConfig {
+    /// URL of the issuer, as its tokens have it in `iss`.
+    pub issuer: String,
+    /// What the tokens have in `aud`.
+    pub audience: String,
+    /// Claim with the role: a name, or a JSON pointer where it begins with `/`.
+    pub role_claim: String,
+    /// Claim with the tenant.
+    pub tenant_claim: String,
+    /// Wait between two fetches of the keys.
+    pub fetch_pause: Duration,
+}
+
+/// Checks tokens of one issuer. Cheap to clone.
+#[derive(Clone)]
+pub struct Oidc {
+    config: Arc<OidcConfig>,
+    keys: watch::Receiver<Arc<Keys>>,
+    fetcher: Fetcher,
+}
+
+impl Oidc {
+    /// Starts to fetch the keys; tokens are refused until there are some.
+    pub fn start(config: &OidcConfig, failures: IntCounter, tasks: &Tasks) -> anyhow::Result<Self> {
+        signatures::install();
+        let (fetcher, keys) = Fetcher::start(&config.issuer, config.fetch_pause, failures, tasks)
+            .with_context(|| format!("use issuer {}", config.issuer))?;
+        Ok(Self { config: Arc::new(config.clone()), keys, fetcher })
+    }
+
+    /// Whose token this is.
+    pub async fn caller(&self, token: &str) -> Result<Caller, BadCredential> {
+        // Also refuses `none`, and whatever else is not a signature.
+        let header = decode_header(token).map_err(|_| invalid("it is not a signed JSON Web Token"))?;
+        let kid = header.kid.as_deref();
+        let mut keys = self.keys.borrow().clone();
+        if keys.find(kid, header.alg).is_none() {
+            // The issuer may have begun to sign with a new key.
+            self.fetcher.fetch().await;
+            keys = self.keys.borrow().clone();
+        }
+        if keys.is_empty() {
+            return Err(BadCredential::NoKeys);
+        }
+        let key = keys.find(kid, header.alg).ok_or(invalid("none of its issuer's keys has signed it"))?;
+        let mut validation = Validation::new(key.algorithm);
+        validation.leeway = LEEWAY.as_secs();
+        validation.validate_nbf = true;
+        validation.set_issuer(&[&self.config.issuer]);
+        validation.set_audience(&[&self.config.audience]);
+        validation.set_required_spec_claims(&["exp", "iss", "aud", "sub"]);
+        let token =
+            decode::<claims::Claims>(token, &key.decoding, &validation).map_err(|error| why(error.kind()))?;
+        claims::caller(&token.claims, &self.config)
+    }
+}
+
+fn invalid(reason: &'static str) -> BadCredential {
+    BadCredential::Invalid { reason }
+}
+
+/// What the library found, in words that repeat nothing of the token.
+fn why(error: &ErrorKind) -> BadCredential {
+    match error {
+        ErrorKind::ExpiredSignature => BadCredential::Expired,
+        ErrorKind::ImmatureSignature => invalid("it is not valid yet"),
+        ErrorKind::InvalidIssuer => invalid("it is of another issuer"),
+        ErrorKind::InvalidAudience => invalid("it is for another audience"),
+        ErrorKind::InvalidSignature | ErrorKind::InvalidAlgorithm => invalid("its signature is wrong"),
+        ErrorKind::MissingRequiredClaim(_) => invalid("one of the claims exp, iss, aud and sub is missing"),
+        _ => invalid("it is not a signed JSON Web Token"),
+    }
+}

@@ -1,0 +1,17 @@
+//! What a process computes on: finding and loading CUDA, the choice of a device, and what a device is.
+//!
+//! Every `main` that may compute calls [`load_cuda`] first. libtorch looks for its CUDA half at the first question that it is
+//! asked, and keeps to the answer: a process that asks before the half is loaded can never use a GPU.
+//!
+//! | module | content |
+//! |---|---|
+//! | [`choice`] | `--device`, as words and as GPUs that are there |
+//! | [`cuda`] | loading libtorch's CUDA half; memory and name of a GPU |
+//! | [`dynamic`] | shared libraries opened at run time |
+
+pub mod choice;
+pub mod cuda;
+pub mod dynamic;
+
+pub use choice::{DeviceChoice, Gpus, open, parse};
+pub use cuda::{DeviceError, load_cuda};

@@ -1,0 +1,156 @@
+//! Unary calls to the controller that are repeated until they are accepted or refused.
+//!
+//! A node's results (a checkpoint, a unit) are worth more than the time it takes to hand them over, so an outage only
+//! delays them. Only answers that cannot change end the tries.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use crescendo_proto::status::is_passing;
+use tokio_util::sync::CancellationToken;
+use tonic::Status;
+use tonic::transport::{Channel, Endpoint};
+
+use crate::runtime::backoff::{Backoff, random};
+pub use crate::tls::AddressError;
+use crate::tls::Dialer;
+
+/// The controllers of a cluster: one leads, the others refuse, and which is which changes. Clones share the choice.
+#[derive(Clone, Debug)]
+pub struct Controllers {
+    dialer: Dialer,
+    endpoints: Arc<Vec<Endpoint>>,
+    current: Arc<AtomicUsize>,
+}
+
+impl Controllers {
+    pub fn new<S: AsRef<str>>(addresses: &[S], dialer: &Dialer) -> Result<Self, AddressError> {
+        if addresses.is_empty() {
+            return Err(AddressError::None);
+        }
+        let endpoints = addresses
+            .iter()
+            .map(|address| dialer.endpoint(address.as_ref().trim()))
+            .collect::<Result<_, _>>()?;
+        Ok(Self { dialer: dialer.clone(), endpoints: Arc::new(endpoints), current: Arc::default() })
+    }
+
+    /// A connection, made when first used, to the controller that answered last.
+    pub fn channel(&self) -> Channel {
+        self.dialer.connect(self.endpoint().clone())
+    }
+
+    /// Address of the controller that [`Controllers::channel`] goes to.
+    pub fn address(&self) -> String {
+        self.endpoint().uri().authority().map(ToString::to_string).unwrap_or_default()
+    }
+
+    fn endpoint(&self) -> &Endpoint {
+        // There is at least one.
+        &self.endpoints[self.current.load(Ordering::Relaxed) % self.endpoints.len()]
+    }
+
+    /// Goes to the next controller for the next connection.
+    pub fn next(&self) {
+        self.current.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Calls until the answer is final, each try at most `deadline`, with waits that grow to 5 s in between.
+    ///
+    /// `Err` is a refusal (see [`is_passing`]), or `CANCELLED` once `stop` is cancelled. `what` names the call in the log.
+    pub async fn call_until_decided<T, F, Fut>(
+        &self,
+        what: &'static str,
+        deadline: Duration,
+        stop: &CancellationToken,
+        mut call: F,
+    ) -> Result<T, Status>
+    where
+        F: FnMut(Channel) -> Fut,
+        Fut: Future<Output = Result<tonic::Response<T>, Status>>,
+    {
+        let mut failures = 0u32;
+        loop {
+            let outcome = tokio::select! {
+                () = stop.cancelled() => return Err(Status::cancelled("stopping")),
+                outcome = tokio::time::timeout(deadline, call(self.channel())) => outcome,
+            };
+            let status = match outcome {
+                Ok(Ok(response)) => return Ok(response.into_inner()),
+                Ok(Err(status)) if !is_passing(status.code()) => return Err(status),
+                Ok(Err(status)) => status,
+                Err(_) => Status::deadline_exceeded(format!("no answer within {deadline:?}")),
+            };
+            failures = failures.saturating_add(1);
+            let wait = Backoff::default().delay(failures, random());
+            tracing::warn!(call = what, controller = self.address(), %status, failures, ?wait, "call failed, trying again");
+            self.next();
+            tokio::select! {
+                () = stop.cancelled() => return Err(Status::cancelled("stopping")),
+                () = tokio::time::sleep(wait) => {}
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tonic::Code;
+
+    use super::*;
+    use tonic::Response;
+
+    #[tokio::test]
+    async fn tries_until_the_answer_is_final() {
+        let controllers = Controllers::new(&["127.0.0.1:1", "127.0.0.1:2"], &Dialer::plain()).unwrap();
+        let mut tries = 0;
+        let answer = controllers
+            .call_until_decided("test", Duration::from_secs(1), &CancellationToken::new(), |_| {
+                tries += 1;
+                let answer = match tries {
+                    1 => Err(Status::unavailable("not the leader")),
+                    2 => Err(Status::unknown("connection reset")),
+                    _ => Ok(Response::new(7)),
+                };
+                std::future::ready(answer)
+            })
+            .await;
+        assert_eq!((answer.unwrap(), tries), (7, 3));
+
+        let refused = controllers
+            .call_until_decided("test", Duration::from_secs(1), &CancellationToken::new(), |_| {
+                std::future::ready(Err::<Response<()>, _>(Status::failed_precondition("old generation")))
+            })
+            .await;
+        assert_eq!(refused.unwrap_err().code(), Code::FailedPrecondition);
+    }
+
+    #[tokio::test]
+    async fn a_call_without_an_answer_ends_at_its_deadline() {
+        let controllers = Controllers::new(&["127.0.0.1:1"], &Dialer::plain()).unwrap();
+        let stop = CancellationToken::new();
+        let mut tries = 0;
+        let answer = controllers
+            .call_until_decided("test", Duration::from_millis(10), &stop, |_| {
+                tries += 1;
+                if tries == 3 {
+                    stop.cancel();
+                }
+                std::future::pending::<Result<Response<()>, Status>>()
+            })
+            .await;
+        assert_eq!((answer.unwrap_err().code(), tries), (Code::Cancelled, 3));
+    }
+
+    #[test]
+    fn addresses_are_checked() {
+        let plain = Dialer::plain();
+        assert!(Controllers::new::<&str>(&[], &plain).is_err());
+        assert!(Controllers::new(&["no-port"], &plain).is_err());
+        assert!(Controllers::new(&["a b:1"], &plain).is_err());
+        let controllers = Controllers::new(&["localhost:1", "http://10.0.0.1:2"], &plain).unwrap();
+        assert_eq!(controllers.address(), "localhost:1");
+    }
+}

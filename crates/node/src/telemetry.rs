@@ -1,0 +1,17 @@
+//! What a process tells about itself: logs, metrics and traces.
+//!
+//! | module | content |
+//! |---|---|
+//! | [`gpu`] | what GPUs say of themselves, where there are any |
+//! | [`log_shipping`] | log lines of a job on their way to the controller |
+//! | [`logging`] | what is written to stderr |
+//! | [`metrics`] | the `/metrics` endpoint |
+//! | [`metrics_registry`] | what is measured, said once: registered, documented and tested from one table |
+//! | [`trace`] | traces over OTLP, if they are wanted |
+
+pub mod gpu;
+pub mod log_shipping;
+pub mod logging;
+pub mod metrics;
+pub mod metrics_registry;
+pub mod trace;

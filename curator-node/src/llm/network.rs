@@ -1,0 +1,97 @@
+//! What a curator process shares between its stages: where waiting is done, keys, counters, and the clients with
+//! their limits.
+
+use super::keys::Keys;
+use super::{Client, EndpointError};
+use crate::metrics::Metrics;
+use crescendo_core::spec::EndpointSpec;
+use object_store::ObjectStore;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use tokio::runtime::Handle;
+
+/// One per process.
+#[derive(Clone)]
+pub struct Network {
+    handle: Handle,
+    keys: Arc<Keys>,
+    metrics: Metrics,
+    /// Clients in use, by job and endpoint as the spec has it.
+    clients: Arc<Mutex<BTreeMap<String, Weak<Client>>>>,
+}
+
+impl fmt::Debug for Network {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Network").field("keys", &self.keys).finish_non_exhaustive()
+    }
+}
+
+impl Network {
+    pub fn new(handle: Handle, keys: Keys, metrics: Metrics) -> Network {
+        Network { handle, keys: Arc::new(keys), metrics, clients: Arc::default() }
+    }
+
+    pub fn handle(&self) -> &Handle {
+        &self.handle
+    }
+
+    pub fn keys(&self) -> &Keys {
+        &self.keys
+    }
+
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    /// The client of a job's endpoint: the one in use, or a new one.
+    pub(super) fn shared(
+        &self,
+        job_id: &str,
+        spec: &EndpointSpec,
+        open: impl FnOnce() -> Result<Client, EndpointError>,
+    ) -> Result<Arc<Client>, EndpointError> {
+        // Debug output of plain data is as different as the data.
+        let key = format!("{job_id} {spec:?}");
+        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        clients.retain(|_, client| client.strong_count() > 0);
+        if let Some(client) = clients.get(&key).and_then(Weak::upgrade) {
+            return Ok(client);
+        }
+        let client = Arc::new(open()?);
+        clients.insert(key, Arc::downgrade(&client));
+        Ok(client)
+    }
+}
+
+/// What a stage needs of the world to ask a language model.
+#[derive(Clone, Debug)]
+pub struct LlmContext {
+    pub network: Network,
+    pub objects: Arc<dyn ObjectStore>,
+    /// Whose money is counted together.
+    pub job_id: String,
+    /// Curators that work on the job, among whom its rate limits are divided.
+    pub curators: Curators,
+}
+
+/// A number of curators that is kept up to date; its clones share it.
+#[derive(Clone, Debug)]
+pub struct Curators(Arc<AtomicU32>);
+
+impl Default for Curators {
+    fn default() -> Self {
+        Curators(Arc::new(AtomicU32::new(1)))
+    }
+}
+
+impl Curators {
+    pub fn set(&self, count: u32) {
+        self.0.store(count.max(1), Ordering::Relaxed);
+    }
+
+    pub fn get(&self) -> u32 {
+        self.0.load(Ordering::Relaxed)
+    }
+}

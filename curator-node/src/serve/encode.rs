@@ -1,0 +1,243 @@
+//! Pairs as ranks take them: latents and text features, made on the encoding thread.
+
+use crate::paths::{PathError, PathResolver};
+use crate::pipeline::encoder_files;
+use crate::sources::picture;
+use crescendo_core::spec::ModelSpec;
+use crescendo_dataset::pair::Pair;
+use crescendo_model::Result;
+use crescendo_model::codec::{BYTE_OFFSET, BYTE_SCALE, LatentBytes, LatentCodec, TextEncoder};
+use crescendo_model::drawing::EncoderFiles;
+use crescendo_model::of_spec::compute_kind;
+use crescendo_model::tch::{self, Device, Kind, Tensor};
+use crescendo_proto::v1::{DataType, EncodedPair, EncodedText, TensorData};
+use image::RgbImage;
+
+/// Which encoders a model has, where they lie, and how they compute.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EncoderSource {
+    files: EncoderFiles,
+    kind: Kind,
+    device: Device,
+}
+
+impl EncoderSource {
+    /// Those of a job's model. Nano's are so small that they stay on the CPU.
+    pub fn of(
+        model: &ModelSpec,
+        paths: &PathResolver,
+        device: Device,
+    ) -> std::result::Result<EncoderSource, PathError> {
+        let files = encoder_files(model, paths)?;
+        let device = if files == EncoderFiles::Nano { Device::Cpu } else { device };
+        Ok(EncoderSource { files, kind: compute_kind(model.precision, device), device })
+    }
+}
+
+/// The encoders of a model.
+pub struct Encoders {
+    latents: Box<dyn LatentCodec>,
+    text: Box<dyn TextEncoder>,
+    device: Device,
+}
+
+impl Encoders {
+    /// Loads them.
+    pub fn open(source: &EncoderSource) -> Result<Encoders> {
+        let EncoderSource { files, kind, device } = source;
+        Ok(Encoders { text: files.text(*kind, *device)?, latents: files.codec(*device)?, device: *device })
+    }
+
+    /// The empty prompt, for text dropout.
+    pub fn empty_text(&self) -> Result<EncodedText> {
+        let _guard = tch::no_grad_guard();
+        let encoded = self.text.encode(&[""])?;
+        Ok(EncodedText {
+            tokens: Some(tensor_data(&encoded.txt.f_get(0)?)?),
+            pooled: Some(tensor_data(&encoded.vec.f_get(0)?)?),
+        })
+    }
+
+    /// Encodes pairs, each with its index in the log. Pictures of a batch need not be of one size.
+    pub fn encode(&self, pairs: &[(u64, &Pair)], form: Form) -> Result<Vec<EncodedPair>> {
+        let _guard = tch::no_grad_guard();
+        let prompts: Vec<&str> = pairs.iter().map(|(_, pair)| pair.prompt.as_str()).collect();
+        let text = self.text.encode(&prompts)?;
+        let mut encoded = Vec::with_capacity(pairs.len());
+        for (n, (index, pair)) in pairs.iter().enumerate() {
+            let n = n as i64;
+            encoded.push(EncodedPair {
+                index: *index,
+                target: Some(self.latent(&pair.target, form)?),
+                references: pair.references.iter().map(|r| self.latent(r, form)).collect::<Result<_>>()?,
+                text: Some(EncodedText {
+                    tokens: Some(tensor_data(&text.txt.f_get(n)?)?),
+                    pooled: Some(tensor_data(&text.vec.f_get(n)?)?),
+                }),
+                prompt: pair.prompt.clone(),
+            });
+        }
+        Ok(encoded)
+    }
+
+    /// `[channels, height, width]` of a picture, whose bytes become `[-1, 1]`.
+    fn latent(&self, image: &RgbImage, form: Form) -> Result<TensorData> {
+        if let Some(latent) = self.latents.encode_picture(image) {
+            return Ok(byte_data(latent, form));
+        }
+        let values: Vec<f32> = picture::planar(image, BYTE_SCALE, BYTE_OFFSET).collect();
+        let pixels = Tensor::f_from_slice(&values)?.f_view([
+            1,
+            3,
+            i64::from(image.height()),
+            i64::from(image.width()),
+        ])?;
+        tensor_data(&self.latents.encode(&pixels.f_to_device(self.device)?)?.f_squeeze_dim(0)?)
+    }
+}
+
+/// In what form latents may go to a rank that are bytes here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// As float32.
+    Floats,
+    /// As bytes with their scale: a quarter of the size, and the same numbers.
+    Bytes,
+}
+
+impl Form {
+    /// What a rank takes that says this of itself.
+    pub fn of(takes_bytes: bool) -> Form {
+        if takes_bytes { Form::Bytes } else { Form::Floats }
+    }
+}
+
+fn byte_data(latent: LatentBytes, form: Form) -> TensorData {
+    let LatentBytes { shape, bytes } = latent;
+    let shape = shape.to_vec();
+    match form {
+        Form::Bytes => TensorData {
+            dtype: DataType::U8 as i32,
+            shape,
+            data: bytes.into(),
+            scale: BYTE_SCALE,
+            offset: BYTE_OFFSET,
+        },
+        Form::Floats => {
+            let value = |byte: &u8| (f32::from(*byte) * BYTE_SCALE + BYTE_OFFSET).to_le_bytes();
+            let data: Vec<u8> = bytes.iter().flat_map(value).collect();
+            TensorData { dtype: DataType::F32 as i32, shape, data: data.into(), ..TensorData::default() }
+        }
+    }
+}
+
+/// A float32 copy for the wire.
+fn tensor_data(tensor: &Tensor) -> Result<TensorData> {
+    let tensor = tensor.f_to_device(Device::Cpu)?.f_to_kind(Kind::Float)?.f_contiguous()?;
+    let count = tensor.numel();
+    let mut bytes = vec![0u8; count * 4];
+    tensor.f_copy_data_u8(&mut bytes, count)?;
+    if cfg!(target_endian = "big") {
+        bytes.chunks_exact_mut(4).for_each(<[u8]>::reverse);
+    }
+    let shape = tensor.size().iter().map(|side| *side as u32).collect();
+    Ok(TensorData { dtype: DataType::F32 as i32, shape, data: bytes.into(), ..TensorData::default() })
+}
+
+/// Bytes of all tensors in a pair.
+pub fn size_bytes(pair: &EncodedPair) -> u64 {
+    let text = pair.text.iter().flat_map(|text| text.tokens.iter().chain(&text.pooled));
+    let tensors = pair.target.iter().chain(&pair.references).chain(text);
+    tensors.map(|tensor| tensor.data.len() as u64).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crescendo_core::spec::{ModelPreset, Precision};
+
+    fn model(preset: ModelPreset, weights: &str, encoders: Option<&str>) -> ModelSpec {
+        let encoders = encoders.map(str::to_owned);
+        let weights = Some(weights.to_owned());
+        ModelSpec { preset, sizes: None, weights, encoders, precision: Precision::Auto }
+    }
+
+    fn nano() -> Encoders {
+        let paths = PathResolver::new("/lib".as_ref(), "s3://bucket");
+        let source =
+            EncoderSource::of(&model(ModelPreset::Nano, "base.safetensors", None), &paths, Device::Cpu);
+        Encoders::open(&source.expect("nano")).expect("nano has encoders")
+    }
+    use image::Rgb;
+
+    fn floats(data: &TensorData) -> Vec<f32> {
+        data.data.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+    }
+
+    #[test]
+    fn a_pair_is_encoded_as_its_codecs_say() {
+        let pair = Pair {
+            target: RgbImage::from_fn(8, 4, |x, y| Rgb([(x * 10) as u8, (y * 10) as u8, 255])),
+            references: vec![RgbImage::new(4, 4), RgbImage::new(8, 8)],
+            prompt: "a red apple".into(),
+            reference_words: vec![],
+            scores: Default::default(),
+            provenance: serde_json::Value::Null,
+        };
+        let encoders = nano();
+        let encoded = encoders.encode(&[(5, &pair), (6, &pair)], Form::Floats).expect("encode");
+        assert_eq!((encoded[0].index, encoded[1].index), (5, 6));
+        let target = encoded[0].target.as_ref().expect("a target");
+        assert_eq!(target.shape, [12, 2, 4]);
+        let values = floats(target);
+        // Channel 0 is red of the top left pixel of each 2x2; channel 1 the one right of it.
+        assert!((values[0] + 1.0).abs() < 1e-6 && (values[8] - (10.0 / 127.5 - 1.0)).abs() < 1e-6);
+        assert!(values[64..].iter().all(|v| (v - 1.0).abs() < 1e-6), "blue is full everywhere");
+        assert_eq!(
+            encoded[0].references.iter().map(|r| r.shape.clone()).collect::<Vec<_>>(),
+            [[12, 2, 2], [12, 4, 4]]
+        );
+        let text = encoded[1].text.as_ref().expect("a text");
+        assert_eq!(text.tokens.as_ref().expect("tokens").shape, [24, 64]);
+        assert_eq!(text.pooled.as_ref().expect("pooled").shape, [64]);
+        assert_eq!(size_bytes(&encoded[0]), 4 * (12 * 8 + 12 * 4 + 12 * 16 + 24 * 64 + 64));
+        // As bytes, the same numbers.
+        let short = encoders.encode(&[(5, &pair)], Form::Bytes).expect("encode");
+        let latents = |pair: &EncodedPair| -> Vec<TensorData> {
+            pair.target.iter().chain(&pair.references).cloned().collect()
+        };
+        for (long, short) in latents(&encoded[0]).iter().zip(latents(&short[0])) {
+            let TensorData { dtype, shape, data, scale, offset } = short;
+            assert_eq!((dtype, &shape), (DataType::U8 as i32, &long.shape));
+            let values: Vec<f32> = data.iter().map(|byte| f32::from(*byte) * scale + offset).collect();
+            assert_eq!(values, floats(long));
+        }
+        let empty = encoders.empty_text().expect("encode");
+        assert!(floats(empty.tokens.as_ref().expect("tokens")).iter().all(|v| *v == 0.0));
+    }
+
+    #[test]
+    fn a_picture_that_does_not_fit_is_an_error() {
+        let pair = Pair {
+            target: RgbImage::new(7, 5),
+            references: vec![],
+            prompt: String::new(),
+            reference_words: vec![],
+            scores: Default::default(),
+            provenance: serde_json::Value::Null,
+        };
+        assert!(nano().encode(&[(0, &pair)], Form::Bytes).is_err());
+    }
+
+    #[test]
+    fn encoders_lie_beside_the_weights_or_where_the_spec_says() {
+        let paths = PathResolver::new("/lib".as_ref(), "s3://bucket");
+        let error = |encoders: Option<&str>| {
+            let model = model(ModelPreset::FluxDev, "flux/flux1-dev.safetensors", encoders);
+            let source = EncoderSource::of(&model, &paths, Device::Cpu).expect("paths are plain");
+            Encoders::open(&source).err().expect("there are no such files").to_string()
+        };
+        assert!(error(None).contains("/lib/flux/"), "{}", error(None));
+        assert!(error(Some("other")).contains("/lib/other/"), "{}", error(Some("other")));
+    }
+}
