@@ -5,7 +5,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use crescendo_tests::process::binary;
+use crescendo_tests::binary;
 
 /// Loading libtorch takes seconds on a busy machine.
 const LIMIT: Duration = Duration::from_secs(120);

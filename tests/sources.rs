@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use crescendo_tests::{Up, lora_spec, write_subjects};
 
-/// Far below the minutes that units set aside one by one would take.
+/// Far below the minutes that units quarantined one by one would take.
 const LIMIT: Duration = Duration::from_secs(30);
 
 #[tokio::test]

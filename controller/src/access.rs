@@ -40,7 +40,7 @@ use crescendo_node::telemetry::metrics_registry::{Metric, Registrar, counter, wo
 use prometheus::{IntCounterVec, Registry};
 use tokio::sync::watch;
 
-pub use audit::{AuditTo, Trail};
+pub use audit::{AuditContext, AuditTo};
 pub use caller::{Caller, caller_of, trail_of};
 pub use layer::AccessLayer;
 pub use oidc::OidcConfig;

@@ -7,7 +7,7 @@ use anyhow::bail;
 use clap::Parser;
 use crescendo_core::decide::Limits;
 use crescendo_core::quotas::TenantLimits;
-use crescendo_core::requests::QueueLimits;
+use crescendo_core::transitions::QueueLimits;
 use crescendo_node::runtime::args::ServerArgs;
 
 use crate::access::{AccessConfig, AuditTo, OidcConfig};

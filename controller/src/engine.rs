@@ -20,7 +20,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crescendo_core::decide::{Change, Limits, Plan, Wait, decide};
+use crescendo_core::decide::{Change, Limits, PendingReason, Plan, decide};
 use crescendo_core::ids::{JobId, Timestamp};
 use crescendo_core::invariants::check_invariants;
 use crescendo_core::observed::Observed;
@@ -32,7 +32,9 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-pub use request::{Answer, By, EngineError, JobWatch, OpenedSession, Reply, Request, SessionId, ShardWatch};
+pub use request::{
+    ActingNode, Answer, EngineError, JobWatch, OpenedSession, Reply, Request, SessionId, ShardWatch,
+};
 
 use crate::config::Config;
 use crate::engine::nodes::Sessions;
@@ -41,8 +43,8 @@ use crate::engine::reads::Reads;
 use crate::engine::watchers::Watchers;
 use crate::logs::LogHub;
 use crate::metrics::Metrics;
+use crate::pending_time::WaitClock;
 use crate::unit_board::UnitBoard;
-use crate::waiting::WaitClock;
 
 /// Requests that wait for the engine at most.
 pub const QUEUE: usize = 1024;
@@ -55,7 +57,7 @@ const RELOAD_PAUSE: Duration = Duration::from_millis(500);
 
 /// What the engine needs from outside.
 #[derive(Clone)]
-pub struct Surroundings {
+pub struct EngineDeps {
     pub config: Arc<Config>,
     pub store: Arc<dyn Store>,
     pub metrics: Metrics,
@@ -80,20 +82,20 @@ pub enum End {
 
 /// The state and everything that depends on leading.
 pub struct Engine {
-    around: Surroundings,
+    around: EngineDeps,
     /// Those of the configuration, with the quotas as they are now.
     limits: Limits,
     fence: Fence,
     state: ClusterState,
     observed: Observed,
-    waits: BTreeMap<JobId, Wait>,
+    waits: BTreeMap<JobId, PendingReason>,
     waiting: WaitClock,
     records: Records,
     sessions: Sessions,
     watchers: Watchers,
     reads: Reads,
     /// Answers that are given once the batch is durable.
-    held: Vec<request::Held>,
+    held: Vec<request::DeferredReply>,
     /// Jobs whose records have changed in this batch, and those that have progressed.
     changed: BTreeSet<JobId>,
     progressed: BTreeSet<JobId>,
@@ -101,7 +103,7 @@ pub struct Engine {
 
 /// Reads the state and leads with it until `stop`, or until the leadership is gone.
 pub async fn run(
-    around: Surroundings,
+    around: EngineDeps,
     leadership: &Leadership,
     requests: &mut mpsc::Receiver<Request>,
     ready: impl FnOnce(),
@@ -242,7 +244,7 @@ impl Engine {
                 tracing::warn!(job = %attempt.job, stage = %attempt.stage, generation = attempt.generation.0, "{change}");
             }
             Change::JobMoved { job, from, to, reason } => {
-                tracing::info!(%job, from, to, reason, "job has moved");
+                tracing::info!(%job, from, to, reason, "job has changed state");
             }
         }
     }
@@ -271,11 +273,14 @@ impl Engine {
         let (records, loaded) = Records::load(snapshot);
         let (mut state, orphans) = ClusterState::load(loaded);
         for orphan in orphans {
-            tracing::error!(%orphan, "left a record out");
+            tracing::error!(%orphan, "a stored record belongs to nothing and is ignored; it can be deleted once it is understood");
         }
         state.renew_leases((self.around.clock)().plus(self.around.config.limits.lease_ttl));
         for violation in check_invariants(&state) {
-            tracing::error!(violation, "the stored state is wrong");
+            tracing::error!(
+                violation,
+                "the stored records contradict each other; report it with the job named here"
+            );
         }
         self.records = records;
         self.changed.extend(state.jobs().map(|job| job.record.id.clone()));

@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-use crescendo_core::error::Refused;
+use crescendo_core::error::RequestError;
 use crescendo_proto::status;
 use crescendo_store::StoreError;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
-use crate::engine::{self, End, EngineError, Reply, Request, Surroundings};
+use crate::engine::{self, End, EngineDeps, EngineError, Reply, Request};
 
 /// Name of the leadership in the store.
 const NAME: &str = "controller";
@@ -36,11 +36,11 @@ pub enum Role {
 
 /// How services reach the engine.
 #[derive(Clone, Debug)]
-pub struct Link {
+pub struct EngineHandle {
     role: watch::Receiver<Role>,
 }
 
-impl Link {
+impl EngineHandle {
     pub fn new(role: watch::Receiver<Role>) -> Self {
         Self { role }
     }
@@ -58,14 +58,14 @@ impl Link {
             requests.send(request(reply)).await.map_err(|_| self.not_leading())?;
             match answer.await {
                 Ok(Ok(answer)) => Ok(answer),
-                Ok(Err(EngineError::Refused(refused))) => Err(status::refused(&refused)),
+                Ok(Err(EngineError::RequestError(refused))) => Err(status::refused(&refused)),
                 Ok(Err(error @ EngineError::Reloading)) => Err(Status::unavailable(error.to_string())),
                 Ok(Err(EngineError::NotLeading)) | Err(_) => Err(self.not_leading()),
             }
         };
         tokio::time::timeout(ASK_TIMEOUT, exchange).await.unwrap_or_else(|_| {
             let what = format!("the controller did not answer within {} s", ASK_TIMEOUT.as_secs());
-            Err(status::refused(&Refused::Full { what, retry_after: RETRY_AFTER }))
+            Err(status::refused(&RequestError::Full { what, retry_after: RETRY_AFTER }))
         })
     }
 
@@ -111,7 +111,7 @@ fn address(identity: &str) -> Option<String> {
 }
 
 /// Campaigns and leads, over and over, until `stop`.
-pub async fn run(around: Surroundings, identity: String, role: watch::Sender<Role>, stop: CancellationToken) {
+pub async fn run(around: EngineDeps, identity: String, role: watch::Sender<Role>, stop: CancellationToken) {
     let metrics = around.metrics.clone();
     while !stop.is_cancelled() {
         metrics.stand_by();
@@ -152,7 +152,7 @@ pub async fn run(around: Surroundings, identity: String, role: watch::Sender<Rol
                 leadership.resign().await;
                 return;
             }
-            End::Deposed => tracing::warn!(identity, "leading no more"),
+            End::Deposed => tracing::warn!(identity, "leadership is lost; another controller takes over"),
         }
     }
 }

@@ -15,31 +15,31 @@
 //! | [`engine`] | the state's one owner: requests in batches, decide, persist, then answer and send |
 //! | [`services`] | the gRPC services: check, ask the engine, answer |
 //! | [`relay`] | files on their way from curators to people, beside the engine |
-//! | [`views`] | state and observations as messages |
+//! | [`to_proto`] | state and observations as messages |
 //! | [`logs`] | bounded rings of log lines |
 //! | [`unit_board`] | what curators say of units under way, until the engine looks |
-//! | [`intake`] | requests are read whole before they count |
-//! | [`metrics`], [`waiting`] | what is measured; how long jobs have waited |
-//! | [`layer`] | the limit on concurrent calls |
+//! | [`body_limit`] | requests are read whole before they count |
+//! | [`metrics`], [`pending_time`] | what is measured; how long jobs have waited |
+//! | [`concurrency_limit`] | the limit on concurrent calls |
 //!
 //! An answer is given, and a command sent, only once what it rests on is durable. When the outcome of a write is not
 //! known, the state is dropped and read again. So a controller may be killed at any point.
 
 pub mod access;
+pub mod body_limit;
+pub mod concurrency_limit;
 pub mod config;
 pub mod engine;
-pub mod intake;
-pub mod layer;
 pub mod leadership;
 pub mod logs;
 pub mod metrics;
+pub mod pending_time;
 pub mod relay;
 pub mod serve;
 pub mod services;
 pub mod store_tls;
+pub mod to_proto;
 pub mod unit_board;
-pub mod views;
-pub mod waiting;
 
 pub use config::Config;
 pub use serve::{Controller, Serving};

@@ -13,7 +13,7 @@ use crescendo_node::telemetry::metrics_registry::{
 };
 use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry};
 
-use crate::waiting::WaitClock;
+use crate::pending_time::WaitClock;
 
 /// 0.1 ms to 6.5 s.
 fn buckets() -> Vec<f64> {

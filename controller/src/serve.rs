@@ -22,11 +22,11 @@ use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
 use crate::access::{Access, AccessConfig, AccessLayer};
+use crate::body_limit::{self, BodyLimit};
+use crate::concurrency_limit::CallLimit;
 use crate::config::Config;
-use crate::engine::Surroundings;
-use crate::intake::{self, Intake};
-use crate::layer::CallLimit;
-use crate::leadership::{self, Link, Role};
+use crate::engine::EngineDeps;
+use crate::leadership::{self, EngineHandle, Role};
 use crate::logs::LogHub;
 use crate::metrics::Metrics;
 use crate::services::{Callers, Checkpoints, Curation, Jobs, Nodes, Objects};
@@ -73,14 +73,15 @@ impl Controller {
         let (logs, units) = (LogHub::default(), UnitBoard::default());
         let controller_id = uuid::Uuid::new_v4().to_string();
         let (role, role_seen) = watch::channel(Role::Standby { leader: None });
-        let link = Link::new(role_seen.clone());
+        let link = EngineHandle::new(role_seen.clone());
         let stop = tasks.stop_token();
         let object_store_url = config.object_store_url.clone();
-        let streams = intake::client_streams(&[DESCRIPTORS, tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET])
-            .context("read the services' descriptors")?;
+        let streams =
+            body_limit::client_streams(&[DESCRIPTORS, tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET])
+                .context("read the services' descriptors")?;
         let call_limit = CallLimit::new(metrics.clone(), config.max_concurrent_calls, streams.clone());
 
-        let around = Surroundings {
+        let around = EngineDeps {
             config: Arc::new(config),
             store,
             metrics: metrics.clone(),
@@ -111,7 +112,7 @@ impl Controller {
             .max_concurrent_streams(Some(MAX_STREAMS_PER_CONNECTION))
             // Strangers are turned away before room is kept for what they send.
             .layer(AccessLayer::new(access))
-            .layer(Intake::new(streams))
+            .layer(BodyLimit::new(streams))
             .layer(call_limit)
             .add_service(health)
             .add_service(reflection)

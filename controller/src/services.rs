@@ -14,7 +14,7 @@ pub use jobs::Jobs;
 pub use nodes::Nodes;
 pub use objects::Objects;
 
-use crescendo_core::error::Refused;
+use crescendo_core::error::RequestError;
 use crescendo_core::ids::{InvalidId, JobId, NodeId, StageRef};
 use crescendo_proto::{convert, status};
 use tonic::Status;
@@ -31,10 +31,10 @@ fn stage_ref(job: &str, stage: &str) -> Result<StageRef, Status> {
     checked(convert::stage(job, stage))
 }
 
-fn checked<T>(result: Result<T, Refused>) -> Result<T, Status> {
+fn checked<T>(result: Result<T, RequestError>) -> Result<T, Status> {
     result.map_err(|refused| status::refused(&refused))
 }
 
 fn checked_id<T>(field: &'static str, result: Result<T, InvalidId>) -> Result<T, Status> {
-    checked(result.map_err(|error| Refused::bad_id(field, &error)))
+    checked(result.map_err(|error| RequestError::bad_id(field, &error)))
 }

@@ -330,10 +330,10 @@ async fn the_pair_log_is_watched_in_order_and_sealed() -> anyhow::Result<()> {
 }
 
 #[tokio::test]
-async fn a_unit_that_keeps_failing_is_set_aside() -> anyhow::Result<()> {
+async fn a_unit_that_keeps_failing_is_quarantined() -> anyhow::Result<()> {
     let controller = Controller::start().await?;
     let job = controller.submit_job("r-1").await?.job_id;
-    // Handed back by a curator that leaves, it has not failed.
+    // Released by a curator that leaves, it has not failed.
     for (tries, handed_back) in [(0, true), (0, true), (0, true), (1, false), (2, false), (3, false)] {
         // Between two tries other units are given out.
         let unit = eventually("unit 0 is given out again", async || {
@@ -348,9 +348,9 @@ async fn a_unit_that_keeps_failing_is_set_aside() -> anyhow::Result<()> {
             handed_back,
             ..Default::default()
         };
-        assert_eq!(controller.curation().fail_unit(request).await?.into_inner().set_aside, tries == 3);
+        assert_eq!(controller.curation().fail_unit(request).await?.into_inner().quarantined, tries == 3);
     }
-    assert_eq!(controller.job(&job).await?.stages[0].pairs_rejected["unit_set_aside"], 1);
+    assert_eq!(controller.job(&job).await?.stages[0].pairs_rejected["unit_quarantined"], 1);
     Ok(())
 }
 

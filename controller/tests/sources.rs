@@ -70,7 +70,7 @@ async fn a_source_that_the_only_curator_cannot_open_fails_the_job_with_its_words
     let unit = leased(&controller, &job, "c-1").await?;
     let secret = format!("{REASON}\nhttp://me:hunter2@store/ {}", "x".repeat(5000));
     let answer = fail(&controller, unit, "c-1", Source, &secret).await?;
-    assert!(!answer.set_aside, "the unit is not to blame");
+    assert!(!answer.quarantined, "the unit is not to blame");
     let check = |failed: v1::Job| {
         assert_eq!(failed.state(), v1::JobState::Failed);
         let begins = format!("stage stage-1 cannot be made: c-1 cannot open its source: {REASON}");

@@ -264,7 +264,7 @@ impl Curation {
     }
 
     /// Makes a unit, and where an endpoint is out of order waits for it, off the curation thread and with the lease
-    /// kept: an outage is not the unit's fault, and setting units aside for it would lose them. What has been
+    /// kept: an outage is not the unit's fault, and quarantining units for it would lose them. What has been
     /// answered is not asked again.
     async fn make_through_outages(
         &self,
@@ -405,7 +405,7 @@ impl Curation {
             }
             Back::Drains => {
                 self.metrics.units.with_label_values(&["handed_back"]).inc();
-                tracing::info!(unit, "the curator drains, the unit is handed back");
+                tracing::info!(unit, "the curator drains, the unit is released");
                 "the curator drains".to_owned()
             }
         };
@@ -420,7 +420,7 @@ impl Curation {
             })
             .await;
         match answer {
-            Ok(response) if response.set_aside => tracing::warn!(unit, "the unit is set aside"),
+            Ok(response) if response.quarantined => tracing::warn!(unit, "the unit is quarantined"),
             Ok(_) => {}
             Err(_) if stop.is_cancelled() => {}
             Err(status) => tracing::warn!(unit, %status, "giving the unit back was refused"),

@@ -104,7 +104,7 @@ impl Node {
         }
     }
 
-    /// Once the node is asked to leave: the units under way are finished or handed back, and the pair log is served until
+    /// Once the node is asked to leave: the units under way are finished or released, and the pair log is served until
     /// the ranks have gone to other curators and what people read has been sent.
     pub async fn hand_over(self) {
         let stop = self.tasks.stop_token();

@@ -4,7 +4,7 @@ use crate::counts::Counts;
 use crate::paths::{PathError, PathResolver};
 use crescendo_core::spec::{DrawSpec, JobSpec, ModelPreset, ModelSpec, Positions};
 use crescendo_model::codec::{EncodedText, LatentCodec, TextEncoder};
-use crescendo_model::drawing::{Easel, EncoderFiles, FreeGuidance, Sketch};
+use crescendo_model::drawing::{EncoderFiles, FreeGuidance, GenerationRequest, PipelineConfig};
 use crescendo_model::of_spec::compute_kind;
 use crescendo_model::randomness::SampleKey;
 use crescendo_model::tch::{self, Device};
@@ -164,7 +164,7 @@ impl DiffusionPipeline {
     pub fn draw(
         &self,
         size: (u32, u32),
-        sketches: &[Sketch<'_>],
+        sketches: &[GenerationRequest<'_>],
         stop: &AtomicBool,
     ) -> Result<Vec<RgbImage>, ModelError> {
         let batch = self.draw.batch.max(1) as usize;
@@ -190,12 +190,17 @@ impl DiffusionPipeline {
         serde_json::json!({ "steps": self.draw.steps, "guidance": self.draw.guidance, "true_cfg": self.draw.true_cfg })
     }
 
-    fn easel(&self) -> Easel<'_> {
-        Easel {
+    fn easel(&self) -> PipelineConfig<'_> {
+        PipelineConfig {
             positions: self.positions,
             guidance: self.draw.guidance,
             free_guidance: self.empty.as_ref().map(|empty| FreeGuidance { scale: self.draw.true_cfg, empty }),
-            ..Easel::for_preset(self.preset, &self.flux, self.codec.as_ref(), i64::from(self.draw.steps))
+            ..PipelineConfig::for_preset(
+                self.preset,
+                &self.flux,
+                self.codec.as_ref(),
+                i64::from(self.draw.steps),
+            )
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crescendo_core::error::Refused;
+use crescendo_core::error::RequestError;
 use crescendo_core::histogram::ScoreCounts;
 use crescendo_core::ids::{
     AttemptRef, Generation, Incarnation, InvalidId, JobId, NodeId, StageName, StageRef, Timestamp,
@@ -13,8 +13,8 @@ use crescendo_core::precision::Arithmetic;
 use crescendo_core::records::{
     CheckpointRecord, FailureKind, FileRecord, NodeKind, NodeRecord, RankPlacement, ShardRecord,
 };
-use crescendo_core::requests::{UnitCommit, UnitFate, UnitLeaseRef};
 use crescendo_core::secret::redact;
+use crescendo_core::transitions::{UnitCommit, UnitFate, UnitLeaseRef};
 use crescendo_core::under_way::{CandidateCounts, UnitProgress};
 
 use crate::v1;
@@ -27,25 +27,29 @@ const MAX_TEXT_BYTES: usize = 256;
 const MAX_REASON_CHARS: usize = 500;
 
 /// An id out of `field`.
-pub fn id<T>(field: &'static str, text: &str, parse: fn(&str) -> Result<T, InvalidId>) -> Result<T, Refused> {
-    parse(text).map_err(|error| Refused::bad_id(field, &error))
+pub fn id<T>(
+    field: &'static str,
+    text: &str,
+    parse: fn(&str) -> Result<T, InvalidId>,
+) -> Result<T, RequestError> {
+    parse(text).map_err(|error| RequestError::bad_id(field, &error))
 }
 
-fn required<T>(field: &'static str, value: Option<T>) -> Result<T, Refused> {
-    value.ok_or_else(|| Refused::invalid(field, "is missing"))
+fn required<T>(field: &'static str, value: Option<T>) -> Result<T, RequestError> {
+    value.ok_or_else(|| RequestError::invalid(field, "is missing"))
 }
 
 /// A stage out of a job id and a stage name.
-pub fn stage(job: &str, stage: &str) -> Result<StageRef, Refused> {
+pub fn stage(job: &str, stage: &str) -> Result<StageRef, RequestError> {
     Ok(StageRef { job: id("job_id", job, JobId::parse)?, stage: id("stage", stage, StageName::parse)? })
 }
 
-pub fn attempt(message: &v1::AttemptRef) -> Result<AttemptRef, Refused> {
+pub fn attempt(message: &v1::AttemptRef) -> Result<AttemptRef, RequestError> {
     let StageRef { job, stage } = stage(&message.job_id, &message.stage)?;
     Ok(AttemptRef { job, stage, generation: Generation(message.generation) })
 }
 
-pub fn lease(message: Option<v1::UnitLease>) -> Result<UnitLeaseRef, Refused> {
+pub fn lease(message: Option<v1::UnitLease>) -> Result<UnitLeaseRef, RequestError> {
     let message = required("lease", message)?;
     Ok(UnitLeaseRef {
         stage: stage(&message.job_id, &message.stage)?,
@@ -55,11 +59,12 @@ pub fn lease(message: Option<v1::UnitLease>) -> Result<UnitLeaseRef, Refused> {
 }
 
 /// What becomes of a unit that is given back.
-pub fn unit_fate(message: &v1::FailUnitRequest) -> Result<UnitFate, Refused> {
+pub fn unit_fate(message: &v1::FailUnitRequest) -> Result<UnitFate, RequestError> {
     match (message.handed_back, message.job_fails) {
-        (true, true) => {
-            Err(Refused::invalid("job_fails", "a unit that is handed back does not fail its job".to_owned()))
-        }
+        (true, true) => Err(RequestError::invalid(
+            "job_fails",
+            "a unit that is released does not fail its job".to_owned(),
+        )),
         (true, false) => Ok(UnitFate::HandedBack),
         (false, true) => Ok(UnitFate::JobFails),
         (false, false) => Ok(UnitFate::Failed(match message.kind() {
@@ -77,11 +82,11 @@ pub fn failure_kind(kind: FailureKind) -> v1::UnitFailureKind {
     }
 }
 
-pub fn unit_commit(message: v1::CommitUnitRequest) -> Result<UnitCommit, Refused> {
+pub fn unit_commit(message: v1::CommitUnitRequest) -> Result<UnitCommit, RequestError> {
     let lease = lease(message.lease)?;
     let shard = message.shard.unwrap_or_default();
     if shard.unit != lease.unit && shard.pairs > 0 {
-        return Err(Refused::invalid("shard.unit", format!("must be {}", lease.unit)));
+        return Err(RequestError::invalid("shard.unit", format!("must be {}", lease.unit)));
     }
     let v1::Shard { path, pairs, size_bytes, sha256, .. } = shard;
     let scores = message.scores.into_iter().map(|(name, scores)| (name, scores.counts)).collect();
@@ -89,12 +94,12 @@ pub fn unit_commit(message: v1::CommitUnitRequest) -> Result<UnitCommit, Refused
         lease,
         shard: ShardRecord { path, pairs, size_bytes, sha256 },
         rejected: message.rejected,
-        scores: ScoreCounts::checked(scores).map_err(|reason| Refused::invalid("scores", reason))?,
+        scores: ScoreCounts::checked(scores).map_err(|reason| RequestError::invalid("scores", reason))?,
         exhausted: message.exhausted,
     })
 }
 
-pub fn checkpoint(message: Option<v1::Checkpoint>) -> Result<CheckpointRecord, Refused> {
+pub fn checkpoint(message: Option<v1::Checkpoint>) -> Result<CheckpointRecord, RequestError> {
     let message = required("checkpoint", message)?;
     Ok(CheckpointRecord {
         stage: stage(&message.job_id, &message.stage)?,
@@ -146,16 +151,16 @@ pub struct Introduction {
     pub draining: bool,
 }
 
-pub fn hello(message: v1::Hello) -> Result<Introduction, Refused> {
+pub fn hello(message: v1::Hello) -> Result<Introduction, RequestError> {
     let kind = match message.kind() {
         v1::NodeKind::Trainer => NodeKind::Trainer,
         v1::NodeKind::Curator => NodeKind::Curator,
         v1::NodeKind::Unspecified => {
-            return Err(Refused::invalid("hello.kind", "must be trainer or curator"));
+            return Err(RequestError::invalid("hello.kind", "must be trainer or curator"));
         }
     };
     if message.slots > MAX_SLOTS {
-        return Err(Refused::invalid("hello.slots", format!("must be at most {MAX_SLOTS}")));
+        return Err(RequestError::invalid("hello.slots", format!("must be at most {MAX_SLOTS}")));
     }
     let texts = [
         ("hello.device", &message.device),
@@ -164,7 +169,7 @@ pub fn hello(message: v1::Hello) -> Result<Introduction, Refused> {
     ];
     for (field, text) in texts {
         if text.len() > MAX_TEXT_BYTES || text.chars().any(char::is_control) {
-            return Err(Refused::invalid(
+            return Err(RequestError::invalid(
                 field,
                 format!("must be one line of at most {MAX_TEXT_BYTES} bytes"),
             ));
@@ -175,7 +180,7 @@ pub fn hello(message: v1::Hello) -> Result<Introduction, Refused> {
         || message.labels.iter().any(|(key, value)| too_long(key) || too_long(value))
     {
         let message = format!("must be at most {MAX_LABELS} of at most {MAX_TEXT_BYTES} bytes");
-        return Err(Refused::invalid("hello.labels", message));
+        return Err(RequestError::invalid("hello.labels", message));
     }
     let running = message.running.iter().map(attempt).collect::<Result<_, _>>()?;
     let curating =
@@ -201,8 +206,9 @@ pub fn hello(message: v1::Hello) -> Result<Introduction, Refused> {
 }
 
 /// A stage, and how far its unit is that a curator works on; when it was said is for whoever hears it to note.
-pub fn unit_report(message: &v1::UnitReport) -> Result<(StageRef, UnitProgress), Refused> {
-    let at = message.stage.as_ref().ok_or_else(|| Refused::invalid("unit_report.stage", "is missing"))?;
+pub fn unit_report(message: &v1::UnitReport) -> Result<(StageRef, UnitProgress), RequestError> {
+    let at =
+        message.stage.as_ref().ok_or_else(|| RequestError::invalid("unit_report.stage", "is missing"))?;
     let v1::UnitReport { stage: _, unit, candidates, drawn, filtered, judged, accepted, waits_for } = message;
     let candidates = CandidateCounts {
         planned: *candidates,
@@ -217,11 +223,11 @@ pub fn unit_report(message: &v1::UnitReport) -> Result<(StageRef, UnitProgress),
 }
 
 /// What a node has measured of itself.
-fn arithmetic(message: v1::Arithmetic) -> Result<Arithmetic, Refused> {
+fn arithmetic(message: v1::Arithmetic) -> Result<Arithmetic, RequestError> {
     let v1::Arithmetic { f32_nanos, bf16_nanos, processor, threads } = message;
     if processor.len() > MAX_TEXT_BYTES || processor.chars().any(char::is_control) {
         let wanted = format!("must be one line of at most {MAX_TEXT_BYTES} bytes");
-        return Err(Refused::invalid("hello.arithmetic.processor", wanted));
+        return Err(RequestError::invalid("hello.arithmetic.processor", wanted));
     }
     let time = |nanos: u64| Duration::from_nanos(nanos);
     Ok(Arithmetic { f32_time: time(f32_nanos), bf16_time: time(bf16_nanos), processor, threads })
@@ -242,11 +248,11 @@ fn line(text: &str) -> String {
     redact(text).chars().map(|c| if c.is_control() { ' ' } else { c }).take(MAX_REASON_CHARS).collect()
 }
 
-pub fn report(node: NodeId, message: v1::AttemptReport) -> Result<Report, Refused> {
+pub fn report(node: NodeId, message: v1::AttemptReport) -> Result<Report, RequestError> {
     let attempt = attempt(&required("attempt_report.attempt", message.attempt.clone())?)?;
     let phase = match message.phase() {
         v1::AttemptPhase::Unspecified => {
-            return Err(Refused::invalid("attempt_report.phase", "is missing or unknown"));
+            return Err(RequestError::invalid("attempt_report.phase", "is missing or unknown"));
         }
         v1::AttemptPhase::Starting => NodeReport::Starting,
         v1::AttemptPhase::Running => NodeReport::Running,
@@ -266,7 +272,7 @@ pub fn report(node: NodeId, message: v1::AttemptReport) -> Result<Report, Refuse
         samples_per_sec: finite(message.samples_per_sec),
         data_wait_fraction: finite(message.data_wait_fraction),
         waiting_for: if phase == NodeReport::Running { line(&message.reason) } else { String::new() },
-        laps: message.laps,
+        replay_passes: message.replay_passes,
     };
     Ok(Report { node, attempt, phase, progress: Some(progress) })
 }

@@ -13,7 +13,7 @@
 
 use std::time::Duration;
 
-use crescendo_core::Refused;
+use crescendo_core::RequestError;
 use crescendo_core::spec::{Problem, Warning};
 use prost::Message as _;
 use tonic::metadata::{BinaryMetadataValue, MetadataMap, MetadataValue};
@@ -55,17 +55,17 @@ pub fn is_passing(code: Code) -> bool {
 }
 
 /// Status of a refused request.
-pub fn refused(refused: &Refused) -> Status {
+pub fn refused(refused: &RequestError) -> Status {
     let code = match refused {
-        Refused::NotFound { .. } => Code::NotFound,
-        Refused::StaleAttempt { .. } | Refused::StaleLease { .. } | Refused::TooLate { .. } => {
-            Code::FailedPrecondition
-        }
-        Refused::Invalid { .. } => Code::InvalidArgument,
-        Refused::Exists { .. } => Code::AlreadyExists,
-        Refused::Forbidden { .. } => Code::PermissionDenied,
-        Refused::Unserved { .. } => Code::Unavailable,
-        Refused::Full { what, retry_after } => return exhausted(what, *retry_after),
+        RequestError::NotFound { .. } => Code::NotFound,
+        RequestError::StaleAttempt { .. }
+        | RequestError::StaleLease { .. }
+        | RequestError::TooLate { .. } => Code::FailedPrecondition,
+        RequestError::Invalid { .. } => Code::InvalidArgument,
+        RequestError::Exists { .. } => Code::AlreadyExists,
+        RequestError::Forbidden { .. } => Code::PermissionDenied,
+        RequestError::Unserved { .. } => Code::Unavailable,
+        RequestError::Full { what, retry_after } => return exhausted(what, *retry_after),
     };
     Status::new(code, refused.to_string())
 }
@@ -158,7 +158,8 @@ mod tests {
 
     #[test]
     fn a_full_queue_says_when_to_try_again() {
-        let status = refused(&Refused::Full { what: "full".into(), retry_after: Duration::from_secs(2) });
+        let status =
+            refused(&RequestError::Full { what: "full".into(), retry_after: Duration::from_secs(2) });
         assert_eq!(status.code(), Code::ResourceExhausted);
         assert_eq!(status.metadata().get(RETRY_AFTER_TRAILER).expect("set").to_str().expect("text"), "2000");
     }

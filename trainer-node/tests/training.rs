@@ -115,24 +115,28 @@ async fn a_starving_gang_repeats_and_its_checkpoints_say_so() {
     let mut spec = spec(5, 2);
     spec.stages[0].train.on_starvation = crescendo_core::spec::OnStarvation::Repeat;
     start(folder, &cluster, &agents, "hungry", 1, &spec, None);
-    let laps = |checkpoint: &crescendo_proto::v1::Checkpoint| -> Vec<(u64, u64)> {
+    let replay_passes = |checkpoint: &crescendo_proto::v1::Checkpoint| -> Vec<(u64, u64)> {
         let state: serde_json::Value =
             serde_json::from_slice(&object(folder, checkpoint, "state.json")).expect("JSON");
-        let all = state["laps"].as_array().cloned().unwrap_or_default();
-        all.iter().map(|lap| (lap["from"].as_u64().unwrap(), lap["pairs"].as_u64().unwrap())).collect()
+        let all = state["replay_passes"].as_array().cloned().unwrap_or_default();
+        all.iter()
+            .map(|replay_pass| {
+                (replay_pass["from"].as_u64().unwrap(), replay_pass["pairs"].as_u64().unwrap())
+            })
+            .collect()
     };
     let last = cluster.checkpoint("hungry", 5).await;
     // Four pairs a step: the second step would need pairs 6 and 7, and so would each one after it.
-    assert_eq!(laps(&last), [(4, 4), (8, 4), (12, 4), (16, 4)]);
+    assert_eq!(replay_passes(&last), [(4, 4), (8, 4), (12, 4), (16, 4)]);
     let saved = cluster.checkpoint("hungry", 4).await;
-    assert_eq!(laps(&saved), [(4, 4), (8, 4), (12, 4)]);
-    let told = |report: &&AttemptReport| report.laps == 4 && report.step == 5;
-    cluster.until("laps in a report", |state| state.reports.iter().find(told).cloned()).await;
+    assert_eq!(replay_passes(&saved), [(4, 4), (8, 4), (12, 4)]);
+    let told = |report: &&AttemptReport| report.replay_passes == 4 && report.step == 5;
+    cluster.until("replay_passes in a report", |state| state.reports.iter().find(told).cloned()).await;
     for _ in agents {
         cluster.report("hungry", 1, AttemptPhase::Succeeded).await;
     }
 
-    // Once there are pairs enough, a gang that resumes has the laps up to its checkpoint, and no more.
+    // Once there are pairs enough, a gang that resumes has the replay passes up to its checkpoint, and no more.
     cluster.state().newest_generation = 2;
     cluster.set_log(16, true);
     start(folder, &cluster, &agents, "hungry", 2, &spec, Some(saved));
@@ -141,7 +145,7 @@ async fn a_starving_gang_repeats_and_its_checkpoints_say_so() {
             state.checkpoints.iter().find(|c| c.job_id == "hungry" && c.generation == 2 && c.r#final).cloned()
         })
         .await;
-    assert_eq!(laps(&fed), [(4, 4), (8, 4), (12, 4)]);
+    assert_eq!(replay_passes(&fed), [(4, 4), (8, 4), (12, 4)]);
 }
 
 #[tokio::test]

@@ -20,8 +20,8 @@ use anyhow::{Context as _, Result, ensure};
 use crescendo_dataset::checkpoint::{SPEC_FILE, STATE_FILE};
 use crescendo_dataset::pictures::{Picture, reference};
 use crescendo_model::codec::{EncodedText, LatentCodec};
-use crescendo_model::drawing::{Easel, FreeGuidance};
-use crescendo_model::flux::{LoadOptions, Residence, Storage};
+use crescendo_model::drawing::{FreeGuidance, PipelineConfig};
+use crescendo_model::flux::{LoadOptions, Offload, Storage};
 use crescendo_model::pictures;
 use crescendo_model::randomness::SampleKey;
 use crescendo_model::sampler::StepView;
@@ -95,11 +95,11 @@ pub fn run(args: &GenerateArgs) -> Result<ExitCode> {
     let inputs = Inputs::encoded(args, &parts, &draw, &references)?;
     let options = LoadOptions {
         storage: if args.model.fp8 { Storage::Float8 } else { Storage::Compute },
-        blocks: if args.model.offload { Residence::Host } else { Residence::Device },
+        blocks: if args.model.offload { Offload::Host } else { Offload::Device },
         ..LoadOptions::resident(parts.kind, parts.device)
     };
     let flux = Flux::load_with(&parts.config, &parts.weights, &options).context("load the transformer")?;
-    let easel = Easel {
+    let easel = PipelineConfig {
         flux: &flux,
         codec: inputs.codec.as_ref(),
         positions: draw.positions.into(),

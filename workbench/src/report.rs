@@ -343,7 +343,7 @@ fn stage_figures(stage: &StageJson, spec: &StageSpec, left: &Left) -> StageFigur
         steps: left.history.last().map_or(stage.step, |step| step.step),
         steps_total: spec.train.steps,
         restarts: stage.restarts,
-        laps: stage.laps,
+        replay_passes: stage.replay_passes,
         precision: stage.precision.clone(),
         pairs_accepted: stage.pairs_committed,
         pairs_wanted: stage.pairs_target,

@@ -89,10 +89,13 @@ pub fn details(job: &Job) -> String {
         for line in numbers(stage) {
             let _ = writeln!(out, "{}: {}", stage.name, words::one_line(&line));
         }
-        if stage.laps > 0 {
-            let laps = stage.laps;
-            let _ =
-                writeln!(out, "{}: for want of new pairs, went {laps} times round those before", stage.name);
+        if stage.replay_passes > 0 {
+            let replay_passes = stage.replay_passes;
+            let _ = writeln!(
+                out,
+                "{}: for want of new pairs, went {replay_passes} times round those before",
+                stage.name
+            );
         }
         if !stage.waiting_for.is_empty() {
             let _ = writeln!(out, "{}: {}", stage.name, words::one_line(&stage.waiting_for));

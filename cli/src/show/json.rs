@@ -62,7 +62,7 @@ fn stage(stage: &StageStatus) -> Value {
         "finalCheckpoint": stage.final_checkpoint,
         "etaSeconds": stage.eta_seconds,
         "waitingFor": stage.waiting_for,
-        "laps": stage.laps,
+        "replayPasses": stage.replay_passes,
         "precision": stage.precision,
         "precisionReason": stage.precision_reason,
         "kindChanges": stage.kind_changes,

@@ -172,7 +172,7 @@ impl Cluster {
         state.write().map_err(Failure::from_error("write up.json"))
     }
 
-    /// Trainers save and part while the controller still registers what they save; `remark` is told every few seconds who is
+    /// Trainers save a checkpoint and leave while the controller still registers what they save; `remark` is told every few seconds who is
     /// waited for.
     pub async fn stop_trainers(&mut self, remark: impl Fn(&[&str], Duration)) {
         let Cluster { trainers, processes, .. } = self;

@@ -66,7 +66,7 @@ impl fmt::Display for AuditTo {
 
 /// What a service says of the request that it works on. Shared with the layer around it.
 #[derive(Clone, Debug, Default)]
-pub struct Trail {
+pub struct AuditContext {
     said: Arc<Mutex<Said>>,
 }
 
@@ -76,7 +76,7 @@ struct Said {
     changes_nothing: bool,
 }
 
-impl Trail {
+impl AuditContext {
     /// What the request is about, e.g. `job/uno-7f3kq2`. Only ids that have been checked.
     pub fn on(&self, kind: &str, id: impl fmt::Display) {
         self.said.lock().unwrap_or_else(PoisonError::into_inner).on = format!("{kind}/{id}");

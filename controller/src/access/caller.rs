@@ -7,7 +7,7 @@ use crescendo_core::ids::{NodeId, Tenant};
 use crescendo_node::tls::{NODE_URI, PeerCertificate, ROLE_URI, TENANT_URI};
 use tonic::{Request, Status};
 
-use crate::access::audit::Trail;
+use crate::access::audit::AuditContext;
 
 /// What every URI of a certificate that is meant for us begins with.
 const OUR_URIS: &str = "urn:crescendo:";
@@ -148,8 +148,8 @@ pub fn caller_of<T>(request: &Request<T>) -> Result<Caller, Status> {
 }
 
 /// Where a service notes what a request is about.
-pub fn trail_of<T>(request: &Request<T>) -> Trail {
-    request.extensions().get::<Trail>().cloned().unwrap_or_default()
+pub fn trail_of<T>(request: &Request<T>) -> AuditContext {
+    request.extensions().get::<AuditContext>().cloned().unwrap_or_default()
 }
 
 #[cfg(test)]

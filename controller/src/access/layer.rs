@@ -15,9 +15,9 @@ use tonic::{Code, Status};
 use tower::{Layer, Service};
 
 use crate::access::Access;
-use crate::access::audit::{Line, Trail};
+use crate::access::audit::{AuditContext, Line};
 use crate::access::caller::{BadCredential, Caller, agreed, of_certificate, shown};
-use crate::layer::name_of;
+use crate::concurrency_limit::name_of;
 
 /// Longest token that is looked at, bytes.
 const MAX_TOKEN_BYTES: usize = 8 * 1024;
@@ -85,7 +85,7 @@ where
                 return Ok(Status::unimplemented("there is no such call").into_http());
             };
             let peer = request.extensions().get::<Peer>().cloned().unwrap_or_default();
-            let trail = Trail::default();
+            let trail = AuditContext::default();
             let caller = match access.admit(rule, &peer, request.headers()).await {
                 Ok(caller) => caller,
                 Err(Refusal { caller, status, label }) => {
@@ -183,7 +183,7 @@ impl Access {
         rule: &Rule,
         caller: Option<&Caller>,
         from: Option<SocketAddr>,
-        trail: &Trail,
+        trail: &AuditContext,
         status: &Status,
     ) {
         let (on, changes_nothing) = trail.subject();

@@ -2,21 +2,21 @@
 
 use crescendo_core::access::Scope;
 use crescendo_core::decide::{curators_of, is_benched, reachable_curators};
-use crescendo_core::error::Refused;
+use crescendo_core::error::RequestError;
 use crescendo_core::explain::{View, explain};
 use crescendo_core::ids::{Generation, JobId, StageRef, Timestamp};
 use crescendo_core::pairlog::Lease;
 use crescendo_core::precision;
 use crescendo_core::records::{FailureKind, Record, UnitState, Write};
-use crescendo_core::requests::{self, QueueLimits, UnitFate, UnitLeaseRef};
 use crescendo_core::state::Job;
 use crescendo_core::trace::TraceParent;
+use crescendo_core::transitions::{self, QueueLimits, UnitFate, UnitLeaseRef};
 use crescendo_node::telemetry::trace;
 use crescendo_proto::{convert, explained, v1};
 
 use crate::engine::Engine;
-use crate::engine::request::{Answer, By, Held, Reply, Request};
-use crate::views;
+use crate::engine::request::{ActingNode, Answer, DeferredReply, Reply, Request};
+use crate::to_proto;
 
 /// Jobs on a page unless asked otherwise, and at most.
 const DEFAULT_PAGE: usize = 100;
@@ -60,7 +60,7 @@ impl Engine {
                 self.hold(reply, answer);
             }
             Request::ListNodes { scope, reply } => {
-                let answer = Ok(views::nodes(&self.state, &self.observed, &self.limits, &scope, now));
+                let answer = Ok(to_proto::nodes(&self.state, &self.observed, &self.limits, &scope, now));
                 self.hold(reply, answer);
             }
             Request::DrainNode { node, undo, scope, reply } => {
@@ -70,7 +70,7 @@ impl Engine {
             Request::ListCheckpoints { job, scope, stage, reply } => {
                 let answer = self
                     .job(&job, &scope)
-                    .and_then(|job| views::checkpoints(job, stage.as_deref()).map_err(Into::into));
+                    .and_then(|job| to_proto::checkpoints(job, stage.as_deref()).map_err(Into::into));
                 self.hold(reply, answer);
             }
             Request::ReadFile { job, scope, path, name, read_id, reply } => {
@@ -83,7 +83,7 @@ impl Engine {
             }
             Request::MarkDamaged { stage, generation, path, reason, by, reply } => {
                 let writes = self.check_runs_on(&stage, generation, &by).and_then(|()| {
-                    requests::mark_checkpoint_damaged(&self.state, &stage, generation, &path, &reason)
+                    transitions::mark_checkpoint_damaged(&self.state, &stage, generation, &path, &reason)
                 });
                 let answer = writes.map_err(Into::into).map(|writes| {
                     tracing::warn!(job = %stage.job, stage = %stage.stage, generation = generation.0, path, reason, "checkpoint is damaged");
@@ -127,7 +127,7 @@ impl Engine {
         match request {
             Request::LeaseUnit { stage, node, reply } => {
                 self.observed.heard(&node, now);
-                let leased = requests::lease_unit(&self.state, &stage, &node, &policy, now);
+                let leased = transitions::lease_unit(&self.state, &stage, &node, &policy, now);
                 let benched = is_benched(&self.observed, &self.limits, &stage, &node, now);
                 let leased = leased.map(|(lease, writes)| match lease {
                     Lease::Granted(_) | Lease::GivenUp(_) if benched => (Lease::Wait, Vec::new()),
@@ -146,11 +146,11 @@ impl Engine {
                 self.observed.heard(&node, now);
                 let renewed = self
                     .check_holds(&lease, &by)
-                    .and_then(|()| requests::renew_unit(&self.state, &lease, &node, &policy, now));
+                    .and_then(|()| transitions::renew_unit(&self.state, &lease, &node, &policy, now));
                 let answer = renewed.map_err(Into::into).map(|record| {
                     // In memory alone: a controller that restarts grants every lease a full term.
                     if let Err(orphan) = self.state.apply(Write::Put(Record::Unit(record))) {
-                        tracing::error!(%orphan, "left a renewal out");
+                        tracing::error!(%orphan, "a renewed unit has no stage any more; its lease is not extended");
                     }
                     v1::RenewUnitResponse { ttl_millis, curators: curators(self, &lease.stage.job) }
                 });
@@ -160,7 +160,7 @@ impl Engine {
                 let stage = commit.lease.stage.clone();
                 let committed = self
                     .check_holds(&commit.lease, &by)
-                    .and_then(|()| requests::commit_unit(&self.state, commit));
+                    .and_then(|()| transitions::commit_unit(&self.state, commit));
                 let answer = committed.map_err(Into::into).map(|committed| {
                     self.observed.benches.lift(&stage, &node);
                     self.observed.under_way.ended(&stage, &node);
@@ -172,28 +172,28 @@ impl Engine {
             }
             Request::FailUnit { lease, node, reason, fate, by, reply } => {
                 let failed = self.check_holds(&lease, &by).and_then(|()| {
-                    requests::fail_unit(&self.state, &lease, &node, &policy, fate, &reason, now)
+                    transitions::fail_unit(&self.state, &lease, &node, &policy, fate, &reason, now)
                 });
-                let answer = failed.map_err(Into::into).map(|(set_aside, writes)| {
+                let answer = failed.map_err(Into::into).map(|(quarantined, writes)| {
                     self.observed.under_way.ended(&lease.stage, &node);
                     let UnitLeaseRef { stage: StageRef { job, stage }, unit, .. } = &lease;
                     match fate {
                         UnitFate::Failed(FailureKind::Passing) => {
-                            tracing::warn!(%job, %stage, %node, unit, set_aside, reason, "unit has failed");
+                            tracing::warn!(%job, %stage, %node, unit, quarantined, reason, "unit has failed");
                         }
                         UnitFate::Failed(FailureKind::Source) => {
                             tracing::warn!(%job, %stage, %node, unit, reason, "the curator cannot open the stage's source; it gets no unit of the stage for a while");
                             self.observed.cannot_open(&lease.stage, &node, &reason, now);
                         }
                         UnitFate::HandedBack => {
-                            tracing::info!(%job, %stage, %node, unit, reason, "unit is handed back");
+                            tracing::info!(%job, %stage, %node, unit, reason, "unit is released");
                         }
                         UnitFate::JobFails => {
                             tracing::error!(%job, %stage, %node, unit, reason, "the stage's pairs cannot be made, the job fails");
                         }
                     }
                     self.write_all(writes);
-                    v1::FailUnitResponse { set_aside }
+                    v1::FailUnitResponse { quarantined }
                 });
                 self.hold(reply, answer);
             }
@@ -231,7 +231,7 @@ impl Engine {
 
     /// Keeps the answer until the batch is durable.
     fn hold<T: Send + 'static>(&mut self, reply: Reply<T>, answer: Answer<T>) {
-        self.held.push(Held::new(reply, answer));
+        self.held.push(DeferredReply::new(reply, answer));
     }
 
     pub(super) fn write_all(&mut self, writes: Vec<Write>) {
@@ -241,18 +241,23 @@ impl Engine {
     }
 
     /// An attempt is spoken for by the nodes that run it. One that is not the newest is refused as such elsewhere.
-    fn check_runs_on(&self, stage: &StageRef, generation: Generation, by: &By) -> Result<(), Refused> {
+    fn check_runs_on(
+        &self,
+        stage: &StageRef,
+        generation: Generation,
+        by: &ActingNode,
+    ) -> Result<(), RequestError> {
         let attempt = self.state.stage(stage).and_then(|stage| stage.attempt.as_ref());
         match (by, attempt.filter(|attempt| attempt.attempt.generation == generation)) {
-            (Some(node), Some(attempt)) if !attempt.runs_on(node) => {
-                Err(Refused::Forbidden { what: format!("{} does not run on node {node}", attempt.attempt) })
-            }
+            (Some(node), Some(attempt)) if !attempt.runs_on(node) => Err(RequestError::Forbidden {
+                what: format!("{} does not run on node {node}", attempt.attempt),
+            }),
             _ => Ok(()),
         }
     }
 
     /// A lease is spoken for by the node that holds it. One that is over is refused as such elsewhere.
-    fn check_holds(&self, lease: &UnitLeaseRef, by: &By) -> Result<(), Refused> {
+    fn check_holds(&self, lease: &UnitLeaseRef, by: &ActingNode) -> Result<(), RequestError> {
         let unit = self.state.stage(&lease.stage).and_then(|stage| stage.log.unit(lease.unit));
         let holder =
             unit.filter(|unit| unit.lease_generation == lease.lease_generation).and_then(|unit| match &unit
@@ -262,9 +267,9 @@ impl Engine {
                 UnitState::Free { .. } | UnitState::Done(_) => None,
             });
         match (by, holder) {
-            (Some(node), Some(holder)) if holder != node => {
-                Err(Refused::Forbidden { what: format!("unit {} is not leased to node {node}", lease.unit) })
-            }
+            (Some(node), Some(holder)) if holder != node => Err(RequestError::Forbidden {
+                what: format!("unit {} is not leased to node {node}", lease.unit),
+            }),
             _ => Ok(()),
         }
     }
@@ -272,13 +277,13 @@ impl Engine {
     /// The job, if `scope` sees it; to others it does not exist.
     pub(super) fn job(&self, id: &JobId, scope: &Scope) -> Answer<&Job> {
         let job = self.state.job(id).filter(|job| scope.sees(&job.record.spec.tenant));
-        Ok(job.ok_or_else(|| Refused::NotFound { what: format!("job {id}") })?)
+        Ok(job.ok_or_else(|| RequestError::NotFound { what: format!("job {id}") })?)
     }
 
     /// The job as a message; `full` adds the spec.
     pub(super) fn job_view(&self, job: &Job, now: Timestamp, full: bool) -> v1::Job {
         let id = &job.record.id;
-        let mut message = views::job(job, &self.observed, &self.limits, self.waits.get(id), now);
+        let mut message = to_proto::job(job, &self.observed, &self.limits, self.waits.get(id), now);
         message.revision = self.records.job_revision(id);
         if full {
             message.resolved_spec_yaml = crescendo_core::spec::to_yaml(&job.record.spec);
@@ -309,14 +314,14 @@ impl Engine {
         }
     }
 
-    fn submit(&mut self, submission: requests::Submission, now: Timestamp) -> Answer<(v1::Job, bool)> {
+    fn submit(&mut self, submission: transitions::Submission, now: Timestamp) -> Answer<(v1::Job, bool)> {
         let tenant = submission.spec.tenant.as_str();
         // What was taken once stays taken.
         if self.state.requested(tenant, &submission.request).is_none() {
             self.limits.quotas.check_may_submit(tenant)?;
         }
         let limits = QueueLimits { tenant: self.limits.quotas.of(tenant), ..self.around.config.queue };
-        let submitted = requests::submit_job(&self.state, submission, limits, now)?;
+        let submitted = transitions::submit_job(&self.state, submission, limits, now)?;
         let (id, already) = (submitted.job, submitted.already);
         if !already {
             tracing::info!(job = %id, "job is submitted");
@@ -328,7 +333,7 @@ impl Engine {
 
     fn cancel(&mut self, id: &JobId, scope: &Scope, reason: &str, now: Timestamp) -> Answer<v1::Job> {
         self.job(id, scope)?;
-        let writes = requests::cancel_job(&self.state, id, reason, now)?;
+        let writes = transitions::cancel_job(&self.state, id, reason, now)?;
         if !writes.is_empty() {
             tracing::info!(job = %id, reason, "job is cancelled");
         }
@@ -339,11 +344,11 @@ impl Engine {
     fn commit_checkpoint(
         &mut self,
         checkpoint: crescendo_core::records::CheckpointRecord,
-        by: &By,
+        by: &ActingNode,
         now: Timestamp,
     ) -> Answer<v1::CommitCheckpointResponse> {
         self.check_runs_on(&checkpoint.stage, checkpoint.generation, by)?;
-        let committed = requests::commit_checkpoint(&self.state, checkpoint, now)?;
+        let committed = transitions::commit_checkpoint(&self.state, checkpoint, now)?;
         if !committed.writes.is_empty() {
             let saved = &committed.checkpoint;
             self.mark(&saved.stage.job, |trace| {
@@ -374,9 +379,9 @@ impl Engine {
         let size = match request.page_size as usize {
             0 => DEFAULT_PAGE,
             size if size <= MAX_PAGE => size,
-            _ => return Err(Refused::invalid("page_size", format!("must be at most {MAX_PAGE}")).into()),
+            _ => return Err(RequestError::invalid("page_size", format!("must be at most {MAX_PAGE}")).into()),
         };
-        let after = views::PageToken::parse(&request.page_token)?;
+        let after = to_proto::PageToken::parse(&request.page_token)?;
         let wanted = |job: &&Job| {
             let record = &job.record;
             (request.states.is_empty() || request.states.contains(&convert::job_state(&record.state).into()))
@@ -384,11 +389,11 @@ impl Engine {
                 && (request.tenant.is_empty() || record.spec.tenant == request.tenant)
                 && scope.sees(&record.spec.tenant)
         };
-        let mut found: Vec<(views::PageToken, &Job)> = self
+        let mut found: Vec<(to_proto::PageToken, &Job)> = self
             .state
             .jobs()
             .filter(wanted)
-            .map(|job| (views::PageToken::of(job), job))
+            .map(|job| (to_proto::PageToken::of(job), job))
             .filter(|(at, _)| after.as_ref().is_none_or(|after| at > after))
             .collect();
         found.sort_by(|(left, _), (right, _)| left.cmp(right));

@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use crescendo_core::access::Scope;
 use crescendo_core::decide::{Command, Send};
-use crescendo_core::error::Refused;
+use crescendo_core::error::RequestError;
 use crescendo_core::ids::{AttemptRef, NodeId, StageRef, Timestamp};
 use crescendo_core::observed::Report;
 use crescendo_core::precision;
 use crescendo_core::records::{NodeKind, Record, UnitRecord, UnitState, Write};
-use crescendo_core::requests;
 use crescendo_core::state::Job;
+use crescendo_core::transitions;
 use crescendo_core::under_way::UnitProgress;
 use crescendo_proto::convert::{self, Introduction};
 use crescendo_proto::v1;
@@ -21,7 +21,7 @@ use tonic::Status;
 
 use crate::engine::Engine;
 use crate::engine::request::{Answer, OpenedSession, SessionId};
-use crate::views;
+use crate::to_proto;
 
 /// Commands that wait for a node at most; a node that takes none for so long is better off with a new session.
 const OUTGOING: usize = 256;
@@ -84,7 +84,7 @@ impl Engine {
         let known = self.state.node(&record.id);
         if known.is_none() && self.state.nodes().count() >= config.max_nodes {
             let what = format!("{} nodes are known, which is the limit", config.max_nodes);
-            return Err(Refused::Full { what, retry_after: config.queue.retry_after }.into());
+            return Err(RequestError::Full { what, retry_after: config.queue.retry_after }.into());
         }
         record.drained = known.is_some_and(|known| known.drained);
         let node = record.id.clone();
@@ -134,10 +134,10 @@ impl Engine {
         scope: &Scope,
         now: Timestamp,
     ) -> Answer<v1::Node> {
-        self.write_all(requests::drain_node(&self.state, node, !undo)?);
+        self.write_all(transitions::drain_node(&self.state, node, !undo)?);
         tracing::info!(%node, undo, "node is to be drained");
-        views::one_node(node, &self.state, &self.observed, &self.limits, scope, now)
-            .ok_or_else(|| Refused::NotFound { what: format!("node {node}") }.into())
+        to_proto::one_node(node, &self.state, &self.observed, &self.limits, scope, now)
+            .ok_or_else(|| RequestError::NotFound { what: format!("node {node}") }.into())
     }
 
     fn drop_session(&mut self, node: &NodeId) {
@@ -203,7 +203,7 @@ impl Engine {
     pub(super) fn send_all(&mut self, sends: Vec<Send>, now: Timestamp) {
         for send in sends {
             let Some(message) = self.message(&send.command) else {
-                tracing::error!(node = %send.node, command = ?send.command, "a command refers to nothing");
+                tracing::error!(node = %send.node, command = ?send.command, "a command is not sent: its job or stage is gone");
                 continue;
             };
             if !self.send(&send.node, message) {
@@ -212,7 +212,7 @@ impl Engine {
             tracing::debug!(node = %send.node, command = ?send.command, "sent");
             self.observed.sent(&send, now);
         }
-        for node in self.observed.deaf(STOP_WITHIN, now) {
+        for node in self.observed.unresponsive(STOP_WITHIN, now) {
             tracing::warn!(%node, "node does not say that it has stopped; its session is closed");
             self.drop_session(&node);
         }

@@ -26,7 +26,7 @@ pub(super) struct Records {
     revisions: BTreeMap<RecordKey, Revision>,
     /// Newest revision of any record of a job.
     job_revisions: BTreeMap<JobId, Revision>,
-    /// By first mention; a later write of a key replaces the earlier one.
+    /// ActingNode first mention; a later write of a key replaces the earlier one.
     pending: Vec<(RecordKey, Option<Vec<u8>>)>,
 }
 
@@ -43,7 +43,7 @@ impl Records {
                     loaded.push(record);
                 }
                 Ok(record) => {
-                    tracing::error!(key = item.key, of = %record.key(), "a record lies under a key of another")
+                    tracing::error!(key = item.key, belongs_at = %record.key(), "a stored record is ignored: its key is another's; something else writes below this prefix")
                 }
                 Err(error) => {
                     tracing::error!(
@@ -112,7 +112,7 @@ impl Engine {
             self.changed.insert(job.clone());
         }
         if let Err(orphan) = self.state.apply(write) {
-            tracing::error!(%orphan, "left a write out");
+            tracing::error!(%orphan, "a record that belongs to nothing is not written");
             return;
         }
         self.records.add(key, value);

@@ -2,10 +2,10 @@
 
 use crescendo_core::access::Scope;
 use crescendo_core::decide::choose_reader;
-use crescendo_core::error::Refused;
+use crescendo_core::error::RequestError;
 use crescendo_core::ids::{JobId, NodeId, Timestamp};
 use crescendo_core::object_keys;
-use crescendo_core::requests;
+use crescendo_core::transitions;
 use crescendo_proto::v1;
 use crescendo_proto::v1::open_session_response::Message as Down;
 
@@ -37,15 +37,16 @@ impl Engine {
         read_id: String,
         now: Timestamp,
     ) -> Answer<v1::CheckpointFile> {
-        let file = requests::checkpoint_file(self.job(job, scope)?, path, name)?;
+        let file = transitions::checkpoint_file(self.job(job, scope)?, path, name)?;
         let file = v1::CheckpointFile {
             name: file.name.clone(),
             size_bytes: file.size_bytes,
             sha256: file.sha256.clone(),
         };
         let last = self.reads.last.as_ref();
-        let node = choose_reader(&self.state, &self.observed, &self.limits, last, now)
-            .ok_or_else(|| Refused::Unserved { what: "no curator is connected that could read it".into() })?;
+        let node = choose_reader(&self.state, &self.observed, &self.limits, last, now).ok_or_else(|| {
+            RequestError::Unserved { what: "no curator is connected that could read it".into() }
+        })?;
         let read = v1::ReadObject {
             read_id,
             key: object_keys::checkpoint_file(path, name),

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use crescendo_core::access::Scope;
-use crescendo_core::error::Refused;
+use crescendo_core::error::RequestError;
 use crescendo_core::ids::{Generation, JobId, NodeId, StageRef};
 use crescendo_core::observed::Report;
 use crescendo_core::records::CheckpointRecord;
-use crescendo_core::requests::{Submission, UnitCommit, UnitFate, UnitLeaseRef};
 use crescendo_core::spec::JobSpec;
+use crescendo_core::transitions::{Submission, UnitCommit, UnitFate, UnitLeaseRef};
 use crescendo_proto::convert::Introduction;
 use crescendo_proto::v1;
 use tokio::sync::{mpsc, oneshot};
@@ -18,7 +18,7 @@ use tonic::Status;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum EngineError {
     #[error(transparent)]
-    Refused(#[from] Refused),
+    RequestError(#[from] RequestError),
     /// The outcome of a write is not known; the same request may be sent again.
     #[error("the controller reads its state again; try again")]
     Reloading,
@@ -44,7 +44,7 @@ pub type JobWatch = mpsc::Receiver<Result<v1::WatchJobResponse, Status>>;
 pub type ShardWatch = mpsc::Receiver<Result<v1::WatchPairLogResponse, Status>>;
 
 /// The node whose certificate a request came with; `None` for one that may speak for any.
-pub type By = Option<NodeId>;
+pub type ActingNode = Option<NodeId>;
 
 pub enum Request {
     Submit {
@@ -116,7 +116,7 @@ pub enum Request {
     },
     CommitCheckpoint {
         checkpoint: CheckpointRecord,
-        by: By,
+        by: ActingNode,
         reply: Reply<v1::CommitCheckpointResponse>,
     },
     MarkDamaged {
@@ -124,7 +124,7 @@ pub enum Request {
         generation: Generation,
         path: String,
         reason: String,
-        by: By,
+        by: ActingNode,
         reply: Reply<()>,
     },
     LeaseUnit {
@@ -135,13 +135,13 @@ pub enum Request {
     RenewUnit {
         lease: UnitLeaseRef,
         node: NodeId,
-        by: By,
+        by: ActingNode,
         reply: Reply<v1::RenewUnitResponse>,
     },
     CommitUnit {
         commit: UnitCommit,
         node: NodeId,
-        by: By,
+        by: ActingNode,
         reply: Reply<v1::CommitUnitResponse>,
     },
     FailUnit {
@@ -149,7 +149,7 @@ pub enum Request {
         node: NodeId,
         reason: String,
         fate: UnitFate,
-        by: By,
+        by: ActingNode,
         reply: Reply<v1::FailUnitResponse>,
     },
     WatchPairLog {
@@ -181,9 +181,9 @@ pub enum Request {
 }
 
 /// An answer that waits for its batch to be durable.
-pub(super) struct Held(Box<dyn FnOnce(Option<EngineError>) + Send>);
+pub(super) struct DeferredReply(Box<dyn FnOnce(Option<EngineError>) + Send>);
 
-impl Held {
+impl DeferredReply {
     pub fn new<T: Send + 'static>(reply: Reply<T>, answer: Answer<T>) -> Self {
         Self(Box::new(move |lost| {
             // The caller may have gone; its request stands all the same.

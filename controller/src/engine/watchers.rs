@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crescendo_core::access::Scope;
-use crescendo_core::error::Refused;
+use crescendo_core::error::RequestError;
 use crescendo_core::ids::{JobId, StageRef, Timestamp};
 use crescendo_proto::{convert, v1};
 use tokio::sync::mpsc;
@@ -85,7 +85,7 @@ impl Engine {
         from_unit: u64,
     ) -> Answer<ShardWatch> {
         if self.job(&stage.job, scope).is_err() || self.state.stage(&stage).is_none() {
-            return Err(Refused::NotFound { what: format!("stage {stage}") }.into());
+            return Err(RequestError::NotFound { what: format!("stage {stage}") }.into());
         }
         self.check_room(self.watchers.log_watchers())?;
         let (out, receiver) = mpsc::channel(WAITING);
@@ -102,7 +102,7 @@ impl Engine {
             return Ok(());
         }
         let what = format!("{open} watches are open, which is the limit");
-        Err(Refused::Full { what, retry_after: self.around.config.queue.retry_after }.into())
+        Err(RequestError::Full { what, retry_after: self.around.config.queue.retry_after }.into())
     }
 
     /// Tells the watchers what has become durable, and forgets those that have gone or have seen the end.

@@ -5,16 +5,16 @@ use crescendo_proto::v1::access_service_server::AccessService;
 use tonic::{Request, Response, Status};
 
 use crate::access::caller_of;
-use crate::leadership::{Link, Role};
+use crate::leadership::{EngineHandle, Role};
 
 /// Tells callers who they are to this controller.
 pub struct Callers {
-    link: Link,
+    link: EngineHandle,
     object_store_url: String,
 }
 
 impl Callers {
-    pub fn new(link: Link, object_store_url: String) -> Self {
+    pub fn new(link: EngineHandle, object_store_url: String) -> Self {
         Self { link, object_store_url }
     }
 }

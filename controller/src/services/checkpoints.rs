@@ -6,16 +6,16 @@ use tonic::{Request, Response, Status};
 
 use crate::access::{caller_of, trail_of};
 use crate::engine;
-use crate::leadership::Link;
+use crate::leadership::EngineHandle;
 use crate::services::{checked, job_id, stage_ref};
 
 /// The registry of checkpoints.
 pub struct Checkpoints {
-    link: Link,
+    link: EngineHandle,
 }
 
 impl Checkpoints {
-    pub fn new(link: Link) -> Self {
+    pub fn new(link: EngineHandle) -> Self {
         Self { link }
     }
 }

@@ -6,16 +6,16 @@ use tonic::{Request, Response, Status};
 
 use crate::access::{caller_of, trail_of};
 use crate::engine;
-use crate::leadership::Link;
+use crate::leadership::EngineHandle;
 use crate::services::{checked, node_id, stage_ref};
 
 /// Units and the registry of the pair log.
 pub struct Curation {
-    link: Link,
+    link: EngineHandle,
 }
 
 impl Curation {
-    pub fn new(link: Link) -> Self {
+    pub fn new(link: EngineHandle) -> Self {
         Self { link }
     }
 }

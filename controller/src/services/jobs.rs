@@ -2,10 +2,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crescendo_core::access::Scope;
-use crescendo_core::error::Refused;
+use crescendo_core::error::RequestError;
 use crescendo_core::ids::{JobId, RequestId};
-use crescendo_core::requests::Submission;
 use crescendo_core::spec;
+use crescendo_core::transitions::Submission;
 use crescendo_node::runtime::supervise::Tasks;
 use crescendo_node::telemetry::trace;
 use crescendo_proto::status;
@@ -15,9 +15,9 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use crate::access::{Trail, caller_of, trail_of};
+use crate::access::{AuditContext, caller_of, trail_of};
 use crate::engine;
-use crate::leadership::Link;
+use crate::leadership::EngineHandle;
 use crate::logs::{LogHub, MAX_LINES};
 use crate::services::{checked, checked_id, job_id};
 
@@ -32,13 +32,13 @@ const FOLLOW_EVERY: Duration = Duration::from_secs(1);
 
 /// Submitting, looking, following, stopping.
 pub struct Jobs {
-    link: Link,
+    link: EngineHandle,
     logs: LogHub,
     tasks: Tasks,
 }
 
 impl Jobs {
-    pub fn new(link: Link, logs: LogHub, tasks: Tasks) -> Self {
+    pub fn new(link: EngineHandle, logs: LogHub, tasks: Tasks) -> Self {
         Self { link, logs, tasks }
     }
 
@@ -82,7 +82,7 @@ impl JobService for Jobs {
                 "{} submits for tenant {own}, and the spec is of tenant {}",
                 caller.name, parsed.tenant
             );
-            return checked(Err(Refused::Forbidden { what }));
+            return checked(Err(RequestError::Forbidden { what }));
         }
         let resolved_spec_yaml = spec::to_yaml(&parsed);
         if let Some(message) = self.crawls(&parsed).await {
@@ -97,7 +97,7 @@ impl JobService for Jobs {
         let request = checked_id("request_id", RequestId::parse(&request_id))?;
         trail.on("request", &request);
         let spec_json = serde_json::to_vec(&*parsed).map_err(|error| {
-            status::refused(&Refused::invalid("spec_yaml", format!("cannot be kept: {error}")))
+            status::refused(&RequestError::invalid("spec_yaml", format!("cannot be kept: {error}")))
         })?;
         // A caller's trace is kept although none is made here: those who work on the job may make spans of it.
         let trace = trace::parent_for_others(&span).or(submitted_from);
@@ -191,7 +191,12 @@ impl JobService for Jobs {
         let tail = match tail_lines as usize {
             0 => DEFAULT_TAIL,
             lines if lines <= MAX_LINES => lines,
-            _ => return checked(Err(Refused::invalid("tail_lines", format!("must be at most {MAX_LINES}")))),
+            _ => {
+                return checked(Err(RequestError::invalid(
+                    "tail_lines",
+                    format!("must be at most {MAX_LINES}"),
+                )));
+            }
         };
         let open = self.job_is_open(&job, &scope).await?;
         let (out, lines) = mpsc::channel(LINES_WAITING);
@@ -215,14 +220,14 @@ impl Jobs {
 }
 
 /// The job that a request is about.
-fn noted(trail: &Trail, job: JobId) -> JobId {
+fn noted(trail: &AuditContext, job: JobId) -> JobId {
     trail.on("job", &job);
     job
 }
 
 /// Feeds one reader of logs, at the reader's pace.
 struct LogReader {
-    link: Link,
+    link: EngineHandle,
     logs: LogHub,
     job: JobId,
     scope: Scope,

@@ -11,7 +11,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::access::{caller_of, trail_of};
 use crate::engine::{self, SessionId};
-use crate::leadership::Link;
+use crate::leadership::EngineHandle;
 use crate::logs::LogHub;
 use crate::metrics::Metrics;
 use crate::services::checked;
@@ -22,7 +22,7 @@ const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Sessions of nodes.
 pub struct Nodes {
-    link: Link,
+    link: EngineHandle,
     logs: LogHub,
     units: UnitBoard,
     metrics: Metrics,
@@ -30,7 +30,7 @@ pub struct Nodes {
 }
 
 impl Nodes {
-    pub fn new(link: Link, logs: LogHub, units: UnitBoard, metrics: Metrics, tasks: Tasks) -> Self {
+    pub fn new(link: EngineHandle, logs: LogHub, units: UnitBoard, metrics: Metrics, tasks: Tasks) -> Self {
         Self { link, logs, units, metrics, tasks }
     }
 }
@@ -104,7 +104,7 @@ impl NodeService for Nodes {
 
 /// What a node says in one session.
 struct NodeMessages {
-    link: Link,
+    link: EngineHandle,
     logs: LogHub,
     units: UnitBoard,
     metrics: Metrics,
@@ -141,14 +141,16 @@ impl NodeMessages {
                 Ok(report) => self.link.tell(engine::Request::Report { session: self.session, report }).await,
                 Err(refused) => {
                     // One report that says nothing loses nothing else.
-                    tracing::warn!(node = %self.node, %refused, "left a report out");
+                    tracing::warn!(node = %self.node, %refused, "a report of the node is not understood and ignored; its version may be another");
                     Ok(())
                 }
             },
             Up::UnitReport(report) => {
                 match convert::unit_report(&report) {
                     Ok((stage, progress)) => self.units.put(&self.node, self.session, stage, progress),
-                    Err(refused) => tracing::warn!(node = %self.node, %refused, "left a report out"),
+                    Err(refused) => {
+                        tracing::warn!(node = %self.node, %refused, "a report of the node is not understood and ignored; its version may be another")
+                    }
                 }
                 Ok(())
             }

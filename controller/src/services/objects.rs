@@ -11,7 +11,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::access::{caller_of, trail_of};
 use crate::engine;
-use crate::leadership::Link;
+use crate::leadership::EngineHandle;
 use crate::relay::{MAX_CHUNK_BYTES, Relays};
 use crate::services::job_id;
 
@@ -24,13 +24,13 @@ const NEXT_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Files of checkpoints, read by curators and handed on here.
 pub struct Objects {
-    link: Link,
+    link: EngineHandle,
     relays: Relays,
     tasks: Tasks,
 }
 
 impl Objects {
-    pub fn new(link: Link, tasks: Tasks) -> Self {
+    pub fn new(link: EngineHandle, tasks: Tasks) -> Self {
         Self { link, relays: Relays::default(), tasks }
     }
 }

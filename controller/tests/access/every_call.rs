@@ -282,7 +282,7 @@ async fn a_request_of_a_node_that_is_sent_again_changes_nothing() -> anyhow::Res
     let scene = Scene::new().await?;
     let Scene { cluster, nodes, attempt, lease, job, .. } = &scene;
     let of = |method: &str| controller_calls().find(|rule| rule.method == method).expect("a rule");
-    // Handed back, a unit can be leased again at once.
+    // Released, a unit can be leased again at once.
     let fail = v1::FailUnitRequest {
         lease: Some(lease.clone()),
         node_id: "c-1".into(),

@@ -1,14 +1,14 @@
 //! Everything wrong that a peer can send, against a real controller: it stays up within its bounds, its other clients are
 //! served, and its records are what they were.
 
-mod neighbour;
+mod background_client;
 
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
+use background_client::BackgroundClient;
 use crescendo_node::testing::hostile::{Calls, Victim, attack, families, idle, unfinished};
 use crescendo_store::{KEY_PREFIX, StoreLocation};
-use neighbour::Neighbour;
 use tokio::io::AsyncWriteExt as _;
 
 const CALLS: Calls = Calls {
@@ -49,7 +49,7 @@ async fn start() -> anyhow::Result<Victim> {
 }
 
 /// What has to hold after an attack.
-async fn held(mut victim: Victim, neighbour: Neighbour) -> anyhow::Result<()> {
+async fn held(mut victim: Victim, neighbour: BackgroundClient) -> anyhow::Result<()> {
     let submitted = neighbour.stop().await?;
     ensure!(victim.is_up(), "the controller has ended");
     ensure!(victim.panics().is_empty(), "{:?}", victim.panics());
@@ -75,7 +75,7 @@ async fn held(mut victim: Victim, neighbour: Neighbour) -> anyhow::Result<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hundreds_of_hostile_inputs_change_nothing() -> anyhow::Result<()> {
     let victim = start().await?;
-    let neighbour = Neighbour::start(&victim.address).await?;
+    let neighbour = BackgroundClient::start(&victim.address).await?;
     let files = victim.open_files();
     let cases = families(SEED, CALLS);
     ensure!(cases.len() >= 200, "{} cases", cases.len());
@@ -93,7 +93,7 @@ async fn hundreds_of_hostile_inputs_change_nothing() -> anyhow::Result<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn calls_that_never_end_leave_room_for_others() -> anyhow::Result<()> {
     let victim = start().await?;
-    let neighbour = Neighbour::start(&victim.address).await?;
+    let neighbour = BackgroundClient::start(&victim.address).await?;
     let mut held_open = Vec::new();
     for path in CALLS.unary.iter().take(2).chain(CALLS.streams) {
         for _ in 0..2 {
@@ -111,7 +111,7 @@ async fn calls_that_never_end_leave_room_for_others() -> anyhow::Result<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn thousands_of_idle_connections_leave_room_for_others() -> anyhow::Result<()> {
     let victim = start().await?;
-    let neighbour = Neighbour::start(&victim.address).await?;
+    let neighbour = BackgroundClient::start(&victim.address).await?;
     let silent = idle(&victim.address, IDLE_CONNECTIONS, b"").await;
     let opened = idle(&victim.address, IDLE_CONNECTIONS / 4, &unfinished(CALLS.unary[0], 0)).await;
     neighbour.goes_on().await?;
@@ -123,7 +123,7 @@ async fn thousands_of_idle_connections_leave_room_for_others() -> anyhow::Result
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn messages_that_are_too_large_cost_their_sender_only() -> anyhow::Result<()> {
     let victim = start().await?;
-    let neighbour = Neighbour::start(&victim.address).await?;
+    let neighbour = BackgroundClient::start(&victim.address).await?;
     for size_bytes in [300 << 10, 3 << 20, 9 << 20, 64 << 20] {
         for _ in 0..4 {
             let refused = neighbour.submit_bytes(vec![b'a'; size_bytes]).await;

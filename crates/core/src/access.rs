@@ -95,19 +95,19 @@ impl fmt::Display for Who {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Effect {
     /// Nothing. Only a refusal goes into the audit log.
-    Look,
+    Read,
     /// It goes into the audit log.
     Change,
     /// Nodes do it all the time, and what comes of it is a change of its own: only a refusal goes into the audit log.
-    Upkeep,
+    Heartbeat,
 }
 
 impl Effect {
     pub fn as_str(self) -> &'static str {
         match self {
-            Self::Look => "look",
+            Self::Read => "look",
             Self::Change => "change",
-            Self::Upkeep => "upkeep",
+            Self::Heartbeat => "upkeep",
         }
     }
 }
@@ -140,36 +140,36 @@ const REFLECTION: &str = "grpc.reflection.v1.ServerReflection";
 /// Every call there is. A node may look at jobs and pair logs, since `crescendo-curator-node export` reads them with
 /// the certificate of its node.
 pub const RULES: [Rule; 28] = [
-    rule(ACCESS, "WhoAmI", Who::NodeOr(Role::Viewer), Effect::Look),
+    rule(ACCESS, "WhoAmI", Who::NodeOr(Role::Viewer), Effect::Read),
     rule(JOBS, "SubmitJob", Who::AtLeast(Role::Submitter), Effect::Change),
-    rule(JOBS, "GetJob", Who::NodeOr(Role::Viewer), Effect::Look),
-    rule(JOBS, "ListJobs", Who::AtLeast(Role::Viewer), Effect::Look),
-    rule(JOBS, "WatchJob", Who::AtLeast(Role::Viewer), Effect::Look),
-    rule(JOBS, "ExplainJob", Who::AtLeast(Role::Viewer), Effect::Look),
+    rule(JOBS, "GetJob", Who::NodeOr(Role::Viewer), Effect::Read),
+    rule(JOBS, "ListJobs", Who::AtLeast(Role::Viewer), Effect::Read),
+    rule(JOBS, "WatchJob", Who::AtLeast(Role::Viewer), Effect::Read),
+    rule(JOBS, "ExplainJob", Who::AtLeast(Role::Viewer), Effect::Read),
     rule(JOBS, "CancelJob", Who::AtLeast(Role::Submitter), Effect::Change),
-    rule(JOBS, "ReadLogs", Who::AtLeast(Role::Viewer), Effect::Look),
+    rule(JOBS, "ReadLogs", Who::AtLeast(Role::Viewer), Effect::Read),
     rule(NODES, "OpenSession", Who::Node, Effect::Change),
-    rule(NODES, "ListNodes", Who::AtLeast(Role::Operator), Effect::Look),
+    rule(NODES, "ListNodes", Who::AtLeast(Role::Operator), Effect::Read),
     // Nodes serve every tenant: the service asks for an admin that is bound to none.
     rule(NODES, "DrainNode", Who::AtLeast(Role::Admin), Effect::Change),
     rule(CHECKPOINTS, "CommitCheckpoint", Who::Node, Effect::Change),
-    rule(CHECKPOINTS, "ListCheckpoints", Who::AtLeast(Role::Viewer), Effect::Look),
+    rule(CHECKPOINTS, "ListCheckpoints", Who::AtLeast(Role::Viewer), Effect::Read),
     rule(CHECKPOINTS, "MarkCheckpointDamaged", Who::Node, Effect::Change),
-    rule(CURATION, "LeaseUnit", Who::Node, Effect::Upkeep),
-    rule(CURATION, "RenewUnit", Who::Node, Effect::Upkeep),
+    rule(CURATION, "LeaseUnit", Who::Node, Effect::Heartbeat),
+    rule(CURATION, "RenewUnit", Who::Node, Effect::Heartbeat),
     rule(CURATION, "CommitUnit", Who::Node, Effect::Change),
     rule(CURATION, "FailUnit", Who::Node, Effect::Change),
-    rule(CURATION, "WatchPairLog", Who::NodeOr(Role::Viewer), Effect::Look),
-    rule(OBJECTS, "ReadCheckpointFile", Who::AtLeast(Role::Viewer), Effect::Look),
-    rule(OBJECTS, "SendObject", Who::Node, Effect::Upkeep),
-    rule(PAIRS, "StreamPairs", Who::Node, Effect::Look),
-    rule(AGENT, "OpenRankSession", Who::Node, Effect::Upkeep),
-    rule(AGENT, "PublishRendezvous", Who::Node, Effect::Upkeep),
-    rule(AGENT, "AwaitRendezvous", Who::Node, Effect::Look),
+    rule(CURATION, "WatchPairLog", Who::NodeOr(Role::Viewer), Effect::Read),
+    rule(OBJECTS, "ReadCheckpointFile", Who::AtLeast(Role::Viewer), Effect::Read),
+    rule(OBJECTS, "SendObject", Who::Node, Effect::Heartbeat),
+    rule(PAIRS, "StreamPairs", Who::Node, Effect::Read),
+    rule(AGENT, "OpenRankSession", Who::Node, Effect::Heartbeat),
+    rule(AGENT, "PublishRendezvous", Who::Node, Effect::Heartbeat),
+    rule(AGENT, "AwaitRendezvous", Who::Node, Effect::Read),
     // Probes have no credentials, and learn nothing but whether this process leads.
-    rule(HEALTH, "Check", Who::Anyone, Effect::Look),
-    rule(HEALTH, "Watch", Who::Anyone, Effect::Look),
-    rule(REFLECTION, "ServerReflectionInfo", Who::AtLeast(Role::Viewer), Effect::Look),
+    rule(HEALTH, "Check", Who::Anyone, Effect::Read),
+    rule(HEALTH, "Watch", Who::Anyone, Effect::Read),
+    rule(REFLECTION, "ServerReflectionInfo", Who::AtLeast(Role::Viewer), Effect::Read),
 ];
 
 /// The rule of a gRPC path, e.g. `/crescendo.v1.JobService/GetJob`.

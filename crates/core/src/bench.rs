@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use crate::decide::Limits;
 use crate::ids::{NodeId, StageRef, Timestamp};
-use crate::requests::one_line;
+use crate::transitions::one_line;
 
 /// Stages of which it is remembered; beyond it the one that was spoken of longest ago is forgotten.
 const MAX_STAGES: usize = 1024;

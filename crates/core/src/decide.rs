@@ -17,7 +17,7 @@ pub(crate) mod sources;
 
 pub use curation::curation_backlog_units;
 pub use limits::Limits;
-pub use plan::{Change, Command, Plan, Send, Wait};
+pub use plan::{Change, Command, PendingReason, Plan, Send};
 pub use readers::choose_reader;
 
 use crate::ids::{JobId, NodeId, StageRef, Timestamp};
@@ -29,7 +29,7 @@ pub(crate) use jobs::free_slots;
 
 /// What to do next.
 pub fn decide(state: &ClusterState, seen: &Observed, limits: &Limits, now: Timestamp) -> Plan {
-    let nodes = Nodes { state, seen, limits, now };
+    let nodes = DecideContext { state, seen, limits, now };
     let mut plan = Plan::default();
     let decided = jobs::decide_jobs(&nodes, &mut plan);
     let curation = curation::spread(&nodes, &decided);
@@ -40,15 +40,15 @@ pub fn decide(state: &ClusterState, seen: &Observed, limits: &Limits, now: Times
 }
 
 /// The inputs of a decision, with the questions that every pass asks.
-pub(crate) struct Nodes<'a> {
+pub(crate) struct DecideContext<'a> {
     pub(crate) state: &'a ClusterState,
     pub(crate) seen: &'a Observed,
     pub(crate) limits: &'a Limits,
     pub(crate) now: Timestamp,
 }
 
-impl<'a> Nodes<'a> {
-    /// Nodes of a kind that have an open session and were heard of lately.
+impl<'a> DecideContext<'a> {
+    /// DecideContext of a kind that have an open session and were heard of lately.
     pub(crate) fn reachable(&self, kind: NodeKind) -> impl Iterator<Item = (&'a NodeRecord, &'a NodeView)> {
         self.state.nodes().filter(move |record| record.kind == kind).filter_map(|record| {
             let view = self.seen.nodes.get(&record.id)?;
@@ -71,7 +71,7 @@ impl<'a> Nodes<'a> {
 
 /// Curators that can be given work now.
 pub fn reachable_curators(state: &ClusterState, seen: &Observed, limits: &Limits, now: Timestamp) -> usize {
-    Nodes { state, seen, limits, now }.open_to_work(NodeKind::Curator).count()
+    DecideContext { state, seen, limits, now }.open_to_work(NodeKind::Curator).count()
 }
 
 /// Whether none of the stage's units is to be given to the curator: it has said that it cannot open the stage's source.
@@ -79,7 +79,7 @@ pub fn is_benched(seen: &Observed, limits: &Limits, stage: &StageRef, node: &Nod
     seen.benches.get(stage, node, limits, now).is_some()
 }
 
-/// Nodes of one kind, by what can be done with them.
+/// DecideContext of one kind, by what can be done with them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct NodeCounts {
     /// May be given work.
@@ -98,7 +98,7 @@ pub fn count_nodes(
     kind: NodeKind,
     now: Timestamp,
 ) -> NodeCounts {
-    let nodes = Nodes { state, seen, limits, now };
+    let nodes = DecideContext { state, seen, limits, now };
     let (open, reachable) = (nodes.open_to_work(kind).count(), nodes.reachable(kind).count());
     let known = state.nodes().filter(|record| record.kind == kind).count();
     NodeCounts { open, draining: reachable.saturating_sub(open), silent: known.saturating_sub(reachable) }
@@ -112,7 +112,7 @@ pub fn curators_of(
     job: &JobId,
     now: Timestamp,
 ) -> usize {
-    let nodes = Nodes { state, seen, limits, now };
+    let nodes = DecideContext { state, seen, limits, now };
     // A log that is sealed is only served.
     let open = |id: &StageRef| state.stage(id).is_some_and(|stage| !stage.log.is_sealed());
     let makes = |view: &NodeView| view.curating.iter().any(|stage| stage.job == *job && open(stage));

@@ -6,7 +6,7 @@ use crate::ids::{AttemptRef, InvalidId};
 
 /// A request that changes nothing. Each variant is one thing that a caller can do about it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refused {
+pub enum RequestError {
     /// Name something that exists.
     #[error("{what} does not exist")]
     NotFound { what: String },
@@ -36,7 +36,7 @@ pub enum Refused {
     Full { what: String, retry_after: Duration },
 }
 
-impl Refused {
+impl RequestError {
     pub fn invalid(field: &'static str, message: impl Into<String>) -> Self {
         Self::Invalid { field, message: message.into() }
     }

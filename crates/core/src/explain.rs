@@ -10,10 +10,10 @@
 //! Nothing here decides anything: it asks the questions that [`decide`](crate::decide) asked, once more and in full. An
 //! estimate is one: it says what happens at the present pace.
 
+mod capacity;
 mod pairs;
 mod precision;
 mod progress;
-mod room;
 #[cfg(test)]
 mod tests;
 mod words;
@@ -21,12 +21,12 @@ mod words;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use capacity::TenantGpus;
+pub use capacity::{Blocker, NodeRoom};
 pub use pairs::PairForecast;
-use room::TenantGpus;
-pub use room::{Blocker, NodeRoom};
 
 use crate::access::Scope;
-use crate::decide::{Limits, Nodes, Wait};
+use crate::decide::{DecideContext, Limits, PendingReason};
 use crate::ids::{JobId, Timestamp};
 use crate::job::JobState;
 use crate::observed::Observed;
@@ -40,7 +40,7 @@ pub struct View<'a> {
     pub state: &'a ClusterState,
     pub seen: &'a Observed,
     /// Why each waiting job waits, from the last decision.
-    pub waits: &'a BTreeMap<JobId, Wait>,
+    pub waits: &'a BTreeMap<JobId, PendingReason>,
     pub limits: &'a Limits,
     pub now: Timestamp,
     /// What the reader may see: jobs of other tenants are counted, never named.
@@ -50,7 +50,7 @@ pub struct View<'a> {
 /// Why a job is where it is.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Explanation {
-    /// One word of a fixed set: that of [`Wait::label`], or one of `new`, `starting`, `running`, `unseen`, `succeeded`, `failed`,
+    /// One word of a fixed set: that of [`PendingReason::label`], or one of `new`, `starting`, `running`, `unseen`, `succeeded`, `failed`,
     /// `cancelled`.
     pub cause: &'static str,
     /// The stage that it is about; empty if about none.
@@ -101,24 +101,24 @@ pub fn explain(view: &View<'_>, job: &Job) -> Explanation {
     explanation
 }
 
-fn waiting(view: &View<'_>, job: &Job, index: usize, stage: &Stage, wait: &Wait) -> Explanation {
+fn waiting(view: &View<'_>, job: &Job, index: usize, stage: &Stage, wait: &PendingReason) -> Explanation {
     let mut explanation = match wait {
-        Wait::NoCurator => no_curator(view),
-        Wait::CuratorsBusy => curators_busy(view, job),
-        Wait::Pairs { needed, .. } => pairs::waiting(view, job, index, stage, *needed),
-        Wait::Source { .. } => pairs::without_source(view, job, index, stage),
-        Wait::NoTrainer => room::no_trainer(view),
-        Wait::Processor { gang } => precision::without_processor(view, job, stage, gang),
-        Wait::Slots { .. } => room::waiting(view, job, index),
-        Wait::Behind { job: first } => room::behind(view, job, index, view.state.job(first)),
-        Wait::BehindOthers => room::behind(view, job, index, first_waiting(view, job)),
-        Wait::TenantGpus { tenant, wanted, used, limit } => room::over_quota(
+        PendingReason::NoCurator => no_curator(view),
+        PendingReason::CuratorsBusy => curators_busy(view, job),
+        PendingReason::Pairs { needed, .. } => pairs::waiting(view, job, index, stage, *needed),
+        PendingReason::Source { .. } => pairs::without_source(view, job, index, stage),
+        PendingReason::NoTrainer => capacity::no_trainer(view),
+        PendingReason::Processor { gang } => precision::without_processor(view, job, stage, gang),
+        PendingReason::Slots { .. } => capacity::waiting(view, job, index),
+        PendingReason::Behind { job: first } => capacity::behind(view, job, index, view.state.job(first)),
+        PendingReason::BehindOthers => capacity::behind(view, job, index, first_waiting(view, job)),
+        PendingReason::TenantGpus { tenant, wanted, used, limit } => capacity::over_quota(
             view,
             job,
             index,
             &TenantGpus { tenant, wanted: *wanted, used: *used, limit: *limit },
         ),
-        Wait::TenantStorage { tenant, .. } => Explanation {
+        PendingReason::TenantStorage { tenant, .. } => Explanation {
             findings: vec![
                 "pairs and checkpoints count as long as they are registered, those of ended jobs too"
                     .to_owned(),
@@ -130,13 +130,13 @@ fn waiting(view: &View<'_>, job: &Job, index: usize, stage: &Stage, wait: &Wait)
             ],
             ..Explanation::default()
         },
-        Wait::Backoff { reason, failures } => progress::backoff(view, stage, reason, *failures),
-        Wait::Ranks { .. } => progress::starting(view, stage),
-        Wait::Paused => Explanation {
+        PendingReason::Backoff { reason, failures } => progress::backoff(view, stage, reason, *failures),
+        PendingReason::Ranks { .. } => progress::starting(view, stage),
+        PendingReason::Paused => Explanation {
             findings: vec!["its ranks are stopped and its slots are free for others".to_owned()],
             ..Explanation::default()
         },
-        Wait::Preempted => Explanation {
+        PendingReason::Preempted => Explanation {
             findings: vec!["it goes back to the queue once its ranks have stopped".to_owned()],
             ..Explanation::default()
         },
@@ -153,7 +153,7 @@ fn first_waiting<'a>(view: &View<'a>, job: &Job) -> Option<&'a Job> {
     let jobs = view.state.open_in_order().into_iter();
     let mut earlier = jobs.take_while(|other| other.record.id != job.record.id);
     earlier.find(|other| match view.waits.get(&other.record.id) {
-        Some(Wait::Slots { wanted, total, .. }) => wanted <= total,
+        Some(PendingReason::Slots { wanted, total, .. }) => wanted <= total,
         Some(_) | None => false,
     })
 }
@@ -202,7 +202,7 @@ fn curators_busy(view: &View<'_>, job: &Job) -> Explanation {
     }
 }
 
-/// Nodes of a kind that are known and cannot be given work.
+/// DecideContext of a kind that are known and cannot be given work.
 fn silent(view: &View<'_>, kind: NodeKind) -> Vec<String> {
     silent_among(view, kind, |_| true)
 }
@@ -228,12 +228,12 @@ fn silent_among(view: &View<'_>, kind: NodeKind, which: impl Fn(&NodeRecord) -> 
         .collect()
 }
 
-/// Nodes, and other jobs, that are listed at most.
+/// DecideContext, and other jobs, that are listed at most.
 const MAX_NODES: usize = 32;
 
 impl<'a> View<'a> {
-    fn decide_nodes(&self) -> Nodes<'a> {
-        Nodes { state: self.state, seen: self.seen, limits: self.limits, now: self.now }
+    fn decide_nodes(&self) -> DecideContext<'a> {
+        DecideContext { state: self.state, seen: self.seen, limits: self.limits, now: self.now }
     }
 
     /// May the reader know of this job?

@@ -2,7 +2,7 @@
 //! log, the registry of checkpoints, placement, and the decision what to do next.
 //!
 //! ```text
-//!   requests ──▶ requests::* ─┐                      ┌─▶ writes ─▶ store
+//!   requests ──▶ transitions::* ─┐                      ┌─▶ writes ─▶ store
 //!                             ├─▶ ClusterState ──────┤
 //!   records  ──▶ apply ───────┘   (durable)  │ decide├─▶ sends  ─▶ nodes
 //!                                            │       └─▶ waits  ─▶ people
@@ -22,7 +22,7 @@
 //! | [`rejection`] | why candidates are turned down |
 //! | [`object_keys`] | keys of the object store |
 //! | [`histogram`] | distributions of scores, which add up over units |
-//! | [`requests`] | what a caller may ask for, and when it is refused |
+//! | [`transitions`] | what a caller may ask for, and when it is refused |
 //! | [`secret`] | keys and tokens, and how they are kept out of text |
 //! | [`mod@bench`] | curators that cannot open what a stage is made of |
 //! | [`observed`] | what is seen of nodes and gangs; unknown is not failed |
@@ -57,11 +57,11 @@ pub mod processor;
 pub mod quotas;
 pub mod records;
 pub mod rejection;
-pub mod requests;
 pub mod secret;
 pub mod spec;
 pub mod state;
 pub mod trace;
+pub mod transitions;
 pub mod under_way;
 
-pub use error::Refused;
+pub use error::RequestError;

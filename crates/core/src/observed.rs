@@ -53,7 +53,7 @@ pub struct NodeView {
     /// Sent in this session, and when first.
     pub stops_sent: BTreeMap<AttemptRef, Timestamp>,
     pub curators_sent: BTreeMap<AttemptRef, Vec<String>>,
-    /// Attempts that it was told to save and part.
+    /// Attempts that it was told to save a checkpoint and leave.
     pub drains_sent: BTreeSet<AttemptRef>,
 }
 
@@ -77,7 +77,7 @@ pub enum NodeReport {
         permanent: bool,
     },
     Stopped,
-    /// What the gang had trained is saved, and it has parted: one of its nodes drains.
+    /// What the gang had trained is saved, and it has left: one of its nodes drains.
     Drained {
         reason: String,
     },
@@ -96,7 +96,7 @@ pub struct Progress {
     pub data_wait_fraction: f64,
     pub waiting_for: String,
     /// Times that the gang went round the readable log for want of new pairs.
-    pub laps: u64,
+    pub replay_passes: u64,
 }
 
 /// One report of a node on an attempt.
@@ -239,14 +239,14 @@ impl Observed {
 
     /// Connected nodes that were told to stop something longer than `limit` ago and have not said that it is over. What
     /// they say in a new session will show how it stands.
-    pub fn deaf(&self, limit: Duration, now: Timestamp) -> Vec<NodeId> {
-        let is_deaf = |view: &NodeView| {
+    pub fn unresponsive(&self, limit: Duration, now: Timestamp) -> Vec<NodeId> {
+        let is_unresponsive = |view: &NodeView| {
             let overdue = |(attempt, sent): (&AttemptRef, &Timestamp)| {
                 view.running.contains(attempt) && now.since(*sent) >= limit
             };
             view.connected && view.stops_sent.iter().any(overdue)
         };
-        self.nodes.iter().filter(|(_, view)| is_deaf(view)).map(|(node, _)| node.clone()).collect()
+        self.nodes.iter().filter(|(_, view)| is_unresponsive(view)).map(|(node, _)| node.clone()).collect()
     }
 
     /// Takes note of how many pairs of a stage can be read now.

@@ -22,9 +22,9 @@ use crate::rejection::Rejection;
 pub struct UnitPolicy {
     /// A lease that is not renewed ends after this.
     pub lease_ttl: Duration,
-    /// Tries after which a unit is set aside.
+    /// Tries after which a unit is quarantined.
     pub max_failures: u32,
-    /// Leases after which a unit is set aside, unless they were given back for no fault of its own: it may be what its
+    /// Leases after which a unit is quarantined, unless they were given back for no fault of its own: it may be what its
     /// curators die of.
     pub max_leases: u64,
     /// Wait before a unit that has failed once is tried again; doubles with each further failure.
@@ -171,7 +171,7 @@ impl PairLog {
         self.empty_in_a_row
     }
 
-    /// The newest failure of a unit that has not been made, with the unit: it is tried again, or was set aside.
+    /// The newest failure of a unit that has not been made, with the unit: it is tried again, or was quarantined.
     pub fn last_failure(&self) -> Option<(&UnitRecord, &UnitFailure)> {
         let failures = self.units.values().filter_map(|unit| Some((unit, unit.last_failure.as_ref()?)));
         failures.max_by_key(|(unit, failure)| (!unit.is_done(), failure.at))
@@ -218,7 +218,7 @@ impl PairLog {
                     UnitState::Free { .. } | UnitState::Leased { .. }
                         if record.lease_generation.saturating_sub(record.released) >= policy.max_leases =>
                     {
-                        return Lease::GivenUp(record.set_aside());
+                        return Lease::GivenUp(record.quarantined());
                     }
                     UnitState::Free { .. } | UnitState::Leased { .. } => {
                         return Lease::Granted(granted(record, node, now, policy));
@@ -253,10 +253,10 @@ impl UnitRecord {
     }
 
     /// The unit, done without a pair.
-    pub fn set_aside(&self) -> UnitRecord {
+    pub fn quarantined(&self) -> UnitRecord {
         let result = UnitResult {
             shard: ShardRecord::default(),
-            rejected: BTreeMap::from([(Rejection::UnitSetAside.name().to_owned(), 1)]),
+            rejected: BTreeMap::from([(Rejection::UnitQuarantined.name().to_owned(), 1)]),
             scores: ScoreCounts::default(),
             exhausted: false,
         };
@@ -372,7 +372,7 @@ pub(crate) mod tests {
         };
         log.put(record);
         assert_eq!((log.prefix_units(), log.committed()), (1, 0));
-        assert_eq!(log.rejected(), &BTreeMap::from([(Rejection::UnitSetAside.name().to_owned(), 1)]));
+        assert_eq!(log.rejected(), &BTreeMap::from([(Rejection::UnitQuarantined.name().to_owned(), 1)]));
         let Lease::Granted(next) = log.lease(&stage(), &node("a"), now, &policy(1)) else {
             panic!("granted")
         };

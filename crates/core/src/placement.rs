@@ -29,7 +29,7 @@ pub struct NodeSlots {
 
 /// Why a gang was not placed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NoRoom {
+pub struct InsufficientCapacity {
     /// Ranks of the smallest gang that would do.
     pub wanted: u32,
     /// Slots free for it on one kind of device.
@@ -38,7 +38,7 @@ pub struct NoRoom {
     pub total: u32,
 }
 
-impl NoRoom {
+impl InsufficientCapacity {
     /// It would fit if nothing else ran.
     pub fn fits_when_empty(&self) -> bool {
         self.wanted <= self.total
@@ -91,7 +91,11 @@ pub fn gang_sizes(spec: &JobSpec, stage: &StageSpec) -> Vec<u32> {
 }
 
 /// Places the largest of `sizes` that fits, without taking the slots.
-pub fn place(slots: &Slots, stage: &StageRef, sizes: &[u32]) -> Result<Vec<RankPlacement>, NoRoom> {
+pub fn place(
+    slots: &Slots,
+    stage: &StageRef,
+    sizes: &[u32],
+) -> Result<Vec<RankPlacement>, InsufficientCapacity> {
     let open: Vec<(&NodeId, &NodeSlots)> = slots
         .nodes
         .iter()
@@ -112,7 +116,7 @@ pub fn place(slots: &Slots, stage: &StageRef, sizes: &[u32]) -> Result<Vec<RankP
 }
 
 /// How much room there is for a gang of this size, on the kind of device that has most.
-pub fn room(slots: &Slots, stage: &StageRef, wanted: u32) -> NoRoom {
+pub fn room(slots: &Slots, stage: &StageRef, wanted: u32) -> InsufficientCapacity {
     let devices: BTreeSet<&str> = slots.nodes.values().map(|node| node.device.as_str()).collect();
     let most = |count: &dyn Fn(&NodeId, &NodeSlots) -> u32| {
         let on = |device: &&str| {
@@ -121,7 +125,11 @@ pub fn room(slots: &Slots, stage: &StageRef, wanted: u32) -> NoRoom {
         };
         devices.iter().map(on).max().unwrap_or(0)
     };
-    NoRoom { wanted, free: most(&|id, _| slots.free_on(id, Some(stage))), total: most(&|_, node| node.total) }
+    InsufficientCapacity {
+        wanted,
+        free: most(&|id, _| slots.free_on(id, Some(stage))),
+        total: most(&|_, node| node.total),
+    }
 }
 
 fn free_count(node: &NodeSlots) -> u32 {
@@ -197,7 +205,7 @@ mod tests {
     fn a_gang_does_not_mix_devices() {
         let room = slots(&[(1, "cpu"), (1, "cuda")]);
         let refused = place(&room, &stage("s"), &[2]).expect_err("no room");
-        assert_eq!(refused, NoRoom { wanted: 2, free: 1, total: 1 });
+        assert_eq!(refused, InsufficientCapacity { wanted: 2, free: 1, total: 1 });
         assert_eq!(nodes_of(&place(&room, &stage("s"), &[1]).expect("fits")), ["n01"]);
     }
 

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::error::Refused;
+use crate::error::RequestError;
 use crate::ids::Tenant;
 use crate::job::JobState;
 use crate::state::ClusterState;
@@ -61,11 +61,13 @@ impl Quotas {
         *self.listed(tenant).unwrap_or(&self.others)
     }
 
-    pub fn check_may_submit(&self, tenant: &str) -> Result<(), Refused> {
+    pub fn check_may_submit(&self, tenant: &str) -> Result<(), RequestError> {
         if self.others_may_submit || self.listed(tenant).is_some() {
             return Ok(());
         }
-        Err(Refused::Forbidden { what: format!("tenant {tenant} is not one of those that may submit jobs") })
+        Err(RequestError::Forbidden {
+            what: format!("tenant {tenant} is not one of those that may submit jobs"),
+        })
     }
 
     /// Tenants that store as much as they may, or more: stored bytes and limit.
@@ -99,7 +101,7 @@ pub(crate) fn check_submit(
     tenant: &Tenant,
     limits: &TenantLimits,
     retry_after: Duration,
-) -> Result<(), Refused> {
+) -> Result<(), RequestError> {
     if let Some(limit) = limits.max_queued_jobs {
         let queued = state.open_jobs().filter(|job| {
             job.record.spec.tenant == tenant.as_str() && !matches!(job.record.state, JobState::Running { .. })
@@ -107,14 +109,14 @@ pub(crate) fn check_submit(
         let queued = queued.count();
         if queued >= limit as usize {
             let what = format!("tenant {tenant} has {queued} of its {limit} queued jobs");
-            return Err(Refused::Full { what, retry_after });
+            return Err(RequestError::Full { what, retry_after });
         }
     }
     if let Some(limit) = limits.max_stored_bytes {
         let stored = stored_bytes(state, tenant.as_str());
         if stored >= limit {
             let what = format!("tenant {tenant} stores {} of its {}", gigabytes(stored), gigabytes(limit));
-            return Err(Refused::Full { what, retry_after: STORAGE_RETRY_AFTER });
+            return Err(RequestError::Full { what, retry_after: STORAGE_RETRY_AFTER });
         }
     }
     Ok(())

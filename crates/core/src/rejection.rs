@@ -40,7 +40,7 @@ pub enum Rejection {
     /// A total that is not the mean of its parts, where the spec wants no such record.
     ScoreDisagrees,
     /// Not a candidate's: a whole unit was given up after too many failures.
-    UnitSetAside,
+    UnitQuarantined,
 }
 
 impl Rejection {
@@ -67,7 +67,7 @@ impl Rejection {
         Rejection::BadPath,
         Rejection::BadCaption,
         Rejection::ScoreDisagrees,
-        Rejection::UnitSetAside,
+        Rejection::UnitQuarantined,
     ];
 
     /// Those of a single candidate: all but the last.
@@ -98,7 +98,7 @@ impl Rejection {
             Rejection::BadPath => "bad_path",
             Rejection::BadCaption => "bad_caption",
             Rejection::ScoreDisagrees => "score_disagrees",
-            Rejection::UnitSetAside => "unit_set_aside",
+            Rejection::UnitQuarantined => "unit_quarantined",
         }
     }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crescendo_core::access::Scope;
-use crescendo_core::decide::{Change, Limits, Plan, Wait, decide};
+use crescendo_core::decide::{Change, Limits, PendingReason, Plan, decide};
 use crescendo_core::explain::{Explanation, View, explain};
 use crescendo_core::histogram::ScoreCounts;
 use crescendo_core::ids::{Incarnation, JobId, NodeId, RequestId, StageName, StageRef, Timestamp};
@@ -17,9 +17,9 @@ use crescendo_core::quotas::TenantLimits;
 use crescendo_core::records::{
     CheckpointRecord, NodeKind, NodeRecord, Record, ShardRecord, UnitRecord, UnitResult, UnitState, Write,
 };
-use crescendo_core::requests::{QueueLimits, Submission, checkpoint_path, submit_job};
 use crescendo_core::spec::{self, Precision};
 use crescendo_core::state::{ClusterState, Stage};
+use crescendo_core::transitions::{QueueLimits, Submission, checkpoint_path, submit_job};
 
 const WIDE: &str = "AuthenticAMD avx512_bf16";
 const NARROW: &str = "AuthenticAMD avx2";
@@ -28,7 +28,7 @@ struct Cluster {
     state: ClusterState,
     seen: Observed,
     now: Timestamp,
-    waits: BTreeMap<JobId, Wait>,
+    waits: BTreeMap<JobId, PendingReason>,
 }
 
 impl Cluster {
@@ -370,7 +370,9 @@ fn a_strict_gang_that_lacks_a_kind_keeps_no_slots_from_others() {
     let later = cluster.submit_as("later", 1, "");
     cluster.curate(&later);
     cluster.decide();
-    assert!(matches!(&cluster.waits[&job], Wait::Processor { gang } if gang.to_string().contains(NARROW)));
+    assert!(
+        matches!(&cluster.waits[&job], PendingReason::Processor { gang } if gang.to_string().contains(NARROW))
+    );
     assert_eq!(cluster.gang(&later).len(), 1, "it does not wait behind what cannot start");
 }
 
@@ -386,7 +388,7 @@ fn a_strict_stage_waits_for_a_slot_of_the_kind_that_another_job_has() {
     cluster.connect("t-3", NARROW, 12);
     cluster.decide();
     assert!(
-        matches!(cluster.waits[&job], Wait::Slots { wanted: 1, free: 0, total: 1 }),
+        matches!(cluster.waits[&job], PendingReason::Slots { wanted: 1, free: 0, total: 1 }),
         "{:?}",
         cluster.waits
     );
@@ -408,7 +410,7 @@ fn no_precision_is_settled_before_a_trainer_was_there() {
     cluster.connect("c-1", WIDE, 210);
     let job = cluster.submit(1, "");
     assert!(cluster.decide().sends.is_empty());
-    assert!(matches!(cluster.waits[&job], Wait::NoTrainer));
+    assert!(matches!(cluster.waits[&job], PendingReason::NoTrainer));
     assert!(cluster.explain(&job).findings.iter().any(|line| line.contains("settled by the trainers")));
     cluster.connect("t-1", NARROW, 12);
     cluster.decide();

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crescendo_core::Refused;
+use crescendo_core::RequestError;
 use crescendo_core::decide::{Limits, Plan, decide};
 use crescendo_core::histogram::ScoreCounts;
 use crescendo_core::ids::{Incarnation, JobId, NodeId, RequestId, StageName, StageRef, Tenant, Timestamp};
@@ -13,9 +13,9 @@ use crescendo_core::quotas::{Quotas, TenantLimits};
 use crescendo_core::records::{
     NodeKind, NodeRecord, Record, ShardRecord, UnitRecord, UnitResult, UnitState, Write,
 };
-use crescendo_core::requests::{QueueLimits, Submission, Submitted, submit_job};
 use crescendo_core::spec;
 use crescendo_core::state::ClusterState;
+use crescendo_core::transitions::{QueueLimits, Submission, Submitted, submit_job};
 
 struct Cluster {
     state: ClusterState,
@@ -59,7 +59,7 @@ impl Cluster {
         request: &str,
         gpus: u32,
         min_gpus: u32,
-    ) -> Result<Submitted, Refused> {
+    ) -> Result<Submitted, RequestError> {
         let yaml = format!(
             "apiVersion: crescendo/v1\nkind: TrainingJob\nmetadata: {{name: trial, tenant: {tenant}}}\nspec:\n  model: {{preset: nano, weights: base.safetensors}}\n  resources: {{gpus: {gpus}, minGpus: {min_gpus}}}\n  stages:\n    - name: stage-1\n      data: {{source: compose, subjects: s, pairs: 8, minPairs: 4, unitSize: 4}}\n      train: {{adapter: {{rank: 4}}, steps: 20, globalBatch: 16}}\n"
         );
@@ -161,7 +161,7 @@ fn the_queue_of_a_tenant_is_bounded_and_a_repeated_submit_is_no_second_job() {
     let refused = cluster.try_submit("research", "r-3", 1, 1).expect_err("over the limit");
     assert_eq!(refused.to_string(), "tenant research has 2 of its 2 queued jobs");
     assert!(
-        matches!(refused, Refused::Full { retry_after, .. } if retry_after == Duration::from_secs(2)),
+        matches!(refused, RequestError::Full { retry_after, .. } if retry_after == Duration::from_secs(2)),
         "{refused:?}"
     );
     let again = cluster.try_submit("research", "r-1", 1, 1).expect("the same job");

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crescendo_core::decide::{Limits, Wait, decide, is_benched, reachable_curators};
+use crescendo_core::decide::{Limits, PendingReason, decide, is_benched, reachable_curators};
 use crescendo_core::explain::{View, explain};
 use crescendo_core::ids::{Generation, Incarnation, JobId, NodeId, RequestId, StageRef, Timestamp};
 use crescendo_core::job::JobState;
@@ -14,8 +14,8 @@ use crescendo_core::quotas::TenantLimits;
 use crescendo_core::records::{
     CheckpointRecord, FailureKind, NodeKind, NodeRecord, Record, ShardRecord, Write,
 };
-use crescendo_core::requests::{self, QueueLimits, Submission, UnitCommit, UnitFate, UnitLeaseRef};
 use crescendo_core::state::ClusterState;
+use crescendo_core::transitions::{self, QueueLimits, Submission, UnitCommit, UnitFate, UnitLeaseRef};
 use crescendo_core::{access::Scope, spec};
 use proptest::prelude::*;
 
@@ -34,7 +34,7 @@ struct World {
     limits: Limits,
     now: Timestamp,
     curators: Vec<Curator>,
-    waits: BTreeMap<JobId, Wait>,
+    waits: BTreeMap<JobId, PendingReason>,
 }
 
 const PATH: &str = "cannot read /library/subjectz/index.json: No such file or directory";
@@ -82,7 +82,7 @@ impl World {
             retry_after: Duration::from_secs(1),
             tenant: TenantLimits::default(),
         };
-        let submitted = requests::submit_job(&self.state, submission, limits, self.now).expect("taken");
+        let submitted = transitions::submit_job(&self.state, submission, limits, self.now).expect("taken");
         self.apply(submitted.writes);
         self.settle();
         submitted.job
@@ -160,7 +160,7 @@ impl World {
         let policy =
             self.limits.unit_policy(reachable_curators(&self.state, &self.seen, &self.limits, self.now));
         let (lease, writes) =
-            requests::lease_unit(&self.state, stage, &node(n), &policy, self.now).expect("it exists");
+            transitions::lease_unit(&self.state, stage, &node(n), &policy, self.now).expect("it exists");
         if is_benched(&self.seen, &self.limits, stage, &node(n), self.now) {
             return None;
         }
@@ -180,7 +180,7 @@ impl World {
         let policy = self.limits.unit_policy(1);
         if self.curators[n].can_open {
             let shard = ShardRecord {
-                path: requests::shard_path(&lease),
+                path: transitions::shard_path(&lease),
                 pairs: 4,
                 size_bytes: 9,
                 sha256: "a".repeat(64),
@@ -193,15 +193,15 @@ impl World {
                 scores: Default::default(),
                 exhausted: false,
             };
-            if let Ok(committed) = requests::commit_unit(&self.state, commit) {
+            if let Ok(committed) = transitions::commit_unit(&self.state, commit) {
                 self.apply(committed.writes);
                 self.seen.benches.lift(&stage, &node(n));
             }
         } else {
             let fate = UnitFate::Failed(FailureKind::Source);
-            let failed = requests::fail_unit(&self.state, &lease, &node(n), &policy, fate, PATH, self.now);
-            if let Ok((set_aside, writes)) = failed {
-                assert!(!set_aside, "the unit is not to blame");
+            let failed = transitions::fail_unit(&self.state, &lease, &node(n), &policy, fate, PATH, self.now);
+            if let Ok((quarantined, writes)) = failed {
+                assert!(!quarantined, "the unit is not to blame");
                 self.apply(writes);
                 self.seen.cannot_open(&lease.stage, &node(n), PATH, self.now);
             }
@@ -319,7 +319,11 @@ fn a_source_that_somebody_could_open_is_waited_for() {
     world.disconnect(1);
     world.wait(25);
     assert_eq!(world.failed(&job), None);
-    assert!(matches!(world.waits.get(&job), Some(Wait::Source { .. })), "{:?}", world.waits.get(&job));
+    assert!(
+        matches!(world.waits.get(&job), Some(PendingReason::Source { .. })),
+        "{:?}",
+        world.waits.get(&job)
+    );
     world.restart(1);
     assert_eq!(world.work(1), 1, "and it goes on");
     // Now it stays away, and the one that is left says the same each time it is asked.
@@ -356,7 +360,7 @@ fn a_later_stage_that_cannot_be_made_fails_the_job_once_it_is_reached() {
     world.curators[0].can_open = false;
     assert_eq!((world.work(0), world.work(0)), (1, 0), "the second is begun ahead");
     assert_eq!(world.failed(&job), None);
-    assert_eq!(world.waits.get(&job), Some(&Wait::NoTrainer));
+    assert_eq!(world.waits.get(&job), Some(&PendingReason::NoTrainer));
     let first = world.state.job(&job).expect("there").stages[0].id.clone();
     let done = CheckpointRecord {
         stage: first,
@@ -405,7 +409,7 @@ fn a_stage_without_a_maker_gets_the_one_that_can() {
     // Nor can it make the second, which waits for c-1 and is no reason to fail.
     assert_eq!((world.stages_of(0), world.stages_of(1)), (vec![], vec![one]));
     assert_eq!((world.failed(&first), world.failed(&second)), (None, None));
-    assert_eq!(world.waits.get(&second), Some(&Wait::CuratorsBusy));
+    assert_eq!(world.waits.get(&second), Some(&PendingReason::CuratorsBusy));
 }
 
 #[derive(Clone, Debug)]

@@ -9,7 +9,7 @@
 //! Above a size, both ways run in overlapping tiles ([`Tiling`]).
 
 mod config;
-mod halves;
+mod encoder_decoder;
 mod layers;
 mod tiling;
 
@@ -18,7 +18,7 @@ use std::path::Path;
 use tch::{Device, Kind, Tensor};
 
 pub use config::AutoencoderConfig;
-use halves::{Decoder, Encoder};
+use encoder_decoder::{Decoder, Encoder};
 use tiling::Resolutions;
 pub use tiling::Tiling;
 

@@ -1,7 +1,7 @@
 //! Drawing pictures: prompts and references in, pictures out.
 //!
 //! ```text
-//!  Sketch { prompt, references, noise } ─┬─ text encoder ─┐
+//!  GenerationRequest { prompt, references, noise } ─┬─ text encoder ─┐
 //!                                        ├─ codec ────────┼─▶ sampler (transformer + adapter) ─▶ codec ─▶ picture
 //!                                        └─ noise ────────┘
 //! ```
@@ -28,7 +28,7 @@ use crate::unope::PositionMode;
 
 /// One picture to draw.
 #[derive(Clone, Copy, Debug)]
-pub struct Sketch<'a> {
+pub struct GenerationRequest<'a> {
     pub prompt: &'a str,
     /// Sketches that are drawn together have the same number of references, of the same sizes.
     pub references: &'a [RgbImage],
@@ -47,7 +47,7 @@ pub struct FreeGuidance<'a> {
 
 /// A transformer, what turns its latents into pictures, and how they are drawn.
 #[derive(Clone, Copy)]
-pub struct Easel<'a> {
+pub struct PipelineConfig<'a> {
     pub flux: &'a Flux,
     pub codec: &'a dyn LatentCodec,
     pub positions: PositionMode,
@@ -63,7 +63,7 @@ pub struct Easel<'a> {
     pub exact_times: bool,
 }
 
-impl<'a> Easel<'a> {
+impl<'a> PipelineConfig<'a> {
     /// An easel as networks of `preset` are trained: diagonal positions, true token counts.
     pub fn for_preset(preset: Preset, flux: &'a Flux, codec: &'a dyn LatentCodec, steps: i64) -> Self {
         Self {
@@ -151,7 +151,7 @@ impl<'a> Easel<'a> {
         adapter: Option<&LoraAdapter>,
         size: (u32, u32),
         batch: usize,
-        sketches: &[Sketch<'_>],
+        sketches: &[GenerationRequest<'_>],
     ) -> Result<Vec<RgbImage>> {
         let references = sketches.first().map_or(0, |sketch| sketch.references.len());
         if sketches.iter().any(|sketch| sketch.references.len() != references) {
@@ -207,16 +207,16 @@ mod tests {
     #[test]
     fn a_sketch_does_not_depend_on_its_batch_and_does_on_all_its_parts() {
         let flux = network();
-        let easel = Easel::for_preset(Preset::Nano, &flux, &PixelCodec, 2);
+        let easel = PipelineConfig::for_preset(Preset::Nano, &flux, &PixelCodec, 2);
         let pictures = [reference(10), reference(200)];
-        let sketch = |prompt: &'static str, picture: usize, position: u64| Sketch {
+        let sketch = |prompt: &'static str, picture: usize, position: u64| GenerationRequest {
             prompt,
             references: std::slice::from_ref(&pictures[picture]),
             noise: key(position),
         };
         let sketches =
             [sketch("a cup", 0, 1), sketch("a dog", 0, 1), sketch("a cup", 1, 1), sketch("a cup", 0, 2)];
-        let draw = |batch: usize, sketches: &[Sketch<'_>]| {
+        let draw = |batch: usize, sketches: &[GenerationRequest<'_>]| {
             easel.draw_sketches(&WordVectorText, None, (16, 8), batch, sketches).expect("draw")
         };
         let all = draw(4, &sketches);
@@ -235,11 +235,11 @@ mod tests {
     #[test]
     fn sizes_and_references_that_do_not_fit_are_refused() {
         let flux = network();
-        let easel = Easel::for_preset(Preset::Nano, &flux, &PixelCodec, 2);
-        let bare = Sketch { prompt: "a cup", references: &[], noise: key(1) };
+        let easel = PipelineConfig::for_preset(Preset::Nano, &flux, &PixelCodec, 2);
+        let bare = GenerationRequest { prompt: "a cup", references: &[], noise: key(1) };
         let pictures = [reference(1)];
-        let with = Sketch { references: &pictures, ..bare };
-        let refused = |size, sketches: &[Sketch<'_>]| {
+        let with = GenerationRequest { references: &pictures, ..bare };
+        let refused = |size, sketches: &[GenerationRequest<'_>]| {
             easel.draw_sketches(&WordVectorText, None, size, 4, sketches).expect_err("refused").to_string()
         };
         assert!(refused((16, 10), &[bare]).contains("16x10"));

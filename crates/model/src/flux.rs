@@ -28,7 +28,7 @@ use tch::{Device, Kind, Tensor};
 
 pub use arithmetic::{StepTokens, forward_flops, step_flops};
 pub(crate) use blocks::{DoubleBlock, Head, SingleBlock, Stem};
-pub use placement::{LoadOptions, Residence, Storage};
+pub use placement::{LoadOptions, Offload, Storage};
 use placement::{Placing, Staged, run_ahead, stage};
 pub use rope::{RopeCache, RopeTable};
 
@@ -133,7 +133,7 @@ impl Flux {
         let unfit = placing.finish(origin);
         loader.finish(origin)?;
         unfit?;
-        flux.blocks_on_host = options.blocks == Residence::Host;
+        flux.blocks_on_host = options.blocks == Offload::Host;
         Ok(flux)
     }
 
@@ -144,7 +144,7 @@ impl Flux {
         let mut placing = Placing::new(&mut noise, options);
         let mut flux = Self::build(config, options.compute, &mut placing)?;
         placing.finish("noise")?;
-        flux.blocks_on_host = options.blocks == Residence::Host;
+        flux.blocks_on_host = options.blocks == Offload::Host;
         Ok(flux)
     }
 

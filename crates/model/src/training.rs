@@ -1,9 +1,9 @@
 //! Training: flow-matching loss, block-by-block backward, optimizer.
 //!
 //! ```text
-//!   micro-batches ─▶ Learner::gradients ─┬─ bucket k ready ─▶ caller starts its all-reduce
+//!   micro-batches ─▶ TrainStep::gradients ─┬─ bucket k ready ─▶ caller starts its all-reduce
 //!                                        └─ backward of block k−1 runs meanwhile
-//!   all buckets reduced ─▶ Trainables::clip ─▶ AdamW::step ─▶ Ema::update
+//!   all buckets reduced ─▶ FlatParams::clip ─▶ AdamW::step ─▶ Ema::update
 //! ```
 //!
 //! What trains (an adapter, or every weight of the base) lives in one flat float32 buffer per block, a
@@ -12,13 +12,13 @@
 
 mod adamw;
 mod backward;
-mod learner;
+mod flat_params;
 mod recompute;
 #[cfg(test)]
 mod tests;
-mod trainables;
+mod train_step;
 
 pub use adamw::{AdamW, AdamWConfig, Ema};
-pub use learner::{Learner, MicroBatch, MicroOutcome, NoisedTarget, OnBucket, PassTimes, TrainOptions};
+pub use flat_params::{Bucket, FlatParams};
 pub use recompute::{ActivationShape, Recompute, plan_kept_blocks};
-pub use trainables::{Bucket, Trainables};
+pub use train_step::{MicroBatch, MicroOutcome, NoisedTarget, OnBucket, PassTimes, TrainOptions, TrainStep};

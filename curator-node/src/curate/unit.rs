@@ -10,8 +10,8 @@ use crate::filters::similarity::SimilarityFilter;
 use crate::llm::network::LlmContext;
 use crate::paths::PathResolver;
 use crate::pipeline::ModelContext;
-use crate::sources::{Source, SourceError};
 use crate::sources::recompose::ParentPairs;
+use crate::sources::{Source, SourceError};
 use crescendo_core::histogram::ScoreCounts;
 use crescendo_core::rejection::Rejection;
 use crescendo_core::spec::JobSpec;
@@ -77,7 +77,11 @@ impl StageCurator {
             None => None,
             Some(spec) => {
                 crate::filters::similarity::check_limits(spec)?;
-                Some(SimilarityFilter::open(spec, &paths.resolve(&spec.encoder).map_err(SourceError::from)?, models.device)?)
+                Some(SimilarityFilter::open(
+                    spec,
+                    &paths.resolve(&spec.encoder).map_err(SourceError::from)?,
+                    models.device,
+                )?)
             }
         };
         let judge = match &stage.data.filter.judge {
@@ -265,7 +269,7 @@ pub(crate) mod tests {
             StageCurator::open_with(&job, 0, &paths(folder.path()), None, &means).expect("open");
         for unit in 0..2 {
             curator.unit(unit, &AtomicBool::new(false)).expect("make a unit");
-            let counted = models.counts.get();
+            let counted = means.counts.get();
             assert_eq!((counted.drawn, counted.filtered, counted.judged, counted.accepted), (16, 16, 0, 16));
         }
     }

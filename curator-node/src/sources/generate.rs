@@ -16,8 +16,8 @@
 mod captions;
 
 use crate::candidates::CandidateBatch;
-use crate::paths::PathResolver;
 use crate::llm::network::LlmContext;
+use crate::paths::PathResolver;
 use crate::pipeline::{DiffusionPipeline, ModelContext};
 use crate::rng::SeededRng;
 use crate::sources::SourceError;
@@ -34,7 +34,7 @@ use crescendo_core::spec::{
     GenerateSpec, JobSpec, ModelPreset, PanelArrangement, PanelShapes, Positions, StageSpec,
 };
 use crescendo_dataset::pair::Pair;
-use crescendo_model::drawing::Sketch;
+use crescendo_model::drawing::GenerationRequest;
 use image::RgbImage;
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -154,10 +154,10 @@ impl Generator {
         let wanted: Vec<(u64, Wanted)> = numbers.map(|number| (number, self.wanted(number))).collect();
         let texts: Vec<String> =
             wanted.iter().map(|(_, wanted)| captions(self.preset, wanted, arrangement).drawing).collect();
-        let sketches: Vec<Sketch<'_>> = wanted
+        let sketches: Vec<GenerationRequest<'_>> = wanted
             .iter()
             .zip(&texts)
-            .map(|((number, _), text)| Sketch {
+            .map(|((number, _), text)| GenerationRequest {
                 prompt: text,
                 references: &[],
                 noise: self.pipeline.noise(*number, 0),

@@ -32,7 +32,7 @@ use crescendo_core::spec::{
     ComposeLayout, ComposeSpec, CropSpec, DataSource, JobSpec, ModelPreset, Positions, StageSpec,
 };
 use crescendo_dataset::pair::Pair;
-use crescendo_model::drawing::Sketch;
+use crescendo_model::drawing::GenerationRequest;
 use crescendo_model::of_spec::compute_kind;
 use crescendo_model::owlv2::{BoundingBox, Detection, Owlv2Detector};
 use image::RgbImage;
@@ -276,9 +276,9 @@ impl Recomposer {
                 asked.push((prompt, picture, one.number, which as u64));
             }
         }
-        let sketches: Vec<Sketch<'_>> = asked
+        let sketches: Vec<GenerationRequest<'_>> = asked
             .iter()
-            .map(|(prompt, picture, number, which)| Sketch {
+            .map(|(prompt, picture, number, which)| GenerationRequest {
                 prompt,
                 references: std::slice::from_ref(*picture),
                 noise: redrawing.pipeline.noise(*number, *which),

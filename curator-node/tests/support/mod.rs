@@ -199,7 +199,7 @@ impl CurationService for FakeController {
             log.job_failed = job_fails.then(|| reason.clone());
             log.failed.push(reason);
         });
-        Ok(Response::new(FailUnitResponse { set_aside: false }))
+        Ok(Response::new(FailUnitResponse { quarantined: false }))
     }
 
     type WatchPairLogStream = Answers<WatchPairLogResponse>;

@@ -395,7 +395,7 @@ impl Agent {
                     stage = rank.stage,
                     rank = rank.rank,
                     reason,
-                    "rank is to save and part"
+                    "rank is to save a checkpoint and leave"
                 );
                 self.tell(&rank, Down::Drain(RankDrain { reason }));
             }

@@ -5,7 +5,7 @@
 //! | state | meaning | next |
 //! |---|---|---|
 //! | waiting | its slots, or the ranks of its older generation, are not free yet | running, failed (too long), gone |
-//! | running | its ranks live; they may have been told to save and part (it drains) or to stop | ended |
+//! | running | its ranks live; they may have been told to save a checkpoint and leave (it drains) or to stop | ended |
 //! | ended | every rank has exited; the outcome is kept for a controller that asks again | replaced by a newer generation |
 //!
 //! A slot belongs to a rank from its spawn until its process is seen to have exited, so no slot is given twice.
@@ -74,7 +74,7 @@ pub enum Effect {
         rank: RankKey,
         reason: String,
     },
-    /// Tell a rank to save and part with its gang.
+    /// Tell a rank to save a checkpoint and leave with its gang.
     Drain {
         rank: RankKey,
         reason: String,
@@ -116,7 +116,7 @@ struct Attempt {
     progress: RankProgress,
     /// Ranks were told to stop, since when and why.
     stopping: Option<(Instant, String)>,
-    /// Ranks are to save and part, and why.
+    /// Ranks are to save a checkpoint and leave, and why.
     draining: Option<String>,
     failure: Option<Failure>,
     /// Damaged checkpoints that the controller has not taken note of: the outcome waits for them.
@@ -282,7 +282,7 @@ impl AttemptTable {
         effects
     }
 
-    /// The node is about to leave: every attempt is to save and part, and none is started any more.
+    /// The node is about to leave: every attempt is to save a checkpoint and leave, and none is started any more.
     pub fn on_leaving(&mut self, reason: &str) -> Vec<Effect> {
         self.leaving = Some(reason.to_owned());
         let mut effects = Vec::new();
@@ -607,7 +607,7 @@ fn stop_ranks(attempt: &mut Attempt, reason: &str, now: Instant, effects: &mut V
     }
 }
 
-/// Tells the live ranks to save and part, once. One that has not been assigned yet is told to stop when it asks.
+/// Tells the live ranks to save a checkpoint and leave, once. One that has not been assigned yet is told to stop when it asks.
 fn drain_ranks(attempt: &mut Attempt, reason: &str, effects: &mut Vec<Effect>) {
     if attempt.draining.is_some() || attempt.stopping.is_some() {
         return;
@@ -658,7 +658,7 @@ fn report(attempt: &Attempt) -> AttemptReport {
         reason,
         failed_rank,
         permanent,
-        laps: progress.laps,
+        replay_passes: progress.replay_passes,
     }
 }
 

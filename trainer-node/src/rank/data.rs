@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
 
 use super::RankError;
-use super::positions::{GangShape, Laps, LogOrder, LogState, Place};
+use super::positions::{GangShape, LogOrder, LogState, Place, ReplayPasses};
 
 /// Limit of opening a stream.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
@@ -46,10 +46,10 @@ pub enum Delivery {
 
 /// The order of the pairs, as the gang has agreed on it.
 #[derive(Clone, Debug, Default)]
-pub struct Order {
+pub struct SampleOrder {
     /// Grows with each change.
     pub number: u64,
-    pub laps: Laps,
+    pub replay_passes: ReplayPasses,
     /// What is delivered from here on follows this order.
     pub first_step: u64,
 }
@@ -57,7 +57,7 @@ pub struct Order {
 /// What the training thread and the client tell each other beside the pairs.
 pub struct Signals {
     /// From the training thread.
-    pub order: watch::Receiver<Order>,
+    pub order: watch::Receiver<SampleOrder>,
     /// Why there is no pair; empty if there is.
     pub waiting_for: watch::Sender<String>,
     /// Number of the order by which the log has no next pair yet, if that is why.
@@ -146,9 +146,9 @@ impl Iterator for Positions {
 impl Client {
     fn new(plan: DataPlan, mut signals: Signals) -> Self {
         let positions = Positions { gang: plan.gang, steps: plan.steps.clone(), current: 0..0 };
-        let Order { number, laps, .. } = signals.order.borrow_and_update().clone();
+        let SampleOrder { number, replay_passes, .. } = signals.order.borrow_and_update().clone();
         Self {
-            order: LogOrder::new(plan.job_seed, plan.stage_index, laps),
+            order: LogOrder::new(plan.job_seed, plan.stage_index, replay_passes),
             order_number: number,
             positions: positions.peekable(),
             plan,
@@ -241,8 +241,9 @@ impl Client {
 
     /// Begins again where the training thread says, by its order.
     fn follow_order(&mut self) {
-        let Order { number, laps, first_step } = self.signals.order.borrow_and_update().clone();
-        (self.order_number, self.order.laps) = (number, laps);
+        let SampleOrder { number, replay_passes, first_step } =
+            self.signals.order.borrow_and_update().clone();
+        (self.order_number, self.order.replay_passes) = (number, replay_passes);
         self.asked.clear();
         self.again.clear();
         let steps = first_step..self.plan.steps.end;
@@ -470,7 +471,7 @@ mod tests {
             dialer: Dialer::plain(),
         };
         let signals = Signals {
-            order: watch::channel(Order::default()).1,
+            order: watch::channel(SampleOrder::default()).1,
             waiting_for: watch::channel(String::new()).0,
             starved: watch::channel(None).0,
         };
@@ -520,7 +521,7 @@ mod tests {
     #[test]
     fn a_new_order_is_followed_from_its_first_step() {
         let mut client = client(10, false, OnStarvation::Repeat);
-        let (orders, order) = watch::channel(Order::default());
+        let (orders, order) = watch::channel(SampleOrder::default());
         client.signals.order = order;
         // Step 0 has 4 to 7; of step 1, 12 to 15, there is nothing yet.
         assert_eq!(asked(&mut client), [(4, 4)]);
@@ -528,9 +529,9 @@ mod tests {
         client.asked.clear();
         assert_eq!(asked(&mut client), []);
         assert_eq!(*client.signals.starved.borrow(), Some(0));
-        let mut laps = Laps::default();
-        laps.push(laps.at_step(1, 8).expect("eight pairs were read"));
-        orders.send_replace(Order { number: 1, laps, first_step: 1 });
+        let mut replay_passes = ReplayPasses::default();
+        replay_passes.push(replay_passes.at_step(1, 8).expect("eight pairs were read"));
+        orders.send_replace(SampleOrder { number: 1, replay_passes, first_step: 1 });
         client.follow_order();
         assert_eq!(*client.signals.starved.borrow(), None);
         asked(&mut client);

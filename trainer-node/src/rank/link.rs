@@ -132,7 +132,7 @@ pub async fn open(
 pub struct Downlink {
     pub curators: watch::Sender<Vec<String>>,
     pub outcomes: mpsc::Sender<RankCheckpointOutcome>,
-    /// Cancelled when the gang is to save and part.
+    /// Cancelled when the gang is to save a checkpoint and leave.
     pub drain: CancellationToken,
 }
 
@@ -147,11 +147,16 @@ impl Downlink {
                     }
                     Some(Down::CheckpointOutcome(outcome)) => {
                         if self.outcomes.send(outcome).await.is_err() {
-                            tracing::warn!("a checkpoint's outcome came when no one waited for it");
+                            tracing::warn!(
+                                "the answer about a checkpoint is ignored: its save has ended already"
+                            );
                         }
                     }
                     Some(Down::Drain(drain)) => {
-                        tracing::info!(reason = drain.reason, "told to save and part");
+                        tracing::info!(
+                            reason = drain.reason,
+                            "the node drains: a checkpoint is saved, then the gang leaves"
+                        );
                         self.drain.cancel();
                     }
                     Some(Down::Stop(stop)) => return RankError::Stopped(stop.reason),

@@ -5,10 +5,10 @@
 //! drawn from (job seed, stage, epoch). A position below `n` means index `p` either way, so the order does not depend
 //! on when the log was sealed, nor on how many ranks there are.
 //!
-//! With `onStarvation: repeat` a gang that runs out of pairs puts a **lap** into the order: once round the pairs before
-//! it, in an order of its own. The positions of a lap are not counted by the rest of the arithmetic: what follows it
-//! goes on at the index at which it began. So the order is a function of (job seed, stage, laps, position), and the
-//! laps are part of every checkpoint.
+//! With `onStarvation: repeat` a gang that runs out of pairs puts a **replay pass** into the order: once round the pairs before
+//! it, in an order of its own. The positions of a replay pass are not counted by the rest of the arithmetic: what follows it
+//! goes on at the index at which it began. So the order is a function of (job seed, stage, replay passes, position), and the
+//! replay passes are part of every checkpoint.
 
 use std::ops::Range;
 
@@ -77,20 +77,20 @@ pub enum Place {
 /// A run of positions that repeats the pairs with index 0 to `pairs` - 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Lap {
+pub struct ReplayPass {
     /// Its first position.
     pub from: u64,
     /// Its length; every pair of the log before it, once.
     pub pairs: u64,
 }
 
-/// The laps of a stage so far, in order; no two overlap.
+/// The replay passes of a stage so far, in order; no two overlap.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Laps(Vec<Lap>);
+pub struct ReplayPasses(Vec<ReplayPass>);
 
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("lap {number} (from {from}, {pairs} pairs) does not follow from those before it")]
-pub struct BadLap {
+#[error("replay pass {number} (from {from}, {pairs} pairs) does not follow from those before it")]
+pub struct BadReplayPass {
     number: usize,
     from: u64,
     pairs: u64,
@@ -99,59 +99,65 @@ pub struct BadLap {
 /// What a position is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Part {
-    /// The n-th of the order without laps.
+    /// The n-th of the order without replay passes.
     Plain(u64),
-    Lap {
+    ReplayPass {
         number: u64,
         pairs: u64,
         offset: u64,
     },
 }
 
-impl Laps {
-    /// Takes over laps that a checkpoint has.
-    pub fn checked(laps: Vec<Lap>) -> Result<Self, BadLap> {
+impl ReplayPasses {
+    /// Takes over replay passes that a checkpoint has.
+    pub fn checked(replay_passes: Vec<ReplayPass>) -> Result<Self, BadReplayPass> {
         let mut checked = Self::default();
-        for (number, Lap { from, pairs }) in laps.into_iter().enumerate() {
-            match checked.next_lap(from) {
-                Some(lap) if lap == (Lap { from, pairs }) => checked.0.push(lap),
-                _ => return Err(BadLap { number, from, pairs }),
+        for (number, ReplayPass { from, pairs }) in replay_passes.into_iter().enumerate() {
+            match checked.next_replay_pass(from) {
+                Some(replay_pass) if replay_pass == (ReplayPass { from, pairs }) => {
+                    checked.0.push(replay_pass)
+                }
+                _ => return Err(BadReplayPass { number, from, pairs }),
             }
         }
         Ok(checked)
     }
 
-    pub fn all(&self) -> &[Lap] {
+    pub fn all(&self) -> &[ReplayPass] {
         &self.0
     }
 
-    /// The lap that a gang goes on with if `step` cannot be had: from the step's first position, or from the end of the
-    /// last lap if that lies within the step. None if there is nothing to repeat yet.
-    pub fn at_step(&self, step: u64, global_batch: u32) -> Option<Lap> {
+    /// The replay pass that a gang goes on with if `step` cannot be had: from the step's first position, or from the end of the
+    /// last replay pass if that lies within the step. None if there is nothing to repeat yet.
+    pub fn at_step(&self, step: u64, global_batch: u32) -> Option<ReplayPass> {
         let first = step.saturating_mul(u64::from(global_batch));
-        self.next_lap(self.0.last().map_or(first, |last| first.max(last.from.saturating_add(last.pairs))))
+        self.next_replay_pass(
+            self.0.last().map_or(first, |last| first.max(last.from.saturating_add(last.pairs))),
+        )
     }
 
-    pub fn push(&mut self, lap: Lap) {
-        self.0.push(lap);
+    pub fn push(&mut self, replay_pass: ReplayPass) {
+        self.0.push(replay_pass);
     }
 
-    fn next_lap(&self, from: u64) -> Option<Lap> {
+    fn next_replay_pass(&self, from: u64) -> Option<ReplayPass> {
         match self.part(from) {
             Part::Plain(pairs) if pairs > 0 && self.0.last().is_none_or(|last| last.from < from) => {
-                Some(Lap { from, pairs })
+                Some(ReplayPass { from, pairs })
             }
-            Part::Plain(_) | Part::Lap { .. } => None,
+            Part::Plain(_) | Part::ReplayPass { .. } => None,
         }
     }
 
     fn part(&self, position: u64) -> Part {
-        let begun = self.0.partition_point(|lap| lap.from <= position);
-        let before: u64 = self.0.iter().take(begun).map(|lap| lap.pairs).sum();
+        let begun = self.0.partition_point(|replay_pass| replay_pass.from <= position);
+        let before: u64 = self.0.iter().take(begun).map(|replay_pass| replay_pass.pairs).sum();
         match begun.checked_sub(1).and_then(|last| self.0.get(last)) {
-            Some(lap) if position - lap.from < lap.pairs => {
-                Part::Lap { number: begun as u64 - 1, pairs: lap.pairs, offset: position - lap.from }
-            }
+            Some(replay_pass) if position - replay_pass.from < replay_pass.pairs => Part::ReplayPass {
+                number: begun as u64 - 1,
+                pairs: replay_pass.pairs,
+                offset: position - replay_pass.from,
+            },
             _ => Part::Plain(position - before),
         }
     }
@@ -162,21 +168,21 @@ impl Laps {
 pub struct LogOrder {
     job_seed: u64,
     stage_index: u32,
-    pub laps: Laps,
+    pub replay_passes: ReplayPasses,
     /// Length of the log, epoch, and that epoch's order.
     epoch: Option<(u64, u64, Vec<u64>)>,
 }
 
 impl LogOrder {
-    pub fn new(job_seed: u64, stage_index: u32, laps: Laps) -> Self {
-        Self { job_seed, stage_index, laps, epoch: None }
+    pub fn new(job_seed: u64, stage_index: u32, replay_passes: ReplayPasses) -> Self {
+        Self { job_seed, stage_index, replay_passes, epoch: None }
     }
 
     pub fn place(&mut self, position: u64, log: LogState) -> Place {
-        let plain = match self.laps.part(position) {
+        let plain = match self.replay_passes.part(position) {
             Part::Plain(plain) => plain,
-            // Orders of laps are numbered from the other end than epochs.
-            Part::Lap { number, pairs, offset } => {
+            // Orders of replay passes are numbered from the other end than epochs.
+            Part::ReplayPass { number, pairs, offset } => {
                 return Place::At(self.of_epoch(u64::MAX - number, pairs, offset));
             }
         };
@@ -264,7 +270,7 @@ mod tests {
     #[test]
     fn each_epoch_has_each_pair_once_in_its_own_order() {
         let log = LogState { committed: 50, sealed: true };
-        let mut order = LogOrder::new(7, 1, Laps::default());
+        let mut order = LogOrder::new(7, 1, ReplayPasses::default());
         let mut epoch = |epoch: u64| -> Vec<u64> {
             (0..50)
                 .map(|offset| match order.place(epoch * 50 + offset, log) {
@@ -285,7 +291,7 @@ mod tests {
 
     #[test]
     fn sealing_late_changes_nothing_that_was_read() {
-        let mut order = LogOrder::new(7, 0, Laps::default());
+        let mut order = LogOrder::new(7, 0, ReplayPasses::default());
         let growing = LogState { committed: 10, sealed: false };
         let sealed = LogState { committed: 10, sealed: true };
         for position in 0..10 {
@@ -298,14 +304,14 @@ mod tests {
     }
 
     #[test]
-    fn a_lap_repeats_what_was_read_and_takes_nothing_from_the_rest() {
+    fn a_replay_pass_repeats_what_was_read_and_takes_nothing_from_the_rest() {
         let growing = LogState { committed: 12, sealed: false };
-        let mut order = LogOrder::new(7, 0, Laps::default());
+        let mut order = LogOrder::new(7, 0, ReplayPasses::default());
         // Steps of 4: step 2 has 8 to 11, step 3 nothing.
         assert_eq!(order.place(12, growing), Place::NotYet);
-        let lap = order.laps.at_step(3, 4).expect("12 pairs to repeat");
-        assert_eq!(lap, Lap { from: 12, pairs: 12 });
-        order.laps.push(lap);
+        let replay_pass = order.replay_passes.at_step(3, 4).expect("12 pairs to repeat");
+        assert_eq!(replay_pass, ReplayPass { from: 12, pairs: 12 });
+        order.replay_passes.push(replay_pass);
         let index = |order: &mut LogOrder, position, log| match order.place(position, log) {
             Place::At(index) => index,
             other => unreachable!("{other:?}"),
@@ -315,15 +321,15 @@ mod tests {
         sorted.sort_unstable();
         assert_eq!(sorted, (0..12).collect::<Vec<_>>());
         assert_eq!(order.place(24, growing), Place::NotYet);
-        // Two more pairs do not fill step 6: a second lap, of the same pairs in another order.
-        let lap = order.laps.at_step(6, 4).expect("12 pairs to repeat");
-        assert_eq!(lap, Lap { from: 24, pairs: 12 });
-        order.laps.push(lap);
+        // Two more pairs do not fill step 6: a second replay pass, of the same pairs in another order.
+        let replay_pass = order.replay_passes.at_step(6, 4).expect("12 pairs to repeat");
+        assert_eq!(replay_pass, ReplayPass { from: 24, pairs: 12 });
+        order.replay_passes.push(replay_pass);
         let second: Vec<u64> = (24..36).map(|position| index(&mut order, position, growing)).collect();
         assert_ne!(first, second);
-        // Then the log grows and is sealed: what follows is what would have followed without laps.
+        // Then the log grows and is sealed: what follows is what would have followed without replay passes.
         let sealed = LogState { committed: 20, sealed: true };
-        let mut plain = LogOrder::new(7, 0, Laps::default());
+        let mut plain = LogOrder::new(7, 0, ReplayPasses::default());
         for position in 36..100 {
             assert_eq!(order.place(position, sealed), plain.place(position - 24, sealed), "{position}");
         }
@@ -332,19 +338,29 @@ mod tests {
     }
 
     #[test]
-    fn a_lap_may_end_and_the_next_begin_within_a_step() {
-        let mut laps = Laps::default();
-        assert_eq!(laps.at_step(0, 4), None, "nothing was read yet");
-        laps.push(laps.at_step(3, 2).expect("six pairs"));
-        laps.push(laps.at_step(6, 2).expect("again"));
-        assert_eq!(laps.all(), [Lap { from: 6, pairs: 6 }, Lap { from: 12, pairs: 6 }]);
-        // Batches of 5: step 3 has 15 to 19, of which 15 to 17 are of the lap.
-        let lap = laps.at_step(3, 5).expect("six pairs");
-        assert_eq!(lap, Lap { from: 18, pairs: 6 });
-        assert_eq!(Laps::checked(laps.all().to_vec()).as_ref(), Ok(&laps));
-        for bad in [Lap { from: 14, pairs: 6 }, Lap { from: 20, pairs: 6 }, Lap { from: 12, pairs: 6 }] {
-            let all = laps.all().iter().copied().chain([bad]).collect();
-            assert_eq!(Laps::checked(all), Err(BadLap { number: 2, from: bad.from, pairs: bad.pairs }));
+    fn a_replay_pass_may_end_and_the_next_begin_within_a_step() {
+        let mut replay_passes = ReplayPasses::default();
+        assert_eq!(replay_passes.at_step(0, 4), None, "nothing was read yet");
+        replay_passes.push(replay_passes.at_step(3, 2).expect("six pairs"));
+        replay_passes.push(replay_passes.at_step(6, 2).expect("again"));
+        assert_eq!(
+            replay_passes.all(),
+            [ReplayPass { from: 6, pairs: 6 }, ReplayPass { from: 12, pairs: 6 }]
+        );
+        // Batches of 5: step 3 has 15 to 19, of which 15 to 17 are of the replay pass.
+        let replay_pass = replay_passes.at_step(3, 5).expect("six pairs");
+        assert_eq!(replay_pass, ReplayPass { from: 18, pairs: 6 });
+        assert_eq!(ReplayPasses::checked(replay_passes.all().to_vec()).as_ref(), Ok(&replay_passes));
+        for bad in [
+            ReplayPass { from: 14, pairs: 6 },
+            ReplayPass { from: 20, pairs: 6 },
+            ReplayPass { from: 12, pairs: 6 },
+        ] {
+            let all = replay_passes.all().iter().copied().chain([bad]).collect();
+            assert_eq!(
+                ReplayPasses::checked(all),
+                Err(BadReplayPass { number: 2, from: bad.from, pairs: bad.pairs })
+            );
         }
     }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crescendo_dataset::checkpoint::{
     ADAPTER_FILE, EMA_FILE, HISTORY_FILE, MODEL_FILE, OPTIMIZER_FILE, STATE_FILE,
 };
-use crescendo_model::training::{AdamW, Ema, Learner};
+use crescendo_model::training::{AdamW, Ema, TrainStep};
 use crescendo_model::weights::TensorFile;
 use crescendo_model::{BlockSelection, Flux, LoraAdapter};
 use crescendo_node::objects::download::{DownloadError, download};
@@ -17,7 +17,7 @@ use super::RankError;
 use super::fetch::{FetchError, LocalCheckpoint, fetch_checkpoint};
 use super::history::History;
 use super::plan::Plan;
-use super::positions::Laps;
+use super::positions::ReplayPasses;
 use super::train_state::TrainState;
 
 /// Prefix of base weights that lie in the object store.
@@ -38,7 +38,7 @@ pub struct Sources {
 /// What trains, where it stands.
 #[derive(Debug)]
 pub struct Restored {
-    pub learner: Learner,
+    pub learner: TrainStep,
     pub optimizer: AdamW,
     pub ema: Option<Ema>,
     pub history: History,
@@ -120,11 +120,11 @@ pub async fn gather(
     Ok(Sources { base, resume, init, _base_folder: base_folder })
 }
 
-/// The laps in the order of the pairs that the stage's newest checkpoint has.
-pub fn laps(plan: &Plan, sources: &Sources) -> Result<Laps, RestoreError> {
-    let Some(resume) = &sources.resume else { return Ok(Laps::default()) };
+/// The replay passes in the order of the pairs that the stage's newest checkpoint has.
+pub fn replay_passes(plan: &Plan, sources: &Sources) -> Result<ReplayPasses, RestoreError> {
+    let Some(resume) = &sources.resume else { return Ok(ReplayPasses::default()) };
     let state = read_state(plan, resume)?;
-    Ok(Laps::checked(state.laps).map_err(|error| resume.damaged(STATE_FILE, error))?)
+    Ok(ReplayPasses::checked(state.replay_passes).map_err(|error| resume.damaged(STATE_FILE, error))?)
 }
 
 /// Builds what trains. Belongs on the training thread.
@@ -163,7 +163,7 @@ pub fn build(plan: &Plan, sources: &Sources) -> Result<Restored, RestoreError> {
     Ok(Restored { learner, optimizer, ema, history, step })
 }
 
-fn adapter_learner(plan: &Plan, sources: &Sources, rank: i64) -> Result<Learner, RestoreError> {
+fn adapter_learner(plan: &Plan, sources: &Sources, rank: i64) -> Result<TrainStep, RestoreError> {
     let config = plan.config();
     // A stage after one that trained all weights has that one's as its base.
     let trained_base = sources.init.as_ref().and_then(|init| init.file(MODEL_FILE));
@@ -198,10 +198,10 @@ fn adapter_learner(plan: &Plan, sources: &Sources, rank: i64) -> Result<Learner,
             adapter.rank()
         ))));
     }
-    Learner::for_adapter(flux, adapter, plan.options()).map_err(permanent)
+    TrainStep::for_adapter(flux, adapter, plan.options()).map_err(permanent)
 }
 
-fn full_learner(plan: &Plan, sources: &Sources) -> Result<Learner, RestoreError> {
+fn full_learner(plan: &Plan, sources: &Sources) -> Result<TrainStep, RestoreError> {
     let config = plan.config();
     // Masters and their gradients are float32 whatever the activations are.
     let mut flux = match sources.resume.as_ref().or(sources.init.as_ref()) {
@@ -221,7 +221,7 @@ fn full_learner(plan: &Plan, sources: &Sources) -> Result<Learner, RestoreError>
         },
     };
     flux.set_compute_kind(plan.base_kind());
-    Learner::for_all_weights(flux, plan.options()).map_err(permanent)
+    TrainStep::for_all_weights(flux, plan.options()).map_err(permanent)
 }
 
 fn moved(mut flux: Flux, plan: &Plan) -> Result<Flux, RestoreError> {

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 use super::RankError;
-use super::data::{self, DataPlan, Order, Signals};
+use super::data::{self, DataPlan, SampleOrder, Signals};
 use super::link::{self, Downlink, MEETING_TIMEOUT, Uplink};
 use super::plan::Plan;
 use super::position_log::PositionLog;
@@ -195,7 +195,7 @@ async fn rank(args: RankArgs) -> Result<(), RankError> {
     match &outcome {
         Ok(()) => tracing::info!("every step is done"),
         Err(RankError::Stopped(reason)) => tracing::info!(reason, "stopped"),
-        Err(RankError::Drained(reason)) => tracing::info!(reason, "saved and parted"),
+        Err(RankError::Drained(reason)) => tracing::info!(reason, "checkpoint saved, the gang has left"),
         Err(error) => tracing::warn!(reason = %error, "training ends early"),
     }
     if uplink.end(&outcome).await.is_ok() && !session.is_empty() {
@@ -310,8 +310,9 @@ async fn work(
         dialer: dialer.clone(),
     };
     let (deliver, deliveries) = mpsc::channel(data_plan.credits() as usize);
-    let laps = settle(restore::laps(&plan, &sources), &uplink).await?;
-    let (order, followed) = watch::channel(Order { number: 0, laps, first_step: data_plan.steps.start });
+    let replay_passes = settle(restore::replay_passes(&plan, &sources), &uplink).await?;
+    let (order, followed) =
+        watch::channel(SampleOrder { number: 0, replay_passes, first_step: data_plan.steps.start });
     let (waiting_for, data_waits_for) = watch::channel(String::new());
     let (starved, data_starved) = watch::channel(None);
     let signals = Signals { order: followed, waiting_for, starved };
@@ -384,7 +385,7 @@ struct TrainThread {
     deliveries: mpsc::Receiver<Result<data::Delivery, RankError>>,
     data_waits_for: watch::Receiver<String>,
     data_starved: watch::Receiver<Option<u64>>,
-    order: watch::Sender<Order>,
+    order: watch::Sender<SampleOrder>,
     position_log: Option<PositionLog>,
     progress: watch::Sender<RankProgress>,
     saves: mpsc::Sender<super::save::SaveRequest>,

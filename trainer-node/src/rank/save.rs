@@ -236,7 +236,7 @@ mod tests {
             step: 3,
             next_position: 24,
             optimizer_steps: 3,
-            laps: Vec::new(),
+            replay_passes: Vec::new(),
         };
         let tensors = vec![(
             "dit_lora.safetensors",

@@ -20,14 +20,14 @@ use tokio_util::sync::CancellationToken;
 
 use super::RankError;
 use super::batch::{Draws, Sample, SampleShape, Text, micro_batches};
-use super::data::{Delivery, Order};
+use super::data::{Delivery, SampleOrder};
 use super::history::StepRecord;
-use super::meter::{self, Meter, Phase, Step};
 use super::plan::Plan;
 use super::position_log::PositionLog;
-use super::positions::Lap;
+use super::positions::ReplayPass;
 use super::restore::Restored;
 use super::save::SaveRequest;
+use super::step_profiler::{self, Phase, Step, StepProfiler};
 use super::train_state::TrainState;
 
 /// Of so many steps one is a span.
@@ -46,7 +46,7 @@ const PARTING_TIMEOUT: Duration = Duration::from_secs(600);
 /// How long a rank waits for its samples before it tells the others that it has to wait.
 const SAMPLES_WAIT: Duration = Duration::from_secs(1);
 
-/// Flag of a rank that is to save and part: more than all others together; what the sum in float32 rounds off does not
+/// Flag of a rank that is to save a checkpoint and leave: more than all others together; what the sum in float32 rounds off does not
 /// matter beside it.
 const DRAINS: f32 = 8_388_608.0;
 /// Flag of a rank that starves: more than the most ranks of a gang (1024) that only wait; their sum is exact in float32.
@@ -63,13 +63,13 @@ pub struct Training {
     /// Number of the order by which the data client has no next pair.
     pub data_starved: watch::Receiver<Option<u64>>,
     /// The order of the pairs that the data client follows.
-    pub order: watch::Sender<Order>,
+    pub order: watch::Sender<SampleOrder>,
     /// Where each step's positions and pairs are noted, for tests.
     pub position_log: Option<PositionLog>,
     pub progress: watch::Sender<RankProgress>,
     pub saves: mpsc::Sender<SaveRequest>,
     pub stop: CancellationToken,
-    /// Cancelled when the gang is to save and part at the next step boundary.
+    /// Cancelled when the gang is to save a checkpoint and leave at the next step boundary.
     pub drain: CancellationToken,
     pub runtime: Handle,
 }
@@ -92,7 +92,7 @@ pub fn run(training: Training) -> Result<(), RankError> {
         noted: Vec::new(),
         saving: None,
         save_due: false,
-        meter: Meter::new(Instant::now()),
+        meter: StepProfiler::new(Instant::now()),
         training,
     };
     state.training.restored.learner.time_passes();
@@ -100,13 +100,13 @@ pub fn run(training: Training) -> Result<(), RankError> {
     let steps = state.training.plan.stage.train.steps;
     for step in first..steps {
         match state.step(step) {
-            Err(RankError::Drained(reason)) => return state.part(first, reason),
+            Err(RankError::Drained(reason)) => return state.checkpoint_and_leave(first, reason),
             outcome => outcome?,
         }
     }
     if let Err(error) = state.training.group.leave(COLLECTIVE_TIMEOUT) {
         // The last step is done all the same.
-        tracing::warn!(%error, "the gang did not part in order");
+        tracing::warn!(%error, "the ranks did not leave their group together; what was trained is saved all the same");
     }
     state.save_last()
 }
@@ -124,7 +124,7 @@ struct Loop {
     saving: Option<(u64, oneshot::Receiver<Result<(), RankError>>)>,
     /// A save was due while another was under way.
     save_due: bool,
-    meter: Meter,
+    meter: StepProfiler,
 }
 
 impl Loop {
@@ -144,7 +144,7 @@ impl Loop {
             micro_batches(&samples, train.micro_batch as usize, &self.draws, self.training.plan.device)?;
         let loss = self.reduced_gradients(&micros)?;
         let plan = &self.training.plan;
-        let operations = meter::operations(&plan.config(), &micros, plan.adapter_rank());
+        let operations = step_profiler::operations(&plan.config(), &micros, plan.adapter_rank());
         let train = &plan.stage.train;
         let restored = &mut self.training.restored;
         let model = |error: crescendo_model::ModelError| RankError::Retryable(error.to_string());
@@ -217,15 +217,15 @@ impl Loop {
                 }
             }
             let waits = self.ready.len() < needed;
-            let lap = self.lap(step);
+            let replay_pass = self.replay_pass(step);
             let number = self.training.order.borrow().number;
             let starved = waits && *self.training.data_starved.borrow() == Some(number);
-            match self.agree(waits, starved && lap.is_some())? {
+            match self.agree(waits, starved && replay_pass.is_some())? {
                 Agreed::Ready => return Ok(waited),
                 Agreed::Wait => waited = waited_before + round.elapsed(),
                 Agreed::Drain => return Err(RankError::Drained(format!("after step {step}"))),
                 Agreed::Repeat => {
-                    self.begin_lap(step, lap)?;
+                    self.begin_replay_pass(step, replay_pass)?;
                     positions = self.training.plan.gang.positions(step);
                     continue;
                 }
@@ -266,33 +266,33 @@ impl Loop {
         delivery
     }
 
-    /// The lap that the gang would go on with if `step` cannot be had. The same on all ranks: they have the same laps.
-    fn lap(&self, step: u64) -> Option<Lap> {
+    /// The replay pass that the gang would go on with if `step` cannot be had. The same on all ranks: they have the same replay passes.
+    fn replay_pass(&self, step: u64) -> Option<ReplayPass> {
         let Training { plan, order, .. } = &self.training;
         match plan.stage.train.on_starvation {
-            OnStarvation::Repeat => order.borrow().laps.at_step(step, plan.gang.global_batch),
+            OnStarvation::Repeat => order.borrow().replay_passes.at_step(step, plan.gang.global_batch),
             OnStarvation::Wait | OnStarvation::Stop => None,
         }
     }
 
-    /// Puts a lap into the order and begins `step` anew. All ranks do so at the same step, before any trains it.
-    fn begin_lap(&mut self, step: u64, lap: Option<Lap>) -> Result<(), RankError> {
-        let lap =
-            lap.ok_or_else(|| RankError::Retryable("the gang repeats what this rank has not".into()))?;
+    /// Puts a replay pass into the order and begins `step` anew. All ranks do so at the same step, before any trains it.
+    fn begin_replay_pass(&mut self, step: u64, replay_pass: Option<ReplayPass>) -> Result<(), RankError> {
+        let replay_pass = replay_pass
+            .ok_or_else(|| RankError::Retryable("the gang repeats what this rank has not".into()))?;
         self.ready.clear();
         self.noted.clear();
         self.training.order.send_modify(|order| {
             order.number += 1;
-            order.laps.push(lap);
+            order.replay_passes.push(replay_pass);
             order.first_step = step;
         });
-        let laps = self.training.order.borrow().laps.all().len() as u64;
-        self.training.progress.send_modify(|progress| progress.laps = laps);
+        let replay_passes = self.training.order.borrow().replay_passes.all().len() as u64;
+        self.training.progress.send_modify(|progress| progress.replay_passes = replay_passes);
         tracing::info!(
             step = step + 1,
-            from = lap.from,
-            pairs = lap.pairs,
-            laps,
+            from = replay_pass.from,
+            pairs = replay_pass.pairs,
+            replay_passes,
             "no new pairs yet: going round those before once more"
         );
         Ok(())
@@ -370,7 +370,7 @@ impl Loop {
             samples_per_sec: self.meter.samples_per_sec(),
             data_wait_fraction: (waited_seconds / record.seconds.max(1e-9)).clamp(0.0, 1.0),
             waiting_for: String::new(),
-            laps: self.training.order.borrow().laps.all().len() as u64,
+            replay_passes: self.training.order.borrow().replay_passes.all().len() as u64,
             phases: Some(self.meter.phases()),
             steps_done: self.meter.steps(),
             operations_per_sec: self.meter.operations_per_sec(),
@@ -406,7 +406,7 @@ impl Loop {
     }
 
     /// Saves the step that is done, unless it is saved already, and ends once every rank knows that it is.
-    fn part(mut self, first: u64, reason: String) -> Result<(), RankError> {
+    fn checkpoint_and_leave(mut self, first: u64, reason: String) -> Result<(), RankError> {
         let step = self.training.restored.step;
         if self.training.plan.gang.rank == 0 && step > first {
             self.training
@@ -477,7 +477,7 @@ impl Loop {
                 step: restored.step,
                 next_position: restored.step * u64::from(plan.gang.global_batch),
                 optimizer_steps: restored.optimizer.steps(),
-                laps: self.training.order.borrow().laps.all().to_vec(),
+                replay_passes: self.training.order.borrow().replay_passes.all().to_vec(),
             },
             tensors: copies().map_err(RankError::retryable)?,
             history: restored.history.to_bytes(),

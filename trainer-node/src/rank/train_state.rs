@@ -5,7 +5,7 @@ use crescendo_dataset::checkpoint::ManifestFile;
 use crescendo_proto::v1::{Checkpoint, CheckpointFile};
 use serde::{Deserialize, Serialize};
 
-use super::positions::Lap;
+use super::positions::ReplayPass;
 
 /// Where training stood.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,9 +22,9 @@ pub struct TrainState {
     pub next_position: u64,
     /// Updates that the optimizer has made; what its bias correction counts with.
     pub optimizer_steps: u64,
-    /// Laps in the global order so far (`onStarvation: repeat`); with `next_position`, where in the log training stood.
+    /// ReplayPasses in the global order so far (`onStarvation: repeat`); with `next_position`, where in the log training stood.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub laps: Vec<Lap>,
+    pub replay_passes: Vec<ReplayPass>,
 }
 
 /// A file as it is registered.

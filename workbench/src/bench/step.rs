@@ -7,12 +7,12 @@ use std::time::Instant;
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Args, ValueEnum};
 use crescendo_core::precision::CLEARLY_FASTER;
-use crescendo_model::flux::{LoadOptions, Residence, StepTokens, Storage, step_flops};
+use crescendo_model::flux::{LoadOptions, Offload, StepTokens, Storage, step_flops};
 use crescendo_model::lora::BlockSelection;
 use crescendo_model::randomness::{SampleKey, TimeDistribution};
 use crescendo_model::speed;
 use crescendo_model::tch::{Device, Kind, Tensor};
-use crescendo_model::training::{AdamW, AdamWConfig, Learner, MicroBatch, Recompute, TrainOptions};
+use crescendo_model::training::{AdamW, AdamWConfig, MicroBatch, Recompute, TrainOptions, TrainStep};
 use crescendo_model::{Flux, FluxConfig, LoraAdapter, Preset};
 use serde::Serialize;
 
@@ -276,7 +276,7 @@ pub fn run(args: &StepArgs) -> Result<()> {
     )
 }
 
-fn learner(args: &StepArgs, setting: &Setting) -> Result<Learner> {
+fn learner(args: &StepArgs, setting: &Setting) -> Result<TrainStep> {
     let Setting { config, kind, rank, .. } = setting;
     let full = *rank == 0;
     let storage = match args.storage {
@@ -284,8 +284,8 @@ fn learner(args: &StepArgs, setting: &Setting) -> Result<Learner> {
         Store::Float8 => Storage::Float8,
     };
     let blocks = match args.blocks {
-        Place::Device => Residence::Device,
-        Place::Host => Residence::Host,
+        Place::Device => Offload::Device,
+        Place::Host => Offload::Host,
     };
     // What trains is float32 whatever the activations are.
     let compute = if full { Kind::Float } else { *kind };
@@ -299,7 +299,7 @@ fn learner(args: &StepArgs, setting: &Setting) -> Result<Learner> {
     flux.set_compute_kind(*kind);
     let options = TrainOptions { adapter_compute: Some(*kind), ..TrainOptions::default() };
     if full {
-        return Ok(Learner::for_all_weights(flux, options)?);
+        return Ok(TrainStep::for_all_weights(flux, options)?);
     }
     let all = BlockSelection::all(config);
     let layout = LoraAdapter::layout(config, *rank, &all)?;
@@ -307,7 +307,7 @@ fn learner(args: &StepArgs, setting: &Setting) -> Result<Learner> {
     let tensors =
         layout.into_iter().map(|(name, shape)| Ok((name, values(&shape)?))).collect::<Result<_>>()?;
     let adapter = LoraAdapter::from_tensors(config, tensors, "noise", Kind::Float, args.device)?;
-    Ok(Learner::for_adapter(flux, adapter, options)?)
+    Ok(TrainStep::for_adapter(flux, adapter, options)?)
 }
 
 /// What is computed again, now that everything that stays on the device is there.

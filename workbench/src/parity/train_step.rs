@@ -11,7 +11,7 @@ use anyhow::{Context, bail, ensure};
 use crescendo_collective::{PendingReduce, ProcessGroup, ReduceOp};
 use crescendo_model::schedule::training_table;
 use crescendo_model::tch::{Device, Kind, Tensor};
-use crescendo_model::training::{AdamW, AdamWConfig, Ema, Learner, MicroBatch, TrainOptions};
+use crescendo_model::training::{AdamW, AdamWConfig, Ema, MicroBatch, TrainOptions, TrainStep};
 use crescendo_model::weights::{TensorFile, TensorMap};
 use crescendo_model::{Flux, LoraAdapter, packing};
 use serde::Deserialize;
@@ -113,7 +113,7 @@ pub fn run_rank(fixture: &Fixture, group: &ProcessGroup) -> anyhow::Result<Tenso
         Kind::Float,
         fixture.device,
     )?;
-    let mut learner = Learner::for_adapter(flux, adapter, TrainOptions::default())?;
+    let mut learner = TrainStep::for_adapter(flux, adapter, TrainOptions::default())?;
     let settings = AdamWConfig {
         beta1: optimizer.betas[0],
         beta2: optimizer.betas[1],

@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use crescendo_core::spec::JobSpec;
-use crescendo_curator_node::pipeline::encoder_files;
 use crescendo_curator_node::paths::PathResolver;
+use crescendo_curator_node::pipeline::encoder_files;
 use crescendo_curator_node::sources::compose::EvalCase;
 use crescendo_model::codec::{EncodedText, LatentCodec, TextEncoder};
-use crescendo_model::drawing::{Easel, FreeGuidance, Sketch};
+use crescendo_model::drawing::{FreeGuidance, GenerationRequest, PipelineConfig};
 use crescendo_model::randomness::SampleKey;
 use crescendo_model::tch::{Device, Kind, Tensor, no_grad};
 use crescendo_model::unope::PositionMode;
@@ -154,10 +154,10 @@ impl Studio {
         };
         let empty = self.prompts.encode(&[""])?;
         let Drawing { steps, true_cfg } = self.settings.drawing;
-        let easel = Easel {
+        let easel = PipelineConfig {
             positions: contender.positions,
             free_guidance: (true_cfg > 1.0).then_some(FreeGuidance { scale: true_cfg, empty: &empty }),
-            ..Easel::for_preset(self.preset, flux, self.codec.as_ref(), steps)
+            ..PipelineConfig::for_preset(self.preset, flux, self.codec.as_ref(), steps)
         };
         let mut drawn = Vec::with_capacity(blocks.len());
         for block in blocks {
@@ -176,7 +176,7 @@ impl Studio {
     /// Cases of one shape go through the network together.
     fn draw_cases(
         &self,
-        easel: &Easel,
+        easel: &PipelineConfig,
         adapter: Option<&LoraAdapter>,
         contender: &Contender,
         cases: &[EvalCase],
@@ -194,9 +194,9 @@ impl Studio {
         let together = if self.preset == Preset::Nano { 38 } else { 2 };
         let mut drawn: Vec<Option<RgbImage>> = vec![None; cases.len()];
         for (shape, numbers) in of_shape {
-            let sketches: Vec<Sketch> = numbers
+            let sketches: Vec<GenerationRequest> = numbers
                 .iter()
-                .map(|&n| Sketch {
+                .map(|&n| GenerationRequest {
                     prompt: &cases[n].prompt,
                     references: &cases[n].references[..given(&cases[n])],
                     noise: SampleKey::for_seed(EVAL_SEED + n as u64),

@@ -85,7 +85,7 @@ pub struct StageFigures {
     pub steps: u64,
     pub steps_total: u64,
     pub restarts: u32,
-    pub laps: u64,
+    pub replay_passes: u64,
     /// What it was computed in; empty where the job does not say.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub precision: String,
@@ -216,7 +216,7 @@ impl Figures {
             "refs",
             "steps",
             "restarts",
-            "laps",
+            "replay passes",
             "precision",
             "pairs",
             "rejected",
@@ -237,7 +237,7 @@ impl Figures {
                 some(u64::from(stage.references)),
                 steps,
                 some(u64::from(stage.restarts)),
-                some(stage.laps),
+                some(stage.replay_passes),
                 stage.precision.clone(),
                 some(stage.pairs_accepted),
                 some(rejected),
@@ -333,7 +333,7 @@ pub mod tests {
                 steps: 30,
                 steps_total: 30,
                 restarts: 0,
-                laps: 0,
+                replay_passes: 0,
                 precision: "f32".into(),
                 pairs_accepted: 640,
                 pairs_wanted: 640,
@@ -365,7 +365,10 @@ pub mod tests {
         figures.scores[0].standard_error = None;
         assert_eq!(figures.score_table().headings, ["", "right", "chance", "among", "draws", "subjects"]);
         let stages = figures.stage_table();
-        assert!(!stages.headings.contains(&"restarts") && !stages.headings.contains(&"laps"), "{stages:?}");
+        assert!(
+            !stages.headings.contains(&"restarts") && !stages.headings.contains(&"replay passes"),
+            "{stages:?}"
+        );
         assert!(stages.headings.contains(&"rejected"), "{stages:?}");
         assert_eq!(stages.rows[0].len(), stages.headings.len());
     }

@@ -52,7 +52,7 @@ pub struct StageJson {
     #[serde(default)]
     pub pairs_rejected: BTreeMap<String, u64>,
     #[serde(default)]
-    pub laps: u64,
+    pub replay_passes: u64,
     /// What it was computed in: `f32` or `bf16`; empty where that is not known.
     #[serde(default)]
     pub precision: String,

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::decide::passes::{Curation, Decided};
-use crate::decide::{Nodes, settle};
+use crate::decide::{DecideContext, settle};
 use crate::ids::{NodeId, StageRef};
 use crate::job::JobState;
 use crate::records::NodeKind;
@@ -12,7 +12,7 @@ use crate::state::{ClusterState, Job};
 /// Every stage that is being trained is served by all curators, so that a rank can turn to another. The other stages that
 /// lack pairs get at least one curator each, in the order of their jobs, as far as curators go; a curator stays where it is
 /// as long as no stage would be left without, and makes none whose source it cannot open.
-pub(super) fn spread(nodes: &Nodes<'_>, decided: &Decided<'_>) -> Curation {
+pub(super) fn spread(nodes: &DecideContext<'_>, decided: &Decided<'_>) -> Curation {
     let curators: Vec<_> = nodes.open_to_work(NodeKind::Curator).collect();
     if curators.is_empty() {
         return Curation::default();

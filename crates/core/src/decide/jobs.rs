@@ -4,16 +4,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::decide::passes::{Active, Curation, Decided, Lacking};
-use crate::decide::{Change, Nodes, Plan, Wait, settle, sources};
+use crate::decide::{Change, DecideContext, PendingReason, Plan, settle, sources};
 use crate::ids::{AttemptRef, NodeId, StageRef, Timestamp};
 use crate::job::{JobEvent, JobState};
 use crate::observed::NodeReport;
-use crate::placement::{self, NoRoom, NodeSlots, Slots};
+use crate::placement::{self, InsufficientCapacity, NodeSlots, Slots};
 use crate::precision::{self, StagePrecision};
 use crate::processor::{self, GangKind, GangPart};
 use crate::records::{AttemptRecord, AttemptState, JobRecord, NodeKind, RankPlacement, Record, Write};
-use crate::requests::ended;
 use crate::state::{ClusterState, Job, Stage};
+use crate::transitions::ended;
 
 /// An attempt that cannot go on.
 struct Ending {
@@ -31,7 +31,7 @@ enum EndKind {
 }
 
 /// Decides every open job, in the order in which they are served.
-pub(super) fn decide_jobs<'a>(nodes: &Nodes<'a>, plan: &mut Plan) -> Decided<'a> {
+pub(super) fn decide_jobs<'a>(nodes: &DecideContext<'a>, plan: &mut Plan) -> Decided<'a> {
     let jobs = nodes.state.open_in_order();
     let mut active = Active::new();
     for job in &jobs {
@@ -59,7 +59,7 @@ pub(super) fn decide_jobs<'a>(nodes: &Nodes<'a>, plan: &mut Plan) -> Decided<'a>
 
 /// Moves the jobs whose stages are with the curators, now that it is known which have one.
 pub(super) fn decide_curation(
-    nodes: &Nodes<'_>,
+    nodes: &DecideContext<'_>,
     curation: &Curation,
     decided: &Decided<'_>,
     plan: &mut Plan,
@@ -72,24 +72,24 @@ pub(super) fn decide_curation(
                 events.push(JobEvent::Run { stage: *index });
             }
             move_job(nodes.now, plan, job, events);
-            Wait::Pairs {
+            PendingReason::Pairs {
                 stage: stage.id.stage.to_string(),
                 committed: stage.log.committed(),
                 needed: *needed,
             }
         } else if curation.wanted.is_empty() {
-            Wait::NoCurator
+            PendingReason::NoCurator
         } else if settle::is_open(nodes, job, &stage.id) {
-            Wait::NoTrainer
+            PendingReason::NoTrainer
         } else {
-            sources::wait(nodes, stage).unwrap_or(Wait::CuratorsBusy)
+            sources::wait(nodes, stage).unwrap_or(PendingReason::CuratorsBusy)
         };
         plan.waits.insert(job.record.id.clone(), wait);
     }
 }
 
 /// Slots of reachable trainers that no active attempt holds.
-pub(crate) fn free_slots(nodes: &Nodes<'_>, active: &Active) -> Slots {
+pub(crate) fn free_slots(nodes: &DecideContext<'_>, active: &Active) -> Slots {
     let mut slots = Slots::default();
     for (record, view) in nodes.open_to_work(NodeKind::Trainer).filter(|(record, _)| record.slots > 0) {
         let wanted = |attempt: &AttemptRef| {
@@ -136,7 +136,7 @@ struct Idle<'a> {
 }
 
 struct JobPass<'a, 'p> {
-    nodes: &'p Nodes<'a>,
+    nodes: &'p DecideContext<'a>,
     plan: &'p mut Plan,
     decided: Decided<'a>,
     slots: Slots,
@@ -162,9 +162,9 @@ impl<'a> JobPass<'a, '_> {
             return;
         };
         match &job.record.state {
-            JobState::Paused => self.halt(job, "the job is paused", Wait::Paused),
+            JobState::Paused => self.halt(job, "the job is paused", PendingReason::Paused),
             JobState::Preempting { .. } => {
-                self.halt(job, "the job makes room for another", Wait::Preempted);
+                self.halt(job, "the job makes room for another", PendingReason::Preempted);
                 if self.is_gone(job) {
                     self.move_job(job, vec![JobEvent::Yield]);
                 }
@@ -178,7 +178,7 @@ impl<'a> JobPass<'a, '_> {
         }
     }
 
-    fn halt(&mut self, job: &Job, reason: &str, wait: Wait) {
+    fn halt(&mut self, job: &Job, reason: &str, wait: PendingReason) {
         for attempt in job.stages.iter().filter_map(Stage::active_attempt) {
             self.end(attempt, reason.to_owned(), attempt.failures_in_a_row);
         }
@@ -260,7 +260,7 @@ impl<'a> JobPass<'a, '_> {
         } else if job.record.state != (JobState::Running { stage: index }) {
             self.move_job(job, vec![JobEvent::Place { stage: index }]);
             let nodes: BTreeSet<&NodeId> = attempt.ranks.iter().map(|rank| &rank.node).collect();
-            let wait = Wait::Ranks { ranks: attempt.ranks.len(), nodes: nodes.len() };
+            let wait = PendingReason::Ranks { ranks: attempt.ranks.len(), nodes: nodes.len() };
             self.plan.waits.insert(job.record.id.clone(), wait);
         }
     }
@@ -352,8 +352,11 @@ impl<'a> JobPass<'a, '_> {
             && !stage.is_begun()
         {
             let (stored_bytes, limit_bytes) = (*stored_bytes, *limit_bytes);
-            let wait =
-                Wait::TenantStorage { tenant: job.record.spec.tenant.clone(), stored_bytes, limit_bytes };
+            let wait = PendingReason::TenantStorage {
+                tenant: job.record.spec.tenant.clone(),
+                stored_bytes,
+                limit_bytes,
+            };
             self.plan.waits.insert(job.record.id.clone(), wait);
             return;
         }
@@ -377,7 +380,7 @@ impl<'a> JobPass<'a, '_> {
     }
 
     /// When the next attempt may start: at once after the first failure, later and later after more of them.
-    fn backoff(&self, last: &AttemptRecord) -> Option<(Timestamp, Wait)> {
+    fn backoff(&self, last: &AttemptRecord) -> Option<(Timestamp, PendingReason)> {
         let AttemptState::Ended { reason, at } = &last.state else { return None };
         let failures = last.failures_in_a_row;
         if failures <= 1 {
@@ -386,7 +389,7 @@ impl<'a> JobPass<'a, '_> {
         let limits = self.nodes.limits;
         let factor = 1u32.checked_shl(failures - 2).unwrap_or(u32::MAX);
         let wait: Duration = limits.restart_backoff.saturating_mul(factor).min(limits.max_restart_backoff);
-        Some((at.plus(wait), Wait::Backoff { reason: reason.clone(), failures }))
+        Some((at.plus(wait), PendingReason::Backoff { reason: reason.clone(), failures }))
     }
 
     fn try_place(
@@ -395,13 +398,13 @@ impl<'a> JobPass<'a, '_> {
         index: usize,
         stage: &Stage,
         last: Option<&AttemptRecord>,
-    ) -> Result<Wait, Wait> {
-        let Some(spec) = job.stage_spec(index) else { return Err(Wait::NoTrainer) };
+    ) -> Result<PendingReason, PendingReason> {
+        let Some(spec) = job.stage_spec(index) else { return Err(PendingReason::NoTrainer) };
         if self.slots.is_empty() {
-            return Err(Wait::NoTrainer);
+            return Err(PendingReason::NoTrainer);
         }
         let Ok(init_from) = job.init_checkpoint(index) else {
-            return Err(Wait::Pairs {
+            return Err(PendingReason::Pairs {
                 stage: stage.id.stage.to_string(),
                 committed: stage.log.committed(),
                 needed: 0,
@@ -415,25 +418,25 @@ impl<'a> JobPass<'a, '_> {
         let sizes = self.allowed_sizes(job, sizes)?;
         if let Some(first) = self.first_waiting {
             let same_tenant = first.record.spec.tenant == job.record.spec.tenant;
-            let behind = Wait::Behind { job: first.record.id.clone() };
-            return Err(if same_tenant { behind } else { Wait::BehindOthers });
+            let behind = PendingReason::Behind { job: first.record.id.clone() };
+            return Err(if same_tenant { behind } else { PendingReason::BehindOthers });
         }
         let place = match required {
             Some(gang) => self.place_like(gang, &stage.id)?,
             None => self.place_anywhere(job, stage, &sizes),
         };
-        let ranks = place.map_err(|no_room| {
-            if no_room.fits_when_empty() {
+        let ranks = place.map_err(|shortage| {
+            if shortage.fits_when_empty() {
                 self.first_waiting = Some(job);
             }
-            Wait::Slots { wanted: no_room.wanted, free: no_room.free, total: no_room.total }
+            PendingReason::Slots { wanted: shortage.wanted, free: shortage.free, total: shortage.total }
         })?;
         ranks.iter().for_each(|rank| self.slots.take(rank));
         *self.in_use.entry(&job.record.spec.tenant).or_insert(0) += slots_of(&ranks);
         let StageRef { job: job_id, stage: name } = stage.id.clone();
         let attempt = AttemptRef { job: job_id, stage: name, generation: stage.generation().next() };
         let nodes: BTreeSet<&NodeId> = ranks.iter().map(|rank| &rank.node).collect();
-        let wait = Wait::Ranks { ranks: ranks.len(), nodes: nodes.len() };
+        let wait = PendingReason::Ranks { ranks: ranks.len(), nodes: nodes.len() };
         self.plan.changes.push(Change::AttemptPlaced { attempt: attempt.clone(), ranks: ranks.len() });
         let record = AttemptRecord {
             attempt,
@@ -452,7 +455,12 @@ impl<'a> JobPass<'a, '_> {
 
     /// Places a gang of one of `sizes` on nodes of any kind: on such that crawl in the stage's precision only where it
     /// fits nowhere else, and where the kind that wrote its checkpoint is free on that, since the bits stay the same then.
-    fn place_anywhere(&self, job: &Job, stage: &Stage, sizes: &[u32]) -> Result<Vec<RankPlacement>, NoRoom> {
+    fn place_anywhere(
+        &self,
+        job: &Job,
+        stage: &Stage,
+        sizes: &[u32],
+    ) -> Result<Vec<RankPlacement>, InsufficientCapacity> {
         let state = self.nodes.state;
         // Only bf16 crawls anywhere.
         let quick = (precision::of_stage(&job.record.spec, stage) == Some(StagePrecision::Bf16))
@@ -477,7 +485,7 @@ impl<'a> JobPass<'a, '_> {
         &self,
         gang: &GangKind,
         stage: &StageRef,
-    ) -> Result<Result<Vec<RankPlacement>, NoRoom>, Wait> {
+    ) -> Result<Result<Vec<RankPlacement>, InsufficientCapacity>, PendingReason> {
         let state = self.nodes.state;
         if let Some(ranks) = place_parts(state, &self.slots, stage, gang) {
             return Ok(Ok(ranks));
@@ -486,11 +494,11 @@ impl<'a> JobPass<'a, '_> {
             let alike = self.slots.among(|node| processor::may_run_on(&part, state, node));
             (placement::room(&alike, stage, part.ranks), part)
         });
-        let rooms: Vec<(NoRoom, GangPart)> = rooms.collect();
+        let rooms: Vec<(InsufficientCapacity, GangPart)> = rooms.collect();
         let missing: Vec<GangPart> =
             rooms.iter().filter(|(room, _)| !room.fits_when_empty()).map(|(_, part)| part.clone()).collect();
         if !missing.is_empty() {
-            return Err(Wait::Processor { gang: GangKind { parts: missing } });
+            return Err(PendingReason::Processor { gang: GangKind { parts: missing } });
         }
         let taken = rooms.into_iter().map(|(room, _)| room).find(|room| room.free < room.wanted);
         Ok(Err(taken.unwrap_or_else(|| placement::room(&self.slots, stage, gang.ranks()))))
@@ -506,7 +514,7 @@ impl<'a> JobPass<'a, '_> {
     }
 
     /// The gang sizes, largest first, that the job's tenant has slots left for.
-    fn allowed_sizes(&self, job: &Job, sizes: Vec<u32>) -> Result<Vec<u32>, Wait> {
+    fn allowed_sizes(&self, job: &Job, sizes: Vec<u32>) -> Result<Vec<u32>, PendingReason> {
         let tenant = job.record.spec.tenant.as_str();
         let Some(limit) = self.nodes.limits.quotas.of(tenant).max_gpus else { return Ok(sizes) };
         let used = self.in_use.get(tenant).copied().unwrap_or(0);
@@ -514,7 +522,7 @@ impl<'a> JobPass<'a, '_> {
         let wanted = sizes.last().copied().unwrap_or(0);
         let allowed: Vec<u32> = sizes.into_iter().filter(|size| *size <= left).collect();
         if allowed.is_empty() {
-            return Err(Wait::TenantGpus { tenant: tenant.to_owned(), wanted, used, limit });
+            return Err(PendingReason::TenantGpus { tenant: tenant.to_owned(), wanted, used, limit });
         }
         Ok(allowed)
     }

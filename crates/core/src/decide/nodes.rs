@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 
 use crate::decide::passes::{Active, Curation};
-use crate::decide::{Command, Nodes, Plan, Send};
+use crate::decide::{Command, DecideContext, Plan, Send};
 use crate::ids::{AttemptRef, StageRef};
 use crate::observed::{NodeReport, NodeView};
 use crate::records::{NodeKind, NodeRecord};
 
-pub(super) fn decide_sends(nodes: &Nodes<'_>, curation: &Curation, active: &Active, plan: &mut Plan) {
+pub(super) fn decide_sends(nodes: &DecideContext<'_>, curation: &Curation, active: &Active, plan: &mut Plan) {
     let mut served_at: BTreeMap<&StageRef, Vec<String>> = BTreeMap::new();
     for (record, _) in nodes.reachable(NodeKind::Curator) {
         for stage in curation.wanted.get(&record.id).into_iter().flatten() {
@@ -33,7 +33,7 @@ pub(super) fn decide_sends(nodes: &Nodes<'_>, curation: &Curation, active: &Acti
 }
 
 fn trainer_sends(
-    nodes: &Nodes<'_>,
+    nodes: &DecideContext<'_>,
     record: &NodeRecord,
     view: &NodeView,
     active: &Active,
@@ -86,7 +86,7 @@ fn trainer_sends(
 }
 
 /// Its stage has just got its final checkpoint from it: the ranks end by themselves.
-fn is_finishing(nodes: &Nodes<'_>, running: &AttemptRef) -> bool {
+fn is_finishing(nodes: &DecideContext<'_>, running: &AttemptRef) -> bool {
     let Some(stage) = nodes.state.stage(&running.stage_ref()) else { return false };
     let Some(last) = stage.final_checkpoint() else { return false };
     last.generation == running.generation && nodes.now.since(last.committed_at) < nodes.limits.finish_within

@@ -15,7 +15,7 @@ pub struct Plan {
     pub writes: Vec<Write>,
     pub sends: Vec<Send>,
     /// Why each waiting job waits.
-    pub waits: BTreeMap<JobId, Wait>,
+    pub waits: BTreeMap<JobId, PendingReason>,
     /// What has changed and why, for logs and counters.
     pub changes: Vec<Change>,
 }
@@ -71,7 +71,7 @@ pub enum Change {
 
 /// Why a job does not go on at this moment.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Wait {
+pub enum PendingReason {
     NoCurator,
     /// Every curator works on stages that go first.
     CuratorsBusy,
@@ -130,7 +130,7 @@ pub enum Wait {
     Preempted,
 }
 
-impl Wait {
+impl PendingReason {
     /// Label in metrics, from this fixed set.
     pub fn label(&self) -> &'static str {
         match self {
@@ -150,7 +150,7 @@ impl Wait {
     }
 }
 
-impl fmt::Display for Wait {
+impl fmt::Display for PendingReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoCurator => f.write_str("waits for a curator: none is connected"),

@@ -1,6 +1,6 @@
 //! Which curator reads a file out of the object store for a person.
 
-use crate::decide::{Limits, Nodes};
+use crate::decide::{DecideContext, Limits};
 use crate::ids::{NodeId, Timestamp};
 use crate::observed::Observed;
 use crate::records::NodeKind;
@@ -15,7 +15,7 @@ pub fn choose_reader(
     last: Option<&NodeId>,
     now: Timestamp,
 ) -> Option<NodeId> {
-    let nodes = Nodes { state, seen, limits, now };
+    let nodes = DecideContext { state, seen, limits, now };
     let ids = |open: bool| -> Vec<&NodeId> {
         let reachable = nodes.reachable(NodeKind::Curator);
         reachable

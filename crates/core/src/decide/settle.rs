@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::decide::passes::{Active, Curation};
-use crate::decide::{Change, Nodes, Plan};
+use crate::decide::{Change, DecideContext, Plan};
 use crate::ids::StageRef;
 use crate::precision::{self, Settled};
 use crate::processor;
@@ -12,7 +12,12 @@ use crate::spec::Precision;
 use crate::state::Job;
 
 /// Every stage that a node is about to work on has its record before the command leaves.
-pub(super) fn decide_stages(nodes: &Nodes<'_>, curation: &Curation, active: &Active, plan: &mut Plan) {
+pub(super) fn decide_stages(
+    nodes: &DecideContext<'_>,
+    curation: &Curation,
+    active: &Active,
+    plan: &mut Plan,
+) {
     let curated = curation.wanted.values().flatten();
     let stages: BTreeSet<&StageRef> = curated.chain(active.keys()).collect();
     for id in stages {
@@ -46,7 +51,7 @@ pub(super) fn decide_stages(nodes: &Nodes<'_>, curation: &Curation, active: &Act
 /// By the trainers, and by the curators too where they draw (`curators_draw`): elsewhere they only encode. A node that has not come
 /// back since this controller began counts as it last introduced itself until it has had the time to; and trainers that
 /// are out of sight do where no other is there, since the stage will be trained by some.
-fn settle(nodes: &Nodes<'_>, curators_draw: bool) -> Settled {
+fn settle(nodes: &DecideContext<'_>, curators_draw: bool) -> Settled {
     let asked = |kind: NodeKind| -> Vec<&NodeRecord> {
         let coming_back = nodes.now.since(nodes.seen.since) < nodes.limits.silent_after;
         known(nodes, kind)
@@ -64,13 +69,13 @@ fn settle(nodes: &Nodes<'_>, curators_draw: bool) -> Settled {
     precision::settle(trainers.into_iter().chain(curators))
 }
 
-/// Nodes that have introduced themselves at some time and are not drained.
-fn known<'a>(nodes: &Nodes<'a>, kind: NodeKind) -> impl Iterator<Item = &'a NodeRecord> {
+/// DecideContext that have introduced themselves at some time and are not drained.
+fn known<'a>(nodes: &DecideContext<'a>, kind: NodeKind) -> impl Iterator<Item = &'a NodeRecord> {
     nodes.state.nodes().filter(move |record| record.kind == kind && !record.drained)
 }
 
 /// Whether nobody could say what the stage is to compute in, for good: it says `auto`, and no trainer was ever there.
-pub(crate) fn is_open(nodes: &Nodes<'_>, job: &Job, stage: &StageRef) -> bool {
+pub(crate) fn is_open(nodes: &DecideContext<'_>, job: &Job, stage: &StageRef) -> bool {
     job.record.spec.model.precision == Precision::Auto
         && nodes.state.stage(stage).is_some_and(|stage| stage.settled().is_none())
         && known(nodes, NodeKind::Trainer).next().is_none()

@@ -10,7 +10,7 @@
 //!   [`Limits::source_lost_after`](super::Limits), and a gang that steps is left alone.
 
 use crate::bench::Bench;
-use crate::decide::{Nodes, Wait};
+use crate::decide::{DecideContext, PendingReason};
 use crate::ids::{NodeId, StageRef};
 use crate::records::{NodeKind, NodeRecord, UnitRecord, UnitState};
 use crate::rejection::Rejection;
@@ -19,7 +19,7 @@ use crate::state::Stage;
 /// Curators that a reason names at most.
 const MAX_NAMED: usize = 3;
 
-impl<'a> Nodes<'a> {
+impl<'a> DecideContext<'a> {
     /// What the curator has said of the stage, if none of its units is to be given to it.
     pub(crate) fn bench(&self, stage: &StageRef, node: &NodeId) -> Option<&'a Bench> {
         self.seen.benches.get(stage, node, self.limits, self.now)
@@ -39,7 +39,7 @@ impl<'a> Nodes<'a> {
 }
 
 /// Why the stage's pairs will never be made, if no curator can open its source. `needed`: pairs that training starts with.
-pub(super) fn nobody_opens(nodes: &Nodes<'_>, stage: &Stage, needed: u64) -> Option<String> {
+pub(super) fn nobody_opens(nodes: &DecideContext<'_>, stage: &Stage, needed: u64) -> Option<String> {
     if stage.log.is_sealed() {
         return None;
     }
@@ -59,7 +59,7 @@ pub(super) fn nobody_opens(nodes: &Nodes<'_>, stage: &Stage, needed: u64) -> Opt
     }
     let long_ago = |at| nodes.now.since(at) >= nodes.limits.source_lost_after;
     let made = |unit: &UnitRecord| {
-        unit.result().is_some_and(|result| !result.rejected.contains_key(Rejection::UnitSetAside.name()))
+        unit.result().is_some_and(|result| !result.rejected.contains_key(Rejection::UnitQuarantined.name()))
     };
     if stage.log.units().any(made) && !long_ago(since) {
         return None;
@@ -79,12 +79,12 @@ pub(super) fn nobody_opens(nodes: &Nodes<'_>, stage: &Stage, needed: u64) -> Opt
 }
 
 /// What the stage waits for, if every curator that could be given work is benched for it.
-pub(crate) fn wait(nodes: &Nodes<'_>, stage: &Stage) -> Option<Wait> {
+pub(crate) fn wait(nodes: &DecideContext<'_>, stage: &Stage) -> Option<PendingReason> {
     let curators = nodes.open_to_work(NodeKind::Curator);
     let said: Vec<(&NodeId, &Bench)> = curators
         .map(|(record, _)| Some((&record.id, nodes.bench(&stage.id, &record.id)?)))
         .collect::<Option<_>>()?;
-    Some(Wait::Source { stage: stage.id.stage.to_string(), told: told(&said)? })
+    Some(PendingReason::Source { stage: stage.id.stage.to_string(), told: told(&said)? })
 }
 
 /// `c-1 cannot open its source: …`, or of several `c-1, c-2 and 3 more cannot open …`; `None` of none.

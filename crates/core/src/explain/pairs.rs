@@ -122,7 +122,7 @@ pub(super) fn last_failure(view: &View<'_>, stage: &Stage) -> Option<String> {
     let (unit, failure) = stage.log.last_failure()?;
     let ended = view.state.job(&stage.id.job).is_some_and(|job| job.record.state.is_terminal());
     let next = match &unit.state {
-        UnitState::Done(_) => "; it was set aside".to_owned(),
+        UnitState::Done(_) => "; it was quarantined".to_owned(),
         UnitState::Free { .. } | UnitState::Leased { .. } if ended => String::new(),
         UnitState::Free { from } if *from > view.now => {
             format!("; it is tried again in {}", span(from.since(view.now)))
@@ -181,7 +181,7 @@ fn under_way(view: &View<'_>, stage: &Stage) -> Vec<String> {
     findings.extend(waiting.take(super::MAX_NODES).map(waits));
     if failures > 0 {
         findings.push(format!(
-            "units were given back with an error {}; a unit is set aside after {} of them",
+            "units were given back with an error {}; a unit is quarantined after {} of them",
             times(failures),
             view.limits.max_unit_failures
         ));
@@ -290,7 +290,7 @@ pub(super) fn loosen(job: &Job, index: usize, stage: &Stage) -> Option<String> {
             | Rejection::BadCaption
             | Rejection::DuplicateRecord,
         ) => "look at the imported files: paths, pictures or labels are not as they should be".to_owned(),
-        Some(Rejection::UnitSetAside) => {
+        Some(Rejection::UnitQuarantined) => {
             format!("see why whole units fail: crescendo logs {}", job.record.id)
         }
         Some(

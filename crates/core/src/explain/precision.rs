@@ -1,13 +1,13 @@
 //! What a job's arithmetic has to do with where it is.
 
 use crate::decide::settle;
-use crate::explain::{Explanation, MAX_NODES, View, room, silent_among};
+use crate::explain::{Explanation, MAX_NODES, View, capacity, silent_among};
 use crate::precision;
 use crate::processor::{self, GangKind};
 use crate::records::{CheckpointRecord, NodeKind, NodeRecord};
 use crate::state::{Job, Stage};
 
-/// Nodes that can be given work.
+/// DecideContext that can be given work.
 fn open<'a>(view: &View<'a>) -> Vec<&'a NodeRecord> {
     let nodes = view.decide_nodes();
     let of = |kind| nodes.open_to_work(kind).map(|(record, _)| record).collect::<Vec<_>>();
@@ -46,7 +46,7 @@ pub(super) fn without_processor(view: &View<'_>, job: &Job, stage: &Stage, gang:
     Explanation {
         findings,
         remedies,
-        nodes: room::node_rooms(view, Some(&stage.id)),
+        nodes: capacity::node_rooms(view, Some(&stage.id)),
         ..Explanation::default()
     }
 }

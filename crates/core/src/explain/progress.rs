@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::words::{count, seconds, span};
 use super::{Explanation, PairForecast, View, pairs};
-use crate::decide::{Wait, sources};
+use crate::decide::{PendingReason, sources};
 use crate::ids::NodeId;
 use crate::records::{AttemptRecord, AttemptState, FailureKind};
 use crate::state::{Job, Stage};
@@ -264,7 +264,7 @@ fn later_stages(view: &View<'_>, job: &Job, index: usize) -> Vec<String> {
     }
     // The job is failed by it once it gets there; until then it can be mended.
     for later in job.stages.iter().skip(index.saturating_add(1)).filter(|later| !later.log.is_sealed()) {
-        if let Some(Wait::Source { stage, told }) = sources::wait(&view.decide_nodes(), later) {
+        if let Some(PendingReason::Source { stage, told }) = sources::wait(&view.decide_nodes(), later) {
             findings.push(format!("{stage}, a later one, cannot be made as it is: {told}"));
         }
     }

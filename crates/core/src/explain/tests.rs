@@ -8,15 +8,15 @@ use crate::observed::{NodeReport, Progress, Report};
 use crate::pairlog::tests::done;
 use crate::quotas::{Quotas, TenantLimits};
 use crate::records::{CheckpointRecord, NodeRecord, Record, UnitRecord, Write};
-use crate::requests::{self, QueueLimits, Submission};
 use crate::spec;
+use crate::transitions::{self, QueueLimits, Submission};
 
 /// A cluster whose decisions are the real ones.
 struct Cluster {
     state: ClusterState,
     seen: Observed,
     limits: Limits,
-    waits: BTreeMap<JobId, Wait>,
+    waits: BTreeMap<JobId, PendingReason>,
     now: Timestamp,
 }
 
@@ -69,7 +69,7 @@ impl Cluster {
             retry_after: Duration::from_secs(1),
             tenant: TenantLimits::default(),
         };
-        let submitted = requests::submit_job(&self.state, submission, limits, self.now).unwrap();
+        let submitted = transitions::submit_job(&self.state, submission, limits, self.now).unwrap();
         submitted.writes.into_iter().for_each(|write| self.state.apply(write).unwrap());
         self.wait(1);
         submitted.job
@@ -192,7 +192,7 @@ fn what_it_says_would_be_enough_is_enough() {
         .filter_map(|blocker| blocker.job.as_ref())
         .collect();
     assert_eq!(enough, [&big]);
-    let writes = requests::cancel_job(&cluster.state, &big, "", cluster.now).unwrap();
+    let writes = transitions::cancel_job(&cluster.state, &big, "", cluster.now).unwrap();
     writes.into_iter().for_each(|write| cluster.state.apply(write).unwrap());
     let attempt = cluster.state.job(&big).unwrap().stages[0].attempt.clone().unwrap();
     cluster.settle();
@@ -392,7 +392,7 @@ fn a_stage_without_pairs_is_told_which_filter_to_loosen() {
 #[test]
 fn what_has_ended_says_how() {
     let (mut cluster, big) = busy();
-    let writes = requests::cancel_job(&cluster.state, &big, "enough", cluster.now).unwrap();
+    let writes = transitions::cancel_job(&cluster.state, &big, "enough", cluster.now).unwrap();
     writes.into_iter().for_each(|write| cluster.state.apply(write).unwrap());
     let told = cluster.explain(&big);
     assert_eq!((told.cause, told.summary.as_str()), ("cancelled", "was cancelled: enough"));

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crescendo_core::Refused;
+use crescendo_core::RequestError;
 use crescendo_core::decide::{Change, Command, Limits, Plan, decide, reachable_curators};
 use crescendo_core::ids::{
     AttemptRef, Generation, Incarnation, JobId, NodeId, RequestId, StageRef, Timestamp,
@@ -18,9 +18,9 @@ use crescendo_core::quotas::TenantLimits;
 use crescendo_core::records::{
     CheckpointRecord, FileRecord, NodeKind, NodeRecord, Record, ShardRecord, Write,
 };
-use crescendo_core::requests::{self, QueueLimits, Submission, UnitCommit, UnitLeaseRef};
 use crescendo_core::spec::{self, JobSpec};
 use crescendo_core::state::ClusterState;
+use crescendo_core::transitions::{self, QueueLimits, Submission, UnitCommit, UnitLeaseRef};
 
 pub const TRAINERS: usize = 3;
 pub const CURATORS: usize = 2;
@@ -53,7 +53,7 @@ pub enum Act {
         node: u8,
         undo: bool,
     },
-    /// A gang with ranks on a node that leaves saves and parts.
+    /// A gang with ranks on a node that leaves saves a checkpoint and leaves.
     Part {
         node: u8,
     },
@@ -189,7 +189,7 @@ impl World {
             Act::Cancel { job } => {
                 if let Some(id) = self.pick_job(job) {
                     let writes =
-                        requests::cancel_job(&self.state, &id, "enough", self.now).expect("it exists");
+                        transitions::cancel_job(&self.state, &id, "enough", self.now).expect("it exists");
                     self.apply(writes);
                 }
             }
@@ -213,7 +213,7 @@ impl World {
             Act::DrainNode { node, undo } => {
                 let id = self.node(node).id.clone();
                 if self.state.node(&id).is_some() {
-                    let writes = requests::drain_node(&self.state, &id, !undo).expect("it exists");
+                    let writes = transitions::drain_node(&self.state, &id, !undo).expect("it exists");
                     self.apply(writes);
                 }
             }
@@ -274,7 +274,7 @@ impl World {
             retry_after: Duration::from_secs(1),
             tenant: TenantLimits::default(),
         };
-        match requests::submit_job(&self.state, submission, limits, self.now) {
+        match transitions::submit_job(&self.state, submission, limits, self.now) {
             Ok(submitted) => {
                 let known = self.submitted.get(&request);
                 assert_eq!(submitted.already, known.is_some(), "a request id makes one job");
@@ -282,7 +282,7 @@ impl World {
                 self.apply(submitted.writes);
                 self.submitted.insert(request, submitted.job);
             }
-            Err(Refused::Exists { .. }) => assert!(self.submitted.contains_key(&request)),
+            Err(RequestError::Exists { .. }) => assert!(self.submitted.contains_key(&request)),
             Err(refused) => panic!("{refused}"),
         }
     }
@@ -409,7 +409,7 @@ impl World {
         self.tell(at);
     }
 
-    /// The ranks of an attempt save and part. Where not all of its ranks are there, those on each node just end.
+    /// The ranks of an attempt save a checkpoint and leave. Where not all of its ranks are there, those on each node just end.
     fn part(&mut self, attempt: &AttemptRef) {
         let stage = self.state.stage(&attempt.stage_ref());
         let newest = stage.is_some_and(|stage| stage.generation() == attempt.generation && !stage.is_done());
@@ -475,7 +475,7 @@ impl World {
     fn record_of(attempt: &AttemptRef, step: u64) -> CheckpointRecord {
         let stage = attempt.stage_ref();
         CheckpointRecord {
-            path: requests::checkpoint_path(&stage, step, attempt.generation),
+            path: transitions::checkpoint_path(&stage, step, attempt.generation),
             stage,
             generation: attempt.generation,
             step,
@@ -491,7 +491,7 @@ impl World {
         let newest = self.state.stage(&attempt.stage_ref()).and_then(|stage| stage.newest_checkpoint());
         let newest = newest.map_or(0, |checkpoint| checkpoint.step);
         let step = if last { 20 } else { (newest + 5).min(15) };
-        let committed = requests::commit_checkpoint(&self.state, Self::record_of(attempt, step), self.now);
+        let committed = transitions::commit_checkpoint(&self.state, Self::record_of(attempt, step), self.now);
         let committed = committed.expect("the newest generation may");
         self.apply(committed.writes);
     }
@@ -501,9 +501,14 @@ impl World {
         let stages = self.state.job(&attempt.job).map(|job| job.stages.clone()).unwrap_or_default();
         let Some(found) = stages.iter().flat_map(|stage| stage.checkpoints.values()).next() else { return };
         let stage = attempt.stage_ref();
-        let writes =
-            requests::mark_checkpoint_damaged(&self.state, &stage, attempt.generation, &found.path, "torn")
-                .expect("newest");
+        let writes = transitions::mark_checkpoint_damaged(
+            &self.state,
+            &stage,
+            attempt.generation,
+            &found.path,
+            "torn",
+        )
+        .expect("newest");
         self.apply(writes);
     }
 
@@ -532,12 +537,12 @@ impl World {
                     continue;
                 }
                 let refused =
-                    requests::commit_checkpoint(&self.state, Self::record_of(&attempt, step), self.now);
+                    transitions::commit_checkpoint(&self.state, Self::record_of(&attempt, step), self.now);
                 assert!(refused.is_err(), "{attempt} is old and was let commit");
             }
             for checkpoint in known.values().filter(|checkpoint| checkpoint.damaged.is_none()) {
                 let stage = attempt.stage_ref();
-                let refused = requests::mark_checkpoint_damaged(
+                let refused = transitions::mark_checkpoint_damaged(
                     &self.state,
                     &stage,
                     attempt.generation,
@@ -561,7 +566,7 @@ impl World {
         let policy =
             self.limits.unit_policy(reachable_curators(&self.state, &self.seen, &self.limits, self.now));
         let (lease, writes) =
-            requests::lease_unit(&self.state, &stage, &node, &policy, self.now).expect("it exists");
+            transitions::lease_unit(&self.state, &stage, &node, &policy, self.now).expect("it exists");
         if let Lease::Granted(record) = lease {
             self.leases.push(UnitLeaseRef {
                 stage,
@@ -579,7 +584,7 @@ impl World {
         let lease = self.leases.remove(usize::from(pick) % self.leases.len());
         let before = self.state.stage(&lease.stage).and_then(|stage| stage.log.unit(lease.unit).cloned());
         let shard = ShardRecord {
-            path: if pairs.is_multiple_of(5) { String::new() } else { requests::shard_path(&lease) },
+            path: if pairs.is_multiple_of(5) { String::new() } else { transitions::shard_path(&lease) },
             pairs: u64::from(pairs % 5),
             size_bytes: 100,
             sha256: "a".repeat(64),
@@ -591,13 +596,13 @@ impl World {
             scores: Default::default(),
             exhausted: false,
         };
-        match requests::commit_unit(&self.state, commit) {
+        match transitions::commit_unit(&self.state, commit) {
             Ok(committed) => {
                 let newest = before.is_some_and(|unit| unit.lease_generation == lease.lease_generation);
                 assert!(committed.done_already || newest, "an old lease committed");
                 self.apply(committed.writes);
             }
-            Err(Refused::StaleLease { .. } | Refused::TooLate { .. }) => {}
+            Err(RequestError::StaleLease { .. } | RequestError::TooLate { .. }) => {}
             Err(refused) => panic!("{refused}"),
         }
     }

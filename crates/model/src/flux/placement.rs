@@ -29,7 +29,7 @@ pub enum Storage {
 
 /// Where the blocks' weights lie between their uses.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Residence {
+pub enum Offload {
     #[default]
     Device,
     /// In host memory; each block is brought to the device just before it runs.
@@ -44,13 +44,13 @@ pub struct LoadOptions {
     /// Where the network computes.
     pub device: Device,
     pub storage: Storage,
-    pub blocks: Residence,
+    pub blocks: Offload,
 }
 
 impl LoadOptions {
     /// Everything on `device` in `compute`.
     pub fn resident(compute: Kind, device: Device) -> Self {
-        Self { compute, device, storage: Storage::Compute, blocks: Residence::Device }
+        Self { compute, device, storage: Storage::Compute, blocks: Offload::Device }
     }
 
     /// The dtype that a source should hand out: an 8-bit cast starts from the exact value.
@@ -64,8 +64,8 @@ impl LoadOptions {
     /// Where a source should hand out tensors: a network that does not fit the device is not read through it.
     pub(crate) fn device_read(&self) -> Device {
         match self.blocks {
-            Residence::Device => self.device,
-            Residence::Host => Device::Cpu,
+            Offload::Device => self.device,
+            Offload::Host => Device::Cpu,
         }
     }
 }
@@ -112,8 +112,8 @@ impl ParamSource for Placing<'_> {
         }
         let of_a_block = name.starts_with("double_blocks.") || name.starts_with("single_blocks.");
         match (self.options.blocks, self.options.device) {
-            (Residence::Host, device @ Device::Cuda(_)) if of_a_block => Ok(tensor.f_pin_memory(device)?),
-            (Residence::Host, _) if of_a_block => Ok(tensor),
+            (Offload::Host, device @ Device::Cuda(_)) if of_a_block => Ok(tensor.f_pin_memory(device)?),
+            (Offload::Host, _) if of_a_block => Ok(tensor),
             (_, device) => Ok(tensor.f_to_device(device)?),
         }
     }
@@ -207,7 +207,7 @@ mod tests {
         weights
     }
 
-    fn options(compute: Kind, storage: Storage, blocks: Residence) -> LoadOptions {
+    fn options(compute: Kind, storage: Storage, blocks: Offload) -> LoadOptions {
         LoadOptions { compute, device: Device::Cpu, storage, blocks }
     }
 
@@ -242,8 +242,8 @@ mod tests {
     #[test]
     fn blocks_on_the_host_give_the_same_numbers() {
         for storage in [Storage::Compute, Storage::Float8] {
-            let resident = load(&options(Kind::Float, storage, Residence::Device));
-            let hosted = load(&options(Kind::Float, storage, Residence::Host));
+            let resident = load(&options(Kind::Float, storage, Offload::Device));
+            let hosted = load(&options(Kind::Float, storage, Offload::Host));
             assert!(matches!(hosted.double(0).unwrap(), Some(Staged::Brought(_))));
             assert!(matches!(resident.single(0).unwrap(), Some(Staged::Resident(_))));
             assert_eq!(run(&hosted), run(&resident));
@@ -254,7 +254,7 @@ mod tests {
     fn float8_weights_take_a_byte_and_stay_close() {
         let exact = run(&load(&LoadOptions::resident(Kind::Float, Device::Cpu)));
         for compute in [Kind::Float, Kind::BFloat16] {
-            let mut small = load(&options(compute, Storage::Float8, Residence::Device));
+            let mut small = load(&options(compute, Storage::Float8, Offload::Device));
             assert!(small.tensors().values().all(|tensor| tensor.kind() == Kind::Float8e4m3fn));
             assert_eq!(small.compute_kind(), compute);
             let error = (run(&small) - &exact).norm().double_value(&[]) / exact.norm().double_value(&[]);
@@ -267,10 +267,9 @@ mod tests {
     fn float8_files_are_read_as_they_are() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("fp8.safetensors");
-        let mut small = load(&options(Kind::Float, Storage::Float8, Residence::Device));
+        let mut small = load(&options(Kind::Float, Storage::Float8, Offload::Device));
         crate::weights::save(&path, &small.tensors(), &Default::default()).unwrap();
-        let again =
-            Flux::load_with(&config(), &path, &options(Kind::Float, Storage::Float8, Residence::Host));
+        let again = Flux::load_with(&config(), &path, &options(Kind::Float, Storage::Float8, Offload::Host));
         assert_eq!(run(&again.unwrap()), run(&small));
         let widened = Flux::load(&config(), &path, Kind::Float, Device::Cpu).unwrap();
         assert_eq!(run(&widened), run(&small));
@@ -281,7 +280,7 @@ mod tests {
         let mut tensors = weights();
         tensors.insert("img_in.bias".to_owned(), Tensor::full([64], 464.0, (Kind::Float, Device::Cpu)));
         tensors.insert("txt_in.bias".to_owned(), Tensor::full([64], -463.0, (Kind::Float, Device::Cpu)));
-        let options = options(Kind::Float, Storage::Float8, Residence::Device);
+        let options = options(Kind::Float, Storage::Float8, Offload::Device);
         let error = Flux::from_tensors_with(&config(), tensors, "test", &options).unwrap_err().to_string();
         assert!(error.contains("img_in.bias has values too large for F8_E4M3"), "{error}");
         assert!(!error.contains("txt_in"), "{error}");

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-use super::trainables::{Trainables, copy_of};
+use super::flat_params::{FlatParams, copy_of};
 use crate::error::{ModelError, Result};
 use crate::weights::TensorMap;
 
@@ -34,7 +34,7 @@ pub struct AdamW {
 }
 
 impl AdamW {
-    pub fn new(config: AdamWConfig, trainables: &Trainables) -> Result<Self> {
+    pub fn new(config: AdamWConfig, trainables: &FlatParams) -> Result<Self> {
         let unit = 0.0..1.0;
         if !unit.contains(&config.beta1) || !unit.contains(&config.beta2) {
             return Err(ModelError::Config { field: "betas", reason: "must lie within [0, 1)".to_owned() });
@@ -53,7 +53,7 @@ impl AdamW {
     }
 
     /// One step with the gradients that the buckets hold.
-    pub fn step(&mut self, trainables: &mut Trainables, rate: f64) -> Result<()> {
+    pub fn step(&mut self, trainables: &mut FlatParams, rate: f64) -> Result<()> {
         self.steps += 1;
         let AdamWConfig { beta1, beta2, eps, weight_decay } = self.config;
         let exponent = i32::try_from(self.steps).unwrap_or(i32::MAX);
@@ -76,7 +76,7 @@ impl AdamW {
     }
 
     /// Copies of both moments as `exp_avg.<parameter>` and `exp_avg_sq.<parameter>`.
-    pub fn export(&self, trainables: &Trainables) -> Result<TensorMap> {
+    pub fn export(&self, trainables: &FlatParams) -> Result<TensorMap> {
         let mut map = trainables.copy_flat(self.exp_avg.iter(), "exp_avg.")?;
         map.extend(trainables.copy_flat(self.exp_avg_sq.iter(), "exp_avg_sq.")?);
         Ok(map)
@@ -85,7 +85,7 @@ impl AdamW {
     /// Restores what [`AdamW::export`] gave, after `steps` steps.
     pub fn import(
         &mut self,
-        trainables: &Trainables,
+        trainables: &FlatParams,
         tensors: &TensorMap,
         steps: u64,
         origin: &str,
@@ -106,7 +106,7 @@ pub struct Ema {
 }
 
 impl Ema {
-    pub fn new(decay: f64, trainables: &Trainables) -> Result<Self> {
+    pub fn new(decay: f64, trainables: &FlatParams) -> Result<Self> {
         if !(0.0..=1.0).contains(&decay) {
             return Err(ModelError::Config {
                 field: "ema",
@@ -119,7 +119,7 @@ impl Ema {
     }
 
     /// ema += (1 − decay) · (value − ema), after each optimizer step.
-    pub fn update(&mut self, trainables: &Trainables) -> Result<()> {
+    pub fn update(&mut self, trainables: &FlatParams) -> Result<()> {
         tch::no_grad(|| {
             for (average, bucket) in self.values.iter_mut().zip(trainables.buckets()) {
                 drop(average.f_lerp_(bucket.values(), 1.0 - self.decay)?);
@@ -129,12 +129,12 @@ impl Ema {
     }
 
     /// Copies of the averages by parameter name.
-    pub fn export(&self, trainables: &Trainables) -> Result<TensorMap> {
+    pub fn export(&self, trainables: &FlatParams) -> Result<TensorMap> {
         trainables.copy_flat(self.values.iter(), "")
     }
 
     /// Restores what [`Ema::export`] gave.
-    pub fn import(&mut self, trainables: &Trainables, tensors: &TensorMap, origin: &str) -> Result<()> {
+    pub fn import(&mut self, trainables: &FlatParams, tensors: &TensorMap, origin: &str) -> Result<()> {
         trainables.fill_flat(&self.values, tensors, "", origin)
     }
 }

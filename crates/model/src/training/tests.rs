@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use tch::{Device, Kind, Tensor};
 
 use super::*;
-use crate::flux::{LoadOptions, Residence, Storage};
+use crate::flux::{LoadOptions, Offload, Storage};
 use crate::randomness::{NormalStream, SampleKey};
 use crate::unope::{Grid, Layout, PositionMode};
 use crate::weights::TensorMap;
@@ -144,12 +144,12 @@ fn cut_backward_gives_the_gradients_of_one_graph() {
         let options = TrainOptions { recompute, ..TrainOptions::default() };
         let all = BlockSelection::all(&config());
 
-        let mut learner = Learner::for_adapter(network(1), adapter(&all), options.clone()).unwrap();
+        let mut learner = TrainStep::for_adapter(network(1), adapter(&all), options.clone()).unwrap();
         learner.gradients(&micros(), None).unwrap();
         let plain = plain_gradients(&mut network(1), &mut Some(adapter(&all)), &micros());
         assert_close(&learner.trainables().grads().unwrap(), &plain);
 
-        let mut learner = Learner::for_all_weights(network(1), options).unwrap();
+        let mut learner = TrainStep::for_all_weights(network(1), options).unwrap();
         learner.gradients(&micros(), None).unwrap();
         let plain = plain_gradients(&mut network(1), &mut None, &micros());
         assert_close(&learner.trainables().grads().unwrap(), &plain);
@@ -161,16 +161,16 @@ fn gradients_do_not_depend_on_what_is_computed_again() {
     let all = BlockSelection::all(&config());
     let micros = || [batch(&[1, 2], 4, 6, 0.75), batch(&[3], 6, 2, 0.25)];
     let mut plans = std::collections::BTreeSet::new();
-    let bytes = |learner: &mut Learner, recompute| {
+    let bytes = |learner: &mut TrainStep, recompute| {
         learner.set_recompute(recompute);
         learner.gradients(&micros(), None).unwrap();
         crate::weights::to_bytes(&learner.trainables().grads().unwrap(), &Default::default()).unwrap()
     };
     for full in [false, true] {
         let mut learner = if full {
-            Learner::for_all_weights(network(1), TrainOptions::default()).unwrap()
+            TrainStep::for_all_weights(network(1), TrainOptions::default()).unwrap()
         } else {
-            Learner::for_adapter(network(1), adapter(&all), TrainOptions::default()).unwrap()
+            TrainStep::for_adapter(network(1), adapter(&all), TrainOptions::default()).unwrap()
         };
         let expected = bytes(&mut learner, Recompute::None);
         assert!(bytes(&mut learner, Recompute::All) == expected, "all");
@@ -194,17 +194,17 @@ fn frozen_bases_in_8_bits_or_on_the_host_train_an_adapter() {
         let options = LoadOptions { compute: Kind::Float, device: Device::Cpu, storage, blocks };
         let base = Flux::from_tensors_with(&config(), network(1).tensors(), "test", &options).unwrap();
         let options = TrainOptions { recompute, ..TrainOptions::default() };
-        let mut learner = Learner::for_adapter(base, adapter(&all), options).unwrap();
+        let mut learner = TrainStep::for_adapter(base, adapter(&all), options).unwrap();
         learner.gradients(&[batch(&[1, 2], 4, 4, 1.0)], None).unwrap();
         learner.trainables().grads().unwrap()
     };
     for storage in [Storage::Compute, Storage::Float8] {
-        let resident = grads(storage, Residence::Device, Recompute::None);
-        assert_eq!(grads(storage, Residence::Host, Recompute::All), resident);
+        let resident = grads(storage, Offload::Device, Recompute::None);
+        assert_eq!(grads(storage, Offload::Host, Recompute::All), resident);
     }
-    let options = LoadOptions { blocks: Residence::Host, ..LoadOptions::resident(Kind::Float, Device::Cpu) };
+    let options = LoadOptions { blocks: Offload::Host, ..LoadOptions::resident(Kind::Float, Device::Cpu) };
     let base = Flux::from_tensors_with(&config(), network(1).tensors(), "test", &options).unwrap();
-    assert!(Learner::for_all_weights(base, TrainOptions::default()).is_err());
+    assert!(TrainStep::for_all_weights(base, TrainOptions::default()).is_err());
 }
 
 #[test]
@@ -212,7 +212,7 @@ fn an_adapter_may_compute_in_bfloat16_under_float32_weights() {
     let all = BlockSelection::all(&config());
     let grads = |adapter_compute| {
         let options = TrainOptions { adapter_compute, ..TrainOptions::default() };
-        let mut learner = Learner::for_adapter(network(1), adapter(&all), options).unwrap();
+        let mut learner = TrainStep::for_adapter(network(1), adapter(&all), options).unwrap();
         learner.gradients(&[batch(&[1, 2], 4, 4, 1.0)], None).unwrap();
         learner.trainables().grads().unwrap()
     };
@@ -227,7 +227,7 @@ fn an_adapter_may_compute_in_bfloat16_under_float32_weights() {
 #[test]
 fn an_adapter_on_some_blocks_gets_the_gradients_of_one_graph() {
     let some = BlockSelection { double: BTreeSet::from([1]), single: BTreeSet::from([1]) };
-    let mut learner = Learner::for_adapter(network(1), adapter(&some), TrainOptions::default()).unwrap();
+    let mut learner = TrainStep::for_adapter(network(1), adapter(&some), TrainOptions::default()).unwrap();
     let mut order = Vec::new();
     let outcomes = learner
         .gradients(
@@ -250,7 +250,7 @@ fn an_adapter_on_some_blocks_gets_the_gradients_of_one_graph() {
 fn groups_of_several_shapes_weigh_every_sample_alike() {
     let all = BlockSelection::all(&config());
     let grads = |micros: &[MicroBatch]| {
-        let mut learner = Learner::for_adapter(network(1), adapter(&all), TrainOptions::default()).unwrap();
+        let mut learner = TrainStep::for_adapter(network(1), adapter(&all), TrainOptions::default()).unwrap();
         learner.gradients(micros, None).unwrap();
         learner.trainables().grads().unwrap()
     };
@@ -264,7 +264,7 @@ fn groups_of_several_shapes_weigh_every_sample_alike() {
 
 #[test]
 fn buckets_are_announced_once_in_reverse_after_the_last_micro_batch() {
-    let mut learner = Learner::for_all_weights(network(1), TrainOptions::default()).unwrap();
+    let mut learner = TrainStep::for_all_weights(network(1), TrainOptions::default()).unwrap();
     let names: Vec<String> = learner.trainables().buckets().iter().map(|b| b.name().to_owned()).collect();
     assert_eq!(
         names,
@@ -289,7 +289,7 @@ fn buckets_are_announced_once_in_reverse_after_the_last_micro_batch() {
 }
 
 /// Steps `from..=to` of a short run.
-fn train(learner: &mut Learner, adamw: &mut AdamW, ema: &mut Ema, steps: std::ops::RangeInclusive<u64>) {
+fn train(learner: &mut TrainStep, adamw: &mut AdamW, ema: &mut Ema, steps: std::ops::RangeInclusive<u64>) {
     for step in steps {
         learner.gradients(&[batch(&[2 * step, 2 * step + 1], 4, 4, 1.0)], None).unwrap();
         drop(learner.trainables_mut().clip(Some(1.0)).unwrap());
@@ -298,9 +298,9 @@ fn train(learner: &mut Learner, adamw: &mut AdamW, ema: &mut Ema, steps: std::op
     }
 }
 
-fn fresh() -> (Learner, AdamW, Ema) {
+fn fresh() -> (TrainStep, AdamW, Ema) {
     let all = BlockSelection::all(&config());
-    let learner = Learner::for_adapter(network(1), adapter(&all), TrainOptions::default()).unwrap();
+    let learner = TrainStep::for_adapter(network(1), adapter(&all), TrainOptions::default()).unwrap();
     let adamw = AdamW::new(AdamWConfig::default(), learner.trainables()).unwrap();
     let ema = Ema::new(0.9, learner.trainables()).unwrap();
     (learner, adamw, ema)
@@ -359,7 +359,7 @@ fn a_state_that_does_not_fit_is_listed_and_changes_nothing() {
 
 #[test]
 fn one_batch_is_learned_by_heart() {
-    let mut learner = Learner::for_all_weights(
+    let mut learner = TrainStep::for_all_weights(
         Flux::init(&config(), 2, Kind::Float, Device::Cpu).unwrap(),
         TrainOptions::default(),
     )
@@ -382,9 +382,9 @@ fn bfloat16_bases_train_a_float32_adapter() {
     let weights = network(1).tensors();
     let base = Flux::from_tensors(&config(), weights, "test", Kind::BFloat16, Device::Cpu).unwrap();
     let options = TrainOptions { time_kind: Kind::BFloat16, ..TrainOptions::default() };
-    let mut learner = Learner::for_adapter(base, adapter(&all), options).unwrap();
+    let mut learner = TrainStep::for_adapter(base, adapter(&all), options).unwrap();
     learner.gradients(&[batch(&[1, 2], 4, 4, 1.0)], None).unwrap();
-    let mut float = Learner::for_adapter(network(1), adapter(&all), TrainOptions::default()).unwrap();
+    let mut float = TrainStep::for_adapter(network(1), adapter(&all), TrainOptions::default()).unwrap();
     float.gradients(&[batch(&[1, 2], 4, 4, 1.0)], None).unwrap();
     let (ours, exact) = (learner.trainables().grads().unwrap(), float.trainables().grads().unwrap());
     let dot = |a: &TensorMap, b: &TensorMap| {
@@ -398,7 +398,7 @@ fn bfloat16_bases_train_a_float32_adapter() {
 #[test]
 fn misshapen_batches_are_errors_that_name_the_input() {
     let all = BlockSelection::all(&config());
-    let mut learner = Learner::for_adapter(network(1), adapter(&all), TrainOptions::default()).unwrap();
+    let mut learner = TrainStep::for_adapter(network(1), adapter(&all), TrainOptions::default()).unwrap();
     let good = || batch(&[1, 2], 4, 4, 1.0);
     let cases = [
         ("noise", MicroBatch { noise: Tensor::zeros([2, 3, 16], (Kind::Float, Device::Cpu)), ..good() }),
@@ -418,5 +418,5 @@ fn misshapen_batches_are_errors_that_name_the_input() {
     learner.gradients(&[good()], None).unwrap();
     let none = BlockSelection { double: BTreeSet::new(), single: BTreeSet::new() };
     let empty = LoraAdapter::init(&config(), 3, &none, 0, Kind::Float, Device::Cpu).unwrap();
-    assert!(Learner::for_adapter(network(1), empty, TrainOptions::default()).is_err());
+    assert!(TrainStep::for_adapter(network(1), empty, TrainOptions::default()).is_err());
 }

@@ -1,7 +1,9 @@
 //! Tests of importing, with a small copy of the published layout that has everything wrong that was seen in it.
 
 use super::*;
+use crescendo_core::rejection::Rejection;
 use crescendo_core::spec::{Directions, ImportFormat, ImportSpec, ScoreDisagreement, ScoreInvalid};
+use crescendo_dataset::pair::Pair;
 use crescendo_dataset::shard::ShardWriter;
 use image::{Rgb, RgbImage};
 use serde_json::{Value, json};

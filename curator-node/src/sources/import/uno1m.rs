@@ -3,9 +3,9 @@
 //! The reference is `img_path1`, the target `img_path2` with its caption; the spec may want the reverse too. What a label
 //! file says is not trusted: neither its scores, nor its paths, nor its captions.
 
+use super::ImportError;
 use super::index::{Found, LabelIndex};
 use super::score::{ScoreRule, Scored, Scores, score};
-use super::ImportError;
 use crate::candidates::CandidateBatch;
 use crate::candidates::Rejected;
 use crate::counts::Counts;

@@ -124,7 +124,7 @@ fn redrawn_references_that_are_turned_down_are_kept_with_their_similarity() {
     let filter = json!({ "similarity": { "min": 0.999_999, "max": 1.0, "encoder": "encoder.safetensors" } });
     job.stages[1].data.filter = serde_json::from_value(filter).expect("a filter");
     let models = ModelContext { trained: Some(trained()), ..ModelContext::default() };
-    let mut curator = StageCurator::open_with(&job, 1, &paths(root), &models).expect("open");
+    let mut curator = StageCurator::open_with(&job, 1, &paths(root), None, &models).expect("open");
     let made = curator.unit(3, &AtomicBool::new(false)).expect("make a unit");
     let low = made.rejected.get(&Rejection::SimilarityLow).copied().unwrap_or_default();
     assert!(low >= 3, "{:?}", made.rejected);

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::error::Refused;
+use crate::error::RequestError;
 use crate::ids::{JobId, RequestId, Tenant, Timestamp};
 use crate::job::{JobEvent, JobState};
 use crate::quotas::{self, TenantLimits};
@@ -52,9 +52,9 @@ pub fn submit_job(
     submission: Submission,
     limits: QueueLimits,
     now: Timestamp,
-) -> Result<Submitted, Refused> {
+) -> Result<Submitted, RequestError> {
     if secret::find(submission.request.as_str()).is_some() {
-        return Err(Refused::invalid(
+        return Err(RequestError::invalid(
             "request_id",
             "looks like a key or a token, and is stored and shown: choose another",
         ));
@@ -65,16 +65,16 @@ pub fn submit_job(
                 "request id {} has submitted another spec, as job {}",
                 submission.request, job.record.id
             );
-            return Err(Refused::Exists { what });
+            return Err(RequestError::Exists { what });
         }
         return Ok(Submitted { job: job.record.id.clone(), already: true, writes: Vec::new() });
     }
     if state.open_count() >= limits.max_open_jobs {
         let what = format!("{} jobs are waiting or running, which is the limit", state.open_count());
-        return Err(Refused::Full { what, retry_after: limits.retry_after });
+        return Err(RequestError::Full { what, retry_after: limits.retry_after });
     }
-    let tenant =
-        Tenant::parse(&submission.spec.tenant).map_err(|error| Refused::bad_id("metadata.tenant", &error))?;
+    let tenant = Tenant::parse(&submission.spec.tenant)
+        .map_err(|error| RequestError::bad_id("metadata.tenant", &error))?;
     quotas::check_submit(state, &tenant, &limits.tenant, limits.retry_after)?;
     let id = free_id(state, &submission)?;
     let request =
@@ -97,15 +97,15 @@ pub fn submit_job(
     })
 }
 
-fn free_id(state: &ClusterState, submission: &Submission) -> Result<JobId, Refused> {
+fn free_id(state: &ClusterState, submission: &Submission) -> Result<JobId, RequestError> {
     for salt in 0..MAX_ID_TRIES {
         let id = JobId::derive(&submission.spec.name, &submission.spec.tenant, &submission.request, salt)
-            .map_err(|error| Refused::bad_id("metadata.name", &error))?;
+            .map_err(|error| RequestError::bad_id("metadata.name", &error))?;
         if state.job(&id).is_none() {
             return Ok(id);
         }
     }
-    Err(Refused::Exists { what: format!("too many jobs are called {}", submission.spec.name) })
+    Err(RequestError::Exists { what: format!("too many jobs are called {}", submission.spec.name) })
 }
 
 /// Ends a job for good. A job that has ended stays as it is.
@@ -114,7 +114,7 @@ pub fn cancel_job(
     id: &JobId,
     reason: &str,
     now: Timestamp,
-) -> Result<Vec<Write>, Refused> {
+) -> Result<Vec<Write>, RequestError> {
     let reason = one_line(reason);
     let reason = if reason.is_empty() { "cancelled".to_owned() } else { reason };
     end_job(state, id, JobEvent::Cancel { reason: reason.clone() }, &reason, now)
@@ -127,8 +127,8 @@ pub(crate) fn end_job(
     event: JobEvent,
     reason: &str,
     now: Timestamp,
-) -> Result<Vec<Write>, Refused> {
-    let job = state.job(id).ok_or_else(|| Refused::NotFound { what: format!("job {id}") })?;
+) -> Result<Vec<Write>, RequestError> {
+    let job = state.job(id).ok_or_else(|| RequestError::NotFound { what: format!("job {id}") })?;
     let Ok(next) = job.record.state.step(event) else {
         return Ok(Vec::new());
     };

@@ -75,11 +75,11 @@ impl Bucket {
 
 /// An ordered list of named parameters, grouped by block.
 #[derive(Debug)]
-pub struct Trainables {
+pub struct FlatParams {
     buckets: Vec<Bucket>,
 }
 
-impl Trainables {
+impl FlatParams {
     /// Moves the visited tensors into flat buckets and leaves views with gradients in their place.
     /// `visit` must call its argument with each name and tensor, in forward order, the same every time.
     pub(super) fn adopt(device: Device, visit: &mut dyn FnMut(Visitor<'_>)) -> Result<Self> {
@@ -215,7 +215,7 @@ impl Trainables {
         Ok(map)
     }
 
-    /// The inverse of [`Trainables::copy_flat`]; nothing is changed unless everything fits.
+    /// The inverse of [`FlatParams::copy_flat`]; nothing is changed unless everything fits.
     pub(super) fn fill_flat(
         &self,
         flats: &[Tensor],

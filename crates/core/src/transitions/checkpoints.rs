@@ -1,12 +1,12 @@
 //! The registry of checkpoints.
 
-use crate::error::Refused;
+use crate::error::RequestError;
 use crate::ids::{AttemptRef, Generation, StageRef, Timestamp};
 use crate::job::JobEvent;
 use crate::object_keys;
 use crate::records::{CheckpointRecord, FileRecord, JobRecord, Record, RecordKey, Write};
-use crate::requests::jobs::{ended, one_line};
 use crate::state::{ClusterState, Job, Stage};
+use crate::transitions::jobs::{ended, one_line};
 
 /// Files that one checkpoint may have.
 const MAX_FILES: usize = 64;
@@ -26,19 +26,19 @@ pub fn checkpoint_path(stage: &StageRef, step: u64, generation: Generation) -> S
 }
 
 /// A file of a registered checkpoint of the job, whose folder is `path`.
-pub fn checkpoint_file<'a>(job: &'a Job, path: &str, name: &str) -> Result<&'a FileRecord, Refused> {
+pub fn checkpoint_file<'a>(job: &'a Job, path: &str, name: &str) -> Result<&'a FileRecord, RequestError> {
     let id = &job.record.id;
     let mut registered = job.stages.iter().flat_map(|stage| stage.checkpoints.values());
     let checkpoint = registered
         .find(|checkpoint| checkpoint.path == path)
-        .ok_or_else(|| Refused::NotFound { what: format!("checkpoint {path} of job {id}") })?;
+        .ok_or_else(|| RequestError::NotFound { what: format!("checkpoint {path} of job {id}") })?;
     let file = checkpoint.files.iter().find(|file| file.name == name);
-    file.ok_or_else(|| Refused::NotFound { what: format!("file {name} of checkpoint {path}") })
+    file.ok_or_else(|| RequestError::NotFound { what: format!("file {name} of checkpoint {path}") })
 }
 
-fn find<'a>(state: &'a ClusterState, id: &StageRef) -> Result<(&'a Job, &'a Stage), Refused> {
-    let job = state.job(&id.job).ok_or_else(|| Refused::NotFound { what: format!("job {}", id.job) })?;
-    let stage = state.stage(id).ok_or_else(|| Refused::NotFound { what: format!("stage {id}") })?;
+fn find<'a>(state: &'a ClusterState, id: &StageRef) -> Result<(&'a Job, &'a Stage), RequestError> {
+    let job = state.job(&id.job).ok_or_else(|| RequestError::NotFound { what: format!("job {}", id.job) })?;
+    let stage = state.stage(id).ok_or_else(|| RequestError::NotFound { what: format!("stage {id}") })?;
     Ok((job, stage))
 }
 
@@ -48,11 +48,11 @@ pub fn commit_checkpoint(
     state: &ClusterState,
     checkpoint: CheckpointRecord,
     now: Timestamp,
-) -> Result<CheckpointCommitted, Refused> {
+) -> Result<CheckpointCommitted, RequestError> {
     let (job, stage) = find(state, &checkpoint.stage)?;
     if let Some(known) = stage.checkpoints.get(&(checkpoint.step, checkpoint.generation)) {
         if known.files != checkpoint.files {
-            return Err(Refused::invalid(
+            return Err(RequestError::invalid(
                 "checkpoint.files",
                 "another content is registered for this step and generation",
             ));
@@ -64,11 +64,11 @@ pub fn commit_checkpoint(
         });
     }
     if job.record.state.is_terminal() {
-        return Err(Refused::TooLate { what: format!("job {} is {}", job.record.id, job.record.state) });
+        return Err(RequestError::TooLate { what: format!("job {} is {}", job.record.id, job.record.state) });
     }
     check_newest(stage, checkpoint.generation)?;
     if stage.is_done() {
-        return Err(Refused::TooLate { what: format!("stage {} is done", stage.id) });
+        return Err(RequestError::TooLate { what: format!("stage {} is done", stage.id) });
     }
     check(job, &checkpoint)?;
 
@@ -94,36 +94,36 @@ pub fn commit_checkpoint(
     Ok(CheckpointCommitted { checkpoint, expired, writes })
 }
 
-fn check_newest(stage: &Stage, generation: Generation) -> Result<(), Refused> {
+fn check_newest(stage: &Stage, generation: Generation) -> Result<(), RequestError> {
     if generation == stage.generation() && generation > Generation(0) {
         return Ok(());
     }
     let StageRef { job, stage } = stage.id.clone();
-    Err(Refused::StaleAttempt { attempt: AttemptRef { job, stage, generation } })
+    Err(RequestError::StaleAttempt { attempt: AttemptRef { job, stage, generation } })
 }
 
-fn check(job: &Job, checkpoint: &CheckpointRecord) -> Result<(), Refused> {
+fn check(job: &Job, checkpoint: &CheckpointRecord) -> Result<(), RequestError> {
     let index = job.stage_index(checkpoint.stage.stage.as_str());
     let spec = index.and_then(|index| job.stage_spec(index));
     let steps = spec.map_or(0, |spec| spec.train.steps);
     if checkpoint.step == 0 || checkpoint.step > steps {
-        return Err(Refused::invalid("checkpoint.step", format!("must be 1 to {steps}")));
+        return Err(RequestError::invalid("checkpoint.step", format!("must be 1 to {steps}")));
     }
     if checkpoint.is_final && checkpoint.step != steps {
-        return Err(Refused::invalid("checkpoint.final", format!("is only step {steps}")));
+        return Err(RequestError::invalid("checkpoint.final", format!("is only step {steps}")));
     }
     let path = checkpoint_path(&checkpoint.stage, checkpoint.step, checkpoint.generation);
     if checkpoint.path != path {
-        return Err(Refused::invalid("checkpoint.path", format!("must be {path}")));
+        return Err(RequestError::invalid("checkpoint.path", format!("must be {path}")));
     }
     if checkpoint.files.is_empty() || checkpoint.files.len() > MAX_FILES {
-        return Err(Refused::invalid("checkpoint.files", format!("must be 1 to {MAX_FILES}")));
+        return Err(RequestError::invalid("checkpoint.files", format!("must be 1 to {MAX_FILES}")));
     }
     for file in &checkpoint.files {
         let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
         let name = file.name.as_str();
         if name.is_empty() || name.len() > 128 || name.starts_with('.') || !name.chars().all(plain) {
-            return Err(Refused::invalid(
+            return Err(RequestError::invalid(
                 "checkpoint.files.name",
                 "must be 1 to 128 characters of [A-Za-z0-9._-]",
             ));
@@ -133,12 +133,12 @@ fn check(job: &Job, checkpoint: &CheckpointRecord) -> Result<(), Refused> {
     Ok(())
 }
 
-pub(crate) fn check_sha256(field: &'static str, text: &str) -> Result<(), Refused> {
+pub(crate) fn check_sha256(field: &'static str, text: &str) -> Result<(), RequestError> {
     let hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
     if text.len() == 64 && text.bytes().all(hex) {
         return Ok(());
     }
-    Err(Refused::invalid(field, "must be 64 lower-case hexadecimal digits"))
+    Err(RequestError::invalid(field, "must be 64 lower-case hexadecimal digits"))
 }
 
 /// Checkpoints of the stage that are no longer kept once `new` is there: all but the newest `keepLast` undamaged ones
@@ -166,16 +166,17 @@ pub fn mark_checkpoint_damaged(
     generation: Generation,
     path: &str,
     reason: &str,
-) -> Result<Vec<Write>, Refused> {
+) -> Result<Vec<Write>, RequestError> {
     let (job, stage) = find(state, found_by)?;
     let known =
         job.stages.iter().flat_map(|stage| stage.checkpoints.values()).find(|known| known.path == path);
-    let known = known.ok_or_else(|| Refused::NotFound { what: format!("checkpoint {}", one_line(path)) })?;
+    let known =
+        known.ok_or_else(|| RequestError::NotFound { what: format!("checkpoint {}", one_line(path)) })?;
     if known.damaged.is_some() {
         return Ok(Vec::new());
     }
     if job.record.state.is_terminal() {
-        return Err(Refused::TooLate { what: format!("job {} is {}", job.record.id, job.record.state) });
+        return Err(RequestError::TooLate { what: format!("job {} is {}", job.record.id, job.record.state) });
     }
     check_newest(stage, generation)?;
     let reason = one_line(reason);

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::error::Refused;
+use crate::error::RequestError;
 use crate::histogram::ScoreCounts;
 use crate::ids::{NodeId, StageRef, Timestamp};
 use crate::job::JobEvent;
@@ -12,9 +12,9 @@ use crate::records::{
     FailureKind, Record, ShardRecord, UnitFailure, UnitRecord, UnitResult, UnitState, Write,
 };
 use crate::rejection::Rejection;
-use crate::requests::checkpoints::check_sha256;
-use crate::requests::jobs::{end_job, one_line};
 use crate::state::{ClusterState, Stage};
+use crate::transitions::checkpoints::check_sha256;
+use crate::transitions::jobs::{end_job, one_line};
 
 /// Pairs that one unit may bring; far above any unit size.
 const MAX_PAIRS_PER_UNIT: u64 = 1 << 20;
@@ -50,11 +50,11 @@ pub fn shard_path(lease: &UnitLeaseRef) -> String {
     object_keys::shard(stage.job.as_str(), stage.stage.as_str(), *unit, *lease_generation)
 }
 
-fn open_stage<'a>(state: &'a ClusterState, id: &StageRef) -> Result<&'a Stage, Refused> {
-    let job = state.job(&id.job).ok_or_else(|| Refused::NotFound { what: format!("job {}", id.job) })?;
-    let stage = state.stage(id).ok_or_else(|| Refused::NotFound { what: format!("stage {id}") })?;
+fn open_stage<'a>(state: &'a ClusterState, id: &StageRef) -> Result<&'a Stage, RequestError> {
+    let job = state.job(&id.job).ok_or_else(|| RequestError::NotFound { what: format!("job {}", id.job) })?;
+    let stage = state.stage(id).ok_or_else(|| RequestError::NotFound { what: format!("stage {id}") })?;
     if job.record.state.is_terminal() {
-        return Err(Refused::TooLate { what: format!("job {} is {}", id.job, job.record.state) });
+        return Err(RequestError::TooLate { what: format!("job {} is {}", id.job, job.record.state) });
     }
     Ok(stage)
 }
@@ -66,13 +66,13 @@ pub fn lease_unit(
     node: &NodeId,
     policy: &UnitPolicy,
     now: Timestamp,
-) -> Result<(Lease, Vec<Write>), Refused> {
+) -> Result<(Lease, Vec<Write>), RequestError> {
     if state.node(node).is_some_and(|record| record.drained) {
         return Ok((Lease::Wait, Vec::new()));
     }
     let stage = match open_stage(state, id) {
         Ok(stage) => stage,
-        Err(Refused::TooLate { .. }) => return Ok((Lease::Sealed, Vec::new())),
+        Err(RequestError::TooLate { .. }) => return Ok((Lease::Sealed, Vec::new())),
         Err(refused) => return Err(refused),
     };
     let lease = stage.log.lease(id, node, now, policy);
@@ -91,7 +91,7 @@ pub fn renew_unit(
     node: &NodeId,
     policy: &UnitPolicy,
     now: Timestamp,
-) -> Result<UnitRecord, Refused> {
+) -> Result<UnitRecord, RequestError> {
     let stage = open_stage(state, &lease.stage)?;
     let record = held(stage, lease)?;
     Ok(UnitRecord {
@@ -100,11 +100,11 @@ pub fn renew_unit(
     })
 }
 
-fn stale(lease: &UnitLeaseRef) -> Refused {
-    Refused::StaleLease { unit: lease.unit, lease_generation: lease.lease_generation }
+fn stale(lease: &UnitLeaseRef) -> RequestError {
+    RequestError::StaleLease { unit: lease.unit, lease_generation: lease.lease_generation }
 }
 
-fn held<'a>(stage: &'a Stage, lease: &UnitLeaseRef) -> Result<&'a UnitRecord, Refused> {
+fn held<'a>(stage: &'a Stage, lease: &UnitLeaseRef) -> Result<&'a UnitRecord, RequestError> {
     let record = stage.log.unit(lease.unit).ok_or_else(|| stale(lease))?;
     match record.state {
         UnitState::Leased { .. } if record.lease_generation == lease.lease_generation => Ok(record),
@@ -113,7 +113,7 @@ fn held<'a>(stage: &'a Stage, lease: &UnitLeaseRef) -> Result<&'a UnitRecord, Re
 }
 
 /// Commits a unit's result, once.
-pub fn commit_unit(state: &ClusterState, commit: UnitCommit) -> Result<UnitCommitted, Refused> {
+pub fn commit_unit(state: &ClusterState, commit: UnitCommit) -> Result<UnitCommitted, RequestError> {
     let done_already = UnitCommitted { done_already: true, writes: Vec::new() };
     let stage = open_stage(state, &commit.lease.stage)?;
     let record = stage.log.unit(commit.lease.unit).ok_or_else(|| stale(&commit.lease))?;
@@ -129,25 +129,25 @@ pub fn commit_unit(state: &ClusterState, commit: UnitCommit) -> Result<UnitCommi
     Ok(UnitCommitted { done_already: false, writes: vec![Write::Put(Record::Unit(record))] })
 }
 
-fn check_result(commit: &UnitCommit) -> Result<(), Refused> {
+fn check_result(commit: &UnitCommit) -> Result<(), RequestError> {
     let shard = &commit.shard;
     if shard.pairs > MAX_PAIRS_PER_UNIT {
-        return Err(Refused::invalid("shard.pairs", format!("must be at most {MAX_PAIRS_PER_UNIT}")));
+        return Err(RequestError::invalid("shard.pairs", format!("must be at most {MAX_PAIRS_PER_UNIT}")));
     }
     if shard.pairs > 0 {
         let wanted = shard_path(&commit.lease);
         if shard.path != wanted {
-            return Err(Refused::invalid("shard.path", format!("must be {wanted}")));
+            return Err(RequestError::invalid("shard.path", format!("must be {wanted}")));
         }
         if shard.size_bytes == 0 {
-            return Err(Refused::invalid("shard.size_bytes", "must be more than 0"));
+            return Err(RequestError::invalid("shard.size_bytes", "must be more than 0"));
         }
         check_sha256("shard.sha256", &shard.sha256)?;
     }
     match commit.rejected.keys().find(|reason| Rejection::named(reason).is_none()) {
         Some(unknown) => {
             let known = Rejection::ALL.map(Rejection::name).join(", ");
-            Err(Refused::invalid("rejected", format!("{unknown:?} is not one of {known}")))
+            Err(RequestError::invalid("rejected", format!("{unknown:?} is not one of {known}")))
         }
         None => Ok(()),
     }
@@ -165,8 +165,8 @@ pub enum UnitFate {
     JobFails,
 }
 
-/// Gives a unit back: it is tried again, set aside or fails its job, as its `fate` says. Returns with the writes whether it
-/// is set aside: once it has failed `policy.max_failures` times it counts as done, with no pairs.
+/// Gives a unit back: it is tried again, quarantined or fails its job, as its `fate` says. Returns with the writes whether it
+/// is quarantined: once it has failed `policy.max_failures` times it counts as done, with no pairs.
 pub fn fail_unit(
     state: &ClusterState,
     lease: &UnitLeaseRef,
@@ -175,7 +175,7 @@ pub fn fail_unit(
     fate: UnitFate,
     reason: &str,
     now: Timestamp,
-) -> Result<(bool, Vec<Write>), Refused> {
+) -> Result<(bool, Vec<Write>), RequestError> {
     let stage = open_stage(state, &lease.stage)?;
     let record = held(stage, lease)?;
     let mut given_back = record.clone();
@@ -205,10 +205,10 @@ pub fn fail_unit(
             return Ok((false, end_job(state, &lease.stage.job, event, &reason, now)?));
         }
     };
-    let set_aside = given_back.failures >= policy.max_failures;
+    let quarantined = given_back.failures >= policy.max_failures;
     given_back.state = UnitState::Free { from };
-    let record = if set_aside { given_back.set_aside() } else { given_back };
-    Ok((set_aside, vec![Write::Put(Record::Unit(record))]))
+    let record = if quarantined { given_back.quarantined() } else { given_back };
+    Ok((quarantined, vec![Write::Put(Record::Unit(record))]))
 }
 
 #[cfg(test)]
@@ -265,13 +265,13 @@ mod tests {
     }
 
     #[test]
-    fn a_unit_that_keeps_failing_waits_and_is_set_aside() {
+    fn a_unit_that_keeps_failing_waits_and_is_quarantined() {
         let (mut state, stage) = state();
         let policy = UnitPolicy { look_ahead: 1, ..Limits::default().unit_policy(1) };
         let mut now = Timestamp(5);
         for tries in 1..=policy.max_failures {
             let lease = leased(&mut state, &stage, &policy, now).expect("it may be tried");
-            let (set_aside, writes) = fail_unit(
+            let (quarantined, writes) = fail_unit(
                 &state,
                 &lease,
                 &curator(),
@@ -282,8 +282,8 @@ mod tests {
             )
             .expect("it is held");
             apply(&mut state, writes);
-            assert_eq!((lease.unit, set_aside), (0, tries == policy.max_failures));
-            if !set_aside {
+            assert_eq!((lease.unit, quarantined), (0, tries == policy.max_failures));
+            if !quarantined {
                 assert_eq!(leased(&mut state, &stage, &policy, now), None, "not at once");
             }
             now = policy.retry_at(tries, now);
@@ -300,14 +300,14 @@ mod tests {
             fail_unit(state, lease, &curator(), &policy, UnitFate::JobFails, reason, now)
         };
         let stale = UnitLeaseRef { lease_generation: 9, ..lease.clone() };
-        assert!(matches!(end(&state, &stale, "no"), Err(Refused::StaleLease { .. })));
-        let (set_aside, writes) = end(&state, &lease, "the money\nis spent").expect("it is held");
-        assert!(!set_aside);
+        assert!(matches!(end(&state, &stale, "no"), Err(RequestError::StaleLease { .. })));
+        let (quarantined, writes) = end(&state, &lease, "the money\nis spent").expect("it is held");
+        assert!(!quarantined);
         apply(&mut state, writes);
         let job = &state.job(&stage.job).expect("there").record;
         let reason = "curation of stage stage-1 cannot go on: the money is spent".to_owned();
         assert_eq!((&job.state, job.finished_at), (&JobState::Failed { reason }, Some(now)));
-        assert!(matches!(end(&state, &lease, "again"), Err(Refused::TooLate { .. })));
+        assert!(matches!(end(&state, &lease, "again"), Err(RequestError::TooLate { .. })));
         assert_eq!(leased(&mut state, &stage, &policy, now), None, "nothing is left to do");
     }
 }

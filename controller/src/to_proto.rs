@@ -3,8 +3,8 @@
 use std::fmt;
 
 use crescendo_core::access::Scope;
-use crescendo_core::decide::{Limits, Wait};
-use crescendo_core::error::Refused;
+use crescendo_core::decide::{Limits, PendingReason};
+use crescendo_core::error::RequestError;
 use crescendo_core::histogram::Scale;
 use crescendo_core::ids::{JobId, NodeId, Timestamp};
 use crescendo_core::job::JobState;
@@ -20,7 +20,13 @@ use crescendo_proto::{convert, v1};
 const MAX_CURATORS: usize = 32;
 
 /// A job without its spec and its revision.
-pub fn job(job: &Job, seen: &Observed, limits: &Limits, wait: Option<&Wait>, now: Timestamp) -> v1::Job {
+pub fn job(
+    job: &Job,
+    seen: &Observed,
+    limits: &Limits,
+    wait: Option<&PendingReason>,
+    now: Timestamp,
+) -> v1::Job {
     let record = &job.record;
     let current = job.current_stage();
     let stages = job
@@ -49,7 +55,7 @@ pub fn job(job: &Job, seen: &Observed, limits: &Limits, wait: Option<&Wait>, now
     }
 }
 
-fn reason(job: &Job, seen: &Observed, wait: Option<&Wait>, now: Timestamp) -> String {
+fn reason(job: &Job, seen: &Observed, wait: Option<&PendingReason>, now: Timestamp) -> String {
     match &job.record.state {
         JobState::Failed { reason } | JobState::Cancelled { reason } => return reason.clone(),
         JobState::Succeeded => return String::new(),
@@ -76,7 +82,13 @@ fn reason(job: &Job, seen: &Observed, wait: Option<&Wait>, now: Timestamp) -> St
     }
 }
 
-fn stage(job: &Job, index: usize, stage: &Stage, seen: &Observed, wait: Option<&Wait>) -> v1::StageStatus {
+fn stage(
+    job: &Job,
+    index: usize,
+    stage: &Stage,
+    seen: &Observed,
+    wait: Option<&PendingReason>,
+) -> v1::StageStatus {
     let spec = job.stage_spec(index);
     let steps_total = spec.map_or(0, |spec| spec.train.steps);
     let checkpoint_step = stage.newest_checkpoint().map_or(0, |checkpoint| checkpoint.step);
@@ -132,7 +144,7 @@ fn stage(job: &Job, index: usize, stage: &Stage, seen: &Observed, wait: Option<&
             0.0
         },
         waiting_for,
-        laps: progress.laps,
+        replay_passes: progress.replay_passes,
         scores: stage.log.scores().scores().map(histogram).collect(),
         precision: precision::of_stage(&job.record.spec, stage).map(|p| p.to_string()).unwrap_or_default(),
         precision_reason: stage.settled().map(|settled| settled.why.clone()).unwrap_or_default(),
@@ -279,11 +291,11 @@ fn node(
 }
 
 /// A job's checkpoints, oldest first: by stage, then step.
-pub fn checkpoints(job: &Job, stage: Option<&str>) -> Result<Vec<v1::Checkpoint>, Refused> {
+pub fn checkpoints(job: &Job, stage: Option<&str>) -> Result<Vec<v1::Checkpoint>, RequestError> {
     if let Some(name) = stage
         && job.stage_index(name).is_none()
     {
-        return Err(Refused::NotFound { what: format!("stage {}/{name}", job.record.id) });
+        return Err(RequestError::NotFound { what: format!("stage {}/{name}", job.record.id) });
     }
     let stages = job.stages.iter().filter(|known| stage.is_none_or(|name| known.id.stage.as_str() == name));
     Ok(stages.flat_map(|stage| stage.checkpoints.values()).map(convert::checkpoint_message).collect())
@@ -302,7 +314,7 @@ impl PageToken {
     }
 
     /// `None` for the first page.
-    pub fn parse(text: &str) -> Result<Option<Self>, Refused> {
+    pub fn parse(text: &str) -> Result<Option<Self>, RequestError> {
         if text.is_empty() {
             return Ok(None);
         }
@@ -313,7 +325,7 @@ impl PageToken {
         };
         parse()
             .map(Some)
-            .ok_or_else(|| Refused::invalid("page_token", "is not one that a page has ended with"))
+            .ok_or_else(|| RequestError::invalid("page_token", "is not one that a page has ended with"))
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crescendo_core::decide::Wait;
+use crescendo_core::decide::PendingReason;
 use crescendo_core::ids::{JobId, Timestamp};
 
 /// Since when each waiting job has waited for the same reason.
@@ -22,7 +22,7 @@ pub struct Waiting {
 
 impl WaitClock {
     /// Takes over what was decided at `now`. A job that goes on, or waits for something else, begins anew.
-    pub fn update(&mut self, waits: &BTreeMap<JobId, Wait>, now: Timestamp) {
+    pub fn update(&mut self, waits: &BTreeMap<JobId, PendingReason>, now: Timestamp) {
         self.since.retain(|job, (reason, _)| waits.get(job).is_some_and(|wait| wait.label() == *reason));
         for (job, wait) in waits {
             self.since.entry(job.clone()).or_insert_with(|| (wait.label(), now));
@@ -47,8 +47,8 @@ mod tests {
         JobId::parse(name).expect("valid")
     }
 
-    fn slots(free: u32) -> Wait {
-        Wait::Slots { wanted: 4, free, total: 8 }
+    fn slots(free: u32) -> PendingReason {
+        PendingReason::Slots { wanted: 4, free, total: 8 }
     }
 
     #[test]
@@ -64,7 +64,7 @@ mod tests {
         assert_eq!(clock.waiting("slots", Timestamp(7_000)), expected);
         assert_eq!(clock.waiting("pairs", Timestamp(7_000)), Waiting::default());
 
-        waits.insert(job("a"), Wait::NoTrainer);
+        waits.insert(job("a"), PendingReason::NoTrainer);
         clock.update(&waits, Timestamp(8_000));
         assert_eq!(clock.waiting("no_trainer", Timestamp(9_000)).oldest, Duration::from_secs(1));
         assert_eq!(clock.waiting("slots", Timestamp(9_000)).oldest, Duration::from_secs(5));

@@ -30,14 +30,14 @@ const CALL_DEADLINE: Duration = Duration::from_secs(20);
 const LIMIT: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_millis(20);
 
-pub struct Neighbour {
+pub struct BackgroundClient {
     jobs: JobServiceClient<Channel>,
     rounds: Arc<AtomicUsize>,
     stop: CancellationToken,
     working: JoinSet<anyhow::Result<usize>>,
 }
 
-impl Neighbour {
+impl BackgroundClient {
     /// Begins once the controller leads.
     pub async fn start(address: &str) -> anyhow::Result<Self> {
         let channel =

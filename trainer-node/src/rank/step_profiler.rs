@@ -24,7 +24,7 @@ pub enum Phase {
 
 /// See the module.
 #[derive(Clone, Debug)]
-pub struct Meter {
+pub struct StepProfiler {
     /// End of what was counted last.
     counted_to: Instant,
     began: Instant,
@@ -44,7 +44,7 @@ pub struct Step {
     pub seconds: f64,
 }
 
-impl Meter {
+impl StepProfiler {
     /// Counts from `now`.
     pub fn new(now: Instant) -> Self {
         Self {
@@ -150,7 +150,7 @@ mod tests {
     fn every_moment_counts_once() {
         let start = Instant::now();
         let at = |millis| start + Duration::from_millis(millis);
-        let mut meter = Meter::new(start);
+        let mut meter = StepProfiler::new(start);
         meter.end(Phase::DataWait, at(100));
         meter.end_with(Phase::Forward, Phase::Backward, Duration::from_millis(300), at(500));
         meter.end(Phase::AllReduce, at(520));
@@ -172,7 +172,7 @@ mod tests {
 
     #[test]
     fn rates_are_smoothed() {
-        let mut meter = Meter::new(Instant::now());
+        let mut meter = StepProfiler::new(Instant::now());
         assert_eq!((meter.steps(), meter.samples_per_sec()), (0, 0.0));
         let step = |seconds| Step { samples: 8, operations: 1_000, seconds };
         meter.stepped(step(2.0));

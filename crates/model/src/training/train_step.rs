@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use tch::{Kind, Tensor};
 
 use super::backward::{gradients, leaf};
+use super::flat_params::FlatParams;
 use super::recompute::{ActivationShape, Recompute, plan_kept_blocks};
-use super::trainables::Trainables;
 use crate::error::{ModelError, Result};
 use crate::flux::{Flux, FluxInputs, RopeCache, RopeTable, StepTokens};
 use crate::layers::to_device;
@@ -131,10 +131,10 @@ pub type OnBucket<'a> = &'a mut dyn FnMut(usize, &Tensor) -> Result<(), Box<dyn 
 
 /// A network with what trains in it.
 #[derive(Debug)]
-pub struct Learner {
+pub struct TrainStep {
     flux: Flux,
     adapter: Option<LoraAdapter>,
-    trainables: Trainables,
+    trainables: FlatParams,
     options: TrainOptions,
     ropes: RopeCache,
     /// Bucket of each block: double blocks, then single blocks.
@@ -157,11 +157,11 @@ struct Record {
     outputs: Vec<Tensor>,
 }
 
-impl Learner {
+impl TrainStep {
     /// Trains `adapter` (in float32) over a frozen `flux` of any float dtype.
     pub fn for_adapter(flux: Flux, mut adapter: LoraAdapter, options: TrainOptions) -> Result<Self> {
         adapter.check_blocks(flux.double_blocks.len(), flux.single_blocks.len())?;
-        let trainables = Trainables::adopt(flux.device(), &mut |visit| adapter.visit_mut(visit))?;
+        let trainables = FlatParams::adopt(flux.device(), &mut |visit| adapter.visit_mut(visit))?;
         if let Some(compute) = options.adapter_compute {
             adapter.set_compute_kind(compute);
         }
@@ -174,14 +174,14 @@ impl Learner {
             return Err(ModelError::input("base", "is stored for use alone: in 8-bit floats or on the host"));
         }
         let device = flux.device();
-        let trainables = Trainables::adopt(device, &mut |visit| flux.visit_mut(visit))?;
+        let trainables = FlatParams::adopt(device, &mut |visit| flux.visit_mut(visit))?;
         Self::new(flux, None, trainables, options)
     }
 
     fn new(
         flux: Flux,
         adapter: Option<LoraAdapter>,
-        trainables: Trainables,
+        trainables: FlatParams,
         options: TrainOptions,
     ) -> Result<Self> {
         if trainables.buckets().is_empty() {
@@ -207,7 +207,7 @@ impl Learner {
         self.times_passes = true;
     }
 
-    /// Time in the passes since the last call; zero unless [`Learner::time_passes`] was called.
+    /// Time in the passes since the last call; zero unless [`TrainStep::time_passes`] was called.
     pub fn take_pass_times(&mut self) -> PassTimes {
         std::mem::take(&mut self.passes)
     }
@@ -236,11 +236,11 @@ impl Learner {
         self.adapter.as_ref()
     }
 
-    pub fn trainables(&self) -> &Trainables {
+    pub fn trainables(&self) -> &FlatParams {
         &self.trainables
     }
 
-    pub fn trainables_mut(&mut self) -> &mut Trainables {
+    pub fn trainables_mut(&mut self) -> &mut FlatParams {
         &mut self.trainables
     }
 

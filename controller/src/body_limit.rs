@@ -2,7 +2,7 @@
 //! that others wait for: no place among the calls, and no more memory than there is for all requests under way.
 //!
 //! ```text
-//!   connection ─▶ Intake ─ whole request, in time and within bounds ─▶ CallLimit ─▶ service
+//!   connection ─▶ BodyLimit ─ whole request, in time and within bounds ─▶ CallLimit ─▶ service
 //!                    └──── a client's stream: as it comes ───────────────┘
 //! ```
 
@@ -51,13 +51,13 @@ pub fn client_streams(descriptors: &[&[u8]]) -> Result<BTreeSet<String>, prost::
 
 /// Reads requests whole.
 #[derive(Clone, Debug)]
-pub struct Intake {
+pub struct BodyLimit {
     streams: Arc<BTreeSet<String>>,
     room: Arc<Semaphore>,
     timeout: Duration,
 }
 
-impl Intake {
+impl BodyLimit {
     /// `streams` are the calls that are handed on unread.
     pub fn new(streams: BTreeSet<String>) -> Self {
         Self {
@@ -68,7 +68,7 @@ impl Intake {
     }
 }
 
-impl<S> Layer<S> for Intake {
+impl<S> Layer<S> for BodyLimit {
     type Service = Reading<S>;
 
     fn layer(&self, inner: S) -> Reading<S> {
@@ -76,11 +76,11 @@ impl<S> Layer<S> for Intake {
     }
 }
 
-/// A service behind [`Intake`].
+/// A service behind [`BodyLimit`].
 #[derive(Clone, Debug)]
 pub struct Reading<S> {
     inner: S,
-    intake: Intake,
+    intake: BodyLimit,
 }
 
 impl<S, B, R> Service<http::Request<B>> for Reading<S>
@@ -182,7 +182,7 @@ mod tests {
 
     /// Counts the calls that reach it.
     fn service(
-        intake: Intake,
+        intake: BodyLimit,
         calls: &Calls,
     ) -> impl Service<
         http::Request<BoxBody<Bytes, Infallible>>,
@@ -201,8 +201,8 @@ mod tests {
         intake.layer(counting)
     }
 
-    fn intake(timeout: Duration) -> Intake {
-        Intake { timeout, ..Intake::new(BTreeSet::from(["/s/Stream".to_owned()])) }
+    fn intake(timeout: Duration) -> BodyLimit {
+        BodyLimit { timeout, ..BodyLimit::new(BTreeSet::from(["/s/Stream".to_owned()])) }
     }
 
     fn request(path: &str, body: BoxBody<Bytes, Infallible>) -> http::Request<BoxBody<Bytes, Infallible>> {
