@@ -334,7 +334,7 @@ async fn a_unit_that_keeps_failing_is_quarantined() -> anyhow::Result<()> {
     let controller = Controller::start().await?;
     let job = controller.submit_job("r-1").await?.job_id;
     // Released by a curator that leaves, it has not failed.
-    for (tries, handed_back) in [(0, true), (0, true), (0, true), (1, false), (2, false), (3, false)] {
+    for (tries, released) in [(0, true), (0, true), (0, true), (1, false), (2, false), (3, false)] {
         // Between two tries other units are given out.
         let unit = eventually("unit 0 is given out again", async || {
             let unit = lease(&controller, &job, "c-1").await?.unit;
@@ -345,7 +345,7 @@ async fn a_unit_that_keeps_failing_is_quarantined() -> anyhow::Result<()> {
             lease: Some(unit),
             node_id: "c-1".into(),
             reason: "disk".into(),
-            handed_back,
+            released,
             ..Default::default()
         };
         assert_eq!(controller.curation().fail_unit(request).await?.into_inner().quarantined, tries == 3);

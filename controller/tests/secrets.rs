@@ -76,7 +76,7 @@ async fn a_secret_that_someone_writes_somewhere_is_kept_nowhere() -> anyhow::Res
         node_id: "c-1".into(),
         reason: reason.clone(),
         // So that it can be leased again at once.
-        handed_back: true,
+        released: true,
         ..Default::default()
     };
     controller.curation().fail_unit(failed).await?;

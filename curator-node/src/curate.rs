@@ -391,7 +391,7 @@ impl Curation {
 
     async fn give_back(&self, lease: UnitLease, why: Back, stop: &CancellationToken) {
         let unit = lease.unit;
-        let (handed_back, job_fails) = (matches!(why, Back::Drains), matches!(why, Back::JobFails(_)));
+        let (released, job_fails) = (matches!(why, Back::Drains), matches!(why, Back::JobFails(_)));
         let mut kind = FailureKind::Passing;
         let reason = match why {
             Back::Failed(failed, reason) => {
@@ -404,14 +404,14 @@ impl Curation {
                 reason
             }
             Back::Drains => {
-                self.metrics.units.with_label_values(&["handed_back"]).inc();
+                self.metrics.units.with_label_values(&["released"]).inc();
                 tracing::info!(unit, "the curator drains, the unit is released");
                 "the curator drains".to_owned()
             }
         };
         let node_id = self.node_id.clone();
         let kind = convert::failure_kind(kind).into();
-        let request = FailUnitRequest { lease: Some(lease), node_id, reason, handed_back, job_fails, kind };
+        let request = FailUnitRequest { lease: Some(lease), node_id, reason, released, job_fails, kind };
         let answer = self
             .controllers
             .call_until_decided("fail unit", CALL_DEADLINE, stop, |channel| {

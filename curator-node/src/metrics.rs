@@ -6,7 +6,7 @@ use prometheus::{
     Histogram, IntCounter, IntCounterVec, IntGauge, Registry, exponential_buckets, linear_buckets,
 };
 
-const OUTCOMES: [&str; 5] = ["committed", "done_already", "lost", "failed", "handed_back"];
+const OUTCOMES: [&str; 5] = ["committed", "done_already", "lost", "failed", "released"];
 const ANSWERS: [&str; 5] = ["answered", "recorded", "refused", "spend_limit", "failed"];
 const TOKENS: [&str; 2] = ["input", "output"];
 

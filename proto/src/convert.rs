@@ -60,12 +60,12 @@ pub fn lease(message: Option<v1::UnitLease>) -> Result<UnitLeaseRef, RequestErro
 
 /// What becomes of a unit that is given back.
 pub fn unit_fate(message: &v1::FailUnitRequest) -> Result<UnitFate, RequestError> {
-    match (message.handed_back, message.job_fails) {
+    match (message.released, message.job_fails) {
         (true, true) => Err(RequestError::invalid(
             "job_fails",
             "a unit that is released does not fail its job".to_owned(),
         )),
-        (true, false) => Ok(UnitFate::HandedBack),
+        (true, false) => Ok(UnitFate::Released),
         (false, true) => Ok(UnitFate::JobFails),
         (false, false) => Ok(UnitFate::Failed(match message.kind() {
             v1::UnitFailureKind::Source => FailureKind::Source,

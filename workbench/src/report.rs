@@ -107,14 +107,7 @@ pub fn run(args: &ReportArgs) -> Result<()> {
 
     let device = DeviceChoice::Auto.gpus()?.first();
     let nano = spec.model.preset == ModelPreset::Nano;
-    let settings = Settings {
-        drawing: Drawing {
-            steps: args.draw_steps.map_or(if nano { 10 } else { 25 }, i64::from),
-            true_cfg: args.true_cfg.unwrap_or(if nano { 2.0 } else { 1.0 }),
-        },
-        kind: machine::drawing_kind(computed_in(&job, &spec, device), device)?,
-        device,
-    };
+    let settings = settings(args, &job, &spec, device)?;
     let places =
         Places { job_id: &job.job_id, spec: &spec, library_root: &args.library_root, objects: &objects };
     let mut shown = Shows::default();
@@ -138,6 +131,8 @@ pub fn run(args: &ReportArgs) -> Result<()> {
     }
     let trained = copy_trained(&left, &args.out)?;
     let was_drawn = shown.drawn.iter().any(Option::is_some);
+    let stages = job.stages.iter().zip(&spec.stages).zip(&left);
+    let stages = stages.map(|((stage, spec), left)| stage_figures(stage, spec, left));
     let figures = Figures {
         model: model_words(&spec, &job.stages),
         job_id: job.job_id.clone(),
@@ -155,29 +150,17 @@ pub fn run(args: &ReportArgs) -> Result<()> {
         encoder: shown.encoder.take(),
         scores: std::mem::take(&mut shown.scores),
         ceilings: std::mem::take(&mut shown.ceilings),
-        stages: job
-            .stages
-            .iter()
-            .zip(&spec.stages)
-            .zip(&left)
-            .map(|((stage, spec), left)| stage_figures(stage, spec, left))
-            .collect(),
+        stages: stages.collect(),
         trained: trained.as_ref().map(|path| path.display().to_string()),
         notes,
     };
-    let html = page::render(&Page {
+    let page = Page {
         figures: &figures,
         pictures: &blocks,
         histories: left.iter().map(|left| left.history.as_slice()).collect(),
         spec_yaml: &job.resolved_spec_yaml,
-    })?;
-    for (name, bytes) in
-        [("report.html", html.into_bytes()), ("report.json", serde_json::to_vec_pretty(&figures)?)]
-    {
-        let path = args.out.join(name);
-        std::fs::write(&path, bytes).with_context(|| format!("write {}", path.display()))?;
-        written.push(path);
-    }
+    };
+    written.extend(write(&page, &args.out)?);
     print!("{}", terminal::render(&figures));
     println!();
     for path in written.iter().rev().chain(&trained) {
@@ -293,6 +276,32 @@ fn draw_all(
         });
     }
     drawn
+}
+
+/// How pictures are drawn.
+fn settings(args: &ReportArgs, job: &Job, spec: &JobSpec, device: Device) -> Result<Settings> {
+    let nano = spec.model.preset == ModelPreset::Nano;
+    Ok(Settings {
+        drawing: Drawing {
+            steps: args.draw_steps.map_or(if nano { 10 } else { 25 }, i64::from),
+            true_cfg: args.true_cfg.unwrap_or(if nano { 2.0 } else { 1.0 }),
+        },
+        kind: machine::drawing_kind(computed_in(job, spec, device), device)?,
+        device,
+    })
+}
+
+/// Writes the page and its figures; the files that it made.
+fn write(page: &Page<'_>, out: &Path) -> Result<Vec<PathBuf>> {
+    let html = page::render(page)?.into_bytes();
+    let json = serde_json::to_vec_pretty(page.figures)?;
+    let mut written = Vec::new();
+    for (name, bytes) in [("report.html", html), ("report.json", json)] {
+        let path = out.join(name);
+        std::fs::write(&path, bytes).with_context(|| format!("write {}", path.display()))?;
+        written.push(path);
+    }
+    Ok(written)
 }
 
 /// What the job's networks compute in on `device`: as the spec says, or as its stages came to.

@@ -4,8 +4,8 @@ use crescendo_core::access::Scope;
 use crescendo_core::decide::{curators_of, is_benched, reachable_curators};
 use crescendo_core::error::RequestError;
 use crescendo_core::explain::{View, explain};
-use crescendo_core::ids::{Generation, JobId, StageRef, Timestamp};
-use crescendo_core::pairlog::Lease;
+use crescendo_core::ids::{Generation, JobId, NodeId, StageRef, Timestamp};
+use crescendo_core::pairlog::{Lease, UnitPolicy};
 use crescendo_core::precision;
 use crescendo_core::records::{FailureKind, Record, UnitState, Write};
 use crescendo_core::state::Job;
@@ -82,13 +82,7 @@ impl Engine {
                 self.hold(reply, answer);
             }
             Request::MarkDamaged { stage, generation, path, reason, by, reply } => {
-                let writes = self.check_runs_on(&stage, generation, &by).and_then(|()| {
-                    transitions::mark_checkpoint_damaged(&self.state, &stage, generation, &path, &reason)
-                });
-                let answer = writes.map_err(Into::into).map(|writes| {
-                    tracing::warn!(job = %stage.job, stage = %stage.stage, generation = generation.0, path, reason, "checkpoint is damaged");
-                    self.write_all(writes);
-                });
+                let answer = self.mark_damaged(&stage, generation, &path, &reason, &by);
                 self.hold(reply, answer);
             }
             Request::WatchPairLog { stage, scope, from_unit, reply } => {
@@ -126,20 +120,9 @@ impl Engine {
         };
         match request {
             Request::LeaseUnit { stage, node, reply } => {
-                self.observed.heard(&node, now);
-                let leased = transitions::lease_unit(&self.state, &stage, &node, &policy, now);
-                let benched = is_benched(&self.observed, &self.limits, &stage, &node, now);
-                let leased = leased.map(|(lease, writes)| match lease {
-                    Lease::Granted(_) | Lease::GivenUp(_) if benched => (Lease::Wait, Vec::new()),
-                    lease @ (Lease::Granted(_) | Lease::GivenUp(_) | Lease::Wait | Lease::Sealed) => {
-                        (lease, writes)
-                    }
-                });
-                self.count_pairs(&stage, now);
-                let answer = leased.map_err(Into::into).map(|(lease, writes)| {
-                    self.write_all(writes);
-                    lease_message(lease, ttl_millis, curators(self, &stage.job))
-                });
+                let answer = self
+                    .lease_unit(&stage, &node, &policy, now)
+                    .map(|lease| lease_message(lease, ttl_millis, curators(self, &stage.job)));
                 self.hold(reply, answer);
             }
             Request::RenewUnit { lease, node, by, reply } => {
@@ -175,23 +158,7 @@ impl Engine {
                     transitions::fail_unit(&self.state, &lease, &node, &policy, fate, &reason, now)
                 });
                 let answer = failed.map_err(Into::into).map(|(quarantined, writes)| {
-                    self.observed.under_way.ended(&lease.stage, &node);
-                    let UnitLeaseRef { stage: StageRef { job, stage }, unit, .. } = &lease;
-                    match fate {
-                        UnitFate::Failed(FailureKind::Passing) => {
-                            tracing::warn!(%job, %stage, %node, unit, quarantined, reason, "unit has failed");
-                        }
-                        UnitFate::Failed(FailureKind::Source) => {
-                            tracing::warn!(%job, %stage, %node, unit, reason, "the curator cannot open the stage's source; it gets no unit of the stage for a while");
-                            self.observed.cannot_open(&lease.stage, &node, &reason, now);
-                        }
-                        UnitFate::HandedBack => {
-                            tracing::info!(%job, %stage, %node, unit, reason, "unit is released");
-                        }
-                        UnitFate::JobFails => {
-                            tracing::error!(%job, %stage, %node, unit, reason, "the stage's pairs cannot be made, the job fails");
-                        }
-                    }
+                    self.unit_failed(&lease, &node, fate, &reason, quarantined, now);
                     self.write_all(writes);
                     v1::FailUnitResponse { quarantined }
                 });
@@ -312,6 +279,70 @@ impl Engine {
         if let Some(found) = self.state.stage(stage) {
             self.observed.pairs_counted(stage, found.log.committed(), now);
         }
+    }
+
+    /// What a curator gets to make; a benched one waits.
+    fn lease_unit(
+        &mut self,
+        stage: &StageRef,
+        node: &NodeId,
+        policy: &UnitPolicy,
+        now: Timestamp,
+    ) -> Answer<Lease> {
+        self.observed.heard(node, now);
+        let leased = transitions::lease_unit(&self.state, stage, node, policy, now);
+        let benched = is_benched(&self.observed, &self.limits, stage, node, now);
+        self.count_pairs(stage, now);
+        let (lease, writes) = match leased? {
+            (Lease::Granted(_) | Lease::GivenUp(_), _) if benched => (Lease::Wait, Vec::new()),
+            leased => leased,
+        };
+        self.write_all(writes);
+        Ok(lease)
+    }
+
+    /// Says that a unit was given back, and remembers a curator that cannot open the stage's source.
+    fn unit_failed(
+        &mut self,
+        lease: &UnitLeaseRef,
+        node: &NodeId,
+        fate: UnitFate,
+        reason: &str,
+        quarantined: bool,
+        now: Timestamp,
+    ) {
+        self.observed.under_way.ended(&lease.stage, node);
+        let UnitLeaseRef { stage: StageRef { job, stage }, unit, .. } = lease;
+        match fate {
+            UnitFate::Failed(FailureKind::Passing) => {
+                tracing::warn!(%job, %stage, %node, unit, quarantined, reason, "unit has failed");
+            }
+            UnitFate::Failed(FailureKind::Source) => {
+                tracing::warn!(%job, %stage, %node, unit, reason, "the curator cannot open the stage's source; it gets no unit of the stage for a while");
+                self.observed.cannot_open(&lease.stage, node, reason, now);
+            }
+            UnitFate::Released => {
+                tracing::info!(%job, %stage, %node, unit, reason, "unit is released");
+            }
+            UnitFate::JobFails => {
+                tracing::error!(%job, %stage, %node, unit, reason, "the stage's pairs cannot be made, the job fails");
+            }
+        }
+    }
+
+    fn mark_damaged(
+        &mut self,
+        stage: &StageRef,
+        generation: Generation,
+        path: &str,
+        reason: &str,
+        by: &ActingNode,
+    ) -> Answer<()> {
+        self.check_runs_on(stage, generation, by)?;
+        let writes = transitions::mark_checkpoint_damaged(&self.state, stage, generation, path, reason)?;
+        tracing::warn!(job = %stage.job, stage = %stage.stage, generation = generation.0, path, reason, "checkpoint is damaged");
+        self.write_all(writes);
+        Ok(())
     }
 
     fn submit(&mut self, submission: transitions::Submission, now: Timestamp) -> Answer<(v1::Job, bool)> {

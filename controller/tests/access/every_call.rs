@@ -286,7 +286,7 @@ async fn a_request_of_a_node_that_is_sent_again_changes_nothing() -> anyhow::Res
     let fail = v1::FailUnitRequest {
         lease: Some(lease.clone()),
         node_id: "c-1".into(),
-        handed_back: true,
+        released: true,
         ..Default::default()
     };
     let fail = fail.encode_to_vec();

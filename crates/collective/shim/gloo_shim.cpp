@@ -159,11 +159,12 @@ int32_t cg_connect(const CgConnect* options, CgGroup** out, char* text, size_t t
   }
 }
 
-int32_t cg_all_reduce_sum(CgGroup* group, const void* tensor, int64_t timeout_ms, CgOp** out, char* text, size_t text_bytes) {
+int32_t cg_all_reduce(
+    CgGroup* group, const void* tensor, int32_t maximum, int64_t timeout_ms, CgOp** out, char* text, size_t text_bytes) {
   try {
     std::vector<at::Tensor> tensors{*static_cast<const at::Tensor*>(tensor)};
     c10d::AllreduceOptions options;
-    options.reduceOp = c10d::ReduceOp::SUM;
+    options.reduceOp = maximum != 0 ? c10d::ReduceOp::MAX : c10d::ReduceOp::SUM;
     options.timeout = milliseconds(timeout_ms);
     *out = watch(group, group->gloo->allreduce(tensors, options));
     return CG_OK;

@@ -35,7 +35,8 @@ struct CgConnect {
 // Every function with `text` writes at most `text_bytes` there, zero-terminated, when it does not return CG_OK.
 int32_t cg_connect(const CgConnect* options, CgGroup** out, char* text, size_t text_bytes);
 // `tensor` points to an at::Tensor; the operation keeps its own reference to it.
-int32_t cg_all_reduce_sum(CgGroup*, const void* tensor, int64_t timeout_ms, CgOp** out, char* text, size_t text_bytes);
+// Their sum, or with `maximum` not 0 the largest.
+int32_t cg_all_reduce(CgGroup*, const void* tensor, int32_t maximum, int64_t timeout_ms, CgOp** out, char* text, size_t text_bytes);
 int32_t cg_broadcast(CgGroup*, const void* tensor, int32_t root, int64_t timeout_ms, CgOp** out, char* text, size_t text_bytes);
 // Waits until the operation is done, the group is aborted, or the time is up. May be called again after CG_TIMEOUT.
 int32_t cg_wait(CgOp*, int64_t timeout_ms, char* text, size_t text_bytes);

@@ -4,14 +4,22 @@ use crate::error::Result;
 use std::time::Duration;
 use tch::Tensor;
 
+/// How an element of the result comes from those of all ranks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Elementwise {
+    Sum,
+    Maximum,
+}
+
 /// One way for ranks to talk. Operations must be started in the same order on every rank; the group starts them one at
 /// a time. Tensors are checked by the group: contiguous, on the group's device, of a kind that every backend knows.
 pub(crate) trait Backend: Send + Sync {
-    /// Begins to replace `tensor` by the element-wise sum over all ranks.
-    fn start_sum(
+    /// Begins to replace `tensor` by the elements of all ranks, put together.
+    fn start_reduce(
         &self,
         operation: &'static str,
         tensor: &Tensor,
+        by: Elementwise,
         timeout: Duration,
     ) -> Result<Box<dyn InFlight>>;
 
@@ -48,10 +56,11 @@ pub(crate) fn done() -> Box<dyn InFlight> {
 }
 
 impl Backend for Solo {
-    fn start_sum(
+    fn start_reduce(
         &self,
         _operation: &'static str,
         _tensor: &Tensor,
+        _by: Elementwise,
         _timeout: Duration,
     ) -> Result<Box<dyn InFlight>> {
         Ok(done())

@@ -39,9 +39,10 @@ unsafe extern "C" {
         text: *mut c_char,
         text_bytes: usize,
     ) -> i32;
-    pub fn cg_all_reduce_sum(
+    pub fn cg_all_reduce(
         group: *mut Group,
         tensor: *const c_void,
+        maximum: i32,
         timeout_ms: i64,
         out: *mut *mut Op,
         text: *mut c_char,

@@ -1,6 +1,6 @@
 //! The CPU backend: Gloo, as libtorch's c10d carries it, behind `shim/gloo_shim.h`.
 
-use crate::backend::{Backend, InFlight};
+use crate::backend::{Backend, Elementwise, InFlight};
 use crate::error::{CollectiveError, Result};
 use crate::ffi;
 use crate::rendezvous::Rendezvous;
@@ -110,19 +110,21 @@ impl Gloo {
 }
 
 impl Backend for Gloo {
-    fn start_sum(
+    fn start_reduce(
         &self,
         operation: &'static str,
         tensor: &Tensor,
+        by: Elementwise,
         timeout: Duration,
     ) -> Result<Box<dyn InFlight>> {
         let mut op = std::ptr::null_mut();
         ffi::checked(operation, timeout, |text, bytes| {
             // SAFETY: the tensor is borrowed for the call, during which C++ takes a reference of its own.
             unsafe {
-                ffi::cg_all_reduce_sum(
+                ffi::cg_all_reduce(
                     self.handle.0.as_ptr(),
                     tensor.as_ptr().cast(),
+                    i32::from(by == Elementwise::Maximum),
                     ffi::milliseconds(timeout),
                     &mut op,
                     text,
@@ -140,7 +142,7 @@ impl Backend for Gloo {
         })?;
         let mut op = std::ptr::null_mut();
         ffi::checked(operation, timeout, |text, bytes| {
-            // SAFETY: as in `start_sum`.
+            // SAFETY: as in `start_reduce`.
             unsafe {
                 ffi::cg_broadcast(
                     self.handle.0.as_ptr(),

@@ -1,6 +1,6 @@
 //! The process group that the rest of Crescendo uses, whichever backend is behind it.
 
-use crate::backend::{Backend, InFlight, Solo, done};
+use crate::backend::{Backend, Elementwise, InFlight, Solo, done};
 use crate::error::{CollectiveError, Result};
 use crate::gloo::{Gloo, GlooOptions};
 use crate::nccl::{Nccl, NcclId};
@@ -18,6 +18,8 @@ pub enum ReduceOp {
     Sum,
     /// The sum divided by the number of ranks; floating-point kinds only.
     Average,
+    /// The largest.
+    Maximum,
 }
 
 /// The ranks that work on one attempt. Clones are the same group: one of them may abort it from another thread.
@@ -153,9 +155,13 @@ impl ProcessGroup {
                 tensor.kind()
             )));
         }
+        let by = match op {
+            ReduceOp::Sum | ReduceOp::Average => Elementwise::Sum,
+            ReduceOp::Maximum => Elementwise::Maximum,
+        };
         let timeout = timeout.min(MAX_TIMEOUT);
         let deadline = Instant::now() + timeout;
-        let in_flight = self.start(tensor, |backend| backend.start_sum(operation, tensor, timeout))?;
+        let in_flight = self.start(tensor, |backend| backend.start_reduce(operation, tensor, by, timeout))?;
         Ok(PendingReduce {
             group: self.clone(),
             tensor: tensor.shallow_clone(),
@@ -183,7 +189,8 @@ impl ProcessGroup {
     pub fn barrier(&self, timeout: Duration) -> Result<()> {
         let token = Tensor::f_zeros([1], (Kind::Int, self.device()))
             .map_err(CollectiveError::of_tensor("barrier"))?;
-        let mut in_flight = self.start(&token, |backend| backend.start_sum("barrier", &token, timeout))?;
+        let mut in_flight =
+            self.start(&token, |backend| backend.start_reduce("barrier", &token, Elementwise::Sum, timeout))?;
         self.settle(in_flight.wait(timeout))
     }
 
@@ -329,8 +336,9 @@ impl ProcessGroup {
     {
         let failed = CollectiveError::of_tensor("all-gather");
         let values = values.and_then(|values| values.f_to_device(self.device())).map_err(&failed)?;
-        let mut in_flight =
-            self.start(&values, |backend| backend.start_sum("all-gather", &values, timeout))?;
+        let mut in_flight = self.start(&values, |backend| {
+            backend.start_reduce("all-gather", &values, Elementwise::Sum, timeout)
+        })?;
         self.settle(in_flight.wait(timeout))?;
         values.f_to_device(Device::Cpu).and_then(Vec::<T>::try_from).map_err(&failed)
     }

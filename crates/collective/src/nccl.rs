@@ -11,7 +11,7 @@
 
 mod library;
 
-use crate::backend::{Backend, InFlight};
+use crate::backend::{Backend, Elementwise, InFlight};
 use crate::error::{CollectiveError, Result};
 use cudarc::driver::{CudaContext, CudaEvent, CudaStream, DriverError};
 use cudarc::nccl::sys::{ncclComm_t, ncclDataType_t, ncclRedOp_t, ncclUniqueId};
@@ -147,28 +147,23 @@ impl Nccl {
 }
 
 impl Backend for Nccl {
-    fn start_sum(
+    fn start_reduce(
         &self,
         operation: &'static str,
         tensor: &Tensor,
+        by: Elementwise,
         timeout: Duration,
     ) -> Result<Box<dyn InFlight>> {
         let (pointer, count, kind) = (tensor.data_ptr(), tensor.numel(), data_type(tensor.kind())?);
         let stream = self.shared.stream.cu_stream().cast();
+        let by = match by {
+            Elementwise::Sum => ncclRedOp_t::ncclSum,
+            Elementwise::Maximum => ncclRedOp_t::ncclMax,
+        };
         self.launch(operation, tensor, timeout, |library, communicator| {
             // SAFETY: the group has checked the tensor: on this GPU, contiguous, so `count` elements lie at `pointer`;
             // the operation keeps it alive until it is done.
-            unsafe {
-                (library.all_reduce)(
-                    pointer,
-                    pointer,
-                    count,
-                    kind,
-                    ncclRedOp_t::ncclSum,
-                    communicator,
-                    stream,
-                )
-            }
+            unsafe { (library.all_reduce)(pointer, pointer, count, kind, by, communicator, stream) }
         })
     }
 
@@ -179,7 +174,7 @@ impl Backend for Nccl {
         let (pointer, count, kind) = (tensor.data_ptr(), tensor.numel(), data_type(tensor.kind())?);
         let stream = self.shared.stream.cu_stream().cast();
         self.launch("broadcast", tensor, timeout, |library, communicator| {
-            // SAFETY: as in `start_sum`.
+            // SAFETY: as in `start_reduce`.
             unsafe { (library.broadcast)(pointer, pointer, count, kind, root, communicator, stream) }
         })
     }

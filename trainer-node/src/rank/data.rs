@@ -14,12 +14,13 @@ use crescendo_proto::v1::pair_service_client::PairServiceClient;
 use crescendo_proto::v1::stream_pairs_request::Message as Ask;
 use crescendo_proto::v1::stream_pairs_response::Message as Answer;
 use crescendo_proto::v1::{
-    EncodedPair, EncodedText, FetchPairs, GrantCredits, LogStatus, OpenPairs, StreamPairsRequest,
+    EncodedPair, EncodedText, FetchPairs, GrantCredits, LogStatus, OpenPairs, PairsOpened,
+    StreamPairsRequest, StreamPairsResponse,
 };
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::{Code, Status};
+use tonic::{Code, Status, Streaming};
 
 use super::RankError;
 use super::positions::{GangShape, LogOrder, LogState, Place, ReplayPasses};
@@ -267,14 +268,13 @@ impl Client {
         });
     }
 
-    /// One stream. `Ok` when all is delivered.
-    async fn serve(
-        &mut self,
+    /// Opens a stream of pairs.
+    async fn open(
+        &self,
         address: &str,
-        curators: &mut watch::Receiver<Vec<String>>,
-        out: &mpsc::Sender<Result<Delivery, RankError>>,
-    ) -> Result<(), StreamEnd> {
-        let credits = self.plan.credits();
+        credits: u32,
+    ) -> Result<(mpsc::Sender<StreamPairsRequest>, Streaming<StreamPairsResponse>, PairsOpened), StreamEnd>
+    {
         let channel = self.plan.dialer.channel(address).map_err(|error| broken(error.to_string()))?;
         let mut client = PairServiceClient::new(channel).max_decoding_message_size(MAX_REPLY_BYTES);
         // Room for every message that may be under way: at most one Fetch and one Grant a credit.
@@ -297,10 +297,42 @@ impl Client {
                 _ => Err(Status::internal("the first answer is not PairsOpened")),
             }
         };
-        let (mut answers, opened) = tokio::time::timeout(OPEN_TIMEOUT, opening)
+        let (answers, opened) = tokio::time::timeout(OPEN_TIMEOUT, opening)
             .await
             .map_err(|_| broken(format!("no answer within {OPEN_TIMEOUT:?}")))?
             .map_err(StreamEnd::Broken)?;
+        Ok((asks, answers, opened))
+    }
+
+    /// Passes on a pair, which must be the next that was asked for.
+    async fn take(
+        &mut self,
+        pair: EncodedPair,
+        out: &mpsc::Sender<Result<Delivery, RankError>>,
+    ) -> Result<(), StreamEnd> {
+        let Some((position, index)) = self.asked.front().copied() else {
+            return Err(broken(format!("pair {} was not asked for", pair.index)));
+        };
+        if pair.index != index {
+            return Err(broken(format!("pair {} came instead of {index}", pair.index)));
+        }
+        self.say(String::new());
+        let order = self.order_number;
+        deliver(out, Delivery::Pair { position, pair: Box::new(pair), order }).await?;
+        self.asked.pop_front();
+        self.damaged = 0;
+        Ok(())
+    }
+
+    /// One stream. `Ok` when all is delivered.
+    async fn serve(
+        &mut self,
+        address: &str,
+        curators: &mut watch::Receiver<Vec<String>>,
+        out: &mpsc::Sender<Result<Delivery, RankError>>,
+    ) -> Result<(), StreamEnd> {
+        let credits = self.plan.credits();
+        let (asks, mut answers, opened) = self.open(address, credits).await?;
         tracing::info!(curator = address, "pair stream is open");
         if let Some(status) = &opened.status {
             self.learn(status);
@@ -341,17 +373,7 @@ impl Client {
             };
             match answer.map_err(StreamEnd::Broken)?.and_then(|answer| answer.message) {
                 Some(Answer::Pair(pair)) => {
-                    let Some((position, index)) = self.asked.front().copied() else {
-                        return Err(broken(format!("pair {} was not asked for", pair.index)));
-                    };
-                    if pair.index != index {
-                        return Err(broken(format!("pair {} came instead of {index}", pair.index)));
-                    }
-                    self.say(String::new());
-                    let order = self.order_number;
-                    deliver(out, Delivery::Pair { position, pair: Box::new(pair), order }).await?;
-                    self.asked.pop_front();
-                    self.damaged = 0;
+                    self.take(pair, out).await?;
                     ask(&asks, Ask::Grant(GrantCredits { pairs: 1 }))?;
                 }
                 Some(Answer::Status(status)) => self.learn(&status),

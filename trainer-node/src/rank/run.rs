@@ -12,6 +12,7 @@ use crescendo_node::runtime::args::{LogArgs, SecurityArgs};
 use crescendo_node::telemetry::trace;
 use crescendo_node::tls::{Dialer, RELOAD_INTERVAL, Security};
 use crescendo_proto::v1::{AttemptRef, RankProgress};
+use object_store::ObjectStore;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
@@ -118,22 +119,15 @@ pub fn run(args: RankArgs) -> ExitCode {
 async fn rank(args: RankArgs) -> Result<(), RankError> {
     let attempt =
         AttemptRef { job_id: args.job.clone(), stage: args.stage.clone(), generation: args.generation };
-    let security = match Security::load(&args.security).await {
-        Ok(security) => security,
-        Err(error) => {
-            tracing::warn!(error = &error as &dyn std::error::Error, "the TLS files cannot be used");
-            // They may be in the middle of a change.
-            return Err(RankError::retryable(error));
-        }
-    };
+    let security = Security::load(&args.security).await.map_err(|error| {
+        tracing::warn!(error = &error as &dyn std::error::Error, "the TLS files cannot be used");
+        // They may be in the middle of a change.
+        RankError::retryable(error)
+    })?;
     let dialer = security.dialer();
-    let (uplink, down, assignment) = match link::open(&dialer, &args.agent, attempt, args.rank).await {
-        Ok(opened) => opened,
-        Err(error) => {
-            tracing::warn!(reason = %error, "no assignment from the agent");
-            return Err(error);
-        }
-    };
+    let opened = link::open(&dialer, &args.agent, attempt, args.rank).await;
+    let (uplink, down, assignment) =
+        opened.inspect_err(|error| tracing::warn!(reason = %error, "no assignment from the agent"))?;
     let (curators_in, curators) = watch::channel(Vec::new());
     let (outcomes_in, outcomes) = mpsc::channel(4);
     let mut session = JoinSet::new();
@@ -192,12 +186,7 @@ async fn rank(args: RankArgs) -> Result<(), RankError> {
     {
         outcome = Err(ended(reason));
     }
-    match &outcome {
-        Ok(()) => tracing::info!("every step is done"),
-        Err(RankError::Stopped(reason)) => tracing::info!(reason, "stopped"),
-        Err(RankError::Drained(reason)) => tracing::info!(reason, "checkpoint saved, the gang has left"),
-        Err(error) => tracing::warn!(reason = %error, "training ends early"),
-    }
+    log_end(&outcome);
     if uplink.end(&outcome).await.is_ok() && !session.is_empty() {
         drop(uplink);
         // The agent closes the session when it has read the end.
@@ -283,20 +272,12 @@ async fn work(
     let mut forwarding = JoinSet::new();
     forwarding.spawn(uplink.clone().forward_progress(reported, progress_stop.clone()).in_current_span());
 
-    let store = crescendo_node::objects::open(&plan.object_store_url).map_err(RankError::permanent)?;
-    if plan.gang.rank == 0 {
-        // It writes the checkpoints.
-        let verified = crescendo_node::objects::verify(&plan.object_store_url, &store).await;
-        verified.map_err(|error| match error.is_retryable() {
-            true => RankError::retryable(error),
-            false => RankError::permanent(error),
-        })?;
-    }
+    let store = open_store(&plan).await?;
     let gathered = tokio::select! {
         gathered = restore::gather(&plan, &store, &args.library_root, &args.scratch) => gathered,
         () = ends.cancelled() => return ends.before_meeting(),
     };
-    let sources = settle(gathered, &uplink).await?;
+    let sources = report_damage(gathered, &uplink).await?;
 
     let data_plan = DataPlan {
         job_id: plan.attempt.job_id.clone(),
@@ -310,7 +291,7 @@ async fn work(
         dialer: dialer.clone(),
     };
     let (deliver, deliveries) = mpsc::channel(data_plan.credits() as usize);
-    let replay_passes = settle(restore::replay_passes(&plan, &sources), &uplink).await?;
+    let replay_passes = report_damage(restore::replay_passes(&plan, &sources), &uplink).await?;
     let (order, followed) =
         watch::channel(SampleOrder { number: 0, replay_passes, first_step: data_plan.steps.start });
     let (waiting_for, data_waits_for) = watch::channel(String::new());
@@ -346,24 +327,50 @@ async fn work(
         ends,
         runtime: Handle::current(),
     };
-    let (done, trained) = oneshot::channel();
-    let span = tracing::Span::current();
-    std::thread::Builder::new()
-        .name("train".into())
-        .spawn(move || span.in_scope(|| drop(done.send(thread.run()))))
-        .map_err(RankError::retryable)?;
-    let trained = trained
-        .await
-        .unwrap_or_else(|_| Err(RestoreError::Rank(RankError::Retryable("training panicked".into()))));
-    let outcome = settle(trained, &uplink).await;
+    let trained = on_a_thread(thread).await?;
+    let outcome = report_damage(trained, &uplink).await;
     stop.cancel();
     progress_stop.cancel();
     while forwarding.join_next().await.is_some() {}
     outcome
 }
 
+/// Opens the object store; the rank that writes checkpoints makes sure that it can.
+async fn open_store(plan: &Plan) -> Result<Arc<dyn ObjectStore>, RankError> {
+    let store = crescendo_node::objects::open(&plan.object_store_url).map_err(RankError::permanent)?;
+    if plan.gang.rank == 0 {
+        let verified = crescendo_node::objects::verify(&plan.object_store_url, &store).await;
+        verified.map_err(|error| match error.is_retryable() {
+            true => RankError::retryable(error),
+            false => RankError::permanent(error),
+        })?;
+    }
+    Ok(store)
+}
+
+/// Trains on a thread of its own, which the runtime does not wait on.
+async fn on_a_thread(thread: TrainThread) -> Result<Result<(), RestoreError>, RankError> {
+    let (done, trained) = oneshot::channel();
+    let span = tracing::Span::current();
+    std::thread::Builder::new()
+        .name("train".into())
+        .spawn(move || span.in_scope(|| drop(done.send(thread.run()))))
+        .map_err(RankError::retryable)?;
+    let panicked = || Err(RestoreError::Rank(RankError::Retryable("training panicked".into())));
+    Ok(trained.await.unwrap_or_else(|_| panicked()))
+}
+
+fn log_end(outcome: &Result<(), RankError>) {
+    match outcome {
+        Ok(()) => tracing::info!("every step is done"),
+        Err(RankError::Stopped(reason)) => tracing::info!(reason, "stopped"),
+        Err(RankError::Drained(reason)) => tracing::info!(reason, "checkpoint saved, the gang has left"),
+        Err(error) => tracing::warn!(reason = %error, "training ends early"),
+    }
+}
+
 /// Tells the agent of a damaged checkpoint, so that the next try uses the one before.
-async fn settle<T>(outcome: Result<T, RestoreError>, uplink: &Uplink) -> Result<T, RankError> {
+async fn report_damage<T>(outcome: Result<T, RestoreError>, uplink: &Uplink) -> Result<T, RankError> {
     match outcome {
         Ok(value) => Ok(value),
         Err(RestoreError::Rank(error)) => Err(error),

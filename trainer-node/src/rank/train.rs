@@ -46,12 +46,6 @@ const PARTING_TIMEOUT: Duration = Duration::from_secs(600);
 /// How long a rank waits for its samples before it tells the others that it has to wait.
 const SAMPLES_WAIT: Duration = Duration::from_secs(1);
 
-/// Flag of a rank that is to save a checkpoint and leave: more than all others together; what the sum in float32 rounds off does not
-/// matter beside it.
-const DRAINS: f32 = 8_388_608.0;
-/// Flag of a rank that starves: more than the most ranks of a gang (1024) that only wait; their sum is exact in float32.
-const STARVED: f32 = 4096.0;
-
 /// Everything that the loop works with.
 pub struct Training {
     pub plan: Plan,
@@ -168,7 +162,7 @@ impl Loop {
         if let Some(ema) = &mut restored.ema {
             ema.update(restored.learner.trainables()).map_err(model)?;
         }
-        restored.learner.settle().map_err(model)?;
+        restored.learner.wait_for_device().map_err(model)?;
         restored.step = step + 1;
         restored.history.push(&record);
         if let Some(log) = &mut self.training.position_log {
@@ -221,10 +215,10 @@ impl Loop {
             let number = self.training.order.borrow().number;
             let starved = waits && *self.training.data_starved.borrow() == Some(number);
             match self.agree(waits, starved && replay_pass.is_some())? {
-                Agreed::Ready => return Ok(waited),
-                Agreed::Wait => waited = waited_before + round.elapsed(),
-                Agreed::Drain => return Err(RankError::Drained(format!("after step {step}"))),
-                Agreed::Repeat => {
+                Vote::Ready => return Ok(waited),
+                Vote::Wait => waited = waited_before + round.elapsed(),
+                Vote::Drain => return Err(RankError::Drained(format!("after step {step}"))),
+                Vote::Repeat => {
                     self.begin_replay_pass(step, replay_pass)?;
                     positions = self.training.plan.gang.positions(step);
                     continue;
@@ -298,21 +292,26 @@ impl Loop {
         Ok(())
     }
 
-    /// Whether any rank still waits for samples, and whether for want of pairs in the log; the same answer on all.
-    fn agree(&self, waits: bool, starved: bool) -> Result<Agreed, RankError> {
-        let mine = match (self.training.drain.is_cancelled(), starved) {
-            (true, _) => DRAINS,
-            (false, true) => STARVED,
-            (false, false) => f32::from(u8::from(waits)),
+    /// What the gang does next: the largest of all ranks' votes, the same on all.
+    fn agree(&self, waits: bool, starved: bool) -> Result<Vote, RankError> {
+        let mine = match (self.training.drain.is_cancelled(), starved, waits) {
+            (true, _, _) => Vote::Drain,
+            (false, true, _) => Vote::Repeat,
+            (false, false, true) => Vote::Wait,
+            (false, false, false) => Vote::Ready,
         };
         if self.training.group.world() == 1 {
-            return Ok(Agreed::of(f64::from(mine)));
+            return Ok(mine);
         }
-        let flag = Tensor::f_from_slice(&[mine])
-            .and_then(|flag| flag.f_to_device(self.training.plan.device))
+        let votes = Tensor::f_from_slice(&[mine as i64])
+            .and_then(|votes| votes.f_to_device(self.training.plan.device))
             .map_err(RankError::retryable)?;
-        self.training.group.all_reduce(&flag, ReduceOp::Sum, COLLECTIVE_TIMEOUT).map_err(of_group)?;
-        Ok(Agreed::of(number(&flag)?))
+        self.training.group.all_reduce(&votes, ReduceOp::Maximum, COLLECTIVE_TIMEOUT).map_err(of_group)?;
+        let most = votes.f_int64_value(&[0]).map_err(RankError::retryable)?;
+        Vote::ALL
+            .into_iter()
+            .find(|vote| *vote as i64 == most)
+            .ok_or_else(|| RankError::Retryable(format!("the gang voted for {most}, which is no vote")))
     }
 
     /// Leaves the gradients of the global batch in the buckets; returns its mean loss.
@@ -493,31 +492,20 @@ impl Loop {
     }
 }
 
-/// What all ranks do next.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Agreed {
-    /// Everyone has its samples.
+/// What a rank wants the gang to do next. The gang does the largest of its ranks' votes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Vote {
+    /// It has its samples.
     Ready,
     Wait,
-    /// Someone's next pair is not made yet, and the stage repeats meanwhile.
+    /// Its next pair is not made yet, and the stage repeats meanwhile.
     Repeat,
-    /// Someone's node drains.
+    /// Its node drains.
     Drain,
 }
 
-impl Agreed {
-    /// From the sum of all ranks' flags: 0, 1, [`STARVED`] or [`DRAINS`] each.
-    fn of(sum: f64) -> Self {
-        if sum >= f64::from(DRAINS) {
-            Self::Drain
-        } else if sum >= f64::from(STARVED) {
-            Self::Repeat
-        } else if sum > 0.0 {
-            Self::Wait
-        } else {
-            Self::Ready
-        }
-    }
+impl Vote {
+    const ALL: [Vote; 4] = [Vote::Ready, Vote::Wait, Vote::Repeat, Vote::Drain];
 }
 
 fn told_to_stop() -> RankError {

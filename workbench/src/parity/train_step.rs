@@ -11,7 +11,7 @@ use anyhow::{Context, bail, ensure};
 use crescendo_collective::{PendingReduce, ProcessGroup, ReduceOp};
 use crescendo_model::schedule::training_table;
 use crescendo_model::tch::{Device, Kind, Tensor};
-use crescendo_model::training::{AdamW, AdamWConfig, Ema, MicroBatch, TrainOptions, TrainStep};
+use crescendo_model::training::{AdamW, AdamWConfig, Ema, MicroBatch, MicroOutcome, TrainOptions, TrainStep};
 use crescendo_model::weights::{TensorFile, TensorMap};
 use crescendo_model::{Flux, LoraAdapter, packing};
 use serde::Deserialize;
@@ -94,6 +94,44 @@ pub fn check(fixture: &Fixture, checks: &mut Checks<'_>) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Notes the loss of a micro-batch, and with a device all that it was made of.
+fn note_micro(
+    batch: &MicroBatch,
+    outcome: MicroOutcome,
+    all_on: Option<Device>,
+    here: &str,
+    results: &mut TensorMap,
+) -> anyhow::Result<()> {
+    results.insert(format!("{here}.loss"), outcome.loss);
+    if let Some(device) = all_on {
+        let noised = batch.noised(device)?;
+        results.insert(format!("{here}.t"), batch.times.shallow_clone());
+        results.insert(format!("{here}.x_t"), noised.x_t);
+        results.insert(format!("{here}.target"), noised.velocity);
+        results.insert(format!("{here}.pred"), outcome.prediction);
+    }
+    Ok(())
+}
+
+/// Notes a rank's own gradients, by bucket, and those of all ranks.
+fn note_gradients(
+    learner: &TrainStep,
+    own: Vec<(usize, Tensor)>,
+    own_prefix: &str,
+    prefix: &str,
+    results: &mut TensorMap,
+) -> anyhow::Result<()> {
+    for (bucket, flat) in own {
+        for (name, grad) in learner.trainables().named(bucket, &flat)? {
+            results.insert(format!("{own_prefix}.grad.{name}"), grad);
+        }
+    }
+    for (name, grad) in learner.trainables().grads()? {
+        results.insert(format!("{prefix}.grad.{name}"), grad);
+    }
+    Ok(())
+}
+
 /// One rank's part of the fixture: results under their `out.` names.
 pub fn run_rank(fixture: &Fixture, group: &ProcessGroup) -> anyhow::Result<TensorMap> {
     let config = fixture.config()?;
@@ -157,24 +195,10 @@ pub fn run_rank(fixture: &Fixture, group: &ProcessGroup) -> anyhow::Result<Tenso
         results.insert(format!("{prefix}.logged_loss"), Tensor::from(logged as f32));
         for (micro, (batch, outcome)) in micros.iter().zip(outcomes).enumerate() {
             let here = format!("{prefix}.rank{rank}.micro{micro}");
-            results.insert(format!("{here}.loss"), outcome.loss);
-            if step == 1 {
-                let noised = batch.noised(fixture.device)?;
-                results.insert(format!("{here}.t"), batch.times.shallow_clone());
-                results.insert(format!("{here}.x_t"), noised.x_t);
-                results.insert(format!("{here}.target"), noised.velocity);
-                results.insert(format!("{here}.pred"), outcome.prediction);
-            }
+            note_micro(batch, outcome, (step == 1).then_some(fixture.device), &here, &mut results)?;
         }
         if step == 1 {
-            for (bucket, flat) in own {
-                for (name, grad) in learner.trainables().named(bucket, &flat)? {
-                    results.insert(format!("{prefix}.rank{rank}.grad.{name}"), grad);
-                }
-            }
-            for (name, grad) in learner.trainables().grads()? {
-                results.insert(format!("{prefix}.grad.{name}"), grad);
-            }
+            note_gradients(&learner, own, &format!("{prefix}.rank{rank}"), &prefix, &mut results)?;
         }
         let norm = learner.trainables_mut().clip(Some(optimizer.max_grad_norm))?;
         results.insert(format!("{prefix}.grad_norm"), norm);

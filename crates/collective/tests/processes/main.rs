@@ -13,8 +13,8 @@ fn values(tensor: &Tensor) -> Result<Vec<f64>> {
 }
 
 #[test]
-fn sums_and_averages_are_right_in_every_kind() -> Result<()> {
-    together("sums_and_averages_are_right_in_every_kind", &[2, 3], |group| {
+fn sums_averages_and_maxima_are_right_in_every_kind() -> Result<()> {
+    together("sums_averages_and_maxima_are_right_in_every_kind", &[2, 3], |group| {
         let (rank, world) = (group.rank() as f64, group.world() as f64);
         let all: f64 = (0..group.world()).map(|rank| rank as f64 + 1.0).sum();
         // Small whole numbers are exact in every kind.
@@ -26,6 +26,9 @@ fn sums_and_averages_are_right_in_every_kind() -> Result<()> {
             group.all_reduce(&tensor, ReduceOp::Sum, LIMIT)?;
             ensure!(values(&tensor)? == vec![all; 15], "{kind:?}: {tensor}");
         }
+        let votes = Tensor::from_slice(&[rank as i64, -(rank as i64), 7]);
+        group.all_reduce(&votes, ReduceOp::Maximum, LIMIT)?;
+        ensure!(values(&votes)? == vec![world - 1.0, 0.0, 7.0], "the largest of each: {votes}");
         for kind in [Kind::Float, Kind::Double] {
             let tensor = Tensor::arange(100_000, (kind, Device::Cpu)) * (rank + 1.0);
             group.all_reduce(&tensor, ReduceOp::Average, LIMIT)?;

@@ -146,6 +146,23 @@ pub(super) fn over_quota(view: &View<'_>, job: &Job, index: usize, quota: &Tenan
     Explanation { findings, remedies, blockers: holding, ..Explanation::default() }
 }
 
+/// Nodes that get nothing new, if there are any.
+fn draining(nodes: &[NodeRoom]) -> Option<String> {
+    let draining = nodes.iter().filter(|node| node.draining);
+    let draining: Vec<String> = draining.map(|node| format!("{} ({})", node.node, node.slots)).collect();
+    (!draining.is_empty()).then(|| format!("nodes that drain get nothing new: {}", draining.join(", ")))
+}
+
+/// What to do where even an empty cluster has too few slots.
+fn more_slots(missing: u32, unseen: u32, device: &str) -> Vec<String> {
+    let mut remedies = Vec::new();
+    if unseen >= missing {
+        remedies.push(format!("bring the silent nodes back: they have {}", count(unseen, "slot")));
+    }
+    remedies.push(format!("add trainer nodes with {missing} more {device} slots"));
+    remedies
+}
+
 pub(super) fn waiting(view: &View<'_>, job: &Job, index: usize) -> Explanation {
     let (Some(spec), Some(stage)) = (job.stage_spec(index), job.stages.get(index)) else {
         return Explanation::default();
@@ -170,14 +187,7 @@ pub(super) fn waiting(view: &View<'_>, job: &Job, index: usize) -> Explanation {
         ),
         Some(_) | None => format!("none of {} is free", count(total, &format!("{device} slot"))),
     });
-    let draining: Vec<String> = nodes
-        .iter()
-        .filter(|node| node.draining)
-        .map(|node| format!("{} ({})", node.node, node.slots))
-        .collect();
-    if !draining.is_empty() {
-        findings.push(format!("nodes that drain get nothing new: {}", draining.join(", ")));
-    }
+    findings.extend(draining(&nodes));
     findings.extend(silent(view, NodeKind::Trainer));
     let enough: Vec<&Blocker> = blockers.iter().filter(|blocker| blocker.enough).collect();
     if least > total {
@@ -193,19 +203,14 @@ pub(super) fn waiting(view: &View<'_>, job: &Job, index: usize) -> Explanation {
         ));
     }
 
-    let mut remedies = Vec::new();
-    if least > total {
-        let missing = least - total;
-        if unseen >= missing {
-            remedies.push(format!("bring the silent nodes back: they have {}", count(unseen, "slot")));
-        }
-        remedies.push(format!("add trainer nodes with {} more {device} slots", missing));
+    let mut remedies = if least > total {
+        more_slots(least - total, unseen, device)
     } else {
-        remedies.push(match goes_on_in {
+        vec![match goes_on_in {
             Some(_) => "wait: it starts by itself as soon as there is room".to_owned(),
             None => "wait for one of the jobs below to end, or add trainer nodes".to_owned(),
-        });
-    }
+        }]
+    };
     if let Some(smaller) = smaller_gang(&slots, &stage.id, spec.train.global_batch, least) {
         remedies.push(format!(
             "or submit with spec.resources.minGpus at {smaller} or less: it then starts at once on {}",

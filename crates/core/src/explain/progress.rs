@@ -7,6 +7,7 @@ use super::words::{count, seconds, span};
 use super::{Explanation, PairForecast, View, pairs};
 use crate::decide::{PendingReason, sources};
 use crate::ids::NodeId;
+use crate::observed::Progress;
 use crate::records::{AttemptRecord, AttemptState, FailureKind};
 use crate::state::{Job, Stage};
 
@@ -167,6 +168,23 @@ pub(super) fn starting(view: &View<'_>, stage: &Stage) -> Explanation {
     }
 }
 
+/// What a gang says of its pace and of what it waits for.
+fn pace(progress: &Progress, findings: &mut Vec<String>, remedies: &mut Vec<String>) {
+    if !progress.waiting_for.is_empty() {
+        findings.push(format!("its ranks say: {}", progress.waiting_for));
+    }
+    if progress.samples_per_sec > 0.0 {
+        findings.push(format!("{:.1} samples a second, loss {:.4}", progress.samples_per_sec, progress.loss));
+    }
+    if progress.data_wait_fraction > STARVING {
+        findings.push(format!(
+            "{:.0}% of the time is spent waiting for pairs",
+            100.0 * progress.data_wait_fraction.min(1.0)
+        ));
+        remedies.push("add curators: the ranks are faster than the pairs come".to_owned());
+    }
+}
+
 pub(super) fn running(view: &View<'_>, job: &Job, index: usize, attempt: &AttemptRecord) -> Explanation {
     let Some(stage) = job.stages.get(index) else { return Explanation::default() };
     let steps = job.stage_spec(index).map_or(0, |spec| spec.train.steps);
@@ -209,21 +227,7 @@ pub(super) fn running(view: &View<'_>, job: &Job, index: usize, attempt: &Attemp
         remedies.push("look at that machine and its network; nothing is lost if it comes back".to_owned());
     }
     if let Some(gang) = gang {
-        let progress = &gang.progress;
-        if !progress.waiting_for.is_empty() {
-            findings.push(format!("its ranks say: {}", progress.waiting_for));
-        }
-        if progress.samples_per_sec > 0.0 {
-            findings
-                .push(format!("{:.1} samples a second, loss {:.4}", progress.samples_per_sec, progress.loss));
-        }
-        if progress.data_wait_fraction > STARVING {
-            findings.push(format!(
-                "{:.0}% of the time is spent waiting for pairs",
-                100.0 * progress.data_wait_fraction.min(1.0)
-            ));
-            remedies.push("add curators: the ranks are faster than the pairs come".to_owned());
-        }
+        pace(&gang.progress, &mut findings, &mut remedies);
     }
     if attempt.restarts > 0 {
         findings.push(format!(

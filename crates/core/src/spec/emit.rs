@@ -75,11 +75,7 @@ fn write_stage(out: &mut Writer, stage: &StageSpec) {
     write_train(out, train);
 }
 
-fn write_data(out: &mut Writer, data: &DataSpec) {
-    let DataSpec { source, pairs, min_pairs, unit_size, prompts, filter } = data;
-    let FilterSpec { similarity, judge } = filter;
-    out.open(3, "data");
-    out.idle = idle::of_data(data);
+fn write_source(out: &mut Writer, source: &DataSource) {
     match source {
         DataSource::Compose(ComposeSpec {
             subjects,
@@ -151,6 +147,14 @@ fn write_data(out: &mut Writer, data: &DataSpec) {
             write_crop(out, crop);
         }
     }
+}
+
+fn write_data(out: &mut Writer, data: &DataSpec) {
+    let DataSpec { source, pairs, min_pairs, unit_size, prompts, filter } = data;
+    let FilterSpec { similarity, judge } = filter;
+    out.open(3, "data");
+    out.idle = idle::of_data(data);
+    write_source(out, source);
     out.field("pairs", pairs);
     out.field("minPairs", min_pairs);
     out.field("unitSize", unit_size);

@@ -160,7 +160,7 @@ pub enum UnitFate {
     /// curator is to blame.
     Failed(FailureKind),
     /// Nothing is wrong with it, its curator leaves: it may be tried again at once.
-    HandedBack,
+    Released,
     /// Nor can any other unit of its stage be made.
     JobFails,
 }
@@ -194,7 +194,7 @@ pub fn fail_unit(
                 }
             }
         }
-        UnitFate::HandedBack => {
+        UnitFate::Released => {
             given_back.released = record.released.saturating_add(1);
             now
         }

@@ -157,6 +157,65 @@ struct Record {
     outputs: Vec<Tensor>,
 }
 
+/// A micro-batch on the device.
+struct Prepared {
+    noised: NoisedTarget,
+    rope: RopeTable,
+    refs: Vec<Tensor>,
+    txt: Tensor,
+    vec: Tensor,
+    timesteps: Tensor,
+    guidance: Tensor,
+}
+
+impl Prepared {
+    fn inputs(&self) -> FluxInputs<'_> {
+        FluxInputs {
+            img: &self.noised.x_t,
+            refs: &self.refs,
+            txt: &self.txt,
+            vec: &self.vec,
+            timesteps: &self.timesteps,
+            guidance: Some(&self.guidance),
+            rope: &self.rope,
+        }
+    }
+}
+
+/// What the stem gave: image and text tokens, and the vector that modulates all blocks, activated.
+struct Stem {
+    img: Tensor,
+    txt: Tensor,
+    vec: Tensor,
+}
+
+/// What went through the blocks.
+struct Flow {
+    records: Vec<Record>,
+    /// Output of the last block: text tokens, then those of the target, then of references.
+    joined: Tensor,
+    text_tokens: i64,
+    image_tokens: i64,
+    target_tokens: i64,
+}
+
+/// The head's input as a leaf, and what came of it.
+struct Head {
+    input: Tensor,
+    weighted_loss: Tensor,
+    outcome: MicroOutcome,
+}
+
+/// What all of a backward pass has in common.
+struct Backward<'a, 'b> {
+    vec_act: Tensor,
+    rope: RopeTable,
+    /// The sum so far of the modulation vector's gradients; none if nothing trains that makes it.
+    vec_grad: Option<Tensor>,
+    accumulate: bool,
+    on_bucket: &'a mut Option<OnBucket<'b>>,
+}
+
 impl TrainStep {
     /// Trains `adapter` (in float32) over a frozen `flux` of any float dtype.
     pub fn for_adapter(flux: Flux, mut adapter: LoraAdapter, options: TrainOptions) -> Result<Self> {
@@ -214,7 +273,7 @@ impl TrainStep {
 
     /// Waits until the device has done what is queued for it, if passes are timed. Reductions that run beside are not
     /// waited for: they have a queue of their own.
-    pub fn settle(&self) -> Result<()> {
+    pub fn wait_for_device(&self) -> Result<()> {
         let device = self.flux.device();
         if self.times_passes && device != tch::Device::Cpu {
             Tensor::f_zeros([1], (Kind::Float, device))?.f_double_value(&[0])?;
@@ -261,7 +320,7 @@ impl TrainStep {
         for (index, micro) in micros.iter().enumerate() {
             let mut nobody: Option<OnBucket<'_>> = None;
             let listener = if index == last { &mut on_bucket } else { &mut nobody };
-            outcomes.push(tch::with_grad(|| self.micro(micro, index > 0, listener))?);
+            outcomes.push(tch::with_grad(|| self.forward_backward(micro, index > 0, listener))?);
         }
         Ok(outcomes)
     }
@@ -333,59 +392,87 @@ impl TrainStep {
         plan_kept_blocks(self.flux.config(), &shape, self.options.recompute)
     }
 
-    /// Forward and backward of one micro-batch.
-    fn micro(
+    /// Whether every weight trains, and not an adapter.
+    fn trains_all(&self) -> bool {
+        self.adapter.is_none()
+    }
+
+    /// The first block that trains: nothing before it needs a graph.
+    fn first_trained(&self) -> usize {
+        if self.trains_all() {
+            return 0;
+        }
+        self.block_buckets.iter().position(Option::is_some).unwrap_or(self.block_buckets.len())
+    }
+
+    /// Forward and backward of one micro-batch: stem, blocks and head, then back the same way.
+    fn forward_backward(
         &mut self,
         micro: &MicroBatch,
         accumulate: bool,
         on_bucket: &mut Option<OnBucket<'_>>,
     ) -> Result<MicroOutcome> {
         let began = Instant::now();
-        let full = self.adapter.is_none();
-        let device = self.flux.device();
-        let doubles = self.flux.double_blocks.len();
-        let blocks = self.block_buckets.len();
-        // Nothing before the first block that trains needs a graph.
-        let first =
-            if full { 0 } else { self.block_buckets.iter().position(Option::is_some).unwrap_or(blocks) };
+        let batch = self.prepare(micro)?;
+        let stem = self.stem(&batch)?;
+        let vec_act = leaf(&stem.vec, self.trains_all())?;
+        let flow = self.blocks(&batch, &stem, &vec_act)?;
+        let head = self.head(&batch, &flow, &vec_act, micro.weight)?;
+        self.wait_for_device()?;
+        let half_time = Instant::now();
+        self.passes.forward += half_time - began;
 
+        let Head { input, weighted_loss, outcome } = head;
+        let (head_grad, vec_grad) =
+            self.head_backward(&input, weighted_loss, &vec_act, accumulate, on_bucket)?;
+        let mut backward = Backward { vec_act, rope: batch.rope, vec_grad, accumulate, on_bucket };
+        let stem_grads = self.blocks_backward(flow, &head_grad, &mut backward)?;
+        self.stem_backward(&stem, &stem_grads, backward)?;
+        self.wait_for_device()?;
+        self.passes.backward += half_time.elapsed();
+        Ok(outcome)
+    }
+
+    /// Noises the target and brings all to the device.
+    fn prepare(&mut self, micro: &MicroBatch) -> Result<Prepared> {
+        let device = self.flux.device();
         let noised = micro.noised(device)?;
         let rope = self.ropes.get(&micro.layout(self.options.positions)?, self.flux.config(), device)?;
-        let refs = micro
-            .refs
-            .iter()
-            .map(|reference| to_device(&packing::pack(reference)?, device))
-            .collect::<Result<Vec<_>>>()?;
+        let refs = micro.refs.iter().map(|reference| to_device(&packing::pack(reference)?, device));
+        let refs = refs.collect::<Result<Vec<_>>>()?;
         let batch = noised.x_t.size()[0];
         let timesteps = to_device(&micro.times, device)?.f_to_kind(self.options.time_kind)?;
         let guidance = Tensor::f_full([batch], self.options.guidance, (self.options.time_kind, device))?;
         let (txt, vec) = (to_device(&micro.txt, device)?, to_device(&micro.vec, device)?);
-        let inputs = FluxInputs {
-            img: &noised.x_t,
-            refs: &refs,
-            txt: &txt,
-            vec: &vec,
-            timesteps: &timesteps,
-            guidance: Some(&guidance),
-            rope: &rope,
-        };
+        Ok(Prepared { noised, rope, refs, txt, vec, timesteps, guidance })
+    }
+
+    /// With a graph only if it trains.
+    fn stem(&self, batch: &Prepared) -> Result<Stem> {
+        let inputs = batch.inputs();
         self.flux.check(&inputs)?;
-
-        // Stem: with a graph only if it trains.
-        let run_stem = || -> Result<(Tensor, Tensor, Tensor)> {
+        let run = || -> Result<Stem> {
             let out = self.flux.stem.forward(&inputs, self.flux.compute_kind())?;
-            Ok((out.img, out.txt, out.vec.f_silu()?))
+            Ok(Stem { img: out.img, txt: out.txt, vec: out.vec.f_silu()? })
         };
-        let (stem_img, stem_txt, stem_vec) = if full { run_stem()? } else { tch::no_grad(run_stem)? };
-        let vec_act = leaf(&stem_vec, full)?;
+        if self.trains_all() { run() } else { tch::no_grad(run) }
+    }
 
-        // Blocks: each graph is cut at the block's inputs.
-        let text_tokens = txt.size()[1];
-        let image_tokens = stem_img.size()[1];
-        let target_tokens = noised.x_t.size()[1];
-        let kept = self.kept_blocks(batch, text_tokens, target_tokens, image_tokens - target_tokens);
+    /// Runs all blocks. Each graph is cut at the block's inputs.
+    fn blocks(&self, batch: &Prepared, stem: &Stem, vec_act: &Tensor) -> Result<Flow> {
+        let (full, first) = (self.trains_all(), self.first_trained());
+        let (doubles, blocks) = (self.flux.double_blocks.len(), self.block_buckets.len());
+        let text_tokens = batch.txt.size()[1];
+        let image_tokens = stem.img.size()[1];
+        let target_tokens = batch.noised.x_t.size()[1];
+        let kept = self.kept_blocks(
+            batch.noised.x_t.size()[0],
+            text_tokens,
+            target_tokens,
+            image_tokens - target_tokens,
+        );
         let mut records: Vec<Record> = Vec::with_capacity(blocks);
-        let mut flow = vec![stem_img.f_detach()?, stem_txt.f_detach()?];
+        let mut flow = vec![stem.img.f_detach()?, stem.txt.f_detach()?];
         for index in 0..=blocks {
             if index == doubles {
                 // From here on text and images are one stream: text first.
@@ -398,105 +485,135 @@ impl TrainStep {
             let track = full || index > first;
             let inputs = flow.iter().map(|tensor| leaf(tensor, track)).collect::<Result<Vec<_>>>()?;
             let keep_graph = (full || index >= first) && kept.get(index).is_some_and(|keep| *keep);
-            let run = || self.run_block(index, &inputs, &vec_act, &rope);
+            let run = || self.run_block(index, &inputs, vec_act, &batch.rope);
             let outputs = if keep_graph { run()? } else { tch::no_grad(run)? };
             flow = outputs.iter().map(Tensor::f_detach).collect::<Result<_, _>>()?;
             let outputs = if keep_graph { outputs } else { Vec::new() };
             records.push(Record { inputs, outputs });
         }
         let joined = flow.pop().ok_or_else(|| ModelError::input("blocks", "gave no output"))?;
+        Ok(Flow { records, joined, text_tokens, image_tokens, target_tokens })
+    }
 
-        // Head and loss.
-        let head_in = leaf(&joined.f_narrow(1, text_tokens, target_tokens)?, full || first < blocks)?;
-        let prediction = self.flux.head.forward(&head_in, &vec_act)?.f_to_kind(Kind::Float)?;
-        let loss = prediction.f_mse_loss(&noised.velocity, tch::Reduction::Mean)?;
+    /// Head and loss.
+    fn head(&self, batch: &Prepared, flow: &Flow, vec_act: &Tensor, weight: f64) -> Result<Head> {
+        let tracks = self.trains_all() || self.first_trained() < self.block_buckets.len();
+        let target = flow.joined.f_narrow(1, flow.text_tokens, flow.target_tokens)?;
+        let input = leaf(&target, tracks)?;
+        let prediction = self.flux.head.forward(&input, vec_act)?.f_to_kind(Kind::Float)?;
+        let loss = prediction.f_mse_loss(&batch.noised.velocity, tch::Reduction::Mean)?;
         let outcome = MicroOutcome { loss: loss.f_detach()?, prediction: prediction.f_detach()? };
-        let weighted = loss.f_mul_scalar(micro.weight)?;
-        drop((loss, prediction));
-        self.settle()?;
-        let half_time = Instant::now();
-        self.passes.forward += half_time - began;
+        Ok(Head { input, weighted_loss: loss.f_mul_scalar(weight)?, outcome })
+    }
 
-        let head_bucket = self.trainables.position("final_layer");
-        let head_params: Vec<Tensor> = self.leaves(head_bucket);
-        let mut wrt: Vec<&Tensor> = vec![&head_in];
+    /// The gradient of the head's input, and of the modulation vector if all weights train.
+    fn head_backward(
+        &mut self,
+        input: &Tensor,
+        weighted_loss: Tensor,
+        vec_act: &Tensor,
+        accumulate: bool,
+        on_bucket: &mut Option<OnBucket<'_>>,
+    ) -> Result<(Tensor, Option<Tensor>)> {
+        let full = self.trains_all();
+        let bucket = self.trainables.position("final_layer");
+        let params = self.leaves(bucket);
+        let mut wrt: Vec<&Tensor> = vec![input];
         if full {
-            wrt.push(&vec_act);
+            wrt.push(vec_act);
         }
-        wrt.extend(&head_params);
-        let mut grads = Tensor::f_run_backward(&[weighted], &wrt, false, false)?.into_iter();
+        wrt.extend(&params);
+        let mut grads = Tensor::f_run_backward(&[weighted_loss], &wrt, false, false)?.into_iter();
         let head_grad = next(&mut grads)?;
-        let mut vec_grad = if full { Some(next(&mut grads)?) } else { None };
-        if let Some(bucket) = head_bucket {
+        let vec_grad = if full { Some(next(&mut grads)?) } else { None };
+        if let Some(bucket) = bucket {
             self.finish_bucket(bucket, &grads.collect::<Vec<_>>(), accumulate, on_bucket)?;
         }
+        Ok((head_grad, vec_grad))
+    }
 
-        // Backward through the blocks. The head reads target tokens only: the others' gradient is zero.
+    /// Back through the blocks, as far as something trains; the gradients of what the stem gave, if it went so far.
+    fn blocks_backward(
+        &mut self,
+        flow: Flow,
+        head_grad: &Tensor,
+        backward: &mut Backward<'_, '_>,
+    ) -> Result<Vec<Tensor>> {
+        let Flow { mut records, joined, text_tokens, image_tokens, target_tokens } = flow;
+        let (full, first, doubles) = (self.trains_all(), self.first_trained(), self.flux.double_blocks.len());
+        // The head reads target tokens only: the others' gradient is zero.
         let padded = joined.f_zeros_like()?;
-        padded.f_narrow(1, text_tokens, target_tokens)?.f_copy_(&head_grad)?;
+        drop(joined);
+        padded.f_narrow(1, text_tokens, target_tokens)?.f_copy_(head_grad)?;
         let mut flow_grads = vec![padded];
-        for index in (0..=blocks).rev() {
+        for index in (0..=records.len()).rev() {
             if index == doubles {
                 let joined =
                     flow_grads.pop().ok_or_else(|| ModelError::input("blocks", "gave no gradient"))?;
                 flow_grads =
                     vec![joined.f_narrow(1, text_tokens, image_tokens)?, joined.f_narrow(1, 0, text_tokens)?];
             }
-            if index == 0 {
-                break;
-            }
-            let index = index - 1;
+            let Some(block) = index.checked_sub(1).filter(|block| full || *block >= first) else { break };
             let Some(record) = records.pop() else { break };
-            if !full && index < first {
-                break;
-            }
-            let outputs = if record.outputs.is_empty() {
-                self.run_block(index, &record.inputs, &vec_act, &rope)?
-            } else {
-                record.outputs
-            };
-            let bucket = self.block_buckets.get(index).copied().flatten();
-            let params = self.leaves(bucket);
-            let track = full || index > first;
-            let mut wrt: Vec<&Tensor> = Vec::new();
-            if track {
-                wrt.extend(&record.inputs);
-            }
-            if full {
-                wrt.push(&vec_act);
-            }
-            wrt.extend(&params);
-            let pairs: Vec<_> = outputs.iter().zip(&flow_grads).collect();
-            let mut grads = gradients(&pairs, &wrt)?.into_iter();
-            drop(pairs);
-            drop(outputs);
-            if track {
-                flow_grads = record.inputs.iter().map(|_| next(&mut grads)).collect::<Result<_>>()?;
-            }
-            if let Some(sum) = &mut vec_grad {
-                let grad = next(&mut grads)?;
-                drop(tch::no_grad(|| sum.f_add_(&grad))?);
-            }
-            if let Some(bucket) = bucket {
-                self.finish_bucket(bucket, &grads.collect::<Vec<_>>(), accumulate, on_bucket)?;
-            }
+            self.block_backward(block, record, full || block > first, &mut flow_grads, backward)?;
         }
+        Ok(flow_grads)
+    }
 
-        // Stem.
-        if let (Some(vec_grad), Some(bucket)) = (vec_grad, self.trainables.position("stem")) {
-            let params = self.leaves(Some(bucket));
-            let wrt: Vec<&Tensor> = params.iter().collect();
-            let (img_grad, txt_grad) = match flow_grads.as_slice() {
-                [img, txt] => (img, txt),
-                _ => return Err(ModelError::input("blocks", "gave no gradient")),
-            };
-            let pairs = [(&stem_img, img_grad), (&stem_txt, txt_grad), (&stem_vec, &vec_grad)];
-            let grads = gradients(&pairs, &wrt)?;
-            self.finish_bucket(bucket, &grads, accumulate, on_bucket)?;
+    /// One block: `flow_grads` are those of its outputs before, and of its inputs after if `track`.
+    fn block_backward(
+        &mut self,
+        index: usize,
+        record: Record,
+        track: bool,
+        flow_grads: &mut Vec<Tensor>,
+        backward: &mut Backward<'_, '_>,
+    ) -> Result<()> {
+        let Record { inputs, mut outputs } = record;
+        if outputs.is_empty() {
+            outputs = self.run_block(index, &inputs, &backward.vec_act, &backward.rope)?;
         }
-        self.settle()?;
-        self.passes.backward += half_time.elapsed();
-        Ok(outcome)
+        let bucket = self.block_buckets.get(index).copied().flatten();
+        let params = self.leaves(bucket);
+        let mut wrt: Vec<&Tensor> = Vec::new();
+        if track {
+            wrt.extend(&inputs);
+        }
+        if backward.vec_grad.is_some() {
+            wrt.push(&backward.vec_act);
+        }
+        wrt.extend(&params);
+        let pairs: Vec<_> = outputs.iter().zip(&*flow_grads).collect();
+        let mut grads = gradients(&pairs, &wrt)?.into_iter();
+        drop(pairs);
+        drop(outputs);
+        if track {
+            *flow_grads = inputs.iter().map(|_| next(&mut grads)).collect::<Result<_>>()?;
+        }
+        if let Some(sum) = &mut backward.vec_grad {
+            let grad = next(&mut grads)?;
+            drop(tch::no_grad(|| sum.f_add_(&grad))?);
+        }
+        if let Some(bucket) = bucket {
+            let grads = grads.collect::<Vec<_>>();
+            self.finish_bucket(bucket, &grads, backward.accumulate, backward.on_bucket)?;
+        }
+        Ok(())
+    }
+
+    /// Only where all weights train.
+    fn stem_backward(&mut self, stem: &Stem, grads: &[Tensor], backward: Backward<'_, '_>) -> Result<()> {
+        let (Some(vec_grad), Some(bucket)) = (backward.vec_grad, self.trainables.position("stem")) else {
+            return Ok(());
+        };
+        let [img_grad, txt_grad] = grads else {
+            return Err(ModelError::input("blocks", "gave no gradient"));
+        };
+        let params = self.leaves(Some(bucket));
+        let wrt: Vec<&Tensor> = params.iter().collect();
+        let pairs = [(&stem.img, img_grad), (&stem.txt, txt_grad), (&stem.vec, &vec_grad)];
+        let grads = gradients(&pairs, &wrt)?;
+        self.finish_bucket(bucket, &grads, backward.accumulate, backward.on_bucket)
     }
 
     fn leaves(&self, bucket: Option<usize>) -> Vec<Tensor> {

@@ -54,83 +54,110 @@ pub struct Settings {
     options: ClientOptions,
 }
 
-impl Settings {
-    pub fn from_environment(environment: &dyn Fn(&str) -> Option<String>) -> Result<Self, ObjectsError> {
-        let read = |name: &str| environment(name).filter(|value| !value.is_empty());
-        let problem = |name, reason: &str| ObjectsError::Setting { name, reason: reason.into() };
-        let switch = |name: &'static str| match read(name).as_deref() {
+fn problem(name: &'static str, reason: impl Into<String>) -> ObjectsError {
+    ObjectsError::Setting { name, reason: reason.into() }
+}
+
+/// The variables of a process.
+struct Environment<'a>(&'a dyn Fn(&str) -> Option<String>);
+
+impl Environment<'_> {
+    /// An empty variable is none.
+    fn read(&self, name: &str) -> Option<String> {
+        (self.0)(name).filter(|value| !value.is_empty())
+    }
+
+    fn switch(&self, name: &'static str) -> Result<bool, ObjectsError> {
+        match self.read(name).as_deref() {
             None | Some("false") => Ok(false),
             Some("true") => Ok(true),
             Some(_) => Err(problem(name, "must be true or false")),
-        };
-        let allow_http = switch("AWS_ALLOW_HTTP")?;
-        let mut options = ClientOptions::new()
-            .with_allow_http(allow_http)
-            .with_connect_timeout(CONNECT_TIMEOUT)
-            .with_read_timeout(READ_TIMEOUT)
-            // Large objects take as long as they take, as long as they come.
-            .with_timeout_disabled();
-        if let Some(path) = read("AWS_CA_BUNDLE") {
-            let refused = |reason: String| ObjectsError::Setting { name: "AWS_CA_BUNDLE", reason };
-            let pem =
-                std::fs::read(&path).map_err(|error| refused(format!("cannot read {path}: {error}")))?;
-            let roots = Certificate::from_pem_bundle(&pem)
-                .map_err(|_| refused(format!("{path} is not a PEM file of certificates")))?;
-            if roots.is_empty() {
-                return Err(refused(format!("{path} has no certificate")));
-            }
-            options = roots.into_iter().fold(options, ClientOptions::with_root_certificate);
         }
+    }
+
+    /// Roots besides the system's.
+    fn certificates(&self, options: ClientOptions) -> Result<ClientOptions, ObjectsError> {
+        let Some(path) = self.read("AWS_CA_BUNDLE") else { return Ok(options) };
+        let refused = |reason: String| problem("AWS_CA_BUNDLE", reason);
+        let pem = std::fs::read(&path).map_err(|error| refused(format!("cannot read {path}: {error}")))?;
+        let roots = Certificate::from_pem_bundle(&pem)
+            .map_err(|_| refused(format!("{path} is not a PEM file of certificates")))?;
+        if roots.is_empty() {
+            return Err(refused(format!("{path} has no certificate")));
+        }
+        Ok(roots.into_iter().fold(options, ClientOptions::with_root_certificate))
+    }
+
+    /// A server that is not Amazon's.
+    fn endpoint(&self, allow_http: bool) -> Result<Option<String>, ObjectsError> {
+        for name in ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"] {
+            let Some(endpoint) = self.read(name) else { continue };
+            return match (endpoint.split_once("://"), allow_http) {
+                (Some((_, host)), _) if host.contains(['@', '?', '#']) => {
+                    Err(problem(name, "must be a URL without keys and parameters"))
+                }
+                (Some(("https", _)), _) | (Some(("http", _)), true) => Ok(Some(endpoint)),
+                (Some(("http", _)), false) => {
+                    let reason = "is http://, by which keys and pictures could be read on their way; set AWS_ALLOW_HTTP=true to accept that";
+                    Err(problem(name, reason))
+                }
+                _ => Err(problem(name, "must begin with https:// or http://")),
+            };
+        }
+        Ok(None)
+    }
+
+    /// Keys, or the file that has them.
+    fn credentials(&self, builder: AmazonS3Builder) -> Result<AmazonS3Builder, ObjectsError> {
+        match (self.read("AWS_ACCESS_KEY_ID"), self.read("AWS_SECRET_ACCESS_KEY")) {
+            (Some(id), Some(secret)) => {
+                let builder = builder.with_access_key_id(id).with_secret_access_key(secret);
+                Ok(match self.read("AWS_SESSION_TOKEN") {
+                    Some(token) => builder.with_token(token),
+                    None => builder,
+                })
+            }
+            (Some(_), None) => Err(problem("AWS_SECRET_ACCESS_KEY", "is missing, AWS_ACCESS_KEY_ID is set")),
+            (None, Some(_)) => Err(problem("AWS_ACCESS_KEY_ID", "is missing, AWS_SECRET_ACCESS_KEY is set")),
+            (None, None) => {
+                let Some(path) = self.read("AWS_SHARED_CREDENTIALS_FILE") else { return Ok(builder) };
+                let profile = self.read("AWS_PROFILE").unwrap_or_else(|| "default".into());
+                let file = SharedFile::open(PathBuf::from(path), profile)?;
+                Ok(builder.with_credentials(Arc::new(file)))
+            }
+        }
+    }
+}
+
+impl Settings {
+    pub fn from_environment(environment: &dyn Fn(&str) -> Option<String>) -> Result<Self, ObjectsError> {
+        let from = Environment(environment);
+        let allow_http = from.switch("AWS_ALLOW_HTTP")?;
+        let options = from.certificates(
+            ClientOptions::new()
+                .with_allow_http(allow_http)
+                .with_connect_timeout(CONNECT_TIMEOUT)
+                .with_read_timeout(READ_TIMEOUT)
+                // Large objects take as long as they take, as long as they come.
+                .with_timeout_disabled(),
+        )?;
         let mut builder = AmazonS3Builder::new()
-            .with_virtual_hosted_style_request(switch("AWS_VIRTUAL_HOSTED_STYLE_REQUEST")?)
-            .with_disable_bulk_delete(switch("AWS_DISABLE_BULK_DELETE")?)
+            .with_virtual_hosted_style_request(from.switch("AWS_VIRTUAL_HOSTED_STYLE_REQUEST")?)
+            .with_disable_bulk_delete(from.switch("AWS_DISABLE_BULK_DELETE")?)
             .with_retry(RetryConfig {
                 backoff: BackoffConfig { max_backoff: MAX_BACKOFF, ..BackoffConfig::default() },
                 max_retries: MAX_RETRIES,
                 retry_timeout: RETRY_TIMEOUT,
             });
-        if let Some(region) = read("AWS_REGION").or_else(|| read("AWS_DEFAULT_REGION")) {
+        if let Some(region) = from.read("AWS_REGION").or_else(|| from.read("AWS_DEFAULT_REGION")) {
             builder = builder.with_region(region);
         }
-        for name in ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"] {
-            let Some(endpoint) = read(name) else { continue };
-            match (endpoint.split_once("://"), allow_http) {
-                (Some((_, host)), _) if host.contains(['@', '?', '#']) => {
-                    return Err(problem(name, "must be a URL without keys and parameters"));
-                }
-                (Some(("https", _)), _) | (Some(("http", _)), true) => {}
-                (Some(("http", _)), false) => {
-                    let reason = "is http://, by which keys and pictures could be read on their way; set AWS_ALLOW_HTTP=true to accept that";
-                    return Err(problem(name, reason));
-                }
-                _ => return Err(problem(name, "must begin with https:// or http://")),
-            }
+        if let Some(endpoint) = from.endpoint(allow_http)? {
             builder = builder.with_endpoint(endpoint);
-            break;
         }
-        match (read("AWS_ACCESS_KEY_ID"), read("AWS_SECRET_ACCESS_KEY")) {
-            (Some(id), Some(secret)) => {
-                builder = builder.with_access_key_id(id).with_secret_access_key(secret);
-                if let Some(token) = read("AWS_SESSION_TOKEN") {
-                    builder = builder.with_token(token);
-                }
-            }
-            (Some(_), None) => {
-                return Err(problem("AWS_SECRET_ACCESS_KEY", "is missing, AWS_ACCESS_KEY_ID is set"));
-            }
-            (None, Some(_)) => {
-                return Err(problem("AWS_ACCESS_KEY_ID", "is missing, AWS_SECRET_ACCESS_KEY is set"));
-            }
-            (None, None) => {
-                if let Some(path) = read("AWS_SHARED_CREDENTIALS_FILE") {
-                    let profile = read("AWS_PROFILE").unwrap_or_else(|| "default".into());
-                    let file = SharedFile::open(PathBuf::from(path), profile)?;
-                    builder = builder.with_credentials(Arc::new(file));
-                }
-            }
-        }
+        builder = from.credentials(builder)?;
         for name in PASSED_ON {
-            let Some(value) = read(name) else { continue };
+            let Some(value) = from.read(name) else { continue };
             let key: AmazonS3ConfigKey = name
                 .to_ascii_lowercase()
                 .parse()

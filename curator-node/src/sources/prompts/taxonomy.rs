@@ -12,7 +12,7 @@ pub const MAX_BYTES: usize = 1 << 20;
 const MAX_CATEGORIES: usize = 20_000;
 
 /// What sort of thing a category is; the templates have words for each.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum CategoryKind {
     Animal,
