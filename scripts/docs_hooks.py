@@ -1,4 +1,4 @@
-"""Hooks of the documentation's site: what lies outside docs/ is named instead of linked, and runbooks are listed."""
+"""Hooks of the documentation's site: what lies outside docs/ is named instead of linked, and folders are listed."""
 
 import os
 import posixpath
@@ -7,20 +7,30 @@ import re
 LINK = re.compile(r"(?<!!)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]+)\)")
 
 
+# Folders of the navigation that stand for their pages, the overview first.
+FOLDERS = ("decisions/", "runbooks/")
+
+
 def on_config(config):
-    folder = os.path.join(config.docs_dir, "runbooks")
-    names = sorted(name for name in os.listdir(folder) if name.endswith(".md") and name != "README.md")
-    pages = ["runbooks/README.md", *(f"runbooks/{name}" for name in names)]
+    pages = {folder: pages_of(config.docs_dir, folder) for folder in FOLDERS}
     config.nav = [listed(entry, pages) for entry in config.nav]
     return config
 
 
+def pages_of(docs_dir, folder):
+    names = sorted(name for name in os.listdir(os.path.join(docs_dir, folder)) if name.endswith(".md") and name != "README.md")
+    return [f"{folder}README.md", *(f"{folder}{name}" for name in names)]
+
+
 def listed(entry, pages):
-    """The navigation with the folder of runbooks replaced by its pages."""
+    """The navigation with each such folder replaced by its pages."""
     if isinstance(entry, list):
         return [listed(one, pages) for one in entry]
     if isinstance(entry, dict):
-        return {name: pages if value == "runbooks/" else listed(value, pages) for name, value in entry.items()}
+        return {
+            name: pages[value] if isinstance(value, str) and value in pages else listed(value, pages)
+            for name, value in entry.items()
+        }
     return entry
 
 

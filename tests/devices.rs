@@ -26,7 +26,10 @@ fn programs_that_compute_look_for_cuda() -> Result<()> {
         "crescendo-workbench",
         &["generate", "--prompt", "x", "--weights", "none.safetensors", "--out", "x.png"],
     )?;
-    looks_for_cuda("crescendo-workbench", &["report", "--job", "none.json", "--out", "."])
+    looks_for_cuda(
+        "crescendo-workbench",
+        &["report", "--job", "none.json", "--object-store", ".", "--out", "."],
+    )
 }
 
 /// Starts a program and waits until the loader has been asked for the driver.

@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use crescendo_node::tls::Dialer;
-use crescendo_node::tls::testing::{Authority, Wanted};
 use crescendo_proto::v1::ListJobsRequest;
 use crescendo_proto::v1::job_service_client::JobServiceClient;
 use crescendo_store::testing::{EtcdProcess, EtcdTls};
+use crescendo_testing::certificates::{Authority, Wanted};
 use crescendo_tests::{Cluster, ClusterOptions, http_get, lora_spec};
 
 const LIMIT: Duration = Duration::from_secs(180);

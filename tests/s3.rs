@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use crescendo_node::testing::S3Server;
 use crescendo_proto::v1::Job;
+use crescendo_testing::S3Server;
 use crescendo_tests::{Cluster, ClusterOptions, binary, lora_spec};
 use futures::TryStreamExt as _;
 use object_store::ObjectStoreExt as _;

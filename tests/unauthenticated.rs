@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use crescendo_node::tls::testing::{Authority, BEFORE_EXPIRY, Recorder, Wanted};
 use crescendo_node::tls::{Dialer, Tls, TlsFiles};
 use crescendo_proto::v1::agent_service_client::AgentServiceClient;
 use crescendo_proto::v1::job_service_client::JobServiceClient;
@@ -15,6 +14,7 @@ use crescendo_proto::v1::{
     AttemptRef, AwaitRendezvousRequest, Hello, ListJobsRequest, ListNodesRequest, NodeKind, OpenPairs,
     OpenSessionRequest, PublishRendezvousRequest, StreamPairsRequest, SubmitJobRequest,
 };
+use crescendo_testing::certificates::{Authority, BEFORE_EXPIRY, Recorder, Wanted};
 use crescendo_tests::{Cluster, ClusterOptions, base_spec, http_get};
 use tonic::transport::Channel;
 use tonic::{Code, Status};

@@ -17,6 +17,7 @@ pub mod man;
 pub mod nodes;
 pub mod on_this_machine;
 pub mod pairs;
+pub mod spec_file;
 pub mod submit;
 pub mod token;
 pub mod validate;

@@ -26,7 +26,8 @@ use tokio::time::Instant;
 
 use crate::args::{Common, Output, UpArgs};
 use crate::artifact::handover;
-use crate::commands::{get, nodes, submit, validate, watch};
+use crate::commands::spec_file::read_spec;
+use crate::commands::{get, nodes, submit, watch};
 use crate::connect::Controller;
 use crate::failure::Failure;
 use crate::show::{self, json, problems};
@@ -66,7 +67,7 @@ fn check_spec(file: &Path) -> Result<(), Failure> {
     if file == Path::new("-") {
         return Err(Failure::Usage("--run needs a file, not standard input".into()));
     }
-    let yaml = validate::read_spec(file)?;
+    let yaml = read_spec(file)?;
     spec::parse(&yaml).map(drop).map_err(|found| {
         show::err(problems::render(file, &yaml, &found));
         Failure::InvalidSpec

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!   connection ─▶ BodyLimit ─ whole request, in time and within bounds ─▶ CallLimit ─▶ service
-//!                    └──── a client's stream: as it comes ───────────────┘
+//!                     └────── a client's stream: as it comes ──────────────┘
 //! ```
 
 use std::collections::BTreeSet;

@@ -1,12 +1,13 @@
 //! Nodes that leave in order, and nodes that are emptied: what they work on goes on elsewhere, and nothing has failed.
 
-mod support;
-
 use anyhow::Context as _;
 use crescendo_proto::v1;
 use crescendo_proto::v1::open_session_request::Message as Up;
 use crescendo_proto::v1::open_session_response::Message as Down;
-use support::{Controller, FakeNode, checkpoint, commit_checkpoint, curate, eventually, lease, leased};
+use crescendo_testing::controller::{
+    Controller, FakeNode, checkpoint, commit_checkpoint, curate, hello, lease, leased,
+};
+use crescendo_testing::eventually;
 use tonic::Code;
 use v1::AttemptPhase::{Drained, Running};
 use v1::lease_unit_response::Outcome;
@@ -85,10 +86,9 @@ async fn a_drained_node_stays_so_until_that_is_taken_back() -> anyhow::Result<()
     drop((one, two, three));
 
     controller.restart().await?;
-    let mut two =
-        FakeNode::open(&controller, support::hello("t-22", v1::NodeKind::Trainer, 1, "second")).await?;
+    let mut two = FakeNode::open(&controller, hello("t-22", v1::NodeKind::Trainer, 1, "second")).await?;
     assert!(node(&controller, "t-22").await?.draining);
-    let one = FakeNode::open(&controller, support::hello("t-1", v1::NodeKind::Trainer, 1, "second")).await?;
+    let one = FakeNode::open(&controller, hello("t-1", v1::NodeKind::Trainer, 1, "second")).await?;
     // The third is not back: with one slot the gang waits, though the drained node is there.
     let waits = "waits for 2 slots";
     controller.job_when(&job, "waiting for slots", |job| job.reason.starts_with(waits)).await?;

@@ -1,7 +1,5 @@
 //! The controller dies at any moment: nothing is lost, nothing is done twice, nothing that runs is disturbed.
 
-mod support;
-
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -16,7 +14,8 @@ use crescendo_proto::v1;
 use crescendo_proto::v1::checkpoint_service_client::CheckpointServiceClient;
 use crescendo_proto::v1::curation_service_client::CurationServiceClient;
 use crescendo_store::testing::EtcdProcess;
-use support::{Controller, LIMIT, checkpoint, eventually, hello, unit_result};
+use crescendo_testing::controller::{Controller, FakeNode, checkpoint, hello, unit_result};
+use crescendo_testing::{LIMIT, eventually};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tonic::Code;
@@ -301,7 +300,7 @@ async fn a_standby_takes_over_from_a_leader_that_dies() -> anyhow::Result<()> {
 async fn a_clean_stop_ends_open_streams_and_gives_leadership_up() -> anyhow::Result<()> {
     let mut controller = Controller::start().await?;
     let job = controller.submit("r-1", SPEC).await?.job.context("a job")?.job_id;
-    let _node = support::FakeNode::trainer(&controller, "t-1", 1).await?;
+    let _node = FakeNode::trainer(&controller, "t-1", 1).await?;
     let request = v1::WatchJobRequest { job_id: job.clone(), from_revision: 0 };
     let mut watch = controller.jobs().watch_job(request).await?.into_inner();
     let request = v1::ReadLogsRequest { job_id: job, tail_lines: 0, follow: true };

@@ -1,16 +1,15 @@
 //! A real controller process, real gRPC, nodes played by the test.
 
-mod support;
-
 use std::time::Duration;
 
 use anyhow::Context as _;
 use crescendo_proto::v1::open_session_response::Message as Down;
 use crescendo_proto::{status, v1};
-use support::{
-    Controller, FakeNode, SPEC, checkpoint, commit, commit_checkpoint, curate, eventually, hello, lease,
-    leased,
+use crescendo_testing::controller::{
+    Controller, FakeNode, checkpoint, commit, commit_checkpoint, curate, hello, lease, leased, unit_result,
 };
+use crescendo_testing::eventually;
+use crescendo_testing::specs::SPEC;
 use tonic::Code;
 use v1::AttemptPhase::{Failed, Running, Stopped};
 use v1::lease_unit_response::Outcome;
@@ -380,7 +379,7 @@ async fn scores_of_committed_units_add_up() -> anyhow::Result<()> {
     let controller = Controller::start().await?;
     let job = controller.submit_job("r-1").await?.job_id;
     let unit = leased(&controller, &job, "c-1").await?;
-    let mut bad = support::unit_result(&unit, "c-1", 4);
+    let mut bad = unit_result(&unit, "c-1", 4);
     bad.scores.insert("beauty".into(), v1::ScoreCounts { counts: vec![1] });
     let refused = controller.curation().commit_unit(bad).await.expect_err("no such score");
     assert_eq!(refused.code(), Code::InvalidArgument);

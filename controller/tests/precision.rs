@@ -1,10 +1,9 @@
 //! One precision a stage, and what a resume on another kind of processor is: a real controller, nodes played by the test.
 
-mod support;
-
 use anyhow::Context as _;
 use crescendo_proto::v1;
-use support::{Controller, FakeNode, SPEC, checkpoint, commit_checkpoint, curate, hello};
+use crescendo_testing::controller::{Controller, FakeNode, checkpoint, commit_checkpoint, curate, hello};
+use crescendo_testing::specs::SPEC;
 use v1::AttemptPhase::{Failed, Running};
 
 /// A trainer that runs bf16 at this many hundredths of f32's speed.

@@ -1,11 +1,10 @@
 //! A file of a checkpoint on its way from a curator, through the controller, to a person. Other tenants' files are in
 //! `access`, deadlines in the relay's own tests.
 
-mod support;
-
 use anyhow::{Context as _, Result, bail};
 use crescendo_proto::v1;
-use support::{Controller, FakeNode, checkpoint, commit_checkpoint, curate, eventually};
+use crescendo_testing::controller::{Controller, FakeNode, checkpoint, commit_checkpoint, curate};
+use crescendo_testing::{LIMIT, eventually};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::ReceiverStream;
@@ -170,7 +169,7 @@ async fn each_end_learns_that_the_other_has_gone() -> Result<()> {
     let (_to, mut sending) = begin(&scene, asked(&mut curator).await?.read_id).await?;
     first_chunk(&mut pieces).await?;
     drop(pieces);
-    let ended = tokio::time::timeout(support::LIMIT, sending.join_next()).await;
+    let ended = tokio::time::timeout(LIMIT, sending.join_next()).await;
     let code = ended.context("the curator is not told")?.context("it was sending")??;
     assert_eq!(code, Some(Code::Cancelled));
 

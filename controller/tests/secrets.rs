@@ -1,14 +1,14 @@
 //! Keys and passwords, written by someone in every place where text can be: they are refused or taken out, and are in no
 //! answer, log or record.
 
-mod support;
-
 use std::path::Path;
 
 use anyhow::{Context as _, ensure};
 use crescendo_proto::v1;
 use crescendo_proto::v1::open_session_request::Message as Up;
-use support::{Controller, FakeNode, SPEC, curate, eventually, leased};
+use crescendo_testing::controller::{Controller, FakeNode, curate, leased};
+use crescendo_testing::eventually;
+use crescendo_testing::specs::SPEC;
 use tonic::{Code, Status};
 
 const KEY: &str = "sk-0123456789abcdefghijABCD";

@@ -1,11 +1,10 @@
 //! Curators that cannot open what a stage is made of, and how far units are: what they say reaches people.
 
-mod support;
-
 use anyhow::{Context as _, Result};
 use crescendo_proto::v1;
 use crescendo_proto::v1::open_session_request::Message as Up;
-use support::{Controller, FakeNode, commit, hello, lease, leased};
+use crescendo_testing::controller::{Controller, FakeNode, commit, hello, lease, leased};
+use crescendo_testing::{LIMIT, eventually};
 use v1::UnitFailureKind::{self, Passing, Source};
 use v1::lease_unit_response::Outcome;
 
@@ -41,7 +40,7 @@ async fn a_curator_that_waits_for_something_outside_is_named_with_the_reason() -
         ..Default::default()
     };
     curator.send(Up::UnitReport(waits)).await?;
-    let waiting = support::eventually("it is told", async || {
+    let waiting = eventually("it is told", async || {
         Ok(controller.job(&job).await?.stages.remove(0).waiting_curators.into_iter().next())
     })
     .await?;
@@ -138,7 +137,7 @@ async fn the_last_failure_is_told_while_its_unit_waits() -> Result<()> {
         told.findings.iter().find(|line| line.starts_with("unit 0 failed on c-1")).context("a line")?;
     assert!(line.contains(" ago: the endpoint does not answer; it is tried again in "), "{line}");
     // Once it is made nothing is said of it any more.
-    let unit = support::eventually("the unit may be tried again", async || {
+    let unit = eventually("the unit may be tried again", async || {
         Ok(lease(&controller, &job, "c-1").await?.unit.filter(|unit| unit.unit == 0))
     })
     .await?;
@@ -167,7 +166,7 @@ async fn how_far_a_unit_is_reaches_those_who_watch_and_goes_with_it() -> Result<
     curator.send(Up::UnitReport(report(7, 4))).await?;
     curator.send(Up::UnitReport(v1::UnitReport::default())).await?;
     curator.send(Up::UnitReport(report(0, 3))).await?;
-    let seen = tokio::time::timeout(support::LIMIT, async {
+    let seen = tokio::time::timeout(LIMIT, async {
         loop {
             let update = watch.message().await?.context("the stream goes on")?;
             let stage = update.job.context("a job")?.stages.remove(0);

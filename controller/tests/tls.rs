@@ -1,17 +1,17 @@
 //! A real controller process with TLS: who gets through to it, and how it starts.
 
-mod support;
-
 use std::process::{Command, Output};
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use crescendo_node::tls::testing::{Authority, BEFORE_EXPIRY, Recorder, Wanted};
 use crescendo_node::tls::{Dialer, Tls, TlsFiles};
 use crescendo_proto::v1::job_service_client::JobServiceClient;
 use crescendo_proto::v1::{ListJobsRequest, SubmitJobRequest};
 use crescendo_store::testing::{EtcdProcess, EtcdTls};
-use support::{Controller, LIMIT, SPEC, eventually};
+use crescendo_testing::certificates::{Authority, BEFORE_EXPIRY, Recorder, Wanted};
+use crescendo_testing::controller::Controller;
+use crescendo_testing::specs::SPEC;
+use crescendo_testing::{LIMIT, eventually};
 use tonic::{Code, Status};
 
 const ADMIN: Wanted<'static> =

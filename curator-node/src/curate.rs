@@ -67,7 +67,7 @@ pub type Curators = HashMap<(String, String), StageCurator>;
 
 /// All that working on one stage needs.
 #[derive(Clone)]
-pub struct Curation {
+pub struct StageWorker {
     pub node_id: String,
     pub stage: StageRef,
     pub stage_index: u32,
@@ -97,7 +97,7 @@ pub struct Curation {
     pub drain: Drain,
 }
 
-impl Curation {
+impl StageWorker {
     /// Works until the log is sealed, the curator drains or `stop` is cancelled.
     pub async fn run(self, stop: CancellationToken) {
         let drain = self.drain.asked();

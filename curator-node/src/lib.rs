@@ -23,7 +23,7 @@
 //! | [`serve`] | what hands pairs out: the followed log, verified shards, encoding, credits; files for people |
 //! | [`pipeline`] | the networks that draw |
 //! | [`candidates`] | candidates of pairs, and those that were turned down |
-//! | [`phrase`], [`rng`] | text from outside, cleaned; randomness as a function |
+//! | [`phrase`], [`images`], [`rng`] | text from outside, cleaned; pictures, decoded and resized; randomness as a function |
 //! | [`paths`] | where the paths of a spec lead |
 //! | [`counts`] | how far the unit in the making is |
 //! | [`worker`] | the named threads that own networks |
@@ -39,6 +39,7 @@ pub mod counts;
 pub mod curate;
 pub mod export;
 pub mod filters;
+pub mod images;
 pub mod llm;
 pub mod memory;
 pub mod metrics;

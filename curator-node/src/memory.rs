@@ -1,5 +1,7 @@
 //! How the process holds memory.
 
+#![allow(unsafe_code, reason = "the allocator is set up")]
+
 /// Arenas that the C library's allocator may have.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 const ARENAS: libc::c_int = 1;

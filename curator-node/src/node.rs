@@ -3,7 +3,7 @@
 use crate::counts::Counts;
 use crate::curate::mirror::Mirror;
 use crate::curate::parent_stage::ParentStage;
-use crate::curate::{Curation, Curators};
+use crate::curate::{Curators, StageWorker};
 use crate::llm::network::{LlmContext, Network};
 use crate::metrics::Metrics;
 use crate::paths::PathResolver;
@@ -170,7 +170,7 @@ impl Node {
             job_id: stage.job_id.clone(),
             curators: Default::default(),
         };
-        let curation = Curation {
+        let curation = StageWorker {
             node_id: self.node_id.clone(),
             stage,
             stage_index: index,
@@ -196,7 +196,7 @@ impl Node {
         Ok(())
     }
 
-    /// What a stage takes from an parent one, if it does. Its log is followed as long as the stage is assigned.
+    /// What a stage takes from its parent stage, if it has one. Its log is followed as long as the stage is assigned.
     fn parent(
         &self,
         stage: &StageRef,

@@ -156,7 +156,7 @@ impl DiffusionPipeline {
 
     /// A side of about this many pixels that the model can draw, at least one token.
     pub fn fitting(&self, pixels: f64) -> u32 {
-        let multiple = self.easel().multiple().max(1);
+        let multiple = self.config().multiple().max(1);
         ((pixels / f64::from(multiple)).round() as u32).max(1) * multiple
     }
 
@@ -164,16 +164,16 @@ impl DiffusionPipeline {
     pub fn draw(
         &self,
         size: (u32, u32),
-        sketches: &[GenerationRequest<'_>],
+        requests: &[GenerationRequest<'_>],
         stop: &AtomicBool,
     ) -> Result<Vec<RgbImage>, ModelError> {
         let batch = self.draw.batch.max(1) as usize;
-        let mut drawn = Vec::with_capacity(sketches.len());
-        for few in sketches.chunks(batch) {
+        let mut drawn = Vec::with_capacity(requests.len());
+        for few in requests.chunks(batch) {
             if stop.load(Ordering::Relaxed) {
                 return Ok(Vec::new());
             }
-            drawn.extend(self.easel().draw_sketches(
+            drawn.extend(self.config().draw_requests(
                 self.text.as_ref(),
                 self.adapter.as_ref(),
                 size,
@@ -190,7 +190,7 @@ impl DiffusionPipeline {
         serde_json::json!({ "steps": self.draw.steps, "guidance": self.draw.guidance, "true_cfg": self.draw.true_cfg })
     }
 
-    fn easel(&self) -> PipelineConfig<'_> {
+    fn config(&self) -> PipelineConfig<'_> {
         PipelineConfig {
             positions: self.positions,
             guidance: self.draw.guidance,

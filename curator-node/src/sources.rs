@@ -12,7 +12,6 @@ mod error;
 pub mod generate;
 pub mod import;
 pub mod panel_split;
-pub mod picture;
 pub mod prompts;
 pub mod recompose;
 

@@ -3,10 +3,10 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
-use crescendo_node::testing::hostile::{Calls, Victim, attack, families, idle, unfinished};
 use crescendo_proto::v1::pair_service_client::PairServiceClient;
 use crescendo_proto::v1::stream_pairs_request::Message;
 use crescendo_proto::v1::{OpenPairs, StreamPairsRequest};
+use crescendo_testing::hostile::{Calls, Victim, attack, families, idle, unfinished};
 use tokio::task::JoinSet;
 use tonic::transport::{Channel, Endpoint};
 use tonic_health::pb::HealthCheckRequest;

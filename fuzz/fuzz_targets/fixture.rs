@@ -15,7 +15,7 @@ fuzz_target!(|bytes: &[u8]| {
     let path = FOLDER.path().join("f.json");
     std::fs::write(&path, sidecar).expect("write the sidecar");
     std::fs::write(path.with_extension("safetensors"), tensors).expect("write the tensors");
-    let Ok(fixture) = Fixture::open(&path) else { return };
+    let Ok(fixture) = Fixture::open(&path, crescendo_model::tch::Device::Cpu) else { return };
     let _ = fixture.config();
     for name in fixture.expected() {
         let _ = fixture.tolerance(&name);

@@ -1,7 +1,7 @@
 //! Whatever a judge answers, what is taken of it are 1 to 20 parts with scores from 0 to 4.
 #![no_main]
 
-use crescendo_curator_node::judge::scores::parse_scores;
+use crescendo_curator_node::filters::judge::scores::parse_scores;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|answer: &str| {

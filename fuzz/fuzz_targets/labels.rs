@@ -2,7 +2,7 @@
 #![no_main]
 
 use crescendo_core::spec::{Directions, ImportFormat, ImportSpec};
-use crescendo_curator_node::import::Uno1m;
+use crescendo_curator_node::sources::import::Uno1m;
 use libfuzzer_sys::fuzz_target;
 use std::sync::LazyLock;
 use std::sync::atomic::AtomicBool;

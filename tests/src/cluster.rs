@@ -1,17 +1,19 @@
 //! The processes of one test cluster, and the calls that tests make to it.
 
+#![allow(unsafe_code, reason = "processes are signalled")]
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use crescendo_node::tls::testing::{Authority, Wanted};
 use crescendo_node::tls::{Dialer, Tls};
 use crescendo_proto::v1::checkpoint_service_client::CheckpointServiceClient;
 use crescendo_proto::v1::job_service_client::JobServiceClient;
 use crescendo_proto::v1::{
     Checkpoint, GetJobRequest, Job, JobState, ListCheckpointsRequest, StagePhase, SubmitJobRequest,
 };
+use crescendo_testing::certificates::{Authority, Wanted};
 use object_store::{ObjectStore, ObjectStoreExt as _};
 use sha2::{Digest as _, Sha256};
 use tonic::transport::{Channel, Endpoint};

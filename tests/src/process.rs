@@ -1,5 +1,7 @@
 //! One supervised process of a test cluster.
 
+#![allow(unsafe_code, reason = "processes are signalled")]
+
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -32,7 +34,7 @@ impl Process {
     ) -> Result<Self> {
         let mut process = Self {
             name: name.to_owned(),
-            program: binary(program)?,
+            program: crescendo_testing::binary(program)?,
             args,
             environment: environment.to_vec(),
             log: dir.join(format!("{name}.log")),
@@ -148,12 +150,4 @@ impl Drop for Process {
             let _ = child.wait();
         }
     }
-}
-
-/// The binary of this name, in the folder of the running program or, for a test, in the one above.
-pub fn binary(name: &str) -> Result<PathBuf> {
-    let program = std::env::current_exe().context("find the running program")?;
-    let found =
-        program.ancestors().skip(1).take(2).map(|folder| folder.join(name)).find(|path| path.exists());
-    found.with_context(|| format!("{name} is not built; run: cargo build --workspace --bins"))
 }

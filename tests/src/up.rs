@@ -1,5 +1,7 @@
 //! `crescendo up` as a person runs it: one process, whose children are the cluster.
 
+#![allow(unsafe_code, reason = "processes are signalled")]
+
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -11,7 +13,7 @@ use crescendo_proto::v1::job_service_client::JobServiceClient;
 use crescendo_proto::v1::{Checkpoint, GetJobRequest, Job, JobState, ListCheckpointsRequest};
 use serde_json::Value;
 
-use crate::process::binary;
+use crescendo_testing::binary;
 
 /// How long the cluster may take until it serves.
 const READY_DEADLINE: Duration = Duration::from_secs(120);

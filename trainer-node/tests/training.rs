@@ -118,7 +118,7 @@ async fn a_starving_gang_repeats_and_its_checkpoints_say_so() {
     let replay_passes = |checkpoint: &crescendo_proto::v1::Checkpoint| -> Vec<(u64, u64)> {
         let state: serde_json::Value =
             serde_json::from_slice(&object(folder, checkpoint, "state.json")).expect("JSON");
-        let all = state["replay_passes"].as_array().cloned().unwrap_or_default();
+        let all = state["replayPasses"].as_array().cloned().unwrap_or_default();
         all.iter()
             .map(|replay_pass| {
                 (replay_pass["from"].as_u64().unwrap(), replay_pass["pairs"].as_u64().unwrap())
@@ -131,7 +131,7 @@ async fn a_starving_gang_repeats_and_its_checkpoints_say_so() {
     let saved = cluster.checkpoint("hungry", 4).await;
     assert_eq!(replay_passes(&saved), [(4, 4), (8, 4), (12, 4)]);
     let told = |report: &&AttemptReport| report.replay_passes == 4 && report.step == 5;
-    cluster.until("replay_passes in a report", |state| state.reports.iter().find(told).cloned()).await;
+    cluster.until("replay passes in a report", |state| state.reports.iter().find(told).cloned()).await;
     for _ in agents {
         cluster.report("hungry", 1, AttemptPhase::Succeeded).await;
     }

@@ -99,7 +99,7 @@ pub fn run(args: &GenerateArgs) -> Result<ExitCode> {
         ..LoadOptions::resident(parts.kind, parts.device)
     };
     let flux = Flux::load_with(&parts.config, &parts.weights, &options).context("load the transformer")?;
-    let easel = PipelineConfig {
+    let config = PipelineConfig {
         flux: &flux,
         codec: inputs.codec.as_ref(),
         positions: draw.positions.into(),
@@ -122,7 +122,7 @@ pub fn run(args: &GenerateArgs) -> Result<ExitCode> {
                 Ok(())
             };
             let size = (draw.width, draw.height);
-            let drawn = easel.draw(lora.as_ref(), size, &noise, &inputs.text, &inputs.refs, Some(&mut tell));
+            let drawn = config.draw(lora.as_ref(), size, &noise, &inputs.text, &inputs.refs, Some(&mut tell));
             steps.end();
             let picture = drawn.context("draw")?.pop().context("no picture was drawn")?;
             let settings = Settings {

@@ -24,6 +24,7 @@ mod score;
 mod terminal;
 #[cfg(test)]
 mod tests;
+mod words;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -39,14 +40,15 @@ use image::RgbImage;
 
 use self::cases::{Block, Draws, Places};
 pub(crate) use self::curve::escape;
-use self::draw::{Contender, Progress, Settings, Studio};
+use self::draw::{Contender, Drawer, Progress, Settings};
 use self::evaluate::{Encoder, Judge};
-use self::figures::{Drawing, Figures, ScoreFigures, StageFigures, counted};
+use self::figures::{Drawing, Figures, ScoreFigures, StageFigures};
 use self::job::{Job, Left, StageJson};
 use self::machine::Machine;
 use self::objects::Objects;
 use self::page::Page;
 use self::pictures::Drawn;
+use self::words::counted;
 
 /// Flags of `report`.
 #[derive(Debug, Args)]
@@ -100,12 +102,10 @@ pub fn run(args: &ReportArgs) -> Result<()> {
     std::fs::create_dir_all(&args.out).with_context(|| format!("make {}", args.out.display()))?;
     let left: Vec<Left> =
         job.stages.iter().zip(&spec.stages).map(|(stage, spec)| stage.left(spec, &objects)).collect();
-    let mut notes: Vec<String> = left.iter().flat_map(|left| left.missing.clone()).collect();
-    for stage in &job.stages {
-        notes.extend(stage.kind_changes.iter().map(|change| format!("{}: {change}", stage.name)));
-    }
+    let mut notes = notes(&job, &left);
 
-    let device = DeviceChoice::Auto.gpus()?.first();
+    let gpus = DeviceChoice::Auto.gpus()?;
+    let device = gpus.first();
     let nano = spec.model.preset == ModelPreset::Nano;
     let settings = settings(args, &job, &spec, device)?;
     let places =
@@ -113,11 +113,12 @@ pub fn run(args: &ReportArgs) -> Result<()> {
     let mut shown = Shows::default();
     if !nano && device == Device::Cpu && args.draws.is_none() {
         notes.push(
-            "nothing is drawn: this machine has no GPU, and a network of this size takes minutes for a picture without one; --draws N draws \
+            "nothing is drawn: this machine has no GPU that can be used, and a network of this size takes minutes for a picture without one; --draws N draws \
              all the same"
                 .to_owned(),
         );
     } else {
+        notes.extend(gpus.passed_over.as_ref().map(|error| format!("drawn on the CPU: {error}")));
         let draws = Draws { asked: args.draws, most: if nano { 304 } else { 48 } };
         shown = Shows::of(&places, &left, draws, !args.without_base, settings, &mut notes);
     }
@@ -242,14 +243,14 @@ fn draw_all(
     if blocks.is_empty() || contenders.is_empty() {
         return none();
     }
-    let studio = match Studio::open(places, blocks, settings) {
-        Ok(studio) => studio,
+    let drawer = match Drawer::open(places, blocks, settings) {
+        Ok(drawer) => drawer,
         Err(error) => {
             notes.push(format!("nothing is drawn: {error:#}"));
             return none();
         }
     };
-    let base = match contenders.iter().any(Contender::needs_base).then(|| studio.base(places)) {
+    let base = match contenders.iter().any(Contender::needs_base).then(|| drawer.base(places)) {
         Some(Ok(base)) => Some(base),
         Some(Err(error)) => {
             notes.push(format!("nothing is drawn with the base, nor with a LoRA over it: {error:#}"));
@@ -267,7 +268,7 @@ fn draw_all(
             drawn.push(None);
             continue;
         }
-        drawn.push(match studio.draw(contender, base.as_ref(), blocks, &mut progress) {
+        drawn.push(match drawer.draw(contender, base.as_ref(), blocks, &mut progress) {
             Ok(pictures) => Some(pictures),
             Err(error) => {
                 notes.push(format!("nothing is drawn with {}: {error:#}", contender.label));
@@ -276,6 +277,16 @@ fn draw_all(
         });
     }
     drawn
+}
+
+/// What is missing, and what changed while the job ran.
+fn notes(job: &Job, left: &[Left]) -> Vec<String> {
+    let missing = left.iter().flat_map(|left| left.missing.clone());
+    let changes = job
+        .stages
+        .iter()
+        .flat_map(|stage| stage.kind_changes.iter().map(|change| format!("{}: {change}", stage.name)));
+    missing.chain(changes).collect()
 }
 
 /// How pictures are drawn.

@@ -107,6 +107,17 @@ impl Crate {
 
 /// All `.rs` files of the repository, relative to it, in order.
 pub fn files(repository: &Path) -> Result<Vec<PathBuf>> {
+    ending_in(repository, "rs")
+}
+
+/// All `.md` files that people write, in order; what is generated is left out.
+pub fn documents(repository: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = ending_in(repository, "md")?;
+    found.retain(|path| path != Path::new("docs/cli.md"));
+    Ok(found)
+}
+
+fn ending_in(repository: &Path, ending: &str) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     let mut folders = vec![PathBuf::new()];
     while let Some(folder) = folders.pop() {
@@ -119,7 +130,7 @@ pub fn files(repository: &Path) -> Result<Vec<PathBuf>> {
             // Links lead to what is built and fetched.
             if entry.file_type()?.is_dir() && !name.starts_with('.') && name != "target" {
                 folders.push(path);
-            } else if path.extension().is_some_and(|ending| ending == "rs") && entry.file_type()?.is_file() {
+            } else if path.extension().is_some_and(|found| found == ending) && entry.file_type()?.is_file() {
                 found.push(path);
             }
         }

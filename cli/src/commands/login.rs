@@ -1,5 +1,7 @@
 //! `crescendo login`: a token is tried, then kept for a context.
 
+#![allow(unsafe_code, reason = "the terminal is told not to show a token")]
+
 use std::io::{self, BufRead as _, IsTerminal as _, Read as _};
 
 use super::{context, whoami};

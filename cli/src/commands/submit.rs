@@ -9,7 +9,8 @@ use crescendo_proto::v1::{SpecProblem, SpecProblems, SubmitJobRequest, SubmitJob
 use prost::Message as _;
 use tonic::{Code, Status};
 
-use super::{validate, watch};
+use super::spec_file::read_spec;
+use super::watch;
 use crate::args::{Common, Output, SubmitArgs};
 use crate::connect::{self, CHANGE, Controller};
 use crate::failure::Failure;
@@ -72,7 +73,7 @@ pub async fn submit(
     file: &Path,
     request_id: String,
 ) -> Result<SubmitJobResponse, Failure> {
-    let spec_yaml = validate::read_spec(file)?;
+    let spec_yaml = read_spec(file)?;
     let within: Duration = common.timeout.unwrap_or(CHANGE);
     let request = SubmitJobRequest { request_id, spec_yaml: spec_yaml.clone(), validate_only: false };
     let trace = trace_parent(std::env::var(TRACE_PARENT).ok().as_deref(), uuid::Uuid::new_v4().as_u128());

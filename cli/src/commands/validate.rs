@@ -1,14 +1,14 @@
 //! `crescendo validate`: no cluster is needed. One that `up` runs on this machine is asked all the same, since it knows what
 //! this machine makes of the spec.
 
-use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crescendo_core::spec::{self, MAX_SPEC_BYTES, Problem};
+use crescendo_core::spec::{self, Problem};
 use crescendo_proto::v1::SubmitJobRequest;
 
 use super::held_out::{self, HeldOut, Look};
+use super::spec_file::read_spec;
 use super::{on_this_machine, submit};
 use crate::args::{Common, FileArgs, Output};
 use crate::connect::{self, Controller};
@@ -100,17 +100,4 @@ fn refuse(common: &Common, file: &Path, yaml: &[u8], found: &[Problem]) -> Resul
         }
     }
     Err(Failure::InvalidSpec)
-}
-
-/// The bytes of a spec, one more than allowed at most; `-` is standard input.
-pub fn read_spec(path: &Path) -> Result<Vec<u8>, Failure> {
-    let mut bytes = Vec::new();
-    let most = MAX_SPEC_BYTES as u64 + 1;
-    let read = if path == Path::new("-") {
-        std::io::stdin().lock().take(most).read_to_end(&mut bytes)
-    } else {
-        std::fs::File::open(path).and_then(|file| file.take(most).read_to_end(&mut bytes))
-    };
-    read.map_err(Failure::from_error(format!("read {}", path.display())))?;
-    Ok(bytes)
 }

@@ -1,5 +1,7 @@
 //! This machine: GPUs, disks, shared memory, limits, ports.
 
+#![allow(unsafe_code, reason = "the system is asked for free room and limits")]
+
 use std::ffi::CString;
 use std::io;
 use std::net::{Ipv4Addr, TcpListener};

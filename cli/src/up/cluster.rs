@@ -7,7 +7,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::layout::Layout;
-use super::process::{self, Event, Order, Plan};
+use super::process::{self, Event, Instruction, LaunchSpec};
 use super::state::{ProcessState, UpState};
 use crate::failure::Failure;
 use crate::settings::{Origin, Target};
@@ -29,17 +29,17 @@ pub struct Cluster {
 
 /// Processes that are stopped together. Each task gives its process's index when it ends.
 struct Group {
-    order: watch::Sender<Order>,
+    order: watch::Sender<Instruction>,
     indices: Vec<usize>,
     tasks: JoinSet<usize>,
 }
 
 impl Group {
     fn new() -> Group {
-        Group { order: watch::Sender::new(Order::Run), indices: Vec::new(), tasks: JoinSet::new() }
+        Group { order: watch::Sender::new(Instruction::Run), indices: Vec::new(), tasks: JoinSet::new() }
     }
 
-    fn spawn(&mut self, index: usize, plan: Plan, events: mpsc::Sender<Event>) {
+    fn spawn(&mut self, index: usize, plan: LaunchSpec, events: mpsc::Sender<Event>) {
         self.indices.push(index);
         let keeping = process::keep(index, plan, self.order.subscribe(), events);
         self.tasks.spawn(async move {
@@ -101,7 +101,7 @@ impl Cluster {
         self.wait_until_all_serve().await
     }
 
-    fn add(&mut self, plan: &Plan) -> (usize, mpsc::Sender<Event>) {
+    fn add(&mut self, plan: &LaunchSpec) -> (usize, mpsc::Sender<Event>) {
         let (name, log) = (plan.name.clone(), plan.log.clone());
         self.processes.push(ProcessState { name, pid: None, grpc: None, metrics: None, log, restarts: 0 });
         (self.processes.len() - 1, self.events.0.clone())
@@ -172,8 +172,8 @@ impl Cluster {
         state.write().map_err(Failure::from_error("write up.json"))
     }
 
-    /// Trainers save a checkpoint and leave while the controller still registers what they save; `remark` is told every few seconds who is
-    /// waited for.
+    /// Trainers save a checkpoint and leave while the controller still registers what they save; `remark` is told every
+    /// few seconds who is waited for.
     pub async fn stop_trainers(&mut self, remark: impl Fn(&[&str], Duration)) {
         let Cluster { trainers, processes, .. } = self;
         wind_down(trainers, processes, remark).await;
@@ -200,7 +200,7 @@ impl Cluster {
 /// Tells all of a group to stop, and waits until they have.
 async fn wind_down(group: &mut Group, processes: &[ProcessState], remark: impl Fn(&[&str], Duration)) {
     let mut left = std::mem::take(&mut group.indices);
-    group.order.send_replace(Order::Stop);
+    group.order.send_replace(Instruction::Stop);
     let began = Instant::now();
     let mut ticks = tokio::time::interval_at(began + REMARK_EVERY, REMARK_EVERY);
     loop {

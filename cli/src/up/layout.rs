@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::binaries;
-use super::process::Plan;
+use super::process::LaunchSpec;
 use crate::args::{Store, UpArgs};
 use crate::failure::Failure;
 
@@ -90,7 +90,7 @@ impl Layout {
         self.curators as usize + self.trainers as usize
     }
 
-    pub fn controller(&self) -> Plan {
+    pub fn controller(&self) -> LaunchSpec {
         self.plan(
             "controller",
             &self.controller,
@@ -101,7 +101,7 @@ impl Layout {
     }
 
     /// Curators, which look for the controller at `controller`.
-    pub fn curators(&self, controller: &str) -> Vec<Plan> {
+    pub fn curators(&self, controller: &str) -> Vec<LaunchSpec> {
         let one = |index| {
             let name = format!("curator-{index}");
             let within = self.save_within.min(CURATORS_WITHIN);
@@ -112,7 +112,7 @@ impl Layout {
     }
 
     /// Trainers, which look for the controller at `controller`.
-    pub fn trainers(&self, controller: &str) -> Vec<Plan> {
+    pub fn trainers(&self, controller: &str) -> Vec<LaunchSpec> {
         let one = |index| {
             let name = format!("trainer-{index}");
             let mut options = self.common(&name, controller, self.save_within);
@@ -142,7 +142,7 @@ impl Layout {
         first: &[&str],
         options: &[(&str, OsString)],
         drain: Duration,
-    ) -> Plan {
+    ) -> LaunchSpec {
         let port_file = self.dir.join("run").join(format!("{name}.json"));
         let mut args: Vec<OsString> = first.iter().map(OsString::from).collect();
         for (option, value) in options {
@@ -153,7 +153,7 @@ impl Layout {
         args.push("--dev".into());
         args.push("--port-file".into());
         args.push(port_file.clone().into());
-        Plan {
+        LaunchSpec {
             name: name.to_owned(),
             program: program.to_owned(),
             args,

@@ -1,5 +1,7 @@
 //! One process of the cluster: started, restarted when it dies, stopped when told.
 
+#![allow(unsafe_code, reason = "children are started to end with their parent, and signalled")]
+
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _, Seek as _, SeekFrom};
@@ -50,7 +52,7 @@ const DECIDED_HERE: &[&str] = &[
 
 /// How to start it.
 #[derive(Clone, Debug)]
-pub struct Plan {
+pub struct LaunchSpec {
     pub name: String,
     pub program: PathBuf,
     /// Without the listening addresses.
@@ -100,14 +102,19 @@ pub enum Event {
 
 /// What a process is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Order {
+pub enum Instruction {
     Run,
     Stop,
     Kill,
 }
 
 /// Keeps the process running until it is told to stop.
-pub async fn keep(index: usize, plan: Plan, mut order: watch::Receiver<Order>, events: mpsc::Sender<Event>) {
+pub async fn keep(
+    index: usize,
+    plan: LaunchSpec,
+    mut order: watch::Receiver<Instruction>,
+    events: mpsc::Sender<Event>,
+) {
     // Once it serves it keeps its addresses over restarts: the others only know those.
     let mut ports: Option<Ports> = None;
     // Those of the run before, so that whoever watches from another terminal finds the cluster again.
@@ -126,7 +133,7 @@ pub async fn keep(index: usize, plan: Plan, mut order: watch::Receiver<Order>, e
         tell(&events, Event::Started { index, pid: child.id() }).await;
         let ended = tokio::select! {
             ended = serve(&mut child, &plan, index, &mut ports, &events) => ended,
-            () = told(&mut order, |order| order != Order::Run) => {
+            () = told(&mut order, |order| order != Instruction::Run) => {
                 stop(&mut child, plan.drain, &mut order).await;
                 return;
             }
@@ -153,14 +160,14 @@ pub async fn keep(index: usize, plan: Plan, mut order: watch::Receiver<Order>, e
         tell(&events, Event::Died { index, status, pause }).await;
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
-            () = told(&mut order, |order| order != Order::Run) => return,
+            () = told(&mut order, |order| order != Instruction::Run) => return,
         }
         pause = (pause * 2).min(PAUSE.1);
     }
 }
 
 /// Waits for such an order. A cluster that is gone gives none, but stops.
-async fn told(order: &mut watch::Receiver<Order>, such: impl Fn(Order) -> bool) {
+async fn told(order: &mut watch::Receiver<Instruction>, such: impl Fn(Instruction) -> bool) {
     let _ = order.wait_for(|order| such(*order)).await;
 }
 
@@ -172,7 +179,7 @@ async fn tell(events: &mpsc::Sender<Event>, event: Event) {
 /// Waits for the port file, then for the end of the process.
 async fn serve(
     child: &mut Child,
-    plan: &Plan,
+    plan: &LaunchSpec,
     index: usize,
     ports: &mut Option<Ports>,
     events: &mpsc::Sender<Event>,
@@ -201,7 +208,7 @@ fn read_ports(path: &Path) -> Option<Ports> {
     serde_json::from_slice(&std::fs::read(path).ok()?).ok()
 }
 
-fn start(plan: &Plan, ports: Option<&Ports>) -> io::Result<Child> {
+fn start(plan: &LaunchSpec, ports: Option<&Ports>) -> io::Result<Child> {
     match std::fs::remove_file(&plan.port_file) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
@@ -251,7 +258,7 @@ fn open_log(path: &Path) -> io::Result<File> {
 }
 
 /// SIGTERM, then SIGKILL after the grace or when told.
-async fn stop(child: &mut Child, drain: Duration, order: &mut watch::Receiver<Order>) {
+async fn stop(child: &mut Child, drain: Duration, order: &mut watch::Receiver<Instruction>) {
     if let Some(pid) = child.id().and_then(|pid| libc::pid_t::try_from(pid).ok()) {
         // SAFETY: plain system call; the process has not been waited for, so the id is still its own.
         unsafe { libc::kill(pid, libc::SIGTERM) };
@@ -259,7 +266,7 @@ async fn stop(child: &mut Child, drain: Duration, order: &mut watch::Receiver<Or
     let killed = tokio::select! {
         _ = child.wait() => false,
         () = tokio::time::sleep(drain + GRACE) => true,
-        () = told(order, |order| order == Order::Kill) => true,
+        () = told(order, |order| order == Instruction::Kill) => true,
     };
     if killed {
         // Fails only if it has ended by itself.

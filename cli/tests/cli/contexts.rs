@@ -5,8 +5,8 @@ use std::path::Path;
 use std::process::Stdio;
 
 use crescendo_node::tls::Tls;
-use crescendo_node::tls::testing::{Authority, Wanted};
 use crescendo_proto::v1::{JobState, WhoAmIResponse};
+use crescendo_testing::certificates::{Authority, Wanted};
 use tokio::io::AsyncWriteExt as _;
 
 use crate::fake::{Fake, job};

@@ -6,8 +6,8 @@ use std::net::TcpListener;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::Path;
 
-use crescendo_node::testing::S3Server;
 use crescendo_proto::v1::{Checkpoint, CheckpointFile, Job, JobState};
+use crescendo_testing::S3Server;
 use object_store::ObjectStoreExt as _;
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};

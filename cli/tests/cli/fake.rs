@@ -93,13 +93,14 @@ impl Fake {
 
     async fn serve_on(&self, address: SocketAddr, tls: Option<Tls>) -> Server {
         let mut listener = bind_now(address);
-        crate::until("the port is free", || {
+        crescendo_testing::until("the port is free", || {
             listener.is_ok() || {
                 listener = bind_now(address);
                 listener.is_ok()
             }
         })
-        .await;
+        .await
+        .expect("in time");
         let listener = listener.expect("it is bound");
         let address = listener.local_addr().expect("it is bound");
         let runtime = tokio::runtime::Builder::new_multi_thread()

@@ -7,7 +7,8 @@ use prost_types::Timestamp;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 
 use crate::fake::{Fake, Scene, Then, job};
-use crate::{DEADLINE, crescendo, run, until};
+use crate::{DEADLINE, crescendo, run};
+use crescendo_testing::until;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn watching_goes_on_from_the_revision_that_was_seen() {
@@ -24,7 +25,7 @@ async fn watching_goes_on_from_the_revision_that_was_seen() {
     let mut command = crescendo(home.path());
     command.args(["watch", "uno-1", "--controller", &address.to_string()]);
     let ((code, out, err), server) = tokio::join!(run(&mut command), async {
-        until("the first stream is open", || fake.part().watches.len() == 1).await;
+        until("the first stream is open", || fake.part().watches.len() == 1).await.expect("in time");
         server.kill();
         fake.serve_at(address).await
     });

@@ -1,5 +1,7 @@
 //! `crescendo up`, with scripts in place of the controller and the nodes.
 
+#![allow(unsafe_code, reason = "processes are signalled")]
+
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
@@ -10,7 +12,8 @@ use tempfile::TempDir;
 use tokio::process::{Child, Command};
 
 use crate::fake::{Fake, Scene, Server, Then, job, node};
-use crate::{DEADLINE, at, run, until};
+use crate::{DEADLINE, at, run};
+use crescendo_testing::until;
 
 /// A folder with `crescendo` and fake programs beside it, and a fake controller for them to point to.
 struct Bench {
@@ -95,7 +98,7 @@ fn runs(pid: i64) -> bool {
 async fn a_cluster_is_started_kept_and_stopped() {
     let bench = Bench::new().await;
     let mut up = bench.up(&["--slots", "3"]);
-    until("all serve", || bench.pids().len() == 4).await;
+    until("all serve", || bench.pids().len() == 4).await.expect("in time");
 
     let starts = bench.notes("starts");
     let folder = bench.folder.path().canonicalize().unwrap();
@@ -124,9 +127,11 @@ async fn a_cluster_is_started_kept_and_stopped() {
     let pids = bench.pids();
     signal(pids[0], libc::SIGKILL);
     let back = || bench.pids().len() == 4 && bench.pids()[0] != pids[0] && bench.notes("starts").len() == 5;
-    until("the controller is back", back).await;
+    until("the controller is back", back).await.expect("in time");
     // Only once it serves does it listen to SIGTERM.
-    until("it serves", || bench.folder.path().join(".crescendo/run/controller.json").exists()).await;
+    until("it serves", || bench.folder.path().join(".crescendo/run/controller.json").exists())
+        .await
+        .expect("in time");
     assert_eq!(bench.pids()[1..], pids[1..]);
     let again = bench.notes("starts").last().cloned().unwrap();
     assert!(
@@ -154,17 +159,17 @@ async fn a_cluster_is_started_kept_and_stopped() {
 async fn nothing_outlives_a_killed_up() {
     let bench = Bench::new().await;
     let mut up = bench.up(&[]);
-    until("all serve", || bench.pids().len() == 4).await;
+    until("all serve", || bench.pids().len() == 4).await.expect("in time");
     let pids = bench.pids();
     up.kill().await.unwrap();
-    until("the processes have ended", || pids.iter().all(|pid| !runs(*pid))).await;
+    until("the processes have ended", || pids.iter().all(|pid| !runs(*pid))).await.expect("in time");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_end_of_standard_input_stops_the_cluster() {
     let bench = Bench::new().await;
     let mut up = bench.command().args(["up", "--stop-on-stdin-close"]).stdin(Stdio::piped()).spawn().unwrap();
-    until("all serve", || bench.pids().len() == 4).await;
+    until("all serve", || bench.pids().len() == 4).await.expect("in time");
     drop(up.stdin.take());
     assert_eq!(exit_code(&mut up).await, Some(0));
     assert_eq!(bench.notes("stops").len(), 4);
@@ -223,7 +228,7 @@ async fn validate_says_what_the_cluster_of_this_machine_says() {
     assert!(!validate().await, "no cluster runs here");
 
     let mut up = bench.up(&[]);
-    until("up.json is there", || bench.state().is_some()).await;
+    until("up.json is there", || bench.state().is_some()).await.expect("in time");
     assert!(validate().await);
     let submits = bench.fake.part().submits.clone();
     assert!(submits.iter().all(|submit| submit.validate_only) && !submits.is_empty());

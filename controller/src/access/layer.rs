@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use crescendo_core::access::{self, Denied, Effect, Role, Rule};
+use crescendo_core::access::{self, CallEffect, Denied, Role, Rule};
 use crescendo_node::tls::Peer;
 use crescendo_proto::status;
 use http::HeaderMap;
@@ -187,7 +187,7 @@ impl Access {
         status: &Status,
     ) {
         let (on, changes_nothing) = trail.subject();
-        let changes = rule.effect == Effect::Change && !changes_nothing;
+        let changes = rule.effect == CallEffect::Change && !changes_nothing;
         if !changes && !is_refusal(status.code()) {
             return;
         }

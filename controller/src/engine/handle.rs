@@ -15,7 +15,7 @@ use crescendo_node::telemetry::trace;
 use crescendo_proto::{convert, explained, v1};
 
 use crate::engine::Engine;
-use crate::engine::request::{ActingNode, Answer, DeferredReply, Reply, Request};
+use crate::engine::request::{ActingNode, Answer, DeferredReply, Reply, Request, SessionId};
 use crate::to_proto;
 
 /// Jobs on a page unless asked otherwise, and at most.
@@ -68,9 +68,7 @@ impl Engine {
                 self.hold(reply, answer);
             }
             Request::ListCheckpoints { job, scope, stage, reply } => {
-                let answer = self
-                    .job(&job, &scope)
-                    .and_then(|job| to_proto::checkpoints(job, stage.as_deref()).map_err(Into::into));
+                let answer = self.list_checkpoints(&job, &scope, stage.as_deref());
                 self.hold(reply, answer);
             }
             Request::ReadFile { job, scope, path, name, read_id, reply } => {
@@ -99,11 +97,7 @@ impl Engine {
                 let answer = self.open_session(introduction, now);
                 self.hold(reply, answer);
             }
-            Request::Heartbeat { node, session } => {
-                if self.sessions.is_newest(&node, session) {
-                    self.observed.heard(&node, now);
-                }
-            }
+            Request::Heartbeat { node, session } => self.heartbeat(&node, session, now),
             Request::NodeDrains { node, session } => self.node_drains(&node, session),
             Request::Report { session, report } => self.take_report(session, report, now),
             Request::CloseSession { node, session } => self.close_session(&node, session),
@@ -327,6 +321,21 @@ impl Engine {
             UnitFate::JobFails => {
                 tracing::error!(%job, %stage, %node, unit, reason, "the stage's pairs cannot be made, the job fails");
             }
+        }
+    }
+
+    fn list_checkpoints(
+        &self,
+        job: &JobId,
+        scope: &Scope,
+        stage: Option<&str>,
+    ) -> Answer<Vec<v1::Checkpoint>> {
+        Ok(to_proto::checkpoints(self.job(job, scope)?, stage)?)
+    }
+
+    fn heartbeat(&mut self, node: &NodeId, session: SessionId, now: Timestamp) {
+        if self.sessions.is_newest(node, session) {
+            self.observed.heard(node, now);
         }
     }
 

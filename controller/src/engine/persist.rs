@@ -26,7 +26,7 @@ pub(super) struct Records {
     revisions: BTreeMap<RecordKey, Revision>,
     /// Newest revision of any record of a job.
     job_revisions: BTreeMap<JobId, Revision>,
-    /// ActingNode first mention; a later write of a key replaces the earlier one.
+    /// By first mention; a later write of a key replaces the earlier one.
     pending: Vec<(RecordKey, Option<Vec<u8>>)>,
 }
 

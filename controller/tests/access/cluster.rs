@@ -3,52 +3,34 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use crescendo_controller::access::{AccessConfig, AuditTo, OidcConfig};
 use crescendo_controller::{Config, Controller};
 use crescendo_core::decide::Limits;
 use crescendo_node::runtime::supervise::{Supervisor, Tasks};
-use crescendo_node::tls::testing::{Authority, Wanted};
 use crescendo_node::tls::{ClientCertificates, ConnectionMetrics, Dialer, Incoming, Tls, TlsFiles};
 use crescendo_proto::v1;
-use crescendo_proto::v1::open_session_request::Message as Up;
-use crescendo_proto::v1::open_session_response::Message as Down;
 use crescendo_store::{KEY_PREFIX, Store, StoreLocation};
+use crescendo_testing::certificates::{Authority, Wanted};
+use crescendo_testing::eventually;
+use crescendo_testing::specs::SPEC;
 use prometheus::Registry;
 use prost::Message;
 use sha2::{Digest as _, Sha256};
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
+use tonic::Status;
 use tonic::transport::Channel;
-use tonic::{Status, Streaming};
 
 use super::raw;
 
-/// Limit of everything that a test waits for.
-pub const LIMIT: Duration = Duration::from_secs(30);
-
-pub const SPEC: &str = "
-apiVersion: crescendo/v1
-kind: TrainingJob
-metadata: {name: trial}
-spec:
-  model: {preset: nano, precision: f32, weights: base.safetensors}
-  resources: {gpus: 2}
-  stages:
-    - name: stage-1
-      references: 1
-      data: {source: compose, subjects: subjects, pairs: 16, minPairs: 4, unitSize: 4}
-      train: {adapter: {rank: 4}, steps: 20, globalBatch: 2}
-  checkpoints: {every: 5, keepLast: 2}
-";
-
 pub const NODE: &[&str] = &["urn:crescendo:role:node"];
 
+/// Of a tenant, with a unit for every call that takes one.
 pub fn spec_of(tenant: &str) -> String {
-    SPEC.replace("{name: trial}", &format!("{{name: trial, tenant: {tenant}}}"))
+    SPEC.replace("pairs: 8", "pairs: 16")
+        .replace("{name: trial}", &format!("{{name: trial, tenant: {tenant}}}"))
 }
 
 /// An entry of the tokens file; the token of NAME is `token-of-NAME`.
@@ -216,63 +198,4 @@ pub async fn ask_over<A: Message + Default>(
     let path = format!("/crescendo.v1.{call}");
     let answer = raw::call(channel, token, &path, request.encode_to_vec()).await?;
     A::decode(answer.as_slice()).map_err(|error| Status::internal(error.to_string()))
-}
-
-/// A node that does nothing by itself.
-pub struct FakeNode {
-    _up: mpsc::Sender<v1::OpenSessionRequest>,
-    down: Streaming<v1::OpenSessionResponse>,
-}
-
-pub fn hello(id: &str, kind: v1::NodeKind, slots: u32) -> v1::OpenSessionRequest {
-    let hello = v1::Hello {
-        node_id: id.into(),
-        incarnation: "first".into(),
-        kind: kind.into(),
-        slots,
-        device: "cpu".into(),
-        address: "127.0.0.1:40000".into(),
-        version: "0.1.0".into(),
-        ..Default::default()
-    };
-    v1::OpenSessionRequest { message: Some(Up::Hello(hello)) }
-}
-
-impl FakeNode {
-    pub async fn open(channel: &Channel, hello: v1::OpenSessionRequest) -> anyhow::Result<Self> {
-        let (up, outgoing) = mpsc::channel(8);
-        up.send(hello).await?;
-        let mut client = v1::node_service_client::NodeServiceClient::new(channel.clone());
-        let down = client.open_session(ReceiverStream::new(outgoing)).await?.into_inner();
-        Ok(Self { _up: up, down })
-    }
-
-    pub async fn start_command(&mut self) -> anyhow::Result<v1::StartAttempt> {
-        loop {
-            let message =
-                tokio::time::timeout(LIMIT, self.down.message()).await.context("no command came")??;
-            match message.and_then(|response| response.message) {
-                Some(Down::StartAttempt(start)) => return Ok(start),
-                Some(_) => {}
-                None => bail!("the session ended"),
-            }
-        }
-    }
-}
-
-/// Looks until there is something, at most for [`LIMIT`].
-pub async fn eventually<T>(
-    what: &str,
-    mut look: impl AsyncFnMut() -> anyhow::Result<Option<T>>,
-) -> anyhow::Result<T> {
-    let start = Instant::now();
-    loop {
-        if let Some(found) = look().await? {
-            return Ok(found);
-        }
-        if start.elapsed() > LIMIT {
-            bail!("did not happen within {LIMIT:?}: {what}");
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
 }

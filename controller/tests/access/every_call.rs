@@ -8,8 +8,9 @@ use prost::Message as _;
 use tonic::Code;
 use tonic::transport::Channel;
 
-use super::cluster::{FakeNode, Guarded, NODE, ask_over, hello, spec_of, token};
+use super::cluster::{Guarded, NODE, ask_over, spec_of, token};
 use super::raw::{call, controller_calls, path};
+use crescendo_testing::controller::{FakeNode, hello};
 
 /// A job of tenant research that trains, with a unit under way.
 struct Scene {
@@ -59,7 +60,8 @@ impl Scene {
         let lease = Self::lease(&nodes, &job).await?;
         let _: v1::CommitUnitResponse =
             ask_over(&nodes, None, "CurationService/CommitUnit", &unit_result(&lease)).await?;
-        let mut session = FakeNode::open(&nodes, hello("t-1", v1::NodeKind::Trainer, 2)).await?;
+        let mut session =
+            FakeNode::open_over(nodes.clone(), hello("t-1", v1::NodeKind::Trainer, 2, "first")).await?;
         let attempt = session.start_command().await?.attempt.context("an attempt")?;
         let lease = Self::lease(&nodes, &job).await?;
         Ok(Self { cluster, nodes, job, attempt, lease, _session: session })
@@ -92,7 +94,11 @@ impl Scene {
             "WhoAmI" => v1::WhoAmIRequest {}.encode_to_vec(),
             "CancelJob" => v1::CancelJobRequest { job_id, reason: "enough".into() }.encode_to_vec(),
             "ReadLogs" => v1::ReadLogsRequest { job_id, tail_lines: 1, follow: false }.encode_to_vec(),
-            "OpenSession" => hello("t-2", v1::NodeKind::Trainer, 1).encode_to_vec(),
+            "OpenSession" => {
+                let hello = hello("t-2", v1::NodeKind::Trainer, 1, "first");
+                v1::OpenSessionRequest { message: Some(v1::open_session_request::Message::Hello(hello)) }
+                    .encode_to_vec()
+            }
             "ListNodes" => v1::ListNodesRequest {}.encode_to_vec(),
             "DrainNode" => v1::DrainNodeRequest { node_id: "t-1".into(), undo: false }.encode_to_vec(),
             "CommitCheckpoint" => v1::CommitCheckpointRequest {
@@ -215,11 +221,9 @@ async fn a_call_of_another_tenant_finds_nothing_to_change() -> anyhow::Result<()
         cluster.ask("operator-products", "JobService/ListJobs", &v1::ListJobsRequest::default()).await?;
     assert_eq!(jobs.jobs, []);
     // The node says what runs on it.
-    let mut running = hello("t-1", v1::NodeKind::Trainer, 2);
-    if let Some(v1::open_session_request::Message::Hello(hello)) = &mut running.message {
-        hello.running = vec![scene.attempt.clone()];
-    }
-    let _session = FakeNode::open(&scene.nodes, running).await?;
+    let mut running = hello("t-1", v1::NodeKind::Trainer, 2, "first");
+    running.running = vec![scene.attempt.clone()];
+    let _session = FakeNode::open_over(scene.nodes.clone(), running).await?;
     let nodes = async |name: &str| -> anyhow::Result<Vec<(u32, usize)>> {
         let list: v1::ListNodesResponse =
             cluster.ask(name, "NodeService/ListNodes", &v1::ListNodesRequest {}).await?;
@@ -332,7 +336,7 @@ async fn a_certificate_of_one_node_speaks_for_no_other() -> anyhow::Result<()> {
     }) {
         scene.refuse(rule, &other, None, "another node", &[Code::PermissionDenied]).await?;
     }
-    FakeNode::open(&other, hello("c-2", v1::NodeKind::Curator, 0)).await?;
+    FakeNode::open_over(other.clone(), hello("c-2", v1::NodeKind::Curator, 0, "first")).await?;
 
     // Under its own name it takes nothing that belongs to another: neither a lease nor an attempt.
     let before = scene.cluster.dump().await?;

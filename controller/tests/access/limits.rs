@@ -4,7 +4,9 @@ use anyhow::Context as _;
 use crescendo_proto::{status, v1};
 use tonic::Code;
 
-use super::cluster::{Guarded, Options, SPEC, eventually, people, token};
+use super::cluster::{Guarded, Options, people, token};
+use crescendo_testing::eventually;
+use crescendo_testing::specs::SPEC;
 
 async fn with_tenants(text: &str) -> anyhow::Result<Guarded> {
     Guarded::start_with(Options {

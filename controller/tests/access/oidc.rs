@@ -19,7 +19,8 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use tonic::{Code, Status};
 
-use super::cluster::{Guarded, Options, ask_over, eventually};
+use super::cluster::{Guarded, Options, ask_over};
+use crescendo_testing::eventually;
 
 fn base64(bytes: impl AsRef<[u8]>) -> String {
     URL_SAFE_NO_PAD.encode(bytes)

@@ -4,7 +4,8 @@ use anyhow::Context as _;
 use crescendo_proto::v1;
 use tonic::{Code, Status};
 
-use super::cluster::{Guarded, SPEC, spec_of};
+use super::cluster::{Guarded, spec_of};
+use crescendo_testing::specs::SPEC;
 
 async fn get(cluster: &Guarded, name: &str, job_id: &str) -> Result<v1::Job, Status> {
     let request = v1::GetJobRequest { job_id: job_id.into() };

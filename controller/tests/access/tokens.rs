@@ -3,7 +3,8 @@
 use crescendo_proto::v1;
 use tonic::{Code, Status};
 
-use super::cluster::{Guarded, Options, ask_over, entry, eventually, people};
+use super::cluster::{Guarded, Options, ask_over, entry, people};
+use crescendo_testing::eventually;
 
 async fn list(cluster: &Guarded, name: &str) -> Result<v1::ListJobsResponse, Status> {
     cluster.ask(name, "JobService/ListJobs", &v1::ListJobsRequest::default()).await

@@ -4,9 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, ensure};
 use crescendo_proto::v1;
 use crescendo_proto::v1::job_service_client::JobServiceClient;
+use crescendo_testing::until;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint};
@@ -63,14 +64,7 @@ impl BackgroundClient {
     }
 
     pub async fn eventually(&self, what: &str, holds: impl Fn() -> bool) -> anyhow::Result<()> {
-        let begun = Instant::now();
-        while !holds() {
-            if begun.elapsed() > LIMIT {
-                bail!("did not happen within {LIMIT:?}: {what}");
-            }
-            tokio::time::sleep(PAUSE).await;
-        }
-        Ok(())
+        until(what, holds).await
     }
 
     pub async fn submit_bytes(&self, spec_yaml: Vec<u8>) -> Result<(), Status> {

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use background_client::BackgroundClient;
-use crescendo_node::testing::hostile::{Calls, Victim, attack, families, idle, unfinished};
 use crescendo_store::{KEY_PREFIX, StoreLocation};
+use crescendo_testing::hostile::{Calls, Victim, attack, families, idle, unfinished};
 use tokio::io::AsyncWriteExt as _;
 
 const CALLS: Calls = Calls {

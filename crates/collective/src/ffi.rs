@@ -1,5 +1,7 @@
 //! `shim/gloo_shim.h` as Rust sees it, and its statuses as errors. Nothing else in this crate calls C++.
 
+#![allow(unsafe_code, reason = "declares the C++ shim")]
+
 use crate::error::CollectiveError;
 use std::ffi::{c_char, c_void};
 use std::time::Duration;

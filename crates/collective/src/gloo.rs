@@ -1,5 +1,7 @@
 //! The CPU backend: Gloo, as libtorch's c10d carries it, behind `shim/gloo_shim.h`.
 
+#![allow(unsafe_code, reason = "calls the C++ shim")]
+
 use crate::backend::{Backend, Elementwise, InFlight};
 use crate::error::{CollectiveError, Result};
 use crate::ffi;

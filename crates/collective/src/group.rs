@@ -182,7 +182,7 @@ impl ProcessGroup {
             )));
         }
         let mut in_flight = self.start(tensor, |backend| backend.start_broadcast(tensor, root, timeout))?;
-        self.settle(in_flight.wait(timeout))
+        self.break_on_error(in_flight.wait(timeout))
     }
 
     /// Returns when every rank has called it.
@@ -191,7 +191,7 @@ impl ProcessGroup {
             .map_err(CollectiveError::of_tensor("barrier"))?;
         let mut in_flight =
             self.start(&token, |backend| backend.start_reduce("barrier", &token, Elementwise::Sum, timeout))?;
-        self.settle(in_flight.wait(timeout))
+        self.break_on_error(in_flight.wait(timeout))
     }
 
     /// What each rank contributed, by rank. Contributions may differ in length, up to [`MAX_GATHER_BYTES`].
@@ -257,7 +257,7 @@ impl ProcessGroup {
     /// The orderly end: returns when every rank has called it, so that dropping the group takes no result from anyone.
     pub fn leave(&self, timeout: Duration) -> Result<()> {
         self.check_alive()?;
-        self.settle(self.inner.backend.leave(timeout))
+        self.break_on_error(self.inner.backend.leave(timeout))
     }
 
     /// The failure that broke the group, if one did.
@@ -302,11 +302,11 @@ impl ProcessGroup {
             let _turn = lock(&self.inner.starting);
             begin(self.inner.backend.as_ref())
         };
-        self.settle(started)
+        self.break_on_error(started)
     }
 
     /// Breaks the group on an error that breaks it, and prefers the failure that came first.
-    fn settle<T>(&self, result: Result<T>) -> Result<T> {
+    fn break_on_error<T>(&self, result: Result<T>) -> Result<T> {
         match result {
             Err(error) if error.breaks_group() => Err(self.fail(error)),
             other => other,
@@ -339,7 +339,7 @@ impl ProcessGroup {
         let mut in_flight = self.start(&values, |backend| {
             backend.start_reduce("all-gather", &values, Elementwise::Sum, timeout)
         })?;
-        self.settle(in_flight.wait(timeout))?;
+        self.break_on_error(in_flight.wait(timeout))?;
         values.f_to_device(Device::Cpu).and_then(Vec::<T>::try_from).map_err(&failed)
     }
 }
@@ -370,7 +370,7 @@ impl PendingReduce {
             }
             other => other,
         });
-        self.group.settle(waited)?;
+        self.group.break_on_error(waited)?;
         if self.op == ReduceOp::Average && self.group.world() > 1 {
             let world = self.group.world() as f64;
             // In place: what it returns is the same tensor again.
@@ -429,7 +429,7 @@ mod tests {
     fn the_first_failure_is_the_one_that_is_told() {
         let group = ProcessGroup::solo(Device::Cpu);
         let lost = CollectiveError::PeerLost { operation: "all-reduce", detail: "reset".to_owned() };
-        assert_eq!(group.settle::<()>(Err(lost.clone())), Err(lost.clone()));
+        assert_eq!(group.break_on_error::<()>(Err(lost.clone())), Err(lost.clone()));
         group.abort();
         assert_eq!(group.barrier(LIMIT), Err(lost));
     }

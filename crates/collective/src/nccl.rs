@@ -9,6 +9,8 @@
 //! The communicator is non-blocking: NCCL's calls return before they are done, and every wait here polls with a deadline.
 //! So nothing hangs on a lost rank, and `abort` may come from any thread at any time.
 
+#![allow(unsafe_code, reason = "calls NCCL")]
+
 mod library;
 
 use crate::backend::{Backend, Elementwise, InFlight};
@@ -120,7 +122,7 @@ impl Nccl {
         };
         library.check(operation, status)?;
         // Dropping `shared` on an error aborts the communicator.
-        shared.settle(operation, Instant::now() + timeout, timeout)?;
+        shared.wait_until_done(operation, Instant::now() + timeout, timeout)?;
         Ok(Self { shared: Arc::new(shared) })
     }
 
@@ -135,7 +137,7 @@ impl Nccl {
         let shared = &self.shared;
         shared.stream.join(&shared.compute).map_err(of_driver(operation))?;
         shared.with(|library, communicator| library.check(operation, call(library, communicator)))?;
-        shared.settle(operation, Instant::now() + timeout, timeout)?;
+        shared.wait_until_done(operation, Instant::now() + timeout, timeout)?;
         let event = shared.stream.record_event(None).map_err(of_driver(operation))?;
         Ok(Box::new(NcclOp {
             shared: Arc::clone(shared),
@@ -189,7 +191,7 @@ impl Backend for Nccl {
             // SAFETY: the communicator is alive, and no other call is in it.
             library.check("leave", unsafe { (library.comm_finalize)(communicator) })
         })?;
-        shared.settle("leave", Instant::now() + timeout, timeout)?;
+        shared.wait_until_done("leave", Instant::now() + timeout, timeout)?;
         if let Some(communicator) = shared.lock().take() {
             // SAFETY: finalized, and nobody can reach it any more.
             shared.library.check("leave", unsafe { (shared.library.comm_destroy)(communicator.0) })?;
@@ -212,7 +214,7 @@ impl Shared {
     }
 
     /// Whether NCCL has nothing more to do for the last call on the host's side.
-    fn is_settled(&self, operation: &'static str) -> Result<bool> {
+    fn is_done(&self, operation: &'static str) -> Result<bool> {
         self.with(|library, communicator| {
             let mut state = IN_PROGRESS;
             // SAFETY: the communicator is alive and `state` is writable.
@@ -221,8 +223,8 @@ impl Shared {
         })
     }
 
-    fn settle(&self, operation: &'static str, deadline: Instant, limit: Duration) -> Result<()> {
-        poll_until(operation, deadline, limit, || self.is_settled(operation))
+    fn wait_until_done(&self, operation: &'static str, deadline: Instant, limit: Duration) -> Result<()> {
+        poll_until(operation, deadline, limit, || self.is_done(operation))
     }
 
     fn abort(&self) {
@@ -253,7 +255,7 @@ impl InFlight for NcclOp {
         self.shared.context.bind_to_thread().map_err(of_driver(self.operation))?;
         poll_until(self.operation, Instant::now() + limit, limit, || {
             // First, since after an abort the kernels end and the event completes as if all were well.
-            self.shared.is_settled(self.operation)?;
+            self.shared.is_done(self.operation)?;
             self.event.try_is_complete().map_err(of_driver(self.operation))
         })
     }

@@ -93,7 +93,7 @@ impl fmt::Display for Who {
 
 /// What a call does to the cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Effect {
+pub enum CallEffect {
     /// Nothing. Only a refusal goes into the audit log.
     Read,
     /// It goes into the audit log.
@@ -102,12 +102,12 @@ pub enum Effect {
     Heartbeat,
 }
 
-impl Effect {
+impl CallEffect {
     pub fn as_str(self) -> &'static str {
         match self {
-            Self::Read => "look",
+            Self::Read => "read",
             Self::Change => "change",
-            Self::Heartbeat => "upkeep",
+            Self::Heartbeat => "heartbeat",
         }
     }
 }
@@ -119,10 +119,10 @@ pub struct Rule {
     pub service: &'static str,
     pub method: &'static str,
     pub who: Who,
-    pub effect: Effect,
+    pub effect: CallEffect,
 }
 
-const fn rule(service: &'static str, method: &'static str, who: Who, effect: Effect) -> Rule {
+const fn rule(service: &'static str, method: &'static str, who: Who, effect: CallEffect) -> Rule {
     Rule { service, method, who, effect }
 }
 
@@ -140,36 +140,36 @@ const REFLECTION: &str = "grpc.reflection.v1.ServerReflection";
 /// Every call there is. A node may look at jobs and pair logs, since `crescendo-curator-node export` reads them with
 /// the certificate of its node.
 pub const RULES: [Rule; 28] = [
-    rule(ACCESS, "WhoAmI", Who::NodeOr(Role::Viewer), Effect::Read),
-    rule(JOBS, "SubmitJob", Who::AtLeast(Role::Submitter), Effect::Change),
-    rule(JOBS, "GetJob", Who::NodeOr(Role::Viewer), Effect::Read),
-    rule(JOBS, "ListJobs", Who::AtLeast(Role::Viewer), Effect::Read),
-    rule(JOBS, "WatchJob", Who::AtLeast(Role::Viewer), Effect::Read),
-    rule(JOBS, "ExplainJob", Who::AtLeast(Role::Viewer), Effect::Read),
-    rule(JOBS, "CancelJob", Who::AtLeast(Role::Submitter), Effect::Change),
-    rule(JOBS, "ReadLogs", Who::AtLeast(Role::Viewer), Effect::Read),
-    rule(NODES, "OpenSession", Who::Node, Effect::Change),
-    rule(NODES, "ListNodes", Who::AtLeast(Role::Operator), Effect::Read),
+    rule(ACCESS, "WhoAmI", Who::NodeOr(Role::Viewer), CallEffect::Read),
+    rule(JOBS, "SubmitJob", Who::AtLeast(Role::Submitter), CallEffect::Change),
+    rule(JOBS, "GetJob", Who::NodeOr(Role::Viewer), CallEffect::Read),
+    rule(JOBS, "ListJobs", Who::AtLeast(Role::Viewer), CallEffect::Read),
+    rule(JOBS, "WatchJob", Who::AtLeast(Role::Viewer), CallEffect::Read),
+    rule(JOBS, "ExplainJob", Who::AtLeast(Role::Viewer), CallEffect::Read),
+    rule(JOBS, "CancelJob", Who::AtLeast(Role::Submitter), CallEffect::Change),
+    rule(JOBS, "ReadLogs", Who::AtLeast(Role::Viewer), CallEffect::Read),
+    rule(NODES, "OpenSession", Who::Node, CallEffect::Change),
+    rule(NODES, "ListNodes", Who::AtLeast(Role::Operator), CallEffect::Read),
     // Nodes serve every tenant: the service asks for an admin that is bound to none.
-    rule(NODES, "DrainNode", Who::AtLeast(Role::Admin), Effect::Change),
-    rule(CHECKPOINTS, "CommitCheckpoint", Who::Node, Effect::Change),
-    rule(CHECKPOINTS, "ListCheckpoints", Who::AtLeast(Role::Viewer), Effect::Read),
-    rule(CHECKPOINTS, "MarkCheckpointDamaged", Who::Node, Effect::Change),
-    rule(CURATION, "LeaseUnit", Who::Node, Effect::Heartbeat),
-    rule(CURATION, "RenewUnit", Who::Node, Effect::Heartbeat),
-    rule(CURATION, "CommitUnit", Who::Node, Effect::Change),
-    rule(CURATION, "FailUnit", Who::Node, Effect::Change),
-    rule(CURATION, "WatchPairLog", Who::NodeOr(Role::Viewer), Effect::Read),
-    rule(OBJECTS, "ReadCheckpointFile", Who::AtLeast(Role::Viewer), Effect::Read),
-    rule(OBJECTS, "SendObject", Who::Node, Effect::Heartbeat),
-    rule(PAIRS, "StreamPairs", Who::Node, Effect::Read),
-    rule(AGENT, "OpenRankSession", Who::Node, Effect::Heartbeat),
-    rule(AGENT, "PublishRendezvous", Who::Node, Effect::Heartbeat),
-    rule(AGENT, "AwaitRendezvous", Who::Node, Effect::Read),
+    rule(NODES, "DrainNode", Who::AtLeast(Role::Admin), CallEffect::Change),
+    rule(CHECKPOINTS, "CommitCheckpoint", Who::Node, CallEffect::Change),
+    rule(CHECKPOINTS, "ListCheckpoints", Who::AtLeast(Role::Viewer), CallEffect::Read),
+    rule(CHECKPOINTS, "MarkCheckpointDamaged", Who::Node, CallEffect::Change),
+    rule(CURATION, "LeaseUnit", Who::Node, CallEffect::Heartbeat),
+    rule(CURATION, "RenewUnit", Who::Node, CallEffect::Heartbeat),
+    rule(CURATION, "CommitUnit", Who::Node, CallEffect::Change),
+    rule(CURATION, "FailUnit", Who::Node, CallEffect::Change),
+    rule(CURATION, "WatchPairLog", Who::NodeOr(Role::Viewer), CallEffect::Read),
+    rule(OBJECTS, "ReadCheckpointFile", Who::AtLeast(Role::Viewer), CallEffect::Read),
+    rule(OBJECTS, "SendObject", Who::Node, CallEffect::Heartbeat),
+    rule(PAIRS, "StreamPairs", Who::Node, CallEffect::Read),
+    rule(AGENT, "OpenRankSession", Who::Node, CallEffect::Heartbeat),
+    rule(AGENT, "PublishRendezvous", Who::Node, CallEffect::Heartbeat),
+    rule(AGENT, "AwaitRendezvous", Who::Node, CallEffect::Read),
     // Probes have no credentials, and learn nothing but whether this process leads.
-    rule(HEALTH, "Check", Who::Anyone, Effect::Read),
-    rule(HEALTH, "Watch", Who::Anyone, Effect::Read),
-    rule(REFLECTION, "ServerReflectionInfo", Who::AtLeast(Role::Viewer), Effect::Read),
+    rule(HEALTH, "Check", Who::Anyone, CallEffect::Read),
+    rule(HEALTH, "Watch", Who::Anyone, CallEffect::Read),
+    rule(REFLECTION, "ServerReflectionInfo", Who::AtLeast(Role::Viewer), CallEffect::Read),
 ];
 
 /// The rule of a gRPC path, e.g. `/crescendo.v1.JobService/GetJob`.

@@ -48,7 +48,7 @@ pub(crate) struct DecideContext<'a> {
 }
 
 impl<'a> DecideContext<'a> {
-    /// DecideContext of a kind that have an open session and were heard of lately.
+    /// Nodes of a kind that have an open session and were heard of lately.
     pub(crate) fn reachable(&self, kind: NodeKind) -> impl Iterator<Item = (&'a NodeRecord, &'a NodeView)> {
         self.state.nodes().filter(move |record| record.kind == kind).filter_map(|record| {
             let view = self.seen.nodes.get(&record.id)?;
@@ -79,7 +79,7 @@ pub fn is_benched(seen: &Observed, limits: &Limits, stage: &StageRef, node: &Nod
     seen.benches.get(stage, node, limits, now).is_some()
 }
 
-/// DecideContext of one kind, by what can be done with them.
+/// Nodes of one kind, by what can be done with them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct NodeCounts {
     /// May be given work.

@@ -50,8 +50,8 @@ pub struct View<'a> {
 /// Why a job is where it is.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Explanation {
-    /// One word of a fixed set: that of [`PendingReason::label`], or one of `new`, `starting`, `running`, `unseen`, `succeeded`, `failed`,
-    /// `cancelled`.
+    /// One word of a fixed set: that of [`PendingReason::label`], or one of `new`, `starting`, `running`, `unseen`,
+    /// `succeeded`, `failed`, `cancelled`.
     pub cause: &'static str,
     /// The stage that it is about; empty if about none.
     pub stage: String,
@@ -202,7 +202,7 @@ fn curators_busy(view: &View<'_>, job: &Job) -> Explanation {
     }
 }
 
-/// DecideContext of a kind that are known and cannot be given work.
+/// Nodes of a kind that are known and cannot be given work.
 fn silent(view: &View<'_>, kind: NodeKind) -> Vec<String> {
     silent_among(view, kind, |_| true)
 }
@@ -228,7 +228,7 @@ fn silent_among(view: &View<'_>, kind: NodeKind, which: impl Fn(&NodeRecord) -> 
         .collect()
 }
 
-/// DecideContext, and other jobs, that are listed at most.
+/// Nodes, and other jobs, that are listed at most.
 const MAX_NODES: usize = 32;
 
 impl<'a> View<'a> {

@@ -2,11 +2,11 @@
 //! log, the registry of checkpoints, placement, and the decision what to do next.
 //!
 //! ```text
-//!   requests ──▶ transitions::* ─┐                      ┌─▶ writes ─▶ store
-//!                             ├─▶ ClusterState ──────┤
-//!   records  ──▶ apply ───────┘   (durable)  │ decide├─▶ sends  ─▶ nodes
-//!                                            │       └─▶ waits  ─▶ people
-//!   sessions ──▶ Observed (not durable) ─────┘
+//!   requests ──▶ transitions::* ─┐                       ┌─▶ writes ─▶ store
+//!                                ├─▶ ClusterState ───────┤
+//!   records  ──▶ apply ──────────┘   (durable)  │ decide ├─▶ sends  ─▶ nodes
+//!                                               │        └─▶ waits  ─▶ people
+//!   sessions ──▶ Observed (not durable) ────────┘
 //! ```
 //!
 //! | module | what it is |

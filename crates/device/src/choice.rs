@@ -75,7 +75,7 @@ pub fn parse(text: &str) -> Result<Device, String> {
 pub fn open(device: Device) -> Result<String, DeviceError> {
     let Device::Cuda(index) = device else { return Ok("CPU".to_owned()) };
     if !load_cuda()? {
-        return Err(DeviceError::Missing("this machine has no NVIDIA driver".into()));
+        return Err(DeviceError::NoDriver);
     }
     let count = count();
     if index >= count as usize {
@@ -84,7 +84,8 @@ pub fn open(device: Device) -> Result<String, DeviceError> {
     // Makes the device's context, which its memory is asked for through.
     if let Err(error) = Tensor::f_zeros([1], (Kind::Float, device)) {
         let reason = error.to_string();
-        return Err(DeviceError::Driver(reason.lines().next().unwrap_or_default().to_owned()));
+        let reason = reason.lines().next().unwrap_or_default().to_owned();
+        return Err(DeviceError::Compute { index, reason });
     }
     cuda::name(index)
 }

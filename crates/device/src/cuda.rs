@@ -1,5 +1,7 @@
 //! Loading libtorch's CUDA half at run time: the same binary runs on machines without it.
 
+#![allow(unsafe_code, reason = "calls the NVIDIA driver")]
+
 use crate::dynamic::{DynamicLibrary, Visibility};
 use std::ffi::{CStr, c_char, c_int};
 use std::sync::OnceLock;
@@ -12,9 +14,13 @@ pub enum DeviceError {
     Libtorch(String),
     #[error("cannot ask the NVIDIA driver: {0}")]
     Driver(String),
-    /// What was asked for is not here.
+    #[error("this machine has no NVIDIA driver")]
+    NoDriver,
+    /// What was asked for is not here now.
     #[error("{0}")]
     Missing(String),
+    #[error("cuda:{index} does not compute: {reason}")]
+    Compute { index: usize, reason: String },
 }
 
 type Result<T> = std::result::Result<T, DeviceError>;

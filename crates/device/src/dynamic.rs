@@ -1,5 +1,7 @@
 //! Shared libraries opened at run time.
 
+#![allow(unsafe_code, reason = "loads libraries at run time")]
+
 use std::ffi::{CStr, c_void};
 use std::ptr::NonNull;
 

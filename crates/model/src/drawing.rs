@@ -1,9 +1,9 @@
 //! Drawing pictures: prompts and references in, pictures out.
 //!
 //! ```text
-//!  GenerationRequest { prompt, references, noise } ─┬─ text encoder ─┐
-//!                                        ├─ codec ────────┼─▶ sampler (transformer + adapter) ─▶ codec ─▶ picture
-//!                                        └─ noise ────────┘
+//!  GenerationRequest { prompt, ─┬─ text encoder ─┐
+//!                  references, ├─ codec ────────┼─▶ sampler (transformer + adapter) ─▶ codec ─▶ picture
+//!                  noise }     └─ noise ────────┘
 //! ```
 //!
 //! [`EncoderFiles`] says where the networks around the transformer lie, and loads them.
@@ -30,7 +30,7 @@ use crate::unope::PositionMode;
 #[derive(Clone, Copy, Debug)]
 pub struct GenerationRequest<'a> {
     pub prompt: &'a str,
-    /// Sketches that are drawn together have the same number of references, of the same sizes.
+    /// Requests that are drawn together have the same number of references, of the same sizes.
     pub references: &'a [RgbImage],
     /// Where its start noise comes from: the same key gives the same picture on the same machine.
     pub noise: SampleKey,
@@ -64,7 +64,7 @@ pub struct PipelineConfig<'a> {
 }
 
 impl<'a> PipelineConfig<'a> {
-    /// An easel as networks of `preset` are trained: diagonal positions, true token counts.
+    /// As networks of `preset` are trained: diagonal positions, true token counts.
     pub fn for_preset(preset: Preset, flux: &'a Flux, codec: &'a dyn LatentCodec, steps: i64) -> Self {
         Self {
             flux,
@@ -144,31 +144,31 @@ impl<'a> PipelineConfig<'a> {
         Ok(drawn)
     }
 
-    /// Encodes what the sketches name and draws them, `batch` at a time, in their order.
-    pub fn draw_sketches(
+    /// Encodes what the requests name and draws them, `batch` at a time, in their order.
+    pub fn draw_requests(
         &self,
         text: &dyn TextEncoder,
         adapter: Option<&LoraAdapter>,
         size: (u32, u32),
         batch: usize,
-        sketches: &[GenerationRequest<'_>],
+        requests: &[GenerationRequest<'_>],
     ) -> Result<Vec<RgbImage>> {
-        let references = sketches.first().map_or(0, |sketch| sketch.references.len());
-        if sketches.iter().any(|sketch| sketch.references.len() != references) {
-            return Err(ModelError::input("sketches", "have different numbers of references"));
+        let references = requests.first().map_or(0, |request| request.references.len());
+        if requests.iter().any(|request| request.references.len() != references) {
+            return Err(ModelError::input("requests", "have different numbers of references"));
         }
-        let mut drawn = Vec::with_capacity(sketches.len());
-        for few in sketches.chunks(batch.max(1)) {
-            let prompts: Vec<&str> = few.iter().map(|sketch| sketch.prompt).collect();
+        let mut drawn = Vec::with_capacity(requests.len());
+        for few in requests.chunks(batch.max(1)) {
+            let prompts: Vec<&str> = few.iter().map(|request| request.prompt).collect();
             let encoded = tch::no_grad(|| text.encode(&prompts))?;
             let mut refs = Vec::with_capacity(references);
             for n in 0..references {
                 let of_each: Vec<&RgbImage> =
-                    few.iter().filter_map(|sketch| sketch.references.get(n)).collect();
+                    few.iter().filter_map(|request| request.references.get(n)).collect();
                 let pixels = pictures::to_model_input(&of_each)?;
                 refs.push(tch::no_grad(|| self.codec.encode(&pixels))?);
             }
-            let noise: Vec<SampleKey> = few.iter().map(|sketch| sketch.noise).collect();
+            let noise: Vec<SampleKey> = few.iter().map(|request| request.noise).collect();
             drawn.extend(self.draw(adapter, size, &noise, &encoded, &refs, None)?);
         }
         Ok(drawn)
@@ -205,29 +205,29 @@ mod tests {
     }
 
     #[test]
-    fn a_sketch_does_not_depend_on_its_batch_and_does_on_all_its_parts() {
+    fn a_request_does_not_depend_on_its_batch_and_does_on_all_its_parts() {
         let flux = network();
-        let easel = PipelineConfig::for_preset(Preset::Nano, &flux, &PixelCodec, 2);
+        let config = PipelineConfig::for_preset(Preset::Nano, &flux, &PixelCodec, 2);
         let pictures = [reference(10), reference(200)];
-        let sketch = |prompt: &'static str, picture: usize, position: u64| GenerationRequest {
+        let request = |prompt: &'static str, picture: usize, position: u64| GenerationRequest {
             prompt,
             references: std::slice::from_ref(&pictures[picture]),
             noise: key(position),
         };
-        let sketches =
-            [sketch("a cup", 0, 1), sketch("a dog", 0, 1), sketch("a cup", 1, 1), sketch("a cup", 0, 2)];
-        let draw = |batch: usize, sketches: &[GenerationRequest<'_>]| {
-            easel.draw_sketches(&WordVectorText, None, (16, 8), batch, sketches).expect("draw")
+        let requests =
+            [request("a cup", 0, 1), request("a dog", 0, 1), request("a cup", 1, 1), request("a cup", 0, 2)];
+        let draw = |batch: usize, requests: &[GenerationRequest<'_>]| {
+            config.draw_requests(&WordVectorText, None, (16, 8), batch, requests).expect("draw")
         };
-        let all = draw(4, &sketches);
+        let all = draw(4, &requests);
         assert_eq!(all[0].dimensions(), (16, 8));
-        for (n, one) in sketches.iter().enumerate() {
+        for (n, one) in requests.iter().enumerate() {
             let alone = draw(1, std::slice::from_ref(one));
             let apart = alone[0].as_raw().iter().zip(all[n].as_raw()).map(|(a, b)| a.abs_diff(*b)).max();
-            assert!(apart <= Some(1), "sketch {n} differs by {apart:?}");
+            assert!(apart <= Some(1), "request {n} differs by {apart:?}");
         }
         for other in 1..4 {
-            assert_ne!(all[0], all[other], "sketch {other}");
+            assert_ne!(all[0], all[other], "request {other}");
         }
         assert!(draw(4, &[]).is_empty());
     }
@@ -235,12 +235,12 @@ mod tests {
     #[test]
     fn sizes_and_references_that_do_not_fit_are_refused() {
         let flux = network();
-        let easel = PipelineConfig::for_preset(Preset::Nano, &flux, &PixelCodec, 2);
+        let config = PipelineConfig::for_preset(Preset::Nano, &flux, &PixelCodec, 2);
         let bare = GenerationRequest { prompt: "a cup", references: &[], noise: key(1) };
         let pictures = [reference(1)];
         let with = GenerationRequest { references: &pictures, ..bare };
-        let refused = |size, sketches: &[GenerationRequest<'_>]| {
-            easel.draw_sketches(&WordVectorText, None, size, 4, sketches).expect_err("refused").to_string()
+        let refused = |size, requests: &[GenerationRequest<'_>]| {
+            config.draw_requests(&WordVectorText, None, size, 4, requests).expect_err("refused").to_string()
         };
         assert!(refused((16, 10), &[bare]).contains("16x10"));
         assert!(refused((0, 8), &[bare]).contains("0x8"));

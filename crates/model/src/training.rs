@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   micro-batches ─▶ TrainStep::gradients ─┬─ bucket k ready ─▶ caller starts its all-reduce
-//!                                        └─ backward of block k−1 runs meanwhile
+//!                                          └─ backward of block k−1 runs meanwhile
 //!   all buckets reduced ─▶ FlatParams::clip ─▶ AdamW::step ─▶ Ema::update
 //! ```
 //!

@@ -3,6 +3,8 @@
 //! Reading maps the file, so that a base of tens of gigabytes goes straight into its tensors. Nothing in
 //! a file is trusted: the header is checked against the file's real length before any tensor is touched.
 
+#![allow(unsafe_code, reason = "weight files are mapped into memory")]
+
 mod shards;
 
 use std::collections::{BTreeMap, HashMap};

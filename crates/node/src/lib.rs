@@ -22,6 +22,4 @@ pub mod objects;
 pub mod runtime;
 pub mod session;
 pub mod telemetry;
-#[cfg(feature = "testing")]
-pub mod testing;
 pub mod tls;

@@ -25,8 +25,6 @@ mod peer;
 mod reload;
 mod roles;
 mod security;
-#[cfg(feature = "testing")]
-pub mod testing;
 
 pub use accept::{CATALOGUE as CONNECTIONS_CATALOGUE, Connection, ConnectionMetrics, Incoming};
 pub use address::AddressError;

@@ -1,5 +1,7 @@
 //! How a process leaves on signals. They reach the whole process, so all ways to leave are played in one test.
 
+#![allow(unsafe_code, reason = "the process signals itself")]
+
 use std::time::Duration;
 
 use crescendo_node::runtime::supervise::{Drain, Tasks};

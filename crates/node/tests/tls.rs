@@ -6,7 +6,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crescendo_node::runtime::supervise::Tasks;
-use crescendo_node::tls::testing::{Authority, Recorder, Wanted};
 use crescendo_node::tls::{
     ClientCertificates, ConnectionMetrics, Dialer, NodesOnly, Peer, Security, Tls, TlsError, TlsFiles,
 };
@@ -16,6 +15,8 @@ use crescendo_proto::v1::{
     DrainNodeRequest, DrainNodeResponse, ListNodesRequest, ListNodesResponse, OpenSessionRequest,
     OpenSessionResponse,
 };
+use crescendo_testing::certificates::{Authority, Recorder, Wanted};
+use crescendo_testing::until;
 use prometheus::Registry;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
@@ -151,15 +152,6 @@ fn story(status: &Status) -> String {
     text
 }
 
-async fn until(what: &str, mut done: impl FnMut() -> bool) {
-    let waiting = async {
-        while !done() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    tokio::time::timeout(LIMIT, waiting).await.unwrap_or_else(|_| panic!("did not happen: {what}"));
-}
-
 /// A client below gRPC, which may show any certificate.
 async fn handshake(
     address: &str,
@@ -212,7 +204,9 @@ async fn a_node_is_known_to_the_server_by_its_certificate() {
     assert_ne!(certificate.fingerprint_sha256, [0; 32]);
     assert_eq!(server.metric("crescendo_connections_open", ""), 1.0);
     drop(channel);
-    until("the connection is given up", || server.metric("crescendo_connections_open", "") == 0.0).await;
+    until("the connection is given up", || server.metric("crescendo_connections_open", "") == 0.0)
+        .await
+        .expect("in time");
 }
 
 #[tokio::test]
@@ -225,7 +219,7 @@ async fn strangers_are_refused_and_told_why() {
     let none = dialer(TlsFiles { identity: None, ca: Some(ca.clone()) }).await;
     let status = call(none.channel(&server.address).unwrap()).await.unwrap_err();
     assert!(story(&status).contains("wants a client certificate: give --tls-cert and --tls-key"), "{status}");
-    until("it is counted", || server.refused("no_certificate") == 1.0).await;
+    until("it is counted", || server.refused("no_certificate") == 1.0).await.expect("in time");
 
     // One of another authority.
     let foreign = Authority::new("theirs");
@@ -234,13 +228,13 @@ async fn strangers_are_refused_and_told_why() {
     files.ca = Some(ca.clone());
     let status = call(dialer(files).await.channel(&server.address).unwrap()).await.unwrap_err();
     assert!(story(&status).contains("refuses this client's certificate"), "{}", story(&status));
-    until("it is counted", || server.refused("certificate") == 1.0).await;
+    until("it is counted", || server.refused("certificate") == 1.0).await.expect("in time");
 
     // One that has expired: a client of ours would not start with it, so this one is not ours.
     let (cert, key) = authority.issue(&Wanted { expired: true, ..Wanted::node("old") });
     let error = handshake(&server.address, authority.root_pem(), Some((&cert, &key))).await.unwrap_err();
     assert!(error.to_string().contains("CertificateExpired"), "{error}");
-    until("it is counted", || server.refused("certificate") == 2.0).await;
+    until("it is counted", || server.refused("certificate") == 2.0).await.expect("in time");
 
     // The same client with a valid one gets through, so it is the certificate that was refused.
     let (cert, key) = authority.issue(&Wanted::node("new"));
@@ -259,7 +253,7 @@ async fn strangers_are_refused_and_told_why() {
     // None over TLS.
     let status = call(Dialer::plain().channel(&server.address).unwrap()).await.unwrap_err();
     assert!(story(&status).contains("speaks TLS, and this connection is without"), "{}", story(&status));
-    until("it is counted", || server.refused("not_tls") == 1.0).await;
+    until("it is counted", || server.refused("not_tls") == 1.0).await.expect("in time");
     server.nothing_happened();
 
     // A server that asks takes whoever comes without a certificate, but not with a wrong one.
@@ -286,7 +280,7 @@ async fn a_server_that_is_another_is_refused() {
     assert_eq!(status.code(), Code::Unavailable);
     let text = story(&status);
     assert!(text.contains("is vouched for by no root in") && text.contains("ca.pem"), "{text}");
-    until("it is counted", || server.refused("refused_by_peer") == 1.0).await;
+    until("it is counted", || server.refused("refused_by_peer") == 1.0).await.expect("in time");
     server.nothing_happened();
 
     let hosts = ["node-7.example"];
@@ -358,7 +352,9 @@ async fn files_are_replaced_under_way() {
     let second = shown(&server, &authority).await;
     assert_ne!(second, first);
     call(old.clone()).await.expect("the connection from before lives on");
-    until("no other is open", || server.metric("crescendo_connections_open", "") == 1.0).await;
+    until("no other is open", || server.metric("crescendo_connections_open", "") == 1.0)
+        .await
+        .expect("in time");
 
     std::fs::write(folder.join("server.pem"), "this is not PEM").unwrap();
     let error = tls.reload().await.unwrap_err().to_string();
@@ -402,11 +398,14 @@ async fn a_failed_reload_is_counted_once() {
             let ends = value("crescendo_tls_certificate_expiry_timestamp_seconds");
             ends.len() == 2 && ends.iter().all(|end| *end > 1.7e9)
         })
-        .await;
+        .await
+        .expect("in time");
         std::fs::write(folder.path().join("server.key"), "broken").unwrap();
-        until("it is counted", || value("crescendo_tls_reload_failures_total") == [1.0]).await;
+        until("it is counted", || value("crescendo_tls_reload_failures_total") == [1.0])
+            .await
+            .expect("in time");
         // Many more looks at the same files.
-        until("time has passed", || looks.fetch_add(1, Ordering::Relaxed) > 20).await;
+        until("time has passed", || looks.fetch_add(1, Ordering::Relaxed) > 20).await.expect("in time");
         assert_eq!(value("crescendo_tls_reload_failures_total"), [1.0]);
         stop.cancel();
     };
@@ -424,7 +423,7 @@ async fn whoever_says_nothing_is_cut_off() {
         silent.write_all(&[0x16, 3, 1][..usize::from(server.tls.is_some()) * 3]).await.unwrap();
         let mut answer = Vec::new();
         let _ = tokio::time::timeout(LIMIT, silent.read_to_end(&mut answer)).await.expect("it is closed");
-        until("it is counted", || server.refused("timeout") == 1.0).await;
+        until("it is counted", || server.refused("timeout") == 1.0).await.expect("in time");
         server.nothing_happened();
     }
 }
@@ -446,7 +445,9 @@ async fn connections_beyond_the_bound_are_closed() {
             call(channel.clone()).await.expect("those that are open are served");
         }
         drop(open);
-        until("there is room", || server.metric("crescendo_connections_open", "") < 2.0).await;
+        until("there is room", || server.metric("crescendo_connections_open", "") < 2.0)
+            .await
+            .expect("in time");
         call(client.channel(&server.address).unwrap()).await.unwrap();
     }
 }

@@ -4,13 +4,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crescendo_node::tls::testing::{Authority, Wanted};
 use crescendo_node::tls::{Dialer, Tls, TlsFiles};
 use crescendo_store::contract::{self, Fixture};
 use crescendo_store::testing::{EtcdProcess, EtcdTls};
 use crescendo_store::{
     ConnectEtcd, EtcdConfig, EtcdStore, KEY_PREFIX, Revision, Store, StoreError, StoreLocation,
 };
+use crescendo_testing::certificates::{Authority, Wanted};
 use tempfile::TempDir;
 
 async fn connect(files: TlsFiles) -> ConnectEtcd {

@@ -1,6 +1,6 @@
 //! What a finished unit leaves: its shard in the object store, then its commit, and a few rejected candidates for people.
 
-use super::{Back, CALL_DEADLINE, Curation};
+use super::{Back, CALL_DEADLINE, StageWorker};
 use crate::curate::unit::UnitResult;
 use crescendo_core::object_keys;
 use crescendo_core::records::FailureKind;
@@ -18,7 +18,7 @@ const PUT_TRIES: u32 = 5;
 /// Limit of writing a sample of rejected candidates.
 const SAMPLE_DEADLINE: Duration = Duration::from_secs(10);
 
-impl Curation {
+impl StageWorker {
     /// Writes the shard and commits the unit, through any outage.
     pub(super) async fn hand_in(&self, lease: UnitLease, result: UnitResult, stop: &CancellationToken) {
         let UnitResult { shard, rejected, scores, rejected_sample, exhausted, cosines, judged } = result;

@@ -14,7 +14,7 @@
 //! |---|---|
 //! | [`dialogue`] | what the model is told and asked: pure |
 //! | [`scores`] | its last answer, read strictly: pure |
-//! | [`asked`] | the judge behind an endpoint |
+//! | [`llm_judge`] | the judge behind an endpoint |
 //! | [`clip`] | the local judge, the weaker of the two |
 //!
 //! The course is that of the UNO paper, section 3.2; which model it asked is not published.

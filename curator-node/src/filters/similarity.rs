@@ -4,7 +4,7 @@
 //! trained.
 
 use crate::candidates::Rejected;
-use crate::sources::picture;
+use crate::images;
 use crescendo_core::rejection::Rejection;
 use crescendo_core::spec;
 use crescendo_dataset::pair::Pair;
@@ -125,9 +125,9 @@ pub fn describe(encoder: &DinoV2, pictures: &[&RgbImage]) -> Result<Vec<Vec<f32>
                 let fitted = if picture.dimensions() == (width, height) {
                     Cow::Borrowed(picture)
                 } else {
-                    Cow::Owned(picture::resized(picture, width, height))
+                    Cow::Owned(images::resized(picture, width, height))
                 };
-                values.extend(picture::planar(&fitted, 1.0 / 255.0, 0.0));
+                values.extend(images::planar(&fitted, 1.0 / 255.0, 0.0));
             }
             let pixels = Tensor::f_from_slice(&values)?.f_view([
                 chunk.len() as i64,

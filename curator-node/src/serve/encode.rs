@@ -1,8 +1,8 @@
 //! Pairs as ranks take them: latents and text features, made on the encoding thread.
 
+use crate::images;
 use crate::paths::{PathError, PathResolver};
 use crate::pipeline::encoder_files;
-use crate::sources::picture;
 use crescendo_core::spec::ModelSpec;
 use crescendo_dataset::pair::Pair;
 use crescendo_model::Result;
@@ -85,7 +85,7 @@ impl Encoders {
         if let Some(latent) = self.latents.encode_picture(image) {
             return Ok(byte_data(latent, form));
         }
-        let values: Vec<f32> = picture::planar(image, BYTE_SCALE, BYTE_OFFSET).collect();
+        let values: Vec<f32> = images::planar(image, BYTE_SCALE, BYTE_OFFSET).collect();
         let pixels = Tensor::f_from_slice(&values)?.f_view([
             1,
             3,

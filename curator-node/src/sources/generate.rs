@@ -4,7 +4,7 @@
 //!  (seed, stage, candidate) ─▶ Wanted { subject, scenes, companion } ─▶ caption ─┐
 //!                        unit ─▶ arrangement, shape of a panel ──────────────────┼─▶ pipeline ─▶ drawing
 //!                           noise: a function of (seed, stage, candidate) ───────┘               │
-//!  Pair { target: second panel, reference: first panel } ◀─ fitted ◀─ panels ◀─ divider ◀────────┘
+//!  Pair { target: second panel, reference: first panel } ◀─ fitted ◀─ panels ◀─ panel_split ◀────┘
 //! ```
 //!
 //! The base draws the same subject twice because the caption announces it (UNO paper, section 3.2). The panels of a
@@ -16,6 +16,7 @@
 mod captions;
 
 use crate::candidates::CandidateBatch;
+use crate::images;
 use crate::llm::network::LlmContext;
 use crate::paths::PathResolver;
 use crate::pipeline::{DiffusionPipeline, ModelContext};
@@ -25,7 +26,6 @@ use crate::sources::compose::{
     ComposeError, HoldOut, Library, Scene, hold_out, tell_held_out, tell_problems,
 };
 use crate::sources::panel_split::{self, Arrangement, PanelSplitError};
-use crate::sources::picture;
 use crate::sources::prompts::PromptBook;
 pub(crate) use captions::SETTINGS;
 use captions::captions;
@@ -154,7 +154,7 @@ impl Generator {
         let wanted: Vec<(u64, Wanted)> = numbers.map(|number| (number, self.wanted(number))).collect();
         let texts: Vec<String> =
             wanted.iter().map(|(_, wanted)| captions(self.preset, wanted, arrangement).drawing).collect();
-        let sketches: Vec<GenerationRequest<'_>> = wanted
+        let requests: Vec<GenerationRequest<'_>> = wanted
             .iter()
             .zip(&texts)
             .map(|((number, _), text)| GenerationRequest {
@@ -163,8 +163,8 @@ impl Generator {
                 noise: self.pipeline.noise(*number, 0),
             })
             .collect();
-        let pictures = self.pipeline.draw(size, &sketches, stop)?;
-        drop(sketches);
+        let pictures = self.pipeline.draw(size, &requests, stop)?;
+        drop(requests);
         Ok(pictures
             .into_iter()
             .zip(wanted.into_iter().zip(texts))
@@ -228,7 +228,7 @@ impl Generator {
             PanelSplitError::Several => Rejection::SeveralDividers,
         })?;
         let [first, second] = panel_split::panels(picture, *arrangement, split)
-            .map(|part| picture::covering(&part, panel.0, panel.1));
+            .map(|part| images::covering(&part, panel.0, panel.1));
         let texts = captions(self.preset, wanted, *arrangement);
         Ok(Pair {
             target: second,

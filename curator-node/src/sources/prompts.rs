@@ -8,7 +8,7 @@
 //!
 //! The pipeline of the UNO paper (section 3.2 and appendix), with words and instructions of our own. Everything is
 //! checked by [`phrase`]: lengths, hidden characters, repetitions. With templates a book is a function of the spec
-//! and the seed. What a language model says is written down first ([`written`]), once, and read from there by
+//! and the seed. What a language model says is written down first ([`llm_prompts`]), once, and read from there by
 //! everyone.
 
 pub mod llm_prompts;

@@ -20,13 +20,13 @@ pub use phrases::phrases;
 use crate::candidates::CandidateBatch;
 use crate::candidates::Rejected;
 use crate::filters::similarity::{SimilarityFilter, verdict};
+use crate::images;
 use crate::paths::PathResolver;
 use crate::pipeline::{DiffusionPipeline, ModelContext};
 use crate::rng::SeededRng;
 use crate::sources::SourceError;
 use crate::sources::compose::{Composer, Region, Scene};
 use crate::sources::generate::SETTINGS;
-use crate::sources::picture;
 use crescendo_core::rejection::Rejection;
 use crescendo_core::spec::{
     ComposeLayout, ComposeSpec, CropSpec, DataSource, JobSpec, ModelPreset, Positions, StageSpec,
@@ -254,7 +254,7 @@ impl Recomposer {
     /// The part of a target that shows one subject, at the size of a reference.
     fn cut(&self, target: &RgbImage, bounds: &BoundingBox) -> RgbImage {
         let (x, y, side) = square_around(bounds, target.dimensions());
-        picture::resized(&crop_imm(target, x, y, side, side).to_image(), self.spec.panel, self.spec.panel)
+        images::resized(&crop_imm(target, x, y, side, side).to_image(), self.spec.panel, self.spec.panel)
     }
 
     fn cropped(&self, cut: Cut) -> Pair {
@@ -276,7 +276,7 @@ impl Recomposer {
                 asked.push((prompt, picture, one.number, which as u64));
             }
         }
-        let sketches: Vec<GenerationRequest<'_>> = asked
+        let requests: Vec<GenerationRequest<'_>> = asked
             .iter()
             .map(|(prompt, picture, number, which)| GenerationRequest {
                 prompt,
@@ -285,8 +285,8 @@ impl Recomposer {
             })
             .collect();
         let size = (self.spec.panel, self.spec.panel);
-        let drawn = redrawing.pipeline.draw(size, &sketches, stop)?;
-        drop(sketches);
+        let drawn = redrawing.pipeline.draw(size, &requests, stop)?;
+        drop(requests);
         if drawn.len() != asked.len() {
             // Stopped in between.
             return Ok(CandidateBatch::of(Vec::new(), false));

@@ -1,5 +1,7 @@
 //! Rank processes: started, watched, signalled. A rank never outlives its agent.
 
+#![allow(unsafe_code, reason = "children are started to end with their parent, and signalled")]
+
 use std::net::IpAddr;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::PathBuf;

@@ -375,7 +375,7 @@ impl AttemptTable {
             let reason = format!("rank {} ended: {status}", rank.rank);
             fail(attempt, Failure { rank: Some(rank.rank), reason, permanent: false }, now, &mut effects);
         }
-        self.settle(&rank.stage_key(), &mut effects);
+        self.conclude(&rank.stage_key(), &mut effects);
         self.start_waiting(&mut effects);
         effects
     }
@@ -391,7 +391,7 @@ impl AttemptTable {
         let mut effects = Vec::new();
         if let Some(attempt) = self.current(rank) {
             attempt.marks_pending = attempt.marks_pending.saturating_sub(1);
-            self.settle(&rank.stage_key(), &mut effects);
+            self.conclude(&rank.stage_key(), &mut effects);
         }
         effects
     }
@@ -516,7 +516,7 @@ impl AttemptTable {
     }
 
     /// Tells the outcome once every rank has exited.
-    fn settle(&mut self, key: &StageKey, effects: &mut Vec<Effect>) {
+    fn conclude(&mut self, key: &StageKey, effects: &mut Vec<Effect>) {
         let Some(attempt) = self.attempts.get_mut(key) else { return };
         if attempt.ended() || attempt.lives() || attempt.marks_pending > 0 {
             return;

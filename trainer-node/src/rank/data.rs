@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status, Streaming};
 
 use super::RankError;
-use super::positions::{GangShape, LogOrder, LogState, Place, ReplayPasses};
+use super::positions::{GangShape, LogOrder, LogProgress, Place, ReplayPasses};
 
 /// Limit of opening a stream.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
@@ -110,7 +110,7 @@ pub async fn run(
 struct Client {
     plan: DataPlan,
     order: LogOrder,
-    log: LogState,
+    log: LogProgress,
     /// Positions that are not asked for on the present stream, in order.
     positions: std::iter::Peekable<Positions>,
     /// Asked for and not come: position and log index.
@@ -153,7 +153,7 @@ impl Client {
             order_number: number,
             positions: positions.peekable(),
             plan,
-            log: LogState::default(),
+            log: LogProgress::default(),
             asked: VecDeque::new(),
             again: VecDeque::new(),
             empty_text_sent: false,
@@ -498,7 +498,7 @@ mod tests {
             starved: watch::channel(None).0,
         };
         let mut client = Client::new(plan, signals);
-        client.log = LogState { committed, sealed };
+        client.log = LogProgress { committed, sealed };
         client
     }
 

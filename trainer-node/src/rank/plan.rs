@@ -18,7 +18,7 @@ const TENTHS_FOR_ACTIVATIONS: u64 = 7;
 
 /// See the module.
 #[derive(Clone, Debug)]
-pub struct Plan {
+pub struct RankPlan {
     pub attempt: AttemptRef,
     pub stage_index: u32,
     pub spec: JobSpec,
@@ -36,7 +36,7 @@ pub struct Plan {
     pub resolved_spec_json: Vec<u8>,
 }
 
-impl Plan {
+impl RankPlan {
     /// Checks an assignment. What is wrong with it will be wrong at every try.
     pub fn new(assignment: RankAssignment, cuda: bool) -> Result<Self, RankError> {
         let missing = |what: &str| RankError::Permanent(format!("assignment has no {what}"));

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde_json::json;
 
-use super::plan::Plan;
+use super::plan::RankPlan;
 
 /// One rank's file, `<job>-<stage>-g<generation>-r<rank>.jsonl`.
 #[derive(Debug)]
@@ -15,7 +15,7 @@ pub struct PositionLog {
 }
 
 impl PositionLog {
-    pub fn create(folder: &Path, plan: &Plan) -> io::Result<Self> {
+    pub fn create(folder: &Path, plan: &RankPlan) -> io::Result<Self> {
         let attempt = &plan.attempt;
         let name =
             format!("{}-{}-g{}-r{}.jsonl", attempt.job_id, attempt.stage, attempt.generation, plan.gang.rank);

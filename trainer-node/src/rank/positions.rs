@@ -57,7 +57,7 @@ impl GangShape {
 
 /// What is known of the pair log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct LogState {
+pub struct LogProgress {
     /// Pairs that can be read, from index 0.
     pub committed: u64,
     /// The log will not grow any more.
@@ -178,7 +178,7 @@ impl LogOrder {
         Self { job_seed, stage_index, replay_passes, epoch: None }
     }
 
-    pub fn place(&mut self, position: u64, log: LogState) -> Place {
+    pub fn place(&mut self, position: u64, log: LogProgress) -> Place {
         let plain = match self.replay_passes.part(position) {
             Part::Plain(plain) => plain,
             // Orders of replay passes are numbered from the other end than epochs.
@@ -269,7 +269,7 @@ mod tests {
 
     #[test]
     fn each_epoch_has_each_pair_once_in_its_own_order() {
-        let log = LogState { committed: 50, sealed: true };
+        let log = LogProgress { committed: 50, sealed: true };
         let mut order = LogOrder::new(7, 1, ReplayPasses::default());
         let mut epoch = |epoch: u64| -> Vec<u64> {
             (0..50)
@@ -292,20 +292,20 @@ mod tests {
     #[test]
     fn sealing_late_changes_nothing_that_was_read() {
         let mut order = LogOrder::new(7, 0, ReplayPasses::default());
-        let growing = LogState { committed: 10, sealed: false };
-        let sealed = LogState { committed: 10, sealed: true };
+        let growing = LogProgress { committed: 10, sealed: false };
+        let sealed = LogProgress { committed: 10, sealed: true };
         for position in 0..10 {
             assert_eq!(order.place(position, growing), Place::At(position));
             assert_eq!(order.place(position, sealed), Place::At(position));
         }
         assert_eq!(order.place(10, growing), Place::NotYet);
         assert!(matches!(order.place(10, sealed), Place::At(_)));
-        assert_eq!(order.place(0, LogState { committed: 0, sealed: true }), Place::Empty);
+        assert_eq!(order.place(0, LogProgress { committed: 0, sealed: true }), Place::Empty);
     }
 
     #[test]
     fn a_replay_pass_repeats_what_was_read_and_takes_nothing_from_the_rest() {
-        let growing = LogState { committed: 12, sealed: false };
+        let growing = LogProgress { committed: 12, sealed: false };
         let mut order = LogOrder::new(7, 0, ReplayPasses::default());
         // Steps of 4: step 2 has 8 to 11, step 3 nothing.
         assert_eq!(order.place(12, growing), Place::NotYet);
@@ -328,7 +328,7 @@ mod tests {
         let second: Vec<u64> = (24..36).map(|position| index(&mut order, position, growing)).collect();
         assert_ne!(first, second);
         // Then the log grows and is sealed: what follows is what would have followed without replay passes.
-        let sealed = LogState { committed: 20, sealed: true };
+        let sealed = LogProgress { committed: 20, sealed: true };
         let mut plain = LogOrder::new(7, 0, ReplayPasses::default());
         for position in 36..100 {
             assert_eq!(order.place(position, sealed), plain.place(position - 24, sealed), "{position}");

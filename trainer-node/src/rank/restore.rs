@@ -16,7 +16,7 @@ use tch::{Device, Kind};
 use super::RankError;
 use super::fetch::{FetchError, LocalCheckpoint, fetch_checkpoint};
 use super::history::History;
-use super::plan::Plan;
+use super::plan::RankPlan;
 use super::positions::ReplayPasses;
 use super::train_state::TrainState;
 
@@ -38,7 +38,7 @@ pub struct Sources {
 /// What trains, where it stands.
 #[derive(Debug)]
 pub struct Restored {
-    pub learner: TrainStep,
+    pub train_step: TrainStep,
     pub optimizer: AdamW,
     pub ema: Option<Ema>,
     pub history: History,
@@ -87,7 +87,7 @@ fn permanent(error: impl std::error::Error) -> RestoreError {
 
 /// Brings all files to this machine. Paths of the spec are relative to `library_root`.
 pub async fn gather(
-    plan: &Plan,
+    plan: &RankPlan,
     store: &Arc<dyn ObjectStore>,
     library_root: &Path,
     scratch: &Path,
@@ -121,21 +121,21 @@ pub async fn gather(
 }
 
 /// The replay passes in the order of the pairs that the stage's newest checkpoint has.
-pub fn replay_passes(plan: &Plan, sources: &Sources) -> Result<ReplayPasses, RestoreError> {
+pub fn replay_passes(plan: &RankPlan, sources: &Sources) -> Result<ReplayPasses, RestoreError> {
     let Some(resume) = &sources.resume else { return Ok(ReplayPasses::default()) };
     let state = read_state(plan, resume)?;
     Ok(ReplayPasses::checked(state.replay_passes).map_err(|error| resume.damaged(STATE_FILE, error))?)
 }
 
 /// Builds what trains. Belongs on the training thread.
-pub fn build(plan: &Plan, sources: &Sources) -> Result<Restored, RestoreError> {
-    let mut learner = match plan.adapter_rank() {
-        Some(rank) => adapter_learner(plan, sources, rank)?,
+pub fn build(plan: &RankPlan, sources: &Sources) -> Result<Restored, RestoreError> {
+    let mut train_step = match plan.adapter_rank() {
+        Some(rank) => adapter_train_step(plan, sources, rank)?,
         None => full_learner(plan, sources)?,
     };
-    let mut optimizer = AdamW::new(plan.optimizer(), learner.trainables()).map_err(permanent)?;
+    let mut optimizer = AdamW::new(plan.optimizer(), train_step.params()).map_err(permanent)?;
     let mut ema = match plan.stage.train.ema_decay {
-        Some(decay) => Some(Ema::new(decay, learner.trainables()).map_err(permanent)?),
+        Some(decay) => Some(Ema::new(decay, train_step.params()).map_err(permanent)?),
         None => None,
     };
     let (mut history, mut step) = (History::default(), 0);
@@ -143,10 +143,10 @@ pub fn build(plan: &Plan, sources: &Sources) -> Result<Restored, RestoreError> {
         let state = read_state(plan, resume)?;
         let moments = open(resume, OPTIMIZER_FILE)?;
         optimizer
-            .import(learner.trainables(), &moments, state.optimizer_steps, OPTIMIZER_FILE)
+            .import(train_step.params(), &moments, state.optimizer_steps, OPTIMIZER_FILE)
             .map_err(|error| resume.damaged(OPTIMIZER_FILE, error))?;
         if let Some(ema) = &mut ema {
-            ema.import(learner.trainables(), &open(resume, EMA_FILE)?, EMA_FILE)
+            ema.import(train_step.params(), &open(resume, EMA_FILE)?, EMA_FILE)
                 .map_err(|error| resume.damaged(EMA_FILE, error))?;
         }
         history = History::parse(&read(resume, HISTORY_FILE)?, state.step)
@@ -158,12 +158,12 @@ pub fn build(plan: &Plan, sources: &Sources) -> Result<Restored, RestoreError> {
         let memory = crescendo_device::cuda::memory().map_err(|error| {
             RestoreError::Rank(RankError::Permanent(format!("memory of the GPU: {error}")))
         })?;
-        learner.set_recompute(plan.recompute(memory.free_bytes));
+        train_step.set_recompute(plan.recompute(memory.free_bytes));
     }
-    Ok(Restored { learner, optimizer, ema, history, step })
+    Ok(Restored { train_step, optimizer, ema, history, step })
 }
 
-fn adapter_learner(plan: &Plan, sources: &Sources, rank: i64) -> Result<TrainStep, RestoreError> {
+fn adapter_train_step(plan: &RankPlan, sources: &Sources, rank: i64) -> Result<TrainStep, RestoreError> {
     let config = plan.config();
     // A stage after one that trained all weights has that one's as its base.
     let trained_base = sources.init.as_ref().and_then(|init| init.file(MODEL_FILE));
@@ -201,7 +201,7 @@ fn adapter_learner(plan: &Plan, sources: &Sources, rank: i64) -> Result<TrainSte
     TrainStep::for_adapter(flux, adapter, plan.options()).map_err(permanent)
 }
 
-fn full_learner(plan: &Plan, sources: &Sources) -> Result<TrainStep, RestoreError> {
+fn full_learner(plan: &RankPlan, sources: &Sources) -> Result<TrainStep, RestoreError> {
     let config = plan.config();
     // Masters and their gradients are float32 whatever the activations are.
     let mut flux = match sources.resume.as_ref().or(sources.init.as_ref()) {
@@ -224,7 +224,7 @@ fn full_learner(plan: &Plan, sources: &Sources) -> Result<TrainStep, RestoreErro
     TrainStep::for_all_weights(flux, plan.options()).map_err(permanent)
 }
 
-fn moved(mut flux: Flux, plan: &Plan) -> Result<Flux, RestoreError> {
+fn moved(mut flux: Flux, plan: &RankPlan) -> Result<Flux, RestoreError> {
     if plan.device == Device::Cpu {
         return Ok(flux);
     }
@@ -246,7 +246,7 @@ fn open(checkpoint: &LocalCheckpoint, name: &str) -> Result<crescendo_model::wei
     TensorFile::open(&path).and_then(|file| file.all()).map_err(|error| checkpoint.damaged(name, error))
 }
 
-fn read_state(plan: &Plan, checkpoint: &LocalCheckpoint) -> Result<TrainState, FetchError> {
+fn read_state(plan: &RankPlan, checkpoint: &LocalCheckpoint) -> Result<TrainState, FetchError> {
     let state: TrainState = serde_json::from_slice(&read(checkpoint, STATE_FILE)?)
         .map_err(|error| checkpoint.damaged(STATE_FILE, error))?;
     let expected = (plan.stage.name.as_str(), plan.spec.seed, checkpoint.step);

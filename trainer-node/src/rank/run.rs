@@ -1,5 +1,7 @@
 //! The life of a rank process, from its command line to its exit code.
 
+#![allow(unsafe_code, reason = "a rank leaves without the destructors of libraries that still have threads")]
+
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -8,6 +10,7 @@ use std::time::Duration;
 
 use clap::Args;
 use crescendo_collective::{GlooOptions, ProcessGroup, Rendezvous};
+use crescendo_device::DeviceError;
 use crescendo_node::runtime::args::{LogArgs, SecurityArgs};
 use crescendo_node::telemetry::trace;
 use crescendo_node::tls::{Dialer, RELOAD_INTERVAL, Security};
@@ -22,7 +25,7 @@ use tracing::Instrument as _;
 use super::RankError;
 use super::data::{self, DataPlan, SampleOrder, Signals};
 use super::link::{self, Downlink, MEETING_TIMEOUT, Uplink};
-use super::plan::Plan;
+use super::plan::RankPlan;
 use super::position_log::PositionLog;
 use super::restore::{self, RestoreError, Sources};
 use super::save::Saver;
@@ -142,7 +145,7 @@ async fn rank(args: RankArgs) -> Result<(), RankError> {
 
     let at_work = uplink.clone();
     let work = async {
-        let plan = Plan::new(assignment, args.cuda)?;
+        let plan = RankPlan::new(assignment, args.cuda)?;
         curators_in.send_if_modified(|now| {
             // An update that came already is newer than the assignment.
             let first = now.is_empty();
@@ -254,18 +257,14 @@ struct Links {
 /// Gathers the files, then trains with the data client and the saver beside.
 async fn work(
     args: &RankArgs,
-    plan: Plan,
+    plan: RankPlan,
     links: Links,
     ends: Ends,
     group: Arc<OnceLock<ProcessGroup>>,
 ) -> Result<(), RankError> {
     let Links { dialer, uplink, curators, outcomes } = links;
     let stop = ends.stop.clone();
-    let (progress, reported) = watch::channel(RankProgress {
-        step: plan.first_step(),
-        waiting_for: "its start".into(),
-        ..Default::default()
-    });
+    let (progress, reported) = watch::channel(at_its_start(&plan));
     let mut beside = JoinSet::new();
     // Ends after the work: what it says last is worth sending.
     let progress_stop = CancellationToken::new();
@@ -298,8 +297,6 @@ async fn work(
     let (starved, data_starved) = watch::channel(None);
     let signals = Signals { order: followed, waiting_for, starved };
     beside.spawn(data::run(data_plan, curators, deliver, signals, stop.clone()).in_current_span());
-    let position_log = args.position_log.as_deref().map(|folder| PositionLog::create(folder, &plan));
-    let position_log = position_log.transpose().map_err(RankError::retryable)?;
     let (saves, requests) = mpsc::channel(1);
     let saver = Saver {
         job_id: plan.attempt.job_id.clone(),
@@ -312,6 +309,7 @@ async fn work(
     beside.spawn(saver.run(requests).in_current_span());
 
     let thread = TrainThread {
+        position_log: position_log(args, &plan)?,
         args: args.clone(),
         dialer,
         plan,
@@ -321,7 +319,6 @@ async fn work(
         data_waits_for,
         data_starved,
         order,
-        position_log,
         progress,
         saves,
         ends,
@@ -335,8 +332,17 @@ async fn work(
     outcome
 }
 
+fn at_its_start(plan: &RankPlan) -> RankProgress {
+    RankProgress { step: plan.first_step(), waiting_for: "its start".into(), ..RankProgress::default() }
+}
+
+fn position_log(args: &RankArgs, plan: &RankPlan) -> Result<Option<PositionLog>, RankError> {
+    let log = args.position_log.as_deref().map(|folder| PositionLog::create(folder, plan));
+    log.transpose().map_err(RankError::retryable)
+}
+
 /// Opens the object store; the rank that writes checkpoints makes sure that it can.
-async fn open_store(plan: &Plan) -> Result<Arc<dyn ObjectStore>, RankError> {
+async fn open_store(plan: &RankPlan) -> Result<Arc<dyn ObjectStore>, RankError> {
     let store = crescendo_node::objects::open(&plan.object_store_url).map_err(RankError::permanent)?;
     if plan.gang.rank == 0 {
         let verified = crescendo_node::objects::verify(&plan.object_store_url, &store).await;
@@ -386,7 +392,7 @@ async fn report_damage<T>(outcome: Result<T, RestoreError>, uplink: &Uplink) -> 
 struct TrainThread {
     args: RankArgs,
     dialer: Dialer,
-    plan: Plan,
+    plan: RankPlan,
     sources: Sources,
     group: Arc<OnceLock<ProcessGroup>>,
     deliveries: mpsc::Receiver<Result<data::Delivery, RankError>>,
@@ -403,14 +409,18 @@ struct TrainThread {
 impl TrainThread {
     fn run(self) -> Result<(), RestoreError> {
         let rank_error = RestoreError::Rank;
-        if let Err(error) = crescendo_device::open(self.plan.device) {
-            return Err(rank_error(RankError::permanent(error)));
-        }
+        crescendo_device::open(self.plan.device).map_err(|error| {
+            rank_error(match error {
+                DeviceError::NoDriver => RankError::permanent(error),
+                // Another node, or this one after a moment, may do better.
+                _ => RankError::retryable(error),
+            })
+        })?;
         tch::set_num_threads(i32::try_from(self.args.threads.max(1)).unwrap_or(1));
         let restored = restore::build(&self.plan, &self.sources)?;
         tracing::info!(
             step = restored.step,
-            parameters = restored.learner.trainables().parameter_count(),
+            parameters = restored.train_step.params().parameter_count(),
             "weights are loaded"
         );
         // The files are read; the copies can go.
@@ -446,7 +456,7 @@ impl TrainThread {
 fn meet(
     args: &RankArgs,
     dialer: &Dialer,
-    plan: &Plan,
+    plan: &RankPlan,
     runtime: &Handle,
     ends: &Ends,
 ) -> Result<ProcessGroup, RankError> {

@@ -22,7 +22,7 @@ use super::RankError;
 use super::batch::{Draws, Sample, SampleShape, Text, micro_batches};
 use super::data::{Delivery, SampleOrder};
 use super::history::StepRecord;
-use super::plan::Plan;
+use super::plan::RankPlan;
 use super::position_log::PositionLog;
 use super::positions::ReplayPass;
 use super::restore::Restored;
@@ -41,14 +41,14 @@ fn is_traced(step: u64) -> bool {
 /// Limit of one collective call: ranks enter each within moments of each other, because they agree first that all have
 /// their samples; what remains is the difference in speed.
 pub const COLLECTIVE_TIMEOUT: Duration = Duration::from_secs(180);
-/// Limit of the parting of a gang that drains: rank 0 saves meanwhile.
-const PARTING_TIMEOUT: Duration = Duration::from_secs(600);
+/// Limit of the leaving of a gang that drains: rank 0 saves meanwhile.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(600);
 /// How long a rank waits for its samples before it tells the others that it has to wait.
 const SAMPLES_WAIT: Duration = Duration::from_secs(1);
 
 /// Everything that the loop works with.
 pub struct Training {
-    pub plan: Plan,
+    pub plan: RankPlan,
     pub group: ProcessGroup,
     pub restored: Restored,
     pub deliveries: mpsc::Receiver<Result<Delivery, RankError>>,
@@ -89,7 +89,7 @@ pub fn run(training: Training) -> Result<(), RankError> {
         meter: StepProfiler::new(Instant::now()),
         training,
     };
-    state.training.restored.learner.time_passes();
+    state.training.restored.train_step.time_passes();
     let first = state.training.restored.step;
     let steps = state.training.plan.stage.train.steps;
     for step in first..steps {
@@ -142,7 +142,7 @@ impl Loop {
         let train = &plan.stage.train;
         let restored = &mut self.training.restored;
         let model = |error: crescendo_model::ModelError| RankError::Retryable(error.to_string());
-        let norm = restored.learner.trainables_mut().clip(Some(train.max_grad_norm)).map_err(model)?;
+        let norm = restored.train_step.params_mut().clip(Some(train.max_grad_norm)).map_err(model)?;
         let rate = train.learning_rate_at(step + 1);
         let grad_norm = number(&norm)?;
         let seconds = began.elapsed().as_secs_f64();
@@ -158,11 +158,11 @@ impl Loop {
             )));
         }
         let restored = &mut self.training.restored;
-        restored.optimizer.step(restored.learner.trainables_mut(), rate).map_err(model)?;
+        restored.optimizer.step(restored.train_step.params_mut(), rate).map_err(model)?;
         if let Some(ema) = &mut restored.ema {
-            ema.update(restored.learner.trainables()).map_err(model)?;
+            ema.update(restored.train_step.params()).map_err(model)?;
         }
-        restored.learner.wait_for_device().map_err(model)?;
+        restored.train_step.wait_for_device().map_err(model)?;
         restored.step = step + 1;
         restored.history.push(&record);
         if let Some(log) = &mut self.training.position_log {
@@ -260,7 +260,8 @@ impl Loop {
         delivery
     }
 
-    /// The replay pass that the gang would go on with if `step` cannot be had. The same on all ranks: they have the same replay passes.
+    /// The replay pass that the gang would go on with if `step` cannot be had. The same on all ranks: they have had the
+    /// same ones so far.
     fn replay_pass(&self, step: u64) -> Option<ReplayPass> {
         let Training { plan, order, .. } = &self.training;
         match plan.stage.train.on_starvation {
@@ -320,7 +321,7 @@ impl Loop {
         let alone = group.world() == 1;
         let mut pending: Vec<PendingReduce> = Vec::new();
         let mut failure: Option<CollectiveError> = None;
-        let outcomes = self.training.restored.learner.gradients(
+        let outcomes = self.training.restored.train_step.gradients(
             micros,
             Some(&mut |_, gradients: &Tensor| {
                 if alone {
@@ -342,7 +343,7 @@ impl Loop {
             return Err(of_group(error));
         }
         let outcomes = outcomes.map_err(RankError::retryable)?;
-        let backward = self.training.restored.learner.take_pass_times().backward;
+        let backward = self.training.restored.train_step.take_pass_times().backward;
         self.meter.end_with(Phase::Forward, Phase::Backward, backward, Instant::now());
         let loss =
             weighted_loss(micros, outcomes.iter().map(|outcome| &outcome.loss), self.training.plan.device)
@@ -423,7 +424,7 @@ impl Loop {
                 self.await_save(saving)?;
             }
         }
-        self.training.group.leave(PARTING_TIMEOUT).map_err(of_group)?;
+        self.training.group.leave(LEAVE_TIMEOUT).map_err(of_group)?;
         Err(RankError::Drained(reason))
     }
 
@@ -456,14 +457,14 @@ impl Loop {
     /// Copies what trains to the CPU's memory and hands the copies to the saver.
     fn start_save(&self, last: bool) -> Result<oneshot::Receiver<Result<(), RankError>>, RankError> {
         let Training { plan, restored, .. } = &self.training;
-        let trainables = restored.learner.trainables();
-        let name = if restored.learner.adapter().is_some() { ADAPTER_FILE } else { MODEL_FILE };
+        let params = restored.train_step.params();
+        let name = if restored.train_step.adapter().is_some() { ADAPTER_FILE } else { MODEL_FILE };
         let copies = || -> crescendo_model::Result<Vec<(&'static str, TensorMap)>> {
-            let mut files = vec![(name, on_cpu(trainables.values()?)?)];
+            let mut files = vec![(name, on_cpu(params.values()?)?)];
             if let Some(ema) = &restored.ema {
-                files.push((EMA_FILE, on_cpu(ema.export(trainables)?)?));
+                files.push((EMA_FILE, on_cpu(ema.export(params)?)?));
             }
-            files.push((OPTIMIZER_FILE, on_cpu(restored.optimizer.export(trainables)?)?));
+            files.push((OPTIMIZER_FILE, on_cpu(restored.optimizer.export(params)?)?));
             Ok(files)
         };
         let (done, outcome) = oneshot::channel();

@@ -22,8 +22,8 @@ pub struct TrainState {
     pub next_position: u64,
     /// Updates that the optimizer has made; what its bias correction counts with.
     pub optimizer_steps: u64,
-    /// ReplayPasses in the global order so far (`onStarvation: repeat`); with `next_position`, where in the log training stood.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    /// Replay passes in the global order so far (`onStarvation: repeat`); with `next_position`, where in the log training stood.
+    #[serde(default, alias = "laps", skip_serializing_if = "Vec::is_empty")]
     pub replay_passes: Vec<ReplayPass>,
 }
 
@@ -44,6 +44,18 @@ pub fn deletable<'a>(expired: &'a [Checkpoint], committed: &Checkpoint) -> Vec<&
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn replay_passes_are_read_by_their_old_name_too() {
+        let state = |name: &str| {
+            let text = format!(
+                r#"{{"stage": "s", "stageIndex": 0, "seed": 1, "generation": 1, "step": 4, "nextPosition": 16, "optimizerSteps": 4, "{name}": [{{"from": 4, "pairs": 4}}]}}"#
+            );
+            serde_json::from_str::<TrainState>(&text).map(|state| state.replay_passes.len())
+        };
+        assert_eq!((state("replayPasses").ok(), state("laps").ok()), (Some(1), Some(1)));
+        assert!(state("rounds").is_err());
+    }
 
     #[test]
     fn only_the_stages_own_folders_are_deleted() {

@@ -212,18 +212,18 @@ pub fn run(args: &StepArgs) -> Result<()> {
     let setting = Setting::resolve(args)?;
     crescendo_model::tch::set_num_threads(args.threads);
     let device_name = crescendo_device::open(args.device)?;
-    let mut learner = learner(args, &setting)?;
-    let mut optimizer = AdamW::new(AdamWConfig::default(), learner.trainables())?;
-    learner.set_recompute(recompute(args)?);
+    let mut train_step = train_step(args, &setting)?;
+    let mut optimizer = AdamW::new(AdamWConfig::default(), train_step.params())?;
+    train_step.set_recompute(recompute(args)?);
 
     let mut seconds = Vec::new();
     for step in 0..args.warmup + args.steps {
         let batch = random_batch(&setting, step)?;
         crescendo_device::choice::wait(args.device);
         let started = Instant::now();
-        let outcomes = learner.gradients(&[batch], None)?;
-        let norm = learner.trainables_mut().clip(Some(1.0))?;
-        optimizer.step(learner.trainables_mut(), 1e-4)?;
+        let outcomes = train_step.gradients(&[batch], None)?;
+        let norm = train_step.params_mut().clip(Some(1.0))?;
+        optimizer.step(train_step.params_mut(), 1e-4)?;
         let loss = f64::try_from(&outcomes.first().context("no loss")?.loss)?;
         ensure!(loss.is_finite() && f64::try_from(&norm)?.is_finite(), "the loss is not finite");
         crescendo_device::choice::wait(args.device);
@@ -232,7 +232,7 @@ pub fn run(args: &StepArgs) -> Result<()> {
         }
     }
     let memory_bytes = peak::memory_bytes(args.device)?;
-    drop((learner, optimizer));
+    drop((train_step, optimizer));
 
     let (peak_tflops, peak_from) = match (args.peak_tflops, peak::from_table(&device_name, setting.kind)) {
         (Some(given), _) => (given, "given"),
@@ -276,7 +276,7 @@ pub fn run(args: &StepArgs) -> Result<()> {
     )
 }
 
-fn learner(args: &StepArgs, setting: &Setting) -> Result<TrainStep> {
+fn train_step(args: &StepArgs, setting: &Setting) -> Result<TrainStep> {
     let Setting { config, kind, rank, .. } = setting;
     let full = *rank == 0;
     let storage = match args.storage {

@@ -94,6 +94,15 @@ pub fn check(fixture: &Fixture, checks: &mut Checks<'_>) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The mean over the micro-batches of all ranks.
+fn mean_loss(outcomes: &[MicroOutcome], group: &ProcessGroup) -> anyhow::Result<f64> {
+    let losses: Vec<f64> =
+        outcomes.iter().map(|outcome| outcome.loss.f_double_value(&[])).collect::<Result<_, _>>()?;
+    let everyones: Vec<f64> = group.all_gather_f64(&losses, COLLECTIVE_TIMEOUT)?.concat();
+    ensure!(!everyones.is_empty(), "no micro-batch gave a loss");
+    Ok(everyones.iter().sum::<f64>() / everyones.len() as f64)
+}
+
 /// Notes the loss of a micro-batch, and with a device all that it was made of.
 fn note_micro(
     batch: &MicroBatch,
@@ -113,20 +122,37 @@ fn note_micro(
     Ok(())
 }
 
+/// Notes the averaged weights and the optimizer's state.
+fn note_state(
+    ema: &Ema,
+    adamw: &AdamW,
+    train_step: &TrainStep,
+    prefix: &str,
+    results: &mut TensorMap,
+) -> anyhow::Result<()> {
+    for (name, value) in ema.export(train_step.params())? {
+        results.insert(format!("{prefix}.ema.{name}"), value);
+    }
+    for (name, value) in adamw.export(train_step.params())? {
+        results.insert(format!("{prefix}.{name}"), value);
+    }
+    Ok(())
+}
+
 /// Notes a rank's own gradients, by bucket, and those of all ranks.
 fn note_gradients(
-    learner: &TrainStep,
+    train_step: &TrainStep,
     own: Vec<(usize, Tensor)>,
     own_prefix: &str,
     prefix: &str,
     results: &mut TensorMap,
 ) -> anyhow::Result<()> {
     for (bucket, flat) in own {
-        for (name, grad) in learner.trainables().named(bucket, &flat)? {
+        for (name, grad) in train_step.params().named(bucket, &flat)? {
             results.insert(format!("{own_prefix}.grad.{name}"), grad);
         }
     }
-    for (name, grad) in learner.trainables().grads()? {
+    for (name, grad) in train_step.params().grads()? {
         results.insert(format!("{prefix}.grad.{name}"), grad);
     }
     Ok(())
@@ -151,15 +177,15 @@ pub fn run_rank(fixture: &Fixture, group: &ProcessGroup) -> anyhow::Result<Tenso
         Kind::Float,
         fixture.device,
     )?;
-    let mut learner = TrainStep::for_adapter(flux, adapter, TrainOptions::default())?;
+    let mut train_step = TrainStep::for_adapter(flux, adapter, TrainOptions::default())?;
     let settings = AdamWConfig {
         beta1: optimizer.betas[0],
         beta2: optimizer.betas[1],
         eps: optimizer.eps,
         weight_decay: optimizer.weight_decay,
     };
-    let mut adamw = AdamW::new(settings, learner.trainables())?;
-    let mut ema = Ema::new(optimizer.ema_decay, learner.trainables())?;
+    let mut adamw = AdamW::new(settings, train_step.params())?;
+    let mut ema = Ema::new(optimizer.ema_decay, train_step.params())?;
     let rank = group.rank();
     let mut results = TensorMap::new();
     for step in 1..=train.steps {
@@ -173,7 +199,7 @@ pub fn run_rank(fixture: &Fixture, group: &ProcessGroup) -> anyhow::Result<Tenso
         // Each bucket is averaged over the ranks while the backward pass of the block before it runs.
         let mut own = Vec::new();
         let mut pending: Vec<PendingReduce> = Vec::new();
-        let outcomes = learner.gradients(
+        let outcomes = train_step.gradients(
             &micros,
             Some(&mut |bucket, grads: &Tensor| {
                 if step == 1 {
@@ -187,35 +213,26 @@ pub fn run_rank(fixture: &Fixture, group: &ProcessGroup) -> anyhow::Result<Tenso
             reduce.wait(COLLECTIVE_TIMEOUT)?;
         }
 
-        let losses =
-            outcomes.iter().map(|outcome| outcome.loss.f_double_value(&[])).collect::<Result<Vec<_>, _>>()?;
-        let everyones: Vec<f64> = group.all_gather_f64(&losses, COLLECTIVE_TIMEOUT)?.concat();
-        ensure!(!everyones.is_empty(), "no micro-batch gave a loss");
-        let logged = everyones.iter().sum::<f64>() / everyones.len() as f64;
+        let logged = mean_loss(&outcomes, group)?;
         results.insert(format!("{prefix}.logged_loss"), Tensor::from(logged as f32));
         for (micro, (batch, outcome)) in micros.iter().zip(outcomes).enumerate() {
             let here = format!("{prefix}.rank{rank}.micro{micro}");
             note_micro(batch, outcome, (step == 1).then_some(fixture.device), &here, &mut results)?;
         }
         if step == 1 {
-            note_gradients(&learner, own, &format!("{prefix}.rank{rank}"), &prefix, &mut results)?;
+            note_gradients(&train_step, own, &format!("{prefix}.rank{rank}"), &prefix, &mut results)?;
         }
-        let norm = learner.trainables_mut().clip(Some(optimizer.max_grad_norm))?;
+        let norm = train_step.params_mut().clip(Some(optimizer.max_grad_norm))?;
         results.insert(format!("{prefix}.grad_norm"), norm);
-        adamw.step(learner.trainables_mut(), optimizer.lr)?;
-        ema.update(learner.trainables())?;
+        adamw.step(train_step.params_mut(), optimizer.lr)?;
+        ema.update(train_step.params())?;
         if train.record.contains(&step) || step == train.steps {
-            for (name, value) in learner.trainables().values()? {
+            for (name, value) in train_step.params().values()? {
                 results.insert(format!("{prefix}.lora.{name}"), value);
             }
         }
         if step == train.steps {
-            for (name, value) in ema.export(learner.trainables())? {
-                results.insert(format!("{prefix}.ema.{name}"), value);
-            }
-            for (name, value) in adamw.export(learner.trainables())? {
-                results.insert(format!("{prefix}.{name}"), value);
-            }
+            note_state(&ema, &adamw, &train_step, &prefix, &mut results)?;
         }
     }
     Ok(results)

@@ -10,8 +10,8 @@ use crescendo_curator_node::sources::compose::{Composer, EvalCase, EvalSet, Eval
 use crescendo_dataset::pair::Pair;
 use crescendo_dataset::shard::{read_shard, spread};
 
-use super::figures::counted;
 use super::objects::Objects;
+use super::words::counted;
 
 /// Subjects to choose from in each score, where there are as many.
 const CHOICES: usize = 16;

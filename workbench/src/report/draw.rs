@@ -18,8 +18,9 @@ use crescendo_model::{Flux, FluxConfig, LoraAdapter, ModelError, Preset};
 use image::RgbImage;
 
 use super::cases::{Block, EVAL_SEED, Places};
-use super::figures::{Drawing, counted, span};
+use super::figures::{Drawing, span};
 use super::job::{Left, Trained};
+use super::words::counted;
 
 /// Between two lines about how far it is.
 const BETWEEN_LINES: Duration = Duration::from_secs(10);
@@ -85,7 +86,7 @@ pub struct Settings {
 }
 
 /// The networks around the transformer, with all prompts encoded: the text encoders have left again.
-pub struct Studio {
+pub struct Drawer {
     preset: Preset,
     config: FluxConfig,
     codec: Box<dyn LatentCodec>,
@@ -93,7 +94,7 @@ pub struct Studio {
     settings: Settings,
 }
 
-impl Studio {
+impl Drawer {
     /// Loads the encoders of the job's model and encodes the prompts of all cases.
     pub fn open(places: &Places, blocks: &[Block], settings: Settings) -> Result<Self> {
         let model = &places.spec.model;
@@ -154,7 +155,7 @@ impl Studio {
         };
         let empty = self.prompts.encode(&[""])?;
         let Drawing { steps, true_cfg } = self.settings.drawing;
-        let easel = PipelineConfig {
+        let config = PipelineConfig {
             positions: contender.positions,
             free_guidance: (true_cfg > 1.0).then_some(FreeGuidance { scale: true_cfg, empty: &empty }),
             ..PipelineConfig::for_preset(self.preset, flux, self.codec.as_ref(), steps)
@@ -168,7 +169,7 @@ impl Studio {
                 counted(block.references, "reference")
             );
             let cases = &block.set.cases[..count];
-            drawn.push(self.draw_cases(&easel, adapter.as_ref(), contender, cases, progress)?);
+            drawn.push(self.draw_cases(&config, adapter.as_ref(), contender, cases, progress)?);
         }
         Ok(drawn)
     }
@@ -176,7 +177,7 @@ impl Studio {
     /// Cases of one shape go through the network together.
     fn draw_cases(
         &self,
-        easel: &PipelineConfig,
+        config: &PipelineConfig,
         adapter: Option<&LoraAdapter>,
         contender: &Contender,
         cases: &[EvalCase],
@@ -194,7 +195,7 @@ impl Studio {
         let together = if self.preset == Preset::Nano { 38 } else { 2 };
         let mut drawn: Vec<Option<RgbImage>> = vec![None; cases.len()];
         for (shape, numbers) in of_shape {
-            let sketches: Vec<GenerationRequest> = numbers
+            let requests: Vec<GenerationRequest> = numbers
                 .iter()
                 .map(|&n| GenerationRequest {
                     prompt: &cases[n].prompt,
@@ -202,14 +203,14 @@ impl Studio {
                     noise: SampleKey::for_seed(EVAL_SEED + n as u64),
                 })
                 .collect();
-            for (sketches, numbers) in sketches.chunks(together).zip(numbers.chunks(together)) {
-                let pictures = easel
-                    .draw_sketches(&self.prompts, adapter, shape[0], together, sketches)
+            for (requests, numbers) in requests.chunks(together).zip(numbers.chunks(together)) {
+                let pictures = config
+                    .draw_requests(&self.prompts, adapter, shape[0], together, requests)
                     .with_context(|| format!("draw with {}", contender.label))?;
                 for (&n, picture) in numbers.iter().zip(pictures) {
                     drawn[n] = Some(picture);
                 }
-                progress.drew(sketches.len());
+                progress.drew(requests.len());
             }
         }
         drawn.into_iter().collect::<Option<Vec<_>>>().context("a picture was not drawn")

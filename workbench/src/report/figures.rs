@@ -10,6 +10,7 @@ use super::history::StepRecord;
 use super::job::Distribution;
 use super::machine::Machine;
 use super::score::Score;
+use super::words::counted;
 
 /// Fewer subjects than this tell little of others.
 const FEW_SUBJECTS: usize = 10;
@@ -128,11 +129,6 @@ impl ScoreFigures {
             format!("{} {}", self.subjects, self.subjects_are),
         ]
     }
-}
-
-/// "1 subject", "3 subjects".
-pub fn counted(count: usize, what: &str) -> String {
-    if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") }
 }
 
 /// "one subject", "each of three subjects".

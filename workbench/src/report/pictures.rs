@@ -4,8 +4,8 @@ use image::RgbImage;
 
 use super::cases::{Block, Shown};
 use super::draw::Contender;
-use super::figures::counted;
 use super::grid::{Cell, draw_grid, stack};
+use super::words::counted;
 
 /// Height and width of a cell of the grid, pixels; small pictures are enlarged, large ones shrunk.
 const GRID_CELL: u32 = 160;

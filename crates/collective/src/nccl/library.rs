@@ -3,6 +3,8 @@
 //! The types are cudarc's. Its own loader is not used, since it ends the process when it finds no library, and looks for
 //! `libnccl.so` while the runtime packages ship `libnccl.so.2`.
 
+#![allow(unsafe_code, reason = "calls NCCL")]
+
 use crate::error::{CollectiveError, Result};
 use crescendo_device::dynamic::{DynamicLibrary, Visibility};
 use cudarc::nccl::sys::{cudaStream_t, ncclComm_t, ncclDataType_t, ncclRedOp_t, ncclUniqueId};

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::decide::passes::{Curation, Decided};
+use crate::decide::passes::{CurationAssignments, Decided};
 use crate::decide::{DecideContext, settle};
 use crate::ids::{NodeId, StageRef};
 use crate::job::JobState;
@@ -12,10 +12,10 @@ use crate::state::{ClusterState, Job};
 /// Every stage that is being trained is served by all curators, so that a rank can turn to another. The other stages that
 /// lack pairs get at least one curator each, in the order of their jobs, as far as curators go; a curator stays where it is
 /// as long as no stage would be left without, and makes none whose source it cannot open.
-pub(super) fn spread(nodes: &DecideContext<'_>, decided: &Decided<'_>) -> Curation {
+pub(super) fn spread(nodes: &DecideContext<'_>, decided: &Decided<'_>) -> CurationAssignments {
     let curators: Vec<_> = nodes.open_to_work(NodeKind::Curator).collect();
     if curators.is_empty() {
-        return Curation::default();
+        return CurationAssignments::default();
     }
     let serve: BTreeSet<StageRef> = decided.active.keys().cloned().collect();
     let jobs = nodes.state.open_in_order();
@@ -85,7 +85,7 @@ pub(super) fn spread(nodes: &DecideContext<'_>, decided: &Decided<'_>) -> Curati
             (record.id.clone(), stages)
         })
         .collect();
-    Curation { wanted, making }
+    CurationAssignments { wanted, making }
 }
 
 /// Units that open jobs would still need if no pair of them were rejected, of the stages that can be curated now.

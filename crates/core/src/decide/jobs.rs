@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use crate::decide::passes::{Active, Curation, Decided, Lacking};
+use crate::decide::passes::{Active, CurationAssignments, Decided, Lacking};
 use crate::decide::{Change, DecideContext, PendingReason, Plan, settle, sources};
 use crate::ids::{AttemptRef, NodeId, StageRef, Timestamp};
 use crate::job::{JobEvent, JobState};
@@ -60,7 +60,7 @@ pub(super) fn decide_jobs<'a>(nodes: &DecideContext<'a>, plan: &mut Plan) -> Dec
 /// Moves the jobs whose stages are with the curators, now that it is known which have one.
 pub(super) fn decide_curation(
     nodes: &DecideContext<'_>,
-    curation: &Curation,
+    curation: &CurationAssignments,
     decided: &Decided<'_>,
     plan: &mut Plan,
 ) {

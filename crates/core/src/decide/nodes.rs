@@ -2,13 +2,18 @@
 
 use std::collections::BTreeMap;
 
-use crate::decide::passes::{Active, Curation};
+use crate::decide::passes::{Active, CurationAssignments};
 use crate::decide::{Command, DecideContext, Plan, Send};
 use crate::ids::{AttemptRef, StageRef};
 use crate::observed::{NodeReport, NodeView};
 use crate::records::{NodeKind, NodeRecord};
 
-pub(super) fn decide_sends(nodes: &DecideContext<'_>, curation: &Curation, active: &Active, plan: &mut Plan) {
+pub(super) fn decide_sends(
+    nodes: &DecideContext<'_>,
+    curation: &CurationAssignments,
+    active: &Active,
+    plan: &mut Plan,
+) {
     let mut served_at: BTreeMap<&StageRef, Vec<String>> = BTreeMap::new();
     for (record, _) in nodes.reachable(NodeKind::Curator) {
         for stage in curation.wanted.get(&record.id).into_iter().flatten() {
@@ -92,7 +97,7 @@ fn is_finishing(nodes: &DecideContext<'_>, running: &AttemptRef) -> bool {
     last.generation == running.generation && nodes.now.since(last.committed_at) < nodes.limits.finish_within
 }
 
-fn curator_sends(record: &NodeRecord, view: &NodeView, curation: &Curation, plan: &mut Plan) {
+fn curator_sends(record: &NodeRecord, view: &NodeView, curation: &CurationAssignments, plan: &mut Plan) {
     let mut send = |command| plan.sends.push(Send { node: record.id.clone(), command });
     let Some(wanted) = curation.wanted.get(&record.id) else {
         // One that has gone quiet, or is about to leave, keeps what it has; one that was drained does until others can do

@@ -30,7 +30,7 @@ pub(super) struct Lacking<'a> {
 
 /// What each curator that takes work should work on or serve.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Curation {
+pub(super) struct CurationAssignments {
     pub wanted: BTreeMap<NodeId, BTreeSet<StageRef>>,
     /// Stages that lack pairs and have a curator.
     pub making: BTreeSet<StageRef>,

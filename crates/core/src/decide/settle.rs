@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::decide::passes::{Active, Curation};
+use crate::decide::passes::{Active, CurationAssignments};
 use crate::decide::{Change, DecideContext, Plan};
 use crate::ids::StageRef;
 use crate::precision::{self, Settled};
@@ -14,7 +14,7 @@ use crate::state::Job;
 /// Every stage that a node is about to work on has its record before the command leaves.
 pub(super) fn decide_stages(
     nodes: &DecideContext<'_>,
-    curation: &Curation,
+    curation: &CurationAssignments,
     active: &Active,
     plan: &mut Plan,
 ) {
@@ -69,7 +69,7 @@ fn settle(nodes: &DecideContext<'_>, curators_draw: bool) -> Settled {
     precision::settle(trainers.into_iter().chain(curators))
 }
 
-/// DecideContext that have introduced themselves at some time and are not drained.
+/// Nodes that have introduced themselves at some time and are not drained.
 fn known<'a>(nodes: &DecideContext<'a>, kind: NodeKind) -> impl Iterator<Item = &'a NodeRecord> {
     nodes.state.nodes().filter(move |record| record.kind == kind && !record.drained)
 }

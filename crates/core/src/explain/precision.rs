@@ -7,7 +7,7 @@ use crate::processor::{self, GangKind};
 use crate::records::{CheckpointRecord, NodeKind, NodeRecord};
 use crate::state::{Job, Stage};
 
-/// DecideContext that can be given work.
+/// Nodes that can be given work.
 fn open<'a>(view: &View<'a>) -> Vec<&'a NodeRecord> {
     let nodes = view.decide_nodes();
     let of = |kind| nodes.open_to_work(kind).map(|(record, _)| record).collect::<Vec<_>>();

@@ -190,7 +190,7 @@ pub fn markdown_table() -> String {
         };
         let _ = writeln!(out, "### {heading}\n");
         if let Some(field) = find(section) {
-            let _ = writeln!(out, "{}\n", field.about);
+            let _ = writeln!(out, "{}\n", wrapped(field.about));
         }
         let _ = writeln!(out, "| field | value | default | meaning |\n|---|---|---|---|");
         for field in children(&format!("{section}{suffix}")) {
@@ -206,6 +206,22 @@ pub fn markdown_table() -> String {
         out.push('\n');
     }
     out
+}
+
+/// In lines of at most 120 characters, as all of the docs.
+fn wrapped(text: &str) -> String {
+    let mut lines = vec![String::new()];
+    for word in text.split(' ') {
+        match lines.last_mut() {
+            Some(line) if line.is_empty() => line.push_str(word),
+            Some(line) if line.chars().count() + 1 + word.chars().count() <= 120 => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            _ => lines.push(word.to_owned()),
+        }
+    }
+    lines.join("\n")
 }
 
 fn is_section(kind: &Kind) -> bool {

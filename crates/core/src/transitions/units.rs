@@ -165,8 +165,8 @@ pub enum UnitFate {
     JobFails,
 }
 
-/// Gives a unit back: it is tried again, quarantined or fails its job, as its `fate` says. Returns with the writes whether it
-/// is quarantined: once it has failed `policy.max_failures` times it counts as done, with no pairs.
+/// Gives a unit back: it is tried again, quarantined or fails its job, as its `fate` says. Returns with the writes
+/// whether it is quarantined: once it has failed `policy.max_failures` times it counts as done, with no pairs.
 pub fn fail_unit(
     state: &ClusterState,
     lease: &UnitLeaseRef,

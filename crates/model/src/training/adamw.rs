@@ -34,7 +34,7 @@ pub struct AdamW {
 }
 
 impl AdamW {
-    pub fn new(config: AdamWConfig, trainables: &FlatParams) -> Result<Self> {
+    pub fn new(config: AdamWConfig, params: &FlatParams) -> Result<Self> {
         let unit = 0.0..1.0;
         if !unit.contains(&config.beta1) || !unit.contains(&config.beta2) {
             return Err(ModelError::Config { field: "betas", reason: "must lie within [0, 1)".to_owned() });
@@ -45,7 +45,7 @@ impl AdamW {
                 reason: "eps must be above 0 and weight decay at least 0".to_owned(),
             });
         }
-        Ok(Self { config, steps: 0, exp_avg: trainables.zeros_like()?, exp_avg_sq: trainables.zeros_like()? })
+        Ok(Self { config, steps: 0, exp_avg: params.zeros_like()?, exp_avg_sq: params.zeros_like()? })
     }
 
     pub fn steps(&self) -> u64 {
@@ -53,7 +53,7 @@ impl AdamW {
     }
 
     /// One step with the gradients that the buckets hold.
-    pub fn step(&mut self, trainables: &mut FlatParams, rate: f64) -> Result<()> {
+    pub fn step(&mut self, params: &mut FlatParams, rate: f64) -> Result<()> {
         self.steps += 1;
         let AdamWConfig { beta1, beta2, eps, weight_decay } = self.config;
         let exponent = i32::try_from(self.steps).unwrap_or(i32::MAX);
@@ -61,7 +61,7 @@ impl AdamW {
         let correction2_sqrt = (1.0 - beta2.powi(exponent)).sqrt();
         tch::no_grad(|| {
             let moments = self.exp_avg.iter_mut().zip(&mut self.exp_avg_sq);
-            for (bucket, (avg, avg_sq)) in trainables.buckets().iter().zip(moments) {
+            for (bucket, (avg, avg_sq)) in params.buckets().iter().zip(moments) {
                 let grad = bucket.grads();
                 let mut values = bucket.values().shallow_clone();
                 drop(values.f_mul_scalar_(1.0 - rate * weight_decay)?);
@@ -76,23 +76,23 @@ impl AdamW {
     }
 
     /// Copies of both moments as `exp_avg.<parameter>` and `exp_avg_sq.<parameter>`.
-    pub fn export(&self, trainables: &FlatParams) -> Result<TensorMap> {
-        let mut map = trainables.copy_flat(self.exp_avg.iter(), "exp_avg.")?;
-        map.extend(trainables.copy_flat(self.exp_avg_sq.iter(), "exp_avg_sq.")?);
+    pub fn export(&self, params: &FlatParams) -> Result<TensorMap> {
+        let mut map = params.copy_flat(self.exp_avg.iter(), "exp_avg.")?;
+        map.extend(params.copy_flat(self.exp_avg_sq.iter(), "exp_avg_sq.")?);
         Ok(map)
     }
 
     /// Restores what [`AdamW::export`] gave, after `steps` steps.
     pub fn import(
         &mut self,
-        trainables: &FlatParams,
+        params: &FlatParams,
         tensors: &TensorMap,
         steps: u64,
         origin: &str,
     ) -> Result<()> {
-        trainables.check_flat(tensors, "exp_avg.", origin)?;
-        trainables.fill_flat(&self.exp_avg_sq, tensors, "exp_avg_sq.", origin)?;
-        trainables.fill_flat(&self.exp_avg, tensors, "exp_avg.", origin)?;
+        params.check_flat(tensors, "exp_avg.", origin)?;
+        params.fill_flat(&self.exp_avg_sq, tensors, "exp_avg_sq.", origin)?;
+        params.fill_flat(&self.exp_avg, tensors, "exp_avg.", origin)?;
         self.steps = steps;
         Ok(())
     }
@@ -106,22 +106,21 @@ pub struct Ema {
 }
 
 impl Ema {
-    pub fn new(decay: f64, trainables: &FlatParams) -> Result<Self> {
+    pub fn new(decay: f64, params: &FlatParams) -> Result<Self> {
         if !(0.0..=1.0).contains(&decay) {
             return Err(ModelError::Config {
                 field: "ema",
                 reason: format!("decay {decay} is not within [0, 1]"),
             });
         }
-        let values =
-            trainables.buckets().iter().map(|bucket| copy_of(bucket.values())).collect::<Result<_>>()?;
+        let values = params.buckets().iter().map(|bucket| copy_of(bucket.values())).collect::<Result<_>>()?;
         Ok(Self { decay, values })
     }
 
     /// ema += (1 − decay) · (value − ema), after each optimizer step.
-    pub fn update(&mut self, trainables: &FlatParams) -> Result<()> {
+    pub fn update(&mut self, params: &FlatParams) -> Result<()> {
         tch::no_grad(|| {
-            for (average, bucket) in self.values.iter_mut().zip(trainables.buckets()) {
+            for (average, bucket) in self.values.iter_mut().zip(params.buckets()) {
                 drop(average.f_lerp_(bucket.values(), 1.0 - self.decay)?);
             }
             Ok(())
@@ -129,12 +128,12 @@ impl Ema {
     }
 
     /// Copies of the averages by parameter name.
-    pub fn export(&self, trainables: &FlatParams) -> Result<TensorMap> {
-        trainables.copy_flat(self.values.iter(), "")
+    pub fn export(&self, params: &FlatParams) -> Result<TensorMap> {
+        params.copy_flat(self.values.iter(), "")
     }
 
     /// Restores what [`Ema::export`] gave.
-    pub fn import(&mut self, trainables: &FlatParams, tensors: &TensorMap, origin: &str) -> Result<()> {
-        trainables.fill_flat(&self.values, tensors, "", origin)
+    pub fn import(&mut self, params: &FlatParams, tensors: &TensorMap, origin: &str) -> Result<()> {
+        params.fill_flat(&self.values, tensors, "", origin)
     }
 }

@@ -144,15 +144,15 @@ fn cut_backward_gives_the_gradients_of_one_graph() {
         let options = TrainOptions { recompute, ..TrainOptions::default() };
         let all = BlockSelection::all(&config());
 
-        let mut learner = TrainStep::for_adapter(network(1), adapter(&all), options.clone()).unwrap();
-        learner.gradients(&micros(), None).unwrap();
+        let mut train_step = TrainStep::for_adapter(network(1), adapter(&all), options.clone()).unwrap();
+        train_step.gradients(&micros(), None).unwrap();
         let plain = plain_gradients(&mut network(1), &mut Some(adapter(&all)), &micros());
-        assert_close(&learner.trainables().grads().unwrap(), &plain);
+        assert_close(&train_step.params().grads().unwrap(), &plain);
 
-        let mut learner = TrainStep::for_all_weights(network(1), options).unwrap();
-        learner.gradients(&micros(), None).unwrap();
+        let mut train_step = TrainStep::for_all_weights(network(1), options).unwrap();
+        train_step.gradients(&micros(), None).unwrap();
         let plain = plain_gradients(&mut network(1), &mut None, &micros());
-        assert_close(&learner.trainables().grads().unwrap(), &plain);
+        assert_close(&train_step.params().grads().unwrap(), &plain);
     }
 }
 
@@ -161,26 +161,26 @@ fn gradients_do_not_depend_on_what_is_computed_again() {
     let all = BlockSelection::all(&config());
     let micros = || [batch(&[1, 2], 4, 6, 0.75), batch(&[3], 6, 2, 0.25)];
     let mut plans = std::collections::BTreeSet::new();
-    let bytes = |learner: &mut TrainStep, recompute| {
-        learner.set_recompute(recompute);
-        learner.gradients(&micros(), None).unwrap();
-        crate::weights::to_bytes(&learner.trainables().grads().unwrap(), &Default::default()).unwrap()
+    let bytes = |train_step: &mut TrainStep, recompute| {
+        train_step.set_recompute(recompute);
+        train_step.gradients(&micros(), None).unwrap();
+        crate::weights::to_bytes(&train_step.params().grads().unwrap(), &Default::default()).unwrap()
     };
     for full in [false, true] {
-        let mut learner = if full {
+        let mut train_step = if full {
             TrainStep::for_all_weights(network(1), TrainOptions::default()).unwrap()
         } else {
             TrainStep::for_adapter(network(1), adapter(&all), TrainOptions::default()).unwrap()
         };
-        let expected = bytes(&mut learner, Recompute::None);
-        assert!(bytes(&mut learner, Recompute::All) == expected, "all");
+        let expected = bytes(&mut train_step, Recompute::None);
+        assert!(bytes(&mut train_step, Recompute::All) == expected, "all");
         for kilobytes in (0..400).step_by(10) {
             let recompute = Recompute::Budget { bytes: kilobytes * 1000 };
-            learner.set_recompute(recompute);
-            let plan = learner.kept_blocks(2, 3, 6, 2);
+            train_step.set_recompute(recompute);
+            let plan = train_step.kept_blocks(2, 3, 6, 2);
             // One run for each plan is enough.
             if plans.insert((full, plan)) {
-                assert!(bytes(&mut learner, recompute) == expected, "{kilobytes} kB");
+                assert!(bytes(&mut train_step, recompute) == expected, "{kilobytes} kB");
             }
         }
     }
@@ -194,9 +194,9 @@ fn frozen_bases_in_8_bits_or_on_the_host_train_an_adapter() {
         let options = LoadOptions { compute: Kind::Float, device: Device::Cpu, storage, blocks };
         let base = Flux::from_tensors_with(&config(), network(1).tensors(), "test", &options).unwrap();
         let options = TrainOptions { recompute, ..TrainOptions::default() };
-        let mut learner = TrainStep::for_adapter(base, adapter(&all), options).unwrap();
-        learner.gradients(&[batch(&[1, 2], 4, 4, 1.0)], None).unwrap();
-        learner.trainables().grads().unwrap()
+        let mut train_step = TrainStep::for_adapter(base, adapter(&all), options).unwrap();
+        train_step.gradients(&[batch(&[1, 2], 4, 4, 1.0)], None).unwrap();
+        train_step.params().grads().unwrap()
     };
     for storage in [Storage::Compute, Storage::Float8] {
         let resident = grads(storage, Offload::Device, Recompute::None);
@@ -212,9 +212,9 @@ fn an_adapter_may_compute_in_bfloat16_under_float32_weights() {
     let all = BlockSelection::all(&config());
     let grads = |adapter_compute| {
         let options = TrainOptions { adapter_compute, ..TrainOptions::default() };
-        let mut learner = TrainStep::for_adapter(network(1), adapter(&all), options).unwrap();
-        learner.gradients(&[batch(&[1, 2], 4, 4, 1.0)], None).unwrap();
-        learner.trainables().grads().unwrap()
+        let mut train_step = TrainStep::for_adapter(network(1), adapter(&all), options).unwrap();
+        train_step.gradients(&[batch(&[1, 2], 4, 4, 1.0)], None).unwrap();
+        train_step.params().grads().unwrap()
     };
     let (rounded, exact) = (grads(Some(Kind::BFloat16)), grads(None));
     for (name, expected) in &exact {
@@ -227,9 +227,9 @@ fn an_adapter_may_compute_in_bfloat16_under_float32_weights() {
 #[test]
 fn an_adapter_on_some_blocks_gets_the_gradients_of_one_graph() {
     let some = BlockSelection { double: BTreeSet::from([1]), single: BTreeSet::from([1]) };
-    let mut learner = TrainStep::for_adapter(network(1), adapter(&some), TrainOptions::default()).unwrap();
+    let mut train_step = TrainStep::for_adapter(network(1), adapter(&some), TrainOptions::default()).unwrap();
     let mut order = Vec::new();
-    let outcomes = learner
+    let outcomes = train_step
         .gradients(
             &[batch(&[1, 2], 4, 6, 1.0)],
             Some(&mut |bucket, _| {
@@ -239,10 +239,10 @@ fn an_adapter_on_some_blocks_gets_the_gradients_of_one_graph() {
         )
         .unwrap();
     assert_eq!(order, [1, 0]);
-    assert_eq!(learner.trainables().buckets()[0].name(), "double_blocks.1");
+    assert_eq!(train_step.params().buckets()[0].name(), "double_blocks.1");
     let plain = plain_gradients(&mut network(1), &mut Some(adapter(&some)), &[batch(&[1, 2], 4, 6, 1.0)]);
-    assert_close(&learner.trainables().grads().unwrap(), &plain);
-    let expected = plain_loss(learner.flux(), learner.adapter(), &batch(&[1, 2], 4, 6, 1.0));
+    assert_close(&train_step.params().grads().unwrap(), &plain);
+    let expected = plain_loss(train_step.flux(), train_step.adapter(), &batch(&[1, 2], 4, 6, 1.0));
     assert!((outcomes[0].loss.double_value(&[]) - expected.double_value(&[])).abs() < 1e-5);
 }
 
@@ -250,9 +250,10 @@ fn an_adapter_on_some_blocks_gets_the_gradients_of_one_graph() {
 fn groups_of_several_shapes_weigh_every_sample_alike() {
     let all = BlockSelection::all(&config());
     let grads = |micros: &[MicroBatch]| {
-        let mut learner = TrainStep::for_adapter(network(1), adapter(&all), TrainOptions::default()).unwrap();
-        learner.gradients(micros, None).unwrap();
-        learner.trainables().grads().unwrap()
+        let mut train_step =
+            TrainStep::for_adapter(network(1), adapter(&all), TrainOptions::default()).unwrap();
+        train_step.gradients(micros, None).unwrap();
+        train_step.params().grads().unwrap()
     };
     let together = grads(&[batch(&[1, 2, 3], 4, 4, 1.0)]);
     let apart = grads(&[batch(&[1, 2], 4, 4, 2.0 / 3.0), batch(&[3], 4, 4, 1.0 / 3.0)]);
@@ -264,15 +265,15 @@ fn groups_of_several_shapes_weigh_every_sample_alike() {
 
 #[test]
 fn buckets_are_announced_once_in_reverse_after_the_last_micro_batch() {
-    let mut learner = TrainStep::for_all_weights(network(1), TrainOptions::default()).unwrap();
-    let names: Vec<String> = learner.trainables().buckets().iter().map(|b| b.name().to_owned()).collect();
+    let mut train_step = TrainStep::for_all_weights(network(1), TrainOptions::default()).unwrap();
+    let names: Vec<String> = train_step.params().buckets().iter().map(|b| b.name().to_owned()).collect();
     assert_eq!(
         names,
         ["stem", "double_blocks.0", "double_blocks.1", "single_blocks.0", "single_blocks.1", "final_layer"]
     );
     for micros in [vec![batch(&[1], 4, 4, 0.5), batch(&[2], 4, 4, 0.5)], Vec::new()] {
         let mut announced = Vec::new();
-        learner
+        train_step
             .gradients(
                 &micros,
                 Some(&mut |bucket, grads| {
@@ -284,93 +285,94 @@ fn buckets_are_announced_once_in_reverse_after_the_last_micro_batch() {
         let expected: Vec<_> = (0..6).rev().map(|bucket| (bucket, !micros.is_empty())).collect();
         assert_eq!(announced, expected);
     }
-    let failure = learner.gradients(&[batch(&[1], 4, 4, 1.0)], Some(&mut |_, _| Err("link is down".into())));
+    let failure =
+        train_step.gradients(&[batch(&[1], 4, 4, 1.0)], Some(&mut |_, _| Err("link is down".into())));
     assert!(failure.unwrap_err().to_string().contains("link is down"));
 }
 
 /// Steps `from..=to` of a short run.
-fn train(learner: &mut TrainStep, adamw: &mut AdamW, ema: &mut Ema, steps: std::ops::RangeInclusive<u64>) {
+fn train(train_step: &mut TrainStep, adamw: &mut AdamW, ema: &mut Ema, steps: std::ops::RangeInclusive<u64>) {
     for step in steps {
-        learner.gradients(&[batch(&[2 * step, 2 * step + 1], 4, 4, 1.0)], None).unwrap();
-        drop(learner.trainables_mut().clip(Some(1.0)).unwrap());
-        adamw.step(learner.trainables_mut(), 1e-2 * (step as f64 / 3.0).min(1.0)).unwrap();
-        ema.update(learner.trainables()).unwrap();
+        train_step.gradients(&[batch(&[2 * step, 2 * step + 1], 4, 4, 1.0)], None).unwrap();
+        drop(train_step.params_mut().clip(Some(1.0)).unwrap());
+        adamw.step(train_step.params_mut(), 1e-2 * (step as f64 / 3.0).min(1.0)).unwrap();
+        ema.update(train_step.params()).unwrap();
     }
 }
 
 fn fresh() -> (TrainStep, AdamW, Ema) {
     let all = BlockSelection::all(&config());
-    let learner = TrainStep::for_adapter(network(1), adapter(&all), TrainOptions::default()).unwrap();
-    let adamw = AdamW::new(AdamWConfig::default(), learner.trainables()).unwrap();
-    let ema = Ema::new(0.9, learner.trainables()).unwrap();
-    (learner, adamw, ema)
+    let train_step = TrainStep::for_adapter(network(1), adapter(&all), TrainOptions::default()).unwrap();
+    let adamw = AdamW::new(AdamWConfig::default(), train_step.params()).unwrap();
+    let ema = Ema::new(0.9, train_step.params()).unwrap();
+    (train_step, adamw, ema)
 }
 
 #[test]
 fn a_run_resumed_through_files_is_bit_identical() {
-    let (mut learner, mut adamw, mut ema) = fresh();
-    train(&mut learner, &mut adamw, &mut ema, 1..=3);
+    let (mut train_step, mut adamw, mut ema) = fresh();
+    train(&mut train_step, &mut adamw, &mut ema, 1..=3);
     let folder = tempfile::tempdir().unwrap();
     let file = |name: &str| folder.path().join(name);
     let keep = |name: &str, tensors: TensorMap| {
         crate::weights::save(&file(name), &tensors, &crate::weights::published_strings()).unwrap();
     };
-    keep("lora", learner.trainables().values().unwrap());
-    keep("moments", adamw.export(learner.trainables()).unwrap());
-    keep("ema", ema.export(learner.trainables()).unwrap());
-    train(&mut learner, &mut adamw, &mut ema, 4..=6);
+    keep("lora", train_step.params().values().unwrap());
+    keep("moments", adamw.export(train_step.params()).unwrap());
+    keep("ema", ema.export(train_step.params()).unwrap());
+    train(&mut train_step, &mut adamw, &mut ema, 4..=6);
 
     let (mut resumed, mut adamw_resumed, mut ema_resumed) = fresh();
     let load = |name: &str| crate::weights::TensorFile::open(&file(name)).unwrap().all().unwrap();
-    resumed.trainables_mut().load_values(&load("lora"), "lora").unwrap();
-    adamw_resumed.import(resumed.trainables(), &load("moments"), 3, "moments").unwrap();
-    ema_resumed.import(resumed.trainables(), &load("ema"), "ema").unwrap();
+    resumed.params_mut().load_values(&load("lora"), "lora").unwrap();
+    adamw_resumed.import(resumed.params(), &load("moments"), 3, "moments").unwrap();
+    ema_resumed.import(resumed.params(), &load("ema"), "ema").unwrap();
     train(&mut resumed, &mut adamw_resumed, &mut ema_resumed, 4..=6);
 
     let bytes = |tensors: TensorMap| crate::weights::to_bytes(&tensors, &Default::default()).unwrap();
-    assert_eq!(bytes(learner.trainables().values().unwrap()), bytes(resumed.trainables().values().unwrap()));
+    assert_eq!(bytes(train_step.params().values().unwrap()), bytes(resumed.params().values().unwrap()));
     assert_eq!(
-        bytes(ema.export(learner.trainables()).unwrap()),
-        bytes(ema_resumed.export(resumed.trainables()).unwrap())
+        bytes(ema.export(train_step.params()).unwrap()),
+        bytes(ema_resumed.export(resumed.params()).unwrap())
     );
     assert_eq!(adamw.steps(), adamw_resumed.steps());
 }
 
 #[test]
 fn a_state_that_does_not_fit_is_listed_and_changes_nothing() {
-    let (mut learner, mut adamw, _) = fresh();
-    let before = learner.trainables().values().unwrap();
-    let mut wrong = learner.trainables().values().unwrap();
+    let (mut train_step, mut adamw, _) = fresh();
+    let before = train_step.params().values().unwrap();
+    let mut wrong = train_step.params().values().unwrap();
     let (first, _) = wrong.pop_first().unwrap();
     wrong.insert("double_blocks.9.extra".to_owned(), Tensor::from(1.0f32));
     for tensor in wrong.values_mut() {
         drop(tensor.fill_(7.0));
     }
-    let text = learner.trainables_mut().load_values(&wrong, "state.safetensors").unwrap_err().to_string();
+    let text = train_step.params_mut().load_values(&wrong, "state.safetensors").unwrap_err().to_string();
     for part in ["state.safetensors", first.as_str(), "is missing", "double_blocks.9.extra is unexpected"] {
         assert!(text.contains(part), "{text}");
     }
-    assert_eq!(learner.trainables().values().unwrap(), before);
-    let mut moments = adamw.export(learner.trainables()).unwrap();
+    assert_eq!(train_step.params().values().unwrap(), before);
+    let mut moments = adamw.export(train_step.params()).unwrap();
     moments.pop_last();
-    assert!(adamw.import(learner.trainables(), &moments, 4, "moments").is_err());
+    assert!(adamw.import(train_step.params(), &moments, 4, "moments").is_err());
     assert_eq!(adamw.steps(), 0);
 }
 
 #[test]
 fn one_batch_is_learned_by_heart() {
-    let mut learner = TrainStep::for_all_weights(
+    let mut train_step = TrainStep::for_all_weights(
         Flux::init(&config(), 2, Kind::Float, Device::Cpu).unwrap(),
         TrainOptions::default(),
     )
     .unwrap();
-    let mut adamw = AdamW::new(AdamWConfig::default(), learner.trainables()).unwrap();
+    let mut adamw = AdamW::new(AdamWConfig::default(), train_step.params()).unwrap();
     let mut losses = Vec::new();
     for _ in 0..150 {
-        let outcome = learner.gradients(&[batch(&[1, 2], 4, 4, 1.0)], None).unwrap().remove(0);
+        let outcome = train_step.gradients(&[batch(&[1, 2], 4, 4, 1.0)], None).unwrap().remove(0);
         losses.push(outcome.loss.double_value(&[]));
-        drop(learner.trainables_mut().clip(Some(1.0)).unwrap());
-        adamw.step(learner.trainables_mut(), 3e-3).unwrap();
+        drop(train_step.params_mut().clip(Some(1.0)).unwrap());
+        adamw.step(train_step.params_mut(), 3e-3).unwrap();
     }
     let (first, last) = (losses[0], losses[losses.len() - 1]);
     assert!(last < 0.2 * first, "{first} to {last}");
@@ -382,11 +384,11 @@ fn bfloat16_bases_train_a_float32_adapter() {
     let weights = network(1).tensors();
     let base = Flux::from_tensors(&config(), weights, "test", Kind::BFloat16, Device::Cpu).unwrap();
     let options = TrainOptions { time_kind: Kind::BFloat16, ..TrainOptions::default() };
-    let mut learner = TrainStep::for_adapter(base, adapter(&all), options).unwrap();
-    learner.gradients(&[batch(&[1, 2], 4, 4, 1.0)], None).unwrap();
+    let mut train_step = TrainStep::for_adapter(base, adapter(&all), options).unwrap();
+    train_step.gradients(&[batch(&[1, 2], 4, 4, 1.0)], None).unwrap();
     let mut float = TrainStep::for_adapter(network(1), adapter(&all), TrainOptions::default()).unwrap();
     float.gradients(&[batch(&[1, 2], 4, 4, 1.0)], None).unwrap();
-    let (ours, exact) = (learner.trainables().grads().unwrap(), float.trainables().grads().unwrap());
+    let (ours, exact) = (train_step.params().grads().unwrap(), float.params().grads().unwrap());
     let dot = |a: &TensorMap, b: &TensorMap| {
         a.iter().map(|(n, t)| (t * &b[n]).sum(Kind::Double).double_value(&[])).sum::<f64>()
     };
@@ -398,7 +400,7 @@ fn bfloat16_bases_train_a_float32_adapter() {
 #[test]
 fn misshapen_batches_are_errors_that_name_the_input() {
     let all = BlockSelection::all(&config());
-    let mut learner = TrainStep::for_adapter(network(1), adapter(&all), TrainOptions::default()).unwrap();
+    let mut train_step = TrainStep::for_adapter(network(1), adapter(&all), TrainOptions::default()).unwrap();
     let good = || batch(&[1, 2], 4, 4, 1.0);
     let cases = [
         ("noise", MicroBatch { noise: Tensor::zeros([2, 3, 16], (Kind::Float, Device::Cpu)), ..good() }),
@@ -412,10 +414,10 @@ fn misshapen_batches_are_errors_that_name_the_input() {
         ),
     ];
     for (expected, micro) in cases {
-        let text = learner.gradients(&[micro], None).unwrap_err().to_string();
+        let text = train_step.gradients(&[micro], None).unwrap_err().to_string();
         assert!(text.contains(expected), "{expected}: {text}");
     }
-    learner.gradients(&[good()], None).unwrap();
+    train_step.gradients(&[good()], None).unwrap();
     let none = BlockSelection { double: BTreeSet::new(), single: BTreeSet::new() };
     let empty = LoraAdapter::init(&config(), 3, &none, 0, Kind::Float, Device::Cpu).unwrap();
     assert!(TrainStep::for_adapter(network(1), empty, TrainOptions::default()).is_err());

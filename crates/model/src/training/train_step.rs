@@ -134,7 +134,7 @@ pub type OnBucket<'a> = &'a mut dyn FnMut(usize, &Tensor) -> Result<(), Box<dyn 
 pub struct TrainStep {
     flux: Flux,
     adapter: Option<LoraAdapter>,
-    trainables: FlatParams,
+    params: FlatParams,
     options: TrainOptions,
     ropes: RopeCache,
     /// Bucket of each block: double blocks, then single blocks.
@@ -220,11 +220,11 @@ impl TrainStep {
     /// Trains `adapter` (in float32) over a frozen `flux` of any float dtype.
     pub fn for_adapter(flux: Flux, mut adapter: LoraAdapter, options: TrainOptions) -> Result<Self> {
         adapter.check_blocks(flux.double_blocks.len(), flux.single_blocks.len())?;
-        let trainables = FlatParams::adopt(flux.device(), &mut |visit| adapter.visit_mut(visit))?;
+        let params = FlatParams::adopt(flux.device(), &mut |visit| adapter.visit_mut(visit))?;
         if let Some(compute) = options.adapter_compute {
             adapter.set_compute_kind(compute);
         }
-        Self::new(flux, Some(adapter), trainables, options)
+        Self::new(flux, Some(adapter), params, options)
     }
 
     /// Trains every weight of `flux` (in float32); activations flow in its compute dtype.
@@ -233,26 +233,26 @@ impl TrainStep {
             return Err(ModelError::input("base", "is stored for use alone: in 8-bit floats or on the host"));
         }
         let device = flux.device();
-        let trainables = FlatParams::adopt(device, &mut |visit| flux.visit_mut(visit))?;
-        Self::new(flux, None, trainables, options)
+        let params = FlatParams::adopt(device, &mut |visit| flux.visit_mut(visit))?;
+        Self::new(flux, None, params, options)
     }
 
     fn new(
         flux: Flux,
         adapter: Option<LoraAdapter>,
-        trainables: FlatParams,
+        params: FlatParams,
         options: TrainOptions,
     ) -> Result<Self> {
-        if trainables.buckets().is_empty() {
+        if params.buckets().is_empty() {
             return Err(ModelError::input("adapter", "covers no block: there is nothing to train"));
         }
         let double = (0..flux.double_blocks.len()).map(|i| format!("double_blocks.{i}"));
         let single = (0..flux.single_blocks.len()).map(|i| format!("single_blocks.{i}"));
-        let block_buckets = double.chain(single).map(|name| trainables.position(&name)).collect();
+        let block_buckets = double.chain(single).map(|name| params.position(&name)).collect();
         Ok(Self {
             flux,
             adapter,
-            trainables,
+            params,
             options,
             ropes: RopeCache::default(),
             block_buckets,
@@ -295,12 +295,12 @@ impl TrainStep {
         self.adapter.as_ref()
     }
 
-    pub fn trainables(&self) -> &FlatParams {
-        &self.trainables
+    pub fn params(&self) -> &FlatParams {
+        &self.params
     }
 
-    pub fn trainables_mut(&mut self) -> &mut FlatParams {
-        &mut self.trainables
+    pub fn params_mut(&mut self) -> &mut FlatParams {
+        &mut self.params
     }
 
     /// Computes the step's loss, Σ weight · mean loss, and leaves its gradients in the buckets. With no
@@ -311,7 +311,7 @@ impl TrainStep {
         mut on_bucket: Option<OnBucket<'_>>,
     ) -> Result<Vec<MicroOutcome>> {
         if micros.is_empty() {
-            for index in (0..self.trainables.buckets().len()).rev() {
+            for index in (0..self.params.buckets().len()).rev() {
                 self.finish_bucket(index, &[], false, &mut on_bucket)?;
             }
         }
@@ -332,7 +332,7 @@ impl TrainStep {
         accumulate: bool,
         on_bucket: &mut Option<OnBucket<'_>>,
     ) -> Result<()> {
-        let Some(bucket) = self.trainables.bucket_mut(index) else {
+        let Some(bucket) = self.params.bucket_mut(index) else {
             return Ok(());
         };
         if grads.is_empty() && !accumulate {
@@ -516,7 +516,7 @@ impl TrainStep {
         on_bucket: &mut Option<OnBucket<'_>>,
     ) -> Result<(Tensor, Option<Tensor>)> {
         let full = self.trains_all();
-        let bucket = self.trainables.position("final_layer");
+        let bucket = self.params.position("final_layer");
         let params = self.leaves(bucket);
         let mut wrt: Vec<&Tensor> = vec![input];
         if full {
@@ -603,7 +603,7 @@ impl TrainStep {
 
     /// Only where all weights train.
     fn stem_backward(&mut self, stem: &Stem, grads: &[Tensor], backward: Backward<'_, '_>) -> Result<()> {
-        let (Some(vec_grad), Some(bucket)) = (backward.vec_grad, self.trainables.position("stem")) else {
+        let (Some(vec_grad), Some(bucket)) = (backward.vec_grad, self.params.position("stem")) else {
             return Ok(());
         };
         let [img_grad, txt_grad] = grads else {
@@ -618,7 +618,7 @@ impl TrainStep {
 
     fn leaves(&self, bucket: Option<usize>) -> Vec<Tensor> {
         bucket
-            .and_then(|index| self.trainables.buckets().get(index))
+            .and_then(|index| self.params.buckets().get(index))
             .map(|bucket| bucket.leaves().map(Tensor::shallow_clone).collect())
             .unwrap_or_default()
     }

@@ -5,7 +5,7 @@ mod faulty;
 use std::sync::Arc;
 
 use crescendo_node::objects::{self, ProbeError, check_conditional_create, with_causes};
-use crescendo_node::testing::S3Server;
+use crescendo_testing::S3Server;
 use faulty::{Fault, FaultyS3};
 use futures::TryStreamExt as _;
 use object_store::{Error, ObjectStore, ObjectStoreExt as _, PutMode, PutPayload};

@@ -4,9 +4,9 @@ use super::dialogue;
 use super::scores::{Scores, parse_scores};
 use super::{JudgeError, Judged};
 use crate::candidates::Rejected;
+use crate::images;
 use crate::llm::message::Png;
 use crate::llm::{Chat, EndpointError};
-use crate::sources::picture;
 use crescendo_core::rejection::Rejection;
 use crescendo_dataset::pair::Pair;
 use image::{ImageEncoder, RgbImage};
@@ -73,7 +73,7 @@ impl LlmJudge {
     /// A picture as it is sent: no larger than it may be, and always the same bytes.
     fn png(&self, picture: &RgbImage) -> Result<Png, JudgeError> {
         let (width, height) = fitted(picture.width(), picture.height(), self.image_side);
-        let resized = picture::resized(picture, width, height);
+        let resized = images::resized(picture, width, height);
         let mut bytes = Vec::new();
         image::codecs::png::PngEncoder::new(&mut bytes)
             .write_image(resized.as_raw(), width, height, image::ExtendedColorType::Rgb8)

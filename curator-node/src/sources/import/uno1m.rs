@@ -9,7 +9,7 @@ use super::score::{ScoreRule, Scored, Scores, score};
 use crate::candidates::CandidateBatch;
 use crate::candidates::Rejected;
 use crate::counts::Counts;
-use crate::sources::picture;
+use crate::images;
 use crescendo_core::rejection::Rejection;
 use crescendo_core::spec::{Directions, ImportSpec};
 use crescendo_dataset::pair::Pair;
@@ -229,7 +229,7 @@ impl Uno1m {
         if !facts.is_file() || facts.len() > super::MAX_FILE_BYTES {
             return Err(Rejection::UnreadableImage);
         }
-        let decoded = picture::decode(&std::fs::read(&file).map_err(|_| Rejection::UnreadableImage)?)?;
+        let decoded = images::decode(&std::fs::read(&file).map_err(|_| Rejection::UnreadableImage)?)?;
         if decoded.width().min(decoded.height()) < (self.resolution / 4).max(8) {
             return Err(Rejection::TooSmall);
         }

@@ -1,11 +1,8 @@
 //! A real controller process on a temp folder, and nodes that are played by the test.
 
-// Each test binary uses its part of this.
-#![allow(dead_code)]
-
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use crescendo_proto::v1;
@@ -21,25 +18,11 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status, Streaming};
 
-/// Limit of everything that a test waits for.
-pub const LIMIT: Duration = Duration::from_secs(30);
+use crate::programs::binary;
+use crate::specs::SPEC;
+use crate::waiting::{LIMIT, eventually};
 
-/// Two stages of two ranks each.
-pub const SPEC: &str = "
-apiVersion: crescendo/v1
-kind: TrainingJob
-metadata: {name: trial}
-spec:
-  model: {preset: nano, precision: f32, weights: base.safetensors}
-  resources: {gpus: 2}
-  stages:
-    - name: stage-1
-      references: 1
-      data: {source: compose, subjects: subjects, pairs: 8, minPairs: 4, unitSize: 4}
-      train: {adapter: {rank: 4}, steps: 20, globalBatch: 2}
-  checkpoints: {every: 5, keepLast: 2}
-";
-
+/// A controller process on a folder of its own; killed with this.
 pub struct Controller {
     folder: tempfile::TempDir,
     process: Child,
@@ -224,7 +207,7 @@ fn spawn(
     let _ = std::fs::remove_file(at("ports.json"));
     let embedded = format!("embedded:{}", at("store").display());
     let log = std::fs::File::options().create(true).append(true).open(at("controller.log"))?;
-    Command::new(env!("CARGO_BIN_EXE_crescendo-controller"))
+    Command::new(binary("crescendo-controller")?)
         .args(["--listen", listen, "--metrics-listen", "127.0.0.1:0"])
         .args(["--store", store.unwrap_or(&embedded)])
         .args(["--object-store", &format!("file://{}", at("objects").display())])
@@ -235,23 +218,6 @@ fn spawn(
         .stderr(log)
         .spawn()
         .context("start the controller")
-}
-
-/// Looks until there is something, at most for [`LIMIT`].
-pub async fn eventually<T>(
-    what: &str,
-    mut look: impl AsyncFnMut() -> anyhow::Result<Option<T>>,
-) -> anyhow::Result<T> {
-    let start = Instant::now();
-    loop {
-        if let Some(found) = look().await? {
-            return Ok(found);
-        }
-        if start.elapsed() > LIMIT {
-            bail!("did not happen within {LIMIT:?}: {what}");
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
 }
 
 /// A node that does nothing by itself.
@@ -276,10 +242,15 @@ pub fn hello(id: &str, kind: v1::NodeKind, slots: u32, incarnation: &str) -> v1:
 
 impl FakeNode {
     pub async fn open(controller: &Controller, hello: v1::Hello) -> anyhow::Result<Self> {
+        Self::open_over(controller.stream_channel(), hello).await
+    }
+
+    /// Over a connection of its own.
+    pub async fn open_over(channel: Channel, hello: v1::Hello) -> anyhow::Result<Self> {
         let id = hello.node_id.clone();
         let (up, outgoing) = mpsc::channel(64);
         up.send(v1::OpenSessionRequest { message: Some(Up::Hello(hello)) }).await?;
-        let mut client = NodeServiceClient::new(controller.stream_channel());
+        let mut client = NodeServiceClient::new(channel);
         let down = client.open_session(ReceiverStream::new(outgoing)).await?.into_inner();
         let mut node = Self { id, up, down };
         match node.next().await? {

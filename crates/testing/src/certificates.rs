@@ -13,9 +13,9 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
-use super::files::{Identity, TlsFiles};
+use crescendo_node::tls::{Identity, TlsFiles};
 
-/// A moment at which [`Wanted::expired`] certificates were valid, Unix time: see [`super::Tls::load_as_of`].
+/// A moment at which [`Wanted::expired`] certificates were valid, Unix time: see [`crescendo_node::tls::Tls::load_as_of`].
 pub const BEFORE_EXPIRY: i64 = 960_000_000;
 
 /// An authority whose certificates are good for nothing outside a test.

@@ -1,8 +1,8 @@
 //! Pictures from outside: decoded within bounds, and resized.
 
-use crate::sources::compose::{Edge, Raster};
 use crescendo_core::rejection::Rejection;
 use crescendo_dataset::pictures::Picture;
+use crescendo_dataset::{Edge, Raster};
 use image::{Rgb, RgbImage, RgbaImage};
 
 /// Decodes a PNG, JPEG, WebP or GIF file as RGB. The size is checked before any pixel is decoded.

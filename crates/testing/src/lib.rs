@@ -1,0 +1,23 @@
+//! What tests of several crates need. No program depends on this.
+//!
+//! | module | content |
+//! |---|---|
+//! | [`certificates`] | an authority and certificates, made anew by each test; a listener between two ends |
+//! | [`controller`] | a real controller process, and nodes that are played by the test |
+//! | [`hostile`] | peers that do everything wrong on the wire |
+//! | [`programs`] | where the programs under test are |
+//! | [`s3`] | a real S3 server |
+//! | [`specs`] | the one minimal job spec |
+//! | [`waiting`] | the one way to wait for something |
+
+pub mod certificates;
+pub mod controller;
+pub mod hostile;
+pub mod programs;
+pub mod s3;
+pub mod specs;
+pub mod waiting;
+
+pub use programs::binary;
+pub use s3::S3Server;
+pub use waiting::{LIMIT, eventually, until};
