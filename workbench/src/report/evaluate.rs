@@ -130,7 +130,11 @@ mod tests {
         let encoder = Encoder::shipped(Device::Cpu).unwrap();
         let plain = |shade| RgbImage::from_pixel(32, 32, image::Rgb([shade, 40, 40]));
         let described = describe(&encoder.network, &[&plain(10), &plain(240), &plain(10)]).unwrap();
-        assert_eq!(described[0], described[2]);
-        assert_ne!(described[0], described[1]);
+        let apart = |one: &[f32], other: &[f32]| -> f32 {
+            one.iter().zip(other).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+        };
+        // Some kernels round a row of a batch by its place.
+        assert!(apart(&described[0], &described[2]) < 1e-5);
+        assert!(apart(&described[0], &described[1]) > 1e-3);
     }
 }
