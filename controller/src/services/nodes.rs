@@ -1,5 +1,6 @@
 use std::time::Duration;
 
+use crescendo_core::error::RequestError;
 use crescendo_core::ids::NodeId;
 use crescendo_node::runtime::supervise::Tasks;
 use crescendo_proto::convert;
@@ -126,6 +127,10 @@ impl NodeMessages {
             self.link.tell(engine::Request::CloseSession { node: self.node, session: self.session }).await;
     }
 
+    fn not_understood(&self, refused: &RequestError) {
+        tracing::warn!(node = %self.node, %refused, "a report of the node is not understood and ignored; its version may be another");
+    }
+
     async fn take(&self, message: Up) -> Result<(), Status> {
         match message {
             Up::Hello(_) => Ok(()),
@@ -141,16 +146,14 @@ impl NodeMessages {
                 Ok(report) => self.link.tell(engine::Request::Report { session: self.session, report }).await,
                 Err(refused) => {
                     // One report that says nothing loses nothing else.
-                    tracing::warn!(node = %self.node, %refused, "a report of the node is not understood and ignored; its version may be another");
+                    self.not_understood(&refused);
                     Ok(())
                 }
             },
             Up::UnitReport(report) => {
                 match convert::unit_report(&report) {
                     Ok((stage, progress)) => self.units.put(&self.node, self.session, stage, progress),
-                    Err(refused) => {
-                        tracing::warn!(node = %self.node, %refused, "a report of the node is not understood and ignored; its version may be another")
-                    }
+                    Err(refused) => self.not_understood(&refused),
                 }
                 Ok(())
             }

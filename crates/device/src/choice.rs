@@ -33,23 +33,21 @@ impl Gpus {
 impl DeviceChoice {
     /// The GPUs that were chosen. `Cuda` where none works is an error that says why.
     pub fn gpus(self) -> Result<Gpus, DeviceError> {
-        if self == DeviceChoice::Cpu {
-            return Ok(Gpus { count: 0, passed_over: None });
-        }
-        self.among(load_cuda().map(|loaded| if loaded { count() } else { 0 }))
+        self.among(|| Ok(if load_cuda()? { count() } else { 0 }))
     }
 
-    /// Given how many there are.
-    fn among(self, found: Result<u32, DeviceError>) -> Result<Gpus, DeviceError> {
-        match (self, found) {
-            (DeviceChoice::Cpu, _) => Ok(Gpus { count: 0, passed_over: None }),
-            (DeviceChoice::Auto, Ok(count)) => Ok(Gpus { count, passed_over: None }),
-            (DeviceChoice::Auto, Err(error)) => Ok(Gpus { count: 0, passed_over: Some(error) }),
-            (DeviceChoice::Cuda, Ok(0)) => {
-                Err(DeviceError::Missing("--device cuda: this machine has no usable GPU".into()))
-            }
-            (DeviceChoice::Cuda, Ok(count)) => Ok(Gpus { count, passed_over: None }),
-            (DeviceChoice::Cuda, Err(error)) => Err(error),
+    /// Given how to find out how many there are; nobody asks where it is to be the CPU.
+    fn among(self, find: impl FnOnce() -> Result<u32, DeviceError>) -> Result<Gpus, DeviceError> {
+        match self {
+            DeviceChoice::Cpu => Ok(Gpus { count: 0, passed_over: None }),
+            DeviceChoice::Auto => Ok(match find() {
+                Ok(count) => Gpus { count, passed_over: None },
+                Err(error) => Gpus { count: 0, passed_over: Some(error) },
+            }),
+            DeviceChoice::Cuda => match find()? {
+                0 => Err(DeviceError::Missing("--device cuda: this machine has no usable GPU".into())),
+                count => Ok(Gpus { count, passed_over: None }),
+            },
         }
     }
 }
@@ -114,12 +112,12 @@ mod tests {
     #[test]
     fn a_driver_without_libtorchs_half_is_passed_over_unless_it_was_asked_for() {
         let broken = || Err(DeviceError::Libtorch("libcublas.so.13: cannot open".into()));
-        let auto = DeviceChoice::Auto.among(broken()).expect("the CPU");
+        let auto = DeviceChoice::Auto.among(broken).expect("the CPU");
         assert_eq!((auto.first(), auto.passed_over), (Device::Cpu, broken().err()));
-        assert_eq!(DeviceChoice::Cuda.among(broken()), Err(broken().unwrap_err()));
-        assert!(DeviceChoice::Cuda.among(Ok(0)).is_err());
-        assert_eq!(DeviceChoice::Cuda.among(Ok(2)).map(|gpus| gpus.first()), Ok(Device::Cuda(0)));
-        assert_eq!(DeviceChoice::Auto.among(Ok(0)).map(|gpus| gpus.first()), Ok(Device::Cpu));
+        assert_eq!(DeviceChoice::Cuda.among(broken), Err(broken().unwrap_err()));
+        assert!(DeviceChoice::Cuda.among(|| Ok(0)).is_err());
+        assert_eq!(DeviceChoice::Cuda.among(|| Ok(2)).map(|gpus| gpus.first()), Ok(Device::Cuda(0)));
+        assert_eq!(DeviceChoice::Auto.among(|| Ok(0)).map(|gpus| gpus.first()), Ok(Device::Cpu));
         assert_eq!(DeviceChoice::Cpu.gpus().map(|gpus| gpus.count), Ok(0));
     }
 }

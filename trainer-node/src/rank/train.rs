@@ -494,7 +494,7 @@ impl Loop {
 }
 
 /// What a rank wants the gang to do next. The gang does the largest of its ranks' votes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Vote {
     /// It has its samples.
     Ready,

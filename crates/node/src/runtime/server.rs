@@ -110,8 +110,8 @@ impl Process {
 pub struct Server {
     /// Where gRPC is bound.
     pub grpc_at: SocketAddr,
-    pub metrics_at: SocketAddr,
-    pub process: Process,
+    metrics_at: SocketAddr,
+    process: Process,
     metrics: TcpListener,
 }
 

@@ -23,8 +23,6 @@ struct Lists {
     marvels: Vec<String>,
     shapes: Vec<String>,
     lights: Vec<String>,
-    /// What makes a subject of style `creative` so.
-    creative: Vec<String>,
     kinds: BTreeMap<CategoryKind, Words>,
 }
 
@@ -71,24 +69,39 @@ pub fn subjects(category: &Category, style: Style, count: usize, seed: u64) -> V
     subjects
 }
 
-fn subject(category: &Category, style: Style, words: &'static Words, draw: &mut SeededRng) -> String {
-    let mut one = |list: &'static [String]| draw.pick(list).map_or("", String::as_str);
+/// What makes a subject of style `creative` so.
+const CREATIVE: [&str; 4] = ["made", "shaped", "marvel", "glowing"];
+
+fn one<'a>(list: &'a [String], draw: &mut SeededRng) -> &'a str {
+    draw.pick(list).map_or("", String::as_str)
+}
+
+fn subject(category: &Category, style: Style, words: &Words, draw: &mut SeededRng) -> String {
     let name = category.name.as_str();
-    let colour = one(&words.colours);
+    let colour = one(&words.colours, draw);
     match style {
         Style::Realistic => {
-            format!("{} {colour} {} {name} {}", one(&words.looks), one(&words.materials), one(&words.details))
+            format!(
+                "{} {colour} {} {name} {}",
+                one(&words.looks, draw),
+                one(&words.materials, draw),
+                one(&words.details, draw)
+            )
         }
         Style::TextDecorated => {
-            format!("{colour} {name} with \"{}\" {}", one(&LISTS.texts), one(&words.lettering))
+            format!("{colour} {name} with \"{}\" {}", one(&LISTS.texts, draw), one(&words.lettering, draw))
         }
-        Style::Creative => match one(&LISTS.creative) {
-            "made" => format!("{} {name} made of {}", one(&words.looks), one(&LISTS.stuff)),
-            "shaped" if category.kind != CategoryKind::Person && category.kind != CategoryKind::Animal => {
-                format!("{colour} {name} shaped like {}", one(&LISTS.shapes))
+        Style::Creative => match draw.pick(&CREATIVE).copied() {
+            Some("made") => format!("{} {name} made of {}", one(&words.looks, draw), one(&LISTS.stuff, draw)),
+            Some("shaped")
+                if category.kind != CategoryKind::Person && category.kind != CategoryKind::Animal =>
+            {
+                format!("{colour} {name} shaped like {}", one(&LISTS.shapes, draw))
             }
-            "glowing" => format!("glowing {} {name} with {}", one(&LISTS.colours), one(&LISTS.marvels)),
-            _ => format!("{} {colour} {name} with {}", one(&words.looks), one(&LISTS.marvels)),
+            Some("glowing") => {
+                format!("glowing {} {name} with {}", one(&LISTS.colours, draw), one(&LISTS.marvels, draw))
+            }
+            _ => format!("{} {colour} {name} with {}", one(&words.looks, draw), one(&LISTS.marvels, draw)),
         },
     }
 }
