@@ -1,14 +1,12 @@
 //! The command line.
 
-pub mod common;
-
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::artifact::choice::JobStage;
 
-pub use common::{Common, Output};
+pub use crate::common_args::{Common, Output};
 
 const EXAMPLES: &str = "\
 Try it on this machine:

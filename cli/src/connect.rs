@@ -1,7 +1,5 @@
 //! Calling the controller, through an outage, with a token if there is one.
 
-mod wire;
-
 use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::path::Path;
@@ -17,7 +15,7 @@ use crate::failure::Failure;
 use crate::settings::token::Token;
 use crate::settings::{self, Origin, Target};
 use crate::show;
-pub use wire::{Wire, dialer};
+use crate::wire::{self, Wire};
 
 /// Looking at things: a person waits.
 pub const LOOK: Duration = Duration::from_secs(3);

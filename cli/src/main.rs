@@ -10,9 +10,9 @@
 //!
 //! | part | what it does |
 //! |---|---|
-//! | `args` | the command line |
+//! | `args` | the command line; `common_args`: options of every command |
 //! | `settings` | which cluster, and how to log in: flags, environment, contexts |
-//! | `connect` | calling the controller, through an outage |
+//! | `connect` | calling the controller, through an outage; `wire`: one connection |
 //! | `commands` | one file a command |
 //! | `doctor` | checks of this machine, its files and the cluster |
 //! | `artifact` | what a job has trained: which file is meant, its copy, the command that draws with it |
@@ -25,6 +25,7 @@
 mod args;
 mod artifact;
 mod commands;
+mod common_args;
 mod connect;
 mod doctor;
 mod failure;
@@ -35,6 +36,7 @@ mod reference;
 mod settings;
 mod show;
 mod up;
+mod wire;
 
 use std::process::ExitCode;
 

@@ -236,9 +236,9 @@ impl Engine {
                 self.around.metrics.attempts_ended.inc();
                 tracing::warn!(job = %attempt.job, stage = %attempt.stage, generation = attempt.generation.0, reason, "attempt has ended");
             }
-            Change::PrecisionSettled { stage, settled } => {
-                let (precision, why) = (settled.precision, &settled.why);
-                tracing::info!(job = %stage.job, stage = %stage.stage, %precision, why, "precision is settled");
+            Change::PrecisionChosen { stage, choice } => {
+                let (precision, why) = (choice.precision, &choice.why);
+                tracing::info!(job = %stage.job, stage = %stage.stage, %precision, why, "the precision of a stage is chosen");
             }
             Change::KindChanged { attempt, change } => {
                 tracing::warn!(job = %attempt.job, stage = %attempt.stage, generation = attempt.generation.0, "{change}");

@@ -147,7 +147,7 @@ fn stage(
         replay_passes: progress.replay_passes,
         scores: stage.log.scores().scores().map(histogram).collect(),
         precision: precision::of_stage(&job.record.spec, stage).map(|p| p.to_string()).unwrap_or_default(),
-        precision_reason: stage.settled().map(|settled| settled.why.clone()).unwrap_or_default(),
+        precision_reason: stage.precision_choice().map(|settled| settled.why.clone()).unwrap_or_default(),
         kind_changes: processor::changes(stage).map(|change| change.to_string()).collect(),
         ..v1::StageStatus::default()
     }
@@ -172,11 +172,11 @@ fn with_curation(
             UnitState::Leased { .. } | UnitState::Done(_) => 0.0,
         },
     });
-    let benched = seen.benches.of(&stage.id, limits, now).take(MAX_CURATORS).map(|(node, bench)| {
-        let again = bench.until(limits).since(now).as_secs_f64();
-        v1::BenchedCurator {
+    let cooldowns = seen.cooldowns.of(&stage.id, limits, now).take(MAX_CURATORS).map(|(node, cooldown)| {
+        let again = cooldown.until(limits).since(now).as_secs_f64();
+        v1::CuratorCooldown {
             node_id: node.to_string(),
-            reason: bench.reason.clone(),
+            reason: cooldown.reason.clone(),
             asked_again_in_seconds: again,
         }
     });
@@ -189,7 +189,7 @@ fn with_curation(
     let under_way = v1::UnitsUnderWay { units, candidates: planned, drawn, filtered, judged, accepted };
     v1::StageStatus {
         last_failure,
-        benched: benched.collect(),
+        cooldowns: cooldowns.collect(),
         // What is not needed any more is not waited for.
         waiting_curators: if stage.log.is_sealed() { Vec::new() } else { waiting.collect() },
         under_way: (units > 0).then_some(under_way),

@@ -88,7 +88,7 @@ async fn a_source_that_the_only_curator_cannot_open_fails_the_job_with_its_words
 }
 
 #[tokio::test]
-async fn one_of_two_that_says_so_is_benched_until_it_is_another_process() -> Result<()> {
+async fn one_of_two_that_says_so_cools_down_until_it_is_another_process() -> Result<()> {
     let controller = Controller::start().await?;
     let job = controller.submit_job("r-1").await?.job_id;
     let bad = FakeNode::curator(&controller, "bad").await?;
@@ -100,9 +100,12 @@ async fn one_of_two_that_says_so_is_benched_until_it_is_another_process() -> Res
     assert_eq!(waits.outcome(), Outcome::Wait, "it gets none for a while");
     let seen = controller.job(&job).await?;
     assert_ne!(seen.state(), v1::JobState::Failed);
-    let benched = &seen.stages[0].benched;
-    assert_eq!((benched.len(), benched[0].node_id.as_str(), benched[0].reason.as_str()), (1, "bad", REASON));
-    let again = benched[0].asked_again_in_seconds;
+    let cooldowns = &seen.stages[0].cooldowns;
+    assert_eq!(
+        (cooldowns.len(), cooldowns[0].node_id.as_str(), cooldowns[0].reason.as_str()),
+        (1, "bad", REASON)
+    );
+    let again = cooldowns[0].asked_again_in_seconds;
     assert!(again > 0.0 && again <= 30.0, "{again}");
     let told = explained(&controller, &job).await?;
     assert!(told.findings.iter().any(|line| line.starts_with("bad cannot open the source")), "{told:?}");
@@ -114,7 +117,7 @@ async fn one_of_two_that_says_so_is_benched_until_it_is_another_process() -> Res
     drop(bad);
     let _bad = FakeNode::open(&controller, hello("bad", v1::NodeKind::Curator, 0, "second")).await?;
     assert_eq!(lease(&controller, &job, "bad").await?.outcome(), Outcome::Leased);
-    assert!(controller.job(&job).await?.stages[0].benched.is_empty());
+    assert!(controller.job(&job).await?.stages[0].cooldowns.is_empty());
     Ok(())
 }
 

@@ -6,11 +6,13 @@ pub mod mirror;
 pub mod parent_stage;
 pub mod review;
 pub mod unit;
+mod unit_error;
 
 use crate::counts::{Counted, Counts};
 use crate::curate::mirror::{Mirror, MirrorError};
 use crate::curate::parent_stage::ParentStage;
-use crate::curate::unit::{StageCurator, UnitError, UnitResult};
+use crate::curate::unit::{StageCurator, UnitResult};
+use crate::curate::unit_error::UnitError;
 use crate::llm::EndpointError;
 use crate::llm::network::LlmContext;
 use crate::metrics::Metrics;

@@ -64,7 +64,7 @@ fn main() -> anyhow::Result<()> {
         return export(ExportArguments::parse_from(given));
     }
     let arguments = Arguments::parse_from(given);
-    // A process that asks libtorch anything before this never gets a GPU; what does not load is told where it is wanted.
+    // What does not load is told where a GPU is wanted.
     let _ = load_cuda();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let outcome = runtime.block_on(run(arguments));
@@ -103,11 +103,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
     tasks.spawn_critical("grpc server", serve_nodes(service, nodes_only, incoming, tasks.stop_token()));
 
     let known = pairs.clone();
-    let computes = Computes {
-        slots: 0,
-        device: if device == Device::Cpu { "cpu" } else { "cuda" },
-        arithmetic: &arithmetic,
-    };
+    let computes = Computes { slots: 0, device: crescendo_device::kind(device), arithmetic: &arithmetic };
     let identity = introduction(&node_args, NodeKind::Curator, server.address(), computes);
     let hello = move || Hello { curating: known.stages(), ..identity.clone() };
     let (session, commands) = NodeSession::new(controllers.clone(), ReportSink::default(), logs, hello);

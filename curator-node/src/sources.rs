@@ -7,6 +7,7 @@
 //! | [`import`] | pairs that exist: UNO-1M's layout, shards |
 //! | [`mod@recompose`] | second subjects cut out of targets, and drawn once more by the parent stage's model |
 
+mod captions;
 pub mod compose;
 mod error;
 pub mod generate;

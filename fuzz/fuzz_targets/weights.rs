@@ -2,7 +2,8 @@
 #![no_main]
 
 use crescendo_model::inspect::{header_of, inspect};
-use crescendo_model::weights::{TensorFile, WeightFiles};
+use crescendo_model::weight_files::WeightFiles;
+use crescendo_model::weights::TensorFile;
 use libfuzzer_sys::fuzz_target;
 use std::sync::LazyLock;
 

@@ -9,7 +9,7 @@ use crescendo_core::ids::{
     Timestamp,
 };
 use crescendo_core::job::JobState;
-use crescendo_core::precision::{Arithmetic, Settled, StagePrecision};
+use crescendo_core::precision::{Arithmetic, PrecisionChoice, StagePrecision};
 use crescendo_core::processor::{GangKind, GangPart, RanOn};
 use crescendo_core::records::{
     AttemptRecord, AttemptState, CheckpointRecord, FailureKind, FileRecord, JobRecord, NodeKind, NodeRecord,
@@ -151,9 +151,9 @@ fn stage_out(record: &StageRecord) -> stored::Stage {
     stored::Stage {
         job_id: record.stage.job.to_string(),
         stage: record.stage.stage.to_string(),
-        settled: record.precision.as_ref().map(|settled| stored::stage::Settled {
-            bf16: settled.precision == StagePrecision::Bf16,
-            why: settled.why.clone(),
+        precision_choice: record.precision.as_ref().map(|choice| stored::stage::PrecisionChoice {
+            bf16: choice.precision == StagePrecision::Bf16,
+            why: choice.why.clone(),
         }),
         ran_on: record
             .ran_on
@@ -175,9 +175,9 @@ fn stage_record_in(message: stored::Stage) -> Result<StageRecord, BadRecord> {
     };
     Ok(StageRecord {
         stage: stage_in(&message.job_id, &message.stage)?,
-        precision: message.settled.map(|settled| Settled {
-            precision: if settled.bf16 { StagePrecision::Bf16 } else { StagePrecision::F32 },
-            why: settled.why,
+        precision: message.precision_choice.map(|choice| PrecisionChoice {
+            precision: if choice.bf16 { StagePrecision::Bf16 } else { StagePrecision::F32 },
+            why: choice.why,
         }),
         ran_on: message
             .ran_on
@@ -438,8 +438,10 @@ mod tests {
         let part = |ranks, processor: &str| GangPart { ranks, processor: processor.into(), threads: 1 };
         Record::Stage(StageRecord {
             stage: stage(),
-            precision: precision
-                .map(|precision| Settled { precision, why: "node t runs bf16 at 0.12 of f32".into() }),
+            precision: precision.map(|precision| PrecisionChoice {
+                precision,
+                why: "node t runs bf16 at 0.12 of f32".into(),
+            }),
             ran_on: vec![
                 RanOn {
                     generation: Generation(1),

@@ -8,7 +8,7 @@ use crescendo_trainer_node::{Cli, Command, agent, rank};
 
 fn main() -> ExitCode {
     let command = Cli::parse().command;
-    // A process that asks libtorch anything before this never gets a GPU; what does not load is told where it is wanted.
+    // What does not load is told where a GPU is wanted.
     let _ = load_cuda();
     match command {
         Command::Agent(args) => run_agent(*args),

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Args;
 use crescendo_model::inspect::{Inspection, header_of, inspect};
-use crescendo_model::weights::WeightFiles;
+use crescendo_model::weight_files::WeightFiles;
 
 use crate::parity::Output;
 

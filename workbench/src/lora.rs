@@ -6,7 +6,8 @@ use anyhow::{Context as _, Result};
 use clap::{Args, Subcommand, ValueEnum};
 use crescendo_model::lora_export::{LoraFormat, convert};
 use crescendo_model::tch::Kind;
-use crescendo_model::weights::{TensorMap, WeightFiles, published_strings, save};
+use crescendo_model::weight_files::WeightFiles;
+use crescendo_model::weights::{TensorMap, published_strings, save};
 
 /// Work with adapter files.
 #[derive(Debug, Args)]

@@ -46,7 +46,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let command = Arguments::parse().command;
-    // A process that asks libtorch anything before this never gets a GPU; what does not load is told where it is wanted.
+    // What does not load is told where a GPU is wanted.
     let _ = load_cuda();
     run(command).unwrap_or_else(|error| {
         // As every other program of the project says it: one line, the causes in order.

@@ -138,6 +138,30 @@ fn what_several_agree_on_has_one_owner() {
     assert_eq!(owners.len(), CONTRACTS.len(), "each owner spells its own");
 }
 
+/// What chooses a training size, or brings a picture to one, by a piece of code that nothing else needs; and who has it.
+const TRAINING_SIZES: &[(&str, &[&str])] = &[
+    ("(320, 768)", &["crates/dataset/src/pictures/bucket.rs"]),
+    ("/ 16 * 16", &["crates/dataset/src/pictures/bucket.rs"]),
+    // OWLv2's own square is none of the training's sizes.
+    ("upsample_bilinear2d_aa", &["crates/model/src/owlv2.rs", "crates/model/src/pictures/bucket.rs"]),
+];
+
+#[test]
+fn training_sizes_are_chosen_and_filled_in_one_place() {
+    for (code, owners) in TRAINING_SIZES {
+        let found: Vec<PathBuf> = files(&repository())
+            .expect("list")
+            .into_iter()
+            .filter(|path| is_code(path))
+            .filter(|path| {
+                let text = std::fs::read_to_string(repository().join(path)).expect("read");
+                text.split("#[cfg(test)]").next().is_some_and(|text| text.contains(code))
+            })
+            .collect();
+        assert_eq!(found, owners.iter().map(PathBuf::from).collect::<Vec<_>>(), "{code}");
+    }
+}
+
 /// Packages whose programs compute.
 const COMPUTING: [&str; 3] = ["curator-node", "trainer-node", "workbench"];
 
@@ -171,7 +195,7 @@ const UNSAFE: &[&str] = &[
     "crates/collective/src/ffi.rs",
     "crates/collective/src/gloo.rs",
     "crates/collective/src/nccl.rs",
-    "crates/collective/src/nccl/library.rs",
+    "crates/collective/src/nccl_library.rs",
     "crates/device/src/cuda.rs",
     "crates/device/src/dynamic.rs",
     "crates/model/src/weights.rs",

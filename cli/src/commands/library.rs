@@ -10,7 +10,7 @@ use crescendo_dataset::{FolderRules, Problem, Severity, Subfolders};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
-use crate::args::common::{Common, Output};
+use crate::common_args::{Common, Output};
 use crate::failure::Failure;
 use crate::show;
 

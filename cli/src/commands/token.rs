@@ -14,7 +14,7 @@ use crescendo_core::ids::Tenant;
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
-use crate::args::common::{Common, Output};
+use crate::common_args::{Common, Output};
 use crate::failure::Failure;
 use crate::show::{self, json};
 

@@ -11,6 +11,7 @@ use crate::commands::{nodes, whoami};
 use crate::connect::{self, Controller, LOOK, brief};
 use crate::failure::Failure;
 use crate::show::words;
+use crate::wire::Wire;
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 const ANSWER: Duration = Duration::from_secs(5);
@@ -60,7 +61,7 @@ pub async fn check(controller: &Controller) -> Seen {
     Seen { checks, object_store: object_store.filter(|url| !url.is_empty()) }
 }
 
-async fn ask(wire: Result<connect::Wire, Failure>) -> Result<Answer, Check> {
+async fn ask(wire: Result<Wire, Failure>) -> Result<Answer, Check> {
     let name = "controller";
     let wire = wire.map_err(|failure| Check::failed(name, failure.to_string(), "correct the token"))?;
     let began = Instant::now();

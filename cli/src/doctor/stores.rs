@@ -12,10 +12,10 @@ use object_store::{ObjectStore, ObjectStoreExt as _, PutMode, PutOptions, PutPay
 
 use super::report::Check;
 use crate::args::StoreTls;
-use crate::connect::dialer;
 use crate::failure::Failure;
 use crate::objects::as_url;
 use crate::settings::Tls;
+use crate::wire::dialer;
 
 const WITHIN: Duration = Duration::from_secs(30);
 /// Below this an etcd is fast enough for every call to wait for it.

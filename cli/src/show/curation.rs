@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crescendo_proto::v1::{BenchedCurator, StageStatus, UnitFailure, UnitsUnderWay, WaitingCurator};
+use crescendo_proto::v1::{CuratorCooldown, StageStatus, UnitFailure, UnitsUnderWay, WaitingCurator};
 
 use super::words;
 
@@ -36,14 +36,14 @@ pub fn pace(stage: &StageStatus) -> Vec<String> {
 
 /// What goes wrong with its units and its curators, one line each. `later`: since this was told.
 pub fn troubles(stage: &StageStatus, later: Duration) -> Vec<String> {
-    let benched = stage.benched.iter().map(|benched| {
-        let BenchedCurator { node_id, reason, asked_again_in_seconds } = benched;
+    let cooldowns = stage.cooldowns.iter().map(|cooldown| {
+        let CuratorCooldown { node_id, reason, asked_again_in_seconds } = cooldown;
         let again = left(*asked_again_in_seconds, later).unwrap_or_else(|| "a moment".into());
         format!("{node_id} cannot open its source, asked again in {again}: {reason}")
     });
-    // What a benched curator said is told once.
+    // What a curator in cooldown said is told once.
     let told = |failure: &&UnitFailure| {
-        !stage.benched.iter().any(|b| b.node_id == failure.node_id && b.reason == failure.reason)
+        !stage.cooldowns.iter().any(|b| b.node_id == failure.node_id && b.reason == failure.reason)
     };
     let failure = stage.last_failure.iter().filter(told).map(|failure| {
         let UnitFailure { unit, node_id, reason, ago_seconds, retry_in_seconds } = failure;
@@ -58,7 +58,7 @@ pub fn troubles(stage: &StageStatus, later: Duration) -> Vec<String> {
         .waiting_curators
         .iter()
         .map(|WaitingCurator { node_id, reason }| format!("{node_id} waits and goes on by itself: {reason}"));
-    failure.chain(benched).chain(waiting).map(|line| words::one_line(&line)).collect()
+    failure.chain(cooldowns).chain(waiting).map(|line| words::one_line(&line)).collect()
 }
 
 /// What a person is to hear of a stage beside how far it is: its [`troubles`], and the last change of the kind of processor.
@@ -99,7 +99,7 @@ mod tests {
             ago_seconds: 12.0,
             retry_in_seconds: 8.0,
         };
-        let benched = BenchedCurator {
+        let cooldowns = CuratorCooldown {
             node_id: "curator-2".into(),
             reason: "cannot read /x".into(),
             asked_again_in_seconds: 25.0,
@@ -107,7 +107,7 @@ mod tests {
         let waiting = WaitingCurator { node_id: "curator-3".into(), reason: "judge: no\nanswer".into() };
         let stage = StageStatus {
             last_failure: Some(failure),
-            benched: vec![benched],
+            cooldowns: vec![cooldowns],
             waiting_curators: vec![waiting],
             ..StageStatus::default()
         };

@@ -2,7 +2,7 @@
 
 use crescendo_core::spec::Problem;
 use crescendo_proto::v1::{
-    BenchedCurator, Checkpoint, Histogram, Job, LogLine, Node, StageStatus, UnitFailure, UnitsUnderWay,
+    Checkpoint, CuratorCooldown, Histogram, Job, LogLine, Node, StageStatus, UnitFailure, UnitsUnderWay,
     WaitingCurator,
 };
 use prost_types::Timestamp;
@@ -67,7 +67,7 @@ fn stage(stage: &StageStatus) -> Value {
         "precisionReason": stage.precision_reason,
         "kindChanges": stage.kind_changes,
         "lastFailure": stage.last_failure.as_ref().map(failure),
-        "benched": stage.benched.iter().map(benched).collect::<Vec<_>>(),
+        "cooldowns": stage.cooldowns.iter().map(cooldown).collect::<Vec<_>>(),
         "waitingCurators": stage.waiting_curators.iter().map(waiting).collect::<Vec<_>>(),
         "underWay": stage.under_way.as_ref().map(under_way),
         "pairsPerMinute": stage.pairs_per_minute,
@@ -86,8 +86,8 @@ fn failure(failure: &UnitFailure) -> Value {
     })
 }
 
-fn benched(benched: &BenchedCurator) -> Value {
-    let BenchedCurator { node_id, reason, asked_again_in_seconds } = benched;
+fn cooldown(cooldown: &CuratorCooldown) -> Value {
+    let CuratorCooldown { node_id, reason, asked_again_in_seconds } = cooldown;
     json!({ "nodeId": node_id, "reason": reason, "askedAgainInSeconds": asked_again_in_seconds })
 }
 

@@ -1,7 +1,7 @@
 //! Requests, one by one: what they write, and what they are answered.
 
 use crescendo_core::access::Scope;
-use crescendo_core::decide::{curators_of, is_benched, reachable_curators};
+use crescendo_core::decide::{curators_of, is_cooling_down, reachable_curators};
 use crescendo_core::error::RequestError;
 use crescendo_core::explain::{View, explain};
 use crescendo_core::ids::{Generation, JobId, NodeId, StageRef, Timestamp};
@@ -139,7 +139,7 @@ impl Engine {
                     .check_holds(&commit.lease, &by)
                     .and_then(|()| transitions::commit_unit(&self.state, commit));
                 let answer = committed.map_err(Into::into).map(|committed| {
-                    self.observed.benches.lift(&stage, &node);
+                    self.observed.cooldowns.lift(&stage, &node);
                     self.observed.under_way.ended(&stage, &node);
                     self.write_all(committed.writes);
                     self.count_pairs(&stage, now);
@@ -275,7 +275,7 @@ impl Engine {
         }
     }
 
-    /// What a curator gets to make; a benched one waits.
+    /// What a curator gets to make; one in cooldown waits.
     fn lease_unit(
         &mut self,
         stage: &StageRef,
@@ -285,10 +285,10 @@ impl Engine {
     ) -> Answer<Lease> {
         self.observed.heard(node, now);
         let leased = transitions::lease_unit(&self.state, stage, node, policy, now);
-        let benched = is_benched(&self.observed, &self.limits, stage, node, now);
+        let cooldowns = is_cooling_down(&self.observed, &self.limits, stage, node, now);
         self.count_pairs(stage, now);
         let (lease, writes) = match leased? {
-            (Lease::Granted(_) | Lease::GivenUp(_), _) if benched => (Lease::Wait, Vec::new()),
+            (Lease::Granted(_) | Lease::GivenUp(_), _) if cooldowns => (Lease::Wait, Vec::new()),
             leased => leased,
         };
         self.write_all(writes);

@@ -9,13 +9,13 @@ use crate::leadership::{EngineHandle, Role};
 
 /// Tells callers who they are to this controller.
 pub struct Callers {
-    link: EngineHandle,
+    engine: EngineHandle,
     object_store_url: String,
 }
 
 impl Callers {
-    pub fn new(link: EngineHandle, object_store_url: String) -> Self {
-        Self { link, object_store_url }
+    pub fn new(engine: EngineHandle, object_store_url: String) -> Self {
+        Self { engine, object_store_url }
     }
 }
 
@@ -26,7 +26,7 @@ impl AccessService for Callers {
         request: Request<v1::WhoAmIRequest>,
     ) -> Result<Response<v1::WhoAmIResponse>, Status> {
         let caller = caller_of(&request)?;
-        let (leads, leader) = match self.link.role() {
+        let (leads, leader) = match self.engine.role() {
             Role::Leading { .. } => (true, String::new()),
             Role::Standby { leader } => (false, leader.unwrap_or_default()),
         };

@@ -11,12 +11,12 @@ use crate::services::{checked, job_id, stage_ref};
 
 /// The registry of checkpoints.
 pub struct Checkpoints {
-    link: EngineHandle,
+    engine: EngineHandle,
 }
 
 impl Checkpoints {
-    pub fn new(link: EngineHandle) -> Self {
-        Self { link }
+    pub fn new(engine: EngineHandle) -> Self {
+        Self { engine }
     }
 }
 
@@ -30,7 +30,7 @@ impl CheckpointService for Checkpoints {
         let checkpoint = checked(convert::checkpoint(request.into_inner().checkpoint))?;
         trail.on("checkpoint", format_args!("{}/step-{}", checkpoint.stage, checkpoint.step));
         let committed =
-            self.link.ask(|reply| engine::Request::CommitCheckpoint { checkpoint, by, reply }).await?;
+            self.engine.ask(|reply| engine::Request::CommitCheckpoint { checkpoint, by, reply }).await?;
         Ok(Response::new(committed))
     }
 
@@ -44,7 +44,7 @@ impl CheckpointService for Checkpoints {
         trail.on("job", &job);
         let stage = (!stage.is_empty()).then_some(stage);
         let checkpoints =
-            self.link.ask(|reply| engine::Request::ListCheckpoints { job, scope, stage, reply }).await?;
+            self.engine.ask(|reply| engine::Request::ListCheckpoints { job, scope, stage, reply }).await?;
         Ok(Response::new(v1::ListCheckpointsResponse { checkpoints }))
     }
 
@@ -58,7 +58,7 @@ impl CheckpointService for Checkpoints {
         let stage = stage_ref(&job_id, &stage)?;
         let generation = Generation(generation);
         trail.on("stage", &stage);
-        self.link
+        self.engine
             .ask(|reply| engine::Request::MarkDamaged { stage, generation, path, reason, by, reply })
             .await?;
         Ok(Response::new(v1::MarkCheckpointDamagedResponse {}))

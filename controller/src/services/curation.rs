@@ -11,12 +11,12 @@ use crate::services::{checked, node_id, stage_ref};
 
 /// Units and the registry of the pair log.
 pub struct Curation {
-    link: EngineHandle,
+    engine: EngineHandle,
 }
 
 impl Curation {
-    pub fn new(link: EngineHandle) -> Self {
-        Self { link }
+    pub fn new(engine: EngineHandle) -> Self {
+        Self { engine }
     }
 }
 
@@ -30,7 +30,7 @@ impl CurationService for Curation {
         let v1::LeaseUnitRequest { job_id, stage, node_id: node } = request.into_inner();
         let (stage, node) = (stage_ref(&job_id, &stage)?, node_id(&node)?);
         caller.check_acts_as(&node)?;
-        let leased = self.link.ask(|reply| engine::Request::LeaseUnit { stage, node, reply }).await?;
+        let leased = self.engine.ask(|reply| engine::Request::LeaseUnit { stage, node, reply }).await?;
         Ok(Response::new(leased))
     }
 
@@ -43,7 +43,7 @@ impl CurationService for Curation {
         let (lease, node) = (checked(convert::lease(lease))?, node_id(&node)?);
         caller.check_acts_as(&node)?;
         let by = caller.node;
-        let renewed = self.link.ask(|reply| engine::Request::RenewUnit { lease, node, by, reply }).await?;
+        let renewed = self.engine.ask(|reply| engine::Request::RenewUnit { lease, node, by, reply }).await?;
         Ok(Response::new(renewed))
     }
 
@@ -59,7 +59,7 @@ impl CurationService for Curation {
         caller.check_acts_as(&node)?;
         let by = caller.node;
         let committed =
-            self.link.ask(|reply| engine::Request::CommitUnit { commit, node, by, reply }).await?;
+            self.engine.ask(|reply| engine::Request::CommitUnit { commit, node, by, reply }).await?;
         Ok(Response::new(committed))
     }
 
@@ -75,8 +75,10 @@ impl CurationService for Curation {
         trail.on("unit", format_args!("{}/{}", lease.stage, lease.unit));
         caller.check_acts_as(&node)?;
         let by = caller.node;
-        let failed =
-            self.link.ask(|reply| engine::Request::FailUnit { lease, node, reason, fate, by, reply }).await?;
+        let failed = self
+            .engine
+            .ask(|reply| engine::Request::FailUnit { lease, node, reason, fate, by, reply })
+            .await?;
         Ok(Response::new(failed))
     }
 
@@ -91,7 +93,7 @@ impl CurationService for Curation {
         let stage = stage_ref(&job_id, &stage)?;
         trail.on("stage", &stage);
         let watch =
-            self.link.ask(|reply| engine::Request::WatchPairLog { stage, scope, from_unit, reply }).await?;
+            self.engine.ask(|reply| engine::Request::WatchPairLog { stage, scope, from_unit, reply }).await?;
         Ok(Response::new(ReceiverStream::new(watch)))
     }
 }

@@ -32,14 +32,14 @@ const FOLLOW_EVERY: Duration = Duration::from_secs(1);
 
 /// Submitting, looking, following, stopping.
 pub struct Jobs {
-    link: EngineHandle,
+    engine: EngineHandle,
     logs: LogHub,
     tasks: Tasks,
 }
 
 impl Jobs {
-    pub fn new(link: EngineHandle, logs: LogHub, tasks: Tasks) -> Self {
-        Self { link, logs, tasks }
+    pub fn new(engine: EngineHandle, logs: LogHub, tasks: Tasks) -> Self {
+        Self { engine, logs, tasks }
     }
 
     /// What the nodes make of the spec's precision, if it is to be warned of. A warning is not worth a failure: a
@@ -49,7 +49,7 @@ impl Jobs {
             return None;
         }
         let spec = spec.clone();
-        self.link.ask(|reply| engine::Request::Crawls { spec, reply }).await.ok().flatten()
+        self.engine.ask(|reply| engine::Request::Crawls { spec, reply }).await.ok().flatten()
     }
 }
 
@@ -103,7 +103,7 @@ impl JobService for Jobs {
         let trace = trace::parent_for_others(&span).or(submitted_from);
         let submission = Submission { request, spec: parsed, spec_json: spec_json.into(), trace };
         let (mut job, already_submitted) =
-            self.link.ask(|reply| engine::Request::Submit { submission, reply }).await?;
+            self.engine.ask(|reply| engine::Request::Submit { submission, reply }).await?;
         span.record("job", &job.job_id);
         trail.on("job", &job.job_id);
         job.resolved_spec_yaml.clone_from(&resolved_spec_yaml);
@@ -123,7 +123,7 @@ impl JobService for Jobs {
     ) -> Result<Response<v1::GetJobResponse>, Status> {
         let (scope, trail) = (caller_of(&request)?.scope(), trail_of(&request));
         let job = noted(&trail, job_id(&request.into_inner().job_id)?);
-        let job = self.link.ask(|reply| engine::Request::GetJob { job, scope, reply }).await?;
+        let job = self.engine.ask(|reply| engine::Request::GetJob { job, scope, reply }).await?;
         Ok(Response::new(v1::GetJobResponse { job: Some(job) }))
     }
 
@@ -133,7 +133,7 @@ impl JobService for Jobs {
     ) -> Result<Response<v1::ListJobsResponse>, Status> {
         let scope = caller_of(&request)?.scope();
         let request = request.into_inner();
-        let page = self.link.ask(|reply| engine::Request::ListJobs { request, scope, reply }).await?;
+        let page = self.engine.ask(|reply| engine::Request::ListJobs { request, scope, reply }).await?;
         Ok(Response::new(page))
     }
 
@@ -147,7 +147,7 @@ impl JobService for Jobs {
         let v1::WatchJobRequest { job_id: job, from_revision } = request.into_inner();
         let job = noted(&trail, job_id(&job)?);
         let watch =
-            self.link.ask(|reply| engine::Request::WatchJob { job, scope, from_revision, reply }).await?;
+            self.engine.ask(|reply| engine::Request::WatchJob { job, scope, from_revision, reply }).await?;
         Ok(Response::new(ReceiverStream::new(watch)))
     }
 
@@ -159,7 +159,7 @@ impl JobService for Jobs {
         let job = noted(&trail, job_id(&request.into_inner().job_id)?);
         let asked = job.clone();
         let mut told =
-            self.link.ask(|reply| engine::Request::ExplainJob { job: asked, scope, reply }).await?;
+            self.engine.ask(|reply| engine::Request::ExplainJob { job: asked, scope, reply }).await?;
         told.log_lines = match told.cause.as_str() {
             "failed" | "backoff" => self.logs.of_the_failed_rank(&job, FAILED_LINES),
             "pairs" | "curators_busy" => self.logs.complaints(&job, COMPLAINTS),
@@ -175,7 +175,7 @@ impl JobService for Jobs {
         let (scope, trail) = (caller_of(&request)?.scope(), trail_of(&request));
         let v1::CancelJobRequest { job_id: job, reason } = request.into_inner();
         let job = noted(&trail, job_id(&job)?);
-        let job = self.link.ask(|reply| engine::Request::CancelJob { job, scope, reason, reply }).await?;
+        let job = self.engine.ask(|reply| engine::Request::CancelJob { job, scope, reason, reply }).await?;
         Ok(Response::new(v1::CancelJobResponse { job: Some(job) }))
     }
 
@@ -200,7 +200,7 @@ impl JobService for Jobs {
         };
         let open = self.job_is_open(&job, &scope).await?;
         let (out, lines) = mpsc::channel(LINES_WAITING);
-        let reader = LogReader { link: self.link.clone(), logs: self.logs.clone(), job, scope, out };
+        let reader = LogReader { engine: self.engine.clone(), logs: self.logs.clone(), job, scope, out };
         let stop = self.tasks.stop_token();
         self.tasks.spawn(async move {
             tokio::select! {
@@ -215,7 +215,7 @@ impl JobService for Jobs {
 impl Jobs {
     async fn job_is_open(&self, job: &JobId, scope: &Scope) -> Result<bool, Status> {
         let (job, scope) = (job.clone(), scope.clone());
-        self.link.ask(|reply| engine::Request::JobExists { job, scope, reply }).await
+        self.engine.ask(|reply| engine::Request::JobExists { job, scope, reply }).await
     }
 }
 
@@ -227,7 +227,7 @@ fn noted(trail: &AuditContext, job: JobId) -> JobId {
 
 /// Feeds one reader of logs, at the reader's pace.
 struct LogReader {
-    link: EngineHandle,
+    engine: EngineHandle,
     logs: LogHub,
     job: JobId,
     scope: Scope,
@@ -261,7 +261,7 @@ impl LogReader {
             };
             if timed_out {
                 let (job, scope) = (self.job.clone(), self.scope.clone());
-                open = match self.link.ask(|reply| engine::Request::JobExists { job, scope, reply }).await {
+                open = match self.engine.ask(|reply| engine::Request::JobExists { job, scope, reply }).await {
                     Ok(open) => open,
                     Err(status) => {
                         // The reader has gone, or is told why it ends.

@@ -23,7 +23,7 @@ const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Sessions of nodes.
 pub struct Nodes {
-    link: EngineHandle,
+    engine: EngineHandle,
     logs: LogHub,
     units: UnitBoard,
     metrics: Metrics,
@@ -31,8 +31,8 @@ pub struct Nodes {
 }
 
 impl Nodes {
-    pub fn new(link: EngineHandle, logs: LogHub, units: UnitBoard, metrics: Metrics, tasks: Tasks) -> Self {
-        Self { link, logs, units, metrics, tasks }
+    pub fn new(engine: EngineHandle, logs: LogHub, units: UnitBoard, metrics: Metrics, tasks: Tasks) -> Self {
+        Self { engine, logs, units, metrics, tasks }
     }
 }
 
@@ -56,9 +56,9 @@ impl NodeService for Nodes {
         let node = introduction.record.id.clone();
         trail.on("node", &node);
         caller.check_acts_as(&node)?;
-        let opened = self.link.ask(|reply| engine::Request::OpenSession { introduction, reply }).await?;
+        let opened = self.engine.ask(|reply| engine::Request::OpenSession { introduction, reply }).await?;
         let session = NodeMessages {
-            link: self.link.clone(),
+            engine: self.engine.clone(),
             logs: self.logs.clone(),
             units: self.units.clone(),
             metrics: self.metrics.clone(),
@@ -80,7 +80,7 @@ impl NodeService for Nodes {
         request: Request<v1::ListNodesRequest>,
     ) -> Result<Response<v1::ListNodesResponse>, Status> {
         let scope = caller_of(&request)?.scope();
-        Ok(Response::new(self.link.ask(|reply| engine::Request::ListNodes { scope, reply }).await?))
+        Ok(Response::new(self.engine.ask(|reply| engine::Request::ListNodes { scope, reply }).await?))
     }
 
     async fn drain_node(
@@ -98,14 +98,14 @@ impl NodeService for Nodes {
             )));
         }
         let scope = caller.scope();
-        let node = self.link.ask(|reply| engine::Request::DrainNode { node, undo, scope, reply }).await?;
+        let node = self.engine.ask(|reply| engine::Request::DrainNode { node, undo, scope, reply }).await?;
         Ok(Response::new(v1::DrainNodeResponse { node: Some(node) }))
     }
 }
 
 /// What a node says in one session.
 struct NodeMessages {
-    link: EngineHandle,
+    engine: EngineHandle,
     logs: LogHub,
     units: UnitBoard,
     metrics: Metrics,
@@ -124,7 +124,7 @@ impl NodeMessages {
         }
         // An engine that is gone has forgotten the session anyway.
         let _ =
-            self.link.tell(engine::Request::CloseSession { node: self.node, session: self.session }).await;
+            self.engine.tell(engine::Request::CloseSession { node: self.node, session: self.session }).await;
     }
 
     fn not_understood(&self, refused: &RequestError) {
@@ -136,14 +136,16 @@ impl NodeMessages {
             Up::Hello(_) => Ok(()),
             Up::Heartbeat(_) => {
                 let (node, session) = (self.node.clone(), self.session);
-                self.link.tell(engine::Request::Heartbeat { node, session }).await
+                self.engine.tell(engine::Request::Heartbeat { node, session }).await
             }
             Up::NodeDrains(_) => {
                 let (node, session) = (self.node.clone(), self.session);
-                self.link.tell(engine::Request::NodeDrains { node, session }).await
+                self.engine.tell(engine::Request::NodeDrains { node, session }).await
             }
             Up::AttemptReport(report) => match convert::report(self.node.clone(), report) {
-                Ok(report) => self.link.tell(engine::Request::Report { session: self.session, report }).await,
+                Ok(report) => {
+                    self.engine.tell(engine::Request::Report { session: self.session, report }).await
+                }
                 Err(refused) => {
                     // One report that says nothing loses nothing else.
                     self.not_understood(&refused);

@@ -24,14 +24,14 @@ const NEXT_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Files of checkpoints, read by curators and handed on here.
 pub struct Objects {
-    link: EngineHandle,
+    engine: EngineHandle,
     relays: Relays,
     tasks: Tasks,
 }
 
 impl Objects {
-    pub fn new(link: EngineHandle, tasks: Tasks) -> Self {
-        Self { link, relays: Relays::default(), tasks }
+    pub fn new(engine: EngineHandle, tasks: Tasks) -> Self {
+        Self { engine, relays: Relays::default(), tasks }
     }
 }
 
@@ -53,15 +53,15 @@ impl ObjectService for Objects {
         })?;
         let read_id = expected.read_id.clone();
         let file = self
-            .link
+            .engine
             .ask(|reply| engine::Request::ReadFile { job, scope, path, name, read_id, reply })
             .await?;
         let (to, outgoing) = mpsc::channel(1);
-        let (stop, link) = (self.tasks.stop_token(), self.link.clone());
+        let (stop, engine) = (self.tasks.stop_token(), self.engine.clone());
         let ends = async move {
             tokio::select! {
                 () = stop.cancelled() => Status::unavailable("the controller stops"),
-                () = link.deposed() => Status::unavailable("this controller leads no more"),
+                () = engine.deposed() => Status::unavailable("this controller leads no more"),
             }
         };
         self.tasks.spawn(expected.forward(file, to, ends));

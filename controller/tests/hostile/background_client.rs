@@ -7,25 +7,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, ensure};
 use crescendo_proto::v1;
 use crescendo_proto::v1::job_service_client::JobServiceClient;
+use crescendo_testing::specs::SPEC;
 use crescendo_testing::until;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
-const SPEC: &str = "
-apiVersion: crescendo/v1
-kind: TrainingJob
-metadata: {name: neighbour}
-spec:
-  model: {preset: nano, precision: f32, weights: base.safetensors}
-  resources: {gpus: 2}
-  stages:
-    - name: stage-1
-      references: 1
-      data: {source: compose, subjects: subjects, pairs: 8, minPairs: 4, unitSize: 4}
-      train: {adapter: {rank: 4}, steps: 20, globalBatch: 2}
-";
 /// Limit of one call. The machine may be busy with other things.
 const CALL_DEADLINE: Duration = Duration::from_secs(20);
 const LIMIT: Duration = Duration::from_secs(60);

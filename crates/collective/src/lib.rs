@@ -26,6 +26,7 @@ mod ffi;
 mod gloo;
 mod group;
 mod nccl;
+mod nccl_library;
 mod rendezvous;
 
 pub use error::{CollectiveError, Result};

@@ -11,13 +11,11 @@
 
 #![allow(unsafe_code, reason = "calls NCCL")]
 
-mod library;
-
 use crate::backend::{Backend, Elementwise, InFlight};
 use crate::error::{CollectiveError, Result};
+use crate::nccl_library::{Config, IN_PROGRESS, Library, Status};
 use cudarc::driver::{CudaContext, CudaEvent, CudaStream, DriverError};
 use cudarc::nccl::sys::{ncclComm_t, ncclDataType_t, ncclRedOp_t, ncclUniqueId};
-use library::{Config, IN_PROGRESS, Library, Status};
 use std::ffi::{c_char, c_int};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -55,7 +55,7 @@ impl From<StagePrecision> for Precision {
 
 /// What `auto` has come to for a stage, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Settled {
+pub struct PrecisionChoice {
     pub precision: StagePrecision,
     /// One line, about a node and with the factor.
     pub why: String,

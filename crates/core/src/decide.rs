@@ -12,8 +12,8 @@ mod nodes;
 mod passes;
 mod plan;
 mod readers;
-pub(crate) mod settle;
 pub(crate) mod sources;
+pub(crate) mod stage_precision;
 
 pub use curation::curation_backlog_units;
 pub use limits::Limits;
@@ -34,7 +34,7 @@ pub fn decide(state: &ClusterState, seen: &Observed, limits: &Limits, now: Times
     let decided = jobs::decide_jobs(&nodes, &mut plan);
     let curation = curation::spread(&nodes, &decided);
     jobs::decide_curation(&nodes, &curation, &decided, &mut plan);
-    settle::decide_stages(&nodes, &curation, &decided.active, &mut plan);
+    stage_precision::decide_stages(&nodes, &curation, &decided.active, &mut plan);
     nodes::decide_sends(&nodes, &curation, &decided.active, &mut plan);
     plan
 }
@@ -75,8 +75,14 @@ pub fn reachable_curators(state: &ClusterState, seen: &Observed, limits: &Limits
 }
 
 /// Whether none of the stage's units is to be given to the curator: it has said that it cannot open the stage's source.
-pub fn is_benched(seen: &Observed, limits: &Limits, stage: &StageRef, node: &NodeId, now: Timestamp) -> bool {
-    seen.benches.get(stage, node, limits, now).is_some()
+pub fn is_cooling_down(
+    seen: &Observed,
+    limits: &Limits,
+    stage: &StageRef,
+    node: &NodeId,
+    now: Timestamp,
+) -> bool {
+    seen.cooldowns.get(stage, node, limits, now).is_some()
 }
 
 /// Nodes of one kind, by what can be done with them.

@@ -24,7 +24,7 @@
 //! | [`histogram`] | distributions of scores, which add up over units |
 //! | [`transitions`] | what a caller may ask for, and when it is refused |
 //! | [`secret`] | keys and tokens, and how they are kept out of text |
-//! | [`mod@bench`] | curators that cannot open what a stage is made of |
+//! | [`mod@cooldown`] | curators that cannot open what a stage is made of |
 //! | [`observed`] | what is seen of nodes and gangs; unknown is not failed |
 //! | [`under_way`] | how far the units are that curators work on |
 //! | [`arithmetic`] | what is kept of how nodes and gangs compute |
@@ -40,7 +40,7 @@
 
 pub mod access;
 pub mod arithmetic;
-pub mod bench;
+pub mod cooldown;
 pub mod decide;
 pub mod error;
 pub mod explain;

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use crate::bench::Benches;
+use crate::cooldown::Cooldowns;
 use crate::decide::Send;
 use crate::ids::{AttemptRef, Incarnation, NodeId, StageRef, Timestamp};
 use crate::under_way::UnitsUnderWay;
@@ -17,7 +17,7 @@ pub struct Observed {
     pub nodes: BTreeMap<NodeId, NodeView>,
     pub gangs: BTreeMap<StageRef, GangView>,
     /// Curators that cannot open a stage's source.
-    pub benches: Benches,
+    pub cooldowns: Cooldowns,
     /// How far the units are that curators work on.
     pub under_way: UnitsUnderWay,
     /// How the pairs of stages that are being made come; the [`MAX_TRENDS`] that were looked at last.
@@ -115,7 +115,7 @@ impl Observed {
             since,
             nodes: BTreeMap::new(),
             gangs: BTreeMap::new(),
-            benches: Benches::default(),
+            cooldowns: Cooldowns::default(),
             under_way: UnitsUnderWay::default(),
             trends: BTreeMap::new(),
         }
@@ -131,7 +131,7 @@ impl Observed {
         now: Timestamp,
     ) {
         if self.nodes.get(&node).is_some_and(|known| known.incarnation != incarnation) {
-            self.benches.lift_all_of(&node);
+            self.cooldowns.lift_all_of(&node);
             self.under_way.gone(&node);
         }
         let view = NodeView {
@@ -165,7 +165,7 @@ impl Observed {
     /// not be told from what comes after it.
     pub fn cannot_open(&mut self, stage: &StageRef, node: &NodeId, reason: &str, now: Timestamp) {
         if self.nodes.contains_key(node) {
-            self.benches.put(stage, node, reason, now);
+            self.cooldowns.put(stage, node, reason, now);
         }
     }
 

@@ -1,7 +1,7 @@
 //! The precision that a stage computes in. Where the spec says `auto` it is settled once for a stage, by what the nodes
 //! have measured of themselves, and kept: whatever comes later, the stage's attempts, ranks and curators compute alike.
 
-pub use crate::arithmetic::{Arithmetic, Settled, StagePrecision};
+pub use crate::arithmetic::{Arithmetic, PrecisionChoice, StagePrecision};
 use crate::records::{NodeKind, NodeRecord};
 use crate::spec::{JobSpec, ModelSpec, Precision};
 use crate::state::Stage;
@@ -29,7 +29,7 @@ fn speed(node: &NodeRecord) -> Speed {
 }
 
 /// Settles `auto` for the nodes that may work on a stage: bf16 if it is clearly faster on each of them, f32 otherwise.
-pub fn settle<'n>(nodes: impl IntoIterator<Item = &'n NodeRecord>) -> Settled {
+pub fn choose<'n>(nodes: impl IntoIterator<Item = &'n NodeRecord>) -> PrecisionChoice {
     let mut slowest: Option<(f64, &NodeRecord)> = None;
     let (mut unknown, mut any) = (None, None);
     for node in nodes {
@@ -44,7 +44,7 @@ pub fn settle<'n>(nodes: impl IntoIterator<Item = &'n NodeRecord>) -> Settled {
             }
         }
     }
-    let settled = |precision, why| Settled { precision, why };
+    let settled = |precision, why| PrecisionChoice { precision, why };
     match (slowest, unknown, any) {
         (Some((factor, node)), _, _) if factor < CLEARLY_FASTER => {
             settled(StagePrecision::F32, format!("{} runs bf16 at {} of f32", named(node), of_f32(factor)))
@@ -85,7 +85,7 @@ pub fn of_stage(spec: &JobSpec, stage: &Stage) -> Option<StagePrecision> {
     match spec.model.precision {
         Precision::F32 => Some(StagePrecision::F32),
         Precision::Bf16 => Some(StagePrecision::Bf16),
-        Precision::Auto => stage.settled().map(|settled| settled.precision),
+        Precision::Auto => stage.precision_choice().map(|settled| settled.precision),
     }
 }
 
@@ -95,7 +95,7 @@ pub fn spec_of_stage(spec: &JobSpec, stage: &Stage) -> Option<JobSpec> {
     if spec.model.precision != Precision::Auto {
         return None;
     }
-    let precision = stage.settled()?.precision.into();
+    let precision = stage.precision_choice()?.precision.into();
     Some(JobSpec { model: ModelSpec { precision, ..spec.model.clone() }, ..spec.clone() })
 }
 
@@ -116,11 +116,11 @@ pub fn crawls<'n>(spec: &JobSpec, nodes: impl IntoIterator<Item = &'n NodeRecord
 }
 
 /// The same of a stage that settled on bf16 and is worked on by these nodes, some of which may have come since.
-pub fn crawls_as_settled<'n>(
+pub fn crawls_as_chosen<'n>(
     stage: &Stage,
     nodes: impl IntoIterator<Item = &'n NodeRecord>,
 ) -> Option<String> {
-    let settled = stage.settled().filter(|settled| settled.precision == StagePrecision::Bf16);
+    let settled = stage.precision_choice().filter(|settled| settled.precision == StagePrecision::Bf16);
     settled?;
     Some(format!("bf16, as the stage was settled, runs at {}, and works on it", slow(nodes)?))
 }
@@ -171,7 +171,7 @@ mod tests {
     }
 
     fn settled(nodes: &[NodeRecord]) -> (StagePrecision, String) {
-        let Settled { precision, why } = settle(nodes);
+        let PrecisionChoice { precision, why } = choose(nodes);
         (precision, why)
     }
 

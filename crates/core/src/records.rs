@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
-use crate::arithmetic::{Arithmetic, RanOn, Settled};
+use crate::arithmetic::{Arithmetic, PrecisionChoice, RanOn};
 use crate::histogram::ScoreCounts;
 use crate::ids::{
     AttemptRef, Generation, Incarnation, JobId, NodeId, RequestId, StageRef, Tenant, Timestamp,
@@ -162,7 +162,7 @@ pub struct ShardRecord {
 pub struct StageRecord {
     pub stage: StageRef,
     /// What the spec's `precision: auto` has come to; none where the spec says it itself. Never changes.
-    pub precision: Option<Settled>,
+    pub precision: Option<PrecisionChoice>,
     /// The kinds of gangs that its numbers come from, oldest first; as far as they went into the newest checkpoint, or may
     /// go into the next.
     pub ran_on: Vec<RanOn>,

@@ -12,7 +12,7 @@
 //! | part | what it does |
 //! |---|---|
 //! | `tree` | YAML to a tree that knows where each value stands; size, depth and count are bounded |
-//! | `fields` | the table of fields: name, type, range, default, meaning |
+//! | `field`, `field_table`, `fields` | the table of fields: name, type, range, default, meaning; looking in it |
 //! | `reader` | takes one typed value out of the tree, by its row in the table |
 //! | `places` | where each field stands |
 //! | `scalar` | single values: numbers, what was found, what was meant |
@@ -24,6 +24,8 @@
 
 mod check;
 mod emit;
+mod field;
+mod field_table;
 mod fields;
 mod idle;
 mod places;
@@ -41,7 +43,9 @@ mod warnings;
 use std::fmt;
 
 pub use emit::to_yaml;
-pub use fields::{FIELDS, Field, markdown_table};
+pub use field::Field;
+pub use field_table::FIELDS;
+pub use fields::markdown_table;
 pub use places::Places;
 pub use types::*;
 pub use warning::Warning;

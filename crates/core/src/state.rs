@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::arithmetic::Settled;
+use crate::arithmetic::PrecisionChoice;
 use crate::ids::{Generation, JobId, NodeId, RequestId, StageRef, Timestamp};
 use crate::pairlog::PairLog;
 use crate::records::{
@@ -262,7 +262,7 @@ impl Job {
 
 impl Stage {
     /// What `precision: auto` has come to for it.
-    pub fn settled(&self) -> Option<&Settled> {
+    pub fn precision_choice(&self) -> Option<&PrecisionChoice> {
         self.record.as_ref()?.precision.as_ref()
     }
 

@@ -145,7 +145,7 @@ impl Cluster {
 
     /// What the stage computes in, and why.
     fn precision(&self, job: &JobId) -> (StagePrecision, &str) {
-        let settled = self.stage(job).settled().expect("a node works on it");
+        let settled = self.stage(job).precision_choice().expect("a node works on it");
         (settled.precision, &settled.why)
     }
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crescendo_core::decide::{Limits, PendingReason, decide, is_benched, reachable_curators};
+use crescendo_core::decide::{Limits, PendingReason, decide, is_cooling_down, reachable_curators};
 use crescendo_core::explain::{View, explain};
 use crescendo_core::ids::{Generation, Incarnation, JobId, NodeId, RequestId, StageRef, Timestamp};
 use crescendo_core::job::JobState;
@@ -161,7 +161,7 @@ impl World {
             self.limits.unit_policy(reachable_curators(&self.state, &self.seen, &self.limits, self.now));
         let (lease, writes) =
             transitions::lease_unit(&self.state, stage, &node(n), &policy, self.now).expect("it exists");
-        if is_benched(&self.seen, &self.limits, stage, &node(n), self.now) {
+        if is_cooling_down(&self.seen, &self.limits, stage, &node(n), self.now) {
             return None;
         }
         self.apply(writes);
@@ -195,7 +195,7 @@ impl World {
             };
             if let Ok(committed) = transitions::commit_unit(&self.state, commit) {
                 self.apply(committed.writes);
-                self.seen.benches.lift(&stage, &node(n));
+                self.seen.cooldowns.lift(&stage, &node(n));
             }
         } else {
             let fate = UnitFate::Failed(FailureKind::Source);
@@ -254,7 +254,7 @@ fn the_word_of_a_single_curator_decides_at_once() {
 }
 
 #[test]
-fn one_that_says_so_alone_is_benched_and_the_others_go_on() {
+fn one_that_says_so_alone_cools_down_and_the_others_go_on() {
     let mut world = World::new(&[false, true]);
     let job = world.submit("trial");
     assert_eq!((world.work(0), world.work(0)), (1, 0), "it is asked once");
@@ -263,13 +263,13 @@ fn one_that_says_so_alone_is_benched_and_the_others_go_on() {
     }
     let stage = &world.state.job(&job).expect("there").stages[0];
     assert_eq!(stage.log.committed(), 20, "and unit 0 was tried again");
-    let benched: Vec<String> = world
+    let cooldowns: Vec<String> = world
         .seen
-        .benches
+        .cooldowns
         .of(&stage.id, &world.limits, world.now)
-        .map(|(node, bench)| format!("{node}: {}", bench.reason))
+        .map(|(node, cooldown)| format!("{node}: {}", cooldown.reason))
         .collect();
-    assert_eq!(benched, [format!("c-0: {PATH}")]);
+    assert_eq!(cooldowns, [format!("c-0: {PATH}")]);
     world.wait(30);
     // Asked again after a while, then after twice as long.
     assert_eq!((world.work(0), world.work(0)), (1, 0));
@@ -480,7 +480,7 @@ proptest! {
                     world.settle();
                 }
             }
-            // Looked at after each act: one that can, is in sight and was not benched before it could.
+            // Looked at after each act: one that can, is in sight and was in no cooldown before it could.
             let able = |n: &usize| {
                 let curator = &world.curators[*n];
                 curator.can_open && curator.connected

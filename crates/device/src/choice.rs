@@ -52,6 +52,14 @@ impl DeviceChoice {
     }
 }
 
+/// What a node says that it computes on: `cpu` or `cuda`.
+pub fn kind(device: Device) -> &'static str {
+    match device {
+        Device::Cuda(_) => "cuda",
+        _ => "cpu",
+    }
+}
+
 /// GPUs that libtorch sees; none before [`load_cuda`].
 pub fn count() -> u32 {
     u32::try_from(Cuda::device_count()).unwrap_or(0)

@@ -25,7 +25,8 @@ pub enum DeviceError {
 
 type Result<T> = std::result::Result<T, DeviceError>;
 
-/// Loads libtorch's CUDA kernels into this process, once; the first thing that a `main` does which may compute.
+/// Loads libtorch's CUDA kernels into this process, once; the first thing that a `main` does which may compute, since a
+/// process that asks libtorch anything before it never gets a GPU.
 ///
 /// `Ok(false)` on a machine without an NVIDIA driver; an error where there is a driver but libtorch's CUDA libraries do
 /// not load, which tells what is missing.

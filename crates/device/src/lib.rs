@@ -13,5 +13,5 @@ pub mod choice;
 pub mod cuda;
 pub mod dynamic;
 
-pub use choice::{DeviceChoice, Gpus, open, parse};
+pub use choice::{DeviceChoice, Gpus, kind, open, parse};
 pub use cuda::{DeviceError, load_cuda};

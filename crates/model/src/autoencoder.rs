@@ -27,7 +27,8 @@ use crate::error::{ModelError, Result};
 use crate::layers::cast;
 use crate::params::{Loader, ParamSource, SeededInit};
 use crate::randomness::NormalStream;
-use crate::weights::{TensorMap, WeightFiles};
+use crate::weight_files::WeightFiles;
+use crate::weights::TensorMap;
 
 /// The autoencoder.
 #[derive(Debug)]

@@ -27,7 +27,8 @@ pub use vision::{ClipVision, ClipVisionOutput};
 use crate::error::{ModelError, Result};
 use crate::layers::{Linear, cast};
 use crate::params::{Init, Loader, ParamSource, SeededInit};
-use crate::weights::{TensorMap, WeightFiles};
+use crate::weight_files::WeightFiles;
+use crate::weights::TensorMap;
 
 /// Both towers with their projections into one space.
 #[derive(Debug)]

@@ -12,7 +12,8 @@ use crate::error::Result;
 use crate::layers::cast;
 use crate::params::{Loader, ParamSource, SeededInit};
 use crate::vit::{Naming, Vit, unit_length};
-use crate::weights::{TensorMap, WeightFiles};
+use crate::weight_files::WeightFiles;
+use crate::weights::TensorMap;
 
 pub use crate::vit::{PositionRule, VitConfig as DinoConfig, normalised};
 

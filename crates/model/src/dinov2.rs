@@ -14,7 +14,8 @@ use crate::error::{ModelError, Result};
 use crate::params::{Init, Loader, ParamSource};
 use crate::randomness::NormalStream;
 use crate::vit::{Naming, Vit, unit_length};
-use crate::weights::{TensorMap, WeightFiles};
+use crate::weight_files::WeightFiles;
+use crate::weights::TensorMap;
 
 pub use crate::vit::{PositionRule, VitConfig as DinoV2Config, normalised};
 

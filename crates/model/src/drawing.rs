@@ -5,15 +5,9 @@
 //!                  references, ├─ codec ────────┼─▶ sampler (transformer + adapter) ─▶ codec ─▶ picture
 //!                  noise }     └─ noise ────────┘
 //! ```
-//!
-//! [`EncoderFiles`] says where the networks around the transformer lie, and loads them.
-
-mod files;
 
 use image::RgbImage;
 use tch::{Kind, Tensor};
-
-pub use files::EncoderFiles;
 
 use crate::codec::{EncodedText, LatentCodec, TextEncoder};
 use crate::config::Preset;

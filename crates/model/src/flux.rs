@@ -36,7 +36,8 @@ use crate::config::FluxConfig;
 use crate::error::{ModelError, Result};
 use crate::lora::LoraAdapter;
 use crate::params::{Loader, Noise, Outline, ParamSource, SeededInit};
-use crate::weights::{TensorMap, WeightFiles};
+use crate::weight_files::WeightFiles;
+use crate::weights::TensorMap;
 
 /// The transformer: configuration and weights.
 #[derive(Debug)]

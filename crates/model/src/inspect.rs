@@ -17,7 +17,7 @@ use serde::Serialize;
 use crate::config::FluxConfig;
 use crate::error::{ProblemKind, Result, TensorProblem};
 use crate::params::FLOAT_DTYPES;
-use crate::weights::WeightFiles;
+use crate::weight_files::WeightFiles;
 
 /// One tensor as the header describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -31,6 +31,7 @@ pub mod config;
 pub mod dino;
 pub mod dinov2;
 pub mod drawing;
+pub mod encoder_files;
 mod error;
 pub mod flux;
 pub mod flux_text;
@@ -56,6 +57,7 @@ pub mod training;
 mod transformer;
 pub mod unope;
 mod vit;
+pub mod weight_files;
 pub mod weights;
 
 pub use config::{FluxConfig, Preset};

@@ -16,7 +16,8 @@ use crate::error::{ModelError, ProblemKind, Result, TensorProblem};
 use crate::layers::cast;
 use crate::params::{Init, Loader, ParamSource};
 use crate::randomness::NormalStream;
-use crate::weights::{self, TensorMap, WeightFiles};
+use crate::weight_files::WeightFiles;
+use crate::weights::{self, TensorMap};
 
 /// One low-rank update: `down` `[rank, in]`, `up` `[out, rank]`.
 #[derive(Debug)]

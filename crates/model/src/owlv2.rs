@@ -29,7 +29,8 @@ use towers::{TextTower, VisionTower};
 use crate::error::{ModelError, Result};
 use crate::layers::cast;
 use crate::params::{Loader, ParamSource, SeededInit};
-use crate::weights::{TensorMap, WeightFiles};
+use crate::weight_files::WeightFiles;
+use crate::weights::TensorMap;
 
 /// Channel means and deviations that pictures in `[0, 1]` are normalised with (CLIP's, as published).
 const MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];

@@ -1,15 +1,13 @@
 //! Where a network's weights come from: files, a map of tensors, or a seed.
 
-#[cfg(test)]
-pub(crate) mod testing;
-
 use std::collections::BTreeSet;
 
 use tch::{Device, Kind, Tensor};
 
 use crate::error::{ModelError, ProblemKind, Result, TensorProblem};
 use crate::randomness::NormalStream;
-use crate::weights::{TensorMap, WeightFiles};
+use crate::weight_files::WeightFiles;
+use crate::weights::TensorMap;
 
 /// How a fresh weight starts.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -227,6 +225,36 @@ impl ParamSource for Noise {
         // Expanding costs nothing; the reshape makes the one copy.
         let long = scaled.f_unsqueeze(0)?.f_expand([repeats, NOISE_LEN], false)?.f_reshape([-1])?;
         Ok(long.f_narrow(0, 0, numel)?.f_view(shape)?)
+    }
+}
+
+/// Sources of weights for tests of networks.
+#[cfg(test)]
+pub(crate) mod testing {
+    use tch::Tensor;
+
+    use super::{Init, ParamSource};
+    use crate::error::Result;
+    use crate::weights::TensorMap;
+
+    /// Hands on what another source gives, and keeps it by name.
+    pub(crate) struct Recorder<S> {
+        inner: S,
+        pub tensors: TensorMap,
+    }
+
+    impl<S> Recorder<S> {
+        pub fn new(inner: S) -> Self {
+            Self { inner, tensors: TensorMap::new() }
+        }
+    }
+
+    impl<S: ParamSource> ParamSource for Recorder<S> {
+        fn take(&mut self, name: &str, shape: &[i64], init: Init) -> Result<Tensor> {
+            let tensor = self.inner.take(name, shape, init)?;
+            self.tensors.insert(name.to_owned(), tensor.shallow_clone());
+            Ok(tensor)
+        }
     }
 }
 

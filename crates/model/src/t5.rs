@@ -20,7 +20,8 @@ use crate::layers::{Linear, cast, join_heads, split_heads};
 use crate::params::{Init, Loader, ParamSource, SeededInit};
 use crate::published::{check_eps, check_range, config_beside, read_config};
 use crate::tokenizer::check_ids;
-use crate::weights::{TensorMap, WeightFiles};
+use crate::weight_files::WeightFiles;
+use crate::weights::TensorMap;
 
 /// The feed-forward part of a block, by its name in published configurations.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

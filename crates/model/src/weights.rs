@@ -5,8 +5,6 @@
 
 #![allow(unsafe_code, reason = "weight files are mapped into memory")]
 
-mod shards;
-
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -18,8 +16,6 @@ use safetensors::tensor::{Metadata, SafeTensors};
 use tch::{Device, Kind, Tensor};
 
 use crate::error::{ModelError, Result};
-
-pub use shards::WeightFiles;
 
 /// Tensors by name, in the order of their names.
 pub type TensorMap = BTreeMap<String, Tensor>;
@@ -115,7 +111,7 @@ impl TensorFile {
     }
 }
 
-fn broken(path: &Path, reason: String) -> ModelError {
+pub(crate) fn broken(path: &Path, reason: String) -> ModelError {
     ModelError::File { path: path.to_owned(), reason }
 }
 

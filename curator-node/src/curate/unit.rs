@@ -1,10 +1,9 @@
 //! One unit of curation: candidates in, a shard out. Runs on the curation thread.
 
-mod error;
-
 use crate::candidates::Rejected;
 use crate::counts::Counts;
 use crate::curate::review::RejectedSample;
+use crate::curate::unit_error::UnitError;
 use crate::filters::judge::Judge;
 use crate::filters::similarity::SimilarityFilter;
 use crate::llm::network::LlmContext;
@@ -19,8 +18,6 @@ use crescendo_dataset::pair::Pair;
 use crescendo_dataset::shard::{ShardBytes, ShardWriter};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-
-pub use error::UnitError;
 
 /// Pairs that are judged at once.
 const JUDGED_AT_ONCE: usize = 32;

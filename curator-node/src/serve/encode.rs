@@ -7,7 +7,7 @@ use crescendo_core::spec::ModelSpec;
 use crescendo_dataset::pair::Pair;
 use crescendo_model::Result;
 use crescendo_model::codec::{BYTE_OFFSET, BYTE_SCALE, LatentBytes, LatentCodec, TextEncoder};
-use crescendo_model::drawing::EncoderFiles;
+use crescendo_model::encoder_files::EncoderFiles;
 use crescendo_model::of_spec::compute_kind;
 use crescendo_model::tch::{self, Device, Kind, Tensor};
 use crescendo_proto::v1::{DataType, EncodedPair, EncodedText, TensorData};

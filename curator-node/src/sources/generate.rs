@@ -13,8 +13,6 @@
 //!
 //! A pair is a function of (spec, seed, stage, candidate) and, in its last bits, of the kind of machine that draws.
 
-mod captions;
-
 use crate::candidates::CandidateBatch;
 use crate::images;
 use crate::llm::network::LlmContext;
@@ -22,13 +20,12 @@ use crate::paths::PathResolver;
 use crate::pipeline::{DiffusionPipeline, ModelContext};
 use crate::rng::SeededRng;
 use crate::sources::SourceError;
+use crate::sources::captions::{SETTINGS, Wanted, captions};
 use crate::sources::compose::{
     ComposeError, HoldOut, Library, Scene, hold_out, tell_held_out, tell_problems,
 };
 use crate::sources::panel_split::{self, Arrangement, PanelSplitError};
 use crate::sources::prompts::PromptBook;
-pub(crate) use captions::SETTINGS;
-use captions::captions;
 use crescendo_core::rejection::Rejection;
 use crescendo_core::spec::{
     GenerateSpec, JobSpec, ModelPreset, PanelArrangement, PanelShapes, Positions, StageSpec,
@@ -41,25 +38,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
-/// What prompts without names call the subject.
-const NAMELESS: &str = "the subject";
 /// Longer side to which a library's pictures would be shrunk; only its words are read here.
 const UNUSED_LIMIT: usize = 64;
-
-/// What one drawing is to show.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Wanted {
-    /// Which subject it is, for provenance.
-    pub id: String,
-    /// How the drawing's caption calls it.
-    pub subject: String,
-    /// Whether the pair's prompt calls it so too; otherwise only the reference tells what it looks like.
-    pub named: bool,
-    /// What the first panel shows, and the second: for nano the scene alone, else a line that names the subject.
-    pub scenes: [String; 2],
-    /// What the second panel shows beside it.
-    pub companion: Option<String>,
-}
 
 /// A drawing before it is split, with what was asked for.
 #[derive(Debug)]

@@ -25,8 +25,8 @@ use crate::paths::PathResolver;
 use crate::pipeline::{DiffusionPipeline, ModelContext};
 use crate::rng::SeededRng;
 use crate::sources::SourceError;
+use crate::sources::captions::{NAMELESS, SETTINGS};
 use crate::sources::compose::{Composer, Region, Scene};
-use crate::sources::generate::SETTINGS;
 use crescendo_core::rejection::Rejection;
 use crescendo_core::spec::{
     ComposeLayout, ComposeSpec, CropSpec, DataSource, JobSpec, ModelPreset, Positions, StageSpec,
@@ -40,9 +40,6 @@ use image::imageops::crop_imm;
 use serde_json::json;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-
-/// What captions without names call a subject.
-const NAMELESS: &str = "the subject";
 
 /// Pairs of an earlier stage, at the place of one unit.
 #[derive(Clone, Debug, Default)]

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use crescendo_dataset::pictures::reference::{self, FLUX_MULTIPLE};
 use crescendo_device::DeviceChoice;
 use crescendo_model::codec::{LatentCodec, TextEncoder};
-use crescendo_model::drawing::EncoderFiles;
+use crescendo_model::encoder_files::EncoderFiles;
 use crescendo_model::flux_text::FluxTextPaths;
 use crescendo_model::tch::{Device, Kind};
 use crescendo_model::{FluxConfig, Preset};

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::decide::passes::{CurationAssignments, Decided};
-use crate::decide::{DecideContext, settle};
+use crate::decide::{DecideContext, stage_precision};
 use crate::ids::{NodeId, StageRef};
 use crate::job::JobState;
 use crate::records::NodeKind;
@@ -23,8 +23,9 @@ pub(super) fn spread(nodes: &DecideContext<'_>, decided: &Decided<'_>) -> Curati
     // A stage that trains while it still lacks pairs has every curator already.
     let mut make: Vec<StageRef> = open
         .filter_map(|job| {
-            let begins =
-                |stage: &StageRef| may_begin(job, stage, decided) && !settle::is_open(nodes, job, stage);
+            let begins = |stage: &StageRef| {
+                may_begin(job, stage, decided) && !stage_precision::is_open(nodes, job, stage)
+            };
             stage_to_make(job).filter(begins)
         })
         .filter(|stage| !serve.contains(stage))
@@ -34,7 +35,7 @@ pub(super) fn spread(nodes: &DecideContext<'_>, decided: &Decided<'_>) -> Curati
     let quota = if make.is_empty() { 0 } else { curators.len().div_ceil(make.len()) };
     let mut makers: BTreeMap<&StageRef, usize> = make.iter().map(|stage| (stage, 0)).collect();
     let mut chosen: BTreeMap<&NodeId, &StageRef> = BTreeMap::new();
-    let can_open = |stage: &StageRef, node: &NodeId| nodes.bench(stage, node).is_none();
+    let can_open = |stage: &StageRef, node: &NodeId| nodes.cooldown(stage, node).is_none();
     for (record, view) in &curators {
         let stays = make.iter().find(|stage| {
             view.curating.contains(*stage)

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::decide::passes::{Active, CurationAssignments, Decided, Lacking};
-use crate::decide::{Change, DecideContext, PendingReason, Plan, settle, sources};
+use crate::decide::{Change, DecideContext, PendingReason, Plan, sources, stage_precision};
 use crate::ids::{AttemptRef, NodeId, StageRef, Timestamp};
 use crate::job::{JobEvent, JobState};
 use crate::observed::NodeReport;
@@ -79,7 +79,7 @@ pub(super) fn decide_curation(
             }
         } else if curation.wanted.is_empty() {
             PendingReason::NoCurator
-        } else if settle::is_open(nodes, job, &stage.id) {
+        } else if stage_precision::is_open(nodes, job, &stage.id) {
             PendingReason::NoTrainer
         } else {
             sources::wait(nodes, stage).unwrap_or(PendingReason::CuratorsBusy)

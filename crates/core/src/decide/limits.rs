@@ -30,8 +30,8 @@ pub struct Limits {
     pub unit_backoff: Duration,
     pub max_unit_backoff: Duration,
     /// A curator that cannot open a stage's source is asked again after this; twice as long each further time.
-    pub bench: Duration,
-    pub max_bench: Duration,
+    pub cooldown: Duration,
+    pub max_cooldown: Duration,
     /// Where a stage's source could be opened before, its job fails once no curator can for this long.
     pub source_lost_after: Duration,
     /// Units under way past the readable prefix: `base + per_curator * curators`.
@@ -56,8 +56,8 @@ impl Default for Limits {
             max_unit_leases: 16,
             unit_backoff: Duration::from_secs(3),
             max_unit_backoff: Duration::from_secs(60),
-            bench: Duration::from_secs(30),
-            max_bench: Duration::from_secs(600),
+            cooldown: Duration::from_secs(30),
+            max_cooldown: Duration::from_secs(600),
             source_lost_after: Duration::from_secs(60),
             look_ahead_base: 4,
             look_ahead_per_curator: 2,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use crate::ids::{AttemptRef, JobId, NodeId, StageRef};
-use crate::precision::Settled;
+use crate::precision::PrecisionChoice;
 use crate::processor::{GangKind, KindChange};
 use crate::quotas::gigabytes;
 use crate::records::Write;
@@ -52,9 +52,9 @@ pub enum Change {
         handed_over: bool,
     },
     /// What the stage's nodes compute in, from now on.
-    PrecisionSettled {
+    PrecisionChosen {
         stage: StageRef,
-        settled: Settled,
+        choice: PrecisionChoice,
     },
     /// It goes on from its checkpoint with other last bits than before.
     KindChanged {

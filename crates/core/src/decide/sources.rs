@@ -1,6 +1,6 @@
 //! Whether anyone can open what a stage is made of.
 //!
-//! A curator that cannot is [benched](crate::bench) for the stage, and the others go on. Once all have said so the stage is
+//! A curator that cannot is [in a cooldown](crate::cooldown) for the stage, and the others go on. Once all have said so the stage is
 //! given up, under these conditions, so that no job is failed by who happens to be there:
 //!
 //! * every curator that is in sight has spoken, and every known one that may still come back after a restart of the
@@ -9,7 +9,7 @@
 //! * if pairs of the stage were made before, or are trained on, somebody could open it once: then it is waited for
 //!   [`Limits::source_lost_after`](super::Limits), and a gang that steps is left alone.
 
-use crate::bench::Bench;
+use crate::cooldown::Cooldown;
 use crate::decide::{DecideContext, PendingReason};
 use crate::ids::{NodeId, StageRef};
 use crate::records::{NodeKind, NodeRecord, UnitRecord, UnitState};
@@ -21,8 +21,8 @@ const MAX_NAMED: usize = 3;
 
 impl<'a> DecideContext<'a> {
     /// What the curator has said of the stage, if none of its units is to be given to it.
-    pub(crate) fn bench(&self, stage: &StageRef, node: &NodeId) -> Option<&'a Bench> {
-        self.seen.benches.get(stage, node, self.limits, self.now)
+    pub(crate) fn cooldown(&self, stage: &StageRef, node: &NodeId) -> Option<&'a Cooldown> {
+        self.seen.cooldowns.get(stage, node, self.limits, self.now)
     }
 
     /// It is at work, or may be again in a moment.
@@ -44,13 +44,13 @@ pub(super) fn nobody_opens(nodes: &DecideContext<'_>, stage: &Stage, needed: u64
         return None;
     }
     let curators = nodes.state.nodes().filter(|record| nodes.may_speak(record));
-    let said: Vec<(&NodeId, &Bench)> = curators
-        .map(|record| Some((&record.id, nodes.bench(&stage.id, &record.id)?)))
+    let said: Vec<(&NodeId, &Cooldown)> = curators
+        .map(|record| Some((&record.id, nodes.cooldown(&stage.id, &record.id)?)))
         .collect::<Option<_>>()?;
-    let since = said.iter().map(|(_, bench)| bench.since).max()?;
+    let since = said.iter().map(|(_, cooldown)| cooldown.since).max()?;
     let works = |unit: &UnitRecord| match &unit.state {
         UnitState::Leased { node, expires_at } => {
-            *expires_at > nodes.now && nodes.bench(&stage.id, node).is_none()
+            *expires_at > nodes.now && nodes.cooldown(&stage.id, node).is_none()
         }
         UnitState::Free { .. } | UnitState::Done(_) => false,
     };
@@ -78,18 +78,18 @@ pub(super) fn nobody_opens(nodes: &DecideContext<'_>, stage: &Stage, needed: u64
     Some(format!("stage {} cannot be made: {}", stage.id.stage, told(&said)?))
 }
 
-/// What the stage waits for, if every curator that could be given work is benched for it.
+/// What the stage waits for, if every curator that could be given work is in a cooldown for it.
 pub(crate) fn wait(nodes: &DecideContext<'_>, stage: &Stage) -> Option<PendingReason> {
     let curators = nodes.open_to_work(NodeKind::Curator);
-    let said: Vec<(&NodeId, &Bench)> = curators
-        .map(|(record, _)| Some((&record.id, nodes.bench(&stage.id, &record.id)?)))
+    let said: Vec<(&NodeId, &Cooldown)> = curators
+        .map(|(record, _)| Some((&record.id, nodes.cooldown(&stage.id, &record.id)?)))
         .collect::<Option<_>>()?;
     Some(PendingReason::Source { stage: stage.id.stage.to_string(), told: told(&said)? })
 }
 
 /// `c-1 cannot open its source: …`, or of several `c-1, c-2 and 3 more cannot open …`; `None` of none.
-fn told(said: &[(&NodeId, &Bench)]) -> Option<String> {
-    let (_, newest) = said.iter().max_by_key(|(_, bench)| bench.at)?;
+fn told(said: &[(&NodeId, &Cooldown)]) -> Option<String> {
+    let (_, newest) = said.iter().max_by_key(|(_, cooldown)| cooldown.at)?;
     let named: Vec<&str> = said.iter().take(MAX_NAMED).map(|(node, _)| node.as_str()).collect();
     let more = match said.len().saturating_sub(MAX_NAMED) {
         0 => String::new(),

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::words::{count, seconds, span};
 use super::{Explanation, View};
-use crate::bench::Bench;
+use crate::cooldown::Cooldown;
 use crate::ids::NodeId;
 use crate::records::{NodeKind, UnitFailure, UnitState};
 use crate::rejection::Rejection;
@@ -49,15 +49,15 @@ pub(super) fn waiting(view: &View<'_>, job: &Job, index: usize, stage: &Stage, n
     let missing = needed.saturating_sub(forecast.committed);
     let mut findings = vec![pace(view, stage, &forecast, missing)];
     findings.extend(under_way(view, stage));
-    let benched_says = |failure: &UnitFailure| {
-        let bench = view.seen.benches.get(&stage.id, &failure.node, view.limits, view.now);
-        bench.is_some_and(|bench| bench.reason == failure.reason)
+    let cooling_down_says = |failure: &UnitFailure| {
+        let cooldown = view.seen.cooldowns.get(&stage.id, &failure.node, view.limits, view.now);
+        cooldown.is_some_and(|cooldown| cooldown.reason == failure.reason)
     };
-    // What a benched curator said is told once.
-    if !stage.log.last_failure().is_some_and(|(_, failure)| benched_says(failure)) {
+    // What a curator in cooldown said is told once.
+    if !stage.log.last_failure().is_some_and(|(_, failure)| cooling_down_says(failure)) {
         findings.extend(last_failure(view, stage));
     }
-    findings.extend(benched(view, stage));
+    findings.extend(cooldowns(view, stage));
     findings.extend(turned_down(stage));
     let empty = stage.log.empty_in_a_row();
     if empty > 0 {
@@ -97,7 +97,7 @@ fn pace(view: &View<'_>, stage: &Stage, forecast: &PairForecast, missing: u64) -
 /// No curator can open what the stage is made of.
 pub(super) fn without_source(view: &View<'_>, job: &Job, index: usize, stage: &Stage) -> Explanation {
     let forecast = PairForecast::of(view, job, index, stage);
-    let mut findings = benched(view, stage);
+    let mut findings = cooldowns(view, stage);
     findings.push(format!(
         "{} of the {} pairs that training starts with are there; if this lasts the job fails",
         forecast.committed, forecast.needed
@@ -135,13 +135,13 @@ pub(super) fn last_failure(view: &View<'_>, stage: &Stage) -> Option<String> {
 }
 
 /// Curators that are not asked for the stage, with what they said.
-fn benched(view: &View<'_>, stage: &Stage) -> Vec<String> {
-    let benched = view.seen.benches.of(&stage.id, view.limits, view.now).take(super::MAX_NODES);
-    let line = |(node, bench): (&NodeId, &Bench)| {
-        let again = span(bench.until(view.limits).since(view.now));
-        format!("{node} cannot open the source, and is asked again in {again}: {}", bench.reason)
+fn cooldowns(view: &View<'_>, stage: &Stage) -> Vec<String> {
+    let cooldowns = view.seen.cooldowns.of(&stage.id, view.limits, view.now).take(super::MAX_NODES);
+    let line = |(node, cooldown): (&NodeId, &Cooldown)| {
+        let again = span(cooldown.until(view.limits).since(view.now));
+        format!("{node} cannot open the source, and is asked again in {again}: {}", cooldown.reason)
     };
-    benched.map(line).collect()
+    cooldowns.map(line).collect()
 }
 
 /// Units that curators hold, and those that had to be tried again.
@@ -239,15 +239,15 @@ fn remedies(view: &View<'_>, job: &Job, index: usize, stage: &Stage, forecast: &
     if share_turned_down(stage) > STRICT {
         remedies.extend(loosen(job, index, stage));
     }
-    let benched: Vec<&str> =
-        view.seen.benches.of(&stage.id, view.limits, view.now).map(|(node, _)| node.as_str()).collect();
-    if !benched.is_empty() {
+    let cooldowns: Vec<&str> =
+        view.seen.cooldowns.of(&stage.id, view.limits, view.now).map(|(node, _)| node.as_str()).collect();
+    if !cooldowns.is_empty() {
         remedies
-            .push(format!("make what the stage names readable on {}, then restart it", benched.join(", ")));
+            .push(format!("make what the stage names readable on {}, then restart it", cooldowns.join(", ")));
     }
     if forecast.enough_in.is_none_or(|wait| wait > Duration::from_secs(600)) {
         // More of those that fail would not help.
-        if !failing && benched.is_empty() {
+        if !failing && cooldowns.is_empty() {
             remedies.push(
                 "add curators: pairs are made by all that work on the stage at the same time".to_owned(),
             );

@@ -1,6 +1,6 @@
 //! What a job's arithmetic has to do with where it is.
 
-use crate::decide::settle;
+use crate::decide::stage_precision;
 use crate::explain::{Explanation, MAX_NODES, View, capacity, silent_among};
 use crate::precision;
 use crate::processor::{self, GangKind};
@@ -54,7 +54,7 @@ pub(super) fn without_processor(view: &View<'_>, job: &Job, stage: &Stage, gang:
 /// Adds what slows the job's arithmetic down, and what changed it.
 pub(super) fn add_findings(view: &View<'_>, job: &Job, stage: &Stage, explanation: &mut Explanation) {
     explanation.findings.extend(precision::crawls(&job.record.spec, open(view)));
-    if settle::is_open(&view.decide_nodes(), job, &stage.id) {
+    if stage_precision::is_open(&view.decide_nodes(), job, &stage.id) {
         explanation.findings.push(
             "spec.model.precision: auto is settled by the trainers, and none was ever here: until then no pairs are made either"
                 .to_owned(),
@@ -66,6 +66,6 @@ pub(super) fn add_findings(view: &View<'_>, job: &Job, stage: &Stage, explanatio
         view.seen.nodes.get(&record.id).is_some_and(|seen| seen.curating.contains(&stage.id))
     };
     let at_work = open(view).into_iter().filter(|record| trains(record) || curates(record));
-    explanation.findings.extend(precision::crawls_as_settled(stage, at_work));
+    explanation.findings.extend(precision::crawls_as_chosen(stage, at_work));
     explanation.findings.extend(processor::changes(stage).last().map(|change| change.to_string()));
 }

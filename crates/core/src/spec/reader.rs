@@ -6,7 +6,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::Problem;
 use super::check::Contradiction;
-use super::fields::{self, Default, Field, Kind};
+use super::field::{Default, Field, Kind};
+use super::field_table::FIELDS;
+use super::fields;
 use super::places::{Places, ancestors, nearest_position};
 use super::scalar::{describe, describe_scalar, nearest, number};
 use super::tree::{Entry, Node, Position, Value, shorten};
@@ -132,7 +134,7 @@ impl Reader {
             return;
         }
         let names = fields::children(&section.pattern).map(|field| fields::last_name(field.path));
-        let elsewhere = || fields::FIELDS.iter().find(|field| fields::last_name(field.path) == entry.key);
+        let elsewhere = || FIELDS.iter().find(|field| fields::last_name(field.path) == entry.key);
         let hint = if let Some(name) = nearest(&entry.key, names.clone()) {
             format!("did you mean `{name}`?")
         } else if let Some(field) = elsewhere() {

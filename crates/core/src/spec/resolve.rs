@@ -1,8 +1,7 @@
 //! Puts the fields together to a [`JobSpec`], with the defaults that depend on other fields.
 
-mod curation;
-
-use super::fields::{self, Default};
+use super::field::Default;
+use super::fields;
 use super::idle::{self, Idle};
 use super::reader::{Path, Reader, Section};
 use super::tree::Node;
@@ -34,7 +33,7 @@ pub(super) fn job(reader: &mut Reader, root: &Node, submitter: Option<&Tenant>) 
         Some("strict") => Reproducible::Strict,
         _ => Reproducible::Lenient,
     };
-    let endpoints = curation::endpoints(reader, spec, &path.field("endpoints"));
+    let endpoints = endpoints(reader, spec, &path.field("endpoints"));
     let mut stages: Vec<StageSpec> = Vec::new();
     for (index, (path, section)) in reader.sections(spec, &path.field("stages")).into_iter().enumerate() {
         let before = stages.last().map(|stage| stage.name.as_str());
@@ -220,7 +219,7 @@ fn data(reader: &mut Reader, stage: Section<'_>, path: &Path, asked: Asked, arou
     let drawn = matches!(source, DataSource::Generate(_) | DataSource::Recompose(_));
     let unit_size = u64::min(if drawn && !nano { 32 } else { 256 }, pairs);
     let unit_size = whole_or(reader, section, &path.field("unitSize"), fit(unit_size.into()));
-    let prompts = curation::prompts(reader, section, &path.field("prompts"));
+    let prompts = prompts(reader, section, &path.field("prompts"));
     let filter_path = path.field("filter");
     let filter = reader.section(section, &filter_path);
     let path = filter_path.field("similarity");
@@ -230,7 +229,7 @@ fn data(reader: &mut Reader, stage: Section<'_>, path: &Path, asked: Asked, arou
         max: number(reader, similarity, &path.field("max"), "spec.stages[].data.filter.similarity.max"),
         encoder: reader.text(similarity, &path.field("encoder")).unwrap_or_default(),
     });
-    let judge = curation::judge(reader, filter, &filter_path.field("judge"));
+    let judge = judge(reader, filter, &filter_path.field("judge"));
     let data =
         DataSpec { source, pairs, min_pairs, unit_size, prompts, filter: FilterSpec { similarity, judge } };
     for Idle { name, why } in idle::of_data(&data) {
@@ -442,5 +441,102 @@ fn number(reader: &mut Reader, section: Section<'_>, path: &Path, row: &str) -> 
     reader.number(section, path).unwrap_or_else(|| match default_of(row) {
         Default::Number(value) => value,
         other => unreachable!("the table has a number as default of {row}, not {other}"),
+    })
+}
+
+/// The endpoints of a job; none if there is no such list.
+fn endpoints(reader: &mut Reader, spec: Section<'_>, path: &Path) -> Vec<EndpointSpec> {
+    let row = |name: &str| format!("spec.endpoints[].{name}");
+    let sections = reader.sections(spec, path);
+    sections
+        .into_iter()
+        .map(|(path, section)| EndpointSpec {
+            name: reader.name(section, &path.field("name")).unwrap_or_default(),
+            url: reader.text(section, &path.field("url")).unwrap_or_default(),
+            model: reader.text(section, &path.field("model")).unwrap_or_default(),
+            key: reader.name(section, &path.field("key")),
+            concurrency: whole(reader, section, &path.field("concurrency"), &row("concurrency")),
+            requests_per_minute: whole(
+                reader,
+                section,
+                &path.field("requestsPerMinute"),
+                &row("requestsPerMinute"),
+            ),
+            tokens_per_minute: whole(
+                reader,
+                section,
+                &path.field("tokensPerMinute"),
+                &row("tokensPerMinute"),
+            ),
+            timeout_seconds: number(reader, section, &path.field("timeoutSeconds"), &row("timeoutSeconds")),
+            tries: whole(reader, section, &path.field("tries"), &row("tries")),
+            max_tokens: whole(reader, section, &path.field("maxTokens"), &row("maxTokens")),
+            input_price: number(reader, section, &path.field("inputPrice"), &row("inputPrice")),
+            output_price: number(reader, section, &path.field("outputPrice"), &row("outputPrice")),
+            spend_limit: reader.number(section, &path.field("spendLimit")),
+        })
+        .collect()
+}
+
+/// The judge of a stage, if it has one.
+fn judge(reader: &mut Reader, filter: Section<'_>, path: &Path) -> Option<JudgeFilter> {
+    let section = reader.section(filter, path);
+    if !reader.is_section_present(section) {
+        return None;
+    }
+    let row = |name: &str| format!("spec.stages[].data.filter.judge.{name}");
+    let (kind, least) = match reader.word(section, &path.field("kind")) {
+        Some("clip") => {
+            reader.check_variant(section, path, "kind: clip");
+            let kind = JudgeKind::Clip {
+                weights: reader.text(section, &path.field("weights")).unwrap_or_default(),
+                tokenizer: reader.text(section, &path.field("tokenizer")).unwrap_or_default(),
+                likeness: pair(reader, section, &path.field("likeness"), &row("likeness")),
+                agreement: pair(reader, section, &path.field("agreement"), &row("agreement")),
+            };
+            (kind, 3.0)
+        }
+        _ => {
+            reader.check_variant(section, path, "kind: endpoint");
+            let kind = JudgeKind::Endpoint {
+                endpoint: reader.name(section, &path.field("endpoint")).unwrap_or_default(),
+                retries: whole(reader, section, &path.field("retries"), &row("retries")),
+                image_side: whole(reader, section, &path.field("imageSide"), &row("imageSide")),
+            };
+            (kind, 4.0)
+        }
+    };
+    let min = reader.number(section, &path.field("min")).unwrap_or(least);
+    Some(JudgeFilter { min, kind })
+}
+
+/// What is drawn, if anything is.
+fn prompts(reader: &mut Reader, data: Section<'_>, path: &Path) -> Option<PromptSpec> {
+    let section = reader.section(data, path);
+    if !reader.is_section_present(section) {
+        return None;
+    }
+    let row = |name: &str| format!("spec.stages[].data.prompts.{name}");
+    let subjects = reader.text_or_texts(section, &path.field("subjects"));
+    let styles = reader.words(section, &path.field("styles"));
+    let styles = PromptStyle::ALL
+        .into_iter()
+        .filter(|style| styles.as_ref().is_none_or(|given| given.contains(&style.word())))
+        .collect();
+    Some(PromptSpec {
+        taxonomy: reader.text(section, &path.field("taxonomy")),
+        subjects: subjects.map(|given| match given {
+            Ok(file) => SubjectList::File(file),
+            Err(list) => SubjectList::List(list),
+        }),
+        styles,
+        subjects_per_category: whole(
+            reader,
+            section,
+            &path.field("subjectsPerCategory"),
+            &row("subjectsPerCategory"),
+        ),
+        scenes_per_subject: whole(reader, section, &path.field("scenesPerSubject"), &row("scenesPerSubject")),
+        endpoint: reader.name(section, &path.field("endpoint")),
     })
 }

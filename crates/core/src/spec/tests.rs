@@ -3,7 +3,7 @@ mod warnings;
 
 use std::fmt::Write as _;
 
-use super::fields::{Default, Kind};
+use super::field::{Default, Kind};
 use super::*;
 
 /// Name, model and data: the smallest spec.

@@ -10,7 +10,8 @@ use crate::layers::LayerNorm;
 use crate::params::{Init, Loader, ParamSource, SeededInit};
 use crate::tokenizer::check_ids;
 use crate::transformer::{TransformerLayer, attention_mask};
-use crate::weights::{TensorMap, WeightFiles};
+use crate::weight_files::WeightFiles;
+use crate::weights::TensorMap;
 
 /// What the text tower gives, in its dtype.
 #[derive(Debug)]

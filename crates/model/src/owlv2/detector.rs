@@ -11,7 +11,7 @@ use crate::error::{ModelError, Result};
 use crate::pictures::to_unit_range;
 use crate::published::{config_beside, not_usable, read_config};
 use crate::tokenizer::{PromptTokenizer, TokenRule};
-use crate::weights::WeightFiles;
+use crate::weight_files::WeightFiles;
 
 /// String of a weight file with the configuration, for files that have no `config.json` beside them.
 const CONFIG_KEY: &str = "owlv2_config";

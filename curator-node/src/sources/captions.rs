@@ -1,8 +1,24 @@
 //! What the drawing model is told, and what is true of the second panel.
 
-use super::{NAMELESS, Wanted};
 use crate::sources::panel_split::Arrangement;
 use crescendo_core::spec::ModelPreset;
+
+/// What prompts without names call the subject.
+pub(crate) const NAMELESS: &str = "the subject";
+/// What one drawing is to show.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// Which subject it is, for provenance.
+    pub id: String,
+    /// How the drawing's caption calls it.
+    pub subject: String,
+    /// Whether the pair's prompt calls it so too; otherwise only the reference tells what it looks like.
+    pub named: bool,
+    /// What the first panel shows, and the second: for nano the scene alone, else a line that names the subject.
+    pub scenes: [String; 2],
+    /// What the second panel shows beside it.
+    pub companion: Option<String>,
+}
 
 /// Where a subject may be, for models that know the world.
 pub(crate) const SETTINGS: &[&str] = &[

@@ -1,6 +1,6 @@
 //! The rows of the table of fields.
 
-use super::{Default, Field, Kind, Range};
+use super::field::{Default, Field, Kind, Range};
 
 const fn field(path: &'static str, kind: Kind, default: Default, about: &'static str) -> Field {
     Field { path, kind, default, only_with: "", about }

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use crate::decide::passes::{Active, CurationAssignments};
 use crate::decide::{Change, DecideContext, Plan};
 use crate::ids::StageRef;
-use crate::precision::{self, Settled};
+use crate::precision::{self, PrecisionChoice};
 use crate::processor;
 use crate::records::{AttemptRecord, NodeKind, NodeRecord, Record, StageRecord, Write};
 use crate::spec::Precision;
@@ -31,9 +31,9 @@ pub(super) fn decide_stages(
         });
         if job.record.spec.model.precision == Precision::Auto && record.precision.is_none() {
             let draws = job.stage_index(id.stage.as_str()).and_then(|index| job.stage_spec(index));
-            let settled = settle(nodes, draws.is_some_and(|spec| spec.data.source.draws()));
-            plan.changes.push(Change::PrecisionSettled { stage: id.clone(), settled: settled.clone() });
-            record.precision = Some(settled);
+            let choice = choose_precision(nodes, draws.is_some_and(|spec| spec.data.source.draws()));
+            plan.changes.push(Change::PrecisionChosen { stage: id.clone(), choice: choice.clone() });
+            record.precision = Some(choice);
         }
         let placed = active.get(id).filter(|attempt| attempt.attempt.generation > stage.generation());
         if let Some(AttemptRecord { attempt, ranks, resume_from, .. }) = placed {
@@ -51,7 +51,7 @@ pub(super) fn decide_stages(
 /// By the trainers, and by the curators too where they draw (`curators_draw`): elsewhere they only encode. A node that has not come
 /// back since this controller began counts as it last introduced itself until it has had the time to; and trainers that
 /// are out of sight do where no other is there, since the stage will be trained by some.
-fn settle(nodes: &DecideContext<'_>, curators_draw: bool) -> Settled {
+fn choose_precision(nodes: &DecideContext<'_>, curators_draw: bool) -> PrecisionChoice {
     let asked = |kind: NodeKind| -> Vec<&NodeRecord> {
         let coming_back = nodes.now.since(nodes.seen.since) < nodes.limits.silent_after;
         known(nodes, kind)
@@ -66,7 +66,7 @@ fn settle(nodes: &DecideContext<'_>, curators_draw: bool) -> Settled {
         trainers.extend(known(nodes, NodeKind::Trainer));
     }
     let curators = if curators_draw { asked(NodeKind::Curator) } else { Vec::new() };
-    precision::settle(trainers.into_iter().chain(curators))
+    precision::choose(trainers.into_iter().chain(curators))
 }
 
 /// Nodes that have introduced themselves at some time and are not drained.
@@ -77,6 +77,6 @@ fn known<'a>(nodes: &DecideContext<'a>, kind: NodeKind) -> impl Iterator<Item = 
 /// Whether nobody could say what the stage is to compute in, for good: it says `auto`, and no trainer was ever there.
 pub(crate) fn is_open(nodes: &DecideContext<'_>, job: &Job, stage: &StageRef) -> bool {
     job.record.spec.model.precision == Precision::Auto
-        && nodes.state.stage(stage).is_some_and(|stage| stage.settled().is_none())
+        && nodes.state.stage(stage).is_some_and(|stage| stage.precision_choice().is_none())
         && known(nodes, NodeKind::Trainer).next().is_none()
 }

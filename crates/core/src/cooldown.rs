@@ -15,7 +15,7 @@ const MAX_CURATORS: usize = 1024;
 
 /// What a curator has said of a stage that it cannot open.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Bench {
+pub struct Cooldown {
     /// One line, without secrets.
     pub reason: String,
     /// How often it has said so in a row.
@@ -26,36 +26,36 @@ pub struct Bench {
     pub at: Timestamp,
 }
 
-impl Bench {
+impl Cooldown {
     /// When it is asked again.
     pub fn until(&self, limits: &Limits) -> Timestamp {
         let factor = 1u32.checked_shl(self.times.saturating_sub(1)).unwrap_or(u32::MAX);
-        self.at.plus(limits.bench.saturating_mul(factor).min(limits.max_bench))
+        self.at.plus(limits.cooldown.saturating_mul(factor).min(limits.max_cooldown))
     }
 }
 
 /// All of them. The number of stages and of curators is bounded.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Benches {
-    stages: BTreeMap<StageRef, BTreeMap<NodeId, Bench>>,
+pub struct Cooldowns {
+    stages: BTreeMap<StageRef, BTreeMap<NodeId, Cooldown>>,
 }
 
-impl Benches {
+impl Cooldowns {
     /// The curator says that it cannot open the stage's source.
     pub fn put(&mut self, stage: &StageRef, node: &NodeId, reason: &str, now: Timestamp) {
         forget_one(&mut self.stages, stage, MAX_STAGES, |of_stage| {
-            of_stage.values().map(|bench| bench.at).max().unwrap_or_default()
+            of_stage.values().map(|cooldown| cooldown.at).max().unwrap_or_default()
         });
         let of_stage = self.stages.entry(stage.clone()).or_default();
-        forget_one(of_stage, node, MAX_CURATORS, |bench| bench.at);
+        forget_one(of_stage, node, MAX_CURATORS, |cooldown| cooldown.at);
         let before = of_stage.get(node);
-        let bench = Bench {
+        let cooldown = Cooldown {
             reason: one_line(reason),
-            times: before.map_or(0, |bench| bench.times).saturating_add(1),
-            since: before.map_or(now, |bench| bench.since),
+            times: before.map_or(0, |cooldown| cooldown.times).saturating_add(1),
+            since: before.map_or(now, |cooldown| cooldown.since),
             at: now,
         };
-        of_stage.insert(node.clone(), bench);
+        of_stage.insert(node.clone(), cooldown);
     }
 
     /// The curator has made a unit of the stage.
@@ -77,8 +77,8 @@ impl Benches {
     }
 
     /// What the curator last said, if that still holds and it is not to be asked again yet.
-    pub fn get(&self, stage: &StageRef, node: &NodeId, limits: &Limits, now: Timestamp) -> Option<&Bench> {
-        self.stages.get(stage)?.get(node).filter(|bench| now < bench.until(limits))
+    pub fn get(&self, stage: &StageRef, node: &NodeId, limits: &Limits, now: Timestamp) -> Option<&Cooldown> {
+        self.stages.get(stage)?.get(node).filter(|cooldown| now < cooldown.until(limits))
     }
 
     /// Those of a stage that hold, by curator.
@@ -87,9 +87,9 @@ impl Benches {
         stage: &StageRef,
         limits: &'a Limits,
         now: Timestamp,
-    ) -> impl Iterator<Item = (&'a NodeId, &'a Bench)> {
+    ) -> impl Iterator<Item = (&'a NodeId, &'a Cooldown)> {
         let of_stage = self.stages.get(stage).into_iter().flatten();
-        of_stage.filter(move |(_, bench)| now < bench.until(limits))
+        of_stage.filter(move |(_, cooldown)| now < cooldown.until(limits))
     }
 }
 
@@ -126,38 +126,38 @@ mod tests {
     #[test]
     fn it_holds_longer_each_time_and_ends_with_a_unit_or_a_new_process() {
         let (limits, at) = (Limits::default(), |seconds: u64| Timestamp(seconds * 1000));
-        let mut benches = Benches::default();
+        let mut cooldowns = Cooldowns::default();
         let (stage, node) = (stage(0), node(0));
-        let holds = |benches: &Benches, now| benches.get(&stage, &node, &limits, now).is_some();
-        benches.put(&stage, &node, "cannot read\n/x", at(0));
-        assert_eq!(benches.get(&stage, &node, &limits, at(1)).expect("it holds").reason, "cannot read /x");
-        assert_eq!((holds(&benches, at(29)), holds(&benches, at(30))), (true, false));
-        benches.put(&stage, &node, "cannot read /x", at(31));
-        assert_eq!((holds(&benches, at(90)), holds(&benches, at(91))), (true, false));
-        assert_eq!(benches.stages[&stage][&node].since, at(0), "since it said so first");
+        let holds = |cooldowns: &Cooldowns, now| cooldowns.get(&stage, &node, &limits, now).is_some();
+        cooldowns.put(&stage, &node, "cannot read\n/x", at(0));
+        assert_eq!(cooldowns.get(&stage, &node, &limits, at(1)).expect("it holds").reason, "cannot read /x");
+        assert_eq!((holds(&cooldowns, at(29)), holds(&cooldowns, at(30))), (true, false));
+        cooldowns.put(&stage, &node, "cannot read /x", at(31));
+        assert_eq!((holds(&cooldowns, at(90)), holds(&cooldowns, at(91))), (true, false));
+        assert_eq!(cooldowns.stages[&stage][&node].since, at(0), "since it said so first");
         for _ in 0..40 {
-            benches.put(&stage, &node, "cannot read /x", at(100));
+            cooldowns.put(&stage, &node, "cannot read /x", at(100));
         }
-        assert_eq!((holds(&benches, at(699)), holds(&benches, at(700))), (true, false));
-        benches.lift(&stage, &node);
-        assert_eq!(benches, Benches::default());
-        benches.put(&stage, &node, "cannot read /x", at(200));
-        benches.lift_all_of(&node);
-        assert_eq!(benches, Benches::default());
+        assert_eq!((holds(&cooldowns, at(699)), holds(&cooldowns, at(700))), (true, false));
+        cooldowns.lift(&stage, &node);
+        assert_eq!(cooldowns, Cooldowns::default());
+        cooldowns.put(&stage, &node, "cannot read /x", at(200));
+        cooldowns.lift_all_of(&node);
+        assert_eq!(cooldowns, Cooldowns::default());
     }
 
     #[test]
     fn what_is_remembered_is_bounded() {
-        let mut benches = Benches::default();
+        let mut cooldowns = Cooldowns::default();
         for n in 0..MAX_STAGES + 10 {
-            benches.put(&stage(n), &node(0), "", Timestamp(n as u64));
-            benches.put(&stage(MAX_STAGES), &node(n), "", Timestamp(5_000_000 + n as u64));
+            cooldowns.put(&stage(n), &node(0), "", Timestamp(n as u64));
+            cooldowns.put(&stage(MAX_STAGES), &node(n), "", Timestamp(5_000_000 + n as u64));
         }
-        assert_eq!(benches.stages.len(), MAX_STAGES);
-        assert_eq!(benches.stages[&stage(MAX_STAGES)].len(), MAX_CURATORS);
+        assert_eq!(cooldowns.stages.len(), MAX_STAGES);
+        assert_eq!(cooldowns.stages[&stage(MAX_STAGES)].len(), MAX_CURATORS);
         assert!(
-            !benches.stages.contains_key(&stage(0))
-                && !benches.stages[&stage(MAX_STAGES)].contains_key(&node(0))
+            !cooldowns.stages.contains_key(&stage(0))
+                && !cooldowns.stages[&stage(MAX_STAGES)].contains_key(&node(0))
         );
     }
 }

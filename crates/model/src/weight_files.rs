@@ -8,8 +8,8 @@ use safetensors::Dtype;
 use serde::Deserialize;
 use tch::Tensor;
 
-use super::{TensorFile, broken};
 use crate::error::{ModelError, Result};
+use crate::weights::{TensorFile, broken};
 
 /// Largest index that is read, bytes: published ones have some hundred kilobytes.
 const MAX_INDEX_BYTES: u64 = 64 << 20;
