@@ -73,7 +73,7 @@ impl Controller {
         let (logs, units) = (LogHub::default(), UnitBoard::default());
         let controller_id = uuid::Uuid::new_v4().to_string();
         let (role, role_seen) = watch::channel(Role::Standby { leader: None });
-        let engine_handle = EngineHandle::new(role_seen.clone());
+        let handle = EngineHandle::new(role_seen.clone());
         let stop = tasks.stop_token();
         let object_store_url = config.object_store_url.clone();
         let streams =
@@ -116,31 +116,24 @@ impl Controller {
             .layer(call_limit)
             .add_service(health)
             .add_service(reflection)
-            .add_service(AccessServiceServer::new(Callers::new(engine_handle.clone(), object_store_url)))
+            .add_service(AccessServiceServer::new(Callers::new(handle.clone(), object_store_url)))
             .add_service(
-                JobServiceServer::new(Jobs::new(engine_handle.clone(), logs.clone(), tasks.clone()))
+                JobServiceServer::new(Jobs::new(handle.clone(), logs.clone(), tasks.clone()))
                     .max_decoding_message_size(sized),
             )
             .add_service(
-                NodeServiceServer::new(Nodes::new(
-                    engine_handle.clone(),
-                    logs,
-                    units,
-                    metrics,
-                    tasks.clone(),
-                ))
-                .max_decoding_message_size(sized),
-            )
-            .add_service(
-                CheckpointServiceServer::new(Checkpoints::new(engine_handle.clone()))
+                NodeServiceServer::new(Nodes::new(handle.clone(), logs, units, metrics, tasks.clone()))
                     .max_decoding_message_size(sized),
             )
             .add_service(
-                CurationServiceServer::new(Curation::new(engine_handle.clone()))
+                CheckpointServiceServer::new(Checkpoints::new(handle.clone()))
                     .max_decoding_message_size(sized),
             )
             .add_service(
-                ObjectServiceServer::new(Objects::new(engine_handle, tasks.clone()))
+                CurationServiceServer::new(Curation::new(handle.clone())).max_decoding_message_size(sized),
+            )
+            .add_service(
+                ObjectServiceServer::new(Objects::new(handle, tasks.clone()))
                     .max_decoding_message_size(sized),
             );
         tasks.spawn_critical("grpc server", async move {
