@@ -131,21 +131,33 @@ FN void gelu_backward(const T* grad, const T* x, T* grad_x, long width) {
 
 #ifndef __CUDACC__
 
+// Longest row of scores that fits the stack beside its powers.
+#define TILE 2048
+
 template <class Row, class T>
 FN void softmax(T* scores, long width, float scale) {
     float most = load(scores);
     SIMD_MAX(most)
     LANES(Row, i, 0, width) most = load(scores + i) > most ? load(scores + i) : most;
+    // Powers are rounded to `T` once, after they are divided by their sum.
     float sum = 0;
-    SIMD_SUM(sum)
-    LANES(Row, i, 0, width) {
-        const float power = exponential((load(scores + i) - most) * scale);
-        store(scores + i, power);
-        sum += power;
+    if (width <= TILE) {
+        float powers[TILE];
+        SIMD_SUM(sum)
+        LANES(Row, i, 0, width) {
+            powers[i] = exponential((load(scores + i) - most) * scale);
+            sum += powers[i];
+        }
+        const float factor = 1.0f / sum;
+        SIMD
+        LANES(Row, i, 0, width) store(scores + i, powers[i] * factor);
+        return;
     }
+    SIMD_SUM(sum)
+    LANES(Row, i, 0, width) sum += exponential((load(scores + i) - most) * scale);
     const float factor = 1.0f / sum;
     SIMD
-    LANES(Row, i, 0, width) store(scores + i, load(scores + i) * factor);
+    LANES(Row, i, 0, width) store(scores + i, exponential((load(scores + i) - most) * scale) * factor);
 }
 
 template <class Row, class T>

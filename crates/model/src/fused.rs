@@ -11,6 +11,7 @@
 //! of images, which share weights but meet in attention.
 
 mod cpu;
+mod cuda;
 mod eager;
 mod passes;
 #[cfg(test)]
@@ -21,6 +22,7 @@ use std::ffi::c_int;
 use tch::{Device, Kind, Tensor};
 
 pub use cpu::Variant;
+use cuda::CudaKernels;
 
 use crate::error::{ModelError, Result};
 use crate::flux::RopeTable;
@@ -35,10 +37,11 @@ pub enum Kernels {
 }
 
 /// Where the passes run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) enum Fused {
     Eager,
     Cpu(Variant),
+    Cuda(&'static CudaKernels),
 }
 
 /// Shift, scale and gate of one sublayer: columns of the output of a modulation Linear, `[batch, n · hidden]`.
@@ -110,7 +113,25 @@ impl Fused {
     pub fn choose(kernels: Kernels, device: Device, kind: Kind) -> Self {
         match (kernels, device, kind) {
             (Kernels::Fused, Device::Cpu, Kind::Float | Kind::BFloat16) => Self::Cpu(Variant::chosen()),
+            (Kernels::Fused, Device::Cuda(index), Kind::Float | Kind::BFloat16) => {
+                CudaKernels::of(index).map_or(Self::Eager, Self::Cuda)
+            }
             _ => Self::Eager,
+        }
+    }
+
+    /// Does all pieces of a pass whose tensors fit it.
+    #[allow(unsafe_code, reason = "the kernels take pointers")]
+    fn run<P: cpu::Pass + cuda::Kernel>(self, pass: &P, pieces: i64) -> Result<()> {
+        match self {
+            Self::Eager => Err(ModelError::input("kernels", "are not chosen")),
+            Self::Cpu(variant) => {
+                run_on_cpu(variant, pass, pieces);
+                Ok(())
+            }
+            // SAFETY: every caller has checked that its tensors are as large as the pieces need and of the dtype that `half` says,
+            // and libtorch's allocator frees them in the order of its stream.
+            Self::Cuda(kernels) => unsafe { kernels.run(pass, pieces) },
         }
     }
 
@@ -121,7 +142,9 @@ impl Fused {
         modulation: &ModulationColumns,
         eps: f64,
     ) -> Result<(Tensor, NormStats)> {
-        let Self::Cpu(variant) = self else { return eager::norm_modulate(x, modulation, eps) };
+        if let Self::Eager = self {
+            return eager::norm_modulate(x, modulation, eps);
+        }
         let rows = Rows::of(x, modulation)?;
         let out = x.f_empty_like()?;
         let stat = || Tensor::f_empty([rows.count], (Kind::Float, x.device()));
@@ -139,7 +162,7 @@ impl Fused {
             eps: eps as f32,
             half: half(x),
         };
-        run(variant, &pass, rows.count);
+        self.run(&pass, rows.count)?;
         Ok((out, stats))
     }
 
@@ -152,9 +175,9 @@ impl Fused {
         stats: &NormStats,
         residual: &Tensor,
     ) -> Result<Tensor> {
-        let Self::Cpu(variant) = self else {
+        if let Self::Eager = self {
             return eager::norm_modulate_backward(grad, x, modulation, stats, residual);
-        };
+        }
         let rows = Rows::of(x, modulation)?;
         alike(x, &[grad, residual])?;
         let grad_x = x.f_empty_like()?;
@@ -171,7 +194,7 @@ impl Fused {
             modulation_stride: modulation.stride(),
             half: half(x),
         };
-        run(variant, &pass, rows.count);
+        self.run(&pass, rows.count)?;
         Ok(grad_x)
     }
 
@@ -182,7 +205,9 @@ impl Fused {
         modulation: &ModulationColumns,
         update: &Tensor,
     ) -> Result<Tensor> {
-        let Self::Cpu(variant) = self else { return eager::gated_residual(x, modulation, update) };
+        if let Self::Eager = self {
+            return eager::gated_residual(x, modulation, update);
+        }
         let rows = Rows::of(x, modulation)?;
         alike(x, &[update])?;
         let out = x.f_empty_like()?;
@@ -196,13 +221,15 @@ impl Fused {
             modulation_stride: modulation.stride(),
             half: half(x),
         };
-        run(variant, &pass, rows.count);
+        self.run(&pass, rows.count)?;
         Ok(out)
     }
 
     /// gate · grad: the gradient of [`Fused::gated_residual`]'s update.
     pub fn gate_backward(self, grad: &Tensor, modulation: &ModulationColumns) -> Result<Tensor> {
-        let Self::Cpu(variant) = self else { return eager::gate_backward(grad, modulation) };
+        if let Self::Eager = self {
+            return eager::gate_backward(grad, modulation);
+        }
         let rows = Rows::of(grad, modulation)?;
         let out = grad.f_empty_like()?;
         let pass = passes::GateBackward {
@@ -214,7 +241,7 @@ impl Fused {
             modulation_stride: modulation.stride(),
             half: half(grad),
         };
-        run(variant, &pass, rows.count);
+        self.run(&pass, rows.count)?;
         Ok(out)
     }
 
@@ -227,7 +254,9 @@ impl Fused {
         norm: &HeadNorm<'_>,
         out: &Heads,
     ) -> Result<()> {
-        let Self::Cpu(variant) = self else { return eager::split_heads(rows, place, norm, out) };
+        if let Self::Eager = self {
+            return eager::split_heads(rows, place, norm, out);
+        }
         place.check(rows, 3)?;
         place.check_heads(&[&out.query, &out.key, &out.value], rows)?;
         let rotations = place.rotations(norm)?;
@@ -249,7 +278,7 @@ impl Fused {
             eps: norm.eps as f32,
             half: half(rows),
         };
-        run(variant, &pass, place.batch * place.tokens);
+        self.run(&pass, place.batch * place.tokens)?;
         Ok(())
     }
 
@@ -262,9 +291,9 @@ impl Fused {
         norm: &HeadNorm<'_>,
         grad_rows: &Tensor,
     ) -> Result<()> {
-        let Self::Cpu(variant) = self else {
+        if let Self::Eager = self {
             return eager::split_heads_backward(grads, rows, place, norm, grad_rows);
-        };
+        }
         place.check(rows, 3)?;
         place.check(grad_rows, 3)?;
         place.check_heads(&[&grads.query, &grads.key, &grads.value], rows)?;
@@ -289,7 +318,7 @@ impl Fused {
             eps: norm.eps as f32,
             half: half(rows),
         };
-        run(variant, &pass, place.batch * place.tokens);
+        self.run(&pass, place.batch * place.tokens)?;
         Ok(())
     }
 
@@ -304,7 +333,9 @@ impl Fused {
     }
 
     fn move_heads(self, heads: &Tensor, place: &StreamPlace, rows: &Tensor, to_rows: bool) -> Result<()> {
-        let Self::Cpu(variant) = self else { return eager::move_heads(heads, place, rows, to_rows) };
+        if let Self::Eager = self {
+            return eager::move_heads(heads, place, rows, to_rows);
+        }
         place.check(rows, 1)?;
         place.check_heads(&[heads], rows)?;
         let pass = passes::MoveHeads {
@@ -319,13 +350,15 @@ impl Fused {
             to_rows: to_rows.into(),
             half: half(rows),
         };
-        run(variant, &pass, place.batch * place.tokens);
+        self.run(&pass, place.batch * place.tokens)?;
         Ok(())
     }
 
     /// GELU in its tanh form of the rows `x` into `out`, both `[rows, width]` with columns side by side.
     pub fn gelu(self, x: &Tensor, out: &Tensor) -> Result<()> {
-        let Self::Cpu(variant) = self else { return eager::gelu(x, out) };
+        if let Self::Eager = self {
+            return eager::gelu(x, out);
+        }
         let (rows, width) = of_rows(x, &[out])?;
         let pass = passes::Gelu {
             x: offset(x, 0),
@@ -335,13 +368,15 @@ impl Fused {
             width,
             half: half(x),
         };
-        run(variant, &pass, rows);
+        self.run(&pass, rows)?;
         Ok(())
     }
 
     /// The gradient of [`Fused::gelu`]'s `x` into `grad_x`.
     pub fn gelu_backward(self, grad: &Tensor, x: &Tensor, grad_x: &Tensor) -> Result<()> {
-        let Self::Cpu(variant) = self else { return eager::gelu_backward(grad, x, grad_x) };
+        if let Self::Eager = self {
+            return eager::gelu_backward(grad, x, grad_x);
+        }
         let (rows, width) = of_rows(x, &[grad, grad_x])?;
         let pass = passes::GeluBackward {
             grad: offset(grad, 0),
@@ -353,7 +388,7 @@ impl Fused {
             width,
             half: half(x),
         };
-        run(variant, &pass, rows);
+        self.run(&pass, rows)?;
         Ok(())
     }
 
@@ -363,7 +398,7 @@ impl Fused {
         let (rows, width) = of_contiguous(scores, &[])?;
         let pass =
             passes::Softmax { scores: offset_mut(scores, 0), width, scale: scale as f32, half: half(scores) };
-        run(variant, &pass, rows);
+        run_on_cpu(variant, &pass, rows);
         Ok(())
     }
 
@@ -378,7 +413,7 @@ impl Fused {
             scale: scale as f32,
             half: half(grad),
         };
-        run(variant, &pass, rows);
+        run_on_cpu(variant, &pass, rows);
         Ok(())
     }
 }
@@ -512,7 +547,7 @@ fn floats_mut(tensor: &Tensor) -> *mut f32 {
 }
 
 #[allow(unsafe_code, reason = "the kernels take pointers")]
-fn run<P: cpu::Pass>(variant: Variant, pass: &P, pieces: i64) {
+fn run_on_cpu<P: cpu::Pass>(variant: Variant, pass: &P, pieces: i64) {
     // SAFETY: every caller above has checked that its tensors are as large as the pieces need, of the dtype that `half` says,
     // and on the CPU; they live until the call returns.
     unsafe { cpu::run(variant, pass, pieces) }
