@@ -65,7 +65,7 @@ def test_dashboards_and_pictures_arrive_whole():
         file = CHART / "files/test-job/subjects" / entry["file"]
         assert base64.b64decode(subjects["binaryData"][entry["file"]]) == file.read_bytes()
     job = yaml.safe_load(maps["crescendo-test-job"]["data"]["job.yaml"])
-    curator = next(i for i in rendered(EXAMPLES["default"]) if i["metadata"]["name"] == "crescendo-curator" and i["kind"] == "StatefulSet")
+    curator = next(i for i in rendered(EXAMPLES["default"]) if i["metadata"]["name"] == "crescendo-curator-cpu" and i["kind"] == "StatefulSet")
     mounts = curator["spec"]["template"]["spec"]["containers"][0]["volumeMounts"]
     assert job["spec"]["stages"][0]["data"]["subjects"] in [mount["mountPath"] for mount in mounts]
 
