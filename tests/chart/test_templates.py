@@ -101,6 +101,15 @@ def test_the_schema_leaves_nothing_open():
         assert rest is False or typed_map or empty, f"{path} takes unknown fields"
 
 
+@pytest.mark.parametrize("kind", ["curator", "trainer"])
+def test_a_pool_may_say_whatever_its_defaults_say(kind):
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    own = schema["$defs"][f"{kind}Pool"]["properties"]
+    defaults = schema["properties"][kind]["properties"]["poolDefaults"]["properties"]
+    assert own == defaults | {name: own[name] for name in ("name", "replicas", "gpus")}
+    assert set(load_yaml(CHART / "values.yaml")[kind]["poolDefaults"]) == set(defaults)
+
+
 def keys_of(node, path=()):
     if isinstance(node, dict):
         for key, value in node.items():
