@@ -101,11 +101,31 @@ def of_parity(report):
 
 def of_step(result):
     figures = {"ms": round(1000 * median(result["seconds"]), 1)}
+    if "parts" in result:
+        names = {"batch": "batch", "forward": "fwd", "backward": "bwd", "optimizer": "opt"}
+        figures["of it"] = ", ".join(f"{short} {1000 * result['parts'][name + '_seconds']:.0f}" for name, short in names.items())
     if result.get("memory_bytes"):
         figures["GB"] = round(result["memory_bytes"] / 1e9, 1)
     if result.get("share_of_floor"):
         figures["share of floor"] = round(result["share_of_floor"], 2)
     return figures
+
+
+def of_kernels(result):
+    passes = result["passes"]
+    return {
+        "worst error": f"{max(one['error'] for one in passes):.1e}",
+        "ms": round(sum(one["fused_ms"] for one in passes), 2),
+        "eager ms": round(sum(one["eager_ms"] for one in passes), 2),
+    }
+
+
+def of_draw(result):
+    return {"s a drawing": round(result["seconds_each"], 2), f"hours for {result['pairs']} pairs": round(result["hours"], 1)}
+
+
+def of_group(result):
+    return {"all-reduce ms": round(result["all_reduce_64_mib_ms"], 2), "leave ms": round(result["leave_ms"], 1)}
 
 
 def median(values):
@@ -123,13 +143,20 @@ def parts(bin_folder, cpu, can_python):
     fixtures = str(ROOT / "tests/fixtures")
     yield Part("doctor", [workbench, "doctor", "-o", "json", *([] if cpu else ["--gpu"])], 60, of_doctor)
     yield Part("parity", [workbench, "parity", fixtures, "--device", device, "-o", "json"], 150, of_parity)
+    passes = [workbench, "bench", "kernels", "-o", "json", "--preset", "nano" if cpu else "flux-dev", "--device", device]
+    for precision in ["bf16", "f32"]:
+        yield Part(f"fused passes beside eager, {precision}", [*passes, "--precision", precision], 60, of_kernels)
+    yield Part("group of one rank", [workbench, "bench", "group", "-o", "json", "--device", device], 60, of_group)
     yield Part("step, 1 reference", step, 120, of_step)
+    for block_pass in ["eager", "autograd"]:
+        yield Part(f"step, 1 reference, {block_pass} blocks", [*step, "--pass", block_pass], 90, of_step)
     if can_python:
         yield Part("step, 1 reference, PyTorch eager", eager, 120, of_step)
     yield Part("step, 1 reference, all computed again", [*step, "--recompute", "all"], 90, of_step)
     if can_python:
         yield Part("step, 1 reference, all computed again, PyTorch eager", [*eager, "--recompute"], 90, of_step)
     yield Part("step, 2 references", [*step, "--references", "2"], 120, of_step)
+    yield Part("drawing, 25 steps", [workbench, "bench", "draw", "-o", "json", *size, "--steps", "25"], 90, of_draw)
     nano = [workbench, "bench", "step", "-o", "json", "--preset", "nano", "--device", device]
     for precision in ["f32", "bf16"]:
         yield Part(f"nano step, {precision}", [*nano, "--precision", precision], 60, of_step)

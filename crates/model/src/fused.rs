@@ -10,6 +10,7 @@
 //! Arithmetic is float32 whatever is stored. Nothing here records gradients. Rows are tokens; a *stream* is the tokens of text or
 //! of images, which share weights but meet in attention.
 
+pub mod compare;
 mod cpu;
 mod cuda;
 mod eager;

@@ -19,7 +19,7 @@ use crescendo_model::training::{
 use crescendo_model::{Flux, FluxConfig, LoraAdapter, Preset};
 use serde::Serialize;
 
-use super::peak;
+use super::{Precision, median, parse_preset, peak};
 
 use crate::parity::Output;
 
@@ -99,12 +99,6 @@ pub struct StepArgs {
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum Precision {
-    F32,
-    Bf16,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
 enum Store {
     Compute,
     Float8,
@@ -143,10 +137,6 @@ enum Again {
     Auto,
 }
 
-fn parse_preset(name: &str) -> Result<Preset, String> {
-    name.parse().map_err(|error: crescendo_model::ModelError| error.to_string())
-}
-
 /// The flags with every default filled in.
 struct Setting {
     config: FluxConfig,
@@ -169,10 +159,7 @@ impl Setting {
             (pixels..=8192).contains(&resolution) && resolution % pixels == 0,
             "--resolution: {resolution} is not a multiple of {pixels} within {pixels}..=8192"
         );
-        let kind = match (args.precision, args.device) {
-            (Some(Precision::F32), _) | (None, Device::Cpu) => Kind::Float,
-            _ => Kind::BFloat16,
-        };
+        let kind = Precision::kind(args.precision, args.device);
         let setting = Self {
             config: args.preset.config(),
             kind,
@@ -223,6 +210,7 @@ struct Outcome {
     seconds: Vec<f64>,
     median_seconds: f64,
     memory_bytes: u64,
+    parts: Parts,
     /// Least arithmetic of the step, operations.
     floor_flops: u64,
     peak_tflops: f64,
@@ -231,6 +219,56 @@ struct Outcome {
     floor_seconds: f64,
     /// Floor over median.
     share_of_floor: f64,
+}
+
+/// Where a step's time goes: medians of further steps that wait for the device after each part.
+#[derive(Debug, Serialize)]
+struct Parts {
+    /// The way of samples and noise to the device.
+    batch_seconds: f64,
+    forward_seconds: f64,
+    backward_seconds: f64,
+    /// Clipping, AdamW.
+    optimizer_seconds: f64,
+}
+
+/// Steps that are taken apart.
+const PROFILED: u64 = 3;
+
+/// Takes further steps apart.
+fn parts(
+    args: &StepArgs,
+    setting: &Setting,
+    train_step: &mut TrainStep,
+    optimizer: &mut AdamW,
+) -> Result<Parts> {
+    train_step.time_passes();
+    train_step.take_pass_times();
+    let mut times: [Vec<f64>; 4] = Default::default();
+    for step in 0..PROFILED {
+        let batch = random_batch(setting, args.warmup + args.steps + step)?;
+        let began = Instant::now();
+        let batch = batch.to_device(args.device)?;
+        crescendo_device::choice::wait(args.device);
+        let prepared = began.elapsed();
+        train_step.gradients(&[batch], None)?;
+        let passes = train_step.take_pass_times();
+        let began = Instant::now();
+        drop(train_step.params_mut().clip(Some(1.0))?);
+        optimizer.step(train_step.params_mut(), 1e-4)?;
+        crescendo_device::choice::wait(args.device);
+        let all = [prepared, passes.forward, passes.backward, began.elapsed()];
+        for (times, time) in times.iter_mut().zip(all) {
+            times.push(time.as_secs_f64());
+        }
+    }
+    let [batch, forward, backward, optimizer] = times.map(|times| median(&times).unwrap_or_default());
+    Ok(Parts {
+        batch_seconds: batch,
+        forward_seconds: forward,
+        backward_seconds: backward,
+        optimizer_seconds: optimizer,
+    })
 }
 
 /// Runs `bench step`.
@@ -258,6 +296,7 @@ pub fn run(args: &StepArgs) -> Result<()> {
         }
     }
     let memory_bytes = peak::memory_bytes(args.device)?;
+    let parts = parts(args, &setting, &mut train_step, &mut optimizer)?;
     drop((train_step, optimizer));
 
     let (peak_tflops, peak_from) = match (args.peak_tflops, peak::from_table(&device_name, setting.kind)) {
@@ -293,6 +332,7 @@ pub fn run(args: &StepArgs) -> Result<()> {
             seconds,
             median_seconds,
             memory_bytes,
+            parts,
             floor_flops,
             peak_tflops,
             peak_from,
@@ -376,12 +416,6 @@ fn random_batch(setting: &Setting, step: u64) -> Result<MicroBatch> {
     })
 }
 
-fn median(values: &[f64]) -> Option<f64> {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    sorted.get(sorted.len() / 2).copied()
-}
-
 fn print(output: Output, outcome: &Outcome) -> Result<()> {
     if output == Output::Json {
         println!("{}", serde_json::to_string(outcome)?);
@@ -396,6 +430,11 @@ fn print(output: Output, outcome: &Outcome) -> Result<()> {
         );
     }
     println!("step    {:.3} s (median of {})", outcome.median_seconds, outcome.seconds.len());
+    let Parts { batch_seconds, forward_seconds, backward_seconds, optimizer_seconds } = outcome.parts;
+    println!(
+        "parts   batch {batch_seconds:.3} s, forward {forward_seconds:.3} s, backward {backward_seconds:.3} s, \
+         optimizer {optimizer_seconds:.3} s"
+    );
     println!("memory  {:.1} GB", outcome.memory_bytes as f64 / 1e9);
     println!(
         "floor   {:.3} s: {:.2} × 10¹² operations at {:.1} × 10¹² a second ({})",

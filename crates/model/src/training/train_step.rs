@@ -116,6 +116,20 @@ impl MicroBatch {
         Ok(NoisedTarget { x_t, velocity: noise.f_sub(&data)? })
     }
 
+    /// The same with every tensor on `device`.
+    pub fn to_device(&self, device: tch::Device) -> Result<Self> {
+        let bring = |tensor: &Tensor| to_device(tensor, device);
+        Ok(Self {
+            latents: bring(&self.latents)?,
+            refs: self.refs.iter().map(bring).collect::<Result<_>>()?,
+            txt: bring(&self.txt)?,
+            vec: bring(&self.vec)?,
+            noise: bring(&self.noise)?,
+            times: bring(&self.times)?,
+            weight: self.weight,
+        })
+    }
+
     fn layout(&self, positions: PositionMode) -> Result<Layout> {
         let text_tokens = match self.txt.size().as_slice() {
             [_, tokens, _] => *tokens,
