@@ -171,24 +171,19 @@ FN void softmax_backward(const T* probabilities, T* grad, long width, float scal
 
 #endif
 
-// One element of AdamW (arXiv 1711.05101), with the clipping before it and the average after it.
+// One element of AdamW (arXiv 1711.05101).
 struct AdamWNumbers {
     float decay;        // 1 − rate · weight decay
     float beta1, beta2;
     float rate;         // rate / (1 − beta1^steps)
     float correction2;  // √(1 − beta2^steps)
     float eps;
-    float average;      // 1 − decay of the moving average
 };
 
-FN void adamw(float* value, const float* grad, float* moment, float* square, float* average, bf16* shadow, float factor, const AdamWNumbers& n) {
-    const float g = *grad * factor;
-    const float m = *moment * n.beta1 + g * (1.0f - n.beta1);
-    const float s = *square * n.beta2 + g * g * (1.0f - n.beta2);
-    const float v = *value * n.decay - n.rate * m / (square_root(s) / n.correction2 + n.eps);
+FN float adamw(float value, float grad, float* moment, float* square, const AdamWNumbers& n) {
+    const float m = *moment * n.beta1 + grad * (1.0f - n.beta1);
+    const float s = *square * n.beta2 + grad * grad * (1.0f - n.beta2);
     *moment = m;
     *square = s;
-    *value = v;
-    if (average) *average += n.average * (v - *average);
-    if (shadow) store(shadow, v);
+    return value * n.decay - n.rate * m / (square_root(s) / n.correction2 + n.eps);
 }

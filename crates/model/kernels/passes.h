@@ -79,13 +79,12 @@ struct GeluBackward {
     int half;
 };
 
-// Flat vectors of float32; `average` and `shadow` may be absent, `factor` is one number that multiplies the gradients.
+// Flat vectors of float32; `shadow`, the values in bfloat16, may be absent.
 struct AdamW {
     float* values;
     const float* grads;
-    float *moments, *squares, *averages;
+    float *moments, *squares;
     bf16* shadow;
-    const float* factor;
     long count;
     AdamWNumbers numbers;
 };
@@ -222,11 +221,10 @@ FN void run(const Pass& a, long piece) {
 }
 
 FN void run(const AdamW& a, long piece) {
-    const long end = (piece + 1) * ADAMW_PIECE < a.count ? (piece + 1) * ADAMW_PIECE : a.count;
-    const float factor = *a.factor;
+    const long begin = piece * ADAMW_PIECE, end = begin + ADAMW_PIECE < a.count ? begin + ADAMW_PIECE : a.count;
     SIMD
-    LANES(Block, i, piece * ADAMW_PIECE, end) {
-        adamw(a.values + i, a.grads + i, a.moments + i, a.squares + i, a.averages ? a.averages + i : nullptr, a.shadow ? a.shadow + i : nullptr,
-              factor, a.numbers);
-    }
+    LANES(Block, i, begin, end) a.values[i] = adamw(a.values[i], a.grads[i], a.moments + i, a.squares + i, a.numbers);
+    if (!a.shadow) return;
+    SIMD
+    LANES(Block, i, begin, end) store(a.shadow + i, a.values[i]);
 }

@@ -3,6 +3,7 @@
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+use tch::Kind;
 
 use crate::error::{ModelError, Result};
 
@@ -174,6 +175,17 @@ impl Preset {
         }
     }
 
+    /// Whether times keep float32 whatever the network computes in. Published weights have only seen times that were
+    /// rounded as the network computes, in training and in sampling; `nano` knows exact ones.
+    pub fn has_exact_times(self) -> bool {
+        self == Self::Nano
+    }
+
+    /// Dtype of time and guidance for a network that computes in `compute`: the same for training and for sampling.
+    pub fn time_kind(self, compute: Kind) -> Kind {
+        if self.has_exact_times() { Kind::Float } else { compute }
+    }
+
     pub fn config(self) -> FluxConfig {
         match self {
             Self::FluxDev => FluxConfig::flux_dev(),
@@ -205,6 +217,16 @@ mod tests {
             assert_eq!(preset.name().parse::<Preset>().unwrap(), preset);
         }
         assert!("flux".parse::<Preset>().unwrap_err().to_string().contains("nano"));
+    }
+
+    #[test]
+    fn published_networks_have_times_in_their_own_dtype() {
+        for (preset, exact) in [(Preset::FluxDev, false), (Preset::FluxSchnell, false), (Preset::Nano, true)]
+        {
+            let kind = preset.time_kind(Kind::BFloat16);
+            assert_eq!(kind, if exact { Kind::Float } else { Kind::BFloat16 }, "{}", preset.name());
+            assert_eq!(preset.time_kind(Kind::Float), Kind::Float);
+        }
     }
 
     #[test]

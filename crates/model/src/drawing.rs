@@ -68,7 +68,7 @@ impl<'a> PipelineConfig<'a> {
             guidance: 4.0,
             free_guidance: None,
             published_schedule: false,
-            exact_times: preset == Preset::Nano,
+            exact_times: preset.has_exact_times(),
         }
     }
 

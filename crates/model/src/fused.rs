@@ -24,6 +24,7 @@ use tch::{Device, Kind, Tensor};
 
 pub use cpu::Variant;
 use cuda::CudaKernels;
+pub(crate) use passes::AdamWNumbers;
 
 use crate::error::{ModelError, Result};
 use crate::flux::RopeTable;
@@ -391,6 +392,38 @@ impl Fused {
         };
         self.run(&pass, rows)?;
         Ok(())
+    }
+
+    /// One step of AdamW over flat float32 vectors, and the values' copy in bfloat16 beside it. False, and nothing is done, where
+    /// there is no kernel for it.
+    pub fn adamw(
+        self,
+        values: &Tensor,
+        grads: &Tensor,
+        moments: &Tensor,
+        squares: &Tensor,
+        shadow: Option<&Tensor>,
+        numbers: AdamWNumbers,
+    ) -> Result<bool> {
+        if matches!(self, Self::Eager) || shadow.is_some_and(|shadow| shadow.kind() != Kind::BFloat16) {
+            return Ok(false);
+        }
+        alike(values, &[grads, moments, squares])?;
+        let count = values.size1()?;
+        if values.kind() != Kind::Float || shadow.is_some_and(|s| s.size() != [count] || !s.is_contiguous()) {
+            return Err(ModelError::input("values", "are not float32, or their copy does not fit them"));
+        }
+        let pass = passes::AdamW {
+            values: floats_mut(values),
+            grads: floats(grads),
+            moments: floats_mut(moments),
+            squares: floats_mut(squares),
+            shadow: shadow.map_or(std::ptr::null_mut(), |shadow| offset_mut(shadow, 0)),
+            count,
+            numbers,
+        };
+        self.run(&pass, (count + passes::ADAMW_PIECE - 1) / passes::ADAMW_PIECE)?;
+        Ok(true)
     }
 
     /// Softmax of `scale` · `scores` over the last axis, in place; contiguous.

@@ -26,11 +26,20 @@ pub(crate) struct LoraPair {
     up: Tensor,
     /// Dtype of the two products; that of the weights if none is set.
     compute: Option<Kind>,
+    /// Copies of both in that dtype, which whoever trains the weights keeps up to date.
+    shadow: Option<(Tensor, Tensor)>,
 }
 
 impl LoraPair {
-    /// `down` and `up` in the dtype of the products.
+    /// `down` and `up` in the dtype of the products, without their graph.
     pub fn factors(&self) -> Result<(Tensor, Tensor)> {
+        match &self.shadow {
+            Some((down, up)) => Ok((down.shallow_clone(), up.shallow_clone())),
+            None => self.cast_factors(),
+        }
+    }
+
+    fn cast_factors(&self) -> Result<(Tensor, Tensor)> {
         let compute = match self.compute {
             Some(compute) => compute,
             None => self.down.f_kind()?,
@@ -40,7 +49,7 @@ impl LoraPair {
 
     /// up(down(x)), computed in the adapter's own dtype (or the one that was set) and cast back to that of `x`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let (down, up) = self.factors()?;
+        let (down, up) = self.cast_factors()?;
         let update =
             cast(x, down.f_kind()?)?.f_linear(&down, None::<&Tensor>)?.f_linear(&up, None::<&Tensor>)?;
         cast(&update, x.f_kind()?)
@@ -203,6 +212,7 @@ impl LoraAdapter {
                 down: take(&format!("{name}.down.weight"), &[rank, input])?,
                 up: take(&format!("{name}.up.weight"), &[output, rank])?,
                 compute: None,
+                shadow: None,
             })
         };
         let mut double = Vec::new();
@@ -265,6 +275,33 @@ impl LoraAdapter {
         for pair in pairs {
             pair.compute = Some(compute);
         }
+    }
+
+    /// Computes with these copies of the weights, by published name, where no gradient is recorded.
+    pub(crate) fn set_shadow(&mut self, parts: &TensorMap) -> Result<()> {
+        let part = |name: String| {
+            let part = parts.get(&name).map(Tensor::shallow_clone);
+            part.ok_or_else(|| ModelError::input(name, "has no copy in the dtype of the arithmetic"))
+        };
+        let set = |pair: &mut LoraPair, name: String| -> Result<()> {
+            pair.shadow = Some((part(format!("{name}.down.weight"))?, part(format!("{name}.up.weight"))?));
+            Ok(())
+        };
+        for (i, lora) in self.double.iter_mut().enumerate() {
+            let Some(lora) = lora else { continue };
+            let prefix = format!("double_blocks.{i}.processor");
+            set(&mut lora.qkv_img, format!("{prefix}.qkv_lora1"))?;
+            set(&mut lora.proj_img, format!("{prefix}.proj_lora1"))?;
+            set(&mut lora.qkv_txt, format!("{prefix}.qkv_lora2"))?;
+            set(&mut lora.proj_txt, format!("{prefix}.proj_lora2"))?;
+        }
+        for (i, lora) in self.single.iter_mut().enumerate() {
+            let Some(lora) = lora else { continue };
+            let prefix = format!("single_blocks.{i}.processor");
+            set(&mut lora.qkv, format!("{prefix}.qkv_lora"))?;
+            set(&mut lora.proj, format!("{prefix}.proj_lora"))?;
+        }
+        Ok(())
     }
 
     pub(crate) fn double(&self, index: usize) -> Option<&DoubleLora> {

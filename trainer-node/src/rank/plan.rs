@@ -2,7 +2,7 @@
 
 use crescendo_core::spec::{AdapterSpec, JobSpec, ModelPreset, StageSpec, TimestepSampling};
 use crescendo_core::trace::TraceParent;
-use crescendo_model::config::FluxConfig;
+use crescendo_model::config::{FluxConfig, Preset};
 use crescendo_model::of_spec::compute_kind;
 use crescendo_model::randomness::TimeDistribution;
 use crescendo_model::training::{AdamWConfig, Recompute, TrainOptions};
@@ -97,10 +97,11 @@ impl RankPlan {
         TrainOptions {
             positions: self.stage.positions.into(),
             guidance: self.stage.train.guidance,
-            time_kind: Kind::Float,
+            time_kind: Preset::from(self.spec.model.preset).time_kind(self.base_kind()),
             recompute: self.recompute(0),
             // Published training keeps the adapter in float32 and computes it in the base's dtype.
             adapter_compute: (self.spec.model.preset != ModelPreset::Nano).then(|| self.base_kind()),
+            ..TrainOptions::default()
         }
     }
 

@@ -121,6 +121,13 @@ enum Pass {
 }
 
 impl Pass {
+    fn kernels(self) -> Kernels {
+        match self {
+            Self::Fused => Kernels::Fused,
+            Self::Eager | Self::Autograd => Kernels::Eager,
+        }
+    }
+
     fn block_pass(self) -> BlockPass {
         match self {
             Self::Fused => BlockPass::Explicit(Kernels::Fused),
@@ -278,6 +285,7 @@ pub fn run(args: &StepArgs) -> Result<()> {
     let device_name = crescendo_device::open(args.device)?;
     let mut train_step = train_step(args, &setting)?;
     let mut optimizer = AdamW::new(AdamWConfig::default(), train_step.params())?;
+    optimizer.set_kernels(args.pass.kernels());
     train_step.set_recompute(recompute(args)?);
 
     let mut seconds = Vec::new();

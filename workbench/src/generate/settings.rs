@@ -109,7 +109,7 @@ impl DrawSettings {
             guidance: self.guidance,
             positions: self.positions,
             published_schedule: self.schedule == ScheduleRule::Published,
-            exact_times: parts.preset == Preset::Nano,
+            exact_times: parts.preset.has_exact_times(),
         })
     }
 }

@@ -20,7 +20,7 @@ use cudarc::driver::{
 use cudarc::nvrtc::{CompileError, CompileOptions, Ptx, compile_ptx_with_opts};
 
 use super::passes::{
-    GateBackward, GatedResidual, Gelu, GeluBackward, MoveHeads, NormModulate, NormModulateBackward,
+    AdamW, GateBackward, GatedResidual, Gelu, GeluBackward, MoveHeads, NormModulate, NormModulateBackward,
     SplitHeads, SplitHeadsBackward,
 };
 use crate::error::{ModelError, Result};
@@ -76,6 +76,7 @@ kernels! {
     MoveHeads: "crescendo_move_heads";
     Gelu: "crescendo_gelu";
     GeluBackward: "crescendo_gelu_backward";
+    AdamW: "crescendo_adamw";
 }
 
 /// The kernels on one device.

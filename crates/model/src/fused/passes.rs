@@ -133,16 +133,19 @@ pub struct GeluBackward {
     pub half: c_int,
 }
 
+/// What an optimizer step does to every element.
 #[repr(C)]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub struct AdamWNumbers {
+    /// 1 − rate · weight decay
     pub decay: f32,
     pub beta1: f32,
     pub beta2: f32,
+    /// rate / (1 − beta1^steps)
     pub rate: f32,
+    /// √(1 − beta2^steps)
     pub correction2: f32,
     pub eps: f32,
-    pub average: f32,
 }
 
 #[repr(C)]
@@ -151,9 +154,7 @@ pub struct AdamW {
     pub grads: *const f32,
     pub moments: *mut f32,
     pub squares: *mut f32,
-    pub averages: *mut f32,
     pub shadow: *mut c_void,
-    pub factor: *const f32,
     pub count: i64,
     pub numbers: AdamWNumbers,
 }

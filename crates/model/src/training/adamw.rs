@@ -1,10 +1,11 @@
 //! AdamW, exponential moving average, warm-up.
 
 use serde::{Deserialize, Serialize};
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use super::flat_params::{FlatParams, copy_of};
 use crate::error::{ModelError, Result};
+use crate::fused::{AdamWNumbers, Fused, Kernels};
 use crate::weights::TensorMap;
 
 /// Settings of AdamW; the defaults are the published ones.
@@ -31,6 +32,7 @@ pub struct AdamW {
     steps: u64,
     exp_avg: Vec<Tensor>,
     exp_avg_sq: Vec<Tensor>,
+    kernels: Kernels,
 }
 
 impl AdamW {
@@ -45,7 +47,18 @@ impl AdamW {
                 reason: "eps must be above 0 and weight decay at least 0".to_owned(),
             });
         }
-        Ok(Self { config, steps: 0, exp_avg: params.zeros_like()?, exp_avg_sq: params.zeros_like()? })
+        Ok(Self {
+            config,
+            steps: 0,
+            exp_avg: params.zeros_like()?,
+            exp_avg_sq: params.zeros_like()?,
+            kernels: Kernels::default(),
+        })
+    }
+
+    /// Whether the fused pass is used where there is one.
+    pub fn set_kernels(&mut self, kernels: Kernels) {
+        self.kernels = kernels;
     }
 
     pub fn steps(&self) -> u64 {
@@ -59,9 +72,21 @@ impl AdamW {
         let exponent = i32::try_from(self.steps).unwrap_or(i32::MAX);
         let correction1 = 1.0 - beta1.powi(exponent);
         let correction2_sqrt = (1.0 - beta2.powi(exponent)).sqrt();
+        let numbers = AdamWNumbers {
+            decay: (1.0 - rate * weight_decay) as f32,
+            beta1: beta1 as f32,
+            beta2: beta2 as f32,
+            rate: (rate / correction1) as f32,
+            correction2: correction2_sqrt as f32,
+            eps: eps as f32,
+        };
+        let fused = Fused::choose(self.kernels, params.device(), Kind::Float);
         tch::no_grad(|| {
             let moments = self.exp_avg.iter_mut().zip(&mut self.exp_avg_sq);
             for (bucket, (avg, avg_sq)) in params.buckets().iter().zip(moments) {
+                if fused.adamw(bucket.values(), bucket.grads(), avg, avg_sq, bucket.shadow(), numbers)? {
+                    continue;
+                }
                 let grad = bucket.grads();
                 let mut values = bucket.values().shallow_clone();
                 drop(values.f_mul_scalar_(1.0 - rate * weight_decay)?);
@@ -70,6 +95,9 @@ impl AdamW {
                 let mut denominator = avg_sq.f_sqrt()?;
                 drop(denominator.f_div_scalar_(correction2_sqrt)?.f_add_scalar_(eps)?);
                 drop(values.f_addcdiv_(&avg.f_mul_scalar(-rate / correction1)?, &denominator)?);
+                if let Some(shadow) = bucket.shadow() {
+                    shadow.shallow_clone().f_copy_(&values)?;
+                }
             }
             Ok(())
         })

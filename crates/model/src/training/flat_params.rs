@@ -34,6 +34,8 @@ pub struct Bucket {
     slots: Vec<Slot>,
     values: Tensor,
     grads: Tensor,
+    /// A copy of the values in the dtype that they are computed with, where that is another.
+    shadow: Option<Tensor>,
 }
 
 impl Bucket {
@@ -50,6 +52,11 @@ impl Bucket {
     /// All gradients, float32 `[n]`, padding (zero) included.
     pub fn grads(&self) -> &Tensor {
         &self.grads
+    }
+
+    /// The copy of [`Bucket::values`] in the dtype of the arithmetic, if there is one.
+    pub(super) fn shadow(&self) -> Option<&Tensor> {
+        self.shadow.as_ref()
     }
 
     /// Leaves in the order of their slots.
@@ -116,6 +123,32 @@ impl FlatParams {
         Ok(Self { buckets })
     }
 
+    /// Keeps a copy of all values in `kind` from now on; returns each parameter's part of it by name.
+    pub(super) fn add_shadow(&mut self, kind: Kind) -> Result<TensorMap> {
+        let mut parts = TensorMap::new();
+        for bucket in &mut self.buckets {
+            let shadow = tch::no_grad(|| bucket.values.f_detach()?.f_to_kind(kind))?;
+            for slot in &bucket.slots {
+                let part = shadow.f_narrow(0, slot.offset, slot.len)?.f_view(slot.shape.as_slice())?;
+                parts.insert(slot.name.clone(), part);
+            }
+            bucket.shadow = Some(shadow);
+        }
+        Ok(parts)
+    }
+
+    /// Brings the copies that are computed with up to the values.
+    pub(super) fn refresh_shadow(&mut self) -> Result<()> {
+        tch::no_grad(|| {
+            for bucket in &mut self.buckets {
+                if let Some(shadow) = &mut bucket.shadow {
+                    shadow.f_copy_(&bucket.values)?;
+                }
+            }
+            Ok(())
+        })
+    }
+
     /// Buckets in forward order.
     pub fn buckets(&self) -> &[Bucket] {
         &self.buckets
@@ -127,6 +160,11 @@ impl FlatParams {
 
     pub(super) fn position(&self, bucket: &str) -> Option<usize> {
         self.buckets.iter().position(|b| b.name == bucket)
+    }
+
+    /// Where all of them lie.
+    pub(super) fn device(&self) -> Device {
+        self.buckets.first().map_or(Device::Cpu, |bucket| bucket.values.device())
     }
 
     /// Number of parameters, padding not counted.
@@ -166,7 +204,8 @@ impl FlatParams {
     /// once, and then nothing is changed.
     pub fn load_values(&mut self, tensors: &TensorMap, origin: &str) -> Result<()> {
         let targets: Vec<_> = self.buckets.iter().map(|bucket| bucket.values.shallow_clone()).collect();
-        self.fill_flat(&targets, tensors, "", origin)
+        self.fill_flat(&targets, tensors, "", origin)?;
+        self.refresh_shadow()
     }
 
     /// Multiplies every gradient by `factor` (1/ranks after a summing all-reduce).
@@ -295,7 +334,7 @@ impl Bucket {
             slots.push(Slot { name, shape, offset, len, leaf, grad });
             offset += padded(len);
         }
-        Ok(Self { name, slots, values, grads })
+        Ok(Self { name, slots, values, grads, shadow: None })
     }
 }
 

@@ -263,9 +263,12 @@ impl TrainStep {
     /// Trains `adapter` (in float32) over a frozen `flux` of any float dtype.
     pub fn for_adapter(flux: Flux, mut adapter: LoraAdapter, options: TrainOptions) -> Result<Self> {
         adapter.check_blocks(flux.double_blocks.len(), flux.single_blocks.len())?;
-        let params = FlatParams::adopt(flux.device(), &mut |visit| adapter.visit_mut(visit))?;
+        let mut params = FlatParams::adopt(flux.device(), &mut |visit| adapter.visit_mut(visit))?;
         if let Some(compute) = options.adapter_compute {
             adapter.set_compute_kind(compute);
+            if compute != Kind::Float {
+                adapter.set_shadow(&params.add_shadow(compute)?)?;
+            }
         }
         Self::new(flux, Some(adapter), params, options)
     }
