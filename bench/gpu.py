@@ -19,7 +19,7 @@ import time
 from dataclasses import dataclass, field
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-PROGRAMS = ["crescendo-workbench"]
+PROGRAMS = ["crescendo-workbench", "crescendo", "crescendo-controller", "crescendo-curator-node", "crescendo-trainer-node"]
 # What all parts together may take, seconds; a part that would begin later is left out and said to be.
 BUDGET_S = 590
 
@@ -46,7 +46,7 @@ def programs(scratch):
                     shutil.copyfileobj(packed, program)
                 (scratch / name).chmod(0o755)
             return scratch
-    sys.exit(f"gpu: error: {', '.join(PROGRAMS)} in none of: {', '.join(map(str, places))}; run `cargo build --profile dist -p crescendo-workbench`, or set CRESCENDO_BIN")
+    sys.exit(f"gpu: error: {', '.join(PROGRAMS)} in none of: {', '.join(map(str, places))}; run `make build` and set CRESCENDO_BIN=target/release, or build them with `--profile dist`")
 
 
 def pack(folder):
@@ -124,6 +124,10 @@ def of_draw(result):
     return {"s a drawing": round(result["seconds_each"], 2), f"hours for {result['pairs']} pairs": round(result["hours"], 1)}
 
 
+def of_job(result):
+    return {"s in all": round(result["seconds"], 1), "pairs": result["pairs"], "LoRA MB": round(result["lora_bytes"] / 1e6, 1)}
+
+
 def of_group(result):
     return {"all-reduce ms": round(result["all_reduce_64_mib_ms"], 2), "leave ms": round(result["leave_ms"], 1)}
 
@@ -147,6 +151,7 @@ def parts(bin_folder, cpu, can_python):
     for precision in ["bf16", "f32"]:
         yield Part(f"fused passes beside eager, {precision}", [*passes, "--precision", precision], 60, of_kernels)
     yield Part("group of one rank", [workbench, "bench", "group", "-o", "json", "--device", device], 60, of_group)
+    yield Part("a whole nano job", [sys.executable, "bench/gpu_job.py", "--device", device], 150, of_job)
     yield Part("step, 1 reference", step, 120, of_step)
     for block_pass in ["eager", "autograd"]:
         yield Part(f"step, 1 reference, {block_pass} blocks", [*step, "--pass", block_pass], 90, of_step)
@@ -210,7 +215,9 @@ def main():
     can_python = subprocess.run([sys.executable, "-c", "import torch"], capture_output=True, check=False).returncode == 0
     outcomes = []
     with tempfile.TemporaryDirectory() as scratch:
-        for part in parts(programs(pathlib.Path(scratch)), arguments.cpu, can_python):
+        bin_folder = programs(pathlib.Path(scratch))
+        environment["CRESCENDO_BIN"] = str(bin_folder)
+        for part in parts(bin_folder, arguments.cpu, can_python):
             left = BUDGET_S - (time.monotonic() - started)
             if left < 10:
                 outcomes.append({"name": part.name, "status": "left out: the time is used up", "seconds": 0.0})
