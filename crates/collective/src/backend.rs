@@ -29,7 +29,7 @@ pub(crate) trait Backend: Send + Sync {
     /// Makes every pending wait return, here and on the peers. Any thread, any number of times.
     fn abort(&self);
 
-    /// Returns when no other rank needs this one any more.
+    /// Ends what this rank has open, once all ranks have met to leave: returns when no other needs this one any more.
     fn leave(&self, timeout: Duration) -> Result<()>;
 }
 

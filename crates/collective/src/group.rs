@@ -187,10 +187,16 @@ impl ProcessGroup {
 
     /// Returns when every rank has called it.
     pub fn barrier(&self, timeout: Duration) -> Result<()> {
+        self.meet("barrier", timeout)
+    }
+
+    /// Returns when every rank has called it as its next operation: the sum of one element needs them all.
+    fn meet(&self, operation: &'static str, timeout: Duration) -> Result<()> {
+        self.check_alive()?;
         let token = Tensor::f_zeros([1], (Kind::Int, self.device()))
-            .map_err(CollectiveError::of_tensor("barrier"))?;
+            .map_err(CollectiveError::of_tensor(operation))?;
         let mut in_flight =
-            self.start(&token, |backend| backend.start_reduce("barrier", &token, Elementwise::Sum, timeout))?;
+            self.start(&token, |backend| backend.start_reduce(operation, &token, Elementwise::Sum, timeout))?;
         self.break_on_error(in_flight.wait(timeout))
     }
 
@@ -254,10 +260,16 @@ impl ProcessGroup {
         self.fail(CollectiveError::Aborted);
     }
 
-    /// The orderly end: returns when every rank has called it, so that dropping the group takes no result from anyone.
+    /// The orderly end: returns when every rank has called it, so that dropping the group takes no result from anyone, and
+    /// whoever has left knows that what the others did before is done. A rank that is lost meanwhile, or does not come
+    /// within `timeout`, is an error on all the others.
     pub fn leave(&self, timeout: Duration) -> Result<()> {
-        self.check_alive()?;
-        self.break_on_error(self.inner.backend.leave(timeout))
+        let timeout = timeout.min(MAX_TIMEOUT);
+        let deadline = Instant::now() + timeout;
+        // The backends' own ends are none to rely on for this: NCCL's waits for its own transfers, and for no rank.
+        self.meet("leave", timeout)?;
+        let left = deadline.saturating_duration_since(Instant::now());
+        self.break_on_error(self.inner.backend.leave(left))
     }
 
     /// The failure that broke the group, if one did.
@@ -423,6 +435,74 @@ mod tests {
         assert!(pending.wait(LIMIT).unwrap_err().is_aborted());
         assert!(group.barrier(LIMIT).unwrap_err().is_aborted());
         assert_eq!(group.failure(), Some(CollectiveError::Aborted));
+    }
+
+    /// Notes what is asked of it, and whether the ranks meet.
+    struct Noting {
+        asked: Arc<Mutex<Vec<String>>>,
+        meets: Result<()>,
+    }
+
+    impl Noting {
+        fn note(&self, what: &str) {
+            lock(&self.asked).push(what.to_owned());
+        }
+    }
+
+    impl Backend for Noting {
+        fn start_reduce(
+            &self,
+            operation: &'static str,
+            tensor: &Tensor,
+            _by: Elementwise,
+            _timeout: Duration,
+        ) -> Result<Box<dyn InFlight>> {
+            self.note(&format!("{operation} of {}", tensor.numel()));
+            Ok(Box::new(Meeting { asked: Arc::clone(&self.asked), outcome: self.meets.clone() }))
+        }
+
+        fn start_broadcast(&self, _: &Tensor, _: usize, _: Duration) -> Result<Box<dyn InFlight>> {
+            Ok(done())
+        }
+
+        fn abort(&self) {
+            self.note("abort");
+        }
+
+        fn leave(&self, _timeout: Duration) -> Result<()> {
+            self.note("end");
+            Ok(())
+        }
+    }
+
+    struct Meeting {
+        asked: Arc<Mutex<Vec<String>>>,
+        outcome: Result<()>,
+    }
+
+    impl InFlight for Meeting {
+        fn wait(&mut self, _limit: Duration) -> Result<()> {
+            lock(&self.asked).push("waited".to_owned());
+            self.outcome.clone()
+        }
+    }
+
+    /// Whatever the backend: NCCL's own end waits for nobody, and so nothing of a backend ends before all have come.
+    #[test]
+    fn a_backend_ends_only_once_all_ranks_have_met_to_leave() {
+        let leave = |meets: Result<()>| {
+            let asked = Arc::<Mutex<Vec<String>>>::default();
+            let backend = Noting { asked: Arc::clone(&asked), meets };
+            let outcome = ProcessGroup::new(1, 2, Device::Cpu, Box::new(backend)).leave(LIMIT);
+            let asked = lock(&asked).clone();
+            (outcome, asked)
+        };
+        assert_eq!(leave(Ok(())), (Ok(()), ["leave of 1", "waited", "end"].map(str::to_owned).to_vec()));
+        let lost = CollectiveError::PeerLost { operation: "leave", detail: "reset".to_owned() };
+        assert_eq!(
+            leave(Err(lost.clone())),
+            (Err(lost), ["leave of 1", "waited", "abort"].map(str::to_owned).to_vec())
+        );
     }
 
     #[test]

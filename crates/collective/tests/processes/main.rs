@@ -1,6 +1,8 @@
-//! Groups of real processes: results, overlap, refused calls; what happens when a rank is lost is in `failures`.
+//! Groups of real processes: results, overlap, refused calls; what happens when a rank is lost is in `failures`, and what
+//! leaving promises, over either backend, in `leaving`.
 
 mod failures;
+mod leaving;
 mod ranks;
 
 use anyhow::{Result, bail, ensure};

@@ -3,6 +3,7 @@
 
 use anyhow::{Context, Result, ensure};
 use crescendo_collective::{GlooOptions, ProcessGroup, Rendezvous};
+use crescendo_device::DeviceChoice;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process::{Child, ChildStdout, Command, Stdio};
@@ -11,15 +12,37 @@ use std::time::Duration;
 const RANK: &str = "CRESCENDO_TEST_RANK";
 const WORLD: &str = "CRESCENDO_TEST_WORLD";
 const ADDRESS: &str = "CRESCENDO_TEST_ADDRESS";
+/// Set where ranks are to meet over NCCL, each on the GPU of its own number.
+const NCCL: &str = "CRESCENDO_TEST_NCCL";
 
 /// Generous: the tests wait for what happens, and this only ends a hang.
 pub const LIMIT: Duration = Duration::from_secs(60);
+
+/// Over what the ranks of a test meet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Over {
+    Gloo,
+    Nccl,
+}
+
+impl Over {
+    /// What this machine has for so many ranks: NCCL needs a GPU for each.
+    pub fn here(world: usize) -> Result<Vec<Self>> {
+        let gpus = DeviceChoice::Auto.gpus()?.count;
+        if gpus as usize >= world {
+            return Ok(vec![Self::Gloo, Self::Nccl]);
+        }
+        eprintln!("skipped over NCCL: {world} ranks need as many GPUs, there are {gpus}");
+        Ok(vec![Self::Gloo])
+    }
+}
 
 /// One rank's own view, in its own process.
 pub struct Rank {
     pub rank: usize,
     pub world: usize,
     pub rendezvous: Rendezvous,
+    over: Over,
 }
 
 impl Rank {
@@ -27,6 +50,11 @@ impl Rank {
     pub fn from_environment() -> Option<Self> {
         let number = |name| std::env::var(name).ok()?.parse::<usize>().ok();
         let (rank, world) = (number(RANK)?, number(WORLD)?);
+        let over = if std::env::var_os(NCCL).is_some() { Over::Nccl } else { Over::Gloo };
+        if over == Over::Nccl {
+            // Before libtorch is asked anything.
+            assert!(crescendo_device::load_cuda().expect("CUDA loads"), "the parent saw GPUs");
+        }
         tch::set_num_threads(1);
         let rendezvous = match std::env::var(ADDRESS) {
             Ok(address) => Rendezvous::join(address.parse().expect("the parent passes an address")),
@@ -36,12 +64,16 @@ impl Rank {
                 host
             }
         };
-        Some(Self { rank, world, rendezvous })
+        Some(Self { rank, world, rendezvous, over })
     }
 
     pub fn connect(self) -> Result<ProcessGroup> {
         let options = GlooOptions { timeout: LIMIT, ..GlooOptions::default() };
-        Ok(ProcessGroup::gloo(self.rank, self.world, self.rendezvous, &options)?)
+        let group = ProcessGroup::gloo(self.rank, self.world, self.rendezvous, &options)?;
+        match self.over {
+            Over::Gloo => Ok(group),
+            Over::Nccl => Ok(group.with_nccl(self.rank, LIMIT)?),
+        }
     }
 }
 
@@ -64,11 +96,14 @@ pub struct RankProcess {
 }
 
 impl RankProcess {
-    fn start(test: &str, rank: usize, world: usize, address: Option<SocketAddr>) -> Result<Self> {
+    fn start(test: &str, rank: usize, world: usize, over: Over, address: Option<SocketAddr>) -> Result<Self> {
         let mut command = Command::new(std::env::current_exe()?);
         command.args(["--exact", test, "--nocapture", "--test-threads", "1"]);
         command.env(RANK, rank.to_string()).env(WORLD, world.to_string());
-        command.env_remove(ADDRESS).stdin(Stdio::piped()).stdout(Stdio::piped());
+        command.env_remove(ADDRESS).env_remove(NCCL).stdin(Stdio::piped()).stdout(Stdio::piped());
+        if over == Over::Nccl {
+            command.env(NCCL, "1");
+        }
         if let Some(address) = address {
             command.env(ADDRESS, address.to_string());
         }
@@ -118,12 +153,16 @@ impl Drop for RankProcess {
 }
 
 pub fn start_all(test: &str, world: usize) -> Result<Vec<RankProcess>> {
-    let mut first = RankProcess::start(test, 0, world, None)?;
+    start_all_over(Over::Gloo, test, world)
+}
+
+pub fn start_all_over(over: Over, test: &str, world: usize) -> Result<Vec<RankProcess>> {
+    let mut first = RankProcess::start(test, 0, world, over, None)?;
     let said = first.hear()?;
     let address = said.strip_prefix("address ").with_context(|| format!("rank 0 said `{said}`"))?.parse()?;
     let mut ranks = vec![first];
     for rank in 1..world {
-        ranks.push(RankProcess::start(test, rank, world, Some(address))?);
+        ranks.push(RankProcess::start(test, rank, world, over, Some(address))?);
     }
     Ok(ranks)
 }
