@@ -188,10 +188,12 @@ impl Draws {
 }
 
 /// Cuts a rank's samples of one step into micro-batches of at most `micro_batch` neighbours; samples of another shape
-/// than their neighbours go apart. Every sample weighs the same.
+/// than their neighbours go apart. Every sample weighs the same, 1 / `global_batch`: the sum over all ranks is the mean, and
+/// nothing has to go over the gradients once more.
 pub fn micro_batches(
     samples: &[Sample],
     micro_batch: usize,
+    global_batch: u32,
     draws: &Draws,
     device: Device,
 ) -> Result<Vec<MicroBatch>, RankError> {
@@ -206,7 +208,7 @@ pub fn micro_batches(
             }
         }
         for (_, group) in groups {
-            let weight = group.len() as f64 / samples.len() as f64;
+            let weight = group.len() as f64 / f64::from(global_batch.max(1));
             micros.push(group_batch(&group, weight, draws, device).map_err(RankError::retryable)?);
         }
     }
@@ -341,21 +343,25 @@ mod tests {
             .zip(0..)
             .map(|(side, position)| Sample::new(position, &pair(position, *side), &SHAPE).unwrap())
             .collect();
-        let micros = micro_batches(&samples, 4, &draws(), Device::Cpu).unwrap();
+        let micros = micro_batches(&samples, 4, 12, &draws(), Device::Cpu).unwrap();
         let sizes: Vec<Vec<i64>> = micros.iter().map(|micro| micro.latents.size()).collect();
         assert_eq!(sizes, [vec![3, 2, 2, 2], vec![1, 2, 4, 4], vec![2, 2, 4, 4]]);
         assert_eq!(
             micros.iter().map(|micro| micro.noise.size()).collect::<Vec<_>>(),
             [[3, 1, 8], [1, 4, 8], [2, 4, 8]]
         );
-        assert!((micros.iter().map(|micro| micro.weight).sum::<f64>() - 1.0).abs() < 1e-12);
+        // Of a global batch of 12, half.
+        assert_eq!(
+            micros.iter().map(|micro| micro.weight).collect::<Vec<_>>(),
+            [0.25, 1.0 / 12.0, 2.0 / 12.0]
+        );
     }
 
     #[test]
     fn a_samples_noise_depends_on_its_position_alone() {
         let sample = |position| Sample::new(position, &pair(0, 4), &SHAPE).unwrap();
         let noise = |samples: &[Sample]| {
-            micro_batches(samples, 8, &draws(), Device::Cpu).unwrap()[0].noise.shallow_clone()
+            micro_batches(samples, 8, 8, &draws(), Device::Cpu).unwrap()[0].noise.shallow_clone()
         };
         let together = noise(&[sample(3), sample(9)]);
         assert_eq!(together.get(1), noise(&[sample(9)]).get(0));

@@ -134,8 +134,9 @@ impl Loop {
         let samples = std::mem::take(&mut self.ready);
         let noted = std::mem::take(&mut self.noted);
         let train = &self.training.plan.stage.train;
+        let (micro_batch, global_batch) = (train.micro_batch as usize, train.global_batch);
         let micros =
-            micro_batches(&samples, train.micro_batch as usize, &self.draws, self.training.plan.device)?;
+            micro_batches(&samples, micro_batch, global_batch, &self.draws, self.training.plan.device)?;
         let loss = self.reduced_gradients(&micros)?;
         let plan = &self.training.plan;
         let operations = step_profiler::operations(&plan.config(), &micros, plan.adapter_rank());
@@ -315,7 +316,8 @@ impl Loop {
             .ok_or_else(|| RankError::Retryable(format!("the gang voted for {most}, which is no vote")))
     }
 
-    /// Leaves the gradients of the global batch in the buckets; returns its mean loss.
+    /// Leaves the gradients of the global batch in the buckets; returns its mean loss. Both are sums over the ranks: the
+    /// weights of the micro-batches make means of them.
     fn reduced_gradients(&mut self, micros: &[MicroBatch]) -> Result<f64, RankError> {
         let group = self.training.group.clone();
         let alone = group.world() == 1;
@@ -327,7 +329,7 @@ impl Loop {
                 if alone {
                     return Ok(());
                 }
-                match group.all_reduce_async(gradients, ReduceOp::Average, COLLECTIVE_TIMEOUT) {
+                match group.all_reduce_async(gradients, ReduceOp::Sum, COLLECTIVE_TIMEOUT) {
                     Ok(reduce) => {
                         pending.push(reduce);
                         Ok(())
@@ -349,9 +351,7 @@ impl Loop {
             weighted_loss(micros, outcomes.iter().map(|outcome| &outcome.loss), self.training.plan.device)
                 .map_err(RankError::retryable)?;
         if !alone {
-            pending.push(
-                group.all_reduce_async(&loss, ReduceOp::Average, COLLECTIVE_TIMEOUT).map_err(of_group)?,
-            );
+            pending.push(group.all_reduce_async(&loss, ReduceOp::Sum, COLLECTIVE_TIMEOUT).map_err(of_group)?);
         }
         for reduce in pending {
             reduce.wait(COLLECTIVE_TIMEOUT).map_err(of_group)?;

@@ -186,26 +186,25 @@ pub fn run_rank(fixture: &Fixture, group: &ProcessGroup) -> anyhow::Result<Tenso
     };
     let mut adamw = AdamW::new(settings, train_step.params())?;
     let mut ema = Ema::new(optimizer.ema_decay, train_step.params())?;
-    let rank = group.rank();
+    let (rank, world) = (group.rank(), group.world());
     let mut results = TensorMap::new();
     for step in 1..=train.steps {
         let prefix = format!("out.step{step}");
+        let here = format!("in.step{step}.rank{rank}");
         let micros = (0..train.accum)
-            .map(|micro| {
-                read_micro(fixture, &format!("in.step{step}.rank{rank}.micro{micro}"), &table, train.accum)
-            })
+            .map(|micro| read_micro(fixture, &format!("{here}.micro{micro}"), &table, train.accum * world))
             .collect::<anyhow::Result<Vec<_>>>()?;
 
-        // Each bucket is averaged over the ranks while the backward pass of the block before it runs.
+        // Each bucket is summed while the block before it goes backward; the losses' weights make that the mean.
         let mut own = Vec::new();
         let mut pending: Vec<PendingReduce> = Vec::new();
         let outcomes = train_step.gradients(
             &micros,
             Some(&mut |bucket, grads: &Tensor| {
                 if step == 1 {
-                    own.push((bucket, grads.f_mul_scalar(1.0)?));
+                    own.push((bucket, grads.f_mul_scalar(world as f64)?));
                 }
-                pending.push(group.all_reduce_async(grads, ReduceOp::Average, COLLECTIVE_TIMEOUT)?);
+                pending.push(group.all_reduce_async(grads, ReduceOp::Sum, COLLECTIVE_TIMEOUT)?);
                 Ok(())
             }),
         )?;
@@ -238,7 +237,8 @@ pub fn run_rank(fixture: &Fixture, group: &ProcessGroup) -> anyhow::Result<Tenso
     Ok(results)
 }
 
-fn read_micro(fixture: &Fixture, prefix: &str, table: &Tensor, accum: usize) -> anyhow::Result<MicroBatch> {
+/// One of `parts` micro-batches of the step, over all ranks.
+fn read_micro(fixture: &Fixture, prefix: &str, table: &Tensor, parts: usize) -> anyhow::Result<MicroBatch> {
     let get = |name: &str| fixture.tensor(&format!("{prefix}.{name}"));
     let indices = get("t_index")?;
     let last = table.size().first().copied().unwrap_or(0) - 1;
@@ -258,7 +258,7 @@ fn read_micro(fixture: &Fixture, prefix: &str, table: &Tensor, accum: usize) -> 
         vec: get("vec")?,
         noise: get("x0")?,
         times: table.f_index_select(0, &indices.f_to_device(table.device())?)?.f_to_device(fixture.device)?,
-        weight: 1.0 / accum as f64,
+        weight: 1.0 / parts as f64,
     })
 }
 
