@@ -11,7 +11,9 @@
 //!
 //! [`table`] is pure: events in, effects out. Everything else carries them.
 
+pub mod environment;
 pub mod event;
+pub mod interface;
 pub mod lines;
 pub mod metrics;
 pub mod process;

@@ -5,9 +5,9 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Args;
-use crescendo_collective::nccl_version;
+use crescendo_collective::{NcclVersion, nccl_version};
 use crescendo_core::precision::CLEARLY_FASTER;
-use crescendo_device::{choice, cuda as driver, load_cuda};
+use crescendo_device::{CudaVersion, choice, cuda as driver, load_cuda};
 use crescendo_model::speed;
 use crescendo_model::tch::{Device, Kind, TchError, Tensor};
 use serde::Serialize;
@@ -16,6 +16,14 @@ use crate::parity::Output;
 
 /// The libtorch that everything here is made for.
 const TORCH_VERSION: &str = "2.11.0";
+/// The CUDA that it is made with.
+const CUDA: CudaVersion = CudaVersion { major: 13, minor: 0 };
+/// The oldest driver that runs programs of it (CUDA 13 release notes, table of drivers).
+const NEW_DRIVER: &str =
+    "install a driver for CUDA 13 (580 or later); in a container: start it with the NVIDIA runtime";
+/// Releases of NCCL that crash when a process makes a communicator after it has ended one.
+const CRASHING: std::ops::RangeInclusive<NcclVersion> =
+    NcclVersion::new(2, 28, 3)..=NcclVersion::new(2, 28, 8);
 /// Side of the matrices that are multiplied to see that something computes.
 const SIDE: i64 = 256;
 
@@ -174,28 +182,41 @@ fn cuda(wanted: bool) -> Vec<Check> {
             error.to_string(),
             "install torch==2.11.0 with all it depends on, and set LD_LIBRARY_PATH to its lib folder",
         )],
-        Ok(false) if wanted => vec![check(
-            name,
-            "failed",
-            "there is no NVIDIA driver (libcuda.so.1)",
-            "install a driver for CUDA 13 (580 or later); in a container: start it with the NVIDIA runtime",
-        )],
+        Ok(false) if wanted => {
+            vec![check(name, "failed", "there is no NVIDIA driver (libcuda.so.1)", NEW_DRIVER)]
+        }
         Ok(false) => vec![check(name, "ok", "there is no NVIDIA driver; ranks compute on the CPU", "")],
         Ok(true) => {
+            let mut checks = vec![match driver::supported() {
+                Ok(supported) => driver_check(supported, driver::driver_release().as_deref()),
+                Err(error) => check("driver", "failed", error.to_string(), NEW_DRIVER),
+            }];
             let gpus = choice::count();
             if gpus == 0 {
-                return vec![check(
+                checks.push(check(
                     name,
                     "failed",
                     "libtorch's CUDA half loads and sees no GPU",
                     "look at CUDA_VISIBLE_DEVICES, at what the container was given, and at nvidia-smi",
-                )];
+                ));
+                return checks;
             }
-            let mut checks: Vec<Check> = (0..gpus as usize).map(gpu).collect();
+            checks.extend((0..gpus as usize).map(gpu));
             checks.push(nccl());
             checks
         }
     }
+}
+
+/// Whether a driver that runs CUDA up to `supported` is new enough. `release` is that of its kernel module: an older one
+/// does, if the libraries of a newer driver came with it (CUDA's forward compatibility).
+fn driver_check(supported: CudaVersion, release: Option<&str>) -> Check {
+    let found = format!("release {}, runs CUDA up to {supported}", release.unwrap_or("unknown"));
+    if supported < CUDA {
+        let found = format!("{found}; this libtorch is made with {CUDA}, and no GPU can be used");
+        return check("driver", "failed", found, NEW_DRIVER);
+    }
+    check("driver", "ok", found, "")
 }
 
 fn gpu(index: usize) -> Check {
@@ -218,7 +239,7 @@ fn gpu(index: usize) -> Check {
 
 fn nccl() -> Check {
     match nccl_version() {
-        Ok(version) => check("nccl", "ok", format!("version {version}"), ""),
+        Ok(version) => nccl_check(version, loaded("libnccl.so.2").as_deref()),
         Err(error) => check(
             "nccl",
             "failed",
@@ -226,6 +247,22 @@ fn nccl() -> Check {
             "install nvidia-nccl-cu13 (torch depends on it) and set LD_LIBRARY_PATH to its lib folder",
         ),
     }
+}
+
+/// Whether a version of NCCL, from a file if that is known, is one to train with.
+fn nccl_check(version: NcclVersion, library: Option<&Path>) -> Check {
+    let place = library.map(|library| format!(" in {}", library.display())).unwrap_or_default();
+    let found = format!("version {version}{place}");
+    if CRASHING.contains(&version) {
+        let found = format!("{found}; 2.28.3 to 2.28.8 crash when one process makes a second group");
+        return check(
+            "nccl",
+            "warning",
+            found,
+            "install nvidia-nccl-cu13 2.28.9 or later: ranks make one group a process, other programs may make more",
+        );
+    }
+    check("nccl", "ok", found, "")
 }
 
 #[cfg(test)]
@@ -255,6 +292,26 @@ mod tests {
         std::fs::write(root.path().join("version.py"), "from x import y\n__version__ = '2.11.0+cu130'\n")
             .unwrap();
         assert_eq!(version_beside(&library).as_deref(), Some("2.11.0+cu130"));
+    }
+
+    #[test]
+    fn releases_of_nccl_that_crash_are_warned_of() {
+        let of = |patch| nccl_check(NcclVersion::new(2, 28, patch), None).status;
+        assert_eq!([2, 3, 8, 9].map(of), ["ok", "warning", "warning", "ok"]);
+        assert_eq!(nccl_check(NcclVersion::new(2, 29, 3), None).status, "ok");
+        let named = nccl_check(NcclVersion::new(2, 28, 5), Some(Path::new("/lib/libnccl.so.2")));
+        assert!(named.found.starts_with("version 2.28.5 in /lib/libnccl.so.2; "), "{named:?}");
+        assert!(named.remedy.contains("2.28.9"), "{named:?}");
+    }
+
+    #[test]
+    fn a_driver_older_than_cuda_13_asks_for_has_failed() {
+        let of = |major, minor| driver_check(CudaVersion { major, minor }, Some("570.86.15"));
+        let old = of(12, 8);
+        assert!(old.failed() && old.remedy.contains("580"), "{old:?}");
+        assert!(old.found.contains("570.86.15") && old.found.contains("12.8"), "{old:?}");
+        assert!(!of(13, 0).failed() && !of(13, 1).failed(), "with the libraries of a newer one");
+        assert!(driver_check(CudaVersion { major: 12, minor: 9 }, None).failed());
     }
 
     #[test]

@@ -208,6 +208,7 @@ const UNSAFE: &[&str] = &[
     "tests/src/cluster.rs",
     "tests/src/process.rs",
     "tests/src/up.rs",
+    "trainer-node/src/agent/interface.rs",
     "trainer-node/src/agent/process.rs",
     "trainer-node/src/rank/run.rs",
 ];

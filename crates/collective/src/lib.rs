@@ -32,5 +32,5 @@ mod rendezvous;
 pub use error::{CollectiveError, Result};
 pub use gloo::GlooOptions;
 pub use group::{MAX_GATHER_BYTES, PendingReduce, ProcessGroup, ReduceOp};
-pub use nccl::{NcclId, version as nccl_version};
+pub use nccl::{NcclId, NcclVersion, version as nccl_version};
 pub use rendezvous::Rendezvous;

@@ -66,10 +66,36 @@ struct Shared {
     stream: Arc<CudaStream>,
 }
 
-/// Version of the NCCL that is found, as `2.28.3`.
-pub fn version() -> Result<String> {
-    let version = Library::get()?.version()?;
-    Ok(format!("{}.{}.{}", version / 10_000, version / 100 % 100, version % 100))
+/// A version of NCCL, in the order in which they came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct NcclVersion {
+    pub major: u32,
+    pub minor: u32,
+    pub patch: u32,
+}
+
+impl NcclVersion {
+    pub const fn new(major: u32, minor: u32, patch: u32) -> Self {
+        Self { major, minor, patch }
+    }
+
+    /// As `ncclGetVersion` numbers them: major · 10,000 + minor · 100 + patch, and until 2.8 major · 1,000 and so on.
+    fn of_number(number: c_int) -> Self {
+        let number = u32::try_from(number).unwrap_or(0);
+        let unit = if number < 10_000 { 1_000 } else { 10_000 };
+        Self::new(number / unit, number % unit / 100, number % 100)
+    }
+}
+
+impl std::fmt::Display for NcclVersion {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}.{}.{}", self.major, self.minor, self.patch)
+    }
+}
+
+/// Version of the NCCL that groups of this process use, as that library itself says.
+pub fn version() -> Result<NcclVersion> {
+    Ok(NcclVersion::of_number(Library::get()?.version()?))
 }
 
 pub(crate) struct Nccl {
@@ -327,9 +353,16 @@ mod tests {
     #[test]
     fn nccl_has_a_version_or_says_why_not() {
         match version() {
-            Ok(version) => assert!(version.starts_with("2."), "{version}"),
+            Ok(version) => assert_eq!(version.major, 2, "{version}"),
             Err(error) => assert!(matches!(error, CollectiveError::BackendMissing(_)), "{error}"),
         }
+    }
+
+    #[test]
+    fn versions_are_read_from_their_numbers() {
+        let read = |number| NcclVersion::of_number(number).to_string();
+        assert_eq!([read(22_809), read(22_703), read(2_804)], ["2.28.9", "2.27.3", "2.8.4"]);
+        assert!(NcclVersion::new(2, 28, 3) > NcclVersion::new(2, 27, 9));
     }
 
     #[test]

@@ -116,7 +116,7 @@ impl Library {
         }
     }
 
-    /// As NCCL numbers them since 2.9: major times 10,000, minor times 100, patch.
+    /// As NCCL numbers them.
     pub fn version(&self) -> Result<c_int> {
         let mut version = 0;
         // SAFETY: the place lives until the call returns.

@@ -83,6 +83,54 @@ pub fn name(index: usize) -> Result<String> {
     Ok(unsafe { CStr::from_ptr(name.as_ptr()) }.to_string_lossy().into_owned())
 }
 
+/// A version of CUDA, in the order in which they came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct CudaVersion {
+    pub major: u32,
+    pub minor: u32,
+}
+
+impl CudaVersion {
+    /// As the driver numbers them: major · 1,000 + minor · 10.
+    fn of_number(number: c_int) -> Self {
+        let number = u32::try_from(number).unwrap_or(0);
+        Self { major: number / 1_000, minor: number % 1_000 / 10 }
+    }
+}
+
+impl std::fmt::Display for CudaVersion {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}.{}", self.major, self.minor)
+    }
+}
+
+/// The newest CUDA that the driver on this machine runs programs of.
+pub fn supported() -> Result<CudaVersion> {
+    type GetVersion = unsafe extern "C" fn(*mut c_int) -> c_int;
+    let driver = driver()?;
+    // SAFETY: the type is that of the driver's function (CUDA driver API, `cuDriverGetVersion`).
+    let ask: GetVersion = unsafe { driver.function(c"cuDriverGetVersion") }.map_err(DeviceError::Driver)?;
+    let mut number = 0;
+    // SAFETY: the place lives until the call returns; this function needs no initialised driver.
+    let code = unsafe { ask(&mut number) };
+    checked(code, "version")?;
+    Ok(CudaVersion::of_number(number))
+}
+
+/// Release of the driver's kernel module, e.g. `580.65.06`, where the kernel says it.
+pub fn driver_release() -> Option<String> {
+    ["/proc/driver/nvidia/version", "/sys/module/nvidia/version"]
+        .into_iter()
+        .filter_map(|path| std::fs::read_to_string(path).ok())
+        .find_map(|text| release_in(&text).map(str::to_owned))
+}
+
+/// The first word that is numbers and dots alone, at least two numbers.
+fn release_in(text: &str) -> Option<&str> {
+    let is_number = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+    text.split_whitespace().find(|word| word.contains('.') && word.split('.').all(is_number))
+}
+
 fn driver() -> Result<DynamicLibrary> {
     DynamicLibrary::open(c"libcuda.so.1", Visibility::Local).map_err(DeviceError::Driver)
 }
@@ -113,6 +161,22 @@ mod tests {
         if DynamicLibrary::open(c"libcuda.so.1", Visibility::Local).is_err() {
             assert!(matches!(memory(), Err(DeviceError::Driver(_))));
             assert!(matches!(name(0), Err(DeviceError::Driver(_))));
+            assert!(matches!(supported(), Err(DeviceError::Driver(_))));
         }
+    }
+
+    #[test]
+    fn versions_are_read_as_the_driver_and_the_kernel_write_them() {
+        let read = |number| CudaVersion::of_number(number).to_string();
+        assert_eq!([read(13_000), read(12_090)], ["13.0", "12.9"]);
+        assert!(CudaVersion::of_number(12_090) < CudaVersion::of_number(13_000));
+        let open = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65.06  Release Build  (dvs-builder@U22)\nGCC version:  gcc version 12.3.0 (Ubuntu)\n";
+        let closed =
+            "NVRM version: NVIDIA UNIX x86_64 Kernel Module  570.86.15  Thu Jan 23 22:50:42 UTC 2025\n";
+        assert_eq!(
+            [open, closed, "550.54\n"].map(release_in),
+            [Some("580.65.06"), Some("570.86.15"), Some("550.54")]
+        );
+        assert_eq!(release_in("NVIDIA v1.x 12\n"), None);
     }
 }

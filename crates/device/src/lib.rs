@@ -6,7 +6,7 @@
 //! | module | content |
 //! |---|---|
 //! | [`choice`] | `--device`, as words and as GPUs that are there |
-//! | [`cuda`] | loading libtorch's CUDA half; memory and name of a GPU |
+//! | [`cuda`] | loading libtorch's CUDA half; memory and name of a GPU; versions of the driver |
 //! | [`dynamic`] | shared libraries opened at run time |
 
 pub mod choice;
@@ -15,5 +15,5 @@ pub mod dynamic;
 mod heap;
 
 pub use choice::{DeviceChoice, Gpus, kind, open, parse};
-pub use cuda::{DeviceError, load_cuda};
+pub use cuda::{CudaVersion, DeviceError, load_cuda};
 pub use heap::keep_freed_memory;

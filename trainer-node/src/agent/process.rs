@@ -23,6 +23,8 @@ pub struct RankCommand {
     pub cuda: bool,
     pub threads: u32,
     pub bind_ip: IpAddr,
+    /// Variables beside those of this process.
+    pub environment: Vec<(&'static str, String)>,
     pub scratch: PathBuf,
     pub library_root: PathBuf,
     pub log_filter: String,
@@ -51,6 +53,7 @@ impl RankCommand {
             .args(["--trace-sample", &self.trace.trace_sample.to_string()])
             .args(self.trace.otlp_endpoint.iter().flat_map(|endpoint| ["--otlp-endpoint", endpoint.as_str()]))
             .args(self.security.to_args())
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

@@ -34,6 +34,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
 use tracing::Instrument as _;
 
+use super::environment;
 use super::event::{Event, RankSender};
 use super::lines;
 use super::metrics::{Counted, Metrics};
@@ -127,6 +128,8 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
         Service { events: events.clone(), rendezvous: Arc::clone(&rendezvous), tasks: tasks.clone() };
     let serving = serve_nodes(AgentServiceServer::new(service), nodes_only, incoming, tasks.stop_token());
     tasks.spawn_critical("grpc server", serving);
+    let (rank_host, advertised) = (args.rank_host.as_deref(), args.server.advertise_host.as_deref());
+    let bind_ip = rank_ip(grpc.ip(), rank_host, advertised).await?;
     let agent = Agent {
         table: AttemptTable::new(args.node.node_id.clone(), slots),
         command: RankCommand {
@@ -134,8 +137,8 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
             agent: reachable(grpc.ip(), grpc.port()),
             cuda,
             threads: args.threads_per_rank,
-            bind_ip: rank_ip(grpc.ip(), args.rank_host.as_deref(), args.server.advertise_host.as_deref())
-                .await?,
+            bind_ip,
+            environment: environment::of_ranks(cuda, bind_ip),
             scratch,
             library_root,
             log_filter: args.server.log.log_filter.clone(),
