@@ -145,6 +145,7 @@ fn stage(
         },
         waiting_for,
         replay_passes: progress.replay_passes,
+        skipped_steps: progress.skipped_steps,
         scores: stage.log.scores().scores().map(histogram).collect(),
         precision: precision::of_stage(&job.record.spec, stage).map(|p| p.to_string()).unwrap_or_default(),
         precision_reason: stage.precision_choice().map(|settled| settled.why.clone()).unwrap_or_default(),

@@ -273,6 +273,7 @@ pub fn report(node: NodeId, message: v1::AttemptReport) -> Result<Report, Reques
         data_wait_fraction: finite(message.data_wait_fraction),
         waiting_for: if phase == NodeReport::Running { line(&message.reason) } else { String::new() },
         replay_passes: message.replay_passes,
+        skipped_steps: message.skipped_steps,
     };
     Ok(Report { node, attempt, phase, progress: Some(progress) })
 }

@@ -273,20 +273,106 @@ async fn bad_weights_end_the_job_and_name_the_file() {
     assert!(failed.permanent && failed.reason.contains("base.safetensors"), "{failed:?}");
 }
 
+/// One pair of rank 1 makes the third step's loss NaN. Both ranks skip that step, and a gang that resumes from before it
+/// does so again: to the same bits. One that resumes right after it knows of it.
 #[tokio::test]
-async fn a_loss_that_is_not_finite_ends_the_job_and_is_never_saved() {
+async fn a_step_without_a_finite_loss_is_skipped_and_a_resume_repeats_that() {
+    let folder = home();
+    let folder = folder.path();
+    let cluster = Cluster::start(16).await;
+    cluster.set_log(16, true);
+    // The third step has the pairs 8 to 11, the last two of them on rank 1.
+    cluster.state().poisoned = Some(10);
+    let (a, b) = (Agent::start(folder, &cluster, "node-a", 1), Agent::start(folder, &cluster, "node-b", 1));
+    let agents = [&a, &b];
+    for agent in agents {
+        cluster.connected(&agent.node_id).await;
+    }
+    let mut spec = spec(4, 2);
+    start(folder, &cluster, &agents, "before", 1, &spec, None);
+    let undisturbed = finish(&cluster, folder, "before", 4).await;
+    for _ in agents {
+        cluster.report("before", 1, AttemptPhase::Succeeded).await;
+    }
+    let told = |report: &&AttemptReport| (report.step, report.skipped_steps) == (4, 1);
+    cluster.until("skipped step in a report", |state| state.reports.iter().find(told).cloned()).await;
+    let line = "crescendo_trainer_skipped_steps_total{slot=\"0\"} 1";
+    assert!(metrics(&a).await.contains(line), "{}", metrics(&a).await);
+
+    let last = cluster.checkpoint("before", 4).await;
+    let state: serde_json::Value = serde_json::from_slice(&object(folder, &last, "state.json")).unwrap();
+    assert_eq!(
+        (&state["step"], &state["optimizerSteps"], &state["nextPosition"]),
+        (&4.into(), &3.into(), &16.into())
+    );
+    let history = String::from_utf8(object(folder, &last, "history.jsonl")).unwrap();
+    let skipped: Vec<(bool, bool)> = history
+        .lines()
+        .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap())
+        .map(|record| (record["skipped"] == true, record["loss"].is_null()))
+        .collect();
+    assert_eq!(skipped, [(false, false), (false, false), (true, true), (false, false)]);
+
+    let saved = cluster.checkpoint("before", 2).await;
+    resumes_to(&undisturbed, folder, &cluster, &agents, "before", &spec, saved).await;
+    spec.checkpoints.every = 3;
+    start(folder, &cluster, &agents, "after", 1, &spec, None);
+    assert!(finish(&cluster, folder, "after", 4).await == undisturbed, "one run differs from the next");
+    for _ in agents {
+        cluster.report("after", 1, AttemptPhase::Succeeded).await;
+    }
+    let saved = cluster.checkpoint("after", 3).await;
+    resumes_to(&undisturbed, folder, &cluster, &agents, "after", &spec, saved).await;
+}
+
+/// Generation 2 of a job of four steps ends with these weights.
+async fn resumes_to(
+    weights: &[u8],
+    folder: &std::path::Path,
+    cluster: &Cluster,
+    agents: &[&Agent],
+    job_id: &str,
+    spec: &crescendo_core::spec::JobSpec,
+    from: crescendo_proto::v1::Checkpoint,
+) {
+    let step = from.step;
+    start(folder, cluster, agents, job_id, 2, spec, Some(from));
+    let last = cluster
+        .until("final checkpoint of the second attempt", |state| {
+            state.checkpoints.iter().find(|c| c.job_id == job_id && c.generation == 2 && c.r#final).cloned()
+        })
+        .await;
+    assert!(object(folder, &last, "dit_lora.safetensors") == weights, "resumed from {step}: other weights");
+    for _ in agents {
+        cluster.report(job_id, 2, AttemptPhase::Succeeded).await;
+    }
+}
+
+#[tokio::test]
+async fn too_many_skipped_steps_in_a_row_end_the_job() {
     let folder = home();
     let folder = folder.path();
     let cluster = Cluster::start(16).await;
     let a = Agent::start(folder, &cluster, "node-a", 1);
     cluster.connected("node-a").await;
-    let mut spec = spec(4, 1);
-    // The first update throws the weights out of the range of float32.
+    let mut spec = spec(8, 1);
+    // The first update throws the weights out of the range of float32: no step after it has a loss.
     spec.stages[0].train.learning_rate = 1e38;
-    start(folder, &cluster, &[&a], "exploded", 1, &spec, None);
-    let failed = cluster.report("exploded", 1, AttemptPhase::Failed).await;
-    assert!(failed.permanent && failed.reason.contains("step 2: the loss is"), "{failed:?}");
-    assert!(cluster.state().checkpoints.is_empty());
+    spec.checkpoints.every = 3;
+    for (job_id, most) in [("strict", 0), ("patient", 2)] {
+        spec.stages[0].train.max_skipped_steps = most;
+        start(folder, &cluster, &[&a], job_id, 1, &spec, None);
+        let failed = cluster.report(job_id, 1, AttemptPhase::Failed).await;
+        let (step, limit) = (
+            format!("step {}: the loss is", 2 + most),
+            format!("spec.stages[0].train.maxSkippedSteps is {most}"),
+        );
+        assert!(
+            failed.permanent && failed.reason.contains(&step) && failed.reason.contains(&limit),
+            "{failed:?}"
+        );
+        assert!(!cluster.state().checkpoints.iter().any(|checkpoint| checkpoint.r#final));
+    }
 }
 
 /// A process that is not there, or only waits to be reaped, is not alive.

@@ -53,7 +53,10 @@ pub fn run(args: &ExportBaseArgs) -> Result<()> {
     let text = std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
     let steps = history::parse(&text).with_context(|| format!("read {}", path.display()))?;
     let window = |records: &[history::StepRecord]| {
-        records.iter().map(|record| record.loss).sum::<f64>() / records.len().max(1) as f64
+        // Skipped steps have no loss.
+        let losses: Vec<f64> =
+            records.iter().map(|record| record.loss).filter(|loss| loss.is_finite()).collect();
+        losses.iter().sum::<f64>() / losses.len().max(1) as f64
     };
     let losses: BTreeMap<u64, f64> = steps
         .chunks(LOSS_WINDOW)

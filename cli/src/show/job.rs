@@ -97,6 +97,9 @@ pub fn details(job: &Job) -> String {
                 stage.name
             );
         }
+        if let Some(skipped) = words::skipped_steps(stage.skipped_steps) {
+            let _ = writeln!(out, "{}: {skipped}: the loss or the gradients were not finite", stage.name);
+        }
         if !stage.waiting_for.is_empty() {
             let _ = writeln!(out, "{}: {}", stage.name, words::one_line(&stage.waiting_for));
         }
@@ -145,6 +148,7 @@ mod tests {
             precision: "f32".into(),
             precision_reason: "node a runs bf16 at 0.12 of f32".into(),
             kind_changes: vec!["resumed at step 7 on a slower one".into()],
+            skipped_steps: 2,
             ..StageStatus::default()
         };
         let asked = StageStatus { precision: "bf16".into(), ..StageStatus::default() };
@@ -153,5 +157,7 @@ mod tests {
         let text = details(&Job { stages: vec![settled], ..Job::default() });
         assert!(text.contains("stage-1: computes in f32: node a runs bf16 at 0.12 of f32\n"), "{text}");
         assert!(text.contains("stage-1: resumed at step 7 on a slower one\n"), "{text}");
+        let skipped = "stage-1: 2 steps skipped: the loss or the gradients were not finite\n";
+        assert!(text.contains(skipped), "{text}");
     }
 }

@@ -63,6 +63,7 @@ fn stage(stage: &StageStatus) -> Value {
         "etaSeconds": stage.eta_seconds,
         "waitingFor": stage.waiting_for,
         "replayPasses": stage.replay_passes,
+        "skippedSteps": stage.skipped_steps,
         "precision": stage.precision,
         "precisionReason": stage.precision_reason,
         "kindChanges": stage.kind_changes,

@@ -70,6 +70,7 @@ fn training(stage: &StageStatus) -> Vec<String> {
             parts.push(format!("{eta} left"));
         }
     }
+    parts.extend(words::skipped_steps(stage.skipped_steps));
     if stage.restarts > 0 {
         parts.push(format!("{} restart{}", stage.restarts, if stage.restarts == 1 { "" } else { "s" }));
     }

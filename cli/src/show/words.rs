@@ -128,6 +128,11 @@ pub fn rejected(rejected: &std::collections::BTreeMap<String, u64>) -> String {
         .join(", ")
 }
 
+/// `2 steps skipped`; nothing if none was.
+pub fn skipped_steps(count: u64) -> Option<String> {
+    (count > 0).then(|| format!("{count} step{} skipped", if count == 1 { "" } else { "s" }))
+}
+
 /// A distribution as one line of bars between its ends, e.g. `-1 ▁▃█▂ 1 (120 candidates)`.
 pub fn distribution(histogram: &Histogram) -> String {
     const BARS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];

@@ -97,6 +97,8 @@ pub struct Progress {
     pub waiting_for: String,
     /// Times that the gang went round the readable log for want of new pairs.
     pub replay_passes: u64,
+    /// Steps of the stage that updated nothing, because their loss or gradients were not finite.
+    pub skipped_steps: u64,
 }
 
 /// One report of a node on an attempt.

@@ -17,12 +17,18 @@ const ANSWERS: [&str; 2] = ["registered", "refused"];
 
 /// Every metric of a trainer's agent.
 pub const CATALOGUE: &[Metric] = &[
-    gauge("crescendo_trainer_step", "", &[SLOT], "Optimizer steps done in the stage."),
+    gauge("crescendo_trainer_step", "", &[SLOT], "Steps done in the stage, skipped ones included."),
     counter(
         "crescendo_trainer_steps_total",
         "",
         &[SLOT],
         "Steps that ranks have done here, those that had to be done again included.",
+    ),
+    counter(
+        "crescendo_trainer_skipped_steps_total",
+        "",
+        &[SLOT],
+        "Steps among them that were skipped: they updated nothing, because their loss or gradients were not finite.",
     ),
     counter(
         "crescendo_trainer_phase_seconds_total",
@@ -118,6 +124,7 @@ pub const CATALOGUE: &[Metric] = &[
 pub struct Metrics {
     step: IntGaugeVec,
     steps: IntCounterVec,
+    skipped_steps: IntCounterVec,
     phase_seconds: CounterVec,
     loss: GaugeVec,
     grad_norm: GaugeVec,
@@ -144,6 +151,7 @@ pub struct Metrics {
 pub struct Counted {
     phases: PhaseSeconds,
     steps: u64,
+    skipped_steps: u64,
 }
 
 impl Metrics {
@@ -152,6 +160,7 @@ impl Metrics {
         let metrics = Self {
             step: registrar.gauges("crescendo_trainer_step")?,
             steps: registrar.counters("crescendo_trainer_steps_total")?,
+            skipped_steps: registrar.counters("crescendo_trainer_skipped_steps_total")?,
             phase_seconds: registrar.counters_f64("crescendo_trainer_phase_seconds_total")?,
             loss: registrar.gauges_f64("crescendo_trainer_loss")?,
             grad_norm: registrar.gauges_f64("crescendo_trainer_grad_norm")?,
@@ -202,7 +211,13 @@ impl Metrics {
             }
         }
         self.steps.with_label_values(&slot).inc_by(progress.steps_done.saturating_sub(counted.steps));
-        *counted = Counted { phases, steps: progress.steps_done.max(counted.steps) };
+        let skipped = progress.skipped_steps_done.saturating_sub(counted.skipped_steps);
+        self.skipped_steps.with_label_values(&slot).inc_by(skipped);
+        *counted = Counted {
+            phases,
+            steps: progress.steps_done.max(counted.steps),
+            skipped_steps: progress.skipped_steps_done.max(counted.skipped_steps),
+        };
     }
 
     /// The rank in `slot` has ended. Its last loss stays, for whoever asks why.
@@ -250,6 +265,8 @@ mod tests {
             step: 100 + steps_done,
             phases: Some(PhaseSeconds { backward, ..Default::default() }),
             steps_done,
+            skipped_steps: 100,
+            skipped_steps_done: steps_done / 2,
             operations_per_sec: 2e12,
             ..Default::default()
         }
@@ -274,6 +291,7 @@ mod tests {
         metrics.progress(1, &progress(0, f64::NAN), &mut odd);
         metrics.progress(1, &progress(0, -1.0), &mut odd);
         assert_eq!(metrics.steps.with_label_values(&["1"]).get(), 6);
+        assert_eq!(metrics.skipped_steps.with_label_values(&["1"]).get(), 3);
         assert!((metrics.phase_seconds.with_label_values(&["1", "backward"]).get() - 3.0).abs() < 1e-9);
         assert!((metrics.peak_ratio.with_label_values(&["1"]).get() - 0.2).abs() < 1e-9);
         metrics.progress(0, &progress(1, 1.0), &mut Counted::default());

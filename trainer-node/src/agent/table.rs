@@ -659,6 +659,7 @@ fn report(attempt: &Attempt) -> AttemptReport {
         failed_rank,
         permanent,
         replay_passes: progress.replay_passes,
+        skipped_steps: progress.skipped_steps,
     }
 }
 

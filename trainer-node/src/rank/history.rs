@@ -1,15 +1,17 @@
 //! What happened at each step since the stage began; kept with every checkpoint as `history.jsonl`.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// One step.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StepRecord {
-    /// Optimizer steps done, from 1.
+    /// Steps done, from 1.
     pub step: u64,
-    /// Mean over the global batch.
+    /// Mean over the global batch. JSON has no form for a number that is not finite: it is written as `null`.
+    #[serde(deserialize_with = "number_or_null")]
     pub loss: f64,
-    /// L2 norm of the averaged gradients before clipping.
+    /// L2 norm of the averaged gradients before clipping; as `loss`.
+    #[serde(deserialize_with = "number_or_null")]
     pub grad_norm: f64,
     pub learning_rate: f64,
     /// Wall time of the step.
@@ -17,6 +19,13 @@ pub struct StepRecord {
     /// When it was done, seconds since the Unix epoch; 0 in histories from before this was kept.
     #[serde(default)]
     pub at_unix_secs: f64,
+    /// The step updated nothing: its loss or its gradients were not finite.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub skipped: bool,
+}
+
+fn number_or_null<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    Ok(Option::<f64>::deserialize(deserializer)?.unwrap_or(f64::NAN))
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -31,6 +40,8 @@ pub struct HistoryError {
 pub struct History {
     text: String,
     steps: u64,
+    skipped: u64,
+    skipped_in_a_row: u64,
 }
 
 impl History {
@@ -57,12 +68,24 @@ impl History {
     }
 
     pub fn push(&mut self, record: &StepRecord) {
-        // Not finite numbers have no JSON form; they end training before they get here.
+        // A plain record of numbers always has a form.
         if let Ok(line) = serde_json::to_string(record) {
             self.text.push_str(&line);
             self.text.push('\n');
             self.steps = record.step;
+            self.skipped += u64::from(record.skipped);
+            self.skipped_in_a_row = if record.skipped { self.skipped_in_a_row + 1 } else { 0 };
         }
+    }
+
+    /// Steps that updated nothing.
+    pub fn skipped(&self) -> u64 {
+        self.skipped
+    }
+
+    /// How many of them are the last ones.
+    pub fn skipped_in_a_row(&self) -> u64 {
+        self.skipped_in_a_row
     }
 
     pub fn to_bytes(&self) -> Vec<u8> {
@@ -75,7 +98,33 @@ mod tests {
     use super::*;
 
     fn record(step: u64) -> StepRecord {
-        StepRecord { step, loss: 0.5, grad_norm: 1.25, learning_rate: 1e-4, seconds: 0.1, at_unix_secs: 7.5 }
+        StepRecord {
+            step,
+            loss: 0.5,
+            grad_norm: 1.25,
+            learning_rate: 1e-4,
+            seconds: 0.1,
+            at_unix_secs: 7.5,
+            skipped: false,
+        }
+    }
+
+    #[test]
+    fn skipped_steps_survive_a_checkpoint_with_their_number_in_a_row() {
+        let skipped = |step| StepRecord { loss: f64::NAN, skipped: true, ..record(step) };
+        let mut history = History::default();
+        history.push(&skipped(1));
+        history.push(&record(2));
+        history.push(&StepRecord { grad_norm: f64::INFINITY, ..skipped(3) });
+        history.push(&skipped(4));
+        let read = History::parse(&history.to_bytes(), 4).unwrap();
+        assert_eq!(read, history);
+        assert_eq!((read.skipped(), read.skipped_in_a_row()), (3, 2));
+        let text = String::from_utf8(history.to_bytes()).unwrap();
+        let third: StepRecord = serde_json::from_str(text.lines().nth(2).unwrap()).unwrap();
+        assert!(third.skipped && third.loss.is_nan() && third.grad_norm.is_nan(), "{third:?}");
+        history.push(&record(5));
+        assert_eq!((history.skipped(), history.skipped_in_a_row()), (3, 0));
     }
 
     #[test]

@@ -159,6 +159,7 @@ mod tests {
                 learning_rate: 1e-5,
                 seconds: 0.5,
                 at_unix_secs: 1_700_000_000.0 + step as f64,
+                skipped: false,
             });
         }
         history.to_bytes()

@@ -87,8 +87,11 @@ pub fn run(training: Training) -> Result<(), RankError> {
         saving: None,
         save_due: false,
         meter: StepProfiler::new(Instant::now()),
+        skipped_before: training.restored.history.skipped(),
         training,
     };
+    let skipped = state.skipped_before;
+    state.training.progress.send_modify(|progress| progress.skipped_steps = skipped);
     state.training.restored.train_step.time_passes();
     let first = state.training.restored.step;
     let steps = state.training.plan.stage.train.steps;
@@ -119,6 +122,8 @@ struct Loop {
     /// A save was due while another was under way.
     save_due: bool,
     meter: StepProfiler,
+    /// Skipped steps that the checkpoint had.
+    skipped_before: u64,
 }
 
 impl Loop {
@@ -149,23 +154,31 @@ impl Loop {
         let seconds = began.elapsed().as_secs_f64();
         self.meter.stepped(Step { samples: train.global_batch, operations, seconds });
         let at_unix_secs = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
-        let record =
-            StepRecord { step: step + 1, loss, grad_norm, learning_rate: rate, seconds, at_unix_secs };
+        // Both are of all ranks, after the reduction: every rank decides the same, and `agree` sees to it.
+        let skipped = !(loss.is_finite() && grad_norm.is_finite());
+        let record = StepRecord {
+            step: step + 1,
+            loss,
+            grad_norm,
+            learning_rate: rate,
+            seconds,
+            at_unix_secs,
+            skipped,
+        };
+        self.training.restored.history.push(&record);
         self.report(&record, waited.as_secs_f64());
-        if !loss.is_finite() || !grad_norm.is_finite() {
-            return Err(RankError::Permanent(format!(
-                "step {}: the loss is {loss} and the gradients' norm {grad_norm}; nothing was updated",
-                step + 1
-            )));
+        if skipped {
+            self.skip(&record)?;
+        } else {
+            let restored = &mut self.training.restored;
+            restored.optimizer.step(restored.train_step.params_mut(), rate).map_err(model)?;
+            if let Some(ema) = &mut restored.ema {
+                ema.update(restored.train_step.params()).map_err(model)?;
+            }
         }
         let restored = &mut self.training.restored;
-        restored.optimizer.step(restored.train_step.params_mut(), rate).map_err(model)?;
-        if let Some(ema) = &mut restored.ema {
-            ema.update(restored.train_step.params()).map_err(model)?;
-        }
         restored.train_step.wait_for_device().map_err(model)?;
         restored.step = step + 1;
-        restored.history.push(&record);
         if let Some(log) = &mut self.training.position_log {
             log.note(step, &noted).map_err(RankError::retryable)?;
         }
@@ -173,6 +186,30 @@ impl Loop {
         self.save_if_due()?;
         self.meter.end(Phase::Checkpoint, Instant::now());
         Ok(())
+    }
+
+    /// Leaves all that trains as it is, and fails when that was done too often in a row.
+    fn skip(&mut self, record: &StepRecord) -> Result<(), RankError> {
+        let StepRecord { step, loss, grad_norm, .. } = *record;
+        let Training { plan, restored, .. } = &mut self.training;
+        let (in_a_row, most) =
+            (restored.history.skipped_in_a_row(), u64::from(plan.stage.train.max_skipped_steps));
+        if in_a_row > most {
+            return Err(RankError::Permanent(format!(
+                "step {step}: the loss is {loss} and the gradients' norm {grad_norm}, and nothing was updated; that is {in_a_row} in a row, and spec.stages[{}].train.maxSkippedSteps is {most}",
+                plan.stage_index
+            )));
+        }
+        if plan.gang.rank == 0 {
+            tracing::warn!(
+                step,
+                loss,
+                grad_norm,
+                in_a_row,
+                "the step is skipped: its loss or gradients are not finite"
+            );
+        }
+        restored.train_step.params_mut().zero_grads().map_err(RankError::retryable)
     }
 
     /// Fills `ready` with the step's samples, and returns once every rank has its own: the time for which one of them had to
@@ -294,7 +331,8 @@ impl Loop {
         Ok(())
     }
 
-    /// What the gang does next: the largest of all ranks' votes, the same on all.
+    /// What the gang does next: the largest of all ranks' votes, the same on all. On the way they see that they have skipped
+    /// the same number of steps: ranks of unlike processors might round a norm to either side of what is finite.
     fn agree(&self, waits: bool, starved: bool) -> Result<Vote, RankError> {
         let mine = match (self.training.drain.is_cancelled(), starved, waits) {
             (true, _, _) => Vote::Drain,
@@ -305,11 +343,13 @@ impl Loop {
         if self.training.group.world() == 1 {
             return Ok(mine);
         }
-        let votes = Tensor::f_from_slice(&[mine as i64])
+        let skipped = i64::try_from(self.training.restored.history.skipped()).unwrap_or(i64::MAX);
+        let votes = Tensor::f_from_slice(&[mine as i64, skipped, -skipped])
             .and_then(|votes| votes.f_to_device(self.training.plan.device))
             .map_err(RankError::retryable)?;
         self.training.group.all_reduce(&votes, ReduceOp::Maximum, COLLECTIVE_TIMEOUT).map_err(of_group)?;
-        let most = votes.f_int64_value(&[0]).map_err(RankError::retryable)?;
+        let votes = votes.f_to_device(Device::Cpu).and_then(Vec::<i64>::try_from);
+        let most = agreed(&votes.map_err(RankError::retryable)?)?;
         Vote::ALL
             .into_iter()
             .find(|vote| *vote as i64 == most)
@@ -362,6 +402,7 @@ impl Loop {
     }
 
     fn report(&self, record: &StepRecord, waited_seconds: f64) {
+        let skipped = self.training.restored.history.skipped();
         self.training.progress.send_replace(RankProgress {
             step: record.step,
             loss: record.loss,
@@ -374,6 +415,8 @@ impl Loop {
             phases: Some(self.meter.phases()),
             steps_done: self.meter.steps(),
             operations_per_sec: self.meter.operations_per_sec(),
+            skipped_steps: skipped,
+            skipped_steps_done: skipped - self.skipped_before,
         });
         tracing::debug!(step = record.step, loss = record.loss, grad_norm = record.grad_norm, "step");
     }
@@ -509,6 +552,18 @@ impl Vote {
     const ALL: [Vote; 4] = [Vote::Ready, Vote::Wait, Vote::Repeat, Vote::Drain];
 }
 
+/// The gang's vote, from the largest of all ranks' votes, counts of skipped steps, and the same counts below zero.
+fn agreed(sent: &[i64]) -> Result<i64, RankError> {
+    match *sent {
+        [vote, most, least] if most == least.saturating_neg() => Ok(vote),
+        [_, most, least] => Err(RankError::Retryable(format!(
+            "some ranks have skipped {most} steps and others {}: their weights differ",
+            least.saturating_neg()
+        ))),
+        _ => Err(RankError::Retryable("the votes of the gang cannot be read".into())),
+    }
+}
+
 fn told_to_stop() -> RankError {
     RankError::Stopped("told to stop".into())
 }
@@ -546,4 +601,19 @@ fn number(tensor: &Tensor) -> Result<f64, RankError> {
 
 fn on_cpu(tensors: TensorMap) -> crescendo_model::Result<TensorMap> {
     tensors.into_iter().map(|(name, tensor)| Ok((name, tensor.f_to_device(Device::Cpu)?))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranks_that_have_skipped_other_steps_part_before_they_vote() {
+        assert_eq!(agreed(&[2, 5, -5]), Ok(2));
+        let Err(RankError::Retryable(reason)) = agreed(&[2, 5, -4]) else {
+            unreachable!("one rank has skipped five steps and another four")
+        };
+        assert_eq!(reason, "some ranks have skipped 5 steps and others 4: their weights differ");
+        assert!(agreed(&[2]).is_err());
+    }
 }

@@ -44,6 +44,8 @@ pub struct State {
     /// Commits find no controller, and are counted.
     pub outage: bool,
     pub commits_in_outage: u32,
+    /// Pair whose latents are no numbers.
+    pub poisoned: Option<u64>,
 }
 
 /// See the module.
@@ -256,6 +258,7 @@ impl PairService for Cluster {
             return Err(Status::invalid_argument("no open"));
         };
         let (mut log, mut breaks) = (self.log.subscribe(), self.breaks.subscribe());
+        let poisoned = self.state().poisoned;
         let (down, messages) = mpsc::channel(4);
         self.spawn(async move {
             let say = |message| StreamPairsResponse { message: Some(message) };
@@ -290,7 +293,11 @@ impl PairService for Cluster {
                 {
                     credits -= 1;
                     let index = wanted.pop_front().unwrap();
-                    sent = down.send(Ok(say(Answer::Pair(pair(index))))).await;
+                    let mut pair = pair(index);
+                    if poisoned == Some(index) {
+                        pair.target = Some(to_wire(&[f32::NAN; 12 * 64], &[12, 8, 8]));
+                    }
+                    sent = down.send(Ok(say(Answer::Pair(pair)))).await;
                 }
             }
         });
@@ -371,6 +378,7 @@ pub fn spec(steps: u64, ranks: u32) -> JobSpec {
                 eps: 1e-8,
                 weight_decay: 0.01,
                 max_grad_norm: 1.0,
+                max_skipped_steps: 10,
                 text_dropout: 0.3,
                 guidance: 1.0,
                 timesteps: TimestepSampling::Uniform,

@@ -176,6 +176,12 @@ fn pace(progress: &Progress, findings: &mut Vec<String>, remedies: &mut Vec<Stri
     if progress.samples_per_sec > 0.0 {
         findings.push(format!("{:.1} samples a second, loss {:.4}", progress.samples_per_sec, progress.loss));
     }
+    if progress.skipped_steps > 0 {
+        findings.push(format!(
+            "{} skipped so far, because the loss or the gradients were not finite",
+            count(progress.skipped_steps, "step")
+        ));
+    }
     if progress.data_wait_fraction > STARVING {
         findings.push(format!(
             "{:.0}% of the time is spent waiting for pairs",

@@ -291,6 +291,23 @@ fn who_waits_for_pairs_is_told_how_many_and_when() {
 }
 
 #[test]
+fn skipped_steps_are_told() {
+    let mut cluster = Cluster::new();
+    cluster.node("curator", NodeKind::Curator, 0);
+    let trainer = cluster.node("h100-0", NodeKind::Trainer, 1);
+    let job = cluster.submit("job", "a", 0, 1);
+    cluster.run(&job, 4.0);
+    let attempt = cluster.state.job(&job).unwrap().stages[0].active_attempt().unwrap().attempt.clone();
+    let progress = Progress { step: 60, skipped_steps: 2, ..Progress::default() };
+    cluster.report(&trainer, &attempt, NodeReport::Running, Some(progress));
+    cluster.settle();
+    says(
+        &cluster.explain(&job).findings,
+        "2 steps skipped so far, because the loss or the gradients were not finite",
+    );
+}
+
+#[test]
 fn without_nodes_the_silent_ones_are_named() {
     let mut cluster = Cluster::new();
     let job = cluster.submit("job", "a", 0, 1);

@@ -234,6 +234,7 @@ fn write_train(out: &mut Writer, train: &TrainSpec) {
         eps,
         weight_decay,
         max_grad_norm,
+        max_skipped_steps,
         text_dropout,
         guidance,
         timesteps,
@@ -259,6 +260,7 @@ fn write_train(out: &mut Writer, train: &TrainSpec) {
     out.line(4, "eps", number(*eps));
     out.line(4, "weightDecay", number(*weight_decay));
     out.line(4, "maxGradNorm", number(*max_grad_norm));
+    out.line(4, "maxSkippedSteps", max_skipped_steps);
     out.line(4, "textDropout", number(*text_dropout));
     out.line(4, "guidance", number(*guidance));
     out.line(4, "timesteps", word(timesteps));

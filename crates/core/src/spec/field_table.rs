@@ -758,6 +758,12 @@ pub const FIELDS: &[Field] = &[
         "L2 norm to which gradients are clipped (released code).",
     ),
     field(
+        "spec.stages[].train.maxSkippedSteps",
+        whole(0, 1_000_000),
+        Default::Whole(10),
+        "A step whose loss or gradient norm is not finite updates nothing, and counts as a step. More than so many in a row fail the job.",
+    ),
+    field(
         "spec.stages[].train.textDropout",
         Kind::Number(closed(0.0, 1.0)),
         Default::Number(0.1),

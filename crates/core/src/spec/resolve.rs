@@ -375,6 +375,7 @@ fn train(
         eps: number(reader, section, &path.field("eps"), &row("eps")),
         weight_decay: number(reader, section, &path.field("weightDecay"), &row("weightDecay")),
         max_grad_norm: number(reader, section, &path.field("maxGradNorm"), &row("maxGradNorm")),
+        max_skipped_steps: whole(reader, section, &path.field("maxSkippedSteps"), &row("maxSkippedSteps")),
         text_dropout: number(reader, section, &path.field("textDropout"), &row("textDropout")),
         guidance: number(reader, section, &path.field("guidance"), &row("guidance")),
         timesteps: match reader.word(section, &path.field("timesteps")) {

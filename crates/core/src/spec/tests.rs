@@ -60,7 +60,11 @@ fn defaults_are_the_published_recipe() {
     assert_eq!((train.eps, train.weight_decay, train.max_grad_norm), (1e-8, 0.01, 1.0));
     assert_eq!((train.text_dropout, train.guidance, train.resolution), (0.1, 1.0, 512));
     assert_eq!((train.timesteps, train.on_starvation), (TimestepSampling::Uniform, OnStarvation::Wait));
-    assert_eq!(train.ema_decay, None);
+    assert_eq!((train.ema_decay, train.max_skipped_steps), (None, 10));
+    // As it was stored before steps were skipped.
+    let mut stored = serde_json::to_value(train).unwrap();
+    assert!(stored.as_object_mut().unwrap().remove("maxSkippedSteps").is_some());
+    assert_eq!(&serde_json::from_value::<TrainSpec>(stored).unwrap(), train);
 }
 
 #[test]

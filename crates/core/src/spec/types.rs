@@ -505,6 +505,10 @@ pub struct TrainSpec {
     pub weight_decay: f64,
     /// L2 norm to which gradients are clipped; default 1.
     pub max_grad_norm: f64,
+    /// Steps in a row that may be skipped because their loss or gradient norm is not finite; default 10. Specs that were
+    /// stored before steps were skipped get it too.
+    #[serde(default = "default_max_skipped_steps")]
+    pub max_skipped_steps: u32,
     /// Chance that a sample's prompt is replaced by the empty one; default 0.1 (released code).
     pub text_dropout: f64,
     /// Guidance embedding in training, where the model has one; default 1 (released code).
@@ -527,6 +531,10 @@ pub enum AdapterSpec {
     },
     /// Train all parameters of the network.
     None,
+}
+
+fn default_max_skipped_steps() -> u32 {
+    10
 }
 
 impl TrainSpec {

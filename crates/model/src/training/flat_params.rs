@@ -208,11 +208,12 @@ impl FlatParams {
         self.refresh_shadow()
     }
 
-    /// Multiplies every gradient by `factor` (1/ranks after a summing all-reduce).
-    pub fn scale_grads(&mut self, factor: f64) -> Result<()> {
+    /// Sets every gradient to 0, padding included: clipping by a norm that is not finite leaves no number there, and a
+    /// backward pass writes over the parameters' own places alone.
+    pub fn zero_grads(&mut self) -> Result<()> {
         tch::no_grad(|| {
             for bucket in &mut self.buckets {
-                drop(bucket.grads.f_mul_scalar_(factor)?);
+                drop(bucket.grads.f_zero_()?);
             }
             Ok(())
         })
@@ -356,5 +357,25 @@ fn bucket_of(name: &str) -> String {
         }
         (Some("final_layer"), _) => "final_layer".to_owned(),
         _ => "stem".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gradients_that_are_no_numbers_leave_nothing_behind() {
+        let mut weight = Tensor::zeros([3], (Kind::Float, Device::Cpu));
+        let mut visit = |visitor: Visitor<'_>| visitor("double_blocks.0.weight".to_owned(), &mut weight);
+        let mut params = FlatParams::adopt(Device::Cpu, &mut visit).unwrap();
+        let take = |params: &mut FlatParams, grad: &[f32]| {
+            params.bucket_mut(0).unwrap().take_grads(&[Tensor::from_slice(grad)], false).unwrap();
+        };
+        take(&mut params, &[f32::NAN, 0.0, 0.0]);
+        assert!(params.clip(Some(1.0)).unwrap().double_value(&[]).is_nan());
+        params.zero_grads().unwrap();
+        take(&mut params, &[3.0, 4.0, 0.0]);
+        assert_eq!(params.clip(Some(1.0)).unwrap().double_value(&[]), 5.0);
     }
 }

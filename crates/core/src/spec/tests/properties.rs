@@ -196,6 +196,7 @@ fn stage_spec(gpus: u32) -> impl Strategy<Value = StageSpec> {
                 eps: rate,
                 weight_decay: part,
                 max_grad_norm: 3.0 * rate,
+                max_skipped_steps: positions as u32,
                 text_dropout: part,
                 guidance: 7.0 * part,
                 timesteps: if positions == 0 {
