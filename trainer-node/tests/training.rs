@@ -3,7 +3,9 @@
 mod support;
 
 use crescendo_proto::v1::open_session_response::Message as Down;
-use crescendo_proto::v1::{AttemptPhase, AttemptRef, AttemptReport, RankPlacement, StartAttempt};
+use crescendo_proto::v1::{
+    AttemptPhase, AttemptRef, AttemptReport, DrainAttempt, RankPlacement, StartAttempt,
+};
 use support::*;
 
 /// Trains to the end and returns the adapter's bytes.
@@ -164,6 +166,39 @@ async fn training_goes_on_while_nothing_can_be_registered() {
     cluster.state().outage = false;
     assert!(cluster.checkpoint("patient", 2).await.step < cluster.checkpoint("patient", 4).await.step);
     cluster.report("patient", 1, AttemptPhase::Succeeded).await;
+}
+
+/// One node of two drains while nothing can be registered: the ranks without rank 0 wait for its checkpoint.
+#[tokio::test]
+async fn no_rank_of_a_gang_has_drained_before_the_checkpoint_is_registered() {
+    let folder = home();
+    let folder = folder.path();
+    // For three steps and a bit.
+    let cluster = Cluster::start(14).await;
+    let (a, b) = (Agent::start(folder, &cluster, "node-a", 1), Agent::start(folder, &cluster, "node-b", 1));
+    let agents = [&a, &b];
+    for agent in agents {
+        cluster.connected(&agent.node_id).await;
+    }
+    let mut spec = spec(5, 2);
+    spec.checkpoints.every = 100;
+    start(folder, &cluster, &agents, "leaving", 1, &spec, None);
+    let third = |report: &&AttemptReport| report.step == 3;
+    cluster.until("third step", |state| state.reports.iter().find(third).cloned()).await;
+    cluster.state().outage = true;
+    // To the node that has not got rank 0.
+    let drain = DrainAttempt { attempt: Some(attempt("leaving", 1)), reason: "the node drains".into() };
+    cluster.send("node-b", Down::DrainAttempt(drain));
+    cluster.until("second try", |state| (state.commits_in_outage >= 2).then_some(())).await;
+    let drained = |state: &State| state.reports.iter().filter(|r| r.phase() == AttemptPhase::Drained).count();
+    assert_eq!(drained(&cluster.state()), 0, "a node has drained, and nothing is registered");
+    cluster.state().outage = false;
+    let registered = |state: &State| state.checkpoints.iter().any(|c| c.job_id == "leaving" && c.step == 3);
+    assert!(
+        cluster.until("drained node", |state| (drained(state) > 0).then(|| registered(state))).await,
+        "a node has drained, and nothing is registered"
+    );
+    cluster.until("both nodes drained", |state| (drained(state) >= 2).then_some(())).await;
 }
 
 #[tokio::test]
