@@ -106,7 +106,12 @@ pub(super) fn split_heads_backward(
 pub(super) fn move_heads(heads: &Tensor, place: &StreamPlace, rows: &Tensor, to_rows: bool) -> Result<()> {
     let mut first = part(heads, place)?;
     let mut row = heads_of(rows, place, 1)?.f_select(0, 0)?;
-    Ok(if to_rows { row.f_copy_(&first)? } else { first.f_copy_(&row)? })
+    if to_rows {
+        row.f_copy_(&first)?;
+    } else {
+        first.f_copy_(&row)?;
+    }
+    Ok(())
 }
 
 pub(super) fn gelu(x: &Tensor, out: &Tensor) -> Result<()> {

@@ -35,8 +35,8 @@ pub(super) struct Context<'a> {
 
 /// What a block's backward pass needs beside its inputs.
 pub(super) enum Saved {
-    Double(DoubleSaved),
-    Single(SingleSaved),
+    Double(Box<DoubleSaved>),
+    Single(Box<SingleSaved>),
 }
 
 /// A network and the adapter that trains over it.
@@ -61,14 +61,14 @@ impl Blocks<'_> {
                 let block = self.flux.double(index)?.ok_or_else(missing)?;
                 let lora = self.adapter.and_then(|adapter| adapter.double(index));
                 let (img, txt, saved) = double::forward(&block, lora, context, img, txt)?;
-                Ok((vec![img, txt], Saved::Double(saved)))
+                Ok((vec![img, txt], Saved::Double(Box::new(saved))))
             }
             [x] => {
                 let index = index.checked_sub(self.flux.double_blocks.len()).ok_or_else(missing)?;
                 let block = self.flux.single(index)?.ok_or_else(missing)?;
                 let lora = self.adapter.and_then(|adapter| adapter.single(index));
                 let (out, saved) = single::forward(&block, lora, context, x)?;
-                Ok((vec![out], Saved::Single(saved)))
+                Ok((vec![out], Saved::Single(Box::new(saved))))
             }
             _ => Err(ModelError::input("block", "takes one or two inputs")),
         }
@@ -92,7 +92,7 @@ impl Blocks<'_> {
                 let lora = self.adapter.and_then(|adapter| adapter.double(index));
                 let grads = (&grad_img.f_contiguous()?, &grad_txt.f_contiguous()?);
                 let (flow, weights) =
-                    double::backward(&block, lora, context, (img, txt), saved, grads, track)?;
+                    double::backward(&block, lora, context, (img, txt), *saved, grads, track)?;
                 Ok((flow.map_or_else(Vec::new, |(img, txt)| vec![img, txt]), weights))
             }
             ([x], [grad], Saved::Single(saved)) => {
@@ -100,7 +100,7 @@ impl Blocks<'_> {
                 let block = self.flux.single(index)?.ok_or_else(missing)?;
                 let lora = self.adapter.and_then(|adapter| adapter.single(index));
                 let grad = grad.f_contiguous()?;
-                let (flow, weights) = single::backward(&block, lora, context, x, saved, &grad, track)?;
+                let (flow, weights) = single::backward(&block, lora, context, x, *saved, &grad, track)?;
                 Ok((flow.into_iter().collect(), weights))
             }
             _ => Err(ModelError::input("block", "was given gradients of another one")),

@@ -10,6 +10,9 @@ use crate::fused::{Fused, HeadNorm, Heads, ModulationColumns, NormStats, StreamP
 use crate::layers::Linear;
 use crate::lora::{DoubleLora, LoraPair};
 
+/// Gradients of the streams of images and text.
+type FlowGrads = (Tensor, Tensor);
+
 /// What the backward pass needs beside the block's inputs.
 pub(in crate::training) struct DoubleSaved {
     heads: Heads,
@@ -232,7 +235,7 @@ pub(in crate::training) fn backward(
     saved: DoubleSaved,
     (grad_img, grad_txt): (&Tensor, &Tensor),
     track: bool,
-) -> Result<(Option<(Tensor, Tensor)>, Vec<Tensor>)> {
+) -> Result<(Option<FlowGrads>, Vec<Tensor>)> {
     let DoubleSaved { heads, attention, img: mut img_saved, txt: mut txt_saved } = saved;
     let fused = context.fused;
     let (img_lora, txt_lora) = (StreamLora::img(lora), StreamLora::txt(lora));
