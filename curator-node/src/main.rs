@@ -1,10 +1,12 @@
 //! The `crescendo-curator-node` binary: parse, build, run.
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
 use clap::Parser;
 use crescendo_core::precision::Arithmetic;
+use crescendo_curator_node::curate::drawn_store::DrawnStore;
 use crescendo_curator_node::llm::keys::Keys;
 use crescendo_curator_node::llm::network::Network;
 use crescendo_curator_node::metrics::Metrics;
@@ -44,6 +46,13 @@ struct Arguments {
     /// Memory for decoded shards, MiB
     #[arg(long, env = "CRESCENDO_SHARD_CACHE_MIB", default_value_t = 256)]
     shard_cache_mib: usize,
+    /// Folder for what is drawn and not committed yet; one that outlives the process keeps it through restarts [default: a
+    /// temporary one]
+    #[arg(long, env = "CRESCENDO_SCRATCH_DIR", value_name = "DIR")]
+    scratch_dir: Option<PathBuf>,
+    /// Size of drawn units that are kept there, MiB
+    #[arg(long, env = "CRESCENDO_DRAWN_MIB", default_value_t = 1024)]
+    drawn_mib: u64,
     /// What networks that draw, compare and encode compute on
     #[arg(long, env = "CRESCENDO_DEVICE", value_enum, default_value_t)]
     device: DeviceChoice,
@@ -74,7 +83,8 @@ fn main() -> anyhow::Result<()> {
 }
 
 async fn run(arguments: Arguments) -> anyhow::Result<()> {
-    let Arguments { server: server_args, node: node_args, shard_cache_mib, device } = arguments;
+    let Arguments { server: server_args, node: node_args, shard_cache_mib, scratch_dir, drawn_mib, device } =
+        arguments;
     let logs = LogBuffer::new(&node_args.node_id, DEFAULT_CAPACITY);
     let process =
         Process::start("crescendo-curator-node", &node_args.node_id, &server_args, Some(&logs)).await?;
@@ -82,6 +92,10 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let (tasks, registry) = (process.tasks.clone(), process.registry.clone());
     let counted = Metrics::register(&registry).context("register metrics")?;
     let (device, arithmetic) = computes_on(device, &registry, &tasks)?;
+
+    let scratch = Scratch::open(scratch_dir)?;
+    let drawn = DrawnStore::open(&scratch.path().join("drawn"), drawn_mib << 20)
+        .with_context(|| format!("open the scratch folder {}", scratch.path().display()))?;
 
     let controllers = Controllers::new(&node_args.controller, &process.security.dialer())?;
     let nodes_only = process.security.nodes_only();
@@ -129,6 +143,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         ),
         metrics: counted,
         units,
+        drawn,
         tasks: tasks.clone(),
         drain,
         curations: Default::default(),
@@ -136,6 +151,31 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
     tasks.spawn(node.clone().hand_over());
     tasks.spawn_critical("node", node.run(commands));
     Ok(server.run(GRACE).await?)
+}
+
+/// The scratch folder; a temporary one goes with this.
+enum Scratch {
+    Kept(PathBuf),
+    Temporary(tempfile::TempDir),
+}
+
+impl Scratch {
+    fn open(named: Option<PathBuf>) -> anyhow::Result<Scratch> {
+        match named {
+            Some(path) => Ok(Scratch::Kept(path)),
+            None => {
+                let folder = tempfile::Builder::new().prefix("crescendo-scratch-").tempdir();
+                Ok(Scratch::Temporary(folder.context("make a scratch folder")?))
+            }
+        }
+    }
+
+    fn path(&self) -> &Path {
+        match self {
+            Scratch::Kept(path) => path,
+            Scratch::Temporary(folder) => folder.path(),
+        }
+    }
 }
 
 /// The device, and what is said of its arithmetic.

@@ -7,6 +7,7 @@ use prometheus::{
 };
 
 const OUTCOMES: [&str; 5] = ["committed", "done_already", "lost", "failed", "released"];
+const ORIGINS: [&str; 2] = ["drawn", "kept"];
 const ANSWERS: [&str; 5] = ["answered", "recorded", "refused", "spend_limit", "failed"];
 const TOKENS: [&str; 2] = ["input", "output"];
 
@@ -37,6 +38,24 @@ pub const CATALOGUE: &[Metric] = &[
         "Units that this curator worked on.",
     ),
     histogram("crescendo_curator_unit_seconds", "seconds", &[], "Time to make a unit."),
+    counter(
+        "crescendo_curator_candidates_total",
+        "",
+        &[words("from", &ORIGINS)],
+        "Candidates of units by where this curator got them: drawn now, or kept on its disk since they were drawn.",
+    ),
+    histogram(
+        "crescendo_curator_draw_seconds",
+        "seconds",
+        &[],
+        "Time to draw a unit and send it through the filters that compute here; judging at an endpoint goes on beside the next.",
+    ),
+    gauge(
+        "crescendo_curator_drawn_bytes",
+        "bytes",
+        &[],
+        "Size of the drawn units that are kept on disk until they are committed.",
+    ),
     histogram("crescendo_curator_similarity", "", &[], "Cosine between a reference and its target."),
     histogram("crescendo_curator_judge", "", &[], "Score of a pair by the stage's judge, 0 to 4."),
     counter(
@@ -84,6 +103,9 @@ pub struct Metrics {
     pub pairs_rejected: IntCounterVec,
     pub units: IntCounterVec,
     pub unit_seconds: Histogram,
+    pub candidates: IntCounterVec,
+    pub draw_seconds: Histogram,
+    pub drawn_bytes: IntGauge,
     pub similarity: Histogram,
     pub judge: Histogram,
     pub endpoint_questions: IntCounterVec,
@@ -109,6 +131,10 @@ impl Metrics {
             units: registrar.counters("crescendo_curator_units_total")?,
             unit_seconds: registrar
                 .histogram("crescendo_curator_unit_seconds", exponential_buckets(0.01, 3.0, 10)?)?,
+            candidates: registrar.counters("crescendo_curator_candidates_total")?,
+            draw_seconds: registrar
+                .histogram("crescendo_curator_draw_seconds", exponential_buckets(0.01, 3.0, 10)?)?,
+            drawn_bytes: registrar.gauge("crescendo_curator_drawn_bytes")?,
             similarity: registrar
                 .histogram("crescendo_curator_similarity", linear_buckets(-0.9, 0.1, 20)?)?,
             judge: registrar.histogram("crescendo_curator_judge", linear_buckets(0.25, 0.25, 16)?)?,

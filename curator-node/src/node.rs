@@ -1,6 +1,7 @@
 //! The node: what the controller assigns, it works on and serves, until it is released.
 
 use crate::counts::Counts;
+use crate::curate::drawn_store::DrawnStore;
 use crate::curate::mirror::Mirror;
 use crate::curate::parent_stage::ParentStage;
 use crate::curate::{Curators, StageWorker};
@@ -43,6 +44,8 @@ pub struct Node {
     pub metrics: Metrics,
     /// Where it is said how far units are.
     pub units: UnitReports,
+    /// What was drawn and is not committed.
+    pub drawn: DrawnStore,
     pub network: Network,
     pub tasks: Tasks,
     pub drain: Drain,
@@ -183,13 +186,18 @@ impl Node {
             mirror,
             brought: Arc::default(),
             counts: Counts::default(),
+            under_way: Default::default(),
             reports: self.units.clone(),
+            drawn: self.drawn.clone(),
+            inputs: Arc::default(),
+            judge: Arc::default(),
             objects,
             controllers: self.controllers.clone(),
             worker: self.curation.clone(),
             metrics: self.metrics.clone(),
             trace: assignment.trace_parent.parse().ok(),
             drain: self.drain.clone(),
+            process_stops: self.tasks.stop_token(),
         };
         tracing::info!("stage assigned");
         self.tasks.spawn(self.curations.track_future(curation.run(stop).instrument(span)));
