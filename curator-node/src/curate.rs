@@ -35,6 +35,7 @@ use crate::filters::judge::llm_judge::LlmJudge;
 use crate::llm::network::LlmContext;
 use crate::metrics::Metrics;
 use crate::paths::PathResolver;
+use crate::pipeline::{DrawingNetworks, SharedEncoders};
 use crate::worker::Worker;
 use crescendo_core::records::FailureKind;
 use crescendo_core::spec::JobSpec;
@@ -97,8 +98,10 @@ pub struct StageWorker {
     /// Whether that is here.
     pub brought: Arc<OnceCell<()>>,
     pub controllers: Controllers,
-    /// The device of the curation thread.
+    /// The device of the curation thread, the encoders that it shares with serving, and the transformer that all stages share.
     pub device: Device,
+    pub encoders: Arc<dyn SharedEncoders>,
+    pub networks: DrawingNetworks,
     /// How far the unit on the curation thread is; and all that are under way, and where that is said.
     pub counts: Counts,
     pub under_way: UnderWay,
@@ -131,7 +134,15 @@ impl StageWorker {
             () = self.say_how_far() => false,
         };
         let key = (self.stage.job_id.clone(), self.stage.stage.clone());
-        let _ = self.worker.run("curation", move |curators| drop(curators.remove(&key))).await;
+        let networks = self.networks.clone();
+        let ending = self.worker.run("curation", move |curators| {
+            curators.remove(&key);
+            if curators.is_empty() {
+                networks.clear();
+            }
+        });
+        // The thread is only gone when the process stops.
+        let _ = ending.await;
         // Nobody will ask for the stage's units again.
         let released = stop.is_cancelled() && !self.process_stops.is_cancelled();
         if let (true, Some(inputs)) = (sealed || released, self.inputs.get()) {

@@ -11,9 +11,12 @@ use crescendo_curator_node::llm::keys::Keys;
 use crescendo_curator_node::llm::network::Network;
 use crescendo_curator_node::metrics::Metrics;
 use crescendo_curator_node::node::Node;
+use crescendo_curator_node::pipeline::DrawingNetworks;
+use crescendo_curator_node::serve::PairServer;
+use crescendo_curator_node::serve::encoder_set::EncoderSet;
+use crescendo_curator_node::serve::encoding_cache::EncodingCache;
 use crescendo_curator_node::serve::send::Sender;
 use crescendo_curator_node::serve::shard_cache::ShardCache;
-use crescendo_curator_node::serve::{EncoderSet, PairServer};
 use crescendo_curator_node::worker::Worker;
 use crescendo_device::{DeviceChoice, load_cuda};
 use crescendo_model::speed;
@@ -53,6 +56,9 @@ struct Arguments {
     /// Size of drawn units that are kept there, MiB
     #[arg(long, env = "CRESCENDO_DRAWN_MIB", default_value_t = 1024)]
     drawn_mib: u64,
+    /// Size of encoded prompts and pictures that are kept there, so that a second pass encodes nothing again, MiB
+    #[arg(long, env = "CRESCENDO_ENCODINGS_MIB", default_value_t = 4096)]
+    encodings_mib: u64,
     /// What networks that draw, compare and encode compute on
     #[arg(long, env = "CRESCENDO_DEVICE", value_enum, default_value_t)]
     device: DeviceChoice,
@@ -83,8 +89,15 @@ fn main() -> anyhow::Result<()> {
 }
 
 async fn run(arguments: Arguments) -> anyhow::Result<()> {
-    let Arguments { server: server_args, node: node_args, shard_cache_mib, scratch_dir, drawn_mib, device } =
-        arguments;
+    let Arguments {
+        server: server_args,
+        node: node_args,
+        shard_cache_mib,
+        scratch_dir,
+        drawn_mib,
+        encodings_mib,
+        device,
+    } = arguments;
     let logs = LogBuffer::new(&node_args.node_id, DEFAULT_CAPACITY);
     let process =
         Process::start("crescendo-curator-node", &node_args.node_id, &server_args, Some(&logs)).await?;
@@ -94,15 +107,18 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let (device, arithmetic) = computes_on(device, &registry, &tasks)?;
 
     let scratch = Scratch::open(scratch_dir)?;
-    let drawn = DrawnStore::open(&scratch.path().join("drawn"), drawn_mib << 20)
-        .with_context(|| format!("open the scratch folder {}", scratch.path().display()))?;
+    let of_scratch = || format!("open the scratch folder {}", scratch.path().display());
+    let drawn = DrawnStore::open(&scratch.path().join("drawn"), drawn_mib << 20).with_context(of_scratch)?;
+    let encodings = EncodingCache::open(&scratch.path().join("encodings"), encodings_mib << 20);
+    let encodings = encodings.with_context(of_scratch)?;
 
     let controllers = Controllers::new(&node_args.controller, &process.security.dialer())?;
     let nodes_only = process.security.nodes_only();
     let (server, incoming) = process.listen(ClientCertificates::Required).await?;
+    let of_encoding = counted.clone();
     let encoding = Worker::start("encoding", QUEUE, || {
         tch::set_num_threads(1);
-        EncoderSet::default()
+        EncoderSet::keeping(encodings, of_encoding)
     })?;
     let curation = Worker::start("curation", QUEUE, || {
         tch::set_num_threads(1);
@@ -131,6 +147,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         device,
         controllers,
         curation,
+        networks: DrawingNetworks::default(),
         server: pairs,
         sender,
         network: Network::new(

@@ -7,6 +7,7 @@ use prometheus::{
 };
 
 const OUTCOMES: [&str; 5] = ["committed", "done_already", "lost", "failed", "released"];
+const ENCODED: [&str; 2] = ["encoder", "cache"];
 const ORIGINS: [&str; 2] = ["drawn", "kept"];
 const ANSWERS: [&str; 5] = ["answered", "recorded", "refused", "spend_limit", "failed"];
 const TOKENS: [&str; 2] = ["input", "output"];
@@ -81,6 +82,13 @@ pub const CATALOGUE: &[Metric] = &[
     gauge("crescendo_curator_pair_streams", "", &[], "Ranks that have a pair stream open."),
     histogram("crescendo_curator_encode_seconds", "seconds", &[], "Time to encode one batch of pairs."),
     counter(
+        "crescendo_curator_encodings_total",
+        "",
+        &[words("from", &ENCODED)],
+        "Prompts and pictures of served pairs by where their encoding came from: computed, or kept on disk; none where encoding costs nothing.",
+    ),
+    gauge("crescendo_curator_encodings_bytes", "bytes", &[], "Size of the encodings that are kept on disk."),
+    counter(
         "crescendo_curator_shards_loaded_total",
         "",
         &[],
@@ -115,6 +123,8 @@ pub struct Metrics {
     pub bytes_served: IntCounter,
     pub streams: IntGauge,
     pub encode_seconds: Histogram,
+    pub encodings: IntCounterVec,
+    pub encodings_bytes: IntGauge,
     pub shards_loaded: IntCounter,
     pub pairs_loaded: IntCounter,
     pub shards_damaged: IntCounter,
@@ -146,6 +156,8 @@ impl Metrics {
             streams: registrar.gauge("crescendo_curator_pair_streams")?,
             encode_seconds: registrar
                 .histogram("crescendo_curator_encode_seconds", exponential_buckets(0.001, 3.0, 10)?)?,
+            encodings: registrar.counters("crescendo_curator_encodings_total")?,
+            encodings_bytes: registrar.gauge("crescendo_curator_encodings_bytes")?,
             shards_loaded: registrar.counter("crescendo_curator_shards_loaded_total")?,
             pairs_loaded: registrar.counter("crescendo_curator_pairs_loaded_total")?,
             shards_damaged: registrar.counter("crescendo_curator_shards_damaged_total")?,

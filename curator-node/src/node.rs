@@ -8,6 +8,7 @@ use crate::curate::{Curators, StageWorker};
 use crate::llm::network::{LlmContext, Network};
 use crate::metrics::Metrics;
 use crate::paths::PathResolver;
+use crate::pipeline::DrawingNetworks;
 use crate::serve::encode::EncoderSource;
 use crate::serve::pair_log::{LogState, follow};
 use crate::serve::send::Sender;
@@ -38,6 +39,8 @@ pub struct Node {
     pub device: Device,
     pub controllers: Controllers,
     pub curation: Worker<Curators>,
+    /// The transformer that all stages draw with.
+    pub networks: DrawingNetworks,
     pub server: PairServer,
     /// Reads files of checkpoints for people.
     pub sender: Sender,
@@ -150,7 +153,12 @@ impl Node {
         let (log, followed) = watch::channel(LogState::default());
         self.server.add(
             &stage,
-            ServedStage { encoders, log: followed, objects: objects.clone(), stop: stop.clone() },
+            ServedStage {
+                encoders: encoders.clone(),
+                log: followed,
+                objects: objects.clone(),
+                stop: stop.clone(),
+            },
         );
         let span = tracing::Span::current();
         let following = follow(stage.clone(), self.controllers.clone(), log.clone(), stop.clone());
@@ -180,6 +188,8 @@ impl Node {
             paths,
             llm,
             device: self.device,
+            encoders: Arc::new(self.server.encoders(encoders.clone())),
+            networks: self.networks.clone(),
             parent,
             job,
             object_store_url: assignment.object_store_url,

@@ -219,7 +219,13 @@ impl StageWorker {
             self.counts.drawn_in_all(usize::try_from(drawn.candidates).unwrap_or(usize::MAX));
             return Ok(drawn);
         }
-        let models = ModelContext { device: self.device, trained, counts: self.counts.clone() };
+        let models = ModelContext {
+            device: self.device,
+            trained,
+            counts: self.counts.clone(),
+            encoders: Some(self.encoders.clone()),
+            networks: self.networks.clone(),
+        };
         let abandoned = AbandonOnDrop(Arc::new(AtomicBool::new(false)));
         let flag = abandoned.0.clone();
         let key = (self.stage.job_id.clone(), self.stage.stage.clone());
