@@ -42,6 +42,19 @@ def gpus(metric, more=""):
     return (f"{metric}{{{NODE}}}", legend)
 
 
+# Of whoever has some: trainers, and curators that draw.
+GPUS = ("GPUs", [
+    panel("Use", gpus("crescendo_gpu_utilization_ratio"), unit="percentunit"),
+    panel("Memory", gpus("crescendo_gpu_memory_used_bytes"), (f"max(crescendo_gpu_memory_total_bytes{{{NODE}}})", "there is"), unit="bytes"),
+    panel("Temperature", gpus("crescendo_gpu_temperature_celsius"), unit="celsius"),
+    panel("Power", gpus("crescendo_gpu_power_watts"), unit="watt"),
+    panel("Clocks", gpus("crescendo_gpu_clock_hertz", more="domain"), unit="hertz"),
+    panel("Held down by", (f"sum by (instance, gpu, reason) (crescendo_gpu_throttled{{{NODE}}}) > 0", "{{instance}} GPU {{gpu}} {{reason}}"), stack=True),
+    panel("Memory errors", (f"sum by (instance, gpu, kind) (increase(crescendo_gpu_ecc_errors_total{{{NODE}}}[$__rate_interval]))", "{{instance}} GPU {{gpu}} {{kind}}")),
+    panel("XID errors", (f"sum by (instance, gpu, xid) (increase(crescendo_gpu_xid_errors_total{{{NODE}}}[$__rate_interval])) > 0", "{{instance}} GPU {{gpu}} XID {{xid}}")),
+    panel("NVLinks that are up", gpus("crescendo_gpu_nvlink_links_active"), (f"sum(increase(crescendo_gpu_reading_failures_total{{{NODE}}}[$__rate_interval]))", "failed readings")),
+])
+
 DASHBOARDS = {
     "cluster": dict(
         title="Crescendo / cluster",
@@ -159,6 +172,7 @@ DASHBOARDS = {
                       help="High while pairs are served slowly: the shards do not fit into the cache."),
                 panel("Shards that failed to verify", f"sum(crescendo_curator_shards_damaged_total{{{NODE}}})", kind="stat"),
             ]),
+            GPUS,
         ],
     ),
     "node": dict(
@@ -178,17 +192,7 @@ DASHBOARDS = {
                 panel("Checkpoints by the registry's answer", (f"sum by (outcome) (increase(crescendo_trainer_checkpoints_total{{{NODE}}}[$__rate_interval]))", "{{outcome}}")),
                 panel("Log lines lost since the start", (f"crescendo_trainer_log_lines_dropped{{{NODE}}}", "{{instance}}")),
             ]),
-            ("GPUs", [
-                panel("Use", gpus("crescendo_gpu_utilization_ratio"), unit="percentunit"),
-                panel("Memory", gpus("crescendo_gpu_memory_used_bytes"), (f"max(crescendo_gpu_memory_total_bytes{{{NODE}}})", "there is"), unit="bytes"),
-                panel("Temperature", gpus("crescendo_gpu_temperature_celsius"), unit="celsius"),
-                panel("Power", gpus("crescendo_gpu_power_watts"), unit="watt"),
-                panel("Clocks", gpus("crescendo_gpu_clock_hertz", more="domain"), unit="hertz"),
-                panel("Held down by", (f"sum by (instance, gpu, reason) (crescendo_gpu_throttled{{{NODE}}}) > 0", "{{instance}} GPU {{gpu}} {{reason}}"), stack=True),
-                panel("Memory errors", (f"sum by (instance, gpu, kind) (increase(crescendo_gpu_ecc_errors_total{{{NODE}}}[$__rate_interval]))", "{{instance}} GPU {{gpu}} {{kind}}")),
-                panel("XID errors", (f"sum by (instance, gpu, xid) (increase(crescendo_gpu_xid_errors_total{{{NODE}}}[$__rate_interval])) > 0", "{{instance}} GPU {{gpu}} XID {{xid}}")),
-                panel("NVLinks that are up", gpus("crescendo_gpu_nvlink_links_active"), (f"sum(increase(crescendo_gpu_reading_failures_total{{{NODE}}}[$__rate_interval]))", "failed readings")),
-            ]),
+            GPUS,
             ("Scrapes", [
                 panel("Answers scrapes", (f'up{{{NODE}}}', "{{instance}}"), width=12),
                 panel("Time of a scrape", (f'scrape_duration_seconds{{{NODE}}}', "{{instance}}"), unit="s", width=12),

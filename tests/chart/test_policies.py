@@ -5,7 +5,7 @@ import re
 import pytest
 
 from certificates import covers
-from chart import CHART, EXAMPLES, WORKLOADS, load_yaml, pods, rendered, rust_sources, selects
+from chart import CHART, EXAMPLES, REGISTRY, WORKLOADS, load_yaml, merged, pods, rendered, rust_sources, selects
 
 COMPONENT = "app.kubernetes.io/component"
 
@@ -56,6 +56,60 @@ def test_temporary_folders_are_bounded(objects):
     for name, _, spec in pods(objects):
         for volume in spec.get("volumes", []):
             assert "emptyDir" not in volume or "sizeLimit" in volume["emptyDir"], (name, volume["name"])
+            claim = volume.get("ephemeral", {}).get("volumeClaimTemplate", {}).get("spec")
+            assert "ephemeral" not in volume or claim["resources"]["requests"]["storage"], (name, volume["name"])
+
+
+#: Resources under which the examples ask for GPUs.
+GPU_RESOURCES = {"nvidia.com/gpu", "nvidia.com/mig-7g.80gb"}
+
+
+def test_gpus_are_asked_for_or_out_of_reach(objects):
+    seen = 0
+    for name, labels, spec in pods(objects):
+        if labels[COMPONENT] not in ("curator", "trainer"):
+            continue
+        (container,) = spec["containers"]
+        variables = {variable["name"]: variable.get("value") for variable in container["env"]}
+        asked = {kind: GPU_RESOURCES & set(container["resources"][kind]) for kind in ("requests", "limits")}
+        assert asked["requests"] == asked["limits"], name
+        # Kubernetes takes a request for a device only with the same limit.
+        assert all(container["resources"]["requests"][gpu] == container["resources"]["limits"][gpu] for gpu in asked["limits"]), name
+        # The image asks for all of a machine's GPUs; whoever asks Kubernetes for some must not be told that it has none.
+        assert variables.get("NVIDIA_VISIBLE_DEVICES") == (None if asked["limits"] else "void"), name
+        if labels[COMPONENT] == "curator":
+            assert all(container["resources"]["limits"][gpu] == "1" for gpu in asked["limits"]), name
+            assert variables["CRESCENDO_DEVICE"] == ("cuda" if asked["limits"] else "cpu"), name
+        seen += 1
+    assert seen >= 2
+
+
+def test_the_disk_of_a_scratch_folder_is_asked_for(objects):
+    for name, labels, spec in pods(objects):
+        if labels[COMPONENT] not in ("curator", "trainer"):
+            continue
+        (volume,) = [volume for volume in spec["volumes"] if volume["name"] == {"curator": "tmp", "trainer": "scratch"}[labels[COMPONENT]]]
+        requests = spec["containers"][0]["resources"]["requests"]
+        # On the node's disk, or on a volume of its own.
+        assert ("emptyDir" in volume) == ("ephemeral-storage" in requests), name
+
+
+def test_curators_hold_what_flux_takes():
+    """The sums of docs/install.md, "Sizes": what a curator with a GPU holds in memory and on its disk."""
+
+    def gibibytes(quantity):
+        return float(quantity[:-2]) * {"Mi": 1 / 1024, "Gi": 1, "Ti": 1024}[quantity[-2:]]
+
+    values = merged(REGISTRY, {"curator": {"pools": [{"name": "gpu", "replicas": 1, "gpus": 1}]}})
+    (spec,) = [spec for name, _, spec in pods(rendered(values)) if name == "crescendo-curator-gpu"]
+    gigabyte = 1e9 / 2**30
+    base, text, autoencoder, lora = 23.8 * gigabyte, (9.52 + 0.25) * gigabyte, 0.34 * gigabyte, 3.8 * gigabyte
+    # Two stages of a job at a time, one served and one made; and copies of one that a killed process left behind.
+    (scratch,) = [volume for volume in spec["volumes"] if volume["name"] == "tmp"]
+    assert gibibytes(scratch["emptyDir"]["sizeLimit"]) > 3 * (base + text + autoencoder) + 2 * lora
+    # Every page of a base and its encoders, beside what cannot give way.
+    limits = spec["containers"][0]["resources"]["limits"]
+    assert gibibytes(limits["memory"]) > base + text + autoencoder + 14
 
 
 def test_references_lead_somewhere(objects):
@@ -65,6 +119,10 @@ def test_references_lead_somewhere(objects):
         if item["kind"] == "StatefulSet":
             assert item["spec"]["serviceName"] in services
             assert selects(item["spec"]["selector"], item["spec"]["template"]["metadata"]["labels"])
+    fixed = {item["metadata"]["name"]: "replicas" in item["spec"] for item in of_kind(objects, "StatefulSet")}
+    scaled = {item["spec"]["scaleTargetRef"]["name"] for item in of_kind(objects, "HorizontalPodAutoscaler")}
+    # Two that set the number of pods would undo each other's.
+    assert {name for name, has_number in fixed.items() if not has_number} == scaled
     secrets = {item["spec"]["secretName"] for item in of_kind(objects, "Certificate")}
     claims = {
         claim["metadata"]["name"] for item in of_kind(objects, "StatefulSet") for claim in item["spec"].get("volumeClaimTemplates", [])

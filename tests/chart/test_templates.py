@@ -65,7 +65,7 @@ def test_dashboards_and_pictures_arrive_whole():
         file = CHART / "files/test-job/subjects" / entry["file"]
         assert base64.b64decode(subjects["binaryData"][entry["file"]]) == file.read_bytes()
     job = yaml.safe_load(maps["crescendo-test-job"]["data"]["job.yaml"])
-    curator = next(i for i in rendered(EXAMPLES["default"]) if i["metadata"]["name"] == "crescendo-curator" and i["kind"] == "StatefulSet")
+    curator = next(i for i in rendered(EXAMPLES["default"]) if i["metadata"]["name"] == "crescendo-curator-cpu" and i["kind"] == "StatefulSet")
     mounts = curator["spec"]["template"]["spec"]["containers"][0]["volumeMounts"]
     assert job["spec"]["stages"][0]["data"]["subjects"] in [mount["mountPath"] for mount in mounts]
 
@@ -99,6 +99,15 @@ def test_the_schema_leaves_nothing_open():
         typed_map = isinstance(rest, dict) and rest and "properties" not in node
         empty = node.get("maxProperties") == 0
         assert rest is False or typed_map or empty, f"{path} takes unknown fields"
+
+
+@pytest.mark.parametrize("kind", ["curator", "trainer"])
+def test_a_pool_may_say_whatever_its_defaults_say(kind):
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    own = schema["$defs"][f"{kind}Pool"]["properties"]
+    defaults = schema["properties"][kind]["properties"]["poolDefaults"]["properties"]
+    assert own == defaults | {name: own[name] for name in ("name", "replicas", "gpus")}
+    assert set(load_yaml(CHART / "values.yaml")[kind]["poolDefaults"]) == set(defaults)
 
 
 def keys_of(node, path=()):

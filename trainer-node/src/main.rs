@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use crescendo_device::load_cuda;
+use crescendo_device::{keep_freed_memory, load_cuda};
 use crescendo_trainer_node::{Cli, Command, agent, rank};
 
 fn main() -> ExitCode {
@@ -12,7 +12,10 @@ fn main() -> ExitCode {
     let _ = load_cuda();
     match command {
         Command::Agent(args) => run_agent(*args),
-        Command::Rank(args) => rank::run::run(*args),
+        Command::Rank(args) => {
+            keep_freed_memory();
+            rank::run::run(*args)
+        }
     }
 }
 

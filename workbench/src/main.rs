@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use crescendo_device::load_cuda;
+use crescendo_device::{keep_freed_memory, load_cuda};
 use crescendo_node::objects::with_causes;
 use crescendo_workbench::bench::{self, BenchArgs};
 use crescendo_workbench::doctor::{self, DoctorArgs};
@@ -48,6 +48,7 @@ fn main() -> ExitCode {
     let command = Arguments::parse().command;
     // What does not load is told where a GPU is wanted.
     let _ = load_cuda();
+    keep_freed_memory();
     run(command).unwrap_or_else(|error| {
         // As every other program of the project says it: one line, the causes in order.
         eprintln!("error: {}", with_causes(error.as_ref()));

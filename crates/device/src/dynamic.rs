@@ -3,6 +3,7 @@
 #![allow(unsafe_code, reason = "loads libraries at run time")]
 
 use std::ffi::{CStr, c_void};
+use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,6 +47,16 @@ impl DynamicLibrary {
         // SAFETY: of one size, as asserted, and of the right type, as the caller promises.
         Ok(unsafe { std::mem::transmute_copy(&address) })
     }
+}
+
+/// Folder of a library that this process has loaded, such as `libtorch_cpu.so`; none if it has not, or the system does not
+/// tell.
+pub fn folder_of_loaded(name: &str) -> Option<PathBuf> {
+    let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
+    // Address, rights, offset, device, inode, path.
+    let paths = maps.lines().filter_map(|line| line.find('/').and_then(|at| line.get(at..)).map(Path::new));
+    let mut of_name = paths.filter(|path| path.file_name().is_some_and(|file| file == name));
+    of_name.next()?.parent().map(Path::to_owned)
 }
 
 fn last_error() -> String {

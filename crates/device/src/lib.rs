@@ -12,6 +12,8 @@
 pub mod choice;
 pub mod cuda;
 pub mod dynamic;
+mod heap;
 
 pub use choice::{DeviceChoice, Gpus, kind, open, parse};
 pub use cuda::{DeviceError, load_cuda};
+pub use heap::keep_freed_memory;

@@ -35,6 +35,7 @@ pub mod encoder_files;
 mod error;
 pub mod flux;
 pub mod flux_text;
+pub mod fused;
 pub mod inspect;
 mod layers;
 pub mod lora;

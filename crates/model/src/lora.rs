@@ -29,14 +29,20 @@ pub(crate) struct LoraPair {
 }
 
 impl LoraPair {
-    /// up(down(x)), computed in the adapter's own dtype (or the one that was set) and cast back to that of `x`.
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    /// `down` and `up` in the dtype of the products.
+    pub fn factors(&self) -> Result<(Tensor, Tensor)> {
         let compute = match self.compute {
             Some(compute) => compute,
             None => self.down.f_kind()?,
         };
-        let (down, up) = (cast(&self.down, compute)?, cast(&self.up, compute)?);
-        let update = cast(x, compute)?.f_linear(&down, None::<&Tensor>)?.f_linear(&up, None::<&Tensor>)?;
+        Ok((cast(&self.down, compute)?, cast(&self.up, compute)?))
+    }
+
+    /// up(down(x)), computed in the adapter's own dtype (or the one that was set) and cast back to that of `x`.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let (down, up) = self.factors()?;
+        let update =
+            cast(x, down.f_kind()?)?.f_linear(&down, None::<&Tensor>)?.f_linear(&up, None::<&Tensor>)?;
         cast(&update, x.f_kind()?)
     }
 

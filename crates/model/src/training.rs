@@ -12,6 +12,7 @@
 
 mod adamw;
 mod backward;
+mod explicit;
 mod flat_params;
 mod recompute;
 #[cfg(test)]
@@ -21,4 +22,6 @@ mod train_step;
 pub use adamw::{AdamW, AdamWConfig, Ema};
 pub use flat_params::{Bucket, FlatParams};
 pub use recompute::{ActivationShape, Recompute, plan_kept_blocks};
-pub use train_step::{MicroBatch, MicroOutcome, NoisedTarget, OnBucket, PassTimes, TrainOptions, TrainStep};
+pub use train_step::{
+    BlockPass, MicroBatch, MicroOutcome, NoisedTarget, OnBucket, PassTimes, TrainOptions, TrainStep,
+};

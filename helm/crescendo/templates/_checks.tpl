@@ -76,27 +76,53 @@
 {{- fail (printf "tenants: burst of %s says nothing without callsPerSecond: give both" $tenant) -}}
 {{- end -}}
 {{- end -}}
-{{- if lt (int $v.curator.terminationGracePeriodSeconds) (add 15 (int $v.curator.drainSeconds) | int) -}}
-{{- fail (printf "curator.terminationGracePeriodSeconds: is %d: it must be at least %d, 15 more than curator.drainSeconds" (int $v.curator.terminationGracePeriodSeconds) (add 15 (int $v.curator.drainSeconds))) -}}
-{{- end -}}
 {{- if le (int $v.controller.ranksLostAfterSeconds) (int $v.controller.silentAfterSeconds) -}}
 {{- fail (printf "controller.ranksLostAfterSeconds: is %d: it must be more than controller.silentAfterSeconds, which is %d" (int $v.controller.ranksLostAfterSeconds) (int $v.controller.silentAfterSeconds)) -}}
-{{- end -}}
-{{- if and $v.curator.autoscaling.enabled (lt (int $v.curator.autoscaling.maxReplicas) (int $v.curator.replicas)) -}}
-{{- fail (printf "curator.autoscaling.maxReplicas: is %d: it must be at least curator.replicas, which is %d" (int $v.curator.autoscaling.maxReplicas) (int $v.curator.replicas)) -}}
 {{- end -}}
 {{- range $section, $ports := dict "controller" $v.controller "curator" $v.curator "trainer" $v.trainer -}}
 {{- if eq (int $ports.port) (int $ports.metricsPort) -}}
 {{- fail (printf "%s.metricsPort: is %d, as %s.port is: give it another port" $section (int $ports.metricsPort) $section) -}}
 {{- end -}}
 {{- end -}}
+{{- range $of := list "curator" "trainer" -}}
 {{- $seen := dict -}}
-{{- range $i, $pool := (include "crescendo.pools" . | fromJson).pools -}}
-{{- $at := printf "trainer.pools[%d] (%s)" $i $pool.name -}}
+{{- range $i, $pool := (include "crescendo.pools" (list $ $of) | fromJson).pools -}}
+{{- $at := printf "%s.pools[%d] (%s)" $of $i $pool.name -}}
 {{- if hasKey $seen $pool.name -}}
 {{- fail (printf "%s.name: occurs twice: pools need different names" $at) -}}
 {{- end -}}
 {{- $_ := set $seen $pool.name true -}}
+{{- if lt (int $pool.terminationGracePeriodSeconds) (add 15 (int $pool.drainSeconds) | int) -}}
+{{- fail (printf "%s.terminationGracePeriodSeconds: is %d: it must be at least %d, 15 more than drainSeconds" $at (int $pool.terminationGracePeriodSeconds) (add 15 (int $pool.drainSeconds))) -}}
+{{- end -}}
+{{- range $kind := list "requests" "limits" -}}
+{{- if hasKey (index $pool.resources $kind) $pool.gpuResource -}}
+{{- fail (printf "%s.resources.%s: names %s: set gpus of the pool instead" $at $kind $pool.gpuResource) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- $curators := 0 -}}
+{{- range $i, $pool := (include "crescendo.pools" (list . "curator") | fromJson).pools -}}
+{{- $at := printf "curator.pools[%d] (%s)" $i $pool.name -}}
+{{- $curators = add $curators (int $pool.replicas) -}}
+{{- if gt (int $pool.gpus) 1 -}}
+{{- fail (printf "%s.gpus: is %d: a curator computes on one GPU: set gpus to 1, and replicas to the number of GPUs, which is %d" $at (int $pool.gpus) (mul (int $pool.gpus) (int $pool.replicas))) -}}
+{{- end -}}
+{{- if gt (int $pool.maxReplicas) 0 -}}
+{{- if lt (int $pool.maxReplicas) (int $pool.replicas) -}}
+{{- fail (printf "%s.maxReplicas: is %d: it must be at least replicas, which is %d, or 0 for no autoscaler" $at (int $pool.maxReplicas) (int $pool.replicas)) -}}
+{{- end -}}
+{{- if eq (int $pool.replicas) 0 -}}
+{{- fail (printf "%s.replicas: is 0 with maxReplicas %d, and an autoscaler keeps one at least: set replicas to at least 1" $at (int $pool.maxReplicas)) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- if eq (int $curators) 0 -}}
+{{- fail "curator.pools: have no curator, and nothing is trained without: set replicas of one pool to at least 1" -}}
+{{- end -}}
+{{- range $i, $pool := (include "crescendo.pools" (list . "trainer") | fromJson).pools -}}
+{{- $at := printf "trainer.pools[%d] (%s)" $i $pool.name -}}
 {{- if and (eq $pool.device "cpu") (gt (int $pool.gpus) 0) -}}
 {{- fail (printf "%s.gpus: is %d with device cpu: set gpus to 0, or device to cuda" $at (int $pool.gpus)) -}}
 {{- end -}}
@@ -106,19 +132,11 @@
 {{- if and (gt (int $pool.gpus) 0) (gt (int $pool.slots) (int $pool.gpus)) -}}
 {{- fail (printf "%s.gpus: is %d, fewer than its %d slots need: set gpus to at least %d, or slots to at most %d" $at (int $pool.gpus) (int $pool.slots) (int $pool.slots) (int $pool.gpus)) -}}
 {{- end -}}
-{{- if lt (int $pool.terminationGracePeriodSeconds) (add 15 (int $pool.drainSeconds) | int) -}}
-{{- fail (printf "%s.terminationGracePeriodSeconds: is %d: it must be at least %d, 15 more than drainSeconds" $at (int $pool.terminationGracePeriodSeconds) (add 15 (int $pool.drainSeconds))) -}}
-{{- end -}}
 {{- if and $pool.rdmaResource (eq (int $pool.rdmaDevices) 0) -}}
 {{- fail (printf "%s.rdmaDevices: is 0 with rdmaResource %s: set it to at least 1, or leave rdmaResource empty" $at $pool.rdmaResource) -}}
 {{- end -}}
 {{- if and (gt (int $pool.rdmaDevices) 0) (not $pool.rdmaResource) -}}
 {{- fail (printf "%s.rdmaResource: is empty with rdmaDevices %d: name the resource, such as rdma/hca" $at (int $pool.rdmaDevices)) -}}
-{{- end -}}
-{{- range $kind := list "requests" "limits" -}}
-{{- if hasKey (index $pool.resources $kind) $pool.gpuResource -}}
-{{- fail (printf "%s.resources.%s: names %s: set gpus of the pool instead" $at $kind $pool.gpuResource) -}}
-{{- end -}}
 {{- end -}}
 {{- if and $pool.hostNetwork $v.networkPolicy.enabled (not $v.networkPolicy.hostNetworkCidrs) -}}
 {{- fail (printf "networkPolicy.hostNetworkCidrs: is empty while %s.hostNetwork is true: give the address ranges of the nodes, from which that pool's pods call controllers and curators" $at) -}}

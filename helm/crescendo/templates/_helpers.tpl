@@ -85,15 +85,15 @@ tolerations:
 {{- end }}
 {{- end -}}
 
-{{/* One pod of a component a node, if possible; call with (list $ "component" "ScheduleAnyway"). */}}
+{{/* Pods are spread evenly over nodes, if possible; call with their labels and what else: (list "labels" "ScheduleAnyway"). */}}
 {{- define "crescendo.spread" -}}
 topologySpreadConstraints:
   - maxSkew: 1
     topologyKey: kubernetes.io/hostname
-    whenUnsatisfiable: {{ index . 2 }}
+    whenUnsatisfiable: {{ index . 1 }}
     labelSelector:
       matchLabels:
-        {{- include "crescendo.selector" . | nindent 8 }}
+        {{- index . 0 | nindent 8 }}
 {{- end -}}
 
 {{- define "crescendo.containerSecurity" -}}
@@ -275,12 +275,14 @@ livenessProbe:
   failureThreshold: 6
 {{- end -}}
 
-{{/* The trainer pools with their defaults filled in, as JSON {"pools": [...]}. By hand: merge would take a 0 for missing. */}}
+{{/* The pools of curators or trainers with their defaults filled in, as JSON {"pools": [...]}; call with (list $ "trainer").
+     By hand: merge would take a 0 for missing. */}}
 {{- define "crescendo.pools" -}}
+{{- $section := index (index . 0).Values (index . 1) -}}
 {{- $pools := list -}}
-{{- range $entry := .Values.trainer.pools -}}
+{{- range $entry := $section.pools -}}
 {{- $pool := deepCopy $entry -}}
-{{- range $key, $value := $.Values.trainer.poolDefaults -}}
+{{- range $key, $value := $section.poolDefaults -}}
 {{- if not (hasKey $pool $key) -}}
 {{- $_ := set $pool $key $value -}}
 {{- end -}}
@@ -288,4 +290,58 @@ livenessProbe:
 {{- $pools = append $pools $pool -}}
 {{- end -}}
 {{- dict "pools" $pools | toJson -}}
+{{- end -}}
+
+{{/* Labels that select the pods of a pool; call with (list $ "component" "pool"). */}}
+{{- define "crescendo.poolSelector" -}}
+{{ include "crescendo.selector" . }}
+crescendo/pool: {{ index . 2 }}
+{{- end -}}
+
+{{/* CPU, memory and devices of a pool's pods; call with the pool. The node's disk is asked for where the scratch folder is on it:
+     a pod that fills a disk that was not its own is evicted. */}}
+{{- define "crescendo.poolResources" -}}
+{{- $pool := . -}}
+resources:
+  {{- range $kind := list "requests" "limits" }}
+  {{ $kind }}:
+    {{- toYaml (index $pool.resources $kind) | nindent 4 }}
+    {{- if and (eq $kind "requests") (not $pool.scratchStorageClassName) (not (hasKey $pool.resources.requests "ephemeral-storage")) }}
+    ephemeral-storage: {{ $pool.scratchSize }}
+    {{- end }}
+    {{- if gt (int $pool.gpus) 0 }}
+    {{ $pool.gpuResource }}: {{ $pool.gpus | int | quote }}
+    {{- end }}
+    {{- if $pool.rdmaResource }}
+    {{ $pool.rdmaResource }}: {{ $pool.rdmaDevices | int | quote }}
+    {{- end }}
+  {{- end }}
+{{- end -}}
+
+{{/* The image asks for every GPU, which some container runtimes grant without a request: a pod that asks for none gets none.
+     One that asks is told by the device plugin which it has. Call with the pool. */}}
+{{- define "crescendo.gpuEnv" -}}
+{{- if eq (int .gpus) 0 }}
+- name: NVIDIA_VISIBLE_DEVICES
+  value: void
+{{- end }}
+{{- end -}}
+
+{{/* The scratch folder, which lives as long as the pod; call with (list "volume" $pool). */}}
+{{- define "crescendo.scratchVolume" -}}
+{{- $pool := index . 1 -}}
+- name: {{ index . 0 }}
+  {{- if $pool.scratchStorageClassName }}
+  ephemeral:
+    volumeClaimTemplate:
+      spec:
+        accessModes: [ReadWriteOnce]
+        storageClassName: {{ $pool.scratchStorageClassName }}
+        resources:
+          requests:
+            storage: {{ $pool.scratchSize }}
+  {{- else }}
+  emptyDir:
+    sizeLimit: {{ $pool.scratchSize }}
+  {{- end }}
 {{- end -}}

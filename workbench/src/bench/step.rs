@@ -8,11 +8,14 @@ use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Args, ValueEnum};
 use crescendo_core::precision::CLEARLY_FASTER;
 use crescendo_model::flux::{LoadOptions, Offload, StepTokens, Storage, step_flops};
+use crescendo_model::fused::Kernels;
 use crescendo_model::lora::BlockSelection;
 use crescendo_model::randomness::{SampleKey, TimeDistribution};
 use crescendo_model::speed;
 use crescendo_model::tch::{Device, Kind, Tensor};
-use crescendo_model::training::{AdamW, AdamWConfig, MicroBatch, Recompute, TrainOptions, TrainStep};
+use crescendo_model::training::{
+    AdamW, AdamWConfig, BlockPass, MicroBatch, Recompute, TrainOptions, TrainStep,
+};
 use crescendo_model::{Flux, FluxConfig, LoraAdapter, Preset};
 use serde::Serialize;
 
@@ -68,6 +71,9 @@ pub struct StepArgs {
     /// Where the base's blocks lie
     #[arg(long, value_enum, default_value_t = Place::Device)]
     blocks: Place,
+    /// How blocks are run where an adapter trains
+    #[arg(long, value_enum, default_value_t = Pass::Fused)]
+    pass: Pass,
     /// What is computed again in the backward pass; auto: as little as the memory allows [default: none on the CPU, auto
     /// on a GPU]
     #[arg(long, value_enum)]
@@ -108,6 +114,26 @@ enum Store {
 enum Place {
     Device,
     Host,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Pass {
+    /// By hand, with fused kernels
+    Fused,
+    /// By hand, with libtorch's operations
+    Eager,
+    /// By autograd
+    Autograd,
+}
+
+impl Pass {
+    fn block_pass(self) -> BlockPass {
+        match self {
+            Self::Fused => BlockPass::Explicit(Kernels::Fused),
+            Self::Eager => BlockPass::Explicit(Kernels::Eager),
+            Self::Autograd => BlockPass::Autograd,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -297,7 +323,8 @@ fn train_step(args: &StepArgs, setting: &Setting) -> Result<TrainStep> {
         None => bail!("on a GPU, --synthetic or --weights FILE is needed"),
     };
     flux.set_compute_kind(*kind);
-    let options = TrainOptions { adapter_compute: Some(*kind), ..TrainOptions::default() };
+    let block_pass = args.pass.block_pass();
+    let options = TrainOptions { adapter_compute: Some(*kind), block_pass, ..TrainOptions::default() };
     if full {
         return Ok(TrainStep::for_all_weights(flux, options)?);
     }

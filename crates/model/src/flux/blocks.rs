@@ -88,13 +88,13 @@ fn with_lora(base: Tensor, pair: Option<&LoraPair>, x: &Tensor) -> Result<Tensor
 
 /// The half of a double block that belongs to one stream (image or text).
 #[derive(Debug)]
-struct Stream {
-    modulation: Linear,
-    qkv: Linear,
-    norm: QkNorm,
-    proj: Linear,
-    mlp_in: Linear,
-    mlp_out: Linear,
+pub(crate) struct Stream {
+    pub modulation: Linear,
+    pub qkv: Linear,
+    pub norm: QkNorm,
+    pub proj: Linear,
+    pub mlp_in: Linear,
+    pub mlp_out: Linear,
 }
 
 impl Stream {
@@ -152,9 +152,9 @@ impl Stream {
 /// Text and images in streams of their own that meet in attention.
 #[derive(Debug)]
 pub(crate) struct DoubleBlock {
-    img: Stream,
-    txt: Stream,
-    heads: i64,
+    pub img: Stream,
+    pub txt: Stream,
+    pub heads: i64,
 }
 
 impl DoubleBlock {
@@ -227,11 +227,11 @@ impl Movable for DoubleBlock {
 /// Text and images in one stream; attention and MLP side by side.
 #[derive(Debug)]
 pub(crate) struct SingleBlock {
-    linear1: Linear,
-    linear2: Linear,
-    norm: QkNorm,
-    modulation: Linear,
-    heads: i64,
+    pub linear1: Linear,
+    pub linear2: Linear,
+    pub norm: QkNorm,
+    pub modulation: Linear,
+    pub heads: i64,
 }
 
 impl SingleBlock {

@@ -39,8 +39,8 @@ impl MlpEmbedder {
 /// Learned scales of the RMS norm of queries and keys, each `[head_dim]`.
 #[derive(Debug)]
 pub(crate) struct QkNorm {
-    query: Tensor,
-    key: Tensor,
+    pub query: Tensor,
+    pub key: Tensor,
 }
 
 impl QkNorm {

@@ -62,6 +62,21 @@ impl RopeTable {
         Ok(pairs.f_mul(&self.rotations)?.f_view_as_real()?.f_flatten(-2, -1)?)
     }
 
+    /// The inverse of [`RopeTable::rotate`], and so its gradient.
+    pub(crate) fn rotate_back(&self, x: &Tensor) -> Result<Tensor> {
+        Self { rotations: self.rotations.f_conj()?.f_resolve_conj()? }.rotate(x)
+    }
+
+    /// The table of `count` tokens from `first` on.
+    pub(crate) fn tokens(&self, first: i64, count: i64) -> Result<Self> {
+        Ok(Self { rotations: self.rotations.f_narrow(2, first, count)? })
+    }
+
+    /// Cosines and sines, float32 `[batch or 1, 1, tokens, head_dim / 2, 2]`.
+    pub(crate) fn pairs(&self) -> Result<Tensor> {
+        Ok(self.rotations.f_view_as_real()?)
+    }
+
     /// The published layout of the table: `[batch, 1, tokens, head_dim / 2, 2, 2]` = [[cos, −sin], [sin, cos]].
     pub fn matrices(&self) -> Result<Tensor> {
         let parts = self.rotations.f_view_as_real()?;

@@ -6,10 +6,12 @@ use std::time::{Duration, Instant};
 use tch::{Kind, Tensor};
 
 use super::backward::{gradients, leaf};
+use super::explicit::{Blocks, Context, Saved};
 use super::flat_params::FlatParams;
 use super::recompute::{ActivationShape, Recompute, plan_kept_blocks};
 use crate::error::{ModelError, Result};
 use crate::flux::{Flux, FluxInputs, RopeCache, RopeTable, StepTokens};
+use crate::fused::{Fused, Kernels};
 use crate::layers::to_device;
 use crate::lora::LoraAdapter;
 use crate::packing;
@@ -28,6 +30,23 @@ pub struct TrainOptions {
     pub recompute: Recompute,
     /// Dtype of an adapter's products; that of its weights (float32) if none. Published training: bfloat16.
     pub adapter_compute: Option<Kind>,
+    /// How blocks are run where an adapter trains; where all weights do, it is autograd.
+    pub block_pass: BlockPass,
+}
+
+/// How a block's gradients come about. They are the same but for rounding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BlockPass {
+    /// By autograd, from a graph cut at the block's inputs.
+    Autograd,
+    /// By hand, with these kernels for what is no matrix product.
+    Explicit(Kernels),
+}
+
+impl Default for BlockPass {
+    fn default() -> Self {
+        Self::Explicit(Kernels::default())
+    }
 }
 
 impl Default for TrainOptions {
@@ -38,6 +57,7 @@ impl Default for TrainOptions {
             time_kind: Kind::Float,
             recompute: Recompute::None,
             adapter_compute: None,
+            block_pass: BlockPass::default(),
         }
     }
 }
@@ -151,10 +171,19 @@ pub struct PassTimes {
     pub backward: Duration,
 }
 
-/// A block's inputs as leaves, and its outputs with their graph (none under recomputation).
+/// A block's inputs, as leaves if autograd runs it, and what its backward pass needs besides.
 struct Record {
     inputs: Vec<Tensor>,
-    outputs: Vec<Tensor>,
+    kept: Kept,
+}
+
+/// What a block keeps from its forward to its backward pass.
+enum Kept {
+    /// It is run again.
+    Nothing,
+    /// Its outputs with their graph.
+    Graph(Vec<Tensor>),
+    Saved(Saved),
 }
 
 /// A micro-batch on the device.
@@ -345,6 +374,40 @@ impl TrainStep {
         Ok(())
     }
 
+    /// The kernels of the explicit pass; none if autograd runs the blocks.
+    fn explicit(&self) -> Option<Fused> {
+        match self.options.block_pass {
+            BlockPass::Explicit(kernels) if self.adapter.is_some() => {
+                Some(Fused::choose(kernels, self.flux.device(), self.flux.compute_kind()))
+            }
+            _ => None,
+        }
+    }
+
+    fn explicit_blocks(&self) -> Blocks<'_> {
+        Blocks { flux: &self.flux, adapter: self.adapter.as_ref() }
+    }
+
+    /// Outputs of a block, detached, and what is kept of it, if anything is to be.
+    fn forward_block(
+        &self,
+        index: usize,
+        inputs: &[Tensor],
+        vec_act: &Tensor,
+        rope: &RopeTable,
+        keep: bool,
+    ) -> Result<(Vec<Tensor>, Kept)> {
+        if let Some(fused) = self.explicit() {
+            let context = Context { fused, rope, vec_act };
+            let (outputs, saved) = tch::no_grad(|| self.explicit_blocks().forward(index, inputs, &context))?;
+            return Ok((outputs, if keep { Kept::Saved(saved) } else { Kept::Nothing }));
+        }
+        let run = || self.run_block(index, inputs, vec_act, rope);
+        let outputs = if keep { run()? } else { tch::no_grad(run)? };
+        let detached = outputs.iter().map(Tensor::f_detach).collect::<Result<_, _>>()?;
+        Ok((detached, if keep { Kept::Graph(outputs) } else { Kept::Nothing }))
+    }
+
     fn run_block(
         &self,
         index: usize,
@@ -482,14 +545,12 @@ impl TrainStep {
             if index == blocks {
                 break;
             }
-            let track = full || index > first;
+            let track = (full || index > first) && self.explicit().is_none();
             let inputs = flow.iter().map(|tensor| leaf(tensor, track)).collect::<Result<Vec<_>>>()?;
-            let keep_graph = (full || index >= first) && kept.get(index).is_some_and(|keep| *keep);
-            let run = || self.run_block(index, &inputs, vec_act, &batch.rope);
-            let outputs = if keep_graph { run()? } else { tch::no_grad(run)? };
-            flow = outputs.iter().map(Tensor::f_detach).collect::<Result<_, _>>()?;
-            let outputs = if keep_graph { outputs } else { Vec::new() };
-            records.push(Record { inputs, outputs });
+            let keep = (full || index >= first) && kept.get(index).is_some_and(|keep| *keep);
+            let (outputs, kept) = self.forward_block(index, &inputs, vec_act, &batch.rope, keep)?;
+            flow = outputs;
+            records.push(Record { inputs, kept });
         }
         let joined = flow.pop().ok_or_else(|| ModelError::input("blocks", "gave no output"))?;
         Ok(Flow { records, joined, text_tokens, image_tokens, target_tokens })
@@ -569,10 +630,20 @@ impl TrainStep {
         flow_grads: &mut Vec<Tensor>,
         backward: &mut Backward<'_, '_>,
     ) -> Result<()> {
-        let Record { inputs, mut outputs } = record;
-        if outputs.is_empty() {
-            outputs = self.run_block(index, &inputs, &backward.vec_act, &backward.rope)?;
+        let Record { inputs, kept } = record;
+        if let Some(fused) = self.explicit() {
+            let saved = match kept {
+                Kept::Saved(saved) => Some(saved),
+                Kept::Nothing | Kept::Graph(_) => None,
+            };
+            return self.explicit_backward(index, fused, &inputs, saved, track, flow_grads, backward);
         }
+        let outputs = match kept {
+            Kept::Graph(outputs) => outputs,
+            Kept::Nothing | Kept::Saved(_) => {
+                self.run_block(index, &inputs, &backward.vec_act, &backward.rope)?
+            }
+        };
         let bucket = self.block_buckets.get(index).copied().flatten();
         let params = self.leaves(bucket);
         let mut wrt: Vec<&Tensor> = Vec::new();
@@ -599,6 +670,35 @@ impl TrainStep {
             self.finish_bucket(bucket, &grads, backward.accumulate, backward.on_bucket)?;
         }
         Ok(())
+    }
+
+    /// As [`TrainStep::block_backward`], by hand; a block of which nothing was `saved` is run again.
+    #[expect(clippy::too_many_arguments, reason = "the parts of a record, and what a backward pass has")]
+    fn explicit_backward(
+        &mut self,
+        index: usize,
+        fused: Fused,
+        inputs: &[Tensor],
+        saved: Option<Saved>,
+        track: bool,
+        flow_grads: &mut Vec<Tensor>,
+        backward: &mut Backward<'_, '_>,
+    ) -> Result<()> {
+        let grads = tch::no_grad(|| {
+            let context = Context { fused, rope: &backward.rope, vec_act: &backward.vec_act };
+            let blocks = self.explicit_blocks();
+            let saved = match saved {
+                Some(saved) => saved,
+                None => blocks.forward(index, inputs, &context)?.1,
+            };
+            let (flow, grads) = blocks.backward(index, inputs, saved, flow_grads, &context, track)?;
+            *flow_grads = flow;
+            Ok::<_, ModelError>(grads)
+        })?;
+        match self.block_buckets.get(index).copied().flatten() {
+            Some(bucket) => self.finish_bucket(bucket, &grads, backward.accumulate, backward.on_bucket),
+            None => Ok(()),
+        }
     }
 
     /// Only where all weights train.
