@@ -18,6 +18,7 @@ use crescendo_curator_node::serve::encoding_cache::EncodingCache;
 use crescendo_curator_node::serve::send::Sender;
 use crescendo_curator_node::serve::shard_cache::ShardCache;
 use crescendo_curator_node::worker::Worker;
+use crescendo_device::stream::prioritize_this_thread;
 use crescendo_device::{DeviceChoice, load_cuda};
 use crescendo_model::speed;
 use crescendo_model::tch::{self, Device};
@@ -51,8 +52,8 @@ struct Arguments {
     shard_cache_mib: usize,
     /// Folder for what is drawn and not committed yet; one that outlives the process keeps it through restarts [default: a
     /// temporary one]
-    #[arg(long, env = "CRESCENDO_SCRATCH_DIR", value_name = "DIR")]
-    scratch_dir: Option<PathBuf>,
+    #[arg(long, env = "CRESCENDO_SCRATCH", value_name = "DIR")]
+    scratch: Option<PathBuf>,
     /// Size of drawn units that are kept there, MiB
     #[arg(long, env = "CRESCENDO_DRAWN_MIB", default_value_t = 1024)]
     drawn_mib: u64,
@@ -93,7 +94,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         server: server_args,
         node: node_args,
         shard_cache_mib,
-        scratch_dir,
+        scratch,
         drawn_mib,
         encodings_mib,
         device,
@@ -106,7 +107,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let counted = Metrics::register(&registry).context("register metrics")?;
     let (device, arithmetic) = computes_on(device, &registry, &tasks)?;
 
-    let scratch = Scratch::open(scratch_dir)?;
+    let scratch = Scratch::open(scratch)?;
     let of_scratch = || format!("open the scratch folder {}", scratch.path().display());
     let drawn = DrawnStore::open(&scratch.path().join("drawn"), drawn_mib << 20).with_context(of_scratch)?;
     let encodings = EncodingCache::open(&scratch.path().join("encodings"), encodings_mib << 20);
@@ -116,8 +117,12 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let nodes_only = process.security.nodes_only();
     let (server, incoming) = process.listen(ClientCertificates::Required).await?;
     let of_encoding = counted.clone();
-    let encoding = Worker::start("encoding", QUEUE, || {
+    let encoding = Worker::start("encoding", QUEUE, move || {
         tch::set_num_threads(1);
+        // Ranks wait for these encodings; drawing, on the other thread, has minutes.
+        if let Err(error) = prioritize_this_thread(device) {
+            tracing::warn!(%error, "serving waits behind drawing");
+        }
         EncoderSet::keeping(encodings, of_encoding)
     })?;
     let curation = Worker::start("curation", QUEUE, || {

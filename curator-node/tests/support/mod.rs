@@ -324,7 +324,7 @@ impl Curator {
             .arg(folder)
             .arg("--port-file")
             .arg(&port_file)
-            .arg("--scratch-dir")
+            .arg("--scratch")
             .arg(folder.join("scratch"))
             .stdout(Stdio::null())
             .spawn()
