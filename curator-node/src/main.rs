@@ -50,6 +50,15 @@ struct Arguments {
     /// Memory for decoded shards, MiB
     #[arg(long, env = "CRESCENDO_SHARD_CACHE_MIB", default_value_t = 256)]
     shard_cache_mib: usize,
+    #[command(flatten)]
+    scratch: ScratchArguments,
+    /// What networks that draw, compare and encode compute on
+    #[arg(long, env = "CRESCENDO_DEVICE", value_enum, default_value_t)]
+    device: DeviceChoice,
+}
+
+#[derive(Debug, clap::Args)]
+struct ScratchArguments {
     /// Folder for what is drawn and not committed yet; one that outlives the process keeps it through restarts [default: a
     /// temporary one]
     #[arg(long, env = "CRESCENDO_SCRATCH", value_name = "DIR")]
@@ -60,9 +69,6 @@ struct Arguments {
     /// Size of encoded prompts and pictures that are kept there, so that a second pass encodes nothing again, MiB
     #[arg(long, env = "CRESCENDO_ENCODINGS_MIB", default_value_t = 4096)]
     encodings_mib: u64,
-    /// What networks that draw, compare and encode compute on
-    #[arg(long, env = "CRESCENDO_DEVICE", value_enum, default_value_t)]
-    device: DeviceChoice,
 }
 
 /// Time for tasks to end after a stop.
@@ -90,15 +96,8 @@ fn main() -> anyhow::Result<()> {
 }
 
 async fn run(arguments: Arguments) -> anyhow::Result<()> {
-    let Arguments {
-        server: server_args,
-        node: node_args,
-        shard_cache_mib,
-        scratch,
-        drawn_mib,
-        encodings_mib,
-        device,
-    } = arguments;
+    let Arguments { server: server_args, node: node_args, shard_cache_mib, scratch: scratch_args, device } =
+        arguments;
     let logs = LogBuffer::new(&node_args.node_id, DEFAULT_CAPACITY);
     let process =
         Process::start("crescendo-curator-node", &node_args.node_id, &server_args, Some(&logs)).await?;
@@ -107,11 +106,8 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let counted = Metrics::register(&registry).context("register metrics")?;
     let (device, arithmetic) = computes_on(device, &registry, &tasks)?;
 
-    let scratch = Scratch::open(scratch)?;
-    let of_scratch = || format!("open the scratch folder {}", scratch.path().display());
-    let drawn = DrawnStore::open(&scratch.path().join("drawn"), drawn_mib << 20).with_context(of_scratch)?;
-    let encodings = EncodingCache::open(&scratch.path().join("encodings"), encodings_mib << 20);
-    let encodings = encodings.with_context(of_scratch)?;
+    let scratch = Scratch::open(&scratch_args)?;
+    let (drawn, encodings) = scratch.stores(&scratch_args)?;
 
     let controllers = Controllers::new(&node_args.controller, &process.security.dialer())?;
     let nodes_only = process.security.nodes_only();
@@ -182,14 +178,23 @@ enum Scratch {
 }
 
 impl Scratch {
-    fn open(named: Option<PathBuf>) -> anyhow::Result<Scratch> {
-        match named {
-            Some(path) => Ok(Scratch::Kept(path)),
+    fn open(arguments: &ScratchArguments) -> anyhow::Result<Scratch> {
+        match &arguments.scratch {
+            Some(path) => Ok(Scratch::Kept(path.clone())),
             None => {
                 let folder = tempfile::Builder::new().prefix("crescendo-scratch-").tempdir();
                 Ok(Scratch::Temporary(folder.context("make a scratch folder")?))
             }
         }
+    }
+
+    /// What is kept in it.
+    fn stores(&self, arguments: &ScratchArguments) -> anyhow::Result<(DrawnStore, EncodingCache)> {
+        let ScratchArguments { scratch: _, drawn_mib, encodings_mib } = arguments;
+        let failed = || format!("open the scratch folder {}", self.path().display());
+        let drawn = DrawnStore::open(&self.path().join("drawn"), drawn_mib << 20).with_context(failed)?;
+        let encodings = EncodingCache::open(&self.path().join("encodings"), encodings_mib << 20);
+        Ok((drawn, encodings.with_context(failed)?))
     }
 
     fn path(&self) -> &Path {
