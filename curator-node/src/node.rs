@@ -175,18 +175,12 @@ impl Node {
         );
         let index = assignment.stage_index;
         let parent = self.parent(&stage, &job, index, assignment.source_checkpoint, objects.clone(), &stop);
-        let llm = LlmContext {
-            network: self.network.clone(),
-            objects: objects.clone(),
-            job_id: stage.job_id.clone(),
-            curators: Default::default(),
-        };
         let curation = StageWorker {
             node_id: self.node_id.clone(),
+            llm: self.llm(&stage.job_id, &objects),
             stage,
             stage_index: index,
             paths,
-            llm,
             device: self.device,
             encoders: Arc::new(self.server.encoders(encoders.clone())),
             networks: self.networks.clone(),
@@ -212,6 +206,16 @@ impl Node {
         tracing::info!("stage assigned");
         self.tasks.spawn(self.curations.track_future(curation.run(stop).instrument(span)));
         Ok(())
+    }
+
+    /// The way to language models for a stage of a job.
+    fn llm(&self, job_id: &str, objects: &Arc<dyn object_store::ObjectStore>) -> LlmContext {
+        LlmContext {
+            network: self.network.clone(),
+            objects: objects.clone(),
+            job_id: job_id.to_owned(),
+            curators: Default::default(),
+        }
     }
 
     /// What a stage takes from its parent stage, if it has one. Its log is followed as long as the stage is assigned.
