@@ -28,6 +28,17 @@ pub struct Counted {
 }
 
 impl Counts {
+    /// Counts that go on from `counted`, apart from any others.
+    pub fn from(counted: Counted) -> Counts {
+        let Counted { drawn, filtered, judged, accepted } = counted;
+        Counts(Arc::new(Counters {
+            drawn: drawn.into(),
+            filtered: filtered.into(),
+            judged: judged.into(),
+            accepted: accepted.into(),
+        }))
+    }
+
     /// A unit begins.
     pub fn begin(&self) {
         let Counters { drawn, filtered, judged, accepted } = &*self.0;

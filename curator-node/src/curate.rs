@@ -1,24 +1,41 @@
-//! Working on a stage: lease a unit, make it, write its shard, commit it; again until the log is sealed, or the curator
-//! drains.
+//! Working on a stage: lease a unit, draw it, have it judged, write its shard, commit it; again until the log is sealed, or
+//! the curator drains.
+//!
+//! ```text
+//!   lease ─▶ draw, compare (curation thread) ─▶ lease ─▶ draw … ─▶ lease ─▶ draw …
+//!                                │                │
+//!                                ▼                ▼
+//!                     drawn_store ─▶ judge ─▶ shard ─▶ commit         at most UNITS_DRAWN of them, beside the drawing
+//! ```
+//!
+//! The device draws one unit while an endpoint judges the one before: it waits for nobody, unless the endpoint is slower than
+//! it over several units. Each unit has a lease of its own, which is renewed as long as it is under way. What was drawn
+//! is kept on disk until its unit is committed, so that neither an outage nor a restart draws it again.
 
+pub mod drawn;
+pub mod drawn_store;
 mod hand_in;
+mod inputs;
+mod making;
 pub mod mirror;
 pub mod parent_stage;
 pub mod review;
+mod under_way;
 pub mod unit;
 mod unit_error;
 
 use crate::counts::{Counted, Counts};
+use crate::curate::drawn_store::{DrawnStore, StageDigest};
+use crate::curate::making::Stops;
 use crate::curate::mirror::{Mirror, MirrorError};
 use crate::curate::parent_stage::ParentStage;
-use crate::curate::unit::{StageCurator, UnitResult};
-use crate::curate::unit_error::UnitError;
-use crate::llm::EndpointError;
+use crate::curate::under_way::{HowFar, UnderWay};
+use crate::curate::unit::StageCurator;
+use crate::filters::judge::llm_judge::LlmJudge;
 use crate::llm::network::LlmContext;
 use crate::metrics::Metrics;
 use crate::paths::PathResolver;
-use crate::pipeline::ModelContext;
-use crate::sources::recompose::ParentPairs;
+use crate::pipeline::{DrawingNetworks, SharedEncoders};
 use crate::worker::Worker;
 use crescendo_core::records::FailureKind;
 use crescendo_core::spec::JobSpec;
@@ -39,9 +56,10 @@ use crescendo_proto::v1::{
 use object_store::ObjectStore;
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use tokio::sync::{OnceCell, watch};
+use tokio::sync::OnceCell;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
 use tracing::Instrument as _;
@@ -54,13 +72,9 @@ const REFUSED_WAIT: Duration = Duration::from_secs(5);
 const MAX_WAIT: Duration = Duration::from_secs(10);
 /// Waits for an object store that cannot be used.
 const PREPARE_WAIT: Backoff = Backoff { first: Duration::from_secs(2), limit: Duration::from_secs(60) };
-/// Waits for an endpoint that is out of order, while the unit is held on to.
-const OUTAGE_WAIT: Backoff = Backoff { first: Duration::from_secs(5), limit: Duration::from_secs(120) };
-/// Such waits before the unit is given back: about half an hour.
-const OUTAGE_TRIES: u32 = 20;
-/// Wait after a unit that was given back because of an endpoint: until somebody has changed something, the next will
-/// fare no better.
-const DENIED_WAIT: Duration = Duration::from_secs(60);
+/// Units that have been drawn and are not committed yet, a stage. The device is not idle before all of them wait for an
+/// endpoint; each is held in memory.
+const UNITS_DRAWN: usize = 3;
 /// Between two words on how far a unit is.
 const SAY_EVERY: Duration = Duration::from_secs(1);
 
@@ -84,11 +98,20 @@ pub struct StageWorker {
     /// Whether that is here.
     pub brought: Arc<OnceCell<()>>,
     pub controllers: Controllers,
-    /// The device of the curation thread.
+    /// The device of the curation thread, the encoders that it shares with serving, and the transformer that all stages share.
     pub device: Device,
-    /// How far the unit in the making is, and where that is said.
+    pub encoders: Arc<dyn SharedEncoders>,
+    pub networks: DrawingNetworks,
+    /// How far the unit on the curation thread is; and all that are under way, and where that is said.
     pub counts: Counts,
+    pub under_way: UnderWay,
     pub reports: UnitReports,
+    /// What was drawn and is not committed.
+    pub drawn: DrawnStore,
+    /// What decides the stage's units, once it is known.
+    pub inputs: Arc<OnceCell<StageDigest>>,
+    /// The stage's judge behind an endpoint, once it is opened.
+    pub judge: Arc<OnceCell<Option<LlmJudge>>>,
     /// What the stage takes from an earlier one.
     pub parent: Option<Arc<ParentStage>>,
     pub worker: Worker<Curators>,
@@ -97,6 +120,8 @@ pub struct StageWorker {
     pub trace: Option<TraceParent>,
     /// No unit is begun once it is asked for.
     pub drain: Drain,
+    /// Cancelled when the process stops, which is not the end of the stage.
+    pub process_stops: CancellationToken,
 }
 
 impl StageWorker {
@@ -104,35 +129,81 @@ impl StageWorker {
     pub async fn run(self, stop: CancellationToken) {
         let drain = self.drain.asked();
         self.prepare(&stop, &drain).await;
-        while !stop.is_cancelled() && !drain.is_cancelled() {
-            let wait = match self.lease(&stop).await {
+        let sealed = tokio::select! {
+            sealed = self.make_units(&stop, &drain) => sealed,
+            () = self.say_how_far() => false,
+        };
+        let key = (self.stage.job_id.clone(), self.stage.stage.clone());
+        let networks = self.networks.clone();
+        let ending = self.worker.run("curation", move |curators| {
+            curators.remove(&key);
+            if curators.is_empty() {
+                networks.clear();
+            }
+        });
+        // The thread is only gone when the process stops.
+        let _ = ending.await;
+        // Nobody will ask for the stage's units again.
+        let released = stop.is_cancelled() && !self.process_stops.is_cancelled();
+        if let (true, Some(inputs)) = (sealed || released, self.inputs.get()) {
+            self.drawn.remove_stage(inputs);
+            self.metrics.drawn_bytes.set(self.drawn.size_bytes() as i64);
+        }
+    }
+
+    /// Makes unit after unit; true if the log is sealed. Those that are under way at the end are handed in or given back.
+    async fn make_units(&self, stop: &CancellationToken, drain: &CancellationToken) -> bool {
+        // Cancelled when no unit of the stage can be made.
+        let mut abandon = stop.child_token();
+        let mut finishing: JoinSet<After> = JoinSet::new();
+        let mut pause_until = Instant::now();
+        let mut sealed = false;
+        while !stop.is_cancelled() && !drain.is_cancelled() && !sealed {
+            while let Some(ended) = finishing.try_join_next() {
+                pause_until = pause_until.max(of_ended(ended));
+            }
+            if abandon.is_cancelled() && finishing.is_empty() {
+                abandon = stop.child_token();
+            }
+            if finishing.len() >= UNITS_DRAWN || abandon.is_cancelled() {
+                tokio::select! {
+                    () = stop.cancelled() => {}
+                    () = drain.cancelled() => {}
+                    Some(ended) = finishing.join_next() => pause_until = pause_until.max(of_ended(ended)),
+                }
+                continue;
+            }
+            if pause_until > Instant::now() {
+                tokio::select! {
+                    () = stop.cancelled() => {}
+                    () = drain.cancelled() => {}
+                    () = tokio::time::sleep_until(pause_until) => {}
+                }
+                continue;
+            }
+            let after = match self.lease(stop).await {
                 Ok(Leased::Unit(lease)) if drain.is_cancelled() => {
-                    self.give_back(lease, Back::Drains, &stop).await;
+                    self.give_back(lease, Back::Drains, stop).await;
                     break;
                 }
-                Ok(Leased::Unit(lease)) => match self.traced(lease, &stop).await {
-                    After::GoOn => continue,
-                    After::Wait(wait) => wait,
-                },
-                Ok(Leased::Wait(wait)) => wait,
+                Ok(Leased::Unit(lease)) => self.make(lease, &abandon, stop, &mut finishing).await,
+                Ok(Leased::Wait(wait)) => After::Wait(wait),
                 Ok(Leased::Sealed) => {
                     tracing::info!("the pair log is sealed, curation of the stage is done");
-                    break;
+                    sealed = true;
+                    After::GoOn
                 }
                 Err(_) if stop.is_cancelled() => break,
                 Err(status) => {
                     tracing::warn!(%status, "leasing a unit was refused");
-                    REFUSED_WAIT
+                    After::Wait(REFUSED_WAIT)
                 }
             };
-            tokio::select! {
-                () = stop.cancelled() => break,
-                () = drain.cancelled() => break,
-                () = tokio::time::sleep(wait) => {}
-            }
+            pause_until = pause_until.max(after.until());
         }
-        let key = (self.stage.job_id.clone(), self.stage.stage.clone());
-        let _ = self.worker.run("curation", move |curators| drop(curators.remove(&key))).await;
+        // Each of them ends: it is committed or given back, in its share of the time to drain, or abandoned at a stop.
+        while finishing.join_next().await.is_some() {}
+        sealed
     }
 
     /// Copies what the spec names in the object store, once.
@@ -196,7 +267,14 @@ impl StageWorker {
         })
     }
 
-    async fn traced(&self, lease: UnitLease, stop: &CancellationToken) -> After {
+    /// Draws a unit; what is left to do with it goes on in `finishing`, beside the drawing of the next.
+    async fn make(
+        &self,
+        lease: UnitLease,
+        abandon: &CancellationToken,
+        stop: &CancellationToken,
+        finishing: &mut JoinSet<After>,
+    ) -> After {
         let span = tracing::info_span!(
             target: trace::TARGET,
             "unit",
@@ -205,145 +283,39 @@ impl StageWorker {
             unit = lease.unit
         );
         trace::set_parent(&span, self.trace);
-        self.work(lease, stop).instrument(span).await
-    }
-
-    /// Makes a unit and hands it in. Whatever goes wrong with it is told to the controller, or shows by the lease
-    /// running out.
-    async fn work(&self, lease: UnitLease, stop: &CancellationToken) -> After {
-        let unit = lease.unit;
-        let started = tokio::time::Instant::now();
-        let held = stop.child_token();
-        let waits_for = watch::Sender::new(String::new());
-        let making = self.make_through_outages(&lease, &held, &waits_for);
-        let outcome = tokio::select! {
-            outcome = making => outcome,
-            () = self.out_of_time() => {
-                held.cancel();
-                self.give_back(lease, Back::Drains, stop).await;
-                return After::GoOn;
-            }
-            () = self.keep(&lease, &held) => Err(UnitError::Abandoned),
-            () = self.say_how_far(&lease, &waits_for) => Err(UnitError::Abandoned),
-            () = stop.cancelled() => Err(UnitError::Abandoned),
-        };
-        held.cancel();
-        match outcome {
-            Ok(result) => {
-                self.metrics.unit_seconds.observe(started.elapsed().as_secs_f64());
-                self.hand_in(lease, result, stop).await;
+        let stops = Stops { abandon: abandon.clone(), stop: stop.clone() };
+        let begun = self.begin(lease);
+        match self.draw(begun, &stops).instrument(span.clone()).await {
+            Ok((begun, drawn)) => {
+                let worker = self.clone();
+                finishing.spawn(async move { worker.finish(begun, drawn, &stops).await }.instrument(span));
                 After::GoOn
             }
-            Err(UnitError::Abandoned) => {
-                self.metrics.units.with_label_values(&["lost"]).inc();
-                tracing::info!(unit, "the unit was given up");
-                After::GoOn
-            }
-            Err(error) => {
-                // Money that is spent stays spent: no other unit, and no other curator, would fare better.
-                let job_fails = matches!(error.endpoint(), Some(EndpointError::SpendLimit { .. }));
-                let reason = objects::with_causes(&error);
-                tracing::error!(unit, error = reason, job_fails, "the unit failed");
-                let kind = error.kind();
-                let why = if job_fails { Back::JobFails(reason) } else { Back::Failed(kind, reason) };
-                self.give_back(lease, why, stop).await;
-                match error.endpoint() {
-                    // The controller has none for this curator now, unless it does not know it yet.
-                    None if kind == FailureKind::Source => After::Wait(REFUSED_WAIT),
-                    None => After::GoOn,
-                    // The job has failed, unless this lease was over: then the next one says so.
-                    Some(_) if job_fails => After::Wait(REFUSED_WAIT),
-                    Some(_) => After::Wait(DENIED_WAIT),
-                }
-            }
+            Err(after) => after,
         }
     }
 
-    /// A curator that drains has half of its time to finish a unit: ranks have the rest to move on.
-    async fn out_of_time(&self) {
-        self.drain.asked().cancelled().await;
-        tokio::time::sleep(self.drain.within() / 2).await;
+    fn unit_size(&self) -> u32 {
+        self.job.stages.get(self.stage_index as usize).map_or(1, |stage| stage.data.unit_size)
     }
 
-    /// Makes a unit, and where an endpoint is out of order waits for it, off the curation thread and with the lease
-    /// kept: an outage is not the unit's fault, and quarantining units for it would lose them. What has been
-    /// answered is not asked again.
-    async fn make_through_outages(
-        &self,
-        lease: &UnitLease,
-        held: &CancellationToken,
-        waits_for: &watch::Sender<String>,
-    ) -> Result<UnitResult, UnitError> {
-        let mut outages = 0;
+    /// Says how far the oldest unit under way is, and what it waits for, for as long as this is awaited.
+    async fn say_how_far(&self) {
         loop {
-            let error = match self.make(lease, held).await {
-                Ok(result) => return Ok(result),
-                Err(error) => error,
-            };
-            outages += 1;
-            if outages > OUTAGE_TRIES || !error.endpoint().is_some_and(EndpointError::is_retryable) {
-                return Err(error);
+            if let Some(HowFar { unit, counted, waits_for }) = self.under_way.oldest() {
+                let Counted { drawn, filtered, judged, accepted } = counted;
+                self.reports.put(UnitReport {
+                    stage: Some(self.stage.clone()),
+                    unit,
+                    // A tar that is imported has as many as it has.
+                    candidates: u64::from(self.unit_size()).max(drawn),
+                    drawn,
+                    filtered,
+                    judged,
+                    accepted,
+                    waits_for,
+                });
             }
-            let wait = OUTAGE_WAIT.delay(outages, random());
-            tracing::warn!(unit = lease.unit, %error, outages, ?wait, "the unit waits for an endpoint");
-            waits_for.send_replace(objects::with_causes(&error));
-            tokio::time::sleep(wait).await;
-            waits_for.send_replace(String::new());
-        }
-    }
-
-    /// Makes a unit on the curation thread. Dropping this tells the thread to give it up.
-    async fn make(&self, lease: &UnitLease, held: &CancellationToken) -> Result<UnitResult, UnitError> {
-        self.bring().await?;
-        let unit_size =
-            self.job.stages.get(self.stage_index as usize).map_or(1, |stage| stage.data.unit_size);
-        let (trained, taken) = match &self.parent {
-            Some(parent) => (parent.trained().await?, parent.taken(lease.unit, unit_size).await?),
-            None => (None, ParentPairs::default()),
-        };
-        let models = ModelContext { device: self.device, trained, counts: self.counts.clone() };
-        let abandoned = AbandonOnDrop(Arc::new(AtomicBool::new(false)));
-        let flag = abandoned.0.clone();
-        let key = (self.stage.job_id.clone(), self.stage.stage.clone());
-        let (job, index, unit) = (self.job.clone(), self.stage_index, lease.unit);
-        let (paths, llm) = (self.paths.clone(), self.llm.clone());
-        let made = self.worker.run("curation", move |curators| {
-            let curator = match curators.entry(key) {
-                std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
-                std::collections::hash_map::Entry::Vacant(entry) => {
-                    let opened = StageCurator::open_with(&job, index, &paths, Some(&llm), &models);
-                    entry.insert(opened.map_err(|error| UnitError::Opening(Box::new(error)))?)
-                }
-            };
-            curator.unit_from(unit, taken, &flag)
-        });
-        match made.await {
-            Ok(outcome) => outcome,
-            // The thread is only gone when the process stops; a panic is one unit's failure.
-            Err(_) if held.is_cancelled() => Err(UnitError::Abandoned),
-            Err(_) => Err(UnitError::Panicked),
-        }
-    }
-
-    /// Says how far the unit is, as long as it is made, and what it waits for.
-    async fn say_how_far(&self, lease: &UnitLease, waits_for: &watch::Sender<String>) {
-        // The last unit's numbers are not this one's.
-        self.counts.begin();
-        let unit_size =
-            self.job.stages.get(self.stage_index as usize).map_or(1, |stage| stage.data.unit_size);
-        loop {
-            let Counted { drawn, filtered, judged, accepted } = self.counts.get();
-            self.reports.put(UnitReport {
-                stage: Some(self.stage.clone()),
-                unit: lease.unit,
-                // A tar that is imported has as many as it has.
-                candidates: u64::from(unit_size).max(drawn),
-                drawn,
-                filtered,
-                judged,
-                accepted,
-                waits_for: waits_for.borrow().clone(),
-            });
             tokio::time::sleep(SAY_EVERY).await;
         }
     }
@@ -366,14 +338,14 @@ impl StageWorker {
     }
 
     /// Renews a lease until it is lost. An outage of the controller is not a loss: the commit will tell.
-    async fn keep(&self, lease: &UnitLease, held: &CancellationToken) {
+    async fn keep(&self, lease: &UnitLease, stop: &CancellationToken) {
         let ttl = Duration::from_millis(u64::from(lease.ttl_millis)).max(Duration::from_secs(1));
         let request = RenewUnitRequest { lease: Some(lease.clone()), node_id: self.node_id.clone() };
         loop {
             tokio::time::sleep(ttl / 4).await;
             let renewed = self
                 .controllers
-                .call_until_decided("renew unit", CALL_DEADLINE, held, |channel| {
+                .call_until_decided("renew unit", CALL_DEADLINE, stop, |channel| {
                     let request = request.clone();
                     async move { CurationServiceClient::new(channel).renew_unit(request).await }
                 })
@@ -445,17 +417,29 @@ enum After {
     Wait(Duration),
 }
 
+impl After {
+    /// When the next unit may be leased.
+    fn until(&self) -> Instant {
+        match self {
+            After::GoOn => Instant::now(),
+            After::Wait(wait) => Instant::now() + *wait,
+        }
+    }
+}
+
+/// When the next unit may be leased after one that was finished. One that panicked is not handed in: its lease runs out.
+fn of_ended(ended: Result<After, tokio::task::JoinError>) -> Instant {
+    match ended {
+        Ok(after) => after.until(),
+        Err(error) => {
+            tracing::error!(%error, "a unit was lost on its way to the log");
+            After::Wait(REFUSED_WAIT).until()
+        }
+    }
+}
+
 enum Leased {
     Unit(UnitLease),
     Wait(Duration),
     Sealed,
-}
-
-/// Tells the curation thread to give up when nobody waits for the result any more.
-struct AbandonOnDrop(Arc<AtomicBool>);
-
-impl Drop for AbandonOnDrop {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
 }

@@ -1,18 +1,24 @@
 //! The `crescendo-curator-node` binary: parse, build, run.
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
 use clap::Parser;
 use crescendo_core::precision::Arithmetic;
+use crescendo_curator_node::curate::drawn_store::DrawnStore;
 use crescendo_curator_node::llm::keys::Keys;
 use crescendo_curator_node::llm::network::Network;
 use crescendo_curator_node::metrics::Metrics;
 use crescendo_curator_node::node::Node;
+use crescendo_curator_node::pipeline::DrawingNetworks;
+use crescendo_curator_node::serve::PairServer;
+use crescendo_curator_node::serve::encoder_set::EncoderSet;
+use crescendo_curator_node::serve::encoding_cache::EncodingCache;
 use crescendo_curator_node::serve::send::Sender;
 use crescendo_curator_node::serve::shard_cache::ShardCache;
-use crescendo_curator_node::serve::{EncoderSet, PairServer};
 use crescendo_curator_node::worker::Worker;
+use crescendo_device::stream::prioritize_this_thread;
 use crescendo_device::{DeviceChoice, load_cuda};
 use crescendo_model::speed;
 use crescendo_model::tch::{self, Device};
@@ -44,9 +50,25 @@ struct Arguments {
     /// Memory for decoded shards, MiB
     #[arg(long, env = "CRESCENDO_SHARD_CACHE_MIB", default_value_t = 256)]
     shard_cache_mib: usize,
+    #[command(flatten)]
+    scratch: ScratchArguments,
     /// What networks that draw, compare and encode compute on
     #[arg(long, env = "CRESCENDO_DEVICE", value_enum, default_value_t)]
     device: DeviceChoice,
+}
+
+#[derive(Debug, clap::Args)]
+struct ScratchArguments {
+    /// Folder for what is drawn and not committed yet; one that outlives the process keeps it through restarts [default: a
+    /// temporary one]
+    #[arg(long, env = "CRESCENDO_SCRATCH", value_name = "DIR")]
+    scratch: Option<PathBuf>,
+    /// Size of drawn units that are kept there, MiB
+    #[arg(long, env = "CRESCENDO_DRAWN_MIB", default_value_t = 1024)]
+    drawn_mib: u64,
+    /// Size of encoded prompts and pictures that are kept there, so that a second pass encodes nothing again, MiB
+    #[arg(long, env = "CRESCENDO_ENCODINGS_MIB", default_value_t = 4096)]
+    encodings_mib: u64,
 }
 
 /// Time for tasks to end after a stop.
@@ -74,7 +96,8 @@ fn main() -> anyhow::Result<()> {
 }
 
 async fn run(arguments: Arguments) -> anyhow::Result<()> {
-    let Arguments { server: server_args, node: node_args, shard_cache_mib, device } = arguments;
+    let Arguments { server: server_args, node: node_args, shard_cache_mib, scratch: scratch_args, device } =
+        arguments;
     let logs = LogBuffer::new(&node_args.node_id, DEFAULT_CAPACITY);
     let process =
         Process::start("crescendo-curator-node", &node_args.node_id, &server_args, Some(&logs)).await?;
@@ -83,12 +106,20 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let counted = Metrics::register(&registry).context("register metrics")?;
     let (device, arithmetic) = computes_on(device, &registry, &tasks)?;
 
+    let scratch = Scratch::open(&scratch_args)?;
+    let (drawn, encodings) = scratch.stores(&scratch_args)?;
+
     let controllers = Controllers::new(&node_args.controller, &process.security.dialer())?;
     let nodes_only = process.security.nodes_only();
     let (server, incoming) = process.listen(ClientCertificates::Required).await?;
-    let encoding = Worker::start("encoding", QUEUE, || {
+    let of_encoding = counted.clone();
+    let encoding = Worker::start("encoding", QUEUE, move || {
         tch::set_num_threads(1);
-        EncoderSet::default()
+        // Ranks wait for these encodings; drawing, on the other thread, has minutes.
+        if let Err(error) = prioritize_this_thread(device) {
+            tracing::warn!(%error, "serving waits behind drawing");
+        }
+        EncoderSet::keeping(encodings, of_encoding)
     })?;
     let curation = Worker::start("curation", QUEUE, || {
         tch::set_num_threads(1);
@@ -117,6 +148,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         device,
         controllers,
         curation,
+        networks: DrawingNetworks::default(),
         server: pairs,
         sender,
         network: Network::new(
@@ -129,6 +161,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         ),
         metrics: counted,
         units,
+        drawn,
         tasks: tasks.clone(),
         drain,
         curations: Default::default(),
@@ -136,6 +169,40 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
     tasks.spawn(node.clone().hand_over());
     tasks.spawn_critical("node", node.run(commands));
     Ok(server.run(GRACE).await?)
+}
+
+/// The scratch folder; a temporary one goes with this.
+enum Scratch {
+    Kept(PathBuf),
+    Temporary(tempfile::TempDir),
+}
+
+impl Scratch {
+    fn open(arguments: &ScratchArguments) -> anyhow::Result<Scratch> {
+        match &arguments.scratch {
+            Some(path) => Ok(Scratch::Kept(path.clone())),
+            None => {
+                let folder = tempfile::Builder::new().prefix("crescendo-scratch-").tempdir();
+                Ok(Scratch::Temporary(folder.context("make a scratch folder")?))
+            }
+        }
+    }
+
+    /// What is kept in it.
+    fn stores(&self, arguments: &ScratchArguments) -> anyhow::Result<(DrawnStore, EncodingCache)> {
+        let ScratchArguments { scratch: _, drawn_mib, encodings_mib } = arguments;
+        let failed = || format!("open the scratch folder {}", self.path().display());
+        let drawn = DrawnStore::open(&self.path().join("drawn"), drawn_mib << 20).with_context(failed)?;
+        let encodings = EncodingCache::open(&self.path().join("encodings"), encodings_mib << 20);
+        Ok((drawn, encodings.with_context(failed)?))
+    }
+
+    fn path(&self) -> &Path {
+        match self {
+            Scratch::Kept(path) => path,
+            Scratch::Temporary(folder) => folder.path(),
+        }
+    }
 }
 
 /// The device, and what is said of its arithmetic.

@@ -7,6 +7,8 @@ use prometheus::{
 };
 
 const OUTCOMES: [&str; 5] = ["committed", "done_already", "lost", "failed", "released"];
+const ENCODED: [&str; 2] = ["encoder", "cache"];
+const ORIGINS: [&str; 2] = ["drawn", "kept"];
 const ANSWERS: [&str; 5] = ["answered", "recorded", "refused", "spend_limit", "failed"];
 const TOKENS: [&str; 2] = ["input", "output"];
 
@@ -37,6 +39,24 @@ pub const CATALOGUE: &[Metric] = &[
         "Units that this curator worked on.",
     ),
     histogram("crescendo_curator_unit_seconds", "seconds", &[], "Time to make a unit."),
+    counter(
+        "crescendo_curator_candidates_total",
+        "",
+        &[words("from", &ORIGINS)],
+        "Candidates of units by where this curator got them: drawn now, or kept on its disk since they were drawn.",
+    ),
+    histogram(
+        "crescendo_curator_draw_seconds",
+        "seconds",
+        &[],
+        "Time to draw a unit and send it through the filters that compute here; judging at an endpoint goes on beside the next.",
+    ),
+    gauge(
+        "crescendo_curator_drawn_bytes",
+        "bytes",
+        &[],
+        "Size of the drawn units that are kept on disk until they are committed.",
+    ),
     histogram("crescendo_curator_similarity", "", &[], "Cosine between a reference and its target."),
     histogram("crescendo_curator_judge", "", &[], "Score of a pair by the stage's judge, 0 to 4."),
     counter(
@@ -62,6 +82,13 @@ pub const CATALOGUE: &[Metric] = &[
     gauge("crescendo_curator_pair_streams", "", &[], "Ranks that have a pair stream open."),
     histogram("crescendo_curator_encode_seconds", "seconds", &[], "Time to encode one batch of pairs."),
     counter(
+        "crescendo_curator_encodings_total",
+        "",
+        &[words("from", &ENCODED)],
+        "Prompts and pictures of served pairs by where their encoding came from: computed, or kept on disk; none where encoding costs nothing.",
+    ),
+    gauge("crescendo_curator_encodings_bytes", "bytes", &[], "Size of the encodings that are kept on disk."),
+    counter(
         "crescendo_curator_shards_loaded_total",
         "",
         &[],
@@ -84,6 +111,9 @@ pub struct Metrics {
     pub pairs_rejected: IntCounterVec,
     pub units: IntCounterVec,
     pub unit_seconds: Histogram,
+    pub candidates: IntCounterVec,
+    pub draw_seconds: Histogram,
+    pub drawn_bytes: IntGauge,
     pub similarity: Histogram,
     pub judge: Histogram,
     pub endpoint_questions: IntCounterVec,
@@ -93,6 +123,8 @@ pub struct Metrics {
     pub bytes_served: IntCounter,
     pub streams: IntGauge,
     pub encode_seconds: Histogram,
+    pub encodings: IntCounterVec,
+    pub encodings_bytes: IntGauge,
     pub shards_loaded: IntCounter,
     pub pairs_loaded: IntCounter,
     pub shards_damaged: IntCounter,
@@ -109,6 +141,10 @@ impl Metrics {
             units: registrar.counters("crescendo_curator_units_total")?,
             unit_seconds: registrar
                 .histogram("crescendo_curator_unit_seconds", exponential_buckets(0.01, 3.0, 10)?)?,
+            candidates: registrar.counters("crescendo_curator_candidates_total")?,
+            draw_seconds: registrar
+                .histogram("crescendo_curator_draw_seconds", exponential_buckets(0.01, 3.0, 10)?)?,
+            drawn_bytes: registrar.gauge("crescendo_curator_drawn_bytes")?,
             similarity: registrar
                 .histogram("crescendo_curator_similarity", linear_buckets(-0.9, 0.1, 20)?)?,
             judge: registrar.histogram("crescendo_curator_judge", linear_buckets(0.25, 0.25, 16)?)?,
@@ -120,6 +156,8 @@ impl Metrics {
             streams: registrar.gauge("crescendo_curator_pair_streams")?,
             encode_seconds: registrar
                 .histogram("crescendo_curator_encode_seconds", exponential_buckets(0.001, 3.0, 10)?)?,
+            encodings: registrar.counters("crescendo_curator_encodings_total")?,
+            encodings_bytes: registrar.gauge("crescendo_curator_encodings_bytes")?,
             shards_loaded: registrar.counter("crescendo_curator_shards_loaded_total")?,
             pairs_loaded: registrar.counter("crescendo_curator_pairs_loaded_total")?,
             shards_damaged: registrar.counter("crescendo_curator_shards_damaged_total")?,

@@ -1,12 +1,14 @@
 //! The node: what the controller assigns, it works on and serves, until it is released.
 
 use crate::counts::Counts;
+use crate::curate::drawn_store::DrawnStore;
 use crate::curate::mirror::Mirror;
 use crate::curate::parent_stage::ParentStage;
 use crate::curate::{Curators, StageWorker};
 use crate::llm::network::{LlmContext, Network};
 use crate::metrics::Metrics;
 use crate::paths::PathResolver;
+use crate::pipeline::DrawingNetworks;
 use crate::serve::encode::EncoderSource;
 use crate::serve::pair_log::{LogState, follow};
 use crate::serve::send::Sender;
@@ -37,12 +39,16 @@ pub struct Node {
     pub device: Device,
     pub controllers: Controllers,
     pub curation: Worker<Curators>,
+    /// The transformer that all stages draw with.
+    pub networks: DrawingNetworks,
     pub server: PairServer,
     /// Reads files of checkpoints for people.
     pub sender: Sender,
     pub metrics: Metrics,
     /// Where it is said how far units are.
     pub units: UnitReports,
+    /// What was drawn and is not committed.
+    pub drawn: DrawnStore,
     pub network: Network,
     pub tasks: Tasks,
     pub drain: Drain,
@@ -147,7 +153,12 @@ impl Node {
         let (log, followed) = watch::channel(LogState::default());
         self.server.add(
             &stage,
-            ServedStage { encoders, log: followed, objects: objects.clone(), stop: stop.clone() },
+            ServedStage {
+                encoders: encoders.clone(),
+                log: followed,
+                objects: objects.clone(),
+                stop: stop.clone(),
+            },
         );
         let span = tracing::Span::current();
         let following = follow(stage.clone(), self.controllers.clone(), log.clone(), stop.clone());
@@ -164,36 +175,47 @@ impl Node {
         );
         let index = assignment.stage_index;
         let parent = self.parent(&stage, &job, index, assignment.source_checkpoint, objects.clone(), &stop);
-        let llm = LlmContext {
-            network: self.network.clone(),
-            objects: objects.clone(),
-            job_id: stage.job_id.clone(),
-            curators: Default::default(),
-        };
         let curation = StageWorker {
             node_id: self.node_id.clone(),
+            llm: self.llm(&stage.job_id, &objects),
             stage,
             stage_index: index,
             paths,
-            llm,
             device: self.device,
+            encoders: Arc::new(self.server.encoders(encoders.clone())),
+            networks: self.networks.clone(),
             parent,
             job,
             object_store_url: assignment.object_store_url,
             mirror,
             brought: Arc::default(),
             counts: Counts::default(),
+            under_way: Default::default(),
             reports: self.units.clone(),
+            drawn: self.drawn.clone(),
+            inputs: Arc::default(),
+            judge: Arc::default(),
             objects,
             controllers: self.controllers.clone(),
             worker: self.curation.clone(),
             metrics: self.metrics.clone(),
             trace: assignment.trace_parent.parse().ok(),
             drain: self.drain.clone(),
+            process_stops: self.tasks.stop_token(),
         };
         tracing::info!("stage assigned");
         self.tasks.spawn(self.curations.track_future(curation.run(stop).instrument(span)));
         Ok(())
+    }
+
+    /// The way to language models for a stage of a job.
+    fn llm(&self, job_id: &str, objects: &Arc<dyn object_store::ObjectStore>) -> LlmContext {
+        LlmContext {
+            network: self.network.clone(),
+            objects: objects.clone(),
+            job_id: job_id.to_owned(),
+            curators: Default::default(),
+        }
     }
 
     /// What a stage takes from its parent stage, if it has one. Its log is followed as long as the stage is assigned.

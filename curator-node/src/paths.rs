@@ -1,5 +1,7 @@
 //! Where the paths of a spec lead on this machine.
 
+pub mod fingerprint;
+
 use std::path::{Path, PathBuf};
 
 /// A path that leads nowhere on this machine.

@@ -8,13 +8,13 @@ use crescendo_model::drawing::{FreeGuidance, GenerationRequest, PipelineConfig};
 use crescendo_model::encoder_files::EncoderFiles;
 use crescendo_model::of_spec::compute_kind;
 use crescendo_model::randomness::SampleKey;
-use crescendo_model::tch::{self, Device};
+use crescendo_model::tch::{self, Device, Kind};
 use crescendo_model::unope::PositionMode;
 use crescendo_model::{Flux, FluxConfig, LoraAdapter, ModelError, Preset};
 use image::RgbImage;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Added to a stage's number in the keys of drawing's noise: no training sample of any stage has the same.
 const DRAWING: u32 = 1 << 31;
@@ -57,6 +57,18 @@ impl TemporaryFile {
     }
 }
 
+/// What stands around the transformer while pictures are drawn.
+pub struct EncodersOfDrawing {
+    pub codec: Box<dyn LatentCodec>,
+    pub text: Box<dyn TextEncoder>,
+}
+
+/// Encoders that a pipeline shares with others.
+pub trait SharedEncoders: std::fmt::Debug + Send + Sync {
+    /// Gets them ready; they take and give tensors on any device. What is wrong with them is the error.
+    fn open(&self) -> Result<EncodersOfDrawing, ModelError>;
+}
+
 /// What a curator has to work with besides the files that a spec names.
 #[derive(Clone, Debug)]
 pub struct ModelContext {
@@ -65,19 +77,115 @@ pub struct ModelContext {
     pub trained: Option<Trained>,
     /// Where it is counted how far a unit is.
     pub counts: Counts,
+    /// The encoders that serve; without them a pipeline loads its own.
+    pub encoders: Option<Arc<dyn SharedEncoders>>,
+    /// The transformer that all stages share.
+    pub networks: DrawingNetworks,
 }
 
 impl Default for ModelContext {
     fn default() -> ModelContext {
-        ModelContext { device: Device::Cpu, trained: None, counts: Counts::default() }
+        ModelContext {
+            device: Device::Cpu,
+            trained: None,
+            counts: Counts::default(),
+            encoders: None,
+            networks: DrawingNetworks::default(),
+        }
     }
 }
 
-/// The networks of a job, loaded.
+/// The transformer that draws, with what an earlier stage trained for it: one for all stages. The one used last stays loaded;
+/// it goes before another is loaded, so that a device needs room for one.
+#[derive(Clone, Debug, Default)]
+pub struct DrawingNetworks(Arc<Mutex<Slot>>);
+
+#[derive(Default)]
+struct Slot {
+    flux: Option<(NetworkSource, Flux)>,
+    /// Of that network.
+    adapter: Option<(PathBuf, LoraAdapter)>,
+    /// Networks and adapters that were loaded so far.
+    loads: [u64; 2],
+}
+
+impl std::fmt::Debug for Slot {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let network = self.flux.as_ref().map(|(source, _)| source);
+        let adapter = self.adapter.as_ref().map(|(path, _)| path);
+        f.debug_struct("Slot").field("network", &network).field("adapter", &adapter).finish_non_exhaustive()
+    }
+}
+
+/// Which network draws. The file of one that was trained lives as long as this.
+#[derive(Clone, Debug)]
+struct NetworkSource {
+    config: FluxConfig,
+    weights: PathBuf,
+    kind: Kind,
+    device: Device,
+    trained: Option<Trained>,
+}
+
+impl NetworkSource {
+    fn is_network_of(&self, other: &NetworkSource) -> bool {
+        let NetworkSource { config, weights, kind, device, trained: _ } = self;
+        (config, weights, kind, device) == (&other.config, &other.weights, &other.kind, &other.device)
+    }
+
+    fn adapter(&self) -> Option<&Path> {
+        match &self.trained {
+            Some(Trained::Adapter(file)) => Some(&file.path),
+            Some(Trained::Network(_)) | None => None,
+        }
+    }
+}
+
+impl Slot {
+    /// Loads what is not here. Of two stages that draw with one base, each in turn only loads its adapter.
+    fn load(&mut self, source: &NetworkSource) -> Result<(&Flux, Option<&LoraAdapter>), ModelError> {
+        let is_here = self.flux.as_ref().is_some_and(|(of, _)| of.is_network_of(source));
+        if !is_here {
+            (self.flux, self.adapter) = (None, None);
+        }
+        if !is_here || self.adapter.as_ref().map(|(of, _)| of.as_path()) != source.adapter() {
+            self.adapter = None;
+        }
+        let NetworkSource { config, weights, kind, device, .. } = source;
+        let flux = match &mut self.flux {
+            Some((_, flux)) => flux,
+            empty => {
+                let flux = Flux::load(config, weights, *kind, *device)?;
+                self.loads[0] += 1;
+                &mut empty.insert((source.clone(), flux)).1
+            }
+        };
+        if let (None, Some(path)) = (&self.adapter, source.adapter()) {
+            let adapter = LoraAdapter::load(config, path, *kind, *device)?;
+            self.loads[1] += 1;
+            self.adapter = Some((path.to_owned(), adapter));
+        }
+        Ok((flux, self.adapter.as_ref().map(|(_, adapter)| adapter)))
+    }
+}
+
+impl DrawingNetworks {
+    /// Gives the memory back: no stage is left that draws.
+    pub fn clear(&self) {
+        let mut slot = self.lock();
+        (slot.flux, slot.adapter) = (None, None);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Slot> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What draws a stage's pictures.
 pub struct DiffusionPipeline {
     preset: Preset,
-    flux: Flux,
-    adapter: Option<LoraAdapter>,
+    networks: DrawingNetworks,
+    source: NetworkSource,
     codec: Box<dyn LatentCodec>,
     text: Box<dyn TextEncoder>,
     /// The empty prompt, if pictures are guided away from it.
@@ -118,24 +226,31 @@ impl DiffusionPipeline {
             (_, Some(path)) => paths.resolve(path)?,
             (_, None) => return Err(PipelineError::NoWeights),
         };
-        let files = encoder_files(&job.model, paths)?;
-        let config = FluxConfig::from(&job.model);
         // Text encoders first: what is wrong with a tokenizer shows before 24 GB are read.
-        let text = files.text(kind, models.device)?;
-        let codec = files.codec(models.device)?;
-        let flux = Flux::load(&config, &weights, kind, models.device)?;
-        let adapter = match &models.trained {
-            Some(Trained::Adapter(file)) => {
-                Some(LoraAdapter::load(&config, &file.path, kind, models.device)?)
+        let EncodersOfDrawing { codec, text } = match &models.encoders {
+            Some(shared) => shared.open()?,
+            None => {
+                let files = encoder_files(&job.model, paths)?;
+                EncodersOfDrawing {
+                    text: files.text(kind, models.device)?,
+                    codec: files.codec(models.device)?,
+                }
             }
-            Some(Trained::Network(_)) | None => None,
         };
+        let source = NetworkSource {
+            config: FluxConfig::from(&job.model),
+            weights,
+            kind,
+            device: models.device,
+            trained: models.trained.clone(),
+        };
+        models.networks.lock().load(&source)?;
         let empty = if draw.true_cfg > 1.0 { Some(tch::no_grad(|| text.encode(&[""]))?) } else { None };
         Ok(DiffusionPipeline {
             preset,
             empty,
-            flux,
-            adapter,
+            networks: models.networks.clone(),
+            source,
             codec,
             text,
             positions: positions.into(),
@@ -157,7 +272,8 @@ impl DiffusionPipeline {
 
     /// A side of about this many pixels that the model can draw, at least one token.
     pub fn fitting(&self, pixels: f64) -> u32 {
-        let multiple = self.config().multiple().max(1);
+        // One token.
+        let multiple = u32::try_from(2 * self.codec.downscale()).unwrap_or(u32::MAX).max(1);
         ((pixels / f64::from(multiple)).round() as u32).max(1) * multiple
     }
 
@@ -174,13 +290,10 @@ impl DiffusionPipeline {
             if stop.load(Ordering::Relaxed) {
                 return Ok(Vec::new());
             }
-            drawn.extend(self.config().draw_requests(
-                self.text.as_ref(),
-                self.adapter.as_ref(),
-                size,
-                batch,
-                few,
-            )?);
+            let mut slot = self.networks.lock();
+            let (flux, adapter) = slot.load(&self.source)?;
+            drawn.extend(self.config(flux).draw_requests(self.text.as_ref(), adapter, size, batch, few)?);
+            drop(slot);
             self.counts.drawn(few.len());
         }
         Ok(drawn)
@@ -191,17 +304,12 @@ impl DiffusionPipeline {
         serde_json::json!({ "steps": self.draw.steps, "guidance": self.draw.guidance, "true_cfg": self.draw.true_cfg })
     }
 
-    fn config(&self) -> PipelineConfig<'_> {
+    fn config<'a>(&'a self, flux: &'a Flux) -> PipelineConfig<'a> {
         PipelineConfig {
             positions: self.positions,
             guidance: self.draw.guidance,
             free_guidance: self.empty.as_ref().map(|empty| FreeGuidance { scale: self.draw.true_cfg, empty }),
-            ..PipelineConfig::for_preset(
-                self.preset,
-                &self.flux,
-                self.codec.as_ref(),
-                i64::from(self.draw.steps),
-            )
+            ..PipelineConfig::for_preset(self.preset, flux, self.codec.as_ref(), i64::from(self.draw.steps))
         }
     }
 }
@@ -220,4 +328,61 @@ pub fn encoder_files(model: &ModelSpec, paths: &PathResolver) -> Result<EncoderF
         (None, None) => PathBuf::new(),
     };
     Ok(EncoderFiles::in_folder(model.preset.into(), &folder))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::curate::unit::tests::{drawing_job, paths};
+    use crescendo_model::BlockSelection;
+
+    fn adapter(seed: u64) -> Trained {
+        let config = FluxConfig::nano();
+        let mut adapter =
+            LoraAdapter::init(&config, 4, &BlockSelection::all(&config), seed, Kind::Float, Device::Cpu)
+                .expect("an adapter");
+        let folder = tempfile::tempdir().expect("make a folder");
+        let path = folder.path().join("weights.safetensors");
+        crescendo_model::weights::save(&path, &adapter.tensors(), &Default::default()).expect("save");
+        Trained::Adapter(Arc::new(TemporaryFile { path, _folder: folder }))
+    }
+
+    #[test]
+    fn stages_take_turns_with_one_network_and_draw_the_same_as_alone() {
+        let folder = tempfile::tempdir().expect("make a folder");
+        let job = drawing_job(folder.path());
+        let other = JobSpec {
+            model: ModelSpec { weights: Some("other.safetensors".into()), ..job.model.clone() },
+            ..job.clone()
+        };
+        std::fs::copy(folder.path().join("base.safetensors"), folder.path().join("other.safetensors"))
+            .expect("copy");
+        let draw = DrawSpec { steps: 1, guidance: 4.0, true_cfg: 1.0, batch: 2 };
+        let open = |job: &JobSpec, models: &ModelContext| {
+            DiffusionPipeline::open(job, 0, &draw, Positions::Diagonal, &paths(folder.path()), models)
+                .expect("open")
+        };
+        let picture = |pipeline: &DiffusionPipeline| {
+            let request = GenerationRequest { prompt: "a cup", references: &[], noise: pipeline.noise(1, 0) };
+            pipeline.draw((16, 16), &[request], &AtomicBool::new(false)).expect("draw").remove(0)
+        };
+        let shared = ModelContext::default();
+        let loads = || shared.networks.lock().loads;
+        let with = |seed| ModelContext { trained: Some(adapter(seed)), ..shared.clone() };
+        let (base, first, second) = (open(&job, &shared), open(&job, &with(1)), open(&job, &with(2)));
+        assert_eq!(loads(), [1, 2]);
+        let alone = picture(&open(&job, &ModelContext::default()));
+        assert_eq!(picture(&base), alone);
+        picture(&first);
+        picture(&first);
+        picture(&second);
+        assert_eq!(loads(), [1, 4], "of one base, only adapters are loaded in turns");
+        let elsewhere = open(&other, &shared);
+        assert_eq!(loads(), [2, 4]);
+        assert_eq!((picture(&elsewhere), picture(&base)), (alone.clone(), alone));
+        assert_eq!(loads(), [3, 4]);
+        shared.networks.clear();
+        picture(&first);
+        assert_eq!(loads(), [4, 5]);
+    }
 }

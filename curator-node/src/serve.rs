@@ -6,17 +6,19 @@
 //! ```
 
 pub mod encode;
+pub mod encoder_set;
+pub mod encoding_cache;
 pub mod pair_log;
 pub mod send;
 pub mod shard_cache;
 
 use crate::metrics::Metrics;
-use crate::serve::encode::{EncoderSource, Encoders, Form, size_bytes};
+use crate::serve::encode::{EncoderSource, Form, size_bytes};
+use crate::serve::encoder_set::{EncoderSet, EncodersElsewhere};
 use crate::serve::pair_log::LogState;
 use crate::serve::shard_cache::{LoadError, ShardCache};
 use crate::worker::Worker;
 use crescendo_dataset::pair::Pair;
-use crescendo_model::ModelError;
 use crescendo_node::runtime::supervise::Tasks;
 use crescendo_proto::v1::pair_service_server::PairService;
 use crescendo_proto::v1::stream_pairs_request::Message as Up;
@@ -49,34 +51,8 @@ const MAX_CREDITS: u64 = 1 << 20;
 const MAX_RANGES: usize = 4096;
 /// Ranks that may have a stream open.
 const MAX_STREAMS: i64 = 512;
-/// Models whose encoders stay loaded.
-const MAX_ENCODERS: usize = 2;
 /// Messages on their way to one rank.
 const OUTGOING: usize = 8;
-
-/// Encoders that have been needed so far; owned by the encoding thread.
-#[derive(Default)]
-pub struct EncoderSet {
-    encoders: Vec<(EncoderSource, Encoders)>,
-}
-
-impl EncoderSet {
-    fn of(&mut self, source: &EncoderSource) -> Result<&Encoders, ModelError> {
-        let place = match self.encoders.iter().position(|(of, _)| of == source) {
-            Some(place) => place,
-            None => {
-                let encoders = Encoders::open(source)?;
-                // Those of FLUX fill a GPU: the ones used longest ago make room.
-                if self.encoders.len() >= MAX_ENCODERS {
-                    self.encoders.remove(0);
-                }
-                self.encoders.push((source.clone(), encoders));
-                self.encoders.len() - 1
-            }
-        };
-        Ok(&self.encoders[place].1)
-    }
-}
 
 /// A stage whose log is served here.
 #[derive(Clone)]
@@ -104,6 +80,11 @@ pub struct PairServer {
 impl PairServer {
     pub fn new(cache: ShardCache, worker: Worker<EncoderSet>, metrics: Metrics, tasks: Tasks) -> PairServer {
         PairServer { stages: Arc::default(), cache: Arc::new(cache), worker, metrics, tasks }
+    }
+
+    /// The encoders of a model as drawing uses them: the set that serves.
+    pub fn encoders(&self, source: EncoderSource) -> EncodersElsewhere {
+        EncodersElsewhere::new(self.worker.clone(), source)
     }
 
     /// The stages that are served now.
@@ -389,8 +370,7 @@ impl PairStream<'_> {
                     let path = &shard.path;
                     Status::data_loss(format!("shard {path}: pair {place} (index {index}): {reason}"))
                 };
-                let one = encoders.encode(&[(*index, pair)], form);
-                encoded.extend(one.map_err(|e| broken(e.to_string()))?);
+                encoded.push(encoders.encode(*index, pair, form).map_err(|e| broken(e.to_string()))?);
             }
             Ok(encoded)
         });

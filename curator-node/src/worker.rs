@@ -50,13 +50,31 @@ impl<S: 'static> Worker<S> {
         thread: &'static str,
         work: impl FnOnce(&mut S) -> T + Send + 'static,
     ) -> Result<T, Dropped> {
+        let (job, answered) = Self::job(work);
+        self.jobs.send(job).await.map_err(|_| Dropped { thread })?;
+        answered.await.map_err(|_| Dropped { thread })
+    }
+
+    /// [`Worker::run`] for a thread that is none of the runtime's, and not this worker's own.
+    pub fn run_blocking<T: Send + 'static>(
+        &self,
+        thread: &'static str,
+        work: impl FnOnce(&mut S) -> T + Send + 'static,
+    ) -> Result<T, Dropped> {
+        let (job, answered) = Self::job(work);
+        self.jobs.blocking_send(job).map_err(|_| Dropped { thread })?;
+        answered.blocking_recv().map_err(|_| Dropped { thread })
+    }
+
+    fn job<T: Send + 'static>(
+        work: impl FnOnce(&mut S) -> T + Send + 'static,
+    ) -> (Job<S>, oneshot::Receiver<T>) {
         let (answer, answered) = oneshot::channel();
         let job: Job<S> = Box::new(move |state| {
             // Nobody waits any more if this fails.
             let _ = answer.send(work(state));
         });
-        self.jobs.send(job).await.map_err(|_| Dropped { thread })?;
-        answered.await.map_err(|_| Dropped { thread })
+        (job, answered)
     }
 }
 

@@ -105,7 +105,8 @@ impl Layout {
         let one = |index| {
             let name = format!("curator-{index}");
             let within = self.save_within.min(CURATORS_WITHIN);
-            let options = self.common(&name, controller, within);
+            let mut options = self.common(&name, controller, within);
+            options.push(("--scratch", self.dir.join("scratch").join(&name).into()));
             self.plan(&name, &self.curator, &[], &options, within)
         };
         (0..self.curators).map(one).collect()

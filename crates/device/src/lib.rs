@@ -8,11 +8,13 @@
 //! | [`choice`] | `--device`, as words and as GPUs that are there |
 //! | [`cuda`] | loading libtorch's CUDA half; memory and name of a GPU; versions of the driver |
 //! | [`dynamic`] | shared libraries opened at run time |
+//! | [`stream`] | whose work goes first on a GPU that threads share |
 
 pub mod choice;
 pub mod cuda;
 pub mod dynamic;
 mod heap;
+pub mod stream;
 
 pub use choice::{DeviceChoice, Gpus, kind, open, parse};
 pub use cuda::{CudaVersion, DeviceError, load_cuda};

@@ -1,7 +1,7 @@
 //! What a finished unit leaves: its shard in the object store, then its commit, and a few rejected candidates for people.
 
 use super::{Back, CALL_DEADLINE, StageWorker};
-use crate::curate::unit::UnitResult;
+use crate::curate::drawn::UnitResult;
 use crescendo_core::object_keys;
 use crescendo_core::records::FailureKind;
 use crescendo_node::runtime::backoff::{Backoff, random};
@@ -19,8 +19,13 @@ const PUT_TRIES: u32 = 5;
 const SAMPLE_DEADLINE: Duration = Duration::from_secs(10);
 
 impl StageWorker {
-    /// Writes the shard and commits the unit, through any outage.
-    pub(super) async fn hand_in(&self, lease: UnitLease, result: UnitResult, stop: &CancellationToken) {
+    /// Writes the shard and commits the unit, through any outage. Whether the unit is done now, by whomever.
+    pub(super) async fn hand_in(
+        &self,
+        lease: UnitLease,
+        result: UnitResult,
+        stop: &CancellationToken,
+    ) -> bool {
         let UnitResult { shard, rejected, scores, rejected_sample, exhausted, cosines, judged } = result;
         let unit = lease.unit;
         let mut record = Shard { unit, pairs: shard.pairs, ..Shard::default() };
@@ -33,7 +38,7 @@ impl StageWorker {
                     tracing::error!(unit, reason, "the shard cannot be written");
                     self.give_back(lease, Back::Failed(FailureKind::Passing, reason), stop).await;
                 }
-                return;
+                return false;
             }
         }
         if let Some(sample) = rejected_sample {
@@ -64,6 +69,7 @@ impl StageWorker {
             Ok(response) if response.done_already => {
                 self.metrics.units.with_label_values(&["done_already"]).inc();
                 tracing::info!(unit, "the unit had been done already");
+                true
             }
             Ok(_) => {
                 self.metrics.units.with_label_values(&["committed"]).inc();
@@ -79,11 +85,13 @@ impl StageWorker {
                 }
                 let rejected: u64 = rejected.values().sum();
                 tracing::debug!(unit, pairs = record.pairs, rejected, exhausted, "unit committed");
+                true
             }
-            Err(_) if stop.is_cancelled() => {}
+            Err(_) if stop.is_cancelled() => false,
             Err(status) => {
                 self.metrics.units.with_label_values(&["lost"]).inc();
                 tracing::warn!(unit, %status, "the unit's commit was refused");
+                false
             }
         }
     }

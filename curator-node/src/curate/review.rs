@@ -17,7 +17,7 @@ const MOST_OF_A_REASON: usize = 2;
 const MOST_PIXELS: u32 = 256;
 
 /// The rejected candidates of one unit that are kept.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct RejectedSample {
     kept: BTreeMap<Rejection, Vec<Pair>>,
 }
@@ -30,6 +30,18 @@ impl RejectedSample {
         if kept.len() < MOST_OF_A_REASON {
             kept.push(small(*pair, reason));
         }
+    }
+
+    /// The sample of which [`RejectedSample::finish`] made these pairs.
+    pub fn of(pairs: Vec<Pair>) -> Result<RejectedSample, String> {
+        let mut kept: BTreeMap<Rejection, Vec<Pair>> = BTreeMap::new();
+        for pair in pairs {
+            let facts = pair.facts();
+            let name = facts.rejected();
+            let reason = Rejection::named(name).ok_or_else(|| format!("{name:?} is no reason"))?;
+            kept.entry(reason).or_default().push(pair);
+        }
+        Ok(RejectedSample { kept })
     }
 
     /// The sample as a tar, by reason's name; none if it is empty.

@@ -1,58 +1,33 @@
-//! One unit of curation: candidates in, a shard out. Runs on the curation thread.
+//! One unit of curation as far as networks of this machine make it: candidates in, what the filters here left out. Runs on
+//! the curation thread.
 
 use crate::candidates::Rejected;
 use crate::counts::Counts;
-use crate::curate::review::RejectedSample;
+use crate::curate::drawn::{DrawnUnit, count};
 use crate::curate::unit_error::UnitError;
-use crate::filters::judge::Judge;
+use crate::filters::judge::clip::ClipJudge;
+use crate::filters::judge::{JudgeError, open_local};
 use crate::filters::similarity::SimilarityFilter;
 use crate::llm::network::LlmContext;
 use crate::paths::PathResolver;
 use crate::pipeline::ModelContext;
 use crate::sources::recompose::ParentPairs;
 use crate::sources::{Source, SourceError};
-use crescendo_core::histogram::ScoreCounts;
-use crescendo_core::rejection::Rejection;
 use crescendo_core::spec::JobSpec;
 use crescendo_dataset::pair::Pair;
-use crescendo_dataset::shard::{ShardBytes, ShardWriter};
-use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Pairs that are judged at once.
-const JUDGED_AT_ONCE: usize = 32;
+/// Pairs that go through the filters at once.
+const FILTERED_AT_ONCE: usize = 32;
 
-/// What a unit came to.
-#[derive(Debug)]
-pub struct UnitResult {
-    pub shard: ShardBytes,
-    pub rejected: BTreeMap<Rejection, u64>,
-    /// Scores of all candidates that have any.
-    pub scores: ScoreCounts,
-    /// A few of the rejected candidates, for people to look at; none if there is nothing to see.
-    pub rejected_sample: Option<ShardBytes>,
-    pub exhausted: bool,
-    /// Of every compared pair, in order.
-    pub cosines: Vec<f64>,
-    /// Scores of every judged pair, in order.
-    pub judged: Vec<f64>,
-}
-
-/// A stage's source and filters, opened.
+/// A stage's source and the filters that compute here, opened.
 #[derive(Debug)]
 pub struct StageCurator {
     source: Source,
     filter: Option<SimilarityFilter>,
-    judge: Option<Judge>,
+    judge: Option<ClipJudge>,
     unit_size: u32,
     counts: Counts,
-}
-
-/// What was measured of a unit's pairs.
-#[derive(Debug, Default)]
-struct Measured {
-    cosines: Vec<f64>,
-    judged: Vec<f64>,
 }
 
 impl StageCurator {
@@ -83,62 +58,51 @@ impl StageCurator {
         };
         let judge = match &stage.data.filter.judge {
             None => None,
-            Some(spec) => Some(Judge::open(spec, &job.endpoints, paths, llm)?),
+            Some(spec) => open_local(spec, paths, models.device)?,
         };
         let source = Source::open(job, stage, index, paths, llm, models, &mut filter)?;
         let (unit_size, counts) = (stage.data.unit_size.max(1), models.counts.clone());
         Ok(StageCurator { source, filter, judge, unit_size, counts })
     }
 
-    /// Makes unit `unit`. The same unit gives the same bytes. `abandoned` ends it early.
-    pub fn unit(&mut self, unit: u64, abandoned: &AtomicBool) -> Result<UnitResult, UnitError> {
-        self.unit_from(unit, ParentPairs::default(), abandoned)
-    }
-
-    /// [`StageCurator::unit`] with the pairs of an earlier stage that it is made of.
-    pub fn unit_from(
+    /// Draws unit `unit` and sends it through the filters of this machine, out of `taken`, the pairs of an earlier stage at
+    /// its place. The same unit gives the same pairs. `abandoned` ends it early.
+    pub fn draw(
         &mut self,
         unit: u64,
         taken: ParentPairs,
         abandoned: &AtomicBool,
-    ) -> Result<UnitResult, UnitError> {
+    ) -> Result<DrawnUnit, UnitError> {
         let counts = self.counts.clone();
         counts.begin();
         let candidates = self.source.unit(unit, self.unit_size, taken, abandoned, &counts)?;
         counts.drawn_in_all(candidates.candidates.len());
-        let mut rejected: BTreeMap<Rejection, u64> = BTreeMap::new();
-        let (mut scores, mut sample) = (ScoreCounts::default(), RejectedSample::default());
+        let mut drawn = DrawnUnit {
+            candidates: candidates.candidates.len() as u64,
+            exhausted: candidates.exhausted,
+            cosines: candidates.cosines,
+            ..DrawnUnit::default()
+        };
         for turned_down in self.source.take_rejected().into_iter().chain(candidates.turned_down) {
-            count(&mut scores, turned_down.pair.as_deref());
-            sample.offer(turned_down);
+            count(&mut drawn.scores, turned_down.pair.as_deref());
+            drawn.sample.offer(turned_down);
         }
-        let mut writer = ShardWriter::default();
-        let mut measured = Measured { cosines: candidates.cosines, ..Measured::default() };
         let mut waiting: Vec<Pair> = Vec::new();
-        let exhausted = candidates.exhausted;
         let mut left = candidates.candidates.len();
         for candidate in candidates.candidates {
             left -= 1;
             match candidate {
                 Ok(pair) => waiting.push(pair),
-                Err(reason) => *rejected.entry(reason).or_default() += 1,
+                Err(reason) => *drawn.rejected.entry(reason).or_default() += 1,
             }
-            if waiting.len() == JUDGED_AT_ONCE || left == 0 {
+            if waiting.len() == FILTERED_AT_ONCE || left == 0 {
                 if abandoned.load(Ordering::Relaxed) {
                     return Err(UnitError::Abandoned);
                 }
-                for outcome in self.pass(std::mem::take(&mut waiting), &mut measured, abandoned)? {
+                for outcome in self.pass(std::mem::take(&mut waiting), &mut drawn)? {
                     match outcome {
-                        Ok(pair) => {
-                            count(&mut scores, Some(&pair));
-                            writer.push(&pair)?;
-                            counts.accepted(1);
-                        }
-                        Err(turned_down) => {
-                            count(&mut scores, turned_down.pair.as_deref());
-                            *rejected.entry(turned_down.reason).or_default() += 1;
-                            sample.offer(turned_down);
-                        }
+                        Ok(pair) => drawn.passed.push(pair),
+                        Err(turned_down) => drawn.reject(turned_down),
                     }
                 }
             }
@@ -146,18 +110,14 @@ impl StageCurator {
         if abandoned.load(Ordering::Relaxed) {
             return Err(UnitError::Abandoned);
         }
-        let Measured { cosines, judged } = measured;
-        let rejected_sample = sample.finish()?;
-        let shard = writer.finish()?;
-        Ok(UnitResult { shard, rejected, scores, rejected_sample, exhausted, cosines, judged })
+        Ok(drawn)
     }
 
     /// Sends pairs through the filters, the cheap one first; what comes of each, in their order.
     fn pass(
         &self,
         pairs: Vec<Pair>,
-        measured: &mut Measured,
-        abandoned: &AtomicBool,
+        drawn: &mut DrawnUnit,
     ) -> Result<Vec<Result<Pair, Rejected>>, UnitError> {
         let outcomes: Vec<Result<Pair, Rejected>> = match &self.filter {
             None => pairs.into_iter().map(Ok).collect(),
@@ -165,7 +125,7 @@ impl StageCurator {
                 let of_pairs = pairs.len();
                 let alike = filter.judge(pairs)?;
                 self.counts.filtered(of_pairs);
-                measured.cosines.extend(alike.iter().flat_map(|judged| &judged.cosines));
+                drawn.cosines.extend(alike.iter().flat_map(|judged| &judged.cosines));
                 alike.into_iter().map(|judged| judged.outcome).collect()
             }
         };
@@ -173,13 +133,13 @@ impl StageCurator {
         let mut passed = Vec::with_capacity(outcomes.len());
         let rejected: Vec<Option<Rejected>> =
             outcomes.into_iter().map(|outcome| outcome.map(|pair| passed.push(pair)).err()).collect();
-        let judged = judge.judge(passed, abandoned)?;
+        let judged = judge.judge(passed).map_err(JudgeError::from)?;
         self.counts.judged(judged.len());
         let mut judged = judged.into_iter();
         let outcomes = rejected.into_iter().filter_map(|rejected| match rejected {
             Some(rejected) => Some(Err(rejected)),
             None => judged.next().map(|judged| {
-                measured.judged.extend(judged.score);
+                drawn.judged.extend(judged.score);
                 judged.outcome
             }),
         });
@@ -187,21 +147,25 @@ impl StageCurator {
     }
 }
 
-/// Counts the scores of a candidate.
-fn count(scores: &mut ScoreCounts, pair: Option<&Pair>) {
-    for (name, value) in pair.iter().flat_map(|pair| &pair.scores) {
-        scores.count(name, *value);
-    }
-}
-
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::curate::drawn::UnitResult;
     use crate::sources::compose::tests::write_library;
+    use crescendo_core::rejection::Rejection;
     use crescendo_dataset::shard::read_shard;
     use crescendo_model::dinov2::{DinoV2, DinoV2Config};
     use serde_json::json;
+    use std::collections::BTreeMap;
     use std::path::Path;
+
+    impl StageCurator {
+        /// A unit that no endpoint judges, from candidates to a shard.
+        pub(crate) fn unit(&mut self, unit: u64, abandoned: &AtomicBool) -> Result<UnitResult, UnitError> {
+            let drawn = self.draw(unit, ParentPairs::default(), abandoned)?;
+            Ok(drawn.finish(&self.counts)?)
+        }
+    }
 
     /// A resolved spec with one composed stage, its library and its encoder below `root`.
     pub(crate) fn job(root: &Path, references: u32, similarity: Option<(f64, f64)>) -> JobSpec {

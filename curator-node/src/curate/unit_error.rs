@@ -22,7 +22,7 @@ pub enum UnitError {
     #[error("what an earlier stage made: {0}")]
     Earlier(#[from] ParentStageError),
     #[error("judge: {0}")]
-    Judge(#[source] JudgeError),
+    Judge(#[from] JudgeError),
     /// The stage's source or filters, before any unit is begun.
     #[error(transparent)]
     Opening(Box<UnitError>),
@@ -94,15 +94,6 @@ fn lasts(error: &(dyn std::error::Error + 'static)) -> bool {
         no_checkpoint || error.is::<ParentStageError>()
     };
     !std::iter::successors(Some(error), |error| error.source()).any(passes)
-}
-
-impl From<JudgeError> for UnitError {
-    fn from(error: JudgeError) -> UnitError {
-        match error {
-            JudgeError::Abandoned => UnitError::Abandoned,
-            other => UnitError::Judge(other),
-        }
-    }
 }
 
 #[cfg(test)]
@@ -186,7 +177,6 @@ mod tests {
         let down = || EndpointError::Busy { name: "vlm".into(), reason: "so it is".into() };
         let judge = UnitError::from(JudgeError::from(down()));
         assert!(judge.endpoint().is_some_and(EndpointError::is_retryable));
-        assert!(UnitError::from(JudgeError::Abandoned).endpoint().is_none());
-        assert!(matches!(UnitError::from(JudgeError::Abandoned), UnitError::Abandoned));
+        assert!(UnitError::Abandoned.endpoint().is_none());
     }
 }

@@ -28,14 +28,14 @@ use crate::candidates::Rejected;
 use crate::llm::network::LlmContext;
 use crate::llm::{Chat, EndpointError};
 use crate::paths::{PathError, PathResolver};
-use clip::ClipJudge;
+use clip::{ClipJudge, ClipLimits};
 use crescendo_core::rejection::Rejection;
 use crescendo_core::spec::{EndpointSpec, JudgeFilter, JudgeKind};
 use crescendo_dataset::pair::Pair;
 use crescendo_model::ModelError;
+use crescendo_model::tch::Device;
 use llm_judge::LlmJudge;
 use serde_json::Value;
-use std::sync::atomic::AtomicBool;
 
 /// Why pairs cannot be judged. No pair is to blame; the unit is tried again later.
 #[derive(Debug, thiserror::Error)]
@@ -52,8 +52,6 @@ pub enum JudgeError {
     Picture { reason: String },
     #[error("a conversation ended: {reason}")]
     Task { reason: String },
-    #[error("the unit was given up")]
-    Abandoned,
 }
 
 /// What the judge says of one pair.
@@ -68,49 +66,35 @@ fn verdict(pair: Pair, score: f64, min: f64) -> Result<Pair, Rejected> {
     if score < min { Err(Rejected::of(Rejection::JudgeLow, pair)) } else { Ok(pair) }
 }
 
-/// The judge of a stage, opened.
-#[derive(Debug)]
-pub struct Judge {
-    min: f64,
-    by: By,
-}
-
-#[derive(Debug)]
-enum By {
-    Llm(Box<LlmJudge>),
-    Clip(Box<ClipJudge>),
-}
-
-impl Judge {
-    /// Opens what `spec` names.
-    pub fn open(
-        spec: &JudgeFilter,
-        endpoints: &[EndpointSpec],
-        paths: &PathResolver,
-        llm: Option<&LlmContext>,
-    ) -> Result<Judge, JudgeError> {
-        let by = match &spec.kind {
-            JudgeKind::Endpoint { endpoint: name, retries, image_side } => {
-                let endpoint = endpoints.iter().find(|endpoint| endpoint.name == *name);
-                let endpoint = endpoint.ok_or_else(|| JudgeError::NoEndpoint { name: name.clone() })?;
-                let chat = Chat::open(endpoint, llm)?;
-                By::Llm(Box::new(LlmJudge { chat, retries: *retries, image_side: *image_side }))
-            }
-            JudgeKind::Clip { weights, tokenizer, likeness, agreement } => {
-                let weights = paths.resolve(weights)?;
-                let tokenizer = paths.resolve(tokenizer)?;
-                By::Clip(Box::new(ClipJudge::open(&weights, &tokenizer, *likeness, *agreement)?))
-            }
-        };
-        Ok(Judge { min: spec.min, by })
+/// Opens the judge that computes here, on `device`, if the filter names one: part of drawing a unit, on the curation thread.
+pub fn open_local(
+    filter: &JudgeFilter,
+    paths: &PathResolver,
+    device: Device,
+) -> Result<Option<ClipJudge>, JudgeError> {
+    match &filter.kind {
+        JudgeKind::Endpoint { .. } => Ok(None),
+        JudgeKind::Clip { weights, tokenizer, likeness, agreement } => {
+            let limits = ClipLimits { min: filter.min, likeness: *likeness, agreement: *agreement };
+            let (weights, tokenizer) = (paths.resolve(weights)?, paths.resolve(tokenizer)?);
+            Ok(Some(ClipJudge::open(&weights, &tokenizer, limits, device)?))
+        }
     }
+}
 
-    /// Judges pairs, in their order: each with its score noted, or why it is rejected. A pair without references
-    /// passes. `abandoned` ends it early.
-    pub fn judge(&self, pairs: Vec<Pair>, abandoned: &AtomicBool) -> Result<Vec<Judged>, JudgeError> {
-        match &self.by {
-            By::Llm(judge) => judge.judge(pairs, self.min, abandoned),
-            By::Clip(judge) => Ok(judge.judge(pairs, self.min)?),
+/// Opens the judge behind an endpoint, if the filter names one: it judges what has been drawn, beside the drawing.
+pub fn open_remote(
+    filter: &JudgeFilter,
+    endpoints: &[EndpointSpec],
+    llm: Option<&LlmContext>,
+) -> Result<Option<LlmJudge>, JudgeError> {
+    match &filter.kind {
+        JudgeKind::Clip { .. } => Ok(None),
+        JudgeKind::Endpoint { endpoint: name, retries, image_side } => {
+            let endpoint = endpoints.iter().find(|endpoint| endpoint.name == *name);
+            let endpoint = endpoint.ok_or_else(|| JudgeError::NoEndpoint { name: name.clone() })?;
+            let chat = Chat::open(endpoint, llm)?;
+            Ok(Some(LlmJudge { chat, retries: *retries, image_side: *image_side, min: filter.min }))
         }
     }
 }

@@ -1,15 +1,18 @@
 //! Pairs as ranks take them: latents and text features, made on the encoding thread.
 
 use crate::images;
-use crate::paths::{PathError, PathResolver};
+use crate::metrics::Metrics;
+use crate::paths::{PathError, PathResolver, fingerprint};
 use crate::pipeline::encoder_files;
+use crate::serve::encoding_cache::{self, EncodingCache};
 use crescendo_core::spec::ModelSpec;
 use crescendo_dataset::pair::Pair;
-use crescendo_model::Result;
 use crescendo_model::codec::{BYTE_OFFSET, BYTE_SCALE, LatentBytes, LatentCodec, TextEncoder};
 use crescendo_model::encoder_files::EncoderFiles;
+use crescendo_model::flux_text::FluxTextPaths;
 use crescendo_model::of_spec::compute_kind;
 use crescendo_model::tch::{self, Device, Kind, Tensor};
+use crescendo_model::{ModelError, Result};
 use crescendo_proto::v1::{DataType, EncodedPair, EncodedText, TensorData};
 use image::RgbImage;
 
@@ -22,6 +25,21 @@ pub struct EncoderSource {
 }
 
 impl EncoderSource {
+    /// What tells these networks from others, wherever they lie: equal ones encode alike. None where encoding costs
+    /// nothing. Reads a little of each file.
+    pub fn identity(&self) -> Result<Option<String>> {
+        let EncoderFiles::Flux { autoencoder, text } = &self.files else { return Ok(None) };
+        let FluxTextPaths { clip, t5, clip_tokenizer, t5_tokenizer } = text;
+        let mut identity =
+            format!("{} {} {:?}", env!("CARGO_PKG_VERSION"), crescendo_device::kind(self.device), self.kind);
+        for path in [autoencoder, clip, t5, clip_tokenizer, t5_tokenizer] {
+            let failed = |e: std::io::Error| ModelError::File { path: path.clone(), reason: e.to_string() };
+            identity.push(' ');
+            identity.push_str(&fingerprint::of_path(path).map_err(failed)?);
+        }
+        Ok(Some(identity))
+    }
+
     /// Those of a job's model. Nano's are so small that they stay on the CPU.
     pub fn of(
         model: &ModelSpec,
@@ -39,45 +57,86 @@ pub struct Encoders {
     latents: Box<dyn LatentCodec>,
     text: Box<dyn TextEncoder>,
     device: Device,
+    kept: Option<Kept>,
+}
+
+/// Where encodings are kept, and whose they are.
+#[derive(Clone, Debug)]
+pub struct Kept {
+    pub cache: EncodingCache,
+    /// [`EncoderSource::identity`].
+    pub identity: String,
+    pub metrics: Metrics,
 }
 
 impl Encoders {
-    /// Loads them.
-    pub fn open(source: &EncoderSource) -> Result<Encoders> {
+    /// Loads them. What they make is looked for and kept where `kept` says.
+    pub fn open(source: &EncoderSource, kept: Option<Kept>) -> Result<Encoders> {
         let EncoderSource { files, kind, device } = source;
-        Ok(Encoders { text: files.text(*kind, *device)?, latents: files.codec(*device)?, device: *device })
+        Ok(Encoders {
+            text: files.text(*kind, *device)?,
+            latents: files.codec(*device)?,
+            device: *device,
+            kept,
+        })
+    }
+
+    /// What turns pictures into latents and back.
+    pub fn codec(&self) -> &dyn LatentCodec {
+        self.latents.as_ref()
+    }
+
+    /// What encodes prompts.
+    pub fn text(&self) -> &dyn TextEncoder {
+        self.text.as_ref()
+    }
+
+    /// What was kept of this, or else what `encode` makes of it, which is kept.
+    fn kept_or<M: prost::Message + Default>(
+        &self,
+        what: &str,
+        parts: &[&[u8]],
+        encode: impl FnOnce() -> Result<M>,
+    ) -> Result<M> {
+        let Some(Kept { cache, identity, metrics }) = &self.kept else { return encode() };
+        let key = encoding_cache::key(identity, what, parts);
+        if let Some(found) = cache.find(&key).and_then(|bytes| M::decode(bytes.as_slice()).ok()) {
+            metrics.encodings.with_label_values(&["cache"]).inc();
+            return Ok(found);
+        }
+        let encoded = encode()?;
+        metrics.encodings.with_label_values(&["encoder"]).inc();
+        cache.keep(&key, &encoded.encode_to_vec());
+        metrics.encodings_bytes.set(cache.size_bytes() as i64);
+        Ok(encoded)
     }
 
     /// The empty prompt, for text dropout.
     pub fn empty_text(&self) -> Result<EncodedText> {
-        let _guard = tch::no_grad_guard();
-        let encoded = self.text.encode(&[""])?;
-        Ok(EncodedText {
-            tokens: Some(tensor_data(&encoded.txt.f_get(0)?)?),
-            pooled: Some(tensor_data(&encoded.vec.f_get(0)?)?),
+        self.prompt("")
+    }
+
+    /// Encodes a pair with its index in the log.
+    pub fn encode(&self, index: u64, pair: &Pair, form: Form) -> Result<EncodedPair> {
+        Ok(EncodedPair {
+            index,
+            target: Some(self.latent(&pair.target, form)?),
+            references: pair.references.iter().map(|r| self.latent(r, form)).collect::<Result<_>>()?,
+            text: Some(self.prompt(&pair.prompt)?),
+            prompt: pair.prompt.clone(),
         })
     }
 
-    /// Encodes pairs, each with its index in the log. Pictures of a batch need not be of one size.
-    pub fn encode(&self, pairs: &[(u64, &Pair)], form: Form) -> Result<Vec<EncodedPair>> {
-        let _guard = tch::no_grad_guard();
-        let prompts: Vec<&str> = pairs.iter().map(|(_, pair)| pair.prompt.as_str()).collect();
-        let text = self.text.encode(&prompts)?;
-        let mut encoded = Vec::with_capacity(pairs.len());
-        for (n, (index, pair)) in pairs.iter().enumerate() {
-            let n = n as i64;
-            encoded.push(EncodedPair {
-                index: *index,
-                target: Some(self.latent(&pair.target, form)?),
-                references: pair.references.iter().map(|r| self.latent(r, form)).collect::<Result<_>>()?,
-                text: Some(EncodedText {
-                    tokens: Some(tensor_data(&text.txt.f_get(n)?)?),
-                    pooled: Some(tensor_data(&text.vec.f_get(n)?)?),
-                }),
-                prompt: pair.prompt.clone(),
-            });
-        }
-        Ok(encoded)
+    /// A prompt alone: what it is encoded to does not depend on others.
+    fn prompt(&self, prompt: &str) -> Result<EncodedText> {
+        self.kept_or("text", &[prompt.as_bytes()], || {
+            let _guard = tch::no_grad_guard();
+            let encoded = self.text.encode(&[prompt])?;
+            Ok(EncodedText {
+                tokens: Some(tensor_data(&encoded.txt.f_get(0)?)?),
+                pooled: Some(tensor_data(&encoded.vec.f_get(0)?)?),
+            })
+        })
     }
 
     /// `[channels, height, width]` of a picture, whose bytes become `[-1, 1]`.
@@ -85,14 +144,18 @@ impl Encoders {
         if let Some(latent) = self.latents.encode_picture(image) {
             return Ok(byte_data(latent, form));
         }
-        let values: Vec<f32> = images::planar(image, BYTE_SCALE, BYTE_OFFSET).collect();
-        let pixels = Tensor::f_from_slice(&values)?.f_view([
-            1,
-            3,
-            i64::from(image.height()),
-            i64::from(image.width()),
-        ])?;
-        tensor_data(&self.latents.encode(&pixels.f_to_device(self.device)?)?.f_squeeze_dim(0)?)
+        let size = [image.width().to_le_bytes(), image.height().to_le_bytes()].concat();
+        self.kept_or("latent", &[&size, image.as_raw()], || {
+            let _guard = tch::no_grad_guard();
+            let values: Vec<f32> = images::planar(image, BYTE_SCALE, BYTE_OFFSET).collect();
+            let pixels = Tensor::f_from_slice(&values)?.f_view([
+                1,
+                3,
+                i64::from(image.height()),
+                i64::from(image.width()),
+            ])?;
+            tensor_data(&self.latents.encode(&pixels.f_to_device(self.device)?)?.f_squeeze_dim(0)?)
+        })
     }
 }
 
@@ -166,7 +229,7 @@ mod tests {
         let paths = PathResolver::new("/lib".as_ref(), "s3://bucket");
         let source =
             EncoderSource::of(&model(ModelPreset::Nano, "base.safetensors", None), &paths, Device::Cpu);
-        Encoders::open(&source.expect("nano")).expect("nano has encoders")
+        Encoders::open(&source.expect("nano"), None).expect("nano has encoders")
     }
     use image::Rgb;
 
@@ -185,7 +248,7 @@ mod tests {
             provenance: serde_json::Value::Null,
         };
         let encoders = nano();
-        let encoded = encoders.encode(&[(5, &pair), (6, &pair)], Form::Floats).expect("encode");
+        let encoded = [5, 6].map(|index| encoders.encode(index, &pair, Form::Floats).expect("encode"));
         assert_eq!((encoded[0].index, encoded[1].index), (5, 6));
         let target = encoded[0].target.as_ref().expect("a target");
         assert_eq!(target.shape, [12, 2, 4]);
@@ -202,11 +265,11 @@ mod tests {
         assert_eq!(text.pooled.as_ref().expect("pooled").shape, [64]);
         assert_eq!(size_bytes(&encoded[0]), 4 * (12 * 8 + 12 * 4 + 12 * 16 + 24 * 64 + 64));
         // As bytes, the same numbers.
-        let short = encoders.encode(&[(5, &pair)], Form::Bytes).expect("encode");
+        let short = encoders.encode(5, &pair, Form::Bytes).expect("encode");
         let latents = |pair: &EncodedPair| -> Vec<TensorData> {
             pair.target.iter().chain(&pair.references).cloned().collect()
         };
-        for (long, short) in latents(&encoded[0]).iter().zip(latents(&short[0])) {
+        for (long, short) in latents(&encoded[0]).iter().zip(latents(&short)) {
             let TensorData { dtype, shape, data, scale, offset } = short;
             assert_eq!((dtype, &shape), (DataType::U8 as i32, &long.shape));
             let values: Vec<f32> = data.iter().map(|byte| f32::from(*byte) * scale + offset).collect();
@@ -226,7 +289,7 @@ mod tests {
             scores: Default::default(),
             provenance: serde_json::Value::Null,
         };
-        assert!(nano().encode(&[(0, &pair)], Form::Bytes).is_err());
+        assert!(nano().encode(0, &pair, Form::Bytes).is_err());
     }
 
     #[test]
@@ -235,9 +298,92 @@ mod tests {
         let error = |encoders: Option<&str>| {
             let model = model(ModelPreset::FluxDev, "flux/flux1-dev.safetensors", encoders);
             let source = EncoderSource::of(&model, &paths, Device::Cpu).expect("paths are plain");
-            Encoders::open(&source).err().expect("there are no such files").to_string()
+            Encoders::open(&source, None).err().expect("there are no such files").to_string()
         };
         assert!(error(None).contains("/lib/flux/"), "{}", error(None));
         assert!(error(Some("other")).contains("/lib/other/"), "{}", error(Some("other")));
+    }
+
+    /// Encoders that count what they are asked for.
+    #[derive(Clone, Default)]
+    struct Counting(std::rc::Rc<std::cell::Cell<[u32; 2]>>);
+
+    impl Counting {
+        fn count(&self, which: usize) {
+            let mut counts = self.0.get();
+            counts[which] += 1;
+            self.0.set(counts);
+        }
+    }
+
+    impl LatentCodec for Counting {
+        fn latent_channels(&self) -> i64 {
+            3
+        }
+
+        fn downscale(&self) -> i64 {
+            1
+        }
+
+        fn encode(&self, pixels: &Tensor) -> Result<Tensor> {
+            self.count(0);
+            Ok(pixels.f_mul_scalar(0.5)?)
+        }
+
+        fn decode(&self, latents: &Tensor) -> Result<Tensor> {
+            Ok(latents.f_mul_scalar(2.0)?)
+        }
+    }
+
+    impl TextEncoder for Counting {
+        fn encode(&self, prompts: &[&str]) -> Result<crescendo_model::codec::EncodedText> {
+            self.count(1);
+            let lengths: Vec<f32> = prompts.iter().map(|prompt| prompt.len() as f32).collect();
+            let vec = Tensor::f_from_slice(&lengths)?.f_view([-1, 1])?;
+            Ok(crescendo_model::codec::EncodedText { txt: vec.f_unsqueeze(1)?, vec })
+        }
+    }
+
+    /// A pass over pairs after the first encodes nothing, in another process too; other networks encode all of it.
+    #[test]
+    fn a_second_pass_encodes_nothing_again() {
+        let folder = tempfile::tempdir().expect("make a folder");
+        let registry = prometheus::Registry::new();
+        let metrics = Metrics::register(&registry).expect("register");
+        let counting = Counting::default();
+        let open = |identity: &str| Encoders {
+            latents: Box::new(counting.clone()),
+            text: Box::new(counting.clone()),
+            device: Device::Cpu,
+            kept: Some(Kept {
+                cache: EncodingCache::open(folder.path(), 1 << 20).expect("open"),
+                identity: identity.to_owned(),
+                metrics: metrics.clone(),
+            }),
+        };
+        let picture = |shade: u8| RgbImage::from_pixel(4, 2, Rgb([shade, 0, 0]));
+        let pairs: Vec<Pair> = (0..5u8)
+            .map(|n| Pair {
+                target: picture(n),
+                // One reference for all of them.
+                references: vec![picture(200)],
+                prompt: format!("thing {n}"),
+                reference_words: vec![],
+                scores: Default::default(),
+                provenance: serde_json::Value::Null,
+            })
+            .collect();
+        let pass = |encoders: &Encoders| -> Vec<EncodedPair> {
+            let numbered = pairs.iter().zip(0..);
+            numbered.map(|(pair, n)| encoders.encode(n, pair, Form::Floats).expect("encode")).collect()
+        };
+        let first = pass(&open("one"));
+        assert_eq!(counting.0.get(), [6, 5]);
+        assert_eq!(pass(&open("one")), first);
+        assert_eq!(counting.0.get(), [6, 5], "of the second pass everything was found");
+        let counted = |from| metrics.encodings.with_label_values(&[from]).get();
+        assert_eq!((counted("encoder"), counted("cache")), (11, 19));
+        assert_eq!(pass(&open("other")), first);
+        assert_eq!(counting.0.get(), [12, 10]);
     }
 }

@@ -9,18 +9,21 @@ mod support;
 
 use crescendo_core::rejection::Rejection;
 use crescendo_core::spec::{EndpointSpec, JobSpec, JudgeFilter, JudgeKind, PromptSpec, PromptStyle};
+use crescendo_curator_node::counts::Counts;
 use crescendo_curator_node::curate::unit::StageCurator;
-use crescendo_curator_node::filters::judge::{Judge, JudgeError, Judged};
+use crescendo_curator_node::filters::judge::llm_judge::Answers;
+use crescendo_curator_node::filters::judge::{JudgeError, Judged, open_remote};
 use crescendo_curator_node::llm::message::{Message, Role};
 use crescendo_curator_node::llm::{Answer, Chat, EndpointError};
 use crescendo_curator_node::pipeline::ModelContext;
 use crescendo_curator_node::sources::prompts::PromptBook;
+use crescendo_curator_node::sources::recompose::ParentPairs;
 use crescendo_dataset::pair::Pair;
 use crescendo_dataset::shard::{ShardWriter, read_shard};
 use crescendo_node::runtime::supervise::Tasks;
 use image::{Rgb, RgbImage};
 use page::http_get;
-use replay::Replay;
+use replay::{Manner, Replay};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -182,14 +185,12 @@ fn filter(min: f64) -> JudgeFilter {
     JudgeFilter { min, kind: JudgeKind::Endpoint { endpoint: "vlm".into(), retries: 2, image_side: 32 } }
 }
 
-/// Judges on a thread of its own, as the curation thread does.
 async fn judge(replay: &Replay, pairs: Vec<Pair>, min: f64) -> Result<Vec<Judged>, JudgeError> {
-    let (spec, paths, llm) = (replay.spec(), replay.paths(), replay.llm());
-    let judging = move || {
-        let judge = Judge::open(&filter(min), &[spec], &paths, Some(&llm))?;
-        judge.judge(pairs, &AtomicBool::new(false))
-    };
-    tokio::task::spawn_blocking(judging).await.expect("no panic")
+    let judge =
+        open_remote(&filter(min), &[replay.spec()], Some(&replay.llm()))?.expect("an endpoint judges");
+    let (pairs, mut answers) = (Arc::new(pairs), Answers::default());
+    judge.ask_about(&pairs, &mut answers, &Counts::default()).await?;
+    judge.judged(Arc::unwrap_or_clone(pairs), answers)
 }
 
 fn reasons(judged: &[Judged]) -> Vec<Option<Rejection>> {
@@ -247,18 +248,22 @@ async fn an_endpoint_that_fails_or_refuses_all_costs_no_pair() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lost_lease_ends_the_wait_for_answers() {
     let replay = Replay::start("judge").await;
-    let (paths, llm) = (replay.paths(), replay.llm());
-    let abandoned = Arc::new(AtomicBool::new(false));
     let spec = EndpointSpec { timeout_seconds: 500.0, ..replay.spec() };
-    let flag = abandoned.clone();
-    let judging = tokio::task::spawn_blocking(move || {
-        let judge = Judge::open(&filter(4.0), &[spec], &paths, Some(&llm))?;
-        judge.judge(vec![pair(1, "thing of which nobody says a word", "x")], &flag)
-    });
-    replay.seen.arrived.notified().await;
-    abandoned.store(true, Ordering::Relaxed);
-    let error = judging.await.expect("no panic").expect_err("it was given up");
-    assert!(matches!(error, JudgeError::Abandoned), "{error}");
+    let judge = open_remote(&filter(4.0), &[spec], Some(&replay.llm())).expect("open").expect("a judge");
+    let pairs = Arc::new(vec![pair(1, "thing of which nobody says a word", "x")]);
+    let (mut answers, counts) = (Answers::default(), Counts::default());
+    tokio::select! {
+        outcome = judge.ask_about(&pairs, &mut answers, &counts) => panic!("nobody says a word: {outcome:?}"),
+        () = replay.seen.arrived.notified() => {}
+    }
+    // Giving the wait up has ended the conversation, which had the pairs.
+    let ended = async {
+        while Arc::strong_count(&pairs) > 1 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), ended).await.expect("the conversation ends");
+    assert_eq!(replay.seen.count(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -276,14 +281,21 @@ async fn a_unit_is_judged_and_comes_out_the_same_again() {
         replay.url
     );
     let job: Arc<JobSpec> = Arc::new(crescendo_core::spec::parse(yaml.as_bytes()).expect("a spec"));
-    let make = || {
+    let make = async || {
         let (job, paths, llm) = (job.clone(), replay.paths(), replay.llm());
-        let making = move || {
+        let filter = job.stages[0].data.filter.judge.clone().expect("a judge");
+        let judge =
+            open_remote(&filter, &job.endpoints, Some(&llm)).expect("open").expect("an endpoint judges");
+        let drawing = move || {
             let mut curator =
                 StageCurator::open_with(&job, 0, &paths, Some(&llm), &ModelContext::default()).expect("open");
-            curator.unit(0, &AtomicBool::new(false)).expect("make the unit")
+            curator.draw(0, ParentPairs::default(), &AtomicBool::new(false)).expect("draw the unit")
         };
-        async { tokio::task::spawn_blocking(making).await.expect("no panic") }
+        let mut drawn = tokio::task::spawn_blocking(drawing).await.expect("no panic");
+        let (pairs, mut answers) = (Arc::new(std::mem::take(&mut drawn.passed)), Answers::default());
+        judge.ask_about(&pairs, &mut answers, &Counts::default()).await.expect("judge");
+        drawn.judge(judge.judged(Arc::unwrap_or_clone(pairs), answers).expect("all are judged"));
+        drawn.finish(&Counts::default()).expect("finish")
     };
     let unit = make().await;
     let rejected: Vec<(&str, u64)> =
@@ -331,6 +343,144 @@ async fn a_real_curator_waits_for_its_judge_and_commits() {
     // Three turns for each pair, and the one that found nobody in; perhaps some that were under way at that moment.
     assert!(replay.seen.count() > 48);
     tasks.stop_token().cancel();
+}
+
+/// Units that wait to be judged while the next is not begun: what `curate` allows.
+const UNITS_DRAWN: u64 = 3;
+const UNIT_SIZE: u64 = 16;
+
+/// A controller with work on a stage that an endpoint judges, for real curators.
+struct JudgedStage {
+    replay: Replay,
+    log: Arc<watch::Sender<Log>>,
+    tasks: Tasks,
+    controller: std::net::SocketAddr,
+}
+
+impl JudgedStage {
+    async fn start(open_units: u64) -> JudgedStage {
+        let replay = Replay::start("judge_all").await;
+        let mut spec: Value = serde_json::from_slice(&prepare(replay.folder(), 16, 1, 32)).expect("a spec");
+        let endpoint = EndpointSpec { key: None, concurrency: 8, tries: 1, ..replay.spec() };
+        spec["endpoints"] = serde_json::to_value([endpoint]).expect("encode");
+        spec["stages"][0]["data"]["filter"]["judge"] = serde_json::to_value(filter(4.0)).expect("encode");
+        let spec = serde_json::to_vec(&spec).expect("encode");
+        let log = Arc::new(watch::Sender::new(Log { open_units, target: 1000, ..Log::default() }));
+        let (tasks, _) = Tasks::new();
+        let work = assignment(spec, &replay.folder().join("objects"));
+        let controller = FakeController::serve("127.0.0.1:0", log.clone(), work, tasks.clone()).await;
+        JudgedStage { replay, log, tasks, controller }
+    }
+
+    /// A curator, and where its metrics are.
+    async fn curator(&self) -> (Curator, String) {
+        let _ = std::fs::remove_file(self.replay.folder().join("curator.json"));
+        let binary = Path::new(env!("CARGO_BIN_EXE_crescendo-curator-node"));
+        let curator =
+            Curator::start(binary, self.replay.folder(), self.controller).expect("start the curator");
+        let (_, metrics) = curator.addresses().await.expect("the curator serves");
+        (curator, metrics)
+    }
+
+    /// Waits until the curator has got as many candidates in this way.
+    async fn candidates(&self, metrics: &str, from: &str, wanted: u64) {
+        let line = format!("crescendo_curator_candidates_total{{from=\"{from}\"}} {wanted}\n");
+        let counted = async {
+            while !http_get(metrics).await.contains(&line) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), counted).await.unwrap_or_else(|_| panic!("no {line}"));
+    }
+
+    fn meet(&self, manner: Manner) {
+        self.replay.seen.manner.send_replace(manner);
+    }
+
+    /// Content of the committed shards, by unit.
+    async fn shards(&self, units: u64) -> BTreeMap<u64, String> {
+        let log = wait_for(&self.log, "all units are done", |log| log.units.len() as u64 == units).await;
+        assert!(log.failed.is_empty(), "{:?}", log.failed);
+        log.units.into_iter().map(|(unit, (shard, _))| (unit, shard.sha256)).collect()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn units_are_drawn_while_others_are_judged_and_come_out_the_same() {
+    let overlapping = JudgedStage::start(6).await;
+    overlapping.meet(Manner::Holds);
+    let (_curator, metrics) = overlapping.curator().await;
+    // Not one judgement has ended, and the next units are drawn; so far, and no further.
+    overlapping.candidates(&metrics, "drawn", UNITS_DRAWN * UNIT_SIZE).await;
+    let open = async {
+        while overlapping.replay.seen.open.load(Ordering::SeqCst) < 8 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), open).await.expect("as many are asked as may be");
+    assert_eq!(overlapping.replay.seen.count(), 8, "and not more");
+    assert_eq!(overlapping.log.borrow().next_unit, UNITS_DRAWN);
+    assert!(overlapping.log.borrow().units.is_empty());
+    overlapping.meet(Manner::Answers);
+    let shards = overlapping.shards(6).await;
+    overlapping.candidates(&metrics, "drawn", 6 * UNIT_SIZE).await;
+    overlapping.tasks.stop_token().cancel();
+
+    let straight = JudgedStage::start(6).await;
+    let (_curator, _) = straight.curator().await;
+    assert_eq!(straight.shards(6).await, shards);
+    straight.tasks.stop_token().cancel();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn neither_an_outage_nor_a_restart_draws_anything_twice() {
+    let cluster = JudgedStage::start(UNITS_DRAWN).await;
+    cluster.meet(Manner::Fails);
+    let (curator, metrics) = cluster.curator().await;
+    cluster.candidates(&metrics, "drawn", UNITS_DRAWN * UNIT_SIZE).await;
+    wait_for(&cluster.log, "the first unit waits for the endpoint", |log| {
+        log.reports
+            .iter()
+            .any(|report| report.waits_for.contains("out of order") && report.drawn == UNIT_SIZE)
+    })
+    .await;
+    // Each unit is on disk before it is judged.
+    let root = cluster.replay.folder().join("scratch/drawn");
+    let on_disk = async {
+        let files =
+            |folder: std::fs::DirEntry| std::fs::read_dir(folder.path()).expect("list").count() as u64;
+        while std::fs::read_dir(&root).expect("list").flatten().map(files).sum::<u64>() < UNITS_DRAWN {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), on_disk).await.expect("they are written down");
+    // The process ends without a word, and its leases with it.
+    drop(curator);
+    cluster.log.send_modify(|log| log.next_unit = 0);
+    let (_curator, metrics) = cluster.curator().await;
+    cluster.candidates(&metrics, "kept", UNITS_DRAWN * UNIT_SIZE).await;
+    let reports = cluster.log.borrow().reports.len();
+    wait_for(&cluster.log, "it waits for the endpoint again", |log| {
+        log.reports[reports..].iter().any(|report| report.waits_for.contains("out of order"))
+    })
+    .await;
+    cluster.meet(Manner::Answers);
+    let shards = cluster.shards(UNITS_DRAWN).await;
+    cluster.candidates(&metrics, "drawn", 0).await;
+    cluster.candidates(&metrics, "kept", UNITS_DRAWN * UNIT_SIZE).await;
+    // What is committed is not kept any longer.
+    let removed = async {
+        while !http_get(&metrics).await.contains("crescendo_curator_drawn_bytes 0\n") {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), removed).await.expect("the disk is given back");
+    cluster.tasks.stop_token().cancel();
+
+    let straight = JudgedStage::start(UNITS_DRAWN).await;
+    let (_curator, _) = straight.curator().await;
+    assert_eq!(straight.shards(UNITS_DRAWN).await, shards);
+    straight.tasks.stop_token().cancel();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -17,7 +17,7 @@ use std::convert::Infallible;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
 #[derive(Debug, Deserialize)]
@@ -44,6 +44,18 @@ struct Answer {
     redirect: Option<String>,
 }
 
+/// How a server meets requests.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Manner {
+    /// As it was recorded.
+    #[default]
+    Answers,
+    /// The answer is held back until this changes.
+    Holds,
+    /// The server is out of order.
+    Fails,
+}
+
 /// What a server has been asked.
 #[derive(Debug, Default)]
 pub struct Seen {
@@ -57,6 +69,10 @@ pub struct Seen {
     pub flooded: AtomicUsize,
     /// Told of each request.
     pub arrived: Notify,
+    /// How requests are met.
+    pub manner: watch::Sender<Manner>,
+    /// Requests that are held back.
+    pub open: AtomicUsize,
     answered: Mutex<BTreeMap<usize, usize>>,
 }
 
@@ -160,6 +176,13 @@ async fn answer(
     let text = messages.iter().map(words).collect::<Vec<_>>().join("\n");
     script.seen.requests.lock().expect("no panic").push(text.clone());
     script.seen.arrived.notify_one();
+    script.seen.open.fetch_add(1, Ordering::SeqCst);
+    let mut manner = script.seen.manner.subscribe();
+    let manner = *manner.wait_for(|manner| *manner != Manner::Holds).await.expect("the server lives");
+    script.seen.open.fetch_sub(1, Ordering::SeqCst);
+    if manner == Manner::Fails {
+        return status(StatusCode::SERVICE_UNAVAILABLE, "out of order", None);
+    }
     let found = script.exchanges.iter().position(|exchange| {
         exchange.messages == messages.len() && exchange.contains.iter().all(|part| text.contains(part))
     });

@@ -324,6 +324,8 @@ impl Curator {
             .arg(folder)
             .arg("--port-file")
             .arg(&port_file)
+            .arg("--scratch")
+            .arg(folder.join("scratch"))
             .stdout(Stdio::null())
             .spawn()
             .with_context(|| format!("start {}", binary.display()))?;

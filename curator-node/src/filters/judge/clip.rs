@@ -29,31 +29,31 @@ pub struct ClipJudge {
     clip: Clip,
     tokenizer: PromptTokenizer,
     processor: ImageProcessor,
-    likeness: (f64, f64),
-    agreement: (f64, f64),
+    limits: ClipLimits,
+}
+
+/// What cosines are mapped between, and the least score that passes.
+#[derive(Clone, Copy, Debug)]
+pub struct ClipLimits {
+    /// 0 to 4.
+    pub min: f64,
+    /// Low and high cosine of reference and target.
+    pub likeness: (f64, f64),
+    /// Low and high cosine of target and prompt.
+    pub agreement: (f64, f64),
 }
 
 impl ClipJudge {
-    /// Loads the towers and their tokenizer.
-    pub fn open(
-        weights: &Path,
-        tokenizer: &Path,
-        likeness: (f64, f64),
-        agreement: (f64, f64),
-    ) -> Result<ClipJudge> {
-        let clip = Clip::load(&ClipConfig::beside(weights)?, weights, Kind::Float, Device::Cpu)?;
+    /// Loads the towers, onto `device`, and their tokenizer.
+    pub fn open(weights: &Path, tokenizer: &Path, limits: ClipLimits, device: Device) -> Result<ClipJudge> {
+        let clip = Clip::load(&ClipConfig::beside(weights)?, weights, Kind::Float, device)?;
         let tokens = clip.config().text_config.max_position_embeddings;
         let max_length = usize::try_from(tokens).unwrap_or(0).clamp(2, 77);
         let tokenizer = PromptTokenizer::load(tokenizer, &TokenRule { max_length, ..TokenRule::clip() })?;
-        ClipJudge::of(clip, tokenizer, likeness, agreement)
+        ClipJudge::of(clip, tokenizer, limits)
     }
 
-    fn of(
-        clip: Clip,
-        tokenizer: PromptTokenizer,
-        likeness: (f64, f64),
-        agreement: (f64, f64),
-    ) -> Result<ClipJudge> {
+    fn of(clip: Clip, tokenizer: PromptTokenizer, limits: ClipLimits) -> Result<ClipJudge> {
         let vocabulary = clip.config().text_config.vocab_size;
         if tokenizer.largest_id() >= vocabulary {
             let reason = format!("it has ids up to {}, the tower {vocabulary}", tokenizer.largest_id());
@@ -62,11 +62,12 @@ impl ClipJudge {
         let side = u32::try_from(clip.config().vision_config.image_size).unwrap_or(0);
         let processor = ImageProcessor::clip(side);
         processor.validate()?;
-        Ok(ClipJudge { clip, tokenizer, processor, likeness, agreement })
+        Ok(ClipJudge { clip, tokenizer, processor, limits })
     }
 
     /// Scores pairs, in their order; a pair is as good as its worst reference.
-    pub fn judge(&self, pairs: Vec<Pair>, min: f64) -> Result<Vec<Judged>> {
+    pub fn judge(&self, pairs: Vec<Pair>) -> Result<Vec<Judged>> {
+        let ClipLimits { min, likeness: likeness_limits, agreement: agreement_limits } = self.limits;
         let pictures: Vec<&RgbImage> =
             pairs.iter().flat_map(|pair| std::iter::once(&pair.target).chain(&pair.references)).collect();
         let seen = self.pictures(&pictures)?;
@@ -92,7 +93,7 @@ impl ClipJudge {
                 continue;
             };
             let agreement = dot(target, words);
-            let parts = [mapped(likeness, self.likeness), mapped(agreement, self.agreement)];
+            let parts = [mapped(likeness, likeness_limits), mapped(agreement, agreement_limits)];
             let score = (parts[0] + parts[1]) / 2.0;
             let details = json!({
                 "kind": "clip", "likeness": likeness, "agreement": agreement,
@@ -138,7 +139,7 @@ fn unexpected(name: &str, reason: String) -> ModelError {
 
 /// The rows of a float32 matrix.
 fn rows_of(matrix: &Tensor) -> Result<Vec<Vec<f32>>> {
-    let matrix = matrix.f_contiguous()?;
+    let matrix = matrix.f_to_device(Device::Cpu)?.f_contiguous()?;
     let [rows, columns] = *matrix.size().as_slice() else {
         return Err(unexpected("features", format!("shape {:?} is no matrix", matrix.size())));
     };
@@ -201,14 +202,14 @@ pub(super) mod tests {
         }
     }
 
-    fn judge(likeness: (f64, f64), agreement: (f64, f64)) -> ClipJudge {
+    fn judge(min: f64, likeness: (f64, f64), agreement: (f64, f64)) -> ClipJudge {
         let folder = tempfile::tempdir().expect("make a folder");
         let path = folder.path().join("tokenizer.json");
         tokenizer(&path);
         let rule = TokenRule { max_length: 8, ..TokenRule::clip() };
         let tokenizer = PromptTokenizer::load(&path, &rule).expect("load");
         let clip = Clip::init(&config(), 5, Kind::Float, Device::Cpu).expect("fresh weights");
-        ClipJudge::of(clip, tokenizer, likeness, agreement).expect("they fit")
+        ClipJudge::of(clip, tokenizer, ClipLimits { min, likeness, agreement }).expect("they fit")
     }
 
     fn picture(seed: u32, width: u32, height: u32) -> RgbImage {
@@ -242,7 +243,7 @@ pub(super) mod tests {
     fn a_copy_is_alike_and_the_worst_reference_counts() {
         let (a, b) = (picture(1, 32, 20), picture(3, 20, 50));
         // Agreement is 4 whatever is said, so that the score shows the likeness.
-        let judge = judge((-1.0, 1.0), (-1.1, -1.0));
+        let judging = |min| judge(min, (-1.0, 1.0), (-1.1, -1.0));
         let pairs = vec![
             pair(a.clone(), vec![a.clone()]),
             pair(a.clone(), vec![a.clone(), b.clone()]),
@@ -250,9 +251,9 @@ pub(super) mod tests {
             pair(a.clone(), vec![b]),
         ];
         let scores = |judged: &[Judged]| judged.iter().map(|judged| judged.score).collect::<Vec<_>>();
-        let other = scores(&judge.judge(pairs.clone(), 0.0).expect("judge"))[3].expect("compared");
+        let other = scores(&judging(0.0).judge(pairs.clone()).expect("judge"))[3].expect("compared");
         assert!(other < 4.0);
-        let judged = judge.judge(pairs, (4.0 + other) / 2.0).expect("judge");
+        let judged = judging((4.0 + other) / 2.0).judge(pairs).expect("judge");
         assert!((judged[0].score.expect("compared") - 4.0).abs() < 1e-5);
         let kept = judged[0].outcome.as_ref().expect("a copy is alike");
         assert!((kept.scores["judge"] - 4.0).abs() < 1e-4);
@@ -272,7 +273,7 @@ pub(super) mod tests {
             Some(Rejection::JudgeLow)
         );
         assert!(judged[2].score.is_none() && judged[2].outcome.is_ok());
-        assert!(judge.judge(Vec::new(), 0.0).expect("nothing to do").is_empty());
+        assert!(judging(0.0).judge(Vec::new()).expect("nothing to do").is_empty());
     }
 
     #[test]
@@ -284,7 +285,8 @@ pub(super) mod tests {
         let mut small = config();
         small.text_config.vocab_size = 3;
         let clip = Clip::init(&small, 5, Kind::Float, Device::Cpu).expect("fresh weights");
-        let error = ClipJudge::of(clip, tokenizer, (0.0, 1.0), (0.0, 1.0)).expect_err("too many ids");
+        let limits = ClipLimits { min: 0.0, likeness: (0.0, 1.0), agreement: (0.0, 1.0) };
+        let error = ClipJudge::of(clip, tokenizer, limits).expect_err("too many ids");
         assert!(error.to_string().contains("ids up to 5"), "{error}");
     }
 }

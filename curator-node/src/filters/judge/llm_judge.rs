@@ -4,6 +4,7 @@ use super::dialogue;
 use super::scores::{Scores, parse_scores};
 use super::{JudgeError, Judged};
 use crate::candidates::Rejected;
+use crate::counts::Counts;
 use crate::images;
 use crate::llm::message::Png;
 use crate::llm::{Chat, EndpointError};
@@ -11,25 +12,33 @@ use crescendo_core::rejection::Rejection;
 use crescendo_dataset::pair::Pair;
 use image::{ImageEncoder, RgbImage};
 use serde_json::{Value, json};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 use tokio::task::JoinSet;
 
-/// How soon a lost lease is noticed while answers are waited for.
-const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// Pairs of a unit that are asked about at once: more than an endpoint answers, so that it never waits for a picture to be
+/// encoded, and few enough to hold.
+const JUDGED_AT_ONCE: usize = 32;
 /// Pairs that are all refused before it is held against the endpoint and not against them.
 const TELLING: usize = 8;
 
-/// A vision-language model that is asked in three turns.
-#[derive(Debug)]
+/// A vision-language model that is asked in three turns. Clones share the endpoint's limits.
+#[derive(Clone, Debug)]
 pub struct LlmJudge {
     pub(super) chat: Chat,
     pub(super) retries: u32,
     pub(super) image_side: u32,
+    /// 0 to 4; what scores less is rejected.
+    pub(super) min: f64,
 }
 
 /// What came of asking about one pair.
 type Outcome = Result<Vec<Scores>, Rejection>;
+
+/// What an endpoint has said so far of a unit's pairs, by their places. It outlives the endpoint's outages: who has an
+/// answer is not asked about again.
+#[derive(Debug, Default)]
+pub struct Answers(BTreeMap<usize, Outcome>);
 
 /// What is asked about one pair: the target, and each reference with its words.
 struct Question {
@@ -39,25 +48,70 @@ struct Question {
 }
 
 impl LlmJudge {
-    /// Scores pairs, in their order. Called from the curation thread, which is none of the runtime's: the thread
-    /// waits, as it does for any other work on a unit, while the runtime has as many conversations under way as the
-    /// endpoint's `concurrency` allows. So a unit stays one piece of work with one result, and the networks stay on
-    /// their thread.
-    pub fn judge(
+    /// Asks about every pair that `answers` has nothing of, [`JUDGED_AT_ONCE`] at a time; of these as many are under way
+    /// as the endpoint's `concurrency` allows. `counts` hears of each pair that has been judged. Dropping this ends all
+    /// conversations; after an error what was answered stays in `answers`.
+    pub async fn ask_about(
         &self,
-        pairs: Vec<Pair>,
-        min: f64,
-        abandoned: &AtomicBool,
-    ) -> Result<Vec<Judged>, JudgeError> {
-        let questions: Vec<Question> =
-            pairs.iter().map(|pair| self.question(pair)).collect::<Result<_, JudgeError>>()?;
-        let asked = self.chat.handle().block_on(async {
-            tokio::select! {
-                outcomes = self.ask_all(questions) => outcomes,
-                () = given_up(abandoned) => Err(JudgeError::Abandoned),
+        pairs: &Arc<Vec<Pair>>,
+        answers: &mut Answers,
+        counts: &Counts,
+    ) -> Result<(), JudgeError> {
+        let mut open: VecDeque<usize> = (0..pairs.len()).filter(|n| !answers.0.contains_key(n)).collect();
+        let asked = open.len();
+        let mut under_way: JoinSet<(usize, Result<Outcome, JudgeError>)> = JoinSet::new();
+        let mut refused_in_a_row = 0;
+        loop {
+            while under_way.len() < JUDGED_AT_ONCE
+                && let Some(number) = open.pop_front()
+            {
+                let (judge, pairs) = (self.clone(), pairs.clone());
+                under_way.spawn(async move { (number, judge.ask_about_one(pairs, number).await) });
             }
-        })?;
-        Ok(pairs.into_iter().zip(asked).map(|(pair, outcome)| self.verdict(pair, outcome, min)).collect())
+            let Some(ended) = under_way.join_next().await else { return Ok(()) };
+            let (number, outcome) = ended.map_err(|e| JudgeError::Task { reason: e.to_string() })?;
+            let outcome = match outcome {
+                Ok(outcome) => {
+                    refused_in_a_row = 0;
+                    outcome
+                }
+                Err(JudgeError::Endpoint(EndpointError::Refused { reason, .. })) => {
+                    refused_in_a_row += 1;
+                    if refused_in_a_row >= JUDGED_AT_ONCE.min(asked).max(TELLING) {
+                        let name = self.chat.spec().name.clone();
+                        let reason =
+                            format!("it refused {refused_in_a_row} pairs in a row, at last: {reason}");
+                        return Err(EndpointError::Denied { name, reason }.into());
+                    }
+                    Err(Rejection::JudgeRefused)
+                }
+                Err(error) => return Err(error),
+            };
+            answers.0.insert(number, outcome);
+            counts.judged(1);
+        }
+    }
+
+    /// What comes of pairs that have all been asked about, in their order: each with its score noted, or why it is
+    /// rejected. A pair without references passes.
+    pub fn judged(&self, pairs: Vec<Pair>, mut answers: Answers) -> Result<Vec<Judged>, JudgeError> {
+        let verdict = |(number, pair)| {
+            let outcome = answers.0.remove(&number);
+            let outcome =
+                outcome.ok_or_else(|| JudgeError::Task { reason: format!("pair {number} has no answer") })?;
+            Ok(self.verdict(pair, outcome))
+        };
+        pairs.into_iter().enumerate().map(verdict).collect()
+    }
+
+    async fn ask_about_one(&self, pairs: Arc<Vec<Pair>>, number: usize) -> Result<Outcome, JudgeError> {
+        let judge = self.clone();
+        // Pictures are resized and encoded off the async threads.
+        let asking = tokio::task::spawn_blocking(move || pairs.get(number).map(|pair| judge.question(pair)));
+        let question = asking.await.map_err(|e| JudgeError::Task { reason: e.to_string() })?;
+        let question =
+            question.ok_or_else(|| JudgeError::Task { reason: format!("there is no pair {number}") })?;
+        Ok(ask(&self.chat, question?, self.retries).await?)
     }
 
     fn question(&self, pair: &Pair) -> Result<Question, JudgeError> {
@@ -81,40 +135,7 @@ impl LlmJudge {
         Ok(Png { bytes: bytes.into(), pixels: u64::from(width) * u64::from(height) })
     }
 
-    async fn ask_all(&self, questions: Vec<Question>) -> Result<Vec<Outcome>, JudgeError> {
-        let count = questions.len();
-        let mut under_way: JoinSet<(usize, Result<Outcome, EndpointError>)> = JoinSet::new();
-        // One task a pair; the endpoint lets as many of them on as it may. Dropping the set ends them all.
-        for (number, question) in questions.into_iter().enumerate() {
-            let (chat, retries) = (self.chat.clone(), self.retries);
-            under_way.spawn(async move { (number, ask(&chat, question, retries).await) });
-        }
-        let mut outcomes: Vec<Outcome> = (0..count).map(|_| Err(Rejection::JudgeRefused)).collect();
-        let mut refused = 0;
-        let mut last_refusal = String::new();
-        while let Some(ended) = under_way.join_next().await {
-            let (number, outcome) = ended.map_err(|e| JudgeError::Task { reason: e.to_string() })?;
-            let outcome = match outcome {
-                Ok(outcome) => outcome,
-                Err(EndpointError::Refused { reason, .. }) => {
-                    refused += 1;
-                    last_refusal = reason;
-                    Err(Rejection::JudgeRefused)
-                }
-                Err(error) => return Err(error.into()),
-            };
-            if let Some(place) = outcomes.get_mut(number) {
-                *place = outcome;
-            }
-        }
-        if refused == count && count >= TELLING {
-            let reason = format!("it refused {count} pairs in a row, at last: {last_refusal}");
-            return Err(EndpointError::Denied { name: self.chat.spec().name.clone(), reason }.into());
-        }
-        Ok(outcomes)
-    }
-
-    fn verdict(&self, mut pair: Pair, outcome: Outcome, min: f64) -> Judged {
+    fn verdict(&self, mut pair: Pair, outcome: Outcome) -> Judged {
         let scores = match outcome {
             Ok(scores) => scores,
             Err(reason) => return Judged { score: None, outcome: Err(Rejected::of(reason, pair)) },
@@ -131,14 +152,7 @@ impl LlmJudge {
             score,
             json!({ "kind": "endpoint", "model": spec.model, "references": details }),
         );
-        Judged { score: Some(score), outcome: super::verdict(pair, score, min) }
-    }
-}
-
-/// Returns once the unit has been given up.
-async fn given_up(abandoned: &AtomicBool) {
-    while !abandoned.load(Ordering::Relaxed) {
-        tokio::time::sleep(LOOK_EVERY).await;
+        Judged { score: Some(score), outcome: super::verdict(pair, score, self.min) }
     }
 }
 

@@ -4,18 +4,20 @@ use std::path::Path;
 #[test]
 fn a_judge_that_cannot_be_opened_says_why() {
     let paths = PathResolver::new(Path::new("/nowhere"), "s3://elsewhere");
-    let open = |kind| {
-        Judge::open(&JudgeFilter { min: 4.0, kind }, &[], &paths, None).expect_err("it cannot").to_string()
-    };
+    let filter = |kind| JudgeFilter { min: 4.0, kind };
     let endpoint = JudgeKind::Endpoint { endpoint: "vlm".into(), retries: 2, image_side: 768 };
-    assert_eq!(open(endpoint), "the spec has no endpoint `vlm`");
+    let error = open_remote(&filter(endpoint.clone()), &[], None).expect_err("it cannot").to_string();
+    assert_eq!(error, "the spec has no endpoint `vlm`");
+    assert!(open_local(&filter(endpoint), &paths, Device::Cpu).expect("nothing to open").is_none());
     let clip = JudgeKind::Clip {
         weights: "clip.safetensors".into(),
         tokenizer: "tokenizer.json".into(),
         likeness: (0.6, 0.9),
         agreement: (0.18, 0.3),
     };
-    assert!(open(clip).contains("clip.safetensors"));
+    assert!(open_remote(&filter(clip.clone()), &[], None).expect("nothing to open").is_none());
+    let error = open_local(&filter(clip), &paths, Device::Cpu).expect_err("no such file").to_string();
+    assert!(error.contains("clip.safetensors"), "{error}");
 }
 
 #[test]
