@@ -7,11 +7,13 @@
 //! |---|---|
 //! | [`choice`] | `--device`, as words and as GPUs that are there |
 //! | [`cuda`] | loading libtorch's CUDA half; memory and name of a GPU |
+//! | [`host_copy`] | from a GPU's memory to the host's, beside what the GPU computes |
 //! | [`dynamic`] | shared libraries opened at run time |
 
 pub mod choice;
 pub mod cuda;
 pub mod dynamic;
+pub mod host_copy;
 
 pub use choice::{DeviceChoice, Gpus, kind, open, parse};
 pub use cuda::{DeviceError, load_cuda};

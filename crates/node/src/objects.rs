@@ -16,6 +16,7 @@ mod location;
 mod probe;
 mod redacted_http;
 mod s3;
+pub mod upload;
 
 use std::path::PathBuf;
 use std::sync::Arc;
