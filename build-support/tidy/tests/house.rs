@@ -198,6 +198,7 @@ const UNSAFE: &[&str] = &[
     "crates/collective/src/nccl_library.rs",
     "crates/device/src/cuda.rs",
     "crates/device/src/dynamic.rs",
+    "crates/device/src/host_copy.rs",
     "crates/model/src/weights.rs",
     "crates/node/tests/signals.rs",
     "curator-node/src/memory.rs",

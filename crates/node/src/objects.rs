@@ -9,6 +9,7 @@
 //! Keys of S3 come from the process's own environment, or from files that it names. They are never part of a URL, so
 //! they are in no command line, record or message.
 
+pub mod cache;
 mod credentials;
 pub mod download;
 mod in_parts;

@@ -24,6 +24,8 @@ pub struct RankCommand {
     pub threads: u32,
     pub bind_ip: IpAddr,
     pub scratch: PathBuf,
+    /// See the agent's own arguments.
+    pub cache_gib: u64,
     pub library_root: PathBuf,
     pub log_filter: String,
     pub trace: TraceArgs,
@@ -45,6 +47,7 @@ impl RankCommand {
             .args(["--threads", &self.threads.to_string(), "--bind-ip", &self.bind_ip.to_string()])
             .arg("--scratch")
             .arg(&self.scratch)
+            .args(["--cache-gib", &self.cache_gib.to_string()])
             .arg("--library-root")
             .arg(&self.library_root)
             .args(["--log-format", "json", "--log-filter", &self.log_filter])

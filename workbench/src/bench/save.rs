@@ -28,7 +28,8 @@ use crate::parity::Output;
 #[derive(Debug, Args)]
 #[command(
     after_help = "The stall of a save is the time in its own call and, of the step after it, what is more than the median \
-                  of the steps without one.\n\nExamples:\n  crescendo bench save --size 0.3\n  crescendo bench save --how whole"
+                  of the steps without one. Alone: in processor time of its thread, as on a machine with \
+                  nothing else to do.\n\nExamples:\n  crescendo bench save --size 0.3\n  crescendo bench save --how whole"
 )]
 pub struct SaveArgs {
     /// Adapter and optimizer together, GB: sets the adapter's rank
@@ -77,6 +78,11 @@ struct Outcome {
     stall_p99: f64,
     /// What the same rule gives for steps without a save: the machine's own noise.
     noise_p99: f64,
+    /// The stall where nothing else wants the cores: what it is held up, and what the step after takes of its thread's
+    /// processor time above the median.
+    stall_alone_p50: f64,
+    stall_alone_p99: f64,
+    noise_alone_p99: f64,
     held_up_p99: f64,
     save_median: f64,
 }
@@ -106,14 +112,11 @@ pub fn run(args: &SaveArgs) -> Result<()> {
     let mut trained = trained(args.size)?;
     let tensors_bytes = snapshot_bytes(trained.step.params(), None);
 
-    // Twice: what the first step takes once and keeps is not the saves' own.
+    // What the first steps take once and keep is not the saves' own.
     one_step(&mut trained, args.batch, &mut None)?;
-    let median_of = |times: &[f64]| percentile(times, 0.5);
-    let (mut plain, mut stalls, mut held, mut saves) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    let (mut calls, mut after) = (Vec::new(), Vec::new());
-    plain.push(one_step(&mut trained, args.batch, &mut None)?.0);
+    let mut plain = vec![one_step(&mut trained, args.batch, &mut None)?];
     let before = resident_now()?;
-    forget_peak()?;
+    let (mut calls, mut after, mut saves) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..args.saves {
         let began = Instant::now();
         let mut saving = match args.how {
@@ -121,9 +124,7 @@ pub fn run(args: &SaveArgs) -> Result<()> {
             How::Whole => start_whole(&trained, &store, &runtime)?,
         };
         calls.push(began.elapsed().as_secs_f64());
-        let (seconds, waited) = one_step(&mut trained, args.batch, &mut saving.hold)?;
-        after.push(seconds);
-        held.push(waited);
+        after.push(one_step(&mut trained, args.batch, &mut saving.hold)?);
         // As ranks do: the next save begins once this one is done.
         while !saving.tasks.is_empty() {
             if let Some(done) = saving.tasks.try_join_next() {
@@ -133,28 +134,55 @@ pub fn run(args: &SaveArgs) -> Result<()> {
                 one_step(&mut trained, args.batch, &mut saving.hold)?;
             }
         }
-        plain.push(one_step(&mut trained, args.batch, &mut None)?.0);
-        plain.push(one_step(&mut trained, args.batch, &mut None)?.0);
+        plain.push(one_step(&mut trained, args.batch, &mut None)?);
+        plain.push(one_step(&mut trained, args.batch, &mut None)?);
     }
     let memory_above_bytes = peak::memory_bytes(Device::Cpu)?.saturating_sub(before);
-    let step_median = median_of(&plain);
-    stalls.extend(calls.iter().zip(&after).map(|(call, after)| call + (after - step_median).max(0.0)));
-    let held_up: Vec<f64> = calls.iter().zip(&held).map(|(call, held)| call + held).collect();
-    let noise: Vec<f64> = plain.iter().map(|seconds| (seconds - step_median).max(0.0)).collect();
-    let outcome = Outcome {
-        how: args.how,
-        tensors_bytes,
-        memory_above_bytes,
-        step_median,
-        stall_p50: median_of(&stalls),
-        stall_p99: percentile(&stalls, 0.99),
-        noise_p99: percentile(&noise, 0.99),
-        held_up_p99: percentile(&held_up, 0.99),
-        save_median: median_of(&saves),
-        stalls,
-        held_up,
-    };
-    print(args.output, &outcome)
+    let measured = Measured { plain, calls, after, saves };
+    print(args.output, &measured.outcome(args.how, tensors_bytes, memory_above_bytes))
+}
+
+/// Times of steps without a save, of the saves' calls, of the steps after these, and of whole saves.
+struct Measured {
+    plain: Vec<StepTime>,
+    calls: Vec<f64>,
+    after: Vec<StepTime>,
+    saves: Vec<f64>,
+}
+
+impl Measured {
+    fn outcome(&self, how: How, tensors_bytes: u64, memory_above_bytes: u64) -> Outcome {
+        let of = |time: fn(&StepTime) -> f64| -> (f64, Vec<f64>, Vec<f64>) {
+            let plain: Vec<f64> = self.plain.iter().map(time).collect();
+            let median = percentile(&plain, 0.5);
+            let above = |seconds: f64| (seconds - median).max(0.0);
+            let noise = plain.into_iter().map(above).collect();
+            (median, noise, self.after.iter().map(|step| above(time(step))).collect())
+        };
+        let plus = |a: &[f64], b: &[f64]| -> Vec<f64> { a.iter().zip(b).map(|(a, b)| a + b).collect() };
+        let waited: Vec<f64> = self.after.iter().map(|step| step.waited).collect();
+        let held_up = plus(&self.calls, &waited);
+        let (step_median, noise, slower) = of(|step| step.wall);
+        let (_, noise_alone, slower_alone) = of(|step| step.thread);
+        let stalls = plus(&self.calls, &slower);
+        let alone = plus(&held_up, &slower_alone);
+        Outcome {
+            how,
+            tensors_bytes,
+            memory_above_bytes,
+            step_median,
+            stall_p50: percentile(&stalls, 0.5),
+            stall_p99: percentile(&stalls, 0.99),
+            noise_p99: percentile(&noise, 0.99),
+            stall_alone_p50: percentile(&alone, 0.5),
+            stall_alone_p99: percentile(&alone, 0.99),
+            noise_alone_p99: percentile(&noise_alone, 0.99),
+            held_up_p99: percentile(&held_up, 0.99),
+            save_median: percentile(&self.saves, 0.5),
+            stalls,
+            held_up,
+        }
+    }
 }
 
 /// A nano network with an adapter whose values and moments have `gigabytes`.
@@ -179,10 +207,20 @@ fn trained(gigabytes: f64) -> Result<Trained> {
     Ok(Trained { step, optimizer })
 }
 
-/// Trains one step; seconds that it took, and of these the wait for copies.
-fn one_step(trained: &mut Trained, batch: i64, hold: &mut Option<Hold>) -> Result<(f64, f64)> {
+/// What a step took, seconds.
+#[derive(Clone, Copy, Debug)]
+struct StepTime {
+    wall: f64,
+    /// Processor time of the training thread.
+    thread: f64,
+    /// Wait for copies.
+    waited: f64,
+}
+
+/// Trains one step.
+fn one_step(trained: &mut Trained, batch: i64, hold: &mut Option<Hold>) -> Result<StepTime> {
     let batch = random_nano_batch(batch)?;
-    let began = Instant::now();
+    let (began, thread_began) = (Instant::now(), thread_seconds());
     let mut waited = 0.0;
     trained.step.gradients(&[batch], None)?;
     drop(trained.step.params_mut().clip(Some(1.0))?);
@@ -193,7 +231,13 @@ fn one_step(trained: &mut Trained, batch: i64, hold: &mut Option<Hold>) -> Resul
         Ok(())
     })?;
     *hold = None;
-    Ok((began.elapsed().as_secs_f64(), waited))
+    Ok(StepTime { wall: began.elapsed().as_secs_f64(), thread: thread_seconds() - thread_began, waited })
+}
+
+/// Processor time of this thread so far.
+fn thread_seconds() -> f64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
 }
 
 fn start_streamed(trained: &Trained, store: &Arc<dyn ObjectStore>, runtime: &Runtime) -> Result<Saving> {
@@ -278,14 +322,17 @@ fn print(output: Output, outcome: &Outcome) -> Result<()> {
         tensors / 1e9,
         outcome.save_median
     );
-    println!(
-        "stall   {:.0} ms (median), {:.0} ms (p99) of {} saves; of that in the training thread's own knowledge {:.0} ms",
-        outcome.stall_p50 * 1e3,
-        outcome.stall_p99 * 1e3,
-        outcome.stalls.len(),
-        outcome.held_up_p99 * 1e3
-    );
-    println!("noise   {:.0} ms (p99): the same of steps without a save", outcome.noise_p99 * 1e3);
+    let saves = outcome.stalls.len();
+    for (name, p50, p99, noise) in [
+        ("stall", outcome.stall_p50, outcome.stall_p99, outcome.noise_p99),
+        ("alone", outcome.stall_alone_p50, outcome.stall_alone_p99, outcome.noise_alone_p99),
+    ] {
+        let (p50, p99, noise) = (p50 * 1e3, p99 * 1e3, noise * 1e3);
+        println!(
+            "{name}   {p50:.0} ms (median), {p99:.0} ms (p99) of {saves} saves; steps without one: {noise:.0} ms (p99)"
+        );
+    }
+    println!("waits   {:.0} ms (p99) of the training thread for a save", outcome.held_up_p99 * 1e3);
     println!(
         "memory  {:.2} GB above what was there: {:.2} of the tensors' bytes",
         above / 1e9,

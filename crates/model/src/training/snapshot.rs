@@ -99,11 +99,11 @@ pub struct SnapshotLimits {
 }
 
 impl SnapshotLimits {
-    /// For `tensors_bytes` in all, beside which a device has `free_bytes` that nobody uses. On the CPU chunks may take half
-    /// of what the tensors do; from a GPU they are the only copy on the host, and may take as much.
+    /// For `tensors_bytes` in all, beside which a device has `free_bytes` that nobody uses. On the CPU chunks may take less
+    /// than half of what the tensors do; from a GPU they are the only copy on the host, and may take as much.
     pub fn new(tensors_bytes: u64, device: Device, free_bytes: u64) -> Self {
         let (staged_bytes, cloned_bytes) = match device {
-            Device::Cpu => (tensors_bytes / 2, 0),
+            Device::Cpu => (tensors_bytes / 16 * 7, 0),
             _ => (tensors_bytes, free_bytes / 2),
         };
         // A moment's parts under way and headers come on top.
