@@ -11,6 +11,7 @@
 //! Everything with tensors happens on the thread named `train`; the rest is asynchronous I/O on another.
 
 pub mod batch;
+pub mod copy_out;
 pub mod data;
 pub mod fetch;
 pub mod history;

@@ -4,6 +4,7 @@ mod draw;
 mod group;
 mod kernels;
 mod peak;
+mod save;
 mod step;
 
 use anyhow::Result;
@@ -28,6 +29,8 @@ enum What {
     Draw(draw::DrawArgs),
     /// Try a group of one rank: all-reduce, leave, abort
     Group(group::GroupArgs),
+    /// Time what a checkpoint costs training on the CPU: how long it is held up, and memory.
+    Save(save::SaveArgs),
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -63,5 +66,6 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         What::Kernels(args) => kernels::run(args),
         What::Draw(args) => draw::run(args),
         What::Group(args) => group::run(args),
+        What::Save(args) => save::run(args),
     }
 }

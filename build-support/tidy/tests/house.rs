@@ -199,6 +199,7 @@ const UNSAFE: &[&str] = &[
     "crates/device/src/cuda.rs",
     "crates/device/src/dynamic.rs",
     "crates/device/src/heap.rs",
+    "crates/device/src/host_copy.rs",
     "crates/device/src/stream.rs",
     "crates/model/src/fused.rs",
     "crates/model/src/fused/cpu.rs",

@@ -7,6 +7,7 @@
 //! |---|---|
 //! | [`choice`] | `--device`, as words and as GPUs that are there |
 //! | [`cuda`] | loading libtorch's CUDA half; memory and name of a GPU; versions of the driver |
+//! | [`host_copy`] | from a GPU's memory to the host's, beside what the GPU computes |
 //! | [`dynamic`] | shared libraries opened at run time |
 //! | [`stream`] | whose work goes first on a GPU that threads share |
 
@@ -14,6 +15,7 @@ pub mod choice;
 pub mod cuda;
 pub mod dynamic;
 mod heap;
+pub mod host_copy;
 pub mod stream;
 
 pub use choice::{DeviceChoice, Gpus, kind, open, parse};

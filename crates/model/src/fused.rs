@@ -10,6 +10,8 @@
 //! Arithmetic is float32 whatever is stored. Nothing here records gradients. Rows are tokens; a *stream* is the tokens of text or
 //! of images, which share weights but meet in attention.
 
+#![allow(unsafe_code, reason = "the kernels take pointers")]
+
 pub mod compare;
 mod cpu;
 mod cuda;
@@ -123,7 +125,6 @@ impl Fused {
     }
 
     /// Does all pieces of a pass whose tensors fit it.
-    #[allow(unsafe_code, reason = "the kernels take pointers")]
     fn run<P: cpu::Pass + cuda::Kernel>(self, pass: &P, pieces: i64) -> Result<()> {
         match self {
             Self::Eager => Err(ModelError::input("kernels", "are not chosen")),
@@ -580,7 +581,6 @@ fn floats_mut(tensor: &Tensor) -> *mut f32 {
     tensor.data_ptr().cast()
 }
 
-#[allow(unsafe_code, reason = "the kernels take pointers")]
 fn run_on_cpu<P: cpu::Pass>(variant: Variant, pass: &P, pieces: i64) {
     // SAFETY: every caller above has checked that its tensors are as large as the pieces need, of the dtype that `half` says,
     // and on the CPU; they live until the call returns.

@@ -3,7 +3,7 @@
 //! ```text
 //!   micro-batches ─▶ TrainStep::gradients ─┬─ bucket k ready ─▶ caller starts its all-reduce
 //!                                          └─ backward of block k−1 runs meanwhile
-//!   all buckets reduced ─▶ FlatParams::clip ─▶ AdamW::step ─▶ Ema::update
+//!   all buckets reduced ─▶ FlatParams::clip ─▶ AdamW::step ─▶ Ema::update ─▶ snapshot, copied during the next step
 //! ```
 //!
 //! What trains (an adapter, or every weight of the base) lives in one flat float32 buffer per block, a
@@ -15,6 +15,7 @@ mod backward;
 mod explicit;
 mod flat_params;
 mod recompute;
+pub mod snapshot;
 #[cfg(test)]
 mod tests;
 mod train_step;

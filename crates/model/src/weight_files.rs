@@ -41,6 +41,31 @@ struct Index {
     weight_map: BTreeMap<String, String>,
 }
 
+impl Index {
+    fn read(path: &Path) -> Result<Self> {
+        let io_error = |source| ModelError::Io { path: path.to_owned(), source };
+        let size_bytes = std::fs::metadata(path).map_err(io_error)?.len();
+        if size_bytes > MAX_INDEX_BYTES {
+            return Err(broken(path, format!("{size_bytes} bytes is too long for an index")));
+        }
+        let text = std::fs::read(path).map_err(io_error)?;
+        let index: Self = serde_json::from_slice(&text).map_err(|error| broken(path, error.to_string()))?;
+        for name in index.weight_map.values() {
+            // An index reaches no other folder.
+            let mut components = Path::new(name).components();
+            if !matches!((components.next(), components.next()), (Some(Component::Normal(_)), None)) {
+                return Err(broken(path, format!("{name:?} is not the name of a file beside it")));
+            }
+        }
+        Ok(index)
+    }
+}
+
+/// Names of the files, beside it, that the index at `path` puts tensors in.
+pub fn shards_of_index(path: &Path) -> Result<BTreeSet<String>> {
+    Ok(Index::read(path)?.weight_map.into_values().collect())
+}
+
 impl WeightFiles {
     /// Opens `path`: a safetensors file, an index (`*.index.json`) with its files beside it, or a folder that holds
     /// either under a published name.
@@ -61,23 +86,12 @@ impl WeightFiles {
     }
 
     fn open_index(path: &Path) -> Result<Self> {
-        let io_error = |source| ModelError::Io { path: path.to_owned(), source };
-        let size_bytes = std::fs::metadata(path).map_err(io_error)?.len();
-        if size_bytes > MAX_INDEX_BYTES {
-            return Err(broken(path, format!("{size_bytes} bytes is too long for an index")));
-        }
-        let text = std::fs::read(path).map_err(io_error)?;
-        let index: Index = serde_json::from_slice(&text).map_err(|error| broken(path, error.to_string()))?;
+        let index = Index::read(path)?;
         let folder = path.parent().unwrap_or(Path::new("."));
         let names: BTreeSet<&String> = index.weight_map.values().collect();
         let mut files = Vec::with_capacity(names.len());
         let mut places = BTreeMap::new();
         for (place, name) in names.into_iter().enumerate() {
-            // An index reaches no other folder.
-            let mut components = Path::new(name).components();
-            if !matches!((components.next(), components.next()), (Some(Component::Normal(_)), None)) {
-                return Err(broken(path, format!("{name:?} is not the name of a file beside it")));
-            }
             let file = TensorFile::open(&folder.join(name))?;
             for (tensor, _) in index.weight_map.iter().filter(|(_, file)| *file == name) {
                 if file.info(tensor).is_none() {

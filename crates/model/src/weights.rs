@@ -195,6 +195,32 @@ fn to_host(name: &str, tensor: &Tensor) -> Result<HostTensor> {
     Ok(HostTensor { dtype, shape: tensor.size(), bytes })
 }
 
+/// What precedes the data of a safetensors file whose tensors, by name, dtype and shape, follow each other in this order.
+pub(crate) fn header<'a>(
+    tensors: impl Iterator<Item = (&'a str, Dtype, &'a [i64])>,
+    strings: &BTreeMap<String, String>,
+) -> Vec<u8> {
+    let mut header = serde_json::Map::new();
+    if !strings.is_empty() {
+        header.insert("__metadata__".to_owned(), serde_json::json!(strings));
+    }
+    let mut offset = 0;
+    for (name, dtype, shape) in tensors {
+        let elements: u64 = shape.iter().map(|side| side.unsigned_abs()).product();
+        let end = offset + elements * dtype.bitsize() as u64 / 8;
+        let entry =
+            serde_json::json!({ "dtype": dtype.to_string(), "shape": shape, "data_offsets": [offset, end] });
+        header.insert(name.to_owned(), entry);
+        offset = end;
+    }
+    let mut text = serde_json::Value::Object(header).to_string().into_bytes();
+    text.resize(text.len().next_multiple_of(8), b' ');
+    let mut bytes = Vec::with_capacity(8 + text.len());
+    bytes.extend_from_slice(&(text.len() as u64).to_le_bytes());
+    bytes.extend_from_slice(&text);
+    bytes
+}
+
 /// The safetensors bytes of `tensors`, with `strings` in the header. The same content gives the same bytes
 /// (the library's own writer orders the strings by a hash that differs from process to process).
 pub fn to_bytes(tensors: &TensorMap, strings: &BTreeMap<String, String>) -> Result<Vec<u8>> {
@@ -204,22 +230,11 @@ pub fn to_bytes(tensors: &TensorMap, strings: &BTreeMap<String, String>) -> Resu
         .collect::<Result<Vec<_>>>()?;
     // Wide elements first, so that every tensor is aligned to its own element size.
     host.sort_by_key(|(name, tensor)| (std::cmp::Reverse(tensor.dtype.bitsize()), *name));
-    let mut header = serde_json::Map::new();
-    if !strings.is_empty() {
-        header.insert("__metadata__".to_owned(), serde_json::json!(strings));
-    }
-    let mut offset = 0usize;
-    for (name, tensor) in &host {
-        let end = offset + tensor.bytes.len();
-        let entry = serde_json::json!({ "dtype": tensor.dtype.to_string(), "shape": tensor.shape, "data_offsets": [offset, end] });
-        header.insert((*name).to_owned(), entry);
-        offset = end;
-    }
-    let mut text = serde_json::Value::Object(header).to_string().into_bytes();
-    text.resize(text.len().next_multiple_of(8), b' ');
-    let mut bytes = Vec::with_capacity(8 + text.len() + offset);
-    bytes.extend_from_slice(&(text.len() as u64).to_le_bytes());
-    bytes.extend_from_slice(&text);
+    let header =
+        header(host.iter().map(|(name, tensor)| (*name, tensor.dtype, tensor.shape.as_slice())), strings);
+    let data_bytes: usize = host.iter().map(|(_, tensor)| tensor.bytes.len()).sum();
+    let mut bytes = Vec::with_capacity(header.len() + data_bytes);
+    bytes.extend_from_slice(&header);
     for (_, tensor) in &host {
         bytes.extend_from_slice(&tensor.bytes);
     }

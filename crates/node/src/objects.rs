@@ -9,6 +9,7 @@
 //! Keys of S3 come from the process's own environment, or from files that it names. They are never part of a URL, so
 //! they are in no command line, record or message.
 
+pub mod cache;
 mod credentials;
 pub mod download;
 mod in_parts;
@@ -16,6 +17,7 @@ mod location;
 mod probe;
 mod redacted_http;
 mod s3;
+pub mod upload;
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -26,6 +26,8 @@ pub struct RankCommand {
     /// Variables beside those of this process.
     pub environment: Vec<(&'static str, String)>,
     pub scratch: PathBuf,
+    /// See the agent's own arguments.
+    pub cache_gib: u64,
     pub library_root: PathBuf,
     pub log_filter: String,
     pub trace: TraceArgs,
@@ -47,6 +49,7 @@ impl RankCommand {
             .args(["--threads", &self.threads.to_string(), "--bind-ip", &self.bind_ip.to_string()])
             .arg("--scratch")
             .arg(&self.scratch)
+            .args(["--cache-gib", &self.cache_gib.to_string()])
             .arg("--library-root")
             .arg(&self.library_root)
             .args(["--log-format", "json", "--log-filter", &self.log_filter])

@@ -80,9 +80,12 @@ pub struct AgentArgs {
     /// Peak of one device in dense bfloat16, 10^12 operations a second; known for the H100, H200 and A100 if absent
     #[arg(long, env = "CRESCENDO_PEAK_TFLOPS", value_parser = parse_peak_tflops)]
     pub peak_tflops: Option<f64>,
-    /// Folder for files that are only needed while training; must have room for the weights and a checkpoint a rank
+    /// Folder for files that are only needed while training; must have room for --cache-gib
     #[arg(long, env = "CRESCENDO_SCRATCH")]
     pub scratch: PathBuf,
+    /// Room in the scratch folder for base weights and checkpoints of the object store, which all ranks here share, GiB
+    #[arg(long, env = "CRESCENDO_CACHE_GIB", default_value_t = 64, value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
+    pub cache_gib: u64,
 }
 
 /// Runs the agent until it is told to stop. Must be called on the main thread, in a single-threaded runtime: ranks are
@@ -140,6 +143,7 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
             bind_ip,
             environment: environment::of_ranks(cuda, bind_ip),
             scratch,
+            cache_gib: args.cache_gib,
             library_root,
             log_filter: args.server.log.log_filter.clone(),
             trace: args.server.log.trace.clone(),

@@ -1,11 +1,14 @@
-//! Files of the object store on their way to this machine, verified.
+//! Files of the object store on their way to this machine, verified: once for all ranks here, through the node's cache.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crescendo_core::object_keys;
 use crescendo_dataset::checkpoint::{Damage, verify};
-use crescendo_node::objects::download::{DownloadError, download, registered};
+use crescendo_model::weight_files::shards_of_index;
+use crescendo_node::objects::cache::{Cache, CacheError, Cached};
+use crescendo_node::objects::download::{DownloadError, registered};
 use crescendo_proto::v1::Checkpoint;
 use object_store::ObjectStore;
 
@@ -15,7 +18,10 @@ pub enum FetchError {
     #[error("checkpoint {path} is damaged: {damage}")]
     Damaged { path: String, damage: Damage },
     #[error(transparent)]
-    Download(#[from] DownloadError),
+    Cache(#[from] CacheError),
+    /// The index of a base that is in several files.
+    #[error("store:{key}: {reason}")]
+    Index { key: String, reason: String },
     #[error("cannot use {}", path.display())]
     Local {
         path: PathBuf,
@@ -24,20 +30,29 @@ pub enum FetchError {
     },
 }
 
-/// A checkpoint's verified files in a folder of this machine, which is removed with this.
+/// Where files come from, and where they are kept.
+pub struct Fetcher<'a> {
+    pub store: &'a Arc<dyn ObjectStore>,
+    /// URL of the store.
+    pub url: &'a str,
+    pub cache: &'a Cache,
+    /// Folder for files of this process alone.
+    pub scratch: &'a Path,
+}
+
+/// A checkpoint's verified files on this machine. They may go when this does.
 #[derive(Debug)]
 pub struct LocalCheckpoint {
     /// Folder in the object store.
     pub path: String,
     pub step: u64,
-    folder: tempfile::TempDir,
-    names: Vec<String>,
+    files: BTreeMap<String, Cached>,
 }
 
 impl LocalCheckpoint {
     /// Path of a file, if the checkpoint has it.
     pub fn file(&self, name: &str) -> Option<PathBuf> {
-        self.names.iter().any(|known| known == name).then(|| self.folder.path().join(name))
+        self.files.get(name).map(|cached| cached.path().to_owned())
     }
 
     /// Damage of this checkpoint that only shows in use.
@@ -49,37 +64,74 @@ impl LocalCheckpoint {
     }
 }
 
-/// Copies every file of a checkpoint to a new folder below `scratch`, checking size and SHA-256 of each against the
-/// registry's record.
-pub async fn fetch_checkpoint(
-    store: &Arc<dyn ObjectStore>,
-    checkpoint: &Checkpoint,
-    scratch: &Path,
-) -> Result<LocalCheckpoint, FetchError> {
-    let local = |source| FetchError::Local { path: scratch.into(), source };
-    std::fs::create_dir_all(scratch).map_err(local)?;
-    let folder = tempfile::Builder::new().prefix("checkpoint-").tempdir_in(scratch).map_err(local)?;
-    let mut names = Vec::with_capacity(checkpoint.files.len());
-    for file in &checkpoint.files {
-        let damaged = |damage| FetchError::Damaged { path: checkpoint.path.clone(), damage };
-        if !object_keys::is_plain(&file.name) {
-            return Err(damaged(Damage::Unusable {
-                file: file.name.clone(),
-                reason: "not a plain file name".into(),
-            }));
-        }
-        let key = object_keys::checkpoint_file(&checkpoint.path, &file.name);
-        let target = folder.path().join(&file.name);
-        let found = match download(store.as_ref(), &key, &target, Some(file.size_bytes)).await {
-            Err(DownloadError::Missing { .. }) => {
-                return Err(damaged(Damage::Missing { file: file.name.clone() }));
+/// Base weights of the object store on this machine. They may go when this does.
+#[derive(Debug)]
+pub struct LocalBase {
+    /// The file, or the index with its files beside it.
+    pub path: PathBuf,
+    /// Links under the names that the files have in the store.
+    _folder: tempfile::TempDir,
+    _files: Vec<Cached>,
+}
+
+impl Fetcher<'_> {
+    /// Brings every file of a checkpoint here, checking size and SHA-256 of each against the registry's record.
+    pub async fn checkpoint(&self, checkpoint: &Checkpoint) -> Result<LocalCheckpoint, FetchError> {
+        let mut files = BTreeMap::new();
+        for file in &checkpoint.files {
+            let damaged = |damage| FetchError::Damaged { path: checkpoint.path.clone(), damage };
+            if !object_keys::is_plain(&file.name) {
+                return Err(damaged(Damage::Unusable {
+                    file: file.name.clone(),
+                    reason: "not a plain file name".into(),
+                }));
             }
-            other => other?,
-        };
-        verify(&file.name, &registered(file), &found).map_err(damaged)?;
-        names.push(file.name.clone());
+            let key = object_keys::checkpoint_file(&checkpoint.path, &file.name);
+            let expected = registered(file);
+            let cached = match self.cache.fetch(self.store.as_ref(), self.url, &key, Some(&expected)).await {
+                Err(CacheError::Download(DownloadError::Missing { .. })) => {
+                    return Err(damaged(Damage::Missing { file: file.name.clone() }));
+                }
+                Err(CacheError::Different { key, found }) => {
+                    verify(&file.name, &expected, &found).map_err(damaged)?;
+                    return Err(CacheError::Different { key, found }.into());
+                }
+                other => other?,
+            };
+            files.insert(file.name.clone(), cached);
+        }
+        Ok(LocalCheckpoint { path: checkpoint.path.clone(), step: checkpoint.step, files })
     }
-    Ok(LocalCheckpoint { path: checkpoint.path.clone(), step: checkpoint.step, folder, names })
+
+    /// Brings base weights here: the object at `key`, and if that is an index (`*.index.json`) the files that it names.
+    pub async fn base(&self, key: &str) -> Result<LocalBase, FetchError> {
+        let local = |source| FetchError::Local { path: self.scratch.into(), source };
+        std::fs::create_dir_all(self.scratch).map_err(local)?;
+        let folder = tempfile::Builder::new().prefix("base-").tempdir_in(self.scratch).map_err(local)?;
+        let index = |reason: String| FetchError::Index { key: key.into(), reason };
+        let (parent, name) = key.rsplit_once('/').map_or(("", key), |(parent, name)| (parent, name));
+        if !object_keys::is_plain(name) {
+            return Err(index("not the key of a file".into()));
+        }
+        let mut files = Vec::new();
+        let mut bring = async |key: &str, name: &str| -> Result<PathBuf, FetchError> {
+            let cached = self.cache.fetch(self.store.as_ref(), self.url, key, None).await?;
+            let link = folder.path().join(name);
+            std::os::unix::fs::symlink(cached.path(), &link).map_err(local)?;
+            files.push(cached);
+            Ok(link)
+        };
+        let path = bring(key, name).await?;
+        if name.ends_with(".json") {
+            let shards: BTreeSet<String> =
+                shards_of_index(&path).map_err(|error| index(error.to_string()))?;
+            for shard in shards {
+                let key = if parent.is_empty() { shard.clone() } else { format!("{parent}/{shard}") };
+                bring(&key, &shard).await?;
+            }
+        }
+        Ok(LocalBase { path, _folder: folder, _files: files })
+    }
 }
 
 #[cfg(test)]
@@ -108,7 +160,9 @@ mod tests {
     async fn only_what_is_registered_is_accepted() {
         let (folder, store) = store_with(b"content").await;
         let scratch = folder.path().join("scratch");
-        let good = fetch_checkpoint(&store, &checkpoint("a.bin", b"content"), &scratch).await.unwrap();
+        let cache = Cache::new(scratch.join("cache"), 1 << 20);
+        let fetcher = Fetcher { store: &store, url: "file:///s", cache: &cache, scratch: &scratch };
+        let good = fetcher.checkpoint(&checkpoint("a.bin", b"content")).await.unwrap();
         assert_eq!(std::fs::read(good.file("a.bin").unwrap()).unwrap(), b"content");
         assert_eq!(good.file("b.bin"), None);
         for (bad, expected) in [
@@ -117,9 +171,45 @@ mod tests {
             (checkpoint("b.bin", b"content"), "b.bin: missing"),
             (checkpoint("../a.bin", b"content"), "../a.bin: not a plain file name"),
         ] {
-            let error = fetch_checkpoint(&store, &bad, &scratch).await.unwrap_err();
+            let error = fetcher.checkpoint(&bad).await.unwrap_err();
             assert!(matches!(&error, FetchError::Damaged { path, .. } if path == "jobs/j"), "{error}");
             assert!(error.to_string().contains(expected), "{error}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_base_in_several_files_is_loaded_from_the_store() {
+        use crescendo_model::weights::{self, TensorMap};
+        use crescendo_model::{Flux, FluxConfig, Preset};
+        use tch::{Device, Kind};
+
+        let folder = tempfile::tempdir().unwrap();
+        let store = crescendo_node::objects::open(&format!("file://{}/s", folder.path().display())).unwrap();
+        let config: FluxConfig = Preset::Nano.config();
+        let tensors = Flux::init(&config, 3, Kind::Float, Device::Cpu).unwrap().tensors();
+        let mut shards = [TensorMap::new(), TensorMap::new()];
+        let mut map = BTreeMap::new();
+        for (at, (name, tensor)) in tensors.iter().enumerate() {
+            shards[at % 2].insert(name.clone(), tensor.shallow_clone());
+            map.insert(name.clone(), format!("w-{}.safetensors", at % 2));
+        }
+        for (at, shard) in shards.iter().enumerate() {
+            let bytes = weights::to_bytes(shard, &BTreeMap::new()).unwrap();
+            store.put(&format!("base/w-{at}.safetensors").into(), bytes.into()).await.unwrap();
+        }
+        let index = serde_json::json!({ "weight_map": map }).to_string();
+        store.put(&"base/w.safetensors.index.json".into(), index.into()).await.unwrap();
+
+        let scratch = folder.path().join("scratch");
+        let cache = Cache::new(scratch.join("cache"), 1 << 30);
+        let fetcher = Fetcher { store: &store, url: "file:///s", cache: &cache, scratch: &scratch };
+        let base = fetcher.base("base/w.safetensors.index.json").await.unwrap();
+        let loaded = Flux::load(&config, &base.path, Kind::Float, Device::Cpu).unwrap().tensors();
+        assert_eq!(loaded, tensors);
+
+        let reaching = serde_json::json!({ "weight_map": { "a": "../w-0.safetensors" } }).to_string();
+        store.put(&"base/bad.index.json".into(), reaching.into()).await.unwrap();
+        let error = fetcher.base("base/bad.index.json").await.unwrap_err().to_string();
+        assert!(error.contains("../w-0.safetensors"), "{error}");
     }
 }

@@ -1,7 +1,6 @@
 //! What a rank begins with: base weights, trained weights and optimizer state, from files that are verified already.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use crescendo_dataset::checkpoint::{
     ADAPTER_FILE, EMA_FILE, HISTORY_FILE, MODEL_FILE, OPTIMIZER_FILE, STATE_FILE,
@@ -9,12 +8,12 @@ use crescendo_dataset::checkpoint::{
 use crescendo_model::training::{AdamW, Ema, TrainStep};
 use crescendo_model::weights::TensorFile;
 use crescendo_model::{BlockSelection, Flux, LoraAdapter};
-use crescendo_node::objects::download::{DownloadError, download};
-use object_store::ObjectStore;
+use crescendo_node::objects::cache::CacheError;
+use crescendo_node::objects::download::DownloadError;
 use tch::{Device, Kind};
 
 use super::RankError;
-use super::fetch::{FetchError, LocalCheckpoint, fetch_checkpoint};
+use super::fetch::{FetchError, Fetcher, LocalBase, LocalCheckpoint};
 use super::history::History;
 use super::plan::RankPlan;
 use super::positions::ReplayPasses;
@@ -31,8 +30,8 @@ pub struct Sources {
     resume: Option<LocalCheckpoint>,
     /// Final checkpoint of the stage that this one starts from.
     init: Option<LocalCheckpoint>,
-    /// Holds `base` if that was copied here.
-    _base_folder: Option<tempfile::TempDir>,
+    /// Holds `base` if that is from the object store.
+    _brought: Option<LocalBase>,
 }
 
 /// What trains, where it stands.
@@ -62,9 +61,16 @@ impl From<FetchError> for RestoreError {
         let reason = chain(&error);
         match error {
             FetchError::Damaged { path, damage } => Self::Damaged { path, reason: damage.to_string() },
-            FetchError::Download(DownloadError::Missing { .. }) => Self::Rank(RankError::Permanent(reason)),
-            FetchError::Download(
-                DownloadError::Store { .. } | DownloadError::Late { .. } | DownloadError::Local { .. },
+            FetchError::Cache(CacheError::Download(DownloadError::Missing { .. }))
+            | FetchError::Index { .. } => Self::Rank(RankError::Permanent(reason)),
+            FetchError::Cache(
+                CacheError::Download(
+                    DownloadError::Store { .. } | DownloadError::Late { .. } | DownloadError::Local { .. },
+                )
+                | CacheError::Different { .. }
+                | CacheError::Full { .. }
+                | CacheError::Locked { .. }
+                | CacheError::Local { .. },
             )
             | FetchError::Local { .. } => Self::Rank(RankError::Retryable(reason)),
         }
@@ -88,36 +94,27 @@ fn permanent(error: impl std::error::Error) -> RestoreError {
 /// Brings all files to this machine. Paths of the spec are relative to `library_root`.
 pub async fn gather(
     plan: &RankPlan,
-    store: &Arc<dyn ObjectStore>,
+    fetcher: &Fetcher<'_>,
     library_root: &Path,
-    scratch: &Path,
 ) -> Result<Sources, RestoreError> {
     let fetch = async |checkpoint: &Option<_>| match checkpoint {
-        Some(checkpoint) => fetch_checkpoint(store, checkpoint, scratch).await.map(Some),
+        Some(checkpoint) => fetcher.checkpoint(checkpoint).await.map(Some),
         None => Ok(None),
     };
     let resume = fetch(&plan.resume_from).await?;
     // Weights of the stage before are in the stage's own checkpoint too, unless they are the frozen base.
     let init = fetch(&plan.init_from).await?;
-    let (base, base_folder) = match plan.spec.model.weights.as_deref() {
+    let (base, brought) = match plan.spec.model.weights.as_deref() {
         None => (None, None),
         Some(path) => match path.strip_prefix(STORE_PREFIX) {
             None => (Some(library_root.join(path)), None),
             Some(key) => {
-                std::fs::create_dir_all(scratch).map_err(|error| {
-                    RestoreError::Rank(RankError::Retryable(format!("{}: {error}", scratch.display())))
-                })?;
-                let folder =
-                    tempfile::Builder::new().prefix("base-").tempdir_in(scratch).map_err(|error| {
-                        RestoreError::Rank(RankError::Retryable(format!("{}: {error}", scratch.display())))
-                    })?;
-                let target = folder.path().join("base.safetensors");
-                download(store.as_ref(), key, &target, None).await.map_err(FetchError::from)?;
-                (Some(target), Some(folder))
+                let brought = fetcher.base(key).await?;
+                (Some(brought.path.clone()), Some(brought))
             }
         },
     };
-    Ok(Sources { base, resume, init, _base_folder: base_folder })
+    Ok(Sources { base, resume, init, _brought: brought })
 }
 
 /// The replay passes in the order of the pairs that the stage's newest checkpoint has.
@@ -238,7 +235,7 @@ fn required(checkpoint: &LocalCheckpoint, name: &str) -> Result<PathBuf, FetchEr
 
 fn read(checkpoint: &LocalCheckpoint, name: &str) -> Result<Vec<u8>, FetchError> {
     let path = required(checkpoint, name)?;
-    std::fs::read(&path).map_err(|source| DownloadError::Local { path, source }.into())
+    std::fs::read(&path).map_err(|source| FetchError::Local { path, source })
 }
 
 fn open(checkpoint: &LocalCheckpoint, name: &str) -> Result<crescendo_model::weights::TensorMap, FetchError> {

@@ -11,6 +11,7 @@ use std::time::Duration;
 use clap::Args;
 use crescendo_collective::{GlooOptions, ProcessGroup, Rendezvous};
 use crescendo_device::DeviceError;
+use crescendo_node::objects::cache::Cache;
 use crescendo_node::runtime::args::{LogArgs, SecurityArgs};
 use crescendo_node::telemetry::trace;
 use crescendo_node::tls::{Dialer, RELOAD_INTERVAL, Security};
@@ -24,6 +25,7 @@ use tracing::Instrument as _;
 
 use super::RankError;
 use super::data::{self, DataPlan, SampleOrder, Signals};
+use super::fetch::Fetcher;
 use super::link::{self, Downlink, MEETING_TIMEOUT, Uplink};
 use super::plan::RankPlan;
 use super::position_log::PositionLog;
@@ -37,6 +39,9 @@ const STOP_GRACE: Duration = Duration::from_secs(2);
 const PEER_LOST_GRACE: Duration = Duration::from_secs(2);
 /// Limit of the agent's taking the last message.
 const END_GRACE: Duration = Duration::from_secs(5);
+
+/// Of the scratch folder: what the ranks of this machine share.
+const CACHE_FOLDER: &str = "cache";
 
 /// Arguments that the agent gives to a rank.
 #[derive(Args, Clone, Debug)]
@@ -66,6 +71,9 @@ pub struct RankArgs {
     /// Folder for files that are only needed while training
     #[arg(long)]
     pub scratch: PathBuf,
+    /// Room for files that the ranks of this machine share, in that folder, GiB
+    #[arg(long)]
+    pub cache_gib: u64,
     /// Folder that relative paths of a job spec are below
     #[arg(long)]
     pub library_root: PathBuf,
@@ -272,8 +280,11 @@ async fn work(
     forwarding.spawn(uplink.clone().forward_progress(reported, progress_stop.clone()).in_current_span());
 
     let store = open_store(&plan).await?;
+    let cache = Cache::new(args.scratch.join(CACHE_FOLDER), args.cache_gib.saturating_mul(1 << 30));
+    let fetcher =
+        Fetcher { store: &store, url: &plan.object_store_url, cache: &cache, scratch: &args.scratch };
     let gathered = tokio::select! {
-        gathered = restore::gather(&plan, &store, &args.library_root, &args.scratch) => gathered,
+        gathered = restore::gather(&plan, &fetcher, &args.library_root) => gathered,
         () = ends.cancelled() => return ends.before_meeting(),
     };
     let sources = report_damage(gathered, &uplink).await?;

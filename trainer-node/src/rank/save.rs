@@ -8,33 +8,34 @@ use crescendo_core::object_keys;
 use crescendo_dataset::checkpoint::{
     HISTORY_FILE, MANIFEST_FILE, Manifest, ManifestFile, SPEC_FILE, STATE_FILE,
 };
-use crescendo_model::weights::{self, TensorMap};
-use crescendo_node::runtime::backoff::{Backoff, random};
+use crescendo_dataset::digest::Content;
+use crescendo_model::training::snapshot::Reader;
+use crescendo_node::objects::upload::{Piece, UploadError, put, upload};
 use crescendo_node::telemetry::trace;
 use crescendo_proto::v1::{Checkpoint, RankCheckpointOutcome};
 use futures::TryStreamExt as _;
 use object_store::{ObjectStore, ObjectStoreExt as _};
+use tch::Device;
 use tokio::sync::{mpsc, oneshot};
 use tracing::Instrument as _;
 
 use super::RankError;
+use super::copy_out;
 use super::link::Uplink;
 use super::tfevents;
 use super::train_state::{TrainState, deletable, to_wire};
 
-/// Tries to write one file before the save is given up.
-const WRITE_TRIES: u32 = 6;
-/// Limit of writing one file.
-const WRITE_TIMEOUT: Duration = Duration::from_secs(600);
 /// Limit of writing the file for TensorBoard.
 const EVENTS_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// What to write: copies that no one else uses.
+/// What to write.
 #[derive(Debug)]
 pub struct SaveRequest {
     pub state: TrainState,
-    /// File name and tensors, on the CPU.
-    pub tensors: Vec<(&'static str, TensorMap)>,
+    /// The tensors' files; copied while the next step runs.
+    pub snapshot: Reader,
+    /// Where the tensors are.
+    pub device: Device,
     pub history: Vec<u8>,
     /// Training of the stage ends with this one.
     pub last: bool,
@@ -72,42 +73,43 @@ impl Saver {
         &mut self,
         request: SaveRequest,
     ) -> (oneshot::Sender<Result<(), RankError>>, Result<(), RankError>) {
-        let SaveRequest { state, tensors, history, last, done } = request;
-        let outcome = self.write_and_register(state, tensors, history, last).await;
+        let SaveRequest { state, snapshot, device, history, last, done } = request;
+        let began = Instant::now();
+        let history = Bytes::from(history);
+        let outcome = async {
+            let path = object_keys::checkpoint(&self.job_id, &state.stage, state.step, state.generation);
+            let writer = Writer { store: self.store.as_ref(), path: &path };
+            let files = writer.tensors(snapshot, device).await?;
+            let files = writer.rest(files, &state, &history, &self.resolved_spec_json).await?;
+            self.register(&state, &files, history, last, began).await
+        }
+        .await;
         (done, outcome)
     }
 
-    async fn write_and_register(
+    async fn register(
         &mut self,
-        state: TrainState,
-        tensors: Vec<(&'static str, TensorMap)>,
-        history: Vec<u8>,
+        state: &TrainState,
+        files: &[ManifestFile],
+        history: Bytes,
         last: bool,
+        began: Instant,
     ) -> Result<(), RankError> {
-        let began = Instant::now();
-        let spec = self.resolved_spec_json.clone();
         let (job_id, stage, generation, step) =
             (self.job_id.clone(), state.stage.clone(), state.generation, state.step);
-        let next_position = state.next_position;
         let path = object_keys::checkpoint(&job_id, &stage, step, generation);
-        let prepare = move || serialize(&state, &tensors, history, spec);
-        let files = tokio::task::spawn_blocking(prepare).await.map_err(RankError::retryable)??;
-        for (name, content, _) in &files {
-            self.write(&object_keys::checkpoint_file(&path, name), content).await?;
-        }
-        let registered = files.iter().map(|(_, _, record)| to_wire(record)).collect();
-        let size_bytes: u64 = files.iter().map(|(_, _, record)| record.size_bytes).sum();
+        let size_bytes: u64 = files.iter().map(|file| file.size_bytes).sum();
         let checkpoint = Checkpoint {
             job_id,
             stage,
             generation,
             step,
             path,
-            files: registered,
+            files: files.iter().map(to_wire).collect(),
             committed_at: None,
             r#final: last,
             damaged: String::new(),
-            next_position,
+            next_position: state.next_position,
         };
         let seconds = began.elapsed().as_secs_f64();
         self.uplink.checkpoint(checkpoint.clone(), seconds).await?;
@@ -128,9 +130,7 @@ impl Saver {
             )));
         }
         tracing::info!(step, last, size_bytes, seconds, path = checkpoint.path, "checkpoint is registered");
-        let history =
-            files.into_iter().find(|(name, ..)| name == HISTORY_FILE).map(|(_, content, _)| content);
-        let events = self.write_events(&checkpoint, history.unwrap_or_default());
+        let events = self.write_events(&checkpoint, history);
         match tokio::time::timeout(EVENTS_TIMEOUT, events).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::warn!(step, %error, "TensorBoard's file is not written"),
@@ -142,25 +142,6 @@ impl Saver {
             }
         }
         Ok(())
-    }
-
-    async fn write(&self, key: &str, content: &Bytes) -> Result<(), RankError> {
-        let location = object_store::path::Path::parse(key).map_err(RankError::permanent)?;
-        let mut failures = 0;
-        loop {
-            let put =
-                tokio::time::timeout(WRITE_TIMEOUT, self.store.put(&location, content.clone().into())).await;
-            let error = match put {
-                Ok(Ok(_)) => return Ok(()),
-                Ok(Err(error)) => error.to_string(),
-                Err(_) => format!("not written within {WRITE_TIMEOUT:?}"),
-            };
-            failures += 1;
-            if failures == WRITE_TRIES {
-                return Err(RankError::Retryable(format!("cannot write {key}: {error}")));
-            }
-            tokio::time::sleep(Backoff::default().delay(failures, random())).await;
-        }
     }
 
     /// One try: the next checkpoint's file has what is missing.
@@ -194,40 +175,99 @@ impl Saver {
     }
 }
 
-type File = (String, Bytes, ManifestFile);
+/// Writes the files of one checkpoint.
+struct Writer<'a> {
+    store: &'a dyn ObjectStore,
+    /// Its folder in the object store.
+    path: &'a str,
+}
 
-/// Every file of the checkpoint in writing order: the manifest is last.
-fn serialize(
-    state: &TrainState,
-    tensors: &[(&'static str, TensorMap)],
-    history: Vec<u8>,
-    spec: Vec<u8>,
-) -> Result<Vec<File>, RankError> {
-    let file = |name: &str, content: Vec<u8>| -> File {
-        let record = ManifestFile::of(name, &content);
-        (name.to_owned(), Bytes::from(content), record)
-    };
-    let mut files = Vec::with_capacity(tensors.len() + 4);
-    for (name, tensors) in tensors {
-        let content =
-            weights::to_bytes(tensors, &weights::published_strings()).map_err(RankError::retryable)?;
-        files.push(file(name, content));
+impl Writer<'_> {
+    /// Files of tensors go to the store while a thread of their own copies them.
+    async fn tensors(&self, snapshot: Reader, device: Device) -> Result<Vec<ManifestFile>, RankError> {
+        let names: Vec<&'static str> = snapshot.files().iter().map(|file| file.name).collect();
+        // There is room for all: how many there are at a time is the snapshot's own bound.
+        let (copied, mut pieces) = mpsc::channel::<Piece>(snapshot.chunks().max(1));
+        let copying = tokio::task::spawn_blocking(move || copy_out::run(snapshot, device, &copied));
+        let mut files = Vec::with_capacity(names.len());
+        let mut outcome = Ok(());
+        for name in names {
+            let key = object_keys::checkpoint_file(self.path, name);
+            match upload(self.store, &key, &mut pieces).await {
+                Ok(Content { size_bytes, sha256 }) => {
+                    files.push(ManifestFile { name: name.into(), size_bytes, sha256 });
+                }
+                Err(error) => {
+                    outcome = Err(error);
+                    break;
+                }
+            }
+        }
+        // Ends the copying if anything is left of it.
+        drop(pieces);
+        let copied = copying.await.map_err(RankError::retryable)?;
+        match (outcome, copied) {
+            (Ok(()), _) => Ok(files),
+            (Err(UploadError::Cut { .. }), Err(error)) => Err(RankError::retryable(error)),
+            (Err(error), _) => Err(RankError::retryable(error)),
+        }
     }
-    files.push(file(STATE_FILE, serde_json::to_vec_pretty(state).map_err(RankError::permanent)?));
-    files.push(file(HISTORY_FILE, history));
-    files.push(file(SPEC_FILE, spec));
-    let manifest = Manifest { files: files.iter().map(|(_, _, record)| record.clone()).collect() };
-    files.push(file(MANIFEST_FILE, serde_json::to_vec_pretty(&manifest).map_err(RankError::permanent)?));
-    Ok(files)
+
+    /// The files beside those of tensors, the manifest last. Returns all that are registered.
+    async fn rest(
+        &self,
+        mut files: Vec<ManifestFile>,
+        state: &TrainState,
+        history: &Bytes,
+        spec: &[u8],
+    ) -> Result<Vec<ManifestFile>, RankError> {
+        let state = serde_json::to_vec_pretty(state).map_err(RankError::permanent)?;
+        let spec = Bytes::copy_from_slice(spec);
+        for (name, content) in
+            [(STATE_FILE, state.into()), (HISTORY_FILE, history.clone()), (SPEC_FILE, spec)]
+        {
+            files.push(self.whole(name, &content).await?);
+        }
+        let manifest = Manifest { files: files.clone() };
+        let manifest = serde_json::to_vec_pretty(&manifest).map_err(RankError::permanent)?;
+        files.push(self.whole(MANIFEST_FILE, &manifest.into()).await?);
+        Ok(files)
+    }
+
+    async fn whole(&self, name: &str, content: &Bytes) -> Result<ManifestFile, RankError> {
+        let key = object_keys::checkpoint_file(self.path, name);
+        put(self.store, &key, content).await.map_err(RankError::retryable)?;
+        Ok(ManifestFile::of(name, content))
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tch::Tensor;
+    use crescendo_dataset::checkpoint::{ADAPTER_FILE, OPTIMIZER_FILE};
+    use crescendo_model::training::snapshot::{SnapshotLimits, take};
+    use crescendo_model::training::{AdamW, AdamWConfig, TrainOptions, TrainStep};
+    use crescendo_model::{BlockSelection, Flux, FluxConfig, LoraAdapter, Preset};
+    use tch::Kind;
 
-    #[test]
-    fn the_manifest_is_last_and_names_the_rest() {
+    fn snapshot() -> Reader {
+        let config: FluxConfig = Preset::Nano.config();
+        let flux = Flux::init(&config, 0, Kind::Float, Device::Cpu).unwrap();
+        let all = BlockSelection::all(&config);
+        let adapter = LoraAdapter::init(&config, 2, &all, 0, Kind::Float, Device::Cpu).unwrap();
+        let train_step = TrainStep::for_adapter(flux, adapter, TrainOptions::default()).unwrap();
+        let optimizer = AdamW::new(AdamWConfig::default(), train_step.params()).unwrap();
+        let limits = SnapshotLimits::new(0, Device::Cpu, 0);
+        let (hold, reader) = take(train_step.params(), &optimizer, None, ADAPTER_FILE, limits).unwrap();
+        // What trains is gone, and nothing changes any more.
+        std::mem::forget(hold);
+        reader
+    }
+
+    #[tokio::test]
+    async fn the_manifest_is_last_and_names_the_rest() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = crescendo_node::objects::open(&format!("file://{}", folder.path().display())).unwrap();
         let state = TrainState {
             stage: "one".into(),
             stage_index: 0,
@@ -238,17 +278,28 @@ mod tests {
             optimizer_steps: 3,
             replay_passes: Vec::new(),
         };
-        let tensors = vec![(
-            "dit_lora.safetensors",
-            TensorMap::from([("a".to_owned(), Tensor::from_slice(&[1.0f32]))]),
-        )];
-        let files = serialize(&state, &tensors, b"{}\n".to_vec(), b"{}".to_vec()).unwrap();
-        let names: Vec<&str> = files.iter().map(|(name, _, _)| name.as_str()).collect();
-        assert_eq!(names, ["dit_lora.safetensors", STATE_FILE, HISTORY_FILE, SPEC_FILE, MANIFEST_FILE]);
-        let (_, content, _) = files.last().unwrap();
-        let manifest: Manifest = serde_json::from_slice(content).unwrap();
-        assert_eq!(manifest.files.len(), 4);
-        let again: TrainState = serde_json::from_slice(&files[1].1).unwrap();
+        let writer = Writer { store: store.as_ref(), path: "jobs/j/one/checkpoints/c" };
+        let tensors = writer.tensors(snapshot(), Device::Cpu).await.unwrap();
+        let files = writer.rest(tensors, &state, &Bytes::from_static(b"{}\n"), b"{}").await.unwrap();
+        let names: Vec<&str> = files.iter().map(|file| file.name.as_str()).collect();
+        assert_eq!(names, [ADAPTER_FILE, OPTIMIZER_FILE, STATE_FILE, HISTORY_FILE, SPEC_FILE, MANIFEST_FILE]);
+        let content = |name: &str| std::fs::read(folder.path().join(writer.path).join(name)).unwrap();
+        for file in &files {
+            assert_eq!(*file, ManifestFile::of(&file.name, &content(&file.name)));
+        }
+        let manifest: Manifest = serde_json::from_slice(&content(MANIFEST_FILE)).unwrap();
+        assert_eq!(manifest.files, files[..5]);
+        let again: TrainState = serde_json::from_slice(&content(STATE_FILE)).unwrap();
         assert_eq!(again, state);
+    }
+
+    #[tokio::test]
+    async fn a_snapshot_that_is_spoiled_is_no_checkpoint_and_says_why() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = crescendo_node::objects::open(&format!("file://{}", folder.path().display())).unwrap();
+        let writer = Writer { store: store.as_ref(), path: "jobs/j/one/checkpoints/c" };
+        let error = writer.tensors(snapshot(), Device::Cuda(9)).await.unwrap_err();
+        assert!(matches!(&error, RankError::Retryable(reason) if !reason.contains("cut off")), "{error}");
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
     }
 }

@@ -8,9 +8,10 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crescendo_collective::{CollectiveError, PendingReduce, ProcessGroup, ReduceOp};
 use crescendo_core::spec::OnStarvation;
-use crescendo_dataset::checkpoint::{ADAPTER_FILE, EMA_FILE, MODEL_FILE, OPTIMIZER_FILE};
+use crescendo_dataset::checkpoint::{ADAPTER_FILE, MODEL_FILE};
 use crescendo_model::training::MicroBatch;
-use crescendo_model::weights::TensorMap;
+use crescendo_model::training::snapshot::{self, Hold, SnapshotLimits};
+use crescendo_node::runtime::backoff::{Backoff, random};
 use crescendo_node::telemetry::trace;
 use crescendo_proto::v1::RankProgress;
 use tch::{Device, Kind, Tensor};
@@ -43,6 +44,8 @@ fn is_traced(step: u64) -> bool {
 pub const COLLECTIVE_TIMEOUT: Duration = Duration::from_secs(180);
 /// Limit of the leaving of a gang that drains: rank 0 saves meanwhile.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(600);
+/// Tries to save a step that nothing comes after.
+const SAVE_TRIES: u32 = 6;
 /// How long a rank waits for its samples before it tells the others that it has to wait.
 const SAMPLES_WAIT: Duration = Duration::from_secs(1);
 
@@ -85,6 +88,7 @@ pub fn run(training: Training) -> Result<(), RankError> {
         empty_text: None,
         noted: Vec::new(),
         saving: None,
+        hold: None,
         save_due: false,
         meter: StepProfiler::new(Instant::now()),
         skipped_before: training.restored.history.skipped(),
@@ -118,7 +122,9 @@ struct Loop {
     /// Positions and log indices of `ready`.
     noted: Vec<(u64, u64)>,
     /// Step of the save under way, and its outcome.
-    saving: Option<(u64, oneshot::Receiver<Result<(), RankError>>)>,
+    saving: Option<(u64, Saving)>,
+    /// Of the save under way, as long as its tensors are not all copied.
+    hold: Option<Hold>,
     /// A save was due while another was under way.
     save_due: bool,
     meter: StepProfiler,
@@ -167,25 +173,37 @@ impl Loop {
         };
         self.training.restored.history.push(&record);
         self.report(&record, waited.as_secs_f64());
-        if skipped {
+        let held_up = if skipped {
             self.skip(&record)?;
+            Duration::ZERO
         } else {
-            let restored = &mut self.training.restored;
-            restored.optimizer.step(restored.train_step.params_mut(), rate).map_err(model)?;
-            if let Some(ema) = &mut restored.ema {
-                ema.update(restored.train_step.params()).map_err(model)?;
-            }
-        }
+            self.update(rate)?
+        };
         let restored = &mut self.training.restored;
         restored.train_step.wait_for_device().map_err(model)?;
         restored.step = step + 1;
         if let Some(log) = &mut self.training.position_log {
             log.note(step, &noted).map_err(RankError::retryable)?;
         }
-        self.meter.end(Phase::Optimizer, Instant::now());
+        self.meter.end_with(Phase::Optimizer, Phase::Checkpoint, held_up, Instant::now());
         self.save_if_due()?;
         self.meter.end(Phase::Checkpoint, Instant::now());
         Ok(())
+    }
+
+    /// The optimizer's step, and the average's. A bucket that a checkpoint still copies is waited for: for how long, in all.
+    fn update(&mut self, rate: f64) -> Result<Duration, RankError> {
+        let model = |error: crescendo_model::ModelError| RankError::Retryable(error.to_string());
+        let restored = &mut self.training.restored;
+        let mut held_up = Duration::ZERO;
+        let mut before = |bucket| wait_for_copy(&mut self.hold, bucket, &mut held_up);
+        restored.optimizer.step_after(restored.train_step.params_mut(), rate, &mut before).map_err(model)?;
+        // Every bucket was waited for.
+        self.hold = None;
+        if let Some(ema) = &mut restored.ema {
+            ema.update(restored.train_step.params()).map_err(model)?;
+        }
+        Ok(held_up)
     }
 
     /// Leaves all that trains as it is, and fails when that was done too often in a row.
@@ -442,7 +460,8 @@ impl Loop {
             }
         }
         if self.save_due {
-            self.saving = Some((step, self.start_save(false)?));
+            let (saving, hold) = self.start_save(false)?;
+            (self.saving, self.hold) = (Some((step, saving)), Some(hold));
             self.save_due = false;
         }
         Ok(())
@@ -463,8 +482,7 @@ impl Loop {
                 },
             };
             if !saved {
-                let saving = self.start_save(false)?;
-                self.await_save(saving)?;
+                self.save_now(false)?;
             }
         }
         self.training.group.leave(LEAVE_TIMEOUT).map_err(of_group)?;
@@ -484,11 +502,34 @@ impl Loop {
         {
             return Err(RankError::Stopped(reason));
         }
-        let saving = self.start_save(true)?;
-        self.await_save(saving)
+        self.save_now(true)
     }
 
-    fn await_save(&self, saving: oneshot::Receiver<Result<(), RankError>>) -> Result<(), RankError> {
+    /// Saves a step that nothing comes after. Its tensors stay as they are: what fails is tried again.
+    fn save_now(&self, last: bool) -> Result<(), RankError> {
+        let mut failures = 0;
+        loop {
+            // Nothing changes while this waits; the hold only has to be there.
+            let (saving, _hold) = self.start_save(last)?;
+            match self.await_save(saving) {
+                Err(RankError::Retryable(reason)) if failures + 1 < SAVE_TRIES => {
+                    failures += 1;
+                    tracing::warn!(failures, reason, "saving again");
+                    let delay = Backoff::default().delay(failures, random());
+                    self.training.runtime.block_on(async {
+                        tokio::select! {
+                            () = self.training.stop.cancelled() => {}
+                            () = tokio::time::sleep(delay) => {}
+                        }
+                    });
+                    self.check_stop()?;
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+
+    fn await_save(&self, saving: Saving) -> Result<(), RankError> {
         self.training.runtime.block_on(async {
             tokio::select! {
                 () = self.training.stop.cancelled() => Err(told_to_stop()),
@@ -497,19 +538,20 @@ impl Loop {
         })
     }
 
-    /// Copies what trains to the CPU's memory and hands the copies to the saver.
-    fn start_save(&self, last: bool) -> Result<oneshot::Receiver<Result<(), RankError>>, RankError> {
+    /// Hands what trains, as it is now, to the saver. It may not change but through the hold.
+    fn start_save(&self, last: bool) -> Result<(Saving, Hold), RankError> {
         let Training { plan, restored, .. } = &self.training;
         let params = restored.train_step.params();
-        let name = if restored.train_step.adapter().is_some() { ADAPTER_FILE } else { MODEL_FILE };
-        let copies = || -> crescendo_model::Result<Vec<(&'static str, TensorMap)>> {
-            let mut files = vec![(name, on_cpu(params.values()?)?)];
-            if let Some(ema) = &restored.ema {
-                files.push((EMA_FILE, on_cpu(ema.export(params)?)?));
-            }
-            files.push((OPTIMIZER_FILE, on_cpu(restored.optimizer.export(params)?)?));
-            Ok(files)
+        let trained = if restored.train_step.adapter().is_some() { ADAPTER_FILE } else { MODEL_FILE };
+        let free_bytes = match plan.device {
+            Device::Cpu => 0,
+            _ => crescendo_device::cuda::memory().map_err(RankError::retryable)?.free_bytes,
         };
+        let bytes = snapshot::snapshot_bytes(params, restored.ema.as_ref());
+        let limits = SnapshotLimits::new(bytes, plan.device, free_bytes);
+        let (hold, snapshot) =
+            snapshot::take(params, &restored.optimizer, restored.ema.as_ref(), trained, limits)
+                .map_err(RankError::retryable)?;
         let (done, outcome) = oneshot::channel();
         let request = SaveRequest {
             state: TrainState {
@@ -522,7 +564,8 @@ impl Loop {
                 optimizer_steps: restored.optimizer.steps(),
                 replay_passes: self.training.order.borrow().replay_passes.all().to_vec(),
             },
-            tensors: copies().map_err(RankError::retryable)?,
+            snapshot,
+            device: plan.device,
             history: restored.history.to_bytes(),
             last,
             done,
@@ -532,8 +575,26 @@ impl Loop {
             .saves
             .try_send(request)
             .map_err(|_| RankError::Retryable("the saver takes no requests".into()))?;
-        Ok(outcome)
+        Ok((outcome, hold))
     }
+}
+
+/// The outcome of a save, to come.
+type Saving = oneshot::Receiver<Result<(), RankError>>;
+
+/// Returns once the copying of a save is past the bucket, or there is none; adds to `held_up`.
+fn wait_for_copy(
+    hold: &mut Option<Hold>,
+    bucket: usize,
+    held_up: &mut Duration,
+) -> crescendo_model::Result<()> {
+    let Some(hold) = hold else { return Ok(()) };
+    let held = hold.before_change(bucket)?;
+    *held_up += held.waited;
+    if held.lifted {
+        tracing::warn!("the object store takes a checkpoint too slowly: more of it is kept in memory");
+    }
+    Ok(())
 }
 
 /// What a rank wants the gang to do next. The gang does the largest of its ranks' votes.
@@ -597,10 +658,6 @@ fn weighted_loss<'a>(
 
 fn number(tensor: &Tensor) -> Result<f64, RankError> {
     tensor.f_double_value(&vec![0; tensor.dim()]).map_err(RankError::retryable)
-}
-
-fn on_cpu(tensors: TensorMap) -> crescendo_model::Result<TensorMap> {
-    tensors.into_iter().map(|(name, tensor)| Ok((name, tensor.f_to_device(Device::Cpu)?))).collect()
 }
 
 #[cfg(test)]

@@ -424,6 +424,12 @@ fn random_batch(setting: &Setting, step: u64) -> Result<MicroBatch> {
     })
 }
 
+/// Samples of the nano network with one reference, as [`run`] times them if told nothing else.
+pub fn random_nano_batch(batch: i64) -> Result<MicroBatch> {
+    let config = Preset::Nano.config();
+    random_batch(&Setting { config, kind: Kind::Float, rank: 64, batch, text: 24, side: 8, references: 1 }, 0)
+}
+
 fn print(output: Output, outcome: &Outcome) -> Result<()> {
     if output == Output::Json {
         println!("{}", serde_json::to_string(outcome)?);

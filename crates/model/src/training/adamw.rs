@@ -65,8 +65,24 @@ impl AdamW {
         self.steps
     }
 
+    /// Both moments of each bucket.
+    pub(super) fn moments(&self) -> (&[Tensor], &[Tensor]) {
+        (&self.exp_avg, &self.exp_avg_sq)
+    }
+
     /// One step with the gradients that the buckets hold.
     pub fn step(&mut self, params: &mut FlatParams, rate: f64) -> Result<()> {
+        self.step_after(params, rate, &mut |_| Ok(()))
+    }
+
+    /// The same, with `before` called for each bucket before anything of that one changes. An error of it ends the step
+    /// halfway.
+    pub fn step_after(
+        &mut self,
+        params: &mut FlatParams,
+        rate: f64,
+        before: &mut dyn FnMut(usize) -> Result<()>,
+    ) -> Result<()> {
         self.steps += 1;
         let AdamWConfig { beta1, beta2, eps, weight_decay } = self.config;
         let exponent = i32::try_from(self.steps).unwrap_or(i32::MAX);
@@ -83,7 +99,8 @@ impl AdamW {
         let fused = Fused::choose(self.kernels, params.device(), Kind::Float);
         tch::no_grad(|| {
             let moments = self.exp_avg.iter_mut().zip(&mut self.exp_avg_sq);
-            for (bucket, (avg, avg_sq)) in params.buckets().iter().zip(moments) {
+            for (index, (bucket, (avg, avg_sq))) in params.buckets().iter().zip(moments).enumerate() {
+                before(index)?;
                 if fused.adamw(bucket.values(), bucket.grads(), avg, avg_sq, bucket.shadow(), numbers)? {
                     continue;
                 }
@@ -153,6 +170,11 @@ impl Ema {
             }
             Ok(())
         })
+    }
+
+    /// The averages of each bucket.
+    pub(super) fn averages(&self) -> &[Tensor] {
+        &self.values
     }
 
     /// Copies of the averages by parameter name.

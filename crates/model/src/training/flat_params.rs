@@ -27,6 +27,15 @@ struct Slot {
     grad: Tensor,
 }
 
+/// Where a parameter is in the flat vector of a bucket, elements.
+pub(super) struct Place<'a> {
+    pub name: &'a str,
+    pub shape: &'a [i64],
+    pub bucket: usize,
+    pub offset: i64,
+    pub len: i64,
+}
+
 /// The parameters of one block, contiguous.
 #[derive(Debug)]
 pub struct Bucket {
@@ -165,6 +174,19 @@ impl FlatParams {
     /// Where all of them lie.
     pub(super) fn device(&self) -> Device {
         self.buckets.first().map_or(Device::Cpu, |bucket| bucket.values.device())
+    }
+
+    /// Where each parameter is, in forward order.
+    pub(super) fn places(&self) -> impl Iterator<Item = Place<'_>> {
+        self.buckets.iter().enumerate().flat_map(|(bucket, owner)| {
+            owner.slots.iter().map(move |slot| Place {
+                name: &slot.name,
+                shape: &slot.shape,
+                bucket,
+                offset: slot.offset,
+                len: slot.len,
+            })
+        })
     }
 
     /// Number of parameters, padding not counted.
