@@ -194,17 +194,21 @@ fn byte_data(latent: LatentBytes, form: Form) -> TensorData {
     }
 }
 
-/// A float32 copy for the wire.
+/// A copy for the wire: what was computed in bfloat16 goes as that, everything else in float32.
 fn tensor_data(tensor: &Tensor) -> Result<TensorData> {
-    let tensor = tensor.f_to_device(Device::Cpu)?.f_to_kind(Kind::Float)?.f_contiguous()?;
-    let count = tensor.numel();
-    let mut bytes = vec![0u8; count * 4];
+    let (kind, dtype) = match tensor.f_kind()? {
+        Kind::BFloat16 => (Kind::BFloat16, DataType::Bf16),
+        _ => (Kind::Float, DataType::F32),
+    };
+    let tensor = tensor.f_to_device(Device::Cpu)?.f_to_kind(kind)?.f_contiguous()?;
+    let (count, width) = (tensor.numel(), kind.elt_size_in_bytes());
+    let mut bytes = vec![0u8; count * width];
     tensor.f_copy_data_u8(&mut bytes, count)?;
     if cfg!(target_endian = "big") {
-        bytes.chunks_exact_mut(4).for_each(<[u8]>::reverse);
+        bytes.chunks_exact_mut(width).for_each(<[u8]>::reverse);
     }
     let shape = tensor.size().iter().map(|side| *side as u32).collect();
-    Ok(TensorData { dtype: DataType::F32 as i32, shape, data: bytes.into(), ..TensorData::default() })
+    Ok(TensorData { dtype: dtype.into(), shape, data: bytes.into(), ..TensorData::default() })
 }
 
 /// Bytes of all tensors in a pair.
@@ -232,6 +236,18 @@ mod tests {
         Encoders::open(&source.expect("nano"), None).expect("nano has encoders")
     }
     use image::Rgb;
+
+    #[test]
+    fn what_was_computed_in_bfloat16_travels_as_that() {
+        let values = Tensor::from_slice(&[1.0f32, -2.5, 3.140625]);
+        let (wide, narrow) = (tensor_data(&values), tensor_data(&values.to_kind(Kind::BFloat16)));
+        let (wide, narrow) = (wide.expect("floats"), narrow.expect("bfloat16"));
+        assert_eq!((wide.dtype(), wide.data.len()), (DataType::F32, 12));
+        assert_eq!((narrow.dtype(), narrow.data.len()), (DataType::Bf16, 6));
+        // The upper half of a float.
+        let upper: Vec<u8> = wide.data.chunks_exact(4).flat_map(|float| float[2..].to_vec()).collect();
+        assert_eq!(narrow.data, upper);
+    }
 
     fn floats(data: &TensorData) -> Vec<f32> {
         data.data.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()

@@ -32,7 +32,7 @@ impl SampleShape {
     }
 }
 
-/// Text features: tokens `[tokens, width]` and pooled `[width]`, float32 on the CPU.
+/// Text features: tokens `[tokens, width]` and pooled `[width]`, float32 or as they came in bfloat16, on the CPU.
 #[derive(Debug)]
 pub struct Text {
     tokens: Tensor,
@@ -64,7 +64,7 @@ impl Text {
     }
 }
 
-/// One sample, float32 on the CPU: latents `[channels, height, width]`.
+/// One sample, float32 or as it came in bfloat16, on the CPU: latents `[channels, height, width]`.
 #[derive(Debug)]
 pub struct Sample {
     position: u64,
@@ -128,7 +128,7 @@ fn latent(name: &str, data: Option<&TensorData>, shape: &SampleShape) -> Result<
     }
 }
 
-/// Float32 on the CPU, from any dtype of the wire.
+/// On the CPU: in bfloat16 what came in it, since float32 would add nothing but bytes; float32 from any other dtype.
 fn tensor(name: &str, data: Option<&TensorData>) -> Result<Tensor, String> {
     let data = data.ok_or_else(|| format!("{name}: missing"))?;
     let (kind, width) = match data.dtype() {
@@ -143,8 +143,8 @@ fn tensor(name: &str, data: Option<&TensorData>) -> Result<Tensor, String> {
         return Err(format!("{name}: {} bytes do not fill shape {:?}", data.data.len(), data.shape));
     }
     let shape: Vec<i64> = data.shape.iter().map(|dim| i64::from(*dim)).collect();
-    let made =
-        Tensor::f_from_data_size(&data.data, &shape, kind).and_then(|tensor| tensor.f_to_kind(Kind::Float));
+    let kept = if kind == Kind::BFloat16 { kind } else { Kind::Float };
+    let made = Tensor::f_from_data_size(&data.data, &shape, kind).and_then(|tensor| tensor.f_to_kind(kept));
     let made = match data.dtype() {
         DataType::U8 if !data.scale.is_finite() || !data.offset.is_finite() => {
             return Err(format!("{name}: scale {} and offset {} are not numbers", data.scale, data.offset));
@@ -334,6 +334,20 @@ mod tests {
         let found: Vec<f32> = Vec::try_from(tensor("t", Some(&sent)).unwrap().reshape([-1])).unwrap();
         let expected: Vec<f32> = (0..=255u8).map(|byte| f32::from(byte) * scale + offset).collect();
         assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn bfloat16_stays_what_it_is() {
+        let sent = TensorData {
+            dtype: DataType::Bf16.into(),
+            shape: vec![2],
+            // 1 and −2.5: the upper halves of float32.
+            data: [0x3f80u16, 0xc020].iter().flat_map(|half| half.to_le_bytes()).collect::<Vec<u8>>().into(),
+            ..TensorData::default()
+        };
+        let found = tensor("t", Some(&sent)).unwrap();
+        assert_eq!(found.kind(), Kind::BFloat16);
+        assert_eq!(Vec::<f32>::try_from(found.to_kind(Kind::Float)).unwrap(), [1.0, -2.5]);
     }
 
     #[test]
