@@ -3,6 +3,7 @@
 //! | module | content |
 //! |---|---|
 //! | [`args`] | command line arguments that all servers, and all nodes, have |
+//! | [`background`] | a runtime whose threads give way |
 //! | [`backoff`] | pure: how long to wait before try n |
 //! | [`listen`] | listeners that stay on loopback unless told otherwise |
 //! | [`ports`] | the file that says where a process listens |
@@ -10,6 +11,7 @@
 //! | [`supervise`] | tasks that end with their process, and a process that ends with its critical tasks |
 
 pub mod args;
+pub mod background;
 pub mod backoff;
 pub mod listen;
 pub mod ports;

@@ -168,7 +168,7 @@ mod tests {
         for (bad, expected) in [
             (checkpoint("a.bin", b"contenT"), "a.bin: content has SHA-256"),
             (checkpoint("a.bin", b"conten"), "a.bin: 7 bytes, registered with 6"),
-            (checkpoint("b.bin", b"content"), "b.bin: missing"),
+            (checkpoint("b.bin", b"else"), "b.bin: missing"),
             (checkpoint("../a.bin", b"content"), "../a.bin: not a plain file name"),
         ] {
             let error = fetcher.checkpoint(&bad).await.unwrap_err();

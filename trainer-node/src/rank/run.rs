@@ -13,6 +13,7 @@ use crescendo_collective::{GlooOptions, ProcessGroup, Rendezvous};
 use crescendo_device::DeviceError;
 use crescendo_node::objects::cache::Cache;
 use crescendo_node::runtime::args::{LogArgs, SecurityArgs};
+use crescendo_node::runtime::background::Background;
 use crescendo_node::telemetry::trace;
 use crescendo_node::tls::{Dialer, RELOAD_INTERVAL, Security};
 use crescendo_proto::v1::{AttemptRef, RankProgress};
@@ -30,7 +31,7 @@ use super::link::{self, Downlink, MEETING_TIMEOUT, Uplink};
 use super::plan::RankPlan;
 use super::position_log::PositionLog;
 use super::restore::{self, RestoreError, Sources};
-use super::save::Saver;
+use super::save::{SaveRequest, Saver};
 use super::train::{self, Training, of_group};
 
 /// How long training may take to notice that it is told to stop.
@@ -280,11 +281,8 @@ async fn work(
     forwarding.spawn(uplink.clone().forward_progress(reported, progress_stop.clone()).in_current_span());
 
     let store = open_store(&plan).await?;
-    let cache = Cache::new(args.scratch.join(CACHE_FOLDER), args.cache_gib.saturating_mul(1 << 30));
-    let fetcher =
-        Fetcher { store: &store, url: &plan.object_store_url, cache: &cache, scratch: &args.scratch };
     let gathered = tokio::select! {
-        gathered = restore::gather(&plan, &fetcher, &args.library_root) => gathered,
+        gathered = gather(args, &plan, &store) => gathered,
         () = ends.cancelled() => return ends.before_meeting(),
     };
     let sources = report_damage(gathered, &uplink).await?;
@@ -315,9 +313,10 @@ async fn work(
         resolved_spec_json: plan.resolved_spec_json.clone(),
         global_batch: plan.stage.train.global_batch,
         uplink: uplink.clone(),
+        copying: Handle::current(),
         outcomes,
     };
-    beside.spawn(saver.run(requests).in_current_span());
+    let _background = spawn_saver(&mut beside, saver, requests)?;
 
     let thread = TrainThread {
         position_log: position_log(args, &plan)?,
@@ -341,6 +340,30 @@ async fn work(
     progress_stop.cancel();
     while forwarding.join_next().await.is_some() {}
     outcome
+}
+
+/// All files that the rank begins with, through the cache of its node.
+async fn gather(
+    args: &RankArgs,
+    plan: &RankPlan,
+    store: &Arc<dyn ObjectStore>,
+) -> Result<Sources, RestoreError> {
+    let cache = Cache::new(args.scratch.join(CACHE_FOLDER), args.cache_gib.saturating_mul(1 << 30));
+    let fetcher = Fetcher { store, url: &plan.object_store_url, cache: &cache, scratch: &args.scratch };
+    restore::gather(plan, &fetcher, &args.library_root).await
+}
+
+/// Hashing and writing take seconds of a core, which training has the better use for.
+fn spawn_saver(
+    beside: &mut JoinSet<()>,
+    saver: Saver,
+    requests: mpsc::Receiver<SaveRequest>,
+) -> Result<Background, RankError> {
+    let background = Background::start("save").map_err(RankError::retryable)?;
+    if let Some(handle) = background.handle() {
+        beside.spawn_on(saver.run(requests).in_current_span(), handle);
+    }
+    Ok(background)
 }
 
 fn at_its_start(plan: &RankPlan) -> RankProgress {
@@ -412,7 +435,7 @@ struct TrainThread {
     order: watch::Sender<SampleOrder>,
     position_log: Option<PositionLog>,
     progress: watch::Sender<RankProgress>,
-    saves: mpsc::Sender<super::save::SaveRequest>,
+    saves: mpsc::Sender<SaveRequest>,
     ends: Ends,
     runtime: Handle,
 }

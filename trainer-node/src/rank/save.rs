@@ -16,6 +16,7 @@ use crescendo_proto::v1::{Checkpoint, RankCheckpointOutcome};
 use futures::TryStreamExt as _;
 use object_store::{ObjectStore, ObjectStoreExt as _};
 use tch::Device;
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 use tracing::Instrument as _;
 
@@ -51,6 +52,8 @@ pub struct Saver {
     /// Samples of one step, for the speed that TensorBoard shows.
     pub global_batch: u32,
     pub uplink: Uplink,
+    /// Of threads that give way to nobody, for the copying.
+    pub copying: Handle,
     pub outcomes: mpsc::Receiver<RankCheckpointOutcome>,
 }
 
@@ -78,7 +81,7 @@ impl Saver {
         let history = Bytes::from(history);
         let outcome = async {
             let path = object_keys::checkpoint(&self.job_id, &state.stage, state.step, state.generation);
-            let writer = Writer { store: self.store.as_ref(), path: &path };
+            let writer = Writer { store: self.store.as_ref(), path: &path, runtime: &self.copying };
             let files = writer.tensors(snapshot, device).await?;
             let files = writer.rest(files, &state, &history, &self.resolved_spec_json).await?;
             self.register(&state, &files, history, last, began).await
@@ -180,6 +183,8 @@ struct Writer<'a> {
     store: &'a dyn ObjectStore,
     /// Its folder in the object store.
     path: &'a str,
+    /// Where the copying is done.
+    runtime: &'a Handle,
 }
 
 impl Writer<'_> {
@@ -188,7 +193,8 @@ impl Writer<'_> {
         let names: Vec<&'static str> = snapshot.files().iter().map(|file| file.name).collect();
         // There is room for all: how many there are at a time is the snapshot's own bound.
         let (copied, mut pieces) = mpsc::channel::<Piece>(snapshot.chunks().max(1));
-        let copying = tokio::task::spawn_blocking(move || copy_out::run(snapshot, device, &copied));
+        // Training waits for it, so it does not give way as the rest here does.
+        let copying = self.runtime.spawn_blocking(move || copy_out::run(snapshot, device, &copied));
         let mut files = Vec::with_capacity(names.len());
         let mut outcome = Ok(());
         for name in names {
@@ -250,6 +256,10 @@ mod tests {
     use crescendo_model::{BlockSelection, Flux, FluxConfig, LoraAdapter, Preset};
     use tch::Kind;
 
+    fn writer<'a>(store: &'a Arc<dyn ObjectStore>, runtime: &'a Handle) -> Writer<'a> {
+        Writer { store: store.as_ref(), path: "jobs/j/one/checkpoints/c", runtime }
+    }
+
     fn snapshot() -> Reader {
         let config: FluxConfig = Preset::Nano.config();
         let flux = Flux::init(&config, 0, Kind::Float, Device::Cpu).unwrap();
@@ -278,7 +288,8 @@ mod tests {
             optimizer_steps: 3,
             replay_passes: Vec::new(),
         };
-        let writer = Writer { store: store.as_ref(), path: "jobs/j/one/checkpoints/c" };
+        let runtime = Handle::current();
+        let writer = writer(&store, &runtime);
         let tensors = writer.tensors(snapshot(), Device::Cpu).await.unwrap();
         let files = writer.rest(tensors, &state, &Bytes::from_static(b"{}\n"), b"{}").await.unwrap();
         let names: Vec<&str> = files.iter().map(|file| file.name.as_str()).collect();
@@ -297,7 +308,8 @@ mod tests {
     async fn a_snapshot_that_is_spoiled_is_no_checkpoint_and_says_why() {
         let folder = tempfile::tempdir().unwrap();
         let store = crescendo_node::objects::open(&format!("file://{}", folder.path().display())).unwrap();
-        let writer = Writer { store: store.as_ref(), path: "jobs/j/one/checkpoints/c" };
+        let runtime = Handle::current();
+        let writer = writer(&store, &runtime);
         let error = writer.tensors(snapshot(), Device::Cuda(9)).await.unwrap_err();
         assert!(matches!(&error, RankError::Retryable(reason) if !reason.contains("cut off")), "{error}");
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);

@@ -14,9 +14,10 @@ use crescendo_model::training::{AdamW, AdamWConfig, TrainOptions, TrainStep};
 use crescendo_model::weights::{TensorMap, published_strings, to_bytes};
 use crescendo_model::{BlockSelection, Flux, LoraAdapter, Preset};
 use crescendo_node::objects::upload::{Piece, put, upload};
+use crescendo_node::runtime::background::Background;
 use object_store::ObjectStore;
 use serde::Serialize;
-use tokio::runtime::Runtime;
+use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
@@ -67,7 +68,7 @@ enum How {
 struct Outcome {
     how: How,
     tensors_bytes: u64,
-    /// Highest resident memory from the first save on, above what was resident before it.
+    /// Highest resident memory from the first save on, above that of a step without one.
     memory_above_bytes: u64,
     step_median: f64,
     /// Of each save.
@@ -93,6 +94,12 @@ struct Trained {
     optimizer: AdamW,
 }
 
+/// What a save runs on.
+struct Runtimes<'a> {
+    copying: &'a Handle,
+    writing: &'a Handle,
+}
+
 /// A save under way.
 struct Saving {
     hold: Option<Hold>,
@@ -108,20 +115,26 @@ pub fn run(args: &SaveArgs) -> Result<()> {
     let folder = tempfile::tempdir().context("make a temporary folder")?;
     let place = std::path::absolute(args.folder.as_deref().unwrap_or(folder.path()))?;
     let store = crescendo_node::objects::open(&format!("file://{}", place.display()))?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    // As ranks have them: one for copying, and one that gives way.
+    let copying = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    let background = Background::start("save")?;
+    let runtimes =
+        Runtimes { copying: copying.handle(), writing: background.handle().context("it has begun")? };
     let mut trained = trained(args.size)?;
     let tensors_bytes = snapshot_bytes(trained.step.params(), None);
 
     // What the first steps take once and keep is not the saves' own.
     one_step(&mut trained, args.batch, &mut None)?;
+    forget_peak()?;
     let mut plain = vec![one_step(&mut trained, args.batch, &mut None)?];
-    let before = resident_now()?;
+    let before = peak::memory_bytes(Device::Cpu)?;
+    forget_peak()?;
     let (mut calls, mut after, mut saves) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..args.saves {
         let began = Instant::now();
         let mut saving = match args.how {
-            How::Streamed => start_streamed(&trained, &store, &runtime)?,
-            How::Whole => start_whole(&trained, &store, &runtime)?,
+            How::Streamed => start_streamed(&trained, &store, &runtimes)?,
+            How::Whole => start_whole(&trained, &store, &runtimes)?,
         };
         calls.push(began.elapsed().as_secs_f64());
         after.push(one_step(&mut trained, args.batch, &mut saving.hold)?);
@@ -240,21 +253,25 @@ fn thread_seconds() -> f64 {
     time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
 }
 
-fn start_streamed(trained: &Trained, store: &Arc<dyn ObjectStore>, runtime: &Runtime) -> Result<Saving> {
+fn start_streamed(
+    trained: &Trained,
+    store: &Arc<dyn ObjectStore>,
+    runtimes: &Runtimes<'_>,
+) -> Result<Saving> {
     let began = Instant::now();
     let params = trained.step.params();
     let limits = SnapshotLimits::new(snapshot_bytes(params, None), Device::Cpu, 0);
     let (hold, reader) = take(params, &trained.optimizer, None, ADAPTER_FILE, limits)?;
     let store = Arc::clone(store);
     let mut tasks = JoinSet::new();
-    tasks.spawn_on(stream(reader, store), runtime.handle());
+    tasks.spawn_on(stream(reader, store, runtimes.copying.clone()), runtimes.writing);
     Ok(Saving { hold: Some(hold), tasks, began })
 }
 
-async fn stream(mut reader: Reader, store: Arc<dyn ObjectStore>) -> Result<()> {
+async fn stream(mut reader: Reader, store: Arc<dyn ObjectStore>, runtime: Handle) -> Result<()> {
     let names: Vec<&str> = reader.files().iter().map(|file| file.name).collect();
     let (copied, mut pieces) = mpsc::channel(reader.chunks().max(1));
-    let copying = tokio::task::spawn_blocking(move || -> Result<()> {
+    let copying = runtime.spawn_blocking(move || -> Result<()> {
         while let Some(chunk) = reader.next_chunk(&mut FromHost)? {
             let is_last = chunk.is_last_of_file;
             copied.blocking_send(Piece { bytes: bytes::Bytes::from_owner(chunk), is_last })?;
@@ -268,7 +285,7 @@ async fn stream(mut reader: Reader, store: Arc<dyn ObjectStore>) -> Result<()> {
 }
 
 /// Copies everything first, as ranks did once: a baseline.
-fn start_whole(trained: &Trained, store: &Arc<dyn ObjectStore>, runtime: &Runtime) -> Result<Saving> {
+fn start_whole(trained: &Trained, store: &Arc<dyn ObjectStore>, runtimes: &Runtimes<'_>) -> Result<Saving> {
     let began = Instant::now();
     let params = trained.step.params();
     let copies = [(ADAPTER_FILE, params.values()?), (OPTIMIZER_FILE, trained.optimizer.export(params)?)];
@@ -288,18 +305,13 @@ fn start_whole(trained: &Trained, store: &Arc<dyn ObjectStore>, runtime: &Runtim
         }
         Ok(())
     };
-    tasks.spawn_on(write, runtime.handle());
+    tasks.spawn_on(write, runtimes.copying);
     Ok(Saving { hold: None, tasks, began })
 }
 
 /// Makes the highest resident memory what is resident now.
 fn forget_peak() -> Result<()> {
     std::fs::write("/proc/self/clear_refs", "5").context("write /proc/self/clear_refs")
-}
-
-fn resident_now() -> Result<u64> {
-    forget_peak()?;
-    peak::memory_bytes(Device::Cpu)
 }
 
 /// The value at `share` of the sorted ones, the higher one where it falls between two; 0 of none.
@@ -334,7 +346,7 @@ fn print(output: Output, outcome: &Outcome) -> Result<()> {
     }
     println!("waits   {:.0} ms (p99) of the training thread for a save", outcome.held_up_p99 * 1e3);
     println!(
-        "memory  {:.2} GB above what was there: {:.2} of the tensors' bytes",
+        "memory  {:.2} GB above what a step takes: {:.2} of the tensors' bytes",
         above / 1e9,
         above / tensors
     );
@@ -357,12 +369,13 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let store = crescendo_node::objects::open(&format!("file://{}", folder.path().display())).unwrap();
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
+        let runtimes = Runtimes { copying: runtime.handle(), writing: runtime.handle() };
         let mut trained = trained(0.004).unwrap();
         one_step(&mut trained, 1, &mut None).unwrap();
         let written = |how| -> Vec<Vec<u8>> {
             let saving = match how {
-                How::Streamed => start_streamed(&trained, &store, &runtime),
-                How::Whole => start_whole(&trained, &store, &runtime),
+                How::Streamed => start_streamed(&trained, &store, &runtimes),
+                How::Whole => start_whole(&trained, &store, &runtimes),
             };
             let mut saving = saving.unwrap();
             runtime.block_on(saving.tasks.join_next()).unwrap().unwrap().unwrap();
