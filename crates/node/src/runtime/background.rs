@@ -2,8 +2,9 @@
 
 use tokio::runtime::{Builder, Handle, Runtime};
 
-/// How much they give way: a tenth of a core where another thread wants all of it.
+/// How much they give way, on the scale of `nice`: a tenth of a core where another thread of the process wants all of it.
 const NICE: i32 = 10;
+const MAX_NICE: i32 = 19;
 
 /// A runtime of its own, which ends without waiting when this goes.
 #[derive(Debug)]
@@ -38,7 +39,7 @@ impl Drop for Background {
 
 fn give_way() {
     if let Ok(now) = rustix::process::getpriority_process(None) {
-        let _ = rustix::process::setpriority_process(None, NICE.max(now));
+        let _ = rustix::process::setpriority_process(None, (now + NICE).min(MAX_NICE));
     }
 }
 
@@ -56,7 +57,7 @@ mod tests {
         let background = Background::start("test").unwrap();
         let handle = background.handle().unwrap();
         let (worker, blocking) = (handle.spawn(async { nice() }), handle.spawn_blocking(nice));
-        let expected = NICE.max(before);
+        let expected = (before + NICE).min(MAX_NICE);
         assert_eq!((worker.await.unwrap(), blocking.await.unwrap(), nice()), (expected, expected, before));
         drop(background);
     }
