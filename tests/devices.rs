@@ -17,7 +17,7 @@ const DRIVER: &str = "libcuda.so.1";
 fn programs_that_compute_look_for_cuda() -> Result<()> {
     let node = ["--dev", "--node-id", "n-1", "--controller", "127.0.0.1:9"];
     let rank = "rank --agent 127.0.0.1:9 --job j --stage s --generation 1 --rank 0 --bind-ip 127.0.0.1 --dev \
-                --scratch . --library-root .";
+                --scratch . --cache-gib 1 --library-root .";
     let agent = ["agent", "--scratch", "."];
     looks_for_cuda("crescendo-curator-node", &node)?;
     looks_for_cuda("crescendo-trainer-node", &[&agent[..], &node].concat())?;

@@ -368,7 +368,8 @@ mod tests {
     fn both_ways_write_the_same_files() {
         let folder = tempfile::tempdir().unwrap();
         let store = crescendo_node::objects::open(&format!("file://{}", folder.path().display())).unwrap();
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_time().build().unwrap();
         let runtimes = Runtimes { copying: runtime.handle(), writing: runtime.handle() };
         let mut trained = trained(0.004).unwrap();
         one_step(&mut trained, 1, &mut None).unwrap();

@@ -2,8 +2,9 @@
 
 use tokio::runtime::{Builder, Handle, Runtime};
 
-/// How much they give way, on the scale of `nice`: a tenth of a core where another thread of the process wants all of it.
-const NICE: i32 = 10;
+/// How much they give way, on the scale of `nice`: a quarter of a core where another thread of the process wants all of it.
+/// With much less, what a save has copied would wait so long to be written that training had to wait for that.
+const NICE: i32 = 5;
 const MAX_NICE: i32 = 19;
 
 /// A runtime of its own, which ends without waiting when this goes.
