@@ -48,7 +48,7 @@ struct Question {
 }
 
 impl LlmJudge {
-    /// Asks about every pair that `answers` has nothing of, [`JUDGED_AT_ONCE`] at a time; of these as many are under way
+    /// Asks about every pair that `answers` has nothing of, `JUDGED_AT_ONCE` at a time; of these as many are under way
     /// as the endpoint's `concurrency` allows. `counts` hears of each pair that has been judged. Dropping this ends all
     /// conversations; after an error what was answered stays in `answers`.
     pub async fn ask_about(
