@@ -70,7 +70,9 @@ def subjects(folder):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    device = parser.parse_args().device
+    parser.add_argument("--limit", type=int, default=140, metavar="S", help="seconds that the job may take [default: 140]")
+    arguments = parser.parse_args()
+    device = arguments.device
     binaries = pathlib.Path(os.environ.get("CRESCENDO_BIN", ROOT / "target/release"))
     with tempfile.TemporaryDirectory() as scratch:
         folder = pathlib.Path(scratch)
@@ -79,7 +81,7 @@ def main():
         spec.write_text(SPEC.format(subjects=folder / "subjects", pairs=PAIRS, steps=STEPS))
         started = time.monotonic()
         up = [binaries / "crescendo", "up", "--curators", "1", "--trainers", "1", "--device", device, "--dir", folder / "cluster"]
-        run = subprocess.run([*up, "--run", spec, "--result", folder / "job.json"], cwd=ROOT, capture_output=True, text=True)
+        run = subprocess.run([*up, "--run", spec, "--result", folder / "job.json"], cwd=ROOT, capture_output=True, text=True, timeout=arguments.limit)
         if run.returncode != 0:
             sys.stderr.write(run.stdout[-2000:] + run.stderr[-2000:])
             for log in sorted((folder / "cluster").rglob("*.log")):
@@ -91,7 +93,7 @@ def main():
         picture = folder / "drawn.png"
         draw = [binaries / "crescendo-workbench", "generate", "--preset", "nano", "--device", device, "--weights", "assets/nano/base.safetensors"]
         draw += ["--lora", loras[-1], "--prompt", "the subject on the beach", "--reference", folder / "subjects/0.png", "--steps", "4", "--size", "32x32", "--out", picture]
-        subprocess.run(draw, cwd=ROOT, check=True, capture_output=True, text=True)
+        subprocess.run(draw, cwd=ROOT, check=True, capture_output=True, text=True, timeout=60)
         stage = job["stages"][0]
         figures = {"device": device, "seconds": seconds, "pairs": stage.get("pairsCommitted"), "steps": STEPS, "lora_bytes": loras[-1].stat().st_size}
         print(json.dumps({**figures, "picture_bytes": picture.stat().st_size}))

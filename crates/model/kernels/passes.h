@@ -228,3 +228,16 @@ FN void run(const AdamW& a, long piece) {
     SIMD
     LANES(Block, i, begin, end) store(a.shadow + i, a.values[i]);
 }
+
+// All passes, for either build to declare.
+#define FOR_EACH_PASS(PASS) \
+    PASS(crescendo_norm_modulate, NormModulate) \
+    PASS(crescendo_norm_modulate_backward, NormModulateBackward) \
+    PASS(crescendo_gated_residual, GatedResidual) \
+    PASS(crescendo_gate_backward, GateBackward) \
+    PASS(crescendo_split_heads, SplitHeads) \
+    PASS(crescendo_split_heads_backward, SplitHeadsBackward) \
+    PASS(crescendo_move_heads, MoveHeads) \
+    PASS(crescendo_gelu, Gelu) \
+    PASS(crescendo_gelu_backward, GeluBackward) \
+    PASS(crescendo_adamw, AdamW)

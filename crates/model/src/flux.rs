@@ -28,7 +28,7 @@ use tch::{Device, Kind, Tensor};
 
 pub use arithmetic::{StepTokens, forward_flops, step_flops};
 pub(crate) use blocks::{DoubleBlock, Head, SingleBlock, Stem, Stream};
-pub(crate) use layers::NORM_EPS;
+pub(crate) use layers::{NORM_EPS, fused_attention};
 pub use placement::{LoadOptions, Offload, Storage};
 use placement::{Placing, Staged, run_ahead, stage};
 pub use rope::{RopeCache, RopeTable};

@@ -40,6 +40,14 @@ pub enum Kernels {
     Fused,
 }
 
+/// Why a device has no fused passes although it might; none if it has them. They are compiled for it when this asks first.
+pub fn unavailable(device: Device) -> Option<String> {
+    match device {
+        Device::Cuda(index) => CudaKernels::of(index).err(),
+        _ => None,
+    }
+}
+
 /// Where the passes run.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Fused {

@@ -267,12 +267,7 @@ impl LoraAdapter {
     /// Computes the update in `compute` whatever dtype the weights have: published training keeps float32 weights under
     /// bfloat16 arithmetic.
     pub fn set_compute_kind(&mut self, compute: Kind) {
-        let double = self.double.iter_mut().flatten();
-        let single = self.single.iter_mut().flatten();
-        let pairs = double
-            .flat_map(|l| [&mut l.qkv_img, &mut l.proj_img, &mut l.qkv_txt, &mut l.proj_txt])
-            .chain(single.flat_map(|l| [&mut l.qkv, &mut l.proj]));
-        for pair in pairs {
+        for (_, pair) in self.pairs_mut() {
             pair.compute = Some(compute);
         }
     }
@@ -283,23 +278,8 @@ impl LoraAdapter {
             let part = parts.get(&name).map(Tensor::shallow_clone);
             part.ok_or_else(|| ModelError::input(name, "has no copy in the dtype of the arithmetic"))
         };
-        let set = |pair: &mut LoraPair, name: String| -> Result<()> {
+        for (name, pair) in self.pairs_mut() {
             pair.shadow = Some((part(format!("{name}.down.weight"))?, part(format!("{name}.up.weight"))?));
-            Ok(())
-        };
-        for (i, lora) in self.double.iter_mut().enumerate() {
-            let Some(lora) = lora else { continue };
-            let prefix = format!("double_blocks.{i}.processor");
-            set(&mut lora.qkv_img, format!("{prefix}.qkv_lora1"))?;
-            set(&mut lora.proj_img, format!("{prefix}.proj_lora1"))?;
-            set(&mut lora.qkv_txt, format!("{prefix}.qkv_lora2"))?;
-            set(&mut lora.proj_txt, format!("{prefix}.proj_lora2"))?;
-        }
-        for (i, lora) in self.single.iter_mut().enumerate() {
-            let Some(lora) = lora else { continue };
-            let prefix = format!("single_blocks.{i}.processor");
-            set(&mut lora.qkv, format!("{prefix}.qkv_lora"))?;
-            set(&mut lora.proj, format!("{prefix}.proj_lora"))?;
         }
         Ok(())
     }
@@ -330,22 +310,30 @@ impl LoraAdapter {
 
     /// Calls `visit` with the published name and the tensor of every weight, in forward order.
     pub(crate) fn visit_mut(&mut self, visit: &mut dyn FnMut(String, &mut Tensor)) {
-        for (i, lora) in self.double.iter_mut().enumerate() {
-            let prefix = format!("double_blocks.{i}.processor");
-            if let Some(lora) = lora {
-                lora.qkv_img.visit_mut(&format!("{prefix}.qkv_lora1"), visit);
-                lora.proj_img.visit_mut(&format!("{prefix}.proj_lora1"), visit);
-                lora.qkv_txt.visit_mut(&format!("{prefix}.qkv_lora2"), visit);
-                lora.proj_txt.visit_mut(&format!("{prefix}.proj_lora2"), visit);
-            }
+        for (name, pair) in self.pairs_mut() {
+            pair.visit_mut(&name, visit);
         }
-        for (i, lora) in self.single.iter_mut().enumerate() {
-            let prefix = format!("single_blocks.{i}.processor");
-            if let Some(lora) = lora {
-                lora.qkv.visit_mut(&format!("{prefix}.qkv_lora"), visit);
-                lora.proj.visit_mut(&format!("{prefix}.proj_lora"), visit);
-            }
-        }
+    }
+
+    /// Every update under its published name, in forward order.
+    fn pairs_mut(&mut self) -> impl Iterator<Item = (String, &mut LoraPair)> {
+        let double = self.double.iter_mut().enumerate().filter_map(|(i, lora)| Some((i, lora.as_mut()?)));
+        let double = double.flat_map(|(i, lora)| {
+            let DoubleLora { qkv_img, proj_img, qkv_txt, proj_txt } = lora;
+            let pairs = [
+                ("qkv_lora1", qkv_img),
+                ("proj_lora1", proj_img),
+                ("qkv_lora2", qkv_txt),
+                ("proj_lora2", proj_txt),
+            ];
+            pairs.map(|(name, pair)| (format!("double_blocks.{i}.processor.{name}"), pair))
+        });
+        let single = self.single.iter_mut().enumerate().filter_map(|(i, lora)| Some((i, lora.as_mut()?)));
+        let single = single.flat_map(|(i, SingleLora { qkv, proj })| {
+            [("qkv_lora", qkv), ("proj_lora", proj)]
+                .map(|(name, pair)| (format!("single_blocks.{i}.processor.{name}"), pair))
+        });
+        double.chain(single)
     }
 
     /// Weights by published key (sharing storage with the adapter).

@@ -3,9 +3,8 @@
 
 use crate::curate::drawn::{DrawnUnit, of_bytes, to_bytes};
 use crescendo_core::spec::JobSpec;
-use crescendo_dataset::digest::{hex, sha256_hex};
+use crescendo_dataset::digest::{of_parts, sha256_hex};
 use crescendo_dataset::whole_file;
-use sha2::{Digest as _, Sha256};
 use std::collections::VecDeque;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -50,19 +49,12 @@ impl StageDigest {
     /// For stage `index` of a job. `inputs` says what the spec does not: the content of files, what an earlier stage has
     /// trained, the machine.
     pub fn of(job_id: &str, job: &JobSpec, index: u32, inputs: &[String]) -> StageDigest {
-        let mut hash = Sha256::new();
-        let mut add = |text: &[u8]| {
-            hash.update((text.len() as u64).to_le_bytes());
-            hash.update(text);
-        };
-        add(env!("CARGO_PKG_VERSION").as_bytes());
-        add(&FORMAT.to_le_bytes());
-        add(job_id.as_bytes());
-        add(&index.to_le_bytes());
-        add(&serde_json::to_vec(job).unwrap_or_default());
-        inputs.iter().for_each(|input| add(input.as_bytes()));
+        let (version, spec) = (env!("CARGO_PKG_VERSION"), serde_json::to_vec(job).unwrap_or_default());
+        let (format, place) = (FORMAT.to_le_bytes(), index.to_le_bytes());
+        let own: [&[u8]; 5] = [version.as_bytes(), &format, job_id.as_bytes(), &place, &spec];
+        let digest = of_parts(own.into_iter().chain(inputs.iter().map(String::as_bytes)));
         let folder = sha256_hex(format!("{job_id}\n{index}").as_bytes());
-        StageDigest { folder: folder.chars().take(32).collect(), digest: hex(&hash.finalize()) }
+        StageDigest { folder: folder.chars().take(32).collect(), digest }
     }
 
     pub fn unit(&self, unit: u64) -> DrawnKey {

@@ -5,8 +5,7 @@
 //! ones that come next, so that nothing would ever be found: what makes room is picked blindly instead, and a share of
 //! each pass is found.
 
-use crescendo_dataset::digest::sha256_hex;
-use sha2::{Digest as _, Sha256};
+use crescendo_dataset::digest::{of_parts, sha256_hex};
 use std::collections::BTreeMap;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
@@ -49,12 +48,7 @@ impl Files {
 
 /// The key of what `encoder`, as its files say, makes of `parts`. `what` tells prompts from pictures.
 pub fn key(encoder: &str, what: &str, parts: &[&[u8]]) -> String {
-    let mut hash = Sha256::new();
-    for part in [encoder.as_bytes(), what.as_bytes()].iter().chain(parts) {
-        hash.update((part.len() as u64).to_le_bytes());
-        hash.update(part);
-    }
-    crescendo_dataset::digest::hex(&hash.finalize())
+    of_parts([encoder.as_bytes(), what.as_bytes()].iter().chain(parts))
 }
 
 impl EncodingCache {

@@ -195,6 +195,12 @@ fn adapter_train_step(plan: &RankPlan, sources: &Sources, rank: i64) -> Result<T
             adapter.rank()
         ))));
     }
+    if let Some(reason) = crescendo_model::fused::unavailable(plan.device) {
+        tracing::warn!(
+            reason,
+            "blocks run by libtorch's operations, which takes longer: their kernels are not to be had"
+        );
+    }
     TrainStep::for_adapter(flux, adapter, plan.options()).map_err(permanent)
 }
 

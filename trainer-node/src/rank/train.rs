@@ -153,8 +153,8 @@ impl Loop {
         let operations = step_profiler::operations(&plan.config(), &micros, plan.adapter_rank());
         let train = &plan.stage.train;
         let restored = &mut self.training.restored;
-        let model = |error: crescendo_model::ModelError| RankError::Retryable(error.to_string());
-        let norm = restored.train_step.params_mut().clip(Some(train.max_grad_norm)).map_err(model)?;
+        let norm =
+            restored.train_step.params_mut().clip(Some(train.max_grad_norm)).map_err(RankError::retryable)?;
         let rate = train.learning_rate_at(step + 1);
         let grad_norm = number(&norm)?;
         let seconds = began.elapsed().as_secs_f64();
@@ -180,7 +180,7 @@ impl Loop {
             self.update(rate)?
         };
         let restored = &mut self.training.restored;
-        restored.train_step.wait_for_device().map_err(model)?;
+        restored.train_step.wait_for_device().map_err(RankError::retryable)?;
         restored.step = step + 1;
         if let Some(log) = &mut self.training.position_log {
             log.note(step, &noted).map_err(RankError::retryable)?;
@@ -193,15 +193,17 @@ impl Loop {
 
     /// The optimizer's step, and the average's. A bucket that a checkpoint still copies is waited for: for how long, in all.
     fn update(&mut self, rate: f64) -> Result<Duration, RankError> {
-        let model = |error: crescendo_model::ModelError| RankError::Retryable(error.to_string());
         let restored = &mut self.training.restored;
         let mut held_up = Duration::ZERO;
         let mut before = |bucket| wait_for_copy(&mut self.hold, bucket, &mut held_up);
-        restored.optimizer.step_after(restored.train_step.params_mut(), rate, &mut before).map_err(model)?;
+        restored
+            .optimizer
+            .step_after(restored.train_step.params_mut(), rate, &mut before)
+            .map_err(RankError::retryable)?;
         // Every bucket was waited for.
         self.hold = None;
         if let Some(ema) = &mut restored.ema {
-            ema.update(restored.train_step.params()).map_err(model)?;
+            ema.update(restored.train_step.params()).map_err(RankError::retryable)?;
         }
         Ok(held_up)
     }

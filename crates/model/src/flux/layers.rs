@@ -139,18 +139,14 @@ pub(crate) fn attend(qkv: &Tensor, scales: &Tensor, rope: &RopeTable, heads: i64
             query.f_mul_scalar(1.0 / (head_dim as f64).sqrt())?.f_matmul(&key.f_transpose(-2, -1)?)?;
         scores.f_softmax(-1, None)?.f_matmul(&value)?
     } else {
-        Tensor::f_scaled_dot_product_attention(
-            &query,
-            &key,
-            &value,
-            None::<&Tensor>,
-            0.0,
-            false,
-            None,
-            false,
-        )?
+        fused_attention(&query, &key, &value)?
     };
     Ok(attended.f_transpose(1, 2)?.f_reshape([batch, tokens, heads * head_dim])?)
+}
+
+/// Softmax(q kᵀ / √width) v by libtorch's own kernel, which keeps no scores: `[batch, heads, tokens, width]` each.
+pub(crate) fn fused_attention(query: &Tensor, key: &Tensor, value: &Tensor) -> Result<Tensor> {
+    Ok(Tensor::f_scaled_dot_product_attention(query, key, value, None::<&Tensor>, 0.0, false, None, false)?)
 }
 
 /// The 256-wide sinusoid of `t` (`[batch]`): 1000 · t in t's own dtype, angles in float32, laid out

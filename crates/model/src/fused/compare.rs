@@ -38,10 +38,7 @@ type Outcome = Result<Vec<Tensor>>;
 pub fn compare(config: &FluxConfig, sizes: PassSizes, kind: Kind, device: Device) -> Result<Vec<Comparison>> {
     let fused = Fused::choose(Kernels::Fused, device, kind);
     if matches!(fused, Fused::Eager) {
-        let reason = match device {
-            Device::Cuda(index) => super::cuda::CudaKernels::of(index).err().unwrap_or_default(),
-            _ => format!("{kind:?} on {device:?} has none"),
-        };
+        let reason = super::unavailable(device).unwrap_or_else(|| format!("{kind:?} on {device:?} has none"));
         return Err(ModelError::input("kernels", reason));
     }
     let inputs = Inputs::new(config, sizes, kind, device)?;

@@ -45,12 +45,11 @@ impl Variant {
             if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
                 found.push(Self::Avx2);
             }
-            if ["avx512f", "avx512bw", "avx512vl", "avx512dq"].iter().all(|name| match *name {
-                "avx512f" => is_x86_feature_detected!("avx512f"),
-                "avx512bw" => is_x86_feature_detected!("avx512bw"),
-                "avx512vl" => is_x86_feature_detected!("avx512vl"),
-                _ => is_x86_feature_detected!("avx512dq"),
-            }) {
+            if is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512vl")
+                && is_x86_feature_detected!("avx512dq")
+            {
                 found.push(Self::Avx512);
             }
         }

@@ -108,11 +108,6 @@ impl Blocks<'_> {
     }
 }
 
-/// `x Wᵀ + b` of `[rows, in]`, in the dtype of `x`.
-fn linear(layer: &Linear, x: &Tensor) -> Result<Tensor> {
-    layer.forward(x)
-}
-
 /// `grad W`: the gradient of a linear layer's input.
 fn linear_backward(layer: &Linear, grad: &Tensor) -> Result<Tensor> {
     Ok(grad.f_mm(&cast(&layer.weight, grad.f_kind()?)?)?)

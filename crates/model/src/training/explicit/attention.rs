@@ -3,6 +3,7 @@
 use tch::{Device, Kind, Tensor};
 
 use crate::error::{ModelError, Result};
+use crate::flux::fused_attention;
 use crate::fused::{Fused, Heads};
 use crate::training::backward::{gradients, leaf};
 
@@ -36,16 +37,7 @@ pub(super) fn forward(fused: Fused, heads: &Heads) -> Result<(Tensor, Kept)> {
     tch::with_grad(|| {
         let (query, key, value) =
             (leaf(&heads.query, true)?, leaf(&heads.key, true)?, leaf(&heads.value, true)?);
-        let out = Tensor::f_scaled_dot_product_attention(
-            &query,
-            &key,
-            &value,
-            None::<&Tensor>,
-            0.0,
-            false,
-            None,
-            false,
-        )?;
+        let out = fused_attention(&query, &key, &value)?;
         Ok((out.f_detach()?.f_contiguous()?, Kept::Graph { query, key, value, out }))
     })
 }

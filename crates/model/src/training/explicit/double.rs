@@ -3,7 +3,7 @@
 use tch::Tensor;
 
 use super::low_rank::{self, PairGrads};
-use super::{Context, attention, empty, linear, linear_backward, rows, scale};
+use super::{Context, attention, empty, linear_backward, rows, scale};
 use crate::error::Result;
 use crate::flux::{DoubleBlock, NORM_EPS, Stream};
 use crate::fused::{Fused, HeadNorm, Heads, ModulationColumns, NormStats, StreamPlace};
@@ -87,7 +87,7 @@ impl StreamSaved {
         let (attn, mlp) = (ModulationColumns::new(&all, 0, hidden), ModulationColumns::new(&all, 1, hidden));
         let (modulated, stats) = context.fused.norm_modulate(x, &attn, NORM_EPS)?;
         let modulated = rows(&modulated)?;
-        let qkv = linear(&stream.qkv, &modulated)?;
+        let qkv = stream.qkv.forward(&modulated)?;
         let qkv_middle = low_rank::add(lora.qkv, &modulated, &qkv)?;
         let saved = Self {
             place,
@@ -116,14 +116,14 @@ impl StreamSaved {
         let shape = x.size();
         let own = empty(&[self.place.batch * self.place.tokens, x.size3()?.2], x)?;
         fused.heads_to_rows(attended, &self.place, &own)?;
-        let update = linear(&stream.proj, &own)?;
+        let update = stream.proj.forward(&own)?;
         let proj_middle = low_rank::add(lora.proj, &own, &update)?;
         let between = fused.gated_residual(x, &self.attn, &update.f_view(shape.as_slice())?)?;
         let (modulated, stats) = fused.norm_modulate(&between, &self.mlp, NORM_EPS)?;
-        let mlp_in = linear(&stream.mlp_in, &rows(&modulated)?)?;
+        let mlp_in = stream.mlp_in.forward(&rows(&modulated)?)?;
         let active = mlp_in.f_empty_like()?;
         fused.gelu(&mlp_in, &active)?;
-        let update = linear(&stream.mlp_out, &active)?;
+        let update = stream.mlp_out.forward(&active)?;
         let out = fused.gated_residual(&between, &self.mlp, &update.f_view(shape.as_slice())?)?;
         self.after = Some(AfterSaved { attended: own, proj_middle, between, stats, mlp_in });
         Ok(out)

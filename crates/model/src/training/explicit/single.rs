@@ -3,7 +3,7 @@
 use tch::Tensor;
 
 use super::low_rank::{self, PairGrads};
-use super::{Context, attention, empty, linear, linear_backward, rows, scale};
+use super::{Context, attention, empty, linear_backward, rows, scale};
 use crate::error::Result;
 use crate::flux::{NORM_EPS, SingleBlock};
 use crate::fused::{HeadNorm, Heads, ModulationColumns, NormStats, StreamPlace};
@@ -38,7 +38,7 @@ pub(in crate::training) fn forward(
     let modulation = ModulationColumns::new(&block.modulation.forward(context.vec_act)?, 0, hidden);
     let (modulated, stats) = fused.norm_modulate(x, &modulation, NORM_EPS)?;
     let modulated = rows(&modulated)?;
-    let both = linear(&block.linear1, &modulated)?;
+    let both = block.linear1.forward(&modulated)?;
     let width = both.size2()?.1;
     let qkv_middle = low_rank::add(lora.map(|l| &l.qkv), &modulated, &both.f_narrow(1, 0, 3 * hidden)?)?;
     drop(modulated);
@@ -63,7 +63,7 @@ pub(in crate::training) fn forward(
     let joined = empty(&[batch * tokens, hidden + mlp], x)?;
     fused.heads_to_rows(&attended, &place, &joined)?;
     fused.gelu(&both.f_narrow(1, 3 * hidden, mlp)?, &joined.f_narrow(1, hidden, mlp)?)?;
-    let update = linear(&block.linear2, &joined)?;
+    let update = block.linear2.forward(&joined)?;
     let proj_middle = low_rank::add(lora.map(|l| &l.proj), &joined, &update)?;
     let out = fused.gated_residual(x, &modulation, &update.f_view([batch, tokens, hidden])?)?;
     let saved = SingleSaved {
