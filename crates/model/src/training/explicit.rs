@@ -18,6 +18,7 @@ use tch::{Kind, Tensor};
 
 use double::DoubleSaved;
 use single::SingleSaved;
+pub(super) use single::Span;
 
 use crate::error::{ModelError, Result};
 use crate::flux::{Flux, RopeTable};
@@ -31,6 +32,8 @@ pub(super) struct Context<'a> {
     pub rope: &'a RopeTable,
     /// SiLU of the conditioning vector, `[batch, hidden]`.
     pub vec_act: &'a Tensor,
+    /// The target's tokens: what the head reads of the last block.
+    pub target: Span,
 }
 
 /// What a block's backward pass needs beside its inputs.
@@ -48,7 +51,7 @@ pub(super) struct Blocks<'a> {
 
 impl Blocks<'_> {
     /// Outputs of block `index` (double blocks, then single blocks) for its contiguous inputs: image and text tokens, or both
-    /// in one.
+    /// in one. The last single block gives the target's tokens alone.
     pub fn forward(
         &self,
         index: usize,
@@ -67,7 +70,10 @@ impl Blocks<'_> {
                 let index = index.checked_sub(self.flux.double_blocks.len()).ok_or_else(missing)?;
                 let block = self.flux.single(index)?.ok_or_else(missing)?;
                 let lora = self.adapter.and_then(|adapter| adapter.single(index));
-                let (out, saved) = single::forward(&block, lora, context, x)?;
+                let last = index + 1 == self.flux.single_blocks.len();
+                let all = Span { first: 0, tokens: x.size3()?.1 };
+                let span = if last { context.target } else { all };
+                let (out, saved) = single::forward(&block, lora, context, x, span)?;
                 Ok((vec![out], Saved::Single(Box::new(saved))))
             }
             _ => Err(ModelError::input("block", "takes one or two inputs")),

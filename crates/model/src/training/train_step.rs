@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use tch::{Kind, Tensor};
 
 use super::backward::{gradients, leaf};
-use super::explicit::{Blocks, Context, Saved};
+use super::explicit::{Blocks, Context, Saved, Span};
 use super::flat_params::FlatParams;
 use super::recompute::{ActivationShape, Recompute, plan_kept_blocks};
 use crate::error::{ModelError, Result};
@@ -235,11 +235,17 @@ struct Stem {
 /// What went through the blocks.
 struct Flow {
     records: Vec<Record>,
-    /// Output of the last block: text tokens, then those of the target, then of references.
+    /// Output of the last block: text tokens, then those of the target, then of references; or the target's alone.
     joined: Tensor,
-    text_tokens: i64,
+    /// Which of all tokens are the target's; those before are of the text.
+    target: Span,
     image_tokens: i64,
-    target_tokens: i64,
+}
+
+impl Flow {
+    fn has_target_alone(&self) -> bool {
+        self.joined.size().get(1) == Some(&self.target.tokens)
+    }
 }
 
 /// The head's input as a leaf, and what came of it.
@@ -253,6 +259,7 @@ struct Head {
 struct Backward<'a, 'b> {
     vec_act: Tensor,
     rope: RopeTable,
+    target: Span,
     /// The sum so far of the modulation vector's gradients; none if nothing trains that makes it.
     vec_grad: Option<Tensor>,
     accumulate: bool,
@@ -412,10 +419,11 @@ impl TrainStep {
         inputs: &[Tensor],
         vec_act: &Tensor,
         rope: &RopeTable,
+        target: Span,
         keep: bool,
     ) -> Result<(Vec<Tensor>, Kept)> {
         if let Some(fused) = self.explicit() {
-            let context = Context { fused, rope, vec_act };
+            let context = Context { fused, rope, vec_act, target };
             let (outputs, saved) = tch::no_grad(|| self.explicit_blocks().forward(index, inputs, &context))?;
             return Ok((outputs, if keep { Kept::Saved(saved) } else { Kept::Nothing }));
         }
@@ -505,7 +513,8 @@ impl TrainStep {
         let Head { input, weighted_loss, outcome } = head;
         let (head_grad, vec_grad) =
             self.head_backward(&input, weighted_loss, &vec_act, accumulate, on_bucket)?;
-        let mut backward = Backward { vec_act, rope: batch.rope, vec_grad, accumulate, on_bucket };
+        let target = flow.target;
+        let mut backward = Backward { vec_act, rope: batch.rope, target, vec_grad, accumulate, on_bucket };
         let stem_grads = self.blocks_backward(flow, &head_grad, &mut backward)?;
         self.stem_backward(&stem, &stem_grads, backward)?;
         self.wait_for_device()?;
@@ -545,6 +554,7 @@ impl TrainStep {
         let text_tokens = batch.txt.size()[1];
         let image_tokens = stem.img.size()[1];
         let target_tokens = batch.noised.x_t.size()[1];
+        let target = Span { first: text_tokens, tokens: target_tokens };
         let kept = self.kept_blocks(
             batch.noised.x_t.size()[0],
             text_tokens,
@@ -565,18 +575,22 @@ impl TrainStep {
             let track = (full || index > first) && self.explicit().is_none();
             let inputs = flow.iter().map(|tensor| leaf(tensor, track)).collect::<Result<Vec<_>>>()?;
             let keep = (full || index >= first) && kept.get(index).is_some_and(|keep| *keep);
-            let (outputs, kept) = self.forward_block(index, &inputs, vec_act, &batch.rope, keep)?;
+            let (outputs, kept) = self.forward_block(index, &inputs, vec_act, &batch.rope, target, keep)?;
             flow = outputs;
             records.push(Record { inputs, kept });
         }
         let joined = flow.pop().ok_or_else(|| ModelError::input("blocks", "gave no output"))?;
-        Ok(Flow { records, joined, text_tokens, image_tokens, target_tokens })
+        Ok(Flow { records, joined, target, image_tokens })
     }
 
     /// Head and loss.
     fn head(&self, batch: &Prepared, flow: &Flow, vec_act: &Tensor, weight: f64) -> Result<Head> {
         let tracks = self.trains_all() || self.first_trained() < self.block_buckets.len();
-        let target = flow.joined.f_narrow(1, flow.text_tokens, flow.target_tokens)?;
+        let target = if flow.has_target_alone() {
+            flow.joined.shallow_clone()
+        } else {
+            flow.joined.f_narrow(1, flow.target.first, flow.target.tokens)?
+        };
         let input = leaf(&target, tracks)?;
         let prediction = self.flux.head.forward(&input, vec_act)?.f_to_kind(Kind::Float)?;
         let loss = prediction.f_mse_loss(&batch.noised.velocity, tch::Reduction::Mean)?;
@@ -617,19 +631,24 @@ impl TrainStep {
         head_grad: &Tensor,
         backward: &mut Backward<'_, '_>,
     ) -> Result<Vec<Tensor>> {
-        let Flow { mut records, joined, text_tokens, image_tokens, target_tokens } = flow;
+        let alone = flow.has_target_alone();
+        let Flow { mut records, joined, target, image_tokens } = flow;
         let (full, first, doubles) = (self.trains_all(), self.first_trained(), self.flux.double_blocks.len());
-        // The head reads target tokens only: the others' gradient is zero.
-        let padded = joined.f_zeros_like()?;
+        let mut flow_grads = vec![if alone {
+            head_grad.shallow_clone()
+        } else {
+            // The head reads target tokens only: the others' gradient is zero.
+            let padded = joined.f_zeros_like()?;
+            padded.f_narrow(1, target.first, target.tokens)?.f_copy_(head_grad)?;
+            padded
+        }];
         drop(joined);
-        padded.f_narrow(1, text_tokens, target_tokens)?.f_copy_(head_grad)?;
-        let mut flow_grads = vec![padded];
         for index in (0..=records.len()).rev() {
             if index == doubles {
                 let joined =
                     flow_grads.pop().ok_or_else(|| ModelError::input("blocks", "gave no gradient"))?;
                 flow_grads =
-                    vec![joined.f_narrow(1, text_tokens, image_tokens)?, joined.f_narrow(1, 0, text_tokens)?];
+                    vec![joined.f_narrow(1, target.first, image_tokens)?, joined.f_narrow(1, 0, target.first)?];
             }
             let Some(block) = index.checked_sub(1).filter(|block| full || *block >= first) else { break };
             let Some(record) = records.pop() else { break };
@@ -702,7 +721,8 @@ impl TrainStep {
         backward: &mut Backward<'_, '_>,
     ) -> Result<()> {
         let grads = tch::no_grad(|| {
-            let context = Context { fused, rope: &backward.rope, vec_act: &backward.vec_act };
+            let Backward { rope, vec_act, target, .. } = &*backward;
+            let context = Context { fused, rope, vec_act, target: *target };
             let blocks = self.explicit_blocks();
             let saved = match saved {
                 Some(saved) => saved,

@@ -9,7 +9,7 @@ use crate::training::backward::{gradients, leaf};
 
 /// What the backward pass needs.
 pub(super) enum Kept {
-    /// Softmax of the scores, `[batch · heads, tokens, tokens]`.
+    /// Softmax of the scores, `[batch · heads, queries, keys]`.
     Probabilities(Tensor),
     /// A GPU's fused kernel, which keeps a number a token: autograd's graph of it alone.
     Graph { query: Tensor, key: Tensor, value: Tensor, out: Tensor },
@@ -25,7 +25,7 @@ fn flat(x: &Tensor) -> Result<Tensor> {
     Ok(x.f_view([-1, tokens, width])?)
 }
 
-/// Softmax(q kᵀ / √width) v, shaped as `query`.
+/// Softmax(q kᵀ / √width) v, shaped as `query`, which may have fewer tokens than keys and values.
 pub(super) fn forward(fused: Fused, heads: &Heads) -> Result<(Tensor, Kept)> {
     if heads.query.device() == Device::Cpu {
         // Plain products are faster than libtorch's fused kernel on the CPU at these sizes.
@@ -47,13 +47,13 @@ pub(super) fn backward(fused: Fused, heads: &Heads, kept: Kept, grad: &Tensor) -
     match kept {
         Kept::Probabilities(probabilities) => {
             let grad = flat(grad)?;
-            let shaped = |x: Tensor| -> Result<Tensor> { Ok(x.f_view(heads.query.size().as_slice())?) };
-            let value = shaped(probabilities.f_transpose(1, 2)?.f_bmm(&grad)?)?;
+            let shaped = |x: Tensor, like: &Tensor| -> Result<Tensor> { Ok(x.f_view(like.size().as_slice())?) };
+            let value = shaped(probabilities.f_transpose(1, 2)?.f_bmm(&grad)?, &heads.value)?;
             let grad_scores = grad.f_bmm(&flat(&heads.value)?.f_transpose(1, 2)?)?;
             fused.softmax_backward(&probabilities, &grad_scores, scale_of(heads))?;
             drop(probabilities);
-            let query = shaped(grad_scores.f_bmm(&flat(&heads.key)?)?)?;
-            let key = shaped(grad_scores.f_transpose(1, 2)?.f_bmm(&flat(&heads.query)?)?)?;
+            let query = shaped(grad_scores.f_bmm(&flat(&heads.key)?)?, &heads.query)?;
+            let key = shaped(grad_scores.f_transpose(1, 2)?.f_bmm(&flat(&heads.query)?)?, &heads.key)?;
             Ok(Heads { query, key, value })
         }
         Kept::Graph { query, key, value, out } => tch::with_grad(|| {
