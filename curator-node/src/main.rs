@@ -20,6 +20,7 @@ use crescendo_curator_node::serve::shard_cache::ShardCache;
 use crescendo_curator_node::worker::Worker;
 use crescendo_device::stream::prioritize_this_thread;
 use crescendo_device::{DeviceChoice, load_cuda};
+use crescendo_model::fused::Kernels;
 use crescendo_model::speed;
 use crescendo_model::tch::{self, Device};
 use crescendo_node::runtime::args::{NodeArgs, SecurityArgs, ServerArgs};
@@ -222,7 +223,7 @@ fn computes_on(
         _ => Some(gpu::watch_if_there(registry, tasks.stop_token()).context("watch the GPUs")?),
     };
     let first = named.as_ref().map(|names| names.first().map_or("", String::as_str));
-    Ok((device, measured(speed::of_node(first, 1))))
+    Ok((device, measured(speed::of_node(first, 1, Kernels::default()))))
 }
 
 /// Writes the pairs of a stage as a data set in UNO-1M's layout, with a card; `source: import` reads it again.

@@ -17,6 +17,7 @@
 //! from there under a new generation and ends with the same bits.
 
 pub mod agent;
+mod kernel_choice;
 pub mod rank;
 
 use clap::{Parser, Subcommand};

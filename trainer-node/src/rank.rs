@@ -3,12 +3,12 @@
 //! ```text
 //!   agent ◀──────── link ────────┐
 //!                                │ assignment, curators, stop, outcomes
-//!   curators ──pairs──▶ data ──samples──▶ training thread (libtorch) ──copies──▶ saver ──▶ object store
-//!                    (prefetch,             │    ▲
-//!                     credits)              └────┘ all-reduce with the other ranks
+//!   curators ──pairs──▶ data ──▶ prefetch ──steps──▶ training thread (libtorch) ──copies──▶ saver ──▶ object store
+//!                    (credits)                         │    ▲
+//!                                                      └────┘ all-reduce with the other ranks
 //! ```
 //!
-//! Everything with tensors happens on the thread named `train`; the rest is asynchronous I/O on another.
+//! The thread named `train` computes, the one named `prefetch` makes its tensors; the rest is asynchronous I/O on another.
 
 pub mod batch;
 pub mod copy_out;
@@ -19,6 +19,7 @@ pub mod link;
 pub mod plan;
 pub mod position_log;
 pub mod positions;
+pub mod prefetch;
 pub mod restore;
 pub mod run;
 pub mod save;

@@ -178,6 +178,7 @@ struct AdamWNumbers {
     float rate;         // rate / (1 − beta1^steps)
     float correction2;  // √(1 − beta2^steps)
     float eps;
+    float average_rate;  // 1 − decay of the average
 };
 
 FN float adamw(float value, float grad, float* moment, float* square, const AdamWNumbers& n) {

@@ -79,11 +79,12 @@ struct GeluBackward {
     int half;
 };
 
-// Flat vectors of float32; `shadow`, the values in bfloat16, may be absent.
+// Flat vectors of float32. These may be absent: `factor`, one number that multiplies the gradients; `average` of the values;
+// `shadow`, the values in bfloat16.
 struct AdamW {
     float* values;
-    const float* grads;
-    float *moments, *squares;
+    const float *grads, *factor;
+    float *moments, *squares, *average;
     bf16* shadow;
     long count;
     AdamWNumbers numbers;
@@ -222,11 +223,18 @@ FN void run(const Pass& a, long piece) {
 
 FN void run(const AdamW& a, long piece) {
     const long begin = piece * ADAMW_PIECE, end = begin + ADAMW_PIECE < a.count ? begin + ADAMW_PIECE : a.count;
+    const float factor = a.factor ? *a.factor : 1.0f, rate = a.numbers.average_rate;
+    // Each lane goes on with the elements that it has written.
     SIMD
-    LANES(Block, i, begin, end) a.values[i] = adamw(a.values[i], a.grads[i], a.moments + i, a.squares + i, a.numbers);
-    if (!a.shadow) return;
-    SIMD
-    LANES(Block, i, begin, end) store(a.shadow + i, a.values[i]);
+    LANES(Block, i, begin, end) a.values[i] = adamw(a.values[i], a.grads[i] * factor, a.moments + i, a.squares + i, a.numbers);
+    if (a.average) {
+        SIMD
+        LANES(Block, i, begin, end) a.average[i] += rate * (a.values[i] - a.average[i]);
+    }
+    if (a.shadow) {
+        SIMD
+        LANES(Block, i, begin, end) store(a.shadow + i, a.values[i]);
+    }
 }
 
 // All passes, for either build to declare.

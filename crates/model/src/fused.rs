@@ -120,6 +120,21 @@ pub(crate) struct HeadNorm<'a> {
     pub eps: f64,
 }
 
+/// Flat vectors of one length, float32 but for the shadow.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct AdamWVectors<'a> {
+    pub values: &'a Tensor,
+    pub grads: &'a Tensor,
+    /// One number on the same device that multiplies the gradients.
+    pub factor: Option<&'a Tensor>,
+    pub moments: &'a Tensor,
+    pub squares: &'a Tensor,
+    /// Follows the values.
+    pub average: Option<&'a Tensor>,
+    /// The values in bfloat16.
+    pub shadow: Option<&'a Tensor>,
+}
+
 impl Fused {
     /// What serves tensors of `kind` on `device`.
     pub fn choose(kernels: Kernels, device: Device, kind: Kind) -> Self {
@@ -403,30 +418,31 @@ impl Fused {
         Ok(())
     }
 
-    /// One step of AdamW over flat float32 vectors, and the values' copy in bfloat16 beside it. False, and nothing is done, where
-    /// there is no kernel for it.
-    pub fn adamw(
-        self,
-        values: &Tensor,
-        grads: &Tensor,
-        moments: &Tensor,
-        squares: &Tensor,
-        shadow: Option<&Tensor>,
-        numbers: AdamWNumbers,
-    ) -> Result<bool> {
+    /// One step of AdamW, with what belongs to it. False, and nothing is done, where there is no kernel for it.
+    pub fn adamw(self, vectors: &AdamWVectors<'_>, numbers: AdamWNumbers) -> Result<bool> {
+        let AdamWVectors { values, grads, factor, moments, squares, average, shadow } = *vectors;
         if matches!(self, Self::Eager) || shadow.is_some_and(|shadow| shadow.kind() != Kind::BFloat16) {
             return Ok(false);
         }
         alike(values, &[grads, moments, squares])?;
+        average.map_or(Ok(()), |average| alike(values, &[average]))?;
         let count = values.size1()?;
-        if values.kind() != Kind::Float || shadow.is_some_and(|s| s.size() != [count] || !s.is_contiguous()) {
-            return Err(ModelError::input("values", "are not float32, or their copy does not fit them"));
+        let is_number = |factor: &Tensor| {
+            factor.numel() == 1 && factor.kind() == Kind::Float && factor.device() == values.device()
+        };
+        if values.kind() != Kind::Float
+            || shadow.is_some_and(|s| s.size() != [count] || !s.is_contiguous())
+            || !factor.is_none_or(is_number)
+        {
+            return Err(ModelError::input("values", "are not float32, or what goes with them does not fit"));
         }
         let pass = passes::AdamW {
             values: floats_mut(values),
             grads: floats(grads),
+            factor: factor.map_or(std::ptr::null(), floats),
             moments: floats_mut(moments),
             squares: floats_mut(squares),
+            average: average.map_or(std::ptr::null_mut(), floats_mut),
             shadow: shadow.map_or(std::ptr::null_mut(), |shadow| offset_mut(shadow, 0)),
             count,
             numbers,

@@ -13,6 +13,7 @@ use sha2::{Digest as _, Sha256};
 use tch::{Kind, Tensor};
 
 use crate::error::{ModelError, Result};
+use crate::fused::Kernels;
 use crate::layers::attention;
 use crate::randomness::NormalStream;
 
@@ -46,14 +47,18 @@ pub fn of_gpu(name: &str, threads: u32) -> Arithmetic {
 
 /// What a node says of itself: of its first GPU, or else of the CPU. A CPU that cannot be timed, for which the error says why,
 /// still computes: stages whose precision is `auto` take f32 for it.
-pub fn of_node(gpu: Option<&str>, threads: u32) -> (Arithmetic, Option<ModelError>) {
-    if let Some(name) = gpu {
-        return (of_gpu(name, threads), None);
+///
+/// One that is held to libtorch's operations is of another kind: their last bits are not those of the fused passes.
+pub fn of_node(gpu: Option<&str>, threads: u32, kernels: Kernels) -> (Arithmetic, Option<ModelError>) {
+    let (mut arithmetic, error) =
+        match gpu.map(|name| of_gpu(name, threads)).map_or_else(|| of_cpu(threads), Ok) {
+            Ok(arithmetic) => (arithmetic, None),
+            Err(error) => (Arithmetic { threads, ..Arithmetic::default() }, Some(error)),
+        };
+    if kernels == Kernels::Eager {
+        arithmetic.processor.push_str(" eager");
     }
-    match of_cpu(threads) {
-        Ok(arithmetic) => (arithmetic, None),
-        Err(error) => (Arithmetic { threads, ..Arithmetic::default() }, Some(error)),
-    }
+    (arithmetic, error)
 }
 
 /// Median times of the product in f32 and in bf16. Processes of one machine that start together take

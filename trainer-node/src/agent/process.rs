@@ -12,6 +12,7 @@ use crescendo_node::telemetry::trace::TraceArgs;
 use tokio::process::{Child, Command};
 
 use super::table::{KillSignal, RankKey};
+use crate::kernel_choice::KernelChoice;
 
 /// How this agent starts its ranks.
 #[derive(Clone, Debug)]
@@ -22,6 +23,7 @@ pub struct RankCommand {
     pub agent: String,
     pub cuda: bool,
     pub threads: u32,
+    pub kernels: KernelChoice,
     pub bind_ip: IpAddr,
     /// Variables beside those of this process.
     pub environment: Vec<(&'static str, String)>,
@@ -47,6 +49,7 @@ impl RankCommand {
             .args(["--agent", &self.agent, "--job", &rank.job_id, "--stage", &rank.stage])
             .args(["--generation", &rank.generation.to_string(), "--rank", &rank.rank.to_string()])
             .args(["--threads", &self.threads.to_string(), "--bind-ip", &self.bind_ip.to_string()])
+            .args(["--kernels", self.kernels.name()])
             .arg("--scratch")
             .arg(&self.scratch)
             .args(["--cache-gib", &self.cache_gib.to_string()])

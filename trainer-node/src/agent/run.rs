@@ -42,6 +42,7 @@ use super::process::{self, RankCommand};
 use super::rendezvous::Rendezvous;
 use super::service::Service;
 use super::table::{AttemptTable, Effect, KillSignal, RankKey};
+use crate::kernel_choice::KernelChoice;
 
 /// Events that wait for the loop at most.
 const EVENTS: usize = 256;
@@ -77,6 +78,9 @@ pub struct AgentArgs {
     /// Threads for the arithmetic of one CPU rank
     #[arg(long, env = "CRESCENDO_THREADS_PER_RANK", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub threads_per_rank: u32,
+    /// What runs blocks between matrix products; the same on all nodes that share gangs, or their weights drift apart
+    #[arg(long, env = "CRESCENDO_KERNELS", value_enum, default_value_t)]
+    pub kernels: KernelChoice,
     /// Peak of one device in dense bfloat16, 10^12 operations a second; known for the H100, H200 and A100 if absent
     #[arg(long, env = "CRESCENDO_PEAK_TFLOPS", value_parser = parse_peak_tflops)]
     pub peak_tflops: Option<f64>,
@@ -102,7 +106,7 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
     let scratch = std::path::absolute(&args.scratch).context("resolve --scratch")?;
     let gpus = if cuda { gpu::watch_if_there(&registry, tasks.stop_token())? } else { Vec::new() };
     let of_gpu = cuda.then(|| gpus.first().map_or("", String::as_str));
-    let arithmetic = measured(speed::of_node(of_gpu, args.threads_per_rank));
+    let arithmetic = measured(speed::of_node(of_gpu, args.threads_per_rank, args.kernels.into()));
     let metrics = Metrics::register(&registry, peaks(args.peak_tflops, &gpus, slots))?;
 
     let controllers = Controllers::new(&args.node.controller, &process.security.dialer())?;
@@ -140,6 +144,7 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
             agent: reachable(grpc.ip(), grpc.port()),
             cuda,
             threads: args.threads_per_rank,
+            kernels: args.kernels,
             bind_ip,
             environment: environment::of_ranks(cuda, bind_ip),
             scratch,

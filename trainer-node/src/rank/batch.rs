@@ -5,7 +5,7 @@ use crescendo_model::FluxConfig;
 use crescendo_model::randomness::{SampleKey, TimeDistribution};
 use crescendo_model::training::MicroBatch;
 use crescendo_proto::v1::{DataType, EncodedPair, EncodedText, TensorData};
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 use super::RankError;
 
@@ -195,7 +195,6 @@ pub fn micro_batches(
     micro_batch: usize,
     global_batch: u32,
     draws: &Draws,
-    device: Device,
 ) -> Result<Vec<MicroBatch>, RankError> {
     let mut micros = Vec::new();
     for neighbours in samples.chunks(micro_batch.max(1)) {
@@ -209,21 +208,15 @@ pub fn micro_batches(
         }
         for (_, group) in groups {
             let weight = group.len() as f64 / f64::from(global_batch.max(1));
-            micros.push(group_batch(&group, weight, draws, device).map_err(RankError::retryable)?);
+            micros.push(group_batch(&group, weight, draws).map_err(RankError::retryable)?);
         }
     }
     Ok(micros)
 }
 
-fn group_batch(
-    group: &[&Sample],
-    weight: f64,
-    draws: &Draws,
-    device: Device,
-) -> crescendo_model::Result<MicroBatch> {
-    let stack = |tensors: Vec<&Tensor>| -> crescendo_model::Result<Tensor> {
-        Ok(Tensor::f_stack(&tensors, 0)?.f_to_device(device)?)
-    };
+fn group_batch(group: &[&Sample], weight: f64, draws: &Draws) -> crescendo_model::Result<MicroBatch> {
+    let stack =
+        |tensors: Vec<&Tensor>| -> crescendo_model::Result<Tensor> { Ok(Tensor::f_stack(&tensors, 0)?) };
     let (mut noises, mut times) = (Vec::with_capacity(group.len()), Vec::with_capacity(group.len()));
     for sample in group {
         let key = draws.key(sample.position);
@@ -241,7 +234,7 @@ fn group_batch(
         txt: stack(group.iter().map(|sample| &sample.text.tokens).collect())?,
         vec: stack(group.iter().map(|sample| &sample.text.pooled).collect())?,
         noise: stack(noises.iter().collect())?,
-        times: Tensor::f_from_slice(&times)?.f_to_device(device)?,
+        times: Tensor::f_from_slice(&times)?,
         weight,
     })
 }
@@ -357,7 +350,7 @@ mod tests {
             .zip(0..)
             .map(|(side, position)| Sample::new(position, &pair(position, *side), &SHAPE).unwrap())
             .collect();
-        let micros = micro_batches(&samples, 4, 12, &draws(), Device::Cpu).unwrap();
+        let micros = micro_batches(&samples, 4, 12, &draws()).unwrap();
         let sizes: Vec<Vec<i64>> = micros.iter().map(|micro| micro.latents.size()).collect();
         assert_eq!(sizes, [vec![3, 2, 2, 2], vec![1, 2, 4, 4], vec![2, 2, 4, 4]]);
         assert_eq!(
@@ -374,9 +367,8 @@ mod tests {
     #[test]
     fn a_samples_noise_depends_on_its_position_alone() {
         let sample = |position| Sample::new(position, &pair(0, 4), &SHAPE).unwrap();
-        let noise = |samples: &[Sample]| {
-            micro_batches(samples, 8, 8, &draws(), Device::Cpu).unwrap()[0].noise.shallow_clone()
-        };
+        let noise =
+            |samples: &[Sample]| micro_batches(samples, 8, 8, &draws()).unwrap()[0].noise.shallow_clone();
         let together = noise(&[sample(3), sample(9)]);
         assert_eq!(together.get(1), noise(&[sample(9)]).get(0));
         assert_ne!(together.get(0), together.get(1));

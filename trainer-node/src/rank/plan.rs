@@ -3,9 +3,10 @@
 use crescendo_core::spec::{AdapterSpec, JobSpec, ModelPreset, StageSpec, TimestepSampling};
 use crescendo_core::trace::TraceParent;
 use crescendo_model::config::{FluxConfig, Preset};
+use crescendo_model::fused::Kernels;
 use crescendo_model::of_spec::compute_kind;
 use crescendo_model::randomness::TimeDistribution;
-use crescendo_model::training::{AdamWConfig, Recompute, TrainOptions};
+use crescendo_model::training::{AdamWConfig, BlockPass, Recompute, TrainOptions};
 use crescendo_proto::v1::{AttemptRef, Checkpoint, RankAssignment};
 use tch::{Device, Kind};
 
@@ -25,6 +26,7 @@ pub struct RankPlan {
     pub stage: StageSpec,
     pub gang: GangShape,
     pub device: Device,
+    pub kernels: Kernels,
     pub rendezvous_address: String,
     pub resume_from: Option<Checkpoint>,
     pub init_from: Option<Checkpoint>,
@@ -38,7 +40,7 @@ pub struct RankPlan {
 
 impl RankPlan {
     /// Checks an assignment. What is wrong with it will be wrong at every try.
-    pub fn new(assignment: RankAssignment, cuda: bool) -> Result<Self, RankError> {
+    pub fn new(assignment: RankAssignment, cuda: bool, kernels: Kernels) -> Result<Self, RankError> {
         let missing = |what: &str| RankError::Permanent(format!("assignment has no {what}"));
         let start = assignment.start.ok_or_else(|| missing("start"))?;
         let attempt = start.attempt.ok_or_else(|| missing("attempt"))?;
@@ -64,6 +66,7 @@ impl RankPlan {
             stage_index: start.stage_index,
             gang,
             device,
+            kernels,
             rendezvous_address: start.rendezvous_address,
             resume_from: start.resume_from,
             init_from: start.init_from,
@@ -101,7 +104,7 @@ impl RankPlan {
             recompute: self.recompute(0),
             // Published training keeps the adapter in float32 and computes it in the base's dtype.
             adapter_compute: (self.spec.model.preset != ModelPreset::Nano).then(|| self.base_kind()),
-            ..TrainOptions::default()
+            block_pass: BlockPass::Explicit(self.kernels),
         }
     }
 

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use crescendo_dataset::checkpoint::{
     ADAPTER_FILE, EMA_FILE, HISTORY_FILE, MODEL_FILE, OPTIMIZER_FILE, STATE_FILE,
 };
+use crescendo_model::fused::Kernels;
 use crescendo_model::training::{AdamW, Ema, TrainStep};
 use crescendo_model::weights::TensorFile;
 use crescendo_model::{BlockSelection, Flux, LoraAdapter};
@@ -131,6 +132,7 @@ pub fn build(plan: &RankPlan, sources: &Sources) -> Result<Restored, RestoreErro
         None => full_learner(plan, sources)?,
     };
     let mut optimizer = AdamW::new(plan.optimizer(), train_step.params()).map_err(permanent)?;
+    optimizer.set_kernels(plan.kernels);
     let mut ema = match plan.stage.train.ema_decay {
         Some(decay) => Some(Ema::new(decay, train_step.params()).map_err(permanent)?),
         None => None,
@@ -195,7 +197,9 @@ fn adapter_train_step(plan: &RankPlan, sources: &Sources, rank: i64) -> Result<T
             adapter.rank()
         ))));
     }
-    if let Some(reason) = crescendo_model::fused::unavailable(plan.device) {
+    if plan.kernels == Kernels::Fused
+        && let Some(reason) = crescendo_model::fused::unavailable(plan.device)
+    {
         tracing::warn!(
             reason,
             "blocks run by libtorch's operations, which takes longer: their kernels are not to be had"

@@ -32,7 +32,8 @@ use super::plan::RankPlan;
 use super::position_log::PositionLog;
 use super::restore::{self, RestoreError, Sources};
 use super::save::{SaveRequest, Saver};
-use super::train::{self, Training, of_group};
+use super::train::{self, DataFeed, Training, of_group};
+use crate::kernel_choice::KernelChoice;
 
 /// How long training may take to notice that it is told to stop.
 const STOP_GRACE: Duration = Duration::from_secs(2);
@@ -66,6 +67,9 @@ pub struct RankArgs {
     /// Threads for the arithmetic of a CPU rank
     #[arg(long, default_value_t = 1)]
     pub threads: u32,
+    /// What runs blocks between matrix products
+    #[arg(long, value_enum, default_value_t)]
+    pub kernels: KernelChoice,
     /// Address of the network interface that the other ranks reach
     #[arg(long)]
     pub bind_ip: IpAddr,
@@ -154,7 +158,7 @@ async fn rank(args: RankArgs) -> Result<(), RankError> {
 
     let at_work = uplink.clone();
     let work = async {
-        let plan = RankPlan::new(assignment, args.cuda)?;
+        let plan = RankPlan::new(assignment, args.cuda, args.kernels.into())?;
         curators_in.send_if_modified(|now| {
             // An update that came already is newer than the assignment.
             let first = now.is_empty();
@@ -468,13 +472,12 @@ impl TrainThread {
             return Err(rank_error(RankError::Stopped("told to stop".into())));
         }
         tracing::info!(ranks = group.world(), "all ranks have met");
-        train::run(Training {
+        let feed = DataFeed { deliveries: self.deliveries, starved: self.data_starved };
+        let training = Training {
             plan: self.plan,
             group,
             restored,
-            deliveries: self.deliveries,
             data_waits_for: self.data_waits_for,
-            data_starved: self.data_starved,
             order: self.order,
             position_log: self.position_log,
             progress: self.progress,
@@ -482,8 +485,8 @@ impl TrainThread {
             stop: self.ends.stop,
             drain: self.ends.drain,
             runtime: self.runtime,
-        })
-        .map_err(rank_error)
+        };
+        train::run(training, feed).map_err(rank_error)
     }
 }
 

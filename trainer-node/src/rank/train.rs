@@ -9,23 +9,24 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use crescendo_collective::{CollectiveError, PendingReduce, ProcessGroup, ReduceOp};
 use crescendo_core::spec::OnStarvation;
 use crescendo_dataset::checkpoint::{ADAPTER_FILE, MODEL_FILE};
-use crescendo_model::training::MicroBatch;
 use crescendo_model::training::snapshot::{self, Hold, SnapshotLimits};
+use crescendo_model::training::{Clip, MicroBatch, Update};
 use crescendo_node::runtime::backoff::{Backoff, random};
 use crescendo_node::telemetry::trace;
 use crescendo_proto::v1::RankProgress;
 use tch::{Device, Kind, Tensor};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::RankError;
-use super::batch::{Draws, Sample, SampleShape, Text, micro_batches};
+use super::batch::{Draws, SampleShape};
 use super::data::{Delivery, SampleOrder};
 use super::history::StepRecord;
 use super::plan::RankPlan;
 use super::position_log::PositionLog;
 use super::positions::ReplayPass;
+use super::prefetch::{Prefetcher, STEPS_AHEAD, StepInput};
 use super::restore::Restored;
 use super::save::SaveRequest;
 use super::step_profiler::{self, Phase, Step, StepProfiler};
@@ -46,19 +47,23 @@ pub const COLLECTIVE_TIMEOUT: Duration = Duration::from_secs(180);
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(600);
 /// Tries to save a step that nothing comes after.
 const SAVE_TRIES: u32 = 6;
-/// How long a rank waits for its samples before it tells the others that it has to wait.
-const SAMPLES_WAIT: Duration = Duration::from_secs(1);
+/// How long a rank waits for its pairs before it tells the others that it has to wait.
+const INPUT_WAIT: Duration = Duration::from_secs(1);
+
+/// What the data client gives and says.
+pub struct DataFeed {
+    pub deliveries: mpsc::Receiver<Result<Delivery, RankError>>,
+    /// Number of the order by which there is no next pair.
+    pub starved: watch::Receiver<Option<u64>>,
+}
 
 /// Everything that the loop works with.
 pub struct Training {
     pub plan: RankPlan,
     pub group: ProcessGroup,
     pub restored: Restored,
-    pub deliveries: mpsc::Receiver<Result<Delivery, RankError>>,
     /// What the data client waits for.
     pub data_waits_for: watch::Receiver<String>,
-    /// Number of the order by which the data client has no next pair.
-    pub data_starved: watch::Receiver<Option<u64>>,
     /// The order of the pairs that the data client follows.
     pub order: watch::Sender<SampleOrder>,
     /// Where each step's positions and pairs are noted, for tests.
@@ -73,20 +78,12 @@ pub struct Training {
 
 /// Ends when every step is done and, on rank 0, the last checkpoint is registered; or at a step boundary that all ranks
 /// agree on, with that step saved, when one of them drains.
-pub fn run(training: Training) -> Result<(), RankError> {
-    let plan = &training.plan;
-    let draws = Draws {
-        job_seed: plan.spec.seed,
-        stage_index: plan.stage_index,
-        times: plan.times()?,
-        text_dropout: plan.stage.train.text_dropout,
-    };
+pub fn run(training: Training, feed: DataFeed) -> Result<(), RankError> {
+    let (inputs, starved, prefetching) = prefetch(&training, feed)?;
     let mut state = Loop {
-        shape: SampleShape::new(&plan.config(), plan.stage.references),
-        draws,
-        ready: Vec::new(),
-        empty_text: None,
-        noted: Vec::new(),
+        inputs,
+        starved,
+        _prefetching: prefetching,
         saving: None,
         hold: None,
         save_due: false,
@@ -112,15 +109,49 @@ pub fn run(training: Training) -> Result<(), RankError> {
     state.save_last()
 }
 
+/// What [`prefetch`] gives: a step's input, whether there is no next pair, and what ends the thread.
+type Prefetching = (mpsc::Receiver<Result<StepInput, RankError>>, watch::Receiver<Option<u64>>, DropGuard);
+
+/// Starts the thread that makes each step's input.
+fn prefetch(training: &Training, feed: DataFeed) -> Result<Prefetching, RankError> {
+    let plan = &training.plan;
+    let (out, inputs) = mpsc::channel(STEPS_AHEAD);
+    let (starved_in, starved) = watch::channel(None);
+    let stop = training.stop.child_token();
+    let prefetcher = Prefetcher {
+        gang: plan.gang,
+        micro_batch: plan.stage.train.micro_batch as usize,
+        shape: SampleShape::new(&plan.config(), plan.stage.references),
+        draws: Draws {
+            job_seed: plan.spec.seed,
+            stage_index: plan.stage_index,
+            times: plan.times()?,
+            text_dropout: plan.stage.train.text_dropout,
+        },
+        device: plan.device,
+        deliveries: feed.deliveries,
+        order: training.order.subscribe(),
+        data_starved: feed.starved,
+        starved: starved_in,
+        out,
+        stop: stop.clone(),
+    };
+    let runtime = training.runtime.clone();
+    std::thread::Builder::new()
+        .name("prefetch".into())
+        .spawn(move || prefetcher.run(&runtime))
+        .map_err(RankError::retryable)?;
+    Ok((inputs, starved, stop.drop_guard()))
+}
+
 struct Loop {
     training: Training,
-    shape: SampleShape,
-    draws: Draws,
-    /// Samples of the next step that have come.
-    ready: Vec<Sample>,
-    empty_text: Option<Text>,
-    /// Positions and log indices of `ready`.
-    noted: Vec<(u64, u64)>,
+    /// From the prefetching thread.
+    inputs: mpsc::Receiver<Result<StepInput, RankError>>,
+    /// Number of the order by which there is no next pair, and all that came is made.
+    starved: watch::Receiver<Option<u64>>,
+    /// Ends that thread.
+    _prefetching: DropGuard,
     /// Step of the save under way, and its outcome.
     saving: Option<(u64, Saving)>,
     /// Of the save under way, as long as its tensors are not all copied.
@@ -139,22 +170,15 @@ impl Loop {
         let _span = is_traced(step)
             .then(|| tracing::info_span!(target: trace::TARGET, "step", step = step + 1).entered());
         self.check_stop()?;
-        let waited = self.await_samples(step)?;
+        let (StepInput { noted, micros, .. }, waited) = self.await_input(step)?;
         // The rest of that time is mostly for ranks that are behind, as at the end of the backward pass.
         self.meter.end_with(Phase::AllReduce, Phase::DataWait, waited, Instant::now());
-        let samples = std::mem::take(&mut self.ready);
-        let noted = std::mem::take(&mut self.noted);
-        let train = &self.training.plan.stage.train;
-        let (micro_batch, global_batch) = (train.micro_batch as usize, train.global_batch);
-        let micros =
-            micro_batches(&samples, micro_batch, global_batch, &self.draws, self.training.plan.device)?;
         let loss = self.reduced_gradients(&micros)?;
         let plan = &self.training.plan;
         let operations = step_profiler::operations(&plan.config(), &micros, plan.adapter_rank());
         let train = &plan.stage.train;
         let restored = &mut self.training.restored;
-        let norm =
-            restored.train_step.params_mut().clip(Some(train.max_grad_norm)).map_err(RankError::retryable)?;
+        let norm = restored.train_step.params().grad_norm().map_err(RankError::retryable)?;
         let rate = train.learning_rate_at(step + 1);
         let grad_norm = number(&norm)?;
         let seconds = began.elapsed().as_secs_f64();
@@ -177,7 +201,7 @@ impl Loop {
             self.skip(&record)?;
             Duration::ZERO
         } else {
-            self.update(rate)?
+            self.update(rate, &norm)?
         };
         let restored = &mut self.training.restored;
         restored.train_step.wait_for_device().map_err(RankError::retryable)?;
@@ -191,20 +215,20 @@ impl Loop {
         Ok(())
     }
 
-    /// The optimizer's step, and the average's. A bucket that a checkpoint still copies is waited for: for how long, in all.
-    fn update(&mut self, rate: f64) -> Result<Duration, RankError> {
-        let restored = &mut self.training.restored;
+    /// The optimizer's step, and the average's; `norm` is that of the gradients. A bucket that a checkpoint still copies is
+    /// waited for: for how long, in all.
+    fn update(&mut self, rate: f64, norm: &Tensor) -> Result<Duration, RankError> {
+        let Training { plan, restored, .. } = &mut self.training;
+        let clip = Some(Clip { norm, max_norm: plan.stage.train.max_grad_norm });
+        let update = Update { rate, clip, ema: restored.ema.as_mut() };
         let mut held_up = Duration::ZERO;
         let mut before = |bucket| wait_for_copy(&mut self.hold, bucket, &mut held_up);
         restored
             .optimizer
-            .step_after(restored.train_step.params_mut(), rate, &mut before)
+            .step_after(restored.train_step.params_mut(), update, &mut before)
             .map_err(RankError::retryable)?;
         // Every bucket was waited for.
         self.hold = None;
-        if let Some(ema) = &mut restored.ema {
-            ema.update(restored.train_step.params()).map_err(RankError::retryable)?;
-        }
         Ok(held_up)
     }
 
@@ -229,56 +253,33 @@ impl Loop {
                 "the step is skipped: its loss or gradients are not finite"
             );
         }
-        restored.train_step.params_mut().zero_grads().map_err(RankError::retryable)
+        Ok(())
     }
 
-    /// Fills `ready` with the step's samples, and returns once every rank has its own: the time for which one of them had to
-    /// wait for pairs. Making tensors of what has come is not waiting, nor is meeting ranks that are behind in computing.
-    fn await_samples(&mut self, step: u64) -> Result<Duration, RankError> {
-        let mut positions = self.training.plan.gang.positions(step);
-        let needed = self.training.plan.gang.per_rank() as usize;
+    /// What the step trains on, once every rank has its own; and the time for which one of them had to wait for pairs. Meeting
+    /// ranks that are behind in computing is no waiting.
+    fn await_input(&mut self, step: u64) -> Result<(StepInput, Duration), RankError> {
         let mut reported = false;
         let mut waited = Duration::ZERO;
+        let mut ready = None;
         loop {
             let (round, waited_before) = (Instant::now(), waited);
-            while self.ready.len() < needed {
-                match self.next_delivery(&mut waited)? {
-                    Some(Delivery::EmptyText(text)) => {
-                        let text = Text::new(&text, &self.shape)
-                            .map_err(|reason| RankError::Permanent(format!("empty prompt: {reason}")))?;
-                        self.empty_text = Some(text);
-                    }
-                    // What was under way when the order changed.
-                    Some(Delivery::Pair { order, .. }) if order != self.training.order.borrow().number => {}
-                    Some(Delivery::Pair { position, pair, .. }) => {
-                        let mut sample = Sample::new(position, &pair, &self.shape)?;
-                        if positions.next() != Some(sample.position()) {
-                            return Err(RankError::Retryable(format!(
-                                "position {position} came out of order"
-                            )));
-                        }
-                        if self.draws.drops_text(position)
-                            && let Some(empty) = &self.empty_text
-                        {
-                            sample.drop_text(empty);
-                        }
-                        self.ready.push(sample);
-                        self.noted.push((position, pair.index));
-                    }
-                    None => break,
-                }
+            if ready.is_none() {
+                ready = self.next_input(step, &mut waited)?;
             }
-            let waits = self.ready.len() < needed;
+            let waits = ready.is_none();
             let replay_pass = self.replay_pass(step);
             let number = self.training.order.borrow().number;
-            let starved = waits && *self.training.data_starved.borrow() == Some(number);
-            match self.agree(waits, starved && replay_pass.is_some())? {
-                Vote::Ready => return Ok(waited),
-                Vote::Wait => waited = waited_before + round.elapsed(),
-                Vote::Drain => return Err(RankError::Drained(format!("after step {step}"))),
-                Vote::Repeat => {
+            let starved = waits && *self.starved.borrow() == Some(number);
+            match (self.agree(waits, starved && replay_pass.is_some())?, ready.take()) {
+                (Vote::Ready, Some(input)) => return Ok((input, waited)),
+                (Vote::Ready, None) => {
+                    return Err(RankError::Retryable("the gang goes on without this rank's pairs".into()));
+                }
+                (Vote::Wait, input) => (ready, waited) = (input, waited_before + round.elapsed()),
+                (Vote::Drain, _) => return Err(RankError::Drained(format!("after step {step}"))),
+                (Vote::Repeat, _) => {
                     self.begin_replay_pass(step, replay_pass)?;
-                    positions = self.training.plan.gang.positions(step);
                     continue;
                 }
             }
@@ -296,26 +297,41 @@ impl Loop {
         }
     }
 
-    /// The next delivery, or nothing within [`SAMPLES_WAIT`]; adds to `waited`.
-    fn next_delivery(&mut self, waited: &mut Duration) -> Result<Option<Delivery>, RankError> {
-        let Training { runtime, deliveries, stop, .. } = &mut self.training;
-        // What has come already is not waited for.
-        if let Ok(delivery) = deliveries.try_recv() {
-            return delivery.map(Some);
-        }
-        let asked = Instant::now();
-        let delivery = runtime.block_on(async {
-            tokio::select! {
-                () = stop.cancelled() => Err(told_to_stop()),
-                delivery = tokio::time::timeout(SAMPLES_WAIT, deliveries.recv()) => match delivery {
-                    Ok(Some(delivery)) => delivery.map(Some),
-                    Ok(None) => Err(RankError::Retryable("the data client has ended".into())),
-                    Err(_) => Ok(None),
-                },
+    /// What is made for the step, or nothing within [`INPUT_WAIT`]; adds to `waited`.
+    fn next_input(&mut self, step: u64, waited: &mut Duration) -> Result<Option<StepInput>, RankError> {
+        let deadline = Instant::now() + INPUT_WAIT;
+        loop {
+            // What is there already is not waited for.
+            let input = match self.inputs.try_recv() {
+                Ok(input) => Some(input),
+                Err(_) => {
+                    let asked = Instant::now();
+                    let Training { runtime, stop, .. } = &self.training;
+                    let inputs = &mut self.inputs;
+                    let input = runtime.block_on(async {
+                        tokio::select! {
+                            () = stop.cancelled() => Err(told_to_stop()),
+                            input = tokio::time::timeout_at(deadline.into(), inputs.recv()) => match input {
+                                Ok(Some(input)) => Ok(Some(input)),
+                                Ok(None) => Err(RankError::Retryable("the data client has ended".into())),
+                                Err(_) => Ok(None),
+                            },
+                        }
+                    })?;
+                    *waited += asked.elapsed();
+                    input
+                }
+            };
+            let Some(input) = input.transpose()? else { return Ok(None) };
+            // What was made before the order changed is thrown away.
+            if input.order != self.training.order.borrow().number {
+                continue;
             }
-        });
-        *waited += asked.elapsed();
-        delivery
+            if input.step == step {
+                return Ok(Some(input));
+            }
+            return Err(RankError::Retryable(format!("pairs of step {} came at step {step}", input.step)));
+        }
     }
 
     /// The replay pass that the gang would go on with if `step` cannot be had. The same on all ranks: they have had the
@@ -332,8 +348,6 @@ impl Loop {
     fn begin_replay_pass(&mut self, step: u64, replay_pass: Option<ReplayPass>) -> Result<(), RankError> {
         let replay_pass = replay_pass
             .ok_or_else(|| RankError::Retryable("the gang repeats what this rank has not".into()))?;
-        self.ready.clear();
-        self.noted.clear();
         self.training.order.send_modify(|order| {
             order.number += 1;
             order.replay_passes.push(replay_pass);

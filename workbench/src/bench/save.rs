@@ -10,7 +10,7 @@ use crescendo_core::object_keys;
 use crescendo_dataset::checkpoint::{ADAPTER_FILE, OPTIMIZER_FILE};
 use crescendo_model::tch::{Device, Kind, Tensor};
 use crescendo_model::training::snapshot::{FromHost, Hold, Reader, SnapshotLimits, snapshot_bytes, take};
-use crescendo_model::training::{AdamW, AdamWConfig, TrainOptions, TrainStep};
+use crescendo_model::training::{AdamW, AdamWConfig, Clip, TrainOptions, TrainStep, Update};
 use crescendo_model::weights::{TensorMap, published_strings, to_bytes};
 use crescendo_model::{BlockSelection, Flux, LoraAdapter, Preset};
 use crescendo_node::objects::upload::{Piece, put, upload};
@@ -236,8 +236,9 @@ fn one_step(trained: &mut Trained, batch: i64, hold: &mut Option<Hold>) -> Resul
     let (began, thread_began) = (Instant::now(), thread_seconds());
     let mut waited = 0.0;
     trained.step.gradients(&[batch], None)?;
-    drop(trained.step.params_mut().clip(Some(1.0))?);
-    trained.optimizer.step_after(trained.step.params_mut(), 1e-6, &mut |bucket| {
+    let norm = trained.step.params().grad_norm()?;
+    let update = Update { clip: Some(Clip { norm: &norm, max_norm: 1.0 }), ..Update::at(1e-6) };
+    trained.optimizer.step_after(trained.step.params_mut(), update, &mut |bucket| {
         if let Some(hold) = hold {
             waited += hold.before_change(bucket)?.waited.as_secs_f64();
         }

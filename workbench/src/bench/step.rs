@@ -14,7 +14,7 @@ use crescendo_model::randomness::{SampleKey, TimeDistribution};
 use crescendo_model::speed;
 use crescendo_model::tch::{Device, Kind, Tensor};
 use crescendo_model::training::{
-    AdamW, AdamWConfig, BlockPass, MicroBatch, Recompute, TrainOptions, TrainStep,
+    AdamW, AdamWConfig, BlockPass, Clip, MicroBatch, Recompute, TrainOptions, TrainStep, Update,
 };
 use crescendo_model::{Flux, FluxConfig, LoraAdapter, Preset};
 use serde::Serialize;
@@ -261,8 +261,7 @@ fn parts(
         train_step.gradients(&[batch], None)?;
         let passes = train_step.take_pass_times();
         let began = Instant::now();
-        drop(train_step.params_mut().clip(Some(1.0))?);
-        optimizer.step(train_step.params_mut(), 1e-4)?;
+        drop(update(train_step, optimizer)?);
         crescendo_device::choice::wait(args.device);
         let all = [prepared, passes.forward, passes.backward, began.elapsed()];
         for (times, time) in times.iter_mut().zip(all) {
@@ -276,6 +275,14 @@ fn parts(
         backward_seconds: backward,
         optimizer_seconds: optimizer,
     })
+}
+
+/// What follows the backward pass; the gradients' norm.
+fn update(train_step: &mut TrainStep, optimizer: &mut AdamW) -> Result<Tensor> {
+    let norm = train_step.params().grad_norm()?;
+    let clip = Some(Clip { norm: &norm, max_norm: 1.0 });
+    optimizer.step(train_step.params_mut(), Update { clip, ..Update::at(1e-4) })?;
+    Ok(norm)
 }
 
 /// Runs `bench step`.
@@ -294,8 +301,7 @@ pub fn run(args: &StepArgs) -> Result<()> {
         crescendo_device::choice::wait(args.device);
         let started = Instant::now();
         let outcomes = train_step.gradients(&[batch], None)?;
-        let norm = train_step.params_mut().clip(Some(1.0))?;
-        optimizer.step(train_step.params_mut(), 1e-4)?;
+        let norm = update(&mut train_step, &mut optimizer)?;
         let loss = f64::try_from(&outcomes.first().context("no loss")?.loss)?;
         ensure!(loss.is_finite() && f64::try_from(&norm)?.is_finite(), "the loss is not finite");
         crescendo_device::choice::wait(args.device);

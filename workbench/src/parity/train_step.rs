@@ -11,7 +11,9 @@ use anyhow::{Context, bail, ensure};
 use crescendo_collective::{PendingReduce, ProcessGroup, ReduceOp};
 use crescendo_model::schedule::training_table;
 use crescendo_model::tch::{Device, Kind, Tensor};
-use crescendo_model::training::{AdamW, AdamWConfig, Ema, MicroBatch, MicroOutcome, TrainOptions, TrainStep};
+use crescendo_model::training::{
+    AdamW, AdamWConfig, Clip, Ema, MicroBatch, MicroOutcome, TrainOptions, TrainStep, Update,
+};
 use crescendo_model::weights::{TensorFile, TensorMap};
 use crescendo_model::{Flux, LoraAdapter, packing};
 use serde::Deserialize;
@@ -221,10 +223,11 @@ pub fn run_rank(fixture: &Fixture, group: &ProcessGroup) -> anyhow::Result<Tenso
         if step == 1 {
             note_gradients(&train_step, own, &format!("{prefix}.rank{rank}"), &prefix, &mut results)?;
         }
-        let norm = train_step.params_mut().clip(Some(optimizer.max_grad_norm))?;
+        let norm = train_step.params().grad_norm()?;
+        let clip = Some(Clip { norm: &norm, max_norm: optimizer.max_grad_norm });
+        let update = Update { rate: optimizer.lr, clip, ema: Some(&mut ema) };
+        adamw.step(train_step.params_mut(), update)?;
         results.insert(format!("{prefix}.grad_norm"), norm);
-        adamw.step(train_step.params_mut(), optimizer.lr)?;
-        ema.update(train_step.params())?;
         if train.record.contains(&step) || step == train.steps {
             for (name, value) in train_step.params().values()? {
                 results.insert(format!("{prefix}.lora.{name}"), value);

@@ -146,14 +146,18 @@ pub struct AdamWNumbers {
     /// √(1 − beta2^steps)
     pub correction2: f32,
     pub eps: f32,
+    /// 1 − decay of the average, if there is one
+    pub average_rate: f32,
 }
 
 #[repr(C)]
 pub struct AdamW {
     pub values: *mut f32,
     pub grads: *const f32,
+    pub factor: *const f32,
     pub moments: *mut f32,
     pub squares: *mut f32,
+    pub average: *mut f32,
     pub shadow: *mut c_void,
     pub count: i64,
     pub numbers: AdamWNumbers,

@@ -146,27 +146,49 @@ fn activations_and_attention() {
 
 #[test]
 fn an_optimizer_step_is_adamw() {
-    let numbers =
-        AdamWNumbers { decay: 0.99, beta1: 0.9, beta2: 0.999, rate: 0.01, correction2: 0.2, eps: 1e-8 };
+    let numbers = AdamWNumbers {
+        decay: 0.99,
+        beta1: 0.9,
+        beta2: 0.999,
+        rate: 0.01,
+        correction2: 0.2,
+        eps: 1e-8,
+        average_rate: 0.1,
+    };
     for variant in Variant::of_processor() {
         // A piece and a rest.
         let count = passes::ADAMW_PIECE + 7;
         let flat = |name: &str| draw(name, &[count], Kind::Float);
         let (values, grads, moments) = (flat("values"), flat("grads"), flat("moments"));
         let squares = flat("squares").square();
-        let m = &moments * 0.9 + &grads * 0.1;
-        let s = &squares * 0.999 + grads.square() * 0.001;
+        let (factor, average) = (Tensor::from(0.5f32), flat("average"));
+        let clipped = &grads * 0.5;
+        let m = &moments * 0.9 + &clipped * 0.1;
+        let s = &squares * 0.999 + clipped.square() * 0.001;
         let expected = &values * 0.99 - (&m * 0.01) / (s.sqrt() / 0.2 + 1e-8);
         let shadow = values.to_kind(Kind::BFloat16);
-        let done = Fused::Cpu(variant).adamw(&values, &grads, &moments, &squares, Some(&shadow), numbers);
-        assert!(done.expect("fits"));
+        let expected_average = &average * 0.9 + &expected * 0.1;
+        let vectors = AdamWVectors {
+            values: &values,
+            grads: &grads,
+            factor: Some(&factor),
+            moments: &moments,
+            squares: &squares,
+            average: Some(&average),
+            shadow: Some(&shadow),
+        };
+        assert!(Fused::Cpu(variant).adamw(&vectors, numbers).expect("fits"));
         assert_near("values", &values, &expected);
         assert_near("moments", &moments, &m);
         assert_near("squares", &squares, &s);
+        assert_near("average", &average, &expected_average);
+        assert_eq!(grads, flat("grads"), "are only read");
         assert_eq!(shadow, values.to_kind(Kind::BFloat16), "rounded as libtorch rounds");
-        let alone = Fused::Cpu(variant).adamw(&values, &grads, &moments, &squares, None, numbers);
-        assert!(alone.expect("fits"));
-        assert!(!Fused::Eager.adamw(&values, &grads, &moments, &squares, None, numbers).expect("fits"));
+        let alone = AdamWVectors { factor: None, average: None, shadow: None, ..vectors };
+        assert!(Fused::Cpu(variant).adamw(&alone, numbers).expect("fits"));
+        assert!(!Fused::Eager.adamw(&alone, numbers).expect("fits"));
+        let two = AdamWVectors { factor: Some(&grads), ..vectors };
+        assert!(Fused::Cpu(variant).adamw(&two, numbers).is_err(), "one factor for all");
     }
 }
 

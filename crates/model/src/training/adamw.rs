@@ -3,9 +3,9 @@
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-use super::flat_params::{FlatParams, copy_of};
+use super::flat_params::{Bucket, FlatParams, copy_of};
 use crate::error::{ModelError, Result};
-use crate::fused::{AdamWNumbers, Fused, Kernels};
+use crate::fused::{AdamWNumbers, AdamWVectors, Fused, Kernels};
 use crate::weights::TensorMap;
 
 /// Settings of AdamW; the defaults are the published ones.
@@ -21,6 +21,71 @@ pub struct AdamWConfig {
 impl Default for AdamWConfig {
     fn default() -> Self {
         Self { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 }
+    }
+}
+
+impl AdamWConfig {
+    /// 1 − beta1^steps, and the root of 1 − beta2^steps.
+    fn corrections(&self, steps: u64) -> (f64, f64) {
+        let exponent = i32::try_from(steps).unwrap_or(i32::MAX);
+        (1.0 - self.beta1.powi(exponent), (1.0 - self.beta2.powi(exponent)).sqrt())
+    }
+
+    /// Step `steps` (from 1) of one bucket as libtorch's operations.
+    fn step_bucket(
+        &self,
+        bucket: &Bucket,
+        factor: Option<&Tensor>,
+        (avg, avg_sq): (&mut Tensor, &mut Tensor),
+        steps: u64,
+        rate: f64,
+    ) -> Result<()> {
+        let Self { beta1, beta2, eps, weight_decay } = *self;
+        let (correction1, correction2_sqrt) = self.corrections(steps);
+        let clipped = factor.map(|factor| bucket.grads().f_mul(factor)).transpose()?;
+        let grad = clipped.as_ref().unwrap_or(bucket.grads());
+        let mut values = bucket.values().shallow_clone();
+        drop(values.f_mul_scalar_(1.0 - rate * weight_decay)?);
+        drop(avg.f_mul_scalar_(beta1)?.f_add_(&grad.f_mul_scalar(1.0 - beta1)?)?);
+        drop(avg_sq.f_mul_scalar_(beta2)?.f_addcmul_(grad, &grad.f_mul_scalar(1.0 - beta2)?)?);
+        let mut denominator = avg_sq.f_sqrt()?;
+        drop(denominator.f_div_scalar_(correction2_sqrt)?.f_add_scalar_(eps)?);
+        drop(values.f_addcdiv_(&avg.f_mul_scalar(-rate / correction1)?, &denominator)?);
+        if let Some(shadow) = bucket.shadow() {
+            shadow.shallow_clone().f_copy_(&values)?;
+        }
+        Ok(())
+    }
+}
+
+/// What one step does with the gradients.
+#[derive(Debug)]
+pub struct Update<'a> {
+    pub rate: f64,
+    pub clip: Option<Clip<'a>>,
+    /// Follows the values: ema += (1 − decay) · (value − ema).
+    pub ema: Option<&'a mut Ema>,
+}
+
+impl Update<'_> {
+    /// At this rate, unclipped.
+    pub fn at(rate: f64) -> Self {
+        Self { rate, clip: None, ema: None }
+    }
+}
+
+/// Gradients are multiplied by min(1, max_norm / (norm + 1e-6)).
+#[derive(Clone, Copy, Debug)]
+pub struct Clip<'a> {
+    /// L2 norm of all of them, 0-dimensional float32 where they are ([`FlatParams::grad_norm`]).
+    pub norm: &'a Tensor,
+    pub max_norm: f64,
+}
+
+impl Clip<'_> {
+    fn factor(self) -> Result<Tensor> {
+        let inverse = self.norm.f_add_scalar(1e-6)?.f_reciprocal()?;
+        Ok(inverse.f_mul_scalar(self.max_norm)?.f_clamp_max(1.0)?)
     }
 }
 
@@ -70,9 +135,9 @@ impl AdamW {
         (&self.exp_avg, &self.exp_avg_sq)
     }
 
-    /// One step with the gradients that the buckets hold.
-    pub fn step(&mut self, params: &mut FlatParams, rate: f64) -> Result<()> {
-        self.step_after(params, rate, &mut |_| Ok(()))
+    /// One step with the gradients that the buckets hold, which are only read.
+    pub fn step(&mut self, params: &mut FlatParams, update: Update<'_>) -> Result<()> {
+        self.step_after(params, update, &mut |_| Ok(()))
     }
 
     /// The same, with `before` called for each bucket before anything of that one changes. An error of it ends the step
@@ -80,44 +145,51 @@ impl AdamW {
     pub fn step_after(
         &mut self,
         params: &mut FlatParams,
-        rate: f64,
+        mut update: Update<'_>,
         before: &mut dyn FnMut(usize) -> Result<()>,
     ) -> Result<()> {
         self.steps += 1;
-        let AdamWConfig { beta1, beta2, eps, weight_decay } = self.config;
-        let exponent = i32::try_from(self.steps).unwrap_or(i32::MAX);
-        let correction1 = 1.0 - beta1.powi(exponent);
-        let correction2_sqrt = (1.0 - beta2.powi(exponent)).sqrt();
-        let numbers = AdamWNumbers {
-            decay: (1.0 - rate * weight_decay) as f32,
-            beta1: beta1 as f32,
-            beta2: beta2 as f32,
-            rate: (rate / correction1) as f32,
-            correction2: correction2_sqrt as f32,
-            eps: eps as f32,
-        };
+        let factor = update.clip.map(|clip| clip.factor()).transpose()?;
+        let factor = factor.as_ref();
+        let numbers = self.numbers(&update);
         let fused = Fused::choose(self.kernels, params.device(), Kind::Float);
         tch::no_grad(|| {
             let moments = self.exp_avg.iter_mut().zip(&mut self.exp_avg_sq);
             for (index, (bucket, (avg, avg_sq))) in params.buckets().iter().zip(moments).enumerate() {
                 before(index)?;
-                if fused.adamw(bucket.values(), bucket.grads(), avg, avg_sq, bucket.shadow(), numbers)? {
+                let vectors = AdamWVectors {
+                    values: bucket.values(),
+                    grads: bucket.grads(),
+                    factor,
+                    moments: avg,
+                    squares: avg_sq,
+                    average: update.ema.as_ref().and_then(|ema| ema.values.get(index)),
+                    shadow: bucket.shadow(),
+                };
+                if fused.adamw(&vectors, numbers)? {
                     continue;
                 }
-                let grad = bucket.grads();
-                let mut values = bucket.values().shallow_clone();
-                drop(values.f_mul_scalar_(1.0 - rate * weight_decay)?);
-                drop(avg.f_mul_scalar_(beta1)?.f_add_(&grad.f_mul_scalar(1.0 - beta1)?)?);
-                drop(avg_sq.f_mul_scalar_(beta2)?.f_addcmul_(grad, &grad.f_mul_scalar(1.0 - beta2)?)?);
-                let mut denominator = avg_sq.f_sqrt()?;
-                drop(denominator.f_div_scalar_(correction2_sqrt)?.f_add_scalar_(eps)?);
-                drop(values.f_addcdiv_(&avg.f_mul_scalar(-rate / correction1)?, &denominator)?);
-                if let Some(shadow) = bucket.shadow() {
-                    shadow.shallow_clone().f_copy_(&values)?;
+                self.config.step_bucket(bucket, factor, (avg, avg_sq), self.steps, update.rate)?;
+                if let Some(ema) = &mut update.ema {
+                    ema.follow(index, bucket)?;
                 }
             }
             Ok(())
         })
+    }
+
+    fn numbers(&self, update: &Update<'_>) -> AdamWNumbers {
+        let AdamWConfig { beta1, beta2, eps, weight_decay } = self.config;
+        let (correction1, correction2_sqrt) = self.config.corrections(self.steps);
+        AdamWNumbers {
+            decay: (1.0 - update.rate * weight_decay) as f32,
+            beta1: beta1 as f32,
+            beta2: beta2 as f32,
+            rate: (update.rate / correction1) as f32,
+            correction2: correction2_sqrt as f32,
+            eps: eps as f32,
+            average_rate: update.ema.as_ref().map_or(0.0, |ema| 1.0 - ema.decay) as f32,
+        }
     }
 
     /// Copies of both moments as `exp_avg.<parameter>` and `exp_avg_sq.<parameter>`.
@@ -162,14 +234,11 @@ impl Ema {
         Ok(Self { decay, values })
     }
 
-    /// ema += (1 − decay) · (value − ema), after each optimizer step.
-    pub fn update(&mut self, params: &FlatParams) -> Result<()> {
-        tch::no_grad(|| {
-            for (average, bucket) in self.values.iter_mut().zip(params.buckets()) {
-                drop(average.f_lerp_(bucket.values(), 1.0 - self.decay)?);
-            }
-            Ok(())
-        })
+    fn follow(&mut self, index: usize, bucket: &Bucket) -> Result<()> {
+        if let Some(average) = self.values.get_mut(index) {
+            drop(average.f_lerp_(bucket.values(), 1.0 - self.decay)?);
+        }
+        Ok(())
     }
 
     /// The averages of each bucket.

@@ -230,32 +230,12 @@ impl FlatParams {
         self.refresh_shadow()
     }
 
-    /// Sets every gradient to 0, padding included: clipping by a norm that is not finite leaves no number there, and a
-    /// backward pass writes over the parameters' own places alone.
-    pub fn zero_grads(&mut self) -> Result<()> {
-        tch::no_grad(|| {
-            for bucket in &mut self.buckets {
-                drop(bucket.grads.f_zero_()?);
-            }
-            Ok(())
-        })
-    }
-
-    /// L2 norm over all gradients as it was before clipping (0-dimensional float32); with `max_norm`,
-    /// gradients are multiplied by min(1, max_norm / (norm + 1e-6)).
-    pub fn clip(&mut self, max_norm: Option<f64>) -> Result<Tensor> {
+    /// L2 norm over all gradients, 0-dimensional float32.
+    pub fn grad_norm(&self) -> Result<Tensor> {
         tch::no_grad(|| {
             let norms =
                 self.buckets.iter().map(|bucket| bucket.grads.f_norm()).collect::<Result<Vec<_>, _>>()?;
-            let total = Tensor::f_stack(&norms, 0)?.f_norm()?;
-            if let Some(max_norm) = max_norm {
-                let factor =
-                    total.f_add_scalar(1e-6)?.f_reciprocal()?.f_mul_scalar(max_norm)?.f_clamp_max(1.0)?;
-                for bucket in &mut self.buckets {
-                    drop(bucket.grads.f_mul_(&factor)?);
-                }
-            }
-            Ok(total)
+            Ok(Tensor::f_stack(&norms, 0)?.f_norm()?)
         })
     }
 
@@ -395,9 +375,8 @@ mod tests {
             params.bucket_mut(0).unwrap().take_grads(&[Tensor::from_slice(grad)], false).unwrap();
         };
         take(&mut params, &[f32::NAN, 0.0, 0.0]);
-        assert!(params.clip(Some(1.0)).unwrap().double_value(&[]).is_nan());
-        params.zero_grads().unwrap();
+        assert!(params.grad_norm().unwrap().double_value(&[]).is_nan());
         take(&mut params, &[3.0, 4.0, 0.0]);
-        assert_eq!(params.clip(Some(1.0)).unwrap().double_value(&[]), 5.0);
+        assert_eq!(params.grad_norm().unwrap().double_value(&[]), 5.0);
     }
 }

@@ -294,9 +294,13 @@ fn buckets_are_announced_once_in_reverse_after_the_last_micro_batch() {
 fn train(train_step: &mut TrainStep, adamw: &mut AdamW, ema: &mut Ema, steps: std::ops::RangeInclusive<u64>) {
     for step in steps {
         train_step.gradients(&[batch(&[2 * step, 2 * step + 1], 4, 4, 1.0)], None).unwrap();
-        drop(train_step.params_mut().clip(Some(1.0)).unwrap());
-        adamw.step(train_step.params_mut(), 1e-2 * (step as f64 / 3.0).min(1.0)).unwrap();
-        ema.update(train_step.params()).unwrap();
+        let norm = train_step.params().grad_norm().unwrap();
+        let update = Update {
+            rate: 1e-2 * (step as f64 / 3.0).min(1.0),
+            clip: Some(Clip { norm: &norm, max_norm: 1.0 }),
+            ema: Some(ema),
+        };
+        adamw.step(train_step.params_mut(), update).unwrap();
     }
 }
 
@@ -371,8 +375,9 @@ fn one_batch_is_learned_by_heart() {
     for _ in 0..150 {
         let outcome = train_step.gradients(&[batch(&[1, 2], 4, 4, 1.0)], None).unwrap().remove(0);
         losses.push(outcome.loss.double_value(&[]));
-        drop(train_step.params_mut().clip(Some(1.0)).unwrap());
-        adamw.step(train_step.params_mut(), 3e-3).unwrap();
+        let norm = train_step.params().grad_norm().unwrap();
+        let clip = Some(Clip { norm: &norm, max_norm: 1.0 });
+        adamw.step(train_step.params_mut(), Update { clip, ..Update::at(3e-3) }).unwrap();
     }
     let (first, last) = (losses[0], losses[losses.len() - 1]);
     assert!(last < 0.2 * first, "{first} to {last}");

@@ -116,9 +116,21 @@ impl MicroBatch {
         Ok(NoisedTarget { x_t, velocity: noise.f_sub(&data)? })
     }
 
+    pub fn samples(&self) -> i64 {
+        self.latents.size().first().copied().unwrap_or(0)
+    }
+
     /// The same with every tensor on `device`.
     pub fn to_device(&self, device: tch::Device) -> Result<Self> {
-        let bring = |tensor: &Tensor| to_device(tensor, device);
+        self.mapped(&|tensor| to_device(tensor, device))
+    }
+
+    /// The same in memory that GPU `device` reads by itself, so that bringing it there makes nobody wait.
+    pub fn pinned(&self, device: tch::Device) -> Result<Self> {
+        self.mapped(&|tensor| Ok(tensor.f_pin_memory(device)?))
+    }
+
+    fn mapped(&self, bring: &dyn Fn(&Tensor) -> Result<Tensor>) -> Result<Self> {
         Ok(Self {
             latents: bring(&self.latents)?,
             refs: self.refs.iter().map(bring).collect::<Result<_>>()?,
@@ -647,8 +659,10 @@ impl TrainStep {
             if index == doubles {
                 let joined =
                     flow_grads.pop().ok_or_else(|| ModelError::input("blocks", "gave no gradient"))?;
-                flow_grads =
-                    vec![joined.f_narrow(1, target.first, image_tokens)?, joined.f_narrow(1, 0, target.first)?];
+                flow_grads = vec![
+                    joined.f_narrow(1, target.first, image_tokens)?,
+                    joined.f_narrow(1, 0, target.first)?,
+                ];
             }
             let Some(block) = index.checked_sub(1).filter(|block| full || *block >= first) else { break };
             let Some(record) = records.pop() else { break };

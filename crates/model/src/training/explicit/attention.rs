@@ -25,14 +25,21 @@ fn flat(x: &Tensor) -> Result<Tensor> {
     Ok(x.f_view([-1, tokens, width])?)
 }
 
+/// Bytes of scores that are worked on at a time on the CPU: what a core's own cache holds beside the heads.
+const SCORES_AT_A_TIME: usize = 512 * 1024;
+
+/// How many of `probabilities`' matrices `[batch · heads, queries, keys]` go together: first and count of each run.
+fn runs(probabilities: &Tensor) -> Result<impl Iterator<Item = (i64, i64)>> {
+    let (all, queries, keys) = probabilities.size3()?;
+    let bytes = (queries * keys).unsigned_abs() as usize * probabilities.f_kind()?.elt_size_in_bytes();
+    let most = i64::try_from(SCORES_AT_A_TIME / bytes.max(1)).unwrap_or(1).clamp(1, all.max(1));
+    Ok((0..all).step_by(usize::try_from(most).unwrap_or(1)).map(move |first| (first, most.min(all - first))))
+}
+
 /// Softmax(q kᵀ / √width) v, shaped as `query`, which may have fewer tokens than keys and values.
 pub(super) fn forward(fused: Fused, heads: &Heads) -> Result<(Tensor, Kept)> {
     if heads.query.device() == Device::Cpu {
-        // Plain products are faster than libtorch's fused kernel on the CPU at these sizes.
-        let scores = flat(&heads.query)?.f_bmm(&flat(&heads.key)?.f_transpose(1, 2)?)?;
-        fused.softmax(&scores, scale_of(heads))?;
-        let out = scores.f_bmm(&flat(&heads.value)?)?;
-        return Ok((out.f_view(heads.query.size().as_slice())?, Kept::Probabilities(scores)));
+        return forward_by_products(fused, heads);
     }
     tch::with_grad(|| {
         let (query, key, value) =
@@ -42,20 +49,29 @@ pub(super) fn forward(fused: Fused, heads: &Heads) -> Result<(Tensor, Kept)> {
     })
 }
 
+/// Plain products are faster than libtorch's fused kernel on the CPU at these sizes; a few heads at a time, so that their scores
+/// are still in the cache when they are read.
+fn forward_by_products(fused: Fused, heads: &Heads) -> Result<(Tensor, Kept)> {
+    let (query, key, value) = (flat(&heads.query)?, flat(&heads.key)?, flat(&heads.value)?);
+    let keys = key.f_transpose(1, 2)?;
+    let (all, queries, width) = query.size3()?;
+    let options = (query.f_kind()?, query.device());
+    let probabilities = Tensor::f_empty([all, queries, key.size3()?.1], options)?;
+    let out = Tensor::f_empty([all, queries, width], options)?;
+    for (first, count) in runs(&probabilities)? {
+        let part = |x: &Tensor| x.f_narrow(0, first, count);
+        let scores = part(&probabilities)?;
+        drop(part(&query)?.f_bmm_out(&scores, &part(&keys)?)?);
+        fused.softmax(&scores, scale_of(heads))?;
+        drop(scores.f_bmm_out(&part(&out)?, &part(&value)?)?);
+    }
+    Ok((out.f_view(heads.query.size().as_slice())?, Kept::Probabilities(probabilities)))
+}
+
 /// The gradients of queries, keys and values.
 pub(super) fn backward(fused: Fused, heads: &Heads, kept: Kept, grad: &Tensor) -> Result<Heads> {
     match kept {
-        Kept::Probabilities(probabilities) => {
-            let grad = flat(grad)?;
-            let shaped = |x: Tensor, like: &Tensor| -> Result<Tensor> { Ok(x.f_view(like.size().as_slice())?) };
-            let value = shaped(probabilities.f_transpose(1, 2)?.f_bmm(&grad)?, &heads.value)?;
-            let grad_scores = grad.f_bmm(&flat(&heads.value)?.f_transpose(1, 2)?)?;
-            fused.softmax_backward(&probabilities, &grad_scores, scale_of(heads))?;
-            drop(probabilities);
-            let query = shaped(grad_scores.f_bmm(&flat(&heads.key)?)?, &heads.query)?;
-            let key = shaped(grad_scores.f_transpose(1, 2)?.f_bmm(&flat(&heads.query)?)?, &heads.key)?;
-            Ok(Heads { query, key, value })
-        }
+        Kept::Probabilities(probabilities) => backward_by_products(fused, heads, &probabilities, grad),
         Kept::Graph { query, key, value, out } => tch::with_grad(|| {
             let mut grads = gradients(&[(&out, grad)], &[&query, &key, &value])?.into_iter();
             let mut next = || {
@@ -66,6 +82,24 @@ pub(super) fn backward(fused: Fused, heads: &Heads, kept: Kept, grad: &Tensor) -
             Ok(Heads { query: next()?, key: next()?, value: next()? })
         }),
     }
+}
+
+fn backward_by_products(fused: Fused, heads: &Heads, probabilities: &Tensor, grad: &Tensor) -> Result<Heads> {
+    let (query, key, value) = (flat(&heads.query)?, flat(&heads.key)?, flat(&heads.value)?);
+    let grad = flat(grad)?;
+    let like = |heads: &Tensor| Tensor::f_empty(heads.size(), (heads.f_kind()?, heads.device()));
+    let grads = Heads { query: like(&heads.query)?, key: like(&heads.key)?, value: like(&heads.value)? };
+    let (grad_query, grad_key, grad_value) = (flat(&grads.query)?, flat(&grads.key)?, flat(&grads.value)?);
+    for (first, count) in runs(probabilities)? {
+        let part = |x: &Tensor| x.f_narrow(0, first, count);
+        let (probabilities, grad) = (part(probabilities)?, part(&grad)?);
+        drop(probabilities.f_transpose(1, 2)?.f_bmm_out(&part(&grad_value)?, &grad)?);
+        let grad_scores = grad.f_bmm(&part(&value)?.f_transpose(1, 2)?)?;
+        fused.softmax_backward(&probabilities, &grad_scores, scale_of(heads))?;
+        drop(grad_scores.f_bmm_out(&part(&grad_query)?, &part(&key)?)?);
+        drop(grad_scores.f_transpose(1, 2)?.f_bmm_out(&part(&grad_key)?, &part(&query)?)?);
+    }
+    Ok(grads)
 }
 
 /// Uninitialised heads `[batch, heads, tokens, width]` for `place`.

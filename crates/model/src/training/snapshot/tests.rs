@@ -3,7 +3,7 @@ use std::sync::mpsc;
 use tch::Kind;
 
 use super::*;
-use crate::training::AdamWConfig;
+use crate::training::{AdamWConfig, Update};
 use crate::weights::{TensorMap, published_strings, to_bytes};
 
 const TRAINED: &str = "trained";
@@ -48,8 +48,8 @@ impl Trained {
         for bucket in self.params.buckets() {
             drop(bucket.grads().shallow_clone().uniform_(-1.0, 1.0));
         }
-        self.optimizer.step_after(&mut self.params, 0.1, before).unwrap();
-        self.ema.update(&self.params).unwrap();
+        let update = Update { ema: Some(&mut self.ema), ..Update::at(0.1) };
+        self.optimizer.step_after(&mut self.params, update, before).unwrap();
     }
 
     /// The files as they are written from whole copies.
