@@ -25,14 +25,14 @@ struct NormModulateBackward {
 struct GatedResidual {
     const void *x, *gate, *update;
     void* out;
-    long width, rows_per_sample, modulation_stride;
+    long width, rows_per_sample, modulation_stride, update_stride;
     int half;
 };
 
 struct GateBackward {
     const void *grad, *gate;
     void* grad_update;
-    long width, rows_per_sample, modulation_stride;
+    long width, rows_per_sample, modulation_stride, update_stride;
     int half;
 };
 
@@ -130,13 +130,14 @@ FN void run_as(const NormModulateBackward& a, long row) {
 template <class T>
 FN void run_as(const GatedResidual& a, long row) {
     const long sample = row / a.rows_per_sample * a.modulation_stride, at = row * a.width;
-    gated_residual<Block>(FROM(T, a.x) + at, FROM(T, a.gate) + sample, FROM(T, a.update) + at, OF(T, a.out) + at, a.width);
+    gated_residual<Block>(FROM(T, a.x) + at, FROM(T, a.gate) + sample, FROM(T, a.update) + row * a.update_stride,
+                          OF(T, a.out) + at, a.width);
 }
 
 template <class T>
 FN void run_as(const GateBackward& a, long row) {
     const long sample = row / a.rows_per_sample * a.modulation_stride, at = row * a.width;
-    gate_backward<Block>(FROM(T, a.grad) + at, FROM(T, a.gate) + sample, OF(T, a.grad_update) + at, a.width);
+    gate_backward<Block>(FROM(T, a.grad) + at, FROM(T, a.gate) + sample, OF(T, a.grad_update) + row * a.update_stride, a.width);
 }
 
 // A piece is a token of a sample.

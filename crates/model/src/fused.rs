@@ -224,7 +224,7 @@ impl Fused {
         Ok(grad_x)
     }
 
-    /// x + gate · update
+    /// x + gate · update, for `x` `[batch, tokens, hidden]` and `update` `[batch · tokens, hidden]` with columns side by side.
     pub fn gated_residual(
         self,
         x: &Tensor,
@@ -235,7 +235,7 @@ impl Fused {
             return eager::gated_residual(x, modulation, update);
         }
         let rows = Rows::of(x, modulation)?;
-        alike(x, &[update])?;
+        rows.check_update(update, x)?;
         let out = x.f_empty_like()?;
         let pass = passes::GatedResidual {
             x: offset(x, 0),
@@ -245,30 +245,31 @@ impl Fused {
             width: rows.width,
             rows_per_sample: rows.per_sample,
             modulation_stride: modulation.stride(),
+            update_stride: update.stride()[0],
             half: half(x),
         };
         self.run(&pass, rows.count)?;
         Ok(out)
     }
 
-    /// gate · grad: the gradient of [`Fused::gated_residual`]'s update.
-    pub fn gate_backward(self, grad: &Tensor, modulation: &ModulationColumns) -> Result<Tensor> {
+    /// Writes gate · grad, the gradient of [`Fused::gated_residual`]'s update, into `out`, laid out as that is.
+    pub fn gate_backward(self, grad: &Tensor, modulation: &ModulationColumns, out: &Tensor) -> Result<()> {
         if let Self::Eager = self {
-            return eager::gate_backward(grad, modulation);
+            return eager::gate_backward(grad, modulation, out);
         }
         let rows = Rows::of(grad, modulation)?;
-        let out = grad.f_empty_like()?;
+        rows.check_update(out, grad)?;
         let pass = passes::GateBackward {
             grad: offset(grad, 0),
             gate: modulation.pointer(2),
-            grad_update: offset_mut(&out, 0),
+            grad_update: offset_mut(out, 0),
             width: rows.width,
             rows_per_sample: rows.per_sample,
             modulation_stride: modulation.stride(),
+            update_stride: out.stride()[0],
             half: half(grad),
         };
-        self.run(&pass, rows.count)?;
-        Ok(out)
+        self.run(&pass, rows.count)
     }
 
     /// Writes one stream's queries, keys (normed and rotated) and values into `out`. `rows` `[batch · tokens, width]` have
@@ -497,6 +498,19 @@ impl Rows {
             return Err(ModelError::input("x", format!("{:?} does not fit its modulation", x.size())));
         }
         Ok(Self { count: batch * tokens, width, per_sample: tokens })
+    }
+
+    /// `update` has a row for each token of `x`.
+    fn check_update(&self, update: &Tensor, x: &Tensor) -> Result<()> {
+        let fits = update.size() == [self.count, self.width]
+            && update.stride().last() == Some(&1)
+            && update.kind() == x.kind()
+            && update.device() == x.device();
+        if fits {
+            Ok(())
+        } else {
+            Err(ModelError::input("update", format!("{:?} does not fit {:?}", update.size(), x.size())))
+        }
     }
 }
 

@@ -13,7 +13,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::config::FluxConfig;
 use crate::error::{ModelError, ProblemKind, Result, TensorProblem};
-use crate::layers::cast;
+use crate::layers::{Linear, cast};
 use crate::params::{Init, Loader, ParamSource};
 use crate::randomness::NormalStream;
 use crate::weight_files::WeightFiles;
@@ -28,6 +28,16 @@ pub(crate) struct LoraPair {
     compute: Option<Kind>,
     /// Copies of both in that dtype, which whoever trains the weights keeps up to date.
     shadow: Option<(Tensor, Tensor)>,
+    /// `down`'s copy in front of the frozen layer's weights, kept up to date likewise.
+    joined: Option<Joined>,
+}
+
+/// A layer of `down`'s outputs and then a frozen layer's: one product gives both.
+#[derive(Debug)]
+pub(crate) struct Joined {
+    pub layer: Linear,
+    /// Outputs of `down`.
+    pub rank: i64,
 }
 
 impl LoraPair {
@@ -37,6 +47,35 @@ impl LoraPair {
             Some((down, up)) => Ok((down.shallow_clone(), up.shallow_clone())),
             None => self.cast_factors(),
         }
+    }
+
+    pub fn joined(&self) -> Option<&Joined> {
+        self.joined.as_ref()
+    }
+
+    /// Moves `layer`'s weights behind a copy of `down` in one tensor, of which `layer` keeps its part; returns the copy, which is
+    /// to follow `down` from now on. Both are of one dtype and frozen or without their graph.
+    pub fn join(&mut self, layer: &mut Linear) -> Result<Tensor> {
+        let (down, _) = self.factors()?;
+        let rank = down.size2()?.0;
+        let own = |joined: &Tensor| -> Result<Tensor> {
+            let outputs = joined.size().first().copied().unwrap_or(rank) - rank;
+            Ok(joined.f_narrow(0, rank, outputs)?)
+        };
+        let weight = tch::no_grad(|| Tensor::f_cat(&[&down, &layer.weight], 0))?;
+        layer.weight = own(&weight)?;
+        let bias = match &mut layer.bias {
+            Some(bias) => {
+                let none = Tensor::f_zeros([rank], (bias.f_kind()?, bias.device()))?;
+                let joined = Tensor::f_cat(&[&none, bias], 0)?;
+                *bias = own(&joined)?;
+                Some(joined)
+            }
+            None => None,
+        };
+        let copy = weight.f_narrow(0, 0, rank)?;
+        self.joined = Some(Joined { layer: Linear { weight, bias }, rank });
+        Ok(copy)
     }
 
     fn cast_factors(&self) -> Result<(Tensor, Tensor)> {
@@ -213,6 +252,7 @@ impl LoraAdapter {
                 up: take(&format!("{name}.up.weight"), &[output, rank])?,
                 compute: None,
                 shadow: None,
+                joined: None,
             })
         };
         let mut double = Vec::new();
@@ -316,7 +356,7 @@ impl LoraAdapter {
     }
 
     /// Every update under its published name, in forward order.
-    fn pairs_mut(&mut self) -> impl Iterator<Item = (String, &mut LoraPair)> {
+    pub(crate) fn pairs_mut(&mut self) -> impl Iterator<Item = (String, &mut LoraPair)> {
         let double = self.double.iter_mut().enumerate().filter_map(|(i, lora)| Some((i, lora.as_mut()?)));
         let double = double.flat_map(|(i, lora)| {
             let DoubleLora { qkv_img, proj_img, qkv_txt, proj_txt } = lora;

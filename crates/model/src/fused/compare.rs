@@ -46,10 +46,12 @@ pub fn compare(config: &FluxConfig, sizes: PassSizes, kind: Kind, device: Device
         ("norm, modulate", &|fused| inputs.norm_modulate(fused)),
         ("norm, modulate: backward", &|fused| inputs.norm_modulate_backward(fused)),
         ("gated residual", &|fused| {
-            Ok(vec![fused.gated_residual(&inputs.x, &inputs.modulation, &inputs.grad)?])
+            Ok(vec![fused.gated_residual(&inputs.x, &inputs.modulation, &inputs.update)?])
         }),
         ("gated residual: backward", &|fused| {
-            Ok(vec![fused.gate_backward(&inputs.grad, &inputs.modulation)?])
+            let out = inputs.update.f_empty_like()?;
+            fused.gate_backward(&inputs.grad, &inputs.modulation, &out)?;
+            Ok(vec![out])
         }),
         ("split, norm, rotate", &|fused| inputs.split_heads(fused)),
         ("split, norm, rotate: backward", &|fused| inputs.split_heads_backward(fused)),
@@ -98,6 +100,7 @@ struct Inputs {
     x: Tensor,
     grad: Tensor,
     residual: Tensor,
+    update: Tensor,
     modulation: ModulationColumns,
     qkv: Tensor,
     heads: Heads,
@@ -137,6 +140,7 @@ impl Inputs {
             x: draw("x", &[batch, tokens, hidden], kind)?,
             grad: draw("grad", &[batch, tokens, hidden], kind)?,
             residual: draw("residual", &[batch, tokens, hidden], kind)?,
+            update: draw("update", &[batch * tokens, hidden], kind)?,
             modulation: ModulationColumns::new(&draw("modulation", &[batch, 3 * hidden], kind)?, 0, hidden),
             qkv: draw("qkv", &[batch * tokens, 3 * hidden], kind)?,
             heads: Heads { query: of_heads("query")?, key: of_heads("key")?, value: of_heads("value")? },

@@ -39,11 +39,11 @@ pub(super) fn norm_modulate_backward(
 }
 
 pub(super) fn gated_residual(x: &Tensor, modulation: &ModulationColumns, update: &Tensor) -> Result<Tensor> {
-    Ok(x.f_addcmul(&modulation.column(2)?, update)?)
+    Ok(x.f_addcmul(&modulation.column(2)?, &update.f_view(x.size().as_slice())?)?)
 }
 
-pub(super) fn gate_backward(grad: &Tensor, modulation: &ModulationColumns) -> Result<Tensor> {
-    Ok(grad.f_mul(&modulation.column(2)?)?)
+pub(super) fn gate_backward(grad: &Tensor, modulation: &ModulationColumns, out: &Tensor) -> Result<()> {
+    Ok(out.f_view(grad.size().as_slice())?.f_copy_(&grad.f_mul(&modulation.column(2)?)?)?)
 }
 
 /// The stream's part of a tensor `[batch, heads, all tokens, head width]`.

@@ -41,6 +41,7 @@ pub struct GatedResidual {
     pub width: i64,
     pub rows_per_sample: i64,
     pub modulation_stride: i64,
+    pub update_stride: i64,
     pub half: c_int,
 }
 
@@ -52,6 +53,7 @@ pub struct GateBackward {
     pub width: i64,
     pub rows_per_sample: i64,
     pub modulation_stride: i64,
+    pub update_stride: i64,
     pub half: c_int,
 }
 

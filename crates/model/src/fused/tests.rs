@@ -53,9 +53,16 @@ fn modulation_and_residual() {
                 fused.norm_modulate_backward(&grad, &x, &modulation, &known, &residual).expect("fits")
             };
             assert_near("norm, backward", &back(fused), &back(Fused::Eager));
-            let add = |fused: Fused| fused.gated_residual(&x, &modulation, &grad).expect("fits");
+            let update = grad.view([-1, width]);
+            let add = |fused: Fused| fused.gated_residual(&x, &modulation, &update).expect("fits");
             assert_near("residual", &add(fused), &add(Fused::Eager));
-            let gate = |fused: Fused| fused.gate_backward(&grad, &modulation).expect("fits");
+            let gate = |fused: Fused| {
+                // Columns of something wider.
+                let out =
+                    Tensor::zeros([update.size()[0], width + 3], (kind, Device::Cpu)).narrow(1, 3, width);
+                fused.gate_backward(&grad, &modulation, &out).expect("fits");
+                out
+            };
             assert_near("gate", &gate(fused), &gate(Fused::Eager));
         }
     });

@@ -166,13 +166,13 @@ impl AdamW {
                     average: update.ema.as_ref().and_then(|ema| ema.values.get(index)),
                     shadow: bucket.shadow(),
                 };
-                if fused.adamw(&vectors, numbers)? {
-                    continue;
+                if !fused.adamw(&vectors, numbers)? {
+                    self.config.step_bucket(bucket, factor, (avg, avg_sq), self.steps, update.rate)?;
+                    if let Some(ema) = &mut update.ema {
+                        ema.follow(index, bucket)?;
+                    }
                 }
-                self.config.step_bucket(bucket, factor, (avg, avg_sq), self.steps, update.rate)?;
-                if let Some(ema) = &mut update.ema {
-                    ema.follow(index, bucket)?;
-                }
+                bucket.refresh_copies()?;
             }
             Ok(())
         })

@@ -14,6 +14,8 @@ mod double;
 mod low_rank;
 mod single;
 
+use std::collections::BTreeMap;
+
 use tch::{Kind, Tensor};
 
 use double::DoubleSaved;
@@ -25,6 +27,7 @@ use crate::flux::{Flux, RopeTable};
 use crate::fused::Fused;
 use crate::layers::{Linear, cast};
 use crate::lora::LoraAdapter;
+use crate::weights::TensorMap;
 
 /// What all blocks of a micro-batch have in common.
 pub(super) struct Context<'a> {
@@ -112,6 +115,28 @@ impl Blocks<'_> {
             _ => Err(ModelError::input("block", "was given gradients of another one")),
         }
     }
+}
+
+/// Joins every adapted layer's weights with its `down`; the copies of `down` by published name, which are to follow it.
+pub(super) fn join(flux: &mut Flux, adapter: &mut LoraAdapter) -> Result<TensorMap> {
+    let mut layers: BTreeMap<String, &mut Linear> = BTreeMap::new();
+    for (index, block) in flux.double_blocks.iter_mut().enumerate() {
+        for (number, stream) in [(1, &mut block.img), (2, &mut block.txt)] {
+            layers.insert(format!("double_blocks.{index}.processor.qkv_lora{number}"), &mut stream.qkv);
+            layers.insert(format!("double_blocks.{index}.processor.proj_lora{number}"), &mut stream.proj);
+        }
+    }
+    for (index, block) in flux.single_blocks.iter_mut().enumerate() {
+        layers.insert(format!("single_blocks.{index}.processor.qkv_lora"), &mut block.linear1);
+        layers.insert(format!("single_blocks.{index}.processor.proj_lora"), &mut block.linear2);
+    }
+    let mut copies = TensorMap::new();
+    for (name, pair) in adapter.pairs_mut() {
+        if let Some(layer) = layers.remove(&name) {
+            copies.insert(format!("{name}.down.weight"), pair.join(layer)?);
+        }
+    }
+    Ok(copies)
 }
 
 /// `grad W`: the gradient of a linear layer's input.

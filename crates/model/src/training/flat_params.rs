@@ -25,6 +25,8 @@ struct Slot {
     leaf: Tensor,
     /// The same place in the bucket's gradients.
     grad: Tensor,
+    /// A copy elsewhere that is computed with, if there is one.
+    copy: Option<Tensor>,
 }
 
 /// Where a parameter is in the flat vector of a bucket, elements.
@@ -66,6 +68,16 @@ impl Bucket {
     /// The copy of [`Bucket::values`] in the dtype of the arithmetic, if there is one.
     pub(super) fn shadow(&self) -> Option<&Tensor> {
         self.shadow.as_ref()
+    }
+
+    /// Brings the copies of single parameters up to the values.
+    pub(super) fn refresh_copies(&self) -> Result<()> {
+        for slot in &self.slots {
+            if let Some(copy) = &slot.copy {
+                copy.shallow_clone().f_copy_(&slot.leaf)?;
+            }
+        }
+        Ok(())
     }
 
     /// Leaves in the order of their slots.
@@ -146,13 +158,21 @@ impl FlatParams {
         Ok(parts)
     }
 
+    /// Keeps these copies of parameters, by name, up to date from now on.
+    pub(super) fn set_copies(&mut self, mut copies: TensorMap) {
+        for slot in self.buckets.iter_mut().flat_map(|bucket| &mut bucket.slots) {
+            slot.copy = copies.remove(&slot.name);
+        }
+    }
+
     /// Brings the copies that are computed with up to the values.
-    pub(super) fn refresh_shadow(&mut self) -> Result<()> {
+    pub(super) fn refresh_copies(&mut self) -> Result<()> {
         tch::no_grad(|| {
             for bucket in &mut self.buckets {
                 if let Some(shadow) = &mut bucket.shadow {
                     shadow.f_copy_(&bucket.values)?;
                 }
+                bucket.refresh_copies()?;
             }
             Ok(())
         })
@@ -227,7 +247,7 @@ impl FlatParams {
     pub fn load_values(&mut self, tensors: &TensorMap, origin: &str) -> Result<()> {
         let targets: Vec<_> = self.buckets.iter().map(|bucket| bucket.values.shallow_clone()).collect();
         self.fill_flat(&targets, tensors, "", origin)?;
-        self.refresh_shadow()
+        self.refresh_copies()
     }
 
     /// L2 norm over all gradients, 0-dimensional float32.
@@ -334,7 +354,7 @@ impl Bucket {
             };
             let leaf = part(&values)?.f_detach()?.f_set_requires_grad(true)?;
             let grad = part(&grads)?;
-            slots.push(Slot { name, shape, offset, len, leaf, grad });
+            slots.push(Slot { name, shape, offset, len, leaf, grad, copy: None });
             offset += padded(len);
         }
         Ok(Self { name, slots, values, grads, shadow: None })

@@ -6,6 +6,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::*;
 use crate::flux::{LoadOptions, Offload, Storage};
+use crate::fused::Kernels;
 use crate::randomness::{NormalStream, SampleKey};
 use crate::unope::{Grid, Layout, PositionMode};
 use crate::weights::TensorMap;
@@ -199,12 +200,48 @@ fn frozen_bases_in_8_bits_or_on_the_host_train_an_adapter() {
         train_step.params().grads().unwrap()
     };
     for storage in [Storage::Compute, Storage::Float8] {
+        // Weights that are brought for each use are not joined with the adapter's.
         let resident = grads(storage, Offload::Device, Recompute::None);
-        assert_eq!(grads(storage, Offload::Host, Recompute::All), resident);
+        assert_near(&grads(storage, Offload::Host, Recompute::All), &resident, 1e-5);
     }
     let options = LoadOptions { blocks: Offload::Host, ..LoadOptions::resident(Kind::Float, Device::Cpu) };
     let base = Flux::from_tensors_with(&config(), network(1).tensors(), "test", &options).unwrap();
     assert!(TrainStep::for_all_weights(base, TrainOptions::default()).is_err());
+}
+
+/// Within so much of the norm of each.
+fn assert_near(found: &TensorMap, expected: &TensorMap, most: f64) {
+    assert_eq!(found.len(), expected.len());
+    for (name, expected) in expected {
+        let error = (&found[name] - expected).norm().double_value(&[]) / expected.norm().double_value(&[]);
+        assert!(error <= most, "{name}: {error}");
+    }
+}
+
+#[test]
+fn weights_joined_with_the_adapters_follow_it() {
+    let all = BlockSelection::all(&config());
+    for kind in [Kind::Float, Kind::BFloat16] {
+        let steps = |block_pass| {
+            let base =
+                Flux::from_tensors(&config(), network(1).tensors(), "test", kind, Device::Cpu).unwrap();
+            let options = TrainOptions { adapter_compute: Some(kind), block_pass, ..TrainOptions::default() };
+            let mut train_step = TrainStep::for_adapter(base, adapter(&all), options).unwrap();
+            let mut adamw = AdamW::new(AdamWConfig::default(), train_step.params()).unwrap();
+            // The second step's gradients are those of weights that the first has moved.
+            for _ in 0..2 {
+                train_step.gradients(&[batch(&[1, 2], 4, 6, 1.0)], None).unwrap();
+                adamw.step(train_step.params_mut(), Update::at(1e-2)).unwrap();
+            }
+            train_step.gradients(&[batch(&[1, 2], 4, 6, 1.0)], None).unwrap();
+            train_step.params().grads().unwrap()
+        };
+        let by_hand = steps(BlockPass::Explicit(Kernels::Fused));
+        let most = if kind == Kind::Float { 1e-3 } else { 0.1 };
+        assert_near(&by_hand, &steps(BlockPass::Autograd), most);
+        let loaded = steps(BlockPass::Explicit(Kernels::Eager));
+        assert_near(&by_hand, &loaded, most);
+    }
 }
 
 #[test]

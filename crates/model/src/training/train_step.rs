@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use tch::{Kind, Tensor};
 
 use super::backward::{gradients, leaf};
-use super::explicit::{Blocks, Context, Saved, Span};
+use super::explicit::{self, Blocks, Context, Saved, Span};
 use super::flat_params::FlatParams;
 use super::recompute::{ActivationShape, Recompute, plan_kept_blocks};
 use crate::error::{ModelError, Result};
@@ -280,7 +280,7 @@ struct Backward<'a, 'b> {
 
 impl TrainStep {
     /// Trains `adapter` (in float32) over a frozen `flux` of any float dtype.
-    pub fn for_adapter(flux: Flux, mut adapter: LoraAdapter, options: TrainOptions) -> Result<Self> {
+    pub fn for_adapter(mut flux: Flux, mut adapter: LoraAdapter, options: TrainOptions) -> Result<Self> {
         adapter.check_blocks(flux.double_blocks.len(), flux.single_blocks.len())?;
         let mut params = FlatParams::adopt(flux.device(), &mut |visit| adapter.visit_mut(visit))?;
         if let Some(compute) = options.adapter_compute {
@@ -288,6 +288,11 @@ impl TrainStep {
             if compute != Kind::Float {
                 adapter.set_shadow(&params.add_shadow(compute)?)?;
             }
+        }
+        let of_one_dtype = options.adapter_compute.unwrap_or(Kind::Float) == flux.compute_kind();
+        if matches!(options.block_pass, BlockPass::Explicit(_)) && of_one_dtype && !flux.weights_are_copied()
+        {
+            params.set_copies(explicit::join(&mut flux, &mut adapter)?);
         }
         Self::new(flux, Some(adapter), params, options)
     }

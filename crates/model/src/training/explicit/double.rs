@@ -2,7 +2,7 @@
 
 use tch::Tensor;
 
-use super::low_rank::{self, PairGrads};
+use super::low_rank::{Adapted, Output, PairGrads};
 use super::{Context, attention, empty, linear_backward, rows, scale};
 use crate::error::Result;
 use crate::flux::{DoubleBlock, NORM_EPS, Stream};
@@ -87,8 +87,8 @@ impl StreamSaved {
         let (attn, mlp) = (ModulationColumns::new(&all, 0, hidden), ModulationColumns::new(&all, 1, hidden));
         let (modulated, stats) = context.fused.norm_modulate(x, &attn, NORM_EPS)?;
         let modulated = rows(&modulated)?;
-        let qkv = stream.qkv.forward(&modulated)?;
-        let qkv_middle = low_rank::add(lora.qkv, &modulated, &qkv)?;
+        let Output { out: qkv, middle: qkv_middle } =
+            Adapted::new(&stream.qkv, lora.qkv)?.forward(&modulated)?;
         let saved = Self {
             place,
             attn,
@@ -113,18 +113,17 @@ impl StreamSaved {
         x: &Tensor,
         attended: &Tensor,
     ) -> Result<Tensor> {
-        let shape = x.size();
         let own = empty(&[self.place.batch * self.place.tokens, x.size3()?.2], x)?;
         fused.heads_to_rows(attended, &self.place, &own)?;
-        let update = stream.proj.forward(&own)?;
-        let proj_middle = low_rank::add(lora.proj, &own, &update)?;
-        let between = fused.gated_residual(x, &self.attn, &update.f_view(shape.as_slice())?)?;
+        let Output { out: update, middle: proj_middle } =
+            Adapted::new(&stream.proj, lora.proj)?.forward(&own)?;
+        let between = fused.gated_residual(x, &self.attn, &update)?;
         let (modulated, stats) = fused.norm_modulate(&between, &self.mlp, NORM_EPS)?;
         let mlp_in = stream.mlp_in.forward(&rows(&modulated)?)?;
         let active = mlp_in.f_empty_like()?;
         fused.gelu(&mlp_in, &active)?;
         let update = stream.mlp_out.forward(&active)?;
-        let out = fused.gated_residual(&between, &self.mlp, &update.f_view(shape.as_slice())?)?;
+        let out = fused.gated_residual(&between, &self.mlp, &update)?;
         self.after = Some(AfterSaved { attended: own, proj_middle, between, stats, mlp_in });
         Ok(out)
     }
@@ -142,15 +141,18 @@ impl StreamSaved {
         let Some(after) = self.after.take() else {
             return Err(crate::ModelError::input("block", "was not run forward"));
         };
-        let grad_update = rows(&fused.gate_backward(grad, &self.mlp)?)?;
+        let grad_update = rows(&grad.f_empty_like()?)?;
+        fused.gate_backward(grad, &self.mlp, &grad_update)?;
         let grad_mlp = mlp_backward(fused, &stream.mlp_in, &stream.mlp_out, &after.mlp_in, &grad_update)?;
         let grad_mlp = grad_mlp.f_view(grad.size().as_slice())?;
         let grad_between =
             fused.norm_modulate_backward(&grad_mlp, &after.between, &self.mlp, &after.stats, grad)?;
-        let grad_update = rows(&fused.gate_backward(&grad_between, &self.attn)?)?;
-        let grad_own = linear_backward(&stream.proj, &grad_update)?;
+        let layer = Adapted::new(&stream.proj, lora.proj)?;
+        let grad_update = layer.output_grad(grad_update.size2()?.0, grad)?;
+        fused.gate_backward(&grad_between, &self.attn, &grad_update.out)?;
         let middle = after.proj_middle.as_ref();
-        let proj = low_rank::backward(lora.proj, &grad_update, &after.attended, middle, Some(&grad_own))?;
+        let (grad_own, proj) = layer.backward(&grad_update, &after.attended, middle, true)?;
+        let grad_own = grad_own.ok_or_else(|| crate::ModelError::input("block", "gave no gradient"))?;
         fused.rows_to_heads(&grad_own, &self.place, grad_attended)?;
         Ok((grad_between, proj))
     }
@@ -166,12 +168,12 @@ impl StreamSaved {
         beside: Option<&Tensor>,
     ) -> Result<(Option<Tensor>, Option<PairGrads>)> {
         let fused = context.fused;
-        let grad_qkv = self.qkv.f_empty_like()?;
-        fused.split_heads_backward(grads, &self.qkv, &self.place, &self.norm(context), &grad_qkv)?;
+        let layer = Adapted::new(&stream.qkv, lora.qkv)?;
+        let grad_qkv = layer.output_grad(self.qkv.size2()?.0, x)?;
+        fused.split_heads_backward(grads, &self.qkv, &self.place, &self.norm(context), &grad_qkv.out)?;
         let (modulated, _) = fused.norm_modulate(x, &self.attn, NORM_EPS)?;
-        let through = beside.map(|_| linear_backward(&stream.qkv, &grad_qkv)).transpose()?;
         let middle = self.qkv_middle.as_ref();
-        let qkv = low_rank::backward(lora.qkv, &grad_qkv, &rows(&modulated)?, middle, through.as_ref())?;
+        let (through, qkv) = layer.backward(&grad_qkv, &rows(&modulated)?, middle, beside.is_some())?;
         let (Some(through), Some(beside)) = (through, beside) else { return Ok((None, qkv)) };
         let through = through.f_view(x.size().as_slice())?;
         Ok((Some(fused.norm_modulate_backward(&through, x, &self.attn, &self.stats, beside)?), qkv))

@@ -2,9 +2,9 @@
 
 use tch::Tensor;
 
-use super::low_rank::{self, PairGrads};
+use super::low_rank::{Adapted, Output, OutputGrad, PairGrads};
 use super::{Context, attention, empty, linear_backward, rows, scale};
-use crate::error::Result;
+use crate::error::{ModelError, Result};
 use crate::flux::{NORM_EPS, SingleBlock};
 use crate::fused::{HeadNorm, Heads, ModulationColumns, NormStats, StreamPlace};
 use crate::layers::Linear;
@@ -48,59 +48,76 @@ struct FirstProduct {
     mlp: Tensor,
 }
 
-impl FirstProduct {
-    /// Columns of one tensor, where all tokens are read.
-    fn of(both: &Tensor, hidden: i64) -> Result<Self> {
-        let mlp = both.size2()?.1 - 3 * hidden;
-        Ok(Self { qkv: both.f_narrow(1, 0, 3 * hidden)?, mlp: both.f_narrow(1, 3 * hidden, mlp)? })
-    }
-
-    /// `modulated` `[batch, tokens, hidden]`.
-    fn forward(layer: &Linear, modulated: &Tensor, span: Span) -> Result<Self> {
-        let (_, tokens, hidden) = modulated.size3()?;
-        if span.tokens == tokens {
-            return Self::of(&layer.forward(&rows(modulated)?)?, hidden);
-        }
-        let (qkv, mlp) = halves(layer, hidden)?;
-        Ok(Self { qkv: qkv.forward(&rows(modulated)?)?, mlp: mlp.forward(&rows(&span.of(modulated)?)?)? })
-    }
-
-    /// A tensor of the same sizes to be filled, and the one behind both parts if it is one.
-    fn empty_like(&self, hidden: i64) -> Result<(Self, Option<Tensor>)> {
-        let (rows, mlp) = self.mlp.size2()?;
-        if rows == self.qkv.size2()?.0 {
-            let both = empty(&[rows, 3 * hidden + mlp], &self.mlp)?;
-            return Ok((Self::of(&both, hidden)?, Some(both)));
-        }
-        Ok((Self { qkv: self.qkv.f_empty_like()?, mlp: self.mlp.f_empty_like()? }, None))
-    }
-}
-
-/// The first layer's parts that make queries, keys and values, and the MLP.
-fn halves(layer: &Linear, hidden: i64) -> Result<(Linear, Linear)> {
-    let width = layer.weight.size2()?.0;
-    let part = |first: i64, count: i64| layer.mapped(&|tensor| Ok(tensor.f_narrow(0, first, count)?));
-    Ok((part(0, 3 * hidden)?, part(3 * hidden, width - 3 * hidden)?))
-}
-
-/// The gradient of the first product's input `[batch, tokens, hidden]` from those of its output; `both` as
-/// [`FirstProduct::empty_like`] gave it.
-fn first_backward(
-    layer: &Linear,
-    grads: &FirstProduct,
-    both: Option<&Tensor>,
-    shape: &[i64],
+/// The first layer: queries, keys and values for all tokens, and the MLP for those that are read.
+struct FirstLayer<'a> {
+    /// Gives both, where all tokens are read.
+    adapted: Adapted<'a>,
+    /// Gives the MLP otherwise.
+    mlp: Option<Linear>,
+    hidden: i64,
     span: Span,
-) -> Result<Tensor> {
-    if let Some(both) = both {
-        return Ok(linear_backward(layer, both)?.f_view(shape)?);
+}
+
+/// What its gradients are written into.
+struct FirstGrads {
+    parts: FirstProduct,
+    of_adapted: OutputGrad,
+}
+
+impl<'a> FirstLayer<'a> {
+    /// For `x` `[batch, tokens, hidden]`.
+    fn new(block: &SingleBlock, lora: Option<&'a SingleLora>, x: &Tensor, span: Span) -> Result<Self> {
+        let (_, tokens, hidden) = x.size3()?;
+        let whole = Adapted::new(&block.linear1, lora.map(|l| &l.qkv))?;
+        let (adapted, mlp) = if span.tokens == tokens {
+            (whole, None)
+        } else {
+            let (adapted, mlp) = whole.split(3 * hidden)?;
+            (adapted, Some(mlp))
+        };
+        Ok(Self { adapted, mlp, hidden, span })
     }
-    let (qkv, mlp) = halves(layer, shape.last().copied().unwrap_or(0))?;
-    let grad = linear_backward(&qkv, &grads.qkv)?.f_view(shape)?;
-    let mut read = span.of(&grad)?;
-    let through = linear_backward(&mlp, &grads.mlp)?.f_view(read.size().as_slice())?;
-    drop(read.f_add_(&through)?);
-    Ok(grad)
+
+    /// Columns of `out`, and those of `mlp` if they are apart.
+    fn parts(&self, out: &Tensor, mlp: Option<Tensor>) -> Result<FirstProduct> {
+        let qkv = out.f_narrow(1, 0, 3 * self.hidden)?;
+        let mlp = match mlp {
+            Some(mlp) => mlp,
+            None => out.f_narrow(1, 3 * self.hidden, out.size2()?.1 - 3 * self.hidden)?,
+        };
+        Ok(FirstProduct { qkv, mlp })
+    }
+
+    /// Its output, and the update's middle.
+    fn forward(&self, modulated: &Tensor) -> Result<(FirstProduct, Option<Tensor>)> {
+        let Output { out, middle } = self.adapted.forward(&rows(modulated)?)?;
+        let apart = self.mlp.as_ref().map(|mlp| mlp.forward(&rows(&self.span.of(modulated)?)?));
+        Ok((self.parts(&out, apart.transpose()?)?, middle))
+    }
+
+    fn grads(&self, product: &FirstProduct) -> Result<FirstGrads> {
+        let of_adapted = self.adapted.output_grad(product.qkv.size2()?.0, &product.qkv)?;
+        let apart = self.mlp.as_ref().map(|_| empty(&product.mlp.size(), &product.mlp)).transpose()?;
+        Ok(FirstGrads { parts: self.parts(&of_adapted.out, apart)?, of_adapted })
+    }
+
+    /// The gradients of `modulated` (if `track`), shaped as it is, and of the update's weights.
+    fn backward(
+        &self,
+        grads: &FirstGrads,
+        modulated: &Tensor,
+        middle: Option<&Tensor>,
+        track: bool,
+    ) -> Result<(Option<Tensor>, Option<PairGrads>)> {
+        let (through, pair) = self.adapted.backward(&grads.of_adapted, &rows(modulated)?, middle, track)?;
+        let through = through.map(|through| through.f_view(modulated.size().as_slice())).transpose()?;
+        if let (Some(through), Some(mlp)) = (&through, &self.mlp) {
+            let mut read = self.span.of(through)?;
+            let of_mlp = linear_backward(mlp, &grads.parts.mlp)?;
+            drop(read.f_add_(&of_mlp.f_view(read.size().as_slice())?)?);
+        }
+        Ok((through, pair))
+    }
 }
 
 /// The block's output for `x` `[batch, tokens, hidden]`, contiguous: that of the tokens of `span`.
@@ -115,8 +132,7 @@ pub(in crate::training) fn forward(
     let fused = context.fused;
     let modulation = ModulationColumns::new(&block.modulation.forward(context.vec_act)?, 0, hidden);
     let (modulated, stats) = fused.norm_modulate(x, &modulation, NORM_EPS)?;
-    let first = FirstProduct::forward(&block.linear1, &modulated, span)?;
-    let qkv_middle = low_rank::add(lora.map(|l| &l.qkv), &rows(&modulated)?, &first.qkv)?;
+    let (first, qkv_middle) = FirstLayer::new(block, lora, x, span)?.forward(&modulated)?;
     drop(modulated);
 
     let place = StreamPlace {
@@ -140,9 +156,8 @@ pub(in crate::training) fn forward(
     let joined = empty(&[read_rows, hidden + mlp], x)?;
     fused.heads_to_rows(&attended, &read_place(place, span), &joined)?;
     fused.gelu(&first.mlp, &joined.f_narrow(1, hidden, mlp)?)?;
-    let update = block.linear2.forward(&joined)?;
-    let proj_middle = low_rank::add(lora.map(|l| &l.proj), &joined, &update)?;
-    let update = update.f_view([batch, span.tokens, hidden])?;
+    let second = Adapted::new(&block.linear2, lora.map(|l| &l.proj))?;
+    let Output { out: update, middle: proj_middle } = second.forward(&joined)?;
     let out = fused.gated_residual(&span.of(x)?.f_contiguous()?, &modulation, &update)?;
     let saved = SingleSaved {
         span,
@@ -193,20 +208,18 @@ pub(in crate::training) fn backward(
 ) -> Result<(Option<Tensor>, Vec<Tensor>)> {
     let (_, tokens, hidden) = x.size3()?;
     let (fused, span) = (context.fused, saved.span);
-    let grad_update = rows(&fused.gate_backward(grad, &saved.modulation)?)?;
-    let grad_joined = linear_backward(&block.linear2, &grad_update)?;
-    let proj = low_rank::backward(
-        lora.map(|l| &l.proj),
-        &grad_update,
-        &saved.joined,
-        saved.proj_middle.as_ref(),
-        Some(&grad_joined),
-    )?;
+    let second = Adapted::new(&block.linear2, lora.map(|l| &l.proj))?;
+    let grad_update = second.output_grad(saved.joined.size2()?.0, x)?;
+    fused.gate_backward(grad, &saved.modulation, &grad_update.out)?;
+    let (grad_joined, proj) =
+        second.backward(&grad_update, &saved.joined, saved.proj_middle.as_ref(), true)?;
+    let grad_joined = grad_joined.ok_or_else(|| ModelError::input("block", "gave no gradient"))?;
     drop(grad_update);
 
-    let (grads, both) = saved.first.empty_like(hidden)?;
+    let layer = FirstLayer::new(block, lora, x, span)?;
+    let grads = layer.grads(&saved.first)?;
     let mlp = saved.first.mlp.size2()?.1;
-    fused.gelu_backward(&grad_joined.f_narrow(1, hidden, mlp)?, &saved.first.mlp, &grads.mlp)?;
+    fused.gelu_backward(&grad_joined.f_narrow(1, hidden, mlp)?, &saved.first.mlp, &grads.parts.mlp)?;
     let grad_attended = empty(&saved.heads.query.size(), x)?;
     fused.rows_to_heads(&grad_joined, &read_place(saved.place, span), &grad_attended)?;
     drop(grad_joined);
@@ -219,22 +232,11 @@ pub(in crate::training) fn backward(
         rope: context.rope,
         eps: NORM_EPS,
     };
-    fused.split_heads_backward(&grad_heads, &saved.first.qkv, &saved.place, &norm, &grads.qkv)?;
+    fused.split_heads_backward(&grad_heads, &saved.first.qkv, &saved.place, &norm, &grads.parts.qkv)?;
     drop(grad_heads);
 
     let (modulated, _) = fused.norm_modulate(x, &saved.modulation, NORM_EPS)?;
-    let through = if track {
-        Some(first_backward(&block.linear1, &grads, both.as_ref(), &x.size(), span)?)
-    } else {
-        None
-    };
-    let qkv = low_rank::backward(
-        lora.map(|l| &l.qkv),
-        &grads.qkv,
-        &rows(&modulated)?,
-        saved.qkv_middle.as_ref(),
-        through.as_ref().map(rows).transpose()?.as_ref(),
-    )?;
+    let (through, qkv) = layer.backward(&grads, &modulated, saved.qkv_middle.as_ref(), track)?;
     let grad_x = match through {
         Some(through) => {
             let beside = among_zeros(grad, 1, tokens, span)?;
