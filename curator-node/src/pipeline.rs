@@ -6,9 +6,10 @@ use crescendo_core::spec::{DrawSpec, JobSpec, ModelPreset, ModelSpec, Positions}
 use crescendo_model::codec::{EncodedText, LatentCodec, TextEncoder};
 use crescendo_model::drawing::{FreeGuidance, GenerationRequest, PipelineConfig};
 use crescendo_model::encoder_files::EncoderFiles;
-use crescendo_model::of_spec::compute_kind;
+use crescendo_model::flux::LoadOptions;
+use crescendo_model::of_spec::base_options;
 use crescendo_model::randomness::SampleKey;
-use crescendo_model::tch::{self, Device, Kind};
+use crescendo_model::tch::{self, Device};
 use crescendo_model::unope::PositionMode;
 use crescendo_model::{Flux, FluxConfig, LoraAdapter, ModelError, Preset};
 use image::RgbImage;
@@ -122,15 +123,14 @@ impl std::fmt::Debug for Slot {
 struct NetworkSource {
     config: FluxConfig,
     weights: PathBuf,
-    kind: Kind,
-    device: Device,
+    options: LoadOptions,
     trained: Option<Trained>,
 }
 
 impl NetworkSource {
     fn is_network_of(&self, other: &NetworkSource) -> bool {
-        let NetworkSource { config, weights, kind, device, trained: _ } = self;
-        (config, weights, kind, device) == (&other.config, &other.weights, &other.kind, &other.device)
+        let NetworkSource { config, weights, options, trained: _ } = self;
+        (config, weights, options) == (&other.config, &other.weights, &other.options)
     }
 
     fn adapter(&self) -> Option<&Path> {
@@ -151,17 +151,17 @@ impl Slot {
         if !is_here || self.adapter.as_ref().map(|(of, _)| of.as_path()) != source.adapter() {
             self.adapter = None;
         }
-        let NetworkSource { config, weights, kind, device, .. } = source;
+        let NetworkSource { config, weights, options, .. } = source;
         let flux = match &mut self.flux {
             Some((_, flux)) => flux,
             empty => {
-                let flux = Flux::load(config, weights, *kind, *device)?;
+                let flux = Flux::load_with(config, weights, options)?;
                 self.loads[0] += 1;
                 &mut empty.insert((source.clone(), flux)).1
             }
         };
         if let (None, Some(path)) = (&self.adapter, source.adapter()) {
-            let adapter = LoraAdapter::load(config, path, *kind, *device)?;
+            let adapter = LoraAdapter::load(config, path, options.compute, options.device)?;
             self.loads[1] += 1;
             self.adapter = Some((path.to_owned(), adapter));
         }
@@ -220,7 +220,7 @@ impl DiffusionPipeline {
         models: &ModelContext,
     ) -> Result<DiffusionPipeline, PipelineError> {
         let preset = Preset::from(job.model.preset);
-        let kind = compute_kind(job.model.precision, models.device);
+        let options = base_options(job.model.precision, models.device);
         let weights = match (&models.trained, &job.model.weights) {
             (Some(Trained::Network(file)), _) => file.path.clone(),
             (_, Some(path)) => paths.resolve(path)?,
@@ -232,7 +232,7 @@ impl DiffusionPipeline {
             None => {
                 let files = encoder_files(&job.model, paths)?;
                 EncodersOfDrawing {
-                    text: files.text(kind, models.device)?,
+                    text: files.text(options.compute, models.device)?,
                     codec: files.codec(models.device)?,
                 }
             }
@@ -240,8 +240,7 @@ impl DiffusionPipeline {
         let source = NetworkSource {
             config: FluxConfig::from(&job.model),
             weights,
-            kind,
-            device: models.device,
+            options,
             trained: models.trained.clone(),
         };
         models.networks.lock().load(&source)?;
@@ -339,7 +338,7 @@ mod tests {
     fn adapter(seed: u64) -> Trained {
         let config = FluxConfig::nano();
         let mut adapter =
-            LoraAdapter::init(&config, 4, &BlockSelection::all(&config), seed, Kind::Float, Device::Cpu)
+            LoraAdapter::init(&config, 4, &BlockSelection::all(&config), seed, tch::Kind::Float, Device::Cpu)
                 .expect("an adapter");
         let folder = tempfile::tempdir().expect("make a folder");
         let path = folder.path().join("weights.safetensors");

@@ -34,7 +34,7 @@ use anyhow::{Context as _, Result, ensure};
 use clap::Args;
 use crescendo_core::spec::{JobSpec, ModelPreset, Precision, StageSpec};
 use crescendo_device::DeviceChoice;
-use crescendo_model::of_spec::compute_kind;
+use crescendo_model::of_spec::{base_options, compute_kind};
 use crescendo_model::tch::{Device, Kind};
 use image::RgbImage;
 
@@ -298,6 +298,7 @@ fn settings(args: &ReportArgs, job: &Job, spec: &JobSpec, device: Device) -> Res
             true_cfg: args.true_cfg.unwrap_or(if nano { 2.0 } else { 1.0 }),
         },
         kind: machine::drawing_kind(computed_in(job, spec, device), device)?,
+        storage: base_options(spec.model.precision, device).storage,
         device,
     })
 }
@@ -350,6 +351,7 @@ fn model_words(spec: &JobSpec, stages: &[StageJson]) -> String {
         Precision::Auto => settled.into_iter().collect::<Vec<_>>().join(" and "),
         Precision::F32 => "f32".to_owned(),
         Precision::Bf16 => "bf16".to_owned(),
+        Precision::Fp8 => "fp8".to_owned(),
     };
     format!("{preset}, {precision}, {}", counted(spec.resources.gpus as usize, "rank"))
 }

@@ -45,7 +45,7 @@ impl Jobs {
     /// What the nodes make of the spec's precision, if it is to be warned of. A warning is not worth a failure: a
     /// controller that does not lead has none.
     async fn crawls(&self, spec: &Arc<spec::JobSpec>) -> Option<String> {
-        if spec.model.precision != spec::Precision::Bf16 {
+        if !spec.model.precision.flows_in_bf16() {
             return None;
         }
         let spec = spec.clone();

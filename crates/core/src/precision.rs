@@ -84,7 +84,7 @@ fn of_f32(factor: f64) -> String {
 pub fn of_stage(spec: &JobSpec, stage: &Stage) -> Option<StagePrecision> {
     match spec.model.precision {
         Precision::F32 => Some(StagePrecision::F32),
-        Precision::Bf16 => Some(StagePrecision::Bf16),
+        Precision::Bf16 | Precision::Fp8 => Some(StagePrecision::Bf16),
         Precision::Auto => stage.precision_choice().map(|settled| settled.precision),
     }
 }
@@ -109,7 +109,7 @@ pub fn bf16_crawls_on(node: &NodeRecord) -> bool {
 
 /// What a spec that asks for bf16 should know of the nodes: one line, if it is clearly slower than f32 on some.
 pub fn crawls<'n>(spec: &JobSpec, nodes: impl IntoIterator<Item = &'n NodeRecord>) -> Option<String> {
-    if spec.model.precision != Precision::Bf16 {
+    if !spec.model.precision.flows_in_bf16() {
         return None;
     }
     Some(format!("bf16 runs at {}; precision: auto would take f32", slow(nodes)?))

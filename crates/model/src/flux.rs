@@ -198,13 +198,21 @@ impl Flux {
 
     /// Whether the weights are stored in a way that can only be read.
     pub(crate) fn is_frozen(&self) -> bool {
-        self.blocks_on_host || self.stem.img_in.weight.kind() == Kind::Float8e4m3fn
+        self.blocks_on_host
+            || self.stem.img_in.weight.kind() == Kind::Float8e4m3fn
+            || self.has_scaled_weights()
     }
 
     /// Whether blocks use weights that are made for each use (brought from the host or cast), so that a graph which
     /// is kept keeps a copy of them.
     pub(crate) fn weights_are_copied(&self) -> bool {
-        self.blocks_on_host || self.stem.img_in.weight.kind() != self.compute
+        self.blocks_on_host || self.stem.img_in.weight.kind() != self.compute || self.has_scaled_weights()
+    }
+
+    fn has_scaled_weights(&self) -> bool {
+        let first = self.single_blocks.first().map(|block| &block.linear1);
+        let first = first.or_else(|| self.double_blocks.first().map(|block| &block.img.qkv));
+        first.is_some_and(|layer| layer.scale.is_some())
     }
 
     pub fn config(&self) -> &FluxConfig {

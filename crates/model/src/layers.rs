@@ -3,6 +3,7 @@
 use tch::{Kind, Tensor};
 
 use crate::error::Result;
+use crate::float8;
 use crate::params::{Init, ParamSource};
 
 /// y = x Wᵀ + b; weight `[out, in]`, bias `[out]`.
@@ -10,6 +11,8 @@ use crate::params::{Init, ParamSource};
 pub(crate) struct Linear {
     pub weight: Tensor,
     pub bias: Option<Tensor>,
+    /// Where weights are 8-bit floats scaled to their range: what they are to be multiplied by, 0-dimensional float32.
+    pub scale: Option<Tensor>,
 }
 
 impl Linear {
@@ -21,17 +24,33 @@ impl Linear {
         bias: bool,
         init: Init,
     ) -> Result<Self> {
-        let weight = source.take(&format!("{name}.weight"), &[output, input], init)?;
+        let weight_name = format!("{name}.weight");
+        let weight = source.take(&weight_name, &[output, input], init)?;
+        let scale = source.take_scale(&weight_name);
         let bias = bias.then(|| source.take(&format!("{name}.bias"), &[output], Init::Zero)).transpose()?;
-        Ok(Self { weight, bias })
+        Ok(Self { weight, bias, scale })
     }
 
     /// `[.., in]` to `[.., out]`, in the dtype of `x`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let kind = x.f_kind()?;
-        let weight = cast(&self.weight, kind)?;
         let bias = self.bias.as_ref().map(|bias| cast(bias, kind)).transpose()?;
-        Ok(x.f_linear(&weight, bias)?)
+        if let Some(scale) = &self.scale
+            && float8::multiplies(x, &self.weight)
+        {
+            return float8::linear(x, &self.weight, scale, bias.as_ref());
+        }
+        Ok(x.f_linear(&self.weight_in(kind)?, bias)?)
+    }
+
+    /// The weights in `kind`, their scale applied.
+    pub fn weight_in(&self, kind: Kind) -> Result<Tensor> {
+        let weight = cast(&self.weight, kind)?;
+        match &self.scale {
+            // A copy of its own: the weights are kept in 8 bits.
+            Some(scale) => Ok(weight.f_mul(&cast(scale, kind)?)?),
+            None => Ok(weight),
+        }
     }
 
     pub fn visit_mut(&mut self, name: &str, visit: &mut dyn FnMut(String, &mut Tensor)) {
@@ -43,7 +62,21 @@ impl Linear {
 
     /// The same layer over what `map` makes of its tensors.
     pub fn mapped(&self, map: &dyn Fn(&Tensor) -> Result<Tensor>) -> Result<Self> {
-        Ok(Self { weight: map(&self.weight)?, bias: self.bias.as_ref().map(map).transpose()? })
+        Ok(Self {
+            weight: map(&self.weight)?,
+            bias: self.bias.as_ref().map(map).transpose()?,
+            scale: self.scale.as_ref().map(map).transpose()?,
+        })
+    }
+
+    /// The layer of `count` outputs from `first` on, which shares their weights.
+    pub fn outputs(&self, first: i64, count: i64) -> Result<Self> {
+        let part = |tensor: &Tensor| tensor.f_narrow(0, first, count);
+        Ok(Self {
+            weight: part(&self.weight)?,
+            bias: self.bias.as_ref().map(part).transpose()?,
+            scale: self.scale.as_ref().map(Tensor::shallow_clone),
+        })
     }
 }
 

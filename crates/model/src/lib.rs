@@ -33,6 +33,7 @@ pub mod dinov2;
 pub mod drawing;
 pub mod encoder_files;
 mod error;
+mod float8;
 pub mod flux;
 pub mod flux_text;
 pub mod fused;

@@ -74,7 +74,7 @@ impl LoraPair {
             None => None,
         };
         let copy = weight.f_narrow(0, 0, rank)?;
-        self.joined = Some(Joined { layer: Linear { weight, bias }, rank });
+        self.joined = Some(Joined { layer: Linear { weight, bias, scale: None }, rank });
         Ok(copy)
     }
 

@@ -5,6 +5,7 @@ use crescendo_core::spec::{ModelPreset, ModelSpec, NetworkSizes, Positions, Prec
 use tch::{Device, Kind};
 
 use crate::config::{FluxConfig, Preset};
+use crate::flux::{LoadOptions, Storage};
 use crate::unope::PositionMode;
 
 impl From<ModelPreset> for Preset {
@@ -48,12 +49,21 @@ impl From<Positions> for PositionMode {
     }
 }
 
+/// How a job's frozen base is kept and computed on `device`.
+pub fn base_options(precision: Precision, device: Device) -> LoadOptions {
+    let storage = match precision {
+        Precision::Fp8 => Storage::ScaledFloat8,
+        Precision::Auto | Precision::F32 | Precision::Bf16 => Storage::Compute,
+    };
+    LoadOptions { storage, ..LoadOptions::resident(compute_kind(precision, device), device) }
+}
+
 /// The dtype that a job's networks compute in on `device`. `auto` is settled by the controller before anything runs; where it
 /// is not, it means bfloat16 on GPUs and float32 on CPUs.
 pub fn compute_kind(precision: Precision, device: Device) -> Kind {
     match (precision, device) {
         (Precision::F32, _) => Kind::Float,
-        (Precision::Bf16, _) | (Precision::Auto, Device::Cuda(_)) => Kind::BFloat16,
+        (Precision::Bf16 | Precision::Fp8, _) | (Precision::Auto, Device::Cuda(_)) => Kind::BFloat16,
         (Precision::Auto, _) => Kind::Float,
     }
 }

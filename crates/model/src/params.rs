@@ -26,6 +26,12 @@ pub(crate) trait ParamSource {
     /// and report all problems together at the end.
     fn take(&mut self, name: &str, shape: &[i64], init: Init) -> Result<Tensor>;
 
+    /// What the weight `name`, which was taken before, is to be multiplied by, if it is kept scaled.
+    fn take_scale(&mut self, name: &str) -> Option<Tensor> {
+        let _ = name;
+        None
+    }
+
     /// Whether there is a tensor called `name`, for networks whose files come in more than one form.
     fn has(&self, name: &str) -> bool {
         let _ = name;

@@ -3,8 +3,9 @@
 use crescendo_core::spec::{AdapterSpec, JobSpec, ModelPreset, StageSpec, TimestepSampling};
 use crescendo_core::trace::TraceParent;
 use crescendo_model::config::{FluxConfig, Preset};
+use crescendo_model::flux::LoadOptions;
 use crescendo_model::fused::Kernels;
-use crescendo_model::of_spec::compute_kind;
+use crescendo_model::of_spec::{base_options, compute_kind};
 use crescendo_model::randomness::TimeDistribution;
 use crescendo_model::training::{AdamWConfig, BlockPass, Recompute, TrainOptions};
 use crescendo_proto::v1::{AttemptRef, Checkpoint, RankAssignment};
@@ -86,6 +87,11 @@ impl RankPlan {
     /// Dtype of the frozen base, or of the activations when everything trains.
     pub fn base_kind(&self) -> Kind {
         compute_kind(self.spec.model.precision, self.device)
+    }
+
+    /// How the frozen base is kept.
+    pub fn base_options(&self) -> LoadOptions {
+        base_options(self.spec.model.precision, self.device)
     }
 
     /// Rank of the adapter; none if all weights train.

@@ -171,7 +171,7 @@ fn adapter_train_step(plan: &RankPlan, sources: &Sources, rank: i64) -> Result<T
             "spec.model.weights: needed to train an adapter".into(),
         )));
     };
-    let flux = Flux::load(&config, &base, plan.base_kind(), plan.device).map_err(permanent)?;
+    let flux = Flux::load_with(&config, &base, &plan.base_options()).map_err(permanent)?;
     let trained =
         sources.resume.as_ref().or(sources.init.as_ref().filter(|init| init.file(ADAPTER_FILE).is_some()));
     let adapter = match trained {

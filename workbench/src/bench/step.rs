@@ -101,7 +101,10 @@ pub struct StepArgs {
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Store {
     Compute,
+    /// All weights in 8 bits, widened for each product
     Float8,
+    /// Those of attention and MLP, scaled, and multiplied so where the device can: `precision: fp8`
+    ScaledFloat8,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -362,6 +365,7 @@ fn train_step(args: &StepArgs, setting: &Setting) -> Result<TrainStep> {
     let storage = match args.storage {
         Store::Compute => Storage::Compute,
         Store::Float8 => Storage::Float8,
+        Store::ScaledFloat8 => Storage::ScaledFloat8,
     };
     let blocks = match args.blocks {
         Place::Device => Offload::Device,

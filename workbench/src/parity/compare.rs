@@ -132,6 +132,14 @@ impl<'a> Checks<'a> {
         Ok(())
     }
 
+    /// Holds an approximation to what it stands for: the error as a share of the latter's norm.
+    pub fn near(&mut self, name: &str, actual: &Tensor, exact: &Tensor, limit: f64) -> anyhow::Result<()> {
+        let exact = double(exact)?;
+        let error = rel_l2(&double(actual)?, &exact, &exact)?;
+        self.comparisons.push(Comparison::new(name, "rel_l2", error, limit));
+        Ok(())
+    }
+
     /// Records a condition that must hold.
     pub fn require(&mut self, name: &str, holds: bool, otherwise: impl FnOnce() -> String) {
         self.comparisons.push(if holds {

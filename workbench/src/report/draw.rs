@@ -11,6 +11,7 @@ use crescendo_curator_node::pipeline::encoder_files;
 use crescendo_curator_node::sources::compose::EvalCase;
 use crescendo_model::codec::{EncodedText, LatentCodec, TextEncoder};
 use crescendo_model::drawing::{FreeGuidance, GenerationRequest, PipelineConfig};
+use crescendo_model::flux::{LoadOptions, Storage};
 use crescendo_model::randomness::SampleKey;
 use crescendo_model::tch::{Device, Kind, Tensor, no_grad};
 use crescendo_model::unope::PositionMode;
@@ -82,6 +83,7 @@ pub fn contenders(spec: &JobSpec, left: &[Left], with_base: bool) -> Vec<Contend
 pub struct Settings {
     pub drawing: Drawing,
     pub kind: Kind,
+    pub storage: Storage,
     pub device: Device,
 }
 
@@ -124,7 +126,9 @@ impl Drawer {
     }
 
     fn network(&self, path: &Path) -> Result<Flux> {
-        Ok(Flux::load(&self.config, path, self.settings.kind, self.settings.device)?)
+        let Settings { kind, storage, device, .. } = self.settings;
+        let options = LoadOptions { storage, ..LoadOptions::resident(kind, device) };
+        Ok(Flux::load_with(&self.config, path, &options)?)
     }
 
     /// Pictures of each block: of all its cases where the contender is scored on it, else of those that are shown. `base`

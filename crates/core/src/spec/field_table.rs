@@ -119,9 +119,9 @@ pub const FIELDS: &[Field] = &[
     ),
     field(
         "spec.model.precision",
-        Kind::Word(&["auto", "f32", "bf16"]),
+        Kind::Word(&["auto", "f32", "bf16", "fp8"]),
         Default::From("bf16, as published; `auto` for `nano`"),
-        "Arithmetic of the frozen base. `auto` is settled once for a stage, when the first node is set to work on it and a trainer is known: bf16 if every trainer, and where pairs are drawn every curator, runs it at least 1.2 times as fast as f32 (each measures it when it starts; GPUs do), else f32.",
+        "Arithmetic of the frozen base. `auto` is settled once for a stage, when the first node is set to work on it and a trainer is known: bf16 if every trainer, and where pairs are drawn every curator, runs it at least 1.2 times as fast as f32 (each measures it when it starts; GPUs do), else f32. `fp8` is bf16 with the weights of the blocks' attention and MLP rounded to 8 bits (e4m3), each multiplied by one scale: half their memory, and products in 8 bits where the GPU has them (from compute capability 8.9 on), with activations rounded too. It is an approximation: see docs/benchmarks.md for its error.",
     ),
     field("spec.resources", Kind::Section, Default::From("all defaults"), "What the job needs."),
     field(

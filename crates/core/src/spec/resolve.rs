@@ -71,6 +71,7 @@ fn model(reader: &mut Reader, spec: Section<'_>, path: &Path) -> ModelSpec {
     let precision = match reader.word(section, &path.field("precision")) {
         Some("f32") => Precision::F32,
         Some("bf16") => Precision::Bf16,
+        Some("fp8") => Precision::Fp8,
         Some("auto") => Precision::Auto,
         _ if preset == ModelPreset::Nano => Precision::Auto,
         _ => Precision::Bf16,

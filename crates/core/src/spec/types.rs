@@ -84,6 +84,15 @@ pub enum Precision {
     Auto,
     F32,
     Bf16,
+    /// As bf16, but for the weights of the blocks' large products, which are rounded to 8 bits.
+    Fp8,
+}
+
+impl Precision {
+    /// Whether activations are bfloat16 wherever it computes.
+    pub fn flows_in_bf16(self) -> bool {
+        matches!(self, Self::Bf16 | Self::Fp8)
+    }
 }
 
 /// What has to be the same from run to run.

@@ -7,13 +7,16 @@
 //! ```
 //!
 //! A frozen network can be stored in 8-bit floats (e4m3, cast without scales, biases and norm scales included, as the
-//! published fp8 option does): half the memory of bfloat16. Each layer casts up for its own product.
+//! published fp8 option does): half the memory of bfloat16. Each layer casts up for its own product. Or its large products'
+//! weights alone, scaled to the dtype's range, which some devices multiply as they are ([`crate::float8`]).
 
+use std::collections::BTreeMap;
 use std::ops::Deref;
 
 use tch::{Device, Kind, Tensor};
 
 use crate::error::{ModelError, ProblemKind, Result, TensorProblem};
+use crate::float8;
 use crate::layers::to_device;
 use crate::params::{Init, ParamSource};
 
@@ -25,7 +28,14 @@ pub enum Storage {
     Compute,
     /// 8-bit floats (e4m3), one byte a weight; for weights that do not train.
     Float8,
+    /// The weights of the blocks' attention and MLP in 8-bit floats, each tensor scaled to their range; all others as
+    /// [`Storage::Compute`]. For weights that do not train.
+    ScaledFloat8,
 }
+
+/// The layers whose weights [`Storage::ScaledFloat8`] makes small: nearly all of a block's arithmetic. Modulation stays, since
+/// what it scales is every channel of the stream.
+const SCALED: [&str; 6] = ["attn.qkv", "attn.proj", "mlp.0", "mlp.2", "linear1", "linear2"];
 
 /// Where the blocks' weights lie between their uses.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -57,7 +67,7 @@ impl LoadOptions {
     pub(crate) fn kind_read(&self) -> Kind {
         match self.storage {
             Storage::Compute => self.compute,
-            Storage::Float8 => Kind::Float,
+            Storage::Float8 | Storage::ScaledFloat8 => Kind::Float,
         }
     }
 
@@ -77,12 +87,13 @@ const FLOAT8_LIMIT: f64 = 464.0;
 pub(crate) struct Placing<'a> {
     source: &'a mut dyn ParamSource,
     options: LoadOptions,
+    scales: BTreeMap<String, Tensor>,
     problems: Vec<TensorProblem>,
 }
 
 impl<'a> Placing<'a> {
     pub fn new(source: &'a mut dyn ParamSource, options: &LoadOptions) -> Self {
-        Self { source, options: *options, problems: Vec::new() }
+        Self { source, options: *options, scales: BTreeMap::new(), problems: Vec::new() }
     }
 
     /// Fails with every tensor that the storage cannot hold.
@@ -102,20 +113,37 @@ impl ParamSource for Placing<'_> {
             // The source has noted why.
             return Ok(tensor);
         }
-        if self.options.storage == Storage::Float8 {
-            let largest = tensor.f_abs()?.f_max()?.f_double_value(&[])?;
-            if largest >= FLOAT8_LIMIT {
-                let kind = ProblemKind::TooLarge { dtype: "F8_E4M3".to_owned() };
-                self.problems.push(TensorProblem { tensor: name.to_owned(), kind });
-            }
-            tensor = tensor.f_to_kind(Kind::Float8e4m3fn)?;
-        }
         let of_a_block = name.starts_with("double_blocks.") || name.starts_with("single_blocks.");
+        match self.options.storage {
+            Storage::Compute => {}
+            Storage::Float8 => {
+                let largest = tensor.f_abs()?.f_max()?.f_double_value(&[])?;
+                if largest >= FLOAT8_LIMIT {
+                    let kind = ProblemKind::TooLarge { dtype: "F8_E4M3".to_owned() };
+                    self.problems.push(TensorProblem { tensor: name.to_owned(), kind });
+                }
+                tensor = tensor.f_to_kind(Kind::Float8e4m3fn)?;
+            }
+            Storage::ScaledFloat8 => {
+                let layer = name.strip_suffix(".weight").filter(|_| of_a_block);
+                if layer.is_some_and(|layer| SCALED.iter().any(|scaled| layer.ends_with(scaled))) {
+                    let (small, scale) = float8::quantize(&tensor)?;
+                    tensor = small;
+                    self.scales.insert(name.to_owned(), scale.f_to_device(self.options.device)?);
+                } else {
+                    tensor = tensor.f_to_kind(self.options.compute)?;
+                }
+            }
+        }
         match (self.options.blocks, self.options.device) {
             (Offload::Host, device @ Device::Cuda(_)) if of_a_block => Ok(tensor.f_pin_memory(device)?),
             (Offload::Host, _) if of_a_block => Ok(tensor),
             (_, device) => Ok(tensor.f_to_device(device)?),
         }
+    }
+
+    fn take_scale(&mut self, name: &str) -> Option<Tensor> {
+        self.scales.remove(name)
     }
 
     fn has(&self, name: &str) -> bool {

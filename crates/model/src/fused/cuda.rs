@@ -86,6 +86,23 @@ pub struct CudaKernels {
     stream: Arc<CudaStream>,
 }
 
+fn capability(context: &CudaContext) -> std::result::Result<(i32, i32), DriverError> {
+    let major = context.attribute(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
+    Ok((major, context.attribute(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?))
+}
+
+/// Of GPU `index`, asked for once a process.
+pub(super) fn compute_capability(index: usize) -> Option<(i32, i32)> {
+    type Known = HashMap<usize, Option<(i32, i32)>>;
+    static KNOWN: OnceLock<Mutex<Known>> = OnceLock::new();
+    let mut known = KNOWN.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner);
+    let ask = || {
+        // cudarc panics where there is no driver, or one that is too old.
+        catch_unwind(|| CudaContext::new(index).and_then(|context| capability(&context)).ok()).ok().flatten()
+    };
+    *known.entry(index).or_insert_with(ask)
+}
+
 impl CudaKernels {
     /// Those of GPU `index`, compiled once a process; an error that says why there are none.
     pub fn of(index: usize) -> std::result::Result<&'static Self, String> {
@@ -104,9 +121,7 @@ impl CudaKernels {
         catch_unwind(AssertUnwindSafe(|| {
             let of_driver = |error: DriverError| format!("driver: {error}");
             let context = CudaContext::new(index).map_err(of_driver)?;
-            let capability = |attribute| context.attribute(attribute).map_err(of_driver);
-            let major = capability(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
-            let minor = capability(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
+            let (major, minor) = capability(&context).map_err(of_driver)?;
             let module = context.load_module(compile(&format!("sm_{major}{minor}"))?).map_err(of_driver)?;
             let functions = NAMES
                 .iter()

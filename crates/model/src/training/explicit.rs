@@ -141,7 +141,7 @@ pub(super) fn join(flux: &mut Flux, adapter: &mut LoraAdapter) -> Result<TensorM
 
 /// `grad W`: the gradient of a linear layer's input.
 fn linear_backward(layer: &Linear, grad: &Tensor) -> Result<Tensor> {
-    Ok(grad.f_mm(&cast(&layer.weight, grad.f_kind()?)?)?)
+    Ok(grad.f_mm(&layer.weight_in(grad.f_kind()?)?)?)
 }
 
 /// `[batch, tokens, width]` as `[batch · tokens, width]`.

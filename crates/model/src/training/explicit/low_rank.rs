@@ -54,15 +54,11 @@ impl<'a> Adapted<'a> {
         }
     }
 
-    fn part(&self, first: i64, count: i64) -> Result<Linear> {
-        self.layer.mapped(&|tensor| Ok(tensor.f_narrow(0, first, count)?))
-    }
-
     /// The layer's first `count` outputs, among which all of the update's are, and the layer that gives the others.
     pub fn split(&self, count: i64) -> Result<(Self, Linear)> {
         let (all, first) = (self.layer.weight.size2()?.0, self.rank + count);
-        let with_update = Self { layer: self.part(0, first)?, rank: self.rank, pair: self.pair };
-        Ok((with_update, self.part(first, all - first)?))
+        let with_update = Self { layer: self.layer.outputs(0, first)?, rank: self.rank, pair: self.pair };
+        Ok((with_update, self.layer.outputs(first, all - first)?))
     }
 
     /// For `x` `[rows, in]`.
