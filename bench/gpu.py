@@ -104,6 +104,9 @@ def of_step(result):
     if "parts" in result:
         names = {"batch": "batch", "forward": "fwd", "backward": "bwd", "optimizer": "opt"}
         figures["of it"] = ", ".join(f"{short} {1000 * result['parts'][name + '_seconds']:.0f}" for name, short in names.items())
+        if result["parts"].get("collective_seconds") is not None:
+            figures["reduce"] = round(1000 * result["parts"]["collective_seconds"], 1)
+        figures["by part"] = ", ".join(f"{name} {1000 * time:.0f}" for name, time in result["parts"].get("by_part", {}).items())
     if result.get("memory_bytes"):
         figures["GB"] = round(result["memory_bytes"] / 1e9, 1)
     if result.get("share_of_floor"):
@@ -132,6 +135,16 @@ def of_group(result):
     return {"all-reduce ms": round(result["all_reduce_64_mib_ms"], 2), "leave ms": round(result["leave_ms"], 1)}
 
 
+def of_save(result):
+    return {
+        "GB": round(result["tensors_bytes"] / 1e9, 2),
+        "stall ms, p50": round(1000 * result["stall_p50"], 1),
+        "p99": round(1000 * result["stall_p99"], 1),
+        "s a save": round(result["save_median"], 2),
+        "host memory": round(result["memory_above_bytes"] / result["tensors_bytes"], 2),
+    }
+
+
 def median(values):
     ordered = sorted(values)
     return ordered[len(ordered) // 2]
@@ -144,6 +157,7 @@ def parts(bin_folder, cpu, can_python):
     synthetic = [] if cpu else ["--synthetic"]
     step = [workbench, "bench", "step", "-o", "json", *size, *synthetic, "--warmup", "2", "--steps", "5"]
     eager = [sys.executable, "bench/step.py", *size, "--warmup", "2", "--steps", "5"]
+    save = [workbench, "bench", "save", "-o", "json", "--device", device, "--saves", "2" if cpu else "5", "--size", "0.02" if cpu else "3"]
     fixtures = str(ROOT / "tests/fixtures")
     yield Part("doctor", [workbench, "doctor", "-o", "json", *([] if cpu else ["--gpu"])], 60, of_doctor)
     yield Part("parity", [workbench, "parity", fixtures, "--device", device, "-o", "json"], 150, of_parity)
@@ -160,6 +174,8 @@ def parts(bin_folder, cpu, can_python):
     yield Part("step, 1 reference, all computed again", [*step, "--recompute", "all"], 90, of_step)
     if can_python:
         yield Part("step, 1 reference, all computed again, PyTorch eager", [*eager, "--recompute"], 90, of_step)
+    yield Part("copy-out of a checkpoint", save, 90, of_save)
+    yield Part("step, 1 reference, fp8", [*step, "--storage", "scaled-float8"], 90, of_step)
     yield Part("step, 2 references", [*step, "--references", "2"], 120, of_step)
     yield Part("drawing, 25 steps", [workbench, "bench", "draw", "-o", "json", *size, "--steps", "25"], 90, of_draw)
     nano = [workbench, "bench", "step", "-o", "json", "--preset", "nano", "--device", device]

@@ -17,6 +17,7 @@ mod cpu;
 mod cuda;
 mod eager;
 mod passes;
+pub mod profile;
 #[cfg(test)]
 mod tests;
 
@@ -173,6 +174,7 @@ impl Fused {
         modulation: &ModulationColumns,
         eps: f64,
     ) -> Result<(Tensor, NormStats)> {
+        let _timed = profile::part(profile::NORMS, x.device());
         if let Self::Eager = self {
             return eager::norm_modulate(x, modulation, eps);
         }
@@ -206,6 +208,7 @@ impl Fused {
         stats: &NormStats,
         residual: &Tensor,
     ) -> Result<Tensor> {
+        let _timed = profile::part(profile::NORMS, x.device());
         if let Self::Eager = self {
             return eager::norm_modulate_backward(grad, x, modulation, stats, residual);
         }
@@ -236,6 +239,7 @@ impl Fused {
         modulation: &ModulationColumns,
         update: &Tensor,
     ) -> Result<Tensor> {
+        let _timed = profile::part(profile::GATES, x.device());
         if let Self::Eager = self {
             return eager::gated_residual(x, modulation, update);
         }
@@ -259,6 +263,7 @@ impl Fused {
 
     /// Writes gate · grad, the gradient of [`Fused::gated_residual`]'s update, into `out`, laid out as that is.
     pub fn gate_backward(self, grad: &Tensor, modulation: &ModulationColumns, out: &Tensor) -> Result<()> {
+        let _timed = profile::part(profile::GATES, grad.device());
         if let Self::Eager = self {
             return eager::gate_backward(grad, modulation, out);
         }
@@ -286,6 +291,7 @@ impl Fused {
         norm: &HeadNorm<'_>,
         out: &Heads,
     ) -> Result<()> {
+        let _timed = profile::part(profile::HEADS, rows.device());
         if let Self::Eager = self {
             return eager::split_heads(rows, place, norm, out);
         }
@@ -323,6 +329,7 @@ impl Fused {
         norm: &HeadNorm<'_>,
         grad_rows: &Tensor,
     ) -> Result<()> {
+        let _timed = profile::part(profile::HEADS, rows.device());
         if let Self::Eager = self {
             return eager::split_heads_backward(grads, rows, place, norm, grad_rows);
         }
@@ -365,6 +372,7 @@ impl Fused {
     }
 
     fn move_heads(self, heads: &Tensor, place: &StreamPlace, rows: &Tensor, to_rows: bool) -> Result<()> {
+        let _timed = profile::part(profile::HEADS, rows.device());
         if let Self::Eager = self {
             return eager::move_heads(heads, place, rows, to_rows);
         }
@@ -388,6 +396,7 @@ impl Fused {
 
     /// GELU in its tanh form of the rows `x` into `out`, both `[rows, width]` with columns side by side.
     pub fn gelu(self, x: &Tensor, out: &Tensor) -> Result<()> {
+        let _timed = profile::part(profile::GELU, x.device());
         if let Self::Eager = self {
             return eager::gelu(x, out);
         }
@@ -406,6 +415,7 @@ impl Fused {
 
     /// The gradient of [`Fused::gelu`]'s `x` into `grad_x`.
     pub fn gelu_backward(self, grad: &Tensor, x: &Tensor, grad_x: &Tensor) -> Result<()> {
+        let _timed = profile::part(profile::GELU, x.device());
         if let Self::Eager = self {
             return eager::gelu_backward(grad, x, grad_x);
         }

@@ -29,7 +29,7 @@ pub struct GroupArgs {
     output: Output,
 }
 
-fn connect(device: Device) -> Result<ProcessGroup> {
+pub fn connect(device: Device) -> Result<ProcessGroup> {
     Ok(match device {
         Device::Cpu => {
             let host = Rendezvous::host(Ipv4Addr::LOCALHOST.into())?;

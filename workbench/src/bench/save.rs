@@ -9,7 +9,7 @@ use clap::{Args, ValueEnum};
 use crescendo_core::object_keys;
 use crescendo_dataset::checkpoint::{ADAPTER_FILE, OPTIMIZER_FILE};
 use crescendo_model::tch::{Device, Kind, Tensor};
-use crescendo_model::training::snapshot::{FromHost, Hold, Reader, SnapshotLimits, snapshot_bytes, take};
+use crescendo_model::training::snapshot::{Hold, Reader, SnapshotLimits, copier, snapshot_bytes, take};
 use crescendo_model::training::{AdamW, AdamWConfig, Clip, TrainOptions, TrainStep, Update};
 use crescendo_model::weights::{TensorMap, published_strings, to_bytes};
 use crescendo_model::{BlockSelection, Flux, LoraAdapter, Preset};
@@ -42,6 +42,9 @@ pub struct SaveArgs {
     /// CPU threads of the step
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(i32).range(1..=1024))]
     threads: i32,
+    /// cpu, cuda, or cuda:INDEX: where the tensors are
+    #[arg(long, default_value = "cpu", value_parser = crescendo_device::parse)]
+    device: Device,
     /// Saves that are timed
     #[arg(long, default_value_t = 10)]
     saves: usize,
@@ -120,7 +123,8 @@ pub fn run(args: &SaveArgs) -> Result<()> {
     let background = Background::start("save")?;
     let runtimes =
         Runtimes { copying: copying.handle(), writing: background.handle().context("it has begun")? };
-    let mut trained = trained(args.size)?;
+    crescendo_device::open(args.device)?;
+    let mut trained = trained(args.size, args.device)?;
     let tensors_bytes = snapshot_bytes(trained.step.params(), None);
 
     // What the first steps take once and keep is not the saves' own.
@@ -133,7 +137,7 @@ pub fn run(args: &SaveArgs) -> Result<()> {
     for _ in 0..args.saves {
         let began = Instant::now();
         let mut saving = match args.how {
-            How::Streamed => start_streamed(&trained, &store, &runtimes)?,
+            How::Streamed => start_streamed(&trained, args.device, &store, &runtimes)?,
             How::Whole => start_whole(&trained, &store, &runtimes)?,
         };
         calls.push(began.elapsed().as_secs_f64());
@@ -199,7 +203,7 @@ impl Measured {
 }
 
 /// A nano network with an adapter whose values and moments have `gigabytes`.
-fn trained(gigabytes: f64) -> Result<Trained> {
+fn trained(gigabytes: f64, device: Device) -> Result<Trained> {
     let config = Preset::Nano.config();
     let all = BlockSelection::all(&config);
     let of_rank = |rank: i64| -> Result<i64> {
@@ -208,13 +212,13 @@ fn trained(gigabytes: f64) -> Result<Trained> {
     };
     let wanted = gigabytes * 1e9 / 12.0;
     let rank = ((wanted / of_rank(1)? as f64).round() as i64).max(1);
-    let values = |shape: &[i64]| Tensor::f_randn(shape, (Kind::Float, Device::Cpu))?.f_mul_scalar(0.01);
+    let values = |shape: &[i64]| Tensor::f_randn(shape, (Kind::Float, device))?.f_mul_scalar(0.01);
     let tensors = LoraAdapter::layout(&config, rank, &all)?
         .into_iter()
         .map(|(name, shape)| Ok((name, values(&shape)?)))
         .collect::<Result<TensorMap>>()?;
-    let flux = Flux::init(&config, 0, Kind::Float, Device::Cpu)?;
-    let adapter = LoraAdapter::from_tensors(&config, tensors, "noise", Kind::Float, Device::Cpu)?;
+    let flux = Flux::init(&config, 0, Kind::Float, device)?;
+    let adapter = LoraAdapter::from_tensors(&config, tensors, "noise", Kind::Float, device)?;
     let step = TrainStep::for_adapter(flux, adapter, TrainOptions::default())?;
     let optimizer = AdamW::new(AdamWConfig::default(), step.params())?;
     Ok(Trained { step, optimizer })
@@ -245,6 +249,7 @@ fn one_step(trained: &mut Trained, batch: i64, hold: &mut Option<Hold>) -> Resul
         Ok(())
     })?;
     *hold = None;
+    crescendo_device::choice::wait(trained.step.flux().device());
     Ok(StepTime { wall: began.elapsed().as_secs_f64(), thread: thread_seconds() - thread_began, waited })
 }
 
@@ -256,24 +261,35 @@ fn thread_seconds() -> f64 {
 
 fn start_streamed(
     trained: &Trained,
+    device: Device,
     store: &Arc<dyn ObjectStore>,
     runtimes: &Runtimes<'_>,
 ) -> Result<Saving> {
     let began = Instant::now();
     let params = trained.step.params();
-    let limits = SnapshotLimits::new(snapshot_bytes(params, None), Device::Cpu, 0);
+    let free_bytes = match device {
+        Device::Cpu => 0,
+        _ => crescendo_device::cuda::memory()?.free_bytes,
+    };
+    let limits = SnapshotLimits::new(snapshot_bytes(params, None), device, free_bytes);
     let (hold, reader) = take(params, &trained.optimizer, None, ADAPTER_FILE, limits)?;
     let store = Arc::clone(store);
     let mut tasks = JoinSet::new();
-    tasks.spawn_on(stream(reader, store, runtimes.copying.clone()), runtimes.writing);
+    tasks.spawn_on(stream(reader, device, store, runtimes.copying.clone()), runtimes.writing);
     Ok(Saving { hold: Some(hold), tasks, began })
 }
 
-async fn stream(mut reader: Reader, store: Arc<dyn ObjectStore>, runtime: Handle) -> Result<()> {
+async fn stream(
+    mut reader: Reader,
+    device: Device,
+    store: Arc<dyn ObjectStore>,
+    runtime: Handle,
+) -> Result<()> {
     let names: Vec<&str> = reader.files().iter().map(|file| file.name).collect();
     let (copied, mut pieces) = mpsc::channel(reader.chunks().max(1));
     let copying = runtime.spawn_blocking(move || -> Result<()> {
-        while let Some(chunk) = reader.next_chunk(&mut FromHost)? {
+        let mut copier = copier(device)?;
+        while let Some(chunk) = reader.next_chunk(copier.as_mut())? {
             let is_last = chunk.is_last_of_file;
             copied.blocking_send(Piece { bytes: bytes::Bytes::from_owner(chunk), is_last })?;
         }
@@ -372,11 +388,11 @@ mod tests {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_time().build().unwrap();
         let runtimes = Runtimes { copying: runtime.handle(), writing: runtime.handle() };
-        let mut trained = trained(0.004).unwrap();
+        let mut trained = trained(0.004, Device::Cpu).unwrap();
         one_step(&mut trained, 1, &mut None).unwrap();
         let written = |how| -> Vec<Vec<u8>> {
             let saving = match how {
-                How::Streamed => start_streamed(&trained, &store, &runtimes),
+                How::Streamed => start_streamed(&trained, Device::Cpu, &store, &runtimes),
                 How::Whole => start_whole(&trained, &store, &runtimes),
             };
             let mut saving = saving.unwrap();

@@ -1,14 +1,16 @@
 //! `bench step`: times the training step on random data. As JSON one line, in the form of `bench/step.py`, which times the
 //! same step in plain PyTorch.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Args, ValueEnum};
+use crescendo_collective::ReduceOp;
 use crescendo_core::precision::CLEARLY_FASTER;
 use crescendo_model::flux::{LoadOptions, Offload, StepTokens, Storage, step_flops};
-use crescendo_model::fused::Kernels;
+use crescendo_model::fused::{Kernels, profile};
 use crescendo_model::lora::BlockSelection;
 use crescendo_model::randomness::{SampleKey, TimeDistribution};
 use crescendo_model::speed;
@@ -240,8 +242,15 @@ struct Parts {
     backward_seconds: f64,
     /// Clipping, AdamW.
     optimizer_seconds: f64,
+    /// All-reduce of every bucket in a group of one rank, which a gang of more does beside the backward pass; none where there is
+    /// no such group.
+    collective_seconds: Option<f64>,
+    /// Of the blocks, each part waited for; what none of them has is called `rest`. Empty if autograd runs them.
+    by_part: BTreeMap<&'static str, f64>,
 }
 
+/// Limit of one reduction.
+const COLLECTIVE_LIMIT: Duration = Duration::from_secs(30);
 /// Steps that are taken apart.
 const PROFILED: u64 = 3;
 
@@ -271,13 +280,60 @@ fn parts(
             times.push(time.as_secs_f64());
         }
     }
+    let collective_seconds = match collective(args.device, train_step) {
+        Ok(seconds) => Some(seconds),
+        Err(error) => {
+            eprintln!("bench: no collective was timed: {error:#}");
+            None
+        }
+    };
+    let by_part = by_part(args, setting, train_step)?;
     let [batch, forward, backward, optimizer] = times.map(|times| median(&times).unwrap_or_default());
     Ok(Parts {
         batch_seconds: batch,
         forward_seconds: forward,
         backward_seconds: backward,
         optimizer_seconds: optimizer,
+        collective_seconds,
+        by_part,
     })
+}
+
+/// Median time of the reduction of all gradients.
+fn collective(device: Device, train_step: &TrainStep) -> Result<f64> {
+    let group = super::group::connect(device)?;
+    let mut seconds = Vec::new();
+    for _ in 0..PROFILED {
+        crescendo_device::choice::wait(device);
+        let began = Instant::now();
+        for bucket in train_step.params().buckets().iter().rev() {
+            group.all_reduce(bucket.grads(), ReduceOp::Sum, COLLECTIVE_LIMIT)?;
+        }
+        crescendo_device::choice::wait(device);
+        seconds.push(began.elapsed().as_secs_f64());
+    }
+    group.leave(COLLECTIVE_LIMIT)?;
+    median(&seconds).context("nothing was timed")
+}
+
+/// Seconds of one step's forward and backward pass by part of the blocks.
+fn by_part(
+    args: &StepArgs,
+    setting: &Setting,
+    train_step: &mut TrainStep,
+) -> Result<BTreeMap<&'static str, f64>> {
+    let batch = random_batch(setting, 0)?.to_device(args.device)?;
+    crescendo_device::choice::wait(args.device);
+    profile::start();
+    let began = Instant::now();
+    let outcome = train_step.gradients(&[batch], None);
+    crescendo_device::choice::wait(args.device);
+    let all = began.elapsed();
+    let times = profile::take();
+    outcome?;
+    let known: Duration = times.values().sum();
+    let rest = (!times.is_empty()).then(|| ("rest", all.saturating_sub(known)));
+    Ok(times.into_iter().chain(rest).map(|(name, time)| (name, time.as_secs_f64())).collect())
 }
 
 /// What follows the backward pass; the gradients' norm.
@@ -454,11 +510,20 @@ fn print(output: Output, outcome: &Outcome) -> Result<()> {
         );
     }
     println!("step    {:.3} s (median of {})", outcome.median_seconds, outcome.seconds.len());
-    let Parts { batch_seconds, forward_seconds, backward_seconds, optimizer_seconds } = outcome.parts;
+    let Parts { batch_seconds, forward_seconds, backward_seconds, optimizer_seconds, .. } = outcome.parts;
     println!(
         "parts   batch {batch_seconds:.3} s, forward {forward_seconds:.3} s, backward {backward_seconds:.3} s, \
          optimizer {optimizer_seconds:.3} s"
     );
+    if let Some(seconds) = outcome.parts.collective_seconds {
+        println!("reduce  {seconds:.3} s, in a group of one rank");
+    }
+    if !outcome.parts.by_part.is_empty() {
+        let mut parts: Vec<_> = outcome.parts.by_part.iter().collect();
+        parts.sort_by(|(_, a), (_, b)| b.total_cmp(a));
+        let parts: Vec<String> = parts.iter().map(|(name, time)| format!("{name} {time:.3} s")).collect();
+        println!("passes  {} (each waited for)", parts.join(", "));
+    }
     println!("memory  {:.1} GB", outcome.memory_bytes as f64 / 1e9);
     println!(
         "floor   {:.3} s: {:.2} × 10¹² operations at {:.1} × 10¹² a second ({})",

@@ -16,6 +16,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crescendo_dataset::checkpoint::{EMA_FILE, OPTIMIZER_FILE};
+use crescendo_device::host_copy::HostCopy;
 use memmap2::MmapMut;
 use safetensors::Dtype;
 use tch::{Device, Tensor};
@@ -361,6 +362,25 @@ impl CopyToHost for FromHost {
     fn copy(&mut self, source: &Tensor, target: &mut [u8]) -> Result<()> {
         Ok(source.f_copy_data_u8(target, source.numel())?)
     }
+}
+
+/// From a GPU.
+struct FromGpu(HostCopy);
+
+impl CopyToHost for FromGpu {
+    fn copy(&mut self, source: &Tensor, target: &mut [u8]) -> Result<()> {
+        self.0.copy(source, target).map_err(|error| ModelError::Caller(error.into()))
+    }
+}
+
+/// For tensors on `device`.
+pub fn copier(device: Device) -> Result<Box<dyn CopyToHost>> {
+    Ok(match device {
+        Device::Cuda(index) => {
+            Box::new(FromGpu(HostCopy::new(index).map_err(|error| ModelError::Caller(error.into()))?))
+        }
+        _ => Box::new(FromHost),
+    })
 }
 
 /// Where the reader is.

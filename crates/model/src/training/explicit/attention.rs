@@ -4,7 +4,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::error::{ModelError, Result};
 use crate::flux::fused_attention;
-use crate::fused::{Fused, Heads};
+use crate::fused::{Fused, Heads, profile};
 use crate::training::backward::{gradients, leaf};
 
 /// What the backward pass needs.
@@ -38,6 +38,7 @@ fn runs(probabilities: &Tensor) -> Result<impl Iterator<Item = (i64, i64)>> {
 
 /// Softmax(q kᵀ / √width) v, shaped as `query`, which may have fewer tokens than keys and values.
 pub(super) fn forward(fused: Fused, heads: &Heads) -> Result<(Tensor, Kept)> {
+    let _timed = profile::part(profile::ATTENTION, heads.query.device());
     if heads.query.device() == Device::Cpu {
         return forward_by_products(fused, heads);
     }
@@ -70,6 +71,7 @@ fn forward_by_products(fused: Fused, heads: &Heads) -> Result<(Tensor, Kept)> {
 
 /// The gradients of queries, keys and values.
 pub(super) fn backward(fused: Fused, heads: &Heads, kept: Kept, grad: &Tensor) -> Result<Heads> {
+    let _timed = profile::part(profile::ATTENTION, grad.device());
     match kept {
         Kept::Probabilities(probabilities) => backward_by_products(fused, heads, &probabilities, grad),
         Kept::Graph { query, key, value, out } => tch::with_grad(|| {

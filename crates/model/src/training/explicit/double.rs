@@ -6,7 +6,7 @@ use super::low_rank::{Adapted, Output, PairGrads};
 use super::{Context, attention, empty, linear_backward, rows, scale};
 use crate::error::Result;
 use crate::flux::{DoubleBlock, NORM_EPS, Stream};
-use crate::fused::{Fused, HeadNorm, Heads, ModulationColumns, NormStats, StreamPlace};
+use crate::fused::{Fused, HeadNorm, Heads, ModulationColumns, NormStats, StreamPlace, profile};
 use crate::layers::Linear;
 use crate::lora::{DoubleLora, LoraPair};
 
@@ -119,10 +119,10 @@ impl StreamSaved {
             Adapted::new(&stream.proj, lora.proj)?.forward(&own)?;
         let between = fused.gated_residual(x, &self.attn, &update)?;
         let (modulated, stats) = fused.norm_modulate(&between, &self.mlp, NORM_EPS)?;
-        let mlp_in = stream.mlp_in.forward(&rows(&modulated)?)?;
+        let mlp_in = Adapted::new(&stream.mlp_in, None)?.forward(&rows(&modulated)?)?.out;
         let active = mlp_in.f_empty_like()?;
         fused.gelu(&mlp_in, &active)?;
-        let update = stream.mlp_out.forward(&active)?;
+        let update = Adapted::new(&stream.mlp_out, None)?.forward(&active)?.out;
         let out = fused.gated_residual(&between, &self.mlp, &update)?;
         self.after = Some(AfterSaved { attended: own, proj_middle, between, stats, mlp_in });
         Ok(out)
@@ -188,10 +188,14 @@ fn mlp_backward(
     middle: &Tensor,
     grad: &Tensor,
 ) -> Result<Tensor> {
-    let grad_active = linear_backward(second, grad)?;
+    let product = |layer, grad: &Tensor| {
+        let _timed = profile::part(profile::PRODUCTS, grad.device());
+        linear_backward(layer, grad)
+    };
+    let grad_active = product(second, grad)?;
     // In place: each element is read before it is written.
     fused.gelu_backward(&grad_active, middle, &grad_active)?;
-    linear_backward(first, &grad_active)
+    product(first, &grad_active)
 }
 
 /// The block's outputs for `img` and `txt`, each `[batch, tokens, hidden]`, contiguous.

@@ -4,6 +4,7 @@ use tch::Tensor;
 
 use super::{empty, linear_backward};
 use crate::error::Result;
+use crate::fused::profile;
 use crate::layers::{Linear, cast};
 use crate::lora::{Joined, LoraPair};
 
@@ -63,6 +64,7 @@ impl<'a> Adapted<'a> {
 
     /// For `x` `[rows, in]`.
     pub fn forward(&self, x: &Tensor) -> Result<Output> {
+        let _timed = profile::part(profile::PRODUCTS, x.device());
         let all = self.layer.forward(x)?;
         let Some(pair) = self.pair else { return Ok(Output { out: all, middle: None }) };
         let (down, up) = pair.factors()?;
@@ -100,6 +102,7 @@ impl<'a> Adapted<'a> {
         middle: Option<&Tensor>,
         track: bool,
     ) -> Result<(Option<Tensor>, Option<PairGrads>)> {
+        let _timed = profile::part(profile::PRODUCTS, x.device());
         let through = |grad: &Tensor| track.then(|| linear_backward(&self.layer, grad)).transpose();
         let (Some(pair), Some(middle)) = (self.pair, middle) else { return Ok((through(&grad.all)?, None)) };
         let (down, up) = pair.factors()?;
