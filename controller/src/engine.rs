@@ -25,7 +25,7 @@ use crescendo_core::ids::{JobId, Timestamp};
 use crescendo_core::invariants::check_invariants;
 use crescendo_core::observed::Observed;
 use crescendo_core::quotas::Quotas;
-use crescendo_core::state::ClusterState;
+use crescendo_core::state::{ClusterState, Orphan};
 use crescendo_node::telemetry::trace;
 use crescendo_store::{Fence, Leadership, Store, StoreError};
 use tokio::sync::{mpsc, watch};
@@ -270,9 +270,14 @@ impl Engine {
     }
 
     fn install(&mut self, snapshot: crescendo_store::Snapshot) {
-        let (records, loaded) = Records::load(snapshot);
-        let (mut state, orphans) = ClusterState::load(loaded);
-        for orphan in orphans {
+        let (records, loaded, unreadable) = Records::load(snapshot);
+        let (state, orphans) = ClusterState::load(loaded);
+        self.around.metrics.unreadable(&unreadable);
+        let mut state = state.with_unreadable(unreadable);
+        // Those of a job whose own record cannot be read wait for it.
+        let halted =
+            |orphan: &Orphan| orphan.job.as_ref().is_some_and(|job| state.unreadable().hides_job(job));
+        for orphan in orphans.into_iter().filter(|orphan| !halted(orphan)) {
             tracing::error!(%orphan, "a stored record belongs to nothing and is ignored; it can be deleted once it is understood");
         }
         state.renew_leases((self.around.clock)().plus(self.around.config.limits.lease_ttl));

@@ -8,6 +8,7 @@ use crescendo_core::ids::Timestamp;
 use crescendo_core::observed::Observed;
 use crescendo_core::records::NodeKind;
 use crescendo_core::state::ClusterState;
+use crescendo_core::unreadable::{self, UnreadableRecords};
 use crescendo_node::telemetry::metrics_registry::{
     Label, Metric, Registrar, bounded, counter, gauge, histogram, words,
 };
@@ -22,8 +23,9 @@ fn buckets() -> Vec<f64> {
 
 const STATES: [&str; 8] =
     ["queued", "placing", "running", "paused", "preempting", "succeeded", "failed", "cancelled"];
-const WAITS: [&str; 12] = [
+const WAITS: [&str; 13] = [
     "no_curator",
+    "unreadable",
     "curators_busy",
     "pairs",
     "no_trainer",
@@ -113,6 +115,12 @@ pub const CATALOGUE: &[Metric] = &[
     ),
     histogram("crescendo_decide_seconds", "seconds", &[], "Time to decide what to do next."),
     counter("crescendo_state_reloads_total", "", &[], "Times that the state was dropped and read again."),
+    gauge(
+        "crescendo_records_unreadable",
+        "",
+        &[words("kind", &unreadable::KINDS)],
+        "Stored records that this version cannot read: each is kept as it is and halts what it belongs to. Leader only.",
+    ),
     counter("crescendo_attempts_placed_total", "", &[], "Attempts to train a stage that were placed."),
     counter("crescendo_attempts_ended_total", "", &[], "Attempts that ended without a final checkpoint."),
     counter("crescendo_log_lines_total", "", &[], "Log lines received from nodes."),
@@ -127,6 +135,7 @@ pub struct Metrics {
     sessions: IntGaugeVec,
     nodes: IntGaugeVec,
     backlog: IntGaugeVec,
+    unreadable: IntGaugeVec,
     store_seconds: HistogramVec,
     rpc_seconds: HistogramVec,
     rpcs: IntCounterVec,
@@ -149,6 +158,7 @@ impl Metrics {
             sessions: registrar.gauges("crescendo_node_sessions")?,
             nodes: registrar.gauges("crescendo_nodes")?,
             backlog: registrar.passing_gauge("crescendo_curation_backlog_units")?,
+            unreadable: registrar.gauges("crescendo_records_unreadable")?,
             store_seconds: registrar.histograms("crescendo_store_call_seconds", buckets())?,
             rpc_seconds: registrar.histograms("crescendo_rpc_seconds", buckets())?,
             rpcs: registrar.counters("crescendo_rpcs_total")?,
@@ -180,9 +190,15 @@ impl Metrics {
     /// Takes away what only a leader knows: numbers of the past would be taken for today's.
     pub fn stand_by(&self) {
         self.leader.set(0);
-        for gauges in
-            [&self.jobs, &self.waiting, &self.oldest_wait, &self.sessions, &self.nodes, &self.backlog]
-        {
+        for gauges in [
+            &self.jobs,
+            &self.waiting,
+            &self.oldest_wait,
+            &self.sessions,
+            &self.nodes,
+            &self.backlog,
+            &self.unreadable,
+        ] {
             gauges.reset();
         }
     }
@@ -190,6 +206,13 @@ impl Metrics {
     pub fn sessions(&self, trainers: i64, curators: i64) {
         self.sessions.with_label_values(&["trainer"]).set(trainers);
         self.sessions.with_label_values(&["curator"]).set(curators);
+    }
+
+    /// Stored records that cannot be read.
+    pub fn unreadable(&self, records: &UnreadableRecords) {
+        for (kind, count) in records.counts() {
+            self.unreadable.with_label_values(&[kind]).set(whole(count));
+        }
     }
 
     /// What the leader has, sees and lacks.
@@ -247,6 +270,7 @@ mod tests {
         let metrics = Metrics::register(&registry).unwrap();
         metrics.lead();
         metrics.sessions(2, 1);
+        metrics.unreadable(&UnreadableRecords::default());
         metrics.store_call("txn", "ok", Duration::from_millis(2));
         metrics.rpc("crescendo.v1.JobService/GetJob", "not_found", Duration::from_millis(1));
         metrics.cluster(
@@ -264,6 +288,7 @@ mod tests {
             "crescendo_node_sessions{kind=\"trainer\"} 2",
             "crescendo_nodes{kind=\"curator\",state=\"silent\"} 0",
             "crescendo_curation_backlog_units 0",
+            "crescendo_records_unreadable{kind=\"units\"} 0",
         ];
         let led = text(&registry);
         for line in leaders_own {

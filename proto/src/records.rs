@@ -303,10 +303,9 @@ fn unit_in(message: stored::Unit) -> Result<UnitRecord, BadRecord> {
                 sha256: result.sha256,
             },
             rejected: result.rejected,
-            scores: ScoreCounts::checked(
+            scores: ScoreCounts::stored(
                 result.scores.into_iter().map(|(name, scores)| (name, scores.counts)).collect(),
-            )
-            .map_err(|_| BadRecord::Field { field: "unit scores" })?,
+            ),
             exhausted: result.exhausted,
         }),
     };
@@ -574,6 +573,33 @@ mod tests {
             });
             assert_eq!(decode(&encode(&record)).expect("readable"), record);
         }
+    }
+
+    #[test]
+    fn scores_of_another_version_are_kept_as_they_are() {
+        let Record::Unit(record) = unit(UnitState::Done(UnitResult {
+            shard: ShardRecord::default(),
+            rejected: BTreeMap::new(),
+            scores: ScoreCounts::stored(BTreeMap::from([
+                ("beauty".to_owned(), vec![1, 2]),
+                ("judge".to_owned(), vec![3; 5]),
+            ])),
+            exhausted: false,
+        })) else {
+            panic!("a unit")
+        };
+        assert_eq!(
+            decode(&encode(&Record::Unit(record.clone()))).expect("readable"),
+            Record::Unit(record.clone())
+        );
+        let scores = &record.result().expect("done").scores;
+        assert_eq!(scores.scores().count(), 0, "and not shown on a scale that is not theirs");
+        let mut sum = ScoreCounts::default();
+        sum.count("judge", 1.0);
+        let before = sum.clone();
+        sum.add(scores);
+        let judged = |counts: &ScoreCounts| counts.counts().get("judge").cloned();
+        assert_eq!(judged(&sum), judged(&before));
     }
 
     #[test]

@@ -237,6 +237,16 @@ impl Engine {
 
     /// The job, if `scope` sees it; to others it does not exist.
     pub(super) fn job(&self, id: &JobId, scope: &Scope) -> Answer<&Job> {
+        let unreadable = self.state.unreadable();
+        // Whose it is, is known from its request alone.
+        if unreadable.hides_job(id)
+            && match scope {
+                Scope::Everything => true,
+                Scope::Only(tenant) => self.state.is_of_tenant(id, tenant.as_str()),
+            }
+        {
+            unreadable.check_job(id)?;
+        }
         let job = self.state.job(id).filter(|job| scope.sees(&job.record.spec.tenant));
         Ok(job.ok_or_else(|| RequestError::NotFound { what: format!("job {id}") })?)
     }

@@ -81,6 +81,7 @@ impl Engine {
     ) -> Answer<OpenedSession> {
         let Introduction { mut record, running, curating, draining } = introduction;
         let config = &self.around.config;
+        self.state.unreadable().check_node(&record.id)?;
         let known = self.state.node(&record.id);
         if known.is_none() && self.state.nodes().count() >= config.max_nodes {
             let what = format!("{} nodes are known, which is the limit", config.max_nodes);
@@ -163,7 +164,7 @@ impl Engine {
             return;
         }
         let Some(stage) = self.state.stage(&report.attempt.stage_ref()) else {
-            tracing::warn!(node = %report.node, attempt = %report.attempt, "report on a stage that does not exist");
+            tracing::debug!(node = %report.node, attempt = %report.attempt, "report on a stage that does not exist");
             return;
         };
         if report.attempt.generation > stage.generation() {

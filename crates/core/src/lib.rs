@@ -34,6 +34,7 @@
 //! | [`trace`] | which trace a job belongs to |
 //! | [`decide`] | `decide(state, observed, now) -> plan` |
 //! | [`explain`] | why a job is where it is, with numbers, and what it would take |
+//! | [`unreadable`] | stored records that cannot be read, and what they halt |
 //! | [`invariants`] | what must hold of every state |
 //!
 //! Everything here is a function of its arguments: no clock, no randomness, ordered maps only.
@@ -63,5 +64,6 @@ pub mod state;
 pub mod trace;
 pub mod transitions;
 pub mod under_way;
+pub mod unreadable;
 
 pub use error::RequestError;

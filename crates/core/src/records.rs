@@ -261,6 +261,20 @@ impl Record {
     }
 }
 
+impl RecordKey {
+    /// The job that the record belongs to.
+    pub fn job(&self) -> Option<&JobId> {
+        match self {
+            Self::Job(job) => Some(job),
+            Self::Stage(stage)
+            | Self::Attempt(stage)
+            | Self::Unit(stage, _)
+            | Self::Checkpoint(stage, _, _) => Some(&stage.job),
+            Self::Request(..) | Self::Node(_) => None,
+        }
+    }
+}
+
 /// The key in the store, below its versioned prefix.
 impl fmt::Display for RecordKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

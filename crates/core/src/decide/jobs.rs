@@ -150,6 +150,11 @@ struct JobPass<'a, 'p> {
 
 impl<'a> JobPass<'a, '_> {
     fn decide_job(&mut self, job: &'a Job) {
+        // Whatever is decided would rest on half of what there is: what runs is left to run.
+        if let Some(record) = self.nodes.state.halted(&job.record.id) {
+            self.plan.waits.insert(job.record.id.clone(), PendingReason::Unreadable { record });
+            return;
+        }
         let current = job.current_stage();
         // At most one stage trains; one whose successor has lost its starting point trains again.
         for (index, stage) in job.stages.iter().enumerate() {

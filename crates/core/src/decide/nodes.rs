@@ -49,7 +49,10 @@ fn trainer_sends(
     for running in &view.running {
         let wanted = active.get(&running.stage_ref()).filter(|attempt| attempt.attempt == *running);
         let needless = wanted.is_none_or(|attempt| !attempt.runs_on(&record.id));
-        if needless && !view.stops_sent.contains_key(running) && !is_finishing(nodes, running) {
+        // Of a job that is halted it is not known what is wanted.
+        let halted =
+            nodes.state.halted(&running.job).is_some() || nodes.state.unreadable().hides_job(&running.job);
+        if needless && !halted && !view.stops_sent.contains_key(running) && !is_finishing(nodes, running) {
             let newer = active.get(&running.stage_ref()).map(|attempt| attempt.attempt.generation);
             let reason = match newer {
                 Some(generation) => format!("generation {generation} runs instead"),
