@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crescendo_core::decide::{Limits, NodeCounts, count_nodes, curation_backlog_units};
+use crescendo_core::decide::{Limits, NodeCounts, benched_curators, count_nodes, curation_backlog_units};
 use crescendo_core::ids::Timestamp;
 use crescendo_core::observed::Observed;
 use crescendo_core::records::NodeKind;
@@ -121,6 +121,13 @@ pub const CATALOGUE: &[Metric] = &[
         &[words("kind", &unreadable::KINDS)],
         "Stored records that this version cannot read: each is kept as it is and halts what it belongs to. Leader only.",
     ),
+    gauge(
+        "crescendo_curators_benched",
+        "",
+        &[],
+        "Curators that are asked for no units of a stage for a while because they failed at several in a row, once a stage. \
+         Leader only.",
+    ),
     counter("crescendo_attempts_placed_total", "", &[], "Attempts to train a stage that were placed."),
     counter("crescendo_attempts_ended_total", "", &[], "Attempts that ended without a final checkpoint."),
     counter("crescendo_log_lines_total", "", &[], "Log lines received from nodes."),
@@ -136,6 +143,7 @@ pub struct Metrics {
     nodes: IntGaugeVec,
     backlog: IntGaugeVec,
     unreadable: IntGaugeVec,
+    benched: IntGaugeVec,
     store_seconds: HistogramVec,
     rpc_seconds: HistogramVec,
     rpcs: IntCounterVec,
@@ -159,6 +167,7 @@ impl Metrics {
             nodes: registrar.gauges("crescendo_nodes")?,
             backlog: registrar.passing_gauge("crescendo_curation_backlog_units")?,
             unreadable: registrar.gauges("crescendo_records_unreadable")?,
+            benched: registrar.passing_gauge("crescendo_curators_benched")?,
             store_seconds: registrar.histograms("crescendo_store_call_seconds", buckets())?,
             rpc_seconds: registrar.histograms("crescendo_rpc_seconds", buckets())?,
             rpcs: registrar.counters("crescendo_rpcs_total")?,
@@ -198,6 +207,7 @@ impl Metrics {
             &self.nodes,
             &self.backlog,
             &self.unreadable,
+            &self.benched,
         ] {
             gauges.reset();
         }
@@ -239,6 +249,8 @@ impl Metrics {
                 self.nodes.with_label_values(&[name, reach]).set(whole(count));
             }
         }
+        let benched = benched_curators(state, seen, limits, now);
+        self.benched.with_label_values::<&str>(&[]).set(whole(benched));
         let backlog = curation_backlog_units(state);
         self.backlog.with_label_values::<&str>(&[]).set(i64::try_from(backlog).unwrap_or(i64::MAX));
     }
@@ -288,6 +300,7 @@ mod tests {
             "crescendo_node_sessions{kind=\"trainer\"} 2",
             "crescendo_nodes{kind=\"curator\",state=\"silent\"} 0",
             "crescendo_curation_backlog_units 0",
+            "crescendo_curators_benched 0",
             "crescendo_records_unreadable{kind=\"units\"} 0",
         ];
         let led = text(&registry);

@@ -5,6 +5,7 @@ use std::fmt;
 use crescendo_core::access::Scope;
 use crescendo_core::decide::{Limits, PendingReason};
 use crescendo_core::error::RequestError;
+use crescendo_core::explain::short_logs;
 use crescendo_core::histogram::Scale;
 use crescendo_core::ids::{JobId, NodeId, Timestamp};
 use crescendo_core::job::JobState;
@@ -58,7 +59,7 @@ pub fn job(
 fn reason(job: &Job, seen: &Observed, wait: Option<&PendingReason>, now: Timestamp) -> String {
     match &job.record.state {
         JobState::Failed { reason } | JobState::Cancelled { reason } => return reason.clone(),
-        JobState::Succeeded => return String::new(),
+        JobState::Succeeded => return short_logs(job).join("; "),
         JobState::Queued
         | JobState::Placing { .. }
         | JobState::Running { .. }

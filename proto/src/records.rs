@@ -277,6 +277,7 @@ fn unit_out(record: &UnitRecord) -> stored::Unit {
         lease_generation: record.lease_generation,
         released: record.released,
         failures: record.failures,
+        failed_on: record.failed_on.iter().map(NodeId::to_string).collect(),
         last_failure: record.last_failure.as_ref().map(|failure| stored::unit::Failure {
             node_id: failure.node.to_string(),
             source: failure.kind == FailureKind::Source,
@@ -323,6 +324,7 @@ fn unit_in(message: stored::Unit) -> Result<UnitRecord, BadRecord> {
         lease_generation: message.lease_generation,
         released: message.released,
         failures: message.failures,
+        failed_on: message.failed_on.iter().map(|node| NodeId::parse(node)).collect::<Result<_, _>>()?,
         last_failure: message.last_failure.map(failure).transpose()?,
         state,
     })
@@ -468,6 +470,7 @@ mod tests {
             lease_generation: 4,
             released: 1,
             failures: 1,
+            failed_on: vec![NodeId::parse("c-2").expect("valid")],
             last_failure,
             state,
             ..record

@@ -24,6 +24,7 @@ use std::time::Duration;
 use capacity::TenantGpus;
 pub use capacity::{Blocker, NodeRoom};
 pub use pairs::PairForecast;
+pub use progress::short_logs;
 
 use crate::access::Scope;
 use crate::decide::{DecideContext, Limits, PendingReason};
@@ -98,6 +99,14 @@ pub fn explain(view: &View<'_>, job: &Job) -> Explanation {
     };
     explanation.stage = stage.id.stage.to_string();
     precision::add_findings(view, job, stage, &mut explanation);
+    // Whatever the job waits for: the stage's pairs may still be in the making, by fewer than there are.
+    if !stage.log.is_sealed() {
+        for line in pairs::cooldowns(view, stage) {
+            if !explanation.findings.contains(&line) {
+                explanation.findings.push(line);
+            }
+        }
+    }
     explanation
 }
 

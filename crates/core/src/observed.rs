@@ -7,6 +7,7 @@ use std::time::Duration;
 use crate::cooldown::Cooldowns;
 use crate::decide::Send;
 use crate::ids::{AttemptRef, Incarnation, NodeId, StageRef, Timestamp};
+use crate::records::FailureKind;
 use crate::under_way::UnitsUnderWay;
 
 /// The nodes and gangs as seen since `since`.
@@ -166,8 +167,20 @@ impl Observed {
     /// The node says that it cannot open the stage's source. What a process says that is not known is not kept: it could
     /// not be told from what comes after it.
     pub fn cannot_open(&mut self, stage: &StageRef, node: &NodeId, reason: &str, now: Timestamp) {
+        self.failed_at(stage, node, FailureKind::Source, reason, now);
+    }
+
+    /// The node has given a unit of the stage back.
+    pub fn failed_at(
+        &mut self,
+        stage: &StageRef,
+        node: &NodeId,
+        kind: FailureKind,
+        reason: &str,
+        now: Timestamp,
+    ) {
         if self.nodes.contains_key(node) {
-            self.cooldowns.put(stage, node, reason, now);
+            self.cooldowns.put(stage, node, kind, reason, now);
         }
     }
 

@@ -89,6 +89,9 @@ impl AttemptRecord {
     }
 }
 
+/// Nodes that a unit remembers to have failed on: two of them are enough to blame the unit.
+pub const MAX_FAILED_ON: usize = 4;
+
 /// One curation unit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UnitRecord {
@@ -100,6 +103,8 @@ pub struct UnitRecord {
     pub released: u64,
     /// Times that it was given back with an error of its own.
     pub failures: u32,
+    /// The nodes on which it failed, or that held it when their lease ran out; each once, at most [`MAX_FAILED_ON`].
+    pub failed_on: Vec<NodeId>,
     /// What was said when it was last given back with an error; none once it is committed.
     pub last_failure: Option<UnitFailure>,
     pub state: UnitState,

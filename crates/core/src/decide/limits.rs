@@ -1,5 +1,6 @@
 //! What a decision may be set to.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,6 +33,12 @@ pub struct Limits {
     /// A curator that cannot open a stage's source is asked again after this; twice as long each further time.
     pub cooldown: Duration,
     pub max_cooldown: Duration,
+    /// Units that a curator gives back in a row, with an error of their own, after which it is benched: it is not asked for
+    /// units of the stage for `cooldown`, twice as long with each further one, as long as another curator may make them.
+    pub bench_after: u32,
+    /// Percent of a stage's units that may have been given up when its source ends short of the pairs that were asked for;
+    /// with more its job fails.
+    pub max_given_up_percent: u64,
     /// Where a stage's source could be opened before, its job fails once no curator can for this long.
     pub source_lost_after: Duration,
     /// Units under way past the readable prefix: `base + per_curator * curators`.
@@ -58,6 +65,8 @@ impl Default for Limits {
             max_unit_backoff: Duration::from_secs(60),
             cooldown: Duration::from_secs(30),
             max_cooldown: Duration::from_secs(600),
+            bench_after: 3,
+            max_given_up_percent: 20,
             source_lost_after: Duration::from_secs(60),
             look_ahead_base: 4,
             look_ahead_per_curator: 2,
@@ -77,6 +86,7 @@ impl Limits {
             look_ahead: self
                 .look_ahead_base
                 .saturating_add(self.look_ahead_per_curator.saturating_mul(curators as u64)),
+            peers: BTreeSet::new(),
         }
     }
 }

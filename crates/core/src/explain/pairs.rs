@@ -6,7 +6,7 @@ use super::words::{count, seconds, span};
 use super::{Explanation, View};
 use crate::cooldown::Cooldown;
 use crate::ids::NodeId;
-use crate::records::{NodeKind, UnitFailure, UnitState};
+use crate::records::{FailureKind, NodeKind, UnitFailure, UnitState};
 use crate::rejection::Rejection;
 use crate::state::{Job, Stage};
 use crate::under_way::CandidateCounts;
@@ -135,11 +135,19 @@ pub(super) fn last_failure(view: &View<'_>, stage: &Stage) -> Option<String> {
 }
 
 /// Curators that are not asked for the stage, with what they said.
-fn cooldowns(view: &View<'_>, stage: &Stage) -> Vec<String> {
+pub(super) fn cooldowns(view: &View<'_>, stage: &Stage) -> Vec<String> {
     let cooldowns = view.seen.cooldowns.of(&stage.id, view.limits, view.now).take(super::MAX_NODES);
+    let nodes = view.decide_nodes();
+    let cooldowns = cooldowns.filter(|(node, _)| nodes.cooldown(&stage.id, node).is_some());
     let line = |(node, cooldown): (&NodeId, &Cooldown)| {
         let again = span(cooldown.until(view.limits).since(view.now));
-        format!("{node} cannot open the source, and is asked again in {again}: {}", cooldown.reason)
+        let what = match cooldown.kind {
+            FailureKind::Source => "cannot open the source".to_owned(),
+            FailureKind::Passing => {
+                format!("is benched, after {} units that failed in a row", cooldown.times)
+            }
+        };
+        format!("{node} {what}, and is asked again in {again}: {}", cooldown.reason)
     };
     cooldowns.map(line).collect()
 }
@@ -181,7 +189,7 @@ fn under_way(view: &View<'_>, stage: &Stage) -> Vec<String> {
     findings.extend(waiting.take(super::MAX_NODES).map(waits));
     if failures > 0 {
         findings.push(format!(
-            "units were given back with an error {}; a unit is quarantined after {} of them",
+            "units were given back with an error {}; a unit is quarantined after {} of them, on two nodes or the only one",
             times(failures),
             view.limits.max_unit_failures
         ));
@@ -242,8 +250,7 @@ fn remedies(view: &View<'_>, job: &Job, index: usize, stage: &Stage, forecast: &
     let cooldowns: Vec<&str> =
         view.seen.cooldowns.of(&stage.id, view.limits, view.now).map(|(node, _)| node.as_str()).collect();
     if !cooldowns.is_empty() {
-        remedies
-            .push(format!("make what the stage names readable on {}, then restart it", cooldowns.join(", ")));
+        remedies.push(format!("mend what is said above of {}, then restart it", cooldowns.join(", ")));
     }
     if forecast.enough_in.is_none_or(|wait| wait > Duration::from_secs(600)) {
         // More of those that fail would not help.

@@ -177,7 +177,8 @@ pub enum UnitFate {
 }
 
 /// Gives a unit back: it is tried again, quarantined or fails its job, as its `fate` says. Returns with the writes
-/// whether it is quarantined: once it has failed `policy.max_failures` times it counts as done, with no pairs.
+/// whether it is quarantined: once it has failed `policy.max_failures` times, on two nodes or on the only one, it counts
+/// as done, with no pairs.
 pub fn fail_unit(
     state: &ClusterState,
     lease: &UnitLeaseRef,
@@ -191,6 +192,9 @@ pub fn fail_unit(
     check_unit(state, lease)?;
     let record = held(stage, lease)?;
     let mut given_back = record.clone();
+    if fate == UnitFate::Failed(FailureKind::Passing) {
+        given_back = record.failed_also_on(node);
+    }
     let from = match fate {
         UnitFate::Failed(kind) => {
             let reason = one_line(reason);
@@ -217,7 +221,7 @@ pub fn fail_unit(
             return Ok((false, end_job(state, &lease.stage.job, event, &reason, now)?));
         }
     };
-    let quarantined = given_back.failures >= policy.max_failures;
+    let quarantined = given_back.failures >= policy.max_failures && policy.blames(&given_back);
     given_back.state = UnitState::Free { from };
     let record = if quarantined { given_back.quarantined() } else { given_back };
     Ok((quarantined, vec![Write::Put(Record::Unit(record))]))
