@@ -243,6 +243,9 @@ impl Engine {
             Change::KindChanged { attempt, change } => {
                 tracing::warn!(job = %attempt.job, stage = %attempt.stage, generation = attempt.generation.0, "{change}");
             }
+            Change::NodeCordoned { node, reason } => {
+                tracing::error!(%node, reason, "node is cordoned: it gets no new work until it is drained and taken back");
+            }
             Change::JobMoved { job, from, to, reason } => {
                 tracing::info!(%job, from, to, reason, "job has changed state");
             }

@@ -122,6 +122,12 @@ pub const CATALOGUE: &[Metric] = &[
         "Stored records that this version cannot read: each is kept as it is and halts what it belongs to. Leader only.",
     ),
     gauge(
+        "crescendo_nodes_cordoned",
+        "",
+        &[],
+        "Nodes that the controller itself gives no new work, because job after job has failed there alone. Leader only.",
+    ),
+    gauge(
         "crescendo_curators_benched",
         "",
         &[],
@@ -144,6 +150,7 @@ pub struct Metrics {
     backlog: IntGaugeVec,
     unreadable: IntGaugeVec,
     benched: IntGaugeVec,
+    cordoned: IntGaugeVec,
     store_seconds: HistogramVec,
     rpc_seconds: HistogramVec,
     rpcs: IntCounterVec,
@@ -167,6 +174,7 @@ impl Metrics {
             nodes: registrar.gauges("crescendo_nodes")?,
             backlog: registrar.passing_gauge("crescendo_curation_backlog_units")?,
             unreadable: registrar.gauges("crescendo_records_unreadable")?,
+            cordoned: registrar.passing_gauge("crescendo_nodes_cordoned")?,
             benched: registrar.passing_gauge("crescendo_curators_benched")?,
             store_seconds: registrar.histograms("crescendo_store_call_seconds", buckets())?,
             rpc_seconds: registrar.histograms("crescendo_rpc_seconds", buckets())?,
@@ -208,6 +216,7 @@ impl Metrics {
             &self.backlog,
             &self.unreadable,
             &self.benched,
+            &self.cordoned,
         ] {
             gauges.reset();
         }
@@ -249,6 +258,8 @@ impl Metrics {
                 self.nodes.with_label_values(&[name, reach]).set(whole(count));
             }
         }
+        let cordoned = state.nodes().filter(|node| node.cordon.is_some()).count();
+        self.cordoned.with_label_values::<&str>(&[]).set(whole(cordoned));
         let benched = benched_curators(state, seen, limits, now);
         self.benched.with_label_values::<&str>(&[]).set(whole(benched));
         let backlog = curation_backlog_units(state);
@@ -301,6 +312,7 @@ mod tests {
             "crescendo_nodes{kind=\"curator\",state=\"silent\"} 0",
             "crescendo_curation_backlog_units 0",
             "crescendo_curators_benched 0",
+            "crescendo_nodes_cordoned 0",
             "crescendo_records_unreadable{kind=\"units\"} 0",
         ];
         let led = text(&registry);

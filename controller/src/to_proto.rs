@@ -287,6 +287,7 @@ fn node(
             .map(convert::stage_message)
             .collect(),
         draining,
+        cordon_reason: record.cordon.clone().unwrap_or_default(),
         arithmetic: record.arithmetic.as_ref().map(convert::arithmetic_message),
         bf16_factor: record.arithmetic.as_ref().and_then(Arithmetic::bf16_factor).unwrap_or(0.0),
     }

@@ -382,6 +382,7 @@ fn node_out(record: &NodeRecord) -> stored::Node {
         labels: record.labels.clone(),
         version: record.version.clone(),
         drained: record.drained,
+        cordon: record.cordon.clone().unwrap_or_default(),
         arithmetic: record.arithmetic.as_ref().map(|arithmetic| stored::node::Arithmetic {
             f32_nanos: nanos_out(arithmetic.f32_time),
             bf16_nanos: nanos_out(arithmetic.bf16_time),
@@ -402,6 +403,7 @@ fn node_in(message: stored::Node) -> Result<NodeRecord, BadRecord> {
         labels: message.labels,
         version: message.version,
         drained: message.drained,
+        cordon: (!message.cordon.is_empty()).then_some(message.cordon),
         arithmetic: message.arithmetic.map(|arithmetic| Arithmetic {
             f32_time: Duration::from_nanos(arithmetic.f32_nanos),
             bf16_time: Duration::from_nanos(arithmetic.bf16_nanos),
@@ -531,6 +533,7 @@ mod tests {
                 labels: BTreeMap::from([("zone".to_owned(), "a".to_owned())]),
                 version: "0.1.0".into(),
                 drained: true,
+                cordon: Some("3 jobs have failed on it".into()),
                 arithmetic: Some(Arithmetic {
                     f32_time: Duration::from_micros(210),
                     bf16_time: Duration::from_nanos(1),

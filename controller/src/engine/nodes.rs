@@ -88,6 +88,7 @@ impl Engine {
             return Err(RequestError::Full { what, retry_after: config.queue.retry_after }.into());
         }
         record.drained = known.is_some_and(|known| known.drained);
+        record.cordon = known.and_then(|known| known.cordon.clone());
         let node = record.id.clone();
         let heartbeat_millis = u32::try_from(config.heartbeat.as_millis()).unwrap_or(u32::MAX);
         let (outgoing, receiver) = mpsc::channel(OUTGOING);
@@ -136,6 +137,9 @@ impl Engine {
         now: Timestamp,
     ) -> Answer<v1::Node> {
         self.write_all(transitions::drain_node(&self.state, node, !undo)?);
+        if undo {
+            self.observed.failures.forgive(node);
+        }
         tracing::info!(%node, undo, "node is to be drained");
         to_proto::one_node(node, &self.state, &self.observed, &self.limits, scope, now)
             .ok_or_else(|| RequestError::NotFound { what: format!("node {node}") }.into())

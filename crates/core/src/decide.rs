@@ -37,6 +37,7 @@ pub fn decide(state: &ClusterState, seen: &Observed, limits: &Limits, now: Times
     let curation = curation::spread(&nodes, &decided);
     jobs::decide_curation(&nodes, &curation, &decided, &mut plan);
     stage_precision::decide_stages(&nodes, &curation, &decided.active, &mut plan);
+    nodes::decide_cordons(&nodes, &mut plan);
     nodes::decide_sends(&nodes, &curation, &decided.active, &mut plan);
     plan
 }
@@ -58,12 +59,13 @@ impl<'a> DecideContext<'a> {
         })
     }
 
-    /// Reachable nodes that may be given something new: none that drains.
+    /// Reachable nodes that may be given something new: none that drains or is cordoned.
     pub(crate) fn open_to_work(
         &self,
         kind: NodeKind,
     ) -> impl Iterator<Item = (&'a NodeRecord, &'a NodeView)> {
-        self.reachable(kind).filter(|(record, view)| !record.drained && !view.draining)
+        self.reachable(kind)
+            .filter(|(record, view)| !record.drained && record.cordon.is_none() && !view.draining)
     }
 
     pub(crate) fn is_reachable(&self, view: &NodeView) -> bool {

@@ -30,6 +30,7 @@
 //! | [`arithmetic`] | what is kept of how nodes and gangs compute |
 //! | [`precision`] | what `precision: auto` comes to, once for a stage |
 //! | [`processor`] | on which kind of processor a stage is trained |
+//! | [`blame`] | which nodes attempts have failed on lately |
 //! | [`placement`] | gangs onto slots, whole or not at all |
 //! | [`trace`] | which trace a job belongs to |
 //! | [`decide`] | `decide(state, observed, now) -> plan` |
@@ -41,6 +42,7 @@
 
 pub mod access;
 pub mod arithmetic;
+pub mod blame;
 pub mod cooldown;
 pub mod decide;
 pub mod error;

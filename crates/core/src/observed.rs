@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
+use crate::blame::NodeFailures;
 use crate::cooldown::Cooldowns;
 use crate::decide::Send;
 use crate::ids::{AttemptRef, Incarnation, NodeId, StageRef, Timestamp};
@@ -19,6 +20,8 @@ pub struct Observed {
     pub gangs: BTreeMap<StageRef, GangView>,
     /// Curators that cannot open a stage's source.
     pub cooldowns: Cooldowns,
+    /// Where attempts have failed lately.
+    pub failures: NodeFailures,
     /// How far the units are that curators work on.
     pub under_way: UnitsUnderWay,
     /// How the pairs of stages that are being made come; the [`MAX_TRENDS`] that were looked at last.
@@ -119,6 +122,7 @@ impl Observed {
             nodes: BTreeMap::new(),
             gangs: BTreeMap::new(),
             cooldowns: Cooldowns::default(),
+            failures: NodeFailures::default(),
             under_way: UnitsUnderWay::default(),
             trends: BTreeMap::new(),
         }
@@ -136,6 +140,18 @@ impl Observed {
         if self.nodes.get(&node).is_some_and(|known| known.incarnation != incarnation) {
             self.cooldowns.lift_all_of(&node);
             self.under_way.gone(&node);
+            self.failures.restarted(&node);
+            let lost: Vec<StageRef> = self
+                .nodes
+                .get(&node)
+                .into_iter()
+                .flat_map(|known| &known.running)
+                .filter(|attempt| !running.contains(*attempt))
+                .map(AttemptRef::stage_ref)
+                .collect();
+            for stage in lost {
+                self.failures.put(&node, &stage, "the node was restarted", false, true, now);
+            }
         }
         let view = NodeView {
             incarnation,
@@ -210,6 +226,7 @@ impl Observed {
             }
         }
         let stage = report.attempt.stage_ref();
+        self.blame(&report, now);
         let gang = self.gangs.entry(stage).or_insert_with(|| GangView::new(report.attempt.clone(), now));
         if report.attempt.generation < gang.attempt.generation {
             return;
@@ -223,6 +240,22 @@ impl Observed {
                 gang.stepped_at = now;
             }
             gang.progress = progress;
+        }
+    }
+
+    /// Holds a failure against the node: the first of its gang, and each that says it is permanent. A node says the same
+    /// again in every session.
+    fn blame(&mut self, report: &Report, now: Timestamp) {
+        let NodeReport::Failed { reason, permanent } = &report.phase else { return };
+        let stage = report.attempt.stage_ref();
+        let gang = self.gangs.get(&stage);
+        let of_newest = gang.filter(|gang| gang.attempt == report.attempt).map(|gang| &gang.nodes);
+        let failed = |phase: &NodeReport| matches!(phase, NodeReport::Failed { .. });
+        let known = of_newest.and_then(|nodes| nodes.get(&report.node)).is_some_and(failed);
+        let older = gang.is_some_and(|gang| gang.attempt.generation > report.attempt.generation);
+        let first = !older && !of_newest.is_some_and(|nodes| nodes.values().any(failed));
+        if !known {
+            self.failures.put(&report.node, &stage, reason, *permanent, first, now);
         }
     }
 

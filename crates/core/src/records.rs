@@ -216,6 +216,8 @@ pub struct NodeRecord {
     pub version: String,
     /// A person has said that it gets no work until further notice; not the node's own word.
     pub drained: bool,
+    /// Why the controller itself gives it no new work; what runs there goes on. A person lifts it.
+    pub cordon: Option<String>,
     /// What it has measured of itself; none from a node that does not say.
     pub arithmetic: Option<Arithmetic>,
 }

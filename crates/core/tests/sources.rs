@@ -117,6 +117,7 @@ impl World {
             labels: BTreeMap::new(),
             version: String::new(),
             drained: false,
+            cordon: None,
             arithmetic: None,
         };
         self.apply(vec![Write::Put(Record::Node(record))]);

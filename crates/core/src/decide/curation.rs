@@ -255,6 +255,7 @@ spec:
                 labels: BTreeMap::new(),
                 version: String::new(),
                 drained: false,
+                cordon: None,
                 arithmetic: None,
             };
             state.apply(Write::Put(Record::Node(record))).expect("a node needs nothing else");

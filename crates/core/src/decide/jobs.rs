@@ -208,7 +208,7 @@ impl<'a> JobPass<'a, '_> {
         }
         let mut attempt = stage.attempt.clone();
         if let Some(running) = stage.active_attempt() {
-            let Some(ending) = self.ending(running) else {
+            let Some(ending) = self.ending(job, index, running) else {
                 self.keep_running(job, index, running);
                 return;
             };
@@ -281,13 +281,14 @@ impl<'a> JobPass<'a, '_> {
     }
 
     /// Why the attempt cannot go on, if it cannot. What is not seen is unknown, and unknown is not failed.
-    fn ending(&self, attempt: &AttemptRecord) -> Option<Ending> {
+    fn ending(&self, job: &Job, index: usize, attempt: &AttemptRecord) -> Option<Ending> {
+        let believed = || self.is_permanent(job, index, attempt);
         let gang = self.nodes.seen.gang(&attempt.attempt);
         let reports = gang.map(|gang| &gang.nodes);
         let told = |node: &NodeId, report: &NodeReport| match report {
             NodeReport::Failed { reason, permanent } => Some(Ending {
                 reason: format!("{reason} (on {node})"),
-                kind: if *permanent { EndKind::Hopeless } else { EndKind::Failed },
+                kind: if *permanent && believed() { EndKind::Hopeless } else { EndKind::Failed },
             }),
             NodeReport::Stopped => {
                 Some(Ending { reason: format!("node {node} stopped its ranks"), kind: EndKind::Failed })
@@ -338,6 +339,23 @@ impl<'a> JobPass<'a, '_> {
                 kind: EndKind::Failed,
             })
         })
+    }
+
+    /// Whether what one node takes for permanent is: two nodes say so of the stage, or no gang fits without those that do.
+    fn is_permanent(&self, job: &Job, index: usize, attempt: &AttemptRecord) -> bool {
+        let stage = attempt.attempt.stage_ref();
+        let says = self.nodes.seen.failures.permanent_on(&stage, self.nodes.limits, self.nodes.now);
+        let sizes = job.stage_spec(index).map(|spec| placement::gang_sizes(&job.record.spec, spec));
+        let least = sizes.and_then(|sizes| sizes.last().copied()).unwrap_or(job.record.spec.resources.gpus);
+        let others = self.slots.among(|node| !says.contains(node));
+        says.len() >= 2 || !placement::room(&others, &stage, least).fits_when_empty()
+    }
+
+    /// The slots that a stage may take: none on nodes that take its failure for permanent, as long as it fits elsewhere.
+    fn slots_for(&self, stage: &StageRef, least: u32) -> Slots {
+        let says = self.nodes.seen.failures.permanent_on(stage, self.nodes.limits, self.nodes.now);
+        let others = self.slots.among(|node| !says.contains(node));
+        if placement::room(&others, stage, least).fits_when_empty() { others } else { self.slots.clone() }
     }
 
     fn end(&mut self, attempt: &AttemptRecord, reason: String, failures_in_a_row: u32) -> AttemptRecord {
@@ -478,10 +496,15 @@ impl<'a> JobPass<'a, '_> {
     ) -> Result<Vec<RankPlacement>, InsufficientCapacity> {
         let state = self.nodes.state;
         // Only bf16 crawls anywhere.
+        let allowed = self.slots_for(&stage.id, sizes.last().copied().unwrap_or(0));
         let quick = (precision::of_stage(&job.record.spec, stage) == Some(StagePrecision::Bf16))
-            .then(|| self.slots.among(|node| !state.node(node).is_some_and(precision::bf16_crawls_on)));
+            .then(|| allowed.among(|node| !state.node(node).is_some_and(precision::bf16_crawls_on)));
         let wrote = stage.newest_checkpoint().and_then(|checkpoint| processor::wrote(stage, checkpoint));
-        for slots in quick.iter().chain([&self.slots]) {
+        let (seen, limits, now) = (self.nodes.seen, self.nodes.limits, self.nodes.now);
+        let sound = |slots: &Slots| slots.among(|node| !seen.failures.avoids(node, &stage.id, limits, now));
+        // Where it has just failed it goes only if it fits nowhere else.
+        let tiers = quick.into_iter().chain([allowed.clone()]).flat_map(|slots| [sound(&slots), slots]);
+        for slots in tiers.collect::<Vec<_>>().iter() {
             for size in sizes {
                 let alike = wrote.filter(|gang| gang.ranks() == *size);
                 if let Some(ranks) = alike.and_then(|gang| place_parts(state, slots, &stage.id, gang)) {
@@ -492,7 +515,7 @@ impl<'a> JobPass<'a, '_> {
                 }
             }
         }
-        Err(placement::room(&self.slots, &stage.id, sizes.last().copied().unwrap_or(0)))
+        Err(placement::room(&allowed, &stage.id, sizes.last().copied().unwrap_or(0)))
     }
 
     /// Places a gang that gives the same bits as one of this kind; `Err` if there are not the nodes for it, free or not.
@@ -502,8 +525,12 @@ impl<'a> JobPass<'a, '_> {
         stage: &StageRef,
     ) -> Result<Result<Vec<RankPlacement>, InsufficientCapacity>, PendingReason> {
         let state = self.nodes.state;
-        if let Some(ranks) = place_parts(state, &self.slots, stage, gang) {
-            return Ok(Ok(ranks));
+        let (seen, limits, now) = (self.nodes.seen, self.nodes.limits, self.nodes.now);
+        let sound = self.slots.among(|node| !seen.failures.avoids(node, stage, limits, now));
+        for slots in [&sound, &self.slots] {
+            if let Some(ranks) = place_parts(state, slots, stage, gang) {
+                return Ok(Ok(ranks));
+            }
         }
         let rooms = gang.by_kind().into_iter().map(|part| {
             let alike = self.slots.among(|node| processor::may_run_on(&part, state, node));

@@ -21,6 +21,10 @@ pub struct Limits {
     /// Wait before the third attempt; doubles with each further one.
     pub restart_backoff: Duration,
     pub max_restart_backoff: Duration,
+    /// A failure is held against its node for this long.
+    pub blame_for: Duration,
+    /// Jobs that have failed on a node, and on no other, after which it gets no new work until a person says so.
+    pub cordon_after: usize,
     /// Units without any pair, one after the other, after which the job fails.
     pub max_empty_units: u64,
     pub lease_ttl: Duration,
@@ -57,6 +61,8 @@ impl Default for Limits {
             max_failures_in_a_row: 10,
             restart_backoff: Duration::from_millis(500),
             max_restart_backoff: Duration::from_secs(30),
+            blame_for: Duration::from_secs(30 * 60),
+            cordon_after: 3,
             max_empty_units: 200,
             lease_ttl: Duration::from_secs(20),
             max_unit_failures: 3,

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use crate::decide::passes::{Active, CurationAssignments};
-use crate::decide::{Command, DecideContext, Plan, Send};
+use crate::decide::{Change, Command, DecideContext, Plan, Send};
 use crate::ids::{AttemptRef, StageRef};
 use crate::observed::{NodeReport, NodeView};
-use crate::records::{NodeKind, NodeRecord};
+use crate::records::{NodeKind, NodeRecord, Record, Write};
 
 pub(super) fn decide_sends(
     nodes: &DecideContext<'_>,
@@ -34,6 +34,27 @@ pub(super) fn decide_sends(
             NodeKind::Trainer => trainer_sends(nodes, record, view, active, &served_at, plan),
             NodeKind::Curator => curator_sends(record, view, curation, plan),
         }
+    }
+}
+
+/// A trainer on which job after job fails, and on it alone, gets no new work, as long as another is open to it.
+pub(super) fn decide_cordons(nodes: &DecideContext<'_>, plan: &mut Plan) {
+    let mut open: Vec<&NodeRecord> =
+        nodes.open_to_work(NodeKind::Trainer).map(|(record, _)| record).collect();
+    let bad: Vec<(&NodeRecord, String)> = open
+        .iter()
+        .filter_map(|record| {
+            Some((*record, nodes.seen.failures.cordon_reason(&record.id, nodes.limits, nodes.now)?))
+        })
+        .collect();
+    for (record, reason) in bad {
+        if open.len() < 2 {
+            return;
+        }
+        open.retain(|other| other.id != record.id);
+        plan.changes.push(Change::NodeCordoned { node: record.id.clone(), reason: reason.clone() });
+        let record = NodeRecord { cordon: Some(reason), ..record.clone() };
+        plan.writes.push(Write::Put(Record::Node(record)));
     }
 }
 

@@ -62,6 +62,11 @@ pub enum Change {
         attempt: AttemptRef,
         change: KindChange,
     },
+    /// The controller gives a node no new work.
+    NodeCordoned {
+        node: NodeId,
+        reason: String,
+    },
     JobMoved {
         job: JobId,
         from: &'static str,
