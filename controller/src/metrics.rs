@@ -136,6 +136,18 @@ pub const CATALOGUE: &[Metric] = &[
     ),
     counter("crescendo_attempts_placed_total", "", &[], "Attempts to train a stage that were placed."),
     counter("crescendo_attempts_ended_total", "", &[], "Attempts that ended without a final checkpoint."),
+    counter(
+        "crescendo_reports_refused_total",
+        "",
+        &[],
+        "Reports of nodes on attempts that they have no rank of; they change nothing.",
+    ),
+    counter(
+        "crescendo_node_name_clashes_total",
+        "",
+        &[],
+        "Sessions that were refused because another process of the same name was connected.",
+    ),
     counter("crescendo_log_lines_total", "", &[], "Log lines received from nodes."),
 ];
 
@@ -160,6 +172,8 @@ pub struct Metrics {
     pub reloads: IntCounter,
     pub attempts_placed: IntCounter,
     pub attempts_ended: IntCounter,
+    pub reports_refused: IntCounter,
+    pub name_clashes: IntCounter,
     pub log_lines: IntCounter,
 }
 
@@ -185,6 +199,8 @@ impl Metrics {
             reloads: registrar.counter("crescendo_state_reloads_total")?,
             attempts_placed: registrar.counter("crescendo_attempts_placed_total")?,
             attempts_ended: registrar.counter("crescendo_attempts_ended_total")?,
+            reports_refused: registrar.counter("crescendo_reports_refused_total")?,
+            name_clashes: registrar.counter("crescendo_node_name_clashes_total")?,
             log_lines: registrar.counter("crescendo_log_lines_total")?,
         };
         registrar.finish()?;

@@ -98,6 +98,9 @@ impl Engine {
                 self.hold(reply, answer);
             }
             Request::Heartbeat { node, session } => self.heartbeat(&node, session, now),
+            Request::AssignmentRefused { node, session, stage, reason } => {
+                self.assignment_refused(&node, session, &stage, &reason, now);
+            }
             Request::NodeDrains { node, session } => self.node_drains(&node, session),
             Request::Report { session, report } => self.take_report(session, report, now),
             Request::CloseSession { node, session } => self.close_session(&node, session),
@@ -176,6 +179,7 @@ impl Engine {
             | Request::OpenSession { .. }
             | Request::Heartbeat { .. }
             | Request::DrainNode { .. }
+            | Request::AssignmentRefused { .. }
             | Request::NodeDrains { .. }
             | Request::Report { .. }
             | Request::CloseSession { .. } => {}

@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use crate::blame::NodeFailures;
 use crate::cooldown::Cooldowns;
-use crate::decide::Send;
+use crate::decide::{Limits, Send};
 use crate::ids::{AttemptRef, Incarnation, NodeId, StageRef, Timestamp};
 use crate::records::FailureKind;
+use crate::transitions::one_line;
 use crate::under_way::UnitsUnderWay;
 
 /// The nodes and gangs as seen since `since`.
@@ -52,6 +53,8 @@ pub struct NodeView {
     /// Attempts that hold slots there: told in its hello or started since, and not reported as over.
     pub running: BTreeSet<AttemptRef>,
     pub curating: BTreeSet<StageRef>,
+    /// Stages that it could not take up when it was last assigned to them.
+    pub refused: BTreeMap<StageRef, Refusal>,
     /// It is about to leave, by its own word in this session.
     pub draining: bool,
     /// Sent in this session, and when first.
@@ -59,6 +62,24 @@ pub struct NodeView {
     pub curators_sent: BTreeMap<AttemptRef, Vec<String>>,
     /// Attempts that it was told to save a checkpoint and leave.
     pub drains_sent: BTreeSet<AttemptRef>,
+}
+
+/// Why a curator has not taken up a stage.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// One line, without secrets.
+    pub reason: String,
+    /// How often in a row.
+    pub times: u32,
+    pub at: Timestamp,
+}
+
+impl Refusal {
+    /// When it is asked again.
+    pub fn until(&self, limits: &Limits) -> Timestamp {
+        let factor = 1u32.checked_shl(self.times.saturating_sub(1)).unwrap_or(u32::MAX);
+        self.at.plus(limits.cooldown.saturating_mul(factor).min(limits.max_cooldown))
+    }
 }
 
 /// The ranks of a stage's attempt, as reported.
@@ -159,6 +180,7 @@ impl Observed {
             last_heard: now,
             running,
             curating,
+            refused: BTreeMap::new(),
             draining: false,
             stops_sent: BTreeMap::new(),
             curators_sent: BTreeMap::new(),
@@ -177,6 +199,15 @@ impl Observed {
     pub fn drains(&mut self, node: &NodeId) {
         if let Some(view) = self.nodes.get_mut(node) {
             view.draining = true;
+        }
+    }
+
+    /// The curator cannot take up a stage that it was assigned to.
+    pub fn refuses(&mut self, node: &NodeId, stage: &StageRef, reason: &str, now: Timestamp) {
+        let Some(view) = self.nodes.get_mut(node) else { return };
+        if view.curating.remove(stage) {
+            let times = view.refused.get(stage).map_or(0, |before| before.times).saturating_add(1);
+            view.refused.insert(stage.clone(), Refusal { reason: one_line(reason), times, at: now });
         }
     }
 
@@ -252,11 +283,29 @@ impl Observed {
         let of_newest = gang.filter(|gang| gang.attempt == report.attempt).map(|gang| &gang.nodes);
         let failed = |phase: &NodeReport| matches!(phase, NodeReport::Failed { .. });
         let known = of_newest.and_then(|nodes| nodes.get(&report.node)).is_some_and(failed);
-        let older = gang.is_some_and(|gang| gang.attempt.generation > report.attempt.generation);
-        let first = !older && !of_newest.is_some_and(|nodes| nodes.values().any(failed));
+        // Whose an older attempt was is not known any more.
+        if gang.is_some_and(|gang| gang.attempt.generation > report.attempt.generation) {
+            return;
+        }
+        let first = !of_newest.is_some_and(|nodes| nodes.values().any(failed));
         if !known {
             self.failures.put(&report.node, &stage, reason, *permanent, first, now);
         }
+    }
+
+    /// Time has jumped from `from` to `to` while nobody looked: the clock was set, or the controller or its machine stood
+    /// still. Nothing was heard in between, which says nothing of the nodes: all that was heard counts as if the jump had
+    /// not been, so that they are listened to before they are judged.
+    pub fn time_jumped(&mut self, from: Timestamp, to: Timestamp) {
+        let moved = |at: &mut Timestamp| *at = Timestamp(at.0.saturating_add(to.0).saturating_sub(from.0));
+        moved(&mut self.since);
+        for view in self.nodes.values_mut() {
+            moved(&mut view.last_heard);
+            view.stops_sent.values_mut().for_each(moved);
+            view.refused.values_mut().for_each(|refusal| moved(&mut refusal.at));
+        }
+        self.gangs.values_mut().for_each(|gang| moved(&mut gang.stepped_at));
+        self.cooldowns.times_mut().chain(self.failures.times_mut()).for_each(moved);
     }
 
     /// Remembers what was sent, so that it is sent once a session.

@@ -245,7 +245,9 @@ impl PairLog {
                         done_pairs = done_pairs.saturating_add(result.shard.pairs);
                         ends = result.exhausted;
                     }
-                    UnitState::Leased { expires_at, .. } if *expires_at > now => {}
+                    // One that is longer than any was set by another clock.
+                    UnitState::Leased { expires_at, .. }
+                        if *expires_at > now && expires_at.since(now) <= policy.lease_ttl => {}
                     UnitState::Free { from } if policy.still_waits(*from, now) => {}
                     UnitState::Free { .. } | UnitState::Leased { .. }
                         if policy.kept_for_another(record, node, now) => {}

@@ -124,6 +124,12 @@ impl Cluster {
         self.decide();
     }
 
+    fn fail_if_placed(&mut self, job: &JobId) {
+        if self.attempt(job).is_some() {
+            self.fail(job, false);
+        }
+    }
+
     fn state_of(&self, job: &JobId) -> &JobState {
         &self.state.job(job).expect("there").record.state
     }
@@ -200,6 +206,59 @@ fn a_node_on_which_job_after_job_fails_is_cordoned_until_a_person_takes_it_back(
     cluster.seen.failures.forgive(&node("bad"));
     cluster.decide();
     assert_eq!(cluster.state.node(&node("bad")).expect("known").cordon, None);
+}
+
+/// Two gangs that step, one whose node is silent all the time and one whose node is heard.
+fn silent_and_heard() -> (Cluster, JobId, JobId) {
+    let mut cluster = Cluster::new(&[("silent", 1), ("heard", 1)]);
+    let jobs = (cluster.submit("one"), cluster.submit("two"));
+    cluster.decide();
+    (cluster, jobs.0, jobs.1)
+}
+
+#[test]
+fn a_jump_of_time_ends_no_gang_and_silence_after_it_does() {
+    for (forward, millis) in [(true, 120_000), (true, 70_000), (false, 600_000)] {
+        let (mut cluster, one, two) = silent_and_heard();
+        let before = (cluster.attempt(&one), cluster.attempt(&two));
+        let from = cluster.now;
+        cluster.now = Timestamp(if forward { from.0 + millis } else { from.0 - millis });
+        cluster.seen.time_jumped(from, cluster.now);
+        cluster.decide();
+        assert_eq!((cluster.attempt(&one), cluster.attempt(&two)), before, "{forward} {millis}");
+        // From here on one node says nothing.
+        let silent = before.0.expect("placed").ranks[0].node.clone();
+        let heard = before.1.expect("placed").ranks[0].node.clone();
+        for _ in 0..59 {
+            cluster.now = cluster.now.plus(Duration::from_secs(1));
+            cluster.seen.heard(&heard, cluster.now);
+            cluster.decide();
+            let attempt = cluster.attempt(&one).expect("it is listened for");
+            assert_eq!(attempt.attempt.generation.0, 1);
+        }
+        cluster.now = cluster.now.plus(Duration::from_secs(2));
+        cluster.seen.heard(&heard, cluster.now);
+        cluster.decide();
+        let reason = cluster.state.stage(&stage_of(&one)).and_then(|stage| stage.attempt.clone());
+        assert!(cluster.attempt(&one).is_none_or(|attempt| attempt.ranks[0].node != silent), "{reason:?}");
+        assert_eq!(cluster.attempt(&two).expect("it runs").attempt.generation.0, 1);
+    }
+}
+
+#[test]
+fn a_clock_that_was_set_back_holds_no_back_off() {
+    let mut cluster = Cluster::new(&[("only", 1)]);
+    let job = cluster.submit("trial");
+    cluster.decide();
+    cluster.fail(&job, false);
+    cluster.fail(&job, false);
+    cluster.fail_if_placed(&job);
+    assert_eq!(cluster.attempt(&job), None, "it waits a little");
+    let from = cluster.now;
+    cluster.now = Timestamp(from.0 - 600_000);
+    cluster.seen.time_jumped(from, cluster.now);
+    cluster.decide();
+    assert!(cluster.attempt(&job).is_some(), "and not for ten minutes");
 }
 
 proptest! {

@@ -286,6 +286,27 @@ fn one_that_fails_at_every_unit_is_benched_and_the_other_makes_them_all() {
 }
 
 #[test]
+fn a_stage_that_a_curator_cannot_take_up_goes_to_another_and_is_offered_again() {
+    let mut world = World::new(&[true]);
+    world.submit("trial");
+    let stage = world.stages_of(0).remove(0);
+    world.seen.refuses(&node(0), &stage, "the resolved spec\ncannot be read", world.now);
+    world.settle();
+    assert!(world.stages_of(0).is_empty(), "it is not asked again at once");
+    world.wait(29);
+    assert!(world.stages_of(0).is_empty());
+    world.wait(2);
+    assert_eq!(world.stages_of(0), [stage.clone()], "but after a while");
+    world.seen.refuses(&node(0), &stage, "the resolved spec cannot be read", world.now);
+    world.settle();
+    world.wait(31);
+    assert!(world.stages_of(0).is_empty(), "twice as long the second time");
+    world.curators.push(Curator { can_open: true, ..Curator::default() });
+    world.restart(1);
+    assert_eq!(world.stages_of(1), [stage], "another is asked at once");
+}
+
+#[test]
 fn the_only_curator_gives_a_unit_up_as_before() {
     let mut world = World::new(&[true]);
     world.curators[0].fails = true;

@@ -37,7 +37,9 @@ pub(super) fn spread(nodes: &DecideContext<'_>, decided: &Decided<'_>) -> Curati
     let quota = if make.is_empty() { 0 } else { curators.len().div_ceil(make.len()) };
     let mut makers: BTreeMap<&StageRef, usize> = make.iter().map(|stage| (stage, 0)).collect();
     let mut chosen: BTreeMap<&NodeId, &StageRef> = BTreeMap::new();
-    let can_open = |stage: &StageRef, node: &NodeId| nodes.cooldown(stage, node).is_none();
+    let can_open = |stage: &StageRef, node: &NodeId| {
+        nodes.cooldown(stage, node).is_none() && nodes.refusal(stage, node).is_none()
+    };
     for (record, view) in &curators {
         let stays = make.iter().find(|stage| {
             view.curating.contains(*stage)

@@ -323,7 +323,9 @@ impl<'a> JobPass<'a, '_> {
             }
         }
         let since = self.nodes.seen.since;
-        let stepped_at = gang.map_or(since, |gang| gang.stepped_at).max(attempt.started_at);
+        // A start that lies ahead was written down by another clock.
+        let started_at = if attempt.started_at > self.nodes.now { since } else { attempt.started_at };
+        let stepped_at = gang.map_or(since, |gang| gang.stepped_at).max(started_at);
         if self.nodes.now.since(stepped_at) < self.nodes.limits.ranks_lost_after {
             return None;
         }
@@ -422,7 +424,9 @@ impl<'a> JobPass<'a, '_> {
         let limits = self.nodes.limits;
         let factor = 1u32.checked_shl(failures - 2).unwrap_or(u32::MAX);
         let wait: Duration = limits.restart_backoff.saturating_mul(factor).min(limits.max_restart_backoff);
-        Some((at.plus(wait), PendingReason::Backoff { reason: reason.clone(), failures }))
+        // An end that lies ahead was written down by another clock.
+        let until = if *at > self.nodes.now { self.nodes.now } else { at.plus(wait) };
+        Some((until, PendingReason::Backoff { reason: reason.clone(), failures }))
     }
 
     fn try_place(

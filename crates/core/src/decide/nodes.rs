@@ -32,7 +32,7 @@ pub(super) fn decide_sends(
         let Some(view) = nodes.seen.nodes.get(&record.id).filter(|view| view.connected) else { continue };
         match record.kind {
             NodeKind::Trainer => trainer_sends(nodes, record, view, active, &served_at, plan),
-            NodeKind::Curator => curator_sends(record, view, curation, plan),
+            NodeKind::Curator => curator_sends(nodes, record, view, curation, plan),
         }
     }
 }
@@ -121,7 +121,13 @@ fn is_finishing(nodes: &DecideContext<'_>, running: &AttemptRef) -> bool {
     last.generation == running.generation && nodes.now.since(last.committed_at) < nodes.limits.finish_within
 }
 
-fn curator_sends(record: &NodeRecord, view: &NodeView, curation: &CurationAssignments, plan: &mut Plan) {
+fn curator_sends(
+    nodes: &DecideContext<'_>,
+    record: &NodeRecord,
+    view: &NodeView,
+    curation: &CurationAssignments,
+    plan: &mut Plan,
+) {
     let mut send = |command| plan.sends.push(Send { node: record.id.clone(), command });
     let Some(wanted) = curation.wanted.get(&record.id) else {
         // One that has gone quiet, or is about to leave, keeps what it has; one that was drained does until others can do
@@ -136,7 +142,9 @@ fn curator_sends(record: &NodeRecord, view: &NodeView, curation: &CurationAssign
     for stage in view.curating.difference(wanted) {
         send(Command::ReleaseCuration(stage.clone(), "the stage needs this curator no more".to_owned()));
     }
-    for stage in wanted.difference(&view.curating) {
+    // One that has just refused a stage is asked again after a while.
+    let asked = |stage: &&StageRef| nodes.refusal(stage, &record.id).is_none();
+    for stage in wanted.difference(&view.curating).filter(asked) {
         send(Command::AssignCuration(stage.clone()));
     }
 }

@@ -12,6 +12,7 @@
 use crate::cooldown::Cooldown;
 use crate::decide::{DecideContext, PendingReason};
 use crate::ids::{NodeId, StageRef};
+use crate::observed::Refusal;
 use crate::records::{FailureKind, NodeKind, NodeRecord, UnitRecord, UnitState};
 use crate::rejection::Rejection;
 use crate::state::Stage;
@@ -28,6 +29,12 @@ impl<'a> DecideContext<'a> {
             FailureKind::Source => Some(cooldown),
             FailureKind::Passing => self.peers(stage, node).next().map(|_| cooldown),
         }
+    }
+
+    /// Why the curator has not taken the stage up, if it is not to be asked again yet.
+    pub(crate) fn refusal(&self, stage: &StageRef, node: &NodeId) -> Option<&'a Refusal> {
+        let refusal = self.seen.nodes.get(node)?.refused.get(stage)?;
+        (self.now < refusal.until(self.limits)).then_some(refusal)
     }
 
     /// Those whose units are not asked of them because they keep failing, by stage; with what they said.

@@ -149,7 +149,13 @@ pub(super) fn cooldowns(view: &View<'_>, stage: &Stage) -> Vec<String> {
         };
         format!("{node} {what}, and is asked again in {again}: {}", cooldown.reason)
     };
-    cooldowns.map(line).collect()
+    let mut lines: Vec<String> = cooldowns.map(line).collect();
+    let refusals = view.seen.nodes.keys().filter_map(|node| Some((node, nodes.refusal(&stage.id, node)?)));
+    lines.extend(refusals.take(super::MAX_NODES).map(|(node, refusal)| {
+        let again = span(refusal.until(view.limits).since(view.now));
+        format!("{node} cannot take the stage up, and is asked again in {again}: {}", refusal.reason)
+    }));
+    lines
 }
 
 /// Units that curators hold, and those that had to be tried again.
