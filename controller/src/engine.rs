@@ -25,7 +25,7 @@ use crescendo_core::ids::{JobId, Timestamp};
 use crescendo_core::invariants::check_invariants;
 use crescendo_core::observed::Observed;
 use crescendo_core::quotas::Quotas;
-use crescendo_core::state::ClusterState;
+use crescendo_core::state::{ClusterState, Orphan};
 use crescendo_node::telemetry::trace;
 use crescendo_store::{Fence, Leadership, Store, StoreError};
 use tokio::sync::{mpsc, watch};
@@ -52,6 +52,8 @@ pub const QUEUE: usize = 1024;
 const MAX_BATCH: usize = 256;
 /// Time passes for the decisions at least this often.
 const TICK: Duration = Duration::from_millis(250);
+/// Ticks of the engine that lie so far apart mean that the clock was set or the process stood still.
+const JUMP: Duration = Duration::from_secs(5);
 /// Wait between tries to read the state again.
 const RELOAD_PAUSE: Duration = Duration::from_millis(500);
 
@@ -88,6 +90,8 @@ pub struct Engine {
     fence: Fence,
     state: ClusterState,
     observed: Observed,
+    /// When the clock was last looked at.
+    looked_at: Timestamp,
     waits: BTreeMap<JobId, PendingReason>,
     waiting: WaitClock,
     records: Records,
@@ -115,6 +119,7 @@ pub async fn run(
         fence: leadership.fence().clone(),
         state: ClusterState::default(),
         observed: Observed::new(now),
+        looked_at: now,
         waits: BTreeMap::new(),
         waiting: WaitClock::default(),
         records: Records::default(),
@@ -149,7 +154,7 @@ impl Engine {
                 },
                 _ = tick.tick() => None,
             };
-            let now = (self.around.clock)();
+            let now = self.look_at_clock();
             self.limits.quotas = self.around.quotas.borrow().clone();
             let mut taken = 0;
             let mut next = first;
@@ -164,6 +169,23 @@ impl Engine {
                 return end;
             }
         }
+    }
+
+    /// The time, which nothing is read from if it has jumped.
+    fn look_at_clock(&mut self) -> Timestamp {
+        let now = (self.around.clock)();
+        let before = std::mem::replace(&mut self.looked_at, now);
+        if now < before || now.since(before) >= JUMP {
+            let (from, to) = (before.0, now.0);
+            tracing::warn!(
+                from,
+                to,
+                "time has jumped, or nobody looked at it; nodes are listened to before they are judged"
+            );
+            self.observed.time_jumped(before, now);
+            self.state.renew_leases(now.plus(self.limits.lease_ttl));
+        }
+        now
     }
 
     /// Decides, persists, then lets out what was held back.
@@ -243,6 +265,9 @@ impl Engine {
             Change::KindChanged { attempt, change } => {
                 tracing::warn!(job = %attempt.job, stage = %attempt.stage, generation = attempt.generation.0, "{change}");
             }
+            Change::NodeCordoned { node, reason } => {
+                tracing::error!(%node, reason, "node is cordoned: it gets no new work until it is drained and taken back");
+            }
             Change::JobMoved { job, from, to, reason } => {
                 tracing::info!(%job, from, to, reason, "job has changed state");
             }
@@ -270,9 +295,14 @@ impl Engine {
     }
 
     fn install(&mut self, snapshot: crescendo_store::Snapshot) {
-        let (records, loaded) = Records::load(snapshot);
-        let (mut state, orphans) = ClusterState::load(loaded);
-        for orphan in orphans {
+        let (records, loaded, unreadable) = Records::load(snapshot);
+        let (state, orphans) = ClusterState::load(loaded);
+        self.around.metrics.unreadable(&unreadable);
+        let mut state = state.with_unreadable(unreadable);
+        // Those of a job whose own record cannot be read wait for it.
+        let halted =
+            |orphan: &Orphan| orphan.job.as_ref().is_some_and(|job| state.unreadable().hides_job(job));
+        for orphan in orphans.into_iter().filter(|orphan| !halted(orphan)) {
             tracing::error!(%orphan, "a stored record belongs to nothing and is ignored; it can be deleted once it is understood");
         }
         state.renew_leases((self.around.clock)().plus(self.around.config.limits.lease_ttl));

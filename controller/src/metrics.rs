@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crescendo_core::decide::{Limits, NodeCounts, count_nodes, curation_backlog_units};
+use crescendo_core::decide::{Limits, NodeCounts, benched_curators, count_nodes, curation_backlog_units};
 use crescendo_core::ids::Timestamp;
 use crescendo_core::observed::Observed;
 use crescendo_core::records::NodeKind;
 use crescendo_core::state::ClusterState;
+use crescendo_core::unreadable::{self, UnreadableRecords};
 use crescendo_node::telemetry::metrics_registry::{
     Label, Metric, Registrar, bounded, counter, gauge, histogram, words,
 };
@@ -22,8 +23,9 @@ fn buckets() -> Vec<f64> {
 
 const STATES: [&str; 8] =
     ["queued", "placing", "running", "paused", "preempting", "succeeded", "failed", "cancelled"];
-const WAITS: [&str; 12] = [
+const WAITS: [&str; 13] = [
     "no_curator",
+    "unreadable",
     "curators_busy",
     "pairs",
     "no_trainer",
@@ -113,8 +115,39 @@ pub const CATALOGUE: &[Metric] = &[
     ),
     histogram("crescendo_decide_seconds", "seconds", &[], "Time to decide what to do next."),
     counter("crescendo_state_reloads_total", "", &[], "Times that the state was dropped and read again."),
+    gauge(
+        "crescendo_records_unreadable",
+        "",
+        &[words("kind", &unreadable::KINDS)],
+        "Stored records that this version cannot read: each is kept as it is and halts what it belongs to. Leader only.",
+    ),
+    gauge(
+        "crescendo_nodes_cordoned",
+        "",
+        &[],
+        "Nodes that the controller itself gives no new work, because job after job has failed there alone. Leader only.",
+    ),
+    gauge(
+        "crescendo_curators_benched",
+        "",
+        &[],
+        "Curators that are asked for no units of a stage for a while because they failed at several in a row, once a stage. \
+         Leader only.",
+    ),
     counter("crescendo_attempts_placed_total", "", &[], "Attempts to train a stage that were placed."),
     counter("crescendo_attempts_ended_total", "", &[], "Attempts that ended without a final checkpoint."),
+    counter(
+        "crescendo_reports_refused_total",
+        "",
+        &[],
+        "Reports of nodes on attempts that they have no rank of; they change nothing.",
+    ),
+    counter(
+        "crescendo_node_name_clashes_total",
+        "",
+        &[],
+        "Sessions that were refused because another process of the same name was connected.",
+    ),
     counter("crescendo_log_lines_total", "", &[], "Log lines received from nodes."),
 ];
 
@@ -127,6 +160,9 @@ pub struct Metrics {
     sessions: IntGaugeVec,
     nodes: IntGaugeVec,
     backlog: IntGaugeVec,
+    unreadable: IntGaugeVec,
+    benched: IntGaugeVec,
+    cordoned: IntGaugeVec,
     store_seconds: HistogramVec,
     rpc_seconds: HistogramVec,
     rpcs: IntCounterVec,
@@ -136,6 +172,8 @@ pub struct Metrics {
     pub reloads: IntCounter,
     pub attempts_placed: IntCounter,
     pub attempts_ended: IntCounter,
+    pub reports_refused: IntCounter,
+    pub name_clashes: IntCounter,
     pub log_lines: IntCounter,
 }
 
@@ -149,6 +187,9 @@ impl Metrics {
             sessions: registrar.gauges("crescendo_node_sessions")?,
             nodes: registrar.gauges("crescendo_nodes")?,
             backlog: registrar.passing_gauge("crescendo_curation_backlog_units")?,
+            unreadable: registrar.gauges("crescendo_records_unreadable")?,
+            cordoned: registrar.passing_gauge("crescendo_nodes_cordoned")?,
+            benched: registrar.passing_gauge("crescendo_curators_benched")?,
             store_seconds: registrar.histograms("crescendo_store_call_seconds", buckets())?,
             rpc_seconds: registrar.histograms("crescendo_rpc_seconds", buckets())?,
             rpcs: registrar.counters("crescendo_rpcs_total")?,
@@ -158,6 +199,8 @@ impl Metrics {
             reloads: registrar.counter("crescendo_state_reloads_total")?,
             attempts_placed: registrar.counter("crescendo_attempts_placed_total")?,
             attempts_ended: registrar.counter("crescendo_attempts_ended_total")?,
+            reports_refused: registrar.counter("crescendo_reports_refused_total")?,
+            name_clashes: registrar.counter("crescendo_node_name_clashes_total")?,
             log_lines: registrar.counter("crescendo_log_lines_total")?,
         };
         registrar.finish()?;
@@ -180,9 +223,17 @@ impl Metrics {
     /// Takes away what only a leader knows: numbers of the past would be taken for today's.
     pub fn stand_by(&self) {
         self.leader.set(0);
-        for gauges in
-            [&self.jobs, &self.waiting, &self.oldest_wait, &self.sessions, &self.nodes, &self.backlog]
-        {
+        for gauges in [
+            &self.jobs,
+            &self.waiting,
+            &self.oldest_wait,
+            &self.sessions,
+            &self.nodes,
+            &self.backlog,
+            &self.unreadable,
+            &self.benched,
+            &self.cordoned,
+        ] {
             gauges.reset();
         }
     }
@@ -190,6 +241,13 @@ impl Metrics {
     pub fn sessions(&self, trainers: i64, curators: i64) {
         self.sessions.with_label_values(&["trainer"]).set(trainers);
         self.sessions.with_label_values(&["curator"]).set(curators);
+    }
+
+    /// Stored records that cannot be read.
+    pub fn unreadable(&self, records: &UnreadableRecords) {
+        for (kind, count) in records.counts() {
+            self.unreadable.with_label_values(&[kind]).set(whole(count));
+        }
     }
 
     /// What the leader has, sees and lacks.
@@ -216,6 +274,10 @@ impl Metrics {
                 self.nodes.with_label_values(&[name, reach]).set(whole(count));
             }
         }
+        let cordoned = state.nodes().filter(|node| node.cordon.is_some()).count();
+        self.cordoned.with_label_values::<&str>(&[]).set(whole(cordoned));
+        let benched = benched_curators(state, seen, limits, now);
+        self.benched.with_label_values::<&str>(&[]).set(whole(benched));
         let backlog = curation_backlog_units(state);
         self.backlog.with_label_values::<&str>(&[]).set(i64::try_from(backlog).unwrap_or(i64::MAX));
     }
@@ -247,6 +309,7 @@ mod tests {
         let metrics = Metrics::register(&registry).unwrap();
         metrics.lead();
         metrics.sessions(2, 1);
+        metrics.unreadable(&UnreadableRecords::default());
         metrics.store_call("txn", "ok", Duration::from_millis(2));
         metrics.rpc("crescendo.v1.JobService/GetJob", "not_found", Duration::from_millis(1));
         metrics.cluster(
@@ -264,6 +327,9 @@ mod tests {
             "crescendo_node_sessions{kind=\"trainer\"} 2",
             "crescendo_nodes{kind=\"curator\",state=\"silent\"} 0",
             "crescendo_curation_backlog_units 0",
+            "crescendo_curators_benched 0",
+            "crescendo_nodes_cordoned 0",
+            "crescendo_records_unreadable{kind=\"units\"} 0",
         ];
         let led = text(&registry);
         for line in leaders_own {

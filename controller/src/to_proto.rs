@@ -5,6 +5,7 @@ use std::fmt;
 use crescendo_core::access::Scope;
 use crescendo_core::decide::{Limits, PendingReason};
 use crescendo_core::error::RequestError;
+use crescendo_core::explain::short_logs;
 use crescendo_core::histogram::Scale;
 use crescendo_core::ids::{JobId, NodeId, Timestamp};
 use crescendo_core::job::JobState;
@@ -58,7 +59,7 @@ pub fn job(
 fn reason(job: &Job, seen: &Observed, wait: Option<&PendingReason>, now: Timestamp) -> String {
     match &job.record.state {
         JobState::Failed { reason } | JobState::Cancelled { reason } => return reason.clone(),
-        JobState::Succeeded => return String::new(),
+        JobState::Succeeded => return short_logs(job).join("; "),
         JobState::Queued
         | JobState::Placing { .. }
         | JobState::Running { .. }
@@ -286,6 +287,7 @@ fn node(
             .map(convert::stage_message)
             .collect(),
         draining,
+        cordon_reason: record.cordon.clone().unwrap_or_default(),
         arithmetic: record.arithmetic.as_ref().map(convert::arithmetic_message),
         bf16_factor: record.arithmetic.as_ref().and_then(Arithmetic::bf16_factor).unwrap_or(0.0),
     }

@@ -91,7 +91,8 @@ impl Node {
                     let span = tracing::info_span!("curation", job = %stage.job_id, stage = %stage.stage, generation = 0);
                     let _entered = span.enter();
                     if let Err(error) = self.assign(*assignment) {
-                        tracing::error!(%error, "the assignment cannot be taken up");
+                        tracing::error!(%error, "the assignment cannot be taken up; it is asked for again");
+                        self.units.refuse(&stage, error.to_string());
                     }
                 }
                 Command::ReleaseCuration(release) => {

@@ -197,6 +197,7 @@ pub fn hello(message: v1::Hello) -> Result<Introduction, RequestError> {
             version: message.version,
             // What is known of it stands: see `DrainNode`.
             drained: false,
+            cordon: None,
             arithmetic: message.arithmetic.map(arithmetic).transpose()?,
         },
         running,

@@ -277,6 +277,7 @@ fn unit_out(record: &UnitRecord) -> stored::Unit {
         lease_generation: record.lease_generation,
         released: record.released,
         failures: record.failures,
+        failed_on: record.failed_on.iter().map(NodeId::to_string).collect(),
         last_failure: record.last_failure.as_ref().map(|failure| stored::unit::Failure {
             node_id: failure.node.to_string(),
             source: failure.kind == FailureKind::Source,
@@ -303,10 +304,9 @@ fn unit_in(message: stored::Unit) -> Result<UnitRecord, BadRecord> {
                 sha256: result.sha256,
             },
             rejected: result.rejected,
-            scores: ScoreCounts::checked(
+            scores: ScoreCounts::stored(
                 result.scores.into_iter().map(|(name, scores)| (name, scores.counts)).collect(),
-            )
-            .map_err(|_| BadRecord::Field { field: "unit scores" })?,
+            ),
             exhausted: result.exhausted,
         }),
     };
@@ -324,6 +324,7 @@ fn unit_in(message: stored::Unit) -> Result<UnitRecord, BadRecord> {
         lease_generation: message.lease_generation,
         released: message.released,
         failures: message.failures,
+        failed_on: message.failed_on.iter().map(|node| NodeId::parse(node)).collect::<Result<_, _>>()?,
         last_failure: message.last_failure.map(failure).transpose()?,
         state,
     })
@@ -381,6 +382,7 @@ fn node_out(record: &NodeRecord) -> stored::Node {
         labels: record.labels.clone(),
         version: record.version.clone(),
         drained: record.drained,
+        cordon: record.cordon.clone().unwrap_or_default(),
         arithmetic: record.arithmetic.as_ref().map(|arithmetic| stored::node::Arithmetic {
             f32_nanos: nanos_out(arithmetic.f32_time),
             bf16_nanos: nanos_out(arithmetic.bf16_time),
@@ -401,6 +403,7 @@ fn node_in(message: stored::Node) -> Result<NodeRecord, BadRecord> {
         labels: message.labels,
         version: message.version,
         drained: message.drained,
+        cordon: (!message.cordon.is_empty()).then_some(message.cordon),
         arithmetic: message.arithmetic.map(|arithmetic| Arithmetic {
             f32_time: Duration::from_nanos(arithmetic.f32_nanos),
             bf16_time: Duration::from_nanos(arithmetic.bf16_nanos),
@@ -469,6 +472,7 @@ mod tests {
             lease_generation: 4,
             released: 1,
             failures: 1,
+            failed_on: vec![NodeId::parse("c-2").expect("valid")],
             last_failure,
             state,
             ..record
@@ -529,6 +533,7 @@ mod tests {
                 labels: BTreeMap::from([("zone".to_owned(), "a".to_owned())]),
                 version: "0.1.0".into(),
                 drained: true,
+                cordon: Some("3 jobs have failed on it".into()),
                 arithmetic: Some(Arithmetic {
                     f32_time: Duration::from_micros(210),
                     bf16_time: Duration::from_nanos(1),
@@ -574,6 +579,33 @@ mod tests {
             });
             assert_eq!(decode(&encode(&record)).expect("readable"), record);
         }
+    }
+
+    #[test]
+    fn scores_of_another_version_are_kept_as_they_are() {
+        let Record::Unit(record) = unit(UnitState::Done(UnitResult {
+            shard: ShardRecord::default(),
+            rejected: BTreeMap::new(),
+            scores: ScoreCounts::stored(BTreeMap::from([
+                ("beauty".to_owned(), vec![1, 2]),
+                ("judge".to_owned(), vec![3; 5]),
+            ])),
+            exhausted: false,
+        })) else {
+            panic!("a unit")
+        };
+        assert_eq!(
+            decode(&encode(&Record::Unit(record.clone()))).expect("readable"),
+            Record::Unit(record.clone())
+        );
+        let scores = &record.result().expect("done").scores;
+        assert_eq!(scores.scores().count(), 0, "and not shown on a scale that is not theirs");
+        let mut sum = ScoreCounts::default();
+        sum.count("judge", 1.0);
+        let before = sum.clone();
+        sum.add(scores);
+        let judged = |counts: &ScoreCounts| counts.counts().get("judge").cloned();
+        assert_eq!(judged(&sum), judged(&before));
     }
 
     #[test]

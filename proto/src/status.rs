@@ -109,6 +109,17 @@ pub fn bad_spec(problems: &[Problem]) -> Status {
     Status::with_metadata(Code::InvalidArgument, message, metadata)
 }
 
+/// The leader that a status names, host:port.
+pub fn leader(status: &Status) -> Option<&str> {
+    status.metadata().get(LEADER_TRAILER)?.to_str().ok()
+}
+
+/// After how long the caller of a refused call is to try again, if it was told.
+pub fn retry_after(status: &Status) -> Option<Duration> {
+    let millis = status.metadata().get(RETRY_AFTER_TRAILER)?.to_str().ok()?.parse().ok()?;
+    Some(Duration::from_millis(millis))
+}
+
 /// The problems that a status carries, if it is that of a bad spec.
 pub fn spec_problems(status: &Status) -> Option<v1::SpecProblems> {
     let bytes = status.metadata().get_bin(PROBLEMS_TRAILER)?.to_bytes().ok()?;
@@ -162,6 +173,7 @@ mod tests {
             refused(&RequestError::Full { what: "full".into(), retry_after: Duration::from_secs(2) });
         assert_eq!(status.code(), Code::ResourceExhausted);
         assert_eq!(status.metadata().get(RETRY_AFTER_TRAILER).expect("set").to_str().expect("text"), "2000");
+        assert_eq!((retry_after(&status), leader(&status)), (Some(Duration::from_secs(2)), None));
     }
 
     #[test]

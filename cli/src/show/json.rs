@@ -155,6 +155,7 @@ pub fn node(node: &Node) -> Value {
         "labels": node.labels,
         "version": node.version,
         "draining": node.draining,
+        "cordonReason": (!node.cordon_reason.is_empty()).then_some(&node.cordon_reason),
         "silentSeconds": node.silent_seconds,
         "running": running,
         "curating": curating,

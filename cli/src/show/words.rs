@@ -64,6 +64,9 @@ pub fn node_state(node: &Node) -> String {
         }
         NodeReach::Connected | NodeReach::Unspecified if node.draining && busy => "draining".into(),
         NodeReach::Connected | NodeReach::Unspecified if node.draining => "drained".into(),
+        NodeReach::Connected | NodeReach::Unspecified if !node.cordon_reason.is_empty() => {
+            format!("cordoned: {}", node.cordon_reason)
+        }
         reach @ (NodeReach::Connected | NodeReach::Unspecified) => node_reach(reach).into(),
     }
 }

@@ -1,7 +1,7 @@
 //! Requests, one by one: what they write, and what they are answered.
 
 use crescendo_core::access::Scope;
-use crescendo_core::decide::{curators_of, is_cooling_down, reachable_curators};
+use crescendo_core::decide::{curators_of, is_cooling_down, peers_of, reachable_curators};
 use crescendo_core::error::RequestError;
 use crescendo_core::explain::{View, explain};
 use crescendo_core::ids::{Generation, JobId, NodeId, StageRef, Timestamp};
@@ -98,6 +98,9 @@ impl Engine {
                 self.hold(reply, answer);
             }
             Request::Heartbeat { node, session } => self.heartbeat(&node, session, now),
+            Request::AssignmentRefused { node, session, stage, reason } => {
+                self.assignment_refused(&node, session, &stage, &reason, now);
+            }
             Request::NodeDrains { node, session } => self.node_drains(&node, session),
             Request::Report { session, report } => self.take_report(session, report, now),
             Request::CloseSession { node, session } => self.close_session(&node, session),
@@ -148,6 +151,7 @@ impl Engine {
                 self.hold(reply, answer);
             }
             Request::FailUnit { lease, node, reason, fate, by, reply } => {
+                let policy = self.policy_for(&policy, &lease.stage, &node, now);
                 let failed = self.check_holds(&lease, &by).and_then(|()| {
                     transitions::fail_unit(&self.state, &lease, &node, &policy, fate, &reason, now)
                 });
@@ -175,6 +179,7 @@ impl Engine {
             | Request::OpenSession { .. }
             | Request::Heartbeat { .. }
             | Request::DrainNode { .. }
+            | Request::AssignmentRefused { .. }
             | Request::NodeDrains { .. }
             | Request::Report { .. }
             | Request::CloseSession { .. } => {}
@@ -237,6 +242,16 @@ impl Engine {
 
     /// The job, if `scope` sees it; to others it does not exist.
     pub(super) fn job(&self, id: &JobId, scope: &Scope) -> Answer<&Job> {
+        let unreadable = self.state.unreadable();
+        // Whose it is, is known from its request alone.
+        if unreadable.hides_job(id)
+            && match scope {
+                Scope::Everything => true,
+                Scope::Only(tenant) => self.state.is_of_tenant(id, tenant.as_str()),
+            }
+        {
+            unreadable.check_job(id)?;
+        }
         let job = self.state.job(id).filter(|job| scope.sees(&job.record.spec.tenant));
         Ok(job.ok_or_else(|| RequestError::NotFound { what: format!("job {id}") })?)
     }
@@ -275,6 +290,12 @@ impl Engine {
         }
     }
 
+    /// The policy, with the curators that may make the stage's units besides this one.
+    fn policy_for(&self, policy: &UnitPolicy, stage: &StageRef, node: &NodeId, now: Timestamp) -> UnitPolicy {
+        let peers = peers_of(&self.state, &self.observed, &self.limits, stage, node, now);
+        UnitPolicy { peers, ..policy.clone() }
+    }
+
     /// What a curator gets to make; one in cooldown waits.
     fn lease_unit(
         &mut self,
@@ -284,8 +305,9 @@ impl Engine {
         now: Timestamp,
     ) -> Answer<Lease> {
         self.observed.heard(node, now);
+        let policy = &self.policy_for(policy, stage, node, now);
         let leased = transitions::lease_unit(&self.state, stage, node, policy, now);
-        let cooldowns = is_cooling_down(&self.observed, &self.limits, stage, node, now);
+        let cooldowns = is_cooling_down(&self.state, &self.observed, &self.limits, stage, node, now);
         self.count_pairs(stage, now);
         let (lease, writes) = match leased? {
             (Lease::Granted(_) | Lease::GivenUp(_), _) if cooldowns => (Lease::Wait, Vec::new()),
@@ -310,6 +332,10 @@ impl Engine {
         match fate {
             UnitFate::Failed(FailureKind::Passing) => {
                 tracing::warn!(%job, %stage, %node, unit, quarantined, reason, "unit has failed");
+                self.observed.failed_at(&lease.stage, node, FailureKind::Passing, reason, now);
+                if is_cooling_down(&self.state, &self.observed, &self.limits, &lease.stage, node, now) {
+                    tracing::warn!(%job, %stage, %node, reason, "the curator fails at unit after unit: it is benched, others make the stage's units");
+                }
             }
             UnitFate::Failed(FailureKind::Source) => {
                 tracing::warn!(%job, %stage, %node, unit, reason, "the curator cannot open the stage's source; it gets no unit of the stage for a while");

@@ -9,7 +9,7 @@ use crescendo_core::error::RequestError;
 use crescendo_core::ids::{AttemptRef, NodeId, StageRef, Timestamp};
 use crescendo_core::observed::Report;
 use crescendo_core::precision;
-use crescendo_core::records::{NodeKind, Record, UnitRecord, UnitState, Write};
+use crescendo_core::records::{NodeKind, NodeRecord, Record, UnitRecord, UnitState, Write};
 use crescendo_core::state::Job;
 use crescendo_core::transitions;
 use crescendo_core::under_way::UnitProgress;
@@ -38,6 +38,9 @@ fn spec_json(job: &Job, index: usize) -> Option<Vec<u8>> {
         None => Some(job.record.spec_json.to_vec()),
     }
 }
+
+/// A process that was heard of within so many heartbeats is there.
+const MISSED_HEARTBEATS: u32 = 3;
 
 /// A node that was told to stop something says within this that it is over.
 const STOP_WITHIN: Duration = Duration::from_secs(60);
@@ -81,12 +84,15 @@ impl Engine {
     ) -> Answer<OpenedSession> {
         let Introduction { mut record, running, curating, draining } = introduction;
         let config = &self.around.config;
+        self.state.unreadable().check_node(&record.id)?;
         let known = self.state.node(&record.id);
         if known.is_none() && self.state.nodes().count() >= config.max_nodes {
             let what = format!("{} nodes are known, which is the limit", config.max_nodes);
             return Err(RequestError::Full { what, retry_after: config.queue.retry_after }.into());
         }
+        self.check_single(&record, known, now)?;
         record.drained = known.is_some_and(|known| known.drained);
+        record.cordon = known.and_then(|known| known.cordon.clone());
         let node = record.id.clone();
         let heartbeat_millis = u32::try_from(config.heartbeat.as_millis()).unwrap_or(u32::MAX);
         let (outgoing, receiver) = mpsc::channel(OUTGOING);
@@ -112,10 +118,50 @@ impl Engine {
         Ok(OpenedSession { id, outgoing: receiver })
     }
 
+    /// Two processes of one name would end each other's ranks for ever: the one that is there stays, as long as it is heard.
+    fn check_single(
+        &self,
+        hello: &NodeRecord,
+        known: Option<&NodeRecord>,
+        now: Timestamp,
+    ) -> Result<(), RequestError> {
+        let (Some(known), Some(view)) = (known, self.observed.nodes.get(&hello.id)) else { return Ok(()) };
+        let alive = self.around.config.heartbeat.saturating_mul(MISSED_HEARTBEATS);
+        if view.incarnation == hello.incarnation
+            || !view.connected
+            || now.since(view.last_heard) >= alive.min(self.limits.silent_after)
+        {
+            return Ok(());
+        }
+        self.around.metrics.name_clashes.inc();
+        tracing::error!(node = %hello.id, there = known.address, refused = hello.address, "a second process calls itself by this name and is refused; give one of them another --node-id");
+        let what = format!(
+            "node {}: a process of this name is connected, from {}; give one of them another --node-id",
+            hello.id, known.address
+        );
+        Err(RequestError::Exists { what })
+    }
+
     pub(super) fn close_session(&mut self, node: &NodeId, session: SessionId) {
         if self.sessions.is_newest(node, session) {
             tracing::warn!(%node, "node is disconnected");
             self.drop_session(node);
+        }
+    }
+
+    /// A curator cannot take up a stage that it was assigned to.
+    pub(super) fn assignment_refused(
+        &mut self,
+        node: &NodeId,
+        session: SessionId,
+        stage: &StageRef,
+        reason: &str,
+        now: Timestamp,
+    ) {
+        if self.sessions.is_newest(node, session) {
+            tracing::warn!(%node, job = %stage.job, stage = %stage.stage, reason, "the curator cannot take the stage up; it is asked again after a while");
+            self.observed.refuses(node, stage, reason, now);
+            self.progressed.insert(stage.job.clone());
         }
     }
 
@@ -135,6 +181,9 @@ impl Engine {
         now: Timestamp,
     ) -> Answer<v1::Node> {
         self.write_all(transitions::drain_node(&self.state, node, !undo)?);
+        if undo {
+            self.observed.failures.forgive(node);
+        }
         tracing::info!(%node, undo, "node is to be drained");
         to_proto::one_node(node, &self.state, &self.observed, &self.limits, scope, now)
             .ok_or_else(|| RequestError::NotFound { what: format!("node {node}") }.into())
@@ -163,11 +212,18 @@ impl Engine {
             return;
         }
         let Some(stage) = self.state.stage(&report.attempt.stage_ref()) else {
-            tracing::warn!(node = %report.node, attempt = %report.attempt, "report on a stage that does not exist");
+            tracing::debug!(node = %report.node, attempt = %report.attempt, "report on a stage that does not exist");
             return;
         };
         if report.attempt.generation > stage.generation() {
             tracing::warn!(node = %report.node, attempt = %report.attempt, "report on a generation that does not exist");
+            return;
+        }
+        // An attempt is spoken for by the nodes that it was placed on. Of an older one it is heard that its slots are free.
+        let newest = stage.attempt.as_ref().filter(|newest| newest.attempt == report.attempt);
+        if newest.is_some_and(|newest| !newest.runs_on(&report.node)) {
+            tracing::warn!(node = %report.node, attempt = %report.attempt, "a node reports on an attempt that it has no rank of; the report is ignored");
+            self.around.metrics.reports_refused.inc();
             return;
         }
         // Only the node with rank 0 knows the numbers.

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use crescendo_core::ids::JobId;
 use crescendo_core::records::{Record, RecordKey, Write};
+use crescendo_core::unreadable::UnreadableRecords;
 use crescendo_proto::records;
 use crescendo_store::{Revision, Snapshot, StoreError, Txn};
 
@@ -33,8 +34,9 @@ pub(super) struct Records {
 impl Records {
     /// Takes a snapshot apart. Values that cannot be read are left alone, and logged: a newer version may have written
     /// them.
-    pub fn load(snapshot: Snapshot) -> (Self, Vec<Record>) {
+    pub fn load(snapshot: Snapshot) -> (Self, Vec<Record>, UnreadableRecords) {
         let mut records = Self::default();
+        let mut unreadable = UnreadableRecords::default();
         let mut loaded = Vec::new();
         for item in snapshot.items.into_iter().filter(|item| !item.key.starts_with(LEADER_KEYS)) {
             match records::decode(&item.value) {
@@ -43,18 +45,20 @@ impl Records {
                     loaded.push(record);
                 }
                 Ok(record) => {
-                    tracing::error!(key = item.key, belongs_at = %record.key(), "a stored record is ignored: its key is another's; something else writes below this prefix")
+                    tracing::error!(key = item.key, belongs_at = %record.key(), "a stored record is left alone: its key is another's; something else writes below this prefix");
+                    unreadable.add(item.key, format!("it holds the record of {}", record.key()));
                 }
                 Err(error) => {
                     tracing::error!(
                         key = item.key,
                         error = &error as &dyn std::error::Error,
-                        "cannot read a record"
+                        "cannot read a record; it is left alone, and what it belongs to is halted"
                     );
+                    unreadable.add(item.key, one_line(&error));
                 }
             }
         }
-        (records, loaded)
+        (records, loaded, unreadable)
     }
 
     pub fn pending(&self) -> usize {
@@ -68,7 +72,7 @@ impl Records {
     fn note(&mut self, key: RecordKey, revision: Option<Revision>) {
         match revision {
             Some(revision) => {
-                if let Some(job) = job_of(&key) {
+                if let Some(job) = key.job() {
                     let newest = self.job_revisions.entry(job.clone()).or_insert(revision);
                     *newest = revision.max(*newest);
                 }
@@ -88,27 +92,25 @@ impl Records {
     }
 }
 
-/// The job that a record belongs to.
-pub(super) fn job_of(key: &RecordKey) -> Option<&JobId> {
-    match key {
-        RecordKey::Job(job) => Some(job),
-        RecordKey::Stage(stage)
-        | RecordKey::Attempt(stage)
-        | RecordKey::Unit(stage, _)
-        | RecordKey::Checkpoint(stage, _, _) => Some(&stage.job),
-        RecordKey::Request(..) | RecordKey::Node(_) => None,
-    }
+/// An error with its causes, in one line.
+fn one_line(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 impl Engine {
     /// Takes a change over into memory and puts it on its way to the store.
     pub(super) fn write(&mut self, write: Write) {
         let key = write.key();
+        if let Err(refused) = self.state.unreadable().check(&key.to_string()) {
+            tracing::error!(%key, %refused, "a record is not written over one that cannot be read");
+            return;
+        }
         let value = match &write {
             Write::Put(record) => Some(records::encode(record)),
             Write::Delete(_) => None,
         };
-        if let Some(job) = job_of(&key) {
+        if let Some(job) = key.job() {
             self.changed.insert(job.clone());
         }
         if let Err(orphan) = self.state.apply(write) {

@@ -166,6 +166,13 @@ pub enum Request {
         node: NodeId,
         session: SessionId,
     },
+    /// A curator cannot take up a stage.
+    AssignmentRefused {
+        node: NodeId,
+        session: SessionId,
+        stage: StageRef,
+        reason: String,
+    },
     NodeDrains {
         node: NodeId,
         session: SessionId,

@@ -15,7 +15,7 @@ use crate::engine::{self, SessionId};
 use crate::leadership::EngineHandle;
 use crate::logs::LogHub;
 use crate::metrics::Metrics;
-use crate::services::checked;
+use crate::services::{checked, stage_ref};
 use crate::unit_board::UnitBoard;
 
 /// A session has to begin with its Hello within this.
@@ -152,6 +152,21 @@ impl NodeMessages {
                     Ok(())
                 }
             },
+            Up::AssignmentRefused(refused) => {
+                let stage = refused.stage.unwrap_or_default();
+                match stage_ref(&stage.job_id, &stage.stage) {
+                    Ok(stage) => {
+                        let (node, session, reason) = (self.node.clone(), self.session, refused.reason);
+                        self.engine
+                            .tell(engine::Request::AssignmentRefused { node, session, stage, reason })
+                            .await
+                    }
+                    Err(_) => {
+                        self.not_understood(&RequestError::invalid("assignment_refused.stage", "is missing"));
+                        Ok(())
+                    }
+                }
+            }
             Up::UnitReport(report) => {
                 match convert::unit_report(&report) {
                     Ok((stage, progress)) => self.units.put(&self.node, self.session, stage, progress),

@@ -1,4 +1,5 @@
-//! Curators that cannot open what a stage is made of, by their own word: for a while none of its units is given to them.
+//! Curators that cannot open what a stage is made of, by their own word, or that keep failing at its units (they are benched):
+//! for a while none of its units is given to them.
 //!
 //! Kept in memory alone: a controller that restarts learns it again, at the price of one unit that each of them gives back.
 
@@ -6,6 +7,7 @@ use std::collections::BTreeMap;
 
 use crate::decide::Limits;
 use crate::ids::{NodeId, StageRef, Timestamp};
+use crate::records::FailureKind;
 use crate::transitions::one_line;
 
 /// Stages of which it is remembered; beyond it the one that was spoken of longest ago is forgotten.
@@ -13,9 +15,11 @@ const MAX_STAGES: usize = 1024;
 /// Curators that are remembered of one stage.
 const MAX_CURATORS: usize = 1024;
 
-/// What a curator has said of a stage that it cannot open.
+/// What a curator has said of a stage that it cannot open, or of its units when it failed at them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cooldown {
+    /// Whether it cannot open the source, or fails at unit after unit.
+    pub kind: FailureKind,
     /// One line, without secrets.
     pub reason: String,
     /// How often it has said so in a row.
@@ -29,7 +33,12 @@ pub struct Cooldown {
 impl Cooldown {
     /// When it is asked again.
     pub fn until(&self, limits: &Limits) -> Timestamp {
-        let factor = 1u32.checked_shl(self.times.saturating_sub(1)).unwrap_or(u32::MAX);
+        let first = match self.kind {
+            FailureKind::Source => 1,
+            FailureKind::Passing => limits.bench_after.max(1),
+        };
+        let Some(more) = self.times.checked_sub(first) else { return self.at };
+        let factor = 1u32.checked_shl(more).unwrap_or(u32::MAX);
         self.at.plus(limits.cooldown.saturating_mul(factor).min(limits.max_cooldown))
     }
 }
@@ -41,15 +50,17 @@ pub struct Cooldowns {
 }
 
 impl Cooldowns {
-    /// The curator says that it cannot open the stage's source.
-    pub fn put(&mut self, stage: &StageRef, node: &NodeId, reason: &str, now: Timestamp) {
+    /// The curator gives a unit of the stage back: it cannot open the source, or has failed at the unit. What it says of one
+    /// kind ends the row of the other.
+    pub fn put(&mut self, stage: &StageRef, node: &NodeId, kind: FailureKind, reason: &str, now: Timestamp) {
         forget_one(&mut self.stages, stage, MAX_STAGES, |of_stage| {
             of_stage.values().map(|cooldown| cooldown.at).max().unwrap_or_default()
         });
         let of_stage = self.stages.entry(stage.clone()).or_default();
         forget_one(of_stage, node, MAX_CURATORS, |cooldown| cooldown.at);
-        let before = of_stage.get(node);
+        let before = of_stage.get(node).filter(|before| before.kind == kind);
         let cooldown = Cooldown {
+            kind,
             reason: one_line(reason),
             times: before.map_or(0, |cooldown| cooldown.times).saturating_add(1),
             since: before.map_or(now, |cooldown| cooldown.since),
@@ -74,6 +85,12 @@ impl Cooldowns {
             of_stage.remove(node);
             !of_stage.is_empty()
         });
+    }
+
+    /// Every time that is kept.
+    pub(crate) fn times_mut(&mut self) -> impl Iterator<Item = &mut Timestamp> {
+        let cooldowns = self.stages.values_mut().flat_map(BTreeMap::values_mut);
+        cooldowns.flat_map(|cooldown| [&mut cooldown.since, &mut cooldown.at])
     }
 
     /// What the curator last said, if that still holds and it is not to be asked again yet.
@@ -110,6 +127,8 @@ fn forget_one<K: Ord + Clone, V>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use FailureKind::{Passing, Source};
+
     use crate::ids::{JobId, StageName};
 
     fn stage(job: usize) -> StageRef {
@@ -129,29 +148,47 @@ mod tests {
         let mut cooldowns = Cooldowns::default();
         let (stage, node) = (stage(0), node(0));
         let holds = |cooldowns: &Cooldowns, now| cooldowns.get(&stage, &node, &limits, now).is_some();
-        cooldowns.put(&stage, &node, "cannot read\n/x", at(0));
+        cooldowns.put(&stage, &node, Source, "cannot read\n/x", at(0));
         assert_eq!(cooldowns.get(&stage, &node, &limits, at(1)).expect("it holds").reason, "cannot read /x");
         assert_eq!((holds(&cooldowns, at(29)), holds(&cooldowns, at(30))), (true, false));
-        cooldowns.put(&stage, &node, "cannot read /x", at(31));
+        cooldowns.put(&stage, &node, Source, "cannot read /x", at(31));
         assert_eq!((holds(&cooldowns, at(90)), holds(&cooldowns, at(91))), (true, false));
         assert_eq!(cooldowns.stages[&stage][&node].since, at(0), "since it said so first");
         for _ in 0..40 {
-            cooldowns.put(&stage, &node, "cannot read /x", at(100));
+            cooldowns.put(&stage, &node, Source, "cannot read /x", at(100));
         }
         assert_eq!((holds(&cooldowns, at(699)), holds(&cooldowns, at(700))), (true, false));
         cooldowns.lift(&stage, &node);
         assert_eq!(cooldowns, Cooldowns::default());
-        cooldowns.put(&stage, &node, "cannot read /x", at(200));
+        cooldowns.put(&stage, &node, Source, "cannot read /x", at(200));
         cooldowns.lift_all_of(&node);
         assert_eq!(cooldowns, Cooldowns::default());
+    }
+
+    #[test]
+    fn one_that_keeps_failing_is_benched_from_the_third_unit_in_a_row_on() {
+        let (limits, at) = (Limits::default(), |seconds: u64| Timestamp(seconds * 1000));
+        let mut cooldowns = Cooldowns::default();
+        let (stage, node) = (stage(0), node(0));
+        let holds = |cooldowns: &Cooldowns, now| cooldowns.get(&stage, &node, &limits, now).is_some();
+        for times in 1..=3 {
+            assert!(!holds(&cooldowns, at(0)), "after {times} failures less one");
+            cooldowns.put(&stage, &node, Passing, "signal 9", at(0));
+        }
+        assert_eq!((holds(&cooldowns, at(29)), holds(&cooldowns, at(30))), (true, false));
+        cooldowns.put(&stage, &node, Passing, "signal 9", at(30));
+        assert_eq!((holds(&cooldowns, at(89)), holds(&cooldowns, at(90))), (true, false));
+        cooldowns.lift(&stage, &node);
+        cooldowns.put(&stage, &node, Passing, "signal 9", at(90));
+        assert!(!holds(&cooldowns, at(90)), "a unit that it made began the row anew");
     }
 
     #[test]
     fn what_is_remembered_is_bounded() {
         let mut cooldowns = Cooldowns::default();
         for n in 0..MAX_STAGES + 10 {
-            cooldowns.put(&stage(n), &node(0), "", Timestamp(n as u64));
-            cooldowns.put(&stage(MAX_STAGES), &node(n), "", Timestamp(5_000_000 + n as u64));
+            cooldowns.put(&stage(n), &node(0), Source, "", Timestamp(n as u64));
+            cooldowns.put(&stage(MAX_STAGES), &node(n), Source, "", Timestamp(5_000_000 + n as u64));
         }
         assert_eq!(cooldowns.stages.len(), MAX_STAGES);
         assert_eq!(cooldowns.stages[&stage(MAX_STAGES)].len(), MAX_CURATORS);

@@ -20,12 +20,14 @@ pub use limits::Limits;
 pub use plan::{Change, Command, PendingReason, Plan, Send};
 pub use readers::choose_reader;
 
+use std::collections::BTreeSet;
+
 use crate::ids::{JobId, NodeId, StageRef, Timestamp};
 use crate::observed::{NodeView, Observed};
 use crate::records::{NodeKind, NodeRecord};
 use crate::state::ClusterState;
 
-pub(crate) use jobs::free_slots;
+pub(crate) use jobs::{free_slots, short_log};
 
 /// What to do next.
 pub fn decide(state: &ClusterState, seen: &Observed, limits: &Limits, now: Timestamp) -> Plan {
@@ -35,6 +37,7 @@ pub fn decide(state: &ClusterState, seen: &Observed, limits: &Limits, now: Times
     let curation = curation::spread(&nodes, &decided);
     jobs::decide_curation(&nodes, &curation, &decided, &mut plan);
     stage_precision::decide_stages(&nodes, &curation, &decided.active, &mut plan);
+    nodes::decide_cordons(&nodes, &mut plan);
     nodes::decide_sends(&nodes, &curation, &decided.active, &mut plan);
     plan
 }
@@ -56,12 +59,13 @@ impl<'a> DecideContext<'a> {
         })
     }
 
-    /// Reachable nodes that may be given something new: none that drains.
+    /// Reachable nodes that may be given something new: none that drains or is cordoned.
     pub(crate) fn open_to_work(
         &self,
         kind: NodeKind,
     ) -> impl Iterator<Item = (&'a NodeRecord, &'a NodeView)> {
-        self.reachable(kind).filter(|(record, view)| !record.drained && !view.draining)
+        self.reachable(kind)
+            .filter(|(record, view)| !record.drained && record.cordon.is_none() && !view.draining)
     }
 
     pub(crate) fn is_reachable(&self, view: &NodeView) -> bool {
@@ -74,15 +78,36 @@ pub fn reachable_curators(state: &ClusterState, seen: &Observed, limits: &Limits
     DecideContext { state, seen, limits, now }.open_to_work(NodeKind::Curator).count()
 }
 
-/// Whether none of the stage's units is to be given to the curator: it has said that it cannot open the stage's source.
+/// The other curators that may make units of the stage, as far as they are known.
+pub fn peers_of(
+    state: &ClusterState,
+    seen: &Observed,
+    limits: &Limits,
+    stage: &StageRef,
+    node: &NodeId,
+    now: Timestamp,
+) -> BTreeSet<NodeId> {
+    DecideContext { state, seen, limits, now }.peers(stage, node).cloned().collect()
+}
+
+/// Curators that are benched, counted once for each stage of an open job.
+pub fn benched_curators(state: &ClusterState, seen: &Observed, limits: &Limits, now: Timestamp) -> usize {
+    let nodes = DecideContext { state, seen, limits, now };
+    let stages = state.open_jobs().flat_map(|job| &job.stages).filter(|stage| !stage.log.is_sealed());
+    stages.map(|stage| nodes.benched(&stage.id).count()).sum()
+}
+
+/// Whether none of the stage's units is to be given to the curator: it has said that it cannot open the stage's source, or is
+/// benched.
 pub fn is_cooling_down(
+    state: &ClusterState,
     seen: &Observed,
     limits: &Limits,
     stage: &StageRef,
     node: &NodeId,
     now: Timestamp,
 ) -> bool {
-    seen.cooldowns.get(stage, node, limits, now).is_some()
+    DecideContext { state, seen, limits, now }.cooldown(stage, node).is_some()
 }
 
 /// Nodes of one kind, by what can be done with them.

@@ -24,6 +24,7 @@ use std::time::Duration;
 use capacity::TenantGpus;
 pub use capacity::{Blocker, NodeRoom};
 pub use pairs::PairForecast;
+pub use progress::short_logs;
 
 use crate::access::Scope;
 use crate::decide::{DecideContext, Limits, PendingReason};
@@ -98,12 +99,21 @@ pub fn explain(view: &View<'_>, job: &Job) -> Explanation {
     };
     explanation.stage = stage.id.stage.to_string();
     precision::add_findings(view, job, stage, &mut explanation);
+    // Whatever the job waits for: the stage's pairs may still be in the making, by fewer than there are.
+    if !stage.log.is_sealed() {
+        for line in pairs::cooldowns(view, stage) {
+            if !explanation.findings.contains(&line) {
+                explanation.findings.push(line);
+            }
+        }
+    }
     explanation
 }
 
 fn waiting(view: &View<'_>, job: &Job, index: usize, stage: &Stage, wait: &PendingReason) -> Explanation {
     let mut explanation = match wait {
         PendingReason::NoCurator => no_curator(view),
+        PendingReason::Unreadable { .. } => unreadable(),
         PendingReason::CuratorsBusy => curators_busy(view, job),
         PendingReason::Pairs { needed, .. } => pairs::waiting(view, job, index, stage, *needed),
         PendingReason::Source { .. } => pairs::without_source(view, job, index, stage),
@@ -156,6 +166,22 @@ fn first_waiting<'a>(view: &View<'a>, job: &Job) -> Option<&'a Job> {
         Some(PendingReason::Slots { wanted, total, .. }) => wanted <= total,
         Some(_) | None => false,
     })
+}
+
+fn unreadable() -> Explanation {
+    Explanation {
+        findings: vec![
+            "nothing of it is started, ended or written until all its records can be read; ranks that run go on"
+                .to_owned(),
+        ],
+        remedies: vec![
+            "if a newer controller wrote the record: run that version again".to_owned(),
+            "else restore it from a backup of the store; docs/runbooks/CrescendoRecordUnreadable.md says how"
+                .to_owned(),
+            "or cancel the job, which gives up what the record said".to_owned(),
+        ],
+        ..Explanation::default()
+    }
 }
 
 fn no_curator(view: &View<'_>) -> Explanation {

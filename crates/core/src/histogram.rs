@@ -51,6 +51,12 @@ impl ScoreCounts {
         Ok(Self(counts))
     }
 
+    /// Takes over counts as they are stored: those of scores or scales that only another version knows are kept, and not
+    /// shown.
+    pub fn stored(counts: BTreeMap<String, Vec<u64>>) -> Self {
+        Self(counts)
+    }
+
     /// Counts one value; one that is not counted, or not a number, is passed over.
     pub fn count(&mut self, name: &str, value: f64) {
         let Some(scale) = Scale::of(name) else { return };
@@ -62,7 +68,10 @@ impl ScoreCounts {
     }
 
     pub fn add(&mut self, other: &Self) {
-        for (name, counts) in &other.0 {
+        // Counts of another scale cannot be added to those of ours; they stay with their unit.
+        let ours =
+            |name: &str, counts: &[u64]| Scale::of(name).is_none_or(|scale| scale.buckets == counts.len());
+        for (name, counts) in other.0.iter().filter(|(name, counts)| ours(name, counts)) {
             let mine = self.0.entry(name.clone()).or_insert_with(|| vec![0; counts.len()]);
             for (mine, count) in mine.iter_mut().zip(counts) {
                 *mine = mine.saturating_add(*count);
@@ -72,7 +81,9 @@ impl ScoreCounts {
 
     /// Each counted score with its scale and the counts of its buckets.
     pub fn scores(&self) -> impl Iterator<Item = (&'static Scale, &[u64])> {
-        self.0.iter().filter_map(|(name, counts)| Some((Scale::of(name)?, counts.as_slice())))
+        let known =
+            |name: &str, counts: &[u64]| Scale::of(name).filter(|scale| scale.buckets == counts.len());
+        self.0.iter().filter_map(move |(name, counts)| Some((known(name, counts)?, counts.as_slice())))
     }
 
     /// As they are stored.

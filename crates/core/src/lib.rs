@@ -30,16 +30,19 @@
 //! | [`arithmetic`] | what is kept of how nodes and gangs compute |
 //! | [`precision`] | what `precision: auto` comes to, once for a stage |
 //! | [`processor`] | on which kind of processor a stage is trained |
+//! | [`blame`] | which nodes attempts have failed on lately |
 //! | [`placement`] | gangs onto slots, whole or not at all |
 //! | [`trace`] | which trace a job belongs to |
 //! | [`decide`] | `decide(state, observed, now) -> plan` |
 //! | [`explain`] | why a job is where it is, with numbers, and what it would take |
+//! | [`unreadable`] | stored records that cannot be read, and what they halt |
 //! | [`invariants`] | what must hold of every state |
 //!
 //! Everything here is a function of its arguments: no clock, no randomness, ordered maps only.
 
 pub mod access;
 pub mod arithmetic;
+pub mod blame;
 pub mod cooldown;
 pub mod decide;
 pub mod error;
@@ -63,5 +66,6 @@ pub mod state;
 pub mod trace;
 pub mod transitions;
 pub mod under_way;
+pub mod unreadable;
 
 pub use error::RequestError;

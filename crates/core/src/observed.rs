@@ -4,9 +4,12 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
+use crate::blame::NodeFailures;
 use crate::cooldown::Cooldowns;
-use crate::decide::Send;
+use crate::decide::{Limits, Send};
 use crate::ids::{AttemptRef, Incarnation, NodeId, StageRef, Timestamp};
+use crate::records::FailureKind;
+use crate::transitions::one_line;
 use crate::under_way::UnitsUnderWay;
 
 /// The nodes and gangs as seen since `since`.
@@ -18,6 +21,8 @@ pub struct Observed {
     pub gangs: BTreeMap<StageRef, GangView>,
     /// Curators that cannot open a stage's source.
     pub cooldowns: Cooldowns,
+    /// Where attempts have failed lately.
+    pub failures: NodeFailures,
     /// How far the units are that curators work on.
     pub under_way: UnitsUnderWay,
     /// How the pairs of stages that are being made come; the [`MAX_TRENDS`] that were looked at last.
@@ -48,6 +53,8 @@ pub struct NodeView {
     /// Attempts that hold slots there: told in its hello or started since, and not reported as over.
     pub running: BTreeSet<AttemptRef>,
     pub curating: BTreeSet<StageRef>,
+    /// Stages that it could not take up when it was last assigned to them.
+    pub refused: BTreeMap<StageRef, Refusal>,
     /// It is about to leave, by its own word in this session.
     pub draining: bool,
     /// Sent in this session, and when first.
@@ -55,6 +62,24 @@ pub struct NodeView {
     pub curators_sent: BTreeMap<AttemptRef, Vec<String>>,
     /// Attempts that it was told to save a checkpoint and leave.
     pub drains_sent: BTreeSet<AttemptRef>,
+}
+
+/// Why a curator has not taken up a stage.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// One line, without secrets.
+    pub reason: String,
+    /// How often in a row.
+    pub times: u32,
+    pub at: Timestamp,
+}
+
+impl Refusal {
+    /// When it is asked again.
+    pub fn until(&self, limits: &Limits) -> Timestamp {
+        let factor = 1u32.checked_shl(self.times.saturating_sub(1)).unwrap_or(u32::MAX);
+        self.at.plus(limits.cooldown.saturating_mul(factor).min(limits.max_cooldown))
+    }
 }
 
 /// The ranks of a stage's attempt, as reported.
@@ -118,6 +143,7 @@ impl Observed {
             nodes: BTreeMap::new(),
             gangs: BTreeMap::new(),
             cooldowns: Cooldowns::default(),
+            failures: NodeFailures::default(),
             under_way: UnitsUnderWay::default(),
             trends: BTreeMap::new(),
         }
@@ -135,6 +161,18 @@ impl Observed {
         if self.nodes.get(&node).is_some_and(|known| known.incarnation != incarnation) {
             self.cooldowns.lift_all_of(&node);
             self.under_way.gone(&node);
+            self.failures.restarted(&node);
+            let lost: Vec<StageRef> = self
+                .nodes
+                .get(&node)
+                .into_iter()
+                .flat_map(|known| &known.running)
+                .filter(|attempt| !running.contains(*attempt))
+                .map(AttemptRef::stage_ref)
+                .collect();
+            for stage in lost {
+                self.failures.put(&node, &stage, "the node was restarted", false, true, now);
+            }
         }
         let view = NodeView {
             incarnation,
@@ -142,6 +180,7 @@ impl Observed {
             last_heard: now,
             running,
             curating,
+            refused: BTreeMap::new(),
             draining: false,
             stops_sent: BTreeMap::new(),
             curators_sent: BTreeMap::new(),
@@ -163,11 +202,32 @@ impl Observed {
         }
     }
 
+    /// The curator cannot take up a stage that it was assigned to.
+    pub fn refuses(&mut self, node: &NodeId, stage: &StageRef, reason: &str, now: Timestamp) {
+        let Some(view) = self.nodes.get_mut(node) else { return };
+        if view.curating.remove(stage) {
+            let times = view.refused.get(stage).map_or(0, |before| before.times).saturating_add(1);
+            view.refused.insert(stage.clone(), Refusal { reason: one_line(reason), times, at: now });
+        }
+    }
+
     /// The node says that it cannot open the stage's source. What a process says that is not known is not kept: it could
     /// not be told from what comes after it.
     pub fn cannot_open(&mut self, stage: &StageRef, node: &NodeId, reason: &str, now: Timestamp) {
+        self.failed_at(stage, node, FailureKind::Source, reason, now);
+    }
+
+    /// The node has given a unit of the stage back.
+    pub fn failed_at(
+        &mut self,
+        stage: &StageRef,
+        node: &NodeId,
+        kind: FailureKind,
+        reason: &str,
+        now: Timestamp,
+    ) {
         if self.nodes.contains_key(node) {
-            self.cooldowns.put(stage, node, reason, now);
+            self.cooldowns.put(stage, node, kind, reason, now);
         }
     }
 
@@ -197,6 +257,7 @@ impl Observed {
             }
         }
         let stage = report.attempt.stage_ref();
+        self.blame(&report, now);
         let gang = self.gangs.entry(stage).or_insert_with(|| GangView::new(report.attempt.clone(), now));
         if report.attempt.generation < gang.attempt.generation {
             return;
@@ -211,6 +272,40 @@ impl Observed {
             }
             gang.progress = progress;
         }
+    }
+
+    /// Holds a failure against the node: the first of its gang, and each that says it is permanent. A node says the same
+    /// again in every session.
+    fn blame(&mut self, report: &Report, now: Timestamp) {
+        let NodeReport::Failed { reason, permanent } = &report.phase else { return };
+        let stage = report.attempt.stage_ref();
+        let gang = self.gangs.get(&stage);
+        let of_newest = gang.filter(|gang| gang.attempt == report.attempt).map(|gang| &gang.nodes);
+        let failed = |phase: &NodeReport| matches!(phase, NodeReport::Failed { .. });
+        let known = of_newest.and_then(|nodes| nodes.get(&report.node)).is_some_and(failed);
+        // Whose an older attempt was is not known any more.
+        if gang.is_some_and(|gang| gang.attempt.generation > report.attempt.generation) {
+            return;
+        }
+        let first = !of_newest.is_some_and(|nodes| nodes.values().any(failed));
+        if !known {
+            self.failures.put(&report.node, &stage, reason, *permanent, first, now);
+        }
+    }
+
+    /// Time has jumped from `from` to `to` while nobody looked: the clock was set, or the controller or its machine stood
+    /// still. Nothing was heard in between, which says nothing of the nodes: all that was heard counts as if the jump had
+    /// not been, so that they are listened to before they are judged.
+    pub fn time_jumped(&mut self, from: Timestamp, to: Timestamp) {
+        let moved = |at: &mut Timestamp| *at = Timestamp(at.0.saturating_add(to.0).saturating_sub(from.0));
+        moved(&mut self.since);
+        for view in self.nodes.values_mut() {
+            moved(&mut view.last_heard);
+            view.stops_sent.values_mut().for_each(moved);
+            view.refused.values_mut().for_each(|refusal| moved(&mut refusal.at));
+        }
+        self.gangs.values_mut().for_each(|gang| moved(&mut gang.stepped_at));
+        self.cooldowns.times_mut().chain(self.failures.times_mut()).for_each(moved);
     }
 
     /// Remembers what was sent, so that it is sent once a session.

@@ -9,12 +9,12 @@
 //! The log is the results in the order of the units, cut at the wanted number of pairs. So its content depends on what
 //! is in the units alone, not on who did them when.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::histogram::ScoreCounts;
 use crate::ids::{NodeId, StageRef, Timestamp};
-use crate::records::{ShardRecord, UnitFailure, UnitRecord, UnitResult, UnitState};
+use crate::records::{MAX_FAILED_ON, ShardRecord, UnitFailure, UnitRecord, UnitResult, UnitState};
 use crate::rejection::Rejection;
 
 /// How units are given out.
@@ -32,6 +32,9 @@ pub struct UnitPolicy {
     pub max_retry_backoff: Duration,
     /// Units past the readable prefix that may be under way.
     pub look_ahead: u64,
+    /// The other curators that may make units of the stage: as long as there is one, no unit is given up on the word of a
+    /// single node.
+    pub peers: BTreeSet<NodeId>,
 }
 
 impl UnitPolicy {
@@ -39,6 +42,20 @@ impl UnitPolicy {
     pub fn retry_at(&self, failures: u32, now: Timestamp) -> Timestamp {
         let factor = 1u32.checked_shl(failures.saturating_sub(1)).unwrap_or(u32::MAX);
         now.plus(self.retry_backoff.saturating_mul(factor).min(self.max_retry_backoff))
+    }
+
+    /// Whether enough nodes have failed at a unit to blame the unit: two, or the only one that there is.
+    pub fn blames(&self, unit: &UnitRecord) -> bool {
+        unit.failed_on.len() >= 2 || self.peers.is_empty()
+    }
+
+    /// Whether the unit is kept from a node that has failed at it, for another that has not tried it yet.
+    fn kept_for_another(&self, unit: &UnitRecord, node: &NodeId, now: Timestamp) -> bool {
+        let lately =
+            unit.last_failure.as_ref().is_some_and(|last| now.since(last.at) < self.max_retry_backoff);
+        lately
+            && unit.failed_on.contains(node)
+            && self.peers.iter().any(|peer| !unit.failed_on.contains(peer))
     }
 
     /// Whether a unit's wait goes on. One that is longer than any was set by another clock.
@@ -156,6 +173,21 @@ impl PairLog {
         !self.units.is_empty()
     }
 
+    /// Pairs that were asked for.
+    pub fn target(&self) -> u64 {
+        self.target
+    }
+
+    /// Units of the prefix that nobody could make.
+    pub fn given_up(&self) -> u64 {
+        self.rejected.get(Rejection::UnitQuarantined.name()).copied().unwrap_or(0)
+    }
+
+    /// The source ended before there were as many pairs as were asked for.
+    pub fn ends_short(&self) -> bool {
+        self.sealed && self.committed() < self.target
+    }
+
     /// Rejected candidates of the prefix, by reason.
     pub fn rejected(&self) -> &BTreeMap<String, u64> {
         &self.rejected
@@ -213,10 +245,16 @@ impl PairLog {
                         done_pairs = done_pairs.saturating_add(result.shard.pairs);
                         ends = result.exhausted;
                     }
-                    UnitState::Leased { expires_at, .. } if *expires_at > now => {}
+                    // One that is longer than any was set by another clock.
+                    UnitState::Leased { expires_at, .. }
+                        if *expires_at > now && expires_at.since(now) <= policy.lease_ttl => {}
                     UnitState::Free { from } if policy.still_waits(*from, now) => {}
                     UnitState::Free { .. } | UnitState::Leased { .. }
-                        if record.lease_generation.saturating_sub(record.released) >= policy.max_leases =>
+                        if policy.kept_for_another(record, node, now) => {}
+                    UnitState::Free { .. } | UnitState::Leased { .. }
+                        if policy.blames(&expired(record))
+                            && record.lease_generation.saturating_sub(record.released)
+                                >= policy.max_leases =>
                     {
                         return Lease::GivenUp(record.quarantined());
                     }
@@ -230,11 +268,20 @@ impl PairLog {
     }
 }
 
+/// The unit, with the holder whose lease has run out among those that failed at it: it may have died of it.
+fn expired(record: &UnitRecord) -> UnitRecord {
+    match &record.state {
+        UnitState::Leased { node, .. } => record.failed_also_on(node),
+        UnitState::Free { .. } | UnitState::Done(_) => record.clone(),
+    }
+}
+
 fn granted(record: &UnitRecord, node: &NodeId, now: Timestamp, policy: &UnitPolicy) -> UnitRecord {
+    let record = expired(record);
     UnitRecord {
         lease_generation: record.lease_generation + 1,
         state: UnitState::Leased { node: node.clone(), expires_at: now.plus(policy.lease_ttl) },
-        ..record.clone()
+        ..record
     }
 }
 
@@ -247,9 +294,20 @@ impl UnitRecord {
             lease_generation: 0,
             released: 0,
             failures: 0,
+            failed_on: Vec::new(),
             last_failure: None,
             state: UnitState::Free { from: Timestamp(0) },
         }
+    }
+
+    /// The unit, with one more node that failed at it.
+    #[must_use]
+    pub fn failed_also_on(&self, node: &NodeId) -> UnitRecord {
+        let mut record = self.clone();
+        if !record.failed_on.contains(node) && record.failed_on.len() < MAX_FAILED_ON {
+            record.failed_on.push(node.clone());
+        }
+        record
     }
 
     /// The unit, done without a pair.
@@ -298,6 +356,7 @@ pub(crate) mod tests {
             retry_backoff: Duration::from_secs(3),
             max_retry_backoff: Duration::from_secs(60),
             look_ahead,
+            peers: BTreeSet::new(),
         }
     }
 

@@ -162,6 +162,7 @@ mod tests {
             labels: BTreeMap::new(),
             version: String::new(),
             drained: false,
+            cordon: None,
             arithmetic: hundredths.map(|hundredths| Arithmetic {
                 f32_time: Duration::from_micros(hundredths),
                 bf16_time: Duration::from_micros(100),

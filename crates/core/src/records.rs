@@ -89,6 +89,9 @@ impl AttemptRecord {
     }
 }
 
+/// Nodes that a unit remembers to have failed on: two of them are enough to blame the unit.
+pub const MAX_FAILED_ON: usize = 4;
+
 /// One curation unit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UnitRecord {
@@ -100,6 +103,8 @@ pub struct UnitRecord {
     pub released: u64,
     /// Times that it was given back with an error of its own.
     pub failures: u32,
+    /// The nodes on which it failed, or that held it when their lease ran out; each once, at most [`MAX_FAILED_ON`].
+    pub failed_on: Vec<NodeId>,
     /// What was said when it was last given back with an error; none once it is committed.
     pub last_failure: Option<UnitFailure>,
     pub state: UnitState,
@@ -211,6 +216,8 @@ pub struct NodeRecord {
     pub version: String,
     /// A person has said that it gets no work until further notice; not the node's own word.
     pub drained: bool,
+    /// Why the controller itself gives it no new work; what runs there goes on. A person lifts it.
+    pub cordon: Option<String>,
     /// What it has measured of itself; none from a node that does not say.
     pub arithmetic: Option<Arithmetic>,
 }
@@ -257,6 +264,20 @@ impl Record {
                 RecordKey::Checkpoint(record.stage.clone(), record.step, record.generation)
             }
             Self::Node(record) => RecordKey::Node(record.id.clone()),
+        }
+    }
+}
+
+impl RecordKey {
+    /// The job that the record belongs to.
+    pub fn job(&self) -> Option<&JobId> {
+        match self {
+            Self::Job(job) => Some(job),
+            Self::Stage(stage)
+            | Self::Attempt(stage)
+            | Self::Unit(stage, _)
+            | Self::Checkpoint(stage, _, _) => Some(&stage.job),
+            Self::Request(..) | Self::Node(_) => None,
         }
     }
 }

@@ -9,6 +9,7 @@ use crate::records::{
     AttemptRecord, CheckpointRecord, JobRecord, NodeRecord, Record, RecordKey, StageRecord, Write,
 };
 use crate::spec::StageSpec;
+use crate::unreadable::{UnreadableRecord, UnreadableRecords};
 
 /// Everything durable. Changed by [`ClusterState::apply`] alone.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -19,6 +20,8 @@ pub struct ClusterState {
     nodes: BTreeMap<NodeId, NodeRecord>,
     /// Jobs that are not terminal: what a decision has to look at.
     open: BTreeSet<JobId>,
+    /// What is in the store and not in here.
+    unreadable: UnreadableRecords,
 }
 
 /// A job with what belongs to it.
@@ -46,6 +49,8 @@ pub struct Stage {
 #[error("record {key} belongs to nothing")]
 pub struct Orphan {
     pub key: String,
+    /// That job; none of a record that needs no job.
+    pub job: Option<JobId>,
 }
 
 impl ClusterState {
@@ -56,6 +61,20 @@ impl ClusterState {
         let orphans =
             records.into_iter().filter_map(|record| state.apply(Write::Put(record)).err()).collect();
         (state, orphans)
+    }
+
+    /// The same state, beside records that cannot be read.
+    pub fn with_unreadable(self, unreadable: UnreadableRecords) -> Self {
+        Self { unreadable, ..self }
+    }
+
+    pub fn unreadable(&self) -> &UnreadableRecords {
+        &self.unreadable
+    }
+
+    /// Why nothing is done for an open job: a record of it cannot be read.
+    pub fn halted(&self, job: &JobId) -> Option<UnreadableRecord> {
+        self.unreadable.of_job(job).filter(|_| self.open.contains(job))
     }
 
     /// Takes over one change.
@@ -71,7 +90,7 @@ impl ClusterState {
 
     fn put(&mut self, record: Record) -> Result<(), Orphan> {
         let key = record.key();
-        let orphan = || Orphan { key: key.to_string() };
+        let orphan = || Orphan { key: key.to_string(), job: key.job().cloned() };
         match record {
             Record::Job(record) => self.put_job(record),
             Record::Request(record) => {
@@ -167,7 +186,17 @@ impl ClusterState {
 
     /// The job that `request` of `tenant` made.
     pub fn requested(&self, tenant: &str, request: &RequestId) -> Option<&Job> {
-        self.jobs.get(self.requests.get(&(tenant.to_owned(), request.clone()))?)
+        self.jobs.get(self.request_job(tenant, request)?)
+    }
+
+    /// Its id, whether or not the job is here.
+    pub fn request_job(&self, tenant: &str, request: &RequestId) -> Option<&JobId> {
+        self.requests.get(&(tenant.to_owned(), request.clone()))
+    }
+
+    /// Whether some request of `tenant` made this job, by what the requests say.
+    pub fn is_of_tenant(&self, job: &JobId, tenant: &str) -> bool {
+        self.requests.iter().any(|((of, _), made)| made == job && of == tenant)
     }
 
     pub fn node(&self, id: &NodeId) -> Option<&NodeRecord> {

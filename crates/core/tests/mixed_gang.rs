@@ -53,6 +53,7 @@ impl Cluster {
             labels: BTreeMap::new(),
             version: "0.1.0".into(),
             drained: false,
+            cordon: None,
             arithmetic: Some(Arithmetic {
                 f32_time: Duration::from_micros(hundredths),
                 bf16_time: Duration::from_micros(100),

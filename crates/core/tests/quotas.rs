@@ -42,6 +42,7 @@ impl Cluster {
                 labels: BTreeMap::new(),
                 version: "0.1.0".into(),
                 drained: false,
+                cordon: None,
                 arithmetic: None,
             }));
             cluster.seen.hello(id, incarnation, BTreeSet::new(), BTreeSet::new(), now);

@@ -36,6 +36,7 @@ impl World {
             labels: BTreeMap::new(),
             version: String::new(),
             drained,
+            cordon: None,
             arithmetic: None,
         };
         self.state.apply(Write::Put(Record::Node(record))).expect("a node stands alone");

@@ -4,12 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crescendo_core::decide::{Limits, PendingReason, decide, is_cooling_down, reachable_curators};
-use crescendo_core::explain::{View, explain};
+use crescendo_core::decide::{
+    Limits, PendingReason, benched_curators, decide, is_cooling_down, peers_of, reachable_curators,
+};
+use crescendo_core::explain::{View, explain, short_logs};
 use crescendo_core::ids::{Generation, Incarnation, JobId, NodeId, RequestId, StageRef, Timestamp};
 use crescendo_core::job::JobState;
 use crescendo_core::observed::Observed;
-use crescendo_core::pairlog::Lease;
+use crescendo_core::pairlog::{Lease, UnitPolicy};
 use crescendo_core::quotas::TenantLimits;
 use crescendo_core::records::{
     CheckpointRecord, FailureKind, NodeKind, NodeRecord, Record, ShardRecord, Write,
@@ -23,6 +25,8 @@ use proptest::prelude::*;
 #[derive(Clone, Default)]
 struct Curator {
     can_open: bool,
+    /// It opens the source and then fails at every unit.
+    fails: bool,
     connected: bool,
     incarnation: u32,
     holds: Vec<UnitLeaseRef>,
@@ -113,6 +117,7 @@ impl World {
             labels: BTreeMap::new(),
             version: String::new(),
             drained: false,
+            cordon: None,
             arithmetic: None,
         };
         self.apply(vec![Write::Put(Record::Node(record))]);
@@ -155,13 +160,18 @@ impl World {
         units
     }
 
+    fn policy(&self, n: usize, stage: &StageRef) -> UnitPolicy {
+        let (state, seen, limits, now) = (&self.state, &self.seen, &self.limits, self.now);
+        let peers = peers_of(state, seen, limits, stage, &node(n), now);
+        UnitPolicy { peers, ..limits.unit_policy(reachable_curators(state, seen, limits, now)) }
+    }
+
     fn lease(&mut self, n: usize, stage: &StageRef) -> Option<UnitLeaseRef> {
         self.seen.heard(&node(n), self.now);
-        let policy =
-            self.limits.unit_policy(reachable_curators(&self.state, &self.seen, &self.limits, self.now));
+        let policy = self.policy(n, stage);
         let (lease, writes) =
             transitions::lease_unit(&self.state, stage, &node(n), &policy, self.now).expect("it exists");
-        if is_cooling_down(&self.seen, &self.limits, stage, &node(n), self.now) {
+        if is_cooling_down(&self.state, &self.seen, &self.limits, stage, &node(n), self.now) {
             return None;
         }
         self.apply(writes);
@@ -177,8 +187,16 @@ impl World {
 
     /// The curator hands in the unit, or says why it cannot.
     fn finish(&mut self, n: usize, lease: UnitLeaseRef) {
-        let policy = self.limits.unit_policy(1);
-        if self.curators[n].can_open {
+        let policy = self.policy(n, &lease.stage);
+        if self.curators[n].fails {
+            let fate = UnitFate::Failed(FailureKind::Passing);
+            let failed =
+                transitions::fail_unit(&self.state, &lease, &node(n), &policy, fate, "boom", self.now);
+            if let Ok((_, writes)) = failed {
+                self.apply(writes);
+                self.seen.failed_at(&lease.stage, &node(n), FailureKind::Passing, "boom", self.now);
+            }
+        } else if self.curators[n].can_open {
             let shard = ShardRecord {
                 path: transitions::shard_path(&lease),
                 pairs: 4,
@@ -226,6 +244,117 @@ impl World {
         match &self.state.job(job).expect("it exists").record.state {
             JobState::Failed { reason } => Some(reason.clone()),
             _ => None,
+        }
+    }
+}
+
+/// Units that were given up.
+fn quarantined(world: &World, job: &JobId) -> u64 {
+    let rejected = world.state.job(job).expect("there").stages[0].log.rejected();
+    rejected.get("unit_quarantined").copied().unwrap_or(0)
+}
+
+#[test]
+fn one_that_fails_at_every_unit_is_benched_and_the_other_makes_them_all() {
+    let mut world = World::new(&[true, true]);
+    world.curators[0].fails = true;
+    let job = world.submit("trial");
+    // It fails at once, the other takes its time.
+    for _ in 0..250 {
+        (0..4).for_each(|_| {
+            world.work(0);
+        });
+        if benched_curators(&world.state, &world.seen, &world.limits, world.now) > 0 {
+            let scope = Scope::Everything;
+            let (state, seen) = (&world.state, &world.seen);
+            let view = View {
+                state,
+                seen,
+                waits: &world.waits,
+                limits: &world.limits,
+                now: world.now,
+                scope: &scope,
+            };
+            let told = explain(&view, state.job(&job).expect("there")).findings;
+            assert!(told.iter().any(|line| line.starts_with("c-0 is benched, after ")), "{told:?}");
+        }
+        world.work(1);
+        world.wait(1);
+    }
+    let log = &world.state.job(&job).expect("there").stages[0].log;
+    assert_eq!((log.committed(), log.prefix_units(), quarantined(&world, &job)), (800, 200, 0));
+}
+
+#[test]
+fn a_stage_that_a_curator_cannot_take_up_goes_to_another_and_is_offered_again() {
+    let mut world = World::new(&[true]);
+    world.submit("trial");
+    let stage = world.stages_of(0).remove(0);
+    world.seen.refuses(&node(0), &stage, "the resolved spec\ncannot be read", world.now);
+    world.settle();
+    assert!(world.stages_of(0).is_empty(), "it is not asked again at once");
+    world.wait(29);
+    assert!(world.stages_of(0).is_empty());
+    world.wait(2);
+    assert_eq!(world.stages_of(0), [stage.clone()], "but after a while");
+    world.seen.refuses(&node(0), &stage, "the resolved spec cannot be read", world.now);
+    world.settle();
+    world.wait(31);
+    assert!(world.stages_of(0).is_empty(), "twice as long the second time");
+    world.curators.push(Curator { can_open: true, ..Curator::default() });
+    world.restart(1);
+    assert_eq!(world.stages_of(1), [stage], "another is asked at once");
+}
+
+#[test]
+fn the_only_curator_gives_a_unit_up_as_before() {
+    let mut world = World::new(&[true]);
+    world.curators[0].fails = true;
+    let job = world.submit("trial");
+    for _ in 0..60 {
+        world.work(0);
+        world.wait(1);
+    }
+    assert!(quarantined(&world, &job) > 0, "else its job would never end");
+    assert_eq!(benched_curators(&world.state, &world.seen, &world.limits, world.now), 0);
+}
+
+#[test]
+fn a_log_that_lost_many_units_fails_its_job_and_one_that_ends_short_says_so() {
+    for (lost, fails) in [(0, false), (5, false), (6, true)] {
+        let mut world = World::new(&[true]);
+        let job = world.submit("trial");
+        let stage = world.stages_of(0).remove(0);
+        for unit in 0..25 {
+            let lease = world.lease(0, &stage).expect("a unit");
+            if unit < lost {
+                let record =
+                    world.state.stage(&stage).and_then(|stage| stage.log.unit(unit)).expect("leased");
+                let given_up = record.quarantined();
+                world.apply(vec![Write::Put(Record::Unit(given_up))]);
+                continue;
+            }
+            let path = transitions::shard_path(&lease);
+            let shard = ShardRecord { path, pairs: 4, size_bytes: 9, sha256: "a".repeat(64) };
+            let (rejected, scores) = (BTreeMap::new(), Default::default());
+            let commit = UnitCommit { lease, shard, rejected, scores, exhausted: unit == 24 };
+            world.apply(transitions::commit_unit(&world.state, commit).expect("taken").writes);
+        }
+        world.settle();
+        let told = format!(
+            "the source of stage stage-1 has ended with {} of the 800 pairs that were asked for: ",
+            100 - 4 * lost
+        );
+        match world.failed(&job) {
+            Some(reason) => assert!(
+                fails && reason.starts_with(&told) && reason.contains("6 of its 25 units were given up"),
+                "{reason}"
+            ),
+            None => {
+                assert!(!fails, "{lost} units are lost");
+                let short = short_logs(world.state.job(&job).expect("there"));
+                assert!(short.len() == 1 && short[0].starts_with(&told), "{short:?}");
+            }
         }
     }
 }

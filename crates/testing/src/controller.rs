@@ -245,8 +245,26 @@ impl FakeNode {
         Self::open_over(controller.stream_channel(), hello).await
     }
 
-    /// Over a connection of its own.
+    /// Over a connection of its own. A process of the same name that has just gone is waited for.
     pub async fn open_over(channel: Channel, hello: v1::Hello) -> anyhow::Result<Self> {
+        eventually("the session is open", async || {
+            match Self::try_open_over(channel.clone(), hello.clone()).await {
+                Ok(node) => Ok(Some(node)),
+                Err(error) => match error.downcast_ref::<Status>() {
+                    Some(status) if status.code() == Code::AlreadyExists => Ok(None),
+                    _ => Err(error),
+                },
+            }
+        })
+        .await
+    }
+
+    /// Once: as a real node does before it tries again.
+    pub async fn try_open(controller: &Controller, hello: v1::Hello) -> anyhow::Result<Self> {
+        Self::try_open_over(controller.stream_channel(), hello).await
+    }
+
+    async fn try_open_over(channel: Channel, hello: v1::Hello) -> anyhow::Result<Self> {
         let id = hello.node_id.clone();
         let (up, outgoing) = mpsc::channel(64);
         up.send(v1::OpenSessionRequest { message: Some(Up::Hello(hello)) }).await?;

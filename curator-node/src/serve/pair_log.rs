@@ -1,6 +1,5 @@
 //! What a curator knows of a stage's pair log: kept up with the controller's registry.
 
-use crescendo_node::runtime::backoff::{Backoff, random};
 use crescendo_node::session::call::Controllers;
 use crescendo_proto::v1::curation_service_client::CurationServiceClient;
 use crescendo_proto::v1::{Shard, StageRef, WatchPairLogRequest, WatchPairLogResponse};
@@ -80,7 +79,7 @@ pub async fn follow(
 ) {
     let mut failures = 0u32;
     while !stop.is_cancelled() && !log.borrow().sealed {
-        let before = log.borrow().next_unit;
+        let (before, tried) = (log.borrow().next_unit, controllers.choice());
         let ended = tokio::select! {
             () = stop.cancelled() => return,
             ended = follow_once(&stage, &controllers, &log) => ended,
@@ -88,9 +87,8 @@ pub async fn follow(
         let Err(status) = ended else { continue };
         // News is a sign of life: only silence makes the waits longer.
         failures = if log.borrow().next_unit > before { 1 } else { failures.saturating_add(1) };
-        let wait = Backoff::default().delay(failures, random());
+        let wait = controllers.failed(tried, &status, failures);
         tracing::warn!(%status, failures, ?wait, "the watch on the pair log ended, opening it again");
-        controllers.next();
         tokio::select! {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(wait) => {}

@@ -150,6 +150,11 @@ struct JobPass<'a, 'p> {
 
 impl<'a> JobPass<'a, '_> {
     fn decide_job(&mut self, job: &'a Job) {
+        // Whatever is decided would rest on half of what there is: what runs is left to run.
+        if let Some(record) = self.nodes.state.halted(&job.record.id) {
+            self.plan.waits.insert(job.record.id.clone(), PendingReason::Unreadable { record });
+            return;
+        }
         let current = job.current_stage();
         // At most one stage trains; one whose successor has lost its starting point trains again.
         for (index, stage) in job.stages.iter().enumerate() {
@@ -203,7 +208,7 @@ impl<'a> JobPass<'a, '_> {
         }
         let mut attempt = stage.attempt.clone();
         if let Some(running) = stage.active_attempt() {
-            let Some(ending) = self.ending(running) else {
+            let Some(ending) = self.ending(job, index, running) else {
                 self.keep_running(job, index, running);
                 return;
             };
@@ -245,6 +250,16 @@ impl<'a> JobPass<'a, '_> {
         if log.is_sealed() && log.committed() == 0 {
             return Some(format!("stage {name} has no pairs: {}{}", rejections(log.rejected()), failure()));
         }
+        // A short source, or a strict filter, is what was asked for; units that nobody could make are not.
+        let (given_up, units) = (log.given_up(), log.prefix_units());
+        let most = self.nodes.limits.max_given_up_percent;
+        if log.ends_short() && given_up.saturating_mul(100) > units.saturating_mul(most) {
+            return Some(format!(
+                "{}; {given_up} of its {units} units were given up, which is more than {most} %{}",
+                short_log(stage),
+                failure()
+            ));
+        }
         let empty = log.empty_in_a_row();
         if !log.is_sealed() && empty >= self.nodes.limits.max_empty_units {
             let (rejected, failure) = (rejections(log.rejected()), failure());
@@ -266,13 +281,14 @@ impl<'a> JobPass<'a, '_> {
     }
 
     /// Why the attempt cannot go on, if it cannot. What is not seen is unknown, and unknown is not failed.
-    fn ending(&self, attempt: &AttemptRecord) -> Option<Ending> {
+    fn ending(&self, job: &Job, index: usize, attempt: &AttemptRecord) -> Option<Ending> {
+        let believed = || self.is_permanent(job, index, attempt);
         let gang = self.nodes.seen.gang(&attempt.attempt);
         let reports = gang.map(|gang| &gang.nodes);
         let told = |node: &NodeId, report: &NodeReport| match report {
             NodeReport::Failed { reason, permanent } => Some(Ending {
                 reason: format!("{reason} (on {node})"),
-                kind: if *permanent { EndKind::Hopeless } else { EndKind::Failed },
+                kind: if *permanent && believed() { EndKind::Hopeless } else { EndKind::Failed },
             }),
             NodeReport::Stopped => {
                 Some(Ending { reason: format!("node {node} stopped its ranks"), kind: EndKind::Failed })
@@ -307,7 +323,9 @@ impl<'a> JobPass<'a, '_> {
             }
         }
         let since = self.nodes.seen.since;
-        let stepped_at = gang.map_or(since, |gang| gang.stepped_at).max(attempt.started_at);
+        // A start that lies ahead was written down by another clock.
+        let started_at = if attempt.started_at > self.nodes.now { since } else { attempt.started_at };
+        let stepped_at = gang.map_or(since, |gang| gang.stepped_at).max(started_at);
         if self.nodes.now.since(stepped_at) < self.nodes.limits.ranks_lost_after {
             return None;
         }
@@ -323,6 +341,23 @@ impl<'a> JobPass<'a, '_> {
                 kind: EndKind::Failed,
             })
         })
+    }
+
+    /// Whether what one node takes for permanent is: two nodes say so of the stage, or no gang fits without those that do.
+    fn is_permanent(&self, job: &Job, index: usize, attempt: &AttemptRecord) -> bool {
+        let stage = attempt.attempt.stage_ref();
+        let says = self.nodes.seen.failures.permanent_on(&stage, self.nodes.limits, self.nodes.now);
+        let sizes = job.stage_spec(index).map(|spec| placement::gang_sizes(&job.record.spec, spec));
+        let least = sizes.and_then(|sizes| sizes.last().copied()).unwrap_or(job.record.spec.resources.gpus);
+        let others = self.slots.among(|node| !says.contains(node));
+        says.len() >= 2 || !placement::room(&others, &stage, least).fits_when_empty()
+    }
+
+    /// The slots that a stage may take: none on nodes that take its failure for permanent, as long as it fits elsewhere.
+    fn slots_for(&self, stage: &StageRef, least: u32) -> Slots {
+        let says = self.nodes.seen.failures.permanent_on(stage, self.nodes.limits, self.nodes.now);
+        let others = self.slots.among(|node| !says.contains(node));
+        if placement::room(&others, stage, least).fits_when_empty() { others } else { self.slots.clone() }
     }
 
     fn end(&mut self, attempt: &AttemptRecord, reason: String, failures_in_a_row: u32) -> AttemptRecord {
@@ -389,7 +424,9 @@ impl<'a> JobPass<'a, '_> {
         let limits = self.nodes.limits;
         let factor = 1u32.checked_shl(failures - 2).unwrap_or(u32::MAX);
         let wait: Duration = limits.restart_backoff.saturating_mul(factor).min(limits.max_restart_backoff);
-        Some((at.plus(wait), PendingReason::Backoff { reason: reason.clone(), failures }))
+        // An end that lies ahead was written down by another clock.
+        let until = if *at > self.nodes.now { self.nodes.now } else { at.plus(wait) };
+        Some((until, PendingReason::Backoff { reason: reason.clone(), failures }))
     }
 
     fn try_place(
@@ -463,10 +500,15 @@ impl<'a> JobPass<'a, '_> {
     ) -> Result<Vec<RankPlacement>, InsufficientCapacity> {
         let state = self.nodes.state;
         // Only bf16 crawls anywhere.
+        let allowed = self.slots_for(&stage.id, sizes.last().copied().unwrap_or(0));
         let quick = (precision::of_stage(&job.record.spec, stage) == Some(StagePrecision::Bf16))
-            .then(|| self.slots.among(|node| !state.node(node).is_some_and(precision::bf16_crawls_on)));
+            .then(|| allowed.among(|node| !state.node(node).is_some_and(precision::bf16_crawls_on)));
         let wrote = stage.newest_checkpoint().and_then(|checkpoint| processor::wrote(stage, checkpoint));
-        for slots in quick.iter().chain([&self.slots]) {
+        let (seen, limits, now) = (self.nodes.seen, self.nodes.limits, self.nodes.now);
+        let sound = |slots: &Slots| slots.among(|node| !seen.failures.avoids(node, &stage.id, limits, now));
+        // Where it has just failed it goes only if it fits nowhere else.
+        let tiers = quick.into_iter().chain([allowed.clone()]).flat_map(|slots| [sound(&slots), slots]);
+        for slots in tiers.collect::<Vec<_>>().iter() {
             for size in sizes {
                 let alike = wrote.filter(|gang| gang.ranks() == *size);
                 if let Some(ranks) = alike.and_then(|gang| place_parts(state, slots, &stage.id, gang)) {
@@ -477,7 +519,7 @@ impl<'a> JobPass<'a, '_> {
                 }
             }
         }
-        Err(placement::room(&self.slots, &stage.id, sizes.last().copied().unwrap_or(0)))
+        Err(placement::room(&allowed, &stage.id, sizes.last().copied().unwrap_or(0)))
     }
 
     /// Places a gang that gives the same bits as one of this kind; `Err` if there are not the nodes for it, free or not.
@@ -487,8 +529,12 @@ impl<'a> JobPass<'a, '_> {
         stage: &StageRef,
     ) -> Result<Result<Vec<RankPlacement>, InsufficientCapacity>, PendingReason> {
         let state = self.nodes.state;
-        if let Some(ranks) = place_parts(state, &self.slots, stage, gang) {
-            return Ok(Ok(ranks));
+        let (seen, limits, now) = (self.nodes.seen, self.nodes.limits, self.nodes.now);
+        let sound = self.slots.among(|node| !seen.failures.avoids(node, stage, limits, now));
+        for slots in [&sound, &self.slots] {
+            if let Some(ranks) = place_parts(state, slots, stage, gang) {
+                return Ok(Ok(ranks));
+            }
         }
         let rooms = gang.by_kind().into_iter().map(|part| {
             let alike = self.slots.among(|node| processor::may_run_on(&part, state, node));
@@ -599,6 +645,22 @@ fn run_event(state: &JobState) -> Option<JobEvent> {
         | JobState::Failed { .. }
         | JobState::Cancelled { .. } => None,
     }
+}
+
+/// `stage s has 270 of the 640 pairs that were asked for: rejected …`, of a log that has ended short.
+pub(crate) fn short_log(stage: &Stage) -> String {
+    let log = &stage.log;
+    let name = &stage.id.stage;
+    let rejected = if log.rejected().is_empty() {
+        "nothing was rejected".to_owned()
+    } else {
+        rejections(log.rejected())
+    };
+    format!(
+        "the source of stage {name} has ended with {} of the {} pairs that were asked for: {rejected}",
+        log.committed(),
+        log.target()
+    )
 }
 
 fn rejections(rejected: &BTreeMap<String, u64>) -> String {

@@ -1,5 +1,6 @@
 //! What a decision may be set to.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +21,10 @@ pub struct Limits {
     /// Wait before the third attempt; doubles with each further one.
     pub restart_backoff: Duration,
     pub max_restart_backoff: Duration,
+    /// A failure is held against its node for this long.
+    pub blame_for: Duration,
+    /// Jobs that have failed on a node, and on no other, after which it gets no new work until a person says so.
+    pub cordon_after: usize,
     /// Units without any pair, one after the other, after which the job fails.
     pub max_empty_units: u64,
     pub lease_ttl: Duration,
@@ -32,6 +37,12 @@ pub struct Limits {
     /// A curator that cannot open a stage's source is asked again after this; twice as long each further time.
     pub cooldown: Duration,
     pub max_cooldown: Duration,
+    /// Units that a curator gives back in a row, with an error of their own, after which it is benched: it is not asked for
+    /// units of the stage for `cooldown`, twice as long with each further one, as long as another curator may make them.
+    pub bench_after: u32,
+    /// Percent of a stage's units that may have been given up when its source ends short of the pairs that were asked for;
+    /// with more its job fails.
+    pub max_given_up_percent: u64,
     /// Where a stage's source could be opened before, its job fails once no curator can for this long.
     pub source_lost_after: Duration,
     /// Units under way past the readable prefix: `base + per_curator * curators`.
@@ -50,6 +61,8 @@ impl Default for Limits {
             max_failures_in_a_row: 10,
             restart_backoff: Duration::from_millis(500),
             max_restart_backoff: Duration::from_secs(30),
+            blame_for: Duration::from_secs(30 * 60),
+            cordon_after: 3,
             max_empty_units: 200,
             lease_ttl: Duration::from_secs(20),
             max_unit_failures: 3,
@@ -58,6 +71,8 @@ impl Default for Limits {
             max_unit_backoff: Duration::from_secs(60),
             cooldown: Duration::from_secs(30),
             max_cooldown: Duration::from_secs(600),
+            bench_after: 3,
+            max_given_up_percent: 20,
             source_lost_after: Duration::from_secs(60),
             look_ahead_base: 4,
             look_ahead_per_curator: 2,
@@ -77,6 +92,7 @@ impl Limits {
             look_ahead: self
                 .look_ahead_base
                 .saturating_add(self.look_ahead_per_curator.saturating_mul(curators as u64)),
+            peers: BTreeSet::new(),
         }
     }
 }

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use crate::decide::passes::{Active, CurationAssignments};
-use crate::decide::{Command, DecideContext, Plan, Send};
+use crate::decide::{Change, Command, DecideContext, Plan, Send};
 use crate::ids::{AttemptRef, StageRef};
 use crate::observed::{NodeReport, NodeView};
-use crate::records::{NodeKind, NodeRecord};
+use crate::records::{NodeKind, NodeRecord, Record, Write};
 
 pub(super) fn decide_sends(
     nodes: &DecideContext<'_>,
@@ -32,8 +32,29 @@ pub(super) fn decide_sends(
         let Some(view) = nodes.seen.nodes.get(&record.id).filter(|view| view.connected) else { continue };
         match record.kind {
             NodeKind::Trainer => trainer_sends(nodes, record, view, active, &served_at, plan),
-            NodeKind::Curator => curator_sends(record, view, curation, plan),
+            NodeKind::Curator => curator_sends(nodes, record, view, curation, plan),
         }
+    }
+}
+
+/// A trainer on which job after job fails, and on it alone, gets no new work, as long as another is open to it.
+pub(super) fn decide_cordons(nodes: &DecideContext<'_>, plan: &mut Plan) {
+    let mut open: Vec<&NodeRecord> =
+        nodes.open_to_work(NodeKind::Trainer).map(|(record, _)| record).collect();
+    let bad: Vec<(&NodeRecord, String)> = open
+        .iter()
+        .filter_map(|record| {
+            Some((*record, nodes.seen.failures.cordon_reason(&record.id, nodes.limits, nodes.now)?))
+        })
+        .collect();
+    for (record, reason) in bad {
+        if open.len() < 2 {
+            return;
+        }
+        open.retain(|other| other.id != record.id);
+        plan.changes.push(Change::NodeCordoned { node: record.id.clone(), reason: reason.clone() });
+        let record = NodeRecord { cordon: Some(reason), ..record.clone() };
+        plan.writes.push(Write::Put(Record::Node(record)));
     }
 }
 
@@ -49,7 +70,10 @@ fn trainer_sends(
     for running in &view.running {
         let wanted = active.get(&running.stage_ref()).filter(|attempt| attempt.attempt == *running);
         let needless = wanted.is_none_or(|attempt| !attempt.runs_on(&record.id));
-        if needless && !view.stops_sent.contains_key(running) && !is_finishing(nodes, running) {
+        // Of a job that is halted it is not known what is wanted.
+        let halted =
+            nodes.state.halted(&running.job).is_some() || nodes.state.unreadable().hides_job(&running.job);
+        if needless && !halted && !view.stops_sent.contains_key(running) && !is_finishing(nodes, running) {
             let newer = active.get(&running.stage_ref()).map(|attempt| attempt.attempt.generation);
             let reason = match newer {
                 Some(generation) => format!("generation {generation} runs instead"),
@@ -97,7 +121,13 @@ fn is_finishing(nodes: &DecideContext<'_>, running: &AttemptRef) -> bool {
     last.generation == running.generation && nodes.now.since(last.committed_at) < nodes.limits.finish_within
 }
 
-fn curator_sends(record: &NodeRecord, view: &NodeView, curation: &CurationAssignments, plan: &mut Plan) {
+fn curator_sends(
+    nodes: &DecideContext<'_>,
+    record: &NodeRecord,
+    view: &NodeView,
+    curation: &CurationAssignments,
+    plan: &mut Plan,
+) {
     let mut send = |command| plan.sends.push(Send { node: record.id.clone(), command });
     let Some(wanted) = curation.wanted.get(&record.id) else {
         // One that has gone quiet, or is about to leave, keeps what it has; one that was drained does until others can do
@@ -112,7 +142,9 @@ fn curator_sends(record: &NodeRecord, view: &NodeView, curation: &CurationAssign
     for stage in view.curating.difference(wanted) {
         send(Command::ReleaseCuration(stage.clone(), "the stage needs this curator no more".to_owned()));
     }
-    for stage in wanted.difference(&view.curating) {
+    // One that has just refused a stage is asked again after a while.
+    let asked = |stage: &&StageRef| nodes.refusal(stage, &record.id).is_none();
+    for stage in wanted.difference(&view.curating).filter(asked) {
         send(Command::AssignCuration(stage.clone()));
     }
 }

@@ -8,6 +8,7 @@ use crate::precision::PrecisionChoice;
 use crate::processor::{GangKind, KindChange};
 use crate::quotas::gigabytes;
 use crate::records::Write;
+use crate::unreadable::UnreadableRecord;
 
 /// What is to be done, in this order: persist the writes, then send.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -61,6 +62,11 @@ pub enum Change {
         attempt: AttemptRef,
         change: KindChange,
     },
+    /// The controller gives a node no new work.
+    NodeCordoned {
+        node: NodeId,
+        reason: String,
+    },
     JobMoved {
         job: JobId,
         from: &'static str,
@@ -73,6 +79,10 @@ pub enum Change {
 #[derive(Clone, Debug, PartialEq)]
 pub enum PendingReason {
     NoCurator,
+    /// A record of the job cannot be read: nothing is done for it.
+    Unreadable {
+        record: UnreadableRecord,
+    },
     /// Every curator works on stages that go first.
     CuratorsBusy,
     /// Too few pairs are committed.
@@ -135,6 +145,7 @@ impl PendingReason {
     pub fn label(&self) -> &'static str {
         match self {
             Self::NoCurator => "no_curator",
+            Self::Unreadable { .. } => "unreadable",
             Self::CuratorsBusy => "curators_busy",
             Self::Pairs { .. } | Self::Source { .. } => "pairs",
             Self::NoTrainer => "no_trainer",
@@ -154,6 +165,7 @@ impl fmt::Display for PendingReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoCurator => f.write_str("waits for a curator: none is connected"),
+            Self::Unreadable { record } => write!(f, "is halted: {record}"),
             Self::CuratorsBusy => f.write_str("waits for a curator: all work on jobs that go first"),
             Self::Pairs { stage, committed, needed } => {
                 write!(f, "waits for pairs of {stage}: {committed} of the {needed} that training starts with")

@@ -12,7 +12,8 @@
 use crate::cooldown::Cooldown;
 use crate::decide::{DecideContext, PendingReason};
 use crate::ids::{NodeId, StageRef};
-use crate::records::{NodeKind, NodeRecord, UnitRecord, UnitState};
+use crate::observed::Refusal;
+use crate::records::{FailureKind, NodeKind, NodeRecord, UnitRecord, UnitState};
 use crate::rejection::Rejection;
 use crate::state::Stage;
 
@@ -20,9 +21,53 @@ use crate::state::Stage;
 const MAX_NAMED: usize = 3;
 
 impl<'a> DecideContext<'a> {
-    /// What the curator has said of the stage, if none of its units is to be given to it.
+    /// What the curator has said of the stage, if none of its units is to be given to it. One that keeps failing is benched
+    /// only as long as another may make them.
     pub(crate) fn cooldown(&self, stage: &StageRef, node: &NodeId) -> Option<&'a Cooldown> {
-        self.seen.cooldowns.get(stage, node, self.limits, self.now)
+        let cooldown = self.seen.cooldowns.get(stage, node, self.limits, self.now)?;
+        match cooldown.kind {
+            FailureKind::Source => Some(cooldown),
+            FailureKind::Passing => self.peers(stage, node).next().map(|_| cooldown),
+        }
+    }
+
+    /// Why the curator has not taken the stage up, if it is not to be asked again yet.
+    pub(crate) fn refusal(&self, stage: &StageRef, node: &NodeId) -> Option<&'a Refusal> {
+        let refusal = self.seen.nodes.get(node)?.refused.get(stage)?;
+        (self.now < refusal.until(self.limits)).then_some(refusal)
+    }
+
+    /// Those whose units are not asked of them because they keep failing, by stage; with what they said.
+    pub(crate) fn benched(&self, stage: &StageRef) -> impl Iterator<Item = (&'a NodeId, &'a Cooldown)> {
+        let held = self.seen.cooldowns.of(stage, self.limits, self.now);
+        let held: Vec<_> = held.filter(|(_, cooldown)| cooldown.kind == FailureKind::Passing).collect();
+        held.into_iter().filter(|(node, _)| self.cooldown(stage, node).is_some())
+    }
+
+    /// The other curators that may make units of the stage: those that are at work, or were a moment ago and may be again,
+    /// and have not failed at it in a row.
+    pub(crate) fn peers(&self, stage: &StageRef, node: &NodeId) -> impl Iterator<Item = &'a NodeId> {
+        let others = self.state.nodes().filter(|record| record.id != *node && self.may_come_back(record));
+        let may = others
+            .filter(|record| self.seen.cooldowns.get(stage, &record.id, self.limits, self.now).is_none());
+        let may: Vec<_> = may.map(|record| &record.id).collect();
+        may.into_iter()
+    }
+
+    fn may_come_back(&self, record: &NodeRecord) -> bool {
+        let heard = match self.seen.nodes.get(&record.id) {
+            Some(view) if view.draining => return false,
+            Some(view) => view.last_heard,
+            None => self.seen.since,
+        };
+        record.kind == NodeKind::Curator
+            && !record.drained
+            && self.now.since(heard) < self.limits.ranks_lost_after
+    }
+
+    /// What the curator has said of the stage if it cannot open its source.
+    fn cannot_open(&self, stage: &StageRef, node: &NodeId) -> Option<&'a Cooldown> {
+        self.cooldown(stage, node).filter(|cooldown| cooldown.kind == FailureKind::Source)
     }
 
     /// It is at work, or may be again in a moment.
@@ -45,12 +90,12 @@ pub(super) fn nobody_opens(nodes: &DecideContext<'_>, stage: &Stage, needed: u64
     }
     let curators = nodes.state.nodes().filter(|record| nodes.may_speak(record));
     let said: Vec<(&NodeId, &Cooldown)> = curators
-        .map(|record| Some((&record.id, nodes.cooldown(&stage.id, &record.id)?)))
+        .map(|record| Some((&record.id, nodes.cannot_open(&stage.id, &record.id)?)))
         .collect::<Option<_>>()?;
     let since = said.iter().map(|(_, cooldown)| cooldown.since).max()?;
     let works = |unit: &UnitRecord| match &unit.state {
         UnitState::Leased { node, expires_at } => {
-            *expires_at > nodes.now && nodes.cooldown(&stage.id, node).is_none()
+            *expires_at > nodes.now && nodes.cannot_open(&stage.id, node).is_none()
         }
         UnitState::Free { .. } | UnitState::Done(_) => false,
     };
@@ -82,7 +127,7 @@ pub(super) fn nobody_opens(nodes: &DecideContext<'_>, stage: &Stage, needed: u64
 pub(crate) fn wait(nodes: &DecideContext<'_>, stage: &Stage) -> Option<PendingReason> {
     let curators = nodes.open_to_work(NodeKind::Curator);
     let said: Vec<(&NodeId, &Cooldown)> = curators
-        .map(|(record, _)| Some((&record.id, nodes.cooldown(&stage.id, &record.id)?)))
+        .map(|(record, _)| Some((&record.id, nodes.cannot_open(&stage.id, &record.id)?)))
         .collect::<Option<_>>()?;
     Some(PendingReason::Source { stage: stage.id.stage.to_string(), told: told(&said)? })
 }

@@ -263,7 +263,7 @@ pub(super) fn node_rooms(view: &View<'_>, stage: Option<&StageRef>) -> Vec<NodeR
                 device: record.device.clone(),
                 slots: record.slots,
                 free: slots.free_on(&record.id, stage),
-                draining: record.drained || seen.is_some_and(|seen| seen.draining),
+                draining: record.drained || record.cordon.is_some() || seen.is_some_and(|seen| seen.draining),
                 silent_for: silent.then(|| view.now.since(heard)),
             }
         })

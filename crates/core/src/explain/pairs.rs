@@ -6,7 +6,7 @@ use super::words::{count, seconds, span};
 use super::{Explanation, View};
 use crate::cooldown::Cooldown;
 use crate::ids::NodeId;
-use crate::records::{NodeKind, UnitFailure, UnitState};
+use crate::records::{FailureKind, NodeKind, UnitFailure, UnitState};
 use crate::rejection::Rejection;
 use crate::state::{Job, Stage};
 use crate::under_way::CandidateCounts;
@@ -135,13 +135,27 @@ pub(super) fn last_failure(view: &View<'_>, stage: &Stage) -> Option<String> {
 }
 
 /// Curators that are not asked for the stage, with what they said.
-fn cooldowns(view: &View<'_>, stage: &Stage) -> Vec<String> {
+pub(super) fn cooldowns(view: &View<'_>, stage: &Stage) -> Vec<String> {
     let cooldowns = view.seen.cooldowns.of(&stage.id, view.limits, view.now).take(super::MAX_NODES);
+    let nodes = view.decide_nodes();
+    let cooldowns = cooldowns.filter(|(node, _)| nodes.cooldown(&stage.id, node).is_some());
     let line = |(node, cooldown): (&NodeId, &Cooldown)| {
         let again = span(cooldown.until(view.limits).since(view.now));
-        format!("{node} cannot open the source, and is asked again in {again}: {}", cooldown.reason)
+        let what = match cooldown.kind {
+            FailureKind::Source => "cannot open the source".to_owned(),
+            FailureKind::Passing => {
+                format!("is benched, after {} units that failed in a row", cooldown.times)
+            }
+        };
+        format!("{node} {what}, and is asked again in {again}: {}", cooldown.reason)
     };
-    cooldowns.map(line).collect()
+    let mut lines: Vec<String> = cooldowns.map(line).collect();
+    let refusals = view.seen.nodes.keys().filter_map(|node| Some((node, nodes.refusal(&stage.id, node)?)));
+    lines.extend(refusals.take(super::MAX_NODES).map(|(node, refusal)| {
+        let again = span(refusal.until(view.limits).since(view.now));
+        format!("{node} cannot take the stage up, and is asked again in {again}: {}", refusal.reason)
+    }));
+    lines
 }
 
 /// Units that curators hold, and those that had to be tried again.
@@ -181,7 +195,7 @@ fn under_way(view: &View<'_>, stage: &Stage) -> Vec<String> {
     findings.extend(waiting.take(super::MAX_NODES).map(waits));
     if failures > 0 {
         findings.push(format!(
-            "units were given back with an error {}; a unit is quarantined after {} of them",
+            "units were given back with an error {}; a unit is quarantined after {} of them, on two nodes or the only one",
             times(failures),
             view.limits.max_unit_failures
         ));
@@ -242,8 +256,7 @@ fn remedies(view: &View<'_>, job: &Job, index: usize, stage: &Stage, forecast: &
     let cooldowns: Vec<&str> =
         view.seen.cooldowns.of(&stage.id, view.limits, view.now).map(|(node, _)| node.as_str()).collect();
     if !cooldowns.is_empty() {
-        remedies
-            .push(format!("make what the stage names readable on {}, then restart it", cooldowns.join(", ")));
+        remedies.push(format!("mend what is said above of {}, then restart it", cooldowns.join(", ")));
     }
     if forecast.enough_in.is_none_or(|wait| wait > Duration::from_secs(600)) {
         // More of those that fail would not help.

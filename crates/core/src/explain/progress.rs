@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::words::{count, seconds, span};
 use super::{Explanation, PairForecast, View, pairs};
-use crate::decide::{PendingReason, sources};
+use crate::decide::{PendingReason, short_log, sources};
 use crate::ids::NodeId;
 use crate::observed::Progress;
 use crate::records::{AttemptRecord, AttemptState, FailureKind};
@@ -21,11 +21,14 @@ pub(super) fn succeeded(job: &Job) -> Explanation {
             findings.push(format!("{} ended with {} after {} steps", stage.id.stage, last.path, last.step));
         }
     }
+    let short = short_logs(job);
+    let what = if short.is_empty() { "" } else { ", of fewer pairs than were asked for" };
+    findings.extend(short);
     findings.extend(took(job));
     let id = &job.record.id;
     Explanation {
         cause: "succeeded",
-        summary: "has succeeded: every stage has its final checkpoint".to_owned(),
+        summary: format!("has succeeded: every stage has its final checkpoint{what}"),
         findings,
         remedies: vec![
             format!("take what was trained: crescendo cp {id} {id}.safetensors"),
@@ -33,6 +36,11 @@ pub(super) fn succeeded(job: &Job) -> Explanation {
         ],
         ..Explanation::default()
     }
+}
+
+/// Stages that were trained on fewer pairs than were asked for, one line each.
+pub fn short_logs(job: &Job) -> Vec<String> {
+    job.stages.iter().filter(|stage| stage.log.ends_short()).map(short_log).collect()
 }
 
 pub(super) fn cancelled(job: &Job, reason: &str) -> Explanation {

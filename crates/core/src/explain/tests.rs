@@ -46,6 +46,7 @@ impl Cluster {
             labels: BTreeMap::new(),
             version: "0".into(),
             drained: false,
+            cordon: None,
             arithmetic: None,
         };
         self.state.apply(Write::Put(Record::Node(record))).unwrap();

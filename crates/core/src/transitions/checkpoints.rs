@@ -49,6 +49,7 @@ pub fn commit_checkpoint(
     checkpoint: CheckpointRecord,
     now: Timestamp,
 ) -> Result<CheckpointCommitted, RequestError> {
+    state.unreadable().check_job(&checkpoint.stage.job)?;
     let (job, stage) = find(state, &checkpoint.stage)?;
     if let Some(known) = stage.checkpoints.get(&(checkpoint.step, checkpoint.generation)) {
         if known.files != checkpoint.files {
@@ -167,6 +168,7 @@ pub fn mark_checkpoint_damaged(
     path: &str,
     reason: &str,
 ) -> Result<Vec<Write>, RequestError> {
+    state.unreadable().check_job(&found_by.job)?;
     let (job, stage) = find(state, found_by)?;
     let known =
         job.stages.iter().flat_map(|stage| stage.checkpoints.values()).find(|known| known.path == path);

@@ -7,7 +7,7 @@ use crate::error::RequestError;
 use crate::ids::{JobId, RequestId, Tenant, Timestamp};
 use crate::job::{JobEvent, JobState};
 use crate::quotas::{self, TenantLimits};
-use crate::records::{AttemptRecord, AttemptState, JobRecord, Record, RequestRecord, Write};
+use crate::records::{AttemptRecord, AttemptState, JobRecord, Record, RecordKey, RequestRecord, Write};
 use crate::secret::{self, redact};
 use crate::spec::JobSpec;
 use crate::state::ClusterState;
@@ -59,6 +59,14 @@ pub fn submit_job(
             "looks like a key or a token, and is stored and shown: choose another",
         ));
     }
+    let tenant = Tenant::parse(&submission.spec.tenant)
+        .map_err(|error| RequestError::bad_id("metadata.tenant", &error))?;
+    // It may have made a job: better no job than two.
+    let key = RecordKey::Request(Some(tenant.clone()), submission.request.clone());
+    state.unreadable().check(&key.to_string())?;
+    if let Some(job) = state.request_job(&submission.spec.tenant, &submission.request) {
+        state.unreadable().check(&RecordKey::Job(job.clone()).to_string())?;
+    }
     if let Some(job) = state.requested(&submission.spec.tenant, &submission.request) {
         if job.record.spec_json != submission.spec_json {
             let what = format!(
@@ -73,8 +81,6 @@ pub fn submit_job(
         let what = format!("{} jobs are waiting or running, which is the limit", state.open_count());
         return Err(RequestError::Full { what, retry_after: limits.retry_after });
     }
-    let tenant = Tenant::parse(&submission.spec.tenant)
-        .map_err(|error| RequestError::bad_id("metadata.tenant", &error))?;
     quotas::check_submit(state, &tenant, &limits.tenant, limits.retry_after)?;
     let id = free_id(state, &submission)?;
     let request =
@@ -101,7 +107,7 @@ fn free_id(state: &ClusterState, submission: &Submission) -> Result<JobId, Reque
     for salt in 0..MAX_ID_TRIES {
         let id = JobId::derive(&submission.spec.name, &submission.spec.tenant, &submission.request, salt)
             .map_err(|error| RequestError::bad_id("metadata.name", &error))?;
-        if state.job(&id).is_none() {
+        if state.job(&id).is_none() && state.unreadable().of_job(&id).is_none() {
             return Ok(id);
         }
     }

@@ -9,7 +9,7 @@ use crate::job::JobEvent;
 use crate::object_keys;
 use crate::pairlog::{Lease, UnitPolicy};
 use crate::records::{
-    FailureKind, Record, ShardRecord, UnitFailure, UnitRecord, UnitResult, UnitState, Write,
+    FailureKind, Record, RecordKey, ShardRecord, UnitFailure, UnitRecord, UnitResult, UnitState, Write,
 };
 use crate::rejection::Rejection;
 use crate::state::{ClusterState, Stage};
@@ -51,6 +51,7 @@ pub fn shard_path(lease: &UnitLeaseRef) -> String {
 }
 
 fn open_stage<'a>(state: &'a ClusterState, id: &StageRef) -> Result<&'a Stage, RequestError> {
+    state.unreadable().check(&format!("jobs/{}", id.job))?;
     let job = state.job(&id.job).ok_or_else(|| RequestError::NotFound { what: format!("job {}", id.job) })?;
     let stage = state.stage(id).ok_or_else(|| RequestError::NotFound { what: format!("stage {id}") })?;
     if job.record.state.is_terminal() {
@@ -75,6 +76,9 @@ pub fn lease_unit(
         Err(RequestError::TooLate { .. }) => return Ok((Lease::Sealed, Vec::new())),
         Err(refused) => return Err(refused),
     };
+    if state.halted(&id.job).is_some() {
+        return Ok((Lease::Wait, Vec::new()));
+    }
     let lease = stage.log.lease(id, node, now, policy);
     let writes = match &lease {
         Lease::Granted(record) | Lease::GivenUp(record) => vec![Write::Put(Record::Unit(record.clone()))],
@@ -93,6 +97,7 @@ pub fn renew_unit(
     now: Timestamp,
 ) -> Result<UnitRecord, RequestError> {
     let stage = open_stage(state, &lease.stage)?;
+    check_unit(state, lease)?;
     let record = held(stage, lease)?;
     Ok(UnitRecord {
         state: UnitState::Leased { node: node.clone(), expires_at: now.plus(policy.lease_ttl) },
@@ -102,6 +107,11 @@ pub fn renew_unit(
 
 fn stale(lease: &UnitLeaseRef) -> RequestError {
     RequestError::StaleLease { unit: lease.unit, lease_generation: lease.lease_generation }
+}
+
+/// A unit whose record cannot be read may be anyone's.
+fn check_unit(state: &ClusterState, lease: &UnitLeaseRef) -> Result<(), RequestError> {
+    state.unreadable().check(&RecordKey::Unit(lease.stage.clone(), lease.unit).to_string())
 }
 
 fn held<'a>(stage: &'a Stage, lease: &UnitLeaseRef) -> Result<&'a UnitRecord, RequestError> {
@@ -116,6 +126,7 @@ fn held<'a>(stage: &'a Stage, lease: &UnitLeaseRef) -> Result<&'a UnitRecord, Re
 pub fn commit_unit(state: &ClusterState, commit: UnitCommit) -> Result<UnitCommitted, RequestError> {
     let done_already = UnitCommitted { done_already: true, writes: Vec::new() };
     let stage = open_stage(state, &commit.lease.stage)?;
+    check_unit(state, &commit.lease)?;
     let record = stage.log.unit(commit.lease.unit).ok_or_else(|| stale(&commit.lease))?;
     // Past the seal nothing is read any more, so nothing has to be kept.
     if record.is_done() || stage.log.is_sealed() {
@@ -166,7 +177,8 @@ pub enum UnitFate {
 }
 
 /// Gives a unit back: it is tried again, quarantined or fails its job, as its `fate` says. Returns with the writes
-/// whether it is quarantined: once it has failed `policy.max_failures` times it counts as done, with no pairs.
+/// whether it is quarantined: once it has failed `policy.max_failures` times, on two nodes or on the only one, it counts
+/// as done, with no pairs.
 pub fn fail_unit(
     state: &ClusterState,
     lease: &UnitLeaseRef,
@@ -177,8 +189,12 @@ pub fn fail_unit(
     now: Timestamp,
 ) -> Result<(bool, Vec<Write>), RequestError> {
     let stage = open_stage(state, &lease.stage)?;
+    check_unit(state, lease)?;
     let record = held(stage, lease)?;
     let mut given_back = record.clone();
+    if fate == UnitFate::Failed(FailureKind::Passing) {
+        given_back = record.failed_also_on(node);
+    }
     let from = match fate {
         UnitFate::Failed(kind) => {
             let reason = one_line(reason);
@@ -205,7 +221,7 @@ pub fn fail_unit(
             return Ok((false, end_job(state, &lease.stage.job, event, &reason, now)?));
         }
     };
-    let quarantined = given_back.failures >= policy.max_failures;
+    let quarantined = given_back.failures >= policy.max_failures && policy.blames(&given_back);
     given_back.state = UnitState::Free { from };
     let record = if quarantined { given_back.quarantined() } else { given_back };
     Ok((quarantined, vec![Write::Put(Record::Unit(record))]))

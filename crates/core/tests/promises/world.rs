@@ -330,6 +330,7 @@ impl World {
             labels: BTreeMap::new(),
             version: "0".into(),
             drained: self.state.node(&node.id).is_some_and(|known| known.drained),
+            cordon: self.state.node(&node.id).and_then(|known| known.cordon.clone()),
             arithmetic: None,
         };
         let running = node.ranks.keys().cloned().collect();

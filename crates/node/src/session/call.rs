@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use crescendo_proto::status::is_passing;
+use crescendo_proto::status::{self, is_passing};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
@@ -16,6 +16,9 @@ use tonic::transport::{Channel, Endpoint};
 use crate::runtime::backoff::{Backoff, random};
 pub use crate::tls::AddressError;
 use crate::tls::Dialer;
+
+/// Longest wait that a controller's hint is followed for.
+const MAX_HINTED_WAIT: Duration = Duration::from_secs(60);
 
 /// The controllers of a cluster: one leads, the others refuse, and which is which changes. Clones share the choice.
 #[derive(Clone, Debug)]
@@ -49,12 +52,31 @@ impl Controllers {
 
     fn endpoint(&self) -> &Endpoint {
         // There is at least one.
-        &self.endpoints[self.current.load(Ordering::Relaxed) % self.endpoints.len()]
+        &self.endpoints[self.choice() % self.endpoints.len()]
     }
 
-    /// Goes to the next controller for the next connection.
-    pub fn next(&self) {
-        self.current.fetch_add(1, Ordering::Relaxed);
+    /// The controller that the next connection goes to, for [`Controllers::failed`].
+    pub fn choice(&self) -> usize {
+        self.current.load(Ordering::Relaxed)
+    }
+
+    /// The controller `tried` has failed, or does not lead: the next connection goes to the one that it names, or else to
+    /// the next one. Callers that have failed at the same one at the same time go on together, and skip none. Gives the
+    /// wait before the next try, after so many `failures` in a row.
+    pub fn failed(&self, tried: usize, status: &Status, failures: u32) -> Duration {
+        let named = status::leader(status).and_then(|leader| {
+            self.endpoints
+                .iter()
+                .position(|known| known.uri().authority().is_some_and(|known| known == leader))
+        });
+        let named = named.filter(|named| *named != tried);
+        let next = named.unwrap_or_else(|| tried.wrapping_add(1) % self.endpoints.len());
+        // Another caller may have moved on already.
+        let _ = self.current.compare_exchange(tried, next, Ordering::Relaxed, Ordering::Relaxed);
+        // One that is known to lead is asked soon; two that name each other are not asked without end.
+        let failures = if named.is_some() { failures.min(2) } else { failures };
+        let wait = Backoff::default().delay(failures, random());
+        status::retry_after(status).map_or(wait, |hint| wait.max(hint.min(MAX_HINTED_WAIT)))
     }
 
     /// Calls until the answer is final, each try at most `deadline`, with waits that grow to 5 s in between.
@@ -73,6 +95,7 @@ impl Controllers {
     {
         let mut failures = 0u32;
         loop {
+            let tried = self.choice();
             let outcome = tokio::select! {
                 () = stop.cancelled() => return Err(Status::cancelled("stopping")),
                 outcome = tokio::time::timeout(deadline, call(self.channel())) => outcome,
@@ -84,9 +107,9 @@ impl Controllers {
                 Err(_) => Status::deadline_exceeded(format!("no answer within {deadline:?}")),
             };
             failures = failures.saturating_add(1);
-            let wait = Backoff::default().delay(failures, random());
-            tracing::warn!(call = what, controller = self.address(), %status, failures, ?wait, "call failed, trying again");
-            self.next();
+            let controller = self.address();
+            let wait = self.failed(tried, &status, failures);
+            tracing::warn!(call = what, controller, %status, failures, ?wait, "call failed, trying again");
             tokio::select! {
                 () = stop.cancelled() => return Err(Status::cancelled("stopping")),
                 () = tokio::time::sleep(wait) => {}
@@ -142,6 +165,29 @@ mod tests {
             })
             .await;
         assert_eq!((answer.unwrap_err().code(), tries), (Code::Cancelled, 3));
+    }
+
+    #[test]
+    fn callers_that_fail_together_skip_no_controller_and_follow_its_hints() {
+        let addresses = ["10.0.0.1:1", "10.0.0.2:1", "10.0.0.3:1"];
+        let controllers = Controllers::new(&addresses, &Dialer::plain()).unwrap();
+        let dead = Status::unavailable("connection refused");
+        let tried = [controllers.choice(); 3];
+        for tried in tried {
+            controllers.failed(tried, &dead, 1);
+        }
+        assert_eq!(controllers.address(), "10.0.0.2:1", "three callers of the first go to the second");
+        let hint = status::not_leader(Some("10.0.0.1:1"));
+        let wait = controllers.failed(controllers.choice(), &hint, 30);
+        assert_eq!(controllers.address(), "10.0.0.1:1");
+        assert!(wait <= Duration::from_millis(200), "one that is said to lead is asked soon: {wait:?}");
+        let hint = status::not_leader(Some("elsewhere:1"));
+        controllers.failed(controllers.choice(), &hint, 1);
+        assert_eq!(controllers.address(), "10.0.0.2:1", "one that is not known is not dialled");
+        let full = status::exhausted("full", Duration::from_secs(7));
+        assert_eq!(controllers.failed(controllers.choice(), &full, 1), Duration::from_secs(7));
+        let full = status::exhausted("full", Duration::from_secs(7000));
+        assert_eq!(controllers.failed(controllers.choice(), &full, 1), MAX_HINTED_WAIT);
     }
 
     #[test]

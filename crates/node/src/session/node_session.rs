@@ -26,7 +26,6 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
-use crate::runtime::backoff::{Backoff, random};
 use crate::session::call::Controllers;
 use crate::session::reports::{PROGRESS_INTERVAL, ReportSink};
 use crate::session::unit_reports::UnitReports;
@@ -104,17 +103,17 @@ where
     pub async fn run(self, stop: CancellationToken) -> Result<(), std::convert::Infallible> {
         let mut failures = 0u32;
         while !stop.is_cancelled() && !self.commands.is_closed() {
-            let began = Instant::now();
+            let (began, tried) = (Instant::now(), self.controllers.choice());
             let status = self.serve_once(&stop).await;
             if stop.is_cancelled() {
                 break;
             }
             failures = if began.elapsed() >= STABLE_AFTER { 1 } else { failures.saturating_add(1) };
-            let wait = Backoff::default().delay(failures, random());
+            let controller = self.controllers.address();
+            let wait = self.controllers.failed(tried, &status, failures);
             if failures <= 3 || failures.is_power_of_two() {
-                tracing::warn!(controller = self.controllers.address(), %status, failures, ?wait, "no session with the controller");
+                tracing::warn!(controller, %status, failures, ?wait, "no session with the controller");
             }
-            self.controllers.next();
             tokio::select! {
                 () = stop.cancelled() => break,
                 () = tokio::time::sleep(wait) => {}
@@ -235,6 +234,9 @@ where
             let due = self.reports.table().take_due(Instant::now());
             let Some(report) = due else { break };
             send(up, Up::AttemptReport(report)).await?;
+        }
+        for refused in self.units.take_refused() {
+            send(up, Up::AssignmentRefused(refused)).await?;
         }
         for report in self.units.take() {
             send(up, Up::UnitReport(report)).await?;

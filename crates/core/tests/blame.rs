@@ -1,0 +1,285 @@
+//! One bad trainer ends no job: what fails there goes elsewhere, and what it takes for permanent is believed only once
+//! another node agrees.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crescendo_core::decide::{Limits, decide};
+use crescendo_core::histogram::ScoreCounts;
+use crescendo_core::ids::{Incarnation, JobId, NodeId, RequestId, StageName, StageRef, Timestamp};
+use crescendo_core::job::JobState;
+use crescendo_core::observed::{NodeReport, Observed, Report};
+use crescendo_core::quotas::TenantLimits;
+use crescendo_core::records::{
+    AttemptRecord, NodeKind, NodeRecord, Record, ShardRecord, UnitRecord, UnitResult, UnitState, Write,
+};
+use crescendo_core::spec;
+use crescendo_core::state::ClusterState;
+use crescendo_core::transitions::{self, QueueLimits, Submission, submit_job};
+use proptest::prelude::*;
+
+struct Cluster {
+    state: ClusterState,
+    seen: Observed,
+    limits: Limits,
+    now: Timestamp,
+}
+
+fn node(name: &str) -> NodeId {
+    NodeId::parse(name).expect("valid")
+}
+
+fn stage_of(job: &JobId) -> StageRef {
+    StageRef { job: job.clone(), stage: StageName::parse("stage-1").expect("valid") }
+}
+
+impl Cluster {
+    /// Trainers by name and slots.
+    fn new(trainers: &[(&str, u32)]) -> Self {
+        let now = Timestamp(1_000_000);
+        let (state, limits) = (ClusterState::default(), Limits::default());
+        let mut cluster = Self { state, seen: Observed::new(now), limits, now };
+        trainers.iter().for_each(|(name, slots)| cluster.connect(name, *slots));
+        cluster
+    }
+
+    fn connect(&mut self, name: &str, slots: u32) {
+        let incarnation = Incarnation::parse("first").expect("valid");
+        self.put(Record::Node(NodeRecord {
+            id: node(name),
+            incarnation: incarnation.clone(),
+            kind: NodeKind::Trainer,
+            slots,
+            device: "cpu".into(),
+            address: "127.0.0.1:9".into(),
+            labels: BTreeMap::new(),
+            version: "0.1.0".into(),
+            drained: false,
+            cordon: None,
+            arithmetic: None,
+        }));
+        self.seen.hello(node(name), incarnation, BTreeSet::new(), BTreeSet::new(), self.now);
+    }
+
+    fn put(&mut self, record: Record) {
+        self.state.apply(Write::Put(record)).expect("belongs to something");
+    }
+
+    /// A job of one rank, whose pairs are all there.
+    fn submit(&mut self, name: &str) -> JobId {
+        let yaml = format!(
+            "apiVersion: crescendo/v1\nkind: TrainingJob\nmetadata: {{name: {name}}}\nspec:\n  model: {{preset: nano, weights: b, precision: f32}}\n  resources: {{gpus: 1}}\n  stages:\n    - name: stage-1\n      data: {{source: compose, subjects: s, pairs: 8, minPairs: 4, unitSize: 4}}\n      train: {{adapter: {{rank: 4}}, steps: 20, globalBatch: 16}}\n"
+        );
+        let spec = spec::parse(yaml.as_bytes()).unwrap_or_else(|problems| panic!("{problems:?}"));
+        let submission = Submission {
+            request: RequestId::parse(name).expect("valid"),
+            spec: Arc::new(spec),
+            spec_json: yaml.into_bytes().into(),
+            trace: None,
+        };
+        let (retry_after, tenant) = (Duration::from_secs(1), TenantLimits::default());
+        let limits = QueueLimits { max_open_jobs: 99, retry_after, tenant };
+        let submitted = submit_job(&self.state, submission, limits, self.now).expect("taken");
+        submitted.writes.into_iter().for_each(|write| self.state.apply(write).expect("stands alone"));
+        let shard = ShardRecord { path: "p".into(), pairs: 8, size_bytes: 9, sha256: "a".repeat(64) };
+        let scores = ScoreCounts::default();
+        let result = UnitResult { shard, rejected: BTreeMap::new(), scores, exhausted: true };
+        let (unit, state) = (UnitRecord::new(&stage_of(&submitted.job), 0), UnitState::Done(result));
+        self.put(Record::Unit(UnitRecord { lease_generation: 1, state, ..unit }));
+        submitted.job
+    }
+
+    fn decide(&mut self) {
+        let plan = decide(&self.state, &self.seen, &self.limits, self.now);
+        plan.writes.into_iter().for_each(|write| self.state.apply(write).expect("belongs to something"));
+        plan.sends.iter().for_each(|send| self.seen.sent(send, self.now));
+        let again = decide(&self.state, &self.seen, &self.limits, self.now);
+        assert!(again.writes.is_empty() && again.changes.is_empty(), "deciding again gives {again:?}");
+    }
+
+    fn wait(&mut self, seconds: u64) {
+        for _ in 0..seconds {
+            self.now = self.now.plus(Duration::from_secs(1));
+            let nodes: Vec<NodeId> = self.seen.nodes.keys().cloned().collect();
+            nodes.iter().for_each(|node| self.seen.heard(node, self.now));
+            self.decide();
+        }
+    }
+
+    fn attempt(&self, job: &JobId) -> Option<AttemptRecord> {
+        self.state.stage(&stage_of(job))?.active_attempt().cloned()
+    }
+
+    fn runs_on(&self, job: &JobId) -> Option<String> {
+        Some(self.attempt(job)?.ranks.first()?.node.to_string())
+    }
+
+    fn fail(&mut self, job: &JobId, permanent: bool) {
+        let attempt = self.attempt(job).expect("it runs");
+        let reason = "no space left on device".to_owned();
+        let phase = NodeReport::Failed { reason, permanent };
+        let node = attempt.ranks[0].node.clone();
+        self.seen.report(Report { node, attempt: attempt.attempt, phase, progress: None }, self.now);
+        self.decide();
+    }
+
+    fn fail_if_placed(&mut self, job: &JobId) {
+        if self.attempt(job).is_some() {
+            self.fail(job, false);
+        }
+    }
+
+    fn state_of(&self, job: &JobId) -> &JobState {
+        &self.state.job(job).expect("there").record.state
+    }
+}
+
+#[test]
+fn what_one_node_takes_for_permanent_is_tried_on_another_which_decides() {
+    let mut cluster = Cluster::new(&[("bad", 1), ("other", 1)]);
+    let job = cluster.submit("trial");
+    cluster.decide();
+    let first = cluster.runs_on(&job).expect("placed");
+    cluster.fail(&job, true);
+    let second = cluster.runs_on(&job).expect("placed again at once");
+    assert_ne!(first, second, "not where it has just failed for good");
+    cluster.fail(&job, true);
+    let JobState::Failed { reason } = cluster.state_of(&job) else { panic!("two agree") };
+    assert!(reason.contains("no space left on device"), "{reason}");
+}
+
+#[test]
+fn the_only_node_is_believed_at_once() {
+    let mut cluster = Cluster::new(&[("only", 2)]);
+    let job = cluster.submit("trial");
+    cluster.decide();
+    cluster.fail(&job, true);
+    assert!(cluster.state_of(&job).is_terminal());
+}
+
+#[test]
+fn a_job_waits_for_slots_elsewhere_rather_than_for_the_node_that_fails_it() {
+    let mut cluster = Cluster::new(&[("a", 1), ("b", 1)]);
+    let (one, two) = (cluster.submit("one"), cluster.submit("two"));
+    cluster.decide();
+    let there = cluster.runs_on(&one).expect("placed");
+    cluster.fail(&one, true);
+    cluster.wait(60);
+    assert_eq!(cluster.attempt(&one), None, "the other node is taken, and this one has failed it for good");
+    cluster.fail(&two, false);
+    cluster.wait(3);
+    assert!(cluster.runs_on(&one).is_none_or(|node| node != there));
+    assert!(!cluster.state_of(&one).is_terminal());
+}
+
+#[test]
+fn a_node_on_which_job_after_job_fails_is_cordoned_until_a_person_takes_it_back() {
+    let mut cluster = Cluster::new(&[("bad", 1), ("good", 8)]);
+    let mut failed = 0;
+    for n in 0..6 {
+        let job = cluster.submit(&format!("job-{n}"));
+        cluster.decide();
+        if cluster.runs_on(&job).expect("placed") == "bad" {
+            failed += 1;
+            cluster.fail(&job, false);
+            assert_eq!(cluster.runs_on(&job).as_deref(), Some("good"), "the retry goes elsewhere");
+        }
+        // Nothing is avoided for ever on the word of a single job.
+        assert!(failed > 0);
+    }
+    assert!(failed <= 3, "{failed} jobs were sent there");
+    let mut cluster = Cluster::new(&[("bad", 8), ("good", 1)]);
+    // Only the bad one has room.
+    let keeper = cluster.submit("keeper");
+    cluster.decide();
+    assert_eq!(cluster.runs_on(&keeper).as_deref(), Some("good"));
+    for n in 0..3 {
+        let job = cluster.submit(&format!("job-{n}"));
+        cluster.decide();
+        cluster.fail(&job, false);
+    }
+    let cordon = cluster.state.node(&node("bad")).expect("known").cordon.clone().expect("cordoned");
+    assert!(cordon.ends_with("no space left on device"), "{cordon}");
+    let taken_back = transitions::drain_node(&cluster.state, &node("bad"), false).expect("known");
+    taken_back.into_iter().for_each(|write| cluster.state.apply(write).expect("there"));
+    cluster.seen.failures.forgive(&node("bad"));
+    cluster.decide();
+    assert_eq!(cluster.state.node(&node("bad")).expect("known").cordon, None);
+}
+
+/// Two gangs that step, one whose node is silent all the time and one whose node is heard.
+fn silent_and_heard() -> (Cluster, JobId, JobId) {
+    let mut cluster = Cluster::new(&[("silent", 1), ("heard", 1)]);
+    let jobs = (cluster.submit("one"), cluster.submit("two"));
+    cluster.decide();
+    (cluster, jobs.0, jobs.1)
+}
+
+#[test]
+fn a_jump_of_time_ends_no_gang_and_silence_after_it_does() {
+    for (forward, millis) in [(true, 120_000), (true, 70_000), (false, 600_000)] {
+        let (mut cluster, one, two) = silent_and_heard();
+        let before = (cluster.attempt(&one), cluster.attempt(&two));
+        let from = cluster.now;
+        cluster.now = Timestamp(if forward { from.0 + millis } else { from.0 - millis });
+        cluster.seen.time_jumped(from, cluster.now);
+        cluster.decide();
+        assert_eq!((cluster.attempt(&one), cluster.attempt(&two)), before, "{forward} {millis}");
+        // From here on one node says nothing.
+        let silent = before.0.expect("placed").ranks[0].node.clone();
+        let heard = before.1.expect("placed").ranks[0].node.clone();
+        for _ in 0..59 {
+            cluster.now = cluster.now.plus(Duration::from_secs(1));
+            cluster.seen.heard(&heard, cluster.now);
+            cluster.decide();
+            let attempt = cluster.attempt(&one).expect("it is listened for");
+            assert_eq!(attempt.attempt.generation.0, 1);
+        }
+        cluster.now = cluster.now.plus(Duration::from_secs(2));
+        cluster.seen.heard(&heard, cluster.now);
+        cluster.decide();
+        let reason = cluster.state.stage(&stage_of(&one)).and_then(|stage| stage.attempt.clone());
+        assert!(cluster.attempt(&one).is_none_or(|attempt| attempt.ranks[0].node != silent), "{reason:?}");
+        assert_eq!(cluster.attempt(&two).expect("it runs").attempt.generation.0, 1);
+    }
+}
+
+#[test]
+fn a_clock_that_was_set_back_holds_no_back_off() {
+    let mut cluster = Cluster::new(&[("only", 1)]);
+    let job = cluster.submit("trial");
+    cluster.decide();
+    cluster.fail(&job, false);
+    cluster.fail(&job, false);
+    cluster.fail_if_placed(&job);
+    assert_eq!(cluster.attempt(&job), None, "it waits a little");
+    let from = cluster.now;
+    cluster.now = Timestamp(from.0 - 600_000);
+    cluster.seen.time_jumped(from, cluster.now);
+    cluster.decide();
+    assert!(cluster.attempt(&job).is_some(), "and not for ten minutes");
+}
+
+proptest! {
+    /// However the bad node fails, and whatever it says of it: no job ends for its sake as long as there is room elsewhere.
+    #[test]
+    fn one_bad_node_ends_no_job(
+        permanents in prop::collection::vec(any::<bool>(), 40),
+        waits in prop::collection::vec(0u64..5, 40),
+        good_slots in 1u32..4,
+    ) {
+        let mut cluster = Cluster::new(&[("bad", 2), ("good", good_slots)]);
+        let jobs: Vec<JobId> = (0..4).map(|n| cluster.submit(&format!("job-{n}"))).collect();
+        cluster.decide();
+        for (permanent, wait) in permanents.into_iter().zip(waits) {
+            for job in &jobs {
+                if cluster.runs_on(job).as_deref() == Some("bad") {
+                    cluster.fail(job, permanent);
+                }
+                prop_assert!(!cluster.state_of(job).is_terminal(), "{:?}", cluster.state_of(job));
+            }
+            cluster.wait(wait);
+        }
+    }
+}
