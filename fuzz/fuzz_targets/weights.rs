@@ -1,7 +1,7 @@
 //! A weight file of any bytes is opened or refused; the header of one that is opened can be listed, and its small tensors read.
 #![no_main]
 
-use crescendo_model::inspect::{header_of, inspect};
+use crescendo_model::inspect::inspect;
 use crescendo_model::weight_files::WeightFiles;
 use crescendo_model::weights::TensorFile;
 use libfuzzer_sys::fuzz_target;
@@ -28,6 +28,6 @@ fuzz_target!(|bytes: &[u8]| {
     }
     drop(file);
     if let Ok(files) = WeightFiles::open(&path) {
-        let _ = inspect(&header_of(&files));
+        let _ = inspect(&files.header());
     }
 });

@@ -55,7 +55,7 @@ pub struct GenerateArgs {
     references: Vec<PathBuf>,
     #[command(flatten)]
     model: ModelArgs,
-    /// LoRA to draw with, in the published naming; several make a grid with a column each, `none` is the base alone
+    /// LoRA to draw with: a file, or a checkpoint's folder, under the names of UNO, XLabs, kohya, ComfyUI, PEFT or diffusers; several make a grid with a column each, `none` is the base alone
     #[arg(long = "lora", value_name = "FILE")]
     loras: Vec<PathBuf>,
     /// Strength of the LoRA: 0 is the base, 1 the LoRA as trained
@@ -174,8 +174,10 @@ fn checked(args: &GenerateArgs, columns: &[Column], parts: &Parts) -> Result<Vec
         }
     }
     ensure!(parts.weights.exists(), "the transformer {}: there is no such file", parts.weights.display());
+    parts.check()?;
     for lora in columns.iter().filter_map(|column| column.lora.as_deref()) {
         ensure!(lora.exists(), "--lora {}: there is no such file or folder", lora.display());
+        LoraAdapter::check_files(&parts.config, lora).context("--lora")?;
         if let Some(trained) = trained_references(lora).filter(|trained| count > *trained) {
             eprintln!("warning: {count} references, {} was trained with {trained}", lora.display());
         }

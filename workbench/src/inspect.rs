@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Args;
-use crescendo_model::inspect::{Inspection, header_of, inspect};
+use crescendo_model::inspect::{Inspection, inspect};
 use crescendo_model::weight_files::WeightFiles;
 
 use crate::parity::Output;
@@ -29,7 +29,7 @@ pub struct InspectArgs {
 /// Runs the subcommand.
 pub fn run(args: &InspectArgs) -> Result<ExitCode> {
     let files = WeightFiles::open(&args.file)?;
-    let found = inspect(&header_of(&files));
+    let found = inspect(&files.header());
     match args.output {
         Output::Json => println!("{}", serde_json::to_string_pretty(&found)?),
         Output::Table => print!("{}", text(&files.path().display().to_string(), &found)?),
@@ -46,6 +46,9 @@ fn text(name: &str, found: &Inspection) -> Result<String, std::fmt::Error> {
         format!(", {}", found.presets.join(" or "))
     };
     writeln!(out, "{name}: {sort}{presets}")?;
+    if let Some(form) = &found.form {
+        writeln!(out, "  read from another form: {form}")?;
+    }
     for (fact, value) in &found.facts {
         writeln!(out, "  {fact}: {value}")?;
     }

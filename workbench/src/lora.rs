@@ -2,12 +2,14 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use clap::{Args, Subcommand, ValueEnum};
+use crescendo_dataset::whole_file::folder_of;
 use crescendo_model::lora_export::{LoraFormat, convert};
+use crescendo_model::lora_names::published_tensors;
 use crescendo_model::tch::Kind;
 use crescendo_model::weight_files::WeightFiles;
-use crescendo_model::weights::{TensorMap, published_strings, save};
+use crescendo_model::weights::{published_strings, save};
 
 /// Work with adapter files.
 #[derive(Debug, Args)]
@@ -21,7 +23,7 @@ enum LoraCommand {
     Convert(ConvertArgs),
 }
 
-/// Write a published adapter for another loader, in another dtype or with another weight.
+/// Write an adapter for another loader, in another dtype or with another weight.
 #[derive(Debug, Args)]
 #[command(
     after_help = "published: UNO's own naming; ComfyUI reads it too if the last double and single block are in it\n\
@@ -30,7 +32,7 @@ enum LoraCommand {
                         Example:\n  crescendo lora convert dit_lora.safetensors --to diffusers --out uno.safetensors"
 )]
 struct ConvertArgs {
-    /// Adapter in the published naming
+    /// Adapter: a file or a folder with one, under the names of UNO, XLabs, kohya, ComfyUI, PEFT or diffusers
     file: PathBuf,
     /// Who shall read it
     #[arg(long, value_enum)]
@@ -72,9 +74,15 @@ pub fn run(args: &LoraArgs) -> Result<()> {
         Dtype::F32 => Kind::Float,
     };
     let origin = args.file.display().to_string();
-    let files = WeightFiles::open(&args.file)?;
-    let read = |name: &str| Ok((name.to_owned(), files.tensor(name)?));
-    let tensors = files.names().map(read).collect::<Result<TensorMap>>()?;
+    let folder = folder_of(&args.out);
+    ensure!(
+        folder.is_dir(),
+        "--out {}: there is no folder {}; make it first",
+        args.out.display(),
+        folder.display()
+    );
+    let files = WeightFiles::open_adapter(&args.file)?;
+    let tensors = published_tensors(&files)?;
     let converted = convert(&tensors, &origin, format, kind, args.weight)?;
     drop(tensors);
     save(&args.out, &converted, &published_strings()).context("write the adapter")?;

@@ -23,9 +23,11 @@ use tiling::Resolutions;
 pub use tiling::Tiling;
 
 use crate::codec::LatentCodec;
-use crate::error::{ModelError, Result};
+use crate::error::{ModelError, Result, TensorProblem};
+use crate::header::Header;
 use crate::layers::cast;
-use crate::params::{Loader, ParamSource, SeededInit};
+use crate::naming::Network;
+use crate::params::{Loader, ParamSource, SeededInit, check_files};
 use crate::randomness::NormalStream;
 use crate::weight_files::WeightFiles;
 use crate::weights::TensorMap;
@@ -57,10 +59,24 @@ impl Autoencoder {
     /// Loads the network from a file, an index or a folder ([`WeightFiles::open`]) into `kind` on `device`.
     pub fn load(config: &AutoencoderConfig, path: &Path, kind: Kind, device: Device) -> Result<Self> {
         config.validate()?;
-        let mut loader = Loader::from_files(WeightFiles::open(path)?, kind, device);
+        let files = WeightFiles::open_as(path, Network::Autoencoder)?;
+        let origin = files.origin();
+        let mut loader = Loader::from_files(files, kind, device);
         let network = Self::build(config, kind, device, &mut loader)?;
-        loader.finish(&path.display().to_string())?;
+        loader.finish(&origin)?;
         Ok(network)
+    }
+
+    /// Holds the headers of the files at `path` against `config`, as [`Autoencoder::load`] would, and reads no tensor.
+    pub fn check_files(config: &AutoencoderConfig, path: &Path) -> Result<()> {
+        check_files(path, Network::Autoencoder, |header| Self::problems(config, header))
+    }
+
+    /// Everything in a header, under published names, that does not fit.
+    pub(crate) fn problems(config: &AutoencoderConfig, header: Header) -> Result<Vec<TensorProblem>> {
+        let mut loader = Loader::from_header(header);
+        Self::build(config, Kind::Float, Device::Cpu, &mut loader)?;
+        Ok(loader.into_problems())
     }
 
     /// Builds the network from tensors under published names; `origin` is what errors call their source.

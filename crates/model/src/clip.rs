@@ -24,9 +24,11 @@ pub use config::{ClipConfig, ClipTextConfig, ClipVisionConfig, Pooling};
 pub use text::{ClipText, ClipTextOutput, pool};
 pub use vision::{ClipVision, ClipVisionOutput};
 
-use crate::error::{ModelError, Result};
+use crate::error::{ModelError, Result, TensorProblem};
+use crate::header::Header;
 use crate::layers::{Linear, cast};
-use crate::params::{Init, Loader, ParamSource, SeededInit};
+use crate::naming::Network;
+use crate::params::{Init, Loader, ParamSource, SeededInit, check_files};
 use crate::weight_files::WeightFiles;
 use crate::weights::TensorMap;
 
@@ -51,8 +53,22 @@ impl Clip {
     /// Loads the network from a safetensors file, an index of several or a folder ([`WeightFiles::open`]) into `kind` on
     /// `device`, one tensor at a time.
     pub fn load(config: &ClipConfig, path: &Path, kind: Kind, device: Device) -> Result<Self> {
-        let loader = Loader::from_files(WeightFiles::open(path)?, kind, device);
-        Self::from_loader(config, loader, &path.display().to_string(), kind, device)
+        let files = WeightFiles::open_as(path, Network::Clip)?;
+        let origin = files.origin();
+        Self::from_loader(config, Loader::from_files(files, kind, device), &origin, kind, device)
+    }
+
+    /// Holds the headers of the files at `path` against `config`, as [`Clip::load`] would, and reads no tensor.
+    pub fn check_files(config: &ClipConfig, path: &Path) -> Result<()> {
+        check_files(path, Network::Clip, |header| Self::problems(config, header))
+    }
+
+    /// Everything in a header, under published names, that does not fit.
+    pub(crate) fn problems(config: &ClipConfig, header: Header) -> Result<Vec<TensorProblem>> {
+        let mut loader = Loader::from_header(header);
+        loader.ignore(of_no_use);
+        Self::build(config, &mut loader, Kind::Float, Device::Cpu)?;
+        Ok(loader.into_problems())
     }
 
     /// Takes tensors under published names; every one that does not fit is listed. `origin` names them in errors.
@@ -84,7 +100,12 @@ impl Clip {
         Ok(network)
     }
 
-    fn build(config: &ClipConfig, source: &mut dyn ParamSource, kind: Kind, device: Device) -> Result<Self> {
+    pub(crate) fn build(
+        config: &ClipConfig,
+        source: &mut dyn ParamSource,
+        kind: Kind,
+        device: Device,
+    ) -> Result<Self> {
         config.validate()?;
         let (text, vision) = (&config.text_config, &config.vision_config);
         let mut projection = |name: &str, width: i64| {

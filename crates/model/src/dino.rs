@@ -8,9 +8,11 @@ use std::path::Path;
 
 use tch::{Device, Kind, Tensor};
 
-use crate::error::Result;
+use crate::error::{Result, TensorProblem};
+use crate::header::Header;
 use crate::layers::cast;
-use crate::params::{Loader, ParamSource, SeededInit};
+use crate::naming::Network;
+use crate::params::{Loader, ParamSource, SeededInit, check_files};
 use crate::vit::{Naming, Vit, unit_length};
 use crate::weight_files::WeightFiles;
 use crate::weights::TensorMap;
@@ -28,10 +30,24 @@ impl Dino {
     /// Loads the network from a file, an index or a folder ([`WeightFiles::open`]) into `kind` on `device`.
     pub fn load(config: &DinoConfig, path: &Path, kind: Kind, device: Device) -> Result<Self> {
         config.validate()?;
-        let mut loader = Loader::from_files(WeightFiles::open(path)?, kind, device);
+        let files = WeightFiles::open_as(path, Network::Dino)?;
+        let origin = files.origin();
+        let mut loader = Loader::from_files(files, kind, device);
         let network = Self::build(config, device, &mut loader)?;
-        loader.finish(&path.display().to_string())?;
+        loader.finish(&origin)?;
         Ok(network)
+    }
+
+    /// Holds the headers of the files at `path` against `config`, as [`Dino::load`] would, and reads no tensor.
+    pub fn check_files(config: &DinoConfig, path: &Path) -> Result<()> {
+        check_files(path, Network::Dino, |header| Self::problems(config, header))
+    }
+
+    /// Everything in a header, under published names, that does not fit.
+    pub(crate) fn problems(config: &DinoConfig, header: Header) -> Result<Vec<TensorProblem>> {
+        let mut loader = Loader::from_header(header);
+        Self::build(config, Device::Cpu, &mut loader)?;
+        Ok(loader.into_problems())
     }
 
     /// Builds the network from tensors under published names; `origin` is what errors call their source.

@@ -10,8 +10,11 @@ use std::path::Path;
 
 use tch::{Device, Kind, Tensor};
 
-use crate::error::{ModelError, Result};
-use crate::params::{Init, Loader, ParamSource};
+use crate::error::{ModelError, Result, TensorProblem};
+use crate::header::Header;
+use crate::naming::Network;
+use crate::params::{Init, Loader, ParamSource, check_files};
+use crate::published::{config_beside, read_config};
 use crate::randomness::NormalStream;
 use crate::vit::{Naming, Vit, unit_length};
 use crate::weight_files::WeightFiles;
@@ -25,7 +28,7 @@ const CONFIG_KEY: &str = "dinov2_config";
 /// What a forward pass gives.
 #[derive(Debug)]
 pub struct DinoV2Output {
-    /// All tokens after the last norm, `[batch, 1 + patches, hidden]`; the class token is first.
+    /// All tokens after the last norm, `[batch, 1 + registers + patches, hidden]`; the class token is first.
     pub last_hidden_state: Tensor,
     /// The class token of it, `[batch, hidden]`.
     pub pooled: Tensor,
@@ -42,24 +45,27 @@ pub struct DinoV2 {
 }
 
 impl DinoV2 {
-    /// Reads a weight file, an index of several or a folder ([`WeightFiles::open`]), one tensor at a time. Sizes come from
-    /// the file's strings, or, for a file without them, from the tensors' shapes with 64 channels a head and square
-    /// pictures, which holds for every published size.
+    /// Reads a weight file, an index of several or a folder ([`WeightFiles::open_as`]), one tensor at a time. Sizes come from
+    /// the file's strings, from a `config.json` beside it, or, for a file without either, from the tensors' shapes with 64
+    /// channels a head and square pictures, which holds for every published size.
     pub fn load(path: &Path, device: Device) -> Result<DinoV2> {
-        let files = WeightFiles::open(path)?;
-        let config: DinoV2Config = match files.string(CONFIG_KEY) {
-            Some(text) => serde_json::from_str(&text).map_err(|e| ModelError::File {
-                path: path.to_owned(),
-                reason: format!("{CONFIG_KEY}: {e}"),
-            })?,
-            None => config_from_shapes(path, &files)?,
-        };
-        Self::from_loader(
-            &config,
-            Loader::from_files(files, Kind::Float, device),
-            &path.display().to_string(),
-            device,
-        )
+        let files = WeightFiles::open_as(path, Network::Dinov2)?;
+        let (config, origin) = (config_of(&files)?, files.origin());
+        Self::from_loader(&config, Loader::from_files(files, Kind::Float, device), &origin, device)
+    }
+
+    /// Holds the headers of the files at `path` against the sizes that [`DinoV2::load`] finds, and reads no tensor.
+    pub fn check_files(path: &Path) -> Result<()> {
+        let config = config_of(&WeightFiles::open_as(path, Network::Dinov2)?)?;
+        check_files(path, Network::Dinov2, |header| Self::problems(&config, header))
+    }
+
+    /// Everything in a header, under published names, that does not fit.
+    pub(crate) fn problems(config: &DinoV2Config, header: Header) -> Result<Vec<TensorProblem>> {
+        let mut loader = Loader::from_header(header);
+        loader.ignore(of_no_use);
+        Self::build(config, &mut loader)?;
+        Ok(loader.into_problems())
     }
 
     /// Takes tensors by published name; every one that is missing, unexpected or misshapen is listed. `origin` names
@@ -79,7 +85,7 @@ impl DinoV2 {
         origin: &str,
         device: Device,
     ) -> Result<DinoV2> {
-        loader.ignore(|name| name == "embeddings.mask_token");
+        loader.ignore(of_no_use);
         let vit = Self::build(config, &mut loader)?;
         loader.finish(origin)?;
         Ok(Self::around(vit, device))
@@ -101,7 +107,9 @@ impl DinoV2 {
         vit.visit_mut(&mut |name, tensor| {
             weights.insert(name, tensor.shallow_clone());
         });
-        DinoV2 { vit, weights, device, rule: PositionRule::default() }
+        let registers = vit.config().num_register_tokens > 0;
+        let rule = if registers { PositionRule::Antialiased } else { PositionRule::ExplicitSize };
+        DinoV2 { vit, weights, device, rule }
     }
 
     pub fn config(&self) -> &DinoV2Config {
@@ -141,7 +149,8 @@ impl DinoV2 {
         unit_length(&self.forward(&pixels)?.pooled)
     }
 
-    /// Tokens that enter the first block, `[batch, 1 + patches, hidden]`: class token and patches, positions added.
+    /// Tokens that enter the first block, `[batch, 1 + registers + patches, hidden]`: class token and patches, positions
+    /// added, registers between them.
     pub fn embed(&self, pixels: &Tensor) -> Result<Tensor> {
         self.vit.embed(pixels, self.rule)
     }
@@ -150,6 +159,11 @@ impl DinoV2 {
     pub fn positions(&self, rows: i64, columns: i64) -> Result<Tensor> {
         self.vit.positions(rows, columns, self.rule)
     }
+}
+
+/// What only training of the published models uses.
+fn of_no_use(name: &str) -> bool {
+    name == "embeddings.mask_token"
 }
 
 /// Draws the weights of [`DinoV2::fresh`] by name.
@@ -180,35 +194,60 @@ impl ParamSource for FreshWeights {
     }
 }
 
-fn config_from_shapes(path: &Path, files: &WeightFiles) -> Result<DinoV2Config> {
-    let broken = |reason: String| ModelError::File { path: path.to_owned(), reason };
-    let shape = |name: &str, axes: usize| -> Result<Vec<i64>> {
-        match files.info(name) {
-            Some((shape, _)) if shape.len() == axes => Ok(shape),
-            Some((shape, _)) => {
-                Err(broken(format!("tensor {name} has shape {shape:?}, which no network has")))
-            }
-            None => Err(broken(format!("tensor {name} is missing"))),
-        }
+/// The sizes of a file: those that it or its `config.json` states, or those that its shapes tell.
+fn config_of(files: &WeightFiles) -> Result<DinoV2Config> {
+    if let Some(text) = files.string(CONFIG_KEY) {
+        let reason = |error| format!("{CONFIG_KEY}: {error}");
+        return serde_json::from_str(&text)
+            .map_err(|error| ModelError::File { path: files.path().to_owned(), reason: reason(error) });
+    }
+    /// Whose configuration a `config.json` is.
+    #[derive(serde::Deserialize)]
+    struct Kind {
+        #[serde(default)]
+        model_type: String,
+    }
+    if let Some(path) = config_beside(files.path())
+        && read_config::<Kind>(&path, None)?.model_type.starts_with("dinov2")
+    {
+        return read_config(&path, None);
+    }
+    config_from_shapes(&files.header())
+        .map_err(|reason| ModelError::File { path: files.path().to_owned(), reason })
+}
+
+/// The sizes that shapes tell: 64 channels a head, square pictures.
+pub(crate) fn config_from_shapes(header: &Header) -> Result<DinoV2Config, String> {
+    let shape = |name: &str, axes: usize| match header.get(name).map(|tensor| tensor.shape.clone()) {
+        Some(shape) if shape.len() == axes => Ok(shape),
+        Some(shape) => Err(format!("tensor {name} has shape {shape:?}, which no network has")),
+        None => Err(format!("tensor {name} is missing")),
     };
     let projection = shape("embeddings.patch_embeddings.projection.weight", 4)?;
     let positions = shape("embeddings.position_embeddings", 3)?;
-    let fc1 = shape("encoder.layer.0.mlp.fc1.weight", 2)?;
-    let layers = files
-        .names()
-        .filter_map(|name| name.strip_prefix("encoder.layer.")?.split('.').next()?.parse::<i64>().ok())
-        .max()
-        .map_or(0, |last| last.saturating_add(1));
+    let registers = shape("embeddings.register_tokens", 3).map_or(0, |shape| shape[1]);
     let (hidden, patch) = (projection[0], projection[2]);
+    let use_swiglu_ffn = header.contains_key("encoder.layer.0.mlp.weights_out.weight");
+    let mlp_ratio = if use_swiglu_ffn {
+        let width = shape("encoder.layer.0.mlp.weights_out.weight", 2)?[1];
+        // Two thirds of it, up to a multiple of 8, is the width: 4 is what every published size has.
+        (width.saturating_mul(3) / hidden.max(1).saturating_mul(2)).max(1)
+    } else {
+        shape("encoder.layer.0.mlp.fc1.weight", 2)?[0] / hidden.max(1)
+    };
+    let number = |name: &String| name.strip_prefix("encoder.layer.")?.split('.').next()?.parse::<i64>().ok();
+    let layers = header.keys().filter_map(number).max().map_or(0, |last| last.saturating_add(1));
     let side = ((positions[1].max(1) - 1) as f64).sqrt().round() as i64;
     Ok(DinoV2Config {
         hidden_size: hidden,
         num_hidden_layers: layers,
         num_attention_heads: (hidden / 64).max(1),
-        mlp_ratio: fc1[0] / hidden.max(1),
+        mlp_ratio,
         image_size: side.saturating_mul(patch),
         patch_size: patch,
         layer_norm_eps: 1e-6,
+        num_register_tokens: registers,
+        use_swiglu_ffn,
     })
 }
 
@@ -232,6 +271,8 @@ mod tests {
             image_size: 56,
             patch_size: 14,
             layer_norm_eps: 1e-6,
+            num_register_tokens: 0,
+            use_swiglu_ffn: false,
         };
         let tensors = file
             .names()
@@ -305,6 +346,8 @@ mod tests {
             image_size: 42,
             patch_size: 14,
             layer_norm_eps: 1e-6,
+            num_register_tokens: 0,
+            use_swiglu_ffn: false,
         };
         let network = DinoV2::fresh(config.clone(), 1).expect("fresh weights");
         crate::weights::save(&path, network.weights(), &BTreeMap::new()).expect("save");

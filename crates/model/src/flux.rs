@@ -34,9 +34,11 @@ use placement::{Placing, Staged, run_ahead, stage};
 pub use rope::{RopeCache, RopeTable};
 
 use crate::config::FluxConfig;
-use crate::error::{ModelError, Result};
+use crate::error::{ModelError, Result, TensorProblem};
+use crate::header::Header;
 use crate::lora::LoraAdapter;
-use crate::params::{Loader, Noise, Outline, ParamSource, SeededInit};
+use crate::naming::Network;
+use crate::params::{Loader, Noise, Outline, ParamSource, SeededInit, check_files};
 use crate::weight_files::WeightFiles;
 use crate::weights::TensorMap;
 
@@ -98,18 +100,31 @@ impl Flux {
     /// `device`, one tensor at a time.
     pub fn load(config: &FluxConfig, path: &Path, kind: Kind, device: Device) -> Result<Self> {
         config.validate()?;
-        let mut loader = Loader::from_files(WeightFiles::open(path)?, kind, device);
+        let files = WeightFiles::open_as(path, Network::Transformer)?;
+        let origin = files.origin();
+        let mut loader = Loader::from_files(files, kind, device);
         let flux = Self::build(config, kind, &mut loader)?;
-        loader.finish(&path.display().to_string())?;
+        loader.finish(&origin)?;
         Ok(flux)
+    }
+
+    /// Holds the headers of the files at `path` against `config`, as [`Flux::load`] would, and reads no tensor.
+    pub fn check_files(config: &FluxConfig, path: &Path) -> Result<()> {
+        check_files(path, Network::Transformer, |header| Self::problems(config, header))
+    }
+
+    /// Everything in a header, under published names, that does not fit.
+    pub(crate) fn problems(config: &FluxConfig, header: Header) -> Result<Vec<TensorProblem>> {
+        config.validate()?;
+        let mut loader = Loader::from_header(header);
+        Self::build(config, Kind::Float, &mut loader)?;
+        Ok(loader.into_problems())
     }
 
     /// [`Flux::load`] with a choice of how weights are stored and where they lie.
     pub fn load_with(config: &FluxConfig, path: &Path, options: &LoadOptions) -> Result<Self> {
-        let files = WeightFiles::open(path)?;
-        Self::placed(config, &path.display().to_string(), options, |kind, device| {
-            Loader::from_files(files, kind, device)
-        })
+        let files = WeightFiles::open_as(path, Network::Transformer)?;
+        Self::placed(config, &files.origin(), options, |kind, device| Loader::from_files(files, kind, device))
     }
 
     /// [`Flux::from_tensors`] with a choice of how weights are stored and where they lie.

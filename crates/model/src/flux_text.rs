@@ -56,14 +56,7 @@ pub struct FluxText {
 impl FluxText {
     /// Loads all parts into `kind` on `device`. Tokenizers come first: what is wrong with one of those shows at once.
     pub fn load(paths: &FluxTextPaths, kind: Kind, device: Device) -> Result<Self> {
-        let clip_config = ClipTextConfig::beside(&paths.clip)?;
-        let t5_config = T5Config::beside(&paths.t5)?;
-        let max_length = usize::try_from(clip_config.max_position_embeddings).unwrap_or(usize::MAX);
-        let clip_rule = TokenRule { max_length, ..TokenRule::clip() };
-        let clip_tokens = PromptTokenizer::load(&paths.clip_tokenizer, &clip_rule)?;
-        let t5_tokens = PromptTokenizer::load(&paths.t5_tokenizer, &TokenRule::t5())?;
-        check_vocabulary("clip_tokenizer", &clip_tokens, clip_config.vocab_size)?;
-        check_vocabulary("t5_tokenizer", &t5_tokens, t5_config.vocab_size)?;
+        let Small { clip_config, t5_config, clip_tokens, t5_tokens } = Small::load(paths)?;
         Ok(Self {
             clip: ClipText::load(&clip_config, &paths.clip, kind, device)?,
             t5: T5Encoder::load(&t5_config, &paths.t5, kind, device)?,
@@ -72,6 +65,13 @@ impl FluxText {
             kind,
             device,
         })
+    }
+
+    /// Fails if loading would: configurations, tokenizers and headers are looked at, no tensor is read.
+    pub fn check_files(paths: &FluxTextPaths) -> Result<()> {
+        let Small { clip_config, t5_config, .. } = Small::load(paths)?;
+        ClipText::check_files(&clip_config, &paths.clip)?;
+        T5Encoder::check_files(&t5_config, &paths.t5)
     }
 
     /// The dtype that both encoders compute in.
@@ -88,6 +88,28 @@ impl FluxText {
         let txt = self.t5.forward(&self.t5_tokens.encode(prompts)?)?;
         let vec = self.clip.forward(&self.clip_tokens.encode(prompts)?)?.pooled;
         Ok((cast(&txt, Kind::Float)?, cast(&vec, Kind::Float)?))
+    }
+}
+
+/// All but the weights.
+struct Small {
+    clip_config: ClipTextConfig,
+    t5_config: T5Config,
+    clip_tokens: PromptTokenizer,
+    t5_tokens: PromptTokenizer,
+}
+
+impl Small {
+    fn load(paths: &FluxTextPaths) -> Result<Self> {
+        let clip_config = ClipTextConfig::beside(&paths.clip)?;
+        let t5_config = T5Config::beside(&paths.t5)?;
+        let max_length = usize::try_from(clip_config.max_position_embeddings).unwrap_or(usize::MAX);
+        let clip_rule = TokenRule { max_length, ..TokenRule::clip() };
+        let clip_tokens = PromptTokenizer::load(&paths.clip_tokenizer, &clip_rule)?;
+        let t5_tokens = PromptTokenizer::load(&paths.t5_tokenizer, &TokenRule::t5())?;
+        check_vocabulary("clip_tokenizer", &clip_tokens, clip_config.vocab_size)?;
+        check_vocabulary("t5_tokenizer", &t5_tokens, t5_config.vocab_size)?;
+        Ok(Self { clip_config, t5_config, clip_tokens, t5_tokens })
     }
 }
 
@@ -176,6 +198,7 @@ mod tests {
     fn a_folder_of_parts_encodes_prompts_of_any_number_and_length() {
         let folder = folder();
         let paths = FluxTextPaths::in_folder(folder.path());
+        FluxText::check_files(&paths).unwrap();
         let encoder = FluxText::load(&paths, Kind::Float, Device::Cpu).unwrap();
         let long = "a red apple cat ".repeat(2500);
         let mut prompts = vec!["a red apple", "", "a red pear", long.as_str()];
@@ -208,7 +231,9 @@ mod tests {
         json["model"]["vocab"]["plum"] = 8.into();
         std::fs::write(paths.t5_tokenizer.join("tokenizer.json"), json.to_string()).unwrap();
         std::fs::remove_file(paths.t5.join("model.safetensors")).unwrap();
+        let check = FluxText::check_files(&paths).unwrap_err().to_string();
         let error = FluxText::load(&paths, Kind::Float, Device::Cpu).unwrap_err().to_string();
+        assert_eq!(check, error);
         assert!(error.contains("t5_tokenizer") && error.contains("reach 8"), "{error}");
     }
 }

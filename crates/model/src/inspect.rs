@@ -1,9 +1,9 @@
 //! What a weight file is, told from the names, shapes and dtypes in its header alone.
 //!
 //! ```text
-//!   header ─▶ family: whose names are these?
-//!               ├─ transformer, adapter: exact: every name and shape that a preset, or explicit sizes, would have
-//!               └─ encoders: the tensors that each must have, and layers that must be alike
+//!   header ─▶ network: whose names are these, and in which form? (naming, lora_names)
+//!               ├─ transformer, adapter: every name and shape that a preset, or explicit sizes, would have
+//!               └─ encoders: sizes from the shapes, and what the network's own loader would find wrong
 //! ```
 
 mod adapters;
@@ -15,193 +15,55 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use crate::config::FluxConfig;
-use crate::error::{ProblemKind, Result, TensorProblem};
-use crate::params::FLOAT_DTYPES;
-use crate::weight_files::WeightFiles;
+use crate::error::{ProblemKind, TensorProblem};
+use crate::header::{FLOAT_DTYPES, is_float};
+pub use crate::header::{Header, TensorHeader};
+use crate::lora_names::AdapterForm;
+use crate::naming::{self, Network, View};
 
-/// One tensor as the header describes it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TensorHeader {
-    pub shape: Vec<i64>,
-    /// As safetensors spells it: `BF16`, `F32`, ….
-    pub dtype: String,
-    /// Bits of one element.
-    pub bits: usize,
-}
-
-/// Tensors by name.
-pub type Header = BTreeMap<String, TensorHeader>;
-
-/// The header of an opened set of files.
-pub fn header_of(files: &WeightFiles) -> Header {
-    let tensor = |name: &str| {
-        let (shape, dtype) = files.info(name)?;
-        let header = TensorHeader { shape, dtype: dtype.to_string(), bits: dtype.bitsize() };
-        Some((name.to_owned(), header))
-    };
-    files.names().filter_map(tensor).collect()
-}
-
-/// What sort of network a set of names belongs to.
+/// What sort of network a set of names belongs to, in whichever form.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Family {
-    /// FLUX transformer under the published names.
+    /// FLUX transformer.
     Transformer,
-    /// Its names within a file that holds a whole pipeline.
+    /// A transformer in one file with the networks around it.
     WholePipeline,
-    /// FLUX transformer under diffusers' names.
-    DiffusersTransformer,
-    /// LoRA in the published naming.
+    /// An adapter of the transformer.
     Lora,
-    ComfyuiLora,
-    DiffusersLora,
-    /// FLUX autoencoder under the published names.
+    /// FLUX autoencoder.
     Autoencoder,
-    DiffusersAutoencoder,
     T5,
     Clip,
     Owlv2,
     Dino,
     Dinov2,
-    /// DINO under the names of its first release.
-    OriginalDino,
 }
 
 impl Family {
-    /// The most telling first: a name counts for the first family that knows it.
-    const ALL: [Self; 14] = [
-        Self::Lora,
-        Self::ComfyuiLora,
-        Self::DiffusersLora,
-        Self::Transformer,
-        Self::WholePipeline,
-        Self::DiffusersTransformer,
-        Self::Owlv2,
-        Self::Clip,
-        Self::DiffusersAutoencoder,
-        Self::Autoencoder,
-        Self::T5,
-        Self::Dinov2,
-        Self::Dino,
-        Self::OriginalDino,
-    ];
-
     pub fn describe(self) -> &'static str {
         match self {
             Self::Transformer => "FLUX transformer",
-            Self::WholePipeline => "whole pipeline in one file (ComfyUI)",
-            Self::DiffusersTransformer => "FLUX transformer under diffusers' names",
-            Self::Lora => "UNO LoRA",
-            Self::ComfyuiLora => "LoRA under ComfyUI's names",
-            Self::DiffusersLora => "LoRA under diffusers' names",
+            Self::WholePipeline => "whole pipeline in one file",
+            Self::Lora => "LoRA",
             Self::Autoencoder => "FLUX autoencoder",
-            Self::DiffusersAutoencoder => "autoencoder under diffusers' names",
             Self::T5 => "T5 encoder",
             Self::Clip => "CLIP",
             Self::Owlv2 => "OWLv2 detector",
             Self::Dino => "DINO",
             Self::Dinov2 => "DINOv2",
-            Self::OriginalDino => "DINO under the names of its first release",
         }
     }
 
-    /// Why a file of this family cannot be loaded as it is.
-    fn obstacle(self) -> Option<&'static str> {
-        match self {
-            Self::WholePipeline => Some("only files of one network can be loaded"),
-            Self::DiffusersTransformer => Some("the transformer is loaded under its published names"),
-            Self::DiffusersAutoencoder => Some("the autoencoder is loaded under its published names"),
-            Self::OriginalDino => Some("DINO is loaded under the names of transformers"),
-            Self::ComfyuiLora | Self::DiffusersLora => Some("adapters are loaded in the published naming"),
-            _ => None,
-        }
-    }
-
-    fn knows(self, name: &str) -> bool {
-        let begins = |with: &[&str]| with.iter().any(|prefix| name.starts_with(prefix));
-        let bare = encoders::bare(name);
-        let bare_begins = |with: &[&str]| with.iter().any(|prefix| bare.starts_with(prefix));
-        match self {
-            Self::Lora => name.contains(".processor.") && name.contains("_lora"),
-            Self::ComfyuiLora => begins(&["lora_unet_", "lora_te"]),
-            Self::DiffusersLora => name.contains(".lora_A.") || name.contains(".lora_B."),
-            Self::Transformer => begins(&[
-                "double_blocks.",
-                "single_blocks.",
-                "img_in.",
-                "txt_in.",
-                "time_in.",
-                "vector_in.",
-                "guidance_in.",
-                "final_layer.",
-            ]),
-            Self::WholePipeline => {
-                begins(&["model.diffusion_model.", "text_encoders.", "vae.", "first_stage_model."])
-            }
-            Self::DiffusersTransformer => begins(&[
-                "transformer_blocks.",
-                "single_transformer_blocks.",
-                "x_embedder.",
-                "context_embedder.",
-                "time_text_embed.",
-                "norm_out.",
-                "proj_out.",
-            ]),
-            Self::Owlv2 => begins(&["owlv2.", "class_head.", "box_head.", "objectness_head.", "layer_norm."]),
-            Self::Clip => begins(&[
-                "text_model.",
-                "vision_model.",
-                "visual_projection.",
-                "text_projection.",
-                "logit_scale",
-            ]),
-            Self::DiffusersAutoencoder => begins(&[
-                "encoder.down_blocks.",
-                "encoder.mid_block.",
-                "decoder.up_blocks.",
-                "decoder.mid_block.",
-            ]),
-            Self::Autoencoder => begins(&[
-                "encoder.down.",
-                "encoder.mid.",
-                "encoder.conv_",
-                "encoder.norm_out.",
-                "decoder.up.",
-                "decoder.mid.",
-                "decoder.conv_",
-                "decoder.norm_out.",
-            ]),
-            Self::T5 => {
-                begins(&["shared.", "encoder.block.", "encoder.final_layer_norm.", "encoder.embed_tokens."])
-            }
-            // The two share most names; layer scales are DINOv2's alone, and decide below.
-            Self::Dinov2 => bare_begins(&["embeddings.", "encoder.layer.", "layernorm."]),
-            Self::Dino => bare_begins(&["embeddings.", "encoder.layer.", "layernorm.", "pooler."]),
-            Self::OriginalDino => {
-                begins(&["cls_token", "pos_embed", "patch_embed.", "blocks.", "norm.", "head."])
-            }
-        }
-    }
-
-    /// The family that knows most names, if that is more than half of them.
-    fn of(header: &Header) -> Option<Self> {
-        let count = |family: Self| header.keys().filter(|name| family.knows(name)).count();
-        // `max_by_key` takes the last of equals, so the most telling comes last.
-        let (known, family) = Self::ALL
-            .into_iter()
-            .rev()
-            .map(|family| (count(family), family))
-            .max_by_key(|(known, _)| *known)?;
-        if known * 2 <= header.len() {
-            return None;
-        }
-        match family {
-            Self::Dinov2 | Self::Dino => {
-                let scales = header.keys().any(|name| name.contains(".layer_scale"));
-                Some(if scales { Self::Dinov2 } else { Self::Dino })
-            }
-            family => Some(family),
+    fn of_network(network: Network) -> Self {
+        match network {
+            Network::Transformer => Self::Transformer,
+            Network::Autoencoder => Self::Autoencoder,
+            Network::T5 => Self::T5,
+            Network::Clip => Self::Clip,
+            Network::Owlv2 => Self::Owlv2,
+            Network::Dino => Self::Dino,
+            Network::Dinov2 => Self::Dinov2,
         }
     }
 }
@@ -218,6 +80,8 @@ pub struct DtypeCount {
 pub struct Inspection {
     /// None if the names are nobody's that is known here.
     pub family: Option<Family>,
+    /// Whose names the file has and in what form its values are, where that is not as published.
+    pub form: Option<String>,
     /// Whether a network can be loaded from it.
     pub fits: bool,
     /// Presets that it fits, or is nearest to.
@@ -245,24 +109,55 @@ fn as_text<S: serde::Serializer>(problems: &[TensorProblem], serializer: S) -> R
 /// What one family's check found out.
 #[derive(Default)]
 struct Verdict {
+    form: Option<String>,
+    /// Why it cannot be loaded though nothing is wrong with it.
+    obstacle: Option<&'static str>,
     presets: Vec<&'static str>,
     config: Option<FluxConfig>,
     facts: BTreeMap<&'static str, String>,
     problems: Vec<TensorProblem>,
 }
 
+/// What is wrong with the tensors of one network, in whichever form they are.
+fn check_network(header: &Header, network: Network) -> Verdict {
+    let view = View::of(header, network);
+    if !view.problems.is_empty() {
+        return Verdict { form: view.form, problems: view.problems, ..Verdict::default() };
+    }
+    let own = view.header();
+    let verdict = match network {
+        Network::Transformer => transformer::check(&own),
+        Network::Autoencoder => encoders::check_autoencoder(&own),
+        Network::T5 => encoders::check_t5(&own),
+        Network::Clip => encoders::check_clip(&own),
+        Network::Owlv2 => encoders::check_owlv2(&own),
+        Network::Dino => encoders::check_dino(&own),
+        Network::Dinov2 => encoders::check_dinov2(&own),
+    };
+    Verdict { form: view.form, ..verdict }
+}
+
+/// A file of several networks: the transformer decides, since it is what such files are brought for.
+fn check_whole(header: &Header, networks: &[Network]) -> Verdict {
+    let mut verdict = check_network(header, Network::Transformer);
+    let holds: Vec<&str> = networks.iter().map(|network| Family::of_network(*network).describe()).collect();
+    verdict.facts.insert("holds", holds.join(", "));
+    verdict
+}
+
 /// Tells what a header belongs to, and everything that is wrong with it.
 pub fn inspect(header: &Header) -> Inspection {
-    let family = Family::of(header);
-    let verdict = match family {
-        None => Verdict::default(),
-        Some(Family::Transformer) => transformer::check(header),
-        Some(Family::Lora) => adapters::check_published(header),
-        Some(Family::ComfyuiLora) => adapters::check_pairs(header, ".lora_down.weight", ".lora_up.weight"),
-        Some(Family::DiffusersLora) => adapters::check_pairs(header, ".lora_A.weight", ".lora_B.weight"),
-        Some(family) => encoders::check(header, family),
+    let adapter = AdapterForm::of(header);
+    let whole = naming::held_together(header);
+    let (family, verdict) = match (adapter, whole.as_slice(), naming::network_of(header)) {
+        (Some(form), _, _) => (Some(Family::Lora), adapters::check(header, form)),
+        (None, [Network::Transformer, _, ..], _) => {
+            (Some(Family::WholePipeline), check_whole(header, &whole))
+        }
+        (None, _, Some(network)) => (Some(Family::of_network(network)), check_network(header, network)),
+        (None, _, None) => (None, Verdict::default()),
     };
-    let obstacle = family.and_then(Family::obstacle);
+    let obstacle = verdict.obstacle;
     let mut dtypes: BTreeMap<String, DtypeCount> = BTreeMap::new();
     let (mut parameters, mut bytes) = (0u64, 0u64);
     for tensor in header.values() {
@@ -275,6 +170,7 @@ pub fn inspect(header: &Header) -> Inspection {
     }
     Inspection {
         family,
+        form: verdict.form,
         fits: family.is_some() && obstacle.is_none() && verdict.problems.is_empty(),
         presets: verdict.presets,
         config: verdict.config,
@@ -317,10 +213,6 @@ fn compare(header: &Header, layout: &[(String, Vec<i64>)]) -> Vec<TensorProblem>
         }
     }
     problems
-}
-
-fn is_float(dtype: &str) -> bool {
-    matches!(dtype, "F32" | "BF16" | "F16" | "F64" | "F8_E4M3")
 }
 
 /// The value that most of `values` have.

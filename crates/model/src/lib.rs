@@ -11,7 +11,8 @@
 //! ```
 //!
 //! - [`config`]: sizes and presets; [`flux`]: the diffusion transformer; [`lora`]: the adapter and its file;
-//! - [`lora_export`]: the adapter under the names of other loaders; [`inspect`]: what a weight file is, from its header;
+//! - [`naming`], [`lora_names`]: whose names a weight file has, read as the published ones; [`inspect`]: what a file is, from its header;
+//! - [`lora_export`]: the adapter under the names of other loaders; [`header`]: names, shapes and dtypes;
 //! - [`weights`]: safetensors in and out, nothing in a file trusted;
 //! - [`unope`], [`packing`], [`schedule`]: positions, tokens and times as the published code has them;
 //! - [`drawing`]: prompts and references to pictures; [`sampler`]: Euler integration with references; [`training`]: gradients by bucket, optimizer;
@@ -36,11 +37,16 @@ mod error;
 mod float8;
 pub mod flux;
 pub mod flux_text;
+mod foreign;
 pub mod fused;
+pub mod header;
 pub mod inspect;
 mod layers;
 pub mod lora;
 pub mod lora_export;
+pub mod lora_names;
+mod lora_sites;
+pub mod naming;
 pub mod nano;
 pub mod of_spec;
 pub mod owlv2;

@@ -13,7 +13,9 @@ use tch::{Device, Kind, Tensor};
 
 use crate::config::FluxConfig;
 use crate::error::{ModelError, ProblemKind, Result, TensorProblem};
+use crate::header::Header;
 use crate::layers::{Linear, cast};
+use crate::lora_names::{self, AdapterForm, Plan};
 use crate::params::{Init, Loader, ParamSource};
 use crate::randomness::NormalStream;
 use crate::weight_files::WeightFiles;
@@ -174,20 +176,35 @@ impl LoraAdapter {
     }
 
     /// Loads an adapter file strictly: rank and covered blocks are read from the file, and every missing,
-    /// unexpected or misshapen tensor, or one that is no float, is listed by name.
+    /// unexpected or misshapen tensor, or one that is no float, is listed by name. Names of other trainers are read as those of
+    /// [`lora_names`] are.
     pub fn load(config: &FluxConfig, path: &Path, kind: Kind, device: Device) -> Result<Self> {
-        let file = WeightFiles::open(path)?;
-        let shapes = file.names().map(|name| {
-            let shape = file.info(name).map(|(shape, _)| shape).unwrap_or_default();
-            (name.to_owned(), shape)
-        });
-        let shapes: Vec<_> = shapes.collect();
-        Self::from_loader(
-            config,
-            &shapes,
-            Loader::from_files(file, kind, device),
-            &path.display().to_string(),
-        )
+        let files = WeightFiles::open_adapter(path)?;
+        let (header, origin) = (files.header(), lora_names::origin(&files));
+        if let None | Some(AdapterForm::Published) = AdapterForm::of(&header) {
+            return Self::from_loader(
+                config,
+                &shapes_of(&header),
+                Loader::from_files(files, kind, device),
+                &origin,
+            );
+        }
+        Self::from_tensors(config, lora_names::published_tensors(&files)?, &origin, kind, device)
+    }
+
+    /// Holds the header of the adapter at `path` against `config`, as [`LoraAdapter::load`] would, and reads no tensor.
+    pub fn check_files(config: &FluxConfig, path: &Path) -> Result<()> {
+        let files = WeightFiles::open_adapter(path)?;
+        let (mut header, origin) = (files.header(), lora_names::origin(&files));
+        if let Some(AdapterForm::Kohya | AdapterForm::Peft) = AdapterForm::of(&header) {
+            let plan = Plan::of(&header);
+            header = plan.published(&header);
+            if !plan.problems.is_empty() {
+                return Err(ModelError::Weights { origin, problems: plan.problems });
+            }
+        }
+        Self::from_loader(config, &shapes_of(&header), Loader::from_header(header), &origin)?;
+        Ok(())
     }
 
     /// [`LoraAdapter::load`] from tensors in memory; `origin` is what an error calls their source.
@@ -426,6 +443,10 @@ fn check_rank(rank: i64) -> Result<()> {
     } else {
         Err(ModelError::Config { field: "rank", reason: format!("{rank} is not within 1..={LARGEST_RANK}") })
     }
+}
+
+fn shapes_of(header: &Header) -> Vec<(String, Vec<i64>)> {
+    header.iter().map(|(name, tensor)| (name.clone(), tensor.shape.clone())).collect()
 }
 
 fn block_index(name: &str, prefix: &str) -> Option<i64> {

@@ -17,6 +17,8 @@ use std::str::FromStr;
 use tch::{Device, Kind, Tensor};
 
 use crate::error::{ModelError, ProblemKind, Result, TensorProblem};
+use crate::lora_sites::Site;
+use crate::naming::filled;
 use crate::weights::TensorMap;
 
 /// Who shall read the file.
@@ -53,66 +55,6 @@ impl FromStr for LoraFormat {
             field: "format",
             reason: format!("{name:?} is not one of {}", Self::ALL.map(Self::name).join(", ")),
         })
-    }
-}
-
-/// The projections that an adapter updates.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Site {
-    DoubleImageQkv,
-    DoubleImageProj,
-    DoubleTextQkv,
-    DoubleTextProj,
-    SingleQkv,
-    SingleProj,
-}
-
-impl Site {
-    const ALL: [Self; 6] = [
-        Self::DoubleImageQkv,
-        Self::DoubleImageProj,
-        Self::DoubleTextQkv,
-        Self::DoubleTextProj,
-        Self::SingleQkv,
-        Self::SingleProj,
-    ];
-
-    /// Sort of block and name of the pair in the published layout.
-    fn published(self) -> (&'static str, &'static str) {
-        match self {
-            Self::DoubleImageQkv => ("double_blocks", "qkv_lora1"),
-            Self::DoubleImageProj => ("double_blocks", "proj_lora1"),
-            Self::DoubleTextQkv => ("double_blocks", "qkv_lora2"),
-            Self::DoubleTextProj => ("double_blocks", "proj_lora2"),
-            Self::SingleQkv => ("single_blocks", "qkv_lora"),
-            Self::SingleProj => ("single_blocks", "proj_lora"),
-        }
-    }
-
-    /// The base's matrix, as ComfyUI spells it.
-    fn comfyui(self) -> &'static str {
-        match self {
-            Self::DoubleImageQkv => "img_attn_qkv",
-            Self::DoubleImageProj => "img_attn_proj",
-            Self::DoubleTextQkv => "txt_attn_qkv",
-            Self::DoubleTextProj => "txt_attn_proj",
-            Self::SingleQkv => "linear1",
-            Self::SingleProj => "linear2",
-        }
-    }
-
-    /// The matrices that hold its rows in diffusers, in order.
-    fn diffusers(self) -> (&'static str, &'static [&'static str]) {
-        match self {
-            Self::DoubleImageQkv => ("transformer_blocks", &["attn.to_q", "attn.to_k", "attn.to_v"]),
-            Self::DoubleImageProj => ("transformer_blocks", &["attn.to_out.0"]),
-            Self::DoubleTextQkv => {
-                ("transformer_blocks", &["attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"])
-            }
-            Self::DoubleTextProj => ("transformer_blocks", &["attn.to_add_out"]),
-            Self::SingleQkv => ("single_transformer_blocks", &["attn.to_q", "attn.to_k", "attn.to_v"]),
-            Self::SingleProj => ("single_transformer_blocks", &["proj_out"]),
-        }
     }
 }
 
@@ -207,8 +149,8 @@ pub fn convert(
                 out.insert(format!("{key}.up.weight"), up);
             }
             LoraFormat::Comfyui => {
-                let (sort, _) = site.published();
-                let key = format!("lora_unet_{sort}_{index}_{}", site.comfyui());
+                let key =
+                    format!("lora_unet_{}", filled(site.base(), &[i64::from(*index)]).replace('.', "_"));
                 let alpha = Tensor::f_from_slice(&[down.size()[0] as f32])?.f_reshape(&[0i64; 0][..])?;
                 let up = match site {
                     Site::SingleQkv => widened(&up, mlp_rows(&pairs, *index, &down)?)?,
@@ -219,15 +161,15 @@ pub fn convert(
                 out.insert(format!("{key}.lora_up.weight"), up);
             }
             LoraFormat::Diffusers => {
-                let (sort, names) = site.diffusers();
+                let names = site.diffusers();
                 let parts = names.len() as i64;
                 let rows = up.size()[0];
                 if rows % parts != 0 {
                     let reason = format!("{rows} rows of `up` do not divide into {parts} matrices");
-                    return Err(ModelError::input(format!("{sort}.{index}"), reason));
+                    return Err(ModelError::input(filled(names[0], &[i64::from(*index)]), reason));
                 }
                 for (part, name) in names.iter().enumerate() {
-                    let key = format!("transformer.{sort}.{index}.{name}");
+                    let key = format!("transformer.{}", filled(name, &[i64::from(*index)]));
                     let rows = rows / parts;
                     let part = up.f_narrow(0, part as i64 * rows, rows)?.f_contiguous()?;
                     // Shared storage: each is written out on its own.

@@ -26,9 +26,11 @@ pub use detector::{Owlv2Detector, hashed_ids};
 use heads::{ClassHead, MlpHead, box_bias};
 use towers::{TextTower, VisionTower};
 
-use crate::error::{ModelError, Result};
+use crate::error::{ModelError, Result, TensorProblem};
+use crate::header::Header;
 use crate::layers::cast;
-use crate::params::{Loader, ParamSource, SeededInit};
+use crate::naming::Network;
+use crate::params::{Loader, ParamSource, SeededInit, check_files};
 use crate::weight_files::WeightFiles;
 use crate::weights::TensorMap;
 
@@ -70,11 +72,30 @@ pub struct Owlv2Output {
     pub class_vectors: Tensor,
 }
 
+/// Tensors of published files that only the contrastive pair of towers uses, and indices that follow from the sizes.
+fn of_no_use(name: &str) -> bool {
+    name.ends_with(".position_ids") || ["owlv2.logit_scale", "owlv2.visual_projection.weight"].contains(&name)
+}
+
 impl Owlv2 {
     /// Loads the network from a file, an index or a folder ([`WeightFiles::open`]) into `kind` on `device`.
     pub fn load(config: &Owlv2Config, path: &Path, kind: Kind, device: Device) -> Result<Self> {
-        let loader = Loader::from_files(WeightFiles::open(path)?, kind, device);
-        Self::from_loader(config, loader, &path.display().to_string(), device)
+        let files = WeightFiles::open_as(path, Network::Owlv2)?;
+        let origin = files.origin();
+        Self::from_loader(config, Loader::from_files(files, kind, device), &origin, device)
+    }
+
+    /// Holds the headers of the files at `path` against `config`, as [`Owlv2::load`] would, and reads no tensor.
+    pub fn check_files(config: &Owlv2Config, path: &Path) -> Result<()> {
+        check_files(path, Network::Owlv2, |header| Self::problems(config, header))
+    }
+
+    /// Everything in a header, under published names, that does not fit.
+    pub(crate) fn problems(config: &Owlv2Config, header: Header) -> Result<Vec<TensorProblem>> {
+        let mut loader = Loader::from_header(header);
+        loader.ignore(of_no_use);
+        Self::build(config, Device::Cpu, &mut loader)?;
+        Ok(loader.into_problems())
     }
 
     /// Builds the network from tensors under published names; `origin` is what errors call their source.
@@ -90,11 +111,7 @@ impl Owlv2 {
 
     fn from_loader(config: &Owlv2Config, mut loader: Loader, origin: &str, device: Device) -> Result<Self> {
         config.validate()?;
-        // Only the contrastive pair of towers uses these, detection does not.
-        loader.ignore(|name| {
-            name.ends_with(".position_ids")
-                || ["owlv2.logit_scale", "owlv2.visual_projection.weight"].contains(&name)
-        });
+        loader.ignore(of_no_use);
         let network = Self::build(config, device, &mut loader)?;
         loader.finish(origin)?;
         Ok(network)

@@ -1,10 +1,13 @@
 //! Where a network's weights come from: files, a map of tensors, or a seed.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 
 use tch::{Device, Kind, Tensor};
 
 use crate::error::{ModelError, ProblemKind, Result, TensorProblem};
+use crate::header::{FLOAT_DTYPES, Header, TensorHeader, is_float};
+use crate::naming::Network;
 use crate::randomness::NormalStream;
 use crate::weight_files::WeightFiles;
 use crate::weights::TensorMap;
@@ -39,11 +42,10 @@ pub(crate) trait ParamSource {
     }
 }
 
-/// The dtypes that weights are read from, as an error spells them.
-pub(crate) const FLOAT_DTYPES: &str = "F32, BF16, F16, F64 or F8_E4M3";
-
 enum Backing {
     Files(WeightFiles),
+    /// Nothing is read: for finding out what would not fit.
+    Header(Header),
     Map(TensorMap),
 }
 
@@ -67,37 +69,49 @@ impl Loader {
         Self { backing: Backing::Map(map), untaken, problems: Vec::new(), kind, device }
     }
 
+    /// Looks at names, shapes and dtypes alone, and hands out empty tensors.
+    pub fn from_header(header: Header) -> Self {
+        let untaken = header.keys().cloned().collect();
+        let (kind, device) = (Kind::Float, Device::Cpu);
+        Self { backing: Backing::Header(header), untaken, problems: Vec::new(), kind, device }
+    }
+
     /// Leaves out the tensors that published files carry beside the network's own.
     pub fn ignore(&mut self, of_no_use: impl Fn(&str) -> bool) {
         self.untaken.retain(|name| !of_no_use(name));
     }
 
     /// Fails with all problems if there were any, tensors that nothing asked for included.
-    pub fn finish(mut self, origin: &str) -> Result<()> {
-        self.problems.extend(
-            self.untaken.into_iter().map(|tensor| TensorProblem { tensor, kind: ProblemKind::Unexpected }),
-        );
-        if self.problems.is_empty() {
-            Ok(())
-        } else {
-            Err(ModelError::Weights { origin: origin.to_owned(), problems: self.problems })
-        }
+    pub fn finish(self, origin: &str) -> Result<()> {
+        none_of(self.into_problems(), origin)
+    }
+
+    /// All problems, tensors that nothing asked for included.
+    pub fn into_problems(mut self) -> Vec<TensorProblem> {
+        let unexpected = |tensor| TensorProblem { tensor, kind: ProblemKind::Unexpected };
+        self.problems.extend(self.untaken.into_iter().map(unexpected));
+        self.problems
     }
 
     /// Shape and name of the dtype of a tensor, and whether that is a float dtype that can be cast.
     fn info(&self, name: &str) -> Option<(Vec<i64>, String, bool)> {
-        use safetensors::Dtype;
+        let described = |tensor: TensorHeader| {
+            let float = is_float(&tensor.dtype);
+            (tensor.shape, tensor.dtype, float)
+        };
         match &self.backing {
-            Backing::Files(files) => files.info(name).map(|(shape, dtype)| {
-                let float =
-                    matches!(dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16 | Dtype::F64 | Dtype::F8_E4M3);
-                (shape, dtype.to_string(), float)
-            }),
+            Backing::Files(files) => files.info(name).map(described),
+            Backing::Header(header) => header.get(name).cloned().map(described),
             Backing::Map(map) => map.get(name).map(|tensor| {
                 let kind = tensor.kind();
                 let float = matches!(
                     kind,
-                    Kind::Float | Kind::Half | Kind::BFloat16 | Kind::Double | Kind::Float8e4m3fn
+                    Kind::Float
+                        | Kind::Half
+                        | Kind::BFloat16
+                        | Kind::Double
+                        | Kind::Float8e4m3fn
+                        | Kind::Float8e5m2
                 );
                 (tensor.size(), format!("{kind:?}"), float)
             }),
@@ -113,6 +127,7 @@ impl Loader {
             Some((_, found, false)) => ProblemKind::Dtype { found, expected: FLOAT_DTYPES.to_owned() },
             Some(_) => {
                 let tensor = match &mut self.backing {
+                    Backing::Header(_) => return Ok(None),
                     Backing::Files(files) => files.tensor(name)?,
                     Backing::Map(map) => {
                         map.remove(name).ok_or_else(|| ModelError::input(name, "is missing"))?
@@ -139,9 +154,28 @@ impl ParamSource for Loader {
     fn has(&self, name: &str) -> bool {
         match &self.backing {
             Backing::Files(files) => files.info(name).is_some(),
+            Backing::Header(header) => header.contains_key(name),
             Backing::Map(map) => map.contains_key(name),
         }
     }
+}
+
+fn none_of(problems: Vec<TensorProblem>, origin: &str) -> Result<()> {
+    if problems.is_empty() {
+        return Ok(());
+    }
+    Err(ModelError::Weights { origin: origin.to_owned(), problems })
+}
+
+/// Holds the headers of a network's files against what it would take, and reads no tensor. `problems` tells what does not
+/// fit in a header under published names.
+pub(crate) fn check_files(
+    path: &Path,
+    network: Network,
+    problems: impl FnOnce(Header) -> Result<Vec<TensorProblem>>,
+) -> Result<()> {
+    let files = WeightFiles::open_as(path, network)?;
+    none_of(problems(files.header())?, &files.origin())
 }
 
 /// Draws each weight from (seed, name), so that its value does not depend on the order of creation.

@@ -15,9 +15,11 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
-use crate::error::{ModelError, Result};
+use crate::error::{ModelError, Result, TensorProblem};
+use crate::header::Header;
 use crate::layers::{Linear, cast, join_heads, split_heads};
-use crate::params::{Init, Loader, ParamSource, SeededInit};
+use crate::naming::Network;
+use crate::params::{Init, Loader, ParamSource, SeededInit, check_files};
 use crate::published::{check_eps, check_range, config_beside, read_config};
 use crate::tokenizer::check_ids;
 use crate::weight_files::WeightFiles;
@@ -259,8 +261,22 @@ impl T5Encoder {
     /// Loads the network from a safetensors file, an index of several or a folder ([`WeightFiles::open`]) into `kind` on
     /// `device`, one tensor at a time. A whole T5 will do: its decoder is left out.
     pub fn load(config: &T5Config, path: &Path, kind: Kind, device: Device) -> Result<Self> {
-        let loader = Loader::from_files(WeightFiles::open(path)?, kind, device);
-        Self::from_loader(config, loader, &path.display().to_string(), kind, device)
+        let files = WeightFiles::open_as(path, Network::T5)?;
+        let origin = files.origin();
+        Self::from_loader(config, Loader::from_files(files, kind, device), &origin, kind, device)
+    }
+
+    /// Holds the headers of the files at `path` against `config`, as [`T5Encoder::load`] would, and reads no tensor.
+    pub fn check_files(config: &T5Config, path: &Path) -> Result<()> {
+        check_files(path, Network::T5, |header| Self::problems(config, header))
+    }
+
+    /// Everything in a header, under published names, that does not fit.
+    pub(crate) fn problems(config: &T5Config, header: Header) -> Result<Vec<TensorProblem>> {
+        let mut loader = Loader::from_header(header);
+        loader.ignore(of_no_use);
+        Self::build(config, &mut loader, Kind::Float, Device::Cpu)?;
+        Ok(loader.into_problems())
     }
 
     /// Takes tensors under published names; every one that does not fit is listed. `origin` names them in errors.

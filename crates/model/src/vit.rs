@@ -7,7 +7,8 @@
 //! ```
 //!
 //! The two differ in the names of their tensors, in how a block keeps its query, key and value matrices, in DINOv2's
-//! scales on each residual branch, and in the rule by which positions are resized.
+//! scales on each residual branch, and in the rule by which positions are resized. DINOv2 has registers, tokens of no place
+//! between the class token and the patches, in its later checkpoints, and gated hidden layers in its largest.
 
 mod block;
 mod config;
@@ -40,6 +41,9 @@ pub(crate) fn unit_length(vectors: &Tensor) -> Result<Tensor> {
     let length = vectors.f_norm_scalaropt_dim(2.0, [1i64].as_slice(), true)?.f_clamp_min(1e-12)?;
     Ok(vectors.f_div(&length)?)
 }
+
+/// DINOv2's alone, so it has one name.
+const REGISTERS: &str = "embeddings.register_tokens";
 
 /// How a published network spells its tensors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,6 +97,8 @@ pub(crate) struct Vit {
     config: VitConfig,
     naming: Naming,
     class_token: Tensor,
+    /// `[1, registers, hidden]`.
+    registers: Option<Tensor>,
     positions: Tensor,
     patches: Conv2d,
     blocks: Vec<Block>,
@@ -107,6 +113,9 @@ impl Vit {
         let cells = config.grid_side() * config.grid_side();
         Ok(Self {
             class_token: source.take(naming.class_token(), &[1, 1, hidden], Init::Normal(0.02))?,
+            registers: (config.num_register_tokens > 0)
+                .then(|| source.take(REGISTERS, &[1, config.num_register_tokens, hidden], Init::Normal(0.02)))
+                .transpose()?,
             positions: source.take(naming.positions(), &[1, cells + 1, hidden], Init::Normal(0.02))?,
             patches: Conv2d::build(source, naming.patches(), sizes, true)?,
             blocks: (0..config.num_hidden_layers as usize)
@@ -129,6 +138,9 @@ impl Vit {
     /// Calls `visit` with the published name and the tensor of every weight.
     pub fn visit_mut(&mut self, visit: &mut dyn FnMut(String, &mut Tensor)) {
         visit(self.naming.class_token().to_owned(), &mut self.class_token);
+        if let Some(registers) = &mut self.registers {
+            visit(REGISTERS.to_owned(), registers);
+        }
         visit(self.naming.positions().to_owned(), &mut self.positions);
         self.patches.visit_mut(self.naming.patches(), visit);
         for (layer, block) in self.blocks.iter_mut().enumerate() {
@@ -137,7 +149,7 @@ impl Vit {
         self.norm.visit_mut(self.naming.norm(), visit);
     }
 
-    /// All tokens after the last norm, `[batch, 1 + patches, hidden]`, of normalised pictures
+    /// All tokens after the last norm, `[batch, 1 + registers + patches, hidden]`, of normalised pictures
     /// `[batch, 3, height, width]` whose sides are multiples of the patch size, in the dtype of the weights.
     pub fn forward(&self, pixels: &Tensor, rule: PositionRule) -> Result<Tensor> {
         let mut hidden = self.embed(pixels, rule)?;
@@ -147,7 +159,7 @@ impl Vit {
         self.norm.forward(&hidden)
     }
 
-    /// Tokens that enter the first block: class token and patches, positions added; shapes as in [`Vit::forward`].
+    /// Tokens that enter the first block: class token and patches, positions added, registers between them; shapes as in [`Vit::forward`].
     pub fn embed(&self, pixels: &Tensor, rule: PositionRule) -> Result<Tensor> {
         let patch = self.config.patch_size;
         let (batch, rows, columns) = match *pixels.size().as_slice() {
@@ -168,7 +180,11 @@ impl Vit {
         let patches =
             self.patches.forward(&cast(pixels, self.kind())?)?.f_flatten(2, 3)?.f_transpose(1, 2)?;
         let class = self.class_token.f_expand([batch, 1, self.config.hidden_size], false)?;
-        Ok(Tensor::f_cat(&[class, patches], 1)?.f_add(&self.positions(rows, columns, rule)?)?)
+        let tokens = Tensor::f_cat(&[class, patches], 1)?.f_add(&self.positions(rows, columns, rule)?)?;
+        let Some(registers) = &self.registers else { return Ok(tokens) };
+        let registers = registers.f_expand([batch, -1, self.config.hidden_size], false)?;
+        let (class, patches) = (tokens.f_narrow(1, 0, 1)?, tokens.f_narrow(1, 1, rows * columns)?);
+        Ok(Tensor::f_cat(&[class, registers, patches], 1)?)
     }
 
     /// Position embeddings for a grid, `[1, 1 + rows * columns, hidden]`.

@@ -1,37 +1,128 @@
-//! The weights of one network, in one file or in several that an index names.
+//! The weights of one network, in one file or in several that an index names, under published names.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path, PathBuf};
 
-use crescendo_dataset::checkpoint::{ADAPTER_FILE, MODEL_FILE};
-use safetensors::Dtype;
+use crescendo_dataset::checkpoint::{ADAPTER_FILE, EMA_FILE, MODEL_FILE, OPTIMIZER_FILE};
 use serde::Deserialize;
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use crate::error::{ModelError, Result};
+use crate::header::{Header, TensorHeader};
+use crate::naming::{Network, Piece, Recipe, View};
 use crate::weights::{TensorFile, broken};
 
 /// Largest index that is read, bytes: published ones have some hundred kilobytes.
 const MAX_INDEX_BYTES: u64 = 64 << 20;
-/// File names of one network's weights in a folder, as published or as a checkpoint has them, in the order in which they are
-/// looked for.
-const NAMES_IN_FOLDER: [&str; 7] = [
-    MODEL_FILE,
-    "model.safetensors.index.json",
-    "diffusion_pytorch_model.safetensors",
-    "diffusion_pytorch_model.safetensors.index.json",
-    ADAPTER_FILE,
-    "flux1-dev.safetensors",
-    "flux1-schnell.safetensors",
-];
+/// Published index files in a folder end in this.
+const INDEX_END: &str = ".index.json";
+/// Most files or folders that an error about a folder lists.
+const LISTED: usize = 8;
+
+/// What is wanted of a folder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wanted {
+    Any,
+    Network(Network),
+    Adapter,
+}
+
+impl Wanted {
+    /// Names of files and of folders below, as published or as a checkpoint has them, in the order in which they are looked
+    /// for.
+    fn names(self) -> &'static [&'static str] {
+        const DIFFUSERS: &str = "diffusion_pytorch_model.safetensors";
+        match self {
+            Self::Any => &[
+                MODEL_FILE,
+                DIFFUSERS,
+                ADAPTER_FILE,
+                "adapter_model.safetensors",
+                "pytorch_lora_weights.safetensors",
+                "flux1-dev.safetensors",
+                "flux1-schnell.safetensors",
+                "transformer",
+            ],
+            Self::Network(Network::Transformer) => {
+                &[MODEL_FILE, "flux1-dev.safetensors", "flux1-schnell.safetensors", DIFFUSERS, "transformer"]
+            }
+            Self::Network(Network::Autoencoder) => &["ae.safetensors", DIFFUSERS, MODEL_FILE, "vae"],
+            Self::Network(_) => &[MODEL_FILE],
+            Self::Adapter => {
+                &[ADAPTER_FILE, "adapter_model.safetensors", "pytorch_lora_weights.safetensors", MODEL_FILE]
+            }
+        }
+    }
+
+    /// The file that is meant by a folder, or the folder below that it lies in.
+    fn find(self, folder: &Path) -> Result<PathBuf> {
+        for name in self.names() {
+            let path = folder.join(name);
+            let index = folder.join(format!("{name}{INDEX_END}"));
+            if let Some(found) = [path, index].into_iter().find(|path| path.is_file()) {
+                return Ok(found);
+            }
+            let below = folder.join(name);
+            if below.is_dir() {
+                return self.find(&below);
+            }
+        }
+        let listing = Listing::of(folder)?;
+        match listing.weights.as_slice() {
+            [only] => Ok(folder.join(only)),
+            _ => Err(broken(folder, listing.reason(self.names()))),
+        }
+    }
+}
+
+/// What lies in a folder, sorted.
+struct Listing {
+    /// Safetensors files, optimizer and averaged weights of a checkpoint left out.
+    weights: Vec<String>,
+    folders: Vec<String>,
+}
+
+impl Listing {
+    fn of(folder: &Path) -> Result<Self> {
+        let io_error = |source| ModelError::Io { path: folder.to_owned(), source };
+        let (mut weights, mut folders) = (Vec::new(), Vec::new());
+        for entry in std::fs::read_dir(folder).map_err(io_error)? {
+            let entry = entry.map_err(io_error)?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if entry.path().is_dir() {
+                folders.push(name);
+            } else if name.ends_with(".safetensors") && name != OPTIMIZER_FILE && name != EMA_FILE {
+                weights.push(name);
+            }
+        }
+        weights.sort();
+        folders.sort();
+        Ok(Self { weights, folders })
+    }
+
+    fn reason(&self, wanted: &[&str]) -> String {
+        let list = |names: &[String]| {
+            let more = if names.len() > LISTED { ", …" } else { "" };
+            let some: Vec<&str> = names.iter().take(LISTED).map(String::as_str).collect();
+            format!("{}{more}", some.join(", "))
+        };
+        let none = format!("the folder has none of {}", wanted.join(", "));
+        match (self.weights.is_empty(), self.folders.is_empty()) {
+            (false, _) => format!("{none}; name one of {}", list(&self.weights)),
+            (true, false) => format!("{none}; there are folders in it: {}", list(&self.folders)),
+            (true, true) => none,
+        }
+    }
+}
 
 /// An opened set of weight files: every header read and checked, tensors read on demand.
 #[derive(Debug)]
 pub struct WeightFiles {
     path: PathBuf,
     files: Vec<TensorFile>,
-    /// Tensor name to its place in `files`.
+    /// Tensor name, as the files have it, to its place in `files`.
     places: BTreeMap<String, usize>,
+    view: View,
 }
 
 /// What an index file says, as Hugging Face writes it.
@@ -67,22 +158,39 @@ pub fn shards_of_index(path: &Path) -> Result<BTreeSet<String>> {
 }
 
 impl WeightFiles {
-    /// Opens `path`: a safetensors file, an index (`*.index.json`) with its files beside it, or a folder that holds
-    /// either under a published name.
+    /// Opens `path` under the names that it has: a safetensors file, an index (`*.index.json`) with its files beside it, or a
+    /// folder that holds either under a published name.
     pub fn open(path: &Path) -> Result<Self> {
-        if path.is_dir() {
-            let found = NAMES_IN_FOLDER.iter().map(|name| path.join(name)).find(|path| path.is_file());
-            let found = found.ok_or_else(|| {
-                broken(path, format!("the folder has none of {}", NAMES_IN_FOLDER.join(", ")))
-            })?;
-            return Self::open(&found);
+        Self::opened(path, Wanted::Any)
+    }
+
+    /// Opens `path` under the published names of `network`, whichever of the forms of [`crate::naming`] it has. Fails with
+    /// every tensor of the file that its form lacks, or that does not fit its fellows.
+    pub fn open_as(path: &Path, network: Network) -> Result<Self> {
+        let mut files = Self::opened(path, Wanted::Network(network))?;
+        files.view = View::of(&files.header(), network);
+        if files.view.problems.is_empty() {
+            return Ok(files);
         }
-        if path.extension().is_some_and(|extension| extension == "json") {
-            return Self::open_index(path);
-        }
-        let file = TensorFile::open(path)?;
-        let places = file.names().into_iter().map(|name| (name, 0)).collect();
-        Ok(Self { path: path.to_owned(), files: vec![file], places })
+        Err(ModelError::Weights { origin: files.origin(), problems: files.view.problems })
+    }
+
+    /// Opens an adapter under the names that it has.
+    pub fn open_adapter(path: &Path) -> Result<Self> {
+        Self::opened(path, Wanted::Adapter)
+    }
+
+    fn opened(path: &Path, wanted: Wanted) -> Result<Self> {
+        let found = if path.is_dir() { wanted.find(path)? } else { path.to_owned() };
+        let mut files = if found.extension().is_some_and(|extension| extension == "json") {
+            Self::open_index(&found)?
+        } else {
+            let file = TensorFile::open(&found)?;
+            let places = file.names().into_iter().map(|name| (name, 0)).collect();
+            Self { path: found, files: vec![file], places, view: View::default() }
+        };
+        files.view = View::plain(&files.raw_header());
+        Ok(files)
     }
 
     fn open_index(path: &Path) -> Result<Self> {
@@ -104,7 +212,7 @@ impl WeightFiles {
             }
             files.push(file);
         }
-        Ok(Self { path: path.to_owned(), files, places })
+        Ok(Self { path: path.to_owned(), files, places, view: View::default() })
     }
 
     /// What was opened: the file, or the index.
@@ -112,18 +220,80 @@ impl WeightFiles {
         &self.path
     }
 
+    /// What an error calls these weights: the path, and whose names they have.
+    pub fn origin(&self) -> String {
+        let path = self.path.display();
+        self.view.form.as_ref().map_or_else(|| path.to_string(), |form| format!("{path} ({form})"))
+    }
+
+    /// Whose names the files have, where they are not the ones that they are read under.
+    pub fn form(&self) -> Option<&str> {
+        self.view.form.as_deref()
+    }
+
     /// Names of all tensors, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.places.keys().map(String::as_str)
+        self.view.recipes.keys().map(String::as_str)
+    }
+
+    /// Names, shapes and dtypes.
+    pub fn header(&self) -> Header {
+        self.view.header()
+    }
+
+    /// Names, shapes and dtypes as the files have them.
+    fn raw_header(&self) -> Header {
+        let own = |(name, place): (&String, &usize)| {
+            let (shape, dtype) = self.files.get(*place)?.info(name)?;
+            let header = TensorHeader { shape, dtype: dtype.to_string(), bits: dtype.bitsize() };
+            Some((name.clone(), header))
+        };
+        self.places.iter().filter_map(own).collect()
     }
 
     /// Shape and dtype of one tensor, without reading it.
-    pub fn info(&self, name: &str) -> Option<(Vec<i64>, Dtype)> {
-        self.files.get(*self.places.get(name)?)?.info(name)
+    pub fn info(&self, name: &str) -> Option<TensorHeader> {
+        let Recipe { shape, dtype, bits, .. } = self.view.recipes.get(name)?.clone();
+        Some(TensorHeader { shape, dtype, bits })
     }
 
-    /// Reads one tensor onto the CPU in the dtype that it has in the file.
+    /// Reads one tensor onto the CPU: in the dtype that it has in the file, or in float32 where it has a scale there.
     pub fn tensor(&self, name: &str) -> Result<Tensor> {
+        let recipe = self.view.recipes.get(name);
+        let recipe = recipe.ok_or_else(|| broken(&self.path, format!("tensor {name} is missing")))?;
+        let pieces = recipe.pieces.iter().map(|piece| self.piece(piece)).collect::<Result<Vec<Tensor>>>()?;
+        let tensor = match pieces.as_slice() {
+            [one] => one.shallow_clone(),
+            [first, rest @ ..] if rest.iter().all(|piece| piece.kind() == first.kind()) => {
+                Tensor::f_cat(&pieces, 0)?
+            }
+            _ => {
+                let wide = pieces.iter().map(|piece| Ok(piece.f_to_kind(Kind::Float)?));
+                Tensor::f_cat(&wide.collect::<Result<Vec<Tensor>>>()?, 0)?
+            }
+        };
+        Ok(if tensor.size() == recipe.shape { tensor } else { tensor.f_reshape(&recipe.shape)? })
+    }
+
+    /// Rows of one tensor of the files, times its scale.
+    fn piece(&self, piece: &Piece) -> Result<Tensor> {
+        let mut tensor = self.raw(&piece.tensor)?;
+        if let Some(scale) = &piece.scale {
+            let scale = self.raw(scale)?.f_to_kind(Kind::Float)?;
+            // One number, or one for each row.
+            let shape = vec![1; tensor.dim().saturating_sub(1)];
+            let scale = scale.f_reshape([vec![-1], shape].concat())?;
+            tensor = tensor.f_to_kind(Kind::Float)?.f_mul(&scale)?;
+        }
+        let (part, parts) = piece.part;
+        if parts == 1 {
+            return Ok(tensor);
+        }
+        let rows = tensor.size().first().copied().unwrap_or(0) / parts;
+        Ok(tensor.f_narrow(0, part * rows, rows)?.f_contiguous()?)
+    }
+
+    fn raw(&self, name: &str) -> Result<Tensor> {
         match self.places.get(name).and_then(|place| self.files.get(*place)) {
             Some(file) => file.tensor(name),
             None => Err(broken(&self.path, format!("tensor {name} is missing"))),
@@ -186,5 +356,45 @@ mod tests {
         }
         let empty = tempfile::tempdir().unwrap();
         assert!(WeightFiles::open(empty.path()).unwrap_err().to_string().contains("model.safetensors"));
+    }
+
+    #[test]
+    fn a_folder_of_ours_or_of_theirs_is_as_good_as_the_file_in_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path();
+        let found =
+            |wanted: Wanted| wanted.find(root).map(|path| path.strip_prefix(root).unwrap().to_owned());
+        let adapter = |name: &str| assert_eq!(found(Wanted::Adapter).unwrap(), Path::new(name));
+        let transformer = Wanted::Network(Network::Transformer);
+        // A checkpoint, as a trainer writes it.
+        for name in [ADAPTER_FILE, EMA_FILE, OPTIMIZER_FILE] {
+            shard(root, name, &[("a", 1.0)]);
+        }
+        adapter(ADAPTER_FILE);
+        assert_eq!(found(Wanted::Any).unwrap(), Path::new(ADAPTER_FILE));
+        // Whatever its name, if it is alone.
+        std::fs::rename(root.join(ADAPTER_FILE), root.join("cat.safetensors")).unwrap();
+        adapter("cat.safetensors");
+        shard(root, "dog.safetensors", &[("a", 1.0)]);
+        let reason = found(Wanted::Adapter).unwrap_err().to_string();
+        assert!(reason.contains("name one of cat.safetensors, dog.safetensors"), "{reason}");
+        shard(root, "flux1-dev.safetensors", &[("a", 1.0)]);
+        shard(root, "ae.safetensors", &[("a", 1.0)]);
+        assert_eq!(found(transformer).unwrap(), Path::new("flux1-dev.safetensors"));
+        assert_eq!(found(Wanted::Any).unwrap(), Path::new("flux1-dev.safetensors"));
+        assert_eq!(found(Wanted::Network(Network::Autoencoder)).unwrap(), Path::new("ae.safetensors"));
+
+        let pipeline = tempfile::tempdir().unwrap();
+        let below = pipeline.path().join("transformer");
+        std::fs::create_dir(&below).unwrap();
+        let reason = WeightFiles::open_as(pipeline.path(), Network::Transformer).unwrap_err().to_string();
+        assert!(reason.contains("transformer"), "{reason}");
+        shard(&below, "diffusion_pytorch_model.safetensors", &[("a", 1.0)]);
+        let found = WeightFiles::open_as(pipeline.path(), Network::Transformer).unwrap();
+        assert!(found.path().starts_with(&below));
+        let checkpoints = tempfile::tempdir().unwrap();
+        std::fs::create_dir(checkpoints.path().join("step-100-g1")).unwrap();
+        let reason = WeightFiles::open_adapter(checkpoints.path()).unwrap_err().to_string();
+        assert!(reason.contains("folders in it: step-100-g1"), "{reason}");
     }
 }

@@ -16,6 +16,7 @@ use safetensors::tensor::{Metadata, SafeTensors};
 use tch::{Device, Kind, Tensor};
 
 use crate::error::{ModelError, Result};
+use crate::foreign;
 
 /// Tensors by name, in the order of their names.
 pub type TensorMap = BTreeMap<String, Tensor>;
@@ -40,14 +41,15 @@ impl TensorFile {
         let io_error = |source| ModelError::Io { path: path.to_owned(), source };
         let file = File::open(path).map_err(io_error)?;
         let size_bytes = file.metadata().map_err(io_error)?.len();
-        if size_bytes < 8 {
-            return Err(broken(path, format!("{size_bytes} bytes is too short for a header")));
+        if size_bytes == 0 {
+            return Err(broken(path, foreign::explain(&[], 0).unwrap_or_default()));
         }
         // SAFETY: the mapping is only read. Weight files are replaced by rename, never cut in place;
         // whoever truncates one under a running process breaks that process, as with any mapped file.
         let map = unsafe { Mmap::map(&file) }.map_err(io_error)?;
-        let (header_bytes, metadata) =
-            SafeTensors::read_metadata(&map).map_err(|error| broken(path, describe(&error, &map)))?;
+        let (header_bytes, metadata) = SafeTensors::read_metadata(&map).map_err(|error| {
+            broken(path, foreign::explain(&map, size_bytes).unwrap_or_else(|| describe(&error, &map)))
+        })?;
         Ok(Self { path: path.to_owned(), map, metadata, data_start_bytes: 8 + header_bytes })
     }
 
@@ -156,6 +158,7 @@ fn kind_of(dtype: Dtype) -> Option<Kind> {
         Dtype::F32 => Kind::Float,
         Dtype::F64 => Kind::Double,
         Dtype::F8_E4M3 => Kind::Float8e4m3fn,
+        Dtype::F8_E5M2 => Kind::Float8e5m2,
         _ => return None,
     })
 }
@@ -173,6 +176,7 @@ fn dtype_of(kind: Kind) -> Option<Dtype> {
         Kind::Float => Dtype::F32,
         Kind::Double => Dtype::F64,
         Kind::Float8e4m3fn => Dtype::F8_E4M3,
+        Kind::Float8e5m2 => Dtype::F8_E5M2,
         _ => return None,
     })
 }
@@ -296,10 +300,14 @@ mod tests {
         std::fs::write(&path, &bytes[..bytes.len() - 8]).unwrap();
         let text = reason(&path);
         assert!(text.contains("t.safetensors") && text.contains("tensor a"), "{text}");
-        for cut in [0, 7, 8, 40] {
+        for cut in [7, 8, 40] {
             std::fs::write(&path, &bytes[..cut]).unwrap();
             assert!(reason(&path).contains("short"), "{}", reason(&path));
         }
+        std::fs::write(&path, b"").unwrap();
+        assert!(reason(&path).contains("empty"), "{}", reason(&path));
+        std::fs::write(&path, b"GGUF\x03\0\0\0").unwrap();
+        assert!(reason(&path).contains("t.safetensors") && reason(&path).contains("GGUF"));
         let mut lying = bytes.clone();
         lying[..8].copy_from_slice(&u64::MAX.to_le_bytes());
         std::fs::write(&path, &lying).unwrap();

@@ -6,10 +6,10 @@ use anyhow::{Context as _, Result};
 use crescendo_dataset::pictures::reference::{self, FLUX_MULTIPLE};
 use crescendo_device::DeviceChoice;
 use crescendo_model::codec::{LatentCodec, TextEncoder};
-use crescendo_model::encoder_files::EncoderFiles;
+use crescendo_model::encoder_files::{EncoderFiles, autoencoder_in, transformer_in};
 use crescendo_model::flux_text::FluxTextPaths;
 use crescendo_model::tch::{Device, Kind};
-use crescendo_model::{FluxConfig, Preset};
+use crescendo_model::{Flux, FluxConfig, Preset};
 
 /// Where the networks are.
 #[derive(Clone, Debug, clap::Args)]
@@ -17,14 +17,14 @@ pub struct ModelArgs {
     /// The network: flux-dev, flux-schnell or nano
     #[arg(long, default_value = "flux-dev")]
     preset: Preset,
-    /// Folder laid out as the published FLUX.1: flux1-dev.safetensors, ae.safetensors, text_encoder, text_encoder_2,
-    /// tokenizer, tokenizer_2
+    /// Folder laid out as the published FLUX.1: flux1-dev.safetensors or diffusers' transformer, ae.safetensors or its vae,
+    /// text_encoder, text_encoder_2, tokenizer, tokenizer_2
     #[arg(long, env = "CRESCENDO_MODEL_DIR", value_name = "DIR")]
     model_dir: Option<PathBuf>,
-    /// Transformer: a safetensors file, an index of several, or a folder [default: the one in --model-dir]
+    /// Transformer, under its published names, diffusers' or ComfyUI's: a safetensors file, an index of several, or a folder [default: the one in --model-dir]
     #[arg(long, value_name = "FILE")]
     weights: Option<PathBuf>,
-    /// Autoencoder [default: ae.safetensors in --model-dir]
+    /// Autoencoder, under its published names or diffusers' [default: ae.safetensors or vae in --model-dir]
     #[arg(long, value_name = "FILE")]
     autoencoder: Option<PathBuf>,
     /// What to compute on
@@ -70,20 +70,14 @@ impl ModelArgs {
             (Some(DtypeChoice::Bf16), _) | (None, Device::Cuda(_)) => Kind::BFloat16,
             (Some(DtypeChoice::F32), _) | (None, _) => Kind::Float,
         };
-        let in_folder = |name: &str| self.model_dir.as_ref().map(|folder| folder.join(name));
-        let file_name = match self.preset {
-            Preset::FluxDev => "flux1-dev.safetensors",
-            Preset::FluxSchnell => "flux1-schnell.safetensors",
-            Preset::Nano => "base.safetensors",
-        };
-        let weights = self.weights.clone().or_else(|| in_folder(file_name));
+        let folder = self.model_dir.as_deref();
+        let weights = self.weights.clone().or_else(|| Some(transformer_in(self.preset, folder?)));
         let weights = weights.context("where is the transformer? Give --weights FILE or --model-dir DIR")?;
         let encoders = if self.preset == Preset::Nano {
             EncoderFiles::Nano
         } else {
-            let autoencoder = self.autoencoder.clone().or_else(|| in_folder("ae.safetensors"));
-            let text =
-                self.model_dir.as_deref().context("where are the text encoders? Give --model-dir DIR")?;
+            let autoencoder = self.autoencoder.clone().or_else(|| Some(autoencoder_in(folder?)));
+            let text = folder.context("where are the text encoders? Give --model-dir DIR")?;
             EncoderFiles::Flux {
                 autoencoder: autoencoder
                     .context("where is the autoencoder? Give --autoencoder FILE or --model-dir DIR")?,
@@ -95,6 +89,12 @@ impl ModelArgs {
 }
 
 impl Parts {
+    /// Fails if loading any of the networks would: their headers are looked at, no tensor is read.
+    pub fn check(&self) -> Result<()> {
+        Flux::check_files(&self.config, &self.weights).context("the transformer")?;
+        self.encoders.check().context("the encoders")
+    }
+
     /// The text encoders. Large: to be dropped before the transformer is loaded.
     pub fn text(&self) -> Result<Box<dyn TextEncoder>> {
         self.encoders.text(self.kind, self.device).context("load the text encoders")

@@ -5,9 +5,11 @@ use std::path::Path;
 use tch::{Device, Kind, Tensor};
 
 use super::{ClipTextConfig, Pooling};
-use crate::error::{ModelError, Result};
+use crate::error::{ModelError, Result, TensorProblem};
+use crate::header::Header;
 use crate::layers::LayerNorm;
-use crate::params::{Init, Loader, ParamSource, SeededInit};
+use crate::naming::Network;
+use crate::params::{Init, Loader, ParamSource, SeededInit, check_files};
 use crate::tokenizer::check_ids;
 use crate::transformer::{TransformerLayer, attention_mask};
 use crate::weight_files::WeightFiles;
@@ -49,8 +51,22 @@ impl ClipText {
     /// Loads the tower from a safetensors file, an index of several or a folder ([`WeightFiles::open`]) into `kind` on
     /// `device`, one tensor at a time. A file of both towers will do: the rest is left out.
     pub fn load(config: &ClipTextConfig, path: &Path, kind: Kind, device: Device) -> Result<Self> {
-        let loader = Loader::from_files(WeightFiles::open(path)?, kind, device);
-        Self::from_loader(config, loader, &path.display().to_string(), device)
+        let files = WeightFiles::open_as(path, Network::Clip)?;
+        let origin = files.origin();
+        Self::from_loader(config, Loader::from_files(files, kind, device), &origin, device)
+    }
+
+    /// Holds the headers of the files at `path` against `config`, as [`ClipText::load`] would, and reads no tensor.
+    pub fn check_files(config: &ClipTextConfig, path: &Path) -> Result<()> {
+        check_files(path, Network::Clip, |header| Self::problems(config, header))
+    }
+
+    /// Everything in a header, under published names, that does not fit.
+    pub(crate) fn problems(config: &ClipTextConfig, header: Header) -> Result<Vec<TensorProblem>> {
+        let mut loader = Loader::from_header(header);
+        loader.ignore(of_no_use);
+        Self::build(&mut loader, "text_model", config, Device::Cpu)?;
+        Ok(loader.into_problems())
     }
 
     /// Takes tensors under published names; every one that does not fit is listed. `origin` names them in errors.

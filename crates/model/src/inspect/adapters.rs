@@ -6,9 +6,30 @@ use super::{Header, Verdict, blocks_of, compare, most_common};
 use crate::config::{FluxConfig, Preset};
 use crate::error::{ProblemKind, TensorProblem};
 use crate::lora::{BlockSelection, LoraAdapter};
+use crate::lora_names::{AdapterForm, Plan};
+
+/// An adapter in any naming, held to what it is once it is read.
+pub(super) fn check(header: &Header, form: AdapterForm) -> Verdict {
+    if form == AdapterForm::Published {
+        return check_published(header);
+    }
+    let plan = Plan::of(header);
+    let published = plan.published(header);
+    let mut verdict = if plan.problems.is_empty() {
+        check_published(&published)
+    } else {
+        Verdict { problems: plan.problems, ..Verdict::default() }
+    };
+    // That is told of files with the published names.
+    verdict.facts.remove(READ_BY_COMFYUI);
+    verdict.form = Some(form.describe().to_owned());
+    verdict
+}
+
+const READ_BY_COMFYUI: &str = "read by ComfyUI as it is";
 
 /// An adapter in the published naming: rank and covered blocks from the file, then every name and shape.
-pub(super) fn check_published(header: &Header) -> Verdict {
+fn check_published(header: &Header) -> Verdict {
     let mut verdict = Verdict::default();
     let side = |suffix: &str, axis: usize| {
         most_common(
@@ -82,45 +103,8 @@ pub(super) fn check_published(header: &Header) -> Verdict {
         ];
         let found = probes.iter().all(|name| header.contains_key(*name));
         let answer = if found { "yes" } else { "no: it looks for double block 18 and single block 37" };
-        facts.insert("read by ComfyUI as it is", answer.to_owned());
+        facts.insert(READ_BY_COMFYUI, answer.to_owned());
     }
     verdict.presets = presets.into_iter().map(Preset::name).collect();
-    verdict
-}
-
-/// An adapter of pairs under another loader's names: each `down` needs its `up`, of the same rank.
-pub(super) fn check_pairs(header: &Header, down_end: &str, up_end: &str) -> Verdict {
-    let mut verdict = Verdict::default();
-    let mut note = |tensor: String, kind| verdict.problems.push(TensorProblem { tensor, kind });
-    let mut ranks = Vec::new();
-    for (name, tensor) in header {
-        let (stem, other_end, is_down) = match (name.strip_suffix(down_end), name.strip_suffix(up_end)) {
-            (Some(stem), _) => (stem, up_end, true),
-            (_, Some(stem)) => (stem, down_end, false),
-            _ if name.ends_with(".alpha") || name.ends_with(".dora_scale") => continue,
-            _ => {
-                note(name.clone(), ProblemKind::Unexpected);
-                continue;
-            }
-        };
-        let other = format!("{stem}{other_end}");
-        match header.get(&other) {
-            None => note(other, ProblemKind::Missing),
-            Some(up) if is_down => match (tensor.shape.as_slice(), up.shape.as_slice()) {
-                ([rank, ..], [rows, columns, ..]) if rank != columns => {
-                    let (found, expected) = (up.shape.clone(), vec![*rows, *rank]);
-                    note(other, ProblemKind::Shape { found, expected });
-                }
-                ([rank, ..], _) => ranks.push(*rank),
-                _ => {}
-            },
-            Some(_) => {}
-        }
-    }
-    let pairs = ranks.len();
-    verdict.facts.insert("updated matrices", pairs.to_string());
-    if let Some(rank) = most_common(ranks.into_iter()) {
-        verdict.facts.insert("rank", rank.to_string());
-    }
     verdict
 }

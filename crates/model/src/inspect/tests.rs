@@ -6,6 +6,7 @@ use super::*;
 use crate::config::Preset;
 use crate::flux::Flux;
 use crate::lora::{BlockSelection, LoraAdapter};
+use crate::weight_files::WeightFiles;
 
 fn header(layout: Vec<(String, Vec<i64>)>) -> Header {
     layout
@@ -49,7 +50,7 @@ fn files_of_each_preset_are_told_by_their_headers() {
     ] {
         sparse_file(&path, &network(&preset.config()));
         for path in [path.as_path(), folder.path()] {
-            let found = inspect(&header_of(&WeightFiles::open(path).unwrap()));
+            let found = inspect(&WeightFiles::open(path).unwrap().header());
             assert!(found.fits, "{found:?}");
             assert_eq!(
                 (found.family, found.presets.as_slice()),
@@ -146,83 +147,89 @@ fn adapters_are_told_with_rank_and_blocks() {
 }
 
 #[test]
-fn adapters_of_other_loaders_are_recognised() {
+fn adapters_of_other_loaders_fit_as_the_published_ones_do() {
     use crate::lora_export::{LoraFormat, convert};
     use tch::{Device, Kind};
     let config = FluxConfig::nano();
     let all = BlockSelection::all(&config);
     let mut adapter = LoraAdapter::init(&config, 4, &all, 1, Kind::Float, Device::Cpu).unwrap();
-    for (format, family) in
-        [(LoraFormat::Comfyui, Family::ComfyuiLora), (LoraFormat::Diffusers, Family::DiffusersLora)]
-    {
+    for (format, form) in [(LoraFormat::Comfyui, "kohya"), (LoraFormat::Diffusers, "PEFT")] {
         let tensors = convert(&adapter.tensors(), "test", format, Kind::BFloat16, 1.0).unwrap();
-        let shapes = tensors.iter().map(|(name, tensor)| (name.clone(), tensor.size())).collect();
-        let found = inspect(&header(shapes));
-        assert_eq!((found.family, found.facts["rank"].as_str()), (Some(family), "4"));
-        assert!(found.problems.is_empty() && !found.fits && found.obstacle.is_some(), "{found:?}");
+        let shapes: Vec<_> = tensors.iter().map(|(name, tensor)| (name.clone(), tensor.size())).collect();
+        let whole = header(shapes);
+        let found = inspect(&whole);
+        assert_eq!((found.family, found.facts["rank"].as_str()), (Some(Family::Lora), "4"));
+        assert!(found.fits && found.form.as_ref().is_some_and(|own| own.contains(form)), "{found:?}");
+        assert_eq!(found.presets, ["nano"]);
+
+        let mut damaged = whole.clone();
+        let name =
+            whole.keys().find(|name| name.ends_with("down.weight") || name.contains("lora_A")).unwrap();
+        damaged.remove(name);
+        let found = inspect(&damaged);
+        assert!(!found.fits && found.problems.len() == 1, "{found:?}");
     }
 }
 
-/// Names and shapes of a small network, `{}` standing for the number of a layer.
-fn stack(fixed: &[&str], layered: &[&str]) -> Header {
-    let layers = layered.iter().flat_map(|name| (0..3).map(|layer| name.replace("{}", &layer.to_string())));
-    let names = fixed.iter().map(|name| (*name).to_owned()).chain(layers);
-    header(names.map(|name| (name, vec![8, 8])).collect())
+/// What a network would take.
+fn taken(build: impl FnOnce(&mut crate::params::Outline)) -> Header {
+    let mut outline = crate::params::Outline::default();
+    build(&mut outline);
+    header(outline.shapes)
 }
 
 #[test]
-fn encoders_are_told_by_their_names_and_their_layers_held_against_each_other() {
-    let t5 = [
-        "shared.weight",
-        "encoder.final_layer_norm.weight",
-        "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
-    ];
-    let clip = [
-        "text_model.embeddings.token_embedding.weight",
-        "text_model.embeddings.position_embedding.weight",
-        "text_model.final_layer_norm.weight",
-        "text_model.final_layer_norm.bias",
-    ];
-    let vision = [
-        "embeddings.cls_token",
-        "embeddings.position_embeddings",
-        "embeddings.patch_embeddings.projection.weight",
-        "embeddings.patch_embeddings.projection.bias",
-        "layernorm.weight",
-        "layernorm.bias",
-    ];
-    let cases = [
-        (
-            Family::T5,
-            stack(
-                &t5,
-                &[
-                    "encoder.block.{}.layer.0.SelfAttention.q.weight",
-                    "encoder.block.{}.layer.1.DenseReluDense.wo.weight",
-                ],
-            ),
-        ),
-        (Family::Clip, stack(&clip, &["text_model.encoder.layers.{}.self_attn.q_proj.weight"])),
-        (Family::Dino, stack(&vision, &["encoder.layer.{}.attention.output.dense.weight"])),
-        (Family::Dinov2, stack(&vision, &["encoder.layer.{}.layer_scale1.lambda1"])),
-    ];
-    for (family, whole) in cases {
+fn encoders_are_held_to_what_their_own_loaders_would_take() {
+    use crate::autoencoder::{Autoencoder, AutoencoderConfig};
+    use crate::clip::{Clip, ClipConfig, ClipText, ClipTextConfig};
+    use crate::dino::{Dino, DinoConfig};
+    use crate::dinov2::{DinoV2, DinoV2Config};
+    use crate::owlv2::{Owlv2, Owlv2Config};
+    use crate::t5::{T5Config, T5Encoder};
+    use tch::{Device::Cpu, Kind::Float};
+    let t5 = taken(|out| drop(T5Encoder::build(&T5Config::xxl(), out, Float, Cpu).unwrap()));
+    let clip = taken(|out| drop(Clip::build(&ClipConfig::vit_b32(), out, Float, Cpu).unwrap()));
+    let text = taken(|out| drop(ClipText::build(out, "text_model", &ClipTextConfig::large(), Cpu).unwrap()));
+    let owlv2 = taken(|out| drop(Owlv2::build(&Owlv2Config::base_patch16_ensemble(), Cpu, out).unwrap()));
+    let autoencoder =
+        taken(|out| drop(Autoencoder::build(&AutoencoderConfig::flux(), Float, Cpu, out).unwrap()));
+    let dino = taken(|out| drop(Dino::build(&DinoConfig::dino_vits16(), Cpu, out).unwrap()));
+    let giant = DinoV2Config {
+        hidden_size: 1536,
+        num_hidden_layers: 40,
+        num_attention_heads: 24,
+        num_register_tokens: 4,
+        use_swiglu_ffn: true,
+        ..DinoV2Config::dinov2_base()
+    };
+    let dinov2 = taken(|out| drop(DinoV2::build(&giant, out).unwrap()));
+    for (family, whole) in [
+        (Family::T5, t5),
+        (Family::Clip, clip),
+        (Family::Clip, text),
+        (Family::Owlv2, owlv2),
+        (Family::Autoencoder, autoencoder),
+        (Family::Dino, dino),
+        (Family::Dinov2, dinov2),
+    ] {
         let found = inspect(&whole);
         assert_eq!(found.family, Some(family));
-        assert!(found.fits, "{found:?}");
-        let layered = whole.keys().rfind(|name| name.contains(".1.")).unwrap().clone();
-        let fixed = whole.keys().find(|name| name.contains("norm.weight")).unwrap().clone();
-        for name in [&layered, &fixed] {
+        assert!(found.fits && found.form.is_none(), "{family:?}: {:?}", found.problems);
+        let last = |part: &str| whole.keys().rfind(|name| name.contains(part)).unwrap().clone();
+        for name in [last("norm"), last(".1.")] {
             let mut damaged = whole.clone();
-            damaged.remove(name);
+            damaged.remove(&name);
             let found = inspect(&damaged);
             let expected = TensorProblem { tensor: name.clone(), kind: ProblemKind::Missing };
             assert_eq!((found.family, found.problems), (Some(family), vec![expected]));
+            let mut damaged = whole.clone();
+            damaged.get_mut(&name).unwrap().shape.push(9);
+            let text: Vec<String> = inspect(&damaged).problems.iter().map(ToString::to_string).collect();
+            assert!(text.len() == 1 && text[0].starts_with(&format!("{name} has shape [")), "{text:?}");
         }
-        let mut damaged = whole.clone();
-        damaged.get_mut(&layered).unwrap().shape = vec![8, 9];
-        let text = inspect(&damaged).problems.iter().map(ToString::to_string).collect::<Vec<_>>();
-        assert_eq!(text, [format!("{layered} has shape [8, 9], expected [8, 8]")]);
+        let mut more = whole.clone();
+        more.insert("stranger.weight".to_owned(), whole.values().next().unwrap().clone());
+        assert_eq!(inspect(&more).problems.len(), 1);
     }
 }
 

@@ -31,15 +31,66 @@ impl Projection {
     }
 }
 
-/// Norm, attention, residual; norm, MLP with exact GELU, residual. DINOv2 scales both branches by channel.
+/// The hidden layer.
+#[derive(Debug)]
+enum Mlp {
+    /// Exact GELU between two matrices.
+    Plain { fc1: Linear, fc2: Linear },
+    /// silu(a) · b between two matrices, the first of which gives a and b.
+    Gated { weights_in: Linear, weights_out: Linear },
+}
+
+impl Mlp {
+    fn build(config: &VitConfig, name: &str, source: &mut dyn ParamSource) -> Result<Self> {
+        let (hidden, width) = (config.hidden_size, config.mlp_width());
+        let mut linear = |part: &str, input: i64, output: i64| {
+            Linear::build(source, &format!("{name}.{part}"), input, output, true, Init::Xavier)
+        };
+        Ok(if config.use_swiglu_ffn {
+            Self::Gated {
+                weights_in: linear(GATED[0], hidden, 2 * width)?,
+                weights_out: linear(GATED[1], width, hidden)?,
+            }
+        } else {
+            Self::Plain { fc1: linear(PLAIN[0], hidden, width)?, fc2: linear(PLAIN[1], width, hidden)? }
+        })
+    }
+
+    /// `[batch, tokens, hidden]` to the same.
+    fn forward(&self, tokens: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::Plain { fc1, fc2 } => fc2.forward(&fc1.forward(tokens)?.f_gelu("none")?),
+            Self::Gated { weights_in, weights_out } => {
+                let both = weights_in.forward(tokens)?;
+                let width = both.size3()?.2 / 2;
+                let (gate, value) = (both.f_narrow(2, 0, width)?, both.f_narrow(2, width, width)?);
+                weights_out.forward(&gate.f_silu()?.f_mul(&value)?)
+            }
+        }
+    }
+
+    fn visit_mut(&mut self, name: &str, visit: &mut dyn FnMut(String, &mut Tensor)) {
+        let (parts, layers) = match self {
+            Self::Plain { fc1, fc2 } => (PLAIN, [fc1, fc2]),
+            Self::Gated { weights_in, weights_out } => (GATED, [weights_in, weights_out]),
+        };
+        for (part, linear) in parts.into_iter().zip(layers) {
+            linear.visit_mut(&format!("{name}.{part}"), visit);
+        }
+    }
+}
+
+const PLAIN: [&str; 2] = ["mlp.fc1", "mlp.fc2"];
+const GATED: [&str; 2] = ["mlp.weights_in", "mlp.weights_out"];
+
+/// Norm, attention, residual; norm, hidden layer, residual. DINOv2 scales both branches by channel.
 #[derive(Debug)]
 pub(super) struct Block {
     norm1: LayerNorm,
     projection: Projection,
     output: Linear,
     norm2: LayerNorm,
-    fc1: Linear,
-    fc2: Linear,
+    mlp: Mlp,
     /// Scales of the two branches, each `[hidden]`.
     scales: Option<[Tensor; 2]>,
     heads: i64,
@@ -61,7 +112,7 @@ impl Block {
         name: &str,
         source: &mut dyn ParamSource,
     ) -> Result<Self> {
-        let (hidden, mlp) = (config.hidden_size, config.hidden_size * config.mlp_ratio);
+        let hidden = config.hidden_size;
         let separate = naming == Naming::HuggingFace;
         let full = |part: &str| format!("{name}.{part}");
         let mut linear = |part: &str, input: i64, output: i64| {
@@ -78,8 +129,7 @@ impl Block {
             Projection::Fused(linear(FUSED, hidden, 3 * hidden)?)
         };
         let output = linear(output_name(separate), hidden, hidden)?;
-        let fc1 = linear("mlp.fc1", hidden, mlp)?;
-        let fc2 = linear("mlp.fc2", mlp, hidden)?;
+        let mlp = Mlp::build(config, name, source)?;
         let scales = if separate {
             let [first, second] = SCALES;
             Some([
@@ -95,8 +145,7 @@ impl Block {
             projection,
             output,
             norm2: LayerNorm::build(source, &full("norm2"), hidden, eps)?,
-            fc1,
-            fc2,
+            mlp,
             scales,
             heads: config.num_attention_heads,
         })
@@ -119,8 +168,7 @@ impl Block {
         self.output.visit_mut(&full(output_name(separate)), visit);
         self.norm1.visit_mut(&full("norm1"), visit);
         self.norm2.visit_mut(&full("norm2"), visit);
-        self.fc1.visit_mut(&full("mlp.fc1"), visit);
-        self.fc2.visit_mut(&full("mlp.fc2"), visit);
+        self.mlp.visit_mut(name, visit);
         for (part, scale) in SCALES.into_iter().zip(self.scales.iter_mut().flatten()) {
             visit(full(part), scale);
         }
@@ -135,8 +183,7 @@ impl Block {
         let mixed = attention(&query, &heads(&key)?, &heads(&value)?, scale, None)?;
         let attended = self.output.forward(&join_heads(&mixed)?)?;
         let hidden = hidden.f_add(&self.scaled(0, attended)?)?;
-        let wide = self.fc1.forward(&self.norm2.forward(&hidden)?)?.f_gelu("none")?;
-        let mixed = self.fc2.forward(&wide)?;
+        let mixed = self.mlp.forward(&self.norm2.forward(&hidden)?)?;
         Ok(hidden.f_add(&self.scaled(1, mixed)?)?)
     }
 

@@ -16,6 +16,16 @@ pub struct VitConfig {
     pub image_size: i64,
     pub patch_size: i64,
     pub layer_norm_eps: f64,
+    /// Tokens of no place beside the class token (arXiv 2309.16588); 0 for DINO and the first DINOv2.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub num_register_tokens: i64,
+    /// Whether blocks have a gated hidden layer, as the largest DINOv2 does.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub use_swiglu_ffn: bool,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 impl VitConfig {
@@ -29,6 +39,8 @@ impl VitConfig {
             image_size: 32,
             patch_size: 4,
             layer_norm_eps: 1e-6,
+            num_register_tokens: 0,
+            use_swiglu_ffn: false,
         }
     }
 
@@ -56,6 +68,8 @@ impl VitConfig {
             image_size: 518,
             patch_size: 14,
             layer_norm_eps: 1e-6,
+            num_register_tokens: 0,
+            use_swiglu_ffn: false,
         }
     }
 
@@ -69,6 +83,8 @@ impl VitConfig {
             image_size: 224,
             patch_size: 16,
             layer_norm_eps: 1e-6,
+            num_register_tokens: 0,
+            use_swiglu_ffn: false,
         }
     }
 
@@ -88,6 +104,9 @@ impl VitConfig {
                 return bad(field, format!("{value} is not in 1 to {most}"));
             }
         }
+        if !(0..=1024).contains(&self.num_register_tokens) {
+            return bad("num_register_tokens", format!("{} is not in 0 to 1024", self.num_register_tokens));
+        }
         if self.hidden_size % self.num_attention_heads != 0 {
             return bad(
                 "num_attention_heads",
@@ -104,6 +123,12 @@ impl VitConfig {
             return bad("layer_norm_eps", format!("{} is not between 0 and 1", self.layer_norm_eps));
         }
         Ok(())
+    }
+
+    /// Width of a block's hidden layer; of each of its two halves where it is gated (two thirds, up to a multiple of 8).
+    pub(crate) fn mlp_width(&self) -> i64 {
+        let plain = self.hidden_size.saturating_mul(self.mlp_ratio);
+        if self.use_swiglu_ffn { (plain * 2 / 3 + 7) / 8 * 8 } else { plain }
     }
 
     /// Rows, and columns, of the stored grid of positions.

@@ -5,7 +5,7 @@ use tch::{Kind, Tensor};
 use crate::error::{ModelError, Result};
 use crate::layers::cast;
 
-/// How stored positions are resized: by bicubic interpolation without antialiasing, either way.
+/// How stored positions are resized: by bicubic interpolation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum PositionRule {
     /// The corners of both grids coincide: what current libraries do for DINOv2.
@@ -14,6 +14,8 @@ pub enum PositionRule {
     /// The ratio of the sides is taken as (new + 0.1) / stored, which shifts the samples a little: what DINO's own code
     /// does (facebookresearch/dino `vision_transformer.py`), and older libraries for DINOv2.
     ScaleFactor,
+    /// As `ExplicitSize`, with antialiasing, which shows where the grid becomes smaller: what DINOv2 with registers does.
+    Antialiased,
 }
 
 /// Added to the new side under [`PositionRule::ScaleFactor`]; meant to keep a rounded ratio from losing a row.
@@ -42,17 +44,21 @@ pub(super) fn resized(
     }
     let (kind, hidden) = (stored.kind(), stored.size3()?.2);
     let factor = |new: i64| match rule {
-        PositionRule::ExplicitSize => None,
+        PositionRule::ExplicitSize | PositionRule::Antialiased => None,
         PositionRule::ScaleFactor => Some((new as f64 + SCALE_OFFSET) / side as f64),
     };
     let class = stored.f_narrow(1, 0, 1)?;
     // [1, side * side, hidden] -> [1, hidden, side, side] -> [1, hidden, rows, columns] -> [1, rows * columns, hidden]
     let grid = cast(&stored.f_narrow(1, 1, side * side)?, Kind::Float)?
         .f_reshape([1, side, side, hidden])?
-        .f_permute([0, 3, 1, 2])?
-        .f_upsample_bicubic2d([rows, columns], false, factor(rows), factor(columns))?
-        .f_permute([0, 2, 3, 1])?
-        .f_reshape([1, rows * columns, hidden])?;
+        .f_permute([0, 3, 1, 2])?;
+    let grid = match rule {
+        PositionRule::Antialiased => {
+            grid.f_internal_upsample_bicubic2d_aa([rows, columns], false, None, None)?
+        }
+        _ => grid.f_upsample_bicubic2d([rows, columns], false, factor(rows), factor(columns))?,
+    };
+    let grid = grid.f_permute([0, 2, 3, 1])?.f_reshape([1, rows * columns, hidden])?;
     Ok(Tensor::f_cat(&[class, cast(&grid, kind)?], 1)?)
 }
 
