@@ -296,7 +296,7 @@ fn a_stage_that_a_curator_cannot_take_up_goes_to_another_and_is_offered_again() 
     world.wait(29);
     assert!(world.stages_of(0).is_empty());
     world.wait(2);
-    assert_eq!(world.stages_of(0), [stage.clone()], "but after a while");
+    assert_eq!(world.stages_of(0), std::slice::from_ref(&stage), "but after a while");
     world.seen.refuses(&node(0), &stage, "the resolved spec cannot be read", world.now);
     world.settle();
     world.wait(31);
