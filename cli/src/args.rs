@@ -71,8 +71,8 @@ pub enum Command {
     Logs(LogsArgs),
     /// Stop a job for good. Its checkpoints stay.
     Cancel(CancelArgs),
-    /// List the nodes of the cluster.
-    Nodes,
+    /// List the nodes of the cluster, or forget one that is gone.
+    Nodes(NodesArgs),
     /// Empty a node: it gets no new work, and what it works on goes on elsewhere.
     Drain(DrainArgs),
     /// List a job's checkpoints, oldest first.
@@ -120,6 +120,21 @@ pub enum Command {
     /// Write a report with curves and pictures of a job (crescendo-workbench).
     #[command(disable_help_flag = true)]
     Report(Rest),
+}
+
+#[derive(Debug, Args)]
+pub struct NodesArgs {
+    #[command(subcommand)]
+    pub action: Option<NodesAction>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum NodesAction {
+    /// Forget a node that is gone for good: it is not listed or waited for any more. One that is connected stays.
+    Forget {
+        /// The node, as `crescendo nodes` names it.
+        node: String,
+    },
 }
 
 #[derive(Debug, Args)]

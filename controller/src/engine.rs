@@ -54,6 +54,8 @@ const MAX_BATCH: usize = 256;
 const TICK: Duration = Duration::from_millis(250);
 /// Ticks of the engine that lie so far apart mean that the clock was set or the process stood still.
 const JUMP: Duration = Duration::from_secs(5);
+/// Tries to read the state after which the lead is given up, so that another controller can try.
+const LOAD_TRIES: u32 = 5;
 /// Wait between tries to read the state again.
 const RELOAD_PAUSE: Duration = Duration::from_millis(500);
 
@@ -80,6 +82,8 @@ pub enum End {
     Stopped,
     /// Somebody else leads, or nobody.
     Deposed,
+    /// The state could not be read: another controller may be able to.
+    CannotLoad,
 }
 
 /// The state and everything that depends on leading.
@@ -142,7 +146,9 @@ pub async fn run(
 
 impl Engine {
     async fn lead(&mut self, requests: &mut mpsc::Receiver<Request>, ready: impl FnOnce()) -> End {
-        self.reload().await;
+        if let Err(end) = self.reload().await {
+            return end;
+        }
         ready();
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -212,8 +218,7 @@ impl Engine {
                     held.refuse(EngineError::Reloading);
                 }
                 self.reads.forget();
-                self.reload().await;
-                None
+                self.reload().await.err()
             }
         }
     }
@@ -274,24 +279,25 @@ impl Engine {
         }
     }
 
-    /// Reads everything from the store, until that succeeds. What is observed of nodes stays: it does not come from the
-    /// store.
-    async fn reload(&mut self) {
-        loop {
+    /// Reads everything from the store, or gives up the lead after a few tries. What is observed of nodes stays: it does not
+    /// come from the store.
+    async fn reload(&mut self) -> Result<(), End> {
+        for tries in 1..=LOAD_TRIES {
             let timer = std::time::Instant::now();
             match self.around.store.snapshot("").await {
                 Ok(snapshot) => {
                     self.around.metrics.store_call("snapshot", "ok", timer.elapsed());
                     self.install(snapshot);
-                    return;
+                    return Ok(());
                 }
                 Err(error) => {
                     self.around.metrics.store_call("snapshot", "error", timer.elapsed());
-                    tracing::warn!(error = &error as &dyn std::error::Error, "cannot read the state");
+                    tracing::warn!(error = &error as &dyn std::error::Error, tries, "cannot read the state");
                     tokio::time::sleep(RELOAD_PAUSE).await;
                 }
             }
         }
+        Err(End::CannotLoad)
     }
 
     fn install(&mut self, snapshot: crescendo_store::Snapshot) {

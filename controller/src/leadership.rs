@@ -17,6 +17,8 @@ const NAME: &str = "controller";
 const CAMPAIGN_WAIT: Duration = Duration::from_secs(2);
 /// Wait after a campaign that failed.
 const PAUSE: Duration = Duration::from_millis(500);
+/// Time that others have to take over from one that could not read the state.
+const AFTER_RESIGNING: Duration = Duration::from_secs(3);
 /// Limit of handing a request to the engine, and of its answer.
 const ASK_TIMEOUT: Duration = Duration::from_secs(15);
 /// Hint to callers that find the engine's queue full.
@@ -151,6 +153,17 @@ pub async fn run(around: EngineDeps, identity: String, role: watch::Sender<Role>
             End::Stopped => {
                 leadership.resign().await;
                 return;
+            }
+            End::CannotLoad => {
+                tracing::error!(
+                    identity,
+                    "the state cannot be read; the lead is given up for another controller to try"
+                );
+                leadership.resign().await;
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    () = tokio::time::sleep(AFTER_RESIGNING) => {}
+                }
             }
             End::Deposed => tracing::warn!(identity, "leadership is lost; another controller takes over"),
         }

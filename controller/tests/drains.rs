@@ -103,6 +103,36 @@ async fn a_drained_node_stays_so_until_that_is_taken_back() -> anyhow::Result<()
 }
 
 #[tokio::test]
+async fn a_node_that_is_gone_is_forgotten_and_one_that_works_is_not() -> anyhow::Result<()> {
+    let mut controller = Controller::start().await?;
+    let (nodes, _, _) = gang(&controller).await?;
+    let forget = async |controller: &Controller, id: &str| {
+        let request = v1::ForgetNodeRequest { node_id: id.into() };
+        controller
+            .nodes()
+            .forget_node(request)
+            .await
+            .map_err(|status| (status.code(), status.message().to_owned()))
+    };
+    let connected = (Code::FailedPrecondition, "node t-333 is connected: stop it first".to_owned());
+    assert_eq!(forget(&controller, "t-333").await.expect_err("it is there"), connected);
+    drop(nodes);
+    eventually("all are gone", async || {
+        let list = controller.nodes().list_nodes(v1::ListNodesRequest {}).await?.into_inner().nodes;
+        Ok(list.iter().all(|node| node.reach() == v1::NodeReach::Silent).then_some(()))
+    })
+    .await?;
+    let (code, why) = forget(&controller, "t-1").await.expect_err("its ranks may run");
+    assert!(code == Code::FailedPrecondition && why.contains("still runs on node t-1"), "{why}");
+    forget(&controller, "t-333").await.expect("nothing keeps it");
+    assert_eq!(forget(&controller, "t-333").await.expect_err("once").0, Code::NotFound);
+    controller.restart().await?;
+    assert!(node(&controller, "t-333").await.is_err(), "it stays forgotten");
+    FakeNode::trainer(&controller, "t-333", 1).await?;
+    node(&controller, "t-333").await.map(|_| ())
+}
+
+#[tokio::test]
 async fn a_drained_curator_keeps_its_stages_until_another_takes_them() -> anyhow::Result<()> {
     let controller = Controller::start().await?;
     let job = controller.submit_job("r-1").await?.job_id;

@@ -20,11 +20,18 @@ use prost::Message as _;
 
 use crate::store_v1 as stored;
 
+/// Version of the records that this build writes, and the newest that it reads.
+pub const VERSION: u32 = 1;
+
 /// A stored value that cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum BadRecord {
     #[error("decode the record")]
     Decode(#[from] prost::DecodeError),
+    #[error(
+        "a newer version of the controller wrote it: it has version {version}, and this one reads up to {VERSION}"
+    )]
+    Newer { version: u32 },
     #[error("the record holds nothing that this version knows")]
     Empty,
     #[error("the record has a bad id")]
@@ -51,13 +58,17 @@ pub fn encode(record: &Record) -> Vec<u8> {
         Record::Checkpoint(record) => Kind::Checkpoint(checkpoint_out(record)),
         Record::Node(record) => Kind::Node(node_out(record)),
     };
-    stored::Record { record: Some(kind) }.encode_to_vec()
+    stored::Record { record: Some(kind), version: VERSION }.encode_to_vec()
 }
 
 /// The record behind stored bytes.
 pub fn decode(bytes: &[u8]) -> Result<Record, BadRecord> {
     use stored::record::Record as Kind;
-    Ok(match stored::Record::decode(bytes)?.record.ok_or(BadRecord::Empty)? {
+    let stored::Record { record, version } = stored::Record::decode(bytes)?;
+    if version > VERSION {
+        return Err(BadRecord::Newer { version });
+    }
+    Ok(match record.ok_or(BadRecord::Empty)? {
         Kind::Job(message) => Record::Job(job_in(message)?),
         Kind::Request(message) => Record::Request(RequestRecord {
             tenant: match message.tenant.as_str() {
@@ -609,11 +620,24 @@ mod tests {
     }
 
     #[test]
+    fn a_record_of_before_there_were_versions_is_read_and_one_of_a_newer_version_left_alone() {
+        let record = attempt(AttemptState::Active);
+        let with = |version| {
+            let stored = stored::Record::decode(encode(&record).as_slice()).expect("readable");
+            assert_eq!(stored.version, VERSION);
+            stored::Record { version, ..stored }.encode_to_vec()
+        };
+        assert_eq!(decode(&with(0)).expect("readable"), record);
+        let error = decode(&with(VERSION + 1)).expect_err("it may mean something else").to_string();
+        assert!(error.starts_with("a newer version of the controller wrote it"), "{error}");
+    }
+
+    #[test]
     fn bytes_that_are_no_record_are_an_error() {
         assert!(matches!(decode(b"\xff\xff\xff"), Err(BadRecord::Decode(_))));
         assert!(matches!(decode(b""), Err(BadRecord::Empty)));
         let bad = stored::Request { request_id: "a b".into(), job_id: "j".into(), tenant: String::new() };
-        let bad = stored::Record { record: Some(stored::record::Record::Request(bad)) };
+        let bad = stored::Record { record: Some(stored::record::Record::Request(bad)), version: VERSION };
         assert!(matches!(decode(&bad.encode_to_vec()), Err(BadRecord::Id(_))));
     }
 }

@@ -2,20 +2,39 @@
 
 use std::time::Duration;
 
-use crescendo_proto::v1::{ListNodesRequest, Node};
+use crescendo_proto::v1::{ForgetNodeRequest, ListNodesRequest, Node};
 
-use crate::args::{Common, Output};
-use crate::connect::{self, Controller, LOOK};
+use crate::args::{Common, NodesAction, NodesArgs, Output};
+use crate::connect::{self, CHANGE, Controller, LOOK};
 use crate::failure::Failure;
 use crate::show::table::Table;
 use crate::show::{self, json, words};
 
-pub async fn run(common: &Common) -> Result<(), Failure> {
+pub async fn run(common: &Common, args: &NodesArgs) -> Result<(), Failure> {
     let controller = Controller::find(common).await?;
+    if let Some(NodesAction::Forget { node }) = &args.action {
+        return forget(&controller, node, common).await;
+    }
     let nodes = fetch(&controller, common.timeout.unwrap_or(LOOK)).await?;
     match common.output {
         Output::Json => json::print(&nodes.iter().map(json::node).collect()),
         Output::Table => show::out(table(&nodes)),
+    }
+    Ok(())
+}
+
+async fn forget(controller: &Controller, node: &str, common: &Common) -> Result<(), Failure> {
+    let request = ForgetNodeRequest { node_id: node.to_owned() };
+    controller
+        .call(common.timeout.unwrap_or(CHANGE), |channel| {
+            let request = request.clone();
+            async move { connect::nodes(channel).forget_node(request).await }
+        })
+        .await
+        .map_err(|status| controller.failure(&status))?;
+    match common.output {
+        Output::Json => json::print(&serde_json::json!({"nodeId": node, "forgotten": true})),
+        Output::Table => show::outln(format_args!("{node}: forgotten")),
     }
     Ok(())
 }

@@ -300,6 +300,20 @@ impl NodeService for Fake {
         Err(Status::unimplemented("no node is played here"))
     }
 
+    async fn forget_node(
+        &self,
+        request: Request<ForgetNodeRequest>,
+    ) -> Result<Response<ForgetNodeResponse>, Status> {
+        let ForgetNodeRequest { node_id } = request.into_inner();
+        let mut part = self.part();
+        let known = part.nodes.len();
+        part.nodes.retain(|node| node.node_id != node_id);
+        if part.nodes.len() == known {
+            return Err(Status::not_found(format!("node {node_id} does not exist")));
+        }
+        Ok(Response::new(ForgetNodeResponse {}))
+    }
+
     async fn drain_node(
         &self,
         request: Request<DrainNodeRequest>,

@@ -63,6 +63,10 @@ impl Engine {
                 let answer = Ok(to_proto::nodes(&self.state, &self.observed, &self.limits, &scope, now));
                 self.hold(reply, answer);
             }
+            Request::ForgetNode { node, reply } => {
+                let answer = self.forget_node(&node);
+                self.hold(reply, answer);
+            }
             Request::DrainNode { node, undo, scope, reply } => {
                 let answer = self.drain_node(&node, undo, &scope, now);
                 self.hold(reply, answer);
@@ -179,6 +183,7 @@ impl Engine {
             | Request::OpenSession { .. }
             | Request::Heartbeat { .. }
             | Request::DrainNode { .. }
+            | Request::ForgetNode { .. }
             | Request::AssignmentRefused { .. }
             | Request::NodeDrains { .. }
             | Request::Report { .. }

@@ -189,6 +189,14 @@ impl Engine {
             .ok_or_else(|| RequestError::NotFound { what: format!("node {node}") }.into())
     }
 
+    pub(super) fn forget_node(&mut self, node: &NodeId) -> Answer<()> {
+        let connected = self.sessions.open.contains_key(node);
+        self.write_all(transitions::forget_node(&self.state, node, connected)?);
+        self.observed.forget(node);
+        tracing::info!(%node, "node is forgotten");
+        Ok(())
+    }
+
     fn drop_session(&mut self, node: &NodeId) {
         self.sessions.open.remove(node);
         self.observed.disconnected(node);
@@ -266,6 +274,16 @@ impl Engine {
                 continue;
             }
             tracing::debug!(node = %send.node, command = ?send.command, "sent");
+            if let Command::StartAttempt(attempt, _) = &send.command {
+                let stage = self.state.stage(&attempt.stage_ref());
+                let ranks = stage
+                    .and_then(|stage| stage.attempt.as_ref())
+                    .into_iter()
+                    .flat_map(|newest| &newest.ranks);
+                let here =
+                    ranks.filter(|rank| rank.node == send.node).map(|rank| rank.device_index).collect();
+                self.observed.holds(&send.node, attempt, here);
+            }
             self.observed.sent(&send, now);
         }
         for node in self.observed.unresponsive(STOP_WITHIN, now) {

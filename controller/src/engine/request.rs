@@ -93,6 +93,10 @@ pub enum Request {
         scope: Scope,
         reply: Reply<v1::ListNodesResponse>,
     },
+    ForgetNode {
+        node: NodeId,
+        reply: Reply<()>,
+    },
     DrainNode {
         node: NodeId,
         undo: bool,

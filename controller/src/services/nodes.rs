@@ -10,7 +10,7 @@ use crescendo_proto::v1::open_session_request::Message as Up;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::access::{caller_of, trail_of};
+use crate::access::{Caller, caller_of, trail_of};
 use crate::engine::{self, SessionId};
 use crate::leadership::EngineHandle;
 use crate::logs::LogHub;
@@ -83,6 +83,18 @@ impl NodeService for Nodes {
         Ok(Response::new(self.engine.ask(|reply| engine::Request::ListNodes { scope, reply }).await?))
     }
 
+    async fn forget_node(
+        &self,
+        request: Request<v1::ForgetNodeRequest>,
+    ) -> Result<Response<v1::ForgetNodeResponse>, Status> {
+        let (caller, trail) = (caller_of(&request)?, trail_of(&request));
+        let node = checked(convert::id("node_id", &request.into_inner().node_id, NodeId::parse))?;
+        trail.on("node", &node);
+        check_of_no_tenant(&caller, "forgetting")?;
+        self.engine.ask(|reply| engine::Request::ForgetNode { node, reply }).await?;
+        Ok(Response::new(v1::ForgetNodeResponse {}))
+    }
+
     async fn drain_node(
         &self,
         request: Request<v1::DrainNodeRequest>,
@@ -91,15 +103,21 @@ impl NodeService for Nodes {
         let v1::DrainNodeRequest { node_id, undo } = request.into_inner();
         let node = checked(convert::id("node_id", &node_id, NodeId::parse))?;
         trail.on("node", &node);
-        if let Some(tenant) = &caller.tenant {
-            return Err(Status::permission_denied(format!(
-                "nodes work for every tenant: draining one needs an admin without a tenant, and {} is of tenant {tenant}",
-                caller.name
-            )));
-        }
+        check_of_no_tenant(&caller, "draining")?;
         let scope = caller.scope();
         let node = self.engine.ask(|reply| engine::Request::DrainNode { node, undo, scope, reply }).await?;
         Ok(Response::new(v1::DrainNodeResponse { node: Some(node) }))
+    }
+}
+
+/// Nodes work for every tenant.
+fn check_of_no_tenant(caller: &Caller, doing: &str) -> Result<(), Status> {
+    match &caller.tenant {
+        Some(tenant) => Err(Status::permission_denied(format!(
+            "nodes work for every tenant: {doing} one needs an admin without a tenant, and {} is of tenant {tenant}",
+            caller.name
+        ))),
+        None => Ok(()),
     }
 }
 

@@ -139,7 +139,7 @@ const REFLECTION: &str = "grpc.reflection.v1.ServerReflection";
 
 /// Every call there is. A node may look at jobs and pair logs, since `crescendo-curator-node export` reads them with
 /// the certificate of its node.
-pub const RULES: [Rule; 28] = [
+pub const RULES: [Rule; 29] = [
     rule(ACCESS, "WhoAmI", Who::NodeOr(Role::Viewer), CallEffect::Read),
     rule(JOBS, "SubmitJob", Who::AtLeast(Role::Submitter), CallEffect::Change),
     rule(JOBS, "GetJob", Who::NodeOr(Role::Viewer), CallEffect::Read),
@@ -152,6 +152,7 @@ pub const RULES: [Rule; 28] = [
     rule(NODES, "ListNodes", Who::AtLeast(Role::Operator), CallEffect::Read),
     // Nodes serve every tenant: the service asks for an admin that is bound to none.
     rule(NODES, "DrainNode", Who::AtLeast(Role::Admin), CallEffect::Change),
+    rule(NODES, "ForgetNode", Who::AtLeast(Role::Admin), CallEffect::Change),
     rule(CHECKPOINTS, "CommitCheckpoint", Who::Node, CallEffect::Change),
     rule(CHECKPOINTS, "ListCheckpoints", Who::AtLeast(Role::Viewer), CallEffect::Read),
     rule(CHECKPOINTS, "MarkCheckpointDamaged", Who::Node, CallEffect::Change),

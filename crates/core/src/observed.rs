@@ -59,6 +59,8 @@ pub struct NodeView {
     pub draining: bool,
     /// Sent in this session, and when first.
     pub stops_sent: BTreeMap<AttemptRef, Timestamp>,
+    /// Slots of the attempts that were started there, as long as they run.
+    pub slots: BTreeMap<AttemptRef, BTreeSet<u32>>,
     pub curators_sent: BTreeMap<AttemptRef, Vec<String>>,
     /// Attempts that it was told to save a checkpoint and leave.
     pub drains_sent: BTreeSet<AttemptRef>,
@@ -174,7 +176,12 @@ impl Observed {
                 self.failures.put(&node, &stage, "the node was restarted", false, true, now);
             }
         }
+        // Of those that still run it is remembered what they hold.
+        let slots =
+            self.nodes.get_mut(&node).map(|known| std::mem::take(&mut known.slots)).unwrap_or_default();
+        let slots = slots.into_iter().filter(|(attempt, _)| running.contains(attempt)).collect();
         let view = NodeView {
+            slots,
             incarnation,
             connected: true,
             last_heard: now,
@@ -291,6 +298,23 @@ impl Observed {
         if !known {
             self.failures.put(&report.node, &stage, reason, *permanent, first, now);
         }
+    }
+
+    /// An attempt is started on these slots of the node.
+    pub fn holds(&mut self, node: &NodeId, attempt: &AttemptRef, slots: BTreeSet<u32>) {
+        if let Some(view) = self.nodes.get_mut(node) {
+            let running = &view.running;
+            view.slots.retain(|known, _| running.contains(known));
+            view.slots.insert(attempt.clone(), slots);
+        }
+    }
+
+    /// Forgets a node that is gone for good.
+    pub fn forget(&mut self, node: &NodeId) {
+        self.nodes.remove(node);
+        self.cooldowns.lift_all_of(node);
+        self.failures.forgive(node);
+        self.under_way.gone(node);
     }
 
     /// Time has jumped from `from` to `to` while nobody looked: the clock was set, or the controller or its machine stood

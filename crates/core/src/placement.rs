@@ -25,6 +25,20 @@ pub struct NodeSlots {
     /// Stages whose ranks are still being stopped there: their slots are free for a gang of the same stage alone, whose
     /// agent stops the old ranks first.
     pub stopping: BTreeSet<StageRef>,
+    /// The same, where it is known which slots they hold: only those are kept from others. A rank that cannot be killed costs
+    /// its slot and not its node.
+    pub held: BTreeMap<u32, StageRef>,
+}
+
+impl NodeSlots {
+    /// Slots that a gang of `stage` could take, or one of any other.
+    fn usable(&self, stage: Option<&StageRef>) -> Vec<u32> {
+        if self.stopping.iter().any(|stopping| Some(stopping) != stage) {
+            return Vec::new();
+        }
+        let free = self.free.iter().copied();
+        free.filter(|slot| self.held.get(slot).is_none_or(|by| Some(by) == stage)).collect()
+    }
 }
 
 /// Why a gang was not placed.
@@ -78,8 +92,7 @@ impl Slots {
 
     /// Slots of a node that a gang could take: of `stage`, or of any that does not run there yet.
     pub fn free_on(&self, node: &NodeId, stage: Option<&StageRef>) -> u32 {
-        let open = |node: &&NodeSlots| node.stopping.iter().all(|stopping| Some(stopping) == stage);
-        self.nodes.get(node).filter(open).map_or(0, free_count)
+        self.nodes.get(node).map_or(0, |node| count(&node.usable(stage)))
     }
 }
 
@@ -96,17 +109,18 @@ pub fn place(
     stage: &StageRef,
     sizes: &[u32],
 ) -> Result<Vec<RankPlacement>, InsufficientCapacity> {
-    let open: Vec<(&NodeId, &NodeSlots)> = slots
+    let open: Vec<Open<'_>> = slots
         .nodes
         .iter()
-        .filter(|(_, node)| node.stopping.iter().all(|stopping| stopping == stage) && !node.free.is_empty())
+        .map(|(id, node)| Open { id, node, slots: node.usable(Some(stage)) })
+        .filter(|open| !open.slots.is_empty())
         .collect();
     let devices: BTreeSet<&str> = slots.nodes.values().map(|node| node.device.as_str()).collect();
     // GPUs first where there are any.
     let devices: Vec<&str> = devices.into_iter().rev().collect();
     for &size in sizes {
         for device in &devices {
-            let of_kind: Vec<_> = open.iter().filter(|(_, node)| node.device == *device).copied().collect();
+            let of_kind: Vec<_> = open.iter().filter(|open| open.node.device == *device).collect();
             if let Some(ranks) = fill(of_kind, size) {
                 return Ok(ranks);
             }
@@ -132,26 +146,33 @@ pub fn room(slots: &Slots, stage: &StageRef, wanted: u32) -> InsufficientCapacit
     }
 }
 
-fn free_count(node: &NodeSlots) -> u32 {
-    u32::try_from(node.free.len()).unwrap_or(u32::MAX)
+/// A node with the slots that a gang could take there; at least one.
+struct Open<'a> {
+    id: &'a NodeId,
+    node: &'a NodeSlots,
+    slots: Vec<u32>,
 }
 
-fn fill(mut nodes: Vec<(&NodeId, &NodeSlots)>, size: u32) -> Option<Vec<RankPlacement>> {
-    if size == 0 || nodes.iter().map(|(_, node)| u64::from(free_count(node))).sum::<u64>() < u64::from(size) {
+fn count(slots: &[u32]) -> u32 {
+    u32::try_from(slots.len()).unwrap_or(u32::MAX)
+}
+
+fn fill(mut nodes: Vec<&Open<'_>>, size: u32) -> Option<Vec<RankPlacement>> {
+    if size == 0 || nodes.iter().map(|open| open.slots.len() as u64).sum::<u64>() < u64::from(size) {
         return None;
     }
-    nodes.sort_by_key(|(id, node)| (free_count(node), *id));
+    nodes.sort_by_key(|open| (count(&open.slots), open.id));
     let mut ranks = Vec::new();
     let mut missing = size;
     while missing > 0 {
         // Ascending by free slots: the first that takes all the rest leaves the least over; else the first of the largest.
-        let most = nodes.last().map(|(_, node)| free_count(node))?;
-        let at = nodes.iter().position(|(_, node)| free_count(node) >= missing.min(most))?;
-        let (id, node) = nodes.remove(at);
-        let taken = missing.min(free_count(node));
-        ranks.extend(node.free.iter().take(taken as usize).map(|&device_index| RankPlacement {
-            node: id.clone(),
-            incarnation: node.incarnation.clone(),
+        let most = nodes.last().map(|open| count(&open.slots))?;
+        let at = nodes.iter().position(|open| count(&open.slots) >= missing.min(most))?;
+        let open = nodes.remove(at);
+        let taken = missing.min(count(&open.slots));
+        ranks.extend(open.slots.iter().take(taken as usize).map(|&device_index| RankPlacement {
+            node: open.id.clone(),
+            incarnation: open.node.incarnation.clone(),
             device_index,
         }));
         missing -= taken;
@@ -179,6 +200,7 @@ mod tests {
                 total: *total,
                 free: (0..*total).collect(),
                 stopping: BTreeSet::new(),
+                held: BTreeMap::new(),
             };
             slots.add(NodeId::parse(&format!("n{i:02}")).expect("valid"), node);
         }
@@ -214,6 +236,16 @@ mod tests {
         let room = slots(&[(3, "cpu")]);
         assert!(place(&room, &stage("s"), &[4]).is_err());
         assert_eq!(place(&room, &stage("s"), &[4, 2]).expect("fits").len(), 2);
+    }
+
+    #[test]
+    fn a_rank_that_does_not_end_keeps_its_own_slot_alone() {
+        let mut room = slots(&[(3, "cpu")]);
+        room.nodes.values_mut().for_each(|node| node.held = BTreeMap::from([(1, stage("s"))]));
+        let ranks = place(&room, &stage("t"), &[2]).expect("two are free");
+        assert_eq!(ranks.iter().map(|rank| rank.device_index).collect::<Vec<_>>(), [0, 2]);
+        assert!(place(&room, &stage("t"), &[3]).is_err());
+        assert!(place(&room, &stage("s"), &[3]).is_ok(), "its own stage's agent ends it first");
     }
 
     #[test]

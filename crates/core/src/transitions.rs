@@ -11,7 +11,7 @@ pub use checkpoints::{
 };
 pub use jobs::{QueueLimits, Submission, Submitted, cancel_job, submit_job};
 pub(crate) use jobs::{ended, one_line};
-pub use nodes::drain_node;
+pub use nodes::{drain_node, forget_node};
 pub use units::{
     UnitCommit, UnitCommitted, UnitFate, UnitLeaseRef, commit_unit, fail_unit, lease_unit, renew_unit,
     shard_path,

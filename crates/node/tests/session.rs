@@ -45,6 +45,13 @@ impl NodeService for Leader {
         Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
     }
 
+    async fn forget_node(
+        &self,
+        _: Request<ForgetNodeRequest>,
+    ) -> Result<Response<ForgetNodeResponse>, Status> {
+        Err(Status::unimplemented("not needed"))
+    }
+
     async fn drain_node(&self, _: Request<DrainNodeRequest>) -> Result<Response<DrainNodeResponse>, Status> {
         Err(Status::unimplemented("not needed"))
     }
@@ -66,6 +73,13 @@ impl NodeService for Standby {
         _: Request<Streaming<OpenSessionRequest>>,
     ) -> Result<Response<Answers>, Status> {
         Err(Status::unavailable("not the leader"))
+    }
+
+    async fn forget_node(
+        &self,
+        _: Request<ForgetNodeRequest>,
+    ) -> Result<Response<ForgetNodeResponse>, Status> {
+        Err(Status::unimplemented("not needed"))
     }
 
     async fn drain_node(&self, _: Request<DrainNodeRequest>) -> Result<Response<DrainNodeResponse>, Status> {

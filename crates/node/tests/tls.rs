@@ -12,8 +12,8 @@ use crescendo_node::tls::{
 use crescendo_proto::v1::node_service_client::NodeServiceClient;
 use crescendo_proto::v1::node_service_server::{NodeService, NodeServiceServer};
 use crescendo_proto::v1::{
-    DrainNodeRequest, DrainNodeResponse, ListNodesRequest, ListNodesResponse, OpenSessionRequest,
-    OpenSessionResponse,
+    DrainNodeRequest, DrainNodeResponse, ForgetNodeRequest, ForgetNodeResponse, ListNodesRequest,
+    ListNodesResponse, OpenSessionRequest, OpenSessionResponse,
 };
 use crescendo_testing::certificates::{Authority, Recorder, Wanted};
 use crescendo_testing::until;
@@ -43,6 +43,13 @@ impl NodeService for Witness {
         &self,
         _: Request<Streaming<OpenSessionRequest>>,
     ) -> Result<Response<Self::OpenSessionStream>, Status> {
+        Err(Status::unimplemented("not needed"))
+    }
+
+    async fn forget_node(
+        &self,
+        _: Request<ForgetNodeRequest>,
+    ) -> Result<Response<ForgetNodeResponse>, Status> {
         Err(Status::unimplemented("not needed"))
     }
 

@@ -40,6 +40,9 @@ use crate::types::{
 };
 use crate::watch::Watch;
 
+/// Limit of reading everything.
+const SNAPSHOT_LIMIT: Duration = Duration::from_secs(600);
+
 /// The file within the store's folder.
 const FILE_NAME: &str = "store.redb";
 /// Transactions that may wait for the writer; more wait for a place, until their deadline.
@@ -143,11 +146,19 @@ impl EmbeddedStore {
         &self,
         read: impl FnOnce(&Database, &str) -> Result<T, Failure> + Send + 'static,
     ) -> Result<T, StoreError> {
+        self.read_within(self.call_timeout, read).await
+    }
+
+    async fn read_within<T: Send + 'static>(
+        &self,
+        limit: Duration,
+        read: impl FnOnce(&Database, &str) -> Result<T, Failure> + Send + 'static,
+    ) -> Result<T, StoreError> {
         let db = self.db()?;
         let shared = self.shared.clone();
         let reading =
             tokio::task::spawn_blocking(move || read(&db, &shared.prefix).map_err(Failure::not_applied));
-        match timeout_at(Instant::now() + self.call_timeout, reading).await {
+        match timeout_at(Instant::now() + limit, reading).await {
             Ok(Ok(result)) => result,
             Ok(Err(join_error)) => Err(StoreError::NotApplied(join_error.into())),
             Err(elapsed) => Err(StoreError::NotApplied(elapsed.into())),
@@ -178,7 +189,11 @@ impl Store for EmbeddedStore {
 
     async fn snapshot(&self, prefix: &str) -> Result<Snapshot, StoreError> {
         let under = prefix.to_owned();
-        self.read(move |db, prefix| file::snapshot(db, prefix, &under)).await
+        // A large state takes its time.
+        self.read_within(SNAPSHOT_LIMIT.max(self.call_timeout), move |db, prefix| {
+            file::snapshot(db, prefix, &under)
+        })
+        .await
     }
 
     async fn txn(&self, txn: Txn) -> Result<Revision, StoreError> {

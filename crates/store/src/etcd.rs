@@ -262,9 +262,13 @@ fn page(prefix: &str, answer: &GetResponse) -> Result<Page, StoreError> {
     Ok(Page { items, next, revision })
 }
 
+/// Limit of reading everything, which is begun anew whenever its revision is compacted.
+const SNAPSHOT_LIMIT: Duration = Duration::from_secs(600);
+
 /// Reads everything below `under` at one revision, page by page; starts again when that revision is compacted meanwhile.
 async fn snapshot(prefix: &str, endpoints: &Endpoints, under: &str) -> Result<Snapshot, StoreError> {
-    let deadline = Instant::now() + endpoints.call_timeout();
+    // Each page has the deadline of a call: as long as they come, a large state takes its time.
+    let deadline = Instant::now() + SNAPSHOT_LIMIT;
     let read = async {
         let mut limit = MAX_PAGE_ITEMS;
         loop {

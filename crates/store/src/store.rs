@@ -27,7 +27,7 @@ use crate::watch::Watch;
 ///
 /// # Time
 ///
-/// Every call has the deadline that the store was configured with; a call that runs into it fails with
+/// Every call has the deadline that the store was configured with ([`Store::snapshot`] ten minutes, as long as it gets on); a call that runs into it fails with
 /// [`StoreError::NotApplied`] or [`StoreError::Unknown`]. Failures that surely changed nothing, such as a refused
 /// connection, are tried again within the deadline.
 ///

@@ -130,6 +130,10 @@ impl NodeService for FakeController {
         Ok(Response::new(ReceiverStream::new(responses)))
     }
 
+    async fn forget_node(&self, _: Request<ForgetNodeRequest>) -> Result<Response<ForgetNodeResponse>, Status> {
+        Err(Status::unimplemented("not needed"))
+    }
+
     async fn drain_node(&self, _: Request<DrainNodeRequest>) -> Result<Response<DrainNodeResponse>, Status> {
         Err(Status::unimplemented("not needed"))
     }

@@ -95,19 +95,41 @@ pub(crate) fn free_slots(nodes: &DecideContext<'_>, active: &Active) -> Slots {
         let wanted = |attempt: &AttemptRef| {
             active.get(&attempt.stage_ref()).is_some_and(|now| now.attempt == *attempt)
         };
-        let stopping =
-            view.running.iter().filter(|attempt| !wanted(attempt)).map(AttemptRef::stage_ref).collect();
+        let (mut stopping, mut held) = (BTreeSet::new(), BTreeMap::new());
+        for attempt in view.running.iter().filter(|attempt| !wanted(attempt)) {
+            match slots_of_attempt(nodes, &record.id, attempt) {
+                Some(slots) => held.extend(slots.into_iter().map(|slot| (slot, attempt.stage_ref()))),
+                None => {
+                    stopping.insert(attempt.stage_ref());
+                }
+            }
+        }
         let node = NodeSlots {
             incarnation: view.incarnation.clone(),
             device: record.device.clone(),
             total: record.slots,
             free: (0..record.slots).collect(),
             stopping,
+            held,
         };
         slots.add(record.id.clone(), node);
     }
     active.values().flat_map(|attempt| &attempt.ranks).for_each(|rank| slots.take(rank));
     slots
+}
+
+/// The slots that an attempt holds on a node, if it is known: it is the newest of its stage, or was started there while this
+/// controller led.
+fn slots_of_attempt(nodes: &DecideContext<'_>, node: &NodeId, attempt: &AttemptRef) -> Option<BTreeSet<u32>> {
+    let stage = nodes.state.stage(&attempt.stage_ref());
+    let newest = stage.and_then(|stage| stage.attempt.as_ref()).filter(|newest| newest.attempt == *attempt);
+    match newest {
+        Some(newest) if newest.runs_on(node) => {
+            let ranks = newest.ranks.iter().filter(|rank| rank.node == *node);
+            Some(ranks.map(|rank| rank.device_index).collect())
+        }
+        Some(_) | None => nodes.seen.nodes.get(node)?.slots.get(attempt).cloned(),
+    }
 }
 
 /// Places the ranks of a gang on nodes of their own kind each, without taking the slots.

@@ -651,3 +651,17 @@ fn the_learning_rate_rises_then_follows_its_decay() {
     train.warmup_steps = 20;
     assert_eq!(train.learning_rate_at(1), 0.4);
 }
+
+#[test]
+fn a_stage_has_no_more_units_than_a_controller_can_hold() {
+    let spec = |pairs: &str| {
+        format!(
+            "apiVersion: crescendo/v1\nkind: TrainingJob\nmetadata: {{name: a}}\nspec:\n  model: {{preset: nano, weights: b}}\n  stages:\n    - data: {{source: compose, subjects: s, pairs: {pairs}, unitSize: 1}}\n"
+        )
+    };
+    assert!(parse(spec("100000").as_bytes()).is_ok());
+    let problems = parse(spec("1000000000").as_bytes()).expect_err("a record a pair");
+    assert_eq!(problems.len(), 1, "{problems:?}");
+    assert_eq!(problems[0].path, "spec.stages[0].data.unitSize");
+    assert!(problems[0].message.contains("1000000000 units, and a stage has at most 100000"), "{problems:?}");
+}

@@ -180,7 +180,8 @@ fn stage_spec(gpus: u32) -> impl Strategy<Value = StageSpec> {
                 source,
                 pairs,
                 min_pairs: pairs.saturating_sub(less).max(1),
-                unit_size,
+                // A stage has no more units than the spec may ask for.
+                unit_size: unit_size.max(u32::try_from(pairs.div_ceil(100_000)).unwrap_or(u32::MAX)),
                 prompts,
                 filter: FilterSpec { similarity, judge },
             },
