@@ -174,15 +174,19 @@ fn checked(args: &GenerateArgs, columns: &[Column], parts: &Parts) -> Result<Vec
         }
     }
     ensure!(parts.weights.exists(), "the transformer {}: there is no such file", parts.weights.display());
-    parts.check()?;
     for lora in columns.iter().filter_map(|column| column.lora.as_deref()) {
         ensure!(lora.exists(), "--lora {}: there is no such file or folder", lora.display());
-        LoraAdapter::check_files(&parts.config, lora).context("--lora")?;
         if let Some(trained) = trained_references(lora).filter(|trained| count > *trained) {
             eprintln!("warning: {count} references, {} was trained with {trained}", lora.display());
         }
     }
-    read_references(args, parts)
+    let references = read_references(args, parts)?;
+    // Headers last: what else is wrong is told without opening a file of many gigabytes.
+    parts.check()?;
+    for lora in columns.iter().filter_map(|column| column.lora.as_deref()) {
+        LoraAdapter::check_files(&parts.config, lora).context("--lora")?;
+    }
+    Ok(references)
 }
 
 /// What is drawn from, encoded, and what turns latents into pictures.

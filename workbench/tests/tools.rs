@@ -59,7 +59,7 @@ fn lora_convert_writes_what_inspect_recognises() -> anyhow::Result<()> {
     let all = BlockSelection::all(&config());
     let mut adapter = LoraAdapter::init(&config(), 4, &all, 1, Kind::Float, Device::Cpu)?;
     adapter.save(&folder.path().join("dit_lora.safetensors"))?;
-    for (to, family) in [("published", "lora"), ("comfyui", "comfyui-lora"), ("diffusers", "diffusers-lora")]
+    for (to, form) in [("published", Value::Null), ("comfyui", "kohya".into()), ("diffusers", "PEFT".into())]
     {
         let output = workbench(
             folder.path(),
@@ -77,16 +77,33 @@ fn lora_convert_writes_what_inspect_recognises() -> anyhow::Result<()> {
         )?;
         ensure!(output.status.success(), "{output:?}");
         let found = json(&workbench(folder.path(), &["inspect", "out.safetensors", "-o", "json"])?)?;
-        ensure!(found["family"] == family && found["facts"]["rank"] == "4", "{found:#}");
-        ensure!(found["problems"] == serde_json::json!([]), "{found:#}");
+        ensure!(found["family"] == "lora" && found["facts"]["rank"] == "4", "{found:#}");
+        ensure!(found["fits"] == true && found["problems"] == serde_json::json!([]), "{found:#}");
+        let told = found["form"].as_str().map(str::to_owned);
+        ensure!(told.is_some() == form.is_string(), "{found:#}");
+        ensure!(told.is_none_or(|told| told.contains(form.as_str().unwrap_or_default())), "{found:#}");
+        // What was written for others is read again, under the name of a file or of its folder.
+        let again = ["lora", "convert", "out.safetensors", "--to", to, "--out", "again.safetensors"];
+        let output = workbench(folder.path(), &again)?;
+        ensure!(output.status.success(), "{output:?}");
+        let read = |name: &str| std::fs::read(folder.path().join(name));
+        ensure!(read("again.safetensors")? == read("out.safetensors")?, "{to} is not the same again");
+        std::fs::remove_file(folder.path().join("again.safetensors"))?;
     }
-    let output = workbench(
-        folder.path(),
-        &["lora", "convert", "out.safetensors", "--to", "published", "--out", "again.safetensors"],
-    )?;
-    let text = String::from_utf8_lossy(&output.stderr);
-    ensure!(!output.status.success() && text.contains("is unexpected"), "{text}");
-    ensure!(!folder.path().join("again.safetensors").exists(), "a file was written");
+    for (file, out, named) in [
+        (".", "no/again.safetensors", "there is no folder no"),
+        ("absent.safetensors", "again.safetensors", "absent.safetensors"),
+        ("pointer.safetensors", "again.safetensors", "git lfs pull"),
+    ] {
+        std::fs::write(
+            folder.path().join("pointer.safetensors"),
+            "version https://git-lfs.github.com/spec/v1\n",
+        )?;
+        let output = workbench(folder.path(), &["lora", "convert", file, "--to", "comfyui", "--out", out])?;
+        let text = String::from_utf8_lossy(&output.stderr);
+        ensure!(!output.status.success() && text.contains(named), "{text}");
+        ensure!(!folder.path().join("again.safetensors").exists(), "a file was written");
+    }
     Ok(())
 }
 

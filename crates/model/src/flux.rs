@@ -38,7 +38,7 @@ use crate::error::{ModelError, Result, TensorProblem};
 use crate::header::Header;
 use crate::lora::LoraAdapter;
 use crate::naming::Network;
-use crate::params::{Loader, Noise, Outline, ParamSource, SeededInit, check_files};
+use crate::params::{Loader, Noise, Outline, ParamSource, SeededInit, check_files, none_of};
 use crate::weight_files::WeightFiles;
 use crate::weights::TensorMap;
 
@@ -100,7 +100,7 @@ impl Flux {
     /// `device`, one tensor at a time.
     pub fn load(config: &FluxConfig, path: &Path, kind: Kind, device: Device) -> Result<Self> {
         config.validate()?;
-        let files = WeightFiles::open_as(path, Network::Transformer)?;
+        let files = Self::fitting(config, path)?;
         let origin = files.origin();
         let mut loader = Loader::from_files(files, kind, device);
         let flux = Self::build(config, kind, &mut loader)?;
@@ -113,6 +113,13 @@ impl Flux {
         check_files(path, Network::Transformer, |header| Self::problems(config, header))
     }
 
+    /// The opened files, once their headers fit: reading tens of gigabytes takes minutes, and so would the refusal.
+    fn fitting(config: &FluxConfig, path: &Path) -> Result<WeightFiles> {
+        let files = WeightFiles::open_as(path, Network::Transformer)?;
+        none_of(Self::problems(config, files.header())?, &files.origin())?;
+        Ok(files)
+    }
+
     /// Everything in a header, under published names, that does not fit.
     pub(crate) fn problems(config: &FluxConfig, header: Header) -> Result<Vec<TensorProblem>> {
         config.validate()?;
@@ -123,7 +130,7 @@ impl Flux {
 
     /// [`Flux::load`] with a choice of how weights are stored and where they lie.
     pub fn load_with(config: &FluxConfig, path: &Path, options: &LoadOptions) -> Result<Self> {
-        let files = WeightFiles::open_as(path, Network::Transformer)?;
+        let files = Self::fitting(config, path)?;
         Self::placed(config, &files.origin(), options, |kind, device| Loader::from_files(files, kind, device))
     }
 

@@ -176,6 +176,9 @@ impl Plan {
             }
         }
         plan.check(header);
+        if plan.problems.is_empty() {
+            plan.check_widths(header);
+        }
         plan
     }
 
@@ -201,6 +204,41 @@ impl Plan {
                 }
                 (found, _) => {
                     note(down.clone(), ProblemKind::Shape { found: found.to_vec(), expected: vec![0, 0] })
+                }
+            }
+        }
+        self.problems.extend(problems);
+    }
+
+    /// All updates are of one network: what a file lets grow is bounded by what it holds.
+    fn check_widths(&mut self, header: &Header) {
+        let widths = self.widths(header);
+        let mut problems = Vec::new();
+        let shape = |name: &Option<String>| {
+            name.as_ref().and_then(|name| Some((name.clone(), header.get(name)?.shape.clone())))
+        };
+        for ((site, _), updates) in &self.updates {
+            let (input, output) = widths.of(*site);
+            for (rows, update) in updates {
+                let (Some((down, found)), Some((up, own))) = (shape(&update.down), shape(&update.up)) else {
+                    continue;
+                };
+                let rank = found.first().copied().unwrap_or(0);
+                let mut note = |tensor: String, found: Vec<i64>, expected: [i64; 2]| {
+                    let kind = ProblemKind::Shape { found, expected: expected.to_vec() };
+                    problems.push(TensorProblem { tensor, kind });
+                };
+                if found.get(1) != Some(&input) {
+                    note(down, found.clone(), [rank, input]);
+                }
+                let height = own.first().copied().unwrap_or(0);
+                let fits = match rows {
+                    Rows::Third(_) => height.checked_mul(3) == Some(output),
+                    Rows::All => height == output || (*site == Site::SingleQkv && height > output),
+                };
+                if !fits {
+                    let expected = if matches!(rows, Rows::Third(_)) { output / 3 } else { output };
+                    note(up, own, [expected, rank]);
                 }
             }
         }
@@ -264,21 +302,24 @@ impl Plan {
         let side = |name: &Option<String>, axis: usize| {
             name.as_ref().and_then(|name| header.get(name)?.shape.get(axis).copied())
         };
-        let mut widths = Widths { hidden: 0, mlp: None };
+        // What most tensors have: one that is damaged does not decide.
+        let most = |sides: &[i64]| {
+            let count = |side: &i64| sides.iter().filter(|other| *other == side).count();
+            sides.iter().max_by_key(|side| (count(side), **side)).copied()
+        };
+        let (mut hidden, mut inputs) = (Vec::new(), Vec::new());
         for ((site, _), updates) in &self.updates {
             for update in updates.values() {
-                let hidden = match site {
-                    Site::SingleProj => side(&update.up, 0),
-                    _ => side(&update.down, 1),
-                };
-                widths.hidden = widths.hidden.max(hidden.unwrap_or(0));
+                if *site == Site::SingleProj {
+                    inputs.extend(side(&update.down, 1));
+                    hidden.extend(side(&update.up, 0));
+                } else {
+                    hidden.extend(side(&update.down, 1));
+                }
             }
         }
-        let single = self.updates.iter().filter(|((site, _), _)| *site == Site::SingleProj);
-        let inputs =
-            single.flat_map(|(_, updates)| updates.values()).filter_map(|update| side(&update.down, 1));
-        widths.mlp = inputs.max().map(|input| input.saturating_sub(widths.hidden));
-        widths
+        let hidden = most(&hidden).unwrap_or(0);
+        Widths { hidden, mlp: most(&inputs).map(|input| input.saturating_sub(hidden)) }
     }
 }
 
@@ -303,6 +344,14 @@ impl Widths {
     }
 }
 
+/// Most values that an adapter has once it is read, for each that its file holds. Filling up ranks makes a few times as many.
+const MOST_GROWTH: u64 = 64;
+
+fn elements(header: &Header) -> u64 {
+    let of = |shape: &[i64]| shape.iter().fold(1u64, |all, side| all.saturating_mul(side.unsigned_abs()));
+    header.values().fold(0u64, |all, tensor| all.saturating_add(of(&tensor.shape)))
+}
+
 /// What an error calls an adapter's files: the path, and whose names they have.
 pub(crate) fn origin(files: &WeightFiles) -> String {
     let path = files.path().display();
@@ -322,6 +371,11 @@ pub fn published_tensors(files: &WeightFiles) -> Result<TensorMap> {
     let plan = Plan::of(&header);
     if !plan.problems.is_empty() {
         return Err(ModelError::Weights { origin: origin(files), problems: plan.problems });
+    }
+    let (held, filled) = (elements(&header), elements(&plan.published(&header)));
+    if filled > held.saturating_mul(MOST_GROWTH) {
+        let reason = format!("{held} values would become {filled}: its ranks are too far apart");
+        return Err(ModelError::input(origin(files), reason));
     }
     let alphas = Alphas::of(files)?;
     let widths = plan.widths(&header);

@@ -160,7 +160,8 @@ impl ParamSource for Loader {
     }
 }
 
-fn none_of(problems: Vec<TensorProblem>, origin: &str) -> Result<()> {
+/// Fails with all of `problems`, if there are any.
+pub(crate) fn none_of(problems: Vec<TensorProblem>, origin: &str) -> Result<()> {
     if problems.is_empty() {
         return Ok(());
     }

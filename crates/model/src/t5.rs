@@ -19,7 +19,7 @@ use crate::error::{ModelError, Result, TensorProblem};
 use crate::header::Header;
 use crate::layers::{Linear, cast, join_heads, split_heads};
 use crate::naming::Network;
-use crate::params::{Init, Loader, ParamSource, SeededInit, check_files};
+use crate::params::{Init, Loader, ParamSource, SeededInit, check_files, none_of};
 use crate::published::{check_eps, check_range, config_beside, read_config};
 use crate::tokenizer::check_ids;
 use crate::weight_files::WeightFiles;
@@ -263,6 +263,8 @@ impl T5Encoder {
     pub fn load(config: &T5Config, path: &Path, kind: Kind, device: Device) -> Result<Self> {
         let files = WeightFiles::open_as(path, Network::T5)?;
         let origin = files.origin();
+        // Before ten gigabytes are read.
+        none_of(Self::problems(config, files.header())?, &origin)?;
         Self::from_loader(config, Loader::from_files(files, kind, device), &origin, kind, device)
     }
 

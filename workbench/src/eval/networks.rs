@@ -61,6 +61,12 @@ impl Networks {
     /// Loads the networks in float32.
     pub fn load(files: &NetworkFiles, device: Device) -> Result<Self> {
         let config = ClipConfig::beside(&files.clip).context("read CLIP's configuration")?;
+        // All of them before any is loaded.
+        Clip::check_files(&config, &files.clip).context("CLIP")?;
+        Dino::check_files(&DinoConfig::dino_vits16(), &files.dino).context("DINO")?;
+        if let Some(folder) = &files.owlv2 {
+            Owlv2::check_files(&finder_config(folder)?, folder).context("OWLv2")?;
+        }
         let length = usize::try_from(config.text_config.max_position_embeddings)?;
         let clip = Reader {
             network: Clip::load(&config, &files.clip, Kind::Float, device).context("load CLIP")?,
@@ -105,14 +111,20 @@ fn tokenizer(folder: &Path, rule: TokenRule) -> Result<PromptTokenizer> {
         .with_context(|| format!("load the tokenizer of {}", folder.display()))
 }
 
+fn finder_config(folder: &Path) -> Result<Owlv2Config> {
+    let path = folder.join("config.json");
+    match std::fs::read(&path) {
+        Ok(text) => serde_json::from_slice(&text).with_context(|| format!("read {}", path.display())),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            Ok(Owlv2Config::base_patch16_ensemble())
+        }
+        Err(error) => Err(error).with_context(|| format!("read {}", path.display())),
+    }
+}
+
 fn finder(folder: &Path, threshold: f32, device: Device) -> Result<Finder> {
     ensure!((0.0..1.0).contains(&threshold), "the threshold {threshold} is not between 0 and 1");
-    let path = folder.join("config.json");
-    let config: Owlv2Config = match std::fs::read(&path) {
-        Ok(text) => serde_json::from_slice(&text).with_context(|| format!("read {}", path.display()))?,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Owlv2Config::base_patch16_ensemble(),
-        Err(error) => return Err(error).with_context(|| format!("read {}", path.display())),
-    };
+    let config = finder_config(folder)?;
     let max_length = usize::try_from(config.text_config.max_position_embeddings)?;
     Ok(Finder {
         network: Owlv2::load(&config, folder, Kind::Float, device)?,

@@ -109,6 +109,7 @@ impl Drawer {
             store: Some(places.objects.root().to_owned()),
         };
         let files = encoder_files(model, &roots)?;
+        files.check().context("the encoders")?;
         let text = files.text(settings.kind, settings.device).context("load the text encoders")?;
         let cases = blocks.iter().flat_map(|block| &block.set.cases);
         let prompts =

@@ -171,7 +171,37 @@ fn what_an_adapter_here_cannot_hold_is_refused_by_name() {
     assert!(reason(infinite).contains("linear2.alpha"));
     let mut wide = kohya();
     wide.insert("lora_unet_single_blocks_1_linear2.lora_down.weight".to_owned(), draw("y", &[3, 50]));
-    assert!(reason(wide).contains("single_blocks.1.processor.proj_lora.down.weight has shape [3, 50]"));
+    let text = reason(wide);
+    assert!(text.contains("1_linear2.lora_down.weight has shape [3, 50], expected [3, 120]"), "{text}");
+}
+
+#[test]
+fn what_a_file_makes_grow_is_bounded() {
+    // A rank of one tensor and a width of another: together more than any memory.
+    let wide = 1 << 14;
+    let shapes: [(&str, [i64; 2]); 4] = [
+        ("transformer.transformer_blocks.0.attn.to_out.0.lora_A.weight", [wide, 1]),
+        ("transformer.transformer_blocks.0.attn.to_out.0.lora_B.weight", [1, wide]),
+        ("transformer.transformer_blocks.1.attn.to_out.0.lora_A.weight", [1, wide]),
+        ("transformer.transformer_blocks.1.attn.to_out.0.lora_B.weight", [wide, 1]),
+    ];
+    let zeros = |shape: [i64; 2]| Tensor::zeros(shape, (Kind::Float, Device::Cpu));
+    let tensors = shapes.iter().map(|(name, shape)| ((*name).to_owned(), zeros(*shape))).collect();
+    let text = File::new(tensors).load().unwrap_err().to_string();
+    assert!(text.contains("to_out.0.lora_A.weight has shape [16384, 1], expected [16384, "), "{text}");
+    // Of one width; many blocks of rank 1 beside one of a high rank.
+    let mut tensors = TensorMap::new();
+    for block in 0..400 {
+        let rank = if block == 0 { 512 } else { 1 };
+        let module = format!("transformer.transformer_blocks.{block}.attn.to_out.0");
+        tensors.insert(format!("{module}.lora_A.weight"), zeros([rank, 8]));
+        tensors.insert(format!("{module}.lora_B.weight"), zeros([8, rank]));
+    }
+    let file = File::new(tensors);
+    let path = file.folder.path().join("adapter_model.safetensors");
+    save(&path, &file.tensors, &BTreeMap::new()).unwrap();
+    let error = published_tensors(&WeightFiles::open_adapter(&path).unwrap()).unwrap_err().to_string();
+    assert!(error.contains("too far apart"), "{error}");
 }
 
 #[test]
