@@ -8,8 +8,10 @@ use std::fmt;
 /// An error as a server told it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ServerError {
-    /// What it means: the status of the response, or that of the code inside one of status 200.
+    /// What it means: the status of the response or that of the code inside one of status 200, unless its words say more.
     pub status: u16,
+    /// Under which status it was sent.
+    pub sent: u16,
     /// It came inside a response of status 200.
     pub inside: bool,
     /// The server's words, one line; the beginning of the body where it has no words of its own.
@@ -22,25 +24,25 @@ pub struct ServerError {
 
 impl fmt::Display for ServerError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let ServerError { status, inside, message, .. } = self;
+        let ServerError { status, sent, inside, message, .. } = self;
         match inside {
             true => write!(f, "an answer of status 200 with error {status} in it: {message}"),
-            false => write!(f, "status {status}: {message}"),
+            false => write!(f, "status {sent}: {message}"),
         }
     }
 }
 
 impl ServerError {
     /// The error of a response with a failing `status`.
-    pub fn of_response(status: u16, body: &str) -> ServerError {
+    pub fn of_response(sent: u16, body: &str) -> ServerError {
         let value: Value = serde_json::from_str(body).unwrap_or_default();
         let told = ["error", "detail", "message"].iter().find_map(|name| value.get(name));
         let error = told.filter(|told| !told.is_null()).unwrap_or(&value);
         let message = message(error).unwrap_or_else(|| excerpt(body));
         // Some words say more than the status under which they are sent.
-        let status = words(error).find_map(lasting).unwrap_or(status);
+        let status = words(error).find_map(lasting).unwrap_or(sent);
         let status = if is_about_money(&message) && (status == 400 || status == 429) { 402 } else { status };
-        ServerError { status, inside: false, message, param: param(error), moderated: moderated(error) }
+        ServerError { status, sent, inside: false, message, param: param(error), moderated: moderated(error) }
     }
 
     /// The error inside a response of status 200.
@@ -55,7 +57,14 @@ impl ServerError {
         // Nothing is known against its passing.
         let status = named.unwrap_or(500);
         let status = if is_about_money(&message) && (status == 400 || status == 429) { 402 } else { status };
-        ServerError { status, inside: true, message, param: param(error), moderated: moderated(error) }
+        ServerError {
+            status,
+            sent: 200,
+            inside: true,
+            message,
+            param: param(error),
+            moderated: moderated(error),
+        }
     }
 
     /// Whether the server, or the model, takes no pictures. There is no code for it that servers agree on: llama.cpp says it

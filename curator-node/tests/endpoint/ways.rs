@@ -2,6 +2,7 @@
 //! the way that it is set to, under one model name, so that what a bad way leaves behind would be found by the good one.
 
 use crate::replay::Replay;
+use crate::support::{Curator, FakeController, Log, assignment, prepare, wait_for};
 use crate::{filter, pair};
 use axum::Router;
 use axum::body::{Body, Bytes};
@@ -15,10 +16,14 @@ use crescendo_curator_node::filters::judge::{JudgeError, open_remote};
 use crescendo_curator_node::llm::network::LlmContext;
 use crescendo_curator_node::sources::prompts::{PromptBook, PromptError};
 use crescendo_dataset::pair::Pair;
+use crescendo_dataset::shard::read_shard;
+use crescendo_node::runtime::supervise::Tasks;
 use serde_json::{Value, json};
 use std::io::Write as _;
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 /// What is understood in the end.
@@ -408,4 +413,58 @@ async fn records_of_older_versions_that_mean_nothing_are_passed_over() {
     assert_eq!(server.judge(1).await.expect("judge"), [Ok(4.0)]);
     assert_eq!(server.write().await.expect("write"), 4);
     assert_eq!(server.count(), asked);
+}
+
+/// Starts a real curator with work on a stage of one unit of 16 pairs that this server judges, and waits for the job's end.
+async fn reason_of_the_end(server: &Server) -> String {
+    let folder = server.around.folder();
+    let mut spec: Value = serde_json::from_slice(&prepare(folder, 16, 1, 32)).expect("a spec");
+    spec["endpoints"] = serde_json::to_value([server.spec()]).expect("encode");
+    spec["stages"][0]["data"]["filter"]["judge"] = serde_json::to_value(filter(4.0)).expect("encode");
+    let log = Arc::new(watch::Sender::new(Log { open_units: 1, target: 16, ..Log::default() }));
+    let (tasks, _) = Tasks::new();
+    let work = assignment(serde_json::to_vec(&spec).expect("encode"), &folder.join("objects"));
+    let controller = FakeController::serve("127.0.0.1:0", log.clone(), work, tasks.clone()).await;
+    let binary = Path::new(env!("CARGO_BIN_EXE_crescendo-curator-node"));
+    let _curator = Curator::start(binary, folder, controller).expect("start the curator");
+    let log = wait_for(&log, "the job has failed", |log| log.job_failed.is_some()).await;
+    tasks.stop_token().cancel();
+    log.job_failed.expect("it has")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_real_curator_ends_the_job_and_shows_what_it_could_not_read() {
+    let server = Server::start().await;
+    server.set("prose");
+    let reason = reason_of_the_end(&server).await;
+    assert!(reason.contains("24 answers in a row could not be read"), "{reason}");
+    assert!(reason.contains("All of it looks much the same to me."), "{reason}");
+    assert!(server.count() <= 120, "{} requests", server.count());
+    let mut folders = vec![server.around.folder().join("objects/jobs")];
+    let mut samples = Vec::new();
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).expect("list").flatten() {
+            match entry.path() {
+                path if path.is_dir() => folders.push(path),
+                path if path.components().any(|part| part.as_os_str() == "rejected") => samples.push(path),
+                _ => {}
+            }
+        }
+    }
+    let [sample] = samples.as_slice() else { panic!("{samples:?}") };
+    let shown = read_shard(std::fs::read(sample).expect("read").as_slice()).expect("it is a shard");
+    assert!(!shown.is_empty());
+    for pair in shown {
+        assert_eq!(pair.provenance["rejected"], "judge_unparseable");
+        assert_eq!(pair.provenance["judge"]["said"], "All of it looks much the same to me.");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_real_curator_ends_the_job_of_an_endpoint_without_credit_after_few_tries() {
+    let server = Server::start().await;
+    server.set("quota");
+    let reason = reason_of_the_end(&server).await;
+    assert!(reason.contains("endpoint vlm cannot be used: status 429: no credit left"), "{reason}");
+    assert!((3..=24).contains(&server.count()), "{} requests", server.count());
 }
