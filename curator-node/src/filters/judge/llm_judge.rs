@@ -215,8 +215,7 @@ impl LlmJudge {
             }
             no.why = why;
             answers.push(answer);
-            // What was written down says nothing of the endpoint as it is now.
-            if recorded || no.end.is_some() {
+            if no.end.is_some() {
                 break;
             }
         }
