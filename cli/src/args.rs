@@ -81,6 +81,9 @@ pub enum Command {
     Cp(CpArgs),
     /// Show a stage's pairs, accepted and rejected, with scores and reasons; --sheet makes a page of pictures.
     Pairs(PairsArgs),
+    /// Forget what language models have answered, so that they are asked again.
+    #[command(subcommand)]
+    Curation(crate::commands::curation::CurationCommand),
     /// Make and check subject libraries: pictures, and what captions call what they show.
     #[command(subcommand)]
     Library(crate::commands::library::LibraryCommand),

@@ -5,6 +5,7 @@ pub mod checkpoints;
 pub mod completion;
 pub mod context;
 pub mod cp;
+pub mod curation;
 pub mod drain;
 pub mod explain;
 pub mod get;

@@ -14,7 +14,7 @@ use crescendo_core::precision::{self, Arithmetic};
 use crescendo_core::processor;
 use crescendo_core::records::{NodeRecord, UnitState};
 use crescendo_core::state::{ClusterState, Job, Stage};
-use crescendo_core::under_way::CandidateCounts;
+use crescendo_core::under_way::{CandidateCounts, Waiting};
 use crescendo_proto::{convert, v1};
 
 /// Benched curators of a stage that are listed.
@@ -182,10 +182,12 @@ fn with_curation(
             asked_again_in_seconds: again,
         }
     });
-    let waiting =
-        seen.under_way.waiting(&stage.id, limits.silent_after, now).take(MAX_CURATORS).map(
-            |(node, reason)| v1::WaitingCurator { node_id: node.to_string(), reason: reason.to_owned() },
-        );
+    let waiting = seen.under_way.waiting(&stage.id, limits.silent_after, now).take(MAX_CURATORS).map(
+        |Waiting { node, reason, since: _ }| v1::WaitingCurator {
+            node_id: node.to_string(),
+            reason: reason.to_owned(),
+        },
+    );
     let (units, candidates) = seen.under_way.of(&stage.id, limits.silent_after, now);
     let CandidateCounts { planned, drawn, filtered, judged, accepted } = candidates;
     let under_way = v1::UnitsUnderWay { units, candidates: planned, drawn, filtered, judged, accepted };

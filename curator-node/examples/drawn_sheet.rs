@@ -8,6 +8,7 @@ use crescendo_curator_node::paths::PathResolver;
 use crescendo_curator_node::pipeline::ModelContext;
 use crescendo_curator_node::sources::generate::Generator;
 use crescendo_curator_node::sources::panel_split;
+use crescendo_curator_node::sources::prompts::PromptSource;
 use image::{GenericImage, Rgb, RgbImage};
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicBool;
@@ -31,7 +32,7 @@ fn main() -> anyhow::Result<()> {
     spec.name_share = name_share;
     let paths = PathResolver::new(&std::env::current_dir()?, "");
     let models = ModelContext::default();
-    let generator = Generator::open(&spec, &job, stage, 0, &paths, None, &models)?;
+    let generator = Generator::open(&spec, &job, stage, 0, &paths, PromptSource::default(), &models)?;
     let limits = stage.data.filter.similarity.clone().expect("the example has a filter");
     let filter = SimilarityFilter::open(&limits, &paths.resolve(&limits.encoder)?, models.device)?;
 

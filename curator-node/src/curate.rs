@@ -36,6 +36,7 @@ use crate::llm::network::LlmContext;
 use crate::metrics::Metrics;
 use crate::paths::PathResolver;
 use crate::pipeline::{DrawingNetworks, SharedEncoders};
+use crate::sources::prompts::PromptBook;
 use crate::worker::Worker;
 use crescendo_core::records::FailureKind;
 use crescendo_core::spec::JobSpec;
@@ -112,6 +113,8 @@ pub struct StageWorker {
     pub inputs: Arc<OnceCell<StageDigest>>,
     /// The stage's judge behind an endpoint, once it is opened.
     pub judge: Arc<OnceCell<Option<LlmJudge>>>,
+    /// What a language model wrote of what is to be drawn, once it has; nothing where none writes.
+    pub prompts: Arc<OnceCell<Option<Arc<PromptBook>>>>,
     /// What the stage takes from an earlier one.
     pub parent: Option<Arc<ParentStage>>,
     pub worker: Worker<Curators>,

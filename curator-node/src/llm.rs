@@ -1,8 +1,8 @@
 //! Language models behind an OpenAI-compatible interface: one question, one answer, at most once paid.
 //!
 //! ```text
-//!   ask ─▶ written down already? ─▶ a place (concurrency) ─▶ money left? ─▶ rate ─▶ one try ─▶ answer ─▶ written down
-//!             reply_log                semaphore              ledger       limits    http     reply     reply_log
+//!   ask ─▶ written down already? ─▶ a place (concurrency) ─▶ money left? ─▶ rate ─▶ one try ─▶ answer ─▶ understood? ─▶ keep
+//!          response_cache            semaphore              spend          limits    http     reply    its caller    response_cache
 //!                                                                            ▲        │
 //!                                                                            └ retry ─┘
 //! ```
@@ -10,19 +10,29 @@
 //! | module | what it has |
 //! |---|---|
 //! | [`message`] | a conversation, as a request's body |
-//! | [`reply`] | an answer, read strictly; what it cost |
+//! | [`dialect`] | how an endpoint wants to be asked: pure |
+//! | [`reply`] | an answer; what it cost |
+//! | [`thinking`] | what a model thought, taken out of what it said: pure |
+//! | [`json_object`] | the one JSON object in an answer: pure |
+//! | [`server_error`] | what a server says when it gives no answer: pure |
 //! | [`retry`] | what a failure means and how long to wait: pure |
+//! | [`streak`] | when an endpoint is not worth asking any more: pure |
 //! | [`limits`] | requests and tokens a minute: pure, time is an argument |
 //! | [`spend`] | money spent by all curators of a job |
 //! | [`response_cache`] | answers by content, in the object store |
 //! | [`keys`] | what the operator has set up: keys, and the addresses that they go to |
 //! | [`network`] | what a curator process shares between stages |
 //! | `http` | one try: deadlines, no redirects, a bounded body |
+//! | `client` | all tries of one question |
 //!
-//! An answer is a function of nothing that we hold. So it is written down under the hash of the question, once, under a
-//! conditional create, and everybody reads it from there: a unit that is made again says the same and pays nothing.
+//! An answer is a function of nothing that we hold. So it is written down under the hash of the question, under a conditional
+//! create, and everybody reads it from there: a unit that is made again says the same and pays nothing. That is done by who
+//! asked, once the answer was understood: what nothing can be read from is never found again.
 
+mod client;
+pub mod dialect;
 mod http;
+pub mod json_object;
 pub mod keys;
 pub mod limits;
 pub mod message;
@@ -30,24 +40,20 @@ pub mod network;
 pub mod reply;
 pub mod response_cache;
 pub mod retry;
+pub mod server_error;
 pub mod spend;
+pub mod streak;
+pub mod thinking;
 pub mod usage;
 
+use client::Client;
 use crescendo_core::spec::EndpointSpec;
-use http::Http;
-use limits::Limits;
 use message::Message;
 use network::LlmContext;
-use response_cache::{Recorded, ResponseCache};
-use retry::{Failure, Verdict};
-use spend::{SpendLedger, Spent};
+use response_cache::Recorded;
+use retry::Failure;
+use spend::Spent;
 use std::sync::Arc;
-use std::time::Duration;
-use tokio::sync::Semaphore;
-use tokio::time::Instant;
-
-/// Longest wait for a place among the requests under way.
-const PLACE_DEADLINE: Duration = Duration::from_secs(1800);
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
@@ -56,8 +62,17 @@ pub enum EndpointError {
     Setup { name: String, reason: String },
     #[error("endpoint {name} refuses the content: {reason}")]
     Refused { name: String, reason: String },
+    /// Answers to other questions may be of use.
+    #[error("endpoint {name} gives no answer that can be read: {reason}")]
+    Unreadable { name: String, reason: String },
+    /// Nothing is answered until somebody changes something.
     #[error("endpoint {name} cannot be used: {reason}")]
-    Denied { name: String, reason: String },
+    Denied {
+        name: String,
+        reason: String,
+        /// It may be tried a few times more: somebody may be at it.
+        may_pass: bool,
+    },
     #[error("endpoint {name} failed {tries} times, at last: {last}")]
     Failed { name: String, tries: u32, last: Failure },
     #[error(
@@ -77,9 +92,15 @@ impl EndpointError {
             EndpointError::Failed { .. } | EndpointError::Busy { .. } | EndpointError::Store { .. } => true,
             EndpointError::Setup { .. }
             | EndpointError::Refused { .. }
+            | EndpointError::Unreadable { .. }
             | EndpointError::Denied { .. }
             | EndpointError::SpendLimit { .. } => false,
         }
+    }
+
+    /// Whether no unit of any curator would fare better, so that the job is to fail.
+    pub fn ends_the_job(&self) -> bool {
+        matches!(self, EndpointError::Denied { .. } | EndpointError::SpendLimit { .. })
     }
 }
 
@@ -96,19 +117,20 @@ pub struct Answer {
     pub text: String,
     /// It had been written down before; nothing was sent.
     pub recorded: bool,
+    /// It stopped at the limit of its tokens, so that its end is missing.
+    pub cut: bool,
+    memory: Memory,
+    question: String,
+    usage: usage::Usage,
 }
 
-/// What the clones share.
-#[derive(Debug)]
-pub(crate) struct Client {
-    spec: EndpointSpec,
-    http: Http,
-    places: Semaphore,
-    limits: std::sync::Mutex<Limits>,
-    /// What the limits count time from.
-    started: Instant,
-    ledger: SpendLedger,
-    replies: ResponseCache,
+/// Whether an answer that is written down will do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Memory {
+    #[default]
+    Used,
+    /// It did not: the question is asked once more, and its answer takes the place of that one.
+    PassedOver,
 }
 
 impl Chat {
@@ -126,22 +148,15 @@ impl Chat {
                     Some(context.network.keys().find(name, &spec.url).map_err(|e| setup(e.to_string()))?)
                 }
             };
-            Ok(Client {
-                spec: spec.clone(),
-                http: Http::open(spec, key).map_err(setup)?,
-                places: Semaphore::new(spec.concurrency.max(1) as usize),
-                limits: std::sync::Mutex::new(Limits::new(spec.requests_per_minute, spec.tokens_per_minute)),
-                started: Instant::now(),
-                ledger: SpendLedger::new(spec, context.objects.clone(), &context.job_id),
-                replies: ResponseCache::new(context.objects.clone()),
-            })
+            let http = http::Http::open(spec, key).map_err(setup)?;
+            Ok(Client::new(spec, http, &context))
         })?;
         Ok(Chat { inner, context })
     }
 
     /// What the spec says of it.
     pub fn spec(&self) -> &EndpointSpec {
-        &self.inner.spec
+        self.inner.spec()
     }
 
     /// Where waiting for it is done, from a thread that is not the runtime's.
@@ -154,15 +169,22 @@ impl Chat {
         &self.context.objects
     }
 
-    /// Puts a question. Every wait in it has a deadline, so it ends.
-    pub async fn ask(&self, conversation: &[Message]) -> Result<Answer, EndpointError> {
-        let spec = &self.inner.spec;
-        let outcome = self.inner.ask(conversation, &self.context).await;
+    /// Puts a question. Every wait in it has a deadline, so it ends. Who understands the answer says so with [`Chat::keep`], who
+    /// does not with [`Chat::not_understood`].
+    pub async fn ask(&self, conversation: &[Message], memory: Memory) -> Result<Answer, EndpointError> {
+        let spec = self.spec();
+        let mut outcome = self.inner.ask(conversation, memory, &self.context).await;
+        if let Err(EndpointError::Unreadable { reason, .. }) = &outcome
+            && let Err(ended) = self.inner.count_unreadable(reason, "")
+        {
+            outcome = Err(ended);
+        }
         let counted = match &outcome {
             Ok(Answer { recorded: true, .. }) => "recorded",
             Ok(Answer { recorded: false, .. }) => "answered",
             Err(EndpointError::Refused { .. }) => "refused",
             Err(EndpointError::SpendLimit { .. }) => "spend_limit",
+            Err(EndpointError::Unreadable { .. }) => "unreadable",
             Err(
                 EndpointError::Setup { .. }
                 | EndpointError::Denied { .. }
@@ -177,88 +199,55 @@ impl Chat {
         }
         outcome
     }
-}
 
-impl Client {
-    async fn ask(&self, conversation: &[Message], context: &LlmContext) -> Result<Answer, EndpointError> {
-        let name = || self.spec.name.clone();
-        let store = |reason: String| EndpointError::Store { name: name(), reason };
-        let body = message::body(&self.spec.model, self.spec.max_tokens, conversation);
-        let question = response_cache::question(&self.spec.url, &body);
-        if let Some(recorded) = self.replies.read(&question).await.map_err(store)? {
-            return Ok(Answer { text: recorded.text, recorded: true });
+    /// Writes down answers that were understood. What the last one says where it is written down: this, or what another curator
+    /// wrote that was faster.
+    pub async fn keep(&self, answers: &[Answer]) -> Result<Option<String>, EndpointError> {
+        self.inner.understood();
+        let mut standing = None;
+        for answer in answers.iter().filter(|answer| !answer.recorded) {
+            standing = Some(self.inner.keep(answer).await?.text);
         }
-        let place = tokio::time::timeout(PLACE_DEADLINE, self.places.acquire()).await;
-        let _place = place
-            .map_err(|_| EndpointError::Busy { name: name(), reason: "no place came free".to_owned() })?
-            // Never closed.
-            .map_err(|_| EndpointError::Busy { name: name(), reason: "it is closing".to_owned() })?;
-        let expected = message::estimate(conversation, self.spec.max_tokens);
-        let reservation = self.ledger.reserve(expected).await?;
-        let mut tries = 0;
-        let (answer, usage) = loop {
-            self.keep_rate(expected.total(), context).await?;
-            tries += 1;
-            let metrics = context.network.metrics();
-            metrics.endpoint_tries.inc();
-            let failure = match self.http.post(body.clone()).await {
-                Ok(bytes) => match reply::read(&bytes) {
-                    Ok(reply::Reply::Answer { text, usage }) => {
-                        let usage = reply::plausible(usage, expected, self.spec.max_tokens, &text);
-                        break (text, usage);
-                    }
-                    Ok(reply::Reply::Refusal { reason }) => Failure::Refusal { reason },
-                    Err(reason) => Failure::Broken { reason },
-                },
-                Err(failure) => failure,
-            };
-            if failure.may_have_cost() {
-                // Asked for all the same, so it may be on the bill; what was answered nobody knows.
-                self.ledger.spend(expected.input, 0);
-            }
-            let verdict = failure.verdict();
-            if verdict == Verdict::Retry && tries < self.spec.tries {
-                let wait =
-                    retry::delay(tries, failure.retry_after(), crescendo_node::runtime::backoff::random());
-                tracing::debug!(endpoint = self.spec.name, %failure, tries, ?wait, "trying again");
-                tokio::time::sleep(wait).await;
-                continue;
-            }
-            self.ledger.write_down().await?;
-            let (name, reason) = (name(), failure.to_string());
-            return Err(match verdict {
-                Verdict::Retry => EndpointError::Failed { name, tries, last: failure },
-                Verdict::Refused => EndpointError::Refused { name, reason },
-                Verdict::Denied => EndpointError::Denied { name, reason },
-            });
-        };
-        drop(reservation);
-        self.ledger.spend(usage.input, usage.output);
-        if let Ok(mut limits) = self.limits.lock() {
-            limits.correct(expected.total(), usage.total());
-        }
-        context.network.metrics().endpoint_tokens.with_label_values(&["input"]).inc_by(usage.input);
-        context.network.metrics().endpoint_tokens.with_label_values(&["output"]).inc_by(usage.output);
-        let recorded = Recorded { text: answer, input_tokens: usage.input, output_tokens: usage.output };
-        // Whoever was first is right: the others take over what that one wrote.
-        let kept = self.replies.write(&question, recorded).await.map_err(store)?;
-        self.ledger.write_down().await?;
-        Ok(Answer { text: kept.text, recorded: false })
+        Ok(standing)
     }
 
-    async fn keep_rate(&self, tokens: u64, context: &LlmContext) -> Result<(), EndpointError> {
-        let busy = |reason: String| EndpointError::Busy { name: self.spec.name.clone(), reason };
-        let now = self.started.elapsed();
-        let wait = match self.limits.lock() {
-            Ok(mut limits) => {
-                limits.divide(context.curators.get(), now);
-                limits.reserve(tokens, now)
-            }
-            Err(_) => return Err(busy("the count of its limits is lost".to_owned())),
-        };
-        let wait =
-            wait.map_err(|too_long| busy(format!("its rate limits allow the next request in {too_long:?}")))?;
-        tokio::time::sleep(wait).await;
-        Ok(())
+    /// Says that nothing could be read from an answer, and why: it is forgotten. An error where it has been so too often in a row;
+    /// then nobody should go on asking.
+    pub fn not_understood(&self, answer: &Answer, why: &str) -> Result<(), EndpointError> {
+        self.inner.forget(answer);
+        let said = reply::excerpt(&answer.text);
+        tracing::debug!(endpoint = self.spec().name, why, said, "an answer is not understood");
+        self.context.network.metrics().endpoint_questions.with_label_values(&["unreadable"]).inc();
+        self.inner.count_unreadable(why, &said)
+    }
+
+    /// Has what was asked for nothing asked for anew, should the same come again.
+    pub fn forget(&self, answers: &[Answer]) {
+        answers.iter().for_each(|answer| self.inner.forget(answer));
+    }
+
+    /// Says that a whole question was refused. An error where it has been so too often in a row.
+    pub fn was_refused(&self, why: &str) -> Result<(), EndpointError> {
+        self.inner.count_refused(why)
+    }
+}
+
+impl Answer {
+    fn of(question: String, recorded: Recorded, is_recorded: bool, memory: Memory) -> Answer {
+        let Recorded { text, input_tokens, output_tokens } = recorded;
+        // Older records have what was thought in them.
+        let visible = thinking::taken_out(&text);
+        let text = if visible.text.trim().is_empty() { text } else { visible.text.trim().to_owned() };
+        let usage = usage::Usage { input: input_tokens, output: output_tokens };
+        Answer { text, recorded: is_recorded, cut: false, memory, question, usage }
+    }
+
+    /// Why it is not understood, with its being cut short if that is so.
+    pub fn why(&self, error: &dyn std::fmt::Display) -> String {
+        if self.cut {
+            format!("{error} (it stopped at its limit of tokens: raise maxTokens)")
+        } else {
+            error.to_string()
+        }
     }
 }

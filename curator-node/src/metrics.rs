@@ -9,7 +9,7 @@ use prometheus::{
 const OUTCOMES: [&str; 5] = ["committed", "done_already", "lost", "failed", "released"];
 const ENCODED: [&str; 2] = ["encoder", "cache"];
 const ORIGINS: [&str; 2] = ["drawn", "kept"];
-const ANSWERS: [&str; 5] = ["answered", "recorded", "refused", "spend_limit", "failed"];
+const ANSWERS: [&str; 6] = ["answered", "recorded", "refused", "unreadable", "spend_limit", "failed"];
 const TOKENS: [&str; 2] = ["input", "output"];
 
 /// Names of the reasons, in the order of [`Rejection::ALL`]; a unit is given up by the controller, not here.

@@ -196,6 +196,7 @@ impl Node {
             drawn: self.drawn.clone(),
             inputs: Arc::default(),
             judge: Arc::default(),
+            prompts: Arc::default(),
             objects,
             controllers: self.controllers.clone(),
             worker: self.curation.clone(),

@@ -24,9 +24,9 @@ use crescendo_core::spec::{DataSource, ImportFormat, JobSpec, StageSpec};
 use crate::candidates::{CandidateBatch, Rejected};
 use crate::counts::Counts;
 use crate::filters::similarity::SimilarityFilter;
-use crate::llm::network::LlmContext;
 use crate::paths::PathResolver;
 use crate::pipeline::ModelContext;
+use crate::sources::prompts::PromptSource;
 use compose::Composer;
 use generate::Generator;
 use import::{Uno1m, Webdataset};
@@ -51,7 +51,7 @@ impl Source {
         stage: &StageSpec,
         stage_index: u32,
         paths: &PathResolver,
-        llm: Option<&LlmContext>,
+        prompts: PromptSource<'_>,
         models: &ModelContext,
         filter: &mut Option<SimilarityFilter>,
     ) -> Result<Source, SourceError> {
@@ -71,7 +71,7 @@ impl Source {
                 stage,
                 stage_index,
                 paths,
-                llm,
+                prompts,
                 models,
             )?))),
             DataSource::Recompose(_) | DataSource::Crop(_) => {

@@ -219,7 +219,7 @@ pub fn unit_report(message: &v1::UnitReport) -> Result<(StageRef, UnitProgress),
         accepted: *accepted,
     };
     let waits_for = (!waits_for.is_empty()).then(|| line(waits_for));
-    let progress = UnitProgress { unit: *unit, candidates, waits_for, at: Timestamp::default() };
+    let progress = UnitProgress { unit: *unit, candidates, waits_for, ..UnitProgress::default() };
     Ok((stage(&at.job_id, &at.stage)?, progress))
 }
 

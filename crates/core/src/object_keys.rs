@@ -8,8 +8,9 @@
 //! | `jobs/JOB/STAGE/checkpoints/step-STEP-gGENERATION/FILE` | a checkpoint, registered by the controller |
 //! | `jobs/JOB/STAGE/tensorboard/events.out.tfevents.STEP…` | the stage's curve, for TensorBoard |
 //! | `jobs/JOB/endpoints/ENDPOINT/spent/ID.json` | what a curator spent at an endpoint |
-//! | `endpoint/replies/HH/HASH.json` | a language model's answer, for all jobs |
-//! | `prompts/HASH.json` | prompts that a language model wrote, for all jobs |
+//! | `endpoint/replies/of-MODEL/HH/HASH.json` | a language model's answer, for all jobs |
+//! | `prompts/of-MODEL/HASH.json` | prompts that a language model wrote, for all jobs |
+//! | `endpoint/replies/HH/HASH.json`, `prompts/HASH.json` | the same, from before they were kept by model |
 //! | `probes/ID` | made and deleted by who wants to know what the store can do |
 
 /// Shard that the holder of a unit's lease writes: one key a lease, so that no two writers ever share one.
@@ -81,14 +82,46 @@ pub fn spending(job: &str, endpoint: &str) -> String {
     format!("jobs/{job}/endpoints/{endpoint}/spent")
 }
 
-/// A language model's answer to the question of this hash, 64 hexadecimal digits.
-pub fn reply(question: &str) -> String {
-    format!("endpoint/replies/{}/{question}.json", question.get(..2).unwrap_or("00"))
+/// Folder of the answers of a language model, by the digest of its address and name.
+pub fn replies(model: &str) -> String {
+    format!("{REPLIES}/of-{model}")
 }
 
+/// Folder of the answers of all language models.
+pub const REPLIES: &str = "endpoint/replies";
+
+/// A language model's answer to the question of this hash, 64 hexadecimal digits.
+pub fn reply(model: &str, question: &str) -> String {
+    format!("{}/{}/{question}.json", replies(model), question.get(..2).unwrap_or("00"))
+}
+
+/// Where an answer lay before answers were kept by model.
+pub fn older_reply(question: &str) -> String {
+    format!("{REPLIES}/{}/{question}.json", question.get(..2).unwrap_or("00"))
+}
+
+/// Whether a key below [`REPLIES`] or [`PROMPTS`] is of a time when records were not kept by model.
+pub fn is_of_no_model(key: &str) -> bool {
+    let below = [REPLIES, PROMPTS].iter().find_map(|folder| key.strip_prefix(folder)?.strip_prefix('/'));
+    below.is_some_and(|rest| !rest.starts_with("of-"))
+}
+
+/// Folder of the prompts that a language model wrote, by the digest of its address and name.
+pub fn prompts_of(model: &str) -> String {
+    format!("{PROMPTS}/of-{model}")
+}
+
+/// Folder of the prompts of all language models.
+pub const PROMPTS: &str = "prompts";
+
 /// The prompts that a language model wrote when it was asked what has this hash.
-pub fn prompts(asked: &str) -> String {
-    format!("prompts/{asked}.json")
+pub fn prompts(model: &str, asked: &str) -> String {
+    format!("{}/{asked}.json", prompts_of(model))
+}
+
+/// Where they lay before prompts were kept by model.
+pub fn older_prompts(asked: &str) -> String {
+    format!("{PROMPTS}/{asked}.json")
 }
 
 /// An object of the prober's own.
@@ -106,7 +139,18 @@ mod tests {
         assert_eq!(rejected_sample("j", "s", 12), "jobs/j/s/rejected/unit-000012.tar");
         assert_eq!(checkpoint("j", "s", 500, 2), "jobs/j/s/checkpoints/step-00000500-g2");
         assert_eq!(spending("j", "judge"), "jobs/j/endpoints/judge/spent");
-        assert_eq!(reply("ab12"), "endpoint/replies/ab/ab12.json");
+        assert_eq!(reply("77", "ab12"), "endpoint/replies/of-77/ab/ab12.json");
+        assert_eq!(prompts("77", "ab12"), "prompts/of-77/ab12.json");
+    }
+
+    #[test]
+    fn records_of_no_model_are_known() {
+        for older in [older_reply("ab12"), older_prompts("ab12")] {
+            assert!(is_of_no_model(&older), "{older}");
+        }
+        for other in [reply("77", "ab12"), prompts("77", "ab12"), "jobs/j/s/pairs/unit-1.tar".to_owned()] {
+            assert!(!is_of_no_model(&other), "{other}");
+        }
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! How far the units are that curators work on, as they say. Only looked at by people; nothing is decided by it.
+//! How far the units are that curators work on, as they say. People look at it; of what it says only that a curator waits for
+//! something outside decides anything: then it has time for another stage.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -8,6 +9,9 @@ use crate::ids::{NodeId, StageRef, Timestamp};
 /// Stages and curators that are remembered together at most.
 const MAX_UNITS: usize = 4096;
 
+/// How long a wait is remembered at least.
+const WAITS_KEPT: Duration = Duration::from_secs(600);
+
 /// A unit in the making; without candidates where the curator waits before it has leased one.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct UnitProgress {
@@ -15,8 +19,19 @@ pub struct UnitProgress {
     pub candidates: CandidateCounts,
     /// What the curator waits for with it, such as an endpoint that is out of order, and why.
     pub waits_for: Option<String>,
+    /// When it was said first that it waits; set by [`UnitsUnderWay::put`].
+    pub waits_since: Option<Timestamp>,
     /// When it was said.
     pub at: Timestamp,
+}
+
+/// A curator that waits for something outside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Waiting<'a> {
+    pub node: &'a NodeId,
+    /// What for, and why.
+    pub reason: &'a str,
+    pub since: Timestamp,
 }
 
 /// Candidates of units that are under way.
@@ -37,15 +52,39 @@ pub struct CandidateCounts {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct UnitsUnderWay {
     by_stage: BTreeMap<StageRef, BTreeMap<NodeId, UnitProgress>>,
+    /// When a curator last said that it waits. It outlives the unit: who has just waited may have to again.
+    waited: BTreeMap<StageRef, BTreeMap<NodeId, Timestamp>>,
 }
 
 impl UnitsUnderWay {
     /// The curator says how far its unit is; one unit of a stage at a time.
     pub fn put(&mut self, stage: &StageRef, node: &NodeId, progress: UnitProgress) {
-        let known = self.by_stage.get(stage).is_some_and(|of_stage| of_stage.contains_key(node));
-        if known || self.by_stage.values().map(BTreeMap::len).sum::<usize>() < MAX_UNITS {
+        let before = self.by_stage.get(stage).and_then(|of_stage| of_stage.get(node));
+        let since = before.and_then(|before| before.waits_since).unwrap_or(progress.at);
+        let waits_since = progress.waits_for.is_some().then_some(since);
+        if before.is_some() || count(&self.by_stage) < MAX_UNITS {
+            if waits_since.is_some() {
+                if count(&self.waited) >= MAX_UNITS {
+                    self.forget_older_waits(progress.at);
+                }
+                self.waited.entry(stage.clone()).or_default().insert(node.clone(), progress.at);
+            }
+            let progress = UnitProgress { waits_since, ..progress };
             self.by_stage.entry(stage.clone()).or_default().insert(node.clone(), progress);
         }
+    }
+
+    /// Whether the curator said within `limit` that it waits with a unit of the stage.
+    pub fn has_waited(&self, stage: &StageRef, node: &NodeId, limit: Duration, now: Timestamp) -> bool {
+        let waited = self.waited.get(stage).and_then(|of_stage| of_stage.get(node));
+        waited.is_some_and(|at| now.since(*at) < limit)
+    }
+
+    fn forget_older_waits(&mut self, now: Timestamp) {
+        self.waited.retain(|_, of_stage| {
+            of_stage.retain(|_, at| now.since(*at) < WAITS_KEPT);
+            !of_stage.is_empty()
+        });
     }
 
     /// The curator has ended its unit, well or not.
@@ -61,6 +100,10 @@ impl UnitsUnderWay {
     /// The curator is gone, or another process now.
     pub fn gone(&mut self, node: &NodeId) {
         self.by_stage.retain(|_, of_stage| {
+            of_stage.remove(node);
+            !of_stage.is_empty()
+        });
+        self.waited.retain(|_, of_stage| {
             of_stage.remove(node);
             !of_stage.is_empty()
         });
@@ -88,9 +131,11 @@ impl UnitsUnderWay {
         stage: &StageRef,
         limit: Duration,
         now: Timestamp,
-    ) -> impl Iterator<Item = (&NodeId, &str)> {
-        self.lately(stage, limit, now)
-            .filter_map(|(node, progress)| Some((node, progress.waits_for.as_deref()?)))
+    ) -> impl Iterator<Item = Waiting<'_>> {
+        self.lately(stage, limit, now).filter_map(|(node, progress)| {
+            let since = progress.waits_since.unwrap_or(progress.at);
+            Some(Waiting { node, reason: progress.waits_for.as_deref()?, since })
+        })
     }
 
     fn lately(
@@ -104,6 +149,10 @@ impl UnitsUnderWay {
     }
 }
 
+fn count<T>(by_stage: &BTreeMap<StageRef, BTreeMap<NodeId, T>>) -> usize {
+    by_stage.values().map(BTreeMap::len).sum()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -115,7 +164,7 @@ mod tests {
 
     fn drawn(drawn: u64, at: u64) -> UnitProgress {
         let candidates = CandidateCounts { planned: 64, drawn, ..CandidateCounts::default() };
-        UnitProgress { unit: 3, candidates, waits_for: None, at: Timestamp(at) }
+        UnitProgress { unit: 3, candidates, at: Timestamp(at), ..UnitProgress::default() }
     }
 
     #[test]
@@ -134,13 +183,37 @@ mod tests {
         units.put(&stage, &node(1), waits(CandidateCounts::default()));
         units.put(&stage, &node(2), drawn(1, 1000));
         let waiting = |units: &UnitsUnderWay, at| -> Vec<String> {
-            units.waiting(&stage, limit, Timestamp(at)).map(|(node, why)| format!("{node}: {why}")).collect()
+            units
+                .waiting(&stage, limit, Timestamp(at))
+                .map(|Waiting { node, reason, since: _ }| format!("{node}: {reason}"))
+                .collect()
         };
         assert_eq!(waiting(&units, 2000), ["c0: no answer", "c1: no answer"]);
         assert_eq!(units.of(&stage, limit, Timestamp(2000)).0, 2, "one has leased no unit yet");
         units.put(&stage, &node(0), drawn(6, 2000));
         assert_eq!(waiting(&units, 2000), ["c1: no answer"]);
         assert_eq!(waiting(&units, 16_000), [""; 0]);
+    }
+
+    #[test]
+    fn a_wait_counts_from_its_first_word_and_is_remembered_for_a_while() {
+        let stage =
+            StageRef { job: JobId::parse("j").expect("valid"), stage: StageName::parse("s").expect("valid") };
+        let limit = Duration::from_secs(15);
+        let mut units = UnitsUnderWay::default();
+        for at in [1000, 5000, 9000] {
+            let waits = UnitProgress { waits_for: Some("no answer".into()), ..drawn(1, at) };
+            units.put(&stage, &node(0), waits);
+        }
+        let since: Vec<Timestamp> =
+            units.waiting(&stage, limit, Timestamp(9000)).map(|waiting| waiting.since).collect();
+        assert_eq!(since, [Timestamp(1000)]);
+        units.put(&stage, &node(0), drawn(2, 10_000));
+        units.ended(&stage, &node(0));
+        let has_waited = |units: &UnitsUnderWay, at| units.has_waited(&stage, &node(0), limit, Timestamp(at));
+        assert!(has_waited(&units, 23_999) && !has_waited(&units, 24_000));
+        units.gone(&node(0));
+        assert!(!has_waited(&units, 10_000));
     }
 
     #[test]

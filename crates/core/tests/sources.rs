@@ -8,7 +8,9 @@ use crescendo_core::decide::{
     Limits, PendingReason, benched_curators, decide, is_cooling_down, peers_of, reachable_curators,
 };
 use crescendo_core::explain::{View, explain, short_logs};
-use crescendo_core::ids::{Generation, Incarnation, JobId, NodeId, RequestId, StageRef, Timestamp};
+use crescendo_core::ids::{
+    Generation, Incarnation, JobId, NodeId, RequestId, StageName, StageRef, Timestamp,
+};
 use crescendo_core::job::JobState;
 use crescendo_core::observed::Observed;
 use crescendo_core::pairlog::{Lease, UnitPolicy};
@@ -18,6 +20,7 @@ use crescendo_core::records::{
 };
 use crescendo_core::state::ClusterState;
 use crescendo_core::transitions::{self, QueueLimits, Submission, UnitCommit, UnitFate, UnitLeaseRef};
+use crescendo_core::under_way::UnitProgress;
 use crescendo_core::{access::Scope, spec};
 use proptest::prelude::*;
 
@@ -42,6 +45,10 @@ struct World {
 }
 
 const PATH: &str = "cannot read /library/subjectz/index.json: No such file or directory";
+
+fn stage_name() -> StageName {
+    StageName::parse("stage-1").expect("valid")
+}
 
 fn node(n: usize) -> NodeId {
     NodeId::parse(&format!("c-{n}")).expect("valid")
@@ -565,6 +572,60 @@ fn acts() -> impl Strategy<Value = Act> {
         3 => (1u64..40).prop_map(Act::Wait),
         1 => Just(Act::RestartController),
     ]
+}
+
+#[test]
+fn a_stage_whose_endpoint_is_out_of_order_keeps_no_curator_from_another() {
+    let mut world = World::new(&[true]);
+    let (broken, other) = (world.submit("broken"), world.submit("other"));
+    let stages = |jobs: &[&JobId]| -> Vec<StageRef> {
+        let stage = |job: &&JobId| StageRef { job: (*job).clone(), stage: stage_name() };
+        jobs.iter().map(stage).collect()
+    };
+    assert_eq!(world.stages_of(0), stages(&[&broken]));
+    let told = |world: &World, job: &JobId| {
+        let view = View {
+            state: &world.state,
+            seen: &world.seen,
+            waits: &world.waits,
+            limits: &world.limits,
+            now: world.now,
+            scope: &Scope::Everything,
+        };
+        explain(&view, world.state.job(job).expect("it is there"))
+    };
+    assert_eq!(told(&world, &other).cause, "curators_busy");
+    let reason = "judge: endpoint vlm failed 5 times, at last: status 503: out of order";
+    let waits = |world: &mut World| {
+        let progress =
+            UnitProgress { waits_for: Some(reason.into()), at: world.now, ..UnitProgress::default() };
+        world.seen.under_way.put(&stages(&[&broken])[0], &node(0), progress);
+        world.settle();
+    };
+    waits(&mut world);
+    // It goes on waiting with the one and makes the other.
+    assert_eq!(world.stages_of(0), stages(&[&broken, &other]));
+    world.now = world.now.plus(Duration::from_secs(10));
+    waits(&mut world);
+    let (first, second) = (told(&world, &broken), told(&world, &other));
+    let line = format!("c-0 waits and goes on by itself: {reason}, for 10s now");
+    assert!(first.findings.contains(&line), "{:?}", first.findings);
+    for told in [&first, &second] {
+        assert_eq!(told.cause, "pairs");
+    }
+    assert!(first.remedies.iter().all(|remedy| !remedy.contains("add curators")), "{:?}", first.remedies);
+    assert!(first.remedies.iter().any(|remedy| remedy.contains(reason)), "{:?}", first.remedies);
+    // Another curator that has nothing to do tries its luck with it only where nothing else is to be made.
+    world.curators.push(Curator { can_open: true, ..Curator::default() });
+    world.restart(1);
+    assert_eq!(world.stages_of(1), stages(&[&other]));
+    // Once it has not waited for a while the stage is one like any other.
+    world.now = world.now.plus(Duration::from_secs(400));
+    for n in [0, 1] {
+        world.seen.heard(&node(n), world.now);
+    }
+    world.settle();
+    assert_eq!((world.stages_of(0), world.stages_of(1)), (stages(&[&broken]), stages(&[&other])));
 }
 
 proptest! {

@@ -31,6 +31,12 @@ pub fn of_parts(parts: impl IntoIterator<Item = impl AsRef<[u8]>>) -> String {
     hex(&hash.finalize())
 }
 
+/// What a language model's records are kept under: 16 digits that stand for its address, as specs write it, and its name.
+pub fn of_model(url: &str, model: &str) -> String {
+    let digest = of_parts([url.trim_end_matches('/'), model]);
+    digest.get(..16).unwrap_or(&digest).to_owned()
+}
+
 /// Two lower-case hexadecimal digits a byte.
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()

@@ -121,7 +121,7 @@ impl StageWorker {
 
     /// Writes the sample of rejected candidates, if no one has: it is the same whoever makes the unit. Nothing depends on
     /// it, so one try is enough.
-    async fn put_sample(&self, lease: &UnitLease, bytes: Vec<u8>) {
+    pub(super) async fn put_sample(&self, lease: &UnitLease, bytes: Vec<u8>) {
         let path = object_keys::rejected_sample(&lease.job_id, &lease.stage, lease.unit);
         let Ok(location) = object_store::path::Path::parse(&path) else { return };
         let putting = self.objects.put_opts(&location, PutPayload::from(bytes), PutMode::Create.into());

@@ -1,9 +1,11 @@
 //! One unit under its lease: drawn or found on disk, judged through outages, handed in.
 
 use super::{After, Back, REFUSED_WAIT, StageWorker};
+use crate::candidates::Rejected;
 use crate::curate::drawn::{DrawnUnit, UnitResult};
 use crate::curate::drawn_store::{DrawnKey, StageDigest};
 use crate::curate::inputs;
+use crate::curate::review::RejectedSample;
 use crate::curate::under_way::UnitUnderWay;
 use crate::curate::unit::StageCurator;
 use crate::curate::unit_error::UnitError;
@@ -11,6 +13,8 @@ use crate::filters::judge::llm_judge::Answers;
 use crate::filters::judge::open_remote;
 use crate::llm::EndpointError;
 use crate::pipeline::ModelContext;
+use crate::sources::SourceError;
+use crate::sources::prompts::{PromptBook, PromptSource};
 use crate::sources::recompose::ParentPairs;
 use crescendo_core::records::FailureKind;
 use crescendo_core::spec::DataSource;
@@ -27,9 +31,12 @@ use tokio_util::sync::CancellationToken;
 const OUTAGE_WAIT: Backoff = Backoff { first: Duration::from_secs(5), limit: Duration::from_secs(120) };
 /// Such waits before the unit is given back: about half an hour.
 const OUTAGE_TRIES: u32 = 20;
+/// Such waits for an endpoint that takes no question as it is: a key, an address, an account. Somebody may be at it, and a gateway
+/// that restarts says the same; then the job fails.
+const DENIED_TRIES: u32 = 2;
 /// Wait after a unit that was given back because of an endpoint: until somebody has changed something, the next will
 /// fare no better.
-const DENIED_WAIT: Duration = Duration::from_secs(60);
+const ENDPOINT_WAIT: Duration = Duration::from_secs(60);
 
 /// What ends work on units.
 #[derive(Clone, Debug)]
@@ -54,7 +61,7 @@ enum Stopped {
     Drains,
 }
 
-/// An endpoint's outages while a unit is made.
+/// An endpoint's outages while a unit is made. What is waited for is said until the endpoint has answered.
 #[derive(Default)]
 struct Outages(u32);
 
@@ -63,7 +70,12 @@ impl Outages {
     /// quarantining units for it would lose them. Any other error is given back, and so is an outage that lasts.
     async fn wait(&mut self, begun: &Begun, error: UnitError) -> Result<(), UnitError> {
         self.0 += 1;
-        if self.0 > OUTAGE_TRIES || !error.endpoint().is_some_and(EndpointError::is_retryable) {
+        let tries = match error.endpoint() {
+            Some(EndpointError::Denied { may_pass: true, .. }) => DENIED_TRIES,
+            Some(error) if error.is_retryable() => OUTAGE_TRIES,
+            Some(_) | None => 0,
+        };
+        if self.0 > tries {
             return Err(error);
         }
         let wait = OUTAGE_WAIT.delay(self.0, random());
@@ -71,7 +83,6 @@ impl Outages {
         tracing::warn!(unit, %error, outages, ?wait, "the unit waits for an endpoint");
         begun.under_way.waits_for(objects::with_causes(&error));
         tokio::time::sleep(wait).await;
-        begun.under_way.waits_for(String::new());
         Ok(())
     }
 }
@@ -98,6 +109,7 @@ impl StageWorker {
         };
         match self.while_held(&begun.lease, drawing, stops).await {
             Ok(drawn) => {
+                begun.under_way.waits_for(String::new());
                 begun.under_way.count_apart(self.counts.get());
                 Ok((begun, drawn))
             }
@@ -172,8 +184,7 @@ impl StageWorker {
             }
             Stopped::Failed(error) => error,
         };
-        // Money that is spent stays spent: no other unit, and no other curator, would fare better.
-        let job_fails = matches!(error.endpoint(), Some(EndpointError::SpendLimit { .. }));
+        let job_fails = error.endpoint().is_some_and(EndpointError::ends_the_job);
         if job_fails {
             stops.abandon.cancel();
         }
@@ -188,7 +199,7 @@ impl StageWorker {
             None => After::GoOn,
             // The job has failed, unless this lease was over: then the next one says so.
             Some(_) if job_fails => After::Wait(REFUSED_WAIT),
-            Some(_) => After::Wait(DENIED_WAIT),
+            Some(_) => After::Wait(ENDPOINT_WAIT),
         }
     }
 
@@ -231,11 +242,13 @@ impl StageWorker {
         let key = (self.stage.job_id.clone(), self.stage.stage.clone());
         let (job, index, unit) = (self.job.clone(), self.stage_index, lease.unit);
         let (paths, llm, seconds) = (self.paths.clone(), self.llm.clone(), self.metrics.draw_seconds.clone());
+        let book = self.write_prompts().await?;
         let made = self.worker.run("curation", move |curators| {
             let curator = match curators.entry(key) {
                 std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
                 std::collections::hash_map::Entry::Vacant(entry) => {
-                    let opened = StageCurator::open_with(&job, index, &paths, Some(&llm), &models);
+                    let prompts = PromptSource { book, llm: Some(&llm) };
+                    let opened = StageCurator::open_with(&job, index, &paths, prompts, &models);
                     entry.insert(opened.map_err(|error| UnitError::Opening(Box::new(error)))?)
                 }
             };
@@ -251,6 +264,21 @@ impl StageWorker {
         let drawn = made.await.map_err(|_| UnitError::Panicked)??;
         self.metrics.candidates.with_label_values(&["drawn"]).inc_by(drawn.candidates);
         Ok(drawn)
+    }
+
+    /// The stage's prompts, if a language model writes them. Asked here and not on the curation thread, so that an endpoint that is
+    /// slow or out of order holds up this stage alone.
+    async fn write_prompts(&self) -> Result<Option<Arc<PromptBook>>, UnitError> {
+        let spec = self.job.stages.get(self.stage_index as usize);
+        let Some(prompts) = spec.and_then(|stage| stage.data.prompts.as_ref()) else { return Ok(None) };
+        let writing = || async {
+            let book =
+                PromptBook::write(prompts, &self.job.endpoints, self.job.seed, &self.paths, &self.llm).await;
+            let book = book.map_err(|error| SourceError::Prompts(Box::new(error)))?;
+            Ok::<_, SourceError>(book.map(Arc::new))
+        };
+        let written = self.prompts.get_or_try_init(writing).await;
+        written.cloned().map_err(|error| UnitError::Opening(Box::new(error.into())))
     }
 
     /// Opens the stage's judge behind an endpoint, once, if it has one: a stage whose judge cannot be had is not drawn.
@@ -313,12 +341,39 @@ impl StageWorker {
             let mut answers = Answers::default();
             let mut outages = Outages::default();
             while let Err(error) = judge.ask_about(&pairs, &mut answers, &counts).await {
-                outages.wait(begun, error.into()).await?;
+                if let Err(error) = outages.wait(begun, error.into()).await {
+                    self.show_unread(begun, judge.without_scores(&pairs, &answers, UNREAD_SHOWN), &error)
+                        .await;
+                    return Err(error);
+                }
             }
+            begun.under_way.waits_for(String::new());
             drawn.judge(judge.judged(Arc::unwrap_or_clone(pairs), answers)?);
         }
         let finishing = tokio::task::spawn_blocking(move || drawn.finish(&counts));
         Ok(finishing.await.map_err(|_| UnitError::Panicked)??)
+    }
+}
+
+/// Pairs without scores that are shown of a unit which ends its job.
+const UNREAD_SHOWN: usize = 2;
+
+impl StageWorker {
+    /// Keeps a few of the pairs that the judge gave no scores, with its words, where the unit will not be committed and they would be
+    /// lost with it.
+    async fn show_unread(&self, begun: &Begun, pairs: Vec<Rejected>, error: &UnitError) {
+        if !error.endpoint().is_some_and(EndpointError::ends_the_job) {
+            return;
+        }
+        let mut sample = RejectedSample::default();
+        pairs.into_iter().for_each(|rejected| sample.offer(rejected));
+        let finishing = tokio::task::spawn_blocking(move || sample.finish());
+        match finishing.await {
+            Ok(Ok(Some(sample))) => self.put_sample(&begun.lease, sample.bytes).await,
+            Ok(Ok(None)) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "the sample of rejected candidates cannot be written"),
+            Err(error) => tracing::warn!(%error, "the sample of rejected candidates is lost"),
+        }
     }
 }
 

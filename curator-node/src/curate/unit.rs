@@ -8,9 +8,9 @@ use crate::curate::unit_error::UnitError;
 use crate::filters::judge::clip::ClipJudge;
 use crate::filters::judge::{JudgeError, open_local};
 use crate::filters::similarity::SimilarityFilter;
-use crate::llm::network::LlmContext;
 use crate::paths::PathResolver;
 use crate::pipeline::ModelContext;
+use crate::sources::prompts::PromptSource;
 use crate::sources::recompose::ParentPairs;
 use crate::sources::{Source, SourceError};
 use crescendo_core::spec::JobSpec;
@@ -33,7 +33,7 @@ pub struct StageCurator {
 impl StageCurator {
     /// Opens what stage `index` of `job` names, on the CPU.
     pub fn open(job: &JobSpec, index: u32, paths: &PathResolver) -> Result<StageCurator, UnitError> {
-        StageCurator::open_with(job, index, paths, None, &ModelContext::default())
+        StageCurator::open_with(job, index, paths, PromptSource::default(), &ModelContext::default())
     }
 
     /// Opens what stage `index` of `job` names.
@@ -41,7 +41,7 @@ impl StageCurator {
         job: &JobSpec,
         index: u32,
         paths: &PathResolver,
-        llm: Option<&LlmContext>,
+        prompts: PromptSource<'_>,
         models: &ModelContext,
     ) -> Result<StageCurator, UnitError> {
         let stage = job.stages.get(index as usize).ok_or(UnitError::NoStage { index })?;
@@ -60,7 +60,7 @@ impl StageCurator {
             None => None,
             Some(spec) => open_local(spec, paths, models.device)?,
         };
-        let source = Source::open(job, stage, index, paths, llm, models, &mut filter)?;
+        let source = Source::open(job, stage, index, paths, prompts, models, &mut filter)?;
         let (unit_size, counts) = (stage.data.unit_size.max(1), models.counts.clone());
         Ok(StageCurator { source, filter, judge, unit_size, counts })
     }
@@ -227,7 +227,8 @@ pub(crate) mod tests {
         let job = job(folder.path(), 1, Some((-1.0, 1.0)));
         let means = ModelContext::default();
         let mut curator =
-            StageCurator::open_with(&job, 0, &paths(folder.path()), None, &means).expect("open");
+            StageCurator::open_with(&job, 0, &paths(folder.path()), PromptSource::default(), &means)
+                .expect("open");
         for unit in 0..2 {
             curator.unit(unit, &AtomicBool::new(false)).expect("make a unit");
             let counted = means.counts.get();

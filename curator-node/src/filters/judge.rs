@@ -102,6 +102,11 @@ pub fn open_remote(
 /// Notes a score in the pair, and what it is made of in its provenance.
 fn note(pair: &mut Pair, score: f64, details: Value) {
     pair.scores.insert("judge".to_owned(), (score * 1e6).round() / 1e6);
+    note_details(pair, details);
+}
+
+/// Notes in the pair's provenance what came of judging it.
+fn note_details(pair: &mut Pair, details: Value) {
     if let Value::Object(fields) = &mut pair.provenance {
         fields.insert("judge".to_owned(), details);
     }

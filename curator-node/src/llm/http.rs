@@ -2,18 +2,23 @@
 
 use super::keys::Secret;
 use super::reply::excerpt;
-use super::retry::{Failure, retry_after};
+use super::retry::{Failure, WaitHeaders, asked_wait};
+use super::server_error::ServerError;
 use crescendo_core::spec::EndpointSpec;
-use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use flate2::read::MultiGzDecoder;
+use reqwest::header::{
+    ACCEPT, AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, DATE, HeaderMap, HeaderValue, RETRY_AFTER,
+};
 use reqwest::redirect::Policy;
 use reqwest::{Client, Response, Url};
+use std::io::Read as _;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 /// Largest answer that is read. A thousand times what a judge says.
 pub const MAX_REPLY_BYTES: usize = 1 << 20;
 /// How much of a refusal is read, for its reason.
-const MAX_ERROR_BYTES: usize = 4096;
+const MAX_ERROR_BYTES: usize = 16 * 1024;
 /// Time to connect; the whole try has the spec's.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -62,8 +67,8 @@ impl Http {
         Ok(Http { client, url, key, deadline })
     }
 
-    /// Sends `body`; the body of a successful answer.
-    pub async fn post(&self, body: Vec<u8>) -> Result<Vec<u8>, Failure> {
+    /// Sends `body`; the body of a successful answer, and the wait that its headers ask for.
+    pub async fn post(&self, body: Vec<u8>) -> Result<(Vec<u8>, Option<Duration>), Failure> {
         let mut request = self
             .client
             .post(self.url.clone())
@@ -90,19 +95,30 @@ impl Http {
         if !essence.eq_ignore_ascii_case("application/json") {
             return Err(Failure::ContentType { found: excerpt(found) });
         }
+        let (wait, is_gzip) = (wait(response.headers()), is_gzip(response.headers()));
         let (bytes, whole) = self.bounded(response, MAX_REPLY_BYTES).await?;
-        if whole { Ok(bytes) } else { Err(Failure::Large { most: MAX_REPLY_BYTES }) }
+        let (bytes, whole) =
+            if is_gzip && whole { unpacked(&bytes, MAX_REPLY_BYTES)? } else { (bytes, whole) };
+        if whole { Ok((bytes, wait)) } else { Err(Failure::Large { most: MAX_REPLY_BYTES }) }
     }
 
     async fn status(&self, response: Response) -> Failure {
         let status = response.status().as_u16();
-        let retry_after =
-            response.headers().get(RETRY_AFTER).and_then(|v| v.to_str().ok()).and_then(retry_after);
+        let (retry_after, is_gzip) = (wait(response.headers()), is_gzip(response.headers()));
         // The status says enough where the reason cannot be read.
         let (bytes, _) = self.bounded(response, MAX_ERROR_BYTES).await.unwrap_or_default();
-        let text = String::from_utf8_lossy(&bytes);
-        let text = self.key.as_ref().map_or_else(|| text.to_string(), |key| key.removed_from(&text));
-        Failure::Status { status, excerpt: excerpt(&text), retry_after }
+        let bytes = if is_gzip {
+            unpacked(&bytes, MAX_ERROR_BYTES).map(|(bytes, _)| bytes).unwrap_or_default()
+        } else {
+            bytes
+        };
+        let text = self.without_key(&String::from_utf8_lossy(&bytes));
+        Failure::Server { error: ServerError::of_response(status, &text), retry_after }
+    }
+
+    /// A text from the server, which may have sent the key back.
+    pub fn without_key(&self, text: &str) -> String {
+        self.key.as_ref().map_or_else(|| text.to_owned(), |key| key.removed_from(text))
     }
 
     /// At most `most` bytes of a body, and whether that is all of it. What is sent is counted as it comes, and once
@@ -129,6 +145,35 @@ impl Http {
             Failure::Cut { reason }
         }
     }
+}
+
+/// The wait that a response asks for.
+fn wait(headers: &HeaderMap) -> Option<Duration> {
+    let text = |value: Option<&HeaderValue>| value.and_then(|value| value.to_str().ok()).map(str::to_owned);
+    let finer = text(headers.get("retry-after-ms"));
+    let (asked, date) = (text(headers.get(RETRY_AFTER)), text(headers.get(DATE)));
+    let headers = WaitHeaders {
+        retry_after_ms: finer.as_deref(),
+        retry_after: asked.as_deref(),
+        date: date.as_deref(),
+    };
+    asked_wait(headers, SystemTime::now())
+}
+
+/// Packing is not asked for, since answers are short; some gateways do it all the same.
+fn is_gzip(headers: &HeaderMap) -> bool {
+    let encoding = headers.get(CONTENT_ENCODING).and_then(|value| value.to_str().ok());
+    encoding.is_some_and(|encoding| matches!(encoding.trim().to_lowercase().as_str(), "gzip" | "x-gzip"))
+}
+
+/// At most `most` bytes of what was packed, and whether that is all of it: however much is packed into little, no more is held.
+fn unpacked(packed: &[u8], most: usize) -> Result<(Vec<u8>, bool), Failure> {
+    let mut bytes = Vec::new();
+    let reading = MultiGzDecoder::new(packed).take(most as u64 + 1).read_to_end(&mut bytes);
+    reading.map_err(|e| Failure::Broken { reason: format!("its answer cannot be unpacked: {e}") })?;
+    let whole = bytes.len() <= most;
+    bytes.truncate(most);
+    Ok((bytes, whole))
 }
 
 /// An error with its causes, on one line. They cannot hold the key: it is in no address.

@@ -1,5 +1,6 @@
 //! A conversation, as a request's body.
 
+use super::dialect::Dialect;
 use super::usage::{Usage, text_tokens};
 use base64::Engine as _;
 use serde_json::{Value, json};
@@ -46,17 +47,17 @@ impl Message {
     }
 }
 
-/// The body of `POST chat/completions`. The same conversation gives the same bytes: answers are found by them.
-pub fn body(model: &str, max_tokens: u32, conversation: &[Message]) -> Vec<u8> {
+/// The body of `POST chat/completions`. The same conversation in the same dialect gives the same bytes; answers are found by
+/// those of the default dialect, whichever they were asked in.
+pub fn body(model: &str, max_tokens: u32, conversation: &[Message], dialect: Dialect) -> Vec<u8> {
     let messages: Vec<Value> = conversation.iter().map(message).collect();
-    let body = json!({
-        "model": model,
-        "messages": messages,
+    let mut body = json!({ "model": model, "messages": messages });
+    if dialect.has_temperature {
         // The likeliest answer: asking twice is to say the same as far as the model allows.
-        "temperature": 0,
-        "max_tokens": max_tokens,
-        "stream": false,
-    });
+        body["temperature"] = json!(0);
+    }
+    body[dialect.limit.name()] = json!(max_tokens);
+    body["stream"] = json!(false);
     body.to_string().into_bytes()
 }
 
@@ -86,9 +87,25 @@ pub fn estimate(conversation: &[Message], max_tokens: u32) -> Usage {
     Usage { input: input.sum(), output: u64::from(max_tokens) }
 }
 
+/// The tokens that the pictures and words of a conversation need at least, on the low side; `None` where it has no pictures.
+/// Models that see little of a picture still spend this many on it; who claims fewer has seen none of them.
+pub fn least_with_pictures(conversation: &[Message]) -> Option<u64> {
+    let pictures: Vec<u64> = conversation
+        .iter()
+        .flat_map(|message| &message.pictures)
+        .map(|png| (png.pixels / 784).min(64))
+        .collect();
+    if pictures.is_empty() {
+        return None;
+    }
+    let words: u64 = conversation.iter().map(|message| message.text.len() as u64 / 5).sum();
+    Some(words + pictures.iter().sum::<u64>())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::llm::dialect::LimitField;
 
     #[test]
     fn bodies_are_as_servers_expect_them() {
@@ -97,7 +114,10 @@ mod tests {
             Message::words(Role::System, "judge"),
             Message { role: Role::User, pictures: vec![png], text: "say \"x\"".into() },
         ];
-        let body: Value = serde_json::from_slice(&body("m", 77, &conversation)).expect("json");
+        let of = |dialect| -> Value {
+            serde_json::from_slice(&body("m", 77, &conversation, dialect)).expect("json")
+        };
+        let body = of(Dialect::default());
         assert_eq!(
             body,
             json!({
@@ -112,5 +132,10 @@ mod tests {
             })
         );
         assert_eq!(estimate(&conversation, 77), Usage { input: 8 + 2 + 8 + 3 + 1100, output: 77 });
+        assert_eq!(least_with_pictures(&conversation), Some(1 + 1 + 64));
+        assert_eq!(least_with_pictures(&conversation[..1]), None);
+        let newer = of(Dialect { has_temperature: false, limit: LimitField::MaxCompletionTokens });
+        assert_eq!(newer["max_completion_tokens"], 77);
+        assert!(newer.get("max_tokens").is_none() && newer.get("temperature").is_none());
     }
 }

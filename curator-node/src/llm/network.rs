@@ -1,8 +1,10 @@
 //! What a curator process shares between its stages: where waiting is done, keys, counters, and the clients with
 //! their limits.
 
+use super::EndpointError;
+use super::client::Client;
+use super::dialect::Dialect;
 use super::keys::Keys;
-use super::{Client, EndpointError};
 use crate::metrics::Metrics;
 use crescendo_core::spec::EndpointSpec;
 use object_store::ObjectStore;
@@ -20,7 +22,12 @@ pub struct Network {
     metrics: Metrics,
     /// Clients in use, by job and endpoint as the spec has it.
     clients: Arc<Mutex<BTreeMap<String, Weak<Client>>>>,
+    /// How endpoints want to be asked, by address and model, where that is not as usual.
+    dialects: Arc<Mutex<BTreeMap<(String, String), Dialect>>>,
 }
+
+/// Endpoints of which it is remembered how they want to be asked.
+const MAX_DIALECTS: usize = 1024;
 
 impl fmt::Debug for Network {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -30,7 +37,7 @@ impl fmt::Debug for Network {
 
 impl Network {
     pub fn new(handle: Handle, keys: Keys, metrics: Metrics) -> Network {
-        Network { handle, keys: Arc::new(keys), metrics, clients: Arc::default() }
+        Network { handle, keys: Arc::new(keys), metrics, clients: Arc::default(), dialects: Arc::default() }
     }
 
     pub fn handle(&self) -> &Handle {
@@ -43,6 +50,30 @@ impl Network {
 
     pub fn metrics(&self) -> &Metrics {
         &self.metrics
+    }
+
+    /// How the endpoint took the last question.
+    pub(super) fn dialect(&self, spec: &EndpointSpec) -> Dialect {
+        let dialects = self.dialects.lock().unwrap_or_else(PoisonError::into_inner);
+        dialects.get(&(spec.url.clone(), spec.model.clone())).copied().unwrap_or_default()
+    }
+
+    /// Remembers how the endpoint took a question.
+    pub(super) fn remember_dialect(&self, spec: &EndpointSpec, dialect: Dialect) {
+        let mut dialects = self.dialects.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (spec.url.clone(), spec.model.clone());
+        if dialects.get(&key).copied().unwrap_or_default() == dialect {
+            return;
+        }
+        if dialects.len() >= MAX_DIALECTS {
+            dialects.pop_first();
+        }
+        tracing::info!(
+            endpoint = spec.name,
+            ?dialect,
+            "the endpoint wants to be asked in its own way, which is remembered"
+        );
+        dialects.insert(key, dialect);
     }
 
     /// The client of a job's endpoint: the one in use, or a new one.

@@ -1,11 +1,12 @@
 //! Answers that have been given, by the hash of what was asked.
 //!
-//! One object an answer, `endpoint/replies/<2 digits>/<hash>.json`, made under a conditional create and never
-//! changed. Whoever asks the same of the same model at the same address reads it, in this job or in another. Refusals
-//! are not written down: a filter may be put right.
+//! One object an answer, `endpoint/replies/of-<model>/<2 digits>/<hash>.json`, made under a conditional create. Whoever asks the
+//! same of the same model at the same address reads it, in this job or in another. Only what was understood is written down:
+//! a refusal, or an answer that nothing could be read from, would otherwise outlive its cause. One that was written down
+//! and is not understood any more is replaced.
 
 use crescendo_core::object_keys;
-use crescendo_dataset::digest::hex;
+use crescendo_dataset::digest::{hex, of_model};
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt as _, PutMode, PutPayload};
 use serde::{Deserialize, Serialize};
@@ -37,41 +38,50 @@ pub fn question(url: &str, body: &[u8]) -> String {
     hex(&hash.finalize())
 }
 
-/// All answers in an object store.
+/// The answers of one model in an object store.
 #[derive(Clone, Debug)]
 pub struct ResponseCache {
     objects: Arc<dyn ObjectStore>,
+    /// Digest of its address and name.
+    model: String,
 }
 
 impl ResponseCache {
-    pub fn new(objects: Arc<dyn ObjectStore>) -> ResponseCache {
-        ResponseCache { objects }
+    pub fn new(objects: Arc<dyn ObjectStore>, url: &str, model: &str) -> ResponseCache {
+        ResponseCache { objects, model: of_model(url, model) }
+    }
+
+    fn path(&self, question: &str) -> Path {
+        Path::from(object_keys::reply(&self.model, question))
     }
 
     /// The answer to a question, if there has been one.
     pub async fn read(&self, question: &str) -> Result<Option<Recorded>, String> {
-        let path = path(question);
-        match read_bounded(&*self.objects, &path, MAX_RECORD_BYTES).await? {
-            None => Ok(None),
-            Some(bytes) => serde_json::from_slice(&bytes)
-                .map(Some)
-                .map_err(|e| format!("{path} is damaged ({e}); delete it to have the question asked again")),
+        for path in [self.path(question), Path::from(object_keys::older_reply(question))] {
+            if let Some(bytes) = read_bounded(&*self.objects, &path, MAX_RECORD_BYTES).await? {
+                return serde_json::from_slice(&bytes).map(Some).map_err(|e| {
+                    format!("{path} is damaged ({e}); delete it to have the question asked again")
+                });
+            }
         }
+        Ok(None)
+    }
+
+    /// Writes an answer down in the place of one that is not understood.
+    pub async fn replace(&self, question: &str, recorded: &Recorded) -> Result<(), String> {
+        let bytes = serde_json::to_vec(recorded).map_err(|e| e.to_string())?;
+        put(&*self.objects, &self.path(question), bytes).await
     }
 
     /// Writes an answer down, and gives the one that stands: this, or that of somebody who was faster.
     pub async fn write(&self, question: &str, recorded: Recorded) -> Result<Recorded, String> {
-        let path = path(question);
+        let path = self.path(question);
         let bytes = serde_json::to_vec(&recorded).map_err(|e| e.to_string())?;
         if create(&*self.objects, &path, bytes).await? {
             return Ok(recorded);
         }
         self.read(question).await?.ok_or_else(|| format!("{path} is there and cannot be found"))
     }
-}
-
-fn path(question: &str) -> Path {
-    Path::from(object_keys::reply(question))
 }
 
 /// The bytes of an object, if it is there.
@@ -106,6 +116,15 @@ pub(crate) async fn create(objects: &dyn ObjectStore, path: &Path, bytes: Vec<u8
     }
 }
 
+/// Makes an object, or replaces the one that is there.
+pub(crate) async fn put(objects: &dyn ObjectStore, path: &Path, bytes: Vec<u8>) -> Result<(), String> {
+    match tokio::time::timeout(DEADLINE, objects.put(path, PutPayload::from(bytes))).await {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(error)) => Err(format!("cannot write {path}: {error}")),
+        Err(_) => Err(format!("cannot write {path}: no answer within {DEADLINE:?}")),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -114,7 +133,7 @@ mod tests {
     async fn the_first_answer_stands() {
         let folder = tempfile::tempdir().expect("make a folder");
         let objects = crescendo_node::objects::open(&format!("file://{}", folder.path().display()));
-        let log = ResponseCache::new(objects.expect("open"));
+        let log = ResponseCache::new(objects.expect("open"), "https://host/v1", "m");
         let said = |text: &str| Recorded { text: text.into(), input_tokens: 3, output_tokens: 1 };
         let asked = question("https://host/v1/", b"{}");
         assert_eq!(asked, question("https://host/v1", b"{}"));
@@ -123,8 +142,22 @@ mod tests {
         assert_eq!(log.write(&asked, said("first")).await, Ok(said("first")));
         assert_eq!(log.write(&asked, said("second")).await, Ok(said("first")));
         assert_eq!(log.read(&asked).await, Ok(Some(said("first"))));
-        let file = folder.path().join(path(&asked).as_ref());
+        log.replace(&asked, &said("third")).await.expect("replace it");
+        assert_eq!(log.read(&asked).await, Ok(Some(said("third"))));
+        let file = folder.path().join(log.path(&asked).as_ref());
         std::fs::write(file, "{\"text\":").expect("spoil it");
         assert!(log.read(&asked).await.expect_err("it is spoilt").contains("delete it"));
+    }
+
+    #[tokio::test]
+    async fn what_was_written_before_answers_were_kept_by_model_is_read() {
+        let folder = tempfile::tempdir().expect("make a folder");
+        let objects = crescendo_node::objects::open(&format!("file://{}", folder.path().display()));
+        let log = ResponseCache::new(objects.expect("open"), "https://host/v1", "m");
+        let asked = question("https://host/v1/", b"{}");
+        let file = folder.path().join(object_keys::older_reply(&asked));
+        std::fs::create_dir_all(file.parent().expect("a folder")).expect("make its folder");
+        std::fs::write(file, r#"{"text":"yes","inputTokens":3,"outputTokens":1}"#).expect("write");
+        assert_eq!(log.read(&asked).await.expect("read").expect("it is there").text, "yes");
     }
 }

@@ -15,7 +15,6 @@
 
 use crate::candidates::CandidateBatch;
 use crate::images;
-use crate::llm::network::LlmContext;
 use crate::paths::PathResolver;
 use crate::pipeline::{DiffusionPipeline, ModelContext};
 use crate::rng::SeededRng;
@@ -25,7 +24,7 @@ use crate::sources::compose::{
     ComposeError, HoldOut, Library, Scene, hold_out, tell_held_out, tell_problems,
 };
 use crate::sources::panel_split::{self, Arrangement, PanelSplitError};
-use crate::sources::prompts::PromptBook;
+use crate::sources::prompts::{PromptBook, PromptSource};
 use crescendo_core::rejection::Rejection;
 use crescendo_core::spec::{
     GenerateSpec, JobSpec, ModelPreset, PanelArrangement, PanelShapes, Positions, StageSpec,
@@ -36,6 +35,7 @@ use image::RgbImage;
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 /// Longer side to which a library's pictures would be shrunk; only its words are read here.
@@ -55,7 +55,7 @@ pub struct Drawing {
 enum Subjects {
     /// Id and words of a library's training subjects; not empty.
     Library(Vec<(String, String)>),
-    Book(PromptBook),
+    Book(Arc<PromptBook>),
 }
 
 /// Draws pairs.
@@ -77,7 +77,7 @@ impl Generator {
         stage: &StageSpec,
         stage_index: u32,
         paths: &PathResolver,
-        llm: Option<&LlmContext>,
+        source: PromptSource<'_>,
         models: &ModelContext,
     ) -> Result<Generator, SourceError> {
         let subjects = match (&spec.subjects, &stage.data.prompts) {
@@ -85,9 +85,13 @@ impl Generator {
                 let hold_out = hold_out(&spec.hold_out, spec.hold_out_one_in);
                 Subjects::Library(library(&paths.resolve(folder)?, hold_out)?)
             }
-            (None, Some(prompts)) => Subjects::Book(
-                PromptBook::open(prompts, &job.endpoints, job.seed, paths, llm).map_err(Box::new)?,
-            ),
+            (None, Some(prompts)) => Subjects::Book(match source.book {
+                Some(book) => book,
+                None => {
+                    let book = PromptBook::open(prompts, &job.endpoints, job.seed, paths, source.llm);
+                    Arc::new(book.map_err(Box::new)?)
+                }
+            }),
             (None, None) => return Err(SourceError::NoPrompts),
         };
         // The base draws without references, so positions say nothing.
@@ -266,8 +270,16 @@ mod tests {
         let DataSource::Generate(spec) = &mut job.stages[0].data.source else { panic!("it generates") };
         change(spec);
         let spec = spec.clone();
-        Generator::open(&spec, &job, &job.stages[0], 0, &paths(folder), None, &ModelContext::default())
-            .expect("open")
+        Generator::open(
+            &spec,
+            &job,
+            &job.stages[0],
+            0,
+            &paths(folder),
+            PromptSource::default(),
+            &ModelContext::default(),
+        )
+        .expect("open")
     }
 
     #[test]
@@ -308,7 +320,7 @@ mod tests {
                 &job.stages[0],
                 0,
                 &paths(folder.path()),
-                None,
+                PromptSource::default(),
                 &ModelContext::default(),
             )
         };

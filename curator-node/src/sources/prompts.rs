@@ -21,9 +21,11 @@ use crate::llm::{Chat, EndpointError};
 use crate::paths::{PathError, PathResolver};
 use crate::phrase;
 use crescendo_core::spec::{EndpointSpec, PromptSpec, SubjectList};
+use llm_prompts::CategoryAnswer;
 use phrase::{MAX_SUBJECT_WORDS, PhraseError, normalised};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
+use std::sync::Arc;
 use taxonomy::{Category, CategoryKind, TaxonomyError};
 
 pub use crescendo_core::spec::PromptStyle as Style;
@@ -44,6 +46,15 @@ pub struct DiptychPrompt {
     pub style: Style,
     /// Lines that each describe the subject somewhere, of the first and the second panel; never the same.
     pub scenes: [String; 2],
+}
+
+/// Where a stage's prompts come from, besides its spec.
+#[derive(Clone, Debug, Default)]
+pub struct PromptSource<'a> {
+    /// The book, where a language model wrote it and it was asked before.
+    pub book: Option<Arc<PromptBook>>,
+    /// The way to language models otherwise.
+    pub llm: Option<&'a LlmContext>,
 }
 
 /// Why there is no book.
@@ -115,7 +126,8 @@ impl Entry {
 
 impl PromptBook {
     /// Makes the book that `spec` describes. Where it names one of `endpoints`, every category that nobody has asked
-    /// for yet is asked for, which may take long; what is there already is read.
+    /// for yet is asked for, which may take long; what is there already is read. Blocks the calling thread, which must not be one
+    /// of the runtime's.
     pub fn open(
         spec: &PromptSpec,
         endpoints: &[EndpointSpec],
@@ -126,34 +138,28 @@ impl PromptBook {
         if let Some(list) = &spec.subjects {
             return PromptBook::of_subjects(spec, &read_subjects(list, paths)?, seed);
         }
-        let (path, text) = match &spec.taxonomy {
-            None => ("(built in)".to_owned(), taxonomy::BUILT_IN.to_owned()),
-            Some(path) => (path.clone(), read(path, taxonomy::MAX_BYTES, paths)?),
-        };
-        let categories = taxonomy::parse(&text).map_err(|reason| PromptError::Taxonomy { path, reason })?;
-        let count = categories.len() * spec.styles.len() * spec.subjects_per_category as usize;
-        if count > MAX_SUBJECTS {
-            return Err(PromptError::Many { count });
-        }
-        let entries = match &spec.endpoint {
+        let categories = categories(spec, paths)?;
+        let entries = match author(spec, endpoints, llm)? {
             None => by_template(spec, &categories, seed),
-            Some(name) => {
-                let endpoint = endpoints.iter().find(|endpoint| endpoint.name == *name);
-                let endpoint = endpoint.ok_or_else(|| PromptError::NoEndpoint { name: name.clone() })?;
-                let chat = Chat::open(endpoint, llm)?;
-                let answers = llm_prompts::all(&chat, spec, &categories)?;
-                let entries = answers.into_iter().flat_map(|answer| {
-                    answer.subjects.into_iter().map(move |written| Entry {
-                        category: answer.category.clone(),
-                        subject: written.subject,
-                        style: answer.style,
-                        scenes: Scenes::Written(written.scenes),
-                    })
-                });
-                entries.collect()
-            }
+            Some(chat) => written(chat.handle().block_on(llm_prompts::all(&chat, spec, &categories))?),
         };
         PromptBook::of_entries(entries, seed)
+    }
+
+    /// The book of a spec whose subjects a language model writes; `None` of any other spec, which takes no time to open.
+    pub async fn write(
+        spec: &PromptSpec,
+        endpoints: &[EndpointSpec],
+        seed: u64,
+        paths: &PathResolver,
+        llm: &LlmContext,
+    ) -> Result<Option<PromptBook>, PromptError> {
+        if spec.subjects.is_some() {
+            return Ok(None);
+        }
+        let Some(chat) = author(spec, endpoints, Some(llm))? else { return Ok(None) };
+        let answers = llm_prompts::all(&chat, spec, &categories(spec, paths)?).await?;
+        PromptBook::of_entries(written(answers), seed).map(Some)
     }
 
     /// A book of subjects that are taken as they are, with scenes by template.
@@ -220,6 +226,42 @@ impl PromptBook {
             scenes: [first, second].map(|n| scenes[n as usize].clone()),
         }
     }
+}
+
+/// The categories of a spec; not too many.
+fn categories(spec: &PromptSpec, paths: &PathResolver) -> Result<Vec<Category>, PromptError> {
+    let (path, text) = match &spec.taxonomy {
+        None => ("(built in)".to_owned(), taxonomy::BUILT_IN.to_owned()),
+        Some(path) => (path.clone(), read(path, taxonomy::MAX_BYTES, paths)?),
+    };
+    let categories = taxonomy::parse(&text).map_err(|reason| PromptError::Taxonomy { path, reason })?;
+    let count = categories.len() * spec.styles.len() * spec.subjects_per_category as usize;
+    if count > MAX_SUBJECTS { Err(PromptError::Many { count }) } else { Ok(categories) }
+}
+
+/// The language model that writes the subjects of a spec, if one does.
+fn author(
+    spec: &PromptSpec,
+    endpoints: &[EndpointSpec],
+    llm: Option<&LlmContext>,
+) -> Result<Option<Chat>, PromptError> {
+    let Some(name) = &spec.endpoint else { return Ok(None) };
+    let endpoint = endpoints.iter().find(|endpoint| endpoint.name == *name);
+    let endpoint = endpoint.ok_or_else(|| PromptError::NoEndpoint { name: name.clone() })?;
+    Ok(Some(Chat::open(endpoint, llm)?))
+}
+
+/// What a language model wrote, in its order.
+fn written(answers: Vec<CategoryAnswer>) -> Vec<Entry> {
+    let entries = answers.into_iter().flat_map(|answer| {
+        answer.subjects.into_iter().map(move |written| Entry {
+            category: answer.category.clone(),
+            subject: written.subject,
+            style: answer.style,
+            scenes: Scenes::Written(written.scenes),
+        })
+    });
+    entries.collect()
 }
 
 fn by_template(spec: &PromptSpec, categories: &[Category], seed: u64) -> Vec<Entry> {

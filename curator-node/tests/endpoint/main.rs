@@ -6,6 +6,7 @@ mod replay;
 #[path = "../support/mod.rs"]
 #[expect(dead_code, reason = "the tests of the node need more of it")]
 mod support;
+mod ways;
 
 use crescendo_core::rejection::Rejection;
 use crescendo_core::spec::{EndpointSpec, JobSpec, JudgeFilter, JudgeKind, PromptSpec, PromptStyle};
@@ -14,9 +15,9 @@ use crescendo_curator_node::curate::unit::StageCurator;
 use crescendo_curator_node::filters::judge::llm_judge::Answers;
 use crescendo_curator_node::filters::judge::{JudgeError, Judged, open_remote};
 use crescendo_curator_node::llm::message::{Message, Role};
-use crescendo_curator_node::llm::{Answer, Chat, EndpointError};
+use crescendo_curator_node::llm::{Answer, Chat, EndpointError, Memory};
 use crescendo_curator_node::pipeline::ModelContext;
-use crescendo_curator_node::sources::prompts::PromptBook;
+use crescendo_curator_node::sources::prompts::{PromptBook, PromptSource};
 use crescendo_curator_node::sources::recompose::ParentPairs;
 use crescendo_dataset::pair::Pair;
 use crescendo_dataset::shard::{ShardWriter, read_shard};
@@ -33,8 +34,11 @@ use std::time::Duration;
 use support::{Curator, FakeController, Log, assignment, prepare, wait_for};
 use tokio::sync::watch;
 
+/// Asks, and takes whatever is said as understood.
 async fn ask(chat: &Chat, text: &str) -> Result<Answer, EndpointError> {
-    chat.ask(&[Message::words(Role::User, text)]).await
+    let answer = chat.ask(&[Message::words(Role::User, text)], Memory::Used).await?;
+    chat.keep(std::slice::from_ref(&answer)).await?;
+    Ok(answer)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -42,14 +46,14 @@ async fn failures_that_pass_are_tried_again_and_answers_are_kept() {
     let replay = Replay::start("failures").await;
     let chat = Chat::open(&replay.spec(), Some(&replay.llm())).expect("open");
     let answer = ask(&chat, "busy, then broken, then fine").await.expect("at the fourth try");
-    assert_eq!(answer, Answer { text: "fine".into(), recorded: false });
+    assert_eq!((answer.text.as_str(), answer.recorded), ("fine", false));
     assert_eq!(replay.seen.count(), 4);
     let keys = replay.seen.authorizations.lock().expect("no panic").clone();
     assert!(keys.iter().all(|key| key.as_deref() == Some("Bearer sk-secret-123")), "{keys:?}");
     // Another process asks the same: nothing is sent.
     let other = Chat::open(&replay.spec(), Some(&replay.llm())).expect("open");
     let again = ask(&other, "busy, then broken, then fine").await.expect("it is written down");
-    assert_eq!(again, Answer { text: "fine".into(), recorded: true });
+    assert_eq!((again.text.as_str(), again.recorded), ("fine", true));
     assert_eq!(replay.seen.count(), 4);
     // Another model is another question.
     let elsewhere = EndpointSpec { model: "another".into(), ..replay.spec() };
@@ -225,11 +229,11 @@ async fn a_recorded_judge_is_understood() {
     assert!(seen.iter().any(|text| text.contains(quoted)), "{seen:#?}");
     assert!(!seen.iter().any(|text| text.contains('\u{202e}')));
 
-    // Made again, by another process: only the refusal is asked about once more.
+    // Made again, by another process: only the refusal, and what could not be read, is asked about once more.
     let sent = replay.seen.count();
     let again = judge(&replay, pairs(), 4.0).await.expect("judge");
     assert_eq!(reasons(&again), expected);
-    assert_eq!(replay.seen.count(), sent + 1);
+    assert_eq!(replay.seen.count(), sent + 1 + 5);
     // A lower limit lets the lamp in, at the same scores.
     let lower = judge(&replay, pairs(), 3.0).await.expect("judge");
     assert_eq!(lower[1].outcome.as_ref().expect("3.0 is enough").scores["judge"], 3.0);
@@ -287,8 +291,9 @@ async fn a_unit_is_judged_and_comes_out_the_same_again() {
         let judge =
             open_remote(&filter, &job.endpoints, Some(&llm)).expect("open").expect("an endpoint judges");
         let drawing = move || {
+            let prompts = PromptSource { llm: Some(&llm), book: None };
             let mut curator =
-                StageCurator::open_with(&job, 0, &paths, Some(&llm), &ModelContext::default()).expect("open");
+                StageCurator::open_with(&job, 0, &paths, prompts, &ModelContext::default()).expect("open");
             curator.draw(0, ParentPairs::default(), &AtomicBool::new(false)).expect("draw the unit")
         };
         let mut drawn = tokio::task::spawn_blocking(drawing).await.expect("no panic");
@@ -536,8 +541,10 @@ async fn prompts_are_written_once_and_read_by_everyone() {
     let sent = replay.seen.count();
     let again = open().await;
     assert_eq!((0..again.prompts()).map(|index| again.prompt(index)).collect::<Vec<_>>(), round);
-    assert_eq!(replay.seen.count(), sent);
-    let written =
-        std::fs::read_dir(replay.folder().join("objects/prompts")).expect("they are written").count();
-    assert_eq!(written, 3);
+    // A category of which nothing was written is asked for again.
+    assert_eq!(replay.seen.count(), sent + 3);
+    let models = std::fs::read_dir(replay.folder().join("objects/prompts")).expect("they are written");
+    let written: usize =
+        models.flatten().map(|model| std::fs::read_dir(model.path()).expect("a folder").count()).sum();
+    assert_eq!(written, 2);
 }

@@ -1,17 +1,25 @@
 //! Which curator makes and serves which stages.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use crate::decide::passes::{CurationAssignments, Decided};
 use crate::decide::{DecideContext, stage_precision};
 use crate::ids::{JobId, NodeId, StageRef};
 use crate::job::JobState;
-use crate::records::NodeKind;
+use crate::observed::NodeView;
+use crate::records::{NodeKind, NodeRecord};
 use crate::state::{ClusterState, Job};
+
+/// How long a stage counts as held up after its curator last said that it waits for something outside.
+const HELD_UP_FOR: Duration = Duration::from_secs(300);
+/// Stages that one curator waits with, while it makes another. Each holds a few units in its memory.
+const MAX_HELD_UP: usize = 3;
 
 /// Every stage that is being trained is served by all curators, so that a rank can turn to another. The other stages that
 /// lack pairs get at least one curator each, in the order of their jobs, as far as curators go; a curator stays where it is
-/// as long as no stage would be left without, and makes none whose source it cannot open.
+/// as long as no stage would be left without, and makes none whose source it cannot open. A curator that waits with a stage for
+/// something outside, such as an endpoint, goes on waiting and makes another beside it.
 pub(super) fn spread(nodes: &DecideContext<'_>, decided: &Decided<'_>) -> CurationAssignments {
     let curators: Vec<_> = nodes.open_to_work(NodeKind::Curator).collect();
     if curators.is_empty() {
@@ -32,6 +40,8 @@ pub(super) fn spread(nodes: &DecideContext<'_>, decided: &Decided<'_>) -> Curati
         })
         .filter(|stage| !serve.contains(stage))
         .collect();
+    let held_up = held_up(nodes, &curators, &make);
+    make.retain(|stage| !held_up.values().any(|stages| stages.contains(stage)));
     make.truncate(curators.len());
 
     let quota = if make.is_empty() { 0 } else { curators.len().div_ceil(make.len()) };
@@ -60,6 +70,11 @@ pub(super) fn spread(nodes: &DecideContext<'_>, decided: &Decided<'_>) -> Curati
         if let Some(stage) = can.min_by_key(|stage| makers.get(stage).copied().unwrap_or(0)) {
             *makers.entry(stage).or_insert(0) += 1;
             chosen.insert(&record.id, stage);
+        } else if !held_up.contains_key(&record.id) {
+            // What holds others up may not concern this one.
+            let stages = held_up.values().flatten();
+            let able = stages.filter(|stage| can_open(stage, &record.id));
+            chosen.extend(able.min().map(|stage| (&record.id, stage)));
         }
     }
     // A stage that is left without one, because those that remained cannot open its source, gets one that can: of a stage
@@ -81,7 +96,9 @@ pub(super) fn spread(nodes: &DecideContext<'_>, decided: &Decided<'_>) -> Curati
             chosen.insert(node, stage);
         }
     }
-    let making = makers.into_iter().filter(|(_, n)| *n > 0).map(|(stage, _)| stage.clone()).collect();
+    let mut making: BTreeSet<StageRef> =
+        makers.into_iter().filter(|(_, n)| *n > 0).map(|(stage, _)| stage.clone()).collect();
+    making.extend(held_up.values().flatten().cloned());
     let wanted = curators
         .iter()
         .map(|(record, view)| {
@@ -89,10 +106,37 @@ pub(super) fn spread(nodes: &DecideContext<'_>, decided: &Decided<'_>) -> Curati
             // The ranks of a job that is halted go on, and its pairs are served to them by whoever does.
             stages.extend(view.curating.iter().filter(|stage| halted(&stage.job)).cloned());
             stages.extend(chosen.get(&record.id).map(|stage| (*stage).clone()));
+            stages.extend(held_up.get(&record.id).into_iter().flatten().cloned());
             (record.id.clone(), stages)
         })
         .collect();
     CurationAssignments { wanted, making }
+}
+
+/// The stages in `make` with which a curator waits, by the curators that make them: these keep them, and have time for another.
+fn held_up(
+    nodes: &DecideContext<'_>,
+    curators: &[(&NodeRecord, &NodeView)],
+    make: &[StageRef],
+) -> BTreeMap<NodeId, Vec<StageRef>> {
+    let mut held_up: BTreeMap<NodeId, Vec<StageRef>> = BTreeMap::new();
+    for stage in make {
+        let makers: Vec<&NodeId> = curators
+            .iter()
+            .filter(|(record, view)| {
+                view.curating.contains(stage) && nodes.cooldown(stage, &record.id).is_none()
+            })
+            .map(|(record, _)| &record.id)
+            .collect();
+        let waits = |node: &&NodeId| nodes.seen.under_way.has_waited(stage, node, HELD_UP_FOR, nodes.now);
+        let has_room = |node: &&NodeId| held_up.get(*node).is_none_or(|stages| stages.len() < MAX_HELD_UP);
+        if makers.iter().any(waits) && makers.iter().all(has_room) {
+            for node in makers {
+                held_up.entry(node.clone()).or_default().push(stage.clone());
+            }
+        }
+    }
+    held_up
 }
 
 /// Units that open jobs would still need if no pair of them were rejected, of the stages that can be curated now.

@@ -9,7 +9,7 @@ use crate::ids::NodeId;
 use crate::records::{FailureKind, NodeKind, UnitFailure, UnitState};
 use crate::rejection::Rejection;
 use crate::state::{Job, Stage};
-use crate::under_way::CandidateCounts;
+use crate::under_way::{CandidateCounts, Waiting};
 
 /// Share of the candidates that are turned down above which the filters are worth a look.
 const STRICT: f64 = 0.9;
@@ -191,7 +191,9 @@ fn under_way(view: &View<'_>, stage: &Stage) -> Vec<String> {
         findings.push(format!("{drawn} of {planned} candidates under way are drawn, {accepted} accepted"));
     }
     let waiting = view.seen.under_way.waiting(&stage.id, view.limits.silent_after, view.now);
-    let waits = |(node, reason): (&NodeId, &str)| format!("{node} waits and goes on by itself: {reason}");
+    let waits = |Waiting { node, reason, since }: Waiting<'_>| {
+        format!("{node} waits and goes on by itself: {reason}, for {} now", span(view.now.since(since)))
+    };
     findings.extend(waiting.take(super::MAX_NODES).map(waits));
     if failures > 0 {
         findings.push(format!(
@@ -253,6 +255,11 @@ fn remedies(view: &View<'_>, job: &Job, index: usize, stage: &Stage, forecast: &
     if share_turned_down(stage) > STRICT {
         remedies.extend(loosen(job, index, stage));
     }
+    let mut waiting = view.seen.under_way.waiting(&stage.id, view.limits.silent_after, view.now);
+    let waits_for = waiting.next().map(|waiting| waiting.reason);
+    if let Some(reason) = waits_for {
+        remedies.push(format!("see to what is waited for: {reason}"));
+    }
     let cooldowns: Vec<&str> =
         view.seen.cooldowns.of(&stage.id, view.limits, view.now).map(|(node, _)| node.as_str()).collect();
     if !cooldowns.is_empty() {
@@ -260,7 +267,7 @@ fn remedies(view: &View<'_>, job: &Job, index: usize, stage: &Stage, forecast: &
     }
     if forecast.enough_in.is_none_or(|wait| wait > Duration::from_secs(600)) {
         // More of those that fail would not help.
-        if !failing && cooldowns.is_empty() {
+        if !failing && cooldowns.is_empty() && waits_for.is_none() {
             remedies.push(
                 "add curators: pairs are made by all that work on the stage at the same time".to_owned(),
             );

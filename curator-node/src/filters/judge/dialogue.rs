@@ -98,7 +98,7 @@ mod tests {
         let mut conversation = opening(png(1), png(2), "a cup", "a cup at sea");
         ask_differences(&mut conversation, "parts: handle");
         ask_scores(&mut conversation, "no differences");
-        ask_again(&mut conversation, "handle: 4", &ParseError::Json { line: 1, column: 1 });
+        ask_again(&mut conversation, "handle: 4", &ParseError::Long);
         let roles: Vec<Role> = conversation.iter().map(|message| message.role).collect();
         use Role::{Assistant, System, User};
         assert_eq!(roles, [System, User, Assistant, User, Assistant, User, Assistant, User]);

@@ -6,8 +6,9 @@ use super::{JudgeError, Judged};
 use crate::candidates::Rejected;
 use crate::counts::Counts;
 use crate::images;
-use crate::llm::message::Png;
-use crate::llm::{Chat, EndpointError};
+use crate::llm::message::{Message, Png};
+use crate::llm::reply::excerpt;
+use crate::llm::{Answer, Chat, EndpointError, Memory};
 use crescendo_core::rejection::Rejection;
 use crescendo_dataset::pair::Pair;
 use image::{ImageEncoder, RgbImage};
@@ -33,7 +34,25 @@ pub struct LlmJudge {
 }
 
 /// What came of asking about one pair.
-type Outcome = Result<Vec<Scores>, Rejection>;
+type Outcome = Result<Vec<Scores>, NoScores>;
+
+/// Why a pair has no scores.
+#[derive(Debug)]
+struct NoScores {
+    reason: Rejection,
+    /// What was wrong with the last answer, or the words of the refusal.
+    why: String,
+    /// The beginning of the last answer.
+    said: String,
+    /// It was one too many: nothing else should be asked.
+    end: Option<EndpointError>,
+}
+
+impl NoScores {
+    fn of(reason: Rejection, why: String) -> NoScores {
+        NoScores { reason, why, said: String::new(), end: None }
+    }
+}
 
 /// What an endpoint has said so far of a unit's pairs, by their places. It outlives the endpoint's outages: who has an
 /// answer is not asked about again.
@@ -81,15 +100,33 @@ impl LlmJudge {
                         let name = self.chat.spec().name.clone();
                         let reason =
                             format!("it refused {refused_in_a_row} pairs in a row, at last: {reason}");
-                        return Err(EndpointError::Denied { name, reason }.into());
+                        return Err(EndpointError::Denied { name, reason, may_pass: false }.into());
                     }
-                    Err(Rejection::JudgeRefused)
+                    self.chat.was_refused(&reason)?;
+                    Err(NoScores::of(Rejection::JudgeRefused, reason))
+                }
+                Err(JudgeError::Endpoint(EndpointError::Unreadable { reason, .. })) => {
+                    Err(NoScores::of(Rejection::JudgeUnparseable, reason))
                 }
                 Err(error) => return Err(error),
             };
+            let mut outcome = outcome;
+            let end = outcome.as_mut().err().and_then(|no| no.end.take());
             answers.0.insert(number, outcome);
             counts.judged(1);
+            if let Some(end) = end {
+                return Err(end.into());
+            }
         }
+    }
+
+    /// The first `most` pairs that have been asked about and have no scores, for people to see.
+    pub fn without_scores(&self, pairs: &[Pair], answers: &Answers, most: usize) -> Vec<Rejected> {
+        let found = answers.0.iter().filter_map(|(number, outcome)| {
+            let (pair, no) = (pairs.get(*number)?, outcome.as_ref().err()?);
+            Some(self.turned_down(pair.clone(), no))
+        });
+        found.take(most).collect()
     }
 
     /// What comes of pairs that have all been asked about, in their order: each with its score noted, or why it is
@@ -111,7 +148,78 @@ impl LlmJudge {
         let question = asking.await.map_err(|e| JudgeError::Task { reason: e.to_string() })?;
         let question =
             question.ok_or_else(|| JudgeError::Task { reason: format!("there is no pair {number}") })?;
-        Ok(ask(&self.chat, question?, self.retries).await?)
+        Ok(self.ask(question?).await?)
+    }
+
+    async fn ask(&self, question: Question) -> Result<Outcome, EndpointError> {
+        let Question { target, caption, references } = question;
+        let mut scores = Vec::with_capacity(references.len());
+        for (reference, words) in references {
+            let opening = dialogue::opening(reference, target.clone(), &words, &caption);
+            match self.compare(opening).await? {
+                Ok(of_reference) => scores.push(of_reference),
+                Err(no) => return Ok(Err(no)),
+            }
+        }
+        Ok(Ok(scores))
+    }
+
+    /// The three turns after `opening`. What is written down of them and is not understood is asked for once more.
+    async fn compare(&self, opening: Vec<Message>) -> Result<Result<Scores, NoScores>, EndpointError> {
+        let mut answers = Vec::new();
+        let mut outcome = self.converse(opening.clone(), Memory::Used, &mut answers).await?;
+        let may_go_on = outcome.as_ref().is_err_and(|no| no.end.is_none());
+        if may_go_on && answers.iter().any(|answer| answer.recorded) {
+            self.chat.forget(&answers);
+            answers.clear();
+            outcome = self.converse(opening, Memory::PassedOver, &mut answers).await?;
+        }
+        match outcome {
+            Ok(scores) => {
+                let standing = self.chat.keep(&answers).await?;
+                Ok(Ok(standing.and_then(|text| parse_scores(&text).ok()).unwrap_or(scores)))
+            }
+            Err(no) => {
+                self.chat.forget(&answers);
+                Ok(Err(no))
+            }
+        }
+    }
+
+    async fn converse(
+        &self,
+        mut conversation: Vec<Message>,
+        memory: Memory,
+        answers: &mut Vec<Answer>,
+    ) -> Result<Result<Scores, NoScores>, EndpointError> {
+        let chat = &self.chat;
+        for next in [dialogue::ask_differences, dialogue::ask_scores] {
+            let answer = chat.ask(&conversation, memory).await?;
+            next(&mut conversation, &answer.text);
+            answers.push(answer);
+        }
+        let mut no = NoScores::of(Rejection::JudgeUnparseable, String::new());
+        for _ in 0..=self.retries {
+            let answer = chat.ask(&conversation, memory).await?;
+            let parsed = parse_scores(&answer.text);
+            let (recorded, why) = (answer.recorded, parsed.as_ref().err().map(|error| answer.why(error)));
+            let (Err(error), Some(why)) = (&parsed, why) else {
+                answers.push(answer);
+                return Ok(parsed.map_err(|_| no));
+            };
+            // What was wrong is said, so the question is another one, whose answer is not the same again.
+            dialogue::ask_again(&mut conversation, &answer.text, error);
+            no.said = excerpt(&answer.text);
+            if !recorded {
+                no.end = chat.not_understood(&answer, &why).err();
+            }
+            no.why = why;
+            answers.push(answer);
+            if no.end.is_some() {
+                break;
+            }
+        }
+        Ok(Err(no))
     }
 
     fn question(&self, pair: &Pair) -> Result<Question, JudgeError> {
@@ -138,7 +246,7 @@ impl LlmJudge {
     fn verdict(&self, mut pair: Pair, outcome: Outcome) -> Judged {
         let scores = match outcome {
             Ok(scores) => scores,
-            Err(reason) => return Judged { score: None, outcome: Err(Rejected::of(reason, pair)) },
+            Err(no) => return Judged { score: None, outcome: Err(self.turned_down(pair, &no)) },
         };
         // A pair is as good as its worst reference.
         let Some(score) = scores.iter().map(Scores::mean).min_by(f64::total_cmp) else {
@@ -154,43 +262,17 @@ impl LlmJudge {
         );
         Judged { score: Some(score), outcome: super::verdict(pair, score, self.min) }
     }
-}
 
-async fn ask(chat: &Chat, question: Question, retries: u32) -> Result<Outcome, EndpointError> {
-    let Question { target, caption, references } = question;
-    let mut scores = Vec::with_capacity(references.len());
-    for (reference, words) in references {
-        match compare(chat, reference, target.clone(), &words, &caption, retries).await? {
-            Some(of_reference) => scores.push(of_reference),
-            None => return Ok(Err(Rejection::JudgeUnparseable)),
-        }
+    /// A pair without scores, with what was answered for a person to see.
+    fn turned_down(&self, mut pair: Pair, no: &NoScores) -> Rejected {
+        let NoScores { reason, why, said, end: _ } = no;
+        let model = &self.chat.spec().model;
+        super::note_details(
+            &mut pair,
+            json!({ "kind": "endpoint", "model": model, "why": why, "said": said }),
+        );
+        Rejected::of(*reason, pair)
     }
-    Ok(Ok(scores))
-}
-
-/// The three turns. None where no answer could be read.
-async fn compare(
-    chat: &Chat,
-    reference: Png,
-    target: Png,
-    words: &str,
-    caption: &str,
-    retries: u32,
-) -> Result<Option<Scores>, EndpointError> {
-    let mut conversation = dialogue::opening(reference, target, words, caption);
-    let parts = chat.ask(&conversation).await?;
-    dialogue::ask_differences(&mut conversation, &parts.text);
-    let differences = chat.ask(&conversation).await?;
-    dialogue::ask_scores(&mut conversation, &differences.text);
-    for _ in 0..=retries {
-        let answer = chat.ask(&conversation).await?;
-        match parse_scores(&answer.text) {
-            Ok(scores) => return Ok(Some(scores)),
-            // What was wrong is said, so the question is another one, whose answer is not the one written down.
-            Err(error) => dialogue::ask_again(&mut conversation, &answer.text, &error),
-        }
-    }
-    Ok(None)
 }
 
 /// Width and height with the longer side at most `side`, in the same shape.

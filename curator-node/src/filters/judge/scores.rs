@@ -1,6 +1,6 @@
-//! The judge's last answer, read strictly.
+//! The judge's last answer: one JSON object in it, read strictly; what stands around it and beside it is not looked at.
 
-use crate::llm::reply::without_fence;
+use crate::llm::json_object::{ObjectError, only_object};
 use crate::phrase::{is_hidden, normalised};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -65,8 +65,10 @@ pub struct Scores(Vec<PartScore>);
 pub enum ParseError {
     #[error("the answer is longer than {MAX_BYTES} bytes")]
     Long,
-    #[error("it is not that JSON object and nothing else (line {line}, column {column})")]
-    Json { line: usize, column: usize },
+    #[error(transparent)]
+    Object(#[from] ObjectError),
+    #[error("its \"scores\" are not a list of objects, each with a part and a score ({reason})")]
+    Form { reason: String },
     #[error("it has {count} parts; 1 to {MAX_PARTS} are wanted")]
     Count { count: usize },
     #[error("the name of part {number} is empty, too long or holds characters that do not show")]
@@ -80,32 +82,47 @@ pub enum ParseError {
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
 struct Answer {
     scores: Vec<Said>,
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
 struct Said {
     part: String,
-    score: serde_json::Number,
+    score: Value,
 }
 
-/// Reads `{"scores": [{"part": "…", "score": 0 to 4}]}`, alone or in one code fence. Nothing else is read: no numbers
-/// with fractions, no text around it, no other fields.
+/// A whole number from 0 to 4, as models write one: `4`, `4.0`, `"4"`, `"4/4"`. Nothing is rounded, and nothing cut to fit.
+fn whole(score: &Value) -> Option<u8> {
+    let number = match score {
+        Value::Number(number) => number.as_f64()?,
+        Value::String(text) => {
+            let text = text.trim();
+            let of_best = text.split_once('/').map(|(score, best)| (score.trim_end(), best.trim()));
+            match of_best {
+                Some((score, best)) => Some(score).filter(|_| best == "4")?.parse().ok()?,
+                None => text.parse().ok()?,
+            }
+        }
+        Value::Null | Value::Bool(_) | Value::Array(_) | Value::Object(_) => return None,
+    };
+    (0..=BEST).find(|whole| f64::from(*whole) == number)
+}
+
+/// Reads `{"scores": [{"part": "…", "score": 0 to 4}]}`, the one object of that form in the text. Further fields do no harm.
 pub fn parse_scores(text: &str) -> Result<Scores, ParseError> {
     if text.len() > MAX_BYTES {
         return Err(ParseError::Long);
     }
-    let text = without_fence(text);
-    let unread = |e: serde_json::Error| ParseError::Json { line: e.line(), column: e.column() };
+    let text = only_object(text, "scores")?;
+    let form = |reason: String| ParseError::Form { reason };
+    let unread = |e: serde_json::Error| form(e.to_string().chars().take(80).collect());
     let answer: Answer = serde_json::from_str(text).map_err(unread)?;
     // The line above would also take the fields of an object as a list, in their order.
     let shape: Value = serde_json::from_str(text).map_err(unread)?;
     let listed = shape.get("scores").and_then(Value::as_array);
     if !listed.is_some_and(|scores| scores.iter().all(Value::is_object)) {
-        return Err(ParseError::Json { line: 1, column: 1 });
+        return Err(form("a list stands for an object".to_owned()));
     }
     if !(1..=MAX_PARTS).contains(&answer.scores.len()) {
         return Err(ParseError::Count { count: answer.scores.len() });
@@ -127,8 +144,7 @@ pub fn parse_scores(text: &str) -> Result<Scores, ParseError> {
         if !seen.insert(known_as) {
             return Err(ParseError::Twice { number });
         }
-        let score = said.score.as_u64().and_then(|score| u8::try_from(score).ok());
-        let score = score.filter(|score| *score <= BEST).ok_or(ParseError::Score { number })?;
+        let score = whole(&said.score).ok_or(ParseError::Score { number })?;
         parts.push(PartScore { part: name.to_owned(), score });
     }
     Ok(Scores(parts))
@@ -168,8 +184,29 @@ mod tests {
     }
 
     #[test]
+    fn an_answer_is_read_as_models_write_it() {
+        let plain = "{\"scores\": [{\"part\": \"handle\", \"score\": 4}]}";
+        for text in [
+            format!("Here it is:\n\n```json\n{plain}\n```\n\nAll parts match."),
+            format!("perhaps {{so}}: {plain} and that is all"),
+            format!("<|begin_of_box|>{plain}<|end_of_box|>"),
+            "{\"scores\": [{\"part\": \"handle\", \"score\": 4, \"reason\": \"same\"}], \"final\": 2}"
+                .to_owned(),
+        ] {
+            assert_eq!(parse_scores(&text).expect(&text).mean(), 4.0, "{text}");
+        }
+        for score in ["4.0", "\"4\"", "\"4/4\"", "\" 4 / 4 \"", "\"4.0\"", "4e0"] {
+            let read = scores(&format!("{{\"part\": \"handle\", \"score\": {score}}}"));
+            assert_eq!(read.expect(score).parts()[0].score, 4, "{score}");
+        }
+        assert_eq!(scores(r#"{"part": "handle", "score": "3/4"}"#).expect("a share").mean(), 3.0);
+    }
+
+    #[test]
     fn everything_else_is_refused() {
-        let json = |result: Result<Scores, ParseError>| matches!(result, Err(ParseError::Json { .. }));
+        let json = |result: Result<Scores, ParseError>| {
+            matches!(result, Err(ParseError::Object(_) | ParseError::Form { .. }))
+        };
         for text in [
             "",
             "4",
@@ -180,16 +217,11 @@ mod tests {
             "{\"scores\": {\"handle\": 4}}",
             "[[[\"handle\", 4]]]",
             "{\"scores\": [[\"handle\", 4]]}",
-            "{\"scores\": [{\"part\": \"handle\", \"score\": 4}], \"final\": 4}",
-            "{\"scores\": [{\"part\": \"handle\", \"score\": 4, \"why\": 1}]}",
-            "{\"scores\": [{\"part\": \"handle\", \"score\": 4}]} and that is all",
-            "Here: {\"scores\": [{\"part\": \"handle\", \"score\": 4}]}",
             "{\"scores\": [{\"part\": \"handle\", \"score\": 4}]",
+            "{\"scores\": [{\"part\": \"a\", \"score\": 4}]} or {\"scores\": [{\"part\": \"a\", \"score\": 3}]}",
             "{\"scores\": [], \"scores\": []}",
             "{\"scores\": [{\"part\": \"a\", \"score\": NaN}]}",
-            "{\"scores\": [{\"part\": \"a\", \"score\": \"4\"}]}",
-            "{\"scores\": [{\"part\": \"a\", \"score\": null}]}",
-            "{\"scores\": [{\"part\": \"a\", \"score\": [4]}]}",
+            "{\"scores\": [{\"part\": \"a\"}]}",
         ] {
             assert!(json(parse_scores(text)), "{text}: {:?}", parse_scores(text));
         }
@@ -198,7 +230,26 @@ mod tests {
         assert_eq!(scores(""), Err(ParseError::Count { count: 0 }));
         let many: Vec<String> = (0..21).map(|n| format!("{{\"part\": \"p{n}\", \"score\": 4}}")).collect();
         assert_eq!(scores(&many.join(",")), Err(ParseError::Count { count: 21 }));
-        for score in ["5", "-1", "4.0", "3.5", "131184.67", "8.5", "1e99", "99999999999999999999"] {
+        for score in [
+            "5",
+            "-1",
+            "3.5",
+            "131184.67",
+            "8.5",
+            "1e99",
+            "99999999999999999999",
+            "null",
+            "[4]",
+            "true",
+            "\"\"",
+            "\"5\"",
+            "\"4/5\"",
+            "\"4/10\"",
+            "\"four\"",
+            "\"NaN\"",
+            "\"4/4/4\"",
+            "\"/4\"",
+        ] {
             let read = scores(&format!("{{\"part\": \"handle\", \"score\": {score}}}"));
             assert_eq!(read, Err(ParseError::Score { number: 1 }), "{score}");
         }

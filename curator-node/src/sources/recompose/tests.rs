@@ -4,6 +4,7 @@ use super::*;
 use crate::curate::unit::StageCurator;
 use crate::curate::unit::tests::{drawing_job, paths};
 use crate::pipeline::{TemporaryFile, Trained};
+use crate::sources::prompts::PromptSource;
 use crescendo_core::spec::{DrawSpec, RecomposeSpec};
 use crescendo_model::tch::{Device, Kind};
 use crescendo_model::{BlockSelection, FluxConfig, LoraAdapter};
@@ -124,7 +125,8 @@ fn redrawn_references_that_are_turned_down_are_kept_with_their_similarity() {
     let filter = json!({ "similarity": { "min": 0.999_999, "max": 1.0, "encoder": "encoder.safetensors" } });
     job.stages[1].data.filter = serde_json::from_value(filter).expect("a filter");
     let models = ModelContext { trained: Some(trained()), ..ModelContext::default() };
-    let mut curator = StageCurator::open_with(&job, 1, &paths(root), None, &models).expect("open");
+    let mut curator =
+        StageCurator::open_with(&job, 1, &paths(root), PromptSource::default(), &models).expect("open");
     let made = curator.unit(3, &AtomicBool::new(false)).expect("make a unit");
     let low = made.rejected.get(&Rejection::SimilarityLow).copied().unwrap_or_default();
     assert!(low >= 3, "{:?}", made.rejected);

@@ -1,0 +1,178 @@
+#!/usr/bin/env python3
+"""Every way in which endpoint.py answers, as a judge and as a writer of prompts, through real processes.
+
+    scripts/faults/endpoints.py [--bin target/debug] [WAY...]
+
+Starts a cluster with `crescendo up` in a temporary folder, submits a job a way and role, and checks how it ends: pairs,
+a failed job with the server's words after few requests, or a wait that `explain` names while another job gets its pairs.
+Then the same spec with a model that does all right has to get its pairs. Standard library only; exit code 1 if a row is
+not as it should be.
+"""
+import argparse, json, os, pathlib, re, signal, socket, struct, subprocess, sys, tempfile, time, urllib.request, zlib
+
+HERE = pathlib.Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+# How a way ends, and what has to be said then: pairs come, the job fails, or its curator waits.
+JUDGE = {
+    **{way: ("pairs", "") for way in (
+        "right no-temperature no-max-tokens parts think reasoning-field fence-and-prose float-scores string-scores "
+        "extra-field no-usage").split()},
+    "length": ("fails", "while it was still thinking"),
+    "over": ("fails", "the score of part 1"),
+    "ok-401": ("fails", "inner ok-401"),
+    "ok-400": ("fails", "inner ok-400"),
+    "quota": ("fails", "no credit left"),
+    "unknown-model": ("fails", "no such model"),
+    "no-pictures": ("fails", "pictures are not taken"),
+    "ok-429": ("waits", "inner ok-429"),
+    "retry-date": ("waits", "slow down"),
+}
+# A writer sends no pictures and gives no scores.
+WRITER = {**JUDGE, "over": ("pairs", ""), "no-pictures": ("pairs", "")}
+MOST_REQUESTS = 150
+LIMIT = 180
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def png(path, colour):
+    row = b"\0" + bytes(colour) * 64
+    chunk = lambda kind, data: struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    head = struct.pack(">IIBBBBB", 64, 64, 8, 2, 0, 0, 0)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(row * 64)) + chunk(b"IEND", b""))
+
+
+def spec(name, port, model, role):
+    if role == "judge":
+        data = ("{source: compose, subjects: subjects, panel: 16, pairs: 64, minPairs: 64, unitSize: 32, "
+                "filter: {judge: {endpoint: vlm, imageSide: 32}}}")
+    elif role == "writer":
+        data = ("{source: generate, panel: 16, pairs: 4, minPairs: 4, unitSize: 4, draw: {steps: 1}, "
+                "prompts: {endpoint: vlm, taxonomy: taxonomy.yaml, styles: [realistic], subjectsPerCategory: 2, scenesPerSubject: 2}}")
+    else:
+        data = "{source: compose, subjects: subjects, panel: 16, pairs: 8, minPairs: 8, unitSize: 8}"
+    endpoints = "" if role == "none" else (
+        f"  endpoints: [{{name: vlm, url: 'http://127.0.0.1:{port}/v1', model: '{model}', tries: 2}}]\n")
+    return (f"apiVersion: crescendo/v1\nkind: TrainingJob\nmetadata: {{name: {name}}}\nspec:\n"
+            f"  model: {{preset: nano, precision: f32, weights: base.safetensors}}\n  resources: {{gpus: 64}}\n{endpoints}"
+            f"  stages:\n    - name: stage-1\n      references: 1\n      data: {data}\n"
+            f"      train: {{adapter: {{rank: 4}}, steps: 1, globalBatch: 64}}\n")
+
+
+class Cluster:
+    def __init__(self, folder, binaries):
+        self.folder, self.crescendo = folder, binaries / "crescendo"
+        (folder / "subjects").mkdir()
+        for n in range(40):
+            png(folder / "subjects" / f"thing_{chr(97 + n // 26)}{chr(97 + n % 26)}.png", (n * 6, 255 - n * 5, n * 11 % 256))
+        (folder / "taxonomy.yaml").write_text("[mug, sword]\n")
+        os.symlink(ROOT / "assets/nano/base.safetensors", folder / "base.safetensors")
+        self.port = free_port()
+        self.server = subprocess.Popen([sys.executable, HERE / "endpoint.py", str(self.port), folder / "endpoint.log"])
+        log = open(folder / "up.log", "wb")
+        args = [self.crescendo, "up", "--device", "cpu", "--curators", "1", "--trainers", "1"]
+        self.up = subprocess.Popen(args, cwd=folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        self.wait(lambda: "controller at " in (folder / "up.log").read_text(), 120, "the cluster serves")
+
+    def wait(self, done, seconds, what):
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            found = done()
+            if found:
+                return found
+            time.sleep(0.3)
+        raise AssertionError(f"not within {seconds} s: {what}")
+
+    def run(self, *args):
+        done = subprocess.run([self.crescendo, *args], cwd=self.folder, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        if done.returncode not in (0, 4):
+            raise AssertionError(f"crescendo {' '.join(args)}: {done.stdout}{done.stderr}")
+        return done.stdout
+
+    def count(self, way):
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/count") as counts:
+            return json.load(counts).get(way, 0)
+
+    def submit(self, name, model, role):
+        (self.folder / f"{name}.yaml").write_text(spec(name, self.port, model, role))
+        return self.run("submit", f"{name}.yaml").split()[0]
+
+    def job(self, job_id):
+        return json.loads(self.run("get", job_id, "-o", "json"))
+
+    def ended(self, job_id):
+        """The state of a job that failed or has all its pairs."""
+        job = self.job(job_id)
+        if job["state"].lower().endswith("failed"):
+            return "fails", job["reason"]
+        return ("pairs", "") if int(job["stages"][0]["pairsCommitted"]) > 0 else None
+
+    def cancel(self, job_id):
+        subprocess.run([self.crescendo, "cancel", job_id], cwd=self.folder, capture_output=True)
+
+    def close(self):
+        self.up.send_signal(signal.SIGINT)
+        self.up.wait(120)
+        self.server.terminate()
+        self.server.wait(10)
+
+
+def row(cluster, way, role, wanted, words):
+    before = cluster.count(way)
+    job_id = cluster.submit(f"{role}-{way}"[:40], f"judge:{way}", role)
+    if wanted == "waits":
+        told = lambda: next(iter(re.findall(f".*waits and goes on by itself.*{words}.*", cluster.run("explain", job_id))), None)
+        line = cluster.wait(told, LIMIT, f"explain says {words!r}")
+        assert "add curators" not in cluster.run("explain", job_id), "explain advises what would not help"
+        other = cluster.submit(f"other-{way}"[:40], "", "none")
+        assert cluster.wait(lambda: cluster.ended(other), LIMIT, "another job gets its pairs") == ("pairs", "")
+        cluster.cancel(other)
+        assert cluster.job(job_id)["state"].lower().endswith(("queued", "running", "placing")), "an outage fails no job"
+        said = line.strip()
+    else:
+        ended, said = cluster.wait(lambda: cluster.ended(job_id), LIMIT, "the job gets pairs or fails")
+        assert ended == wanted, f"{ended}: {said}"
+        assert words in said, f"{words!r} is not in: {said}"
+    requests = cluster.count(way) - before
+    if wanted == "fails":
+        assert requests <= MOST_REQUESTS, f"{requests} requests"
+        assert said in cluster.run("explain", job_id), "explain does not say why"
+    cluster.cancel(job_id)
+    mended = cluster.submit(f"{role}-{way}-m"[:40], "judge:right", role)
+    ended = cluster.wait(lambda: cluster.ended(mended), LIMIT, "the mended job gets pairs")
+    assert ended == ("pairs", ""), f"mended: {ended}"
+    cluster.cancel(mended)
+    return requests, said
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bin", type=pathlib.Path, default=ROOT / "target/debug", help="folder of the programs")
+    parser.add_argument("ways", nargs="*", help="ways to run [default: all]")
+    args = parser.parse_args()
+    failed = 0
+    with tempfile.TemporaryDirectory() as folder:
+        cluster = Cluster(pathlib.Path(folder), args.bin.resolve())
+        try:
+            for role, ways in (("judge", JUDGE), ("writer", WRITER)):
+                for way, (wanted, words) in ways.items():
+                    if args.ways and way not in args.ways:
+                        continue
+                    began = time.monotonic()
+                    try:
+                        requests, said = row(cluster, way, role, wanted, words)
+                        told = f"ok    {wanted}, {requests} requests {said[:160]}"
+                    except AssertionError as error:
+                        failed += 1
+                        told = f"WRONG {error}"
+                    print(f"{role:6} {way:16} {time.monotonic() - began:5.1f} s  {told}", flush=True)
+        finally:
+            cluster.close()
+    return 1 if failed else 0
+
+
+sys.exit(main())
