@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use crescendo_proto::v1::SubmitJobRequest;
 use crescendo_proto::v1::job_service_client::JobServiceClient;
 use crescendo_tests::{Cluster, ClusterOptions, lora_spec};
@@ -57,35 +57,41 @@ fn take(request: &ExportTraceServiceRequest, spans: &mut Spans) {
     }
 }
 
-/// Number of records of a file of TensorBoard: each is a length, a checksum, that many bytes and a checksum.
-fn records(mut file: &[u8]) -> Result<u64> {
+/// Number of whole records of a file of TensorBoard: each is a length, a checksum, that many bytes and a checksum.
+fn records(mut file: &[u8]) -> u64 {
     let mut count = 0;
-    while !file.is_empty() {
-        let length = file.first_chunk().map(|bytes| u64::from_le_bytes(*bytes)).context("a torn record")?;
-        file = file.get(16 + usize::try_from(length)?..).context("a torn record")?;
+    while let Some(length) = file.first_chunk().map(|bytes| u64::from_le_bytes(*bytes))
+        && let Some(rest) = usize::try_from(length).ok().and_then(|length| file.get(16 + length..))
+    {
+        file = rest;
         count += 1;
     }
-    Ok(count)
+    count
 }
 
-/// Waits until TensorBoard's files have every step. The last of them is written once the last checkpoint is registered, which ends
-/// the job. Of each file the first record says which format it is.
+/// Waits until TensorBoard's one file has every step. The last of them is appended once the last checkpoint is registered, which
+/// ends the job. The first record says which format it is.
 async fn await_curve(folder: &Path) -> Result<()> {
     let whole = async {
         loop {
-            let (mut steps, mut files) = (0, 0);
-            for file in std::fs::read_dir(folder).into_iter().flatten() {
-                steps += records(&std::fs::read(file?.path())?)?.saturating_sub(1);
-                files += 1;
+            let files: Vec<_> = std::fs::read_dir(folder).into_iter().flatten().collect();
+            if let [Ok(file)] = &files[..] {
+                let steps = records(&std::fs::read(file.path())?).saturating_sub(1);
+                ensure!(steps <= STEPS, "{steps} records of {STEPS} steps");
+                if steps == STEPS {
+                    return anyhow::Ok(());
+                }
             }
-            match steps {
-                STEPS if files > 1 => return anyhow::Ok(()),
-                STEPS.. => bail!("{steps} records in {files} files of {STEPS} steps"),
-                _ => tokio::time::sleep(Duration::from_millis(50)).await,
-            }
+            ensure!(files.len() <= 1, "more than one file: {files:?}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
-    tokio::time::timeout(LIMIT, whole).await.context("the files never had all steps")?
+    tokio::time::timeout(LIMIT, whole).await.context("the file never had all steps")?
+}
+
+/// The value of one line of `/metrics`.
+fn value(text: &str, line: &str) -> Option<f64> {
+    text.lines().find_map(|found| found.strip_prefix(line)?.trim().parse().ok())
 }
 
 async fn metrics(address: &str) -> Result<String> {
@@ -136,6 +142,15 @@ async fn a_job_can_be_followed_through_all_processes() -> Result<()> {
     let answer = JobServiceClient::new(cluster.channel()?).submit_job(request).await?.into_inner();
     let job_id = answer.job.context("the answer has no job")?.job_id;
     cluster.await_step(&job_id, 0, 5, LIMIT).await?;
+    let trainer = cluster.trainers[0].metrics_address()?;
+    let ratio = "crescendo_trainer_peak_ratio{slot=\"0\"}";
+    let computing = async {
+        while value(&metrics(&trainer).await?, ratio).is_none_or(|ratio| ratio <= 0.0) {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        anyhow::Ok(())
+    };
+    tokio::time::timeout(LIMIT, computing).await.context("no rank says how fast it is")??;
     cluster.kill_9_rank(1)?;
     let job = cluster.await_success(&job_id, LIMIT).await?;
     ensure!(job.stages[0].generation > 1, "the kill came too late to matter");
@@ -165,14 +180,15 @@ async fn a_job_can_be_followed_through_all_processes() -> Result<()> {
     for process in std::iter::once(&cluster.controller).chain(&cluster.curators) {
         check_catalogue(&metrics(&process.metrics_address()?).await?)?;
     }
-    let text = metrics(&cluster.trainers[0].metrics_address()?).await?;
+    let text = metrics(&trainer).await?;
     check_catalogue(&text)?;
+    ensure!(value(&text, ratio).is_none(), "how fast a rank is that has ended:\n{text}");
     for wanted in [
         "crescendo_trainer_phase_seconds_total{phase=\"backward\",slot=\"0\"}",
         "crescendo_trainer_steps_total{slot=\"0\"}",
-        "crescendo_trainer_peak_ratio{slot=\"0\"}",
+        "process_resident_memory_bytes",
     ] {
-        let value = text.lines().find_map(|line| line.strip_prefix(wanted)?.trim().parse::<f64>().ok());
+        let value = value(&text, wanted);
         ensure!(value.is_some_and(|value| value > 0.0), "{wanted} is {value:?} in:\n{text}");
     }
     Ok(())

@@ -174,6 +174,12 @@ impl Controller {
     }
 }
 
+/// Whether a stream that ended so is taken up again. One that was cut on its way has a cause (a reset, a closed connection), of
+/// whatever code its transport makes it; what a controller answered has none.
+pub fn is_cut(status: &Status) -> bool {
+    is_passing(status.code()) || std::error::Error::source(status).is_some()
+}
+
 /// The status as one short line, with the innermost cause: "transport error" says nothing.
 pub fn brief(status: &Status) -> String {
     let mut cause: Option<&dyn std::error::Error> = std::error::Error::source(status);
@@ -205,4 +211,22 @@ clients! {
     checkpoints => checkpoint_service_client::CheckpointServiceClient,
     curation => curation_service_client::CurationServiceClient,
     objects => object_service_client::ObjectServiceClient
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stream_that_was_cut_is_taken_up_again_and_an_answer_is_not() {
+        // What a transport makes of a reset: of any code, and with its cause.
+        let cut = Status::from_error(Box::new(std::io::Error::other("stream removed")));
+        assert!(!is_passing(cut.code()) && is_cut(&cut), "{cut:?}");
+        assert!(is_cut(&Status::unavailable("not the leader")));
+        for answer in
+            [Status::not_found("job"), Status::unknown("x"), Status::internal("x"), Status::cancelled("x")]
+        {
+            assert!(!is_cut(&answer), "{answer:?}");
+        }
+    }
 }

@@ -250,7 +250,8 @@ impl Engine {
                 self.mark(&attempt.job, |trace| {
                     let (job, stage) = (&attempt.job, &attempt.stage);
                     let span = tracing::info_span!(
-                        target: trace::TARGET, "place attempt", %job, %stage, generation = attempt.generation.0, ranks
+                        target: trace::TARGET, "place attempt", %job, %stage, generation = trace::number(attempt.generation.0),
+                        ranks = trace::number(*ranks)
                     );
                     trace::set_parent(&span, trace);
                 });

@@ -1,5 +1,6 @@
 //! The controller binary: parse, build, run.
 
+use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -16,8 +17,18 @@ use crescendo_store::{KEY_PREFIX, StoreLocation};
 const GRACE: Duration = Duration::from_secs(10);
 
 #[tokio::main]
-async fn main() -> anyhow::Result<()> {
-    let args = Args::parse();
+async fn main() -> ExitCode {
+    match run(Args::parse()).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // As it displays: a stack says nothing to who has mistyped a path.
+            eprintln!("error: {}", objects::with_causes(error.as_ref()));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(args: Args) -> anyhow::Result<()> {
     let process = Process::start("crescendo-controller", &instance(&args.server), &args.server, None).await?;
     // The nodes get this URL as it is, so a mistake in it is best found here.
     objects::Location::parse(&args.object_store).context("read --object-store")?;

@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
 use crescendo_core::ids::Timestamp;
+use crescendo_node::runtime::server::reflection;
 use crescendo_node::runtime::supervise::Tasks;
 use crescendo_node::tls::Incoming;
 use crescendo_proto::DESCRIPTORS;
@@ -76,9 +77,12 @@ impl Controller {
         let handle = EngineHandle::new(role_seen.clone());
         let stop = tasks.stop_token();
         let object_store_url = config.object_store_url.clone();
-        let streams =
-            body_limit::client_streams(&[DESCRIPTORS, tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET])
-                .context("read the services' descriptors")?;
+        let streams = body_limit::client_streams(&[
+            DESCRIPTORS,
+            tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
+            tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
+        ])
+        .context("read the services' descriptors")?;
         let call_limit = CallLimit::new(metrics.clone(), config.max_concurrent_calls, streams.clone());
 
         let around = EngineDeps {
@@ -100,11 +104,7 @@ impl Controller {
 
         let (reporter, health) = tonic_health::server::health_reporter();
         tasks.spawn(report_health(reporter, role_seen.clone(), stop.clone()));
-        let reflection = tonic_reflection::server::Builder::configure()
-            .register_encoded_file_descriptor_set(DESCRIPTORS)
-            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-            .build_v1()
-            .context("build reflection")?;
+        let (reflection, reflection_v1alpha) = reflection().context("build reflection")?;
         let sized = MAX_MESSAGE_BYTES;
         let router = Server::builder()
             .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
@@ -116,6 +116,7 @@ impl Controller {
             .layer(call_limit)
             .add_service(health)
             .add_service(reflection)
+            .add_service(reflection_v1alpha)
             .add_service(AccessServiceServer::new(Callers::new(handle.clone(), object_store_url)))
             .add_service(
                 JobServiceServer::new(Jobs::new(handle.clone(), logs.clone(), tasks.clone()))

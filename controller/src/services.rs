@@ -6,6 +6,7 @@ mod curation;
 mod jobs;
 mod nodes;
 mod objects;
+mod quiet;
 
 pub use callers::Callers;
 pub use checkpoints::Checkpoints;

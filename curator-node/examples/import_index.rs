@@ -31,9 +31,10 @@ fn main() -> Result<()> {
         score_disagreement: ScoreDisagreement::Recompute,
         score_invalid: ScoreInvalid::Reject,
         directions: Directions::Both,
+        orientation: Default::default(),
         resolution: 512,
     };
-    let mut data_set = Uno1m::open(folder.path(), &spec)?;
+    let mut data_set = Uno1m::open(folder.path(), &spec, 1)?;
     let go = AtomicBool::new(false);
     let began = Instant::now();
     data_set.unit(0, UNIT_SIZE, &go)?;

@@ -283,7 +283,8 @@ impl StageWorker {
             "unit",
             job = lease.job_id,
             stage = lease.stage,
-            unit = lease.unit
+            unit = trace::number(lease.unit),
+            outcome = tracing::field::Empty
         );
         trace::set_parent(&span, self.trace);
         let stops = Stops { abandon: abandon.clone(), stop: stop.clone() };

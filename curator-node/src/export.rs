@@ -293,9 +293,10 @@ mod tests {
             score_disagreement: ScoreDisagreement::Reject,
             score_invalid: ScoreInvalid::Reject,
             directions: Directions::Both,
+            orientation: Default::default(),
             resolution: 64,
         };
-        let mut data_set = Uno1m::open(&out, &spec).expect("open");
+        let mut data_set = Uno1m::open(&out, &spec, 1).expect("open");
         let imported = data_set.unit(0, 100, &AtomicBool::new(false)).expect("read");
         assert_eq!(imported.candidates.len(), 6);
         for (n, found) in [0u8, 2, 3].into_iter().zip(imported.candidates.chunks(2)) {

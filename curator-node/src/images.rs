@@ -1,6 +1,7 @@
 //! Pictures from outside: decoded within bounds, and resized.
 
 use crescendo_core::rejection::Rejection;
+use crescendo_core::spec::Orientation;
 use crescendo_dataset::pictures::Picture;
 use crescendo_dataset::{Edge, Raster};
 use image::{Rgb, RgbImage, RgbaImage};
@@ -8,6 +9,12 @@ use image::{Rgb, RgbImage, RgbaImage};
 /// Decodes a PNG, JPEG, WebP or GIF file as RGB. The size is checked before any pixel is decoded.
 pub fn decode(bytes: &[u8]) -> Result<RgbImage, Rejection> {
     Picture::decode("picture", bytes).map(Picture::into_rgb).map_err(|_| Rejection::UnreadableImage)
+}
+
+/// The same, turned as `orientation` says.
+pub fn decode_as(bytes: &[u8], orientation: Orientation) -> Result<RgbImage, Rejection> {
+    let picture = Picture::decode_as("picture", bytes, orientation);
+    picture.map(Picture::into_rgb).map_err(|_| Rejection::UnreadableImage)
 }
 
 /// Stretches a picture to `width` x `height`: bilinear, antialiased.

@@ -1,6 +1,7 @@
 //! The `crescendo-curator-node` binary: parse, build, run.
 
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -23,6 +24,7 @@ use crescendo_device::{DeviceChoice, load_cuda};
 use crescendo_model::fused::Kernels;
 use crescendo_model::speed;
 use crescendo_model::tch::{self, Device};
+use crescendo_node::objects::with_causes;
 use crescendo_node::runtime::args::{NodeArgs, SecurityArgs, ServerArgs};
 use crescendo_node::runtime::server::{Process, serve_nodes};
 use crescendo_node::runtime::supervise::Tasks;
@@ -79,8 +81,19 @@ const QUEUE: usize = 64;
 /// Largest request of a rank: it names a stage, or a range.
 const MAX_REQUEST_BYTES: usize = 64 << 10;
 
-fn main() -> anyhow::Result<()> {
+fn main() -> ExitCode {
     crescendo_curator_node::memory::share_one_arena();
+    match start() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // As it displays: a stack says nothing to who has mistyped a path.
+            eprintln!("error: {}", with_causes(error.as_ref()));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start() -> anyhow::Result<()> {
     let mut given: Vec<std::ffi::OsString> = std::env::args_os().collect();
     if given.get(1).is_some_and(|first| first == "export") {
         given.remove(1);

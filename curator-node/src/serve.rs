@@ -20,6 +20,7 @@ use crate::serve::shard_cache::{LoadError, ShardCache};
 use crate::worker::Worker;
 use crescendo_dataset::pair::Pair;
 use crescendo_node::runtime::supervise::Tasks;
+use crescendo_proto::SILENCE_LIMIT;
 use crescendo_proto::v1::pair_service_server::PairService;
 use crescendo_proto::v1::stream_pairs_request::Message as Up;
 use crescendo_proto::v1::stream_pairs_response::Message as Down;
@@ -276,6 +277,10 @@ impl PairStream<'_> {
                     self.send(Down::Status(status)).await?;
                 }
                 () = std::future::ready(()), if more => {}
+                () = tokio::time::sleep(SILENCE_LIMIT) => {
+                    let status = self.status();
+                    self.send(Down::Status(status)).await?;
+                }
             }
         }
     }
@@ -320,7 +325,7 @@ impl PairStream<'_> {
     }
 
     async fn send_pairs(&mut self, indices: &[u64]) -> Result<(), Status> {
-        for pair in self.encoded(indices).await? {
+        for pair in self.encoded_aloud(indices).await? {
             let (index, bytes) = (pair.index, size_bytes(&pair));
             self.send(Down::Pair(pair)).await?;
             self.server.metrics.pairs_served.inc();
@@ -334,6 +339,20 @@ impl PairStream<'_> {
             }
         }
         Ok(())
+    }
+
+    /// The pairs; a rank that has to wait for them is told where the log stands meanwhile.
+    async fn encoded_aloud(&self, indices: &[u64]) -> Result<Vec<EncodedPair>, Status> {
+        let mut encoding = std::pin::pin!(self.encoded(indices));
+        loop {
+            tokio::select! {
+                encoded = &mut encoding => return encoded,
+                () = tokio::time::sleep(SILENCE_LIMIT) => {
+                    let LogState { committed, sealed, .. } = *self.log.borrow();
+                    self.send(Down::Status(LogStatus { committed, sealed })).await?;
+                }
+            }
+        }
     }
 
     async fn encoded(&self, indices: &[u64]) -> Result<Vec<EncodedPair>, Status> {

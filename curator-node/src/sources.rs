@@ -19,7 +19,8 @@ pub mod recompose;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crescendo_core::spec::{DataSource, ImportFormat, JobSpec, StageSpec};
+use crescendo_core::spec::{DataSource, ImportFormat, JobSpec, ModelPreset, StageSpec};
+use crescendo_dataset::pictures::reference::FLUX_MULTIPLE;
 
 use crate::candidates::{CandidateBatch, Rejected};
 use crate::counts::Counts;
@@ -33,6 +34,14 @@ use import::{Uno1m, Webdataset};
 use recompose::{ParentPairs, Recomposer};
 
 pub use error::SourceError;
+
+/// Side of a network's token, pixels: what sides of pictures are multiples of.
+fn token_side(preset: ModelPreset) -> u32 {
+    match preset {
+        ModelPreset::Nano => 4,
+        ModelPreset::FluxDev | ModelPreset::FluxSchnell => FLUX_MULTIPLE,
+    }
+}
 
 /// An opened source.
 #[derive(Debug)]
@@ -85,13 +94,16 @@ impl Source {
                     ImportFormat::Uno1m if stage.references > 1 => {
                         Err(SourceError::References { references: stage.references })
                     }
-                    ImportFormat::Uno1m => {
-                        let mut data_set = Uno1m::open(&folder, spec)?;
+                    ImportFormat::Uno1m | ImportFormat::UnoTrain => {
+                        let mut data_set = Uno1m::open(&folder, spec, stage.references as usize)?;
                         data_set.counts = models.counts.clone();
                         Ok(Source::Uno1m(data_set))
                     }
                     ImportFormat::Webdataset => {
-                        Ok(Source::Webdataset(Webdataset::open(&folder, stage.references as usize)?))
+                        let multiple = token_side(job.model.preset);
+                        let references = stage.references as usize;
+                        let tars = Webdataset::open(&folder, references, multiple, spec.orientation)?;
+                        Ok(Source::Webdataset(tars))
                     }
                 }
             }

@@ -4,7 +4,8 @@ It shows what a client has to take care of, and how little that is:
 
 - several controllers are named, one of which leads: a call that finds another one goes to the next;
 - a submit carries a request id that stays the same through every try, so that it submits once;
-- a watch carries the revision that it has seen, so that it goes on where it was after a lost connection;
+- a watch carries the revision that it has seen, so that it goes on where it was after a lost connection, or after a
+  proxy has cut the stream;
 - a token goes over encrypted connections, or within the machine, and nowhere else;
 - a file counts as fetched when its SHA-256 is that of the registry.
 
@@ -50,6 +51,9 @@ PROBLEMS_KEY = "crescendo-problems-bin"
 
 #: Codes that pass: nothing leads at the moment, or the connection broke.
 PASSING = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.ABORTED)
+#: What gRPC makes of a stream that a proxy or load balancer has cut ("Stream removed", "Received RST_STREAM"). Controllers
+#: never answer a watch with these.
+CUT = (grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL, grpc.StatusCode.CANCELLED)
 FINAL_STATES = (job_pb2.JOB_STATE_SUCCEEDED, job_pb2.JOB_STATE_FAILED, job_pb2.JOB_STATE_CANCELLED)
 
 
@@ -141,6 +145,7 @@ class Client:
         `patience_seconds`.
         """
         revision = 0
+        last: job_pb2.Job | None = None
         lost_at: float | None = None
         pause = PAUSE_SECONDS[0]
         while True:
@@ -150,12 +155,16 @@ class Client:
                 request = job_pb2.WatchJobRequest(job_id=job_id, from_revision=revision)
                 for update in _jobs(self._channel()).WatchJob(request, metadata=self._metadata()):
                     lost_at, pause = None, PAUSE_SECONDS[0]
+                    # Nothing is new: a word that keeps proxies from taking the stream for dead.
+                    if not update.HasField("job") or update.job == last:
+                        continue
+                    last = update.job
                     revision = max(revision, update.job.revision)
                     yield update.job
                     if update.job.state in FINAL_STATES:
                         return
             except grpc.RpcError as broken:
-                if broken.code() not in PASSING:
+                if broken.code() not in (*PASSING, *CUT):
                     raise
                 error = broken
             on_lost(error)

@@ -21,9 +21,10 @@ fuzz_target!(|labels: &[u8]| {
         score_disagreement: Default::default(),
         score_invalid: Default::default(),
         directions: Directions::default(),
+        orientation: Default::default(),
         resolution: 64,
     };
-    let mut source = Uno1m::open(FOLDER.path(), &spec).expect("there is a label file");
+    let mut source = Uno1m::open(FOLDER.path(), &spec, 1).expect("there is a label file");
     let stop = AtomicBool::new(false);
     for unit in 0..UNITS {
         let Ok(imported) = source.unit(unit, UNIT_SIZE, &stop) else { return };

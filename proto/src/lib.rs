@@ -20,6 +20,10 @@
 /// times over. What a server takes is its own affair, and much less.
 pub const MAX_REPLY_BYTES: usize = 64 << 20;
 
+/// A stream that has nothing to say says so after this long: proxies and load balancers cut what is silent for a minute, and an
+/// HTTP/2 ping is no word to most of them.
+pub const SILENCE_LIMIT: std::time::Duration = std::time::Duration::from_secs(25);
+
 pub mod convert;
 pub mod explained;
 pub mod records;

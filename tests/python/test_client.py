@@ -233,6 +233,31 @@ def test_a_watch_takes_up_where_it_was(library):
     assert asked == [0, 10, 20]
 
 
+def test_a_watch_that_a_proxy_has_cut_goes_on_from_its_revision(library):
+    """What gRPC makes of a cut stream differs between proxies; a stream that has nothing to say sends words without news."""
+    cuts = [grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL, grpc.StatusCode.CANCELLED]
+    pb2, asked, lost = library.job_pb2, [], []
+
+    class Jobs(library.job_pb2_grpc.JobServiceServicer):
+        def WatchJob(self, request, context):
+            asked.append(request.from_revision)
+            revision = len(asked)
+            job = pb2.Job(job_id="j", revision=revision, state=pb2.JOB_STATE_RUNNING)
+            yield pb2.WatchJobResponse()
+            yield pb2.WatchJobResponse(job=job)
+            yield pb2.WatchJobResponse(job=job)
+            if revision <= len(cuts):
+                context.abort(cuts[revision - 1], "Stream removed")
+            yield pb2.WatchJobResponse(job=pb2.Job(job_id="j", revision=revision + 1, state=pb2.JOB_STATE_SUCCEEDED))
+
+    with serve(library, Jobs()) as port, library.Client([f"127.0.0.1:{port}"]) as client:
+        updates = client.watch("j", on_lost=lambda error: lost.append(error.code()))
+        seen = [(job.revision, job.state) for job in updates]
+    running = [(revision, pb2.JOB_STATE_RUNNING) for revision in range(1, 5)]
+    assert seen == [*running, (5, pb2.JOB_STATE_SUCCEEDED)]
+    assert (asked, lost) == ([0, 1, 2, 3], cuts)
+
+
 def test_a_token_is_not_sent_in_the_clear_to_another_machine(library):
     """A plain server at an address that is not loopback hears nothing of it: the client speaks TLS."""
     assert library._is_loopback("127.0.0.1:1") and library._is_loopback("[::1]:1") and library._is_loopback("localhost:1")

@@ -13,6 +13,7 @@
 pub mod batch;
 pub mod copy_out;
 pub mod data;
+pub mod event_files;
 pub mod fetch;
 pub mod history;
 pub mod link;

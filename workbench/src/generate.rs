@@ -17,6 +17,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
+use crescendo_core::spec::Orientation;
 use crescendo_dataset::checkpoint::{SPEC_FILE, STATE_FILE};
 use crescendo_dataset::pictures::{Picture, reference};
 use crescendo_model::codec::{EncodedText, LatentCodec};
@@ -53,6 +54,9 @@ pub struct GenerateArgs {
     /// Picture of a subject, turned upright as its EXIF data say; give it again for each further one, 8 at most
     #[arg(long = "reference", value_name = "FILE")]
     references: Vec<PathBuf>,
+    /// Take references as their pixels lie in the file, whatever their EXIF data say: what the published code does
+    #[arg(long, requires = "references")]
+    as_stored: bool,
     #[command(flatten)]
     model: ModelArgs,
     /// LoRA to draw with: a file, or a checkpoint's folder, under the names of UNO, XLabs, kohya, ComfyUI, PEFT or diffusers; several make a grid with a column each, `none` is the base alone
@@ -128,6 +132,7 @@ pub fn run(args: &GenerateArgs) -> Result<ExitCode> {
             let settings = Settings {
                 prompt: &args.prompt,
                 references: &args.references,
+                orientation: args.orientation(),
                 weights: &parts.weights,
                 preset: parts.preset,
                 lora: column.lora.as_deref(),
@@ -150,6 +155,11 @@ pub fn run(args: &GenerateArgs) -> Result<ExitCode> {
 }
 
 impl GenerateArgs {
+    /// Which way up references are taken.
+    fn orientation(&self) -> Orientation {
+        if self.as_stored { Orientation::AsStored } else { Orientation::Upright }
+    }
+
     /// Where one of `pictures` goes.
     fn path(&self, column: &Column, seed: u64, pictures: usize) -> PathBuf {
         if pictures == 1 { self.out.clone() } else { beside(&self.out, &column.heading, seed) }
@@ -237,7 +247,7 @@ fn columns(loras: &[PathBuf]) -> Vec<Column> {
 fn read_references(args: &GenerateArgs, parts: &Parts) -> Result<Vec<RgbImage>> {
     let long = args.draw.reference_size.unwrap_or_else(|| parts.reference_size(args.references.len()));
     let read = |path: &PathBuf| {
-        let picture = Picture::open_upright(path)?;
+        let picture = Picture::open_as(path, args.orientation())?;
         Ok(reference::prepare(&path.display().to_string(), &picture, long, parts.multiple())?)
     };
     args.references.iter().map(read).collect()

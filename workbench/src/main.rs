@@ -22,6 +22,9 @@ use crescendo_workbench::train_encoder::{self, TrainEncoderArgs};
 struct Arguments {
     #[command(subcommand)]
     command: Command,
+    /// With an error, say also where in the program it came up, as far as RUST_BACKTRACE asks for that
+    #[arg(short, long, global = true)]
+    verbose: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -45,13 +48,16 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let command = Arguments::parse().command;
+    let Arguments { command, verbose } = Arguments::parse();
     // What does not load is told where a GPU is wanted.
     let _ = load_cuda();
     keep_freed_memory();
     run(command).unwrap_or_else(|error| {
         // As every other program of the project says it: one line, the causes in order.
         eprintln!("error: {}", with_causes(error.as_ref()));
+        if verbose {
+            eprintln!("{error:?}");
+        }
         ExitCode::FAILURE
     })
 }

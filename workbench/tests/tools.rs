@@ -54,6 +54,60 @@ fn inspect_ends_with_1_and_names_what_is_wrong() -> anyhow::Result<()> {
 }
 
 #[test]
+fn an_error_is_one_line_whatever_the_environment_says() -> anyhow::Result<()> {
+    let folder = tempfile::tempdir()?;
+    std::fs::write(folder.path().join("page.safetensors"), "Access to this model is restricted.".repeat(4))?;
+    let run = |args: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_crescendo-workbench"));
+        command.current_dir(folder.path()).args(args).env("RUST_BACKTRACE", "full").output()
+    };
+    for args in [
+        &["inspect", "page.safetensors"][..],
+        &["inspect", "absent.safetensors"],
+        &["lora", "convert", "absent.safetensors", "--to", "published", "--out", "out.safetensors"],
+    ] {
+        let output = run(args)?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(!output.status.success() && said.starts_with("error: "), "{args:?}: {output:?}");
+        ensure!(said.trim_end().lines().count() == 1, "{args:?}: {said}");
+    }
+    let verbose = run(&["inspect", "absent.safetensors", "-v"])?;
+    ensure!(
+        String::from_utf8_lossy(&verbose.stderr).to_lowercase().contains("stack backtrace"),
+        "{verbose:?}"
+    );
+    Ok(())
+}
+
+/// As any other program's: for whom the umask allows, or those that the file before was for.
+#[test]
+fn outputs_are_for_whom_the_umask_says() -> anyhow::Result<()> {
+    use std::os::unix::fs::PermissionsExt as _;
+    let folder = tempfile::tempdir()?;
+    let adapter =
+        LoraAdapter::init(&config(), 4, &BlockSelection::all(&config()), 1, Kind::Float, Device::Cpu)?;
+    adapter.save(&folder.path().join("dit_lora.safetensors"))?;
+    let convert = |umask: &str| {
+        let script = format!(
+            "umask {umask}; exec \"$0\" lora convert dit_lora.safetensors --to comfyui --out out.safetensors"
+        );
+        let ran = Command::new("sh")
+            .args(["-c", &script, env!("CARGO_BIN_EXE_crescendo-workbench")])
+            .current_dir(folder.path())
+            .output()?;
+        ensure!(ran.status.success(), "{ran:?}");
+        let mode = folder.path().join("out.safetensors").metadata()?.permissions().mode() & 0o777;
+        Ok(mode)
+    };
+    ensure!(convert("022")? == 0o644);
+    std::fs::remove_file(folder.path().join("out.safetensors"))?;
+    ensure!(convert("027")? == 0o640);
+    std::fs::set_permissions(folder.path().join("out.safetensors"), std::fs::Permissions::from_mode(0o664))?;
+    ensure!(convert("027")? == 0o664, "one that is replaced keeps its own");
+    Ok(())
+}
+
+#[test]
 fn lora_convert_writes_what_inspect_recognises() -> anyhow::Result<()> {
     let folder = tempfile::tempdir()?;
     let all = BlockSelection::all(&config());

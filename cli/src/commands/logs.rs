@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use crescendo_proto::status::is_passing;
 use crescendo_proto::v1::{LogLine, ReadLogsRequest};
 use tokio::time::Instant;
 use tonic::Status;
@@ -36,7 +35,7 @@ pub async fn run(common: &Common, args: &LogsArgs) -> Result<(), Failure> {
                 }
                 Status::unavailable("the controller closed the connection")
             }
-            Err(status) if !is_passing(status.code()) => return Err(Failure::refused(&status)),
+            Err(status) if !connect::is_cut(&status) => return Err(Failure::refused(&status)),
             Err(status) => status,
         };
         if printer.last != before || !reached {

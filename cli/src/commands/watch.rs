@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use crescendo_proto::status::is_passing;
 use crescendo_proto::v1::{Job, JobState, WatchJobRequest};
 use tokio::time::{Instant, MissedTickBehavior};
 use tonic::Status;
@@ -63,7 +62,7 @@ async fn follow_over_outages(
         let status = match follow_once(controller, job_id, &mut seen, progress, &mut lost_at).await {
             Ok(Some(job)) => return Ok(job),
             Ok(None) => Status::unavailable("the controller closed the connection"),
-            Err(status) if !is_passing(status.code()) => return Err(Failure::refused(&status)),
+            Err(status) if !connect::is_cut(&status) => return Err(Failure::refused(&status)),
             Err(status) => status,
         };
         if seen.updates() != was_seen {

@@ -19,10 +19,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use crescendo_node::runtime::supervise::Tasks;
 use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::{Validation, decode, decode_header};
 use prometheus::IntCounter;
+use serde::Deserialize;
 use tokio::sync::watch;
 
 use crate::access::caller::{BadCredential, Caller};
@@ -66,7 +69,9 @@ impl Oidc {
 
     /// Whose token this is.
     pub async fn caller(&self, token: &str) -> Result<Caller, BadCredential> {
-        // Also refuses `none`, and whatever else is not a signature.
+        if !is_taken(token).unwrap_or(true) {
+            return Err(invalid("its signature's algorithm is not taken; RS256, ES256 and EdDSA are"));
+        }
         let header = decode_header(token).map_err(|_| invalid("it is not a signed JSON Web Token"))?;
         let kid = header.kid.as_deref();
         let mut keys = self.keys.borrow().clone();
@@ -89,6 +94,18 @@ impl Oidc {
             decode::<claims::Claims>(token, &key.decoding, &validation).map_err(|error| why(error.kind()))?;
         claims::caller(&token.claims, &self.config)
     }
+}
+
+/// Whether a token's header names an algorithm that is taken; none where it has no header to be read.
+fn is_taken(token: &str) -> Option<bool> {
+    #[derive(Deserialize)]
+    struct Header {
+        alg: String,
+    }
+    let (header, _) = token.split_once('.')?;
+    let header: Header = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(header).ok()?).ok()?;
+    // By their names: the library does not know all that there are.
+    Some(["RS256", "ES256", "EdDSA"].contains(&header.alg.as_str()))
 }
 
 fn invalid(reason: &'static str) -> BadCredential {

@@ -425,7 +425,7 @@ impl Engine {
             self.mark(&saved.stage.job, |trace| {
                 let span = tracing::info_span!(
                     target: trace::TARGET, "commit checkpoint", job = %saved.stage.job, stage = %saved.stage.stage,
-                    generation = saved.generation.0, step = saved.step, is_final = saved.is_final
+                    generation = trace::number(saved.generation.0), step = trace::number(saved.step), is_final = saved.is_final
                 );
                 trace::set_parent(&span, trace);
             });

@@ -1,12 +1,13 @@
+use crescendo_proto::SILENCE_LIMIT;
 use crescendo_proto::convert;
 use crescendo_proto::v1;
 use crescendo_proto::v1::curation_service_server::CurationService;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use crate::access::{caller_of, trail_of};
 use crate::engine;
 use crate::leadership::EngineHandle;
+use crate::services::quiet::KeptAlive;
 use crate::services::{checked, node_id, stage_ref};
 
 /// Units and the registry of the pair log.
@@ -82,7 +83,7 @@ impl CurationService for Curation {
         Ok(Response::new(failed))
     }
 
-    type WatchPairLogStream = ReceiverStream<Result<v1::WatchPairLogResponse, Status>>;
+    type WatchPairLogStream = KeptAlive<v1::WatchPairLogResponse>;
 
     async fn watch_pair_log(
         &self,
@@ -94,6 +95,11 @@ impl CurationService for Curation {
         trail.on("stage", &stage);
         let watch =
             self.engine.ask(|reply| engine::Request::WatchPairLog { stage, scope, from_unit, reply }).await?;
-        Ok(Response::new(ReceiverStream::new(watch)))
+        // How long the log is, again: its shards are known.
+        let filler = |last: Option<&v1::WatchPairLogResponse>| {
+            let known = last.map(|last| (last.committed, last.sealed)).unwrap_or_default();
+            v1::WatchPairLogResponse { shards: Vec::new(), committed: known.0, sealed: known.1 }
+        };
+        Ok(Response::new(KeptAlive::new(watch, SILENCE_LIMIT, filler)))
     }
 }

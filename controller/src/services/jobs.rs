@@ -8,17 +8,18 @@ use crescendo_core::spec;
 use crescendo_core::transitions::Submission;
 use crescendo_node::runtime::supervise::Tasks;
 use crescendo_node::telemetry::trace;
+use crescendo_proto::SILENCE_LIMIT;
 use crescendo_proto::status;
 use crescendo_proto::v1;
 use crescendo_proto::v1::job_service_server::JobService;
 use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use crate::access::{AuditContext, caller_of, trail_of};
 use crate::engine;
 use crate::leadership::EngineHandle;
 use crate::logs::{LogHub, MAX_LINES};
+use crate::services::quiet::KeptAlive;
 use crate::services::{checked, checked_id, job_id};
 
 /// Lines that wait for a reader at most.
@@ -137,7 +138,7 @@ impl JobService for Jobs {
         Ok(Response::new(page))
     }
 
-    type WatchJobStream = ReceiverStream<Result<v1::WatchJobResponse, Status>>;
+    type WatchJobStream = KeptAlive<v1::WatchJobResponse>;
 
     async fn watch_job(
         &self,
@@ -148,7 +149,9 @@ impl JobService for Jobs {
         let job = noted(&trail, job_id(&job)?);
         let watch =
             self.engine.ask(|reply| engine::Request::WatchJob { job, scope, from_revision, reply }).await?;
-        Ok(Response::new(ReceiverStream::new(watch)))
+        // The state again, which no client minds.
+        let filler = |last: Option<&v1::WatchJobResponse>| last.cloned().unwrap_or_default();
+        Ok(Response::new(KeptAlive::new(watch, SILENCE_LIMIT, filler)))
     }
 
     async fn explain_job(
@@ -179,7 +182,7 @@ impl JobService for Jobs {
         Ok(Response::new(v1::CancelJobResponse { job: Some(job) }))
     }
 
-    type ReadLogsStream = ReceiverStream<Result<v1::ReadLogsResponse, Status>>;
+    type ReadLogsStream = KeptAlive<v1::ReadLogsResponse>;
 
     async fn read_logs(
         &self,
@@ -208,7 +211,7 @@ impl JobService for Jobs {
                 () = reader.run(tail, follow && open) => {}
             }
         });
-        Ok(Response::new(ReceiverStream::new(lines)))
+        Ok(Response::new(KeptAlive::new(lines, SILENCE_LIMIT, |_| v1::ReadLogsResponse::default())))
     }
 }
 

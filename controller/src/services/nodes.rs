@@ -3,11 +3,11 @@ use std::time::Duration;
 use crescendo_core::error::RequestError;
 use crescendo_core::ids::NodeId;
 use crescendo_node::runtime::supervise::Tasks;
+use crescendo_proto::SILENCE_LIMIT;
 use crescendo_proto::convert;
 use crescendo_proto::v1;
 use crescendo_proto::v1::node_service_server::NodeService;
 use crescendo_proto::v1::open_session_request::Message as Up;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::access::{Caller, caller_of, trail_of};
@@ -15,6 +15,7 @@ use crate::engine::{self, SessionId};
 use crate::leadership::EngineHandle;
 use crate::logs::LogHub;
 use crate::metrics::Metrics;
+use crate::services::quiet::KeptAlive;
 use crate::services::{checked, stage_ref};
 use crate::unit_board::UnitBoard;
 
@@ -38,7 +39,7 @@ impl Nodes {
 
 #[tonic::async_trait]
 impl NodeService for Nodes {
-    type OpenSessionStream = ReceiverStream<Result<v1::OpenSessionResponse, Status>>;
+    type OpenSessionStream = KeptAlive<v1::OpenSessionResponse>;
 
     async fn open_session(
         &self,
@@ -72,7 +73,9 @@ impl NodeService for Nodes {
                 () = session.run(incoming) => {}
             }
         });
-        Ok(Response::new(ReceiverStream::new(opened.outgoing)))
+        // A command that is none: nodes pass over what they do not know.
+        let filler = |_: Option<&v1::OpenSessionResponse>| v1::OpenSessionResponse::default();
+        Ok(Response::new(KeptAlive::new(opened.outgoing, SILENCE_LIMIT, filler)))
     }
 
     async fn list_nodes(

@@ -242,6 +242,16 @@ async fn tokens_that_are_not_right_in_every_way_are_refused() -> anyhow::Result<
         base64(claims.to_string())
     );
     refused(&cluster, "alg none", &none).await;
+    // Issuers may be set to these; the key is right, and would not have been found.
+    for algorithm in ["RS512", "PS256", "ES384", "ES512", "ES256K", "HS256", "none"] {
+        let header = json!({"alg": algorithm, "kid": "rsa"}).to_string();
+        let token = format!("{}.{}.{}", base64(header), base64(claims.to_string()), base64([7; 64]));
+        let message = refused(&cluster, algorithm, &token).await;
+        assert!(
+            message.contains("algorithm is not taken; RS256, ES256 and EdDSA are"),
+            "{algorithm}: {message}"
+        );
+    }
 
     // The public key as the secret of a symmetric signature: the key decides how it is used, not the token.
     let public = rsa.public();

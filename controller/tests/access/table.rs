@@ -10,8 +10,12 @@ use prost_types::FileDescriptorSet;
 
 /// Every call of every service that any process has, by reflection.
 fn calls() -> BTreeSet<String> {
-    let sets =
-        [DESCRIPTORS, tonic_health::pb::FILE_DESCRIPTOR_SET, tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET];
+    let sets = [
+        DESCRIPTORS,
+        tonic_health::pb::FILE_DESCRIPTOR_SET,
+        tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
+        tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
+    ];
     let mut calls = BTreeSet::new();
     for set in sets {
         let set = FileDescriptorSet::decode(set).expect("descriptors");

@@ -136,6 +136,7 @@ const PAIRS: &str = "crescendo.v1.PairService";
 const AGENT: &str = "crescendo.v1.AgentService";
 const HEALTH: &str = "grpc.health.v1.Health";
 const REFLECTION: &str = "grpc.reflection.v1.ServerReflection";
+const REFLECTION_V1ALPHA: &str = "grpc.reflection.v1alpha.ServerReflection";
 
 /// Every call there is. A node may look at jobs and pair logs, since `crescendo-curator-node export` reads them with
 /// the certificate of its node.
@@ -171,6 +172,7 @@ pub const RULES: [Rule; 29] = [
     rule(HEALTH, "Check", Who::Anyone, CallEffect::Read),
     rule(HEALTH, "Watch", Who::Anyone, CallEffect::Read),
     rule(REFLECTION, "ServerReflectionInfo", Who::AtLeast(Role::Viewer), CallEffect::Read),
+    rule(REFLECTION_V1ALPHA, "ServerReflectionInfo", Who::AtLeast(Role::Viewer), CallEffect::Read),
 ];
 
 /// The rule of a gRPC path, e.g. `/crescendo.v1.JobService/GetJob`.

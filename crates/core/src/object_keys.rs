@@ -1,17 +1,17 @@
 //! Keys of the cluster's object store, each made in one place: who writes an object, who reads it and who collects it call the same
-//! function.
+//! function. Only the last part of a key has a dot, so that no object is the folder of another.
 //!
 //! | key | what it is |
 //! |---|---|
 //! | `jobs/JOB/STAGE/pairs/unit-N-lLEASE.tar` | a shard of the pair log |
 //! | `jobs/JOB/STAGE/rejected/unit-N.tar` | candidates of a unit that were turned down, for people |
 //! | `jobs/JOB/STAGE/checkpoints/step-STEP-gGENERATION/FILE` | a checkpoint, registered by the controller |
-//! | `jobs/JOB/STAGE/tensorboard/events.out.tfevents.STEP…` | the stage's curve, for TensorBoard |
+//! | `jobs/JOB/STAGE/tensorboard/events.out.tfevents.NUMBER…` | the stage's curve, for TensorBoard |
 //! | `jobs/JOB/endpoints/ENDPOINT/spent/ID.json` | what a curator spent at an endpoint |
 //! | `endpoint/replies/of-MODEL/HH/HASH.json` | a language model's answer, for all jobs |
 //! | `prompts/of-MODEL/HASH.json` | prompts that a language model wrote, for all jobs |
 //! | `endpoint/replies/HH/HASH.json`, `prompts/HASH.json` | the same, from before they were kept by model |
-//! | `probes/ID` | made and deleted by who wants to know what the store can do |
+//! | `probes/ID.probe` | made and deleted by who wants to know what the store can do |
 
 /// Shard that the holder of a unit's lease writes: one key a lease, so that no two writers ever share one.
 pub fn shard(job: &str, stage: &str, unit: u64, lease_generation: u64) -> String {
@@ -126,7 +126,7 @@ pub fn older_prompts(asked: &str) -> String {
 
 /// An object of the prober's own.
 pub fn probe(id: &str) -> String {
-    format!("probes/{id}")
+    format!("probes/{id}.probe")
 }
 
 #[cfg(test)]
@@ -151,6 +151,49 @@ mod tests {
         for other in [reply("77", "ab12"), prompts("77", "ab12"), "jobs/j/s/pairs/unit-1.tar".to_owned()] {
             assert!(!is_of_no_model(&other), "{other}");
         }
+    }
+
+    /// Servers that walk folders leave such a key, or what lies below it, out of their lists.
+    #[test]
+    fn no_key_is_the_folder_of_another() {
+        // Whatever jobs, stages and endpoints are called: also as folders of these keys are.
+        let names = ["jobs", "endpoints", "endpoint", "probes", "prompts", "pairs", "checkpoints", "a"];
+        let hash = "ab".repeat(32);
+        let mut keys = vec![
+            reply("77", &hash),
+            prompts("77", &hash),
+            older_reply(&hash),
+            older_prompts(&hash),
+            probe("c0ffee"),
+        ];
+        for job in names {
+            for stage in names {
+                keys.extend([shard(job, stage, 7, 3), rejected_sample(job, stage, 7)]);
+                let folder = checkpoint(job, stage, 500, 2);
+                keys.extend(
+                    ["manifest.json", "dit_lora.safetensors"].map(|name| checkpoint_file(&folder, name)),
+                );
+                keys.push(format!("{}/events.out.tfevents.500.crescendo", events(job, stage)));
+                keys.push(format!("{}/c0ffee.json", spending(job, stage)));
+            }
+        }
+        let known: std::collections::BTreeSet<&str> = keys.iter().map(String::as_str).collect();
+        assert_eq!(known.len(), keys.len(), "two objects share a key");
+        for key in &keys {
+            for (end, _) in key.match_indices('/') {
+                assert!(
+                    !known.contains(&key[..end]),
+                    "{} is an object, and the folder of {key}",
+                    &key[..end]
+                );
+            }
+        }
+        // It holds for any names, because only the last part of a key has a dot, and no name has one.
+        let last_alone = |key: &str| {
+            let (folder, last) = key.rsplit_once('/').unwrap_or(("", key));
+            last.contains('.') && !folder.contains('.')
+        };
+        assert_eq!(keys.iter().find(|key| !last_alone(key)), None);
     }
 
     #[test]

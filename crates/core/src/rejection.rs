@@ -12,6 +12,8 @@ pub enum Rejection {
     ScoreLow,
     ScoreInvalid,
     TooSmall,
+    /// A picture whose sides are no whole number of the network's tokens, where it is taken as it is.
+    BadSize,
     /// No border between two panels shows in a drawn picture.
     NoDivider,
     /// More than one does.
@@ -44,7 +46,7 @@ pub enum Rejection {
 }
 
 impl Rejection {
-    pub const ALL: [Rejection; 23] = [
+    pub const ALL: [Rejection; 24] = [
         Rejection::SimilarityLow,
         Rejection::SimilarityHigh,
         Rejection::UnreadableImage,
@@ -52,6 +54,7 @@ impl Rejection {
         Rejection::ScoreLow,
         Rejection::ScoreInvalid,
         Rejection::TooSmall,
+        Rejection::BadSize,
         Rejection::NoDivider,
         Rejection::SeveralDividers,
         Rejection::NoSecondSubject,
@@ -83,6 +86,7 @@ impl Rejection {
             Rejection::ScoreLow => "score_low",
             Rejection::ScoreInvalid => "score_invalid",
             Rejection::TooSmall => "too_small",
+            Rejection::BadSize => "bad_size",
             Rejection::NoDivider => "no_divider",
             Rejection::SeveralDividers => "several_dividers",
             Rejection::NoSecondSubject => "no_second_subject",

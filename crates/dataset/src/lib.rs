@@ -5,6 +5,7 @@
 //! |---|---|
 //! | [`pair`] | a pair, decoded, and what is said of it |
 //! | [`shard`], [`shard_index`] | pairs as a WebDataset tar: written, read whole or one by one |
+//! | [`tar_pairs`] | pairs of a WebDataset tar that somebody else packed |
 //! | [`checkpoint`] | names and manifest of a checkpoint's files, and how it is told that nothing of it is missing or changed |
 //! | [`pictures`] | files of pictures to pixels, bit for bit as the published code has them; training sizes |
 //! | [`digest`] | SHA-256 as the registry has it |
@@ -49,6 +50,7 @@ mod raster;
 pub mod shard;
 pub mod shard_index;
 mod split;
+pub mod tar_pairs;
 mod upright;
 pub mod whole_file;
 

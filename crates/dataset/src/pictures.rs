@@ -10,7 +10,7 @@
 //! - [`resample`]: the 8-bit resampler of Pillow;
 //! - [`reference`](mod@reference): references for inference; [`bucket`]: training sizes.
 //!
-//! No orientation stored beside the pixels is applied: the published code does not apply it either.
+//! Of an orientation stored beside the pixels [`Picture::open`] knows nothing, as the published code; [`Picture::open_as`] turns.
 
 pub mod bucket;
 mod decode;

@@ -11,9 +11,9 @@ use image::codecs::png::{CompressionType, FilterType, PngEncoder};
 use std::io::Read;
 
 /// Size of one entry beyond which a shard is refused.
-const MAX_ENTRY_BYTES: u64 = 512 << 20;
+pub(crate) const MAX_ENTRY_BYTES: u64 = 512 << 20;
 /// References of a pair; the job spec allows no more.
-const MAX_REFERENCES: usize = 8;
+pub(crate) const MAX_REFERENCES: usize = 8;
 
 /// Lines of a picture are written as differences from the line above. A pair is written once and read in every epoch, and
 /// this is undone with one addition a byte, many bytes at a time: a picture decodes in half the time that it takes with the
@@ -29,6 +29,8 @@ pub enum ShardError {
     Entry { entry: String, reason: String },
     #[error("the tar is damaged or cut short: {0}")]
     Tar(std::io::Error),
+    #[error("the pairs of the tar have more than {most} bytes: split it, a tar is held in memory")]
+    Large { most: u64 },
 }
 
 /// A finished shard.

@@ -2,14 +2,15 @@
 //!
 //! ```text
 //!   url ─▶ Location ─┬─ file:///DIR ────▶ LocalFileSystem, durable writes
-//!                    └─ s3://BUCKET/PRE ─▶ prefix ─▶ InParts ─▶ AmazonS3 ─▶ Discreet ─▶ network
-//!   environment ─▶ s3::Settings ──────────────────────────────────┘           no keys in errors
+//!                    └─ s3://BUCKET/PRE ─▶ prefix ─▶ InParts ─▶ AmazonS3 ─▶ Discreet ─▶ ConflictsPass ─▶ network
+//!   environment ─▶ s3::Settings ──────────────────────────────────┘      no keys in errors, no conflict taken for "is there"
 //! ```
 //!
 //! Keys of S3 come from the process's own environment, or from files that it names. They are never part of a URL, so
 //! they are in no command line, record or message.
 
 pub mod cache;
+mod conflict;
 mod credentials;
 pub mod download;
 mod in_parts;
@@ -23,6 +24,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use object_store::ObjectStore;
+use object_store::aws::AmazonS3;
 use object_store::local::LocalFileSystem;
 use object_store::prefix::PrefixStore;
 
@@ -87,22 +89,58 @@ fn open_folder(url: &str, folder: PathBuf) -> Result<Arc<dyn ObjectStore>, Objec
     Ok(Arc::new(store))
 }
 
-/// What only a request can tell of the store at `url`, before anything rests on it: that a bucket is there, and honours
-/// conditions. A folder's conditions are the library's own.
+/// What only a request can tell of the store at `url`, before anything rests on it: that a bucket is there, honours conditions,
+/// and that its prefix is no object's key. A folder's conditions are the library's own.
 pub async fn verify(url: &str, store: &dyn ObjectStore) -> Result<(), ProbeError> {
-    match Location::parse(url) {
-        Ok(Location::Folder(_)) => Ok(()),
-        Ok(Location::S3 { .. }) => check_conditional_create(store).await,
-        Err(error) => Err(ProbeError::Unknown(error.to_string())),
+    verify_with(url, store, &|name| std::env::var(name).ok()).await
+}
+
+/// The same, with the variables of the environment as an argument.
+pub fn verify_with(
+    url: &str,
+    store: &dyn ObjectStore,
+    environment: &dyn Fn(&str) -> Option<String>,
+) -> impl Future<Output = Result<(), ProbeError>> + Send {
+    // The environment is asked before anything is waited for.
+    let whole = whole_bucket(url, environment);
+    async move {
+        match whole? {
+            None => Ok(()),
+            Some((bucket, prefix)) => {
+                probe::check_prefix(&bucket, &prefix).await?;
+                check_conditional_create(store).await
+            }
+        }
     }
 }
 
-/// An error with its causes. The store's own errors have what matters (the server's answer) in a cause.
+/// The bucket without its prefix, and the prefix; nothing where the store is a folder.
+fn whole_bucket(
+    url: &str,
+    environment: &dyn Fn(&str) -> Option<String>,
+) -> Result<Option<(AmazonS3, String)>, ProbeError> {
+    let unknown = |error: &dyn std::error::Error| ProbeError::Unknown(with_causes(error));
+    match Location::parse(url).map_err(|error| unknown(&error))? {
+        Location::Folder(_) => Ok(None),
+        Location::S3 { bucket, prefix } => {
+            let settings = s3::Settings::from_environment(environment).map_err(|error| unknown(&error))?;
+            Ok(Some((settings.open(&bucket).map_err(|error| unknown(&error))?, prefix)))
+        }
+    }
+}
+
+/// An error with its causes, on few lines: the store's own errors have what matters (the server's answer) in a cause, and
+/// libtorch appends its stack to what it says.
 pub fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
+    const STACK: &str = "\nException raised from ";
+    let said = |error: &dyn std::error::Error| {
+        let text = error.to_string();
+        text.split_once(STACK).map_or(text.clone(), |(said, _)| said.to_owned())
+    };
+    let mut text = said(error);
     let mut cause = error.source();
     while let Some(error) = cause {
-        let next = error.to_string();
+        let next = said(error);
         // Many errors repeat their cause in their own text.
         if !text.contains(&next) {
             text = format!("{text}: {next}");
@@ -124,6 +162,17 @@ mod tests {
         store.put(&"x/y".into(), "content".into()).await.unwrap();
         assert_eq!(std::fs::read(folder.path().join("a/b/x/y")).unwrap(), b"content");
         check_conditional_create(&store).await.unwrap();
+    }
+
+    #[test]
+    fn causes_are_told_and_stacks_are_not() {
+        let torch =
+            "it does not fit\nException raised from f at a.cpp:7 (most recent call first):\nframe #0: g";
+        let error = ProbeError::Access(torch.to_owned());
+        assert_eq!(with_causes(&error), "the object store cannot be used: it does not fit");
+        let cause = std::io::Error::other("no room");
+        let error = ObjectsError::Folder { url: "file:///x".into(), source: cause };
+        assert_eq!(with_causes(&error), "cannot create the folder of object store file:///x: no room");
     }
 
     #[test]

@@ -7,6 +7,7 @@
 //! | [`logging`] | what is written to stderr |
 //! | [`metrics`] | the `/metrics` endpoint |
 //! | [`metrics_registry`] | what is measured, said once: registered, documented and tested from one table |
+//! | [`process`] | memory, time on processors and open files of a process, and which build it is |
 //! | [`trace`] | traces over OTLP, if they are wanted |
 
 pub mod gpu;
@@ -14,4 +15,5 @@ pub mod log_shipping;
 pub mod logging;
 pub mod metrics;
 pub mod metrics_registry;
+pub mod process;
 pub mod trace;

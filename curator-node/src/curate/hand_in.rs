@@ -5,11 +5,13 @@ use crate::curate::drawn::UnitResult;
 use crescendo_core::object_keys;
 use crescendo_core::records::FailureKind;
 use crescendo_node::runtime::backoff::{Backoff, random};
+use crescendo_node::telemetry::trace;
 use crescendo_proto::v1::curation_service_client::CurationServiceClient;
 use crescendo_proto::v1::{CommitUnitRequest, ScoreCounts, Shard, UnitLease};
 use object_store::{ObjectStoreExt, PutMode, PutPayload};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
+use tracing::Span;
 
 /// Limit of one try to write a shard.
 const PUT_DEADLINE: Duration = Duration::from_secs(60);
@@ -68,6 +70,7 @@ impl StageWorker {
         match committed {
             Ok(response) if response.done_already => {
                 self.metrics.units.with_label_values(&["done_already"]).inc();
+                trace::end(&Span::current(), "done_already", None);
                 tracing::info!(unit, "the unit had been done already");
                 true
             }
@@ -84,12 +87,14 @@ impl StageWorker {
                     self.metrics.judge.observe(score);
                 }
                 let rejected: u64 = rejected.values().sum();
+                trace::end(&Span::current(), "committed", None);
                 tracing::debug!(unit, pairs = record.pairs, rejected, exhausted, "unit committed");
                 true
             }
             Err(_) if stop.is_cancelled() => false,
             Err(status) => {
                 self.metrics.units.with_label_values(&["lost"]).inc();
+                trace::end(&Span::current(), "lost", Some(status.message()));
                 tracing::warn!(unit, %status, "the unit's commit was refused");
                 false
             }

@@ -20,12 +20,14 @@ use crescendo_core::records::FailureKind;
 use crescendo_core::spec::DataSource;
 use crescendo_node::objects;
 use crescendo_node::runtime::backoff::{Backoff, random};
+use crescendo_node::telemetry::trace;
 use crescendo_proto::v1::UnitLease;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tracing::Span;
 
 /// Waits for an endpoint that is out of order, while the unit is held on to.
 const OUTAGE_WAIT: Backoff = Backoff { first: Duration::from_secs(5), limit: Duration::from_secs(120) };
@@ -174,11 +176,13 @@ impl StageWorker {
         let unit = lease.unit;
         let error = match stopped {
             Stopped::Drains => {
+                trace::end(&Span::current(), "released", None);
                 self.give_back(lease, Back::Drains, &stops.stop).await;
                 return After::GoOn;
             }
             Stopped::Failed(UnitError::Abandoned) => {
                 self.metrics.units.with_label_values(&["lost"]).inc();
+                trace::end(&Span::current(), "lost", Some("the lease is lost"));
                 tracing::info!(unit, "the unit was given up");
                 return After::GoOn;
             }
@@ -189,6 +193,7 @@ impl StageWorker {
             stops.abandon.cancel();
         }
         let reason = objects::with_causes(&error);
+        trace::end(&Span::current(), "failed", Some(&reason));
         tracing::error!(unit, error = reason, job_fails, "the unit failed");
         let kind = error.kind();
         let why = if job_fails { Back::JobFails(reason) } else { Back::Failed(kind, reason) };

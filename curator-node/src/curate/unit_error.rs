@@ -133,14 +133,16 @@ mod tests {
         let (kind, told) = opening(&good, root);
         assert_eq!(kind, FailureKind::Source, "{told}");
 
-        let mut imported = job(root, 1, None);
-        imported.stages[0].data.source = serde_json::from_value(json!({
-            "source": "import", "format": "uno1m", "path": "uno-1n", "minScore": 0.0, "resolution": 512,
-        }))
-        .expect("a source");
-        let (kind, told) = opening(&imported, root);
-        assert_eq!(kind, FailureKind::Source);
-        assert!(told.contains(&at("uno-1n")), "{told}");
+        for format in ["uno1m", "uno-train", "webdataset"] {
+            let mut imported = job(root, 1, None);
+            imported.stages[0].data.source = serde_json::from_value(json!({
+                "source": "import", "format": format, "path": "uno-1n", "minScore": 0.0, "resolution": 512,
+            }))
+            .expect("a source");
+            let (kind, told) = opening(&imported, root);
+            assert_eq!(kind, FailureKind::Source, "{format}");
+            assert!(told.contains(&at("uno-1n")), "{format}: {told}");
+        }
     }
 
     #[test]

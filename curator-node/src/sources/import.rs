@@ -3,17 +3,20 @@
 //! | format | unit |
 //! |---|---|
 //! | `uno1m` | `unitSize` candidates of the label files, streamed: a label file is never held in memory |
+//! | `uno-train` | the same, of records as UNO's own training reads them |
 //! | `webdataset` | one tar, by name |
 //!
 //! What is wrong with one record or picture costs that candidate and is counted; what is wrong with a label file or a tar
 //! is an error that names it, and costs the unit that it lies in: label files and tars after it are read.
 
 mod index;
+mod picture;
 mod records;
 mod score;
 #[cfg(test)]
 mod tests;
 mod uno1m;
+mod uno_train;
 mod webdataset;
 
 pub use index::LabelIndex;

@@ -111,11 +111,11 @@ pub const CATALOGUE: &[Metric] = &[
         &[],
         "Checkpoints that failed to verify when a rank wanted to begin with them.",
     ),
-    gauge(
-        "crescendo_trainer_log_lines_dropped",
+    counter(
+        "crescendo_trainer_log_lines_dropped_total",
         "",
         &[],
-        "Log lines not sent to the controller because the buffer was full, since the start.",
+        "Log lines not sent to the controller because the buffer was full.",
     ),
 ];
 
@@ -141,7 +141,7 @@ pub struct Metrics {
     checkpoints: IntCounterVec,
     last_checkpoint: GaugeVec,
     pub checkpoints_damaged: IntCounter,
-    pub log_lines_dropped: IntGauge,
+    log_lines_dropped: IntCounter,
     /// Operations a second that each slot's device can do at most, where that is known.
     peaks: Vec<Option<f64>>,
 }
@@ -180,7 +180,7 @@ impl Metrics {
             checkpoints: registrar.counters("crescendo_trainer_checkpoints_total")?,
             last_checkpoint: registrar.gauges_f64("crescendo_trainer_last_checkpoint_timestamp_seconds")?,
             checkpoints_damaged: registrar.counter("crescendo_trainer_checkpoints_damaged_total")?,
-            log_lines_dropped: registrar.gauge("crescendo_trainer_log_lines_dropped")?,
+            log_lines_dropped: registrar.counter("crescendo_trainer_log_lines_dropped_total")?,
             peaks,
         };
         registrar.finish()?;
@@ -220,10 +220,20 @@ impl Metrics {
         };
     }
 
-    /// The rank in `slot` has ended. Its last loss stays, for whoever asks why.
+    /// The rank in `slot` has ended. Its last loss stays, for whoever asks why; how fast it is does not.
     pub fn rank_gone(&self, slot: u32) {
-        // Absent at every rank but a gang's first.
-        let _ = self.last_checkpoint.remove_label_values(&[&slot.to_string()]);
+        let slot = slot.to_string();
+        let rates =
+            [&self.samples_per_sec, &self.operations_per_sec, &self.peak_ratio, &self.data_wait_ratio];
+        for gauge in rates.into_iter().chain([&self.last_checkpoint]) {
+            // Some are absent: of a rank that has not stepped, or that writes no checkpoints.
+            let _ = gauge.remove_label_values(&[&slot]);
+        }
+    }
+
+    /// `lines` have been dropped since the start.
+    pub fn log_lines_dropped(&self, lines: u64) {
+        self.log_lines_dropped.inc_by(lines.saturating_sub(self.log_lines_dropped.get()));
     }
 
     /// The registry has answered; `slot` is that of the rank that wrote the checkpoint, if it lives.
@@ -299,6 +309,23 @@ mod tests {
         let peaks =
             registry.gather().into_iter().find(|family| family.name() == "crescendo_trainer_peak_ratio");
         assert_eq!(peaks.map(|family| family.get_metric().len()), Some(1), "no peak is known of slot 0");
+    }
+
+    #[test]
+    fn how_fast_a_rank_is_goes_with_it() {
+        let registry = Registry::new();
+        let metrics = Metrics::register(&registry, vec![Some(1e13)]).unwrap();
+        let shown = |what: &str| registry.gather().iter().any(|family| family.name().ends_with(what));
+        let rates = ["samples_per_second", "operations_per_second", "peak_ratio", "data_wait_ratio"];
+        metrics.progress(0, &progress(3, 1.5), &mut Counted::default());
+        assert!(rates.iter().all(|rate| shown(rate)));
+        metrics.rank_gone(0);
+        assert_eq!(rates.iter().find(|rate| shown(rate)), None);
+        assert!(shown("_loss") && shown("_steps_total"), "what it has come to stays");
+        metrics.log_lines_dropped(3);
+        metrics.log_lines_dropped(2);
+        metrics.log_lines_dropped(5);
+        assert_eq!(metrics.log_lines_dropped.get(), 5);
     }
 
     #[test]

@@ -261,7 +261,7 @@ impl Agent {
                     self.table.on_leaving(LEAVING)
                 }
                 _ = tick.tick() => {
-                    self.metrics.log_lines_dropped.set(i64::try_from(self.logs.dropped_lines()).unwrap_or(i64::MAX));
+                    self.metrics.log_lines_dropped(self.logs.dropped_lines());
                     self.table.on_tick(Instant::now())
                 }
                 event = inbox.recv() => match event {

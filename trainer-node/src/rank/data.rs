@@ -9,7 +9,6 @@ use std::time::Duration;
 use crescendo_core::spec::OnStarvation;
 use crescendo_node::runtime::backoff::{Backoff, random};
 use crescendo_node::tls::Dialer;
-use crescendo_proto::MAX_REPLY_BYTES;
 use crescendo_proto::v1::pair_service_client::PairServiceClient;
 use crescendo_proto::v1::stream_pairs_request::Message as Ask;
 use crescendo_proto::v1::stream_pairs_response::Message as Answer;
@@ -17,7 +16,9 @@ use crescendo_proto::v1::{
     EncodedPair, EncodedText, FetchPairs, GrantCredits, LogStatus, OpenPairs, PairsOpened,
     StreamPairsRequest, StreamPairsResponse,
 };
+use crescendo_proto::{MAX_REPLY_BYTES, SILENCE_LIMIT};
 use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, Interval, interval_at};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status, Streaming};
@@ -27,8 +28,10 @@ use super::positions::{GangShape, LogOrder, LogProgress, Place, ReplayPasses};
 
 /// Limit of opening a stream.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
-/// A curator that sends neither pair nor status for this long, although it was asked for committed pairs, is left.
+/// A curator that sends neither pair nor news for this long, although it was asked for committed pairs, is left.
 const PAIR_TIMEOUT: Duration = Duration::from_secs(60);
+/// Grants nothing: said so that nothing in between takes this end for dead.
+const A_WORD: Ask = Ask::Grant(GrantCredits { pairs: 0 });
 /// Tries that may end in a damaged shard before the job is told.
 const MAX_DAMAGED: u32 = 4;
 
@@ -304,6 +307,23 @@ impl Client {
         Ok((asks, answers, opened))
     }
 
+    /// [`Client::take`]; a step may take longer than anything in between waits for a word.
+    async fn take_aloud(
+        &mut self,
+        pair: EncodedPair,
+        out: &mpsc::Sender<Result<Delivery, RankError>>,
+        asks: &mpsc::Sender<StreamPairsRequest>,
+        word: &mut Interval,
+    ) -> Result<(), StreamEnd> {
+        let mut taking = std::pin::pin!(self.take(pair, out));
+        loop {
+            tokio::select! {
+                taken = &mut taking => return taken,
+                _ = word.tick() => ask(asks, A_WORD)?,
+            }
+        }
+    }
+
     /// Passes on a pair, which must be the next that was asked for.
     async fn take(
         &mut self,
@@ -342,13 +362,22 @@ impl Client {
             deliver(out, Delivery::EmptyText(text)).await?;
             self.empty_text_sent = true;
         }
+        let mut word = interval_at(Instant::now() + SILENCE_LIMIT, SILENCE_LIMIT);
+        // When the stream last went on, as far as it has anything to do.
+        let (mut moved, mut nothing_asked) = (Instant::now(), true);
         loop {
             self.ask_ahead(&asks, credits)?;
             if self.done() {
                 return Ok(());
             }
-            let nothing_asked = self.asked.is_empty();
+            if std::mem::replace(&mut nothing_asked, self.asked.is_empty()) {
+                moved = Instant::now();
+            }
             let answer = tokio::select! {
+                _ = word.tick() => {
+                    ask(&asks, A_WORD)?;
+                    continue;
+                }
                 changed = self.signals.order.changed() => match changed {
                     Ok(()) => return Err(StreamEnd::Reordered),
                     Err(_) => return Err(StreamEnd::Fatal(RankError::Stopped("training has ended".into()))),
@@ -367,16 +396,24 @@ impl Client {
                 answer = answers.message() => answer,
                 // With nothing asked for only a status can come, and curation may take any time; keep-alive notices a
                 // dead peer.
-                () = tokio::time::sleep(PAIR_TIMEOUT), if !nothing_asked => {
+                () = tokio::time::sleep_until(moved + PAIR_TIMEOUT), if !nothing_asked => {
                     return Err(broken(format!("no pair within {PAIR_TIMEOUT:?}")));
                 }
             };
             match answer.map_err(StreamEnd::Broken)?.and_then(|answer| answer.message) {
                 Some(Answer::Pair(pair)) => {
-                    self.take(pair, out).await?;
+                    self.take_aloud(pair, out, &asks, &mut word).await?;
+                    moved = Instant::now();
                     ask(&asks, Ask::Grant(GrantCredits { pairs: 1 }))?;
                 }
-                Some(Answer::Status(status)) => self.learn(&status),
+                // One that says nothing new is only there to be heard.
+                Some(Answer::Status(status)) => {
+                    let before = self.log;
+                    self.learn(&status);
+                    if self.log != before {
+                        moved = Instant::now();
+                    }
+                }
                 Some(Answer::Opened(_)) => {}
                 None => return Err(broken("the curator ended the stream".into())),
             }

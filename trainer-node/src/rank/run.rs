@@ -26,6 +26,7 @@ use tracing::Instrument as _;
 
 use super::RankError;
 use super::data::{self, DataPlan, SampleOrder, Signals};
+use super::event_files::EventFiles;
 use super::fetch::Fetcher;
 use super::link::{self, Downlink, MEETING_TIMEOUT, Uplink};
 use super::plan::RankPlan;
@@ -172,8 +173,8 @@ async fn rank(args: RankArgs) -> Result<(), RankError> {
             "attempt",
             job = args.job,
             stage = args.stage,
-            generation = args.generation,
-            rank = args.rank,
+            generation = trace::number(args.generation),
+            rank = trace::number(args.rank),
             outcome = tracing::field::Empty
         );
         trace::set_parent(&attempt, plan.trace);
@@ -181,7 +182,7 @@ async fn rank(args: RankArgs) -> Result<(), RankError> {
         let links = Links { dialer, uplink: at_work, curators, outcomes };
         let work = work(&args, plan, links, ends, Arc::clone(&group));
         let outcome = work.instrument(attempt.clone()).await;
-        attempt.record("outcome", outcome_name(&outcome));
+        note_end(&attempt, &outcome);
         outcome
     };
     tokio::pin!(work);
@@ -211,7 +212,16 @@ async fn rank(args: RankArgs) -> Result<(), RankError> {
     outcome
 }
 
-/// How an attempt ended here, for its span.
+/// Notes in an attempt's span how it ended here.
+fn note_end(attempt: &tracing::Span, outcome: &Result<(), RankError>) {
+    let problem = match outcome {
+        Ok(()) | Err(RankError::Stopped(_) | RankError::Drained(_)) => None,
+        Err(error) => Some(error.to_string()),
+    };
+    trace::end(attempt, outcome_name(outcome), problem.as_deref());
+}
+
+/// How an attempt ended here.
 fn outcome_name(outcome: &Result<(), RankError>) -> &'static str {
     match outcome {
         Ok(()) => "succeeded",
@@ -313,6 +323,7 @@ async fn work(
     let (saves, requests) = mpsc::channel(1);
     let saver = Saver {
         job_id: plan.attempt.job_id.clone(),
+        events: EventFiles::of(&plan.object_store_url, &store),
         store,
         resolved_spec_json: plan.resolved_spec_json.clone(),
         global_batch: plan.stage.train.global_batch,

@@ -11,6 +11,7 @@ use crescendo_dataset::checkpoint::{
 use crescendo_dataset::digest::Content;
 use crescendo_model::training::snapshot::Reader;
 use crescendo_node::objects::upload::{Piece, UploadError, put, upload};
+use crescendo_node::objects::with_causes;
 use crescendo_node::telemetry::trace;
 use crescendo_proto::v1::{Checkpoint, RankCheckpointOutcome};
 use futures::TryStreamExt as _;
@@ -22,8 +23,8 @@ use tracing::Instrument as _;
 
 use super::RankError;
 use super::copy_out;
+use super::event_files::{EventFiles, EventFilesError};
 use super::link::Uplink;
-use super::tfevents;
 use super::train_state::{TrainState, deletable, to_wire};
 
 /// Limit of writing the file for TensorBoard.
@@ -49,6 +50,8 @@ pub struct Saver {
     pub job_id: String,
     pub store: Arc<dyn ObjectStore>,
     pub resolved_spec_json: Vec<u8>,
+    /// Where TensorBoard looks.
+    pub events: EventFiles,
     /// Samples of one step, for the speed that TensorBoard shows.
     pub global_batch: u32,
     pub uplink: Uplink,
@@ -62,8 +65,16 @@ impl Saver {
     pub async fn run(mut self, mut requests: mpsc::Receiver<SaveRequest>) {
         while let Some(request) = requests.recv().await {
             let (step, last) = (request.state.step, request.last);
-            let span = tracing::info_span!(target: trace::TARGET, "checkpoint", step, last);
-            let (done, outcome) = self.save(request).instrument(span).await;
+            let outcome = tracing::field::Empty;
+            let span = tracing::info_span!(
+                target: trace::TARGET, "checkpoint", step = trace::number(step), last, outcome
+            );
+            let (done, outcome) = self.save(request).instrument(span.clone()).await;
+            match &outcome {
+                Ok(()) => trace::end(&span, "registered", None),
+                Err(error) => trace::end(&span, "failed", Some(&error.to_string())),
+            }
+            drop(span);
             if let Err(error) = &outcome {
                 tracing::warn!(step, last, %error, "checkpoint is not saved");
             }
@@ -136,7 +147,9 @@ impl Saver {
         let events = self.write_events(&checkpoint, history);
         match tokio::time::timeout(EVENTS_TIMEOUT, events).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(step, %error, "TensorBoard's file is not written"),
+            Ok(Err(error)) => {
+                tracing::warn!(step, error = with_causes(&error), "TensorBoard's file is not written");
+            }
             Err(_) => tracing::warn!(step, "TensorBoard's file is not written in time"),
         }
         for old in deletable(&outcome.expired, &checkpoint) {
@@ -147,25 +160,10 @@ impl Saver {
         Ok(())
     }
 
-    /// One try: the next checkpoint's file has what is missing.
-    async fn write_events(&self, checkpoint: &Checkpoint, history: Bytes) -> Result<(), RankError> {
+    /// One try: what is missing then comes with the next checkpoint.
+    async fn write_events(&self, checkpoint: &Checkpoint, history: Bytes) -> Result<(), EventFilesError> {
         let folder = object_keys::events(&checkpoint.job_id, &checkpoint.stage);
-        let folder = object_store::path::Path::parse(folder).map_err(RankError::permanent)?;
-        let listing = self.store.list(Some(&folder)).try_collect();
-        let there: Vec<object_store::ObjectMeta> = listing.await.map_err(RankError::retryable)?;
-        let names = there.iter().filter_map(|object| object.location.filename());
-        let (after, lost) = tfevents::beside(names, checkpoint.step);
-        for name in lost {
-            self.store.delete(&folder.clone().join(name)).await.map_err(RankError::retryable)?;
-        }
-        let global_batch = self.global_batch;
-        let making = tokio::task::spawn_blocking(move || tfevents::of_history(&history, global_batch, after));
-        let events = making.await.map_err(RankError::retryable)?;
-        if !events.is_empty() {
-            let location = folder.join(tfevents::name(checkpoint.step));
-            self.store.put(&location, events.into()).await.map_err(RankError::retryable)?;
-        }
-        Ok(())
+        self.events.write(&folder, checkpoint.step, history, self.global_batch).await
     }
 
     async fn delete(&self, path: &str) -> object_store::Result<()> {

@@ -1,9 +1,6 @@
-//! The history of a stage as event files of TensorBoard, `jobs/<job>/<stage>/tensorboard/events.out.tfevents.<step>.crescendo`.
-//!
-//! Once a checkpoint is registered its steps since the file before become a file of their own, named by its last step. A history
-//! has every step once, whatever was done again after a failure, so the files have too. One file that grows would do for a
-//! reader that reads it anew; TensorBoard's data server keeps a file open, and does not see that another has taken its
-//! name, which is how an object store replaces one.
+//! The history of a stage as event files of TensorBoard, `jobs/<job>/<stage>/tensorboard/events.out.tfevents.<number>.crescendo`.
+//! A history has every step once, whatever was done again after a failure, so the files have too; how they grow is the matter of
+//! `event_files`.
 //!
 //! The format: records of (length, checksum of the length, an `Event` in protobuf, its checksum), all little-endian. The
 //! checksums are CRC-32C, masked: a file that holds checksums of itself would otherwise be its own check.
@@ -12,8 +9,8 @@ use prost::Message as _;
 
 use super::history::StepRecord;
 
-/// A file's name has its last step between these, of as many digits as keep names in order. TensorBoard takes every file with
-/// `tfevents` in its name.
+/// A file's name has its number between these, of as many digits as keep names in order: readers take files by their names, and
+/// do not look back. TensorBoard takes every file with `tfevents` in its name.
 const NAME: (&str, &str) = ("events.out.tfevents.", ".crescendo");
 /// Version of the format, the first record of every file.
 const VERSION: &str = "brain.Event:2";
@@ -46,28 +43,42 @@ struct Value {
     simple_value: Option<f32>,
 }
 
-/// Name of the file whose last step is this.
-pub fn name(step: u64) -> String {
-    format!("{}{step:010}{}", NAME.0, NAME.1)
+/// Name of a stage's file of this number, which is larger than that of all before it; with the last step in it, where a file has
+/// one that stays its last.
+pub fn name(number: u64, last_step: Option<u64>) -> String {
+    let step = last_step.map(|step| format!("-{step}")).unwrap_or_default();
+    format!("{}{number:010}{step}{}", NAME.0, NAME.1)
 }
 
-/// The last step of a file of this name.
-fn last_step(name: &str) -> Option<u64> {
-    name.strip_prefix(NAME.0)?.strip_suffix(NAME.1)?.parse().ok()
+/// The number and the last step of a file of this name. Without a step the number was the step, once.
+pub fn of_name(name: &str) -> Option<(u64, u64)> {
+    let middle = name.strip_prefix(NAME.0)?.strip_suffix(NAME.1)?;
+    let (number, step) = middle.split_once('-').unwrap_or((middle, middle));
+    Some((number.parse().ok()?, step.parse().ok()?))
 }
 
-/// What is to become of a stage's files when a checkpoint of `step` is registered: the step after which its own begins, and those
-/// that are of steps which a damaged checkpoint has lost.
-pub fn beside<'n>(names: impl Iterator<Item = &'n str>, step: u64) -> (u64, Vec<String>) {
-    let (mut after, mut lost) = (0, Vec::new());
-    for (name, last) in names.filter_map(|name| Some((name, last_step(name)?))) {
+/// What is to become of a stage's files, one a checkpoint, when one more is registered.
+#[derive(Debug, PartialEq, Eq)]
+pub struct NextFile {
+    /// The steps after this one go into it.
+    pub after: u64,
+    pub number: u64,
+    /// Files of steps which a damaged checkpoint has lost.
+    pub lost: Vec<String>,
+}
+
+/// The next file beside those of these names, when the checkpoint of `step` is registered.
+pub fn next_file<'n>(names: impl Iterator<Item = &'n str>, step: u64) -> NextFile {
+    let mut next = NextFile { after: 0, number: 1, lost: Vec::new() };
+    for (name, (number, last)) in names.filter_map(|name| Some((name, of_name(name)?))) {
+        next.number = next.number.max(number.saturating_add(1));
         if last < step {
-            after = after.max(last);
-        } else if last > step {
-            lost.push(name.to_owned());
+            next.after = next.after.max(last);
+        } else {
+            next.lost.push(name.to_owned());
         }
     }
-    (after, lost)
+    next
 }
 
 /// The file of a history's steps after one, one JSON record a line. Lines that cannot be read are left out: the history itself
@@ -231,24 +242,27 @@ mod tests {
         let steps = |file: &[u8]| events(file)[1..].iter().map(|event| event.step).collect::<Vec<_>>();
         let begun = of_history(&history(2), 8, 0);
         assert_eq!(steps(&begun), [1, 2]);
-        let names = [name(2), "events.out.tfevents.x.crescendo".to_owned(), "notes".to_owned()];
-        let (after, lost) = beside(names.iter().map(String::as_str), 5);
-        assert_eq!((after, lost), (2, vec![]));
-        let more = of_history(&history(5), 8, after);
+        let names = [name(1, Some(2)), "events.out.tfevents.x.crescendo".to_owned(), "notes".to_owned()];
+        let next = next_file(names.iter().map(String::as_str), 5);
+        assert_eq!(next, NextFile { after: 2, number: 2, lost: vec![] });
+        let more = of_history(&history(5), 8, next.after);
         assert_eq!((events(&more)[0].file_version.as_deref(), steps(&more)), (Some(VERSION), vec![3, 4, 5]));
         assert_eq!(of_history(b"", 8, 0), Vec::<u8>::new());
         assert_eq!(of_history(b"{}\n\xff\n", 8, 0), Vec::<u8>::new());
+        assert_eq!(next_file(std::iter::empty(), 7), NextFile { after: 0, number: 1, lost: vec![] });
     }
 
     #[test]
-    fn a_file_written_again_takes_its_own_place_and_lost_steps_go() {
-        let names = [name(10), name(20), name(30)];
-        let (after, lost) = beside(names.iter().map(String::as_str), 20);
-        assert_eq!((after, lost), (10, vec![name(30)]));
-        assert!(
-            name(9) < name(10) && name(99_999) < name(100_000),
-            "readers take them in the order of names"
-        );
+    fn lost_steps_go_and_what_takes_their_place_has_a_later_name() {
+        // Names of steps alone are of versions before.
+        let names = ["events.out.tfevents.0000000010.crescendo", &name(11, Some(20)), &name(12, Some(30))];
+        for step in [20, 15] {
+            let next = next_file(names.into_iter(), step);
+            let lost = names[1..].iter().map(|name| (*name).to_owned()).collect();
+            assert_eq!(next, NextFile { after: 10, number: 13, lost });
+            assert!(name(next.number, Some(step)).as_str() > names[2]);
+        }
+        assert!(name(9, Some(90)) < name(10, Some(5)) && name(99_999, None) < name(100_000, None));
     }
 
     #[test]

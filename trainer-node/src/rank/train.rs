@@ -167,8 +167,9 @@ impl Loop {
     /// Trains step `step` (from 0).
     fn step(&mut self, step: u64) -> Result<(), RankError> {
         let began = Instant::now();
-        let _span = is_traced(step)
-            .then(|| tracing::info_span!(target: trace::TARGET, "step", step = step + 1).entered());
+        let _span = is_traced(step).then(|| {
+            tracing::info_span!(target: trace::TARGET, "step", step = trace::number(step + 1)).entered()
+        });
         self.check_stop()?;
         let (StepInput { noted, micros, .. }, waited) = self.await_input(step)?;
         // The rest of that time is mostly for ranks that are behind, as at the end of the backward pass.

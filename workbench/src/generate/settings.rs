@@ -124,6 +124,7 @@ fn parse_size(text: &str) -> Result<(u32, u32), String> {
 pub struct Settings<'a> {
     pub prompt: &'a str,
     pub references: &'a [PathBuf],
+    pub orientation: Orientation,
     pub preset: Preset,
     pub weights: &'a Path,
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -307,6 +307,7 @@ pub(super) fn loosen(job: &Job, index: usize, stage: &Stage) -> Option<String> {
             | Rejection::BadPath
             | Rejection::MalformedRecord
             | Rejection::UnreadableImage
+            | Rejection::BadSize
             | Rejection::BadCaption
             | Rejection::DuplicateRecord,
         ) => "look at the imported files: paths, pictures or labels are not as they should be".to_owned(),

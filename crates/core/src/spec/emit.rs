@@ -101,6 +101,7 @@ fn write_source(out: &mut Writer, source: &DataSource) {
             score_disagreement,
             score_invalid,
             directions,
+            orientation,
             resolution,
         }) => {
             out.line(4, "source", "import");
@@ -110,6 +111,7 @@ fn write_source(out: &mut Writer, source: &DataSource) {
             out.field("scoreDisagreement", word(score_disagreement));
             out.field("scoreInvalid", word(score_invalid));
             out.field("directions", word(directions));
+            out.field("orientation", word(orientation));
             out.field("resolution", resolution);
         }
         DataSource::Generate(GenerateSpec {

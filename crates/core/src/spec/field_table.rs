@@ -346,9 +346,9 @@ pub const FIELDS: &[Field] = &[
         IMPORT,
         field(
             "spec.stages[].data.format",
-            Kind::Word(&["uno1m", "webdataset"]),
+            Kind::Word(&["uno1m", "uno-train", "webdataset"]),
             Default::Word("uno1m"),
-            "`uno1m`: the layout of UNO-1M, one reference a pair; `webdataset`: tars as Crescendo writes them.",
+            "`uno1m`: the layout of UNO-1M, one reference a pair; `uno-train`: records as UNO's own training reads them (`prompt`, `image_paths`, `image_tgt_path`); `webdataset`: tars with `KEY.target.png`, `KEY.ref0.png` and `KEY.json`, whoever packed them.",
         ),
     ),
     with(
@@ -385,6 +385,15 @@ pub const FIELDS: &[Field] = &[
             Kind::Word(&["forward", "both"]),
             Default::Word("forward"),
             "UNO-1M: `forward` takes the first picture as reference and the second as target (released code); `both` also the reverse, with the first picture's caption: two candidates a record.",
+        ),
+    ),
+    with(
+        IMPORT,
+        field(
+            "spec.stages[].data.orientation",
+            Kind::Word(&["upright", "as-stored"]),
+            Default::Word("upright"),
+            "A photograph whose EXIF data say how the camera was held is turned upright, or taken as its pixels lie (the published code).",
         ),
     ),
     with(

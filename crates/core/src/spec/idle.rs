@@ -19,6 +19,10 @@ pub(super) fn of_data(data: &DataSpec) -> Vec<Idle> {
             &["minScore", "scoreDisagreement", "scoreInvalid", "directions", "unitSize"],
             "has no effect with `format: webdataset`: every pair of a tar is taken as it is, and a unit is a tar",
         ),
+        DataSource::Import(ImportSpec { format: ImportFormat::UnoTrain, .. }) => all(
+            &["minScore", "scoreDisagreement", "scoreInvalid", "directions"],
+            "has no effect with `format: uno-train`: its records have no scores, and say which picture is the target",
+        ),
         DataSource::Generate(GenerateSpec { subjects: None, .. }) => all(
             &["holdOut", "holdOutOneIn"],
             "has no effect without `subjects`, the library that it speaks of",

@@ -328,6 +328,7 @@ fn import(reader: &mut Reader, section: Section<'_>, path: &Path, size: u32) -> 
         path: reader.text(section, &path.field("path")).unwrap_or_default(),
         format: match reader.word(section, &path.field("format")) {
             Some("webdataset") => ImportFormat::Webdataset,
+            Some("uno-train") => ImportFormat::UnoTrain,
             _ => ImportFormat::Uno1m,
         },
         min_score: number(reader, section, &path.field("minScore"), "spec.stages[].data.minScore"),
@@ -343,6 +344,10 @@ fn import(reader: &mut Reader, section: Section<'_>, path: &Path, size: u32) -> 
         directions: match reader.word(section, &path.field("directions")) {
             Some("both") => Directions::Both,
             _ => Directions::Forward,
+        },
+        orientation: match reader.word(section, &path.field("orientation")) {
+            Some("as-stored") => Orientation::AsStored,
+            _ => Orientation::Upright,
         },
         resolution: whole_or(reader, section, &path.field("resolution"), size),
     }

@@ -422,6 +422,9 @@ pub struct ImportSpec {
     /// UNO-1M: which of the two pictures may be the target.
     #[serde(default)]
     pub directions: Directions,
+    /// How photographs lie. Specs that were stored before there was a choice take them as stored.
+    #[serde(default = "Orientation::before")]
+    pub orientation: Orientation,
     /// Target resolution in pixels: pictures go to the nearest aspect bucket at this size.
     pub resolution: u32,
 }
@@ -466,8 +469,28 @@ pub enum Directions {
 pub enum ImportFormat {
     /// `labels/splitN.json` or one total label file, with `images/`.
     Uno1m,
-    /// WebDataset tars as this system writes them.
+    /// The records that UNO's own training reads: `prompt`, `image_paths`, `image_tgt_path`.
+    UnoTrain,
+    /// WebDataset tars, whoever packed them.
     Webdataset,
+}
+
+/// Which way up a picture is taken that says beside its pixels (EXIF) how the camera was held.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Orientation {
+    /// Turned, so that up is up.
+    #[default]
+    Upright,
+    /// As its pixels lie in the file: the published code.
+    AsStored,
+}
+
+impl Orientation {
+    /// What there was before there was a choice.
+    fn before() -> Orientation {
+        Orientation::AsStored
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

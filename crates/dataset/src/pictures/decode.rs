@@ -11,9 +11,10 @@ use std::io::{Cursor, Read as _};
 use std::num::NonZeroU64;
 use std::path::Path;
 
+use crescendo_core::spec::Orientation;
 use image::codecs::jpeg::JpegDecoder;
 use image::codecs::webp::WebPDecoder;
-use image::metadata::Orientation;
+use image::metadata::Orientation as Noted;
 use image::{DynamicImage, ImageDecoder, ImageReader, Limits};
 
 use super::{Channels, MAX_FILE_BYTES, MAX_PIXELS, Picture, PictureError, Result};
@@ -28,28 +29,31 @@ type Decoded<T> = std::result::Result<T, String>;
 impl Picture {
     /// Reads and decodes a PNG, JPEG, WebP or GIF file. Its format is told by its first bytes, not by its name.
     pub fn open(path: &Path) -> Result<Self> {
-        let io = |source| PictureError::Io { path: path.to_owned(), source };
-        let file = std::fs::File::open(path).map_err(io)?;
-        let mut bytes = Vec::new();
-        // One byte more than allowed tells a file of exactly that size from a larger one.
-        file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(io)?;
-        Self::decode(&path.display().to_string(), &bytes)
+        Self::decode(&path.display().to_string(), &read(path)?)
     }
 
-    /// [`Picture::open`], turned as a camera noted beside the pixels (EXIF). The published code leaves a photograph taken upright on
-    /// its side, as its file has it; one that was turned has three channels here.
-    pub fn open_upright(path: &Path) -> Result<Self> {
-        let picture = Self::open(path)?;
-        let orientation = ImageReader::open(path)
-            .and_then(ImageReader::with_guessed_format)
-            .ok()
-            .and_then(|reader| reader.into_decoder().ok()?.orientation().ok())
-            .unwrap_or(Orientation::NoTransforms);
-        if orientation == Orientation::NoTransforms {
+    /// [`Picture::open`], turned as `orientation` says.
+    pub fn open_as(path: &Path, orientation: Orientation) -> Result<Self> {
+        Self::decode_as(&path.display().to_string(), &read(path)?, orientation)
+    }
+
+    /// [`Picture::decode`], upright as a camera noted beside the pixels (EXIF) unless it is wanted as stored. The published code
+    /// leaves a photograph taken upright on its side, as its file has it; one that was turned has three channels here.
+    pub fn decode_as(name: &str, bytes: &[u8], orientation: Orientation) -> Result<Self> {
+        let picture = Self::decode(name, bytes)?;
+        let noted = match orientation {
+            Orientation::AsStored => Noted::NoTransforms,
+            Orientation::Upright => ImageReader::new(Cursor::new(bytes))
+                .with_guessed_format()
+                .ok()
+                .and_then(|reader| reader.into_decoder().ok()?.orientation().ok())
+                .unwrap_or(Noted::NoTransforms),
+        };
+        if noted == Noted::NoTransforms {
             return Ok(picture);
         }
         let mut turned = DynamicImage::ImageRgb8(picture.into_rgb());
-        turned.apply_orientation(orientation);
+        turned.apply_orientation(noted);
         Ok(Self::from(turned.into_rgb8()))
     }
 
@@ -68,6 +72,16 @@ impl Picture {
         };
         decoded.map_err(|reason| PictureError::Picture { name: name.to_owned(), reason })
     }
+}
+
+/// The bytes of a file, as far as one may be large.
+fn read(path: &Path) -> Result<Vec<u8>> {
+    let io = |source| PictureError::Io { path: path.to_owned(), source };
+    let file = std::fs::File::open(path).map_err(io)?;
+    let mut bytes = Vec::new();
+    // One byte more than allowed tells a file of exactly that size from a larger one.
+    file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(io)?;
+    Ok(bytes)
 }
 
 /// Refuses a size before anything of that size is allocated.
@@ -374,10 +388,13 @@ mod tests {
         for (orientation, size) in [(1, (24, 16)), (6, (16, 24)), (3, (24, 16))] {
             std::fs::write(&path, jpeg_held(&image::RgbImage::new(24, 16), orientation)).expect("write");
             assert_eq!(Picture::open(&path).expect("decodes").size(), (24, 16));
-            assert_eq!(Picture::open_upright(&path).expect("decodes").size(), size, "{orientation}");
+            let upright = Picture::open_as(&path, Orientation::Upright).expect("decodes");
+            assert_eq!(upright.size(), size, "{orientation}");
+            let stored = Picture::open_as(&path, Orientation::AsStored).expect("decodes");
+            assert_eq!(stored.size(), (24, 16), "{orientation}");
         }
         std::fs::write(&path, GIF).expect("write");
-        let (upright, as_it_is) = (Picture::open_upright(&path), Picture::open(&path));
+        let (upright, as_it_is) = (Picture::open_as(&path, Orientation::Upright), Picture::open(&path));
         assert_eq!(upright.expect("decodes"), as_it_is.expect("decodes"), "nothing is noted beside it");
     }
 

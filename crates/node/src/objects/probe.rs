@@ -22,6 +22,12 @@ pub enum ProbeError {
     Ignored,
     #[error("the object store does not know conditional writes: {0}")]
     Unknown(String),
+    /// Servers list such a bucket with gaps: some leave out what lies below an object's key, others end their list there.
+    #[error(
+        "the object store's prefix lies below an object: {key} is a key of the bucket, and cannot be a folder too; name another \
+         prefix, or remove that object"
+    )]
+    PrefixIsObject { key: String },
     #[error("the object store cannot be used: {0}")]
     Access(String),
 }
@@ -40,6 +46,20 @@ pub async fn check_conditional_create(store: &dyn ObjectStore) -> Result<(), Pro
         Ok(outcome) => outcome,
         Err(_) => Err(ProbeError::Access(format!("no answer within {DEADLINE:?}"))),
     }
+}
+
+/// Whether `prefix`, or a folder that it lies in, is the key of an object. A user who may not ask is taken to be right.
+pub async fn check_prefix(whole: &dyn ObjectStore, prefix: &str) -> Result<(), ProbeError> {
+    let ends = prefix.match_indices('/').map(|(at, _)| at).chain(std::iter::once(prefix.len()));
+    for folder in ends.filter_map(|end| prefix.get(..end)).filter(|folder| !folder.is_empty()) {
+        let asked = tokio::time::timeout(DEADLINE, whole.head(&Path::from(folder))).await;
+        match asked.map_err(|_| ProbeError::Access(format!("no answer within {DEADLINE:?}")))? {
+            Ok(_) => return Err(ProbeError::PrefixIsObject { key: folder.to_owned() }),
+            Err(Error::NotFound { .. } | Error::PermissionDenied { .. } | Error::Unauthenticated { .. }) => {}
+            Err(error) => return Err(failure(error)),
+        }
+    }
+    Ok(())
 }
 
 async fn check(store: &dyn ObjectStore, location: &Path) -> Result<(), ProbeError> {

@@ -25,6 +25,7 @@ use object_store::client::ReqwestConnector;
 use object_store::{BackoffConfig, Certificate, ClientOptions, RetryConfig};
 
 use super::ObjectsError;
+use super::conflict::ConflictsPass;
 use super::credentials::SharedFile;
 use super::redacted_http::Discreet;
 
@@ -173,7 +174,7 @@ impl Settings {
         self.builder
             .with_bucket_name(bucket)
             .with_client_options(self.options)
-            .with_http_connector(Discreet::new(ReqwestConnector::default()))
+            .with_http_connector(Discreet::new(ConflictsPass::new(ReqwestConnector::default())))
             .build()
     }
 }

@@ -19,11 +19,13 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
 use tonic::server::NamedService;
+use tonic_reflection::server::{v1, v1alpha};
 
 use super::args::ServerArgs;
 use super::listen::{self, ListenError};
 use super::ports;
 use super::supervise::{Drain, Ended, Supervisor, Tasks};
+use crate::telemetry;
 use crate::telemetry::log_shipping::LogBuffer;
 use crate::telemetry::logging::{self, LoggingError};
 use crate::telemetry::metrics;
@@ -81,6 +83,7 @@ impl Process {
         let registry = Registry::new();
         let (tasks, supervisor) = Tasks::new();
         traces.register(&registry)?;
+        telemetry::process::register(&registry)?;
         tasks.spawn(traces.export(tasks.stop_token()));
         let tls_metrics = TlsMetrics::register(&registry)?;
         let security = Security::start(&args.security, &tls_metrics, &tasks).await?;
@@ -144,6 +147,22 @@ pub enum ServeError {
     Transport(#[from] tonic::transport::Error),
 }
 
+/// Reflection under both of its names: grpcurl up to 1.8.7, as Debian and PyPI have it, asks for v1alpha.
+pub fn reflection() -> Result<
+    (
+        v1::ServerReflectionServer<impl v1::ServerReflection>,
+        v1alpha::ServerReflectionServer<impl v1alpha::ServerReflection>,
+    ),
+    tonic_reflection::server::Error,
+> {
+    let built = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(crescendo_proto::DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    Ok((built().build_v1()?, built().build_v1alpha()?))
+}
+
 /// Serves what a node has for other nodes, with health and reflection, until `stop`.
 pub async fn serve_nodes<S>(
     service: S,
@@ -158,10 +177,7 @@ where
 {
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_service_status(S::NAME, tonic_health::ServingStatus::Serving).await;
-    let reflection = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(crescendo_proto::DESCRIPTORS)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        .build_v1()?;
+    let (reflection, reflection_v1alpha) = reflection()?;
     tonic::transport::Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
@@ -169,6 +185,7 @@ where
         .add_service(service)
         .add_service(health_service)
         .add_service(reflection)
+        .add_service(reflection_v1alpha)
         .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
         .await?;
     Ok(())

@@ -35,13 +35,14 @@ async fn scrape(State(registry): State<Registry>) -> Response {
 #[cfg(test)]
 mod tests {
     use crate::telemetry::metrics_registry::check_document;
-    use crate::telemetry::trace;
+    use crate::telemetry::{process, trace};
     use crate::tls;
 
     #[test]
     fn the_document_has_what_every_process_measures() {
         let docs = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs");
-        let all = [tls::CONNECTIONS_CATALOGUE, tls::FILES_CATALOGUE, trace::CATALOGUE].concat();
+        let all =
+            [tls::CONNECTIONS_CATALOGUE, tls::FILES_CATALOGUE, trace::CATALOGUE, process::CATALOGUE].concat();
         check_document(&docs, "every process", &all).unwrap();
     }
 }

@@ -16,9 +16,10 @@ use std::num::{NonZeroU64, NonZeroU128};
 use std::sync::Arc;
 
 use clap::Args;
+use crescendo_core::secret::redact;
 use crescendo_core::trace::TraceParent;
-use opentelemetry::trace::TracerProvider as _;
 use opentelemetry::trace::{SpanContext, SpanId, TraceContextExt as _, TraceFlags, TraceId, TraceState};
+use opentelemetry::trace::{Status, TracerProvider as _};
 use opentelemetry::{Context, KeyValue};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider, SpanData};
@@ -179,6 +180,21 @@ pub fn set_parent(span: &Span, parent: Option<TraceParent>) {
         // Fails where no traces are made, which is as well.
         let _ = span.set_parent(Context::new().with_remote_span_context(context));
     }
+}
+
+/// A number as a span's attribute has it: collectors cannot count with what is sent as text, as unsigned numbers are.
+pub fn number(value: impl TryInto<i64>) -> i64 {
+    value.try_into().unwrap_or(i64::MAX)
+}
+
+/// Notes how what `span` is of has ended, one word, and what went wrong if something did. The span must have been made with an
+/// empty field `outcome`.
+pub fn end(span: &Span, outcome: &'static str, problem: Option<&str>) {
+    span.record("outcome", outcome);
+    span.set_status(match problem {
+        None => Status::Ok,
+        Some(problem) => Status::error(redact(problem).into_owned()),
+    });
 }
 
 /// What others are told to be parts of, if `span` is part of a trace.

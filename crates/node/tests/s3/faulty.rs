@@ -22,6 +22,8 @@ pub enum Fault {
     KnowsNoConditions,
     /// Answers so many requests with 503.
     FailsAtFirst(usize),
+    /// Answers so many conditional writes of each key with 409: two writers met, and nothing was stored.
+    Conflicts(usize),
     /// Refuses everything, with an answer that says too much.
     Refuses,
 }
@@ -31,6 +33,7 @@ struct Server {
     fault: Fault,
     requests: AtomicUsize,
     objects: Mutex<HashMap<String, Bytes>>,
+    conflicts: Mutex<HashMap<String, usize>>,
 }
 
 pub struct FaultyS3 {
@@ -43,7 +46,12 @@ impl FaultyS3 {
     pub async fn start(fault: Fault) -> Self {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("bind");
         let address = listener.local_addr().expect("bound").to_string();
-        let server = Server { fault, requests: AtomicUsize::new(0), objects: Mutex::default() };
+        let server = Server {
+            fault,
+            requests: AtomicUsize::new(0),
+            objects: Mutex::default(),
+            conflicts: Mutex::default(),
+        };
         let app = Router::new().fallback(answer).with_state(Arc::new(server));
         let mut serving = JoinSet::new();
         serving.spawn(async move { axum::serve(listener, app).await.expect("serve") });
@@ -88,12 +96,32 @@ async fn answer(
             let text = "<Error><Code>NotImplemented</Code><Message>no such header</Message></Error>";
             return (StatusCode::NOT_IMPLEMENTED, text).into_response();
         }
-        Fault::IgnoresConditions | Fault::KnowsNoConditions | Fault::FailsAtFirst(_) => {}
+        Fault::Conflicts(count) if conditional => {
+            let mut conflicts = server.conflicts.lock().expect("unpoisoned");
+            let so_far = conflicts.entry(uri.path().to_owned()).or_default();
+            *so_far += 1;
+            if *so_far <= count {
+                let text = "<Error><Code>ConditionalRequestConflict</Code><Message>two writers met</Message></Error>";
+                return (StatusCode::CONFLICT, text).into_response();
+            }
+        }
+        Fault::IgnoresConditions
+        | Fault::KnowsNoConditions
+        | Fault::FailsAtFirst(_)
+        | Fault::Conflicts(_) => {}
     }
     let mut objects = server.objects.lock().expect("unpoisoned");
     let path = uri.path().to_owned();
     let facts = [(header::ETAG, "\"1\""), (header::LAST_MODIFIED, "Tue, 03 Nov 2026 10:00:00 GMT")];
+    let exists = objects.contains_key(&path);
     match method {
+        Method::PUT if conditional && exists && matches!(server.fault, Fault::Conflicts(_)) => {
+            StatusCode::PRECONDITION_FAILED.into_response()
+        }
+        Method::DELETE => {
+            objects.remove(&path);
+            StatusCode::NO_CONTENT.into_response()
+        }
         Method::PUT => {
             objects.insert(path, body);
             (facts, "").into_response()

@@ -94,6 +94,50 @@ async fn hiccups_are_waited_out() {
     assert_eq!(store.get(&"a".into()).await.expect("get").bytes().await.expect("read"), "content");
 }
 
+/// Two writers that met are told to try again; it is not known yet whether the key is there.
+#[tokio::test]
+async fn a_conflict_is_tried_again_and_never_taken_for_an_object() {
+    let create = async |store: &Arc<dyn ObjectStore>| {
+        let payload = PutPayload::from_static(b"paid for");
+        store.put_opts(&"jobs/j/once".into(), payload, PutMode::Create.into()).await
+    };
+    let server = FaultyS3::start(Fault::Conflicts(1)).await;
+    let store = open("s3://bucket/x", &server.environment());
+    check_conditional_create(&store).await.expect("a probe that meets a conflict");
+    create(&store).await.expect("made at the second try");
+    assert_eq!(store.get(&"jobs/j/once".into()).await.expect("get").bytes().await.expect("read"), "paid for");
+    assert!(matches!(create(&store).await, Err(Error::AlreadyExists { .. })), "it is there now");
+
+    let server = FaultyS3::start(Fault::Conflicts(usize::MAX)).await;
+    let store = open("s3://bucket/x", &server.environment());
+    let error = create(&store).await.expect_err("it never ends");
+    assert!(!matches!(error, Error::AlreadyExists { .. }), "{error:?}");
+    assert!(with_causes(&error).contains("ConditionalRequestConflict"), "{}", with_causes(&error));
+}
+
+#[tokio::test]
+async fn a_prefix_that_is_an_object_is_refused() {
+    let Some(server) = S3Server::start_or_skip().await else { return };
+    let environment = server.environment();
+    let found =
+        |name: &str| environment.iter().find(|(known, _)| known == name).map(|(_, value)| value.clone());
+    let whole = open(&server.url(""), &environment);
+    whole.put(&"team/notes".into(), "an object".into()).await.expect("put");
+    for (prefix, says) in
+        [("team/notes", Some("team/notes")), ("team/notes/a", Some("team/notes")), ("team/b", None)]
+    {
+        let url = server.url(prefix);
+        let verified = objects::verify_with(&url, &open(&url, &environment), &found).await;
+        match (verified, says) {
+            (Err(error @ ProbeError::PrefixIsObject { .. }), Some(key)) => {
+                assert!(error.to_string().contains(key) && !error.is_retryable(), "{error}");
+            }
+            (Ok(()), None) => {}
+            (other, _) => panic!("{prefix}: {other:?}"),
+        }
+    }
+}
+
 #[tokio::test]
 async fn errors_say_what_is_wrong_and_no_secret() {
     let server = FaultyS3::start(Fault::Refuses).await;

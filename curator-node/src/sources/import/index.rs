@@ -5,6 +5,7 @@
 
 use super::ImportError;
 use super::records::{Record, Records, RecordsError};
+use super::uno_train::TrainRecord;
 use crescendo_dataset::stable_hash;
 use serde::Deserialize;
 use std::borrow::Cow;
@@ -150,8 +151,13 @@ impl LabelIndex {
 
 /// The identity of a record; none if it has not even paths.
 fn id(record: &[u8]) -> Option<u64> {
-    let Pictures { img_path1, img_path2 } = serde_json::from_slice(record).ok()?;
-    Some(stable_hash(&format!("{img_path1}\n{img_path2}")))
+    if let Ok(Pictures { img_path1, img_path2 }) = serde_json::from_slice(record) {
+        return Some(stable_hash(&format!("{img_path1}\n{img_path2}")));
+    }
+    // The published loader trains with each prompt of the same pictures.
+    let TrainRecord { prompt, image_paths, image_tgt_path } = serde_json::from_slice(record).ok()?;
+    let pictures = image_paths.as_slice().join("\n");
+    Some(stable_hash(&format!("{image_tgt_path}\n{pictures}\n\n{prompt}")))
 }
 
 /// A walk through records.

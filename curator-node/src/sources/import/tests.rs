@@ -2,7 +2,9 @@
 
 use super::*;
 use crescendo_core::rejection::Rejection;
-use crescendo_core::spec::{Directions, ImportFormat, ImportSpec, ScoreDisagreement, ScoreInvalid};
+use crescendo_core::spec::{
+    Directions, ImportFormat, ImportSpec, Orientation, ScoreDisagreement, ScoreInvalid,
+};
 use crescendo_dataset::pair::Pair;
 use crescendo_dataset::shard::ShardWriter;
 use image::{Rgb, RgbImage};
@@ -69,12 +71,13 @@ fn spec(directions: Directions) -> ImportSpec {
         score_disagreement: ScoreDisagreement::Recompute,
         score_invalid: ScoreInvalid::Reject,
         directions,
+        orientation: Orientation::Upright,
         resolution: 64,
     }
 }
 
 fn open(folder: &tempfile::TempDir) -> Uno1m {
-    Uno1m::open(folder.path(), &spec(Directions::Forward)).expect("open")
+    Uno1m::open(folder.path(), &spec(Directions::Forward), 1).expect("open")
 }
 
 fn outcomes(source: &mut Uno1m, unit: u64, unit_size: u32) -> (Vec<String>, bool) {
@@ -147,7 +150,7 @@ fn a_torn_label_file_is_an_error_that_names_it() {
     assert_eq!(outcomes(&mut source, after, 1).0, ["too_small"]);
     assert_eq!(outcomes(&mut source, after + 1, 1), (vec!["thing 10 on a table".to_owned()], true));
     assert!(matches!(
-        Uno1m::open(&folder.path().join("images"), &spec(Directions::Forward)),
+        Uno1m::open(&folder.path().join("images"), &spec(Directions::Forward), 1),
         Err(ImportError::Nothing { .. })
     ));
 }
@@ -155,7 +158,7 @@ fn a_torn_label_file_is_an_error_that_names_it() {
 #[test]
 fn both_directions_are_two_candidates_of_a_record() {
     let folder = data_set();
-    let mut source = Uno1m::open(folder.path(), &spec(Directions::Both)).expect("open");
+    let mut source = Uno1m::open(folder.path(), &spec(Directions::Both), 1).expect("open");
     let (all, exhausted) = outcomes(&mut source, 0, 100);
     assert!(exhausted && all.len() == 22);
     assert_eq!(all[..2], ["thing 0 on a table", "a thing"]);
@@ -254,7 +257,7 @@ fn shards_are_imported_tar_by_tar() {
         }
         std::fs::write(folder.path().join(tar), writer.finish().expect("close").bytes).expect("write a tar");
     }
-    let source = Webdataset::open(folder.path(), 2).expect("open");
+    let source = Webdataset::open(folder.path(), 2, 4, Orientation::Upright).expect("open");
     let first = source.unit(0).expect("read");
     assert_eq!(first.candidates[0].as_ref().err(), Some(&Rejection::MissingFile));
     assert_eq!(first.candidates[1].as_ref().expect("two references").prompt, "a.tar 1");
@@ -262,4 +265,82 @@ fn shards_are_imported_tar_by_tar() {
     std::fs::write(folder.path().join("b.tar"), b"cut").expect("spoil");
     let error = source.unit(1).expect_err("it is spoilt").to_string();
     assert!(error.contains("b.tar"), "{error}");
+}
+
+/// What the published filter script makes of UNO-1M, beside the pictures.
+fn train_records() -> Vec<Value> {
+    (0..4)
+        .map(|n| {
+            json!({
+                "prompt": format!("thing {n} on a table"),
+                "image_tgt_path": format!("images/split1/thing_{n}_2.png"),
+                "image_paths": [format!("images/split1/thing_{n}_1.png"), "images/split1/thing_10_1.png"],
+                "left_unread": true,
+            })
+        })
+        .collect()
+}
+
+#[test]
+fn records_of_uno_s_own_training_are_read() {
+    let folder = data_set();
+    std::fs::remove_dir_all(folder.path().join("labels")).expect("remove the labels");
+    let mut records = train_records();
+    records[1].as_object_mut().expect("fields").remove("image_tgt_path");
+    records[2]["image_paths"] = json!("images/split1/thing_2_1.png");
+    records[3] = records[0].clone();
+    let file = folder.path().join("train.json");
+    std::fs::write(&file, json!(records).to_string()).expect("write labels");
+    let spec = ImportSpec { format: ImportFormat::UnoTrain, ..spec(Directions::Forward) };
+    // The file itself, or the folder that has no other.
+    for path in [file.as_path(), folder.path()] {
+        let mut source = Uno1m::open(path, &spec, 1).expect("open");
+        let (names, exhausted) = outcomes(&mut source, 0, 100);
+        let expected = ["thing 0 on a table", "malformed_record", "thing 2 on a table", "duplicate_record"];
+        assert_eq!((names.as_slice(), exhausted), (&expected.map(str::to_owned)[..], true));
+    }
+    let mut source = Uno1m::open(&file, &spec, 2).expect("open");
+    let imported = source.unit(0, 100, &AtomicBool::new(false)).expect("read");
+    let pair = imported.candidates[0].as_ref().expect("two references");
+    assert_eq!((pair.references.len(), pair.target.dimensions()), (2, (64, 64)));
+    assert_eq!(imported.candidates[2].as_ref().err(), Some(&Rejection::MissingFile), "it has one alone");
+    // With several files it cannot be told which is meant.
+    std::fs::write(folder.path().join("test.json"), "[]").expect("write");
+    assert!(matches!(Uno1m::open(folder.path(), &spec, 1), Err(ImportError::Nothing { .. })));
+}
+
+#[test]
+fn the_published_layout_may_hold_records_for_training() {
+    let folder = data_set();
+    std::fs::remove_dir_all(folder.path().join("labels")).expect("remove the labels");
+    let mut records = train_records();
+    records[1] = record(4, json!({}), json!(4.0));
+    records.truncate(2);
+    std::fs::write(folder.path().join("split1.json"), json!(records).to_string()).expect("write labels");
+    let expected = ["thing 0 on a table", "bad_caption", "thing 4 on a table", "a thing"].map(str::to_owned);
+    let mut both = Uno1m::open(folder.path(), &spec(Directions::Both), 1).expect("open");
+    assert_eq!(outcomes(&mut both, 0, 100).0, expected);
+    assert_eq!(outcomes(&mut open(&folder), 0, 100).0, ["thing 0 on a table", "thing 4 on a table"]);
+}
+
+#[test]
+fn sides_that_are_no_tokens_cost_their_pair() {
+    let folder = tempfile::tempdir().expect("make a folder");
+    let mut writer = ShardWriter::default();
+    for width in [32, 33] {
+        let pair = Pair {
+            target: RgbImage::new(32, 32),
+            references: vec![RgbImage::new(width, 32)],
+            prompt: format!("{width} pixels"),
+            reference_words: vec![],
+            scores: Default::default(),
+            provenance: Value::Null,
+        };
+        writer.push(&pair).expect("write a pair");
+    }
+    std::fs::write(folder.path().join("x.TAR"), writer.finish().expect("close").bytes).expect("write a tar");
+    let source = Webdataset::open(folder.path(), 1, 4, Orientation::Upright).expect("open");
+    let unit = source.unit(0).expect("read");
+    assert_eq!(unit.candidates[0].as_ref().expect("it fits").prompt, "32 pixels");
+    assert_eq!(unit.candidates[1].as_ref().err(), Some(&Rejection::BadSize));
 }

@@ -1,31 +1,31 @@
-//! UNO-1M as published: label files with one record a pair, pictures beside them.
+//! UNO-1M as published: label files with one record a pair, pictures beside them. Records of the layout that the published filter
+//! script makes of them for training are read too.
 //!
 //! The reference is `img_path1`, the target `img_path2` with its caption; the spec may want the reverse too. What a label
 //! file says is not trusted: neither its scores, nor its paths, nor its captions.
 
 use super::ImportError;
 use super::index::{Found, LabelIndex};
+use super::picture::{PictureRule, caption};
 use super::score::{ScoreRule, Scored, Scores, score};
+use super::uno_train::TrainRecord;
 use crate::candidates::CandidateBatch;
 use crate::candidates::Rejected;
 use crate::counts::Counts;
-use crate::images;
 use crescendo_core::rejection::Rejection;
-use crescendo_core::spec::{Directions, ImportSpec};
+use crescendo_core::spec::{Directions, ImportFormat, ImportSpec};
 use crescendo_dataset::pair::Pair;
-use crescendo_dataset::pictures::bucket::choose;
-use crescendo_model::pictures::bucket::stretched;
+use crescendo_dataset::whole_file;
 use image::RgbImage;
 use serde::Deserialize;
 use serde_json::json;
+use std::cell::Cell;
 use std::collections::BTreeMap;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Name of the published file that holds all records.
 const TOTAL_LABELS: &str = "uno_1m_total_labels.json";
-/// Characters of a caption beyond which it is none.
-const MAX_CAPTION_CHARS: usize = 4096;
 /// Candidates with too low a score that are read all the same, in each unit, so that a person can look at them.
 const LOW_SHOWN: usize = 2;
 
@@ -36,6 +36,12 @@ struct Label {
     caption: Captions,
     #[serde(default)]
     vlm_filter_cot: Scores,
+}
+
+/// A record in either layout.
+enum Parsed {
+    Label(Box<Label>),
+    Train(TrainRecord),
 }
 
 #[derive(Deserialize)]
@@ -55,11 +61,18 @@ struct Captions {
 pub struct Uno1m {
     /// Label files in the order of their records.
     labels: Vec<PathBuf>,
+    /// What all pictures lie below.
+    folder: PathBuf,
     images: PathBuf,
     min_score: f64,
-    rule: ScoreRule,
+    scores: ScoreRule,
     directions: Directions,
-    resolution: u32,
+    rule: PictureRule,
+    format: ImportFormat,
+    /// Of a pair, where a record may have several.
+    references: usize,
+    /// A malformed record was told of.
+    told_malformed: Cell<bool>,
     /// Made when the first unit is.
     index: Option<LabelIndex>,
     /// Where it is counted how many records of a unit are read.
@@ -69,31 +82,42 @@ pub struct Uno1m {
 }
 
 impl Uno1m {
-    /// Finds label files in `folder`: `labels/` or the folder itself, the total file or else `split1.json`, …
-    pub fn open(folder: &Path, spec: &ImportSpec) -> Result<Uno1m, ImportError> {
-        std::fs::metadata(folder).map_err(|source| ImportError::Read { path: folder.to_owned(), source })?;
-        for labels in [folder.join("labels"), folder.to_owned()] {
-            let total = labels.join(TOTAL_LABELS);
-            let found = if total.is_file() { vec![total] } else { splits(&labels)? };
-            if !found.is_empty() {
-                let images = folder.join("images");
-                return Ok(Uno1m {
-                    labels: found,
-                    // Without it every picture is missing.
-                    images: images.canonicalize().unwrap_or(images),
-                    min_score: spec.min_score,
-                    rule: ScoreRule { disagreement: spec.score_disagreement, invalid: spec.score_invalid },
-                    directions: spec.directions,
-                    resolution: spec.resolution,
-                    index: None,
-                    counts: Counts::default(),
-                    rejected: Vec::new(),
-                });
-            }
+    /// Finds the label files of `path`. UNO-1M has them in `labels/` or in the folder itself, the total file or else
+    /// `split1.json`, …; records for UNO's training may also be the file itself, or the folder's only one. A pair has
+    /// `references` references.
+    pub fn open(path: &Path, spec: &ImportSpec, references: usize) -> Result<Uno1m, ImportError> {
+        let read = |source| ImportError::Read { path: path.to_owned(), source };
+        let is_file = std::fs::metadata(path).map_err(read)?.is_file();
+        let train = spec.format == ImportFormat::UnoTrain;
+        let (folder, labels) = if train && is_file {
+            (whole_file::folder_of(path), vec![path.to_owned()])
+        } else {
+            (path, labels_of(path, train)?)
+        };
+        if labels.is_empty() {
+            let what = if train {
+                "label file (one .json, labels/splitN.json or the total file)"
+            } else {
+                "label file (labels/splitN.json or the total file; `format: uno-train` takes any other)"
+            };
+            return Err(ImportError::Nothing { path: path.to_owned(), what });
         }
-        Err(ImportError::Nothing {
-            path: folder.to_owned(),
-            what: "label file (labels/splitN.json or the total file)",
+        let images = folder.join("images");
+        Ok(Uno1m {
+            labels,
+            folder: folder.canonicalize().map_err(read)?,
+            // Without it every picture is missing.
+            images: images.canonicalize().unwrap_or(images),
+            min_score: spec.min_score,
+            scores: ScoreRule { disagreement: spec.score_disagreement, invalid: spec.score_invalid },
+            directions: spec.directions,
+            rule: PictureRule { resolution: spec.resolution, orientation: spec.orientation },
+            format: spec.format,
+            references,
+            told_malformed: Cell::new(false),
+            index: None,
+            counts: Counts::default(),
+            rejected: Vec::new(),
         })
     }
 
@@ -136,13 +160,16 @@ impl Uno1m {
                 candidates.extend(reversed.iter().map(|_| Err(Rejection::DuplicateRecord)));
                 continue;
             }
-            let label = found.record.as_deref().and_then(|bytes| serde_json::from_slice::<Label>(bytes).ok());
+            let parsed = self.parsed(&found);
             for reversed in reversed {
-                let Some(label) = &label else {
-                    candidates.push(Err(Rejection::MalformedRecord));
-                    continue;
+                let made = match &parsed {
+                    None => Err(Rejection::MalformedRecord.into()),
+                    Some(Parsed::Label(label)) => self.pair(label, &found, reversed, shown.len() < LOW_SHOWN),
+                    // Its references have no captions, so there is no way back.
+                    Some(Parsed::Train(_)) if reversed => Err(Rejection::BadCaption.into()),
+                    Some(Parsed::Train(record)) => self.trained_pair(record, &found),
                 };
-                match self.pair(label, &found, reversed, shown.len() < LOW_SHOWN) {
+                match made {
                     Ok(pair) => candidates.push(Ok(pair)),
                     Err(rejected) => {
                         candidates.push(Err(rejected.reason));
@@ -168,7 +195,7 @@ impl Uno1m {
 
     /// The pair of a record. One with too low a score is read too if it is to be shown.
     fn pair(&self, label: &Label, found: &Found, reversed: bool, show_low: bool) -> Result<Pair, Rejected> {
-        let Scored { score, disagreeing_total } = score(&label.vlm_filter_cot, self.rule)?;
+        let Scored { score, disagreeing_total } = score(&label.vlm_filter_cot, self.scores)?;
         let captions = &label.caption;
         let same = captions.judgment.is_empty() || ["same", "yes"].contains(&captions.judgment.as_str());
         let low = score < self.min_score || !same;
@@ -212,45 +239,83 @@ impl Uno1m {
         }
     }
 
+    /// The pair of a record of the layout that UNO's training reads.
+    fn trained_pair(&self, record: &TrainRecord, found: &Found) -> Result<Pair, Rejected> {
+        let paths = record.image_paths.as_slice();
+        let references = paths.get(..self.references).ok_or(Rejection::MissingFile)?;
+        // Paths begin at the label file's folder; one that was moved into `labels/` keeps its pictures beside that.
+        let beside = self.labels.get(found.file).and_then(|labels| labels.parent()).unwrap_or(&self.folder);
+        let picture = |path: &String| self.rule.read(&self.folder, &[beside, &self.folder], path);
+        Ok(Pair {
+            prompt: caption(&record.prompt)?,
+            target: picture(&record.image_tgt_path)?,
+            references: references.iter().map(picture).collect::<Result<_, _>>()?,
+            reference_words: Vec::new(),
+            scores: BTreeMap::new(),
+            provenance: json!({
+                "source": "uno-train", "record": found.number, "byte": found.byte,
+                "file": self.labels.get(found.file).and_then(|p| p.file_name()).map(|n| n.to_string_lossy()),
+                "references": references, "target": record.image_tgt_path,
+            }),
+        })
+    }
+
     fn picture(&self, path: &str) -> Result<RgbImage, Rejection> {
-        let relative = Path::new(path);
-        if path.is_empty()
-            || path.contains('\0')
-            || !relative.components().all(|part| matches!(part, Component::Normal(_)))
-        {
-            return Err(Rejection::BadPath);
+        self.rule.read(&self.images, &[&self.images], path)
+    }
+
+    /// What a record says. The first that says nothing of use is told of, with what it lacks.
+    fn parsed(&self, found: &Found) -> Option<Parsed> {
+        let Some(bytes) = found.record.as_deref() else {
+            self.tell_malformed(found, "it is larger than 1 MiB");
+            return None;
+        };
+        let trained = || serde_json::from_slice(bytes).map(Parsed::Train);
+        let parsed = match self.format {
+            ImportFormat::UnoTrain => trained(),
+            // Who filtered UNO-1M with the published script has its records in the other layout.
+            ImportFormat::Uno1m | ImportFormat::Webdataset => serde_json::from_slice(bytes)
+                .map(|label| Parsed::Label(Box::new(label)))
+                .or_else(|error| trained().map_err(|_| error)),
+        };
+        parsed.inspect_err(|error| self.tell_malformed(found, &error.to_string())).ok()
+    }
+
+    fn tell_malformed(&self, found: &Found, reason: &str) {
+        if self.told_malformed.replace(true) {
+            return;
         }
-        // Links are followed first: an archive may bring links of its own.
-        let file = self.images.join(relative).canonicalize().map_err(|_| Rejection::MissingFile)?;
-        if !file.starts_with(&self.images) {
-            return Err(Rejection::BadPath);
-        }
-        let facts = std::fs::metadata(&file).map_err(|_| Rejection::MissingFile)?;
-        if !facts.is_file() || facts.len() > super::MAX_FILE_BYTES {
-            return Err(Rejection::UnreadableImage);
-        }
-        let decoded = images::decode(&std::fs::read(&file).map_err(|_| Rejection::UnreadableImage)?)?;
-        if decoded.width().min(decoded.height()) < (self.resolution / 4).max(8) {
-            return Err(Rejection::TooSmall);
-        }
-        let size = choose(&[(decoded.height(), decoded.width())], self.resolution);
-        let size = size.map_err(|_| Rejection::UnreadableImage)?;
-        stretched(&decoded, size).map_err(|_| Rejection::UnreadableImage)
+        let file = self.labels.get(found.file).map(|path| path.display().to_string()).unwrap_or_default();
+        let (record, byte) = (found.number, found.byte);
+        tracing::warn!(file, record, byte, reason, "a record is malformed; others like it are only counted");
     }
 }
 
-/// A caption on one line. Control characters, and those that turn the direction of what follows, have no place in one;
-/// text that runs from right to left does.
-fn caption(text: &str) -> Result<String, Rejection> {
-    let steers = |c: char| {
-        (c.is_control() && !c.is_whitespace())
-            || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-    };
-    let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    if words.is_empty() || words.chars().any(steers) || words.chars().nth(MAX_CAPTION_CHARS).is_some() {
-        return Err(Rejection::BadCaption);
+/// The label files of a folder, as UNO-1M has them, or else with `any` its only JSON file.
+fn labels_of(folder: &Path, any: bool) -> Result<Vec<PathBuf>, ImportError> {
+    for labels in [folder.join("labels"), folder.to_owned()] {
+        let total = labels.join(TOTAL_LABELS);
+        let found = if total.is_file() { vec![total] } else { splits(&labels)? };
+        if !found.is_empty() {
+            return Ok(found);
+        }
     }
-    Ok(words)
+    let read = |source| ImportError::Read { path: folder.to_owned(), source };
+    let is_json = |path: &PathBuf| path.extension().is_some_and(|ending| ending == "json");
+    let mut found: Vec<PathBuf> = if any {
+        std::fs::read_dir(folder)
+            .map_err(read)?
+            .filter_map(|e| Some(e.ok()?.path()))
+            .filter(is_json)
+            .collect()
+    } else {
+        Vec::new()
+    };
+    // Which of several is meant cannot be told.
+    if found.len() > 1 {
+        found.clear();
+    }
+    Ok(found)
 }
 
 /// Label files `splitN.json` of a folder by their number; none if there is no such folder.

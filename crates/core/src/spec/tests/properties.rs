@@ -39,7 +39,8 @@ fn source() -> impl Strategy<Value = DataSource> {
     let import = (text(), share(0..900), 1..64u32).prop_map(|(path, score, size)| {
         DataSource::Import(ImportSpec {
             path,
-            format: [ImportFormat::Webdataset, ImportFormat::Uno1m][size as usize % 2],
+            format: [ImportFormat::Webdataset, ImportFormat::Uno1m, ImportFormat::UnoTrain]
+                [size as usize % 3],
             min_score: 4.0 * score,
             score_disagreement: [
                 ScoreDisagreement::Recompute,
@@ -48,6 +49,7 @@ fn source() -> impl Strategy<Value = DataSource> {
             ][size as usize % 3],
             score_invalid: [ScoreInvalid::Reject, ScoreInvalid::Ignore][size as usize % 2],
             directions: [Directions::Forward, Directions::Both][size as usize % 2],
+            orientation: [Orientation::Upright, Orientation::AsStored][size as usize % 2],
             resolution: 16 * size,
         })
     });
@@ -219,8 +221,10 @@ fn settle(data: &mut DataSpec) {
         DataSource::Import(import) => {
             let ImportSpec { format, min_score, score_disagreement, score_invalid, directions, .. } = import;
             if *format == ImportFormat::Webdataset {
-                *min_score = 4.0;
                 data.unit_size = u32::try_from(data.pairs.min(256)).expect("at most 256");
+            }
+            if *format != ImportFormat::Uno1m {
+                *min_score = 4.0;
                 *score_disagreement = ScoreDisagreement::Recompute;
                 *score_invalid = ScoreInvalid::Reject;
                 *directions = Directions::Forward;
@@ -282,6 +286,7 @@ fn job_spec() -> impl Strategy<Value = JobSpec> {
                                         score_disagreement: ScoreDisagreement::Recompute,
                                         score_invalid: ScoreInvalid::Reject,
                                         directions: Directions::Forward,
+                                        orientation: Orientation::Upright,
                                         resolution: 32,
                                     });
                                 }

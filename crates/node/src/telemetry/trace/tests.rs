@@ -8,7 +8,9 @@ use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{
 use opentelemetry_proto::tonic::collector::trace::v1::{
     ExportTraceServiceRequest, ExportTraceServiceResponse,
 };
+use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use opentelemetry_proto::tonic::trace::v1::Span as Exported;
+use opentelemetry_proto::tonic::trace::v1::status::StatusCode;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::TcpListenerStream;
@@ -50,8 +52,15 @@ fn work() {
     let told = parent_for_others(&submit).map(|parent| parent.to_string()).unwrap_or_default();
     let _ours = submit.entered();
     let _plain = tracing::info_span!("only for the log").entered();
-    let unit = tracing::info_span!(target: TARGET, "unit", unit = 7u64);
+    let unit = tracing::info_span!(
+        target: TARGET,
+        "unit",
+        unit = number(7u64),
+        of = number(u64::MAX),
+        outcome = tracing::field::Empty
+    );
     set_parent(&unit, told.parse().ok());
+    end(&unit, "failed", Some("no route to https://id:secret@host/v1"));
     let _done = unit.entered();
 }
 
@@ -87,8 +96,17 @@ async fn spans_of_one_trace_reach_a_collector() {
     assert!(found.iter().all(|span| span.trace_id == trace));
     assert_eq!(found[0].parent_span_id, 0x00f0_67aa_0ba9_02b7_u64.to_be_bytes());
     assert_eq!(found[1].parent_span_id, found[0].span_id);
-    let keys: Vec<&str> = found[1].attributes.iter().map(|attribute| attribute.key.as_str()).collect();
-    assert!(keys.contains(&"unit"), "{keys:?}");
+    let attribute = |key: &str| {
+        let found = found[1].attributes.iter().find(|attribute| attribute.key == key);
+        found.and_then(|attribute| attribute.value.clone()?.value)
+    };
+    assert_eq!(attribute("unit"), Some(Value::IntValue(7)), "a number");
+    assert_eq!(attribute("of"), Some(Value::IntValue(i64::MAX)));
+    assert_eq!(attribute("outcome"), Some(Value::StringValue("failed".to_owned())));
+    let status = found[1].status.clone().unwrap_or_default();
+    assert_eq!(status.code, StatusCode::Error as i32);
+    assert!(status.message.starts_with("no route to") && !status.message.contains("secret"), "{status:?}");
+    assert_eq!(found[0].status.clone().unwrap_or_default().code, StatusCode::Unset as i32);
     assert_eq!(check_gathered(&registry, CATALOGUE), Vec::<String>::new());
     stop.cancel();
     let ended = async { while tasks.join_next().await.is_some_and(|_| counts.exported.get() < 2) {} };

@@ -1,0 +1,154 @@
+//! A stage's event files under a TensorBoard that is open while they grow: the program itself, with its default settings.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use crescendo_trainer_node::rank::event_files::EventFiles;
+use crescendo_trainer_node::rank::history::{History, StepRecord};
+use object_store::ObjectStore;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::time::sleep;
+
+/// TensorBoard looks for what is new every five seconds, and begins with a second or more of Python.
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// Killed when dropped.
+struct TensorBoard {
+    port: u16,
+    child: Child,
+}
+
+impl Drop for TensorBoard {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl TensorBoard {
+    /// Nothing where there is no TensorBoard (`CRESCENDO_TENSORBOARD`, else `tensorboard` on the path), in plain sight.
+    fn start_or_skip(logdir: &Path) -> Option<Self> {
+        let chosen =
+            std::env::var_os("CRESCENDO_TENSORBOARD").map(PathBuf::from).filter(|path| path.exists());
+        let port =
+            std::net::TcpListener::bind("127.0.0.1:0").expect("bind").local_addr().expect("bound").port();
+        let spawned = Command::new(chosen.unwrap_or_else(|| "tensorboard".into()))
+            .args(["--host", "127.0.0.1", "--port", &port.to_string(), "--logdir"])
+            .arg(logdir)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn();
+        match spawned {
+            Ok(child) => Some(Self { port, child }),
+            Err(error) => {
+                let required = ["CI", "CRESCENDO_REQUIRE_TENSORBOARD"];
+                let required = required.iter().any(|name| std::env::var_os(name).is_some());
+                assert!(!required, "TensorBoard is required here, but cannot be started: {error}");
+                eprintln!("SKIPPED: tensorboard is not on the path (set CRESCENDO_TENSORBOARD)");
+                None
+            }
+        }
+    }
+
+    /// Steps and values of the loss of a run; empty while there is none.
+    async fn curve(&self, run: &str) -> Vec<(u64, f64)> {
+        let asked = async {
+            let address = format!("127.0.0.1:{}", self.port);
+            let mut stream = tokio::net::TcpStream::connect(&address).await?;
+            let run = run.replace('/', "%2F");
+            let path = format!("/data/plugin/scalars/scalars?run={run}&tag=train%2Floss");
+            let request = format!("GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n");
+            stream.write_all(request.as_bytes()).await?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await?;
+            std::io::Result::Ok(answer)
+        };
+        let Ok(Ok(answer)) = tokio::time::timeout(Duration::from_secs(10), asked).await else {
+            return Vec::new();
+        };
+        let Some((_, body)) = answer.split_once("\r\n\r\n") else { return Vec::new() };
+        // Time, step, value.
+        let points: Vec<(f64, u64, f64)> = serde_json::from_str(body).unwrap_or_default();
+        points.into_iter().map(|(_, step, value)| (step, value)).collect()
+    }
+
+    /// Waits until the curves of all `runs` are these.
+    async fn shows(&self, runs: &[&str], expected: &[(u64, f64)]) {
+        let mut seen = Vec::new();
+        let shown = async {
+            loop {
+                seen.clear();
+                for run in runs {
+                    seen.push(self.curve(run).await);
+                }
+                if seen.iter().all(|curve| curve == expected) {
+                    return;
+                }
+                sleep(Duration::from_millis(300)).await;
+            }
+        };
+        if tokio::time::timeout(LIMIT, shown).await.is_err() {
+            panic!("{runs:?} show {seen:?}, not {expected:?}");
+        }
+    }
+}
+
+/// A loss of `loss` at each of the steps; halves and quarters, which survive float32.
+fn history(losses: &[f64]) -> Bytes {
+    let mut history = History::default();
+    for (step, loss) in (1u64..).zip(losses) {
+        history.push(&StepRecord {
+            step,
+            loss: *loss,
+            grad_norm: 0.25,
+            learning_rate: 1e-5,
+            seconds: 0.5,
+            at_unix_secs: 1_700_000_000.0 + step as f64,
+            skipped: false,
+        });
+    }
+    Bytes::from(history.to_bytes())
+}
+
+fn curve(losses: &[f64]) -> Vec<(u64, f64)> {
+    (1u64..).zip(losses.iter().copied()).collect()
+}
+
+#[tokio::test]
+async fn a_curve_grows_while_it_is_looked_at() {
+    let root = tempfile::tempdir().expect("a folder");
+    let url = format!("file://{}", root.path().display());
+    let store: Arc<dyn ObjectStore> = crescendo_node::objects::open(&url).expect("open the store");
+    // The files of a bucket, in a folder: TensorBoard reads those of a bucket in the same order by names.
+    let ways = [("folder", EventFiles::of(&url, &store)), ("bucket", EventFiles::Bucket(store.clone()))];
+    let runs = ["folder/tensorboard", "bucket/tensorboard"];
+    let checkpoint = async |losses: &[f64]| {
+        for (way, files) in &ways {
+            let folder = format!("jobs/{way}/tensorboard");
+            files.write(&folder, losses.len() as u64, history(losses), 8).await.expect("write the events");
+        }
+    };
+    checkpoint(&[4.0, 3.5]).await;
+    let Some(board) = TensorBoard::start_or_skip(&root.path().join("jobs")) else { return };
+    board.shows(&runs, &curve(&[4.0, 3.5])).await;
+    // The next checkpoint; and one more, with its file open all the while.
+    for losses in [&[4.0, 3.5, 3.0, 2.5][..], &[4.0, 3.5, 3.0, 2.5, 2.0]] {
+        checkpoint(losses).await;
+        board.shows(&runs, &curve(losses)).await;
+    }
+    // A gang that begins again from step 4 does step 5 anew and registers step 6: no step has come twice.
+    let after_failure = [4.0, 3.5, 3.0, 2.5, 2.0, 1.75];
+    checkpoint(&after_failure).await;
+    board.shows(&runs, &curve(&after_failure)).await;
+    // The checkpoints of steps 5 and 6 are damaged: those steps are lost, and others take their place.
+    let after_damage = [4.0, 3.5, 3.0, 2.5, 1.5];
+    checkpoint(&after_damage).await;
+    board.shows(&runs, &curve(&after_damage)).await;
+    let longer = [4.0, 3.5, 3.0, 2.5, 1.5, 1.25, 1.0];
+    checkpoint(&longer).await;
+    board.shows(&runs, &curve(&longer)).await;
+}
