@@ -84,7 +84,7 @@ fn an_error_is_one_line_whatever_the_environment_says() -> anyhow::Result<()> {
 fn outputs_are_for_whom_the_umask_says() -> anyhow::Result<()> {
     use std::os::unix::fs::PermissionsExt as _;
     let folder = tempfile::tempdir()?;
-    let adapter =
+    let mut adapter =
         LoraAdapter::init(&config(), 4, &BlockSelection::all(&config()), 1, Kind::Float, Device::Cpu)?;
     adapter.save(&folder.path().join("dit_lora.safetensors"))?;
     let convert = |umask: &str| {

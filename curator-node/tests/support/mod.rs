@@ -130,7 +130,10 @@ impl NodeService for FakeController {
         Ok(Response::new(ReceiverStream::new(responses)))
     }
 
-    async fn forget_node(&self, _: Request<ForgetNodeRequest>) -> Result<Response<ForgetNodeResponse>, Status> {
+    async fn forget_node(
+        &self,
+        _: Request<ForgetNodeRequest>,
+    ) -> Result<Response<ForgetNodeResponse>, Status> {
         Err(Status::unimplemented("not needed"))
     }
 

@@ -193,7 +193,10 @@ impl NodeService for Cluster {
         Ok(Response::new(Box::pin(ReceiverStream::new(messages))))
     }
 
-    async fn forget_node(&self, _: Request<ForgetNodeRequest>) -> Result<Response<ForgetNodeResponse>, Status> {
+    async fn forget_node(
+        &self,
+        _: Request<ForgetNodeRequest>,
+    ) -> Result<Response<ForgetNodeResponse>, Status> {
         Err(Status::unimplemented("not needed"))
     }
 
