@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, ensure};
+use crescendo_core::spec::Orientation;
 use crescendo_model::Preset;
 use crescendo_model::unope::PositionMode;
 use serde::Serialize;
