@@ -63,10 +63,7 @@ impl Engine {
                 let answer = Ok(to_proto::nodes(&self.state, &self.observed, &self.limits, &scope, now));
                 self.hold(reply, answer);
             }
-            Request::ForgetNode { node, reply } => {
-                let answer = self.forget_node(&node);
-                self.hold(reply, answer);
-            }
+            Request::ForgetNode { node, reply } => self.forget_node(&node, reply),
             Request::DrainNode { node, undo, scope, reply } => {
                 let answer = self.drain_node(&node, undo, &scope, now);
                 self.hold(reply, answer);
@@ -94,9 +91,7 @@ impl Engine {
             Request::LeaseUnit { .. }
             | Request::RenewUnit { .. }
             | Request::CommitUnit { .. }
-            | Request::FailUnit { .. } => {
-                self.handle_unit(request, now);
-            }
+            | Request::FailUnit { .. } => self.handle_unit(request, now),
             Request::OpenSession { introduction, reply } => {
                 let answer = self.open_session(introduction, now);
                 self.hold(reply, answer);
@@ -201,7 +196,7 @@ impl Engine {
     }
 
     /// Keeps the answer until the batch is durable.
-    fn hold<T: Send + 'static>(&mut self, reply: Reply<T>, answer: Answer<T>) {
+    pub(super) fn hold<T: Send + 'static>(&mut self, reply: Reply<T>, answer: Answer<T>) {
         self.held.push(DeferredReply::new(reply, answer));
     }
 

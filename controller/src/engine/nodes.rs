@@ -20,7 +20,7 @@ use tokio::sync::mpsc;
 use tonic::Status;
 
 use crate::engine::Engine;
-use crate::engine::request::{Answer, OpenedSession, SessionId};
+use crate::engine::request::{Answer, OpenedSession, Reply, SessionId};
 use crate::to_proto;
 
 /// Commands that wait for a node at most; a node that takes none for so long is better off with a new session.
@@ -189,12 +189,14 @@ impl Engine {
             .ok_or_else(|| RequestError::NotFound { what: format!("node {node}") }.into())
     }
 
-    pub(super) fn forget_node(&mut self, node: &NodeId) -> Answer<()> {
+    pub(super) fn forget_node(&mut self, node: &NodeId, reply: Reply<()>) {
         let connected = self.sessions.open.contains_key(node);
-        self.write_all(transitions::forget_node(&self.state, node, connected)?);
-        self.observed.forget(node);
-        tracing::info!(%node, "node is forgotten");
-        Ok(())
+        let forgotten = transitions::forget_node(&self.state, node, connected).map(|writes| {
+            self.write_all(writes);
+            self.observed.forget(node);
+            tracing::info!(%node, "node is forgotten");
+        });
+        self.hold(reply, forgotten.map_err(Into::into));
     }
 
     fn drop_session(&mut self, node: &NodeId) {

@@ -68,6 +68,11 @@ impl<'a> DecideContext<'a> {
             .filter(|(record, view)| !record.drained && record.cordon.is_none() && !view.draining)
     }
 
+    /// A record of the job, or the job itself, cannot be read: what it has is left to it.
+    pub(crate) fn is_halted(&self, job: &JobId) -> bool {
+        self.state.halted(job).is_some() || self.state.unreadable().hides_job(job)
+    }
+
     pub(crate) fn is_reachable(&self, view: &NodeView) -> bool {
         view.connected && self.now.since(view.last_heard) < self.limits.silent_after
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::decide::passes::{CurationAssignments, Decided};
 use crate::decide::{DecideContext, stage_precision};
-use crate::ids::{JobId, NodeId, StageRef};
+use crate::ids::{NodeId, StageRef};
 use crate::job::JobState;
 use crate::observed::NodeView;
 use crate::records::{NodeKind, NodeRecord};
@@ -27,9 +27,9 @@ pub(super) fn spread(nodes: &DecideContext<'_>, decided: &Decided<'_>) -> Curati
     }
     let serve: BTreeSet<StageRef> = decided.active.keys().cloned().collect();
     let jobs = nodes.state.open_in_order();
-    let halted = |job: &JobId| nodes.state.halted(job).is_some() || nodes.state.unreadable().hides_job(job);
-    let open =
-        jobs.into_iter().filter(|job| !decided.closed.contains(&job.record.id) && !halted(&job.record.id));
+    let open = jobs
+        .into_iter()
+        .filter(|job| !decided.closed.contains(&job.record.id) && !nodes.is_halted(&job.record.id));
     // A stage that trains while it still lacks pairs has every curator already.
     let mut make: Vec<StageRef> = open
         .filter_map(|job| {
@@ -47,9 +47,7 @@ pub(super) fn spread(nodes: &DecideContext<'_>, decided: &Decided<'_>) -> Curati
     let quota = if make.is_empty() { 0 } else { curators.len().div_ceil(make.len()) };
     let mut makers: BTreeMap<&StageRef, usize> = make.iter().map(|stage| (stage, 0)).collect();
     let mut chosen: BTreeMap<&NodeId, &StageRef> = BTreeMap::new();
-    let can_open = |stage: &StageRef, node: &NodeId| {
-        nodes.cooldown(stage, node).is_none() && nodes.refusal(stage, node).is_none()
-    };
+    let can_open = |stage: &StageRef, node: &NodeId| nodes.may_make(stage, node);
     for (record, view) in &curators {
         let stays = make.iter().find(|stage| {
             view.curating.contains(*stage)
@@ -104,7 +102,7 @@ pub(super) fn spread(nodes: &DecideContext<'_>, decided: &Decided<'_>) -> Curati
         .map(|(record, view)| {
             let mut stages = serve.clone();
             // The ranks of a job that is halted go on, and its pairs are served to them by whoever does.
-            stages.extend(view.curating.iter().filter(|stage| halted(&stage.job)).cloned());
+            stages.extend(view.curating.iter().filter(|stage| nodes.is_halted(&stage.job)).cloned());
             stages.extend(chosen.get(&record.id).map(|stage| (*stage).clone()));
             stages.extend(held_up.get(&record.id).into_iter().flatten().cloned());
             (record.id.clone(), stages)
@@ -181,7 +179,7 @@ mod tests {
 
     use super::*;
     use crate::decide::{Limits, curators_of};
-    use crate::ids::{Generation, Incarnation, RequestId, Timestamp};
+    use crate::ids::{Generation, Incarnation, JobId, RequestId, Timestamp};
     use crate::observed::Observed;
     use crate::pairlog::tests::done;
     use crate::records::{CheckpointRecord, JobRecord, NodeRecord, Record, Write};

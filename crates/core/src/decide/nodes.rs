@@ -71,9 +71,8 @@ fn trainer_sends(
         let wanted = active.get(&running.stage_ref()).filter(|attempt| attempt.attempt == *running);
         let needless = wanted.is_none_or(|attempt| !attempt.runs_on(&record.id));
         // Of a job that is halted it is not known what is wanted.
-        let halted =
-            nodes.state.halted(&running.job).is_some() || nodes.state.unreadable().hides_job(&running.job);
-        if needless && !halted && !view.stops_sent.contains_key(running) && !is_finishing(nodes, running) {
+        let needless = needless && !nodes.is_halted(&running.job);
+        if needless && !view.stops_sent.contains_key(running) && !is_finishing(nodes, running) {
             let newer = active.get(&running.stage_ref()).map(|attempt| attempt.attempt.generation);
             let reason = match newer {
                 Some(generation) => format!("generation {generation} runs instead"),

@@ -31,6 +31,11 @@ impl<'a> DecideContext<'a> {
         }
     }
 
+    /// Whether units of the stage may be given to the curator.
+    pub(crate) fn may_make(&self, stage: &StageRef, node: &NodeId) -> bool {
+        self.cooldown(stage, node).is_none() && self.refusal(stage, node).is_none()
+    }
+
     /// Why the curator has not taken the stage up, if it is not to be asked again yet.
     pub(crate) fn refusal(&self, stage: &StageRef, node: &NodeId) -> Option<&'a Refusal> {
         let refusal = self.seen.nodes.get(node)?.refused.get(stage)?;
