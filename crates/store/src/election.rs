@@ -108,6 +108,7 @@ impl<S: Store + ?Sized> Candidate<'_, S> {
         let mut watch = self.store.watch(&self.key, Some(record.mod_revision));
         loop {
             let event = tokio::select! {
+                biased;
                 event = timeout_at(look_again_at, watch.next()) => event,
                 () = lease.lost() => return,
             };

@@ -3,6 +3,7 @@
 //! A node's results (a checkpoint, a unit) are worth more than the time it takes to hand them over, so an outage only
 //! delays them. Only answers that cannot change end the tries.
 
+use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,45 +12,84 @@ use std::time::Duration;
 use crescendo_proto::status::is_passing;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
-use tonic::transport::{Channel, Endpoint};
+use tonic::body::Body;
+use tower::ServiceExt as _;
+use tower::util::BoxCloneSyncService;
 
 use crate::runtime::backoff::{Backoff, random};
 pub use crate::tls::AddressError;
 use crate::tls::Dialer;
 
+/// What calls to a controller go through: a connection that is dialed, or whatever else takes a request and answers.
+pub type ControllerChannel = BoxCloneSyncService<http::Request<Body>, http::Response<Body>, Status>;
+
+/// The way to one controller.
+#[derive(Clone)]
+pub struct Link {
+    address: String,
+    connect: Arc<dyn Fn() -> ControllerChannel + Send + Sync>,
+}
+
+impl Link {
+    /// `connect` is asked for every call and session; what it gives may connect when it is first used.
+    pub fn new(
+        address: impl Into<String>,
+        connect: impl Fn() -> ControllerChannel + Send + Sync + 'static,
+    ) -> Self {
+        Self { address: address.into(), connect: Arc::new(connect) }
+    }
+
+    fn dialed(address: &str, dialer: &Dialer) -> Result<Self, AddressError> {
+        let (endpoint, dialer) = (dialer.endpoint(address)?, dialer.clone());
+        let address = endpoint.uri().authority().map(ToString::to_string).unwrap_or_default();
+        Ok(Self::new(address, move || {
+            let connection = dialer.connect(endpoint.clone());
+            BoxCloneSyncService::new(connection.map_err(|error| Status::from_error(error.into())))
+        }))
+    }
+}
+
+impl fmt::Debug for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Link").field("address", &self.address).finish_non_exhaustive()
+    }
+}
+
 /// The controllers of a cluster: one leads, the others refuse, and which is which changes. Clones share the choice.
 #[derive(Clone, Debug)]
 pub struct Controllers {
-    dialer: Dialer,
-    endpoints: Arc<Vec<Endpoint>>,
+    links: Arc<Vec<Link>>,
     current: Arc<AtomicUsize>,
 }
 
 impl Controllers {
     pub fn new<S: AsRef<str>>(addresses: &[S], dialer: &Dialer) -> Result<Self, AddressError> {
-        if addresses.is_empty() {
+        let links =
+            addresses.iter().map(|address| Link::dialed(address.as_ref().trim(), dialer)).collect::<Result<_, _>>()?;
+        Self::over(links)
+    }
+
+    /// Over ways that are given.
+    pub fn over(links: Vec<Link>) -> Result<Self, AddressError> {
+        if links.is_empty() {
             return Err(AddressError::None);
         }
-        let endpoints = addresses
-            .iter()
-            .map(|address| dialer.endpoint(address.as_ref().trim()))
-            .collect::<Result<_, _>>()?;
-        Ok(Self { dialer: dialer.clone(), endpoints: Arc::new(endpoints), current: Arc::default() })
+        Ok(Self { links: Arc::new(links), current: Arc::default() })
     }
 
     /// A connection, made when first used, to the controller that answered last.
-    pub fn channel(&self) -> Channel {
-        self.dialer.connect(self.endpoint().clone())
+    pub fn channel(&self) -> ControllerChannel {
+        (self.link().connect)()
     }
 
     /// Address of the controller that [`Controllers::channel`] goes to.
     pub fn address(&self) -> String {
-        self.endpoint().uri().authority().map(ToString::to_string).unwrap_or_default()
+        self.link().address.clone()
     }
 
-    fn endpoint(&self) -> &Endpoint {
+    fn link(&self) -> &Link {
         // There is at least one.
-        &self.endpoints[self.current.load(Ordering::Relaxed) % self.endpoints.len()]
+        &self.links[self.current.load(Ordering::Relaxed) % self.links.len()]
     }
 
     /// Goes to the next controller for the next connection.
@@ -68,12 +108,13 @@ impl Controllers {
         mut call: F,
     ) -> Result<T, Status>
     where
-        F: FnMut(Channel) -> Fut,
+        F: FnMut(ControllerChannel) -> Fut,
         Fut: Future<Output = Result<tonic::Response<T>, Status>>,
     {
         let mut failures = 0u32;
         loop {
             let outcome = tokio::select! {
+                biased;
                 () = stop.cancelled() => return Err(Status::cancelled("stopping")),
                 outcome = tokio::time::timeout(deadline, call(self.channel())) => outcome,
             };
@@ -88,6 +129,7 @@ impl Controllers {
             tracing::warn!(call = what, controller = self.address(), %status, failures, ?wait, "call failed, trying again");
             self.next();
             tokio::select! {
+                biased;
                 () = stop.cancelled() => return Err(Status::cancelled("stopping")),
                 () = tokio::time::sleep(wait) => {}
             }
