@@ -8,6 +8,7 @@
 //! | 3 | a job that has ended stays as it ended |
 //! | 4 | generations and leases only grow; a checkpoint is of the newest generation; a unit that is done stays as it is |
 //! | 8 | no slot is held twice, in the records and on the nodes; gangs are whole |
+//! | 11 | nobody calls the store without pause |
 //! | 12 | a job that waits says why; calls are answered within their limit |
 //! | 13 | no job fails: none here is to blame for anything |
 //! | 14 | who was drained goes on from the step at which it left; every attempt from its newest checkpoint |

@@ -1,6 +1,6 @@
 //! A controller process: the real campaign, engine and services, without a listener.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -24,6 +24,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
+use crate::checker::Checker;
 use crate::network::Network;
 use crate::process::Process;
 use crate::rng::SharedRng;
@@ -46,8 +47,16 @@ pub struct StoreFaults {
     pub full: AtomicU64,
 }
 
+/// Calls of one controller within one simulated second that are more than it can have use for.
+const MANY_CALLS: u64 = 2000;
+
 struct StoreWay {
     process: Arc<Process>,
+    checker: Checker,
+    index: usize,
+    began: tokio::time::Instant,
+    /// The second, and the calls within it.
+    calls: Mutex<(u64, u64)>,
     own: Arc<StoreFaults>,
     of_all: Arc<StoreFaults>,
     rng: SharedRng,
@@ -56,6 +65,16 @@ struct StoreWay {
 impl StoreWay {
     fn sum(&self, of: impl Fn(&StoreFaults) -> &AtomicU64) -> u64 {
         of(&self.own).load(Ordering::Relaxed) + of(&self.of_all).load(Ordering::Relaxed)
+    }
+
+    /// Counts a call; one that asks without pause is found out.
+    fn count(&self) {
+        let second = self.began.elapsed().as_secs();
+        let mut calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
+        *calls = if calls.0 == second { (second, calls.1 + 1) } else { (second, 1) };
+        if calls.1 == MANY_CALLS {
+            self.checker.broken(11, format!("controller {} calls the store without pause", self.index));
+        }
     }
 
     fn is_cut(&self) -> bool {
@@ -67,6 +86,7 @@ impl StoreWay {
 
 impl StoreLink for StoreWay {
     fn fate(&self, call: StoreCall) -> Fate {
+        self.count();
         if self.is_cut() {
             return Fate::Lost;
         }
@@ -98,6 +118,7 @@ pub struct Controller {
     index: usize,
     network: Network,
     records: SimulatedServer,
+    checker: Checker,
     rng: SharedRng,
     /// Milliseconds that its wall clock is ahead.
     pub skew_millis: Arc<AtomicI64>,
@@ -112,6 +133,7 @@ impl Controller {
         index: usize,
         network: &Network,
         records: &SimulatedServer,
+        checker: &Checker,
         rng: &SharedRng,
         of_all: &Arc<StoreFaults>,
     ) -> Self {
@@ -119,6 +141,7 @@ impl Controller {
             index,
             network: network.clone(),
             records: records.clone(),
+            checker: checker.clone(),
             rng: rng.clone(),
             skew_millis: Arc::default(),
             faults: Arc::default(),
@@ -136,6 +159,10 @@ impl Controller {
         let process = Arc::new(Process::default());
         let way = StoreWay {
             process: process.clone(),
+            checker: self.checker.clone(),
+            index: self.index,
+            began: self.began,
+            calls: Mutex::default(),
             own: self.faults.clone(),
             of_all: self.of_all.clone(),
             rng: self.rng.clone(),

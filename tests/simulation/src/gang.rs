@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crescendo_proto::v1::{AttemptRef, StartAttempt};
-use tokio::sync::watch;
+
+use crate::changes::Changes;
 
 /// Job, stage, generation.
 pub type GangKey = (String, String, u64);
@@ -39,7 +40,7 @@ struct Gang {
 #[derive(Clone, Default)]
 pub struct Gangs {
     gangs: Arc<Mutex<BTreeMap<GangKey, Gang>>>,
-    changed: watch::Sender<u64>,
+    changes: Changes,
 }
 
 /// A rank's place in its gang; the gang is broken when it goes while they step.
@@ -67,7 +68,7 @@ impl Gangs {
 
     fn update<T>(&self, key: &GangKey, update: impl FnOnce(&mut Gang) -> T) -> Option<T> {
         let result = self.lock().get_mut(key).map(update);
-        self.changed.send_modify(|count| *count += 1);
+        self.changes.tell();
         result
     }
 
@@ -123,12 +124,6 @@ impl Membership {
 
     /// Waits until the gang's mood is another than `now`.
     pub async fn mood_other_than(&self, now: Mood) -> Mood {
-        let mut changed = self.gangs.changed.subscribe();
-        loop {
-            let mood = self.mood();
-            if mood != now || changed.changed().await.is_err() {
-                return mood;
-            }
-        }
+        self.gangs.changes.until(|| Some(self.mood()).filter(|mood| *mood != now)).await
     }
 }

@@ -12,6 +12,7 @@
 //!
 //! | module | what it is |
 //! |---|---|
+//! | [`changes`] | waiting, in a fixed order |
 //! | [`rng`] | the one source of chance |
 //! | [`schedule`] | what happens when, from a seed alone |
 //! | [`process`] | tasks that can be killed and stopped together |
@@ -27,6 +28,7 @@
 //!
 //! The same seed gives the same trace, which a test holds. Nothing here may ask the system for time or chance.
 
+pub mod changes;
 pub mod checker;
 pub mod client;
 pub mod controller;
@@ -43,5 +45,6 @@ pub mod trace;
 pub mod trainer;
 
 /// The agent's own table, from where it lives: its crate needs libtorch, this file does not.
+#[allow(dead_code, reason = "what the played agent has no use for")]
 #[path = "../../../trainer-node/src/agent/table.rs"]
 mod table;

@@ -9,7 +9,7 @@ use crescendo_controller::access::Caller;
 use crescendo_node::session::call::{ControllerChannel, Link};
 use futures::stream;
 use http_body_util::{BodyExt as _, StreamBody};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout};
 use tonic::body::Body;
 use tonic::service::Routes;
@@ -17,6 +17,7 @@ use tonic::{Code, Status};
 use tower::util::BoxCloneSyncService;
 use tower::ServiceExt as _;
 
+use crate::changes::Changes;
 use crate::process::Process;
 use crate::rng::SharedRng;
 use crate::trace::Trace;
@@ -71,8 +72,8 @@ struct State {
 #[derive(Clone)]
 pub struct Network {
     state: Arc<Mutex<State>>,
-    /// Counts changes of lines.
-    changed: watch::Sender<u64>,
+    /// Of lines.
+    changes: Changes,
     rng: SharedRng,
     trace: Trace,
 }
@@ -84,7 +85,7 @@ fn unavailable(why: impl Into<String>) -> Status {
 impl Network {
     pub fn new(rng: SharedRng, trace: Trace) -> Self {
         let state = State { lines: BTreeMap::new(), servers: BTreeMap::new() };
-        Self { state: Arc::new(Mutex::new(state)), changed: watch::Sender::new(0), rng, trace }
+        Self { state: Arc::new(Mutex::new(state)), changes: Changes::default(), rng, trace }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -101,7 +102,7 @@ impl Network {
 
     fn change(&self, ends: Ends, change: impl FnOnce(&mut Line)) {
         change(self.lock().lines.entry(ends).or_default());
-        self.changed.send_modify(|count| *count += 1);
+        self.changes.tell();
     }
 
     /// Cuts a line, or takes one cut of it back.
@@ -130,7 +131,7 @@ impl Network {
     /// All lines are whole again.
     pub fn heal(&self) {
         self.lock().lines.clear();
-        self.changed.send_modify(|count| *count += 1);
+        self.changes.tell();
     }
 
     /// The ways of a peer to each of the controllers.
@@ -203,37 +204,24 @@ impl Network {
 
     /// Takes as long as one message does; as long as the line is cut, if it is.
     async fn pass(&self, ends: Ends, way: Way) {
-        let mut changed = self.changed.subscribe();
-        loop {
-            let (is_cut, delay) =
-                self.lock().lines.get(&ends).map_or((false, Duration::ZERO), |line| (line.is_cut(way), line.delay));
-            if !is_cut {
-                let latency = Duration::from_millis(self.rng.draw(|rng| rng.between(1, 4)));
-                tokio::time::sleep(latency + delay).await;
-                return;
-            }
-            // The network outlives all that goes over it.
-            if changed.changed().await.is_err() {
-                return;
-            }
-        }
+        let whole = || match self.lock().lines.get(&ends) {
+            Some(line) => (!line.is_cut(way)).then_some(line.delay),
+            None => Some(Duration::ZERO),
+        };
+        let delay = self.changes.until(whole).await;
+        let latency = Duration::from_millis(self.rng.draw(|rng| rng.between(1, 4)));
+        tokio::time::sleep(latency + delay).await;
     }
 
     /// Resolves once a connection over this line would have been given up by the keepalive of either end.
     async fn given_up(&self, ends: Ends) {
-        let mut changed = self.changed.subscribe();
+        let cut_since = || self.lock().lines.get(&ends).and_then(|line| line.cut_since);
         loop {
-            let since = self.lock().lines.get(&ends).and_then(|line| line.cut_since);
-            let over = async {
-                match since {
-                    Some(since) => tokio::time::sleep_until(since + KEEPALIVE).await,
-                    None => std::future::pending().await,
-                }
-            };
+            let since = self.changes.until(cut_since).await;
             tokio::select! {
                 biased;
-                () = over => return,
-                gone = changed.changed() => if gone.is_err() { return },
+                () = tokio::time::sleep_until(since + KEEPALIVE) => return,
+                () = self.changes.until(|| (cut_since() != Some(since)).then_some(())) => {}
             }
         }
     }

@@ -129,7 +129,7 @@ impl World {
         records.observe(move |revision, changes| watching.commit(revision, changes));
         let store_faults = Arc::<StoreFaults>::default();
         let controllers = (0..CONTROLLERS)
-            .map(|index| Controller::new(index, &network, &records, &rng, &store_faults))
+            .map(|index| Controller::new(index, &network, &records, &checker, &rng, &store_faults))
             .collect();
         let nodes = (0..NODES)
             .map(|peer| {

@@ -119,7 +119,7 @@ pub fn schedule(seed: u64, kinds: &[usize]) -> Vec<Event> {
 fn work(rng: &mut Rng) -> Vec<Event> {
     let mut events = Vec::new();
     for job in 0..JOBS {
-        let at = seconds(rng, 1, 90);
+        let at = seconds(rng, 1, 240);
         events.push(Event { at, what: What::Work(Work::Submit { job, spec: spec(rng, job) }) });
         events.push(Event { at: at + seconds(rng, 1, 20), what: What::Work(Work::Watch { job }) });
     }
@@ -175,8 +175,8 @@ fn spec(rng: &mut Rng, job: usize) -> String {
     let priority = rng.below(3) * 10;
     let mut stages = String::new();
     for stage in 1..=rng.between(1, 3) {
-        let pairs = rng.between(8, 25);
-        let steps = rng.between(15, 60);
+        let pairs = rng.between(16, 80);
+        let steps = rng.between(40, 160);
         stages.push_str(&format!(
             "
     - name: stage-{stage}

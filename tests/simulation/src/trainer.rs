@@ -317,6 +317,7 @@ impl Rank {
     /// Rank 0 sets the pace and saves.
     async fn lead(&self, start: &v1::StartAttempt, gang: &Membership, told: &mut mpsc::Receiver<Down>) -> Over {
         let Some(plan) = plan(start) else { return failed("the spec cannot be read") };
+        let mut saved = gang.step();
         loop {
             if let Some(over) = over(gang.mood()) {
                 return over;
@@ -324,7 +325,8 @@ impl Rank {
             if gang.mood() == Mood::Draining || gang.step() >= plan.steps {
                 let last = gang.step() >= plan.steps;
                 let forgets = !last && self.parts.faults.forget.load(Ordering::Relaxed);
-                if !forgets && !self.save(gang, gang.step(), last, told).await {
+                let nothing_new = !last && gang.step() == saved;
+                if !forgets && !nothing_new && !self.save(gang, gang.step(), last, told).await {
                     return Over::Stopped;
                 }
                 if !last {
@@ -347,8 +349,11 @@ impl Rank {
             }
             let step = gang.advance();
             self.progress(step).await;
-            if step.is_multiple_of(plan.every) && step < plan.steps && !self.save(gang, step, false, told).await {
-                return Over::Stopped;
+            if step.is_multiple_of(plan.every) && step < plan.steps {
+                if !self.save(gang, step, false, told).await {
+                    return Over::Stopped;
+                }
+                saved = step;
             }
         }
     }

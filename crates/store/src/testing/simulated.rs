@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::embedded::history::{History, HistoryLimits, Since};
@@ -97,7 +97,8 @@ struct State {
 #[derive(Clone)]
 pub struct SimulatedServer {
     state: Arc<Mutex<State>>,
-    published: watch::Sender<Revision>,
+    /// Told of every change. Not a `watch`, which wakes its receivers in an order that is drawn at random.
+    published: Arc<Notify>,
 }
 
 impl Default for SimulatedServer {
@@ -110,7 +111,7 @@ impl Default for SimulatedServer {
             last_lease: 0,
             observer: None,
         };
-        Self { state: Arc::new(Mutex::new(state)), published: watch::Sender::new(Revision(0)) }
+        Self { state: Arc::new(Mutex::new(state)), published: Arc::default() }
     }
 }
 
@@ -131,18 +132,18 @@ impl SimulatedServer {
             Some(value) => Op::Put { key: key.to_owned(), value, lease: None },
             None => Op::Delete { key: key.to_owned() },
         };
-        let latest = self.lock().write(vec![op]);
-        self.published.send_replace(latest);
+        self.lock().write(vec![op]);
+        self.published.notify_waiters();
     }
 
     /// Ends every lease at once, as when the leader of an etcd is another and has not heard of them.
     pub fn end_leases(&self) {
-        let latest = {
+        {
             let mut state = self.lock();
             let leases: Vec<LeaseId> = state.leases.keys().copied().collect();
-            leases.into_iter().fold(state.revision, |_, lease| state.end_lease(lease))
-        };
-        self.published.send_replace(latest);
+            leases.into_iter().for_each(|lease| state.end_lease(lease));
+        }
+        self.published.notify_waiters();
     }
 
     /// Drops the history up to and including `revision`.
@@ -157,13 +158,13 @@ impl SimulatedServer {
 
     fn txn(&self, txn: Txn) -> Result<Revision, StoreError> {
         let latest = self.lock().txn(txn)?;
-        self.published.send_replace(latest);
+        self.published.notify_waiters();
         Ok(latest)
     }
 
     fn revoke(&self, lease: LeaseId) {
-        let latest = self.lock().end_lease(lease);
-        self.published.send_replace(latest);
+        self.lock().end_lease(lease);
+        self.published.notify_waiters();
     }
 
     fn grant(&self, tasks: &Tasks, ttl: Duration) -> LeaseId {
@@ -181,15 +182,15 @@ impl SimulatedServer {
 }
 
 /// Ends a lease when its time is up.
-async fn expire(state: Weak<Mutex<State>>, published: watch::Sender<Revision>, lease: LeaseId) {
+async fn expire(state: Weak<Mutex<State>>, published: Arc<Notify>, lease: LeaseId) {
     loop {
         let ends_at = {
             let Some(state) = state.upgrade() else { return };
             let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
             let Some((ends_at, _)) = state.leases.get(&lease).copied() else { return };
             if ends_at <= Instant::now() {
-                let latest = state.end_lease(lease);
-                published.send_replace(latest);
+                state.end_lease(lease);
+                published.notify_waiters();
                 return;
             }
             ends_at
@@ -256,11 +257,11 @@ impl State {
         self.revision
     }
 
-    fn end_lease(&mut self, lease: LeaseId) -> Revision {
+    fn end_lease(&mut self, lease: LeaseId) {
         self.leases.remove(&lease);
         let keys = self.records.values().filter(|record| record.lease == Some(lease));
         let ops = keys.map(|record| Op::Delete { key: record.key.clone() }).collect();
-        self.write(ops)
+        self.write(ops);
     }
 
     fn under(&self, prefix: &str) -> impl Iterator<Item = &Versioned> {
@@ -494,7 +495,6 @@ const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
 impl Feed {
     async fn run(&self, after: Option<Revision>) -> Option<()> {
-        let mut published = self.server.published.subscribe();
         let mut cursor = match after {
             Some(revision) if revision <= self.server.lock().revision => revision,
             _ => self.resync().await?,
@@ -503,6 +503,10 @@ impl Feed {
             while !self.link.delivers() {
                 sleep(LOOK_AGAIN).await;
             }
+            let newer = self.server.published.notified();
+            tokio::pin!(newer);
+            // From here on nothing is missed.
+            newer.as_mut().enable();
             let since = self.server.lock().history.since(cursor, &self.prefix);
             match since {
                 Since::Gone => cursor = self.resync().await?,
@@ -514,7 +518,7 @@ impl Feed {
                         tokio::select! {
                             biased;
                             () = self.sender.closed() => return None,
-                            newer = published.wait_for(|latest| *latest > cursor) => { newer.ok()?; }
+                            () = newer => {}
                         }
                     }
                     cursor = reached;
