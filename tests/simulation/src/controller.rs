@@ -25,9 +25,10 @@ use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
 use crate::checker::Checker;
-use crate::network::Network;
+use crate::network::{Network, Way};
 use crate::process::Process;
 use crate::rng::SharedRng;
+use crate::schedule::PEOPLE;
 
 /// Limit of one call of the store, as shipped.
 const STORE_CALL_TIMEOUT: Duration = Duration::from_secs(5);
@@ -216,15 +217,23 @@ impl Controller {
         }
     }
 
+    /// As SIGSTOP.
     pub fn pause(&self) {
         if let Some(running) = &self.running {
             running.process.gate.close();
         }
+        self.answers(false);
     }
 
     pub fn resume(&self) {
         if let Some(running) = &self.running {
             running.process.gate.open();
         }
+        self.answers(true);
+    }
+
+    /// One that stands still answers no keepalive either.
+    fn answers(&self, answers: bool) {
+        (0..=PEOPLE).for_each(|peer| self.network.cut((peer, self.index), Way::Down, !answers));
     }
 }

@@ -185,7 +185,6 @@ impl World {
             plant = (!self.soil().plant(wanted)).then_some(wanted);
             self.until(Instant::now() + Duration::from_secs(1)).await?;
         }
-        self.until(began + QUIET_AFTER + Duration::from_secs(65)).await?;
         self.until_quiet().await?;
         self.until(began + LASTS).await?;
         while !self.checker.open_jobs().is_empty() && began.elapsed() < DEADLINE {
@@ -333,7 +332,12 @@ impl World {
                 self.raise(flag(&self.nodes[node]), lasts);
             }
             Fault::Lie { node } => self.lie(node),
-            Fault::Cut { peer, controller, up, down, lasts } => self.cut(peer, controller, up, down, lasts),
+            Fault::Cut { peer, controller, up, down, lasts } => {
+                if let Some(node) = self.nodes.get(peer) {
+                    self.checker.cut(&node.id, lasts);
+                }
+                self.cut_line((peer, controller), up, down, lasts);
+            }
             Fault::Delay { peer, by, lasts } => {
                 self.on_lines(peer, lasts, move |network, ends, begins| {
                     network.delay(ends, if begins { by } else { Duration::ZERO });
@@ -357,6 +361,19 @@ impl World {
             }
             Fault::FullDisk { lasts } => {
                 self.on_store(self.store_faults.clone(), |faults| &faults.full, 1, lasts);
+            }
+            Fault::Isolate { peer, up, down, lasts } => {
+                if let Some(node) = self.nodes.get(peer) {
+                    self.checker.cut(&node.id, lasts);
+                }
+                (0..CONTROLLERS).for_each(|controller| self.cut_line((peer, controller), up, down, lasts));
+            }
+            Fault::PauseControllers { lasts } => {
+                self.controllers.iter().for_each(Controller::pause);
+                self.later(lasts, |world| {
+                    world.controllers.iter().for_each(Controller::resume);
+                    Ok(())
+                });
             }
             Fault::EndLeases => self.records.end_leases(),
             Fault::Compact => self.records.compact(Revision(u64::MAX)),
@@ -387,18 +404,15 @@ impl World {
         });
     }
 
-    fn cut(&mut self, peer: usize, controller: usize, up: bool, down: bool, lasts: Duration) {
-        if let Some(node) = self.nodes.get(peer) {
-            self.checker.cut(&node.id, lasts);
-        }
+    fn cut_line(&mut self, ends: (usize, usize), up: bool, down: bool, lasts: Duration) {
         let ways = [(up, Way::Up), (down, Way::Down)];
         let ways: Vec<Way> = ways.into_iter().filter(|(cut, _)| *cut).map(|(_, way)| way).collect();
         for way in &ways {
-            self.network.cut((peer, controller), *way, true);
+            self.network.cut(ends, *way, true);
         }
         self.later(lasts, move |world| {
             for way in ways {
-                world.network.cut((peer, controller), way, false);
+                world.network.cut(ends, way, false);
             }
             Ok(())
         });

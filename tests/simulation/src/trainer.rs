@@ -318,6 +318,8 @@ impl Rank {
     async fn lead(&self, start: &v1::StartAttempt, gang: &Membership, told: &mut mpsc::Receiver<Down>) -> Over {
         let Some(plan) = plan(start) else { return failed("the spec cannot be read") };
         let mut saved = gang.step();
+        // One checkpoint at a time is under way to the controller; the gang does not wait for it.
+        let mut under_way = false;
         loop {
             if let Some(over) = over(gang.mood()) {
                 return over;
@@ -325,9 +327,15 @@ impl Rank {
             if gang.mood() == Mood::Draining || gang.step() >= plan.steps {
                 let last = gang.step() >= plan.steps;
                 let forgets = !last && self.parts.faults.forget.load(Ordering::Relaxed);
-                let nothing_new = !last && gang.step() == saved;
-                if !forgets && !nothing_new && !self.save(gang, gang.step(), last, told).await {
+                if under_way && !decided(gang, told).await {
                     return Over::Stopped;
+                }
+                under_way = false;
+                if !forgets && (last || gang.step() > saved) {
+                    self.save(gang.step(), last).await;
+                    if !decided(gang, told).await {
+                        return Over::Stopped;
+                    }
                 }
                 if !last {
                     self.parts.checker.drained(&self.key.job_id, &self.key.stage, gang.step());
@@ -337,7 +345,14 @@ impl Rank {
             }
             tokio::select! {
                 biased;
-                stopped = stop_of(told, gang) => return stopped,
+                told = word_of(told, gang) => match told {
+                    Word::Outcome(true) => {
+                        under_way = false;
+                        continue;
+                    }
+                    Word::Outcome(false) => return Over::Stopped,
+                    Word::Over(over) => return over,
+                },
                 _ = gang.mood_other_than(Mood::Stepping) => continue,
                 () = sleep(STEP) => {}
             }
@@ -349,11 +364,9 @@ impl Rank {
             }
             let step = gang.advance();
             self.progress(step).await;
-            if step.is_multiple_of(plan.every) && step < plan.steps {
-                if !self.save(gang, step, false, told).await {
-                    return Over::Stopped;
-                }
-                saved = step;
+            if step.is_multiple_of(plan.every) && step < plan.steps && !under_way {
+                self.save(step, false).await;
+                (saved, under_way) = (step, true);
             }
         }
     }
@@ -362,8 +375,8 @@ impl Rank {
         let _ = self.events.send(Event::Progress(self.key.clone(), step)).await;
     }
 
-    /// Whether the checkpoint was taken.
-    async fn save(&self, gang: &Membership, step: u64, last: bool, told: &mut mpsc::Receiver<Down>) -> bool {
+    /// Has a checkpoint registered; what comes of it is told.
+    async fn save(&self, step: u64, last: bool) {
         sleep(Duration::from_millis(150)).await;
         let RankKey { job_id, stage, generation, .. } = self.key.clone();
         let checkpoint = v1::Checkpoint {
@@ -383,12 +396,16 @@ impl Rank {
         };
         let _ = self.events.send(Event::Checkpoint(self.key.clone(), Box::new(checkpoint))).await;
         self.parts.trace.note(format_args!("{} saves {} g{generation} step {step}", self.parts.id, self.key.job_id));
-        loop {
-            match told.recv().await {
-                Some(Down::Outcome(taken)) => return taken,
-                Some(Down::Drain) => gang.become_(Mood::Draining),
-                Some(Down::Stop | Down::Assigned(_)) | None => return false,
-            }
+    }
+}
+
+/// Waits until it is decided on a checkpoint: whether it was taken.
+async fn decided(gang: &Membership, told: &mut mpsc::Receiver<Down>) -> bool {
+    loop {
+        match told.recv().await {
+            Some(Down::Outcome(taken)) => return taken,
+            Some(Down::Drain) => gang.become_(Mood::Draining),
+            Some(Down::Stop | Down::Assigned(_)) | None => return false,
         }
     }
 }
@@ -405,17 +422,33 @@ fn over(mood: Mood) -> Option<Over> {
     }
 }
 
-/// Resolves once the rank is told to stop; a drain is passed on to the gang.
+/// What a rank that steps is told.
+enum Word {
+    Over(Over),
+    /// Whether its checkpoint was taken.
+    Outcome(bool),
+}
+
+/// Resolves once the rank is told to stop; who waits for no checkpoint is told of none.
 async fn stop_of(told: &mut mpsc::Receiver<Down>, gang: &Membership) -> Over {
+    loop {
+        if let Word::Over(over) = word_of(told, gang).await {
+            return over;
+        }
+    }
+}
+
+/// The next word to the rank; a drain is passed on to the gang.
+async fn word_of(told: &mut mpsc::Receiver<Down>, gang: &Membership) -> Word {
     loop {
         match told.recv().await {
             Some(Down::Drain) if gang.mood() == Mood::Meeting => {
                 let reason = "the node drains".to_owned();
-                return Over::Ended(v1::RankEnd { drained: true, reason, ..Default::default() });
+                return Word::Over(Over::Ended(v1::RankEnd { drained: true, reason, ..Default::default() }));
             }
             Some(Down::Drain) => gang.become_(Mood::Draining),
-            Some(Down::Outcome(_)) => {}
-            Some(Down::Stop | Down::Assigned(_)) | None => return Over::Stopped,
+            Some(Down::Outcome(taken)) => return Word::Outcome(taken),
+            Some(Down::Stop | Down::Assigned(_)) | None => return Word::Over(Over::Stopped),
         }
     }
 }

@@ -647,8 +647,10 @@ impl TrainStep {
             if index == doubles {
                 let joined =
                     flow_grads.pop().ok_or_else(|| ModelError::input("blocks", "gave no gradient"))?;
-                flow_grads =
-                    vec![joined.f_narrow(1, target.first, image_tokens)?, joined.f_narrow(1, 0, target.first)?];
+                flow_grads = vec![
+                    joined.f_narrow(1, target.first, image_tokens)?,
+                    joined.f_narrow(1, 0, target.first)?,
+                ];
             }
             let Some(block) = index.checked_sub(1).filter(|block| full || *block >= first) else { break };
             let Some(record) = records.pop() else { break };

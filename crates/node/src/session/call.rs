@@ -64,8 +64,10 @@ pub struct Controllers {
 
 impl Controllers {
     pub fn new<S: AsRef<str>>(addresses: &[S], dialer: &Dialer) -> Result<Self, AddressError> {
-        let links =
-            addresses.iter().map(|address| Link::dialed(address.as_ref().trim(), dialer)).collect::<Result<_, _>>()?;
+        let links = addresses
+            .iter()
+            .map(|address| Link::dialed(address.as_ref().trim(), dialer))
+            .collect::<Result<_, _>>()?;
         Self::over(links)
     }
 

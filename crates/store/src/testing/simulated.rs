@@ -234,7 +234,8 @@ impl State {
         for op in ops {
             match op {
                 Op::Put { key, value, lease } => {
-                    let record = Versioned { key: key.clone(), value: value.clone(), mod_revision: revision, lease };
+                    let record =
+                        Versioned { key: key.clone(), value: value.clone(), mod_revision: revision, lease };
                     self.records.insert(key.clone(), record.clone());
                     events.push(WatchEvent::Put(record));
                     changes.push(Change { key, value: Some(value) });
@@ -266,7 +267,10 @@ impl State {
 
     fn under(&self, prefix: &str) -> impl Iterator<Item = &Versioned> {
         let prefix = prefix.to_owned();
-        self.records.range(prefix.clone()..).map(|(_, record)| record).take_while(move |record| record.key.starts_with(&prefix))
+        self.records
+            .range(prefix.clone()..)
+            .map(|(_, record)| record)
+            .take_while(move |record| record.key.starts_with(&prefix))
     }
 }
 
@@ -309,7 +313,9 @@ impl SimulatedStore {
                 Fate::Refused { why } => Err(StoreError::NotApplied(why.into())),
             }
         };
-        timeout(self.call_timeout, reading).await.unwrap_or_else(|elapsed| Err(StoreError::NotApplied(elapsed.into())))
+        timeout(self.call_timeout, reading)
+            .await
+            .unwrap_or_else(|elapsed| Err(StoreError::NotApplied(elapsed.into())))
     }
 
     /// Carries a call out on the server's side, whether or not its caller waits for the answer.
@@ -383,7 +389,9 @@ impl Store for SimulatedStore {
         let limit = limit.clamp(1, MAX_PAGE_ITEMS);
         self.read(|state| {
             let (mut items, mut bytes, mut next) = (Vec::new(), 0, None);
-            for record in state.under(prefix).filter(|record| page_after.is_none_or(|after| *record.key > *after)) {
+            for record in
+                state.under(prefix).filter(|record| page_after.is_none_or(|after| *record.key > *after))
+            {
                 let size = record.key.len() + record.value.len();
                 if items.len() == limit || (!items.is_empty() && bytes + size > MAX_TXN_BYTES) {
                     next = items.last().map(|last: &Versioned| last.key.clone());
@@ -398,7 +406,11 @@ impl Store for SimulatedStore {
     }
 
     async fn snapshot(&self, prefix: &str) -> Result<Snapshot, StoreError> {
-        self.read(|state| Snapshot { items: state.under(prefix).cloned().collect(), revision: state.revision }).await
+        self.read(|state| Snapshot {
+            items: state.under(prefix).cloned().collect(),
+            revision: state.revision,
+        })
+        .await
     }
 
     async fn txn(&self, txn: Txn) -> Result<Revision, StoreError> {
@@ -409,12 +421,8 @@ impl Store for SimulatedStore {
 
     fn watch(&self, prefix: &str, after: Option<Revision>) -> Watch {
         let (sender, receiver) = mpsc::channel(WATCH_EVENTS);
-        let feed = Feed {
-            server: self.server.clone(),
-            link: self.link.clone(),
-            prefix: prefix.to_owned(),
-            sender,
-        };
+        let feed =
+            Feed { server: self.server.clone(), link: self.link.clone(), prefix: prefix.to_owned(), sender };
         let stop = self.tasks.child_token();
         self.tasks.spawn(async move {
             tokio::select! {
@@ -469,7 +477,15 @@ impl LeaseBackend for SimulatedLease {
                 None => Renewal::Gone,
             })
         };
-        carry(&self.server, &self.server_tasks, self.link.as_ref(), self.call_timeout, StoreCall::Renew, renew).await
+        carry(
+            &self.server,
+            &self.server_tasks,
+            self.link.as_ref(),
+            self.call_timeout,
+            StoreCall::Renew,
+            renew,
+        )
+        .await
     }
 
     async fn revoke(&mut self) -> Result<(), StoreError> {
@@ -478,7 +494,15 @@ impl LeaseBackend for SimulatedLease {
             server.revoke(id);
             Ok(())
         };
-        carry(&self.server, &self.server_tasks, self.link.as_ref(), self.call_timeout, StoreCall::Write, revoke).await
+        carry(
+            &self.server,
+            &self.server_tasks,
+            self.link.as_ref(),
+            self.call_timeout,
+            StoreCall::Write,
+            revoke,
+        )
+        .await
     }
 }
 

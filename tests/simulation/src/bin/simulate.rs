@@ -65,7 +65,11 @@ struct Totals {
 
 fn kinds(args: &Args) -> anyhow::Result<Vec<usize>> {
     for name in args.only.iter().chain(&args.without) {
-        anyhow::ensure!(KINDS.contains(&name.as_str()), "there is no kind {name:?}; there are {}", KINDS.join(", "));
+        anyhow::ensure!(
+            KINDS.contains(&name.as_str()),
+            "there is no kind {name:?}; there are {}",
+            KINDS.join(", ")
+        );
     }
     let wanted = |name: &&str| {
         let name = (*name).to_owned();
@@ -99,7 +103,12 @@ fn main() -> anyhow::Result<ExitCode> {
                         return;
                     }
                     let seed = from + number;
-                    let outcome = run(&Options { seed, events: schedule(seed, &kinds), plant: None, keep_trace: false });
+                    let outcome = run(&Options {
+                        seed,
+                        events: schedule(seed, &kinds),
+                        plant: None,
+                        keep_trace: false,
+                    });
                     totals.lock().unwrap_or_else(PoisonError::into_inner).add(seed, outcome, &args);
                 }
             });

@@ -47,7 +47,8 @@ pub(super) fn backward(fused: Fused, heads: &Heads, kept: Kept, grad: &Tensor) -
     match kept {
         Kept::Probabilities(probabilities) => {
             let grad = flat(grad)?;
-            let shaped = |x: Tensor, like: &Tensor| -> Result<Tensor> { Ok(x.f_view(like.size().as_slice())?) };
+            let shaped =
+                |x: Tensor, like: &Tensor| -> Result<Tensor> { Ok(x.f_view(like.size().as_slice())?) };
             let value = shaped(probabilities.f_transpose(1, 2)?.f_bmm(&grad)?, &heads.value)?;
             let grad_scores = grad.f_bmm(&flat(&heads.value)?.f_transpose(1, 2)?)?;
             fused.softmax_backward(&probabilities, &grad_scores, scale_of(heads))?;
