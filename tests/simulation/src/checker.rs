@@ -259,7 +259,9 @@ impl Facts {
 
     fn check_job(&mut self, job: &JobRecord, broken: &mut Broken) {
         let request = format!("{}/{}", job.spec.tenant, job.request);
-        if let Some(other) = self.requests.insert(request.clone(), job.id.clone()).filter(|other| *other != job.id) {
+        if let Some(other) =
+            self.requests.insert(request.clone(), job.id.clone()).filter(|other| *other != job.id)
+        {
             broken.push((2, format!("request {request} has made {other} and {}", job.id)));
         }
         if let Some(before) = self.state.job(&job.id)
@@ -305,7 +307,10 @@ impl Facts {
         self.began.insert(attempt.clone(), now);
         let from = record.resume_from.as_ref().map(|from| from.step);
         if from != newest {
-            broken.push((14, format!("{attempt} goes on from {from:?}, and the newest checkpoint is {newest:?}")));
+            broken.push((
+                14,
+                format!("{attempt} goes on from {from:?}, and the newest checkpoint is {newest:?}"),
+            ));
         }
         let key = (attempt.job.to_string(), attempt.stage.to_string());
         if let Some(left_at) = self.drained.remove(&key).filter(|left_at| from.unwrap_or(0) < *left_at) {
@@ -330,9 +335,10 @@ impl Facts {
 
     fn check_checkpoint(&self, checkpoint: &CheckpointRecord, broken: &mut Broken) {
         let Some(stage) = self.state.stage(&checkpoint.stage) else { return };
-        let known = stage.checkpoints.values().any(|known| {
-            known.generation == checkpoint.generation && known.step == checkpoint.step
-        });
+        let known = stage
+            .checkpoints
+            .values()
+            .any(|known| known.generation == checkpoint.generation && known.step == checkpoint.step);
         if !known && checkpoint.generation != stage.generation() {
             broken.push((
                 4,

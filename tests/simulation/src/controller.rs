@@ -1,7 +1,7 @@
 //! A controller process: the real campaign, engine and services, without a listener.
 
-use std::sync::{Arc, Mutex, PoisonError};
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -99,7 +99,11 @@ impl StoreLink for StoreWay {
         let permille = self.sum(|faults| &faults.lost_answers_permille);
         if permille > 0 && self.rng.draw(|rng| rng.chance(permille)) {
             // Half of them never arrived.
-            return if self.rng.draw(|rng| rng.chance(500)) { Fate::AnswerLost { there } } else { Fate::Lost };
+            return if self.rng.draw(|rng| rng.chance(500)) {
+                Fate::AnswerLost { there }
+            } else {
+                Fate::Lost
+            };
         }
         Fate::Carried { there, back: Duration::from_millis(1) }
     }

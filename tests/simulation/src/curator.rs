@@ -48,15 +48,13 @@ pub fn start(parts: CuratorParts, process: &Arc<Process>, hello: v1::Hello) {
     let told = assigned_now.clone();
     let hello = move || {
         let stages = told.borrow();
-        let curating = stages.keys().map(|(job_id, stage)| v1::StageRef {
-            job_id: job_id.clone(),
-            stage: stage.clone(),
-        });
+        let curating = stages
+            .keys()
+            .map(|(job_id, stage)| v1::StageRef { job_id: job_id.clone(), stage: stage.clone() });
         v1::Hello { curating: curating.collect(), ..hello.clone() }
     };
     let logs = LogBuffer::new(&parts.id, DEFAULT_CAPACITY);
-    let (session, commands) =
-        NodeSession::new(parts.controllers.clone(), ReportSink::default(), logs, hello);
+    let (session, commands) = NodeSession::new(parts.controllers.clone(), ReportSink::default(), logs, hello);
     process.spawn(async move {
         let _ = session.run(CancellationToken::new()).await;
     });

@@ -93,7 +93,9 @@ impl Lies {
         let mut client = NodeServiceClient::new(self.channel);
         if let Ok(Ok(down)) = timeout(PATIENCE, client.open_session(lies.chain(stays))).await {
             let mut down = down.into_inner();
-            let _ = timeout(Duration::from_secs(1), async { while let Ok(Some(_)) = down.message().await {} }).await;
+            let _ =
+                timeout(Duration::from_secs(1), async { while let Ok(Some(_)) = down.message().await {} })
+                    .await;
         }
     }
 
@@ -112,7 +114,8 @@ impl Lies {
     /// Leases before the newest of units that are under way.
     fn older_leases(&self) -> Vec<v1::UnitLease> {
         let stages = self.jobs.iter().flat_map(|job| &job.stages);
-        let units = stages.flat_map(|stage| (0..8).filter_map(move |unit| Some((stage, stage.log.unit(unit)?))));
+        let units =
+            stages.flat_map(|stage| (0..8).filter_map(move |unit| Some((stage, stage.log.unit(unit)?))));
         units
             .filter(|(_, unit)| matches!(unit.state, UnitState::Leased { .. }) && unit.lease_generation > 1)
             .map(|(stage, unit)| v1::UnitLease {

@@ -14,8 +14,8 @@ use tokio::time::{Instant, timeout};
 use tonic::body::Body;
 use tonic::service::Routes;
 use tonic::{Code, Status};
-use tower::util::BoxCloneSyncService;
 use tower::ServiceExt as _;
+use tower::util::BoxCloneSyncService;
 
 use crate::changes::Changes;
 use crate::process::Process;

@@ -83,10 +83,16 @@ impl Soil<'_> {
             }),
             Plant::StaleCheckpoint => self.on(saved(&jobs), |(stage, newest)| {
                 let generation = Generation(stage.generation().0 - 1);
-                self.write(&Record::Checkpoint(CheckpointRecord { generation, step: 7777, ..newest.clone() }));
+                self.write(&Record::Checkpoint(CheckpointRecord {
+                    generation,
+                    step: 7777,
+                    ..newest.clone()
+                }));
             }),
             Plant::DoubleSlot => self.on(pair(&jobs), |(one, other)| {
-                let (Some(held), Some(taken)) = (one.active_attempt(), other.active_attempt()) else { return };
+                let (Some(held), Some(taken)) = (one.active_attempt(), other.active_attempt()) else {
+                    return;
+                };
                 let mut taken = taken.clone();
                 taken.ranks.clone_from(&held.ranks);
                 self.write(&Record::Attempt(taken));

@@ -26,7 +26,7 @@ use crate::plants::{Plant, Soil};
 use crate::process::Process;
 use crate::rng::SharedRng;
 use crate::schedule::{
-    CONTROLLERS, CURATORS, DEADLINE, Event, Fault, LASTS, NODES, PEOPLE, QUIET_AFTER, TRAINERS, What, Work,
+    CONTROLLERS, CURATORS, Event, Fault, LASTS, NODES, PATIENCE, PEOPLE, QUIET_AFTER, TRAINERS, What, Work,
 };
 use crate::trace::Trace;
 use crate::trainer::{self, RankFaults, TrainerParts};
@@ -185,13 +185,15 @@ impl World {
             plant = (!self.soil().plant(wanted)).then_some(wanted);
             self.until(Instant::now() + Duration::from_secs(1)).await?;
         }
+        self.until(began + QUIET_AFTER).await?;
         self.until_quiet().await?;
+        let quiet_at = Instant::now();
         self.until(began + LASTS).await?;
-        while !self.checker.open_jobs().is_empty() && began.elapsed() < DEADLINE {
+        while !self.checker.open_jobs().is_empty() && quiet_at.elapsed() < PATIENCE {
             sleep(Duration::from_secs(5)).await;
         }
         for job in self.checker.open_jobs() {
-            self.checker.broken(0, format!("job {job} has not ended {:?} after the last fault", DEADLINE - QUIET_AFTER));
+            self.checker.broken(0, format!("job {job} has not ended {PATIENCE:?} after the last fault"));
         }
         self.persons.kill();
         Ok(Outcome {
@@ -242,7 +244,11 @@ impl World {
         Ok(())
     }
 
-    fn later(&mut self, after: Duration, undo: impl FnOnce(&mut Self) -> anyhow::Result<()> + Send + 'static) {
+    fn later(
+        &mut self,
+        after: Duration,
+        undo: impl FnOnce(&mut Self) -> anyhow::Result<()> + Send + 'static,
+    ) {
         self.asked += 1;
         self.due.insert((Instant::now() + after, self.asked), Box::new(undo));
     }
@@ -318,7 +324,9 @@ impl World {
             Fault::FailFast { node, lasts } => {
                 self.node_fault(node, lasts);
                 let flag = |node: &Node| match &node.faults {
-                    NodeFaults::Trainer(faults) => FaultFlag::Trainer(faults.clone(), |faults| &faults.fail_fast),
+                    NodeFaults::Trainer(faults) => {
+                        FaultFlag::Trainer(faults.clone(), |faults| &faults.fail_fast)
+                    }
                     NodeFaults::Curator(faults) => FaultFlag::Curator(faults.clone(), |faults| &faults.fail),
                 };
                 self.raise(flag(&self.nodes[node]), lasts);
@@ -461,11 +469,7 @@ impl World {
         let hello = hello(id, *peer, *lives);
         let channel = |controller| self.network.channel((*peer, controller), caller(Some(id)));
         for controller in 0..CONTROLLERS {
-            let lies = Lies {
-                channel: channel(controller),
-                hello: hello.clone(),
-                jobs: self.checker.jobs(),
-            };
+            let lies = Lies { channel: channel(controller), hello: hello.clone(), jobs: self.checker.jobs() };
             process.spawn(lies.tell());
         }
     }

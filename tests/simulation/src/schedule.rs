@@ -20,8 +20,8 @@ pub const MIN_KINDS: usize = 4;
 pub const QUIET_AFTER: Duration = Duration::from_secs(420);
 /// A schedule lasts this long at least.
 pub const LASTS: Duration = Duration::from_secs(600);
-/// By then every job has ended.
-pub const DEADLINE: Duration = Duration::from_secs(1500);
+/// Once faults have stopped, every job ends within this.
+pub const PATIENCE: Duration = Duration::from_secs(1000);
 
 /// What people do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,31 +35,86 @@ pub enum Work {
 /// What goes wrong. Those with a duration end by themselves.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fault {
-    KillController { controller: usize, down: Duration },
-    PauseController { controller: usize, lasts: Duration },
-    StepClock { controller: usize, millis: i64 },
+    KillController {
+        controller: usize,
+        down: Duration,
+    },
+    PauseController {
+        controller: usize,
+        lasts: Duration,
+    },
+    StepClock {
+        controller: usize,
+        millis: i64,
+    },
     /// It comes back under the same name, as another process.
-    KillNode { node: usize, down: Duration },
-    PauseNode { node: usize, lasts: Duration },
-    FailFast { node: usize, lasts: Duration },
-    Hang { node: usize, lasts: Duration },
+    KillNode {
+        node: usize,
+        down: Duration,
+    },
+    PauseNode {
+        node: usize,
+        lasts: Duration,
+    },
+    FailFast {
+        node: usize,
+        lasts: Duration,
+    },
+    Hang {
+        node: usize,
+        lasts: Duration,
+    },
     /// It speaks for generations and leases that are over.
-    Lie { node: usize },
-    Cut { peer: usize, controller: usize, up: bool, down: bool, lasts: Duration },
-    Delay { peer: usize, by: Duration, lasts: Duration },
-    LoseAnswers { peer: usize, permille: u64, lasts: Duration },
-    CutStore { controller: usize, lasts: Duration },
-    LoseStoreAnswers { permille: u64, lasts: Duration },
-    SlowDisk { millis: u64, lasts: Duration },
-    FullDisk { lasts: Duration },
+    Lie {
+        node: usize,
+    },
+    Cut {
+        peer: usize,
+        controller: usize,
+        up: bool,
+        down: bool,
+        lasts: Duration,
+    },
+    Delay {
+        peer: usize,
+        by: Duration,
+        lasts: Duration,
+    },
+    LoseAnswers {
+        peer: usize,
+        permille: u64,
+        lasts: Duration,
+    },
+    CutStore {
+        controller: usize,
+        lasts: Duration,
+    },
+    LoseStoreAnswers {
+        permille: u64,
+        lasts: Duration,
+    },
+    SlowDisk {
+        millis: u64,
+        lasts: Duration,
+    },
+    FullDisk {
+        lasts: Duration,
+    },
     /// The store forgets its leases, and what hangs on them.
     EndLeases,
     /// The store forgets its history.
     Compact,
     /// Cut from every controller at once.
-    Isolate { peer: usize, up: bool, down: bool, lasts: Duration },
+    Isolate {
+        peer: usize,
+        up: bool,
+        down: bool,
+        lasts: Duration,
+    },
     /// Every controller stands still, as when the machine sleeps.
-    PauseControllers { lasts: Duration },
+    PauseControllers {
+        lasts: Duration,
+    },
 }
 
 /// Kinds of faults, in the order in which [`draw`] numbers them.

@@ -315,7 +315,12 @@ impl Rank {
     }
 
     /// Rank 0 sets the pace and saves.
-    async fn lead(&self, start: &v1::StartAttempt, gang: &Membership, told: &mut mpsc::Receiver<Down>) -> Over {
+    async fn lead(
+        &self,
+        start: &v1::StartAttempt,
+        gang: &Membership,
+        told: &mut mpsc::Receiver<Down>,
+    ) -> Over {
         let Some(plan) = plan(start) else { return failed("the spec cannot be read") };
         let mut saved = gang.step();
         // One checkpoint at a time is under way to the controller; the gang does not wait for it.
@@ -395,7 +400,9 @@ impl Rank {
             ..Default::default()
         };
         let _ = self.events.send(Event::Checkpoint(self.key.clone(), Box::new(checkpoint))).await;
-        self.parts.trace.note(format_args!("{} saves {} g{generation} step {step}", self.parts.id, self.key.job_id));
+        self.parts
+            .trace
+            .note(format_args!("{} saves {} g{generation} step {step}", self.parts.id, self.key.job_id));
     }
 }
 
