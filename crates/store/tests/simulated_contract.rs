@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crescendo_store::contract::Fixture;
 use crescendo_store::testing::{Calm, Fate, SimulatedServer, SimulatedStore, StoreCall, StoreLink};
-use crescendo_store::{Revision, Store, contract_suite};
+use crescendo_store::{Revision, Store, StoreError, Txn, contract_suite};
 
 struct Simulated {
     server: SimulatedServer,
@@ -55,13 +55,14 @@ impl StoreLink for Counting {
 async fn a_standby_asks_no_more_after_a_compaction_than_before() {
     let server = SimulatedServer::default();
     let ttl = Duration::from_secs(5);
-    let leader = client(&server).campaign("controller", "one", ttl, ttl).await.unwrap();
-    client(&server).txn(crescendo_store::Txn::new().put("a", "1")).await.unwrap();
+    let first = client(&server);
+    let leader = first.campaign("controller", "one", ttl, ttl).await.unwrap();
+    first.txn(Txn::new().put("a", "1")).await.unwrap();
     server.compact(Revision(u64::MAX));
     let calls = Arc::new(Counting::default());
     let standby = SimulatedStore::new(&server, calls.clone(), Duration::from_secs(5));
     let refused = standby.campaign("controller", "two", ttl, Duration::from_secs(60)).await;
-    assert!(matches!(refused, Err(crescendo_store::StoreError::NotElected { .. })), "{refused:?}");
+    assert!(matches!(refused, Err(StoreError::NotElected { .. })), "{refused:?}");
     let count = calls.0.load(std::sync::atomic::Ordering::Relaxed);
     // Two at each look, every 5 s, and the renewals of its lease.
     assert!(count < 100, "{count} calls in a minute");

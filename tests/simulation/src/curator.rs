@@ -183,7 +183,7 @@ async fn hand_in(parts: &CuratorParts, lease: v1::UnitLease, size: u64) -> Resul
         node_id: parts.id.clone(),
         shard: Some(v1::Shard {
             unit: *unit,
-            path: format!("jobs/{job_id}/{stage}/pairs/unit-{unit:06}-l{lease_generation}.tar"),
+            path: crescendo_core::object_keys::shard(job_id, stage, *unit, *lease_generation),
             pairs: size - rejected,
             size_bytes: 1000,
             sha256: "a".repeat(64),

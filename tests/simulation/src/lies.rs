@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crescendo_core::object_keys;
 use crescendo_core::records::UnitState;
 use crescendo_core::state::Job;
 use crescendo_node::session::call::ControllerChannel;
@@ -30,7 +31,7 @@ impl Lies {
         for attempt in self.older_attempts() {
             let v1::AttemptRef { job_id, stage, generation } = attempt;
             let checkpoint = v1::Checkpoint {
-                path: crescendo_core::object_keys::checkpoint(&job_id, &stage, 9999, generation),
+                path: object_keys::checkpoint(&job_id, &stage, 9999, generation),
                 job_id,
                 stage,
                 generation,
@@ -53,7 +54,7 @@ impl Lies {
                 node_id: node.clone(),
                 shard: Some(v1::Shard {
                     unit: lease.unit,
-                    path: format!("jobs/{}/{}/pairs/lie.tar", lease.job_id, lease.stage),
+                    path: object_keys::shard(&lease.job_id, &lease.stage, lease.unit, lease.lease_generation),
                     pairs: 1,
                     size_bytes: 1,
                     sha256: "c".repeat(64),

@@ -356,6 +356,31 @@ impl World {
                     network.lose_answers(ends, if begins { permille } else { 0 });
                 });
             }
+            Fault::Isolate { peer, up, down, lasts } => {
+                if let Some(node) = self.nodes.get(peer) {
+                    self.checker.cut(&node.id, lasts);
+                }
+                (0..CONTROLLERS).for_each(|controller| self.cut_line((peer, controller), up, down, lasts));
+            }
+            Fault::PauseControllers { lasts } => {
+                self.controllers.iter().for_each(Controller::pause);
+                self.later(lasts, |world| {
+                    world.controllers.iter().for_each(Controller::resume);
+                    Ok(())
+                });
+            }
+            Fault::CutStore { .. }
+            | Fault::LoseStoreAnswers { .. }
+            | Fault::SlowDisk { .. }
+            | Fault::FullDisk { .. }
+            | Fault::EndLeases
+            | Fault::Compact => self.begin_at_store(fault),
+        }
+        Ok(())
+    }
+
+    fn begin_at_store(&mut self, fault: &Fault) {
+        match *fault {
             Fault::CutStore { controller, lasts } => {
                 let faults = self.controllers[controller].faults.clone();
                 self.on_store(faults, |faults| &faults.cuts, 1, lasts);
@@ -370,23 +395,22 @@ impl World {
             Fault::FullDisk { lasts } => {
                 self.on_store(self.store_faults.clone(), |faults| &faults.full, 1, lasts);
             }
-            Fault::Isolate { peer, up, down, lasts } => {
-                if let Some(node) = self.nodes.get(peer) {
-                    self.checker.cut(&node.id, lasts);
-                }
-                (0..CONTROLLERS).for_each(|controller| self.cut_line((peer, controller), up, down, lasts));
-            }
-            Fault::PauseControllers { lasts } => {
-                self.controllers.iter().for_each(Controller::pause);
-                self.later(lasts, |world| {
-                    world.controllers.iter().for_each(Controller::resume);
-                    Ok(())
-                });
-            }
             Fault::EndLeases => self.records.end_leases(),
             Fault::Compact => self.records.compact(Revision(u64::MAX)),
+            Fault::KillController { .. }
+            | Fault::PauseController { .. }
+            | Fault::StepClock { .. }
+            | Fault::KillNode { .. }
+            | Fault::PauseNode { .. }
+            | Fault::FailFast { .. }
+            | Fault::Hang { .. }
+            | Fault::Lie { .. }
+            | Fault::Cut { .. }
+            | Fault::Delay { .. }
+            | Fault::LoseAnswers { .. }
+            | Fault::Isolate { .. }
+            | Fault::PauseControllers { .. } => {}
         }
-        Ok(())
     }
 
     fn node_fault(&self, node: usize, lasts: Duration) {
