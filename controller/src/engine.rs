@@ -68,8 +68,8 @@ pub struct EngineDeps {
     pub logs: LogHub,
     /// Identity given in Welcome.
     pub controller_id: String,
-    /// Wall clock.
-    pub clock: fn() -> Timestamp,
+    /// Wall clock. A function, so that whoever runs an engine decides what time it is.
+    pub clock: Arc<dyn Fn() -> Timestamp + Send + Sync>,
     /// What tenants may use, as it is now.
     pub quotas: watch::Receiver<Arc<Quotas>>,
     /// What curators say of their units.
@@ -136,6 +136,8 @@ pub async fn run(
         around,
     };
     let end = tokio::select! {
+        // In this order: nothing is begun once it is to stop.
+        biased;
         () = stop.cancelled() => End::Stopped,
         () = leadership.lost() => End::Deposed,
         end = engine.lead(requests, ready) => end,
@@ -154,6 +156,8 @@ impl Engine {
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let first = tokio::select! {
+                // Time passes with every batch, so that requests may go first.
+                biased;
                 request = requests.recv() => match request {
                     Some(request) => Some(request),
                     None => return End::Stopped,

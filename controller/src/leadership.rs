@@ -119,6 +119,7 @@ pub async fn run(around: EngineDeps, identity: String, role: watch::Sender<Role>
         metrics.stand_by();
         let campaign = around.store.campaign(NAME, &identity, around.config.leader_lease, CAMPAIGN_WAIT);
         let outcome = tokio::select! {
+            biased;
             () = stop.cancelled() => return,
             outcome = campaign => outcome,
         };
@@ -133,6 +134,7 @@ pub async fn run(around: EngineDeps, identity: String, role: watch::Sender<Role>
                 tracing::warn!(error = &error as &dyn std::error::Error, "cannot campaign for leadership");
                 role.send_replace(Role::Standby { leader: None });
                 tokio::select! {
+                    biased;
                     () = stop.cancelled() => return,
                     () = tokio::time::sleep(PAUSE) => continue,
                 }

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crescendo_core::ids::Tenant;
+use crescendo_node::runtime::random;
 use crescendo_proto::v1;
 use crescendo_proto::v1::read_checkpoint_file_response::Message as Part;
 use tokio::sync::{mpsc, oneshot};
@@ -90,7 +91,7 @@ impl Relays {
             return None;
         }
         places.open.insert(tenant.clone(), of_tenant + 1);
-        let read_id = uuid::Uuid::new_v4().to_string();
+        let read_id = random::id();
         let (sender, pieces) = mpsc::channel(WAITING_CHUNKS);
         let (begin, begun) = oneshot::channel();
         places.asked.insert(read_id.clone(), Asked { pieces: sender, begun: begin });

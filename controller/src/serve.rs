@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
 use crescendo_core::ids::Timestamp;
+use crescendo_node::runtime::random;
 use crescendo_node::runtime::server::reflection;
 use crescendo_node::runtime::supervise::Tasks;
 use crescendo_node::tls::Incoming;
@@ -72,7 +73,7 @@ impl Controller {
         let metrics = Metrics::register(&registry).context("register metrics")?;
         let access = Access::start(&access, &registry, tasks)?;
         let (logs, units) = (LogHub::default(), UnitBoard::default());
-        let controller_id = uuid::Uuid::new_v4().to_string();
+        let controller_id = random::id();
         let (role, role_seen) = watch::channel(Role::Standby { leader: None });
         let handle = EngineHandle::new(role_seen.clone());
         let stop = tasks.stop_token();
@@ -91,7 +92,7 @@ impl Controller {
             metrics: metrics.clone(),
             logs: logs.clone(),
             controller_id: controller_id.clone(),
-            clock: wall_clock,
+            clock: Arc::new(wall_clock),
             quotas: access.quotas(),
             units: units.clone(),
         };

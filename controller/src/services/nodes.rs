@@ -69,6 +69,7 @@ impl NodeService for Nodes {
         let stop = self.tasks.stop_token();
         self.tasks.spawn(async move {
             tokio::select! {
+                biased;
                 () = stop.cancelled() => {}
                 () = session.run(incoming) => {}
             }

@@ -108,11 +108,14 @@ impl<S: Store + ?Sized> Candidate<'_, S> {
         let mut watch = self.store.watch(&self.key, Some(record.mod_revision));
         loop {
             let event = tokio::select! {
+                biased;
                 event = timeout_at(look_again_at, watch.next()) => event,
                 () = lease.lost() => return,
             };
             match event {
                 Ok(Some(WatchEvent::Delete { key, .. })) if key == self.key => return,
+                // The history since then is gone, and the leader is the same: asking again at once would learn no more.
+                Ok(Some(WatchEvent::Resync { items, .. })) if items.contains(record) => {}
                 Ok(Some(WatchEvent::Resync { .. })) | Ok(None) | Err(_) => return,
                 // A longer key with the same beginning, or the record that was just read.
                 Ok(Some(WatchEvent::Put(_) | WatchEvent::Delete { .. })) => {}

@@ -12,7 +12,7 @@
 //! from before the start gets a [`crate::WatchEvent::Resync`].
 
 mod file;
-mod history;
+pub(crate) mod history;
 mod leases;
 mod shared;
 mod watching;

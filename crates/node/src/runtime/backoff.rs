@@ -26,9 +26,9 @@ impl Backoff {
     }
 }
 
-/// A random number for [`Backoff::delay`], from the system's source.
+/// A random number for [`Backoff::delay`].
 pub fn random() -> u64 {
-    uuid::Uuid::new_v4().as_u64_pair().1
+    crate::runtime::random::number()
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 //! A node's results (a checkpoint, a unit) are worth more than the time it takes to hand them over, so an outage only
 //! delays them. Only answers that cannot change end the tries.
 
+use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,7 +12,9 @@ use std::time::Duration;
 use crescendo_proto::status::{self, is_passing};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
-use tonic::transport::{Channel, Endpoint};
+use tonic::body::Body;
+use tower::ServiceExt as _;
+use tower::util::BoxCloneSyncService;
 
 use crate::runtime::backoff::{Backoff, random};
 pub use crate::tls::AddressError;
@@ -20,39 +23,78 @@ use crate::tls::Dialer;
 /// Longest wait that a controller's hint is followed for.
 const MAX_HINTED_WAIT: Duration = Duration::from_secs(60);
 
+/// What calls to a controller go through: a connection that is dialed, or whatever else takes a request and answers.
+pub type ControllerChannel = BoxCloneSyncService<http::Request<Body>, http::Response<Body>, Status>;
+
+/// The way to one controller.
+#[derive(Clone)]
+pub struct Link {
+    address: String,
+    connect: Arc<dyn Fn() -> ControllerChannel + Send + Sync>,
+}
+
+impl Link {
+    /// `connect` is asked for every call and session; what it gives may connect when it is first used.
+    pub fn new(
+        address: impl Into<String>,
+        connect: impl Fn() -> ControllerChannel + Send + Sync + 'static,
+    ) -> Self {
+        Self { address: address.into(), connect: Arc::new(connect) }
+    }
+
+    fn dialed(address: &str, dialer: &Dialer) -> Result<Self, AddressError> {
+        let (endpoint, dialer) = (dialer.endpoint(address)?, dialer.clone());
+        let address = endpoint.uri().authority().map(ToString::to_string).unwrap_or_default();
+        Ok(Self::new(address, move || {
+            let connection = dialer.connect(endpoint.clone());
+            BoxCloneSyncService::new(connection.map_err(|error| Status::from_error(error.into())))
+        }))
+    }
+}
+
+impl fmt::Debug for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Link").field("address", &self.address).finish_non_exhaustive()
+    }
+}
+
 /// The controllers of a cluster: one leads, the others refuse, and which is which changes. Clones share the choice.
 #[derive(Clone, Debug)]
 pub struct Controllers {
-    dialer: Dialer,
-    endpoints: Arc<Vec<Endpoint>>,
+    links: Arc<Vec<Link>>,
     current: Arc<AtomicUsize>,
 }
 
 impl Controllers {
     pub fn new<S: AsRef<str>>(addresses: &[S], dialer: &Dialer) -> Result<Self, AddressError> {
-        if addresses.is_empty() {
+        let links = addresses
+            .iter()
+            .map(|address| Link::dialed(address.as_ref().trim(), dialer))
+            .collect::<Result<_, _>>()?;
+        Self::over(links)
+    }
+
+    /// Over ways that are given.
+    pub fn over(links: Vec<Link>) -> Result<Self, AddressError> {
+        if links.is_empty() {
             return Err(AddressError::None);
         }
-        let endpoints = addresses
-            .iter()
-            .map(|address| dialer.endpoint(address.as_ref().trim()))
-            .collect::<Result<_, _>>()?;
-        Ok(Self { dialer: dialer.clone(), endpoints: Arc::new(endpoints), current: Arc::default() })
+        Ok(Self { links: Arc::new(links), current: Arc::default() })
     }
 
     /// A connection, made when first used, to the controller that answered last.
-    pub fn channel(&self) -> Channel {
-        self.dialer.connect(self.endpoint().clone())
+    pub fn channel(&self) -> ControllerChannel {
+        (self.link().connect)()
     }
 
     /// Address of the controller that [`Controllers::channel`] goes to.
     pub fn address(&self) -> String {
-        self.endpoint().uri().authority().map(ToString::to_string).unwrap_or_default()
+        self.link().address.clone()
     }
 
-    fn endpoint(&self) -> &Endpoint {
+    fn link(&self) -> &Link {
         // There is at least one.
-        &self.endpoints[self.choice() % self.endpoints.len()]
+        &self.links[self.choice() % self.links.len()]
     }
 
     /// The controller that the next connection goes to, for [`Controllers::failed`].
@@ -64,13 +106,10 @@ impl Controllers {
     /// the next one. Callers that have failed at the same one at the same time go on together, and skip none. Gives the
     /// wait before the next try, after so many `failures` in a row.
     pub fn failed(&self, tried: usize, status: &Status, failures: u32) -> Duration {
-        let named = status::leader(status).and_then(|leader| {
-            self.endpoints
-                .iter()
-                .position(|known| known.uri().authority().is_some_and(|known| known == leader))
-        });
+        let named = status::leader(status)
+            .and_then(|leader| self.links.iter().position(|known| known.address == leader));
         let named = named.filter(|named| *named != tried);
-        let next = named.unwrap_or_else(|| tried.wrapping_add(1) % self.endpoints.len());
+        let next = named.unwrap_or_else(|| tried.wrapping_add(1) % self.links.len());
         // Another caller may have moved on already.
         let _ = self.current.compare_exchange(tried, next, Ordering::Relaxed, Ordering::Relaxed);
         // One that is known to lead is asked soon; two that name each other are not asked without end.
@@ -90,13 +129,14 @@ impl Controllers {
         mut call: F,
     ) -> Result<T, Status>
     where
-        F: FnMut(Channel) -> Fut,
+        F: FnMut(ControllerChannel) -> Fut,
         Fut: Future<Output = Result<tonic::Response<T>, Status>>,
     {
         let mut failures = 0u32;
         loop {
             let tried = self.choice();
             let outcome = tokio::select! {
+                biased;
                 () = stop.cancelled() => return Err(Status::cancelled("stopping")),
                 outcome = tokio::time::timeout(deadline, call(self.channel())) => outcome,
             };
@@ -111,6 +151,7 @@ impl Controllers {
             let wait = self.failed(tried, &status, failures);
             tracing::warn!(call = what, controller, %status, failures, ?wait, "call failed, trying again");
             tokio::select! {
+                biased;
                 () = stop.cancelled() => return Err(Status::cancelled("stopping")),
                 () = tokio::time::sleep(wait) => {}
             }

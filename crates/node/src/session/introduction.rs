@@ -7,6 +7,7 @@ use crescendo_proto::convert::arithmetic_message;
 use crescendo_proto::v1::{Hello, NodeKind};
 
 use crate::runtime::args::NodeArgs;
+use crate::runtime::random;
 
 /// What it computes with.
 pub struct Computes<'a> {
@@ -21,7 +22,7 @@ pub fn introduction(args: &NodeArgs, kind: NodeKind, address: String, computes: 
     let Computes { slots, device, arithmetic } = computes;
     Hello {
         node_id: args.node_id.clone(),
-        incarnation: uuid::Uuid::new_v4().to_string(),
+        incarnation: random::id(),
         kind: kind.into(),
         slots,
         device: device.to_owned(),

@@ -11,7 +11,7 @@
 //! The node goes on with its work whether or not there is a session. At its stop it sends what is left and waits shortly
 //! for the controller's last word, so that nothing it has said is lost.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crescendo_proto::v1::node_service_client::NodeServiceClient;
 use crescendo_proto::v1::open_session_request::Message as Up;
@@ -21,7 +21,7 @@ use crescendo_proto::v1::{
     OpenSessionResponse, ReadObject, ReleaseCuration, StartAttempt, StopAttempt, UpdateCurators, Welcome,
 };
 use tokio::sync::mpsc;
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Instant, MissedTickBehavior};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
@@ -115,6 +115,7 @@ where
                 tracing::warn!(controller, %status, failures, ?wait, "no session with the controller");
             }
             tokio::select! {
+                biased;
                 () = stop.cancelled() => break,
                 () = tokio::time::sleep(wait) => {}
             }
@@ -125,6 +126,7 @@ where
     /// One session, from Hello to its end; says why it ended.
     async fn serve_once(&self, stop: &CancellationToken) -> Status {
         let opened = tokio::select! {
+            biased;
             () = stop.cancelled() => return Status::cancelled("the node stops"),
             opened = self.open() => opened,
         };
@@ -178,6 +180,8 @@ where
         let mut told_draining = false;
         loop {
             let sent = tokio::select! {
+                // In this order, so that what comes in holds up neither the end nor the heartbeats.
+                biased;
                 () = stop.cancelled() => {
                     let _ = tokio::time::timeout(PART_TIMEOUT, self.part(up, down)).await;
                     return Status::cancelled("the node stops");
@@ -186,6 +190,11 @@ where
                     told_draining = true;
                     send(&up, Up::NodeDrains(NodeDrains {})).await
                 }
+                _ = heartbeat.tick() => {
+                    sequence += 1;
+                    send(&up, Up::Heartbeat(Heartbeat { sequence })).await
+                }
+                _ = flush.tick() => self.flush(&up).await,
                 message = down.message(), if waiting.is_none() => match message {
                     Ok(Some(response)) => {
                         waiting = command(response);
@@ -203,11 +212,6 @@ where
                     }
                     Err(_) => Err(Status::cancelled("the node takes no more commands")),
                 },
-                _ = heartbeat.tick() => {
-                    sequence += 1;
-                    send(&up, Up::Heartbeat(Heartbeat { sequence })).await
-                }
-                _ = flush.tick() => self.flush(&up).await,
                 () = self.reports.changed() => self.flush(&up).await,
                 () = self.logs.filled() => self.flush(&up).await,
             };
@@ -231,7 +235,7 @@ where
     /// Sends what is due: reports first, then at most one batch of log lines, so that heartbeats keep their pace.
     async fn flush(&self, up: &mpsc::Sender<OpenSessionRequest>) -> Result<(), Status> {
         loop {
-            let due = self.reports.table().take_due(Instant::now());
+            let due = self.reports.table().take_due(Instant::now().into_std());
             let Some(report) = due else { break };
             send(up, Up::AttemptReport(report)).await?;
         }

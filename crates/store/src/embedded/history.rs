@@ -10,7 +10,7 @@ const CHUNK_EVENTS: usize = 256;
 
 /// A bounded run of changes that reaches up to now, in revision order. Keys are full keys.
 #[derive(Debug)]
-pub(super) struct History {
+pub(crate) struct History {
     /// Every change after this revision is here.
     floor: Revision,
     /// The last revision that was published.
@@ -22,14 +22,14 @@ pub(super) struct History {
 
 /// How much history is kept.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct HistoryLimits {
+pub(crate) struct HistoryLimits {
     pub events: usize,
     pub bytes: usize,
 }
 
 /// What a watch gets that has seen everything up to some revision.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Since {
+pub(crate) enum Since {
     /// The changes since then are not all here: read everything anew.
     Gone,
     /// The matching changes up to and including `reached`, with full keys.

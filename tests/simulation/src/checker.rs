@@ -1,0 +1,383 @@
+//! The promises of the design's section 9 that speak of the control plane, by their number. Every commit of the store is
+//! looked at, and what nodes and people see beside it.
+//!
+//! | promise | looked at |
+//! |---|---|
+//! | 1 | an accepted job stays; an attempt ends only for a reason that lies with its job, its nodes or a person |
+//! | 2 | one request id, one job |
+//! | 3 | a job that has ended stays as it ended |
+//! | 4 | generations and leases only grow; a checkpoint is of the newest generation; a unit that is done stays as it is |
+//! | 8 | no slot is held twice, in the records and on the nodes; gangs are whole |
+//! | 11 | nobody calls the store without pause |
+//! | 12 | a job that waits says why; calls are answered within their limit |
+//! | 13 | no job fails: none here is to blame for anything |
+//! | 14 | who was drained goes on from the step at which it left; every attempt from its newest checkpoint |
+//! | 0 | liveness: once faults have stopped, every job ends |
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use crescendo_core::ids::{AttemptRef, JobId, StageRef};
+use crescendo_core::invariants::check_invariants;
+use crescendo_core::job::JobState;
+use crescendo_core::records::{
+    AttemptRecord, AttemptState, CheckpointRecord, JobRecord, Record, RecordKey, UnitRecord, UnitState, Write,
+};
+use crescendo_core::state::{ClusterState, Job};
+use crescendo_proto::records;
+use crescendo_store::Revision;
+use crescendo_store::testing::Change;
+
+use crate::trace::Trace;
+
+/// A node that is out of sight for so much of [`SIGHT`] may be taken for lost.
+const OUT_OF_SIGHT: Duration = Duration::from_secs(45);
+const SIGHT: Duration = Duration::from_secs(120);
+/// A fault of a node may end an attempt that began this much later.
+const AFTERMATH: Duration = Duration::from_secs(10);
+
+/// A promise that was broken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Violation {
+    /// Its number in the design; 0 for liveness.
+    pub promise: u8,
+    pub at: Duration,
+    pub what: String,
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "promise {} at {:.3} s: {}", self.promise, self.at.as_secs_f64(), self.what)
+    }
+}
+
+#[derive(Default)]
+struct Facts {
+    state: ClusterState,
+    keys: BTreeMap<String, RecordKey>,
+    /// Jobs by request id, as people were told.
+    accepted: BTreeMap<String, String>,
+    requests: BTreeMap<String, JobId>,
+    began: BTreeMap<AttemptRef, Duration>,
+    /// Step at which a drained gang left, by job and stage.
+    drained: BTreeMap<(String, String), u64>,
+    /// Job whose rank holds a slot of a node.
+    slots: BTreeMap<(String, u32), String>,
+    /// When something was wrong with a node itself; `None` while it is.
+    node_faults: BTreeMap<String, Vec<(Duration, Option<Duration>)>>,
+    cuts: BTreeMap<String, Vec<(Duration, Duration)>>,
+    violations: Vec<Violation>,
+    commits: u64,
+}
+
+/// Clones are the same checker.
+#[derive(Clone)]
+pub struct Checker {
+    facts: Arc<Mutex<Facts>>,
+    trace: Trace,
+}
+
+impl Checker {
+    pub fn new(trace: Trace) -> Self {
+        Self { facts: Arc::default(), trace }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Facts> {
+        self.facts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn violations(&self) -> Vec<Violation> {
+        self.lock().violations.clone()
+    }
+
+    pub fn commits(&self) -> u64 {
+        self.lock().commits
+    }
+
+    pub fn broken(&self, promise: u8, what: impl Into<String>) {
+        let (at, what) = (self.trace.elapsed(), what.into());
+        self.trace.note(format_args!("VIOLATION of promise {promise}: {what}"));
+        self.lock().violations.push(Violation { promise, at, what });
+    }
+
+    /// Something is wrong with a node itself from now on, for as long as that.
+    pub fn node_fault(&self, node: &str, lasts: Duration) {
+        let now = self.trace.elapsed();
+        let fault = (now, Some(now + lasts));
+        self.lock().node_faults.entry(node.to_owned()).or_default().push(fault);
+    }
+
+    /// A node may be out of sight from now on, for as long as that.
+    pub fn cut(&self, node: &str, lasts: Duration) {
+        let now = self.trace.elapsed();
+        self.lock().cuts.entry(node.to_owned()).or_default().push((now, now + lasts));
+    }
+
+    pub fn slot_taken(&self, node: &str, slot: u32, job: &str) {
+        let other = self.lock().slots.insert((node.to_owned(), slot), job.to_owned());
+        if let Some(other) = other {
+            self.broken(8, format!("slot {slot} of {node} is given to {job} while {other} has it"));
+        }
+    }
+
+    pub fn slot_left(&self, node: &str, slot: u32) {
+        self.lock().slots.remove(&(node.to_owned(), slot));
+    }
+
+    /// All ranks of a node are gone.
+    pub fn node_died(&self, node: &str) {
+        self.lock().slots.retain(|(of, _), _| of != node);
+    }
+
+    /// A gang has saved this step and leaves.
+    pub fn drained(&self, job: &str, stage: &str, step: u64) {
+        self.lock().drained.insert((job.to_owned(), stage.to_owned()), step);
+    }
+
+    /// A person was told that a request is this job.
+    pub fn accepted(&self, request: &str, job: &str) {
+        let before = self.lock().accepted.insert(request.to_owned(), job.to_owned());
+        if let Some(before) = before.filter(|before| before != job) {
+            self.broken(2, format!("request {request} is job {before} and job {job}"));
+        }
+    }
+
+    /// A person was told why a job is where it is.
+    pub fn explained(&self, job: &str, cause: &str, summary: &str) {
+        if cause.is_empty() || summary.is_empty() {
+            self.broken(12, format!("job {job} does not say what it waits for: {cause:?}, {summary:?}"));
+        }
+    }
+
+    /// A call was answered, or not, after this long.
+    pub fn answered(&self, call: &str, after: Duration, limit: Duration) {
+        if after > limit {
+            self.broken(12, format!("{call} took {:.1} s", after.as_secs_f64()));
+        }
+    }
+
+    /// Accepted jobs that have not ended.
+    pub fn open_jobs(&self) -> Vec<String> {
+        let facts = self.lock();
+        let is_open = |id: &&String| {
+            let job = JobId::parse(id).ok().and_then(|id| facts.state.job(&id).cloned());
+            job.is_none_or(|job| !job.record.state.is_terminal())
+        };
+        facts.accepted.values().filter(is_open).cloned().collect()
+    }
+
+    /// How many jobs ended in each state.
+    pub fn outcomes(&self) -> BTreeMap<&'static str, usize> {
+        let facts = self.lock();
+        facts.state.jobs().fold(BTreeMap::new(), |mut counts, job| {
+            *counts.entry(job.record.state.name()).or_default() += 1;
+            counts
+        })
+    }
+
+    /// The newest records, for planted faults.
+    pub fn jobs(&self) -> Vec<Job> {
+        self.lock().state.jobs().cloned().collect()
+    }
+
+    /// Looks at one commit.
+    pub fn commit(&self, revision: Revision, changes: &[Change]) {
+        let now = self.trace.elapsed();
+        let mut broken = Vec::new();
+        let mut names = Vec::new();
+        {
+            let mut facts = self.lock();
+            facts.commits += 1;
+            let mut over = Vec::new();
+            for change in changes.iter().filter(|change| !change.key.starts_with("leaders/")) {
+                facts.change(now, change, &mut over, &mut broken);
+            }
+            for attempt in &over {
+                facts.check_end(now, attempt, &mut broken);
+            }
+            for wrong in check_invariants(&facts.state) {
+                broken.push((promise_of(&wrong), wrong));
+            }
+        }
+        for change in changes {
+            names.push(if change.value.is_some() { change.key.clone() } else { format!("-{}", change.key) });
+        }
+        self.trace.note(format_args!("commit {revision} {}", names.join(" ")));
+        for (promise, what) in broken {
+            self.broken(promise, what);
+        }
+    }
+}
+
+/// The promise that an invariant of the records stands for.
+fn promise_of(wrong: &str) -> u8 {
+    if wrong.contains("is held by") || wrong.contains(" ranks") || wrong.contains("active attempts") {
+        8
+    } else if wrong.contains("generation") {
+        4
+    } else if wrong.contains("end time") || wrong.contains("with an active attempt") {
+        3
+    } else {
+        1
+    }
+}
+
+type Broken = Vec<(u8, String)>;
+
+impl Facts {
+    fn change(&mut self, now: Duration, change: &Change, over: &mut Vec<AttemptRecord>, broken: &mut Broken) {
+        let Some(value) = &change.value else {
+            if let Some(key) = self.keys.remove(&change.key) {
+                if let RecordKey::Job(job) = &key {
+                    broken.push((1, format!("job {job} is lost")));
+                }
+                let _ = self.state.apply(Write::Delete(key));
+            }
+            return;
+        };
+        let record = match records::decode(value) {
+            Ok(record) => record,
+            Err(error) => {
+                broken.push((13, format!("{} is written and cannot be read: {error}", change.key)));
+                return;
+            }
+        };
+        match &record {
+            Record::Job(job) => self.check_job(job, broken),
+            Record::Attempt(attempt) => self.check_attempt(now, attempt, over, broken),
+            Record::Unit(unit) => self.check_unit(unit, broken),
+            Record::Checkpoint(checkpoint) => self.check_checkpoint(checkpoint, broken),
+            Record::Request(_) | Record::Stage(_) | Record::Node(_) => {}
+        }
+        self.keys.insert(change.key.clone(), record.key());
+        if let Err(orphan) = self.state.apply(Write::Put(record)) {
+            broken.push((1, orphan.to_string()));
+        }
+    }
+
+    fn check_job(&mut self, job: &JobRecord, broken: &mut Broken) {
+        let request = format!("{}/{}", job.spec.tenant, job.request);
+        if let Some(other) =
+            self.requests.insert(request.clone(), job.id.clone()).filter(|other| *other != job.id)
+        {
+            broken.push((2, format!("request {request} has made {other} and {}", job.id)));
+        }
+        if let Some(before) = self.state.job(&job.id)
+            && before.record.state.is_terminal()
+            && before.record.state != job.state
+        {
+            broken.push((3, format!("{} was {} and is {}", job.id, before.record.state, job.state)));
+        }
+        if let JobState::Failed { reason } = &job.state {
+            broken.push((13, format!("{} failed: {reason}", job.id)));
+        }
+    }
+
+    fn check_attempt(
+        &mut self,
+        now: Duration,
+        record: &AttemptRecord,
+        over: &mut Vec<AttemptRecord>,
+        broken: &mut Broken,
+    ) {
+        let attempt = &record.attempt;
+        let stage = self.state.stage(&attempt.stage_ref());
+        let before = stage.and_then(|stage| stage.attempt.as_ref());
+        let newest = stage.and_then(|stage| stage.newest_checkpoint()).map(|newest| newest.step);
+        match before {
+            Some(before) if before.attempt.generation > attempt.generation => {
+                broken.push((4, format!("{attempt} is written over {}", before.attempt)));
+            }
+            Some(before) if before.attempt == *attempt && before.ranks != record.ranks => {
+                broken.push((4, format!("{attempt} has other ranks than it had")));
+            }
+            Some(before) if before.attempt == *attempt && !before.is_active() && record.is_active() => {
+                broken.push((4, format!("{attempt} was over and is not")));
+            }
+            Some(before) if before.attempt == *attempt && before.is_active() && !record.is_active() => {
+                over.push(record.clone());
+            }
+            Some(_) | None => {}
+        }
+        if self.began.contains_key(attempt) {
+            return;
+        }
+        self.began.insert(attempt.clone(), now);
+        let from = record.resume_from.as_ref().map(|from| from.step);
+        if from != newest {
+            broken.push((
+                14,
+                format!("{attempt} goes on from {from:?}, and the newest checkpoint is {newest:?}"),
+            ));
+        }
+        let key = (attempt.job.to_string(), attempt.stage.to_string());
+        if let Some(left_at) = self.drained.remove(&key).filter(|left_at| from.unwrap_or(0) < *left_at) {
+            broken.push((14, format!("{attempt} goes on from {from:?} and was drained at step {left_at}")));
+        }
+    }
+
+    fn check_unit(&self, unit: &UnitRecord, broken: &mut Broken) {
+        let Some(before) = self.state.stage(&unit.stage).and_then(|stage| stage.log.unit(unit.unit)) else {
+            return;
+        };
+        let name = format!("unit {} of {}", unit.unit, unit.stage);
+        if before.lease_generation > unit.lease_generation {
+            broken.push((4, format!("{name} goes back to lease {}", unit.lease_generation)));
+        }
+        if let UnitState::Done(result) = &before.state
+            && unit.state != UnitState::Done(result.clone())
+        {
+            broken.push((4, format!("{name} was done and is another now")));
+        }
+    }
+
+    fn check_checkpoint(&self, checkpoint: &CheckpointRecord, broken: &mut Broken) {
+        let Some(stage) = self.state.stage(&checkpoint.stage) else { return };
+        let known = stage
+            .checkpoints
+            .values()
+            .any(|known| known.generation == checkpoint.generation && known.step == checkpoint.step);
+        if !known && checkpoint.generation != stage.generation() {
+            broken.push((
+                4,
+                format!(
+                    "a checkpoint of {} generation {} is taken while {} is the newest",
+                    checkpoint.stage,
+                    checkpoint.generation,
+                    stage.generation()
+                ),
+            ));
+        }
+    }
+
+    /// Whether there was a reason for an attempt to end that is not the controller's.
+    fn check_end(&self, now: Duration, record: &AttemptRecord, broken: &mut Broken) {
+        let AttemptState::Ended { reason, .. } = &record.state else { return };
+        let stage: StageRef = record.attempt.stage_ref();
+        let Some(job) = self.state.job(&stage.job) else { return };
+        let halted = matches!(job.record.state, JobState::Paused | JobState::Preempting { .. });
+        let is_done = self.state.stage(&stage).is_some_and(|stage| stage.is_done());
+        if job.record.state.is_terminal() || halted || is_done || reason.contains("drain") {
+            return;
+        }
+        let nodes: BTreeSet<&str> = record.ranks.iter().map(|rank| rank.node.as_str()).collect();
+        let began = self.began.get(&record.attempt).copied().unwrap_or_default();
+        let had_fault = |node: &&str| {
+            let faults = self.node_faults.get(*node).into_iter().flatten();
+            faults.clone().any(|(from, to)| *from <= now && to.is_none_or(|to| to + AFTERMATH >= began))
+        };
+        let out_of_sight = |node: &&str| {
+            let cuts = self.cuts.get(*node).into_iter().flatten();
+            let within = |(from, to): &(Duration, Duration)| {
+                let from = (*from).max(now.saturating_sub(SIGHT));
+                (*to).min(now).saturating_sub(from)
+            };
+            cuts.map(within).sum::<Duration>() >= OUT_OF_SIGHT
+        };
+        if !nodes.iter().any(had_fault) && !nodes.iter().any(out_of_sight) {
+            broken.push((1, format!("{} has ended without a fault of its nodes: {reason}", record.attempt)));
+        }
+    }
+}

@@ -1,0 +1,243 @@
+//! A controller process: the real campaign, engine and services, without a listener.
+
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use crescendo_controller::config::Config;
+use crescendo_controller::engine::EngineDeps;
+use crescendo_controller::leadership::{self, EngineHandle, Role};
+use crescendo_controller::logs::LogHub;
+use crescendo_controller::metrics::Metrics;
+use crescendo_controller::services::{Checkpoints, Curation, Jobs, Nodes};
+use crescendo_controller::unit_board::UnitBoard;
+use crescendo_core::ids::Timestamp;
+use crescendo_node::runtime::random;
+use crescendo_node::runtime::supervise::Tasks;
+use crescendo_proto::v1::checkpoint_service_server::CheckpointServiceServer;
+use crescendo_proto::v1::curation_service_server::CurationServiceServer;
+use crescendo_proto::v1::job_service_server::JobServiceServer;
+use crescendo_proto::v1::node_service_server::NodeServiceServer;
+use crescendo_store::testing::{Fate, SimulatedServer, SimulatedStore, StoreCall, StoreLink};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
+
+use crate::checker::Checker;
+use crate::network::{Network, Way};
+use crate::process::Process;
+use crate::rng::SharedRng;
+use crate::schedule::PEOPLE;
+
+/// Limit of one call of the store, as shipped.
+const STORE_CALL_TIMEOUT: Duration = Duration::from_secs(5);
+/// When the simulated day begins, Unix milliseconds.
+const EPOCH_MILLIS: u64 = 1_800_000_000_000;
+
+/// What is wrong with the way to the store, for one controller or all; zero where nothing is.
+#[derive(Debug, Default)]
+pub struct StoreFaults {
+    /// Cuts that hold now.
+    pub cuts: AtomicU64,
+    /// Calls whose answer never comes, of a thousand.
+    pub lost_answers_permille: AtomicU64,
+    /// Milliseconds that a sync takes more.
+    pub slow_millis: AtomicU64,
+    /// Times that the disk is full; reads and renewals go on.
+    pub full: AtomicU64,
+}
+
+/// Calls of one controller within one simulated second that are more than it can have use for.
+const MANY_CALLS: u64 = 2000;
+
+struct StoreWay {
+    process: Arc<Process>,
+    checker: Checker,
+    index: usize,
+    began: tokio::time::Instant,
+    /// The second, and the calls within it.
+    calls: Mutex<(u64, u64)>,
+    own: Arc<StoreFaults>,
+    of_all: Arc<StoreFaults>,
+    rng: SharedRng,
+}
+
+impl StoreWay {
+    fn sum(&self, of: impl Fn(&StoreFaults) -> &AtomicU64) -> u64 {
+        of(&self.own).load(Ordering::Relaxed) + of(&self.of_all).load(Ordering::Relaxed)
+    }
+
+    /// Counts a call; one that asks without pause is found out.
+    fn count(&self) {
+        let second = self.began.elapsed().as_secs();
+        let mut calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
+        *calls = if calls.0 == second { (second, calls.1 + 1) } else { (second, 1) };
+        if calls.1 == MANY_CALLS {
+            self.checker.broken(11, format!("controller {} calls the store without pause", self.index));
+        }
+    }
+
+    fn is_cut(&self) -> bool {
+        self.process.dead.is_cancelled()
+            || self.process.gate.is_closed()
+            || self.sum(|faults| &faults.cuts) > 0
+    }
+}
+
+impl StoreLink for StoreWay {
+    fn fate(&self, call: StoreCall) -> Fate {
+        self.count();
+        if self.is_cut() {
+            return Fate::Lost;
+        }
+        if call == StoreCall::Write && self.sum(|faults| &faults.full) > 0 {
+            return Fate::Refused { why: "no space left on device".to_owned() };
+        }
+        let slow = Duration::from_millis(self.sum(|faults| &faults.slow_millis));
+        let there = slow + Duration::from_millis(self.rng.draw(|rng| rng.between(1, 4)));
+        let permille = self.sum(|faults| &faults.lost_answers_permille);
+        if permille > 0 && self.rng.draw(|rng| rng.chance(permille)) {
+            // Half of them never arrived.
+            return if self.rng.draw(|rng| rng.chance(500)) {
+                Fate::AnswerLost { there }
+            } else {
+                Fate::Lost
+            };
+        }
+        Fate::Carried { there, back: Duration::from_millis(1) }
+    }
+
+    fn delivers(&self) -> bool {
+        !self.is_cut()
+    }
+}
+
+struct Running {
+    process: Arc<Process>,
+    stop: CancellationToken,
+}
+
+/// One controller over all its lives.
+pub struct Controller {
+    index: usize,
+    network: Network,
+    records: SimulatedServer,
+    checker: Checker,
+    rng: SharedRng,
+    /// Milliseconds that its wall clock is ahead.
+    pub skew_millis: Arc<AtomicI64>,
+    pub faults: Arc<StoreFaults>,
+    of_all: Arc<StoreFaults>,
+    began: tokio::time::Instant,
+    running: Option<Running>,
+}
+
+impl Controller {
+    pub fn new(
+        index: usize,
+        network: &Network,
+        records: &SimulatedServer,
+        checker: &Checker,
+        rng: &SharedRng,
+        of_all: &Arc<StoreFaults>,
+    ) -> Self {
+        Self {
+            index,
+            network: network.clone(),
+            records: records.clone(),
+            checker: checker.clone(),
+            rng: rng.clone(),
+            skew_millis: Arc::default(),
+            faults: Arc::default(),
+            of_all: of_all.clone(),
+            began: tokio::time::Instant::now(),
+            running: None,
+        }
+    }
+
+    /// Starts it, unless it runs.
+    pub fn start(&mut self) -> anyhow::Result<()> {
+        if self.running.is_some() {
+            return Ok(());
+        }
+        let process = Arc::new(Process::default());
+        let way = StoreWay {
+            process: process.clone(),
+            checker: self.checker.clone(),
+            index: self.index,
+            began: self.began,
+            calls: Mutex::default(),
+            own: self.faults.clone(),
+            of_all: self.of_all.clone(),
+            rng: self.rng.clone(),
+        };
+        let store = Arc::new(SimulatedStore::new(&self.records, Arc::new(way), STORE_CALL_TIMEOUT));
+        let metrics = Metrics::register(&prometheus::Registry::new()).context("register metrics")?;
+        let (logs, units) = (LogHub::default(), UnitBoard::default());
+        let (tasks, _supervisor) = Tasks::new();
+        let (role, role_seen) = watch::channel(Role::Standby { leader: None });
+        let handle = EngineHandle::new(role_seen);
+        let controller_id = random::id();
+        let (_, quotas) = watch::channel(Arc::default());
+        let around = EngineDeps {
+            config: Arc::new(Config::new("file:///simulated")),
+            store,
+            metrics: metrics.clone(),
+            logs: logs.clone(),
+            controller_id: controller_id.clone(),
+            clock: self.clock(),
+            quotas,
+            units: units.clone(),
+        };
+        let identity = leadership::identity(&format!("controller-{}:7400", self.index), &controller_id);
+        let stop = tasks.stop_token();
+        process.spawn(leadership::run(around, identity, role, stop.clone()));
+        let jobs = Jobs::new(handle.clone(), logs.clone(), tasks.clone());
+        let nodes = Nodes::new(handle.clone(), logs, units, metrics, tasks);
+        let routes = Routes::new(JobServiceServer::new(jobs))
+            .add_service(NodeServiceServer::new(nodes))
+            .add_service(CheckpointServiceServer::new(Checkpoints::new(handle.clone())))
+            .add_service(CurationServiceServer::new(Curation::new(handle)));
+        self.network.listen(self.index, routes, process.clone());
+        self.running = Some(Running { process, stop });
+        Ok(())
+    }
+
+    fn clock(&self) -> Arc<dyn Fn() -> Timestamp + Send + Sync> {
+        let (began, skew) = (self.began, self.skew_millis.clone());
+        Arc::new(move || {
+            let millis = EPOCH_MILLIS + u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+            Timestamp(millis.saturating_add_signed(skew.load(Ordering::Relaxed)))
+        })
+    }
+
+    /// As SIGKILL, or a power cut.
+    pub fn kill(&mut self) {
+        if let Some(Running { process, stop }) = self.running.take() {
+            self.network.hang_up(self.index);
+            process.kill();
+            stop.cancel();
+        }
+    }
+
+    /// As SIGSTOP.
+    pub fn pause(&self) {
+        if let Some(running) = &self.running {
+            running.process.gate.close();
+        }
+        self.answers(false);
+    }
+
+    pub fn resume(&self) {
+        if let Some(running) = &self.running {
+            running.process.gate.open();
+        }
+        self.answers(true);
+    }
+
+    /// One that stands still answers no keepalive either.
+    fn answers(&self, answers: bool) {
+        (0..=PEOPLE).for_each(|peer| self.network.cut((peer, self.index), Way::Down, !answers));
+    }
+}
