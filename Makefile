@@ -9,7 +9,7 @@ TOOLS ?= $(CURDIR)/.deps/cargo
 export PATH := $(CURDIR)/.deps/tools-venv/bin:$(TOOLS)/bin:$(PATH)
 
 # The crates that build and are tested without libtorch.
-LIGHT := crescendo-core crescendo-dataset crescendo-store crescendo-proto crescendo-node crescendo-controller crescendo-cli
+LIGHT := crescendo-core crescendo-attempts crescendo-dataset crescendo-store crescendo-proto crescendo-node crescendo-controller crescendo-cli
 # The tests of these need more.
 LIGHT_TOOLS := crescendo-testing crescendo-tidy
 CARGO_TOOL = cargo $(1) --version >/dev/null 2>&1 || cargo install --locked --quiet --debug --root $(TOOLS) cargo-$(1)

@@ -20,4 +20,3 @@ pub mod process;
 pub mod rendezvous;
 pub mod run;
 pub mod service;
-pub mod table;

@@ -67,6 +67,27 @@ pub fn memory() -> Result<DeviceMemory> {
     Ok(DeviceMemory { free_bytes: free as u64, total_bytes: total as u64 })
 }
 
+/// Major and minor number of GPU `index`'s compute capability, such as (9, 0) of an H100.
+pub fn compute_capability(index: usize) -> Result<(i32, i32)> {
+    type GetAttribute = unsafe extern "C" fn(*mut c_int, c_int, c_int) -> c_int;
+    // `CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR` and `…_MINOR`.
+    const MAJOR: c_int = 75;
+    const MINOR: c_int = 76;
+    let driver = driver()?;
+    // SAFETY: the type is that of the driver's function (CUDA driver API, `cuDeviceGetAttribute`).
+    let ask: GetAttribute =
+        unsafe { driver.function(c"cuDeviceGetAttribute") }.map_err(DeviceError::Driver)?;
+    let index =
+        c_int::try_from(index).map_err(|_| DeviceError::Missing(format!("no GPU has the number {index}")))?;
+    let attribute = |which: c_int| {
+        let mut value: c_int = 0;
+        // SAFETY: the place lives until the call returns.
+        let code = unsafe { ask(&mut value, which, index) };
+        checked(code, "compute capability").map(|()| value)
+    };
+    Ok((attribute(MAJOR)?, attribute(MINOR)?))
+}
+
 /// Name of GPU `index`, as its maker spells it.
 pub fn name(index: usize) -> Result<String> {
     type GetName = unsafe extern "C" fn(*mut c_char, c_int, c_int) -> c_int;

@@ -6,10 +6,12 @@
 //!   activations, each time     x ≈ scale_x · x₈     y = scale_x · scale_w · (x₈ W₈ᵀ) + b, summed in float32
 //! ```
 
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+
 use tch::{Device, Kind, Tensor};
 
 use crate::error::Result;
-use crate::fused;
 
 /// Largest number of e4m3.
 const LARGEST: f64 = 448.0;
@@ -30,9 +32,17 @@ pub(crate) fn multiplies(x: &Tensor, weight: &Tensor) -> bool {
     let fits = weight.size().iter().all(|side| side % ALIGN == 0) && x.kind() == Kind::BFloat16;
     match x.device() {
         // From Ada and Hopper on.
-        Device::Cuda(index) => fits && fused::compute_capability(index).is_some_and(|it| it >= (8, 9)),
+        Device::Cuda(index) => fits && capability(index).is_some_and(|it| it >= (8, 9)),
         _ => false,
     }
+}
+
+/// Of GPU `index`, asked for once a process.
+fn capability(index: usize) -> Option<(i32, i32)> {
+    type Known = BTreeMap<usize, Option<(i32, i32)>>;
+    static KNOWN: Mutex<Known> = Mutex::new(Known::new());
+    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    *known.entry(index).or_insert_with(|| crescendo_device::cuda::compute_capability(index).ok())
 }
 
 /// x Wᵀ + b for `x` `[.., in]` and the bias in its dtype; `scale` is that of `weight`.

@@ -49,11 +49,6 @@ pub fn unavailable(device: Device) -> Option<String> {
     }
 }
 
-/// Major and minor number of a GPU's compute capability; none if the driver does not say.
-pub(crate) fn compute_capability(index: usize) -> Option<(i32, i32)> {
-    cuda::compute_capability(index)
-}
-
 /// Where the passes run.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Fused {

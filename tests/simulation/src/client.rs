@@ -136,7 +136,11 @@ impl People {
                     }
                 }
             } else {
-                self.controllers.failed(self.controllers.choice(), &Status::unavailable("it did not answer"), 1);
+                self.controllers.failed(
+                    self.controllers.choice(),
+                    &Status::unavailable("it did not answer"),
+                    1,
+                );
             }
             self.explain(&job_id).await;
             sleep(Duration::from_secs(1)).await;

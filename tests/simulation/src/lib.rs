@@ -43,10 +43,3 @@ pub mod run;
 pub mod schedule;
 pub mod trace;
 pub mod trainer;
-
-/// The agent's own table, from where it lives: its crate needs libtorch, this file does not.
-#[allow(dead_code, reason = "what the played agent has no use for")]
-// Formatted where it lives, tests and all.
-#[rustfmt::skip]
-#[path = "../../../trainer-node/src/agent/table.rs"]
-mod table;

@@ -20,8 +20,8 @@ use crate::checker::Checker;
 use crate::gang::{Gangs, Membership, Mood};
 use crate::process::Process;
 use crate::rng::SharedRng;
-use crate::table::{AttemptTable, Effect, KillSignal, RankKey};
 use crate::trace::Trace;
+use crescendo_attempts::{AttemptTable, Effect, KillSignal, RankKey};
 
 /// Limit of one try of a call, as the agent has it.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);

@@ -6,7 +6,7 @@ use crescendo_proto::v1::{OpenRankSessionResponse, RankCheckpointOutcome};
 use tokio::sync::mpsc;
 use tonic::Status;
 
-use super::table::RankKey;
+use crescendo_attempts::RankKey;
 
 /// Messages to a rank; the session ends when it is dropped.
 pub type RankSender = mpsc::Sender<Result<OpenRankSessionResponse, Status>>;

@@ -11,8 +11,8 @@ use crescendo_node::runtime::args::SecurityArgs;
 use crescendo_node::telemetry::trace::TraceArgs;
 use tokio::process::{Child, Command};
 
-use super::table::{KillSignal, RankKey};
 use crate::kernel_choice::KernelChoice;
+use crescendo_attempts::{KillSignal, RankKey};
 
 /// How this agent starts its ranks.
 #[derive(Clone, Debug)]

@@ -41,8 +41,8 @@ use super::metrics::{Counted, Metrics};
 use super::process::{self, RankCommand};
 use super::rendezvous::Rendezvous;
 use super::service::Service;
-use super::table::{AttemptTable, Effect, KillSignal, RankKey};
 use crate::kernel_choice::KernelChoice;
+use crescendo_attempts::{AttemptTable, Effect, KillSignal, RankKey};
 
 /// Events that wait for the loop at most.
 const EVENTS: usize = 256;

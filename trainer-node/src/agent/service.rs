@@ -18,7 +18,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::event::Event;
 use super::rendezvous::Rendezvous;
-use super::table::RankKey;
+use crescendo_attempts::RankKey;
 
 /// Limit of a rank's first message.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);

@@ -91,18 +91,6 @@ fn capability(context: &CudaContext) -> std::result::Result<(i32, i32), DriverEr
     Ok((major, context.attribute(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?))
 }
 
-/// Of GPU `index`, asked for once a process.
-pub(super) fn compute_capability(index: usize) -> Option<(i32, i32)> {
-    type Known = HashMap<usize, Option<(i32, i32)>>;
-    static KNOWN: OnceLock<Mutex<Known>> = OnceLock::new();
-    let mut known = KNOWN.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner);
-    let ask = || {
-        // cudarc panics where there is no driver, or one that is too old.
-        catch_unwind(|| CudaContext::new(index).and_then(|context| capability(&context)).ok()).ok().flatten()
-    };
-    *known.entry(index).or_insert_with(ask)
-}
-
 impl CudaKernels {
     /// Those of GPU `index`, compiled once a process; an error that says why there are none.
     pub fn of(index: usize) -> std::result::Result<&'static Self, String> {

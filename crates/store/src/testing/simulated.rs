@@ -219,7 +219,7 @@ impl State {
         }
         for op in &txn.ops {
             if let Op::Put { lease: Some(lease), .. } = op
-                && !self.leases.get(lease).is_some_and(|(ends_at, _)| *ends_at > Instant::now())
+                && self.leases.get(lease).is_none_or(|(ends_at, _)| *ends_at <= Instant::now())
             {
                 return Err(StoreError::LeaseNotFound { lease: lease.0 });
             }

@@ -1,4 +1,4 @@
-//! What runs on this node and what is to be done about it: pure. Events go in with the time, effects come out.
+//! An agent's table of attempts: what runs on its node and what is to be done about it: pure. Events go in with the time, effects come out.
 //!
 //! An attempt here is one of:
 //!
