@@ -26,18 +26,9 @@ pub(super) fn spread(nodes: &DecideContext<'_>, decided: &Decided<'_>) -> Curati
         return CurationAssignments::default();
     }
     let serve: BTreeSet<StageRef> = decided.active.keys().cloned().collect();
-    let jobs = nodes.state.open_in_order();
-    let open = jobs.into_iter().filter(|job| !decided.closed.contains(&job.record.id));
+    let mut make = stages_to_make(nodes, decided);
     // A stage that trains while it still lacks pairs has every curator already.
-    let mut make: Vec<StageRef> = open
-        .filter_map(|job| {
-            let begins = |stage: &StageRef| {
-                may_begin(job, stage, decided) && !stage_precision::is_open(nodes, job, stage)
-            };
-            stage_to_make(job).filter(begins)
-        })
-        .filter(|stage| !serve.contains(stage))
-        .collect();
+    make.retain(|stage| !serve.contains(stage));
     let held_up = held_up(nodes, &curators, &make);
     make.retain(|stage| !held_up.values().any(|stages| stages.contains(stage)));
     make.truncate(curators.len());
@@ -105,6 +96,18 @@ pub(super) fn spread(nodes: &DecideContext<'_>, decided: &Decided<'_>) -> Curati
         })
         .collect();
     CurationAssignments { wanted, making }
+}
+
+/// The stages that lack pairs and may be begun, in the order of their jobs.
+fn stages_to_make(nodes: &DecideContext<'_>, decided: &Decided<'_>) -> Vec<StageRef> {
+    let jobs = nodes.state.open_in_order();
+    let open = jobs.into_iter().filter(|job| !decided.closed.contains(&job.record.id));
+    let to_make = open.filter_map(|job| {
+        let begins =
+            |stage: &StageRef| may_begin(job, stage, decided) && !stage_precision::is_open(nodes, job, stage);
+        stage_to_make(job).filter(begins)
+    });
+    to_make.collect()
 }
 
 /// The stages in `make` with which a curator waits, by the curators that make them: these keep them, and have time for another.
