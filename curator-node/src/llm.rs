@@ -14,6 +14,7 @@
 //! | [`reply`] | an answer; what it cost |
 //! | [`thinking`] | what a model thought, taken out of what it said: pure |
 //! | [`json_object`] | the one JSON object in an answer: pure |
+//! | [`excerpt`] | the beginning of a text from outside, fit for a log: pure |
 //! | [`server_error`] | what a server says when it gives no answer: pure |
 //! | [`retry`] | what a failure means and how long to wait: pure |
 //! | [`streak`] | when an endpoint is not worth asking any more: pure |
@@ -31,6 +32,7 @@
 
 mod client;
 pub mod dialect;
+pub mod excerpt;
 mod http;
 pub mod json_object;
 pub mod keys;
@@ -49,7 +51,7 @@ pub mod usage;
 use client::Client;
 use crescendo_core::spec::EndpointSpec;
 use message::Message;
-use network::LlmContext;
+use network::{Curators, Network};
 use response_cache::Recorded;
 use retry::Failure;
 use spend::Spent;
@@ -102,6 +104,17 @@ impl EndpointError {
     pub fn ends_the_job(&self) -> bool {
         matches!(self, EndpointError::Denied { .. } | EndpointError::SpendLimit { .. })
     }
+}
+
+/// What a stage needs of the world to ask a language model.
+#[derive(Clone, Debug)]
+pub struct LlmContext {
+    pub network: Network,
+    pub objects: Arc<dyn object_store::ObjectStore>,
+    /// Whose money is counted together.
+    pub job_id: String,
+    /// Curators that work on the job, among whom its rate limits are divided.
+    pub curators: Curators,
 }
 
 /// A client of one endpoint. Its clones, and all stages of a job on this curator, share the limits.

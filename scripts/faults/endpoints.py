@@ -66,6 +66,8 @@ def spec(name, port, model, role):
 class Cluster:
     def __init__(self, folder, binaries):
         self.folder, self.crescendo = folder, binaries / "crescendo"
+        # Not a cluster that somebody else runs on this machine.
+        os.environ["CRESCENDO_DIR"] = str(folder / ".crescendo")
         (folder / "subjects").mkdir()
         for n in range(40):
             png(folder / "subjects" / f"thing_{chr(97 + n // 26)}{chr(97 + n % 26)}.png", (n * 6, 255 - n * 5, n * 11 % 256))
@@ -114,7 +116,7 @@ class Cluster:
         if job["state"].lower().endswith("failed"):
             return "fails", job["reason"]
         # What the small base draws has seldom two panels: that it was drawn says that there were prompts.
-        made = int(job["stages"][0]["pairsCommitted"]) > 0 or "no_divider" in json.dumps(job)
+        made = int(job["stages"][0]["pairsCommitted"]) > 0 or "no_divider" in self.run("explain", job_id)
         return ("pairs", "") if made else None
 
     def cancel(self, job_id):

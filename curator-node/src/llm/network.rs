@@ -7,7 +7,6 @@ use super::dialect::Dialect;
 use super::keys::Keys;
 use crate::metrics::Metrics;
 use crescendo_core::spec::EndpointSpec;
-use object_store::ObjectStore;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -96,16 +95,7 @@ impl Network {
     }
 }
 
-/// What a stage needs of the world to ask a language model.
-#[derive(Clone, Debug)]
-pub struct LlmContext {
-    pub network: Network,
-    pub objects: Arc<dyn ObjectStore>,
-    /// Whose money is counted together.
-    pub job_id: String,
-    /// Curators that work on the job, among whom its rate limits are divided.
-    pub curators: Curators,
-}
+pub use super::LlmContext;
 
 /// A number of curators that is kept up to date; its clones share it.
 #[derive(Clone, Debug)]

@@ -1,5 +1,6 @@
 //! An answer: what a server said, without what its model thought; and what it cost.
 
+pub use super::excerpt::excerpt;
 use super::server_error::ServerError;
 use super::thinking::taken_out;
 use super::usage::{Usage, text_tokens};
@@ -117,13 +118,6 @@ pub fn plausible(claimed: Option<Usage>, expected: Usage, max_tokens: u32, text:
     let fits = claimed.output >= answered / CLAIM_FACTOR && claimed.output <= u64::from(max_tokens);
     let output = if claimed.output > 0 && fits { claimed.output } else { own.output };
     Usage { input, output }
-}
-
-/// The beginning of a text from outside, fit for a log line.
-pub fn excerpt(text: &str) -> String {
-    let clean: String = text.chars().map(|c| if crate::phrase::is_hidden(c) { ' ' } else { c }).collect();
-    let clean = clean.split_whitespace().collect::<Vec<_>>().join(" ");
-    clean.chars().take(200).collect()
 }
 
 #[cfg(test)]

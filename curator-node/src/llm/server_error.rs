@@ -1,7 +1,7 @@
 //! What a server says when it gives no answer: a status, and an error that most servers write as `{"error": {…}}`. Gateways
 //! send the same with status 200, for the whole or inside a choice; then its inner code counts.
 
-use super::reply::excerpt;
+use super::excerpt::excerpt;
 use serde_json::Value;
 use std::fmt;
 

@@ -26,20 +26,9 @@ pub(super) fn spread(nodes: &DecideContext<'_>, decided: &Decided<'_>) -> Curati
         return CurationAssignments::default();
     }
     let serve: BTreeSet<StageRef> = decided.active.keys().cloned().collect();
-    let jobs = nodes.state.open_in_order();
-    let open = jobs
-        .into_iter()
-        .filter(|job| !decided.closed.contains(&job.record.id) && !nodes.is_halted(&job.record.id));
+    let mut make = stages_to_make(nodes, decided);
     // A stage that trains while it still lacks pairs has every curator already.
-    let mut make: Vec<StageRef> = open
-        .filter_map(|job| {
-            let begins = |stage: &StageRef| {
-                may_begin(job, stage, decided) && !stage_precision::is_open(nodes, job, stage)
-            };
-            stage_to_make(job).filter(begins)
-        })
-        .filter(|stage| !serve.contains(stage))
-        .collect();
+    make.retain(|stage| !serve.contains(stage));
     let held_up = held_up(nodes, &curators, &make);
     make.retain(|stage| !held_up.values().any(|stages| stages.contains(stage)));
     make.truncate(curators.len());
@@ -111,6 +100,20 @@ pub(super) fn spread(nodes: &DecideContext<'_>, decided: &Decided<'_>) -> Curati
     CurationAssignments { wanted, making }
 }
 
+/// The stages that lack pairs and may be begun, in the order of their jobs.
+fn stages_to_make(nodes: &DecideContext<'_>, decided: &Decided<'_>) -> Vec<StageRef> {
+    let jobs = nodes.state.open_in_order();
+    let open = jobs
+        .into_iter()
+        .filter(|job| !decided.closed.contains(&job.record.id) && !nodes.is_halted(&job.record.id));
+    let to_make = open.filter_map(|job| {
+        let begins =
+            |stage: &StageRef| may_begin(job, stage, decided) && !stage_precision::is_open(nodes, job, stage);
+        stage_to_make(job).filter(begins)
+    });
+    to_make.collect()
+}
+
 /// The stages in `make` with which a curator waits, by the curators that make them: these keep them, and have time for another.
 fn held_up(
     nodes: &DecideContext<'_>,
@@ -121,9 +124,7 @@ fn held_up(
     for stage in make {
         let makers: Vec<&NodeId> = curators
             .iter()
-            .filter(|(record, view)| {
-                view.curating.contains(stage) && nodes.cooldown(stage, &record.id).is_none()
-            })
+            .filter(|(record, view)| view.curating.contains(stage) && nodes.may_make(stage, &record.id))
             .map(|(record, _)| &record.id)
             .collect();
         let waits = |node: &&NodeId| nodes.seen.under_way.has_waited(stage, node, HELD_UP_FOR, nodes.now);
