@@ -137,7 +137,10 @@ mod tests {
                 "{}\nCOMP_WORDS=({words}); COMP_CWORD={at}; _crescendo_with_jobs crescendo \"${{COMP_WORDS[{at}]}}\" \"${{COMP_WORDS[{at}-1]}}\"; echo \"${{COMPREPLY[*]}}\"",
                 script(Shell::Bash)
             );
-            let output = Command::new("bash").arg("-c").arg(ask).env("PATH", &path).output().unwrap();
+            // As a file: what a shell is given as an argument may not be this long.
+            let file = dir.path().join("ask.sh");
+            std::fs::write(&file, ask).unwrap();
+            let output = Command::new("bash").arg(file).env("PATH", &path).output().unwrap();
             String::from_utf8(output.stdout).unwrap().trim().to_owned()
         };
         assert_eq!(complete("crescendo watch u", 2), "uno-1");

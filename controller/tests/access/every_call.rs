@@ -196,7 +196,7 @@ async fn a_call_without_the_right_credential_changes_nothing() -> anyhow::Result
             scene.refuse(rule, &scene.nodes, None, "a node", &denied).await?;
         }
     }
-    assert_eq!(calls, 22, "every call of the controller was tried");
+    assert_eq!(calls, 24, "every call of the controller was tried");
     Ok(())
 }
 

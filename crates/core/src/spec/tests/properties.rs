@@ -245,6 +245,19 @@ fn settle(data: &mut DataSpec) {
     }
 }
 
+fn plain_import() -> DataSource {
+    DataSource::Import(ImportSpec {
+        path: "p".to_owned(),
+        format: ImportFormat::Webdataset,
+        min_score: 4.0,
+        score_disagreement: ScoreDisagreement::Recompute,
+        score_invalid: ScoreInvalid::Reject,
+        directions: Directions::Forward,
+        orientation: Orientation::Upright,
+        resolution: 32,
+    })
+}
+
 fn job_spec() -> impl Strategy<Value = JobSpec> {
     (1..9u32)
         .prop_flat_map(|gpus| {
@@ -278,18 +291,7 @@ fn job_spec() -> impl Strategy<Value = JobSpec> {
                             match named.last() {
                                 Some(before) => crop.from = before.name.clone(),
                                 // The first stage has none to take from.
-                                None => {
-                                    stage.data.source = DataSource::Import(ImportSpec {
-                                        path: "p".to_owned(),
-                                        format: ImportFormat::Webdataset,
-                                        min_score: 4.0,
-                                        score_disagreement: ScoreDisagreement::Recompute,
-                                        score_invalid: ScoreInvalid::Reject,
-                                        directions: Directions::Forward,
-                                        orientation: Orientation::Upright,
-                                        resolution: 32,
-                                    });
-                                }
+                                None => stage.data.source = plain_import(),
                             }
                         }
                         DataSource::Import(import) if import.format == ImportFormat::Uno1m => {
@@ -306,7 +308,7 @@ fn job_spec() -> impl Strategy<Value = JobSpec> {
                     named.push(stage);
                 }
                 let presets = [ModelPreset::FluxDev, ModelPreset::FluxSchnell, ModelPreset::Nano];
-                let precisions = [Precision::Auto, Precision::F32, Precision::Bf16];
+                let precisions = [Precision::Auto, Precision::Fp8, Precision::Bf16];
                 let pick = usize::try_from(seed % 3).expect("less than 3");
                 JobSpec {
                     name,
