@@ -69,6 +69,20 @@ fn records(mut file: &[u8]) -> u64 {
     count
 }
 
+/// What a process says once it has no `metric` any more: a rank leaves a moment after its job has ended.
+async fn without(process: &str, metric: &str) -> Result<String> {
+    let gone = async {
+        loop {
+            let text = metrics(process).await?;
+            if value(&text, metric).is_none() {
+                return anyhow::Ok(text);
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(LIMIT, gone).await.context("how fast a rank is, long after it has ended")?
+}
+
 /// Waits until TensorBoard's one file has every step. The last of them is appended once the last checkpoint is registered, which
 /// ends the job. The first record says which format it is.
 async fn await_curve(folder: &Path) -> Result<()> {
@@ -180,18 +194,7 @@ async fn a_job_can_be_followed_through_all_processes() -> Result<()> {
     for process in std::iter::once(&cluster.controller).chain(&cluster.curators) {
         check_catalogue(&metrics(&process.metrics_address()?).await?)?;
     }
-    // The rank leaves a moment after its job has ended.
-    let gone = async {
-        loop {
-            let text = metrics(&trainer).await?;
-            if value(&text, ratio).is_none() {
-                return anyhow::Ok(text);
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    };
-    let gone = tokio::time::timeout(LIMIT, gone).await;
-    let text = gone.context("how fast a rank is, long after it has ended")??;
+    let text = without(&trainer, ratio).await?;
     check_catalogue(&text)?;
     for wanted in [
         "crescendo_trainer_phase_seconds_total{phase=\"backward\",slot=\"0\"}",
