@@ -9,7 +9,7 @@
 //!                                              service + rendezvous ◀──AgentService──────┘
 //! ```
 //!
-//! [`table`] is pure: events in, effects out. Everything else carries them.
+//! [`crescendo_attempts`] is pure: events in, effects out. Everything else carries them.
 
 pub mod environment;
 pub mod event;

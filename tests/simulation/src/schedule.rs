@@ -117,7 +117,7 @@ pub enum Fault {
     },
 }
 
-/// Kinds of faults, in the order in which [`draw`] numbers them.
+/// Kinds of faults, in the order in which `draw` numbers them.
 pub const KINDS: [&str; 19] = [
     "kill controller",
     "pause controller",
