@@ -77,7 +77,7 @@ chaos: setup ## Kill curators and ranks at random, then count every pair and pos
 	cargo run --quiet -p crescendo-tests --bin chaos
 
 # Kinds of faults that break a promise today, by docs/reliability.md; WITHOUT= runs them too.
-WITHOUT ?= --without "step clock" --without "pause controllers"
+WITHOUT ?= --without "pause controllers"
 
 simulate: setup ## Run SEEDS (100) schedules of the simulated cluster, or one SEED with its whole trace; counts go to docs/simulation.json
 	cargo run --quiet --profile simulation -p crescendo-simulation --bin simulate -- $(WITHOUT) \

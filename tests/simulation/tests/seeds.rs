@@ -10,7 +10,7 @@ use crescendo_simulation::schedule::{
 };
 
 /// Kinds of faults that break a promise today; docs/reliability.md has each with its seed.
-const KNOWN: [&str; 2] = ["step clock", "pause controllers"];
+const KNOWN: [&str; 1] = ["pause controllers"];
 /// As many as take about half a minute on one core.
 const SEEDS: u64 = 40;
 
