@@ -92,8 +92,9 @@ async fn a_second_process_is_told_that_the_store_is_in_use() {
         }
     }
     let mut child = Killed(child);
-    let mut line = String::new();
-    BufReader::new(child.0.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    // Kept to the end: a writer whose output nobody reads any more ends with a broken pipe, and closes its store.
+    let mut acknowledged = BufReader::new(child.0.stdout.take().unwrap());
+    acknowledged.read_line(&mut String::new()).unwrap();
     let Err(error) = EmbeddedStore::open(EmbeddedConfig::new(dir.path(), "/crash/v1/")).await else {
         panic!("two processes have the store open");
     };
