@@ -1,7 +1,7 @@
 //! What lies under the name of a weight file without being one, told from its first bytes.
 
 /// Bytes at the start that tell.
-const LOOKED_AT: usize = 512;
+pub(crate) const LOOKED_AT: usize = 512;
 /// Characters of a text that are shown.
 const SHOWN: usize = 60;
 

@@ -1,18 +1,21 @@
 //! Safetensors files in and out.
 //!
-//! Reading maps the file, so that a base of tens of gigabytes goes straight into its tensors. Nothing in
-//! a file is trusted: the header is checked against the file's real length before any tensor is touched.
+//! A base of tens of gigabytes is read straight into its tensors. Nothing in a file is trusted: the header is checked
+//! against the file's real length before any tensor is touched. Files are read, not mapped: one that is cut short under
+//! a running process is an error of that read, where a map would end the process.
 
-#![allow(unsafe_code, reason = "weight files are mapped into memory")]
+#![allow(unsafe_code, reason = "tensors are read into their own memory")]
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
+use std::io::ErrorKind;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 use crescendo_dataset::whole_file;
-use memmap2::Mmap;
-use safetensors::Dtype;
-use safetensors::tensor::{Metadata, SafeTensors};
+use safetensors::tensor::{Metadata, TensorInfo};
+use safetensors::{Dtype, SafeTensorError};
+use serde::Deserialize;
 use tch::{Device, Kind, Tensor};
 
 use crate::error::{ModelError, Result};
@@ -24,9 +27,23 @@ pub type TensorMap = BTreeMap<String, Tensor>;
 /// An opened safetensors file: header read and checked, tensors read on demand.
 pub struct TensorFile {
     path: PathBuf,
-    map: Mmap,
+    file: File,
     metadata: Metadata,
-    data_start_bytes: usize,
+    data_start_bytes: u64,
+}
+
+/// Bytes of a header at most, as the format has it.
+const MAX_HEADER_BYTES: u64 = 100_000_000;
+/// Bytes at the start of a file that say how long its header is.
+const LENGTH_BYTES: u64 = 8;
+
+/// What stands in a file's header.
+#[derive(Deserialize)]
+struct Header {
+    #[serde(rename = "__metadata__")]
+    strings: Option<HashMap<String, String>>,
+    #[serde(flatten)]
+    tensors: HashMap<String, TensorInfo>,
 }
 
 impl std::fmt::Debug for TensorFile {
@@ -44,13 +61,37 @@ impl TensorFile {
         if size_bytes == 0 {
             return Err(broken(path, foreign::explain(&[], 0).unwrap_or_default()));
         }
-        // SAFETY: the mapping is only read. Weight files are replaced by rename, never cut in place;
-        // whoever truncates one under a running process breaks that process, as with any mapped file.
-        let map = unsafe { Mmap::map(&file) }.map_err(io_error)?;
-        let (header_bytes, metadata) = SafeTensors::read_metadata(&map).map_err(|error| {
-            broken(path, foreign::explain(&map, size_bytes).unwrap_or_else(|| describe(&error, &map)))
-        })?;
-        Ok(Self { path: path.to_owned(), map, metadata, data_start_bytes: 8 + header_bytes })
+        let unlike = |reason: String| {
+            let mut start = vec![0; size_bytes.min(foreign::LOOKED_AT as u64) as usize];
+            let told = file.read_exact_at(&mut start, 0).ok().and_then(|()| foreign::explain(&start, size_bytes));
+            broken(path, told.unwrap_or(reason))
+        };
+        let cut = || unlike("the file is cut short within its header".to_owned());
+        let read = |bytes: &mut [u8], at| match file.read_exact_at(bytes, at) {
+            Err(error) if error.kind() == ErrorKind::UnexpectedEof => Err(cut()),
+            outcome => outcome.map_err(io_error),
+        };
+        let mut length = [0; LENGTH_BYTES as usize];
+        read(&mut length, 0)?;
+        let header_bytes = u64::from_le_bytes(length);
+        if header_bytes > MAX_HEADER_BYTES {
+            return Err(unlike(SafeTensorError::HeaderTooLarge.to_string()));
+        }
+        if header_bytes > size_bytes.saturating_sub(LENGTH_BYTES) {
+            return Err(cut());
+        }
+        let mut header = vec![0; header_bytes as usize];
+        read(&mut header, LENGTH_BYTES)?;
+        let metadata = metadata_of(&header).map_err(|error| unlike(error.to_string()))?;
+        let data_start_bytes = LENGTH_BYTES + header_bytes;
+        let data_bytes = size_bytes - data_start_bytes;
+        if metadata.data_len() as u64 != data_bytes {
+            return Err(unlike(match first_tensor_past(data_bytes, &metadata) {
+                Some(name) => format!("the file is cut short: tensor {name} reaches past its end"),
+                None => "the file's length does not match its header".to_owned(),
+            }));
+        }
+        Ok(Self { path: path.to_owned(), file, metadata, data_start_bytes })
     }
 
     pub fn path(&self) -> &Path {
@@ -85,20 +126,29 @@ impl TensorFile {
             broken(&self.path, format!("tensor {name} has unsupported dtype {:?}", info.dtype))
         })?;
         let (start, end) = info.data_offsets;
-        let range = self.data_start_bytes.saturating_add(start)..self.data_start_bytes.saturating_add(end);
-        let bytes = self
-            .map
-            .get(range)
-            .ok_or_else(|| broken(&self.path, format!("tensor {name} reaches past the end of the file")))?;
+        let bytes = end.saturating_sub(start);
         let numel = info.shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d));
-        if numel.and_then(|n| n.checked_mul(kind.elt_size_in_bytes())) != Some(bytes.len()) {
+        if numel.and_then(|n| n.checked_mul(kind.elt_size_in_bytes())) != Some(bytes) {
             return Err(broken(
                 &self.path,
-                format!("tensor {name} has {} bytes, which its shape does not explain", bytes.len()),
+                format!("tensor {name} has {bytes} bytes, which its shape does not explain"),
             ));
         }
         let shape: Vec<i64> = info.shape.iter().map(|d| *d as i64).collect();
-        Ok(Tensor::f_from_data_size(bytes, &shape, kind)?)
+        let tensor = Tensor::f_empty(&shape, (kind, Device::Cpu))?;
+        if bytes == 0 {
+            return Ok(tensor);
+        }
+        // SAFETY: a new tensor on the CPU is contiguous, has this many bytes by the check above, and nobody else has it.
+        let memory = unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast::<u8>(), bytes) };
+        match self.file.read_exact_at(memory, self.data_start_bytes.saturating_add(start as u64)) {
+            Ok(()) => Ok(tensor),
+            Err(error) if error.kind() == ErrorKind::UnexpectedEof => Err(broken(
+                &self.path,
+                format!("tensor {name} reaches past the end of the file, which was cut short while it was in use"),
+            )),
+            Err(source) => Err(ModelError::Io { path: self.path.clone(), source }),
+        }
     }
 
     /// Reads every tensor onto the CPU.
@@ -117,32 +167,22 @@ pub(crate) fn broken(path: &Path, reason: String) -> ModelError {
     ModelError::File { path: path.to_owned(), reason }
 }
 
-/// Says what is wrong with a header, naming the first tensor that does not fit where that can be told.
-fn describe(error: &safetensors::SafeTensorError, bytes: &[u8]) -> String {
-    use safetensors::SafeTensorError as E;
-    match error {
-        E::MetadataIncompleteBuffer => match first_tensor_past_end(bytes) {
-            Some(name) => format!("the file is cut short: tensor {name} reaches past its end"),
-            None => "the file's length does not match its header".to_owned(),
-        },
-        E::InvalidHeaderLength | E::HeaderTooSmall => "the file is cut short within its header".to_owned(),
-        other => other.to_string(),
-    }
+/// What a header says, with offsets that follow each other and fit shapes and dtypes.
+fn metadata_of(header: &[u8]) -> std::result::Result<Metadata, SafeTensorError> {
+    let text = std::str::from_utf8(header).map_err(SafeTensorError::InvalidHeader)?;
+    let Header { strings, tensors } =
+        serde_json::from_str(text).map_err(SafeTensorError::InvalidHeaderDeserialization)?;
+    let mut tensors: Vec<(String, TensorInfo)> = tensors.into_iter().collect();
+    tensors.sort_by_key(|(_, info)| info.data_offsets);
+    Metadata::new(strings, tensors)
 }
 
-/// The name of the tensor with the lowest offset whose data lies past the end of `bytes`.
-fn first_tensor_past_end(bytes: &[u8]) -> Option<String> {
-    let header_bytes = usize::try_from(u64::from_le_bytes(bytes.get(..8)?.try_into().ok()?)).ok()?;
-    let data_bytes = bytes.len().checked_sub(header_bytes.checked_add(8)?)?;
-    let header: serde_json::Map<String, serde_json::Value> =
-        serde_json::from_slice(bytes.get(8..8 + header_bytes)?).ok()?;
-    let offset = |entry: &serde_json::Value, index: usize| entry.get("data_offsets")?.get(index)?.as_u64();
-    header
-        .iter()
-        .filter_map(|(name, entry)| Some((offset(entry, 0)?, offset(entry, 1)?, name)))
-        .filter(|(_, end, _)| *end > data_bytes as u64)
-        .min()
-        .map(|(_, _, name)| name.clone())
+/// The name of the tensor with the lowest offset whose data lies past `data_bytes`.
+fn first_tensor_past(data_bytes: u64, metadata: &Metadata) -> Option<String> {
+    let past = |info: &TensorInfo| info.data_offsets.1 as u64 > data_bytes;
+    let tensors = metadata.tensors();
+    let found = tensors.into_iter().filter(|(_, info)| past(info));
+    found.min_by_key(|(_, info)| info.data_offsets).map(|(name, _)| name)
 }
 
 fn kind_of(dtype: Dtype) -> Option<Kind> {
@@ -319,5 +359,29 @@ mod tests {
         std::fs::write(&path, &wide).unwrap();
         assert!(TensorFile::open(&path).is_err());
         assert!(TensorFile::open(&folder.path().join("absent")).is_err());
+    }
+
+    #[test]
+    fn a_file_that_is_cut_short_while_it_is_in_use_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("t.safetensors");
+        save(&path, &sample(), &BTreeMap::new()).unwrap();
+        let file = TensorFile::open(&path).unwrap();
+        let cut = File::options().write(true).open(&path).unwrap();
+        cut.set_len(file.data_start_bytes + 20).unwrap();
+        assert_eq!(file.tensor("b").unwrap(), sample()["b"], "what is still there");
+        let text = file.tensor("a").unwrap_err().to_string();
+        assert!(text.contains("t.safetensors") && text.contains("tensor a reaches past the end"), "{text}");
+        cut.set_len(0).unwrap();
+        assert!(file.all().is_err());
+    }
+
+    #[test]
+    fn tensors_without_elements_are_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("t.safetensors");
+        let nothing = BTreeMap::from([("e".to_owned(), Tensor::zeros([0, 3], (Kind::Float, Device::Cpu)))]);
+        save(&path, &nothing, &BTreeMap::new()).unwrap();
+        assert_eq!(TensorFile::open(&path).unwrap().tensor("e").unwrap().size(), [0, 3]);
     }
 }
