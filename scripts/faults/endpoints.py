@@ -8,10 +8,12 @@ a failed job with the server's words after few requests, or a wait that `explain
 Then the same spec with a model that does all right has to get its pairs. Standard library only; exit code 1 if a row is
 not as it should be.
 """
-import argparse, json, os, pathlib, re, signal, socket, struct, subprocess, sys, tempfile, time, urllib.request, zlib
+import argparse, json, pathlib, re, subprocess, sys, tempfile, time, urllib.request
+
+import cluster
+from cluster import ROOT, wait
 
 HERE = pathlib.Path(__file__).resolve().parent
-ROOT = HERE.parent.parent
 # How a way ends, and what has to be said then: pairs come, the job fails, or its curator waits.
 JUDGE = {
     **{way: ("pairs", "") for way in (
@@ -33,19 +35,6 @@ MOST_REQUESTS = 150
 LIMIT = 180
 
 
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
-def png(path, colour):
-    row = b"\0" + bytes(colour) * 64
-    chunk = lambda kind, data: struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-    head = struct.pack(">IIBBBBB", 64, 64, 8, 2, 0, 0, 0)
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(row * 64)) + chunk(b"IEND", b""))
-
-
 def spec(name, port, model, role):
     if role == "judge":
         data = ("{source: compose, subjects: subjects, panel: 16, pairs: 8, minPairs: 8, unitSize: 8, "
@@ -63,50 +52,23 @@ def spec(name, port, model, role):
             f"      train: {{adapter: {{rank: 4}}, steps: 1, globalBatch: 64}}\n")
 
 
-class Cluster:
+class Cluster(cluster.Cluster):
+    """With an endpoint beside it."""
+
     def __init__(self, folder, binaries):
-        self.folder, self.crescendo = folder, binaries / "crescendo"
-        # Not a cluster that somebody else runs on this machine.
-        os.environ["CRESCENDO_DIR"] = str(folder / ".crescendo")
-        (folder / "subjects").mkdir()
-        for n in range(40):
-            png(folder / "subjects" / f"thing_{chr(97 + n // 26)}{chr(97 + n % 26)}.png", (n * 6, 255 - n * 5, n * 11 % 256))
-        (folder / "taxonomy.yaml").write_text("[mug, sword]\n")
-        os.symlink(ROOT / "assets/nano/base.safetensors", folder / "base.safetensors")
-        self.port = free_port()
+        self.port = cluster.free_port()
         server = [sys.executable, HERE / "endpoint.py", str(self.port), folder / "endpoint.log"]
         # It complains of every curator that ends a connection early.
         self.server = subprocess.Popen(server, stderr=subprocess.DEVNULL)
-        log = open(folder / "up.log", "wb")
-        args = [self.crescendo, "up", "--device", "cpu", "--curators", "1", "--trainers", "1"]
-        self.up = subprocess.Popen(args, cwd=folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        self.wait(lambda: "controller at " in (folder / "up.log").read_text(), 120, "the cluster serves")
-
-    def wait(self, done, seconds, what):
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            found = done()
-            if found:
-                return found
-            time.sleep(0.3)
-        raise AssertionError(f"not within {seconds} s: {what}")
-
-    def run(self, *args):
-        done = subprocess.run([self.crescendo, *args], cwd=self.folder, stdin=subprocess.DEVNULL, capture_output=True, text=True)
-        if done.returncode not in (0, 4):
-            raise AssertionError(f"crescendo {' '.join(args)}: {done.stdout}{done.stderr}")
-        return done.stdout
+        super().__init__(folder, binaries)
+        (folder / "taxonomy.yaml").write_text("[mug, sword]\n")
 
     def count(self, way):
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/count") as counts:
             return json.load(counts).get(way, 0)
 
     def submit(self, name, model, role):
-        (self.folder / f"{name}.yaml").write_text(spec(name, self.port, model, role))
-        return self.run("submit", f"{name}.yaml").split()[0]
-
-    def job(self, job_id):
-        return json.loads(self.run("get", job_id, "-o", "json"))
+        return super().submit(name, spec(name, self.port, model, role))
 
     def ended(self, job_id):
         """The state of a job that failed or has all its pairs."""
@@ -119,12 +81,8 @@ class Cluster:
         made = int(job["stages"][0]["pairsCommitted"]) > 0 or "no_divider" in self.run("explain", job_id)
         return ("pairs", "") if made else None
 
-    def cancel(self, job_id):
-        subprocess.run([self.crescendo, "cancel", job_id], cwd=self.folder, capture_output=True)
-
     def close(self):
-        self.up.send_signal(signal.SIGINT)
-        self.up.wait(120)
+        super().close()
         self.server.terminate()
         self.server.wait(10)
 
@@ -134,15 +92,15 @@ def row(cluster, way, role, wanted, words):
     job_id = cluster.submit(f"{role}-{way}"[:40], f"judge:{way}", role)
     if wanted == "waits":
         told = lambda: next(iter(re.findall(f".*waits and goes on by itself.*{words}.*", cluster.run("explain", job_id))), None)
-        line = cluster.wait(told, LIMIT, f"explain says {words!r}")
+        line = wait(told, LIMIT, f"explain says {words!r}")
         assert "add curators" not in cluster.run("explain", job_id), "explain advises what would not help"
         other = cluster.submit(f"other-{way}"[:40], "", "none")
-        assert cluster.wait(lambda: cluster.ended(other), LIMIT, "another job gets its pairs") == ("pairs", "")
+        assert wait(lambda: cluster.ended(other), LIMIT, "another job gets its pairs") == ("pairs", "")
         cluster.cancel(other)
         assert cluster.job(job_id)["state"].lower().endswith(("queued", "running", "placing")), "an outage fails no job"
         said = line.strip()
     else:
-        ended, said = cluster.wait(lambda: cluster.ended(job_id), LIMIT, "the job gets pairs or fails")
+        ended, said = wait(lambda: cluster.ended(job_id), LIMIT, "the job gets pairs or fails")
         assert ended == wanted, f"{ended}: {said}"
         assert words in said, f"{words!r} is not in: {said}"
     requests = cluster.count(way) - before
@@ -151,7 +109,7 @@ def row(cluster, way, role, wanted, words):
         assert said in cluster.run("explain", job_id), "explain does not say why"
     cluster.cancel(job_id)
     mended = cluster.submit(f"{role}-{way}-m"[:40], "judge:right", role)
-    ended = cluster.wait(lambda: cluster.ended(mended), LIMIT, "the mended job gets pairs")
+    ended = wait(lambda: cluster.ended(mended), LIMIT, "the mended job gets pairs")
     assert ended == ("pairs", ""), f"mended: {ended}"
     cluster.cancel(mended)
     return requests, said
