@@ -6,7 +6,7 @@ use crescendo_core::rejection::Rejection;
 use crescendo_core::spec::{DataSource, JobSpec, RecomposeSpec};
 use crescendo_curator_node::filters::similarity::SimilarityFilter;
 use crescendo_curator_node::paths::PathResolver;
-use crescendo_curator_node::pipeline::{ModelContext, TemporaryFile, Trained};
+use crescendo_curator_node::pipeline::{ModelContext, Trained, TrainedFile};
 use crescendo_curator_node::sources::recompose::{ParentPairs, Recomposer};
 use crescendo_dataset::pair::Pair;
 use image::{GenericImage, Rgb, RgbImage};
@@ -25,7 +25,7 @@ fn main() -> anyhow::Result<()> {
     let mut job: JobSpec =
         crescendo_core::spec::parse(&yaml).map_err(|problems| anyhow::anyhow!("{problems:?}"))?;
     let paths = PathResolver::new(&std::env::current_dir()?, "");
-    let trained = Trained::Adapter(Arc::new(TemporaryFile::copy_of(Path::new(&args[1]))?));
+    let trained = Trained::Adapter(Arc::new(TrainedFile::new(Path::new(&args[1]), ())));
     let models = ModelContext { trained: Some(trained), ..ModelContext::default() };
     let limits = job.stages[1].data.filter.similarity.clone().expect("the example has a filter");
     let filter = SimilarityFilter::open(&limits, &paths.resolve(&limits.encoder)?, models.device)?;

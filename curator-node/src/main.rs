@@ -24,6 +24,7 @@ use crescendo_device::{DeviceChoice, load_cuda};
 use crescendo_model::fused::Kernels;
 use crescendo_model::speed;
 use crescendo_model::tch::{self, Device};
+use crescendo_node::objects::cache::Cache;
 use crescendo_node::objects::with_causes;
 use crescendo_node::runtime::args::{NodeArgs, SecurityArgs, ServerArgs};
 use crescendo_node::runtime::server::{Process, serve_nodes};
@@ -72,6 +73,10 @@ struct ScratchArguments {
     /// Size of encoded prompts and pictures that are kept there, so that a second pass encodes nothing again, MiB
     #[arg(long, env = "CRESCENDO_ENCODINGS_MIB", default_value_t = 4096)]
     encodings_mib: u64,
+    /// Size of base weights, encoders and checkpoints of object stores that are kept there, GiB; what was not used for longest
+    /// goes first
+    #[arg(long, env = "CRESCENDO_CACHE_GIB", default_value_t = 64, value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
+    cache_gib: u64,
 }
 
 /// Time for tasks to end after a stop.
@@ -176,6 +181,8 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         metrics: counted,
         units,
         drawn,
+        scratch: scratch.path().to_owned(),
+        cache: Cache::new(scratch.path().join("cache"), scratch_args.cache_gib.saturating_mul(1 << 30)),
         tasks: tasks.clone(),
         drain,
         curations: Default::default(),
@@ -204,7 +211,7 @@ impl Scratch {
 
     /// What is kept in it.
     fn stores(&self, arguments: &ScratchArguments) -> anyhow::Result<(DrawnStore, EncodingCache)> {
-        let ScratchArguments { scratch: _, drawn_mib, encodings_mib } = arguments;
+        let ScratchArguments { scratch: _, drawn_mib, encodings_mib, cache_gib: _ } = arguments;
         let failed = || format!("open the scratch folder {}", self.path().display());
         let drawn = DrawnStore::open(&self.path().join("drawn"), drawn_mib << 20).with_context(failed)?;
         let encodings = EncodingCache::open(&self.path().join("encodings"), encodings_mib << 20);

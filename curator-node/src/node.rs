@@ -2,7 +2,7 @@
 
 use crate::counts::Counts;
 use crate::curate::drawn_store::DrawnStore;
-use crate::curate::mirror::Mirror;
+use crate::curate::mirror::{LocalCopies, Mirror};
 use crate::curate::parent_stage::ParentStage;
 use crate::curate::{Curators, StageWorker};
 use crate::llm::network::{LlmContext, Network};
@@ -17,6 +17,7 @@ use crate::worker::Worker;
 use crescendo_core::spec::JobSpec;
 use crescendo_model::tch::Device;
 use crescendo_node::objects;
+use crescendo_node::objects::cache::Cache;
 use crescendo_node::runtime::supervise::{Drain, Tasks};
 use crescendo_node::session::Command;
 use crescendo_node::session::call::Controllers;
@@ -49,11 +50,22 @@ pub struct Node {
     pub units: UnitReports,
     /// What was drawn and is not committed.
     pub drawn: DrawnStore,
+    /// Folder for files that are needed for a while, on the file system of `cache`.
+    pub scratch: PathBuf,
+    /// Weights and checkpoints of object stores.
+    pub cache: Cache,
     pub network: Network,
     pub tasks: Tasks,
     pub drain: Drain,
     /// Work on stages, which ends before the node leaves.
     pub curations: TaskTracker,
+}
+
+/// Where what a parent stage made is taken from.
+struct ParentSource {
+    checkpoint: Option<Checkpoint>,
+    objects: Arc<dyn object_store::ObjectStore>,
+    copies: LocalCopies,
 }
 
 /// Time between looks whether ranks still have streams open here.
@@ -141,9 +153,14 @@ impl Node {
         let job: Arc<JobSpec> = Arc::new(serde_json::from_slice(&assignment.resolved_spec_json)?);
         let objects = objects::open(&assignment.object_store_url)?;
         let paths = PathResolver::new(&self.library_root, &assignment.object_store_url);
+        let copies = LocalCopies {
+            url: assignment.object_store_url.clone(),
+            scratch: self.scratch.clone(),
+            cache: self.cache.clone(),
+        };
         let mirror = match &paths.store {
             Some(_) => None,
-            None => Mirror::of(&job, assignment.stage_index as usize)?.map(Arc::new),
+            None => Mirror::of(&job, assignment.stage_index as usize, copies.clone())?.map(Arc::new),
         };
         let paths = match &mirror {
             Some(mirror) => paths.with_store_at(mirror.root()),
@@ -175,7 +192,9 @@ impl Node {
             .instrument(span.clone()),
         );
         let index = assignment.stage_index;
-        let parent = self.parent(&stage, &job, index, assignment.source_checkpoint, objects.clone(), &stop);
+        let source =
+            ParentSource { checkpoint: assignment.source_checkpoint, objects: objects.clone(), copies };
+        let parent = self.parent(&stage, &job, index, source, &stop);
         let curation = StageWorker {
             node_id: self.node_id.clone(),
             llm: self.llm(&stage.job_id, &objects),
@@ -226,8 +245,7 @@ impl Node {
         stage: &StageRef,
         job: &JobSpec,
         index: u32,
-        checkpoint: Option<Checkpoint>,
-        objects: Arc<dyn object_store::ObjectStore>,
+        taken: ParentSource,
         stop: &CancellationToken,
     ) -> Option<Arc<ParentStage>> {
         let source = &job.stages.get(index as usize)?.data.source;
@@ -247,12 +265,14 @@ impl Node {
             );
             followed
         });
+        let ParentSource { checkpoint, objects, copies } = taken;
         Some(Arc::new(ParentStage {
             stage: name,
             checkpoint,
             draws: draws.is_some(),
             log,
             objects,
+            copies,
             trained: Default::default(),
             shards: Default::default(),
         }))

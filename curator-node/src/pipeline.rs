@@ -36,25 +36,25 @@ pub enum PipelineError {
 /// What an earlier stage has trained, as a file of this machine that was verified.
 #[derive(Clone, Debug)]
 pub enum Trained {
-    Adapter(Arc<TemporaryFile>),
+    Adapter(Arc<TrainedFile>),
     /// All weights of the network.
-    Network(Arc<TemporaryFile>),
+    Network(Arc<TrainedFile>),
 }
 
-/// A file that is removed with this.
+/// A file, and what has to be held so that it stays.
 #[derive(Debug)]
-pub struct TemporaryFile {
-    pub path: PathBuf,
-    pub(crate) _folder: tempfile::TempDir,
+pub struct TrainedFile {
+    path: PathBuf,
+    _held: Box<dyn std::fmt::Debug + Send + Sync>,
 }
 
-impl TemporaryFile {
-    /// A copy of a file.
-    pub fn copy_of(path: &Path) -> std::io::Result<TemporaryFile> {
-        let folder = tempfile::tempdir()?;
-        let copy = folder.path().join("weights.safetensors");
-        std::fs::copy(path, &copy)?;
-        Ok(TemporaryFile { path: copy, _folder: folder })
+impl TrainedFile {
+    pub fn new(path: &Path, held: impl std::fmt::Debug + Send + Sync + 'static) -> TrainedFile {
+        TrainedFile { path: path.to_owned(), _held: Box::new(held) }
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 }
 
@@ -135,7 +135,7 @@ impl NetworkSource {
 
     fn adapter(&self) -> Option<&Path> {
         match &self.trained {
-            Some(Trained::Adapter(file)) => Some(&file.path),
+            Some(Trained::Adapter(file)) => Some(file.path()),
             Some(Trained::Network(_)) | None => None,
         }
     }
@@ -222,7 +222,7 @@ impl DiffusionPipeline {
         let preset = Preset::from(job.model.preset);
         let options = base_options(job.model.precision, models.device);
         let weights = match (&models.trained, &job.model.weights) {
-            (Some(Trained::Network(file)), _) => file.path.clone(),
+            (Some(Trained::Network(file)), _) => file.path().to_owned(),
             (_, Some(path)) => paths.resolve(path)?,
             (_, None) => return Err(PipelineError::NoWeights),
         };
@@ -343,7 +343,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("make a folder");
         let path = folder.path().join("weights.safetensors");
         crescendo_model::weights::save(&path, &adapter.tensors(), &Default::default()).expect("save");
-        Trained::Adapter(Arc::new(TemporaryFile { path, _folder: folder }))
+        Trained::Adapter(Arc::new(TrainedFile::new(&path, folder)))
     }
 
     #[test]

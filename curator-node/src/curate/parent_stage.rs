@@ -1,13 +1,15 @@
 //! What a stage takes from an earlier one: its final checkpoint's weights, and its accepted pairs. Both are verified.
 
-use crate::pipeline::{TemporaryFile, Trained};
+use crate::curate::mirror::LocalCopies;
+use crate::pipeline::{Trained, TrainedFile};
 use crate::serve::pair_log::LogState;
 use crate::sources::recompose::ParentPairs;
 use crescendo_core::object_keys;
 use crescendo_dataset::checkpoint::{ADAPTER_FILE, MODEL_FILE, verify};
 use crescendo_dataset::digest::sha256_hex;
 use crescendo_dataset::shard::read_shard;
-use crescendo_node::objects::download::{DownloadError, download, registered};
+use crescendo_node::objects::cache::CacheError;
+use crescendo_node::objects::download::{DownloadError, registered};
 use crescendo_proto::v1::{Checkpoint, CheckpointFile, Shard};
 use object_store::{ObjectStore, ObjectStoreExt};
 use std::collections::VecDeque;
@@ -48,6 +50,8 @@ pub struct ParentStage {
     /// Its pair log, if pairs are taken.
     pub log: Option<watch::Receiver<LogState>>,
     pub objects: Arc<dyn ObjectStore>,
+    /// Where its weights are kept on this machine.
+    pub copies: LocalCopies,
     /// Fetched at the first unit, and kept.
     pub trained: Mutex<Option<Trained>>,
     pub shards: Mutex<VecDeque<(String, Arc<Vec<crescendo_dataset::pair::Pair>>)>>,
@@ -62,7 +66,8 @@ impl ParentStage {
         let mut kept = self.trained.lock().await;
         if kept.is_none() {
             let missing = || ParentStageError::NoCheckpoint { stage: self.stage.clone() };
-            *kept = Some(fetch(self.objects.as_ref(), self.checkpoint.as_ref().ok_or_else(missing)?).await?);
+            let checkpoint = self.checkpoint.as_ref().ok_or_else(missing)?;
+            *kept = Some(fetch(self.objects.as_ref(), &self.copies, checkpoint).await?);
         }
         Ok(kept.clone())
     }
@@ -136,13 +141,19 @@ impl ParentStage {
     }
 }
 
-/// Copies a checkpoint's trained weights to this machine; size and SHA-256 must be as registered.
-async fn fetch(objects: &dyn ObjectStore, checkpoint: &Checkpoint) -> Result<Trained, ParentStageError> {
+/// A checkpoint's trained weights on this machine, through its cache; size and SHA-256 must be as registered.
+async fn fetch(
+    objects: &dyn ObjectStore,
+    copies: &LocalCopies,
+    checkpoint: &Checkpoint,
+) -> Result<Trained, ParentStageError> {
     let file = |name: &str| checkpoint.files.iter().find(|file| file.name == name);
     match (file(ADAPTER_FILE), file(MODEL_FILE)) {
-        (Some(file), _) => Ok(Trained::Adapter(Arc::new(fetch_file(objects, &checkpoint.path, file).await?))),
+        (Some(file), _) => {
+            Ok(Trained::Adapter(Arc::new(fetch_file(objects, copies, &checkpoint.path, file).await?)))
+        }
         (None, Some(file)) => {
-            Ok(Trained::Network(Arc::new(fetch_file(objects, &checkpoint.path, file).await?)))
+            Ok(Trained::Network(Arc::new(fetch_file(objects, copies, &checkpoint.path, file).await?)))
         }
         (None, None) => Err(ParentStageError::NoWeights { path: checkpoint.path.clone() }),
     }
@@ -150,30 +161,34 @@ async fn fetch(objects: &dyn ObjectStore, checkpoint: &Checkpoint) -> Result<Tra
 
 async fn fetch_file(
     objects: &dyn ObjectStore,
+    copies: &LocalCopies,
     folder: &str,
     file: &CheckpointFile,
-) -> Result<TemporaryFile, ParentStageError> {
+) -> Result<TrainedFile, ParentStageError> {
     let key = object_keys::checkpoint_file(folder, &file.name);
     let damaged = |reason: String| ParentStageError::Damaged { key: key.clone(), reason };
-    let unreadable = |reason: String| ParentStageError::Unreadable { key: key.clone(), reason };
-    let scratch = tempfile::Builder::new().prefix("crescendo-trained-").tempdir();
-    let scratch = scratch.map_err(|e| unreadable(e.to_string()))?;
-    let path = scratch.path().join("weights.safetensors");
-    let found = download(objects, &key, &path, Some(file.size_bytes)).await.map_err(|error| match error {
-        DownloadError::Missing { .. } => damaged("it is not in the object store".to_owned()),
-        DownloadError::Store { source, .. } => unreadable(source.to_string()),
-        DownloadError::Local { source, .. } => unreadable(source.to_string()),
-        late @ DownloadError::Late { .. } => unreadable(late.to_string()),
+    let expected = registered(file);
+    let fetching = copies.cache.fetch(objects, &copies.url, &key, Some(&expected));
+    let cached = fetching.await.map_err(|error| match error {
+        CacheError::Download(DownloadError::Missing { .. }) => {
+            damaged("it is not in the object store".to_owned())
+        }
+        CacheError::Different { found, .. } => match verify(&file.name, &expected, &found) {
+            Err(damage) => damaged(damage.to_string()),
+            Ok(()) => damaged("its content changes while it is read".to_owned()),
+        },
+        error => ParentStageError::Unreadable { key: key.clone(), reason: error.text() },
     })?;
-    verify(&file.name, &registered(file), &found).map_err(|damage| damaged(damage.to_string()))?;
-    Ok(TemporaryFile { path, _folder: scratch })
+    Ok(TrainedFile::new(&cached.path().to_owned(), cached))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crescendo_dataset::shard::ShardWriter;
+    use crescendo_node::objects::cache::Cache;
     use object_store::memory::InMemory;
+    use std::path::Path;
 
     fn pair(n: u8) -> crescendo_dataset::pair::Pair {
         crescendo_dataset::pair::Pair {
@@ -190,15 +205,18 @@ mod tests {
         CheckpointFile { name: name.into(), size_bytes: content.len() as u64, sha256: sha256_hex(content) }
     }
 
-    async fn stage(checkpoint: Option<Checkpoint>, log: Option<LogState>) -> ParentStage {
+    async fn stage(scratch: &Path, checkpoint: Option<Checkpoint>, log: Option<LogState>) -> ParentStage {
         let objects: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
         objects.put(&"c/dit_lora.safetensors".into(), b"weights".to_vec().into()).await.expect("put");
+        let cache = Cache::new(scratch.join("cache"), 1 << 20);
+        let copies = LocalCopies { url: "memory:".into(), scratch: scratch.into(), cache };
         ParentStage {
             stage: "stage-1".into(),
             checkpoint,
             draws: true,
             log: log.map(|log| watch::channel(log).1),
             objects,
+            copies,
             trained: Mutex::default(),
             shards: Mutex::default(),
         }
@@ -210,17 +228,19 @@ mod tests {
 
     #[tokio::test]
     async fn only_registered_weights_are_taken() {
-        let good = stage(checkpoint(vec![file(ADAPTER_FILE, b"weights")]), None).await;
+        let scratch = tempfile::tempdir().expect("make a folder");
+        let good = stage(scratch.path(), checkpoint(vec![file(ADAPTER_FILE, b"weights")]), None).await;
         let Ok(Some(Trained::Adapter(kept))) = good.trained().await else { panic!("it is there") };
-        assert_eq!(std::fs::read(&kept.path).expect("read"), b"weights");
+        assert_eq!(std::fs::read(kept.path()).expect("read"), b"weights");
         for (bad, expected) in [
             (None, "named no checkpoint of stage stage-1"),
             (checkpoint(vec![]), "has no trained weights"),
             (checkpoint(vec![file(ADAPTER_FILE, b"weightS")]), "content has SHA-256"),
             (checkpoint(vec![file(ADAPTER_FILE, b"weight")]), "7 bytes, registered with 6"),
-            (checkpoint(vec![file(MODEL_FILE, b"weights")]), "not in the object store"),
+            (checkpoint(vec![file(MODEL_FILE, b"network")]), "not in the object store"),
         ] {
-            let error = stage(bad, None).await.trained().await.expect_err("refused").to_string();
+            let error =
+                stage(scratch.path(), bad, None).await.trained().await.expect_err("refused").to_string();
             assert!(error.contains(expected), "{error}");
         }
     }
@@ -244,7 +264,8 @@ mod tests {
                 first_index: 3 * unit,
             })
             .collect();
-        let stage = stage(None, Some(LogState::of(records.clone(), 5))).await;
+        let scratch = tempfile::tempdir().expect("make a folder");
+        let stage = stage(scratch.path(), None, Some(LogState::of(records.clone(), 5))).await;
         for (record, shard) in records.iter().zip(&shards) {
             let path = object_store::path::Path::from(record.path.as_str());
             stage.objects.put(&path, shard.bytes.clone().into()).await.expect("put");

@@ -3,7 +3,7 @@
 use super::*;
 use crate::curate::unit::StageCurator;
 use crate::curate::unit::tests::{drawing_job, paths};
-use crate::pipeline::{TemporaryFile, Trained};
+use crate::pipeline::{Trained, TrainedFile};
 use crate::sources::prompts::PromptSource;
 use crescendo_core::spec::{DrawSpec, RecomposeSpec};
 use crescendo_model::tch::{Device, Kind};
@@ -48,7 +48,7 @@ fn trained() -> Trained {
     let folder = tempfile::tempdir().expect("make a folder");
     let path = folder.path().join("dit_lora.safetensors");
     crescendo_model::weights::save(&path, &adapter.tensors(), &Default::default()).expect("save");
-    Trained::Adapter(Arc::new(TemporaryFile { path, _folder: folder }))
+    Trained::Adapter(Arc::new(TrainedFile::new(&path, folder)))
 }
 
 fn open(
