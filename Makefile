@@ -76,11 +76,8 @@ chaos: setup ## Kill curators and ranks at random, then count every pair and pos
 	cargo build --workspace --bins
 	cargo run --quiet -p crescendo-tests --bin chaos
 
-# Kinds of faults that break a promise today, by docs/reliability.md; WITHOUT= runs them too.
-WITHOUT ?= --without "pause controllers"
-
 simulate: setup ## Run SEEDS (100) schedules of the simulated cluster, or one SEED with its whole trace; counts go to docs/simulation.json
-	cargo run --quiet --profile simulation -p crescendo-simulation --bin simulate -- $(WITHOUT) \
+	cargo run --quiet --profile simulation -p crescendo-simulation --bin simulate -- \
 		$(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),100) --threads $$(nproc) --counts docs/simulation.json)
 
 nightly: tools ## What a change should not wait for: AVX2's kernels, chaos, 10,000 simulated schedules, bench/gpu.sh --cpu; into docs/nightly.json

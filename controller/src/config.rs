@@ -143,7 +143,12 @@ pub struct Config {
     pub heartbeat: Duration,
     /// Streams of one kind (watches of jobs, watches of pair logs) at a time.
     pub max_watchers: usize,
+    /// Writes of one transaction at most, unless what belongs together is more; the rest is split.
+    pub txn_writes: usize,
 }
+
+/// Writes of one transaction; a store takes no more than 128 operations.
+pub(crate) const MAX_TXN_WRITES: usize = 120;
 
 impl Config {
     /// Defaults for everything but the object store.
@@ -161,6 +166,7 @@ impl Config {
             leader_lease: Duration::from_secs(5),
             heartbeat: Duration::from_secs(2),
             max_watchers: 1024,
+            txn_writes: MAX_TXN_WRITES,
         }
     }
 }

@@ -29,7 +29,7 @@ use crescendo_core::state::{ClusterState, Orphan};
 use crescendo_node::telemetry::trace;
 use crescendo_store::{Fence, Leadership, Store, StoreError};
 use tokio::sync::{mpsc, watch};
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 pub use request::{
@@ -44,6 +44,7 @@ use crate::engine::watchers::Watchers;
 use crate::logs::LogHub;
 use crate::metrics::Metrics;
 use crate::pending_time::WaitClock;
+use crate::steady_clock::SteadyClock;
 use crate::unit_board::UnitBoard;
 
 /// Requests that wait for the engine at most.
@@ -52,8 +53,6 @@ pub const QUEUE: usize = 1024;
 const MAX_BATCH: usize = 256;
 /// Time passes for the decisions at least this often.
 const TICK: Duration = Duration::from_millis(250);
-/// Ticks of the engine that lie so far apart mean that the clock was set or the process stood still.
-const JUMP: Duration = Duration::from_secs(5);
 /// Tries to read the state after which the lead is given up, so that another controller can try.
 const LOAD_TRIES: u32 = 5;
 /// Wait between tries to read the state again.
@@ -68,7 +67,7 @@ pub struct EngineDeps {
     pub logs: LogHub,
     /// Identity given in Welcome.
     pub controller_id: String,
-    /// Wall clock. A function, so that whoever runs an engine decides what time it is.
+    /// Wall clock: what people are shown. A function, so that whoever runs an engine decides what time it is.
     pub clock: Arc<dyn Fn() -> Timestamp + Send + Sync>,
     /// What tenants may use, as it is now.
     pub quotas: watch::Receiver<Arc<Quotas>>,
@@ -94,8 +93,8 @@ pub struct Engine {
     fence: Fence,
     state: ClusterState,
     observed: Observed,
-    /// When the clock was last looked at.
-    looked_at: Timestamp,
+    began: Instant,
+    clock: SteadyClock,
     waits: BTreeMap<JobId, PendingReason>,
     waiting: WaitClock,
     records: Records,
@@ -123,7 +122,8 @@ pub async fn run(
         fence: leadership.fence().clone(),
         state: ClusterState::default(),
         observed: Observed::new(now),
-        looked_at: now,
+        began: Instant::now(),
+        clock: SteadyClock::new(now),
         waits: BTreeMap::new(),
         waiting: WaitClock::default(),
         records: Records::default(),
@@ -181,21 +181,28 @@ impl Engine {
         }
     }
 
-    /// The time, which nothing is read from if it has jumped.
+    /// What time it is. Who stood still has heard nothing of what happened meanwhile: nodes are listened to before they are
+    /// judged, and leases have a full term.
     fn look_at_clock(&mut self) -> Timestamp {
-        let now = (self.around.clock)();
-        let before = std::mem::replace(&mut self.looked_at, now);
-        if now < before || now.since(before) >= JUMP {
-            let (from, to) = (before.0, now.0);
+        let before = self.now();
+        let look = self.clock.look(self.began.elapsed(), (self.around.clock)());
+        self.observed.wall_ahead_millis = look.wall_ahead_millis;
+        if look.stood_still {
+            let (passed, wall_ahead_millis) = (look.now.since(before), look.wall_ahead_millis);
             tracing::warn!(
-                from,
-                to,
-                "time has jumped, or nobody looked at it; nodes are listened to before they are judged"
+                ?passed,
+                wall_ahead_millis,
+                "this controller or its machine stood still, or its clock was set; nodes are listened to before they are judged"
             );
-            self.observed.time_jumped(before, now);
-            self.state.renew_leases(now.plus(self.limits.lease_ttl));
+            self.observed.stood_still(look.now);
+            self.state.renew_leases(look.now, self.limits.lease_ttl);
         }
-        now
+        look.now
+    }
+
+    /// The time of the last look.
+    fn now(&self) -> Timestamp {
+        self.clock.last()
     }
 
     /// Decides, persists, then lets out what was held back.
@@ -316,7 +323,9 @@ impl Engine {
         for orphan in orphans.into_iter().filter(|orphan| !halted(orphan)) {
             tracing::error!(%orphan, "a stored record belongs to nothing and is ignored; it can be deleted once it is understood");
         }
-        state.renew_leases((self.around.clock)().plus(self.around.config.limits.lease_ttl));
+        let now = self.now();
+        state.renew_leases(now, self.limits.lease_ttl);
+        state.restart_waits(now, self.limits.max_unit_backoff);
         for violation in check_invariants(&state) {
             tracing::error!(
                 violation,

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crescendo_core::error::RequestError;
+use crescendo_node::runtime::supervise::Drain;
 use crescendo_proto::status;
 use crescendo_store::StoreError;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -21,6 +22,10 @@ const PAUSE: Duration = Duration::from_millis(500);
 const AFTER_RESIGNING: Duration = Duration::from_secs(3);
 /// Limit of handing a request to the engine, and of its answer.
 const ASK_TIMEOUT: Duration = Duration::from_secs(15);
+/// Nodes that are asked to stop at the same time have said so within this.
+const NODES_SAY: Duration = Duration::from_millis(500);
+/// Between looks whether they have left.
+const NODES_LOOK: Duration = Duration::from_millis(100);
 /// Hint to callers that find the engine's queue full.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
@@ -101,6 +106,19 @@ impl EngineHandle {
             Role::Leading { .. } => Status::unavailable("this controller has just stopped to lead"),
         }
     }
+}
+
+/// Once the process is asked to stop: stays as long as it leads nodes that were asked to stop with it, so that what they save is
+/// registered.
+pub async fn stay_for_nodes(engine: EngineHandle, drain: Drain) {
+    drain.asked().cancelled().await;
+    if matches!(engine.role(), Role::Leading { .. }) {
+        tokio::time::sleep(NODES_SAY).await;
+        while matches!(engine.ask(|reply| Request::HandsOver { reply }).await, Ok(true)) {
+            tokio::time::sleep(NODES_LOOK).await;
+        }
+    }
+    drain.finish();
 }
 
 /// Identity in the store: where the leader is reached, and which process it is.

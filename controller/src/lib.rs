@@ -20,6 +20,7 @@
 //! | [`unit_board`] | what curators say of units under way, until the engine looks |
 //! | [`body_limit`] | requests are read whole before they count |
 //! | [`metrics`], [`pending_time`] | what is measured; how long jobs have waited |
+//! | [`steady_clock`] | the time that decisions are made by |
 //! | [`concurrency_limit`] | the limit on concurrent calls |
 //!
 //! An answer is given, and a command sent, only once what it rests on is durable. When the outcome of a write is not
@@ -37,6 +38,7 @@ pub mod pending_time;
 pub mod relay;
 pub mod serve;
 pub mod services;
+pub mod steady_clock;
 pub mod store_tls;
 pub mod to_proto;
 pub mod unit_board;

@@ -13,6 +13,8 @@ use crescendo_node::runtime::server::Process;
 use crescendo_node::tls::ClientCertificates;
 use crescendo_store::{KEY_PREFIX, StoreLocation};
 
+/// Most time that it stays for nodes that are stopped with it.
+const STAY_FOR_NODES: Duration = Duration::from_secs(15);
 /// Time that a clean stop may take.
 const GRACE: Duration = Duration::from_secs(10);
 
@@ -30,6 +32,7 @@ async fn main() -> ExitCode {
 
 async fn run(args: Args) -> anyhow::Result<()> {
     let process = Process::start("crescendo-controller", &instance(&args.server), &args.server, None).await?;
+    let (process, drain) = process.draining(STAY_FOR_NODES);
     // The nodes get this URL as it is, so a mistake in it is best found here.
     objects::Location::parse(&args.object_store).context("read --object-store")?;
     let location: StoreLocation = args.store.parse().context("read --store")?;
@@ -48,6 +51,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
         store: store.clone(),
         registry,
         address: server.address(),
+        drain,
     };
     controller.start(incoming, &tasks)?;
     let ended = server.run(GRACE).await;

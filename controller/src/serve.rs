@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use crescendo_core::ids::Timestamp;
 use crescendo_node::runtime::random;
 use crescendo_node::runtime::server::reflection;
-use crescendo_node::runtime::supervise::Tasks;
+use crescendo_node::runtime::supervise::{Drain, Tasks};
 use crescendo_node::tls::Incoming;
 use crescendo_proto::DESCRIPTORS;
 use crescendo_proto::v1::access_service_server::AccessServiceServer;
@@ -57,6 +57,8 @@ pub struct Controller {
     pub registry: Registry,
     /// host:port at which others reach this controller.
     pub address: String,
+    /// Asked for when the process is to stop: it stays for nodes that stop with it.
+    pub drain: Drain,
 }
 
 /// A controller at work.
@@ -69,7 +71,7 @@ impl Controller {
     /// Starts everything as tasks: the campaign with the engine behind it, and the server for `incoming` connections. They
     /// end with the stop token of `tasks`.
     pub fn start(self, incoming: Incoming, tasks: &Tasks) -> anyhow::Result<Serving> {
-        let Self { config, access, store, registry, address } = self;
+        let Self { config, access, store, registry, address, drain } = self;
         let metrics = Metrics::register(&registry).context("register metrics")?;
         let access = Access::start(&access, &registry, tasks)?;
         let (logs, units) = (LogHub::default(), UnitBoard::default());
@@ -77,6 +79,13 @@ impl Controller {
         let (role, role_seen) = watch::channel(Role::Standby { leader: None });
         let handle = EngineHandle::new(role_seen.clone());
         let stop = tasks.stop_token();
+        let (staying, stopped) = (leadership::stay_for_nodes(handle.clone(), drain), stop.clone());
+        tasks.spawn(async move {
+            tokio::select! {
+                () = stopped.cancelled() => {}
+                () = staying => {}
+            }
+        });
         let object_store_url = config.object_store_url.clone();
         let streams = body_limit::client_streams(&[
             DESCRIPTORS,

@@ -170,7 +170,7 @@ fn with_curation(
         reason: failure.reason.clone(),
         ago_seconds: now.since(failure.at).as_secs_f64(),
         retry_in_seconds: match &unit.state {
-            UnitState::Free { from } => from.since(now).as_secs_f64(),
+            UnitState::Free { from, .. } => from.since(now).as_secs_f64(),
             UnitState::Leased { .. } | UnitState::Done(_) => 0.0,
         },
     });
@@ -290,6 +290,7 @@ fn node(
             .collect(),
         draining,
         cordon_reason: record.cordon.clone().unwrap_or_default(),
+        rival_address: seen.rival(&record.id, now).map(|rival| rival.address.clone()).unwrap_or_default(),
         arithmetic: record.arithmetic.as_ref().map(convert::arithmetic_message),
         bf16_factor: record.arithmetic.as_ref().and_then(Arithmetic::bf16_factor).unwrap_or(0.0),
     }

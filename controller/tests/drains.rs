@@ -148,3 +148,50 @@ async fn a_drained_curator_keeps_its_stages_until_another_takes_them() -> anyhow
     assert_eq!(released.reason, "the node is drained");
     Ok(())
 }
+
+/// Everything is stopped, the controller first, so that nobody registers what the ranks save; then it is started again.
+#[tokio::test]
+async fn a_dozen_stops_fail_no_job_and_lose_no_step() -> anyhow::Result<()> {
+    let mut controller = Controller::start().await?;
+    let job = controller.submit_job("r-1").await?.job_id;
+    let mut node = FakeNode::trainer(&controller, "t-1", 2).await?;
+    curate(&controller, &job, "c-1").await?;
+    let mut attempt = node.start_command().await?.attempt.context("an attempt")?;
+    for step in 1..=12 {
+        node.report(&attempt, Running, step).await?;
+        controller.job_when(&job, "it trains", |job| job.stages[0].step == step).await?;
+        controller.restart().await?;
+        let left = v1::LeftAttempt {
+            attempt: Some(attempt.clone()),
+            checkpoint: Some(checkpoint(&attempt, step, false)),
+        };
+        let incarnation = format!("after-{step}");
+        let hello = hello("t-1", v1::NodeKind::Trainer, 2, &incarnation);
+        node = FakeNode::open(&controller, v1::Hello { left: vec![left], ..hello }).await?;
+        let start = node.start_command().await?;
+        attempt = start.attempt.context("an attempt")?;
+        assert_eq!(attempt.generation, step + 1);
+        assert_eq!(start.resume_from.context("a checkpoint")?.step, step, "what was saved counts");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_controller_stays_for_nodes_that_are_stopped_with_it() -> anyhow::Result<()> {
+    let mut controller = Controller::start().await?;
+    let ([one, two, three], _, attempt) = gang(&controller).await?;
+    one.send(Up::NodeDrains(v1::NodeDrains {})).await?;
+    draining(&controller, "t-1").await?;
+    let mut checkpoints = controller.checkpoints();
+    let saving = async {
+        tokio::time::sleep(std::time::Duration::from_secs(2)).await;
+        let request = v1::CommitCheckpointRequest { checkpoint: Some(checkpoint(&attempt, 7, false)) };
+        let taken = checkpoints.commit_checkpoint(request).await;
+        drop((one, two, three));
+        taken
+    };
+    let (stopped, taken) = tokio::join!(controller.stop(), saving);
+    taken.context("the controller is there")?;
+    assert!(stopped?.success());
+    Ok(())
+}

@@ -184,9 +184,14 @@ impl StageWorker {
                 }
                 continue;
             }
-            let after = match self.lease(stop).await {
+            // Not given up when the stage is released: what was leased meanwhile is given back.
+            let after = match self.lease(&self.process_stops).await {
                 Ok(Leased::Unit(lease)) if drain.is_cancelled() => {
                     self.give_back(lease, Back::Drains, stop).await;
+                    break;
+                }
+                Ok(Leased::Unit(lease)) if stop.is_cancelled() => {
+                    self.give_back(lease, Back::Moved, stop).await;
                     break;
                 }
                 Ok(Leased::Unit(lease)) => self.make(lease, &abandon, stop, &mut finishing).await,
@@ -369,7 +374,10 @@ impl StageWorker {
 
     async fn give_back(&self, lease: UnitLease, why: Back, stop: &CancellationToken) {
         let unit = lease.unit;
-        let (released, job_fails) = (matches!(why, Back::Drains), matches!(why, Back::JobFails(_)));
+        let released = matches!(why, Back::Drains | Back::Moved);
+        let job_fails = matches!(why, Back::JobFails(_));
+        // Whose stage is released still says so: else nobody gets the unit until its lease runs out.
+        let stop = if matches!(why, Back::Moved) { &self.process_stops } else { stop };
         let mut kind = FailureKind::Passing;
         let reason = match why {
             Back::Failed(failed, reason) => {
@@ -385,6 +393,11 @@ impl StageWorker {
                 self.metrics.units.with_label_values(&["released"]).inc();
                 tracing::info!(unit, "the curator drains, the unit is released");
                 "the curator drains".to_owned()
+            }
+            Back::Moved => {
+                self.metrics.units.with_label_values(&["released"]).inc();
+                tracing::info!(unit, "the stage is released, and the unit with it");
+                "the curator makes units of another stage".to_owned()
             }
         };
         let node_id = self.node_id.clone();
@@ -413,6 +426,8 @@ enum Back {
     JobFails(String),
     /// Nothing is wrong with it.
     Drains,
+    /// Nor with it here: the stage was released.
+    Moved,
 }
 
 /// What follows a unit.

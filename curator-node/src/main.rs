@@ -158,7 +158,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let hello = move || Hello { curating: known.stages(), ..identity.clone() };
     let (session, commands) = NodeSession::new(controllers.clone(), ReportSink::default(), logs, hello);
     let units = UnitReports::default();
-    let session = session.draining(drain.asked()).units(units.clone());
+    let session = session.draining(drain.clone()).units(units.clone());
     tasks.spawn_critical("session", session.run(tasks.stop_token()));
     let sender = Sender::new(controllers.clone(), tasks.clone());
     let node = Node {

@@ -149,7 +149,25 @@ pub struct Introduction {
     pub curating: Vec<StageRef>,
     /// It is about to leave.
     pub draining: bool,
+    /// What left it at its last stop.
+    pub left: Vec<LeftAttempt>,
 }
+
+/// An attempt whose node was told to stop, with a checkpoint that may not be registered.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LeftAttempt {
+    pub attempt: AttemptRef,
+    pub checkpoint: Option<CheckpointRecord>,
+}
+
+fn left(message: v1::LeftAttempt) -> Result<LeftAttempt, RequestError> {
+    let attempt = attempt(&required("hello.left.attempt", message.attempt)?)?;
+    let checkpoint = message.checkpoint.map(|saved| checkpoint(Some(saved))).transpose()?;
+    Ok(LeftAttempt { attempt, checkpoint })
+}
+
+/// Attempts that one node may have left.
+const MAX_LEFT: usize = 1024;
 
 pub fn hello(message: v1::Hello) -> Result<Introduction, RequestError> {
     let kind = match message.kind() {
@@ -203,6 +221,8 @@ pub fn hello(message: v1::Hello) -> Result<Introduction, RequestError> {
         running,
         curating,
         draining: message.draining,
+        // What is not understood of it loses nothing else.
+        left: message.left.into_iter().take(MAX_LEFT).filter_map(|message| left(message).ok()).collect(),
     })
 }
 

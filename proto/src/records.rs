@@ -258,10 +258,11 @@ fn attempt_in(message: stored::Attempt) -> Result<AttemptRecord, BadRecord> {
 
 fn unit_out(record: &UnitRecord) -> stored::Unit {
     let state = match &record.state {
-        UnitState::Free { from: Timestamp(0) } => None,
-        UnitState::Free { from } => {
-            Some(stored::unit::State::Wait(stored::unit::Wait { until_millis: from.0 }))
-        }
+        UnitState::Free { wait: Duration::ZERO, .. } => None,
+        UnitState::Free { from, wait } => Some(stored::unit::State::Wait(stored::unit::Wait {
+            until_millis: from.0,
+            wait_millis: u64::try_from(wait.as_millis()).unwrap_or(u64::MAX),
+        })),
         UnitState::Leased { node, expires_at } => Some(stored::unit::State::Lease(stored::unit::Lease {
             node_id: node.to_string(),
             expires_at_millis: expires_at.0,
@@ -301,8 +302,11 @@ fn unit_out(record: &UnitRecord) -> stored::Unit {
 
 fn unit_in(message: stored::Unit) -> Result<UnitRecord, BadRecord> {
     let state = match message.state {
-        None => UnitState::Free { from: Timestamp(0) },
-        Some(stored::unit::State::Wait(wait)) => UnitState::Free { from: Timestamp(wait.until_millis) },
+        None => UnitState::Free { from: Timestamp(0), wait: Duration::ZERO },
+        Some(stored::unit::State::Wait(wait)) => UnitState::Free {
+            from: Timestamp(wait.until_millis),
+            wait: Duration::from_millis(wait.wait_millis),
+        },
         Some(stored::unit::State::Lease(lease)) => UnitState::Leased {
             node: NodeId::parse(&lease.node_id)?,
             expires_at: Timestamp(lease.expires_at_millis),
@@ -517,8 +521,8 @@ mod tests {
         scores.count("judge", 3.5);
         let node = NodeId::parse("c-1").expect("valid");
         let records = [
-            unit(UnitState::Free { from: Timestamp(0) }),
-            unit(UnitState::Free { from: Timestamp(8) }),
+            unit(UnitState::Free { from: Timestamp(0), wait: Duration::ZERO }),
+            unit(UnitState::Free { from: Timestamp(8), wait: Duration::from_secs(3) }),
             unit(UnitState::Leased { node: node.clone(), expires_at: Timestamp(9) }),
             unit(UnitState::Done(UnitResult { shard, rejected, scores, exhausted: true })),
             attempt(AttemptState::Active),

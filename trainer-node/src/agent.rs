@@ -11,6 +11,7 @@
 //!
 //! [`crescendo_attempts`] is pure: events in, effects out. Everything else carries them.
 
+pub mod departure;
 pub mod environment;
 pub mod event;
 pub mod interface;

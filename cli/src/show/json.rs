@@ -156,6 +156,7 @@ pub fn node(node: &Node) -> Value {
         "version": node.version,
         "draining": node.draining,
         "cordonReason": (!node.cordon_reason.is_empty()).then_some(&node.cordon_reason),
+        "rivalAddress": (!node.rival_address.is_empty()).then_some(&node.rival_address),
         "silentSeconds": node.silent_seconds,
         "running": running,
         "curating": curating,

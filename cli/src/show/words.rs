@@ -54,6 +54,14 @@ pub fn node_kind(kind: NodeKind) -> &'static str {
 
 /// What a node is up to, in a word or a few.
 pub fn node_state(node: &Node) -> String {
+    let state = state_of_node(node);
+    if node.rival_address.is_empty() {
+        return state;
+    }
+    format!("{state}; another of this name, at {}, is refused", node.rival_address)
+}
+
+fn state_of_node(node: &Node) -> String {
     let busy = !node.running.is_empty() || !node.curating.is_empty();
     match node.reach() {
         NodeReach::Silent => {

@@ -101,6 +101,10 @@ impl Engine {
                 self.assignment_refused(&node, session, &stage, &reason, now);
             }
             Request::NodeDrains { node, session } => self.node_drains(&node, session),
+            Request::HandsOver { reply } => {
+                let answer = Ok(self.is_left());
+                self.hold(reply, answer);
+            }
             Request::Report { session, report } => self.take_report(session, report, now),
             Request::CloseSession { node, session } => self.close_session(&node, session),
         }
@@ -151,8 +155,10 @@ impl Engine {
             }
             Request::FailUnit { lease, node, reason, fate, by, reply } => {
                 let policy = self.policy_for(&policy, &lease.stage, &node, now);
+                // The end of a job is shown; when a unit is tried again is decided.
+                let at = if fate == UnitFate::JobFails { self.observed.wall(now) } else { now };
                 let failed = self.check_holds(&lease, &by).and_then(|()| {
-                    transitions::fail_unit(&self.state, &lease, &node, &policy, fate, &reason, now)
+                    transitions::fail_unit(&self.state, &lease, &node, &policy, fate, &reason, at)
                 });
                 let answer = failed.map_err(Into::into).map(|(quarantined, writes)| {
                     self.unit_failed(&lease, &node, fate, &reason, quarantined, now);
@@ -180,6 +186,7 @@ impl Engine {
             | Request::DrainNode { .. }
             | Request::ForgetNode { .. }
             | Request::AssignmentRefused { .. }
+            | Request::HandsOver { .. }
             | Request::NodeDrains { .. }
             | Request::Report { .. }
             | Request::CloseSession { .. } => {}
@@ -387,7 +394,7 @@ impl Engine {
             self.limits.quotas.check_may_submit(tenant)?;
         }
         let limits = QueueLimits { tenant: self.limits.quotas.of(tenant), ..self.around.config.queue };
-        let submitted = transitions::submit_job(&self.state, submission, limits, now)?;
+        let submitted = transitions::submit_job(&self.state, submission, limits, self.observed.wall(now))?;
         let (id, already) = (submitted.job, submitted.already);
         if !already {
             tracing::info!(job = %id, "job is submitted");
@@ -399,7 +406,7 @@ impl Engine {
 
     fn cancel(&mut self, id: &JobId, scope: &Scope, reason: &str, now: Timestamp) -> Answer<v1::Job> {
         self.job(id, scope)?;
-        let writes = transitions::cancel_job(&self.state, id, reason, now)?;
+        let writes = transitions::cancel_job(&self.state, id, reason, self.observed.wall(now))?;
         if !writes.is_empty() {
             tracing::info!(job = %id, reason, "job is cancelled");
         }
@@ -407,14 +414,14 @@ impl Engine {
         Ok(self.job_view(self.job(id, scope)?, now, true))
     }
 
-    fn commit_checkpoint(
+    pub(super) fn commit_checkpoint(
         &mut self,
         checkpoint: crescendo_core::records::CheckpointRecord,
         by: &ActingNode,
         now: Timestamp,
     ) -> Answer<v1::CommitCheckpointResponse> {
         self.check_runs_on(&checkpoint.stage, checkpoint.generation, by)?;
-        let committed = transitions::commit_checkpoint(&self.state, checkpoint, now)?;
+        let committed = transitions::commit_checkpoint(&self.state, checkpoint, self.observed.wall(now))?;
         if !committed.writes.is_empty() {
             let saved = &committed.checkpoint;
             self.mark(&saved.stage.job, |trace| {

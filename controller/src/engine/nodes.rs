@@ -7,13 +7,13 @@ use crescendo_core::access::Scope;
 use crescendo_core::decide::{Command, Send};
 use crescendo_core::error::RequestError;
 use crescendo_core::ids::{AttemptRef, NodeId, StageRef, Timestamp};
-use crescendo_core::observed::Report;
+use crescendo_core::observed::{NodeReport, Report};
 use crescendo_core::precision;
 use crescendo_core::records::{NodeKind, NodeRecord, Record, UnitRecord, UnitState, Write};
 use crescendo_core::state::Job;
 use crescendo_core::transitions;
 use crescendo_core::under_way::UnitProgress;
-use crescendo_proto::convert::{self, Introduction};
+use crescendo_proto::convert::{self, Introduction, LeftAttempt};
 use crescendo_proto::v1;
 use crescendo_proto::v1::open_session_response::Message as Down;
 use tokio::sync::mpsc;
@@ -82,15 +82,16 @@ impl Engine {
         introduction: Introduction,
         now: Timestamp,
     ) -> Answer<OpenedSession> {
-        let Introduction { mut record, running, curating, draining } = introduction;
-        let config = &self.around.config;
+        let Introduction { mut record, running, curating, draining, left } = introduction;
+        let config = self.around.config.clone();
         self.state.unreadable().check_node(&record.id)?;
         let known = self.state.node(&record.id);
         if known.is_none() && self.state.nodes().count() >= config.max_nodes {
             let what = format!("{} nodes are known, which is the limit", config.max_nodes);
             return Err(RequestError::Full { what, retry_after: config.queue.retry_after }.into());
         }
-        self.check_single(&record, known, now)?;
+        self.check_single(&record, now)?;
+        let known = self.state.node(&record.id);
         record.drained = known.is_some_and(|known| known.drained);
         record.cordon = known.and_then(|known| known.cordon.clone());
         let node = record.id.clone();
@@ -113,31 +114,66 @@ impl Engine {
         if draining {
             self.observed.drains(&node);
         }
+        left.into_iter().for_each(|left| self.take_left(&node, left, now));
         let id = self.sessions.replace(node, outgoing);
         self.count_sessions();
         Ok(OpenedSession { id, outgoing: receiver })
     }
 
-    /// Two processes of one name would end each other's ranks for ever: the one that is there stays, as long as it is heard.
-    fn check_single(
-        &self,
-        hello: &NodeRecord,
-        known: Option<&NodeRecord>,
-        now: Timestamp,
-    ) -> Result<(), RequestError> {
-        let (Some(known), Some(view)) = (known, self.observed.nodes.get(&hello.id)) else { return Ok(()) };
-        let alive = self.around.config.heartbeat.saturating_mul(MISSED_HEARTBEATS);
-        if view.incarnation == hello.incarnation
-            || !view.connected
-            || now.since(view.last_heard) >= alive.min(self.limits.silent_after)
+    /// An attempt has left with the node's last process, which a person had asked to stop. What it had saved counts, even if no
+    /// controller was there to register it, and its end is no failure. A node says it again and again: what is known changes
+    /// nothing.
+    fn take_left(&mut self, node: &NodeId, left: LeftAttempt, now: Timestamp) {
+        let LeftAttempt { attempt, checkpoint } = left;
+        let stage = self.state.stage(&attempt.stage_ref());
+        let newest =
+            stage.and_then(|stage| stage.active_attempt()).filter(|newest| newest.attempt == attempt);
+        if !newest.is_some_and(|newest| newest.runs_on(node)) {
+            return;
+        }
+        if let Some(checkpoint) = checkpoint
+            && let Err(refused) = self.commit_checkpoint(checkpoint, &Some(node.clone()), now)
         {
+            tracing::warn!(%node, %attempt, %refused, "a checkpoint that was saved at the node's stop is not taken");
+        }
+        let phase = NodeReport::Drained { reason: format!("node {node} was stopped") };
+        self.observed.report(Report { node: node.clone(), attempt, phase, progress: None }, now);
+    }
+
+    /// Whether a node hands over through this controller.
+    pub(super) fn is_left(&self) -> bool {
+        self.observed.nodes.values().any(|view| view.connected && view.draining)
+    }
+
+    /// Two processes of one name would end each other's ranks for ever: the one that is there stays, as long as it is heard.
+    fn check_single(&mut self, hello: &NodeRecord, now: Timestamp) -> Result<(), RequestError> {
+        let Some(known) = self.state.node(&hello.id) else { return Ok(()) };
+        let alive =
+            self.around.config.heartbeat.saturating_mul(MISSED_HEARTBEATS).min(self.limits.silent_after);
+        let is_there = match self.observed.nodes.get(&hello.id) {
+            Some(view) => {
+                view.incarnation != hello.incarnation && view.connected && now.since(view.last_heard) < alive
+            }
+            // Nobody of this name has spoken since this controller leads. The one whose ranks train may be on its way; one
+            // that comes from its address has taken its place.
+            None => {
+                known.incarnation != hello.incarnation
+                    && known.address != hello.address
+                    && now.since(self.observed.since) < self.limits.silent_after
+                    && self.state.trains_on(&hello.id)
+            }
+        };
+        if !is_there {
             return Ok(());
         }
         self.around.metrics.name_clashes.inc();
-        tracing::error!(node = %hello.id, there = known.address, refused = hello.address, "a second process calls itself by this name and is refused; give one of them another --node-id");
+        let there = known.address.clone();
+        if self.observed.refuse_rival(&hello.id, &hello.incarnation, &hello.address, now) {
+            tracing::error!(node = %hello.id, there, refused = hello.address, "a second process calls itself by this name and is refused; give one of them another --node-id");
+        }
         let what = format!(
-            "node {}: a process of this name is connected, from {}; give one of them another --node-id",
-            hello.id, known.address
+            "node {}: a process of this name is connected, from {there}; give one of them another --node-id",
+            hello.id
         );
         Err(RequestError::Exists { what })
     }

@@ -1,25 +1,37 @@
 //! Records on their way to the store: pending writes, the revisions that they rest on, and the transactions.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
-use crescendo_core::ids::JobId;
+use crescendo_core::ids::{JobId, NodeId, StageRef};
 use crescendo_core::records::{Record, RecordKey, Write};
 use crescendo_core::unreadable::UnreadableRecords;
 use crescendo_proto::records;
 use crescendo_store::{Revision, Snapshot, StoreError, Txn};
 
+use crate::config::MAX_TXN_WRITES;
 use crate::engine::Engine;
 
 /// Writes after which no further request joins a batch.
 pub(super) const BATCH_WRITES: usize = 100;
-/// Writes of one transaction; a store takes no more.
-const TXN_WRITES: usize = 120;
 /// Bytes of one transaction; a store takes 1.4 MB.
 const TXN_BYTES: usize = 1_000_000;
 
 /// The store's own records of who leads.
 const LEADER_KEYS: &str = "leaders/";
+
+/// Slots of nodes.
+type SlotSet = BTreeSet<(NodeId, u32)>;
+
+/// A record that is to be written.
+#[derive(Clone, Debug)]
+struct Pending {
+    key: RecordKey,
+    /// None where it is to be deleted.
+    value: Option<Vec<u8>>,
+    /// Slots that an attempt takes, or gives back.
+    slots: SlotSet,
+}
 
 /// Where the records stand in the store, and what is not there yet.
 #[derive(Default)]
@@ -28,7 +40,7 @@ pub(super) struct Records {
     /// Newest revision of any record of a job.
     job_revisions: BTreeMap<JobId, Revision>,
     /// By first mention; a later write of a key replaces the earlier one.
-    pending: Vec<(RecordKey, Option<Vec<u8>>)>,
+    pending: Vec<Pending>,
 }
 
 impl Records {
@@ -84,10 +96,14 @@ impl Records {
         }
     }
 
-    fn add(&mut self, key: RecordKey, value: Option<Vec<u8>>) {
-        match self.pending.iter_mut().find(|(pending, _)| *pending == key) {
-            Some(entry) => entry.1 = value,
-            None => self.pending.push((key, value)),
+    fn add(&mut self, write: Pending) {
+        match self.pending.iter_mut().find(|pending| pending.key == write.key) {
+            Some(entry) => {
+                entry.value = write.value;
+                // An attempt that ends is replaced by the next of its stage: the slots of both have changed hands.
+                entry.slots.extend(write.slots);
+            }
+            None => self.pending.push(write),
         }
     }
 }
@@ -107,8 +123,21 @@ impl Engine {
             return;
         }
         let value = match &write {
-            Write::Put(record) => Some(records::encode(record)),
+            Write::Put(record) => {
+                self.observed.learn(record, self.clock.last());
+                Some(records::encode(record))
+            }
             Write::Delete(_) => None,
+        };
+        let slots = match &write {
+            // With those of the attempt before, which it ends.
+            Write::Put(Record::Attempt(attempt)) => {
+                let before = self.state.stage(&attempt.attempt.stage_ref());
+                let before = before.and_then(|stage| stage.attempt.as_ref());
+                let ranks = before.into_iter().flat_map(|before| &before.ranks).chain(&attempt.ranks);
+                ranks.map(|rank| (rank.node.clone(), rank.device_index)).collect()
+            }
+            Write::Put(_) | Write::Delete(_) => SlotSet::new(),
         };
         if let Some(job) = key.job() {
             self.changed.insert(job.clone());
@@ -117,54 +146,182 @@ impl Engine {
             tracing::error!(%orphan, "a record that belongs to nothing is not written");
             return;
         }
-        self.records.add(key, value);
+        self.records.add(Pending { key, value, slots });
     }
 
-    /// Makes the pending writes durable, each on the condition that its record is as this engine left it.
+    /// Makes the pending writes durable, each on the condition that its record is as this engine left it. What is more than one
+    /// transaction takes is split between [`groups`]: nothing is answered or sent before all of it is durable, and whoever
+    /// takes over in between finds a state that the records allow, and decides the rest again.
     pub(super) async fn persist(&mut self) -> Result<(), StoreError> {
-        let mut pending = std::mem::take(&mut self.records.pending).into_iter().peekable();
-        while pending.peek().is_some() {
-            let mut txn = Txn::new();
-            let mut keys: Vec<(RecordKey, bool)> = Vec::new();
+        let mut groups = groups(std::mem::take(&mut self.records.pending)).into_iter().peekable();
+        while groups.peek().is_some() {
+            let mut batch: Vec<Pending> = Vec::new();
             let mut bytes = 0;
-            while let Some((key, value)) = pending.next_if(|(_, value)| {
-                let size = value.as_ref().map_or(0, Vec::len);
-                keys.is_empty() || (keys.len() < TXN_WRITES && bytes + size <= TXN_BYTES)
+            while let Some(group) = groups.next_if(|group| {
+                let fits = batch.len() + group.len() <= self.around.config.txn_writes
+                    && bytes + size_bytes(group) <= TXN_BYTES;
+                batch.is_empty() || fits
             }) {
-                bytes += value.as_ref().map_or(0, Vec::len);
-                let path = key.to_string();
-                let known = self.records.revisions.get(&key).copied();
-                txn = match (known, &value) {
-                    // Made and deleted before it was ever written.
-                    (None, None) => continue,
-                    (None, Some(_)) => txn.absent(path.clone()),
-                    (Some(revision), _) => txn.at_revision(path.clone(), revision),
-                };
-                keys.push((key, value.is_some()));
-                txn = match value {
-                    Some(value) => txn.put(path, value),
-                    None => txn.delete(path),
-                };
+                bytes += size_bytes(&group);
+                batch.extend(group);
             }
-            if keys.is_empty() {
-                continue;
-            }
-            txn.fence = Some(self.fence.clone());
-            let started = Instant::now();
-            let result = self.around.store.txn(txn).await;
-            let outcome = match &result {
-                Ok(_) => "ok",
-                Err(StoreError::Conflict { .. }) => "conflict",
-                Err(StoreError::NotLeader { .. }) => "not_leader",
-                Err(StoreError::Unknown(_)) => "unknown",
-                Err(_) => "error",
-            };
-            self.around.metrics.store_call("txn", outcome, started.elapsed());
-            let revision = result?;
-            for (key, put) in keys {
-                self.records.note(key, put.then_some(revision));
-            }
+            self.write_txn(batch).await?;
         }
         Ok(())
+    }
+
+    /// One transaction.
+    async fn write_txn(&mut self, batch: Vec<Pending>) -> Result<(), StoreError> {
+        let mut txn = Txn::new();
+        let mut keys: Vec<(RecordKey, bool)> = Vec::new();
+        for Pending { key, value, slots: _ } in batch {
+            let path = key.to_string();
+            let known = self.records.revisions.get(&key).copied();
+            txn = match (known, &value) {
+                // Made and deleted before it was ever written.
+                (None, None) => continue,
+                (None, Some(_)) => txn.absent(path.clone()),
+                (Some(revision), _) => txn.at_revision(path.clone(), revision),
+            };
+            keys.push((key, value.is_some()));
+            txn = match value {
+                Some(value) => txn.put(path, value),
+                None => txn.delete(path),
+            };
+        }
+        if keys.is_empty() {
+            return Ok(());
+        }
+        txn.fence = Some(self.fence.clone());
+        let started = Instant::now();
+        let result = self.around.store.txn(txn).await;
+        let outcome = match &result {
+            Ok(_) => "ok",
+            Err(StoreError::Conflict { .. }) => "conflict",
+            Err(StoreError::NotLeader { .. }) => "not_leader",
+            Err(StoreError::Unknown(_)) => "unknown",
+            Err(_) => "error",
+        };
+        self.around.metrics.store_call("txn", outcome, started.elapsed());
+        let revision = result?;
+        for (key, put) in keys {
+            self.records.note(key, put.then_some(revision));
+        }
+        Ok(())
+    }
+}
+
+fn size_bytes(group: &[Pending]) -> usize {
+    group.iter().map(|write| write.value.as_ref().map_or(0, Vec::len)).sum()
+}
+
+/// What has to be written together. A job with its attempts, checkpoints and what is settled of its stages is one group, so that
+/// no gang ends for a cancellation that was never carried out, and no job has ended while its gang has not. Jobs of which one
+/// takes slots that the other gives back are one group, so that no slot is held twice. Units and nodes stand alone, and go
+/// before the jobs that rest on them; a request goes after its job, which says the same.
+fn groups(pending: Vec<Pending>) -> Vec<Vec<Pending>> {
+    let (mut alone, mut requests) = (Vec::new(), Vec::new());
+    let mut order: Vec<JobId> = Vec::new();
+    let mut jobs: BTreeMap<JobId, Vec<Pending>> = BTreeMap::new();
+    for write in pending {
+        match &write.key {
+            RecordKey::Unit(..) | RecordKey::Node(_) => alone.push(vec![write]),
+            RecordKey::Request(..) => requests.push(vec![write]),
+            RecordKey::Job(job)
+            | RecordKey::Stage(StageRef { job, .. })
+            | RecordKey::Attempt(StageRef { job, .. })
+            | RecordKey::Checkpoint(StageRef { job, .. }, ..) => {
+                let job = job.clone();
+                if !jobs.contains_key(&job) {
+                    order.push(job.clone());
+                }
+                jobs.entry(job).or_default().push(write);
+            }
+        }
+    }
+    let mut joined: Vec<(SlotSet, Vec<Pending>)> = Vec::new();
+    for mut writes in order.iter().filter_map(|job| jobs.remove(job)) {
+        let mut slots: SlotSet = writes.iter().flat_map(|write| write.slots.iter().cloned()).collect();
+        // Those that share slots with it, and through it with each other.
+        let (apart, shares): (Vec<_>, Vec<_>) =
+            joined.into_iter().partition(|(others, _)| others.is_disjoint(&slots));
+        joined = apart;
+        for (others, earlier) in shares.into_iter().rev() {
+            slots.extend(others);
+            writes.splice(0..0, earlier);
+        }
+        joined.push((slots, writes));
+    }
+    let jobs = joined.into_iter().flat_map(|(_, group)| {
+        // More than a store takes at once is not to be had together.
+        group.chunks(MAX_TXN_WRITES).map(<[Pending]>::to_vec).collect::<Vec<_>>()
+    });
+    alone.into_iter().chain(jobs).chain(requests).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use crescendo_core::ids::{Generation, RequestId, StageName};
+
+    use super::*;
+
+    fn job(name: &str) -> JobId {
+        JobId::parse(name).expect("valid")
+    }
+
+    fn stage(name: &str) -> StageRef {
+        StageRef { job: job(name), stage: StageName::parse("s").expect("valid") }
+    }
+
+    fn write(key: &RecordKey, slots: &[u32]) -> Pending {
+        let node = NodeId::parse("n").expect("valid");
+        let slots = slots.iter().map(|slot| (node.clone(), *slot)).collect();
+        Pending { key: key.clone(), value: None, slots }
+    }
+
+    fn keys_of(group: &Vec<Pending>) -> Vec<String> {
+        group.iter().map(|write| write.key.to_string()).collect()
+    }
+
+    #[test]
+    fn a_job_is_written_with_its_attempts_and_after_what_it_rests_on() {
+        let keys = [
+            RecordKey::Request(None, RequestId::parse("r").expect("valid")),
+            RecordKey::Attempt(stage("a")),
+            RecordKey::Unit(stage("a"), 1),
+            RecordKey::Job(job("b")),
+            RecordKey::Job(job("a")),
+            RecordKey::Node(NodeId::parse("n").expect("valid")),
+            RecordKey::Checkpoint(stage("a"), 5, Generation(1)),
+        ];
+        let groups = groups(keys.iter().map(|key| write(key, &[])).collect());
+        let expected: [&[&str]; 5] = [
+            &["units/a/s/000000000001"],
+            &["nodes/n"],
+            &["attempts/a/s", "jobs/a", "checkpoints/a/s/000000000005-g00000001"],
+            &["jobs/b"],
+            &["requests/r"],
+        ];
+        assert_eq!(groups.iter().map(keys_of).collect::<Vec<_>>(), expected);
+    }
+
+    #[test]
+    fn a_slot_changes_hands_in_one_transaction() {
+        let attempt = |name: &str| RecordKey::Attempt(stage(name));
+        // `a` and `b` change places; `d` goes where `c` was, and `e` to a node of its own.
+        let pending = vec![
+            write(&attempt("a"), &[0, 1]),
+            write(&attempt("c"), &[2]),
+            write(&attempt("e"), &[9]),
+            write(&attempt("b"), &[1, 0]),
+            write(&attempt("d"), &[3, 2]),
+            write(&RecordKey::Job(job("a")), &[]),
+        ];
+        let expected: [&[&str]; 3] = [
+            &["attempts/e/s"],
+            &["attempts/a/s", "jobs/a", "attempts/b/s"],
+            &["attempts/c/s", "attempts/d/s"],
+        ];
+        assert_eq!(groups(pending).iter().map(keys_of).collect::<Vec<_>>(), expected);
     }
 }

@@ -177,6 +177,10 @@ pub enum Request {
         stage: StageRef,
         reason: String,
     },
+    /// Whether a node that is about to leave hands over through this controller.
+    HandsOver {
+        reply: Reply<bool>,
+    },
     NodeDrains {
         node: NodeId,
         session: SessionId,

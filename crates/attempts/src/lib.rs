@@ -119,6 +119,8 @@ struct Attempt {
     /// Ranks are to save a checkpoint and leave, and why.
     draining: Option<String>,
     failure: Option<Failure>,
+    /// It lived when the node was told to stop.
+    leaves: bool,
     /// Damaged checkpoints that the controller has not taken note of: the outcome waits for them.
     marks_pending: u32,
     /// Order of the last change.
@@ -154,6 +156,8 @@ pub struct AttemptTable {
     waiting: BTreeMap<StageKey, Waiting>,
     /// The node is about to leave, and why: nothing is started any more.
     leaving: Option<String>,
+    /// What was not started for that.
+    turned_away: Vec<AttemptRef>,
     changes: u64,
 }
 
@@ -169,6 +173,7 @@ impl AttemptTable {
             attempts: BTreeMap::new(),
             waiting: BTreeMap::new(),
             leaving: None,
+            turned_away: Vec::new(),
             changes: 0,
         }
     }
@@ -191,6 +196,19 @@ impl AttemptTable {
     /// Nothing runs or waits here, and every outcome is told.
     pub fn is_idle(&self) -> bool {
         self.waiting.is_empty() && self.attempts.values().all(|attempt| attempt.ended() && !attempt.lives())
+    }
+
+    /// What has left, or leaves, with the node's stop and not by itself: of its end no controller may have heard.
+    pub fn left(&self) -> Vec<AttemptRef> {
+        // Ranks that fail while their node leaves do so because others have left.
+        let of_table = self
+            .attempts
+            .values()
+            .filter(|attempt| attempt.leaves && attempt.phase != AttemptPhase::Succeeded);
+        of_table
+            .filter_map(|attempt| attempt.start.attempt.clone())
+            .chain(self.turned_away.iter().cloned())
+            .collect()
     }
 
     pub fn on_start(&mut self, start: StartAttempt, now: Instant) -> Vec<Effect> {
@@ -226,6 +244,7 @@ impl AttemptTable {
             return effects;
         }
         if let Some(reason) = self.leaving.clone() {
+            self.turned_away.push(attempt.clone());
             effects.push(drained_before_start(attempt, reason));
             return effects;
         }
@@ -287,9 +306,11 @@ impl AttemptTable {
         self.leaving = Some(reason.to_owned());
         let mut effects = Vec::new();
         for (_, waiting) in std::mem::take(&mut self.waiting) {
+            self.turned_away.push(waiting.attempt.clone());
             effects.push(drained_before_start(waiting.attempt, reason.to_owned()));
         }
         for attempt in self.attempts.values_mut().filter(|attempt| attempt.lives()) {
+            attempt.leaves = true;
             drain_ranks(attempt, reason, &mut effects);
         }
         effects
@@ -432,8 +453,10 @@ impl AttemptTable {
     /// The process is to end: every rank is told to stop.
     pub fn on_shutdown(&mut self, now: Instant) -> Vec<Effect> {
         let mut effects = Vec::new();
-        self.waiting.clear();
+        self.turned_away
+            .extend(std::mem::take(&mut self.waiting).into_values().map(|waiting| waiting.attempt));
         for attempt in self.attempts.values_mut().filter(|attempt| attempt.lives()) {
+            attempt.leaves = true;
             stop_ranks(attempt, "the node stops", now, &mut effects);
         }
         effects
@@ -506,6 +529,7 @@ impl AttemptTable {
                 phase: AttemptPhase::Starting,
                 stopping: None,
                 draining: None,
+                leaves: false,
                 failure: None,
                 marks_pending: 0,
                 changed: self.changes,
@@ -554,6 +578,7 @@ impl AttemptTable {
             progress: RankProgress::default(),
             stopping: None,
             draining: None,
+            leaves: false,
             failure: Some(failure),
             marks_pending: 0,
             changed: self.changes,

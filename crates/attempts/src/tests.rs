@@ -222,6 +222,29 @@ fn a_rank_that_dies_while_it_parts_is_a_failure() {
     assert_eq!(reported(&effects), [(AttemptPhase::Failed, "rank 0 ended: killed by signal 9".into())]);
 }
 
+#[test]
+fn what_leaves_with_its_node_is_known_at_its_next_start() {
+    let (mut table, now) = (table(), Instant::now());
+    for (job, slot) in [("done", 0), ("saves", 0), ("broken", 1)] {
+        table.on_start(start(job, 1, &[slot]), now);
+        table.on_hello(&key(job, 1, 0));
+        if job == "done" {
+            table.on_end(&key(job, 1, 0), well(), now);
+            table.on_exit(&key(job, 1, 0), true, "exit code 0", now);
+        }
+    }
+    table.on_start(start("waits", 3, &[0]), now);
+    assert_eq!(table.left(), []);
+    table.on_leaving("leaves");
+    // Its gang has lost the ranks of other nodes that leave.
+    table.on_exit(&key("broken", 1, 0), false, "exit code 1", now);
+    assert_eq!(table.left(), [attempt("broken", 1), attempt("saves", 1), attempt("waits", 3)]);
+    table.on_end(&key("saves", 1, 0), parted(), now);
+    table.on_exit(&key("saves", 1, 0), false, "exit code 1", now);
+    table.on_shutdown(now);
+    assert_eq!(table.left(), [attempt("broken", 1), attempt("saves", 1), attempt("waits", 3)]);
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Start { job: u8, generation: u64, slots: Vec<u32> },

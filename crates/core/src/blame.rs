@@ -69,11 +69,6 @@ impl NodeFailures {
         self.nodes.remove(node);
     }
 
-    /// Every time that is kept.
-    pub(crate) fn times_mut(&mut self) -> impl Iterator<Item = &mut Timestamp> {
-        self.nodes.values_mut().flatten().map(|failure| &mut failure.at)
-    }
-
     fn recent<'a>(
         &'a self,
         node: &NodeId,

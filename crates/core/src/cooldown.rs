@@ -87,12 +87,6 @@ impl Cooldowns {
         });
     }
 
-    /// Every time that is kept.
-    pub(crate) fn times_mut(&mut self) -> impl Iterator<Item = &mut Timestamp> {
-        let cooldowns = self.stages.values_mut().flat_map(BTreeMap::values_mut);
-        cooldowns.flat_map(|cooldown| [&mut cooldown.since, &mut cooldown.at])
-    }
-
     /// What the curator last said, if that still holds and it is not to be asked again yet.
     pub fn get(&self, stage: &StageRef, node: &NodeId, limits: &Limits, now: Timestamp) -> Option<&Cooldown> {
         self.stages.get(stage)?.get(node).filter(|cooldown| now < cooldown.until(limits))

@@ -73,6 +73,11 @@ impl<'a> DecideContext<'a> {
         self.state.halted(job).is_some() || self.state.unreadable().hides_job(job)
     }
 
+    /// The time that records of what is decided now carry for people.
+    pub(crate) fn wall_now(&self) -> Timestamp {
+        self.seen.wall(self.now)
+    }
+
     pub(crate) fn is_reachable(&self, view: &NodeView) -> bool {
         view.connected && self.now.since(view.last_heard) < self.limits.silent_after
     }

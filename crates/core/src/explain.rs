@@ -262,6 +262,11 @@ impl<'a> View<'a> {
         DecideContext { state: self.state, seen: self.seen, limits: self.limits, now: self.now }
     }
 
+    /// The time that those of records compare with.
+    fn wall_now(&self) -> Timestamp {
+        self.seen.wall(self.now)
+    }
+
     /// May the reader know of this job?
     fn shows(&self, job: &Job) -> bool {
         self.scope.sees(&job.record.spec.tenant)

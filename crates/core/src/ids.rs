@@ -139,8 +139,9 @@ impl fmt::Display for Generation {
     }
 }
 
-/// Wall-clock time, milliseconds since the Unix epoch. Only compared with times of the same controller; never used for
-/// safety, which rests on generations.
+/// Milliseconds since the Unix epoch: wall time where people are shown it, in records above all; where something is decided,
+/// a time that began as that and cannot jump. Only times of the same controller are compared; never used for safety, which
+/// rests on generations.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Timestamp(pub u64);
 

@@ -51,6 +51,7 @@ pub mod histogram;
 pub mod ids;
 pub mod invariants;
 pub mod job;
+pub mod learnt;
 pub mod object_keys;
 pub mod observed;
 pub mod pairlog;

@@ -8,15 +8,18 @@ use crate::blame::NodeFailures;
 use crate::cooldown::Cooldowns;
 use crate::decide::{Limits, Send};
 use crate::ids::{AttemptRef, Incarnation, NodeId, StageRef, Timestamp};
-use crate::records::FailureKind;
+use crate::learnt::Learnt;
+use crate::records::{FailureKind, Record};
 use crate::transitions::one_line;
 use crate::under_way::UnitsUnderWay;
 
 /// The nodes and gangs as seen since `since`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Observed {
-    /// When this controller began to look; silence is never older than that.
+    /// When this controller began to look, or to look again; silence is never older than that.
     pub since: Timestamp,
+    /// Milliseconds that wall time is ahead of the time that decisions are made by. Only what people are shown follows it.
+    pub wall_ahead_millis: i64,
     pub nodes: BTreeMap<NodeId, NodeView>,
     pub gangs: BTreeMap<StageRef, GangView>,
     /// Curators that cannot open a stage's source.
@@ -27,7 +30,25 @@ pub struct Observed {
     pub under_way: UnitsUnderWay,
     /// How the pairs of stages that are being made come; the [`MAX_TRENDS`] that were looked at last.
     trends: BTreeMap<StageRef, PairTrend>,
+    learnt: Learnt,
+    /// Second processes of a node's name, of [`MAX_RIVALS`] nodes at most.
+    rivals: BTreeMap<NodeId, Rival>,
 }
+
+/// A process that calls itself by the name of another, and is refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rival {
+    incarnation: Incarnation,
+    /// Where it says that it is reached.
+    pub address: String,
+    /// When it was last refused.
+    at: Timestamp,
+}
+
+/// Nodes whose rivals are remembered.
+const MAX_RIVALS: usize = 256;
+/// One that was not refused for so long has gone.
+const RIVAL_GONE_AFTER: Duration = Duration::from_secs(60);
 
 /// Stages whose pairs are counted over time.
 const MAX_TRENDS: usize = 1024;
@@ -142,12 +163,15 @@ impl Observed {
     pub fn new(since: Timestamp) -> Self {
         Self {
             since,
+            wall_ahead_millis: 0,
             nodes: BTreeMap::new(),
             gangs: BTreeMap::new(),
             cooldowns: Cooldowns::default(),
             failures: NodeFailures::default(),
             under_way: UnitsUnderWay::default(),
             trends: BTreeMap::new(),
+            learnt: Learnt::default(),
+            rivals: BTreeMap::new(),
         }
     }
 
@@ -175,6 +199,9 @@ impl Observed {
             for stage in lost {
                 self.failures.put(&node, &stage, "the node was restarted", false, true, now);
             }
+        }
+        if self.rivals.get(&node).is_some_and(|rival| rival.incarnation == incarnation) {
+            self.rivals.remove(&node);
         }
         // Of those that still run it is remembered what they hold.
         let slots =
@@ -309,6 +336,28 @@ impl Observed {
         }
     }
 
+    /// A second process of the node's name is refused. Whether that is news.
+    pub fn refuse_rival(
+        &mut self,
+        node: &NodeId,
+        incarnation: &Incarnation,
+        address: &str,
+        now: Timestamp,
+    ) -> bool {
+        let is_known = self.rival(node, now).is_some_and(|known| known.incarnation == *incarnation);
+        self.rivals.retain(|_, rival| now.since(rival.at) < RIVAL_GONE_AFTER);
+        if self.rivals.len() < MAX_RIVALS || self.rivals.contains_key(node) {
+            let rival = Rival { incarnation: incarnation.clone(), address: address.to_owned(), at: now };
+            self.rivals.insert(node.clone(), rival);
+        }
+        !is_known
+    }
+
+    /// The second process of the node's name, if one was refused lately.
+    pub fn rival(&self, node: &NodeId, now: Timestamp) -> Option<&Rival> {
+        self.rivals.get(node).filter(|rival| now.since(rival.at) < RIVAL_GONE_AFTER)
+    }
+
     /// Forgets a node that is gone for good.
     pub fn forget(&mut self, node: &NodeId) {
         self.nodes.remove(node);
@@ -317,19 +366,40 @@ impl Observed {
         self.under_way.gone(node);
     }
 
-    /// Time has jumped from `from` to `to` while nobody looked: the clock was set, or the controller or its machine stood
-    /// still. Nothing was heard in between, which says nothing of the nodes: all that was heard counts as if the jump had
-    /// not been, so that they are listened to before they are judged.
-    pub fn time_jumped(&mut self, from: Timestamp, to: Timestamp) {
-        let moved = |at: &mut Timestamp| *at = Timestamp(at.0.saturating_add(to.0).saturating_sub(from.0));
-        moved(&mut self.since);
+    /// The controller, or its whole machine, stood still until `now`. Nothing was heard in between, which says nothing of the
+    /// nodes: they are listened to, for as long as a controller that has just begun listens, before they are judged.
+    pub fn stood_still(&mut self, now: Timestamp) {
+        self.since = now;
         for view in self.nodes.values_mut() {
-            moved(&mut view.last_heard);
-            view.stops_sent.values_mut().for_each(moved);
-            view.refused.values_mut().for_each(|refusal| moved(&mut refusal.at));
+            view.last_heard = now;
+            view.stops_sent.values_mut().for_each(|sent| *sent = now);
         }
-        self.gangs.values_mut().for_each(|gang| moved(&mut gang.stepped_at));
-        self.cooldowns.times_mut().chain(self.failures.times_mut()).for_each(moved);
+        self.gangs.values_mut().for_each(|gang| gang.stepped_at = now);
+    }
+
+    /// The wall time for what people are shown.
+    pub fn wall(&self, now: Timestamp) -> Timestamp {
+        Timestamp(now.0.saturating_add_signed(self.wall_ahead_millis))
+    }
+
+    /// A record is written: what is decided by time counts from now.
+    pub fn learn(&mut self, record: &Record, now: Timestamp) {
+        self.learnt.take(record, now);
+    }
+
+    /// When the attempt was placed, as far as this controller knows.
+    pub fn began(&self, attempt: &AttemptRef) -> Timestamp {
+        self.learnt.began(attempt).unwrap_or(self.since)
+    }
+
+    /// When it ended, if it has.
+    pub fn ended(&self, attempt: &AttemptRef) -> Timestamp {
+        self.learnt.ended(attempt).unwrap_or(self.since)
+    }
+
+    /// When the final checkpoint that it wrote was registered, if there is one.
+    pub fn finished(&self, attempt: &AttemptRef) -> Timestamp {
+        self.learnt.finished(attempt).unwrap_or(self.since)
     }
 
     /// Remembers what was sent, so that it is sent once a session.

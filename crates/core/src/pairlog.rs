@@ -38,10 +38,10 @@ pub struct UnitPolicy {
 }
 
 impl UnitPolicy {
-    /// When a unit that has failed `failures` times may be tried again.
-    pub fn retry_at(&self, failures: u32, now: Timestamp) -> Timestamp {
+    /// How long a unit that has failed `failures` times waits until it may be tried again.
+    pub fn retry_after(&self, failures: u32) -> Duration {
         let factor = 1u32.checked_shl(failures.saturating_sub(1)).unwrap_or(u32::MAX);
-        now.plus(self.retry_backoff.saturating_mul(factor).min(self.max_retry_backoff))
+        self.retry_backoff.saturating_mul(factor).min(self.max_retry_backoff)
     }
 
     /// Whether enough nodes have failed at a unit to blame the unit: two, or the only one that there is.
@@ -51,16 +51,15 @@ impl UnitPolicy {
 
     /// Whether the unit is kept from a node that has failed at it, for another that has not tried it yet.
     fn kept_for_another(&self, unit: &UnitRecord, node: &NodeId, now: Timestamp) -> bool {
-        let lately =
-            unit.last_failure.as_ref().is_some_and(|last| now.since(last.at) < self.max_retry_backoff);
+        let lately = match &unit.state {
+            UnitState::Free { from, wait } => from.plus(self.max_retry_backoff) > now.plus(*wait),
+            UnitState::Leased { expires_at, .. } => now.since(*expires_at) < self.max_retry_backoff,
+            UnitState::Done(_) => false,
+        };
         lately
+            && unit.last_failure.is_some()
             && unit.failed_on.contains(node)
             && self.peers.iter().any(|peer| !unit.failed_on.contains(peer))
-    }
-
-    /// Whether a unit's wait goes on. One that is longer than any was set by another clock.
-    fn still_waits(&self, from: Timestamp, now: Timestamp) -> bool {
-        from > now && from.since(now) <= self.max_retry_backoff
     }
 }
 
@@ -122,11 +121,21 @@ impl PairLog {
         }
     }
 
-    /// Moves the end of every lease to `at`, unless it is later already.
-    pub(crate) fn renew_leases(&mut self, at: Timestamp) {
+    /// Starts the term of every lease anew.
+    pub(crate) fn renew_leases(&mut self, now: Timestamp, ttl: Duration) {
         for record in self.units.values_mut() {
             if let UnitState::Leased { expires_at, .. } = &mut record.state {
-                *expires_at = at.max(*expires_at);
+                *expires_at = now.plus(ttl);
+            }
+        }
+    }
+
+    /// Counts every wait from `now`; none is longer than `longest`.
+    pub(crate) fn restart_waits(&mut self, now: Timestamp, longest: Duration) {
+        for record in self.units.values_mut() {
+            if let UnitState::Free { from, wait } = &mut record.state {
+                *wait = longest.min(*wait);
+                *from = now.plus(*wait);
             }
         }
     }
@@ -245,10 +254,8 @@ impl PairLog {
                         done_pairs = done_pairs.saturating_add(result.shard.pairs);
                         ends = result.exhausted;
                     }
-                    // One that is longer than any was set by another clock.
-                    UnitState::Leased { expires_at, .. }
-                        if *expires_at > now && expires_at.since(now) <= policy.lease_ttl => {}
-                    UnitState::Free { from } if policy.still_waits(*from, now) => {}
+                    UnitState::Leased { expires_at, .. } if *expires_at > now => {}
+                    UnitState::Free { from, .. } if *from > now => {}
                     UnitState::Free { .. } | UnitState::Leased { .. }
                         if policy.kept_for_another(record, node, now) => {}
                     UnitState::Free { .. } | UnitState::Leased { .. }
@@ -296,7 +303,7 @@ impl UnitRecord {
             failures: 0,
             failed_on: Vec::new(),
             last_failure: None,
-            state: UnitState::Free { from: Timestamp(0) },
+            state: UnitState::Free { from: Timestamp(0), wait: Duration::ZERO },
         }
     }
 
@@ -441,25 +448,29 @@ pub(crate) mod tests {
     #[test]
     fn a_unit_that_has_failed_waits_longer_each_time_while_others_go_on() {
         let (policy, now) = (policy(2), Timestamp(1000));
-        let waits: Vec<u64> = (1..=6).map(|failures| policy.retry_at(failures, now).0 - now.0).collect();
-        assert_eq!(waits, [3000, 6000, 12_000, 24_000, 48_000, 60_000]);
-        assert_eq!(policy.retry_at(u32::MAX, now).0, 61_000);
+        let waits: Vec<u64> = (1..=6).map(|failures| policy.retry_after(failures).as_secs()).collect();
+        assert_eq!(waits, [3, 6, 12, 24, 48, 60]);
+        assert_eq!(policy.retry_after(u32::MAX).as_secs(), 60);
         let mut log = PairLog::new(8);
         let Lease::Granted(record) = log.lease(&stage(), &node("a"), now, &policy) else { panic!("granted") };
-        let from = policy.retry_at(1, now);
-        log.put(UnitRecord { failures: 1, state: UnitState::Free { from }, ..record });
+        let wait = policy.retry_after(1);
+        log.put(UnitRecord { failures: 1, state: UnitState::Free { from: now.plus(wait), wait }, ..record });
         let unit = |at| match log.lease(&stage(), &node("a"), Timestamp(at), &policy) {
             Lease::Granted(record) => Some(record.unit),
             Lease::GivenUp(_) | Lease::Wait | Lease::Sealed => None,
         };
         assert_eq!((unit(1000), unit(3999), unit(4000)), (Some(1), Some(1), Some(0)));
-        // The clock of the controller that set the wait was an hour ahead.
+        // The clock of the controller that set the wait was an hour ahead: the one that reads it counts anew.
         log.put(UnitRecord {
-            state: UnitState::Free { from: Timestamp(3_600_000) },
+            state: UnitState::Free { from: Timestamp(3_600_000), wait: Duration::from_secs(7000) },
             ..log.unit(0).expect("there").clone()
         });
-        let Lease::Granted(record) = log.lease(&stage(), &node("a"), now, &policy) else { panic!("granted") };
-        assert_eq!((record.unit, record.failures), (0, 1));
+        log.restart_waits(now, policy.max_retry_backoff);
+        let unit = |at| match log.lease(&stage(), &node("a"), Timestamp(at), &policy) {
+            Lease::Granted(record) => Some(record.unit),
+            Lease::GivenUp(_) | Lease::Wait | Lease::Sealed => None,
+        };
+        assert_eq!((unit(1000), unit(60_999), unit(61_000)), (Some(1), Some(1), Some(0)));
     }
 
     #[test]

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::arithmetic::{Arithmetic, PrecisionChoice, RanOn};
 use crate::histogram::ScoreCounts;
@@ -132,8 +133,9 @@ pub enum FailureKind {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum UnitState {
-    /// May be leased from then on.
-    Free { from: Timestamp },
+    /// May be leased again after `wait`, which is what is durable. `from` is when that is over for the controller that leads: it
+    /// counts from when it learnt of it.
+    Free { from: Timestamp, wait: Duration },
     /// `expires_at` is the time at the grant; renewals are kept in memory alone.
     Leased { node: NodeId, expires_at: Timestamp },
     /// Committed; never changes again.

@@ -1,6 +1,7 @@
 //! The durable state, assembled from its records, and what follows from it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use crate::arithmetic::PrecisionChoice;
 use crate::ids::{Generation, JobId, NodeId, RequestId, StageRef, Timestamp};
@@ -207,6 +208,12 @@ impl ClusterState {
         self.nodes.values()
     }
 
+    /// Whether an attempt that has not ended has ranks on the node.
+    pub fn trains_on(&self, node: &NodeId) -> bool {
+        let attempts = self.open_jobs().flat_map(|job| &job.stages).filter_map(Stage::active_attempt);
+        attempts.into_iter().any(|attempt| attempt.runs_on(node))
+    }
+
     /// Jobs that are not terminal, by id.
     pub fn open_jobs(&self) -> impl Iterator<Item = &Job> {
         self.open.iter().filter_map(|id| self.jobs.get(id))
@@ -216,10 +223,16 @@ impl ClusterState {
         self.open.len()
     }
 
-    /// Starts the term of every lease anew: renewals of a former leader are not known.
-    pub fn renew_leases(&mut self, expires_at: Timestamp) {
+    /// Starts the term of every lease anew: renewals of a former leader, or of while this one stood still, are not known.
+    pub fn renew_leases(&mut self, now: Timestamp, lease_ttl: Duration) {
         let stages = self.jobs.values_mut().flat_map(|job| &mut job.stages);
-        stages.for_each(|stage| stage.log.renew_leases(expires_at));
+        stages.for_each(|stage| stage.log.renew_leases(now, lease_ttl));
+    }
+
+    /// Counts the waits of units from `now`, when they are learnt of; none is longer than `longest`.
+    pub fn restart_waits(&mut self, now: Timestamp, longest: Duration) {
+        let stages = self.jobs.values_mut().flat_map(|job| &mut job.stages);
+        stages.for_each(|stage| stage.log.restart_waits(now, longest));
     }
 
     /// Jobs that are not terminal, in the order in which they are served: priority, then age.

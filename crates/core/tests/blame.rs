@@ -12,7 +12,8 @@ use crescendo_core::job::JobState;
 use crescendo_core::observed::{NodeReport, Observed, Report};
 use crescendo_core::quotas::TenantLimits;
 use crescendo_core::records::{
-    AttemptRecord, NodeKind, NodeRecord, Record, ShardRecord, UnitRecord, UnitResult, UnitState, Write,
+    AttemptRecord, AttemptState, NodeKind, NodeRecord, Record, ShardRecord, UnitRecord, UnitResult,
+    UnitState, Write,
 };
 use crescendo_core::spec;
 use crescendo_core::state::ClusterState;
@@ -63,6 +64,7 @@ impl Cluster {
     }
 
     fn put(&mut self, record: Record) {
+        self.seen.learn(&record, self.now);
         self.state.apply(Write::Put(record)).expect("belongs to something");
     }
 
@@ -92,7 +94,12 @@ impl Cluster {
 
     fn decide(&mut self) {
         let plan = decide(&self.state, &self.seen, &self.limits, self.now);
-        plan.writes.into_iter().for_each(|write| self.state.apply(write).expect("belongs to something"));
+        for write in plan.writes {
+            match write {
+                Write::Put(record) => self.put(record),
+                Write::Delete(_) => panic!("nothing is deleted here"),
+            }
+        }
         plan.sends.iter().for_each(|send| self.seen.sent(send, self.now));
         let again = decide(&self.state, &self.seen, &self.limits, self.now);
         assert!(again.writes.is_empty() && again.changes.is_empty(), "deciding again gives {again:?}");
@@ -122,6 +129,10 @@ impl Cluster {
         let node = attempt.ranks[0].node.clone();
         self.seen.report(Report { node, attempt: attempt.attempt, phase, progress: None }, self.now);
         self.decide();
+    }
+
+    fn ended(&self, job: &JobId) -> AttemptRecord {
+        self.state.stage(&stage_of(job)).and_then(|stage| stage.attempt.clone()).expect("there")
     }
 
     fn fail_if_placed(&mut self, job: &JobId) {
@@ -217,18 +228,22 @@ fn silent_and_heard() -> (Cluster, JobId, JobId) {
 }
 
 #[test]
-fn a_jump_of_time_ends_no_gang_and_silence_after_it_does() {
-    for (forward, millis) in [(true, 120_000), (true, 70_000), (false, 600_000)] {
+fn who_stood_still_listens_for_a_minute_before_it_judges() {
+    for passed in [0, 70, 3600] {
         let (mut cluster, one, two) = silent_and_heard();
         let before = (cluster.attempt(&one), cluster.attempt(&two));
-        let from = cluster.now;
-        cluster.now = Timestamp(if forward { from.0 + millis } else { from.0 - millis });
-        cluster.seen.time_jumped(from, cluster.now);
+        let silent = before.0.clone().expect("placed").ranks[0].node.clone();
+        let heard = before.1.clone().expect("placed").ranks[0].node.clone();
+        // It is silent for nearly as long as it may be when the controller stands still.
+        for _ in 0..55 {
+            cluster.now = cluster.now.plus(Duration::from_secs(1));
+            cluster.seen.heard(&heard, cluster.now);
+            cluster.decide();
+        }
+        cluster.now = cluster.now.plus(Duration::from_secs(passed));
+        cluster.seen.stood_still(cluster.now);
         cluster.decide();
-        assert_eq!((cluster.attempt(&one), cluster.attempt(&two)), before, "{forward} {millis}");
-        // From here on one node says nothing.
-        let silent = before.0.expect("placed").ranks[0].node.clone();
-        let heard = before.1.expect("placed").ranks[0].node.clone();
+        assert_eq!((cluster.attempt(&one), cluster.attempt(&two)), before, "{passed}");
         for _ in 0..59 {
             cluster.now = cluster.now.plus(Duration::from_secs(1));
             cluster.seen.heard(&heard, cluster.now);
@@ -245,20 +260,31 @@ fn a_jump_of_time_ends_no_gang_and_silence_after_it_does() {
     }
 }
 
+/// What records say of time was written by any clock: it is shown, and decides nothing.
 #[test]
-fn a_clock_that_was_set_back_holds_no_back_off() {
-    let mut cluster = Cluster::new(&[("only", 1)]);
-    let job = cluster.submit("trial");
-    cluster.decide();
-    cluster.fail(&job, false);
-    cluster.fail(&job, false);
-    cluster.fail_if_placed(&job);
-    assert_eq!(cluster.attempt(&job), None, "it waits a little");
-    let from = cluster.now;
-    cluster.now = Timestamp(from.0 - 600_000);
-    cluster.seen.time_jumped(from, cluster.now);
-    cluster.decide();
-    assert!(cluster.attempt(&job).is_some(), "and not for ten minutes");
+fn a_back_off_is_counted_from_when_it_was_learnt_of_whatever_the_clock_of_its_record() {
+    let ahead_secs = [-3600, -120, 0, 120, 3600];
+    for (wrote, reads) in ahead_secs.into_iter().flat_map(|wrote| ahead_secs.map(|reads| (wrote, reads))) {
+        let mut cluster = Cluster::new(&[("only", 1)]);
+        cluster.seen.wall_ahead_millis = wrote * 1000;
+        let job = cluster.submit("trial");
+        cluster.decide();
+        cluster.fail(&job, false);
+        cluster.fail(&job, false);
+        cluster.fail_if_placed(&job);
+        let AttemptState::Ended { at, .. } = cluster.ended(&job).state else { panic!("it waits") };
+        assert_eq!(at, cluster.seen.wall(cluster.now), "people are shown wall time");
+        // Another controller takes over, with another clock.
+        let mut seen = Observed::new(cluster.now);
+        seen.wall_ahead_millis = reads * 1000;
+        let (id, view) = cluster.seen.nodes.pop_first().expect("one node");
+        seen.hello(id, view.incarnation, BTreeSet::new(), BTreeSet::new(), cluster.now);
+        cluster.seen = seen;
+        cluster.decide();
+        assert_eq!(cluster.attempt(&job), None, "{wrote} {reads}: it waits a little");
+        cluster.wait(2);
+        assert!(cluster.attempt(&job).is_some(), "{wrote} {reads}: and no longer than that");
+    }
 }
 
 proptest! {

@@ -131,6 +131,9 @@ impl Cluster {
     fn decide(&mut self) -> Plan {
         let plan = decide(&self.state, &self.seen, &Limits::default(), self.now);
         for write in plan.writes.clone() {
+            if let Write::Put(record) = &write {
+                self.seen.learn(record, self.now);
+            }
             self.state.apply(write).expect("belongs to something");
         }
         plan.sends.iter().for_each(|send| self.seen.sent(send, self.now));

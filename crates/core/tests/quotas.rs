@@ -106,6 +106,9 @@ impl Cluster {
         let limits = Limits { quotas: Arc::new(self.quotas.clone()), ..Limits::default() };
         let plan = decide(&self.state, &self.seen, &limits, self.now);
         for write in plan.writes.clone() {
+            if let Write::Put(record) = &write {
+                self.seen.learn(record, self.now);
+            }
             self.state.apply(write).expect("belongs to something");
         }
         plan

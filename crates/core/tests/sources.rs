@@ -100,7 +100,12 @@ impl World {
     }
 
     fn apply(&mut self, writes: Vec<Write>) {
-        writes.into_iter().for_each(|write| self.state.apply(write).expect("belongs to something"));
+        for write in writes {
+            if let Write::Put(record) = &write {
+                self.seen.learn(record, self.now);
+            }
+            self.state.apply(write).expect("belongs to something");
+        }
     }
 
     /// A new process of the curator says hello.

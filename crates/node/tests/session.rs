@@ -3,7 +3,7 @@
 use std::pin::Pin;
 use std::time::Duration;
 
-use crescendo_node::runtime::supervise::Tasks;
+use crescendo_node::runtime::supervise::{Drain, Tasks};
 use crescendo_node::session::call::Controllers;
 use crescendo_node::session::reports::ReportSink;
 use crescendo_node::session::{Command, NodeSession};
@@ -164,13 +164,13 @@ async fn a_node_that_leaves_says_so_and_loses_no_last_word() {
     let reports = ReportSink::default();
     let (session, _commands) =
         NodeSession::new(controllers, reports.clone(), LogBuffer::new("n", 16), Hello::default);
-    let (leaving, stop) = (CancellationToken::new(), CancellationToken::new());
+    let (leaving, stop) = (Drain::new(LIMIT), CancellationToken::new());
     let running = session.draining(leaving.clone()).run(stop.clone());
     let mut node = tokio::task::JoinSet::new();
     node.spawn(running);
     let (answers, mut said) = tokio::time::timeout(LIMIT, opened.recv()).await.unwrap().unwrap();
     assert!(matches!(next(&mut said).await, Up::Hello(hello) if !hello.draining));
-    leaving.cancel();
+    leaving.asked().cancel();
     assert!(matches!(news(&mut said).await, Up::NodeDrains(_)));
     let report = |phase: AttemptPhase, step: u64| AttemptReport {
         attempt: Some(AttemptRef { job_id: "j".into(), stage: "s".into(), generation: 1 }),

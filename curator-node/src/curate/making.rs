@@ -131,11 +131,12 @@ impl StageWorker {
                 self.metrics.unit_seconds.observe(begun.started.elapsed().as_secs_f64());
                 // A lease that is lost meanwhile shows at the commit.
                 let renewing = async {
-                    self.keep(&begun.lease, &stops.stop).await;
+                    self.keep(&begun.lease, &self.process_stops).await;
                     std::future::pending().await
                 };
                 let done = tokio::select! {
-                    done = self.hand_in(begun.lease.clone(), result, &stops.stop) => done,
+                    // What is done is handed in, even if the stage was released meanwhile.
+                    done = self.hand_in(begun.lease.clone(), result, &self.process_stops) => done,
                     never = renewing => never,
                 };
                 if let (true, Some(key)) = (done, kept) {
@@ -178,6 +179,13 @@ impl StageWorker {
             Stopped::Drains => {
                 trace::end(&Span::current(), "released", None);
                 self.give_back(lease, Back::Drains, &stops.stop).await;
+                return After::GoOn;
+            }
+            Stopped::Failed(UnitError::Abandoned)
+                if stops.stop.is_cancelled() && !self.process_stops.is_cancelled() =>
+            {
+                trace::end(&Span::current(), "released", None);
+                self.give_back(lease, Back::Moved, &stops.stop).await;
                 return After::GoOn;
             }
             Stopped::Failed(UnitError::Abandoned) => {

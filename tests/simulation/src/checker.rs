@@ -19,7 +19,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crescendo_core::ids::{AttemptRef, JobId, StageRef};
+use crescendo_core::ids::{AttemptRef, JobId, NodeId, StageRef};
 use crescendo_core::invariants::check_invariants;
 use crescendo_core::job::JobState;
 use crescendo_core::records::{
@@ -68,8 +68,11 @@ struct Facts {
     /// When something was wrong with a node itself; `None` while it is.
     node_faults: BTreeMap<String, Vec<(Duration, Option<Duration>)>>,
     cuts: BTreeMap<String, Vec<(Duration, Duration)>>,
+    /// When there was another process of a node's name.
+    twins: BTreeMap<String, Vec<(Duration, Duration)>>,
     violations: Vec<Violation>,
     commits: u64,
+    last_end: Duration,
 }
 
 /// Clones are the same checker.
@@ -90,6 +93,11 @@ impl Checker {
 
     pub fn violations(&self) -> Vec<Violation> {
         self.lock().violations.clone()
+    }
+
+    /// When a job last ended.
+    pub fn last_end(&self) -> Duration {
+        self.lock().last_end
     }
 
     pub fn commits(&self) -> u64 {
@@ -113,6 +121,20 @@ impl Checker {
     pub fn cut(&self, node: &str, lasts: Duration) {
         let now = self.trace.elapsed();
         self.lock().cuts.entry(node.to_owned()).or_default().push((now, now + lasts));
+    }
+
+    /// There is another process of the node's name from now on, for as long as that.
+    pub fn twin(&self, node: &str, lasts: Duration) {
+        let now = self.trace.elapsed();
+        self.lock().twins.entry(node.to_owned()).or_default().push((now, now + lasts));
+    }
+
+    /// Whether the process of this incarnation is the one that goes by the node's name.
+    pub fn is_known_as(&self, node: &str, incarnation: &str) -> bool {
+        let node = NodeId::parse(node).ok();
+        node.is_some_and(|node| {
+            self.lock().state.node(&node).is_some_and(|known| known.incarnation.as_str() == incarnation)
+        })
     }
 
     pub fn slot_taken(&self, node: &str, slot: u32, job: &str) {
@@ -245,7 +267,12 @@ impl Facts {
             }
         };
         match &record {
-            Record::Job(job) => self.check_job(job, broken),
+            Record::Job(job) => {
+                if job.state.is_terminal() {
+                    self.last_end = now;
+                }
+                self.check_job(job, broken);
+            }
             Record::Attempt(attempt) => self.check_attempt(now, attempt, over, broken),
             Record::Unit(unit) => self.check_unit(unit, broken),
             Record::Checkpoint(checkpoint) => self.check_checkpoint(checkpoint, broken),
@@ -359,7 +386,12 @@ impl Facts {
         let Some(job) = self.state.job(&stage.job) else { return };
         let halted = matches!(job.record.state, JobState::Paused | JobState::Preempting { .. });
         let is_done = self.state.stage(&stage).is_some_and(|stage| stage.is_done());
-        if job.record.state.is_terminal() || halted || is_done || reason.contains("drain") {
+        if job.record.state.is_terminal()
+            || halted
+            || is_done
+            || reason.contains("drain")
+            || reason.contains("was stopped")
+        {
             return;
         }
         let nodes: BTreeSet<&str> = record.ranks.iter().map(|rank| rank.node.as_str()).collect();
@@ -376,7 +408,19 @@ impl Facts {
             };
             cuts.map(within).sum::<Duration>() >= OUT_OF_SIGHT
         };
-        if !nodes.iter().any(had_fault) && !nodes.iter().any(out_of_sight) {
+        // Out of sight for a little, with another process of its name there: it may have been started again.
+        let displaced = |node: &&str| {
+            let of = |times: &BTreeMap<String, Vec<(Duration, Duration)>>| {
+                times.get(*node).cloned().unwrap_or_default()
+            };
+            let (twins, cuts) = (of(&self.twins), of(&self.cuts));
+            let overlap = |twin: &(Duration, Duration)| {
+                cuts.iter().any(|cut| cut.0 <= twin.1 && twin.0 <= cut.1 + AFTERMATH)
+            };
+            twins.iter().any(|twin| twin.0 <= now && twin.1 + AFTERMATH >= began && overlap(twin))
+        };
+        let excused = |node: &&str| had_fault(node) || out_of_sight(node) || displaced(node);
+        if !nodes.iter().any(excused) {
             broken.push((1, format!("{} has ended without a fault of its nodes: {reason}", record.attempt)));
         }
     }

@@ -1,6 +1,6 @@
 //! A controller process: the real campaign, engine and services, without a listener.
 
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crescendo_controller::services::{Checkpoints, Curation, Jobs, Nodes};
 use crescendo_controller::unit_board::UnitBoard;
 use crescendo_core::ids::Timestamp;
 use crescendo_node::runtime::random;
-use crescendo_node::runtime::supervise::Tasks;
+use crescendo_node::runtime::supervise::{Drain, Tasks};
 use crescendo_proto::v1::checkpoint_service_server::CheckpointServiceServer;
 use crescendo_proto::v1::curation_service_server::CurationServiceServer;
 use crescendo_proto::v1::job_service_server::JobServiceServer;
@@ -32,6 +32,8 @@ use crate::schedule::PEOPLE;
 
 /// Limit of one call of the store, as shipped.
 const STORE_CALL_TIMEOUT: Duration = Duration::from_secs(5);
+/// Most time that a controller stays for nodes that are stopped with it, as shipped.
+const STAY_FOR_NODES: Duration = Duration::from_secs(15);
 /// When the simulated day begins, Unix milliseconds.
 const EPOCH_MILLIS: u64 = 1_800_000_000_000;
 
@@ -48,6 +50,8 @@ pub struct StoreFaults {
     pub full: AtomicU64,
 }
 
+/// Writes of one transaction; the last is what ships.
+const TXN_WRITES: [usize; 4] = [1, 2, 5, 120];
 /// Calls of one controller within one simulated second that are more than it can have use for.
 const MANY_CALLS: u64 = 2000;
 
@@ -116,6 +120,7 @@ impl StoreLink for StoreWay {
 struct Running {
     process: Arc<Process>,
     stop: CancellationToken,
+    drain: Drain,
 }
 
 /// One controller over all its lives.
@@ -131,6 +136,8 @@ pub struct Controller {
     of_all: Arc<StoreFaults>,
     began: tokio::time::Instant,
     running: Option<Running>,
+    /// Times that it stands still: one that is started meanwhile does not run either.
+    paused: AtomicU32,
 }
 
 impl Controller {
@@ -153,6 +160,7 @@ impl Controller {
             of_all: of_all.clone(),
             began: tokio::time::Instant::now(),
             running: None,
+            paused: AtomicU32::new(0),
         }
     }
 
@@ -162,6 +170,7 @@ impl Controller {
             return Ok(());
         }
         let process = Arc::new(Process::default());
+        (0..self.paused.load(Ordering::Relaxed)).for_each(|_| process.gate.close());
         let way = StoreWay {
             process: process.clone(),
             checker: self.checker.clone(),
@@ -179,9 +188,11 @@ impl Controller {
         let (role, role_seen) = watch::channel(Role::Standby { leader: None });
         let handle = EngineHandle::new(role_seen);
         let controller_id = random::id();
+        // Most batches are split into several transactions, and faults come in between.
+        let txn_writes = self.rng.draw(|rng| TXN_WRITES[rng.index(TXN_WRITES.len())]);
         let (_, quotas) = watch::channel(Arc::default());
         let around = EngineDeps {
-            config: Arc::new(Config::new("file:///simulated")),
+            config: Arc::new(Config { txn_writes, ..Config::new("file:///simulated") }),
             store,
             metrics: metrics.clone(),
             logs: logs.clone(),
@@ -191,7 +202,8 @@ impl Controller {
             units: units.clone(),
         };
         let identity = leadership::identity(&format!("controller-{}:7400", self.index), &controller_id);
-        let stop = tasks.stop_token();
+        let (stop, drain) = (tasks.stop_token(), Drain::new(STAY_FOR_NODES));
+        process.spawn(leadership::stay_for_nodes(handle.clone(), drain.clone()));
         process.spawn(leadership::run(around, identity, role, stop.clone()));
         let jobs = Jobs::new(handle.clone(), logs.clone(), tasks.clone());
         let nodes = Nodes::new(handle.clone(), logs, units, metrics, tasks);
@@ -200,7 +212,7 @@ impl Controller {
             .add_service(CheckpointServiceServer::new(Checkpoints::new(handle.clone())))
             .add_service(CurationServiceServer::new(Curation::new(handle)));
         self.network.listen(self.index, routes, process.clone());
-        self.running = Some(Running { process, stop });
+        self.running = Some(Running { process, stop, drain });
         Ok(())
     }
 
@@ -214,15 +226,37 @@ impl Controller {
 
     /// As SIGKILL, or a power cut.
     pub fn kill(&mut self) {
-        if let Some(Running { process, stop }) = self.running.take() {
+        if let Some(Running { process, stop, .. }) = self.running.take() {
             self.network.hang_up(self.index);
             process.kill();
             stop.cancel();
         }
     }
 
+    /// As SIGTERM: it stays for nodes that leave with it, and is gone some seconds later.
+    pub fn terminate(&self) {
+        if let Some(Running { process, stop, drain }) = &self.running {
+            let (stop, drain) = (stop.clone(), drain.clone());
+            drain.asked().cancel();
+            process.spawn(async move {
+                drain.over().await;
+                stop.cancel();
+            });
+        }
+    }
+
+    /// Starts it again after [`Controller::terminate`].
+    pub fn start_again(&mut self) -> anyhow::Result<()> {
+        if self.running.as_ref().is_some_and(|running| running.drain.asked().is_cancelled()) {
+            self.kill();
+            self.start()?;
+        }
+        Ok(())
+    }
+
     /// As SIGSTOP.
     pub fn pause(&self) {
+        self.paused.fetch_add(1, Ordering::Relaxed);
         if let Some(running) = &self.running {
             running.process.gate.close();
         }
@@ -230,6 +264,7 @@ impl Controller {
     }
 
     pub fn resume(&self) {
+        self.paused.fetch_sub(1, Ordering::Relaxed);
         if let Some(running) = &self.running {
             running.process.gate.open();
         }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use crescendo_node::runtime::supervise::Drain;
 use crescendo_node::session::call::Controllers;
 use crescendo_node::session::reports::ReportSink;
 use crescendo_node::session::{Command, NodeSession};
@@ -40,6 +41,9 @@ pub struct CuratorParts {
     pub controllers: Controllers,
     pub faults: Arc<CuratorFaults>,
     pub rng: SharedRng,
+    /// Asked for at a stop.
+    pub drain: Drain,
+    pub stop: CancellationToken,
 }
 
 /// Starts the node's tasks within `process`.
@@ -55,8 +59,9 @@ pub fn start(parts: CuratorParts, process: &Arc<Process>, hello: v1::Hello) {
     };
     let logs = LogBuffer::new(&parts.id, DEFAULT_CAPACITY);
     let (session, commands) = NodeSession::new(parts.controllers.clone(), ReportSink::default(), logs, hello);
+    let (session, stop) = (session.draining(parts.drain.clone()), parts.stop.clone());
     process.spawn(async move {
-        let _ = session.run(CancellationToken::new()).await;
+        let _ = session.run(stop).await;
     });
     process.spawn(obey(commands, assigned));
     process.spawn(make(parts, assigned_now));
@@ -99,10 +104,18 @@ fn unit_size(assign: &v1::AssignCuration) -> Option<u64> {
 async fn make(parts: CuratorParts, mut assigned: watch::Receiver<Assigned>) {
     let mut turn = 0;
     loop {
+        // One that leaves begins no unit, and has none under way here.
+        if parts.drain.asked().is_cancelled() {
+            parts.drain.finish();
+            return;
+        }
         let stages: Vec<_> = assigned.borrow_and_update().clone().into_iter().collect();
         if stages.is_empty() {
-            if assigned.changed().await.is_err() {
-                return;
+            let asked = parts.drain.asked();
+            tokio::select! {
+                biased;
+                () = asked.cancelled() => {}
+                changed = assigned.changed() => if changed.is_err() { return },
             }
             continue;
         }

@@ -10,31 +10,35 @@ use tokio_util::sync::CancellationToken;
 
 #[derive(Debug, Default)]
 struct GateState {
-    closed: bool,
+    /// Times that it was closed and not opened again.
+    closed: u32,
     waiting: Vec<Waker>,
 }
 
 /// Whether the tasks behind it run. A closed one is as SIGSTOP: time goes on, and what was due meanwhile happens at once
-/// when it opens.
+/// when it opens. Opened as often as it was closed.
 #[derive(Clone, Debug, Default)]
 pub struct Gate(Arc<Mutex<GateState>>);
 
 impl Gate {
     pub fn close(&self) {
-        self.lock().closed = true;
+        self.lock().closed += 1;
     }
 
     pub fn open(&self) {
         let waiting = {
             let mut state = self.lock();
-            state.closed = false;
+            state.closed = state.closed.saturating_sub(1);
+            if state.closed > 0 {
+                return;
+            }
             std::mem::take(&mut state.waiting)
         };
         waiting.into_iter().for_each(Waker::wake);
     }
 
     pub fn is_closed(&self) -> bool {
-        self.lock().closed
+        self.lock().closed > 0
     }
 
     fn lock(&self) -> MutexGuard<'_, GateState> {
@@ -53,7 +57,7 @@ impl<F: Future> Future for Gated<F> {
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
         {
             let mut state = self.gate.lock();
-            if state.closed {
+            if state.closed > 0 {
                 state.waiting.push(context.waker().clone());
                 return Poll::Pending;
             }

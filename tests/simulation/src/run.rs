@@ -1,7 +1,7 @@
 //! One seed from its beginning to its end.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -9,11 +9,13 @@ use crescendo_controller::access::Caller;
 use crescendo_core::access::Role;
 use crescendo_core::ids::NodeId;
 use crescendo_node::runtime::random;
+use crescendo_node::runtime::supervise::Drain;
 use crescendo_node::session::call::Controllers;
 use crescendo_proto::v1;
 use crescendo_store::Revision;
 use crescendo_store::testing::SimulatedServer;
 use tokio::time::{Instant, sleep, sleep_until};
+use tokio_util::sync::CancellationToken;
 
 use crate::checker::{Checker, Violation};
 use crate::client::People;
@@ -33,6 +35,8 @@ use crate::trainer::{self, RankFaults, TrainerParts};
 
 /// Bugs are put in once the cluster is at work.
 const PLANTED_AFTER: Duration = Duration::from_secs(30);
+/// What a node has to hand over in, as shipped.
+const DRAIN_WITHIN: Duration = Duration::from_secs(120);
 /// Slots of each trainer.
 const SLOTS: u32 = 2;
 
@@ -57,6 +61,8 @@ pub struct Outcome {
     pub commits: u64,
     pub faults: u64,
     pub ended: std::collections::BTreeMap<&'static str, usize>,
+    /// When the last job ended.
+    pub last_end: Duration,
 }
 
 /// Runs one schedule. Must not be called within a runtime.
@@ -81,11 +87,38 @@ enum NodeFaults {
     Curator(Arc<CuratorFaults>),
 }
 
+/// A node's process, and how it is asked to stop.
+#[derive(Clone)]
+struct NodeProcess {
+    process: Arc<Process>,
+    drain: Drain,
+    stop: CancellationToken,
+}
+
+impl NodeProcess {
+    fn new() -> Self {
+        let (drain, stop) = (Drain::new(DRAIN_WITHIN), CancellationToken::new());
+        Self { process: Arc::default(), drain, stop }
+    }
+
+    /// As SIGTERM.
+    fn terminate(&self) {
+        let Self { process, drain, stop } = self.clone();
+        drain.asked().cancel();
+        process.spawn(async move {
+            drain.over().await;
+            stop.cancel();
+        });
+    }
+}
+
 struct Node {
     id: String,
     peer: usize,
     faults: NodeFaults,
-    process: Option<Arc<Process>>,
+    process: Option<NodeProcess>,
+    /// What its agent keeps of its last stop.
+    departure: Arc<Mutex<Vec<v1::LeftAttempt>>>,
     lives: u64,
 }
 
@@ -108,6 +141,8 @@ struct World {
     due: std::collections::BTreeMap<(Instant, u64), Undo>,
     asked: u64,
     faults: u64,
+    /// Times that everything was stopped.
+    stops: u64,
 }
 
 fn caller(node: Option<&str>) -> Caller {
@@ -138,7 +173,7 @@ impl World {
                 } else {
                     (format!("curator-{}", peer - TRAINERS), NodeFaults::Curator(Arc::default()))
                 };
-                Node { id, peer, faults, process: None, lives: 0 }
+                Node { id, peer, faults, process: None, departure: Arc::default(), lives: 0 }
             })
             .collect();
         let ways = network.links(PEOPLE, CONTROLLERS, &caller(None));
@@ -158,6 +193,7 @@ impl World {
             due: std::collections::BTreeMap::new(),
             asked: 0,
             faults: 0,
+            stops: 0,
         })
     }
 
@@ -205,6 +241,7 @@ impl World {
             commits: self.checker.commits(),
             faults: self.faults,
             ended: self.checker.outcomes(),
+            last_end: self.checker.last_end(),
         })
     }
 
@@ -266,18 +303,30 @@ impl World {
     }
 
     fn start_node(&mut self, node: usize) -> anyhow::Result<()> {
-        let Node { id, peer, faults, process, lives } = &mut self.nodes[node];
+        let Node { id, peer, process, lives, .. } = &mut self.nodes[node];
         if process.is_some() {
             return Ok(());
         }
         *lives += 1;
+        let (machine, hello) = (id.clone(), hello(id, *peer, *lives));
+        let started = self.start_process(node, machine, hello)?;
+        self.nodes[node].process = Some(started);
+        Ok(())
+    }
+
+    /// A process of the node's name on this machine.
+    fn start_process(&self, node: usize, machine: String, hello: v1::Hello) -> anyhow::Result<NodeProcess> {
+        let Node { id, peer, faults, departure, .. } = &self.nodes[node];
+        // Another machine has another disk.
+        let departure = if machine == *id { departure.clone() } else { Arc::default() };
         let controllers = Controllers::over(self.network.links(*peer, CONTROLLERS, &caller(Some(id))))?;
-        let started = Arc::new(Process::default());
-        let hello = hello(id, *peer, *lives);
+        let started = NodeProcess::new();
+        let (drain, stop) = (started.drain.clone(), started.stop.clone());
         match faults {
             NodeFaults::Trainer(faults) => {
                 let parts = TrainerParts {
                     id: id.clone(),
+                    machine,
                     slots: SLOTS,
                     controllers,
                     gangs: self.gangs.clone(),
@@ -285,8 +334,11 @@ impl World {
                     checker: self.checker.clone(),
                     rng: self.rng.clone(),
                     trace: self.trace.clone(),
+                    drain,
+                    stop,
+                    departure,
                 };
-                trainer::start(parts, &started, hello);
+                trainer::start(parts, &started.process, hello);
             }
             NodeFaults::Curator(faults) => {
                 let parts = CuratorParts {
@@ -294,11 +346,37 @@ impl World {
                     controllers,
                     faults: faults.clone(),
                     rng: self.rng.clone(),
+                    drain,
+                    stop,
                 };
-                curator::start(parts, &started, hello);
+                curator::start(parts, &started.process, hello);
             }
         }
-        *process = Some(started);
+        Ok(started)
+    }
+
+    /// Another machine calls itself by the node's name. That is no reason to end anything, unless the node itself is out of
+    /// sight: then the other may be the node, started again.
+    fn twin(&mut self, node: usize, lasts: Duration) -> anyhow::Result<()> {
+        let Node { id, peer, .. } = &self.nodes[node];
+        let (id, number) = (id.clone(), self.faults);
+        let machine = format!("{id}-twin-{number}");
+        let hello = v1::Hello {
+            incarnation: machine.clone(),
+            address: format!("10.0.{}.{peer}:7400", 1 + number),
+            ..hello(&id, *peer, 0)
+        };
+        self.checker.twin(&id, lasts);
+        let process = self.start_process(node, machine.clone(), hello)?;
+        self.later(lasts, move |world| {
+            // If it has taken the place of the node, the node dies with it.
+            if world.checker.is_known_as(&id, &machine) {
+                world.checker.node_fault(&id, Duration::ZERO);
+            }
+            process.process.kill();
+            world.checker.node_died(&machine);
+            Ok(())
+        });
         Ok(())
     }
 
@@ -340,6 +418,8 @@ impl World {
                 self.raise(flag(&self.nodes[node]), lasts);
             }
             Fault::Lie { node } => self.lie(node),
+            Fault::Twin { node, lasts } => self.twin(node, lasts)?,
+            Fault::StopAll { controllers_first, down } => self.stop_all(controllers_first, down),
             Fault::Cut { peer, controller, up, down, lasts } => {
                 if let Some(node) = self.nodes.get(peer) {
                     self.checker.cut(&node.id, lasts);
@@ -409,7 +489,9 @@ impl World {
             | Fault::Delay { .. }
             | Fault::LoseAnswers { .. }
             | Fault::Isolate { .. }
-            | Fault::PauseControllers { .. } => {}
+            | Fault::PauseControllers { .. }
+            | Fault::Twin { .. }
+            | Fault::StopAll { .. } => {}
         }
     }
 
@@ -419,15 +501,58 @@ impl World {
 
     fn kill_node(&mut self, node: usize, down: Duration) {
         self.node_fault(node, down);
-        if let Some(process) = self.nodes[node].process.take() {
+        if let Some(NodeProcess { process, .. }) = self.nodes[node].process.take() {
             process.kill();
             self.checker.node_died(&self.nodes[node].id);
         }
         self.later(down, move |world| world.start_node(node));
     }
 
+    /// A person stops everything, the controllers this long before the nodes, and starts it again.
+    fn stop_all(&mut self, controllers_first: Duration, down: Duration) {
+        self.controllers.iter().for_each(Controller::terminate);
+        // Where a controller is started again before its nodes, they are out of its sight.
+        self.nodes.iter().for_each(|node| self.checker.cut(&node.id, controllers_first + down));
+        self.later(controllers_first, |world| {
+            world.nodes.iter().filter_map(|node| node.process.as_ref()).for_each(NodeProcess::terminate);
+            Ok(())
+        });
+        self.stops += 1;
+        let stop = self.stops;
+        self.later(controllers_first + down, move |world| {
+            // Of stops that overlap the last one ends.
+            if world.stops != stop {
+                return Ok(());
+            }
+            for controller in &mut world.controllers {
+                controller.start_again()?;
+            }
+            for node in 0..NODES {
+                world.start_again(node)?;
+            }
+            Ok(())
+        });
+    }
+
+    /// Starts a node that was asked to stop.
+    fn start_again(&mut self, node: usize) -> anyhow::Result<()> {
+        let Node { id, process, .. } = &mut self.nodes[node];
+        let Some(NodeProcess { process: left, stop, .. }) =
+            process.take_if(|process| process.drain.asked().is_cancelled())
+        else {
+            return Ok(());
+        };
+        // One that has not left by itself is killed.
+        if !stop.is_cancelled() || left.gate.is_closed() {
+            self.checker.node_fault(id, Duration::ZERO);
+        }
+        left.kill();
+        self.checker.node_died(id);
+        self.start_node(node)
+    }
+
     fn pause_node(&mut self, node: usize, lasts: Duration) {
-        let Some(process) = self.nodes[node].process.clone() else { return };
+        let Some(NodeProcess { process, .. }) = self.nodes[node].process.clone() else { return };
         self.checker.cut(&self.nodes[node].id, lasts);
         process.gate.close();
         self.later(lasts, move |_| {
@@ -489,7 +614,7 @@ impl World {
     /// and a unit that it has lost.
     fn lie(&mut self, node: usize) {
         let Node { id, peer, lives, .. } = &self.nodes[node];
-        let Some(process) = self.nodes[node].process.clone() else { return };
+        let Some(NodeProcess { process, .. }) = self.nodes[node].process.clone() else { return };
         let hello = hello(id, *peer, *lives);
         let channel = |controller| self.network.channel((*peer, controller), caller(Some(id)));
         for controller in 0..CONTROLLERS {

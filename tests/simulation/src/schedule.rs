@@ -115,10 +115,20 @@ pub enum Fault {
     PauseControllers {
         lasts: Duration,
     },
+    /// A person stops everything, the controllers a little before the nodes, and starts it again.
+    StopAll {
+        controllers_first: Duration,
+        down: Duration,
+    },
+    /// Another machine calls itself by the node's name.
+    Twin {
+        node: usize,
+        lasts: Duration,
+    },
 }
 
 /// Kinds of faults, in the order in which `draw` numbers them.
-pub const KINDS: [&str; 19] = [
+pub const KINDS: [&str; 21] = [
     "kill controller",
     "pause controller",
     "step clock",
@@ -138,6 +148,8 @@ pub const KINDS: [&str; 19] = [
     "compact",
     "isolate",
     "pause controllers",
+    "twin",
+    "stop all",
 ];
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -203,7 +215,7 @@ fn draw(rng: &mut Rng, kind: usize) -> Fault {
         0 => Fault::KillController { controller, down: seconds(rng, 1, 60) },
         1 => Fault::PauseController { controller, lasts: seconds(rng, 1, 40) },
         2 => {
-            let millis = i64::try_from(rng.between(1_000, 120_000)).unwrap_or(0);
+            let millis = i64::try_from(rng.between(1_000, 600_000)).unwrap_or(0);
             Fault::StepClock { controller, millis: if rng.chance(500) { millis } else { -millis } }
         }
         3 => Fault::KillNode { node, down: seconds(rng, 0, 40) },
@@ -230,7 +242,12 @@ fn draw(rng: &mut Rng, kind: usize) -> Fault {
             let (up, down) = [(true, true), (true, false), (false, true)][rng.index(3)];
             Fault::Isolate { peer, up, down, lasts: seconds(rng, 2, 100) }
         }
-        _ => Fault::PauseControllers { lasts: seconds(rng, 1, 90) },
+        18 => Fault::PauseControllers { lasts: seconds(rng, 1, 90) },
+        19 => Fault::Twin { node, lasts: seconds(rng, 5, 60) },
+        _ => {
+            let controllers_first = if rng.chance(500) { Duration::ZERO } else { seconds(rng, 0, 20) };
+            Fault::StopAll { controllers_first, down: seconds(rng, 45, 90) }
+        }
     }
 }
 

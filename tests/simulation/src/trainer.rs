@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use crescendo_node::runtime::supervise::Drain;
 use crescendo_node::session::call::Controllers;
 use crescendo_node::session::reports::ReportSink;
 use crescendo_node::session::{Command, NodeSession};
@@ -27,6 +28,8 @@ use crescendo_attempts::{AttemptTable, Effect, KillSignal, RankKey};
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 const TICK: Duration = Duration::from_millis(500);
 const STEP: Duration = Duration::from_millis(700);
+/// Limit of the ranks' end when the agent stops.
+const RANKS_GRACE: Duration = Duration::from_secs(5);
 /// Ranks that have not met within this give up.
 const MEET_WITHIN: Duration = Duration::from_secs(60);
 
@@ -47,6 +50,8 @@ pub struct RankFaults {
 #[derive(Clone)]
 pub struct TrainerParts {
     pub id: String,
+    /// Whose slots these are: two machines may have one name.
+    pub machine: String,
     pub slots: u32,
     pub controllers: Controllers,
     pub gangs: Gangs,
@@ -54,6 +59,10 @@ pub struct TrainerParts {
     pub checker: Checker,
     pub rng: SharedRng,
     pub trace: Trace,
+    /// Asked for at a stop; and what was left at the last one, as the agent keeps it on disk.
+    pub drain: Drain,
+    pub stop: CancellationToken,
+    pub departure: Arc<Mutex<Vec<v1::LeftAttempt>>>,
 }
 
 enum Event {
@@ -89,6 +98,8 @@ struct Agent {
     reports: ReportSink,
     running: Arc<Mutex<Vec<v1::AttemptRef>>>,
     events: mpsc::Sender<Event>,
+    /// Of each stage the newest checkpoint that is not known to be registered.
+    unregistered: BTreeMap<(String, String), v1::Checkpoint>,
 }
 
 /// Starts the node's tasks within `process`.
@@ -96,14 +107,17 @@ pub fn start(parts: TrainerParts, process: &Arc<Process>, hello: v1::Hello) {
     let reports = ReportSink::default();
     let running: Arc<Mutex<Vec<v1::AttemptRef>>> = Arc::default();
     let told = running.clone();
+    let left = parts.departure.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let hello = move || v1::Hello {
+        left: left.clone(),
         running: told.lock().unwrap_or_else(PoisonError::into_inner).clone(),
         ..hello.clone()
     };
     let logs = LogBuffer::new(&parts.id, DEFAULT_CAPACITY);
     let (session, mut commands) = NodeSession::new(parts.controllers.clone(), reports.clone(), logs, hello);
+    let (session, stop) = (session.draining(parts.drain.clone()), parts.stop.clone());
     process.spawn(async move {
-        let _ = session.run(CancellationToken::new()).await;
+        let _ = session.run(stop).await;
     });
     let (events, inbox) = mpsc::channel(1024);
     let sender = events.clone();
@@ -115,17 +129,35 @@ pub fn start(parts: TrainerParts, process: &Arc<Process>, hello: v1::Hello) {
         }
     });
     let table = AttemptTable::new(parts.id.clone(), parts.slots);
-    let agent =
-        Agent { table, process: process.clone(), ranks: BTreeMap::new(), reports, running, events, parts };
+    let agent = Agent {
+        table,
+        process: process.clone(),
+        ranks: BTreeMap::new(),
+        reports,
+        running,
+        events,
+        unregistered: BTreeMap::new(),
+        parts,
+    };
     process.spawn(agent.run(inbox));
 }
 
 impl Agent {
     async fn run(mut self, mut inbox: mpsc::Receiver<Event>) {
         let mut tick = tokio::time::interval(TICK);
+        let (asked, stop, mut leaving) = (self.parts.drain.asked(), self.parts.stop.clone(), false);
+        let mut stopping: Option<Instant> = None;
         loop {
             let effects = tokio::select! {
                 biased;
+                () = stop.cancelled(), if stopping.is_none() => {
+                    stopping = Some(Instant::now());
+                    self.table.on_shutdown(Instant::now().into_std())
+                }
+                () = asked.cancelled(), if !leaving => {
+                    leaving = true;
+                    self.table.on_leaving("the node drains")
+                }
                 event = inbox.recv() => match event {
                     Some(event) => self.take(event),
                     None => return,
@@ -136,7 +168,24 @@ impl Agent {
                 self.apply(effect);
             }
             *self.running.lock().unwrap_or_else(PoisonError::into_inner) = self.table.running();
+            if leaving && self.table.is_idle() {
+                self.parts.drain.finish();
+            }
+            if stopping.is_some_and(|since| !self.table.any_alive() || since.elapsed() >= RANKS_GRACE) {
+                *self.parts.departure.lock().unwrap_or_else(PoisonError::into_inner) = self.left();
+                return;
+            }
         }
+    }
+
+    /// As the agent's departure has it.
+    fn left(&self) -> Vec<v1::LeftAttempt> {
+        let with_checkpoint = |attempt: v1::AttemptRef| {
+            let saved = self.unregistered.get(&(attempt.job_id.clone(), attempt.stage.clone()));
+            let checkpoint = saved.filter(|saved| saved.generation == attempt.generation).cloned();
+            v1::LeftAttempt { attempt: Some(attempt), checkpoint }
+        };
+        self.table.left().into_iter().map(with_checkpoint).collect()
     }
 
     fn take(&mut self, event: Event) -> Vec<Effect> {
@@ -161,17 +210,20 @@ impl Agent {
                 self.table.on_progress(&rank, v1::RankProgress { step, loss: 0.5, ..Default::default() })
             }
             Event::Checkpoint(rank, checkpoint) => {
+                let key = (rank.job_id.clone(), rank.stage.clone());
+                self.unregistered.insert(key, (*checkpoint).clone());
                 self.commit(rank, *checkpoint);
                 Vec::new()
             }
             Event::Decided(rank, taken) => {
+                self.unregistered.remove(&(rank.job_id.clone(), rank.stage.clone()));
                 self.tell(&rank, Down::Outcome(taken));
                 Vec::new()
             }
             Event::End(rank, end) => self.table.on_end(&rank, end, now),
             Event::Exited(rank, success) => {
                 if let Some(handle) = self.ranks.remove(&rank) {
-                    self.parts.checker.slot_left(&self.parts.id, handle.slot);
+                    self.parts.checker.slot_left(&self.parts.machine, handle.slot);
                 }
                 let status = if success { "exit status 0" } else { "signal 9" };
                 self.table.on_exit(&rank, success, status, now)
@@ -211,7 +263,7 @@ impl Agent {
     }
 
     fn spawn(&mut self, rank: RankKey, slot: u32) {
-        self.parts.checker.slot_taken(&self.parts.id, slot, &rank.job_id);
+        self.parts.checker.slot_taken(&self.parts.machine, slot, &rank.job_id);
         let kill = CancellationToken::new();
         self.ranks.insert(rank.clone(), RankHandle { slot, down: None, kill: kill.clone() });
         let events = self.events.clone();
@@ -229,9 +281,9 @@ impl Agent {
 
     fn commit(&self, rank: RankKey, checkpoint: v1::Checkpoint) {
         let (controllers, events) = (self.parts.controllers.clone(), self.events.clone());
+        let stop = self.parts.stop.clone();
         self.process.spawn(async move {
             let request = v1::CommitCheckpointRequest { checkpoint: Some(checkpoint) };
-            let stop = CancellationToken::new();
             let decided = controllers
                 .call_until_decided("commit checkpoint", CALL_TIMEOUT, &stop, |channel| {
                     let request = request.clone();

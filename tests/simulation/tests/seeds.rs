@@ -6,16 +6,14 @@ use std::time::Duration;
 use crescendo_simulation::plants::{PLANTS, Plant};
 use crescendo_simulation::run::{Options, Outcome, run};
 use crescendo_simulation::schedule::{
-    CONTROLLERS, Event, Fault, JOBS, KINDS, MIN_FAULTS, MIN_KINDS, What, Work, schedule,
+    CONTROLLERS, Event, Fault, JOBS, KINDS, MIN_FAULTS, MIN_KINDS, TRAINERS, What, Work, schedule,
 };
 
-/// Kinds of faults that break a promise today; docs/reliability.md has each with its seed.
-const KNOWN: [&str; 1] = ["pause controllers"];
 /// As many as take about half a minute on one core.
 const SEEDS: u64 = 40;
 
 fn kinds() -> Vec<usize> {
-    (0..KINDS.len()).filter(|kind| !KNOWN.contains(&KINDS[*kind])).collect()
+    (0..KINDS.len()).collect()
 }
 
 fn outcome(seed: u64, kinds: &[usize], plant: Option<Plant>) -> Outcome {
@@ -24,22 +22,20 @@ fn outcome(seed: u64, kinds: &[usize], plant: Option<Plant>) -> Outcome {
 
 #[test]
 fn promises_hold_through_every_schedule() {
-    let flags: String = KNOWN.iter().map(|name| format!(" --without {name:?}")).collect();
     for seed in 0..SEEDS {
         let found = outcome(seed, &kinds(), None);
         assert!(
             found.violations.is_empty(),
-            "{:#?}\nreplay with: cargo run -p crescendo-simulation --bin simulate -- --seed {seed}{flags}",
+            "{:#?}\nreplay with: cargo run -p crescendo-simulation --bin simulate -- --seed {seed}",
             found.violations
         );
         assert!(found.faults >= 10 && found.simulated.as_secs() >= 600 && found.commits > 50, "{found:?}");
     }
 }
 
-/// With every kind of fault there is.
 #[test]
 fn one_seed_twice_is_the_same_trace() {
-    let all: Vec<usize> = (0..KINDS.len()).collect();
+    let all = kinds();
     let mut hashes = BTreeSet::new();
     for seed in 1000..1004 {
         let (one, other) = (outcome(seed, &all, None), outcome(seed, &all, None));
@@ -65,7 +61,7 @@ fn each_planted_bug_breaks_its_promise() {
 
 #[test]
 fn a_schedule_has_what_it_has_to_have_and_follows_from_its_seed() {
-    let all: Vec<usize> = (0..KINDS.len()).collect();
+    let all = kinds();
     for seed in 0..200 {
         let events = schedule(seed, &all);
         assert_eq!(events, schedule(seed, &all));
@@ -87,32 +83,91 @@ fn a_schedule_has_what_it_has_to_have_and_follows_from_its_seed() {
     }
 }
 
+fn fault(at: u64, fault: Fault) -> Event {
+    Event { at: Duration::from_secs(at), what: What::Fault(fault) }
+}
+
+/// A job of one gang of two that trains for so many steps, once its pairs are made.
+fn one_job(steps: u64) -> Event {
+    let spec = format!(
+        "
+apiVersion: crescendo/v1
+kind: TrainingJob
+metadata: {{name: long}}
+spec:
+  model: {{preset: nano, precision: f32, weights: base.safetensors}}
+  resources: {{gpus: 2}}
+  stages:
+    - name: stage-1
+      references: 1
+      data: {{source: compose, subjects: subjects, pairs: 8, minPairs: 4, unitSize: 4}}
+      train: {{adapter: {{rank: 4}}, steps: {steps}, globalBatch: 2}}
+  checkpoints: {{every: 500, keepLast: 2}}
+"
+    );
+    Event { at: Duration::from_secs(1), what: What::Work(Work::Submit { job: 0, spec }) }
+}
+
+fn run_events(seed: u64, events: Vec<Event>) -> Outcome {
+    run(&Options { seed, events, plant: None, keep_trace: false }).expect("the run begins")
+}
+
+/// Nothing is wrong with any node: every end of an attempt would be the controllers' fault.
+#[test]
+fn controllers_that_stand_still_for_70_seconds_restart_no_gang() {
+    let lasts = Duration::from_secs(70);
+    let gone = |controller| Fault::KillController { controller, down: Duration::from_secs(300) };
+    for seed in 0..6 {
+        let together = vec![one_job(400), fault(60, Fault::PauseControllers { lasts })];
+        let mut alone = vec![one_job(400), fault(20, gone(1)), fault(20, gone(2))];
+        alone.push(fault(60, Fault::PauseController { controller: 0, lasts }));
+        for events in [together, alone] {
+            let found = run_events(seed, events);
+            assert!(found.violations.is_empty(), "seed {seed}: {:#?}", found.violations);
+            assert_eq!(found.ended.get("succeeded"), Some(&1), "seed {seed}: {:?}", found.ended);
+        }
+    }
+}
+
+/// Gangs fail until they are held back, and then every clock goes back ten minutes, or forward.
+#[test]
+fn a_clock_that_is_set_holds_up_no_retry() {
+    let lasts = Duration::from_secs(25);
+    for (seed, millis) in (0..3).flat_map(|seed| [(seed, -600_000), (seed, 600_000)]) {
+        let mut events = vec![one_job(60)];
+        events.extend((0..TRAINERS).map(|node| fault(2, Fault::FailFast { node, lasts })));
+        events.extend((0..CONTROLLERS).map(|controller| fault(26, Fault::StepClock { controller, millis })));
+        let found = run_events(seed, events);
+        assert!(found.violations.is_empty(), "seed {seed} {millis}: {:#?}", found.violations);
+        assert_eq!(found.ended.get("succeeded"), Some(&1), "seed {seed} {millis}: {:?}", found.ended);
+        assert!(found.last_end < Duration::from_secs(200), "seed {seed} {millis}: {:?}", found.last_end);
+    }
+}
+
+/// No checkpoint is due in between: each stop would be one more failure in a row. Controllers go first in every other one.
+#[test]
+fn a_dozen_stops_of_everything_fail_no_job() {
+    for seed in 0..4 {
+        let mut events = vec![one_job(300)];
+        events.extend((0..12).map(|n| {
+            let controllers_first = Duration::from_secs(if n % 2 == seed % 2 { 0 } else { 3 });
+            fault(40 + n * 70, Fault::StopAll { controllers_first, down: Duration::from_secs(50) })
+        }));
+        let found = run_events(seed, events);
+        assert!(found.violations.is_empty(), "seed {seed}: {:#?}", found.violations);
+        assert_eq!(found.ended.get("succeeded"), Some(&1), "seed {seed}: {:?}", found.ended);
+    }
+}
+
 /// Every controller is gone for a day. The gang steps on, and when they are back it is found, not started again.
 #[test]
 fn training_goes_on_for_a_day_without_a_control_plane() {
     let day = Duration::from_secs(86_400);
-    let spec = "
-apiVersion: crescendo/v1
-kind: TrainingJob
-metadata: {name: long}
-spec:
-  model: {preset: nano, precision: f32, weights: base.safetensors}
-  resources: {gpus: 2}
-  stages:
-    - name: stage-1
-      references: 1
-      data: {source: compose, subjects: subjects, pairs: 8, minPairs: 4, unitSize: 4}
-      train: {adapter: {rank: 4}, steps: 124000, globalBatch: 2}
-  checkpoints: {every: 500, keepLast: 2}
-"
-    .to_owned();
-    let at = |seconds| Duration::from_secs(seconds);
-    let mut events = vec![Event { at: at(1), what: What::Work(Work::Submit { job: 0, spec }) }];
-    events.extend((0..CONTROLLERS).map(|controller| Event {
-        at: at(60),
-        what: What::Fault(Fault::KillController { controller, down: day }),
-    }));
-    let found = run(&Options { seed: 1, events, plant: None, keep_trace: false }).expect("the run begins");
+    let mut events = vec![one_job(124_000)];
+    events.extend(
+        (0..CONTROLLERS).map(|controller| fault(60, Fault::KillController { controller, down: day })),
+    );
+    let found = run_events(1, events);
     assert!(found.violations.is_empty(), "{:#?}", found.violations);
     assert!(found.simulated > day, "{:?}", found.simulated);
     // Trained while nobody looked: what was left after the day is less than a quarter of an hour.

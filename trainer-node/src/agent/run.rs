@@ -34,6 +34,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
 use tracing::Instrument as _;
 
+use super::departure::{self, Unregistered};
 use super::environment;
 use super::event::{Event, RankSender};
 use super::lines;
@@ -118,9 +119,11 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
     let reports = ReportSink::default();
     let computes = Computes { slots, device: if cuda { "cuda" } else { "cpu" }, arithmetic: &arithmetic };
     let identity = introduction(&args.node, NodeKind::Trainer, server.address(), computes);
-    let hello = move || Hello { running: running_now.borrow().clone(), ..identity.clone() };
+    let left = departure::read(&scratch);
+    let hello =
+        move || Hello { running: running_now.borrow().clone(), left: left.clone(), ..identity.clone() };
     let (session, mut commands) = NodeSession::new(controllers.clone(), reports.clone(), logs.clone(), hello);
-    tasks.spawn_critical("session", session.draining(drain.asked()).run(tasks.stop_token()));
+    tasks.spawn_critical("session", session.draining(drain.clone()).run(tasks.stop_token()));
     let command_events = events.clone();
     tasks.spawn(async move {
         while let Some(command) = commands.recv().await {
@@ -164,6 +167,7 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
         events,
         tasks: tasks.clone(),
         drain,
+        unregistered: Unregistered::default(),
     };
     tasks.spawn_critical("agent", agent.run(inbox, tasks.stop_token()));
     tracing::info!(slots, cuda, "the agent takes ranks");
@@ -243,6 +247,7 @@ struct Agent {
     events: mpsc::Sender<Event>,
     tasks: Tasks,
     drain: Drain,
+    unregistered: Unregistered,
 }
 
 impl Agent {
@@ -288,6 +293,7 @@ impl Agent {
                 for rank in self.ranks.keys() {
                     self.signal(rank, KillSignal::Kill);
                 }
+                departure::write(&self.command.scratch, self.unregistered.of(self.table.left()));
                 return Ok(());
             }
         }
@@ -347,6 +353,7 @@ impl Agent {
             Event::CommitDecided { rank, outcome } => {
                 let slot = self.ranks.get(&rank).map(|handle| handle.slot);
                 self.metrics.checkpoint_decided(slot, outcome.stale, SystemTime::now());
+                self.unregistered.decided(&rank.job_id, &rank.stage, outcome.step);
                 self.tell(&rank, Down::CheckpointOutcome(outcome));
                 Vec::new()
             }
@@ -366,6 +373,7 @@ impl Agent {
             Up::Checkpoint(RankCheckpoint { checkpoint, write_seconds }) => {
                 self.metrics.checkpoint_write_seconds.observe(write_seconds);
                 if let Some(checkpoint) = checkpoint {
+                    self.unregistered.put(checkpoint.clone());
                     self.commit(rank.clone(), checkpoint);
                 }
                 Vec::new()

@@ -26,7 +26,7 @@ enum EndKind {
     Failed,
     /// Trying again cannot help.
     Hopeless,
-    /// Everything trained is saved: a node of the gang drains.
+    /// Not by a failure: a node of the gang drains, and everything trained is saved, or somebody has stopped it.
     HandedOver,
 }
 
@@ -71,7 +71,7 @@ pub(super) fn decide_curation(
             if stage.log.is_begun() {
                 events.push(JobEvent::Run { stage: *index });
             }
-            move_job(nodes.now, plan, job, events);
+            move_job(nodes.wall_now(), plan, job, events);
             PendingReason::Pairs {
                 stage: stage.id.stage.to_string(),
                 committed: stage.log.committed(),
@@ -312,8 +312,9 @@ impl<'a> JobPass<'a, '_> {
                 reason: format!("{reason} (on {node})"),
                 kind: if *permanent && believed() { EndKind::Hopeless } else { EndKind::Failed },
             }),
+            // Nobody here has asked for it: somebody has stopped the node, which is no failure.
             NodeReport::Stopped => {
-                Some(Ending { reason: format!("node {node} stopped its ranks"), kind: EndKind::Failed })
+                Some(Ending { reason: format!("node {node} was stopped"), kind: EndKind::HandedOver })
             }
             NodeReport::Drained { reason } => {
                 Some(Ending { reason: format!("{reason} (on {node})"), kind: EndKind::HandedOver })
@@ -345,9 +346,8 @@ impl<'a> JobPass<'a, '_> {
             }
         }
         let since = self.nodes.seen.since;
-        // A start that lies ahead was written down by another clock.
-        let started_at = if attempt.started_at > self.nodes.now { since } else { attempt.started_at };
-        let stepped_at = gang.map_or(since, |gang| gang.stepped_at).max(started_at);
+        let began = self.nodes.seen.began(&attempt.attempt);
+        let stepped_at = gang.map_or(since, |gang| gang.stepped_at).max(began);
         if self.nodes.now.since(stepped_at) < self.nodes.limits.ranks_lost_after {
             return None;
         }
@@ -396,7 +396,8 @@ impl<'a> JobPass<'a, '_> {
         if self.decided.active.remove(&attempt.attempt.stage_ref()).is_some() {
             attempt.ranks.iter().for_each(|rank| self.slots.give_back(rank));
         }
-        let record = AttemptRecord { failures_in_a_row, ..ended(attempt, reason.clone(), self.nodes.now) };
+        let record =
+            AttemptRecord { failures_in_a_row, ..ended(attempt, reason.clone(), self.nodes.wall_now()) };
         let attempt = attempt.attempt.clone();
         self.plan.changes.push(Change::AttemptEnded { attempt, reason, handed_over });
         self.write(Record::Attempt(record.clone()));
@@ -423,7 +424,7 @@ impl<'a> JobPass<'a, '_> {
             self.decided.lacking.push(Lacking { job, index, needed });
             return;
         }
-        if let Some((until, wait)) = last.and_then(|last| self.backoff(last))
+        if let Some((until, wait)) = last.and_then(|last| self.backoff(stage, last))
             && self.nodes.now < until
         {
             self.move_job(job, vec![JobEvent::Place { stage: index }]);
@@ -437,8 +438,8 @@ impl<'a> JobPass<'a, '_> {
     }
 
     /// When the next attempt may start: at once after the first failure, later and later after more of them.
-    fn backoff(&self, last: &AttemptRecord) -> Option<(Timestamp, PendingReason)> {
-        let AttemptState::Ended { reason, at } = &last.state else { return None };
+    fn backoff(&self, stage: &Stage, last: &AttemptRecord) -> Option<(Timestamp, PendingReason)> {
+        let AttemptState::Ended { reason, .. } = &last.state else { return None };
         let failures = last.failures_in_a_row;
         if failures <= 1 {
             return None;
@@ -446,9 +447,10 @@ impl<'a> JobPass<'a, '_> {
         let limits = self.nodes.limits;
         let factor = 1u32.checked_shl(failures - 2).unwrap_or(u32::MAX);
         let wait: Duration = limits.restart_backoff.saturating_mul(factor).min(limits.max_restart_backoff);
-        // An end that lies ahead was written down by another clock.
-        let until = if *at > self.nodes.now { self.nodes.now } else { at.plus(wait) };
-        Some((until, PendingReason::Backoff { reason: reason.clone(), failures }))
+        // One that this very plan ends is not learnt of yet.
+        let ends_now = stage.active_attempt().is_some();
+        let ended = if ends_now { self.nodes.now } else { self.nodes.seen.ended(&last.attempt) };
+        Some((ended.plus(wait), PendingReason::Backoff { reason: reason.clone(), failures }))
     }
 
     fn try_place(
@@ -501,7 +503,7 @@ impl<'a> JobPass<'a, '_> {
             attempt,
             ranks,
             state: AttemptState::Active,
-            started_at: self.nodes.now,
+            started_at: self.nodes.wall_now(),
             restarts: last.map_or(0, |last| last.restarts.saturating_add(1)),
             failures_in_a_row: last.map_or(0, |last| last.failures_in_a_row),
             resume_from: stage.newest_checkpoint().cloned(),
@@ -596,7 +598,7 @@ impl<'a> JobPass<'a, '_> {
     }
 
     fn move_job(&mut self, job: &Job, events: Vec<JobEvent>) {
-        if move_job(self.nodes.now, self.plan, job, events) {
+        if move_job(self.nodes.wall_now(), self.plan, job, events) {
             self.decided.closed.insert(job.record.id.clone());
         }
     }
@@ -610,7 +612,8 @@ fn slots_of(ranks: &[RankPlacement]) -> u32 {
     u32::try_from(ranks.len()).unwrap_or(u32::MAX)
 }
 
-/// Applies events one after the other; one that the state does not allow is left out. Whether the job has ended.
+/// Applies events one after the other; one that the state does not allow is left out. Whether the job has ended. `now` is
+/// only shown.
 fn move_job(now: Timestamp, plan: &mut Plan, job: &Job, events: Vec<JobEvent>) -> bool {
     // `Place` leads to `Run` from where there was no place yet; a job that runs that stage stays running.
     let runs_already = run_event(&job.record.state);

@@ -117,7 +117,8 @@ fn trainer_sends(
 fn is_finishing(nodes: &DecideContext<'_>, running: &AttemptRef) -> bool {
     let Some(stage) = nodes.state.stage(&running.stage_ref()) else { return false };
     let Some(last) = stage.final_checkpoint() else { return false };
-    last.generation == running.generation && nodes.now.since(last.committed_at) < nodes.limits.finish_within
+    last.generation == running.generation
+        && nodes.now.since(nodes.seen.finished(running)) < nodes.limits.finish_within
 }
 
 fn curator_sends(

@@ -117,7 +117,7 @@ pub(super) fn nobody_opens(nodes: &DecideContext<'_>, stage: &Stage, needed: u64
     match stage.active_attempt() {
         Some(attempt) => {
             let stepped = nodes.seen.gang(&attempt.attempt).map_or(nodes.seen.since, |gang| gang.stepped_at);
-            if !long_ago(stepped.max(attempt.started_at)) {
+            if !long_ago(stepped.max(nodes.seen.began(&attempt.attempt))) {
                 return None;
             }
         }

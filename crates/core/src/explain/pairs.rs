@@ -124,7 +124,7 @@ pub(super) fn last_failure(view: &View<'_>, stage: &Stage) -> Option<String> {
     let next = match &unit.state {
         UnitState::Done(_) => "; it was quarantined".to_owned(),
         UnitState::Free { .. } | UnitState::Leased { .. } if ended => String::new(),
-        UnitState::Free { from } if *from > view.now => {
+        UnitState::Free { from, .. } if *from > view.now => {
             format!("; it is tried again in {}", span(from.since(view.now)))
         }
         UnitState::Free { .. } => "; the next curator that is free tries it again".to_owned(),
@@ -167,7 +167,7 @@ fn under_way(view: &View<'_>, stage: &Stage) -> Vec<String> {
     for unit in stage.log.units() {
         match &unit.state {
             UnitState::Leased { expires_at, .. } if *expires_at > view.now => held += 1,
-            UnitState::Free { from } if *from > view.now => later.push(from.since(view.now)),
+            UnitState::Free { from, .. } if *from > view.now => later.push(from.since(view.now)),
             UnitState::Free { .. } | UnitState::Leased { .. } => {}
             // Done, and not readable before what comes first is done too.
             UnitState::Done(_) => done += u64::from(unit.unit >= prefix),

@@ -139,7 +139,7 @@ pub(super) fn backoff(view: &View<'_>, stage: &Stage, reason: &str, failures: u3
         None => findings.push("the next one begins the stage anew: it has no checkpoint yet".to_owned()),
     }
     if let Some(AttemptRecord { state: AttemptState::Ended { at, .. }, .. }) = &stage.attempt {
-        findings.push(format!("the last one ended {} ago", span(view.now.since(*at))));
+        findings.push(format!("the last one ended {} ago", span(view.wall_now().since(*at))));
     }
     Explanation {
         summary: format!("starts again shortly after {failures} failures: {reason}"),
@@ -163,7 +163,7 @@ pub(super) fn starting(view: &View<'_>, stage: &Stage) -> Explanation {
         findings: vec![
             format!(
                 "placed {} ago as generation {}",
-                span(view.now.since(attempt.started_at)),
+                span(view.wall_now().since(attempt.started_at)),
                 attempt.attempt.generation
             ),
             format!("no report yet from: {}", silent.join(", ")),
@@ -254,7 +254,7 @@ pub(super) fn running(view: &View<'_>, job: &Job, index: usize, attempt: &Attemp
         Some(newest) => findings.push(format!(
             "the newest checkpoint is of step {}, {} ago",
             newest.step,
-            span(view.now.since(newest.committed_at))
+            span(view.wall_now().since(newest.committed_at))
         )),
         None => findings.push("there is no checkpoint of this stage yet".to_owned()),
     }

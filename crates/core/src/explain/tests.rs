@@ -117,7 +117,12 @@ impl Cluster {
     fn settle(&mut self) {
         for _ in 0..4 {
             let plan = decide(&self.state, &self.seen, &self.limits, self.now);
-            plan.writes.into_iter().for_each(|write| self.state.apply(write).unwrap());
+            for write in plan.writes {
+                if let Write::Put(record) = &write {
+                    self.seen.learn(record, self.now);
+                }
+                self.state.apply(write).unwrap();
+            }
             plan.sends.iter().for_each(|send| self.seen.sent(send, self.now));
             self.waits = plan.waits;
         }

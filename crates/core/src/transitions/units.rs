@@ -1,6 +1,7 @@
 //! Leasing, renewing, committing and failing curation units.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use crate::error::RequestError;
 use crate::histogram::ScoreCounts;
@@ -195,24 +196,24 @@ pub fn fail_unit(
     if fate == UnitFate::Failed(FailureKind::Passing) {
         given_back = record.failed_also_on(node);
     }
-    let from = match fate {
+    let wait = match fate {
         UnitFate::Failed(kind) => {
             let reason = one_line(reason);
             given_back.last_failure = Some(UnitFailure { node: node.clone(), kind, reason, at: now });
             match kind {
                 FailureKind::Passing => {
                     given_back.failures = record.failures.saturating_add(1);
-                    policy.retry_at(given_back.failures, now)
+                    policy.retry_after(given_back.failures)
                 }
                 FailureKind::Source => {
                     given_back.released = record.released.saturating_add(1);
-                    now
+                    Duration::ZERO
                 }
             }
         }
         UnitFate::Released => {
             given_back.released = record.released.saturating_add(1);
-            now
+            Duration::ZERO
         }
         UnitFate::JobFails => {
             let reason =
@@ -222,7 +223,7 @@ pub fn fail_unit(
         }
     };
     let quarantined = given_back.failures >= policy.max_failures && policy.blames(&given_back);
-    given_back.state = UnitState::Free { from };
+    given_back.state = UnitState::Free { from: now.plus(wait), wait };
     let record = if quarantined { given_back.quarantined() } else { given_back };
     Ok((quarantined, vec![Write::Put(Record::Unit(record))]))
 }
@@ -302,7 +303,7 @@ mod tests {
             if !quarantined {
                 assert_eq!(leased(&mut state, &stage, &policy, now), None, "not at once");
             }
-            now = policy.retry_at(tries, now);
+            now = now.plus(policy.retry_after(tries));
         }
         assert_eq!(leased(&mut state, &stage, &policy, now).map(|lease| lease.unit), Some(1));
     }

@@ -622,6 +622,9 @@ impl World {
 
     fn apply(&mut self, writes: Vec<Write>) {
         for write in writes {
+            if let Write::Put(record) = &write {
+                self.seen.learn(record, self.now);
+            }
             self.state.apply(write).expect("nothing is written for what does not exist");
         }
     }

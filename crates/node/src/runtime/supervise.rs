@@ -55,6 +55,11 @@ impl Drain {
         self.done.cancel();
     }
 
+    /// Resolves once all is handed over, or its time is over.
+    pub async fn over(&self) {
+        let _ = tokio::time::timeout(self.within, self.done.cancelled()).await;
+    }
+
     /// The most that the hand-over may take.
     pub fn within(&self) -> Duration {
         self.within

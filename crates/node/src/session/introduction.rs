@@ -31,6 +31,7 @@ pub fn introduction(args: &NodeArgs, kind: NodeKind, address: String, computes: 
         version: env!("CARGO_PKG_VERSION").to_owned(),
         running: Vec::new(),
         curating: Vec::new(),
+        left: Vec::new(),
         // The session says so itself.
         draining: false,
         arithmetic: Some(arithmetic_message(arithmetic)),

@@ -26,6 +26,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
+use crate::runtime::supervise::Drain;
 use crate::session::call::Controllers;
 use crate::session::reports::{PROGRESS_INTERVAL, ReportSink};
 use crate::session::unit_reports::UnitReports;
@@ -41,6 +42,8 @@ const PART_TIMEOUT: Duration = Duration::from_secs(2);
 const COMMANDS: usize = 64;
 /// Messages that wait for the transport at most.
 const OUTGOING: usize = 16;
+/// A node that is about to leave waits this long for a controller that it could hand over to.
+const ALONE: Duration = Duration::from_secs(15);
 /// Most lines of one LogBatch.
 pub const MAX_BATCH_LINES: usize = 512;
 /// A session that lived this long starts the waits from the shortest again.
@@ -65,8 +68,8 @@ pub struct NodeSession<H> {
     logs: LogBuffer,
     commands: mpsc::Sender<Command>,
     hello: H,
-    /// Cancelled when the node is about to leave.
-    draining: CancellationToken,
+    /// Asked for when the node is about to leave.
+    drain: Drain,
     units: UnitReports,
 }
 
@@ -82,9 +85,10 @@ where
         hello: H,
     ) -> (Self, mpsc::Receiver<Command>) {
         let (commands, receiver) = mpsc::channel(COMMANDS);
-        let draining = CancellationToken::new();
+        // One that nobody asks for.
+        let drain = Drain::new(Duration::ZERO);
         let units = UnitReports::default();
-        (Self { controllers, reports, logs, commands, hello, draining, units }, receiver)
+        (Self { controllers, reports, logs, commands, hello, drain, units }, receiver)
     }
 
     /// How far units are is taken from here.
@@ -93,22 +97,32 @@ where
         Self { units, ..self }
     }
 
-    /// The controller is told once this is cancelled: the node is about to leave.
+    /// The controller is told once this is asked for: the node is about to leave. If no controller answers for [`ALONE`], there is
+    /// nobody to hand over to, and the node may stop.
     #[must_use]
-    pub fn draining(self, draining: CancellationToken) -> Self {
-        Self { draining, ..self }
+    pub fn draining(self, drain: Drain) -> Self {
+        Self { drain, ..self }
     }
 
     /// Keeps a session open until `stop`. Ends early only when the receiver of the commands is dropped.
     pub async fn run(self, stop: CancellationToken) -> Result<(), std::convert::Infallible> {
         let mut failures = 0u32;
+        let asked = self.drain.asked();
+        // Since when it is about to leave and nobody has answered.
+        let mut alone_since: Option<Instant> = None;
         while !stop.is_cancelled() && !self.commands.is_closed() {
             let (began, tried) = (Instant::now(), self.controllers.choice());
-            let status = self.serve_once(&stop).await;
+            let (status, opened) = self.serve_once(&stop).await;
             if stop.is_cancelled() {
                 break;
             }
             failures = if began.elapsed() >= STABLE_AFTER { 1 } else { failures.saturating_add(1) };
+            if opened || !asked.is_cancelled() {
+                alone_since = None;
+            } else if alone_since.get_or_insert(began).elapsed() >= ALONE {
+                tracing::warn!(%status, "no controller answers that this node could hand over to; it stops");
+                self.drain.finish();
+            }
             let controller = self.controllers.address();
             let wait = self.controllers.failed(tried, &status, failures);
             if failures <= 3 || failures.is_power_of_two() {
@@ -123,16 +137,16 @@ where
         Ok(())
     }
 
-    /// One session, from Hello to its end; says why it ended.
-    async fn serve_once(&self, stop: &CancellationToken) -> Status {
+    /// One session, from Hello to its end; says why it ended, and whether there was one.
+    async fn serve_once(&self, stop: &CancellationToken) -> (Status, bool) {
         let opened = tokio::select! {
             biased;
-            () = stop.cancelled() => return Status::cancelled("the node stops"),
+            () = stop.cancelled() => return (Status::cancelled("the node stops"), false),
             opened = self.open() => opened,
         };
         match opened {
-            Ok((welcome, up, down)) => self.exchange(&welcome, up, down, stop).await,
-            Err(status) => status,
+            Ok((welcome, up, down)) => (self.exchange(&welcome, up, down, stop).await, true),
+            Err(status) => (status, false),
         }
     }
 
@@ -141,7 +155,7 @@ where
     ) -> Result<(Welcome, mpsc::Sender<OpenSessionRequest>, Streaming<OpenSessionResponse>), Status> {
         let (up, outgoing) = mpsc::channel(OUTGOING);
         let hello = (self.hello)();
-        send(&up, Up::Hello(Hello { draining: self.draining.is_cancelled(), ..hello })).await?;
+        send(&up, Up::Hello(Hello { draining: self.drain.asked().is_cancelled(), ..hello })).await?;
         let mut client = NodeServiceClient::new(self.controllers.channel());
         let opening = async {
             let mut down = client.open_session(ReceiverStream::new(outgoing)).await?.into_inner();
@@ -177,7 +191,7 @@ where
         let mut sequence = 0;
         // A command that waits for room: nothing more is read until it is taken.
         let mut waiting: Option<Command> = None;
-        let mut told_draining = false;
+        let (asked, mut told_draining) = (self.drain.asked(), false);
         loop {
             let sent = tokio::select! {
                 // In this order, so that what comes in holds up neither the end nor the heartbeats.
@@ -186,7 +200,7 @@ where
                     let _ = tokio::time::timeout(PART_TIMEOUT, self.part(up, down)).await;
                     return Status::cancelled("the node stops");
                 }
-                () = self.draining.cancelled(), if !told_draining => {
+                () = asked.cancelled(), if !told_draining => {
                     told_draining = true;
                     send(&up, Up::NodeDrains(NodeDrains {})).await
                 }
