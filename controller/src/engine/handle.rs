@@ -35,6 +35,10 @@ impl Engine {
                 let answer = precision::crawls(&spec, self.state.nodes());
                 self.hold(reply, Ok(answer));
             }
+            Request::Overreaches { spec, reply } => {
+                let answer = self.limits.quotas.overreaches(&spec, &self.state);
+                self.hold(reply, Ok(answer));
+            }
             Request::GetJob { job, scope, reply } => {
                 let answer = self.job(&job, &scope).map(|found| self.job_view(found, now, true));
                 self.hold(reply, answer);
@@ -163,6 +167,7 @@ impl Engine {
             }
             Request::Submit { .. }
             | Request::Crawls { .. }
+            | Request::Overreaches { .. }
             | Request::GetJob { .. }
             | Request::ExplainJob { .. }
             | Request::ListJobs { .. }
@@ -307,10 +312,13 @@ impl Engine {
         self.observed.heard(node, now);
         let policy = &self.policy_for(policy, stage, node, now);
         let leased = transitions::lease_unit(&self.state, stage, node, policy, now);
-        let cooldowns = is_cooling_down(&self.state, &self.observed, &self.limits, stage, node, now);
+        let waits = is_cooling_down(&self.state, &self.observed, &self.limits, stage, node, now)
+            || self.state.job(&stage.job).is_some_and(|job| {
+                !self.limits.quotas.may_curate(&self.state, &job.record.spec.tenant, node, now)
+            });
         self.count_pairs(stage, now);
         let (lease, writes) = match leased? {
-            (Lease::Granted(_) | Lease::GivenUp(_), _) if cooldowns => (Lease::Wait, Vec::new()),
+            (Lease::Granted(_) | Lease::GivenUp(_), _) if waits => (Lease::Wait, Vec::new()),
             leased => leased,
         };
         self.write_all(writes);
@@ -385,6 +393,10 @@ impl Engine {
         // What was taken once stays taken.
         if self.state.requested(tenant, &submission.request).is_none() {
             self.limits.quotas.check_may_submit(tenant)?;
+            let overreaches = self.limits.quotas.overreaches(&submission.spec, &self.state);
+            if !overreaches.is_empty() {
+                return Err(RequestError::Overreach { overreaches }.into());
+            }
         }
         let limits = QueueLimits { tenant: self.limits.quotas.of(tenant), ..self.around.config.queue };
         let submitted = transitions::submit_job(&self.state, submission, limits, now)?;

@@ -10,6 +10,7 @@ use crescendo_core::ids::{AttemptRef, NodeId, StageRef, Timestamp};
 use crescendo_core::observed::Report;
 use crescendo_core::precision;
 use crescendo_core::records::{NodeKind, NodeRecord, Record, UnitRecord, UnitState, Write};
+use crescendo_core::spec::JobSpec;
 use crescendo_core::state::Job;
 use crescendo_core::transitions;
 use crescendo_core::under_way::UnitProgress;
@@ -345,8 +346,14 @@ impl Engine {
             init_from: record.init_from.as_ref().map(convert::checkpoint_message),
             curator_addresses: curators.to_vec(),
             object_store_url: self.around.config.object_store_url.clone(),
+            reach: Some(self.reach_message(&job.record.spec)),
             trace_parent: trace_parent(job),
         })
+    }
+
+    /// What the job may reach as the operator has it now, whatever it was when it was submitted.
+    fn reach_message(&self, spec: &JobSpec) -> v1::Reach {
+        convert::reach_message(&self.limits.quotas.reach.of(&spec.tenant, spec, &self.state))
     }
 
     fn assign_message(&self, stage: &StageRef) -> Option<v1::AssignCuration> {
@@ -359,6 +366,7 @@ impl Engine {
             object_store_url: self.around.config.object_store_url.clone(),
             // Without it the stage is still served; units of it that need the checkpoint fail and say so.
             source_checkpoint: job.source_checkpoint(index).ok().flatten().map(convert::checkpoint_message),
+            reach: Some(self.reach_message(&job.record.spec)),
             trace_parent: trace_parent(job),
         })
     }

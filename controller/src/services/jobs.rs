@@ -4,6 +4,7 @@ use std::time::Duration;
 use crescendo_core::access::Scope;
 use crescendo_core::error::RequestError;
 use crescendo_core::ids::{JobId, RequestId};
+use crescendo_core::reach::Overreach;
 use crescendo_core::spec;
 use crescendo_core::transitions::Submission;
 use crescendo_node::runtime::supervise::Tasks;
@@ -92,6 +93,13 @@ impl JobService for Jobs {
         }
         let warnings = warnings.iter().map(v1::SpecProblem::from).collect();
         if validate_only {
+            let spec = parsed.clone();
+            let overreaches = self.engine.ask(|reply| engine::Request::Overreaches { spec, reply }).await?;
+            let problem = |found: Overreach| (&places.problem(&found.field, found.message)).into();
+            let problems: Vec<v1::SpecProblem> = overreaches.into_iter().map(problem).collect();
+            if !problems.is_empty() {
+                return Ok(Response::new(v1::SubmitJobResponse { problems, ..Default::default() }));
+            }
             let answer = v1::SubmitJobResponse { resolved_spec_yaml, warnings, ..Default::default() };
             return Ok(Response::new(answer));
         }
@@ -103,8 +111,9 @@ impl JobService for Jobs {
         // A caller's trace is kept although none is made here: those who work on the job may make spans of it.
         let trace = trace::parent_for_others(&span).or(submitted_from);
         let submission = Submission { request, spec: parsed, spec_json: spec_json.into(), trace };
+        let located = |status: Status| located(status, &places);
         let (mut job, already_submitted) =
-            self.engine.ask(|reply| engine::Request::Submit { submission, reply }).await?;
+            self.engine.ask(|reply| engine::Request::Submit { submission, reply }).await.map_err(located)?;
         span.record("job", &job.job_id);
         trail.on("job", &job.job_id);
         job.resolved_spec_yaml.clone_from(&resolved_spec_yaml);
@@ -220,6 +229,13 @@ impl Jobs {
         let (job, scope) = (job.clone(), scope.clone());
         self.engine.ask(|reply| engine::Request::JobExists { job, scope, reply }).await
     }
+}
+
+/// Problems that the engine has found, with the lines that they stand on.
+fn located(status: Status, places: &spec::Places) -> Status {
+    let Some(list) = status::spec_problems(&status) else { return status };
+    let problem = |found: v1::SpecProblem| places.problem(&found.path, found.message);
+    status::bad_spec(&list.problems.into_iter().map(problem).collect::<Vec<_>>())
 }
 
 /// The job that a request is about.

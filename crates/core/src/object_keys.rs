@@ -8,10 +8,26 @@
 //! | `jobs/JOB/STAGE/checkpoints/step-STEP-gGENERATION/FILE` | a checkpoint, registered by the controller |
 //! | `jobs/JOB/STAGE/tensorboard/events.out.tfevents.NUMBER…` | the stage's curve, for TensorBoard |
 //! | `jobs/JOB/endpoints/ENDPOINT/spent/ID.json` | what a curator spent at an endpoint |
+//! | `tenants/TENANT/…` | what a tenant brings of its own; nothing here writes it |
 //! | `endpoint/replies/of-MODEL/HH/HASH.json` | a language model's answer, for all jobs |
 //! | `prompts/of-MODEL/HASH.json` | prompts that a language model wrote, for all jobs |
 //! | `endpoint/replies/HH/HASH.json`, `prompts/HASH.json` | the same, from before they were kept by model |
 //! | `probes/ID.probe` | made and deleted by who wants to know what the store can do |
+
+/// What a job writes lies below this.
+pub fn job(job: &str) -> String {
+    format!("jobs/{job}")
+}
+
+/// The job that has written what lies at a key.
+pub fn job_of(key: &str) -> Option<&str> {
+    key.strip_prefix("jobs/")?.split('/').next().filter(|job| is_plain(job))
+}
+
+/// What a tenant may read besides its jobs' files, unless the operator says otherwise.
+pub fn tenant(tenant: &str) -> String {
+    format!("tenants/{tenant}")
+}
 
 /// Shard that the holder of a unit's lease writes: one key a lease, so that no two writers ever share one.
 pub fn shard(job: &str, stage: &str, unit: u64, lease_generation: u64) -> String {

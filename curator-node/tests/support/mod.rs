@@ -295,6 +295,7 @@ pub fn assignment(resolved_spec_json: Vec<u8>, objects: &Path) -> AssignCuration
         resolved_spec_json,
         object_store_url: format!("file://{}", objects.display()),
         source_checkpoint: None,
+        reach: None,
         trace_parent: String::new(),
     }
 }

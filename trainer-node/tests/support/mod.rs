@@ -500,6 +500,7 @@ pub fn start(
         // The first one is not there.
         curator_addresses: vec!["127.0.0.1:1".into(), cluster.address.clone()],
         object_store_url: format!("file://{}", folder.join("objects").display()),
+        reach: None,
         trace_parent: String::new(),
     };
     for agent in agents {
