@@ -32,28 +32,22 @@ impl Engine {
                 self.hold(reply, answer);
             }
             Request::Crawls { spec, reply } => {
-                let answer = precision::crawls(&spec, self.state.nodes());
-                self.hold(reply, Ok(answer));
+                self.hold(reply, Ok(precision::crawls(&spec, self.state.nodes())));
             }
             Request::Overreaches { spec, reply } => {
-                let answer = self.limits.quotas.overreaches(&spec, &self.state);
-                self.hold(reply, Ok(answer));
+                self.hold(reply, Ok(self.limits.quotas.overreaches(&spec, &self.state)));
             }
             Request::GetJob { job, scope, reply } => {
-                let answer = self.job(&job, &scope).map(|found| self.job_view(found, now, true));
-                self.hold(reply, answer);
+                self.hold(reply, self.job(&job, &scope).map(|found| self.job_view(found, now, true)));
             }
             Request::JobExists { job, scope, reply } => {
-                let answer = self.job(&job, &scope).map(|found| !found.record.state.is_terminal());
-                self.hold(reply, answer);
+                self.hold(reply, self.job(&job, &scope).map(|found| !found.record.state.is_terminal()));
             }
             Request::ExplainJob { job, scope, reply } => {
-                let answer = self.job(&job, &scope).map(|found| self.explained(found, &scope, now));
-                self.hold(reply, answer);
+                self.hold(reply, self.job(&job, &scope).map(|found| self.explained(found, &scope, now)));
             }
             Request::ListJobs { request, scope, reply } => {
-                let answer = self.list_jobs(&request, &scope, now);
-                self.hold(reply, answer);
+                self.hold(reply, self.list_jobs(&request, &scope, now));
             }
             Request::CancelJob { job, scope, reason, reply } => {
                 let answer = self.cancel(&job, &scope, &reason, now);
@@ -73,12 +67,14 @@ impl Engine {
                 self.hold(reply, answer);
             }
             Request::ListCheckpoints { job, scope, stage, reply } => {
-                let answer = self.list_checkpoints(&job, &scope, stage.as_deref());
-                self.hold(reply, answer);
+                self.hold(reply, self.list_checkpoints(&job, &scope, stage.as_deref()));
             }
             Request::ReadFile { job, scope, path, name, read_id, reply } => {
                 let answer = self.read_file(&job, &scope, &path, &name, read_id, now);
                 self.hold(reply, answer);
+            }
+            Request::ReadKeptLog { job, scope, read_id, reply } => {
+                self.read_kept_log(&job, &scope, read_id, reply, now);
             }
             Request::CommitCheckpoint { checkpoint, by, reply } => {
                 let answer = self.commit_checkpoint(checkpoint, &by, now);
@@ -177,6 +173,7 @@ impl Engine {
             | Request::ListNodes { .. }
             | Request::ListCheckpoints { .. }
             | Request::ReadFile { .. }
+            | Request::ReadKeptLog { .. }
             | Request::CommitCheckpoint { .. }
             | Request::MarkDamaged { .. }
             | Request::WatchPairLog { .. }

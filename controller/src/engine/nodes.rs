@@ -97,7 +97,11 @@ impl Engine {
         let node = record.id.clone();
         let heartbeat_millis = u32::try_from(config.heartbeat.as_millis()).unwrap_or(u32::MAX);
         let (outgoing, receiver) = mpsc::channel(OUTGOING);
-        let welcome = v1::Welcome { controller_id: self.around.controller_id.clone(), heartbeat_millis };
+        let welcome = v1::Welcome {
+            controller_id: self.around.controller_id.clone(),
+            heartbeat_millis,
+            object_store_url: self.around.config.object_store_url.clone(),
+        };
         // There is room: the channel is new.
         let _ = outgoing.try_send(Ok(v1::OpenSessionResponse { message: Some(Down::Welcome(welcome)) }));
         tracing::info!(

@@ -124,6 +124,13 @@ pub enum Request {
         read_id: String,
         reply: Reply<v1::CheckpointFile>,
     },
+    /// Has a curator send the end of the job's log to the relay that waits under the read id.
+    ReadKeptLog {
+        job: JobId,
+        scope: Scope,
+        read_id: String,
+        reply: Reply<()>,
+    },
     CommitCheckpoint {
         checkpoint: CheckpointRecord,
         by: ActingNode,
