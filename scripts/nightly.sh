@@ -54,6 +54,7 @@ part "tests that compute, kernels that every processor has" env MKL_CBWR=COMPATI
     cargo nextest run --no-fail-fast -p crescendo-model -p crescendo-workbench
 part "chaos" cargo run --quiet -p crescendo-tests --bin chaos
 part "10,000 schedules of the simulated cluster" make simulate SEEDS=10000
+part "upgrade and rollback with an earlier version" make upgrade-test
 part "bench/gpu.sh --cpu" env CRESCENDO_BIN="${CARGO_TARGET_DIR:-target}/debug" PYTHON="$PWD/.deps/venv/bin/python" \
     bench/gpu.sh --cpu --out target/gpu-cpu.json
 

@@ -1,11 +1,12 @@
 //! Log lines of the jobs' processes: a bounded ring for each job, in memory. Never in the way of the engine.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crescendo_core::ids::JobId;
 use crescendo_core::secret::redact;
+use crescendo_node::telemetry::log_archive::nanos_of;
 use crescendo_proto::v1;
 use tokio::sync::Notify;
 
@@ -152,6 +153,19 @@ impl Ring {
     }
 }
 
+/// The last `tail` of what was kept in the object store and what is here: each line once, in the order of time.
+pub fn merged(kept: Vec<v1::LogLine>, here: Vec<v1::LogLine>, tail: usize) -> Vec<v1::LogLine> {
+    let who = |line: &v1::LogLine| (nanos_of(line), line.node_id.clone(), line.rank, line.message.clone());
+    let known: BTreeSet<_> = here.iter().map(who).collect();
+    let mut lines: Vec<v1::LogLine> = kept.into_iter().filter(|line| !known.contains(&who(line))).collect();
+    lines.extend(here);
+    // Stable: what a node has logged in one moment stays in its order.
+    lines.sort_by_key(nanos_of);
+    let surplus = lines.len().saturating_sub(tail);
+    lines.drain(..surplus);
+    lines
+}
+
 /// The first of lines that come newest first, oldest first.
 fn last<'a>(newest_first: impl Iterator<Item = &'a v1::LogLine>, most: usize) -> Vec<v1::LogLine> {
     let mut lines: Vec<v1::LogLine> = newest_first.take(most).cloned().collect();
@@ -233,6 +247,26 @@ mod tests {
         assert_eq!(text(hub.of_the_failed_rank(&job("j"), 1)), ["loss is not finite"]);
         assert_eq!(text(hub.complaints(&job("j"), 9)), ["judge endpoint is slow"]);
         assert!(hub.of_the_failed_rank(&job("other"), 9).is_empty());
+    }
+
+    #[test]
+    fn kept_lines_and_those_here_are_each_told_once() {
+        let line = |seconds: i64, node: &str| v1::LogLine {
+            at: Some(prost_types::Timestamp { seconds, nanos: 0 }),
+            node_id: node.into(),
+            message: format!("{seconds}"),
+            ..Default::default()
+        };
+        let kept = vec![line(1, "a"), line(2, "a"), line(3, "a"), line(2, "b")];
+        let here = vec![line(3, "a"), line(4, "a")];
+        let told = |tail| -> Vec<(String, String)> {
+            let lines = merged(kept.clone(), here.clone(), tail);
+            lines.into_iter().map(|line| (line.message, line.node_id)).collect()
+        };
+        let expected = [("1", "a"), ("2", "a"), ("2", "b"), ("3", "a"), ("4", "a")];
+        let expected: Vec<_> = expected.map(|(at, node)| (at.to_owned(), node.to_owned())).into();
+        assert_eq!(told(100), expected);
+        assert_eq!(told(2), expected[3..]);
     }
 
     #[test]

@@ -158,6 +158,26 @@ impl Expected {
         let _ = tokio::time::timeout(LAST_WORD_DEADLINE, to.send(Err(status))).await;
     }
 
+    /// All of it, at most `most_bytes`, or why it does not come.
+    pub async fn collect(mut self, most_bytes: usize, within: Duration) -> Result<Vec<u8>, Status> {
+        let collecting = async {
+            (&mut self.begun).await.map_err(|_| gone())?;
+            let mut bytes = Vec::new();
+            while let Some(piece) = self.pieces.recv().await {
+                let piece = piece?;
+                if bytes.len() + piece.len() > most_bytes {
+                    return Err(Status::data_loss(format!("it is larger than {most_bytes} bytes")));
+                }
+                tokio::time::sleep(self.relays.wait_for(piece.len())).await;
+                bytes.extend_from_slice(&piece);
+            }
+            Ok(bytes)
+        };
+        tokio::time::timeout(within, collecting).await.unwrap_or_else(|_| {
+            Err(Status::deadline_exceeded(format!("the curator has not sent it within {within:?}")))
+        })
+    }
+
     async fn pieces(&mut self, size_bytes: u64, to: &Outgoing) -> Result<(), Status> {
         tokio::time::timeout(BEGIN_DEADLINE, &mut self.begun)
             .await

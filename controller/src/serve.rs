@@ -31,6 +31,7 @@ use crate::engine::EngineDeps;
 use crate::leadership::{self, EngineHandle, Role};
 use crate::logs::LogHub;
 use crate::metrics::Metrics;
+use crate::relay::Relays;
 use crate::services::{Callers, Checkpoints, Curation, Jobs, Nodes, Objects};
 use crate::unit_board::UnitBoard;
 
@@ -74,7 +75,7 @@ impl Controller {
         let Self { config, access, store, registry, address, drain } = self;
         let metrics = Metrics::register(&registry).context("register metrics")?;
         let access = Access::start(&access, &registry, tasks)?;
-        let (logs, units) = (LogHub::default(), UnitBoard::default());
+        let (logs, units, relays) = (LogHub::default(), UnitBoard::default(), Relays::default());
         let controller_id = random::id();
         let (role, role_seen) = watch::channel(Role::Standby { leader: None });
         let handle = EngineHandle::new(role_seen.clone());
@@ -129,7 +130,7 @@ impl Controller {
             .add_service(reflection_v1alpha)
             .add_service(AccessServiceServer::new(Callers::new(handle.clone(), object_store_url)))
             .add_service(
-                JobServiceServer::new(Jobs::new(handle.clone(), logs.clone(), tasks.clone()))
+                JobServiceServer::new(Jobs::new(handle.clone(), logs.clone(), relays.clone(), tasks.clone()))
                     .max_decoding_message_size(sized),
             )
             .add_service(
@@ -144,7 +145,7 @@ impl Controller {
                 CurationServiceServer::new(Curation::new(handle.clone())).max_decoding_message_size(sized),
             )
             .add_service(
-                ObjectServiceServer::new(Objects::new(handle, tasks.clone()))
+                ObjectServiceServer::new(Objects::new(handle, relays, tasks.clone()))
                     .max_decoding_message_size(sized),
             );
         tasks.spawn_critical("grpc server", async move {

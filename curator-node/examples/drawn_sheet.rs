@@ -30,7 +30,7 @@ fn main() -> anyhow::Result<()> {
     let mut spec = spec.clone();
     spec.draw = DrawSpec { steps, true_cfg: number(6, 1.0), ..spec.draw };
     spec.name_share = name_share;
-    let paths = PathResolver::new(&std::env::current_dir()?, "");
+    let paths = PathResolver::new(&std::env::current_dir()?, "", crescendo_core::reach::Reach::Everything);
     let models = ModelContext::default();
     let generator = Generator::open(&spec, &job, stage, 0, &paths, PromptSource::default(), &models)?;
     let limits = stage.data.filter.similarity.clone().expect("the example has a filter");

@@ -24,7 +24,7 @@ fn main() -> anyhow::Result<()> {
     let yaml = std::fs::read("examples/nano-loop.yaml")?;
     let mut job: JobSpec =
         crescendo_core::spec::parse(&yaml).map_err(|problems| anyhow::anyhow!("{problems:?}"))?;
-    let paths = PathResolver::new(&std::env::current_dir()?, "");
+    let paths = PathResolver::new(&std::env::current_dir()?, "", crescendo_core::reach::Reach::Everything);
     let trained = Trained::Adapter(Arc::new(TrainedFile::new(Path::new(&args[1]), ())));
     let models = ModelContext { trained: Some(trained), ..ModelContext::default() };
     let limits = job.stages[1].data.filter.similarity.clone().expect("the example has a filter");

@@ -23,6 +23,7 @@
 //! | [`response_cache`] | answers by content, in the object store |
 //! | [`keys`] | what the operator has set up: keys, and the addresses that they go to |
 //! | [`network`] | what a curator process shares between stages |
+//! | `guard` | to which addresses connections may go |
 //! | `http` | one try: deadlines, no redirects, a bounded body |
 //! | `client` | all tries of one question |
 //!
@@ -33,6 +34,7 @@
 mod client;
 pub mod dialect;
 pub mod excerpt;
+mod guard;
 mod http;
 pub mod json_object;
 pub mod keys;
@@ -49,6 +51,7 @@ pub mod thinking;
 pub mod usage;
 
 use client::Client;
+use crescendo_core::reach::Reach;
 use crescendo_core::spec::EndpointSpec;
 use message::Message;
 use network::{Curators, Network};
@@ -113,6 +116,8 @@ pub struct LlmContext {
     pub objects: Arc<dyn object_store::ObjectStore>,
     /// Whose money is counted together.
     pub job_id: String,
+    /// Keys and addresses that the job may use.
+    pub reach: Reach,
     /// Curators that work on the job, among whom its rate limits are divided.
     pub curators: Curators,
 }
@@ -153,15 +158,17 @@ impl Chat {
             name: spec.name.clone(),
             reason: "this process has no way to the network".to_owned(),
         })?;
-        let inner = context.network.shared(&context.job_id, spec, || {
+        let inner = context.network.shared(&context.job_id, spec, &context.reach, || {
             let setup = |reason: String| EndpointError::Setup { name: spec.name.clone(), reason };
+            context.reach.check_url(&spec.url).map_err(setup)?;
+            spec.key.as_ref().map_or(Ok(()), |key| context.reach.check_key(key)).map_err(setup)?;
             let key = match &spec.key {
                 None => None,
                 Some(name) => {
                     Some(context.network.keys().find(name, &spec.url).map_err(|e| setup(e.to_string()))?)
                 }
             };
-            let http = http::Http::open(spec, key).map_err(setup)?;
+            let http = http::Http::open(spec, key, &context.reach).map_err(setup)?;
             Ok(Client::new(spec, http, &context))
         })?;
         Ok(Chat { inner, context })

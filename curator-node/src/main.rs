@@ -34,6 +34,7 @@ use crescendo_node::session::reports::ReportSink;
 use crescendo_node::session::unit_reports::UnitReports;
 use crescendo_node::session::{Computes, NodeSession, introduction, measured};
 use crescendo_node::telemetry::gpu;
+use crescendo_node::telemetry::log_archive;
 use crescendo_node::telemetry::log_shipping::{DEFAULT_CAPACITY, LogBuffer};
 use crescendo_node::tls::{ClientCertificates, Security};
 use crescendo_proto::v1::pair_service_server::PairServiceServer;
@@ -117,11 +118,12 @@ fn start() -> anyhow::Result<()> {
 async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let Arguments { server: server_args, node: node_args, shard_cache_mib, scratch: scratch_args, device } =
         arguments;
-    let logs = LogBuffer::new(&node_args.node_id, DEFAULT_CAPACITY);
+    let logs = LogBuffer::new(&node_args.node_id, DEFAULT_CAPACITY).keeping();
     let process =
         Process::start("crescendo-curator-node", &node_args.node_id, &server_args, Some(&logs)).await?;
     let (process, drain) = process.draining(node_args.drain_within());
     let (tasks, registry) = (process.tasks.clone(), process.registry.clone());
+    tasks.spawn(log_archive::run(logs.clone(), tasks.stop_token()));
     let counted = Metrics::register(&registry).context("register metrics")?;
     let (device, arithmetic) = computes_on(device, &registry, &tasks)?;
 

@@ -14,6 +14,8 @@ use crate::serve::pair_log::{LogState, follow};
 use crate::serve::send::Sender;
 use crate::serve::{PairServer, ServedStage};
 use crate::worker::Worker;
+use crescendo_core::RequestError;
+use crescendo_core::reach::Reach;
 use crescendo_core::spec::JobSpec;
 use crescendo_model::tch::Device;
 use crescendo_node::objects;
@@ -22,6 +24,7 @@ use crescendo_node::runtime::supervise::{Drain, Tasks};
 use crescendo_node::session::Command;
 use crescendo_node::session::call::Controllers;
 use crescendo_node::session::unit_reports::UnitReports;
+use crescendo_proto::convert;
 use crescendo_proto::v1::{AssignCuration, Checkpoint, StageRef};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -82,6 +85,8 @@ enum AssignError {
     Objects(#[from] objects::ObjectsError),
     #[error(transparent)]
     Path(#[from] crate::paths::PathError),
+    #[error(transparent)]
+    Reach(#[from] RequestError),
     #[error(transparent)]
     Mirror(#[from] crate::curate::mirror::MirrorError),
 }
@@ -152,7 +157,8 @@ impl Node {
         }
         let job: Arc<JobSpec> = Arc::new(serde_json::from_slice(&assignment.resolved_spec_json)?);
         let objects = objects::open(&assignment.object_store_url)?;
-        let paths = PathResolver::new(&self.library_root, &assignment.object_store_url);
+        let reach = convert::reach(assignment.reach.clone())?;
+        let paths = PathResolver::new(&self.library_root, &assignment.object_store_url, reach.clone());
         let copies = LocalCopies {
             url: assignment.object_store_url.clone(),
             scratch: self.scratch.clone(),
@@ -197,7 +203,7 @@ impl Node {
         let parent = self.parent(&stage, &job, index, source, &stop);
         let curation = StageWorker {
             node_id: self.node_id.clone(),
-            llm: self.llm(&stage.job_id, &objects),
+            llm: self.llm(&stage.job_id, &objects, reach),
             stage,
             stage_index: index,
             paths,
@@ -230,11 +236,12 @@ impl Node {
     }
 
     /// The way to language models for a stage of a job.
-    fn llm(&self, job_id: &str, objects: &Arc<dyn object_store::ObjectStore>) -> LlmContext {
+    fn llm(&self, job_id: &str, objects: &Arc<dyn object_store::ObjectStore>, reach: Reach) -> LlmContext {
         LlmContext {
             network: self.network.clone(),
             objects: objects.clone(),
             job_id: job_id.to_owned(),
+            reach,
             curators: Default::default(),
         }
     }

@@ -10,7 +10,7 @@ use crescendo_proto::v1::pair_service_client::PairServiceClient;
 use crescendo_proto::v1::stream_pairs_request::Message as Up;
 use crescendo_proto::v1::stream_pairs_response::Message as Down;
 use crescendo_proto::v1::{
-    AssignCuration, Checkpoint, CheckpointFile, FetchPairs, GrantCredits, NodeKind, OpenPairs,
+    AssignCuration, Checkpoint, CheckpointFile, FetchPairs, GrantCredits, NodeKind, OpenPairs, Reach,
     StreamPairsRequest, StreamPairsResponse, UnitFailureKind,
 };
 use page::http_get;
@@ -206,6 +206,48 @@ async fn an_outage_of_the_controller_only_delays() {
     let log = wait_for(&cluster.log, "it said hello again", |log| log.hello.is_some()).await;
     assert_eq!(log.hello.expect("a hello").curating.len(), 1);
     tasks.stop_token().cancel();
+}
+
+/// What a curator says of a stage whose library is `subjects` at `root`, for a job with these bounds.
+async fn refused(folder: &TempDir, reach: Reach) -> Log {
+    let work = AssignCuration {
+        reach: Some(reach),
+        ..assignment(prepare(folder.path(), 16, 1, 32), &folder.path().join("objects"))
+    };
+    // Its files lie outside of the library, where another's may be.
+    let elsewhere = folder.path().join("elsewhere");
+    std::fs::rename(folder.path().join("subjects"), &elsewhere).expect("move the library");
+    std::os::unix::fs::symlink(&elsewhere, folder.path().join("library").join("subjects")).expect("link");
+    let log = Arc::new(watch::Sender::new(Log { open_units: 1, target: 16, ..Log::default() }));
+    let (tasks, _) = Tasks::new();
+    let controller = FakeController::serve("127.0.0.1:0", log.clone(), work, tasks.clone()).await;
+    let library = folder.path().join("library");
+    let _curator = Curator::start(&binary(), &library, controller).expect("start the curator");
+    wait_for(&log, "the unit failed or is there", |log| !log.failed.is_empty() || !log.units.is_empty()).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_link_out_of_the_library_is_followed_for_the_operator_alone() {
+    let folder = tempfile::tempdir().expect("make a folder");
+    std::fs::create_dir(folder.path().join("library")).expect("make the library's root");
+    let log = refused(&folder, Reach::default()).await;
+    assert!(log.units.is_empty() && log.failed[0].contains("is a link that leads to"), "{:?}", log.failed);
+    assert_eq!(
+        log.failure_kinds,
+        [UnitFailureKind::Source],
+        "no other curator is to be asked as if it might pass"
+    );
+
+    let folder = tempfile::tempdir().expect("make a folder");
+    std::fs::create_dir(folder.path().join("library")).expect("make the library's root");
+    let allowed = vec![folder.path().join("elsewhere").display().to_string()];
+    let log = refused(&folder, Reach { roots: allowed, ..Reach::default() }).await;
+    assert!(log.failed.is_empty(), "the operator allows that folder: {:?}", log.failed);
+
+    let folder = tempfile::tempdir().expect("make a folder");
+    std::fs::create_dir(folder.path().join("library")).expect("make the library's root");
+    let log = refused(&folder, Reach { everything: true, ..Reach::default() }).await;
+    assert!(log.failed.is_empty(), "{:?}", log.failed);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -10,6 +10,7 @@ use crescendo_core::ids::{
 use crescendo_core::job::JobState;
 use crescendo_core::observed::{NodeReport, Progress, Report};
 use crescendo_core::precision::Arithmetic;
+use crescendo_core::reach::{Bounds, EndpointRule, Reach};
 use crescendo_core::records::{
     CheckpointRecord, FailureKind, FileRecord, NodeKind, NodeRecord, RankPlacement, ShardRecord,
 };
@@ -116,6 +117,35 @@ pub fn checkpoint(message: Option<v1::Checkpoint>) -> Result<CheckpointRecord, R
         damaged: None,
         next_position: message.next_position,
     })
+}
+
+pub fn reach_message(reach: &Reach) -> v1::Reach {
+    match reach {
+        Reach::Everything => v1::Reach { everything: true, ..Default::default() },
+        Reach::Bounded(Bounds { store_prefixes, roots, keys, endpoints }) => v1::Reach {
+            everything: false,
+            store_prefixes: store_prefixes.clone(),
+            roots: roots.clone(),
+            keys: keys.iter().cloned().collect(),
+            endpoints: endpoints.iter().map(ToString::to_string).collect(),
+        },
+    }
+}
+
+/// What a job's spec may name; controllers of before say nothing of it, and mean everything.
+pub fn reach(message: Option<v1::Reach>) -> Result<Reach, RequestError> {
+    let Some(v1::Reach { everything, store_prefixes, roots, keys, endpoints }) = message else {
+        return Ok(Reach::Everything);
+    };
+    if everything {
+        return Ok(Reach::Everything);
+    }
+    let rule = |text: &String| {
+        EndpointRule::parse(text)
+            .map_err(|reason| RequestError::invalid("reach.endpoints", format!("{text}: {reason}")))
+    };
+    let endpoints = endpoints.iter().map(rule).collect::<Result<_, _>>()?;
+    Ok(Reach::Bounded(Bounds { store_prefixes, roots, keys: keys.into_iter().collect(), endpoints }))
 }
 
 pub fn checkpoint_message(record: &CheckpointRecord) -> v1::Checkpoint {

@@ -14,6 +14,7 @@
 use std::time::Duration;
 
 use crescendo_core::RequestError;
+use crescendo_core::reach::Overreach;
 use crescendo_core::spec::{Problem, Warning};
 use prost::Message as _;
 use tonic::metadata::{BinaryMetadataValue, MetadataMap, MetadataValue};
@@ -66,6 +67,15 @@ pub fn refused(refused: &RequestError) -> Status {
         RequestError::Forbidden { .. } => Code::PermissionDenied,
         RequestError::Unserved { .. } => Code::Unavailable,
         RequestError::Full { what, retry_after } => return exhausted(what, *retry_after),
+        RequestError::Overreach { overreaches } => {
+            let problem = |found: &Overreach| Problem {
+                line: 0,
+                column: 0,
+                path: found.field.clone(),
+                message: found.message.clone(),
+            };
+            return bad_spec(&overreaches.iter().map(problem).collect::<Vec<_>>());
+        }
     };
     Status::new(code, refused.to_string())
 }

@@ -19,7 +19,7 @@ pub use cluster::{Cluster, ClusterOptions};
 pub use crescendo_testing::binary;
 pub use http::http_get;
 pub use positions::{no_step_twice, trained};
-pub use process::Process;
+pub use process::{PROGRAMS_IN, Process};
 pub use specs::{base_spec, chaos_spec, lora_spec};
 pub use subjects::write_subjects;
 pub use up::Up;

@@ -12,6 +12,9 @@ use anyhow::{Context as _, Result, bail, ensure};
 /// How long a process may take until it serves.
 const READY_DEADLINE: Duration = Duration::from_secs(60);
 
+/// A variable among those of a cluster's processes: the folder that their programs are taken from, in place of this build's.
+pub const PROGRAMS_IN: &str = "CRESCENDO_TEST_PROGRAMS_IN";
+
 /// A process that writes a port file once it serves. Killed when dropped.
 pub struct Process {
     name: String,
@@ -34,7 +37,10 @@ impl Process {
     ) -> Result<Self> {
         let mut process = Self {
             name: name.to_owned(),
-            program: crescendo_testing::binary(program)?,
+            program: match environment.iter().find(|(known, _)| known == PROGRAMS_IN) {
+                Some((_, folder)) => Path::new(folder).join(program),
+                None => crescendo_testing::binary(program)?,
+            },
             args,
             environment: environment.to_vec(),
             log: dir.join(format!("{name}.log")),
@@ -49,6 +55,15 @@ impl Process {
     pub async fn start_again(&mut self) -> Result<()> {
         self.spawn()?;
         self.await_ready().await
+    }
+
+    /// Has the process started from another folder's program of the same name from now on: another version of it.
+    pub fn use_version_in(&mut self, folder: &Path) -> Result<()> {
+        let name = self.program.file_name().context("the program has no name")?;
+        let program = folder.join(name);
+        ensure!(program.is_file(), "{} is not there", program.display());
+        self.program = program;
+        Ok(())
     }
 
     /// Starts the process again without waiting until it serves.

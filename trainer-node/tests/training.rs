@@ -230,6 +230,7 @@ async fn stages_build_on_each_other() {
         init_from: Some(base),
         curator_addresses: vec![cluster.address.clone()],
         object_store_url: format!("file://{}", folder.join("objects").display()),
+        reach: None,
         trace_parent: String::new(),
     };
     cluster.send("node-a", Down::StartAttempt(second));

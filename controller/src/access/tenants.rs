@@ -5,12 +5,24 @@
 //! default: {maxQueuedJobs: 20}     # limits of tenants that are not below
 //! tenants:
 //!   research: {maxGpus: 16, maxQueuedJobs: 100, maxStoredBytes: 2TB, callsPerSecond: 20, burst: 60}
+//!   products:
+//!     maxPriority: 100
+//!     maxCurators: 4
+//!     storePrefixes: [sets/products]        # in place of tenants/products
+//!     roots: [/data/products]               # folders of the nodes outside --library-root
+//!     keys: [vlm]                           # keys for endpoints
+//!     endpoints: [public, "vllm.llm.svc:8000"]
+//! shared: [models]                          # what every tenant may read of the object store
+//! operator: platform                        # the tenant that may reach everything, if there is one
 //! ```
+//!
+//! Where there is such a file, no tenant is the operator unless it says so: `default` is one like any other.
 
 use std::collections::BTreeMap;
 
 use crescendo_core::ids::Tenant;
 use crescendo_core::quotas::{CallRate, Quotas, TenantLimits};
+use crescendo_core::reach::{EndpointRule, Grant, ReachRules, STORE_PREFIX};
 use serde::Deserialize;
 
 /// What is wrong with the file.
@@ -30,6 +42,8 @@ struct File {
     unlisted: Unlisted,
     default: Entry,
     tenants: BTreeMap<String, Entry>,
+    shared: Vec<String>,
+    operator: Option<String>,
 }
 
 #[derive(Deserialize, Default, Clone, Copy)]
@@ -48,6 +62,12 @@ struct Entry {
     max_stored_bytes: Option<Size>,
     calls_per_second: Option<u32>,
     burst: Option<u32>,
+    max_priority: Option<i32>,
+    max_curators: Option<u32>,
+    store_prefixes: Option<Vec<String>>,
+    roots: Vec<String>,
+    keys: Vec<String>,
+    endpoints: Option<Vec<String>>,
 }
 
 /// `1500`, `2TB` or `500 GiB`.
@@ -61,26 +81,79 @@ enum Size {
 pub fn parse(text: &str) -> Result<Quotas, TenantsError> {
     let file: Option<File> =
         serde_yaml::from_str(text).map_err(|error| TenantsError::Shape(error.to_string()))?;
-    let File { unlisted, default, tenants } = file.unwrap_or_default();
-    let mut listed = BTreeMap::new();
+    let File { unlisted, default, tenants, shared, operator } = file.unwrap_or_default();
+    let (mut listed, mut grants) = (BTreeMap::new(), BTreeMap::new());
     for (name, entry) in tenants {
-        let limits = entry.check(&format!("tenants.{name}"))?;
+        let (limits, grant) = entry.check(&format!("tenants.{name}"))?;
         let tenant =
             Tenant::parse(&name).map_err(|error| TenantsError::Name { name, reason: error.to_string() })?;
+        grants.insert(tenant.clone(), grant);
         listed.insert(tenant, limits);
     }
+    let (others, others_granted) = default.check("default")?;
+    let shared = checked(shared, "shared", check_prefix)?;
+    let operator = operator.filter(|name| !name.is_empty()).map(|name| {
+        Tenant::parse(&name).map_err(|_| TenantsError::Limit {
+            path: "operator".to_owned(),
+            reason: "must be a tenant: [a-z0-9-], 1 to 40 characters",
+        })
+    });
     Ok(Quotas {
         listed,
-        others: default.check("default")?,
+        others,
         others_may_submit: matches!(unlisted, Unlisted::Accept),
+        reach: ReachRules { operator: operator.transpose()?, shared, listed: grants, others: others_granted },
     })
 }
 
+/// Every item of a list as it is to be, or the first that cannot be.
+fn checked<T>(
+    texts: Vec<String>,
+    path: &str,
+    check: impl Fn(&str) -> Result<T, &'static str>,
+) -> Result<Vec<T>, TenantsError> {
+    let one = |(index, text): (usize, &String)| {
+        check(text).map_err(|reason| TenantsError::Limit { path: format!("{path}[{index}]"), reason })
+    };
+    texts.iter().enumerate().map(one).collect()
+}
+
+/// A key of the object store that others are below, without slashes around it.
+fn check_prefix(text: &str) -> Result<String, &'static str> {
+    let key = text.strip_prefix(STORE_PREFIX).unwrap_or(text).trim_matches('/');
+    if key.is_empty() || !is_straight(key) {
+        return Err(
+            "must be a key of the object store without empty parts, `.` and `..`, such as sets/uno-1m",
+        );
+    }
+    Ok(key.to_owned())
+}
+
+fn check_root(text: &str) -> Result<String, &'static str> {
+    let folder = text.trim_end_matches('/');
+    let is_right = folder.strip_prefix('/').is_some_and(is_straight);
+    is_right
+        .then(|| folder.to_owned())
+        .ok_or("must be an absolute folder without `.` and `..`, such as /data/uno-1m")
+}
+
+fn is_straight(path: &str) -> bool {
+    path.split('/').all(|part| !matches!(part, "" | "." | ".."))
+}
+
+fn check_key(text: &str) -> Result<String, &'static str> {
+    let is_right = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    let is_name = !text.is_empty() && text.len() <= 40 && text.chars().all(is_right);
+    is_name.then(|| text.to_owned()).ok_or("must be the name of a key: [a-z0-9-], 1 to 40 characters")
+}
+
 impl Entry {
-    fn check(self, path: &str) -> Result<TenantLimits, TenantsError> {
-        let Self { max_gpus, max_queued_jobs, max_stored_bytes, calls_per_second, burst } = self;
+    fn check(self, path: &str) -> Result<(TenantLimits, Grant), TenantsError> {
+        let Self { max_gpus, max_queued_jobs, max_stored_bytes, calls_per_second, burst, .. } = &self;
+        let (max_gpus, max_queued_jobs) = (*max_gpus, *max_queued_jobs);
+        let (calls_per_second, burst) = (*calls_per_second, *burst);
         let bad = |field: &str, reason| TenantsError::Limit { path: format!("{path}.{field}"), reason };
-        let max_stored_bytes = max_stored_bytes.map(|size| size.bytes()).map(|bytes| {
+        let max_stored_bytes = max_stored_bytes.as_ref().map(Size::bytes).map(|bytes| {
             bytes.ok_or_else(|| {
                 bad("maxStoredBytes", "must be bytes, or a number with kB, MB, GB, TB, KiB, MiB, GiB or TiB")
             })
@@ -94,14 +167,30 @@ impl Entry {
                 Some(CallRate { per_sec, burst: burst.unwrap_or(per_sec.saturating_mul(2)) })
             }
         };
-        Ok(TenantLimits { max_gpus, max_queued_jobs, max_stored_bytes: max_stored_bytes.transpose()?, calls })
+        let max_stored_bytes = max_stored_bytes.transpose()?;
+        let Self { max_priority, max_curators, store_prefixes, roots, keys, endpoints, .. } = self;
+        if max_curators == Some(0) {
+            return Err(bad("maxCurators", "must be at least 1"));
+        }
+        let limits =
+            TenantLimits { max_gpus, max_queued_jobs, max_stored_bytes, calls, max_priority, max_curators };
+        let list = |field: &str| format!("{path}.{field}");
+        let prefixes = store_prefixes.map(|texts| checked(texts, &list("storePrefixes"), check_prefix));
+        let endpoints = endpoints.map(|texts| checked(texts, &list("endpoints"), EndpointRule::parse));
+        let grant = Grant {
+            store_prefixes: prefixes.transpose()?,
+            roots: checked(roots, &list("roots"), check_root)?,
+            keys: checked(keys, &list("keys"), check_key)?.into_iter().collect(),
+            endpoints: endpoints.transpose()?,
+        };
+        Ok((limits, grant))
     }
 }
 
 impl Size {
-    fn bytes(self) -> Option<u64> {
+    fn bytes(&self) -> Option<u64> {
         let text = match self {
-            Self::Bytes(bytes) => return Some(bytes),
+            Self::Bytes(bytes) => return Some(*bytes),
             Self::Text(text) => text,
         };
         let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit())?);
@@ -141,12 +230,51 @@ tenants:
         assert_eq!(quotas.of("products").max_stored_bytes, Some(1024));
         assert_eq!(quotas.of("others").max_queued_jobs, Some(20));
         assert!(quotas.check_may_submit("others").is_err() && quotas.check_may_submit("research").is_ok());
-        assert_eq!(parse("").expect("empty"), Quotas::default());
+        let empty = parse("").expect("empty");
+        assert_eq!(empty.reach.operator, None, "with a file nobody is the operator");
+        assert_eq!(
+            (empty.listed.len(), empty.others, empty.others_may_submit),
+            (0, Default::default(), true)
+        );
+    }
+
+    #[test]
+    fn each_tenant_reaches_what_its_entry_says() {
+        let text = "
+shared: [models, 'store:/sets/open/']
+operator: platform
+default: {endpoints: []}
+tenants:
+  research: {storePrefixes: [sets/research], roots: [/data/x/], keys: [vlm], endpoints: [public, 'vllm:8000']}
+  products: {maxPriority: 10, maxCurators: 2}
+";
+        let quotas = parse(text).expect("good");
+        assert_eq!(quotas.reach.shared, ["models", "sets/open"]);
+        assert_eq!(quotas.reach.operator.as_ref().map(Tenant::as_str), Some("platform"));
+        let of = |name: &str| quotas.reach.listed[&Tenant::parse(name).expect("valid")].clone();
+        let research = of("research");
+        assert_eq!(research.store_prefixes, Some(vec!["sets/research".to_owned()]));
+        assert_eq!((research.roots, research.keys.len()), (vec!["/data/x".to_owned()], 1));
+        let endpoints: Vec<String> = research.endpoints.iter().flatten().map(ToString::to_string).collect();
+        assert_eq!(endpoints, ["public", "vllm:8000"]);
+        assert_eq!(of("products"), Grant::default());
+        assert_eq!(quotas.reach.others, Grant { endpoints: Some(Vec::new()), ..Grant::default() });
+        let products = quotas.of("products");
+        assert_eq!((products.max_priority, products.max_curators), (Some(10), Some(2)));
     }
 
     #[test]
     fn what_is_wrong_is_named() {
         let cases = [
+            ("tenants: {a: {roots: [data]}}", "tenants.a.roots[0]: must be an absolute folder"),
+            ("tenants: {a: {roots: [/a, /a/../b]}}", "tenants.a.roots[1]: must be an absolute folder"),
+            ("tenants: {a: {roots: [/]}}", "tenants.a.roots[0]: must be an absolute folder"),
+            ("tenants: {a: {storePrefixes: ['']}}", "tenants.a.storePrefixes[0]: must be a key"),
+            ("shared: [a/../b]", "shared[0]: must be a key"),
+            ("operator: The Team", "operator: must be a tenant"),
+            ("tenants: {a: {keys: [VLM]}}", "tenants.a.keys[0]: must be the name of a key"),
+            ("tenants: {a: {endpoints: ['http://x/v1']}}", "tenants.a.endpoints[0]: must be `public`"),
+            ("tenants: {a: {maxCurators: 0}}", "tenants.a.maxCurators: must be at least 1"),
             ("tenants: {research: {maxGpu: 1}}", "unknown field `maxGpu`"),
             ("tenants: {Research Team: {}}", "tenants.\"Research Team\": tenant must be"),
             ("tenants: {a: {maxStoredBytes: 2Tb}}", "tenants.a.maxStoredBytes: must be bytes"),

@@ -32,24 +32,22 @@ impl Engine {
                 self.hold(reply, answer);
             }
             Request::Crawls { spec, reply } => {
-                let answer = precision::crawls(&spec, self.state.nodes());
-                self.hold(reply, Ok(answer));
+                self.hold(reply, Ok(precision::crawls(&spec, self.state.nodes())));
+            }
+            Request::Overreaches { spec, reply } => {
+                self.hold(reply, Ok(self.limits.quotas.overreaches(&spec, &self.state)));
             }
             Request::GetJob { job, scope, reply } => {
-                let answer = self.job(&job, &scope).map(|found| self.job_view(found, now, true));
-                self.hold(reply, answer);
+                self.hold(reply, self.job(&job, &scope).map(|found| self.job_view(found, now, true)));
             }
             Request::JobExists { job, scope, reply } => {
-                let answer = self.job(&job, &scope).map(|found| !found.record.state.is_terminal());
-                self.hold(reply, answer);
+                self.hold(reply, self.job(&job, &scope).map(|found| !found.record.state.is_terminal()));
             }
             Request::ExplainJob { job, scope, reply } => {
-                let answer = self.job(&job, &scope).map(|found| self.explained(found, &scope, now));
-                self.hold(reply, answer);
+                self.hold(reply, self.job(&job, &scope).map(|found| self.explained(found, &scope, now)));
             }
             Request::ListJobs { request, scope, reply } => {
-                let answer = self.list_jobs(&request, &scope, now);
-                self.hold(reply, answer);
+                self.hold(reply, self.list_jobs(&request, &scope, now));
             }
             Request::CancelJob { job, scope, reason, reply } => {
                 let answer = self.cancel(&job, &scope, &reason, now);
@@ -69,12 +67,14 @@ impl Engine {
                 self.hold(reply, answer);
             }
             Request::ListCheckpoints { job, scope, stage, reply } => {
-                let answer = self.list_checkpoints(&job, &scope, stage.as_deref());
-                self.hold(reply, answer);
+                self.hold(reply, self.list_checkpoints(&job, &scope, stage.as_deref()));
             }
             Request::ReadFile { job, scope, path, name, read_id, reply } => {
                 let answer = self.read_file(&job, &scope, &path, &name, read_id, now);
                 self.hold(reply, answer);
+            }
+            Request::ReadKeptLog { job, scope, read_id, reply } => {
+                self.read_kept_log(&job, &scope, read_id, reply, now);
             }
             Request::CommitCheckpoint { checkpoint, by, reply } => {
                 let answer = self.commit_checkpoint(checkpoint, &by, now);
@@ -169,6 +169,7 @@ impl Engine {
             }
             Request::Submit { .. }
             | Request::Crawls { .. }
+            | Request::Overreaches { .. }
             | Request::GetJob { .. }
             | Request::ExplainJob { .. }
             | Request::ListJobs { .. }
@@ -178,6 +179,7 @@ impl Engine {
             | Request::ListNodes { .. }
             | Request::ListCheckpoints { .. }
             | Request::ReadFile { .. }
+            | Request::ReadKeptLog { .. }
             | Request::CommitCheckpoint { .. }
             | Request::MarkDamaged { .. }
             | Request::WatchPairLog { .. }
@@ -314,10 +316,13 @@ impl Engine {
         self.observed.heard(node, now);
         let policy = &self.policy_for(policy, stage, node, now);
         let leased = transitions::lease_unit(&self.state, stage, node, policy, now);
-        let cooldowns = is_cooling_down(&self.state, &self.observed, &self.limits, stage, node, now);
+        let waits = is_cooling_down(&self.state, &self.observed, &self.limits, stage, node, now)
+            || self.state.job(&stage.job).is_some_and(|job| {
+                !self.limits.quotas.may_curate(&self.state, &job.record.spec.tenant, node, now)
+            });
         self.count_pairs(stage, now);
         let (lease, writes) = match leased? {
-            (Lease::Granted(_) | Lease::GivenUp(_), _) if cooldowns => (Lease::Wait, Vec::new()),
+            (Lease::Granted(_) | Lease::GivenUp(_), _) if waits => (Lease::Wait, Vec::new()),
             leased => leased,
         };
         self.write_all(writes);
@@ -392,6 +397,10 @@ impl Engine {
         // What was taken once stays taken.
         if self.state.requested(tenant, &submission.request).is_none() {
             self.limits.quotas.check_may_submit(tenant)?;
+            let overreaches = self.limits.quotas.overreaches(&submission.spec, &self.state);
+            if !overreaches.is_empty() {
+                return Err(RequestError::Overreach { overreaches }.into());
+            }
         }
         let limits = QueueLimits { tenant: self.limits.quotas.of(tenant), ..self.around.config.queue };
         let submitted = transitions::submit_job(&self.state, submission, limits, self.observed.wall(now))?;

@@ -10,6 +10,7 @@ use crescendo_core::ids::{AttemptRef, NodeId, StageRef, Timestamp};
 use crescendo_core::observed::{NodeReport, Report};
 use crescendo_core::precision;
 use crescendo_core::records::{NodeKind, NodeRecord, Record, UnitRecord, UnitState, Write};
+use crescendo_core::spec::JobSpec;
 use crescendo_core::state::Job;
 use crescendo_core::transitions;
 use crescendo_core::under_way::UnitProgress;
@@ -97,7 +98,11 @@ impl Engine {
         let node = record.id.clone();
         let heartbeat_millis = u32::try_from(config.heartbeat.as_millis()).unwrap_or(u32::MAX);
         let (outgoing, receiver) = mpsc::channel(OUTGOING);
-        let welcome = v1::Welcome { controller_id: self.around.controller_id.clone(), heartbeat_millis };
+        let welcome = v1::Welcome {
+            controller_id: self.around.controller_id.clone(),
+            heartbeat_millis,
+            object_store_url: self.around.config.object_store_url.clone(),
+        };
         // There is room: the channel is new.
         let _ = outgoing.try_send(Ok(v1::OpenSessionResponse { message: Some(Down::Welcome(welcome)) }));
         tracing::info!(
@@ -381,8 +386,14 @@ impl Engine {
             init_from: record.init_from.as_ref().map(convert::checkpoint_message),
             curator_addresses: curators.to_vec(),
             object_store_url: self.around.config.object_store_url.clone(),
+            reach: Some(self.reach_message(&job.record.spec)),
             trace_parent: trace_parent(job),
         })
+    }
+
+    /// What the job may reach as the operator has it now, whatever it was when it was submitted.
+    fn reach_message(&self, spec: &JobSpec) -> v1::Reach {
+        convert::reach_message(&self.limits.quotas.reach.of(&spec.tenant, spec, &self.state))
     }
 
     fn assign_message(&self, stage: &StageRef) -> Option<v1::AssignCuration> {
@@ -395,6 +406,7 @@ impl Engine {
             object_store_url: self.around.config.object_store_url.clone(),
             // Without it the stage is still served; units of it that need the checkpoint fail and say so.
             source_checkpoint: job.source_checkpoint(index).ok().flatten().map(convert::checkpoint_message),
+            reach: Some(self.reach_message(&job.record.spec)),
             trace_parent: trace_parent(job),
         })
     }

@@ -10,7 +10,7 @@ use crescendo_proto::v1;
 use crescendo_proto::v1::open_session_response::Message as Down;
 
 use crate::engine::Engine;
-use crate::engine::request::Answer;
+use crate::engine::request::{Answer, Reply};
 
 /// What was asked for in this batch, and of whom last.
 #[derive(Default)]
@@ -43,18 +43,32 @@ impl Engine {
             size_bytes: file.size_bytes,
             sha256: file.sha256.clone(),
         };
+        self.ask_a_curator(object_keys::checkpoint_file(path, name), read_id, now)?;
+        Ok(file)
+    }
+
+    pub(super) fn read_kept_log(
+        &mut self,
+        job: &JobId,
+        scope: &Scope,
+        read_id: String,
+        reply: Reply<()>,
+        now: Timestamp,
+    ) {
+        let key = self.job(job, scope).map(|_| object_keys::logs(job.as_str()));
+        let answer = key.and_then(|key| self.ask_a_curator(key, read_id, now));
+        self.hold(reply, answer);
+    }
+
+    fn ask_a_curator(&mut self, key: String, read_id: String, now: Timestamp) -> Answer<()> {
         let last = self.reads.last.as_ref();
         let node = choose_reader(&self.state, &self.observed, &self.limits, last, now).ok_or_else(|| {
             RequestError::Unserved { what: "no curator is connected that could read it".into() }
         })?;
-        let read = v1::ReadObject {
-            read_id,
-            key: object_keys::checkpoint_file(path, name),
-            object_store_url: self.around.config.object_store_url.clone(),
-        };
+        let object_store_url = self.around.config.object_store_url.clone();
         self.reads.last = Some(node.clone());
-        self.reads.asked.push((node, read));
-        Ok(file)
+        self.reads.asked.push((node, v1::ReadObject { read_id, key, object_store_url }));
+        Ok(())
     }
 
     pub(super) fn send_reads(&mut self) {

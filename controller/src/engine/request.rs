@@ -6,6 +6,7 @@ use crescendo_core::access::Scope;
 use crescendo_core::error::RequestError;
 use crescendo_core::ids::{Generation, JobId, NodeId, StageRef};
 use crescendo_core::observed::Report;
+use crescendo_core::reach::Overreach;
 use crescendo_core::records::CheckpointRecord;
 use crescendo_core::spec::JobSpec;
 use crescendo_core::transitions::{Submission, UnitCommit, UnitFate, UnitLeaseRef};
@@ -55,6 +56,11 @@ pub enum Request {
     Crawls {
         spec: Arc<JobSpec>,
         reply: Reply<Option<String>>,
+    },
+    /// What in a spec its tenant may not have.
+    Overreaches {
+        spec: Arc<JobSpec>,
+        reply: Reply<Vec<Overreach>>,
     },
     GetJob {
         job: JobId,
@@ -117,6 +123,13 @@ pub enum Request {
         name: String,
         read_id: String,
         reply: Reply<v1::CheckpointFile>,
+    },
+    /// Has a curator send the end of the job's log to the relay that waits under the read id.
+    ReadKeptLog {
+        job: JobId,
+        scope: Scope,
+        read_id: String,
+        reply: Reply<()>,
     },
     CommitCheckpoint {
         checkpoint: CheckpointRecord,

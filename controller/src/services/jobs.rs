@@ -3,10 +3,12 @@ use std::time::Duration;
 
 use crescendo_core::access::Scope;
 use crescendo_core::error::RequestError;
-use crescendo_core::ids::{JobId, RequestId};
+use crescendo_core::ids::{JobId, RequestId, Tenant};
+use crescendo_core::reach::Overreach;
 use crescendo_core::spec;
 use crescendo_core::transitions::Submission;
 use crescendo_node::runtime::supervise::Tasks;
+use crescendo_node::telemetry::log_archive::{self, MAX_LOG_BYTES};
 use crescendo_node::telemetry::trace;
 use crescendo_proto::SILENCE_LIMIT;
 use crescendo_proto::status;
@@ -18,7 +20,8 @@ use tonic::{Request, Response, Status};
 use crate::access::{AuditContext, caller_of, trail_of};
 use crate::engine;
 use crate::leadership::EngineHandle;
-use crate::logs::{LogHub, MAX_LINES};
+use crate::logs::{self, LogHub, MAX_LINES};
+use crate::relay::Relays;
 use crate::services::quiet::KeptAlive;
 use crate::services::{checked, checked_id, job_id};
 
@@ -28,6 +31,10 @@ const DEFAULT_TAIL: usize = 1000;
 /// Lines of a failed rank that an explanation shows, and complaints of curators.
 const FAILED_LINES: usize = 20;
 const COMPLAINTS: usize = 5;
+/// Limit of reading what is kept of a log.
+const KEPT_DEADLINE: Duration = Duration::from_secs(10);
+/// Hint to readers for whom there is no place.
+const KEPT_RETRY_AFTER: Duration = Duration::from_secs(2);
 /// A follower looks whether its job still runs this often.
 const FOLLOW_EVERY: Duration = Duration::from_secs(1);
 
@@ -35,12 +42,13 @@ const FOLLOW_EVERY: Duration = Duration::from_secs(1);
 pub struct Jobs {
     engine: EngineHandle,
     logs: LogHub,
+    relays: Relays,
     tasks: Tasks,
 }
 
 impl Jobs {
-    pub fn new(engine: EngineHandle, logs: LogHub, tasks: Tasks) -> Self {
-        Self { engine, logs, tasks }
+    pub fn new(engine: EngineHandle, logs: LogHub, relays: Relays, tasks: Tasks) -> Self {
+        Self { engine, logs, relays, tasks }
     }
 
     /// What the nodes make of the spec's precision, if it is to be warned of. A warning is not worth a failure: a
@@ -92,6 +100,13 @@ impl JobService for Jobs {
         }
         let warnings = warnings.iter().map(v1::SpecProblem::from).collect();
         if validate_only {
+            let spec = parsed.clone();
+            let overreaches = self.engine.ask(|reply| engine::Request::Overreaches { spec, reply }).await?;
+            let problem = |found: Overreach| (&places.problem(&found.field, found.message)).into();
+            let problems: Vec<v1::SpecProblem> = overreaches.into_iter().map(problem).collect();
+            if !problems.is_empty() {
+                return Ok(Response::new(v1::SubmitJobResponse { problems, ..Default::default() }));
+            }
             let answer = v1::SubmitJobResponse { resolved_spec_yaml, warnings, ..Default::default() };
             return Ok(Response::new(answer));
         }
@@ -103,8 +118,9 @@ impl JobService for Jobs {
         // A caller's trace is kept although none is made here: those who work on the job may make spans of it.
         let trace = trace::parent_for_others(&span).or(submitted_from);
         let submission = Submission { request, spec: parsed, spec_json: spec_json.into(), trace };
+        let located = |status: Status| located(status, &places);
         let (mut job, already_submitted) =
-            self.engine.ask(|reply| engine::Request::Submit { submission, reply }).await?;
+            self.engine.ask(|reply| engine::Request::Submit { submission, reply }).await.map_err(located)?;
         span.record("job", &job.job_id);
         trail.on("job", &job.job_id);
         job.resolved_spec_yaml.clone_from(&resolved_spec_yaml);
@@ -188,7 +204,8 @@ impl JobService for Jobs {
         &self,
         request: Request<v1::ReadLogsRequest>,
     ) -> Result<Response<Self::ReadLogsStream>, Status> {
-        let (scope, trail) = (caller_of(&request)?.scope(), trail_of(&request));
+        let (caller, trail) = (caller_of(&request)?, trail_of(&request));
+        let scope = caller.scope();
         let v1::ReadLogsRequest { job_id: job, tail_lines, follow } = request.into_inner();
         let job = noted(&trail, job_id(&job)?);
         let tail = match tail_lines as usize {
@@ -203,12 +220,20 @@ impl JobService for Jobs {
         };
         let open = self.job_is_open(&job, &scope).await?;
         let (out, lines) = mpsc::channel(LINES_WAITING);
-        let reader = LogReader { engine: self.engine.clone(), logs: self.logs.clone(), job, scope, out };
+        let older = KeptLog {
+            engine: self.engine.clone(),
+            relays: self.relays.clone(),
+            tenant: caller.tenant,
+            job: job.clone(),
+            scope: scope.clone(),
+        };
+        let reader =
+            LogReader { engine: self.engine.clone(), logs: self.logs.clone(), older, job, scope, out };
         let stop = self.tasks.stop_token();
         self.tasks.spawn(async move {
             tokio::select! {
                 () = stop.cancelled() => {}
-                () = reader.run(tail, follow && open) => {}
+                () = reader.run(tail, open, follow) => {}
             }
         });
         Ok(Response::new(KeptAlive::new(lines, SILENCE_LIMIT, |_| v1::ReadLogsResponse::default())))
@@ -222,26 +247,73 @@ impl Jobs {
     }
 }
 
+/// Problems that the engine has found, with the lines that they stand on.
+fn located(status: Status, places: &spec::Places) -> Status {
+    let Some(list) = status::spec_problems(&status) else { return status };
+    let problem = |found: v1::SpecProblem| places.problem(&found.path, found.message);
+    status::bad_spec(&list.problems.into_iter().map(problem).collect::<Vec<_>>())
+}
+
 /// The job that a request is about.
 fn noted(trail: &AuditContext, job: JobId) -> JobId {
     trail.on("job", &job);
     job
 }
 
+/// What nodes have kept of a job's log in the object store, read by a curator.
+struct KeptLog {
+    engine: EngineHandle,
+    relays: Relays,
+    tenant: Option<Tenant>,
+    job: JobId,
+    scope: Scope,
+}
+
+impl KeptLog {
+    async fn read(&self) -> Result<Vec<v1::LogLine>, Status> {
+        let expected = self.relays.expect(self.tenant.clone()).ok_or_else(|| {
+            status::exhausted("as many files are being read as may be at a time", KEPT_RETRY_AFTER)
+        })?;
+        let (job, scope, read_id) = (self.job.clone(), self.scope.clone(), expected.read_id.clone());
+        self.engine.ask(|reply| engine::Request::ReadKeptLog { job, scope, read_id, reply }).await?;
+        let text = expected.collect(MAX_LOG_BYTES, KEPT_DEADLINE).await?;
+        let job = self.job.to_string();
+        tokio::task::spawn_blocking(move || log_archive::parse(&job, &text))
+            .await
+            .map_err(|error| Status::internal(format!("read a log: {error}")))
+    }
+}
+
 /// Feeds one reader of logs, at the reader's pace.
 struct LogReader {
     engine: EngineHandle,
     logs: LogHub,
+    older: KeptLog,
     job: JobId,
     scope: Scope,
     out: mpsc::Sender<Result<v1::ReadLogsResponse, Status>>,
 }
 
 impl LogReader {
-    async fn run(self, tail: usize, follow: bool) {
-        let first = self.logs.tail(&self.job, tail);
+    /// The last `tail` lines, then those that come as long as the job is open.
+    async fn run(self, tail: usize, is_open: bool, follow: bool) {
+        let mut first = self.logs.tail(&self.job, tail);
         let mut next = first.next;
-        if !self.send(first.lines).await || !follow {
+        if first.lines.len() < tail {
+            match self.older.read().await {
+                Ok(older) => first.lines = logs::merged(older, first.lines, tail),
+                // A job that has just begun may have none, and what this controller has is worth something.
+                Err(status) if is_open || !first.lines.is_empty() => {
+                    tracing::info!(job = %self.job, %status, "what is kept of a log cannot be read");
+                }
+                Err(status) => {
+                    // The reader may have gone.
+                    let _ = self.out.send(Err(status)).await;
+                    return;
+                }
+            }
+        }
+        if !self.send(first.lines).await || !follow || !is_open {
             return;
         }
         let mut open = true;

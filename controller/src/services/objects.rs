@@ -30,8 +30,8 @@ pub struct Objects {
 }
 
 impl Objects {
-    pub fn new(engine: EngineHandle, tasks: Tasks) -> Self {
-        Self { engine, relays: Relays::default(), tasks }
+    pub fn new(engine: EngineHandle, relays: Relays, tasks: Tasks) -> Self {
+        Self { engine, relays, tasks }
     }
 }
 

@@ -5,6 +5,7 @@ mod every_call;
 mod limits;
 mod oidc;
 mod raw;
+mod reach;
 mod table;
 mod tenants;
 mod tokens;

@@ -6,6 +6,7 @@
 //! stop between persisting and sending, at any point.
 
 mod curation;
+mod curator_shares;
 mod jobs;
 mod limits;
 mod nodes;

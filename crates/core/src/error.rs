@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::ids::{AttemptRef, InvalidId};
+use crate::reach::Overreach;
 
 /// A request that changes nothing. Each variant is one thing that a caller can do about it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -22,6 +23,9 @@ pub enum RequestError {
     /// Correct the field.
     #[error("{field}: {message}")]
     Invalid { field: &'static str, message: String },
+    /// Correct the fields of the spec, or ask for the right to them.
+    #[error("{}", first_of(.overreaches))]
+    Overreach { overreaches: Vec<Overreach> },
     /// Ask for the right to do it.
     #[error("{what}")]
     Forbidden { what: String },
@@ -34,6 +38,10 @@ pub enum RequestError {
     /// Try again later.
     #[error("{what}")]
     Full { what: String, retry_after: Duration },
+}
+
+fn first_of(overreaches: &[Overreach]) -> String {
+    overreaches.first().map_or_else(String::new, |first| format!("{}: {}", first.field, first.message))
 }
 
 impl RequestError {

@@ -14,6 +14,7 @@
 //! | [`spec`] | the job spec: parsing, defaults, every problem at once |
 //! | [`access`] | roles, and who may make which call |
 //! | [`quotas`] | what a tenant may use |
+//! | [`reach`] | which files, keys and addresses a tenant's specs may name |
 //! | [`ids`] | checked names, generations, times |
 //! | [`records`] | what is durable, one record a key |
 //! | [`state`] | the records assembled |
@@ -59,6 +60,7 @@ pub mod placement;
 pub mod precision;
 pub mod processor;
 pub mod quotas;
+pub mod reach;
 pub mod records;
 pub mod rejection;
 pub mod secret;

@@ -7,11 +7,28 @@
 //! | `jobs/JOB/STAGE/rejected/unit-N.tar` | candidates of a unit that were turned down, for people |
 //! | `jobs/JOB/STAGE/checkpoints/step-STEP-gGENERATION/FILE` | a checkpoint, registered by the controller |
 //! | `jobs/JOB/STAGE/tensorboard/events.out.tfevents.NUMBER…` | the stage's curve, for TensorBoard |
+//! | `jobs/JOB/logs/TIME-NODE-ID.jsonl` | lines that a node's process has logged of the job |
 //! | `jobs/JOB/endpoints/ENDPOINT/spent/ID.json` | what a curator spent at an endpoint |
+//! | `tenants/TENANT/…` | what a tenant brings of its own; nothing here writes it |
 //! | `endpoint/replies/of-MODEL/HH/HASH.json` | a language model's answer, for all jobs |
 //! | `prompts/of-MODEL/HASH.json` | prompts that a language model wrote, for all jobs |
 //! | `endpoint/replies/HH/HASH.json`, `prompts/HASH.json` | the same, from before they were kept by model |
 //! | `probes/ID.probe` | made and deleted by who wants to know what the store can do |
+
+/// What a job writes lies below this.
+pub fn job(job: &str) -> String {
+    format!("jobs/{job}")
+}
+
+/// The job that has written what lies at a key.
+pub fn job_of(key: &str) -> Option<&str> {
+    key.strip_prefix("jobs/")?.split('/').next().filter(|job| is_plain(job))
+}
+
+/// What a tenant may read besides its jobs' files, unless the operator says otherwise.
+pub fn tenant(tenant: &str) -> String {
+    format!("tenants/{tenant}")
+}
 
 /// Shard that the holder of a unit's lease writes: one key a lease, so that no two writers ever share one.
 pub fn shard(job: &str, stage: &str, unit: u64, lease_generation: u64) -> String {
@@ -52,6 +69,30 @@ pub fn checkpoints(job: &str, stage: &str) -> String {
 /// A file of the checkpoint in `folder`.
 pub fn checkpoint_file(folder: &str, name: &str) -> String {
     format!("{folder}/{name}")
+}
+
+/// Folder of a job's log.
+pub fn logs(job: &str) -> String {
+    format!("{}/logs", self::job(job))
+}
+
+/// The job whose log lies in a folder, as [`logs`] makes it.
+pub fn job_of_logs(folder: &str) -> Option<&str> {
+    folder.strip_prefix("jobs/")?.strip_suffix("/logs").filter(|job| is_plain(job))
+}
+
+/// Lines of a job that a process of `node` has logged from a time on, milliseconds since 1970: in the order of the keys they are
+/// in the order of time. `id` is of nothing else.
+pub fn log_chunk(job: &str, from_unix_millis: u64, node: &str, id: &str) -> String {
+    format!("{}/{from_unix_millis:015}-{node}-{id}.jsonl", logs(job))
+}
+
+/// The node that has written a [`log_chunk`]; `None` for any other key.
+pub fn node_of_log_chunk(key: &str) -> Option<&str> {
+    let (folder, name) = key.rsplit_once('/')?;
+    job_of_logs(folder)?;
+    let (_, rest) = name.strip_suffix(".jsonl")?.split_once('-')?;
+    rest.rsplit_once('-').map(|(node, _)| node)
 }
 
 /// Whether `key` is that of a file in a checkpoint's folder, as [`checkpoint_file`] of a [`checkpoint`] makes it.

@@ -226,6 +226,14 @@ impl PairLog {
         self.units.values()
     }
 
+    /// Who holds units behind the readable ones.
+    pub fn holders(&self, now: Timestamp) -> impl Iterator<Item = &NodeId> {
+        self.units.range(self.prefix_units()..).filter_map(move |(_, record)| match &record.state {
+            UnitState::Leased { node, expires_at } => (*expires_at > now).then_some(node),
+            UnitState::Free { .. } | UnitState::Done(_) => None,
+        })
+    }
+
     /// Readable shards from unit `from` on, each with the index of its first pair.
     pub fn shards_from(&self, from: u64) -> impl Iterator<Item = (u64, &ShardRecord, u64)> {
         self.units.range(from..self.prefix_units().max(from)).filter_map(|(&unit, record)| {

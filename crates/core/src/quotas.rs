@@ -3,12 +3,14 @@
 //! A tenant that is at its limit waits or is refused; nothing that runs is stopped. Bytes are what the registry knows:
 //! committed shards and checkpoints that have not expired.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::error::RequestError;
-use crate::ids::Tenant;
+use crate::ids::{NodeId, Tenant, Timestamp};
 use crate::job::JobState;
+use crate::reach::{Overreach, ReachRules};
+use crate::spec::JobSpec;
 use crate::state::ClusterState;
 
 /// Hint to a submit that is refused for storage, which is not freed within seconds.
@@ -25,6 +27,10 @@ pub struct TenantLimits {
     pub max_stored_bytes: Option<u64>,
     /// Of each of its callers.
     pub calls: Option<CallRate>,
+    /// Highest priority that its jobs may have.
+    pub max_priority: Option<i32>,
+    /// Curators that make pairs of its jobs at once.
+    pub max_curators: Option<u32>,
 }
 
 /// A token bucket.
@@ -43,12 +49,19 @@ pub struct Quotas {
     pub others: TenantLimits,
     /// Tenants that are not listed may submit jobs.
     pub others_may_submit: bool,
+    /// Which files, keys and addresses their specs may name.
+    pub reach: ReachRules,
 }
 
-/// Nobody is limited.
+/// Nobody is limited, and the tenant of those who name none is the operator.
 impl Default for Quotas {
     fn default() -> Self {
-        Self { listed: BTreeMap::new(), others: TenantLimits::default(), others_may_submit: true }
+        Self {
+            listed: BTreeMap::new(),
+            others: TenantLimits::default(),
+            others_may_submit: true,
+            reach: ReachRules::default(),
+        }
     }
 }
 
@@ -68,6 +81,26 @@ impl Quotas {
         Err(RequestError::Forbidden {
             what: format!("tenant {tenant} is not one of those that may submit jobs"),
         })
+    }
+
+    /// Whether `node` may begin a unit for `tenant`: it works for it already, or fewer others do than may.
+    pub fn may_curate(&self, state: &ClusterState, tenant: &str, node: &NodeId, now: Timestamp) -> bool {
+        let Some(most) = self.of(tenant).max_curators else { return true };
+        let jobs = state.open_jobs().filter(|job| job.record.spec.tenant == tenant);
+        let stages = jobs.flat_map(|job| &job.stages).filter(|stage| !stage.log.is_sealed());
+        let holders: BTreeSet<&NodeId> = stages.flat_map(|stage| stage.log.holders(now)).collect();
+        holders.contains(node) || holders.len() < most as usize
+    }
+
+    /// What in a spec its tenant may not have: files, keys and addresses out of its reach, a priority above its own.
+    pub fn overreaches(&self, spec: &JobSpec, state: &ClusterState) -> Vec<Overreach> {
+        let mut found = self.reach.of(&spec.tenant, spec, state).overreaches(spec);
+        if let Some(most) = self.of(&spec.tenant).max_priority.filter(|most| spec.priority > *most) {
+            let (tenant, priority) = (&spec.tenant, spec.priority);
+            let message = format!("{priority} is more than tenant {tenant} may have: at most {most}");
+            found.push(Overreach { field: "spec.priority".to_owned(), message });
+        }
+        found
     }
 
     /// Tenants that store as much as they may, or more: stored bytes and limit.

@@ -19,6 +19,7 @@
 //! | `resolve` | puts the values together, with the defaults that depend on others |
 //! | `idle` | fields that others make meaningless |
 //! | `check` | contradictions between fields |
+//! | `named_files` | the files and folders that a spec names |
 //! | `warnings` | what is allowed and hardly meant |
 //! | `emit` | [`JobSpec`] to YAML |
 
@@ -28,6 +29,7 @@ mod field;
 mod field_table;
 mod fields;
 mod idle;
+mod named_files;
 mod places;
 mod reader;
 mod resolve;
@@ -46,6 +48,7 @@ pub use emit::to_yaml;
 pub use field::Field;
 pub use field_table::FIELDS;
 pub use fields::markdown_table;
+pub use named_files::{NamedFile, named_files};
 pub use places::Places;
 pub use types::*;
 pub use warning::Warning;

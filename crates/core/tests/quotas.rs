@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crescendo_core::RequestError;
-use crescendo_core::decide::{Limits, Plan, decide};
+use crescendo_core::decide::{Command, Limits, Plan, decide};
 use crescendo_core::histogram::ScoreCounts;
 use crescendo_core::ids::{Incarnation, JobId, NodeId, RequestId, StageName, StageRef, Tenant, Timestamp};
 use crescendo_core::observed::Observed;
@@ -29,25 +29,28 @@ impl Cluster {
     fn new(slots: u32, quotas: Quotas) -> Self {
         let now = Timestamp(1_000_000);
         let mut cluster = Self { state: ClusterState::default(), seen: Observed::new(now), now, quotas };
-        for (id, kind, slots) in [("t-1", NodeKind::Trainer, slots), ("c-1", NodeKind::Curator, 0)] {
-            let incarnation = Incarnation::parse("first").expect("valid");
-            let id = NodeId::parse(id).expect("valid");
-            cluster.put(Record::Node(NodeRecord {
-                id: id.clone(),
-                incarnation: incarnation.clone(),
-                kind,
-                slots,
-                device: "cpu".into(),
-                address: "127.0.0.1:9".into(),
-                labels: BTreeMap::new(),
-                version: "0.1.0".into(),
-                drained: false,
-                cordon: None,
-                arithmetic: None,
-            }));
-            cluster.seen.hello(id, incarnation, BTreeSet::new(), BTreeSet::new(), now);
-        }
+        cluster.add("t-1", NodeKind::Trainer, slots);
+        cluster.add("c-1", NodeKind::Curator, 0);
         cluster
+    }
+
+    fn add(&mut self, id: &str, kind: NodeKind, slots: u32) {
+        let incarnation = Incarnation::parse("first").expect("valid");
+        let id = NodeId::parse(id).expect("valid");
+        self.put(Record::Node(NodeRecord {
+            id: id.clone(),
+            incarnation: incarnation.clone(),
+            kind,
+            slots,
+            device: "cpu".into(),
+            address: "127.0.0.1:9".into(),
+            labels: BTreeMap::new(),
+            version: "0.1.0".into(),
+            drained: false,
+            cordon: None,
+            arithmetic: None,
+        }));
+        self.seen.hello(id, incarnation, BTreeSet::new(), BTreeSet::new(), self.now);
     }
 
     fn put(&mut self, record: Record) {
@@ -222,4 +225,80 @@ fn tenants_that_are_not_listed_may_be_kept_out() {
     assert!(closed.check_may_submit("research").is_ok());
     let refused = closed.check_may_submit("products").expect_err("not listed");
     assert_eq!(refused.to_string(), "tenant products is not one of those that may submit jobs");
+}
+
+/// Curators that each tenant's stages are given, by the commands of a plan.
+fn curators_of(cluster: &Cluster, plan: &Plan) -> BTreeMap<String, usize> {
+    let mut counts = BTreeMap::new();
+    for send in &plan.sends {
+        if let Command::AssignCuration(stage) = &send.command {
+            let tenant = cluster.state.job(&stage.job).expect("there").record.spec.tenant.clone();
+            *counts.entry(tenant).or_insert(0) += 1;
+        }
+    }
+    counts
+}
+
+fn with_curators(count: usize, quotas: Quotas) -> Cluster {
+    let mut cluster = Cluster::new(0, quotas);
+    for n in 2..=count {
+        cluster.add(&format!("c-{n}"), NodeKind::Curator, 0);
+    }
+    cluster
+}
+
+#[test]
+fn curators_are_shared_between_tenants_however_many_jobs_each_has() {
+    let mut cluster = with_curators(4, Quotas::default());
+    for n in 0..10 {
+        cluster.try_submit("research", &format!("r-{n}"), 1, 1).expect("taken");
+    }
+    cluster.try_submit("products", "r-1", 1, 1).expect("taken");
+    let plan = cluster.decide();
+    let expected = BTreeMap::from([("products".to_owned(), 2), ("research".to_owned(), 2)]);
+    assert_eq!(curators_of(&cluster, &plan), expected);
+}
+
+#[test]
+fn a_tenant_has_no_more_curators_than_it_may() {
+    let limits = TenantLimits { max_curators: Some(1), ..TenantLimits::default() };
+    let mut cluster = with_curators(4, quotas("research", limits));
+    let jobs: Vec<JobId> =
+        (0..3).map(|n| cluster.try_submit("research", &format!("r-{n}"), 1, 1).expect("taken").job).collect();
+    let plan = cluster.decide();
+    assert_eq!(curators_of(&cluster, &plan), BTreeMap::from([("research".to_owned(), 1)]));
+    // A stage that trains is served by every curator, and made by as many as may.
+    let stage = StageRef { job: jobs[0].clone(), stage: StageName::parse("stage-1").expect("valid") };
+    let node = |name| NodeId::parse(name).expect("valid");
+    let expires_at = cluster.now.plus(Duration::from_secs(20));
+    let state = UnitState::Leased { node: node("c-1"), expires_at };
+    cluster.put(Record::Unit(UnitRecord { lease_generation: 1, state, ..UnitRecord::new(&stage, 0) }));
+    let may = |cluster: &Cluster, tenant, name| {
+        cluster.quotas.may_curate(&cluster.state, tenant, &node(name), cluster.now)
+    };
+    assert!(may(&cluster, "research", "c-1") && !may(&cluster, "research", "c-2"));
+    assert!(may(&cluster, "products", "c-2"));
+    cluster.now = expires_at;
+    assert!(may(&cluster, "research", "c-2"), "the lease is over");
+}
+
+#[test]
+fn a_priority_above_the_tenants_is_refused() {
+    let limits = TenantLimits { max_priority: Some(10), ..TenantLimits::default() };
+    let cluster = Cluster::new(0, quotas("research", limits));
+    let spec = |tenant: &str, priority: i32| {
+        let yaml = format!(
+            "apiVersion: crescendo/v1\nkind: TrainingJob\nmetadata: {{name: trial, tenant: {tenant}}}\nspec:\n  model: {{preset: nano, weights: base.safetensors}}\n  priority: {priority}\n  stages:\n    - data: {{source: compose, subjects: s, pairs: 8}}\n"
+        );
+        spec::parse(yaml.as_bytes()).unwrap_or_else(|problems| panic!("{problems:?}"))
+    };
+    let told = |spec| cluster.quotas.overreaches(&spec, &cluster.state);
+    assert_eq!(told(spec("research", 10)), []);
+    assert_eq!(told(spec("products", 1000)), []);
+    let found = told(spec("research", 11));
+    assert_eq!(found.len(), 1);
+    assert_eq!(
+        (found[0].field.as_str(), found[0].message.as_str()),
+        ("spec.priority", "11 is more than tenant research may have: at most 10")
+    );
 }

@@ -13,12 +13,14 @@
 //! | module | content |
 //! |---|---|
 //! | [`objects`] | the object store behind a URL: a folder or a bucket |
+//! | [`paths`] | where the paths of a spec lead on this machine, and whether its job may go there |
 //! | [`runtime`] | how a process starts, serves and stops |
 //! | [`session`] | a node and the controller |
 //! | [`telemetry`] | logs, metrics and traces |
 //! | [`tls`] | who is at the other end, and connections that no one else reads or changes |
 
 pub mod objects;
+pub mod paths;
 pub mod runtime;
 pub mod session;
 pub mod telemetry;

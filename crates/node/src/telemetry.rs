@@ -3,6 +3,7 @@
 //! | module | content |
 //! |---|---|
 //! | [`gpu`] | what GPUs say of themselves, where there are any |
+//! | [`log_archive`] | log lines of a job in the object store |
 //! | [`log_shipping`] | log lines of a job on their way to the controller |
 //! | [`logging`] | what is written to stderr |
 //! | [`metrics`] | the `/metrics` endpoint |
@@ -11,6 +12,7 @@
 //! | [`trace`] | traces over OTLP, if they are wanted |
 
 pub mod gpu;
+pub mod log_archive;
 pub mod log_shipping;
 pub mod logging;
 pub mod metrics;

@@ -39,7 +39,8 @@ impl NodeService for Leader {
         request: Request<Streaming<OpenSessionRequest>>,
     ) -> Result<Response<Answers>, Status> {
         let (answers, stream) = mpsc::channel(8);
-        let welcome = Down::Welcome(Welcome { controller_id: "c".into(), heartbeat_millis: 100 });
+        let welcome =
+            Down::Welcome(Welcome { controller_id: "c".into(), heartbeat_millis: 100, ..Welcome::default() });
         answers.send(Ok(OpenSessionResponse { message: Some(welcome) })).await.unwrap();
         self.sessions.send((answers, request.into_inner())).await.unwrap();
         Ok(Response::new(Box::pin(ReceiverStream::new(stream))))

@@ -2,9 +2,8 @@
 
 use crate::paths::PathResolver;
 use crate::paths::fingerprint;
-use crescendo_core::spec::{DataSource, JobSpec, ModelPreset};
+use crescendo_core::spec::{DataSource, JobSpec, ModelPreset, NamedFile, named_files};
 use crescendo_model::tch::Device;
-use serde_json::Value;
 use std::collections::BTreeSet;
 
 /// A line for each file or folder that drawing a unit of stage `index` reads, and one for what draws. What cannot be read is
@@ -12,8 +11,8 @@ use std::collections::BTreeSet;
 pub fn of_stage(job: &JobSpec, index: u32, paths: &PathResolver, device: Device) -> Vec<String> {
     let mut named = BTreeSet::new();
     if let Some(stage) = job.stages.get(index as usize) {
-        // Every field that may name a path is a text of its own.
-        gather(&serde_json::to_value(&stage.data).unwrap_or_default(), &mut named);
+        let of_stage = |file: &NamedFile<'_>| file.stage == Some(index as usize);
+        named.extend(named_files(job).into_iter().filter(of_stage).map(|file| file.path.to_owned()));
         if matches!(stage.data.source, DataSource::Generate(_) | DataSource::Recompose(_)) {
             named.extend(job.model.weights.clone());
             // Nano's are part of the program.
@@ -25,17 +24,6 @@ pub fn of_stage(job: &JobSpec, index: u32, paths: &PathResolver, device: Device)
         Some(format!("{text} {}", fingerprint::of_path(&path).ok()?))
     });
     files.chain(std::iter::once(machine(device))).collect()
-}
-
-fn gather(value: &Value, texts: &mut BTreeSet<String>) {
-    match value {
-        Value::String(text) => {
-            texts.insert(text.clone());
-        }
-        Value::Array(items) => items.iter().for_each(|item| gather(item, texts)),
-        Value::Object(fields) => fields.values().for_each(|field| gather(field, texts)),
-        Value::Null | Value::Bool(_) | Value::Number(_) => {}
-    }
 }
 
 /// The kind of machine: pictures differ in their last bits between kinds.

@@ -8,7 +8,8 @@
 //!      └─▶ no object: all objects below it
 //! ```
 
-use crescendo_core::spec::{DataSource, JobSpec, ModelPreset};
+use crescendo_core::reach::STORE_PREFIX;
+use crescendo_core::spec::{DataSource, JobSpec, ModelPreset, named_files};
 use crescendo_model::weight_files::shards_of_index;
 use crescendo_node::objects::cache::{Cache, CacheError, Cached};
 use crescendo_node::objects::download::{DownloadError, download};
@@ -16,15 +17,12 @@ use crescendo_node::objects::with_causes;
 use futures::{StreamExt as _, TryStreamExt as _};
 use object_store::path::Path as Key;
 use object_store::{ObjectStore, ObjectStoreExt as _};
-use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
 use tempfile::TempDir;
 
-/// What a key of the object store begins with in a spec.
-pub const STORE_PREFIX: &str = "store:";
 /// Limit of the wait for what the store says of an object, or for a listing.
 const READ_DEADLINE: Duration = Duration::from_secs(120);
 /// Files and folders of encoders beside the weights, as published and as diffusers has them.
@@ -210,11 +208,10 @@ async fn late<T>(key: &str, waiting: impl Future<Output = T>) -> Result<T, Mirro
 fn wanted(job: &JobSpec, index: usize) -> BTreeMap<String, Need> {
     let Some(stage) = job.stages.get(index) else { return BTreeMap::new() };
     let mut keys = BTreeSet::new();
-    // Every field that may name a key is a text of its own.
-    gather(&serde_json::to_value(&stage.data).unwrap_or_default(), &mut keys);
-    let key_of = |path: &Option<String>| {
-        Some(path.as_deref()?.strip_prefix(STORE_PREFIX)?.trim_matches('/').to_owned())
-    };
+    let key = |path: &str| Some(path.strip_prefix(STORE_PREFIX)?.trim_matches('/').to_owned());
+    let key_of = |path: &Option<String>| key(path.as_deref()?);
+    let of_stage = named_files(job).into_iter().filter(|file| file.stage == Some(index));
+    keys.extend(of_stage.filter_map(|file| key(file.path)));
     let weights = key_of(&job.model.weights);
     let draws = matches!(stage.data.source, DataSource::Generate(_) | DataSource::Recompose(_));
     keys.extend(weights.clone().filter(|_| draws));
@@ -237,17 +234,6 @@ fn wanted(job: &JobSpec, index: usize) -> BTreeMap<String, Need> {
         }
     }
     wanted
-}
-
-fn gather(value: &Value, keys: &mut BTreeSet<String>) {
-    match value {
-        Value::String(text) => {
-            keys.extend(text.strip_prefix(STORE_PREFIX).map(|key| key.trim_matches('/').to_owned()));
-        }
-        Value::Array(items) => items.iter().for_each(|item| gather(item, keys)),
-        Value::Object(fields) => fields.values().for_each(|field| gather(field, keys)),
-        Value::Null | Value::Bool(_) | Value::Number(_) => {}
-    }
 }
 
 #[cfg(test)]

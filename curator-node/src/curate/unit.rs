@@ -152,6 +152,7 @@ pub(crate) mod tests {
     use super::*;
     use crate::curate::drawn::UnitResult;
     use crate::sources::compose::tests::write_library;
+    use crescendo_core::reach::Reach;
     use crescendo_core::rejection::Rejection;
     use crescendo_dataset::shard::read_shard;
     use crescendo_model::dinov2::{DinoV2, DinoV2Config};
@@ -218,7 +219,7 @@ pub(crate) mod tests {
     }
 
     pub(crate) fn paths(root: &Path) -> PathResolver {
-        PathResolver { library: root.to_owned(), store: None }
+        PathResolver::new(root, "", Reach::Everything)
     }
 
     #[test]

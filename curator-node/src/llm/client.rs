@@ -19,7 +19,10 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 /// Longest wait for a place among the requests under way.
-const PLACE_DEADLINE: Duration = Duration::from_secs(1800);
+const PLACE_DEADLINE: Duration = Duration::from_secs(300);
+/// Time after which no further try of a question is begun, whatever the spec says: the curator tells that the endpoint is out
+/// of order, and gets other work beside.
+const TRY_FOR: Duration = Duration::from_secs(300);
 /// Answers that are paid and neither understood nor given up yet, of which all are held; beyond it the oldest goes.
 const MAX_HELD: usize = 1024;
 
@@ -207,7 +210,7 @@ impl Client {
     ) -> Result<Said, EndpointError> {
         let has_pictures = conversation.iter().any(|message| !message.pictures.is_empty());
         let mut dialect = context.network.dialect(&self.spec);
-        let mut tries = 0;
+        let (mut tries, begun) = (0, Instant::now());
         loop {
             self.keep_rate(expected.total(), context).await?;
             context.network.metrics().endpoint_tries.inc();
@@ -232,7 +235,7 @@ impl Client {
             }
             tries += 1;
             let verdict = failure.verdict(tries, self.spec.tries, has_pictures);
-            if verdict == Verdict::Retry && tries < self.spec.tries {
+            if verdict == Verdict::Retry && tries < self.spec.tries && begun.elapsed() < TRY_FOR {
                 let random = crescendo_node::runtime::backoff::random();
                 let wait = retry::delay(tries, failure.retry_after(), random);
                 tracing::debug!(endpoint = self.spec.name, %failure, tries, ?wait, "trying again");

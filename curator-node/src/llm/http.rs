@@ -1,9 +1,11 @@
 //! One try of one request.
 
+use super::guard::{Guard, is_out_of_reach};
 use super::keys::Secret;
 use super::reply::excerpt;
 use super::retry::{Failure, WaitHeaders, asked_wait};
 use super::server_error::ServerError;
+use crescendo_core::reach::{Bounds, Reach};
 use crescendo_core::spec::EndpointSpec;
 use flate2::read::MultiGzDecoder;
 use reqwest::header::{
@@ -33,7 +35,7 @@ pub struct Http {
 
 impl Http {
     /// Checks the address and sets the client up; sends nothing.
-    pub fn open(spec: &EndpointSpec, key: Option<Secret>) -> Result<Http, String> {
+    pub fn open(spec: &EndpointSpec, key: Option<Secret>, reach: &Reach) -> Result<Http, String> {
         let base = spec.url.trim_end_matches('/');
         let url = Url::parse(&format!("{base}/chat/completions")).map_err(|e| format!("url {base}: {e}"))?;
         let deadline =
@@ -48,6 +50,10 @@ impl Http {
         // A proxy has no business between a curator and a server on its own machine.
         if url.host_str().is_some_and(|host| matches!(host, "localhost" | "127.0.0.1" | "[::1]")) {
             builder = builder.no_proxy();
+        }
+        if let Reach::Bounded(Bounds { endpoints, .. }) = reach {
+            let guard = Guard::of(&url, endpoints)?;
+            builder = builder.dns_resolver(Arc::new(guard));
         }
         builder = if url.scheme() == "https" {
             // Only fails where there is a provider already, which is as well.
@@ -137,7 +143,9 @@ impl Http {
 
     fn failure(&self, error: &reqwest::Error) -> Failure {
         let reason = with_causes(error);
-        if error.is_connect() {
+        if is_out_of_reach(error) {
+            Failure::OutOfReach { reason }
+        } else if error.is_connect() {
             Failure::Connect { reason }
         } else if error.is_timeout() {
             Failure::Timeout { after: self.deadline }

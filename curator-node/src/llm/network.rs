@@ -6,6 +6,7 @@ use super::client::Client;
 use super::dialect::Dialect;
 use super::keys::Keys;
 use crate::metrics::Metrics;
+use crescendo_core::reach::Reach;
 use crescendo_core::spec::EndpointSpec;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -80,10 +81,11 @@ impl Network {
         &self,
         job_id: &str,
         spec: &EndpointSpec,
+        reach: &Reach,
         open: impl FnOnce() -> Result<Client, EndpointError>,
     ) -> Result<Arc<Client>, EndpointError> {
         // Debug output of plain data is as different as the data.
-        let key = format!("{job_id} {spec:?}");
+        let key = format!("{job_id} {spec:?} {reach:?}");
         let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
         clients.retain(|_, client| client.strong_count() > 0);
         if let Some(client) = clients.get(&key).and_then(Weak::upgrade) {

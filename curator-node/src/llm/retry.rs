@@ -15,6 +15,8 @@ pub const LONGEST_ASKED: Duration = Duration::from_secs(60);
 pub enum Failure {
     #[error("no connection: {reason}")]
     Connect { reason: String },
+    #[error("not connected: {reason}")]
+    OutOfReach { reason: String },
     #[error("no whole answer within {after:?}")]
     Timeout { after: Duration },
     #[error("the connection broke: {reason}")]
@@ -66,7 +68,10 @@ impl Failure {
             | Failure::Cut { .. }
             | Failure::Broken { .. } => Verdict::Retry,
             Failure::Refusal { .. } => Verdict::Refused,
-            Failure::Redirect { .. } | Failure::Large { .. } | Failure::ContentType { .. } => Verdict::Denied,
+            Failure::OutOfReach { .. }
+            | Failure::Redirect { .. }
+            | Failure::Large { .. }
+            | Failure::ContentType { .. } => Verdict::Denied,
             Failure::Empty if tries < EMPTY_TRIES.min(most) => Verdict::Retry,
             Failure::Empty | Failure::Thought { .. } => Verdict::Unreadable,
             Failure::Server { error, .. } if has_pictures && error.takes_no_pictures() => Verdict::Unable,
@@ -87,6 +92,7 @@ impl Failure {
         match self {
             Failure::Server { retry_after, .. } => *retry_after,
             Failure::Connect { .. }
+            | Failure::OutOfReach { .. }
             | Failure::Timeout { .. }
             | Failure::Cut { .. }
             | Failure::Redirect { .. }
@@ -111,6 +117,7 @@ impl Failure {
             | Failure::Refusal { .. } => Some(0),
             Failure::Thought { tokens } => Some(*tokens),
             Failure::Connect { .. }
+            | Failure::OutOfReach { .. }
             | Failure::Server { .. }
             | Failure::Redirect { .. }
             | Failure::ContentType { .. } => None,

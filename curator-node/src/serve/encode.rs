@@ -230,7 +230,8 @@ mod tests {
     }
 
     fn nano() -> Encoders {
-        let paths = PathResolver::new("/lib".as_ref(), "s3://bucket");
+        let paths =
+            PathResolver::new("/lib".as_ref(), "s3://bucket", crescendo_core::reach::Reach::Everything);
         let source =
             EncoderSource::of(&model(ModelPreset::Nano, "base.safetensors", None), &paths, Device::Cpu);
         Encoders::open(&source.expect("nano"), None).expect("nano has encoders")
@@ -310,7 +311,8 @@ mod tests {
 
     #[test]
     fn encoders_lie_beside_the_weights_or_where_the_spec_says() {
-        let paths = PathResolver::new("/lib".as_ref(), "s3://bucket");
+        let paths =
+            PathResolver::new("/lib".as_ref(), "s3://bucket", crescendo_core::reach::Reach::Everything);
         let error = |encoders: Option<&str>| {
             let model = model(ModelPreset::FluxDev, "flux/flux1-dev.safetensors", encoders);
             let source = EncoderSource::of(&model, &paths, Device::Cpu).expect("paths are plain");

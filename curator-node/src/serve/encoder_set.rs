@@ -171,7 +171,8 @@ mod tests {
             encoders: None,
             precision: Precision::Auto,
         };
-        let paths = PathResolver::new("/lib".as_ref(), "s3://bucket");
+        let paths =
+            PathResolver::new("/lib".as_ref(), "s3://bucket", crescendo_core::reach::Reach::Everything);
         let source = EncoderSource::of(&model, &paths, Device::Cpu).expect("nano");
         let worker = Worker::start("encoding", 4, EncoderSet::default).expect("start a thread");
         let elsewhere = EncodersElsewhere::new(worker, source).open().expect("open");

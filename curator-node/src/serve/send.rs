@@ -1,14 +1,15 @@
-//! Files of checkpoints on their way to a person: read here, since only nodes have keys of the object store, and sent to the
+//! Files of checkpoints, and logs, on their way to a person: read here, since only nodes have keys of the object store, and sent to the
 //! controller, which hands them on.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use crescendo_core::object_keys::is_checkpoint_file;
+use crescendo_core::object_keys::{is_checkpoint_file, job_of_logs};
 use crescendo_node::objects::{self, with_causes};
 use crescendo_node::runtime::supervise::Tasks;
 use crescendo_node::session::call::Controllers;
+use crescendo_node::telemetry::log_archive::{self, MAX_LOG_BYTES};
 use crescendo_proto::v1::object_service_client::ObjectServiceClient;
 use crescendo_proto::v1::send_object_request::Message;
 use crescendo_proto::v1::{ReadObject, SendFailure, SendObjectRequest};
@@ -104,14 +105,28 @@ async fn read_into(
     if to.send(message(Message::ReadId(read.read_id.clone()))).await.is_err() {
         return Ok(());
     }
-    if !is_checkpoint_file(&read.key) {
+    let log = job_of_logs(&read.key);
+    if log.is_none() && !is_checkpoint_file(&read.key) {
         return Err(lasting(format!("{} is not a file of a checkpoint", read.key)));
     }
     if !room {
         return Err(passing("the curator sends as many files as it may at a time".to_owned()));
     }
     let store = objects::open(&read.object_store_url).map_err(|error| lasting(with_causes(&error)))?;
-    stream(store.as_ref(), &read.key, to).await
+    let Some(job) = log else { return stream(store.as_ref(), &read.key, to).await };
+    let mut text = log_archive::read_tail(job, store.as_ref(), MAX_LOG_BYTES).await.map(Bytes::from);
+    while let Some(chunk) = next_chunk(&mut text)? {
+        if to.send(message(Message::Chunk(chunk))).await.is_err() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// The next piece of what was read, or why it could not be.
+fn next_chunk(text: &mut Result<Bytes, String>) -> Result<Option<Bytes>, SendFailure> {
+    let text = text.as_mut().map_err(|reason| passing(format!("cannot read the log: {reason}")))?;
+    Ok((!text.is_empty()).then(|| text.split_to(text.len().min(CHUNK_BYTES))))
 }
 
 async fn stream(

@@ -2,6 +2,7 @@
 
 #[path = "../support/page.rs"]
 mod page;
+mod reach;
 mod replay;
 #[path = "../support/mod.rs"]
 #[expect(dead_code, reason = "the tests of the node need more of it")]

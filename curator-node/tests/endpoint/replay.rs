@@ -4,6 +4,7 @@ use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::{Response, StatusCode, Uri, header};
+use crescendo_core::reach::Reach;
 use crescendo_core::spec::EndpointSpec;
 use crescendo_curator_node::llm::keys::Keys;
 use crescendo_curator_node::llm::network::{LlmContext, Network};
@@ -123,7 +124,7 @@ impl Replay {
     }
 
     pub fn paths(&self) -> PathResolver {
-        PathResolver::new(self.folder.path(), &self.object_store())
+        PathResolver::new(self.folder.path(), &self.object_store(), Reach::Everything)
     }
 
     /// A curator process of its own that works on job `test`: nothing is shared with others but the object store.
@@ -137,6 +138,7 @@ impl Replay {
             network: Network::new(tokio::runtime::Handle::current(), keys, self.metrics.clone()),
             objects: crescendo_node::objects::open(&self.object_store()).expect("open the object store"),
             job_id: "test".into(),
+            reach: Reach::Everything,
         }
     }
 

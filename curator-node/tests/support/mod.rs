@@ -104,7 +104,7 @@ impl NodeService for FakeController {
             return Err(Status::invalid_argument("no hello"));
         };
         self.log.send_modify(|log| log.hello = Some(hello));
-        let welcome = Welcome { controller_id: "fake".into(), heartbeat_millis: 1000 };
+        let welcome = Welcome { controller_id: "fake".into(), heartbeat_millis: 1000, ..Welcome::default() };
         let commands = [Down::Welcome(welcome), Down::AssignCuration(self.assignment.clone())];
         let (log, stop) = (self.log.clone(), self.tasks.stop_token());
         self.tasks.spawn(async move {
@@ -295,6 +295,7 @@ pub fn assignment(resolved_spec_json: Vec<u8>, objects: &Path) -> AssignCuration
         resolved_spec_json,
         object_store_url: format!("file://{}", objects.display()),
         source_checkpoint: None,
+        reach: None,
         trace_parent: String::new(),
     }
 }

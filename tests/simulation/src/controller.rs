@@ -10,6 +10,7 @@ use crescendo_controller::engine::EngineDeps;
 use crescendo_controller::leadership::{self, EngineHandle, Role};
 use crescendo_controller::logs::LogHub;
 use crescendo_controller::metrics::Metrics;
+use crescendo_controller::relay::Relays;
 use crescendo_controller::services::{Checkpoints, Curation, Jobs, Nodes};
 use crescendo_controller::unit_board::UnitBoard;
 use crescendo_core::ids::Timestamp;
@@ -205,7 +206,7 @@ impl Controller {
         let (stop, drain) = (tasks.stop_token(), Drain::new(STAY_FOR_NODES));
         process.spawn(leadership::stay_for_nodes(handle.clone(), drain.clone()));
         process.spawn(leadership::run(around, identity, role, stop.clone()));
-        let jobs = Jobs::new(handle.clone(), logs.clone(), tasks.clone());
+        let jobs = Jobs::new(handle.clone(), logs.clone(), Relays::default(), tasks.clone());
         let nodes = Nodes::new(handle.clone(), logs, units, metrics, tasks);
         let routes = Routes::new(JobServiceServer::new(jobs))
             .add_service(NodeServiceServer::new(nodes))

@@ -17,6 +17,7 @@ use crescendo_node::session::call::Controllers;
 use crescendo_node::session::reports::ReportSink;
 use crescendo_node::session::{Command, Computes, NodeSession, introduction, measured};
 use crescendo_node::telemetry::gpu;
+use crescendo_node::telemetry::log_archive;
 use crescendo_node::telemetry::log_shipping::{DEFAULT_CAPACITY, LogBuffer};
 use crescendo_node::tls::ClientCertificates;
 use crescendo_proto::v1::agent_service_server::AgentServiceServer;
@@ -96,11 +97,12 @@ pub struct AgentArgs {
 /// Runs the agent until it is told to stop. Must be called on the main thread, in a single-threaded runtime: ranks are
 /// tied to the thread that starts them.
 pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
-    let logs = LogBuffer::new(&args.node.node_id, DEFAULT_CAPACITY);
+    let logs = LogBuffer::new(&args.node.node_id, DEFAULT_CAPACITY).keeping();
     let process =
         Process::start("crescendo-trainer-node", &args.node.node_id, &args.server, Some(&logs)).await?;
     let (process, drain) = process.draining(args.node.drain_within());
     let (tasks, registry) = (process.tasks.clone(), process.registry.clone());
+    tasks.spawn(log_archive::run(logs.clone(), tasks.stop_token()));
     let (cuda, slots) = devices(&args)?;
     std::fs::create_dir_all(&args.scratch).with_context(|| format!("create {}", args.scratch.display()))?;
     let library_root = std::path::absolute(&args.node.library_root).context("resolve --library-root")?;

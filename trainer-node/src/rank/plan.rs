@@ -1,5 +1,6 @@
 //! What a rank has to do, checked: the assignment and the stage of the spec that it is about.
 
+use crescendo_core::reach::Reach;
 use crescendo_core::spec::{AdapterSpec, JobSpec, ModelPreset, StageSpec, TimestepSampling};
 use crescendo_core::trace::TraceParent;
 use crescendo_model::config::{FluxConfig, Preset};
@@ -8,6 +9,7 @@ use crescendo_model::fused::Kernels;
 use crescendo_model::of_spec::{base_options, compute_kind};
 use crescendo_model::randomness::TimeDistribution;
 use crescendo_model::training::{AdamWConfig, BlockPass, Recompute, TrainOptions};
+use crescendo_proto::convert;
 use crescendo_proto::v1::{AttemptRef, Checkpoint, RankAssignment};
 use tch::{Device, Kind};
 
@@ -33,6 +35,8 @@ pub struct RankPlan {
     pub init_from: Option<Checkpoint>,
     pub curator_addresses: Vec<String>,
     pub object_store_url: String,
+    /// What the spec may name.
+    pub reach: Reach,
     /// What the job was submitted from.
     pub trace: Option<TraceParent>,
     /// The spec as it came; kept with each checkpoint.
@@ -58,6 +62,7 @@ impl RankPlan {
                     start.stage_index, attempt.stage
                 ))
             })?;
+        let reach = convert::reach(start.reach).map_err(RankError::permanent)?;
         let ranks = u32::try_from(start.ranks.len()).unwrap_or(0);
         let gang =
             GangShape::new(assignment.rank, ranks, stage.train.global_batch).map_err(RankError::permanent)?;
@@ -73,6 +78,7 @@ impl RankPlan {
             init_from: start.init_from,
             curator_addresses: start.curator_addresses,
             object_store_url: start.object_store_url,
+            reach,
             trace: start.trace_parent.parse().ok(),
             resolved_spec_json: start.resolved_spec_json,
             stage,

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use crescendo_core::reach::SpecPath;
 use crescendo_dataset::checkpoint::{
     ADAPTER_FILE, EMA_FILE, HISTORY_FILE, MODEL_FILE, OPTIMIZER_FILE, STATE_FILE,
 };
@@ -11,6 +12,7 @@ use crescendo_model::weights::TensorFile;
 use crescendo_model::{BlockSelection, Flux, LoraAdapter};
 use crescendo_node::objects::cache::CacheError;
 use crescendo_node::objects::download::DownloadError;
+use crescendo_node::paths::{PathError, PathResolver};
 use tch::{Device, Kind};
 
 use super::RankError;
@@ -19,9 +21,6 @@ use super::history::History;
 use super::plan::RankPlan;
 use super::positions::ReplayPasses;
 use super::train_state::TrainState;
-
-/// Prefix of base weights that lie in the object store.
-const STORE_PREFIX: &str = "store:";
 
 /// Local files to begin with.
 #[derive(Debug)]
@@ -107,15 +106,40 @@ pub async fn gather(
     let init = fetch(&plan.init_from).await?;
     let (base, brought) = match plan.spec.model.weights.as_deref() {
         None => (None, None),
-        Some(path) => match path.strip_prefix(STORE_PREFIX) {
-            None => (Some(library_root.join(path)), None),
-            Some(key) => {
+        Some(path) => match SpecPath::of(path) {
+            SpecPath::Library(_) | SpecPath::Absolute(_) => {
+                (Some(local_base(plan, path, library_root).await?), None)
+            }
+            SpecPath::Store(key) => {
+                plan.reach.check_path(path).map_err(|reason| not_allowed(&reason))?;
+                if plan.object_store_url.starts_with("file://") {
+                    // A folder may hold links, which a bucket cannot.
+                    local_base(plan, path, library_root).await?;
+                }
                 let brought = fetcher.base(key).await?;
                 (Some(brought.path.clone()), Some(brought))
             }
         },
     };
     Ok(Sources { base, resume, init, _brought: brought })
+}
+
+/// Base weights on this machine: a file that the job may read.
+async fn local_base(plan: &RankPlan, path: &str, library_root: &Path) -> Result<PathBuf, RestoreError> {
+    let paths = PathResolver::new(library_root, &plan.object_store_url, plan.reach.clone());
+    let named = path.to_owned();
+    let found = tokio::task::spawn_blocking(move || paths.resolve(&named)).await;
+    let found = found.map_err(|error| RestoreError::Rank(RankError::Retryable(chain(&error))))?;
+    found.map_err(|error| match error {
+        PathError::Unreadable { .. } => RestoreError::Rank(RankError::Retryable(error.to_string())),
+        PathError::NotHere { .. } | PathError::OutOfReach { .. } | PathError::LinkOut { .. } => {
+            not_allowed(&error.to_string())
+        }
+    })
+}
+
+fn not_allowed(reason: &str) -> RestoreError {
+    RestoreError::Rank(RankError::Permanent(format!("spec.model.weights: {reason}")))
 }
 
 /// The replay passes in the order of the pairs that the stage's newest checkpoint has.

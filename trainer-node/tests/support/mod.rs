@@ -174,7 +174,11 @@ impl NodeService for Cluster {
             return Err(Status::invalid_argument("no hello"));
         };
         let (down, messages) = mpsc::channel(16);
-        let welcome = Down::Welcome(Welcome { controller_id: "fake".into(), heartbeat_millis: 200 });
+        let welcome = Down::Welcome(Welcome {
+            controller_id: "fake".into(),
+            heartbeat_millis: 200,
+            ..Welcome::default()
+        });
         down.send(Ok(OpenSessionResponse { message: Some(welcome) })).await.unwrap();
         self.note(|state| {
             state.sessions.insert(hello.node_id.clone(), down);
@@ -500,6 +504,7 @@ pub fn start(
         // The first one is not there.
         curator_addresses: vec!["127.0.0.1:1".into(), cluster.address.clone()],
         object_store_url: format!("file://{}", folder.join("objects").display()),
+        reach: None,
         trace_parent: String::new(),
     };
     for agent in agents {

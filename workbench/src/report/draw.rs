@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
+use crescendo_core::reach::Reach;
 use crescendo_core::spec::JobSpec;
 use crescendo_curator_node::paths::PathResolver;
 use crescendo_curator_node::pipeline::encoder_files;
@@ -107,6 +108,8 @@ impl Drawer {
         let roots = PathResolver {
             library: places.library_root.to_owned(),
             store: Some(places.objects.root().to_owned()),
+            // Who draws a report reads with the rights of a person at this machine.
+            reach: Reach::Everything,
         };
         let files = encoder_files(model, &roots)?;
         files.check().context("the encoders")?;

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::decide::passes::{CurationAssignments, Decided};
-use crate::decide::{DecideContext, stage_precision};
+use crate::decide::{DecideContext, curator_shares, stage_precision};
 use crate::ids::{NodeId, StageRef};
 use crate::job::JobState;
 use crate::observed::NodeView;
@@ -16,10 +16,11 @@ const HELD_UP_FOR: Duration = Duration::from_secs(300);
 /// Stages that one curator waits with, while it makes another. Each holds a few units in its memory.
 const MAX_HELD_UP: usize = 3;
 
-/// Every stage that is being trained is served by all curators, so that a rank can turn to another. The other stages that
-/// lack pairs get at least one curator each, in the order of their jobs, as far as curators go; a curator stays where it is
-/// as long as no stage would be left without, and makes none whose source it cannot open. A curator that waits with a stage for
-/// something outside, such as an endpoint, goes on waiting and makes another beside it.
+/// Every stage that is being trained is served by all curators, so that a rank can turn to another. The curators are divided
+/// among the tenants whose other stages lack pairs; of these, each gets at least one, in the order of their jobs, as far as its
+/// tenant's curators go. A curator stays where it is as long as no stage would be left without, and makes none whose source it
+/// cannot open. A curator that waits with a stage for something outside, such as an endpoint, goes on waiting and makes another
+/// beside it.
 pub(super) fn spread(nodes: &DecideContext<'_>, decided: &Decided<'_>) -> CurationAssignments {
     let curators: Vec<_> = nodes.open_to_work(NodeKind::Curator).collect();
     if curators.is_empty() {
@@ -31,61 +32,26 @@ pub(super) fn spread(nodes: &DecideContext<'_>, decided: &Decided<'_>) -> Curati
     make.retain(|stage| !serve.contains(stage));
     let held_up = held_up(nodes, &curators, &make);
     make.retain(|stage| !held_up.values().any(|stages| stages.contains(stage)));
-    make.truncate(curators.len());
-
-    let quota = if make.is_empty() { 0 } else { curators.len().div_ceil(make.len()) };
-    let mut makers: BTreeMap<&StageRef, usize> = make.iter().map(|stage| (stage, 0)).collect();
-    let mut chosen: BTreeMap<&NodeId, &StageRef> = BTreeMap::new();
-    let can_open = |stage: &StageRef, node: &NodeId| nodes.may_make(stage, node);
-    for (record, view) in &curators {
-        let stays = make.iter().find(|stage| {
-            view.curating.contains(*stage)
-                && can_open(stage, &record.id)
-                && makers.get(stage).is_some_and(|n| *n < quota)
-        });
-        if let Some(stage) = stays {
-            *makers.entry(stage).or_insert(0) += 1;
-            chosen.insert(&record.id, stage);
-        }
-    }
+    let shared = share(nodes, make, curators.len());
+    let mut making = Making::new(nodes, &shared);
+    making.keep(&curators);
     for (record, _) in &curators {
-        if chosen.contains_key(&record.id) {
+        if making.chosen.contains_key(&record.id)
+            || making.take(&record.id)
+            || held_up.contains_key(&record.id)
+        {
             continue;
         }
-        // The first in order among those with the fewest.
-        let can = make.iter().filter(|stage| can_open(stage, &record.id));
-        if let Some(stage) = can.min_by_key(|stage| makers.get(stage).copied().unwrap_or(0)) {
-            *makers.entry(stage).or_insert(0) += 1;
-            chosen.insert(&record.id, stage);
-        } else if !held_up.contains_key(&record.id) {
-            // What holds others up may not concern this one.
-            let stages = held_up.values().flatten();
-            let able = stages.filter(|stage| can_open(stage, &record.id));
-            chosen.extend(able.min().map(|stage| (&record.id, stage)));
-        }
+        // What holds others up may not concern this one.
+        let stages = held_up.values().flatten();
+        let able = stages.filter(|stage| nodes.may_make(stage, &record.id));
+        making.chosen.extend(able.min().map(|stage| (&record.id, stage)));
     }
-    // A stage that is left without one, because those that remained cannot open its source, gets one that can: of a stage
-    // that has another, or else of the last in order behind it.
-    let place: BTreeMap<&StageRef, usize> = make.iter().zip(0..).collect();
-    for (index, stage) in make.iter().enumerate() {
-        if makers.get(stage).is_some_and(|n| *n > 0) {
-            continue;
-        }
-        let spare = |from: &&StageRef| {
-            let (others, at) = (makers.get(from).is_some_and(|n| *n > 1), place.get(from).copied()?);
-            (others || at > index).then_some((others, at))
-        };
-        let able = chosen.iter().filter(|(node, _)| can_open(stage, node));
-        let taken = able.filter_map(|(node, from)| Some((spare(from)?, *node, *from))).max();
-        if let Some((_, node, from)) = taken {
-            makers.entry(from).and_modify(|n| *n -= 1);
-            makers.entry(stage).and_modify(|n| *n += 1);
-            chosen.insert(node, stage);
-        }
-    }
-    let mut making: BTreeSet<StageRef> =
+    making.leave_none_without();
+    let Making { chosen, makers, .. } = making;
+    let mut made: BTreeSet<StageRef> =
         makers.into_iter().filter(|(_, n)| *n > 0).map(|(stage, _)| stage.clone()).collect();
-    making.extend(held_up.values().flatten().cloned());
+    made.extend(held_up.values().flatten().cloned());
     let wanted = curators
         .iter()
         .map(|(record, view)| {
@@ -97,7 +63,142 @@ pub(super) fn spread(nodes: &DecideContext<'_>, decided: &Decided<'_>) -> Curati
             (record.id.clone(), stages)
         })
         .collect();
-    CurationAssignments { wanted, making }
+    CurationAssignments { wanted, making: made }
+}
+
+/// Stages that are made, and how many curators may make them.
+struct Shared<'a> {
+    /// In the order of their jobs: of each tenant as many as it has curators at most.
+    stages: Vec<StageRef>,
+    tenants: BTreeMap<StageRef, &'a str>,
+    /// Curators of each tenant.
+    shares: BTreeMap<&'a str, usize>,
+    /// Curators of each stage, until every stage of its tenant has one.
+    quotas: BTreeMap<&'a str, usize>,
+}
+
+fn share<'a>(nodes: &DecideContext<'a>, make: Vec<StageRef>, curators: usize) -> Shared<'a> {
+    let tenant_of =
+        |stage: &StageRef| nodes.state.job(&stage.job).map_or("", |job| job.record.spec.tenant.as_str());
+    let mut tenants: Vec<(&str, Option<usize>)> = Vec::new();
+    for tenant in make.iter().map(tenant_of) {
+        if !tenants.iter().any(|(known, _)| *known == tenant) {
+            let most = nodes.limits.quotas.of(tenant).max_curators;
+            tenants.push((tenant, most.map(|most| most as usize)));
+        }
+    }
+    let shares = curator_shares::divide(&tenants, curators);
+    let (mut stages, mut kept) = (Vec::new(), BTreeMap::new());
+    for stage in make {
+        let tenant = tenant_of(&stage);
+        let count = kept.entry(tenant).or_insert(0usize);
+        if *count < shares.get(tenant).copied().unwrap_or(0) {
+            *count += 1;
+            stages.push(stage);
+        }
+    }
+    let quota = |(tenant, count): (&'a str, usize)| {
+        (tenant, shares.get(tenant).copied().unwrap_or(0).div_ceil(count.max(1)))
+    };
+    let quotas = kept.into_iter().map(quota).collect();
+    let tenants = stages.iter().map(|stage| (stage.clone(), tenant_of(stage))).collect();
+    Shared { stages, tenants, shares, quotas }
+}
+
+/// Who makes what, as far as it is decided.
+struct Making<'a> {
+    nodes: &'a DecideContext<'a>,
+    shared: &'a Shared<'a>,
+    /// Curators of each stage.
+    makers: BTreeMap<&'a StageRef, usize>,
+    chosen: BTreeMap<&'a NodeId, &'a StageRef>,
+}
+
+impl<'a> Making<'a> {
+    fn new(nodes: &'a DecideContext<'a>, shared: &'a Shared<'a>) -> Self {
+        let makers = shared.stages.iter().map(|stage| (stage, 0)).collect();
+        Self { nodes, shared, makers, chosen: BTreeMap::new() }
+    }
+
+    fn makers(&self, stage: &StageRef) -> usize {
+        self.makers.get(stage).copied().unwrap_or(0)
+    }
+
+    fn tenant(&self, stage: &StageRef) -> &'a str {
+        self.shared.tenants.get(stage).copied().unwrap_or_default()
+    }
+
+    /// Whether the stage's tenant has a curator left.
+    fn has_room(&self, tenant: &str) -> bool {
+        let of_tenant = self.makers.iter().filter(|(stage, _)| self.tenant(stage) == tenant);
+        of_tenant.map(|(_, n)| *n).sum::<usize>() < self.shared.shares.get(tenant).copied().unwrap_or(0)
+    }
+
+    fn choose(&mut self, node: &'a NodeId, stage: &'a StageRef) {
+        *self.makers.entry(stage).or_insert(0) += 1;
+        self.chosen.insert(node, stage);
+    }
+
+    /// Lets curators go on with what they make.
+    fn keep(&mut self, curators: &[(&'a NodeRecord, &NodeView)]) {
+        for (record, view) in curators {
+            let stays = self.shared.stages.iter().find(|stage| {
+                let tenant = self.tenant(stage);
+                let quota = self.shared.quotas.get(tenant).copied().unwrap_or(0);
+                view.curating.contains(*stage)
+                    && self.nodes.may_make(stage, &record.id)
+                    && self.makers(stage) < quota
+                    && self.has_room(tenant)
+            });
+            if let Some(stage) = stays {
+                self.choose(&record.id, stage);
+            }
+        }
+    }
+
+    /// Gives a curator the first in order among those with the fewest; false if there is none for it. A tenant gets more than
+    /// its share where the others' stages are none that the curator can make, and less than its limit all the same.
+    fn take(&mut self, node: &'a NodeId) -> bool {
+        let can: Vec<&'a StageRef> =
+            self.shared.stages.iter().filter(|stage| self.nodes.may_make(stage, node)).collect();
+        let room = can.iter().filter(|stage| self.has_room(self.tenant(stage)));
+        let spare = || can.iter().filter(|stage| self.is_below_limit(self.tenant(stage)));
+        let fewest = |stage: &&&StageRef| self.makers(stage);
+        let stage = room.min_by_key(fewest).or_else(|| spare().min_by_key(fewest)).copied();
+        if let Some(stage) = stage {
+            self.choose(node, stage);
+        }
+        stage.is_some()
+    }
+
+    fn is_below_limit(&self, tenant: &str) -> bool {
+        let of_tenant = self.makers.iter().filter(|(stage, _)| self.tenant(stage) == tenant);
+        let has = of_tenant.map(|(_, n)| *n).sum::<usize>();
+        self.nodes.limits.quotas.of(tenant).max_curators.is_none_or(|most| has < most as usize)
+    }
+
+    /// A stage that is left without a curator, because those that remained cannot open its source, gets one that can: of a
+    /// stage that has another, or else of the last in order behind it.
+    fn leave_none_without(&mut self) {
+        let place: BTreeMap<&StageRef, usize> = self.shared.stages.iter().zip(0..).collect();
+        for (index, stage) in self.shared.stages.iter().enumerate() {
+            let tenant = self.tenant(stage);
+            if self.makers(stage) > 0 {
+                continue;
+            }
+            let spare = |from: &&StageRef| {
+                let (others, at) = (self.makers(from) > 1, place.get(from).copied()?);
+                let may = self.tenant(from) == tenant || self.is_below_limit(tenant);
+                (may && (others || at > index)).then_some((others, at))
+            };
+            let able = self.chosen.iter().filter(|(node, _)| self.nodes.may_make(stage, node));
+            let taken = able.filter_map(|(node, from)| Some((spare(from)?, *node, *from))).max();
+            if let Some((_, node, from)) = taken {
+                self.makers.entry(from).and_modify(|n| *n -= 1);
+                self.choose(node, stage);
+            }
+        }
+    }
 }
 
 /// The stages that lack pairs and may be begun, in the order of their jobs.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::Problem;
 use super::tree::Position;
 use super::warning::Warning;
 
@@ -19,6 +20,12 @@ impl Places {
     pub fn warning(&self, path: &str, message: String) -> Warning {
         let Position { line, column } = nearest_position(&self.0, path);
         Warning { line, column, path: path.to_owned(), message }
+    }
+
+    /// As [`Places::warning`], for what is wrong with it.
+    pub fn problem(&self, path: &str, message: String) -> Problem {
+        let Position { line, column } = nearest_position(&self.0, path);
+        Problem { line, column, path: path.to_owned(), message }
     }
 
     /// Whether the field is written down.

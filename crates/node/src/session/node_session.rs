@@ -183,6 +183,7 @@ where
         stop: &CancellationToken,
     ) -> Status {
         self.reports.table().session_opened();
+        self.logs.set_kept_at(&welcome.object_store_url);
         let every = Duration::from_millis(u64::from(welcome.heartbeat_millis).clamp(100, 60_000));
         let mut heartbeat = tokio::time::interval(every);
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);

@@ -1,4 +1,4 @@
-//! Log lines of a job on their way to the controller.
+//! Log lines of a job on their way to the controller, and to the object store.
 //!
 //! A line belongs to a job when its event, or a span around it, has a `job` field; `stage`, `generation` and `rank`
 //! come from the same fields. The buffer is bounded: what does not fit is dropped and counted, and the next line that
@@ -22,6 +22,8 @@ use tracing_subscriber::registry::LookupSpan;
 
 /// Lines kept while the controller cannot be reached.
 pub const DEFAULT_CAPACITY: usize = 4096;
+/// Bytes of text kept while the object store cannot be reached.
+const KEPT_BYTES: usize = 16 << 20;
 /// Longest text of a line.
 pub const MAX_MESSAGE_BYTES: usize = 8 * 1024;
 
@@ -31,6 +33,27 @@ struct Lines {
     /// Since the last line that was kept.
     dropped_since: u64,
     dropped_ever: u64,
+    /// Where the lines are kept, once the controller has said it.
+    kept_at: Option<String>,
+    /// Lines that are not in the object store yet, and their bytes; `None` where nobody takes them.
+    kept: Option<VecDeque<LogLine>>,
+    kept_bytes: usize,
+    /// Lines that had no room there since the last one that had.
+    lost_since: u64,
+}
+
+impl Lines {
+    fn keep(&mut self, line: &LogLine) {
+        let Some(kept) = &mut self.kept else { return };
+        if self.kept_bytes + line.message.len() > KEPT_BYTES {
+            self.lost_since += 1;
+            return;
+        }
+        let mut line = line.clone();
+        line.dropped_before = std::mem::take(&mut self.lost_since);
+        self.kept_bytes += line.message.len();
+        kept.push_back(line);
+    }
 }
 
 /// Bounded buffer between the code that logs and the session that sends. Clones share it.
@@ -47,19 +70,48 @@ impl LogBuffer {
         Self { lines: Arc::default(), filled: Arc::default(), capacity, node_id: node_id.into() }
     }
 
+    /// The same, with a second way out: every line also waits for [`LogBuffer::take_kept`].
+    pub fn keeping(self) -> Self {
+        self.lines().kept = Some(VecDeque::new());
+        self
+    }
+
+    /// Who logs.
+    pub fn node_id(&self) -> &str {
+        &self.node_id
+    }
+
+    /// The object store in which lines are kept, as the controller says.
+    pub fn set_kept_at(&self, url: &str) {
+        self.lines().kept_at = Some(url.to_owned()).filter(|url| !url.is_empty());
+    }
+
+    /// What was told to [`LogBuffer::set_kept_at`].
+    pub fn kept_at(&self) -> Option<String> {
+        self.lines().kept_at.clone()
+    }
+
+    /// Takes the lines that are to be kept, oldest first.
+    pub fn take_kept(&self) -> Vec<LogLine> {
+        let mut lines = self.lines();
+        lines.kept_bytes = 0;
+        lines.kept.as_mut().map(std::mem::take).unwrap_or_default().into()
+    }
+
     /// Adds a line, or counts it as dropped when the buffer is full. Never waits.
     pub fn push(&self, mut line: LogLine) {
+        if let Cow::Owned(redacted) = redact(&line.message) {
+            line.message = redacted;
+        }
+        truncate(&mut line.message, MAX_MESSAGE_BYTES);
         let mut lines = self.lines();
+        lines.keep(&line);
         if lines.queue.len() >= self.capacity {
             lines.dropped_since += 1;
             lines.dropped_ever += 1;
             return;
         }
         line.dropped_before += std::mem::take(&mut lines.dropped_since);
-        if let Cow::Owned(redacted) = redact(&line.message) {
-            line.message = redacted;
-        }
-        truncate(&mut line.message, MAX_MESSAGE_BYTES);
         lines.queue.push_back(line);
         drop(lines);
         self.filled.notify_one();
@@ -247,6 +299,20 @@ mod tests {
         buffer.push(LogLine::default());
         assert_eq!(buffer.take(10).iter().map(|line| line.dropped_before).collect::<Vec<_>>(), [0, 3]);
         assert_eq!(buffer.dropped_lines(), 3);
+    }
+
+    #[test]
+    fn lines_wait_for_the_object_store_within_a_bound() {
+        let buffer = LogBuffer::new("node-1", 2).keeping();
+        let line = || LogLine { message: "x".repeat(MAX_MESSAGE_BYTES), ..LogLine::default() };
+        let fits = KEPT_BYTES / MAX_MESSAGE_BYTES;
+        for _ in 0..fits + 3 {
+            buffer.push(line());
+        }
+        assert_eq!(buffer.take_kept().len(), fits, "however few the session takes");
+        buffer.push(line());
+        assert_eq!(buffer.take_kept().iter().map(|line| line.dropped_before).collect::<Vec<_>>(), [3]);
+        assert!(LogBuffer::new("node-1", 2).take_kept().is_empty());
     }
 
     #[test]

@@ -3,7 +3,8 @@ use std::path::Path;
 
 #[test]
 fn a_judge_that_cannot_be_opened_says_why() {
-    let paths = PathResolver::new(Path::new("/nowhere"), "s3://elsewhere");
+    let paths =
+        PathResolver::new(Path::new("/nowhere"), "s3://elsewhere", crescendo_core::reach::Reach::Everything);
     let filter = |kind| JudgeFilter { min: 4.0, kind };
     let endpoint = JudgeKind::Endpoint { endpoint: "vlm".into(), retries: 2, image_side: 768 };
     let error = open_remote(&filter(endpoint.clone()), &[], None).expect_err("it cannot").to_string();

@@ -13,7 +13,7 @@ fn spec() -> PromptSpec {
 }
 
 fn paths(root: &Path) -> PathResolver {
-    PathResolver::new(root, "s3://elsewhere")
+    PathResolver::new(root, "s3://elsewhere", crescendo_core::reach::Reach::Everything)
 }
 
 #[test]
