@@ -4,6 +4,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -11,21 +12,31 @@ use crescendo_node::tls::{Dialer, Tls};
 use crescendo_proto::v1::checkpoint_service_client::CheckpointServiceClient;
 use crescendo_proto::v1::job_service_client::JobServiceClient;
 use crescendo_proto::v1::{
-    Checkpoint, GetJobRequest, Job, JobState, ListCheckpointsRequest, StagePhase, SubmitJobRequest,
+    CancelJobRequest, Checkpoint, GetJobRequest, Job, JobState, ListCheckpointsRequest, StagePhase,
+    SubmitJobRequest,
 };
+use crescendo_store::testing::FaultyProxy;
 use crescendo_testing::certificates::{Authority, Wanted};
 use object_store::{ObjectStore, ObjectStoreExt as _};
 use sha2::{Digest as _, Sha256};
 use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Status};
 
+use crate::etcd_members::EtcdMembers;
 use crate::{Process, write_subjects};
 
 /// What the cluster consists of.
 pub struct ClusterOptions {
     pub curators: usize,
     pub trainers: usize,
+    /// Controllers; more than one share a store that is not the embedded one.
+    pub controllers: usize,
     /// `embedded` or `etcd:URL`.
     pub store: Option<String>,
+    /// Members of an etcd in place of `store`.
+    pub etcd_members: usize,
+    /// Whether what controllers say to the store, and nodes to controllers, goes through proxies that can be cut.
+    pub proxied: bool,
     /// URL of the object store; a folder of this cluster's own if absent.
     pub object_store: Option<String>,
     /// Variables that every process gets.
@@ -39,7 +50,10 @@ impl Default for ClusterOptions {
         Self {
             curators: 1,
             trainers: 2,
+            controllers: 1,
             store: None,
+            etcd_members: 0,
+            proxied: false,
             object_store: None,
             environment: Vec::new(),
             authority: None,
@@ -50,9 +64,18 @@ impl Default for ClusterOptions {
 /// A running cluster; every process is killed when it is dropped.
 pub struct Cluster {
     pub controller: Process,
+    /// Further controllers.
+    pub standbys: Vec<Process>,
     pub curators: Vec<Process>,
     pub trainers: Vec<Process>,
-    controller_address: String,
+    pub etcd: Option<EtcdMembers>,
+    /// What each controller says to the store, one proxy a member.
+    pub to_store: Vec<Vec<FaultyProxy>>,
+    /// What each node (curators, then trainers) says to the controllers, one proxy each.
+    pub to_controllers: Vec<Vec<FaultyProxy>>,
+    controller_addresses: Vec<String>,
+    /// Index of the controller that answered last.
+    leading: AtomicUsize,
     dialer: Dialer,
     objects: PathBuf,
     object_store: Arc<dyn ObjectStore>,
@@ -70,7 +93,13 @@ impl Cluster {
         let objects = root.join("objects");
         std::fs::create_dir_all(&objects)?;
         // The port outlives the process, so that nodes find a restarted controller where they left it.
-        let controller_address = format!("127.0.0.1:{}", free_port()?);
+        let controller_addresses = (0..options.controllers.max(1))
+            .map(|_| Ok(format!("127.0.0.1:{}", free_port()?)))
+            .collect::<Result<Vec<String>>>()?;
+        let etcd = match options.etcd_members {
+            0 => None,
+            members => Some(EtcdMembers::start(root, members).await?),
+        };
         let store = options.store.unwrap_or_else(|| format!("embedded:{}", root.join("store").display()));
         let local = |listen: &str| {
             ["--listen", listen, "--metrics-listen", "127.0.0.1:0"].map(str::to_owned).to_vec()
@@ -92,40 +121,60 @@ impl Cluster {
             None => Dialer::plain(),
         };
 
-        let mut args = local(&controller_address);
-        args.extend(security("controller", &[]));
-        args.extend(["--store".to_owned(), store]);
         let in_folder = options.object_store.is_none();
         let object_store_url =
             options.object_store.unwrap_or_else(|| format!("file://{}", objects.display()));
-        args.extend(["--object-store".to_owned(), object_store_url.clone()]);
         let environment = &options.environment;
         let variable =
             |name: &str| environment.iter().find(|(known, _)| known == name).map(|(_, value)| value.clone());
         let object_store = crescendo_node::objects::open_with(&object_store_url, &variable)?;
-        let controller =
-            Process::start(root, "controller", "crescendo-controller", args, environment).await?;
+        let mut controllers = Vec::new();
+        let mut to_store = Vec::new();
+        for (index, address) in controller_addresses.iter().enumerate() {
+            let name = if index == 0 { "controller".to_owned() } else { format!("controller-{index}") };
+            let mut args = local(address);
+            args.extend(security(&name, &[]));
+            let mut store = store.clone();
+            if let Some(etcd) = &etcd {
+                let members = etcd.addresses();
+                let proxies = proxies(&members, options.proxied).await?;
+                store = format!("etcd:{}", urls(&members, &proxies).join(","));
+                to_store.push(proxies);
+            }
+            args.extend(["--store".to_owned(), store]);
+            args.extend(["--object-store".to_owned(), object_store_url.clone()]);
+            controllers.push(Process::start(root, &name, "crescendo-controller", args, environment).await?);
+        }
+        let controller = controllers.remove(0);
 
-        let node = |id: &str| {
+        let mut to_controllers = Vec::new();
+        for _ in 0..options.curators + options.trainers {
+            to_controllers.push(proxies(&controller_addresses, options.proxied).await?);
+        }
+        let controllers_of = |index: usize| {
+            let urls = urls(&controller_addresses, &to_controllers[index]);
+            urls.iter().map(|url| url.trim_start_matches("http://")).collect::<Vec<_>>().join(",")
+        };
+        let node = |id: &str, index: usize| {
             let mut args = local("127.0.0.1:0");
             let own = format!("urn:crescendo:node:{id}");
             args.extend(security(id, &["urn:crescendo:role:node", &own]));
             args.extend(["--node-id".to_owned(), id.to_owned()]);
-            args.extend(["--controller".to_owned(), controller_address.clone()]);
+            args.extend(["--controller".to_owned(), controllers_of(index)]);
             args.extend(["--library-root".to_owned(), root.join("library").display().to_string()]);
             args
         };
         let mut curators = Vec::new();
         for i in 0..options.curators {
             let name = format!("curator-{i}");
-            let process = Process::start(root, &name, "crescendo-curator-node", node(&name), environment);
+            let process = Process::start(root, &name, "crescendo-curator-node", node(&name, i), environment);
             curators.push(process.await?);
         }
         let mut trainers = Vec::new();
         for i in 0..options.trainers {
             let name = format!("trainer-{i}");
             let mut args = vec!["agent".to_owned()];
-            args.extend(node(&name));
+            args.extend(node(&name, options.curators + i));
             args.extend(["--slots", "1", "--device", "cpu", "--scratch"].map(str::to_owned));
             args.push(root.join(&name).display().to_string());
             let process = Process::start(root, &name, "crescendo-trainer-node", args, environment);
@@ -133,9 +182,14 @@ impl Cluster {
         }
         Ok(Self {
             controller,
+            standbys: controllers,
             curators,
             trainers,
-            controller_address,
+            etcd,
+            to_store,
+            to_controllers,
+            controller_addresses,
+            leading: AtomicUsize::new(0),
             dialer,
             objects,
             object_store,
@@ -156,7 +210,44 @@ impl Cluster {
 
     /// A lazy connection to the controller; calls fail while it is down.
     pub fn channel(&self) -> Result<Channel> {
-        self.channel_at(&self.controller_address)
+        self.channel_at(&self.controller_addresses[self.leading.load(Ordering::Relaxed)])
+    }
+
+    /// The answer of the controller that leads: asks them in turn, beginning with the one that answered last, until one
+    /// does not say that it cannot.
+    pub async fn ask<T>(&self, call: impl AsyncFn(Channel) -> Result<T, Status>) -> Result<T> {
+        let (count, first) = (self.controller_addresses.len(), self.leading.load(Ordering::Relaxed));
+        let mut refused = None;
+        for index in (first..first + count).map(|index| index % count) {
+            match call(self.channel_at(&self.controller_addresses[index])?).await {
+                Err(status)
+                    if matches!(
+                        status.code(),
+                        Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled
+                    ) =>
+                {
+                    refused = Some(status);
+                }
+                outcome => {
+                    self.leading.store(index, Ordering::Relaxed);
+                    return Ok(outcome?);
+                }
+            }
+        }
+        Err(refused.context("no controller")?.into())
+    }
+
+    /// Index of the controller that answered last: 0 is `controller`, the others are `standbys`.
+    pub fn leading(&self) -> usize {
+        self.leading.load(Ordering::Relaxed)
+    }
+
+    /// A controller by its index.
+    pub fn controller_at(&mut self, index: usize) -> &mut Process {
+        match index.checked_sub(1) {
+            None => &mut self.controller,
+            Some(standby) => &mut self.standbys[standby],
+        }
     }
 
     /// The same, with something in between that listens at `address`.
@@ -167,23 +258,51 @@ impl Cluster {
 
     /// Submits a spec and returns the job's id.
     pub async fn submit(&self, request_id: &str, spec_yaml: &str) -> Result<String> {
-        let response = JobServiceClient::new(self.channel()?)
-            .submit_job(SubmitJobRequest {
-                request_id: request_id.to_owned(),
-                spec_yaml: spec_yaml.as_bytes().to_vec(),
-                validate_only: false,
-            })
-            .await
-            .context("submit the job")?;
-        Ok(response.into_inner().job.context("the answer has no job")?.job_id)
+        let request = SubmitJobRequest {
+            request_id: request_id.to_owned(),
+            spec_yaml: spec_yaml.as_bytes().to_vec(),
+            validate_only: false,
+        };
+        let submitting = self.ask(async |channel| {
+            JobServiceClient::new(channel).submit_job(request.clone()).await.map(tonic::Response::into_inner)
+        });
+        Ok(submitting.await.context("submit the job")?.job.context("the answer has no job")?.job_id)
+    }
+
+    /// Submits a spec as soon as a controller leads that takes it.
+    pub async fn submit_once_led(
+        &self,
+        request_id: &str,
+        spec_yaml: &str,
+        limit: Duration,
+    ) -> Result<String> {
+        let asked = Instant::now();
+        loop {
+            match self.submit(request_id, spec_yaml).await {
+                Ok(job_id) => return Ok(job_id),
+                Err(error) if asked.elapsed() > limit => {
+                    return Err(error.context(format!("nobody leads within {limit:?}\n{}", self.logs())));
+                }
+                Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+            }
+        }
+    }
+
+    /// Cancels a job.
+    pub async fn cancel(&self, job_id: &str) -> Result<()> {
+        let request = CancelJobRequest { job_id: job_id.to_owned(), ..Default::default() };
+        let cancelling =
+            self.ask(async |channel| JobServiceClient::new(channel).cancel_job(request.clone()).await);
+        cancelling.await.map(drop)
     }
 
     /// The job as the controller sees it now.
     pub async fn job(&self, job_id: &str) -> Result<Job> {
-        let response = JobServiceClient::new(self.channel()?)
-            .get_job(GetJobRequest { job_id: job_id.to_owned() })
-            .await?;
-        response.into_inner().job.context("the answer has no job")
+        let request = GetJobRequest { job_id: job_id.to_owned() };
+        let asking = self.ask(async |channel| {
+            JobServiceClient::new(channel).get_job(request.clone()).await.map(tonic::Response::into_inner)
+        });
+        asking.await?.job.context("the answer has no job")
     }
 
     /// Waits until `done` holds for the job; errors of calls are waited out, a job that ended otherwise is an error.
@@ -299,7 +418,7 @@ impl Cluster {
     }
 
     fn processes(&self) -> impl Iterator<Item = &Process> {
-        std::iter::once(&self.controller).chain(&self.curators).chain(&self.trainers)
+        std::iter::once(&self.controller).chain(&self.standbys).chain(&self.curators).chain(&self.trainers)
     }
 
     /// All that has been logged.
@@ -323,6 +442,23 @@ impl Cluster {
     }
 }
 
-fn free_port() -> Result<u16> {
+/// One proxy in front of each address, if there are to be any.
+async fn proxies(targets: &[String], proxied: bool) -> Result<Vec<FaultyProxy>> {
+    let mut proxies = Vec::new();
+    for target in targets.iter().filter(|_| proxied) {
+        proxies.push(FaultyProxy::start(target.clone()).await.context("start a proxy")?);
+    }
+    Ok(proxies)
+}
+
+/// URLs of the proxies, or where there are none of what would be behind them.
+fn urls(targets: &[String], proxies: &[FaultyProxy]) -> Vec<String> {
+    match proxies {
+        [] => targets.iter().map(|target| format!("http://{target}")).collect(),
+        proxies => proxies.iter().map(FaultyProxy::endpoint).collect(),
+    }
+}
+
+pub(crate) fn free_port() -> Result<u16> {
     Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }

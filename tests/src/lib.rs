@@ -2,12 +2,15 @@
 //! real etcd), curators and trainers, each from the binaries that `cargo build --workspace --bins` made.
 //!
 //! ```text
-//! Cluster ── Process × (1 controller, m curators, n trainers)   kill -9, start again, read its log
+//! Cluster ── Process × (controllers, curators, trainers)   kill -9, stop for a while, start again, read its log
+//!    ├────── EtcdMembers, where an etcd of several is wanted
+//!    └────── FaultyProxy × (controller to store, node to controller), where the network is to fail
 //! Up ─────── `crescendo up`, and the same over its command line
 //!    └────── subjects: small synthetic cut-outs, so that nothing has to be fetched
 //! ```
 
 mod cluster;
+mod etcd_members;
 mod http;
 mod positions;
 mod process;
@@ -17,9 +20,10 @@ mod up;
 
 pub use cluster::{Cluster, ClusterOptions};
 pub use crescendo_testing::binary;
+pub use etcd_members::EtcdMembers;
 pub use http::http_get;
 pub use positions::{no_step_twice, trained};
 pub use process::{PROGRAMS_IN, Process};
-pub use specs::{base_spec, chaos_spec, lora_spec};
+pub use specs::{base_spec, chaos_spec, lora_spec, waiting_spec};
 pub use subjects::write_subjects;
 pub use up::Up;

@@ -144,6 +144,15 @@ impl Process {
         }
     }
 
+    /// SIGSTOP, or SIGCONT: the process stands still, or goes on.
+    pub fn stand_still(&self, still: bool) -> Result<()> {
+        let pid = self.pid().with_context(|| format!("{} does not run", self.name))?;
+        let signal = if still { libc::SIGSTOP } else { libc::SIGCONT };
+        // SAFETY: kill has no memory effects; the pid is a child of this process that is not waited for yet.
+        ensure!(unsafe { libc::kill(pid.cast_signed(), signal) } == 0, "signal {}", self.name);
+        Ok(())
+    }
+
     /// All of its log.
     pub fn whole_log(&self) -> String {
         String::from_utf8_lossy(&std::fs::read(&self.log).unwrap_or_default()).into_owned()

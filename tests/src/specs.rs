@@ -68,3 +68,8 @@ spec:
 "
     )
 }
+
+/// A job for more GPUs than there are: it waits until somebody cancels it.
+pub fn waiting_spec() -> String {
+    base_spec(2).replace("gpus: 2", "gpus: 64").replace("globalBatch: 4", "globalBatch: 64")
+}

@@ -63,7 +63,8 @@ impl TensorFile {
         }
         let unlike = |reason: String| {
             let mut start = vec![0; size_bytes.min(foreign::LOOKED_AT as u64) as usize];
-            let told = file.read_exact_at(&mut start, 0).ok().and_then(|()| foreign::explain(&start, size_bytes));
+            let told =
+                file.read_exact_at(&mut start, 0).ok().and_then(|()| foreign::explain(&start, size_bytes));
             broken(path, told.unwrap_or(reason))
         };
         let cut = || unlike("the file is cut short within its header".to_owned());
@@ -145,7 +146,9 @@ impl TensorFile {
             Ok(()) => Ok(tensor),
             Err(error) if error.kind() == ErrorKind::UnexpectedEof => Err(broken(
                 &self.path,
-                format!("tensor {name} reaches past the end of the file, which was cut short while it was in use"),
+                format!(
+                    "tensor {name} reaches past the end of the file, which was cut short while it was in use"
+                ),
             )),
             Err(source) => Err(ModelError::Io { path: self.path.clone(), source }),
         }

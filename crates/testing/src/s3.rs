@@ -162,7 +162,8 @@ impl S3Server {
         let client = reqwest::Client::builder().no_proxy().build().map_err(io::Error::other)?;
         let counted = Arc::new(AtomicUsize::new(0));
         let way = Way { upstream: self.endpoint(), client, met: Mutex::default(), counted: counted.clone() };
-        let app = Router::new().fallback(pass_on).layer(DefaultBodyLimit::disable()).with_state(Arc::new(way));
+        let app =
+            Router::new().fallback(pass_on).layer(DefaultBodyLimit::disable()).with_state(Arc::new(way));
         let mut serving = JoinSet::new();
         serving.spawn(async move { axum::serve(listener, app).await.expect("serve") });
         let mut environment = self.environment();

@@ -1,7 +1,9 @@
-//! Curators, ranks and agents killed at random while a job makes 10,000 pairs and trains on them twice; then every pair and
-//! every position is counted. Prints one JSON line; fails if anything is missing or there twice.
+//! Everything killed, stopped and cut off at random while a job makes 10,000 pairs and trains on them twice: ranks, agents,
+//! curators, controllers, etcd's members, what controllers say to etcd and nodes to controllers. Then every pair, every
+//! position and every job is counted, and the same job undisturbed must end with the same bytes.
 //!
-//! `chaos [PAIRS] [KILLS] [SEED]`, 10000, 60 and 1 if absent. Run by `make chaos`; takes some minutes.
+//! `chaos [PAIRS] [FAULTS] [SEED]`, 10000, 150 and 1 if absent. Prints one JSON line; fails if anything is missing or there
+//! twice, or if an attempt ended that no rank's or agent's death explains. Run by `make chaos`; takes some twenty minutes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -10,11 +12,16 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use crescendo_proto::v1::curation_service_client::CurationServiceClient;
 use crescendo_proto::v1::{Job, JobState, Shard, WatchPairLogRequest};
-use crescendo_tests::{Cluster, ClusterOptions, chaos_spec};
+use crescendo_store::testing::Traffic;
+use crescendo_tests::{Cluster, ClusterOptions, chaos_spec, waiting_spec};
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 
-const LIMIT: Duration = Duration::from_secs(1800);
+const LIMIT: Duration = Duration::from_secs(3600);
+/// Limit of the wait for a controller that leads, after the one that led was killed.
+const FAILOVER_LIMIT: Duration = Duration::from_secs(60);
+const CONTROLLERS: usize = 3;
+const MEMBERS: usize = 3;
 const CURATORS: usize = 3;
 const TRAINERS: usize = 2;
 const GLOBAL_BATCH: u64 = 16;
@@ -29,17 +36,27 @@ async fn main() -> Result<()> {
     let mut number = |name: &str, default: u64| -> Result<u64> {
         arguments.next().map_or(Ok(default), |text| text.parse().with_context(|| format!("{name}: {text}")))
     };
-    let (pairs, kills, seed) = (number("PAIRS", 10_000)?, number("KILLS", 60)?, number("SEED", 1)?);
+    let (pairs, faults, seed) = (number("PAIRS", 10_000)?, number("FAULTS", 150)?, number("SEED", 1)?);
     let steps = (2 * pairs).div_ceil(GLOBAL_BATCH);
     let notes = tempfile::tempdir().context("make a folder for the notes of the ranks")?;
     let environment = vec![("CRESCENDO_POSITION_LOG".to_owned(), notes.path().display().to_string())];
-    let options =
-        ClusterOptions { curators: CURATORS, trainers: TRAINERS, environment, ..Default::default() };
+    let options = ClusterOptions {
+        controllers: CONTROLLERS,
+        etcd_members: MEMBERS,
+        proxied: true,
+        curators: CURATORS,
+        trainers: TRAINERS,
+        environment,
+        ..Default::default()
+    };
     let mut cluster = Cluster::start(options).await?;
     let weights = cluster.train_base().await?;
     let began = Instant::now();
-    let job_id = cluster.submit("chaos", &chaos_spec(&weights, pairs, steps)).await?;
-    let killed = disturb(&mut cluster, &job_id, kills, seed, steps).await?;
+    let spec = chaos_spec(&weights, pairs, steps);
+    let job_id = cluster.submit("chaos", &spec).await?;
+    let mut storm =
+        Storm { chance: Chance(seed), done: BTreeMap::new(), failovers: vec![], submitted: vec![] };
+    storm.disturb(&mut cluster, &job_id, faults, steps).await?;
     let job = cluster.await_success(&job_id, LIMIT).await?;
     let seconds = began.elapsed().as_secs_f64();
 
@@ -47,74 +64,205 @@ async fn main() -> Result<()> {
     let logged = check_log(cluster.objects(), &shards, pairs)?;
     let trained = check_positions(notes.path(), &job_id, pairs, steps)?;
     let stage = job.stages.first().context("the job has no stage")?;
+    let died = storm.count("rank") + storm.count("agent");
+    ensure!(
+        stage.generation <= 1 + died,
+        "{} attempts, but only {died} ranks and agents died: {:?}",
+        stage.generation,
+        storm.done
+    );
+    storm.check_submitted(&cluster).await?;
+    let calm = cluster.submit("calm", &spec).await?;
+    cluster.await_success(&calm, LIMIT).await?;
+    let lora = async |job_id| cluster.final_file_sha256(job_id, STAGE, "dit_lora.safetensors").await;
+    ensure!(lora(&job_id).await? == lora(&calm).await?, "the disturbed job's LoRA is another");
+    storm.failovers.sort_by(f64::total_cmp);
+    let failover = |share: f64| {
+        let last = storm.failovers.len().checked_sub(1)?;
+        storm
+            .failovers
+            .get((last as f64 * share).round() as usize)
+            .map(|seconds| (seconds * 1e3).round() / 1e3)
+    };
     println!(
         "{}",
         serde_json::json!({
-            "pairs": logged, "positions": trained, "kills": killed, "generations": stage.generation,
+            "pairs": logged, "positions": trained, "faults": storm.total(), "kinds": storm.done,
+            "attempts": stage.generation, "jobs": storm.submitted.len() + 3,
+            "failover_seconds": { "p50": failover(0.5), "p99": failover(0.99), "worst": failover(1.0) },
             "seconds": seconds.round(), "seed": seed,
         })
     );
     Ok(())
 }
 
-/// Kills until there were enough of them: up to half while pairs are made, the rest spread over the training.
-async fn disturb(
-    cluster: &mut Cluster,
-    job_id: &str,
-    kills: u64,
-    seed: u64,
-    steps: u64,
-) -> Result<BTreeMap<&'static str, u64>> {
-    let mut chance = Chance(seed);
-    let mut killed: BTreeMap<&'static str, u64> = BTreeMap::new();
-    let mut next_step = 1;
-    loop {
-        let done = killed.values().sum::<u64>();
-        if done == kills {
-            return Ok(killed);
-        }
-        tokio::time::sleep(Duration::from_millis(100 + chance.below(400))).await;
-        let Ok(job) = cluster.job(job_id).await else { continue };
-        ensure_goes_on(&job)?;
-        let stage = job.stages.first().context("the job has no stage")?;
-        ensure!(
-            stage.step + PACE_STEPS < steps,
-            "the job was faster than {kills} kills: {killed:?} by step {}",
-            stage.step
-        );
-        if stage.pairs_sealed || 2 * done >= kills {
-            // The last one by three quarters of the steps.
-            let due = steps * 3 / 4 * (2 * done).saturating_sub(kills) / kills;
-            if stage.step < due {
-                continue;
+/// What has been done to the cluster so far.
+struct Storm {
+    chance: Chance,
+    /// Faults by kind.
+    done: BTreeMap<&'static str, u64>,
+    /// Seconds from the death of the controller that led until another took a job.
+    failovers: Vec<f64>,
+    /// Request ids of jobs that were taken meanwhile, with the jobs' ids.
+    submitted: Vec<(String, String)>,
+}
+
+impl Storm {
+    fn count(&self, kind: &str) -> u64 {
+        self.done.get(kind).copied().unwrap_or_default()
+    }
+
+    fn total(&self) -> u64 {
+        self.done.values().sum()
+    }
+
+    /// Disturbs until there were enough faults: up to half while pairs are made, the rest spread over the training.
+    async fn disturb(&mut self, cluster: &mut Cluster, job_id: &str, faults: u64, steps: u64) -> Result<()> {
+        let mut next_step = 1;
+        while self.total() < faults {
+            tokio::time::sleep(Duration::from_millis(100 + self.chance.below(400))).await;
+            let Ok(job) = cluster.job(job_id).await else { continue };
+            ensure_goes_on(&job)?;
+            let stage = job.stages.first().context("the job has no stage")?;
+            let done = self.total();
+            ensure!(
+                stage.step + PACE_STEPS < steps,
+                "the job was faster than {faults} faults: {:?} by step {}",
+                self.done,
+                stage.step
+            );
+            if stage.pairs_sealed || 2 * done >= faults {
+                // The last one by three quarters of the steps.
+                let due = steps * 3 / 4 * (2 * done).saturating_sub(faults) / faults;
+                if stage.step < due {
+                    continue;
+                }
             }
-        }
-        // A rank that dies before its gang got on is a failure that a job may have only a few of in a row.
-        let ranks_may_die = stage.step >= next_step;
-        let what = match chance.below(10) {
-            0..6 if ranks_may_die && cluster.kill_9_rank(chance.below(TRAINERS as u64) as usize).is_ok() => {
-                "rank"
+            // A rank that dies before its gang got on is a failure that a job may have only a few of in a row.
+            let may_die = stage.step >= next_step;
+            let kind = match self.chance.below(4) {
+                0 | 1 => self.of_workers(cluster, may_die, stage.pairs_sealed).await?,
+                _ => Some(self.of_control_plane(cluster).await?),
+            };
+            let Some(kind) = kind else { continue };
+            *self.done.entry(kind).or_default() += 1;
+            if matches!(kind, "rank" | "agent") {
+                next_step = stage.step + PACE_STEPS;
             }
-            6 if ranks_may_die => {
-                let agent = &mut cluster.trainers[chance.below(TRAINERS as u64) as usize];
+            eprintln!("{kind} at step {}, {} pairs", stage.step, stage.pairs_committed);
+        }
+        Ok(())
+    }
+
+    /// The death of a rank, an agent or a curator.
+    async fn of_workers(
+        &mut self,
+        cluster: &mut Cluster,
+        may_die: bool,
+        sealed: bool,
+    ) -> Result<Option<&'static str>> {
+        let trainer = self.chance.below(TRAINERS as u64) as usize;
+        Ok(match self.chance.below(10) {
+            0..6 if may_die && cluster.kill_9_rank(trainer).is_ok() => Some("rank"),
+            6 if may_die => {
+                let agent = &mut cluster.trainers[trainer];
                 agent.kill_9()?;
                 agent.start_again().await?;
-                "agent"
+                Some("agent")
             }
-            _ if !stage.pairs_sealed || chance.below(3) == 0 => {
-                let curator = &mut cluster.curators[chance.below(CURATORS as u64) as usize];
+            _ if !sealed || self.chance.below(3) == 0 => {
+                let curator = &mut cluster.curators[self.chance.below(CURATORS as u64) as usize];
                 curator.kill_9()?;
                 curator.start_again().await?;
-                "curator"
+                Some("curator")
             }
-            _ => continue,
-        };
-        *killed.entry(what).or_default() += 1;
-        if what != "curator" {
-            next_step = stage.step + PACE_STEPS;
-        }
-        eprintln!("{what} killed at step {}, {} pairs", stage.step, stage.pairs_committed);
+            _ => None,
+        })
     }
+
+    /// A fault of controllers, of etcd, or of the network between them and the nodes; it is over when this returns.
+    async fn of_control_plane(&mut self, cluster: &mut Cluster) -> Result<&'static str> {
+        let hold = Duration::from_millis(500 + self.chance.below(3500));
+        let leading = cluster.leading();
+        Ok(match self.chance.below(12) {
+            0..3 => {
+                cluster.controller_at(leading).kill_9()?;
+                self.fail_over(cluster).await?;
+                cluster.controller_at(leading).start_again().await?;
+                "leader"
+            }
+            3 => {
+                let standby = (leading + 1) % CONTROLLERS;
+                cluster.controller_at(standby).kill_9()?;
+                cluster.controller_at(standby).start_again().await?;
+                "standby"
+            }
+            4 => {
+                cluster.controller_at(leading).stand_still(true)?;
+                tokio::time::sleep(hold).await;
+                cluster.controller_at(leading).stand_still(false)?;
+                "leader stands still"
+            }
+            5 | 6 => {
+                let member = self.chance.below(MEMBERS as u64) as usize;
+                let etcd = cluster.etcd.as_mut().context("there is an etcd")?;
+                etcd.kill_9(member)?;
+                tokio::time::sleep(hold).await;
+                etcd.start_member(member)?;
+                "etcd member"
+            }
+            7 | 8 => {
+                let controller = self.chance.below(CONTROLLERS as u64) as usize;
+                let how = self.traffic();
+                cut(&cluster.to_store[controller], how, hold).await;
+                "controller cut off from etcd"
+            }
+            _ => {
+                let node = self.chance.below((CURATORS + TRAINERS) as u64) as usize;
+                let how = self.traffic();
+                cut(&cluster.to_controllers[node], how, 2 * hold).await;
+                "node cut off from controllers"
+            }
+        })
+    }
+
+    fn traffic(&mut self) -> Traffic {
+        if self.chance.below(3) == 0 { Traffic::LosesAnswers } else { Traffic::Cut }
+    }
+
+    /// The controller that led is dead: how long until another takes a job, which is then cancelled.
+    async fn fail_over(&mut self, cluster: &Cluster) -> Result<()> {
+        let died = Instant::now();
+        let request = format!("meanwhile-{}", self.submitted.len());
+        let job_id = cluster.submit_once_led(&request, &waiting_spec(), FAILOVER_LIMIT).await?;
+        self.failovers.push(died.elapsed().as_secs_f64());
+        // It may fail while the next one settles in; what waits at the end is cancelled then.
+        let _ = cluster.cancel(&job_id).await;
+        self.submitted.push((request, job_id));
+        Ok(())
+    }
+
+    /// Every job that was taken is there, once.
+    async fn check_submitted(&self, cluster: &Cluster) -> Result<()> {
+        for (request, job_id) in &self.submitted {
+            let again = cluster.submit(request, &waiting_spec()).await?;
+            ensure!(again == *job_id, "request {request} is job {again} now, and was {job_id}");
+            let job = cluster.job(job_id).await?;
+            let kept = matches!(job.state(), JobState::Cancelled | JobState::Queued);
+            ensure!(kept, "{job_id} is {:?}", job.state());
+            if job.state() == JobState::Queued {
+                cluster.cancel(job_id).await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Has connections fail for a while.
+async fn cut(proxies: &[crescendo_store::testing::FaultyProxy], how: Traffic, hold: Duration) {
+    proxies.iter().for_each(|proxy| proxy.set(how));
+    tokio::time::sleep(hold).await;
+    proxies.iter().for_each(|proxy| proxy.set(Traffic::Passes));
 }
 
 fn ensure_goes_on(job: &Job) -> Result<()> {
@@ -127,6 +275,8 @@ fn ensure_goes_on(job: &Job) -> Result<()> {
 
 async fn shards(cluster: &Cluster, job_id: &str, pairs: u64) -> Result<Vec<Shard>> {
     let request = WatchPairLogRequest { job_id: job_id.to_owned(), stage: STAGE.into(), from_unit: 0 };
+    // Asked first, so that the one that leads is the one that is watched.
+    cluster.job(job_id).await?;
     let mut news = CurationServiceClient::new(cluster.channel()?).watch_pair_log(request).await?.into_inner();
     let mut shards = Vec::new();
     loop {
