@@ -149,7 +149,7 @@ impl Node {
         let paths = PathResolver::new(&self.library_root, &assignment.object_store_url, reach.clone());
         let mirror = match &paths.store {
             Some(_) => None,
-            None => Mirror::of(&job, assignment.stage_index as usize)?.map(Arc::new),
+            None => Mirror::of(&job, assignment.stage_index as usize, &reach)?.map(Arc::new),
         };
         let paths = match &mirror {
             Some(mirror) => paths.with_store_at(mirror.root()),

@@ -1,7 +1,7 @@
 //! Files of a bucket on this machine: networks and data sets are read from files, so what a spec names with `store:` is
 //! copied before work on its stage begins. In an object store that is a folder they are read where they lie.
 
-use crescendo_core::reach::STORE_PREFIX;
+use crescendo_core::reach::{Reach, STORE_PREFIX};
 use crescendo_core::spec::{DataSource, JobSpec, ModelPreset, named_files};
 use crescendo_node::objects::with_causes;
 use futures::{StreamExt as _, TryStreamExt as _};
@@ -43,9 +43,11 @@ pub struct Mirror {
 }
 
 impl Mirror {
-    /// What the stage at `index` needs of the object store; `None` if nothing.
-    pub fn of(job: &JobSpec, index: usize) -> Result<Option<Mirror>, MirrorError> {
-        let wanted = wanted(job, index);
+    /// What the stage at `index` needs of the object store; `None` if nothing. What is out of the job's reach is not
+    /// copied: whoever resolves its path says so.
+    pub fn of(job: &JobSpec, index: usize, reach: &Reach) -> Result<Option<Mirror>, MirrorError> {
+        let may = |key: &String| reach.check_path(&format!("{STORE_PREFIX}{key}")).is_ok();
+        let wanted: BTreeSet<String> = wanted(job, index).into_iter().filter(may).collect();
         if wanted.is_empty() {
             return Ok(None);
         }
@@ -170,6 +172,7 @@ fn wanted(job: &JobSpec, index: usize) -> BTreeSet<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crescendo_core::reach::Bounds;
     use object_store::memory::InMemory;
 
     fn job(model: &str, data: &str) -> JobSpec {
@@ -207,7 +210,7 @@ mod tests {
             objects.put(&key.into(), key.into()).await.expect("put");
         }
         let job = job("preset: nano, weights: w", "source: compose, subjects: 'store:sets/x', panel: 16");
-        let mirror = Mirror::of(&job, 0).expect("a folder").expect("something is wanted");
+        let mirror = Mirror::of(&job, 0, &Reach::Everything).expect("a folder").expect("something is wanted");
         mirror.bring(&objects).await.expect("bring");
         let there = |key: &str| std::fs::read(mirror.root().join(key)).ok();
         assert_eq!(there("sets/x/index.json").as_deref(), Some(&b"sets/x/index.json"[..]));
@@ -219,10 +222,21 @@ mod tests {
         assert_eq!(there("sets/x/index.json").as_deref(), Some(&b"mine"[..]));
     }
 
+    #[test]
+    fn what_is_anothers_is_not_copied() {
+        let job = job("preset: nano, weights: w", "source: compose, subjects: 'store:jobs/b-1/x', panel: 16");
+        let of = |prefix: &str| {
+            let bounds = Bounds { store_prefixes: vec![prefix.to_owned()], ..Bounds::default() };
+            Mirror::of(&job, 0, &Reach::Bounded(bounds)).expect("a folder")
+        };
+        assert!(of("jobs/a-1").is_none(), "there is nothing that it may copy");
+        assert_eq!(of("jobs/b-1").expect("its own").wanted.len(), 1);
+    }
+
     #[tokio::test]
     async fn what_is_not_there_is_named() {
         let job = job("preset: nano, weights: w", "source: compose, subjects: 'store:sets/x', panel: 16");
-        let mirror = Mirror::of(&job, 0).expect("a folder").expect("something is wanted");
+        let mirror = Mirror::of(&job, 0, &Reach::Everything).expect("a folder").expect("something is wanted");
         let error = mirror.bring(&InMemory::new()).await.expect_err("nothing is there").to_string();
         assert_eq!(error, "store:sets/x: there is no such object, and none below it");
     }
