@@ -1,5 +1,5 @@
-//! An upgrade and a rollback under a job that trains, with the programs of an earlier version: `make upgrade-test` builds them and
-//! says where they are. Without them these tests say that they are left out.
+//! An upgrade and a rollback under a job that trains, with the programs of an earlier version: `make upgrade-test`
+//! builds them and says where they are. Without them these tests say that they are left out.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;

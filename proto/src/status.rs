@@ -14,7 +14,7 @@
 use std::time::Duration;
 
 use crescendo_core::RequestError;
-use crescendo_core::reach::Overreach;
+use crescendo_core::error::Overreach;
 use crescendo_core::spec::{Problem, Warning};
 use prost::Message as _;
 use tonic::metadata::{BinaryMetadataValue, MetadataMap, MetadataValue};

@@ -12,7 +12,8 @@ use anyhow::{Context as _, Result, bail, ensure};
 /// How long a process may take until it serves.
 const READY_DEADLINE: Duration = Duration::from_secs(60);
 
-/// A variable among those of a cluster's processes: the folder that their programs are taken from, in place of this build's.
+/// A variable among those of a cluster's processes: the folder that their programs are taken from, in place of this
+/// build's.
 pub const PROGRAMS_IN: &str = "CRESCENDO_TEST_PROGRAMS_IN";
 
 /// A process that writes a port file once it serves. Killed when dropped.

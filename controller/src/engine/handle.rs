@@ -120,9 +120,8 @@ impl Engine {
         };
         match request {
             Request::LeaseUnit { stage, node, reply } => {
-                let answer = self
-                    .lease_unit(&stage, &node, &policy, now)
-                    .map(|lease| lease_message(lease, ttl_millis, curators(self, &stage.job)));
+                let leased = self.lease_unit(&stage, &node, &policy, now);
+                let answer = leased.map(|lease| lease_message(lease, ttl_millis, curators(self, &stage.job)));
                 self.hold(reply, answer);
             }
             Request::RenewUnit { lease, node, by, reply } => {

@@ -3,10 +3,9 @@
 use std::sync::Arc;
 
 use crescendo_core::access::Scope;
-use crescendo_core::error::RequestError;
+use crescendo_core::error::{Overreach, RequestError};
 use crescendo_core::ids::{Generation, JobId, NodeId, StageRef};
 use crescendo_core::observed::Report;
-use crescendo_core::reach::Overreach;
 use crescendo_core::records::CheckpointRecord;
 use crescendo_core::spec::JobSpec;
 use crescendo_core::transitions::{Submission, UnitCommit, UnitFate, UnitLeaseRef};

@@ -3,7 +3,15 @@
 use std::time::Duration;
 
 use crate::ids::{AttemptRef, InvalidId};
-use crate::reach::Overreach;
+
+/// A field of a spec that names what its tenant may not have.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Overreach {
+    /// E.g. `spec.stages[0].data.path`.
+    pub field: String,
+    /// What is wrong and what would be right.
+    pub message: String,
+}
 
 /// A request that changes nothing. Each variant is one thing that a caller can do about it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -81,8 +81,8 @@ pub fn job_of_logs(folder: &str) -> Option<&str> {
     folder.strip_prefix("jobs/")?.strip_suffix("/logs").filter(|job| is_plain(job))
 }
 
-/// Lines of a job that a process of `node` has logged from a time on, milliseconds since 1970: in the order of the keys they are
-/// in the order of time. `id` is of nothing else.
+/// Lines of a job that a process of `node` has logged from a time on, milliseconds since 1970: in the order of the keys
+/// they are in the order of time. `id` is of nothing else.
 pub fn log_chunk(job: &str, from_unix_millis: u64, node: &str, id: &str) -> String {
     format!("{}/{from_unix_millis:015}-{node}-{id}.jsonl", logs(job))
 }

@@ -6,10 +6,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use crate::error::RequestError;
+use crate::error::{Overreach, RequestError};
 use crate::ids::{NodeId, Tenant, Timestamp};
 use crate::job::JobState;
-use crate::reach::{Overreach, ReachRules};
+use crate::reach::ReachRules;
 use crate::spec::JobSpec;
 use crate::state::ClusterState;
 

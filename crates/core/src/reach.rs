@@ -1,13 +1,15 @@
 //! Which files, keys and addresses a tenant's specs may name.
 //!
-//! The operator says it in the tenants file ([`ReachRules`]); what it comes to for one job is its [`Reach`], which goes to the
-//! nodes with each assignment. A spec is held to it when it is submitted ([`Reach::overreaches`]), and once more where a file is
-//! opened, a key is taken or a connection is made: only there is it known what is a link, and what a name resolves to.
+//! The operator says it in the tenants file ([`ReachRules`]); what it comes to for one job is its [`Reach`], which goes
+//! to the nodes with each assignment. A spec is held to it when it is submitted ([`Reach::overreaches`]), and once more
+//! where a file is opened, a key is taken or a connection is made: only there is it known what is a link, and what a
+//! name resolves to.
 
 mod address;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::error::Overreach;
 use crate::ids::{JobId, Tenant};
 use crate::object_keys;
 use crate::spec::{EndpointSpec, JobSpec, named_files};
@@ -70,15 +72,6 @@ impl Default for ReachRules {
     }
 }
 
-/// A field of a spec that names what its tenant may not reach.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Overreach {
-    /// E.g. `spec.stages[0].data.path`.
-    pub field: String,
-    /// What is wrong and what would be right.
-    pub message: String,
-}
-
 /// Where a path of a spec leads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SpecPath<'a> {
@@ -102,8 +95,8 @@ impl<'a> SpecPath<'a> {
 }
 
 impl ReachRules {
-    /// What a job of `tenant` with this spec may reach: what its tenant is granted, what is shared, and of the tenant's other
-    /// jobs those that the spec names.
+    /// What a job of `tenant` with this spec may reach: what its tenant is granted, what is shared, and of the tenant's
+    /// other jobs those that the spec names.
     pub fn of(&self, tenant: &str, spec: &JobSpec, state: &ClusterState) -> Reach {
         let Ok(tenant) = Tenant::parse(tenant) else { return Reach::Bounded(Bounds::default()) };
         if self.operator.as_ref() == Some(&tenant) {

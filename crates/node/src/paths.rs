@@ -1,8 +1,9 @@
 //! Where the paths of a spec lead on this machine, and whether its job may go there.
 //!
-//! One function for all that a spec names: curators and ranks open no file that has not gone through [`PathResolver::resolve`].
-//! It looks at the file system: links are followed, and so are those inside a folder that is named. Whoever may change the
-//! folders of a library while they are read can still lead out of them between the look and the reading.
+//! One function for all that a spec names: curators and ranks open no file that has not gone through
+//! [`PathResolver::resolve`]. It looks at the file system: links are followed, and so are those inside a folder that is
+//! named. Whoever may change the folders of a library while they are read can still lead out of them between the look
+//! and the reading.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -50,8 +51,8 @@ impl PathResolver {
         PathResolver { store: Some(folder.to_owned()), ..self }
     }
 
-    /// A path of a spec: below the library's root, `store:` and a key, or absolute. What is not there is no error: whoever
-    /// opens it says so. Blocks, as long as it takes to list a folder.
+    /// A path of a spec: below the library's root, `store:` and a key, or absolute. What is not there is no error:
+    /// whoever opens it says so. Blocks, as long as it takes to list a folder.
     pub fn resolve(&self, path: &str) -> Result<PathBuf, PathError> {
         let out_of_reach = |reason| PathError::OutOfReach { reason };
         let (root, found) = match self.reach.check_path(path).map_err(out_of_reach)? {
@@ -75,8 +76,8 @@ impl PathResolver {
     }
 }
 
-/// The folders that a path may lead into, links followed: of the library all of it, of the object store and of the rest of the
-/// machine what the job may read.
+/// The folders that a path may lead into, links followed: of the library all of it, of the object store and of the rest
+/// of the machine what the job may read.
 fn allowed_roots(paths: &PathResolver, bounds: &Bounds, path: &str, root: &Path) -> Vec<PathBuf> {
     let folders: Vec<PathBuf> = match SpecPath::of(path) {
         SpecPath::Library(_) => vec![root.to_owned()],

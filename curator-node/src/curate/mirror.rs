@@ -8,7 +8,7 @@
 //!      └─▶ no object: all objects below it
 //! ```
 
-use crescendo_core::reach::STORE_PREFIX;
+use crescendo_core::reach::{Reach, STORE_PREFIX};
 use crescendo_core::spec::{DataSource, JobSpec, ModelPreset, named_files};
 use crescendo_model::weight_files::shards_of_index;
 use crescendo_node::objects::cache::{Cache, CacheError, Cached};
@@ -85,9 +85,16 @@ pub struct Mirror {
 }
 
 impl Mirror {
-    /// What the stage at `index` needs of the object store; `None` if nothing.
-    pub fn of(job: &JobSpec, index: usize, copies: LocalCopies) -> Result<Option<Mirror>, MirrorError> {
-        let wanted = wanted(job, index);
+    /// What the stage at `index` needs of the object store; `None` if nothing. What is out of the job's reach is not
+    /// copied: whoever resolves its path says so.
+    pub fn of(
+        job: &JobSpec,
+        index: usize,
+        reach: &Reach,
+        copies: LocalCopies,
+    ) -> Result<Option<Mirror>, MirrorError> {
+        let may = |key: &str| reach.check_path(&format!("{STORE_PREFIX}{key}")).is_ok();
+        let wanted: BTreeMap<_, _> = wanted(job, index).into_iter().filter(|(key, _)| may(key)).collect();
         if wanted.is_empty() {
             return Ok(None);
         }
@@ -239,6 +246,7 @@ fn wanted(job: &JobSpec, index: usize) -> BTreeMap<String, Need> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crescendo_core::reach::Bounds;
     use object_store::memory::InMemory;
 
     fn job(model: &str, data: &str) -> JobSpec {
@@ -254,10 +262,14 @@ mod tests {
         wanted(&job(model, data), 0).into_keys().collect()
     }
 
-    fn mirror_of(job: &JobSpec, scratch: &Path) -> Mirror {
+    fn bounded_mirror_of(job: &JobSpec, scratch: &Path, reach: &Reach) -> Option<Mirror> {
         let cache = Cache::new(scratch.join("cache"), 1 << 30);
         let copies = LocalCopies { url: "s3://b".into(), scratch: scratch.into(), cache };
-        Mirror::of(job, 0, copies).expect("a folder").expect("something is wanted")
+        Mirror::of(job, 0, reach, copies).expect("a folder")
+    }
+
+    fn mirror_of(job: &JobSpec, scratch: &Path) -> Mirror {
+        bounded_mirror_of(job, scratch, &Reach::Everything).expect("something is wanted")
     }
 
     #[test]
@@ -297,6 +309,18 @@ mod tests {
         std::fs::write(mirror.root().join("sets/x/index.json"), "mine").expect("write");
         mirror.bring(&objects).await.expect("bring again");
         assert_eq!(there("sets/x/index.json").as_deref(), Some(&b"mine"[..]));
+    }
+
+    #[test]
+    fn what_is_anothers_is_not_copied() {
+        let job = job("preset: nano, weights: w", "source: compose, subjects: 'store:jobs/b-1/x', panel: 16");
+        let scratch = tempfile::tempdir().expect("make a folder");
+        let of = |prefix: &str| {
+            let bounds = Bounds { store_prefixes: vec![prefix.to_owned()], ..Bounds::default() };
+            bounded_mirror_of(&job, scratch.path(), &Reach::Bounded(bounds))
+        };
+        assert!(of("jobs/a-1").is_none(), "there is nothing that it may copy");
+        assert_eq!(of("jobs/b-1").expect("its own").wanted.len(), 1);
     }
 
     #[tokio::test]

@@ -20,8 +20,8 @@ use tokio::time::Instant;
 
 /// Longest wait for a place among the requests under way.
 const PLACE_DEADLINE: Duration = Duration::from_secs(300);
-/// Time after which no further try of a question is begun, whatever the spec says: the curator tells that the endpoint is out
-/// of order, and gets other work beside.
+/// Time after which no further try of a question is begun, whatever the spec says: the curator tells that the endpoint
+/// is out of order, and gets other work beside.
 const TRY_FOR: Duration = Duration::from_secs(300);
 /// Answers that are paid and neither understood nor given up yet, of which all are held; beyond it the oldest goes.
 const MAX_HELD: usize = 1024;

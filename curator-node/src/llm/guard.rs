@@ -1,5 +1,5 @@
-//! To which addresses connections may go. What a name resolves to is looked at when a connection is made, and the connection
-//! goes to what was looked at: an answer that changes in between changes nothing.
+//! To which addresses connections may go. What a name resolves to is looked at when a connection is made, and the
+//! connection goes to what was looked at: an answer that changes in between changes nothing.
 
 use crescendo_core::reach::{EndpointRule, allows_address};
 use reqwest::Url;

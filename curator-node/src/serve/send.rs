@@ -1,5 +1,5 @@
-//! Files of checkpoints, and logs, on their way to a person: read here, since only nodes have keys of the object store, and sent to the
-//! controller, which hands them on.
+//! Files of checkpoints, and logs, on their way to a person: read here, since only nodes have keys of the object store,
+//! and sent to the controller, which hands them on.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -16,11 +16,11 @@ const HELD_UP_FOR: Duration = Duration::from_secs(300);
 /// Stages that one curator waits with, while it makes another. Each holds a few units in its memory.
 const MAX_HELD_UP: usize = 3;
 
-/// Every stage that is being trained is served by all curators, so that a rank can turn to another. The curators are divided
-/// among the tenants whose other stages lack pairs; of these, each gets at least one, in the order of their jobs, as far as its
-/// tenant's curators go. A curator stays where it is as long as no stage would be left without, and makes none whose source it
-/// cannot open. A curator that waits with a stage for something outside, such as an endpoint, goes on waiting and makes another
-/// beside it.
+/// Every stage that is being trained is served by all curators, so that a rank can turn to another. The curators are
+/// divided among the tenants whose other stages lack pairs; of these, each gets at least one, in the order of their
+/// jobs, as far as its tenant's curators go. A curator stays where it is as long as no stage would be left without, and
+/// makes none whose source it cannot open. A curator that waits with a stage for something outside, such as an
+/// endpoint, goes on waiting and makes another beside it.
 pub(super) fn spread(nodes: &DecideContext<'_>, decided: &Decided<'_>) -> CurationAssignments {
     let curators: Vec<_> = nodes.open_to_work(NodeKind::Curator).collect();
     if curators.is_empty() {
@@ -156,8 +156,9 @@ impl<'a> Making<'a> {
         }
     }
 
-    /// Gives a curator the first in order among those with the fewest; false if there is none for it. A tenant gets more than
-    /// its share where the others' stages are none that the curator can make, and less than its limit all the same.
+    /// Gives a curator the first in order among those with the fewest; false if there is none for it. A tenant gets
+    /// more than its share where the others' stages are none that the curator can make, and less than its limit all the
+    /// same.
     fn take(&mut self, node: &'a NodeId) -> bool {
         let can: Vec<&'a StageRef> =
             self.shared.stages.iter().filter(|stage| self.nodes.may_make(stage, node)).collect();
@@ -177,8 +178,8 @@ impl<'a> Making<'a> {
         self.nodes.limits.quotas.of(tenant).max_curators.is_none_or(|most| has < most as usize)
     }
 
-    /// A stage that is left without a curator, because those that remained cannot open its source, gets one that can: of a
-    /// stage that has another, or else of the last in order behind it.
+    /// A stage that is left without a curator, because those that remained cannot open its source, gets one that can:
+    /// of a stage that has another, or else of the last in order behind it.
     fn leave_none_without(&mut self) {
         let place: BTreeMap<&StageRef, usize> = self.shared.stages.iter().zip(0..).collect();
         for (index, stage) in self.shared.stages.iter().enumerate() {

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-/// Curators of each tenant. `tenants` has each once with the most that it may have, if there is a limit: shares are as even
-/// as limits allow, the first ones get what is over, and what limits leave is nobody's.
+/// Curators of each tenant. `tenants` has each once with the most that it may have, if there is a limit: shares are as
+/// even as limits allow, the first ones get what is over, and what limits leave is nobody's.
 pub(super) fn divide<'a>(tenants: &[(&'a str, Option<usize>)], curators: usize) -> BTreeMap<&'a str, usize> {
     let mut shares: BTreeMap<&str, usize> = tenants.iter().map(|(tenant, _)| (*tenant, 0)).collect();
     for _ in 0..curators {

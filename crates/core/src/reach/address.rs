@@ -182,7 +182,7 @@ pub fn allows_address(rules: &[EndpointRule], host: &str, ip: IpAddr, port: u16)
 fn is_local(name: &str) -> bool {
     let below =
         |suffix: &&str| name.strip_suffix(*suffix).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
-    !name.contains('.') || LOCAL_SUFFIXES.iter().any(|suffix| below(&suffix))
+    !name.contains('.') || LOCAL_SUFFIXES.iter().any(below)
 }
 
 /// An IPv4 address that is written as an IPv6 one is that IPv4 address.

@@ -1,8 +1,9 @@
 //! Log lines of jobs in the object store, where they outlive the job, its nodes and the controllers.
 //!
 //! Each process writes the lines of its own in chunks, `jobs/JOB/logs/TIME-NODE-ID.jsonl`, one JSON object a line. The
-//! newest chunk of a job is written anew as it grows, every few seconds; once it is full the next one begins. Of a job each
-//! process keeps its last [`MAX_CHUNKS`]; what was before is deleted. Curators read them again for people ([`read_tail`]).
+//! newest chunk of a job is written anew as it grows, every few seconds; once it is full the next one begins. Of a job
+//! each process keeps its last [`MAX_CHUNKS`]; what was before is deleted. Curators read them again for people
+//! ([`read_tail`]).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -291,7 +292,8 @@ async fn chunks(job: &str, store: &dyn ObjectStore) -> Result<Vec<ObjectMeta>, S
     within(listing).await
 }
 
-/// The end of a job's log, as much as fits into `most_bytes`, in the form of [`parse`]. Lines of one node are in their order.
+/// The end of a job's log, as much as fits into `most_bytes`, in the form of [`parse`]. Lines of one node are in their
+/// order.
 pub async fn read_tail(job: &str, store: &dyn ObjectStore, most_bytes: usize) -> Result<Vec<u8>, String> {
     let mut wanted = BTreeSet::new();
     let mut left = most_bytes as u64;
