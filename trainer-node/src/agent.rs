@@ -20,3 +20,4 @@ pub mod process;
 pub mod rendezvous;
 pub mod run;
 pub mod service;
+pub mod threads;
