@@ -66,6 +66,42 @@ async fn every_kind_of_kill_ends_with_the_bytes_of_an_undisturbed_run() -> Resul
     Ok(())
 }
 
+/// A rank that stands still is found, its threads are logged, and its gang goes on within half a minute. An agent that
+/// stands still costs nothing.
+#[tokio::test]
+async fn a_rank_that_stands_still_is_started_again_and_a_paused_agent_is_not() -> Result<()> {
+    let mut cluster = Cluster::start(ClusterOptions::default()).await?;
+    let weights = cluster.train_base().await?;
+    let (undisturbed, _) = run(&mut cluster, "undisturbed", &weights, async |_, _| Ok(())).await?;
+
+    let mut stood_still = Duration::ZERO;
+    let (hung, generation) = run(&mut cluster, "hung", &weights, async |cluster, job| {
+        cluster.await_step(job, 0, 10, LIMIT).await?;
+        cluster.stop_rank(1)?;
+        let stopped = std::time::Instant::now();
+        cluster.await_generation(job, 0, 2, LIMIT).await?;
+        stood_still = stopped.elapsed();
+        Ok(())
+    })
+    .await?;
+    ensure!(hung == undisturbed, "a rank that hung changed the result");
+    ensure!(generation == 2, "generation {generation}");
+    ensure!(stood_still < Duration::from_secs(30), "started again after {stood_still:?}");
+    let logs = cluster.whole_logs();
+    ensure!(logs.contains("the rank hangs and is killed"), "the rank's threads are not logged");
+    ensure!(logs.contains("T (stopped)"), "its threads are not said to be stopped");
+
+    // Long enough not to be done meanwhile.
+    let job_id = cluster.submit("paused", &lora_spec(&weights, 1, 20 * STEPS, 100)).await?;
+    cluster.await_step(&job_id, 0, 3, LIMIT).await?;
+    cluster.pause_agent(1, true)?;
+    tokio::time::sleep(Duration::from_secs(25)).await;
+    cluster.pause_agent(1, false)?;
+    let job = cluster.await_step(&job_id, 0, 100, LIMIT).await?;
+    ensure!(job.stages[0].generation == 1, "an agent that stood still cost its gang a restart");
+    Ok(())
+}
+
 /// The controller dies again and again, at moments that a seed chooses, from submission to the end.
 #[tokio::test]
 async fn a_controller_killed_at_random_moments_changes_no_jobs_fate() -> Result<()> {

@@ -235,6 +235,13 @@ impl Engine {
     }
 
     fn decide(&mut self, now: Timestamp) -> Plan {
+        for (attempt, hang) in self.observed.find_hangs(&self.state, &self.limits, now) {
+            self.around.metrics.gangs_hung.inc();
+            tracing::error!(
+                job = %attempt.job, stage = %attempt.stage, generation = attempt.generation.0, %hang,
+                "a gang hangs: it is ended and started again"
+            );
+        }
         let timer = self.around.metrics.decide_seconds.start_timer();
         let mut plan = decide(&self.state, &self.observed, &self.limits, now);
         timer.observe_duration();

@@ -137,6 +137,18 @@ pub const CATALOGUE: &[Metric] = &[
     counter("crescendo_attempts_placed_total", "", &[], "Attempts to train a stage that were placed."),
     counter("crescendo_attempts_ended_total", "", &[], "Attempts that ended without a final checkpoint."),
     counter(
+        "crescendo_gangs_hung_total",
+        "",
+        &[],
+        "Attempts that were ended because a rank did not go on; explain names the rank.",
+    ),
+    gauge(
+        "crescendo_stragglers",
+        "",
+        &[],
+        "Ranks that have computed half as long again as their gang's median, or longer, for a minute. Leader only.",
+    ),
+    counter(
         "crescendo_reports_refused_total",
         "",
         &[],
@@ -172,6 +184,8 @@ pub struct Metrics {
     pub reloads: IntCounter,
     pub attempts_placed: IntCounter,
     pub attempts_ended: IntCounter,
+    pub gangs_hung: IntCounter,
+    stragglers: IntGaugeVec,
     pub reports_refused: IntCounter,
     pub name_clashes: IntCounter,
     pub log_lines: IntCounter,
@@ -199,6 +213,8 @@ impl Metrics {
             reloads: registrar.counter("crescendo_state_reloads_total")?,
             attempts_placed: registrar.counter("crescendo_attempts_placed_total")?,
             attempts_ended: registrar.counter("crescendo_attempts_ended_total")?,
+            gangs_hung: registrar.counter("crescendo_gangs_hung_total")?,
+            stragglers: registrar.passing_gauge("crescendo_stragglers")?,
             reports_refused: registrar.counter("crescendo_reports_refused_total")?,
             name_clashes: registrar.counter("crescendo_node_name_clashes_total")?,
             log_lines: registrar.counter("crescendo_log_lines_total")?,
@@ -233,6 +249,7 @@ impl Metrics {
             &self.unreadable,
             &self.benched,
             &self.cordoned,
+            &self.stragglers,
         ] {
             gauges.reset();
         }
@@ -276,6 +293,8 @@ impl Metrics {
         }
         let cordoned = state.nodes().filter(|node| node.cordon.is_some()).count();
         self.cordoned.with_label_values::<&str>(&[]).set(whole(cordoned));
+        let stragglers = seen.stragglers(state, limits, now);
+        self.stragglers.with_label_values::<&str>(&[]).set(whole(stragglers));
         let benched = benched_curators(state, seen, limits, now);
         self.benched.with_label_values::<&str>(&[]).set(whole(benched));
         let backlog = curation_backlog_units(state);
@@ -329,6 +348,7 @@ mod tests {
             "crescendo_curation_backlog_units 0",
             "crescendo_curators_benched 0",
             "crescendo_nodes_cordoned 0",
+            "crescendo_stragglers 0",
             "crescendo_records_unreadable{kind=\"units\"} 0",
         ];
         let led = text(&registry);

@@ -166,9 +166,7 @@ impl Node {
         };
         let mirror = match &paths.store {
             Some(_) => None,
-            None => {
-                Mirror::of(&job, assignment.stage_index as usize, &reach, copies.clone())?.map(Arc::new)
-            }
+            None => Mirror::of(&job, assignment.stage_index as usize, &reach, copies.clone())?.map(Arc::new),
         };
         let paths = match &mirror {
             Some(mirror) => paths.with_store_at(mirror.root()),

@@ -10,6 +10,7 @@ use crescendo_core::ids::{
 use crescendo_core::job::JobState;
 use crescendo_core::observed::{NodeReport, Progress, Report};
 use crescendo_core::precision::Arithmetic;
+use crescendo_core::ranks::{RankPhase, RankWord};
 use crescendo_core::reach::{Bounds, EndpointRule, Reach};
 use crescendo_core::records::{
     CheckpointRecord, FailureKind, FileRecord, NodeKind, NodeRecord, RankPlacement, ShardRecord,
@@ -22,6 +23,8 @@ use crate::v1;
 
 /// Slots of one node; far above any machine.
 const MAX_SLOTS: u32 = 1024;
+/// Ranks of one attempt on one node, at most one a slot.
+const MAX_RANKS: usize = MAX_SLOTS as usize;
 const MAX_LABELS: usize = 64;
 const MAX_TEXT_BYTES: usize = 256;
 /// Most characters of a report's reason that are kept.
@@ -326,7 +329,28 @@ pub fn report(node: NodeId, message: v1::AttemptReport) -> Result<Report, Reques
         replay_passes: message.replay_passes,
         skipped_steps: message.skipped_steps,
     };
-    Ok(Report { node, attempt, phase, progress: Some(progress) })
+    let ranks = message.ranks.into_iter().take(MAX_RANKS).filter_map(rank_word).collect();
+    Ok(Report { node, attempt, phase, progress: Some(progress), ranks })
+}
+
+/// What a rank says of itself; nothing of one whose phase this version does not know.
+fn rank_word(status: v1::RankStatus) -> Option<RankWord> {
+    let phase = match status.phase() {
+        v1::RankPhase::Unspecified => return None,
+        v1::RankPhase::Loading => RankPhase::Loading,
+        v1::RankPhase::Meeting => RankPhase::Meeting,
+        v1::RankPhase::WaitingForPairs => RankPhase::WaitingForPairs,
+        v1::RankPhase::Forward => RankPhase::Forward,
+        v1::RankPhase::Backward => RankPhase::Backward,
+        v1::RankPhase::AllReduce => RankPhase::AllReduce,
+        v1::RankPhase::Optimizer => RankPhase::Optimizer,
+        v1::RankPhase::Saving => RankPhase::Saving,
+        v1::RankPhase::Leaving => RankPhase::Leaving,
+    };
+    let v1::RankStatus { rank, phase: _, step, moves, beats, steps_done, step_seconds, own_seconds } = status;
+    let time = |seconds: f64| Duration::try_from_secs_f64(seconds).unwrap_or_default();
+    let (step_time, own_time) = (time(step_seconds), time(own_seconds));
+    Some(RankWord { rank, phase, step, moves, beats, steps_done, step_time, own_time })
 }
 
 pub fn timestamp(time: Timestamp) -> prost_types::Timestamp {

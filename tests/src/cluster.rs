@@ -352,6 +352,20 @@ impl Cluster {
         .await
     }
 
+    /// Waits until the stage has been started so many times.
+    pub async fn await_generation(
+        &self,
+        job_id: &str,
+        index: usize,
+        generation: u64,
+        limit: Duration,
+    ) -> Result<Job> {
+        self.await_job(job_id, limit, "generation", |job| {
+            job.stages.get(index).is_some_and(|stage| stage.generation >= generation)
+        })
+        .await
+    }
+
     /// Registered checkpoints of the job, oldest first.
     pub async fn checkpoints(&self, job_id: &str) -> Result<Vec<Checkpoint>> {
         let request = ListCheckpointsRequest { job_id: job_id.to_owned(), stage: String::new() };
@@ -411,10 +425,19 @@ impl Cluster {
     /// `kill -9` of one rank process of a trainer. Fails if it has none.
     pub fn kill_9_rank(&self, trainer: usize) -> Result<()> {
         let pid = *self.rank_pids(trainer)?.first().context("the trainer has no rank")?;
-        // SAFETY: kill has no memory effects; the pid is a child of a process of this test.
-        let outcome = unsafe { libc::kill(pid.cast_signed(), libc::SIGKILL) };
-        ensure!(outcome == 0, "kill -9 of rank process {pid} failed");
-        Ok(())
+        signal(pid, libc::SIGKILL)
+    }
+
+    /// SIGSTOP to one rank process of a trainer. Fails if it has none.
+    pub fn stop_rank(&self, trainer: usize) -> Result<()> {
+        let pid = *self.rank_pids(trainer)?.first().context("the trainer has no rank")?;
+        signal(pid, libc::SIGSTOP)
+    }
+
+    /// SIGSTOP, or SIGCONT, to a trainer's agent; its ranks go on.
+    pub fn pause_agent(&self, trainer: usize, stop: bool) -> Result<()> {
+        let pid = self.trainers[trainer].pid().context("the trainer does not run")?;
+        signal(pid, if stop { libc::SIGSTOP } else { libc::SIGCONT })
     }
 
     fn processes(&self) -> impl Iterator<Item = &Process> {
@@ -461,4 +484,11 @@ fn urls(targets: &[String], proxies: &[FaultyProxy]) -> Vec<String> {
 
 pub(crate) fn free_port() -> Result<u16> {
     Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}
+
+fn signal(pid: u32, number: libc::c_int) -> Result<()> {
+    // SAFETY: kill has no memory effects; the pid is of this test, or a child of a process of this test.
+    let outcome = unsafe { libc::kill(pid.cast_signed(), number) };
+    ensure!(outcome == 0, "signal {number} to process {pid} failed");
+    Ok(())
 }

@@ -21,3 +21,4 @@ pub mod process;
 pub mod rendezvous;
 pub mod run;
 pub mod service;
+pub mod threads;

@@ -21,6 +21,7 @@ pub mod plan;
 pub mod position_log;
 pub mod positions;
 pub mod prefetch;
+pub mod pulse;
 pub mod restore;
 pub mod run;
 pub mod save;

@@ -286,6 +286,14 @@ impl Engine {
         if !leads {
             report.progress = None;
         }
+        // A rank is spoken for by the node that it was placed on.
+        let node = &report.node;
+        let here = |rank: u32| {
+            let placed =
+                newest.zip(usize::try_from(rank).ok()).and_then(|(newest, rank)| newest.ranks.get(rank));
+            placed.is_some_and(|placed| placed.node == *node)
+        };
+        report.ranks.retain(|word| here(word.rank));
         self.progressed.insert(report.attempt.job.clone());
         self.observed.report(report, now);
     }
@@ -354,6 +362,7 @@ impl Engine {
             Command::StopAttempt(attempt, reason) => Down::StopAttempt(v1::StopAttempt {
                 attempt: Some(convert::attempt_message(attempt)),
                 reason: reason.clone(),
+                hung_ranks: self.hung_ranks(attempt),
             }),
             Command::DrainAttempt(attempt, reason) => Down::DrainAttempt(v1::DrainAttempt {
                 attempt: Some(convert::attempt_message(attempt)),
@@ -369,6 +378,11 @@ impl Engine {
                 reason: reason.clone(),
             }),
         })
+    }
+
+    fn hung_ranks(&self, attempt: &AttemptRef) -> Vec<u32> {
+        let hang = self.observed.gang(attempt).and_then(|gang| gang.hang.as_ref());
+        hang.map(|hang| hang.ranks.clone()).unwrap_or_default()
     }
 
     fn start_message(&self, attempt: &AttemptRef, curators: &[String]) -> Option<v1::StartAttempt> {

@@ -14,8 +14,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use crescendo_proto::v1::{
-    AttemptPhase, AttemptRef, AttemptReport, DrainAttempt, RankEnd, RankProgress, StartAttempt, StopAttempt,
-    UpdateCurators,
+    AttemptPhase, AttemptRef, AttemptReport, DrainAttempt, RankEnd, RankPhase, RankProgress, RankStatus,
+    StartAttempt, StopAttempt, UpdateCurators,
 };
 
 /// From RankStop to SIGTERM.
@@ -24,6 +24,8 @@ pub const TERM_AFTER: Duration = Duration::from_secs(4);
 pub const KILL_AFTER: Duration = Duration::from_secs(7);
 /// How long an attempt may wait for its slots.
 pub const SLOT_WAIT: Duration = Duration::from_secs(30);
+/// A live attempt is reported on at least this often, so that ranks which stand still are told from those that do not.
+pub const REPORT_EVERY: Duration = Duration::from_secs(2);
 /// Ended attempts that are remembered at most.
 const MAX_ENDED: usize = 256;
 
@@ -87,6 +89,10 @@ pub enum Effect {
         rank: RankKey,
         signal: KillSignal,
     },
+    /// Note where a rank that hangs stands, then kill it.
+    KillHung {
+        rank: RankKey,
+    },
     Report(Box<AttemptReport>),
 }
 
@@ -105,6 +111,15 @@ struct LocalRank {
     end: Option<RankEnd>,
     exited: bool,
     signals: u8,
+    /// What it said last of where it is.
+    status: RankStatus,
+}
+
+impl LocalRank {
+    /// It has neither exited nor said that it will.
+    fn works(&self) -> bool {
+        !self.exited && self.end.is_none()
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -123,6 +138,8 @@ struct Attempt {
     leaves: bool,
     /// Damaged checkpoints that the controller has not taken note of: the outcome waits for them.
     marks_pending: u32,
+    /// When it was last reported on.
+    reported: Option<Instant>,
     /// Order of the last change.
     changed: u64,
 }
@@ -270,6 +287,7 @@ impl AttemptTable {
                     effects.push(Effect::Report(Box::new(report(known))));
                 } else {
                     stop_ranks(known, &stop.reason, now, &mut effects);
+                    kill_hung(known, &stop.hung_ranks, &mut effects);
                 }
             }
             Some(_) => {}
@@ -357,6 +375,21 @@ impl AttemptTable {
         if attempt.ended() || attempt.stopping.is_some() {
             return Vec::new();
         }
+        if let Some(local) = attempt.ranks.get_mut(&rank.rank) {
+            local.status = RankStatus {
+                rank: rank.rank,
+                phase: progress.phase,
+                step: progress.step,
+                moves: progress.moves,
+                beats: local.status.beats.saturating_add(1),
+                steps_done: progress.steps_done,
+                step_seconds: progress.step_seconds,
+                own_seconds: progress.own_seconds,
+            };
+        }
+        if matches!(progress.phase(), RankPhase::Loading | RankPhase::Meeting) {
+            return Vec::new();
+        }
         let leads = rank.rank == 0;
         let news = leads || attempt.phase == AttemptPhase::Starting;
         attempt.phase = AttemptPhase::Running;
@@ -421,6 +454,11 @@ impl AttemptTable {
     pub fn on_tick(&mut self, now: Instant) -> Vec<Effect> {
         let mut effects = Vec::new();
         for attempt in self.attempts.values_mut() {
+            let due = attempt.reported.is_none_or(|at| now.saturating_duration_since(at) >= REPORT_EVERY);
+            if due && attempt.lives() && attempt.stopping.is_none() {
+                attempt.reported = Some(now);
+                effects.push(Effect::Report(Box::new(report(attempt))));
+            }
             let Some((since, _)) = &attempt.stopping else { continue };
             let waited = now.saturating_duration_since(*since);
             let Some(reference) = attempt.start.attempt.clone() else { continue };
@@ -511,7 +549,10 @@ impl AttemptTable {
             let ranks: BTreeMap<u32, LocalRank> = ranks
                 .into_iter()
                 .map(|(rank, slot)| {
-                    (rank, LocalRank { slot, assigned: false, end: None, exited: false, signals: 0 })
+                    // It is at the very beginning, until it says otherwise.
+                    let status =
+                        RankStatus { rank, phase: RankPhase::Loading.into(), ..RankStatus::default() };
+                    (rank, LocalRank { slot, assigned: false, end: None, exited: false, signals: 0, status })
                 })
                 .collect();
             for (rank, local) in &ranks {
@@ -532,6 +573,7 @@ impl AttemptTable {
                 leaves: false,
                 failure: None,
                 marks_pending: 0,
+                reported: None,
                 changed: self.changes,
             };
             effects.push(Effect::Report(Box::new(report(&attempt))));
@@ -581,6 +623,7 @@ impl AttemptTable {
             leaves: false,
             failure: Some(failure),
             marks_pending: 0,
+            reported: None,
             changed: self.changes,
         };
         effects.push(Effect::Report(Box::new(report(&attempt))));
@@ -629,6 +672,17 @@ fn stop_ranks(attempt: &mut Attempt, reason: &str, now: Instant, effects: &mut V
     let Some(reference) = attempt.start.attempt.clone() else { return };
     for (rank, _) in attempt.ranks.iter().filter(|(_, local)| !local.exited) {
         effects.push(Effect::Stop { rank: rank_key(&reference, *rank), reason: reason.to_owned() });
+    }
+}
+
+/// Kills the ranks that hang: they hear nothing. How they stand is noted first.
+fn kill_hung(attempt: &mut Attempt, hung: &[u32], effects: &mut Vec<Effect>) {
+    let Some(reference) = attempt.start.attempt.clone() else { return };
+    for (rank, local) in attempt.ranks.iter_mut() {
+        if hung.contains(rank) && !local.exited && local.signals < 2 {
+            local.signals = 2;
+            effects.push(Effect::KillHung { rank: rank_key(&reference, *rank) });
+        }
     }
 }
 
@@ -685,6 +739,7 @@ fn report(attempt: &Attempt) -> AttemptReport {
         permanent,
         replay_passes: progress.replay_passes,
         skipped_steps: progress.skipped_steps,
+        ranks: attempt.ranks.values().filter(|rank| rank.works()).map(|rank| rank.status).collect(),
     }
 }
 

@@ -123,7 +123,10 @@ fn a_newer_generation_waits_until_the_older_is_gone() {
 fn a_rank_that_does_not_stop_is_made_to() {
     let (mut table, now) = (table(), Instant::now());
     table.on_start(start("j", 1, &[0]), now);
-    table.on_stop(&StopAttempt { attempt: Some(attempt("j", 1)), reason: "cancelled".into() }, now);
+    table.on_stop(
+        &StopAttempt { attempt: Some(attempt("j", 1)), reason: "cancelled".into(), hung_ranks: Vec::new() },
+        now,
+    );
     assert_eq!(table.on_hello(&key("j", 1, 0)), None, "too late to begin");
     let signal = |signal| [Effect::Signal { rank: key("j", 1, 0), signal }];
     assert_eq!(table.on_tick(now + TERM_AFTER), signal(KillSignal::Term));
@@ -139,7 +142,7 @@ fn slots_that_stay_taken_fail_the_attempt() {
     table.on_start(start("a", 1, &[0]), now);
     assert_eq!(table.on_start(start("b", 1, &[0]), now), []);
     let effects = table.on_tick(now + SLOT_WAIT);
-    assert_eq!(reported(&effects)[0].0, AttemptPhase::Failed);
+    assert!(reported(&effects).iter().any(|(phase, _)| *phase == AttemptPhase::Failed), "{effects:?}");
     assert_eq!(table.running(), [attempt("a", 1)]);
 }
 
@@ -285,7 +288,7 @@ proptest! {
                 Step::Start { job, generation, slots } => table.on_start(start(&job.to_string(), generation, &slots), now),
                 Step::Stop { job, generation } => {
                     let attempt = Some(attempt(&job.to_string(), generation));
-                    table.on_stop(&StopAttempt { attempt, reason: String::new() }, now)
+                    table.on_stop(&StopAttempt { attempt, ..StopAttempt::default() }, now)
                 }
                 Step::Exit { nth, success } if nth < alive.len() => {
                     let (rank, _) = alive.remove(nth);
@@ -320,4 +323,57 @@ proptest! {
             prop_assert_eq!(table.any_alive(), !alive.is_empty());
         }
     }
+}
+
+#[test]
+fn a_rank_that_hangs_is_noted_and_killed_at_once_and_the_others_are_told() {
+    let (mut table, now) = (table(), Instant::now());
+    table.on_start(start("j", 1, &[0, 1]), now);
+    for rank in 0..2 {
+        table.on_hello(&key("j", 1, rank));
+    }
+    let stop =
+        StopAttempt { attempt: Some(attempt("j", 1)), reason: "rank 1 hangs".into(), hung_ranks: vec![1] };
+    let effects = table.on_stop(&stop, now);
+    let killed = Effect::KillHung { rank: key("j", 1, 1) };
+    assert!(effects.contains(&killed), "{effects:?}");
+    let told = Effect::Stop { rank: key("j", 1, 0), reason: "rank 1 hangs".into() };
+    assert!(effects.contains(&told), "{effects:?}");
+    // The command may come again; it is killed once.
+    assert!(!table.on_stop(&stop, now).contains(&killed));
+    let signals = table.on_tick(now + KILL_AFTER);
+    assert!(!signals.iter().any(|effect| matches!(effect, Effect::Signal { rank, .. } if rank.rank == 1)));
+}
+
+#[test]
+fn a_report_says_where_every_rank_is_and_comes_while_nothing_changes() {
+    let (mut table, now) = (table(), Instant::now());
+    table.on_start(start("j", 1, &[0, 1]), now);
+    let reports = |effects: Vec<Effect>| -> Vec<AttemptReport> {
+        effects
+            .into_iter()
+            .filter_map(|effect| if let Effect::Report(report) = effect { Some(*report) } else { None })
+            .collect()
+    };
+    table.on_tick(now);
+    assert!(reports(table.on_tick(now + REPORT_EVERY / 2)).is_empty());
+    let loading = reports(table.on_tick(now + REPORT_EVERY));
+    assert_eq!(loading[0].phase(), AttemptPhase::Starting);
+    assert!(loading[0].ranks.iter().all(|rank| rank.beats == 0 && rank.phase() == RankPhase::Loading));
+
+    let word =
+        |phase: RankPhase, moves| RankProgress { phase: phase.into(), moves, step: 7, ..Default::default() };
+    // Its weights are still read: the attempt only starts.
+    assert!(table.on_progress(&key("j", 1, 1), word(RankPhase::Loading, 1)).is_empty());
+    table.on_progress(&key("j", 1, 0), word(RankPhase::Forward, 5));
+    table.on_progress(&key("j", 1, 1), word(RankPhase::AllReduce, 6));
+    let running = reports(table.on_tick(now + REPORT_EVERY * 2));
+    assert_eq!((running.len(), running[0].phase()), (1, AttemptPhase::Running));
+    let said: Vec<_> =
+        running[0].ranks.iter().map(|rank| (rank.rank, rank.phase(), rank.moves, rank.beats)).collect();
+    assert_eq!(said, [(0, RankPhase::Forward, 5, 1), (1, RankPhase::AllReduce, 6, 2)]);
+    // One that has ended stands nowhere any more.
+    table.on_end(&key("j", 1, 1), well(), now);
+    let running = reports(table.on_tick(now + REPORT_EVERY * 3));
+    assert_eq!(running[0].ranks.iter().map(|rank| rank.rank).collect::<Vec<_>>(), [0]);
 }

@@ -27,6 +27,7 @@
 //! | [`secret`] | keys and tokens, and how they are kept out of text |
 //! | [`mod@cooldown`] | curators that cannot open what a stage is made of |
 //! | [`observed`] | what is seen of nodes and gangs; unknown is not failed |
+//! | [`ranks`] | what ranks say of themselves: which one hangs, which one is slow |
 //! | [`under_way`] | how far the units are that curators work on |
 //! | [`arithmetic`] | what is kept of how nodes and gangs compute |
 //! | [`precision`] | what `precision: auto` comes to, once for a stage |
@@ -60,6 +61,7 @@ pub mod placement;
 pub mod precision;
 pub mod processor;
 pub mod quotas;
+pub mod ranks;
 pub mod reach;
 pub mod records;
 pub mod rejection;

@@ -9,7 +9,9 @@ use crate::cooldown::Cooldowns;
 use crate::decide::{Limits, Send};
 use crate::ids::{AttemptRef, Incarnation, NodeId, StageRef, Timestamp};
 use crate::learnt::Learnt;
-use crate::records::{FailureKind, Record};
+use crate::ranks::{Hang, NODE_GAP, RankViews, RankWord};
+use crate::records::{AttemptRecord, FailureKind, Record};
+use crate::state::{ClusterState, Stage};
 use crate::transitions::one_line;
 use crate::under_way::UnitsUnderWay;
 
@@ -28,6 +30,8 @@ pub struct Observed {
     pub failures: NodeFailures,
     /// How far the units are that curators work on.
     pub under_way: UnitsUnderWay,
+    /// The newest hang of each stage, of the [`MAX_HANGS`] last ones.
+    hangs: BTreeMap<StageRef, (AttemptRef, Timestamp, Hang)>,
     /// How the pairs of stages that are being made come; the [`MAX_TRENDS`] that were looked at last.
     trends: BTreeMap<StageRef, PairTrend>,
     learnt: Learnt,
@@ -50,6 +54,8 @@ const MAX_RIVALS: usize = 256;
 /// One that was not refused for so long has gone.
 const RIVAL_GONE_AFTER: Duration = Duration::from_secs(60);
 
+/// Stages of which a hang is remembered.
+const MAX_HANGS: usize = 1024;
 /// Stages whose pairs are counted over time.
 const MAX_TRENDS: usize = 1024;
 /// Counts that are kept of one stage.
@@ -113,6 +119,9 @@ pub struct GangView {
     pub progress: Progress,
     /// When the step counter last moved.
     pub stepped_at: Timestamp,
+    pub ranks: RankViews,
+    /// That it was found to hang; it is over then.
+    pub hang: Option<Hang>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -157,6 +166,8 @@ pub struct Report {
     pub phase: NodeReport,
     /// Only from the node that has rank 0.
     pub progress: Option<Progress>,
+    /// What the ranks on the node say of themselves.
+    pub ranks: Vec<RankWord>,
 }
 
 impl Observed {
@@ -169,6 +180,7 @@ impl Observed {
             cooldowns: Cooldowns::default(),
             failures: NodeFailures::default(),
             under_way: UnitsUnderWay::default(),
+            hangs: BTreeMap::new(),
             trends: BTreeMap::new(),
             learnt: Learnt::default(),
             rivals: BTreeMap::new(),
@@ -184,6 +196,7 @@ impl Observed {
         curating: BTreeSet<StageRef>,
         now: Timestamp,
     ) {
+        self.heard(&node, now);
         if self.nodes.get(&node).is_some_and(|known| known.incarnation != incarnation) {
             self.cooldowns.lift_all_of(&node);
             self.under_way.gone(&node);
@@ -224,8 +237,11 @@ impl Observed {
     }
 
     pub fn heard(&mut self, node: &NodeId, now: Timestamp) {
-        if let Some(view) = self.nodes.get_mut(node) {
-            view.last_heard = view.last_heard.max(now);
+        let Some(view) = self.nodes.get_mut(node) else { return };
+        let gap = now.since(view.last_heard);
+        view.last_heard = view.last_heard.max(now);
+        if gap >= NODE_GAP {
+            self.gangs.values_mut().for_each(|gang| gang.ranks.unheard(node, gap));
         }
     }
 
@@ -299,6 +315,7 @@ impl Observed {
         if report.attempt.generation > gang.attempt.generation {
             *gang = GangView::new(report.attempt.clone(), now);
         }
+        gang.ranks.take(&report.node, report.ranks, now);
         gang.nodes.insert(report.node, report.phase);
         if let Some(progress) = report.progress {
             if progress.step != gang.progress.step {
@@ -321,10 +338,67 @@ impl Observed {
         if gang.is_some_and(|gang| gang.attempt.generation > report.attempt.generation) {
             return;
         }
-        let first = !of_newest.is_some_and(|nodes| nodes.values().any(failed));
+        // What fails after a hang was found fails because of it.
+        let hangs = gang.is_some_and(|gang| gang.attempt == report.attempt && gang.hang.is_some());
+        let first = !hangs && !of_newest.is_some_and(|nodes| nodes.values().any(failed));
         if !known {
             self.failures.put(&report.node, &stage, reason, *permanent, first, now);
         }
+    }
+
+    /// Looks for gangs that hang, and holds each against the node of the rank that does. What is returned is new.
+    pub fn find_hangs(
+        &mut self,
+        state: &ClusterState,
+        limits: &Limits,
+        now: Timestamp,
+    ) -> Vec<(AttemptRef, Hang)> {
+        let mut found = Vec::new();
+        for attempt in state.open_jobs().flat_map(|job| &job.stages).filter_map(Stage::active_attempt) {
+            let stage = attempt.attempt.stage_ref();
+            if !self.all_in_sight(attempt, now) {
+                continue;
+            }
+            let Some(gang) = self.gangs.get_mut(&stage).filter(|gang| gang.attempt == attempt.attempt) else {
+                continue;
+            };
+            if gang.hang.is_some() || !gang.is_alive() {
+                continue;
+            }
+            let Some(hang) = gang.ranks.hang(attempt.ranks.len(), &limits.hang, now) else { continue };
+            gang.hang = Some(hang.clone());
+            if let Some(node) = &hang.node {
+                self.failures.put(node, &stage, &hang.to_string(), false, true, now);
+            }
+            if self.hangs.len() >= MAX_HANGS && !self.hangs.contains_key(&stage) {
+                let oldest =
+                    self.hangs.iter().min_by_key(|(_, (_, at, _))| *at).map(|(stage, _)| stage.clone());
+                oldest.and_then(|oldest| self.hangs.remove(&oldest));
+            }
+            self.hangs.insert(stage, (attempt.attempt.clone(), now, hang.clone()));
+            found.push((attempt.attempt.clone(), hang));
+        }
+        found
+    }
+
+    /// The newest hang of a stage, if this controller has seen one.
+    pub fn last_hang(&self, stage: &StageRef) -> Option<(&AttemptRef, Timestamp, &Hang)> {
+        self.hangs.get(stage).map(|(attempt, at, hang)| (attempt, *at, hang))
+    }
+
+    /// Ranks of all gangs that are slower than theirs.
+    pub fn stragglers(&self, state: &ClusterState, limits: &Limits, now: Timestamp) -> usize {
+        let active = state.open_jobs().flat_map(|job| &job.stages).filter_map(Stage::active_attempt);
+        let gangs = active.filter_map(|attempt| self.gang(&attempt.attempt));
+        gangs.map(|gang| gang.ranks.stragglers(&limits.hang, now).len()).sum()
+    }
+
+    /// Every node of the gang was heard of just now.
+    fn all_in_sight(&self, attempt: &AttemptRecord, now: Timestamp) -> bool {
+        attempt.ranks.iter().all(|rank| {
+            let view = self.nodes.get(&rank.node);
+            view.is_some_and(|view| view.connected && now.since(view.last_heard) < NODE_GAP)
+        })
     }
 
     /// An attempt is started on these slots of the node.
@@ -374,7 +448,10 @@ impl Observed {
             view.last_heard = now;
             view.stops_sent.values_mut().for_each(|sent| *sent = now);
         }
-        self.gangs.values_mut().for_each(|gang| gang.stepped_at = now);
+        self.gangs.values_mut().for_each(|gang| {
+            gang.stepped_at = now;
+            gang.ranks.times_mut().for_each(|at| *at = now);
+        });
     }
 
     /// The wall time for what people are shown.
@@ -482,7 +559,14 @@ impl Observed {
 
 impl GangView {
     fn new(attempt: AttemptRef, now: Timestamp) -> Self {
-        Self { attempt, nodes: BTreeMap::new(), progress: Progress::default(), stepped_at: now }
+        Self {
+            attempt,
+            nodes: BTreeMap::new(),
+            progress: Progress::default(),
+            stepped_at: now,
+            ranks: RankViews::default(),
+            hang: None,
+        }
     }
 
     /// Some rank has been started.

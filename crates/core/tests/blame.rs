@@ -127,7 +127,10 @@ impl Cluster {
         let reason = "no space left on device".to_owned();
         let phase = NodeReport::Failed { reason, permanent };
         let node = attempt.ranks[0].node.clone();
-        self.seen.report(Report { node, attempt: attempt.attempt, phase, progress: None }, self.now);
+        self.seen.report(
+            Report { node, attempt: attempt.attempt, phase, progress: None, ranks: Vec::new() },
+            self.now,
+        );
         self.decide();
     }
 

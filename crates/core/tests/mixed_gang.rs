@@ -190,7 +190,7 @@ impl Cluster {
         let attempt = self.stage(job).active_attempt().expect("it runs").attempt.clone();
         let phase = NodeReport::Failed { reason: "signal 9".into(), permanent: false };
         let node = NodeId::parse(node).expect("valid");
-        self.seen.report(Report { node, attempt, phase, progress: None }, self.now);
+        self.seen.report(Report { node, attempt, phase, progress: None, ranks: Vec::new() }, self.now);
     }
 
     fn explain(&self, job: &JobId) -> Explanation {

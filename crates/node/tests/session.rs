@@ -143,7 +143,7 @@ async fn a_session_survives_its_controllers() {
     logs.push(LogLine { message: "hello".into(), ..LogLine::default() });
     assert!(matches!(news(&mut said).await, Up::LogBatch(batch) if batch.lines.len() == 1));
 
-    let stop = StopAttempt { attempt, reason: "because".into() };
+    let stop = StopAttempt { attempt, reason: "because".into(), hung_ranks: Vec::new() };
     answers.send(Ok(OpenSessionResponse { message: Some(Down::StopAttempt(stop.clone())) })).await.unwrap();
     let command = tokio::time::timeout(LIMIT, commands.recv()).await.unwrap();
     assert_eq!(command, Some(Command::StopAttempt(stop)));

@@ -68,7 +68,7 @@ pub struct TrainerParts {
 enum Event {
     Command(Command),
     Connected(RankKey, mpsc::Sender<Down>),
-    Progress(RankKey, u64),
+    Progress(RankKey, v1::RankProgress),
     Checkpoint(RankKey, Box<v1::Checkpoint>),
     Decided(RankKey, bool),
     End(RankKey, v1::RankEnd),
@@ -206,9 +206,7 @@ impl Agent {
                 // Its channel closes, and it ends.
                 _ => Vec::new(),
             },
-            Event::Progress(rank, step) => {
-                self.table.on_progress(&rank, v1::RankProgress { step, loss: 0.5, ..Default::default() })
-            }
+            Event::Progress(rank, progress) => self.table.on_progress(&rank, progress),
             Event::Checkpoint(rank, checkpoint) => {
                 let key = (rank.job_id.clone(), rank.stage.clone());
                 self.unregistered.insert(key, (*checkpoint).clone());
@@ -246,7 +244,8 @@ impl Agent {
                 self.tell(&rank, Down::Drain);
             }
             Effect::UpdateCurators { .. } => {}
-            Effect::Signal { rank, signal: KillSignal::Term | KillSignal::Kill } => self.kill(&rank),
+            Effect::Signal { rank, signal: KillSignal::Term | KillSignal::Kill }
+            | Effect::KillHung { rank } => self.kill(&rank),
             Effect::Report(report) => self.reports.put(*report),
         }
     }
@@ -267,13 +266,19 @@ impl Agent {
         let kill = CancellationToken::new();
         self.ranks.insert(rank.clone(), RankHandle { slot, down: None, kill: kill.clone() });
         let events = self.events.clone();
-        let life = Rank { key: rank.clone(), parts: self.parts.clone(), events: events.clone() };
+        let at = Arc::new(Mutex::new(v1::RankProgress {
+            phase: v1::RankPhase::Loading.into(),
+            loss: 0.5,
+            ..Default::default()
+        }));
+        let life = Rank { key: rank.clone(), parts: self.parts.clone(), events: events.clone(), at };
         // Ranks are processes of their own: an agent that stands still does not stop them.
         self.process.spawn_ungated(async move {
             let success = tokio::select! {
                 biased;
                 () = kill.cancelled() => false,
                 success = life.live() => success,
+                never = life.beat() => match never {},
             };
             let _ = events.send(Event::Exited(rank, success)).await;
         });
@@ -305,6 +310,8 @@ struct Rank {
     key: RankKey,
     parts: TrainerParts,
     events: mpsc::Sender<Event>,
+    /// Where it is.
+    at: Arc<Mutex<v1::RankProgress>>,
 }
 
 enum Over {
@@ -319,7 +326,7 @@ fn failed(reason: &str) -> Over {
 
 impl Rank {
     /// Whether it ended well.
-    async fn live(self) -> bool {
+    async fn live(&self) -> bool {
         let start_up = self.parts.rng.draw(|rng| rng.between(300, 2000));
         sleep(Duration::from_millis(start_up)).await;
         let (down, mut told) = mpsc::channel(32);
@@ -352,8 +359,10 @@ impl Rank {
     }
 
     async fn follow(&self, gang: &Membership, told: &mut mpsc::Receiver<Down>) -> Over {
-        self.progress(gang.step()).await;
         loop {
+            // It has given what it had, and waits for rank 0.
+            self.enter(v1::RankPhase::AllReduce, gang.step());
+            self.tell_progress().await;
             let mood = gang.mood();
             if let Some(over) = over(mood) {
                 return over;
@@ -362,6 +371,7 @@ impl Rank {
                 biased;
                 stopped = stop_of(told, gang) => return stopped,
                 _ = gang.mood_other_than(mood) => {}
+                () = sleep(STEP) => {}
             }
         }
     }
@@ -377,12 +387,14 @@ impl Rank {
         let mut saved = gang.step();
         // One checkpoint at a time is under way to the controller; the gang does not wait for it.
         let mut under_way = false;
+        self.enter(v1::RankPhase::Forward, gang.step());
         loop {
             if let Some(over) = over(gang.mood()) {
                 return over;
             }
             if gang.mood() == Mood::Draining || gang.step() >= plan.steps {
                 let last = gang.step() >= plan.steps;
+                self.enter(v1::RankPhase::Saving, gang.step());
                 let forgets = !last && self.parts.faults.forget.load(Ordering::Relaxed);
                 if under_way && !decided(gang, told).await {
                     return Over::Stopped;
@@ -420,7 +432,8 @@ impl Rank {
                 continue;
             }
             let step = gang.advance();
-            self.progress(step).await;
+            self.enter(v1::RankPhase::Forward, step);
+            self.tell_progress().await;
             if step.is_multiple_of(plan.every) && step < plan.steps && !under_way {
                 self.save(step, false).await;
                 (saved, under_way) = (step, true);
@@ -428,8 +441,32 @@ impl Rank {
         }
     }
 
-    async fn progress(&self, step: u64) {
-        let _ = self.events.send(Event::Progress(self.key.clone(), step)).await;
+    /// The rank goes on to a phase, with so many steps done.
+    fn enter(&self, phase: v1::RankPhase, step: u64) {
+        let mut at = self.at.lock().unwrap_or_else(PoisonError::into_inner);
+        if at.phase() == phase && at.step == step {
+            return;
+        }
+        at.steps_done += u64::from(step > at.step && at.phase() != v1::RankPhase::Loading);
+        (at.step, at.moves) = (step, at.moves + 1);
+        (at.step_seconds, at.own_seconds) = (STEP.as_secs_f64(), STEP.as_secs_f64());
+        at.set_phase(phase);
+    }
+
+    fn place(&self) -> v1::RankProgress {
+        self.at.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    async fn tell_progress(&self) {
+        let _ = self.events.send(Event::Progress(self.key.clone(), self.place())).await;
+    }
+
+    /// Once a second, whatever the rank does; one that nobody hears, because its agent stands still, loses words.
+    async fn beat(&self) -> std::convert::Infallible {
+        loop {
+            sleep(Duration::from_secs(1)).await;
+            let _ = self.events.try_send(Event::Progress(self.key.clone(), self.place()));
+        }
     }
 
     /// Has a checkpoint registered; what comes of it is told.

@@ -174,3 +174,53 @@ fn training_goes_on_for_a_day_without_a_control_plane() {
     assert!(found.simulated < day + Duration::from_secs(1_200), "{:?}", found.simulated);
     assert_eq!(found.ended.get("succeeded"), Some(&1), "{:?}", found.ended);
 }
+
+/// The ranks of one node stand still, for longer than anyone waits. The gang is started again elsewhere within 30 s.
+#[test]
+fn a_gang_that_hangs_is_started_again_elsewhere_within_30_s() {
+    let spec = "
+apiVersion: crescendo/v1
+kind: TrainingJob
+metadata: {name: hung}
+spec:
+  model: {preset: nano, precision: f32, weights: base.safetensors}
+  resources: {gpus: GPUS}
+  stages:
+    - name: stage-1
+      references: 1
+      data: {source: compose, subjects: subjects, pairs: 8, minPairs: 4, unitSize: 4}
+      train: {adapter: {rank: 4}, steps: 200, globalBatch: 6}
+  checkpoints: {every: 10, keepLast: 2}
+";
+    let at = Duration::from_secs;
+    let (began, lasts) = (at(60), at(3000));
+    for gpus in ["1", "3"] {
+        let spec = spec.replace("GPUS", gpus);
+        let mut hung = 0;
+        for node in 0..3 {
+            let events = vec![
+                Event { at: at(1), what: What::Work(Work::Submit { job: 0, spec: spec.clone() }) },
+                Event { at: began, what: What::Fault(Fault::Hang { node, lasts }) },
+            ];
+            let found =
+                run(&Options { seed: 7, events, plant: None, keep_trace: true }).expect("the run begins");
+            assert!(found.violations.is_empty(), "{:#?}", found.violations);
+            // Times at which an attempt was written: when it was placed, started anew, and done.
+            let written = found.lines.iter().filter(|line| line.contains("attempts/"));
+            let times: Vec<f64> =
+                written.filter_map(|line| line.split_whitespace().next()?.parse().ok()).collect();
+            let after: Vec<f64> = times.iter().copied().filter(|time| *time > began.as_secs_f64()).collect();
+            if times.len() == 2 {
+                continue;
+            }
+            hung += 1;
+            assert!(after.first().is_some_and(|time| *time < 90.0), "gpus {gpus}, node {node}: {times:?}");
+            // It went where nothing hangs, and was done long before the fault's end.
+            assert!(
+                after.len() == 2 && after.iter().all(|time| *time < 600.0),
+                "gpus {gpus}, node {node}: {times:?}"
+            );
+        }
+        assert_eq!(hung, 1, "the leading rank is on one node");
+    }
+}

@@ -27,7 +27,7 @@ use crescendo_proto::v1::open_rank_session_response::Message as Down;
 use crescendo_proto::v1::{
     AttemptRef, Checkpoint, CommitCheckpointRequest, Hello, MarkCheckpointDamagedRequest, NodeKind,
     OpenRankSessionResponse, RankAssignment, RankCheckpoint, RankCheckpointOutcome, RankDamage, RankDrain,
-    RankStop,
+    RankPhase, RankStop,
 };
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -43,6 +43,7 @@ use super::metrics::{Counted, Metrics};
 use super::process::{self, RankCommand};
 use super::rendezvous::Rendezvous;
 use super::service::Service;
+use super::threads;
 use crate::kernel_choice::KernelChoice;
 use crescendo_attempts::{AttemptTable, Effect, KillSignal, RankKey};
 
@@ -54,6 +55,8 @@ const TICK: Duration = Duration::from_millis(250);
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// Limit of the ranks' end when the agent stops.
 const RANKS_GRACE: Duration = Duration::from_secs(5);
+/// Limit of reading where a rank's threads stand.
+const NOTE_WITHIN: Duration = Duration::from_secs(1);
 /// Limit of reading what a dead rank has written.
 const DRAIN_GRACE: Duration = Duration::from_secs(1);
 /// Why ranks are drained when this process is asked to stop.
@@ -228,12 +231,20 @@ async fn rank_ip(
 /// A rank process as the shell knows it.
 struct RankHandle {
     slot: u32,
-    /// Signals for the task that owns the process.
-    signals: mpsc::Sender<KillSignal>,
+    /// For the task that owns the process.
+    orders: mpsc::Sender<Order>,
     /// Its session, once it is open.
     down: Option<RankSender>,
     /// What it had counted when it last said so.
     counted: Counted,
+}
+
+/// What is done to a rank's process.
+#[derive(Clone, Copy, Debug)]
+enum Order {
+    Signal(KillSignal),
+    /// Where its threads stand goes into its log, then it is killed.
+    KillHung,
 }
 
 struct Agent {
@@ -293,7 +304,7 @@ impl Agent {
                 && (!self.table.any_alive() || since.elapsed() >= RANKS_GRACE)
             {
                 for rank in self.ranks.keys() {
-                    self.signal(rank, KillSignal::Kill);
+                    self.order(rank, Order::Signal(KillSignal::Kill));
                 }
                 departure::write(&self.command.scratch, self.unregistered.of(self.table.left()));
                 return Ok(());
@@ -367,7 +378,9 @@ impl Agent {
         match message {
             Up::Hello(_) => Vec::new(),
             Up::Progress(progress) => {
-                if let Some(handle) = self.ranks.get_mut(rank) {
+                // Before its first step a rank has no numbers: those of the attempt before stay.
+                let has_numbers = !matches!(progress.phase(), RankPhase::Loading | RankPhase::Meeting);
+                if let Some(handle) = self.ranks.get_mut(rank).filter(|_| has_numbers) {
                     self.metrics.progress(handle.slot, &progress, &mut handle.counted);
                 }
                 self.table.on_progress(rank, progress)
@@ -408,7 +421,7 @@ impl Agent {
             }
             Effect::Stop { rank, reason } => {
                 if !self.tell(&rank, Down::Stop(RankStop { reason })) {
-                    self.signal(&rank, KillSignal::Kill);
+                    self.order(&rank, Order::Signal(KillSignal::Kill));
                 }
             }
             Effect::Drain { rank, reason } => {
@@ -424,7 +437,8 @@ impl Agent {
             Effect::UpdateCurators { rank, update } => {
                 self.tell(&rank, Down::UpdateCurators(update));
             }
-            Effect::Signal { rank, signal } => self.signal(&rank, signal),
+            Effect::Signal { rank, signal } => self.order(&rank, Order::Signal(signal)),
+            Effect::KillHung { rank } => self.order(&rank, Order::KillHung),
             Effect::Report(report) => {
                 let phase = report.phase();
                 self.metrics.attempt_ended(phase);
@@ -452,21 +466,20 @@ impl Agent {
         down.is_some_and(|down| down.try_send(Ok(response)).is_ok())
     }
 
-    fn signal(&self, rank: &RankKey, signal: KillSignal) {
+    fn order(&self, rank: &RankKey, order: Order) {
         if let Some(handle) = self.ranks.get(rank) {
-            // Full: signals of this rank are under way already.
-            let _ = handle.signals.try_send(signal);
+            // Full: orders for this rank are under way already.
+            let _ = handle.orders.try_send(order);
         }
     }
 
     fn spawn(&mut self, rank: RankKey, slot: u32) {
         let span = rank_span(&rank);
-        let (signals, mut to_send) = mpsc::channel(4);
+        let (orders, mut ordered) = mpsc::channel(4);
         self.metrics.rank_starts.inc();
         let child = self.command.spawn(&rank);
         let events = self.events.clone();
-        self.ranks
-            .insert(rank.clone(), RankHandle { slot, signals, down: None, counted: Counted::default() });
+        self.ranks.insert(rank.clone(), RankHandle { slot, orders, down: None, counted: Counted::default() });
         self.metrics.ranks_running.set(i64::try_from(self.ranks.len()).unwrap_or(i64::MAX));
         let watching = async move {
             let (success, status) = match child {
@@ -483,7 +496,13 @@ impl Agent {
                     let status = loop {
                         tokio::select! {
                             status = child.wait() => break status,
-                            Some(number) = to_send.recv() => process::signal(&child, number),
+                            Some(order) = ordered.recv() => match order {
+                                Order::Signal(signal) => process::signal(&child, signal),
+                                Order::KillHung => {
+                                    note_threads(child.id()).await;
+                                    process::signal(&child, KillSignal::Kill);
+                                }
+                            },
                         }
                     };
                     // The last lines come before the exit is told, unless someone else holds the pipes open.
@@ -550,6 +569,21 @@ impl Agent {
             let _ = events.send(Event::MarkDecided { rank }).await;
         };
         self.tasks.spawn(call.instrument(span));
+    }
+}
+
+/// Writes into a rank's log where its threads stand.
+async fn note_threads(pid: Option<u32>) {
+    let Some(pid) = pid else { return };
+    let reading = tokio::task::spawn_blocking(move || threads::of(pid));
+    match tokio::time::timeout(NOTE_WITHIN, reading).await {
+        Ok(Ok(lines)) => {
+            tracing::error!(pid, threads = lines.len(), "the rank hangs and is killed; its threads:");
+            lines.iter().for_each(|line| tracing::error!("{line}"));
+        }
+        Ok(Err(_)) | Err(_) => {
+            tracing::error!(pid, "the rank hangs and is killed; its threads cannot be read")
+        }
     }
 }
 

@@ -20,8 +20,13 @@ use super::RankError;
 
 /// Limit of reaching the agent and getting the assignment.
 const ASSIGNMENT_TIMEOUT: Duration = Duration::from_secs(30);
-/// Limit of handing a message to the agent.
-const SEND_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long the agent may stand still without the rank ending itself. Its end is another matter: the kernel then ends the
+/// rank. That of the machine's other nodes is the controller's to judge, which gives a silent node up before this.
+pub const AGENT_PAUSE: Duration = Duration::from_secs(120);
+/// Interval of the pings by which the rank sees whether the agent still answers.
+const PING_EVERY: Duration = Duration::from_secs(10);
+/// Longest time between two words to the agent.
+const BEAT_INTERVAL: Duration = Duration::from_secs(1);
 /// Shortest time between two progress messages.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
 /// One wait for rank 0; repeated until [`MEETING_TIMEOUT`].
@@ -38,7 +43,7 @@ pub struct Uplink {
 impl Uplink {
     async fn send(&self, message: Up) -> Result<(), RankError> {
         let request = OpenRankSessionRequest { message: Some(message) };
-        match tokio::time::timeout(SEND_TIMEOUT, self.up.send(request)).await {
+        match tokio::time::timeout(AGENT_PAUSE, self.up.send(request)).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) | Err(_) => Err(RankError::Retryable("the agent takes no messages".into())),
         }
@@ -65,7 +70,7 @@ impl Uplink {
         self.send(Up::End(end)).await
     }
 
-    /// Sends progress whenever it changes, until `stop`.
+    /// Sends progress whenever it changes, and as it is once a second where it does not, until `stop`.
     pub async fn forward_progress(
         self,
         mut progress: watch::Receiver<RankProgress>,
@@ -75,6 +80,8 @@ impl Uplink {
             tokio::select! {
                 () = stop.cancelled() => break,
                 changed = progress.changed() => if changed.is_err() { break },
+                // The process lives, even where the thread that trains stands still.
+                () = tokio::time::sleep(BEAT_INTERVAL) => {}
             }
             let now = progress.borrow_and_update().clone();
             if self.send(Up::Progress(now)).await.is_err() {
@@ -107,7 +114,11 @@ pub async fn open(
     let unreachable =
         |error: &dyn std::fmt::Display| RankError::Retryable(format!("agent at {agent}: {error}"));
     // The agent that started this rank, with the same certificate: see there.
-    let channel = dialer.to_own().channel(agent).map_err(|error| unreachable(&error))?;
+    let to_own = dialer.to_own();
+    let endpoint = to_own.endpoint(agent).map_err(|error| unreachable(&error))?;
+    // A rank outlives a pause of its agent.
+    let channel =
+        to_own.connect(endpoint.http2_keep_alive_interval(PING_EVERY).keep_alive_timeout(AGENT_PAUSE));
     let (up, outgoing) = mpsc::channel(16);
     let uplink = Uplink { up };
     uplink.send(Up::Hello(RankHello { attempt: Some(attempt), rank, pid: std::process::id() })).await?;

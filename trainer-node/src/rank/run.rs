@@ -16,7 +16,7 @@ use crescendo_node::runtime::args::{LogArgs, SecurityArgs};
 use crescendo_node::runtime::background::Background;
 use crescendo_node::telemetry::trace;
 use crescendo_node::tls::{Dialer, RELOAD_INTERVAL, Security};
-use crescendo_proto::v1::{AttemptRef, RankProgress};
+use crescendo_proto::v1::{AttemptRef, RankPhase, RankProgress};
 use object_store::ObjectStore;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -31,6 +31,7 @@ use super::fetch::Fetcher;
 use super::link::{self, Downlink, MEETING_TIMEOUT, Uplink};
 use super::plan::RankPlan;
 use super::position_log::PositionLog;
+use super::pulse;
 use super::restore::{self, RestoreError, Sources};
 use super::save::{SaveRequest, Saver};
 use super::train::{self, DataFeed, Training, of_group};
@@ -382,7 +383,12 @@ fn spawn_saver(
 }
 
 fn at_its_start(plan: &RankPlan) -> RankProgress {
-    RankProgress { step: plan.first_step(), waiting_for: "its start".into(), ..RankProgress::default() }
+    RankProgress {
+        step: plan.first_step(),
+        waiting_for: "its start".into(),
+        phase: RankPhase::Loading.into(),
+        ..RankProgress::default()
+    }
 }
 
 fn position_log(args: &RankArgs, plan: &RankPlan) -> Result<Option<PositionLog>, RankError> {
@@ -474,6 +480,7 @@ impl TrainThread {
         );
         // The files are read; the copies can go.
         drop(self.sources);
+        pulse::enter(&self.progress, RankPhase::Meeting);
         let group =
             meet(&self.args, &self.dialer, &self.plan, &self.runtime, &self.ends).map_err(rank_error)?;
         // Only this thread sets it, once.

@@ -1,5 +1,6 @@
 //! Where a rank's time goes: every moment between two steps counts to one phase. Pure: times are arguments.
 
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use crescendo_model::config::FluxConfig;
@@ -10,6 +11,9 @@ use crescendo_proto::v1::PhaseSeconds;
 
 /// Weight of the newest step in a smoothed number.
 const NEWEST: f64 = 0.2;
+
+/// Steps whose times give the median.
+const RECENT_STEPS: usize = 32;
 
 /// What a rank does with a moment; see `docs/metrics.md`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +36,16 @@ pub struct StepProfiler {
     steps: u64,
     samples_per_sec: Option<f64>,
     operations_per_sec: Option<f64>,
+    /// What was counted up to the last step, and the times of the last ones.
+    at_last_step: PhaseSeconds,
+    recent: VecDeque<StepSeconds>,
+}
+
+/// How long a step took, without waiting for pairs and without saving; and the part of it in which this rank computed itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct StepSeconds {
+    pub whole: f64,
+    pub own: f64,
 }
 
 /// What one step was.
@@ -54,6 +68,8 @@ impl StepProfiler {
             steps: 0,
             samples_per_sec: None,
             operations_per_sec: None,
+            at_last_step: PhaseSeconds::default(),
+            recent: VecDeque::with_capacity(RECENT_STEPS),
         }
     }
 
@@ -89,6 +105,23 @@ impl StepProfiler {
         smooth(&mut self.samples_per_sec, f64::from(step.samples) / seconds);
         smooth(&mut self.operations_per_sec, step.operations as f64 / seconds);
         self.steps += 1;
+        let before = std::mem::replace(&mut self.at_last_step, self.phases);
+        let (own, all_reduce) =
+            (own_seconds(&self.phases) - own_seconds(&before), self.phases.all_reduce - before.all_reduce);
+        if self.recent.len() == RECENT_STEPS {
+            self.recent.pop_front();
+        }
+        self.recent.push_back(StepSeconds { whole: own + all_reduce, own });
+    }
+
+    /// Medians over the last steps; zero before the first.
+    pub fn median_step(&self) -> StepSeconds {
+        let median = |of: fn(&StepSeconds) -> f64| {
+            let mut times: Vec<f64> = self.recent.iter().map(of).collect();
+            times.sort_by(f64::total_cmp);
+            times.get(times.len() / 2).copied().unwrap_or(0.0)
+        };
+        StepSeconds { whole: median(|step| step.whole), own: median(|step| step.own) }
     }
 
     /// Seconds in each phase since the start.
@@ -115,6 +148,10 @@ impl StepProfiler {
     pub fn operations_per_sec(&self) -> f64 {
         self.operations_per_sec.unwrap_or(0.0)
     }
+}
+
+fn own_seconds(phases: &PhaseSeconds) -> f64 {
+    phases.forward + phases.backward + phases.optimizer
 }
 
 fn smooth(value: &mut Option<f64>, now: f64) {
@@ -168,6 +205,28 @@ mod tests {
         assert_eq!(millis(phases.optimizer), 80);
         assert_eq!(millis(phases.checkpoint), 50);
         assert_eq!(meter.counted(), Duration::from_millis(800));
+    }
+
+    #[test]
+    fn a_steps_time_is_without_waiting_and_saving_and_the_ranks_own_without_the_others() {
+        let start = Instant::now();
+        let mut meter = StepProfiler::new(start);
+        let mut at = start;
+        let mut end = |meter: &mut StepProfiler, phase, millis| {
+            at += Duration::from_millis(millis);
+            meter.end(phase, at);
+        };
+        for compute in [100, 100, 900] {
+            end(&mut meter, Phase::DataWait, 5_000);
+            end(&mut meter, Phase::Forward, compute);
+            end(&mut meter, Phase::AllReduce, 40);
+            meter.stepped(Step { samples: 1, operations: 1, seconds: 1.0 });
+            end(&mut meter, Phase::Optimizer, 10);
+            end(&mut meter, Phase::Checkpoint, 700);
+        }
+        let StepSeconds { whole, own } = meter.median_step();
+        assert!((whole - 0.15).abs() < 1e-6 && (own - 0.11).abs() < 1e-6, "{whole} {own}");
+        assert_eq!(StepProfiler::new(start).median_step(), StepSeconds::default());
     }
 
     #[test]

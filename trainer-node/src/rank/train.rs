@@ -13,7 +13,7 @@ use crescendo_model::training::snapshot::{self, Hold, SnapshotLimits};
 use crescendo_model::training::{Clip, MicroBatch, Update};
 use crescendo_node::runtime::backoff::{Backoff, random};
 use crescendo_node::telemetry::trace;
-use crescendo_proto::v1::RankProgress;
+use crescendo_proto::v1::{RankPhase, RankProgress};
 use tch::{Device, Kind, Tensor};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -27,6 +27,7 @@ use super::plan::RankPlan;
 use super::position_log::PositionLog;
 use super::positions::ReplayPass;
 use super::prefetch::{Prefetcher, STEPS_AHEAD, StepInput};
+use super::pulse;
 use super::restore::Restored;
 use super::save::SaveRequest;
 use super::step_profiler::{self, Phase, Step, StepProfiler};
@@ -102,6 +103,7 @@ pub fn run(training: Training, feed: DataFeed) -> Result<(), RankError> {
             outcome => outcome?,
         }
     }
+    state.enter(RankPhase::Leaving);
     if let Err(error) = state.training.group.leave(COLLECTIVE_TIMEOUT) {
         // The last step is done all the same.
         tracing::warn!(%error, "the ranks did not leave their group together; what was trained is saved all the same");
@@ -198,6 +200,10 @@ impl Loop {
         };
         self.training.restored.history.push(&record);
         self.report(&record, waited.as_secs_f64());
+        if self.hold.is_some() {
+            // The update waits for what a checkpoint still copies.
+            self.enter(RankPhase::Saving);
+        }
         let held_up = if skipped {
             self.skip(&record)?;
             Duration::ZERO
@@ -266,6 +272,7 @@ impl Loop {
         loop {
             let (round, waited_before) = (Instant::now(), waited);
             if ready.is_none() {
+                self.enter(RankPhase::WaitingForPairs);
                 ready = self.next_input(step, &mut waited)?;
             }
             let waits = ready.is_none();
@@ -378,6 +385,7 @@ impl Loop {
         if self.training.group.world() == 1 {
             return Ok(mine);
         }
+        self.enter(RankPhase::AllReduce);
         let skipped = i64::try_from(self.training.restored.history.skipped()).unwrap_or(i64::MAX);
         let votes = Tensor::f_from_slice(&[mine as i64, skipped, -skipped])
             .and_then(|votes| votes.f_to_device(self.training.plan.device))
@@ -396,11 +404,14 @@ impl Loop {
     fn reduced_gradients(&mut self, micros: &[MicroBatch]) -> Result<f64, RankError> {
         let group = self.training.group.clone();
         let alone = group.world() == 1;
+        self.enter(RankPhase::Forward);
+        let progress = self.training.progress.clone();
         let mut pending: Vec<PendingReduce> = Vec::new();
         let mut failure: Option<CollectiveError> = None;
         let outcomes = self.training.restored.train_step.gradients(
             micros,
             Some(&mut |_, gradients: &Tensor| {
+                pulse::enter(&progress, RankPhase::Backward);
                 if alone {
                     return Ok(());
                 }
@@ -426,6 +437,7 @@ impl Loop {
             weighted_loss(micros, outcomes.iter().map(|outcome| &outcome.loss), self.training.plan.device)
                 .map_err(RankError::retryable)?;
         if !alone {
+            self.enter(RankPhase::AllReduce);
             pending.push(group.all_reduce_async(&loss, ReduceOp::Sum, COLLECTIVE_TIMEOUT).map_err(of_group)?);
         }
         for reduce in pending {
@@ -438,22 +450,35 @@ impl Loop {
 
     fn report(&self, record: &StepRecord, waited_seconds: f64) {
         let skipped = self.training.restored.history.skipped();
-        self.training.progress.send_replace(RankProgress {
-            step: record.step,
-            loss: record.loss,
-            grad_norm: record.grad_norm,
-            learning_rate: record.learning_rate,
-            samples_per_sec: self.meter.samples_per_sec(),
-            data_wait_fraction: (waited_seconds / record.seconds.max(1e-9)).clamp(0.0, 1.0),
-            waiting_for: String::new(),
-            replay_passes: self.training.order.borrow().replay_passes.all().len() as u64,
-            phases: Some(self.meter.phases()),
-            steps_done: self.meter.steps(),
-            operations_per_sec: self.meter.operations_per_sec(),
-            skipped_steps: skipped,
-            skipped_steps_done: skipped - self.skipped_before,
+        let median = self.meter.median_step();
+        self.training.progress.send_modify(|progress| {
+            *progress = RankProgress {
+                // The loss is there; what comes next is its update.
+                phase: RankPhase::Optimizer.into(),
+                moves: progress.moves + 1,
+                step_seconds: median.whole,
+                own_seconds: median.own,
+                step: record.step,
+                loss: record.loss,
+                grad_norm: record.grad_norm,
+                learning_rate: record.learning_rate,
+                samples_per_sec: self.meter.samples_per_sec(),
+                data_wait_fraction: (waited_seconds / record.seconds.max(1e-9)).clamp(0.0, 1.0),
+                waiting_for: String::new(),
+                replay_passes: self.training.order.borrow().replay_passes.all().len() as u64,
+                phases: Some(self.meter.phases()),
+                steps_done: self.meter.steps(),
+                operations_per_sec: self.meter.operations_per_sec(),
+                skipped_steps: skipped,
+                skipped_steps_done: skipped - self.skipped_before,
+            }
         });
         tracing::debug!(step = record.step, loss = record.loss, grad_norm = record.grad_norm, "step");
+    }
+
+    /// Says where this rank is.
+    fn enter(&self, phase: RankPhase) {
+        pulse::enter(&self.training.progress, phase);
     }
 
     fn check_stop(&self) -> Result<(), RankError> {
@@ -477,6 +502,7 @@ impl Loop {
             }
         }
         if self.save_due {
+            self.enter(RankPhase::Saving);
             let (saving, hold) = self.start_save(false)?;
             (self.saving, self.hold) = (Some((step, saving)), Some(hold));
             self.save_due = false;
@@ -487,7 +513,9 @@ impl Loop {
     /// Saves the step that is done, unless it is saved already, and ends once every rank knows that it is.
     fn checkpoint_and_leave(mut self, first: u64, reason: String) -> Result<(), RankError> {
         let step = self.training.restored.step;
+        self.enter(RankPhase::Leaving);
         if self.training.plan.gang.rank == 0 && step > first {
+            self.enter(RankPhase::Saving);
             self.training
                 .progress
                 .send_modify(|now| now.waiting_for = "a checkpoint, to go on elsewhere".into());
@@ -507,6 +535,7 @@ impl Loop {
     }
 
     fn save_last(&mut self) -> Result<(), RankError> {
+        self.enter(RankPhase::Saving);
         if self.training.plan.gang.rank != 0 {
             return Ok(());
         }

@@ -514,8 +514,11 @@ pub fn start(
 
 pub fn stop(cluster: &Cluster, agents: &[&Agent], job_id: &str, generation: u64) {
     for agent in agents {
-        let stop =
-            StopAttempt { attempt: Some(attempt(job_id, generation)), reason: "a rank was lost".into() };
+        let stop = StopAttempt {
+            attempt: Some(attempt(job_id, generation)),
+            reason: "a rank was lost".into(),
+            hung_ranks: Vec::new(),
+        };
         cluster.send(&agent.node_id, Down::StopAttempt(stop));
     }
 }

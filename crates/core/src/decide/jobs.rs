@@ -330,6 +330,9 @@ impl<'a> JobPass<'a, '_> {
         if let Some(ending) = order.into_iter().find_map(of_kind) {
             return Some(ending);
         }
+        if let Some(hang) = gang.and_then(|gang| gang.hang.as_ref()) {
+            return Some(Ending { reason: hang.to_string(), kind: EndKind::Failed });
+        }
         let succeeded =
             |node: &NodeId| reports.is_some_and(|nodes| nodes.get(node) == Some(&NodeReport::Succeeded));
         if attempt.ranks.iter().all(|rank| succeeded(&rank.node)) {

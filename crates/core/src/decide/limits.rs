@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::pairlog::UnitPolicy;
 use crate::quotas::Quotas;
+use crate::ranks::HangLimits;
 
 /// Limits that the decisions depend on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,6 +49,8 @@ pub struct Limits {
     /// Units under way past the readable prefix: `base + per_curator * curators`.
     pub look_ahead_base: u64,
     pub look_ahead_per_curator: u64,
+    /// How long ranks may go without a move.
+    pub hang: HangLimits,
     /// What each tenant may use.
     pub quotas: Arc<Quotas>,
 }
@@ -76,6 +79,7 @@ impl Default for Limits {
             source_lost_after: Duration::from_secs(60),
             look_ahead_base: 4,
             look_ahead_per_curator: 2,
+            hang: HangLimits::default(),
             quotas: Arc::default(),
         }
     }

@@ -74,9 +74,11 @@ fn trainer_sends(
         let needless = needless && !nodes.is_halted(&running.job);
         if needless && !view.stops_sent.contains_key(running) && !is_finishing(nodes, running) {
             let newer = active.get(&running.stage_ref()).map(|attempt| attempt.attempt.generation);
-            let reason = match newer {
-                Some(generation) => format!("generation {generation} runs instead"),
-                None => "it is not wanted any more".to_owned(),
+            let hang = nodes.seen.gang(running).and_then(|gang| gang.hang.as_ref());
+            let reason = match (hang, newer) {
+                (Some(hang), _) => hang.to_string(),
+                (None, Some(generation)) => format!("generation {generation} runs instead"),
+                (None, None) => "it is not wanted any more".to_owned(),
             };
             send(Command::StopAttempt(running.clone(), reason));
         }

@@ -8,6 +8,7 @@ use super::{Explanation, PairForecast, View, pairs};
 use crate::decide::{PendingReason, short_log, sources};
 use crate::ids::NodeId;
 use crate::observed::Progress;
+use crate::ranks::RankViews;
 use crate::records::{AttemptRecord, AttemptState, FailureKind};
 use crate::state::{Job, Stage};
 
@@ -199,6 +200,33 @@ fn pace(progress: &Progress, findings: &mut Vec<String>, remedies: &mut Vec<Stri
     }
 }
 
+/// A rank that has not moved for longer than this is worth a line.
+const STILL: Duration = Duration::from_secs(5);
+
+/// Which ranks are behind.
+fn ranks(view: &View<'_>, ranks: &RankViews, findings: &mut Vec<String>, remedies: &mut Vec<String>) {
+    let still = ranks.last(view.now).filter(|last| view.now.since(last.moved_at) >= STILL);
+    findings.extend(still.map(|last| {
+        format!(
+            "rank {} on {} has been in {} for {}",
+            last.word.rank,
+            last.node,
+            last.word.phase,
+            span(view.now.since(last.moved_at))
+        )
+    }));
+    let stragglers = ranks.stragglers(&view.limits.hang, view.now);
+    if !stragglers.is_empty() {
+        remedies.push("look at what else runs on a straggler's node, and at its clocks and heat: the gang goes at its pace".to_owned());
+    }
+    findings.extend(
+        stragglers
+            .iter()
+            .take(8)
+            .map(|slow| format!("a straggler for {}: {slow}", span(view.now.since(slow.since)))),
+    );
+}
+
 pub(super) fn running(view: &View<'_>, job: &Job, index: usize, attempt: &AttemptRecord) -> Explanation {
     let Some(stage) = job.stages.get(index) else { return Explanation::default() };
     let steps = job.stage_spec(index).map_or(0, |spec| spec.train.steps);
@@ -242,7 +270,11 @@ pub(super) fn running(view: &View<'_>, job: &Job, index: usize, attempt: &Attemp
     }
     if let Some(gang) = gang {
         pace(&gang.progress, &mut findings, &mut remedies);
+        ranks(view, &gang.ranks, &mut findings, &mut remedies);
     }
+    findings.extend(view.seen.last_hang(&attempt.attempt.stage_ref()).map(|(attempt, at, hang)| {
+        format!("generation {} was ended {} ago: {hang}", attempt.generation, span(view.now.since(at)))
+    }));
     if attempt.restarts > 0 {
         findings.push(format!(
             "restarted {}; {} in a row without a new checkpoint",

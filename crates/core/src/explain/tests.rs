@@ -101,7 +101,8 @@ impl Cluster {
     }
 
     fn report(&mut self, node: &NodeId, attempt: &AttemptRef, phase: NodeReport, progress: Option<Progress>) {
-        let report = Report { node: node.clone(), attempt: attempt.clone(), phase, progress };
+        let (node, attempt, ranks) = (node.clone(), attempt.clone(), Vec::new());
+        let report = Report { node, attempt, phase, progress, ranks };
         self.seen.report(report, self.now);
     }
 

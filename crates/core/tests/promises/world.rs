@@ -459,7 +459,10 @@ impl World {
             }
             let step = self.steps.get(&attempt).copied().unwrap_or(0);
             let progress = Some(Progress { step, ..Progress::default() });
-            self.seen.report(Report { node: node.id.clone(), attempt, phase, progress }, self.now);
+            self.seen.report(
+                Report { node: node.id.clone(), attempt, phase, progress, ranks: Vec::new() },
+                self.now,
+            );
         }
     }
 
