@@ -80,13 +80,7 @@ impl Controller {
         let (role, role_seen) = watch::channel(Role::Standby { leader: None });
         let handle = EngineHandle::new(role_seen.clone());
         let stop = tasks.stop_token();
-        let (staying, stopped) = (leadership::stay_for_nodes(handle.clone(), drain), stop.clone());
-        tasks.spawn(async move {
-            tokio::select! {
-                () = stopped.cancelled() => {}
-                () = staying => {}
-            }
-        });
+        tasks.spawn(stay(handle.clone(), drain, stop.clone()));
         let object_store_url = config.object_store_url.clone();
         let streams = body_limit::client_streams(&[
             DESCRIPTORS,
@@ -185,6 +179,14 @@ async fn report_health(
             () = stop.cancelled() => return,
             changed = role.changed() => if changed.is_err() { return },
         }
+    }
+}
+
+/// See [`leadership::stay_for_nodes`].
+async fn stay(engine: EngineHandle, drain: Drain, stop: tokio_util::sync::CancellationToken) {
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = leadership::stay_for_nodes(engine, drain) => {}
     }
 }
 

@@ -101,10 +101,7 @@ impl Engine {
                 self.assignment_refused(&node, session, &stage, &reason, now);
             }
             Request::NodeDrains { node, session } => self.node_drains(&node, session),
-            Request::HandsOver { reply } => {
-                let answer = Ok(self.is_left());
-                self.hold(reply, answer);
-            }
+            Request::HandsOver { reply } => self.hold(reply, Ok(self.is_left())),
             Request::Report { session, report } => self.take_report(session, report, now),
             Request::CloseSession { node, session } => self.close_session(&node, session),
         }
@@ -130,7 +127,6 @@ impl Engine {
                     .check_holds(&lease, &by)
                     .and_then(|()| transitions::renew_unit(&self.state, &lease, &node, &policy, now));
                 let answer = renewed.map_err(Into::into).map(|record| {
-                    // In memory alone: a controller that restarts grants every lease a full term.
                     if let Err(orphan) = self.state.apply(Write::Put(Record::Unit(record))) {
                         tracing::error!(%orphan, "a renewed unit has no stage any more; its lease is not extended");
                     }
@@ -154,8 +150,7 @@ impl Engine {
             }
             Request::FailUnit { lease, node, reason, fate, by, reply } => {
                 let policy = self.policy_for(&policy, &lease.stage, &node, now);
-                // The end of a job is shown; when a unit is tried again is decided.
-                let at = if fate == UnitFate::JobFails { self.observed.wall(now) } else { now };
+                let at = self.time_of(fate, now);
                 let failed = self.check_holds(&lease, &by).and_then(|()| {
                     transitions::fail_unit(&self.state, &lease, &node, &policy, fate, &reason, at)
                 });
@@ -192,6 +187,11 @@ impl Engine {
             | Request::Report { .. }
             | Request::CloseSession { .. } => {}
         }
+    }
+
+    /// The end of a job is shown; when a unit is tried again is decided.
+    fn time_of(&self, fate: UnitFate, now: Timestamp) -> Timestamp {
+        if fate == UnitFate::JobFails { self.observed.wall(now) } else { now }
     }
 
     /// A moment of a job, as a span of its trace if it has one.

@@ -142,7 +142,8 @@ impl Engine {
             tracing::warn!(%node, %attempt, %refused, "a checkpoint that was saved at the node's stop is not taken");
         }
         let phase = NodeReport::Drained { reason: format!("node {node} was stopped") };
-        self.observed.report(Report { node: node.clone(), attempt, phase, progress: None }, now);
+        self.observed
+            .report(Report { node: node.clone(), attempt, phase, progress: None, ranks: vec![] }, now);
     }
 
     /// Whether a node hands over through this controller.

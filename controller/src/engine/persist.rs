@@ -215,10 +215,10 @@ fn size_bytes(group: &[Pending]) -> usize {
     group.iter().map(|write| write.value.as_ref().map_or(0, Vec::len)).sum()
 }
 
-/// What has to be written together. A job with its attempts, checkpoints and what is settled of its stages is one group, so that
-/// no gang ends for a cancellation that was never carried out, and no job has ended while its gang has not. Jobs of which one
-/// takes slots that the other gives back are one group, so that no slot is held twice. Units and nodes stand alone, and go
-/// before the jobs that rest on them; a request goes after its job, which says the same.
+/// What has to be written together. A job with its attempts, checkpoints and what is settled of its stages is one group,
+/// so that no gang ends for a cancellation that was never carried out, and no job has ended while its gang has not. Jobs
+/// of which one takes slots that the other gives back are one group, so that no slot is held twice. Units and nodes stand
+/// alone, and go before the jobs that rest on them; a request goes after its job, which says the same.
 fn groups(pending: Vec<Pending>) -> Vec<Vec<Pending>> {
     let (mut alone, mut requests) = (Vec::new(), Vec::new());
     let mut order: Vec<JobId> = Vec::new();
