@@ -81,7 +81,7 @@ mod tests {
         let start = Timestamp(1_000_000);
         let mut clock = SteadyClock::new(start);
         let mut look =
-            |elapsed, wall| clock.look(seconds(elapsed), Timestamp(start.0 + wall * 1000)).stood_still;
+            |elapsed, wall: u64| clock.look(seconds(elapsed), Timestamp(start.0 + wall * 1000)).stood_still;
         assert!(!look(1, 1));
         assert!(look(71, 71), "the process stood still");
         assert!(!look(72, 72));

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Result;
 use crescendo_controller::access::AccessConfig;
 use crescendo_controller::{Config, Controller};
-use crescendo_node::runtime::supervise::Tasks;
+use crescendo_node::runtime::supervise::{Drain, Tasks};
 use crescendo_node::tls::{ConnectionMetrics, Incoming};
 use crescendo_store::{
     KEY_PREFIX, Lease, Page, Revision, Snapshot, Store, StoreError, StoreLocation, Txn, Versioned, Watch,
@@ -50,7 +50,8 @@ async fn start(store: Arc<dyn Store>, tasks: &Tasks) -> Result<(crescendo_contro
     let registry = Registry::new();
     let incoming = Incoming::new(listener, None, 64, ConnectionMetrics::register(&registry)?);
     let (config, access) = (Config::new("file:///nowhere"), AccessConfig::dev());
-    let controller = Controller { config, access, store, registry, address: address.clone() };
+    let drain = Drain::new(Duration::ZERO);
+    let controller = Controller { config, access, store, registry, address: address.clone(), drain };
     Ok((controller.start(incoming, tasks)?, address))
 }
 

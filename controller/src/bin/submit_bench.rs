@@ -11,7 +11,7 @@ use anyhow::{Context as _, ensure};
 use clap::Parser;
 use crescendo_controller::access::AccessConfig;
 use crescendo_controller::{Config, Controller};
-use crescendo_node::runtime::supervise::Tasks;
+use crescendo_node::runtime::supervise::{Drain, Tasks};
 use crescendo_node::tls::{ConnectionMetrics, Incoming};
 use crescendo_proto::v1;
 use crescendo_proto::v1::job_service_client::JobServiceClient;
@@ -122,7 +122,9 @@ async fn on_store(args: &Args, name: &str, location: &str) -> anyhow::Result<()>
     let registry = Registry::new();
     let incoming = Incoming::new(listener, None, 64, ConnectionMetrics::register(&registry)?);
     let access = AccessConfig::dev();
-    let controller = Controller { config, access, store: store.clone(), registry, address: address.clone() };
+    let drain = Drain::new(Duration::ZERO);
+    let controller =
+        Controller { config, access, store: store.clone(), registry, address: address.clone(), drain };
     controller.start(incoming, &tasks)?.leads().await?;
     measure(args, name, &address).await?;
     tasks.stop_token().cancel();

@@ -9,7 +9,7 @@ use anyhow::Context as _;
 use crescendo_controller::access::{AccessConfig, AuditTo, OidcConfig};
 use crescendo_controller::{Config, Controller};
 use crescendo_core::decide::Limits;
-use crescendo_node::runtime::supervise::{Supervisor, Tasks};
+use crescendo_node::runtime::supervise::{Drain, Supervisor, Tasks};
 use crescendo_node::tls::{ClientCertificates, ConnectionMetrics, Dialer, Incoming, Tls, TlsFiles};
 use crescendo_proto::v1;
 use crescendo_store::{KEY_PREFIX, Store, StoreLocation};
@@ -121,6 +121,7 @@ impl Guarded {
             store: store.clone(),
             registry: registry.clone(),
             address: address.clone(),
+            drain: Drain::new(Duration::ZERO),
         };
         controller.start(incoming, &tasks)?.leads().await?;
         Ok(Self { folder, registry, authority, store, address, tasks, _supervisor: supervisor })
