@@ -49,8 +49,8 @@ pub struct TrainedFile {
 }
 
 impl TrainedFile {
-    pub fn new(path: &Path, held: impl std::fmt::Debug + Send + Sync + 'static) -> TrainedFile {
-        TrainedFile { path: path.to_owned(), _held: Box::new(held) }
+    pub fn new(path: impl Into<PathBuf>, held: impl std::fmt::Debug + Send + Sync + 'static) -> TrainedFile {
+        TrainedFile { path: path.into(), _held: Box::new(held) }
     }
 
     pub fn path(&self) -> &Path {
@@ -343,7 +343,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("make a folder");
         let path = folder.path().join("weights.safetensors");
         crescendo_model::weights::save(&path, &adapter.tensors(), &Default::default()).expect("save");
-        Trained::Adapter(Arc::new(TrainedFile::new(&path, folder)))
+        Trained::Adapter(Arc::new(TrainedFile::new(path, folder)))
     }
 
     #[test]

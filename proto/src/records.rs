@@ -303,6 +303,10 @@ fn unit_out(record: &UnitRecord) -> stored::Unit {
 fn unit_in(message: stored::Unit) -> Result<UnitRecord, BadRecord> {
     let state = match message.state {
         None => UnitState::Free { from: Timestamp(0), wait: Duration::ZERO },
+        // Kept by a version that knew instants alone: a wait that is not told is over.
+        Some(stored::unit::State::Wait(stored::unit::Wait { wait_millis: 0, .. })) => {
+            UnitState::Free { from: Timestamp(0), wait: Duration::ZERO }
+        }
         Some(stored::unit::State::Wait(wait)) => UnitState::Free {
             from: Timestamp(wait.until_millis),
             wait: Duration::from_millis(wait.wait_millis),

@@ -23,6 +23,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
 use crate::etcd_members::EtcdMembers;
+use crate::ports::free_port;
 use crate::{Process, write_subjects};
 
 /// What the cluster consists of.
@@ -480,10 +481,6 @@ fn urls(targets: &[String], proxies: &[FaultyProxy]) -> Vec<String> {
         [] => targets.iter().map(|target| format!("http://{target}")).collect(),
         proxies => proxies.iter().map(FaultyProxy::endpoint).collect(),
     }
-}
-
-pub(crate) fn free_port() -> Result<u16> {
-    Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
 fn signal(pid: u32, number: libc::c_int) -> Result<()> {

@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context as _, Result};
 
-use crate::cluster::free_port;
+use crate::ports::free_port;
 
 /// All members run on this machine; killed when this is dropped. As they ship: a heartbeat every 100 ms, an election after
 /// 1 s.

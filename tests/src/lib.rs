@@ -12,6 +12,7 @@
 mod cluster;
 mod etcd_members;
 mod http;
+mod ports;
 mod positions;
 mod process;
 mod specs;

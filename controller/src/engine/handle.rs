@@ -58,8 +58,7 @@ impl Engine {
                 self.hold(reply, answer);
             }
             Request::ListNodes { scope, reply } => {
-                let answer = Ok(to_proto::nodes(&self.state, &self.observed, &self.limits, &scope, now));
-                self.hold(reply, answer);
+                self.hold(reply, Ok(to_proto::nodes(&self.state, &self.observed, &self.limits, &scope, now)));
             }
             Request::ForgetNode { node, reply } => self.forget_node(&node, reply),
             Request::DrainNode { node, undo, scope, reply } => {

@@ -279,7 +279,7 @@ mod tests {
         Pending { key: key.clone(), value: None, slots }
     }
 
-    fn keys_of(group: &Vec<Pending>) -> Vec<String> {
+    fn keys_of(group: &[Pending]) -> Vec<String> {
         group.iter().map(|write| write.key.to_string()).collect()
     }
 
@@ -302,7 +302,7 @@ mod tests {
             &["jobs/b"],
             &["requests/r"],
         ];
-        assert_eq!(groups.iter().map(keys_of).collect::<Vec<_>>(), expected);
+        assert_eq!(groups.iter().map(|group| keys_of(group)).collect::<Vec<_>>(), expected);
     }
 
     #[test]
@@ -322,6 +322,6 @@ mod tests {
             &["attempts/a/s", "jobs/a", "attempts/b/s"],
             &["attempts/c/s", "attempts/d/s"],
         ];
-        assert_eq!(groups(pending).iter().map(keys_of).collect::<Vec<_>>(), expected);
+        assert_eq!(groups(pending).iter().map(|group| keys_of(group)).collect::<Vec<_>>(), expected);
     }
 }

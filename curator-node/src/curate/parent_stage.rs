@@ -179,7 +179,7 @@ async fn fetch_file(
         },
         error => ParentStageError::Unreadable { key: key.clone(), reason: error.text() },
     })?;
-    Ok(TrainedFile::new(&cached.path().to_owned(), cached))
+    Ok(TrainedFile::new(cached.path().to_owned(), cached))
 }
 
 #[cfg(test)]

@@ -67,15 +67,15 @@ fn watch(gang: &Gang, until: u64, mut heard: impl FnMut(usize, u64) -> bool) -> 
     let mut heard_at = vec![0; gang.own.len()];
     for now in (0..until).step_by(500) {
         let time = Timestamp(now);
-        for rank in 0..gang.own.len() {
+        for (rank, heard_at) in heard_at.iter_mut().enumerate() {
             if !(now + 500 * rank as u64).is_multiple_of(2000) || !heard(rank, now) {
                 continue;
             }
-            let gap = Duration::from_millis(now - heard_at[rank]);
+            let gap = Duration::from_millis(now - *heard_at);
             if gap >= NODE_GAP {
                 views.unheard(&node(rank), gap);
             }
-            heard_at[rank] = now;
+            *heard_at = now;
             views.take(&node(rank), vec![gang.word(rank, now)], time);
         }
         let in_sight = heard_at.iter().all(|at| Duration::from_millis(now - at) < NODE_GAP);

@@ -71,14 +71,14 @@ async fn of_many_writers_of_one_key_one_makes_it() {
         let key: object_store::path::Path = format!("jobs/j/{race}").into();
         let writing = (0..WRITERS).map(|writer| {
             let (store, key) = (store.clone(), key.clone());
-            tokio::spawn(async move {
+            async move {
                 let made = store.put_opts(&key, writer.to_string().into(), PutMode::Create.into()).await;
                 (writer, made)
-            })
+            }
         });
         let mut winners = Vec::new();
         for written in futures::future::join_all(writing).await {
-            match written.expect("a writer") {
+            match written {
                 (writer, Ok(_)) => winners.push(writer.to_string()),
                 (_, Err(Error::AlreadyExists { .. })) => {}
                 (writer, Err(error)) => panic!("race {race}, writer {writer}: {error}"),

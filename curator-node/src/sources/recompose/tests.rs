@@ -48,7 +48,7 @@ fn trained() -> Trained {
     let folder = tempfile::tempdir().expect("make a folder");
     let path = folder.path().join("dit_lora.safetensors");
     crescendo_model::weights::save(&path, &adapter.tensors(), &Default::default()).expect("save");
-    Trained::Adapter(Arc::new(TrainedFile::new(&path, folder)))
+    Trained::Adapter(Arc::new(TrainedFile::new(path, folder)))
 }
 
 fn open(
