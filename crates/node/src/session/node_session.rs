@@ -97,7 +97,7 @@ where
         Self { units, ..self }
     }
 
-    /// The controller is told once this is asked for: the node is about to leave. If no controller answers for [`ALONE`], there is
+    /// The controller is told once this is asked for: the node is about to leave. If no controller answers for 15 s, there is
     /// nobody to hand over to, and the node may stop.
     #[must_use]
     pub fn draining(self, drain: Drain) -> Self {
