@@ -42,7 +42,7 @@ pub struct Args {
     #[arg(long, env = "CRESCENDO_UNIT_LEASE_SECONDS", default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..))]
     pub unit_lease_seconds: u64,
     /// Seconds that leadership outlives a controller that has died
-    #[arg(long, env = "CRESCENDO_LEADER_LEASE_SECONDS", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, env = "CRESCENDO_LEADER_LEASE_SECONDS", default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..))]
     pub leader_lease_seconds: u64,
     /// Jobs that wait or run at most; a submit beyond that is refused for now
     #[arg(long, env = "CRESCENDO_MAX_OPEN_JOBS", default_value_t = 10_000)]
@@ -163,7 +163,7 @@ impl Config {
             },
             max_nodes: 1024,
             max_concurrent_calls: 512,
-            leader_lease: Duration::from_secs(5),
+            leader_lease: Duration::from_secs(4),
             heartbeat: Duration::from_secs(2),
             max_watchers: 1024,
             txn_writes: MAX_TXN_WRITES,

@@ -102,26 +102,6 @@ impl Cluster {
             members => Some(EtcdMembers::start(root, members).await?),
         };
         let store = options.store.unwrap_or_else(|| format!("embedded:{}", root.join("store").display()));
-        let local = |listen: &str| {
-            ["--listen", listen, "--metrics-listen", "127.0.0.1:0"].map(str::to_owned).to_vec()
-        };
-
-        let certificates = root.join("certificates");
-        std::fs::create_dir_all(&certificates)?;
-        let authority = options.authority;
-        let security = |name: &str, uris: &[&str]| match &authority {
-            Some(authority) => authority.write_args(&certificates, &Wanted { uris, ..Wanted::node(name) }),
-            None => vec!["--dev".to_owned()],
-        };
-        let dialer = match &authority {
-            Some(authority) => {
-                let uris = ["urn:crescendo:role:admin"];
-                let files = authority.write(&certificates, &Wanted { uris: &uris, ..Wanted::node("tester") });
-                Dialer::tls(Tls::load(files).await?)
-            }
-            None => Dialer::plain(),
-        };
-
         let in_folder = options.object_store.is_none();
         let object_store_url =
             options.object_store.unwrap_or_else(|| format!("file://{}", objects.display()));
@@ -129,12 +109,12 @@ impl Cluster {
         let variable =
             |name: &str| environment.iter().find(|(known, _)| known == name).map(|(_, value)| value.clone());
         let object_store = crescendo_node::objects::open_with(&object_store_url, &variable)?;
+        let launch = Launch { root, environment, authority: options.authority.as_ref() };
+        std::fs::create_dir_all(launch.certificates())?;
         let mut controllers = Vec::new();
         let mut to_store = Vec::new();
         for (index, address) in controller_addresses.iter().enumerate() {
             let name = if index == 0 { "controller".to_owned() } else { format!("controller-{index}") };
-            let mut args = local(address);
-            args.extend(security(&name, &[]));
             let mut store = store.clone();
             if let Some(etcd) = &etcd {
                 let members = etcd.addresses();
@@ -142,45 +122,22 @@ impl Cluster {
                 store = format!("etcd:{}", urls(&members, &proxies).join(","));
                 to_store.push(proxies);
             }
-            args.extend(["--store".to_owned(), store]);
-            args.extend(["--object-store".to_owned(), object_store_url.clone()]);
-            controllers.push(Process::start(root, &name, "crescendo-controller", args, environment).await?);
+            controllers.push(launch.controller(&name, address, &store, &object_store_url).await?);
         }
         let controller = controllers.remove(0);
 
         let mut to_controllers = Vec::new();
-        for _ in 0..options.curators + options.trainers {
-            to_controllers.push(proxies(&controller_addresses, options.proxied).await?);
+        let (mut curators, mut trainers) = (Vec::new(), Vec::new());
+        for index in 0..options.curators + options.trainers {
+            let proxies = proxies(&controller_addresses, options.proxied).await?;
+            let urls = urls(&controller_addresses, &proxies).join(",").replace("http://", "");
+            to_controllers.push(proxies);
+            match index.checked_sub(options.curators) {
+                None => curators.push(launch.curator(&format!("curator-{index}"), &urls).await?),
+                Some(trainer) => trainers.push(launch.trainer(&format!("trainer-{trainer}"), &urls).await?),
+            }
         }
-        let controllers_of = |index: usize| {
-            let urls = urls(&controller_addresses, &to_controllers[index]);
-            urls.iter().map(|url| url.trim_start_matches("http://")).collect::<Vec<_>>().join(",")
-        };
-        let node = |id: &str, index: usize| {
-            let mut args = local("127.0.0.1:0");
-            let own = format!("urn:crescendo:node:{id}");
-            args.extend(security(id, &["urn:crescendo:role:node", &own]));
-            args.extend(["--node-id".to_owned(), id.to_owned()]);
-            args.extend(["--controller".to_owned(), controllers_of(index)]);
-            args.extend(["--library-root".to_owned(), root.join("library").display().to_string()]);
-            args
-        };
-        let mut curators = Vec::new();
-        for i in 0..options.curators {
-            let name = format!("curator-{i}");
-            let process = Process::start(root, &name, "crescendo-curator-node", node(&name, i), environment);
-            curators.push(process.await?);
-        }
-        let mut trainers = Vec::new();
-        for i in 0..options.trainers {
-            let name = format!("trainer-{i}");
-            let mut args = vec!["agent".to_owned()];
-            args.extend(node(&name, options.curators + i));
-            args.extend(["--slots", "1", "--device", "cpu", "--scratch"].map(str::to_owned));
-            args.push(root.join(&name).display().to_string());
-            let process = Process::start(root, &name, "crescendo-trainer-node", args, environment);
-            trainers.push(process.await?);
-        }
+        let dialer = launch.dialer().await?;
         Ok(Self {
             controller,
             standbys: controllers,
@@ -463,6 +420,69 @@ impl Cluster {
     /// Ends of all logs, for failure messages.
     pub fn logs(&self) -> String {
         self.processes().map(|process| process.log_tail()).collect::<Vec<_>>().join("\n----\n")
+    }
+}
+
+/// How the processes of one cluster are started.
+struct Launch<'a> {
+    root: &'a Path,
+    environment: &'a [(String, String)],
+    authority: Option<&'a Authority>,
+}
+
+impl Launch<'_> {
+    fn certificates(&self) -> PathBuf {
+        self.root.join("certificates")
+    }
+
+    /// What every process that serves is told.
+    fn serving(&self, name: &str, listen: &str, uris: &[&str]) -> Vec<String> {
+        let mut args = ["--listen", listen, "--metrics-listen", "127.0.0.1:0"].map(str::to_owned).to_vec();
+        args.extend(match self.authority {
+            Some(authority) => {
+                authority.write_args(&self.certificates(), &Wanted { uris, ..Wanted::node(name) })
+            }
+            None => vec!["--dev".to_owned()],
+        });
+        args
+    }
+
+    fn node(&self, id: &str, controllers: &str) -> Vec<String> {
+        let own = format!("urn:crescendo:node:{id}");
+        let mut args = self.serving(id, "127.0.0.1:0", &["urn:crescendo:role:node", &own]);
+        args.extend(["--node-id", id, "--controller", controllers, "--library-root"].map(str::to_owned));
+        args.push(self.root.join("library").display().to_string());
+        args
+    }
+
+    async fn process(&self, name: &str, program: &str, args: Vec<String>) -> Result<Process> {
+        Process::start(self.root, name, program, args, self.environment).await
+    }
+
+    async fn controller(&self, name: &str, address: &str, store: &str, objects: &str) -> Result<Process> {
+        let mut args = self.serving(name, address, &[]);
+        args.extend(["--store", store, "--object-store", objects].map(str::to_owned));
+        self.process(name, "crescendo-controller", args).await
+    }
+
+    async fn curator(&self, name: &str, controllers: &str) -> Result<Process> {
+        self.process(name, "crescendo-curator-node", self.node(name, controllers)).await
+    }
+
+    async fn trainer(&self, name: &str, controllers: &str) -> Result<Process> {
+        let mut args = vec!["agent".to_owned()];
+        args.extend(self.node(name, controllers));
+        args.extend(["--slots", "1", "--device", "cpu", "--scratch"].map(str::to_owned));
+        args.push(self.root.join(name).display().to_string());
+        self.process(name, "crescendo-trainer-node", args).await
+    }
+
+    /// How a test calls the cluster.
+    async fn dialer(&self) -> Result<Dialer> {
+        let Some(authority) = self.authority else { return Ok(Dialer::plain()) };
+        let uris = ["urn:crescendo:role:admin"];
+        let wanted = Wanted { uris: &uris, ..Wanted::node("tester") };
+        Ok(Dialer::tls(Tls::load(authority.write(&self.certificates(), &wanted)).await?))
     }
 }
 

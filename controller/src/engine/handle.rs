@@ -7,7 +7,7 @@ use crescendo_core::explain::{View, explain};
 use crescendo_core::ids::{Generation, JobId, NodeId, StageRef, Timestamp};
 use crescendo_core::pairlog::{Lease, UnitPolicy};
 use crescendo_core::precision;
-use crescendo_core::records::{FailureKind, Record, UnitState, Write};
+use crescendo_core::records::{FailureKind, Record, UnitRecord, UnitState, Write};
 use crescendo_core::state::Job;
 use crescendo_core::trace::TraceParent;
 use crescendo_core::transitions::{self, QueueLimits, UnitFate, UnitLeaseRef};
@@ -106,6 +106,12 @@ impl Engine {
         }
     }
 
+    fn extend_lease(&mut self, renewed: UnitRecord) {
+        if let Err(orphan) = self.state.apply(Write::Put(Record::Unit(renewed))) {
+            tracing::error!(%orphan, "a renewed unit has no stage any more; its lease is not extended");
+        }
+    }
+
     fn handle_unit(&mut self, request: Request, now: Timestamp) {
         let limits = &self.limits;
         let policy = limits.unit_policy(reachable_curators(&self.state, &self.observed, limits, now));
@@ -126,9 +132,7 @@ impl Engine {
                     .check_holds(&lease, &by)
                     .and_then(|()| transitions::renew_unit(&self.state, &lease, &node, &policy, now));
                 let answer = renewed.map_err(Into::into).map(|record| {
-                    if let Err(orphan) = self.state.apply(Write::Put(Record::Unit(record))) {
-                        tracing::error!(%orphan, "a renewed unit has no stage any more; its lease is not extended");
-                    }
+                    self.extend_lease(record);
                     v1::RenewUnitResponse { ttl_millis, curators: curators(self, &lease.stage.job) }
                 });
                 self.hold(reply, answer);

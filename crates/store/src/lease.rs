@@ -143,9 +143,11 @@ struct Keeper<B> {
 
 impl<B: LeaseBackend> Keeper<B> {
     async fn run(mut self) {
-        // Three chances within the lease's time, and more of them, faster, once one has failed.
-        let interval = self.ttl / 3;
+        // Often: what is left of the lease when the store goes out of reach is how long that may last.
+        let interval = self.ttl / 8;
         let retry = self.ttl / 12;
+        // A store that is slow is not taken for one that is gone.
+        let patience = self.ttl / 3;
         let mut pause = interval;
         loop {
             tokio::select! {
@@ -158,7 +160,7 @@ impl<B: LeaseBackend> Keeper<B> {
             let expires_at = self.renewed_at + self.ttl;
             let asked_at = Instant::now();
             let remaining = expires_at.saturating_duration_since(asked_at);
-            pause = match timeout(remaining.min(interval), self.backend.renew()).await {
+            pause = match timeout(remaining.min(patience), self.backend.renew()).await {
                 Ok(Ok(Renewal::Renewed)) => {
                     self.renewed_at = asked_at;
                     interval
