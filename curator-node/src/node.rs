@@ -158,20 +158,12 @@ impl Node {
         let job: Arc<JobSpec> = Arc::new(serde_json::from_slice(&assignment.resolved_spec_json)?);
         let objects = objects::open(&assignment.object_store_url)?;
         let reach = convert::reach(assignment.reach.clone())?;
-        let paths = PathResolver::new(&self.library_root, &assignment.object_store_url, reach.clone());
         let copies = LocalCopies {
             url: assignment.object_store_url.clone(),
             scratch: self.scratch.clone(),
             cache: self.cache.clone(),
         };
-        let mirror = match &paths.store {
-            Some(_) => None,
-            None => Mirror::of(&job, assignment.stage_index as usize, &reach, copies.clone())?.map(Arc::new),
-        };
-        let paths = match &mirror {
-            Some(mirror) => paths.with_store_at(mirror.root()),
-            None => paths,
-        };
+        let (paths, mirror) = self.paths(&job, assignment.stage_index, &reach, &copies)?;
         let encoders = EncoderSource::of(&job.model, &paths, self.device)?;
         let stop = self.tasks.stop_token().child_token();
         let (log, followed) = watch::channel(LogState::default());
@@ -233,6 +225,24 @@ impl Node {
         tracing::info!("stage assigned");
         self.tasks.spawn(self.curations.track_future(curation.run(stop).instrument(span)));
         Ok(())
+    }
+
+    /// Where a stage's paths lead, and the copies that those into a bucket lead to.
+    fn paths(
+        &self,
+        job: &JobSpec,
+        stage_index: u32,
+        reach: &Reach,
+        copies: &LocalCopies,
+    ) -> Result<(PathResolver, Option<Arc<Mirror>>), AssignError> {
+        let paths = PathResolver::new(&self.library_root, &copies.url, reach.clone());
+        if paths.store.is_some() {
+            return Ok((paths, None));
+        }
+        Ok(match Mirror::of(job, stage_index as usize, reach, copies.clone())? {
+            Some(mirror) => (paths.with_store_at(mirror.root()), Some(Arc::new(mirror))),
+            None => (paths, None),
+        })
     }
 
     /// The way to language models for a stage of a job.

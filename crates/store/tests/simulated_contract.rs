@@ -64,7 +64,7 @@ async fn a_standby_asks_no_more_after_a_compaction_than_before() {
     let refused = standby.campaign("controller", "two", ttl, Duration::from_secs(60)).await;
     assert!(matches!(refused, Err(StoreError::NotElected { .. })), "{refused:?}");
     let count = calls.0.load(std::sync::atomic::Ordering::Relaxed);
-    // Two at each look, every 5 s, and the renewals of its lease.
-    assert!(count < 100, "{count} calls in a minute");
+    // Two at each look, every 5 s, and eight renewals of its lease in that time.
+    assert!(count < 150, "{count} calls in a minute");
     assert!(!leader.is_lost());
 }
