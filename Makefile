@@ -72,7 +72,7 @@ python-test: ## Run the Python client against messages generated from the protos
 chart-test: ## Check the chart, its alerts and dashboards and the image files, without a cluster
 	@scripts/chart_test.sh
 
-chaos: setup ## Kill curators and ranks at random, then count every pair and position (minutes)
+chaos: setup ## Kill, stop and cut off every kind of process at random, then count every pair, position and job (minutes)
 	cargo build --workspace --bins
 	cargo run --quiet -p crescendo-tests --bin chaos
 

@@ -50,6 +50,10 @@ def main():
     for run in lines(folder / "recovery.jsonl"):
         row("kill -9 of a rank to the next step", f"{statistics.median(run['seconds']):.1f} s",
             f"worst of {len(run['seconds'])}: {max(run['seconds']):.1f} s")
+    for run in lines(folder / "failover.jsonl"):
+        row("kill -9 of the leading controller to the next job that is taken", f"{run['seconds']['p50']:.1f} s",
+            f"p99 of {run['kills']}: {run['seconds']['p99']:.1f} s; {run['outages_of_etcd']} outages of etcd of 3 s moved "
+            f"{run['of_them_moved_the_leader']} leaders")
 
 
 if __name__ == "__main__":

@@ -34,7 +34,8 @@ echo "bench: pairs from a curator to a rank" >&2
 cargo build --quiet --profile dist -p crescendo-curator-node --example serve_bench
 "$venv/bin/python" bench/loaders.py target/dist/examples/serve_bench --rounds "$rounds" >"$results/loaders.jsonl"
 target/dist/examples/serve_bench >"$results/pairs.jsonl"
-echo "bench: recovery of a killed rank" >&2
+echo "bench: recovery of a killed rank, and of a killed leader" >&2
 "$bin/recovery_bench" >"$results/recovery.jsonl"
+CRESCENDO_ETCD=.deps/venv/bin/etcd-server "$bin/failover_bench" >"$results/failover.jsonl"
 
 python3 bench/table.py "$results"
