@@ -94,9 +94,9 @@ async fn a_rank_that_stands_still_is_started_again_and_a_paused_agent_is_not() -
     // Long enough not to be done meanwhile.
     let job_id = cluster.submit("paused", &lora_spec(&weights, 1, 20 * STEPS, 100)).await?;
     cluster.await_step(&job_id, 0, 3, LIMIT).await?;
-    cluster.pause_agent(1, true)?;
+    cluster.trainers[1].stand_still(true)?;
     tokio::time::sleep(Duration::from_secs(25)).await;
-    cluster.pause_agent(1, false)?;
+    cluster.trainers[1].stand_still(false)?;
     let job = cluster.await_step(&job_id, 0, 100, LIMIT).await?;
     ensure!(job.stages[0].generation == 1, "an agent that stood still cost its gang a restart");
     Ok(())

@@ -9,7 +9,7 @@ models. Standard library only; exit code 1 if a case is not as it should be.
 """
 import argparse, json, os, pathlib, stat, subprocess, sys, tempfile, time
 
-from cluster import ROOT, Cluster, png, wait
+from cluster import ROOT, Cluster, png, ran, wait
 
 HERE = pathlib.Path(__file__).resolve().parent
 LIMIT = 180
@@ -169,15 +169,8 @@ def main():
         cases = Cases(folder / "work", files, args.bin.resolve())
         try:
             for name, case in cases.all():
-                if args.cases and name not in args.cases:
-                    continue
-                began = time.monotonic()
-                try:
-                    told = f"ok    {case()}"
-                except AssertionError as error:
-                    failed += 1
-                    told = f"WRONG {error}"
-                print(f"{name:32} {time.monotonic() - began:5.1f} s  {told}", flush=True)
+                if not args.cases or name in args.cases:
+                    failed += not ran(name, case)
         finally:
             if cases.cluster:
                 cases.cluster.close()

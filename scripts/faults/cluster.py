@@ -21,6 +21,17 @@ def wait(done, seconds, what):
     raise AssertionError(f"not within {seconds} s: {what}")
 
 
+def ran(name, case):
+    """Runs a case, prints how it went, and says whether it was as it should be."""
+    began = time.monotonic()
+    try:
+        told = f"ok    {case()}"
+    except AssertionError as error:
+        told = f"WRONG {error}"
+    print(f"{name:32} {time.monotonic() - began:5.1f} s  {told}", flush=True)
+    return told.startswith("ok")
+
+
 def png(side, colour):
     row = b"\0" + bytes(colour) * side
     chunk = lambda kind, data: struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

@@ -8,10 +8,10 @@ a failed job with the server's words after few requests, or a wait that `explain
 Then the same spec with a model that does all right has to get its pairs. Standard library only; exit code 1 if a row is
 not as it should be.
 """
-import argparse, json, pathlib, re, subprocess, sys, tempfile, time, urllib.request
+import argparse, json, pathlib, re, subprocess, sys, tempfile, urllib.request
 
 import cluster
-from cluster import ROOT, wait
+from cluster import ROOT, ran, wait
 
 HERE = pathlib.Path(__file__).resolve().parent
 # How a way ends, and what has to be said then: pairs come, the job fails, or its curator waits.
@@ -112,7 +112,7 @@ def row(cluster, way, role, wanted, words):
     ended = wait(lambda: cluster.ended(mended), LIMIT, "the mended job gets pairs")
     assert ended == ("pairs", ""), f"mended: {ended}"
     cluster.cancel(mended)
-    return requests, said
+    return f"{wanted}, {requests} requests {said[:160]}"
 
 
 def main():
@@ -127,16 +127,8 @@ def main():
         try:
             for role, ways in (("judge", JUDGE), ("writer", WRITER)):
                 for way, (wanted, words) in ways.items():
-                    if (args.ways and way not in args.ways) or args.role not in (None, role):
-                        continue
-                    began = time.monotonic()
-                    try:
-                        requests, said = row(cluster, way, role, wanted, words)
-                        told = f"ok    {wanted}, {requests} requests {said[:160]}"
-                    except AssertionError as error:
-                        failed += 1
-                        told = f"WRONG {error}"
-                    print(f"{role:6} {way:16} {time.monotonic() - began:5.1f} s  {told}", flush=True)
+                    if (not args.ways or way in args.ways) and args.role in (None, role):
+                        failed += not ran(f"{role} {way}", lambda: row(cluster, way, role, wanted, words))
         finally:
             cluster.close()
     return 1 if failed else 0

@@ -1,7 +1,5 @@
 //! The processes of one test cluster, and the calls that tests make to it.
 
-#![allow(unsafe_code, reason = "processes are signalled")]
-
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -24,6 +22,7 @@ use tonic::{Code, Status};
 
 use crate::etcd_members::EtcdMembers;
 use crate::ports::free_port;
+use crate::process::signal;
 use crate::{Process, write_subjects};
 
 /// What the cluster consists of.
@@ -392,12 +391,6 @@ impl Cluster {
         signal(pid, libc::SIGSTOP)
     }
 
-    /// SIGSTOP, or SIGCONT, to a trainer's agent; its ranks go on.
-    pub fn pause_agent(&self, trainer: usize, stop: bool) -> Result<()> {
-        let pid = self.trainers[trainer].pid().context("the trainer does not run")?;
-        signal(pid, if stop { libc::SIGSTOP } else { libc::SIGCONT })
-    }
-
     fn processes(&self) -> impl Iterator<Item = &Process> {
         std::iter::once(&self.controller).chain(&self.standbys).chain(&self.curators).chain(&self.trainers)
     }
@@ -501,11 +494,4 @@ fn urls(targets: &[String], proxies: &[FaultyProxy]) -> Vec<String> {
         [] => targets.iter().map(|target| format!("http://{target}")).collect(),
         proxies => proxies.iter().map(FaultyProxy::endpoint).collect(),
     }
-}
-
-fn signal(pid: u32, number: libc::c_int) -> Result<()> {
-    // SAFETY: kill has no memory effects; the pid is of this test, or a child of a process of this test.
-    let outcome = unsafe { libc::kill(pid.cast_signed(), number) };
-    ensure!(outcome == 0, "signal {number} to process {pid} failed");
-    Ok(())
 }

@@ -132,8 +132,7 @@ impl Process {
     /// SIGTERM, and waits until the process has ended by itself.
     pub async fn terminate(&mut self, limit: Duration) -> Result<ExitStatus> {
         let child = self.child.as_mut().with_context(|| format!("{} does not run", self.name))?;
-        // SAFETY: kill has no memory effects; the pid is a child of this process that is not waited for yet.
-        ensure!(unsafe { libc::kill(child.id().cast_signed(), libc::SIGTERM) } == 0, "send SIGTERM");
+        signal(child.id(), libc::SIGTERM)?;
         let deadline = Instant::now() + limit;
         loop {
             if let Some(status) = child.try_wait()? {
@@ -148,10 +147,7 @@ impl Process {
     /// SIGSTOP, or SIGCONT: the process stands still, or goes on.
     pub fn stand_still(&self, still: bool) -> Result<()> {
         let pid = self.pid().with_context(|| format!("{} does not run", self.name))?;
-        let signal = if still { libc::SIGSTOP } else { libc::SIGCONT };
-        // SAFETY: kill has no memory effects; the pid is a child of this process that is not waited for yet.
-        ensure!(unsafe { libc::kill(pid.cast_signed(), signal) } == 0, "signal {}", self.name);
-        Ok(())
+        signal(pid, if still { libc::SIGSTOP } else { libc::SIGCONT })
     }
 
     /// All of its log.
@@ -166,6 +162,14 @@ impl Process {
         let lines: Vec<&str> = text.lines().collect();
         lines[lines.len().saturating_sub(30)..].join("\n")
     }
+}
+
+/// Sends a signal to a process of this test, or to a child of one.
+pub(crate) fn signal(pid: u32, number: libc::c_int) -> Result<()> {
+    // SAFETY: kill has no memory effects.
+    let outcome = unsafe { libc::kill(pid.cast_signed(), number) };
+    ensure!(outcome == 0, "signal {number} to process {pid} failed");
+    Ok(())
 }
 
 impl Drop for Process {

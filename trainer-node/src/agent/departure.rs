@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use crescendo_attempts::StageKey;
+use crescendo_dataset::whole_file;
 use crescendo_proto::v1::{AttemptRef, Checkpoint, Departure, LeftAttempt};
 use prost::Message as _;
 
 /// In the scratch folder.
 const FILE: &str = "departure";
-const NEW_FILE: &str = "departure.new";
 
 /// Checkpoints that are written and not known to be registered, the newest of each stage.
 #[derive(Debug, Default)]
@@ -58,9 +58,8 @@ pub fn read(scratch: &Path) -> Vec<LeftAttempt> {
 
 /// Keeps what leaves for the next start. A disk that takes nothing costs the steps since the last checkpoint that is registered.
 pub fn write(scratch: &Path, left: Vec<LeftAttempt>) {
-    let (new, kept) = (scratch.join(NEW_FILE), scratch.join(FILE));
-    let written = std::fs::write(&new, Departure { left }.encode_to_vec());
-    if let Err(error) = written.and_then(|()| std::fs::rename(&new, &kept)) {
+    let kept = scratch.join(FILE);
+    if let Err(error) = whole_file::write(&kept, &Departure { left }.encode_to_vec()) {
         tracing::warn!(%error, path = %kept.display(), "what leaves cannot be kept for the next start");
     }
 }

@@ -24,6 +24,8 @@ use tracing_subscriber::registry::LookupSpan;
 pub const DEFAULT_CAPACITY: usize = 4096;
 /// Bytes of text kept while the object store cannot be reached.
 const KEPT_BYTES: usize = 16 << 20;
+/// And lines: short ones have little text, and take memory all the same.
+const KEPT_LINES: usize = 1 << 16;
 /// Longest text of a line.
 pub const MAX_MESSAGE_BYTES: usize = 8 * 1024;
 
@@ -45,7 +47,7 @@ struct Lines {
 impl Lines {
     fn keep(&mut self, line: &LogLine) {
         let Some(kept) = &mut self.kept else { return };
-        if self.kept_bytes + line.message.len() > KEPT_BYTES {
+        if kept.len() >= KEPT_LINES || self.kept_bytes + line.message.len() > KEPT_BYTES {
             self.lost_since += 1;
             return;
         }
