@@ -206,7 +206,6 @@ const UNSAFE: &[&str] = &[
     "crates/model/src/weights.rs",
     "crates/node/tests/signals.rs",
     "curator-node/src/memory.rs",
-    "tests/src/cluster.rs",
     "tests/src/process.rs",
     "tests/src/up.rs",
     "trainer-node/src/agent/interface.rs",
