@@ -45,18 +45,20 @@ part() {
     record
 }
 
+# One set of features for all of it: naming packages (`-p`) would build most crates again with others.
 cargo build --workspace --bins --tests || exit 1
+programs="${CARGO_TARGET_DIR:-target}/debug"
 part "tests that compute, kernels of AVX2" env MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 \
     CRESCENDO_REQUIRE_ETCD=1 CRESCENDO_REQUIRE_S3=1 \
-    cargo nextest run --no-fail-fast -p crescendo-model -p crescendo-collective -p crescendo-trainer-node -p crescendo-curator-node \
-    -p crescendo-workbench -p crescendo-tests
+    cargo nextest run --no-fail-fast --workspace -E 'package(crescendo-model) + package(crescendo-collective)
+    + package(crescendo-trainer-node) + package(crescendo-curator-node) + package(crescendo-workbench) + package(crescendo-tests)'
 part "tests that compute, kernels that every processor has" env MKL_CBWR=COMPATIBLE \
-    cargo nextest run --no-fail-fast -p crescendo-model -p crescendo-workbench
-part "chaos" cargo run --quiet -p crescendo-tests --bin chaos
-part "10,000 schedules of the simulated cluster" make simulate SEEDS=10000
-part "upgrade and rollback with an earlier version" make upgrade-test
-part "bench/gpu.sh --cpu" env CRESCENDO_BIN="${CARGO_TARGET_DIR:-target}/debug" PYTHON="$PWD/.deps/venv/bin/python" \
+    cargo nextest run --no-fail-fast --workspace -E 'package(crescendo-model) + package(crescendo-workbench)'
+part "chaos" "$programs/chaos"
+part "bench/gpu.sh --cpu" env CRESCENDO_BIN="$programs" PYTHON="$PWD/.deps/venv/bin/python" \
     bench/gpu.sh --cpu --out target/gpu-cpu.json
+part "upgrade and rollback with an earlier version" make upgrade-test
+part "10,000 schedules of the simulated cluster" make simulate SEEDS=10000
 
 cat docs/nightly.json
 exit "$failed"

@@ -22,5 +22,5 @@ if [ ! -x "$kept/crescendo" ]; then
     mv "$kept.part" "$kept"
 fi
 
-cargo build --workspace --bins
-CRESCENDO_OLD_BIN=$kept cargo nextest run -p crescendo-tests --test upgrade --no-fail-fast "$@"
+cargo build --workspace --bins --tests
+CRESCENDO_OLD_BIN=$kept cargo nextest run --workspace --no-fail-fast -E "package(crescendo-tests) & binary(upgrade)" "$@"
