@@ -189,7 +189,7 @@ DASHBOARDS = {
             ]),
             ("Checkpoints and logs", [
                 panel("Time to write a checkpoint", *quantiles("crescendo_trainer_checkpoint_write_seconds", NODE), unit="s"),
-                panel("Checkpoints by the registry's answer", (f"sum by (outcome) (increase(crescendo_trainer_checkpoints_total{{{NODE}}}[$__rate_interval]))", "{{outcome}}")),
+                panel("Checkpoints by what became of them", (f"sum by (outcome) (increase(crescendo_trainer_checkpoints_total{{{NODE}}}[$__rate_interval]))", "{{outcome}}")),
                 panel("Log lines lost since the start", (f"crescendo_trainer_log_lines_dropped_total{{{NODE}}}", "{{instance}}")),
             ]),
             GPUS,

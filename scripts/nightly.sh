@@ -39,7 +39,7 @@ part() {
     local started=$SECONDS
     "$@" >"$log" 2>&1 || { status=failed; failed=1; tail -n 40 "$log"; }
     local last
-    last=$(grep -E 'Summary|tests run:|kills|schedules from|gpu:' "$log" | tail -n 1 | sed 's/\x1b\[[0-9;]*m//g; s/^ *//')
+    last=$(grep -E 'Summary|tests run:|failover_seconds|schedules from|gpu:' "$log" | tail -n 1 | sed 's/\x1b\[[0-9;]*m//g; s/^ *//')
     printf '%s\t%s\t%d\t%s\n' "$name" "$status" $((SECONDS - started)) "$last" >>"$results"
     rm -f "$log"
     record
@@ -49,9 +49,10 @@ part() {
 cargo build --workspace --bins --tests || exit 1
 programs="${CARGO_TARGET_DIR:-target}/debug"
 part "tests that compute, kernels of AVX2" env MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 \
-    CRESCENDO_REQUIRE_ETCD=1 CRESCENDO_REQUIRE_S3=1 \
+    CRESCENDO_REQUIRE_ETCD=1 CRESCENDO_REQUIRE_S3=1 CRESCENDO_REQUIRE_MOUNTS=1 \
     cargo nextest run --no-fail-fast --workspace -E 'package(crescendo-model) + package(crescendo-collective)
-    + package(crescendo-trainer-node) + package(crescendo-curator-node) + package(crescendo-workbench) + package(crescendo-tests)'
+    + package(crescendo-trainer-node) + package(crescendo-curator-node) + package(crescendo-workbench) + package(crescendo-tests)
+    + binary(full_disk)'
 part "tests that compute, kernels that every processor has" env MKL_CBWR=COMPATIBLE \
     cargo nextest run --no-fail-fast --workspace -E 'package(crescendo-model) + package(crescendo-workbench)'
 part "chaos" "$programs/chaos"

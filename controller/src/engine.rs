@@ -14,18 +14,20 @@ mod nodes;
 mod persist;
 mod reads;
 mod request;
+mod suspension;
 mod watchers;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crescendo_core::decide::{Change, Limits, PendingReason, Plan, decide};
+use crescendo_core::decide::{self, Change, Limits, PendingReason, Plan, decide};
 use crescendo_core::ids::{JobId, Timestamp};
 use crescendo_core::invariants::check_invariants;
 use crescendo_core::observed::Observed;
 use crescendo_core::quotas::Quotas;
 use crescendo_core::state::{ClusterState, Orphan};
+use crescendo_node::objects::with_causes;
 use crescendo_node::telemetry::trace;
 use crescendo_store::{Fence, Leadership, Store, StoreError};
 use tokio::sync::{mpsc, watch};
@@ -40,6 +42,7 @@ use crate::config::Config;
 use crate::engine::nodes::Sessions;
 use crate::engine::persist::Records;
 use crate::engine::reads::Reads;
+use crate::engine::suspension::Suspension;
 use crate::engine::watchers::Watchers;
 use crate::logs::LogHub;
 use crate::metrics::Metrics;
@@ -97,6 +100,7 @@ pub struct Engine {
     clock: SteadyClock,
     waits: BTreeMap<JobId, PendingReason>,
     waiting: WaitClock,
+    suspension: Suspension,
     records: Records,
     sessions: Sessions,
     watchers: Watchers,
@@ -126,6 +130,7 @@ pub async fn run(
         clock: SteadyClock::new(now),
         waits: BTreeMap::new(),
         waiting: WaitClock::default(),
+        suspension: Suspension::default(),
         records: Records::default(),
         sessions: Sessions::default(),
         watchers: Watchers::new(around.config.max_watchers),
@@ -168,8 +173,16 @@ impl Engine {
             self.limits.quotas = self.around.quotas.borrow().clone();
             let mut taken = 0;
             let mut next = first;
+            let refusal =
+                self.suspension.reason(now).map(|cause| EngineError::StoreRefuses { cause: cause.into() });
             while let Some(request) = next {
-                self.handle(request, now);
+                let request = match &refusal {
+                    Some(refusal) => request.unless_it_writes(refusal),
+                    None => Some(request),
+                };
+                if let Some(request) = request {
+                    self.handle(request, now);
+                }
                 taken += 1;
                 let room = taken < MAX_BATCH && self.records.pending() < persist::BATCH_WRITES;
                 next = if room { requests.try_recv().ok() } else { None };
@@ -207,31 +220,52 @@ impl Engine {
 
     /// Decides, persists, then lets out what was held back.
     async fn conclude(&mut self, now: Timestamp) -> Option<End> {
+        if self.suspension.reason(now).is_some() {
+            self.let_out(Vec::new(), now);
+            return None;
+        }
         let plan = self.decide(now);
         match self.persist().await {
-            Ok(()) => {
-                for held in std::mem::take(&mut self.held) {
-                    held.release();
+            Ok(written) => {
+                self.around.metrics.store_refuses.set(0);
+                if written && self.suspension != Suspension::default() {
+                    tracing::info!("the store takes writes again");
+                    self.suspension = Suspension::default();
                 }
-                self.send_all(plan.sends, now);
-                self.send_reads();
-                self.publish(now);
+                self.let_out(plan.sends, now);
                 None
             }
             Err(StoreError::NotLeader { .. }) => Some(End::Deposed),
             Err(error) => {
-                tracing::warn!(
-                    error = &error as &dyn std::error::Error,
-                    "dropping the state in memory and reading it again"
-                );
+                let cause = with_causes(&error);
+                tracing::warn!(error = cause, "dropping the state in memory and reading it again");
                 self.around.metrics.reloads.inc();
+                let refusal = match error {
+                    // What it takes no write for, such as a full disk, does not pass in a moment.
+                    StoreError::NotApplied(_) => {
+                        self.suspension.refused(cause.clone(), now);
+                        self.around.metrics.store_refuses.set(1);
+                        EngineError::StoreRefuses { cause }
+                    }
+                    _ => EngineError::Reloading,
+                };
                 for held in std::mem::take(&mut self.held) {
-                    held.refuse(EngineError::Reloading);
+                    held.refuse(refusal.clone());
                 }
                 self.reads.forget();
                 self.reload().await.err()
             }
         }
+    }
+
+    /// What was held back until all was durable.
+    fn let_out(&mut self, sends: Vec<decide::Send>, now: Timestamp) {
+        for held in std::mem::take(&mut self.held) {
+            held.release();
+        }
+        self.send_all(sends, now);
+        self.send_reads();
+        self.publish(now);
     }
 
     fn decide(&mut self, now: Timestamp) -> Plan {
@@ -311,7 +345,7 @@ impl Engine {
                 }
                 Err(error) => {
                     self.around.metrics.store_call("snapshot", "error", timer.elapsed());
-                    tracing::warn!(error = &error as &dyn std::error::Error, tries, "cannot read the state");
+                    tracing::warn!(error = with_causes(&error), tries, "cannot read the state");
                     tokio::time::sleep(RELOAD_PAUSE).await;
                 }
             }

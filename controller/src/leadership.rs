@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crescendo_core::error::RequestError;
+use crescendo_node::objects::with_causes;
 use crescendo_node::runtime::supervise::Drain;
 use crescendo_proto::status;
 use crescendo_store::StoreError;
@@ -33,8 +34,11 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 #[derive(Clone, Debug)]
 pub enum Role {
     /// `leader` is the address of the one that leads, as far as it is known.
+    ///
+    /// `trouble` is why nobody can be elected, if so.
     Standby {
         leader: Option<String>,
+        trouble: Option<String>,
     },
     Leading {
         requests: mpsc::Sender<Request>,
@@ -66,7 +70,9 @@ impl EngineHandle {
             match answer.await {
                 Ok(Ok(answer)) => Ok(answer),
                 Ok(Err(EngineError::RequestError(refused))) => Err(status::refused(&refused)),
-                Ok(Err(error @ EngineError::Reloading)) => Err(Status::unavailable(error.to_string())),
+                Ok(Err(error @ (EngineError::Reloading | EngineError::StoreRefuses { .. }))) => {
+                    Err(Status::unavailable(error.to_string()))
+                }
                 Ok(Err(EngineError::NotLeading)) | Err(_) => Err(self.not_leading()),
             }
         };
@@ -96,13 +102,16 @@ impl EngineHandle {
     fn requests(&self) -> Result<mpsc::Sender<Request>, Status> {
         match &*self.role.borrow() {
             Role::Leading { requests } => Ok(requests.clone()),
-            Role::Standby { leader } => Err(status::not_leader(leader.as_deref())),
+            Role::Standby { .. } => Err(self.not_leading()),
         }
     }
 
     fn not_leading(&self) -> Status {
         match &*self.role.borrow() {
-            Role::Standby { leader } => status::not_leader(leader.as_deref()),
+            Role::Standby { leader: None, trouble: Some(trouble) } => {
+                Status::unavailable(format!("no controller can be elected: {trouble}"))
+            }
+            Role::Standby { leader, .. } => status::not_leader(leader.as_deref()),
             Role::Leading { .. } => Status::unavailable("this controller has just stopped to lead"),
         }
     }
@@ -145,12 +154,16 @@ pub async fn run(around: EngineDeps, identity: String, role: watch::Sender<Role>
             Ok(leadership) => leadership,
             Err(StoreError::NotElected { leader, .. }) => {
                 let leader = leader.as_deref().and_then(address);
-                role.send_replace(Role::Standby { leader });
+                role.send_replace(Role::Standby { leader, trouble: None });
                 continue;
             }
             Err(error) => {
-                tracing::warn!(error = &error as &dyn std::error::Error, "cannot campaign for leadership");
-                role.send_replace(Role::Standby { leader: None });
+                let trouble = Some(with_causes(&error));
+                let before = role.send_replace(Role::Standby { leader: None, trouble: trouble.clone() });
+                // Said once, not at each try.
+                if !matches!(before, Role::Standby { trouble: before, .. } if before == trouble) {
+                    tracing::warn!(error = trouble, "cannot campaign for leadership; trying again");
+                }
                 tokio::select! {
                     biased;
                     () = stop.cancelled() => return,
@@ -168,7 +181,7 @@ pub async fn run(around: EngineDeps, identity: String, role: watch::Sender<Role>
         let end = engine::run(around.clone(), &leadership, &mut receiver, ready, &stop).await;
         metrics.stand_by();
         // Later requests are refused before the leadership is given up.
-        role.send_replace(Role::Standby { leader: None });
+        role.send_replace(Role::Standby { leader: None, trouble: None });
         match end {
             End::Stopped => {
                 leadership.resign().await;

@@ -116,6 +116,12 @@ pub const CATALOGUE: &[Metric] = &[
     histogram("crescendo_decide_seconds", "seconds", &[], "Time to decide what to do next."),
     counter("crescendo_state_reloads_total", "", &[], "Times that the state was dropped and read again."),
     gauge(
+        "crescendo_store_refuses_writes",
+        "",
+        &[],
+        "1 while the leader's store takes no writes, as with a full disk: what would be written is refused.",
+    ),
+    gauge(
         "crescendo_records_unreadable",
         "",
         &[words("kind", &unreadable::KINDS)],
@@ -182,6 +188,7 @@ pub struct Metrics {
     pub decide_seconds: Histogram,
     leader: IntGauge,
     pub reloads: IntCounter,
+    pub store_refuses: IntGauge,
     pub attempts_placed: IntCounter,
     pub attempts_ended: IntCounter,
     pub gangs_hung: IntCounter,
@@ -211,6 +218,7 @@ impl Metrics {
             decide_seconds: registrar.histogram("crescendo_decide_seconds", buckets())?,
             leader: registrar.gauge("crescendo_leader")?,
             reloads: registrar.counter("crescendo_state_reloads_total")?,
+            store_refuses: registrar.gauge("crescendo_store_refuses_writes")?,
             attempts_placed: registrar.counter("crescendo_attempts_placed_total")?,
             attempts_ended: registrar.counter("crescendo_attempts_ended_total")?,
             gangs_hung: registrar.counter("crescendo_gangs_hung_total")?,
@@ -239,6 +247,7 @@ impl Metrics {
     /// Takes away what only a leader knows: numbers of the past would be taken for today's.
     pub fn stand_by(&self) {
         self.leader.set(0);
+        self.store_refuses.set(0);
         for gauges in [
             &self.jobs,
             &self.waiting,

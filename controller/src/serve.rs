@@ -77,7 +77,7 @@ impl Controller {
         let access = Access::start(&access, &registry, tasks)?;
         let (logs, units, relays) = (LogHub::default(), UnitBoard::default(), Relays::default());
         let controller_id = random::id();
-        let (role, role_seen) = watch::channel(Role::Standby { leader: None });
+        let (role, role_seen) = watch::channel(Role::Standby { leader: None, trouble: None });
         let handle = EngineHandle::new(role_seen.clone());
         let stop = tasks.stop_token();
         tasks.spawn(stay(handle.clone(), drain, stop.clone()));

@@ -29,6 +29,7 @@ pub mod step_profiler;
 pub mod tfevents;
 pub mod train;
 pub mod train_state;
+pub mod unsaved;
 
 /// Why a rank ends before its last step.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

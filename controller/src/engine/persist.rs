@@ -6,6 +6,7 @@ use std::time::Instant;
 use crescendo_core::ids::{JobId, NodeId, StageRef};
 use crescendo_core::records::{Record, RecordKey, Write};
 use crescendo_core::unreadable::UnreadableRecords;
+use crescendo_node::objects::with_causes;
 use crescendo_proto::records;
 use crescendo_store::{Revision, Snapshot, StoreError, Txn};
 
@@ -66,7 +67,7 @@ impl Records {
                         error = &error as &dyn std::error::Error,
                         "cannot read a record; it is left alone, and what it belongs to is halted"
                     );
-                    unreadable.add(item.key, one_line(&error));
+                    unreadable.add(item.key, with_causes(&error));
                 }
             }
         }
@@ -108,12 +109,6 @@ impl Records {
     }
 }
 
-/// An error with its causes, in one line.
-fn one_line(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(Some(error), |error| error.source());
-    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
-}
-
 impl Engine {
     /// Takes a change over into memory and puts it on its way to the store.
     pub(super) fn write(&mut self, write: Write) {
@@ -152,8 +147,11 @@ impl Engine {
     /// Makes the pending writes durable, each on the condition that its record is as this engine left it. What is more than one
     /// transaction takes is split between [`groups`]: nothing is answered or sent before all of it is durable, and whoever
     /// takes over in between finds a state that the records allow, and decides the rest again.
-    pub(super) async fn persist(&mut self) -> Result<(), StoreError> {
+    ///
+    /// Returns whether there was anything to write.
+    pub(super) async fn persist(&mut self) -> Result<bool, StoreError> {
         let mut groups = groups(std::mem::take(&mut self.records.pending)).into_iter().peekable();
+        let any = groups.peek().is_some();
         while groups.peek().is_some() {
             let mut batch: Vec<Pending> = Vec::new();
             let mut bytes = 0;
@@ -167,7 +165,7 @@ impl Engine {
             }
             self.write_txn(batch).await?;
         }
-        Ok(())
+        Ok(any)
     }
 
     /// One transaction.

@@ -22,6 +22,9 @@ pub enum EngineError {
     /// The outcome of a write is not known; the same request may be sent again.
     #[error("the controller reads its state again; try again")]
     Reloading,
+    /// Nothing was carried out; it may work once the store takes writes.
+    #[error("the controller's store takes no writes, so nothing was done; try again later: {cause}")]
+    StoreRefuses { cause: String },
     #[error("this controller does not lead")]
     NotLeading,
 }
@@ -205,6 +208,48 @@ pub enum Request {
         node: NodeId,
         session: SessionId,
     },
+}
+
+impl Request {
+    /// Refuses what would write a record; gives the rest back.
+    pub(super) fn unless_it_writes(self, error: &EngineError) -> Option<Self> {
+        fn refuse<T>(reply: Reply<T>, error: &EngineError) -> Option<Request> {
+            // The caller may have gone.
+            let _ = reply.send(Err(error.clone()));
+            None
+        }
+        match self {
+            Self::Submit { reply, .. } => refuse(reply, error),
+            Self::CancelJob { reply, .. } => refuse(reply, error),
+            Self::ForgetNode { reply, .. } => refuse(reply, error),
+            Self::DrainNode { reply, .. } => refuse(reply, error),
+            Self::CommitCheckpoint { reply, .. } => refuse(reply, error),
+            Self::MarkDamaged { reply, .. } => refuse(reply, error),
+            Self::LeaseUnit { reply, .. } => refuse(reply, error),
+            Self::CommitUnit { reply, .. } => refuse(reply, error),
+            Self::FailUnit { reply, .. } => refuse(reply, error),
+            Self::OpenSession { reply, .. } => refuse(reply, error),
+            Self::Crawls { .. }
+            | Self::Overreaches { .. }
+            | Self::GetJob { .. }
+            | Self::ExplainJob { .. }
+            | Self::ListJobs { .. }
+            | Self::WatchJob { .. }
+            | Self::JobExists { .. }
+            | Self::ListNodes { .. }
+            | Self::ListCheckpoints { .. }
+            | Self::ReadFile { .. }
+            | Self::ReadKeptLog { .. }
+            | Self::RenewUnit { .. }
+            | Self::WatchPairLog { .. }
+            | Self::Heartbeat { .. }
+            | Self::AssignmentRefused { .. }
+            | Self::HandsOver { .. }
+            | Self::NodeDrains { .. }
+            | Self::Report { .. }
+            | Self::CloseSession { .. } => Some(self),
+        }
+    }
 }
 
 /// An answer that waits for its batch to be durable.

@@ -28,7 +28,7 @@ impl AccessService for Callers {
         let caller = caller_of(&request)?;
         let (leads, leader) = match self.engine.role() {
             Role::Leading { .. } => (true, String::new()),
-            Role::Standby { leader } => (false, leader.unwrap_or_default()),
+            Role::Standby { leader, .. } => (false, leader.unwrap_or_default()),
         };
         Ok(Response::new(v1::WhoAmIResponse {
             name: caller.name,

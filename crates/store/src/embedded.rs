@@ -7,11 +7,14 @@
 //!   get, list, snapshot ─▶ redb file (a read sees the last commit)
 //! ```
 //!
+//! A disk that is full or read-only refuses writes, with that reason; once it takes them again, the file is opened anew.
+//!
 //! Leases live in this process's memory. When the file is opened, the records of the previous process's leases are
 //! removed at once, since the file's lock says that it is gone. History does not outlive the process either: a watch
 //! from before the start gets a [`crate::WatchEvent::Resync`].
 
 mod file;
+mod handle;
 pub(crate) mod history;
 mod leases;
 mod shared;
@@ -19,7 +22,7 @@ mod watching;
 mod writer;
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -28,6 +31,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
 
 use self::file::Failure;
+use self::handle::Handle;
 use self::history::HistoryLimits;
 use self::shared::Shared;
 use self::writer::{Command, Reply, Writer};
@@ -47,6 +51,8 @@ const SNAPSHOT_LIMIT: Duration = Duration::from_secs(600);
 const FILE_NAME: &str = "store.redb";
 /// Transactions that may wait for the writer; more wait for a place, until their deadline.
 const MAX_QUEUED_COMMANDS: usize = 4096;
+/// Between tries to open the file anew after its disk has failed.
+const OPEN_PAUSE: Duration = Duration::from_secs(1);
 /// Below this, a busy machine would lose leases for no reason.
 const MIN_LEASE_TTL: Duration = Duration::from_millis(100);
 
@@ -90,8 +96,7 @@ pub struct EmbeddedStore {
     shared: Arc<Shared>,
     tasks: Tasks,
     commands: mpsc::Sender<Command>,
-    /// `None` once closed.
-    db: RwLock<Option<Arc<Database>>>,
+    handle: Arc<Handle>,
     writer: Mutex<Option<std::thread::JoinHandle<()>>>,
     call_timeout: Duration,
     watch_buffer_events: usize,
@@ -116,9 +121,9 @@ impl EmbeddedStore {
             .map_err(|error| StoreError::Open { path: path.clone(), source: error.into() })??;
         let limits = HistoryLimits { events: history_events, bytes: history_bytes };
         let shared = Arc::new(Shared::new(prefix, opened.revision, opened.times_opened, limits));
-        let db = Arc::new(opened.db);
+        let handle = Arc::new(Handle::new(path.clone(), opened.db));
         let (commands, receiver) = mpsc::channel(MAX_QUEUED_COMMANDS);
-        let writer = Writer { db: db.clone(), shared: shared.clone(), commands: receiver };
+        let writer = Writer::new(handle.clone(), shared.clone(), receiver);
         let thread = std::thread::Builder::new()
             .name("store-writer".to_owned())
             .spawn(move || writer.run())
@@ -126,19 +131,16 @@ impl EmbeddedStore {
 
         let tasks = Tasks::new();
         spawn_expiry(&tasks, shared.clone(), commands.clone());
+        spawn_opening(&tasks, handle.clone(), commands.clone());
         Ok(Self {
             shared,
             tasks,
             commands,
-            db: RwLock::new(Some(db)),
+            handle,
             writer: Mutex::new(Some(thread)),
             call_timeout,
             watch_buffer_events: watch_buffer_events.max(1),
         })
-    }
-
-    fn db(&self) -> Result<Arc<Database>, StoreError> {
-        self.db.read().unwrap_or_else(PoisonError::into_inner).clone().ok_or(StoreError::Closed)
     }
 
     /// Reads off the async threads: a page may have to come from the disk.
@@ -154,10 +156,14 @@ impl EmbeddedStore {
         limit: Duration,
         read: impl FnOnce(&Database, &str) -> Result<T, Failure> + Send + 'static,
     ) -> Result<T, StoreError> {
-        let db = self.db()?;
-        let shared = self.shared.clone();
-        let reading =
-            tokio::task::spawn_blocking(move || read(&db, &shared.prefix).map_err(Failure::not_applied));
+        let (handle, shared) = (self.handle.clone(), self.shared.clone());
+        let reading = tokio::task::spawn_blocking(move || {
+            let db = handle.database()?;
+            read(&db, &shared.prefix).map_err(|failure| {
+                handle.note(&failure);
+                failure.not_applied()
+            })
+        });
         match timeout_at(Instant::now() + limit, reading).await {
             Ok(Ok(result)) => result,
             Ok(Err(join_error)) => Err(StoreError::NotApplied(join_error.into())),
@@ -203,9 +209,9 @@ impl Store for EmbeddedStore {
 
     fn watch(&self, prefix: &str, after: Option<Revision>) -> Watch {
         let (sender, receiver) = mpsc::channel(self.watch_buffer_events);
-        if let Ok(db) = self.db() {
+        if !self.tasks.is_stopped() {
             let feed = watching::Feed {
-                db: Arc::downgrade(&db),
+                handle: self.handle.clone(),
                 shared: self.shared.clone(),
                 under: prefix.to_owned(),
                 sender,
@@ -234,7 +240,7 @@ impl Store for EmbeddedStore {
 
     async fn close(&self) {
         self.tasks.stop().await;
-        self.db.write().unwrap_or_else(PoisonError::into_inner).take();
+        self.handle.close();
         let thread = self.writer.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(thread) = thread {
             // Fails only when the writer has ended already.
@@ -302,6 +308,22 @@ fn spawn_expiry(tasks: &Tasks, shared: Arc<Shared>, commands: mpsc::Sender<Comma
             }
             // The writer takes expired leases out of the table; until then they would be found again at once.
             tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    });
+}
+
+/// Has the writer open the file anew after its disk has failed, also if nobody writes.
+fn spawn_opening(tasks: &Tasks, handle: Arc<Handle>, commands: mpsc::Sender<Command>) {
+    let stop = tasks.child_token();
+    tasks.spawn(async move {
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(OPEN_PAUSE) => {}
+            }
+            if handle.wants_opening() && commands.send(Command::OpenAnew).await.is_err() {
+                return;
+            }
         }
     });
 }

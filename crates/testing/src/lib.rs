@@ -7,6 +7,7 @@
 //! | [`hostile`] | peers that do everything wrong on the wire |
 //! | [`programs`] | where the programs under test are |
 //! | [`s3`] | a real S3 server |
+//! | [`small_disk`] | a disk that can be filled, freed and made read-only |
 //! | [`specs`] | the one minimal job spec |
 //! | [`waiting`] | the one way to wait for something |
 
@@ -15,9 +16,11 @@ pub mod controller;
 pub mod hostile;
 pub mod programs;
 pub mod s3;
+pub mod small_disk;
 pub mod specs;
 pub mod waiting;
 
 pub use programs::binary;
 pub use s3::S3Server;
+pub use small_disk::SmallDisk;
 pub use waiting::{LIMIT, eventually, until};

@@ -186,7 +186,7 @@ impl Controller {
         let metrics = Metrics::register(&prometheus::Registry::new()).context("register metrics")?;
         let (logs, units) = (LogHub::default(), UnitBoard::default());
         let (tasks, _supervisor) = Tasks::new();
-        let (role, role_seen) = watch::channel(Role::Standby { leader: None });
+        let (role, role_seen) = watch::channel(Role::Standby { leader: None, trouble: None });
         let handle = EngineHandle::new(role_seen);
         let controller_id = random::id();
         // Most batches are split into several transactions, and faults come in between.

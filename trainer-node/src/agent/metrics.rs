@@ -13,7 +13,7 @@ use prometheus::{
 const SLOT: Label = bounded("slot", "number of the rank's slot on this machine");
 const PHASES: [&str; 6] = ["data_wait", "forward", "backward", "all_reduce", "optimizer", "checkpoint"];
 const ENDS: [&str; 4] = ["succeeded", "failed", "stopped", "drained"];
-const ANSWERS: [&str; 2] = ["registered", "refused"];
+const OUTCOMES: [&str; 3] = ["registered", "refused", "failed"];
 
 /// Every metric of a trainer's agent.
 pub const CATALOGUE: &[Metric] = &[
@@ -96,8 +96,8 @@ pub const CATALOGUE: &[Metric] = &[
     counter(
         "crescendo_trainer_checkpoints_total",
         "",
-        &[words("outcome", &ANSWERS)],
-        "Checkpoints by the registry's answer.",
+        &[words("outcome", &OUTCOMES)],
+        "Checkpoints by what became of them: the registry's answer, or `failed` for each try to write the files that failed.",
     ),
     gauge(
         "crescendo_trainer_last_checkpoint_timestamp_seconds",
@@ -152,6 +152,7 @@ pub struct Counted {
     phases: PhaseSeconds,
     steps: u64,
     skipped_steps: u64,
+    failed_saves: u64,
 }
 
 impl Metrics {
@@ -213,10 +214,13 @@ impl Metrics {
         self.steps.with_label_values(&slot).inc_by(progress.steps_done.saturating_sub(counted.steps));
         let skipped = progress.skipped_steps_done.saturating_sub(counted.skipped_steps);
         self.skipped_steps.with_label_values(&slot).inc_by(skipped);
+        let failed_saves = progress.failed_saves.saturating_sub(counted.failed_saves);
+        self.checkpoints.with_label_values(&["failed"]).inc_by(failed_saves);
         *counted = Counted {
             phases,
             steps: progress.steps_done.max(counted.steps),
             skipped_steps: progress.skipped_steps_done.max(counted.skipped_steps),
+            failed_saves: progress.failed_saves.max(counted.failed_saves),
         };
     }
 
@@ -238,7 +242,7 @@ impl Metrics {
 
     /// The registry has answered; `slot` is that of the rank that wrote the checkpoint, if it lives.
     pub fn checkpoint_decided(&self, slot: Option<u32>, refused: bool, now: SystemTime) {
-        self.checkpoints.with_label_values(&[ANSWERS[usize::from(refused)]]).inc();
+        self.checkpoints.with_label_values(&[if refused { "refused" } else { "registered" }]).inc();
         if let Some(slot) = slot.filter(|_| !refused) {
             let now = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
             self.last_checkpoint.with_label_values(&[&slot.to_string()]).set(now);

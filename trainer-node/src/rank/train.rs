@@ -11,7 +11,6 @@ use crescendo_core::spec::OnStarvation;
 use crescendo_dataset::checkpoint::{ADAPTER_FILE, MODEL_FILE};
 use crescendo_model::training::snapshot::{self, Hold, SnapshotLimits};
 use crescendo_model::training::{Clip, MicroBatch, Update};
-use crescendo_node::runtime::backoff::{Backoff, random};
 use crescendo_node::telemetry::trace;
 use crescendo_proto::v1::{RankPhase, RankProgress};
 use tch::{Device, Kind, Tensor};
@@ -32,6 +31,7 @@ use super::restore::Restored;
 use super::save::SaveRequest;
 use super::step_profiler::{self, Phase, Step, StepProfiler};
 use super::train_state::TrainState;
+use super::unsaved::{self, Unsaved, Verdict};
 
 /// Of so many steps one is a span.
 const TRACED_EVERY: u64 = 100;
@@ -46,8 +46,6 @@ fn is_traced(step: u64) -> bool {
 pub const COLLECTIVE_TIMEOUT: Duration = Duration::from_secs(180);
 /// Limit of the leaving of a gang that drains: rank 0 saves meanwhile.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(600);
-/// Tries to save a step that nothing comes after.
-const SAVE_TRIES: u32 = 6;
 /// How long a rank waits for its pairs before it tells the others that it has to wait.
 const INPUT_WAIT: Duration = Duration::from_secs(1);
 
@@ -88,6 +86,7 @@ pub fn run(training: Training, feed: DataFeed) -> Result<(), RankError> {
         saving: None,
         hold: None,
         save_due: false,
+        unsaved: None,
         meter: StepProfiler::new(Instant::now()),
         skipped_before: training.restored.history.skipped(),
         training,
@@ -154,12 +153,13 @@ struct Loop {
     starved: watch::Receiver<Option<u64>>,
     /// Ends that thread.
     _prefetching: DropGuard,
-    /// Step of the save under way, and its outcome.
-    saving: Option<(u64, Saving)>,
+    saving: Option<SaveUnderWay>,
     /// Of the save under way, as long as its tensors are not all copied.
     hold: Option<Hold>,
     /// A save was due while another was under way.
     save_due: bool,
+    /// Since the last checkpoint that was saved.
+    unsaved: Option<Unsaved>,
     meter: StepProfiler,
     /// Skipped steps that the checkpoint had.
     skipped_before: u64,
@@ -275,10 +275,12 @@ impl Loop {
                 self.enter(RankPhase::WaitingForPairs);
                 ready = self.next_input(step, &mut waited)?;
             }
-            let waits = ready.is_none();
+            let lacks_pairs = ready.is_none();
+            let unsaved = self.held_for_save(step)?;
+            let waits = lacks_pairs || unsaved.is_some();
             let replay_pass = self.replay_pass(step);
             let number = self.training.order.borrow().number;
-            let starved = waits && *self.starved.borrow() == Some(number);
+            let starved = lacks_pairs && *self.starved.borrow() == Some(number);
             match (self.agree(waits, starved && replay_pass.is_some())?, ready.take()) {
                 (Vote::Ready, Some(input)) => return Ok((input, waited)),
                 (Vote::Ready, None) => {
@@ -292,10 +294,11 @@ impl Loop {
                 }
             }
             self.check_stop()?;
-            let reason = match self.training.data_waits_for.borrow().as_str() {
-                "" if waits => "pairs from the curator".to_owned(),
-                "" => "the data of another rank".to_owned(),
-                reason => reason.to_owned(),
+            let reason = match (unsaved, self.training.data_waits_for.borrow().as_str()) {
+                (Some(reason), _) => reason,
+                (None, "") if lacks_pairs => "pairs from the curator".to_owned(),
+                (None, "") => "another rank".to_owned(),
+                (None, reason) => reason.to_owned(),
             };
             if !reported {
                 tracing::info!(step = step + 1, waiting_for = reason, "waiting");
@@ -471,6 +474,7 @@ impl Loop {
                 operations_per_sec: self.meter.operations_per_sec(),
                 skipped_steps: skipped,
                 skipped_steps_done: skipped - self.skipped_before,
+                failed_saves: progress.failed_saves,
             }
         });
         tracing::debug!(step = record.step, loss = record.loss, grad_norm = record.grad_norm, "step");
@@ -493,21 +497,98 @@ impl Loop {
             return Ok(());
         }
         self.save_due |= step.is_multiple_of(plan.spec.checkpoints.every.max(1));
-        if let Some((_, saving)) = &mut self.saving {
-            match saving.try_recv() {
+        if let Some(under_way) = &mut self.saving {
+            match under_way.outcome.try_recv() {
                 Err(oneshot::error::TryRecvError::Empty) => return Ok(()),
-                Ok(Err(RankError::Stopped(reason))) => return Err(RankError::Stopped(reason)),
-                // A save that failed is logged where it failed; the next one is another try.
-                Ok(_) | Err(oneshot::error::TryRecvError::Closed) => self.saving = None,
+                Ok(outcome) => self.settle_save(outcome)?,
+                Err(oneshot::error::TryRecvError::Closed) => self.settle_save(Err(saver_ended()))?,
             }
         }
+        self.save_due |= self.unsaved.as_ref().is_some_and(|unsaved| unsaved.is_due(Instant::now()));
         if self.save_due {
             self.enter(RankPhase::Saving);
-            let (saving, hold) = self.start_save(false)?;
-            (self.saving, self.hold) = (Some((step, saving)), Some(hold));
+            let (outcome, hold) = self.start_save(false)?;
+            (self.saving, self.hold) =
+                (Some(SaveUnderWay { step, began: Instant::now(), outcome }), Some(hold));
             self.save_due = false;
         }
         Ok(())
+    }
+
+    /// Takes the outcome of the save that was under way. One that failed is logged where it failed, and tried again.
+    fn settle_save(&mut self, outcome: Result<(), RankError>) -> Result<(), RankError> {
+        let saved = self.saving.take();
+        match outcome {
+            Ok(()) => self.unsaved = None,
+            Err(RankError::Stopped(reason)) => return Err(RankError::Stopped(reason)),
+            Err(error) => {
+                let step = saved.map_or(self.training.restored.step, |saved| saved.step);
+                let before = self.unsaved.take();
+                self.unsaved = Some(Unsaved::after(before, step, error.to_string(), Instant::now()));
+                self.training.progress.send_modify(|progress| progress.failed_saves += 1);
+            }
+        }
+        Ok(())
+    }
+
+    /// Why the gang may not go on before a checkpoint is saved, if so. Meanwhile it is tried, for [`INPUT_WAIT`] at most.
+    fn held_for_save(&mut self, step: u64) -> Result<Option<String>, RankError> {
+        let plan = &self.training.plan;
+        let (every, last) = (plan.spec.checkpoints.every.max(1), step == plan.stage.train.steps);
+        if plan.gang.rank != 0 || last {
+            return Ok(None);
+        }
+        let deadline = Instant::now() + INPUT_WAIT;
+        loop {
+            let now = Instant::now();
+            let stuck = self.saving.as_ref().filter(|saving| saving.is_stuck(step, every, now));
+            let verdict = match (&mut self.unsaved, stuck) {
+                (Some(unsaved), _) => unsaved.at_step(step, every, now),
+                (None, Some(saving)) => Verdict::Hold(format!(
+                    "the checkpoint of step {}, which has been under way for {} s",
+                    saving.step,
+                    now.duration_since(saving.began).as_secs()
+                )),
+                (None, None) => Verdict::GoOn,
+            };
+            let reason = match verdict {
+                Verdict::GoOn => return Ok(None),
+                Verdict::GiveUp(reason) => return Err(RankError::Retryable(reason)),
+                Verdict::Hold(reason) => reason,
+            };
+            self.save_if_due()?;
+            match &mut self.saving {
+                Some(saving) => {
+                    let outcome = &mut saving.outcome;
+                    let outcome = self.training.runtime.block_on(async {
+                        tokio::select! {
+                            () = self.training.stop.cancelled() => Some(Err(told_to_stop())),
+                            outcome = tokio::time::timeout_at(deadline.into(), outcome) => {
+                                outcome.ok().map(|outcome| outcome.unwrap_or_else(|_| Err(saver_ended())))
+                            }
+                        }
+                    });
+                    match outcome {
+                        Some(outcome) => self.settle_save(outcome)?,
+                        None => return Ok(Some(reason)),
+                    }
+                }
+                None => {
+                    self.pause(deadline.saturating_duration_since(now));
+                    return Ok(Some(reason));
+                }
+            }
+        }
+    }
+
+    /// Waits, unless it is to stop.
+    fn pause(&self, wait: Duration) {
+        self.training.runtime.block_on(async {
+            tokio::select! {
+                () = self.training.stop.cancelled() => {}
+                () = tokio::time::sleep(wait) => {}
+            }
+        });
     }
 
     /// Saves the step that is done, unless it is saved already, and ends once every rank knows that it is.
@@ -521,9 +602,9 @@ impl Loop {
                 .send_modify(|now| now.waiting_for = "a checkpoint, to go on elsewhere".into());
             let saved = match self.saving.take() {
                 None => false,
-                Some((of, saving)) => match self.await_save(saving) {
+                Some(saving) => match self.await_save(saving.outcome) {
                     Err(RankError::Stopped(reason)) => return Err(RankError::Stopped(reason)),
-                    outcome => outcome.is_ok() && of == step,
+                    outcome => outcome.is_ok() && saving.step == step,
                 },
             };
             if !saved {
@@ -543,8 +624,8 @@ impl Loop {
             now.waiting_for = "the last checkpoint to be registered".into();
             now.phases = Some(self.meter.phases());
         });
-        if let Some((_, saving)) = self.saving.take()
-            && let Err(RankError::Stopped(reason)) = self.await_save(saving)
+        if let Some(saving) = self.saving.take()
+            && let Err(RankError::Stopped(reason)) = self.await_save(saving.outcome)
         {
             return Err(RankError::Stopped(reason));
         }
@@ -553,25 +634,24 @@ impl Loop {
 
     /// Saves a step that nothing comes after. Its tensors stay as they are: what fails is tried again.
     fn save_now(&self, last: bool) -> Result<(), RankError> {
+        let began = Instant::now();
         let mut failures = 0;
         loop {
+            self.enter(RankPhase::Saving);
             // Nothing changes while this waits; the hold only has to be there.
             let (saving, _hold) = self.start_save(last)?;
-            match self.await_save(saving) {
-                Err(RankError::Retryable(reason)) if failures + 1 < SAVE_TRIES => {
-                    failures += 1;
-                    tracing::warn!(failures, reason, "saving again");
-                    let delay = Backoff::default().delay(failures, random());
-                    self.training.runtime.block_on(async {
-                        tokio::select! {
-                            () = self.training.stop.cancelled() => {}
-                            () = tokio::time::sleep(delay) => {}
-                        }
-                    });
-                    self.check_stop()?;
-                }
+            let error = match self.await_save(saving) {
+                Err(error @ RankError::Retryable(_)) => error,
                 outcome => return outcome,
-            }
+            };
+            failures += 1;
+            let Some(wait) = unsaved::again(failures, began, Instant::now()) else { return Err(error) };
+            self.training.progress.send_modify(|progress| {
+                progress.failed_saves += 1;
+                progress.waiting_for = format!("a checkpoint to be saved ({failures} tries failed): {error}");
+            });
+            self.pause(wait);
+            self.check_stop()?;
         }
     }
 
@@ -579,7 +659,7 @@ impl Loop {
         self.training.runtime.block_on(async {
             tokio::select! {
                 () = self.training.stop.cancelled() => Err(told_to_stop()),
-                outcome = saving => outcome.unwrap_or_else(|_| Err(RankError::Retryable("the saver has ended".into()))),
+                outcome = saving => outcome.unwrap_or_else(|_| Err(saver_ended())),
             }
         })
     }
@@ -627,6 +707,25 @@ impl Loop {
 
 /// The outcome of a save, to come.
 type Saving = oneshot::Receiver<Result<(), RankError>>;
+
+/// A save beside the steps.
+struct SaveUnderWay {
+    /// Steps done, which it saves.
+    step: u64,
+    began: Instant,
+    outcome: Saving,
+}
+
+impl SaveUnderWay {
+    /// Whether it takes so long that it must be taken for one that fails, and the next is due.
+    fn is_stuck(&self, step: u64, every: u64, now: Instant) -> bool {
+        now.duration_since(self.began) >= unsaved::SLOWEST_SAVE && step.saturating_sub(self.step) >= every
+    }
+}
+
+fn saver_ended() -> RankError {
+    RankError::Retryable("the saver has ended".into())
+}
 
 /// Returns once the copying of a save is past the bucket, or there is none; adds to `held_up`.
 fn wait_for_copy(

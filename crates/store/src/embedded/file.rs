@@ -58,6 +58,11 @@ pub(super) fn open(path: &Path) -> Result<Opened, StoreError> {
     Ok(Opened { db, revision, times_opened })
 }
 
+/// Opens the file anew within the life of a store: its leases go on.
+pub(super) fn open_again(path: &Path) -> Result<Database, Failure> {
+    Ok(Database::builder().set_cache_size(CACHE_BYTES).open(path)?)
+}
+
 /// An error of redb, or one of ours met on the way.
 pub(super) enum Failure {
     Storage(redb::Error),

@@ -1,6 +1,6 @@
 //! The task behind one watch: it pulls from the history, so that a slow reader costs nobody else anything.
 
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
 use redb::Database;
@@ -8,6 +8,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::file::{self, Failure};
+use super::handle::Handle;
 use super::history::Since;
 use super::shared::Shared;
 use crate::error::StoreError;
@@ -18,8 +19,7 @@ use crate::watch::WatchEvent;
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
 
 pub(super) struct Feed {
-    /// Weak, so that a watch does not keep a closed store's file locked.
-    pub db: Weak<Database>,
+    pub handle: Arc<Handle>,
     pub shared: Arc<Shared>,
     /// The watched prefix, without the store's.
     pub under: String,
@@ -35,7 +35,7 @@ impl Feed {
         tokio::select! {
             () = stop.cancelled() => {}
             () = sender.closed() => {}
-            // Ends when the reader or the database is gone.
+            // Ends when the reader is gone or the store is closed.
             _ = self.feed(after) => {}
         }
     }
@@ -85,12 +85,14 @@ impl Feed {
     ) -> Option<T> {
         let read = Arc::new(read);
         loop {
-            let db = self.db.upgrade()?;
-            let (read, shared) = (read.clone(), self.shared.clone());
-            let result =
-                tokio::task::spawn_blocking(move || read(&db, &shared).map_err(Failure::not_applied)).await;
-            let error: StoreError = match result {
+            let (read, shared, handle) = (read.clone(), self.shared.clone(), self.handle.clone());
+            let result = tokio::task::spawn_blocking(move || {
+                let db = handle.database()?;
+                read(&db, &shared).map_err(Failure::not_applied)
+            });
+            let error: StoreError = match result.await {
                 Ok(Ok(value)) => return Some(value),
+                Ok(Err(StoreError::Closed)) => return None,
                 Ok(Err(error)) => error,
                 Err(join_error) => StoreError::NotApplied(join_error.into()),
             };

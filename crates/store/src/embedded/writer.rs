@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use redb::Database;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
-use super::file::{Failure, Stamp, Tables};
+use super::file::{self, Failure, Stamp, Tables};
+use super::handle::Handle;
 use super::shared::Shared;
-use crate::error::StoreError;
+use crate::error::{StoreError, with_causes};
 use crate::lease::LeaseId;
 use crate::types::{Expect, Op, Revision, Txn, Versioned};
 use crate::watch::WatchEvent;
@@ -19,18 +19,30 @@ const MAX_BATCH: usize = 256;
 /// What the writer is asked to do.
 #[derive(Debug)]
 pub(super) enum Command {
-    Txn { txn: Txn, reply: Reply },
-    Revoke { lease: LeaseId, reply: Reply },
+    Txn {
+        txn: Txn,
+        reply: Reply,
+    },
+    Revoke {
+        lease: LeaseId,
+        reply: Reply,
+    },
     ExpireLeases,
+    /// The disk had failed: it may have room again.
+    OpenAnew,
     Stop,
 }
 
 pub(super) type Reply = oneshot::Sender<Result<Revision, StoreError>>;
 
 pub(super) struct Writer {
-    pub db: Arc<Database>,
-    pub shared: Arc<Shared>,
-    pub commands: mpsc::Receiver<Command>,
+    handle: Arc<Handle>,
+    shared: Arc<Shared>,
+    commands: mpsc::Receiver<Command>,
+    /// Leases that have ended while nothing could be written: their records go with the next commit.
+    ended: Vec<LeaseId>,
+    /// Of a commit of which nobody knows yet whether it is in the file.
+    in_doubt: Option<(Vec<WatchEvent>, Revision)>,
 }
 
 /// A command that was carried out within the open commit; answered when the commit is done.
@@ -39,7 +51,19 @@ struct Answer {
     outcome: Result<Revision, StoreError>,
 }
 
+/// What became of a commit that failed.
+enum Fate {
+    /// It is in the file all the same.
+    Done,
+    NotDone,
+    Unknown,
+}
+
 impl Writer {
+    pub fn new(handle: Arc<Handle>, shared: Arc<Shared>, commands: mpsc::Receiver<Command>) -> Self {
+        Self { handle, shared, commands, ended: Vec::new(), in_doubt: None }
+    }
+
     /// Runs until it is told to stop, or every sender is gone.
     pub fn run(mut self) {
         let mut stopping = false;
@@ -64,22 +88,37 @@ impl Writer {
         }
     }
 
-    fn commit(&self, batch: Vec<Command>) {
+    fn commit(&mut self, batch: Vec<Command>) {
+        if batch.iter().any(|command| matches!(command, Command::OpenAnew)) {
+            self.open_anew();
+        }
         let mut answers = Vec::with_capacity(batch.len());
         let mut changes = Vec::new();
-        match self.carry_out(batch, &mut answers, &mut changes) {
+        let mut ended = std::mem::take(&mut self.ended);
+        let work = self.sort(batch, &mut ended);
+        match self.carry_out(work, &ended, &mut answers, &mut changes) {
             Ok(Some(latest)) => self.shared.publish(changes, latest),
             Ok(None) => {}
             Err(failed) => {
-                tracing::error!(error = %failed.error, stage = failed.stage.as_str(), "embedded store cannot write");
+                let cause = with_causes(&failed.error);
+                tracing::error!(error = cause, stage = failed.stage.as_str(), "embedded store cannot write");
+                self.ended = ended;
+                let fate = match failed.stage {
+                    FailedStage::BeforeCommit => Fate::NotDone,
+                    FailedStage::Commit(latest) => {
+                        self.in_doubt = Some((changes, latest));
+                        self.open_anew()
+                    }
+                };
                 for pending in &mut answers {
-                    let cause = format!("{}: {}", failed.stage.as_str(), failed.error);
-                    pending.outcome = match (&failed.stage, &pending.outcome) {
-                        (FailedStage::Commit, Ok(_)) => Err(StoreError::Unknown(cause.into())),
-                        (FailedStage::Commit, Err(_)) | (FailedStage::BeforeCommit, _) => {
-                            Err(StoreError::NotApplied(cause.into()))
-                        }
-                    };
+                    pending.outcome =
+                        match (&fate, std::mem::replace(&mut pending.outcome, Err(StoreError::Closed))) {
+                            (Fate::Done, outcome) => outcome,
+                            (Fate::Unknown, Ok(_)) => Err(StoreError::Unknown(cause.clone().into())),
+                            (Fate::NotDone, _) | (Fate::Unknown, Err(_)) => {
+                                Err(StoreError::NotApplied(cause.clone().into()))
+                            }
+                        };
                 }
             }
         }
@@ -88,82 +127,111 @@ impl Writer {
         }
     }
 
-    /// Carries the batch out in one commit; returns the last revision when anything changed. Every command with a reply
-    /// has its answer in `answers` when this returns, whatever it returns.
+    /// Opens the file anew if its disk has failed, and sees what became of the commit that nobody knows of.
+    fn open_anew(&mut self) -> Fate {
+        let opened = self.handle.open_anew().and_then(|()| self.handle.database());
+        let revision = opened.and_then(|db| {
+            file::committed_revision(&db).map_err(|failure| {
+                self.handle.note(&failure);
+                failure.not_applied()
+            })
+        });
+        let revision = match revision {
+            Ok(revision) => revision,
+            Err(error) => {
+                tracing::debug!(error = with_causes(&error), "the embedded store is not open again yet");
+                return Fate::Unknown;
+            }
+        };
+        match self.in_doubt.take() {
+            Some((changes, latest)) if revision >= latest => {
+                self.shared.publish(changes, latest);
+                Fate::Done
+            }
+            Some(_) | None => Fate::NotDone,
+        }
+    }
+
+    /// What there is to do, in order, with whoever waits for it; the leases that end with it come first.
+    fn sort(&self, batch: Vec<Command>, ended: &mut Vec<LeaseId>) -> Vec<(Reply, Option<Txn>)> {
+        let mut work = Vec::with_capacity(batch.len());
+        for command in batch {
+            match command {
+                Command::Txn { txn, reply } => work.push((reply, Some(txn))),
+                Command::Revoke { lease, reply } => {
+                    self.shared.leases.remove(lease);
+                    ended.push(lease);
+                    work.push((reply, None));
+                }
+                Command::ExpireLeases => ended.extend(self.shared.leases.take_expired(Instant::now())),
+                Command::OpenAnew | Command::Stop => {}
+            }
+        }
+        work
+    }
+
+    /// Carries all of it out in one commit; returns the last revision when anything changed. Everything in `work` has its
+    /// answer in `answers` when this returns, whatever it returns.
     fn carry_out(
         &self,
-        batch: Vec<Command>,
+        work: Vec<(Reply, Option<Txn>)>,
+        ended: &[LeaseId],
         answers: &mut Vec<Answer>,
         changes: &mut Vec<WatchEvent>,
     ) -> Result<Option<Revision>, FailedBatch> {
-        let mut failure = None;
-        let write = match self.db.begin_write() {
-            Ok(write) => Some(write),
-            Err(error) => {
-                failure = Some(Failure::from(error));
-                None
-            }
-        };
+        let mut work = work.into_iter();
+        let outcome = self.try_to_carry_out(&mut work, ended, answers, changes);
+        // What it did not come to: replaced by the batch's failure.
+        answers.extend(work.map(|(reply, _)| Answer { reply, outcome: Err(StoreError::Closed) }));
+        outcome.map_err(|(stage, failure)| {
+            self.handle.note(&failure);
+            FailedBatch { stage, error: failure.not_applied() }
+        })
+    }
+
+    fn try_to_carry_out(
+        &self,
+        work: &mut std::vec::IntoIter<(Reply, Option<Txn>)>,
+        ended: &[LeaseId],
+        answers: &mut Vec<Answer>,
+        changes: &mut Vec<WatchEvent>,
+    ) -> Result<Option<Revision>, (FailedStage, Failure)> {
+        let before = |failure: Failure| (FailedStage::BeforeCommit, failure);
+        let db = self.handle.database().map_err(|error| before(Failure::Store(error)))?;
+        // Dropping the write transaction undoes all of it.
+        let write = db.begin_write().map_err(|error| before(error.into()))?;
+        let mut tables = Tables::open(&write).map_err(before)?;
         let mut latest = None;
-        {
-            let mut tables = match write.as_ref().map(Tables::open).transpose() {
-                Ok(tables) => tables,
-                Err(error) => {
-                    failure = Some(error);
-                    None
-                }
+        self.carry_out_one(&mut tables, Work::EndLeases(ended), changes, &mut latest)
+            .map_err(before)?
+            .map_err(|refused| before(Failure::Store(refused)))?;
+        for (reply, txn) in work {
+            let done = match txn {
+                Some(txn) => self.carry_out_one(&mut tables, Work::Txn(txn), changes, &mut latest),
+                // Its lease has ended above.
+                None => latest.map_or_else(|| tables.revision(), Ok).map(Ok),
             };
-            for command in batch {
-                let (reply, work) = match command {
-                    Command::Txn { txn, reply } => (Some(reply), Work::Txn(txn)),
-                    Command::Revoke { lease, reply } => {
-                        self.shared.leases.remove(lease);
-                        (Some(reply), Work::EndLeases(vec![lease]))
-                    }
-                    Command::ExpireLeases => {
-                        (None, Work::EndLeases(self.shared.leases.take_expired(Instant::now())))
-                    }
-                    Command::Stop => continue,
-                };
-                let outcome = match (&mut tables, &failure) {
-                    (Some(tables), None) => self.carry_out_one(tables, work, changes, &mut latest),
-                    // Replaced by the batch's failure below.
-                    _ => Ok(Err(StoreError::Closed)),
-                };
-                let outcome = outcome.unwrap_or_else(|error| {
-                    failure = Some(error);
-                    Err(StoreError::Closed)
-                });
-                if let Some(reply) = reply {
-                    answers.push(Answer { reply, outcome });
-                }
-            }
-            if let (Some(tables), Some(latest), None) = (&mut tables, latest, &failure)
-                && let Err(error) = tables.set_revision(latest)
-            {
-                failure = Some(error);
+            let (outcome, failure) = match done {
+                Ok(outcome) => (outcome, None),
+                Err(failure) => (Err(StoreError::Closed), Some(failure)),
+            };
+            answers.push(Answer { reply, outcome });
+            if let Some(failure) = failure {
+                return Err(before(failure));
             }
         }
-        if let Some(failure) = failure {
-            // Dropping the write transaction undoes all of it.
-            return Err(FailedBatch { stage: FailedStage::BeforeCommit, error: failure.not_applied() });
-        }
-        match (write, latest) {
-            (Some(write), Some(_)) => match write.commit() {
-                Ok(()) => Ok(latest),
-                Err(error) => {
-                    Err(FailedBatch { stage: FailedStage::Commit, error: Failure::from(error).not_applied() })
-                }
-            },
-            _ => Ok(None),
-        }
+        let Some(latest) = latest else { return Ok(None) };
+        tables.set_revision(latest).map_err(before)?;
+        drop(tables);
+        write.commit().map_err(|error| (FailedStage::Commit(latest), error.into()))?;
+        Ok(Some(latest))
     }
 
     /// Outer error: the file failed. Inner error: this command is refused and has changed nothing.
     fn carry_out_one(
         &self,
         tables: &mut Tables<'_>,
-        work: Work,
+        work: Work<'_>,
         changes: &mut Vec<WatchEvent>,
         latest: &mut Option<Revision>,
     ) -> Result<Result<Revision, StoreError>, Failure> {
@@ -261,9 +329,9 @@ impl Writer {
     }
 }
 
-enum Work {
+enum Work<'a> {
     Txn(Txn),
-    EndLeases(Vec<LeaseId>),
+    EndLeases(&'a [LeaseId]),
 }
 
 struct FailedBatch {
@@ -271,16 +339,18 @@ struct FailedBatch {
     error: StoreError,
 }
 
+#[derive(Clone, Copy)]
 enum FailedStage {
     BeforeCommit,
-    Commit,
+    /// At this revision.
+    Commit(Revision),
 }
 
 impl FailedStage {
     fn as_str(&self) -> &'static str {
         match self {
             FailedStage::BeforeCommit => "preparing the commit",
-            FailedStage::Commit => "committing",
+            FailedStage::Commit(_) => "committing",
         }
     }
 }

@@ -43,6 +43,8 @@ pub(super) enum Repeat {
 pub(super) enum Sorted {
     /// Refused, or never sent.
     NotApplied(Error),
+    /// Its quota is used up: that does not pass within a call.
+    Full(Error),
     /// Sent, and no answer.
     Unknown(Error),
     /// The named thing (a lease) is not there.
@@ -63,7 +65,9 @@ pub(super) enum CallError {
 impl CallError {
     pub fn into_store_error(self) -> StoreError {
         match self {
-            CallError::Sorted(Sorted::NotApplied(error)) => StoreError::NotApplied(error.into()),
+            CallError::Sorted(Sorted::NotApplied(error) | Sorted::Full(error)) => {
+                StoreError::NotApplied(error.into())
+            }
             CallError::Sorted(Sorted::Unknown(error)) => StoreError::Unknown(error.into()),
             CallError::Sorted(
                 Sorted::NotFound(error) | Sorted::OutOfRange(error) | Sorted::Refused(error),
@@ -158,7 +162,7 @@ impl Endpoints {
             let again = match (&sorted, repeat) {
                 (Sorted::NotApplied(_), _) | (Sorted::Unknown(_), Repeat::Harmless) => true,
                 (Sorted::Unknown(_), Repeat::Never) => false,
-                (Sorted::NotFound(_) | Sorted::OutOfRange(_) | Sorted::Refused(_), _) => {
+                (Sorted::Full(_) | Sorted::NotFound(_) | Sorted::OutOfRange(_) | Sorted::Refused(_), _) => {
                     return Err(CallError::Sorted(sorted));
                 }
             };
@@ -192,7 +196,10 @@ pub(super) fn sort(error: Error) -> Sorted {
     };
     match status.code() {
         Code::Unavailable if failed_to_connect(status.source()) => Sorted::NotApplied(error),
-        // Too many requests, or no space: refused on arrival.
+        // Refused on arrival. Both have the same code: what tells them apart are etcd's own words.
+        Code::ResourceExhausted if status.message().contains("database space exceeded") => {
+            Sorted::Full(error)
+        }
         Code::ResourceExhausted => Sorted::NotApplied(error),
         Code::NotFound => Sorted::NotFound(error),
         Code::OutOfRange => Sorted::OutOfRange(error),

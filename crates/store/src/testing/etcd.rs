@@ -98,6 +98,17 @@ impl EtcdProcess {
         format!("127.0.0.1:{}", self.client_port)
     }
 
+    /// Has it refuse writes, as it does once its quota is used up, until it is told otherwise.
+    pub async fn set_full(&self, full: bool) -> Result<(), etcd_client::Error> {
+        use etcd_client::{AlarmAction, AlarmOptions, AlarmType, Client};
+        let mut client = Client::connect([self.endpoint()], None).await?;
+        let member = client.member_list().await?.members().first().map_or(0, etcd_client::Member::id);
+        let action = if full { AlarmAction::Activate } else { AlarmAction::Deactivate };
+        let options = AlarmOptions::new().with_member(member);
+        client.alarm(action, AlarmType::Nospace, Some(options)).await?;
+        Ok(())
+    }
+
     /// Ends it with `SIGKILL`, keeping its data.
     pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
