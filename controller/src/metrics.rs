@@ -116,6 +116,12 @@ pub const CATALOGUE: &[Metric] = &[
     histogram("crescendo_decide_seconds", "seconds", &[], "Time to decide what to do next."),
     counter("crescendo_state_reloads_total", "", &[], "Times that the state was dropped and read again."),
     gauge(
+        "crescendo_state_records_read",
+        "",
+        &[],
+        "Records read so far while a controller that leads reads the state, and then how many there were.",
+    ),
+    gauge(
         "crescendo_records_unreadable",
         "",
         &[words("kind", &unreadable::KINDS)],
@@ -182,6 +188,7 @@ pub struct Metrics {
     pub decide_seconds: Histogram,
     leader: IntGauge,
     pub reloads: IntCounter,
+    pub records_read: IntGauge,
     pub attempts_placed: IntCounter,
     pub attempts_ended: IntCounter,
     pub gangs_hung: IntCounter,
@@ -211,6 +218,7 @@ impl Metrics {
             decide_seconds: registrar.histogram("crescendo_decide_seconds", buckets())?,
             leader: registrar.gauge("crescendo_leader")?,
             reloads: registrar.counter("crescendo_state_reloads_total")?,
+            records_read: registrar.gauge("crescendo_state_records_read")?,
             attempts_placed: registrar.counter("crescendo_attempts_placed_total")?,
             attempts_ended: registrar.counter("crescendo_attempts_ended_total")?,
             gangs_hung: registrar.counter("crescendo_gangs_hung_total")?,

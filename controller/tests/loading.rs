@@ -9,7 +9,7 @@ use crescendo_controller::{Config, Controller};
 use crescendo_node::runtime::supervise::{Drain, Tasks};
 use crescendo_node::tls::{ConnectionMetrics, Incoming};
 use crescendo_store::{
-    KEY_PREFIX, Lease, Page, Revision, Snapshot, Store, StoreError, StoreLocation, Txn, Versioned, Watch,
+    KEY_PREFIX, Lease, Page, Revision, SnapshotPages, Store, StoreError, StoreLocation, Txn, Versioned, Watch,
 };
 use crescendo_testing::eventually;
 use prometheus::Registry;
@@ -26,8 +26,8 @@ impl Store for Unloadable {
     async fn list(&self, prefix: &str, page_after: Option<&str>, limit: usize) -> Result<Page, StoreError> {
         self.0.list(prefix, page_after, limit).await
     }
-    async fn snapshot(&self, _: &str) -> Result<Snapshot, StoreError> {
-        Err(StoreError::NotApplied("no answer before the deadline".into()))
+    fn read_pages(&self, _: &str, _: usize) -> Box<dyn SnapshotPages> {
+        Box::new(NoPages)
     }
     async fn txn(&self, txn: Txn) -> Result<Revision, StoreError> {
         self.0.txn(txn).await
@@ -40,6 +40,15 @@ impl Store for Unloadable {
     }
     async fn close(&self) {
         self.0.close().await;
+    }
+}
+
+struct NoPages;
+
+#[tonic::async_trait]
+impl SnapshotPages for NoPages {
+    async fn next_page(&mut self) -> Result<Page, StoreError> {
+        Err(StoreError::NotApplied("no answer before the deadline".into()))
     }
 }
 

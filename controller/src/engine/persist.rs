@@ -5,9 +5,10 @@ use std::time::Instant;
 
 use crescendo_core::ids::{JobId, NodeId, StageRef};
 use crescendo_core::records::{Record, RecordKey, Write};
+use crescendo_core::state::{ClusterState, Orphan, StateLoader};
 use crescendo_core::unreadable::UnreadableRecords;
 use crescendo_proto::records;
-use crescendo_store::{Revision, Snapshot, StoreError, Txn};
+use crescendo_store::{Revision, StoreError, Txn, Versioned};
 
 use crate::config::MAX_TXN_WRITES;
 use crate::engine::Engine;
@@ -43,22 +44,34 @@ pub(super) struct Records {
     pending: Vec<Pending>,
 }
 
-impl Records {
-    /// Takes a snapshot apart. Values that cannot be read are left alone, and logged: a newer version may have written
-    /// them.
-    pub fn load(snapshot: Snapshot) -> (Self, Vec<Record>, UnreadableRecords) {
-        let mut records = Self::default();
-        let mut unreadable = UnreadableRecords::default();
-        let mut loaded = Vec::new();
-        for item in snapshot.items.into_iter().filter(|item| !item.key.starts_with(LEADER_KEYS)) {
+/// The state on its way out of the store, page by page.
+#[derive(Default)]
+pub(super) struct Loading {
+    records: Records,
+    state: StateLoader,
+    unreadable: UnreadableRecords,
+}
+
+/// What was in the store.
+pub(super) struct Loaded {
+    pub records: Records,
+    /// With what could not be read.
+    pub state: ClusterState,
+    pub orphans: Vec<Orphan>,
+}
+
+impl Loading {
+    /// Takes a page apart. Values that cannot be read are left alone, and logged: a newer version may have written them.
+    pub fn add(&mut self, items: Vec<Versioned>) {
+        for item in items.into_iter().filter(|item| !item.key.starts_with(LEADER_KEYS)) {
             match records::decode(&item.value) {
                 Ok(record) if record.key().to_string() == item.key => {
-                    records.note(record.key(), Some(item.mod_revision));
-                    loaded.push(record);
+                    self.records.note(record.key(), Some(item.mod_revision));
+                    self.state.add(record);
                 }
                 Ok(record) => {
                     tracing::error!(key = item.key, belongs_at = %record.key(), "a stored record is left alone: its key is another's; something else writes below this prefix");
-                    unreadable.add(item.key, format!("it holds the record of {}", record.key()));
+                    self.unreadable.add(item.key, format!("it holds the record of {}", record.key()));
                 }
                 Err(error) => {
                     tracing::error!(
@@ -66,13 +79,19 @@ impl Records {
                         error = &error as &dyn std::error::Error,
                         "cannot read a record; it is left alone, and what it belongs to is halted"
                     );
-                    unreadable.add(item.key, one_line(&error));
+                    self.unreadable.add(item.key, one_line(&error));
                 }
             }
         }
-        (records, loaded, unreadable)
     }
 
+    pub fn finish(self) -> Loaded {
+        let (state, orphans) = self.state.finish();
+        Loaded { records: self.records, state: state.with_unreadable(self.unreadable), orphans }
+    }
+}
+
+impl Records {
     pub fn pending(&self) -> usize {
         self.pending.len()
     }

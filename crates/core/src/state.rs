@@ -54,14 +54,48 @@ pub struct Orphan {
     pub job: Option<JobId>,
 }
 
+/// Assembles a snapshot record by record, as they come from the store.
+#[derive(Debug, Default)]
+pub struct StateLoader {
+    state: ClusterState,
+    /// Those whose job has not come yet.
+    early: Vec<Record>,
+    orphans: Vec<Orphan>,
+}
+
+impl StateLoader {
+    /// Takes the next record. Those of units are to come after their jobs, as they do in the order of the store's keys: whatever
+    /// comes before its job is kept aside until the end.
+    pub fn add(&mut self, record: Record) {
+        match record.key() {
+            RecordKey::Job(_) => self.put(record),
+            key if key.job().is_some_and(|job| self.state.job(job).is_none()) => self.early.push(record),
+            _ => self.put(record),
+        }
+    }
+
+    fn put(&mut self, record: Record) {
+        if let Err(orphan) = self.state.apply(Write::Put(record)) {
+            self.orphans.push(orphan);
+        }
+    }
+
+    /// The state, and the records that belong to nothing.
+    pub fn finish(mut self) -> (ClusterState, Vec<Orphan>) {
+        let mut early = std::mem::take(&mut self.early);
+        early.sort_by_cached_key(Record::key);
+        early.into_iter().for_each(|record| self.put(record));
+        (self.state, self.orphans)
+    }
+}
+
 impl ClusterState {
     /// Assembles a snapshot, in whatever order its records come. Orphans are left out and returned.
     pub fn load(mut records: Vec<Record>) -> (Self, Vec<Orphan>) {
         records.sort_by_cached_key(Record::key);
-        let mut state = Self::default();
-        let orphans =
-            records.into_iter().filter_map(|record| state.apply(Write::Put(record)).err()).collect();
-        (state, orphans)
+        let mut loader = StateLoader::default();
+        records.into_iter().for_each(|record| loader.add(record));
+        loader.finish()
     }
 
     /// The same state, beside records that cannot be read.

@@ -4,7 +4,7 @@
 //!   txn ─▶ queue (bounded) ─▶ writer thread ─▶ one synced commit for all that wait ─▶ redb file
 //!                                   │
 //!                                   └─▶ history (memory, bounded) ─▶ watches
-//!   get, list, snapshot ─▶ redb file (a read sees the last commit)
+//!   get, list, read_pages ─▶ redb file (a read sees the last commit)
 //! ```
 //!
 //! Leases live in this process's memory. When the file is opened, the records of the previous process's leases are
@@ -19,11 +19,11 @@ mod watching;
 mod writer;
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use redb::Database;
+use redb::{Database, ReadTransaction, ReadableDatabase};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
 
@@ -33,15 +33,11 @@ use self::shared::Shared;
 use self::writer::{Command, Reply, Writer};
 use crate::error::StoreError;
 use crate::lease::{Lease, LeaseBackend, LeaseId, Renewal, spawn_keeper};
+use crate::pages::SnapshotPages;
 use crate::store::Store;
 use crate::tasks::Tasks;
-use crate::types::{
-    MAX_PAGE_ITEMS, Page, Revision, Snapshot, Txn, Versioned, validate_key, validate_store_prefix,
-};
+use crate::types::{MAX_PAGE_ITEMS, Page, Revision, Txn, Versioned, validate_key, validate_store_prefix};
 use crate::watch::Watch;
-
-/// Limit of reading everything.
-const SNAPSHOT_LIMIT: Duration = Duration::from_secs(600);
 
 /// The file within the store's folder.
 const FILE_NAME: &str = "store.redb";
@@ -146,23 +142,9 @@ impl EmbeddedStore {
         &self,
         read: impl FnOnce(&Database, &str) -> Result<T, Failure> + Send + 'static,
     ) -> Result<T, StoreError> {
-        self.read_within(self.call_timeout, read).await
-    }
-
-    async fn read_within<T: Send + 'static>(
-        &self,
-        limit: Duration,
-        read: impl FnOnce(&Database, &str) -> Result<T, Failure> + Send + 'static,
-    ) -> Result<T, StoreError> {
         let db = self.db()?;
         let shared = self.shared.clone();
-        let reading =
-            tokio::task::spawn_blocking(move || read(&db, &shared.prefix).map_err(Failure::not_applied));
-        match timeout_at(Instant::now() + limit, reading).await {
-            Ok(Ok(result)) => result,
-            Ok(Err(join_error)) => Err(StoreError::NotApplied(join_error.into())),
-            Err(elapsed) => Err(StoreError::NotApplied(elapsed.into())),
-        }
+        read_within(self.call_timeout, move || read(&db, &shared.prefix)).await
     }
 
     /// Drops the history for watches up to and including `revision`, as if much had happened since.
@@ -187,13 +169,16 @@ impl Store for EmbeddedStore {
         self.read(move |db, prefix| file::list(db, prefix, &under, after.as_deref(), limit)).await
     }
 
-    async fn snapshot(&self, prefix: &str) -> Result<Snapshot, StoreError> {
-        let under = prefix.to_owned();
-        // A large state takes its time.
-        self.read_within(SNAPSHOT_LIMIT.max(self.call_timeout), move |db, prefix| {
-            file::snapshot(db, prefix, &under)
+    fn read_pages(&self, prefix: &str, limit: usize) -> Box<dyn SnapshotPages> {
+        Box::new(EmbeddedPages {
+            db: self.db().map(|db| Arc::downgrade(&db)).unwrap_or_default(),
+            shared: self.shared.clone(),
+            call_timeout: self.call_timeout,
+            under: prefix.to_owned(),
+            limit: limit.max(1),
+            after: None,
+            reading: None,
         })
-        .await
     }
 
     async fn txn(&self, txn: Txn) -> Result<Revision, StoreError> {
@@ -244,6 +229,58 @@ impl Store for EmbeddedStore {
                 tracing::error!("the embedded store's writer ended in a panic");
             }
         }
+    }
+}
+
+/// Reads on a thread that may wait for a disk.
+async fn read_within<T: Send + 'static>(
+    limit: Duration,
+    read: impl FnOnce() -> Result<T, Failure> + Send + 'static,
+) -> Result<T, StoreError> {
+    let reading = tokio::task::spawn_blocking(move || read().map_err(Failure::not_applied));
+    match timeout_at(Instant::now() + limit, reading).await {
+        Ok(Ok(result)) => result,
+        Ok(Err(join_error)) => Err(StoreError::NotApplied(join_error.into())),
+        Err(elapsed) => Err(StoreError::NotApplied(elapsed.into())),
+    }
+}
+
+/// Everything below a prefix as one read transaction of the file sees it. While there is one, the file keeps what it
+/// shows, and stays open.
+struct EmbeddedPages {
+    /// Gone once the store is closed.
+    db: Weak<Database>,
+    shared: Arc<Shared>,
+    call_timeout: Duration,
+    under: String,
+    limit: usize,
+    /// Last key of the page before.
+    after: Option<String>,
+    /// Begun by the first page.
+    reading: Option<Arc<ReadTransaction>>,
+}
+
+#[async_trait]
+impl SnapshotPages for EmbeddedPages {
+    async fn next_page(&mut self) -> Result<Page, StoreError> {
+        let Some(db) = self.db.upgrade() else {
+            self.reading = None;
+            return Err(StoreError::Closed);
+        };
+        let (shared, under, after) = (self.shared.clone(), self.under.clone(), self.after.clone());
+        let (limit, begun) = (self.limit, self.reading.clone());
+        let (reading, page) = read_within(self.call_timeout, move || {
+            let reading = match begun {
+                Some(reading) => reading,
+                None => Arc::new(db.begin_read()?),
+            };
+            let page = file::page(&reading, &shared.prefix, &under, after.as_deref(), limit)?;
+            Ok((reading, page))
+        })
+        .await?;
+        self.reading = Some(reading);
+        self.after = page.next.clone().or(self.after.take());
+        Ok(page)
     }
 }
 

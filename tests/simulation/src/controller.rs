@@ -51,6 +51,8 @@ pub struct StoreFaults {
     pub full: AtomicU64,
 }
 
+/// Few, so that the state is read in many pages.
+const LOAD_PAGE_RECORDS: usize = 40;
 /// Writes of one transaction; the last is what ships.
 const TXN_WRITES: [usize; 4] = [1, 2, 5, 120];
 /// Calls of one controller within one simulated second that are more than it can have use for.
@@ -193,7 +195,11 @@ impl Controller {
         let txn_writes = self.rng.draw(|rng| TXN_WRITES[rng.index(TXN_WRITES.len())]);
         let (_, quotas) = watch::channel(Arc::default());
         let around = EngineDeps {
-            config: Arc::new(Config { txn_writes, ..Config::new("file:///simulated") }),
+            config: Arc::new(Config {
+                txn_writes,
+                load_page_records: LOAD_PAGE_RECORDS,
+                ..Config::new("file:///simulated")
+            }),
             store,
             metrics: metrics.clone(),
             logs: logs.clone(),
