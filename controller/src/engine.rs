@@ -20,7 +20,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crescendo_core::decide::{Change, Limits, PendingReason, Plan, decide};
+use crescendo_core::decide::{Change, Folding, Limits, PendingReason, Plan, decide, decide_folding};
 use crescendo_core::ids::{JobId, Timestamp};
 use crescendo_core::invariants::check_invariants;
 use crescendo_core::observed::Observed;
@@ -53,6 +53,8 @@ pub const QUEUE: usize = 1024;
 const MAX_BATCH: usize = 256;
 /// Time passes for the decisions at least this often.
 const TICK: Duration = Duration::from_millis(250);
+/// Folding goes on after this.
+const FOLD_PAUSE: Duration = Duration::from_millis(250);
 /// Tries to read the state, and to read a page of it, after which the lead is given up, so that another controller can try.
 const LOAD_TRIES: u32 = 5;
 /// How far reading the state is, is told this often.
@@ -105,6 +107,9 @@ pub struct Engine {
     reads: Reads,
     /// Answers that are given once the batch is durable.
     held: Vec<request::DeferredReply>,
+    /// The job at which folding goes on, and when it last went on.
+    fold_from: Option<JobId>,
+    folded_at: Instant,
     /// Jobs whose records have changed in this batch, and those that have progressed.
     changed: BTreeSet<JobId>,
     progressed: BTreeSet<JobId>,
@@ -133,6 +138,8 @@ pub async fn run(
         watchers: Watchers::new(around.config.max_watchers),
         reads: Reads::default(),
         held: Vec::new(),
+        fold_from: None,
+        folded_at: Instant::now(),
         changed: BTreeSet::new(),
         progressed: BTreeSet::new(),
         around,
@@ -177,10 +184,22 @@ impl Engine {
                 next = if room { requests.try_recv().ok() } else { None };
             }
             self.look_at_units(now);
+            self.fold();
             if let Some(end) = self.conclude(now).await {
                 return end;
             }
         }
+    }
+
+    /// Folds records of stages that are over, a little at a time, so that nobody waits for it.
+    fn fold(&mut self) {
+        if self.folded_at.elapsed() < FOLD_PAUSE {
+            return;
+        }
+        self.folded_at = Instant::now();
+        let Folding { writes, next } = decide_folding(&self.state, &self.limits, self.fold_from.as_ref());
+        self.fold_from = next;
+        writes.into_iter().for_each(|write| self.write(write));
     }
 
     /// What time it is. Who stood still has heard nothing of what happened meanwhile: nodes are listened to before they are
@@ -332,7 +351,7 @@ impl Engine {
     /// deadline of a call. A page that does not is asked for again, a few times.
     async fn load(&mut self) -> Result<Loaded, StoreError> {
         let mut pages = self.around.store.read_pages("", self.around.config.load_page_records);
-        let mut loading = Loading::default();
+        let mut loading = Loading::new(self.limits.segment_units);
         let (mut read, mut failures) = (0usize, 0);
         let (started, mut told) = (Instant::now(), Instant::now());
         loop {

@@ -38,6 +38,8 @@ struct Pending {
 #[derive(Default)]
 pub(super) struct Records {
     revisions: BTreeMap<RecordKey, Revision>,
+    /// Of the records of units, of which there may be very many.
+    units: BTreeMap<StageRef, BTreeMap<u64, Revision>>,
     /// Newest revision of any record of a job.
     job_revisions: BTreeMap<JobId, Revision>,
     /// By first mention; a later write of a key replaces the earlier one.
@@ -45,7 +47,6 @@ pub(super) struct Records {
 }
 
 /// The state on its way out of the store, page by page.
-#[derive(Default)]
 pub(super) struct Loading {
     records: Records,
     state: StateLoader,
@@ -61,6 +62,14 @@ pub(super) struct Loaded {
 }
 
 impl Loading {
+    pub fn new(segment_units: u64) -> Self {
+        Self {
+            records: Records::default(),
+            state: StateLoader::new(segment_units),
+            unreadable: UnreadableRecords::default(),
+        }
+    }
+
     /// Takes a page apart. Values that cannot be read are left alone, and logged: a newer version may have written them.
     pub fn add(&mut self, items: Vec<Versioned>) {
         for item in items.into_iter().filter(|item| !item.key.starts_with(LEADER_KEYS)) {
@@ -107,11 +116,42 @@ impl Records {
                     let newest = self.job_revisions.entry(job.clone()).or_insert(revision);
                     *newest = revision.max(*newest);
                 }
-                self.revisions.insert(key, revision);
+                match key {
+                    RecordKey::Unit(stage, unit) => match self.units.get_mut(&stage) {
+                        Some(units) => {
+                            units.insert(unit, revision);
+                        }
+                        None => {
+                            self.units.insert(stage, BTreeMap::from([(unit, revision)]));
+                        }
+                    },
+                    key => {
+                        self.revisions.insert(key, revision);
+                    }
+                }
             }
-            None => {
-                self.revisions.remove(&key);
+            None => self.forget(&key),
+        }
+    }
+
+    fn forget(&mut self, key: &RecordKey) {
+        let RecordKey::Unit(stage, unit) = key else {
+            self.revisions.remove(key);
+            return;
+        };
+        if let Some(units) = self.units.get_mut(stage) {
+            units.remove(unit);
+            if units.is_empty() {
+                self.units.remove(stage);
             }
+        }
+    }
+
+    /// The revision at which a record was last written; none if there is no such record.
+    fn revision(&self, key: &RecordKey) -> Option<Revision> {
+        match key {
+            RecordKey::Unit(stage, unit) => self.units.get(stage)?.get(unit).copied(),
+            key => self.revisions.get(key).copied(),
         }
     }
 
@@ -195,7 +235,7 @@ impl Engine {
         let mut keys: Vec<(RecordKey, bool)> = Vec::new();
         for Pending { key, value, slots: _ } in batch {
             let path = key.to_string();
-            let known = self.records.revisions.get(&key).copied();
+            let known = self.records.revision(&key);
             txn = match (known, &value) {
                 // Made and deleted before it was ever written.
                 (None, None) => continue,
@@ -244,7 +284,7 @@ fn groups(pending: Vec<Pending>) -> Vec<Vec<Pending>> {
     let mut jobs: BTreeMap<JobId, Vec<Pending>> = BTreeMap::new();
     for write in pending {
         match &write.key {
-            RecordKey::Unit(..) | RecordKey::Node(_) => alone.push(vec![write]),
+            RecordKey::Segment(..) | RecordKey::Unit(..) | RecordKey::Node(_) => alone.push(vec![write]),
             RecordKey::Request(..) => requests.push(vec![write]),
             RecordKey::Job(job)
             | RecordKey::Stage(StageRef { job, .. })
