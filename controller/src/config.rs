@@ -145,10 +145,15 @@ pub struct Config {
     pub max_watchers: usize,
     /// Writes of one transaction at most, unless what belongs together is more; the rest is split.
     pub txn_writes: usize,
+    /// Records that are read at a time when the state is.
+    pub load_page_records: usize,
 }
 
 /// Writes of one transaction; a store takes no more than 128 operations.
 pub(crate) const MAX_TXN_WRITES: usize = 120;
+
+/// Records that are read at a time: some 2 MB, and few enough pages of a million, each of which etcd counts all that is left for.
+const LOAD_PAGE_RECORDS: usize = 5000;
 
 impl Config {
     /// Defaults for everything but the object store.
@@ -167,6 +172,7 @@ impl Config {
             heartbeat: Duration::from_secs(2),
             max_watchers: 1024,
             txn_writes: MAX_TXN_WRITES,
+            load_page_records: LOAD_PAGE_RECORDS,
         }
     }
 }

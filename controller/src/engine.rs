@@ -21,7 +21,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crescendo_core::decide::{self, Change, Limits, PendingReason, Plan, decide};
+use crescendo_core::decide::{self, Change, Folding, Limits, PendingReason, Plan, decide, decide_folding};
 use crescendo_core::ids::{JobId, Timestamp};
 use crescendo_core::invariants::check_invariants;
 use crescendo_core::observed::Observed;
@@ -40,7 +40,7 @@ pub use request::{
 
 use crate::config::Config;
 use crate::engine::nodes::Sessions;
-use crate::engine::persist::Records;
+use crate::engine::persist::{Loaded, Loading, Records};
 use crate::engine::reads::Reads;
 use crate::engine::suspension::Suspension;
 use crate::engine::watchers::Watchers;
@@ -56,8 +56,12 @@ pub const QUEUE: usize = 1024;
 const MAX_BATCH: usize = 256;
 /// Time passes for the decisions at least this often.
 const TICK: Duration = Duration::from_millis(250);
-/// Tries to read the state after which the lead is given up, so that another controller can try.
+/// Folding goes on after this.
+const FOLD_PAUSE: Duration = Duration::from_millis(250);
+/// Tries to read the state, and to read a page of it, after which the lead is given up, so that another controller can try.
 const LOAD_TRIES: u32 = 5;
+/// How far reading the state is, is told this often.
+const LOAD_TOLD_EVERY: Duration = Duration::from_secs(1);
 /// Wait between tries to read the state again.
 const RELOAD_PAUSE: Duration = Duration::from_millis(500);
 
@@ -107,6 +111,9 @@ pub struct Engine {
     reads: Reads,
     /// Answers that are given once the batch is durable.
     held: Vec<request::DeferredReply>,
+    /// The job at which folding goes on, and when it last went on.
+    fold_from: Option<JobId>,
+    folded_at: Instant,
     /// Jobs whose records have changed in this batch, and those that have progressed.
     changed: BTreeSet<JobId>,
     progressed: BTreeSet<JobId>,
@@ -136,6 +143,8 @@ pub async fn run(
         watchers: Watchers::new(around.config.max_watchers),
         reads: Reads::default(),
         held: Vec::new(),
+        fold_from: None,
+        folded_at: Instant::now(),
         changed: BTreeSet::new(),
         progressed: BTreeSet::new(),
         around,
@@ -188,10 +197,22 @@ impl Engine {
                 next = if room { requests.try_recv().ok() } else { None };
             }
             self.look_at_units(now);
+            self.fold();
             if let Some(end) = self.conclude(now).await {
                 return end;
             }
         }
+    }
+
+    /// Folds records of stages that are over, a little at a time, so that nobody waits for it.
+    fn fold(&mut self) {
+        if self.folded_at.elapsed() < FOLD_PAUSE {
+            return;
+        }
+        self.folded_at = Instant::now();
+        let Folding { writes, next } = decide_folding(&self.state, &self.limits, self.fold_from.as_ref());
+        self.fold_from = next;
+        writes.into_iter().for_each(|write| self.write(write));
     }
 
     /// What time it is. Who stood still has heard nothing of what happened meanwhile: nodes are listened to before they are
@@ -332,20 +353,23 @@ impl Engine {
         }
     }
 
-    /// Reads everything from the store, or gives up the lead after a few tries. What is observed of nodes stays: it does not
-    /// come from the store.
+    /// Reads everything from the store, or gives up the lead after a few tries that came to nothing. What is observed of nodes
+    /// stays: it does not come from the store.
     async fn reload(&mut self) -> Result<(), End> {
-        for tries in 1..=LOAD_TRIES {
-            let timer = std::time::Instant::now();
-            match self.around.store.snapshot("").await {
-                Ok(snapshot) => {
-                    self.around.metrics.store_call("snapshot", "ok", timer.elapsed());
-                    self.install(snapshot);
+        // What was dropped is not held beside what is read.
+        self.state = ClusterState::default();
+        self.records = Records::default();
+        let started = std::time::Instant::now();
+        for beginnings in 1..=LOAD_TRIES {
+            match self.load().await {
+                Ok(loaded) => {
+                    self.around.metrics.store_call("snapshot", "ok", started.elapsed());
+                    self.install(loaded);
                     return Ok(());
                 }
                 Err(error) => {
-                    self.around.metrics.store_call("snapshot", "error", timer.elapsed());
-                    tracing::warn!(error = with_causes(&error), tries, "cannot read the state");
+                    self.around.metrics.store_call("snapshot", "error", started.elapsed());
+                    tracing::warn!(error = with_causes(&error), beginnings, "cannot read the state");
                     tokio::time::sleep(RELOAD_PAUSE).await;
                 }
             }
@@ -353,11 +377,48 @@ impl Engine {
         Err(End::CannotLoad)
     }
 
-    fn install(&mut self, snapshot: crescendo_store::Snapshot) {
-        let (records, loaded, unreadable) = Records::load(snapshot);
-        let (state, orphans) = ClusterState::load(loaded);
-        self.around.metrics.unreadable(&unreadable);
-        let mut state = state.with_unreadable(unreadable);
+    /// Reads everything at one revision, page by page: a large state takes its time, as long as each page comes within the
+    /// deadline of a call. A page that does not is asked for again, a few times.
+    async fn load(&mut self) -> Result<Loaded, StoreError> {
+        let mut pages = self.around.store.read_pages("", self.around.config.load_page_records);
+        let mut loading = Loading::new(self.limits.segment_units);
+        let (mut read, mut failures) = (0usize, 0);
+        let (started, mut told) = (Instant::now(), Instant::now());
+        loop {
+            let page = match pages.next_page().await {
+                Ok(page) => page,
+                Err(error) if error.is_retryable() && failures + 1 < LOAD_TRIES && read > 0 => {
+                    failures += 1;
+                    tracing::warn!(
+                        error = &error as &dyn std::error::Error,
+                        records = read,
+                        "a page of the state is asked for again"
+                    );
+                    tokio::time::sleep(RELOAD_PAUSE).await;
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            failures = 0;
+            read += page.items.len();
+            self.around.metrics.records_read.set(i64::try_from(read).unwrap_or(i64::MAX));
+            loading.add(page.items);
+            if page.next.is_none() {
+                break;
+            }
+            if told.elapsed() >= LOAD_TOLD_EVERY {
+                told = Instant::now();
+                tracing::info!(records = read, seconds = started.elapsed().as_secs(), "reads the state");
+            }
+            // Leases are renewed meanwhile, and calls refused.
+            tokio::task::yield_now().await;
+        }
+        Ok(loading.finish())
+    }
+
+    fn install(&mut self, loaded: Loaded) {
+        let Loaded { records, mut state, orphans } = loaded;
+        self.around.metrics.unreadable(state.unreadable());
         // Those of a job whose own record cannot be read wait for it.
         let halted =
             |orphan: &Orphan| orphan.job.as_ref().is_some_and(|job| state.unreadable().hides_job(job));

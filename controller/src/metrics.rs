@@ -122,6 +122,12 @@ pub const CATALOGUE: &[Metric] = &[
         "1 while the leader's store takes no writes, as with a full disk: what would be written is refused.",
     ),
     gauge(
+        "crescendo_state_records_read",
+        "",
+        &[],
+        "Records read so far while a controller that leads reads the state, and then how many there were.",
+    ),
+    gauge(
         "crescendo_records_unreadable",
         "",
         &[words("kind", &unreadable::KINDS)],
@@ -189,6 +195,7 @@ pub struct Metrics {
     leader: IntGauge,
     pub reloads: IntCounter,
     pub store_refuses: IntGauge,
+    pub records_read: IntGauge,
     pub attempts_placed: IntCounter,
     pub attempts_ended: IntCounter,
     pub gangs_hung: IntCounter,
@@ -219,6 +226,7 @@ impl Metrics {
             leader: registrar.gauge("crescendo_leader")?,
             reloads: registrar.counter("crescendo_state_reloads_total")?,
             store_refuses: registrar.gauge("crescendo_store_refuses_writes")?,
+            records_read: registrar.gauge("crescendo_state_records_read")?,
             attempts_placed: registrar.counter("crescendo_attempts_placed_total")?,
             attempts_ended: registrar.counter("crescendo_attempts_ended_total")?,
             gangs_hung: registrar.counter("crescendo_gangs_hung_total")?,

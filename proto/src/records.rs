@@ -1,5 +1,6 @@
 //! Core records to and from what is stored.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,6 +17,7 @@ use crescendo_core::records::{
     RankPlacement, Record, RequestRecord, ShardRecord, StageRecord, UnitFailure, UnitRecord, UnitResult,
     UnitState,
 };
+use crescendo_core::segment::{DoneUnit, SegmentRecord, UnitSums};
 use prost::Message as _;
 
 use crate::store_v1 as stored;
@@ -54,6 +56,7 @@ pub fn encode(record: &Record) -> Vec<u8> {
         }),
         Record::Stage(record) => Kind::Stage(stage_out(record)),
         Record::Attempt(record) => Kind::Attempt(attempt_out(record)),
+        Record::Segment(record) => Kind::Segment(segment_out(record)),
         Record::Unit(record) => Kind::Unit(unit_out(record)),
         Record::Checkpoint(record) => Kind::Checkpoint(checkpoint_out(record)),
         Record::Node(record) => Kind::Node(node_out(record)),
@@ -80,6 +83,7 @@ pub fn decode(bytes: &[u8]) -> Result<Record, BadRecord> {
         }),
         Kind::Stage(message) => Record::Stage(stage_record_in(message)?),
         Kind::Attempt(message) => Record::Attempt(attempt_in(message)?),
+        Kind::Segment(message) => Record::Segment(segment_in(message)?),
         Kind::Unit(message) => Record::Unit(unit_in(message)?),
         Kind::Checkpoint(message) => Record::Checkpoint(checkpoint_in(message)?),
         Kind::Node(message) => Record::Node(node_in(message)?),
@@ -256,6 +260,94 @@ fn attempt_in(message: stored::Attempt) -> Result<AttemptRecord, BadRecord> {
     })
 }
 
+type StoredScores = BTreeMap<String, stored::unit::ScoreCounts>;
+
+fn scores_out(scores: &ScoreCounts) -> StoredScores {
+    let counts = scores.counts().iter();
+    counts
+        .map(|(name, counts)| (name.clone(), stored::unit::ScoreCounts { counts: counts.clone() }))
+        .collect()
+}
+
+fn scores_in(scores: StoredScores) -> ScoreCounts {
+    ScoreCounts::stored(scores.into_iter().map(|(name, scores)| (name, scores.counts)).collect())
+}
+
+fn segment_out(record: &SegmentRecord) -> stored::Segment {
+    let SegmentRecord { stage, first_unit, units, odd_shards, sums, exhausted, last_failed } = record;
+    let UnitSums { rejected, scores, failures, lost_leases, made } = sums;
+    let odd_shard = |(unit, shard): (&u64, &ShardRecord)| stored::segment::OddShard {
+        unit: *unit,
+        path: shard.path.clone(),
+        sha256: shard.sha256.clone(),
+    };
+    stored::Segment {
+        job_id: stage.job.to_string(),
+        stage: stage.stage.to_string(),
+        first_unit: *first_unit,
+        lease_generations: units.iter().map(|unit| unit.lease_generation).collect(),
+        pairs: units.iter().map(|unit| unit.pairs).collect(),
+        sizes_bytes: units.iter().map(|unit| unit.size_bytes).collect(),
+        sha256: units.iter().flat_map(|unit| unit.sha256).collect(),
+        odd_shards: odd_shards.iter().map(odd_shard).collect(),
+        rejected: rejected.clone(),
+        scores: scores_out(scores),
+        failures: *failures,
+        lost_leases: *lost_leases,
+        made: *made,
+        exhausted: *exhausted,
+        last_failed: last_failed.as_ref().map(unit_out),
+    }
+}
+
+fn segment_in(message: stored::Segment) -> Result<SegmentRecord, BadRecord> {
+    let wrong = |field| BadRecord::Field { field };
+    let (count, hashes) = (message.pairs.len(), message.sha256.as_chunks::<32>());
+    if count == 0 {
+        return Err(wrong("pairs of its units"));
+    }
+    if message.lease_generations.len() != count {
+        return Err(wrong("lease of each unit"));
+    }
+    if message.sizes_bytes.len() != count {
+        return Err(wrong("size of each unit"));
+    }
+    if hashes.0.len() != count || !hashes.1.is_empty() {
+        return Err(wrong("hash of each unit"));
+    }
+    let numbers = message.lease_generations.into_iter().zip(message.pairs).zip(message.sizes_bytes);
+    let units: Vec<DoneUnit> = numbers
+        .zip(hashes.0)
+        .map(|(((lease_generation, pairs), size_bytes), sha256)| DoneUnit {
+            lease_generation,
+            pairs,
+            size_bytes,
+            sha256: *sha256,
+        })
+        .collect();
+    let odd_shard = |odd: stored::segment::OddShard| {
+        let at = odd.unit.checked_sub(message.first_unit).and_then(|at| usize::try_from(at).ok());
+        let unit = at.and_then(|at| units.get(at)).ok_or_else(|| wrong("unit of an odd shard"))?;
+        let (pairs, size_bytes) = (unit.pairs, unit.size_bytes);
+        Ok((odd.unit, ShardRecord { path: odd.path, pairs, size_bytes, sha256: odd.sha256 }))
+    };
+    Ok(SegmentRecord {
+        stage: stage_in(&message.job_id, &message.stage)?,
+        first_unit: message.first_unit,
+        odd_shards: message.odd_shards.into_iter().map(odd_shard).collect::<Result<_, BadRecord>>()?,
+        units,
+        sums: UnitSums {
+            rejected: message.rejected,
+            scores: scores_in(message.scores),
+            failures: message.failures,
+            lost_leases: message.lost_leases,
+            made: message.made,
+        },
+        exhausted: message.exhausted,
+        last_failed: message.last_failed.map(unit_in).transpose()?,
+    })
+}
+
 fn unit_out(record: &UnitRecord) -> stored::Unit {
     let state = match &record.state {
         UnitState::Free { wait: Duration::ZERO, .. } => None,
@@ -274,12 +366,7 @@ fn unit_out(record: &UnitRecord) -> stored::Unit {
             sha256: result.shard.sha256.clone(),
             rejected: result.rejected.clone(),
             exhausted: result.exhausted,
-            scores: result
-                .scores
-                .counts()
-                .iter()
-                .map(|(name, counts)| (name.clone(), stored::unit::ScoreCounts { counts: counts.clone() }))
-                .collect(),
+            scores: scores_out(&result.scores),
         })),
     };
     stored::Unit {
@@ -323,9 +410,7 @@ fn unit_in(message: stored::Unit) -> Result<UnitRecord, BadRecord> {
                 sha256: result.sha256,
             },
             rejected: result.rejected,
-            scores: ScoreCounts::stored(
-                result.scores.into_iter().map(|(name, scores)| (name, scores.counts)).collect(),
-            ),
+            scores: scores_in(result.scores),
             exhausted: result.exhausted,
         }),
     };
@@ -434,8 +519,6 @@ fn node_in(message: stored::Node) -> Result<NodeRecord, BadRecord> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use super::*;
 
     fn stage() -> StageRef {
@@ -529,6 +612,7 @@ mod tests {
             unit(UnitState::Free { from: Timestamp(8), wait: Duration::from_secs(3) }),
             unit(UnitState::Leased { node: node.clone(), expires_at: Timestamp(9) }),
             unit(UnitState::Done(UnitResult { shard, rejected, scores, exhausted: true })),
+            Record::Segment(segment()),
             attempt(AttemptState::Active),
             attempt(AttemptState::Ended { reason: "signal 9".into(), at: Timestamp(8) }),
             Record::Checkpoint(checkpoint()),
@@ -566,6 +650,49 @@ mod tests {
         ];
         for record in records {
             assert_eq!(decode(&encode(&record)).expect("readable"), record);
+        }
+    }
+
+    fn segment() -> SegmentRecord {
+        let Record::Unit(failed) = unit(UnitState::Free { from: Timestamp(0), wait: Duration::ZERO }) else {
+            panic!("a unit")
+        };
+        let mut scores = ScoreCounts::default();
+        scores.count("judge", 3.5);
+        let done =
+            |pairs| DoneUnit { lease_generation: 3, pairs, size_bytes: 8 * pairs, sha256: [pairs as u8; 32] };
+        let odd = ShardRecord { path: "elsewhere".into(), pairs: 5, size_bytes: 40, sha256: "none".into() };
+        SegmentRecord {
+            stage: stage(),
+            first_unit: 1000,
+            units: vec![done(3), done(0), done(5)],
+            odd_shards: BTreeMap::from([(1002, odd)]),
+            sums: UnitSums {
+                rejected: BTreeMap::from([("too_small".to_owned(), 2)]),
+                scores,
+                failures: 4,
+                lost_leases: 1,
+                made: 2,
+            },
+            exhausted: true,
+            last_failed: Some(failed),
+        }
+    }
+
+    #[test]
+    fn a_segment_whose_columns_differ_in_length_is_an_error() {
+        let good = segment_out(&segment());
+        let shorter = [
+            stored::Segment { pairs: Vec::new(), ..good.clone() },
+            stored::Segment { lease_generations: vec![1, 2], ..good.clone() },
+            stored::Segment { sizes_bytes: vec![1, 2, 3, 4], ..good.clone() },
+            stored::Segment { sha256: vec![0; 95], ..good.clone() },
+            stored::Segment { sha256: vec![0; 97], ..good.clone() },
+            stored::Segment { first_unit: 1003, ..good.clone() },
+        ];
+        assert_eq!(segment_in(good).expect("readable"), segment());
+        for bad in shorter {
+            assert!(matches!(segment_in(bad), Err(BadRecord::Field { .. })));
         }
     }
 

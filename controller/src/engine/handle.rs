@@ -235,7 +235,7 @@ impl Engine {
 
     /// A lease is spoken for by the node that holds it. One that is over is refused as such elsewhere.
     fn check_holds(&self, lease: &UnitLeaseRef, by: &ActingNode) -> Result<(), RequestError> {
-        let unit = self.state.stage(&lease.stage).and_then(|stage| stage.log.unit(lease.unit));
+        let unit = self.state.stage(&lease.stage).and_then(|stage| stage.log.open_unit(lease.unit));
         let holder =
             unit.filter(|unit| unit.lease_generation == lease.lease_generation).and_then(|unit| match &unit
                 .state

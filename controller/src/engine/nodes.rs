@@ -302,7 +302,7 @@ impl Engine {
     /// Takes note of how far units are, of those that are still in the making, and of who waits to begin one.
     pub(super) fn look_at_units(&mut self, now: Timestamp) {
         for (node, stage, session, progress) in self.around.units.take() {
-            let unit = self.state.stage(&stage).and_then(|stage| stage.log.unit(progress.unit));
+            let unit = self.state.stage(&stage).and_then(|stage| stage.log.open_unit(progress.unit));
             let holds =
                 |unit: &UnitRecord| matches!(&unit.state, UnitState::Leased { node: by, .. } if *by == node);
             let waits_to_begin = progress.candidates.planned == 0

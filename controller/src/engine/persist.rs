@@ -5,10 +5,11 @@ use std::time::Instant;
 
 use crescendo_core::ids::{JobId, NodeId, StageRef};
 use crescendo_core::records::{Record, RecordKey, Write};
+use crescendo_core::state::{ClusterState, Orphan, StateLoader};
 use crescendo_core::unreadable::UnreadableRecords;
 use crescendo_node::objects::with_causes;
 use crescendo_proto::records;
-use crescendo_store::{Revision, Snapshot, StoreError, Txn};
+use crescendo_store::{Revision, StoreError, Txn, Versioned};
 
 use crate::config::MAX_TXN_WRITES;
 use crate::engine::Engine;
@@ -38,28 +39,49 @@ struct Pending {
 #[derive(Default)]
 pub(super) struct Records {
     revisions: BTreeMap<RecordKey, Revision>,
+    /// Of the records of units, of which there may be very many.
+    units: BTreeMap<StageRef, BTreeMap<u64, Revision>>,
     /// Newest revision of any record of a job.
     job_revisions: BTreeMap<JobId, Revision>,
     /// By first mention; a later write of a key replaces the earlier one.
     pending: Vec<Pending>,
 }
 
-impl Records {
-    /// Takes a snapshot apart. Values that cannot be read are left alone, and logged: a newer version may have written
-    /// them.
-    pub fn load(snapshot: Snapshot) -> (Self, Vec<Record>, UnreadableRecords) {
-        let mut records = Self::default();
-        let mut unreadable = UnreadableRecords::default();
-        let mut loaded = Vec::new();
-        for item in snapshot.items.into_iter().filter(|item| !item.key.starts_with(LEADER_KEYS)) {
+/// The state on its way out of the store, page by page.
+pub(super) struct Loading {
+    records: Records,
+    state: StateLoader,
+    unreadable: UnreadableRecords,
+}
+
+/// What was in the store.
+pub(super) struct Loaded {
+    pub records: Records,
+    /// With what could not be read.
+    pub state: ClusterState,
+    pub orphans: Vec<Orphan>,
+}
+
+impl Loading {
+    pub fn new(segment_units: u64) -> Self {
+        Self {
+            records: Records::default(),
+            state: StateLoader::new(segment_units),
+            unreadable: UnreadableRecords::default(),
+        }
+    }
+
+    /// Takes a page apart. Values that cannot be read are left alone, and logged: a newer version may have written them.
+    pub fn add(&mut self, items: Vec<Versioned>) {
+        for item in items.into_iter().filter(|item| !item.key.starts_with(LEADER_KEYS)) {
             match records::decode(&item.value) {
                 Ok(record) if record.key().to_string() == item.key => {
-                    records.note(record.key(), Some(item.mod_revision));
-                    loaded.push(record);
+                    self.records.note(record.key(), Some(item.mod_revision));
+                    self.state.add(record);
                 }
                 Ok(record) => {
                     tracing::error!(key = item.key, belongs_at = %record.key(), "a stored record is left alone: its key is another's; something else writes below this prefix");
-                    unreadable.add(item.key, format!("it holds the record of {}", record.key()));
+                    self.unreadable.add(item.key, format!("it holds the record of {}", record.key()));
                 }
                 Err(error) => {
                     tracing::error!(
@@ -67,13 +89,19 @@ impl Records {
                         error = &error as &dyn std::error::Error,
                         "cannot read a record; it is left alone, and what it belongs to is halted"
                     );
-                    unreadable.add(item.key, with_causes(&error));
+                    self.unreadable.add(item.key, with_causes(&error));
                 }
             }
         }
-        (records, loaded, unreadable)
     }
 
+    pub fn finish(self) -> Loaded {
+        let (state, orphans) = self.state.finish();
+        Loaded { records: self.records, state: state.with_unreadable(self.unreadable), orphans }
+    }
+}
+
+impl Records {
     pub fn pending(&self) -> usize {
         self.pending.len()
     }
@@ -89,11 +117,42 @@ impl Records {
                     let newest = self.job_revisions.entry(job.clone()).or_insert(revision);
                     *newest = revision.max(*newest);
                 }
-                self.revisions.insert(key, revision);
+                match key {
+                    RecordKey::Unit(stage, unit) => match self.units.get_mut(&stage) {
+                        Some(units) => {
+                            units.insert(unit, revision);
+                        }
+                        None => {
+                            self.units.insert(stage, BTreeMap::from([(unit, revision)]));
+                        }
+                    },
+                    key => {
+                        self.revisions.insert(key, revision);
+                    }
+                }
             }
-            None => {
-                self.revisions.remove(&key);
+            None => self.forget(&key),
+        }
+    }
+
+    fn forget(&mut self, key: &RecordKey) {
+        let RecordKey::Unit(stage, unit) = key else {
+            self.revisions.remove(key);
+            return;
+        };
+        if let Some(units) = self.units.get_mut(stage) {
+            units.remove(unit);
+            if units.is_empty() {
+                self.units.remove(stage);
             }
+        }
+    }
+
+    /// The revision at which a record was last written; none if there is no such record.
+    fn revision(&self, key: &RecordKey) -> Option<Revision> {
+        match key {
+            RecordKey::Unit(stage, unit) => self.units.get(stage)?.get(unit).copied(),
+            key => self.revisions.get(key).copied(),
         }
     }
 
@@ -174,7 +233,7 @@ impl Engine {
         let mut keys: Vec<(RecordKey, bool)> = Vec::new();
         for Pending { key, value, slots: _ } in batch {
             let path = key.to_string();
-            let known = self.records.revisions.get(&key).copied();
+            let known = self.records.revision(&key);
             txn = match (known, &value) {
                 // Made and deleted before it was ever written.
                 (None, None) => continue,
@@ -223,7 +282,7 @@ fn groups(pending: Vec<Pending>) -> Vec<Vec<Pending>> {
     let mut jobs: BTreeMap<JobId, Vec<Pending>> = BTreeMap::new();
     for write in pending {
         match &write.key {
-            RecordKey::Unit(..) | RecordKey::Node(_) => alone.push(vec![write]),
+            RecordKey::Segment(..) | RecordKey::Unit(..) | RecordKey::Node(_) => alone.push(vec![write]),
             RecordKey::Request(..) => requests.push(vec![write]),
             RecordKey::Job(job)
             | RecordKey::Stage(StageRef { job, .. })

@@ -161,7 +161,7 @@ impl LogWatcher {
             let shards: Vec<v1::Shard> = log
                 .shards_from(self.next_unit)
                 .take(MAX_SHARDS)
-                .map(|(unit, shard, first_index)| convert::shard_message(unit, shard, first_index))
+                .map(|(unit, shard, first_index)| convert::shard_message(unit, &shard, first_index))
                 .collect();
             let Some(next_unit) = shards.last().map(|shard| shard.unit + 1) else { break };
             let readable = log.prefix_units();

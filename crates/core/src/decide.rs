@@ -7,6 +7,7 @@
 
 mod curation;
 mod curator_shares;
+mod folding;
 mod jobs;
 mod limits;
 mod nodes;
@@ -17,6 +18,7 @@ pub(crate) mod sources;
 pub(crate) mod stage_precision;
 
 pub use curation::curation_backlog_units;
+pub use folding::{Folding, decide_folding};
 pub use limits::Limits;
 pub use plan::{Change, Command, PendingReason, Plan, Send};
 pub use readers::choose_reader;

@@ -79,6 +79,20 @@ impl ScoreCounts {
         }
     }
 
+    /// Takes out counts that were added.
+    pub(crate) fn subtract(&mut self, other: &Self) {
+        for (name, counts) in &other.0 {
+            let mine = self.0.get_mut(name).into_iter().flatten();
+            mine.zip(counts).for_each(|(mine, count)| *mine = mine.saturating_sub(*count));
+        }
+        self.0.retain(|_, counts| counts.iter().any(|count| *count > 0));
+    }
+
+    /// Whether all of them are on a scale of this version, so that nothing is lost when they are added.
+    pub(crate) fn is_known(&self) -> bool {
+        self.scores().count() == self.0.len()
+    }
+
     /// Each counted score with its scale and the counts of its buckets.
     pub fn scores(&self) -> impl Iterator<Item = (&'static Scale, &[u64])> {
         let known =

@@ -57,6 +57,10 @@ fn check_job(job: &Job, wrong: &mut Vec<String>) {
         }
     }
     for stage in &job.stages {
+        match stage.log.segments_apart() {
+            0 => {}
+            apart => wrong.push(format!("{} has a gap in its log before {apart} of its segments", stage.id)),
+        }
         if let Some(newest) = stage.checkpoints.values().map(|checkpoint| checkpoint.generation).max()
             && newest > stage.generation()
         {

@@ -55,6 +55,7 @@ impl Learnt {
             | Record::Job(_)
             | Record::Request(_)
             | Record::Stage(_)
+            | Record::Segment(_)
             | Record::Unit(_)
             | Record::Node(_) => {}
         }

@@ -66,11 +66,13 @@ pub mod reach;
 pub mod records;
 pub mod rejection;
 pub mod secret;
+pub mod segment;
 pub mod spec;
 pub mod state;
 pub mod trace;
 pub mod transitions;
 pub mod under_way;
+pub mod unit;
 pub mod unreadable;
 
 pub use error::RequestError;

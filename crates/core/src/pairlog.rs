@@ -8,14 +8,23 @@
 //!
 //! The log is the results in the order of the units, cut at the wanted number of pairs. So its content depends on what
 //! is in the units alone, not on who did them when.
+//!
+//! Of units that can be read numbers are kept alone. Once nobody works on a log any more its units are folded: one
+//! [`SegmentRecord`] holds what many records of units have said. Whoever reads the log sees no difference.
+
+mod prefix;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::histogram::ScoreCounts;
 use crate::ids::{NodeId, StageRef, Timestamp};
-use crate::records::{MAX_FAILED_ON, ShardRecord, UnitFailure, UnitRecord, UnitResult, UnitState};
+use crate::pairlog::prefix::Prefix;
 use crate::rejection::Rejection;
+use crate::segment::{DoneUnit, SegmentRecord};
+use crate::unit::{ShardRecord, UnitFailure, UnitRecord, UnitResult, UnitState};
+
+pub use prefix::SEGMENT_UNITS;
 
 /// How units are given out.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -81,49 +90,82 @@ pub enum Lease {
 pub struct PairLog {
     /// Pairs that the spec asks for.
     target: u64,
-    units: BTreeMap<u64, UnitRecord>,
-    /// Index in the log of each prefix unit's first pair.
-    first_indices: Vec<u64>,
-    /// Pairs in the prefix, before the cut.
-    prefix_pairs: u64,
+    /// Units that can be read.
+    prefix: Prefix,
+    /// The others that someone has worked on.
+    open: BTreeMap<u64, UnitRecord>,
+    /// Segments that do not go on where the prefix ends, by their first unit.
+    apart: BTreeMap<u64, SegmentRecord>,
     /// Bytes of all committed shards, readable or not.
     stored_bytes: u64,
-    rejected: BTreeMap<String, u64>,
-    scores: ScoreCounts,
-    /// Units without a pair since the last one that had some, within the prefix.
-    empty_in_a_row: u64,
     sealed: bool,
 }
 
 impl PairLog {
-    pub fn new(target: u64) -> Self {
+    /// A log for `target` pairs; `segment_units` of its units are folded into one record once they are over.
+    pub fn new(stage: &StageRef, target: u64, segment_units: u64) -> Self {
         Self {
             target,
-            units: BTreeMap::new(),
-            first_indices: Vec::new(),
-            prefix_pairs: 0,
+            prefix: Prefix::new(stage, segment_units),
+            open: BTreeMap::new(),
+            apart: BTreeMap::new(),
             stored_bytes: 0,
-            rejected: BTreeMap::new(),
-            scores: ScoreCounts::default(),
-            empty_in_a_row: 0,
             sealed: false,
         }
     }
 
     /// Takes over a unit's record. A unit that is done stays as it is.
     pub fn put(&mut self, record: UnitRecord) {
-        let done = self.units.get(&record.unit).is_some_and(UnitRecord::is_done);
+        if record.unit < self.prefix.len() {
+            self.prefix.note_record(record.unit);
+            return;
+        }
+        let done = self.open.get(&record.unit).is_some_and(UnitRecord::is_done);
         if !done {
             let size_bytes = record.result().map_or(0, |result| result.shard.size_bytes);
             self.stored_bytes = self.stored_bytes.saturating_add(size_bytes);
-            self.units.insert(record.unit, record);
+            self.open.insert(record.unit, record);
             self.grow();
         }
     }
 
+    /// Takes over a segment: of units that are here one by one, or instead of them.
+    pub fn put_segment(&mut self, segment: SegmentRecord) {
+        if segment.end() > self.folded_units() {
+            self.apart.insert(segment.first_unit, segment);
+            self.grow();
+        }
+    }
+
+    /// Takes note that the record of a unit which a segment holds is gone.
+    pub fn forget_record(&mut self, unit: u64) {
+        self.prefix.forget_record(unit);
+    }
+
+    /// The next units to be folded into one record, as it is to be written: none while records of units that are folded are
+    /// still to be deleted. For logs that nobody works on any more.
+    pub fn next_segment(&self) -> Option<SegmentRecord> {
+        if self.superfluous().next().is_some() { None } else { self.prefix.next_segment() }
+    }
+
+    /// Units whose own record says what a segment says, and can be deleted.
+    pub fn superfluous(&self) -> impl Iterator<Item = u64> {
+        self.prefix.superfluous()
+    }
+
+    /// Units that segments hold.
+    pub fn folded_units(&self) -> u64 {
+        self.prefix.folded()
+    }
+
+    /// Segments that do not belong where they are: there is a gap before them.
+    pub fn segments_apart(&self) -> usize {
+        self.apart.len()
+    }
+
     /// Starts the term of every lease anew.
     pub(crate) fn renew_leases(&mut self, now: Timestamp, ttl: Duration) {
-        for record in self.units.values_mut() {
+        for record in self.open.values_mut() {
             if let UnitState::Leased { expires_at, .. } = &mut record.state {
                 *expires_at = now.plus(ttl);
             }
@@ -132,7 +174,7 @@ impl PairLog {
 
     /// Counts every wait from `now`; none is longer than `longest`.
     pub(crate) fn restart_waits(&mut self, now: Timestamp, longest: Duration) {
-        for record in self.units.values_mut() {
+        for record in self.open.values_mut() {
             if let UnitState::Free { from, wait } = &mut record.state {
                 *wait = longest.min(*wait);
                 *from = now.plus(*wait);
@@ -141,30 +183,53 @@ impl PairLog {
     }
 
     fn grow(&mut self) {
-        while !self.sealed {
-            let Some(result) = self.units.get(&self.prefix_units()).and_then(UnitRecord::result) else {
-                return;
-            };
-            self.first_indices.push(self.prefix_pairs);
-            self.prefix_pairs = self.prefix_pairs.saturating_add(result.shard.pairs);
-            self.empty_in_a_row = if result.shard.pairs == 0 { self.empty_in_a_row + 1 } else { 0 };
-            for (reason, count) in &result.rejected {
-                let total = self.rejected.entry(reason.clone()).or_insert(0);
-                *total = total.saturating_add(*count);
+        loop {
+            if let Some(segment) = self.apart.remove(&self.folded_units()) {
+                if self.prefix.can_fold(&segment) {
+                    self.prefix.fold(&segment);
+                    continue;
+                }
+                self.apart.insert(segment.first_unit, segment);
             }
-            self.scores.add(&result.scores);
-            self.sealed = self.prefix_pairs >= self.target || result.exhausted;
+            if self.sealed || !self.read_on() {
+                return;
+            }
+            self.sealed = self.prefix.pairs >= self.target || self.prefix.exhausted;
         }
+    }
+
+    /// Takes what comes next into the prefix, if it is there.
+    fn read_on(&mut self) -> bool {
+        let next = self.prefix.len();
+        if let Some(segment) = self.apart.remove(&next) {
+            let behind = self.open.split_off(&segment.end());
+            // What a segment holds may be here one by one too, behind a gap.
+            let covered = std::mem::replace(&mut self.open, behind);
+            let known = covered.values().filter_map(UnitRecord::result);
+            let known = known.fold(0u64, |sum, result| sum.saturating_add(result.shard.size_bytes));
+            let bytes = self.prefix.join(segment);
+            self.stored_bytes = self.stored_bytes.saturating_sub(known).saturating_add(bytes);
+            covered.keys().for_each(|unit| self.prefix.note_record(*unit));
+            return true;
+        }
+        let done = self.open.get(&next).is_some_and(UnitRecord::is_done);
+        if done
+            && let Some(record) = self.open.remove(&next)
+            && let UnitState::Done(result) = &record.state
+        {
+            self.prefix.push(&record, result);
+        }
+        done
     }
 
     /// Units that can be read, from unit 0.
     pub fn prefix_units(&self) -> u64 {
-        self.first_indices.len() as u64
+        self.prefix.len()
     }
 
     /// Pairs that can be read, from index 0.
     pub fn committed(&self) -> u64 {
-        self.prefix_pairs.min(self.target)
+        self.prefix.pairs.min(self.target)
     }
 
     /// Bytes of the committed shards in the object store.
@@ -179,7 +244,7 @@ impl PairLog {
 
     /// Someone has worked on it.
     pub fn is_begun(&self) -> bool {
-        !self.units.is_empty()
+        self.prefix.len() > 0 || !self.open.is_empty()
     }
 
     /// Pairs that were asked for.
@@ -189,7 +254,7 @@ impl PairLog {
 
     /// Units of the prefix that nobody could make.
     pub fn given_up(&self) -> u64 {
-        self.rejected.get(Rejection::UnitQuarantined.name()).copied().unwrap_or(0)
+        self.rejected().get(Rejection::UnitQuarantined.name()).copied().unwrap_or(0)
     }
 
     /// The source ended before there were as many pairs as were asked for.
@@ -199,47 +264,83 @@ impl PairLog {
 
     /// Rejected candidates of the prefix, by reason.
     pub fn rejected(&self) -> &BTreeMap<String, u64> {
-        &self.rejected
+        &self.prefix.sums.rejected
     }
 
     /// Scores of the prefix's candidates, accepted or not.
     pub fn scores(&self) -> &ScoreCounts {
-        &self.scores
+        &self.prefix.sums.scores
     }
 
     /// Units at the end of the prefix that gave no pair.
     pub fn empty_in_a_row(&self) -> u64 {
-        self.empty_in_a_row
+        self.prefix.empty_in_a_row
+    }
+
+    /// Times that units were given back with an error of their own.
+    pub fn failures(&self) -> u64 {
+        let open = self.open.values().map(|unit| u64::from(unit.failures));
+        open.fold(self.prefix.sums.failures, u64::saturating_add)
+    }
+
+    /// Leases that ran out.
+    pub fn lost_leases(&self) -> u64 {
+        self.open
+            .values()
+            .map(UnitRecord::lost_leases)
+            .fold(self.prefix.sums.lost_leases, u64::saturating_add)
+    }
+
+    /// Someone has made a unit of it: one that was not given up.
+    pub fn has_made(&self) -> bool {
+        let quarantined = Rejection::UnitQuarantined.name();
+        let made = |result: &UnitResult| !result.rejected.contains_key(quarantined);
+        self.prefix.sums.made > 0 || self.open.values().filter_map(UnitRecord::result).any(made)
     }
 
     /// The newest failure of a unit that has not been made, with the unit: it is tried again, or was quarantined.
     pub fn last_failure(&self) -> Option<(&UnitRecord, &UnitFailure)> {
-        let failures = self.units.values().filter_map(|unit| Some((unit, unit.last_failure.as_ref()?)));
-        failures.max_by_key(|(unit, failure)| (!unit.is_done(), failure.at))
+        let units = self.open.values().chain(&self.prefix.last_failed);
+        let failures = units.filter_map(|unit| Some((unit, unit.last_failure.as_ref()?)));
+        failures.max_by_key(|(unit, failure)| (!unit.is_done(), failure.at, unit.unit))
     }
 
-    pub fn unit(&self, unit: u64) -> Option<&UnitRecord> {
-        self.units.get(&unit)
+    /// A unit that someone has worked on and that cannot be read yet: it is not done, or lies behind one that is not.
+    pub fn open_unit(&self, unit: u64) -> Option<&UnitRecord> {
+        self.open.get(&unit)
     }
 
-    pub fn units(&self) -> impl Iterator<Item = &UnitRecord> {
-        self.units.values()
+    /// All of these, by number.
+    pub fn open_units(&self) -> impl Iterator<Item = &UnitRecord> {
+        self.open.values()
+    }
+
+    pub fn is_done(&self, unit: u64) -> bool {
+        unit < self.prefix.len() || self.open.get(&unit).is_some_and(UnitRecord::is_done)
+    }
+
+    /// What is kept of a unit that can be read.
+    pub fn readable_unit(&self, unit: u64) -> Option<&DoneUnit> {
+        self.prefix.done(unit)
+    }
+
+    /// The shard of a unit that can be read.
+    pub fn shard(&self, unit: u64) -> Option<ShardRecord> {
+        self.prefix.shard(unit)
     }
 
     /// Who holds units behind the readable ones.
     pub fn holders(&self, now: Timestamp) -> impl Iterator<Item = &NodeId> {
-        self.units.range(self.prefix_units()..).filter_map(move |(_, record)| match &record.state {
+        self.open.values().filter_map(move |record| match &record.state {
             UnitState::Leased { node, expires_at } => (*expires_at > now).then_some(node),
             UnitState::Free { .. } | UnitState::Done(_) => None,
         })
     }
 
     /// Readable shards from unit `from` on, each with the index of its first pair.
-    pub fn shards_from(&self, from: u64) -> impl Iterator<Item = (u64, &ShardRecord, u64)> {
-        self.units.range(from..self.prefix_units().max(from)).filter_map(|(&unit, record)| {
-            let first_index = self.first_indices.get(usize::try_from(unit).ok()?)?;
-            Some((unit, &record.result()?.shard, *first_index))
-        })
+    pub fn shards_from(&self, from: u64) -> impl Iterator<Item = (u64, ShardRecord, u64)> {
+        let units = from..self.prefix.len().max(from);
+        units.filter_map(|unit| Some((unit, self.prefix.shard(unit)?, self.prefix.first_index(unit)?)))
     }
 
     /// Gives `node` the lowest unit that no one holds and that can still be needed.
@@ -248,14 +349,14 @@ impl PairLog {
             return Lease::Sealed;
         }
         let prefix = self.prefix_units();
-        let mut done_pairs = self.prefix_pairs;
+        let mut done_pairs = self.prefix.pairs;
         let mut ends = false;
         for unit in prefix..prefix.saturating_add(policy.look_ahead.max(1)) {
             // Past the end of the source, or with enough pairs below: never needed, whatever the open units bring.
             if ends || done_pairs >= self.target {
                 break;
             }
-            match self.units.get(&unit) {
+            match self.open.get(&unit) {
                 None => return Lease::Granted(granted(&UnitRecord::new(stage, unit), node, now, policy)),
                 Some(record) => match &record.state {
                     UnitState::Done(result) => {
@@ -300,54 +401,6 @@ fn granted(record: &UnitRecord, node: &NodeId, now: Timestamp, policy: &UnitPoli
     }
 }
 
-impl UnitRecord {
-    /// A unit that no one has held yet.
-    pub fn new(stage: &StageRef, unit: u64) -> UnitRecord {
-        UnitRecord {
-            stage: stage.clone(),
-            unit,
-            lease_generation: 0,
-            released: 0,
-            failures: 0,
-            failed_on: Vec::new(),
-            last_failure: None,
-            state: UnitState::Free { from: Timestamp(0), wait: Duration::ZERO },
-        }
-    }
-
-    /// The unit, with one more node that failed at it.
-    #[must_use]
-    pub fn failed_also_on(&self, node: &NodeId) -> UnitRecord {
-        let mut record = self.clone();
-        if !record.failed_on.contains(node) && record.failed_on.len() < MAX_FAILED_ON {
-            record.failed_on.push(node.clone());
-        }
-        record
-    }
-
-    /// The unit, done without a pair.
-    pub fn quarantined(&self) -> UnitRecord {
-        let result = UnitResult {
-            shard: ShardRecord::default(),
-            rejected: BTreeMap::from([(Rejection::UnitQuarantined.name().to_owned(), 1)]),
-            scores: ScoreCounts::default(),
-            exhausted: false,
-        };
-        UnitRecord { state: UnitState::Done(result), ..self.clone() }
-    }
-
-    pub fn is_done(&self) -> bool {
-        self.result().is_some()
-    }
-
-    pub fn result(&self) -> Option<&UnitResult> {
-        match &self.state {
-            UnitState::Done(result) => Some(result),
-            UnitState::Free { .. } | UnitState::Leased { .. } => None,
-        }
-    }
-}
-
 #[cfg(test)]
 pub(crate) mod tests {
     use proptest::prelude::*;
@@ -357,6 +410,10 @@ pub(crate) mod tests {
 
     fn stage() -> StageRef {
         StageRef { job: JobId::parse("j").expect("valid"), stage: StageName::parse("s").expect("valid") }
+    }
+
+    fn new_log(target: u64) -> PairLog {
+        PairLog::new(&stage(), target, 3)
     }
 
     fn node(name: &str) -> NodeId {
@@ -394,7 +451,7 @@ pub(crate) mod tests {
 
     #[test]
     fn a_gap_hides_what_lies_behind_it() {
-        let mut log = PairLog::new(100);
+        let mut log = new_log(100);
         log.put(done(0, 5, false));
         log.put(done(2, 7, false));
         assert_eq!((log.prefix_units(), log.committed()), (1, 5));
@@ -406,7 +463,7 @@ pub(crate) mod tests {
 
     #[test]
     fn the_log_is_cut_at_its_target_and_sealed() {
-        let mut log = PairLog::new(8);
+        let mut log = new_log(8);
         log.put(done(0, 5, false));
         log.put(done(1, 5, false));
         log.put(done(2, 5, false));
@@ -417,7 +474,7 @@ pub(crate) mod tests {
 
     #[test]
     fn an_expired_lease_goes_to_the_next_with_a_higher_generation() {
-        let mut log = PairLog::new(8);
+        let mut log = new_log(8);
         let Lease::Granted(first) = log.lease(&stage(), &node("a"), Timestamp(0), &policy(1)) else {
             panic!("granted")
         };
@@ -431,7 +488,7 @@ pub(crate) mod tests {
 
     #[test]
     fn a_unit_whose_curators_keep_dying_is_given_up() {
-        let mut log = PairLog::new(8);
+        let mut log = new_log(8);
         let mut now = Timestamp(0);
         for generation in 1..=16 {
             let Lease::Granted(record) = log.lease(&stage(), &node("a"), now, &policy(1)) else {
@@ -459,7 +516,7 @@ pub(crate) mod tests {
         let waits: Vec<u64> = (1..=6).map(|failures| policy.retry_after(failures).as_secs()).collect();
         assert_eq!(waits, [3, 6, 12, 24, 48, 60]);
         assert_eq!(policy.retry_after(u32::MAX).as_secs(), 60);
-        let mut log = PairLog::new(8);
+        let mut log = new_log(8);
         let Lease::Granted(record) = log.lease(&stage(), &node("a"), now, &policy) else { panic!("granted") };
         let wait = policy.retry_after(1);
         log.put(UnitRecord { failures: 1, state: UnitState::Free { from: now.plus(wait), wait }, ..record });
@@ -471,7 +528,7 @@ pub(crate) mod tests {
         // The clock of the controller that set the wait was an hour ahead: the one that reads it counts anew.
         log.put(UnitRecord {
             state: UnitState::Free { from: Timestamp(3_600_000), wait: Duration::from_secs(7000) },
-            ..log.unit(0).expect("there").clone()
+            ..log.open_unit(0).expect("there").clone()
         });
         log.restart_waits(now, policy.max_retry_backoff);
         let unit = |at| match log.lease(&stage(), &node("a"), Timestamp(at), &policy) {
@@ -483,7 +540,7 @@ pub(crate) mod tests {
 
     #[test]
     fn no_new_unit_is_given_out_once_enough_pairs_lie_behind_a_gap() {
-        let mut log = PairLog::new(8);
+        let mut log = new_log(8);
         let Lease::Granted(first) = log.lease(&stage(), &node("a"), Timestamp(0), &policy(9)) else {
             panic!("granted")
         };
@@ -494,7 +551,7 @@ pub(crate) mod tests {
 
     #[test]
     fn nothing_is_given_out_past_the_end_of_the_source() {
-        let mut log = PairLog::new(100);
+        let mut log = new_log(100);
         let Lease::Granted(first) = log.lease(&stage(), &node("a"), Timestamp(0), &policy(9)) else {
             panic!("granted")
         };
@@ -521,12 +578,12 @@ pub(crate) mod tests {
             let last = pairs.len() - 1;
             let units: Vec<_> =
                 pairs.iter().enumerate().map(|(i, &n)| done(i as u64, n, end && i == last)).collect();
-            let mut in_order = PairLog::new(target);
+            let mut in_order = new_log(target);
             units.iter().cloned().for_each(|unit| in_order.put(unit));
 
             let mut order: Vec<usize> = (0..units.len()).collect();
             order.sort_by_key(|&i| keys[i]);
-            let mut shuffled = PairLog::new(target);
+            let mut shuffled = new_log(target);
             let mut before: Vec<(u64, u64)> = Vec::new();
             for i in order {
                 shuffled.put(units[i].clone());
@@ -541,7 +598,7 @@ pub(crate) mod tests {
         /// However leases are asked for, two curators never hold the same unit at a time.
         #[test]
         fn a_unit_has_one_holder(asks in prop::collection::vec((0u8..3, 0u64..30_000), 1..40), look_ahead in 1u64..6) {
-            let mut log = PairLog::new(1000);
+            let mut log = new_log(1000);
             let mut now = Timestamp(0);
             let mut held: BTreeMap<u64, (Timestamp, u64)> = BTreeMap::new();
             for (who, wait) in asks {

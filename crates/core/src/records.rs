@@ -4,16 +4,18 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
 
 use crate::arithmetic::{Arithmetic, PrecisionChoice, RanOn};
-use crate::histogram::ScoreCounts;
 use crate::ids::{
     AttemptRef, Generation, Incarnation, JobId, NodeId, RequestId, StageRef, Tenant, Timestamp,
 };
 use crate::job::JobState;
+use crate::segment::SegmentRecord;
 use crate::spec::JobSpec;
 use crate::trace::TraceParent;
+pub use crate::unit::{
+    FailureKind, MAX_FAILED_ON, ShardRecord, UnitFailure, UnitRecord, UnitResult, UnitState,
+};
 
 /// A job as accepted, and where it is.
 #[derive(Clone, Debug, PartialEq)]
@@ -90,80 +92,6 @@ impl AttemptRecord {
     }
 }
 
-/// Nodes that a unit remembers to have failed on: two of them are enough to blame the unit.
-pub const MAX_FAILED_ON: usize = 4;
-
-/// One curation unit.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct UnitRecord {
-    pub stage: StageRef,
-    pub unit: u64,
-    /// Grows with each lease.
-    pub lease_generation: u64,
-    /// Leases that were given back for no fault of the unit's.
-    pub released: u64,
-    /// Times that it was given back with an error of its own.
-    pub failures: u32,
-    /// The nodes on which it failed, or that held it when their lease ran out; each once, at most [`MAX_FAILED_ON`].
-    pub failed_on: Vec<NodeId>,
-    /// What was said when it was last given back with an error; none once it is committed.
-    pub last_failure: Option<UnitFailure>,
-    pub state: UnitState,
-}
-
-/// What a curator said of a unit that it could not make.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct UnitFailure {
-    pub node: NodeId,
-    pub kind: FailureKind,
-    /// One line, without secrets.
-    pub reason: String,
-    pub at: Timestamp,
-}
-
-/// What kind of failure kept a curator from making a unit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FailureKind {
-    /// The unit's own, or one that may pass.
-    Passing,
-    /// The curator cannot open what the stage's units are made of or filtered with (a library, a path, an encoder): no other
-    /// unit of the stage would fare better there.
-    Source,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum UnitState {
-    /// May be leased again after `wait`, which is what is durable. `from` is when that is over for the controller that leads: it
-    /// counts from when it learnt of it.
-    Free { from: Timestamp, wait: Duration },
-    /// `expires_at` is the time at the grant; renewals are kept in memory alone.
-    Leased { node: NodeId, expires_at: Timestamp },
-    /// Committed; never changes again.
-    Done(UnitResult),
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct UnitResult {
-    pub shard: ShardRecord,
-    /// Candidates rejected, by reason.
-    pub rejected: BTreeMap<String, u64>,
-    /// Scores of its candidates, accepted or not.
-    pub scores: ScoreCounts,
-    /// The source has no more after this unit.
-    pub exhausted: bool,
-}
-
-/// The accepted pairs of one unit.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ShardRecord {
-    /// Key in the object store; empty if there is no pair.
-    pub path: String,
-    pub pairs: u64,
-    pub size_bytes: u64,
-    /// 64 lower-case hexadecimal digits; empty if there is no pair.
-    pub sha256: String,
-}
-
 /// What is settled of a stage while its pairs are made and it is trained. Written when the first node is set to work on it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StageRecord {
@@ -237,18 +165,22 @@ pub enum Record {
     Request(RequestRecord),
     Stage(StageRecord),
     Attempt(AttemptRecord),
+    Segment(SegmentRecord),
     Unit(UnitRecord),
     Checkpoint(CheckpointRecord),
     Node(NodeRecord),
 }
 
-/// Identity of a record. The order is the order in which a snapshot can be applied: jobs before what belongs to them.
+/// Identity of a record. The order is the order in which a snapshot can be applied: jobs before what belongs to them,
+/// segments before the records of the units that they hold.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum RecordKey {
     Job(JobId),
     Request(Option<Tenant>, RequestId),
     Stage(StageRef),
     Attempt(StageRef),
+    /// With its first unit.
+    Segment(StageRef, u64),
     Unit(StageRef, u64),
     Checkpoint(StageRef, u64, Generation),
     Node(NodeId),
@@ -261,6 +193,7 @@ impl Record {
             Self::Request(record) => RecordKey::Request(record.tenant.clone(), record.request.clone()),
             Self::Stage(record) => RecordKey::Stage(record.stage.clone()),
             Self::Attempt(record) => RecordKey::Attempt(record.attempt.stage_ref()),
+            Self::Segment(record) => RecordKey::Segment(record.stage.clone(), record.first_unit),
             Self::Unit(record) => RecordKey::Unit(record.stage.clone(), record.unit),
             Self::Checkpoint(record) => {
                 RecordKey::Checkpoint(record.stage.clone(), record.step, record.generation)
@@ -277,6 +210,7 @@ impl RecordKey {
             Self::Job(job) => Some(job),
             Self::Stage(stage)
             | Self::Attempt(stage)
+            | Self::Segment(stage, _)
             | Self::Unit(stage, _)
             | Self::Checkpoint(stage, _, _) => Some(&stage.job),
             Self::Request(..) | Self::Node(_) => None,
@@ -293,6 +227,7 @@ impl fmt::Display for RecordKey {
             Self::Request(Some(tenant), id) => write!(f, "requests/{tenant}/{id}"),
             Self::Stage(stage) => write!(f, "stages/{stage}"),
             Self::Attempt(stage) => write!(f, "attempts/{stage}"),
+            Self::Segment(stage, first_unit) => write!(f, "segments/{stage}/{first_unit:012}"),
             Self::Unit(stage, unit) => write!(f, "units/{stage}/{unit:012}"),
             Self::Checkpoint(stage, step, generation) => {
                 write!(f, "checkpoints/{stage}/{step:012}-g{generation:08}", generation = generation.0)

@@ -1,11 +1,12 @@
 //! The durable state, assembled from its records, and what follows from it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 use std::time::Duration;
 
 use crate::arithmetic::PrecisionChoice;
 use crate::ids::{Generation, JobId, NodeId, RequestId, StageRef, Timestamp};
-use crate::pairlog::PairLog;
+use crate::pairlog::{PairLog, SEGMENT_UNITS};
 use crate::records::{
     AttemptRecord, CheckpointRecord, JobRecord, NodeRecord, Record, RecordKey, StageRecord, Write,
 };
@@ -13,7 +14,7 @@ use crate::spec::StageSpec;
 use crate::unreadable::{UnreadableRecord, UnreadableRecords};
 
 /// Everything durable. Changed by [`ClusterState::apply`] alone.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct ClusterState {
     jobs: BTreeMap<JobId, Job>,
     /// By tenant.
@@ -23,6 +24,14 @@ pub struct ClusterState {
     open: BTreeSet<JobId>,
     /// What is in the store and not in here.
     unreadable: UnreadableRecords,
+    /// Units of a segment.
+    segment_units: u64,
+}
+
+impl Default for ClusterState {
+    fn default() -> Self {
+        Self::new(SEGMENT_UNITS)
+    }
 }
 
 /// A job with what belongs to it.
@@ -54,14 +63,65 @@ pub struct Orphan {
     pub job: Option<JobId>,
 }
 
+/// Assembles a snapshot record by record, as they come from the store.
+#[derive(Debug, Default)]
+pub struct StateLoader {
+    state: ClusterState,
+    /// Those whose job has not come yet.
+    early: Vec<Record>,
+    orphans: Vec<Orphan>,
+}
+
+impl StateLoader {
+    /// For a state as [`ClusterState::new`] makes it.
+    pub fn new(segment_units: u64) -> Self {
+        Self { state: ClusterState::new(segment_units), ..Self::default() }
+    }
+
+    /// Takes the next record. Those of units are to come after their jobs, as they do in the order of the store's keys: whatever
+    /// comes before its job is kept aside until the end.
+    pub fn add(&mut self, record: Record) {
+        match record.key() {
+            RecordKey::Job(_) => self.put(record),
+            key if key.job().is_some_and(|job| self.state.job(job).is_none()) => self.early.push(record),
+            _ => self.put(record),
+        }
+    }
+
+    fn put(&mut self, record: Record) {
+        if let Err(orphan) = self.state.apply(Write::Put(record)) {
+            self.orphans.push(orphan);
+        }
+    }
+
+    /// The state, and the records that belong to nothing.
+    pub fn finish(mut self) -> (ClusterState, Vec<Orphan>) {
+        let mut early = std::mem::take(&mut self.early);
+        early.sort_by_cached_key(Record::key);
+        early.into_iter().for_each(|record| self.put(record));
+        (self.state, self.orphans)
+    }
+}
+
 impl ClusterState {
+    /// Nothing. Of a stage that is over, `segment_units` units become one record.
+    pub fn new(segment_units: u64) -> Self {
+        Self {
+            jobs: BTreeMap::new(),
+            requests: BTreeMap::new(),
+            nodes: BTreeMap::new(),
+            open: BTreeSet::new(),
+            unreadable: UnreadableRecords::default(),
+            segment_units,
+        }
+    }
+
     /// Assembles a snapshot, in whatever order its records come. Orphans are left out and returned.
     pub fn load(mut records: Vec<Record>) -> (Self, Vec<Orphan>) {
         records.sort_by_cached_key(Record::key);
-        let mut state = Self::default();
-        let orphans =
-            records.into_iter().filter_map(|record| state.apply(Write::Put(record)).err()).collect();
-        (state, orphans)
+        let mut loader = StateLoader::default();
+        records.into_iter().for_each(|record| loader.add(record));
+        loader.finish()
     }
 
     /// The same state, beside records that cannot be read.
@@ -108,6 +168,9 @@ impl ClusterState {
                 let stage = self.stage_mut(&record.attempt.stage_ref()).ok_or_else(orphan)?;
                 stage.attempt = Some(record);
             }
+            Record::Segment(record) => {
+                self.stage_mut(&record.stage).ok_or_else(orphan)?.log.put_segment(record);
+            }
             Record::Unit(record) => self.stage_mut(&record.stage).ok_or_else(orphan)?.log.put(record),
             Record::Checkpoint(record) => {
                 let stage = self.stage_mut(&record.stage).ok_or_else(orphan)?;
@@ -131,7 +194,7 @@ impl ClusterState {
         match self.jobs.get_mut(&record.id) {
             Some(job) => job.record = record,
             None => {
-                let job = Job::new(record);
+                let job = Job::new(record, self.segment_units);
                 self.jobs.insert(job.record.id.clone(), job);
             }
         }
@@ -148,15 +211,19 @@ impl ClusterState {
                     self.requests.remove(&(tenant.to_string(), id.clone()));
                 }
             }
-            // What is settled stays so.
-            RecordKey::Stage(_) => {}
+            // What is settled stays so; a segment goes with its job only.
+            RecordKey::Stage(_) | RecordKey::Segment(..) => {}
             RecordKey::Attempt(stage) => {
                 if let Some(stage) = self.stage_mut(stage) {
                     stage.attempt = None;
                 }
             }
-            // A unit of a log goes with its job only: positions never change.
-            RecordKey::Unit(..) => {}
+            // A unit of a log goes with its job only, positions never change: another record says the same of it.
+            RecordKey::Unit(stage, unit) => {
+                if let Some(stage) = self.stage_mut(stage) {
+                    stage.log.forget_record(*unit);
+                }
+            }
             RecordKey::Checkpoint(stage, step, generation) => {
                 if let Some(stage) = self.stage_mut(stage) {
                     stage.checkpoints.remove(&(*step, *generation));
@@ -179,6 +246,12 @@ impl ClusterState {
     /// Every job, by id.
     pub fn jobs(&self) -> impl Iterator<Item = &Job> {
         self.jobs.values()
+    }
+
+    /// Jobs by id, from `first` on; all of them if there is none.
+    pub fn jobs_from(&self, first: Option<&JobId>) -> impl Iterator<Item = &Job> {
+        let first = first.map_or(Bound::Unbounded, Bound::Included);
+        self.jobs.range::<JobId, _>((first, Bound::Unbounded)).map(|(_, job)| job)
     }
 
     pub fn stage(&self, id: &StageRef) -> Option<&Stage> {
@@ -244,7 +317,7 @@ impl ClusterState {
 }
 
 impl Job {
-    fn new(record: JobRecord) -> Self {
+    fn new(record: JobRecord, segment_units: u64) -> Self {
         let stages = record
             .spec
             .stages
@@ -253,7 +326,7 @@ impl Job {
                 // The parser allows no other names; a stage that has one can hold nothing.
                 let stage = crate::ids::StageName::parse(&spec.name).ok()?;
                 let id = StageRef { job: record.id.clone(), stage };
-                let log = PairLog::new(spec.data.pairs);
+                let log = PairLog::new(&id, spec.data.pairs, segment_units);
                 Some(Stage { id, record: None, attempt: None, log, checkpoints: BTreeMap::new() })
             })
             .collect();

@@ -341,7 +341,7 @@ fn a_log_that_lost_many_units_fails_its_job_and_one_that_ends_short_says_so() {
             let lease = world.lease(0, &stage).expect("a unit");
             if unit < lost {
                 let record =
-                    world.state.stage(&stage).and_then(|stage| stage.log.unit(unit)).expect("leased");
+                    world.state.stage(&stage).and_then(|stage| stage.log.open_unit(unit)).expect("leased");
                 let given_up = record.quarantined();
                 world.apply(vec![Write::Put(Record::Unit(given_up))]);
                 continue;

@@ -69,6 +69,9 @@ macro_rules! contract_suite {
             a_prefix_matches_whole_beginnings_only
             large_records_are_paged_by_size
             a_snapshot_shows_one_moment
+            pages_of_a_snapshot_show_one_moment
+            a_snapshot_whose_revision_is_gone_says_so
+            large_records_are_paged_by_size_at_one_revision
             what_is_over_a_limit_is_refused_before_it_is_sent
             a_closed_store_refuses_calls_and_ends_its_watches
             a_watch_from_nothing_begins_with_everything

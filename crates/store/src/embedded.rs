@@ -4,7 +4,7 @@
 //!   txn ─▶ queue (bounded) ─▶ writer thread ─▶ one synced commit for all that wait ─▶ redb file
 //!                                   │
 //!                                   └─▶ history (memory, bounded) ─▶ watches
-//!   get, list, snapshot ─▶ redb file (a read sees the last commit)
+//!   get, list, read_pages ─▶ redb file (a read sees the last commit)
 //! ```
 //!
 //! A disk that is full or read-only refuses writes, with that reason; once it takes them again, the file is opened anew.
@@ -26,7 +26,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use redb::Database;
+use redb::{Database, ReadTransaction, ReadableDatabase};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
 
@@ -37,15 +37,11 @@ use self::shared::Shared;
 use self::writer::{Command, Reply, Writer};
 use crate::error::StoreError;
 use crate::lease::{Lease, LeaseBackend, LeaseId, Renewal, spawn_keeper};
+use crate::pages::SnapshotPages;
 use crate::store::Store;
 use crate::tasks::Tasks;
-use crate::types::{
-    MAX_PAGE_ITEMS, Page, Revision, Snapshot, Txn, Versioned, validate_key, validate_store_prefix,
-};
+use crate::types::{MAX_PAGE_ITEMS, Page, Revision, Txn, Versioned, validate_key, validate_store_prefix};
 use crate::watch::Watch;
-
-/// Limit of reading everything.
-const SNAPSHOT_LIMIT: Duration = Duration::from_secs(600);
 
 /// The file within the store's folder.
 const FILE_NAME: &str = "store.redb";
@@ -148,27 +144,8 @@ impl EmbeddedStore {
         &self,
         read: impl FnOnce(&Database, &str) -> Result<T, Failure> + Send + 'static,
     ) -> Result<T, StoreError> {
-        self.read_within(self.call_timeout, read).await
-    }
-
-    async fn read_within<T: Send + 'static>(
-        &self,
-        limit: Duration,
-        read: impl FnOnce(&Database, &str) -> Result<T, Failure> + Send + 'static,
-    ) -> Result<T, StoreError> {
-        let (handle, shared) = (self.handle.clone(), self.shared.clone());
-        let reading = tokio::task::spawn_blocking(move || {
-            let db = handle.database()?;
-            read(&db, &shared.prefix).map_err(|failure| {
-                handle.note(&failure);
-                failure.not_applied()
-            })
-        });
-        match timeout_at(Instant::now() + limit, reading).await {
-            Ok(Ok(result)) => result,
-            Ok(Err(join_error)) => Err(StoreError::NotApplied(join_error.into())),
-            Err(elapsed) => Err(StoreError::NotApplied(elapsed.into())),
-        }
+        let shared = self.shared.clone();
+        read_within(self.call_timeout, self.handle.clone(), move |db| read(db, &shared.prefix)).await
     }
 
     /// Drops the history for watches up to and including `revision`, as if much had happened since.
@@ -193,13 +170,18 @@ impl Store for EmbeddedStore {
         self.read(move |db, prefix| file::list(db, prefix, &under, after.as_deref(), limit)).await
     }
 
-    async fn snapshot(&self, prefix: &str) -> Result<Snapshot, StoreError> {
-        let under = prefix.to_owned();
-        // A large state takes its time.
-        self.read_within(SNAPSHOT_LIMIT.max(self.call_timeout), move |db, prefix| {
-            file::snapshot(db, prefix, &under)
+    fn read_pages(&self, prefix: &str, limit: usize) -> Box<dyn SnapshotPages> {
+        Box::new(EmbeddedPages {
+            handle: self.handle.clone(),
+            shared: self.shared.clone(),
+            call_timeout: self.call_timeout,
+            under: prefix.to_owned(),
+            limit: limit.max(1),
+            after: None,
+            reading: None,
+            revision: Revision(0),
+            is_over: false,
         })
-        .await
     }
 
     async fn txn(&self, txn: Txn) -> Result<Revision, StoreError> {
@@ -250,6 +232,76 @@ impl Store for EmbeddedStore {
                 tracing::error!("the embedded store's writer ended in a panic");
             }
         }
+    }
+}
+
+/// Reads on a thread that may wait for a disk.
+async fn read_within<T: Send + 'static>(
+    limit: Duration,
+    handle: Arc<Handle>,
+    read: impl FnOnce(&Database) -> Result<T, Failure> + Send + 'static,
+) -> Result<T, StoreError> {
+    let reading = tokio::task::spawn_blocking(move || {
+        let db = handle.database()?;
+        read(&db).map_err(|failure| {
+            handle.note(&failure);
+            failure.not_applied()
+        })
+    });
+    match timeout_at(Instant::now() + limit, reading).await {
+        Ok(Ok(result)) => result,
+        Ok(Err(join_error)) => Err(StoreError::NotApplied(join_error.into())),
+        Err(elapsed) => Err(StoreError::NotApplied(elapsed.into())),
+    }
+}
+
+/// Everything below a prefix as one read transaction of the file sees it. While there is one, the file keeps what it
+/// shows, and stays open; if the disk fails it ends, so that the file can be opened anew.
+struct EmbeddedPages {
+    handle: Arc<Handle>,
+    shared: Arc<Shared>,
+    call_timeout: Duration,
+    under: String,
+    limit: usize,
+    /// Last key of the page before.
+    after: Option<String>,
+    /// Begun by the first page.
+    reading: Option<Arc<ReadTransaction>>,
+    /// Of the first page, and so of all.
+    revision: Revision,
+    /// The disk has failed since.
+    is_over: bool,
+}
+
+#[async_trait]
+impl SnapshotPages for EmbeddedPages {
+    async fn next_page(&mut self) -> Result<Page, StoreError> {
+        if self.is_over {
+            return Err(StoreError::Compacted { revision: self.revision.0 });
+        }
+        let (shared, under, after) = (self.shared.clone(), self.under.clone(), self.after.clone());
+        let (limit, begun) = (self.limit, self.reading.clone());
+        let read = read_within(self.call_timeout, self.handle.clone(), move |db| {
+            let reading = match begun {
+                Some(reading) => reading,
+                None => Arc::new(db.begin_read()?),
+            };
+            let page = file::page(&reading, &shared.prefix, &under, after.as_deref(), limit)?;
+            Ok((reading, page))
+        });
+        let (reading, page) = match read.await {
+            Ok(read) => read,
+            Err(error) if self.reading.is_some() && self.handle.database().is_err() => {
+                self.reading = None;
+                self.is_over = true;
+                return Err(error);
+            }
+            Err(error) => return Err(error),
+        };
+        self.reading = Some(reading);
+        self.revision = page.revision;
+        self.after = page.next.clone().or(self.after.take());
+        Ok(page)
     }
 }
 

@@ -34,6 +34,12 @@ pub enum StoreError {
         /// The lease's number.
         lease: u64,
     },
+    /// The store keeps this revision no more, so that nothing can be read at it. Begin anew at the present one.
+    #[error("revision {revision} is compacted")]
+    Compacted {
+        /// The revision that was to be read.
+        revision: u64,
+    },
     /// Surely not applied: refused before it was carried out, or never sent. Trying again is safe.
     #[error("store call was not applied")]
     NotApplied(#[source] BoxedCause),
@@ -88,6 +94,7 @@ impl StoreError {
             Self::NotApplied(_) | Self::NotElected { .. } => true,
             Self::Conflict { .. }
             | Self::NotLeader { .. }
+            | Self::Compacted { .. }
             | Self::LeaseNotFound { .. }
             | Self::Unknown(_)
             | Self::TooLarge { .. }

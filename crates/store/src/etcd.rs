@@ -15,13 +15,15 @@ use std::time::Duration;
 use async_trait::async_trait;
 use etcd_client::{Client, Error, GetOptions, GetResponse};
 use tokio::sync::mpsc;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint};
 
 use self::channel::{CallError, Endpoints, Repeat, Sorted};
 use self::lease::EtcdLease;
 use crate::error::StoreError;
 use crate::lease::{Lease, LeaseId, spawn_keeper};
+use crate::pages::{self, SnapshotPages};
 use crate::store::Store;
 use crate::tasks::Tasks;
 use crate::types::{
@@ -141,9 +143,11 @@ impl Store for EtcdStore {
         }
     }
 
-    async fn snapshot(&self, prefix: &str) -> Result<Snapshot, StoreError> {
-        self.check_open()?;
-        snapshot(&self.prefix, &self.endpoints, prefix).await
+    fn read_pages(&self, prefix: &str, limit: usize) -> Box<dyn SnapshotPages> {
+        Box::new(EtcdPages {
+            stop: self.tasks.child_token(),
+            ..EtcdPages::new(&self.prefix, &self.endpoints, prefix, limit)
+        })
     }
 
     async fn txn(&self, txn: Txn) -> Result<Revision, StoreError> {
@@ -262,48 +266,74 @@ fn page(prefix: &str, answer: &GetResponse) -> Result<Page, StoreError> {
     Ok(Page { items, next, revision })
 }
 
-/// Limit of reading everything, which is begun anew whenever its revision is compacted.
-const SNAPSHOT_LIMIT: Duration = Duration::from_secs(600);
-
-/// Reads everything below `under` at one revision, page by page; starts again when that revision is compacted meanwhile.
-async fn snapshot(prefix: &str, endpoints: &Endpoints, under: &str) -> Result<Snapshot, StoreError> {
-    // Each page has the deadline of a call: as long as they come, a large state takes its time.
-    let deadline = Instant::now() + SNAPSHOT_LIMIT;
-    let read = async {
-        let mut limit = MAX_PAGE_ITEMS;
-        loop {
-            match snapshot_once(prefix, endpoints, under, limit).await? {
-                Ok(snapshot) => return Ok(snapshot),
-                Err(error) if limit == 1 => return Err(StoreError::NotApplied(error.into())),
-                // Smaller pages help when the answer was too large, and do no harm when the revision was compacted.
-                Err(_) => limit = (limit / 2).max(1),
-            }
-        }
-    };
-    timeout_at(deadline, read).await.unwrap_or_else(|elapsed| Err(StoreError::NotApplied(elapsed.into())))
+/// Everything below a prefix at the revision of its first page.
+struct EtcdPages {
+    prefix: Arc<str>,
+    endpoints: Arc<Endpoints>,
+    under: String,
+    /// Last key of the page before.
+    after: Option<String>,
+    /// Set by the first page.
+    at: Option<Revision>,
+    /// Records of a page at most, and what the last answers had room for.
+    most: usize,
+    limit: usize,
+    stop: CancellationToken,
 }
 
-async fn snapshot_once(
-    prefix: &str,
-    endpoints: &Endpoints,
-    under: &str,
-    limit: usize,
-) -> Result<Result<Snapshot, Error>, StoreError> {
-    let mut items = Vec::new();
-    let mut after: Option<String> = None;
-    let mut at = None;
-    loop {
-        let range = Range { under, after: after.as_deref(), limit, at };
-        let page = match range.read(prefix, endpoints).await? {
-            RangeAnswer::Page(page) => page,
-            RangeAnswer::OutOfRange(error) => return Ok(Err(error)),
-        };
-        // Later pages carry later header revisions: the first one is what all of them show.
-        let revision = *at.get_or_insert(page.revision);
-        items.extend(page.items);
-        match page.next {
-            Some(next) => after = Some(next),
-            None => return Ok(Ok(Snapshot { items, revision })),
+impl EtcdPages {
+    fn new(prefix: &Arc<str>, endpoints: &Arc<Endpoints>, under: &str, limit: usize) -> Self {
+        let most = limit.max(1);
+        Self {
+            prefix: prefix.clone(),
+            endpoints: endpoints.clone(),
+            under: under.to_owned(),
+            after: None,
+            at: None,
+            most,
+            limit: most,
+            stop: CancellationToken::new(),
         }
     }
+}
+
+#[async_trait]
+impl SnapshotPages for EtcdPages {
+    async fn next_page(&mut self) -> Result<Page, StoreError> {
+        loop {
+            if self.stop.is_cancelled() {
+                return Err(StoreError::Closed);
+            }
+            let (after, limit, at) = (self.after.as_deref(), self.limit, self.at);
+            let range = Range { under: &self.under, after, limit, at };
+            match range.read(&self.prefix, &self.endpoints).await? {
+                RangeAnswer::Page(page) => {
+                    // Later pages carry later header revisions: the first one is what all of them show.
+                    let revision = *self.at.get_or_insert(page.revision);
+                    self.after = page.next.clone().or(self.after.take());
+                    self.limit = self.limit.saturating_mul(2).min(self.most);
+                    return Ok(Page { revision, ..page });
+                }
+                // Smaller pages help when the answer was too large, and do no harm when the revision was compacted.
+                RangeAnswer::OutOfRange(_) if self.limit > SURE_PAGE_ITEMS => {
+                    self.limit = (self.limit / 2).max(SURE_PAGE_ITEMS);
+                }
+                RangeAnswer::OutOfRange(error) => {
+                    return Err(match self.at {
+                        Some(revision) => StoreError::Compacted { revision: revision.0 },
+                        None => StoreError::Refused(error.into()),
+                    });
+                }
+            }
+        }
+    }
+}
+
+/// Reads everything below `under` at one revision.
+async fn snapshot(
+    prefix: &Arc<str>,
+    endpoints: &Arc<Endpoints>,
+    under: &str,
+) -> Result<Snapshot, StoreError> {
+    pages::collect(|limit| Box::new(EtcdPages::new(prefix, endpoints, under, limit))).await
 }

@@ -4,7 +4,7 @@
 //!        controller (and its tests)
 //!                 │  Arc<dyn Store>
 //!                 ▼
-//!   Store ── get, list, snapshot, txn ── watch ── grant, campaign
+//!   Store ── get, list, read_pages, txn ── watch ── grant, campaign
 //!     │                                    │            │
 //!     │            Watch: Resync, Put, Delete      Lease, Leadership (renewed by a keeper task)
 //!     ├── EmbeddedStore: writer thread ─▶ one redb file; history in memory
@@ -26,6 +26,7 @@ mod error;
 mod etcd;
 mod lease;
 mod location;
+mod pages;
 mod revision;
 mod store;
 mod tasks;
@@ -42,6 +43,7 @@ pub use error::{BoxedCause, StoreError};
 pub use etcd::{ConnectEtcd, EtcdConfig, EtcdStore};
 pub use lease::{Fence, Leader, Leadership, Lease, LeaseId};
 pub use location::{KEY_PREFIX, StoreLocation};
+pub use pages::SnapshotPages;
 pub use store::Store;
 pub use types::{
     Expect, MAX_KEY_BYTES, MAX_PAGE_ITEMS, MAX_TXN_BYTES, MAX_TXN_OPS, MAX_VALUE_BYTES, Op, Page,

@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use crate::election;
 use crate::error::StoreError;
 use crate::lease::{Leader, Leadership, Lease};
+use crate::pages::{self, SnapshotPages};
 use crate::types::{Page, Revision, Snapshot, Txn, Versioned};
 use crate::watch::Watch;
 
@@ -27,7 +28,7 @@ use crate::watch::Watch;
 ///
 /// # Time
 ///
-/// Every call has the deadline that the store was configured with ([`Store::snapshot`] ten minutes, as long as it gets on); a call that runs into it fails with
+/// Every call has the deadline that the store was configured with ([`Store::snapshot`] ten minutes, [`Store::read_pages`] for each page); a call that runs into it fails with
 /// [`StoreError::NotApplied`] or [`StoreError::Unknown`]. Failures that surely changed nothing, such as a refused
 /// connection, are tried again within the deadline.
 ///
@@ -43,8 +44,14 @@ pub trait Store: Send + Sync + 'static {
     /// (at most [`crate::MAX_PAGE_ITEMS`]; fewer when they are large). One page shows one revision.
     async fn list(&self, prefix: &str, page_after: Option<&str>, limit: usize) -> Result<Page, StoreError>;
 
-    /// Reads every record whose key starts with `prefix`, all at one revision.
-    async fn snapshot(&self, prefix: &str) -> Result<Snapshot, StoreError>;
+    /// Reads every record whose key starts with `prefix`, all at one revision, in pages of at most `limit` records (fewer when
+    /// they are large). Nothing is read before the first page is asked for.
+    fn read_pages(&self, prefix: &str, limit: usize) -> Box<dyn SnapshotPages>;
+
+    /// Reads every record whose key starts with `prefix`, all at one revision, into memory at once.
+    async fn snapshot(&self, prefix: &str) -> Result<Snapshot, StoreError> {
+        pages::collect(|limit| self.read_pages(prefix, limit)).await
+    }
 
     /// Applies all of a transaction's writes at one revision, which it returns, or none of them.
     ///

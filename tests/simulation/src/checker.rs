@@ -6,7 +6,7 @@
 //! | 1 | an accepted job stays; an attempt ends only for a reason that lies with its job, its nodes or a person |
 //! | 2 | one request id, one job |
 //! | 3 | a job that has ended stays as it ended |
-//! | 4 | generations and leases only grow; a checkpoint is of the newest generation; a unit that is done stays as it is |
+//! | 4 | generations and leases only grow; a checkpoint is of the newest generation; a unit that is done stays as it is, by itself and in its segment |
 //! | 8 | no slot is held twice, in the records and on the nodes; gangs are whole |
 //! | 11 | nobody calls the store without pause |
 //! | 12 | a job that waits says why; calls are answered within their limit |
@@ -23,8 +23,9 @@ use crescendo_core::ids::{AttemptRef, JobId, NodeId, StageRef};
 use crescendo_core::invariants::check_invariants;
 use crescendo_core::job::JobState;
 use crescendo_core::records::{
-    AttemptRecord, AttemptState, CheckpointRecord, JobRecord, Record, RecordKey, UnitRecord, UnitState, Write,
+    AttemptRecord, AttemptState, CheckpointRecord, JobRecord, Record, RecordKey, UnitRecord, Write,
 };
+use crescendo_core::segment::{SegmentRecord, UnitSums};
 use crescendo_core::state::{ClusterState, Job};
 use crescendo_proto::records;
 use crescendo_store::Revision;
@@ -57,6 +58,9 @@ impl fmt::Display for Violation {
 struct Facts {
     state: ClusterState,
     keys: BTreeMap<String, RecordKey>,
+    /// Units that are done, as their records say, and the segments that hold them, both by stage and number.
+    done: BTreeMap<(StageRef, u64), UnitRecord>,
+    segments: BTreeMap<(StageRef, u64), SegmentRecord>,
     /// Jobs by request id, as people were told.
     accepted: BTreeMap<String, String>,
     requests: BTreeMap<String, JobId>,
@@ -252,8 +256,13 @@ impl Facts {
     fn change(&mut self, now: Duration, change: &Change, over: &mut Vec<AttemptRecord>, broken: &mut Broken) {
         let Some(value) = &change.value else {
             if let Some(key) = self.keys.remove(&change.key) {
-                if let RecordKey::Job(job) = &key {
-                    broken.push((1, format!("job {job} is lost")));
+                match &key {
+                    RecordKey::Job(job) => broken.push((1, format!("job {job} is lost"))),
+                    RecordKey::Segment(stage, first) => {
+                        broken.push((1, format!("segment {first} of {stage} is lost")));
+                    }
+                    RecordKey::Unit(stage, unit) => self.check_deletion(stage, *unit, broken),
+                    _ => {}
                 }
                 let _ = self.state.apply(Write::Delete(key));
             }
@@ -274,6 +283,7 @@ impl Facts {
                 self.check_job(job, broken);
             }
             Record::Attempt(attempt) => self.check_attempt(now, attempt, over, broken),
+            Record::Segment(segment) => self.check_segment(segment, broken),
             Record::Unit(unit) => self.check_unit(unit, broken),
             Record::Checkpoint(checkpoint) => self.check_checkpoint(checkpoint, broken),
             Record::Request(_) | Record::Stage(_) | Record::Node(_) => {}
@@ -345,18 +355,55 @@ impl Facts {
         }
     }
 
-    fn check_unit(&self, unit: &UnitRecord, broken: &mut Broken) {
-        let Some(before) = self.state.stage(&unit.stage).and_then(|stage| stage.log.unit(unit.unit)) else {
-            return;
-        };
+    fn check_unit(&mut self, unit: &UnitRecord, broken: &mut Broken) {
         let name = format!("unit {} of {}", unit.unit, unit.stage);
-        if before.lease_generation > unit.lease_generation {
+        let log = self.state.stage(&unit.stage).map(|stage| &stage.log);
+        let lease = log.and_then(|log| log.open_unit(unit.unit)).map_or(0, |unit| unit.lease_generation);
+        if lease > unit.lease_generation {
             broken.push((4, format!("{name} goes back to lease {}", unit.lease_generation)));
         }
-        if let UnitState::Done(result) = &before.state
-            && unit.state != UnitState::Done(result.clone())
-        {
+        let key = (unit.stage.clone(), unit.unit);
+        if self.done.get(&key).is_some_and(|done| done != unit) {
             broken.push((4, format!("{name} was done and is another now")));
+        }
+        if unit.is_done() {
+            self.done.insert(key, unit.clone());
+        }
+    }
+
+    /// A segment says of its units what their own records have said.
+    fn check_segment(&mut self, segment: &SegmentRecord, broken: &mut Broken) {
+        let name = format!("segment {} of {}", segment.first_unit, segment.stage);
+        let key = |unit| (segment.stage.clone(), unit);
+        let Some(job) = self.state.job(&segment.stage.job) else { return };
+        if !job.record.state.is_terminal()
+            && !self.state.stage(&segment.stage).is_some_and(|stage| stage.is_done())
+        {
+            broken.push((4, format!("{name} is written while its stage is worked on")));
+        }
+        let mut sums = UnitSums::default();
+        for unit in segment.first_unit..segment.end() {
+            let done = self.done.get(&key(unit)).and_then(|record| Some((record, record.result()?)));
+            let Some((record, result)) = done else {
+                broken.push((4, format!("{name} holds unit {unit}, which is not done")));
+                continue;
+            };
+            if segment.shard(unit).as_ref() != Some(&result.shard) {
+                broken.push((4, format!("{name} says something else of the shard of unit {unit}")));
+            }
+            sums.count(record, result);
+        }
+        if sums != segment.sums {
+            broken.push((4, format!("{name} has other sums than its units")));
+        }
+        self.segments.insert(key(segment.first_unit), segment.clone());
+    }
+
+    /// The record of a unit goes only when a segment holds it.
+    fn check_deletion(&self, stage: &StageRef, unit: u64, broken: &mut Broken) {
+        let before = self.segments.range(..=(stage.clone(), unit)).next_back();
+        if !before.is_some_and(|((of, _), segment)| of == stage && unit < segment.end()) {
+            broken.push((4, format!("unit {unit} of {stage} is deleted, and no segment holds it")));
         }
     }
 

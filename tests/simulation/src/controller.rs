@@ -13,6 +13,7 @@ use crescendo_controller::metrics::Metrics;
 use crescendo_controller::relay::Relays;
 use crescendo_controller::services::{Checkpoints, Curation, Jobs, Nodes};
 use crescendo_controller::unit_board::UnitBoard;
+use crescendo_core::decide::Limits;
 use crescendo_core::ids::Timestamp;
 use crescendo_node::runtime::random;
 use crescendo_node::runtime::supervise::{Drain, Tasks};
@@ -51,8 +52,20 @@ pub struct StoreFaults {
     pub full: AtomicU64,
 }
 
+/// Few, so that the state is read in many pages.
+const LOAD_PAGE_RECORDS: usize = 40;
+/// Few, so that stages of a handful of units are folded, and faults come in between.
+const SEGMENT_UNITS: u64 = 3;
+const FOLD_DELETES: usize = 2;
 /// Writes of one transaction; the last is what ships.
 const TXN_WRITES: [usize; 4] = [1, 2, 5, 120];
+/// What ships, but for what would be too much for so small a cluster to show anything.
+fn config(txn_writes: usize) -> Config {
+    let config = Config::new("file:///simulated");
+    let limits = Limits { segment_units: SEGMENT_UNITS, fold_deletes: FOLD_DELETES, ..config.limits };
+    Config { txn_writes, load_page_records: LOAD_PAGE_RECORDS, limits, ..config }
+}
+
 /// Calls of one controller within one simulated second that are more than it can have use for.
 const MANY_CALLS: u64 = 2000;
 
@@ -193,7 +206,7 @@ impl Controller {
         let txn_writes = self.rng.draw(|rng| TXN_WRITES[rng.index(TXN_WRITES.len())]);
         let (_, quotas) = watch::channel(Arc::default());
         let around = EngineDeps {
-            config: Arc::new(Config { txn_writes, ..Config::new("file:///simulated") }),
+            config: Arc::new(config(txn_writes)),
             store,
             metrics: metrics.clone(),
             logs: logs.clone(),

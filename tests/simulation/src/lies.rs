@@ -116,7 +116,7 @@ impl Lies {
     fn older_leases(&self) -> Vec<v1::UnitLease> {
         let stages = self.jobs.iter().flat_map(|job| &job.stages);
         let units =
-            stages.flat_map(|stage| (0..8).filter_map(move |unit| Some((stage, stage.log.unit(unit)?))));
+            stages.flat_map(|stage| (0..8).filter_map(move |unit| Some((stage, stage.log.open_unit(unit)?))));
         units
             .filter(|(_, unit)| matches!(unit.state, UnitState::Leased { .. }) && unit.lease_generation > 1)
             .map(|(stage, unit)| v1::UnitLease {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::pairlog::UnitPolicy;
+use crate::pairlog::{SEGMENT_UNITS, UnitPolicy};
 use crate::quotas::Quotas;
 use crate::ranks::HangLimits;
 
@@ -49,6 +49,10 @@ pub struct Limits {
     /// Units under way past the readable prefix: `base + per_curator * curators`.
     pub look_ahead_base: u64,
     pub look_ahead_per_curator: u64,
+    /// Units of a stage that is over whose records become one.
+    pub segment_units: u64,
+    /// Records of units that are deleted at a time once a segment holds them.
+    pub fold_deletes: usize,
     /// How long ranks may go without a move.
     pub hang: HangLimits,
     /// What each tenant may use.
@@ -79,6 +83,8 @@ impl Default for Limits {
             source_lost_after: Duration::from_secs(60),
             look_ahead_base: 4,
             look_ahead_per_curator: 2,
+            segment_units: SEGMENT_UNITS,
+            fold_deletes: 100,
             hang: HangLimits::default(),
             quotas: Arc::default(),
         }

@@ -14,7 +14,6 @@ use crate::decide::{DecideContext, PendingReason};
 use crate::ids::{NodeId, StageRef};
 use crate::observed::Refusal;
 use crate::records::{FailureKind, NodeKind, NodeRecord, UnitRecord, UnitState};
-use crate::rejection::Rejection;
 use crate::state::Stage;
 
 /// Curators that a reason names at most.
@@ -104,14 +103,11 @@ pub(super) fn nobody_opens(nodes: &DecideContext<'_>, stage: &Stage, needed: u64
         }
         UnitState::Free { .. } | UnitState::Done(_) => false,
     };
-    if stage.log.units().any(works) {
+    if stage.log.open_units().any(works) {
         return None;
     }
     let long_ago = |at| nodes.now.since(at) >= nodes.limits.source_lost_after;
-    let made = |unit: &UnitRecord| {
-        unit.result().is_some_and(|result| !result.rejected.contains_key(Rejection::UnitQuarantined.name()))
-    };
-    if stage.log.units().any(made) && !long_ago(since) {
+    if stage.log.has_made() && !long_ago(since) {
         return None;
     }
     match stage.active_attempt() {

@@ -161,20 +161,18 @@ pub(super) fn cooldowns(view: &View<'_>, stage: &Stage) -> Vec<String> {
 /// Units that curators hold, and those that had to be tried again.
 fn under_way(view: &View<'_>, stage: &Stage) -> Vec<String> {
     let prefix = stage.log.prefix_units();
-    let (mut held, mut done, mut failures, mut lost) = (0u64, 0u64, 0u64, 0u64);
+    let (failures, lost) = (stage.log.failures(), stage.log.lost_leases());
+    let (mut held, mut done) = (0u64, 0u64);
     // Units that are tried again later, and the time until the first of them is.
     let mut later: Vec<Duration> = Vec::new();
-    for unit in stage.log.units() {
+    for unit in stage.log.open_units() {
         match &unit.state {
             UnitState::Leased { expires_at, .. } if *expires_at > view.now => held += 1,
             UnitState::Free { from, .. } if *from > view.now => later.push(from.since(view.now)),
             UnitState::Free { .. } | UnitState::Leased { .. } => {}
             // Done, and not readable before what comes first is done too.
-            UnitState::Done(_) => done += u64::from(unit.unit >= prefix),
+            UnitState::Done(_) => done += 1,
         }
-        failures = failures.saturating_add(u64::from(unit.failures));
-        let given_back = unit.released.saturating_add(u64::from(unit.failures));
-        lost = lost.saturating_add(unit.lease_generation.saturating_sub(1).saturating_sub(given_back));
     }
     let nodes = view.decide_nodes();
     let making =
@@ -248,7 +246,7 @@ fn share_turned_down(stage: &Stage) -> f64 {
 fn remedies(view: &View<'_>, job: &Job, index: usize, stage: &Stage, forecast: &PairForecast) -> Vec<String> {
     let id = &job.record.id;
     let mut remedies = Vec::new();
-    let failing = stage.log.units().any(|unit| unit.failures > 0 && !unit.is_done());
+    let failing = stage.log.open_units().any(|unit| unit.failures > 0 && !unit.is_done());
     if failing {
         remedies.push(format!("see why units fail: crescendo logs {id}"));
     }

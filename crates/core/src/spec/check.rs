@@ -132,16 +132,19 @@ fn start(found: &mut Found, spec: &JobSpec, index: usize, stage: &StageSpec, at:
     }
 }
 
-/// Units of one stage at most. Each is a record that the controller holds in memory and reads when it begins to lead.
-const MAX_UNITS: u64 = 100_000;
+/// Units of one stage at most. While it is worked on each has a record, which the controller reads when it begins to lead.
+const MAX_UNITS: u64 = 1_000_000;
 
 fn data(found: &mut Found, stage: &StageSpec, at: &impl Fn(&str) -> String) {
     let data = &stage.data;
     let units = data.pairs.div_ceil(u64::from(data.unit_size).max(1));
     if units > MAX_UNITS {
         let message = format!(
-            "{} pairs in units of {} are {units} units, and a stage has at most {MAX_UNITS}: raise unitSize, or lower pairs",
-            data.pairs, data.unit_size
+            "{} pairs in units of {} are {units} units, and a stage has at most {MAX_UNITS}: set unitSize to {} or more, or pairs to {} or less",
+            data.pairs,
+            data.unit_size,
+            data.pairs.div_ceil(MAX_UNITS),
+            MAX_UNITS.saturating_mul(data.unit_size.into())
         );
         found.add(at("data.unitSize"), &[&at("data.pairs")], message);
     }

@@ -540,7 +540,7 @@ pub const FIELDS: &[Field] = &[
         "spec.stages[].data.unitSize",
         whole(1, 65_536),
         Default::From("256, or 32 for what FLUX draws; at most `pairs`"),
-        "Candidates in one unit of curation work, which is made and can be read as a whole.",
+        "Candidates in one unit of curation work, which is made and can be read as a whole. A stage has at most 1,000,000 units.",
     ),
     with(
         GENERATE,

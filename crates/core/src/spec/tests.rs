@@ -659,9 +659,13 @@ fn a_stage_has_no_more_units_than_a_controller_can_hold() {
             "apiVersion: crescendo/v1\nkind: TrainingJob\nmetadata: {{name: a}}\nspec:\n  model: {{preset: nano, weights: b}}\n  stages:\n    - data: {{source: compose, subjects: s, pairs: {pairs}, unitSize: 1}}\n"
         )
     };
-    assert!(parse(spec("100000").as_bytes()).is_ok());
+    assert!(parse(spec("1000000").as_bytes()).is_ok());
     let problems = parse(spec("1000000000").as_bytes()).expect_err("a record a pair");
     assert_eq!(problems.len(), 1, "{problems:?}");
     assert_eq!(problems[0].path, "spec.stages[0].data.unitSize");
-    assert!(problems[0].message.contains("1000000000 units, and a stage has at most 100000"), "{problems:?}");
+    let message = "1000000000 pairs in units of 1 are 1000000000 units, and a stage has at most 1000000: set unitSize to 1000 or more, or pairs to 1000000 or less";
+    assert_eq!(problems[0].message, message);
+    assert!(parse(spec("1000001").as_bytes()).is_err());
+    let enough = spec("1000000000").replace("unitSize: 1}", "unitSize: 1000}");
+    assert!(parse(enough.as_bytes()).is_ok(), "as the message says");
 }

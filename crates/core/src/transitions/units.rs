@@ -116,7 +116,7 @@ fn check_unit(state: &ClusterState, lease: &UnitLeaseRef) -> Result<(), RequestE
 }
 
 fn held<'a>(stage: &'a Stage, lease: &UnitLeaseRef) -> Result<&'a UnitRecord, RequestError> {
-    let record = stage.log.unit(lease.unit).ok_or_else(|| stale(lease))?;
+    let record = stage.log.open_unit(lease.unit).ok_or_else(|| stale(lease))?;
     match record.state {
         UnitState::Leased { .. } if record.lease_generation == lease.lease_generation => Ok(record),
         UnitState::Leased { .. } | UnitState::Free { .. } | UnitState::Done(_) => Err(stale(lease)),
@@ -128,9 +128,12 @@ pub fn commit_unit(state: &ClusterState, commit: UnitCommit) -> Result<UnitCommi
     let done_already = UnitCommitted { done_already: true, writes: Vec::new() };
     let stage = open_stage(state, &commit.lease.stage)?;
     check_unit(state, &commit.lease)?;
-    let record = stage.log.unit(commit.lease.unit).ok_or_else(|| stale(&commit.lease))?;
+    if stage.log.is_done(commit.lease.unit) {
+        return Ok(done_already);
+    }
+    stage.log.open_unit(commit.lease.unit).ok_or_else(|| stale(&commit.lease))?;
     // Past the seal nothing is read any more, so nothing has to be kept.
-    if record.is_done() || stage.log.is_sealed() {
+    if stage.log.is_sealed() {
         return Ok(done_already);
     }
     let record = held(stage, &commit.lease)?;

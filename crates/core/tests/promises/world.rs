@@ -586,7 +586,8 @@ impl World {
             return;
         }
         let lease = self.leases.remove(usize::from(pick) % self.leases.len());
-        let before = self.state.stage(&lease.stage).and_then(|stage| stage.log.unit(lease.unit).cloned());
+        let before =
+            self.state.stage(&lease.stage).and_then(|stage| stage.log.open_unit(lease.unit).cloned());
         let shard = ShardRecord {
             path: if pairs.is_multiple_of(5) { String::new() } else { transitions::shard_path(&lease) },
             pairs: u64::from(pairs % 5),

@@ -231,6 +231,76 @@ pub async fn a_snapshot_shows_one_moment(fixture: &impl Fixture) {
     }
 }
 
+/// What is written between the pages of a snapshot is in none of them.
+pub async fn pages_of_a_snapshot_show_one_moment(fixture: &impl Fixture) {
+    let store = fixture.store();
+    for limit in [1, 4, 5, 24, 25, 26, 5000] {
+        let key = |n: usize| format!("of-{limit}/{n:02}");
+        let txn = (0..25).fold(Txn::new(), |txn, n| txn.put(key(n), "before"));
+        let revision =
+            store.txn(txn.put(format!("of-{limit}"), "").put(format!("of-{limit}0"), "")).await.unwrap();
+        let mut pages = store.read_pages(&format!("of-{limit}/"), limit);
+        let mut items: Vec<crate::Versioned> = Vec::new();
+        loop {
+            let page = pages.next_page().await.unwrap();
+            assert!(page.items.len() <= limit);
+            assert_eq!(page.revision, revision, "limit {limit}");
+            items.extend(page.items);
+            let changes = Txn::new().put(key(24), "after").delete(key(23)).put(key(99), "after");
+            fixture.other_client().txn(changes).await.unwrap();
+            match page.next {
+                Some(next) => assert_eq!(items.last().map(|item| &item.key), Some(&next)),
+                None => break,
+            }
+        }
+        let keys: Vec<String> = items.iter().map(|item| item.key.clone()).collect();
+        assert_eq!(keys, (0..25).map(key).collect::<Vec<_>>(), "limit {limit}");
+        assert!(items.iter().all(|item| item.value == "before" && item.mod_revision == revision));
+    }
+}
+
+/// A snapshot whose revision is compacted between its pages says so, or goes on to show that revision: it never shows
+/// another. Reading everything at once begins anew by itself.
+pub async fn a_snapshot_whose_revision_is_gone_says_so(fixture: &impl Fixture) {
+    let store = fixture.store();
+    let txn = (0..25).fold(Txn::new(), |txn, n| txn.put(format!("jobs/{n:02}"), "before"));
+    let revision = store.txn(txn).await.unwrap();
+    let mut pages = store.read_pages("", 10);
+    assert_eq!(pages.next_page().await.unwrap().revision, revision);
+    let txn = (0..25).fold(Txn::new(), |txn, n| txn.put(format!("jobs/{n:02}"), "after"));
+    let now = store.txn(txn).await.unwrap();
+    fixture.compact(now).await;
+    match pages.next_page().await {
+        Ok(page) => assert!(page.items.iter().all(|item| item.value == "before")),
+        Err(StoreError::Compacted { revision: gone }) => assert_eq!(gone, revision.0),
+        Err(error) => panic!("{error:?}"),
+    }
+    let snapshot = store.snapshot("").await.unwrap();
+    assert_eq!((snapshot.items.len(), snapshot.revision), (25, now));
+    assert!(snapshot.items.iter().all(|item| item.value == "after"));
+}
+
+/// Records that do not fit into one answer together come in more pages, all at one revision.
+pub async fn large_records_are_paged_by_size_at_one_revision(fixture: &impl Fixture) {
+    let store = fixture.store();
+    for n in 0..20 {
+        store.txn(Txn::new().put(format!("large/{n:02}"), vec![n; MAX_VALUE_BYTES])).await.unwrap();
+    }
+    let revision = store.txn(Txn::new().put("small", "")).await.unwrap();
+    let mut pages = store.read_pages("", 5000);
+    let mut keys = Vec::new();
+    loop {
+        let page = pages.next_page().await.unwrap();
+        assert_eq!(page.revision, revision);
+        keys.extend(page.items.into_iter().map(|item| item.key));
+        if page.next.is_none() {
+            break;
+        }
+    }
+    assert_eq!(keys.len(), 21);
+    assert!(keys.is_sorted());
+}
+
 /// Limits, and requests that make no sense.
 pub async fn what_is_over_a_limit_is_refused_before_it_is_sent(fixture: &impl Fixture) {
     let store = fixture.store();

@@ -10,7 +10,7 @@ use std::ops::Bound;
 use std::path::Path;
 
 use bytes::Bytes;
-use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
+use redb::{Database, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
 
 use crate::error::StoreError;
 use crate::lease::LeaseId;
@@ -247,26 +247,36 @@ pub(super) fn list(
     after: Option<&str>,
     limit: usize,
 ) -> Result<Page, Failure> {
-    let (items, more, revision) = scan(db, prefix, under, after, limit, MAX_PAGE_BYTES)?;
+    page(&db.begin_read()?, prefix, under, after, limit)
+}
+
+/// The same, as a transaction sees it that may show several pages.
+pub(super) fn page(
+    read: &ReadTransaction,
+    prefix: &str,
+    under: &str,
+    after: Option<&str>,
+    limit: usize,
+) -> Result<Page, Failure> {
+    let (items, more, revision) = scan(read, prefix, under, after, limit, MAX_PAGE_BYTES)?;
     let next = if more { items.last().map(|item| item.key.clone()) } else { None };
     Ok(Page { items, next, revision })
 }
 
 /// Reads all records below `under` (without the store's prefix).
 pub(super) fn snapshot(db: &Database, prefix: &str, under: &str) -> Result<Snapshot, Failure> {
-    let (items, _, revision) = scan(db, prefix, under, None, usize::MAX, usize::MAX)?;
+    let (items, _, revision) = scan(&db.begin_read()?, prefix, under, None, usize::MAX, usize::MAX)?;
     Ok(Snapshot { items, revision })
 }
 
 fn scan(
-    db: &Database,
+    read: &ReadTransaction,
     prefix: &str,
     under: &str,
     after: Option<&str>,
     limit: usize,
     limit_bytes: usize,
 ) -> Result<(Vec<Versioned>, bool, Revision), Failure> {
-    let read = db.begin_read()?;
     let revision = Revision(read.open_table(META)?.get(META_REVISION)?.map_or(0, |value| value.value()));
     let records = read.open_table(RECORDS)?;
     let full_under = format!("{prefix}{under}");

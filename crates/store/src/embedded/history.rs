@@ -67,6 +67,12 @@ impl History {
         self.floor = self.floor.max(revision.min(self.latest));
     }
 
+    /// Whether changes after `revision` are not all here.
+    #[cfg(feature = "testing")]
+    pub fn is_gone(&self, revision: Revision) -> bool {
+        revision < self.floor
+    }
+
     pub fn since(&self, after: Revision, full_prefix: &str) -> Since {
         if after < self.floor {
             return Since::Gone;

@@ -8,7 +8,7 @@
 //! All that happens follows from the order of the calls and from tokio's clock, so under paused time on one thread it is
 //! the same in every run.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -16,15 +16,15 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
 
 use crate::embedded::history::{History, HistoryLimits, Since};
 use crate::error::StoreError;
 use crate::lease::{Lease, LeaseBackend, LeaseId, Renewal, spawn_keeper};
+use crate::pages::SnapshotPages;
 use crate::store::Store;
 use crate::tasks::Tasks;
-use crate::types::{
-    Expect, MAX_PAGE_ITEMS, MAX_TXN_BYTES, Op, Page, Revision, Snapshot, Txn, Versioned, validate_key,
-};
+use crate::types::{Expect, MAX_PAGE_ITEMS, MAX_TXN_BYTES, Op, Page, Revision, Txn, Versioned, validate_key};
 use crate::watch::{Watch, WatchEvent};
 
 /// Changes that wait for the reader of a watch at most.
@@ -301,21 +301,7 @@ impl SimulatedStore {
 
     async fn read<T>(&self, read: impl FnOnce(&State) -> T) -> Result<T, StoreError> {
         self.check_open()?;
-        let reading = async {
-            match self.link.fate(StoreCall::Read) {
-                Fate::Carried { there, back } => {
-                    pass(there).await;
-                    let found = read(&self.server.lock());
-                    pass(back).await;
-                    Ok(found)
-                }
-                Fate::Lost | Fate::AnswerLost { .. } => std::future::pending().await,
-                Fate::Refused { why } => Err(StoreError::NotApplied(why.into())),
-            }
-        };
-        timeout(self.call_timeout, reading)
-            .await
-            .unwrap_or_else(|elapsed| Err(StoreError::NotApplied(elapsed.into())))
+        read_over(&self.server, self.link.as_ref(), self.call_timeout, |state| Ok(read(state))).await
     }
 
     /// Carries a call out on the server's side, whether or not its caller waits for the answer.
@@ -325,6 +311,63 @@ impl SimulatedStore {
         work: impl FnOnce(&SimulatedServer) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
         carry(&self.server, &self.server_tasks, self.link.as_ref(), self.call_timeout, call, work).await
+    }
+}
+
+async fn read_over<T>(
+    server: &SimulatedServer,
+    link: &dyn StoreLink,
+    call_timeout: Duration,
+    read: impl FnOnce(&State) -> Result<T, StoreError>,
+) -> Result<T, StoreError> {
+    let reading = async {
+        match link.fate(StoreCall::Read) {
+            Fate::Carried { there, back } => {
+                pass(there).await;
+                let found = read(&server.lock());
+                pass(back).await;
+                found
+            }
+            Fate::Lost | Fate::AnswerLost { .. } => std::future::pending().await,
+            Fate::Refused { why } => Err(StoreError::NotApplied(why.into())),
+        }
+    };
+    timeout(call_timeout, reading).await.unwrap_or_else(|elapsed| Err(StoreError::NotApplied(elapsed.into())))
+}
+
+/// Everything below a prefix at the revision of its first page, as long as the server keeps that.
+struct SimulatedPages {
+    server: SimulatedServer,
+    link: Arc<dyn StoreLink>,
+    call_timeout: Duration,
+    stop: CancellationToken,
+    under: String,
+    limit: usize,
+    /// What is left of the records at that revision.
+    seen: Option<(Revision, VecDeque<Versioned>)>,
+}
+
+#[async_trait]
+impl SnapshotPages for SimulatedPages {
+    async fn next_page(&mut self) -> Result<Page, StoreError> {
+        if self.stop.is_cancelled() {
+            return Err(StoreError::Closed);
+        }
+        let (under, seen) = (&self.under, &mut self.seen);
+        let look = |state: &State| {
+            let (at, _) = seen.get_or_insert_with(|| (state.revision, state.under(under).cloned().collect()));
+            if state.history.is_gone(*at) {
+                return Err(StoreError::Compacted { revision: at.0 });
+            }
+            Ok(())
+        };
+        read_over(&self.server, self.link.as_ref(), self.call_timeout, look).await?;
+        let Some((revision, left)) = &mut self.seen else {
+            return Err(StoreError::Corrupt("nothing was read".to_owned()));
+        };
+        let items: Vec<Versioned> = left.drain(..self.limit.min(left.len())).collect();
+        let next = items.last().filter(|_| !left.is_empty()).map(|last| last.key.clone());
+        Ok(Page { items, next, revision: *revision })
     }
 }
 
@@ -405,12 +448,16 @@ impl Store for SimulatedStore {
         .await
     }
 
-    async fn snapshot(&self, prefix: &str) -> Result<Snapshot, StoreError> {
-        self.read(|state| Snapshot {
-            items: state.under(prefix).cloned().collect(),
-            revision: state.revision,
+    fn read_pages(&self, prefix: &str, limit: usize) -> Box<dyn SnapshotPages> {
+        Box::new(SimulatedPages {
+            server: self.server.clone(),
+            link: self.link.clone(),
+            call_timeout: self.call_timeout,
+            stop: self.tasks.child_token(),
+            under: prefix.to_owned(),
+            limit: limit.max(1),
+            seen: None,
         })
-        .await
     }
 
     async fn txn(&self, txn: Txn) -> Result<Revision, StoreError> {

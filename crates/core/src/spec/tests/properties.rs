@@ -183,7 +183,7 @@ fn stage_spec(gpus: u32) -> impl Strategy<Value = StageSpec> {
                 pairs,
                 min_pairs: pairs.saturating_sub(less).max(1),
                 // A stage has no more units than the spec may ask for.
-                unit_size: unit_size.max(u32::try_from(pairs.div_ceil(100_000)).unwrap_or(u32::MAX)),
+                unit_size: unit_size.max(u32::try_from(pairs.div_ceil(1_000_000)).unwrap_or(u32::MAX)),
                 prompts,
                 filter: FilterSpec { similarity, judge },
             },
