@@ -14,7 +14,7 @@ use tonic::Code;
 async fn a_full_disk_refuses_new_jobs_with_its_reason_and_loses_none() -> Result<()> {
     let Some(disk) = SmallDisk::mount(16) else { return Ok(()) };
     let store = format!("embedded:{}", disk.path().join("store").display());
-    let mut controller = Controller::start_process(Some(store), &["--max-queued-jobs", "100000"]).await?;
+    let mut controller = Controller::start_process(Some(store), &["--max-open-jobs", "100000"]).await?;
     controller.await_leading().await?;
     let first = controller.submit_job("first").await?.job_id;
     let mut node = FakeNode::trainer(&controller, "t-1", 1).await?;

@@ -104,7 +104,8 @@ impl EtcdProcess {
         let mut client = Client::connect([self.endpoint()], None).await?;
         let member = client.member_list().await?.members().first().map_or(0, etcd_client::Member::id);
         let action = if full { AlarmAction::Activate } else { AlarmAction::Deactivate };
-        let options = AlarmOptions::new().with_member(member);
+        let mut options = AlarmOptions::new();
+        options.with_member(member);
         client.alarm(action, AlarmType::Nospace, Some(options)).await?;
         Ok(())
     }
