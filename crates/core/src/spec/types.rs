@@ -3,7 +3,10 @@
 
 use serde::{Deserialize, Serialize};
 
-/// A job with every default filled in. Its JSON form is what nodes receive.
+/// A job with every default filled in. Its JSON form is what nodes receive, and what is stored.
+///
+/// Versions before a field was there refuse a spec that has it. So a field that is added later is left out of the JSON form where it
+/// says what was so before: a spec that uses nothing new can be read by an older controller after a rollback, and by older nodes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct JobSpec {
@@ -18,7 +21,7 @@ pub struct JobSpec {
     /// Seed of all randomness in the job.
     pub seed: u64,
     /// What a stage may go on with on another kind of processor. Specs that were stored before there was a choice are lenient.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Reproducible::is_lenient")]
     pub reproducible: Reproducible,
     /// Language models on the network that curation may ask. Specs that were stored before there were any have none.
     #[serde(default)]
@@ -104,6 +107,13 @@ pub enum Reproducible {
     Lenient,
     /// A stage goes on from a checkpoint only on the kind of processor, with the ranks and threads, that wrote it.
     Strict,
+}
+
+impl Reproducible {
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "what serde calls")]
+    fn is_lenient(&self) -> bool {
+        *self == Self::Lenient
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -295,7 +305,7 @@ pub struct GenerateSpec {
     /// Folder of a subject library whose words say what is drawn; absent: the stage's prompts do.
     pub subjects: Option<String>,
     /// Subjects of the library that are kept out, by id or name.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub hold_out: Vec<String>,
     /// Every n-th subject of the library is kept out; 0 keeps out none.
     pub hold_out_one_in: u32,
@@ -340,7 +350,7 @@ pub struct CropSpec {
     /// Folder of photographs, with `subjects`.
     pub photos: Option<String>,
     /// As in [`ComposeSpec`].
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub hold_out: Vec<String>,
     pub hold_out_one_in: u32,
     pub name_share: f64,
@@ -382,7 +392,7 @@ pub struct ComposeSpec {
     #[serde(default = "all_named")]
     pub name_share: f64,
     /// Subjects that are kept out of training for evaluation, by id or name.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub hold_out: Vec<String>,
     /// Every n-th subject (by stable hash) is kept out as well; 0 keeps out none.
     pub hold_out_one_in: u32,
@@ -423,7 +433,7 @@ pub struct ImportSpec {
     #[serde(default)]
     pub directions: Directions,
     /// How photographs lie. Specs that were stored before there was a choice take them as stored.
-    #[serde(default = "Orientation::before")]
+    #[serde(default = "Orientation::before", skip_serializing_if = "Orientation::is_as_before")]
     pub orientation: Orientation,
     /// Target resolution in pixels: pictures go to the nearest aspect bucket at this size.
     pub resolution: u32,
@@ -491,6 +501,11 @@ impl Orientation {
     fn before() -> Orientation {
         Orientation::AsStored
     }
+
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "what serde calls")]
+    fn is_as_before(&self) -> bool {
+        *self == Self::before()
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -539,7 +554,7 @@ pub struct TrainSpec {
     pub max_grad_norm: f64,
     /// Steps in a row that may be skipped because their loss or gradient norm is not finite; default 10. Specs that were
     /// stored before steps were skipped get it too.
-    #[serde(default = "default_max_skipped_steps")]
+    #[serde(default = "default_max_skipped_steps", skip_serializing_if = "is_default_max_skipped_steps")]
     pub max_skipped_steps: u32,
     /// Chance that a sample's prompt is replaced by the empty one; default 0.1 (released code).
     pub text_dropout: f64,
@@ -567,6 +582,11 @@ pub enum AdapterSpec {
 
 fn default_max_skipped_steps() -> u32 {
     10
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "what serde calls")]
+fn is_default_max_skipped_steps(steps: &u32) -> bool {
+    *steps == default_max_skipped_steps()
 }
 
 impl TrainSpec {
