@@ -37,6 +37,9 @@ def main():
     for run in lines(folder / "submit.jsonl"):
         row(f"submits, {run['store']}", f"{run['submits_per_sec']:.0f}/s",
             f"p50 {run['p50_ms']} ms, p99 {run['p99_ms']} ms, {run['writers']} callers")
+    for run in lines(folder / "load.jsonl"):
+        row(f"a controller begins to lead {run['units']} units", f"{run['seconds_to_lead']:.1f} s",
+            f"memory {run['memory_mib']} MiB, at most {run['peak_memory_mib']} MiB")
     for run in lines(folder / "pairs.jsonl"):
         if "bench" not in run:
             continue

@@ -30,6 +30,8 @@ echo "bench: all-reduce" >&2
 "$bin/collective_bench" >"$results/all-reduce.jsonl"
 echo "bench: submits" >&2
 CRESCENDO_ETCD=.deps/venv/bin/etcd-server "$bin/submit_bench" >"$results/submit.jsonl"
+echo "bench: a controller that begins to lead a million units" >&2
+"$bin/load_bench" >"$results/load.jsonl"
 echo "bench: pairs from a curator to a rank" >&2
 cargo build --quiet --profile dist -p crescendo-curator-node --example serve_bench
 "$venv/bin/python" bench/loaders.py target/dist/examples/serve_bench --rounds "$rounds" >"$results/loaders.jsonl"

@@ -180,6 +180,7 @@ impl Engine {
             };
             let now = self.look_at_clock();
             self.limits.quotas = self.around.quotas.borrow().clone();
+            self.fold();
             let mut taken = 0;
             let mut next = first;
             let refusal =
@@ -197,14 +198,14 @@ impl Engine {
                 next = if room { requests.try_recv().ok() } else { None };
             }
             self.look_at_units(now);
-            self.fold();
             if let Some(end) = self.conclude(now).await {
                 return end;
             }
         }
     }
 
-    /// Folds records of stages that are over, a little at a time, so that nobody waits for it.
+    /// Folds records of stages that are over, a little at a time, so that nobody waits for it. Before anything else of a batch: what
+    /// it rests on is durable then.
     fn fold(&mut self) {
         if self.folded_at.elapsed() < FOLD_PAUSE {
             return;

@@ -16,6 +16,7 @@ use crescendo_core::ids::{JobId, RequestId, StageName, StageRef, Timestamp};
 use crescendo_core::job::JobState;
 use crescendo_core::object_keys;
 use crescendo_core::records::{JobRecord, Record, ShardRecord, UnitRecord, UnitResult, UnitState};
+use crescendo_core::rejection::Rejection;
 use crescendo_node::runtime::supervise::{Drain, Tasks};
 use crescendo_node::tls::{ConnectionMetrics, Incoming};
 use crescendo_proto::records;
@@ -135,7 +136,8 @@ fn unit(stage: &StageRef, number: u64) -> UnitRecord {
         size_bytes: 2_000_000 + number,
         sha256: format!("{number:064x}"),
     };
-    let rejected = [("similarity_low".to_owned(), 3), ("judge_low".to_owned(), 1)].into();
+    let rejected = [(Rejection::SimilarityLow, 3), (Rejection::JudgeLow, 1)];
+    let rejected = rejected.map(|(reason, count)| (reason.name().to_owned(), count)).into();
     UnitRecord {
         lease_generation: 1,
         state: UnitState::Done(UnitResult { shard, rejected, scores, exhausted: false }),
