@@ -225,7 +225,7 @@ fn groups(pending: Vec<Pending>) -> Vec<Vec<Pending>> {
     let mut jobs: BTreeMap<JobId, Vec<Pending>> = BTreeMap::new();
     for write in pending {
         match &write.key {
-            RecordKey::Unit(..) | RecordKey::Node(_) => alone.push(vec![write]),
+            RecordKey::Unit(..) | RecordKey::Node(_) | RecordKey::Cluster => alone.push(vec![write]),
             RecordKey::Request(..) => requests.push(vec![write]),
             RecordKey::Job(job)
             | RecordKey::Stage(StageRef { job, .. })

@@ -56,7 +56,8 @@ impl Learnt {
             | Record::Request(_)
             | Record::Stage(_)
             | Record::Unit(_)
-            | Record::Node(_) => {}
+            | Record::Node(_)
+            | Record::Cluster(_) => {}
         }
     }
 
