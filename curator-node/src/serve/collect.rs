@@ -292,3 +292,41 @@ async fn delete(store: Arc<dyn ObjectStore>, listed: Listed) -> (ListedObject, R
     };
     (object, outcome)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn listed(key: &str, torn: Option<PathBuf>) -> Listed {
+        let object = ListedObject { key: key.into(), size_bytes: 3, modified_unix_millis: 1 };
+        Listed { object, torn }
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_removed_is_told_and_the_rest_goes() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = objects::open(&format!("file://{}", folder.path().display())).unwrap();
+        for key in ["jobs/j/s/a.tar", "jobs/j/s/kept.tar", "jobs/j/folder.tar/x"] {
+            store.put(&key.into(), "abc".into()).await.unwrap();
+        }
+        let half = folder.path().join("jobs/j/s/half.tar#1");
+        std::fs::write(&half, "abc").unwrap();
+        let batch = [
+            listed("jobs/j/s/a.tar", None),
+            // Another has removed it.
+            listed("jobs/j/s/gone.tar", None),
+            // Files alone are removed.
+            listed("jobs/j/folder.tar", None),
+            listed("jobs/j/s/half.tar#1", Some(half.clone())),
+        ];
+        let mut removed = Removed::default();
+        remove(&store, &batch, &mut removed).await;
+        assert_eq!((removed.objects, removed.bytes, removed.failed), (3, 9, 1), "{}", removed.failure);
+        assert!(removed.failure.starts_with("jobs/j/folder.tar: "), "{}", removed.failure);
+        assert!(!half.exists());
+        let mut left = next_page(&mut store.list(None)).await.ok().expect("it is listed");
+        left.sort_by(|a, b| a.object.key.cmp(&b.object.key));
+        let left: Vec<&str> = left.iter().map(|listed| listed.object.key.as_str()).collect();
+        assert_eq!(left, ["jobs/j/folder.tar/x", "jobs/j/s/kept.tar"]);
+    }
+}
