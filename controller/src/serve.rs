@@ -82,11 +82,7 @@ impl Controller {
         let handle = EngineHandle::new(role_seen.clone());
         let stop = tasks.stop_token();
         tasks.spawn(stay(handle.clone(), drain, stop.clone()));
-        let collections = Collections::new(metrics.clone());
-        if let Some(every) = config.collect_every {
-            let (collections, handle, stop) = (collections.clone(), handle.clone(), stop.clone());
-            tasks.spawn(collect_now_and_then(collections, handle, every, stop));
-        }
+        let collections = collections(&config, &metrics, &handle, tasks);
         let object_store_url = config.object_store_url.clone();
         let streams = body_limit::client_streams(&[
             DESCRIPTORS,
@@ -186,6 +182,16 @@ async fn report_health(
             changed = role.changed() => if changed.is_err() { return },
         }
     }
+}
+
+/// Collections of leftovers, which are made by themselves too if the configuration says so.
+fn collections(config: &Config, metrics: &Metrics, engine: &EngineHandle, tasks: &Tasks) -> Collections {
+    let collections = Collections::new(metrics.clone());
+    if let Some(every) = config.collect_every {
+        let stop = tasks.stop_token();
+        tasks.spawn(collect_now_and_then(collections.clone(), engine.clone(), every, stop));
+    }
+    collections
 }
 
 /// See [`leadership::stay_for_nodes`].
