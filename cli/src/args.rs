@@ -81,6 +81,9 @@ pub enum Command {
     Cp(CpArgs),
     /// Show a stage's pairs, accepted and rejected, with scores and reasons; --sheet makes a page of pictures.
     Pairs(PairsArgs),
+    /// Find and remove what lies in the object store and no record names.
+    #[command(subcommand)]
+    Objects(ObjectsCommand),
     /// Forget what language models have answered, so that they are asked again.
     #[command(subcommand)]
     Curation(crate::commands::curation::CurationCommand),
@@ -138,6 +141,30 @@ pub enum NodesAction {
         /// The node, as `crescendo nodes` names it.
         node: String,
     },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ObjectsCommand {
+    /// Remove leftovers: checkpoint folders of attempts that died, shards of leases that were lost, halves of files.
+    Collect(CollectArgs),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+A leftover lies below jobs/, is older than the controller's --collect-grace-hours, belongs to nothing that is under way, and no
+record names it. A curator lists and deletes, and the controller says of each object whether it is one. The controller that
+leads does the same by itself every --collect-every-hours.
+
+Examples:
+  crescendo objects collect --dry-run            what would be removed
+  crescendo objects collect --job JOB -o json")]
+pub struct CollectArgs {
+    /// Remove nothing, only list.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Only what this job has left.
+    #[arg(long, value_name = "JOB")]
+    pub job: Option<String>,
 }
 
 #[derive(Debug, Args)]

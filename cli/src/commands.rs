@@ -16,6 +16,7 @@ pub mod login;
 pub mod logs;
 pub mod man;
 pub mod nodes;
+pub mod objects;
 pub mod on_this_machine;
 pub mod pairs;
 pub mod spec_file;

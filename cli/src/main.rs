@@ -103,6 +103,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
             Command::Checkpoints(args) => commands::checkpoints::run(&common, &args).await,
             Command::Cp(args) => commands::cp::run(&common, &args).await,
             Command::Pairs(args) => commands::pairs::run(&common, &args).await,
+            Command::Objects(command) => commands::objects::run(&common, &command).await,
             Command::Curation(command) => commands::curation::run(&common, &command).await,
             Command::Library(_)
             | Command::Context(_)

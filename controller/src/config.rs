@@ -53,6 +53,12 @@ pub struct Args {
     /// Calls that are worked on at a time; a call beyond that is refused for now
     #[arg(long, env = "CRESCENDO_MAX_CONCURRENT_CALLS", default_value_t = 512)]
     pub max_concurrent_calls: usize,
+    /// Hours between two collections of leftovers, what lies in the object store and no record names; 0 for none
+    #[arg(long, env = "CRESCENDO_COLLECT_EVERY_HOURS", default_value_t = 24)]
+    pub collect_every_hours: u64,
+    /// Hours for which an object that no record names is left alone
+    #[arg(long, env = "CRESCENDO_COLLECT_GRACE_HOURS", default_value_t = 24, value_parser = clap::value_parser!(u64).range(1..))]
+    pub collect_grace_hours: u64,
 }
 
 /// How callers are known, what they may use, and what is written down of them.
@@ -147,6 +153,10 @@ pub struct Config {
     pub txn_writes: usize,
     /// Records that are read at a time when the state is.
     pub load_page_records: usize,
+    /// Between two collections of leftovers; none if nothing is collected by itself.
+    pub collect_every: Option<Duration>,
+    /// Objects that were written within this are no leftovers.
+    pub collect_grace: Duration,
 }
 
 /// Writes of one transaction; a store takes no more than 128 operations.
@@ -154,6 +164,7 @@ pub(crate) const MAX_TXN_WRITES: usize = 120;
 
 /// Records that are read at a time: some 2 MB, and few enough pages of a million, each of which etcd counts all that is left for.
 const LOAD_PAGE_RECORDS: usize = 5000;
+const HOUR_SECONDS: u64 = 3600;
 
 impl Config {
     /// Defaults for everything but the object store.
@@ -173,6 +184,8 @@ impl Config {
             max_watchers: 1024,
             txn_writes: MAX_TXN_WRITES,
             load_page_records: LOAD_PAGE_RECORDS,
+            collect_every: Some(Duration::from_secs(24 * HOUR_SECONDS)),
+            collect_grace: Duration::from_secs(24 * HOUR_SECONDS),
         }
     }
 }
@@ -194,7 +207,10 @@ impl From<&Args> for Config {
             max_open_jobs,
             max_nodes,
             max_concurrent_calls,
+            collect_every_hours,
+            collect_grace_hours,
         } = args;
+        let hours = |hours: u64| Duration::from_secs(hours.saturating_mul(HOUR_SECONDS));
         let defaults = Config::new(object_store);
         Self {
             limits: Limits {
@@ -208,6 +224,8 @@ impl From<&Args> for Config {
             max_nodes: *max_nodes,
             max_concurrent_calls: *max_concurrent_calls,
             leader_lease: Duration::from_secs(*leader_lease_seconds),
+            collect_every: Some(*collect_every_hours).filter(|every| *every > 0).map(hours),
+            collect_grace: hours(*collect_grace_hours),
             ..defaults
         }
     }

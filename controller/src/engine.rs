@@ -26,6 +26,7 @@ use crescendo_core::ids::{JobId, Timestamp};
 use crescendo_core::invariants::check_invariants;
 use crescendo_core::observed::Observed;
 use crescendo_core::quotas::Quotas;
+use crescendo_core::records::{ClusterRecord, Record, Write};
 use crescendo_core::state::{ClusterState, Orphan};
 use crescendo_node::objects::with_causes;
 use crescendo_node::telemetry::trace;
@@ -35,7 +36,8 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 pub use request::{
-    ActingNode, Answer, EngineError, JobWatch, OpenedSession, Reply, Request, SessionId, ShardWatch,
+    ActingNode, Answer, EngineError, JobWatch, ObjectRequest, OpenedSession, Reply, Request, SessionId,
+    ShardWatch,
 };
 
 use crate::config::Config;
@@ -438,6 +440,11 @@ impl Engine {
         self.records = records;
         self.changed.extend(state.jobs().map(|job| job.record.id.clone()));
         self.state = state;
+        if self.state.cluster().is_none() {
+            // Whoever leads first names the cluster. Not over a record that cannot be read.
+            let id = self.around.controller_id.clone();
+            self.write(Write::Put(Record::Cluster(ClusterRecord { id, stores: BTreeMap::new() })));
+        }
     }
 
     /// Nothing more will be answered from here.

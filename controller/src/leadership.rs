@@ -61,6 +61,10 @@ impl EngineHandle {
         self.role.borrow().clone()
     }
 
+    pub fn leads(&self) -> bool {
+        matches!(&*self.role.borrow(), Role::Leading { .. })
+    }
+
     /// Asks the engine, and waits for its answer.
     pub async fn ask<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Result<T, Status> {
         let requests = self.requests()?;

@@ -15,6 +15,7 @@
 //! | [`engine`] | the state's one owner: requests in batches, decide, persist, then answer and send |
 //! | [`services`] | the gRPC services: check, ask the engine, answer |
 //! | [`relay`] | files on their way from curators to people, beside the engine |
+//! | [`collections`] | leftovers in the object store, which curators find and remove |
 //! | [`to_proto`] | state and observations as messages |
 //! | [`logs`] | bounded rings of log lines |
 //! | [`unit_board`] | what curators say of units under way, until the engine looks |
@@ -28,6 +29,7 @@
 
 pub mod access;
 pub mod body_limit;
+pub mod collections;
 pub mod concurrency_limit;
 pub mod config;
 pub mod engine;

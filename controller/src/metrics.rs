@@ -137,7 +137,8 @@ pub const CATALOGUE: &[Metric] = &[
         "crescendo_nodes_cordoned",
         "",
         &[],
-        "Nodes that the controller itself gives no new work, because job after job has failed there alone. Leader only.",
+        "Nodes that the controller itself gives no new work, because job after job has failed there alone or a GPU of theirs has \
+         failed. Leader only.",
     ),
     gauge(
         "crescendo_curators_benched",
@@ -160,6 +161,12 @@ pub const CATALOGUE: &[Metric] = &[
         &[],
         "Ranks that have computed half as long again as their gang's median, or longer, for a minute. Leader only.",
     ),
+    gauge(
+        "crescendo_slots_stuck",
+        "",
+        &[],
+        "Slots of trainers that are held by a rank that was killed and does not die. Leader only.",
+    ),
     counter(
         "crescendo_reports_refused_total",
         "",
@@ -173,6 +180,19 @@ pub const CATALOGUE: &[Metric] = &[
         "Sessions that were refused because another process of the same name was connected.",
     ),
     counter("crescendo_log_lines_total", "", &[], "Log lines received from nodes."),
+    counter(
+        "crescendo_leftovers_removed_total",
+        "",
+        &[],
+        "Objects that no record names and that were removed from the object store.",
+    ),
+    counter("crescendo_leftovers_removed_bytes_total", "bytes", &[], "Their size."),
+    counter(
+        "crescendo_leftovers_failed_total",
+        "",
+        &[],
+        "Objects that no record names and that could not be removed; each is tried again the next time.",
+    ),
 ];
 
 /// The controller's metrics. Cheap to clone.
@@ -200,9 +220,13 @@ pub struct Metrics {
     pub attempts_ended: IntCounter,
     pub gangs_hung: IntCounter,
     stragglers: IntGaugeVec,
+    stuck: IntGaugeVec,
     pub reports_refused: IntCounter,
     pub name_clashes: IntCounter,
     pub log_lines: IntCounter,
+    pub leftovers_removed: IntCounter,
+    pub leftover_bytes_removed: IntCounter,
+    pub leftovers_failed: IntCounter,
 }
 
 impl Metrics {
@@ -231,9 +255,13 @@ impl Metrics {
             attempts_ended: registrar.counter("crescendo_attempts_ended_total")?,
             gangs_hung: registrar.counter("crescendo_gangs_hung_total")?,
             stragglers: registrar.passing_gauge("crescendo_stragglers")?,
+            stuck: registrar.passing_gauge("crescendo_slots_stuck")?,
             reports_refused: registrar.counter("crescendo_reports_refused_total")?,
             name_clashes: registrar.counter("crescendo_node_name_clashes_total")?,
             log_lines: registrar.counter("crescendo_log_lines_total")?,
+            leftovers_removed: registrar.counter("crescendo_leftovers_removed_total")?,
+            leftover_bytes_removed: registrar.counter("crescendo_leftovers_removed_bytes_total")?,
+            leftovers_failed: registrar.counter("crescendo_leftovers_failed_total")?,
         };
         registrar.finish()?;
         Ok(metrics)
@@ -267,6 +295,7 @@ impl Metrics {
             &self.benched,
             &self.cordoned,
             &self.stragglers,
+            &self.stuck,
         ] {
             gauges.reset();
         }
@@ -312,6 +341,7 @@ impl Metrics {
         self.cordoned.with_label_values::<&str>(&[]).set(whole(cordoned));
         let stragglers = seen.stragglers(state, limits, now);
         self.stragglers.with_label_values::<&str>(&[]).set(whole(stragglers));
+        self.stuck.with_label_values::<&str>(&[]).set(whole(seen.stuck_slots()));
         let benched = benched_curators(state, seen, limits, now);
         self.benched.with_label_values::<&str>(&[]).set(whole(benched));
         let backlog = curation_backlog_units(state);
@@ -366,6 +396,7 @@ mod tests {
             "crescendo_curators_benched 0",
             "crescendo_nodes_cordoned 0",
             "crescendo_stragglers 0",
+            "crescendo_slots_stuck 0",
             "crescendo_records_unreadable{kind=\"units\"} 0",
         ];
         let led = text(&registry);

@@ -25,6 +25,7 @@ use tonic_health::server::HealthReporter;
 
 use crate::access::{Access, AccessConfig, AccessLayer};
 use crate::body_limit::{self, BodyLimit};
+use crate::collections::{Collections, collect_now_and_then};
 use crate::concurrency_limit::CallLimit;
 use crate::config::Config;
 use crate::engine::EngineDeps;
@@ -81,6 +82,7 @@ impl Controller {
         let handle = EngineHandle::new(role_seen.clone());
         let stop = tasks.stop_token();
         tasks.spawn(stay(handle.clone(), drain, stop.clone()));
+        let collections = collections(&config, &metrics, &handle, tasks);
         let object_store_url = config.object_store_url.clone();
         let streams = body_limit::client_streams(&[
             DESCRIPTORS,
@@ -139,7 +141,7 @@ impl Controller {
                 CurationServiceServer::new(Curation::new(handle.clone())).max_decoding_message_size(sized),
             )
             .add_service(
-                ObjectServiceServer::new(Objects::new(handle, relays, tasks.clone()))
+                ObjectServiceServer::new(Objects::new(handle, relays, collections, tasks.clone()))
                     .max_decoding_message_size(sized),
             );
         tasks.spawn_critical("grpc server", async move {
@@ -180,6 +182,16 @@ async fn report_health(
             changed = role.changed() => if changed.is_err() { return },
         }
     }
+}
+
+/// Collections of leftovers, which are made by themselves too if the configuration says so.
+fn collections(config: &Config, metrics: &Metrics, engine: &EngineHandle, tasks: &Tasks) -> Collections {
+    let collections = Collections::new(metrics.clone());
+    if let Some(every) = config.collect_every {
+        let stop = tasks.stop_token();
+        tasks.spawn(collect_now_and_then(collections.clone(), engine.clone(), every, stop));
+    }
+    collections
 }
 
 /// See [`leadership::stay_for_nodes`].

@@ -290,6 +290,12 @@ fn node(
             .collect(),
         draining,
         cordon_reason: record.cordon.clone().unwrap_or_default(),
+        stuck_slots: view
+            .into_iter()
+            .flat_map(|view| &view.health.stuck)
+            .map(|(slot, what)| v1::StuckSlot { slot: *slot, what: what.clone() })
+            .collect(),
+        store_fault: view.and_then(|view| view.health.store_fault.clone()).unwrap_or_default(),
         rival_address: seen.rival(&record.id, now).map(|rival| rival.address.clone()).unwrap_or_default(),
         arithmetic: record.arithmetic.as_ref().map(convert::arithmetic_message),
         bf16_factor: record.arithmetic.as_ref().and_then(Arithmetic::bf16_factor).unwrap_or(0.0),

@@ -160,7 +160,8 @@ async fn train(controllers: Controllers, seen: Shared, stop: CancellationToken) 
                 | Command::UpdateCurators(_)
                 | Command::AssignCuration(_)
                 | Command::ReleaseCuration(_)
-                | Command::ReadObject(_) => {}
+                | Command::ReadObject(_)
+                | Command::CollectObjects(_) => {}
             }
         }
     };

@@ -14,6 +14,7 @@ use crescendo_curator_node::metrics::Metrics;
 use crescendo_curator_node::node::Node;
 use crescendo_curator_node::pipeline::DrawingNetworks;
 use crescendo_curator_node::serve::PairServer;
+use crescendo_curator_node::serve::collect::Collector;
 use crescendo_curator_node::serve::encoder_set::EncoderSet;
 use crescendo_curator_node::serve::encoding_cache::EncodingCache;
 use crescendo_curator_node::serve::send::Sender;
@@ -30,7 +31,9 @@ use crescendo_node::runtime::args::{NodeArgs, SecurityArgs, ServerArgs};
 use crescendo_node::runtime::server::{Process, serve_nodes};
 use crescendo_node::runtime::supervise::Tasks;
 use crescendo_node::session::call::Controllers;
+use crescendo_node::session::health::HealthReport;
 use crescendo_node::session::reports::ReportSink;
+use crescendo_node::session::store_watch::{NamedRoot, watch_store};
 use crescendo_node::session::unit_reports::UnitReports;
 use crescendo_node::session::{Computes, NodeSession, introduction, measured};
 use crescendo_node::telemetry::gpu;
@@ -160,9 +163,13 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let hello = move || Hello { curating: known.stages(), ..identity.clone() };
     let (session, commands) = NodeSession::new(controllers.clone(), ReportSink::default(), logs, hello);
     let units = UnitReports::default();
+    let (health, root) = (HealthReport::default(), NamedRoot::default());
     let session = session.draining(drain.clone()).units(units.clone());
+    let session = session.health(health.clone()).root(root.clone());
+    tasks.spawn(watch_store(root, health.clone(), tasks.stop_token()));
     tasks.spawn_critical("session", session.run(tasks.stop_token()));
     let sender = Sender::new(controllers.clone(), tasks.clone());
+    let collector = Collector::new(controllers.clone(), tasks.clone());
     let node = Node {
         node_id: node_args.node_id.clone(),
         library_root: node_args.library_root,
@@ -172,6 +179,8 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         networks: DrawingNetworks::default(),
         server: pairs,
         sender,
+        collector,
+        health,
         network: Network::new(
             tokio::runtime::Handle::current(),
             Keys::from_variables(
@@ -242,7 +251,10 @@ fn computes_on(
     tch::set_num_threads(1);
     let named = match device {
         Device::Cpu => None,
-        _ => Some(gpu::watch_if_there(registry, tasks.stop_token()).context("watch the GPUs")?),
+        // A curator whose GPU fails gives its units back, and is benched for it.
+        _ => Some(
+            gpu::watch_if_there(registry, Box::new(|_| ()), tasks.stop_token()).context("watch the GPUs")?,
+        ),
     };
     let first = named.as_ref().map(|names| names.first().map_or("", String::as_str));
     Ok((device, measured(speed::of_node(first, 1, Kernels::default()))))

@@ -9,6 +9,7 @@ use crate::llm::network::{LlmContext, Network};
 use crate::metrics::Metrics;
 use crate::paths::PathResolver;
 use crate::pipeline::DrawingNetworks;
+use crate::serve::collect::Collector;
 use crate::serve::encode::EncoderSource;
 use crate::serve::pair_log::{LogState, follow};
 use crate::serve::send::Sender;
@@ -23,6 +24,7 @@ use crescendo_node::objects::cache::Cache;
 use crescendo_node::runtime::supervise::{Drain, Tasks};
 use crescendo_node::session::Command;
 use crescendo_node::session::call::Controllers;
+use crescendo_node::session::health::HealthReport;
 use crescendo_node::session::unit_reports::UnitReports;
 use crescendo_proto::convert;
 use crescendo_proto::v1::{AssignCuration, Checkpoint, StageRef};
@@ -48,6 +50,10 @@ pub struct Node {
     pub server: PairServer,
     /// Reads files of checkpoints for people.
     pub sender: Sender,
+    /// Finds and removes what no record names.
+    pub collector: Collector,
+    /// What is wrong with this node.
+    pub health: HealthReport,
     pub metrics: Metrics,
     /// Where it is said how far units are.
     pub units: UnitReports,
@@ -81,6 +87,8 @@ enum AssignError {
     NoStage,
     #[error("the resolved spec cannot be read: {0}")]
     Spec(#[from] serde_json::Error),
+    #[error("the object store cannot be used from here: {fault}")]
+    Store { fault: String },
     #[error(transparent)]
     Objects(#[from] objects::ObjectsError),
     #[error(transparent)]
@@ -118,6 +126,7 @@ impl Node {
                     self.server.remove(&stage);
                 }
                 Command::ReadObject(read) => self.sender.send(read),
+                Command::CollectObjects(order) => self.collector.collect(order),
                 Command::StartAttempt(_)
                 | Command::StopAttempt(_)
                 | Command::DrainAttempt(_)
@@ -156,6 +165,10 @@ impl Node {
             return Ok(());
         }
         let job: Arc<JobSpec> = Arc::new(serde_json::from_slice(&assignment.resolved_spec_json)?);
+        let fault = self.health.now().store_fault;
+        if !fault.is_empty() {
+            return Err(AssignError::Store { fault });
+        }
         let objects = objects::open(&assignment.object_store_url)?;
         let reach = convert::reach(assignment.reach.clone())?;
         let copies = LocalCopies {

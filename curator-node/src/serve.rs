@@ -5,6 +5,7 @@
 //!       ◀─ PairsOpened, EncodedPair …, LogStatus ──┘ (a bounded channel)
 //! ```
 
+pub mod collect;
 pub mod encode;
 pub mod encoder_set;
 pub mod encoding_cache;

@@ -8,7 +8,7 @@ use crescendo_core::ids::{
     AttemptRef, Generation, Incarnation, InvalidId, JobId, NodeId, StageName, StageRef, Timestamp,
 };
 use crescendo_core::job::JobState;
-use crescendo_core::observed::{NodeReport, Progress, Report};
+use crescendo_core::observed::{NodeHealth, NodeReport, Progress, Report};
 use crescendo_core::precision::Arithmetic;
 use crescendo_core::ranks::{RankPhase, RankWord};
 use crescendo_core::reach::{Bounds, EndpointRule, Reach};
@@ -184,6 +184,7 @@ pub struct Introduction {
     pub draining: bool,
     /// What left it at its last stop.
     pub left: Vec<LeftAttempt>,
+    pub health: NodeHealth,
 }
 
 /// An attempt whose node was told to stop, with a checkpoint that may not be registered.
@@ -256,7 +257,21 @@ pub fn hello(message: v1::Hello) -> Result<Introduction, RequestError> {
         draining: message.draining,
         // What is not understood of it loses nothing else.
         left: message.left.into_iter().take(MAX_LEFT).filter_map(|message| left(message).ok()).collect(),
+        health: node_health(message.health.unwrap_or_default()),
     })
+}
+
+/// How a node is. What is more than there can be of it is left out.
+pub fn node_health(message: v1::NodeHealth) -> NodeHealth {
+    let v1::NodeHealth { stuck_slots, device_fault, store_fault, store_id } = message;
+    let told = |text: String| (!text.is_empty()).then(|| line(&text));
+    let stuck = stuck_slots.into_iter().filter(|stuck| stuck.slot < MAX_SLOTS).take(MAX_RANKS);
+    NodeHealth {
+        stuck: stuck.map(|stuck| (stuck.slot, line(&stuck.what))).collect(),
+        device_fault: told(device_fault),
+        store_fault: told(store_fault),
+        store_id: Some(store_id).filter(|id| !id.is_empty() && id.len() <= MAX_TEXT_BYTES),
+    }
 }
 
 /// A stage, and how far its unit is that a curator works on; when it was said is for whoever hears it to note.

@@ -13,9 +13,9 @@ use crescendo_core::job::JobState;
 use crescendo_core::precision::{Arithmetic, PrecisionChoice, StagePrecision};
 use crescendo_core::processor::{GangKind, GangPart, RanOn};
 use crescendo_core::records::{
-    AttemptRecord, AttemptState, CheckpointRecord, FailureKind, FileRecord, JobRecord, NodeKind, NodeRecord,
-    RankPlacement, Record, RequestRecord, ShardRecord, StageRecord, UnitFailure, UnitRecord, UnitResult,
-    UnitState,
+    AttemptRecord, AttemptState, CheckpointRecord, ClusterRecord, FailureKind, FileRecord, JobRecord,
+    NodeKind, NodeRecord, RankPlacement, Record, RequestRecord, ShardRecord, StageRecord, UnitFailure,
+    UnitRecord, UnitResult, UnitState,
 };
 use crescendo_core::segment::{DoneUnit, SegmentRecord, UnitSums};
 use prost::Message as _;
@@ -60,6 +60,10 @@ pub fn encode(record: &Record) -> Vec<u8> {
         Record::Unit(record) => Kind::Unit(unit_out(record)),
         Record::Checkpoint(record) => Kind::Checkpoint(checkpoint_out(record)),
         Record::Node(record) => Kind::Node(node_out(record)),
+        Record::Cluster(ClusterRecord { id, stores }) => Kind::Cluster(stored::Cluster {
+            id: id.clone(),
+            stores: stores.iter().map(|(url, store)| (url.clone(), store.clone())).collect(),
+        }),
     };
     stored::Record { record: Some(kind), version: VERSION }.encode_to_vec()
 }
@@ -87,6 +91,12 @@ pub fn decode(bytes: &[u8]) -> Result<Record, BadRecord> {
         Kind::Unit(message) => Record::Unit(unit_in(message)?),
         Kind::Checkpoint(message) => Record::Checkpoint(checkpoint_in(message)?),
         Kind::Node(message) => Record::Node(node_in(message)?),
+        Kind::Cluster(stored::Cluster { id, .. }) if id.is_empty() => {
+            return Err(BadRecord::Field { field: "cluster id" });
+        }
+        Kind::Cluster(stored::Cluster { id, stores }) => {
+            Record::Cluster(ClusterRecord { id, stores: stores.into_iter().collect() })
+        }
     })
 }
 
@@ -625,6 +635,10 @@ mod tests {
                 tenant: None,
                 request: RequestId::parse("r-1").expect("valid"),
                 job: stage().job,
+            }),
+            Record::Cluster(ClusterRecord {
+                id: "c0ffee".into(),
+                stores: BTreeMap::from([("file:///data".into(), "b0b".into())]),
             }),
             Record::Node(NodeRecord {
                 id: node,

@@ -157,6 +157,8 @@ pub fn node(node: &Node) -> Value {
         "draining": node.draining,
         "cordonReason": (!node.cordon_reason.is_empty()).then_some(&node.cordon_reason),
         "rivalAddress": (!node.rival_address.is_empty()).then_some(&node.rival_address),
+        "stuckSlots": node.stuck_slots.iter().map(|stuck| json!({"slot": stuck.slot, "what": stuck.what})).collect::<Vec<_>>(),
+        "storeFault": (!node.store_fault.is_empty()).then_some(&node.store_fault),
         "silentSeconds": node.silent_seconds,
         "running": running,
         "curating": curating,

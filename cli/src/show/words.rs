@@ -54,11 +54,17 @@ pub fn node_kind(kind: NodeKind) -> &'static str {
 
 /// What a node is up to, in a word or a few.
 pub fn node_state(node: &Node) -> String {
-    let state = state_of_node(node);
-    if node.rival_address.is_empty() {
-        return state;
+    let mut state = state_of_node(node);
+    if !node.rival_address.is_empty() {
+        state.push_str(&format!("; another of this name, at {}, is refused", node.rival_address));
     }
-    format!("{state}; another of this name, at {}, is refused", node.rival_address)
+    if !node.store_fault.is_empty() {
+        state.push_str(&format!("; gets no new work: {}", node.store_fault));
+    }
+    for stuck in &node.stuck_slots {
+        state.push_str(&format!("; slot {} is held: {}", stuck.slot, stuck.what));
+    }
+    state
 }
 
 fn state_of_node(node: &Node) -> String {

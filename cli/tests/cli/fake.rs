@@ -384,6 +384,22 @@ impl ObjectService for Fake {
     ) -> Result<Response<SendObjectResponse>, Status> {
         Err(Status::unimplemented("no node is played here"))
     }
+
+    type CollectLeftoversStream = Answers<CollectLeftoversResponse>;
+
+    async fn collect_leftovers(
+        &self,
+        _: Request<CollectLeftoversRequest>,
+    ) -> Result<Response<Self::CollectLeftoversStream>, Status> {
+        Err(Status::unavailable("no curator is connected"))
+    }
+
+    async fn judge_objects(
+        &self,
+        _: Request<JudgeObjectsRequest>,
+    ) -> Result<Response<JudgeObjectsResponse>, Status> {
+        Err(Status::unimplemented("no node is played here"))
+    }
 }
 
 #[tonic::async_trait]

@@ -68,13 +68,7 @@ impl Engine {
             Request::ListCheckpoints { job, scope, stage, reply } => {
                 self.hold(reply, self.list_checkpoints(&job, &scope, stage.as_deref()));
             }
-            Request::ReadFile { job, scope, path, name, read_id, reply } => {
-                let answer = self.read_file(&job, &scope, &path, &name, read_id, now);
-                self.hold(reply, answer);
-            }
-            Request::ReadKeptLog { job, scope, read_id, reply } => {
-                self.read_kept_log(&job, &scope, read_id, reply, now);
-            }
+            Request::Objects(request) => self.handle_objects(request, now),
             Request::CommitCheckpoint { checkpoint, by, reply } => {
                 let answer = self.commit_checkpoint(checkpoint, &by, now);
                 self.hold(reply, answer);
@@ -100,6 +94,7 @@ impl Engine {
                 self.assignment_refused(&node, session, &stage, &reason, now);
             }
             Request::NodeDrains { node, session } => self.node_drains(&node, session),
+            Request::NodeHealth { node, session, health } => self.take_health(&node, session, health),
             Request::HandsOver { reply } => self.hold(reply, Ok(self.is_left())),
             Request::Report { session, report } => self.take_report(session, report, now),
             Request::CloseSession { node, session } => self.close_session(&node, session),
@@ -175,8 +170,7 @@ impl Engine {
             | Request::JobExists { .. }
             | Request::ListNodes { .. }
             | Request::ListCheckpoints { .. }
-            | Request::ReadFile { .. }
-            | Request::ReadKeptLog { .. }
+            | Request::Objects(_)
             | Request::CommitCheckpoint { .. }
             | Request::MarkDamaged { .. }
             | Request::WatchPairLog { .. }
@@ -187,6 +181,7 @@ impl Engine {
             | Request::AssignmentRefused { .. }
             | Request::HandsOver { .. }
             | Request::NodeDrains { .. }
+            | Request::NodeHealth { .. }
             | Request::Report { .. }
             | Request::CloseSession { .. } => {}
         }

@@ -7,9 +7,9 @@ use crescendo_core::access::Scope;
 use crescendo_core::decide::{Command, Send};
 use crescendo_core::error::RequestError;
 use crescendo_core::ids::{AttemptRef, NodeId, StageRef, Timestamp};
-use crescendo_core::observed::{NodeReport, Report};
+use crescendo_core::observed::{NodeHealth, NodeReport, Report};
 use crescendo_core::precision;
-use crescendo_core::records::{NodeKind, NodeRecord, Record, UnitRecord, UnitState, Write};
+use crescendo_core::records::{MAX_STORES, NodeKind, NodeRecord, Record, UnitRecord, UnitState, Write};
 use crescendo_core::spec::JobSpec;
 use crescendo_core::state::Job;
 use crescendo_core::transitions;
@@ -83,7 +83,7 @@ impl Engine {
         introduction: Introduction,
         now: Timestamp,
     ) -> Answer<OpenedSession> {
-        let Introduction { mut record, running, curating, draining, left } = introduction;
+        let Introduction { mut record, running, curating, draining, left, health } = introduction;
         let config = self.around.config.clone();
         self.state.unreadable().check_node(&record.id)?;
         let known = self.state.node(&record.id);
@@ -102,6 +102,8 @@ impl Engine {
             controller_id: self.around.controller_id.clone(),
             heartbeat_millis,
             object_store_url: self.around.config.object_store_url.clone(),
+            cluster_id: self.state.cluster().map(|cluster| cluster.id.clone()).unwrap_or_default(),
+            store_id: self.store_id().cloned().unwrap_or_default(),
         };
         // There is room: the channel is new.
         let _ = outgoing.try_send(Ok(v1::OpenSessionResponse { message: Some(Down::Welcome(welcome)) }));
@@ -116,6 +118,7 @@ impl Engine {
         let running = running.into_iter().collect();
         let curating = curating.into_iter().collect();
         self.observed.hello(node.clone(), incarnation, running, curating, now);
+        self.note_health(&node, health);
         if draining {
             self.observed.drains(&node);
         }
@@ -144,6 +147,61 @@ impl Engine {
         let phase = NodeReport::Drained { reason: format!("node {node} was stopped") };
         self.observed
             .report(Report { node: node.clone(), attempt, phase, progress: None, ranks: vec![] }, now);
+    }
+
+    /// What the mark in the object store's root says, once a node has said so.
+    pub(super) fn store_id(&self) -> Option<&String> {
+        self.state.cluster()?.stores.get(&self.around.config.object_store_url)
+    }
+
+    /// Remembers what the root's mark says, from the first node that says it; one that finds another does not see the same store.
+    fn check_store_id(&mut self, health: &mut NodeHealth) {
+        let Some(found) = &health.store_id else { return };
+        let url = self.around.config.object_store_url.clone();
+        match (self.store_id(), self.state.cluster()) {
+            (Some(known), _) if known != found && health.store_fault.is_none() => {
+                health.store_fault = Some(format!(
+                    "{url}: its mark says {found}, and that of the other nodes {known}: is it the same place on every machine?"
+                ));
+            }
+            (None, Some(cluster)) if cluster.stores.len() < MAX_STORES => {
+                tracing::info!(url, store = found, "the object store's root is marked");
+                let mut cluster = cluster.clone();
+                cluster.stores.insert(url, found.clone());
+                self.write(Write::Put(Record::Cluster(cluster)));
+            }
+            (Some(_), _) | (None, _) => {}
+        }
+    }
+
+    pub(super) fn take_health(&mut self, node: &NodeId, session: SessionId, health: NodeHealth) {
+        if self.sessions.is_newest(node, session) {
+            self.note_health(node, health);
+        }
+    }
+
+    /// Takes note of what is wrong with a node, and says in the log what is new.
+    pub(super) fn note_health(&mut self, node: &NodeId, mut health: NodeHealth) {
+        self.check_store_id(&mut health);
+        let Some(before) = self.observed.nodes.get(node).map(|view| view.health.clone()) else { return };
+        for (slot, what) in &health.stuck {
+            if !before.stuck.contains_key(slot) {
+                tracing::error!(%node, slot, what, "a rank was killed and does not die: its slot is held until it does");
+            }
+        }
+        for slot in before.stuck.keys().filter(|slot| !health.stuck.contains_key(slot)) {
+            tracing::info!(%node, slot, "a slot is free again");
+        }
+        if let Some(fault) =
+            health.device_fault.as_ref().filter(|_| health.device_fault != before.device_fault)
+        {
+            tracing::error!(%node, fault, "a device of the node has failed");
+        }
+        if let Some(fault) = health.store_fault.as_ref().filter(|_| health.store_fault != before.store_fault)
+        {
+            tracing::error!(%node, fault, "the node cannot use the object store and gets no new work");
+        }
+        self.observed.health(node, health);
     }
 
     /// Whether a node hands over through this controller.
@@ -224,7 +282,7 @@ impl Engine {
     ) -> Answer<v1::Node> {
         self.write_all(transitions::drain_node(&self.state, node, !undo)?);
         if undo {
-            self.observed.failures.forgive(node);
+            self.observed.forgive(node);
         }
         tracing::info!(%node, undo, "node is to be drained");
         to_proto::one_node(node, &self.state, &self.observed, &self.limits, scope, now)

@@ -282,7 +282,9 @@ fn groups(pending: Vec<Pending>) -> Vec<Vec<Pending>> {
     let mut jobs: BTreeMap<JobId, Vec<Pending>> = BTreeMap::new();
     for write in pending {
         match &write.key {
-            RecordKey::Segment(..) | RecordKey::Unit(..) | RecordKey::Node(_) => alone.push(vec![write]),
+            RecordKey::Segment(..) | RecordKey::Unit(..) | RecordKey::Node(_) | RecordKey::Cluster => {
+                alone.push(vec![write]);
+            }
             RecordKey::Request(..) => requests.push(vec![write]),
             RecordKey::Job(job)
             | RecordKey::Stage(StageRef { job, .. })

@@ -1,21 +1,23 @@
-//! Files that curators are asked to read for people. The bytes never come here: a relay beside the engine hands them on.
+//! What curators are asked to do in the object store: to read files for people, whose bytes never come here (a relay beside the
+//! engine hands them on), and to collect what no record names.
 
 use crescendo_core::access::Scope;
 use crescendo_core::decide::choose_reader;
 use crescendo_core::error::RequestError;
 use crescendo_core::ids::{JobId, NodeId, Timestamp};
+use crescendo_core::leftovers::{CollectRules, ListedObject, leftovers};
 use crescendo_core::object_keys;
 use crescendo_core::transitions;
 use crescendo_proto::v1;
 use crescendo_proto::v1::open_session_response::Message as Down;
 
 use crate::engine::Engine;
-use crate::engine::request::{Answer, Reply};
+use crate::engine::request::{Answer, ObjectRequest, Reply};
 
 /// What was asked for in this batch, and of whom last.
 #[derive(Default)]
 pub(super) struct Reads {
-    asked: Vec<(NodeId, v1::ReadObject)>,
+    asked: Vec<(NodeId, Down)>,
     last: Option<NodeId>,
 }
 
@@ -27,8 +29,27 @@ impl Reads {
 }
 
 impl Engine {
+    pub(super) fn handle_objects(&mut self, request: ObjectRequest, now: Timestamp) {
+        match request {
+            ObjectRequest::ReadFile { job, scope, path, name, read_id, reply } => {
+                let answer = self.read_file(&job, &scope, &path, &name, read_id, now);
+                self.hold(reply, answer);
+            }
+            ObjectRequest::ReadKeptLog { job, scope, read_id, reply } => {
+                self.read_kept_log(&job, &scope, read_id, reply, now);
+            }
+            ObjectRequest::CollectLeftovers { collect_id, job, dry_run, reply } => {
+                self.collect_leftovers(collect_id, job.as_ref(), dry_run, reply, now);
+            }
+            ObjectRequest::JudgeObjects { listed, mark, reply } => {
+                let answer = self.judge_objects(&listed, &mark, now);
+                self.hold(reply, answer);
+            }
+        }
+    }
+
     /// Chooses a curator, which is asked once the batch is durable: what it is to read may be registered in the same one.
-    pub(super) fn read_file(
+    fn read_file(
         &mut self,
         job: &JobId,
         scope: &Scope,
@@ -47,7 +68,7 @@ impl Engine {
         Ok(file)
     }
 
-    pub(super) fn read_kept_log(
+    fn read_kept_log(
         &mut self,
         job: &JobId,
         scope: &Scope,
@@ -61,20 +82,63 @@ impl Engine {
     }
 
     fn ask_a_curator(&mut self, key: String, read_id: String, now: Timestamp) -> Answer<()> {
+        let node = self.reader(now)?;
+        tracing::info!(%node, key, "a curator is asked to read a file");
+        let object_store_url = self.around.config.object_store_url.clone();
+        self.reads.asked.push((node, Down::ReadObject(v1::ReadObject { read_id, key, object_store_url })));
+        Ok(())
+    }
+
+    fn reader(&mut self, now: Timestamp) -> Answer<NodeId> {
         let last = self.reads.last.as_ref();
         let node = choose_reader(&self.state, &self.observed, &self.limits, last, now).ok_or_else(|| {
             RequestError::Unserved { what: "no curator is connected that could read it".into() }
         })?;
-        let object_store_url = self.around.config.object_store_url.clone();
         self.reads.last = Some(node.clone());
-        self.reads.asked.push((node, v1::ReadObject { read_id, key, object_store_url }));
-        Ok(())
+        Ok(node)
+    }
+
+    fn collect_leftovers(
+        &mut self,
+        collect_id: String,
+        job: Option<&JobId>,
+        dry_run: bool,
+        reply: Reply<()>,
+        now: Timestamp,
+    ) {
+        let prefix = job.map_or_else(|| object_keys::JOBS.to_owned(), |job| object_keys::job(job.as_str()));
+        let answer = self.reader(now).map(|node| {
+            tracing::info!(%node, prefix, dry_run, "a curator is asked to look for leftovers");
+            let object_store_url = self.around.config.object_store_url.clone();
+            let collect = v1::CollectObjects { collect_id, prefix, dry_run, object_store_url };
+            self.reads.asked.push((node, Down::CollectObjects(collect)));
+        });
+        self.hold(reply, answer);
+    }
+
+    /// Only in a root that is marked as this cluster's.
+    fn judge_objects(
+        &mut self,
+        listed: &[ListedObject],
+        mark: &v1::StoreMark,
+        now: Timestamp,
+    ) -> Answer<Vec<usize>> {
+        let is_own = self.state.cluster().is_some_and(|cluster| cluster.id == mark.cluster_id)
+            && self.store_id() == Some(&mark.store_id);
+        if !is_own {
+            let url = &self.around.config.object_store_url;
+            return Err(RequestError::TooLate {
+                what: format!("the root {url} is not marked as this cluster's: nothing in it is judged"),
+            }
+            .into());
+        }
+        let rules = CollectRules { grace: self.around.config.collect_grace, owns_root: mark.began_empty };
+        Ok(leftovers(&self.state, listed, rules, self.observed.wall(now)))
     }
 
     pub(super) fn send_reads(&mut self) {
         for (node, read) in std::mem::take(&mut self.reads.asked) {
-            tracing::info!(%node, key = read.key, "a curator is asked to read a file");
-            self.send(&node, Down::ReadObject(read));
+            self.send(&node, read);
         }
     }
 }

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use crescendo_core::access::Scope;
 use crescendo_core::error::{Overreach, RequestError};
 use crescendo_core::ids::{Generation, JobId, NodeId, StageRef};
-use crescendo_core::observed::Report;
+use crescendo_core::leftovers::ListedObject;
+use crescendo_core::observed::{NodeHealth, Report};
 use crescendo_core::records::CheckpointRecord;
 use crescendo_core::spec::JobSpec;
 use crescendo_core::transitions::{Submission, UnitCommit, UnitFate, UnitLeaseRef};
@@ -117,22 +118,7 @@ pub enum Request {
         stage: Option<String>,
         reply: Reply<Vec<v1::Checkpoint>>,
     },
-    /// Has a curator send this file to the relay that waits under the read id.
-    ReadFile {
-        job: JobId,
-        scope: Scope,
-        path: String,
-        name: String,
-        read_id: String,
-        reply: Reply<v1::CheckpointFile>,
-    },
-    /// Has a curator send the end of the job's log to the relay that waits under the read id.
-    ReadKeptLog {
-        job: JobId,
-        scope: Scope,
-        read_id: String,
-        reply: Reply<()>,
-    },
+    Objects(ObjectRequest),
     CommitCheckpoint {
         checkpoint: CheckpointRecord,
         by: ActingNode,
@@ -200,6 +186,11 @@ pub enum Request {
         node: NodeId,
         session: SessionId,
     },
+    NodeHealth {
+        node: NodeId,
+        session: SessionId,
+        health: NodeHealth,
+    },
     Report {
         session: SessionId,
         report: Report,
@@ -238,18 +229,37 @@ impl Request {
             | Self::JobExists { .. }
             | Self::ListNodes { .. }
             | Self::ListCheckpoints { .. }
-            | Self::ReadFile { .. }
-            | Self::ReadKeptLog { .. }
+            | Self::Objects(_)
             | Self::RenewUnit { .. }
             | Self::WatchPairLog { .. }
             | Self::Heartbeat { .. }
             | Self::AssignmentRefused { .. }
             | Self::HandsOver { .. }
             | Self::NodeDrains { .. }
+            | Self::NodeHealth { .. }
             | Self::Report { .. }
             | Self::CloseSession { .. } => Some(self),
         }
     }
+}
+
+/// What curators do in the object store for others.
+pub enum ObjectRequest {
+    /// Has a curator send this file to the relay that waits under the read id.
+    ReadFile {
+        job: JobId,
+        scope: Scope,
+        path: String,
+        name: String,
+        read_id: String,
+        reply: Reply<v1::CheckpointFile>,
+    },
+    /// Has a curator send the end of the job's log to the relay that waits under the read id.
+    ReadKeptLog { job: JobId, scope: Scope, read_id: String, reply: Reply<()> },
+    /// Has a curator look for leftovers, of one job or of all.
+    CollectLeftovers { collect_id: String, job: Option<JobId>, dry_run: bool, reply: Reply<()> },
+    /// Which of these are leftovers, as indices. They lie in a root with this mark.
+    JudgeObjects { listed: Vec<ListedObject>, mark: v1::StoreMark, reply: Reply<Vec<usize>> },
 }
 
 /// An answer that waits for its batch to be durable.

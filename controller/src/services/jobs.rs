@@ -274,7 +274,11 @@ impl KeptLog {
             status::exhausted("as many files are being read as may be at a time", KEPT_RETRY_AFTER)
         })?;
         let (job, scope, read_id) = (self.job.clone(), self.scope.clone(), expected.read_id.clone());
-        self.engine.ask(|reply| engine::Request::ReadKeptLog { job, scope, read_id, reply }).await?;
+        self.engine
+            .ask(|reply| {
+                engine::Request::Objects(engine::ObjectRequest::ReadKeptLog { job, scope, read_id, reply })
+            })
+            .await?;
         let text = expected.collect(MAX_LOG_BYTES, KEPT_DEADLINE).await?;
         let job = self.job.to_string();
         tokio::task::spawn_blocking(move || log_archive::parse(&job, &text))

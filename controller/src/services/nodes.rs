@@ -164,6 +164,11 @@ impl NodeMessages {
                 let (node, session) = (self.node.clone(), self.session);
                 self.engine.tell(engine::Request::NodeDrains { node, session }).await
             }
+            Up::NodeHealth(health) => {
+                let (node, session) = (self.node.clone(), self.session);
+                let health = convert::node_health(health);
+                self.engine.tell(engine::Request::NodeHealth { node, session, health }).await
+            }
             Up::AttemptReport(report) => match convert::report(self.node.clone(), report) {
                 Ok(report) => {
                     self.engine.tell(engine::Request::Report { session: self.session, report }).await

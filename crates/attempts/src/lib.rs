@@ -8,7 +8,8 @@
 //! | running | its ranks live; they may have been told to save a checkpoint and leave (it drains) or to stop | ended |
 //! | ended | every rank has exited; the outcome is kept for a controller that asks again | replaced by a newer generation |
 //!
-//! A slot belongs to a rank from its spawn until its process is seen to have exited, so no slot is given twice.
+//! A slot belongs to a rank from its spawn until its process is seen to have exited, so no slot is given twice. A process that does
+//! not exit although it was killed keeps its slot, and nothing else waits for it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -22,6 +23,9 @@ use crescendo_proto::v1::{
 pub const TERM_AFTER: Duration = Duration::from_secs(4);
 /// From RankStop to SIGKILL.
 pub const KILL_AFTER: Duration = Duration::from_secs(7);
+/// From RankStop until a rank that was killed is taken for one that does not die, such as one that waits for a device or a file
+/// system that is gone: its attempt counts as ended, and its slot alone is held. Less than [`SLOT_WAIT`].
+pub const STUCK_AFTER: Duration = Duration::from_secs(20);
 /// How long an attempt may wait for its slots.
 pub const SLOT_WAIT: Duration = Duration::from_secs(30);
 /// A live attempt is reported on at least this often, so that ranks which stand still are told from those that do not.
@@ -93,6 +97,11 @@ pub enum Effect {
     KillHung {
         rank: RankKey,
     },
+    /// The rank was killed and does not die: its slot is held until it does. To be told before what follows.
+    Stuck {
+        rank: RankKey,
+        slot: u32,
+    },
     Report(Box<AttemptReport>),
 }
 
@@ -110,6 +119,8 @@ struct LocalRank {
     assigned: bool,
     end: Option<RankEnd>,
     exited: bool,
+    /// It was killed and does not die.
+    stuck: bool,
     signals: u8,
     /// What it said last of where it is.
     status: RankStatus,
@@ -118,7 +129,12 @@ struct LocalRank {
 impl LocalRank {
     /// It has neither exited nor said that it will.
     fn works(&self) -> bool {
-        !self.exited && self.end.is_none()
+        self.lives() && self.end.is_none()
+    }
+
+    /// It is waited for.
+    fn lives(&self) -> bool {
+        !self.exited && !self.stuck
     }
 }
 
@@ -146,7 +162,7 @@ struct Attempt {
 
 impl Attempt {
     fn lives(&self) -> bool {
-        self.ranks.values().any(|rank| !rank.exited)
+        self.ranks.values().any(LocalRank::lives)
     }
 
     fn ended(&self) -> bool {
@@ -171,6 +187,8 @@ pub struct AttemptTable {
     slots: u32,
     attempts: BTreeMap<StageKey, Attempt>,
     waiting: BTreeMap<StageKey, Waiting>,
+    /// Slots of ranks that do not die.
+    stuck: BTreeMap<u32, RankKey>,
     /// The node is about to leave, and why: nothing is started any more.
     leaving: Option<String>,
     /// What was not started for that.
@@ -189,6 +207,7 @@ impl AttemptTable {
             slots,
             attempts: BTreeMap::new(),
             waiting: BTreeMap::new(),
+            stuck: BTreeMap::new(),
             leaving: None,
             turned_away: Vec::new(),
             changes: 0,
@@ -205,7 +224,12 @@ impl AttemptTable {
         running
     }
 
-    /// Whether any rank process lives.
+    /// Slots that are held by ranks that were killed and do not die.
+    pub fn stuck(&self) -> impl Iterator<Item = u32> {
+        self.stuck.keys().copied()
+    }
+
+    /// Whether any rank process lives that can be expected to end.
     pub fn any_alive(&self) -> bool {
         self.attempts.values().any(Attempt::lives)
     }
@@ -267,6 +291,25 @@ impl AttemptTable {
         }
         self.waiting.insert(key, Waiting { start, attempt, until: now + SLOT_WAIT });
         self.start_waiting(&mut effects);
+        effects
+    }
+
+    /// What cannot be started here, and why: it has failed, through no fault of the job's.
+    pub fn on_refused(&mut self, start: StartAttempt, reason: String) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        let Some(attempt) = start.attempt.clone() else { return effects };
+        let key = key_of(&attempt);
+        match self.attempts.get(&key) {
+            // A repetition, or an older one.
+            Some(known) if known.generation >= attempt.generation => effects.extend(
+                (known.generation == attempt.generation && known.ended())
+                    .then(|| Effect::Report(Box::new(report(known)))),
+            ),
+            Some(_) | None => {
+                let failure = Failure { rank: None, reason, permanent: false };
+                self.keep_ended(key, start, attempt.generation, failure, &mut effects);
+            }
+        }
         effects
     }
 
@@ -420,6 +463,11 @@ impl AttemptTable {
     /// A rank's process is gone. `status` says how, in words.
     pub fn on_exit(&mut self, rank: &RankKey, success: bool, status: &str, now: Instant) -> Vec<Effect> {
         let mut effects = Vec::new();
+        let held = self.stuck.len();
+        self.stuck.retain(|_, stuck| stuck != rank);
+        if self.stuck.len() < held {
+            self.start_waiting(&mut effects);
+        }
         let Some(attempt) = self.current(rank) else { return effects };
         let Some(local) = attempt.ranks.get_mut(&rank.rank) else { return effects };
         local.exited = true;
@@ -462,7 +510,7 @@ impl AttemptTable {
             let Some((since, _)) = &attempt.stopping else { continue };
             let waited = now.saturating_duration_since(*since);
             let Some(reference) = attempt.start.attempt.clone() else { continue };
-            for (rank, local) in attempt.ranks.iter_mut().filter(|(_, local)| !local.exited) {
+            for (rank, local) in attempt.ranks.iter_mut().filter(|(_, local)| local.lives()) {
                 let signal = match local.signals {
                     0 if waited >= TERM_AFTER => KillSignal::Term,
                     1 if waited >= KILL_AFTER => KillSignal::Kill,
@@ -472,6 +520,7 @@ impl AttemptTable {
                 effects.push(Effect::Signal { rank: rank_key(&reference, *rank), signal });
             }
         }
+        self.give_up_stuck(now, &mut effects);
         let late: Vec<StageKey> = self
             .waiting
             .iter()
@@ -486,6 +535,34 @@ impl AttemptTable {
             }
         }
         effects
+    }
+
+    /// Ends attempts whose last ranks were killed and do not die.
+    fn give_up_stuck(&mut self, now: Instant, effects: &mut Vec<Effect>) {
+        let mut given_up = Vec::new();
+        for (key, attempt) in &mut self.attempts {
+            let Some((since, _)) = &attempt.stopping else { continue };
+            if now.saturating_duration_since(*since) < STUCK_AFTER {
+                continue;
+            }
+            let Some(reference) = attempt.start.attempt.clone() else { continue };
+            for (rank, local) in attempt.ranks.iter_mut().filter(|(_, local)| local.lives()) {
+                if local.signals < 2 {
+                    continue;
+                }
+                local.stuck = true;
+                let rank = rank_key(&reference, *rank);
+                self.stuck.insert(local.slot, rank.clone());
+                effects.push(Effect::Stuck { rank, slot: local.slot });
+                given_up.push(key.clone());
+            }
+        }
+        for key in &given_up {
+            self.conclude(key, effects);
+        }
+        if !given_up.is_empty() {
+            self.start_waiting(effects);
+        }
     }
 
     /// The process is to end: every rank is told to stop.
@@ -527,7 +604,9 @@ impl AttemptTable {
 
     fn slots_taken(&self) -> BTreeSet<u32> {
         let ranks = self.attempts.values().flat_map(|attempt| attempt.ranks.values());
-        ranks.filter(|rank| !rank.exited).map(|rank| rank.slot).collect()
+        let taken = ranks.filter(|rank| !rank.exited).map(|rank| rank.slot);
+        // Also of attempts that a newer one has replaced since.
+        taken.chain(self.stuck.keys().copied()).collect()
     }
 
     /// Starts every waiting attempt whose slots are free and whose older ranks are gone.
@@ -552,7 +631,16 @@ impl AttemptTable {
                     // It is at the very beginning, until it says otherwise.
                     let status =
                         RankStatus { rank, phase: RankPhase::Loading.into(), ..RankStatus::default() };
-                    (rank, LocalRank { slot, assigned: false, end: None, exited: false, signals: 0, status })
+                    let local = LocalRank {
+                        slot,
+                        assigned: false,
+                        end: None,
+                        exited: false,
+                        stuck: false,
+                        signals: 0,
+                        status,
+                    };
+                    (rank, local)
                 })
                 .collect();
             for (rank, local) in &ranks {

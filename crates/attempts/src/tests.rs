@@ -314,15 +314,79 @@ proptest! {
             for (rank, slot) in spawned(&effects) {
                 for (other, taken) in &alive {
                     prop_assert_ne!(slot, *taken, "slot of {:?} given to {:?}", other, rank);
-                    prop_assert!(other.job_id != rank.job_id || other.generation == rank.generation);
+                    let is_stuck = table.stuck().any(|slot| slot == *taken);
+                    prop_assert!(is_stuck || other.job_id != rank.job_id || other.generation == rank.generation);
                 }
                 prop_assert!(slot < 2);
                 prop_assert!(!left, "{rank:?} was started on a node that leaves");
                 alive.push((rank, slot));
             }
-            prop_assert_eq!(table.any_alive(), !alive.is_empty());
+            // Those that were killed and are not dead yet keep their slots, whatever else is forgotten of them.
+            let stuck: Vec<u32> = table.stuck().collect();
+            prop_assert!(stuck.iter().all(|slot| alive.iter().any(|(_, taken)| taken == slot)));
+            prop_assert_eq!(table.any_alive(), alive.len() > stuck.len());
         }
     }
+}
+
+#[test]
+fn a_rank_that_does_not_die_costs_its_slot_and_not_its_node() {
+    let (mut table, begun) = (table(), Instant::now());
+    table.on_start(start("j", 1, &[0, 1]), begun);
+    let stop = StopAttempt { attempt: Some(attempt("j", 1)), reason: "enough".into(), ..Default::default() };
+    table.on_stop(&stop, begun);
+    table.on_tick(begun + TERM_AFTER);
+    table.on_tick(begun + KILL_AFTER);
+    table.on_exit(&key("j", 1, 0), false, "killed by signal 9", begun + KILL_AFTER);
+    assert_eq!(table.on_tick(begun + STUCK_AFTER - Duration::from_millis(1)), []);
+    // Another of its stage waits for the node, on the slot that is free.
+    let now = begun + STUCK_AFTER;
+    assert_eq!(spawned(&table.on_start(start("j", 2, &[0]), now)), []);
+    let effects = table.on_tick(now);
+    let at = |wanted: &dyn Fn(&Effect) -> bool| effects.iter().position(wanted);
+    let stuck = at(&|effect| *effect == Effect::Stuck { rank: key("j", 1, 1), slot: 1 });
+    let told =
+        at(&|effect| matches!(effect, Effect::Report(report) if report.phase() == AttemptPhase::Stopped));
+    assert!(stuck.is_some() && stuck < told, "{effects:?}");
+    assert_eq!(spawned(&effects), [(key("j", 2, 0), 0)]);
+    assert_eq!(table.stuck().collect::<Vec<_>>(), [1]);
+    assert_eq!(table.running(), [attempt("j", 2)]);
+    // Its slot is given to nobody, and who wants it is told in time.
+    assert_eq!(spawned(&table.on_start(start("other", 1, &[1]), now)), []);
+    let late = table.on_tick(now + SLOT_WAIT);
+    assert!(
+        reported(&late).iter().any(|(phase, why)| *phase == AttemptPhase::Failed && why.contains("not free"))
+    );
+    table.on_start(start("third", 1, &[1]), now + SLOT_WAIT);
+    // It is gone at last, long after its attempt.
+    let freed = table.on_exit(&key("j", 1, 1), false, "killed by signal 9", now + SLOT_WAIT);
+    assert_eq!(spawned(&freed), [(key("third", 1, 0), 1)]);
+    assert_eq!(table.stuck().count(), 0);
+}
+
+#[test]
+fn what_cannot_be_started_has_failed_and_what_runs_goes_on() {
+    let (mut table, now) = (table(), Instant::now());
+    let refused = table.on_refused(start("j", 1, &[0]), "not mounted".into());
+    assert_eq!(reported(&refused), [(AttemptPhase::Failed, "not mounted".into())]);
+    let Some(Effect::Report(report)) = refused.first() else { unreachable!("{refused:?}") };
+    assert!(!report.permanent, "it is no fault of the job's");
+    assert_eq!(spawned(&table.on_start(start("j", 2, &[0]), now)), [(key("j", 2, 0), 0)]);
+    assert_eq!(table.on_refused(start("j", 2, &[0]), "not mounted".into()), [], "it runs");
+    assert_eq!(table.running(), [attempt("j", 2)]);
+}
+
+#[test]
+fn a_node_stops_without_waiting_for_a_rank_that_does_not_die() {
+    let (mut table, now) = (table(), Instant::now());
+    table.on_start(start("j", 1, &[0]), now);
+    table.on_shutdown(now);
+    table.on_tick(now + TERM_AFTER);
+    table.on_tick(now + KILL_AFTER);
+    assert!(table.any_alive());
+    let effects = table.on_tick(now + STUCK_AFTER);
+    assert!(matches!(&effects[..], [Effect::Stuck { .. }, Effect::Report(_)]), "{effects:?}");
+    assert!(!table.any_alive() && table.is_idle());
 }
 
 #[test]

@@ -140,7 +140,7 @@ const REFLECTION_V1ALPHA: &str = "grpc.reflection.v1alpha.ServerReflection";
 
 /// Every call there is. A node may look at jobs and pair logs, since `crescendo-curator-node export` reads them with
 /// the certificate of its node.
-pub const RULES: [Rule; 30] = [
+pub const RULES: [Rule; 32] = [
     rule(ACCESS, "WhoAmI", Who::NodeOr(Role::Viewer), CallEffect::Read),
     rule(JOBS, "SubmitJob", Who::AtLeast(Role::Submitter), CallEffect::Change),
     rule(JOBS, "GetJob", Who::NodeOr(Role::Viewer), CallEffect::Read),
@@ -164,6 +164,9 @@ pub const RULES: [Rule; 30] = [
     rule(CURATION, "WatchPairLog", Who::NodeOr(Role::Viewer), CallEffect::Read),
     rule(OBJECTS, "ReadCheckpointFile", Who::AtLeast(Role::Viewer), CallEffect::Read),
     rule(OBJECTS, "SendObject", Who::Node, CallEffect::Heartbeat),
+    // It reaches every tenant's files: the service asks for an admin that is bound to none.
+    rule(OBJECTS, "CollectLeftovers", Who::AtLeast(Role::Admin), CallEffect::Change),
+    rule(OBJECTS, "JudgeObjects", Who::Node, CallEffect::Heartbeat),
     rule(PAIRS, "StreamPairs", Who::Node, CallEffect::Read),
     rule(AGENT, "OpenRankSession", Who::Node, CallEffect::Heartbeat),
     rule(AGENT, "PublishRendezvous", Who::Node, CallEffect::Heartbeat),

@@ -69,6 +69,7 @@ impl<'a> DecideContext<'a> {
     ) -> impl Iterator<Item = (&'a NodeRecord, &'a NodeView)> {
         self.reachable(kind)
             .filter(|(record, view)| !record.drained && record.cordon.is_none() && !view.draining)
+            .filter(|(_, view)| view.health.store_fault.is_none())
     }
 
     /// A record of the job, or the job itself, cannot be read: what it has is left to it.

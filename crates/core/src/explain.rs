@@ -151,6 +151,7 @@ fn waiting(view: &View<'_>, job: &Job, index: usize, stage: &Stage, wait: &Pendi
             ..Explanation::default()
         },
     };
+    explanation.findings.extend(troubles(view, wait));
     explanation.cause = wait.label();
     if explanation.summary.is_empty() {
         explanation.summary = wait.to_string();
@@ -187,7 +188,12 @@ fn unreadable() -> Explanation {
 fn no_curator(view: &View<'_>) -> Explanation {
     let mut findings = silent(view, NodeKind::Curator);
     if findings.is_empty() {
-        findings.push("no curator has ever connected to this cluster".to_owned());
+        let known = view.state.nodes().any(|record| record.kind == NodeKind::Curator);
+        findings.push(if known {
+            "no curator that is connected takes new work".to_owned()
+        } else {
+            "no curator has ever connected to this cluster".to_owned()
+        });
     }
     Explanation {
         findings,
@@ -226,6 +232,50 @@ fn curators_busy(view: &View<'_>, job: &Job) -> Explanation {
         ],
         ..Explanation::default()
     }
+}
+
+/// What is wrong with nodes of the kind that the job waits for: where it would go if that were not so.
+fn troubles(view: &View<'_>, wait: &PendingReason) -> Vec<String> {
+    let kind = match wait {
+        PendingReason::NoTrainer
+        | PendingReason::Processor { .. }
+        | PendingReason::Slots { .. }
+        | PendingReason::Behind { .. }
+        | PendingReason::BehindOthers
+        | PendingReason::Backoff { .. }
+        | PendingReason::Ranks { .. } => NodeKind::Trainer,
+        PendingReason::NoCurator
+        | PendingReason::CuratorsBusy
+        | PendingReason::Pairs { .. }
+        | PendingReason::Source { .. } => NodeKind::Curator,
+        PendingReason::Unreadable { .. }
+        | PendingReason::TenantGpus { .. }
+        | PendingReason::TenantStorage { .. }
+        | PendingReason::Paused
+        | PendingReason::Preempted => return Vec::new(),
+    };
+    let nodes = view.state.nodes().filter(|record| record.kind == kind);
+    nodes.flat_map(|record| troubles_of(view, record)).take(MAX_NODES).collect()
+}
+
+fn troubles_of(view: &View<'_>, record: &NodeRecord) -> Vec<String> {
+    let id = &record.id;
+    let mut lines = Vec::new();
+    if let Some(rival) = view.seen.rival(id, view.now) {
+        lines.push(format!(
+            "another process, at {}, calls itself node {id} too and is refused: give one of them another --node-id",
+            rival.address
+        ));
+    }
+    let Some(health) = view.seen.nodes.get(id).map(|seen| &seen.health) else { return lines };
+    if let Some(fault) = &health.store_fault {
+        lines.push(format!("node {id} gets no work, since it cannot use the object store: {fault}"));
+    }
+    if let Some(fault) = &health.device_fault {
+        lines.push(format!("node {id} has a device that has failed: {fault}"));
+    }
+    lines.extend(health.stuck.iter().map(|(slot, what)| format!("slot {slot} of node {id} is held: {what}")));
+    lines
 }
 
 /// Nodes of a kind that are known and cannot be given work.

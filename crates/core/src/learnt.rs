@@ -57,7 +57,8 @@ impl Learnt {
             | Record::Stage(_)
             | Record::Segment(_)
             | Record::Unit(_)
-            | Record::Node(_) => {}
+            | Record::Node(_)
+            | Record::Cluster(_) => {}
         }
     }
 

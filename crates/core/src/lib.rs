@@ -22,6 +22,7 @@
 //! | [`pairlog`] | curation units, leases, the readable prefix |
 //! | [`rejection`] | why candidates are turned down |
 //! | [`object_keys`] | keys of the object store |
+//! | [`leftovers`] | what lies in the object store that no record names |
 //! | [`histogram`] | distributions of scores, which add up over units |
 //! | [`transitions`] | what a caller may ask for, and when it is refused |
 //! | [`secret`] | keys and tokens, and how they are kept out of text |
@@ -54,6 +55,7 @@ pub mod ids;
 pub mod invariants;
 pub mod job;
 pub mod learnt;
+pub mod leftovers;
 pub mod object_keys;
 pub mod observed;
 pub mod pairlog;

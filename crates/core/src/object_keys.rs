@@ -13,11 +13,21 @@
 //! | `endpoint/replies/of-MODEL/HH/HASH.json` | a language model's answer, for all jobs |
 //! | `prompts/of-MODEL/HASH.json` | prompts that a language model wrote, for all jobs |
 //! | `endpoint/replies/HH/HASH.json`, `prompts/HASH.json` | the same, from before they were kept by model |
+//! | `crescendo.store` | the root's mark: which cluster's store it is |
 //! | `probes/ID.probe` | made and deleted by who wants to know what the store can do |
+
+/// Which cluster's store it is. Made by whoever uses the root first.
+pub const MARK: &str = "crescendo.store";
+
+/// What else lies directly in a root.
+pub const ROOT_FOLDERS: [&str; 6] = [JOBS, "tenants", "endpoint", PROMPTS, "probes", MARK];
+
+/// Folder of what all jobs write.
+pub const JOBS: &str = "jobs";
 
 /// What a job writes lies below this.
 pub fn job(job: &str) -> String {
-    format!("jobs/{job}")
+    format!("{JOBS}/{job}")
 }
 
 /// The job that has written what lies at a key.
@@ -54,6 +64,54 @@ pub fn rejected_sample(job: &str, stage: &str, unit: u64) -> String {
 /// Folder of a stage's [`rejected_sample`]s.
 pub fn rejected_samples(job: &str, stage: &str) -> String {
     format!("jobs/{job}/{stage}/rejected")
+}
+
+/// What of a job lies at a key, as far as records name such things.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum JobObject<'a> {
+    /// A [`shard`].
+    Shard { stage: &'a str, unit: u64, lease_generation: u64 },
+    /// A file of the [`checkpoint`] in `folder`.
+    CheckpointFile { stage: &'a str, folder: &'a str, step: u64, generation: u64 },
+    /// A file that was being written when its writer died, as a store in a folder leaves it: its name ends in `#` and a number.
+    Torn,
+    /// Nothing that a record names by itself: a log, a curve, what was spent; or of a kind that this version does not know.
+    Other,
+}
+
+/// What lies at a key below [`job`].
+pub fn job_object<'a>(job: &str, key: &'a str) -> JobObject<'a> {
+    let torn = |name: &str| name.split_once('#').is_some_and(|(_, number)| number.parse::<u32>().is_ok());
+    if key.rsplit('/').next().is_some_and(torn) {
+        return JobObject::Torn;
+    }
+    let parts: Vec<&str> = key.split('/').collect();
+    match parts.as_slice() {
+        ["jobs", of, stage, "pairs", name] if *of == job => {
+            let name =
+                name.strip_prefix("unit-").and_then(|name| name.strip_suffix(".tar")?.split_once("-l"));
+            let numbers = name.and_then(|(unit, lease)| Some((unit.parse().ok()?, lease.parse().ok()?)));
+            match numbers {
+                Some((unit, lease_generation)) if shard(job, stage, unit, lease_generation) == key => {
+                    JobObject::Shard { stage, unit, lease_generation }
+                }
+                Some(_) | None => JobObject::Other,
+            }
+        }
+        ["jobs", of, stage, "checkpoints", name, file] if *of == job && is_plain(file) => {
+            let name = name.strip_prefix("step-").and_then(|name| name.split_once("-g"));
+            let numbers =
+                name.and_then(|(step, generation)| Some((step.parse().ok()?, generation.parse().ok()?)));
+            let folder = key.strip_suffix(file).and_then(|folder| folder.strip_suffix('/'));
+            match numbers.zip(folder) {
+                Some(((step, generation), folder)) if checkpoint(job, stage, step, generation) == folder => {
+                    JobObject::CheckpointFile { stage, folder, step, generation }
+                }
+                Some(_) | None => JobObject::Other,
+            }
+        }
+        _ => JobObject::Other,
+    }
 }
 
 /// Folder of a checkpoint.
@@ -243,6 +301,30 @@ mod tests {
         assert_eq!(unit_of(&rejected_sample("j", "s", 1_234_567)), Some(1_234_567));
         for other in ["jobs/j/s/pairs/unit-x.tar", "jobs/j/s/pairs/7.tar", "unit-1", ""] {
             assert_eq!(unit_of(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn what_a_job_has_written_is_known_by_its_key() {
+        let key = shard("j", "s", 7, 3);
+        assert_eq!(job_object("j", &key), JobObject::Shard { stage: "s", unit: 7, lease_generation: 3 });
+        let folder = checkpoint("j", "s", 500, 2);
+        let key = checkpoint_file(&folder, "state.json");
+        let expected = JobObject::CheckpointFile { stage: "s", folder: &folder, step: 500, generation: 2 };
+        assert_eq!(job_object("j", &key), expected);
+        assert_eq!(job_object("j", &format!("{key}#2")), JobObject::Torn);
+        for other in [
+            rejected_sample("j", "s", 7),
+            log_chunk("j", 5, "n", "id"),
+            format!("{folder}/deeper/state.json"),
+            "jobs/j/s/checkpoints/step-500-g2/state.json".into(),
+            "jobs/j/s/checkpoints/mine/state.json".into(),
+            "jobs/j/s/pairs/unit-7-l3.tar".into(),
+            "jobs/j/s/pairs/unit-000007.tar".into(),
+            "jobs/j/s/pairs/a#b".into(),
+            shard("another", "s", 7, 3),
+        ] {
+            assert_eq!(job_object("j", &other), JobObject::Other, "{other}");
         }
     }
 

@@ -91,6 +91,22 @@ pub struct NodeView {
     pub curators_sent: BTreeMap<AttemptRef, Vec<String>>,
     /// Attempts that it was told to save a checkpoint and leave.
     pub drains_sent: BTreeSet<AttemptRef>,
+    pub health: NodeHealth,
+    /// The fault of a device that a person knew of who has given it work again.
+    pub forgiven_fault: Option<String>,
+}
+
+/// What is wrong with a node, by its own word.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeHealth {
+    /// Slots whose rank was killed and does not die, with what is known of it: they get no other.
+    pub stuck: BTreeMap<u32, String>,
+    /// What a GPU has come to since the node's process began.
+    pub device_fault: Option<String>,
+    /// Why it cannot use the object store, and so gets no new work.
+    pub store_fault: Option<String>,
+    /// What the mark in its object store's root says.
+    pub store_id: Option<String>,
 }
 
 /// Why a curator has not taken up a stage.
@@ -220,7 +236,11 @@ impl Observed {
         let slots =
             self.nodes.get_mut(&node).map(|known| std::mem::take(&mut known.slots)).unwrap_or_default();
         let slots = slots.into_iter().filter(|(attempt, _)| running.contains(attempt)).collect();
+        let known = self.nodes.get(&node).filter(|known| known.incarnation == incarnation);
+        let forgiven_fault = known.and_then(|known| known.forgiven_fault.clone());
         let view = NodeView {
+            health: NodeHealth::default(),
+            forgiven_fault,
             slots,
             incarnation,
             connected: true,
@@ -234,6 +254,26 @@ impl Observed {
             drains_sent: BTreeSet::new(),
         };
         self.nodes.insert(node, view);
+    }
+
+    /// A person trusts the node again, knowing what is wrong with it.
+    pub fn forgive(&mut self, node: &NodeId) {
+        self.failures.forgive(node);
+        if let Some(view) = self.nodes.get_mut(node) {
+            view.forgiven_fault.clone_from(&view.health.device_fault);
+        }
+    }
+
+    /// Slots of all nodes that are held by ranks that do not die.
+    pub fn stuck_slots(&self) -> usize {
+        self.nodes.values().map(|view| view.health.stuck.len()).sum()
+    }
+
+    /// The node has said how it is.
+    pub fn health(&mut self, node: &NodeId, health: NodeHealth) {
+        if let Some(view) = self.nodes.get_mut(node) {
+            view.health = health;
+        }
     }
 
     pub fn heard(&mut self, node: &NodeId, now: Timestamp) {

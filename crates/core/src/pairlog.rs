@@ -329,6 +329,12 @@ impl PairLog {
         self.prefix.shard(unit)
     }
 
+    /// The shard of a unit that is done, whether it can be read already or not.
+    pub fn done_shard(&self, unit: u64) -> Option<ShardRecord> {
+        let open = || Some(self.open_unit(unit)?.result()?.shard.clone());
+        self.shard(unit).or_else(open)
+    }
+
     /// Who holds units behind the readable ones.
     pub fn holders(&self, now: Timestamp) -> impl Iterator<Item = &NodeId> {
         self.open.values().filter_map(move |record| match &record.state {

@@ -28,6 +28,8 @@ pub struct NodeSlots {
     /// The same, where it is known which slots they hold: only those are kept from others. A rank that cannot be killed costs
     /// its slot and not its node.
     pub held: BTreeMap<u32, StageRef>,
+    /// Slots whose rank was killed and does not die: free for nobody.
+    pub stuck: BTreeSet<u32>,
 }
 
 impl NodeSlots {
@@ -36,7 +38,7 @@ impl NodeSlots {
         if self.stopping.iter().any(|stopping| Some(stopping) != stage) {
             return Vec::new();
         }
-        let free = self.free.iter().copied();
+        let free = self.free.difference(&self.stuck).copied();
         free.filter(|slot| self.held.get(slot).is_none_or(|by| Some(by) == stage)).collect()
     }
 }
@@ -142,7 +144,9 @@ pub fn room(slots: &Slots, stage: &StageRef, wanted: u32) -> InsufficientCapacit
     InsufficientCapacity {
         wanted,
         free: most(&|id, _| slots.free_on(id, Some(stage))),
-        total: most(&|_, node| node.total),
+        total: most(&|_, node| {
+            node.total.saturating_sub(u32::try_from(node.stuck.len()).unwrap_or(u32::MAX))
+        }),
     }
 }
 
@@ -201,6 +205,7 @@ mod tests {
                 free: (0..*total).collect(),
                 stopping: BTreeSet::new(),
                 held: BTreeMap::new(),
+                stuck: BTreeSet::new(),
             };
             slots.add(NodeId::parse(&format!("n{i:02}")).expect("valid"), node);
         }

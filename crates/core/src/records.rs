@@ -158,6 +158,18 @@ pub enum NodeKind {
     Curator,
 }
 
+/// What is one for the whole cluster.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ClusterRecord {
+    /// Made up by the first controller that led.
+    pub id: String,
+    /// What the marks in the roots of object stores say, by the roots' URLs; at most [`MAX_STORES`].
+    pub stores: BTreeMap<String, String>,
+}
+
+/// Roots of object stores that are remembered.
+pub const MAX_STORES: usize = 64;
+
 /// Any record.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Record {
@@ -169,6 +181,7 @@ pub enum Record {
     Unit(UnitRecord),
     Checkpoint(CheckpointRecord),
     Node(NodeRecord),
+    Cluster(ClusterRecord),
 }
 
 /// Identity of a record. The order is the order in which a snapshot can be applied: jobs before what belongs to them,
@@ -184,6 +197,7 @@ pub enum RecordKey {
     Unit(StageRef, u64),
     Checkpoint(StageRef, u64, Generation),
     Node(NodeId),
+    Cluster,
 }
 
 impl Record {
@@ -199,6 +213,7 @@ impl Record {
                 RecordKey::Checkpoint(record.stage.clone(), record.step, record.generation)
             }
             Self::Node(record) => RecordKey::Node(record.id.clone()),
+            Self::Cluster(_) => RecordKey::Cluster,
         }
     }
 }
@@ -213,7 +228,7 @@ impl RecordKey {
             | Self::Segment(stage, _)
             | Self::Unit(stage, _)
             | Self::Checkpoint(stage, _, _) => Some(&stage.job),
-            Self::Request(..) | Self::Node(_) => None,
+            Self::Request(..) | Self::Node(_) | Self::Cluster => None,
         }
     }
 }
@@ -233,6 +248,7 @@ impl fmt::Display for RecordKey {
                 write!(f, "checkpoints/{stage}/{step:012}-g{generation:08}", generation = generation.0)
             }
             Self::Node(id) => write!(f, "nodes/{id}"),
+            Self::Cluster => f.write_str("cluster"),
         }
     }
 }

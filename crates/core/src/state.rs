@@ -8,7 +8,8 @@ use crate::arithmetic::PrecisionChoice;
 use crate::ids::{Generation, JobId, NodeId, RequestId, StageRef, Timestamp};
 use crate::pairlog::{PairLog, SEGMENT_UNITS};
 use crate::records::{
-    AttemptRecord, CheckpointRecord, JobRecord, NodeRecord, Record, RecordKey, StageRecord, Write,
+    AttemptRecord, CheckpointRecord, ClusterRecord, JobRecord, NodeRecord, Record, RecordKey, StageRecord,
+    Write,
 };
 use crate::spec::StageSpec;
 use crate::unreadable::{UnreadableRecord, UnreadableRecords};
@@ -20,6 +21,7 @@ pub struct ClusterState {
     /// By tenant.
     requests: BTreeMap<(String, RequestId), JobId>,
     nodes: BTreeMap<NodeId, NodeRecord>,
+    cluster: Option<ClusterRecord>,
     /// Jobs that are not terminal: what a decision has to look at.
     open: BTreeSet<JobId>,
     /// What is in the store and not in here.
@@ -179,6 +181,7 @@ impl ClusterState {
             Record::Node(record) => {
                 self.nodes.insert(record.id.clone(), record);
             }
+            Record::Cluster(record) => self.cluster = Some(record),
         }
         Ok(())
     }
@@ -232,6 +235,8 @@ impl ClusterState {
             RecordKey::Node(id) => {
                 self.nodes.remove(id);
             }
+            // A cluster stays what it is.
+            RecordKey::Cluster => {}
         }
     }
 
@@ -275,6 +280,11 @@ impl ClusterState {
 
     pub fn node(&self, id: &NodeId) -> Option<&NodeRecord> {
         self.nodes.get(id)
+    }
+
+    /// What is one for all; none before the first controller has led.
+    pub fn cluster(&self) -> Option<&ClusterRecord> {
+        self.cluster.as_ref()
     }
 
     pub fn nodes(&self) -> impl Iterator<Item = &NodeRecord> {

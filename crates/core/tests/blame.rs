@@ -9,7 +9,7 @@ use crescendo_core::decide::{Limits, decide};
 use crescendo_core::histogram::ScoreCounts;
 use crescendo_core::ids::{Incarnation, JobId, NodeId, RequestId, StageName, StageRef, Timestamp};
 use crescendo_core::job::JobState;
-use crescendo_core::observed::{NodeReport, Observed, Report};
+use crescendo_core::observed::{NodeHealth, NodeReport, Observed, Report};
 use crescendo_core::quotas::TenantLimits;
 use crescendo_core::records::{
     AttemptRecord, AttemptState, NodeKind, NodeRecord, Record, ShardRecord, UnitRecord, UnitResult,
@@ -220,6 +220,81 @@ fn a_node_on_which_job_after_job_fails_is_cordoned_until_a_person_takes_it_back(
     cluster.seen.failures.forgive(&node("bad"));
     cluster.decide();
     assert_eq!(cluster.state.node(&node("bad")).expect("known").cordon, None);
+}
+
+#[test]
+fn a_node_whose_gpu_has_failed_is_cordoned_once_for_each_fault() {
+    let mut cluster = Cluster::new(&[("sick", 8), ("sound", 8)]);
+    let cordon = |cluster: &Cluster| cluster.state.node(&node("sick")).expect("known").cordon.clone();
+    let says = |cluster: &mut Cluster, fault: &str| {
+        let health = NodeHealth { device_fault: Some(fault.to_owned()), ..NodeHealth::default() };
+        cluster.seen.health(&node("sick"), health);
+        cluster.decide();
+    };
+    says(&mut cluster, "GPU 3: XID 94");
+    assert_eq!(cordon(&cluster).as_deref(), Some("GPU 3: XID 94"));
+    let job = cluster.submit("trial");
+    cluster.decide();
+    assert_eq!(cluster.runs_on(&job).as_deref(), Some("sound"));
+    let take_back = |cluster: &mut Cluster| {
+        let writes = transitions::drain_node(&cluster.state, &node("sick"), false).expect("known");
+        writes.into_iter().for_each(|write| cluster.state.apply(write).expect("there"));
+        cluster.seen.forgive(&node("sick"));
+        cluster.decide();
+    };
+    take_back(&mut cluster);
+    assert_eq!(cordon(&cluster), None, "a person knows of it");
+    says(&mut cluster, "GPU 3: XID 94");
+    assert_eq!(cordon(&cluster), None, "and it is the same");
+    says(&mut cluster, "GPU 3: XID 94; GPU 4: XID 79");
+    assert_eq!(cordon(&cluster).as_deref(), Some("GPU 3: XID 94; GPU 4: XID 79"), "this is another");
+    // Where there is no other node, a sick one is better than none.
+    let mut alone = Cluster::new(&[("sick", 8)]);
+    says(&mut alone, "GPU 3: XID 94");
+    assert_eq!(cordon(&alone), None);
+}
+
+#[test]
+fn a_slot_whose_rank_does_not_die_is_given_to_nobody_and_the_others_are() {
+    let mut cluster = Cluster::new(&[("node", 2)]);
+    let first = cluster.submit("first");
+    cluster.decide();
+    let slot = cluster.attempt(&first).expect("placed").ranks[0].device_index;
+    // Its rank is killed and stays; the node says so, and then that the attempt is over.
+    let health =
+        NodeHealth { stuck: BTreeMap::from([(slot, "state D".to_owned())]), ..NodeHealth::default() };
+    cluster.seen.health(&node("node"), health.clone());
+    cluster.fail(&first, false);
+    cluster.wait(5);
+    let again = cluster.attempt(&first).expect("there is another slot").ranks[0].device_index;
+    assert_ne!(again, slot);
+    let second = cluster.submit("second");
+    cluster.wait(60);
+    assert_eq!(cluster.attempt(&second), None, "the free slot is taken, and the held one is nobody's");
+    // A new session of the same process says it again.
+    let (incarnation, none) = (Incarnation::parse("first").expect("valid"), BTreeSet::new());
+    let runs = BTreeSet::from([cluster.attempt(&first).expect("it runs").attempt]);
+    cluster.seen.hello(node("node"), incarnation, runs, none, cluster.now);
+    cluster.seen.health(&node("node"), health);
+    cluster.wait(5);
+    assert_eq!(cluster.attempt(&second), None);
+    cluster.seen.health(&node("node"), NodeHealth::default());
+    cluster.wait(1);
+    assert_eq!(cluster.attempt(&second).expect("it is gone").ranks[0].device_index, slot);
+}
+
+#[test]
+fn who_cannot_use_the_object_store_gets_no_work() {
+    let mut cluster = Cluster::new(&[("apart", 8), ("well", 1)]);
+    let health = NodeHealth { store_fault: Some("not mounted".into()), ..NodeHealth::default() };
+    cluster.seen.health(&node("apart"), health);
+    let (one, two) = (cluster.submit("one"), cluster.submit("two"));
+    cluster.decide();
+    let placed = [&one, &two].map(|job| cluster.runs_on(job));
+    assert_eq!(placed, [Some("well".to_owned()), None]);
+    cluster.seen.health(&node("apart"), NodeHealth::default());
+    cluster.decide();
+    assert_eq!(cluster.runs_on(&two).as_deref(), Some("apart"));
 }
 
 /// Two gangs that step, one whose node is silent all the time and one whose node is heard.

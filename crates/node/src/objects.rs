@@ -15,9 +15,11 @@ mod credentials;
 pub mod download;
 mod in_parts;
 mod location;
+pub mod mark;
 mod probe;
 mod redacted_http;
 mod s3;
+pub mod torn;
 pub mod upload;
 
 use std::path::PathBuf;

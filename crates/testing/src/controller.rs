@@ -223,6 +223,8 @@ fn spawn(
 /// A node that does nothing by itself.
 pub struct FakeNode {
     pub id: String,
+    /// What the controller has said first.
+    pub welcome: v1::Welcome,
     up: mpsc::Sender<v1::OpenSessionRequest>,
     down: Streaming<v1::OpenSessionResponse>,
 }
@@ -270,9 +272,9 @@ impl FakeNode {
         up.send(v1::OpenSessionRequest { message: Some(Up::Hello(hello)) }).await?;
         let mut client = NodeServiceClient::new(channel);
         let down = client.open_session(ReceiverStream::new(outgoing)).await?.into_inner();
-        let mut node = Self { id, up, down };
+        let mut node = Self { id, welcome: v1::Welcome::default(), up, down };
         match node.next().await? {
-            Down::Welcome(_) => Ok(node),
+            Down::Welcome(welcome) => Ok(Self { welcome, ..node }),
             other => bail!("expected a welcome, got {other:?}"),
         }
     }

@@ -90,7 +90,8 @@ async fn obey(mut commands: mpsc::Receiver<Command>, assigned: watch::Sender<Ass
             | Command::StopAttempt(_)
             | Command::DrainAttempt(_)
             | Command::UpdateCurators(_)
-            | Command::ReadObject(_) => {}
+            | Command::ReadObject(_)
+            | Command::CollectObjects(_) => {}
         }
     }
 }

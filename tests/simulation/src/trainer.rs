@@ -196,7 +196,10 @@ impl Agent {
             Event::Command(Command::DrainAttempt(drain)) => self.table.on_drain_attempt(drain),
             Event::Command(Command::UpdateCurators(update)) => self.table.on_update_curators(update),
             Event::Command(
-                Command::AssignCuration(_) | Command::ReleaseCuration(_) | Command::ReadObject(_),
+                Command::AssignCuration(_)
+                | Command::ReleaseCuration(_)
+                | Command::ReadObject(_)
+                | Command::CollectObjects(_),
             ) => Vec::new(),
             Event::Connected(rank, down) => match (self.table.on_hello(&rank), self.ranks.get_mut(&rank)) {
                 (Some(effect), Some(handle)) => {
@@ -246,6 +249,8 @@ impl Agent {
             Effect::UpdateCurators { .. } => {}
             Effect::Signal { rank, signal: KillSignal::Term | KillSignal::Kill }
             | Effect::KillHung { rank } => self.kill(&rank),
+            // Played ranks die.
+            Effect::Stuck { .. } => {}
             Effect::Report(report) => self.reports.put(*report),
         }
     }

@@ -14,7 +14,9 @@ use crescendo_node::runtime::args::{NodeArgs, ServerArgs};
 use crescendo_node::runtime::server::{Process, serve_nodes};
 use crescendo_node::runtime::supervise::{Drain, Tasks};
 use crescendo_node::session::call::Controllers;
+use crescendo_node::session::health::HealthReport;
 use crescendo_node::session::reports::ReportSink;
+use crescendo_node::session::store_watch::{NamedRoot, watch_store};
 use crescendo_node::session::{Command, Computes, NodeSession, introduction, measured};
 use crescendo_node::telemetry::gpu;
 use crescendo_node::telemetry::log_archive;
@@ -27,8 +29,9 @@ use crescendo_proto::v1::open_rank_session_response::Message as Down;
 use crescendo_proto::v1::{
     AttemptRef, Checkpoint, CommitCheckpointRequest, Hello, MarkCheckpointDamagedRequest, NodeKind,
     OpenRankSessionResponse, RankAssignment, RankCheckpoint, RankCheckpointOutcome, RankDamage, RankDrain,
-    RankPhase, RankStop,
+    RankPhase, RankStop, StuckSlot,
 };
+use prometheus::Registry;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -110,7 +113,8 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
     std::fs::create_dir_all(&args.scratch).with_context(|| format!("create {}", args.scratch.display()))?;
     let library_root = std::path::absolute(&args.node.library_root).context("resolve --library-root")?;
     let scratch = std::path::absolute(&args.scratch).context("resolve --scratch")?;
-    let gpus = if cuda { gpu::watch_if_there(&registry, tasks.stop_token())? } else { Vec::new() };
+    let health = HealthReport::default();
+    let gpus = if cuda { watch_gpus(&registry, &health, &tasks)? } else { Vec::new() };
     let of_gpu = cuda.then(|| gpus.first().map_or("", String::as_str));
     let arithmetic = measured(speed::of_node(of_gpu, args.threads_per_rank, args.kernels.into()));
     let metrics = Metrics::register(&registry, peaks(args.peak_tflops, &gpus, slots))?;
@@ -128,7 +132,10 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
     let hello =
         move || Hello { running: running_now.borrow().clone(), left: left.clone(), ..identity.clone() };
     let (session, mut commands) = NodeSession::new(controllers.clone(), reports.clone(), logs.clone(), hello);
-    tasks.spawn_critical("session", session.draining(drain.clone()).run(tasks.stop_token()));
+    let root = NamedRoot::default();
+    let session = session.draining(drain.clone()).health(health.clone()).root(root.clone());
+    tasks.spawn(watch_store(root, health.clone(), tasks.stop_token()));
+    tasks.spawn_critical("session", session.run(tasks.stop_token()));
     let command_events = events.clone();
     tasks.spawn(async move {
         while let Some(command) = commands.recv().await {
@@ -173,10 +180,19 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
         tasks: tasks.clone(),
         drain,
         unregistered: Unregistered::default(),
+        health,
     };
     tasks.spawn_critical("agent", agent.run(inbox, tasks.stop_token()));
     tracing::info!(slots, cuda, "the agent takes ranks");
     Ok(server.run(GRACE).await?)
+}
+
+/// Watches the GPUs; what they come to is told to the controller. Gives their names.
+fn watch_gpus(registry: &Registry, health: &HealthReport, tasks: &Tasks) -> anyhow::Result<Vec<String>> {
+    let health = health.clone();
+    let told =
+        Box::new(move |fault: &str| health.update(|health| fault.clone_into(&mut health.device_fault)));
+    Ok(gpu::watch_if_there(registry, told, tasks.stop_token())?)
 }
 
 fn devices(args: &AgentArgs) -> anyhow::Result<(bool, u32)> {
@@ -231,6 +247,7 @@ async fn rank_ip(
 /// A rank process as the shell knows it.
 struct RankHandle {
     slot: u32,
+    pid: Option<u32>,
     /// For the task that owns the process.
     orders: mpsc::Sender<Order>,
     /// Its session, once it is open.
@@ -261,6 +278,7 @@ struct Agent {
     tasks: Tasks,
     drain: Drain,
     unregistered: Unregistered,
+    health: HealthReport,
 }
 
 impl Agent {
@@ -291,6 +309,8 @@ impl Agent {
             for effect in effects {
                 self.apply(effect);
             }
+            let stuck: Vec<u32> = self.table.stuck().collect();
+            self.health.update(|health| health.stuck_slots.retain(|held| stuck.contains(&held.slot)));
             let running = self.table.running();
             self.running.send_if_modified(|now| {
                 let changed = *now != running;
@@ -321,13 +341,22 @@ impl Agent {
                 {
                     tracing::debug!(reason = status.message(), "an old attempt was to be started");
                 }
-                self.table.on_start(*start, now)
+                match self.health.now().store_fault {
+                    fault if fault.is_empty() => self.table.on_start(*start, now),
+                    fault => {
+                        let reason = format!("the object store cannot be used from this node: {fault}");
+                        self.table.on_refused(*start, reason)
+                    }
+                }
             }
             Event::Command(Command::StopAttempt(stop)) => self.table.on_stop(&stop, now),
             Event::Command(Command::DrainAttempt(drain)) => self.table.on_drain_attempt(drain),
             Event::Command(Command::UpdateCurators(update)) => self.table.on_update_curators(update),
             Event::Command(
-                Command::AssignCuration(_) | Command::ReleaseCuration(_) | Command::ReadObject(_),
+                Command::AssignCuration(_)
+                | Command::ReleaseCuration(_)
+                | Command::ReadObject(_)
+                | Command::CollectObjects(_),
             ) => {
                 tracing::warn!("a command for curators came to a trainer");
                 Vec::new()
@@ -439,6 +468,7 @@ impl Agent {
             }
             Effect::Signal { rank, signal } => self.order(&rank, Order::Signal(signal)),
             Effect::KillHung { rank } => self.order(&rank, Order::KillHung),
+            Effect::Stuck { rank, slot } => self.hold_slot(&rank, slot),
             Effect::Report(report) => {
                 let phase = report.phase();
                 self.metrics.attempt_ended(phase);
@@ -457,6 +487,19 @@ impl Agent {
                 self.reports.put(*report);
             }
         }
+    }
+
+    /// The rank does not die: the controller learns of its slot before it hears that the attempt is over.
+    fn hold_slot(&self, rank: &RankKey, slot: u32) {
+        let pid = self.ranks.get(rank).and_then(|handle| handle.pid);
+        let stands = pid.and_then(threads::stand).unwrap_or_else(|| "where it stands cannot be read".into());
+        let process = pid.map_or_else(|| "process unknown".into(), |pid| format!("process {pid}"));
+        let what = format!(
+            "rank {} of {}/{}, {process}, was killed and does not die: {stands}",
+            rank.rank, rank.job_id, rank.stage
+        );
+        rank_span(rank).in_scope(|| tracing::error!(slot, "{what}; its slot is held until it does"));
+        self.health.update(|health| health.stuck_slots.push(StuckSlot { slot, what }));
     }
 
     /// Hands a message to a rank; `false` if it has no session or reads nothing.
@@ -479,7 +522,9 @@ impl Agent {
         self.metrics.rank_starts.inc();
         let child = self.command.spawn(&rank);
         let events = self.events.clone();
-        self.ranks.insert(rank.clone(), RankHandle { slot, orders, down: None, counted: Counted::default() });
+        let pid = child.as_ref().ok().and_then(tokio::process::Child::id);
+        let handle = RankHandle { slot, pid, orders, down: None, counted: Counted::default() };
+        self.ranks.insert(rank.clone(), handle);
         self.metrics.ranks_running.set(i64::try_from(self.ranks.len()).unwrap_or(i64::MAX));
         let watching = async move {
             let (success, status) = match child {

@@ -16,6 +16,17 @@ pub fn of(pid: u32) -> Vec<String> {
     in_folder(&PathBuf::from(format!("/proc/{pid}/task")))
 }
 
+/// In what state a process is and where in the kernel it waits, as in `state D in nfs_wait_bit_killable`; `None` if there is no such
+/// process.
+pub fn stand(pid: u32) -> Option<String> {
+    let path = PathBuf::from(format!("/proc/{pid}"));
+    // `PID (NAME) STATE …`, where the name may hold anything.
+    let about = text(&path, "stat")?;
+    let state = about.rsplit_once(')')?.1.trim_start().chars().next()?;
+    let wait = text(&path, "wchan").filter(|wait| !wait.is_empty() && wait != "0");
+    Some(wait.map_or_else(|| format!("state {state}"), |wait| format!("state {state} in {wait}")))
+}
+
 fn in_folder(tasks: &Path) -> Vec<String> {
     let Ok(entries) = fs::read_dir(tasks) else { return Vec::new() };
     let named = entries.flatten().map(|entry| {
@@ -74,5 +85,8 @@ mod tests {
         drop(wait);
         let _ = thread.join();
         assert!(of(u32::MAX).is_empty());
+        let stands = stand(std::process::id()).expect("it is there");
+        assert!(stands.starts_with("state S") || stands.starts_with("state R"), "{stands}");
+        assert_eq!(stand(u32::MAX), None);
     }
 }

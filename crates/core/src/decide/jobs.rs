@@ -111,6 +111,7 @@ pub(crate) fn free_slots(nodes: &DecideContext<'_>, active: &Active) -> Slots {
             free: (0..record.slots).collect(),
             stopping,
             held,
+            stuck: view.health.stuck.keys().copied().collect(),
         };
         slots.add(record.id.clone(), node);
     }

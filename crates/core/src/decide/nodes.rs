@@ -37,14 +37,21 @@ pub(super) fn decide_sends(
     }
 }
 
-/// A trainer on which job after job fails, and on it alone, gets no new work, as long as another is open to it.
+/// A trainer whose GPU has failed, or on which job after job fails and on it alone, gets no new work, as long as another is open
+/// to it.
 pub(super) fn decide_cordons(nodes: &DecideContext<'_>, plan: &mut Plan) {
     let mut open: Vec<&NodeRecord> =
         nodes.open_to_work(NodeKind::Trainer).map(|(record, _)| record).collect();
+    let of_device = |record: &NodeRecord| {
+        let view = nodes.seen.nodes.get(&record.id)?;
+        // Whoever has lifted the cordon for it knows of it.
+        view.health.device_fault.clone().filter(|_| view.health.device_fault != view.forgiven_fault)
+    };
     let bad: Vec<(&NodeRecord, String)> = open
         .iter()
         .filter_map(|record| {
-            Some((*record, nodes.seen.failures.cordon_reason(&record.id, nodes.limits, nodes.now)?))
+            let of_jobs = || nodes.seen.failures.cordon_reason(&record.id, nodes.limits, nodes.now);
+            Some((*record, of_device(record).or_else(of_jobs)?))
         })
         .collect();
     for (record, reason) in bad {

@@ -45,7 +45,12 @@ pub struct Blocker {
 pub(super) fn no_trainer(view: &View<'_>) -> Explanation {
     let mut findings = silent(view, NodeKind::Trainer);
     if findings.is_empty() {
-        findings.push("no trainer node has ever connected to this cluster".to_owned());
+        let known = view.state.nodes().any(|record| record.kind == NodeKind::Trainer);
+        findings.push(if known {
+            "no trainer that is connected takes new work".to_owned()
+        } else {
+            "no trainer node has ever connected to this cluster".to_owned()
+        });
     }
     Explanation {
         findings,
@@ -263,7 +268,9 @@ pub(super) fn node_rooms(view: &View<'_>, stage: Option<&StageRef>) -> Vec<NodeR
                 device: record.device.clone(),
                 slots: record.slots,
                 free: slots.free_on(&record.id, stage),
-                draining: record.drained || record.cordon.is_some() || seen.is_some_and(|seen| seen.draining),
+                draining: record.drained
+                    || record.cordon.is_some()
+                    || seen.is_some_and(|seen| seen.draining || seen.health.store_fault.is_some()),
                 silent_for: silent.then(|| view.now.since(heard)),
             }
         })

@@ -422,3 +422,36 @@ fn what_has_ended_says_how() {
     assert_eq!((told.cause, told.summary.as_str()), ("cancelled", "was cancelled: enough"));
     says(&told.findings, "having waited");
 }
+
+#[test]
+fn what_is_wrong_with_a_node_is_said_to_who_waits_for_it() {
+    let mut cluster = Cluster::new();
+    let node = cluster.node("t-1", NodeKind::Trainer, 2);
+    let curator = cluster.node("c-1", NodeKind::Curator, 0);
+    let job = cluster.submit("waits", "research", 0, 2);
+    cluster.pairs(&job, 0, 16);
+    let incarnation = Incarnation::parse("other").unwrap();
+    cluster.seen.refuse_rival(&node, &incarnation, "10.0.0.9:7000", cluster.now);
+    cluster.seen.refuse_rival(&curator, &incarnation, "10.0.0.8:7000", cluster.now);
+    let stuck =
+        BTreeMap::from([(1, "rank 0, process 4711, was killed and does not die: state D".to_owned())]);
+    let device_fault = Some("GPU 0: XID 79".to_owned());
+    let health = crate::observed::NodeHealth { stuck, device_fault, ..Default::default() };
+    cluster.seen.health(&node, health);
+    cluster.settle();
+    let explained = cluster.explain(&job);
+    assert_eq!(explained.cause, "slots");
+    says(&explained.findings, "another process, at 10.0.0.9:7000, calls itself node t-1 too");
+    says(&explained.findings, "slot 1 of node t-1 is held: rank 0, process 4711");
+    says(&explained.findings, "node t-1 has a device that has failed: GPU 0: XID 79");
+    assert!(!explained.findings.iter().any(|line| line.contains("c-1")), "{:?}", explained.findings);
+    let fault = Some("/data is not mounted".to_owned());
+    let health = crate::observed::NodeHealth { store_fault: fault, ..Default::default() };
+    cluster.seen.health(&node, health);
+    cluster.settle();
+    let explained = cluster.explain(&job);
+    says(
+        &explained.findings,
+        "node t-1 gets no work, since it cannot use the object store: /data is not mounted",
+    );
+}

@@ -32,6 +32,7 @@ pub fn introduction(args: &NodeArgs, kind: NodeKind, address: String, computes: 
         running: Vec::new(),
         curating: Vec::new(),
         left: Vec::new(),
+        health: None,
         // The session says so itself.
         draining: false,
         arithmetic: Some(arithmetic_message(arithmetic)),

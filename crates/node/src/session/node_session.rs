@@ -17,10 +17,11 @@ use crescendo_proto::v1::node_service_client::NodeServiceClient;
 use crescendo_proto::v1::open_session_request::Message as Up;
 use crescendo_proto::v1::open_session_response::Message as Down;
 use crescendo_proto::v1::{
-    AssignCuration, DrainAttempt, Heartbeat, Hello, LogBatch, NodeDrains, OpenSessionRequest,
-    OpenSessionResponse, ReadObject, ReleaseCuration, StartAttempt, StopAttempt, UpdateCurators, Welcome,
+    AssignCuration, CollectObjects, DrainAttempt, Heartbeat, Hello, LogBatch, NodeDrains, NodeHealth,
+    OpenSessionRequest, OpenSessionResponse, ReadObject, ReleaseCuration, StartAttempt, StopAttempt,
+    UpdateCurators, Welcome,
 };
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -28,7 +29,9 @@ use tonic::{Status, Streaming};
 
 use crate::runtime::supervise::Drain;
 use crate::session::call::Controllers;
+use crate::session::health::HealthReport;
 use crate::session::reports::{PROGRESS_INTERVAL, ReportSink};
+use crate::session::store_watch::NamedRoot;
 use crate::session::unit_reports::UnitReports;
 use crate::telemetry::log_shipping::LogBuffer;
 
@@ -59,7 +62,12 @@ pub enum Command {
     AssignCuration(Box<AssignCuration>),
     ReleaseCuration(ReleaseCuration),
     ReadObject(ReadObject),
+    CollectObjects(CollectObjects),
 }
+
+/// A session that has begun, with what it was told of the node's health.
+type Opened =
+    (Welcome, mpsc::Sender<OpenSessionRequest>, Streaming<OpenSessionResponse>, watch::Receiver<NodeHealth>);
 
 /// See the module.
 pub struct NodeSession<H> {
@@ -71,6 +79,8 @@ pub struct NodeSession<H> {
     /// Asked for when the node is about to leave.
     drain: Drain,
     units: UnitReports,
+    health: HealthReport,
+    root: NamedRoot,
 }
 
 impl<H> NodeSession<H>
@@ -87,8 +97,20 @@ where
         let (commands, receiver) = mpsc::channel(COMMANDS);
         // One that nobody asks for.
         let drain = Drain::new(Duration::ZERO);
-        let units = UnitReports::default();
-        (Self { controllers, reports, logs, commands, hello, drain, units }, receiver)
+        let (units, health, root) = (UnitReports::default(), HealthReport::default(), NamedRoot::default());
+        (Self { controllers, reports, logs, commands, hello, drain, units, health, root }, receiver)
+    }
+
+    /// What is wrong with the node is taken from here.
+    #[must_use]
+    pub fn health(self, health: HealthReport) -> Self {
+        Self { health, ..self }
+    }
+
+    /// The object store's root, as the controller names it, is put here.
+    #[must_use]
+    pub fn root(self, root: NamedRoot) -> Self {
+        Self { root, ..self }
     }
 
     /// How far units are is taken from here.
@@ -145,17 +167,18 @@ where
             opened = self.open() => opened,
         };
         match opened {
-            Ok((welcome, up, down)) => (self.exchange(&welcome, up, down, stop).await, true),
+            Ok((welcome, up, down, told)) => (self.exchange(&welcome, up, down, told, stop).await, true),
             Err(status) => (status, false),
         }
     }
 
-    async fn open(
-        &self,
-    ) -> Result<(Welcome, mpsc::Sender<OpenSessionRequest>, Streaming<OpenSessionResponse>), Status> {
+    async fn open(&self) -> Result<Opened, Status> {
         let (up, outgoing) = mpsc::channel(OUTGOING);
         let hello = (self.hello)();
-        send(&up, Up::Hello(Hello { draining: self.drain.asked().is_cancelled(), ..hello })).await?;
+        let mut told = self.health.subscribe();
+        let health = Some(told.borrow_and_update().clone());
+        let draining = self.drain.asked().is_cancelled();
+        send(&up, Up::Hello(Hello { draining, health, ..hello })).await?;
         let mut client = NodeServiceClient::new(self.controllers.channel());
         let opening = async {
             let mut down = client.open_session(ReceiverStream::new(outgoing)).await?.into_inner();
@@ -172,18 +195,21 @@ where
             controller_id = welcome.controller_id,
             "session with the controller is open"
         );
-        Ok((welcome, up, down))
+        Ok((welcome, up, down, told))
     }
 
+    /// `health` is what was told of it.
     async fn exchange(
         &self,
         welcome: &Welcome,
         up: mpsc::Sender<OpenSessionRequest>,
         mut down: Streaming<OpenSessionResponse>,
+        mut health: watch::Receiver<NodeHealth>,
         stop: &CancellationToken,
     ) -> Status {
         self.reports.table().session_opened();
         self.logs.set_kept_at(&welcome.object_store_url);
+        self.root.name(&welcome.object_store_url, &welcome.cluster_id, &welcome.store_id);
         let every = Duration::from_millis(u64::from(welcome.heartbeat_millis).clamp(100, 60_000));
         let mut heartbeat = tokio::time::interval(every);
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -198,7 +224,7 @@ where
                 // In this order, so that what comes in holds up neither the end nor the heartbeats.
                 biased;
                 () = stop.cancelled() => {
-                    let _ = tokio::time::timeout(PART_TIMEOUT, self.part(up, down)).await;
+                    let _ = tokio::time::timeout(PART_TIMEOUT, self.part(up, down, &mut health)).await;
                     return Status::cancelled("the node stops");
                 }
                 () = asked.cancelled(), if !told_draining => {
@@ -209,7 +235,7 @@ where
                     sequence += 1;
                     send(&up, Up::Heartbeat(Heartbeat { sequence })).await
                 }
-                _ = flush.tick() => self.flush(&up).await,
+                _ = flush.tick() => self.flush(&up, &mut health).await,
                 message = down.message(), if waiting.is_none() => match message {
                     Ok(Some(response)) => {
                         waiting = command(response);
@@ -227,8 +253,8 @@ where
                     }
                     Err(_) => Err(Status::cancelled("the node takes no more commands")),
                 },
-                () = self.reports.changed() => self.flush(&up).await,
-                () = self.logs.filled() => self.flush(&up).await,
+                () = self.reports.changed() => self.flush(&up, &mut health).await,
+                () = self.logs.filled() => self.flush(&up, &mut health).await,
             };
             if let Err(status) = sent {
                 return status;
@@ -238,17 +264,31 @@ where
 
     /// The orderly end: sends what is left, says that nothing more comes, and waits until the controller has taken it all,
     /// which it shows by ending its side.
-    async fn part(&self, up: mpsc::Sender<OpenSessionRequest>, mut down: Streaming<OpenSessionResponse>) {
+    async fn part(
+        &self,
+        up: mpsc::Sender<OpenSessionRequest>,
+        mut down: Streaming<OpenSessionResponse>,
+        health: &mut watch::Receiver<NodeHealth>,
+    ) {
         self.reports.table().hurry();
-        if self.flush(&up).await.is_err() {
+        if self.flush(&up, health).await.is_err() {
             return;
         }
         drop(up);
         while let Ok(Some(_)) = down.message().await {}
     }
 
-    /// Sends what is due: reports first, then at most one batch of log lines, so that heartbeats keep their pace.
-    async fn flush(&self, up: &mpsc::Sender<OpenSessionRequest>) -> Result<(), Status> {
+    /// Sends what is due: how the node is, so that a slot that is held is known before its attempt is over; then reports, then at
+    /// most one batch of log lines, so that heartbeats keep their pace.
+    async fn flush(
+        &self,
+        up: &mpsc::Sender<OpenSessionRequest>,
+        health: &mut watch::Receiver<NodeHealth>,
+    ) -> Result<(), Status> {
+        if health.has_changed().unwrap_or(false) {
+            let now = health.borrow_and_update().clone();
+            send(up, Up::NodeHealth(now)).await?;
+        }
         loop {
             let due = self.reports.table().take_due(Instant::now().into_std());
             let Some(report) = due else { break };
@@ -285,6 +325,7 @@ fn command(response: OpenSessionResponse) -> Option<Command> {
         Some(Down::AssignCuration(assign)) => Some(Command::AssignCuration(Box::new(assign))),
         Some(Down::ReleaseCuration(release)) => Some(Command::ReleaseCuration(release)),
         Some(Down::ReadObject(read)) => Some(Command::ReadObject(read)),
+        Some(Down::CollectObjects(collect)) => Some(Command::CollectObjects(collect)),
         // A second welcome says nothing new; an unknown message is from a newer controller.
         Some(Down::Welcome(_)) | None => None,
     }

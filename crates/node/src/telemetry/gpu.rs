@@ -87,6 +87,53 @@ pub struct GpuId {
     pub uuid: String,
 }
 
+/// Errors of the driver that speak of the hardware: memory that could not be corrected, a GPU that has fallen off its bus, NVLink, its
+/// own processor or firmware.
+const OF_HARDWARE: [u64; 14] = [48, 61, 62, 63, 64, 68, 74, 79, 92, 94, 95, 119, 120, 140];
+
+/// What GPUs have come to since this was made, in a line. What was there before is known, or was mended.
+#[derive(Clone, Debug, Default)]
+pub struct Faults {
+    /// Uncorrected memory errors: of the first look, and of the newest.
+    ecc: BTreeMap<GpuId, (u64, u64)>,
+    /// The newest error of the hardware.
+    xids: BTreeMap<GpuId, u64>,
+}
+
+impl Faults {
+    /// Takes a look at a GPU.
+    pub fn look(&mut self, gpu: &GpuId, reading: &Reading) {
+        let Some(count) = reading.ecc_uncorrected else { return };
+        let known = self.ecc.entry(gpu.clone()).or_insert((count, count));
+        // Lower than before: the driver was loaded again, and counts from 0.
+        *known = if count < known.1 { (0, count) } else { (known.0, count) };
+    }
+
+    /// Takes an error of the driver; most are a program's own.
+    pub fn xid(&mut self, xid: &Xid) {
+        if let Some(number) = xid.number.filter(|number| OF_HARDWARE.contains(number)) {
+            self.xids.insert(xid.gpu.clone(), number);
+        }
+    }
+
+    /// All of it, one line; empty if there is nothing.
+    pub fn told(&self) -> String {
+        let name = |gpu: &GpuId| match gpu.index {
+            u32::MAX => "a GPU".to_owned(),
+            index => format!("GPU {index} ({})", gpu.uuid),
+        };
+        let of_memory =
+            self.ecc.iter().filter(|(_, (before, now))| now > before).map(|(gpu, (before, now))| {
+                format!("{}: {} uncorrected memory errors", name(gpu), now - before)
+            });
+        let of_driver = self.xids.iter().map(|(gpu, number)| format!("{}: XID {number}", name(gpu)));
+        of_memory.chain(of_driver).collect::<Vec<_>>().join("; ")
+    }
+}
+
+/// Hears what GPUs have come to, when that changes.
+pub type ToldFaults = Box<dyn FnMut(&str) + Send>;
+
 /// One look at one GPU. What it does not know is none.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Reading {
@@ -234,12 +281,13 @@ impl GpuMetrics {
     }
 
     /// One look at all GPUs.
-    fn read(&self, gpus: &mut dyn Gpus, broken: &mut BTreeMap<usize, String>) {
+    fn read(&self, gpus: &mut dyn Gpus, broken: &mut BTreeMap<usize, String>, faults: &mut Faults) {
         for (place, outcome) in gpus.read().into_iter().enumerate() {
             match outcome {
                 Ok((gpu, reading)) => {
                     broken.remove(&place);
                     self.set(&gpu, &reading);
+                    faults.look(&gpu, &reading);
                 }
                 Err(reason) => {
                     self.failures.inc();
@@ -257,19 +305,26 @@ impl GpuMetrics {
 pub fn spawn_watch(
     mut gpus: Box<dyn Gpus>,
     metrics: GpuMetrics,
+    mut told: ToldFaults,
     stop: CancellationToken,
 ) -> std::io::Result<std::thread::JoinHandle<()>> {
     std::thread::Builder::new().name("gpus".into()).spawn(move || {
-        let mut broken = BTreeMap::new();
+        let (mut broken, mut faults, mut last_told) = (BTreeMap::new(), Faults::default(), String::new());
         let mut read_at: Option<std::time::Instant> = None;
         while !stop.is_cancelled() {
             if read_at.is_none_or(|at| at.elapsed() >= EVERY) {
-                metrics.read(gpus.as_mut(), &mut broken);
+                metrics.read(gpus.as_mut(), &mut broken, &mut faults);
                 read_at = Some(std::time::Instant::now());
             }
             if let Some(xid) = gpus.next_xid(XID_WAIT) {
                 tracing::error!(gpu = xid.gpu.index, uuid = xid.gpu.uuid, xid = ?xid.number, "a GPU has failed");
                 metrics.count_xid(&xid);
+                faults.xid(&xid);
+            }
+            let now = faults.told();
+            if now != last_told {
+                told(&now);
+                last_told = now;
             }
         }
     })
@@ -277,7 +332,11 @@ pub fn spawn_watch(
 
 /// Registers what GPUs say and watches them, if this machine has the driver; returns their names, by index. Without the
 /// driver nothing is registered.
-pub fn watch_if_there(registry: &Registry, stop: CancellationToken) -> Result<Vec<String>, WatchError> {
+pub fn watch_if_there(
+    registry: &Registry,
+    told: ToldFaults,
+    stop: CancellationToken,
+) -> Result<Vec<String>, WatchError> {
     let gpus = match Nvml::open() {
         Ok(gpus) => gpus,
         Err(reason) => {
@@ -287,7 +346,7 @@ pub fn watch_if_there(registry: &Registry, stop: CancellationToken) -> Result<Ve
     };
     let names = gpus.names();
     let metrics = GpuMetrics::register(registry)?;
-    spawn_watch(Box::new(gpus), metrics, stop)?;
+    spawn_watch(Box::new(gpus), metrics, told, stop)?;
     Ok(names)
 }
 

@@ -1,6 +1,7 @@
 //! With a recorded sample instead of a driver.
 
 use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
 
 use super::*;
 use crate::telemetry::metrics_registry::check_gathered;
@@ -123,10 +124,41 @@ fn a_gpu_that_cannot_be_read_is_counted_and_the_others_go_on() {
         xids: VecDeque::from([Xid { gpu: gpu(), number: Some(48) }]),
         stop: stop.clone(),
     };
-    spawn_watch(Box::new(recorded), metrics.clone(), stop).unwrap().join().unwrap();
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let heard = told.clone();
+    let tells = Box::new(move |fault: &str| heard.lock().unwrap().push(fault.to_owned()));
+    spawn_watch(Box::new(recorded), metrics.clone(), tells, stop).unwrap().join().unwrap();
+    assert_eq!(*told.lock().unwrap(), ["GPU 3 (GPU-1b2c): XID 48"]);
     assert_eq!(metrics.failures.get(), 1);
     assert_eq!(metrics.xid.with_label_values(&["3", "GPU-1b2c", "48"]).get(), 1);
     assert!(text(&registry).contains("crescendo_gpu_power_watts{"));
+}
+
+#[test]
+fn what_a_gpu_has_come_to_since_the_process_began_is_told() {
+    let mut faults = Faults::default();
+    let errors = |count| Reading { ecc_uncorrected: Some(count), ..at_work() };
+    // What was there before is known; a GPU that does not count them has none.
+    for reading in [errors(2), errors(2), Reading { ecc_uncorrected: None, ..at_work() }] {
+        faults.look(&gpu(), &reading);
+        assert_eq!(faults.told(), "");
+    }
+    // Those of a program, and those without a number.
+    for number in [Some(13), Some(31), Some(43), Some(45), None] {
+        faults.xid(&Xid { gpu: gpu(), number });
+    }
+    assert_eq!(faults.told(), "");
+    faults.look(&gpu(), &errors(5));
+    faults.xid(&Xid { gpu: gpu(), number: Some(94) });
+    // One that has fallen off its bus does not say who it is.
+    faults.xid(&Xid { gpu: GpuId { index: u32::MAX, uuid: String::new() }, number: Some(79) });
+    let told = "GPU 3 (GPU-1b2c): 3 uncorrected memory errors; GPU 3 (GPU-1b2c): XID 94; a GPU: XID 79";
+    assert_eq!(faults.told(), told);
+    // The driver was loaded again.
+    faults.look(&gpu(), &errors(0));
+    assert!(!faults.told().contains("memory"), "{}", faults.told());
+    faults.look(&gpu(), &errors(1));
+    assert!(faults.told().starts_with("GPU 3 (GPU-1b2c): 1 uncorrected"), "{}", faults.told());
 }
 
 #[test]

@@ -1,0 +1,112 @@
+//! Leftovers: objects below `jobs/` that no record names. Attempts that died leave checkpoint folders, leases that were lost leave
+//! shards, writers that died leave the half of a file.
+//!
+//! An object stays if
+//! - it is younger than the grace time, or
+//! - a record names it, or may still come to name it: its attempt or the lease of its unit is under way, or its job has a record that
+//!   cannot be read, or
+//! - this version does not know what it is: a newer one may have written it.
+//!
+//! What belongs to a job as a whole (its logs, curves, samples) stays as long as the job has a record. Jobs without one are only
+//! judged in a root that is known to be this cluster's own.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use crate::ids::{Generation, JobId, StageName, StageRef, Timestamp};
+use crate::object_keys::{self, JobObject};
+use crate::state::{ClusterState, Job};
+
+/// Objects of one page that is judged at a time, at most.
+pub const MAX_PAGE: usize = 1000;
+
+/// An object as the store lists it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListedObject {
+    /// Relative to the store's root.
+    pub key: String,
+    pub size_bytes: u64,
+    /// When it was last written, by the store's clock.
+    pub modified: Timestamp,
+}
+
+/// By what objects are judged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CollectRules {
+    /// An object that was written within this time stays.
+    pub grace: Duration,
+    /// The store's root is known to be this cluster's own, so that a job without a record there has been one of its own.
+    pub owns_root: bool,
+}
+
+/// Indices of the leftovers in `listed`, ascending. `wall` is the time by the controller's wall clock.
+pub fn leftovers(
+    state: &ClusterState,
+    listed: &[ListedObject],
+    rules: CollectRules,
+    wall: Timestamp,
+) -> Vec<usize> {
+    let jobs: BTreeSet<&str> = listed.iter().filter_map(|object| object_keys::job_of(&object.key)).collect();
+    let named: BTreeSet<&str> = jobs
+        .iter()
+        .filter_map(|job| state.job(&JobId::parse(job).ok()?))
+        .flat_map(|job| checkpoint_folders(job))
+        .collect();
+    let is_leftover = |object: &ListedObject| {
+        wall.since(object.modified) >= rules.grace && is_left(state, &named, &object.key, rules)
+    };
+    let found = listed.iter().enumerate().filter(|(_, object)| is_leftover(object));
+    found.map(|(index, _)| index).collect()
+}
+
+/// Folders of checkpoints that a record of the job names: the registry's, and those that attempts go on from.
+fn checkpoint_folders(job: &Job) -> impl Iterator<Item = &str> {
+    job.stages.iter().flat_map(|stage| {
+        let begun_from = stage.attempt.iter().flat_map(|attempt| [&attempt.resume_from, &attempt.init_from]);
+        let begun_from = begun_from.filter_map(|checkpoint| checkpoint.as_ref());
+        stage.checkpoints.values().chain(begun_from).map(|checkpoint| checkpoint.path.as_str())
+    })
+}
+
+fn is_left(state: &ClusterState, named: &BTreeSet<&str>, key: &str, rules: CollectRules) -> bool {
+    let Some(id) = object_keys::job_of(key).and_then(|job| JobId::parse(job).ok()) else { return false };
+    if state.unreadable().of_job(&id).is_some() {
+        return false;
+    }
+    let Some(job) = state.job(&id) else { return rules.owns_root };
+    let stage_of = |name: &str| {
+        let stage = StageName::parse(name).ok()?;
+        state.stage(&StageRef { job: id.clone(), stage })
+    };
+    let has_ended = job.record.state.is_terminal();
+    match object_keys::job_object(id.as_str(), key) {
+        JobObject::Other => false,
+        // Its writer has written nothing for the grace time.
+        JobObject::Torn => true,
+        JobObject::Shard { stage, unit, .. } => {
+            let Some(stage) = stage_of(stage) else { return true };
+            // What was read of the log does not hang together: nothing of it is judged.
+            if stage.log.segments_apart() > 0 {
+                return false;
+            }
+            match stage.log.done_shard(unit) {
+                Some(shard) => shard.path != key,
+                // A lease of it may still hand it in, unless nothing is taken any more.
+                None => has_ended || stage.log.is_sealed(),
+            }
+        }
+        JobObject::CheckpointFile { stage, folder, generation, .. } => {
+            if named.contains(folder) {
+                return false;
+            }
+            let Some(stage) = stage_of(stage) else { return true };
+            let newest = stage.generation();
+            let under_way = match Generation(generation) {
+                of if of == newest => stage.active_attempt().is_some(),
+                // Whoever started it knows more than this controller.
+                of => of > newest,
+            };
+            has_ended || !under_way
+        }
+    }
+}
