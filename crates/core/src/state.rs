@@ -113,6 +113,7 @@ impl ClusterState {
             requests: BTreeMap::new(),
             nodes: BTreeMap::new(),
             open: BTreeSet::new(),
+            cluster: None,
             unreadable: UnreadableRecords::default(),
             segment_units,
         }
