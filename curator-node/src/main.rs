@@ -163,23 +163,19 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let hello = move || Hello { curating: known.stages(), ..identity.clone() };
     let (session, commands) = NodeSession::new(controllers.clone(), ReportSink::default(), logs, hello);
     let units = UnitReports::default();
-    let (health, root) = (HealthReport::default(), NamedRoot::default());
-    let session = session.draining(drain.clone()).units(units.clone());
-    let session = session.health(health.clone()).root(root.clone());
-    tasks.spawn(watch_store(root, health.clone(), tasks.stop_token()));
+    let (health, root) = store_watched(&tasks);
+    let session = session.draining(drain.clone()).units(units.clone()).health(health.clone()).root(root);
     tasks.spawn_critical("session", session.run(tasks.stop_token()));
-    let sender = Sender::new(controllers.clone(), tasks.clone());
-    let collector = Collector::new(controllers.clone(), tasks.clone());
     let node = Node {
         node_id: node_args.node_id.clone(),
         library_root: node_args.library_root,
         device,
-        controllers,
+        controllers: controllers.clone(),
         curation,
         networks: DrawingNetworks::default(),
         server: pairs,
-        sender,
-        collector,
+        sender: Sender::new(controllers.clone(), tasks.clone()),
+        collector: Collector::new(controllers, tasks.clone()),
         health,
         network: Network::new(
             tokio::runtime::Handle::current(),
@@ -235,6 +231,13 @@ impl Scratch {
             Scratch::Temporary(folder) => folder.path(),
         }
     }
+}
+
+/// Where it is said what is wrong with this node, and where the session puts the object store's root, which is looked at.
+fn store_watched(tasks: &Tasks) -> (HealthReport, NamedRoot) {
+    let (health, root) = (HealthReport::default(), NamedRoot::default());
+    tasks.spawn(watch_store(root.clone(), health.clone(), tasks.stop_token()));
+    (health, root)
 }
 
 /// The device, and what is said of its arithmetic.

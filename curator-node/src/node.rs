@@ -165,11 +165,7 @@ impl Node {
             return Ok(());
         }
         let job: Arc<JobSpec> = Arc::new(serde_json::from_slice(&assignment.resolved_spec_json)?);
-        let fault = self.health.now().store_fault;
-        if !fault.is_empty() {
-            return Err(AssignError::Store { fault });
-        }
-        let objects = objects::open(&assignment.object_store_url)?;
+        let objects = self.objects(&assignment.object_store_url)?;
         let reach = convert::reach(assignment.reach.clone())?;
         let copies = LocalCopies {
             url: assignment.object_store_url.clone(),
@@ -238,6 +234,14 @@ impl Node {
         tracing::info!("stage assigned");
         self.tasks.spawn(self.curations.track_future(curation.run(stop).instrument(span)));
         Ok(())
+    }
+
+    /// The object store, if it is the one that it should be.
+    fn objects(&self, url: &str) -> Result<Arc<dyn object_store::ObjectStore>, AssignError> {
+        match self.health.now().store_fault {
+            fault if fault.is_empty() => Ok(objects::open(url)?),
+            fault => Err(AssignError::Store { fault }),
+        }
     }
 
     /// Where a stage's paths lead, and the copies that those into a bucket lead to.

@@ -50,7 +50,7 @@ pub fn leftovers(
     let named: BTreeSet<&str> = jobs
         .iter()
         .filter_map(|job| state.job(&JobId::parse(job).ok()?))
-        .flat_map(|job| checkpoint_folders(job))
+        .flat_map(checkpoint_folders)
         .collect();
     let is_leftover = |object: &ListedObject| {
         wall.since(object.modified) >= rules.grace && is_left(state, &named, &object.key, rules)

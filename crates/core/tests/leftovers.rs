@@ -73,7 +73,7 @@ fn checkpoint(step: u64, generation: u64) -> CheckpointRecord {
         files: Vec::new(),
         committed_at: Timestamp(0),
         is_final: false,
-        damaged: (step % 2 == 0).then(|| "torn".into()),
+        damaged: step.is_multiple_of(2).then(|| "torn".into()),
         next_position: 0,
     }
 }

@@ -131,19 +131,12 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
     let left = departure::read(&scratch);
     let hello =
         move || Hello { running: running_now.borrow().clone(), left: left.clone(), ..identity.clone() };
-    let (session, mut commands) = NodeSession::new(controllers.clone(), reports.clone(), logs.clone(), hello);
+    let (session, commands) = NodeSession::new(controllers.clone(), reports.clone(), logs.clone(), hello);
     let root = NamedRoot::default();
     let session = session.draining(drain.clone()).health(health.clone()).root(root.clone());
     tasks.spawn(watch_store(root, health.clone(), tasks.stop_token()));
     tasks.spawn_critical("session", session.run(tasks.stop_token()));
-    let command_events = events.clone();
-    tasks.spawn(async move {
-        while let Some(command) = commands.recv().await {
-            if command_events.send(Event::Command(command)).await.is_err() {
-                break;
-            }
-        }
-    });
+    tasks.spawn(hand_on(commands, events.clone()));
 
     let rendezvous = Arc::<Rendezvous>::default();
     let service =
@@ -185,6 +178,15 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
     tasks.spawn_critical("agent", agent.run(inbox, tasks.stop_token()));
     tracing::info!(slots, cuda, "the agent takes ranks");
     Ok(server.run(GRACE).await?)
+}
+
+/// Hands the controller's commands to the loop.
+async fn hand_on(mut commands: mpsc::Receiver<Command>, events: mpsc::Sender<Event>) {
+    while let Some(command) = commands.recv().await {
+        if events.send(Event::Command(command)).await.is_err() {
+            break;
+        }
+    }
 }
 
 /// Watches the GPUs; what they come to is told to the controller. Gives their names.
