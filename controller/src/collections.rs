@@ -7,7 +7,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crescendo_core::leftovers::ListedObject;
+use crescendo_core::leftovers::{ListedObject, Wanted};
 use crescendo_node::runtime::random;
 use crescendo_proto::v1;
 use tokio::sync::mpsc;
@@ -42,6 +42,7 @@ pub struct Collections {
 
 struct Running {
     id: String,
+    wanted: Wanted,
     to: mpsc::Sender<Told>,
     so_far: v1::CollectSummary,
 }
@@ -61,21 +62,21 @@ impl Collections {
     }
 
     /// Begins one; none while another is under way.
-    pub fn begin(&self) -> Option<Collecting> {
+    pub fn begin(&self, wanted: Wanted) -> Option<Collecting> {
         let mut running = self.running();
         if running.is_some() {
             return None;
         }
         let (to, told) = mpsc::channel(WAITING_PAGES);
         let id = random::id();
-        *running = Some(Running { id: id.clone(), to, so_far: v1::CollectSummary::default() });
+        *running = Some(Running { id: id.clone(), wanted, to, so_far: v1::CollectSummary::default() });
         let until = tokio::time::Instant::now() + COLLECT_DEADLINE;
         Some(Collecting { collections: self.clone(), id, told, until })
     }
 
-    /// Whether this is the one that is under way.
-    pub fn is_running(&self, id: &str) -> bool {
-        self.running().as_ref().is_some_and(|running| running.id == id)
+    /// Why this one was begun, if it is the one that is under way.
+    pub fn wanted(&self, id: &str) -> Option<Wanted> {
+        self.running().as_ref().filter(|running| running.id == id).map(|running| running.wanted)
     }
 
     /// Takes note of what the curator has said and of what was judged, and tells it on. `CANCELLED` once nobody waits for it.
@@ -198,8 +199,9 @@ pub async fn collect_now_and_then(
 }
 
 async fn collect_all(collections: &Collections, engine: &EngineHandle) -> Result<v1::CollectSummary, Status> {
-    let mut collecting =
-        collections.begin().ok_or_else(|| Status::resource_exhausted("another collection is under way"))?;
+    let mut collecting = collections
+        .begin(Wanted::ByClock)
+        .ok_or_else(|| Status::resource_exhausted("another collection is under way"))?;
     let collect_id = collecting.id.clone();
     engine
         .ask(|reply| {
@@ -251,8 +253,8 @@ mod tests {
     #[tokio::test]
     async fn what_a_curator_says_adds_up_and_is_told() {
         let collections = collections();
-        let mut collecting = collections.begin().expect("none is under way");
-        assert!(collections.begin().is_none(), "one at a time");
+        let mut collecting = collections.begin(Wanted::ByPerson).expect("none is under way");
+        assert!(collections.begin(Wanted::ByPerson).is_none(), "one at a time");
         let collect_id = collecting.id.clone();
         let page = v1::JudgeObjectsRequest {
             collect_id: collect_id.clone(),
@@ -286,15 +288,15 @@ mod tests {
         drop(collecting);
         let over = collections.judged(last, &[]).await.expect_err("it is over");
         assert_eq!(over.code(), tonic::Code::NotFound);
-        assert!(collections.begin().is_some());
+        assert!(collections.begin(Wanted::ByPerson).is_some());
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_silent_curator_ends_the_wait_and_not_the_next_collection() {
         let collections = collections();
-        let mut collecting = collections.begin().expect("none is under way");
+        let mut collecting = collections.begin(Wanted::ByPerson).expect("none is under way");
         assert_eq!(collecting.next().await.expect_err("silence").code(), tonic::Code::Unavailable);
         drop(collecting);
-        assert!(collections.begin().is_some());
+        assert!(collections.begin(Wanted::ByPerson).is_some());
     }
 }

@@ -5,7 +5,7 @@ use crescendo_core::access::Scope;
 use crescendo_core::decide::choose_reader;
 use crescendo_core::error::RequestError;
 use crescendo_core::ids::{JobId, NodeId, Timestamp};
-use crescendo_core::leftovers::{CollectRules, ListedObject, leftovers};
+use crescendo_core::leftovers::{CollectRules, ListedObject, Wanted, leftovers};
 use crescendo_core::object_keys;
 use crescendo_core::transitions;
 use crescendo_proto::v1;
@@ -41,8 +41,8 @@ impl Engine {
             ObjectRequest::CollectLeftovers { collect_id, job, dry_run, reply } => {
                 self.collect_leftovers(collect_id, job.as_ref(), dry_run, reply, now);
             }
-            ObjectRequest::JudgeObjects { listed, mark, reply } => {
-                let answer = self.judge_objects(&listed, &mark, now);
+            ObjectRequest::JudgeObjects { listed, mark, wanted, reply } => {
+                let answer = self.judge_objects(&listed, &mark, wanted, now);
                 self.hold(reply, answer);
             }
         }
@@ -121,6 +121,7 @@ impl Engine {
         &mut self,
         listed: &[ListedObject],
         mark: &v1::StoreMark,
+        wanted: Wanted,
         now: Timestamp,
     ) -> Answer<Vec<usize>> {
         let is_own = self.state.cluster().is_some_and(|cluster| cluster.id == mark.cluster_id)
@@ -132,7 +133,8 @@ impl Engine {
             }
             .into());
         }
-        let rules = CollectRules { grace: self.around.config.collect_grace, owns_root: mark.began_empty };
+        let owns_root = mark.began_empty && wanted == Wanted::ByPerson;
+        let rules = CollectRules { grace: self.around.config.collect_grace, owns_root };
         Ok(leftovers(&self.state, listed, rules, self.observed.wall(now)))
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crescendo_core::access::Scope;
 use crescendo_core::error::{Overreach, RequestError};
 use crescendo_core::ids::{Generation, JobId, NodeId, StageRef};
-use crescendo_core::leftovers::ListedObject;
+use crescendo_core::leftovers::{ListedObject, Wanted};
 use crescendo_core::observed::{NodeHealth, Report};
 use crescendo_core::records::CheckpointRecord;
 use crescendo_core::spec::JobSpec;
@@ -259,7 +259,7 @@ pub enum ObjectRequest {
     /// Has a curator look for leftovers, of one job or of all.
     CollectLeftovers { collect_id: String, job: Option<JobId>, dry_run: bool, reply: Reply<()> },
     /// Which of these are leftovers, as indices. They lie in a root with this mark.
-    JudgeObjects { listed: Vec<ListedObject>, mark: v1::StoreMark, reply: Reply<Vec<usize>> },
+    JudgeObjects { listed: Vec<ListedObject>, mark: v1::StoreMark, wanted: Wanted, reply: Reply<Vec<usize>> },
 }
 
 /// An answer that waits for its batch to be durable.

@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use crescendo_core::ids::JobId;
-use crescendo_core::leftovers::{ListedObject, MAX_PAGE};
+use crescendo_core::leftovers::{ListedObject, MAX_PAGE, Wanted};
 use crescendo_node::runtime::supervise::Tasks;
 use crescendo_proto::v1::collect_leftovers_response::Message as Collected;
 use crescendo_proto::v1::object_service_server::ObjectService;
@@ -150,7 +150,7 @@ impl ObjectService for Objects {
         }
         let collecting = self
             .collections
-            .begin()
+            .begin(Wanted::ByPerson)
             .ok_or_else(|| status::exhausted("leftovers are being collected already", RETRY_AFTER))?;
         let collect_id = collecting.id.clone();
         self.engine
@@ -177,9 +177,8 @@ impl ObjectService for Objects {
             let reason = format!("listed: {} are more than {MAX_PAGE}", said.listed.len());
             return Err(Status::invalid_argument(reason));
         }
-        if !self.collections.is_running(&said.collect_id) {
-            return Err(Status::not_found("this collection is over"));
-        }
+        let wanted = self.collections.wanted(&said.collect_id);
+        let wanted = wanted.ok_or_else(|| Status::not_found("this collection is over"))?;
         let listed: Vec<ListedObject> = said.listed.iter().map(listed_object).collect();
         let mark = said.mark.clone().unwrap_or_default();
         let found = if listed.is_empty() {
@@ -187,7 +186,12 @@ impl ObjectService for Objects {
         } else {
             self.engine
                 .ask(|reply| {
-                    engine::Request::Objects(engine::ObjectRequest::JudgeObjects { listed, mark, reply })
+                    engine::Request::Objects(engine::ObjectRequest::JudgeObjects {
+                        listed,
+                        mark,
+                        wanted,
+                        reply,
+                    })
                 })
                 .await?
         };

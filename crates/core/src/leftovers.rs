@@ -30,6 +30,14 @@ pub struct ListedObject {
     pub modified: Timestamp,
 }
 
+/// Why a collection is begun.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    ByPerson,
+    /// It is time for one. Whole jobs without a record are spared: after a restore of older records they may be the newest.
+    ByClock,
+}
+
 /// By what objects are judged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CollectRules {

@@ -19,9 +19,6 @@
 /// Which cluster's store it is. Made by whoever uses the root first.
 pub const MARK: &str = "crescendo.store";
 
-/// What else lies directly in a root.
-pub const ROOT_FOLDERS: [&str; 6] = [JOBS, "tenants", "endpoint", PROMPTS, "probes", MARK];
-
 /// Folder of what all jobs write.
 pub const JOBS: &str = "jobs";
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crescendo_core::decide::{Limits, decide_folding};
 use crescendo_core::histogram::ScoreCounts;
 use crescendo_core::ids::{AttemptRef, Generation, JobId, NodeId, RequestId, StageName, StageRef, Timestamp};
 use crescendo_core::job::JobState;
@@ -11,7 +12,7 @@ use crescendo_core::leftovers::{CollectRules, ListedObject, leftovers};
 use crescendo_core::object_keys;
 use crescendo_core::records::{
     AttemptRecord, AttemptState, CheckpointRecord, JobRecord, Record, ShardRecord, UnitRecord, UnitResult,
-    UnitState,
+    UnitState, Write,
 };
 use crescendo_core::spec;
 use crescendo_core::state::ClusterState;
@@ -174,6 +175,29 @@ fn a_job_with_a_record_that_cannot_be_read_keeps_everything() {
     unreadable.add("jobs/j".into(), "a newer version".into());
     let hidden = ClusterState::default().with_unreadable(unreadable);
     assert_eq!(judged(&hidden, &keys, OLD, true), [""; 0]);
+}
+
+#[test]
+fn a_log_whose_units_are_folded_keeps_its_shards() {
+    let records = (0..5).map(|number| unit(number, 2, done(shard(number, 2))));
+    let mut state = ClusterState::new(2);
+    for record in std::iter::once(job(true)).chain(records) {
+        state.apply(Write::Put(record)).expect("it belongs to the job");
+    }
+    let keys: Vec<String> = (0..5).flat_map(|number| [shard(number, 1), shard(number, 2)]).collect();
+    let lost: Vec<String> = (0..5).map(|number| shard(number, 1)).collect();
+    let limits = Limits::default();
+    let mut folded = 0;
+    loop {
+        assert_eq!(judged(&state, &keys, OLD, true), lost);
+        let writes = decide_folding(&state, &limits, None).writes;
+        if writes.is_empty() {
+            break;
+        }
+        folded += writes.len();
+        writes.into_iter().for_each(|write| state.apply(write).expect("it belongs to the job"));
+    }
+    assert!(folded >= 4, "nothing was folded");
 }
 
 #[derive(Clone, Debug)]

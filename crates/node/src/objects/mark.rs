@@ -39,8 +39,6 @@ pub struct Expected {
 pub enum MarkError {
     /// It had a mark, and has none.
     Missing { wanted: Mark },
-    /// Nobody has marked it, and something else is in it.
-    Occupied { by: String },
     /// The mark is another cluster's.
     Foreign { cluster: String },
     /// The mark is this cluster's, of another store.
@@ -62,11 +60,6 @@ impl fmt::Display for MarkError {
                     "its mark, {mark}, is gone: is it mounted? If it is the right one all the same, put this into that file: {content}"
                 )
             }
-            Self::Occupied { by } => write!(
-                f,
-                "it holds {by} and no mark, {mark}: name an empty place, or make a folder {}/ in it to have it taken as it is",
-                object_keys::JOBS
-            ),
             Self::Foreign { cluster } => write!(
                 f,
                 "its mark, {mark}, is of another cluster, {cluster}: two must not share one; delete the mark to take over what that one left"
@@ -97,7 +90,7 @@ pub async fn check_mark(store: &dyn ObjectStore, expected: &Expected) -> Result<
         let (cluster, store) = (expected.cluster.clone(), wanted.clone());
         return Err(MarkError::Missing { wanted: Mark { cluster, store, began_empty: false } });
     }
-    let began_empty = may_mark(&root_names(store).await?)?;
+    let began_empty = !root_names(store).await?.iter().any(|name| name == object_keys::JOBS);
     let mark = Mark { cluster: expected.cluster.clone(), store: random::id(), began_empty };
     let content = serde_json::to_vec(&mark).map_err(|error| MarkError::Garbled { why: error.to_string() })?;
     let place = Key::from(object_keys::MARK);
@@ -145,20 +138,6 @@ async fn root_names(store: &dyn ObjectStore) -> Result<Vec<String>, MarkError> {
     Ok(listed.common_prefixes.iter().map(Key::to_string).chain(objects).collect())
 }
 
-/// Pure: whether a root without a mark may be taken, by what lies directly in it; and whether there are no jobs in it. One with jobs
-/// is of a time before there were marks.
-fn may_mark(names: &[String]) -> Result<bool, MarkError> {
-    if names.iter().any(|name| name == object_keys::JOBS) {
-        return Ok(false);
-    }
-    // What a file system keeps in its own root is nobody's.
-    let others = names.iter().filter(|name| !name.starts_with('.') && *name != "lost+found");
-    match others.clone().find(|name| !object_keys::ROOT_FOLDERS.contains(&name.as_str())) {
-        Some(stranger) => Err(MarkError::Occupied { by: stranger.clone() }),
-        None => Ok(true),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
@@ -203,20 +182,19 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_root_of_before_is_adopted_and_a_strangers_is_not() {
-        for (key, expected) in [
-            ("jobs/j/s/pairs/unit-000000-l1.tar", Some(false)),
-            ("tenants/research/a.safetensors", Some(true)),
-            ("prompts/a.json", Some(true)),
-            ("photos/holiday.jpg", None),
-            ("letter.txt", None),
+    async fn a_root_that_holds_something_is_adopted_and_its_jobs_are_not_taken_for_this_clusters() {
+        for (key, began_empty) in [
+            ("jobs/j/s/pairs/unit-000000-l1.tar", false),
+            // What people have put there for their specs to name.
+            ("models/flux1-dev.safetensors", true),
+            ("tenants/research/a.safetensors", true),
+            ("letter.txt", true),
         ] {
             let store = InMemory::new();
             store.put(&key.into(), "x".into()).await.expect("written");
-            let mark = check_mark(&store, &expects("a", None)).await;
-            assert_eq!(mark.as_ref().ok().map(|mark| mark.began_empty), expected, "{key} {mark:?}");
+            let mark = check_mark(&store, &expects("a", None)).await.expect("nobody has marked it");
+            assert_eq!(mark.began_empty, began_empty, "{key} {mark:?}");
         }
-        assert_eq!(may_mark(&["lost+found".into(), ".snapshot".into()]), Ok(true));
     }
 
     #[tokio::test]
