@@ -4,6 +4,8 @@
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
+# Schedules of the simulated cluster; 10,000 take some hours of one core.
+SEEDS=${SEEDS:-10000}
 results=$(mktemp)
 trap 'rm -f "$results"' EXIT
 failed=0
@@ -59,7 +61,7 @@ part "chaos" "$programs/chaos"
 part "bench/gpu.sh --cpu" env CRESCENDO_BIN="$programs" PYTHON="$PWD/.deps/venv/bin/python" \
     bench/gpu.sh --cpu --out target/gpu-cpu.json
 part "upgrade and rollback with an earlier version" make upgrade-test
-part "10,000 schedules of the simulated cluster" make simulate SEEDS=10000
+part "$SEEDS schedules of the simulated cluster" make simulate SEEDS="$SEEDS"
 
 cat docs/nightly.json
 exit "$failed"
