@@ -74,7 +74,7 @@ impl Collections {
         Some(Collecting { collections: self.clone(), id, told, until })
     }
 
-    /// Why this one was begun, if it is the one that is under way.
+    /// What this one is to collect, if it is the one that is under way.
     pub fn wanted(&self, id: &str) -> Option<Wanted> {
         self.running().as_ref().filter(|running| running.id == id).map(|running| running.wanted)
     }
@@ -200,7 +200,7 @@ pub async fn collect_now_and_then(
 
 async fn collect_all(collections: &Collections, engine: &EngineHandle) -> Result<v1::CollectSummary, Status> {
     let mut collecting = collections
-        .begin(Wanted::ByClock)
+        .begin(Wanted::OfAllJobs)
         .ok_or_else(|| Status::resource_exhausted("another collection is under way"))?;
     let collect_id = collecting.id.clone();
     engine
@@ -253,8 +253,8 @@ mod tests {
     #[tokio::test]
     async fn what_a_curator_says_adds_up_and_is_told() {
         let collections = collections();
-        let mut collecting = collections.begin(Wanted::ByPerson).expect("none is under way");
-        assert!(collections.begin(Wanted::ByPerson).is_none(), "one at a time");
+        let mut collecting = collections.begin(Wanted::OfAllJobs).expect("none is under way");
+        assert!(collections.begin(Wanted::OfAllJobs).is_none(), "one at a time");
         let collect_id = collecting.id.clone();
         let page = v1::JudgeObjectsRequest {
             collect_id: collect_id.clone(),
@@ -288,15 +288,15 @@ mod tests {
         drop(collecting);
         let over = collections.judged(last, &[]).await.expect_err("it is over");
         assert_eq!(over.code(), tonic::Code::NotFound);
-        assert!(collections.begin(Wanted::ByPerson).is_some());
+        assert!(collections.begin(Wanted::OfAllJobs).is_some());
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_silent_curator_ends_the_wait_and_not_the_next_collection() {
         let collections = collections();
-        let mut collecting = collections.begin(Wanted::ByPerson).expect("none is under way");
+        let mut collecting = collections.begin(Wanted::OfAllJobs).expect("none is under way");
         assert_eq!(collecting.next().await.expect_err("silence").code(), tonic::Code::Unavailable);
         drop(collecting);
-        assert!(collections.begin(Wanted::ByPerson).is_some());
+        assert!(collections.begin(Wanted::OfAllJobs).is_some());
     }
 }

@@ -128,12 +128,14 @@ impl Engine {
             && self.store_id() == Some(&mark.store_id);
         if !is_own {
             let url = &self.around.config.object_store_url;
-            return Err(RequestError::TooLate {
-                what: format!("the root {url} is not marked as this cluster's: nothing in it is judged"),
-            }
-            .into());
+            let (theirs, ours) =
+                (&mark.cluster_id, self.state.cluster().map_or("none", |cluster| &cluster.id));
+            let what = format!(
+                "the root {url} is not marked as this cluster's: its mark names {theirs}, and this is {ours}; nothing in it is judged"
+            );
+            return Err(RequestError::TooLate { what }.into());
         }
-        let owns_root = mark.began_empty && wanted == Wanted::ByPerson;
+        let owns_root = mark.began_empty && wanted == Wanted::OfOneJob;
         let rules = CollectRules { grace: self.around.config.collect_grace, owns_root };
         Ok(leftovers(&self.state, listed, rules, self.observed.wall(now)))
     }

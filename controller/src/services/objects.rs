@@ -150,7 +150,7 @@ impl ObjectService for Objects {
         }
         let collecting = self
             .collections
-            .begin(Wanted::ByPerson)
+            .begin(if job.is_some() { Wanted::OfOneJob } else { Wanted::OfAllJobs })
             .ok_or_else(|| status::exhausted("leftovers are being collected already", RETRY_AFTER))?;
         let collect_id = collecting.id.clone();
         self.engine

@@ -30,12 +30,13 @@ pub struct ListedObject {
     pub modified: Timestamp,
 }
 
-/// Why a collection is begun.
+/// What is to be collected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wanted {
-    ByPerson,
-    /// It is time for one. Whole jobs without a record are spared: after a restore of older records they may be the newest.
-    ByClock,
+    /// Whole jobs without a record are spared: they may be the newest, after a restore of older records, or another cluster's.
+    OfAllJobs,
+    /// A person has named it, so it may also be one without a record.
+    OfOneJob,
 }
 
 /// By what objects are judged.

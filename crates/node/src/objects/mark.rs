@@ -1,5 +1,6 @@
 //! The mark in the root of an object store: which cluster's it is, and which store. It tells a store from the empty folder that is
-//! there while a file system is not mounted, from another machine's folder of the same path, and from another cluster's store.
+//! there while a file system is not mounted, and from another machine's folder of the same path. Of a root that another cluster has
+//! marked everything can be used; but who knows nothing of its jobs collects nothing there.
 //!
 //! The first node that uses a root marks it, by a conditional create that one of several wins; the controller remembers what the
 //! mark says, so that it is missed when it is gone.
@@ -39,9 +40,7 @@ pub struct Expected {
 pub enum MarkError {
     /// It had a mark, and has none.
     Missing { wanted: Mark },
-    /// The mark is another cluster's.
-    Foreign { cluster: String },
-    /// The mark is this cluster's, of another store.
+    /// The mark is of another store.
     Another { found: String, wanted: String },
     /// The mark is none.
     Garbled { why: String },
@@ -60,10 +59,6 @@ impl fmt::Display for MarkError {
                     "its mark, {mark}, is gone: is it mounted? If it is the right one all the same, put this into that file: {content}"
                 )
             }
-            Self::Foreign { cluster } => write!(
-                f,
-                "its mark, {mark}, is of another cluster, {cluster}: two must not share one; delete the mark to take over what that one left"
-            ),
             Self::Another { found, wanted } => write!(
                 f,
                 "its mark, {mark}, says {found}, and that of the other nodes {wanted}: is it the same place on every machine?"
@@ -120,9 +115,6 @@ pub async fn read_mark(store: &dyn ObjectStore) -> Result<Option<Mark>, MarkErro
 
 /// Pure: whether the mark is the one that is expected.
 fn judge(found: Mark, expected: &Expected) -> Result<Mark, MarkError> {
-    if found.cluster != expected.cluster {
-        return Err(MarkError::Foreign { cluster: found.cluster });
-    }
     match &expected.store {
         Some(wanted) if *wanted != found.store => {
             Err(MarkError::Another { found: found.store, wanted: wanted.clone() })
@@ -159,8 +151,10 @@ mod tests {
         for expected in [expects("a", None), expects("a", Some(&mark.store))] {
             assert_eq!(check_mark(&store, &expected).await.as_ref(), Ok(&mark));
         }
-        let foreign = check_mark(&store, &expects("b", None)).await;
-        assert_eq!(foreign, Err(MarkError::Foreign { cluster: "a".into() }));
+        // A cluster that was set up anew over old data, or that shares the root.
+        for expected in [expects("b", None), expects("b", Some(&mark.store))] {
+            assert_eq!(check_mark(&store, &expected).await.as_ref(), Ok(&mark));
+        }
         let another = check_mark(&store, &expects("a", Some("other"))).await.expect_err("another store");
         assert!(another.to_string().contains("is it the same place on every machine?"), "{another}");
     }

@@ -91,6 +91,15 @@ impl Watched {
         self.silent = if outcome.as_ref().is_err_and(MarkError::is_passing) { self.silent + 1 } else { 0 };
         if let Ok(mark) = &outcome {
             root.expected.store = Some(mark.store.clone());
+            let is_news = self.found.as_ref() != Some(&root);
+            if is_news && mark.cluster != root.expected.cluster {
+                let (url, cluster) = (&root.url, &mark.cluster);
+                tracing::warn!(
+                    url,
+                    cluster,
+                    "the object store was marked by another cluster: no leftovers are collected in it"
+                );
+            }
             self.found = Some(root.clone());
         }
         tell(health, &root, outcome, self.silent);
