@@ -66,9 +66,12 @@ class Pods:
 
     def here(self, name, text):
         """A value of the pod in this machine's terms."""
-        folders = dict(self.mounts(name))
+        claims = str(self.folder / "claims")
+        # The controller names the object store to the nodes by a path that it does not mount itself.
+        shared = {path: here for pod in self.specs for path, here in self.mounts(pod) if here.startswith(claims)}
+        folders = shared | dict(self.mounts(name))
         # In one go: a folder here may contain what is a path there.
-        paths = "|".join(map(re.escape, folders))
+        paths = "|".join(map(re.escape, sorted(folders, key=len, reverse=True)))
         text = re.sub(rf"(?<![\w.-])({paths})(?![\w-])", lambda match: folders[match[1]], text)
         for dns, address in self.names.items():
             text = text.replace(dns, address)
