@@ -182,11 +182,13 @@ impl Engine {
             };
             let now = self.look_at_clock();
             self.limits.quotas = self.around.quotas.borrow().clone();
-            self.fold();
-            let mut taken = 0;
-            let mut next = first;
             let refusal =
                 self.suspension.reason(now).map(|cause| EngineError::StoreRefuses { cause: cause.into() });
+            if refusal.is_none() {
+                self.fold();
+            }
+            let mut taken = 0;
+            let mut next = first;
             while let Some(request) = next {
                 let request = match &refusal {
                     Some(refusal) => request.unless_it_writes(refusal),

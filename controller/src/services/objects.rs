@@ -22,7 +22,7 @@ use crate::services::job_id;
 const RETRY_AFTER: Duration = Duration::from_secs(2);
 /// A curator says within this what it sends.
 const FIRST_TIMEOUT: Duration = Duration::from_secs(10);
-/// Limit of the wait for a curator's next message.
+/// Limit of the wait for a curator's next message, and for who has asked to take one.
 const NEXT_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Files of checkpoints, read by curators and handed on here; and leftovers, which curators find and remove.
@@ -73,9 +73,12 @@ async fn forward_collection(
                 Err(status) => return Some(status),
             };
             let is_last = matches!(message, Collected::Summary(_));
-            let sent = to.send(Ok(v1::CollectLeftoversResponse { message: Some(message) })).await;
-            if is_last || sent.is_err() {
-                return None;
+            let sent = to.send(Ok(v1::CollectLeftoversResponse { message: Some(message) }));
+            match tokio::time::timeout(NEXT_TIMEOUT, sent).await {
+                Ok(Ok(())) if !is_last => {}
+                Ok(_) => return None,
+                // Others wait for their turn meanwhile.
+                Err(_) => return Some(Status::deadline_exceeded("what was found is not taken")),
             }
         }
     };

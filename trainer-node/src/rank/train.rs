@@ -544,11 +544,7 @@ impl Loop {
             let stuck = self.saving.as_ref().filter(|saving| saving.is_stuck(step, every, now));
             let verdict = match (&mut self.unsaved, stuck) {
                 (Some(unsaved), _) => unsaved.at_step(step, every, now),
-                (None, Some(saving)) => Verdict::Hold(format!(
-                    "the checkpoint of step {}, which has been under way for {} s",
-                    saving.step,
-                    now.duration_since(saving.began).as_secs()
-                )),
+                (None, Some(saving)) => unsaved::of_slow(saving.step, now.duration_since(saving.began)),
                 (None, None) => Verdict::GoOn,
             };
             let reason = match verdict {

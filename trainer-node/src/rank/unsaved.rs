@@ -70,6 +70,17 @@ impl Unsaved {
     }
 }
 
+/// The same, if the save of `step` has been under way for longer than [`SLOWEST_SAVE`] and the next is due.
+pub fn of_slow(step: u64, took: Duration) -> Verdict {
+    let seconds = took.as_secs();
+    if took < SLOWEST_SAVE + PATIENCE {
+        return Verdict::Hold(format!(
+            "the checkpoint of step {step}, which has been under way for {seconds} s"
+        ));
+    }
+    Verdict::GiveUp(format!("the checkpoint of step {step} is not saved after {seconds} s"))
+}
+
 /// The wait before a step that nothing comes after is saved again, or none if that was tried for too long.
 pub fn again(failures: u32, since: Instant, now: Instant) -> Option<Duration> {
     (now.saturating_duration_since(since) < PATIENCE).then(|| PAUSES.delay(failures, random()))
@@ -93,6 +104,14 @@ mod tests {
         assert!(matches!(unsaved.at_step(1000, 500, nearly), Verdict::Hold(why) if why.contains("2 tries")));
         let late = now + PATIENCE;
         assert!(matches!(unsaved.at_step(1000, 500, late), Verdict::GiveUp(why) if why.contains("step 500")));
+    }
+
+    #[test]
+    fn a_save_that_does_not_end_is_not_waited_for_without_end() {
+        let limit = SLOWEST_SAVE + PATIENCE;
+        assert!(matches!(of_slow(7, SLOWEST_SAVE), Verdict::Hold(why) if why.contains("step 7")));
+        assert!(matches!(of_slow(7, limit - Duration::from_secs(1)), Verdict::Hold(_)));
+        assert!(matches!(of_slow(7, limit), Verdict::GiveUp(why) if why.contains("step 7")));
     }
 
     #[test]

@@ -38,14 +38,14 @@ struct Failed {
     passing: bool,
 }
 
-/// What a failure of the disk is, in words, and whether it may pass. None if the failure is none of the disk's.
+/// What a failure of the disk is, in words, and whether it may pass. None if the failure is none of the disk's, or only follows from
+/// one: the first is noted where it happens, and alone says whether it may pass.
 fn disk_failure(failure: &Failure) -> Option<(String, bool)> {
     match failure {
         Failure::Storage(redb::Error::Io(error)) => {
             let full = [ErrorKind::StorageFull, ErrorKind::QuotaExceeded, ErrorKind::ReadOnlyFilesystem];
             Some((error.to_string(), full.contains(&error.kind())))
         }
-        Failure::Storage(error @ redb::Error::PreviousIo) => Some((error.to_string(), false)),
         Failure::Storage(_) | Failure::Store(_) => None,
     }
 }

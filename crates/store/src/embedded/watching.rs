@@ -88,7 +88,10 @@ impl Feed {
             let (read, shared, handle) = (read.clone(), self.shared.clone(), self.handle.clone());
             let result = tokio::task::spawn_blocking(move || {
                 let db = handle.database()?;
-                read(&db, &shared).map_err(Failure::not_applied)
+                read(&db, &shared).map_err(|failure| {
+                    handle.note(&failure);
+                    failure.not_applied()
+                })
             });
             let error: StoreError = match result.await {
                 Ok(Ok(value)) => return Some(value),
