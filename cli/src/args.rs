@@ -71,6 +71,12 @@ pub enum Command {
     Logs(LogsArgs),
     /// Stop a job for good. Its checkpoints stay.
     Cancel(CancelArgs),
+    /// Have a job save and give its slots back, until it is resumed.
+    Pause(PauseArgs),
+    /// Let a paused job go on, from where it was.
+    Resume(JobArgs),
+    /// Have a failed job tried again, from its newest checkpoint and with the pairs that it has.
+    Retry(JobArgs),
     /// List the nodes of the cluster, or forget one that is gone.
     Nodes(NodesArgs),
     /// Empty a node: it gets no new work, and what it works on goes on elsewhere.
@@ -387,6 +393,28 @@ pub struct CancelArgs {
     /// Why; kept with the job.
     #[arg(long, default_value = "cancelled from the command line")]
     pub reason: String,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+The ranks save a checkpoint after the step that they are in, and leave; it takes no step to pause and none to go on. What is not
+saved within five minutes is lost with them, and the job goes on from the checkpoint before.
+
+Examples:
+  crescendo pause JOB --reason 'the demo needs the GPUs' --wait
+  crescendo resume JOB")]
+pub struct PauseArgs {
+    /// The job's id.
+    pub job: String,
+    /// Why; kept with the job and shown.
+    #[arg(long, default_value = "", hide_default_value = true)]
+    pub reason: String,
+    /// Go on making its pairs.
+    #[arg(long)]
+    pub keep_curating: bool,
+    /// Come back once its ranks have left.
+    #[arg(long)]
+    pub wait: bool,
 }
 
 #[derive(Debug, Args)]

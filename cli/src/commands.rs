@@ -1,6 +1,5 @@
 //! One file a command.
 
-pub mod cancel;
 pub mod checkpoints;
 pub mod completion;
 pub mod context;
@@ -20,6 +19,7 @@ pub mod objects;
 pub mod on_this_machine;
 pub mod pairs;
 pub mod spec_file;
+pub mod steer;
 pub mod submit;
 pub mod token;
 pub mod validate;

@@ -37,7 +37,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use request::{
     ActingNode, Answer, EngineError, JobWatch, ObjectRequest, OpenedSession, Reply, Request, SessionId,
-    ShardWatch,
+    ShardWatch, Wish,
 };
 
 use crate::config::Config;
@@ -323,8 +323,12 @@ impl Engine {
 
     fn tell(&self, change: &Change) {
         match change {
-            Change::AttemptPlaced { attempt, ranks } => {
+            Change::AttemptPlaced { attempt, ranks, ahead_of } => {
                 self.around.metrics.attempts_placed.inc();
+                if let Some(first) = ahead_of {
+                    self.around.metrics.attempts_backfilled.inc();
+                    tracing::info!(job = %attempt.job, %first, "a job goes ahead of one that does not fit yet");
+                }
                 self.mark(&attempt.job, |trace| {
                     let (job, stage) = (&attempt.job, &attempt.stage);
                     let span = tracing::info_span!(
@@ -351,6 +355,10 @@ impl Engine {
             }
             Change::NodeCordoned { node, reason } => {
                 tracing::error!(%node, reason, "node is cordoned: it gets no new work until it is drained and taken back");
+            }
+            Change::JobPreempted { job, by, slots } => {
+                self.around.metrics.jobs_preempted.inc();
+                tracing::info!(%job, %by, slots, "job makes room for one that goes first");
             }
             Change::JobMoved { job, from, to, reason } => {
                 tracing::info!(%job, from, to, reason, "job has changed state");

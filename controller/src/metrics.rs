@@ -23,7 +23,7 @@ fn buckets() -> Vec<f64> {
 
 const STATES: [&str; 8] =
     ["queued", "placing", "running", "paused", "preempting", "succeeded", "failed", "cancelled"];
-const WAITS: [&str; 13] = [
+const WAITS: [&str; 14] = [
     "no_curator",
     "unreadable",
     "curators_busy",
@@ -31,6 +31,7 @@ const WAITS: [&str; 13] = [
     "no_trainer",
     "processor",
     "slots",
+    "making_room",
     "behind",
     "backoff",
     "ranks",
@@ -150,6 +151,13 @@ pub const CATALOGUE: &[Metric] = &[
     counter("crescendo_attempts_placed_total", "", &[], "Attempts to train a stage that were placed."),
     counter("crescendo_attempts_ended_total", "", &[], "Attempts that ended without a final checkpoint."),
     counter(
+        "crescendo_attempts_backfilled_total",
+        "",
+        &[],
+        "Attempts that were placed before their turn, in slots that are too few for the job that goes first.",
+    ),
+    counter("crescendo_jobs_preempted_total", "", &[], "Times that a job made room for one that goes first."),
+    counter(
         "crescendo_gangs_hung_total",
         "",
         &[],
@@ -218,6 +226,8 @@ pub struct Metrics {
     pub records_read: IntGauge,
     pub attempts_placed: IntCounter,
     pub attempts_ended: IntCounter,
+    pub attempts_backfilled: IntCounter,
+    pub jobs_preempted: IntCounter,
     pub gangs_hung: IntCounter,
     stragglers: IntGaugeVec,
     stuck: IntGaugeVec,
@@ -253,6 +263,8 @@ impl Metrics {
             records_read: registrar.gauge("crescendo_state_records_read")?,
             attempts_placed: registrar.counter("crescendo_attempts_placed_total")?,
             attempts_ended: registrar.counter("crescendo_attempts_ended_total")?,
+            attempts_backfilled: registrar.counter("crescendo_attempts_backfilled_total")?,
+            jobs_preempted: registrar.counter("crescendo_jobs_preempted_total")?,
             gangs_hung: registrar.counter("crescendo_gangs_hung_total")?,
             stragglers: registrar.passing_gauge("crescendo_stragglers")?,
             stuck: registrar.passing_gauge("crescendo_slots_stuck")?,

@@ -53,6 +53,10 @@ pub fn job(
         revision: 0,
         resolved_spec_yaml: String::new(),
         request_id: record.request.to_string(),
+        slots_held: {
+            let attempts = job.stages.iter().filter_map(Stage::active_attempt);
+            u32::try_from(attempts.map(|attempt| attempt.ranks.len()).sum::<usize>()).unwrap_or(u32::MAX)
+        },
     }
 }
 
@@ -63,7 +67,7 @@ fn reason(job: &Job, seen: &Observed, wait: Option<&PendingReason>, now: Timesta
         JobState::Queued
         | JobState::Placing { .. }
         | JobState::Running { .. }
-        | JobState::Paused
+        | JobState::Paused(_)
         | JobState::Preempting { .. } => {}
     }
     if let Some(wait) = wait {

@@ -381,7 +381,7 @@ pub fn job_state(state: &JobState) -> v1::JobState {
         JobState::Queued => v1::JobState::Queued,
         JobState::Placing { .. } => v1::JobState::Placing,
         JobState::Running { .. } => v1::JobState::Running,
-        JobState::Paused => v1::JobState::Paused,
+        JobState::Paused(_) => v1::JobState::Paused,
         JobState::Preempting { .. } => v1::JobState::Preempting,
         JobState::Succeeded => v1::JobState::Succeeded,
         JobState::Failed { .. } => v1::JobState::Failed,

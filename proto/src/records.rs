@@ -9,7 +9,7 @@ use crescendo_core::ids::{
     AttemptRef, Generation, Incarnation, InvalidId, JobId, NodeId, RequestId, StageName, StageRef, Tenant,
     Timestamp,
 };
-use crescendo_core::job::JobState;
+use crescendo_core::job::{JobState, Pause};
 use crescendo_core::precision::{Arithmetic, PrecisionChoice, StagePrecision};
 use crescendo_core::processor::{GangKind, GangPart, RanOn};
 use crescendo_core::records::{
@@ -117,8 +117,8 @@ fn job_out(record: &JobRecord) -> stored::Job {
         JobState::Queued => (stored::JobState::Queued, 0, ""),
         JobState::Placing { stage } => (stored::JobState::Placing, *stage, ""),
         JobState::Running { stage } => (stored::JobState::Running, *stage, ""),
-        JobState::Paused => (stored::JobState::Paused, 0, ""),
-        JobState::Preempting { stage } => (stored::JobState::Preempting, *stage, ""),
+        JobState::Paused(Pause { reason, .. }) => (stored::JobState::Paused, 0, reason.as_str()),
+        JobState::Preempting { stage, .. } => (stored::JobState::Preempting, *stage, ""),
         JobState::Succeeded => (stored::JobState::Succeeded, 0, ""),
         JobState::Failed { reason } => (stored::JobState::Failed, 0, reason.as_str()),
         JobState::Cancelled { reason } => (stored::JobState::Cancelled, 0, reason.as_str()),
@@ -133,6 +133,17 @@ fn job_out(record: &JobRecord) -> stored::Job {
         submitted_at_millis: record.submitted_at.0,
         started_at_millis: time_out(record.started_at),
         finished_at_millis: time_out(record.finished_at),
+        paused_curates: matches!(record.state, JobState::Paused(Pause { curates: true, .. })),
+        preempted_by: match &record.state {
+            JobState::Preempting { by, .. } => by.to_string(),
+            JobState::Queued
+            | JobState::Placing { .. }
+            | JobState::Running { .. }
+            | JobState::Paused(_)
+            | JobState::Succeeded
+            | JobState::Failed { .. }
+            | JobState::Cancelled { .. } => String::new(),
+        },
         trace_parent: record.trace.map(|trace| trace.to_string()).unwrap_or_default(),
     }
 }
@@ -144,8 +155,12 @@ fn job_in(message: stored::Job) -> Result<JobRecord, BadRecord> {
         stored::JobState::Queued => JobState::Queued,
         stored::JobState::Placing => JobState::Placing { stage },
         stored::JobState::Running => JobState::Running { stage },
-        stored::JobState::Paused => JobState::Paused,
-        stored::JobState::Preempting => JobState::Preempting { stage },
+        stored::JobState::Paused => {
+            JobState::Paused(Pause { curates: message.paused_curates, reason: message.reason.clone() })
+        }
+        stored::JobState::Preempting => {
+            JobState::Preempting { stage, by: JobId::parse(&message.preempted_by)? }
+        }
         stored::JobState::Succeeded => JobState::Succeeded,
         stored::JobState::Failed => JobState::Failed { reason: message.reason.clone() },
         stored::JobState::Cancelled => JobState::Cancelled { reason: message.reason.clone() },
@@ -242,6 +257,7 @@ fn attempt_out(record: &AttemptRecord) -> stored::Attempt {
         failures_in_a_row: record.failures_in_a_row,
         resume_from: record.resume_from.as_ref().map(checkpoint_out),
         init_from: record.init_from.as_ref().map(checkpoint_out),
+        ahead_of: record.ahead_of.as_ref().map(ToString::to_string).unwrap_or_default(),
     }
 }
 
@@ -267,6 +283,10 @@ fn attempt_in(message: stored::Attempt) -> Result<AttemptRecord, BadRecord> {
         failures_in_a_row: message.failures_in_a_row,
         resume_from: message.resume_from.map(checkpoint_in).transpose()?,
         init_from: message.init_from.map(checkpoint_in).transpose()?,
+        ahead_of: match message.ahead_of.as_str() {
+            "" => None,
+            job => Some(JobId::parse(job)?),
+        },
     })
 }
 
@@ -607,6 +627,7 @@ mod tests {
             failures_in_a_row: 1,
             resume_from: Some(checkpoint()),
             init_from: None,
+            ahead_of: Some(JobId::parse("large-1").expect("valid")),
         })
     }
 
@@ -719,8 +740,8 @@ mod tests {
             JobState::Queued,
             JobState::Placing { stage: 1 },
             JobState::Running { stage: 1 },
-            JobState::Paused,
-            JobState::Preempting { stage: 1 },
+            JobState::Paused(Pause { curates: true, reason: "the cluster is moved".into() }),
+            JobState::Preempting { stage: 1, by: JobId::parse("urgent-1").expect("valid") },
             JobState::Succeeded,
             JobState::Failed { reason: "no pairs".into() },
             JobState::Cancelled { reason: "enough".into() },

@@ -101,6 +101,7 @@ fn all_records(spec: &JobSpec) -> Vec<(&'static str, Record)> {
             failures_in_a_row: 1,
             resume_from: Some(checkpoint(500, None)),
             init_from: None,
+        ahead_of: None,
         })
     };
     let mut scores = ScoreCounts::default();

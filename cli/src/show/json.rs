@@ -37,6 +37,7 @@ pub fn job(job: &Job) -> Value {
         "finishedAt": time(job.finished_at.as_ref()),
         "revision": job.revision,
         "requestId": job.request_id,
+        "slotsHeld": job.slots_held,
         "resolvedSpecYaml": job.resolved_spec_yaml,
     })
 }

@@ -305,3 +305,25 @@ async fn the_workbench_is_handed_everything() {
         assert_eq!((code, out), (9, format!("workbench: {}\n", args.join(" "))));
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_is_paused_until_its_ranks_have_left_and_goes_on() {
+    let (home, fake) = (tempfile::tempdir().unwrap(), Fake::default());
+    fake.part().jobs = vec![job("uno-1", JobState::Paused, 1, 4)];
+    fake.part().slots_held = 2;
+    let server = fake.serve().await;
+    let address = server.address.to_string();
+    let run = async |args: &[&str]| {
+        let (code, out, err) = run(crescendo(home.path()).args(args).args(["--controller", &address])).await;
+        assert_eq!(code, 0, "{err}");
+        out
+    };
+    let out = run(&["pause", "uno-1", "--reason", "lunch", "--keep-curating"]).await;
+    assert_eq!(out, "uno-1: paused; 2 ranks save and leave\n");
+    let request = fake.part().pauses[0].clone();
+    assert_eq!((request.reason.as_str(), request.keep_curating), ("lunch", true));
+    fake.part().slots_held = 2;
+    assert_eq!(run(&["pause", "uno-1", "--wait"]).await, "uno-1: paused\n", "it waits until they have left");
+    assert_eq!(run(&["resume", "uno-1"]).await, "uno-1: queued\n");
+    assert_eq!(run(&["retry", "uno-1"]).await, "uno-1: queued\n");
+}

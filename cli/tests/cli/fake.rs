@@ -59,6 +59,9 @@ pub struct Part {
     pub watches: Vec<WatchJobRequest>,
     pub log_reads: Vec<ReadLogsRequest>,
     pub cancels: Vec<CancelJobRequest>,
+    pub pauses: Vec<PauseJobRequest>,
+    /// Said in the first answer to a pause.
+    pub slots_held: u32,
     pub explanation: ExplainJobResponse,
     /// Answer to whoever asks who it is.
     pub who: WhoAmIResponse,
@@ -255,6 +258,33 @@ impl JobService for Fake {
         let job = Job { state: JobState::Cancelled as i32, ..self.find(&request.job_id)? };
         self.part().cancels.push(request);
         Ok(Response::new(CancelJobResponse { job: Some(job) }))
+    }
+
+    async fn pause_job(
+        &self,
+        request: Request<PauseJobRequest>,
+    ) -> Result<Response<PauseJobResponse>, Status> {
+        let request = request.into_inner();
+        let held = std::mem::take(&mut self.part().slots_held);
+        let job = Job { state: JobState::Paused as i32, slots_held: held, ..self.find(&request.job_id)? };
+        self.part().pauses.push(request);
+        Ok(Response::new(PauseJobResponse { job: Some(job) }))
+    }
+
+    async fn resume_job(
+        &self,
+        request: Request<ResumeJobRequest>,
+    ) -> Result<Response<ResumeJobResponse>, Status> {
+        let job = Job { state: JobState::Queued as i32, ..self.find(&request.into_inner().job_id)? };
+        Ok(Response::new(ResumeJobResponse { job: Some(job) }))
+    }
+
+    async fn retry_job(
+        &self,
+        request: Request<RetryJobRequest>,
+    ) -> Result<Response<RetryJobResponse>, Status> {
+        let job = Job { state: JobState::Queued as i32, ..self.find(&request.into_inner().job_id)? };
+        Ok(Response::new(RetryJobResponse { job: Some(job) }))
     }
 
     type ReadLogsStream = Answers<ReadLogsResponse>;

@@ -12,6 +12,11 @@
 //!     roots: [/data/products]               # folders of the nodes outside --library-root
 //!     keys: [vlm]                           # keys for endpoints
 //!     endpoints: [public, "vllm.llm.svc:8000"]
+//! classes:                                  # jobs of a higher class take the slots of those of a lower one
+//!   idle: {from: -100, preempts: false}     # priorities -100 to -1: wait for free slots
+//!   normal: {from: 0}
+//!   fixed: {from: 100, preemptible: false}  # lose their slots to nobody
+//! order: backfill                           # or strict: later jobs never use what the first one waits for
 //! shared: [models]                          # what every tenant may read of the object store
 //! operator: platform                        # the tenant that may reach everything, if there is one
 //! ```
@@ -20,8 +25,9 @@
 
 use std::collections::BTreeMap;
 
+use crescendo_core::classes::{PriorityClass, PriorityClasses};
 use crescendo_core::ids::Tenant;
-use crescendo_core::quotas::{CallRate, Quotas, TenantLimits};
+use crescendo_core::quotas::{CallRate, QueueOrder, Quotas, TenantLimits};
 use crescendo_core::reach::{EndpointRule, Grant, ReachRules, STORE_PREFIX};
 use serde::Deserialize;
 
@@ -34,6 +40,10 @@ pub enum TenantsError {
     Name { name: String, reason: String },
     #[error("{path}: {reason}")]
     Limit { path: String, reason: &'static str },
+    #[error(
+        "classes.{name}.from: {from} is that of class {other} too; each class begins at its own priority"
+    )]
+    SameBeginning { name: String, other: String, from: i32 },
 }
 
 #[derive(Deserialize, Default)]
@@ -42,8 +52,18 @@ struct File {
     unlisted: Unlisted,
     default: Entry,
     tenants: BTreeMap<String, Entry>,
+    classes: BTreeMap<String, ClassEntry>,
+    order: Order,
     shared: Vec<String>,
     operator: Option<String>,
+}
+
+#[derive(Deserialize, Default, Clone, Copy)]
+#[serde(rename_all = "lowercase")]
+enum Order {
+    #[default]
+    Backfill,
+    Strict,
 }
 
 #[derive(Deserialize, Default, Clone, Copy)]
@@ -70,6 +90,20 @@ struct Entry {
     endpoints: Option<Vec<String>>,
 }
 
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct ClassEntry {
+    from: i32,
+    #[serde(default = "yes")]
+    preempts: bool,
+    #[serde(default = "yes")]
+    preemptible: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
 /// `1500`, `2TB` or `500 GiB`.
 #[derive(Deserialize)]
 #[serde(untagged)]
@@ -81,7 +115,7 @@ enum Size {
 pub fn parse(text: &str) -> Result<Quotas, TenantsError> {
     let file: Option<File> =
         serde_yaml::from_str(text).map_err(|error| TenantsError::Shape(error.to_string()))?;
-    let File { unlisted, default, tenants, shared, operator } = file.unwrap_or_default();
+    let File { unlisted, default, tenants, classes, order, shared, operator } = file.unwrap_or_default();
     let (mut listed, mut grants) = (BTreeMap::new(), BTreeMap::new());
     for (name, entry) in tenants {
         let (limits, grant) = entry.check(&format!("tenants.{name}"))?;
@@ -102,8 +136,38 @@ pub fn parse(text: &str) -> Result<Quotas, TenantsError> {
         listed,
         others,
         others_may_submit: matches!(unlisted, Unlisted::Accept),
+        classes: classes_of(classes)?,
+        order: match order {
+            Order::Backfill => QueueOrder::Backfill,
+            Order::Strict => QueueOrder::Strict,
+        },
         reach: ReachRules { operator: operator.transpose()?, shared, listed: grants, others: others_granted },
     })
+}
+
+/// Priorities are between the negative of it and itself.
+const MAX_PRIORITY: i32 = 1000;
+/// Most classes that a file may have.
+const MAX_CLASSES: usize = 32;
+
+fn classes_of(entries: BTreeMap<String, ClassEntry>) -> Result<PriorityClasses, TenantsError> {
+    let bad = |path: String, reason| TenantsError::Limit { path, reason };
+    if entries.len() > MAX_CLASSES {
+        return Err(bad("classes".to_owned(), "must be at most 32"));
+    }
+    let mut by_lowest: BTreeMap<i32, PriorityClass> = BTreeMap::new();
+    for (name, ClassEntry { from, preempts, preemptible }) in entries {
+        if !(-MAX_PRIORITY..=MAX_PRIORITY).contains(&from) {
+            return Err(bad(format!("classes.{name}.from"), "must be -1000 to 1000"));
+        }
+        check_name(&name)
+            .map_err(|_| bad(format!("classes.{name:?}"), "must be [a-z0-9-], 1 to 40 characters"))?;
+        if let Some(other) = by_lowest.get(&from) {
+            return Err(TenantsError::SameBeginning { name, other: other.name.clone(), from });
+        }
+        by_lowest.insert(from, PriorityClass { name, preempts, preemptible });
+    }
+    Ok(PriorityClasses::new(by_lowest))
 }
 
 /// Every item of a list as it is to be, or the first that cannot be.
@@ -142,9 +206,13 @@ fn is_straight(path: &str) -> bool {
 }
 
 fn check_key(text: &str) -> Result<String, &'static str> {
+    check_name(text).map_err(|()| "must be the name of a key: [a-z0-9-], 1 to 40 characters")
+}
+
+fn check_name(text: &str) -> Result<String, ()> {
     let is_right = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     let is_name = !text.is_empty() && text.len() <= 40 && text.chars().all(is_right);
-    is_name.then(|| text.to_owned()).ok_or("must be the name of a key: [a-z0-9-], 1 to 40 characters")
+    is_name.then(|| text.to_owned()).ok_or(())
 }
 
 impl Entry {
@@ -264,8 +332,26 @@ tenants:
     }
 
     #[test]
+    fn classes_are_bands_of_priorities() {
+        let text = "classes: {idle: {from: -100, preempts: false}, normal: {from: 0}, fixed: {from: 100, preemptible: false}}";
+        let classes = parse(text).expect("good").classes;
+        let of = |priority| classes.of(priority).map(|(lowest, class)| (lowest, class.name.as_str()));
+        assert_eq!([of(-101), of(99), of(5000)], [None, Some((0, "normal")), Some((100, "fixed"))]);
+        assert!(classes.may_preempt(100, 0) && !classes.may_preempt(-1, -200), "as the entries say");
+        let (empty, strict) = (parse("").expect("empty"), parse("order: strict").expect("good"));
+        assert!(empty.classes.is_empty());
+        assert_eq!([empty.order, strict.order], [QueueOrder::Backfill, QueueOrder::Strict]);
+    }
+
+    #[test]
     fn what_is_wrong_is_named() {
         let cases = [
+            ("classes: {a: {from: 1}, b: {from: 1}}", "classes.b.from: 1 is that of class a too"),
+            ("order: fair", "unknown variant `fair`"),
+            ("classes: {a: {from: 2000}}", "classes.a.from: must be -1000 to 1000"),
+            ("classes: {a: {}}", "missing field `from`"),
+            ("classes: {Big Jobs: {from: 1}}", "classes.\"Big Jobs\": must be [a-z0-9-]"),
+            ("classes: {a: {from: 1, preempt: true}}", "unknown field `preempt`"),
             ("tenants: {a: {roots: [data]}}", "tenants.a.roots[0]: must be an absolute folder"),
             ("tenants: {a: {roots: [/a, /a/../b]}}", "tenants.a.roots[1]: must be an absolute folder"),
             ("tenants: {a: {roots: [/]}}", "tenants.a.roots[0]: must be an absolute folder"),

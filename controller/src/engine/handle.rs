@@ -15,7 +15,7 @@ use crescendo_node::telemetry::trace;
 use crescendo_proto::{convert, explained, v1};
 
 use crate::engine::Engine;
-use crate::engine::request::{ActingNode, Answer, DeferredReply, Reply, Request, SessionId};
+use crate::engine::request::{ActingNode, Answer, DeferredReply, Reply, Request, SessionId, Wish};
 use crate::to_proto;
 
 /// Jobs on a page unless asked otherwise, and at most.
@@ -49,8 +49,8 @@ impl Engine {
             Request::ListJobs { request, scope, reply } => {
                 self.hold(reply, self.list_jobs(&request, &scope, now));
             }
-            Request::CancelJob { job, scope, reason, reply } => {
-                let answer = self.cancel(&job, &scope, &reason, now);
+            Request::SteerJob { job, scope, wish, reply } => {
+                let answer = self.steer(&job, &scope, wish, now);
                 self.hold(reply, answer);
             }
             Request::WatchJob { job, scope, from_revision, reply } => {
@@ -165,7 +165,7 @@ impl Engine {
             | Request::GetJob { .. }
             | Request::ExplainJob { .. }
             | Request::ListJobs { .. }
-            | Request::CancelJob { .. }
+            | Request::SteerJob { .. }
             | Request::WatchJob { .. }
             | Request::JobExists { .. }
             | Request::ListNodes { .. }
@@ -410,11 +410,29 @@ impl Engine {
         Ok((self.job_view(job, now, false), already))
     }
 
-    fn cancel(&mut self, id: &JobId, scope: &Scope, reason: &str, now: Timestamp) -> Answer<v1::Job> {
-        self.job(id, scope)?;
-        let writes = transitions::cancel_job(&self.state, id, reason, self.observed.wall(now))?;
+    fn steer(&mut self, id: &JobId, scope: &Scope, wish: Wish, now: Timestamp) -> Answer<v1::Job> {
+        let tenant = self.job(id, scope)?.record.spec.tenant.clone();
+        let state = &self.state;
+        let (writes, reason, done) = match wish {
+            Wish::Cancel { reason } => {
+                let writes = transitions::cancel_job(state, id, &reason, self.observed.wall(now))?;
+                (writes, reason, "job is cancelled")
+            }
+            Wish::Pause(pause) => {
+                let reason = pause.reason.clone();
+                (transitions::pause_job(state, id, pause)?, reason, "job is paused")
+            }
+            Wish::Resume => (transitions::resume_job(state, id)?, String::new(), "job is resumed"),
+            Wish::Retry => {
+                self.limits.quotas.check_may_submit(&tenant)?;
+                let queue =
+                    QueueLimits { tenant: self.limits.quotas.of(&tenant), ..self.around.config.queue };
+                let writes = transitions::retry_job(state, id, queue, &self.limits)?;
+                (writes, String::new(), "job is tried again")
+            }
+        };
         if !writes.is_empty() {
-            tracing::info!(job = %id, reason, "job is cancelled");
+            tracing::info!(job = %id, reason, "{done}");
         }
         self.write_all(writes);
         Ok(self.job_view(self.job(id, scope)?, now, true))

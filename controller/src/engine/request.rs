@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crescendo_core::access::Scope;
 use crescendo_core::error::{Overreach, RequestError};
 use crescendo_core::ids::{Generation, JobId, NodeId, StageRef};
+use crescendo_core::job::Pause;
 use crescendo_core::leftovers::{ListedObject, Wanted};
 use crescendo_core::observed::{NodeHealth, Report};
 use crescendo_core::records::CheckpointRecord;
@@ -47,6 +48,15 @@ pub struct OpenedSession {
 pub type JobWatch = mpsc::Receiver<Result<v1::WatchJobResponse, Status>>;
 pub type ShardWatch = mpsc::Receiver<Result<v1::WatchPairLogResponse, Status>>;
 
+/// What a person wants of a job that is there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Wish {
+    Cancel { reason: String },
+    Pause(Pause),
+    Resume,
+    Retry,
+}
+
 /// The node whose certificate a request came with; `None` for one that may speak for any.
 pub type ActingNode = Option<NodeId>;
 
@@ -80,10 +90,10 @@ pub enum Request {
         scope: Scope,
         reply: Reply<v1::ListJobsResponse>,
     },
-    CancelJob {
+    SteerJob {
         job: JobId,
         scope: Scope,
-        reason: String,
+        wish: Wish,
         reply: Reply<v1::Job>,
     },
     WatchJob {
@@ -211,7 +221,7 @@ impl Request {
         }
         match self {
             Self::Submit { reply, .. } => refuse(reply, error),
-            Self::CancelJob { reply, .. } => refuse(reply, error),
+            Self::SteerJob { reply, .. } => refuse(reply, error),
             Self::ForgetNode { reply, .. } => refuse(reply, error),
             Self::DrainNode { reply, .. } => refuse(reply, error),
             Self::CommitCheckpoint { reply, .. } => refuse(reply, error),

@@ -4,6 +4,7 @@ use std::time::Duration;
 use crescendo_core::access::Scope;
 use crescendo_core::error::{Overreach, RequestError};
 use crescendo_core::ids::{JobId, RequestId, Tenant};
+use crescendo_core::job::Pause;
 use crescendo_core::spec;
 use crescendo_core::transitions::Submission;
 use crescendo_node::runtime::supervise::Tasks;
@@ -17,7 +18,7 @@ use tokio::sync::mpsc;
 use tonic::{Request, Response, Status};
 
 use crate::access::{AuditContext, caller_of, trail_of};
-use crate::engine;
+use crate::engine::{self, Wish};
 use crate::leadership::EngineHandle;
 use crate::logs::{self, LogHub, MAX_LINES};
 use crate::relay::Relays;
@@ -48,6 +49,18 @@ pub struct Jobs {
 impl Jobs {
     pub fn new(engine: EngineHandle, logs: LogHub, relays: Relays, tasks: Tasks) -> Self {
         Self { engine, logs, relays, tasks }
+    }
+
+    /// Does what a person wants of a job that is there.
+    async fn steer(
+        &self,
+        scope: Scope,
+        trail: &AuditContext,
+        id: &str,
+        wish: Wish,
+    ) -> Result<v1::Job, Status> {
+        let job = noted(trail, job_id(id)?);
+        self.engine.ask(|reply| engine::Request::SteerJob { job, scope, wish, reply }).await
     }
 
     /// What the nodes make of the spec's precision, if it is to be warned of. A warning is not worth a failure: a
@@ -191,10 +204,38 @@ impl JobService for Jobs {
         request: Request<v1::CancelJobRequest>,
     ) -> Result<Response<v1::CancelJobResponse>, Status> {
         let (scope, trail) = (caller_of(&request)?.scope(), trail_of(&request));
-        let v1::CancelJobRequest { job_id: job, reason } = request.into_inner();
-        let job = noted(&trail, job_id(&job)?);
-        let job = self.engine.ask(|reply| engine::Request::CancelJob { job, scope, reason, reply }).await?;
+        let v1::CancelJobRequest { job_id, reason } = request.into_inner();
+        let job = self.steer(scope, &trail, &job_id, Wish::Cancel { reason }).await?;
         Ok(Response::new(v1::CancelJobResponse { job: Some(job) }))
+    }
+
+    async fn pause_job(
+        &self,
+        request: Request<v1::PauseJobRequest>,
+    ) -> Result<Response<v1::PauseJobResponse>, Status> {
+        let (scope, trail) = (caller_of(&request)?.scope(), trail_of(&request));
+        let v1::PauseJobRequest { job_id, reason, keep_curating } = request.into_inner();
+        let wish = Wish::Pause(Pause { curates: keep_curating, reason });
+        let job = self.steer(scope, &trail, &job_id, wish).await?;
+        Ok(Response::new(v1::PauseJobResponse { job: Some(job) }))
+    }
+
+    async fn resume_job(
+        &self,
+        request: Request<v1::ResumeJobRequest>,
+    ) -> Result<Response<v1::ResumeJobResponse>, Status> {
+        let (scope, trail) = (caller_of(&request)?.scope(), trail_of(&request));
+        let job = self.steer(scope, &trail, &request.into_inner().job_id, Wish::Resume).await?;
+        Ok(Response::new(v1::ResumeJobResponse { job: Some(job) }))
+    }
+
+    async fn retry_job(
+        &self,
+        request: Request<v1::RetryJobRequest>,
+    ) -> Result<Response<v1::RetryJobResponse>, Status> {
+        let (scope, trail) = (caller_of(&request)?.scope(), trail_of(&request));
+        let job = self.steer(scope, &trail, &request.into_inner().job_id, Wish::Retry).await?;
+        Ok(Response::new(v1::RetryJobResponse { job: Some(job) }))
     }
 
     type ReadLogsStream = KeptAlive<v1::ReadLogsResponse>;

@@ -140,7 +140,7 @@ const REFLECTION_V1ALPHA: &str = "grpc.reflection.v1alpha.ServerReflection";
 
 /// Every call there is. A node may look at jobs and pair logs, since `crescendo-curator-node export` reads them with
 /// the certificate of its node.
-pub const RULES: [Rule; 32] = [
+pub const RULES: [Rule; 35] = [
     rule(ACCESS, "WhoAmI", Who::NodeOr(Role::Viewer), CallEffect::Read),
     rule(JOBS, "SubmitJob", Who::AtLeast(Role::Submitter), CallEffect::Change),
     rule(JOBS, "GetJob", Who::NodeOr(Role::Viewer), CallEffect::Read),
@@ -148,6 +148,9 @@ pub const RULES: [Rule; 32] = [
     rule(JOBS, "WatchJob", Who::AtLeast(Role::Viewer), CallEffect::Read),
     rule(JOBS, "ExplainJob", Who::AtLeast(Role::Viewer), CallEffect::Read),
     rule(JOBS, "CancelJob", Who::AtLeast(Role::Submitter), CallEffect::Change),
+    rule(JOBS, "PauseJob", Who::AtLeast(Role::Submitter), CallEffect::Change),
+    rule(JOBS, "ResumeJob", Who::AtLeast(Role::Submitter), CallEffect::Change),
+    rule(JOBS, "RetryJob", Who::AtLeast(Role::Submitter), CallEffect::Change),
     rule(JOBS, "ReadLogs", Who::AtLeast(Role::Viewer), CallEffect::Read),
     rule(NODES, "OpenSession", Who::Node, CallEffect::Change),
     rule(NODES, "ListNodes", Who::AtLeast(Role::Operator), CallEffect::Read),

@@ -8,11 +8,13 @@
 mod curation;
 mod curator_shares;
 mod folding;
+mod holding;
 mod jobs;
 mod limits;
 mod nodes;
 mod passes;
 mod plan;
+mod preemption;
 mod readers;
 pub(crate) mod sources;
 pub(crate) mod stage_precision;
@@ -30,7 +32,7 @@ use crate::observed::{NodeView, Observed};
 use crate::records::{NodeKind, NodeRecord};
 use crate::state::ClusterState;
 
-pub(crate) use jobs::{free_slots, short_log};
+pub(crate) use jobs::{free_slots, lost_log, short_log};
 
 /// What to do next.
 pub fn decide(state: &ClusterState, seen: &Observed, limits: &Limits, now: Timestamp) -> Plan {
@@ -41,7 +43,7 @@ pub fn decide(state: &ClusterState, seen: &Observed, limits: &Limits, now: Times
     jobs::decide_curation(&nodes, &curation, &decided, &mut plan);
     stage_precision::decide_stages(&nodes, &curation, &decided.active, &mut plan);
     nodes::decide_cordons(&nodes, &mut plan);
-    nodes::decide_sends(&nodes, &curation, &decided.active, &mut plan);
+    nodes::decide_sends(&nodes, &curation, &decided, &mut plan);
     plan
 }
 

@@ -11,6 +11,7 @@
 //! estimate is one: it says what happens at the present pace.
 
 mod capacity;
+mod holding;
 mod pairs;
 mod precision;
 mod progress;
@@ -81,7 +82,7 @@ pub fn explain(view: &View<'_>, job: &Job) -> Explanation {
         JobState::Queued
         | JobState::Placing { .. }
         | JobState::Running { .. }
-        | JobState::Paused
+        | JobState::Paused(_)
         | JobState::Preempting { .. } => {}
     }
     let Some(index) = job.current_stage() else { return progress::succeeded(job) };
@@ -98,6 +99,7 @@ pub fn explain(view: &View<'_>, job: &Job) -> Explanation {
         },
     };
     explanation.stage = stage.id.stage.to_string();
+    explanation.findings.extend(holding::goes_ahead(view, stage));
     precision::add_findings(view, job, stage, &mut explanation);
     // Whatever the job waits for: the stage's pairs may still be in the making, by fewer than there are.
     if !stage.log.is_sealed() {
@@ -142,14 +144,9 @@ fn waiting(view: &View<'_>, job: &Job, index: usize, stage: &Stage, wait: &Pendi
         },
         PendingReason::Backoff { reason, failures } => progress::backoff(view, stage, reason, *failures),
         PendingReason::Ranks { .. } => progress::starting(view, stage),
-        PendingReason::Paused => Explanation {
-            findings: vec!["its ranks are stopped and its slots are free for others".to_owned()],
-            ..Explanation::default()
-        },
-        PendingReason::Preempted => Explanation {
-            findings: vec!["it goes back to the queue once its ranks have stopped".to_owned()],
-            ..Explanation::default()
-        },
+        PendingReason::Paused { slots, .. } => holding::paused(job, *slots),
+        PendingReason::Preempted { slots } => holding::preempted(view, job, *slots),
+        PendingReason::MakingRoom { .. } => holding::making_room(view, job, index),
     };
     explanation.findings.extend(troubles(view, wait));
     explanation.cause = wait.label();
@@ -165,6 +162,7 @@ fn first_waiting<'a>(view: &View<'a>, job: &Job) -> Option<&'a Job> {
     let mut earlier = jobs.take_while(|other| other.record.id != job.record.id);
     earlier.find(|other| match view.waits.get(&other.record.id) {
         Some(PendingReason::Slots { wanted, total, .. }) => wanted <= total,
+        Some(PendingReason::MakingRoom { .. }) => true,
         Some(_) | None => false,
     })
 }
@@ -240,6 +238,7 @@ fn troubles(view: &View<'_>, wait: &PendingReason) -> Vec<String> {
         PendingReason::NoTrainer
         | PendingReason::Processor { .. }
         | PendingReason::Slots { .. }
+        | PendingReason::MakingRoom { .. }
         | PendingReason::Behind { .. }
         | PendingReason::BehindOthers
         | PendingReason::Backoff { .. }
@@ -251,8 +250,8 @@ fn troubles(view: &View<'_>, wait: &PendingReason) -> Vec<String> {
         PendingReason::Unreadable { .. }
         | PendingReason::TenantGpus { .. }
         | PendingReason::TenantStorage { .. }
-        | PendingReason::Paused
-        | PendingReason::Preempted => return Vec::new(),
+        | PendingReason::Paused { .. }
+        | PendingReason::Preempted { .. } => return Vec::new(),
     };
     let nodes = view.state.nodes().filter(|record| record.kind == kind);
     nodes.flat_map(|record| troubles_of(view, record)).take(MAX_NODES).collect()

@@ -4,23 +4,27 @@
 //!            Place           Run
 //!  Queued ─────────▶ Placing ─────▶ Running ──Succeed──▶ Succeeded
 //!    ▲  ▲              ▲  └───Place──┘ │
-//!    │  └──Yield── Preempting ◀─Preempt┤        Fail   ──▶ Failed      (from every
-//!    └─────Resume── Paused ◀──Pause────┘        Cancel ──▶ Cancelled    open state)
+//!    │  └──Yield── Preempting ◀─Preempt┤        Fail   ──▶ Failed ──Retry──▶ Queued   (Fail and Cancel
+//!    └─────Resume── Paused ◀──Pause────┘        Cancel ──▶ Cancelled          from every open state)
 //! ```
 //!
-//! | from | Place(k) | Run(k) | Pause | Resume | Preempt | Yield | Succeed | Fail | Cancel |
-//! |---|---|---|---|---|---|---|---|---|---|
-//! | Queued | Placing k | - | Paused | - | - | - | Succeeded | Failed | Cancelled |
-//! | Placing | Placing k | Running k | Paused | - | Preempting | - | Succeeded | Failed | Cancelled |
-//! | Running | Placing k | Running k | Paused | - | Preempting | - | Succeeded | Failed | Cancelled |
-//! | Paused | - | - | Paused | Queued | - | - | Succeeded | Failed | Cancelled |
-//! | Preempting | - | - | Paused | - | Preempting | Queued | Succeeded | Failed | Cancelled |
-//! | Succeeded, Failed, Cancelled | - | - | - | - | - | - | - | - | - |
+//! | from | Place(k) | Run(k) | Pause | Resume | Preempt | Yield | Succeed | Fail | Cancel | Retry |
+//! |---|---|---|---|---|---|---|---|---|---|---|
+//! | Queued | Placing k | - | Paused | - | - | - | Succeeded | Failed | Cancelled | - |
+//! | Placing | Placing k | Running k | Paused | - | Preempting | - | Succeeded | Failed | Cancelled | - |
+//! | Running | Placing k | Running k | Paused | - | Preempting | - | Succeeded | Failed | Cancelled | - |
+//! | Paused | - | - | Paused | Queued | - | - | Succeeded | Failed | Cancelled | - |
+//! | Preempting | - | - | Paused | - | - | Queued | Succeeded | Failed | Cancelled | - |
+//! | Failed | - | - | - | - | - | - | - | - | - | Queued |
+//! | Succeeded, Cancelled | - | - | - | - | - | - | - | - | - | - |
 //!
 //! `Succeed` is possible from every open state because a final checkpoint that arrives late, from the newest
-//! generation, still ends the job well.
+//! generation, still ends the job well. A job that is paused or preempted keeps its gang until that has saved: the state says
+//! what is wanted, and the attempt's record what is. Only a person takes a job out of `Failed`.
 
 use std::fmt;
+
+use crate::ids::JobId;
 
 /// Where a job is. The stage is an index into the spec's stages.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,15 +36,24 @@ pub enum JobState {
     /// This stage is being curated or trained.
     Running { stage: usize },
     /// Stopped by a person, may go on.
-    Paused,
-    /// Its gang is being stopped to make room for a more important job.
-    Preempting { stage: usize },
+    Paused(Pause),
+    /// Its gang saves and leaves to make room for the job `by`, which goes first.
+    Preempting { stage: usize, by: JobId },
     /// Every stage has its final checkpoint. Final.
     Succeeded,
-    /// Cannot go on. Final.
+    /// Cannot go on, unless a person has it tried again.
     Failed { reason: String },
     /// Stopped by a person for good. Final.
     Cancelled { reason: String },
+}
+
+/// What a person has said of a pause.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Pause {
+    /// Its pairs are still made.
+    pub curates: bool,
+    /// One line; may be empty.
+    pub reason: String,
 }
 
 /// What happens to a job.
@@ -54,9 +67,12 @@ pub enum JobEvent {
     Run {
         stage: usize,
     },
-    Pause,
+    Pause(Pause),
     Resume,
-    Preempt,
+    /// The job `by` is to have its place.
+    Preempt {
+        by: JobId,
+    },
     /// The preempted gang has stopped.
     Yield,
     Succeed,
@@ -66,6 +82,8 @@ pub enum JobEvent {
     Cancel {
         reason: String,
     },
+    /// A person has a failed job tried again.
+    Retry,
 }
 
 /// An event that the state does not allow.
@@ -77,13 +95,13 @@ pub struct NotAllowed {
 }
 
 impl JobState {
-    /// Terminal states are absorbing.
+    /// Nothing happens to it any more, but that a person may have a failed one tried again.
     pub fn is_terminal(&self) -> bool {
         match self {
             Self::Queued
             | Self::Placing { .. }
             | Self::Running { .. }
-            | Self::Paused
+            | Self::Paused(_)
             | Self::Preempting { .. } => false,
             Self::Succeeded | Self::Failed { .. } | Self::Cancelled { .. } => true,
         }
@@ -95,7 +113,7 @@ impl JobState {
             Self::Queued => "queued",
             Self::Placing { .. } => "placing",
             Self::Running { .. } => "running",
-            Self::Paused => "paused",
+            Self::Paused(_) => "paused",
             Self::Preempting { .. } => "preempting",
             Self::Succeeded => "succeeded",
             Self::Failed { .. } => "failed",
@@ -107,26 +125,35 @@ impl JobState {
     pub fn step(&self, event: JobEvent) -> Result<JobState, NotAllowed> {
         let refused = NotAllowed { from: self.name(), event: event.name() };
         match (self, event) {
-            (Self::Succeeded | Self::Failed { .. } | Self::Cancelled { .. }, _) => Err(refused),
+            (Self::Failed { .. }, JobEvent::Retry) => Ok(Self::Queued),
+            (Self::Succeeded | Self::Failed { .. } | Self::Cancelled { .. }, _) | (_, JobEvent::Retry) => {
+                Err(refused)
+            }
             (_, JobEvent::Fail { reason }) => Ok(Self::Failed { reason }),
             (_, JobEvent::Cancel { reason }) => Ok(Self::Cancelled { reason }),
             (_, JobEvent::Succeed) => Ok(Self::Succeeded),
-            (_, JobEvent::Pause) => Ok(Self::Paused),
+            (_, JobEvent::Pause(pause)) => Ok(Self::Paused(pause)),
             (Self::Queued | Self::Placing { .. } | Self::Running { .. }, JobEvent::Place { stage }) => {
                 Ok(Self::Placing { stage })
             }
             (Self::Placing { .. } | Self::Running { .. }, JobEvent::Run { stage }) => {
                 Ok(Self::Running { stage })
             }
-            (
-                Self::Placing { stage } | Self::Running { stage } | Self::Preempting { stage },
-                JobEvent::Preempt,
-            ) => Ok(Self::Preempting { stage: *stage }),
-            (Self::Preempting { .. }, JobEvent::Yield) | (Self::Paused, JobEvent::Resume) => Ok(Self::Queued),
-            (Self::Queued, JobEvent::Run { .. } | JobEvent::Preempt)
-            | (Self::Paused | Self::Preempting { .. }, JobEvent::Place { .. } | JobEvent::Run { .. })
-            | (Self::Paused, JobEvent::Preempt)
-            | (Self::Queued | Self::Placing { .. } | Self::Running { .. } | Self::Paused, JobEvent::Yield)
+            (Self::Placing { stage } | Self::Running { stage }, JobEvent::Preempt { by }) => {
+                Ok(Self::Preempting { stage: *stage, by })
+            }
+            (Self::Preempting { .. }, JobEvent::Yield) | (Self::Paused(_), JobEvent::Resume) => {
+                Ok(Self::Queued)
+            }
+            (Self::Queued, JobEvent::Run { .. } | JobEvent::Preempt { .. })
+            | (
+                Self::Paused(_) | Self::Preempting { .. },
+                JobEvent::Place { .. } | JobEvent::Run { .. } | JobEvent::Preempt { .. },
+            )
+            | (
+                Self::Queued | Self::Placing { .. } | Self::Running { .. } | Self::Paused(_),
+                JobEvent::Yield,
+            )
             | (
                 Self::Queued | Self::Placing { .. } | Self::Running { .. } | Self::Preempting { .. },
                 JobEvent::Resume,
@@ -146,13 +173,14 @@ impl JobEvent {
         match self {
             Self::Place { .. } => "place",
             Self::Run { .. } => "run",
-            Self::Pause => "pause",
+            Self::Pause(_) => "pause",
             Self::Resume => "resume",
-            Self::Preempt => "preempt",
+            Self::Preempt { .. } => "preempt",
             Self::Yield => "yield",
             Self::Succeed => "succeed",
             Self::Fail { .. } => "fail",
             Self::Cancel { .. } => "cancel",
+            Self::Retry => "retry",
         }
     }
 }
@@ -161,13 +189,17 @@ impl JobEvent {
 mod tests {
     use super::*;
 
+    fn job() -> JobId {
+        JobId::parse("urgent").expect("valid")
+    }
+
     fn states() -> Vec<JobState> {
         vec![
             JobState::Queued,
             JobState::Placing { stage: 0 },
             JobState::Running { stage: 0 },
-            JobState::Paused,
-            JobState::Preempting { stage: 0 },
+            JobState::Paused(Pause::default()),
+            JobState::Preempting { stage: 0, by: job() },
             JobState::Succeeded,
             JobState::Failed { reason: "r".into() },
             JobState::Cancelled { reason: "r".into() },
@@ -178,26 +210,27 @@ mod tests {
         vec![
             JobEvent::Place { stage: 1 },
             JobEvent::Run { stage: 1 },
-            JobEvent::Pause,
+            JobEvent::Pause(Pause::default()),
             JobEvent::Resume,
-            JobEvent::Preempt,
+            JobEvent::Preempt { by: job() },
             JobEvent::Yield,
             JobEvent::Succeed,
             JobEvent::Fail { reason: "f".into() },
             JobEvent::Cancel { reason: "c".into() },
+            JobEvent::Retry,
         ]
     }
 
     /// The table of the module's doc, row by row; `-` is refused.
-    const TABLE: [[&str; 9]; 8] = [
-        ["placing", "-", "paused", "-", "-", "-", "succeeded", "failed", "cancelled"],
-        ["placing", "running", "paused", "-", "preempting", "-", "succeeded", "failed", "cancelled"],
-        ["placing", "running", "paused", "-", "preempting", "-", "succeeded", "failed", "cancelled"],
-        ["-", "-", "paused", "queued", "-", "-", "succeeded", "failed", "cancelled"],
-        ["-", "-", "paused", "-", "preempting", "queued", "succeeded", "failed", "cancelled"],
-        ["-"; 9],
-        ["-"; 9],
-        ["-"; 9],
+    const TABLE: [[&str; 10]; 8] = [
+        ["placing", "-", "paused", "-", "-", "-", "succeeded", "failed", "cancelled", "-"],
+        ["placing", "running", "paused", "-", "preempting", "-", "succeeded", "failed", "cancelled", "-"],
+        ["placing", "running", "paused", "-", "preempting", "-", "succeeded", "failed", "cancelled", "-"],
+        ["-", "-", "paused", "queued", "-", "-", "succeeded", "failed", "cancelled", "-"],
+        ["-", "-", "paused", "-", "-", "queued", "succeeded", "failed", "cancelled", "-"],
+        ["-"; 10],
+        ["-", "-", "-", "-", "-", "-", "-", "-", "-", "queued"],
+        ["-"; 10],
     ];
 
     #[test]

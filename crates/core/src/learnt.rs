@@ -1,11 +1,13 @@
-//! When this controller learnt of what it counts time from: the start and end of attempts, and final checkpoints.
+//! When this controller learnt of what it counts time from: the start and end of attempts, final checkpoints, and that a job is
+//! to give up its slots.
 //!
 //! Records carry wall time, for people. Another controller's clock may have written it, or this one's before somebody set it:
 //! what is decided counts from when it was learnt instead.
 
 use std::collections::BTreeMap;
 
-use crate::ids::{AttemptRef, Generation, StageRef, Timestamp};
+use crate::ids::{AttemptRef, Generation, JobId, StageRef, Timestamp};
+use crate::job::JobState;
 use crate::records::{AttemptState, Record};
 
 /// Stages that are remembered; beyond it the one that was learnt of longest ago is forgotten, which at most makes it wait
@@ -30,6 +32,8 @@ impl LearntStage {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Learnt {
     stages: BTreeMap<StageRef, LearntStage>,
+    /// Jobs that are paused or preempted; at most [`MAX_STAGES`].
+    held: BTreeMap<JobId, Timestamp>,
 }
 
 impl Learnt {
@@ -51,8 +55,18 @@ impl Learnt {
                 let known = self.entry(&record.stage, record.generation, now);
                 known.finished = known.finished.or(Some(now));
             }
+            Record::Job(record) => match record.state {
+                JobState::Paused(_) | JobState::Preempting { .. } => self.hold(&record.id, now),
+                JobState::Queued
+                | JobState::Placing { .. }
+                | JobState::Running { .. }
+                | JobState::Succeeded
+                | JobState::Failed { .. }
+                | JobState::Cancelled { .. } => {
+                    self.held.remove(&record.id);
+                }
+            },
             Record::Checkpoint(_)
-            | Record::Job(_)
             | Record::Request(_)
             | Record::Stage(_)
             | Record::Segment(_)
@@ -60,6 +74,19 @@ impl Learnt {
             | Record::Node(_)
             | Record::Cluster(_) => {}
         }
+    }
+
+    fn hold(&mut self, job: &JobId, now: Timestamp) {
+        if self.held.len() >= MAX_STAGES && !self.held.contains_key(job) {
+            let oldest = self.held.iter().min_by_key(|(_, since)| **since).map(|(job, _)| job.clone());
+            oldest.and_then(|oldest| self.held.remove(&oldest));
+        }
+        self.held.entry(job.clone()).or_insert(now);
+    }
+
+    /// Since when the job is to give up its slots.
+    pub(crate) fn held(&self, job: &JobId) -> Option<Timestamp> {
+        self.held.get(job).copied()
     }
 
     fn entry(&mut self, stage: &StageRef, generation: Generation, now: Timestamp) -> &mut LearntStage {

@@ -14,6 +14,7 @@
 //! | [`spec`] | the job spec: parsing, defaults, every problem at once |
 //! | [`access`] | roles, and who may make which call |
 //! | [`quotas`] | what a tenant may use |
+//! | [`classes`] | which jobs may take the place of which |
 //! | [`reach`] | which files, keys and addresses a tenant's specs may name |
 //! | [`ids`] | checked names, generations, times |
 //! | [`records`] | what is durable, one record a key |
@@ -46,6 +47,7 @@
 pub mod access;
 pub mod arithmetic;
 pub mod blame;
+pub mod classes;
 pub mod cooldown;
 pub mod decide;
 pub mod error;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::blame::NodeFailures;
 use crate::cooldown::Cooldowns;
 use crate::decide::{Limits, Send};
-use crate::ids::{AttemptRef, Incarnation, NodeId, StageRef, Timestamp};
+use crate::ids::{AttemptRef, Incarnation, JobId, NodeId, StageRef, Timestamp};
 use crate::learnt::Learnt;
 use crate::ranks::{Hang, NODE_GAP, RankViews, RankWord};
 use crate::records::{AttemptRecord, FailureKind, Record};
@@ -517,6 +517,11 @@ impl Observed {
     /// When the final checkpoint that it wrote was registered, if there is one.
     pub fn finished(&self, attempt: &AttemptRef) -> Timestamp {
         self.learnt.finished(attempt).unwrap_or(self.since)
+    }
+
+    /// Since when the job is to give up its slots, as far as this controller knows.
+    pub fn held_since(&self, job: &JobId) -> Timestamp {
+        self.learnt.held(job).unwrap_or(self.since)
     }
 
     /// Remembers what was sent, so that it is sent once a session.

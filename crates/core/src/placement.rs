@@ -82,6 +82,14 @@ impl Slots {
         }
     }
 
+    /// As if everything that is being stopped had stopped. What cannot be killed stays.
+    pub fn assume_stopped(&mut self) {
+        for node in self.nodes.values_mut() {
+            node.stopping.clear();
+            node.held.clear();
+        }
+    }
+
     /// Those of some of the nodes.
     pub fn among(&self, may: impl Fn(&NodeId) -> bool) -> Self {
         let nodes = self.nodes.iter().filter(|(node, _)| may(node));

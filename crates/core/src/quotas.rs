@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use crate::classes::PriorityClasses;
 use crate::error::{Overreach, RequestError};
 use crate::ids::{NodeId, Tenant, Timestamp};
 use crate::job::JobState;
@@ -41,6 +42,16 @@ pub struct CallRate {
     pub burst: u32,
 }
 
+/// Who may use slots that the first job in the queue waits for, while there are too few of them for it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum QueueOrder {
+    /// Later jobs that fit and are preemptible: they leave as soon as the first one fits without them.
+    #[default]
+    Backfill,
+    /// Nobody.
+    Strict,
+}
+
 /// The limits of all tenants.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Quotas {
@@ -51,6 +62,10 @@ pub struct Quotas {
     pub others_may_submit: bool,
     /// Which files, keys and addresses their specs may name.
     pub reach: ReachRules,
+    /// Whose jobs may take the place of whose.
+    pub classes: PriorityClasses,
+    /// What becomes of slots that the first job in the queue waits for and cannot use yet.
+    pub order: QueueOrder,
 }
 
 /// Nobody is limited, and the tenant of those who name none is the operator.
@@ -61,6 +76,8 @@ impl Default for Quotas {
             others: TenantLimits::default(),
             others_may_submit: true,
             reach: ReachRules::default(),
+            classes: PriorityClasses::default(),
+            order: QueueOrder::default(),
         }
     }
 }

@@ -59,6 +59,8 @@ pub struct AttemptRecord {
     pub resume_from: Option<CheckpointRecord>,
     /// Final checkpoint of the stage that this one starts from.
     pub init_from: Option<CheckpointRecord>,
+    /// The job that goes first and did not fit when this one was placed before its turn: to that one it makes room.
+    pub ahead_of: Option<JobId>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -9,7 +9,9 @@ mod units;
 pub use checkpoints::{
     CheckpointCommitted, checkpoint_file, checkpoint_path, commit_checkpoint, mark_checkpoint_damaged,
 };
-pub use jobs::{QueueLimits, Submission, Submitted, cancel_job, submit_job};
+pub use jobs::{
+    QueueLimits, Submission, Submitted, cancel_job, pause_job, resume_job, retry_job, submit_job,
+};
 pub(crate) use jobs::{ended, one_line};
 pub use nodes::{drain_node, forget_node};
 pub use units::{

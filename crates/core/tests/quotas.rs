@@ -9,7 +9,7 @@ use crescendo_core::decide::{Command, Limits, Plan, decide};
 use crescendo_core::histogram::ScoreCounts;
 use crescendo_core::ids::{Incarnation, JobId, NodeId, RequestId, StageName, StageRef, Tenant, Timestamp};
 use crescendo_core::observed::Observed;
-use crescendo_core::quotas::{Quotas, TenantLimits};
+use crescendo_core::quotas::{QueueOrder, Quotas, TenantLimits};
 use crescendo_core::records::{
     NodeKind, NodeRecord, Record, ShardRecord, UnitRecord, UnitResult, UnitState, Write,
 };
@@ -198,7 +198,7 @@ fn a_tenant_that_stores_too_much_begins_nothing_and_ends_what_it_has_begun() {
 
 #[test]
 fn a_job_behind_one_of_another_tenant_is_not_told_its_id() {
-    let mut cluster = Cluster::new(4, Quotas::default());
+    let mut cluster = Cluster::new(4, Quotas { order: QueueOrder::Strict, ..Quotas::default() });
     let running = cluster.ready("research", "r-1", 2, 2);
     let first = cluster.ready("research", "r-2", 4, 4);
     let own = cluster.ready("research", "r-3", 1, 1);

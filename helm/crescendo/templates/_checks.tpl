@@ -76,6 +76,14 @@
 {{- fail (printf "tenants: burst of %s says nothing without callsPerSecond: give both" $tenant) -}}
 {{- end -}}
 {{- end -}}
+{{- $beginnings := dict -}}
+{{- range $class, $entry := $v.tenants.classes -}}
+{{- $from := printf "%d" (int $entry.from) -}}
+{{- if hasKey $beginnings $from -}}
+{{- fail (printf "tenants.classes.%s.from: %s is that of class %s too: each class begins at its own priority" $class $from (get $beginnings $from)) -}}
+{{- end -}}
+{{- $_ := set $beginnings $from $class -}}
+{{- end -}}
 {{- if le (int $v.controller.ranksLostAfterSeconds) (int $v.controller.silentAfterSeconds) -}}
 {{- fail (printf "controller.ranksLostAfterSeconds: is %d: it must be more than controller.silentAfterSeconds, which is %d" (int $v.controller.ranksLostAfterSeconds) (int $v.controller.silentAfterSeconds)) -}}
 {{- end -}}

@@ -431,7 +431,7 @@ impl Facts {
         let AttemptState::Ended { reason, .. } = &record.state else { return };
         let stage: StageRef = record.attempt.stage_ref();
         let Some(job) = self.state.job(&stage.job) else { return };
-        let halted = matches!(job.record.state, JobState::Paused | JobState::Preempting { .. });
+        let halted = matches!(job.record.state, JobState::Paused(_) | JobState::Preempting { .. });
         let is_done = self.state.stage(&stage).is_some_and(|stage| stage.is_done());
         if job.record.state.is_terminal()
             || halted

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::decide::passes::{CurationAssignments, Decided};
 use crate::decide::{DecideContext, curator_shares, stage_precision};
 use crate::ids::{NodeId, StageRef};
-use crate::job::JobState;
+use crate::job::{JobState, Pause};
 use crate::observed::NodeView;
 use crate::records::{NodeKind, NodeRecord};
 use crate::state::{ClusterState, Job};
@@ -261,9 +261,12 @@ fn may_begin(job: &Job, stage: &StageRef, decided: &Decided<'_>) -> bool {
 /// trains. A stage whose source draws with an earlier stage's model waits for that stage's final checkpoint.
 fn stage_to_make(job: &Job) -> Option<StageRef> {
     match job.record.state {
-        JobState::Queued | JobState::Placing { .. } | JobState::Running { .. } => {}
-        JobState::Paused
+        JobState::Queued
+        | JobState::Placing { .. }
+        | JobState::Running { .. }
         | JobState::Preempting { .. }
+        | JobState::Paused(Pause { curates: true, .. }) => {}
+        JobState::Paused(Pause { curates: false, .. })
         | JobState::Succeeded
         | JobState::Failed { .. }
         | JobState::Cancelled { .. } => return None,
@@ -359,9 +362,11 @@ spec:
         state.apply(Write::Put(Record::Unit(unit))).expect("the stage is there");
         assert_eq!(curation_backlog_units(&state), 1);
         let mut record = state.job(&id).expect("there").record.clone();
-        record.state = JobState::Paused;
-        state.apply(Write::Put(Record::Job(record))).expect("a job stands alone");
-        assert_eq!(curation_backlog_units(&state), 0, "a job that is paused needs none");
+        for (curates, units) in [(false, 0), (true, 1)] {
+            record.state = JobState::Paused(Pause { curates, reason: String::new() });
+            state.apply(Write::Put(Record::Job(record.clone()))).expect("a job stands alone");
+            assert_eq!(curation_backlog_units(&state), units, "a paused job curates: {curates}");
+        }
     }
 
     #[test]

@@ -4,29 +4,31 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::decide::passes::{Active, CurationAssignments, Decided, Lacking};
-use crate::decide::{Change, DecideContext, PendingReason, Plan, sources, stage_precision};
+use crate::decide::{Change, DecideContext, Limits, PendingReason, Plan, holding, sources, stage_precision};
 use crate::ids::{AttemptRef, NodeId, StageRef, Timestamp};
 use crate::job::{JobEvent, JobState};
 use crate::observed::NodeReport;
 use crate::placement::{self, InsufficientCapacity, NodeSlots, Slots};
 use crate::precision::{self, StagePrecision};
 use crate::processor::{self, GangKind, GangPart};
+use crate::quotas::QueueOrder;
 use crate::records::{AttemptRecord, AttemptState, JobRecord, NodeKind, RankPlacement, Record, Write};
 use crate::state::{ClusterState, Job, Stage};
 use crate::transitions::ended;
 
 /// An attempt that cannot go on.
-struct Ending {
-    reason: String,
-    kind: EndKind,
+pub(super) struct Ending {
+    pub reason: String,
+    pub kind: EndKind,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum EndKind {
+pub(super) enum EndKind {
     Failed,
     /// Trying again cannot help.
     Hopeless,
-    /// Not by a failure: a node of the gang drains, and everything trained is saved, or somebody has stopped it.
+    /// Not by a failure: a node of the gang drains, or its job gives up its slots, and everything trained is saved, or somebody
+    /// has stopped it.
     HandedOver,
 }
 
@@ -41,7 +43,13 @@ pub(super) fn decide_jobs<'a>(nodes: &DecideContext<'a>, plan: &mut Plan) -> Dec
     }
     let slots = free_slots(nodes, &active);
     let full_tenants = nodes.limits.quotas.full_tenants(nodes.state);
-    let decided = Decided { active, closed: BTreeSet::new(), full_tenants, lacking: Vec::new() };
+    let decided = Decided {
+        active,
+        leaving: BTreeMap::new(),
+        closed: BTreeSet::new(),
+        full_tenants,
+        lacking: Vec::new(),
+    };
     let (idle, in_use) = (Vec::new(), BTreeMap::new());
     let mut pass = JobPass { nodes, plan, decided, slots, idle, in_use, first_waiting: None };
     // Every slot that becomes free is known before the first one is given away.
@@ -67,7 +75,7 @@ pub(super) fn decide_curation(
     for Lacking { job, index, needed } in &decided.lacking {
         let Some(stage) = job.stages.get(*index) else { continue };
         let wait = if curation.making.contains(&stage.id) {
-            let mut events = vec![JobEvent::Place { stage: *index }];
+            let mut events = vec![JobEvent::Yield, JobEvent::Place { stage: *index }];
             if stage.log.is_begun() {
                 events.push(JobEvent::Run { stage: *index });
             }
@@ -151,24 +159,32 @@ fn place_parts(
 }
 
 /// A job whose current stage has no active attempt.
-struct Idle<'a> {
-    job: &'a Job,
-    index: usize,
+pub(super) struct Idle<'a> {
+    pub job: &'a Job,
+    pub index: usize,
     /// The attempt before.
-    last: Option<AttemptRecord>,
+    pub last: Option<AttemptRecord>,
 }
 
-struct JobPass<'a, 'p> {
-    nodes: &'p DecideContext<'a>,
-    plan: &'p mut Plan,
-    decided: Decided<'a>,
-    slots: Slots,
+pub(super) struct JobPass<'a, 'p> {
+    pub(super) nodes: &'p DecideContext<'a>,
+    pub(super) plan: &'p mut Plan,
+    pub(super) decided: Decided<'a>,
+    pub(super) slots: Slots,
     /// In order.
-    idle: Vec<Idle<'a>>,
+    pub(super) idle: Vec<Idle<'a>>,
     /// Slots that each tenant's active attempts hold. Filled once every attempt that cannot go on has ended.
     in_use: BTreeMap<&'a str, u32>,
-    /// The first job that waits for slots which it would fit into: no later one takes them away.
-    first_waiting: Option<&'a Job>,
+    /// The first job that waits for slots which it would fit into.
+    first_waiting: Option<FirstWaiting<'a>>,
+}
+
+/// A job for whose sake later ones may have to wait.
+#[derive(Clone, Copy)]
+struct FirstWaiting<'a> {
+    job: &'a Job,
+    /// What it waits for is on its way: nobody takes that.
+    comes: bool,
 }
 
 impl<'a> JobPass<'a, '_> {
@@ -190,12 +206,10 @@ impl<'a> JobPass<'a, '_> {
             return;
         };
         match &job.record.state {
-            JobState::Paused => self.halt(job, "the job is paused", PendingReason::Paused),
-            JobState::Preempting { .. } => {
-                self.halt(job, "the job makes room for another", PendingReason::Preempted);
-                if self.is_gone(job) {
-                    self.move_job(job, vec![JobEvent::Yield]);
-                }
+            JobState::Paused(pause) => self.pause(job, index, &pause.reason),
+            JobState::Preempting { by, .. } => {
+                let why = holding::makes_room(job, self.nodes.state.job(by));
+                self.yield_place(job, index, &why);
             }
             JobState::Queued | JobState::Placing { .. } | JobState::Running { .. } => {
                 if let Some(stage) = job.stages.get(index) {
@@ -204,20 +218,6 @@ impl<'a> JobPass<'a, '_> {
             }
             JobState::Succeeded | JobState::Failed { .. } | JobState::Cancelled { .. } => {}
         }
-    }
-
-    fn halt(&mut self, job: &Job, reason: &str, wait: PendingReason) {
-        for attempt in job.stages.iter().filter_map(Stage::active_attempt) {
-            self.end(attempt, reason.to_owned(), attempt.failures_in_a_row);
-        }
-        self.plan.waits.insert(job.record.id.clone(), wait);
-    }
-
-    /// No rank of the job holds a slot, as far as can be seen.
-    fn is_gone(&self, job: &Job) -> bool {
-        let of_job = |attempt: &AttemptRef| attempt.job == job.record.id;
-        !self.decided.active.keys().any(|stage| stage.job == job.record.id)
-            && !self.nodes.seen.nodes.values().any(|view| view.running.iter().any(of_job))
     }
 
     fn decide_stage(&mut self, job: &'a Job, index: usize, stage: &Stage) {
@@ -235,16 +235,10 @@ impl<'a> JobPass<'a, '_> {
                 self.keep_running(job, index, running);
                 return;
             };
-            // A checkpoint in between makes this failure the first of its row.
-            let progressed =
-                stage.checkpoints.values().any(|saved| saved.generation == running.attempt.generation);
-            let before = if progressed { 0 } else { running.failures_in_a_row };
-            let failures = match ending.kind {
-                EndKind::HandedOver => before,
-                EndKind::Failed | EndKind::Hopeless => before.saturating_add(1),
-            };
+            let closed = self.close(stage, running, &ending.reason, ending.kind);
+            let failures = closed.failures_in_a_row;
+            attempt = Some(closed);
             let handed_over = ending.kind == EndKind::HandedOver;
-            attempt = Some(self.end_as(running, ending.reason.clone(), failures, handed_over));
             let hopeless = ending.kind == EndKind::Hopeless;
             let tried_enough = !handed_over && failures > self.nodes.limits.max_failures_in_a_row;
             if hopeless || tried_enough {
@@ -263,32 +257,8 @@ impl<'a> JobPass<'a, '_> {
 
     /// Why the stage will never have the pairs that it needs.
     fn hopeless(&self, stage: &Stage, needed: u64) -> Option<String> {
-        let log = &stage.log;
-        let name = &stage.id.stage;
-        let failure = || {
-            log.last_failure().map_or_else(String::new, |(unit, failure)| {
-                format!("; unit {} failed on {}: {}", unit.unit, failure.node, failure.reason)
-            })
-        };
-        if log.is_sealed() && log.committed() == 0 {
-            return Some(format!("stage {name} has no pairs: {}{}", rejections(log.rejected()), failure()));
-        }
-        // A short source, or a strict filter, is what was asked for; units that nobody could make are not.
-        let (given_up, units) = (log.given_up(), log.prefix_units());
-        let most = self.nodes.limits.max_given_up_percent;
-        if log.ends_short() && given_up.saturating_mul(100) > units.saturating_mul(most) {
-            return Some(format!(
-                "{}; {given_up} of its {units} units were given up, which is more than {most} %{}",
-                short_log(stage),
-                failure()
-            ));
-        }
-        let empty = log.empty_in_a_row();
-        if !log.is_sealed() && empty >= self.nodes.limits.max_empty_units {
-            let (rejected, failure) = (rejections(log.rejected()), failure());
-            return Some(format!("the last {empty} units of stage {name} gave no pair: {rejected}{failure}"));
-        }
-        sources::nobody_opens(self.nodes, stage, needed)
+        let lost = lost_log(self.nodes.limits, stage);
+        lost.or_else(|| sources::nobody_opens(self.nodes, stage, needed))
     }
 
     fn keep_running(&mut self, job: &Job, index: usize, attempt: &AttemptRecord) {
@@ -304,7 +274,7 @@ impl<'a> JobPass<'a, '_> {
     }
 
     /// Why the attempt cannot go on, if it cannot. What is not seen is unknown, and unknown is not failed.
-    fn ending(&self, job: &Job, index: usize, attempt: &AttemptRecord) -> Option<Ending> {
+    pub(super) fn ending(&self, job: &Job, index: usize, attempt: &AttemptRecord) -> Option<Ending> {
         let believed = || self.is_permanent(job, index, attempt);
         let gang = self.nodes.seen.gang(&attempt.attempt);
         let reports = gang.map(|gang| &gang.nodes);
@@ -386,6 +356,36 @@ impl<'a> JobPass<'a, '_> {
         if placement::room(&others, stage, least).fits_when_empty() { others } else { self.slots.clone() }
     }
 
+    /// Ends the stage's active attempt, and counts it if it has failed.
+    pub(super) fn close(
+        &mut self,
+        stage: &Stage,
+        running: &AttemptRecord,
+        reason: &str,
+        kind: EndKind,
+    ) -> AttemptRecord {
+        // A checkpoint in between makes this failure the first of its row.
+        let progressed =
+            stage.checkpoints.values().any(|saved| saved.generation == running.attempt.generation);
+        let before = if progressed { 0 } else { running.failures_in_a_row };
+        let failures = match kind {
+            EndKind::HandedOver => before,
+            EndKind::Failed | EndKind::Hopeless => before.saturating_add(1),
+        };
+        self.end_as(running, reason.to_owned(), failures, kind == EndKind::HandedOver)
+    }
+
+    /// The newest attempt of a stage as this plan leaves it.
+    pub(super) fn last_attempt(&self, stage: &Stage) -> Option<AttemptRecord> {
+        let written = self.plan.writes.iter().find_map(|write| match write {
+            Write::Put(Record::Attempt(record)) if record.attempt.stage_ref() == stage.id => {
+                Some(record.clone())
+            }
+            Write::Put(_) | Write::Delete(_) => None,
+        });
+        written.or_else(|| stage.attempt.clone())
+    }
+
     fn end(&mut self, attempt: &AttemptRecord, reason: String, failures_in_a_row: u32) -> AttemptRecord {
         self.end_as(attempt, reason, failures_in_a_row, false)
     }
@@ -431,13 +431,13 @@ impl<'a> JobPass<'a, '_> {
         if let Some((until, wait)) = last.and_then(|last| self.backoff(stage, last))
             && self.nodes.now < until
         {
-            self.move_job(job, vec![JobEvent::Place { stage: index }]);
+            self.move_job(job, vec![JobEvent::Yield, JobEvent::Place { stage: index }]);
             self.plan.waits.insert(job.record.id.clone(), wait);
             return;
         }
         // Placed, it waits for its ranks; else for what keeps it from being placed.
         let (Ok(wait) | Err(wait)) = self.try_place(job, index, stage, last);
-        self.move_job(job, vec![JobEvent::Place { stage: index }]);
+        self.move_job(job, vec![JobEvent::Yield, JobEvent::Place { stage: index }]);
         self.plan.waits.insert(job.record.id.clone(), wait);
     }
 
@@ -481,20 +481,17 @@ impl<'a> JobPass<'a, '_> {
             None => placement::gang_sizes(&job.record.spec, spec),
         };
         let sizes = self.allowed_sizes(job, sizes)?;
-        if let Some(first) = self.first_waiting {
-            let same_tenant = first.record.spec.tenant == job.record.spec.tenant;
-            let behind = PendingReason::Behind { job: first.record.id.clone() };
-            return Err(if same_tenant { behind } else { PendingReason::BehindOthers });
+        let first = self.first_waiting;
+        if first.is_some_and(|first| first.comes) || !self.may_go_ahead(job) {
+            return Err(self.behind(job));
         }
         let place = match required {
             Some(gang) => self.place_like(gang, &stage.id)?,
             None => self.place_anywhere(job, stage, &sizes),
         };
-        let ranks = place.map_err(|shortage| {
-            if shortage.fits_when_empty() {
-                self.first_waiting = Some(job);
-            }
-            PendingReason::Slots { wanted: shortage.wanted, free: shortage.free, total: shortage.total }
+        let ranks = place.map_err(|shortage| match first {
+            None => self.wait_for_slots(job, stage, &shortage, required),
+            Some(_) => self.behind(job),
         })?;
         ranks.iter().for_each(|rank| self.slots.take(rank));
         *self.in_use.entry(&job.record.spec.tenant).or_insert(0) += slots_of(&ranks);
@@ -502,7 +499,13 @@ impl<'a> JobPass<'a, '_> {
         let attempt = AttemptRef { job: job_id, stage: name, generation: stage.generation().next() };
         let nodes: BTreeSet<&NodeId> = ranks.iter().map(|rank| &rank.node).collect();
         let wait = PendingReason::Ranks { ranks: ranks.len(), nodes: nodes.len() };
-        self.plan.changes.push(Change::AttemptPlaced { attempt: attempt.clone(), ranks: ranks.len() });
+        let ahead_of = first.map(|first| first.job.record.id.clone());
+        let placed = Change::AttemptPlaced {
+            attempt: attempt.clone(),
+            ranks: ranks.len(),
+            ahead_of: ahead_of.clone(),
+        };
+        self.plan.changes.push(placed);
         let record = AttemptRecord {
             attempt,
             ranks,
@@ -512,15 +515,52 @@ impl<'a> JobPass<'a, '_> {
             failures_in_a_row: last.map_or(0, |last| last.failures_in_a_row),
             resume_from: stage.newest_checkpoint().cloned(),
             init_from: init_from.cloned(),
+            ahead_of,
         };
         self.decided.active.insert(stage.id.clone(), record.clone());
         self.write(Record::Attempt(record));
         Ok(wait)
     }
 
+    /// Whether a later job may use what the first one waits for and cannot use yet: it is to leave when that one fits.
+    fn may_go_ahead(&self, job: &Job) -> bool {
+        let quotas = &self.nodes.limits.quotas;
+        self.first_waiting.is_none()
+            || quotas.order == QueueOrder::Backfill && quotas.classes.is_preemptible(job.record.spec.priority)
+    }
+
+    /// A job of another tenant is not named.
+    fn behind(&self, job: &Job) -> PendingReason {
+        match self.first_waiting {
+            Some(first) if first.job.record.spec.tenant == job.record.spec.tenant => {
+                PendingReason::Behind { job: first.job.record.id.clone() }
+            }
+            Some(_) | None => PendingReason::BehindOthers,
+        }
+    }
+
+    /// Keeps what becomes free for a job that would fit if others left, and has those leave that are to.
+    fn wait_for_slots(
+        &mut self,
+        job: &'a Job,
+        stage: &Stage,
+        shortage: &InsufficientCapacity,
+        required: Option<&GangKind>,
+    ) -> PendingReason {
+        let InsufficientCapacity { wanted, free, total } = *shortage;
+        if shortage.fits_when_empty() {
+            let room = self.make_room(job, stage, wanted, required);
+            self.first_waiting = Some(FirstWaiting { job, comes: room.is_some() });
+            if let Some(jobs) = room.filter(|jobs| *jobs > 0) {
+                return PendingReason::MakingRoom { wanted, jobs };
+            }
+        }
+        PendingReason::Slots { wanted, free, total }
+    }
+
     /// Places a gang of one of `sizes` on nodes of any kind: on such that crawl in the stage's precision only where it
     /// fits nowhere else, and where the kind that wrote its checkpoint is free on that, since the bits stay the same then.
-    fn place_anywhere(
+    pub(super) fn place_anywhere(
         &self,
         job: &Job,
         stage: &Stage,
@@ -551,7 +591,7 @@ impl<'a> JobPass<'a, '_> {
     }
 
     /// Places a gang that gives the same bits as one of this kind; `Err` if there are not the nodes for it, free or not.
-    fn place_like(
+    pub(super) fn place_like(
         &self,
         gang: &GangKind,
         stage: &StageRef,
@@ -601,7 +641,7 @@ impl<'a> JobPass<'a, '_> {
         Ok(allowed)
     }
 
-    fn move_job(&mut self, job: &Job, events: Vec<JobEvent>) {
+    pub(super) fn move_job(&mut self, job: &Job, events: Vec<JobEvent>) {
         if move_job(self.nodes.wall_now(), self.plan, job, events) {
             self.decided.closed.insert(job.record.id.clone());
         }
@@ -638,11 +678,12 @@ fn move_job(now: Timestamp, plan: &mut Plan, job: &Job, events: Vec<JobEvent>) -
         JobState::Queued
         | JobState::Placing { .. }
         | JobState::Running { .. }
-        | JobState::Paused
+        | JobState::Paused(_)
         | JobState::Preempting { .. }
         | JobState::Succeeded => String::new(),
     };
     let (from, to) = (job.record.state.name(), state.name());
+    plan.changes.retain(|known| !matches!(known, Change::JobMoved { job: of, .. } if *of == job.record.id));
     plan.changes.push(Change::JobMoved { job: job.record.id.clone(), from, to, reason });
     let runs = matches!(state, JobState::Running { .. });
     let closed = state.is_terminal();
@@ -668,12 +709,42 @@ fn run_event(state: &JobState) -> Option<JobEvent> {
         JobState::Running { stage } => Some(JobEvent::Run { stage: *stage }),
         JobState::Queued
         | JobState::Placing { .. }
-        | JobState::Paused
+        | JobState::Paused(_)
         | JobState::Preempting { .. }
         | JobState::Succeeded
         | JobState::Failed { .. }
         | JobState::Cancelled { .. } => None,
     }
+}
+
+/// Why a stage can never have the pairs that it needs, by what its log has already.
+pub(crate) fn lost_log(limits: &Limits, stage: &Stage) -> Option<String> {
+    let log = &stage.log;
+    let name = &stage.id.stage;
+    let failure = || {
+        log.last_failure().map_or_else(String::new, |(unit, failure)| {
+            format!("; unit {} failed on {}: {}", unit.unit, failure.node, failure.reason)
+        })
+    };
+    if log.is_sealed() && log.committed() == 0 {
+        return Some(format!("stage {name} has no pairs: {}{}", rejections(log.rejected()), failure()));
+    }
+    // A short source, or a strict filter, is what was asked for; units that nobody could make are not.
+    let (given_up, units) = (log.given_up(), log.prefix_units());
+    let most = limits.max_given_up_percent;
+    if log.ends_short() && given_up.saturating_mul(100) > units.saturating_mul(most) {
+        return Some(format!(
+            "{}; {given_up} of its {units} units were given up, which is more than {most} %{}",
+            short_log(stage),
+            failure()
+        ));
+    }
+    let empty = log.empty_in_a_row();
+    if !log.is_sealed() && empty >= limits.max_empty_units {
+        let (rejected, failure) = (rejections(log.rejected()), failure());
+        return Some(format!("the last {empty} units of stage {name} gave no pair: {rejected}{failure}"));
+    }
+    None
 }
 
 /// `stage s has 270 of the 640 pairs that were asked for: rejected …`, of a log that has ended short.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::decide::passes::{Active, CurationAssignments};
+use crate::decide::passes::{CurationAssignments, Decided};
 use crate::decide::{Change, Command, DecideContext, Plan, Send};
 use crate::ids::{AttemptRef, StageRef};
 use crate::observed::{NodeReport, NodeView};
@@ -11,7 +11,7 @@ use crate::records::{NodeKind, NodeRecord, Record, Write};
 pub(super) fn decide_sends(
     nodes: &DecideContext<'_>,
     curation: &CurationAssignments,
-    active: &Active,
+    decided: &Decided<'_>,
     plan: &mut Plan,
 ) {
     let mut served_at: BTreeMap<&StageRef, Vec<String>> = BTreeMap::new();
@@ -31,7 +31,7 @@ pub(super) fn decide_sends(
     for record in nodes.state.nodes() {
         let Some(view) = nodes.seen.nodes.get(&record.id).filter(|view| view.connected) else { continue };
         match record.kind {
-            NodeKind::Trainer => trainer_sends(nodes, record, view, active, &served_at, plan),
+            NodeKind::Trainer => trainer_sends(nodes, record, view, decided, &served_at, plan),
             NodeKind::Curator => curator_sends(nodes, record, view, curation, plan),
         }
     }
@@ -69,11 +69,12 @@ fn trainer_sends(
     nodes: &DecideContext<'_>,
     record: &NodeRecord,
     view: &NodeView,
-    active: &Active,
+    decided: &Decided<'_>,
     served_at: &BTreeMap<&StageRef, Vec<String>>,
     plan: &mut Plan,
 ) {
     let mut send = |command| plan.sends.push(Send { node: record.id.clone(), command });
+    let active = &decided.active;
     for running in &view.running {
         let wanted = active.get(&running.stage_ref()).filter(|attempt| attempt.attempt == *running);
         let needless = wanted.is_none_or(|attempt| !attempt.runs_on(&record.id));
@@ -92,9 +93,11 @@ fn trainer_sends(
     }
     for (stage, attempt) in active.iter().filter(|(_, attempt)| attempt.runs_on(&record.id)) {
         let curators = served_at.get(stage).cloned().unwrap_or_default();
-        let drain = (record.drained && !view.drains_sent.contains(&attempt.attempt)).then(|| {
-            Command::DrainAttempt(attempt.attempt.clone(), format!("node {} is drained", record.id))
-        });
+        let leaves = decided.leaving.get(stage).cloned();
+        let leaves = leaves.or_else(|| record.drained.then(|| format!("node {} is drained", record.id)));
+        let drain = leaves
+            .filter(|_| !view.drains_sent.contains(&attempt.attempt))
+            .map(|why| Command::DrainAttempt(attempt.attempt.clone(), why));
         if view.running.contains(&attempt.attempt) {
             drain.into_iter().for_each(&mut send);
             // With no curator in sight the ranks keep the addresses that they have.

@@ -13,6 +13,8 @@ pub(crate) type Active = BTreeMap<StageRef, AttemptRecord>;
 pub(super) struct Decided<'a> {
     /// Attempts that are active once the plan's writes are made.
     pub active: Active,
+    /// Of those, the ones whose ranks are to save and leave, with the reason.
+    pub leaving: BTreeMap<StageRef, String>,
     /// Jobs that have become terminal.
     pub closed: BTreeSet<JobId>,
     /// Tenants that store as much as they may: stored and allowed bytes.

@@ -45,6 +45,8 @@ pub enum Change {
     AttemptPlaced {
         attempt: AttemptRef,
         ranks: usize,
+        /// The job before whose turn it is, which does not fit yet.
+        ahead_of: Option<JobId>,
     },
     /// `handed_over`: nothing went wrong, a node of its gang drains.
     AttemptEnded {
@@ -66,6 +68,13 @@ pub enum Change {
     NodeCordoned {
         node: NodeId,
         reason: String,
+    },
+    /// The job is to make room for another.
+    JobPreempted {
+        job: JobId,
+        by: JobId,
+        /// Slots that it holds.
+        slots: usize,
     },
     JobMoved {
         job: JobId,
@@ -136,8 +145,22 @@ pub enum PendingReason {
         ranks: usize,
         nodes: usize,
     },
-    Paused,
-    Preempted,
+    /// A person has paused it.
+    Paused {
+        /// What the person has said, if anything.
+        reason: String,
+        /// Slots that it holds until its ranks have saved.
+        slots: usize,
+    },
+    /// It makes room for a job that goes first.
+    Preempted {
+        slots: usize,
+    },
+    /// Jobs that go later save and leave, so that it fits.
+    MakingRoom {
+        wanted: u32,
+        jobs: usize,
+    },
 }
 
 impl PendingReason {
@@ -155,8 +178,9 @@ impl PendingReason {
             Self::TenantGpus { .. } | Self::TenantStorage { .. } => "quota",
             Self::Backoff { .. } => "backoff",
             Self::Ranks { .. } => "ranks",
-            Self::Paused => "paused",
-            Self::Preempted => "preempted",
+            Self::Paused { .. } => "paused",
+            Self::Preempted { .. } => "preempted",
+            Self::MakingRoom { .. } => "making_room",
         }
     }
 }
@@ -200,8 +224,19 @@ impl fmt::Display for PendingReason {
                 write!(f, "starts again shortly after {failures} failures: {reason}")
             }
             Self::Ranks { ranks, nodes } => write!(f, "starts {ranks} ranks on {nodes} nodes"),
-            Self::Paused => f.write_str("is paused"),
-            Self::Preempted => f.write_str("makes room for a more important job"),
+            Self::Paused { reason, slots } => {
+                f.write_str("is paused")?;
+                if !reason.is_empty() {
+                    write!(f, ": {reason}")?;
+                }
+                if *slots > 0 { write!(f, "; {slots} ranks save and leave") } else { Ok(()) }
+            }
+            Self::Preempted { slots } => {
+                write!(f, "makes room for a job that goes first: {slots} ranks save and leave")
+            }
+            Self::MakingRoom { wanted, jobs } => {
+                write!(f, "waits for {wanted} slots: {jobs} jobs that go later save and leave")
+            }
         }
     }
 }

@@ -366,7 +366,7 @@ fn blockers(
     (found, goes_on_in)
 }
 
-fn blocker(view: &View<'_>, job: &Job, slots: usize, stage_ends_in: Option<Duration>) -> Blocker {
+pub(super) fn blocker(view: &View<'_>, job: &Job, slots: usize, stage_ends_in: Option<Duration>) -> Blocker {
     let after =
         job.current_stage().map_or(0, |index| job.stages.len().saturating_sub(index.saturating_add(1)));
     Blocker {

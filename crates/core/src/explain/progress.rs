@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::words::{count, seconds, span};
 use super::{Explanation, PairForecast, View, pairs};
-use crate::decide::{PendingReason, short_log, sources};
+use crate::decide::{PendingReason, lost_log, short_log, sources};
 use crate::ids::NodeId;
 use crate::observed::Progress;
 use crate::ranks::RankViews;
@@ -92,7 +92,12 @@ pub(super) fn failed(view: &View<'_>, job: &Job, reason: &str) -> Explanation {
     }
     findings.extend(kept(job));
     findings.extend(took(job));
-    remedies.push("then submit it again; a job that has failed stays failed".to_owned());
+    remedies.push(match at.and_then(|(_, stage)| lost_log(view.limits, stage)) {
+        None => format!("then have it tried again from where it was: crescendo retry {id}"),
+        Some(_) => {
+            "then submit it again: its pairs are settled, so that a retry would change nothing".to_owned()
+        }
+    });
     Explanation {
         cause: "failed",
         stage: at.map(|(_, stage)| stage.id.stage.to_string()).unwrap_or_default(),

@@ -4,9 +4,10 @@ use std::sync::Arc;
 use super::*;
 use crate::decide::decide;
 use crate::ids::{AttemptRef, Incarnation, NodeId, RequestId, Tenant};
+use crate::job::Pause;
 use crate::observed::{NodeReport, Progress, Report};
 use crate::pairlog::tests::done;
-use crate::quotas::{Quotas, TenantLimits};
+use crate::quotas::{QueueOrder, Quotas, TenantLimits};
 use crate::records::{CheckpointRecord, NodeRecord, Record, UnitRecord, Write};
 use crate::spec;
 use crate::transitions::{self, QueueLimits, Submission};
@@ -231,6 +232,7 @@ fn a_gang_that_never_fits_is_told_what_is_missing_and_which_silent_nodes_have_it
 #[test]
 fn jobs_of_other_tenants_are_counted_and_not_named() {
     let (mut cluster, big) = busy();
+    cluster.limits.quotas = Arc::new(Quotas { order: QueueOrder::Strict, ..Quotas::default() });
     let first = cluster.submit("first", "a", 5, 8);
     cluster.pairs(&first, 0, 16);
     let mine = cluster.submit("mine", "b", 0, 4);
@@ -249,6 +251,39 @@ fn jobs_of_other_tenants_are_counted_and_not_named() {
     // Its own tenant and an operator are told.
     assert!(cluster.explain(&mine).summary.contains(first.as_str()));
     says(&cluster.explain(&mine).remedies, "spec.priority above 5");
+}
+
+#[test]
+fn a_job_that_goes_ahead_is_told_whom_it_makes_room_for() {
+    let (mut cluster, _) = busy();
+    let first = cluster.submit("first", "a", 5, 8);
+    cluster.pairs(&first, 0, 16);
+    let small = cluster.submit("small", "b", 0, 4);
+    cluster.pairs(&small, 0, 16);
+    cluster.settle();
+    says(
+        &cluster.explain(&small).findings,
+        &format!("ahead of its turn, in slots that are too few for job {first}"),
+    );
+    let told = cluster.explain_to(&small, &Scope::Only(Tenant::parse("b").unwrap()));
+    says(&told.findings, "too few for a job of another tenant");
+}
+
+#[test]
+fn who_is_paused_is_told_what_is_kept_and_how_it_goes_on() {
+    let (mut cluster, big) = busy();
+    let pause = Pause { curates: false, reason: "the demo".to_owned() };
+    let writes = transitions::pause_job(&cluster.state, &big, pause).expect("it is open");
+    writes.into_iter().for_each(|write| cluster.state.apply(write).unwrap());
+    cluster.settle();
+    let told = cluster.explain(&big);
+    assert_eq!(
+        (told.cause, told.summary.as_str()),
+        ("paused", "is paused: the demo; 4 ranks save and leave")
+    );
+    says(&told.findings, "it holds 4 slots until its ranks have saved a checkpoint");
+    says(&told.findings, "no pairs are made for it");
+    says(&told.remedies, &format!("crescendo resume {big}"));
 }
 
 #[test]

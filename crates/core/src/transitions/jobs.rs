@@ -1,16 +1,17 @@
-//! Submitting and cancelling.
+//! Submitting, cancelling, pausing, resuming and trying again.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::decide::{Limits, lost_log};
 use crate::error::RequestError;
 use crate::ids::{JobId, RequestId, Tenant, Timestamp};
-use crate::job::{JobEvent, JobState};
+use crate::job::{JobEvent, JobState, Pause};
 use crate::quotas::{self, TenantLimits};
 use crate::records::{AttemptRecord, AttemptState, JobRecord, Record, RecordKey, RequestRecord, Write};
 use crate::secret::{self, redact};
 use crate::spec::JobSpec;
-use crate::state::ClusterState;
+use crate::state::{ClusterState, Job};
 use crate::trace::TraceParent;
 
 /// Most characters of a cancel reason that are kept.
@@ -77,11 +78,7 @@ pub fn submit_job(
         }
         return Ok(Submitted { job: job.record.id.clone(), already: true, writes: Vec::new() });
     }
-    if state.open_count() >= limits.max_open_jobs {
-        let what = format!("{} jobs are waiting or running, which is the limit", state.open_count());
-        return Err(RequestError::Full { what, retry_after: limits.retry_after });
-    }
-    quotas::check_submit(state, &tenant, &limits.tenant, limits.retry_after)?;
+    check_room(state, &tenant, limits)?;
     let id = free_id(state, &submission)?;
     let request =
         RequestRecord { tenant: Some(tenant), request: submission.request.clone(), job: id.clone() };
@@ -101,6 +98,15 @@ pub fn submit_job(
         already: false,
         writes: vec![Write::Put(Record::Job(job)), Write::Put(Record::Request(request))],
     })
+}
+
+/// Whether the queue takes one more job of the tenant.
+fn check_room(state: &ClusterState, tenant: &Tenant, limits: QueueLimits) -> Result<(), RequestError> {
+    if state.open_count() >= limits.max_open_jobs {
+        let what = format!("{} jobs are waiting or running, which is the limit", state.open_count());
+        return Err(RequestError::Full { what, retry_after: limits.retry_after });
+    }
+    quotas::check_submit(state, tenant, &limits.tenant, limits.retry_after)
 }
 
 fn free_id(state: &ClusterState, submission: &Submission) -> Result<JobId, RequestError> {
@@ -124,6 +130,71 @@ pub fn cancel_job(
     let reason = one_line(reason);
     let reason = if reason.is_empty() { "cancelled".to_owned() } else { reason };
     end_job(state, id, JobEvent::Cancel { reason: reason.clone() }, &reason, now)
+}
+
+/// Has a job give its slots back once its ranks have saved, until it is resumed. One that is paused takes over the new reason.
+pub fn pause_job(state: &ClusterState, id: &JobId, pause: Pause) -> Result<Vec<Write>, RequestError> {
+    let pause = Pause { reason: one_line(&pause.reason), ..pause };
+    let job = open_job(state, id)?;
+    let next = job.record.state.step(JobEvent::Pause(pause));
+    let next = next.map_err(|refused| RequestError::TooLate { what: format!("job {id}: {refused}") })?;
+    Ok(moved(job, next))
+}
+
+/// Puts a paused job back into the queue, at its old place. One that is not paused goes on as it does.
+pub fn resume_job(state: &ClusterState, id: &JobId) -> Result<Vec<Write>, RequestError> {
+    let job = open_job(state, id)?;
+    Ok(job.record.state.step(JobEvent::Resume).map_or_else(|_| Vec::new(), |next| moved(job, next)))
+}
+
+/// Has a failed job tried again, from its newest checkpoint and with the pairs that it has. It goes to its old place in the
+/// queue, and its failures are counted anew. One that is open goes on as it does.
+pub fn retry_job(
+    state: &ClusterState,
+    id: &JobId,
+    queue: QueueLimits,
+    limits: &Limits,
+) -> Result<Vec<Write>, RequestError> {
+    state.unreadable().check_job(id)?;
+    let job = state.job(id).ok_or_else(|| RequestError::NotFound { what: format!("job {id}") })?;
+    let record = &job.record;
+    if !record.state.is_terminal() {
+        return Ok(Vec::new());
+    }
+    let refused = |what: String| RequestError::TooLate { what: format!("job {id} {what}") };
+    let next = record.state.step(JobEvent::Retry);
+    let next = next
+        .map_err(|_| refused(format!("is {}; only one that has failed can be tried again", record.state)))?;
+    let stage = job.current_stage().and_then(|index| job.stages.get(index));
+    if let Some(reason) = stage.and_then(|stage| lost_log(limits, stage)) {
+        return Err(refused(format!("would fail again, since its pairs are settled: {reason}")));
+    }
+    let tenant = Tenant::parse(&record.spec.tenant)
+        .map_err(|error| RequestError::bad_id("metadata.tenant", &error))?;
+    check_room(state, &tenant, queue)?;
+    let attempts = job.stages.iter().filter_map(|stage| stage.attempt.as_ref());
+    let counted = attempts.filter(|attempt| attempt.failures_in_a_row > 0);
+    let anew = counted.map(|attempt| AttemptRecord { failures_in_a_row: 0, ..attempt.clone() });
+    let mut writes: Vec<Write> = anew.map(|attempt| Write::Put(Record::Attempt(attempt))).collect();
+    writes.push(Write::Put(Record::Job(JobRecord { state: next, finished_at: None, ..record.clone() })));
+    Ok(writes)
+}
+
+fn open_job<'a>(state: &'a ClusterState, id: &JobId) -> Result<&'a Job, RequestError> {
+    state.unreadable().check_job(id)?;
+    let job = state.job(id).ok_or_else(|| RequestError::NotFound { what: format!("job {id}") })?;
+    if job.record.state.is_terminal() {
+        return Err(RequestError::TooLate { what: format!("job {id} is {}", job.record.state) });
+    }
+    Ok(job)
+}
+
+/// What is to be written for a job to be in this state, if it is not.
+fn moved(job: &Job, state: JobState) -> Vec<Write> {
+    if state == job.record.state {
+        return Vec::new();
+    }
+    vec![Write::Put(Record::Job(JobRecord { state, ..job.record.clone() }))]
 }
 
 /// Ends a job and what runs of it by an event that makes it terminal. A job that has ended stays as it is.

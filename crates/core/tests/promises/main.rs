@@ -2,6 +2,7 @@
 //! once, terminal stays terminal, a stale owner changes nothing, no slot is given twice and a gang is whole or not there,
 //! and once everything works every job ends.
 
+mod places;
 mod world;
 
 use proptest::prelude::*;
@@ -10,7 +11,11 @@ use world::{Act, World};
 fn acts() -> impl Strategy<Value = Act> {
     let n = any::<u8>;
     prop_oneof![
-        3 => (n(), n(), n(), n()).prop_map(|(request, gpus, min_gpus, stages)| Act::Submit { request, gpus, min_gpus, stages }),
+        3 => (n(), n(), n(), n(), n()).prop_map(|(request, gpus, min_gpus, stages, priority)| Act::Submit {
+            request, gpus, min_gpus, stages, priority,
+        }),
+        1 => (n(), any::<bool>()).prop_map(|(job, curates)| Act::Pause { job, curates }),
+        2 => n().prop_map(|job| Act::Resume { job }),
         1 => n().prop_map(|job| Act::Cancel { job }),
         6 => n().prop_map(|node| Act::StartNode { node }),
         1 => n().prop_map(|node| Act::KillNode { node }),
@@ -51,7 +56,7 @@ proptest! {
 fn two_jobs_of_two_stages_get_to_their_ends() {
     let mut world = World::new();
     for request in 0..2 {
-        world.act(Act::Submit { request, gpus: 2, min_gpus: 2, stages: 1 });
+        world.act(Act::Submit { request, gpus: 2, min_gpus: 2, stages: 1, priority: 0 });
     }
     world.heal();
     assert!(world.state.jobs().all(|job| job.record.state.name() == "succeeded"));

@@ -6,20 +6,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crescendo_core::RequestError;
-use crescendo_core::decide::{Change, Command, Limits, Plan, decide, reachable_curators};
+use crescendo_core::classes::{PriorityClass, PriorityClasses};
+use crescendo_core::decide::{Change, Command, Limits, PendingReason, Plan, decide, reachable_curators};
 use crescendo_core::ids::{
     AttemptRef, Generation, Incarnation, JobId, NodeId, RequestId, StageRef, Timestamp,
 };
 use crescendo_core::invariants::check_invariants;
-use crescendo_core::job::JobState;
+use crescendo_core::job::{JobState, Pause};
 use crescendo_core::observed::{NodeReport, Observed, Progress, Report};
 use crescendo_core::pairlog::Lease;
-use crescendo_core::quotas::TenantLimits;
+use crescendo_core::quotas::{Quotas, TenantLimits};
 use crescendo_core::records::{
     CheckpointRecord, FileRecord, NodeKind, NodeRecord, Record, ShardRecord, Write,
 };
 use crescendo_core::spec::{self, JobSpec};
-use crescendo_core::state::ClusterState;
+use crescendo_core::state::{ClusterState, Job};
 use crescendo_core::transitions::{self, QueueLimits, Submission, UnitCommit, UnitLeaseRef};
 
 pub const TRAINERS: usize = 3;
@@ -34,6 +35,15 @@ pub enum Act {
         gpus: u8,
         min_gpus: u8,
         stages: u8,
+        priority: u8,
+    },
+    /// A person pauses a job, or lets it go on.
+    Pause {
+        job: u8,
+        curates: bool,
+    },
+    Resume {
+        job: u8,
     },
     Cancel {
         job: u8,
@@ -128,11 +138,16 @@ pub struct World {
     ended: BTreeMap<JobId, JobState>,
     generations: BTreeMap<StageRef, Generation>,
     submitted: BTreeMap<RequestId, JobId>,
+    /// All that was changed, oldest first.
+    pub changes: Vec<Change>,
+    /// Why each waiting job waits, by the last decision.
+    pub waits: BTreeMap<JobId, PendingReason>,
 }
 
-fn spec_of(gpus: u8, min_gpus: u8, stages: u8) -> JobSpec {
+fn spec_of(gpus: u8, min_gpus: u8, stages: u8, priority: u8) -> JobSpec {
     let (gpus, stages) = ([1, 2, 4, 8][usize::from(gpus) % 4], 1 + usize::from(stages) % 2);
     let min_gpus = [1, 2, 4, 8][usize::from(min_gpus) % 4].min(gpus);
+    let priority = [0, 1, 10, 20][usize::from(priority) % 4];
     let stage = |n: usize| {
         format!(
             "    - name: stage-{n}\n      references: {n}\n      data: {{source: compose, subjects: s, pairs: 8, minPairs: 4, unitSize: 4}}\n      train: {{adapter: {{rank: 4}}, steps: 20, globalBatch: 8}}\n"
@@ -140,9 +155,20 @@ fn spec_of(gpus: u8, min_gpus: u8, stages: u8) -> JobSpec {
     };
     let stages: String = (1..=stages).map(stage).collect();
     let yaml = format!(
-        "apiVersion: crescendo/v1\nkind: TrainingJob\nmetadata: {{name: trial}}\nspec:\n  model: {{preset: nano, weights: base.safetensors}}\n  resources: {{gpus: {gpus}, minGpus: {min_gpus}}}\n  stages:\n{stages}  checkpoints: {{every: 5, keepLast: 2}}\n"
+        "apiVersion: crescendo/v1\nkind: TrainingJob\nmetadata: {{name: trial}}\nspec:\n  model: {{preset: nano, weights: base.safetensors}}\n  priority: {priority}\n  resources: {{gpus: {gpus}, minGpus: {min_gpus}}}\n  stages:\n{stages}  checkpoints: {{every: 5, keepLast: 2}}\n"
     );
     spec::parse(yaml.as_bytes()).unwrap_or_else(|problems| panic!("{problems:?}"))
+}
+
+/// Jobs of priority 10 and 20 take slots from those of 0 and 1; those of 20 lose theirs to nobody.
+fn classes() -> PriorityClasses {
+    let class =
+        |name: &str, preemptible| PriorityClass { name: name.to_owned(), preempts: true, preemptible };
+    PriorityClasses::new(BTreeMap::from([
+        (0, class("normal", true)),
+        (10, class("high", true)),
+        (20, class("fixed", false)),
+    ]))
 }
 
 impl World {
@@ -162,7 +188,11 @@ impl World {
         Self {
             state: ClusterState::default(),
             seen: Observed::new(Timestamp(1_000_000)),
-            limits: Limits { max_failures_in_a_row: 1000, ..Limits::default() },
+            limits: Limits {
+                max_failures_in_a_row: 1000,
+                quotas: Arc::new(Quotas { classes: classes(), ..Quotas::default() }),
+                ..Limits::default()
+            },
             now: Timestamp(1_000_000),
             nodes: (0..TRAINERS + CURATORS).map(node).collect(),
             leases: Vec::new(),
@@ -170,6 +200,8 @@ impl World {
             ended: BTreeMap::new(),
             generations: BTreeMap::new(),
             submitted: BTreeMap::new(),
+            changes: Vec::new(),
+            waits: BTreeMap::new(),
         }
     }
 
@@ -183,8 +215,25 @@ impl World {
 
     fn perform(&mut self, act: Act) {
         match act {
-            Act::Submit { request, gpus, min_gpus, stages } => {
-                self.submit(request, spec_of(gpus, min_gpus, stages))
+            Act::Submit { request, gpus, min_gpus, stages, priority } => {
+                self.submit(request, spec_of(gpus, min_gpus, stages, priority))
+            }
+            Act::Pause { job, curates } => {
+                let Some(id) = self.pick_job(job) else { return };
+                let pause = Pause { curates, reason: "a test".to_owned() };
+                match transitions::pause_job(&self.state, &id, pause) {
+                    Ok(writes) => self.apply(writes),
+                    Err(refused) => {
+                        assert!(self.ended.contains_key(&id), "{refused}");
+                    }
+                }
+            }
+            Act::Resume { job } => {
+                let Some(id) = self.pick_job(job) else { return };
+                match transitions::resume_job(&self.state, &id) {
+                    Ok(writes) => self.apply(writes),
+                    Err(refused) => assert!(self.ended.contains_key(&id), "{refused}"),
+                }
             }
             Act::Cancel { job } => {
                 if let Some(id) = self.pick_job(job) {
@@ -638,6 +687,9 @@ impl World {
         let plan = decide(&self.state, &self.seen, &self.limits, self.now);
         self.check_drains(&plan);
         self.apply(plan.writes);
+        self.waits = plan.waits;
+        self.check_preemptions(&plan.changes);
+        self.changes.extend(plan.changes);
         for send in plan.sends {
             self.seen.sent(&send, self.now);
             let node = self.nodes.iter_mut().find(|node| node.id == send.node && node.connected);
@@ -672,6 +724,69 @@ impl World {
         }
     }
 
+    /// Places are taken by higher classes alone, only if that makes a job fit, and no more of them than that takes.
+    fn check_preemptions(&self, changes: &[Change]) {
+        let victims: Vec<(&JobId, &JobId)> = changes
+            .iter()
+            .filter_map(|change| match change {
+                Change::JobPreempted { job, by, .. } => Some((job, by)),
+                _ => None,
+            })
+            .collect();
+        let open: BTreeSet<&NodeId> = self
+            .state
+            .nodes()
+            .filter(|record| record.kind == NodeKind::Trainer && !record.drained && record.cordon.is_none())
+            .filter(|record| {
+                self.seen.nodes.get(&record.id).is_some_and(|view| view.connected && !view.draining)
+            })
+            .map(|record| &record.id)
+            .collect();
+        // Slots there that a job holds for good, or until it has left.
+        let held = |job: &Job, leaving: bool| {
+            let leaves = matches!(job.record.state, JobState::Paused(_) | JobState::Preempting { .. });
+            let attempts = job.stages.iter().filter_map(|stage| stage.active_attempt());
+            let ranks = attempts.filter(|_| leaves == leaving).flat_map(|attempt| &attempt.ranks);
+            ranks.filter(|rank| open.contains(&rank.node)).count()
+        };
+        let all = SLOTS as usize * open.len();
+        let room = all - self.state.jobs().map(|job| held(job, false)).sum::<usize>();
+        for (victim, by) in &victims {
+            let job = |id: &JobId| self.state.job(id).expect("it is there");
+            let (taker, holder) = (&job(by).record.spec, &job(victim).record.spec);
+            let ahead = job(victim).stages.iter().filter_map(|stage| stage.active_attempt());
+            let ahead = ahead.into_iter().any(|attempt| attempt.ahead_of.as_ref() == Some(*by));
+            let higher = self.limits.quotas.classes.may_preempt(taker.priority, holder.priority);
+            assert!(ahead || higher, "{victim} leaves for {by}");
+            let least = taker.resources.min_gpus as usize;
+            assert!(least <= room, "{victim} leaves for {by}, which does not fit even so");
+            assert!(least > room - held(job(victim), true), "{victim} leaves for {by} for nothing");
+        }
+        // Whoever goes ahead of a job keeps it from nothing.
+        for (id, wait) in &self.waits {
+            let PendingReason::Slots { wanted, .. } = wait else { continue };
+            let ahead = |job: &&Job| {
+                job.stages
+                    .iter()
+                    .filter_map(|stage| stage.active_attempt())
+                    .any(|attempt| attempt.ahead_of.as_ref() == Some(id))
+            };
+            let after = self.state.jobs().filter(ahead).map(|job| held(job, false)).sum::<usize>();
+            let is_active = |attempt: &AttemptRef| {
+                let stage = self.state.stage(&attempt.stage_ref());
+                stage
+                    .and_then(|stage| stage.active_attempt())
+                    .is_some_and(|active| active.attempt == *attempt)
+            };
+            let stopping =
+                self.seen.nodes.values().flat_map(|view| &view.running).any(|attempt| !is_active(attempt));
+            assert!(
+                *wanted as usize > room + after || stopping,
+                "{id} waits for those that went ahead of it"
+            );
+        }
+    }
+
     fn check(&mut self) {
         let wrong = check_invariants(&self.state);
         assert!(wrong.is_empty(), "{wrong:?}");
@@ -701,6 +816,9 @@ impl World {
             }
             self.start_node(node);
             self.connect(node);
+        }
+        for job in 0..4 {
+            self.act(Act::Resume { job });
         }
         self.settle();
         for _round in 0..200 {

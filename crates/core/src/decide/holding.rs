@@ -1,0 +1,166 @@
+//! Jobs that give up their slots while they stay open: paused by a person, or making room for a job that goes first.
+//!
+//! Their gangs are told to save and leave, as those of a node that drains are; what a gang does not save within
+//! [`Limits::leave_within`](crate::decide::Limits) is lost with it.
+
+use crate::decide::jobs::{EndKind, Idle, JobPass};
+use crate::decide::preemption::{self, Candidate};
+use crate::decide::{Change, PendingReason};
+use crate::ids::AttemptRef;
+use crate::job::{JobEvent, JobState};
+use crate::placement::Slots;
+use crate::processor::GangKind;
+use crate::records::{AttemptRecord, NodeKind};
+use crate::state::{Job, Stage};
+
+impl<'a> JobPass<'a, '_> {
+    /// Lets the gang of a paused job save and leave.
+    pub(super) fn pause(&mut self, job: &'a Job, index: usize, reason: &str) {
+        let slots = self.leave(job, index, "the job is paused");
+        let wait = PendingReason::Paused { reason: reason.to_owned(), slots };
+        self.plan.waits.insert(job.record.id.clone(), wait);
+    }
+
+    /// Lets the gang of a preempted job save and leave; once it has, the job is in the queue again.
+    pub(super) fn yield_place(&mut self, job: &'a Job, index: usize, why: &str) {
+        let slots = self.leave(job, index, why);
+        let wait = PendingReason::Preempted { slots };
+        self.plan.waits.insert(job.record.id.clone(), wait);
+        if slots == 0 && self.is_gone(job) {
+            self.move_job(job, vec![JobEvent::Yield]);
+            let last = job.stages.get(index).and_then(|stage| self.last_attempt(stage));
+            self.idle.push(Idle { job, index, last });
+        }
+    }
+
+    /// Slots that the gang still holds.
+    fn leave(&mut self, job: &'a Job, index: usize, why: &str) -> usize {
+        let Some(stage) = job.stages.get(index) else { return 0 };
+        let Some(running) = stage.active_attempt() else { return 0 };
+        if let Some(ending) = self.ending(job, index, running) {
+            self.close(stage, running, &ending.reason, ending.kind);
+            return 0;
+        }
+        let held_for = self.nodes.now.since(self.nodes.seen.held_since(&job.record.id));
+        if held_for >= self.nodes.limits.leave_within {
+            let reason = format!("{why}, and its ranks have not saved within {} s", held_for.as_secs());
+            self.close(stage, running, &reason, EndKind::HandedOver);
+            return 0;
+        }
+        self.decided.leaving.insert(stage.id.clone(), why.to_owned());
+        running.ranks.len()
+    }
+
+    /// No rank of the job holds a slot of a node that could be given something else.
+    fn is_gone(&self, job: &Job) -> bool {
+        let of_job = |attempt: &AttemptRef| attempt.job == job.record.id;
+        !self.decided.active.keys().any(|stage| stage.job == job.record.id)
+            && !self.nodes.reachable(NodeKind::Trainer).any(|(_, view)| view.running.iter().any(of_job))
+    }
+
+    /// How many jobs leave so that this one fits with `ranks` ranks: those that do so anyway, if that is enough, else such as
+    /// have to make room for it too. `None` if it would not fit even without them.
+    pub(super) fn make_room(
+        &mut self,
+        job: &'a Job,
+        stage: &Stage,
+        ranks: u32,
+        required: Option<&GangKind>,
+    ) -> Option<usize> {
+        let mut slots = self.slots.clone();
+        slots.assume_stopped();
+        let leaving: Vec<_> = self.decided.leaving.keys().cloned().collect();
+        let attempts = leaving.iter().filter_map(|stage| self.decided.active.get(stage));
+        attempts.flat_map(|attempt| &attempt.ranks).for_each(|rank| slots.give_back(rank));
+        if self.would_fit(slots.clone(), job, stage, ranks, required) {
+            return Some(leaving.len());
+        }
+        let candidates = self.candidates(job);
+        let chosen = preemption::choose(candidates, |chosen| {
+            let mut slots = slots.clone();
+            chosen.iter().flat_map(|one| &one.attempt.ranks).for_each(|rank| slots.give_back(rank));
+            self.would_fit(slots, job, stage, ranks, required)
+        });
+        if chosen.is_empty() {
+            return None;
+        }
+        let count = leaving.len().saturating_add(chosen.len());
+        for victim in chosen {
+            self.preempt(&victim, job);
+        }
+        Some(count)
+    }
+
+    fn would_fit(
+        &mut self,
+        slots: Slots,
+        job: &Job,
+        stage: &Stage,
+        ranks: u32,
+        required: Option<&GangKind>,
+    ) -> bool {
+        let now = std::mem::replace(&mut self.slots, slots);
+        let fits = match required {
+            Some(gang) => matches!(self.place_like(gang, &stage.id), Ok(Ok(_))),
+            None => self.place_anywhere(job, stage, &[ranks]).is_ok(),
+        };
+        self.slots = now;
+        fits
+    }
+
+    /// Gangs whose slots the job may have: those of lower classes, and those that were placed before its turn.
+    fn candidates(&self, job: &Job) -> Vec<Candidate<'a>> {
+        let classes = &self.nodes.limits.quotas.classes;
+        let taker = job.record.spec.priority;
+        let may = |attempt: &AttemptRecord| {
+            let holder = self.nodes.state.job(&attempt.attempt.job)?;
+            let stage = self.nodes.state.stage(&attempt.attempt.stage_ref())?;
+            let runs = matches!(holder.record.state, JobState::Placing { .. } | JobState::Running { .. });
+            let is_known =
+                !self.nodes.is_halted(&holder.record.id) && stage.active_attempt() == Some(attempt);
+            let priority = holder.record.spec.priority;
+            let ahead = attempt.ahead_of.as_ref() == Some(&job.record.id);
+            let class = classes.of(priority).map_or(i32::MIN, |(lowest, _)| lowest);
+            (runs && is_known && (ahead || classes.may_preempt(taker, priority))).then(|| Candidate {
+                job: holder,
+                attempt: attempt.clone(),
+                class: if ahead { i32::MIN } else { class },
+                cost: preemption::cost(attempt.ranks.len(), self.unsaved_millis(holder, stage, attempt)),
+            })
+        };
+        let not_leaving =
+            |attempt: &&AttemptRecord| !self.decided.leaving.contains_key(&attempt.attempt.stage_ref());
+        self.decided.active.values().filter(not_leaving).filter_map(may).collect()
+    }
+
+    /// How long the gang has worked since its last checkpoint, at its present pace; 0 if that is not known.
+    #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)] // an estimate
+    fn unsaved_millis(&self, job: &Job, stage: &Stage, attempt: &AttemptRecord) -> u64 {
+        let Some(gang) = self.nodes.seen.gang(&attempt.attempt) else { return 0 };
+        let spec = job.stage_index(stage.id.stage.as_str()).and_then(|index| job.stage_spec(index));
+        let saved = stage.newest_checkpoint().map_or(0, |checkpoint| checkpoint.step);
+        let steps = gang.progress.step.saturating_sub(saved) as f64;
+        let samples = steps * spec.map_or(0.0, |spec| f64::from(spec.train.global_batch));
+        let millis = samples / gang.progress.samples_per_sec * 1000.0;
+        if millis.is_finite() { millis as u64 } else { 0 }
+    }
+
+    fn preempt(&mut self, victim: &Candidate<'a>, by: &Job) {
+        let id = victim.job.record.id.clone();
+        let slots = victim.attempt.ranks.len();
+        let change = Change::JobPreempted { job: id.clone(), by: by.record.id.clone(), slots };
+        self.plan.changes.push(change);
+        self.move_job(victim.job, vec![JobEvent::Preempt { by: by.record.id.clone() }]);
+        let why = makes_room(victim.job, Some(by));
+        self.decided.leaving.insert(victim.attempt.attempt.stage_ref(), why);
+        self.plan.waits.insert(id, PendingReason::Preempted { slots });
+    }
+}
+
+/// Why a job leaves; a job of another tenant is not named.
+pub(super) fn makes_room(job: &Job, by: Option<&Job>) -> String {
+    match by.filter(|by| by.record.spec.tenant == job.record.spec.tenant) {
+        Some(by) => format!("the job makes room for {}, which goes first", by.record.id),
+        None => "the job makes room for one that goes first".to_owned(),
+    }
+}

@@ -1,0 +1,143 @@
+//! Jobs that give up their slots and get them back: by a person's pause, for a job of a higher class, and after a failure. No step
+//! is trained twice, nothing of it counts as a failure, and the result is that of a job that was left alone.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use crescendo_proto::v1::{
+    ExplainJobRequest, Job, JobState, PauseJobRequest, ResumeJobRequest, RetryJobRequest,
+    job_service_client::JobServiceClient,
+};
+use crescendo_tests::{Cluster, ClusterOptions, lora_spec, no_step_twice};
+use tonic::Response;
+
+const LIMIT: Duration = Duration::from_secs(180);
+const STEPS: u64 = 80;
+const TENANTS: &str = "operator: default\nclasses: {normal: {from: 0}, urgent: {from: 10}}\n";
+
+/// No checkpoint comes by itself before the last one.
+fn spec(weights: &str, resources: &str) -> String {
+    lora_spec(weights, 1, STEPS, 1000).replace("resources: {gpus: 2}", &format!("resources: {{{resources}}}"))
+}
+
+async fn pause(cluster: &Cluster, job_id: &str) -> Result<Job> {
+    let request = PauseJobRequest { job_id: job_id.to_owned(), reason: "lunch".into(), keep_curating: false };
+    let call = cluster.ask(async |channel| {
+        JobServiceClient::new(channel).pause_job(request.clone()).await.map(Response::into_inner)
+    });
+    call.await?.job.context("the answer has no job")
+}
+
+async fn resume(cluster: &Cluster, job_id: &str) -> Result<Job> {
+    let request = ResumeJobRequest { job_id: job_id.to_owned() };
+    let call = cluster.ask(async |channel| {
+        JobServiceClient::new(channel).resume_job(request.clone()).await.map(Response::into_inner)
+    });
+    call.await?.job.context("the answer has no job")
+}
+
+async fn retry(cluster: &Cluster, job_id: &str) -> Result<Job> {
+    let request = RetryJobRequest { job_id: job_id.to_owned() };
+    let call = cluster.ask(async |channel| {
+        JobServiceClient::new(channel).retry_job(request.clone()).await.map(Response::into_inner)
+    });
+    call.await?.job.context("the answer has no job")
+}
+
+async fn result(cluster: &Cluster, job_id: &str) -> Result<String> {
+    cluster.final_file_sha256(job_id, "stage-1", "dit_lora.safetensors").await
+}
+
+/// Every step once, the second generation from where the first one left off.
+fn handed_over(folder: &Path, job: &Job) -> Result<()> {
+    ensure!(job.stages[0].generation == 2, "not handed over once: {job:?}");
+    no_step_twice(folder, &job.job_id, STEPS)
+}
+
+#[tokio::test]
+async fn slots_are_given_up_and_got_back_without_a_lost_step() -> Result<()> {
+    let positions = tempfile::tempdir()?;
+    let folder = positions.path();
+    let tenants = folder.join("tenants.yaml");
+    std::fs::write(&tenants, TENANTS)?;
+    let environment = vec![
+        ("CRESCENDO_POSITION_LOG".to_owned(), folder.display().to_string()),
+        ("CRESCENDO_TENANTS".to_owned(), tenants.display().to_string()),
+    ];
+    let cluster = Cluster::start(ClusterOptions { environment, ..ClusterOptions::default() }).await?;
+    let weights = cluster.train_base().await?;
+    let both = spec(&weights, "gpus: 2");
+    let job_id = cluster.submit("undisturbed", &both).await?;
+    cluster.await_success(&job_id, LIMIT).await?;
+    let undisturbed = result(&cluster, &job_id).await?;
+
+    paused_and_resumed(&cluster, folder, &both, &undisturbed).await?;
+    preempted(&cluster, folder, &weights, &undisturbed).await?;
+    let metrics = cluster.metrics().await?;
+    ensure!(metrics.contains("crescendo_jobs_preempted_total 1"), "not one preemption:\n{metrics}");
+    ensure!(
+        metrics.contains("crescendo_attempts_ended_total 0"),
+        "a place given up is a failure:\n{metrics}"
+    );
+    failed_and_tried_again(&cluster, &weights, &undisturbed).await
+}
+
+async fn paused_and_resumed(cluster: &Cluster, folder: &Path, spec: &str, undisturbed: &str) -> Result<()> {
+    let job_id = cluster.submit("paused", spec).await?;
+    cluster.await_step(&job_id, 0, 5, LIMIT).await?;
+    let told = pause(cluster, &job_id).await?;
+    ensure!(told.state() == JobState::Paused && told.slots_held == 2, "not paused at once: {told:?}");
+    let left = cluster.await_job(&job_id, LIMIT, "ranks that leave", |job| job.slots_held == 0).await?;
+    ensure!(left.reason == "is paused: lunch", "{}", left.reason);
+    let saved = left.stages[0].checkpoint_step;
+    ensure!((5..STEPS).contains(&saved), "it left without a checkpoint of the step it was at: {left:?}");
+    for trainer in 0..2 {
+        ensure!(cluster.rank_pids(trainer)?.is_empty(), "trainer {trainer} has ranks of a paused job");
+    }
+    // Twice is once.
+    ensure!(pause(cluster, &job_id).await?.state() == JobState::Paused, "paused no more");
+    ensure!(resume(cluster, &job_id).await?.state() != JobState::Paused, "not resumed");
+    resume(cluster, &job_id).await?;
+    let job = cluster.await_success(&job_id, LIMIT).await?;
+    handed_over(folder, &job)?;
+    ensure!(result(cluster, &job_id).await? == undisturbed, "a pause changed the result");
+    let refused = pause(cluster, &job_id).await;
+    ensure!(refused.is_err_and(|error| format!("{error:#}").contains("succeeded")), "an ended job paused");
+    Ok(())
+}
+
+async fn preempted(cluster: &Cluster, folder: &Path, weights: &str, undisturbed: &str) -> Result<()> {
+    let low = cluster.submit("low", &spec(weights, "gpus: 2")).await?;
+    cluster.await_step(&low, 0, 5, LIMIT).await?;
+    let urgent = spec(weights, "gpus: 1").replace("  resources", "  priority: 10\n  resources");
+    let high = cluster.submit("high", &urgent).await?;
+    cluster.await_step(&high, 0, 1, LIMIT).await?;
+    let waiting = cluster.job(&low).await?;
+    ensure!(waiting.slots_held == 0, "both hold slots: {waiting:?}");
+    let request = ExplainJobRequest { job_id: low.clone() };
+    let told = JobServiceClient::new(cluster.channel()?).explain_job(request).await?.into_inner();
+    ensure!(told.cause == "slots", "the job waits for something else: {told:?}");
+    cluster.await_success(&high, LIMIT).await?;
+    let job = cluster.await_success(&low, LIMIT).await?;
+    handed_over(folder, &job)?;
+    ensure!(result(cluster, &low).await? == undisturbed, "losing its place changed the result");
+    Ok(())
+}
+
+async fn failed_and_tried_again(cluster: &Cluster, weights: &str, undisturbed: &str) -> Result<()> {
+    let away = format!("{weights}.away");
+    std::fs::rename(weights, &away)?;
+    let job_id = cluster.submit("failed", &spec(weights, "gpus: 2")).await?;
+    let failed = cluster.await_job(&job_id, LIMIT, "failure", |job| job.state() == JobState::Failed).await?;
+    ensure!(failed.reason.contains("model.safetensors"), "{}", failed.reason);
+    std::fs::rename(&away, weights)?;
+    let told = retry(cluster, &job_id).await?;
+    ensure!(told.state() != JobState::Failed && told.finished_at.is_none(), "not tried again: {told:?}");
+    cluster.await_success(&job_id, LIMIT).await?;
+    ensure!(result(cluster, &job_id).await? == undisturbed, "a retry changed the result");
+    let refused = retry(cluster, &job_id).await;
+    let only = "only one that has failed can be tried again";
+    ensure!(refused.is_err_and(|error| format!("{error:#}").contains(only)), "a success tried again");
+    Ok(())
+}
