@@ -228,9 +228,20 @@ pub struct JobsArgs {
     /// Only jobs of this tenant.
     #[arg(long, value_name = "TENANT", default_value = "", hide_default_value = true)]
     pub tenant: String,
+    /// Only jobs with this label, and this value of it if one is given; several times: with all of them.
+    #[arg(long = "label", value_name = "NAME[=VALUE]", value_parser = parse_label)]
+    pub labels: Vec<(String, String)>,
     /// At most this many.
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub limit: u32,
+}
+
+fn parse_label(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').unwrap_or((text, ""));
+    if name.is_empty() {
+        return Err("a label is NAME or NAME=VALUE".into());
+    }
+    Ok((name.to_owned(), value.to_owned()))
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -23,12 +23,13 @@ fn buckets() -> Vec<f64> {
 
 const STATES: [&str; 8] =
     ["queued", "placing", "running", "paused", "preempting", "succeeded", "failed", "cancelled"];
-const WAITS: [&str; 14] = [
+const WAITS: [&str; 15] = [
     "no_curator",
     "unreadable",
     "curators_busy",
     "pairs",
     "no_trainer",
+    "start",
     "processor",
     "slots",
     "making_room",

@@ -53,6 +53,7 @@ pub fn job(
         revision: 0,
         resolved_spec_yaml: String::new(),
         request_id: record.request.to_string(),
+        labels: record.spec.labels.clone().into_iter().collect(),
         slots_held: {
             let attempts = job.stages.iter().filter_map(Stage::active_attempt);
             u32::try_from(attempts.map(|attempt| attempt.ranks.len()).sum::<usize>()).unwrap_or(u32::MAX)

@@ -43,6 +43,7 @@ async fn list(
             states: args.state.iter().map(|state| wire(*state) as i32).collect(),
             name_prefix: args.name.clone(),
             tenant: tenant.to_owned(),
+            labels: args.labels.iter().cloned().collect(),
         };
         let page = controller
             .call(common.timeout.unwrap_or(LOOK), |channel| {

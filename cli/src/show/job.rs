@@ -49,6 +49,12 @@ pub fn details(job: &Job) -> String {
     line("job", &job.job_id);
     line("name", &job.name);
     line("tenant", &job.tenant);
+    if !job.labels.is_empty() {
+        let mut labels: Vec<String> =
+            job.labels.iter().map(|(label, value)| format!("{label}={value}")).collect();
+        labels.sort();
+        line("labels", &labels.join(", "));
+    }
     line("state", words::job_state(job.state()));
     if !job.reason.is_empty() {
         line("why", &job.reason);

@@ -1,5 +1,7 @@
 //! Wire messages as JSON, named as in the protos, in camelCase. Times are RFC 3339, absent ones null.
 
+use std::collections::BTreeMap;
+
 use crescendo_core::spec::Problem;
 use crescendo_proto::v1::{
     Checkpoint, CuratorCooldown, Histogram, Job, LogLine, Node, StageStatus, UnitFailure, UnitsUnderWay,
@@ -38,6 +40,7 @@ pub fn job(job: &Job) -> Value {
         "revision": job.revision,
         "requestId": job.request_id,
         "slotsHeld": job.slots_held,
+        "labels": job.labels.iter().collect::<BTreeMap<_, _>>(),
         "resolvedSpecYaml": job.resolved_spec_yaml,
     })
 }

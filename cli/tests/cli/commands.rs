@@ -35,6 +35,13 @@ async fn jobs_are_listed_over_pages() {
     let last = fake.part().lists.last().cloned().unwrap();
     assert_eq!(last.states, [JobState::Running as i32, JobState::Queued as i32]);
     assert_eq!((last.name_prefix.as_str(), last.page_size), ("un", 1));
+    let args = ["jobs", "--label", "team=vision", "--label", "nightly"];
+    let (code, _, err) = run(crescendo(home.path()).args(args).env("CRESCENDO_CONTROLLER", &address)).await;
+    assert_eq!(code, 0, "{err}");
+    let last = fake.part().lists.last().cloned().unwrap();
+    let wanted =
+        [("nightly", ""), ("team", "vision")].map(|(name, value)| (name.to_owned(), value.to_owned()));
+    assert_eq!(last.labels.into_iter().collect::<std::collections::BTreeMap<_, _>>(), wanted.into());
 }
 
 #[tokio::test(flavor = "multi_thread")]

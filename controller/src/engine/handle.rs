@@ -484,6 +484,9 @@ impl Engine {
             (request.states.is_empty() || request.states.contains(&convert::job_state(&record.state).into()))
                 && record.spec.name.starts_with(&request.name_prefix)
                 && (request.tenant.is_empty() || record.spec.tenant == request.tenant)
+                && request.labels.iter().all(|(label, value)| {
+                    record.spec.labels.get(label).is_some_and(|has| value.is_empty() || has == value)
+                })
                 && scope.sees(&record.spec.tenant)
         };
         let mut found: Vec<(to_proto::PageToken, &Job)> = self

@@ -119,6 +119,8 @@ fn waiting(view: &View<'_>, job: &Job, index: usize, stage: &Stage, wait: &Pendi
         PendingReason::CuratorsBusy => curators_busy(view, job),
         PendingReason::Pairs { needed, .. } => pairs::waiting(view, job, index, stage, *needed),
         PendingReason::Source { .. } => pairs::without_source(view, job, index, stage),
+        PendingReason::NoSuchTrainer { needs } => capacity::no_such_trainer(view, needs),
+        PendingReason::Start { from } => starts_from(from),
         PendingReason::NoTrainer => capacity::no_trainer(view),
         PendingReason::Processor { gang } => precision::without_processor(view, job, stage, gang),
         PendingReason::Slots { .. } => capacity::waiting(view, job, index),
@@ -203,6 +205,18 @@ fn no_curator(view: &View<'_>) -> Explanation {
     }
 }
 
+fn starts_from(from: &str) -> Explanation {
+    let other = from.split_once('/').map(|(job, _)| job);
+    Explanation {
+        findings: vec!["it goes on by itself once that checkpoint is registered".to_owned()],
+        remedies: other
+            .map(|job| format!("see how far that job is: crescendo explain {job}"))
+            .into_iter()
+            .collect(),
+        ..Explanation::default()
+    }
+}
+
 fn curators_busy(view: &View<'_>, job: &Job) -> Explanation {
     let nodes = view.decide_nodes();
     let curators = nodes.open_to_work(NodeKind::Curator).count();
@@ -236,6 +250,7 @@ fn curators_busy(view: &View<'_>, job: &Job) -> Explanation {
 fn troubles(view: &View<'_>, wait: &PendingReason) -> Vec<String> {
     let kind = match wait {
         PendingReason::NoTrainer
+        | PendingReason::NoSuchTrainer { .. }
         | PendingReason::Processor { .. }
         | PendingReason::Slots { .. }
         | PendingReason::MakingRoom { .. }
@@ -248,6 +263,7 @@ fn troubles(view: &View<'_>, wait: &PendingReason) -> Vec<String> {
         | PendingReason::Pairs { .. }
         | PendingReason::Source { .. } => NodeKind::Curator,
         PendingReason::Unreadable { .. }
+        | PendingReason::Start { .. }
         | PendingReason::TenantGpus { .. }
         | PendingReason::TenantStorage { .. }
         | PendingReason::Paused { .. }

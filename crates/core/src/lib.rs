@@ -72,6 +72,7 @@ pub mod rejection;
 pub mod secret;
 pub mod segment;
 pub mod spec;
+mod starts;
 pub mod state;
 pub mod trace;
 pub mod transitions;

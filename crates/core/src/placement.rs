@@ -4,10 +4,16 @@
 //! taken first and the last piece goes where it leaves the least over, so that large holes stay for large gangs.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
 use crate::ids::{Incarnation, NodeId, StageRef};
-use crate::records::RankPlacement;
-use crate::spec::{JobSpec, StageSpec};
+use crate::records::{NodeKind, NodeRecord, RankPlacement};
+use crate::spec::{DeviceChoice, JobSpec, ModelPreset, StageSpec};
+use crate::state::ClusterState;
+
+/// Names of the kinds of devices, as nodes say them.
+const CUDA: &str = "cuda";
+const CPU: &str = "cpu";
 
 /// Free slots of the nodes that can be given work now.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -103,6 +109,50 @@ impl Slots {
     /// Slots of a node that a gang could take: of `stage`, or of any that does not run there yet.
     pub fn free_on(&self, node: &NodeId, stage: Option<&StageRef>) -> u32 {
         self.nodes.get(node).map_or(0, |node| count(&node.usable(stage)))
+    }
+}
+
+/// Which trainer nodes a job may be given.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeNeeds<'a> {
+    /// Of this kind; of any if `None`.
+    device: Option<&'static str>,
+    labels: &'a BTreeMap<String, String>,
+}
+
+impl<'a> NodeNeeds<'a> {
+    /// What a job's spec comes to in a cluster. A network of FLUX's size crawls on processors: where there are GPUs, connected
+    /// or not, it waits for them.
+    pub fn of(spec: &'a JobSpec, state: &ClusterState) -> Self {
+        let trainers = || state.nodes().filter(|node| node.kind == NodeKind::Trainer);
+        let device = match (spec.resources.device, spec.model.preset) {
+            (DeviceChoice::Cuda, _) => Some(CUDA),
+            (DeviceChoice::Cpu, _) => Some(CPU),
+            (DeviceChoice::Auto, ModelPreset::FluxDev | ModelPreset::FluxSchnell) => {
+                trainers().any(|node| node.device == CUDA).then_some(CUDA)
+            }
+            (DeviceChoice::Auto, ModelPreset::Nano) => None,
+        };
+        Self { device, labels: &spec.resources.node_labels }
+    }
+
+    pub fn are_met_by(&self, node: &NodeRecord) -> bool {
+        let has = |(label, value): (&String, &String)| node.labels.get(label) == Some(value);
+        self.device.is_none_or(|device| node.device == device) && self.labels.iter().all(has)
+    }
+
+    /// Any trainer node will do.
+    pub fn are_none(&self) -> bool {
+        self.device.is_none() && self.labels.is_empty()
+    }
+}
+
+/// `device cuda, pool=h100`.
+impl fmt::Display for NodeNeeds<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let device = self.device.map(|device| format!("device {device}"));
+        let labels = self.labels.iter().map(|(label, value)| format!("{label}={value}"));
+        f.write_str(&device.into_iter().chain(labels).collect::<Vec<_>>().join(", "))
     }
 }
 

@@ -12,6 +12,7 @@ use crate::ids::{NodeId, Tenant, Timestamp};
 use crate::job::JobState;
 use crate::reach::ReachRules;
 use crate::spec::JobSpec;
+use crate::starts;
 use crate::state::ClusterState;
 
 /// Hint to a submit that is refused for storage, which is not freed within seconds.
@@ -112,6 +113,7 @@ impl Quotas {
     /// What in a spec its tenant may not have: files, keys and addresses out of its reach, a priority above its own.
     pub fn overreaches(&self, spec: &JobSpec, state: &ClusterState) -> Vec<Overreach> {
         let mut found = self.reach.of(&spec.tenant, spec, state).overreaches(spec);
+        found.extend(starts::of(spec, state));
         if let Some(most) = self.of(&spec.tenant).max_priority.filter(|most| spec.priority > *most) {
             let (tenant, priority) = (&spec.tenant, spec.priority);
             let message = format!("{priority} is more than tenant {tenant} may have: at most {most}");

@@ -35,6 +35,7 @@ mod reader;
 mod resolve;
 mod scalar;
 mod secrets;
+mod start;
 #[cfg(test)]
 mod tests;
 mod tree;
@@ -50,6 +51,7 @@ pub use field_table::FIELDS;
 pub use fields::markdown_table;
 pub use named_files::{NamedFile, named_files};
 pub use places::Places;
+pub use start::OtherCheckpoint;
 pub use types::*;
 pub use warning::Warning;
 

@@ -11,7 +11,7 @@ use crate::records::{
     AttemptRecord, CheckpointRecord, ClusterRecord, JobRecord, NodeRecord, Record, RecordKey, StageRecord,
     Write,
 };
-use crate::spec::StageSpec;
+use crate::spec::{OtherCheckpoint, StageSpec};
 use crate::unreadable::{UnreadableRecord, UnreadableRecords};
 
 /// Everything durable. Changed by [`ClusterState::apply`] alone.
@@ -307,6 +307,49 @@ impl ClusterState {
         self.open.len()
     }
 
+    /// Checkpoint that stage `index` of a job starts from: of the stage that the spec names, else of the one before.
+    /// `Ok(None)` if it starts from the base; `Err` with what is missing if that checkpoint is not there (yet).
+    pub fn init_checkpoint<'a>(
+        &'a self,
+        job: &'a Job,
+        index: usize,
+    ) -> Result<Option<&'a CheckpointRecord>, String> {
+        let from = job.stage_spec(index).and_then(|spec| spec.init_from.as_deref());
+        match from.and_then(OtherCheckpoint::parse) {
+            None => job.final_checkpoint_of(from),
+            Some(other) => match self.other_checkpoint(&job.record.spec.tenant, &other) {
+                Some(checkpoint) => Ok(Some(checkpoint)),
+                None => Err(other.to_string()),
+            },
+        }
+    }
+
+    /// A checkpoint that a job of the tenant may start from, if it is there and not damaged.
+    pub fn other_checkpoint(&self, tenant: &str, named: &OtherCheckpoint) -> Option<&CheckpointRecord> {
+        let job = self.job(&named.job).filter(|job| job.record.spec.tenant == tenant)?;
+        let stage = job.stages.iter().find(|stage| stage.id.stage == named.stage)?;
+        match named.step {
+            None => stage.final_checkpoint(),
+            Some(step) => {
+                let of_step = stage.checkpoints.range((step, Generation(0))..=(step, Generation(u64::MAX)));
+                of_step.map(|(_, checkpoint)| checkpoint).rfind(|checkpoint| checkpoint.damaged.is_none())
+            }
+        }
+    }
+
+    /// Whether an open job is to start from this checkpoint of another job.
+    pub fn is_started_from(&self, checkpoint: &CheckpointRecord) -> bool {
+        let names = |spec: &StageSpec| {
+            let named = spec.init_from.as_deref().and_then(OtherCheckpoint::parse);
+            named.is_some_and(|named| {
+                named.job == checkpoint.stage.job
+                    && named.stage == checkpoint.stage.stage
+                    && named.step == Some(checkpoint.step)
+            })
+        };
+        self.open_jobs().any(|job| job.record.spec.stages.iter().any(names))
+    }
+
     /// Starts the term of every lease anew: renewals of a former leader, or of while this one stood still, are not known.
     pub fn renew_leases(&mut self, now: Timestamp, lease_ttl: Duration) {
         let stages = self.jobs.values_mut().flat_map(|job| &mut job.stages);
@@ -360,12 +403,6 @@ impl Job {
 
     pub fn stage_index(&self, name: &str) -> Option<usize> {
         self.stages.iter().position(|stage| stage.id.stage.as_str() == name)
-    }
-
-    /// Final checkpoint that stage `index` starts from: of the stage that the spec names, else of the one before.
-    /// `Ok(None)` if it starts from the base; `Err` with the stage's name if that checkpoint is not there (yet).
-    pub fn init_checkpoint(&self, index: usize) -> Result<Option<&CheckpointRecord>, String> {
-        self.final_checkpoint_of(self.stage_spec(index).and_then(|spec| spec.init_from.as_deref()))
     }
 
     /// Final checkpoint that the source of stage `index` draws with, or whose stage's pairs it takes: `Ok(None)` if it

@@ -344,6 +344,7 @@ pub fn spec(steps: u64, ranks: u32) -> JobSpec {
     JobSpec {
         name: "test".into(),
         tenant: "default".into(),
+        labels: BTreeMap::new(),
         model: ModelSpec {
             preset: ModelPreset::Nano,
             sizes: None,
@@ -351,7 +352,12 @@ pub fn spec(steps: u64, ranks: u32) -> JobSpec {
             encoders: None,
             precision: Precision::F32,
         },
-        resources: Resources { gpus: ranks, min_gpus: ranks },
+        resources: Resources {
+            gpus: ranks,
+            min_gpus: ranks,
+            device: DeviceChoice::Auto,
+            node_labels: BTreeMap::new(),
+        },
         priority: 0,
         seed: SEED,
         reproducible: Reproducible::Lenient,

@@ -101,7 +101,7 @@ impl<'a> JobPass<'a, '_> {
     ) -> bool {
         let now = std::mem::replace(&mut self.slots, slots);
         let fits = match required {
-            Some(gang) => matches!(self.place_like(gang, &stage.id), Ok(Ok(_))),
+            Some(gang) => matches!(self.place_like(job, gang, &stage.id), Ok(Ok(_))),
             None => self.place_anywhere(job, stage, &[ranks]).is_ok(),
         };
         self.slots = now;

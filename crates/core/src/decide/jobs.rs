@@ -8,11 +8,12 @@ use crate::decide::{Change, DecideContext, Limits, PendingReason, Plan, holding,
 use crate::ids::{AttemptRef, NodeId, StageRef, Timestamp};
 use crate::job::{JobEvent, JobState};
 use crate::observed::NodeReport;
-use crate::placement::{self, InsufficientCapacity, NodeSlots, Slots};
+use crate::placement::{self, InsufficientCapacity, NodeNeeds, NodeSlots, Slots};
 use crate::precision::{self, StagePrecision};
 use crate::processor::{self, GangKind, GangPart};
 use crate::quotas::QueueOrder;
 use crate::records::{AttemptRecord, AttemptState, JobRecord, NodeKind, RankPlacement, Record, Write};
+use crate::spec::OtherCheckpoint;
 use crate::state::{ClusterState, Job, Stage};
 use crate::transitions::ended;
 
@@ -257,8 +258,30 @@ impl<'a> JobPass<'a, '_> {
 
     /// Why the stage will never have the pairs that it needs.
     fn hopeless(&self, stage: &Stage, needed: u64) -> Option<String> {
-        let lost = lost_log(self.nodes.limits, stage);
+        let lost = lost_log(self.nodes.limits, stage).or_else(|| self.lost_start(stage));
         lost.or_else(|| sources::nobody_opens(self.nodes, stage, needed))
+    }
+
+    /// Why what the stage starts from in another job will never be there.
+    fn lost_start(&self, stage: &Stage) -> Option<String> {
+        let job = self.nodes.state.job(&stage.id.job)?;
+        let index = job.stage_index(stage.id.stage.as_str())?;
+        let named = OtherCheckpoint::parse(job.stage_spec(index)?.init_from.as_deref()?)?;
+        // One that has checkpoints of its own goes on from those, and a record that cannot be read may hold it.
+        let state = self.nodes.state;
+        if stage.newest_checkpoint().is_some()
+            || state.other_checkpoint(&job.record.spec.tenant, &named).is_some()
+            || self.nodes.is_halted(&named.job)
+        {
+            return None;
+        }
+        let why = match state.job(&named.job) {
+            None => "does not exist any more".to_owned(),
+            Some(other) if other.record.state.is_terminal() => format!("is {}", other.record.state),
+            Some(_) => return None,
+        };
+        let name = &stage.id.stage;
+        Some(format!("stage {name} starts from {named}, which is not there, and job {} {why}", named.job))
     }
 
     fn keep_running(&mut self, job: &Job, index: usize, attempt: &AttemptRecord) {
@@ -345,15 +368,26 @@ impl<'a> JobPass<'a, '_> {
         let says = self.nodes.seen.failures.permanent_on(&stage, self.nodes.limits, self.nodes.now);
         let sizes = job.stage_spec(index).map(|spec| placement::gang_sizes(&job.record.spec, spec));
         let least = sizes.and_then(|sizes| sizes.last().copied()).unwrap_or(job.record.spec.resources.gpus);
-        let others = self.slots.among(|node| !says.contains(node));
+        let others = self.slots_for_job(job).among(|node| !says.contains(node));
         says.len() >= 2 || !placement::room(&others, &stage, least).fits_when_empty()
     }
 
-    /// The slots that a stage may take: none on nodes that take its failure for permanent, as long as it fits elsewhere.
-    fn slots_for(&self, stage: &StageRef, least: u32) -> Slots {
+    /// The slots of nodes that the job may be given.
+    fn slots_for_job(&self, job: &Job) -> Slots {
+        let needs = NodeNeeds::of(&job.record.spec, self.nodes.state);
+        if needs.are_none() {
+            return self.slots.clone();
+        }
+        let is_met = |node: &NodeId| self.nodes.state.node(node).is_some_and(|node| needs.are_met_by(node));
+        self.slots.among(is_met)
+    }
+
+    /// Those that a stage may take: none on nodes that take its failure for permanent, as long as it fits elsewhere.
+    fn slots_for(&self, job: &Job, stage: &StageRef, least: u32) -> Slots {
         let says = self.nodes.seen.failures.permanent_on(stage, self.nodes.limits, self.nodes.now);
-        let others = self.slots.among(|node| !says.contains(node));
-        if placement::room(&others, stage, least).fits_when_empty() { others } else { self.slots.clone() }
+        let slots = self.slots_for_job(job);
+        let others = slots.among(|node| !says.contains(node));
+        if placement::room(&others, stage, least).fits_when_empty() { others } else { slots }
     }
 
     /// Ends the stage's active attempt, and counts it if it has failed.
@@ -468,13 +502,12 @@ impl<'a> JobPass<'a, '_> {
         if self.slots.is_empty() {
             return Err(PendingReason::NoTrainer);
         }
-        let Ok(init_from) = job.init_checkpoint(index) else {
-            return Err(PendingReason::Pairs {
-                stage: stage.id.stage.to_string(),
-                committed: stage.log.committed(),
-                needed: 0,
-            });
-        };
+        if self.slots_for_job(job).is_empty() {
+            let needs = NodeNeeds::of(&job.record.spec, self.nodes.state).to_string();
+            return Err(PendingReason::NoSuchTrainer { needs });
+        }
+        let init_from = self.nodes.state.init_checkpoint(job, index);
+        let init_from = init_from.map_err(|from| PendingReason::Start { from })?;
         let required = processor::required(&job.record.spec, self.nodes.state, stage, init_from);
         let sizes = match required {
             Some(gang) => vec![gang.ranks()],
@@ -486,7 +519,7 @@ impl<'a> JobPass<'a, '_> {
             return Err(self.behind(job));
         }
         let place = match required {
-            Some(gang) => self.place_like(gang, &stage.id)?,
+            Some(gang) => self.place_like(job, gang, &stage.id)?,
             None => self.place_anywhere(job, stage, &sizes),
         };
         let ranks = place.map_err(|shortage| match first {
@@ -568,7 +601,7 @@ impl<'a> JobPass<'a, '_> {
     ) -> Result<Vec<RankPlacement>, InsufficientCapacity> {
         let state = self.nodes.state;
         // Only bf16 crawls anywhere.
-        let allowed = self.slots_for(&stage.id, sizes.last().copied().unwrap_or(0));
+        let allowed = self.slots_for(job, &stage.id, sizes.last().copied().unwrap_or(0));
         let quick = (precision::of_stage(&job.record.spec, stage) == Some(StagePrecision::Bf16))
             .then(|| allowed.among(|node| !state.node(node).is_some_and(precision::bf16_crawls_on)));
         let wrote = stage.newest_checkpoint().and_then(|checkpoint| processor::wrote(stage, checkpoint));
@@ -593,19 +626,21 @@ impl<'a> JobPass<'a, '_> {
     /// Places a gang that gives the same bits as one of this kind; `Err` if there are not the nodes for it, free or not.
     pub(super) fn place_like(
         &self,
+        job: &Job,
         gang: &GangKind,
         stage: &StageRef,
     ) -> Result<Result<Vec<RankPlacement>, InsufficientCapacity>, PendingReason> {
         let state = self.nodes.state;
         let (seen, limits, now) = (self.nodes.seen, self.nodes.limits, self.nodes.now);
-        let sound = self.slots.among(|node| !seen.failures.avoids(node, stage, limits, now));
-        for slots in [&sound, &self.slots] {
+        let mine = self.slots_for_job(job);
+        let sound = mine.among(|node| !seen.failures.avoids(node, stage, limits, now));
+        for slots in [&sound, &mine] {
             if let Some(ranks) = place_parts(state, slots, stage, gang) {
                 return Ok(Ok(ranks));
             }
         }
         let rooms = gang.by_kind().into_iter().map(|part| {
-            let alike = self.slots.among(|node| processor::may_run_on(&part, state, node));
+            let alike = mine.among(|node| processor::may_run_on(&part, state, node));
             (placement::room(&alike, stage, part.ranks), part)
         });
         let rooms: Vec<(InsufficientCapacity, GangPart)> = rooms.collect();
@@ -615,7 +650,7 @@ impl<'a> JobPass<'a, '_> {
             return Err(PendingReason::Processor { gang: GangKind { parts: missing } });
         }
         let taken = rooms.into_iter().map(|(room, _)| room).find(|room| room.free < room.wanted);
-        Ok(Err(taken.unwrap_or_else(|| placement::room(&self.slots, stage, gang.ranks()))))
+        Ok(Err(taken.unwrap_or_else(|| placement::room(&mine, stage, gang.ranks()))))
     }
 
     fn count_in_use(&mut self) {

@@ -106,6 +106,14 @@ pub enum PendingReason {
         told: String,
     },
     NoTrainer,
+    /// Trainer nodes are connected, and none that the spec asks for.
+    NoSuchTrainer {
+        needs: String,
+    },
+    /// What the stage starts from is still to be trained.
+    Start {
+        from: String,
+    },
     /// The spec asks for the same bits, and the nodes that could go on with them are not there.
     Processor {
         /// The ranks that there are not the nodes for, of the gang that wrote its checkpoint.
@@ -171,7 +179,8 @@ impl PendingReason {
             Self::Unreadable { .. } => "unreadable",
             Self::CuratorsBusy => "curators_busy",
             Self::Pairs { .. } | Self::Source { .. } => "pairs",
-            Self::NoTrainer => "no_trainer",
+            Self::NoTrainer | Self::NoSuchTrainer { .. } => "no_trainer",
+            Self::Start { .. } => "start",
             Self::Processor { .. } => "processor",
             Self::Slots { .. } => "slots",
             Self::Behind { .. } | Self::BehindOthers => "behind",
@@ -196,6 +205,10 @@ impl fmt::Display for PendingReason {
             }
             Self::Source { stage, told } => write!(f, "waits for pairs of {stage}: {told}"),
             Self::NoTrainer => f.write_str("waits for a trainer node: none is connected"),
+            Self::NoSuchTrainer { needs } => {
+                write!(f, "waits for a trainer node with {needs}: none is connected")
+            }
+            Self::Start { from } => write!(f, "waits for {from}, which it starts from"),
             Self::Processor { gang } => {
                 write!(f, "waits for {gang}, which wrote its checkpoint (spec.reproducible: strict)")
             }

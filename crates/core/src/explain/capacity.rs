@@ -7,7 +7,7 @@ use super::words::{count, span};
 use super::{Explanation, MAX_NODES, View, silent};
 use crate::decide::free_slots;
 use crate::ids::{JobId, NodeId, StageRef};
-use crate::placement::{self, Slots};
+use crate::placement::{self, NodeNeeds, Slots};
 use crate::records::{AttemptRecord, NodeKind};
 use crate::state::{Job, Stage};
 
@@ -57,6 +57,19 @@ pub(super) fn no_trainer(view: &View<'_>) -> Explanation {
         remedies: vec![
             "start a trainer node, or find out why it does not connect: its log says what it tried"
                 .to_owned(),
+        ],
+        nodes: node_rooms(view, None),
+        ..Explanation::default()
+    }
+}
+
+/// Trainers are connected, and none that the spec asks for.
+pub(super) fn no_such_trainer(view: &View<'_>, needs: &str) -> Explanation {
+    Explanation {
+        findings: silent(view, NodeKind::Trainer),
+        remedies: vec![
+            format!("start a trainer node with {needs} (--labels gives it labels)"),
+            "or correct spec.resources.device and nodeLabels: crescendo nodes shows what there is".to_owned(),
         ],
         nodes: node_rooms(view, None),
         ..Explanation::default()
@@ -174,8 +187,11 @@ pub(super) fn waiting(view: &View<'_>, job: &Job, index: usize) -> Explanation {
     };
     let sizes = placement::gang_sizes(&job.record.spec, spec);
     let least = sizes.last().copied().unwrap_or(0);
-    let slots = slots_now(view);
-    let nodes = node_rooms(view, Some(&stage.id));
+    let needs = NodeNeeds::of(&job.record.spec, view.state);
+    let is_met = |node: &NodeId| view.state.node(node).is_some_and(|node| needs.are_met_by(node));
+    let slots = slots_now(view).among(is_met);
+    let mut nodes = node_rooms(view, Some(&stage.id));
+    nodes.retain(|node| is_met(&node.node));
     let (blockers, goes_on_in) = blockers(view, job, &stage.id, &slots, &sizes);
     let reachable = || nodes.iter().filter(|node| node.silent_for.is_none() && !node.draining);
     let (device, total) = most_of_a_kind(reachable().map(|node| (node.device.as_str(), node.slots)));
@@ -183,6 +199,9 @@ pub(super) fn waiting(view: &View<'_>, job: &Job, index: usize) -> Explanation {
     let unseen: u32 = nodes.iter().filter(|node| node.silent_for.is_some()).map(|node| node.slots).sum();
 
     let mut findings = vec![format!("needs {} of one kind, all at once", wanted(&sizes))];
+    if !needs.are_none() {
+        findings.push(format!("only nodes with {needs} count"));
+    }
     findings.push(match reachable().filter(|node| node.device == device).max_by_key(|node| node.free) {
         Some(node) if node.free > 0 => format!(
             "{free} of {} are free, most of them on {}: {}",

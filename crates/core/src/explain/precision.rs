@@ -18,7 +18,7 @@ fn open<'a>(view: &View<'a>) -> Vec<&'a NodeRecord> {
 pub(super) fn without_processor(view: &View<'_>, job: &Job, stage: &Stage, gang: &GangKind) -> Explanation {
     let mut findings = Vec::new();
     let index = job.stage_index(stage.id.stage.as_str());
-    let init_from = index.and_then(|index| job.init_checkpoint(index).ok().flatten());
+    let init_from = index.and_then(|index| view.state.init_checkpoint(job, index).ok().flatten());
     if let Some(wrote) = processor::required(&job.record.spec, view.state, stage, init_from)
         && let Some(CheckpointRecord { step, .. }) = stage.newest_checkpoint().or(init_from)
     {

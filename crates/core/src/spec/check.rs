@@ -1,5 +1,6 @@
 //! Contradictions between fields that are each fine.
 
+use super::start::OtherCheckpoint;
 use super::types::*;
 
 /// Fields that do not go together.
@@ -15,7 +16,7 @@ pub(super) struct Contradiction {
 /// Everything in the spec that contradicts itself.
 pub(super) fn contradictions(spec: &JobSpec) -> Vec<Contradiction> {
     let mut found = Found(Vec::new());
-    let Resources { gpus, min_gpus } = spec.resources;
+    let Resources { gpus, min_gpus, .. } = spec.resources;
     if min_gpus > gpus {
         let message = format!("minGpus {min_gpus} is more than gpus {gpus}");
         found.add("spec.resources.minGpus", &["spec.resources.gpus", "spec.model.preset"], message);
@@ -92,6 +93,10 @@ fn start(found: &mut Found, spec: &JobSpec, index: usize, stage: &StageSpec, at:
         found.add(at("train.adapter"), &["spec.model.weights"], message);
     }
     let Some(from) = &stage.init_from else { return };
+    // What that job trains is seen where it is known.
+    if OtherCheckpoint::parse(from).is_some() {
+        return;
+    }
     let Some(source) = spec.stages.iter().position(|other| other.name == *from) else {
         let known = spec.stages.iter().take(index).map(|other| other.name.as_str()).collect::<Vec<_>>();
         let known = if known.is_empty() { "none".into() } else { format!("{}, none", known.join(", ")) };
@@ -260,7 +265,7 @@ fn sixteenth(found: &mut Found, path: String, pixels: u32) {
 }
 
 fn batch(found: &mut Found, resources: &Resources, stage: &StageSpec, at: &impl Fn(&str) -> String) {
-    let Resources { gpus, min_gpus } = *resources;
+    let Resources { gpus, min_gpus, .. } = *resources;
     let (global, micro) = (stage.train.global_batch, stage.train.micro_batch);
     let path = at("train.globalBatch");
     if gpus == 0 || min_gpus == 0 {

@@ -1,5 +1,6 @@
 //! [`JobSpec`] to YAML. Every field that means something is written out, so that the result stands by itself whatever later defaults are.
 
+use std::collections::BTreeMap;
 use std::fmt::{Display, Write as _};
 
 use super::idle::{self, Idle};
@@ -10,6 +11,7 @@ pub fn to_yaml(spec: &JobSpec) -> String {
     let JobSpec {
         name,
         tenant,
+        labels,
         model,
         resources,
         priority,
@@ -25,6 +27,7 @@ pub fn to_yaml(spec: &JobSpec) -> String {
     out.open(0, "metadata");
     out.line(1, "name", text(name));
     out.line(1, "tenant", text(tenant));
+    write_labels(&mut out, 1, "labels", labels);
     out.open(0, "spec");
     out.open(1, "model");
     out.line(2, "preset", word(&model.preset));
@@ -49,6 +52,8 @@ pub fn to_yaml(spec: &JobSpec) -> String {
     out.open(1, "resources");
     out.line(2, "gpus", resources.gpus);
     out.line(2, "minGpus", resources.min_gpus);
+    out.line(2, "device", word(&resources.device));
+    write_labels(&mut out, 2, "nodeLabels", &resources.node_labels);
     out.line(1, "priority", priority);
     out.line(1, "seed", seed);
     out.line(1, "reproducible", word(reproducible));
@@ -61,6 +66,16 @@ pub fn to_yaml(spec: &JobSpec) -> String {
     out.line(2, "every", checkpoints.every);
     out.line(2, "keepLast", checkpoints.keep_last);
     out.text
+}
+
+fn write_labels(out: &mut Writer, depth: usize, name: &str, labels: &BTreeMap<String, String>) {
+    if labels.is_empty() {
+        return;
+    }
+    out.open(depth, name);
+    for (label, value) in labels {
+        out.line(depth + 1, &text(label), quoted(value));
+    }
 }
 
 fn write_stage(out: &mut Writer, stage: &StageSpec) {
@@ -316,6 +331,11 @@ fn word<T: serde::Serialize>(value: &T) -> String {
 }
 
 /// Plain where it can be read as nothing else, else in double quotes.
+/// Text that looks like a number or a word of YAML stays text.
+fn quoted(text: &str) -> String {
+    serde_json::Value::from(text).to_string()
+}
+
 fn text(text: &str) -> String {
     let safe = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '/' | '.');
     let begins_safely = text.starts_with(|c: char| c.is_ascii_alphanumeric() || matches!(c, '/' | '.' | '_'));

@@ -41,6 +41,10 @@ pub enum Kind {
     Word(&'static [&'static str]),
     /// `[a-z0-9-]`, 1 to 40 characters, beginning and ending with a letter or digit.
     Name,
+    /// A name, the word `none`, or the checkpoint of another job, as [`OtherCheckpoint`](super::OtherCheckpoint) writes it.
+    Start,
+    /// A map of at most this many labels to their values.
+    Labels { most: usize },
     /// Text on one line, 1 to 1024 characters.
     Text,
     /// A whole number, both ends allowed.
@@ -107,6 +111,13 @@ impl fmt::Display for Kind {
             Kind::Name => {
                 f.write_str("1 to 40 of a-z, 0-9 and -, beginning and ending with a letter or digit")
             }
+            Kind::Start => {
+                f.write_str("a stage's name, `none`, or `JOB/STAGE` or `JOB/STAGE/STEP` of another job")
+            }
+            Kind::Labels { most } => write!(
+                f,
+                "a map of at most {most} labels, names and values of 1 to 63 of A-Z, a-z, 0-9, `-`, `_`, `.` and `/`"
+            ),
             Kind::Text => f.write_str("text on one line, 1 to 1024 characters"),
             Kind::Whole { least, most } => write!(f, "a whole number from {least} to {most}"),
             Kind::Number(range) => write!(f, "a number, {range}"),

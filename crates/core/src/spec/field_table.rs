@@ -58,6 +58,12 @@ pub const FIELDS: &[Field] = &[
         Default::Word("default"),
         "Whom the job belongs to; one who submits for a single tenant gets that one by default.",
     ),
+    field(
+        "metadata.labels",
+        Kind::Labels { most: 32 },
+        Default::Absent,
+        "For people and scripts to find it by: `crescendo jobs --label team=vision`.",
+    ),
     field("spec", Kind::Section, Default::Required, "What the job does."),
     field("spec.model", Kind::Section, Default::Required, "The network that is trained."),
     field(
@@ -135,6 +141,18 @@ pub const FIELDS: &[Field] = &[
         whole(1, 1024),
         Default::From("`gpus`"),
         "The job may run on this many when there are no more.",
+    ),
+    field(
+        "spec.resources.device",
+        Kind::Word(&["auto", "cuda", "cpu"]),
+        Default::Word("auto"),
+        "Kind of device that it is trained on. `auto`: where a trainer with GPUs has ever connected, a FLUX-sized network only on those; otherwise GPUs first, then the slots of nodes without any.",
+    ),
+    field(
+        "spec.resources.nodeLabels",
+        Kind::Labels { most: 16 },
+        Default::Absent,
+        "Only trainer nodes with all these labels (`--labels`) are given ranks of it.",
     ),
     field("spec.priority", whole(-1000, 1000), Default::Whole(0), "Higher goes first."),
     field(
@@ -259,9 +277,9 @@ pub const FIELDS: &[Field] = &[
     ),
     field(
         "spec.stages[].initFrom",
-        Kind::Name,
+        Kind::Start,
         Default::From("the stage before; `none` in the first"),
-        "Stage whose final checkpoint this one starts from; `none` starts from the base.",
+        "Stage whose final checkpoint this one starts from; `none` starts from the base. `JOB/STAGE` is the final checkpoint of a stage of another job of the tenant, `JOB/STAGE/STEP` one of its registered checkpoints: only the weights are taken, so that one stage I serves many stages II. The job waits for what that job has yet to train.",
     ),
     field("spec.stages[].data", Kind::Section, Default::Required, "Where the stage's pairs come from."),
     field(

@@ -11,6 +11,7 @@ use super::field_table::FIELDS;
 use super::fields;
 use super::places::{Places, ancestors, nearest_position};
 use super::scalar::{describe, describe_scalar, nearest, number};
+use super::start::OtherCheckpoint;
 use super::tree::{Entry, Node, Position, Value, shorten};
 
 /// A section that is being read.
@@ -374,16 +375,41 @@ impl Reader {
     /// A name, if it is given.
     pub fn name(&mut self, section: Section<'_>, path: &Path) -> Option<String> {
         let (text, _, at) = self.scalar(section, path)?;
-        let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-        let fits = (1..=40).contains(&text.len())
-            && text.chars().all(inner)
-            && !text.starts_with('-')
-            && !text.ends_with('-');
-        if fits {
+        if is_name(text) {
             return Some(text.to_owned());
         }
         self.wrong(path, at, format!("`{}` is not a name: {}", shorten(text), path.row().kind));
         None
+    }
+
+    /// A stage, the word `none`, or the checkpoint of another job, if one is given.
+    pub fn start(&mut self, section: Section<'_>, path: &Path) -> Option<String> {
+        let (text, _, at) = self.scalar(section, path)?;
+        if is_name(text) || OtherCheckpoint::parse(text).is_some() {
+            return Some(text.to_owned());
+        }
+        self.wrong(path, at, format!("`{}` is not {}", shorten(text), path.row().kind));
+        None
+    }
+
+    /// Labels with their values; none if the field is absent.
+    pub fn labels(&mut self, section: Section<'_>, path: &Path) -> BTreeMap<String, String> {
+        let Kind::Labels { most } = path.row().kind else { return BTreeMap::new() };
+        let Some(node) = self.node(section, path) else { return BTreeMap::new() };
+        let label = |entry: &Entry| match &entry.value.value {
+            Value::Scalar { text, .. } if is_label(&entry.key) && is_label(text) => {
+                Some((entry.key.clone(), text.clone()))
+            }
+            Value::Scalar { .. } | Value::Null | Value::List(_) | Value::Map(_) | Value::Refused => None,
+        };
+        if let Value::Map(entries) = &node.value
+            && entries.len() <= most
+            && let Some(labels) = entries.iter().map(label).collect::<Option<BTreeMap<_, _>>>()
+        {
+            return labels;
+        }
+        self.wrong(path, node.at, format!("expected {}", path.row().kind));
+        BTreeMap::new()
     }
 
     /// Text, if it is given.
@@ -473,4 +499,18 @@ impl Reader {
 
 fn is_text(text: &str) -> bool {
     (1..=1024).contains(&text.chars().count()) && !text.chars().any(char::is_control)
+}
+
+fn is_name(text: &str) -> bool {
+    let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    (1..=40).contains(&text.len())
+        && text.chars().all(inner)
+        && !text.starts_with('-')
+        && !text.ends_with('-')
+}
+
+/// What a label, and its value, may be.
+pub(super) fn is_label(text: &str) -> bool {
+    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '/');
+    (1..=63).contains(&text.len()) && text.chars().all(fits)
 }

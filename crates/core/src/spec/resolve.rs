@@ -22,6 +22,7 @@ pub(super) fn job(reader: &mut Reader, root: &Node, submitter: Option<&Tenant>) 
         Some(tenant) => tenant.to_string(),
         None => default_word("metadata.tenant").into(),
     });
+    let labels = reader.labels(metadata, &path.field("labels"));
 
     let path = top.field("spec");
     let spec = reader.section(file, &path);
@@ -46,7 +47,19 @@ pub(super) fn job(reader: &mut Reader, root: &Node, submitter: Option<&Tenant>) 
         stages.push(stage);
     }
     let checkpoints = checkpoints(reader, spec, &path.field("checkpoints"));
-    JobSpec { name, tenant, model, resources, priority, seed, reproducible, endpoints, stages, checkpoints }
+    JobSpec {
+        name,
+        tenant,
+        labels,
+        model,
+        resources,
+        priority,
+        seed,
+        reproducible,
+        endpoints,
+        stages,
+        checkpoints,
+    }
 }
 
 /// What a stage's defaults depend on.
@@ -103,7 +116,13 @@ fn resources(reader: &mut Reader, spec: Section<'_>, path: &Path, preset: ModelP
     let gpus =
         whole_or(reader, section, &path.field("gpus"), if preset == ModelPreset::Nano { 1 } else { 8 });
     let min_gpus = whole_or(reader, section, &path.field("minGpus"), gpus);
-    Resources { gpus, min_gpus }
+    let device = match reader.word(section, &path.field("device")) {
+        Some("cuda") => DeviceChoice::Cuda,
+        Some("cpu") => DeviceChoice::Cpu,
+        _ => DeviceChoice::Auto,
+    };
+    let node_labels = reader.labels(section, &path.field("nodeLabels"));
+    Resources { gpus, min_gpus, device, node_labels }
 }
 
 fn checkpoints(reader: &mut Reader, spec: Section<'_>, path: &Path) -> CheckpointPolicy {
@@ -126,7 +145,7 @@ fn stage(reader: &mut Reader, section: Section<'_>, path: &Path, around: &Around
         Some("frame") => Positions::Frame,
         _ => Positions::Diagonal,
     };
-    let init_from = match reader.name(section, &path.field("initFrom")) {
+    let init_from = match reader.start(section, &path.field("initFrom")) {
         Some(name) if name == "none" => None,
         Some(name) => Some(name),
         None => around.before.map(str::to_owned),

@@ -45,7 +45,8 @@ fn assert_only(yaml: &str, expected: &str) {
 fn defaults_are_the_published_recipe() {
     let spec = parse(SMALLEST.as_bytes()).unwrap();
     assert_eq!((spec.name.as_str(), spec.tenant.as_str()), ("uno", "default"));
-    assert_eq!(spec.resources, Resources { gpus: 8, min_gpus: 8 });
+    let resources = (spec.resources.gpus, spec.resources.min_gpus, spec.resources.device);
+    assert_eq!(resources, (8, 8, DeviceChoice::Auto));
     assert_eq!(spec.checkpoints, CheckpointPolicy { every: 1000, keep_last: 3 });
     let stage = &spec.stages[0];
     assert_eq!((stage.name.as_str(), stage.references, stage.positions), ("stage-1", 1, Positions::Diagonal));

@@ -1,6 +1,8 @@
 //! Plain data of the resolved spec. Defaults come from the published recipe (UNO paper, section 4.1, and the released
 //! code); where the two differ, the field says which one is taken.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 /// A job with every default filled in. Its JSON form is what nodes receive, and what is stored.
@@ -14,6 +16,9 @@ pub struct JobSpec {
     pub name: String,
     /// `metadata.tenant`: `[a-z0-9-]`, 1 to 40 characters; `default` if absent.
     pub tenant: String,
+    /// `metadata.labels`: at most 32.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
     pub model: ModelSpec,
     pub resources: Resources,
     /// Higher goes first; -1000 to 1000, 0 if absent.
@@ -123,6 +128,29 @@ pub struct Resources {
     pub gpus: u32,
     /// The gang may shrink to this many; equal to `gpus` if absent.
     pub min_gpus: u32,
+    /// Kind of device that it is trained on.
+    #[serde(default, skip_serializing_if = "DeviceChoice::is_auto")]
+    pub device: DeviceChoice,
+    /// Labels that every node has that is given ranks of it; at most 16.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub node_labels: BTreeMap<String, String>,
+}
+
+/// Which devices a job is trained on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DeviceChoice {
+    /// As its network wants it: one of FLUX's size on GPUs, where a trainer that has any is known.
+    #[default]
+    Auto,
+    Cuda,
+    Cpu,
+}
+
+impl DeviceChoice {
+    fn is_auto(&self) -> bool {
+        *self == Self::Auto
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -133,7 +161,8 @@ pub struct StageSpec {
     /// Reference images per sample, 0 to 8. 0 trains plain text-to-image.
     pub references: u32,
     pub positions: Positions,
-    /// Stage whose final checkpoint this one starts from; the stage before it if absent, none for the first.
+    /// Stage whose final checkpoint this one starts from, or an [`OtherCheckpoint`](super::OtherCheckpoint); the stage before it
+    /// if absent, none for the first.
     pub init_from: Option<String>,
     pub data: DataSpec,
     pub train: TrainSpec,

@@ -75,7 +75,8 @@ pub fn commit_checkpoint(
 
     let checkpoint = CheckpointRecord { committed_at: now, damaged: None, ..checkpoint };
     let mut writes = vec![Write::Put(Record::Checkpoint(checkpoint.clone()))];
-    let expired = expired_by(job, stage, &checkpoint);
+    let mut expired = expired_by(job, stage, &checkpoint);
+    expired.retain(|old| !state.is_started_from(old));
     writes.extend(
         expired
             .iter()

@@ -1,5 +1,7 @@
 //! What holds for every spec, and for every string of bytes.
 
+use std::collections::BTreeMap;
+
 use proptest::prelude::*;
 
 use crate::spec::*;
@@ -310,6 +312,10 @@ fn job_spec() -> impl Strategy<Value = JobSpec> {
                 let presets = [ModelPreset::FluxDev, ModelPreset::FluxSchnell, ModelPreset::Nano];
                 let precisions = [Precision::Auto, Precision::Fp8, Precision::Bf16];
                 let pick = usize::try_from(seed % 3).expect("less than 3");
+                let labels = [("team", "vision"), ("v1.0", "007"), ("null", "true")].into_iter().take(pick);
+                let labels: BTreeMap<String, String> =
+                    labels.map(|(label, value)| (label.to_owned(), value.to_owned())).collect();
+                let device = [DeviceChoice::Auto, DeviceChoice::Cuda, DeviceChoice::Cpu][pick];
                 JobSpec {
                     name,
                     tenant,
@@ -326,7 +332,8 @@ fn job_spec() -> impl Strategy<Value = JobSpec> {
                         encoders,
                         precision: precisions[pick],
                     },
-                    resources: Resources { gpus, min_gpus: 1 },
+                    resources: Resources { gpus, min_gpus: 1, device, node_labels: labels.clone() },
+                    labels,
                     priority,
                     seed,
                     reproducible: if pick == 2 { Reproducible::Strict } else { Reproducible::Lenient },

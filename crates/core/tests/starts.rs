@@ -1,0 +1,292 @@
+//! Stages that start from checkpoints of other jobs, and jobs that ask for nodes of a kind.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crescendo_core::decide::{Limits, PendingReason, decide};
+use crescendo_core::histogram::ScoreCounts;
+use crescendo_core::ids::{
+    Generation, Incarnation, JobId, NodeId, RequestId, StageName, StageRef, Timestamp,
+};
+use crescendo_core::job::JobState;
+use crescendo_core::observed::Observed;
+use crescendo_core::quotas::{Quotas, TenantLimits};
+use crescendo_core::records::{
+    AttemptRecord, CheckpointRecord, JobRecord, NodeKind, NodeRecord, Record, ShardRecord, UnitRecord,
+    UnitResult, UnitState, Write,
+};
+use crescendo_core::spec::{self, JobSpec};
+use crescendo_core::state::ClusterState;
+use crescendo_core::transitions::{QueueLimits, Submission, checkpoint_path, commit_checkpoint, submit_job};
+
+const NOW: Timestamp = Timestamp(1_000_000);
+
+struct Cluster {
+    state: ClusterState,
+    seen: Observed,
+}
+
+/// One stage of 8 pairs and 20 steps on two ranks.
+fn spec_of(tenant: &str, preset: &str, rank: u32, more: &str) -> JobSpec {
+    let yaml = format!(
+        "apiVersion: crescendo/v1\nkind: TrainingJob\nmetadata: {{name: trial, tenant: {tenant}}}\nspec:\n  model: {{preset: {preset}, weights: base.safetensors}}\n  resources: {{gpus: 2{}}}\n  stages:\n    - references: 1\n{}      data: {{source: compose, subjects: s, pairs: 8, unitSize: 8}}\n      train: {{adapter: {{rank: {rank}}}, steps: 20, globalBatch: 8}}\n",
+        more.strip_prefix("resources:").unwrap_or_default(),
+        more.strip_prefix("stage:").map(|line| format!("      {line}\n")).unwrap_or_default(),
+    );
+    spec::parse(yaml.as_bytes()).unwrap_or_else(|problems| panic!("{problems:?}"))
+}
+
+impl Cluster {
+    fn new() -> Self {
+        Self { state: ClusterState::default(), seen: Observed::new(NOW) }
+    }
+
+    fn node(&mut self, name: &str, device: &str, slots: u32, labels: &[(&str, &str)]) {
+        let id = NodeId::parse(name).expect("valid");
+        let incarnation = Incarnation::parse("i").expect("valid");
+        let labels = labels.iter().map(|(label, value)| ((*label).to_owned(), (*value).to_owned())).collect();
+        let record = NodeRecord {
+            id: id.clone(),
+            incarnation: incarnation.clone(),
+            kind: NodeKind::Trainer,
+            slots,
+            device: device.to_owned(),
+            address: format!("{name}:1"),
+            labels,
+            version: "0".into(),
+            drained: false,
+            cordon: None,
+            arithmetic: None,
+        };
+        self.seen.hello(id, incarnation, BTreeSet::new(), BTreeSet::new(), NOW);
+        self.write(vec![Write::Put(Record::Node(record))]);
+    }
+
+    fn write(&mut self, writes: Vec<Write>) {
+        writes.into_iter().for_each(|write| self.state.apply(write).expect("it belongs to something"));
+    }
+
+    /// A job whose pairs are there.
+    fn ready(&mut self, request: &str, spec: JobSpec) -> JobId {
+        let submission = Submission {
+            request: RequestId::parse(request).expect("valid"),
+            spec: Arc::new(spec),
+            spec_json: Arc::from(request.as_bytes()),
+            trace: None,
+        };
+        let limits = QueueLimits {
+            max_open_jobs: 100,
+            retry_after: Duration::from_secs(1),
+            tenant: TenantLimits::default(),
+        };
+        let submitted = submit_job(&self.state, submission, limits, NOW).expect("taken");
+        self.write(submitted.writes);
+        let result = UnitResult {
+            shard: ShardRecord { path: "p".into(), pairs: 8, size_bytes: 8, sha256: "b".repeat(64) },
+            rejected: BTreeMap::new(),
+            scores: ScoreCounts::default(),
+            exhausted: false,
+        };
+        let unit = UnitRecord {
+            stage: stage_of(&submitted.job),
+            unit: 0,
+            lease_generation: 1,
+            state: UnitState::Done(result),
+            failures: 0,
+            released: 0,
+            last_failure: None,
+            failed_on: BTreeSet::new(),
+        };
+        self.write(vec![Write::Put(Record::Unit(unit))]);
+        submitted.job
+    }
+
+    /// Why the job waits, once decided; it is carried out.
+    fn decide(&mut self, job: &JobId) -> Option<PendingReason> {
+        let plan = decide(&self.state, &self.seen, &Limits::default(), NOW);
+        self.write(plan.writes);
+        plan.waits.get(job).cloned()
+    }
+
+    fn attempt(&self, job: &JobId) -> Option<&AttemptRecord> {
+        self.state.job(job).expect("it is there").stages[0].active_attempt()
+    }
+
+    fn nodes(&self, job: &JobId) -> BTreeSet<&str> {
+        let ranks = self.attempt(job).into_iter().flat_map(|attempt| &attempt.ranks);
+        ranks.map(|rank| rank.node.as_str()).collect()
+    }
+
+    fn checkpoint(&mut self, job: &JobId, step: u64) -> CheckpointRecord {
+        let stage = stage_of(job);
+        let generation = Generation(1);
+        let checkpoint = CheckpointRecord {
+            path: checkpoint_path(&stage, step, generation),
+            stage,
+            generation,
+            step,
+            files: vec![crescendo_core::records::FileRecord {
+                name: "state.json".into(),
+                size_bytes: 1,
+                sha256: "a".repeat(64),
+            }],
+            committed_at: NOW,
+            is_final: step == 20,
+            damaged: None,
+            next_position: step * 8,
+        };
+        let committed = commit_checkpoint(&self.state, checkpoint, NOW).expect("the newest may");
+        self.write(committed.writes);
+        committed.checkpoint
+    }
+
+    fn end(&mut self, job: &JobId, state: JobState) {
+        let record = self.state.job(job).expect("it is there").record.clone();
+        let attempts =
+            self.state.job(job).expect("there").stages.iter().filter_map(|stage| stage.attempt.clone());
+        let ended = attempts.map(|attempt| {
+            let reason = "a test".to_owned();
+            let state = crescendo_core::records::AttemptState::Ended { reason, at: NOW };
+            Write::Put(Record::Attempt(AttemptRecord { state, ..attempt }))
+        });
+        let ended = ended.collect();
+        self.write(ended);
+        self.write(vec![Write::Put(Record::Job(JobRecord { state, finished_at: Some(NOW), ..record }))]);
+    }
+
+    fn state_of(&self, job: &JobId) -> &JobState {
+        &self.state.job(job).expect("it is there").record.state
+    }
+
+    /// What is said of a spec.
+    fn told(&self, spec: &JobSpec) -> String {
+        let found = Quotas::default().overreaches(spec, &self.state);
+        found.iter().map(|one| format!("{}: {}", one.field, one.message)).collect()
+    }
+}
+
+fn stage_of(job: &JobId) -> StageRef {
+    StageRef { job: job.clone(), stage: StageName::parse("stage-1").expect("valid") }
+}
+
+fn from(tenant: &str, rank: u32, name: &str) -> JobSpec {
+    spec_of(tenant, "nano", rank, &format!("stage:initFrom: {name}"))
+}
+
+#[test]
+fn a_stage_starts_from_another_jobs_once_that_has_trained_it() {
+    let mut cluster = Cluster::new();
+    cluster.node("n", "cpu", 4, &[]);
+    let first = cluster.ready("first", spec_of("default", "nano", 4, ""));
+    let named = format!("{first}/stage-1");
+    let second = cluster.ready("second", from("default", 4, &named));
+    assert_eq!(cluster.decide(&second), Some(PendingReason::Start { from: named }));
+    assert!(cluster.attempt(&first).is_some(), "the other one trains");
+    let last = cluster.checkpoint(&first, 20);
+    cluster.decide(&second);
+    assert_eq!(cluster.attempt(&second).and_then(|attempt| attempt.init_from.as_ref()), Some(&last));
+}
+
+#[test]
+fn a_checkpoint_that_an_open_job_starts_from_is_not_expired() {
+    let mut cluster = Cluster::new();
+    cluster.node("n", "cpu", 2, &[]);
+    let first = cluster.ready("first", spec_of("default", "nano", 4, ""));
+    cluster.decide(&first);
+    let early = cluster.checkpoint(&first, 1);
+    let second = cluster.ready("second", from("default", 4, &format!("{first}/stage-1/1")));
+    (2..12).for_each(|step| drop(cluster.checkpoint(&first, step)));
+    let kept: Vec<u64> =
+        cluster.state.job(&first).expect("there").stages[0].checkpoints.keys().map(|key| key.0).collect();
+    assert!(kept.contains(&1) && !kept.contains(&2), "{kept:?}");
+    cluster.checkpoint(&first, 20);
+    cluster.decide(&second);
+    assert_eq!(cluster.attempt(&second).and_then(|attempt| attempt.init_from.as_ref()), Some(&early));
+}
+
+#[test]
+fn a_job_whose_start_will_never_be_there_fails() {
+    let mut cluster = Cluster::new();
+    cluster.node("n", "cpu", 4, &[]);
+    let first = cluster.ready("first", spec_of("default", "nano", 4, ""));
+    let second = cluster.ready("second", from("default", 4, &format!("{first}/stage-1")));
+    cluster.decide(&second);
+    cluster.end(&first, JobState::Cancelled { reason: "enough".into() });
+    cluster.decide(&second);
+    let JobState::Failed { reason } = cluster.state_of(&second) else {
+        panic!("{}", cluster.state_of(&second))
+    };
+    let said = format!(
+        "stage stage-1 starts from {first}/stage-1, which is not there, and job {first} is cancelled"
+    );
+    assert_eq!(*reason, said);
+}
+
+#[test]
+fn what_a_stage_cannot_start_from_is_refused_with_its_field() {
+    let mut cluster = Cluster::new();
+    cluster.node("n", "cpu", 2, &[]);
+    let first = cluster.ready("first", spec_of("default", "nano", 4, ""));
+    let of = |stage: &str| format!("{first}/{stage}");
+    let told = |spec: &JobSpec| cluster.told(spec);
+    assert_eq!(told(&from("default", 4, &of("stage-1"))), "", "it may wait for it");
+    let at = "spec.stages[0].initFrom: ";
+    assert_eq!(told(&from("other", 4, &of("stage-1"))), format!("{at}there is no job {first}"));
+    assert_eq!(told(&from("default", 4, "nobody-abc/stage-1")), format!("{at}there is no job nobody-abc"));
+    assert_eq!(
+        told(&from("default", 4, &of("stage-2"))),
+        format!("{at}job {first} has no stage stage-2; it has stage-1")
+    );
+    assert_eq!(
+        told(&from("default", 8, &of("stage-1"))),
+        format!("{at}rank 8 cannot start from {first}/stage-1, which has rank 4")
+    );
+    let other = spec_of("default", "flux-dev", 4, &format!("stage:initFrom: {first}/stage-1"));
+    assert!(told(&other).contains("trains another network"), "{}", told(&other));
+    cluster.end(&first, JobState::Failed { reason: "a test".into() });
+    let said = cluster.told(&from("default", 4, &format!("{first}/stage-1/5")));
+    assert_eq!(said, format!("{at}job {first} is failed and has no checkpoint of step 5 of stage-1"));
+}
+
+#[test]
+fn a_job_is_given_nodes_with_its_labels_alone() {
+    let mut cluster = Cluster::new();
+    cluster.node("a", "cpu", 2, &[("pool", "small")]);
+    cluster.node("b", "cpu", 4, &[("pool", "large"), ("rack", "7")]);
+    let picky =
+        |labels: &str| spec_of("default", "nano", 4, &format!("resources:, nodeLabels: {{{labels}}}"));
+    let large = cluster.ready("large", picky("pool: large, rack: '7'"));
+    let none = cluster.ready("none", picky("pool: huge"));
+    let small = cluster.ready("small", picky("pool: small"));
+    let wait = cluster.decide(&none);
+    assert_eq!(cluster.nodes(&large), BTreeSet::from(["b"]));
+    assert_eq!(
+        cluster.nodes(&small),
+        BTreeSet::from(["a"]),
+        "one that waits for other nodes holds nobody up"
+    );
+    assert_eq!(
+        wait.expect("it waits").to_string(),
+        "waits for a trainer node with pool=huge: none is connected"
+    );
+}
+
+#[test]
+fn a_large_network_waits_for_gpus_where_there_are_any() {
+    let mut cluster = Cluster::new();
+    cluster.node("cpu", "cpu", 8, &[]);
+    let early = cluster.ready("early", spec_of("default", "flux-dev", 4, ""));
+    cluster.decide(&early);
+    assert_eq!(cluster.nodes(&early), BTreeSet::from(["cpu"]), "a cluster without GPUs has nothing better");
+    cluster.node("gpu", "cuda", 1, &[]);
+    let flux = cluster.ready("flux", spec_of("default", "flux-dev", 4, ""));
+    let wait = cluster.decide(&flux);
+    assert_eq!(wait, Some(PendingReason::Slots { wanted: 2, free: 1, total: 1 }));
+    let anywhere = cluster.ready("anywhere", spec_of("default", "flux-dev", 4, "resources:, device: cpu"));
+    cluster.decide(&anywhere);
+    assert_eq!(cluster.nodes(&anywhere), BTreeSet::from(["cpu"]));
+    let nano = cluster.ready("nano", spec_of("default", "nano", 4, ""));
+    cluster.decide(&nano);
+    assert_eq!(cluster.nodes(&nano), BTreeSet::from(["cpu"]), "small ones go where there is room");
+}
