@@ -93,6 +93,11 @@ impl Scene {
             "ExplainJob" => v1::ExplainJobRequest { job_id }.encode_to_vec(),
             "WhoAmI" => v1::WhoAmIRequest {}.encode_to_vec(),
             "CancelJob" => v1::CancelJobRequest { job_id, reason: "enough".into() }.encode_to_vec(),
+            "PauseJob" => {
+                v1::PauseJobRequest { job_id, reason: "lunch".into(), keep_curating: true }.encode_to_vec()
+            }
+            "ResumeJob" => v1::ResumeJobRequest { job_id }.encode_to_vec(),
+            "RetryJob" => v1::RetryJobRequest { job_id }.encode_to_vec(),
             "ReadLogs" => v1::ReadLogsRequest { job_id, tail_lines: 1, follow: false }.encode_to_vec(),
             "OpenSession" => {
                 let hello = hello("t-2", v1::NodeKind::Trainer, 1, "first");
@@ -201,7 +206,7 @@ async fn a_call_without_the_right_credential_changes_nothing() -> anyhow::Result
             scene.refuse(rule, &scene.nodes, None, "a node", &denied).await?;
         }
     }
-    assert_eq!(calls, 26, "every call of the controller was tried");
+    assert_eq!(calls, 29, "every call of the controller was tried");
     Ok(())
 }
 

@@ -96,7 +96,7 @@ impl Cluster {
             failures: 0,
             released: 0,
             last_failure: None,
-            failed_on: BTreeSet::new(),
+            failed_on: Vec::new(),
         };
         self.write(vec![Write::Put(Record::Unit(unit))]);
         submitted.job

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::error::RequestError;
 use crate::histogram::ScoreCounts;
 use crate::ids::{NodeId, StageRef, Timestamp};
-use crate::job::JobEvent;
+use crate::job::{JobEvent, JobState, Pause};
 use crate::object_keys;
 use crate::pairlog::{Lease, UnitPolicy};
 use crate::records::{
@@ -77,7 +77,9 @@ pub fn lease_unit(
         Err(RequestError::TooLate { .. }) => return Ok((Lease::Sealed, Vec::new())),
         Err(refused) => return Err(refused),
     };
-    if state.halted(&id.job).is_some() {
+    let paused = state.job(&id.job).map(|job| &job.record.state);
+    let paused = matches!(paused, Some(JobState::Paused(Pause { curates: false, .. })));
+    if state.halted(&id.job).is_some() || paused {
         return Ok((Lease::Wait, Vec::new()));
     }
     let lease = stage.log.lease(id, node, now, policy);
@@ -238,7 +240,6 @@ mod tests {
     use super::*;
     use crate::decide::Limits;
     use crate::ids::{JobId, RequestId, StageName};
-    use crate::job::JobState;
     use crate::records::JobRecord;
 
     fn state() -> (ClusterState, StageRef) {
