@@ -98,6 +98,8 @@ fn run(cli: Cli) -> Result<(), Failure> {
             Command::Watch(args) => commands::watch::run(&common, &args).await,
             Command::Logs(args) => commands::logs::run(&common, &args).await,
             Command::Cancel(args) => commands::cancel::run(&common, &args).await,
+            Command::Delete(args) => commands::delete::run(&common, &args).await,
+            Command::Lineage(args) => commands::lineage::run(&common, &args).await,
             Command::Nodes(args) => commands::nodes::run(&common, &args).await,
             Command::Drain(args) => commands::drain::run(&common, &args).await,
             Command::Checkpoints(args) => commands::checkpoints::run(&common, &args).await,

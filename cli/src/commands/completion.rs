@@ -9,7 +9,8 @@ use crate::show;
 
 const NAME: &str = "crescendo";
 /// Commands whose first argument is a job.
-const OF_JOBS: [&str; 7] = ["get", "explain", "watch", "logs", "cancel", "checkpoints", "pairs"];
+const OF_JOBS: [&str; 9] =
+    ["get", "explain", "watch", "logs", "cancel", "delete", "lineage", "checkpoints", "pairs"];
 
 pub fn run(shell: Shell) -> Result<(), Failure> {
     show::out(script(shell));

@@ -11,6 +11,8 @@
 //!     storePrefixes: [sets/products]        # in place of tenants/products
 //!     roots: [/data/products]               # folders of the nodes outside --library-root
 //!     keys: [vlm]                           # keys for endpoints
+//!     keepEndedFor: 720h                    # its jobs are deleted by themselves this long after they have ended
+//!     keepEndedJobs: 100                    # and all but so many, the oldest first; neither: they stay
 //!     endpoints: [public, "vllm.llm.svc:8000"]
 //! shared: [models]                          # what every tenant may read of the object store
 //! operator: platform                        # the tenant that may reach everything, if there is one
@@ -19,11 +21,15 @@
 //! Where there is such a file, no tenant is the operator unless it says so: `default` is one like any other.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use crescendo_core::ids::Tenant;
 use crescendo_core::quotas::{CallRate, Quotas, TenantLimits};
 use crescendo_core::reach::{EndpointRule, Grant, ReachRules, STORE_PREFIX};
 use serde::Deserialize;
+
+/// A job that has just ended is looked at before it goes.
+const SHORTEST_KEEP: Duration = Duration::from_secs(3600);
 
 /// What is wrong with the file.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -64,6 +70,8 @@ struct Entry {
     burst: Option<u32>,
     max_priority: Option<i32>,
     max_curators: Option<u32>,
+    keep_ended_for: Option<String>,
+    keep_ended_jobs: Option<u32>,
     store_prefixes: Option<Vec<String>>,
     roots: Vec<String>,
     keys: Vec<String>,
@@ -168,12 +176,26 @@ impl Entry {
             }
         };
         let max_stored_bytes = max_stored_bytes.transpose()?;
-        let Self { max_priority, max_curators, store_prefixes, roots, keys, endpoints, .. } = self;
+        let keep_ended_for = match self.keep_ended_for.as_deref().map(humantime::parse_duration) {
+            None => None,
+            Some(Ok(time)) if time >= SHORTEST_KEEP => Some(time),
+            Some(_) => return Err(bad("keepEndedFor", "must be a time such as 720h or 30days, at least 1h")),
+        };
+        let Self { max_priority, max_curators, keep_ended_jobs, .. } = self;
+        let Self { store_prefixes, roots, keys, endpoints, .. } = self;
         if max_curators == Some(0) {
             return Err(bad("maxCurators", "must be at least 1"));
         }
-        let limits =
-            TenantLimits { max_gpus, max_queued_jobs, max_stored_bytes, calls, max_priority, max_curators };
+        let limits = TenantLimits {
+            max_gpus,
+            max_queued_jobs,
+            max_stored_bytes,
+            calls,
+            max_priority,
+            max_curators,
+            keep_ended_for,
+            keep_ended_jobs,
+        };
         let list = |field: &str| format!("{path}.{field}");
         let prefixes = store_prefixes.map(|texts| checked(texts, &list("storePrefixes"), check_prefix));
         let endpoints = endpoints.map(|texts| checked(texts, &list("endpoints"), EndpointRule::parse));

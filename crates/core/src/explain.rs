@@ -11,6 +11,7 @@
 //! estimate is one: it says what happens at the present pace.
 
 mod capacity;
+mod deletion;
 mod pairs;
 mod precision;
 mod progress;
@@ -52,7 +53,7 @@ pub struct View<'a> {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Explanation {
     /// One word of a fixed set: that of [`PendingReason::label`], or one of `new`, `starting`, `running`, `unseen`,
-    /// `succeeded`, `failed`, `cancelled`.
+    /// `succeeded`, `failed`, `cancelled`, `deleting`.
     pub cause: &'static str,
     /// The stage that it is about; empty if about none.
     pub stage: String,
@@ -74,6 +75,9 @@ pub struct Explanation {
 
 /// Explains one job.
 pub fn explain(view: &View<'_>, job: &Job) -> Explanation {
+    if let Some(deletion) = view.state.deletion(&job.record.id) {
+        return deletion::deleting(view, deletion);
+    }
     match &job.record.state {
         JobState::Succeeded => return progress::succeeded(job),
         JobState::Cancelled { reason } => return progress::cancelled(job, reason),

@@ -22,6 +22,9 @@
 //! | [`pairlog`] | curation units, leases, the readable prefix |
 //! | [`rejection`] | why candidates are turned down |
 //! | [`object_keys`] | keys of the object store |
+//! | [`deletion`] | ended jobs on their way out, and what stays of them |
+//! | [`references`] | which jobs need files of another |
+//! | [`file`] | a file of a checkpoint |
 //! | [`leftovers`] | what lies in the object store that no record names |
 //! | [`histogram`] | distributions of scores, which add up over units |
 //! | [`transitions`] | what a caller may ask for, and when it is refused |
@@ -48,8 +51,10 @@ pub mod arithmetic;
 pub mod blame;
 pub mod cooldown;
 pub mod decide;
+pub mod deletion;
 pub mod error;
 pub mod explain;
+pub mod file;
 pub mod histogram;
 pub mod ids;
 pub mod invariants;
@@ -66,6 +71,7 @@ pub mod quotas;
 pub mod ranks;
 pub mod reach;
 pub mod records;
+pub mod references;
 pub mod rejection;
 pub mod secret;
 pub mod segment;

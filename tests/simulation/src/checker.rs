@@ -286,7 +286,12 @@ impl Facts {
             Record::Segment(segment) => self.check_segment(segment, broken),
             Record::Unit(unit) => self.check_unit(unit, broken),
             Record::Checkpoint(checkpoint) => self.check_checkpoint(checkpoint, broken),
-            Record::Request(_) | Record::Stage(_) | Record::Node(_) | Record::Cluster(_) => {}
+            Record::Request(_)
+            | Record::Stage(_)
+            | Record::Node(_)
+            | Record::Cluster(_)
+            | Record::Deletion(_)
+            | Record::Keep(_) => {}
         }
         self.keys.insert(change.key.clone(), record.key());
         if let Err(orphan) = self.state.apply(Write::Put(record)) {

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use crescendo_controller::collections::Collections;
 use crescendo_controller::config::Config;
 use crescendo_controller::engine::EngineDeps;
 use crescendo_controller::leadership::{self, EngineHandle, Role};
@@ -219,7 +220,9 @@ impl Controller {
         let (stop, drain) = (tasks.stop_token(), Drain::new(STAY_FOR_NODES));
         process.spawn(leadership::stay_for_nodes(handle.clone(), drain.clone()));
         process.spawn(leadership::run(around, identity, role, stop.clone()));
-        let jobs = Jobs::new(handle.clone(), logs.clone(), Relays::default(), tasks.clone());
+        let collections = Collections::new(metrics.clone());
+        let jobs =
+            Jobs::new(handle.clone(), logs.clone(), Relays::default(), collections.clone(), tasks.clone());
         let nodes = Nodes::new(handle.clone(), logs, units, metrics, tasks);
         let routes = Routes::new(JobServiceServer::new(jobs))
             .add_service(NodeServiceServer::new(nodes))
