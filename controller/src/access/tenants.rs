@@ -183,6 +183,9 @@ impl Entry {
         };
         let Self { max_priority, max_curators, keep_ended_jobs, .. } = self;
         let Self { store_prefixes, roots, keys, endpoints, .. } = self;
+        if keep_ended_jobs == Some(0) {
+            return Err(bad("keepEndedJobs", "must be at least 1"));
+        }
         if max_curators == Some(0) {
             return Err(bad("maxCurators", "must be at least 1"));
         }
@@ -286,8 +289,21 @@ tenants:
     }
 
     #[test]
+    fn ended_jobs_are_kept_as_long_as_an_entry_says() {
+        let text = "default: {keepEndedJobs: 100}\ntenants:\n  research: {keepEndedFor: 720h}\n  products: {}\n";
+        let quotas = parse(text).expect("good");
+        let of = |name: &str| (quotas.of(name).keep_ended_for, quotas.of(name).keep_ended_jobs);
+        assert_eq!(of("research"), (Some(Duration::from_secs(720 * 3600)), None));
+        assert_eq!((of("products"), of("others")), ((None, None), (None, Some(100))));
+        assert!(quotas.retires() && !parse("tenants: {a: {maxGpus: 1}}").expect("good").retires());
+    }
+
+    #[test]
     fn what_is_wrong_is_named() {
         let cases = [
+            ("default: {keepEndedFor: '720'}", "default.keepEndedFor: must be a time such as 720h"),
+            ("tenants: {a: {keepEndedFor: 59m}}", "tenants.a.keepEndedFor: must be a time such as 720h"),
+            ("tenants: {a: {keepEndedJobs: 0}}", "tenants.a.keepEndedJobs: must be at least 1"),
             ("tenants: {a: {roots: [data]}}", "tenants.a.roots[0]: must be an absolute folder"),
             ("tenants: {a: {roots: [/a, /a/../b]}}", "tenants.a.roots[1]: must be an absolute folder"),
             ("tenants: {a: {roots: [/]}}", "tenants.a.roots[0]: must be an absolute folder"),

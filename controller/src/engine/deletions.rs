@@ -112,7 +112,8 @@ impl Engine {
     /// What in a spec its tenant may not have, and files of jobs that are deleted.
     pub(super) fn overreaches(&self, spec: &JobSpec) -> Vec<Overreach> {
         let mut found = self.limits.quotas.overreaches(spec, &self.state);
-        found.extend(names_deleted(spec, &self.state, self.store_root()));
+        let reach = self.limits.quotas.reach.of(&spec.tenant, spec, &self.state);
+        found.extend(names_deleted(spec, &self.state, &reach, self.store_root()));
         found
     }
 
@@ -133,7 +134,7 @@ impl Engine {
         now: Timestamp,
     ) -> Answer<v1::DeleteJobResponse> {
         self.check_sees(id, scope)?;
-        let (deletion, writes) = self.begin_deletion(id, keep, None, now)?;
+        let (deletion, writes) = self.begin_deletion(id, scope, keep, None, now)?;
         if dry_run {
             let parts = self.state.job(id).map(|job| registered_parts(job, deletion.keep)).unwrap_or_default();
             return Ok(v1::DeleteJobResponse { parts, ..Default::default() });
@@ -150,12 +151,13 @@ impl Engine {
     fn begin_deletion(
         &self,
         id: &JobId,
+        scope: &Scope,
         keep: KeptParts,
         by_retention: Option<String>,
         now: Timestamp,
     ) -> Result<(DeletionRecord, Vec<Write>), RequestError> {
         let spec_sha256 = self.state.job(id).map(spec_sha256).unwrap_or_default();
-        let order = DeleteOrder { keep, spec_sha256, root: self.store_root(), by_retention };
+        let order = DeleteOrder { keep, spec_sha256, root: self.store_root(), scope, by_retention };
         transitions::delete_job(&self.state, id, order, self.observed.wall(now))
     }
 
@@ -244,7 +246,7 @@ impl Engine {
         let wall = self.observed.wall(now).min(now);
         for retired in decide_retention(&self.state, &self.limits, self.store_root(), wall) {
             let (job, why) = (retired.job, retired.why);
-            match self.begin_deletion(&job, KeptParts::default(), Some(why.clone()), now) {
+            match self.begin_deletion(&job, &Scope::Everything, KeptParts::default(), Some(why.clone()), now) {
                 Ok((_, writes)) => {
                     tracing::info!(%job, why, "job is to be deleted by its tenant's retention");
                     self.write_all(writes);

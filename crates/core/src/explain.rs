@@ -139,6 +139,7 @@ fn waiting(view: &View<'_>, job: &Job, index: usize, stage: &Stage, wait: &Pendi
                 "stages that have begun go on; no further one is begun".to_owned(),
             ],
             remedies: vec![
+                "delete jobs that have ended: crescendo delete JOB --dry-run says what that frees".to_owned(),
                 format!("ask an admin to raise maxStoredBytes of tenant {tenant}"),
                 "or keep less: spec.checkpoints.keepLast of the jobs that run".to_owned(),
             ],

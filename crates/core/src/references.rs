@@ -4,7 +4,7 @@ use crate::deletion::KeptParts;
 use crate::error::Overreach;
 use crate::ids::JobId;
 use crate::object_keys::{self, JobPart};
-use crate::reach::SpecPath;
+use crate::reach::{Reach, SpecPath};
 use crate::spec::{JobSpec, NamedFile, named_files};
 use crate::state::{ClusterState, Job};
 
@@ -49,12 +49,19 @@ fn begun_from(job: &Job) -> impl Iterator<Item = &str> {
     from.filter_map(|checkpoint| checkpoint.as_ref()).map(|checkpoint| checkpoint.path.as_str())
 }
 
-/// Fields of a spec that name files of a job which is being deleted, or is gone, and whose files of that part are not kept.
-pub fn names_deleted(spec: &JobSpec, state: &ClusterState, root: StoreRoot<'_>) -> Vec<Overreach> {
+/// Fields of a spec that name files of a job which is being deleted, or is gone, and whose files of that part are not kept. What is
+/// out of `reach` is none of them: whether it was ever there is not told.
+pub fn names_deleted(
+    spec: &JobSpec,
+    state: &ClusterState,
+    reach: &Reach,
+    root: StoreRoot<'_>,
+) -> Vec<Overreach> {
     if state.deletion_count() == 0 {
         return Vec::new();
     }
     let gone = |NamedFile { field, path, .. }: NamedFile<'_>| {
+        reach.check_path(path).ok()?;
         let key = plain(store_key(path, root)?);
         let job = JobId::parse(object_keys::job_of(&key)?).ok()?;
         let deletion = state.deletion(&job).filter(|deletion| touches(&key, &job, deletion.keep))?;

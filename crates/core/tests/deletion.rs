@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crescendo_core::RequestError;
+use crescendo_core::access::Scope;
 use crescendo_core::decide::{Limits, decide_deleting, decide_retention, next_files};
 use crescendo_core::deletion::{DeletionPhase, DeletionRecord, KeptParts, MAX_LINEAGES, ObjectTotals};
 use crescendo_core::ids::{AttemptRef, Generation, JobId, NodeId, RequestId, StageName, StageRef, Tenant, Timestamp};
@@ -15,6 +16,7 @@ use crescendo_core::leftovers::{CollectRules, ListedObject, deleted_objects, lef
 use crescendo_core::object_keys;
 use crescendo_core::observed::Observed;
 use crescendo_core::quotas::{Quotas, TenantLimits, stored_bytes};
+use crescendo_core::reach::{Bounds, Reach};
 use crescendo_core::records::{
     AttemptRecord, AttemptState, CheckpointRecord, FileRecord, JobRecord, Record, RecordKey, RequestRecord,
     ShardRecord, StageRecord, UnitRecord, UnitResult, UnitState, Write,
@@ -126,7 +128,7 @@ fn whole_job(name: &str, units: u64) -> Vec<Record> {
 }
 
 fn order(keep: KeptParts) -> DeleteOrder<'static> {
-    DeleteOrder { keep, spec_sha256: "b".repeat(64), root: Some("/mnt/objects"), by_retention: None }
+    DeleteOrder { keep, spec_sha256: "b".repeat(64), root: Some("/mnt/objects"), scope: &Scope::Everything, by_retention: None }
 }
 
 struct World {
@@ -310,6 +312,13 @@ fn what_an_open_job_needs_is_not_deleted() {
         assert_eq!(references_to(&world.state, &id("gone"), checkpoints, order(NONE).root).count() == 0, kept_is_enough, "{weights}");
         assert_eq!(world.delete("gone", checkpoints).is_ok(), kept_is_enough, "{weights}");
     }
+    // Of jobs that whoever asks does not see, it is only said that there are some.
+    let open = Record::Job(job("open", JobState::Queued, &format!("store:{final_file}")));
+    let world = World::new([whole_job("gone", 1), vec![open]].concat());
+    let other = Scope::Only(Tenant::parse("other").expect("valid"));
+    let refused = delete_job(&world.state, &id("gone"), DeleteOrder { scope: &other, ..order(NONE) }, NOW);
+    let refused = refused.expect_err("it is needed").to_string();
+    assert!(refused.contains("needed by a job of another tenant") && !refused.contains("open ("), "{refused}");
     for elsewhere in ["store:jobs/gone-2/stage-1/checkpoints/x", "/mnt/other/jobs/gone", "jobs/gone", "store:jobs/g"] {
         let open = Record::Job(job("open", JobState::Queued, elsewhere));
         let mut world = World::new([whole_job("gone", 1), vec![open]].concat());
@@ -337,7 +346,9 @@ fn what_is_being_deleted_is_not_named_and_its_request_makes_no_second_job() {
         tenant: TenantLimits::default(),
     };
     let mut world = World::new(whole_job("gone", 2));
-    let names = |world: &World, weights: &str| names_deleted(&spec_with(weights), &world.state, Some("/mnt/objects"));
+    let names = |world: &World, weights: &str| {
+        names_deleted(&spec_with(weights), &world.state, &Reach::Everything, Some("/mnt/objects"))
+    };
     let weights = "store:jobs/gone/stage-1/checkpoints/step-00000010-g1/model.safetensors";
     assert!(names(&world, weights).is_empty(), "it is there");
     world.delete("gone", KeptParts { pairs: true, ..NONE }).expect("it has ended");
@@ -347,6 +358,9 @@ fn what_is_being_deleted_is_not_named_and_its_request_makes_no_second_job() {
         assert_eq!(found[0].field, "spec.model.weights");
         assert!(found[0].message.contains("is being deleted") || found[0].message.contains("was deleted"));
         assert!(names(&world, "store:jobs/gone/stage-1/pairs/unit-000000-l1.tar").is_empty(), "kept");
+        let bounded = Reach::Bounded(Bounds::default());
+        let told = names_deleted(&spec_with(weights), &world.state, &bounded, Some("/mnt/objects"));
+        assert!(told.is_empty(), "to others it was never there");
         let refused = submit_job(&world.state, submission("request-gone", "base.safetensors"), limits, NOW);
         let refused = refused.expect_err("its request is known").to_string();
         assert!(refused.contains("job gone, which was deleted"), "{refused}");

@@ -1,5 +1,6 @@
 //! Deleting jobs that have ended, and keeping checkpoints.
 
+use crate::access::Scope;
 use crate::deletion::{
     DeletionPhase, DeletionRecord, FinalCheckpoint, KeptParts, Lineage, ObjectTotals,
 };
@@ -7,7 +8,7 @@ use crate::error::RequestError;
 use crate::ids::{JobId, StageRef, Tenant, Timestamp};
 use crate::reach::STORE_PREFIX;
 use crate::records::{CheckpointRecord, KeepRecord, Record, RecordKey, Write};
-use crate::references::{StoreRoot, references_to};
+use crate::references::{Reference, StoreRoot, references_to};
 use crate::spec::named_files;
 use crate::state::{ClusterState, Job};
 
@@ -27,6 +28,8 @@ pub struct DeleteOrder<'a> {
     /// Of the job's spec; see [`Lineage`].
     pub spec_sha256: String,
     pub root: StoreRoot<'a>,
+    /// What whoever asks sees: jobs of other tenants are not named.
+    pub scope: &'a Scope,
     /// In words, if the tenant's retention asks for it and no person does.
     pub by_retention: Option<String>,
 }
@@ -49,7 +52,7 @@ pub fn delete_job(
         return Err(RequestError::InUse { what });
     }
     check_keeps(job, order.keep)?;
-    check_references(state, id, order.keep, order.root)?;
+    check_references(state, id, order.keep, &order)?;
     let record = DeletionRecord {
         job: id.clone(),
         tenant: Tenant::parse(&job.record.spec.tenant)
@@ -83,7 +86,7 @@ fn delete_again(
             Err(RequestError::InUse { what })
         }
         DeletionPhase::Gone { .. } => {
-            check_references(state, &known.job, keep, order.root)?;
+            check_references(state, &known.job, keep, order)?;
             let record = DeletionRecord { phase: DeletionPhase::Files, keep, ..known.clone() };
             let write = Write::Put(Record::Deletion(record.clone()));
             Ok((record, vec![write]))
@@ -121,12 +124,16 @@ fn check_references(
     state: &ClusterState,
     id: &JobId,
     keep: KeptParts,
-    root: StoreRoot<'_>,
+    order: &DeleteOrder<'_>,
 ) -> Result<(), RequestError> {
-    let needed: Vec<String> = references_to(state, id, keep, root)
-        .take(MAX_NAMED)
-        .map(|found| format!("{} of job {} ({})", found.what, found.by, found.path))
-        .collect();
+    let in_words = |found: Reference| match state.tenant_of(&found.by) {
+        Some(tenant) if order.scope.sees(tenant) => {
+            format!("{} of job {} ({})", found.what, found.by, found.path)
+        }
+        _ => "a job of another tenant".to_owned(),
+    };
+    let needed: Vec<String> =
+        references_to(state, id, keep, order.root).take(MAX_NAMED).map(in_words).collect();
     if needed.is_empty() {
         return Ok(());
     }
