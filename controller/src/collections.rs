@@ -184,7 +184,11 @@ impl Collecting {
     /// What has come of it so far.
     pub fn so_far(&self) -> v1::CollectSummary {
         let running = self.collections.running();
-        running.iter().find(|running| running.id == self.id).map(|found| found.so_far.clone()).unwrap_or_default()
+        running
+            .iter()
+            .find(|running| running.id == self.id)
+            .map(|found| found.so_far.clone())
+            .unwrap_or_default()
     }
 
     /// What is told next; an error if the curator falls silent, or the collection takes too long.

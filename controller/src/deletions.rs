@@ -55,9 +55,7 @@ async fn delete_next(collections: &Collections, engine: &EngineHandle) {
             let gone = |reply| Request::Deletions(DeletionRequest::FilesGone { job, removed, reply });
             engine.ask(gone).await
         }
-        Err(why) => {
-            engine.tell(Request::Deletions(DeletionRequest::FilesStay { job, removed, why })).await
-        }
+        Err(why) => engine.tell(Request::Deletions(DeletionRequest::FilesStay { job, removed, why })).await,
     };
     if let Err(status) = told {
         // The files are gone all the same, and the next pass finds it out.
@@ -104,9 +102,7 @@ async fn begin(
         .ok_or_else(|| Status::resource_exhausted("another deletion is under way"))?;
     let (collect_id, job) = (collecting.id.clone(), Some(job.clone()));
     engine
-        .ask(|reply| {
-            Request::Objects(ObjectRequest::CollectLeftovers { collect_id, job, dry_run, reply })
-        })
+        .ask(|reply| Request::Objects(ObjectRequest::CollectLeftovers { collect_id, job, dry_run, reply }))
         .await?;
     Ok(collecting)
 }

@@ -37,8 +37,8 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 pub use request::{
-    ActingNode, Answer, DeletionRequest, EngineError, JobWatch, ObjectRequest, OpenedSession, Reply, Request, SessionId,
-    ShardWatch,
+    ActingNode, Answer, DeletionRequest, EngineError, JobWatch, ObjectRequest, OpenedSession, Reply, Request,
+    SessionId, ShardWatch,
 };
 
 use crate::config::Config;

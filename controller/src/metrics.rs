@@ -193,9 +193,24 @@ pub const CATALOGUE: &[Metric] = &[
         &[],
         "Objects that no record names and that could not be removed; each is tried again the next time.",
     ),
-    gauge("crescendo_jobs_being_deleted", "", &[], "Jobs that are being deleted and not gone yet. Leader only."),
-    counter("crescendo_jobs_deleted_total", "", &[], "Jobs that were deleted, their files and their records."),
-    counter("crescendo_deleted_objects_total", "", &[], "Objects of deleted jobs that were removed from the object store."),
+    gauge(
+        "crescendo_jobs_being_deleted",
+        "",
+        &[],
+        "Jobs that are being deleted and not gone yet. Leader only.",
+    ),
+    counter(
+        "crescendo_jobs_deleted_total",
+        "",
+        &[],
+        "Jobs that were deleted, their files and their records.",
+    ),
+    counter(
+        "crescendo_deleted_objects_total",
+        "",
+        &[],
+        "Objects of deleted jobs that were removed from the object store.",
+    ),
     counter("crescendo_deleted_bytes_total", "bytes", &[], "Their size."),
     counter(
         "crescendo_deleted_objects_failed_total",

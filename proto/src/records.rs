@@ -17,8 +17,8 @@ use crescendo_core::precision::{Arithmetic, PrecisionChoice, StagePrecision};
 use crescendo_core::processor::{GangKind, GangPart, RanOn};
 use crescendo_core::records::{
     AttemptRecord, AttemptState, CheckpointRecord, ClusterRecord, FailureKind, FileRecord, JobRecord,
-    KeepRecord, NodeKind, NodeRecord, RankPlacement, Record, RequestRecord, ShardRecord, StageRecord, UnitFailure,
-    UnitRecord, UnitResult, UnitState,
+    KeepRecord, NodeKind, NodeRecord, RankPlacement, Record, RequestRecord, ShardRecord, StageRecord,
+    UnitFailure, UnitRecord, UnitResult, UnitState,
 };
 use crescendo_core::segment::{DoneUnit, SegmentRecord, UnitSums};
 use prost::Message as _;

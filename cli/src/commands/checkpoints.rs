@@ -28,8 +28,7 @@ pub async fn run(common: &Common, args: &CheckpointsArgs) -> Result<(), Failure>
 async fn mark(common: &Common, which: &CheckpointArgs, release: bool) -> Result<(), Failure> {
     let controller = Controller::find(common).await?;
     let CheckpointArgs { job, stage, step } = which;
-    let request =
-        KeepCheckpointRequest { job_id: job.clone(), stage: stage.clone(), step: *step, release };
+    let request = KeepCheckpointRequest { job_id: job.clone(), stage: stage.clone(), step: *step, release };
     let answer = controller
         .call(common.timeout.unwrap_or(CHANGE), |channel| {
             let request = request.clone();

@@ -30,7 +30,9 @@ pub async fn run(common: &Common, args: &DeleteArgs) -> Result<(), Failure> {
         Output::Table if *dry_run => {
             show::out(table(&answer.parts));
             if !answer.counted {
-                show::errln(format_args!("nobody could count what lies in the object store: this is what is registered"));
+                show::errln(format_args!(
+                    "nobody could count what lies in the object store: this is what is registered"
+                ));
             }
         }
         Output::Table => show::outln(format_args!("{job}: {}", in_words(&answer))),

@@ -2,8 +2,8 @@
 
 use crescendo_core::spec::Problem;
 use crescendo_proto::v1::{
-    Checkpoint, CuratorCooldown, DeletionPhase, Histogram, Job, JobDeletion, KeptParts, LogLine, Node, StageStatus, UnitFailure, UnitsUnderWay,
-    WaitingCurator,
+    Checkpoint, CuratorCooldown, DeletionPhase, Histogram, Job, JobDeletion, KeptParts, LogLine, Node,
+    StageStatus, UnitFailure, UnitsUnderWay, WaitingCurator,
 };
 use prost_types::Timestamp;
 use serde_json::{Value, json};

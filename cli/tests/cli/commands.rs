@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use crescendo_proto::v1::{
-    AttemptRef, Checkpoint, CheckpointFile, DeleteJobResponse, DeletionPart, DeletionPhase, ExplainJobResponse,
-    FinalCheckpoint, JobDeletion, JobState, Lineage, LogLine, Node, NodeKind, NodeReach,
+    AttemptRef, Checkpoint, CheckpointFile, DeleteJobResponse, DeletionPart, DeletionPhase,
+    ExplainJobResponse, FinalCheckpoint, JobDeletion, JobState, Lineage, LogLine, Node, NodeKind, NodeReach,
 };
 use prost_types::Timestamp;
 
@@ -71,7 +71,8 @@ async fn a_job_is_deleted_and_its_lineage_shown() {
         counted: true,
     };
     let file = CheckpointFile { name: "m.safetensors".into(), size_bytes: 2048, sha256: "ab".repeat(32) };
-    let last = FinalCheckpoint { stage: "stage-1".into(), step: 7, path: "jobs/uno-1/x".into(), files: vec![file] };
+    let last =
+        FinalCheckpoint { stage: "stage-1".into(), step: 7, path: "jobs/uno-1/x".into(), files: vec![file] };
     fake.part().lineage = Some(Lineage {
         job_id: "uno-1".into(),
         state: "failed".into(),
@@ -82,9 +83,8 @@ async fn a_job_is_deleted_and_its_lineage_shown() {
     });
     let server = fake.serve().await;
     let address = server.address.to_string();
-    let call = async |args: &[&str]| {
-        run(crescendo(home.path()).args(args).args(["--controller", &address])).await
-    };
+    let call =
+        async |args: &[&str]| run(crescendo(home.path()).args(args).args(["--controller", &address])).await;
     let (code, out, _) = call(&["delete", "uno-1", "--keep-checkpoints", "--dry-run"]).await;
     assert_eq!(code, 0);
     let lines: Vec<&str> = out.lines().collect();
@@ -101,7 +101,9 @@ async fn a_job_is_deleted_and_its_lineage_shown() {
     assert_eq!(keeps, [(true, true, false), (false, false, false)]);
     let (code, out, _) = call(&["lineage", "uno-1"]).await;
     assert_eq!(code, 0);
-    for line in ["state      failed: worn out", "from       store:jobs/base-1/y", "after 7 steps", "m.safetensors"] {
+    for line in
+        ["state      failed: worn out", "from       store:jobs/base-1/y", "after 7 steps", "m.safetensors"]
+    {
         assert!(out.contains(line), "{line} is not in:\n{out}");
     }
     let (_, out, _) = call(&["lineage", "uno-1", "-o", "json"]).await;

@@ -290,7 +290,8 @@ tenants:
 
     #[test]
     fn ended_jobs_are_kept_as_long_as_an_entry_says() {
-        let text = "default: {keepEndedJobs: 100}\ntenants:\n  research: {keepEndedFor: 720h}\n  products: {}\n";
+        let text =
+            "default: {keepEndedJobs: 100}\ntenants:\n  research: {keepEndedFor: 720h}\n  products: {}\n";
         let quotas = parse(text).expect("good");
         let of = |name: &str| (quotas.of(name).keep_ended_for, quotas.of(name).keep_ended_jobs);
         assert_eq!(of("research"), (Some(Duration::from_secs(720 * 3600)), None));

@@ -99,9 +99,7 @@ impl Engine {
         let until = now.plus(FIRST_RETRY.saturating_mul(factor).min(LAST_RETRY));
         tracing::warn!(%job, why, "the files of a job that is being deleted cannot be removed; it is tried again");
         self.progressed.insert(job.clone());
-        self.deletions
-            .troubles
-            .insert(job, Trouble { why, failures: failures.saturating_add(1), until });
+        self.deletions.troubles.insert(job, Trouble { why, failures: failures.saturating_add(1), until });
     }
 
     /// Where specs may name files of the object store by their path.
@@ -136,7 +134,8 @@ impl Engine {
         self.check_sees(id, scope)?;
         let (deletion, writes) = self.begin_deletion(id, scope, keep, None, now)?;
         if dry_run {
-            let parts = self.state.job(id).map(|job| registered_parts(job, deletion.keep)).unwrap_or_default();
+            let parts =
+                self.state.job(id).map(|job| registered_parts(job, deletion.keep)).unwrap_or_default();
             return Ok(v1::DeleteJobResponse { parts, ..Default::default() });
         }
         if !writes.is_empty() {
@@ -205,8 +204,7 @@ impl Engine {
     ) -> Answer<v1::Checkpoint> {
         self.job(&stage.job, scope)?;
         let wall = self.observed.wall(now);
-        let (checkpoint, writes) =
-            transitions::keep_checkpoint(&self.state, stage, step, !release, wall)?;
+        let (checkpoint, writes) = transitions::keep_checkpoint(&self.state, stage, step, !release, wall)?;
         if !writes.is_empty() {
             tracing::info!(%stage, step, release, "checkpoint is marked to be kept, or released");
         }
@@ -246,12 +244,15 @@ impl Engine {
         let wall = self.observed.wall(now).min(now);
         for retired in decide_retention(&self.state, &self.limits, self.store_root(), wall) {
             let (job, why) = (retired.job, retired.why);
-            match self.begin_deletion(&job, &Scope::Everything, KeptParts::default(), Some(why.clone()), now) {
+            match self.begin_deletion(&job, &Scope::Everything, KeptParts::default(), Some(why.clone()), now)
+            {
                 Ok((_, writes)) => {
                     tracing::info!(%job, why, "job is to be deleted by its tenant's retention");
                     self.write_all(writes);
                 }
-                Err(refused) => tracing::warn!(%job, %refused, "a job stays longer than its tenant's retention"),
+                Err(refused) => {
+                    tracing::warn!(%job, %refused, "a job stays longer than its tenant's retention")
+                }
             }
         }
     }

@@ -170,17 +170,14 @@ impl Records {
         let of_kind = |from: Option<RecordKey>| {
             let kind = from.as_ref().map(std::mem::discriminant);
             let keys = from.into_iter().flat_map(|from| self.revisions.range(from..)).map(|(key, _)| key);
-            keys.take_while(move |key| {
-                Some(std::mem::discriminant(*key)) == kind && key.job() == Some(job)
-            })
-            .cloned()
+            keys.take_while(move |key| Some(std::mem::discriminant(*key)) == kind && key.job() == Some(job))
+                .cloned()
         };
         let least = Generation(0);
         let units = first.clone().into_iter().flat_map(|first| self.units.range(first..));
         let units = units.take_while(move |(stage, _)| stage.job == *job);
-        let units = units.flat_map(|(stage, units)| {
-            units.keys().map(|unit| RecordKey::Unit(stage.clone(), *unit))
-        });
+        let units =
+            units.flat_map(|(stage, units)| units.keys().map(|unit| RecordKey::Unit(stage.clone(), *unit)));
         let request = &deletion.lineage.request;
         let shared = RecordKey::Request(None, request.clone());
         let shared = Some(shared).filter(|_| state.shared_request_job(request) == Some(job));
@@ -433,7 +430,11 @@ mod tests {
         for name in ["a", "aa", "b", "b-", "c"] {
             let own = [RecordKey::Job(job(name)), RecordKey::Deletion(job(name))];
             let shared = RecordKey::Request(None, request(name));
-            of(name).into_iter().chain(own).chain([shared]).for_each(|key| records.note(key, Some(Revision(1))));
+            of(name)
+                .into_iter()
+                .chain(own)
+                .chain([shared])
+                .for_each(|key| records.note(key, Some(Revision(1))));
         }
         records.note(RecordKey::Cluster, Some(Revision(1)));
         let deletion = DeletionRecord {

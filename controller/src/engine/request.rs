@@ -268,16 +268,42 @@ pub enum ObjectRequest {
 /// Deleting jobs, what stays of them, and what is to stay.
 pub enum DeletionRequest {
     /// Begins to delete a job, or only says what would go.
-    Delete { job: JobId, scope: Scope, keep: KeptParts, dry_run: bool, reply: Reply<v1::DeleteJobResponse> },
-    Lineage { job: JobId, scope: Scope, reply: Reply<v1::GetLineageResponse> },
+    Delete {
+        job: JobId,
+        scope: Scope,
+        keep: KeptParts,
+        dry_run: bool,
+        reply: Reply<v1::DeleteJobResponse>,
+    },
+    Lineage {
+        job: JobId,
+        scope: Scope,
+        reply: Reply<v1::GetLineageResponse>,
+    },
     /// Marks a checkpoint to be kept, or releases it.
-    Keep { stage: StageRef, step: u64, release: bool, scope: Scope, reply: Reply<v1::Checkpoint> },
+    Keep {
+        stage: StageRef,
+        step: u64,
+        release: bool,
+        scope: Scope,
+        reply: Reply<v1::Checkpoint>,
+    },
     /// The job whose files are to be removed now, with what is kept of it.
-    NextFiles { reply: Reply<Option<(JobId, KeptParts)>> },
+    NextFiles {
+        reply: Reply<Option<(JobId, KeptParts)>>,
+    },
     /// There are none left of it that are to go.
-    FilesGone { job: JobId, removed: ObjectTotals, reply: Reply<()> },
+    FilesGone {
+        job: JobId,
+        removed: ObjectTotals,
+        reply: Reply<()>,
+    },
     /// Some were removed, and others could not be.
-    FilesStay { job: JobId, removed: ObjectTotals, why: String },
+    FilesStay {
+        job: JobId,
+        removed: ObjectTotals,
+        why: String,
+    },
 }
 
 impl DeletionRequest {

@@ -93,9 +93,7 @@ impl Scene {
             "ExplainJob" => v1::ExplainJobRequest { job_id }.encode_to_vec(),
             "WhoAmI" => v1::WhoAmIRequest {}.encode_to_vec(),
             "CancelJob" => v1::CancelJobRequest { job_id, reason: "enough".into() }.encode_to_vec(),
-            "DeleteJob" => {
-                v1::DeleteJobRequest { job_id, ..Default::default() }.encode_to_vec()
-            }
+            "DeleteJob" => v1::DeleteJobRequest { job_id, ..Default::default() }.encode_to_vec(),
             "GetLineage" => v1::GetLineageRequest { job_id }.encode_to_vec(),
             "KeepCheckpoint" => {
                 v1::KeepCheckpointRequest { job_id, stage, step: 5, release: false }.encode_to_vec()

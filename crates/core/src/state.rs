@@ -412,7 +412,14 @@ impl Job {
                 let stage = crate::ids::StageName::parse(&spec.name).ok()?;
                 let id = StageRef { job: record.id.clone(), stage };
                 let log = PairLog::new(&id, spec.data.pairs, segment_units);
-                Some(Stage { id, record: None, attempt: None, log, checkpoints: BTreeMap::new(), keeps: BTreeMap::new() })
+                Some(Stage {
+                    id,
+                    record: None,
+                    attempt: None,
+                    log,
+                    checkpoints: BTreeMap::new(),
+                    keeps: BTreeMap::new(),
+                })
             })
             .collect();
         Self { record, stages }

@@ -9,7 +9,9 @@ use crescendo_core::RequestError;
 use crescendo_core::access::Scope;
 use crescendo_core::decide::{Limits, decide_deleting, decide_retention, next_files};
 use crescendo_core::deletion::{DeletionPhase, DeletionRecord, KeptParts, MAX_LINEAGES, ObjectTotals};
-use crescendo_core::ids::{AttemptRef, Generation, JobId, NodeId, RequestId, StageName, StageRef, Tenant, Timestamp};
+use crescendo_core::ids::{
+    AttemptRef, Generation, JobId, NodeId, RequestId, StageName, StageRef, Tenant, Timestamp,
+};
 use crescendo_core::invariants::check_invariants;
 use crescendo_core::job::JobState;
 use crescendo_core::leftovers::{CollectRules, ListedObject, deleted_objects, leftovers};
@@ -25,8 +27,8 @@ use crescendo_core::references::{names_deleted, references_to};
 use crescendo_core::spec::{self, JobSpec};
 use crescendo_core::state::ClusterState;
 use crescendo_core::transitions::{
-    DeleteOrder, QueueLimits, Submission, commit_checkpoint, delete_job, files_gone, keep_checkpoint, lineage_of,
-    submit_job,
+    DeleteOrder, QueueLimits, Submission, commit_checkpoint, delete_job, files_gone, keep_checkpoint,
+    lineage_of, submit_job,
 };
 use proptest::prelude::*;
 
@@ -91,7 +93,8 @@ fn unit(job: &str, unit: u64) -> Record {
         size_bytes: 10,
         sha256: "a".repeat(64),
     };
-    let result = UnitResult { shard, rejected: BTreeMap::new(), scores: Default::default(), exhausted: false };
+    let result =
+        UnitResult { shard, rejected: BTreeMap::new(), scores: Default::default(), exhausted: false };
     let mut record = UnitRecord::new(&stage_of(job), unit);
     (record.lease_generation, record.state) = (1, UnitState::Done(result));
     Record::Unit(record)
@@ -120,7 +123,8 @@ fn whole_job(name: &str, units: u64) -> Vec<Record> {
         job: id(name),
     };
     let settled = StageRecord { stage: stage_of(name), precision: None, ran_on: Vec::new() };
-    let mut records = vec![ended(name), Record::Request(request), Record::Stage(settled), attempt(name, false)];
+    let mut records =
+        vec![ended(name), Record::Request(request), Record::Stage(settled), attempt(name, false)];
     records.extend((0..units).map(|number| unit(name, number)));
     records.push(Record::Checkpoint(checkpoint(name, 5, false)));
     records.push(Record::Checkpoint(checkpoint(name, 10, true)));
@@ -128,7 +132,13 @@ fn whole_job(name: &str, units: u64) -> Vec<Record> {
 }
 
 fn order(keep: KeptParts) -> DeleteOrder<'static> {
-    DeleteOrder { keep, spec_sha256: "b".repeat(64), root: Some("/mnt/objects"), scope: &Scope::Everything, by_retention: None }
+    DeleteOrder {
+        keep,
+        spec_sha256: "b".repeat(64),
+        root: Some("/mnt/objects"),
+        scope: &Scope::Everything,
+        by_retention: None,
+    }
 }
 
 struct World {
@@ -309,7 +319,11 @@ fn what_an_open_job_needs_is_not_deleted() {
         let mut world = World::new([whole_job("gone", 2), vec![open]].concat());
         let refused = world.delete("gone", NONE).expect_err(&weights).to_string();
         assert!(refused.contains("spec.model.weights of job open"), "{refused}");
-        assert_eq!(references_to(&world.state, &id("gone"), checkpoints, order(NONE).root).count() == 0, kept_is_enough, "{weights}");
+        assert_eq!(
+            references_to(&world.state, &id("gone"), checkpoints, order(NONE).root).count() == 0,
+            kept_is_enough,
+            "{weights}"
+        );
         assert_eq!(world.delete("gone", checkpoints).is_ok(), kept_is_enough, "{weights}");
     }
     // Of jobs that whoever asks does not see, it is only said that there are some.
@@ -318,8 +332,13 @@ fn what_an_open_job_needs_is_not_deleted() {
     let other = Scope::Only(Tenant::parse("other").expect("valid"));
     let refused = delete_job(&world.state, &id("gone"), DeleteOrder { scope: &other, ..order(NONE) }, NOW);
     let refused = refused.expect_err("it is needed").to_string();
-    assert!(refused.contains("needed by a job of another tenant") && !refused.contains("open ("), "{refused}");
-    for elsewhere in ["store:jobs/gone-2/stage-1/checkpoints/x", "/mnt/other/jobs/gone", "jobs/gone", "store:jobs/g"] {
+    assert!(
+        refused.contains("needed by a job of another tenant") && !refused.contains("open ("),
+        "{refused}"
+    );
+    for elsewhere in
+        ["store:jobs/gone-2/stage-1/checkpoints/x", "/mnt/other/jobs/gone", "jobs/gone", "store:jobs/g"]
+    {
         let open = Record::Job(job("open", JobState::Queued, elsewhere));
         let mut world = World::new([whole_job("gone", 1), vec![open]].concat());
         world.delete("gone", NONE).expect(elsewhere);
@@ -383,12 +402,14 @@ fn the_id_of_a_deleted_job_stays_its_own() {
         retry_after: Duration::from_secs(1),
         tenant: TenantLimits::default(),
     };
-    let first = submit_job(&ClusterState::default(), submission("r", "base.safetensors"), limits, NOW).expect("taken");
+    let first = submit_job(&ClusterState::default(), submission("r", "base.safetensors"), limits, NOW)
+        .expect("taken");
     let mut world = World::new(whole_job(first.job.as_str(), 0));
     world.delete(first.job.as_str(), NONE).expect("it has ended");
     world.files_gone(first.job.as_str());
     while world.step(None) > 0 {}
-    let again = submit_job(&world.state, submission("r", "base.safetensors"), limits, NOW).expect("another request's job");
+    let again = submit_job(&world.state, submission("r", "base.safetensors"), limits, NOW)
+        .expect("another request's job");
     assert_ne!(again.job, first.job);
 }
 
@@ -478,7 +499,8 @@ fn a_marked_checkpoint_does_not_expire() {
     let mut world = World::new(vec![Record::Job(running), attempt("j", true)]);
     let mut expired = Vec::new();
     for step in 1..=4 {
-        let committed = commit_checkpoint(&world.state, checkpoint("j", step, false), NOW).expect("the newest");
+        let committed =
+            commit_checkpoint(&world.state, checkpoint("j", step, false), NOW).expect("the newest");
         expired.extend(committed.expired.iter().map(|old| old.step));
         committed.writes.into_iter().for_each(|write| world.write(write));
         if step == 2 {
@@ -513,7 +535,8 @@ fn retired(world: &World, limits: TenantLimits, now: Timestamp) -> Vec<String> {
 fn retention_takes_the_oldest_a_few_at_a_time_and_spares_what_is_marked_or_needed() {
     let mut world = ended_hourly();
     let at = |hours: u64| Timestamp(hours * 3_600_000 + 1);
-    let by_age = TenantLimits { keep_ended_for: Some(Duration::from_secs(2 * 3600)), ..TenantLimits::default() };
+    let by_age =
+        TenantLimits { keep_ended_for: Some(Duration::from_secs(2 * 3600)), ..TenantLimits::default() };
     let by_number = TenantLimits { keep_ended_jobs: Some(3), ..TenantLimits::default() };
     assert_eq!(retired(&world, TenantLimits::default(), at(1000)), [""; 0], "nobody has said so");
     assert_eq!(retired(&world, by_age, at(1)), [""; 0]);

@@ -221,9 +221,7 @@ impl Checker {
     /// Whether a job is there and has not ended.
     pub fn is_open(&self, job: &str) -> bool {
         let job = JobId::parse(job).ok();
-        job.is_some_and(|job| {
-            self.lock().state.job(&job).is_some_and(|job| !job.record.state.is_terminal())
-        })
+        job.is_some_and(|job| self.lock().state.job(&job).is_some_and(|job| !job.record.state.is_terminal()))
     }
 
     /// What the first controller has called the cluster.
@@ -268,9 +266,8 @@ impl Checker {
             for key in left {
                 self.broken(1, format!("{key} is left of a deleted job"));
             }
-            let is_kept = |key: &str| {
-                object_keys::part_of(job.as_str(), key).is_some_and(|part| keep.keeps(part))
-            };
+            let is_kept =
+                |key: &str| object_keys::part_of(job.as_str(), key).is_some_and(|part| keep.keeps(part));
             for (key, is_late) in objects.of_job(job.as_str()) {
                 // What comes late is a leftover, which the next collection takes.
                 let is_left = is_late && self.is_leftover(&key);

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crescendo_node::runtime::supervise::Drain;
 use crescendo_node::session::call::Controllers;
+use crescendo_node::session::health::HealthReport;
 use crescendo_node::session::reports::ReportSink;
 use crescendo_node::session::{Command, NodeSession};
 use crescendo_node::telemetry::log_shipping::{DEFAULT_CAPACITY, LogBuffer};
@@ -19,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 use crate::checker::Checker;
-use crate::objects::{Objects, collect};
+use crate::objects::{Objects, STORE_ID, collect};
 use crate::process::Process;
 use crate::rng::SharedRng;
 
@@ -63,7 +64,9 @@ pub fn start(parts: CuratorParts, process: &Arc<Process>, hello: v1::Hello) {
     };
     let logs = LogBuffer::new(&parts.id, DEFAULT_CAPACITY);
     let (session, commands) = NodeSession::new(parts.controllers.clone(), ReportSink::default(), logs, hello);
-    let (session, stop) = (session.draining(parts.drain.clone()), parts.stop.clone());
+    let health = HealthReport::default();
+    health.update(|health| health.store_id = STORE_ID.to_owned());
+    let (session, stop) = (session.draining(parts.drain.clone()).health(health), parts.stop.clone());
     process.spawn(async move {
         let _ = session.run(stop).await;
     });

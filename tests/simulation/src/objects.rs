@@ -91,7 +91,8 @@ pub async fn collect(
         sleep(Duration::from_millis(rng.draw(|rng| rng.between(20, 300)))).await;
         let page = objects.page(&order.prefix, after.as_deref());
         let is_last = page.is_empty();
-        let object = |key: &String| v1::ListedObject { key: key.clone(), size_bytes: 10, modified_unix_millis: 1 };
+        let object =
+            |key: &String| v1::ListedObject { key: key.clone(), size_bytes: 10, modified_unix_millis: 1 };
         let ask = v1::JudgeObjectsRequest {
             listed: page.iter().map(object).collect(),
             mark: Some(mark.clone()),

@@ -142,10 +142,12 @@ impl Soil<'_> {
                     self.write(&Record::Deletion(deletion));
                 }
             }),
-            Plant::LeftBehind => self.on(self.checker.gone().into_iter().next().zip(stage_name()), |(job, stage)| {
-                let stage = StageRef { job, stage };
-                self.write(&Record::Stage(StageRecord { stage, precision: None, ran_on: Vec::new() }));
-            }),
+            Plant::LeftBehind => {
+                self.on(self.checker.gone().into_iter().next().zip(stage_name()), |(job, stage)| {
+                    let stage = StageRef { job, stage };
+                    self.write(&Record::Stage(StageRecord { stage, precision: None, ran_on: Vec::new() }));
+                })
+            }
             Plant::Starved => {
                 self.each_rank(|faults| faults.hang.store(true, Ordering::Relaxed));
                 true

@@ -24,7 +24,7 @@ use crate::curator::{self, CuratorFaults, CuratorParts};
 use crate::gang::Gangs;
 use crate::lies::Lies;
 use crate::network::{Network, Way};
-use crate::objects::{Objects, STORE_ID};
+use crate::objects::Objects;
 use crate::plants::{Plant, Soil};
 use crate::process::Process;
 use crate::rng::SharedRng;
@@ -666,7 +666,6 @@ fn hello(id: &str, peer: usize, life: u64) -> v1::Hello {
         device: "cpu".into(),
         address: format!("10.0.0.{peer}:7400"),
         version: "0.1.0".into(),
-        health: Some(v1::NodeHealth { store_id: STORE_ID.into(), ..Default::default() }),
         ..Default::default()
     }
 }

@@ -26,12 +26,25 @@ pub const PATIENCE: Duration = Duration::from_secs(1000);
 /// What people do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Work {
-    Submit { job: usize, spec: String },
-    Cancel { job: usize },
+    Submit {
+        job: usize,
+        spec: String,
+    },
+    Cancel {
+        job: usize,
+    },
     /// Once it has ended.
-    Delete { job: usize, keep_pairs: bool },
-    Drain { node: usize, undo: bool },
-    Watch { job: usize },
+    Delete {
+        job: usize,
+        keep_pairs: bool,
+    },
+    Drain {
+        node: usize,
+        undo: bool,
+    },
+    Watch {
+        job: usize,
+    },
 }
 
 /// What goes wrong. Those with a duration end by themselves.

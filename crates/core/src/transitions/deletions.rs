@@ -1,9 +1,7 @@
 //! Deleting jobs that have ended, and keeping checkpoints.
 
 use crate::access::Scope;
-use crate::deletion::{
-    DeletionPhase, DeletionRecord, FinalCheckpoint, KeptParts, Lineage, ObjectTotals,
-};
+use crate::deletion::{DeletionPhase, DeletionRecord, FinalCheckpoint, KeptParts, Lineage, ObjectTotals};
 use crate::error::RequestError;
 use crate::ids::{JobId, StageRef, Tenant, Timestamp};
 use crate::reach::STORE_PREFIX;
@@ -167,8 +165,7 @@ pub fn files_gone(state: &ClusterState, id: &JobId, removed: ObjectTotals) -> Ve
 pub fn files_removed(state: &ClusterState, id: &JobId, removed: ObjectTotals) -> Vec<Write> {
     let known = state.deletion(id).filter(|known| known.phase == DeletionPhase::Files);
     let known = known.filter(|_| removed != ObjectTotals::default());
-    let record =
-        known.map(|known| DeletionRecord { removed: known.removed.plus(removed), ..known.clone() });
+    let record = known.map(|known| DeletionRecord { removed: known.removed.plus(removed), ..known.clone() });
     record.map(|record| Write::Put(Record::Deletion(record))).into_iter().collect()
 }
 
@@ -206,9 +203,8 @@ pub fn keep_checkpoint(
         .ok_or_else(|| RequestError::NotFound { what: format!("a checkpoint of {id} at step {step}") })?;
     let marks = stage.keeps.keys().filter(|(of, _)| *of == step);
     let writes = if !keep {
-        let release = |(step, generation): &(u64, _)| {
-            Write::Delete(RecordKey::Keep(id.clone(), *step, *generation))
-        };
+        let release =
+            |(step, generation): &(u64, _)| Write::Delete(RecordKey::Keep(id.clone(), *step, *generation));
         marks.map(release).collect()
     } else if stage.keeps.contains_key(&(step, found.generation)) {
         Vec::new()
