@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 
 const ROOT: &str = "proto";
-const WIRE: [&str; 8] = ["access", "agent", "checkpoint", "curation", "job", "node", "object", "pair"];
+const WIRE: [&str; 9] =
+    ["access", "agent", "checkpoint", "curation", "deletion", "job", "node", "object", "pair"];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed={ROOT}");

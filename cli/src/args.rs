@@ -77,11 +77,15 @@ pub enum Command {
     Resume(JobArgs),
     /// Have a failed job tried again, from its newest checkpoint and with the pairs that it has.
     Retry(JobArgs),
+    /// Delete a job that has ended: its files and its records. A line of what it was stays.
+    Delete(DeleteArgs),
+    /// Show where a job came from and what it made, also once it is deleted.
+    Lineage(JobArgs),
     /// List the nodes of the cluster, or forget one that is gone.
     Nodes(NodesArgs),
     /// Empty a node: it gets no new work, and what it works on goes on elsewhere.
     Drain(DrainArgs),
-    /// List a job's checkpoints, oldest first.
+    /// List a job's checkpoints, oldest first; or mark one to be kept.
     Checkpoints(CheckpointsArgs),
     /// Copy what a job has trained out of the object store, verified.
     Cp(CpArgs),
@@ -429,12 +433,68 @@ pub struct PauseArgs {
 }
 
 #[derive(Debug, Args)]
-pub struct CheckpointsArgs {
+#[command(after_help = "\
+Only a job that has ended is deleted, and only while no open job needs its files. Curators remove its files, then its records go;
+`crescendo get JOB` says how far it is, and `crescendo lineage JOB` what stays known of it. Nothing takes a deletion back. Files that
+are kept stay where they are and count as the tenant's; deleting the job again without the option removes them too.
+
+Examples:
+  crescendo delete JOB --dry-run                 what would go, with bytes
+  crescendo delete JOB --keep-checkpoints")]
+pub struct DeleteArgs {
     /// The job's id.
     pub job: String,
+    /// Leave its checkpoints in the object store.
+    #[arg(long)]
+    pub keep_checkpoints: bool,
+    /// Leave its pairs in the object store, and the candidates that were turned down.
+    #[arg(long)]
+    pub keep_pairs: bool,
+    /// Leave its log lines and curves in the object store.
+    #[arg(long)]
+    pub keep_logs: bool,
+    /// Delete nothing, only say what would go.
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    subcommand_negates_reqs = true,
+    args_conflicts_with_subcommands = true,
+    after_help = "\
+Examples:
+  crescendo checkpoints JOB
+  crescendo checkpoints keep JOB stage-1 500     does not expire, and its job is not deleted by retention
+  crescendo checkpoints release JOB stage-1 500"
+)]
+pub struct CheckpointsArgs {
+    #[command(subcommand)]
+    pub action: Option<CheckpointsAction>,
+    /// The job's id.
+    #[arg(required = true)]
+    pub job: Option<String>,
     /// Only those of this stage.
     #[arg(long, default_value = "", hide_default_value = true)]
     pub stage: String,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum CheckpointsAction {
+    /// Mark a checkpoint to be kept: it does not expire, and its job is not deleted.
+    Keep(CheckpointArgs),
+    /// Take the mark off again.
+    Release(CheckpointArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct CheckpointArgs {
+    /// The job's id.
+    pub job: String,
+    /// Name of the stage.
+    pub stage: String,
+    /// Step of the checkpoint.
+    pub step: u64,
 }
 
 #[derive(Debug, Args)]

@@ -21,6 +21,8 @@ use crate::wire::{self, Wire};
 pub const LOOK: Duration = Duration::from_secs(3);
 /// Changing things: worth some patience.
 pub const CHANGE: Duration = Duration::from_secs(60);
+/// And of one that has a curator count what a deletion would remove.
+pub const DELETE_COUNT: Duration = Duration::from_secs(90);
 /// Watching: a controller may take its time to come back.
 pub const WATCH: Duration = Duration::from_secs(600);
 

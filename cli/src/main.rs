@@ -101,6 +101,8 @@ fn run(cli: Cli) -> Result<(), Failure> {
             Command::Pause(args) => commands::steer::pause(&common, &args).await,
             Command::Resume(args) => commands::steer::resume(&common, &args).await,
             Command::Retry(args) => commands::steer::retry(&common, &args).await,
+            Command::Delete(args) => commands::delete::run(&common, &args).await,
+            Command::Lineage(args) => commands::lineage::run(&common, &args).await,
             Command::Nodes(args) => commands::nodes::run(&common, &args).await,
             Command::Drain(args) => commands::drain::run(&common, &args).await,
             Command::Checkpoints(args) => commands::checkpoints::run(&common, &args).await,

@@ -1,4 +1,5 @@
-//! Collections of leftovers, one at a time: a curator lists and deletes, the engine judges, who has asked is told.
+//! Collections of leftovers, and of the files of jobs that are deleted; one at a time of each kind: a curator lists and deletes, the
+//! engine judges, who has asked is told.
 //!
 //! ```text
 //!   who asks ◀─ Collecting ◀─ channel ◀─ judged ◀─ JudgeObjects ─ curator ◀─ CollectObjects ─ engine
@@ -33,10 +34,10 @@ pub enum Told {
     Failed(String),
 }
 
-/// The collection that is under way, if one is. Cheap to clone.
+/// The collections that are under way. Cheap to clone.
 #[derive(Clone)]
 pub struct Collections {
-    running: Arc<Mutex<Option<Running>>>,
+    running: Arc<Mutex<Vec<Running>>>,
     metrics: Metrics,
 }
 
@@ -45,6 +46,29 @@ struct Running {
     wanted: Wanted,
     to: mpsc::Sender<Told>,
     so_far: v1::CollectSummary,
+}
+
+/// Kinds of collections, which do not wait for each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Leftovers,
+    Deletion,
+    /// What a deletion would remove.
+    Count,
+}
+
+impl Running {
+    fn kind(&self) -> Kind {
+        kind_of(&self.wanted)
+    }
+}
+
+fn kind_of(wanted: &Wanted) -> Kind {
+    match wanted {
+        Wanted::OfAllJobs | Wanted::OfOneJob => Kind::Leftovers,
+        Wanted::Deletion { dry_run: false, .. } => Kind::Deletion,
+        Wanted::Deletion { dry_run: true, .. } => Kind::Count,
+    }
 }
 
 /// The part of whoever has asked. When it goes, the collection ends at the curator's next word.
@@ -61,22 +85,22 @@ impl Collections {
         Self { running: Arc::default(), metrics }
     }
 
-    /// Begins one; none while another is under way.
+    /// Begins one; none while another of its kind is under way.
     pub fn begin(&self, wanted: Wanted) -> Option<Collecting> {
         let mut running = self.running();
-        if running.is_some() {
+        if running.iter().any(|other| other.kind() == kind_of(&wanted)) {
             return None;
         }
         let (to, told) = mpsc::channel(WAITING_PAGES);
         let id = random::id();
-        *running = Some(Running { id: id.clone(), wanted, to, so_far: v1::CollectSummary::default() });
+        running.push(Running { id: id.clone(), wanted, to, so_far: v1::CollectSummary::default() });
         let until = tokio::time::Instant::now() + COLLECT_DEADLINE;
         Some(Collecting { collections: self.clone(), id, told, until })
     }
 
     /// What this one is to collect, if it is the one that is under way.
     pub fn wanted(&self, id: &str) -> Option<Wanted> {
-        self.running().as_ref().filter(|running| running.id == id).map(|running| running.wanted)
+        self.running().iter().find(|running| running.id == id).map(|running| running.wanted.clone())
     }
 
     /// Takes note of what the curator has said and of what was judged, and tells it on. `CANCELLED` once nobody waits for it.
@@ -96,9 +120,10 @@ impl Collections {
     ) -> Result<(mpsc::Sender<Told>, Vec<Told>), Status> {
         let mut running = self.running();
         let running = running
-            .as_mut()
-            .filter(|running| running.id == said.collect_id)
+            .iter_mut()
+            .find(|running| running.id == said.collect_id)
             .ok_or_else(|| Status::not_found("this collection is over"))?;
+        let kind = running.kind();
         let so_far = &mut running.so_far;
         let page: Vec<ListedObject> =
             leftovers.iter().filter_map(|index| said.listed.get(*index)).map(listed_object).collect();
@@ -113,9 +138,15 @@ impl Collections {
         if so_far.failure.is_empty() {
             so_far.failure = said.failure;
         }
-        self.metrics.leftovers_removed.inc_by(said.removed_objects);
-        self.metrics.leftover_bytes_removed.inc_by(said.removed_bytes);
-        self.metrics.leftovers_failed.inc_by(said.failed_objects);
+        let Metrics { leftovers_removed, leftover_bytes_removed, leftovers_failed, .. } = &self.metrics;
+        let Metrics { deleted_objects, deleted_bytes, deleted_failed, .. } = &self.metrics;
+        let (objects, bytes, failed) = match kind {
+            Kind::Leftovers => (leftovers_removed, leftover_bytes_removed, leftovers_failed),
+            Kind::Deletion | Kind::Count => (deleted_objects, deleted_bytes, deleted_failed),
+        };
+        objects.inc_by(said.removed_objects);
+        bytes.inc_by(said.removed_bytes);
+        failed.inc_by(said.failed_objects);
         let mut tells = Vec::new();
         if !page.is_empty() {
             tells.push(Told::Page(page));
@@ -128,7 +159,7 @@ impl Collections {
         Ok((running.to.clone(), tells))
     }
 
-    fn running(&self) -> MutexGuard<'_, Option<Running>> {
+    fn running(&self) -> MutexGuard<'_, Vec<Running>> {
         // A panic elsewhere leaves nothing half done here.
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -145,14 +176,21 @@ pub fn listed_object(object: &v1::ListedObject) -> ListedObject {
 
 impl Drop for Collecting {
     fn drop(&mut self) {
-        let mut running = self.collections.running();
-        if running.as_ref().is_some_and(|running| running.id == self.id) {
-            *running = None;
-        }
+        self.collections.running().retain(|running| running.id != self.id);
     }
 }
 
 impl Collecting {
+    /// What has come of it so far.
+    pub fn so_far(&self) -> v1::CollectSummary {
+        let running = self.collections.running();
+        running
+            .iter()
+            .find(|running| running.id == self.id)
+            .map(|found| found.so_far.clone())
+            .unwrap_or_default()
+    }
+
     /// What is told next; an error if the curator falls silent, or the collection takes too long.
     pub async fn next(&mut self) -> Result<Told, Status> {
         let until = self.until.min(tokio::time::Instant::now() + WORD_DEADLINE);

@@ -9,6 +9,7 @@
 //! rests on is durable: answers and commands are held back until then. If the write fails, they are dropped with an
 //! error that the caller may try again after, and the state is read from the store.
 
+mod deletions;
 mod handle;
 mod nodes;
 mod persist;
@@ -36,11 +37,12 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 pub use request::{
-    ActingNode, Answer, EngineError, JobWatch, ObjectRequest, OpenedSession, Reply, Request, SessionId,
-    ShardWatch, Wish,
+    ActingNode, Answer, DeletionRequest, EngineError, JobWatch, ObjectRequest, OpenedSession, Reply, Request,
+    SessionId, ShardWatch, Wish,
 };
 
 use crate::config::Config;
+use crate::engine::deletions::DeletionWork;
 use crate::engine::nodes::Sessions;
 use crate::engine::persist::{Loaded, Loading, Records};
 use crate::engine::reads::Reads;
@@ -111,6 +113,7 @@ pub struct Engine {
     sessions: Sessions,
     watchers: Watchers,
     reads: Reads,
+    deletions: DeletionWork,
     /// Answers that are given once the batch is durable.
     held: Vec<request::DeferredReply>,
     /// The job at which folding goes on, and when it last went on.
@@ -144,6 +147,7 @@ pub async fn run(
         sessions: Sessions::default(),
         watchers: Watchers::new(around.config.max_watchers),
         reads: Reads::default(),
+        deletions: DeletionWork::new(),
         held: Vec::new(),
         fold_from: None,
         folded_at: Instant::now(),
@@ -186,6 +190,8 @@ impl Engine {
                 self.suspension.reason(now).map(|cause| EngineError::StoreRefuses { cause: cause.into() });
             if refusal.is_none() {
                 self.fold();
+                self.go_on_deleting(now);
+                self.retire(now);
             }
             let mut taken = 0;
             let mut next = first;

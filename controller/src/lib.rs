@@ -15,7 +15,7 @@
 //! | [`engine`] | the state's one owner: requests in batches, decide, persist, then answer and send |
 //! | [`services`] | the gRPC services: check, ask the engine, answer |
 //! | [`relay`] | files on their way from curators to people, beside the engine |
-//! | [`collections`] | leftovers in the object store, which curators find and remove |
+//! | [`collections`], [`deletions`] | leftovers in the object store, and files of deleted jobs, which curators find and remove |
 //! | [`to_proto`] | state and observations as messages |
 //! | [`logs`] | bounded rings of log lines |
 //! | [`unit_board`] | what curators say of units under way, until the engine looks |
@@ -32,6 +32,7 @@ pub mod body_limit;
 pub mod collections;
 pub mod concurrency_limit;
 pub mod config;
+pub mod deletions;
 pub mod engine;
 pub mod leadership;
 pub mod logs;

@@ -202,6 +202,31 @@ pub const CATALOGUE: &[Metric] = &[
         &[],
         "Objects that no record names and that could not be removed; each is tried again the next time.",
     ),
+    gauge(
+        "crescendo_jobs_being_deleted",
+        "",
+        &[],
+        "Jobs that are being deleted and not gone yet. Leader only.",
+    ),
+    counter(
+        "crescendo_jobs_deleted_total",
+        "",
+        &[],
+        "Jobs that were deleted, their files and their records.",
+    ),
+    counter(
+        "crescendo_deleted_objects_total",
+        "",
+        &[],
+        "Objects of deleted jobs that were removed from the object store.",
+    ),
+    counter("crescendo_deleted_bytes_total", "bytes", &[], "Their size."),
+    counter(
+        "crescendo_deleted_objects_failed_total",
+        "",
+        &[],
+        "Objects of deleted jobs that could not be removed; each is tried again until it is gone.",
+    ),
 ];
 
 /// The controller's metrics. Cheap to clone.
@@ -238,6 +263,11 @@ pub struct Metrics {
     pub leftovers_removed: IntCounter,
     pub leftover_bytes_removed: IntCounter,
     pub leftovers_failed: IntCounter,
+    being_deleted: IntGaugeVec,
+    pub jobs_deleted: IntCounter,
+    pub deleted_objects: IntCounter,
+    pub deleted_bytes: IntCounter,
+    pub deleted_failed: IntCounter,
 }
 
 impl Metrics {
@@ -275,6 +305,11 @@ impl Metrics {
             leftovers_removed: registrar.counter("crescendo_leftovers_removed_total")?,
             leftover_bytes_removed: registrar.counter("crescendo_leftovers_removed_bytes_total")?,
             leftovers_failed: registrar.counter("crescendo_leftovers_failed_total")?,
+            being_deleted: registrar.passing_gauge("crescendo_jobs_being_deleted")?,
+            jobs_deleted: registrar.counter("crescendo_jobs_deleted_total")?,
+            deleted_objects: registrar.counter("crescendo_deleted_objects_total")?,
+            deleted_bytes: registrar.counter("crescendo_deleted_bytes_total")?,
+            deleted_failed: registrar.counter("crescendo_deleted_objects_failed_total")?,
         };
         registrar.finish()?;
         Ok(metrics)
@@ -309,6 +344,7 @@ impl Metrics {
             &self.cordoned,
             &self.stragglers,
             &self.stuck,
+            &self.being_deleted,
         ] {
             gauges.reset();
         }
@@ -355,6 +391,7 @@ impl Metrics {
         let stragglers = seen.stragglers(state, limits, now);
         self.stragglers.with_label_values::<&str>(&[]).set(whole(stragglers));
         self.stuck.with_label_values::<&str>(&[]).set(whole(seen.stuck_slots()));
+        self.being_deleted.with_label_values::<&str>(&[]).set(whole(state.deleting().count()));
         let benched = benched_curators(state, seen, limits, now);
         self.benched.with_label_values::<&str>(&[]).set(whole(benched));
         let backlog = curation_backlog_units(state);
@@ -410,6 +447,7 @@ mod tests {
             "crescendo_nodes_cordoned 0",
             "crescendo_stragglers 0",
             "crescendo_slots_stuck 0",
+            "crescendo_jobs_being_deleted 0",
             "crescendo_records_unreadable{kind=\"units\"} 0",
         ];
         let led = text(&registry);

@@ -28,6 +28,7 @@ use crate::body_limit::{self, BodyLimit};
 use crate::collections::{Collections, collect_now_and_then};
 use crate::concurrency_limit::CallLimit;
 use crate::config::Config;
+use crate::deletions::delete_files;
 use crate::engine::EngineDeps;
 use crate::leadership::{self, EngineHandle, Role};
 use crate::logs::LogHub;
@@ -126,8 +127,14 @@ impl Controller {
             .add_service(reflection_v1alpha)
             .add_service(AccessServiceServer::new(Callers::new(handle.clone(), object_store_url)))
             .add_service(
-                JobServiceServer::new(Jobs::new(handle.clone(), logs.clone(), relays.clone(), tasks.clone()))
-                    .max_decoding_message_size(sized),
+                JobServiceServer::new(Jobs::new(
+                    handle.clone(),
+                    logs.clone(),
+                    relays.clone(),
+                    collections.clone(),
+                    tasks.clone(),
+                ))
+                .max_decoding_message_size(sized),
             )
             .add_service(
                 NodeServiceServer::new(Nodes::new(handle.clone(), logs, units, metrics, tasks.clone()))
@@ -184,9 +191,10 @@ async fn report_health(
     }
 }
 
-/// Collections of leftovers, which are made by themselves too if the configuration says so.
+/// Collections of leftovers, which are made by themselves too if the configuration says so, and of files of deleted jobs.
 fn collections(config: &Config, metrics: &Metrics, engine: &EngineHandle, tasks: &Tasks) -> Collections {
     let collections = Collections::new(metrics.clone());
+    tasks.spawn(delete_files(collections.clone(), engine.clone(), tasks.stop_token()));
     if let Some(every) = config.collect_every {
         let stop = tasks.stop_token();
         tasks.spawn(collect_now_and_then(collections.clone(), engine.clone(), every, stop));

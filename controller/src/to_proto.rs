@@ -20,7 +20,7 @@ use crescendo_proto::{convert, v1};
 /// Benched curators of a stage that are listed.
 const MAX_CURATORS: usize = 32;
 
-/// A job without its spec and its revision.
+/// A job without its spec, its revision and its deletion.
 pub fn job(
     job: &Job,
     seen: &Observed,
@@ -58,6 +58,7 @@ pub fn job(
             let attempts = job.stages.iter().filter_map(Stage::active_attempt);
             u32::try_from(attempts.map(|attempt| attempt.ranks.len()).sum::<usize>()).unwrap_or(u32::MAX)
         },
+        deletion: None,
     }
 }
 
@@ -315,7 +316,15 @@ pub fn checkpoints(job: &Job, stage: Option<&str>) -> Result<Vec<v1::Checkpoint>
         return Err(RequestError::NotFound { what: format!("stage {}/{name}", job.record.id) });
     }
     let stages = job.stages.iter().filter(|known| stage.is_none_or(|name| known.id.stage.as_str() == name));
-    Ok(stages.flat_map(|stage| stage.checkpoints.values()).map(convert::checkpoint_message).collect())
+    let of_stage = |stage: &Stage| -> Vec<v1::Checkpoint> {
+        let known = stage.checkpoints.iter();
+        let message = known.map(|(key, checkpoint)| v1::Checkpoint {
+            kept: stage.keeps.contains_key(key),
+            ..convert::checkpoint_message(checkpoint)
+        });
+        message.collect()
+    };
+    Ok(stages.flat_map(of_stage).collect())
 }
 
 /// Place in the list of jobs, newest first.

@@ -9,4 +9,4 @@ rm -rf generated
 mkdir generated
 "${PYTHON:-python3}" -m grpc_tools.protoc -I "$protos" \
     --python_out=generated --pyi_out=generated --grpc_python_out=generated \
-    "$protos"/crescendo/v1/{access,checkpoint,job}.proto
+    "$protos"/crescendo/v1/{access,checkpoint,deletion,job}.proto

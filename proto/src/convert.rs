@@ -171,6 +171,7 @@ pub fn checkpoint_message(record: &CheckpointRecord) -> v1::Checkpoint {
         r#final: record.is_final,
         damaged: record.damaged.clone().unwrap_or_default(),
         next_position: record.next_position,
+        kept: false,
     }
 }
 

@@ -7,6 +7,7 @@
 //! | `access.proto` | everyone → controller: who am I |
 //! | `node.proto` | nodes ⇄ controller, one session each |
 //! | `checkpoint.proto` | nodes and people → controller: the registry of checkpoints |
+//! | `deletion.proto` | people → controller: ended jobs on their way out, and what stays of them |
 //! | `object.proto` | people → controller ← curators: files out of the object store |
 //! | `curation.proto` | curators → controller: units and the pair log's registry |
 //! | `pair.proto` | ranks ⇄ curators: encoded pairs, with credits |
@@ -25,6 +26,7 @@ pub const MAX_REPLY_BYTES: usize = 64 << 20;
 pub const SILENCE_LIMIT: std::time::Duration = std::time::Duration::from_secs(25);
 
 pub mod convert;
+pub mod deletions;
 pub mod explained;
 pub mod records;
 pub mod status;

@@ -4,6 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crescendo_core::deletion::{
+    DeletionPhase, DeletionRecord, FinalCheckpoint, KeptParts, Lineage, ObjectTotals,
+};
 use crescendo_core::histogram::ScoreCounts;
 use crescendo_core::ids::{
     AttemptRef, Generation, Incarnation, InvalidId, JobId, NodeId, RequestId, StageName, StageRef, Tenant,
@@ -14,8 +17,8 @@ use crescendo_core::precision::{Arithmetic, PrecisionChoice, StagePrecision};
 use crescendo_core::processor::{GangKind, GangPart, RanOn};
 use crescendo_core::records::{
     AttemptRecord, AttemptState, CheckpointRecord, ClusterRecord, FailureKind, FileRecord, JobRecord,
-    NodeKind, NodeRecord, RankPlacement, Record, RequestRecord, ShardRecord, StageRecord, UnitFailure,
-    UnitRecord, UnitResult, UnitState,
+    KeepRecord, NodeKind, NodeRecord, RankPlacement, Record, RequestRecord, ShardRecord, StageRecord,
+    UnitFailure, UnitRecord, UnitResult, UnitState,
 };
 use crescendo_core::segment::{DoneUnit, SegmentRecord, UnitSums};
 use prost::Message as _;
@@ -64,6 +67,14 @@ pub fn encode(record: &Record) -> Vec<u8> {
             id: id.clone(),
             stores: stores.iter().map(|(url, store)| (url.clone(), store.clone())).collect(),
         }),
+        Record::Deletion(record) => Kind::Deletion(deletion_out(record)),
+        Record::Keep(KeepRecord { stage, step, generation, at }) => Kind::Keep(stored::Keep {
+            job_id: stage.job.to_string(),
+            stage: stage.stage.to_string(),
+            step: *step,
+            generation: generation.0,
+            at_millis: at.0,
+        }),
     };
     stored::Record { record: Some(kind), version: VERSION }.encode_to_vec()
 }
@@ -97,6 +108,13 @@ pub fn decode(bytes: &[u8]) -> Result<Record, BadRecord> {
         Kind::Cluster(stored::Cluster { id, stores }) => {
             Record::Cluster(ClusterRecord { id, stores: stores.into_iter().collect() })
         }
+        Kind::Deletion(message) => Record::Deletion(deletion_in(message)?),
+        Kind::Keep(stored::Keep { job_id, stage, step, generation, at_millis }) => Record::Keep(KeepRecord {
+            stage: stage_in(&job_id, &stage)?,
+            step,
+            generation: Generation(generation),
+            at: Timestamp(at_millis),
+        }),
     })
 }
 
@@ -112,8 +130,9 @@ fn stage_in(job: &str, stage: &str) -> Result<StageRef, InvalidId> {
     Ok(StageRef { job: JobId::parse(job)?, stage: StageName::parse(stage)? })
 }
 
-fn job_out(record: &JobRecord) -> stored::Job {
-    let (state, stage, reason) = match &record.state {
+/// The state, its stage and its reason.
+fn state_out(state: &JobState) -> (stored::JobState, usize, &str) {
+    match state {
         JobState::Queued => (stored::JobState::Queued, 0, ""),
         JobState::Placing { stage } => (stored::JobState::Placing, *stage, ""),
         JobState::Running { stage } => (stored::JobState::Running, *stage, ""),
@@ -122,7 +141,11 @@ fn job_out(record: &JobRecord) -> stored::Job {
         JobState::Succeeded => (stored::JobState::Succeeded, 0, ""),
         JobState::Failed { reason } => (stored::JobState::Failed, 0, reason.as_str()),
         JobState::Cancelled { reason } => (stored::JobState::Cancelled, 0, reason.as_str()),
-    };
+    }
+}
+
+fn job_out(record: &JobRecord) -> stored::Job {
+    let (state, stage, reason) = state_out(&record.state);
     stored::Job {
         id: record.id.to_string(),
         request_id: record.request.to_string(),
@@ -148,23 +171,40 @@ fn job_out(record: &JobRecord) -> stored::Job {
     }
 }
 
-fn job_in(message: stored::Job) -> Result<JobRecord, BadRecord> {
-    let stage = message.stage_index as usize;
-    let state = match message.state() {
+/// What is kept of a job's state beside its name.
+#[derive(Default)]
+struct StateFacts<'a> {
+    stage: usize,
+    reason: &'a str,
+    paused_curates: bool,
+    preempted_by: &'a str,
+}
+
+fn state_in(state: stored::JobState, facts: &StateFacts<'_>) -> Result<JobState, BadRecord> {
+    let StateFacts { stage, reason, paused_curates, preempted_by } = *facts;
+    Ok(match state {
         stored::JobState::Unspecified => return Err(BadRecord::Field { field: "job state" }),
         stored::JobState::Queued => JobState::Queued,
         stored::JobState::Placing => JobState::Placing { stage },
         stored::JobState::Running => JobState::Running { stage },
         stored::JobState::Paused => {
-            JobState::Paused(Pause { curates: message.paused_curates, reason: message.reason.clone() })
+            JobState::Paused(Pause { curates: paused_curates, reason: reason.to_owned() })
         }
-        stored::JobState::Preempting => {
-            JobState::Preempting { stage, by: JobId::parse(&message.preempted_by)? }
-        }
+        stored::JobState::Preempting => JobState::Preempting { stage, by: JobId::parse(preempted_by)? },
         stored::JobState::Succeeded => JobState::Succeeded,
-        stored::JobState::Failed => JobState::Failed { reason: message.reason.clone() },
-        stored::JobState::Cancelled => JobState::Cancelled { reason: message.reason.clone() },
+        stored::JobState::Failed => JobState::Failed { reason: reason.to_owned() },
+        stored::JobState::Cancelled => JobState::Cancelled { reason: reason.to_owned() },
+    })
+}
+
+fn job_in(message: stored::Job) -> Result<JobRecord, BadRecord> {
+    let facts = StateFacts {
+        stage: message.stage_index as usize,
+        reason: &message.reason,
+        paused_curates: message.paused_curates,
+        preempted_by: &message.preempted_by,
     };
+    let state = state_in(message.state(), &facts)?;
     Ok(JobRecord {
         id: JobId::parse(&message.id)?,
         request: RequestId::parse(&message.request_id)?,
@@ -175,6 +215,103 @@ fn job_in(message: stored::Job) -> Result<JobRecord, BadRecord> {
         trace: message.trace_parent.parse().ok(),
         started_at: time_in(message.started_at_millis),
         finished_at: time_in(message.finished_at_millis),
+    })
+}
+
+fn deletion_out(record: &DeletionRecord) -> stored::Deletion {
+    use stored::deletion::Phase;
+    let (phase, gone_at) = match record.phase {
+        DeletionPhase::Files => (Phase::Files, None),
+        DeletionPhase::Records => (Phase::Records, None),
+        DeletionPhase::Gone { at } => (Phase::Gone, Some(at)),
+    };
+    let KeptParts { checkpoints, pairs, logs } = record.keep;
+    stored::Deletion {
+        job_id: record.job.to_string(),
+        tenant: record.tenant.to_string(),
+        phase: phase.into(),
+        keep_checkpoints: checkpoints,
+        keep_pairs: pairs,
+        keep_logs: logs,
+        requested_at_millis: record.requested_at.0,
+        gone_at_millis: time_out(gone_at),
+        by_retention: record.by_retention.clone().unwrap_or_default(),
+        removed_objects: record.removed.objects,
+        removed_bytes: record.removed.bytes,
+        kept_checkpoint_bytes: record.kept_checkpoint_bytes,
+        kept_pair_bytes: record.kept_pair_bytes,
+        lineage: Some(lineage_out(&record.lineage)),
+    }
+}
+
+fn lineage_out(lineage: &Lineage) -> stored::deletion::Lineage {
+    let (state, _, reason) = state_out(&lineage.state);
+    let a_final = |last: &FinalCheckpoint| stored::deletion::Final {
+        stage: last.stage.to_string(),
+        step: last.step,
+        path: last.path.clone(),
+        files: last.files.iter().map(file_out).collect(),
+    };
+    stored::deletion::Lineage {
+        name: lineage.name.clone(),
+        request_id: lineage.request.to_string(),
+        state: state.into(),
+        reason: reason.to_owned(),
+        submitted_at_millis: lineage.submitted_at.0,
+        finished_at_millis: time_out(lineage.finished_at),
+        spec_sha256: lineage.spec_sha256.clone(),
+        from: lineage.from.clone(),
+        finals: lineage.finals.iter().map(a_final).collect(),
+    }
+}
+
+fn deletion_in(message: stored::Deletion) -> Result<DeletionRecord, BadRecord> {
+    use stored::deletion::Phase;
+    let phase = match message.phase() {
+        Phase::Unspecified => return Err(BadRecord::Field { field: "phase of a deletion" }),
+        Phase::Files => DeletionPhase::Files,
+        Phase::Records => DeletionPhase::Records,
+        Phase::Gone => DeletionPhase::Gone { at: Timestamp(message.gone_at_millis) },
+    };
+    let lineage = message.lineage.ok_or(BadRecord::Field { field: "lineage of a deletion" })?;
+    Ok(DeletionRecord {
+        job: JobId::parse(&message.job_id)?,
+        tenant: Tenant::parse(&message.tenant)?,
+        phase,
+        keep: KeptParts {
+            checkpoints: message.keep_checkpoints,
+            pairs: message.keep_pairs,
+            logs: message.keep_logs,
+        },
+        requested_at: Timestamp(message.requested_at_millis),
+        by_retention: Some(message.by_retention).filter(|why| !why.is_empty()),
+        removed: ObjectTotals { objects: message.removed_objects, bytes: message.removed_bytes },
+        kept_checkpoint_bytes: message.kept_checkpoint_bytes,
+        kept_pair_bytes: message.kept_pair_bytes,
+        lineage: lineage_in(lineage)?,
+    })
+}
+
+fn lineage_in(message: stored::deletion::Lineage) -> Result<Lineage, BadRecord> {
+    let facts = StateFacts { reason: &message.reason, ..StateFacts::default() };
+    let state = state_in(message.state(), &facts)?;
+    let a_final = |last: stored::deletion::Final| {
+        Ok::<_, InvalidId>(FinalCheckpoint {
+            stage: StageName::parse(&last.stage)?,
+            step: last.step,
+            path: last.path,
+            files: last.files.into_iter().map(file_in).collect(),
+        })
+    };
+    Ok(Lineage {
+        name: message.name,
+        request: RequestId::parse(&message.request_id)?,
+        submitted_at: Timestamp(message.submitted_at_millis),
+        finished_at: time_in(message.finished_at_millis),
+        state,
+        spec_sha256: message.spec_sha256,
+        from: message.from,
+        finals: message.finals.into_iter().map(a_final).collect::<Result<_, _>>()?,
     })
 }
 
@@ -464,6 +601,16 @@ fn unit_in(message: stored::Unit) -> Result<UnitRecord, BadRecord> {
     })
 }
 
+fn file_out(file: &FileRecord) -> stored::checkpoint::File {
+    let FileRecord { name, size_bytes, sha256 } = file.clone();
+    stored::checkpoint::File { name, size_bytes, sha256 }
+}
+
+fn file_in(file: stored::checkpoint::File) -> FileRecord {
+    let stored::checkpoint::File { name, size_bytes, sha256 } = file;
+    FileRecord { name, size_bytes, sha256 }
+}
+
 fn checkpoint_out(record: &CheckpointRecord) -> stored::Checkpoint {
     stored::Checkpoint {
         job_id: record.stage.job.to_string(),
@@ -471,15 +618,7 @@ fn checkpoint_out(record: &CheckpointRecord) -> stored::Checkpoint {
         generation: record.generation.0,
         step: record.step,
         path: record.path.clone(),
-        files: record
-            .files
-            .iter()
-            .map(|file| stored::checkpoint::File {
-                name: file.name.clone(),
-                size_bytes: file.size_bytes,
-                sha256: file.sha256.clone(),
-            })
-            .collect(),
+        files: record.files.iter().map(file_out).collect(),
         committed_at_millis: record.committed_at.0,
         r#final: record.is_final,
         damaged: record.damaged.clone().unwrap_or_default(),
@@ -493,11 +632,7 @@ fn checkpoint_in(message: stored::Checkpoint) -> Result<CheckpointRecord, BadRec
         generation: Generation(message.generation),
         step: message.step,
         path: message.path,
-        files: message
-            .files
-            .into_iter()
-            .map(|file| FileRecord { name: file.name, size_bytes: file.size_bytes, sha256: file.sha256 })
-            .collect(),
+        files: message.files.into_iter().map(file_in).collect(),
         committed_at: Timestamp(message.committed_at_millis),
         is_final: message.r#final,
         damaged: (!message.damaged.is_empty()).then_some(message.damaged),
@@ -657,6 +792,15 @@ mod tests {
                 request: RequestId::parse("r-1").expect("valid"),
                 job: stage().job,
             }),
+            deletion(DeletionPhase::Files, JobState::Succeeded),
+            deletion(DeletionPhase::Records, JobState::Failed { reason: "worn".into() }),
+            deletion(DeletionPhase::Gone { at: Timestamp(11) }, JobState::Cancelled { reason: "c".into() }),
+            Record::Keep(KeepRecord {
+                stage: stage(),
+                step: 500,
+                generation: Generation(3),
+                at: Timestamp(5),
+            }),
             Record::Cluster(ClusterRecord {
                 id: "c0ffee".into(),
                 stores: BTreeMap::from([("file:///data".into(), "b0b".into())]),
@@ -686,6 +830,35 @@ mod tests {
         for record in records {
             assert_eq!(decode(&encode(&record)).expect("readable"), record);
         }
+    }
+
+    fn deletion(phase: DeletionPhase, state: JobState) -> Record {
+        Record::Deletion(DeletionRecord {
+            job: stage().job,
+            tenant: Tenant::parse("research").expect("valid"),
+            phase,
+            keep: KeptParts { checkpoints: true, pairs: false, logs: true },
+            requested_at: Timestamp(7),
+            by_retention: (state == JobState::Succeeded).then(|| "it is old".into()),
+            removed: ObjectTotals { objects: 3, bytes: 4 },
+            kept_checkpoint_bytes: 5,
+            kept_pair_bytes: 6,
+            lineage: Lineage {
+                name: "uno".into(),
+                request: RequestId::parse("r").expect("valid"),
+                submitted_at: Timestamp(1),
+                finished_at: Some(Timestamp(2)),
+                state,
+                spec_sha256: "b".repeat(64),
+                from: vec!["store:jobs/k/stage-1".into()],
+                finals: vec![FinalCheckpoint {
+                    stage: stage().stage,
+                    step: 500,
+                    path: "jobs/j/stage-1/checkpoints/step-00000500-g3".into(),
+                    files: checkpoint().files,
+                }],
+            },
+        })
     }
 
     fn segment() -> SegmentRecord {

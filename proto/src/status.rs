@@ -7,7 +7,7 @@
 //! | `ALREADY_EXISTS` | use another request id |
 //! | `UNAUTHENTICATED` | bring a credential that is known and has not expired |
 //! | `PERMISSION_DENIED` | ask for the role, or the tenant, that the message names |
-//! | `FAILED_PRECONDITION` | stop: someone newer owns it, or it is over |
+//! | `FAILED_PRECONDITION` | stop: someone newer owns it, or it is over, or something else has to be done first |
 //! | `RESOURCE_EXHAUSTED` | try again after [`RETRY_AFTER_TRAILER`] milliseconds |
 //! | `UNAVAILABLE` | try again, at [`LEADER_TRAILER`] if it is there |
 
@@ -61,7 +61,8 @@ pub fn refused(refused: &RequestError) -> Status {
         RequestError::NotFound { .. } => Code::NotFound,
         RequestError::StaleAttempt { .. }
         | RequestError::StaleLease { .. }
-        | RequestError::TooLate { .. } => Code::FailedPrecondition,
+        | RequestError::TooLate { .. }
+        | RequestError::InUse { .. } => Code::FailedPrecondition,
         RequestError::Invalid { .. } => Code::InvalidArgument,
         RequestError::Exists { .. } => Code::AlreadyExists,
         RequestError::Forbidden { .. } => Code::PermissionDenied,

@@ -1,19 +1,48 @@
 //! `crescendo checkpoints`.
 
-use crescendo_proto::v1::{Checkpoint, ListCheckpointsRequest};
+use crescendo_proto::v1::{Checkpoint, KeepCheckpointRequest, ListCheckpointsRequest};
 
-use crate::args::{CheckpointsArgs, Common, Output};
-use crate::connect::{self, Controller, LOOK};
+use crate::args::{CheckpointArgs, CheckpointsAction, CheckpointsArgs, Common, Output};
+use crate::connect::{self, CHANGE, Controller, LOOK};
 use crate::failure::Failure;
 use crate::show::table::Table;
 use crate::show::{self, json, words};
 
 pub async fn run(common: &Common, args: &CheckpointsArgs) -> Result<(), Failure> {
+    match &args.action {
+        Some(CheckpointsAction::Keep(which)) => return mark(common, which, false).await,
+        Some(CheckpointsAction::Release(which)) => return mark(common, which, true).await,
+        None => {}
+    }
     let controller = Controller::find(common).await?;
-    let checkpoints = fetch(&controller, common, &args.job, &args.stage).await?;
+    let job = args.job.as_deref().unwrap_or_default();
+    let checkpoints = fetch(&controller, common, job, &args.stage).await?;
     match common.output {
         Output::Json => json::print(&checkpoints.iter().map(json::checkpoint).collect()),
         Output::Table => show::out(table(&checkpoints)),
+    }
+    Ok(())
+}
+
+/// Marks a checkpoint to be kept, or releases it.
+async fn mark(common: &Common, which: &CheckpointArgs, release: bool) -> Result<(), Failure> {
+    let controller = Controller::find(common).await?;
+    let CheckpointArgs { job, stage, step } = which;
+    let request = KeepCheckpointRequest { job_id: job.clone(), stage: stage.clone(), step: *step, release };
+    let answer = controller
+        .call(common.timeout.unwrap_or(CHANGE), |channel| {
+            let request = request.clone();
+            async move { connect::checkpoints(channel).keep_checkpoint(request).await }
+        })
+        .await
+        .map_err(|status| controller.failure(&status))?;
+    let checkpoint = answer.checkpoint.unwrap_or_default();
+    match common.output {
+        Output::Json => json::print(&json::checkpoint(&checkpoint)),
+        Output::Table => {
+            let is = if checkpoint.kept { "is kept" } else { "may expire" };
+            show::outln(format_args!("{} {is}", checkpoint.path));
+        }
     }
     Ok(())
 }
@@ -40,6 +69,7 @@ fn table(checkpoints: &[Checkpoint]) -> Table {
     let mut table = Table::new(&["STAGE", "STEP", "SIZE", "COMMITTED", "STATE", "PATH"]);
     for checkpoint in checkpoints {
         let size: u64 = checkpoint.files.iter().map(|file| file.size_bytes).sum();
+        let kept = if checkpoint.kept { ", kept" } else { "" };
         let state = if !checkpoint.damaged.is_empty() {
             format!("damaged: {}", checkpoint.damaged)
         } else if checkpoint.r#final {
@@ -52,7 +82,7 @@ fn table(checkpoints: &[Checkpoint]) -> Table {
             checkpoint.step.to_string(),
             words::bytes(size),
             words::time(checkpoint.committed_at.as_ref()),
-            state,
+            format!("{state}{kept}"),
             checkpoint.path.clone(),
         ]);
     }

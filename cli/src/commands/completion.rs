@@ -9,8 +9,20 @@ use crate::show;
 
 const NAME: &str = "crescendo";
 /// Commands whose first argument is a job.
-const OF_JOBS: [&str; 10] =
-    ["get", "explain", "watch", "logs", "cancel", "pause", "resume", "retry", "checkpoints", "pairs"];
+const OF_JOBS: [&str; 12] = [
+    "get",
+    "explain",
+    "watch",
+    "logs",
+    "cancel",
+    "pause",
+    "resume",
+    "retry",
+    "delete",
+    "lineage",
+    "checkpoints",
+    "pairs",
+];
 
 pub fn run(shell: Shell) -> Result<(), Failure> {
     show::out(script(shell));

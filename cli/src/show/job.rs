@@ -59,6 +59,9 @@ pub fn details(job: &Job) -> String {
     if !job.reason.is_empty() {
         line("why", &job.reason);
     }
+    if let Some(deletion) = job.deletion.as_ref().filter(|deletion| !deletion.waiting_for.is_empty()) {
+        line("waits", &deletion.waiting_for);
+    }
     line("priority", &job.priority.to_string());
     line("submitted", &words::time(job.submitted_at.as_ref()));
     if job.started_at.is_some() {

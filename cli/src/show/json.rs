@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use crescendo_core::spec::Problem;
 use crescendo_proto::v1::{
-    Checkpoint, CuratorCooldown, Histogram, Job, LogLine, Node, StageStatus, UnitFailure, UnitsUnderWay,
-    WaitingCurator,
+    Checkpoint, CuratorCooldown, DeletionPhase, Histogram, Job, JobDeletion, KeptParts, LogLine, Node,
+    StageStatus, UnitFailure, UnitsUnderWay, WaitingCurator,
 };
 use prost_types::Timestamp;
 use serde_json::{Value, json};
@@ -18,7 +18,7 @@ pub fn print(value: &Value) {
     super::outln(format_args!("{value:#}"));
 }
 
-fn time(at: Option<&Timestamp>) -> Value {
+pub fn time(at: Option<&Timestamp>) -> Value {
     match words::system_time(at) {
         Some(at) => humantime::format_rfc3339_millis(at).to_string().into(),
         None => Value::Null,
@@ -42,6 +42,7 @@ pub fn job(job: &Job) -> Value {
         "slotsHeld": job.slots_held,
         "labels": job.labels.iter().collect::<BTreeMap<_, _>>(),
         "resolvedSpecYaml": job.resolved_spec_yaml,
+        "deletion": job.deletion.as_ref().map(deletion),
     })
 }
 
@@ -134,6 +135,29 @@ pub fn checkpoint(checkpoint: &Checkpoint) -> Value {
         "final": checkpoint.r#final,
         "damaged": checkpoint.damaged,
         "nextPosition": checkpoint.next_position,
+        "kept": checkpoint.kept,
+    })
+}
+
+/// How far a deletion is.
+pub fn deletion(deletion: &JobDeletion) -> Value {
+    let KeptParts { checkpoints, pairs, logs } = deletion.keep.unwrap_or_default();
+    let phase = match deletion.phase() {
+        DeletionPhase::Files => "files",
+        DeletionPhase::Records => "records",
+        DeletionPhase::Gone => "gone",
+        DeletionPhase::Unspecified => "unknown",
+    };
+    json!({
+        "phase": phase,
+        "keep": {"checkpoints": checkpoints, "pairs": pairs, "logs": logs},
+        "requestedAt": time(deletion.requested_at.as_ref()),
+        "goneAt": time(deletion.gone_at.as_ref()),
+        "removedObjects": deletion.removed_objects,
+        "removedBytes": deletion.removed_bytes,
+        "keptBytes": deletion.kept_bytes,
+        "byRetention": deletion.by_retention,
+        "waitingFor": deletion.waiting_for,
     })
 }
 

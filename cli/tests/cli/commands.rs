@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use crescendo_proto::v1::{
-    AttemptRef, Checkpoint, CheckpointFile, ExplainJobResponse, JobState, LogLine, Node, NodeKind, NodeReach,
+    AttemptRef, Checkpoint, CheckpointFile, DeleteJobResponse, DeletionPart, DeletionPhase,
+    ExplainJobResponse, FinalCheckpoint, JobDeletion, JobState, Lineage, LogLine, Node, NodeKind, NodeReach,
 };
 use prost_types::Timestamp;
 
@@ -58,6 +59,86 @@ async fn one_job_is_shown_or_missing() {
     );
     let (code, out, err) = run(crescendo(home.path()).args(["get", "no", "--controller", &address])).await;
     assert_eq!((code, out.as_str(), err.as_str()), (1, "", "error: there is no job no\n"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_is_deleted_and_its_lineage_shown() {
+    let (home, fake) = (tempfile::tempdir().unwrap(), Fake::default());
+    fake.part().jobs = vec![job("uno-1", JobState::Succeeded, 1, 4)];
+    let part = |part: &str, kept| DeletionPart { part: part.into(), objects: 3, bytes: 2048, kept };
+    let deletion = JobDeletion {
+        job_id: "uno-1".into(),
+        phase: DeletionPhase::Files as i32,
+        waiting_for: "node n has not stopped working on it".into(),
+        ..JobDeletion::default()
+    };
+    fake.part().deletion = DeleteJobResponse {
+        deletion: Some(deletion),
+        parts: vec![part("checkpoints", true), part("pairs", false)],
+        counted: true,
+    };
+    let file = CheckpointFile { name: "m.safetensors".into(), size_bytes: 2048, sha256: "ab".repeat(32) };
+    let last =
+        FinalCheckpoint { stage: "stage-1".into(), step: 7, path: "jobs/uno-1/x".into(), files: vec![file] };
+    fake.part().lineage = Some(Lineage {
+        job_id: "uno-1".into(),
+        state: "failed".into(),
+        reason: "worn out".into(),
+        from: vec!["store:jobs/base-1/y".into()],
+        final_checkpoints: vec![last],
+        ..Lineage::default()
+    });
+    let server = fake.serve().await;
+    let address = server.address.to_string();
+    let call =
+        async |args: &[&str]| run(crescendo(home.path()).args(args).args(["--controller", &address])).await;
+    let (code, out, _) = call(&["delete", "uno-1", "--keep-checkpoints", "--dry-run"]).await;
+    assert_eq!(code, 0);
+    let lines: Vec<&str> = out.lines().collect();
+    assert!(lines[1].starts_with("checkpoints") && lines[1].ends_with("stay"), "{out}");
+    assert!(lines[2].starts_with("pairs") && lines[2].ends_with("go"), "{out}");
+    let (code, out, _) = call(&["delete", "uno-1"]).await;
+    let expected = "uno-1: is being deleted; it waits: node n has not stopped working on it\n";
+    assert_eq!((code, out.as_str()), (0, expected));
+    let asked = fake.part().deletes.clone();
+    let keeps: Vec<(bool, bool, bool)> = asked
+        .iter()
+        .map(|asked| (asked.dry_run, asked.keep.unwrap().checkpoints, asked.keep.unwrap().pairs))
+        .collect();
+    assert_eq!(keeps, [(true, true, false), (false, false, false)]);
+    let (code, out, _) = call(&["lineage", "uno-1"]).await;
+    assert_eq!(code, 0);
+    for line in
+        ["state      failed: worn out", "from       store:jobs/base-1/y", "after 7 steps", "m.safetensors"]
+    {
+        assert!(out.contains(line), "{line} is not in:\n{out}");
+    }
+    let (_, out, _) = call(&["lineage", "uno-1", "-o", "json"]).await;
+    let told: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(told["deletion"]["phase"], "files");
+    assert_eq!(told["finalCheckpoints"][0]["files"][0]["sha256"], "ab".repeat(32));
+    let (code, _, err) = call(&["lineage", "no"]).await;
+    assert_eq!((code, err.as_str()), (1, "error: there is no job no\n"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_checkpoint_is_marked_and_released() {
+    let (home, fake) = (tempfile::tempdir().unwrap(), Fake::default());
+    let path = "jobs/uno-1/stage-1/checkpoints/step-00000500-g1".to_owned();
+    fake.part().checkpoints =
+        vec![Checkpoint { stage: "stage-1".into(), step: 500, path: path.clone(), ..Checkpoint::default() }];
+    let server = fake.serve().await;
+    let address = server.address.to_string();
+    for (action, is) in [("keep", "is kept"), ("release", "may expire")] {
+        let args = ["checkpoints", action, "uno-1", "stage-1", "500", "--controller", &address];
+        let (code, out, _) = run(crescendo(home.path()).args(args)).await;
+        assert_eq!((code, out), (0, format!("{path} {is}\n")));
+    }
+    let marks: Vec<bool> = fake.part().keeps.iter().map(|asked| asked.release).collect();
+    assert_eq!(marks, [false, true]);
+    let args = ["checkpoints", "--controller", &address];
+    let (code, _, err) = run(crescendo(home.path()).args(args)).await;
+    assert!(code == 2 && err.contains("<JOB>"), "{err}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

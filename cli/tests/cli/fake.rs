@@ -54,6 +54,10 @@ pub struct Part {
     /// What comes of each file that is read, in pieces.
     pub files: VecDeque<Scene<String>>,
     pub reads: Vec<ReadCheckpointFileRequest>,
+    pub deletes: Vec<DeleteJobRequest>,
+    pub deletion: DeleteJobResponse,
+    pub lineage: Option<Lineage>,
+    pub keeps: Vec<KeepCheckpointRequest>,
     pub submits: Vec<SubmitJobRequest>,
     pub lists: Vec<ListJobsRequest>,
     pub watches: Vec<WatchJobRequest>,
@@ -287,6 +291,31 @@ impl JobService for Fake {
         Ok(Response::new(RetryJobResponse { job: Some(job) }))
     }
 
+    async fn delete_job(
+        &self,
+        request: Request<DeleteJobRequest>,
+    ) -> Result<Response<DeleteJobResponse>, Status> {
+        let request = request.into_inner();
+        self.find(&request.job_id)?;
+        let mut answer = self.part().deletion.clone();
+        if request.dry_run {
+            answer.deletion = None;
+        }
+        self.part().deletes.push(request);
+        Ok(Response::new(answer))
+    }
+
+    async fn get_lineage(
+        &self,
+        request: Request<GetLineageRequest>,
+    ) -> Result<Response<GetLineageResponse>, Status> {
+        let job_id = request.into_inner().job_id;
+        let lineage = self.part().lineage.clone().filter(|lineage| lineage.job_id == job_id);
+        let lineage = lineage.ok_or_else(|| Status::not_found(format!("there is no job {job_id}")))?;
+        let deletion = self.part().deletion.deletion.clone();
+        Ok(Response::new(GetLineageResponse { lineage: Some(lineage), deletion }))
+    }
+
     type ReadLogsStream = Answers<ReadLogsResponse>;
 
     async fn read_logs(
@@ -378,6 +407,19 @@ impl CheckpointService for Fake {
         let mut checkpoints = self.part().checkpoints.clone();
         checkpoints.retain(|checkpoint| stage.is_empty() || checkpoint.stage == stage);
         Ok(Response::new(ListCheckpointsResponse { checkpoints }))
+    }
+
+    async fn keep_checkpoint(
+        &self,
+        request: Request<KeepCheckpointRequest>,
+    ) -> Result<Response<KeepCheckpointResponse>, Status> {
+        let request = request.into_inner();
+        let of_step = |known: &&Checkpoint| known.stage == request.stage && known.step == request.step;
+        let found = self.part().checkpoints.iter().find(of_step).cloned();
+        let found = found.ok_or_else(|| Status::not_found("no such checkpoint"))?;
+        self.part().keeps.push(request.clone());
+        let checkpoint = Some(Checkpoint { kept: !request.release, ..found });
+        Ok(Response::new(KeepCheckpointResponse { checkpoint }))
     }
 
     async fn mark_checkpoint_damaged(

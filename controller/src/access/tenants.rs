@@ -11,6 +11,8 @@
 //!     storePrefixes: [sets/products]        # in place of tenants/products
 //!     roots: [/data/products]               # folders of the nodes outside --library-root
 //!     keys: [vlm]                           # keys for endpoints
+//!     keepEndedFor: 720h                    # its jobs are deleted by themselves this long after they have ended
+//!     keepEndedJobs: 100                    # and all but so many, the oldest first; neither: they stay
 //!     endpoints: [public, "vllm.llm.svc:8000"]
 //! classes:                                  # jobs of a higher class take the slots of those of a lower one
 //!   idle: {from: -100, preempts: false}     # priorities -100 to -1: wait for free slots
@@ -24,12 +26,16 @@
 //! Where there is such a file, no tenant is the operator unless it says so: `default` is one like any other.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use crescendo_core::classes::{PriorityClass, PriorityClasses};
 use crescendo_core::ids::Tenant;
 use crescendo_core::quotas::{CallRate, QueueOrder, Quotas, TenantLimits};
 use crescendo_core::reach::{EndpointRule, Grant, ReachRules, STORE_PREFIX};
 use serde::Deserialize;
+
+/// A job that has just ended is looked at before it goes.
+const SHORTEST_KEEP: Duration = Duration::from_secs(3600);
 
 /// What is wrong with the file.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -84,6 +90,8 @@ struct Entry {
     burst: Option<u32>,
     max_priority: Option<i32>,
     max_curators: Option<u32>,
+    keep_ended_for: Option<String>,
+    keep_ended_jobs: Option<u32>,
     store_prefixes: Option<Vec<String>>,
     roots: Vec<String>,
     keys: Vec<String>,
@@ -236,12 +244,29 @@ impl Entry {
             }
         };
         let max_stored_bytes = max_stored_bytes.transpose()?;
-        let Self { max_priority, max_curators, store_prefixes, roots, keys, endpoints, .. } = self;
+        let keep_ended_for = match self.keep_ended_for.as_deref().map(humantime::parse_duration) {
+            None => None,
+            Some(Ok(time)) if time >= SHORTEST_KEEP => Some(time),
+            Some(_) => return Err(bad("keepEndedFor", "must be a time such as 720h or 30days, at least 1h")),
+        };
+        let Self { max_priority, max_curators, keep_ended_jobs, .. } = self;
+        let Self { store_prefixes, roots, keys, endpoints, .. } = self;
+        if keep_ended_jobs == Some(0) {
+            return Err(bad("keepEndedJobs", "must be at least 1"));
+        }
         if max_curators == Some(0) {
             return Err(bad("maxCurators", "must be at least 1"));
         }
-        let limits =
-            TenantLimits { max_gpus, max_queued_jobs, max_stored_bytes, calls, max_priority, max_curators };
+        let limits = TenantLimits {
+            max_gpus,
+            max_queued_jobs,
+            max_stored_bytes,
+            calls,
+            max_priority,
+            max_curators,
+            keep_ended_for,
+            keep_ended_jobs,
+        };
         let list = |field: &str| format!("{path}.{field}");
         let prefixes = store_prefixes.map(|texts| checked(texts, &list("storePrefixes"), check_prefix));
         let endpoints = endpoints.map(|texts| checked(texts, &list("endpoints"), EndpointRule::parse));
@@ -344,6 +369,17 @@ tenants:
     }
 
     #[test]
+    fn ended_jobs_are_kept_as_long_as_an_entry_says() {
+        let text =
+            "default: {keepEndedJobs: 100}\ntenants:\n  research: {keepEndedFor: 720h}\n  products: {}\n";
+        let quotas = parse(text).expect("good");
+        let of = |name: &str| (quotas.of(name).keep_ended_for, quotas.of(name).keep_ended_jobs);
+        assert_eq!(of("research"), (Some(Duration::from_secs(720 * 3600)), None));
+        assert_eq!((of("products"), of("others")), ((None, None), (None, Some(100))));
+        assert!(quotas.retires() && !parse("tenants: {a: {maxGpus: 1}}").expect("good").retires());
+    }
+
+    #[test]
     fn what_is_wrong_is_named() {
         let cases = [
             ("classes: {a: {from: 1}, b: {from: 1}}", "classes.b.from: 1 is that of class a too"),
@@ -352,6 +388,9 @@ tenants:
             ("classes: {a: {}}", "missing field `from`"),
             ("classes: {Big Jobs: {from: 1}}", "classes.\"Big Jobs\": must be [a-z0-9-]"),
             ("classes: {a: {from: 1, preempt: true}}", "unknown field `preempt`"),
+            ("default: {keepEndedFor: '720'}", "default.keepEndedFor: must be a time such as 720h"),
+            ("tenants: {a: {keepEndedFor: 59m}}", "tenants.a.keepEndedFor: must be a time such as 720h"),
+            ("tenants: {a: {keepEndedJobs: 0}}", "tenants.a.keepEndedJobs: must be at least 1"),
             ("tenants: {a: {roots: [data]}}", "tenants.a.roots[0]: must be an absolute folder"),
             ("tenants: {a: {roots: [/a, /a/../b]}}", "tenants.a.roots[1]: must be an absolute folder"),
             ("tenants: {a: {roots: [/]}}", "tenants.a.roots[0]: must be an absolute folder"),

@@ -35,7 +35,7 @@ impl Engine {
                 self.hold(reply, Ok(precision::crawls(&spec, self.state.nodes())));
             }
             Request::Overreaches { spec, reply } => {
-                self.hold(reply, Ok(self.limits.quotas.overreaches(&spec, &self.state)));
+                self.hold(reply, Ok(self.overreaches(&spec)));
             }
             Request::GetJob { job, scope, reply } => {
                 self.hold(reply, self.job(&job, &scope).map(|found| self.job_view(found, now, true)));
@@ -69,6 +69,7 @@ impl Engine {
                 self.hold(reply, self.list_checkpoints(&job, &scope, stage.as_deref()));
             }
             Request::Objects(request) => self.handle_objects(request, now),
+            Request::Deletions(request) => self.handle_deletions(request, now),
             Request::CommitCheckpoint { checkpoint, by, reply } => {
                 let answer = self.commit_checkpoint(checkpoint, &by, now);
                 self.hold(reply, answer);
@@ -171,6 +172,7 @@ impl Engine {
             | Request::ListNodes { .. }
             | Request::ListCheckpoints { .. }
             | Request::Objects(_)
+            | Request::Deletions(_)
             | Request::CommitCheckpoint { .. }
             | Request::MarkDamaged { .. }
             | Request::WatchPairLog { .. }
@@ -259,6 +261,10 @@ impl Engine {
             unreadable.check_job(id)?;
         }
         let job = self.state.job(id).filter(|job| scope.sees(&job.record.spec.tenant));
+        if job.is_none() && self.state.tenant_of(id).is_some_and(|tenant| scope.sees(tenant)) {
+            let what = format!("job {id} (it was deleted; crescendo lineage {id} says what stays of it)");
+            return Err(RequestError::NotFound { what }.into());
+        }
         Ok(job.ok_or_else(|| RequestError::NotFound { what: format!("job {id}") })?)
     }
 
@@ -267,6 +273,10 @@ impl Engine {
         let id = &job.record.id;
         let mut message = to_proto::job(job, &self.observed, &self.limits, self.waits.get(id), now);
         message.revision = self.records.job_revision(id);
+        message.deletion = self.deletion_message(id);
+        if message.deletion.is_some() {
+            message.reason = "is being deleted".to_owned();
+        }
         if full {
             message.resolved_spec_yaml = crescendo_core::spec::to_yaml(&job.record.spec);
         }
@@ -282,10 +292,14 @@ impl Engine {
             now,
             scope,
         };
+        let mut explanation = explain(&view, job);
+        let deletion = self.state.deletion(&job.record.id);
+        let waits = deletion.map(|deletion| self.deletion_waits(deletion)).filter(|waits| !waits.is_empty());
+        explanation.findings.extend(waits.map(|waits| format!("waits: {waits}")));
         v1::ExplainJobResponse {
             job_id: job.record.id.to_string(),
             state: convert::job_state(&job.record.state).into(),
-            ..explained::explanation(&explain(&view, job))
+            ..explained::explanation(&explanation)
         }
     }
 
@@ -394,7 +408,7 @@ impl Engine {
         // What was taken once stays taken.
         if self.state.requested(tenant, &submission.request).is_none() {
             self.limits.quotas.check_may_submit(tenant)?;
-            let overreaches = self.limits.quotas.overreaches(&submission.spec, &self.state);
+            let overreaches = self.overreaches(&submission.spec);
             if !overreaches.is_empty() {
                 return Err(RequestError::Overreach { overreaches }.into());
             }

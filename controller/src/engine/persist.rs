@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
-use crescendo_core::ids::{JobId, NodeId, StageRef};
+use crescendo_core::deletion::DeletionRecord;
+use crescendo_core::ids::{Generation, JobId, NodeId, StageName, StageRef};
 use crescendo_core::records::{Record, RecordKey, Write};
 use crescendo_core::state::{ClusterState, Orphan, StateLoader};
 use crescendo_core::unreadable::UnreadableRecords;
@@ -156,6 +157,40 @@ impl Records {
         }
     }
 
+    /// The records that a job which is being deleted has in the store, in the order in which they go. Its own is none of them, nor
+    /// that of the deletion.
+    pub fn of_job<'a>(
+        &'a self,
+        deletion: &'a DeletionRecord,
+        state: &'a ClusterState,
+    ) -> impl Iterator<Item = RecordKey> + 'a {
+        let job = &deletion.job;
+        // The least name that there is.
+        let first = StageName::parse("-").ok().map(|stage| StageRef { job: job.clone(), stage });
+        let of_kind = |from: Option<RecordKey>| {
+            let kind = from.as_ref().map(std::mem::discriminant);
+            let keys = from.into_iter().flat_map(|from| self.revisions.range(from..)).map(|(key, _)| key);
+            keys.take_while(move |key| Some(std::mem::discriminant(*key)) == kind && key.job() == Some(job))
+                .cloned()
+        };
+        let least = Generation(0);
+        let units = first.clone().into_iter().flat_map(|first| self.units.range(first..));
+        let units = units.take_while(move |(stage, _)| stage.job == *job);
+        let units =
+            units.flat_map(|(stage, units)| units.keys().map(|unit| RecordKey::Unit(stage.clone(), *unit)));
+        let request = &deletion.lineage.request;
+        let shared = RecordKey::Request(None, request.clone());
+        let shared = Some(shared).filter(|_| state.shared_request_job(request) == Some(job));
+        let requests = [Some(RecordKey::Request(Some(deletion.tenant.clone()), request.clone())), shared];
+        of_kind(first.clone().map(|first| RecordKey::Keep(first, 0, least)))
+            .chain(of_kind(first.clone().map(|first| RecordKey::Checkpoint(first, 0, least))))
+            .chain(units)
+            .chain(of_kind(first.clone().map(|first| RecordKey::Segment(first, 0))))
+            .chain(of_kind(first.clone().map(RecordKey::Attempt)))
+            .chain(of_kind(first.map(RecordKey::Stage)))
+            .chain(requests.into_iter().flatten().filter(|key| self.revisions.contains_key(key)))
+    }
+
     fn add(&mut self, write: Pending) {
         match self.pending.iter_mut().find(|pending| pending.key == write.key) {
             Some(entry) => {
@@ -272,7 +307,7 @@ fn size_bytes(group: &[Pending]) -> usize {
     group.iter().map(|write| write.value.as_ref().map_or(0, Vec::len)).sum()
 }
 
-/// What has to be written together. A job with its attempts, checkpoints and what is settled of its stages is one group,
+/// What has to be written together. A job with its attempts, checkpoints, its deletion and what is settled of its stages is one group,
 /// so that no gang ends for a cancellation that was never carried out, and no job has ended while its gang has not. Jobs
 /// of which one takes slots that the other gives back are one group, so that no slot is held twice. Units and nodes stand
 /// alone, and go before the jobs that rest on them; a request goes after its job, which says the same.
@@ -289,7 +324,9 @@ fn groups(pending: Vec<Pending>) -> Vec<Vec<Pending>> {
             RecordKey::Job(job)
             | RecordKey::Stage(StageRef { job, .. })
             | RecordKey::Attempt(StageRef { job, .. })
-            | RecordKey::Checkpoint(StageRef { job, .. }, ..) => {
+            | RecordKey::Checkpoint(StageRef { job, .. }, ..)
+            | RecordKey::Keep(StageRef { job, .. }, ..)
+            | RecordKey::Deletion(job) => {
                 let job = job.clone();
                 if !jobs.contains_key(&job) {
                     order.push(job.clone());
@@ -320,7 +357,7 @@ fn groups(pending: Vec<Pending>) -> Vec<Vec<Pending>> {
 
 #[cfg(test)]
 mod tests {
-    use crescendo_core::ids::{Generation, RequestId, StageName};
+    use crescendo_core::ids::RequestId;
 
     use super::*;
 
@@ -362,6 +399,74 @@ mod tests {
             &["requests/r"],
         ];
         assert_eq!(groups.iter().map(|group| keys_of(group)).collect::<Vec<_>>(), expected);
+    }
+
+    #[test]
+    fn all_records_of_a_deleted_job_are_found_and_none_of_another() {
+        use crescendo_core::deletion::{DeletionPhase, KeptParts, Lineage, ObjectTotals};
+        use crescendo_core::ids::{Tenant, Timestamp};
+        use crescendo_core::job::JobState;
+        use crescendo_core::records::RequestRecord;
+        let request = |name: &str| RequestId::parse(name).expect("valid");
+        let tenant = Tenant::parse("t").expect("valid");
+        let of = |name: &str| {
+            let other_stage = StageRef { stage: StageName::parse("-").expect("valid"), ..stage(name) };
+            let own = |stage: &StageRef| {
+                [
+                    RecordKey::Stage(stage.clone()),
+                    RecordKey::Attempt(stage.clone()),
+                    RecordKey::Segment(stage.clone(), 0),
+                    RecordKey::Segment(stage.clone(), 7),
+                    RecordKey::Unit(stage.clone(), 9),
+                    RecordKey::Checkpoint(stage.clone(), 5, Generation(1)),
+                    RecordKey::Keep(stage.clone(), 5, Generation(1)),
+                ]
+            };
+            let mut keys = [own(&other_stage), own(&stage(name))].concat();
+            keys.push(RecordKey::Request(Some(tenant.clone()), request(name)));
+            keys
+        };
+        let mut records = Records::default();
+        for name in ["a", "aa", "b", "b-", "c"] {
+            let own = [RecordKey::Job(job(name)), RecordKey::Deletion(job(name))];
+            let shared = RecordKey::Request(None, request(name));
+            of(name)
+                .into_iter()
+                .chain(own)
+                .chain([shared])
+                .for_each(|key| records.note(key, Some(Revision(1))));
+        }
+        records.note(RecordKey::Cluster, Some(Revision(1)));
+        let deletion = DeletionRecord {
+            job: job("b"),
+            tenant: tenant.clone(),
+            phase: DeletionPhase::Records,
+            keep: KeptParts::default(),
+            requested_at: Timestamp(0),
+            by_retention: None,
+            removed: ObjectTotals::default(),
+            kept_checkpoint_bytes: 0,
+            kept_pair_bytes: 0,
+            lineage: Lineage {
+                name: "b".into(),
+                request: request("b"),
+                submitted_at: Timestamp(0),
+                finished_at: None,
+                state: JobState::Succeeded,
+                spec_sha256: String::new(),
+                from: Vec::new(),
+                finals: Vec::new(),
+            },
+        };
+        let mut state = ClusterState::default();
+        let found = |state: &ClusterState| records.of_job(&deletion, state).collect::<BTreeSet<RecordKey>>();
+        assert_eq!(found(&state), of("b").into_iter().collect());
+        // A request of all tenants goes with the job that it made, and with no other.
+        for (made, is_own) in [("c", false), ("b", true)] {
+            let shared = RequestRecord { tenant: None, request: request("b"), job: job(made) };
+            state.apply(Write::Put(Record::Request(shared))).expect("it needs no job");
+            assert_eq!(found(&state).contains(&RecordKey::Request(None, request("b"))), is_own);
+        }
     }
 
     #[test]

@@ -5,8 +5,9 @@ use crescendo_core::access::Scope;
 use crescendo_core::decide::choose_reader;
 use crescendo_core::error::RequestError;
 use crescendo_core::ids::{JobId, NodeId, Timestamp};
-use crescendo_core::leftovers::{CollectRules, ListedObject, Wanted, leftovers};
+use crescendo_core::leftovers::{CollectRules, ListedObject, Wanted, deleted_objects, leftovers};
 use crescendo_core::object_keys;
+use crescendo_core::state::Job;
 use crescendo_core::transitions;
 use crescendo_proto::v1;
 use crescendo_proto::v1::open_session_response::Message as Down;
@@ -58,7 +59,7 @@ impl Engine {
         read_id: String,
         now: Timestamp,
     ) -> Answer<v1::CheckpointFile> {
-        let file = transitions::checkpoint_file(self.job(job, scope)?, path, name)?;
+        let file = transitions::checkpoint_file(self.whole_job(job, scope)?, path, name)?;
         let file = v1::CheckpointFile {
             name: file.name.clone(),
             size_bytes: file.size_bytes,
@@ -76,9 +77,18 @@ impl Engine {
         reply: Reply<()>,
         now: Timestamp,
     ) {
-        let key = self.job(job, scope).map(|_| object_keys::logs(job.as_str()));
+        let key = self.whole_job(job, scope).map(|_| object_keys::logs(job.as_str()));
         let answer = key.and_then(|key| self.ask_a_curator(key, read_id, now));
         self.hold(reply, answer);
+    }
+
+    /// A job whose files are there: it is not being deleted.
+    fn whole_job(&self, job: &JobId, scope: &Scope) -> Answer<&Job> {
+        let found = self.job(job, scope)?;
+        match self.state.deletion(job) {
+            Some(_) => Err(RequestError::TooLate { what: format!("job {job} is being deleted") }.into()),
+            None => Ok(found),
+        }
     }
 
     fn ask_a_curator(&mut self, key: String, read_id: String, now: Timestamp) -> Answer<()> {
@@ -108,7 +118,7 @@ impl Engine {
     ) {
         let prefix = job.map_or_else(|| object_keys::JOBS.to_owned(), |job| object_keys::job(job.as_str()));
         let answer = self.reader(now).map(|node| {
-            tracing::info!(%node, prefix, dry_run, "a curator is asked to look for leftovers");
+            tracing::info!(%node, prefix, dry_run, "a curator is asked to look for what is to be removed");
             let object_store_url = self.around.config.object_store_url.clone();
             let collect = v1::CollectObjects { collect_id, prefix, dry_run, object_store_url };
             self.reads.asked.push((node, Down::CollectObjects(collect)));
@@ -134,6 +144,9 @@ impl Engine {
                 "the root {url} is not marked as this cluster's: its mark names {theirs}, and this is {ours}; nothing in it is judged"
             );
             return Err(RequestError::TooLate { what }.into());
+        }
+        if let Wanted::Deletion { job, keep, dry_run } = wanted {
+            return Ok(deleted_objects(&self.state, listed, &job, keep, dry_run));
         }
         let owns_root = mark.began_empty && wanted == Wanted::OfOneJob;
         let rules = CollectRules { grace: self.around.config.collect_grace, owns_root };

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crescendo_core::access::Scope;
+use crescendo_core::deletion::{KeptParts, ObjectTotals};
 use crescendo_core::error::{Overreach, RequestError};
 use crescendo_core::ids::{Generation, JobId, NodeId, StageRef};
 use crescendo_core::job::Pause;
@@ -129,6 +130,7 @@ pub enum Request {
         reply: Reply<Vec<v1::Checkpoint>>,
     },
     Objects(ObjectRequest),
+    Deletions(DeletionRequest),
     CommitCheckpoint {
         checkpoint: CheckpointRecord,
         by: ActingNode,
@@ -230,6 +232,7 @@ impl Request {
             Self::CommitUnit { reply, .. } => refuse(reply, error),
             Self::FailUnit { reply, .. } => refuse(reply, error),
             Self::OpenSession { reply, .. } => refuse(reply, error),
+            Self::Deletions(request) => request.unless_it_writes(error).map(Self::Deletions),
             Self::Crawls { .. }
             | Self::Overreaches { .. }
             | Self::GetJob { .. }
@@ -270,6 +273,70 @@ pub enum ObjectRequest {
     CollectLeftovers { collect_id: String, job: Option<JobId>, dry_run: bool, reply: Reply<()> },
     /// Which of these are leftovers, as indices. They lie in a root with this mark.
     JudgeObjects { listed: Vec<ListedObject>, mark: v1::StoreMark, wanted: Wanted, reply: Reply<Vec<usize>> },
+}
+
+/// Deleting jobs, what stays of them, and what is to stay.
+pub enum DeletionRequest {
+    /// Begins to delete a job, or only says what would go.
+    Delete {
+        job: JobId,
+        scope: Scope,
+        keep: KeptParts,
+        dry_run: bool,
+        reply: Reply<v1::DeleteJobResponse>,
+    },
+    Lineage {
+        job: JobId,
+        scope: Scope,
+        reply: Reply<v1::GetLineageResponse>,
+    },
+    /// Marks a checkpoint to be kept, or releases it.
+    Keep {
+        stage: StageRef,
+        step: u64,
+        release: bool,
+        scope: Scope,
+        reply: Reply<v1::Checkpoint>,
+    },
+    /// The job whose files are to be removed now, with what is kept of it.
+    NextFiles {
+        reply: Reply<Option<(JobId, KeptParts)>>,
+    },
+    /// There are none left of it that are to go.
+    FilesGone {
+        job: JobId,
+        removed: ObjectTotals,
+        reply: Reply<()>,
+    },
+    /// Some were removed, and others could not be.
+    FilesStay {
+        job: JobId,
+        removed: ObjectTotals,
+        why: String,
+    },
+}
+
+impl DeletionRequest {
+    fn unless_it_writes(self, error: &EngineError) -> Option<Self> {
+        match self {
+            Self::Delete { dry_run: false, reply, .. } => {
+                // The caller may have gone.
+                let _ = reply.send(Err(error.clone()));
+                None
+            }
+            Self::Keep { reply, .. } => {
+                let _ = reply.send(Err(error.clone()));
+                None
+            }
+            Self::FilesGone { reply, .. } => {
+                let _ = reply.send(Err(error.clone()));
+                None
+            }
+            // It is tried again all the same.
+            Self::FilesStay { .. } => None,
+            Self::Delete { dry_run: true, .. } | Self::Lineage { .. } | Self::NextFiles { .. } => Some(self),
+        }
+    }
 }
 
 /// An answer that waits for its batch to be durable.

@@ -48,6 +48,19 @@ impl CheckpointService for Checkpoints {
         Ok(Response::new(v1::ListCheckpointsResponse { checkpoints }))
     }
 
+    async fn keep_checkpoint(
+        &self,
+        request: Request<v1::KeepCheckpointRequest>,
+    ) -> Result<Response<v1::KeepCheckpointResponse>, Status> {
+        let (scope, trail) = (caller_of(&request)?.scope(), trail_of(&request));
+        let v1::KeepCheckpointRequest { job_id, stage, step, release } = request.into_inner();
+        let stage = stage_ref(&job_id, &stage)?;
+        trail.on("checkpoint", format_args!("{stage}/step-{step}"));
+        let keep = |reply| engine::DeletionRequest::Keep { stage, step, release, scope, reply };
+        let checkpoint = self.engine.ask(|reply| engine::Request::Deletions(keep(reply))).await?;
+        Ok(Response::new(v1::KeepCheckpointResponse { checkpoint: Some(checkpoint) }))
+    }
+
     async fn mark_checkpoint_damaged(
         &self,
         request: Request<v1::MarkCheckpointDamagedRequest>,

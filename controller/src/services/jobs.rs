@@ -11,6 +11,7 @@ use crescendo_node::runtime::supervise::Tasks;
 use crescendo_node::telemetry::log_archive::{self, MAX_LOG_BYTES};
 use crescendo_node::telemetry::trace;
 use crescendo_proto::SILENCE_LIMIT;
+use crescendo_proto::deletions::kept_parts;
 use crescendo_proto::status;
 use crescendo_proto::v1;
 use crescendo_proto::v1::job_service_server::JobService;
@@ -18,6 +19,8 @@ use tokio::sync::mpsc;
 use tonic::{Request, Response, Status};
 
 use crate::access::{AuditContext, caller_of, trail_of};
+use crate::collections::Collections;
+use crate::deletions::count_files;
 use crate::engine::{self, Wish};
 use crate::leadership::EngineHandle;
 use crate::logs::{self, LogHub, MAX_LINES};
@@ -43,12 +46,19 @@ pub struct Jobs {
     engine: EngineHandle,
     logs: LogHub,
     relays: Relays,
+    collections: Collections,
     tasks: Tasks,
 }
 
 impl Jobs {
-    pub fn new(engine: EngineHandle, logs: LogHub, relays: Relays, tasks: Tasks) -> Self {
-        Self { engine, logs, relays, tasks }
+    pub fn new(
+        engine: EngineHandle,
+        logs: LogHub,
+        relays: Relays,
+        collections: Collections,
+        tasks: Tasks,
+    ) -> Self {
+        Self { engine, logs, relays, collections, tasks }
     }
 
     /// Does what a person wants of a job that is there.
@@ -236,6 +246,37 @@ impl JobService for Jobs {
         let (scope, trail) = (caller_of(&request)?.scope(), trail_of(&request));
         let job = self.steer(scope, &trail, &request.into_inner().job_id, Wish::Retry).await?;
         Ok(Response::new(v1::RetryJobResponse { job: Some(job) }))
+    }
+
+    async fn delete_job(
+        &self,
+        request: Request<v1::DeleteJobRequest>,
+    ) -> Result<Response<v1::DeleteJobResponse>, Status> {
+        let (scope, trail) = (caller_of(&request)?.scope(), trail_of(&request));
+        let v1::DeleteJobRequest { job_id: job, keep, dry_run } = request.into_inner();
+        let job = noted(&trail, job_id(&job)?);
+        if dry_run {
+            trail.changes_nothing();
+        }
+        let keep = kept_parts(keep);
+        let wanted = job.clone();
+        let delete = |reply| engine::DeletionRequest::Delete { job: wanted, scope, keep, dry_run, reply };
+        let mut answer = self.engine.ask(|reply| engine::Request::Deletions(delete(reply))).await?;
+        if dry_run && let Some(parts) = count_files(&self.collections, &self.engine, &job, keep).await {
+            (answer.parts, answer.counted) = (parts, true);
+        }
+        Ok(Response::new(answer))
+    }
+
+    async fn get_lineage(
+        &self,
+        request: Request<v1::GetLineageRequest>,
+    ) -> Result<Response<v1::GetLineageResponse>, Status> {
+        let (scope, trail) = (caller_of(&request)?.scope(), trail_of(&request));
+        let job = noted(&trail, job_id(&request.into_inner().job_id)?);
+        let lineage = |reply| engine::DeletionRequest::Lineage { job, scope, reply };
+        let found = self.engine.ask(|reply| engine::Request::Deletions(lineage(reply))).await?;
+        Ok(Response::new(found))
     }
 
     type ReadLogsStream = KeptAlive<v1::ReadLogsResponse>;

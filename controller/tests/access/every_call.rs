@@ -98,6 +98,11 @@ impl Scene {
             }
             "ResumeJob" => v1::ResumeJobRequest { job_id }.encode_to_vec(),
             "RetryJob" => v1::RetryJobRequest { job_id }.encode_to_vec(),
+            "DeleteJob" => v1::DeleteJobRequest { job_id, ..Default::default() }.encode_to_vec(),
+            "GetLineage" => v1::GetLineageRequest { job_id }.encode_to_vec(),
+            "KeepCheckpoint" => {
+                v1::KeepCheckpointRequest { job_id, stage, step: 5, release: false }.encode_to_vec()
+            }
             "ReadLogs" => v1::ReadLogsRequest { job_id, tail_lines: 1, follow: false }.encode_to_vec(),
             "OpenSession" => {
                 let hello = hello("t-2", v1::NodeKind::Trainer, 1, "first");
@@ -206,7 +211,7 @@ async fn a_call_without_the_right_credential_changes_nothing() -> anyhow::Result
             scene.refuse(rule, &scene.nodes, None, "a node", &denied).await?;
         }
     }
-    assert_eq!(calls, 29, "every call of the controller was tried");
+    assert_eq!(calls, 32, "every call of the controller was tried");
     Ok(())
 }
 
@@ -269,7 +274,7 @@ async fn the_same_calls_work_for_those_who_may_make_them() -> anyhow::Result<()>
     let plain = scene.cluster.channel().await?;
     let mut rules: Vec<&Rule> = controller_calls().collect();
     // The last ones end what the others work on.
-    let last = ["CommitUnit", "MarkCheckpointDamaged", "CancelJob", "DrainNode"];
+    let last = ["CommitUnit", "MarkCheckpointDamaged", "CancelJob", "DeleteJob", "DrainNode"];
     rules.sort_by_key(|rule| last.iter().position(|name| *name == rule.method).map_or(0, |at| at + 1));
     for rule in rules {
         // The first fails the unit that CommitUnit needs; it has a test of its own below. The others need a curator and each

@@ -13,7 +13,7 @@ use crate::ids::Tenant;
 pub enum Role {
     /// Looks at the jobs of its tenant.
     Viewer,
-    /// Submits and cancels jobs of its tenant.
+    /// Submits, cancels and deletes jobs of its tenant.
     Submitter,
     /// Looks at the nodes too.
     Operator,
@@ -140,7 +140,7 @@ const REFLECTION_V1ALPHA: &str = "grpc.reflection.v1alpha.ServerReflection";
 
 /// Every call there is. A node may look at jobs and pair logs, since `crescendo-curator-node export` reads them with
 /// the certificate of its node.
-pub const RULES: [Rule; 35] = [
+pub const RULES: [Rule; 38] = [
     rule(ACCESS, "WhoAmI", Who::NodeOr(Role::Viewer), CallEffect::Read),
     rule(JOBS, "SubmitJob", Who::AtLeast(Role::Submitter), CallEffect::Change),
     rule(JOBS, "GetJob", Who::NodeOr(Role::Viewer), CallEffect::Read),
@@ -151,6 +151,8 @@ pub const RULES: [Rule; 35] = [
     rule(JOBS, "PauseJob", Who::AtLeast(Role::Submitter), CallEffect::Change),
     rule(JOBS, "ResumeJob", Who::AtLeast(Role::Submitter), CallEffect::Change),
     rule(JOBS, "RetryJob", Who::AtLeast(Role::Submitter), CallEffect::Change),
+    rule(JOBS, "DeleteJob", Who::AtLeast(Role::Submitter), CallEffect::Change),
+    rule(JOBS, "GetLineage", Who::AtLeast(Role::Viewer), CallEffect::Read),
     rule(JOBS, "ReadLogs", Who::AtLeast(Role::Viewer), CallEffect::Read),
     rule(NODES, "OpenSession", Who::Node, CallEffect::Change),
     rule(NODES, "ListNodes", Who::AtLeast(Role::Operator), CallEffect::Read),
@@ -159,6 +161,7 @@ pub const RULES: [Rule; 35] = [
     rule(NODES, "ForgetNode", Who::AtLeast(Role::Admin), CallEffect::Change),
     rule(CHECKPOINTS, "CommitCheckpoint", Who::Node, CallEffect::Change),
     rule(CHECKPOINTS, "ListCheckpoints", Who::AtLeast(Role::Viewer), CallEffect::Read),
+    rule(CHECKPOINTS, "KeepCheckpoint", Who::AtLeast(Role::Submitter), CallEffect::Change),
     rule(CHECKPOINTS, "MarkCheckpointDamaged", Who::Node, CallEffect::Change),
     rule(CURATION, "LeaseUnit", Who::Node, CallEffect::Heartbeat),
     rule(CURATION, "RenewUnit", Who::Node, CallEffect::Heartbeat),

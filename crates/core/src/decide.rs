@@ -7,6 +7,7 @@
 
 mod curation;
 mod curator_shares;
+mod deleting;
 mod folding;
 mod holding;
 mod jobs;
@@ -20,6 +21,7 @@ pub(crate) mod sources;
 pub(crate) mod stage_precision;
 
 pub use curation::curation_backlog_units;
+pub use deleting::{Retired, decide_deleting, decide_retention, next_files, still_works_on};
 pub use folding::{Folding, decide_folding};
 pub use limits::Limits;
 pub use plan::{Change, Command, PendingReason, Plan, Send};

@@ -28,6 +28,9 @@ pub enum RequestError {
     /// Nothing can be done any more.
     #[error("{what}")]
     TooLate { what: String },
+    /// Do first what it names.
+    #[error("{what}")]
+    InUse { what: String },
     /// Correct the field.
     #[error("{field}: {message}")]
     Invalid { field: &'static str, message: String },

@@ -11,6 +11,7 @@
 //! estimate is one: it says what happens at the present pace.
 
 mod capacity;
+mod deletion;
 mod holding;
 mod pairs;
 mod precision;
@@ -53,7 +54,7 @@ pub struct View<'a> {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Explanation {
     /// One word of a fixed set: that of [`PendingReason::label`], or one of `new`, `starting`, `running`, `unseen`,
-    /// `succeeded`, `failed`, `cancelled`.
+    /// `succeeded`, `failed`, `cancelled`, `deleting`.
     pub cause: &'static str,
     /// The stage that it is about; empty if about none.
     pub stage: String,
@@ -75,6 +76,9 @@ pub struct Explanation {
 
 /// Explains one job.
 pub fn explain(view: &View<'_>, job: &Job) -> Explanation {
+    if let Some(deletion) = view.state.deletion(&job.record.id) {
+        return deletion::deleting(view, deletion);
+    }
     match &job.record.state {
         JobState::Succeeded => return progress::succeeded(job),
         JobState::Cancelled { reason } => return progress::cancelled(job, reason),
@@ -139,6 +143,7 @@ fn waiting(view: &View<'_>, job: &Job, index: usize, stage: &Stage, wait: &Pendi
                 "stages that have begun go on; no further one is begun".to_owned(),
             ],
             remedies: vec![
+                "delete jobs that have ended: crescendo delete JOB --dry-run says what that frees".to_owned(),
                 format!("ask an admin to raise maxStoredBytes of tenant {tenant}"),
                 "or keep less: spec.checkpoints.keepLast of the jobs that run".to_owned(),
             ],

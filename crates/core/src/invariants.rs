@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::deletion::DeletionPhase;
 use crate::job::JobState;
 use crate::state::{ClusterState, Job};
 
@@ -11,8 +12,10 @@ pub fn check_invariants(state: &ClusterState) -> Vec<String> {
     let mut wrong = Vec::new();
     let mut holders: BTreeMap<(&str, u32), String> = BTreeMap::new();
     for job in state.jobs() {
-        // Of one that is halted a part is not known.
-        if state.unreadable().of_job(&job.record.id).is_none() {
+        // Of one that is halted a part is not known; of one whose records are being deleted a part is gone.
+        let id = &job.record.id;
+        let is_whole = state.deletion(id).is_none_or(|deletion| deletion.phase == DeletionPhase::Files);
+        if state.unreadable().of_job(id).is_none() && is_whole {
             check_job(job, &mut wrong);
         }
         for attempt in job.stages.iter().filter_map(|stage| stage.active_attempt()) {
@@ -25,6 +28,18 @@ pub fn check_invariants(state: &ClusterState) -> Vec<String> {
                     ));
                 }
             }
+        }
+    }
+    for deletion in state.deletions() {
+        let id = &deletion.job;
+        match state.job(id) {
+            Some(job) if !job.record.state.is_terminal() => {
+                wrong.push(format!("{id} is {} and is being deleted", job.record.state));
+            }
+            Some(_) if matches!(deletion.phase, DeletionPhase::Gone { .. }) => {
+                wrong.push(format!("{id} is gone and has a record"));
+            }
+            Some(_) | None => {}
         }
     }
     wrong

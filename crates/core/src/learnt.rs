@@ -72,7 +72,9 @@ impl Learnt {
             | Record::Segment(_)
             | Record::Unit(_)
             | Record::Node(_)
-            | Record::Cluster(_) => {}
+            | Record::Cluster(_)
+            | Record::Deletion(_)
+            | Record::Keep(_) => {}
         }
     }
 

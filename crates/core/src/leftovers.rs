@@ -7,12 +7,14 @@
 //!   cannot be read, or
 //! - this version does not know what it is: a newer one may have written it.
 //!
-//! What belongs to a job as a whole (its logs, curves, samples) stays as long as the job has a record. Jobs without one are only
-//! judged in a root that is known to be this cluster's own.
+//! What belongs to a job as a whole (its logs, curves, samples) stays as long as the job has a record. Of a job that was deleted,
+//! what was not kept is a leftover: some node wrote it too late. Other jobs without a record are only judged in a root that is known
+//! to be this cluster's own.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use crate::deletion::{DeletionPhase, KeptParts};
 use crate::ids::{Generation, JobId, StageName, StageRef, Timestamp};
 use crate::object_keys::{self, JobObject};
 use crate::state::{ClusterState, Job};
@@ -31,12 +33,15 @@ pub struct ListedObject {
 }
 
 /// What is to be collected.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Wanted {
     /// Whole jobs without a record are spared: they may be the newest, after a restore of older records, or another cluster's.
     OfAllJobs,
     /// A person has named it, so it may also be one without a record.
     OfOneJob,
+    /// No leftovers: all files of a job that is being deleted, but those that are kept. If it is not being deleted, they are only
+    /// counted.
+    Deletion { job: JobId, keep: KeptParts, dry_run: bool },
 }
 
 /// By what objects are judged.
@@ -68,6 +73,31 @@ pub fn leftovers(
     found.map(|(index, _)| index).collect()
 }
 
+/// Indices of the objects in `listed` that go with the job, or would go: all of it but what is kept, however young. None of a job
+/// that is not being deleted, unless it is only asked what would go.
+pub fn deleted_objects(
+    state: &ClusterState,
+    listed: &[ListedObject],
+    job: &JobId,
+    keep: KeptParts,
+    dry_run: bool,
+) -> Vec<usize> {
+    let is_deleted = state
+        .deletion(job)
+        .is_some_and(|deletion| deletion.phase == DeletionPhase::Files && deletion.keep == keep);
+    if !is_deleted && !dry_run {
+        return Vec::new();
+    }
+    let found = listed.iter().enumerate().filter(|(_, object)| goes(job, &object.key, keep));
+    found.map(|(index, _)| index).collect()
+}
+
+/// Whether what lies at the key goes with the job: a part of it that is not kept, or the half of a file.
+fn goes(job: &JobId, key: &str, keep: KeptParts) -> bool {
+    let is_torn = object_keys::job_object(job.as_str(), key) == JobObject::Torn;
+    object_keys::part_of(job.as_str(), key).is_some_and(|part| is_torn || !keep.keeps(part))
+}
+
 /// Folders of checkpoints that a record of the job names: the registry's, and those that attempts go on from.
 fn checkpoint_folders(job: &Job) -> impl Iterator<Item = &str> {
     job.stages.iter().flat_map(|stage| {
@@ -81,6 +111,10 @@ fn is_left(state: &ClusterState, named: &BTreeSet<&str>, key: &str, rules: Colle
     let Some(id) = object_keys::job_of(key).and_then(|job| JobId::parse(job).ok()) else { return false };
     if state.unreadable().of_job(&id).is_some() {
         return false;
+    }
+    if let Some(deletion) = state.deletion(&id) {
+        // Until it is gone, its deletion sees to all of it.
+        return matches!(deletion.phase, DeletionPhase::Gone { .. }) && goes(&id, key, deletion.keep);
     }
     let Some(job) = state.job(&id) else { return rules.owns_root };
     let stage_of = |name: &str| {

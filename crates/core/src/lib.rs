@@ -23,6 +23,9 @@
 //! | [`pairlog`] | curation units, leases, the readable prefix |
 //! | [`rejection`] | why candidates are turned down |
 //! | [`object_keys`] | keys of the object store |
+//! | [`deletion`] | ended jobs on their way out, and what stays of them |
+//! | [`references`] | which jobs need files of another |
+//! | [`file`] | a file of a checkpoint |
 //! | [`leftovers`] | what lies in the object store that no record names |
 //! | [`histogram`] | distributions of scores, which add up over units |
 //! | [`transitions`] | what a caller may ask for, and when it is refused |
@@ -50,8 +53,10 @@ pub mod blame;
 pub mod classes;
 pub mod cooldown;
 pub mod decide;
+pub mod deletion;
 pub mod error;
 pub mod explain;
+pub mod file;
 pub mod histogram;
 pub mod ids;
 pub mod invariants;
@@ -68,6 +73,7 @@ pub mod quotas;
 pub mod ranks;
 pub mod reach;
 pub mod records;
+pub mod references;
 pub mod rejection;
 pub mod secret;
 pub mod segment;

@@ -63,6 +63,46 @@ pub fn rejected_samples(job: &str, stage: &str) -> String {
     format!("jobs/{job}/{stage}/rejected")
 }
 
+/// The parts of a job in the object store that a person may keep apart from the rest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum JobPart {
+    Checkpoints,
+    /// Shards, and the candidates that were turned down.
+    Pairs,
+    /// Lines that its processes have logged, and the curves.
+    Logs,
+    /// Everything else, such as what was spent at an endpoint.
+    Rest,
+}
+
+impl JobPart {
+    pub const ALL: [Self; 4] = [Self::Checkpoints, Self::Pairs, Self::Logs, Self::Rest];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Checkpoints => "checkpoints",
+            Self::Pairs => "pairs",
+            Self::Logs => "logs",
+            Self::Rest => "rest",
+        }
+    }
+}
+
+/// The part of the job that a key belongs to; `None` of what is not the job's.
+pub fn part_of(job: &str, key: &str) -> Option<JobPart> {
+    let parts: Vec<&str> = key.split('/').collect();
+    match parts.as_slice() {
+        ["jobs", of, rest @ ..] if *of == job && !rest.is_empty() => Some(match rest {
+            ["logs", _] => JobPart::Logs,
+            [_, "checkpoints", ..] => JobPart::Checkpoints,
+            [_, "pairs" | "rejected", ..] => JobPart::Pairs,
+            [_, "tensorboard", ..] => JobPart::Logs,
+            _ => JobPart::Rest,
+        }),
+        _ => None,
+    }
+}
+
 /// What of a job lies at a key, as far as records name such things.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum JobObject<'a> {

@@ -7,13 +7,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::classes::PriorityClasses;
+use crate::deletion::DeletionPhase;
 use crate::error::{Overreach, RequestError};
 use crate::ids::{NodeId, Tenant, Timestamp};
 use crate::job::JobState;
 use crate::reach::ReachRules;
 use crate::spec::JobSpec;
 use crate::starts;
-use crate::state::ClusterState;
+use crate::state::{ClusterState, Job, Stage};
 
 /// Hint to a submit that is refused for storage, which is not freed within seconds.
 const STORAGE_RETRY_AFTER: Duration = Duration::from_secs(60);
@@ -33,6 +34,10 @@ pub struct TenantLimits {
     pub max_priority: Option<i32>,
     /// Curators that make pairs of its jobs at once.
     pub max_curators: Option<u32>,
+    /// Its jobs are deleted by themselves this long after they have ended.
+    pub keep_ended_for: Option<Duration>,
+    /// Its jobs that have ended and stay; the others are deleted by themselves, the oldest first.
+    pub keep_ended_jobs: Option<u32>,
 }
 
 /// A token bucket.
@@ -92,6 +97,12 @@ impl Quotas {
         *self.listed(tenant).unwrap_or(&self.others)
     }
 
+    /// Whether some tenant's jobs are deleted by themselves.
+    pub fn retires(&self) -> bool {
+        let mut limits = self.listed.values().chain([&self.others]);
+        limits.any(|limits| limits.keep_ended_for.is_some() || limits.keep_ended_jobs.is_some())
+    }
+
     pub fn check_may_submit(&self, tenant: &str) -> Result<(), RequestError> {
         if self.others_may_submit || self.listed(tenant).is_some() {
             return Ok(());
@@ -129,9 +140,9 @@ impl Quotas {
             return BTreeMap::new();
         }
         let mut stored: BTreeMap<&str, u64> = BTreeMap::new();
-        for job in state.jobs() {
-            let bytes = stored.entry(&job.record.spec.tenant).or_insert(0);
-            *bytes = job.stages.iter().fold(*bytes, |sum, stage| sum.saturating_add(stage.stored_bytes()));
+        for (tenant, bytes) in stored_parts(state) {
+            let sum = stored.entry(tenant).or_insert(0);
+            *sum = sum.saturating_add(bytes);
         }
         let full = |(tenant, stored): (&str, u64)| {
             let limit = self.of(tenant).max_stored_bytes.filter(|limit| stored >= *limit)?;
@@ -141,10 +152,23 @@ impl Quotas {
     }
 }
 
-/// Bytes that a tenant's jobs have in the object store, as registered.
+/// Bytes that a tenant's jobs have in the object store, as registered. Those of a job that is being deleted count until they are
+/// gone, and what was kept of it counts on.
 pub fn stored_bytes(state: &ClusterState, tenant: &str) -> u64 {
-    let jobs = state.jobs().filter(|job| job.record.spec.tenant == tenant);
-    jobs.flat_map(|job| &job.stages).fold(0, |sum: u64, stage| sum.saturating_add(stage.stored_bytes()))
+    let own = stored_parts(state).filter(|(of, _)| *of == tenant);
+    own.fold(0, |sum: u64, (_, bytes)| sum.saturating_add(bytes))
+}
+
+/// What each job has stored, and what is kept of each that is deleted, with its tenant.
+fn stored_parts(state: &ClusterState) -> impl Iterator<Item = (&str, u64)> {
+    let has_files = |job: &&Job| {
+        state.deletion(&job.record.id).is_none_or(|deletion| deletion.phase == DeletionPhase::Files)
+    };
+    let of_jobs = state.jobs().filter(has_files).map(|job| {
+        let stages = job.stages.iter().map(Stage::stored_bytes);
+        (job.record.spec.tenant.as_str(), stages.fold(0, |sum: u64, bytes| sum.saturating_add(bytes)))
+    });
+    of_jobs.chain(state.deletions().map(|deletion| (deletion.tenant.as_str(), deletion.kept_bytes())))
 }
 
 /// Whether the tenant has room for one more job.

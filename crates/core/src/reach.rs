@@ -112,7 +112,7 @@ impl ReachRules {
                 SpecPath::Store(key) => JobId::parse(object_keys::job_of(key)?).ok(),
                 SpecPath::Library(_) | SpecPath::Absolute(_) => None,
             })
-            .filter(|job| state.job(job).is_some_and(|job| job.record.spec.tenant == tenant.as_str()))
+            .filter(|job| state.tenant_of(job) == Some(tenant.as_str()))
             .collect();
         store_prefixes.extend(own.iter().map(|job| object_keys::job(job.as_str())));
         let endpoints = endpoints.unwrap_or_else(|| vec![EndpointRule::Public]);

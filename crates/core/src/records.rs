@@ -6,6 +6,8 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::arithmetic::{Arithmetic, PrecisionChoice, RanOn};
+use crate::deletion::DeletionRecord;
+pub use crate::file::FileRecord;
 use crate::ids::{
     AttemptRef, Generation, Incarnation, JobId, NodeId, RequestId, StageRef, Tenant, Timestamp,
 };
@@ -125,13 +127,6 @@ pub struct CheckpointRecord {
     pub next_position: u64,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FileRecord {
-    pub name: String,
-    pub size_bytes: u64,
-    pub sha256: String,
-}
-
 /// A node as it last introduced itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeRecord {
@@ -172,6 +167,16 @@ pub struct ClusterRecord {
 /// Roots of object stores that are remembered.
 pub const MAX_STORES: usize = 64;
 
+/// A checkpoint that a person wants kept: it does not expire, and its job is not deleted by itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeepRecord {
+    pub stage: StageRef,
+    pub step: u64,
+    pub generation: Generation,
+    /// When the person said so.
+    pub at: Timestamp,
+}
+
 /// Any record.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Record {
@@ -184,6 +189,8 @@ pub enum Record {
     Checkpoint(CheckpointRecord),
     Node(NodeRecord),
     Cluster(ClusterRecord),
+    Deletion(DeletionRecord),
+    Keep(KeepRecord),
 }
 
 /// Identity of a record. The order is the order in which a snapshot can be applied: jobs before what belongs to them,
@@ -200,6 +207,8 @@ pub enum RecordKey {
     Checkpoint(StageRef, u64, Generation),
     Node(NodeId),
     Cluster,
+    Deletion(JobId),
+    Keep(StageRef, u64, Generation),
 }
 
 impl Record {
@@ -216,6 +225,8 @@ impl Record {
             }
             Self::Node(record) => RecordKey::Node(record.id.clone()),
             Self::Cluster(_) => RecordKey::Cluster,
+            Self::Deletion(record) => RecordKey::Deletion(record.job.clone()),
+            Self::Keep(record) => RecordKey::Keep(record.stage.clone(), record.step, record.generation),
         }
     }
 }
@@ -224,12 +235,13 @@ impl RecordKey {
     /// The job that the record belongs to.
     pub fn job(&self) -> Option<&JobId> {
         match self {
-            Self::Job(job) => Some(job),
+            Self::Job(job) | Self::Deletion(job) => Some(job),
             Self::Stage(stage)
             | Self::Attempt(stage)
             | Self::Segment(stage, _)
             | Self::Unit(stage, _)
-            | Self::Checkpoint(stage, _, _) => Some(&stage.job),
+            | Self::Checkpoint(stage, _, _)
+            | Self::Keep(stage, _, _) => Some(&stage.job),
             Self::Request(..) | Self::Node(_) | Self::Cluster => None,
         }
     }
@@ -251,6 +263,10 @@ impl fmt::Display for RecordKey {
             }
             Self::Node(id) => write!(f, "nodes/{id}"),
             Self::Cluster => f.write_str("cluster"),
+            Self::Deletion(id) => write!(f, "deletions/{id}"),
+            Self::Keep(stage, step, generation) => {
+                write!(f, "keeps/{stage}/{step:012}-g{generation:08}", generation = generation.0)
+            }
         }
     }
 }

@@ -22,6 +22,9 @@ fn wrong(spec: &JobSpec, stage: &StageSpec, named: &OtherCheckpoint, state: &Clu
     let Some(job) = state.job(id).filter(|job| job.record.spec.tenant == spec.tenant) else {
         return Some(format!("there is no job {id}"));
     };
+    if state.deletion(id).is_some() {
+        return Some(format!("job {id} is being deleted"));
+    }
     let theirs = &job.record.spec;
     let Some(other) = theirs.stages.iter().find(|other| other.name == name.as_str()) else {
         let names: Vec<&str> = theirs.stages.iter().map(|other| other.name.as_str()).collect();

@@ -5,11 +5,12 @@ use std::ops::Bound;
 use std::time::Duration;
 
 use crate::arithmetic::PrecisionChoice;
+use crate::deletion::{DeletionPhase, DeletionRecord};
 use crate::ids::{Generation, JobId, NodeId, RequestId, StageRef, Timestamp};
 use crate::pairlog::{PairLog, SEGMENT_UNITS};
 use crate::records::{
-    AttemptRecord, CheckpointRecord, ClusterRecord, JobRecord, NodeRecord, Record, RecordKey, StageRecord,
-    Write,
+    AttemptRecord, CheckpointRecord, ClusterRecord, JobRecord, KeepRecord, NodeRecord, Record, RecordKey,
+    StageRecord, Write,
 };
 use crate::spec::{OtherCheckpoint, StageSpec};
 use crate::unreadable::{UnreadableRecord, UnreadableRecords};
@@ -20,6 +21,12 @@ pub struct ClusterState {
     jobs: BTreeMap<JobId, Job>,
     /// By tenant.
     requests: BTreeMap<(String, RequestId), JobId>,
+    /// Those of versions in which all tenants shared them.
+    shared_requests: BTreeMap<RequestId, JobId>,
+    /// Jobs that are being deleted, or are gone.
+    deletions: BTreeMap<JobId, DeletionRecord>,
+    /// Of these the ones that are not gone yet.
+    deleting: BTreeSet<JobId>,
     nodes: BTreeMap<NodeId, NodeRecord>,
     cluster: Option<ClusterRecord>,
     /// Jobs that are not terminal: what a decision has to look at.
@@ -54,6 +61,8 @@ pub struct Stage {
     pub log: PairLog,
     /// By step, then generation.
     pub checkpoints: BTreeMap<(u64, Generation), CheckpointRecord>,
+    /// Checkpoints that a person wants kept, by the same.
+    pub keeps: BTreeMap<(u64, Generation), KeepRecord>,
 }
 
 /// A record that belongs to a job or stage that is not there.
@@ -111,6 +120,9 @@ impl ClusterState {
         Self {
             jobs: BTreeMap::new(),
             requests: BTreeMap::new(),
+            shared_requests: BTreeMap::new(),
+            deletions: BTreeMap::new(),
+            deleting: BTreeSet::new(),
             nodes: BTreeMap::new(),
             open: BTreeSet::new(),
             cluster: None,
@@ -159,9 +171,10 @@ impl ClusterState {
             Record::Job(record) => self.put_job(record),
             Record::Request(record) => {
                 // One without a tenant is of a job whose own record says the same, with its tenant.
-                if let Some(tenant) = record.tenant {
-                    self.requests.insert((tenant.into(), record.request), record.job);
-                }
+                match record.tenant {
+                    Some(tenant) => self.requests.insert((tenant.into(), record.request), record.job),
+                    None => self.shared_requests.insert(record.request, record.job),
+                };
             }
             Record::Stage(record) => {
                 let stage = self.stage_mut(&record.stage).ok_or_else(orphan)?;
@@ -183,8 +196,23 @@ impl ClusterState {
                 self.nodes.insert(record.id.clone(), record);
             }
             Record::Cluster(record) => self.cluster = Some(record),
+            Record::Deletion(record) => self.put_deletion(record),
+            Record::Keep(record) => {
+                let stage = self.stage_mut(&record.stage).ok_or_else(orphan)?;
+                stage.keeps.insert((record.step, record.generation), record);
+            }
         }
         Ok(())
+    }
+
+    fn put_deletion(&mut self, record: DeletionRecord) {
+        let request = (record.tenant.to_string(), record.lineage.request.clone());
+        self.requests.insert(request, record.job.clone());
+        match record.phase {
+            DeletionPhase::Files | DeletionPhase::Records => self.deleting.insert(record.job.clone()),
+            DeletionPhase::Gone { .. } => self.deleting.remove(&record.job),
+        };
+        self.deletions.insert(record.job.clone(), record);
     }
 
     fn put_job(&mut self, record: JobRecord) {
@@ -210,10 +238,15 @@ impl ClusterState {
                 self.jobs.remove(id);
                 self.open.remove(id);
             }
-            RecordKey::Request(tenant, id) => {
-                if let Some(tenant) = tenant {
-                    self.requests.remove(&(tenant.to_string(), id.clone()));
+            RecordKey::Request(Some(tenant), id) => {
+                let key = (tenant.to_string(), id.clone());
+                // What stays of a job that is deleted says the same.
+                if !self.requests.get(&key).is_some_and(|job| self.deletions.contains_key(job)) {
+                    self.requests.remove(&key);
                 }
+            }
+            RecordKey::Request(None, id) => {
+                self.shared_requests.remove(id);
             }
             // What is settled stays so; a segment goes with its job only.
             RecordKey::Stage(_) | RecordKey::Segment(..) => {}
@@ -238,6 +271,17 @@ impl ClusterState {
             }
             // A cluster stays what it is.
             RecordKey::Cluster => {}
+            RecordKey::Deletion(id) => {
+                if let Some(record) = self.deletions.remove(id) {
+                    self.requests.remove(&(record.tenant.to_string(), record.lineage.request));
+                }
+                self.deleting.remove(id);
+            }
+            RecordKey::Keep(stage, step, generation) => {
+                if let Some(stage) = self.stage_mut(stage) {
+                    stage.keeps.remove(&(*step, *generation));
+                }
+            }
         }
     }
 
@@ -277,6 +321,36 @@ impl ClusterState {
     /// Whether some request of `tenant` made this job, by what the requests say.
     pub fn is_of_tenant(&self, job: &JobId, tenant: &str) -> bool {
         self.requests.iter().any(|((of, _), made)| made == job && of == tenant)
+    }
+
+    /// The job that a request made which has no tenant.
+    pub fn shared_request_job(&self, request: &RequestId) -> Option<&JobId> {
+        self.shared_requests.get(request)
+    }
+
+    /// How far the deletion of a job is; none of a job that is to stay.
+    pub fn deletion(&self, job: &JobId) -> Option<&DeletionRecord> {
+        self.deletions.get(job)
+    }
+
+    /// Jobs that are being deleted, and what stays of those that are gone, by id.
+    pub fn deletions(&self) -> impl Iterator<Item = &DeletionRecord> {
+        self.deletions.values()
+    }
+
+    pub fn deletion_count(&self) -> usize {
+        self.deletions.len()
+    }
+
+    /// Jobs that are being deleted and are not gone yet, by id.
+    pub fn deleting(&self) -> impl Iterator<Item = &DeletionRecord> {
+        self.deleting.iter().filter_map(|job| self.deletions.get(job))
+    }
+
+    /// Whose job it is or was, as long as that is known.
+    pub fn tenant_of(&self, job: &JobId) -> Option<&str> {
+        let present = self.jobs.get(job).map(|job| job.record.spec.tenant.as_str());
+        present.or_else(|| Some(self.deletions.get(job)?.tenant.as_str()))
     }
 
     pub fn node(&self, id: &NodeId) -> Option<&NodeRecord> {
@@ -381,7 +455,14 @@ impl Job {
                 let stage = crate::ids::StageName::parse(&spec.name).ok()?;
                 let id = StageRef { job: record.id.clone(), stage };
                 let log = PairLog::new(&id, spec.data.pairs, segment_units);
-                Some(Stage { id, record: None, attempt: None, log, checkpoints: BTreeMap::new() })
+                Some(Stage {
+                    id,
+                    record: None,
+                    attempt: None,
+                    log,
+                    checkpoints: BTreeMap::new(),
+                    keeps: BTreeMap::new(),
+                })
             })
             .collect();
         Self { record, stages }

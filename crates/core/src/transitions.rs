@@ -2,6 +2,7 @@
 //! and the answer; nothing is changed here. The answer may be given once the writes are durable.
 
 mod checkpoints;
+mod deletions;
 mod jobs;
 mod nodes;
 mod units;
@@ -9,6 +10,8 @@ mod units;
 pub use checkpoints::{
     CheckpointCommitted, checkpoint_file, checkpoint_path, commit_checkpoint, mark_checkpoint_damaged,
 };
+pub(crate) use deletions::kept_checkpoints;
+pub use deletions::{DeleteOrder, delete_job, files_gone, files_removed, keep_checkpoint, lineage_of};
 pub use jobs::{
     QueueLimits, Submission, Submitted, cancel_job, pause_job, resume_job, retry_job, submit_job,
 };

@@ -9,8 +9,19 @@ use crate::error::RequestError;
 use crate::ids::{JobId, NodeId};
 
 /// The kinds of records, by the first part of their key; what has another is of a kind that this version does not know.
-pub const KINDS: [&str; 9] =
-    ["jobs", "requests", "stages", "attempts", "segments", "units", "checkpoints", "nodes", "other"];
+pub const KINDS: [&str; 11] = [
+    "jobs",
+    "requests",
+    "stages",
+    "attempts",
+    "segments",
+    "units",
+    "checkpoints",
+    "nodes",
+    "deletions",
+    "keeps",
+    "other",
+];
 
 /// All of them, by key.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -111,7 +122,7 @@ fn kind_of(key: &str) -> &'static str {
 fn job_of(key: &str) -> Option<JobId> {
     let mut parts = key.split('/');
     match parts.next()? {
-        "jobs" | "stages" | "attempts" | "segments" | "units" | "checkpoints" => {
+        "jobs" | "stages" | "attempts" | "segments" | "units" | "checkpoints" | "deletions" | "keeps" => {
             JobId::parse(parts.next()?).ok()
         }
         _ => None,

@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crescendo_core::access::Scope;
 use crescendo_core::decide::{Limits, PendingReason, decide};
+use crescendo_core::deletion::KeptParts;
 use crescendo_core::histogram::ScoreCounts;
 use crescendo_core::ids::{
     Generation, Incarnation, JobId, NodeId, RequestId, StageName, StageRef, Timestamp,
@@ -18,7 +20,9 @@ use crescendo_core::records::{
 };
 use crescendo_core::spec::{self, JobSpec};
 use crescendo_core::state::ClusterState;
-use crescendo_core::transitions::{QueueLimits, Submission, checkpoint_path, commit_checkpoint, submit_job};
+use crescendo_core::transitions::{
+    DeleteOrder, QueueLimits, Submission, checkpoint_path, commit_checkpoint, delete_job, submit_job,
+};
 
 const NOW: Timestamp = Timestamp(1_000_000);
 
@@ -289,4 +293,32 @@ fn a_large_network_waits_for_gpus_where_there_are_any() {
     let nano = cluster.ready("nano", spec_of("default", "nano", 4, ""));
     cluster.decide(&nano);
     assert_eq!(cluster.nodes(&nano), BTreeSet::from(["cpu"]), "small ones go where there is room");
+}
+
+#[test]
+fn what_an_open_job_starts_from_is_not_deleted_and_what_is_deleted_starts_nothing() {
+    let mut cluster = Cluster::new();
+    cluster.node("n", "cpu", 2, &[]);
+    let first = cluster.ready("first", spec_of("default", "nano", 4, ""));
+    cluster.decide(&first);
+    cluster.checkpoint(&first, 20);
+    let named = format!("{first}/stage-1");
+    let second = cluster.ready("second", from("default", 4, &named));
+    let delete = |cluster: &Cluster| {
+        let order = DeleteOrder {
+            keep: KeptParts { checkpoints: true, ..KeptParts::default() },
+            spec_sha256: "a".repeat(64),
+            root: None,
+            scope: &Scope::Everything,
+            by_retention: None,
+        };
+        delete_job(&cluster.state, &first, order, NOW)
+    };
+    let refused = delete(&cluster).expect_err("it is needed").to_string();
+    assert!(refused.contains(second.as_str()) && refused.contains("spec.stages[0].initFrom"), "{refused}");
+    cluster.end(&second, JobState::Cancelled { reason: "enough".into() });
+    let (_, writes) = delete(&cluster).expect("nobody needs it");
+    cluster.write(writes);
+    let told = cluster.told(&from("default", 4, &named));
+    assert_eq!(told, format!("spec.stages[0].initFrom: job {first} is being deleted"));
 }

@@ -1,5 +1,5 @@
-//! Leftovers in the object store, on the controller's command: what lies there is listed here, the controller says which of it no
-//! record names, and that is deleted here.
+//! Leftovers in the object store, and files of jobs that are deleted, on the controller's command: what lies there is listed here, the
+//! controller says which of it is to go, and that is deleted here.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -22,7 +22,9 @@ use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt as _};
 use tokio::sync::Semaphore;
 use tonic::{Code, Status};
 
-/// Limit of the wait for the end of a collection before, whose controller is gone.
+/// Orders that are carried out at a time: one may look through the whole store, and others remove what one job has left.
+const ORDERS_AT_A_TIME: usize = 3;
+/// Limit of the wait for the end of orders before, whose controller is gone.
 const TURN_DEADLINE: Duration = Duration::from_secs(60);
 /// Limit of the store's next entry, and of a look for halves of files.
 const LIST_DEADLINE: Duration = Duration::from_secs(120);
@@ -37,7 +39,7 @@ const JUDGE_DEADLINE: Duration = Duration::from_secs(60);
 /// Halves of files that one collection looks at.
 const MAX_TORN: usize = 10_000;
 
-/// Looks for leftovers, one order at a time. Cheap to clone.
+/// Looks for leftovers and files of deleted jobs, a few orders at a time. Cheap to clone.
 #[derive(Clone)]
 pub struct Collector {
     controllers: Controllers,
@@ -70,7 +72,7 @@ struct Removed {
 
 impl Collector {
     pub fn new(controllers: Controllers, tasks: Tasks) -> Self {
-        Self { controllers, tasks, turn: Arc::new(Semaphore::new(1)) }
+        Self { controllers, tasks, turn: Arc::new(Semaphore::new(ORDERS_AT_A_TIME)) }
     }
 
     /// Begins with an order, on a task of its own.
@@ -80,7 +82,7 @@ impl Collector {
             let collecting = async {
                 let turn = tokio::time::timeout(TURN_DEADLINE, collector.turn.acquire()).await;
                 if turn.is_err() {
-                    tracing::warn!("leftovers are being collected already; the order is dropped");
+                    tracing::warn!("as many orders to collect are under way as may be; this one is dropped");
                     return;
                 }
                 match collector.run(&order).await {

@@ -3,7 +3,8 @@
 //!
 //! | promise | looked at |
 //! |---|---|
-//! | 1 | an accepted job stays; an attempt ends only for a reason that lies with its job, its nodes or a person |
+//! | 1 | an accepted job stays, and of an open one every record and file that it needs; an attempt ends only for a reason that lies with its job, its nodes or a person |
+//! | 1 | what a person deletes has ended; its records go after its files, and at the end there is none of either |
 //! | 2 | one request id, one job |
 //! | 3 | a job that has ended stays as it ended |
 //! | 4 | generations and leases only grow; a checkpoint is of the newest generation; a unit that is done stays as it is, by itself and in its segment |
@@ -19,9 +20,12 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crescendo_core::ids::{AttemptRef, JobId, NodeId, StageRef};
+use crescendo_core::deletion::{DeletionPhase, DeletionRecord};
+use crescendo_core::ids::{AttemptRef, JobId, NodeId, StageRef, Timestamp};
 use crescendo_core::invariants::check_invariants;
 use crescendo_core::job::JobState;
+use crescendo_core::leftovers::{CollectRules, ListedObject, leftovers};
+use crescendo_core::object_keys;
 use crescendo_core::records::{
     AttemptRecord, AttemptState, CheckpointRecord, JobRecord, Record, RecordKey, UnitRecord, Write,
 };
@@ -31,6 +35,7 @@ use crescendo_proto::records;
 use crescendo_store::Revision;
 use crescendo_store::testing::Change;
 
+use crate::objects::Objects;
 use crate::trace::Trace;
 
 /// A node that is out of sight for so much of [`SIGHT`] may be taken for lost.
@@ -189,9 +194,96 @@ impl Checker {
         let facts = self.lock();
         let is_open = |id: &&String| {
             let job = JobId::parse(id).ok().and_then(|id| facts.state.job(&id).cloned());
-            job.is_none_or(|job| !job.record.state.is_terminal())
+            let is_deleted = JobId::parse(id).is_ok_and(|id| facts.state.deletion(&id).is_some());
+            job.is_none_or(|job| !job.record.state.is_terminal()) && !is_deleted
         };
         facts.accepted.values().filter(is_open).cloned().collect()
+    }
+
+    /// Jobs that are being deleted and not gone.
+    pub fn deleting(&self) -> Vec<String> {
+        self.lock().state.deleting().map(|deletion| deletion.job.to_string()).collect()
+    }
+
+    /// Jobs that are gone.
+    pub fn gone(&self) -> Vec<JobId> {
+        let facts = self.lock();
+        let is_gone = |deletion: &&DeletionRecord| matches!(deletion.phase, DeletionPhase::Gone { .. });
+        facts.state.deletions().filter(is_gone).map(|deletion| deletion.job.clone()).collect()
+    }
+
+    /// Whether a job is being deleted, or is gone.
+    pub fn is_deleted(&self, job: &str) -> bool {
+        let job = JobId::parse(job).ok();
+        job.is_some_and(|job| self.lock().state.deletion(&job).is_some())
+    }
+
+    /// Whether a job is there and has not ended.
+    pub fn is_open(&self, job: &str) -> bool {
+        let job = JobId::parse(job).ok();
+        job.is_some_and(|job| self.lock().state.job(&job).is_some_and(|job| !job.record.state.is_terminal()))
+    }
+
+    /// What the first controller has called the cluster.
+    pub fn cluster_id(&self) -> Option<String> {
+        self.lock().state.cluster().map(|cluster| cluster.id.clone())
+    }
+
+    /// A curator has removed an object.
+    pub fn removed(&self, key: &str) {
+        let job = object_keys::job_of(key).and_then(|job| JobId::parse(job).ok());
+        let wrong = {
+            let facts = self.lock();
+            let deletion = job.as_ref().and_then(|job| facts.state.deletion(job));
+            match (deletion, job.as_ref().and_then(|job| object_keys::part_of(job.as_str(), key))) {
+                (Some(deletion), Some(part)) if !deletion.keep.keeps(part) => None,
+                (Some(_), _) => Some(format!("{key} is removed and was to be kept")),
+                (None, _) => Some(format!("{key} is removed and its job is not being deleted")),
+            }
+        };
+        if let Some(wrong) = wrong {
+            self.broken(1, wrong);
+        }
+    }
+
+    /// At the end: nothing is left of deleted jobs but what was kept. How many there are.
+    pub fn check_deleted(&self, objects: &Objects) -> usize {
+        let gone: Vec<DeletionRecord> = {
+            let facts = self.lock();
+            let is_gone = |deletion: &&DeletionRecord| matches!(deletion.phase, DeletionPhase::Gone { .. });
+            facts.state.deletions().filter(is_gone).cloned().collect()
+        };
+        for DeletionRecord { job, keep, lineage, .. } in &gone {
+            let left: Vec<String> = {
+                let facts = self.lock();
+                let is_left = |key: &&RecordKey| match key {
+                    RecordKey::Deletion(_) => false,
+                    RecordKey::Request(_, request) => *request == lineage.request,
+                    key => key.job() == Some(job),
+                };
+                facts.keys.values().filter(is_left).map(ToString::to_string).collect()
+            };
+            for key in left {
+                self.broken(1, format!("{key} is left of a deleted job"));
+            }
+            let is_kept =
+                |key: &str| object_keys::part_of(job.as_str(), key).is_some_and(|part| keep.keeps(part));
+            for (key, is_late) in objects.of_job(job.as_str()) {
+                // What comes late is a leftover, which the next collection takes.
+                let is_left = is_late && self.is_leftover(&key);
+                if !is_kept(&key) && !is_left {
+                    self.broken(1, format!("{key} is left of a deleted job"));
+                }
+            }
+        }
+        gone.len()
+    }
+
+    /// Whether a collection would take the object some day.
+    fn is_leftover(&self, key: &str) -> bool {
+        let object = ListedObject { key: key.to_owned(), size_bytes: 1, modified: Timestamp(0) };
+        let rules = CollectRules { grace: Duration::ZERO, owns_root: false };
+        !leftovers(&self.lock().state, &[object], rules, Timestamp(u64::MAX)).is_empty()
     }
 
     /// How many jobs ended in each state.
@@ -256,14 +348,7 @@ impl Facts {
     fn change(&mut self, now: Duration, change: &Change, over: &mut Vec<AttemptRecord>, broken: &mut Broken) {
         let Some(value) = &change.value else {
             if let Some(key) = self.keys.remove(&change.key) {
-                match &key {
-                    RecordKey::Job(job) => broken.push((1, format!("job {job} is lost"))),
-                    RecordKey::Segment(stage, first) => {
-                        broken.push((1, format!("segment {first} of {stage} is lost")));
-                    }
-                    RecordKey::Unit(stage, unit) => self.check_deletion(stage, *unit, broken),
-                    _ => {}
-                }
+                self.check_removal(&key, broken);
                 let _ = self.state.apply(Write::Delete(key));
             }
             return;
@@ -286,7 +371,12 @@ impl Facts {
             Record::Segment(segment) => self.check_segment(segment, broken),
             Record::Unit(unit) => self.check_unit(unit, broken),
             Record::Checkpoint(checkpoint) => self.check_checkpoint(checkpoint, broken),
-            Record::Request(_) | Record::Stage(_) | Record::Node(_) | Record::Cluster(_) => {}
+            Record::Deletion(deletion) => self.check_deletion(deletion, broken),
+            Record::Request(_)
+            | Record::Stage(_)
+            | Record::Node(_)
+            | Record::Cluster(_)
+            | Record::Keep(_) => {}
         }
         self.keys.insert(change.key.clone(), record.key());
         if let Err(orphan) = self.state.apply(Write::Put(record)) {
@@ -399,8 +489,69 @@ impl Facts {
         self.segments.insert(key(segment.first_unit), segment.clone());
     }
 
+    /// Records go for a reason: their job is being deleted and its files are gone, or another record says the same.
+    fn check_removal(&self, key: &RecordKey, broken: &mut Broken) {
+        let phase = key.job().and_then(|job| self.state.deletion(job)).map(|deletion| deletion.phase);
+        let of_deleted = phase == Some(DeletionPhase::Records);
+        match key {
+            RecordKey::Job(job) if !matches!(phase, Some(DeletionPhase::Gone { .. })) => {
+                broken.push((1, format!("job {job} is lost")));
+            }
+            RecordKey::Segment(stage, first) if !of_deleted => {
+                broken.push((1, format!("segment {first} of {stage} is lost")));
+            }
+            RecordKey::Unit(stage, unit) if !of_deleted => self.check_unit_removal(stage, *unit, broken),
+            RecordKey::Attempt(_) | RecordKey::Stage(_) if !of_deleted => {
+                broken.push((1, format!("{key} is lost")));
+            }
+            RecordKey::Checkpoint(stage, step, generation) if !of_deleted => {
+                let stage = self.state.stage(stage);
+                let newest = stage.and_then(|stage| stage.newest_checkpoint());
+                if newest.is_some_and(|newest| (newest.step, newest.generation) == (*step, *generation)) {
+                    broken.push((1, format!("{key} is lost, and is the newest of its stage")));
+                }
+            }
+            RecordKey::Request(_, request) => {
+                let mut deletions = self.state.deletions();
+                if !deletions.any(|deletion| deletion.lineage.request == *request) {
+                    broken.push((2, format!("{key} is lost")));
+                }
+            }
+            RecordKey::Deletion(_) => broken.push((1, format!("{key} is lost"))),
+            RecordKey::Job(_)
+            | RecordKey::Segment(..)
+            | RecordKey::Unit(..)
+            | RecordKey::Attempt(_)
+            | RecordKey::Stage(_)
+            | RecordKey::Checkpoint(..)
+            | RecordKey::Keep(..)
+            | RecordKey::Node(_)
+            | RecordKey::Cluster => {}
+        }
+    }
+
+    /// Deletions begin with jobs that have ended, and end when no record is left.
+    fn check_deletion(&self, deletion: &DeletionRecord, broken: &mut Broken) {
+        let id = &deletion.job;
+        let before = self.state.deletion(id).map(|before| before.phase);
+        let has_ended = self.state.job(id).is_some_and(|job| job.record.state.is_terminal());
+        let wrong = match (before, deletion.phase) {
+            (None, DeletionPhase::Files) if has_ended => None,
+            (None, _) => Some("its job has not ended".to_owned()),
+            (Some(DeletionPhase::Files), DeletionPhase::Files | DeletionPhase::Records) => None,
+            (Some(DeletionPhase::Gone { .. }), DeletionPhase::Files) => None,
+            (Some(DeletionPhase::Records), DeletionPhase::Gone { .. }) => {
+                let is_other = |key: &&RecordKey| !matches!(key, RecordKey::Job(_) | RecordKey::Deletion(_));
+                let mut left = self.keys.values().filter(is_other).filter(|key| key.job() == Some(id));
+                left.next().map(|key| format!("{key} is left"))
+            }
+            (Some(before), after) => Some(format!("it was {before:?} and is {after:?}")),
+        };
+        broken.extend(wrong.map(|wrong| (1, format!("the deletion of {id}: {wrong}"))));
+    }
+
     /// The record of a unit goes only when a segment holds it.
-    fn check_deletion(&self, stage: &StageRef, unit: u64, broken: &mut Broken) {
+    fn check_unit_removal(&self, stage: &StageRef, unit: u64, broken: &mut Broken) {
         let before = self.segments.range(..=(stage.clone(), unit)).next_back();
         if !before.is_some_and(|((of, _), segment)| of == stage && unit < segment.end()) {
             broken.push((4, format!("unit {unit} of {stage} is deleted, and no segment holds it")));

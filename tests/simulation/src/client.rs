@@ -1,4 +1,4 @@
-//! People: they submit, follow, ask, cancel, drain, and try again until they are answered.
+//! People: they submit, follow, ask, cancel, delete, drain, and try again until they are answered.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -11,7 +11,7 @@ use crescendo_proto::v1::job_service_client::JobServiceClient;
 use crescendo_proto::v1::node_service_client::NodeServiceClient;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
-use tonic::{Response, Status};
+use tonic::{Code, Response, Status};
 
 use crate::checker::Checker;
 use crate::trace::Trace;
@@ -82,6 +82,8 @@ impl People {
                     self.jobs.lock().unwrap_or_else(PoisonError::into_inner).insert(job, made.job_id);
                 }
                 Ok(_) => self.checker.broken(2, "a submit was answered without a job"),
+                // Somebody has deleted it since.
+                Err(status) if status.code() == Code::AlreadyExists && self.was_deleted(job) => {}
                 Err(status) => self.checker.broken(2, format!("request-{job} was refused: {status}")),
             }
             sleep(Duration::from_secs(5)).await;
@@ -99,6 +101,44 @@ impl People {
             .await;
         if let Err(status) = answer {
             self.checker.broken(1, format!("{} cannot be cancelled: {status}", request.job_id));
+        }
+    }
+
+    fn was_deleted(&self, job: usize) -> bool {
+        self.job_id(job).is_some_and(|id| self.checker.is_deleted(&id))
+    }
+
+    /// Has a job deleted as soon as it has ended; asked for earlier it is refused.
+    pub async fn delete(self, job: usize, keep_pairs: bool) {
+        let job_id = self.accepted(job).await;
+        let keep = Some(v1::KeptParts { pairs: keep_pairs, ..Default::default() });
+        let request = v1::DeleteJobRequest { job_id, keep, dry_run: false };
+        loop {
+            let was_open = self.checker.is_open(&request.job_id);
+            let answer = self
+                .call("delete", |channel| {
+                    let request = request.clone();
+                    async move { JobServiceClient::new(channel).delete_job(request).await }
+                })
+                .await;
+            match answer {
+                Ok(_) => break,
+                Err(status) if status.code() == Code::FailedPrecondition => {
+                    if !was_open && !self.checker.is_deleted(&request.job_id) {
+                        self.checker.broken(1, format!("{} cannot be deleted: {status}", request.job_id));
+                    }
+                }
+                // Nobody has answered.
+                Err(status) if crescendo_proto::status::is_passing(status.code()) => {}
+                Err(status) => {
+                    self.checker.broken(1, format!("{} cannot be deleted: {status}", request.job_id));
+                    return;
+                }
+            }
+            sleep(ASK_EVERY).await;
+        }
+        if !self.checker.is_deleted(&request.job_id) {
+            self.checker.broken(1, format!("{} is said to be deleted, and is not", request.job_id));
         }
     }
 
@@ -142,6 +182,9 @@ impl People {
                     1,
                 );
             }
+            if self.checker.is_deleted(&job_id) {
+                return;
+            }
             self.explain(&job_id).await;
             sleep(Duration::from_secs(1)).await;
         }
@@ -176,7 +219,7 @@ impl People {
                 })
                 .await;
             let now = answer.ok().and_then(|answer| answer.job).map(|job| job.state());
-            if now != ended {
+            if now != ended && !self.checker.is_deleted(job_id) {
                 self.checker.broken(3, format!("{job_id} ended as {ended:?} and is told as {now:?}"));
             }
         }

@@ -5,13 +5,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use crescendo_controller::collections::Collections;
 use crescendo_controller::config::Config;
+use crescendo_controller::deletions::delete_files;
 use crescendo_controller::engine::EngineDeps;
 use crescendo_controller::leadership::{self, EngineHandle, Role};
 use crescendo_controller::logs::LogHub;
 use crescendo_controller::metrics::Metrics;
 use crescendo_controller::relay::Relays;
-use crescendo_controller::services::{Checkpoints, Curation, Jobs, Nodes};
+use crescendo_controller::services::{Checkpoints, Curation, Jobs, Nodes, Objects};
 use crescendo_controller::unit_board::UnitBoard;
 use crescendo_core::decide::Limits;
 use crescendo_core::ids::Timestamp;
@@ -21,6 +23,7 @@ use crescendo_proto::v1::checkpoint_service_server::CheckpointServiceServer;
 use crescendo_proto::v1::curation_service_server::CurationServiceServer;
 use crescendo_proto::v1::job_service_server::JobServiceServer;
 use crescendo_proto::v1::node_service_server::NodeServiceServer;
+use crescendo_proto::v1::object_service_server::ObjectServiceServer;
 use crescendo_store::testing::{Fate, SimulatedServer, SimulatedStore, StoreCall, StoreLink};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -219,11 +222,16 @@ impl Controller {
         let (stop, drain) = (tasks.stop_token(), Drain::new(STAY_FOR_NODES));
         process.spawn(leadership::stay_for_nodes(handle.clone(), drain.clone()));
         process.spawn(leadership::run(around, identity, role, stop.clone()));
-        let jobs = Jobs::new(handle.clone(), logs.clone(), Relays::default(), tasks.clone());
+        let collections = Collections::new(metrics.clone());
+        let jobs =
+            Jobs::new(handle.clone(), logs.clone(), Relays::default(), collections.clone(), tasks.clone());
+        process.spawn(delete_files(collections.clone(), handle.clone(), stop.clone()));
+        let objects = Objects::new(handle.clone(), Relays::default(), collections, tasks.clone());
         let nodes = Nodes::new(handle.clone(), logs, units, metrics, tasks);
         let routes = Routes::new(JobServiceServer::new(jobs))
             .add_service(NodeServiceServer::new(nodes))
             .add_service(CheckpointServiceServer::new(Checkpoints::new(handle.clone())))
+            .add_service(ObjectServiceServer::new(objects))
             .add_service(CurationServiceServer::new(Curation::new(handle)));
         self.network.listen(self.index, routes, process.clone());
         self.running = Some(Running { process, stop, drain });

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crescendo_node::runtime::supervise::Drain;
 use crescendo_node::session::call::Controllers;
+use crescendo_node::session::health::HealthReport;
 use crescendo_node::session::reports::ReportSink;
 use crescendo_node::session::{Command, NodeSession};
 use crescendo_node::telemetry::log_shipping::{DEFAULT_CAPACITY, LogBuffer};
@@ -18,6 +19,8 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
+use crate::checker::Checker;
+use crate::objects::{Objects, STORE_ID, collect};
 use crate::process::Process;
 use crate::rng::SharedRng;
 
@@ -41,6 +44,8 @@ pub struct CuratorParts {
     pub controllers: Controllers,
     pub faults: Arc<CuratorFaults>,
     pub rng: SharedRng,
+    pub objects: Objects,
+    pub checker: Checker,
     /// Asked for at a stop.
     pub drain: Drain,
     pub stop: CancellationToken,
@@ -59,15 +64,22 @@ pub fn start(parts: CuratorParts, process: &Arc<Process>, hello: v1::Hello) {
     };
     let logs = LogBuffer::new(&parts.id, DEFAULT_CAPACITY);
     let (session, commands) = NodeSession::new(parts.controllers.clone(), ReportSink::default(), logs, hello);
-    let (session, stop) = (session.draining(parts.drain.clone()), parts.stop.clone());
+    let health = HealthReport::default();
+    health.update(|health| health.store_id = STORE_ID.to_owned());
+    let (session, stop) = (session.draining(parts.drain.clone()).health(health), parts.stop.clone());
     process.spawn(async move {
         let _ = session.run(stop).await;
     });
-    process.spawn(obey(commands, assigned));
+    process.spawn(obey(commands, assigned, parts.clone(), process.clone()));
     process.spawn(make(parts, assigned_now));
 }
 
-async fn obey(mut commands: mpsc::Receiver<Command>, assigned: watch::Sender<Assigned>) {
+async fn obey(
+    mut commands: mpsc::Receiver<Command>,
+    assigned: watch::Sender<Assigned>,
+    parts: CuratorParts,
+    process: Arc<Process>,
+) {
     while let Some(command) = commands.recv().await {
         match command {
             Command::AssignCuration(assign) => {
@@ -90,8 +102,11 @@ async fn obey(mut commands: mpsc::Receiver<Command>, assigned: watch::Sender<Ass
             | Command::StopAttempt(_)
             | Command::DrainAttempt(_)
             | Command::UpdateCurators(_)
-            | Command::ReadObject(_)
-            | Command::CollectObjects(_) => {}
+            | Command::ReadObject(_) => {}
+            Command::CollectObjects(order) => {
+                let CuratorParts { objects, controllers, checker, rng, .. } = parts.clone();
+                process.spawn(collect(objects, controllers, checker, rng, order));
+            }
         }
     }
 }
@@ -192,6 +207,7 @@ async fn give_back(parts: &CuratorParts, lease: v1::UnitLease) -> Result<(), Sta
 
 async fn hand_in(parts: &CuratorParts, lease: v1::UnitLease, size: u64) -> Result<(), Status> {
     let v1::UnitLease { job_id, stage, unit, lease_generation, .. } = &lease;
+    parts.objects.put(crescendo_core::object_keys::shard(job_id, stage, *unit, *lease_generation));
     let rejected = parts.rng.draw(|rng| rng.below(2)).min(size.saturating_sub(1));
     let request = v1::CommitUnitRequest {
         node_id: parts.id.clone(),

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!   schedule (pure: seed → what happens when)
-//!      │ workload: submit, cancel, drain, watch      │ faults: crash, pause, cut, delay, lost answers, clock, store, nodes
+//!      │ workload: submit, cancel, delete, watch     │ faults: crash, pause, cut, delay, lost answers, clock, store, nodes
 //!      ▼                                             ▼
 //!   client ─▶ network ─▶ 3 × controller ─▶ store (simulated; passes the contract suite) ─▶ checker: every commit
 //!              ▲   real: services, engine, leadership, election
@@ -20,6 +20,7 @@
 //! | [`controller`] | a controller: the real one, without a listener |
 //! | [`gang`] | ranks that step together |
 //! | [`trainer`], [`curator`] | nodes |
+//! | [`objects`] | the object store, and what a curator does in it for the controller |
 //! | [`client`] | people |
 //! | [`lies`] | what a node says that speaks for what is over |
 //! | [`plants`] | bugs that are put in, to see that they are found |
@@ -36,6 +37,7 @@ pub mod curator;
 pub mod gang;
 pub mod lies;
 pub mod network;
+pub mod objects;
 pub mod plants;
 pub mod process;
 pub mod rng;

@@ -3,10 +3,13 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use crescendo_core::ids::{Generation, JobId};
+use crescendo_core::access::Scope;
+use crescendo_core::deletion::KeptParts;
+use crescendo_core::ids::{Generation, JobId, StageName, StageRef};
 use crescendo_core::job::JobState;
-use crescendo_core::records::{CheckpointRecord, JobRecord, Record};
-use crescendo_core::state::{Job, Stage};
+use crescendo_core::records::{CheckpointRecord, JobRecord, Record, StageRecord, Write};
+use crescendo_core::state::{ClusterState, Job, Stage};
+use crescendo_core::transitions::{DeleteOrder, delete_job};
 use crescendo_proto::records;
 use crescendo_store::testing::SimulatedServer;
 
@@ -37,10 +40,16 @@ pub enum Plant {
     ForgottenSteps,
     /// Ranks do not step, and nobody knows.
     Starved,
+    /// A record that an open job needs is deleted.
+    TornOpen,
+    /// A job that runs is deleted.
+    DeletedOpen,
+    /// A record of a job that is gone stays.
+    LeftBehind,
 }
 
 /// Every plant, with the promise that it breaks.
-pub const PLANTS: [(Plant, u8); 10] = [
+pub const PLANTS: [(Plant, u8); 13] = [
     (Plant::LostJob, 1),
     (Plant::CauselessRestart, 1),
     (Plant::DoubleJob, 2),
@@ -51,6 +60,9 @@ pub const PLANTS: [(Plant, u8); 10] = [
     (Plant::Blamed, 13),
     (Plant::ForgottenSteps, 14),
     (Plant::Starved, 0),
+    (Plant::TornOpen, 1),
+    (Plant::DeletedOpen, 1),
+    (Plant::LeftBehind, 1),
 ];
 
 /// Where bugs are put in.
@@ -110,6 +122,32 @@ impl Soil<'_> {
                 self.each_rank(|faults| faults.forget.store(true, Ordering::Relaxed));
                 true
             }
+            Plant::TornOpen => self.on(open_with_checkpoint(&jobs), |checkpoint| {
+                self.records.tamper(&Record::Checkpoint(checkpoint.clone()).key().to_string(), None);
+            }),
+            Plant::DeletedOpen => self.on(jobs.iter().find(|job| !job.record.state.is_terminal()), |job| {
+                let id = &job.record.id;
+                let mut ended = job.record.clone();
+                (ended.state, ended.finished_at) = (JobState::Succeeded, Some(job.record.submitted_at));
+                let mut state = ClusterState::default();
+                let _ = state.apply(Write::Put(Record::Job(ended)));
+                let order = DeleteOrder {
+                    keep: KeptParts::default(),
+                    spec_sha256: String::new(),
+                    root: None,
+                    scope: &Scope::Everything,
+                    by_retention: None,
+                };
+                if let Ok((deletion, _)) = delete_job(&state, id, order, job.record.submitted_at) {
+                    self.write(&Record::Deletion(deletion));
+                }
+            }),
+            Plant::LeftBehind => {
+                self.on(self.checker.gone().into_iter().next().zip(stage_name()), |(job, stage)| {
+                    let stage = StageRef { job, stage };
+                    self.write(&Record::Stage(StageRecord { stage, precision: None, ran_on: Vec::new() }));
+                })
+            }
             Plant::Starved => {
                 self.each_rank(|faults| faults.hang.store(true, Ordering::Relaxed));
                 true
@@ -128,6 +166,15 @@ impl Soil<'_> {
     fn write(&self, record: &Record) {
         self.records.tamper(&record.key().to_string(), Some(records::encode(record).into()));
     }
+}
+
+fn stage_name() -> Option<StageName> {
+    StageName::parse("stage-1").ok()
+}
+
+fn open_with_checkpoint(jobs: &[Job]) -> Option<&CheckpointRecord> {
+    let open = jobs.iter().filter(|job| !job.record.state.is_terminal());
+    open.flat_map(|job| &job.stages).filter_map(Stage::newest_checkpoint).next()
 }
 
 fn ended(jobs: &[Job]) -> Option<&Job> {

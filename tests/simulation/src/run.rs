@@ -24,6 +24,7 @@ use crate::curator::{self, CuratorFaults, CuratorParts};
 use crate::gang::Gangs;
 use crate::lies::Lies;
 use crate::network::{Network, Way};
+use crate::objects::Objects;
 use crate::plants::{Plant, Soil};
 use crate::process::Process;
 use crate::rng::SharedRng;
@@ -60,7 +61,10 @@ pub struct Outcome {
     pub simulated: Duration,
     pub commits: u64,
     pub faults: u64,
+    /// Jobs that are still there, by their state.
     pub ended: std::collections::BTreeMap<&'static str, usize>,
+    /// Jobs that are gone.
+    pub deleted: usize,
     /// When the last job ended.
     pub last_end: Duration,
 }
@@ -131,6 +135,7 @@ struct World {
     network: Network,
     records: SimulatedServer,
     checker: Checker,
+    objects: Objects,
     store_faults: Arc<StoreFaults>,
     controllers: Vec<Controller>,
     nodes: Vec<Node>,
@@ -183,6 +188,7 @@ impl World {
             rng,
             network,
             records,
+            objects: Objects::new(checker.clone()),
             checker,
             store_faults,
             controllers,
@@ -225,14 +231,20 @@ impl World {
         self.until_quiet().await?;
         let quiet_at = Instant::now();
         self.until(began + LASTS).await?;
-        while !self.checker.open_jobs().is_empty() && quiet_at.elapsed() < PATIENCE {
+        let has_work = |checker: &Checker| !(checker.open_jobs().is_empty() && checker.deleting().is_empty());
+        while has_work(&self.checker) && quiet_at.elapsed() < PATIENCE {
             sleep(Duration::from_secs(5)).await;
         }
         for job in self.checker.open_jobs() {
             self.checker.broken(0, format!("job {job} has not ended {PATIENCE:?} after the last fault"));
         }
+        for job in self.checker.deleting() {
+            self.checker.broken(0, format!("job {job} is not deleted {PATIENCE:?} after the last fault"));
+        }
         self.persons.kill();
+        let deleted = self.checker.check_deleted(&self.objects);
         Ok(Outcome {
+            deleted,
             violations: self.checker.violations(),
             trace_hash: self.trace.hash(),
             trace_lines: self.trace.count(),
@@ -294,6 +306,7 @@ impl World {
         let people = self.people.clone();
         match work {
             Work::Submit { job, spec } => self.persons.spawn(people.submit(*job, spec.clone())),
+            Work::Delete { job, keep_pairs } => self.persons.spawn(people.delete(*job, *keep_pairs)),
             Work::Cancel { job } => self.persons.spawn(people.cancel(*job)),
             Work::Drain { node, undo } => {
                 self.persons.spawn(people.drain(self.nodes[*node].id.clone(), *undo));
@@ -332,6 +345,7 @@ impl World {
                     gangs: self.gangs.clone(),
                     faults: faults.clone(),
                     checker: self.checker.clone(),
+                    objects: self.objects.clone(),
                     rng: self.rng.clone(),
                     trace: self.trace.clone(),
                     drain,
@@ -346,6 +360,8 @@ impl World {
                     controllers,
                     faults: faults.clone(),
                     rng: self.rng.clone(),
+                    objects: self.objects.clone(),
+                    checker: self.checker.clone(),
                     drain,
                     stop,
                 };

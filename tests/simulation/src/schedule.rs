@@ -26,10 +26,25 @@ pub const PATIENCE: Duration = Duration::from_secs(1000);
 /// What people do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Work {
-    Submit { job: usize, spec: String },
-    Cancel { job: usize },
-    Drain { node: usize, undo: bool },
-    Watch { job: usize },
+    Submit {
+        job: usize,
+        spec: String,
+    },
+    Cancel {
+        job: usize,
+    },
+    /// Once it has ended.
+    Delete {
+        job: usize,
+        keep_pairs: bool,
+    },
+    Drain {
+        node: usize,
+        undo: bool,
+    },
+    Watch {
+        job: usize,
+    },
 }
 
 /// What goes wrong. Those with a duration end by themselves.
@@ -172,6 +187,7 @@ fn seconds(rng: &mut Rng, least: u64, end: u64) -> Duration {
 pub fn schedule(seed: u64, kinds: &[usize]) -> Vec<Event> {
     let mut rng = Rng::new(seed);
     let mut events = work(&mut rng);
+    events.extend(deletions(&mut Rng::new(seed ^ DELETIONS)));
     if !kinds.is_empty() {
         let count = MIN_FAULTS + rng.index(6);
         let least_kinds = MIN_KINDS.min(kinds.len());
@@ -204,6 +220,22 @@ fn work(rng: &mut Rng) -> Vec<Event> {
     events.push(Event { at, what: What::Work(Work::Drain { node, undo: false }) });
     let back = at + seconds(rng, 10, 60);
     events.push(Event { at: back, what: What::Work(Work::Drain { node, undo: true }) });
+    events
+}
+
+/// Apart from the rest of the schedule, so that it stays as it was without them.
+const DELETIONS: u64 = 0xde1e7e;
+
+/// Some jobs are to be deleted as soon as they have ended.
+fn deletions(rng: &mut Rng) -> Vec<Event> {
+    let mut events = Vec::new();
+    for job in 0..JOBS {
+        if job == 0 || rng.chance(400) {
+            let keep_pairs = rng.chance(300);
+            let at = seconds(rng, 10, 400);
+            events.push(Event { at, what: What::Work(Work::Delete { job, keep_pairs }) });
+        }
+    }
     events
 }
 

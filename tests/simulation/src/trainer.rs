@@ -19,6 +19,7 @@ use tonic::Code;
 
 use crate::checker::Checker;
 use crate::gang::{Gangs, Membership, Mood};
+use crate::objects::Objects;
 use crate::process::Process;
 use crate::rng::SharedRng;
 use crate::trace::Trace;
@@ -57,6 +58,7 @@ pub struct TrainerParts {
     pub gangs: Gangs,
     pub faults: Arc<RankFaults>,
     pub checker: Checker,
+    pub objects: Objects,
     pub rng: SharedRng,
     pub trace: Trace,
     /// Asked for at a stop; and what was left at the last one, as the agent keeps it on disk.
@@ -493,6 +495,7 @@ impl Rank {
             next_position: step * 2,
             ..Default::default()
         };
+        self.parts.objects.put(format!("{}/manifest.json", checkpoint.path));
         let _ = self.events.send(Event::Checkpoint(self.key.clone(), Box::new(checkpoint))).await;
         self.parts
             .trace

@@ -124,6 +124,7 @@ impl Saver {
             r#final: last,
             damaged: String::new(),
             next_position: state.next_position,
+            kept: false,
         };
         let seconds = began.elapsed().as_secs_f64();
         self.uplink.checkpoint(checkpoint.clone(), seconds).await?;

@@ -215,6 +215,13 @@ impl NodeService for Cluster {
 
 #[tonic::async_trait]
 impl CheckpointService for Cluster {
+    async fn keep_checkpoint(
+        &self,
+        _: Request<KeepCheckpointRequest>,
+    ) -> Result<Response<KeepCheckpointResponse>, Status> {
+        Err(Status::unimplemented("not needed"))
+    }
+
     async fn commit_checkpoint(
         &self,
         request: Request<CommitCheckpointRequest>,

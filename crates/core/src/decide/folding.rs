@@ -28,8 +28,8 @@ pub fn decide_folding(state: &ClusterState, limits: &Limits, from: Option<&JobId
     let mut jobs = state.jobs_from(from);
     for job in jobs.by_ref().take(MAX_LOOKS) {
         let id = &job.record.id;
-        // A part of it is not known: it is left as it is.
-        if state.unreadable().of_job(id).is_some() {
+        // A part of it is not known, or all of it is on its way out: it is left as it is.
+        if state.unreadable().of_job(id).is_some() || state.deletion(id).is_some() {
             continue;
         }
         let over = job.stages.iter().filter(|stage| is_over(job, stage));

@@ -144,13 +144,14 @@ pub(crate) fn check_sha256(field: &'static str, text: &str) -> Result<(), Reques
 }
 
 /// Checkpoints of the stage that are no longer kept once `new` is there: all but the newest `keepLast` undamaged ones
-/// besides the final one, and damaged ones older than those.
+/// besides the final one and those that are marked to be kept, and damaged ones older than those.
 fn expired_by(job: &Job, stage: &Stage, new: &CheckpointRecord) -> Vec<CheckpointRecord> {
     let keep = job.record.spec.checkpoints.keep_last.max(1) as usize;
     let new_counts = usize::from(!new.is_final);
     let mut kept = new_counts;
     let mut expired = Vec::new();
-    for old in stage.checkpoints.values().rev().filter(|old| !old.is_final) {
+    let is_marked = |old: &CheckpointRecord| stage.keeps.contains_key(&(old.step, old.generation));
+    for old in stage.checkpoints.values().rev().filter(|old| !old.is_final && !is_marked(old)) {
         if kept >= keep {
             expired.push(old.clone());
         } else if old.damaged.is_none() {

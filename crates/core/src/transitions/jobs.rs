@@ -68,7 +68,8 @@ pub fn submit_job(
     if let Some(job) = state.request_job(&submission.spec.tenant, &submission.request) {
         state.unreadable().check(&RecordKey::Job(job.clone()).to_string())?;
     }
-    if let Some(job) = state.requested(&submission.spec.tenant, &submission.request) {
+    let requested = state.requested(&submission.spec.tenant, &submission.request);
+    if let Some(job) = requested.filter(|job| state.deletion(&job.record.id).is_none()) {
         if job.record.spec_json != submission.spec_json {
             let what = format!(
                 "request id {} has submitted another spec, as job {}",
@@ -77,6 +78,15 @@ pub fn submit_job(
             return Err(RequestError::Exists { what });
         }
         return Ok(Submitted { job: job.record.id.clone(), already: true, writes: Vec::new() });
+    }
+    if let Some(gone) = state.request_job(&submission.spec.tenant, &submission.request)
+        && state.deletion(gone).is_some()
+    {
+        let what = format!(
+            "request id {} has submitted job {gone}, which was deleted: submit with another one for a new job",
+            submission.request
+        );
+        return Err(RequestError::Exists { what });
     }
     check_room(state, &tenant, limits)?;
     let id = free_id(state, &submission)?;
@@ -113,7 +123,8 @@ fn free_id(state: &ClusterState, submission: &Submission) -> Result<JobId, Reque
     for salt in 0..MAX_ID_TRIES {
         let id = JobId::derive(&submission.spec.name, &submission.spec.tenant, &submission.request, salt)
             .map_err(|error| RequestError::bad_id("metadata.name", &error))?;
-        if state.job(&id).is_none() && state.unreadable().of_job(&id).is_none() {
+        let is_taken = state.job(&id).is_some() || state.deletion(&id).is_some();
+        if !is_taken && state.unreadable().of_job(&id).is_none() {
             return Ok(id);
         }
     }
@@ -162,6 +173,9 @@ pub fn retry_job(
         return Ok(Vec::new());
     }
     let refused = |what: String| RequestError::TooLate { what: format!("job {id} {what}") };
+    if state.deletion(id).is_some() {
+        return Err(refused("is being deleted".to_owned()));
+    }
     let next = record.state.step(JobEvent::Retry);
     let next = next
         .map_err(|_| refused(format!("is {}; only one that has failed can be tried again", record.state)))?;
