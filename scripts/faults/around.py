@@ -203,6 +203,8 @@ class Around:
             return job.get("state", "").lower().endswith("succeeded")
 
         wait(ended, LIMIT, "the job succeeds")
+        collected = tool("objects", "collect", "--dry-run")
+        assert collected.returncode == 0, f"leftovers cannot be looked for: {collected.stdout}{collected.stderr}"[:400]
         met = (folder / "requests").read_text().count("409 ")
         assert met >= 2, f"{met} conditional writes met another"
         return f"succeeded; {met} writes met another at first"
