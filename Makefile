@@ -107,8 +107,9 @@ bench: tools ## Measure, and print the figures of docs/benchmarks.md
 	cargo build --profile dist --workspace --bins
 	@scripts/bench.sh
 
-faults: ## Files, tars and language models as people have them, through the built programs of target/debug
+faults: ## Files, tars, models, buckets and proxies as people have them, through the built programs of target/debug
 	@scripts/faults/cases.py
+	@scripts/faults/around.py
 	@scripts/faults/endpoints.py
 
 findings: ## Show what tools around it do that one would not guess; says PASS, CHANGED or NOT RUN of each script

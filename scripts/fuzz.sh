@@ -11,7 +11,7 @@ script=fuzz
 seconds=${1:-600}
 shift || true
 targets=("$@")
-if [ ${#targets[@]} = 0 ]; then targets=(spec weights fixture shard tar judge reply labels library); fi
+if [ ${#targets[@]} = 0 ]; then targets=(spec weights fixture shard tar picture judge reply labels library); fi
 
 rustup toolchain list | grep -q '^nightly' || fail "fuzzing needs a nightly compiler; run: rustup toolchain install nightly --profile minimal"
 cargo fuzz --version >/dev/null 2>&1 || cargo install --locked --quiet --root "${TOOLS:-.deps/cargo}" cargo-fuzz

@@ -1,5 +1,5 @@
 //! What no record names goes from the object store, and nothing else; and a store that is not there is not taken for an empty one:
-//! through real processes, in a folder.
+//! through real processes, in a folder and in a bucket.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -11,7 +11,11 @@ use crescendo_proto::v1::curation_service_client::CurationServiceClient;
 use crescendo_proto::v1::node_service_client::NodeServiceClient;
 use crescendo_proto::v1::object_service_client::ObjectServiceClient;
 use crescendo_proto::v1::{CollectLeftoversRequest, CollectSummary, ListNodesRequest, WatchPairLogRequest};
+use crescendo_testing::S3Server;
+use crescendo_testing::s3::Detour;
 use crescendo_tests::{Cluster, ClusterOptions, base_spec};
+use futures::TryStreamExt as _;
+use object_store::{ObjectStore, ObjectStoreExt as _};
 
 const LIMIT: Duration = Duration::from_secs(120);
 /// Far beyond the grace time.
@@ -35,12 +39,56 @@ fn files(root: &Path) -> Result<BTreeMap<String, Vec<u8>>> {
     Ok(found)
 }
 
-fn grow_old(root: &Path, names: impl Iterator<Item = impl AsRef<str>>) -> Result<()> {
-    for name in names {
-        let file = std::fs::File::options().write(true).open(root.join(name.as_ref()))?;
-        file.set_modified(SystemTime::now() - AGE)?;
+/// Where a cluster has its objects.
+enum Ground<'a> {
+    Folder(&'a Path),
+    Bucket(&'a dyn ObjectStore, &'a Detour),
+}
+
+impl Ground<'_> {
+    /// Every object, with its content; in a folder halves of files too. Not the logs: they are written on behind the job.
+    async fn contents(&self) -> Result<BTreeMap<String, Vec<u8>>> {
+        let mut found = BTreeMap::new();
+        match self {
+            Self::Folder(root) => found = files(root)?,
+            Self::Bucket(store, _) => {
+                let listing = store.list(None).map_ok(|found| found.location);
+                for key in listing.try_collect::<Vec<_>>().await? {
+                    // One that a log has let go of meanwhile.
+                    let Ok(read) = store.get(&key).await else { continue };
+                    found.insert(key.to_string(), read.bytes().await?.to_vec());
+                }
+            }
+        }
+        found.retain(|key, _| !key.contains("/logs/"));
+        Ok(found)
     }
-    Ok(())
+
+    async fn leave(&self, name: &str) -> Result<()> {
+        match self {
+            Self::Folder(root) => {
+                let path = root.join(name);
+                std::fs::create_dir_all(path.parent().context("a folder")?)?;
+                Ok(std::fs::write(path, "left")?)
+            }
+            Self::Bucket(store, _) => Ok(store.put(&name.into(), "left".into()).await.map(drop)?),
+        }
+    }
+
+    /// All that is there was written long ago, but for one object.
+    async fn grow_old(&self, young: &str) -> Result<()> {
+        match self {
+            Self::Folder(root) => {
+                for name in files(root)?.into_keys().filter(|name| name != young) {
+                    let file = std::fs::File::options().write(true).open(root.join(name))?;
+                    file.set_modified(SystemTime::now() - AGE)?;
+                }
+            }
+            // Nobody can set the time of an object.
+            Self::Bucket(_, detour) => detour.grow_old(young),
+        }
+        Ok(())
+    }
 }
 
 async fn collect(cluster: &Cluster, job: &str, dry_run: bool) -> Result<(Vec<String>, CollectSummary)> {
@@ -79,55 +127,73 @@ async fn registered(cluster: &Cluster, job: &str, stage: &str) -> Result<BTreeSe
 #[tokio::test]
 async fn leftovers_go_and_what_is_named_stays_and_can_be_loaded() -> Result<()> {
     let cluster = Cluster::start(ClusterOptions::default()).await?;
+    leftovers_go(&cluster, &Ground::Folder(cluster.objects())).await
+}
+
+#[tokio::test]
+async fn leftovers_go_from_a_bucket() -> Result<()> {
+    let Some(server) = S3Server::start_or_skip().await else { return Ok(()) };
+    let detour = server.detour().await?;
+    let options = ClusterOptions {
+        object_store: Some(server.url("clusters/one")),
+        environment: detour.environment.clone(),
+        ..ClusterOptions::default()
+    };
+    let cluster = Cluster::start(options).await?;
+    let ground = Ground::Bucket(cluster.object_store(), &detour);
+    leftovers_go(&cluster, &ground).await.with_context(|| cluster.whole_logs())
+}
+
+async fn leftovers_go(cluster: &Cluster, ground: &Ground<'_>) -> Result<()> {
     let job = cluster.submit("base", &base_spec(2)).await?;
     cluster.await_success(&job, LIMIT).await?;
-    let root = cluster.objects();
     let checkpoints = cluster.checkpoints(&job).await?;
     let last = checkpoints.last().context("there is no checkpoint")?;
     let (folder, _) = last.path.rsplit_once('/').context("a folder in a folder")?;
 
     // The job itself leaves shards of units that were made when the log was sealed already, and nothing else.
-    grow_old(root, files(root)?.keys())?;
-    let (own, _) = collect(&cluster, "", true).await?;
-    let registered = registered(&cluster, &job, &last.stage).await?;
+    let young = format!("{folder}/step-00000001-g8/state.json");
+    ground.grow_old(&young).await?;
+    let (own, _) = collect(cluster, "", true).await?;
+    let registered = registered(cluster, &job, &last.stage).await?;
     let is_unread = |key: &String| key.contains("/pairs/unit-") && !registered.contains(key);
     ensure!(own.iter().all(is_unread), "{own:?} {registered:?}");
 
     // Of an attempt that died, of a lease that was lost, of a writer that was killed, and of a job that nobody knows.
     let shard = registered.iter().find(|key| key.ends_with("-l1.tar")).context("there is no shard")?;
-    let mut invented = vec![
-        format!("{folder}/step-00000001-g9/dit_lora.safetensors"),
-        format!("{folder}/step-00000001-g9/optimizer.safetensors#3"),
-        shard.replace("-l1.tar", "-l7.tar"),
-    ];
+    let mut invented =
+        vec![format!("{folder}/step-00000001-g9/dit_lora.safetensors"), shard.replace("-l1.tar", "-l7.tar")];
+    if matches!(ground, Ground::Folder(_)) {
+        invented.push(format!("{folder}/step-00000001-g9/optimizer.safetensors#3"));
+    }
     // Of no job with a record: it goes only when a person names it.
     let forgotten = "jobs/forgotten/stage-1/pairs/unit-000000-l1.tar".to_owned();
-    let young = format!("{folder}/step-00000001-g8/state.json");
     for name in invented.iter().chain([&young, &forgotten]) {
-        let path = root.join(name);
-        std::fs::create_dir_all(path.parent().context("a folder")?)?;
-        std::fs::write(path, "left")?;
+        ground.leave(name).await?;
     }
-    let before = files(root)?;
-    grow_old(root, before.keys().filter(|name| **name != young))?;
+    ground.grow_old(&young).await?;
+    let before = ground.contents().await?;
     invented.extend(own);
     invented.sort();
     let all = u64::try_from(invented.len())?;
 
-    let (listed, summary) = collect(&cluster, "", true).await?;
+    let (listed, summary) = collect(cluster, "", true).await?;
     ensure!(listed == invented, "{listed:?}");
     ensure!(summary.removed_objects == 0 && summary.leftover_objects == all, "{summary:?}");
-    ensure!(files(root)? == before, "a dry run has changed something");
+    ensure!(ground.contents().await? == before, "a dry run has changed something");
 
-    let (listed, summary) = collect(&cluster, "forgotten", false).await?;
+    let (listed, summary) = collect(cluster, "forgotten", false).await?;
     ensure!(listed == [forgotten.clone()] && summary.removed_objects == 1, "{listed:?} {summary:?}");
-    let (listed, summary) = collect(&cluster, &job, false).await?;
+    let (listed, summary) = collect(cluster, &job, false).await?;
     ensure!(summary.removed_objects == all && summary.failed_objects == 0, "{listed:?} {summary:?}");
     let mut expected = before;
     expected.retain(|name, _| !invented.contains(name) && *name != forgotten);
-    ensure!(files(root)? == expected, "something else has gone, or something has stayed");
+    let after = ground.contents().await?;
+    let keys = |of: &BTreeMap<String, Vec<u8>>| of.keys().cloned().collect::<BTreeSet<_>>();
+    let differ: Vec<_> = keys(&after).symmetric_difference(&keys(&expected)).cloned().collect();
+    ensure!(after == expected, "something else has gone, has stayed or is another: {differ:?}");
     cluster.final_file_sha256(&job, &last.stage, "model.safetensors").await?;
-    let (listed, _) = collect(&cluster, "", false).await?;
+    let (listed, _) = collect(cluster, "", false).await?;
     ensure!(listed.is_empty(), "{listed:?}");
     Ok(())
 }

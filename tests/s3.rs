@@ -53,7 +53,7 @@ async fn a_job_runs_with_a_bucket_and_resumes_from_it() -> Result<()> {
         ensure!(registered.iter().any(|known| key.starts_with(&known.path)), "{key} is left behind");
     }
 
-    ensure!(conflicts.count() >= 2, "curator and rank ask for conditions: {}", conflicts.count());
+    ensure!(conflicts.conflicts() >= 2, "curator and rank ask for conditions: {}", conflicts.conflicts());
 
     copy_without_keys(&cluster, &job_id).await?;
     let said = report(&server, &cluster, &job).await?;

@@ -7,7 +7,7 @@ Writes them with files.py, gives each to the program that reads it and checks wh
 it. What the numbers in the files must be is held by the tests of crescendo-model; endpoints.py does the same for language
 models. Standard library only; exit code 1 if a case is not as it should be.
 """
-import argparse, json, os, pathlib, stat, subprocess, sys, tempfile, time
+import argparse, json, os, pathlib, shutil, stat, struct, subprocess, sys, tempfile, time
 
 from cluster import ROOT, Cluster, png, ran, wait
 
@@ -26,6 +26,20 @@ WEIGHTS = {
     "not-safetensors/pickle.safetensors": (1, "pickle"),
     "not-safetensors/quantised.gguf": (1, "GGUF"),
 }
+# What the real libraries wrote (tests/peers), in folders as they save them, and whose base it is.
+PEERS = {
+    "flux-diffusers": "diffusers",
+    "flux-published": "FLUX",
+    "vae-diffusers/vae": "diffusers",
+    "dino-transformers": "DINO",
+    "dinov2-registers": "DINOv2",
+    "dinov2-swiglu": "DINOv2",
+    "dinov2-classifier": "DINOv2",
+    "t5-whole/model.safetensors": "T5",
+    "lora-peft": "PEFT",
+    "lora-kohya/kohya.safetensors": "kohya",
+    "lora-xlabs/lora.safetensors": "LoRA",
+}
 # Pairs of six, and the reason of those that are turned down.
 TARS = {
     "tar-json-first": (6, ""),
@@ -33,7 +47,19 @@ TARS = {
     "tar-dotted-folder": (6, ""),
     "tar-upper-case": (6, ""),
     "tar-one-bad-pair": (5, "unreadable_image"),
+    "tar-odd-reference": (5, "bad_size"),
 }
+
+
+def pixels(data):
+    """What a PNG shows: its size and its IDAT."""
+    found, at = b"", 8
+    while at < len(data):
+        size, kind = struct.unpack(">I4s", data[at : at + 8])
+        if kind in (b"IHDR", b"IDAT"):
+            found += data[at + 8 : at + 8 + size]
+        at += size + 12
+    return found
 
 
 class Cases:
@@ -60,6 +86,39 @@ class Cases:
         assert words in said, f"{words!r} is not in: {said[:400]}"
         return " ".join(said.split())[:120]
 
+    def peer(self, folder):
+        said = self.tool("inspect", ROOT / "tests/peers/files" / folder)
+        assert PEERS[folder] in said, f"{PEERS[folder]!r} is not in: {said[:400]}"
+        return " ".join(said.split())[:120]
+
+    def diffusers_folder(self):
+        """A pipeline as diffusers saves it: `--model-dir` finds what it names there, and does not ask for files of one name."""
+        folder = self.folder / "pipeline"
+        shutil.copytree(ROOT / "tests/peers/files/flux-diffusers/transformer", folder / "transformer")
+        shutil.copytree(ROOT / "tests/peers/files/vae-diffusers/vae", folder / "vae")
+        draw = ("generate", "--prompt", "a mug", "--preset", "flux-dev", "--model-dir", folder, "--out", "a.png")
+        said = self.tool(*draw, code=1)
+        # It is read, and found to be smaller than the preset.
+        assert "diffusers' names" in said and "ae.safetensors" not in said, said[:400]
+        return " ".join(said.split())[:160]
+
+    def drawn(self, name, *args):
+        base = ROOT / "assets/nano/base.safetensors"
+        self.tool("generate", "--preset", "nano", "--weights", base, "--prompt", "a red mug", "--steps", "1",
+                  *args, "--out", f"{name}.png")
+        # Beside the pixels a picture says what it was made from.
+        return pixels((self.folder / f"{name}.png").read_bytes())
+
+    def exif(self):
+        """A photograph that a camera held upright is upright; as stored if that is asked for."""
+        photo, stored, turned = (self.files / "exif" / f"{name}.jpg" for name in ("photo", "stored", "turned"))
+        upright = self.drawn("upright", "--reference", photo)
+        assert upright == self.drawn("turned", "--reference", turned), "it is not upright"
+        lying = self.drawn("lying", "--reference", photo, "--as-stored")
+        assert lying == self.drawn("stored", "--reference", stored), "--as-stored turns it"
+        assert lying != upright, "the reference does not matter"
+        return "upright; --as-stored as it lies"
+
     def outputs(self):
         """Outputs are for whom the umask says; a replaced file stays for whom it was."""
         lora, out = self.folder / "lora.safetensors", self.folder / "out.safetensors"
@@ -75,6 +134,7 @@ class Cases:
         assert "ComfyUI" in self.tool("inspect", out)
         (self.folder / "checkpoint").mkdir()
         lora.rename(self.folder / "checkpoint/dit_lora.safetensors")
+        self.tool("lora", "convert", self.folder / "checkpoint", "--to", "diffusers", "--out", self.folder / "again.safetensors")
         return " ".join(self.tool("inspect", self.folder / "checkpoint").split())[:120]
 
     def before_work(self):
@@ -147,6 +207,10 @@ class Cases:
     def all(self):
         for file in WEIGHTS:
             yield file.split(".")[0], lambda file=file: self.weights(file)
+        for folder in PEERS:
+            yield f"peers/{folder}", lambda folder=folder: self.peer(folder)
+        yield "diffusers-folder", self.diffusers_folder
+        yield "exif", self.exif
         yield "outputs", self.outputs
         yield "before-work", self.before_work
         for case in TARS:

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""An OpenAI-compatible stand-in that answers as today's servers do: endpoint.py PORT LOG.
+"""An OpenAI-compatible stand-in that answers as today's servers do: endpoint.py PORT LOG [CONVERSATIONS].
 
 The way of answering is what stands after ':' in the request's model, as in `model: "judge:parts"`. It writes prompts and
-judges in three turns as docs/curation.md describes them. `GET /count` tells how many requests came, by way. endpoints.py runs it.
+judges in three turns as docs/curation.md describes them. `GET /count` tells how many requests came, by way. What was asked, with what is right to say, goes to CONVERSATIONS, a line each.
+endpoints.py runs it.
 Standard library only.
 """
 import json, re, sys, threading, time
@@ -10,6 +11,7 @@ from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 port, log = int(sys.argv[1]), open(sys.argv[2], "a", buffering=1)
+conversations = open(sys.argv[3], "a", buffering=1) if len(sys.argv) > 3 else None
 counts, lock = {}, threading.Lock()
 
 
@@ -68,6 +70,11 @@ class Handler(BaseHTTPRequestHandler):
             counts[way] = counts.get(way, 0) + 1
         log.write(f"{time.time():.2f} {way} { {k: v for k, v in body.items() if k != 'messages'} }\n")
         text, pictures = answer(body["messages"]), any(isinstance(m["content"], list) for m in body["messages"])
+        if conversations:
+            # Pictures are not kept: they are large, and the answers do not depend on them.
+            for part in (part for message in body["messages"] if isinstance(message["content"], list) for part in message["content"]):
+                part.pop("image_url", None)
+            conversations.write(json.dumps({"messages": body["messages"], "answer": text}) + "\n")
         if way == "right":
             self.reply(text)
         elif way == "no-temperature":  # newer hosted models
@@ -99,7 +106,7 @@ class Handler(BaseHTTPRequestHandler):
         elif way == "retry-date":
             self.error(429, "slow down", "rate_limit_exceeded", headers=[("Retry-After", formatdate(time.time() + 6, usegmt=True))])
         elif way == "quota":  # will not pass
-            self.error(429, "no credit left", "insufficient_quota")
+            self.error(429, "no credit left: you exceeded your current quota", "insufficient_quota")
         elif way == "no-pictures":
             self.error(500, "pictures are not taken") if pictures else self.reply(text)
         elif way == "unknown-model":

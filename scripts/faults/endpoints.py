@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
 """Every way in which endpoint.py answers, as a judge and as a writer of prompts, through real processes.
 
-    scripts/faults/endpoints.py [--bin target/debug] [--role judge|writer] [WAY...]
+    scripts/faults/endpoints.py [--bin target/debug] [--role judge|writer] [--through VENV/bin/litellm] [WAY...]
 
 Starts a cluster with `crescendo up` in a temporary folder, submits a job a way and role, and checks how it ends: pairs,
 a failed job with the server's words after few requests, or a wait that `explain` names while another job gets its pairs.
-Then the same spec with a model that does all right has to get its pairs. Standard library only; exit code 1 if a row is
-not as it should be.
+Then the same spec with a model that does all right has to get its pairs. With `--through`, LiteLLM's proxy (PyPI:
+`litellm[proxy]`) stands in between, as many have it. Standard library only; exit code 1 if a row is not as it should be.
 """
-import argparse, json, pathlib, re, subprocess, sys, tempfile, urllib.request
+import argparse, json, os, pathlib, re, subprocess, sys, tempfile, urllib.request
 
 import cluster
 from cluster import ROOT, ran, wait
@@ -31,6 +31,12 @@ JUDGE = {
 }
 # A writer sends no pictures and gives no scores.
 WRITER = {**JUDGE, "over": ("pairs", ""), "no-pictures": ("pairs", "")}
+# What a proxy of LiteLLM makes of some: it takes no content in parts, and of an error it keeps the words and the status alone.
+THROUGH = {
+    "parts": ("waits", "Invalid response object"),
+    "quota": ("fails", "exceeded your current quota"),
+    "ok-429": ("waits", "inner 429"),
+}
 MOST_REQUESTS = 150
 LIMIT = 180
 
@@ -52,19 +58,47 @@ def spec(name, port, model, role):
             f"      train: {{adapter: {{rank: 4}}, steps: 1, globalBatch: 64}}\n")
 
 
+def litellm(program, folder, port, url, model):
+    """LiteLLM's proxy on `port`, which hands requests for `model` on to the server at `url`."""
+    (folder / "litellm.yaml").write_text(json.dumps({
+        "model_list": [{"model_name": model, "litellm_params": {"model": f"openai/{model}", "api_base": url, "api_key": "none"}}],
+        # Each way comes once: it is not to be set aside for that.
+        "router_settings": {"disable_cooldowns": True},
+        "litellm_settings": {"telemetry": False, "num_retries": 0},
+    }))
+    variables = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true"}
+    log = open(folder / "litellm.log", "wb")
+    command = [program, "--config", folder / "litellm.yaml", "--host", "127.0.0.1", "--port", str(port)]
+    server = subprocess.Popen(command, cwd=folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**os.environ, **variables})
+
+    def serves():
+        assert server.poll() is None, (folder / "litellm.log").read_text()[-500:]
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/health/liveliness", timeout=5).close()
+            return True
+        except OSError:
+            return False
+
+    wait(serves, 120, "LiteLLM serves")
+    return server
+
+
 class Cluster(cluster.Cluster):
     """With an endpoint beside it."""
 
-    def __init__(self, folder, binaries):
-        self.port = cluster.free_port()
-        server = [sys.executable, HERE / "endpoint.py", str(self.port), folder / "endpoint.log"]
+    def __init__(self, folder, binaries, gateway=None):
+        self.endpoint = self.port = cluster.free_port()
+        server = [sys.executable, HERE / "endpoint.py", str(self.port), folder / "endpoint.log", folder / "conversations.jsonl"]
         # It complains of every curator that ends a connection early.
-        self.server = subprocess.Popen(server, stderr=subprocess.DEVNULL)
+        self.servers = [subprocess.Popen(server, stderr=subprocess.DEVNULL)]
+        if gateway:
+            self.port = cluster.free_port()
+            self.servers.append(litellm(gateway, folder, self.port, f"http://127.0.0.1:{self.endpoint}/v1", "judge:*"))
         super().__init__(folder, binaries)
         (folder / "taxonomy.yaml").write_text("[mug, sword]\n")
 
     def count(self, way):
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/count") as counts:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.endpoint}/count") as counts:
             return json.load(counts).get(way, 0)
 
     def submit(self, name, model, role):
@@ -83,8 +117,9 @@ class Cluster(cluster.Cluster):
 
     def close(self):
         super().close()
-        self.server.terminate()
-        self.server.wait(10)
+        for server in self.servers:
+            server.terminate()
+            server.wait(30)
 
 
 def row(cluster, way, role, wanted, words):
@@ -119,14 +154,17 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bin", type=pathlib.Path, default=ROOT / "target/debug", help="folder of the programs")
     parser.add_argument("--role", choices=("judge", "writer"), help="this one alone")
+    parser.add_argument("--through", type=pathlib.Path, metavar="LITELLM", help="LiteLLM's program, to put its proxy in between")
     parser.add_argument("ways", nargs="*", help="ways to run [default: all]")
     args = parser.parse_args()
     failed = 0
     with tempfile.TemporaryDirectory() as folder:
-        cluster = Cluster(pathlib.Path(folder), args.bin.resolve())
+        cluster = Cluster(pathlib.Path(folder), args.bin.resolve(), args.through and args.through.absolute())
         try:
             for role, ways in (("judge", JUDGE), ("writer", WRITER)):
                 for way, (wanted, words) in ways.items():
+                    if args.through:
+                        wanted, words = THROUGH.get(way, (wanted, words))
                     if (not args.ways or way in args.ways) and args.role in (None, role):
                         failed += not ran(f"{role} {way}", lambda: row(cluster, way, role, wanted, words))
         finally:
@@ -134,4 +172,5 @@ def main():
     return 1 if failed else 0
 
 
-sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())

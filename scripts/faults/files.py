@@ -3,7 +3,7 @@
 
 Each goes into a folder of OUT named after its case. Standard library only.
 """
-import bisect, io, json, pathlib, struct, sys, tarfile, zlib
+import base64, bisect, io, json, pathlib, struct, sys, tarfile, zlib
 
 fixtures, out = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
 
@@ -133,3 +133,29 @@ tar("tar-of-folder", [("./", None), *[("./" + name, data) for name, data in flat
 tar("tar-dotted-folder", [("set-v1.0/" + name, data) for name, data in flat])
 tar("tar-upper-case", [(name.replace(".png", ".PNG"), data) for name, data in flat])
 tar("tar-one-bad-pair", [(name, data[:60] if name == "000003.ref0.png" else data) for name, data in flat])
+
+tar("tar-odd-reference", [(name, png(33, (9, 9, 9)) if name == "000002.ref0.png" else data) for name, data in flat])
+
+# exif: one photograph as a camera held upright stores it, with orientation 6; the same without the word, and already turned. Flat
+# blocks of 8×8 without subsampling, so that the turned one has the same pixels.
+STORED = base64.b64decode(
+    "/9j/4AAQSkZJRgABAQAAAQABAAD/2wBDAAgGBgcGBQgHBwcJCQgKDBQNDAsLDBkSEw8UHRofHh0aHBwgJC4nICIsIxwcKDcpLDAxNDQ0"
+    "Hyc5PTgyPC4zNDL/2wBDAQkJCQwLDBgNDRgyIRwhMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIy"
+    "MjL/wAARCAAQACADAREAAhEBAxEB/8QAGAAAAgMAAAAAAAAAAAAAAAAABQYEBwj/xAAUEAEAAAAAAAAAAAAAAAAAAAAA/8QAGgEAAgID"
+    "AAAAAAAAAAAAAAAABQcEBgABCP/EABQRAQAAAAAAAAAAAAAAAAAAAAD/2gAMAwEAAhEDEQA/AFAFMwdbIAsG8Pr4c3LazQYCYnsUEMW9"
+    "PPZbCz//2Q=="
+)
+TURNED = base64.b64decode(
+    "/9j/4AAQSkZJRgABAQAAAQABAAD/2wBDAAgGBgcGBQgHBwcJCQgKDBQNDAsLDBkSEw8UHRofHh0aHBwgJC4nICIsIxwcKDcpLDAxNDQ0"
+    "Hyc5PTgyPC4zNDL/2wBDAQkJCQwLDBgNDRgyIRwhMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIyMjIy"
+    "MjL/wAARCAAgABADAREAAhEBAxEB/8QAFgABAQEAAAAAAAAAAAAAAAAABgcF/8QAFBABAAAAAAAAAAAAAAAAAAAAAP/EABcBAQEBAQAA"
+    "AAAAAAAAAAAAAAYEBwX/xAAUEQEAAAAAAAAAAAAAAAAAAAAA/9oADAMBAAIRAxEAPwCToyUpQk7FXMaN0TipqeFJGRJWwxQgWAZWv//Z"
+)
+entry = struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0)
+exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 1) + entry + bytes(4)
+segment = b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif
+folder = out / "exif"
+folder.mkdir(parents=True, exist_ok=True)
+(folder / "photo.jpg").write_bytes(STORED[:2] + segment + STORED[2:])
+(folder / "stored.jpg").write_bytes(STORED)
+(folder / "turned.jpg").write_bytes(TURNED)

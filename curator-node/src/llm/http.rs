@@ -9,7 +9,8 @@ use crescendo_core::reach::{Bounds, Reach};
 use crescendo_core::spec::EndpointSpec;
 use flate2::read::MultiGzDecoder;
 use reqwest::header::{
-    ACCEPT, AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, DATE, HeaderMap, HeaderValue, RETRY_AFTER,
+    ACCEPT, AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, DATE, HeaderMap, HeaderName, HeaderValue,
+    RETRY_AFTER,
 };
 use reqwest::redirect::Policy;
 use reqwest::{Client, Response, Url};
@@ -155,17 +156,23 @@ impl Http {
     }
 }
 
-/// The wait that a response asks for.
+/// The wait that a response asks for. LiteLLM's proxy hands the headers of the server behind it on under names of their own.
 fn wait(headers: &HeaderMap) -> Option<Duration> {
-    let text = |value: Option<&HeaderValue>| value.and_then(|value| value.to_str().ok()).map(str::to_owned);
-    let finer = text(headers.get("retry-after-ms"));
-    let (asked, date) = (text(headers.get(RETRY_AFTER)), text(headers.get(DATE)));
-    let headers = WaitHeaders {
-        retry_after_ms: finer.as_deref(),
-        retry_after: asked.as_deref(),
-        date: date.as_deref(),
+    let asked = |before: &str| {
+        let text = |name: &HeaderName| {
+            let value = headers.get(format!("{before}{name}"))?;
+            value.to_str().ok().map(str::to_owned)
+        };
+        let finer = text(&HeaderName::from_static("retry-after-ms"));
+        let (asked, date) = (text(&RETRY_AFTER), text(&DATE));
+        let headers = WaitHeaders {
+            retry_after_ms: finer.as_deref(),
+            retry_after: asked.as_deref(),
+            date: date.as_deref(),
+        };
+        asked_wait(headers, SystemTime::now())
     };
-    asked_wait(headers, SystemTime::now())
+    asked("").or_else(|| asked("llm_provider-"))
 }
 
 /// Packing is not asked for, since answers are short; some gateways do it all the same.

@@ -16,7 +16,7 @@ use crescendo_node::session::call::Controllers;
 use crescendo_proto::v1::object_service_client::ObjectServiceClient;
 use crescendo_proto::v1::{CollectObjects, JudgeObjectsRequest, ListedObject, StoreMark};
 use futures::StreamExt as _;
-use futures::stream::BoxStream;
+use futures::stream::{BoxStream, Fuse};
 use object_store::path::Path as Key;
 use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt as _};
 use tokio::sync::Semaphore;
@@ -136,7 +136,8 @@ impl Collector {
         let place = Place { order, store, mark };
         let store = &place.store;
         let mut removed = Removed::default();
-        let mut listing = store.list(Some(&Key::from(order.prefix.as_str())));
+        // A list that has ended must not be asked again, and the last page's end is only seen by the next.
+        let mut listing = store.list(Some(&Key::from(order.prefix.as_str()))).fuse();
         loop {
             let page = next_page(&mut listing).await?;
             if page.is_empty() {
@@ -212,7 +213,7 @@ fn said(collect_id: &str, removed: Removed) -> JudgeObjectsRequest {
 
 /// The next entries of a list, as many as are judged at a time; none at its end.
 async fn next_page(
-    listing: &mut BoxStream<'static, object_store::Result<ObjectMeta>>,
+    listing: &mut Fuse<BoxStream<'static, object_store::Result<ObjectMeta>>>,
 ) -> Result<Vec<Listed>, CollectError> {
     let mut page = Vec::new();
     while page.len() < MAX_PAGE {
@@ -326,7 +327,7 @@ mod tests {
         assert_eq!((removed.objects, removed.bytes, removed.failed), (3, 9, 1), "{}", removed.failure);
         assert!(removed.failure.starts_with("jobs/j/folder.tar: "), "{}", removed.failure);
         assert!(!half.exists());
-        let mut left = next_page(&mut store.list(None)).await.ok().expect("it is listed");
+        let mut left = next_page(&mut store.list(None).fuse()).await.ok().expect("it is listed");
         left.sort_by(|a, b| a.object.key.cmp(&b.object.key));
         let left: Vec<&str> = left.iter().map(|listed| listed.object.key.as_str()).collect();
         assert_eq!(left, ["jobs/j/folder.tar/x", "jobs/j/s/kept.tar"]);

@@ -249,6 +249,7 @@ async fn answer(State(seen): State<Arc<Mutex<Seen>>>, body: Bytes) -> Response<B
         "retry-date" if first => {
             wait("retry-after", httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(3)))
         }
+        "retry-handed-on" if first => wait("llm_provider-retry-after", "3".to_owned()),
         "retry-ms" if first => wait("retry-after-ms", "40".to_owned()),
         "quota" => error(429, "no credit left", "insufficient_quota", None),
         "unknown-model" => error(404, "no such model", "model_not_found", None),
@@ -365,16 +366,19 @@ async fn few_pairs_without_a_readable_answer_are_rejected_with_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_date_to_come_back_at_is_kept_to() {
-    let server = Server::start().await;
-    server.set("retry-date");
-    let spec = EndpointSpec { concurrency: 1, ..server.spec() };
-    let judge = open_remote(&filter(4.0), &[spec], Some(&server.llm())).expect("open").expect("it judges");
-    let pairs = Arc::new(vec![pair(1, "a cup", "a cup at sea")]);
-    judge.ask_about(&pairs, &mut Answers::default(), &Counts::default()).await.expect("judge");
-    let at = server.seen.lock().expect("no panic").at.clone();
-    // Dates have whole seconds: three are at least two.
-    assert!(at[1] - at[0] >= Duration::from_millis(1900), "{:?}", at[1] - at[0]);
+async fn when_to_come_back_is_kept_to() {
+    for way in ["retry-date", "retry-handed-on"] {
+        let server = Server::start().await;
+        server.set(way);
+        let spec = EndpointSpec { concurrency: 1, ..server.spec() };
+        let judge =
+            open_remote(&filter(4.0), &[spec], Some(&server.llm())).expect("open").expect("it judges");
+        let pairs = Arc::new(vec![pair(1, "a cup", "a cup at sea")]);
+        judge.ask_about(&pairs, &mut Answers::default(), &Counts::default()).await.expect("judge");
+        let at = server.seen.lock().expect("no panic").at.clone();
+        // Dates have whole seconds: three are at least two.
+        assert!(at[1] - at[0] >= Duration::from_millis(1900), "{way}: {:?}", at[1] - at[0]);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,4 +1,4 @@
-//! Files that the real libraries wrote (`tests/peers/write_files.py`), held to what their networks give.
+//! Files that the real libraries wrote (`tests/peers/write_files.py`, `write_trainers.py`), held to what their networks give.
 
 use std::path::{Path, PathBuf};
 
@@ -91,6 +91,58 @@ fn adapters_of_peft_and_diffusers_give_what_they_give_there() {
         let adapter = LoraAdapter::load(&flux_config(), &folder, Kind::Float, CPU).unwrap();
         assert_close(name, &velocity(Some(&adapter)), &expected(name)["out"]);
         told(&folder, Family::Lora, Some("names of diffusers and PEFT"));
+    }
+}
+
+/// With the base and the inputs of `tests/peers/write_trainers.py`, whose network is the published one.
+fn published_velocity(adapter: Option<&LoraAdapter>) -> Tensor {
+    let given = expected("flux-published");
+    let base = case("flux-published").join("flux1-dev.safetensors");
+    let flux = Flux::load(&flux_config(), &base, Kind::Float, CPU).unwrap();
+    let ids = Tensor::cat(&[&given["txt_ids"], &given["img_ids"]], 1);
+    let inputs = FluxInputs {
+        img: &given["img"],
+        refs: &[],
+        txt: &given["txt"],
+        vec: &given["y"],
+        timesteps: &given["timesteps"],
+        guidance: Some(&given["guidance"]),
+        rope: &RopeTable::from_ids(&ids, &flux_config()).unwrap(),
+    };
+    flux.forward(&inputs, adapter).unwrap()
+}
+
+#[test]
+fn adapters_of_kohya_and_xlabs_give_what_they_give_there() {
+    assert_close("base", &published_velocity(None), &expected("flux-published")["out"]);
+    for (name, file, form) in [
+        ("lora-kohya", "kohya.safetensors", Some("names of kohya and ComfyUI")),
+        // Without alpha, and with a block that was not chosen to be trained.
+        ("lora-xlabs", "lora.safetensors", None),
+        ("lora-xlabs-double", "lora.safetensors", None),
+    ] {
+        let path = case(name).join(file);
+        LoraAdapter::check_files(&flux_config(), &path).unwrap();
+        let adapter = LoraAdapter::load(&flux_config(), &path, Kind::Float, CPU).unwrap();
+        assert_close(name, &published_velocity(Some(&adapter)), &expected(name)["out"]);
+        told(&path, Family::Lora, form);
+    }
+}
+
+#[test]
+fn what_kohya_trains_by_default_is_refused_by_the_names_that_are_not_covered() {
+    let path = case("lora-kohya-all").join("kohya.safetensors");
+    let refusals = [
+        LoraAdapter::check_files(&flux_config(), &path).unwrap_err().to_string(),
+        LoraAdapter::load(&flux_config(), &path, Kind::Float, CPU).unwrap_err().to_string(),
+    ];
+    for refusal in refusals {
+        for module in ["img_mlp_0", "txt_mod_lin"] {
+            let name = format!("lora_unet_double_blocks_0_{module}.lora_down.weight is unexpected");
+            assert!(refusal.contains(&name), "{name}: {refusal}");
+        }
+        // What is covered is not complained of.
+        assert!(!refusal.contains("img_attn_qkv") && refusal.contains("kohya"), "{refusal}");
     }
 }
 

@@ -2,12 +2,15 @@
 
 mod faulty;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use crescendo_node::objects::mark::{Expected, Mark, check_mark, read_mark};
 use crescendo_node::objects::{self, ProbeError, check_conditional_create, with_causes};
 use crescendo_testing::S3Server;
 use faulty::{Fault, FaultyS3};
-use futures::TryStreamExt as _;
+use futures::{StreamExt as _, TryStreamExt as _};
+use object_store::path::Path as Key;
 use object_store::{Error, ObjectStore, ObjectStoreExt as _, PutMode, PutPayload};
 
 fn open(url: &str, environment: &[(String, String)]) -> Arc<dyn ObjectStore> {
@@ -68,7 +71,7 @@ async fn of_many_writers_of_one_key_one_makes_it() {
     let Some(server) = S3Server::start_or_skip().await else { return };
     let store = open(&server.url("races"), &server.environment());
     for race in 0..RACES {
-        let key: object_store::path::Path = format!("jobs/j/{race}").into();
+        let key: Key = format!("jobs/j/{race}").into();
         let writing = (0..WRITERS).map(|writer| {
             let (store, key) = (store.clone(), key.clone());
             async move {
@@ -88,6 +91,91 @@ async fn of_many_writers_of_one_key_one_makes_it() {
         let kept = store.get(&key).await.expect("get").bytes().await.expect("read");
         assert_eq!(kept, winners[0], "race {race}");
     }
+}
+
+/// Nodes that begin together mark it together; what is missed later is the mark of this store and of no other.
+#[tokio::test]
+async fn a_bucket_is_marked_once_and_its_mark_is_missed() {
+    const NODES: usize = 8;
+    let Some(server) = S3Server::start_or_skip().await else { return };
+    let expects = |store: Option<&Mark>| Expected {
+        cluster: "a".to_owned(),
+        store: store.map(|mark| mark.store.clone()),
+    };
+    // The bucket itself, and places in it that others have as well.
+    for (prefix, held, began_empty) in [
+        ("", None, true),
+        ("team/a", Some("models/flux1-dev.safetensors"), true),
+        ("team/b", Some("jobs/j/stage-1/pairs/unit-000000-l1.tar"), false),
+    ] {
+        let store = open(&server.url(prefix), &server.environment());
+        if let Some(key) = held {
+            store.put(&key.into(), "held".into()).await.expect("put");
+        }
+        let expected = expects(None);
+        let marking = (0..NODES).map(|_| check_mark(store.as_ref(), &expected));
+        let marks = futures::future::try_join_all(marking).await.expect("all may use it");
+        let mark = &marks[0];
+        assert!(marks.iter().all(|other| other == mark), "{prefix}: {marks:?}");
+        assert_eq!(mark.began_empty, began_empty, "{prefix}: {mark:?}");
+        assert_eq!(read_mark(store.as_ref()).await.expect("read").as_ref(), Some(mark), "{prefix}");
+        assert_eq!(check_mark(store.as_ref(), &expects(Some(mark))).await.as_ref(), Ok(mark), "{prefix}");
+
+        let place = Key::from("crescendo.store");
+        let content = store.get(&place).await.expect("get").bytes().await.expect("read");
+        store.delete(&place).await.expect("delete");
+        let missed = check_mark(store.as_ref(), &expects(Some(mark))).await.expect_err("it is gone");
+        assert!(missed.to_string().contains("is it mounted?") && !missed.is_passing(), "{prefix}: {missed}");
+        assert_eq!(read_mark(store.as_ref()).await.expect("read"), None, "{prefix}: it is not made anew");
+        store.put(&place, content.into()).await.expect("put");
+        assert_eq!(check_mark(store.as_ref(), &expects(Some(mark))).await.as_ref(), Ok(mark), "{prefix}");
+    }
+    let elsewhere = server.url("team/b").replace("crescendo-test", "no-such-bucket");
+    let elsewhere = open(&elsewhere, &server.environment());
+    let error = check_mark(elsewhere.as_ref(), &expects(None)).await.expect_err("there is no such bucket");
+    assert!(error.is_passing(), "{error}");
+}
+
+/// A collection deletes what it has listed before it asks for the rest of the list.
+#[tokio::test]
+async fn what_is_deleted_while_it_is_listed_hides_nothing() {
+    // Three pages of a list.
+    const OBJECTS: usize = 2_300;
+    let Some(server) = S3Server::start_or_skip().await else { return };
+    let store = open(&server.url("team/a"), &server.environment());
+    let key = |n: usize| {
+        let (job, unit) = (n % 3, n / 3);
+        // Several folders, and files beside folders.
+        match n % 5 {
+            0 => format!("jobs/j{job}/stage-1/checkpoints/step-{unit:08}-g1/state.json"),
+            1 => format!("jobs/j{job}/stage-1/{unit:06}.json"),
+            _ => format!("jobs/j{job}/stage-1/pairs/unit-{unit:06}-l1.tar"),
+        }
+    };
+    let put = futures::stream::iter(0..OBJECTS).map(|n| {
+        let store = store.clone();
+        async move { store.put(&Key::from(key(n)), "left".into()).await.map(drop) }
+    });
+    put.buffer_unordered(16).try_collect::<()>().await.expect("put");
+    let mut listing = store.list(Some(&"jobs".into())).try_chunks(100);
+    let mut seen = BTreeSet::new();
+    let mut kept = BTreeSet::new();
+    while let Some(page) = listing.try_next().await.expect("list") {
+        for (n, found) in page.into_iter().enumerate() {
+            let key = found.location.to_string();
+            assert!(seen.insert(key.clone()), "{key} is listed twice");
+            if n % 10 == 0 {
+                kept.insert(key);
+            } else {
+                store.delete(&found.location).await.expect("delete");
+            }
+        }
+    }
+    let all: BTreeSet<String> = (0..OBJECTS).map(key).collect();
+    let missing: Vec<_> = all.difference(&seen).take(5).collect();
+    assert!(seen == all, "{} of {} are listed; not {missing:?}", seen.len(), all.len());
+    let left = store.list(None).map_ok(|found| found.location.to_string());
+    assert_eq!(left.try_collect::<BTreeSet<_>>().await.expect("list"), kept);
 }
 
 #[tokio::test]
