@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds the Python client (python/), installs its wheel and tests it with the real grpcio: tests/python. Arguments go to
-# pytest. With CRESCENDO_BIN set to a folder of built binaries, against a real cluster on this machine; without it, only what
-# needs none.
+# pytest. With CRESCENDO_BIN set to a folder of built binaries, against a real cluster on this machine; without it, only
+# what needs none.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -34,6 +34,11 @@ environment "$build" tests/python/build-requirements.txt
 dist=$(mktemp -d)
 trap 'rm -rf "$dist"' EXIT
 "$build/bin/python" -m build --no-isolation --outdir "$dist" python >"$dist/log" 2>&1 || { cat "$dist/log"; exit 1; }
-"$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-index --no-deps --force-reinstall "$dist"/*.whl
-CRESCENDO_PYTHON_DIST=$dist CRESCENDO_PYTHON_BUILD=$build/bin/python \
-    "$venv/bin/python" -m pytest -q -p no:cacheprovider tests/python "$@"
+# It goes into an environment of this run above what is shared between checkouts.
+"$venv/bin/python" -m venv --without-pip "$dist/venv"
+purelib='import sysconfig; print(sysconfig.get_path("purelib"))'
+"$venv/bin/python" -c "$purelib" >"$("$dist/venv/bin/python" -c "$purelib")/shared.pth"
+"$dist/venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-index --no-deps "$dist"/*.whl
+
+export CRESCENDO_PYTHON_DIST=$dist CRESCENDO_PYTHON_BUILD=$build/bin/python CRESCENDO_PYTHON_TOOLS=$venv
+"$dist/venv/bin/python" -m pytest -q -p no:cacheprovider tests/python "$@"

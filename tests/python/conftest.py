@@ -8,9 +8,8 @@ import signal
 import subprocess
 import time
 
-import pytest
-
 import crescendo
+import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
 BIN = os.environ.get("CRESCENDO_BIN")
@@ -30,7 +29,8 @@ spec:
   checkpoints: {{every: 10, keepLast: 2}}
   stages:
     - references: 1
-      data: {{source: compose, subjects: {ROOT / 'helm/crescendo/files/test-job/subjects'}, panel: 16, pairs: 32, unitSize: 8, minPairs: 8}}
+      data: {{source: compose, subjects: {ROOT / "helm/crescendo/files/test-job/subjects"}, panel: 16, pairs: 32,
+             unitSize: 8, minPairs: 8}}
       train: {{adapter: {{rank: 4}}, steps: {steps}, globalBatch: 2, learningRate: {rate}}}
 """
 

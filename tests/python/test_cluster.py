@@ -7,11 +7,10 @@ import subprocess
 import sys
 import threading
 
+import crescendo
 import grpc
 import pytest
 from conftest import DEADLINE_SECONDS, ROOT, spec
-
-import crescendo
 from crescendo import JobState
 
 LORA = "dit_lora.safetensors"
@@ -297,9 +296,7 @@ def test_the_example_does_the_same(cluster, tmp_path):
     program = [sys.executable, example, "--controller", cluster.address]
 
     def run(*args):
-        return subprocess.run(
-            [*program, *args], capture_output=True, text=True, timeout=DEADLINE_SECONDS, cwd=tmp_path
-        )
+        return subprocess.run([*program, *args], capture_output=True, text=True, timeout=DEADLINE_SECONDS, cwd=tmp_path)
 
     job = run("submit", file).stdout.strip()
     assert job.startswith("program-")

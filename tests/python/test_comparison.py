@@ -2,9 +2,8 @@
 
 import json
 
-import pytest
-
 import crescendo
+import pytest
 from crescendo.comparison import ABSENT, Ending, compare, differences, ending, load_spec
 from crescendo.records import Job
 from crescendo.v1 import job_pb2
@@ -38,8 +37,9 @@ def test_what_is_empty_differs_from_what_is_not_there_and_from_null():
     ("text", "value"),
     [
         ("1e-5", 1e-5), ("2E3", 2000.0), ("0.002", 0.002), ("-.5", -0.5), (".inf", float("inf")), ("7", 7), ("-3", -3),
-        ("010", 10), ("off", "off"), ("no", "no"), ("y", "y"), ("true", True), ("False", False), ("~", None), ("", None),
-        ("1_000", "1_000"), ("12:30:00", "12:30:00"), ("2026-01-01", "2026-01-01"), ("'1'", "1"), ("1e", "1e"),
+        ("010", 10), ("off", "off"), ("no", "no"), ("y", "y"), ("true", True), ("False", False), ("~", None),
+        ("", None), ("1_000", "1_000"), ("12:30:00", "12:30:00"),
+        ("2026-01-01", "2026-01-01"), ("'1'", "1"), ("1e", "1e"),
     ],
 )  # fmt: skip
 def test_scalars_are_those_of_yaml_1_2(text, value):
@@ -49,7 +49,9 @@ def test_scalars_are_those_of_yaml_1_2(text, value):
 
 
 def test_a_history_gives_the_last_loss_and_the_pace_of_the_last_steps():
-    lines = [json.dumps({"step": step, "loss": 1 / step, "seconds": 9.0 if step <= 50 else 2.0}) for step in range(1, 151)]
+    lines = [
+        json.dumps({"step": step, "loss": 1 / step, "seconds": 9.0 if step <= 50 else 2.0}) for step in range(1, 151)
+    ]
     assert ending("\n".join(lines).encode()) == Ending(loss=1 / 150, step_seconds=2.0)
     assert ending(b'{"step": 1, "loss": null, "seconds": 0.5}\n') == Ending(loss=None, step_seconds=0.5)
     assert ending(b"") == Ending(None, None)
@@ -65,13 +67,18 @@ def test_jobs_of_different_stages_stand_side_by_side():
         name="stage-1", step=5, steps_total=10, loss=0.25, samples_per_sec=3, pairs_committed=7, restarts=2
     )
     spec = "spec: {stages: [{train: {globalBatch: 8}}]}"
-    two = a_job("two", stage, job_pb2.StageStatus(name="stage-2", restarts=1), state=job_pb2.JOB_STATE_RUNNING, spec=spec)
+    two = a_job(
+        "two", stage, job_pb2.StageStatus(name="stage-2", restarts=1), state=job_pb2.JOB_STATE_RUNNING, spec=spec
+    )
     one = a_job("one", stage, state=job_pb2.JOB_STATE_FAILED, spec=spec)
     one.raw.started_at.FromSeconds(100)
     one.raw.finished_at.FromSeconds(160)
     one = Job._of(one.raw)
     compared = compare([two, one], {("one", "stage-1"): Ending(loss=0.5, step_seconds=2.0)})
-    assert [(job.job_id, job.restarts, job.duration_seconds) for job in compared.jobs] == [("two", 3, None), ("one", 2, 60)]
+    assert [(job.job_id, job.restarts, job.duration_seconds) for job in compared.jobs] == [
+        ("two", 3, None),
+        ("one", 2, 60),
+    ]
     ran, failed = compared.jobs[0].stages[0], compared.jobs[1].stages[0]
     assert (ran.loss, ran.samples_per_sec) == (0.25, 3) and (failed.loss, failed.samples_per_sec) == (0.5, 4)
     assert str(compared).splitlines() == [

@@ -10,15 +10,15 @@ import tarfile
 import venv
 import zipfile
 
+import crescendo
 import pytest
 from conftest import DEADLINE_SECONDS, ROOT, spec
-
-import crescendo
 from crescendo.v1 import job_pb2, job_pb2_grpc
 
 PACKAGE = ROOT / "python"
 BUILD = os.environ.get("CRESCENDO_PYTHON_BUILD")
 DIST = os.environ.get("CRESCENDO_PYTHON_DIST")
+TOOLS = pathlib.Path(os.environ.get("CRESCENDO_PYTHON_TOOLS", ""))
 EXAMPLE = ROOT / "examples/python/crescendo_example.py"
 
 pytestmark = pytest.mark.skipif(not (BUILD and DIST), reason="scripts/python_test.sh builds what is tested here")
@@ -54,7 +54,7 @@ def test_the_package_and_what_uses_it_are_typed(tmp_path):
 
 
 def test_the_sources_are_tidy():
-    ruff = [sys.executable, "-m", "ruff"]
+    ruff = [TOOLS / "bin/ruff"]
     run(*ruff, "check", "--no-cache", PACKAGE)
     run(*ruff, "format", "--no-cache", "--check", PACKAGE)
     run(*ruff, "format", "--no-cache", "--check", "--config", PACKAGE / "pyproject.toml", EXAMPLE)
@@ -106,10 +106,9 @@ def test_it_works_where_it_is_installed(wheel, cluster, tmp_path):
     home = tmp_path / "venv"
     venv.create(home, with_pip=True)
     python = home / "bin/python"
-    wheels = pathlib.Path(sys.prefix) / "wheels"
     install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-index"]
     environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
-    run(python, *install, "--find-links", wheels, wheel, env=environment)
+    run(python, *install, "--find-links", TOOLS / "wheels", wheel, env=environment)
     run(python, "-m", "pip", "check", env=environment)
     program = re.search(r"```python\n(.*?)```", (ROOT / "docs/python.md").read_text(), re.S)[1]
     (tmp_path / "job.yaml").write_text(spec(steps=5, name="installed"))

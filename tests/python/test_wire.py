@@ -1,4 +1,4 @@
-"""What the Python client makes of controllers that are not there, refuse, break off or say nothing: played ones, real grpcio."""
+"""What the Python client makes of played controllers that are not there, refuse, break off or say nothing."""
 
 import contextlib
 import hashlib
@@ -9,10 +9,9 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import crescendo
 import grpc
 import pytest
-
-import crescendo
 from crescendo import Client, JobState, _wire
 from crescendo._token import TokenSource
 from crescendo.v1 import (
@@ -37,7 +36,9 @@ def serve(*services, credentials=None):
             for name in dir(module):
                 if name.endswith("Servicer") and isinstance(service, getattr(module, name)):
                     getattr(module, f"add_{name}_to_server")(service, server)
-    port = server.add_secure_port("localhost:0", credentials) if credentials else server.add_insecure_port("127.0.0.1:0")
+    port = (
+        server.add_secure_port("localhost:0", credentials) if credentials else server.add_insecure_port("127.0.0.1:0")
+    )
     server.start()
     try:
         yield f"{'localhost' if credentials else '127.0.0.1'}:{port}"
@@ -164,7 +165,7 @@ class Watched(job_pb2_grpc.JobServiceServicer):
 
 
 def test_a_watch_takes_up_where_it_was():
-    """What gRPC makes of a cut stream differs between proxies; a stream without news sends words, and repeats itself."""
+    """What gRPC makes of a cut stream differs between proxies; a stream without news sends words, or repeats some."""
     cuts = [Code.UNAVAILABLE, Code.UNKNOWN, Code.INTERNAL, Code.CANCELLED]
     ended = job(6, job_pb2.JOB_STATE_SUCCEEDED)
     streams = [[None, job(at + 1), job(at + 1), cut] for at, cut in enumerate(cuts)]
@@ -207,7 +208,7 @@ def test_a_reader_that_takes_its_time_loses_nothing(monkeypatch):
 
 
 def test_lines_of_a_log_are_told_once():
-    """A stream that is taken up again begins before what was read; lines of two nodes may have come out of their order."""
+    """A stream that is taken up again begins before what was read; lines of two nodes may be out of their order."""
 
     def line(nanos, node="a", text="x"):
         made = job_pb2.LogLine(job_id="j", node_id=node, message=text, rank=-1)
@@ -432,7 +433,11 @@ def test_the_variables_of_the_command_line_count(tmp_path):
     file.touch(mode=0o600)
     file.write_text("of-the-file")
     with serve(jobs) as address:
-        for variables in ({}, {"CRESCENDO_TOKEN": "given"}, {"CRESCENDO_TOKEN": "x", "CRESCENDO_TOKEN_FILE": str(file)}):
+        for variables in (
+            {},
+            {"CRESCENDO_TOKEN": "given"},
+            {"CRESCENDO_TOKEN": "x", "CRESCENDO_TOKEN_FILE": str(file)},
+        ):
             with Client.from_environment({"CRESCENDO_CONTROLLER": f"127.0.0.1:1,{address}", **variables}) as client:
                 client.get("uno-1")
     assert jobs.asked == [None, "Bearer given", "Bearer of-the-file"]
