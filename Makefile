@@ -66,7 +66,7 @@ test-light: tools ## Build and test, without libtorch, the crates that need none
 	@for crate in $(LIGHT); do env -u LIBTORCH cargo build --quiet -p $$crate; done
 	cargo nextest run $(addprefix -p ,$(LIGHT))
 
-python-test: ## Run the Python client against messages generated from the protos
+python-test: ## Build the Python client, and test its types, its style and what it makes of played controllers
 	@scripts/python_test.sh
 
 chart-test: ## Check the chart, its alerts and dashboards and the image files, without a cluster

@@ -21,7 +21,7 @@ packages=()
 rest=
 while read -r file; do
     case "$file" in
-    '' | docs/* | *.md | helm/* | examples/* | findings/* | bench/* | images/* | .ci/*) continue ;;
+    '' | docs/* | *.md | helm/* | examples/* | python/* | findings/* | bench/* | images/* | .ci/*) continue ;;
     assets/*) packages+=(-p crescendo-curator-node) && continue ;;
     esac
     owner=

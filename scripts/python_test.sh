@@ -1,24 +1,44 @@
 #!/usr/bin/env bash
-# Runs the Python client of examples/python with the real grpcio: tests/python. Arguments go to pytest.
-# With CRESCENDO_BIN set to a folder of built binaries, against a real cluster on this machine; without it, only what needs none.
+# Builds the Python client (python/), installs its wheel and tests it with the real grpcio: tests/python. Arguments go to
+# pytest. With CRESCENDO_BIN set to a folder of built binaries, against a real cluster on this machine; without it, only
+# what needs none.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 script=python-test
 . scripts/need.sh
 
-need "python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))'" "Python 3.11 or newer" "python3"
+need "python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))'" "Python 3.10 or newer" "python3"
 need "python3 -c 'import venv, ensurepip'" "Python's venv module" "python3-venv"
-
 need "command -v openssl" "openssl, for the certificates of a test" "openssl"
 
+# environment FOLDER REQUIREMENTS: a virtual environment with just those.
+environment() {
+    if cmp -s "$2" "$1/requirements.txt"; then return; fi
+    say "making $1"
+    rm -rf "$1"
+    python3 -m venv "$1"
+    "$1/bin/python" -m pip install --quiet --disable-pip-version-check -r "$2"
+    # For an environment that a test makes.
+    "$1/bin/python" -m pip download --quiet --disable-pip-version-check -c "$2" -d "$1/wheels" grpcio protobuf PyYAML
+    cp "$2" "$1/requirements.txt"
+}
+
 venv=$(deps_folder)/python-venv
-requirements=(examples/python/requirements.txt tests/python/requirements.txt)
-if ! cat "${requirements[@]}" | cmp -s - "$venv/requirements.txt"; then
-    say "making $venv"
-    rm -rf "$venv"
-    python3 -m venv "$venv"
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r tests/python/requirements.txt
-    cat "${requirements[@]}" >"$venv/requirements.txt"
-fi
-exec "$venv/bin/python" -m pytest -q -p no:cacheprovider tests/python "$@"
+build=$(deps_folder)/python-build-venv
+environment "$venv" tests/python/requirements.txt
+# What generates the messages is older than what runs them.
+environment "$build" tests/python/build-requirements.txt
+
+# The wheel is built from the source distribution, which thereby is whole.
+dist=$(mktemp -d)
+trap 'rm -rf "$dist"' EXIT
+"$build/bin/python" -m build --no-isolation --outdir "$dist" python >"$dist/log" 2>&1 || { cat "$dist/log"; exit 1; }
+# It goes into an environment of this run above what is shared between checkouts.
+"$venv/bin/python" -m venv --without-pip "$dist/venv"
+purelib='import sysconfig; print(sysconfig.get_path("purelib"))'
+"$venv/bin/python" -c "$purelib" >"$("$dist/venv/bin/python" -c "$purelib")/shared.pth"
+"$dist/venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-index --no-deps "$dist"/*.whl
+
+export CRESCENDO_PYTHON_DIST=$dist CRESCENDO_PYTHON_BUILD=$build/bin/python CRESCENDO_PYTHON_TOOLS=$venv
+"$dist/venv/bin/python" -m pytest -q -p no:cacheprovider tests/python "$@"

@@ -1,0 +1,84 @@
+"""A client of Crescendo, a training cluster for subject-driven image generation.
+
+    from crescendo import Client
+
+    with Client("127.0.0.1:7070") as client:
+        job = client.submit(pathlib.Path("job.yaml"))
+        for job in client.watch(job):
+            print(job.state, [f"{stage.name} {stage.step}/{stage.steps_total}" for stage in job.stages])
+        client.fetch(job, "dit_lora.safetensors")
+
+Errors are subclasses of `CrescendoError`, and carry the server's words. `crescendo.v1` has the messages and stubs of
+the protos, for what this layer leaves out.
+"""
+
+from crescendo.client import Client
+from crescendo.comparison import ABSENT, Absent, Comparison, Difference, JobFigures, StageFigures
+from crescendo.errors import (
+    AlreadyExistsError,
+    BusyError,
+    CorruptError,
+    CrescendoError,
+    InvalidRequestError,
+    InvalidSpecError,
+    NotAllowedError,
+    NotFoundError,
+    NotLoggedInError,
+    NotSupportedError,
+    NotThereYetError,
+    TimedOutError,
+    UnavailableError,
+    WrongStateError,
+)
+from crescendo.records import (
+    Checkpoint,
+    CheckpointFile,
+    Explanation,
+    Identity,
+    Job,
+    JobState,
+    LogLine,
+    Node,
+    Problem,
+    Stage,
+    StagePhase,
+    SubmittedJob,
+    Validation,
+)
+
+__all__ = [
+    "ABSENT",
+    "Absent",
+    "AlreadyExistsError",
+    "BusyError",
+    "Checkpoint",
+    "CheckpointFile",
+    "Client",
+    "Comparison",
+    "CorruptError",
+    "CrescendoError",
+    "Difference",
+    "Explanation",
+    "Identity",
+    "InvalidRequestError",
+    "InvalidSpecError",
+    "Job",
+    "JobFigures",
+    "JobState",
+    "LogLine",
+    "Node",
+    "NotAllowedError",
+    "NotFoundError",
+    "NotLoggedInError",
+    "NotSupportedError",
+    "NotThereYetError",
+    "Problem",
+    "Stage",
+    "StageFigures",
+    "StagePhase",
+    "SubmittedJob",
+    "TimedOutError",
+    "UnavailableError",
+    "Validation",
+    "WrongStateError",
+]

@@ -1,0 +1,463 @@
+"""What the client gives back: plain records, read-only.
+
+Each has `raw`, the message that it was read from, with the fields that have no place here. Times are aware, in UTC. A
+number that nobody has reported is None, not 0.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+
+from google.protobuf.descriptor import EnumDescriptor
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from crescendo.v1 import access_pb2, checkpoint_pb2, job_pb2, node_pb2
+
+
+class JobState(str, enum.Enum):
+    """Where a job is. Compares equal to its word, e.g. `"running"`."""
+
+    QUEUED = "queued"
+    PLACING = "placing"
+    RUNNING = "running"
+    PAUSED = "paused"
+    PREEMPTING = "preempting"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    #: A state that a newer controller knows.
+    UNKNOWN = "unknown"
+
+    def __str__(self) -> str:
+        return self.value
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the job has ended. A failed one goes on only if somebody retries it."""
+        return self in (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
+
+
+class StagePhase(str, enum.Enum):
+    """Where a stage is."""
+
+    PENDING = "pending"
+    CURATING = "curating"
+    TRAINING = "training"
+    WAITING = "waiting"
+    DONE = "done"
+    STOPPED = "stopped"
+    UNKNOWN = "unknown"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong with a spec, or hardly meant."""
+
+    #: In the YAML, from 1; 0 when it concerns no line.
+    line: int
+    #: In characters, from 1.
+    column: int
+    #: Of the field, e.g. `spec.stages[1].train.steps`.
+    path: str
+    #: What is wrong, and what would be right.
+    message: str
+
+    def __str__(self) -> str:
+        place = f"{self.line}:{self.column}: " if self.line else ""
+        return f"{place}{self.path}: {self.message}" if self.path else f"{place}{self.message}"
+
+    @classmethod
+    def _of(cls, raw: job_pb2.SpecProblem) -> Problem:
+        return cls(raw.line, raw.column, raw.path, raw.message)
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What the controller makes of a spec."""
+
+    #: None of them: it can be submitted.
+    problems: tuple[Problem, ...]
+    #: What it asks for and hardly means.
+    warnings: tuple[Problem, ...]
+    #: The spec with every default filled in, YAML; empty when there are problems.
+    resolved_spec_yaml: str
+
+    @property
+    def ok(self) -> bool:
+        """Whether it can be submitted."""
+        return not self.problems
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage, and what its ranks last reported, which may be some seconds old."""
+
+    name: str
+    phase: StagePhase
+    #: Of the newest attempt to train it; 0 before the first.
+    generation: int
+    #: Attempts to train it after the first.
+    restarts: int
+    #: Optimizer steps done, of `steps_total`.
+    step: int
+    steps_total: int
+    #: Training loss of the last reported step, mean over the global batch.
+    loss: float | None
+    #: L2 norm of the gradients before clipping.
+    grad_norm: float | None
+    learning_rate: float | None
+    #: Samples of the global batch per second.
+    samples_per_sec: float | None
+    #: Share of the step time spent waiting for data, 0 to 1.
+    data_wait_fraction: float
+    #: Pairs that can be read now, and that the spec asks for.
+    pairs_committed: int
+    pairs_target: int
+    #: Rejected pairs by reason.
+    pairs_rejected: Mapping[str, int]
+    #: Its curation has ended.
+    pairs_sealed: bool
+    #: Pairs that have become readable a minute, over the last minutes.
+    pairs_per_minute: float | None
+    #: Step of the newest registered checkpoint; 0 if there is none.
+    checkpoint_step: int
+    #: Folder of the final checkpoint in the object store; empty until the stage is done.
+    final_checkpoint: str
+    #: Seconds until it is done, estimated.
+    eta_seconds: float | None
+    #: Why it does not step now, one line; empty if it does.
+    waiting_for: str
+    #: f32 or bf16; empty until it is settled.
+    precision: str
+    #: Steps that updated nothing, because their loss or gradients were not finite.
+    skipped_steps: int
+    raw: job_pb2.StageStatus = field(repr=False, compare=False)
+
+    @classmethod
+    def _of(cls, raw: job_pb2.StageStatus) -> Stage:
+        return cls(
+            name=raw.name,
+            phase=_phase(raw.phase),
+            generation=raw.generation,
+            restarts=raw.restarts,
+            step=raw.step,
+            steps_total=raw.steps_total,
+            loss=raw.loss or None,
+            grad_norm=raw.grad_norm or None,
+            learning_rate=raw.learning_rate or None,
+            samples_per_sec=raw.samples_per_sec or None,
+            data_wait_fraction=raw.data_wait_fraction,
+            pairs_committed=raw.pairs_committed,
+            pairs_target=raw.pairs_target,
+            pairs_rejected=dict(raw.pairs_rejected),
+            pairs_sealed=raw.pairs_sealed,
+            pairs_per_minute=raw.pairs_per_minute or None,
+            checkpoint_step=raw.checkpoint_step,
+            final_checkpoint=raw.final_checkpoint,
+            eta_seconds=raw.eta_seconds or None,
+            waiting_for=raw.waiting_for,
+            precision=raw.precision,
+            skipped_steps=raw.skipped_steps,
+            raw=raw,
+        )
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job, as it was when the controller told of it."""
+
+    #: Unique, made by the controller from the name, e.g. uno-7f3kq2.
+    job_id: str
+    name: str
+    tenant: str
+    #: Higher goes first.
+    priority: int
+    state: JobState
+    #: Why it is in this state, one line.
+    reason: str
+    stages: tuple[Stage, ...]
+    submitted_at: datetime | None
+    #: First time that a stage ran.
+    started_at: datetime | None
+    finished_at: datetime | None
+    #: Of the record; a watch can go on from it.
+    revision: int
+    #: The spec with every default filled in, YAML. Empty in lists.
+    resolved_spec_yaml: str
+    request_id: str
+    #: Slots that its ranks hold now. A job that is paused holds them until it has saved.
+    slots_held: int
+    raw: job_pb2.Job = field(repr=False, compare=False)
+
+    @classmethod
+    def _of(cls, raw: job_pb2.Job) -> Job:
+        return cls(
+            job_id=raw.job_id,
+            name=raw.name,
+            tenant=raw.tenant,
+            priority=raw.priority,
+            state=_state(raw.state),
+            reason=raw.reason,
+            stages=tuple(Stage._of(stage) for stage in raw.stages),
+            submitted_at=_time(raw, "submitted_at", raw.submitted_at),
+            started_at=_time(raw, "started_at", raw.started_at),
+            finished_at=_time(raw, "finished_at", raw.finished_at),
+            revision=raw.revision,
+            resolved_spec_yaml=raw.resolved_spec_yaml,
+            request_id=raw.request_id,
+            slots_held=raw.slots_held,
+            raw=raw,
+        )
+
+
+@dataclass(frozen=True)
+class SubmittedJob(Job):
+    """A job that has just been submitted."""
+
+    #: The request id was seen before: this is the job that was made then.
+    already_submitted: bool = False
+    #: What the spec asks for and hardly means.
+    warnings: tuple[Problem, ...] = ()
+
+    @classmethod
+    def _from(cls, answer: job_pb2.SubmitJobResponse) -> SubmittedJob:
+        job = Job._of(answer.job)
+        told = {name: getattr(job, name) for name in Job.__dataclass_fields__}
+        warnings = tuple(Problem._of(warning) for warning in answer.warnings)
+        return cls(**told, already_submitted=answer.already_submitted, warnings=warnings)
+
+
+@dataclass(frozen=True)
+class LogLine:
+    """One line of a process that works on a job."""
+
+    at: datetime | None
+    job_id: str
+    stage: str
+    generation: int
+    node_id: str
+    #: Rank that wrote it; None for an agent or a curator.
+    rank: int | None
+    #: ERROR, WARN, INFO, DEBUG or TRACE.
+    level: str
+    #: Text with its fields, at most 8 KiB.
+    message: str
+    #: Lines that were dropped before this one.
+    dropped_before: int
+    raw: job_pb2.LogLine = field(repr=False, compare=False)
+
+    @classmethod
+    def _of(cls, raw: job_pb2.LogLine) -> LogLine:
+        return cls(
+            at=_time(raw, "at", raw.at),
+            job_id=raw.job_id,
+            stage=raw.stage,
+            generation=raw.generation,
+            node_id=raw.node_id,
+            rank=raw.rank if raw.rank >= 0 else None,
+            level=raw.level,
+            message=raw.message,
+            dropped_before=raw.dropped_before,
+            raw=raw,
+        )
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Why a job is where it is, and what it would take for it to go on."""
+
+    job_id: str
+    state: JobState
+    #: What keeps it, one word of a fixed set, e.g. pairs, slots, quota, paused, failed.
+    cause: str
+    #: That it is about; empty if about none.
+    stage: str
+    #: One line.
+    summary: str
+    #: Facts with their numbers, one line each.
+    findings: tuple[str, ...]
+    #: What a person can do, one line each, the best first.
+    remedies: tuple[str, ...]
+    #: Seconds until it goes on, or is done if it runs, at the present pace.
+    goes_on_in_seconds: float | None
+    #: Of the rank that failed, or of curators that complained; oldest first, at most 20.
+    log_lines: tuple[LogLine, ...]
+    raw: job_pb2.ExplainJobResponse = field(repr=False, compare=False)
+
+    def __str__(self) -> str:
+        return "\n".join([self.summary, *(f"- {line}" for line in (*self.findings, *self.remedies))])
+
+    @classmethod
+    def _of(cls, raw: job_pb2.ExplainJobResponse) -> Explanation:
+        return cls(
+            job_id=raw.job_id,
+            state=_state(raw.state),
+            cause=raw.cause,
+            stage=raw.stage,
+            summary=raw.summary,
+            findings=tuple(raw.findings),
+            remedies=tuple(raw.remedies),
+            goes_on_in_seconds=raw.goes_on_in_seconds or None,
+            log_lines=tuple(LogLine._of(line) for line in raw.log_lines),
+            raw=raw,
+        )
+
+
+@dataclass(frozen=True)
+class CheckpointFile:
+    """A file of a checkpoint, as it was registered."""
+
+    name: str
+    size_bytes: int
+    #: 64 lower-case hexadecimal digits.
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A registered checkpoint."""
+
+    job_id: str
+    stage: str
+    #: Of the attempt that wrote it.
+    generation: int
+    #: Optimizer steps done.
+    step: int
+    #: Folder in the object store, relative to its root.
+    path: str
+    files: tuple[CheckpointFile, ...]
+    committed_at: datetime | None
+    #: Training of the stage ends with it.
+    final: bool
+    #: Found damaged while loading: why. Empty if not.
+    damaged: str
+    raw: checkpoint_pb2.Checkpoint = field(repr=False, compare=False)
+
+    @classmethod
+    def _of(cls, raw: checkpoint_pb2.Checkpoint) -> Checkpoint:
+        return cls(
+            job_id=raw.job_id,
+            stage=raw.stage,
+            generation=raw.generation,
+            step=raw.step,
+            path=raw.path,
+            files=tuple(CheckpointFile(file.name, file.size_bytes, file.sha256) for file in raw.files),
+            committed_at=_time(raw, "committed_at", raw.committed_at),
+            final=raw.final,
+            damaged=raw.damaged,
+            raw=raw,
+        )
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node that the controller knows."""
+
+    node_id: str
+    #: trainer or curator.
+    kind: str
+    #: Its session is open. Without one its ranks may well go on.
+    connected: bool
+    #: Ranks that fit, and that are there; 0 of a curator.
+    slots: int
+    slots_used: int
+    #: cpu or cuda.
+    device: str
+    address: str
+    labels: Mapping[str, str]
+    version: str
+    #: Since it was last heard of.
+    silent_seconds: float
+    #: It gets no new work: it is about to leave, or was drained.
+    draining: bool
+    #: Why the controller itself gives it no new work; empty if it does.
+    cordon_reason: str
+    #: Why it cannot use the object store; empty if it can.
+    store_fault: str
+    raw: node_pb2.Node = field(repr=False, compare=False)
+
+    @classmethod
+    def _of(cls, raw: node_pb2.Node) -> Node:
+        return cls(
+            node_id=raw.node_id,
+            kind=_name(node_pb2.NodeKind.DESCRIPTOR, raw.kind),
+            connected=raw.reach == node_pb2.NODE_REACH_CONNECTED,
+            slots=raw.slots,
+            slots_used=raw.slots_used,
+            device=raw.device,
+            address=raw.address,
+            labels=dict(raw.labels),
+            version=raw.version,
+            silent_seconds=raw.silent_seconds,
+            draining=raw.draining,
+            cordon_reason=raw.cordon_reason,
+            store_fault=raw.store_fault,
+            raw=raw,
+        )
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Who the caller is to the controller, and which controller answered."""
+
+    #: Of its token, certificate or account; `dev` where no login is asked for.
+    name: str
+    #: viewer, submitter, operator, admin or node.
+    role: str
+    #: Whose jobs the caller sees; empty for all.
+    tenant: str
+    #: Of the controller.
+    version: str
+    #: This controller leads.
+    leads: bool
+    #: host:port of the controller that leads; empty if that is not known.
+    leader: str
+    #: The controller's clock when it answered.
+    at: datetime | None
+    #: Root of pairs and checkpoints: file:///DIR or s3://BUCKET/PREFIX.
+    object_store_url: str
+    raw: access_pb2.WhoAmIResponse = field(repr=False, compare=False)
+
+    @classmethod
+    def _of(cls, raw: access_pb2.WhoAmIResponse) -> Identity:
+        return cls(
+            name=raw.name,
+            role=raw.role,
+            tenant=raw.tenant,
+            version=raw.version,
+            leads=raw.leads,
+            leader=raw.leader,
+            at=_time(raw, "at", raw.at),
+            object_store_url=raw.object_store_url,
+            raw=raw,
+        )
+
+
+def _time(message: Message, name: str, value: Timestamp) -> datetime | None:
+    return value.ToDatetime(timezone.utc) if message.HasField(name) else None
+
+
+def _state(number: int) -> JobState:
+    name = _name(job_pb2.JobState.DESCRIPTOR, number)
+    return JobState(name) if name in JobState._value2member_map_ else JobState.UNKNOWN
+
+
+def _phase(number: int) -> StagePhase:
+    name = _name(job_pb2.StagePhase.DESCRIPTOR, number)
+    return StagePhase(name) if name in StagePhase._value2member_map_ else StagePhase.UNKNOWN
+
+
+def _name(of: EnumDescriptor, number: int) -> str:
+    """The word of a value: `JOB_STATE_RUNNING` is running, and what is not known is unknown."""
+    value = of.values_by_number.get(number)
+    unset = of.values_by_number[0].name
+    if value is None or number == 0:
+        return "unknown"
+    return value.name.removeprefix(unset.removesuffix("UNSPECIFIED")).lower()
