@@ -80,7 +80,8 @@ async fn slots_are_given_up_and_got_back_without_a_lost_step() -> Result<()> {
         metrics.contains("crescendo_attempts_ended_total 0"),
         "a place given up is a failure:\n{metrics}"
     );
-    failed_and_tried_again(&cluster, &weights, &undisturbed).await
+    failed_and_tried_again(&cluster, &weights, &undisturbed).await?;
+    started_from_another_job(&cluster, &weights, &job_id, &undisturbed).await
 }
 
 async fn paused_and_resumed(cluster: &Cluster, folder: &Path, spec: &str, undisturbed: &str) -> Result<()> {
@@ -139,5 +140,28 @@ async fn failed_and_tried_again(cluster: &Cluster, weights: &str, undisturbed: &
     let refused = retry(cluster, &job_id).await;
     let only = "only one that has failed can be tried again";
     ensure!(refused.is_err_and(|error| format!("{error:#}").contains(only)), "a success tried again");
+    Ok(())
+}
+
+/// One stage I serves another job, which waits for nothing and begins where that has ended.
+async fn started_from_another_job(
+    cluster: &Cluster,
+    weights: &str,
+    first: &str,
+    undisturbed: &str,
+) -> Result<()> {
+    let named = format!("{first}/stage-1");
+    let more =
+        spec(weights, "gpus: 2").replace("references: 1", &format!("references: 1\n      initFrom: {named}"));
+    let job_id = cluster.submit("forked", &more).await?;
+    cluster.await_success(&job_id, LIMIT).await?;
+    ensure!(
+        result(cluster, &job_id).await? != undisturbed,
+        "it has begun from the base, as the first one did"
+    );
+    let nobody = more.replace(&named, "nobody-000000/stage-1");
+    let refused = cluster.submit("from-nobody", &nobody).await;
+    let said = "spec.stages[0].initFrom: there is no job nobody-000000";
+    ensure!(refused.is_err_and(|error| format!("{error:#}").contains(said)), "started from nobody");
     Ok(())
 }
