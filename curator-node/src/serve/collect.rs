@@ -332,4 +332,20 @@ mod tests {
         let left: Vec<&str> = left.iter().map(|listed| listed.object.key.as_str()).collect();
         assert_eq!(left, ["jobs/j/folder.tar/x", "jobs/j/s/kept.tar"]);
     }
+
+    /// A bucket's list panics then; a folder's ends once more.
+    #[tokio::test]
+    async fn a_list_that_has_ended_is_not_asked_again() {
+        let mut has_ended = false;
+        let list = futures::stream::poll_fn(move |_| {
+            assert!(!has_ended, "it has ended");
+            has_ended = true;
+            std::task::Poll::Ready(None)
+        });
+        let mut listing = list.boxed().fuse();
+        for _ in 0..2 {
+            let page = next_page(&mut listing).await.ok().expect("it is listed");
+            assert!(page.is_empty());
+        }
+    }
 }
