@@ -38,7 +38,8 @@ trap 'rm -rf "$dist"' EXIT
 "$venv/bin/python" -m venv --without-pip "$dist/venv"
 purelib='import sysconfig; print(sysconfig.get_path("purelib"))'
 "$venv/bin/python" -c "$purelib" >"$("$dist/venv/bin/python" -c "$purelib")/shared.pth"
-"$dist/venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-index --no-deps "$dist"/*.whl
+"$dist/venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-index --no-deps --ignore-installed \
+    "$dist"/*.whl
 
 export CRESCENDO_PYTHON_DIST=$dist CRESCENDO_PYTHON_BUILD=$build/bin/python CRESCENDO_PYTHON_TOOLS=$venv
 "$dist/venv/bin/python" -m pytest -q -p no:cacheprovider tests/python "$@"

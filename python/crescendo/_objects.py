@@ -115,12 +115,12 @@ class Sink:
 
 
 def local_path(object_store: str, key: str) -> pathlib.Path | None:
-    """Where the object lies on this machine, if the store is a folder of it that has it."""
+    """Where the object lies on this machine, if the store is a folder of it that has it for us."""
     kind, separator, root = object_store.partition("://")
     if not separator or kind != "file":
         return None
     path = pathlib.Path(root, key)
-    return path if path.is_file() else None
+    return path if path.is_file() and os.access(path, os.R_OK) else None
 
 
 def read(object_store: str, key: str) -> Iterator[bytes]:
@@ -129,13 +129,20 @@ def read(object_store: str, key: str) -> Iterator[bytes]:
     if not separator:
         kind, root = "file", object_store
     if kind == "file":
-        with pathlib.Path(root, key).open("rb") as file:
-            while piece := file.read(_PIECE_BYTES):
-                yield piece
+        yield from _file(pathlib.Path(root, key))
     elif kind == "s3":
         yield from _bucket(root, key)
     else:
         raise ValueError(f"object store {object_store}: only folders, file:// and s3:// are known")
+
+
+def _file(path: pathlib.Path) -> Iterator[bytes]:
+    try:
+        with path.open("rb") as file:
+            while piece := file.read(_PIECE_BYTES):
+                yield piece
+    except FileNotFoundError as error:
+        raise NotFoundError(f"{path} is not there") from error
 
 
 def _bucket(root: str, key: str) -> Iterator[bytes]:
@@ -151,5 +158,9 @@ def _bucket(root: str, key: str) -> Iterator[bytes]:
         body = boto3.client("s3").get_object(Bucket=bucket, Key=wanted)["Body"]
         with contextlib.closing(body):
             yield from body.iter_chunks(_PIECE_BYTES)
-    except (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError) as error:
+    except botocore.exceptions.ClientError as error:
+        is_missing = error.response.get("Error", {}).get("Code") in ("NoSuchKey", "NoSuchBucket", "404")
+        kind = NotFoundError if is_missing else CrescendoError
+        raise kind(f"s3://{bucket}/{wanted} cannot be read: {error}") from error
+    except botocore.exceptions.BotoCoreError as error:
         raise CrescendoError(f"s3://{bucket}/{wanted} cannot be read: {error}") from error

@@ -128,7 +128,7 @@ def test_what_is_not_there_to_fetch_is_told(followed, client, tmp_path):
     ]:
         with pytest.raises(crescendo.NotFoundError, match=words):
             client.fetch(job, tmp_path / "x", **options)
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(crescendo.NotFoundError, match="elsewhere/.* is not there"):
         client.fetch(job, tmp_path / "x", object_store=str(tmp_path / "elsewhere"))
     with pytest.raises(ValueError, match="only folders, file:// and s3:// are known"):
         client.fetch(job, tmp_path / "x", object_store="ftp://host/folder")

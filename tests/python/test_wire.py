@@ -127,7 +127,7 @@ def test_a_wait_that_the_server_asks_for_is_kept_or_told():
 
 
 def test_a_server_that_hangs_is_given_up(monkeypatch):
-    monkeypatch.setattr(_wire, "TRY_SECONDS", 0.3)
+    monkeypatch.setattr(_wire, "TRY_SECONDS", 1.0)
     release = threading.Event()
 
     class Hanging(Jobs):
@@ -178,32 +178,39 @@ def test_a_watch_takes_up_where_it_was():
 
 
 def test_a_watch_begins_at_a_revision_and_ends_with_its_reader():
-    watched, gone = Watched([job(8), lambda: gone.wait(20)]), threading.Event()
+    gone = threading.Event()
+
+    class Closed(Watched):
+        def WatchJob(self, request, context):
+            context.add_callback(gone.set)
+            yield from super().WatchJob(request, context)
+
+    watched = Closed([job(8), lambda: gone.wait(20)])
     with serve(watched) as address, Client(address) as client:
         updates = client.watch("j", from_revision=7)
-        assert next(updates).revision == 8
+        assert next(updates).revision == 8 and not gone.is_set()
         updates.close()
-        gone.set()
+        assert gone.wait(5), "the server is told that nobody reads any more"
     assert watched.asked == [7]
 
 
 def test_a_stream_that_says_nothing_any_more_is_taken_up_again(monkeypatch):
-    monkeypatch.setattr(_wire, "SILENCE_SECONDS", 0.5)
+    monkeypatch.setattr(_wire, "SILENCE_SECONDS", 2.0)
     release, lost = threading.Event(), []
     watched = Watched([job(1), lambda: release.wait(20)], [job(2, job_pb2.JOB_STATE_CANCELLED)])
     with serve(watched) as address, Client(address) as client:
         assert [job.revision for job in client.watch("j", on_lost=lost.append)] == [1, 2]
         release.set()
-    assert [str(error) for error in lost] == ["nothing has come for 0 s"]
+    assert [str(error) for error in lost] == ["nothing has come for 2 s"]
 
 
 def test_a_reader_that_takes_its_time_loses_nothing(monkeypatch):
     """Only what the client itself waits for counts as silence."""
-    monkeypatch.setattr(_wire, "SILENCE_SECONDS", 0.3)
+    monkeypatch.setattr(_wire, "SILENCE_SECONDS", 1.0)
     lost = []
     with serve(Watched([job(1), job(2), job(3, job_pb2.JOB_STATE_FAILED)])) as address, Client(address) as client:
         for _ in client.watch("j", on_lost=lost.append):
-            time.sleep(0.8)
+            time.sleep(1.5)
     assert lost == []
 
 
@@ -216,7 +223,9 @@ def test_lines_of_a_log_are_told_once():
         return made
 
     first = [line(5), line(5, "b"), line(5, "b", "y"), line(9)]
-    streams = [[*first, Code.UNAVAILABLE], [line(3), *first, line(7, "b"), line(9, "b"), None, line(12)]]
+    # The first breaks off, the second ends as one does whose controller stops; the third ends with the job.
+    streams = [[*first, Code.UNAVAILABLE], [line(3), *first, line(7, "b"), line(9, "b")], [*first, None, line(12)]]
+    states = [job_pb2.JOB_STATE_RUNNING, job_pb2.JOB_STATE_SUCCEEDED]
 
     class Logs(job_pb2_grpc.JobServiceServicer):
         asked = []
@@ -229,7 +238,7 @@ def test_lines_of_a_log_are_told_once():
                 yield job_pb2.ReadLogsResponse(line=one)
 
         def GetJob(self, request, context):
-            return job_pb2.GetJobResponse(job=job(9, job_pb2.JOB_STATE_SUCCEEDED))
+            return job_pb2.GetJobResponse(job=job(9, states.pop(0)))
 
     with serve(Logs()) as address, Client(address) as client:
         lines = list(client.logs("j", tail=4, follow=True))
@@ -237,7 +246,7 @@ def test_lines_of_a_log_are_told_once():
         (5, "a", "x"), (5, "b", "x"), (5, "b", "y"), (9, "a", "x"), (7, "b", "x"), (9, "b", "x"), (12, "a", "x"),
     ]  # fmt: skip
     assert lines[0].rank is None and lines[0].at.year == 1970
-    assert Logs.asked == [(4, True), (10_000, True)]
+    assert Logs.asked == [(4, True), (10_000, True), (10_000, True)] and states == []
 
 
 def test_jobs_are_listed_over_pages():
@@ -401,6 +410,11 @@ def test_a_token_comes_from_a_file_that_is_closed_or_from_a_program(tmp_path, mo
         return TokenSource(None, None, [sys.executable, "-c", code]).read()
 
     assert printed("print('s3cret')") == "s3cret"
+    count = tmp_path / "count"
+    counting = TokenSource(None, None, ["sh", "-c", f"echo x >>{count}; echo s3cret"])
+    assert counting.read() == counting.read() == "s3cret" and count.read_text() == "x\n", "it is kept for a while"
+    monkeypatch.setattr("crescendo._token._KEPT_SECONDS", 0.0)
+    assert counting.read() == "s3cret" and count.read_text() == "x\nx\n"
     for code, words in [("exit(3)", "failed with 3"), ("print('a b')", "one word of visible ASCII"), ("", "is empty")]:
         with pytest.raises(crescendo.NotLoggedInError, match=words):
             printed(code)
@@ -448,6 +462,31 @@ def test_the_variables_of_the_command_line_count(tmp_path):
 def test_several_threads_share_a_client():
     with serve(Jobs()) as address, Client(["127.0.0.1:1", address]) as client, ThreadPoolExecutor(8) as pool:
         assert len(set(pool.map(lambda at: client.get(f"j-{at}").job_id, range(64)))) == 64
+
+
+def test_what_is_wanted_of_a_job_arrives_as_it_was_said():
+    asked = []
+
+    class Steered(job_pb2_grpc.JobServiceServicer):
+        def __getattribute__(self, name):
+            if name not in ("PauseJob", "ResumeJob", "RetryJob", "CancelJob"):
+                return super().__getattribute__(name)
+            answer = getattr(job_pb2, f"{name}Response")
+            return lambda request, _: asked.append(request) or answer(job=job_pb2.Job(job_id=request.job_id))
+
+    with serve(Steered()) as address, Client(address) as client:
+        told = client.pause("j", "lunch", keep_curating=True)
+        for do in (client.pause, client.resume, client.retry, client.cancel):
+            assert do(told).job_id == "j"
+        client.cancel("j", "enough")
+    assert asked == [
+        job_pb2.PauseJobRequest(job_id="j", reason="lunch", keep_curating=True),
+        job_pb2.PauseJobRequest(job_id="j"),
+        job_pb2.ResumeJobRequest(job_id="j"),
+        job_pb2.RetryJobRequest(job_id="j"),
+        job_pb2.CancelJobRequest(job_id="j"),
+        job_pb2.CancelJobRequest(job_id="j", reason="enough"),
+    ]
 
 
 def test_a_pause_that_takes_too_long_is_told():
