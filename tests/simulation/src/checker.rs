@@ -588,6 +588,8 @@ impl Facts {
             || halted
             || is_done
             || reason.contains("drain")
+            || reason.contains("the job makes room")
+            || reason.contains("the job is paused")
             || reason.contains("was stopped")
         {
             return;

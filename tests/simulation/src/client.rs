@@ -1,4 +1,4 @@
-//! People: they submit, follow, ask, cancel, delete, drain, and try again until they are answered.
+//! People: they submit, follow, ask, pause, cancel, delete, drain, and try again until they are answered.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -101,6 +101,51 @@ impl People {
             .await;
         if let Err(status) = answer {
             self.checker.broken(1, format!("{} cannot be cancelled: {status}", request.job_id));
+        }
+    }
+
+    /// Pauses a job for a while; one that has ended is left as it is.
+    pub async fn pause(self, job: usize, keep_curating: bool, lasts: Duration) {
+        let job_id = self.accepted(job).await;
+        let request = v1::PauseJobRequest { job_id: job_id.clone(), reason: "lunch".into(), keep_curating };
+        loop {
+            let answer = self
+                .call("pause", |channel| {
+                    let request = request.clone();
+                    async move { JobServiceClient::new(channel).pause_job(request).await }
+                })
+                .await;
+            if self.is_settled("paused", &job_id, answer) {
+                break;
+            }
+            sleep(ASK_EVERY).await;
+        }
+        sleep(lasts).await;
+        loop {
+            let answer = self
+                .call("resume", |channel| {
+                    let request = v1::ResumeJobRequest { job_id: job_id.clone() };
+                    async move { JobServiceClient::new(channel).resume_job(request).await }
+                })
+                .await;
+            if self.is_settled("resumed", &job_id, answer) {
+                return;
+            }
+            sleep(ASK_EVERY).await;
+        }
+    }
+
+    /// Whether there is nothing more to ask for: it was done, or the job is over or gone.
+    fn is_settled<T>(&self, what: &str, job_id: &str, answer: Result<T, Status>) -> bool {
+        match answer {
+            Ok(_) => true,
+            Err(status) if crescendo_proto::status::is_passing(status.code()) => false,
+            Err(status) => {
+                if self.checker.is_open(job_id) {
+                    self.checker.broken(1, format!("{job_id} cannot be {what}: {status}"));
+                }
+                true
+            }
         }
     }
 

@@ -1,5 +1,6 @@
 //! A controller process: the real campaign, engine and services, without a listener.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -15,8 +16,10 @@ use crescendo_controller::metrics::Metrics;
 use crescendo_controller::relay::Relays;
 use crescendo_controller::services::{Checkpoints, Curation, Jobs, Nodes, Objects};
 use crescendo_controller::unit_board::UnitBoard;
+use crescendo_core::classes::{PriorityClass, PriorityClasses};
 use crescendo_core::decide::Limits;
 use crescendo_core::ids::Timestamp;
+use crescendo_core::quotas::Quotas;
 use crescendo_node::runtime::random;
 use crescendo_node::runtime::supervise::{Drain, Tasks};
 use crescendo_proto::v1::checkpoint_service_server::CheckpointServiceServer;
@@ -207,7 +210,7 @@ impl Controller {
         let controller_id = random::id();
         // Most batches are split into several transactions, and faults come in between.
         let txn_writes = self.rng.draw(|rng| TXN_WRITES[rng.index(TXN_WRITES.len())]);
-        let (_, quotas) = watch::channel(Arc::default());
+        let (_, quotas) = watch::channel(Arc::new(Quotas { classes: classes(), ..Quotas::default() }));
         let around = EngineDeps {
             config: Arc::new(config(txn_writes)),
             store,
@@ -297,4 +300,15 @@ impl Controller {
     fn answers(&self, answers: bool) {
         (0..=PEOPLE).for_each(|peer| self.network.cut((peer, self.index), Way::Down, !answers));
     }
+}
+
+/// Each priority that a schedule draws is a class of its own, and the highest loses its slots to nobody.
+fn classes() -> PriorityClasses {
+    let class =
+        |name: &str, preemptible| PriorityClass { name: name.to_owned(), preempts: true, preemptible };
+    PriorityClasses::new(BTreeMap::from([
+        (0, class("normal", true)),
+        (10, class("high", true)),
+        (20, class("fixed", false)),
+    ]))
 }

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!   schedule (pure: seed → what happens when)
-//!      │ workload: submit, cancel, delete, watch     │ faults: crash, pause, cut, delay, lost answers, clock, store, nodes
+//!      │ workload: submit, pause, cancel, delete     │ faults: crash, pause, cut, delay, lost answers, clock, store, nodes
 //!      ▼                                             ▼
 //!   client ─▶ network ─▶ 3 × controller ─▶ store (simulated; passes the contract suite) ─▶ checker: every commit
 //!              ▲   real: services, engine, leadership, election

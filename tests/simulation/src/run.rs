@@ -307,6 +307,9 @@ impl World {
         match work {
             Work::Submit { job, spec } => self.persons.spawn(people.submit(*job, spec.clone())),
             Work::Delete { job, keep_pairs } => self.persons.spawn(people.delete(*job, *keep_pairs)),
+            Work::Pause { job, keep_curating, lasts } => {
+                self.persons.spawn(people.pause(*job, *keep_curating, *lasts));
+            }
             Work::Cancel { job } => self.persons.spawn(people.cancel(*job)),
             Work::Drain { node, undo } => {
                 self.persons.spawn(people.drain(self.nodes[*node].id.clone(), *undo));

@@ -38,6 +38,11 @@ pub enum Work {
         job: usize,
         keep_pairs: bool,
     },
+    Pause {
+        job: usize,
+        keep_curating: bool,
+        lasts: Duration,
+    },
     Drain {
         node: usize,
         undo: bool,
@@ -188,6 +193,7 @@ pub fn schedule(seed: u64, kinds: &[usize]) -> Vec<Event> {
     let mut rng = Rng::new(seed);
     let mut events = work(&mut rng);
     events.extend(deletions(&mut Rng::new(seed ^ DELETIONS)));
+    events.extend(pauses(&mut Rng::new(seed ^ PAUSES)));
     if !kinds.is_empty() {
         let count = MIN_FAULTS + rng.index(6);
         let least_kinds = MIN_KINDS.min(kinds.len());
@@ -237,6 +243,20 @@ fn deletions(rng: &mut Rng) -> Vec<Event> {
         }
     }
     events
+}
+
+/// Apart from the rest, for the same reason.
+const PAUSES: u64 = 0x9a05e5;
+
+/// Some jobs are paused for a while, wherever they are then.
+fn pauses(rng: &mut Rng) -> Vec<Event> {
+    let drawn = (0..1 + rng.index(3)).map(|_| {
+        let (job, keep_curating) = (rng.index(JOBS), rng.chance(300));
+        let lasts = seconds(rng, 1, 90);
+        let pause = Work::Pause { job, keep_curating, lasts };
+        Event { at: seconds(rng, 20, 400), what: What::Work(pause) }
+    });
+    drawn.collect()
 }
 
 fn draw(rng: &mut Rng, kind: usize) -> Fault {
