@@ -114,6 +114,8 @@ impl Controller {
         tasks.spawn(report_health(reporter, role_seen.clone(), stop.clone()));
         let (reflection, reflection_v1alpha) = reflection().context("build reflection")?;
         let sized = MAX_MESSAGE_BYTES;
+        let (of_jobs, collected) = (relays.clone(), collections.clone());
+        let jobs = Jobs::new(handle.clone(), logs.clone(), of_jobs, collected, tasks.clone());
         let router = Server::builder()
             .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
             .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
@@ -126,16 +128,7 @@ impl Controller {
             .add_service(reflection)
             .add_service(reflection_v1alpha)
             .add_service(AccessServiceServer::new(Callers::new(handle.clone(), object_store_url)))
-            .add_service(
-                JobServiceServer::new(Jobs::new(
-                    handle.clone(),
-                    logs.clone(),
-                    relays.clone(),
-                    collections.clone(),
-                    tasks.clone(),
-                ))
-                .max_decoding_message_size(sized),
-            )
+            .add_service(JobServiceServer::new(jobs).max_decoding_message_size(sized))
             .add_service(
                 NodeServiceServer::new(Nodes::new(handle.clone(), logs, units, metrics, tasks.clone()))
                     .max_decoding_message_size(sized),

@@ -35,7 +35,6 @@ use crescendo_proto::records;
 use crescendo_store::Revision;
 use crescendo_store::testing::Change;
 
-use crate::objects::Objects;
 use crate::trace::Trace;
 
 /// A node that is out of sight for so much of [`SIGHT`] may be taken for lost.
@@ -57,6 +56,13 @@ impl fmt::Display for Violation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "promise {} at {:.3} s: {}", self.promise, self.at.as_secs_f64(), self.what)
     }
+}
+
+/// What lies in the object store.
+pub struct StoredObject {
+    pub key: String,
+    /// It was written when its job was being deleted already.
+    pub is_late: bool,
 }
 
 #[derive(Default)]
@@ -246,8 +252,9 @@ impl Checker {
         }
     }
 
-    /// At the end: nothing is left of deleted jobs but what was kept. How many there are.
-    pub fn check_deleted(&self, objects: &Objects) -> usize {
+    /// At the end: nothing is left of deleted jobs but what was kept. How many there are; `objects_of` gives what lies in the object
+    /// store of a job.
+    pub fn check_deleted(&self, objects_of: impl Fn(&JobId) -> Vec<StoredObject>) -> usize {
         let gone: Vec<DeletionRecord> = {
             let facts = self.lock();
             let is_gone = |deletion: &&DeletionRecord| matches!(deletion.phase, DeletionPhase::Gone { .. });
@@ -268,7 +275,7 @@ impl Checker {
             }
             let is_kept =
                 |key: &str| object_keys::part_of(job.as_str(), key).is_some_and(|part| keep.keeps(part));
-            for (key, is_late) in objects.of_job(job.as_str()) {
+            for StoredObject { key, is_late } in objects_of(job) {
                 // What comes late is a leftover, which the next collection takes.
                 let is_left = is_late && self.is_leftover(&key);
                 if !is_kept(&key) && !is_left {

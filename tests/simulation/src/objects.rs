@@ -12,7 +12,7 @@ use crescendo_proto::v1;
 use crescendo_proto::v1::object_service_client::ObjectServiceClient;
 use tokio::time::{sleep, timeout};
 
-use crate::checker::Checker;
+use crate::checker::{Checker, StoredObject};
 use crate::rng::SharedRng;
 
 /// What the mark in its root says.
@@ -62,13 +62,13 @@ impl Objects {
         }
     }
 
-    /// Every key of a job, and whether it came late.
-    pub fn of_job(&self, job: &str) -> Vec<(String, bool)> {
+    /// Everything of a job.
+    pub fn of_job(&self, job: &str) -> Vec<StoredObject> {
         let folder = format!("jobs/{job}/");
         let late = self.late.lock().unwrap_or_else(PoisonError::into_inner);
         let keys = self.lock();
         let own = keys.iter().filter(|key| key.starts_with(&folder));
-        own.map(|key| (key.clone(), late.contains(key))).collect()
+        own.map(|key| StoredObject { key: key.clone(), is_late: late.contains(key) }).collect()
     }
 }
 

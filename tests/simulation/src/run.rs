@@ -242,7 +242,7 @@ impl World {
             self.checker.broken(0, format!("job {job} is not deleted {PATIENCE:?} after the last fault"));
         }
         self.persons.kill();
-        let deleted = self.checker.check_deleted(&self.objects);
+        let deleted = self.checker.check_deleted(|job| self.objects.of_job(job.as_str()));
         Ok(Outcome {
             deleted,
             violations: self.checker.violations(),
