@@ -432,6 +432,11 @@ fn hours(millis: u64) -> f64 {
     millis as f64 / 3_600_000.0
 }
 
+/// `3.4 h`, or `36 s` of less than six minutes.
+fn span(millis: u64) -> String {
+    if millis < 360_000 { format!("{} s", millis / 1000) } else { format!("{:.1} h", hours(millis)) }
+}
+
 fn main() -> Result<()> {
     let args = Args::parse();
     let trace = trace(&args);
@@ -439,7 +444,7 @@ fn main() -> Result<()> {
     #[allow(clippy::cast_precision_loss)]
     let most = most_work(&trace, gpus as f64);
     println!(
-        "| policy | makespan | mean wait | p99 wait | urgent: mean | urgent: p99 | work until the last arrival | lost | preemptions |"
+        "| policy | makespan | mean wait | p99 wait | urgent: mean | urgent: p99 | work of the most | loading and saving | preemptions |"
     );
     println!("|---|---|---|---|---|---|---|---|---|");
     let policies = [
@@ -460,13 +465,13 @@ fn main() -> Result<()> {
             waits.sort_unstable();
             let mean = waits.iter().sum::<u64>() / waits.len().max(1) as u64;
             let p99 = waits.get(waits.len() * 99 / 100).copied().unwrap_or(0);
-            (hours(mean), hours(p99))
+            (span(mean), span(p99))
         };
         let (normal, urgent) = (of(false), of(true));
         #[allow(clippy::cast_precision_loss)]
         let share = 100.0 * outcome.worked_until_last as f64 / most;
         println!(
-            "| {name} | {:.0} h | {:.1} h | {:.1} h | {:.1} h | {:.1} h | {share:.1} % of the most | {:.0} GPU-h | {} |",
+            "| {name} | {:.0} h | {} | {} | {} | {} | {share:.1} % | {:.0} GPU-h | {} |",
             hours(outcome.makespan),
             normal.0,
             normal.1,
