@@ -93,7 +93,11 @@ impl Scene {
             "ExplainJob" => v1::ExplainJobRequest { job_id }.encode_to_vec(),
             "WhoAmI" => v1::WhoAmIRequest {}.encode_to_vec(),
             "CancelJob" => v1::CancelJobRequest { job_id, reason: "enough".into() }.encode_to_vec(),
-            "DeleteJob" => v1::DeleteJobRequest { job_id, ..Default::default() }.encode_to_vec(),
+            "DeleteJob" => {
+                // One of them is marked to be kept.
+                let keep = Some(v1::KeptParts { checkpoints: true, ..Default::default() });
+                v1::DeleteJobRequest { job_id, keep, dry_run: false }.encode_to_vec()
+            }
             "GetLineage" => v1::GetLineageRequest { job_id }.encode_to_vec(),
             "KeepCheckpoint" => {
                 v1::KeepCheckpointRequest { job_id, stage, step: 5, release: false }.encode_to_vec()
