@@ -21,7 +21,7 @@ const LIMIT: Duration = Duration::from_secs(120);
 /// Far beyond the grace time.
 const AGE: Duration = Duration::from_secs(48 * 3600);
 
-/// Every file below a folder, by its path from there, with its content.
+/// Every file below a folder, by its path from there, with its content; but logs, which nodes still write for a moment.
 fn files(root: &Path) -> Result<BTreeMap<String, Vec<u8>>> {
     let mut found = BTreeMap::new();
     let mut folders = vec![root.to_owned()];
@@ -29,7 +29,7 @@ fn files(root: &Path) -> Result<BTreeMap<String, Vec<u8>>> {
         for entry in std::fs::read_dir(&folder).with_context(|| format!("list {}", folder.display()))? {
             let path = entry?.path();
             if path.is_dir() {
-                folders.push(path);
+                folders.extend((!path.ends_with("logs")).then_some(path));
             } else {
                 let name = path.strip_prefix(root)?.to_string_lossy().into_owned();
                 found.insert(name, std::fs::read(&path)?);

@@ -133,7 +133,8 @@ mod tests {
             command.get_subcommands().map(clap::Command::get_name).filter(|name| wants(name)).collect();
         assert_eq!(found, OF_JOBS.to_vec(), "as in the order of the help");
         let zsh = script(Shell::Zsh);
-        assert_eq!(zsh.matches(":_crescendo_jobs'").count(), OF_JOBS.len());
+        // And those of `checkpoints keep` and `release`.
+        assert_eq!(zsh.matches(":_crescendo_jobs'").count(), OF_JOBS.len() + 2);
         assert!(zsh.starts_with("#compdef crescendo\n"), "zsh wants that in the first line");
     }
 

@@ -98,7 +98,11 @@ impl Scene {
             }
             "ResumeJob" => v1::ResumeJobRequest { job_id }.encode_to_vec(),
             "RetryJob" => v1::RetryJobRequest { job_id }.encode_to_vec(),
-            "DeleteJob" => v1::DeleteJobRequest { job_id, ..Default::default() }.encode_to_vec(),
+            "DeleteJob" => {
+                // One of them is marked to be kept.
+                let keep = Some(v1::KeptParts { checkpoints: true, ..Default::default() });
+                v1::DeleteJobRequest { job_id, keep, dry_run: false }.encode_to_vec()
+            }
             "GetLineage" => v1::GetLineageRequest { job_id }.encode_to_vec(),
             "KeepCheckpoint" => {
                 v1::KeepCheckpointRequest { job_id, stage, step: 5, release: false }.encode_to_vec()

@@ -25,7 +25,7 @@
 //! | [`object_keys`] | keys of the object store |
 //! | [`deletion`] | ended jobs on their way out, and what stays of them |
 //! | [`references`] | which jobs need files of another |
-//! | [`file`] | a file of a checkpoint |
+//! | [`mod@file`] | a file of a checkpoint |
 //! | [`leftovers`] | what lies in the object store that no record names |
 //! | [`histogram`] | distributions of scores, which add up over units |
 //! | [`transitions`] | what a caller may ask for, and when it is refused |
