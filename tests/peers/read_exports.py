@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Lets the real diffusers, and the rules of UNO's and ComfyUI's loaders, read what `lora convert` writes.
+"""Lets the real diffusers, and the rules of UNO's and ComfyUI's loaders, read what `lora convert` writes; read_in_uno.py and
+read_in_comfyui.py run the code of those two.
 
     VENV/bin/python tests/peers/read_exports.py target/release/crescendo-workbench
 
