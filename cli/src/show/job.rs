@@ -1,5 +1,6 @@
 //! Jobs as tables.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::time::Duration;
 
@@ -40,6 +41,12 @@ fn loss(stage: &StageStatus) -> String {
     if stage.loss == 0.0 { "-".into() } else { format!("{:.4}", stage.loss) }
 }
 
+/// `nightly=yes, team=vision`.
+fn labels(job: &Job) -> String {
+    let labels: BTreeMap<&String, &String> = job.labels.iter().collect();
+    labels.iter().map(|(label, value)| format!("{label}={value}")).collect::<Vec<_>>().join(", ")
+}
+
 /// Everything about one job.
 pub fn details(job: &Job) -> String {
     let mut out = String::new();
@@ -50,10 +57,7 @@ pub fn details(job: &Job) -> String {
     line("name", &job.name);
     line("tenant", &job.tenant);
     if !job.labels.is_empty() {
-        let mut labels: Vec<String> =
-            job.labels.iter().map(|(label, value)| format!("{label}={value}")).collect();
-        labels.sort();
-        line("labels", &labels.join(", "));
+        line("labels", &labels(job));
     }
     line("state", words::job_state(job.state()));
     if !job.reason.is_empty() {

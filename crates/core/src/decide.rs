@@ -12,6 +12,7 @@ mod folding;
 mod holding;
 mod jobs;
 mod limits;
+mod lost;
 mod nodes;
 mod passes;
 mod plan;
@@ -34,7 +35,8 @@ use crate::observed::{NodeView, Observed};
 use crate::records::{NodeKind, NodeRecord};
 use crate::state::ClusterState;
 
-pub(crate) use jobs::{free_slots, lost_log, short_log};
+pub(crate) use jobs::free_slots;
+pub(crate) use lost::{lost_log, short_log};
 
 /// What to do next.
 pub fn decide(state: &ClusterState, seen: &Observed, limits: &Limits, now: Timestamp) -> Plan {

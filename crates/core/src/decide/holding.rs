@@ -151,16 +151,8 @@ impl<'a> JobPass<'a, '_> {
         let change = Change::JobPreempted { job: id.clone(), by: by.record.id.clone(), slots };
         self.plan.changes.push(change);
         self.move_job(victim.job, vec![JobEvent::Preempt { by: by.record.id.clone() }]);
-        let why = makes_room(victim.job, Some(by));
+        let why = preemption::makes_room(victim.job, Some(by));
         self.decided.leaving.insert(victim.attempt.attempt.stage_ref(), why);
         self.plan.waits.insert(id, PendingReason::Preempted { slots });
-    }
-}
-
-/// Why a job leaves; a job of another tenant is not named.
-pub(super) fn makes_room(job: &Job, by: Option<&Job>) -> String {
-    match by.filter(|by| by.record.spec.tenant == job.record.spec.tenant) {
-        Some(by) => format!("the job makes room for {}, which goes first", by.record.id),
-        None => "the job makes room for one that goes first".to_owned(),
     }
 }

@@ -56,3 +56,11 @@ pub(super) fn choose<'a>(
         Some(_) | None => candidates,
     }
 }
+
+/// Why a job leaves; a job of another tenant is not named.
+pub(super) fn makes_room(job: &Job, by: Option<&Job>) -> String {
+    match by.filter(|by| by.record.spec.tenant == job.record.spec.tenant) {
+        Some(by) => format!("the job makes room for {}, which goes first", by.record.id),
+        None => "the job makes room for one that goes first".to_owned(),
+    }
+}
