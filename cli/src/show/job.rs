@@ -56,13 +56,9 @@ pub fn details(job: &Job) -> String {
     line("job", &job.job_id);
     line("name", &job.name);
     line("tenant", &job.tenant);
-    if !job.labels.is_empty() {
-        line("labels", &labels(job));
-    }
-    line("state", words::job_state(job.state()));
-    if !job.reason.is_empty() {
-        line("why", &job.reason);
-    }
+    let labels = labels(job);
+    let lines = [("labels", labels.as_str()), ("state", words::job_state(job.state())), ("why", &job.reason)];
+    lines.iter().filter(|(_, value)| !value.is_empty()).for_each(|(name, value)| line(name, value));
     if let Some(deletion) = job.deletion.as_ref().filter(|deletion| !deletion.waiting_for.is_empty()) {
         line("waits", &deletion.waiting_for);
     }

@@ -51,6 +51,12 @@ fn checkpoint(attempt: &v1::AttemptRef, generation: u64) -> v1::Checkpoint {
     }
 }
 
+/// One of its checkpoints is marked to be kept.
+fn delete_request(job_id: String) -> v1::DeleteJobRequest {
+    let keep = Some(v1::KeptParts { checkpoints: true, ..Default::default() });
+    v1::DeleteJobRequest { job_id, keep, dry_run: false }
+}
+
 impl Scene {
     async fn new() -> anyhow::Result<Self> {
         let cluster = Guarded::start().await?;
@@ -98,11 +104,7 @@ impl Scene {
             }
             "ResumeJob" => v1::ResumeJobRequest { job_id }.encode_to_vec(),
             "RetryJob" => v1::RetryJobRequest { job_id }.encode_to_vec(),
-            "DeleteJob" => {
-                // One of them is marked to be kept.
-                let keep = Some(v1::KeptParts { checkpoints: true, ..Default::default() });
-                v1::DeleteJobRequest { job_id, keep, dry_run: false }.encode_to_vec()
-            }
+            "DeleteJob" => delete_request(job_id).encode_to_vec(),
             "GetLineage" => v1::GetLineageRequest { job_id }.encode_to_vec(),
             "KeepCheckpoint" => {
                 v1::KeepCheckpointRequest { job_id, stage, step: 5, release: false }.encode_to_vec()
