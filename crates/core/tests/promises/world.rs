@@ -218,30 +218,9 @@ impl World {
             Act::Submit { request, gpus, min_gpus, stages, priority } => {
                 self.submit(request, spec_of(gpus, min_gpus, stages, priority))
             }
-            Act::Pause { job, curates } => {
-                let Some(id) = self.pick_job(job) else { return };
-                let pause = Pause { curates, reason: "a test".to_owned() };
-                match transitions::pause_job(&self.state, &id, pause) {
-                    Ok(writes) => self.apply(writes),
-                    Err(refused) => {
-                        assert!(self.ended.contains_key(&id), "{refused}");
-                    }
-                }
-            }
-            Act::Resume { job } => {
-                let Some(id) = self.pick_job(job) else { return };
-                match transitions::resume_job(&self.state, &id) {
-                    Ok(writes) => self.apply(writes),
-                    Err(refused) => assert!(self.ended.contains_key(&id), "{refused}"),
-                }
-            }
-            Act::Cancel { job } => {
-                if let Some(id) = self.pick_job(job) {
-                    let writes =
-                        transitions::cancel_job(&self.state, &id, "enough", self.now).expect("it exists");
-                    self.apply(writes);
-                }
-            }
+            Act::Pause { job, curates } => self.pause(job, curates),
+            Act::Resume { job } => self.steer(job, transitions::resume_job),
+            Act::Cancel { job } => self.cancel(job),
             Act::StartNode { node } => self.start_node(usize::from(node)),
             Act::KillNode { node } => {
                 let killed = self.node(node);
@@ -310,6 +289,29 @@ impl World {
                 }
                 assert_eq!(before, self.state);
             }
+        }
+    }
+
+    fn cancel(&mut self, job: u8) {
+        let now = self.now;
+        self.steer(job, |state, id| transitions::cancel_job(state, id, "enough", now));
+    }
+
+    fn pause(&mut self, job: u8, curates: bool) {
+        let pause = Pause { curates, reason: "a test".to_owned() };
+        self.steer(job, |state, id| transitions::pause_job(state, id, pause));
+    }
+
+    /// Has a person's wish written down; it is refused for a job that has ended.
+    fn steer(
+        &mut self,
+        job: u8,
+        wish: impl FnOnce(&ClusterState, &JobId) -> Result<Vec<Write>, RequestError>,
+    ) {
+        let Some(id) = self.pick_job(job) else { return };
+        match wish(&self.state, &id) {
+            Ok(writes) => self.apply(writes),
+            Err(refused) => assert!(self.ended.contains_key(&id), "{refused}"),
         }
     }
 

@@ -260,6 +260,18 @@ fn plain_import() -> DataSource {
     })
 }
 
+const DEVICES: [DeviceChoice; 3] = [DeviceChoice::Auto, DeviceChoice::Cuda, DeviceChoice::Cpu];
+
+fn resources(gpus: u32, pick: usize) -> Resources {
+    Resources { gpus, min_gpus: 1, device: DEVICES[pick], node_labels: labels(pick) }
+}
+
+/// So many labels; what looks like another type in YAML stays text.
+fn labels(count: usize) -> BTreeMap<String, String> {
+    let all = [("team", "vision"), ("v1.0", "007"), ("null", "true")];
+    all.into_iter().take(count).map(|(label, value)| (label.to_owned(), value.to_owned())).collect()
+}
+
 fn job_spec() -> impl Strategy<Value = JobSpec> {
     (1..9u32)
         .prop_flat_map(|gpus| {
@@ -312,10 +324,6 @@ fn job_spec() -> impl Strategy<Value = JobSpec> {
                 let presets = [ModelPreset::FluxDev, ModelPreset::FluxSchnell, ModelPreset::Nano];
                 let precisions = [Precision::Auto, Precision::Fp8, Precision::Bf16];
                 let pick = usize::try_from(seed % 3).expect("less than 3");
-                let labels = [("team", "vision"), ("v1.0", "007"), ("null", "true")].into_iter().take(pick);
-                let labels: BTreeMap<String, String> =
-                    labels.map(|(label, value)| (label.to_owned(), value.to_owned())).collect();
-                let device = [DeviceChoice::Auto, DeviceChoice::Cuda, DeviceChoice::Cpu][pick];
                 JobSpec {
                     name,
                     tenant,
@@ -332,8 +340,8 @@ fn job_spec() -> impl Strategy<Value = JobSpec> {
                         encoders,
                         precision: precisions[pick],
                     },
-                    resources: Resources { gpus, min_gpus: 1, device, node_labels: labels.clone() },
-                    labels,
+                    resources: resources(gpus, pick),
+                    labels: labels(pick),
                     priority,
                     seed,
                     reproducible: if pick == 2 { Reproducible::Strict } else { Reproducible::Lenient },
