@@ -99,7 +99,10 @@ impl People {
                 async move { JobServiceClient::new(channel).cancel_job(request).await }
             })
             .await;
-        if let Err(status) = answer {
+        // Somebody may have deleted it, once it had ended.
+        if let Err(status) = answer
+            && !self.checker.is_deleted(&request.job_id)
+        {
             self.checker.broken(1, format!("{} cannot be cancelled: {status}", request.job_id));
         }
     }
