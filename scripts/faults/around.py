@@ -21,9 +21,9 @@ STEPS = 400
 WATCH = """
 import sys
 sys.path.insert(0, sys.argv[1])
-import crescendo_client
+import crescendo
 lost = []
-with crescendo_client.Client([sys.argv[2]]) as client:
+with crescendo.Client(sys.argv[2]) as client:
     for job in client.watch(sys.argv[3], on_lost=lambda error: lost.append(repr(error))):
         print(job.state, flush=True)
 print("lost", len(lost), *lost)
@@ -109,8 +109,9 @@ class Around:
             f"frontend crescendo\n  bind 127.0.0.1:{port} proto h2\n  default_backend controllers\n"
             f"backend controllers\n  server controller-0 {target} proto h2\n")
         self.start("haproxy.log", haproxy, "-db", "-f", "haproxy.cfg")
-        subprocess.run([ROOT / "examples/python/generate.sh"], check=True, env={**os.environ, "PYTHON": python})
-        watching = self.start("watch.log", python, "-c", WATCH, ROOT / "examples/python", f"127.0.0.1:{port}", job_id)
+        builder = found("the client's build environment", None, ROOT / ".deps/python-build-venv/bin/python")
+        subprocess.run([builder, ROOT / "python/hatch_build.py"], check=True)
+        watching = self.start("watch.log", python, "-c", WATCH, ROOT / "python", f"127.0.0.1:{port}", job_id)
         seen = lambda: (self.folder / "watch.log").read_text().split()
         wait(seen, 30, "the job is seen through the proxy")
         time.sleep(QUIET_SECONDS)
