@@ -59,17 +59,9 @@ struct File {
     default: Entry,
     tenants: BTreeMap<String, Entry>,
     classes: BTreeMap<String, ClassEntry>,
-    order: Order,
+    order: QueueOrder,
     shared: Vec<String>,
     operator: Option<String>,
-}
-
-#[derive(Deserialize, Default, Clone, Copy)]
-#[serde(rename_all = "lowercase")]
-enum Order {
-    #[default]
-    Backfill,
-    Strict,
 }
 
 #[derive(Deserialize, Default, Clone, Copy)]
@@ -145,10 +137,7 @@ pub fn parse(text: &str) -> Result<Quotas, TenantsError> {
         others,
         others_may_submit: matches!(unlisted, Unlisted::Accept),
         classes: classes_of(classes)?,
-        order: match order {
-            Order::Backfill => QueueOrder::Backfill,
-            Order::Strict => QueueOrder::Strict,
-        },
+        order,
         reach: ReachRules { operator: operator.transpose()?, shared, listed: grants, others: others_granted },
     })
 }
@@ -364,7 +353,7 @@ tenants:
         assert_eq!([of(-101), of(99), of(5000)], [None, Some((0, "normal")), Some((100, "fixed"))]);
         assert!(classes.may_preempt(100, 0) && !classes.may_preempt(-1, -200), "as the entries say");
         let (empty, strict) = (parse("").expect("empty"), parse("order: strict").expect("good"));
-        assert!(empty.classes.is_empty());
+        assert_eq!(empty.classes, PriorityClasses::default());
         assert_eq!([empty.order, strict.order], [QueueOrder::Backfill, QueueOrder::Strict]);
     }
 

@@ -1,7 +1,7 @@
 //! Priority classes: which jobs may take the place of which.
 //!
 //! A class is a band of priorities, from its own upwards to the next class's. Priorities order jobs inside a class; only a job
-//! of a higher class takes slots from one that runs. Without classes nothing that runs is stopped for another job.
+//! of a higher class takes slots from one that was placed in its turn. Without classes none does.
 
 use std::collections::BTreeMap;
 
@@ -25,15 +25,6 @@ impl PriorityClasses {
     /// Of classes with the lowest priority of each.
     pub fn new(by_lowest: BTreeMap<i32, PriorityClass>) -> Self {
         Self { by_lowest }
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.by_lowest.is_empty()
-    }
-
-    /// The classes with the lowest priority of each, lowest first.
-    pub fn iter(&self) -> impl Iterator<Item = (i32, &PriorityClass)> {
-        self.by_lowest.iter().map(|(lowest, class)| (*lowest, class))
     }
 
     /// The class of a job of this priority, with its lowest priority; none below the lowest class.

@@ -86,6 +86,11 @@ impl Learnt {
         self.held.entry(job.clone()).or_insert(now);
     }
 
+    /// The controller stood still until `now`: ranks that have saved meanwhile are heard before they are judged.
+    pub(crate) fn stood_still(&mut self, now: Timestamp) {
+        self.held.values_mut().for_each(|since| *since = now);
+    }
+
     /// Since when the job is to give up its slots.
     pub(crate) fn held(&self, job: &JobId) -> Option<Timestamp> {
         self.held.get(job).copied()

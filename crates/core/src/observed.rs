@@ -484,6 +484,7 @@ impl Observed {
     /// nodes: they are listened to, for as long as a controller that has just begun listens, before they are judged.
     pub fn stood_still(&mut self, now: Timestamp) {
         self.since = now;
+        self.learnt.stood_still(now);
         for view in self.nodes.values_mut() {
             view.last_heard = now;
             view.stops_sent.values_mut().for_each(|sent| *sent = now);

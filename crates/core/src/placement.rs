@@ -106,6 +106,10 @@ impl Slots {
         self.nodes.is_empty()
     }
 
+    pub fn nodes(&self) -> impl Iterator<Item = &NodeId> {
+        self.nodes.keys()
+    }
+
     /// Slots of a node that a gang could take: of `stage`, or of any that does not run there yet.
     pub fn free_on(&self, node: &NodeId, stage: Option<&StageRef>) -> u32 {
         self.nodes.get(node).map_or(0, |node| count(&node.usable(stage)))

@@ -6,6 +6,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use serde::Deserialize;
+
 use crate::classes::PriorityClasses;
 use crate::deletion::DeletionPhase;
 use crate::error::{Overreach, RequestError};
@@ -49,7 +51,8 @@ pub struct CallRate {
 }
 
 /// Who may use slots that the first job in the queue waits for, while there are too few of them for it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum QueueOrder {
     /// Later jobs that fit and are preemptible: they leave as soon as the first one fits without them.
     #[default]

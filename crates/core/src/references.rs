@@ -5,7 +5,8 @@ use crate::error::Overreach;
 use crate::ids::JobId;
 use crate::object_keys::{self, JobPart};
 use crate::reach::{Reach, SpecPath};
-use crate::spec::{JobSpec, NamedFile, OtherCheckpoint, named_files};
+use crate::records::CheckpointRecord;
+use crate::spec::{JobSpec, NamedFile, named_files, starts_elsewhere};
 use crate::state::{ClusterState, Job};
 
 /// Where the object store lies on the nodes, if it is a folder: specs may name files in there by their absolute path too.
@@ -33,11 +34,10 @@ pub fn references_to<'a>(
         let by_spec = named_files(&other.record.spec).into_iter().map(|file| (file.field, file.path));
         let of_attempts = begun_from(other).map(|path| ("its attempt".to_owned(), path));
         // The registry tells where such a checkpoint is, and its records go whatever is kept.
-        let starts = other.record.spec.stages.iter().enumerate().filter_map(|(index, stage)| {
-            let named = stage.init_from.as_deref()?;
-            let is_of_it = OtherCheckpoint::parse(named)?.job == *job;
+        let starts = starts_elsewhere(&other.record.spec).filter(|(_, named)| named.job == *job);
+        let starts = starts.map(|(index, named)| {
             let what = format!("spec.stages[{index}].initFrom");
-            is_of_it.then(|| Reference { by: by.clone(), what, path: named.to_owned() })
+            Reference { by: by.clone(), what, path: named.to_string() }
         });
         let found: Vec<Reference> = by_spec
             .filter_map(|(field, path)| Some((field, store_key(path, root)?, path)))
@@ -48,6 +48,18 @@ pub fn references_to<'a>(
             .collect();
         found
     })
+}
+
+/// Whether an open job is to start from this checkpoint of another job, by its step: a final one does not expire anyway.
+pub(crate) fn is_started_from(state: &ClusterState, checkpoint: &CheckpointRecord) -> bool {
+    let of_it = |job: &Job| {
+        starts_elsewhere(&job.record.spec).any(|(_, named)| {
+            named.job == checkpoint.stage.job
+                && named.stage == checkpoint.stage.stage
+                && named.step == Some(checkpoint.step)
+        })
+    };
+    state.open_jobs().any(of_it)
 }
 
 /// Folders of checkpoints that an open job's attempts go on from.

@@ -51,7 +51,7 @@ pub use field_table::FIELDS;
 pub use fields::markdown_table;
 pub use named_files::{NamedFile, named_files};
 pub use places::Places;
-pub use start::OtherCheckpoint;
+pub use start::{OtherCheckpoint, starts_elsewhere};
 pub use types::*;
 pub use warning::Warning;
 

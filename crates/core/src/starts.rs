@@ -1,19 +1,16 @@
 //! What specs start from in other jobs, held to what those jobs are.
 
 use crate::error::Overreach;
-use crate::spec::{AdapterSpec, JobSpec, OtherCheckpoint, StageSpec};
+use crate::spec::{AdapterSpec, JobSpec, OtherCheckpoint, StageSpec, starts_elsewhere};
 use crate::state::ClusterState;
 
 /// Stages of a spec that start from something that is not there, or is of another network.
 pub(crate) fn of(spec: &JobSpec, state: &ClusterState) -> Vec<Overreach> {
-    let stages = spec.stages.iter().enumerate();
-    stages
-        .filter_map(|(index, stage)| {
-            let named = OtherCheckpoint::parse(stage.init_from.as_deref()?)?;
-            let message = wrong(spec, stage, &named, state)?;
-            Some(Overreach { field: format!("spec.stages[{index}].initFrom"), message })
-        })
-        .collect()
+    let refused = |(index, named): (usize, OtherCheckpoint)| {
+        let message = wrong(spec, spec.stages.get(index)?, &named, state)?;
+        Some(Overreach { field: format!("spec.stages[{index}].initFrom"), message })
+    };
+    starts_elsewhere(spec).filter_map(refused).collect()
 }
 
 fn wrong(spec: &JobSpec, stage: &StageSpec, named: &OtherCheckpoint, state: &ClusterState) -> Option<String> {

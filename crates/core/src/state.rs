@@ -411,19 +411,6 @@ impl ClusterState {
         }
     }
 
-    /// Whether an open job is to start from this checkpoint of another job.
-    pub fn is_started_from(&self, checkpoint: &CheckpointRecord) -> bool {
-        let names = |spec: &StageSpec| {
-            let named = spec.init_from.as_deref().and_then(OtherCheckpoint::parse);
-            named.is_some_and(|named| {
-                named.job == checkpoint.stage.job
-                    && named.stage == checkpoint.stage.stage
-                    && named.step == Some(checkpoint.step)
-            })
-        };
-        self.open_jobs().any(|job| job.record.spec.stages.iter().any(names))
-    }
-
     /// Starts the term of every lease anew: renewals of a former leader, or of while this one stood still, are not known.
     pub fn renew_leases(&mut self, now: Timestamp, lease_ttl: Duration) {
         let stages = self.jobs.values_mut().flat_map(|job| &mut job.stages);

@@ -13,42 +13,63 @@ use crate::processor::GangKind;
 use crate::records::{AttemptRecord, NodeKind};
 use crate::state::{Job, Stage};
 
+/// How far the gang of a job that gives up its slots is.
+#[expect(clippy::large_enum_variant, reason = "lives for one look at one job")]
+enum Leaving {
+    Saves {
+        slots: usize,
+    },
+    /// There is none any more, with the newest attempt that there was.
+    Left {
+        last: Option<AttemptRecord>,
+    },
+}
+
 impl<'a> JobPass<'a, '_> {
     /// Lets the gang of a paused job save and leave.
     pub(super) fn pause(&mut self, job: &'a Job, index: usize, reason: &str) {
-        let slots = self.leave(job, index, "the job is paused");
+        let slots = match self.leave(job, index, "the job is paused") {
+            Leaving::Saves { slots } => slots,
+            Leaving::Left { .. } => 0,
+        };
         let wait = PendingReason::Paused { reason: reason.to_owned(), slots };
         self.plan.waits.insert(job.record.id.clone(), wait);
     }
 
     /// Lets the gang of a preempted job save and leave; once it has, the job is in the queue again.
     pub(super) fn yield_place(&mut self, job: &'a Job, index: usize, why: &str) {
-        let slots = self.leave(job, index, why);
-        let wait = PendingReason::Preempted { slots };
-        self.plan.waits.insert(job.record.id.clone(), wait);
-        if slots == 0 && self.is_gone(job) {
-            self.move_job(job, vec![JobEvent::Yield]);
-            let last = job.stages.get(index).and_then(|stage| self.last_attempt(stage));
-            self.idle.push(Idle { job, index, last });
-        }
+        let slots = match self.leave(job, index, why) {
+            Leaving::Saves { slots } => slots,
+            Leaving::Left { last } => {
+                if self.is_gone(job) {
+                    self.move_job(job, vec![JobEvent::Yield]);
+                    self.idle.push(Idle { job, index, last });
+                }
+                0
+            }
+        };
+        self.plan.waits.insert(job.record.id.clone(), PendingReason::Preempted { slots });
     }
 
-    /// Slots that the gang still holds.
-    fn leave(&mut self, job: &'a Job, index: usize, why: &str) -> usize {
-        let Some(stage) = job.stages.get(index) else { return 0 };
-        let Some(running) = stage.active_attempt() else { return 0 };
-        if let Some(ending) = self.ending(job, index, running) {
-            self.close(stage, running, &ending.reason, ending.kind);
-            return 0;
-        }
+    fn leave(&mut self, job: &'a Job, index: usize, why: &str) -> Leaving {
+        let Some(stage) = job.stages.get(index) else { return Leaving::Left { last: None } };
+        let Some(running) = stage.active_attempt() else {
+            return Leaving::Left { last: stage.attempt.clone() };
+        };
         let held_for = self.nodes.now.since(self.nodes.seen.held_since(&job.record.id));
-        if held_for >= self.nodes.limits.leave_within {
-            let reason = format!("{why}, and its ranks have not saved within {} s", held_for.as_secs());
-            self.close(stage, running, &reason, EndKind::HandedOver);
-            return 0;
+        let over = match self.ending(job, index, running) {
+            Some(ending) => Some((ending.reason, ending.kind)),
+            None if held_for >= self.nodes.limits.leave_within => {
+                let reason = format!("{why}, and its ranks have not saved within {} s", held_for.as_secs());
+                Some((reason, EndKind::HandedOver))
+            }
+            None => None,
+        };
+        if let Some((reason, kind)) = over {
+            return Leaving::Left { last: Some(self.close(stage, running, &reason, kind)) };
         }
         self.decided.leaving.insert(stage.id.clone(), why.to_owned());
-        running.ranks.len()
+        Leaving::Saves { slots: running.ranks.len() }
     }
 
     /// No rank of the job holds a slot of a node that could be given something else.

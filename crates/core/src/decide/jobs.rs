@@ -77,7 +77,7 @@ pub(super) fn decide_curation(
     for Lacking { job, index, needed } in &decided.lacking {
         let Some(stage) = job.stages.get(*index) else { continue };
         let wait = if curation.making.contains(&stage.id) {
-            let mut events = vec![JobEvent::Yield, JobEvent::Place { stage: *index }];
+            let mut events = placing(*index);
             if stage.log.is_begun() {
                 events.push(JobEvent::Run { stage: *index });
             }
@@ -224,7 +224,7 @@ impl<'a> JobPass<'a, '_> {
 
     fn decide_stage(&mut self, job: &'a Job, index: usize, stage: &Stage) {
         let needed = job.stage_spec(index).map_or(0, |spec| spec.data.min_pairs.min(spec.data.pairs));
-        if let Some(reason) = self.hopeless(stage, needed) {
+        if let Some(reason) = self.hopeless(job, index, stage, needed) {
             if let Some(attempt) = stage.active_attempt() {
                 self.end(attempt, reason.clone(), attempt.failures_in_a_row);
             }
@@ -258,15 +258,13 @@ impl<'a> JobPass<'a, '_> {
     }
 
     /// Why the stage will never have the pairs that it needs.
-    fn hopeless(&self, stage: &Stage, needed: u64) -> Option<String> {
-        let lost = lost_log(self.nodes.limits, stage).or_else(|| self.lost_start(stage));
+    fn hopeless(&self, job: &Job, index: usize, stage: &Stage, needed: u64) -> Option<String> {
+        let lost = lost_log(self.nodes.limits, stage).or_else(|| self.lost_start(job, index, stage));
         lost.or_else(|| sources::nobody_opens(self.nodes, stage, needed))
     }
 
     /// Why what the stage starts from in another job will never be there.
-    fn lost_start(&self, stage: &Stage) -> Option<String> {
-        let job = self.nodes.state.job(&stage.id.job)?;
-        let index = job.stage_index(stage.id.stage.as_str())?;
+    fn lost_start(&self, job: &Job, index: usize, stage: &Stage) -> Option<String> {
         let named = OtherCheckpoint::parse(job.stage_spec(index)?.init_from.as_deref()?)?;
         // One that has checkpoints of its own goes on from those, and a record that cannot be read may hold it.
         let state = self.nodes.state;
@@ -410,17 +408,6 @@ impl<'a> JobPass<'a, '_> {
         self.end_as(running, reason.to_owned(), failures, kind == EndKind::HandedOver)
     }
 
-    /// The newest attempt of a stage as this plan leaves it.
-    pub(super) fn last_attempt(&self, stage: &Stage) -> Option<AttemptRecord> {
-        let written = self.plan.writes.iter().find_map(|write| match write {
-            Write::Put(Record::Attempt(record)) if record.attempt.stage_ref() == stage.id => {
-                Some(record.clone())
-            }
-            Write::Put(_) | Write::Delete(_) => None,
-        });
-        written.or_else(|| stage.attempt.clone())
-    }
-
     fn end(&mut self, attempt: &AttemptRecord, reason: String, failures_in_a_row: u32) -> AttemptRecord {
         self.end_as(attempt, reason, failures_in_a_row, false)
     }
@@ -466,13 +453,13 @@ impl<'a> JobPass<'a, '_> {
         if let Some((until, wait)) = last.and_then(|last| self.backoff(stage, last))
             && self.nodes.now < until
         {
-            self.move_job(job, vec![JobEvent::Yield, JobEvent::Place { stage: index }]);
+            self.move_job(job, placing(index));
             self.plan.waits.insert(job.record.id.clone(), wait);
             return;
         }
         // Placed, it waits for its ranks; else for what keeps it from being placed.
         let (Ok(wait) | Err(wait)) = self.try_place(job, index, stage, last);
-        self.move_job(job, vec![JobEvent::Yield, JobEvent::Place { stage: index }]);
+        self.move_job(job, placing(index));
         self.plan.waits.insert(job.record.id.clone(), wait);
     }
 
@@ -503,9 +490,10 @@ impl<'a> JobPass<'a, '_> {
         if self.slots.is_empty() {
             return Err(PendingReason::NoTrainer);
         }
-        if self.slots_for_job(job).is_empty() {
-            let needs = NodeNeeds::of(&job.record.spec, self.nodes.state).to_string();
-            return Err(PendingReason::NoSuchTrainer { needs });
+        let needs = NodeNeeds::of(&job.record.spec, self.nodes.state);
+        let is_met = |node: &NodeId| self.nodes.state.node(node).is_some_and(|node| needs.are_met_by(node));
+        if !self.slots.nodes().any(is_met) {
+            return Err(PendingReason::NoSuchTrainer { needs: needs.to_string() });
         }
         let init_from = self.nodes.state.init_checkpoint(job, index);
         let init_from = init_from.map_err(|from| PendingReason::Start { from })?;
@@ -686,6 +674,11 @@ impl<'a> JobPass<'a, '_> {
     fn write(&mut self, record: Record) {
         write(self.plan, record);
     }
+}
+
+/// To its place; one that was preempted and has left, through the queue.
+fn placing(stage: usize) -> Vec<JobEvent> {
+    vec![JobEvent::Yield, JobEvent::Place { stage }]
 }
 
 fn slots_of(ranks: &[RankPlacement]) -> u32 {

@@ -52,31 +52,34 @@ pub(super) fn preempted(view: &View<'_>, job: &Job, slots: usize) -> Explanation
 }
 
 pub(super) fn making_room(view: &View<'_>, job: &Job, index: usize) -> Explanation {
-    let mut explanation = capacity::waiting(view, job, index);
+    let leaves = |job: &&Job| matches!(job.record.state, JobState::Preempting { .. } | JobState::Paused(_));
     let leaving: Vec<(&Job, usize)> = view
         .state
         .open_jobs()
-        .filter(|other| matches!(other.record.state, JobState::Preempting { .. } | JobState::Paused(_)))
+        .filter(leaves)
         .filter_map(|other| {
             let ranks = other.stages.iter().find_map(|stage| Some(stage.active_attempt()?.ranks.len()))?;
             Some((other, ranks))
         })
         .collect();
+    let line =
+        |(other, ranks): &(&Job, usize)| format!("{} leaves {}", view.name(other), count(ranks, "slot"));
+    let mut findings: Vec<String> = leaving.iter().take(MAX_NODES).map(line).collect();
     let since = leaving.iter().map(|(other, _)| view.seen.held_since(&other.record.id)).min();
-    explanation.findings = leaving
-        .iter()
-        .take(MAX_NODES)
-        .map(|(other, ranks)| format!("{} leaves {}", view.name(other), count(ranks, "slot")))
-        .collect();
-    if let Some(since) = since {
+    findings.extend(since.map(|since| {
         let most = view.limits.leave_within.saturating_sub(view.now.since(since));
-        explanation.findings.push(format!("they save first; what is not saved in {} is stopped", span(most)));
+        format!("they save first; what is not saved in {} is stopped", span(most))
+    }));
+    // Who holds slots is said as to who waits for them; whose end would be enough is settled.
+    let waiting = capacity::waiting(view, job, index);
+    let blockers = waiting.blockers.into_iter().map(|blocker| Blocker { enough: false, ..blocker });
+    Explanation {
+        summary: String::new(),
+        findings,
+        remedies: vec!["there is nothing to do but wait".to_owned()],
+        blockers: blockers.collect(),
+        ..waiting
     }
-    explanation.remedies = vec!["there is nothing to do but wait".to_owned()];
-    let enough = |blocker: Blocker| Blocker { enough: false, ..blocker };
-    explanation.blockers = explanation.blockers.into_iter().map(enough).collect();
-    explanation.summary = String::new();
-    explanation
 }
 
 fn leaving(slots: usize) -> String {

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use super::types::JobSpec;
 use crate::ids::{JobId, StageName};
 
 /// `JOB/STAGE`, the final checkpoint of a stage, or `JOB/STAGE/STEP`.
@@ -37,6 +38,12 @@ impl fmt::Display for OtherCheckpoint {
         write!(f, "{}/{}", self.job, self.stage)?;
         self.step.map_or(Ok(()), |step| write!(f, "/{step}"))
     }
+}
+
+/// What the stages of a spec start from in other jobs, with the stages' indices.
+pub fn starts_elsewhere(spec: &JobSpec) -> impl Iterator<Item = (usize, OtherCheckpoint)> + '_ {
+    let stages = spec.stages.iter().enumerate();
+    stages.filter_map(|(index, stage)| Some((index, OtherCheckpoint::parse(stage.init_from.as_deref()?)?)))
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use crate::ids::{AttemptRef, Generation, StageRef, Timestamp};
 use crate::job::JobEvent;
 use crate::object_keys;
 use crate::records::{CheckpointRecord, FileRecord, JobRecord, Record, RecordKey, Write};
+use crate::references::is_started_from;
 use crate::state::{ClusterState, Job, Stage};
 use crate::transitions::jobs::{ended, one_line};
 
@@ -76,7 +77,7 @@ pub fn commit_checkpoint(
     let checkpoint = CheckpointRecord { committed_at: now, damaged: None, ..checkpoint };
     let mut writes = vec![Write::Put(Record::Checkpoint(checkpoint.clone()))];
     let mut expired = expired_by(job, stage, &checkpoint);
-    expired.retain(|old| !state.is_started_from(old));
+    expired.retain(|old| !is_started_from(state, old));
     writes.extend(
         expired
             .iter()

@@ -7,7 +7,7 @@ use crate::ids::{JobId, StageRef, Tenant, Timestamp};
 use crate::reach::STORE_PREFIX;
 use crate::records::{CheckpointRecord, KeepRecord, Record, RecordKey, Write};
 use crate::references::{Reference, StoreRoot, references_to};
-use crate::spec::{OtherCheckpoint, named_files};
+use crate::spec::{named_files, starts_elsewhere};
 use crate::state::{ClusterState, Job};
 
 /// Jobs that a refusal names at most.
@@ -222,9 +222,9 @@ fn lineage(job: &Job, spec_sha256: String) -> Lineage {
     let is_stored = |path: &&str| path.starts_with(STORE_PREFIX);
     let named = named_files(&record.spec).into_iter().map(|file| file.path).filter(is_stored);
     let mut from: Vec<String> = Vec::new();
-    let starts = record.spec.stages.iter().filter_map(|stage| stage.init_from.as_deref());
-    let starts = starts.filter(|from| OtherCheckpoint::parse(from).is_some());
-    for path in weights.into_iter().chain(starts).chain(named) {
+    let starts = starts_elsewhere(&record.spec).map(|(_, named)| named.to_string());
+    let weights = weights.map(str::to_owned);
+    for path in weights.into_iter().chain(starts).chain(named.map(str::to_owned)) {
         let path: String = path.chars().take(MAX_FROM_CHARS).collect();
         if from.len() < MAX_FROM && !from.contains(&path) {
             from.push(path);

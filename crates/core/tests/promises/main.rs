@@ -34,6 +34,7 @@ fn acts() -> impl Strategy<Value = Act> {
         8 => (n(), n()).prop_map(|(job, node)| Act::Lease { job, node }),
         10 => (n(), n()).prop_map(|(pick, pairs)| Act::CommitUnit { pick, pairs }),
         2 => (0u8..70).prop_map(|seconds| Act::Wait { seconds }),
+        1 => n().prop_map(|seconds| Act::StandStill { seconds }),
         1 => Just(Act::RestartController),
     ]
 }

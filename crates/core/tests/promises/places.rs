@@ -91,6 +91,20 @@ fn ranks_that_do_not_save_are_stopped_after_a_while() {
 }
 
 #[test]
+fn a_controller_that_stood_still_listens_before_it_stops_ranks() {
+    let mut world = cluster();
+    let id = submit(&mut world, 0, 1, 0);
+    obey(&mut world);
+    world.act(Act::Pause { job: 0, curates: false });
+    world.act(Act::StandStill { seconds: 200 });
+    world.act(Act::StandStill { seconds: 200 });
+    assert_eq!(holds(&world, &id), 2, "their reports may be on the way");
+    obey(&mut world);
+    assert_eq!(holds(&world, &id), 0);
+    assert!(job(&world, &id).stages[0].newest_checkpoint().is_some());
+}
+
+#[test]
 fn a_job_of_a_higher_class_takes_the_place_that_costs_least() {
     let mut world = cluster();
     let large = submit(&mut world, 0, 2, 0);

@@ -108,6 +108,10 @@ pub enum Act {
     Wait {
         seconds: u8,
     },
+    /// Time passes that the controller does not see.
+    StandStill {
+        seconds: u8,
+    },
     /// The controller dies and comes back with what is durable.
     RestartController,
 }
@@ -279,6 +283,7 @@ impl World {
             Act::Lease { job, node } => self.lease(job, node),
             Act::CommitUnit { pick, pairs } => self.commit_unit(pick, pairs),
             Act::Wait { seconds } => self.wait(Duration::from_secs(u64::from(seconds))),
+            Act::StandStill { seconds } => self.stand_still(Duration::from_secs(u64::from(seconds))),
             Act::RestartController => {
                 let before = self.state.clone();
                 // Only what is durable is kept: sessions have to be opened again.
@@ -661,6 +666,11 @@ impl World {
             Err(RequestError::StaleLease { .. } | RequestError::TooLate { .. }) => {}
             Err(refused) => panic!("{refused}"),
         }
+    }
+
+    fn stand_still(&mut self, time: Duration) {
+        self.now = self.now.plus(time);
+        self.seen.stood_still(self.now);
     }
 
     fn wait(&mut self, time: Duration) {
