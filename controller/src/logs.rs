@@ -155,15 +155,51 @@ impl Ring {
 
 /// The last `tail` of what was kept in the object store and what is here: each line once, in the order of time.
 pub fn merged(kept: Vec<v1::LogLine>, here: Vec<v1::LogLine>, tail: usize) -> Vec<v1::LogLine> {
-    let who = |line: &v1::LogLine| (nanos_of(line), line.node_id.clone(), line.rank, line.message.clone());
-    let known: BTreeSet<_> = here.iter().map(who).collect();
-    let mut lines: Vec<v1::LogLine> = kept.into_iter().filter(|line| !known.contains(&who(line))).collect();
+    let mut told = Told { lines: BTreeSet::new(), since_nanos: i64::MIN };
+    told.add(&here);
+    let mut lines = told.untold(kept);
     lines.extend(here);
     // Stable: what a node has logged in one moment stays in its order.
     lines.sort_by_key(nanos_of);
     let surplus = lines.len().saturating_sub(tail);
     lines.drain(..surplus);
     lines
+}
+
+/// The lines that a reader was told.
+pub struct Told {
+    lines: BTreeSet<(i64, String, i32, String)>,
+    /// What is older was not asked for.
+    since_nanos: i64,
+}
+
+impl Told {
+    /// Of a reader who asked for the last `tail` lines and got `lines`, in the order of time.
+    pub fn of_tail(lines: &[v1::LogLine], tail: usize) -> Told {
+        let since_nanos = lines.first().filter(|_| lines.len() >= tail).map_or(i64::MIN, nanos_of);
+        let mut told = Told { lines: BTreeSet::new(), since_nanos };
+        told.add(lines);
+        told
+    }
+
+    pub fn add(&mut self, lines: &[v1::LogLine]) {
+        self.lines.extend(lines.iter().map(Self::key));
+    }
+
+    pub fn len(&self) -> usize {
+        self.lines.len()
+    }
+
+    /// Those of `lines` that were asked for and not told.
+    pub fn untold(&self, lines: Vec<v1::LogLine>) -> Vec<v1::LogLine> {
+        let is_new =
+            |line: &v1::LogLine| nanos_of(line) >= self.since_nanos && !self.lines.contains(&Self::key(line));
+        lines.into_iter().filter(is_new).collect()
+    }
+
+    fn key(line: &v1::LogLine) -> (i64, String, i32, String) {
+        (nanos_of(line), line.node_id.clone(), line.rank, line.message.clone())
+    }
 }
 
 /// The first of lines that come newest first, oldest first.
@@ -274,5 +310,25 @@ mod tests {
         let mut text = "é".repeat(10);
         truncate(&mut text, 5);
         assert_eq!(text, "éé");
+    }
+
+    #[test]
+    fn a_reader_is_told_late_what_was_kept_and_nothing_twice() {
+        let at = |seconds: i64, message: &str| v1::LogLine {
+            at: Some(prost_types::Timestamp { seconds, nanos: 0 }),
+            message: message.into(),
+            ..Default::default()
+        };
+        let messages =
+            |lines: Vec<v1::LogLine>| -> Vec<String> { lines.into_iter().map(|line| line.message).collect() };
+        let kept = vec![at(1, "before"), at(3, "told"), at(4, "missed"), at(5, "followed")];
+        // All that there was.
+        let mut told = Told::of_tail(&[at(3, "told")], 2);
+        told.add(&[at(5, "followed")]);
+        assert_eq!(messages(told.untold(kept.clone())), ["before", "missed"]);
+        // There was more than was asked for.
+        let mut told = Told::of_tail(&[at(3, "told")], 1);
+        told.add(&[at(5, "followed")]);
+        assert_eq!(messages(told.untold(kept)), ["missed"]);
     }
 }

@@ -4,6 +4,7 @@ mod callers;
 mod checkpoints;
 mod curation;
 mod jobs;
+mod log_reader;
 mod nodes;
 mod objects;
 mod quiet;

@@ -275,7 +275,7 @@ class Client:
             raise ValueError(f"tail is 1 to {_MOST_LINES} lines, not {tail}")
         job_id = _id(job)
         limit = timeout_seconds if timeout_seconds is not None else self._watch_timeout if follow else self._timeout
-        patience, seen = Patience(limit), _SeenLines()
+        patience, seen = Patience(limit), _SeenLines(tail)
         while True:
             request = job_pb2.ReadLogsRequest(
                 job_id=job_id, tail_lines=_MOST_LINES if seen.any else tail, follow=follow
@@ -503,8 +503,10 @@ class Client:
 class _SeenLines:
     """Lines of a log that were read already: what is read again after a lost connection is not told twice."""
 
-    def __init__(self) -> None:
+    def __init__(self, tail: int) -> None:
+        self._tail = tail
         self._seen: OrderedDict[bytes, tuple[int, int]] = OrderedDict()
+        self._first: tuple[int, int] | None = None
         #: Nothing that is older is told.
         self._floor: tuple[int, int] | None = None
 
@@ -518,9 +520,12 @@ class _SeenLines:
         key, at = line.SerializeToString(deterministic=True), (line.at.seconds, line.at.nanos)
         if key in self._seen or (self._floor is not None and at < self._floor):
             return False
-        # A longer tail is asked for after a lost connection: what lies before the first line was not asked for.
-        self._floor = self._floor or at
+        self._first = self._first or at
         self._seen[key] = at
+        # A longer tail is asked for after a lost connection: what lies before the first line was not asked for, unless
+        # it is of another process and came later.
+        if self._floor is None and len(self._seen) >= self._tail:
+            self._floor = self._first
         if len(self._seen) > _REMEMBERED_LINES:
             self._floor = max(self._floor, self._seen.popitem(last=False)[1])
         return True

@@ -106,18 +106,36 @@ async fn log_lines_come_once_over_a_broken_connection() {
     fake.part().jobs = vec![job("uno-1", JobState::Succeeded, 1, 10)];
     fake.part().logs.extend([
         Scene { sends: vec![line(1, "one"), line(2, "two")], then: Then::Break },
-        Scene { sends: vec![line(1, "one"), line(2, "two"), line(3, "three\u{7}")], then: Then::Close },
+        Scene { sends: vec![line(1, "one"), line(2, "two"), line(4, "four")], then: Then::Break },
+        // The controller before this one heard a line that it did not hand on.
+        Scene {
+            sends: vec![line(1, "one"), line(2, "two"), line(3, "three\u{7}"), line(4, "four")],
+            then: Then::Close,
+        },
     ]);
     let server = fake.serve().await;
     let address = server.address.to_string();
     let args = ["logs", "-f", "uno-1", "--tail", "5", "--controller", &address];
     let (code, out, err) = run(crescendo(home.path()).args(args)).await;
     assert_eq!(code, 0, "{err}");
-    let expected = ["one", "two", "three "]
-        .iter()
-        .enumerate()
-        .map(|(n, text)| format!("1970-01-01T00:00:0{}Z INFO  trainer-0/0 stage-1 g2: {text}\n", n + 1));
-    assert_eq!(out, expected.collect::<String>());
+    let expected = [(1, "one"), (2, "two"), (4, "four"), (3, "three ")]
+        .map(|(at, text)| format!("1970-01-01T00:00:0{at}Z INFO  trainer-0/0 stage-1 g2: {text}\n"));
+    assert_eq!(out, expected.concat());
     assert_eq!(fake.part().log_reads[0].tail_lines, 5);
     assert!(fake.part().log_reads.iter().all(|read| read.follow));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lines_before_the_tail_do_not_come_after_a_broken_connection() {
+    let (home, fake) = (tempfile::tempdir().unwrap(), Fake::default());
+    fake.part().jobs = vec![job("uno-1", JobState::Succeeded, 1, 10)];
+    fake.part().logs.extend([
+        Scene { sends: vec![line(2, "two"), line(3, "three")], then: Then::Break },
+        Scene { sends: vec![line(1, "one"), line(2, "two"), line(3, "three")], then: Then::Close },
+    ]);
+    let server = fake.serve().await;
+    let address = server.address.to_string();
+    let args = ["logs", "-f", "uno-1", "--tail", "2", "--controller", &address];
+    let (code, out, err) = run(crescendo(home.path()).args(args)).await;
+    assert_eq!((code, out.lines().count()), (0, 2), "{out}{err}");
 }

@@ -8,7 +8,6 @@ use crescendo_core::job::Pause;
 use crescendo_core::spec;
 use crescendo_core::transitions::Submission;
 use crescendo_node::runtime::supervise::Tasks;
-use crescendo_node::telemetry::log_archive::{self, MAX_LOG_BYTES};
 use crescendo_node::telemetry::trace;
 use crescendo_proto::SILENCE_LIMIT;
 use crescendo_proto::deletions::kept_parts;
@@ -23,23 +22,16 @@ use crate::collections::Collections;
 use crate::deletions::count_files;
 use crate::engine::{self, Wish};
 use crate::leadership::EngineHandle;
-use crate::logs::{self, LogHub, MAX_LINES};
+use crate::logs::{LogHub, MAX_LINES};
 use crate::relay::Relays;
+use crate::services::log_reader::{KeptLog, LINES_WAITING, LogReader};
 use crate::services::quiet::KeptAlive;
 use crate::services::{checked, checked_id, job_id};
 
-/// Lines that wait for a reader at most.
-const LINES_WAITING: usize = 256;
 const DEFAULT_TAIL: usize = 1000;
 /// Lines of a failed rank that an explanation shows, and complaints of curators.
 const FAILED_LINES: usize = 20;
 const COMPLAINTS: usize = 5;
-/// Limit of reading what is kept of a log.
-const KEPT_DEADLINE: Duration = Duration::from_secs(10);
-/// Hint to readers for whom there is no place.
-const KEPT_RETRY_AFTER: Duration = Duration::from_secs(2);
-/// A follower looks whether its job still runs this often.
-const FOLLOW_EVERY: Duration = Duration::from_secs(1);
 
 /// Submitting, looking, following, stopping.
 pub struct Jobs {
@@ -339,107 +331,4 @@ fn located(status: Status, places: &spec::Places) -> Status {
 fn noted(trail: &AuditContext, job: JobId) -> JobId {
     trail.on("job", &job);
     job
-}
-
-/// What nodes have kept of a job's log in the object store, read by a curator.
-struct KeptLog {
-    engine: EngineHandle,
-    relays: Relays,
-    tenant: Option<Tenant>,
-    job: JobId,
-    scope: Scope,
-}
-
-impl KeptLog {
-    async fn read(&self) -> Result<Vec<v1::LogLine>, Status> {
-        let expected = self.relays.expect(self.tenant.clone()).ok_or_else(|| {
-            status::exhausted("as many files are being read as may be at a time", KEPT_RETRY_AFTER)
-        })?;
-        let (job, scope, read_id) = (self.job.clone(), self.scope.clone(), expected.read_id.clone());
-        self.engine
-            .ask(|reply| {
-                engine::Request::Objects(engine::ObjectRequest::ReadKeptLog { job, scope, read_id, reply })
-            })
-            .await?;
-        let text = expected.collect(MAX_LOG_BYTES, KEPT_DEADLINE).await?;
-        let job = self.job.to_string();
-        tokio::task::spawn_blocking(move || log_archive::parse(&job, &text))
-            .await
-            .map_err(|error| Status::internal(format!("read a log: {error}")))
-    }
-}
-
-/// Feeds one reader of logs, at the reader's pace.
-struct LogReader {
-    engine: EngineHandle,
-    logs: LogHub,
-    older: KeptLog,
-    job: JobId,
-    scope: Scope,
-    out: mpsc::Sender<Result<v1::ReadLogsResponse, Status>>,
-}
-
-impl LogReader {
-    /// The last `tail` lines, then those that come as long as the job is open.
-    async fn run(self, tail: usize, is_open: bool, follow: bool) {
-        let mut first = self.logs.tail(&self.job, tail);
-        let mut next = first.next;
-        if first.lines.len() < tail {
-            match self.older.read().await {
-                Ok(older) => first.lines = logs::merged(older, first.lines, tail),
-                // A job that has just begun may have none, and what this controller has is worth something.
-                Err(status) if is_open || !first.lines.is_empty() => {
-                    tracing::info!(job = %self.job, %status, "what is kept of a log cannot be read");
-                }
-                Err(status) => {
-                    // The reader may have gone.
-                    let _ = self.out.send(Err(status)).await;
-                    return;
-                }
-            }
-        }
-        if !self.send(first.lines).await || !follow || !is_open {
-            return;
-        }
-        let mut open = true;
-        loop {
-            let excerpt = self.logs.read(&self.job, next, LINES_WAITING);
-            next = excerpt.next;
-            if !excerpt.lines.is_empty() {
-                if !self.send(excerpt.lines).await {
-                    return;
-                }
-                continue;
-            }
-            if !open {
-                return;
-            }
-            let timed_out = tokio::select! {
-                () = self.logs.added() => false,
-                () = self.out.closed() => return,
-                () = tokio::time::sleep(FOLLOW_EVERY) => true,
-            };
-            if timed_out {
-                let (job, scope) = (self.job.clone(), self.scope.clone());
-                open = match self.engine.ask(|reply| engine::Request::JobExists { job, scope, reply }).await {
-                    Ok(open) => open,
-                    Err(status) => {
-                        // The reader has gone, or is told why it ends.
-                        let _ = self.out.send(Err(status)).await;
-                        return;
-                    }
-                };
-            }
-        }
-    }
-
-    /// `false` once the reader has gone.
-    async fn send(&self, lines: Vec<v1::LogLine>) -> bool {
-        for line in lines {
-            if self.out.send(Ok(v1::ReadLogsResponse { line: Some(line) })).await.is_err() {
-                return false;
-            }
-        }
-        true
-    }
 }
