@@ -1,9 +1,8 @@
 use std::sync::Arc;
-use std::time::Duration;
 
 use crescendo_core::access::Scope;
 use crescendo_core::error::{Overreach, RequestError};
-use crescendo_core::ids::{JobId, RequestId, Tenant};
+use crescendo_core::ids::{JobId, RequestId};
 use crescendo_core::job::Pause;
 use crescendo_core::spec;
 use crescendo_core::transitions::Submission;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crescendo_core::access::Scope;
 use crescendo_core::ids::{JobId, Tenant};
-use crescendo_node::telemetry::log_archive::{self, MAX_LOG_BYTES, nanos_of};
+use crescendo_node::telemetry::log_archive::{self, MAX_LOG_BYTES};
 use crescendo_proto::status;
 use crescendo_proto::v1;
 use tokio::sync::mpsc;
