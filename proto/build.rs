@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 const ROOT: &str = "proto";
-const WIRE: [&str; 9] =
-    ["access", "agent", "checkpoint", "curation", "deletion", "job", "node", "object", "pair"];
+const WIRE: [&str; 10] =
+    ["access", "agent", "checkpoint", "curation", "deletion", "job", "node", "object", "pair", "queue"];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed={ROOT}");

@@ -83,6 +83,10 @@ pub enum Command {
     Lineage(JobArgs),
     /// List the nodes of the cluster, or forget one that is gone.
     Nodes(NodesArgs),
+    /// Show the queues with what they are sure of, use, borrow and wait for, and the tenants' shares.
+    Queues,
+    /// Show how many slot-hours each tenant has used, by month.
+    Usage(UsageArgs),
     /// Empty a node: it gets no new work, and what it works on goes on elsewhere.
     Drain(DrainArgs),
     /// List a job's checkpoints, oldest first; or mark one to be kept.
@@ -136,6 +140,19 @@ pub enum Command {
     /// Write a report with curves and pictures of a job (crescendo-workbench).
     #[command(disable_help_flag = true)]
     Report(Rest),
+}
+
+#[derive(Debug, Args)]
+pub struct UsageArgs {
+    /// First month that is shown, e.g. 2026-01.
+    #[arg(long, value_name = "YYYY-MM")]
+    pub from: Option<String>,
+    /// Last month that is shown.
+    #[arg(long, value_name = "YYYY-MM")]
+    pub to: Option<String>,
+    /// Write comma-separated values, for spreadsheets and accounts.
+    #[arg(long)]
+    pub csv: bool,
 }
 
 #[derive(Debug, Args)]

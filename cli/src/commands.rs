@@ -20,6 +20,7 @@ pub mod nodes;
 pub mod objects;
 pub mod on_this_machine;
 pub mod pairs;
+pub mod queues;
 pub mod spec_file;
 pub mod steer;
 pub mod submit;

@@ -212,7 +212,8 @@ clients! {
     nodes => node_service_client::NodeServiceClient,
     checkpoints => checkpoint_service_client::CheckpointServiceClient,
     curation => curation_service_client::CurationServiceClient,
-    objects => object_service_client::ObjectServiceClient
+    objects => object_service_client::ObjectServiceClient,
+    queues => queue_service_client::QueueServiceClient
 }
 
 #[cfg(test)]

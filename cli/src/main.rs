@@ -104,6 +104,8 @@ fn run(cli: Cli) -> Result<(), Failure> {
             Command::Delete(args) => commands::delete::run(&common, &args).await,
             Command::Lineage(args) => commands::lineage::run(&common, &args).await,
             Command::Nodes(args) => commands::nodes::run(&common, &args).await,
+            Command::Queues => commands::queues::run(&common).await,
+            Command::Usage(args) => commands::queues::usage(&common, &args).await,
             Command::Drain(args) => commands::drain::run(&common, &args).await,
             Command::Checkpoints(args) => commands::checkpoints::run(&common, &args).await,
             Command::Cp(args) => commands::cp::run(&common, &args).await,

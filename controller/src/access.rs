@@ -25,6 +25,7 @@ pub mod audit;
 pub mod caller;
 pub mod layer;
 pub mod oidc;
+mod queues;
 pub mod rate;
 pub mod reload;
 pub mod tenants;

@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use crescendo_core::access::Scope;
 use crescendo_core::decide::{Limits, NodeCounts, benched_curators, count_nodes, curation_backlog_units};
 use crescendo_core::ids::Timestamp;
 use crescendo_core::observed::Observed;
 use crescendo_core::records::NodeKind;
+use crescendo_core::standings::{self, DeviceStanding};
 use crescendo_core::state::ClusterState;
 use crescendo_core::unreadable::{self, UnreadableRecords};
 use crescendo_node::telemetry::metrics_registry::{
@@ -23,7 +25,7 @@ fn buckets() -> Vec<f64> {
 
 const STATES: [&str; 8] =
     ["queued", "placing", "running", "paused", "preempting", "succeeded", "failed", "cancelled"];
-const WAITS: [&str; 15] = [
+const WAITS: [&str; 16] = [
     "no_curator",
     "unreadable",
     "curators_busy",
@@ -38,8 +40,11 @@ const WAITS: [&str; 15] = [
     "ranks",
     "paused",
     "preempted",
+    "time_limit",
     "quota",
 ];
+/// What is counted of a queue's slots.
+const QUEUE_SLOTS: [&str; 4] = ["guaranteed", "used", "borrowed", "pending"];
 const KINDS: [&str; 2] = ["trainer", "curator"];
 const NODE_STATES: [&str; 3] = ["connected", "draining", "silent"];
 const STORE_CALLS: [&str; 2] = ["snapshot", "txn"];
@@ -63,6 +68,8 @@ const CODES: [&str; 17] = [
     "data_loss",
     "unauthenticated",
 ];
+const QUEUE: Label =
+    bounded("queue", "a queue of the tenants file, at most 256; `none` for the jobs that are in no queue");
 const METHOD: Label = bounded("method", "a call that there is, as `package.Service/Call`, or `unknown`");
 
 /// Every metric of the controller.
@@ -81,6 +88,19 @@ pub const CATALOGUE: &[Metric] = &[
         &[words("reason", &WAITS)],
         "How long the job that has waited longest for this reason without a break has waited; a new leader counts from \
          its start. Leader only.",
+    ),
+    gauge(
+        "crescendo_queue_slots",
+        "",
+        &[QUEUE, words("what", &QUEUE_SLOTS)],
+        "Slots of a queue, of all kinds of devices: those that it is sure of, holds, has borrowed of these, and those that its waiting jobs \
+         want at least. Leader only.",
+    ),
+    gauge(
+        "crescendo_queue_oldest_wait_seconds",
+        "seconds",
+        &[QUEUE],
+        "Time since the job of the queue was submitted that holds no slots and was submitted first; 0 if there is none. Leader only.",
     ),
     gauge("crescendo_node_sessions", "", &[words("kind", &KINDS)], "Open sessions of nodes. Leader only."),
     gauge(
@@ -235,6 +255,8 @@ pub struct Metrics {
     jobs: IntGaugeVec,
     waiting: IntGaugeVec,
     oldest_wait: IntGaugeVec,
+    queue_slots: IntGaugeVec,
+    queue_oldest_wait: IntGaugeVec,
     sessions: IntGaugeVec,
     nodes: IntGaugeVec,
     backlog: IntGaugeVec,
@@ -277,6 +299,8 @@ impl Metrics {
             jobs: registrar.gauges("crescendo_jobs")?,
             waiting: registrar.gauges("crescendo_jobs_waiting")?,
             oldest_wait: registrar.gauges("crescendo_jobs_oldest_wait_seconds")?,
+            queue_slots: registrar.gauges("crescendo_queue_slots")?,
+            queue_oldest_wait: registrar.gauges("crescendo_queue_oldest_wait_seconds")?,
             sessions: registrar.gauges("crescendo_node_sessions")?,
             nodes: registrar.gauges("crescendo_nodes")?,
             backlog: registrar.passing_gauge("crescendo_curation_backlog_units")?,
@@ -336,6 +360,8 @@ impl Metrics {
             &self.jobs,
             &self.waiting,
             &self.oldest_wait,
+            &self.queue_slots,
+            &self.queue_oldest_wait,
             &self.sessions,
             &self.nodes,
             &self.backlog,
@@ -362,6 +388,34 @@ impl Metrics {
         }
     }
 
+    /// What the queues have. `now` is the time that records carry.
+    fn queues(&self, state: &ClusterState, limits: &Limits, now: Timestamp) {
+        // One that is gone from the file is gone from here.
+        self.queue_slots.reset();
+        self.queue_oldest_wait.reset();
+        if limits.quotas.queues.by_name.is_empty() {
+            return;
+        }
+        for queue in standings::queues(state, &limits.quotas, &Scope::Everything) {
+            let name = queue.queue.map_or("none", |_| queue.name);
+            let sum = |of: &dyn Fn(&DeviceStanding) -> u32| {
+                queue.devices.values().map(|device| i64::from(of(device))).sum()
+            };
+            let counts: [i64; 4] = [
+                sum(&|device| device.guaranteed),
+                sum(&|device| device.used),
+                sum(&|device| device.borrowed),
+                i64::from(queue.pending),
+            ];
+            for (what, count) in QUEUE_SLOTS.into_iter().zip(counts) {
+                self.queue_slots.with_label_values(&[name, what]).set(count);
+            }
+            let oldest = queue.oldest_waiting.map_or(0, |since| now.since(since).as_secs());
+            let oldest = i64::try_from(oldest).unwrap_or(i64::MAX);
+            self.queue_oldest_wait.with_label_values(&[name]).set(oldest);
+        }
+    }
+
     /// What the leader has, sees and lacks.
     pub fn cluster(
         &self,
@@ -380,6 +434,7 @@ impl Metrics {
             let oldest = i64::try_from(waiting.oldest.as_secs()).unwrap_or(i64::MAX);
             self.oldest_wait.with_label_values(&[reason]).set(oldest);
         }
+        self.queues(state, limits, seen.wall(now));
         for (kind, name) in [(NodeKind::Trainer, "trainer"), (NodeKind::Curator, "curator")] {
             let NodeCounts { open, draining, silent } = count_nodes(state, seen, limits, kind, now);
             for (count, reach) in [open, draining, silent].into_iter().zip(NODE_STATES) {

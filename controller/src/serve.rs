@@ -16,6 +16,7 @@ use crescendo_proto::v1::curation_service_server::CurationServiceServer;
 use crescendo_proto::v1::job_service_server::JobServiceServer;
 use crescendo_proto::v1::node_service_server::NodeServiceServer;
 use crescendo_proto::v1::object_service_server::ObjectServiceServer;
+use crescendo_proto::v1::queue_service_server::QueueServiceServer;
 use crescendo_store::Store;
 use prometheus::Registry;
 use tokio::sync::watch;
@@ -34,7 +35,7 @@ use crate::leadership::{self, EngineHandle, Role};
 use crate::logs::LogHub;
 use crate::metrics::Metrics;
 use crate::relay::Relays;
-use crate::services::{Callers, Checkpoints, Curation, Jobs, Nodes, Objects};
+use crate::services::{Callers, Checkpoints, Curation, Jobs, Nodes, Objects, QueueStandings};
 use crate::unit_board::UnitBoard;
 
 /// Largest message that is read: a batch of log lines is the largest that is sent.
@@ -44,12 +45,13 @@ const MAX_STREAMS_PER_CONNECTION: u32 = 1024;
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 
-const SERVICES: [&str; 5] = [
+const SERVICES: [&str; 6] = [
     "crescendo.v1.JobService",
     "crescendo.v1.NodeService",
     "crescendo.v1.CheckpointService",
     "crescendo.v1.CurationService",
     "crescendo.v1.ObjectService",
+    "crescendo.v1.QueueService",
 ];
 
 /// What a controller is made of.
@@ -139,6 +141,9 @@ impl Controller {
             )
             .add_service(
                 CurationServiceServer::new(Curation::new(handle.clone())).max_decoding_message_size(sized),
+            )
+            .add_service(
+                QueueServiceServer::new(QueueStandings::new(handle.clone())).max_decoding_message_size(sized),
             )
             .add_service(
                 ObjectServiceServer::new(Objects::new(handle, relays, collections, tasks.clone()))

@@ -7,6 +7,7 @@ mod jobs;
 mod log_reader;
 mod nodes;
 mod objects;
+mod queues;
 mod quiet;
 
 pub use callers::Callers;
@@ -15,6 +16,7 @@ pub use curation::Curation;
 pub use jobs::Jobs;
 pub use nodes::Nodes;
 pub use objects::Objects;
+pub use queues::QueueStandings;
 
 use crescendo_core::error::RequestError;
 use crescendo_core::ids::{InvalidId, JobId, NodeId, StageRef};

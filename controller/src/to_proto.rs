@@ -1,5 +1,7 @@
 //! State and observations as messages.
 
+pub mod queues;
+
 use std::fmt;
 
 use crescendo_core::access::Scope;

@@ -8,6 +8,7 @@
 //! | `node.proto` | nodes ⇄ controller, one session each |
 //! | `checkpoint.proto` | nodes and people → controller: the registry of checkpoints |
 //! | `deletion.proto` | people → controller: ended jobs on their way out, and what stays of them |
+//! | `queue.proto` | people → controller: queues, shares and what was used |
 //! | `object.proto` | people → controller ← curators: files out of the object store |
 //! | `curation.proto` | curators → controller: units and the pair log's registry |
 //! | `pair.proto` | ranks ⇄ curators: encoded pairs, with credits |

@@ -21,6 +21,7 @@ use crescendo_core::records::{
     UnitFailure, UnitRecord, UnitResult, UnitState,
 };
 use crescendo_core::segment::{DoneUnit, SegmentRecord, UnitSums};
+use crescendo_core::usage::{Month, UsageRecord};
 use prost::Message as _;
 
 use crate::store_v1 as stored;
@@ -68,6 +69,7 @@ pub fn encode(record: &Record) -> Vec<u8> {
             stores: stores.iter().map(|(url, store)| (url.clone(), store.clone())).collect(),
         }),
         Record::Deletion(record) => Kind::Deletion(deletion_out(record)),
+        Record::Usage(record) => Kind::Usage(usage_out(record)),
         Record::Keep(KeepRecord { stage, step, generation, at }) => Kind::Keep(stored::Keep {
             job_id: stage.job.to_string(),
             stage: stage.stage.to_string(),
@@ -109,6 +111,7 @@ pub fn decode(bytes: &[u8]) -> Result<Record, BadRecord> {
             Record::Cluster(ClusterRecord { id, stores: stores.into_iter().collect() })
         }
         Kind::Deletion(message) => Record::Deletion(deletion_in(message)?),
+        Kind::Usage(message) => Record::Usage(usage_in(message)?),
         Kind::Keep(stored::Keep { job_id, stage, step, generation, at_millis }) => Record::Keep(KeepRecord {
             stage: stage_in(&job_id, &stage)?,
             step,
@@ -116,6 +119,38 @@ pub fn decode(bytes: &[u8]) -> Result<Record, BadRecord> {
             at: Timestamp(at_millis),
         }),
     })
+}
+
+fn usage_out(record: &UsageRecord) -> stored::Usage {
+    let UsageRecord { tenant, decayed_millis, at, months } = record;
+    let all =
+        months.iter().flat_map(|(month, used)| used.iter().map(move |(device, used)| (month, device, used)));
+    stored::Usage {
+        tenant: tenant.to_string(),
+        decayed_millis: *decayed_millis,
+        at_millis: at.0,
+        months: all
+            .map(|(Month { year, month }, device, used)| stored::usage::Month {
+                year: *year,
+                month: *month,
+                device: device.clone(),
+                slot_millis: *used,
+            })
+            .collect(),
+    }
+}
+
+fn usage_in(message: stored::Usage) -> Result<UsageRecord, BadRecord> {
+    let stored::Usage { tenant, decayed_millis, at_millis, months } = message;
+    let mut by_month: BTreeMap<Month, BTreeMap<String, u64>> = BTreeMap::new();
+    for stored::usage::Month { year, month, device, slot_millis } in months {
+        if !(1..=12).contains(&month) {
+            return Err(BadRecord::Field { field: "month" });
+        }
+        by_month.entry(Month { year, month }).or_default().insert(device, slot_millis);
+    }
+    let tenant = Tenant::parse(&tenant)?;
+    Ok(UsageRecord { tenant, decayed_millis, at: Timestamp(at_millis), months: by_month })
 }
 
 fn time_out(time: Option<Timestamp>) -> u64 {
@@ -394,6 +429,7 @@ fn attempt_out(record: &AttemptRecord) -> stored::Attempt {
         failures_in_a_row: record.failures_in_a_row,
         resume_from: record.resume_from.as_ref().map(checkpoint_out),
         init_from: record.init_from.as_ref().map(checkpoint_out),
+        ran_millis: record.ran_millis,
         ahead_of: record.ahead_of.as_ref().map(ToString::to_string).unwrap_or_default(),
     }
 }
@@ -420,6 +456,7 @@ fn attempt_in(message: stored::Attempt) -> Result<AttemptRecord, BadRecord> {
         failures_in_a_row: message.failures_in_a_row,
         resume_from: message.resume_from.map(checkpoint_in).transpose()?,
         init_from: message.init_from.map(checkpoint_in).transpose()?,
+        ran_millis: message.ran_millis,
         ahead_of: match message.ahead_of.as_str() {
             "" => None,
             job => Some(JobId::parse(job)?),
@@ -762,6 +799,7 @@ mod tests {
             failures_in_a_row: 1,
             resume_from: Some(checkpoint()),
             init_from: None,
+            ran_millis: 61_000,
             ahead_of: Some(JobId::parse("large-1").expect("valid")),
         })
     }

@@ -12,6 +12,8 @@
 //!     roots: [/data/products]               # folders of the nodes outside --library-root
 //!     keys: [vlm]                           # keys for endpoints
 //!     keepEndedFor: 720h                    # its jobs are deleted by themselves this long after they have ended
+//!     queue: research                       # of its jobs that name none; without it, the one called default
+//!     share: 2                              # twice as much is fair for it as for one of share 1
 //!     keepEndedJobs: 100                    # and all but so many, the oldest first; neither: they stay
 //!     endpoints: [public, "vllm.llm.svc:8000"]
 //! classes:                                  # jobs of a higher class take the slots of those of a lower one
@@ -19,6 +21,16 @@
 //!   normal: {from: 0}
 //!   fixed: {from: 100, preemptible: false}  # lose their slots to nobody
 //! order: backfill                           # or strict: later jobs never use what the first one waits for
+//! queues:
+//!   research:
+//!     guaranteed: {cuda: 16}                # slots that its jobs are sure of, by kind of device: cuda or cpu
+//!     max: {cuda: 32}                       # with those that they borrow; of a kind that is not named as many as there are
+//!     tenants: [research]                   # whose jobs may be in it; without this line everybody's
+//!     order: strict                         # in place of the cluster's order
+//!     packing: spread                       # ranks of a gang on many nodes; pack, on few, is what is usual
+//!     nodeLabels: {pool: h100}              # labels of the nodes that its jobs run on
+//! clusterSlots: {cuda: 64}                  # if given, the queues cannot be sure of more than this together
+//! fairShare: {halfLife: 7days}              # of jobs of one priority those go first whose tenant has used least
 //! shared: [models]                          # what every tenant may read of the object store
 //! operator: platform                        # the tenant that may reach everything, if there is one
 //! ```
@@ -30,9 +42,12 @@ use std::time::Duration;
 
 use crescendo_core::classes::{PriorityClass, PriorityClasses};
 use crescendo_core::ids::Tenant;
+use crescendo_core::queues::SlotsByDevice;
 use crescendo_core::quotas::{CallRate, QueueOrder, Quotas, TenantLimits};
 use crescendo_core::reach::{EndpointRule, Grant, ReachRules, STORE_PREFIX};
 use serde::Deserialize;
+
+use super::queues::{FairShare, QueueEntry, queues_of};
 
 /// A job that has just ended is looked at before it goes.
 const SHORTEST_KEEP: Duration = Duration::from_secs(3600);
@@ -46,6 +61,8 @@ pub enum TenantsError {
     Name { name: String, reason: String },
     #[error("{path}: {reason}")]
     Limit { path: String, reason: &'static str },
+    #[error("{path}: {reason}")]
+    Queue { path: String, reason: String },
     #[error(
         "classes.{name}.from: {from} is that of class {other} too; each class begins at its own priority"
     )]
@@ -53,13 +70,16 @@ pub enum TenantsError {
 }
 
 #[derive(Deserialize, Default)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields, default, rename_all = "camelCase")]
 struct File {
     unlisted: Unlisted,
     default: Entry,
     tenants: BTreeMap<String, Entry>,
     classes: BTreeMap<String, ClassEntry>,
     order: QueueOrder,
+    queues: BTreeMap<String, QueueEntry>,
+    cluster_slots: Option<SlotsByDevice>,
+    fair_share: Option<FairShare>,
     shared: Vec<String>,
     operator: Option<String>,
 }
@@ -84,6 +104,8 @@ struct Entry {
     max_curators: Option<u32>,
     keep_ended_for: Option<String>,
     keep_ended_jobs: Option<u32>,
+    queue: Option<String>,
+    share: Option<u32>,
     store_prefixes: Option<Vec<String>>,
     roots: Vec<String>,
     keys: Vec<String>,
@@ -115,12 +137,17 @@ enum Size {
 pub fn parse(text: &str) -> Result<Quotas, TenantsError> {
     let file: Option<File> =
         serde_yaml::from_str(text).map_err(|error| TenantsError::Shape(error.to_string()))?;
-    let File { unlisted, default, tenants, classes, order, shared, operator } = file.unwrap_or_default();
-    let (mut listed, mut grants) = (BTreeMap::new(), BTreeMap::new());
-    for (name, entry) in tenants {
+    let mut file = file.unwrap_or_default();
+    let (queues, cluster, fair_share) =
+        (std::mem::take(&mut file.queues), file.cluster_slots.take(), file.fair_share.take());
+    let File { unlisted, default, tenants, classes, order, shared, operator, .. } = file;
+    let (mut listed, mut grants, mut of_tenants) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+    for (name, mut entry) in tenants {
+        let queue = entry.queue.take();
         let (limits, grant) = entry.check(&format!("tenants.{name}"))?;
         let tenant =
             Tenant::parse(&name).map_err(|error| TenantsError::Name { name, reason: error.to_string() })?;
+        of_tenants.extend(queue.map(|queue| (tenant.clone(), queue)));
         grants.insert(tenant.clone(), grant);
         listed.insert(tenant, limits);
     }
@@ -138,6 +165,8 @@ pub fn parse(text: &str) -> Result<Quotas, TenantsError> {
         others_may_submit: matches!(unlisted, Unlisted::Accept),
         classes: classes_of(classes)?,
         order,
+        queues: queues_of(queues, of_tenants, cluster)?,
+        fair_share: fair_share.map(FairShare::check).transpose()?,
         reach: ReachRules { operator: operator.transpose()?, shared, listed: grants, others: others_granted },
     })
 }
@@ -206,7 +235,7 @@ fn check_key(text: &str) -> Result<String, &'static str> {
     check_name(text).map_err(|()| "must be the name of a key: [a-z0-9-], 1 to 40 characters")
 }
 
-fn check_name(text: &str) -> Result<String, ()> {
+pub(super) fn check_name(text: &str) -> Result<String, ()> {
     let is_right = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     let is_name = !text.is_empty() && text.len() <= 40 && text.chars().all(is_right);
     is_name.then(|| text.to_owned()).ok_or(())
@@ -238,7 +267,13 @@ impl Entry {
             Some(Ok(time)) if time >= SHORTEST_KEEP => Some(time),
             Some(_) => return Err(bad("keepEndedFor", "must be a time such as 720h or 30days, at least 1h")),
         };
-        let Self { max_priority, max_curators, keep_ended_jobs, .. } = self;
+        let Self { max_priority, max_curators, keep_ended_jobs, share, .. } = self;
+        if share.is_some_and(|share| !(1..=1000).contains(&share)) {
+            return Err(bad("share", "must be 1 to 1000"));
+        }
+        if self.queue.is_some() {
+            return Err(bad("queue", "tenants that are not listed are in the queue called default"));
+        }
         let Self { store_prefixes, roots, keys, endpoints, .. } = self;
         if keep_ended_jobs == Some(0) {
             return Err(bad("keepEndedJobs", "must be at least 1"));
@@ -255,6 +290,7 @@ impl Entry {
             max_curators,
             keep_ended_for,
             keep_ended_jobs,
+            share,
         };
         let list = |field: &str| format!("{path}.{field}");
         let prefixes = store_prefixes.map(|texts| checked(texts, &list("storePrefixes"), check_prefix));

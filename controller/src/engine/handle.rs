@@ -60,6 +60,14 @@ impl Engine {
             Request::ListNodes { scope, reply } => {
                 self.hold(reply, Ok(to_proto::nodes(&self.state, &self.observed, &self.limits, &scope, now)));
             }
+            Request::ListQueues { scope, reply } => {
+                let (quotas, now) = (&self.limits.quotas, self.observed.wall(now));
+                self.hold(reply, Ok(to_proto::queues::queues(&self.state, quotas, &scope, now)));
+            }
+            Request::ListUsage { scope, reply } => {
+                let (quotas, now) = (&self.limits.quotas, self.observed.wall(now));
+                self.hold(reply, Ok(to_proto::queues::usage(&self.state, quotas, &scope, now)));
+            }
             Request::ForgetNode { node, reply } => self.forget_node(&node, reply),
             Request::DrainNode { node, undo, scope, reply } => {
                 let answer = self.drain_node(&node, undo, &scope, now);
@@ -170,6 +178,8 @@ impl Engine {
             | Request::WatchJob { .. }
             | Request::JobExists { .. }
             | Request::ListNodes { .. }
+            | Request::ListQueues { .. }
+            | Request::ListUsage { .. }
             | Request::ListCheckpoints { .. }
             | Request::Objects(_)
             | Request::Deletions(_)

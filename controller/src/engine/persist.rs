@@ -8,6 +8,7 @@ use crescendo_core::ids::{Generation, JobId, NodeId, StageName, StageRef};
 use crescendo_core::records::{Record, RecordKey, Write};
 use crescendo_core::state::{ClusterState, Orphan, StateLoader};
 use crescendo_core::unreadable::UnreadableRecords;
+use crescendo_core::usage;
 use crescendo_node::objects::with_causes;
 use crescendo_proto::records;
 use crescendo_store::{Revision, StoreError, Txn, Versioned};
@@ -206,6 +207,13 @@ impl Records {
 impl Engine {
     /// Takes a change over into memory and puts it on its way to the store.
     pub(super) fn write(&mut self, write: Write) {
+        let half_life = self.limits.quotas.half_life();
+        let settled = usage::settle(&self.state, std::slice::from_ref(&write), half_life);
+        settled.into_iter().for_each(|write| self.put(write));
+        self.put(write);
+    }
+
+    fn put(&mut self, write: Write) {
         let key = write.key();
         if let Err(refused) = self.state.unreadable().check(&key.to_string()) {
             tracing::error!(%key, %refused, "a record is not written over one that cannot be read");
@@ -310,9 +318,10 @@ fn size_bytes(group: &[Pending]) -> usize {
 /// What has to be written together. A job with its attempts, checkpoints, its deletion and what is settled of its stages is one group,
 /// so that no gang ends for a cancellation that was never carried out, and no job has ended while its gang has not. Jobs
 /// of which one takes slots that the other gives back are one group, so that no slot is held twice. Units and nodes stand
-/// alone, and go before the jobs that rest on them; a request goes after its job, which says the same.
+/// alone, and go before the jobs that rest on them; a request goes after its job, which says the same, and what was used
+/// after the attempts that used it: counted once at most.
 fn groups(pending: Vec<Pending>) -> Vec<Vec<Pending>> {
-    let (mut alone, mut requests) = (Vec::new(), Vec::new());
+    let (mut alone, mut last) = (Vec::new(), Vec::new());
     let mut order: Vec<JobId> = Vec::new();
     let mut jobs: BTreeMap<JobId, Vec<Pending>> = BTreeMap::new();
     for write in pending {
@@ -320,7 +329,7 @@ fn groups(pending: Vec<Pending>) -> Vec<Vec<Pending>> {
             RecordKey::Segment(..) | RecordKey::Unit(..) | RecordKey::Node(_) | RecordKey::Cluster => {
                 alone.push(vec![write]);
             }
-            RecordKey::Request(..) => requests.push(vec![write]),
+            RecordKey::Request(..) | RecordKey::Usage(_) => last.push(vec![write]),
             RecordKey::Job(job)
             | RecordKey::Stage(StageRef { job, .. })
             | RecordKey::Attempt(StageRef { job, .. })
@@ -352,7 +361,7 @@ fn groups(pending: Vec<Pending>) -> Vec<Vec<Pending>> {
         // More than a store takes at once is not to be had together.
         group.chunks(MAX_TXN_WRITES).map(<[Pending]>::to_vec).collect::<Vec<_>>()
     });
-    alone.into_iter().chain(jobs).chain(requests).collect()
+    alone.into_iter().chain(jobs).chain(last).collect()
 }
 
 #[cfg(test)]

@@ -86,6 +86,14 @@ pub enum Request {
         scope: Scope,
         reply: Reply<v1::ExplainJobResponse>,
     },
+    ListQueues {
+        scope: Scope,
+        reply: Reply<v1::ListQueuesResponse>,
+    },
+    ListUsage {
+        scope: Scope,
+        reply: Reply<Vec<v1::Usage>>,
+    },
     ListJobs {
         request: v1::ListJobsRequest,
         scope: Scope,
@@ -241,6 +249,8 @@ impl Request {
             | Self::WatchJob { .. }
             | Self::JobExists { .. }
             | Self::ListNodes { .. }
+            | Self::ListQueues { .. }
+            | Self::ListUsage { .. }
             | Self::ListCheckpoints { .. }
             | Self::Objects(_)
             | Self::RenewUnit { .. }

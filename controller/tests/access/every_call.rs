@@ -115,6 +115,8 @@ impl Scene {
                 v1::OpenSessionRequest { message: Some(v1::open_session_request::Message::Hello(hello)) }
                     .encode_to_vec()
             }
+            "ListQueues" => v1::ListQueuesRequest {}.encode_to_vec(),
+            "ListUsage" => v1::ListUsageRequest::default().encode_to_vec(),
             "ListNodes" => v1::ListNodesRequest {}.encode_to_vec(),
             "DrainNode" => v1::DrainNodeRequest { node_id: "t-1".into(), undo: false }.encode_to_vec(),
             "ForgetNode" => v1::ForgetNodeRequest { node_id: "t-1".into() }.encode_to_vec(),

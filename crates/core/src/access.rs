@@ -132,6 +132,7 @@ const NODES: &str = "crescendo.v1.NodeService";
 const CHECKPOINTS: &str = "crescendo.v1.CheckpointService";
 const CURATION: &str = "crescendo.v1.CurationService";
 const OBJECTS: &str = "crescendo.v1.ObjectService";
+const QUEUES: &str = "crescendo.v1.QueueService";
 const PAIRS: &str = "crescendo.v1.PairService";
 const AGENT: &str = "crescendo.v1.AgentService";
 const HEALTH: &str = "grpc.health.v1.Health";
@@ -140,7 +141,7 @@ const REFLECTION_V1ALPHA: &str = "grpc.reflection.v1alpha.ServerReflection";
 
 /// Every call there is. A node may look at jobs and pair logs, since `crescendo-curator-node export` reads them with
 /// the certificate of its node.
-pub const RULES: [Rule; 38] = [
+pub const RULES: [Rule; 40] = [
     rule(ACCESS, "WhoAmI", Who::NodeOr(Role::Viewer), CallEffect::Read),
     rule(JOBS, "SubmitJob", Who::AtLeast(Role::Submitter), CallEffect::Change),
     rule(JOBS, "GetJob", Who::NodeOr(Role::Viewer), CallEffect::Read),
@@ -163,6 +164,8 @@ pub const RULES: [Rule; 38] = [
     rule(CHECKPOINTS, "ListCheckpoints", Who::AtLeast(Role::Viewer), CallEffect::Read),
     rule(CHECKPOINTS, "KeepCheckpoint", Who::AtLeast(Role::Submitter), CallEffect::Change),
     rule(CHECKPOINTS, "MarkCheckpointDamaged", Who::Node, CallEffect::Change),
+    rule(QUEUES, "ListQueues", Who::AtLeast(Role::Viewer), CallEffect::Read),
+    rule(QUEUES, "ListUsage", Who::AtLeast(Role::Viewer), CallEffect::Read),
     rule(CURATION, "LeaseUnit", Who::Node, CallEffect::Heartbeat),
     rule(CURATION, "RenewUnit", Who::Node, CallEffect::Heartbeat),
     rule(CURATION, "CommitUnit", Who::Node, CallEffect::Change),

@@ -15,6 +15,7 @@ mod limits;
 mod lost;
 mod nodes;
 mod passes;
+mod placing;
 mod plan;
 mod preemption;
 mod readers;
@@ -33,7 +34,8 @@ use std::collections::BTreeSet;
 use crate::ids::{JobId, NodeId, StageRef, Timestamp};
 use crate::observed::{NodeView, Observed};
 use crate::records::{NodeKind, NodeRecord};
-use crate::state::ClusterState;
+use crate::state::{ClusterState, Job};
+use crate::usage;
 
 pub(crate) use jobs::free_slots;
 pub(crate) use lost::{lost_log, short_log};
@@ -81,6 +83,26 @@ impl<'a> DecideContext<'a> {
     /// A record of the job, or the job itself, cannot be read: what it has is left to it.
     pub(crate) fn is_halted(&self, job: &JobId) -> bool {
         self.state.halted(job).is_some() || self.state.unreadable().hides_job(job)
+    }
+
+    /// Jobs that are not terminal, in the order in which they are served: by priority, then the tenants that have used least for
+    /// their shares if that is wanted, then by age.
+    pub(crate) fn in_order(&self) -> Vec<&'a Job> {
+        let mut jobs = self.state.open_in_order();
+        let quotas = &self.limits.quotas;
+        let Some(half_life) = quotas.fair_share else { return jobs };
+        let used = usage::by_tenant(self.state, &jobs, half_life, self.wall_now());
+        let share = |tenant: &str| f64::from(quotas.of(tenant).share.unwrap_or(1).max(1));
+        let used = |job: &Job| {
+            let tenant = job.record.spec.tenant.as_str();
+            used.get(tenant).copied().unwrap_or(0.0) / share(tenant)
+        };
+        // Stable: by age among those of one tenant.
+        jobs.sort_by(|a, b| {
+            let by_priority = b.record.spec.priority.cmp(&a.record.spec.priority);
+            by_priority.then_with(|| used(a).total_cmp(&used(b)))
+        });
+        jobs
     }
 
     /// The time that records of what is decided now carry for people.

@@ -104,6 +104,7 @@ pub fn explain(view: &View<'_>, job: &Job) -> Explanation {
     };
     explanation.stage = stage.id.stage.to_string();
     explanation.findings.extend(holding::goes_ahead(view, stage));
+    explanation.findings.extend(holding::time_left(view, job));
     precision::add_findings(view, job, stage, &mut explanation);
     // Whatever the job waits for: the stage's pairs may still be in the making, by fewer than there are.
     if !stage.log.is_sealed() {
@@ -136,6 +137,12 @@ fn waiting(view: &View<'_>, job: &Job, index: usize, stage: &Stage, wait: &Pendi
             index,
             &TenantGpus { tenant, wanted: *wanted, used: *used, limit: *limit },
         ),
+        PendingReason::QueueGpus { queue, device, wanted, limit, .. } => {
+            capacity::queue_full(view, queue, device, (*wanted, *limit))
+        }
+        PendingReason::QueueGuarantee { queue, device, wanted, guaranteed, .. } => {
+            capacity::nothing_borrowed(view, queue, device, (*wanted, *guaranteed))
+        }
         PendingReason::TenantStorage { tenant, .. } => Explanation {
             findings: vec![
                 "pairs and checkpoints count as long as they are registered, those of ended jobs too"
@@ -153,6 +160,7 @@ fn waiting(view: &View<'_>, job: &Job, index: usize, stage: &Stage, wait: &Pendi
         PendingReason::Ranks { .. } => progress::starting(view, stage),
         PendingReason::Paused { slots, .. } => holding::paused(job, *slots),
         PendingReason::Preempted { slots } => holding::preempted(view, job, *slots),
+        PendingReason::TimeLimit { .. } => holding::at_its_limit(job),
         PendingReason::MakingRoom { .. } => holding::making_room(view, job, index),
     };
     explanation.findings.extend(troubles(view, wait));
@@ -165,12 +173,14 @@ fn waiting(view: &View<'_>, job: &Job, index: usize, stage: &Stage, wait: &Pendi
 
 /// The first job in the queue that waits for slots into which it would fit: no later one takes them away.
 fn first_waiting<'a>(view: &View<'a>, job: &Job) -> Option<&'a Job> {
-    let jobs = view.state.open_in_order().into_iter();
-    let mut earlier = jobs.take_while(|other| other.record.id != job.record.id);
-    earlier.find(|other| match view.waits.get(&other.record.id) {
-        Some(PendingReason::Slots { wanted, total, .. }) => wanted <= total,
-        Some(PendingReason::MakingRoom { .. }) => true,
-        Some(_) | None => false,
+    // In the turn of another queue it may be one that is later in the order.
+    let jobs = view.decide_nodes().in_order().into_iter();
+    jobs.filter(|other| other.record.id != job.record.id).find(|other| {
+        match view.waits.get(&other.record.id) {
+            Some(PendingReason::Slots { wanted, total, .. }) => wanted <= total,
+            Some(PendingReason::MakingRoom { .. }) => true,
+            Some(_) | None => false,
+        }
     })
 }
 
@@ -225,9 +235,8 @@ fn starts_from(from: &str) -> Explanation {
 fn curators_busy(view: &View<'_>, job: &Job) -> Explanation {
     let nodes = view.decide_nodes();
     let curators = nodes.open_to_work(NodeKind::Curator).count();
-    let earlier = view
-        .state
-        .open_in_order()
+    let earlier = nodes
+        .in_order()
         .into_iter()
         .take_while(|other| other.record.id != job.record.id)
         .filter(|other| other.stages.iter().any(|stage| !stage.log.is_sealed()))
@@ -270,8 +279,11 @@ fn troubles(view: &View<'_>, wait: &PendingReason) -> Vec<String> {
         PendingReason::Unreadable { .. }
         | PendingReason::Start { .. }
         | PendingReason::TenantGpus { .. }
+        | PendingReason::QueueGpus { .. }
+        | PendingReason::QueueGuarantee { .. }
         | PendingReason::TenantStorage { .. }
         | PendingReason::Paused { .. }
+        | PendingReason::TimeLimit { .. }
         | PendingReason::Preempted { .. } => return Vec::new(),
     };
     let nodes = view.state.nodes().filter(|record| record.kind == kind);

@@ -74,7 +74,8 @@ impl Learnt {
             | Record::Node(_)
             | Record::Cluster(_)
             | Record::Deletion(_)
-            | Record::Keep(_) => {}
+            | Record::Keep(_)
+            | Record::Usage(_) => {}
         }
     }
 

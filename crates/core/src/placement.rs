@@ -7,6 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use crate::ids::{Incarnation, NodeId, StageRef};
+use crate::queues::Packing;
+use crate::quotas::Quotas;
 use crate::records::{NodeKind, NodeRecord, RankPlacement};
 use crate::spec::{DeviceChoice, JobSpec, ModelPreset, StageSpec};
 use crate::state::ClusterState;
@@ -19,6 +21,7 @@ const CPU: &str = "cpu";
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Slots {
     nodes: BTreeMap<NodeId, NodeSlots>,
+    packing: Packing,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -99,7 +102,16 @@ impl Slots {
     /// Those of some of the nodes.
     pub fn among(&self, may: impl Fn(&NodeId) -> bool) -> Self {
         let nodes = self.nodes.iter().filter(|(node, _)| may(node));
-        Self { nodes: nodes.map(|(node, slots)| (node.clone(), slots.clone())).collect() }
+        Self {
+            nodes: nodes.map(|(node, slots)| (node.clone(), slots.clone())).collect(),
+            packing: self.packing,
+        }
+    }
+
+    /// The same, to be filled so.
+    #[must_use]
+    pub fn with_packing(self, packing: Packing) -> Self {
+        Self { packing, ..self }
     }
 
     pub fn is_empty(&self) -> bool {
@@ -120,14 +132,17 @@ impl Slots {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeNeeds<'a> {
     /// Of this kind; of any if `None`.
-    device: Option<&'static str>,
+    device: Option<&'a str>,
     labels: &'a BTreeMap<String, String>,
+    /// Those that its queue asks for too.
+    queue_labels: Option<&'a BTreeMap<String, String>>,
 }
 
 impl<'a> NodeNeeds<'a> {
     /// What a job's spec comes to in a cluster. A network of FLUX's size crawls on processors: where there are GPUs, connected
-    /// or not, it waits for them.
-    pub fn of(spec: &'a JobSpec, state: &ClusterState) -> Self {
+    /// or not, it waits for them. In a queue that counts slots a job is on one kind of device: one that its queue counts if it
+    /// can be, and GPUs rather than processors.
+    pub fn of(spec: &'a JobSpec, quotas: &'a Quotas, state: &'a ClusterState) -> Self {
         let trainers = || state.nodes().filter(|node| node.kind == NodeKind::Trainer);
         let device = match (spec.resources.device, spec.model.preset) {
             (DeviceChoice::Cuda, _) => Some(CUDA),
@@ -137,17 +152,34 @@ impl<'a> NodeNeeds<'a> {
             }
             (DeviceChoice::Auto, ModelPreset::Nano) => None,
         };
-        Self { device, labels: &spec.resources.node_labels }
+        let queue = quotas.queues.of(spec).map(|(_, queue)| queue);
+        let queue_labels = queue.map(|queue| &queue.node_labels);
+        let needs = Self { device, labels: &spec.resources.node_labels, queue_labels };
+        let Some(queue) = queue.filter(|queue| queue.counts_slots() && device.is_none()) else {
+            return needs;
+        };
+        let met = trainers().filter(|node| needs.are_met_by(node)).map(|node| node.device.as_str());
+        let device = met.max_by_key(|device| (queue.counts(device), *device));
+        Self { device, ..needs }
+    }
+
+    /// Kind of device, if only one will do.
+    pub fn device(&self) -> Option<&'a str> {
+        self.device
+    }
+
+    fn labels(&self) -> impl Iterator<Item = (&'a String, &'a String)> {
+        self.labels.iter().chain(self.queue_labels.into_iter().flatten())
     }
 
     pub fn are_met_by(&self, node: &NodeRecord) -> bool {
         let has = |(label, value): (&String, &String)| node.labels.get(label) == Some(value);
-        self.device.is_none_or(|device| node.device == device) && self.labels.iter().all(has)
+        self.device.is_none_or(|device| node.device == device) && self.labels().all(has)
     }
 
     /// Any trainer node will do.
     pub fn are_none(&self) -> bool {
-        self.device.is_none() && self.labels.is_empty()
+        self.device.is_none() && self.labels().next().is_none()
     }
 }
 
@@ -155,7 +187,7 @@ impl<'a> NodeNeeds<'a> {
 impl fmt::Display for NodeNeeds<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let device = self.device.map(|device| format!("device {device}"));
-        let labels = self.labels.iter().map(|(label, value)| format!("{label}={value}"));
+        let labels = self.labels().map(|(label, value)| format!("{label}={value}"));
         f.write_str(&device.into_iter().chain(labels).collect::<Vec<_>>().join(", "))
     }
 }
@@ -185,7 +217,11 @@ pub fn place(
     for &size in sizes {
         for device in &devices {
             let of_kind: Vec<_> = open.iter().filter(|open| open.node.device == *device).collect();
-            if let Some(ranks) = fill(of_kind, size) {
+            let filled = match slots.packing {
+                Packing::Pack => fill(of_kind, size),
+                Packing::Spread => spread(of_kind, size),
+            };
+            if let Some(ranks) = filled {
                 return Ok(ranks);
             }
         }
@@ -246,6 +282,31 @@ fn fill(mut nodes: Vec<&Open<'_>>, size: u32) -> Option<Vec<RankPlacement>> {
     Some(ranks)
 }
 
+/// One rank after the other, each on the node that has most slots left.
+fn spread(mut nodes: Vec<&Open<'_>>, size: u32) -> Option<Vec<RankPlacement>> {
+    if size == 0 || nodes.iter().map(|open| open.slots.len() as u64).sum::<u64>() < u64::from(size) {
+        return None;
+    }
+    nodes.sort_by_key(|open| open.id);
+    let mut taken: Vec<usize> = vec![0; nodes.len()];
+    for _ in 0..size {
+        let left = |(at, open): &(usize, &&Open<'_>)| {
+            open.slots.len().saturating_sub(taken.get(*at).copied().unwrap_or(0))
+        };
+        let (at, _) = nodes.iter().enumerate().rev().max_by_key(left)?;
+        *taken.get_mut(at)? += 1;
+    }
+    let on = |(open, taken): (&&Open<'_>, usize)| {
+        let rank = |&device_index: &u32| RankPlacement {
+            node: open.id.clone(),
+            incarnation: open.node.incarnation.clone(),
+            device_index,
+        };
+        open.slots.iter().take(taken).map(rank).collect::<Vec<_>>()
+    };
+    Some(nodes.iter().zip(taken).flat_map(on).collect())
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -288,6 +349,16 @@ mod tests {
     fn a_gang_spreads_over_as_few_nodes_as_can_be() {
         let ranks = place(&slots(&[(1, "cpu"), (2, "cpu"), (4, "cpu")]), &stage("s"), &[5]).expect("fits");
         assert_eq!(nodes_of(&ranks), ["n02", "n02", "n02", "n02", "n00"]);
+    }
+
+    #[test]
+    fn a_queue_may_spread_its_gangs() {
+        let room = slots(&[(3, "cpu"), (4, "cpu"), (1, "cpu"), (9, "cuda")]).with_packing(Packing::Spread);
+        let cpus = room.among(|node| node.as_str() != "n03");
+        let ranks = place(&cpus, &stage("s"), &[5]).expect("fits");
+        assert_eq!(nodes_of(&ranks), ["n00", "n00", "n01", "n01", "n01"]);
+        assert_eq!(place(&cpus, &stage("s"), &[8]).expect("fits").len(), 8);
+        assert!(place(&cpus, &stage("s"), &[9]).is_err());
     }
 
     #[test]

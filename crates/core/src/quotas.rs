@@ -13,6 +13,7 @@ use crate::deletion::DeletionPhase;
 use crate::error::{Overreach, RequestError};
 use crate::ids::{NodeId, Tenant, Timestamp};
 use crate::job::JobState;
+use crate::queues::{DEFAULT_HALF_LIFE, Queues};
 use crate::reach::ReachRules;
 use crate::spec::JobSpec;
 use crate::starts;
@@ -40,6 +41,8 @@ pub struct TenantLimits {
     pub keep_ended_for: Option<Duration>,
     /// Its jobs that have ended and stay; the others are deleted by themselves, the oldest first.
     pub keep_ended_jobs: Option<u32>,
+    /// What is fair for it is this many times what is for a tenant of share 1; 1 if `None`.
+    pub share: Option<u32>,
 }
 
 /// A token bucket.
@@ -75,6 +78,10 @@ pub struct Quotas {
     pub classes: PriorityClasses,
     /// What becomes of slots that the first job in the queue waits for and cannot use yet.
     pub order: QueueOrder,
+    pub queues: Queues,
+    /// Among jobs of one priority those of the tenant go first that has used least for its share; what was used this long ago
+    /// counts half. `None`: the oldest goes first.
+    pub fair_share: Option<Duration>,
 }
 
 /// Nobody is limited, and the tenant of those who name none is the operator.
@@ -87,6 +94,8 @@ impl Default for Quotas {
             reach: ReachRules::default(),
             classes: PriorityClasses::default(),
             order: QueueOrder::default(),
+            queues: Queues::default(),
+            fair_share: None,
         }
     }
 }
@@ -98,6 +107,16 @@ impl Quotas {
 
     pub fn of(&self, tenant: &str) -> TenantLimits {
         *self.listed(tenant).unwrap_or(&self.others)
+    }
+
+    /// Time after which what was used counts half.
+    pub fn half_life(&self) -> Duration {
+        self.fair_share.unwrap_or(DEFAULT_HALF_LIFE)
+    }
+
+    /// What becomes of slots that the first job of a queue waits for.
+    pub fn order_of(&self, spec: &JobSpec) -> QueueOrder {
+        self.queues.of(spec).and_then(|(_, queue)| queue.order).unwrap_or(self.order)
     }
 
     /// Whether some tenant's jobs are deleted by themselves.
@@ -128,6 +147,7 @@ impl Quotas {
     pub fn overreaches(&self, spec: &JobSpec, state: &ClusterState) -> Vec<Overreach> {
         let mut found = self.reach.of(&spec.tenant, spec, state).overreaches(spec);
         found.extend(starts::of(spec, state));
+        found.extend(self.queues.overreach(spec));
         if let Some(most) = self.of(&spec.tenant).max_priority.filter(|most| spec.priority > *most) {
             let (tenant, priority) = (&spec.tenant, spec.priority);
             let message = format!("{priority} is more than tenant {tenant} may have: at most {most}");

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::arithmetic::{Arithmetic, PrecisionChoice, RanOn};
 use crate::deletion::DeletionRecord;
@@ -18,6 +19,7 @@ use crate::trace::TraceParent;
 pub use crate::unit::{
     FailureKind, MAX_FAILED_ON, ShardRecord, UnitFailure, UnitRecord, UnitResult, UnitState,
 };
+use crate::usage::UsageRecord;
 
 /// A job as accepted, and where it is.
 #[derive(Clone, Debug, PartialEq)]
@@ -61,6 +63,8 @@ pub struct AttemptRecord {
     pub resume_from: Option<CheckpointRecord>,
     /// Final checkpoint of the stage that this one starts from.
     pub init_from: Option<CheckpointRecord>,
+    /// Milliseconds for which attempts of this stage have held slots: those before this one, and this one too once it has ended.
+    pub ran_millis: u64,
     /// The job that goes first and did not fit when this one was placed before its turn: to that one it makes room.
     pub ahead_of: Option<JobId>,
 }
@@ -88,6 +92,19 @@ impl AttemptRecord {
         match self.state {
             AttemptState::Active => true,
             AttemptState::Ended { .. } => false,
+        }
+    }
+
+    /// How long attempts of this stage have held slots by `now`, which is the time that records carry.
+    pub fn ran(&self, now: Timestamp) -> Duration {
+        let before = Duration::from_millis(self.ran_millis);
+        if self.is_active() { before.saturating_add(now.since(self.started_at)) } else { before }
+    }
+
+    pub fn ended_at(&self) -> Option<Timestamp> {
+        match &self.state {
+            AttemptState::Active => None,
+            AttemptState::Ended { at, .. } => Some(*at),
         }
     }
 
@@ -191,6 +208,7 @@ pub enum Record {
     Cluster(ClusterRecord),
     Deletion(DeletionRecord),
     Keep(KeepRecord),
+    Usage(UsageRecord),
 }
 
 /// Identity of a record. The order is the order in which a snapshot can be applied: jobs before what belongs to them,
@@ -209,6 +227,7 @@ pub enum RecordKey {
     Cluster,
     Deletion(JobId),
     Keep(StageRef, u64, Generation),
+    Usage(Tenant),
 }
 
 impl Record {
@@ -227,6 +246,7 @@ impl Record {
             Self::Cluster(_) => RecordKey::Cluster,
             Self::Deletion(record) => RecordKey::Deletion(record.job.clone()),
             Self::Keep(record) => RecordKey::Keep(record.stage.clone(), record.step, record.generation),
+            Self::Usage(record) => RecordKey::Usage(record.tenant.clone()),
         }
     }
 }
@@ -242,7 +262,7 @@ impl RecordKey {
             | Self::Unit(stage, _)
             | Self::Checkpoint(stage, _, _)
             | Self::Keep(stage, _, _) => Some(&stage.job),
-            Self::Request(..) | Self::Node(_) | Self::Cluster => None,
+            Self::Request(..) | Self::Node(_) | Self::Cluster | Self::Usage(_) => None,
         }
     }
 }
@@ -264,6 +284,7 @@ impl fmt::Display for RecordKey {
             Self::Node(id) => write!(f, "nodes/{id}"),
             Self::Cluster => f.write_str("cluster"),
             Self::Deletion(id) => write!(f, "deletions/{id}"),
+            Self::Usage(tenant) => write!(f, "usage/{tenant}"),
             Self::Keep(stage, step, generation) => {
                 write!(f, "keeps/{stage}/{step:012}-g{generation:08}", generation = generation.0)
             }

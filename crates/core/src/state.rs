@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::arithmetic::PrecisionChoice;
 use crate::deletion::{DeletionPhase, DeletionRecord};
-use crate::ids::{Generation, JobId, NodeId, RequestId, StageRef, Timestamp};
+use crate::ids::{Generation, JobId, NodeId, RequestId, StageRef, Tenant, Timestamp};
 use crate::pairlog::{PairLog, SEGMENT_UNITS};
 use crate::records::{
     AttemptRecord, CheckpointRecord, ClusterRecord, JobRecord, KeepRecord, NodeRecord, Record, RecordKey,
@@ -14,6 +14,7 @@ use crate::records::{
 };
 use crate::spec::{OtherCheckpoint, StageSpec};
 use crate::unreadable::{UnreadableRecord, UnreadableRecords};
+use crate::usage::UsageRecord;
 
 /// Everything durable. Changed by [`ClusterState::apply`] alone.
 #[derive(Clone, Debug, PartialEq)]
@@ -28,6 +29,7 @@ pub struct ClusterState {
     /// Of these the ones that are not gone yet.
     deleting: BTreeSet<JobId>,
     nodes: BTreeMap<NodeId, NodeRecord>,
+    usage: BTreeMap<Tenant, UsageRecord>,
     cluster: Option<ClusterRecord>,
     /// Jobs that are not terminal: what a decision has to look at.
     open: BTreeSet<JobId>,
@@ -124,6 +126,7 @@ impl ClusterState {
             deletions: BTreeMap::new(),
             deleting: BTreeSet::new(),
             nodes: BTreeMap::new(),
+            usage: BTreeMap::new(),
             open: BTreeSet::new(),
             cluster: None,
             unreadable: UnreadableRecords::default(),
@@ -197,6 +200,9 @@ impl ClusterState {
             }
             Record::Cluster(record) => self.cluster = Some(record),
             Record::Deletion(record) => self.put_deletion(record),
+            Record::Usage(record) => {
+                self.usage.insert(record.tenant.clone(), record);
+            }
             Record::Keep(record) => {
                 let stage = self.stage_mut(&record.stage).ok_or_else(orphan)?;
                 stage.keeps.insert((record.step, record.generation), record);
@@ -271,6 +277,9 @@ impl ClusterState {
             }
             // A cluster stays what it is.
             RecordKey::Cluster => {}
+            RecordKey::Usage(tenant) => {
+                self.usage.remove(tenant);
+            }
             RecordKey::Deletion(id) => {
                 if let Some(record) = self.deletions.remove(id) {
                     self.requests.remove(&(record.tenant.to_string(), record.lineage.request));
@@ -355,6 +364,16 @@ impl ClusterState {
 
     pub fn node(&self, id: &NodeId) -> Option<&NodeRecord> {
         self.nodes.get(id)
+    }
+
+    /// What the ended attempts of a tenant used.
+    pub fn usage(&self, tenant: &Tenant) -> Option<&UsageRecord> {
+        self.usage.get(tenant)
+    }
+
+    /// The same of every tenant, by name.
+    pub fn usages(&self) -> impl Iterator<Item = &UsageRecord> {
+        self.usage.values()
     }
 
     /// What is one for all; none before the first controller has led.
@@ -458,6 +477,18 @@ impl Job {
     /// Sorts first what is served first.
     pub fn order(&self) -> (i64, Timestamp, &JobId) {
         (-i64::from(self.record.spec.priority), self.record.submitted_at, &self.record.id)
+    }
+
+    /// How long its gangs may still hold slots, if that is limited. `now` is the time that records carry.
+    pub fn time_left(&self, now: Timestamp) -> Option<Duration> {
+        let minutes = self.record.spec.time_limit_minutes?;
+        Some(Duration::from_secs(u64::from(minutes) * 60).saturating_sub(self.ran(now)))
+    }
+
+    /// How long its gangs have held slots.
+    pub fn ran(&self, now: Timestamp) -> Duration {
+        let attempts = self.stages.iter().filter_map(|stage| stage.attempt.as_ref());
+        attempts.fold(Duration::ZERO, |sum, attempt| sum.saturating_add(attempt.ran(now)))
     }
 
     /// First stage that is not done; `None` if all are.

@@ -112,6 +112,7 @@ fn attempt(job: &str, active: bool) -> Record {
         failures_in_a_row: 0,
         resume_from: None,
         init_from: None,
+        ran_millis: 0,
         ahead_of: None,
     })
 }

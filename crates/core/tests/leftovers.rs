@@ -91,6 +91,7 @@ fn attempt(generation: u64, is_active: bool, resume_from: Option<CheckpointRecor
         failures_in_a_row: 0,
         resume_from,
         init_from: None,
+        ran_millis: 0,
         ahead_of: None,
     })
 }

@@ -76,6 +76,30 @@
 {{- fail (printf "tenants: burst of %s says nothing without callsPerSecond: give both" $tenant) -}}
 {{- end -}}
 {{- end -}}
+{{- if hasKey $v.tenants.default "queue" -}}
+{{- fail "tenants.default.queue: tenants that are not listed are in the queue called default: leave it out" -}}
+{{- end -}}
+{{- range $tenant, $limits := $v.tenants.listed -}}
+{{- if and $limits.queue (not (hasKey $v.tenants.queues $limits.queue)) -}}
+{{- fail (printf "tenants.listed.%s.queue: there is no queue %s below tenants.queues: %s" $tenant $limits.queue (keys $v.tenants.queues | sortAlpha | join ", ")) -}}
+{{- end -}}
+{{- end -}}
+{{- range $name, $queue := $v.tenants.queues -}}
+{{- range $device, $slots := $queue.guaranteed -}}
+{{- if and (hasKey ($queue.max | default dict) $device) (lt (int (get $queue.max $device)) (int $slots)) -}}
+{{- fail (printf "tenants.queues.%s.max.%s: %d is less than the %d that it is sure of" $name $device (int (get $queue.max $device)) (int $slots)) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- range $device, $there := $v.tenants.clusterSlots -}}
+{{- $sure := 0 -}}
+{{- range $v.tenants.queues -}}
+{{- $sure = add $sure (int (get (.guaranteed | default dict) $device | default 0)) -}}
+{{- end -}}
+{{- if gt (int $sure) (int $there) -}}
+{{- fail (printf "tenants.clusterSlots.%s: the queues are sure of %d, and there are %d" $device (int $sure) (int $there)) -}}
+{{- end -}}
+{{- end -}}
 {{- $beginnings := dict -}}
 {{- range $class, $entry := $v.tenants.classes -}}
 {{- $from := printf "%d" (int $entry.from) -}}

@@ -383,7 +383,8 @@ impl Facts {
             | Record::Stage(_)
             | Record::Node(_)
             | Record::Cluster(_)
-            | Record::Keep(_) => {}
+            | Record::Keep(_)
+            | Record::Usage(_) => {}
         }
         self.keys.insert(change.key.clone(), record.key());
         if let Err(orphan) = self.state.apply(Write::Put(record)) {
@@ -524,7 +525,7 @@ impl Facts {
                     broken.push((2, format!("{key} is lost")));
                 }
             }
-            RecordKey::Deletion(_) => broken.push((1, format!("{key} is lost"))),
+            RecordKey::Deletion(_) | RecordKey::Usage(_) => broken.push((1, format!("{key} is lost"))),
             RecordKey::Job(_)
             | RecordKey::Segment(..)
             | RecordKey::Unit(..)

@@ -19,6 +19,7 @@ use crescendo_controller::unit_board::UnitBoard;
 use crescendo_core::classes::{PriorityClass, PriorityClasses};
 use crescendo_core::decide::Limits;
 use crescendo_core::ids::Timestamp;
+use crescendo_core::queues::{Queue, Queues};
 use crescendo_core::quotas::Quotas;
 use crescendo_node::runtime::random;
 use crescendo_node::runtime::supervise::{Drain, Tasks};
@@ -210,7 +211,7 @@ impl Controller {
         let controller_id = random::id();
         // Most batches are split into several transactions, and faults come in between.
         let txn_writes = self.rng.draw(|rng| TXN_WRITES[rng.index(TXN_WRITES.len())]);
-        let (_, quotas) = watch::channel(Arc::new(Quotas { classes: classes(), ..Quotas::default() }));
+        let (_, quotas) = watch::channel(Arc::new(shared_by_queues()));
         let around = EngineDeps {
             config: Arc::new(config(txn_writes)),
             store,
@@ -300,6 +301,17 @@ impl Controller {
     fn answers(&self, answers: bool) {
         (0..=PEOPLE).for_each(|peer| self.network.cut((peer, self.index), Way::Down, !answers));
     }
+}
+
+/// Two queues, of which each is sure of the slots of the largest job that a schedule draws.
+fn shared_by_queues() -> Quotas {
+    let queue = |name: &str| {
+        let guaranteed = BTreeMap::from([("cpu".to_owned(), 3)]);
+        (name.to_owned(), Queue { guaranteed, ..Queue::default() })
+    };
+    let queues = Queues { by_name: BTreeMap::from(["a", "b"].map(queue)), ..Queues::default() };
+    let fair_share = Some(Duration::from_secs(120));
+    Quotas { classes: classes(), queues, fair_share, ..Quotas::default() }
 }
 
 /// Each priority that a schedule draws is a class of its own, and the highest loses its slots to nobody.

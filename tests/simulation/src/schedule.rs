@@ -308,6 +308,8 @@ fn spec(rng: &mut Rng, job: usize) -> String {
     let gpus = rng.between(1, 4);
     let min_gpus = rng.between(1, gpus + 1);
     let priority = rng.below(3) * 10;
+    let queue = if rng.chance(500) { "a" } else { "b" };
+    let tenant = if rng.chance(500) { "research" } else { "products" };
     let mut stages = String::new();
     for stage in 1..=rng.between(1, 3) {
         let pairs = rng.between(16, 80);
@@ -324,11 +326,12 @@ fn spec(rng: &mut Rng, job: usize) -> String {
         "
 apiVersion: crescendo/v1
 kind: TrainingJob
-metadata: {{name: job-{job}}}
+metadata: {{name: job-{job}, tenant: {tenant}}}
 spec:
   model: {{preset: nano, precision: f32, weights: base.safetensors}}
   resources: {{gpus: {gpus}, minGpus: {min_gpus}}}
   priority: {priority}
+  queue: {queue}
   stages:{stages}
   checkpoints: {{every: {every}, keepLast: 2}}
 ",

@@ -204,7 +204,7 @@ impl<'a> Making<'a> {
 
 /// The stages that lack pairs and may be begun, in the order of their jobs.
 fn stages_to_make(nodes: &DecideContext<'_>, decided: &Decided<'_>) -> Vec<StageRef> {
-    let jobs = nodes.state.open_in_order();
+    let jobs = nodes.in_order();
     let open = jobs
         .into_iter()
         .filter(|job| !decided.closed.contains(&job.record.id) && !nodes.is_halted(&job.record.id));

@@ -3,13 +3,17 @@
 //! Their gangs are told to save and leave, as those of a node that drains are; what a gang does not save within
 //! [`Limits::leave_within`](crate::decide::Limits) is lost with it.
 
+use std::time::Duration;
+
 use crate::decide::jobs::{EndKind, Idle, JobPass};
+use crate::decide::placing::Turn;
 use crate::decide::preemption::{self, Candidate};
 use crate::decide::{Change, PendingReason};
 use crate::ids::AttemptRef;
 use crate::job::{JobEvent, JobState};
 use crate::placement::Slots;
 use crate::processor::GangKind;
+use crate::queues;
 use crate::records::{AttemptRecord, NodeKind};
 use crate::state::{Job, Stage};
 
@@ -51,12 +55,46 @@ impl<'a> JobPass<'a, '_> {
         self.plan.waits.insert(job.record.id.clone(), PendingReason::Preempted { slots });
     }
 
+    /// Ends a job that has held slots for as long as it may, once its gang has saved and left. Whether it is at its limit.
+    pub(super) fn end_in_time(&mut self, job: &'a Job, index: usize) -> bool {
+        let now = self.nodes.wall_now();
+        if job.time_left(now).is_none_or(|left| left > Duration::ZERO)
+            || matches!(job.record.state, JobState::Paused(_))
+        {
+            return false;
+        }
+        let minutes = job.record.spec.time_limit_minutes.unwrap_or(0);
+        let over = job.ran(now).saturating_sub(Duration::from_secs(u64::from(minutes) * 60));
+        match self.leave_since(job, index, "the job has run for as long as it may", over) {
+            Leaving::Saves { slots } => {
+                self.plan.waits.insert(job.record.id.clone(), PendingReason::TimeLimit { minutes, slots });
+            }
+            Leaving::Left { .. } => {
+                let saved = job.stages.get(index).and_then(|stage| stage.newest_checkpoint());
+                let from = saved.map_or_else(
+                    || "it has no checkpoint".to_owned(),
+                    |saved| format!("its newest checkpoint is of step {}", saved.step),
+                );
+                let reason = format!(
+                    "it has run for {minutes} minutes, as long as it may (spec.timeLimitMinutes); {from}"
+                );
+                self.move_job(job, vec![JobEvent::Fail { reason }]);
+            }
+        }
+        true
+    }
+
     fn leave(&mut self, job: &'a Job, index: usize, why: &str) -> Leaving {
+        let held_for = self.nodes.now.since(self.nodes.seen.held_since(&job.record.id));
+        self.leave_since(job, index, why, held_for)
+    }
+
+    /// `held_for`: how long it has been to leave.
+    fn leave_since(&mut self, job: &'a Job, index: usize, why: &str, held_for: Duration) -> Leaving {
         let Some(stage) = job.stages.get(index) else { return Leaving::Left { last: None } };
         let Some(running) = stage.active_attempt() else {
             return Leaving::Left { last: stage.attempt.clone() };
         };
-        let held_for = self.nodes.now.since(self.nodes.seen.held_since(&job.record.id));
         let over = match self.ending(job, index, running) {
             Some(ending) => Some((ending.reason, ending.kind)),
             None if held_for >= self.nodes.limits.leave_within => {
@@ -87,6 +125,7 @@ impl<'a> JobPass<'a, '_> {
         stage: &Stage,
         ranks: u32,
         required: Option<&GangKind>,
+        turn: Turn,
     ) -> Option<usize> {
         let mut slots = self.slots.clone();
         slots.assume_stopped();
@@ -96,7 +135,7 @@ impl<'a> JobPass<'a, '_> {
         if self.would_fit(slots.clone(), job, stage, ranks, required) {
             return Some(leaving.len());
         }
-        let candidates = self.candidates(job);
+        let candidates = self.candidates(job, turn);
         let chosen = preemption::choose(candidates, |chosen| {
             let mut slots = slots.clone();
             chosen.iter().flat_map(|one| &one.attempt.ranks).for_each(|rank| slots.give_back(rank));
@@ -129,9 +168,13 @@ impl<'a> JobPass<'a, '_> {
         fits
     }
 
-    /// Gangs whose slots the job may have: those of lower classes, and those that were placed before its turn.
-    fn candidates(&self, job: &Job) -> Vec<Candidate<'a>> {
-        let classes = &self.nodes.limits.quotas.classes;
+    /// Gangs whose slots the job may have: those of lower classes, those that were placed before its turn, and if it asks for
+    /// what its queue is sure of, those that have borrowed. What another queue is sure of is left to that.
+    fn candidates(&self, job: &Job, turn: Turn) -> Vec<Candidate<'a>> {
+        let quotas = &self.nodes.limits.quotas;
+        let classes = &quotas.classes;
+        let sure = queues::sure(self.nodes.state, quotas, self.decided.active.values());
+        let queue_of = |job: &Job| quotas.queues.of(&job.record.spec).map(|(name, _)| name);
         let taker = job.record.spec.priority;
         let may = |attempt: &AttemptRecord| {
             let holder = self.nodes.state.job(&attempt.attempt.job)?;
@@ -142,7 +185,15 @@ impl<'a> JobPass<'a, '_> {
             let priority = holder.record.spec.priority;
             let ahead = attempt.ahead_of.as_ref() == Some(&job.record.id);
             let class = classes.of(priority).map_or(i32::MIN, |(lowest, _)| lowest);
-            (runs && is_known && (ahead || classes.may_preempt(taker, priority))).then(|| Candidate {
+            let may = match queue_of(holder) == queue_of(job) {
+                true => ahead || classes.may_preempt(taker, priority),
+                false if sure.contains(&stage.id) => false,
+                false => {
+                    let lent = turn == Turn::Sure && classes.is_preemptible(priority);
+                    ahead || lent || classes.may_preempt(taker, priority)
+                }
+            };
+            (runs && is_known && may).then(|| Candidate {
                 job: holder,
                 attempt: attempt.clone(),
                 class: if ahead { i32::MIN } else { class },

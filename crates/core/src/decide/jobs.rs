@@ -1,21 +1,18 @@
 //! Jobs: attempts are ended and placed, states moved, waits explained.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
 
 use crate::decide::lost::lost_log;
 use crate::decide::passes::{Active, CurationAssignments, Decided, Lacking};
+use crate::decide::placing::{FirstWaiting, InUse};
 use crate::decide::{Change, DecideContext, PendingReason, Plan, preemption, sources, stage_precision};
-use crate::ids::{AttemptRef, NodeId, StageRef, Timestamp};
+use crate::ids::{AttemptRef, NodeId, Timestamp};
 use crate::job::{JobEvent, JobState};
 use crate::observed::NodeReport;
-use crate::placement::{self, InsufficientCapacity, NodeNeeds, NodeSlots, Slots};
-use crate::precision::{self, StagePrecision};
-use crate::processor::{self, GangKind, GangPart};
-use crate::quotas::QueueOrder;
-use crate::records::{AttemptRecord, AttemptState, JobRecord, NodeKind, RankPlacement, Record, Write};
+use crate::placement::{self, NodeSlots, Slots};
+use crate::records::{AttemptRecord, JobRecord, NodeKind, Record, Write};
 use crate::spec::OtherCheckpoint;
-use crate::state::{ClusterState, Job, Stage};
+use crate::state::{Job, Stage};
 use crate::transitions::ended;
 
 /// An attempt that cannot go on.
@@ -36,7 +33,7 @@ pub(super) enum EndKind {
 
 /// Decides every open job, in the order in which they are served.
 pub(super) fn decide_jobs<'a>(nodes: &DecideContext<'a>, plan: &mut Plan) -> Decided<'a> {
-    let jobs = nodes.state.open_in_order();
+    let jobs = nodes.in_order();
     let mut active = Active::new();
     for job in &jobs {
         for attempt in job.stages.iter().filter_map(Stage::active_attempt) {
@@ -52,18 +49,13 @@ pub(super) fn decide_jobs<'a>(nodes: &DecideContext<'a>, plan: &mut Plan) -> Dec
         full_tenants,
         lacking: Vec::new(),
     };
-    let (idle, in_use) = (Vec::new(), BTreeMap::new());
+    let (idle, in_use) = (Vec::new(), InUse::default());
     let mut pass = JobPass { nodes, plan, decided, slots, idle, in_use, first_waiting: None };
     // Every slot that becomes free is known before the first one is given away.
     for job in jobs {
         pass.decide_job(job);
     }
-    pass.count_in_use();
-    for Idle { job, index, last } in std::mem::take(&mut pass.idle) {
-        if let Some(stage) = job.stages.get(index) {
-            pass.start_or_wait(job, index, stage, last.as_ref());
-        }
-    }
+    pass.place_idle();
     pass.decided
 }
 
@@ -143,23 +135,6 @@ fn slots_of_attempt(nodes: &DecideContext<'_>, node: &NodeId, attempt: &AttemptR
     }
 }
 
-/// Places the ranks of a gang on nodes of their own kind each, without taking the slots.
-fn place_parts(
-    state: &ClusterState,
-    slots: &Slots,
-    stage: &StageRef,
-    gang: &GangKind,
-) -> Option<Vec<RankPlacement>> {
-    let (mut slots, mut ranks) = (slots.clone(), Vec::new());
-    for part in &gang.parts {
-        let alike = slots.among(|node| processor::may_run_on(part, state, node));
-        let placed = placement::place(&alike, stage, &[part.ranks]).ok()?;
-        placed.iter().for_each(|rank| slots.take(rank));
-        ranks.extend(placed);
-    }
-    (!ranks.is_empty()).then_some(ranks)
-}
-
 /// A job whose current stage has no active attempt.
 pub(super) struct Idle<'a> {
     pub job: &'a Job,
@@ -175,18 +150,10 @@ pub(super) struct JobPass<'a, 'p> {
     pub(super) slots: Slots,
     /// In order.
     pub(super) idle: Vec<Idle<'a>>,
-    /// Slots that each tenant's active attempts hold. Filled once every attempt that cannot go on has ended.
-    in_use: BTreeMap<&'a str, u32>,
+    /// Filled once every attempt that cannot go on has ended.
+    pub(super) in_use: InUse<'a>,
     /// The first job that waits for slots which it would fit into.
-    first_waiting: Option<FirstWaiting<'a>>,
-}
-
-/// A job for whose sake later ones may have to wait.
-#[derive(Clone, Copy)]
-struct FirstWaiting<'a> {
-    job: &'a Job,
-    /// What it waits for is on its way: nobody takes that.
-    comes: bool,
+    pub(super) first_waiting: Option<FirstWaiting<'a>>,
 }
 
 impl<'a> JobPass<'a, '_> {
@@ -207,6 +174,9 @@ impl<'a> JobPass<'a, '_> {
             self.move_job(job, vec![JobEvent::Succeed]);
             return;
         };
+        if self.end_in_time(job, index) {
+            return;
+        }
         match &job.record.state {
             JobState::Paused(pause) => self.pause(job, index, &pause.reason),
             JobState::Preempting { by, .. } => {
@@ -371,24 +341,6 @@ impl<'a> JobPass<'a, '_> {
         says.len() >= 2 || !placement::room(&others, &stage, least).fits_when_empty()
     }
 
-    /// The slots of nodes that the job may be given.
-    fn slots_for_job(&self, job: &Job) -> Slots {
-        let needs = NodeNeeds::of(&job.record.spec, self.nodes.state);
-        if needs.are_none() {
-            return self.slots.clone();
-        }
-        let is_met = |node: &NodeId| self.nodes.state.node(node).is_some_and(|node| needs.are_met_by(node));
-        self.slots.among(is_met)
-    }
-
-    /// Those that a stage may take: none on nodes that take its failure for permanent, as long as it fits elsewhere.
-    fn slots_for(&self, job: &Job, stage: &StageRef, least: u32) -> Slots {
-        let says = self.nodes.seen.failures.permanent_on(stage, self.nodes.limits, self.nodes.now);
-        let slots = self.slots_for_job(job);
-        let others = slots.among(|node| !says.contains(node));
-        if placement::room(&others, stage, least).fits_when_empty() { others } else { slots }
-    }
-
     /// Ends the stage's active attempt, and counts it if it has failed.
     pub(super) fn close(
         &mut self,
@@ -430,259 +382,20 @@ impl<'a> JobPass<'a, '_> {
         record
     }
 
-    fn start_or_wait(&mut self, job: &'a Job, index: usize, stage: &Stage, last: Option<&AttemptRecord>) {
-        let Some(spec) = job.stage_spec(index) else { return };
-        if let Some((stored_bytes, limit_bytes)) = self.decided.full_tenants.get(&job.record.spec.tenant)
-            && !stage.is_begun()
-        {
-            let (stored_bytes, limit_bytes) = (*stored_bytes, *limit_bytes);
-            let wait = PendingReason::TenantStorage {
-                tenant: job.record.spec.tenant.clone(),
-                stored_bytes,
-                limit_bytes,
-            };
-            self.plan.waits.insert(job.record.id.clone(), wait);
-            return;
-        }
-        let log = &stage.log;
-        let needed = spec.data.min_pairs.min(spec.data.pairs);
-        if !log.is_sealed() && log.committed() < needed {
-            self.decided.lacking.push(Lacking { job, index, needed });
-            return;
-        }
-        if let Some((until, wait)) = last.and_then(|last| self.backoff(stage, last))
-            && self.nodes.now < until
-        {
-            self.move_job(job, placing(index));
-            self.plan.waits.insert(job.record.id.clone(), wait);
-            return;
-        }
-        // Placed, it waits for its ranks; else for what keeps it from being placed.
-        let (Ok(wait) | Err(wait)) = self.try_place(job, index, stage, last);
-        self.move_job(job, placing(index));
-        self.plan.waits.insert(job.record.id.clone(), wait);
-    }
-
-    /// When the next attempt may start: at once after the first failure, later and later after more of them.
-    fn backoff(&self, stage: &Stage, last: &AttemptRecord) -> Option<(Timestamp, PendingReason)> {
-        let AttemptState::Ended { reason, .. } = &last.state else { return None };
-        let failures = last.failures_in_a_row;
-        if failures <= 1 {
-            return None;
-        }
-        let limits = self.nodes.limits;
-        let factor = 1u32.checked_shl(failures - 2).unwrap_or(u32::MAX);
-        let wait: Duration = limits.restart_backoff.saturating_mul(factor).min(limits.max_restart_backoff);
-        // One that this very plan ends is not learnt of yet.
-        let ends_now = stage.active_attempt().is_some();
-        let ended = if ends_now { self.nodes.now } else { self.nodes.seen.ended(&last.attempt) };
-        Some((ended.plus(wait), PendingReason::Backoff { reason: reason.clone(), failures }))
-    }
-
-    fn try_place(
-        &mut self,
-        job: &'a Job,
-        index: usize,
-        stage: &Stage,
-        last: Option<&AttemptRecord>,
-    ) -> Result<PendingReason, PendingReason> {
-        let Some(spec) = job.stage_spec(index) else { return Err(PendingReason::NoTrainer) };
-        if self.slots.is_empty() {
-            return Err(PendingReason::NoTrainer);
-        }
-        let needs = NodeNeeds::of(&job.record.spec, self.nodes.state);
-        let is_met = |node: &NodeId| self.nodes.state.node(node).is_some_and(|node| needs.are_met_by(node));
-        if !self.slots.nodes().any(is_met) {
-            return Err(PendingReason::NoSuchTrainer { needs: needs.to_string() });
-        }
-        let init_from = self.nodes.state.init_checkpoint(job, index);
-        let init_from = init_from.map_err(|from| PendingReason::Start { from })?;
-        let required = processor::required(&job.record.spec, self.nodes.state, stage, init_from);
-        let sizes = match required {
-            Some(gang) => vec![gang.ranks()],
-            None => placement::gang_sizes(&job.record.spec, spec),
-        };
-        let sizes = self.allowed_sizes(job, sizes)?;
-        let first = self.first_waiting;
-        if first.is_some_and(|first| first.comes) || !self.may_go_ahead(job) {
-            return Err(self.behind(job));
-        }
-        let place = match required {
-            Some(gang) => self.place_like(job, gang, &stage.id)?,
-            None => self.place_anywhere(job, stage, &sizes),
-        };
-        let ranks = place.map_err(|shortage| match first {
-            None => self.wait_for_slots(job, stage, &shortage, required),
-            Some(_) => self.behind(job),
-        })?;
-        ranks.iter().for_each(|rank| self.slots.take(rank));
-        *self.in_use.entry(&job.record.spec.tenant).or_insert(0) += slots_of(&ranks);
-        let StageRef { job: job_id, stage: name } = stage.id.clone();
-        let attempt = AttemptRef { job: job_id, stage: name, generation: stage.generation().next() };
-        let nodes: BTreeSet<&NodeId> = ranks.iter().map(|rank| &rank.node).collect();
-        let wait = PendingReason::Ranks { ranks: ranks.len(), nodes: nodes.len() };
-        let ahead_of = first.map(|first| first.job.record.id.clone());
-        let placed = Change::AttemptPlaced {
-            attempt: attempt.clone(),
-            ranks: ranks.len(),
-            ahead_of: ahead_of.clone(),
-        };
-        self.plan.changes.push(placed);
-        let record = AttemptRecord {
-            attempt,
-            ranks,
-            state: AttemptState::Active,
-            started_at: self.nodes.wall_now(),
-            restarts: last.map_or(0, |last| last.restarts.saturating_add(1)),
-            failures_in_a_row: last.map_or(0, |last| last.failures_in_a_row),
-            resume_from: stage.newest_checkpoint().cloned(),
-            init_from: init_from.cloned(),
-            ahead_of,
-        };
-        self.decided.active.insert(stage.id.clone(), record.clone());
-        self.write(Record::Attempt(record));
-        Ok(wait)
-    }
-
-    /// Whether a later job may use what the first one waits for and cannot use yet: it is to leave when that one fits.
-    fn may_go_ahead(&self, job: &Job) -> bool {
-        let quotas = &self.nodes.limits.quotas;
-        self.first_waiting.is_none()
-            || quotas.order == QueueOrder::Backfill && quotas.classes.is_preemptible(job.record.spec.priority)
-    }
-
-    /// A job of another tenant is not named.
-    fn behind(&self, job: &Job) -> PendingReason {
-        match self.first_waiting {
-            Some(first) if first.job.record.spec.tenant == job.record.spec.tenant => {
-                PendingReason::Behind { job: first.job.record.id.clone() }
-            }
-            Some(_) | None => PendingReason::BehindOthers,
-        }
-    }
-
-    /// Keeps what becomes free for a job that would fit if others left, and has those leave that are to.
-    fn wait_for_slots(
-        &mut self,
-        job: &'a Job,
-        stage: &Stage,
-        shortage: &InsufficientCapacity,
-        required: Option<&GangKind>,
-    ) -> PendingReason {
-        let InsufficientCapacity { wanted, free, total } = *shortage;
-        if shortage.fits_when_empty() {
-            let room = self.make_room(job, stage, wanted, required);
-            self.first_waiting = Some(FirstWaiting { job, comes: room.is_some() });
-            if let Some(jobs) = room.filter(|jobs| *jobs > 0) {
-                return PendingReason::MakingRoom { wanted, jobs };
-            }
-        }
-        PendingReason::Slots { wanted, free, total }
-    }
-
-    /// Places a gang of one of `sizes` on nodes of any kind: on such that crawl in the stage's precision only where it
-    /// fits nowhere else, and where the kind that wrote its checkpoint is free on that, since the bits stay the same then.
-    pub(super) fn place_anywhere(
-        &self,
-        job: &Job,
-        stage: &Stage,
-        sizes: &[u32],
-    ) -> Result<Vec<RankPlacement>, InsufficientCapacity> {
-        let state = self.nodes.state;
-        // Only bf16 crawls anywhere.
-        let allowed = self.slots_for(job, &stage.id, sizes.last().copied().unwrap_or(0));
-        let quick = (precision::of_stage(&job.record.spec, stage) == Some(StagePrecision::Bf16))
-            .then(|| allowed.among(|node| !state.node(node).is_some_and(precision::bf16_crawls_on)));
-        let wrote = stage.newest_checkpoint().and_then(|checkpoint| processor::wrote(stage, checkpoint));
-        let (seen, limits, now) = (self.nodes.seen, self.nodes.limits, self.nodes.now);
-        let sound = |slots: &Slots| slots.among(|node| !seen.failures.avoids(node, &stage.id, limits, now));
-        // Where it has just failed it goes only if it fits nowhere else.
-        let tiers = quick.into_iter().chain([allowed.clone()]).flat_map(|slots| [sound(&slots), slots]);
-        for slots in tiers.collect::<Vec<_>>().iter() {
-            for size in sizes {
-                let alike = wrote.filter(|gang| gang.ranks() == *size);
-                if let Some(ranks) = alike.and_then(|gang| place_parts(state, slots, &stage.id, gang)) {
-                    return Ok(ranks);
-                }
-                if let Ok(ranks) = placement::place(slots, &stage.id, &[*size]) {
-                    return Ok(ranks);
-                }
-            }
-        }
-        Err(placement::room(&allowed, &stage.id, sizes.last().copied().unwrap_or(0)))
-    }
-
-    /// Places a gang that gives the same bits as one of this kind; `Err` if there are not the nodes for it, free or not.
-    pub(super) fn place_like(
-        &self,
-        job: &Job,
-        gang: &GangKind,
-        stage: &StageRef,
-    ) -> Result<Result<Vec<RankPlacement>, InsufficientCapacity>, PendingReason> {
-        let state = self.nodes.state;
-        let (seen, limits, now) = (self.nodes.seen, self.nodes.limits, self.nodes.now);
-        let mine = self.slots_for_job(job);
-        let sound = mine.among(|node| !seen.failures.avoids(node, stage, limits, now));
-        for slots in [&sound, &mine] {
-            if let Some(ranks) = place_parts(state, slots, stage, gang) {
-                return Ok(Ok(ranks));
-            }
-        }
-        let rooms = gang.by_kind().into_iter().map(|part| {
-            let alike = mine.among(|node| processor::may_run_on(&part, state, node));
-            (placement::room(&alike, stage, part.ranks), part)
-        });
-        let rooms: Vec<(InsufficientCapacity, GangPart)> = rooms.collect();
-        let missing: Vec<GangPart> =
-            rooms.iter().filter(|(room, _)| !room.fits_when_empty()).map(|(_, part)| part.clone()).collect();
-        if !missing.is_empty() {
-            return Err(PendingReason::Processor { gang: GangKind { parts: missing } });
-        }
-        let taken = rooms.into_iter().map(|(room, _)| room).find(|room| room.free < room.wanted);
-        Ok(Err(taken.unwrap_or_else(|| placement::room(&mine, stage, gang.ranks()))))
-    }
-
-    fn count_in_use(&mut self) {
-        let state = self.nodes.state;
-        for (stage, attempt) in &self.decided.active {
-            if let Some(job) = state.job(&stage.job) {
-                *self.in_use.entry(&job.record.spec.tenant).or_insert(0) += slots_of(&attempt.ranks);
-            }
-        }
-    }
-
-    /// The gang sizes, largest first, that the job's tenant has slots left for.
-    fn allowed_sizes(&self, job: &Job, sizes: Vec<u32>) -> Result<Vec<u32>, PendingReason> {
-        let tenant = job.record.spec.tenant.as_str();
-        let Some(limit) = self.nodes.limits.quotas.of(tenant).max_gpus else { return Ok(sizes) };
-        let used = self.in_use.get(tenant).copied().unwrap_or(0);
-        let left = limit.saturating_sub(used);
-        let wanted = sizes.last().copied().unwrap_or(0);
-        let allowed: Vec<u32> = sizes.into_iter().filter(|size| *size <= left).collect();
-        if allowed.is_empty() {
-            return Err(PendingReason::TenantGpus { tenant: tenant.to_owned(), wanted, used, limit });
-        }
-        Ok(allowed)
-    }
-
     pub(super) fn move_job(&mut self, job: &Job, events: Vec<JobEvent>) {
         if move_job(self.nodes.wall_now(), self.plan, job, events) {
             self.decided.closed.insert(job.record.id.clone());
         }
     }
 
-    fn write(&mut self, record: Record) {
+    pub(super) fn write(&mut self, record: Record) {
         write(self.plan, record);
     }
 }
 
 /// To its place; one that was preempted and has left, through the queue.
-fn placing(stage: usize) -> Vec<JobEvent> {
+pub(super) fn placing(stage: usize) -> Vec<JobEvent> {
     vec![JobEvent::Yield, JobEvent::Place { stage }]
-}
-
-fn slots_of(ranks: &[RankPlacement]) -> u32 {
-    u32::try_from(ranks.len()).unwrap_or(u32::MAX)
 }
 
 /// Applies events one after the other; one that the state does not allow is left out. Whether the job has ended. `now` is

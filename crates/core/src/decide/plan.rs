@@ -137,6 +137,22 @@ pub enum PendingReason {
         used: u32,
         limit: u32,
     },
+    /// The queue uses as many slots of this kind as it may.
+    QueueGpus {
+        queue: String,
+        device: String,
+        wanted: u32,
+        used: u32,
+        limit: u32,
+    },
+    /// What the queue is sure of is too little, and the job is of a class that borrows nothing.
+    QueueGuarantee {
+        queue: String,
+        device: String,
+        wanted: u32,
+        used: u32,
+        guaranteed: u32,
+    },
     /// The tenant stores as much as it may, so that no further stage of it is begun.
     TenantStorage {
         tenant: String,
@@ -164,6 +180,12 @@ pub enum PendingReason {
     Preempted {
         slots: usize,
     },
+    /// It has held slots for as long as it may.
+    TimeLimit {
+        minutes: u32,
+        /// Slots that it holds until its ranks have saved.
+        slots: usize,
+    },
     /// Jobs that go later save and leave, so that it fits.
     MakingRoom {
         wanted: u32,
@@ -184,11 +206,15 @@ impl PendingReason {
             Self::Processor { .. } => "processor",
             Self::Slots { .. } => "slots",
             Self::Behind { .. } | Self::BehindOthers => "behind",
-            Self::TenantGpus { .. } | Self::TenantStorage { .. } => "quota",
+            Self::TenantGpus { .. }
+            | Self::TenantStorage { .. }
+            | Self::QueueGpus { .. }
+            | Self::QueueGuarantee { .. } => "quota",
             Self::Backoff { .. } => "backoff",
             Self::Ranks { .. } => "ranks",
             Self::Paused { .. } => "paused",
             Self::Preempted { .. } => "preempted",
+            Self::TimeLimit { .. } => "time_limit",
             Self::MakingRoom { .. } => "making_room",
         }
     }
@@ -229,6 +255,20 @@ impl fmt::Display for PendingReason {
             Self::TenantGpus { tenant, wanted, used, limit } => {
                 write!(f, "waits for {wanted} GPUs: tenant {tenant} uses {used} of its {limit} GPUs")
             }
+            Self::QueueGpus { queue, device, wanted, limit, .. } if wanted > limit => {
+                write!(f, "waits for {wanted} {device} slots: queue {queue} may use {limit} in all")
+            }
+            Self::QueueGpus { queue, device, wanted, used, limit } => {
+                write!(
+                    f,
+                    "waits for {wanted} {device} slots: queue {queue} uses {used} of the {limit} that it may"
+                )
+            }
+            Self::QueueGuarantee { queue, device, wanted, used, guaranteed } => write!(
+                f,
+                "waits for {wanted} {device} slots: queue {queue} uses {used}, is sure of {guaranteed}, and a job that \
+                 cannot be preempted borrows none"
+            ),
             Self::TenantStorage { tenant, stored_bytes, limit_bytes } => {
                 let (stored, limit) = (gigabytes(*stored_bytes), gigabytes(*limit_bytes));
                 write!(f, "waits for storage: tenant {tenant} stores {stored} of its {limit}")
@@ -246,6 +286,9 @@ impl fmt::Display for PendingReason {
             }
             Self::Preempted { slots } => {
                 write!(f, "makes room for a job that goes first: {slots} ranks save and leave")
+            }
+            Self::TimeLimit { minutes, slots } => {
+                write!(f, "has run for {minutes} minutes, as long as it may: {slots} ranks save and leave")
             }
             Self::MakingRoom { wanted, jobs } => {
                 write!(f, "waits for {wanted} slots: {jobs} jobs that go later save and leave")

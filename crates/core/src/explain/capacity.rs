@@ -82,7 +82,16 @@ pub(super) fn behind(view: &View<'_>, job: &Job, index: usize, first: Option<&Jo
     let first_index = first.current_stage().unwrap_or(0);
     let name = view.name(first);
     let (priority, own) = (first.record.spec.priority, job.record.spec.priority);
-    let why = if priority > own { "has the higher priority" } else { "was submitted earlier" };
+    let (theirs, ours) = (&first.record.spec, &job.record.spec);
+    let why = if priority > own {
+        "has the higher priority"
+    } else if view.limits.quotas.fair_share.is_some() && theirs.tenant != ours.tenant {
+        "is of a tenant that has used less for its share"
+    } else if first.order() <= job.order() {
+        "was submitted earlier"
+    } else {
+        "is in a queue that is sure of these slots"
+    };
     let mut blockers = vec![blocker(view, first, 0, None)];
     // Those that keep the first one waiting; whether they are enough for this one is another question.
     blockers.extend(
@@ -164,6 +173,45 @@ pub(super) fn over_quota(view: &View<'_>, job: &Job, index: usize, quota: &Tenan
     Explanation { findings, remedies, blockers: holding, ..Explanation::default() }
 }
 
+/// The queue uses as many slots as it may.
+pub(super) fn queue_full(
+    view: &View<'_>,
+    queue: &str,
+    device: &str,
+    (wanted, limit): (u32, u32),
+) -> Explanation {
+    let mut remedies = Vec::new();
+    if wanted <= limit {
+        remedies.push(format!("wait until jobs of queue {queue} give slots back"));
+    }
+    remedies.push("or submit to another queue (spec.queue): crescendo queues shows them".to_owned());
+    remedies.push(format!("or ask an admin to raise queues.{queue}.max.{device}"));
+    Explanation { remedies, nodes: node_rooms(view, None), ..Explanation::default() }
+}
+
+/// A job that is not preemptible waits for what its queue is sure of.
+pub(super) fn nothing_borrowed(
+    view: &View<'_>,
+    queue: &str,
+    device: &str,
+    (wanted, guaranteed): (u32, u32),
+) -> Explanation {
+    let mut remedies = Vec::new();
+    if wanted <= guaranteed {
+        remedies.push(format!("wait until jobs of queue {queue} give slots back"));
+    }
+    remedies.push("or submit with a spec.priority of a class that is preemptible: it may borrow".to_owned());
+    remedies.push(format!("or ask an admin to raise queues.{queue}.guaranteed.{device}"));
+    Explanation {
+        findings: vec![
+            "slots that a queue borrows are taken back as soon as another is sure of them".to_owned(),
+        ],
+        remedies,
+        nodes: node_rooms(view, None),
+        ..Explanation::default()
+    }
+}
+
 /// Nodes that get nothing new, if there are any.
 fn draining(nodes: &[NodeRoom]) -> Option<String> {
     let draining = nodes.iter().filter(|node| node.draining);
@@ -187,7 +235,7 @@ pub(super) fn waiting(view: &View<'_>, job: &Job, index: usize) -> Explanation {
     };
     let sizes = placement::gang_sizes(&job.record.spec, spec);
     let least = sizes.last().copied().unwrap_or(0);
-    let needs = NodeNeeds::of(&job.record.spec, view.state);
+    let needs = NodeNeeds::of(&job.record.spec, &view.limits.quotas, view.state);
     let is_met = |node: &NodeId| view.state.node(node).is_some_and(|node| needs.are_met_by(node));
     let slots = slots_now(view).among(is_met);
     let mut nodes = node_rooms(view, Some(&stage.id));
@@ -265,7 +313,7 @@ fn slots_now(view: &View<'_>) -> Slots {
 
 /// Every active attempt.
 fn holders<'a>(view: &View<'a>) -> impl Iterator<Item = (&'a Job, &'a Stage, &'a AttemptRecord)> {
-    let jobs = view.state.open_in_order();
+    let jobs = view.decide_nodes().in_order();
     jobs.into_iter().flat_map(|job| {
         job.stages.iter().filter_map(move |stage| Some((job, stage, stage.active_attempt()?)))
     })

@@ -51,6 +51,21 @@ pub(super) fn preempted(view: &View<'_>, job: &Job, slots: usize) -> Explanation
     }
 }
 
+/// The job has held slots for as long as it may.
+pub(super) fn at_its_limit(job: &Job) -> Explanation {
+    let mut findings: Vec<String> = resumes_from(job).into_iter().collect();
+    findings.push("once its ranks have saved and left it has failed, and its slots are free".to_owned());
+    let id = &job.record.id;
+    let remedies = vec![format!("then give it as much time again: crescendo retry {id}")];
+    Explanation { findings, remedies, ..Explanation::default() }
+}
+
+/// How long a job may still hold slots, if that is limited.
+pub(super) fn time_left(view: &View<'_>, job: &Job) -> Option<String> {
+    let left = job.time_left(view.wall_now())?;
+    Some(format!("it may hold slots for {} more (spec.timeLimitMinutes)", span(left)))
+}
+
 pub(super) fn making_room(view: &View<'_>, job: &Job, index: usize) -> Explanation {
     let leaves = |job: &&Job| matches!(job.record.state, JobState::Preempting { .. } | JobState::Paused(_));
     let leaving: Vec<(&Job, usize)> = view

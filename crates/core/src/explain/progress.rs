@@ -333,14 +333,15 @@ pub(super) fn stage_ends_in(
     stage: &Stage,
     attempt: &AttemptRecord,
 ) -> Option<Duration> {
+    let at_the_latest = job.time_left(view.wall_now());
     let spec = job.stage_spec(job.stage_index(stage.id.stage.as_str())?)?;
-    let progress = &view.seen.gang(&attempt.attempt)?.progress;
-    if progress.samples_per_sec <= 0.0 {
-        return None;
-    }
-    #[allow(clippy::cast_precision_loss)] // an estimate
-    let left = spec.train.steps.saturating_sub(progress.step) as f64;
-    seconds(left * f64::from(spec.train.global_batch) / progress.samples_per_sec)
+    let progress = view.seen.gang(&attempt.attempt).map(|gang| &gang.progress);
+    let at_its_pace = progress.filter(|progress| progress.samples_per_sec > 0.0).and_then(|progress| {
+        #[allow(clippy::cast_precision_loss)] // an estimate
+        let left = spec.train.steps.saturating_sub(progress.step) as f64;
+        seconds(left * f64::from(spec.train.global_batch) / progress.samples_per_sec)
+    });
+    at_its_pace.into_iter().chain(at_the_latest).min()
 }
 
 fn nodes_of(attempt: &AttemptRecord) -> BTreeSet<&NodeId> {

@@ -14,6 +14,8 @@ pub fn to_yaml(spec: &JobSpec) -> String {
         labels,
         model,
         resources,
+        queue,
+        time_limit_minutes,
         priority,
         seed,
         reproducible,
@@ -54,6 +56,12 @@ pub fn to_yaml(spec: &JobSpec) -> String {
     out.line(2, "minGpus", resources.min_gpus);
     out.line(2, "device", word(&resources.device));
     write_labels(&mut out, 2, "nodeLabels", &resources.node_labels);
+    if let Some(queue) = queue {
+        out.line(1, "queue", text(queue));
+    }
+    if let Some(minutes) = time_limit_minutes {
+        out.line(1, "timeLimitMinutes", minutes);
+    }
     out.line(1, "priority", priority);
     out.line(1, "seed", seed);
     out.line(1, "reproducible", word(reproducible));

@@ -154,6 +154,18 @@ pub const FIELDS: &[Field] = &[
         Default::Absent,
         "Only trainer nodes with all these labels (`--labels`) are given ranks of it.",
     ),
+    field(
+        "spec.queue",
+        Kind::Name,
+        Default::From("the queue of its tenant, if there are queues"),
+        "Queue that it waits in; `crescendo queues` shows them.",
+    ),
+    field(
+        "spec.timeLimitMinutes",
+        whole(1, 5_270_400),
+        Default::Absent,
+        "Minutes for which its gangs may hold slots, over all its stages and attempts; waiting does not count. Then it saves a checkpoint, gives its slots back and has failed; `crescendo retry` gives it as many minutes again. Others see when it ends at the latest.",
+    ),
     field("spec.priority", whole(-1000, 1000), Default::Whole(0), "Higher goes first."),
     field(
         "spec.seed",

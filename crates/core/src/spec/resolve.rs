@@ -28,6 +28,8 @@ pub(super) fn job(reader: &mut Reader, root: &Node, submitter: Option<&Tenant>) 
     let spec = reader.section(file, &path);
     let model = model(reader, spec, &path.field("model"));
     let resources = resources(reader, spec, &path.field("resources"), model.preset);
+    let queue = reader.name(spec, &path.field("queue"));
+    let time_limit_minutes = reader.whole(spec, &path.field("timeLimitMinutes")).map(fit);
     let priority = whole(reader, spec, &path.field("priority"), "spec.priority");
     let seed = whole(reader, spec, &path.field("seed"), "spec.seed");
     let reproducible = match reader.word(spec, &path.field("reproducible")) {
@@ -53,6 +55,8 @@ pub(super) fn job(reader: &mut Reader, root: &Node, submitter: Option<&Tenant>) 
         labels,
         model,
         resources,
+        queue,
+        time_limit_minutes,
         priority,
         seed,
         reproducible,

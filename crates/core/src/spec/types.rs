@@ -21,6 +21,12 @@ pub struct JobSpec {
     pub labels: BTreeMap<String, String>,
     pub model: ModelSpec,
     pub resources: Resources,
+    /// Queue that the job waits in; its tenant's if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queue: Option<String>,
+    /// Minutes for which its gangs hold slots at most, in all; then it saves a checkpoint and ends as failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub time_limit_minutes: Option<u32>,
     /// Higher goes first; -1000 to 1000, 0 if absent.
     pub priority: i32,
     /// Seed of all randomness in the job.

@@ -187,8 +187,10 @@ pub fn retry_job(
         .map_err(|error| RequestError::bad_id("metadata.tenant", &error))?;
     check_room(state, &tenant, queue)?;
     let attempts = job.stages.iter().filter_map(|stage| stage.attempt.as_ref());
-    let counted = attempts.filter(|attempt| attempt.failures_in_a_row > 0);
-    let anew = counted.map(|attempt| AttemptRecord { failures_in_a_row: 0, ..attempt.clone() });
+    // What it may do wrong, and how long it may run, is counted anew.
+    let counted = attempts.filter(|attempt| attempt.failures_in_a_row > 0 || attempt.ran_millis > 0);
+    let anew =
+        counted.map(|attempt| AttemptRecord { failures_in_a_row: 0, ran_millis: 0, ..attempt.clone() });
     let mut writes: Vec<Write> = anew.map(|attempt| Write::Put(Record::Attempt(attempt))).collect();
     writes.push(Write::Put(Record::Job(JobRecord { state: next, finished_at: None, ..record.clone() })));
     Ok(writes)
@@ -235,7 +237,8 @@ pub(crate) fn end_job(
 }
 
 pub(crate) fn ended(attempt: &AttemptRecord, reason: String, now: Timestamp) -> AttemptRecord {
-    AttemptRecord { state: AttemptState::Ended { reason, at: now }, ..attempt.clone() }
+    let ran_millis = u64::try_from(attempt.ran(now).as_millis()).unwrap_or(u64::MAX);
+    AttemptRecord { state: AttemptState::Ended { reason, at: now }, ran_millis, ..attempt.clone() }
 }
 
 /// Text from outside as one bounded line.

@@ -342,6 +342,8 @@ fn job_spec() -> impl Strategy<Value = JobSpec> {
                     },
                     resources: resources(gpus, pick),
                     labels: labels(pick),
+                    time_limit_minutes: (pick == 1).then_some(gpus),
+                    queue: (priority % 2 == 0).then(|| "research".to_owned()),
                     priority,
                     seed,
                     reproducible: if pick == 2 { Reproducible::Strict } else { Reproducible::Lenient },

@@ -1,0 +1,471 @@
+//! Jobs that have what they need but slots are given those, or wait for them.
+//!
+//! First those whose queues hold no more than they are sure of with them, then all others, in order.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use crate::decide::jobs::{Idle, JobPass, placing};
+use crate::decide::passes::Lacking;
+use crate::decide::{Change, PendingReason};
+use crate::ids::{AttemptRef, NodeId, StageRef, Timestamp};
+use crate::placement::{self, InsufficientCapacity, NodeNeeds, Slots};
+use crate::precision::{self, StagePrecision};
+use crate::processor::{self, GangKind, GangPart};
+use crate::queues::{DEFAULT_QUEUE, Holdings, Packing, Queue, device_of};
+use crate::quotas::{QueueOrder, Quotas};
+use crate::records::{AttemptRecord, AttemptState, CheckpointRecord, RankPlacement, Record};
+use crate::state::{ClusterState, Job, Stage};
+
+/// Slots that active attempts hold.
+#[derive(Default)]
+pub(super) struct InUse<'a> {
+    tenants: BTreeMap<&'a str, u32>,
+    queues: Holdings<'a>,
+}
+
+/// Which of its queue's slots a job asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Turn {
+    /// Those that the queue is sure of: it takes them back from whoever has borrowed them.
+    Sure,
+    /// Any that are free.
+    Shared,
+}
+
+/// A job that lacks nothing but slots.
+struct Ready<'a> {
+    job: &'a Job,
+    index: usize,
+    stage: &'a Stage,
+    last: Option<AttemptRecord>,
+    init_from: Option<&'a CheckpointRecord>,
+    /// The gang that it has to be like.
+    required: Option<&'a GangKind>,
+    /// Ranks that it may have, largest first.
+    sizes: Vec<u32>,
+    /// Kind of device that it is on, if only one will do.
+    device: Option<&'a str>,
+}
+
+/// A job for whose sake later ones may have to wait.
+#[derive(Clone, Copy)]
+pub(super) struct FirstWaiting<'a> {
+    job: &'a Job,
+    /// What it waits for is on its way: nobody takes that.
+    comes: bool,
+}
+
+impl<'a> JobPass<'a, '_> {
+    /// Gives slots to the idle jobs, as far as there are any.
+    pub(super) fn place_idle(&mut self) {
+        self.count_in_use();
+        let mut ready = Vec::new();
+        for idle in std::mem::take(&mut self.idle) {
+            ready.extend(self.prepare(idle));
+        }
+        if self.quotas().queues.guarantee() {
+            // A queue keeps its order: behind one that has to borrow nobody of it asks for what the queue is sure of.
+            let mut borrowing = BTreeSet::new();
+            let queues: BTreeSet<_> =
+                ready.iter().map(|ready| self.queue_of(ready.job).map(|(name, _)| name)).collect();
+            let alone = queues.len() == 1;
+            ready.retain_mut(|ready| !self.place_on_sure_slots(ready, alone, &mut borrowing));
+        }
+        for ready in ready {
+            self.place_or_wait(&ready, Turn::Shared);
+        }
+    }
+
+    fn quotas(&self) -> &'a Quotas {
+        &self.nodes.limits.quotas
+    }
+
+    fn queue_of(&self, job: &'a Job) -> Option<(&'a str, &'a Queue)> {
+        self.quotas().queues.of(&job.record.spec)
+    }
+
+    fn needs_of(&self, job: &'a Job) -> NodeNeeds<'a> {
+        NodeNeeds::of(&job.record.spec, self.quotas(), self.nodes.state)
+    }
+
+    /// Whether the job was in its turn with what its queue is sure of. A gang that may be of several sizes borrows at once if
+    /// only jobs of its own queue wait, and otherwise leaves what it would borrow to those whose it is.
+    fn place_on_sure_slots(
+        &mut self,
+        ready: &mut Ready<'a>,
+        alone: bool,
+        borrowing: &mut BTreeSet<(&'a str, &'a str)>,
+    ) -> bool {
+        let Some((name, queue)) = self.queue_of(ready.job) else { return false };
+        let Some(device) = ready.device else { return false };
+        let left = queue.guaranteed_of(device).saturating_sub(self.in_use.queues.of(name, device));
+        let least = ready.sizes.last().copied().unwrap_or(u32::MAX);
+        if least > left || borrowing.contains(&(name, device)) {
+            borrowing.insert((name, device));
+            return false;
+        }
+        if !alone {
+            ready.sizes.retain(|size| *size <= left);
+        }
+        self.place_or_wait(ready, Turn::Sure);
+        true
+    }
+
+    /// What the job asks for, unless it waits for something else.
+    fn prepare(&mut self, idle: Idle<'a>) -> Option<Ready<'a>> {
+        let Idle { job, index, last } = idle;
+        let (stage, spec) = (job.stages.get(index)?, job.stage_spec(index)?);
+        if let Some((stored_bytes, limit_bytes)) = self.decided.full_tenants.get(&job.record.spec.tenant)
+            && !stage.is_begun()
+        {
+            let (stored_bytes, limit_bytes) = (*stored_bytes, *limit_bytes);
+            let tenant = job.record.spec.tenant.clone();
+            self.wait(job, PendingReason::TenantStorage { tenant, stored_bytes, limit_bytes });
+            return None;
+        }
+        let log = &stage.log;
+        let needed = spec.data.min_pairs.min(spec.data.pairs);
+        if !log.is_sealed() && log.committed() < needed {
+            self.decided.lacking.push(Lacking { job, index, needed });
+            return None;
+        }
+        if let Some((until, wait)) = last.as_ref().and_then(|last| self.backoff(stage, last))
+            && self.nodes.now < until
+        {
+            self.move_job(job, placing(index));
+            self.wait(job, wait);
+            return None;
+        }
+        match self.gang_of(job, index, stage, last) {
+            Ok(ready) => Some(ready),
+            Err(wait) => {
+                self.move_job(job, placing(index));
+                self.wait(job, wait);
+                None
+            }
+        }
+    }
+
+    fn gang_of(
+        &self,
+        job: &'a Job,
+        index: usize,
+        stage: &'a Stage,
+        last: Option<AttemptRecord>,
+    ) -> Result<Ready<'a>, PendingReason> {
+        let Some(spec) = job.stage_spec(index) else { return Err(PendingReason::NoTrainer) };
+        if self.slots.is_empty() {
+            return Err(PendingReason::NoTrainer);
+        }
+        let needs = self.needs_of(job);
+        let is_met = |node: &NodeId| self.nodes.state.node(node).is_some_and(|node| needs.are_met_by(node));
+        if !self.slots.nodes().any(is_met) {
+            return Err(PendingReason::NoSuchTrainer { needs: needs.to_string() });
+        }
+        let init_from = self.nodes.state.init_checkpoint(job, index);
+        let init_from = init_from.map_err(|from| PendingReason::Start { from })?;
+        let required = processor::required(&job.record.spec, self.nodes.state, stage, init_from);
+        let sizes = match required {
+            Some(gang) => vec![gang.ranks()],
+            None => placement::gang_sizes(&job.record.spec, spec),
+        };
+        Ok(Ready { job, index, stage, last, init_from, required, sizes, device: needs.device() })
+    }
+
+    fn place_or_wait(&mut self, ready: &Ready<'a>, turn: Turn) {
+        // Placed, it waits for its ranks; else for what keeps it from being placed.
+        let (Ok(wait) | Err(wait)) = self.try_place(ready, turn);
+        self.move_job(ready.job, placing(ready.index));
+        self.wait(ready.job, wait);
+    }
+
+    fn wait(&mut self, job: &Job, wait: PendingReason) {
+        self.plan.waits.insert(job.record.id.clone(), wait);
+    }
+
+    fn try_place(&mut self, ready: &Ready<'a>, turn: Turn) -> Result<PendingReason, PendingReason> {
+        let (job, stage) = (ready.job, ready.stage);
+        let sizes = self.allowed_sizes(ready)?;
+        let first = self.first_waiting;
+        if first.is_some_and(|first| first.comes) || !self.may_go_ahead(job) {
+            return Err(self.behind(job));
+        }
+        let place = match ready.required {
+            Some(gang) => self.place_like(job, gang, &stage.id)?,
+            None => self.place_anywhere(job, stage, &sizes),
+        };
+        let ranks = place.map_err(|shortage| match first {
+            None => self.wait_for_slots(ready, &shortage, turn),
+            Some(_) => self.behind(job),
+        })?;
+        let wait = ranks_wait(&ranks);
+        self.start(ready, ranks);
+        Ok(wait)
+    }
+
+    fn start(&mut self, ready: &Ready<'a>, ranks: Vec<RankPlacement>) {
+        let Ready { job, stage, last, init_from, .. } = ready;
+        ranks.iter().for_each(|rank| self.slots.take(rank));
+        let StageRef { job: job_id, stage: name } = stage.id.clone();
+        let attempt = AttemptRef { job: job_id, stage: name, generation: stage.generation().next() };
+        let ahead_of = self.first_waiting.map(|first| first.job.record.id.clone());
+        let placed = Change::AttemptPlaced {
+            attempt: attempt.clone(),
+            ranks: ranks.len(),
+            ahead_of: ahead_of.clone(),
+        };
+        self.plan.changes.push(placed);
+        let record = AttemptRecord {
+            attempt,
+            ranks,
+            state: AttemptState::Active,
+            started_at: self.nodes.wall_now(),
+            restarts: last.as_ref().map_or(0, |last| last.restarts.saturating_add(1)),
+            failures_in_a_row: last.as_ref().map_or(0, |last| last.failures_in_a_row),
+            ran_millis: last.as_ref().map_or(0, |last| last.ran_millis),
+            resume_from: stage.newest_checkpoint().cloned(),
+            init_from: init_from.cloned(),
+            ahead_of,
+        };
+        self.count(job, &record);
+        self.decided.active.insert(stage.id.clone(), record.clone());
+        self.write(Record::Attempt(record));
+    }
+
+    /// Whether a later job may use what the first one waits for and cannot use yet: it is to leave when that one fits.
+    fn may_go_ahead(&self, job: &Job) -> bool {
+        let (quotas, spec) = (self.quotas(), &job.record.spec);
+        self.first_waiting.is_none()
+            || quotas.order_of(spec) == QueueOrder::Backfill && quotas.classes.is_preemptible(spec.priority)
+    }
+
+    /// A job of another tenant is not named.
+    fn behind(&self, job: &Job) -> PendingReason {
+        match self.first_waiting {
+            Some(first) if first.job.record.spec.tenant == job.record.spec.tenant => {
+                PendingReason::Behind { job: first.job.record.id.clone() }
+            }
+            Some(_) | None => PendingReason::BehindOthers,
+        }
+    }
+
+    /// Keeps what becomes free for a job that would fit if others left, and has those leave that are to.
+    fn wait_for_slots(
+        &mut self,
+        ready: &Ready<'a>,
+        shortage: &InsufficientCapacity,
+        turn: Turn,
+    ) -> PendingReason {
+        let InsufficientCapacity { wanted, free, total } = *shortage;
+        if shortage.fits_when_empty() {
+            let room = self.make_room(ready.job, ready.stage, wanted, ready.required, turn);
+            self.first_waiting = Some(FirstWaiting { job: ready.job, comes: room.is_some() });
+            if let Some(jobs) = room.filter(|jobs| *jobs > 0) {
+                return PendingReason::MakingRoom { wanted, jobs };
+            }
+        }
+        PendingReason::Slots { wanted, free, total }
+    }
+
+    /// When the next attempt may start: at once after the first failure, later and later after more of them.
+    fn backoff(&self, stage: &Stage, last: &AttemptRecord) -> Option<(Timestamp, PendingReason)> {
+        let AttemptState::Ended { reason, .. } = &last.state else { return None };
+        let failures = last.failures_in_a_row;
+        if failures <= 1 {
+            return None;
+        }
+        let limits = self.nodes.limits;
+        let factor = 1u32.checked_shl(failures - 2).unwrap_or(u32::MAX);
+        let wait: Duration = limits.restart_backoff.saturating_mul(factor).min(limits.max_restart_backoff);
+        // One that this very plan ends is not learnt of yet.
+        let ends_now = stage.active_attempt().is_some();
+        let ended = if ends_now { self.nodes.now } else { self.nodes.seen.ended(&last.attempt) };
+        Some((ended.plus(wait), PendingReason::Backoff { reason: reason.clone(), failures }))
+    }
+
+    /// The slots of nodes that the job may be given.
+    pub(super) fn slots_for_job(&self, job: &Job) -> Slots {
+        let needs = self.needs_of(job);
+        let packing = self.queue_of(job).map_or(Packing::default(), |(_, queue)| queue.packing);
+        if needs.are_none() {
+            return self.slots.clone().with_packing(packing);
+        }
+        let is_met = |node: &NodeId| self.nodes.state.node(node).is_some_and(|node| needs.are_met_by(node));
+        self.slots.among(is_met).with_packing(packing)
+    }
+
+    /// Those that a stage may take: none on nodes that take its failure for permanent, as long as it fits elsewhere.
+    fn slots_for(&self, job: &Job, stage: &StageRef, least: u32) -> Slots {
+        let says = self.nodes.seen.failures.permanent_on(stage, self.nodes.limits, self.nodes.now);
+        let slots = self.slots_for_job(job);
+        let others = slots.among(|node| !says.contains(node));
+        if placement::room(&others, stage, least).fits_when_empty() { others } else { slots }
+    }
+
+    /// Places a gang of one of `sizes` on nodes of any kind: on such that crawl in the stage's precision only where it
+    /// fits nowhere else, and where the kind that wrote its checkpoint is free on that, since the bits stay the same then.
+    pub(super) fn place_anywhere(
+        &self,
+        job: &Job,
+        stage: &Stage,
+        sizes: &[u32],
+    ) -> Result<Vec<RankPlacement>, InsufficientCapacity> {
+        let state = self.nodes.state;
+        // Only bf16 crawls anywhere.
+        let allowed = self.slots_for(job, &stage.id, sizes.last().copied().unwrap_or(0));
+        let quick = (precision::of_stage(&job.record.spec, stage) == Some(StagePrecision::Bf16))
+            .then(|| allowed.among(|node| !state.node(node).is_some_and(precision::bf16_crawls_on)));
+        let wrote = stage.newest_checkpoint().and_then(|checkpoint| processor::wrote(stage, checkpoint));
+        let (seen, limits, now) = (self.nodes.seen, self.nodes.limits, self.nodes.now);
+        let sound = |slots: &Slots| slots.among(|node| !seen.failures.avoids(node, &stage.id, limits, now));
+        // Where it has just failed it goes only if it fits nowhere else.
+        let tiers = quick.into_iter().chain([allowed.clone()]).flat_map(|slots| [sound(&slots), slots]);
+        for slots in tiers.collect::<Vec<_>>().iter() {
+            for size in sizes {
+                let alike = wrote.filter(|gang| gang.ranks() == *size);
+                if let Some(ranks) = alike.and_then(|gang| place_parts(state, slots, &stage.id, gang)) {
+                    return Ok(ranks);
+                }
+                if let Ok(ranks) = placement::place(slots, &stage.id, &[*size]) {
+                    return Ok(ranks);
+                }
+            }
+        }
+        Err(placement::room(&allowed, &stage.id, sizes.last().copied().unwrap_or(0)))
+    }
+
+    /// Places a gang that gives the same bits as one of this kind; `Err` if there are not the nodes for it, free or not.
+    pub(super) fn place_like(
+        &self,
+        job: &Job,
+        gang: &GangKind,
+        stage: &StageRef,
+    ) -> Result<Result<Vec<RankPlacement>, InsufficientCapacity>, PendingReason> {
+        let state = self.nodes.state;
+        let (seen, limits, now) = (self.nodes.seen, self.nodes.limits, self.nodes.now);
+        let mine = self.slots_for_job(job);
+        let sound = mine.among(|node| !seen.failures.avoids(node, stage, limits, now));
+        for slots in [&sound, &mine] {
+            if let Some(ranks) = place_parts(state, slots, stage, gang) {
+                return Ok(Ok(ranks));
+            }
+        }
+        let rooms = gang.by_kind().into_iter().map(|part| {
+            let alike = mine.among(|node| processor::may_run_on(&part, state, node));
+            (placement::room(&alike, stage, part.ranks), part)
+        });
+        let rooms: Vec<(InsufficientCapacity, GangPart)> = rooms.collect();
+        let missing: Vec<GangPart> =
+            rooms.iter().filter(|(room, _)| !room.fits_when_empty()).map(|(_, part)| part.clone()).collect();
+        if !missing.is_empty() {
+            return Err(PendingReason::Processor { gang: GangKind { parts: missing } });
+        }
+        let taken = rooms.into_iter().map(|(room, _)| room).find(|room| room.free < room.wanted);
+        Ok(Err(taken.unwrap_or_else(|| placement::room(&mine, stage, gang.ranks()))))
+    }
+
+    fn count_in_use(&mut self) {
+        let state = self.nodes.state;
+        for attempt in self.decided.active.values().cloned().collect::<Vec<_>>() {
+            if let Some(job) = state.job(&attempt.attempt.job) {
+                self.count(job, &attempt);
+            }
+        }
+    }
+
+    fn count(&mut self, job: &'a Job, attempt: &AttemptRecord) {
+        let slots = slots_of(&attempt.ranks);
+        let of_tenant = self.in_use.tenants.entry(&job.record.spec.tenant).or_insert(0);
+        *of_tenant = of_tenant.saturating_add(slots);
+        if let (Some((queue, _)), Some(device)) = (self.queue_of(job), device_of(self.nodes.state, attempt)) {
+            self.in_use.queues.add(queue, device, slots);
+        }
+    }
+
+    /// The gang sizes, largest first, that the job's tenant and its queue have slots left for.
+    fn allowed_sizes(&self, ready: &Ready<'a>) -> Result<Vec<u32>, PendingReason> {
+        let spec = &ready.job.record.spec;
+        let wanted = ready.sizes.last().copied().unwrap_or(0);
+        let up_to = |sizes: Vec<u32>, left: u32| -> Option<Vec<u32>> {
+            let allowed: Vec<u32> = sizes.into_iter().filter(|size| *size <= left).collect();
+            (!allowed.is_empty()).then_some(allowed)
+        };
+        let mut sizes = ready.sizes.clone();
+        if let Some(limit) = self.quotas().of(&spec.tenant).max_gpus {
+            let used = self.in_use.tenants.get(spec.tenant.as_str()).copied().unwrap_or(0);
+            let tenant = spec.tenant.clone();
+            sizes = up_to(sizes, limit.saturating_sub(used)).ok_or(PendingReason::TenantGpus {
+                tenant,
+                wanted,
+                used,
+                limit,
+            })?;
+        }
+        let Some(device) = ready.device else { return Ok(sizes) };
+        let (name, queue) = self.queue_of(ready.job).unzip();
+        let name = name.unwrap_or(DEFAULT_QUEUE);
+        let used = self.in_use.queues.of(name, device);
+        let (queue_name, device_name) = (name.to_owned(), device.to_owned());
+        if let Some(limit) = queue.and_then(|queue| queue.most.get(device).copied()) {
+            sizes = up_to(sizes, limit.saturating_sub(used)).ok_or_else(|| PendingReason::QueueGpus {
+                queue: queue_name.clone(),
+                device: device_name.clone(),
+                wanted,
+                used,
+                limit,
+            })?;
+        }
+        if self.quotas().queues.guarantee() && !self.quotas().classes.is_preemptible(spec.priority) {
+            let guaranteed = queue.map_or(0, |queue| queue.guaranteed_of(device));
+            let used = self.kept_from(ready.job, device);
+            let (queue, device) = (queue_name, device_name);
+            sizes = up_to(sizes, guaranteed.saturating_sub(used)).ok_or(PendingReason::QueueGuarantee {
+                queue,
+                device,
+                wanted,
+                used,
+                guaranteed,
+            })?;
+        }
+        Ok(sizes)
+    }
+
+    /// Slots of this kind that gangs of its own queue hold which leave for no job of its class.
+    fn kept_from(&self, job: &'a Job, device: &str) -> u32 {
+        let own = self.queue_of(job).map(|(name, _)| name);
+        let is_kept = |attempt: &&AttemptRecord| {
+            let Some(holder) = self.nodes.state.job(&attempt.attempt.job) else { return false };
+            self.queue_of(holder).map(|(name, _)| name) == own
+                && device_of(self.nodes.state, attempt) == Some(device)
+                && !self.quotas().classes.may_preempt(job.record.spec.priority, holder.record.spec.priority)
+        };
+        self.decided.active.values().filter(is_kept).map(|attempt| slots_of(&attempt.ranks)).sum()
+    }
+}
+
+fn ranks_wait(ranks: &[RankPlacement]) -> PendingReason {
+    let nodes: BTreeSet<&NodeId> = ranks.iter().map(|rank| &rank.node).collect();
+    PendingReason::Ranks { ranks: ranks.len(), nodes: nodes.len() }
+}
+
+/// Places the ranks of a gang on nodes of their own kind each, without taking the slots.
+fn place_parts(
+    state: &ClusterState,
+    slots: &Slots,
+    stage: &StageRef,
+    gang: &GangKind,
+) -> Option<Vec<RankPlacement>> {
+    let (mut slots, mut ranks) = (slots.clone(), Vec::new());
+    for part in &gang.parts {
+        let alike = slots.among(|node| processor::may_run_on(part, state, node));
+        let placed = placement::place(&alike, stage, &[part.ranks]).ok()?;
+        placed.iter().for_each(|rank| slots.take(rank));
+        ranks.extend(placed);
+    }
+    (!ranks.is_empty()).then_some(ranks)
+}
+
+fn slots_of(ranks: &[RankPlacement]) -> u32 {
+    u32::try_from(ranks.len()).unwrap_or(u32::MAX)
+}
