@@ -8,7 +8,7 @@ from typing import Protocol
 import grpc
 from google.protobuf.message import DecodeError
 
-from crescendo.records import Problem
+from crescendo.records import Problem, SubmittedJob
 from crescendo.v1 import job_pb2
 
 #: Metadata with every problem of a spec that was refused, as far as they fit (6 KiB).
@@ -84,6 +84,21 @@ class CorruptError(CrescendoError):
 
 class NotThereYetError(NotFoundError):
     """The job has no such checkpoint so far."""
+
+
+class CutShortError(CrescendoError):
+    """A matrix of which only the first jobs could be submitted. The same call with the same group submits the rest."""
+
+    def __init__(self, group: str, count: int, submitted: Sequence[SubmittedJob], why: CrescendoError) -> None:
+        there = f"{len(submitted)} of {count} jobs of group {group} are submitted"
+        ids = ", ".join(job.job_id for job in submitted)
+        super().__init__(
+            f"{why}; {there}{': ' if ids else ''}{ids}. Once that is mended, the same call with group={group!r} submits "
+            "the rest, and none twice"
+        )
+        self.code = why.code
+        self.group = group
+        self.submitted: tuple[SubmittedJob, ...] = tuple(submitted)
 
 
 class _Call(Protocol):
