@@ -375,5 +375,9 @@ def test_the_example_does_the_same(cluster, tmp_path):
     assert watched.returncode == 4 and f"{job}: cancelled" in watched.stdout
     failed = run("fetch", job, tmp_path / "lora")
     assert failed.returncode == 1 and "no checkpoint" in failed.stderr
+    rates = run("rates", file, "1e-3", "2e-3", "--group", "program")
+    assert [job.rpartition("-")[0] for job in rates.stdout.split()] == ["program-1", "program-2"], rates.stderr
+    for job in rates.stdout.split():
+        run("cancel", job)
     bad = run("submit", example)
     assert bad.returncode == 1 and "the spec is not valid" in bad.stderr

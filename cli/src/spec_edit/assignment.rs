@@ -214,7 +214,9 @@ pub fn combinations(axes: &[Axis]) -> Result<Vec<Vec<Assignment>>, String> {
     Ok(axes.iter().fold(vec![Vec::new()], |combinations, axis| {
         let longer = |combination: &Vec<Assignment>| {
             let combination = combination.clone();
-            axis.values.iter().map(move |value| [combination.as_slice(), &[value.clone()]].concat())
+            axis.values
+                .iter()
+                .map(move |value| [combination.as_slice(), std::slice::from_ref(value)].concat())
         };
         combinations.iter().flat_map(|combination| longer(combination).collect::<Vec<_>>()).collect()
     }))
