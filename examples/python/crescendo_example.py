@@ -29,7 +29,9 @@ def arguments() -> argparse.Namespace:
     fetch.add_argument("file", type=pathlib.Path)
     compare = commands.add_parser("compare", help="what differs between jobs, and what came of it")
     compare.add_argument("jobs", nargs="+", metavar="job")
-    rates = commands.add_parser("rates", help="submit a job for each learning rate of the first stage; prints their ids")
+    rates = commands.add_parser(
+        "rates", help="submit a job for each learning rate of the first stage; prints their ids"
+    )
     rates.add_argument("spec", type=pathlib.Path)
     rates.add_argument("rates", nargs="+", type=float, metavar="rate")
     rates.add_argument("--group", help="the same group again submits none twice")

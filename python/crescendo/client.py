@@ -183,8 +183,8 @@ class Client:
     ) -> builtins.list[SubmittedJob]:
         """Submits a job for each combination of values, 256 at most: all of them or, if one is refused, none.
 
-        matrix: lists of values by path, e.g. `{"seed": [1, 2], "stages[0].train.learningRate": [1e-5, 8e-5]}`. A path that
-            does not begin with metadata or spec is below spec.
+        matrix: lists of values by path, e.g. `{"seed": [1, 2], "stages[0].train.learningRate": [1e-5, 8e-5]}`. A path
+            that does not begin with metadata or spec is below spec.
         group: of `[A-Za-z0-9._-]`, at most 63; the value of the label `group` that all of them have, or else the name
             and six random characters. The same call with the same group submits none twice.
 
@@ -444,8 +444,8 @@ class Client:
     def compare(self, *jobs: JobOrId) -> comparison.Comparison:
         """What differs in the resolved specs of two jobs or more, and what came of each, side by side.
 
-        Mean losses, and where no rank reports any more all last figures, come from the history in the newest checkpoint.
-        Of which it cannot be read `unread` says.
+        Mean losses, and where no rank reports any more all last figures, come from the history in the newest
+        checkpoint; `unread` says where it cannot be read.
         """
         if len(jobs) < 2:
             raise ValueError("name two jobs or more")
@@ -540,9 +540,7 @@ class Client:
     def _read_logs(self, request: job_pb2.ReadLogsRequest) -> tuple[int, Iterator[job_pb2.ReadLogsResponse]]:
         return self._wire.stream(lambda channel, metadata: _jobs(channel).ReadLogs(request, metadata=metadata))
 
-    def _delete(
-        self, request: deletion_pb2.DeleteJobRequest, timeout_seconds: float
-    ) -> deletion_pb2.DeleteJobResponse:
+    def _delete(self, request: deletion_pb2.DeleteJobRequest, timeout_seconds: float) -> deletion_pb2.DeleteJobResponse:
         return self._wire.call(
             timeout_seconds,
             lambda channel, timeout, metadata: _jobs(channel).DeleteJob(request, timeout=timeout, metadata=metadata),
@@ -629,7 +627,8 @@ class _SeenLines:
         if self._floor is None and len(self._seen) >= self._tail:
             self._floor = self._first
         if len(self._seen) > _REMEMBERED_LINES:
-            self._floor = max(self._floor, self._seen.popitem(last=False)[1])
+            oldest = self._seen.popitem(last=False)[1]
+            self._floor = oldest if self._floor is None else max(self._floor, oldest)
         return True
 
 

@@ -145,9 +145,7 @@ def is_over(stage: Stage) -> bool:
     return stage.phase is StagePhase.DONE or stage.loss is None
 
 
-def compare(
-    jobs: Sequence[Job], endings: Mapping[tuple[str, str], Ending], unread: Sequence[str] = ()
-) -> Comparison:
+def compare(jobs: Sequence[Job], endings: Mapping[tuple[str, str], Ending], unread: Sequence[str] = ()) -> Comparison:
     """Pure. `endings` are by job and stage; `unread` says of which there should be one and is none."""
     specs = [load_spec(job.resolved_spec_yaml) for job in jobs]
     return Comparison(

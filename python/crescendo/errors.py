@@ -90,11 +90,10 @@ class CutShortError(CrescendoError):
     """A matrix of which only the first jobs could be submitted. The same call with the same group submits the rest."""
 
     def __init__(self, group: str, count: int, submitted: Sequence[SubmittedJob], why: CrescendoError) -> None:
-        there = f"{len(submitted)} of {count} jobs of group {group} are submitted"
         ids = ", ".join(job.job_id for job in submitted)
         super().__init__(
-            f"{why}; {there}{': ' if ids else ''}{ids}. Once that is mended, the same call with group={group!r} submits "
-            "the rest, and none twice"
+            f"{why}; submitted so far: {len(submitted)} of {count} jobs{f' ({ids})' if ids else ''}. The same call "
+            f"with group={group!r} goes on with the rest and submits none twice; another spec needs another group"
         )
         self.code = why.code
         self.group = group

@@ -4,6 +4,7 @@ import json
 
 import crescendo
 import pytest
+import yaml
 from conftest import spec
 from crescendo import _matrix
 from crescendo.comparison import load_spec
@@ -73,7 +74,10 @@ class Queue(job_pb2_grpc.JobServiceServicer):
         self.room, self.taken = room, {}
 
     def SubmitJob(self, request, context):
-        sent = load_spec(request.spec_yaml.decode())
+        try:
+            sent = load_spec(request.spec_yaml.decode())
+        except yaml.YAMLError:
+            return job_pb2.SubmitJobResponse(problems=[job_pb2.SpecProblem(line=1, column=4, message="YAML syntax")])
         if request.validate_only:
             problem = job_pb2.SpecProblem(line=1, column=9, path="spec.seed", message="bad luck")
             return job_pb2.SubmitJobResponse(problems=[problem] if sent["spec"].get("seed") == 13 else [])
@@ -93,7 +97,7 @@ def test_all_are_submitted_or_none_and_the_rest_by_the_same_call():
         [problem] = refused.value.problems
         assert (problem.line, problem.path, problem.message) == (0, "spec.seed", "bad luck (with spec.seed=13)")
         assert queue.taken == {}
-        with pytest.raises(crescendo.CutShortError, match="full; 2 of 3 jobs .* python-1, python-2.*group='g'") as cut:
+        with pytest.raises(crescendo.CutShortError, match=r"full; .*2 of 3 jobs \(python-1, python-2\).*group='g'") as cut:
             client.submit_matrix(spec(steps=5), {"seed": [1, 2, 3]}, group="g")
         assert (cut.value.group, cut.value.code) == ("g", "FAILED_PRECONDITION")
         assert [job.job_id for job in cut.value.submitted] == ["python-1", "python-2"]
@@ -102,5 +106,5 @@ def test_all_are_submitted_or_none_and_the_rest_by_the_same_call():
         jobs = client.submit_matrix(json.loads(json.dumps(load_spec(spec(steps=5)))), {"seed": [1, 2, 3]}, group="g")
         assert [job.already_submitted for job in jobs] == [True, True, False]
         assert list(queue.taken) == ["g.1", "g.2", "g.3"] and jobs[2].labels == {"group": "g"}
-        with pytest.raises(crescendo.InvalidRequestError, match="no YAML"):
+        with pytest.raises(crescendo.InvalidSpecError, match="1:4: YAML syntax$"):
             client.submit_matrix("a: [", {"seed": [1]})

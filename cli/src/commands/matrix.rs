@@ -162,11 +162,10 @@ async fn check(controller: &Controller, common: &Common, matrix: &Matrix) -> Res
 /// A failure in the middle: what is there already, and how to go on.
 fn cut_short(failure: Failure, matrix: &Matrix, submitted: &[String]) -> Failure {
     let (group, count) = (&matrix.group, matrix.combinations.len());
-    let there = match submitted {
-        [] => format!("none of the {count} jobs is known to be submitted"),
-        some => format!("{} of {count} jobs are submitted: {}", some.len(), some.join(", ")),
-    };
+    let ids = if submitted.is_empty() { String::new() } else { format!(" ({})", submitted.join(", ")) };
     failure.and(&format!(
-        "{there}. Once that is mended, the same command with --group {group} submits the rest, and none twice"
+        "submitted so far: {} of {count} jobs{ids}. The same command with --group {group} goes on with the rest and submits \
+         none twice; another spec needs another --group",
+        submitted.len()
     ))
 }

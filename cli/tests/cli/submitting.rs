@@ -187,8 +187,8 @@ async fn a_matrix_is_checked_whole_and_submitted_once() {
     fake.part().problems = None;
     let (code, out, err) = run(&mut submit(&["--group", "g"])).await;
     assert_eq!((code, out.as_str()), (1, "uno-1\nuno-2\nuno-3\nuno-4\n"), "{err}");
-    let said = "error: the tenant's queue is full; 4 of 6 jobs are submitted: uno-1, uno-2, uno-3, uno-4. Once that is mended, \
-                the same command with --group g submits the rest, and none twice\n";
+    let said = "error: the tenant's queue is full; submitted so far: 4 of 6 jobs (uno-1, uno-2, uno-3, uno-4). The same \
+                command with --group g goes on with the rest and submits none twice; another spec needs another --group\n";
     assert!(err.starts_with("group g: 6 jobs\n") && err.ends_with(said), "{err}");
     fake.part().makes = Some(("uno", 100));
     let (code, out, err) = run(&mut submit(&["--group", "g", "-o", "json"])).await;
