@@ -17,7 +17,7 @@ pub mod lineage;
 pub mod login;
 pub mod logs;
 pub mod man;
-mod matrix;
+pub mod matrix;
 pub mod nodes;
 pub mod objects;
 pub mod on_this_machine;

@@ -92,6 +92,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         match command {
             Command::Up(args) => up::run(&common, &args).await,
             Command::Validate(args) => commands::validate::run(&common, &args).await,
+            Command::Submit(args) if !args.matrix.is_empty() => commands::matrix::run(&common, &args).await,
             Command::Submit(args) => commands::submit::run(&common, &args).await,
             Command::Jobs(args) => commands::jobs::run(&common, &args).await,
             Command::Compare(args) => commands::compare::run(&common, &args).await,

@@ -9,7 +9,7 @@ use prost::Message as _;
 use tonic::{Code, Status};
 
 use super::spec_file::SpecFile;
-use super::{matrix, watch};
+use super::watch;
 use crate::args::{Common, Output, SubmitArgs};
 use crate::connect::{self, CHANGE, Controller};
 use crate::failure::Failure;
@@ -22,9 +22,6 @@ const TRACE_PARENT: &str = "TRACEPARENT";
 const PROBLEMS: &str = "crescendo-problems-bin";
 
 pub async fn run(common: &Common, args: &SubmitArgs) -> Result<(), Failure> {
-    if !args.matrix.is_empty() {
-        return matrix::run(common, args).await;
-    }
     let file = SpecFile::read(common, &args.file, &args.set)?;
     let controller = Controller::find(common).await?;
     let request_id = args.request_id.clone().unwrap_or_else(new_request_id);

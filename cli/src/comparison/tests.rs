@@ -58,8 +58,8 @@ fn stage(name: &str) -> StageStatus {
     StageStatus { name: name.into(), ..StageStatus::default() }
 }
 
-#[test]
-fn jobs_of_different_stages_stand_side_by_side() {
+/// Two that differ in their learning rate: one that runs, and one that has failed and whose ranks are forgotten.
+fn compared() -> Comparison {
     let ran = StageStatus {
         step: 5,
         steps_total: 10,
@@ -99,7 +99,12 @@ fn jobs_of_different_stages_stand_side_by_side() {
         (("two".to_owned(), "stage-1".to_owned()), Ending { mean_loss: Some(0.3), ..last }),
     ]
     .into();
-    let compared = compare(&[two, one], &[spec("1e-5"), spec("8e-5")], &endings);
+    compare(&[two, one], &[spec("1e-5"), spec("8e-5")], &endings)
+}
+
+#[test]
+fn jobs_of_different_stages_stand_side_by_side() {
+    let compared = compared();
     assert_eq!(
         table::columns(&compared).to_string().trim_start(),
         "\
