@@ -198,7 +198,7 @@ pub struct DrainArgs {
 pub struct FileArgs {
     /// Job spec, YAML; `-` for standard input.
     pub file: PathBuf,
-    /// Set a field of the spec before it is checked, below `spec` unless it begins with `metadata`; several times.
+    /// Set a field before the spec is checked, e.g. seed=7 or stages[0].train.steps=100; several times.
     #[arg(long, value_name = "PATH=VALUE")]
     pub set: Vec<Assignment>,
 }
@@ -206,11 +206,11 @@ pub struct FileArgs {
 #[derive(Debug, Args)]
 #[command(after_help = "\
 A path is written as problems name it, e.g. stages[0].train.learningRate; what does not begin with metadata or spec is below spec.
-A value is YAML on one line, and text where that would be more than one value. Comments and places of the file stay.
+A value is YAML on one line; what would be several values there is taken as text. The rest of the file stays as it is.
 
-With --matrix there is a job for each combination of the values, the values of the last --matrix next to each other. They are
-called NAME-1, NAME-2 and so on, and have the label group=GROUP. All of them are checked before the first is submitted. The
-same command with the same --group submits none twice: so a submit that was cut short is completed.
+With --matrix there is a job for each combination of the values, the last --matrix varying fastest. They are called NAME-1,
+NAME-2 and so on, and have the label group=GROUP. All of them are checked before the first is submitted. The same command with
+the same --group submits none twice: so a submit that was cut short is completed.
 
 Examples:
   crescendo submit job.yaml
@@ -228,7 +228,7 @@ pub struct SubmitArgs {
     /// Submits with the same id are one submit [default: a new random one].
     #[arg(long, value_name = "ID", value_parser = parse_request_id)]
     pub request_id: Option<String>,
-    /// Set a field of the spec before it is checked; several times.
+    /// Set a field before the spec is checked, e.g. seed=7 or stages[0].train.steps=100; several times.
     #[arg(long, value_name = "PATH=VALUE")]
     pub set: Vec<Assignment>,
     /// Submit a job for each of these values; several times: for each combination, 256 at most.

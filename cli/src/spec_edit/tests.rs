@@ -115,6 +115,25 @@ fn what_is_set_is_what_a_reader_finds() {
 }
 
 #[test]
+fn of_the_examples_nothing_else_changes() {
+    let examples = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples");
+    let files = std::fs::read_dir(examples).unwrap().map(|entry| entry.unwrap().path());
+    let mut count = 0;
+    for file in files.filter(|path| path.extension().is_some_and(|extension| extension == "yaml")) {
+        let text = std::fs::read_to_string(&file).unwrap();
+        let mut expected = crescendo_core::spec::parse(text.as_bytes()).unwrap();
+        expected.seed = 4711;
+        expected.stages[0].train.steps = 100_000;
+        expected.labels.insert("team".into(), "vision".into());
+        let set = ["seed=4711", "stages[0].train.steps=100000", "metadata.labels.team=vision"];
+        let edited = edited(&text, &set).unwrap();
+        assert_eq!(crescendo_core::spec::parse(&edited.yaml()), Ok(expected), "{}", file.display());
+        count += 1;
+    }
+    assert!(count > 3, "{count} examples");
+}
+
+#[test]
 fn a_value_is_yaml_where_it_is_one_value_and_text_else() {
     for (value, found) in [
         ("7", serde_json::json!(7)),
