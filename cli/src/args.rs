@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::artifact::choice::JobStage;
+use crate::spec_edit::assignment::{Assignment, Axis};
 
 pub use crate::common_args::{Common, Output};
 
@@ -18,6 +19,8 @@ Every day:
   crescendo validate job.yaml                    what is wrong with it, and what its defaults are
   crescendo submit job.yaml                      prints the job's id
   crescendo jobs                                 what runs, what waits and why
+  crescendo submit job.yaml --matrix seed=1,2,3  a job for each value
+  crescendo compare JOB JOB                      what differs between them, and what came of each
   crescendo watch JOB                            follow it; Ctrl-C stops watching, not the job
   crescendo explain JOB                          why it waits or failed, and what it would take
   crescendo checkpoints JOB -o json              for scripts
@@ -63,6 +66,8 @@ pub enum Command {
     Jobs(JobsArgs),
     /// Show one job with its stages.
     Get(JobArgs),
+    /// Show what differs in the specs of jobs, and what came of each.
+    Compare(CompareArgs),
     /// Explain why a job waits, or failed, and what it would take.
     Explain(JobArgs),
     /// Follow a job until it ends. A restart of the controller does not matter.
@@ -210,14 +215,27 @@ pub struct DrainArgs {
 pub struct FileArgs {
     /// Job spec, YAML; `-` for standard input.
     pub file: PathBuf,
+    /// Set a field before the spec is checked, e.g. seed=7 or stages[0].train.steps=100; several times.
+    #[arg(long, value_name = "PATH=VALUE")]
+    pub set: Vec<Assignment>,
 }
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
+A path is written as problems name it, e.g. stages[0].train.learningRate; what does not begin with metadata or spec is below spec.
+A value is YAML on one line; what would be several values there is taken as text. The rest of the file stays as it is.
+
+With --matrix there is a job for each combination of the values, the last --matrix varying fastest. They are called NAME-1,
+NAME-2 and so on, and have the label group=GROUP. All of them are checked before the first is submitted. The same command with
+the same --group submits none twice: so a submit that was cut short is completed.
+
 Examples:
   crescendo submit job.yaml
   crescendo submit job.yaml --watch
-  crescendo submit job.yaml --request-id nightly-2026-05-01    submits once, however often it is called")]
+  crescendo submit job.yaml --set seed=7 --set metadata.labels.team=vision
+  crescendo submit job.yaml --request-id nightly-2026-05-01    submits once, however often it is called
+  crescendo submit job.yaml --matrix seed=1,2,3 --matrix stages[0].train.learningRate=1e-5,8e-5 --group rates
+  crescendo compare --group rates                              what came of them")]
 pub struct SubmitArgs {
     /// Job spec, YAML; `-` for standard input.
     pub file: PathBuf,
@@ -227,6 +245,25 @@ pub struct SubmitArgs {
     /// Submits with the same id are one submit [default: a new random one].
     #[arg(long, value_name = "ID", value_parser = parse_request_id)]
     pub request_id: Option<String>,
+    /// Set a field before the spec is checked, e.g. seed=7 or stages[0].train.steps=100; several times.
+    #[arg(long, value_name = "PATH=VALUE")]
+    pub set: Vec<Assignment>,
+    /// Submit a job for each of these values; several times: for each combination, 256 at most.
+    #[arg(long, value_name = "PATH=VALUE,VALUE", conflicts_with_all = ["watch", "request_id"])]
+    pub matrix: Vec<Axis>,
+    /// Value of the label `group` of the jobs of a --matrix [default: the name and six random characters].
+    #[arg(long, value_name = "GROUP", requires = "matrix", value_parser = parse_group)]
+    pub group: Option<String>,
+}
+
+/// It is a label's value and the beginning of request ids.
+fn parse_group(text: &str) -> Result<String, String> {
+    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    if (1..=63).contains(&text.len()) && text.chars().all(fits) {
+        Ok(text.to_owned())
+    } else {
+        Err("1 to 63 of A-Z, a-z, 0-9, '.', '_' and '-'".into())
+    }
 }
 
 fn parse_request_id(text: &str) -> Result<String, String> {
@@ -275,6 +312,32 @@ pub enum State {
     Succeeded,
     Failed,
     Cancelled,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Shown are the state, and of each stage the steps done, the loss of the last step, the mean loss of the last 100 steps, the norm of
+the gradients before clipping and the samples of the global batch per second, then the fields of the resolved specs that differ.
+`?` is a figure that nobody knows, and `-` what a job does not have.
+
+Where no rank reports any more, the figures are those of the history in the newest checkpoint, which is read as `crescendo cp`
+reads files. The mean loss always is.
+
+Examples:
+  crescendo compare uno-7f3kq2 uno-b6m2xe
+  crescendo compare --group rates                a row a job: its fields that differ, state, step and loss
+  crescendo compare --group rates -o json")]
+pub struct CompareArgs {
+    /// Jobs, 2 to 16 of them.
+    #[arg(value_name = "JOB", num_args = 2..=16, required_unless_present = "group", conflicts_with = "group")]
+    pub jobs: Vec<String>,
+    /// The jobs with the label group=GROUP, as `submit --matrix` makes them.
+    #[arg(long, value_name = "GROUP", value_parser = parse_group)]
+    pub group: Option<String>,
+    /// Folder or URL of the object store, to be read directly [default: that of the context or of the cluster that
+    /// `crescendo up` runs, or through the controller].
+    #[arg(long, env = "CRESCENDO_OBJECT_STORE", value_name = "DIR|URL")]
+    pub object_store: Option<String>,
 }
 
 #[derive(Debug, Args)]

@@ -2,13 +2,14 @@
 //! the command that draws with it.
 //!
 //! ```text
-//!   JOB[:STAGE], --checkpoint ─▶ choice ─▶ object store, or receive ─▶ verified copy ─▶ target
+//!   JOB[:STAGE], --checkpoint ─▶ choice ─▶ fetch: object store, or receive ─▶ verified copy ─▶ target
 //!   resolved spec, checkpoint, library ─▶ draw ─▶ a `generate` line
 //! ```
 
 pub mod choice;
 pub mod draw;
 pub mod example;
+pub mod fetch;
 pub mod handover;
 pub mod receive;
 pub mod target;

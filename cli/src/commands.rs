@@ -1,6 +1,7 @@
 //! One file a command.
 
 pub mod checkpoints;
+pub mod compare;
 pub mod completion;
 pub mod context;
 pub mod cp;
@@ -16,6 +17,7 @@ pub mod lineage;
 pub mod login;
 pub mod logs;
 pub mod man;
+pub mod matrix;
 pub mod nodes;
 pub mod objects;
 pub mod on_this_machine;

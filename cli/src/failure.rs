@@ -55,6 +55,20 @@ impl Failure {
         }
     }
 
+    /// The same failure, with what else is to be said.
+    #[must_use]
+    pub fn and(self, more: &str) -> Failure {
+        let said = |message: &dyn Display| format!("{message}; {more}");
+        match self {
+            Failure::Usage(message) => Failure::Usage(said(&message)),
+            Failure::Unreachable(message) => Failure::Unreachable(said(&message)),
+            Failure::NotAllowed(message) => Failure::NotAllowed(said(&message)),
+            Failure::InvalidSpec | Failure::JobEnded { .. } | Failure::Interrupted | Failure::Other(_) => {
+                Failure::Other(said(&self))
+            }
+        }
+    }
+
     pub fn exit_code(&self) -> u8 {
         match self {
             Failure::Other(_) => 1,

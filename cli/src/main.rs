@@ -17,7 +17,9 @@
 //! | `doctor` | checks of this machine, its files and the cluster |
 //! | `artifact` | what a job has trained: which file is meant, its copy, the command that draws with it |
 //! | `objects` | the object store, as commands read it |
+//! | `comparison` | jobs side by side: what differs in their specs, and what came of each |
 //! | `pairs` | a stage's pairs out of the object store, and their contact sheet |
+//! | `spec_edit` | a spec with fields set from the command line |
 //! | `show` | tables, JSON, progress, and spec problems with their place |
 //! | `up` | a cluster on this machine |
 //! | `failure` | what can go wrong, and the exit code of each |
@@ -26,6 +28,7 @@ mod args;
 mod artifact;
 mod commands;
 mod common_args;
+mod comparison;
 mod connect;
 mod doctor;
 mod failure;
@@ -35,6 +38,7 @@ mod pairs;
 mod reference;
 mod settings;
 mod show;
+mod spec_edit;
 mod up;
 mod wire;
 
@@ -88,8 +92,10 @@ fn run(cli: Cli) -> Result<(), Failure> {
         match command {
             Command::Up(args) => up::run(&common, &args).await,
             Command::Validate(args) => commands::validate::run(&common, &args).await,
+            Command::Submit(args) if !args.matrix.is_empty() => commands::matrix::run(&common, &args).await,
             Command::Submit(args) => commands::submit::run(&common, &args).await,
             Command::Jobs(args) => commands::jobs::run(&common, &args).await,
+            Command::Compare(args) => commands::compare::run(&common, &args).await,
             Command::Get(args) => commands::get::run(&common, &args).await,
             Command::Explain(args) => commands::explain::run(&common, &args).await,
             Command::Login(args) => commands::login::run(&common, &args).await,

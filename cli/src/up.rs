@@ -26,7 +26,7 @@ use tokio::time::Instant;
 
 use crate::args::{Common, Output, UpArgs};
 use crate::artifact::handover;
-use crate::commands::spec_file::read_spec;
+use crate::commands::spec_file::{SpecFile, read_spec};
 use crate::commands::{get, nodes, submit, watch};
 use crate::connect::Controller;
 use crate::failure::Failure;
@@ -122,7 +122,8 @@ async fn nodes_joined(controller: &Controller, expected: usize) -> Result<(), Fa
 /// With `--run`: from submit to the end of the job. Without it: never ends by itself.
 async fn run_job(common: &Common, args: &UpArgs, controller: &Controller) -> Result<(), Failure> {
     let Some(file) = &args.run else { return std::future::pending().await };
-    let answer = submit::submit(controller, common, file, submit::new_request_id()).await?;
+    let file = SpecFile::read(common, file, &[])?;
+    let answer = submit::submit(controller, common, &file, submit::new_request_id()).await?;
     show::err(problems::warnings(&submit::as_problems(answer.warnings)));
     let job = answer.job.unwrap_or_default();
     if common.output == Output::Table {

@@ -29,6 +29,12 @@ def arguments() -> argparse.Namespace:
     fetch.add_argument("file", type=pathlib.Path)
     compare = commands.add_parser("compare", help="what differs between jobs, and what came of it")
     compare.add_argument("jobs", nargs="+", metavar="job")
+    rates = commands.add_parser(
+        "rates", help="submit a job for each learning rate of the first stage; prints their ids"
+    )
+    rates.add_argument("spec", type=pathlib.Path)
+    rates.add_argument("rates", nargs="+", type=float, metavar="rate")
+    rates.add_argument("--group", help="the same group again submits none twice")
     return parser.parse_args()
 
 
@@ -58,6 +64,10 @@ def main() -> int:
                 print(client.fetch(args.job, args.file))
             case "compare":
                 print(client.compare(*args.jobs))
+            case "rates":
+                matrix = {"stages[0].train.learningRate": args.rates}
+                for job in client.submit_matrix(args.spec, matrix, group=args.group):
+                    print(job.job_id)
     return 0
 
 

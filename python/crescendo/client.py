@@ -13,22 +13,25 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import grpc
+import yaml
 
-from crescendo import _objects, comparison
+from crescendo import _matrix, _objects, comparison
 from crescendo._token import TokenSource
 from crescendo._wire import Files, Patience, Wire
-from crescendo.errors import CrescendoError, TimedOutError
+from crescendo.errors import CrescendoError, CutShortError, InvalidRequestError, InvalidSpecError, TimedOutError
 from crescendo.records import (
     Checkpoint,
     CheckpointFile,
+    Deletion,
+    DeletionPreview,
     Explanation,
     Identity,
     Job,
     JobState,
+    Lineage,
     LogLine,
     Node,
     Problem,
-    StagePhase,
     SubmittedJob,
     Validation,
 )
@@ -37,6 +40,7 @@ from crescendo.v1 import (
     access_pb2_grpc,
     checkpoint_pb2,
     checkpoint_pb2_grpc,
+    deletion_pb2,
     job_pb2,
     job_pb2_grpc,
     node_pb2,
@@ -54,6 +58,8 @@ Spec = str | bytes | os.PathLike[str] | Mapping[str, object]
 LEAVE_SECONDS = 330.0
 #: Between two looks at whether the ranks have left, seconds.
 _LOOK_SECONDS = 0.5
+#: At least so long a preview of a deletion goes on: a curator counts, seconds.
+_COUNT_SECONDS = 90.0
 #: Most jobs of a page.
 _PAGE = 500
 #: Most lines that a controller hands out at once, and those that a reader remembers.
@@ -172,6 +178,38 @@ class Client:
         request = job_pb2.SubmitJobRequest(request_id=request_id or str(uuid.uuid4()), spec_yaml=_text(spec))
         return SubmittedJob._from(self._submit(request))
 
+    def submit_matrix(
+        self, spec: Spec, matrix: Mapping[str, Sequence[object]], *, group: str | None = None
+    ) -> builtins.list[SubmittedJob]:
+        """Submits a job for each combination of values, 256 at most: all of them or, if one is refused, none.
+
+        matrix: lists of values by path, e.g. `{"seed": [1, 2], "stages[0].train.learningRate": [1e-5, 8e-5]}`. A path
+            that does not begin with metadata or spec is below spec.
+        group: of `[A-Za-z0-9._-]`, at most 63; the value of the label `group` that all of them have, or else the name
+            and six random characters. The same call with the same group submits none twice.
+
+        Their names are that of the spec with a number. Raises InvalidSpecError with the problems of the first spec that
+        is refused (which have no line: fields have been set), and CutShortError if something fails after the first.
+        """
+        text = _text(spec)
+        # Here YAML is read that specs are not written in: aliases, fields that are given twice.
+        unreadable = [problem for problem in self.validate(text).problems if problem.line and not problem.path]
+        if unreadable:
+            raise InvalidSpecError("the spec cannot be read", unreadable)
+        group, planned = _matrix.plan(_loaded(text), matrix, group)
+        for one in planned:
+            if problems := self.validate(one.spec).problems:
+                by = ", ".join(f"{path}={value}" for path, value in one.combination.items())
+                placeless = [Problem(0, 0, problem.path, f"{problem.message} (with {by})") for problem in problems]
+                raise InvalidSpecError("a spec of the matrix is refused", placeless)
+        submitted: builtins.list[SubmittedJob] = []
+        for one in planned:
+            try:
+                submitted.append(self.submit(one.spec, request_id=one.request_id))
+            except CrescendoError as error:
+                raise CutShortError(group, len(planned), submitted, error) from error
+        return submitted
+
     def validate(self, spec: Spec) -> Validation:
         """What the controller makes of a spec; nothing is submitted."""
         answer = self._submit(job_pb2.SubmitJobRequest(spec_yaml=_text(spec), validate_only=True))
@@ -196,9 +234,13 @@ class Client:
         states: Iterable[JobState | str] = (),
         name_prefix: str = "",
         tenant: str = "",
+        labels: Mapping[str, str] | None = None,
         limit: int | None = None,
     ) -> builtins.list[Job]:
-        """Jobs, newest first: in one of the states, whose name begins so, of the tenant; at most `limit`."""
+        """Jobs, newest first: in one of the states, whose name begins so, of the tenant; at most `limit`.
+
+        labels: those that have all of them; an empty value stands for any.
+        """
         wanted = [_number(JobState(state)) for state in states]
         found: builtins.list[Job] = []
         page_token = ""
@@ -209,6 +251,7 @@ class Client:
                 states=wanted,
                 name_prefix=name_prefix,
                 tenant=tenant,
+                labels=labels or {},
             )
             page = self._list(request)
             found.extend(Job._of(job) for job in page.jobs)
@@ -366,23 +409,57 @@ class Client:
         )
         return Job._of(answer.job)
 
+    def delete(
+        self, job: JobOrId, *, keep_checkpoints: bool = False, keep_pairs: bool = False, keep_logs: bool = False
+    ) -> Deletion:
+        """Deletes a job that has ended: its files and its records. Nothing takes it back; its lineage stays.
+
+        Answers once it is settled; the files go a while later, and `lineage` says how far it is. Raises WrongStateError
+        while the job runs, or while an open job needs its files.
+        """
+        keep = deletion_pb2.KeptParts(checkpoints=keep_checkpoints, pairs=keep_pairs, logs=keep_logs)
+        request = deletion_pb2.DeleteJobRequest(job_id=_id(job), keep=keep)
+        return Deletion._of(self._delete(request, self._timeout).deletion)
+
+    def preview_deletion(
+        self, job: JobOrId, *, keep_checkpoints: bool = False, keep_pairs: bool = False, keep_logs: bool = False
+    ) -> DeletionPreview:
+        """What `delete` would remove. Nothing is changed."""
+        keep = deletion_pb2.KeptParts(checkpoints=keep_checkpoints, pairs=keep_pairs, logs=keep_logs)
+        request = deletion_pb2.DeleteJobRequest(job_id=_id(job), keep=keep, dry_run=True)
+        return DeletionPreview._of(self._delete(request, max(self._timeout, _COUNT_SECONDS)))
+
+    def lineage(self, job: JobOrId) -> Lineage:
+        """Where the job came from and what it made, also once it is deleted. Raises NotFoundError."""
+        request = deletion_pb2.GetLineageRequest(job_id=_id(job))
+        return Lineage._of(
+            self._wire.call(
+                self._timeout,
+                lambda channel, timeout, metadata: _jobs(channel).GetLineage(
+                    request, timeout=timeout, metadata=metadata
+                ),
+            )
+        )
+
     def compare(self, *jobs: JobOrId) -> comparison.Comparison:
         """What differs in the resolved specs of two jobs or more, and what came of each, side by side.
 
-        Last figures come from the history in the newest checkpoint, where it can be read: what ranks have reported last
-        may be a step or two before, and is forgotten once they are gone.
+        Mean losses, and where no rank reports any more all last figures, come from the history in the newest
+        checkpoint; `unread` says where it cannot be read.
         """
         if len(jobs) < 2:
             raise ValueError("name two jobs or more")
         found = [self.get(job) for job in jobs]
-        endings = {
-            (job.job_id, stage.name): end
-            for job in found
-            for stage in job.stages
-            if (stage.phase is StagePhase.DONE or stage.loss is None) and stage.checkpoint_step > 0
-            if (end := self._ending(job, stage.name)) is not None
-        }
-        return comparison.compare(found, endings)
+        endings: dict[tuple[str, str], comparison.Ending] = {}
+        unread: builtins.list[str] = []
+        for told in found:
+            for stage in told.stages:
+                if stage.checkpoint_step > 0:
+                    try:
+                        endings[told.job_id, stage.name] = self._ending(told, stage.name)
+                    except (CrescendoError, OSError, ValueError, KeyError) as error:
+                        unread.append(f"{told.job_id} {stage.name}: its last steps are not known: {error}")
+        return comparison.compare(found, endings, unread)
 
     # --- What was trained --------------------------------------------------------------------------------------------
 
@@ -396,6 +473,14 @@ class Client:
             ),
         )
         return [Checkpoint._of(checkpoint) for checkpoint in answer.checkpoints]
+
+    def keep(self, checkpoint: Checkpoint) -> Checkpoint:
+        """Marks a checkpoint to be kept: it does not expire, and its job is not deleted."""
+        return self._keep(checkpoint, release=False)
+
+    def release(self, checkpoint: Checkpoint) -> Checkpoint:
+        """Takes the mark off again."""
+        return self._keep(checkpoint, release=True)
 
     def fetch(
         self,
@@ -455,16 +540,31 @@ class Client:
     def _read_logs(self, request: job_pb2.ReadLogsRequest) -> tuple[int, Iterator[job_pb2.ReadLogsResponse]]:
         return self._wire.stream(lambda channel, metadata: _jobs(channel).ReadLogs(request, metadata=metadata))
 
-    def _ending(self, job: Job, stage: str) -> comparison.Ending | None:
-        """None where nobody can read the history now: what is left of the figures is worth something."""
-        try:
-            checkpoint = _objects.choose(self.checkpoints(job, stage), job.job_id, stage, None)
-            if _objects.file_of(checkpoint, _objects.HISTORY_FILE).size_bytes > _MOST_HISTORY_BYTES:
-                return None
-            with tempfile.TemporaryDirectory(prefix="crescendo-") as folder:
-                return comparison.ending(self.fetch(checkpoint, folder, name=_objects.HISTORY_FILE).read_bytes())
-        except (CrescendoError, OSError, ValueError, KeyError):
-            return None
+    def _delete(self, request: deletion_pb2.DeleteJobRequest, timeout_seconds: float) -> deletion_pb2.DeleteJobResponse:
+        return self._wire.call(
+            timeout_seconds,
+            lambda channel, timeout, metadata: _jobs(channel).DeleteJob(request, timeout=timeout, metadata=metadata),
+        )
+
+    def _keep(self, checkpoint: Checkpoint, *, release: bool) -> Checkpoint:
+        request = checkpoint_pb2.KeepCheckpointRequest(
+            job_id=checkpoint.job_id, stage=checkpoint.stage, step=checkpoint.step, release=release
+        )
+        answer = self._wire.call(
+            self._timeout,
+            lambda channel, timeout, metadata: checkpoint_pb2_grpc.CheckpointServiceStub(channel).KeepCheckpoint(
+                request, timeout=timeout, metadata=metadata
+            ),
+        )
+        return Checkpoint._of(answer.checkpoint)
+
+    def _ending(self, job: Job, stage: str) -> comparison.Ending:
+        checkpoint = _objects.choose(self.checkpoints(job, stage), job.job_id, stage, None)
+        size_bytes = _objects.file_of(checkpoint, _objects.HISTORY_FILE).size_bytes
+        if size_bytes > _MOST_HISTORY_BYTES:
+            raise CrescendoError(f"{_objects.HISTORY_FILE} has {size_bytes} bytes, more than is read for this")
+        with tempfile.TemporaryDirectory(prefix="crescendo-") as folder:
+            return comparison.ending(self.fetch(checkpoint, folder, name=_objects.HISTORY_FILE).read_bytes())
 
     def _fetch(
         self, checkpoint: Checkpoint, file: CheckpointFile, to: pathlib.Path, object_store: str | None
@@ -527,7 +627,8 @@ class _SeenLines:
         if self._floor is None and len(self._seen) >= self._tail:
             self._floor = self._first
         if len(self._seen) > _REMEMBERED_LINES:
-            self._floor = max(self._floor, self._seen.popitem(last=False)[1])
+            oldest = self._seen.popitem(last=False)[1]
+            self._floor = oldest if self._floor is None else max(self._floor, oldest)
         return True
 
 
@@ -556,6 +657,13 @@ def _text(spec: Spec) -> bytes:
         # What JSON is, YAML is too.
         return json.dumps(spec, ensure_ascii=False, allow_nan=False).encode()
     return pathlib.Path(spec).read_bytes()
+
+
+def _loaded(text: bytes) -> object:
+    try:
+        return comparison.load_spec(text.decode())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InvalidRequestError(f"the spec is no YAML: {error}") from error
 
 
 def _number(state: JobState) -> job_pb2.JobState.ValueType:

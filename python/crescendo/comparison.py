@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import yaml
 
-from crescendo.records import Job, JobState, Stage
+from crescendo.records import Job, JobState, Stage, StagePhase
 
 
 class Absent:
@@ -43,6 +43,10 @@ class StageFigures:
     steps_total: int
     #: Of the last step; None if none is known.
     loss: float | None
+    #: Over the last 100 steps of the newest checkpoint's history.
+    mean_loss: float | None
+    #: L2 norm of the last step's gradients before clipping.
+    grad_norm: float | None
     #: Of the global batch; of a stage that is over the mean over its last steps.
     samples_per_sec: float | None
     #: That can be read.
@@ -70,6 +74,8 @@ class Comparison:
 
     jobs: tuple[JobFigures, ...]
     differences: tuple[Difference, ...]
+    #: A line about each stage whose last steps nobody could read.
+    unread: tuple[str, ...] = ()
 
     def rows(self) -> Iterator[tuple[str, tuple[object, ...]]]:
         """The figures, then the differences: what, and one value a job."""
@@ -88,12 +94,15 @@ class Comparison:
         lines = [("", *(job.job_id for job in self.jobs))]
         lines += [(what, *map(_text, values)) for what, values in self.rows()]
         widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-        return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+        table = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
+        return "\n".join([*table, *self.unread])
 
 
 _STAGE_FIGURES: tuple[tuple[str, Callable[[StageFigures], object]], ...] = (
     ("steps", lambda stage: f"{stage.steps}/{stage.steps_total}"),
     ("loss", lambda stage: stage.loss),
+    ("mean loss", lambda stage: stage.mean_loss),
+    ("grad norm", lambda stage: stage.grad_norm),
     ("samples/s", lambda stage: stage.samples_per_sec),
     ("pairs", lambda stage: stage.pairs),
     ("restarts", lambda stage: stage.restarts),
@@ -104,31 +113,45 @@ _STAGE_FIGURES: tuple[tuple[str, Callable[[StageFigures], object]], ...] = (
 class Ending:
     """The last steps of a stage, by the history in its checkpoint: what no controller remembers after its restart."""
 
+    #: Of the last step; None if it was not finite.
     loss: float | None
+    #: Of those that were finite.
+    mean_loss: float | None
+    #: Of the last step; None if it was not finite.
+    grad_norm: float | None
     step_seconds: float | None
 
 
-#: Steps at the end of a history whose mean time counts.
+#: Steps at the end of a history whose means count.
 _LAST_STEPS = 100
 
 
 def ending(history: bytes) -> Ending:
     """Of the lines of a `history.jsonl`."""
     steps = [json.loads(line) for line in history.splitlines()[-_LAST_STEPS:]]
+    # What is not finite is written as null.
+    losses = [step["loss"] for step in steps if step["loss"] is not None]
     seconds = [step["seconds"] for step in steps]
-    # A loss that is not finite is written as null.
     return Ending(
         loss=steps[-1]["loss"] if steps else None,
+        mean_loss=sum(losses) / len(losses) if losses else None,
+        grad_norm=steps[-1].get("grad_norm") if steps else None,
         step_seconds=sum(seconds) / len(seconds) if seconds else None,
     )
 
 
-def compare(jobs: Sequence[Job], endings: Mapping[tuple[str, str], Ending]) -> Comparison:
-    """Pure. `endings` are by job and stage, for stages of which the controller has no figures any more."""
+def is_over(stage: Stage) -> bool:
+    """Whether the stage's figures are those of its history: no rank has reported any, or will."""
+    return stage.phase is StagePhase.DONE or stage.loss is None
+
+
+def compare(jobs: Sequence[Job], endings: Mapping[tuple[str, str], Ending], unread: Sequence[str] = ()) -> Comparison:
+    """Pure. `endings` are by job and stage; `unread` says of which there should be one and is none."""
     specs = [load_spec(job.resolved_spec_yaml) for job in jobs]
     return Comparison(
         jobs=tuple(_figures(job, spec, endings) for job, spec in zip(jobs, specs, strict=True)),
         differences=differences(specs),
+        unread=tuple(unread),
     )
 
 
@@ -137,15 +160,23 @@ def _figures(job: Job, spec: object, endings: Mapping[tuple[str, str], Ending]) 
     flat = dict(_leaves("", spec))
 
     def figures(at: int, stage: Stage) -> StageFigures:
-        loss, samples_per_sec = stage.loss, stage.samples_per_sec
+        loss, grad_norm, samples_per_sec = stage.loss, stage.grad_norm, stage.samples_per_sec
         end = endings.get((job.job_id, stage.name))
-        if end is not None:
-            loss = end.loss
+        if end is not None and is_over(stage):
+            loss, grad_norm = end.loss, end.grad_norm
             batch = flat.get(f"spec.stages[{at}].train.globalBatch")
             if isinstance(batch, int) and end.step_seconds:
                 samples_per_sec = batch / end.step_seconds
         return StageFigures(
-            stage.name, stage.step, stage.steps_total, loss, samples_per_sec, stage.pairs_committed, stage.restarts
+            name=stage.name,
+            steps=stage.step,
+            steps_total=stage.steps_total,
+            loss=loss,
+            mean_loss=end.mean_loss if end is not None else None,
+            grad_norm=grad_norm,
+            samples_per_sec=samples_per_sec,
+            pairs=stage.pairs_committed,
+            restarts=stage.restarts,
         )
 
     return JobFigures(

@@ -8,7 +8,7 @@ from typing import Protocol
 import grpc
 from google.protobuf.message import DecodeError
 
-from crescendo.records import Problem
+from crescendo.records import Problem, SubmittedJob
 from crescendo.v1 import job_pb2
 
 #: Metadata with every problem of a spec that was refused, as far as they fit (6 KiB).
@@ -84,6 +84,20 @@ class CorruptError(CrescendoError):
 
 class NotThereYetError(NotFoundError):
     """The job has no such checkpoint so far."""
+
+
+class CutShortError(CrescendoError):
+    """A matrix of which only the first jobs could be submitted. The same call with the same group submits the rest."""
+
+    def __init__(self, group: str, count: int, submitted: Sequence[SubmittedJob], why: CrescendoError) -> None:
+        ids = ", ".join(job.job_id for job in submitted)
+        super().__init__(
+            f"{why}; submitted so far: {len(submitted)} of {count} jobs{f' ({ids})' if ids else ''}. The same call "
+            f"with group={group!r} goes on with the rest and submits none twice; another spec needs another group"
+        )
+        self.code = why.code
+        self.group = group
+        self.submitted: tuple[SubmittedJob, ...] = tuple(submitted)
 
 
 class _Call(Protocol):

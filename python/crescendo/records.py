@@ -7,7 +7,7 @@ number that nobody has reported is None, not 0.
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 
@@ -15,7 +15,7 @@ from google.protobuf.descriptor import EnumDescriptor
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from crescendo.v1 import access_pb2, checkpoint_pb2, job_pb2, node_pb2
+from crescendo.v1 import access_pb2, checkpoint_pb2, deletion_pb2, job_pb2, node_pb2
 
 
 class JobState(str, enum.Enum):
@@ -170,6 +170,73 @@ class Stage:
 
 
 @dataclass(frozen=True)
+class Deletion:
+    """How far the deletion of a job is."""
+
+    job_id: str
+    #: files, records or gone: what is being removed, or that nothing is left.
+    phase: str
+    #: Parts of its files that stay: checkpoints, pairs, logs.
+    keeps: tuple[str, ...]
+    requested_at: datetime | None
+    #: None until it is gone.
+    gone_at: datetime | None
+    #: Removed of the object store; known once its files are gone.
+    removed_objects: int
+    removed_bytes: int
+    #: Registered bytes of what was kept.
+    kept_bytes: int
+    #: The rule of its tenant's retention that asked for it; empty if a person did.
+    by_retention: str
+    #: What it waits for, one line; empty if for nothing.
+    waiting_for: str
+    raw: deletion_pb2.JobDeletion = field(repr=False, compare=False)
+
+    @classmethod
+    def _of(cls, raw: deletion_pb2.JobDeletion) -> Deletion:
+        kept = (("checkpoints", raw.keep.checkpoints), ("pairs", raw.keep.pairs), ("logs", raw.keep.logs))
+        return cls(
+            job_id=raw.job_id,
+            phase=_name(deletion_pb2.DeletionPhase.DESCRIPTOR, raw.phase),
+            keeps=tuple(part for part, stays in kept if stays),
+            requested_at=_time(raw, "requested_at", raw.requested_at),
+            gone_at=_time(raw, "gone_at", raw.gone_at),
+            removed_objects=raw.removed_objects,
+            removed_bytes=raw.removed_bytes,
+            kept_bytes=raw.kept_bytes,
+            by_retention=raw.by_retention,
+            waiting_for=raw.waiting_for,
+            raw=raw,
+        )
+
+
+@dataclass(frozen=True)
+class DeletionPart:
+    """A part of a job's files, and whether it would stay."""
+
+    #: checkpoints, pairs, logs or rest.
+    part: str
+    objects: int
+    size_bytes: int
+    stays: bool
+
+
+@dataclass(frozen=True)
+class DeletionPreview:
+    """What a deletion would remove."""
+
+    parts: tuple[DeletionPart, ...]
+    #: Counted in the object store; else it is what is registered, without logs and the like.
+    counted: bool
+    raw: deletion_pb2.DeleteJobResponse = field(repr=False, compare=False)
+
+    @classmethod
+    def _of(cls, raw: deletion_pb2.DeleteJobResponse) -> DeletionPreview:
+        parts = (DeletionPart(part.part, part.objects, part.bytes, part.kept) for part in raw.parts)
+        return cls(parts=tuple(parts), counted=raw.counted, raw=raw)
+
+
+@dataclass(frozen=True)
 class Job:
     """A job, as it was when the controller told of it."""
 
@@ -194,6 +261,10 @@ class Job:
     request_id: str
     #: Slots that its ranks hold now. A job that is paused holds them until it has saved.
     slots_held: int
+    #: `metadata.labels` of the spec.
+    labels: Mapping[str, str]
+    #: From when it is being deleted; None if it stays.
+    deletion: Deletion | None
     raw: job_pb2.Job = field(repr=False, compare=False)
 
     @classmethod
@@ -213,6 +284,8 @@ class Job:
             resolved_spec_yaml=raw.resolved_spec_yaml,
             request_id=raw.request_id,
             slots_held=raw.slots_held,
+            labels=dict(raw.labels),
+            deletion=Deletion._of(raw.deletion) if raw.HasField("deletion") else None,
             raw=raw,
         )
 
@@ -338,6 +411,8 @@ class Checkpoint:
     final: bool
     #: Found damaged while loading: why. Empty if not.
     damaged: str
+    #: Marked to be kept: it does not expire, and its job is not deleted.
+    kept: bool
     raw: checkpoint_pb2.Checkpoint = field(repr=False, compare=False)
 
     @classmethod
@@ -348,10 +423,69 @@ class Checkpoint:
             generation=raw.generation,
             step=raw.step,
             path=raw.path,
-            files=tuple(CheckpointFile(file.name, file.size_bytes, file.sha256) for file in raw.files),
+            files=_files(raw.files),
             committed_at=_time(raw, "committed_at", raw.committed_at),
             final=raw.final,
             damaged=raw.damaged,
+            kept=raw.kept,
+            raw=raw,
+        )
+
+
+@dataclass(frozen=True)
+class FinalCheckpoint:
+    """What a stage ended with."""
+
+    stage: str
+    step: int
+    #: Folder in the object store, where it is or was.
+    path: str
+    #: At most 16.
+    files: tuple[CheckpointFile, ...]
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """What stays known of a job, also once it is deleted."""
+
+    job_id: str
+    tenant: str
+    name: str
+    request_id: str
+    #: As it is, or as it ended.
+    state: JobState
+    #: Why it failed or was cancelled.
+    reason: str
+    submitted_at: datetime | None
+    finished_at: datetime | None
+    #: Of the resolved spec as it was accepted, lower-case hexadecimal.
+    spec_sha256: str
+    #: Weights, and files of the object store, that its spec named; at most 8.
+    made_from: tuple[str, ...]
+    final_checkpoints: tuple[FinalCheckpoint, ...]
+    #: None if the job is there and stays.
+    deletion: Deletion | None
+    raw: deletion_pb2.GetLineageResponse = field(repr=False, compare=False)
+
+    @classmethod
+    def _of(cls, raw: deletion_pb2.GetLineageResponse) -> Lineage:
+        told = raw.lineage
+        # `from` is a word of Python.
+        made_from: tuple[str, ...] = tuple(getattr(told, "from"))
+        last = (FinalCheckpoint(one.stage, one.step, one.path, _files(one.files)) for one in told.final_checkpoints)
+        return cls(
+            job_id=told.job_id,
+            tenant=told.tenant,
+            name=told.name,
+            request_id=told.request_id,
+            state=JobState(told.state) if told.state in JobState._value2member_map_ else JobState.UNKNOWN,
+            reason=told.reason,
+            submitted_at=_time(told, "submitted_at", told.submitted_at),
+            finished_at=_time(told, "finished_at", told.finished_at),
+            spec_sha256=told.spec_sha256,
+            made_from=made_from,
+            final_checkpoints=tuple(last),
+            deletion=Deletion._of(raw.deletion) if raw.HasField("deletion") else None,
             raw=raw,
         )
 
@@ -438,6 +572,10 @@ class Identity:
             object_store_url=raw.object_store_url,
             raw=raw,
         )
+
+
+def _files(raw: Iterable[checkpoint_pb2.CheckpointFile]) -> tuple[CheckpointFile, ...]:
+    return tuple(CheckpointFile(file.name, file.size_bytes, file.sha256) for file in raw)
 
 
 def _time(message: Message, name: str, value: Timestamp) -> datetime | None:

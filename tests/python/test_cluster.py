@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import pathlib
 import shutil
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import threading
 import crescendo
 import grpc
 import pytest
-from conftest import DEADLINE_SECONDS, ROOT, spec
+from conftest import BIN, DEADLINE_SECONDS, ROOT, eventually, spec
 from crescendo import JobState
 
 LORA = "dit_lora.safetensors"
@@ -216,7 +217,10 @@ def test_two_jobs_are_compared(followed, cluster, client, tmp_path):
     for job in compared.jobs:
         history = client.fetch(job.job_id, tmp_path / job.job_id, name="history.jsonl")
         assert job.stages[0].loss == json.loads(history.read_text().splitlines()[-1])["loss"]
-        assert job.stages[0].samples_per_sec > 0
+        losses = [json.loads(line)["loss"] for line in history.read_text().splitlines()]
+        assert job.stages[0].mean_loss == pytest.approx(sum(losses) / len(losses))
+        assert job.stages[0].grad_norm > 0 and job.stages[0].samples_per_sec > 0
+    assert compared.unread == ()
     # The figures of ranks that are gone are forgotten with those who have heard them.
     cluster.kill_and_await("trainer-0", "controller")
     assert client.get(second).stages[0].loss is None
@@ -227,6 +231,70 @@ def test_two_jobs_are_compared(followed, cluster, client, tmp_path):
         client.compare(first, NOT_THERE)
     with pytest.raises(ValueError, match="two jobs or more"):
         client.compare(first)
+
+
+def test_what_a_comparison_cannot_read_is_told(followed, client, monkeypatch):
+    job = followed[0][-1]
+    monkeypatch.setattr("crescendo.client._MOST_HISTORY_BYTES", 10)
+    compared = client.compare(job, job.job_id)
+    assert compared.jobs[0].stages[0].mean_loss is None
+    said = f"{job.job_id} stage-1: its last steps are not known: history.jsonl has "
+    assert len(compared.unread) == 2 and compared.unread[0].startswith(said), compared.unread
+    assert str(compared).endswith(compared.unread[1])
+
+
+def test_a_matrix_of_jobs_is_submitted_once_and_found_by_its_label(cluster, client):
+    matrix = {"seed": [1, 2], "stages[0].train.learningRate": [1e-4]}
+    with pytest.raises(crescendo.InvalidSpecError, match=r"unknown field `sed`.*with spec\.sed=1"):
+        client.submit_matrix(spec(steps=100_000, name="many"), {"sed": [1, 2]}, group="tried")
+    assert client.list(labels={"group": "tried"}) == []
+    jobs = client.submit_matrix(spec(steps=100_000, name="many"), matrix, group="tried")
+    again = client.submit_matrix(spec(steps=100_000, name="many"), matrix, group="tried")
+    assert [job.already_submitted for job in jobs + again] == [False, False, True, True]
+    found = client.list(labels={"group": "tried"})
+    assert [job.job_id for job in found] == [job.job_id for job in reversed(jobs)] == [job.job_id for job in reversed(again)]
+    assert [job.name for job in jobs] == ["many-1", "many-2"] and jobs[0].labels == {"group": "tried"}
+    assert client.list(labels={"group": "other"}) == [] != client.list(labels={"group": ""})
+    paths = {difference.path: difference.values for difference in client.compare(*jobs).differences}
+    assert paths == {"metadata.name": ("many-1", "many-2"), "spec.seed": (1, 2)}
+    with pytest.raises(crescendo.CutShortError, match="another spec") as cut:
+        client.submit_matrix(spec(steps=99, name="many"), matrix, group="tried")
+    assert cut.value.submitted == () and cut.value.code == "ALREADY_EXISTS"
+    # The command line makes the same jobs of the same spec.
+    program = [pathlib.Path(BIN).resolve() / "crescendo", "submit", "--controller", cluster.address, "-"]
+    program += ["--matrix", "seed=1,2", "--matrix", "stages[0].train.learningRate=1e-4", "--group", "tried"]
+    text = spec(steps=100_000, name="many")
+    done = subprocess.run(program, input=text, capture_output=True, text=True, timeout=DEADLINE_SECONDS)
+    assert done.stdout.split() == [job.job_id for job in jobs], done.stderr
+    for job in jobs:
+        client.cancel(job)
+
+
+def test_a_checkpoint_is_kept_and_a_job_deleted_and_remembered(client):
+    job = client.submit(spec(steps=10, name="leaving"))
+    *_, job = client.watch(job)
+    assert job.state == JobState.SUCCEEDED and job.deletion is None, job.reason
+    last = client.checkpoints(job)[-1]
+    assert not last.kept and client.keep(last).kept and client.checkpoints(job)[-1].kept
+    assert not client.release(last).kept and not client.checkpoints(job)[-1].kept
+    before = client.lineage(job)
+    assert (before.job_id, before.state, before.name) == (job.job_id, JobState.SUCCEEDED, "leaving")
+    assert before.deletion is None and len(before.spec_sha256) == 64
+    assert any("base.safetensors" in one for one in before.made_from)
+    [ended] = before.final_checkpoints
+    assert (ended.stage, ended.step, ended.path) == ("stage-1", 10, last.path)
+    assert LORA in [file.name for file in ended.files]
+    preview = client.preview_deletion(job, keep_checkpoints=True)
+    parts = {part.part: part for part in preview.parts}
+    assert preview.counted and parts["checkpoints"].stays and not parts["pairs"].stays
+    assert parts["checkpoints"].size_bytes > 0 and client.get(job).deletion is None
+    deletion = client.delete(job, keep_checkpoints=True)
+    assert deletion.job_id == job.job_id and deletion.keeps == ("checkpoints",)
+    gone = eventually("it is gone", lambda: (told := client.lineage(job).deletion) and told.gone_at and told)
+    assert gone.phase == "gone" and gone.removed_objects > 0 and gone.kept_bytes > 0
+    assert client.lineage(job).final_checkpoints == before.final_checkpoints
+    with pytest.raises(crescendo.NotFoundError):
+        client.get(job)
 
 
 def test_every_problem_of_a_spec_is_told(client):
@@ -266,6 +334,8 @@ def test_a_job_that_is_not_there_is_an_error_at_once(client, tmp_path):
         lambda: client.resume(NOT_THERE),
         lambda: client.retry(NOT_THERE),
         lambda: client.cancel(NOT_THERE),
+        lambda: client.delete(NOT_THERE),
+        lambda: client.lineage(NOT_THERE),
         lambda: client.fetch(NOT_THERE, tmp_path / "x"),
     ]:
         with pytest.raises(crescendo.NotFoundError, match=NOT_THERE) as refused:
@@ -305,5 +375,9 @@ def test_the_example_does_the_same(cluster, tmp_path):
     assert watched.returncode == 4 and f"{job}: cancelled" in watched.stdout
     failed = run("fetch", job, tmp_path / "lora")
     assert failed.returncode == 1 and "no checkpoint" in failed.stderr
+    rates = run("rates", file, "1e-3", "2e-3", "--group", "program")
+    assert [job.rpartition("-")[0] for job in rates.stdout.split()] == ["program-1", "program-2"], rates.stderr
+    for job in rates.stdout.split():
+        run("cancel", job)
     bad = run("submit", example)
     assert bad.returncode == 1 and "the spec is not valid" in bad.stderr

@@ -1,5 +1,6 @@
 """What `compare` makes of specs and figures: pure."""
 
+import dataclasses
 import json
 
 import crescendo
@@ -48,13 +49,17 @@ def test_scalars_are_those_of_yaml_1_2(text, value):
     assert found == value and type(found) is type(value)
 
 
-def test_a_history_gives_the_last_loss_and_the_pace_of_the_last_steps():
-    lines = [
-        json.dumps({"step": step, "loss": 1 / step, "seconds": 9.0 if step <= 50 else 2.0}) for step in range(1, 151)
-    ]
-    assert ending("\n".join(lines).encode()) == Ending(loss=1 / 150, step_seconds=2.0)
-    assert ending(b'{"step": 1, "loss": null, "seconds": 0.5}\n') == Ending(loss=None, step_seconds=0.5)
-    assert ending(b"") == Ending(None, None)
+def test_a_history_gives_the_last_figures_and_the_means_of_the_last_steps():
+    def line(step):
+        early = step <= 50
+        loss, seconds = (9.0, 9.0) if early else (step, 2.0)
+        return json.dumps({"step": step, "loss": loss, "grad_norm": 0.5 / step, "seconds": seconds})
+
+    lines = "\n".join(map(line, range(1, 151))).encode()
+    assert ending(lines) == Ending(loss=150, mean_loss=100.5, grad_norm=0.5 / 150, step_seconds=2.0)
+    skipped = b'{"step": 1, "loss": 2, "seconds": 0.5}\n{"step": 2, "loss": null, "grad_norm": null, "seconds": 0.5}\n'
+    assert ending(skipped) == Ending(loss=None, mean_loss=2, grad_norm=None, step_seconds=0.5)
+    assert ending(b"") == Ending(None, None, None, None)
 
 
 def a_job(job_id, *stages, spec="{}", **fields):
@@ -64,17 +69,21 @@ def a_job(job_id, *stages, spec="{}", **fields):
 
 def test_jobs_of_different_stages_stand_side_by_side():
     stage = job_pb2.StageStatus(
-        name="stage-1", step=5, steps_total=10, loss=0.25, samples_per_sec=3, pairs_committed=7, restarts=2
+        name="stage-1", step=5, steps_total=10, loss=0.25, grad_norm=1.5, samples_per_sec=3, pairs_committed=7, restarts=2
     )
+    gone = job_pb2.StageStatus(name="stage-1", step=5, steps_total=10, pairs_committed=7, restarts=2)
     spec = "spec: {stages: [{train: {globalBatch: 8}}]}"
     two = a_job(
         "two", stage, job_pb2.StageStatus(name="stage-2", restarts=1), state=job_pb2.JOB_STATE_RUNNING, spec=spec
     )
-    one = a_job("one", stage, state=job_pb2.JOB_STATE_FAILED, spec=spec)
+    one = a_job("one", gone, state=job_pb2.JOB_STATE_FAILED, spec=spec)
     one.raw.started_at.FromSeconds(100)
     one.raw.finished_at.FromSeconds(160)
     one = Job._of(one.raw)
-    compared = compare([two, one], {("one", "stage-1"): Ending(loss=0.5, step_seconds=2.0)})
+    last = Ending(loss=0.5, mean_loss=0.75, grad_norm=2.5, step_seconds=2.0)
+    # What the ranks report goes before what is in the checkpoint.
+    endings = {("one", "stage-1"): last, ("two", "stage-1"): dataclasses.replace(last, mean_loss=0.3)}
+    compared = compare([two, one], endings, ["two stage-2: its last steps are not known: it was late"])
     assert [(job.job_id, job.restarts, job.duration_seconds) for job in compared.jobs] == [
         ("two", 3, None),
         ("one", 2, 60),
@@ -88,14 +97,19 @@ def test_jobs_of_different_stages_stand_side_by_side():
         "restarts           3        2",
         "stage-1 steps      5/10     5/10",
         "stage-1 loss       0.25     0.5",
+        "stage-1 mean loss  0.3      0.75",
+        "stage-1 grad norm  1.5      2.5",
         "stage-1 samples/s  3        4",
         "stage-1 pairs      7        7",
         "stage-1 restarts   2        2",
         "stage-2 steps      0/0      -",
         "stage-2 loss       ?        -",
+        "stage-2 mean loss  ?        -",
+        "stage-2 grad norm  ?        -",
         "stage-2 samples/s  ?        -",
         "stage-2 pairs      0        -",
         "stage-2 restarts   1        -",
+        "two stage-2: its last steps are not known: it was late",
     ]
 
 

@@ -9,8 +9,9 @@ use crate::show;
 
 const NAME: &str = "crescendo";
 /// Commands whose first argument is a job.
-const OF_JOBS: [&str; 12] = [
+const OF_JOBS: [&str; 13] = [
     "get",
+    "compare",
     "explain",
     "watch",
     "logs",
@@ -60,7 +61,9 @@ _crescendo_with_jobs() {{
     for word in "${{COMP_WORDS[@]:1:COMP_CWORD-1}}"; do
         case "$word" in
             {commands})
-                if [[ ${{COMP_WORDS[COMP_CWORD]}} != -* && ${{COMP_WORDS[COMP_CWORD-1]}} == "$word" ]]; then
+                local before=${{COMP_WORDS[COMP_CWORD-1]}}
+                if [[ ${{COMP_WORDS[COMP_CWORD]}} != -* &&
+                    ( $before == "$word" || ( $word == compare && $before != -* ) ) ]]; then
                     COMPREPLY=($(compgen -W "$({IDS})" -- "${{COMP_WORDS[COMP_CWORD]}}"))
                 fi
                 return 0
@@ -75,12 +78,13 @@ complete -F _crescendo_with_jobs -o nosort -o bashdefault -o default crescendo 2
     )
 }
 
-/// The arguments named `job` get their ids from a function.
+/// The arguments named `job`, and the several of `compare`, get their ids from a function.
 fn zsh(script: &str) -> String {
     let lines: Vec<String> = script
         .lines()
         .map(|line| {
-            let of_job = line.trim_start().starts_with("':job -- ");
+            let line_start = line.trim_start();
+            let of_job = ["':job -- ", "'*::jobs -- "].iter().any(|start| line_start.starts_with(start));
             if of_job { line.replace(":_default'", ":_crescendo_jobs'") } else { line.to_owned() }
         })
         .collect();
@@ -127,7 +131,7 @@ mod tests {
         let wants = |name: &str| {
             let first =
                 command.find_subcommand(name).and_then(|found| found.get_positionals().next().cloned());
-            first.is_some_and(|first| first.get_id() == "job")
+            first.is_some_and(|first| first.get_id() == "job" || first.get_id() == "jobs")
         };
         let found: Vec<&str> =
             command.get_subcommands().map(clap::Command::get_name).filter(|name| wants(name)).collect();
@@ -160,6 +164,8 @@ mod tests {
         assert_eq!(complete("crescendo watch u", 2), "uno-1");
         assert_eq!(complete("crescendo explain ''", 2), "uno-1 duo-2");
         assert_eq!(complete("crescendo expl", 1), "explain");
+        assert_eq!(complete("crescendo compare uno-1 d", 3), "duo-2", "every one of several");
+        assert!(!complete("crescendo compare --group ''", 3).contains("uno-1"));
         assert!(complete("crescendo logs uno-1 --fo", 3).contains("--follow"));
         assert!(!complete("crescendo submit ''", 2).contains("uno-1"));
     }

@@ -4,11 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use crescendo_core::object_keys;
-use crescendo_dataset::checkpoint::{self, ADAPTER_FILE};
-use crescendo_dataset::digest::Content;
-use crescendo_node::objects::download::{DownloadError, download, registered};
-use crescendo_node::objects::with_causes;
+use crescendo_dataset::checkpoint::ADAPTER_FILE;
 use crescendo_proto::v1::{Checkpoint, CheckpointFile};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
@@ -16,11 +12,10 @@ use serde_json::{Value, json};
 use super::checkpoints;
 use crate::args::{Common, CpArgs, LoraFormat, Output};
 use crate::artifact::choice;
-use crate::artifact::receive::receive;
+use crate::artifact::fetch::fetch;
 use crate::artifact::target::Target;
-use crate::connect::{Controller, LOOK};
+use crate::connect::Controller;
 use crate::failure::Failure;
-use crate::objects::{self, Way};
 use crate::show::{self, words};
 use crate::up::binaries;
 
@@ -61,33 +56,15 @@ async fn copy(
             checkpoint.stage
         )));
     }
-    let key = object_keys::checkpoint_file(&checkpoint.path, &file.name);
-    let way = objects::way(&controller, args.object_store.as_deref(), &key).await?;
     let raw = target.scratch(REGISTERED);
     let bar = bar(file.size_bytes);
-    let relayed = || receive(&controller, common.timeout.unwrap_or(LOOK), checkpoint, file, &raw);
-    let coming = async {
-        let url = match &way {
-            Way::Relayed => return relayed().await,
-            Way::Direct(url) | Way::DirectFirst(url) => url,
-        };
-        let store = objects::open_existing(url)?;
-        match (download(store.as_ref(), &key, &raw, Some(file.size_bytes)).await, &way) {
-            (Err(error @ DownloadError::Store { .. }), Way::DirectFirst(_)) => {
-                // The environment's keys may be those of another bucket.
-                let why = objects::readable(&error);
-                show::errln(format_args!("{why}; asking the controller for it"));
-                relayed().await
-            }
-            (came, _) => came.map_err(|error| not_read(error, url, checkpoint)),
-        }
-    };
+    let coming = fetch(&controller, common, args.object_store.as_deref(), checkpoint, file, &raw);
     let came = tokio::select! {
         came = coming => came,
         never = follow(&bar, &raw) => match never {},
     };
     bar.finish_and_clear();
-    verify(&key, &came?, file)?;
+    came?;
     let made = match &converter {
         None => raw,
         Some(program) => {
@@ -116,28 +93,6 @@ async fn copy(
         }
     }
     Ok(())
-}
-
-/// Why the file of `checkpoint` did not come from the store at `url`.
-fn not_read(error: DownloadError, url: &str, checkpoint: &Checkpoint) -> Failure {
-    match error {
-        DownloadError::Missing { key } => Failure::other(format!(
-            "{key} is not in the object store; perhaps a newer checkpoint has taken its place (`crescendo checkpoints {}`)",
-            checkpoint.job_id
-        )),
-        error @ DownloadError::Store { .. } => {
-            let hint = objects::without_keys(url, |name| std::env::var_os(name).is_some());
-            Failure::other(format!("{}{hint}", objects::readable(&error)))
-        }
-        error => Failure::other(with_causes(&error)),
-    }
-}
-
-/// Holds what came to what was registered.
-fn verify(key: &str, came: &Content, file: &CheckpointFile) -> Result<(), Failure> {
-    checkpoint::verify(&file.name, &registered(file), came).map_err(|damage| {
-        Failure::other(format!("{key} is not what was registered: {}", words::one_line(&damage.to_string())))
-    })
 }
 
 /// A bar on a terminal, for a file that takes its time.

@@ -13,7 +13,14 @@ const PAGE: u32 = 500;
 pub async fn run(common: &Common, args: &JobsArgs) -> Result<(), Failure> {
     let controller = Controller::find(common).await?;
     let tenant = if args.tenant.is_empty() { controller.tenant() } else { args.tenant.clone() };
-    let (jobs, more) = list(&controller, common, args, &tenant).await?;
+    let wanted = ListJobsRequest {
+        states: args.state.iter().map(|state| wire(*state) as i32).collect(),
+        name_prefix: args.name.clone(),
+        tenant,
+        labels: args.labels.iter().cloned().collect(),
+        ..ListJobsRequest::default()
+    };
+    let (jobs, more) = list(&controller, common, &wanted, args.limit as usize).await?;
     match common.output {
         Output::Json => json::print(&jobs.iter().map(json::job).collect()),
         Output::Table => {
@@ -26,25 +33,19 @@ pub async fn run(common: &Common, args: &JobsArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-async fn list(
+/// The jobs that are wanted, newest first, at most `limit`; and whether there are more.
+pub async fn list(
     controller: &Controller,
     common: &Common,
-    args: &JobsArgs,
-    tenant: &str,
+    wanted: &ListJobsRequest,
+    limit: usize,
 ) -> Result<(Vec<Job>, bool), Failure> {
-    let limit = args.limit as usize;
     let mut jobs = Vec::new();
     let mut page_token = String::new();
     loop {
         let left = u32::try_from(limit - jobs.len()).unwrap_or(PAGE);
-        let request = ListJobsRequest {
-            page_size: left.min(PAGE),
-            page_token: page_token.clone(),
-            states: args.state.iter().map(|state| wire(*state) as i32).collect(),
-            name_prefix: args.name.clone(),
-            tenant: tenant.to_owned(),
-            labels: args.labels.iter().cloned().collect(),
-        };
+        let request =
+            ListJobsRequest { page_size: left.min(PAGE), page_token: page_token.clone(), ..wanted.clone() };
         let page = controller
             .call(common.timeout.unwrap_or(LOOK), |channel| {
                 let request = request.clone();

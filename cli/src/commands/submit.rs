@@ -1,6 +1,5 @@
 //! `crescendo submit`: the same request id through every try, so that an outage never makes two jobs.
 
-use std::path::Path;
 use std::time::Duration;
 
 use crescendo_core::spec::Problem;
@@ -9,7 +8,7 @@ use crescendo_proto::v1::{SpecProblem, SpecProblems, SubmitJobRequest, SubmitJob
 use prost::Message as _;
 use tonic::{Code, Status};
 
-use super::spec_file::read_spec;
+use super::spec_file::SpecFile;
 use super::watch;
 use crate::args::{Common, Output, SubmitArgs};
 use crate::connect::{self, CHANGE, Controller};
@@ -23,14 +22,15 @@ const TRACE_PARENT: &str = "TRACEPARENT";
 const PROBLEMS: &str = "crescendo-problems-bin";
 
 pub async fn run(common: &Common, args: &SubmitArgs) -> Result<(), Failure> {
+    let file = SpecFile::read(common, &args.file, &args.set)?;
     let controller = Controller::find(common).await?;
     let request_id = args.request_id.clone().unwrap_or_else(new_request_id);
-    let answer = submit(&controller, common, &args.file, request_id).await?;
+    let answer = submit(&controller, common, &file, request_id).await?;
     let job = answer.job.unwrap_or_default();
     if answer.already_submitted {
         show::errln(format_args!("this request id has been submitted before; this is its job"));
     }
-    let warnings = as_problems(answer.warnings);
+    let warnings = file.in_file(as_problems(answer.warnings));
     if args.watch || common.output == Output::Table {
         show::err(problems::warnings(&warnings));
     }
@@ -70,14 +70,40 @@ pub fn new_request_id() -> String {
 pub async fn submit(
     controller: &Controller,
     common: &Common,
-    file: &Path,
+    file: &SpecFile,
     request_id: String,
 ) -> Result<SubmitJobResponse, Failure> {
-    let spec_yaml = read_spec(file)?;
+    let request = SubmitJobRequest { request_id, spec_yaml: file.yaml(), validate_only: false };
+    match send(controller, common, &request).await {
+        Ok(answer) if answer.job.is_some() => Ok(answer),
+        Ok(_) => Err(Failure::other("the controller answered without a job")),
+        Err(status) => match problems_of(&status) {
+            Some(found) => Err(file.refuse(common, found)),
+            None => Err(controller.failure(&status)),
+        },
+    }
+}
+
+/// What the controller makes of a spec: everything that is wrong with it, or what it warns of. Nothing is submitted.
+pub async fn validate(
+    controller: &Controller,
+    common: &Common,
+    file: &SpecFile,
+) -> Result<Result<Vec<Problem>, Vec<Problem>>, Failure> {
+    let request = SubmitJobRequest { request_id: String::new(), spec_yaml: file.yaml(), validate_only: true };
+    let answer = send(controller, common, &request).await.map_err(|status| controller.failure(&status))?;
+    let (problems, warnings) = (as_problems(answer.problems), as_problems(answer.warnings));
+    Ok(if problems.is_empty() { Ok(warnings) } else { Err(problems) })
+}
+
+async fn send(
+    controller: &Controller,
+    common: &Common,
+    request: &SubmitJobRequest,
+) -> Result<SubmitJobResponse, Status> {
     let within: Duration = common.timeout.unwrap_or(CHANGE);
-    let request = SubmitJobRequest { request_id, spec_yaml: spec_yaml.clone(), validate_only: false };
     let trace = trace_parent(std::env::var(TRACE_PARENT).ok().as_deref(), uuid::Uuid::new_v4().as_u128());
-    let answer = controller
+    controller
         .call(within, |channel| {
             let mut request = tonic::Request::new(request.clone());
             if let Some(trace) = trace.as_deref().and_then(|trace| trace.parse().ok()) {
@@ -85,23 +111,7 @@ pub async fn submit(
             }
             async move { connect::jobs(channel).submit_job(request).await }
         })
-        .await;
-    match answer {
-        Ok(answer) if answer.job.is_some() => Ok(answer),
-        Ok(_) => Err(Failure::other("the controller answered without a job")),
-        Err(status) => match problems_of(&status) {
-            Some(found) => {
-                match common.output {
-                    Output::Json => {
-                        json::print(&serde_json::json!({"valid": false, "problems": json::problems(&found)}));
-                    }
-                    Output::Table => show::err(problems::render(file, &spec_yaml, &found)),
-                }
-                Err(Failure::InvalidSpec)
-            }
-            None => Err(controller.failure(&status)),
-        },
-    }
+        .await
 }
 
 /// The problems that came with a refusal, if it was for those.

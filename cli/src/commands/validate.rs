@@ -8,7 +8,7 @@ use crescendo_core::spec::{self, Problem};
 use crescendo_proto::v1::SubmitJobRequest;
 
 use super::held_out::{self, HeldOut, Look};
-use super::spec_file::read_spec;
+use super::spec_file::SpecFile;
 use super::{on_this_machine, submit};
 use crate::args::{Common, FileArgs, Output};
 use crate::connect::{self, Controller};
@@ -20,18 +20,19 @@ use crate::show::{self, json, problems, width};
 const OWN_CLUSTER: Duration = Duration::from_secs(1);
 
 pub async fn run(common: &Common, args: &FileArgs) -> Result<(), Failure> {
-    let yaml = read_spec(&args.file)?;
+    let file = SpecFile::read(common, &args.file, &args.set)?;
+    let yaml = file.yaml();
     let root = root_of_this_machine(common);
     let (parsed, look) = match spec::read(&yaml, None) {
         Ok(parsed) => {
             let look = held_out::look(&parsed, root.as_deref().unwrap_or(Path::new("")));
             (parsed, look)
         }
-        Err(found) => return refuse(common, &args.file, &yaml, &found),
+        Err(found) => return Err(file.refuse(common, found)),
     };
     let Look { held_out, problems, warnings } = look;
     if !problems.is_empty() {
-        return refuse(common, &args.file, &yaml, &problems);
+        return Err(file.refuse(common, problems));
     }
     let mut all = root.map_or_else(Vec::new, |root| on_this_machine::missing(&parsed, &root));
     all.extend(parsed.warnings);
@@ -41,6 +42,7 @@ pub async fn run(common: &Common, args: &FileArgs) -> Result<(), Failure> {
     warnings.sort();
     // The cluster repeats what was found here.
     warnings.dedup();
+    let warnings = file.in_file(warnings);
     match common.output {
         Output::Table => {
             show::out(spec::to_yaml(&parsed.spec));
@@ -90,14 +92,4 @@ async fn of_own_cluster(common: &Common, yaml: &[u8]) -> Vec<Problem> {
         })
         .await;
     answer.map_or_else(|_| Vec::new(), |answer| submit::as_problems(answer.warnings))
-}
-
-fn refuse(common: &Common, file: &Path, yaml: &[u8], found: &[Problem]) -> Result<(), Failure> {
-    match common.output {
-        Output::Table => show::err(problems::render(file, yaml, found)),
-        Output::Json => {
-            json::print(&serde_json::json!({"valid": false, "problems": json::problems(found)}));
-        }
-    }
-    Err(Failure::InvalidSpec)
 }

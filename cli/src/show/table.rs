@@ -14,8 +14,19 @@ impl Table {
         Table { rows: vec![headings.iter().map(|heading| (*heading).to_owned()).collect()] }
     }
 
+    /// A table of as many columns as there are headings, which come from outside.
+    pub fn of(headings: impl IntoIterator<Item = String>) -> Table {
+        let mut table = Table { rows: Vec::new() };
+        table.cells(headings);
+        table
+    }
+
+    pub fn cells(&mut self, cells: impl IntoIterator<Item = String>) {
+        self.rows.push(cells.into_iter().map(|cell| words::one_line(&cell)).collect());
+    }
+
     pub fn row<const N: usize>(&mut self, cells: [String; N]) {
-        self.rows.push(cells.iter().map(|cell| words::one_line(cell)).collect());
+        self.cells(cells);
     }
 }
 

@@ -17,12 +17,23 @@ use crate::{at, crescendo, run};
 
 /// A checkpoint whose only file has this content, below `objects`.
 fn checkpoint(objects: &Path, stage: &str, step: u64, name: &str, content: &str) -> Checkpoint {
-    let path = format!("jobs/uno-1/{stage}/checkpoints/step-{step:08}-g1");
+    checkpoint_of("uno-1", objects, stage, step, name, content)
+}
+
+pub fn checkpoint_of(
+    job: &str,
+    objects: &Path,
+    stage: &str,
+    step: u64,
+    name: &str,
+    content: &str,
+) -> Checkpoint {
+    let path = format!("jobs/{job}/{stage}/checkpoints/step-{step:08}-g1");
     fs::create_dir_all(objects.join(&path)).unwrap();
     fs::write(objects.join(&path).join(name), content).unwrap();
     let sha256 = Sha256::digest(content).iter().map(|byte| format!("{byte:02x}")).collect();
     let file = CheckpointFile { name: name.into(), size_bytes: content.len() as u64, sha256 };
-    let (job_id, stage, files) = ("uno-1".into(), stage.into(), vec![file]);
+    let (job_id, stage, files) = (job.into(), stage.into(), vec![file]);
     Checkpoint { job_id, stage, step, path, files, ..Checkpoint::default() }
 }
 

@@ -47,6 +47,10 @@ pub struct Part {
     /// Submits that are kept but answered as if the controller were gone.
     pub swallow_submits: u32,
     pub refuse_submit: Option<Status>,
+    /// Every new request id makes a job of this name and a number, until so many are there; then submits are refused.
+    pub makes: Option<(&'static str, usize)>,
+    /// Problems of a spec that has this text, when it is only to be checked.
+    pub problems: Option<(&'static str, SpecProblem)>,
     /// What every submit is warned of.
     pub warnings: Vec<SpecProblem>,
     pub watch: VecDeque<Scene<Job>>,
@@ -186,7 +190,10 @@ impl JobService for Fake {
     ) -> Result<Response<SubmitJobResponse>, Status> {
         let request = request.into_inner();
         let mut part = self.part();
-        let seen = part.submits.iter().any(|submit| submit.request_id == request.request_id);
+        let seen = match part.makes {
+            Some(_) => part.jobs.iter().any(|job| job.request_id == request.request_id),
+            None => part.submits.iter().any(|submit| submit.request_id == request.request_id),
+        };
         part.submits.push(request);
         if part.swallow_submits > 0 {
             part.swallow_submits -= 1;
@@ -195,7 +202,29 @@ impl JobService for Fake {
         if let Some(status) = part.refuse_submit.clone() {
             return Err(status);
         }
-        let (job, warnings) = (part.jobs.first().cloned(), part.warnings.clone());
+        let warnings = part.warnings.clone();
+        let sent = part.submits.last().cloned().unwrap_or_default();
+        if sent.validate_only {
+            let yaml = String::from_utf8_lossy(&sent.spec_yaml).into_owned();
+            let problem = part.problems.clone().filter(|(text, _)| yaml.contains(text));
+            let problems = problem.map(|(_, problem)| problem).into_iter().collect();
+            return Ok(Response::new(SubmitJobResponse {
+                problems,
+                warnings,
+                ..SubmitJobResponse::default()
+            }));
+        }
+        if let Some((name, most)) = part.makes
+            && !seen
+        {
+            if part.jobs.len() == most {
+                return Err(Status::failed_precondition("the tenant's queue is full"));
+            }
+            let made = format!("{name}-{}", part.jobs.len() + 1);
+            part.jobs.push(Job { request_id: sent.request_id.clone(), ..job(&made, JobState::Queued, 1, 0) });
+        }
+        let own = part.jobs.iter().find(|job| job.request_id == sent.request_id);
+        let job = own.or(part.jobs.first()).cloned();
         Ok(Response::new(SubmitJobResponse {
             job,
             already_submitted: seen,
@@ -220,7 +249,13 @@ impl JobService for Fake {
         let size = (request.page_size as usize).min(2);
         part.lists.push(request);
         let states = part.lists.last().map(|list| list.states.clone()).unwrap_or_default();
-        let fits = |job: &&Job| states.is_empty() || states.contains(&job.state);
+        let labels = part.lists.last().map(|list| list.labels.clone()).unwrap_or_default();
+        let fits = |job: &&Job| {
+            let labelled = |(name, value): (&String, &String)| {
+                job.labels.get(name).is_some_and(|own| value.is_empty() || own == value)
+            };
+            (states.is_empty() || states.contains(&job.state)) && labels.iter().all(labelled)
+        };
         let found: Vec<Job> = part.jobs.iter().filter(fits).cloned().collect();
         let jobs: Vec<Job> = found.iter().skip(from).take(size).cloned().collect();
         let next = from + jobs.len();
@@ -403,9 +438,10 @@ impl CheckpointService for Fake {
         &self,
         request: Request<ListCheckpointsRequest>,
     ) -> Result<Response<ListCheckpointsResponse>, Status> {
-        let stage = request.into_inner().stage;
+        let ListCheckpointsRequest { job_id, stage } = request.into_inner();
         let mut checkpoints = self.part().checkpoints.clone();
         checkpoints.retain(|checkpoint| stage.is_empty() || checkpoint.stage == stage);
+        checkpoints.retain(|checkpoint| checkpoint.job_id.is_empty() || checkpoint.job_id == job_id);
         Ok(Response::new(ListCheckpointsResponse { checkpoints }))
     }
 

@@ -1,6 +1,7 @@
 //! The real `crescendo` binary against a controller that plays a part.
 
 mod commands;
+mod comparing;
 mod contexts;
 mod cp;
 mod doctor;
