@@ -6,15 +6,19 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use crescendo_proto::v1::{
-    ExplainJobRequest, Job, JobState, PauseJobRequest, ResumeJobRequest, RetryJobRequest,
-    job_service_client::JobServiceClient,
+    ExplainJobRequest, Job, JobState, ListQueuesRequest, PauseJobRequest, QueueSlots, ResumeJobRequest,
+    RetryJobRequest, job_service_client::JobServiceClient, queue_service_client::QueueServiceClient,
 };
 use crescendo_tests::{Cluster, ClusterOptions, lora_spec, no_step_twice};
 use tonic::Response;
 
 const LIMIT: Duration = Duration::from_secs(180);
 const STEPS: u64 = 80;
-const TENANTS: &str = "operator: default\nclasses: {normal: {from: 0}, urgent: {from: 10}}\n";
+const TENANTS: &str = "
+operator: default
+classes: {normal: {from: 0}, urgent: {from: 10}}
+queues: {a: {guaranteed: {cpu: 1}}, b: {guaranteed: {cpu: 1}}}
+";
 
 /// No checkpoint comes by itself before the last one.
 fn spec(weights: &str, resources: &str) -> String {
@@ -80,6 +84,7 @@ async fn slots_are_given_up_and_got_back_without_a_lost_step() -> Result<()> {
         metrics.contains("crescendo_attempts_ended_total 0"),
         "a place given up is a failure:\n{metrics}"
     );
+    lent_and_given_back(&cluster, folder, &weights, &undisturbed).await?;
     failed_and_tried_again(&cluster, &weights, &undisturbed).await?;
     started_from_another_job(&cluster, &weights, &job_id, &undisturbed).await
 }
@@ -123,6 +128,38 @@ async fn preempted(cluster: &Cluster, folder: &Path, weights: &str, undisturbed:
     let job = cluster.await_success(&low, LIMIT).await?;
     handed_over(folder, &job)?;
     ensure!(result(cluster, &low).await? == undisturbed, "losing its place changed the result");
+    Ok(())
+}
+
+async fn lent_and_given_back(
+    cluster: &Cluster,
+    folder: &Path,
+    weights: &str,
+    undisturbed: &str,
+) -> Result<()> {
+    let in_queue = |queue: &str, gpus: u32| {
+        let spec = spec(weights, &format!("gpus: {gpus}"));
+        spec.replace("  resources", &format!("  queue: {queue}\n  resources"))
+    };
+    let borrower = cluster.submit("borrower", &in_queue("a", 2)).await?;
+    cluster.await_step(&borrower, 0, 5, LIMIT).await?;
+    let slots_of = async |name: &str| -> Result<QueueSlots> {
+        let request = ListQueuesRequest {};
+        let told = QueueServiceClient::new(cluster.channel()?).list_queues(request).await?.into_inner();
+        let queue = told.queues.into_iter().find(|queue| queue.name == name).context("no such queue")?;
+        queue.slots.into_iter().find(|slots| slots.device == "cpu").context("no slots")
+    };
+    let lent = slots_of("a").await?;
+    ensure!((lent.guaranteed, lent.used, lent.borrowed) == (1, 2, 2), "{lent:?}");
+    let owner = cluster.submit("owner", &in_queue("b", 1)).await?;
+    cluster.await_step(&owner, 0, 1, LIMIT).await?;
+    ensure!(cluster.job(&borrower).await?.slots_held == 0, "both hold slots");
+    let own = slots_of("b").await?;
+    ensure!((own.used, own.borrowed) == (1, 0), "{own:?}");
+    cluster.await_success(&owner, LIMIT).await?;
+    let job = cluster.await_success(&borrower, LIMIT).await?;
+    handed_over(folder, &job)?;
+    ensure!(result(cluster, &borrower).await? == undisturbed, "giving back what was lent changed the result");
     Ok(())
 }
 

@@ -32,7 +32,9 @@ from crescendo.records import (
     LogLine,
     Node,
     Problem,
+    Queues,
     SubmittedJob,
+    Usage,
     Validation,
 )
 from crescendo.v1 import (
@@ -47,6 +49,8 @@ from crescendo.v1 import (
     node_pb2_grpc,
     object_pb2,
     object_pb2_grpc,
+    queue_pb2,
+    queue_pb2_grpc,
 )
 
 #: A job, or its id.
@@ -166,6 +170,29 @@ class Client:
             ),
         )
         return [Node._of(node) for node in answer.nodes]
+
+    def queues(self) -> Queues:
+        """What the queues hold and wait for, and what part of the cluster each tenant has used."""
+        request = queue_pb2.ListQueuesRequest()
+        return Queues._of(
+            self._wire.call(
+                self._timeout,
+                lambda channel, timeout, metadata: queue_pb2_grpc.QueueServiceStub(channel).ListQueues(
+                    request, timeout=timeout, metadata=metadata
+                ),
+            )
+        )
+
+    def usage(self, *, from_month: str = "", to_month: str = "") -> builtins.list[Usage]:
+        """Slot-seconds by tenant, month and kind of device; months are `YYYY-MM` of UTC, both bounds inclusive."""
+        request = queue_pb2.ListUsageRequest(from_month=from_month, to_month=to_month)
+        answer = self._wire.call(
+            self._timeout,
+            lambda channel, timeout, metadata: queue_pb2_grpc.QueueServiceStub(channel).ListUsage(
+                request, timeout=timeout, metadata=metadata
+            ),
+        )
+        return [Usage(one.tenant, one.month, one.device, one.slot_seconds) for one in answer.usage]
 
     # --- Jobs --------------------------------------------------------------------------------------------------------
 

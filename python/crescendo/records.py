@@ -15,7 +15,7 @@ from google.protobuf.descriptor import EnumDescriptor
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from crescendo.v1 import access_pb2, checkpoint_pb2, deletion_pb2, job_pb2, node_pb2
+from crescendo.v1 import access_pb2, checkpoint_pb2, deletion_pb2, job_pb2, node_pb2, queue_pb2
 
 
 class JobState(str, enum.Enum):
@@ -535,6 +535,116 @@ class Node:
             store_fault=raw.store_fault,
             raw=raw,
         )
+
+
+@dataclass(frozen=True)
+class QueueSlots:
+    """What a queue has of one kind of device."""
+
+    #: cpu or cuda.
+    device: str
+    #: Slots that it is sure of.
+    guaranteed: int
+    #: Slots that it holds at most, with those that it borrows; None: as many as there are.
+    max: int | None
+    #: Slots that its jobs hold, and of those the ones that go back when another queue is sure of them.
+    used: int
+    borrowed: int
+
+
+@dataclass(frozen=True)
+class Queue:
+    """A queue, or (without a name) the jobs that are in none."""
+
+    name: str
+    slots: tuple[QueueSlots, ...]
+    #: Jobs that hold slots, and open ones that hold none.
+    running_jobs: int
+    waiting_jobs: int
+    #: Slots that the waiting ones want at least.
+    pending_slots: int
+    #: When the waiting one was submitted that was submitted first.
+    oldest_waiting_since: datetime | None
+    #: Whose jobs may be in it; None: everybody's.
+    tenants: tuple[str, ...] | None
+    #: backfill or strict.
+    order: str
+    #: pack or spread.
+    packing: str
+    node_labels: Mapping[str, str]
+
+    @classmethod
+    def _of(cls, raw: queue_pb2.Queue) -> Queue:
+        slots = (
+            QueueSlots(one.device, one.guaranteed, one.max if one.HasField("max") else None, one.used, one.borrowed)
+            for one in raw.slots
+        )
+        return cls(
+            name=raw.name,
+            slots=tuple(slots),
+            running_jobs=raw.running_jobs,
+            waiting_jobs=raw.waiting_jobs,
+            pending_slots=raw.pending_slots,
+            oldest_waiting_since=_time(raw, "oldest_waiting_since", raw.oldest_waiting_since),
+            tenants=None if raw.open_to_all else tuple(raw.tenants),
+            order=raw.order,
+            packing=raw.packing,
+            node_labels=dict(raw.node_labels),
+        )
+
+
+@dataclass(frozen=True)
+class TenantShare:
+    """What a tenant has of the cluster."""
+
+    tenant: str
+    share: int
+    used_slots: int
+    #: What was used a half-life ago counts half.
+    used_slot_seconds: float
+    #: 0 to 1, among tenants with open jobs: its part of what was used, and the part that is fair for it.
+    used_part: float
+    fair_part: float
+
+
+@dataclass(frozen=True)
+class Queues:
+    """All queues and tenants that the caller sees."""
+
+    queues: tuple[Queue, ...]
+    tenants: tuple[TenantShare, ...]
+    #: Among jobs of one priority those of the tenant go first that has used least for its share.
+    fair_share: bool
+    half_life_seconds: int
+    raw: queue_pb2.ListQueuesResponse = field(repr=False, compare=False)
+
+    @classmethod
+    def _of(cls, raw: queue_pb2.ListQueuesResponse) -> Queues:
+        tenants = (
+            TenantShare(
+                one.tenant, one.share, one.used_slots, one.used_slot_seconds, one.used_part, one.fair_part
+            )
+            for one in raw.tenants
+        )
+        return cls(
+            queues=tuple(Queue._of(queue) for queue in raw.queues),
+            tenants=tuple(tenants),
+            fair_share=raw.fair_share,
+            half_life_seconds=raw.half_life_seconds,
+            raw=raw,
+        )
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a tenant has used in a month."""
+
+    tenant: str
+    #: YYYY-MM, of UTC.
+    month: str
+    #: cpu or cuda.
+    device: str
+    slot_seconds: float
 
 
 @dataclass(frozen=True)

@@ -136,6 +136,17 @@ def test_what_is_not_there_to_fetch_is_told(followed, client, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_what_was_used_is_counted(followed, client):
+    queues = client.queues()
+    assert not queues.fair_share and [queue.name for queue in queues.queues if queue.name] == []
+    assert "default" in {one.tenant for one in queues.tenants}
+    used = [one for one in client.usage() if one.tenant == "default"]
+    assert used and all(one.slot_seconds > 0 and one.device == "cpu" and len(one.month) == 7 for one in used)
+    assert client.usage(from_month="2000-01", to_month="2000-12") == []
+    with pytest.raises(crescendo.InvalidRequestError, match="from_month"):
+        client.usage(from_month="soon")
+
+
 def test_who_calls_and_what_there_is_are_told(cluster, client):
     told = client.whoami()
     assert told.leads and told.role == "admin" and told.at is not None

@@ -64,7 +64,7 @@ def test_the_distributions_are_whole(wheel, sdist):
     names = set(zipfile.ZipFile(wheel).namelist())
     sources = {f"crescendo/{path.name}" for path in (PACKAGE / "crescendo").glob("*.py")}
     assert sources | {"crescendo/py.typed", "crescendo/v1/__init__.py"} <= names
-    for proto in ("access", "checkpoint", "job", "node", "object"):
+    for proto in ("access", "checkpoint", "job", "node", "object", "queue"):
         assert {f"crescendo/v1/{proto}_pb2{end}" for end in (".py", ".pyi", "_grpc.py", "_grpc.pyi")} <= names
     assert not [name for name in names if not name.startswith(("crescendo/", "crescendo_client-"))]
     packed = {name.partition("/")[2] for name in tarfile.open(sdist).getnames()}

@@ -55,6 +55,40 @@ fn counter(cluster: &Guarded, name: &str) -> f64 {
 }
 
 #[tokio::test]
+async fn a_queue_is_seen_and_used_by_those_whom_it_is_for() -> anyhow::Result<()> {
+    let cluster = with_tenants(
+        "
+queues: {open: {guaranteed: {cpu: 2}}, closed: {tenants: [products]}}
+fairShare: {halfLife: 24h}
+tenants: {research: {queue: open, share: 2}}
+",
+    )
+    .await?;
+    let in_queue = |queue: &str| SPEC.replace("spec:", &format!("spec:\n  queue: {queue}"));
+    let refused = cluster.submit("submitter-research", "r-1", &in_queue("closed")).await.expect_err("closed");
+    assert_eq!(refused.code(), Code::InvalidArgument, "{refused:?}");
+    assert!(refused.message().contains("spec.queue"), "{refused:?}");
+    assert!(
+        refused.message().contains("closed is no queue for jobs of tenant research; those that are: open")
+    );
+    cluster.submit("submitter-research", "r-1", SPEC).await?;
+    cluster.submit("submitter-products", "p-1", &in_queue("closed")).await?;
+    let told = async |name: &str| {
+        let request = v1::ListQueuesRequest {};
+        cluster.ask::<v1::ListQueuesResponse>(name, "QueueService/ListQueues", &request).await
+    };
+    let seen = told("viewer-research").await?;
+    let names: Vec<_> = seen.queues.iter().map(|queue| (queue.name.as_str(), queue.waiting_jobs)).collect();
+    assert_eq!(names, [("open", 1)], "neither the queue of others nor their jobs");
+    let tenants: Vec<_> = seen.tenants.iter().map(|one| (one.tenant.as_str(), one.share)).collect();
+    assert_eq!((tenants, seen.fair_share, seen.half_life_seconds), (vec![("research", 2)], true, 86_400));
+    let all = told("root").await?;
+    assert_eq!(all.queues.len(), 2);
+    assert_eq!(all.tenants.len(), 2);
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_tenant_that_is_not_listed_submits_only_where_it_may() -> anyhow::Result<()> {
     let cluster = with_tenants("{unlisted: refuse, tenants: {research: {}}}").await?;
     cluster.submit("submitter-research", "r-1", SPEC).await?;

@@ -10,7 +10,7 @@ use crate::ids::{Incarnation, NodeId, StageRef};
 use crate::queues::Packing;
 use crate::quotas::Quotas;
 use crate::records::{NodeKind, NodeRecord, RankPlacement};
-use crate::spec::{DeviceChoice, JobSpec, ModelPreset, StageSpec};
+use crate::spec::{DeviceChoice, JobSpec, ModelPreset, StageSpec, Topology, TopologyMode};
 use crate::state::ClusterState;
 
 /// Names of the kinds of devices, as nodes say them.
@@ -136,6 +136,8 @@ pub struct NodeNeeds<'a> {
     labels: &'a BTreeMap<String, String>,
     /// Those that its queue asks for too.
     queue_labels: Option<&'a BTreeMap<String, String>>,
+    /// A label that they have, whatever its value.
+    domain: Option<&'a str>,
 }
 
 impl<'a> NodeNeeds<'a> {
@@ -154,7 +156,9 @@ impl<'a> NodeNeeds<'a> {
         };
         let queue = quotas.queues.of(spec).map(|(_, queue)| queue);
         let queue_labels = queue.map(|queue| &queue.node_labels);
-        let needs = Self { device, labels: &spec.resources.node_labels, queue_labels };
+        let required = spec.resources.topology.as_ref().filter(|one| one.mode == TopologyMode::Require);
+        let domain = required.map(|topology| topology.label.as_str());
+        let needs = Self { device, labels: &spec.resources.node_labels, queue_labels, domain };
         let Some(queue) = queue.filter(|queue| queue.counts_slots() && device.is_none()) else {
             return needs;
         };
@@ -174,12 +178,14 @@ impl<'a> NodeNeeds<'a> {
 
     pub fn are_met_by(&self, node: &NodeRecord) -> bool {
         let has = |(label, value): (&String, &String)| node.labels.get(label) == Some(value);
-        self.device.is_none_or(|device| node.device == device) && self.labels().all(has)
+        self.device.is_none_or(|device| node.device == device)
+            && self.labels().all(has)
+            && self.domain.is_none_or(|label| node.labels.contains_key(label))
     }
 
     /// Any trainer node will do.
     pub fn are_none(&self) -> bool {
-        self.device.is_none() && self.labels().next().is_none()
+        self.device.is_none() && self.labels().next().is_none() && self.domain.is_none()
     }
 }
 
@@ -188,8 +194,25 @@ impl fmt::Display for NodeNeeds<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let device = self.device.map(|device| format!("device {device}"));
         let labels = self.labels().map(|(label, value)| format!("{label}={value}"));
-        f.write_str(&device.into_iter().chain(labels).collect::<Vec<_>>().join(", "))
+        let domain = self.domain.map(|label| format!("a label {label}"));
+        f.write_str(&device.into_iter().chain(labels).chain(domain).collect::<Vec<_>>().join(", "))
     }
+}
+
+/// The slots that a gang may be spread over: those of nodes near each other, the fewest free ones first, so that large holes stay
+/// for large gangs; then all, unless the gang has to be near.
+pub fn domains(slots: &Slots, topology: Option<&Topology>, state: &ClusterState) -> Vec<Slots> {
+    let Some(Topology { label, mode }) = topology else { return vec![slots.clone()] };
+    let value = |node: &NodeId| state.node(node).and_then(|node| node.labels.get(label));
+    let values: BTreeSet<&String> = slots.nodes().filter_map(value).collect();
+    let near = values.into_iter().map(|wanted| slots.among(|node| value(node) == Some(wanted)));
+    let mut domains: Vec<Slots> = near.collect();
+    let free = |slots: &Slots| slots.nodes.values().map(|node| node.free.len()).sum::<usize>();
+    domains.sort_by_key(free);
+    if *mode == TopologyMode::Prefer {
+        domains.push(slots.clone());
+    }
+    domains
 }
 
 /// Gang sizes that the spec allows for a stage, largest first: from `gpus` down to `minGpus`, those that divide the

@@ -41,10 +41,11 @@ struct Wanted<'a> {
     min_gpus: u32,
     priority: i32,
     minutes: Option<u32>,
+    topology: &'a str,
 }
 
 fn wanted(queue: &str, gpus: u32) -> Wanted<'_> {
-    Wanted { tenant: "research", queue, gpus, min_gpus: gpus, priority: 0, minutes: None }
+    Wanted { tenant: "research", queue, gpus, min_gpus: gpus, priority: 0, minutes: None, topology: "" }
 }
 
 impl Cluster {
@@ -86,13 +87,15 @@ impl Cluster {
 
     /// A job whose pairs are all there.
     fn submit(&mut self, wanted: &Wanted<'_>) -> JobId {
-        let Wanted { tenant, queue, gpus, min_gpus, priority, minutes } = wanted;
+        let Wanted { tenant, queue, gpus, min_gpus, priority, minutes, topology } = wanted;
+        let topology =
+            if topology.is_empty() { String::new() } else { format!(", topology: {{pool: {topology}}}") };
         let mut queue = if queue.is_empty() { String::new() } else { format!("  queue: {queue}\n") };
         if let Some(minutes) = minutes {
             queue.push_str(&format!("  timeLimitMinutes: {minutes}\n"));
         }
         let yaml = format!(
-            "apiVersion: crescendo/v1\nkind: TrainingJob\nmetadata: {{name: trial, tenant: {tenant}}}\nspec:\n{queue}  priority: {priority}\n  model: {{preset: nano, weights: base.safetensors}}\n  resources: {{gpus: {gpus}, minGpus: {min_gpus}}}\n  stages:\n    - name: stage-1\n      data: {{source: compose, subjects: s, pairs: 8, minPairs: 4, unitSize: 4}}\n      train: {{adapter: {{rank: 4}}, steps: 20, globalBatch: 840}}\n"
+            "apiVersion: crescendo/v1\nkind: TrainingJob\nmetadata: {{name: trial, tenant: {tenant}}}\nspec:\n{queue}  priority: {priority}\n  model: {{preset: nano, weights: base.safetensors}}\n  resources: {{gpus: {gpus}, minGpus: {min_gpus}{topology}}}\n  stages:\n    - name: stage-1\n      data: {{source: compose, subjects: s, pairs: 8, minPairs: 4, unitSize: 4}}\n      train: {{adapter: {{rank: 4}}, steps: 20, globalBatch: 840}}\n"
         );
         let spec = spec::parse(yaml.as_bytes()).unwrap_or_else(|problems| panic!("{problems:?}"));
         self.submitted += 1;
@@ -314,6 +317,33 @@ fn a_queue_has_its_own_order_nodes_and_packing() {
 }
 
 #[test]
+fn a_gang_stays_on_nodes_that_are_near_each_other() {
+    // t-0 and t-2 are of p0, t-1 and t-3 of p1.
+    let mut cluster = Cluster::new(&[4, 2, 4, 2], Quotas::default());
+    let near = |gpus, mode| Wanted { topology: mode, ..wanted("", gpus) };
+    let small = cluster.submit(&near(4, "require"));
+    cluster.settle();
+    assert_eq!(
+        cluster.nodes_of(&small),
+        BTreeSet::from(["t-1".to_owned(), "t-3".to_owned()]),
+        "the smaller hole"
+    );
+    let large = cluster.submit(&near(10, "require"));
+    let plan = cluster.settle();
+    assert_eq!(cluster.ranks(&large), 0);
+    let said = "waits for 10 slots: the connected trainer nodes have 8 of one kind, 8 free";
+    assert_eq!(why(&plan, &large), said, "it never fits, and keeps nobody waiting");
+    let other = cluster.submit(&wanted("", 2));
+    cluster.settle();
+    assert_eq!(cluster.ranks(&other), 2);
+    cluster.cancel(&small);
+    cluster.cancel(&large);
+    let wide = cluster.submit(&near(10, "prefer"));
+    cluster.settle();
+    assert_eq!(cluster.ranks(&wide), 10, "where it must it goes further");
+}
+
+#[test]
 fn a_strict_queue_lets_none_of_its_own_go_ahead() {
     let mut quotas = queues(&[("strict", 0)]);
     quotas.queues.by_name.get_mut("strict").expect("there").order = Some(QueueOrder::Strict);
@@ -460,7 +490,7 @@ proptest! {
             match step {
                 Step::Submit { queue, gpus, min_gpus, priority, tenant } => {
                     let tenant = ["research", "products"][tenant];
-                    cluster.submit(&Wanted { tenant, queue: names[queue], gpus, min_gpus, priority, minutes: None });
+                    cluster.submit(&Wanted { tenant, queue: names[queue], gpus, min_gpus, priority, minutes: None, topology: "" });
                 }
                 Step::Cancel(at) => {
                     let open: Vec<JobId> = cluster.state.open_jobs().map(|job| job.record.id.clone()).collect();

@@ -364,6 +364,7 @@ pub fn spec(steps: u64, ranks: u32) -> JobSpec {
             min_gpus: ranks,
             device: DeviceChoice::Auto,
             node_labels: BTreeMap::new(),
+            topology: None,
         },
         queue: None,
         time_limit_minutes: None,

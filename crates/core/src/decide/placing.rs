@@ -321,18 +321,26 @@ impl<'a> JobPass<'a, '_> {
         let sound = |slots: &Slots| slots.among(|node| !seen.failures.avoids(node, &stage.id, limits, now));
         // Where it has just failed it goes only if it fits nowhere else.
         let tiers = quick.into_iter().chain([allowed.clone()]).flat_map(|slots| [sound(&slots), slots]);
-        for slots in tiers.collect::<Vec<_>>().iter() {
+        let topology = job.record.spec.resources.topology.as_ref();
+        for tier in tiers.collect::<Vec<_>>() {
+            let domains = placement::domains(&tier, topology, state);
             for size in sizes {
-                let alike = wrote.filter(|gang| gang.ranks() == *size);
-                if let Some(ranks) = alike.and_then(|gang| place_parts(state, slots, &stage.id, gang)) {
-                    return Ok(ranks);
-                }
-                if let Ok(ranks) = placement::place(slots, &stage.id, &[*size]) {
-                    return Ok(ranks);
+                for slots in &domains {
+                    let alike = wrote.filter(|gang| gang.ranks() == *size);
+                    if let Some(ranks) = alike.and_then(|gang| place_parts(state, slots, &stage.id, gang)) {
+                        return Ok(ranks);
+                    }
+                    if let Ok(ranks) = placement::place(slots, &stage.id, &[*size]) {
+                        return Ok(ranks);
+                    }
                 }
             }
         }
-        Err(placement::room(&allowed, &stage.id, sizes.last().copied().unwrap_or(0)))
+        let least = sizes.last().copied().unwrap_or(0);
+        let rooms = placement::domains(&allowed, topology, state).into_iter();
+        let rooms = rooms.map(|slots| placement::room(&slots, &stage.id, least));
+        let most = rooms.max_by_key(|room| (room.total, room.free));
+        Err(most.unwrap_or_else(|| placement::room(&allowed, &stage.id, least)))
     }
 
     /// Places a gang that gives the same bits as one of this kind; `Err` if there are not the nodes for it, free or not.
@@ -346,8 +354,10 @@ impl<'a> JobPass<'a, '_> {
         let (seen, limits, now) = (self.nodes.seen, self.nodes.limits, self.nodes.now);
         let mine = self.slots_for_job(job);
         let sound = mine.among(|node| !seen.failures.avoids(node, stage, limits, now));
-        for slots in [&sound, &mine] {
-            if let Some(ranks) = place_parts(state, slots, stage, gang) {
+        let topology = job.record.spec.resources.topology.as_ref();
+        for slots in [&sound, &mine].into_iter().flat_map(|slots| placement::domains(slots, topology, state))
+        {
+            if let Some(ranks) = place_parts(state, &slots, stage, gang) {
                 return Ok(Ok(ranks));
             }
         }

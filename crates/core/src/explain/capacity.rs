@@ -9,6 +9,7 @@ use crate::decide::free_slots;
 use crate::ids::{JobId, NodeId, StageRef};
 use crate::placement::{self, NodeNeeds, Slots};
 use crate::records::{AttemptRecord, NodeKind};
+use crate::spec::TopologyMode;
 use crate::state::{Job, Stage};
 
 /// A trainer node as placement sees it.
@@ -249,6 +250,18 @@ pub(super) fn waiting(view: &View<'_>, job: &Job, index: usize) -> Explanation {
     let mut findings = vec![format!("needs {} of one kind, all at once", wanted(&sizes))];
     if !needs.are_none() {
         findings.push(format!("only nodes with {needs} count"));
+    }
+    if let Some(topology) = job.record.spec.resources.topology.as_ref()
+        && topology.mode == TopologyMode::Require
+    {
+        let domains = placement::domains(&slots, Some(topology), view.state).into_iter();
+        let rooms = domains.map(|slots| placement::room(&slots, &stage.id, least));
+        let most = rooms.max_by_key(|room| (room.total, room.free));
+        let (free, total) = most.map_or((0, 0), |room| (room.free, room.total));
+        let label = &topology.label;
+        findings.push(format!(
+            "all on nodes with one value of {label}: the most that one has are {total}, {free} free"
+        ));
     }
     findings.push(match reachable().filter(|node| node.device == device).max_by_key(|node| node.free) {
         Some(node) if node.free > 0 => format!(

@@ -56,6 +56,10 @@ pub fn to_yaml(spec: &JobSpec) -> String {
     out.line(2, "minGpus", resources.min_gpus);
     out.line(2, "device", word(&resources.device));
     write_labels(&mut out, 2, "nodeLabels", &resources.node_labels);
+    if let Some(Topology { label, mode }) = &resources.topology {
+        out.open(2, "topology");
+        out.line(3, &text(label), word(mode));
+    }
     if let Some(queue) = queue {
         out.line(1, "queue", text(queue));
     }

@@ -45,6 +45,8 @@ pub enum Kind {
     Start,
     /// A map of at most this many labels to their values.
     Labels { most: usize },
+    /// One label of nodes, and whether the nodes of a gang have to have the same value of it.
+    Topology,
     /// Text on one line, 1 to 1024 characters.
     Text,
     /// A whole number, both ends allowed.
@@ -118,6 +120,9 @@ impl fmt::Display for Kind {
                 f,
                 "a map of at most {most} labels, names and values of 1 to 63 of A-Z, a-z, 0-9, `-`, `_`, `.` and `/`"
             ),
+            Kind::Topology => {
+                f.write_str("a label of nodes with `prefer` or `require`, such as `{rack: prefer}`")
+            }
             Kind::Text => f.write_str("text on one line, 1 to 1024 characters"),
             Kind::Whole { least, most } => write!(f, "a whole number from {least} to {most}"),
             Kind::Number(range) => write!(f, "a number, {range}"),

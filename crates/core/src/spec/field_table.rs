@@ -155,6 +155,12 @@ pub const FIELDS: &[Field] = &[
         "Only trainer nodes with all these labels (`--labels`) are given ranks of it.",
     ),
     field(
+        "spec.resources.topology",
+        Kind::Topology,
+        Default::Absent,
+        "Label of trainer nodes that says which of them are near each other, such as a rack. `prefer` puts a gang on nodes with one value of it where it fits, `require` nowhere else.",
+    ),
+    field(
         "spec.queue",
         Kind::Name,
         Default::From("the queue of its tenant, if there are queues"),

@@ -13,6 +13,7 @@ use super::places::{Places, ancestors, nearest_position};
 use super::scalar::{describe, describe_scalar, nearest, number};
 use super::start::OtherCheckpoint;
 use super::tree::{Entry, Node, Position, Value, shorten};
+use super::types::{Topology, TopologyMode};
 
 /// A section that is being read.
 #[derive(Clone, Copy)]
@@ -410,6 +411,25 @@ impl Reader {
         }
         self.wrong(path, node.at, format!("expected {}", path.row().kind));
         BTreeMap::new()
+    }
+
+    /// A label of nodes with the word that says how far it binds, if it is given.
+    pub fn topology(&mut self, section: Section<'_>, path: &Path) -> Option<Topology> {
+        let node = self.node(section, path)?;
+        if let Value::Map(entries) = &node.value
+            && let [Entry { key, value, .. }] = entries.as_slice()
+            && is_label(key)
+            && let Value::Scalar { text, .. } = &value.value
+            && let Some(mode) = match text.as_str() {
+                "prefer" => Some(TopologyMode::Prefer),
+                "require" => Some(TopologyMode::Require),
+                _ => None,
+            }
+        {
+            return Some(Topology { label: key.clone(), mode });
+        }
+        self.wrong(path, node.at, format!("expected {}", path.row().kind));
+        None
     }
 
     /// Text, if it is given.

@@ -126,7 +126,8 @@ fn resources(reader: &mut Reader, spec: Section<'_>, path: &Path, preset: ModelP
         _ => DeviceChoice::Auto,
     };
     let node_labels = reader.labels(section, &path.field("nodeLabels"));
-    Resources { gpus, min_gpus, device, node_labels }
+    let topology = reader.topology(section, &path.field("topology"));
+    Resources { gpus, min_gpus, device, node_labels, topology }
 }
 
 fn checkpoints(reader: &mut Reader, spec: Section<'_>, path: &Path) -> CheckpointPolicy {

@@ -140,6 +140,26 @@ pub struct Resources {
     /// Labels that every node has that is given ranks of it; at most 16.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub node_labels: BTreeMap<String, String>,
+    /// Which nodes are near each other.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub topology: Option<Topology>,
+}
+
+/// Nodes with one value of a label are near each other.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Topology {
+    pub label: String,
+    pub mode: TopologyMode,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TopologyMode {
+    /// A gang is on such nodes where it fits.
+    Prefer,
+    /// A gang is on such nodes only.
+    Require,
 }
 
 /// Which devices a job is trained on.

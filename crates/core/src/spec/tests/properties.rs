@@ -263,7 +263,10 @@ fn plain_import() -> DataSource {
 const DEVICES: [DeviceChoice; 3] = [DeviceChoice::Auto, DeviceChoice::Cuda, DeviceChoice::Cpu];
 
 fn resources(gpus: u32, pick: usize) -> Resources {
-    Resources { gpus, min_gpus: 1, device: DEVICES[pick], node_labels: labels(pick) }
+    let modes = [TopologyMode::Prefer, TopologyMode::Require];
+    let topology =
+        modes.get(pick).map(|mode| Topology { label: "topology.example.com/rack".into(), mode: *mode });
+    Resources { gpus, min_gpus: 1, device: DEVICES[pick], node_labels: labels(pick), topology }
 }
 
 /// So many labels; what looks like another type in YAML stays text.
