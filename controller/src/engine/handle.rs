@@ -61,11 +61,11 @@ impl Engine {
                 self.hold(reply, Ok(to_proto::nodes(&self.state, &self.observed, &self.limits, &scope, now)));
             }
             Request::ListQueues { scope, reply } => {
-                let (quotas, now) = (&self.limits.quotas, self.observed.wall(now));
+                let (quotas, now) = (&self.limits.quotas, self.observed.counted(now));
                 self.hold(reply, Ok(to_proto::queues::queues(&self.state, quotas, &scope, now)));
             }
             Request::ListUsage { scope, reply } => {
-                let (quotas, now) = (&self.limits.quotas, self.observed.wall(now));
+                let (quotas, now) = (&self.limits.quotas, self.observed.counted(now));
                 self.hold(reply, Ok(to_proto::queues::usage(&self.state, quotas, &scope, now)));
             }
             Request::ForgetNode { node, reply } => self.forget_node(&node, reply),

@@ -208,7 +208,7 @@ impl Engine {
     /// Takes a change over into memory and puts it on its way to the store.
     pub(super) fn write(&mut self, write: Write) {
         let half_life = self.limits.quotas.half_life();
-        let settled = usage::settle(&self.state, std::slice::from_ref(&write), half_life);
+        let settled = usage::settle(&self.state, std::slice::from_ref(&write), half_life, self.clock.last());
         settled.into_iter().for_each(|write| self.put(write));
         self.put(write);
     }

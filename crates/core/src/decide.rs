@@ -91,7 +91,7 @@ impl<'a> DecideContext<'a> {
         let mut jobs = self.state.open_in_order();
         let quotas = &self.limits.quotas;
         let Some(half_life) = quotas.fair_share else { return jobs };
-        let used = usage::by_tenant(self.state, &jobs, half_life, self.wall_now());
+        let used = usage::by_tenant(self.state, &jobs, half_life, self.seen.counted(self.now));
         let share = |tenant: &str| f64::from(quotas.of(tenant).share.unwrap_or(1).max(1));
         let used = |job: &Job| {
             let tenant = job.record.spec.tenant.as_str();

@@ -495,6 +495,11 @@ impl Observed {
         });
     }
 
+    /// The time until which what runs is counted: a wall clock that is set forward adds nothing to it.
+    pub fn counted(&self, now: Timestamp) -> Timestamp {
+        self.wall(now).min(now)
+    }
+
     /// The wall time for what people are shown.
     pub fn wall(&self, now: Timestamp) -> Timestamp {
         Timestamp(now.0.saturating_add_signed(self.wall_ahead_millis))

@@ -120,12 +120,12 @@ pub fn by_tenant<'a>(
     active.into_iter().map(used_by).collect()
 }
 
-/// The tenants' records once those attempts have ended that `writes` end.
-pub fn settle(state: &ClusterState, writes: &[Write], half_life: Duration) -> Vec<Write> {
+/// The tenants' records once those attempts have ended that `writes` end. Nothing is counted past `now`.
+pub fn settle(state: &ClusterState, writes: &[Write], half_life: Duration, now: Timestamp) -> Vec<Write> {
     let mut records: BTreeMap<Tenant, UsageRecord> = BTreeMap::new();
     for write in writes {
         let Write::Put(Record::Attempt(ended)) = write else { continue };
-        let Some(at) = ended.ended_at() else { continue };
+        let Some(at) = ended.ended_at().map(|at| at.min(now)) else { continue };
         let running = state.stage(&ended.attempt.stage_ref()).and_then(|stage| stage.active_attempt());
         // One that was placed and ended in one step has used nothing.
         if running.is_none_or(|running| running.attempt != ended.attempt) {

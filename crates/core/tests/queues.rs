@@ -79,7 +79,8 @@ impl Cluster {
     }
 
     fn write(&mut self, write: Write) {
-        let settled = usage::settle(&self.state, std::slice::from_ref(&write), self.quotas.half_life());
+        let settled =
+            usage::settle(&self.state, std::slice::from_ref(&write), self.quotas.half_life(), self.now);
         for write in settled.into_iter().chain([write]) {
             self.state.apply(write).expect("belongs to something");
         }
@@ -411,6 +412,11 @@ fn a_job_that_has_run_for_as_long_as_it_may_saves_and_ends() {
     assert_eq!(cluster.ranks(&limited), 2);
     let left = cluster.state.job(&limited).expect("there").time_left(cluster.now).expect("limited");
     assert!((60 * SEC..100 * SEC).contains(&left), "{left:?}");
+    // A wall clock that is set forward ends no job.
+    cluster.seen.wall_ahead_millis = 3_600_000;
+    cluster.settle();
+    assert_eq!(cluster.ranks(&limited), 2);
+    cluster.seen.wall_ahead_millis = 0;
     cluster.now = cluster.now.plus(left);
     let plan = cluster.decide();
     assert_eq!(why(&plan, &limited), "has run for 10 minutes, as long as it may: 2 ranks save and leave");

@@ -308,6 +308,8 @@ fn spec(rng: &mut Rng, job: usize) -> String {
     let gpus = rng.between(1, 4);
     let min_gpus = rng.between(1, gpus + 1);
     let priority = rng.below(3) * 10;
+    let limit =
+        if rng.chance(150) { format!("  timeLimitMinutes: {}\n", rng.between(1, 4)) } else { String::new() };
     let queue = if rng.chance(500) { "a" } else { "b" };
     let tenant = if rng.chance(500) { "research" } else { "products" };
     let mut stages = String::new();
@@ -332,7 +334,7 @@ spec:
   resources: {{gpus: {gpus}, minGpus: {min_gpus}}}
   priority: {priority}
   queue: {queue}
-  stages:{stages}
+{limit}  stages:{stages}
   checkpoints: {{every: {every}, keepLast: 2}}
 ",
         every = rng.between(5, 15)

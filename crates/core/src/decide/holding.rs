@@ -57,7 +57,7 @@ impl<'a> JobPass<'a, '_> {
 
     /// Ends a job that has held slots for as long as it may, once its gang has saved and left. Whether it is at its limit.
     pub(super) fn end_in_time(&mut self, job: &'a Job, index: usize) -> bool {
-        let now = self.nodes.wall_now();
+        let now = self.nodes.seen.counted(self.nodes.now);
         if job.time_left(now).is_none_or(|left| left > Duration::ZERO)
             || matches!(job.record.state, JobState::Paused(_))
         {

@@ -374,8 +374,12 @@ impl<'a> JobPass<'a, '_> {
         if self.decided.active.remove(&attempt.attempt.stage_ref()).is_some() {
             attempt.ranks.iter().for_each(|rank| self.slots.give_back(rank));
         }
-        let record =
-            AttemptRecord { failures_in_a_row, ..ended(attempt, reason.clone(), self.nodes.wall_now()) };
+        let ran = attempt.ran(self.nodes.seen.counted(self.nodes.now));
+        let record = AttemptRecord {
+            failures_in_a_row,
+            ran_millis: u64::try_from(ran.as_millis()).unwrap_or(u64::MAX),
+            ..ended(attempt, reason.clone(), self.nodes.wall_now())
+        };
         let attempt = attempt.attempt.clone();
         self.plan.changes.push(Change::AttemptEnded { attempt, reason, handed_over });
         self.write(Record::Attempt(record.clone()));

@@ -62,7 +62,7 @@ pub(super) fn at_its_limit(job: &Job) -> Explanation {
 
 /// How long a job may still hold slots, if that is limited.
 pub(super) fn time_left(view: &View<'_>, job: &Job) -> Option<String> {
-    let left = job.time_left(view.wall_now())?;
+    let left = job.time_left(view.seen.counted(view.now))?;
     Some(format!("it may hold slots for {} more (spec.timeLimitMinutes)", span(left)))
 }
 

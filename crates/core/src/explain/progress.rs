@@ -333,7 +333,7 @@ pub(super) fn stage_ends_in(
     stage: &Stage,
     attempt: &AttemptRecord,
 ) -> Option<Duration> {
-    let at_the_latest = job.time_left(view.wall_now());
+    let at_the_latest = job.time_left(view.seen.counted(view.now));
     let spec = job.stage_spec(job.stage_index(stage.id.stage.as_str())?)?;
     let progress = view.seen.gang(&attempt.attempt).map(|gang| &gang.progress);
     let at_its_pace = progress.filter(|progress| progress.samples_per_sec > 0.0).and_then(|progress| {
