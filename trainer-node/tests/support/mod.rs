@@ -365,6 +365,8 @@ pub fn spec(steps: u64, ranks: u32) -> JobSpec {
             device: DeviceChoice::Auto,
             node_labels: BTreeMap::new(),
         },
+        queue: None,
+        time_limit_minutes: None,
         priority: 0,
         seed: SEED,
         reproducible: Reproducible::Lenient,
