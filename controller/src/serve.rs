@@ -37,6 +37,7 @@ use crate::metrics::Metrics;
 use crate::relay::Relays;
 use crate::services::{Callers, Checkpoints, Curation, Jobs, Nodes, Objects, QueueStandings};
 use crate::unit_board::UnitBoard;
+use crate::webhooks::Webhooks;
 
 /// Largest message that is read: a batch of log lines is the largest that is sent.
 const MAX_MESSAGE_BYTES: usize = 8 << 20;
@@ -78,6 +79,8 @@ impl Controller {
     pub fn start(self, incoming: Incoming, tasks: &Tasks) -> anyhow::Result<Serving> {
         let Self { config, access, store, registry, address, drain } = self;
         let metrics = Metrics::register(&registry).context("register metrics")?;
+        let webhooks =
+            Webhooks::new(access.webhook_secrets.clone(), wall_clock).context("prepare webhooks")?;
         let access = Access::start(&access, &registry, tasks)?;
         let (logs, units, relays) = (LogHub::default(), UnitBoard::default(), Relays::default());
         let controller_id = random::id();
@@ -85,6 +88,7 @@ impl Controller {
         let handle = EngineHandle::new(role_seen.clone());
         let stop = tasks.stop_token();
         tasks.spawn(stay(handle.clone(), drain, stop.clone()));
+        tasks.spawn(webhooks.run(handle.clone(), stop.clone()));
         let collections = collections(&config, &metrics, &handle, tasks);
         let object_store_url = config.object_store_url.clone();
         let streams = body_limit::client_streams(&[

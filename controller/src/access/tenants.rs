@@ -16,6 +16,10 @@
 //!     share: 2                              # twice as much is fair for it as for one of share 1
 //!     keepEndedJobs: 100                    # and all but so many, the oldest first; neither: they stay
 //!     endpoints: [public, "vllm.llm.svc:8000"]
+//!     webhooks:                             # are told that a job of the tenant has ended; at most 8
+//!       - url: https://hooks.example.com/x  # http only to this machine, or with allowHttp: true
+//!         events: [failed, cancelled]       # or succeeded; without this line all three
+//!         secret: chat                      # a file in the folder of --webhook-secrets; without it nothing is signed
 //! classes:                                  # jobs of a higher class take the slots of those of a lower one
 //!   idle: {from: -100, preempts: false}     # priorities -100 to -1: wait for free slots
 //!   normal: {from: 0}
@@ -42,12 +46,14 @@ use std::time::Duration;
 
 use crescendo_core::classes::{PriorityClass, PriorityClasses};
 use crescendo_core::ids::Tenant;
+use crescendo_core::notices::{Webhook, Webhooks};
 use crescendo_core::queues::SlotsByDevice;
 use crescendo_core::quotas::{CallRate, QueueOrder, Quotas, TenantLimits};
 use crescendo_core::reach::{EndpointRule, Grant, ReachRules, STORE_PREFIX};
 use serde::Deserialize;
 
 use super::queues::{FairShare, QueueEntry, queues_of};
+use super::webhooks::{WebhookEntry, webhooks_of};
 
 /// A job that has just ended is looked at before it goes.
 const SHORTEST_KEEP: Duration = Duration::from_secs(3600);
@@ -110,6 +116,7 @@ struct Entry {
     roots: Vec<String>,
     keys: Vec<String>,
     endpoints: Option<Vec<String>>,
+    webhooks: Vec<WebhookEntry>,
 }
 
 #[derive(Deserialize)]
@@ -140,17 +147,21 @@ pub fn parse(text: &str) -> Result<Quotas, TenantsError> {
     let mut file = file.unwrap_or_default();
     let (queues, cluster, fair_share) =
         (std::mem::take(&mut file.queues), file.cluster_slots.take(), file.fair_share.take());
-    let File { unlisted, default, tenants, classes, order, shared, operator, .. } = file;
+    let mut webhooks = Webhooks::default();
+    let File { unlisted, mut default, tenants, classes, order, shared, operator, .. } = file;
     let (mut listed, mut grants, mut of_tenants) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
     for (name, mut entry) in tenants {
         let queue = entry.queue.take();
+        let told = entry.webhooks(&format!("tenants.{name}"))?;
         let (limits, grant) = entry.check(&format!("tenants.{name}"))?;
         let tenant =
             Tenant::parse(&name).map_err(|error| TenantsError::Name { name, reason: error.to_string() })?;
         of_tenants.extend(queue.map(|queue| (tenant.clone(), queue)));
         grants.insert(tenant.clone(), grant);
+        webhooks.listed.insert(tenant.clone(), told);
         listed.insert(tenant, limits);
     }
+    webhooks.others = default.webhooks("default")?;
     let (others, others_granted) = default.check("default")?;
     let shared = checked(shared, "shared", check_prefix)?;
     let operator = operator.filter(|name| !name.is_empty()).map(|name| {
@@ -167,6 +178,7 @@ pub fn parse(text: &str) -> Result<Quotas, TenantsError> {
         order,
         queues: queues_of(queues, of_tenants, cluster)?,
         fair_share: fair_share.map(FairShare::check).transpose()?,
+        webhooks,
         reach: ReachRules { operator: operator.transpose()?, shared, listed: grants, others: others_granted },
     })
 }
@@ -242,6 +254,11 @@ pub(super) fn check_name(text: &str) -> Result<String, ()> {
 }
 
 impl Entry {
+    /// Takes its webhooks out.
+    fn webhooks(&mut self, path: &str) -> Result<Vec<Webhook>, TenantsError> {
+        webhooks_of(std::mem::take(&mut self.webhooks), &format!("{path}.webhooks"))
+    }
+
     fn check(self, path: &str) -> Result<(TenantLimits, Grant), TenantsError> {
         let Self { max_gpus, max_queued_jobs, max_stored_bytes, calls_per_second, burst, .. } = &self;
         let (max_gpus, max_queued_jobs) = (*max_gpus, *max_queued_jobs);

@@ -78,6 +78,7 @@ impl Engine {
             }
             Request::Objects(request) => self.handle_objects(request, now),
             Request::Deletions(request) => self.handle_deletions(request, now),
+            Request::Notices(request) => self.handle_notices(request, now),
             Request::CommitCheckpoint { checkpoint, by, reply } => {
                 let answer = self.commit_checkpoint(checkpoint, &by, now);
                 self.hold(reply, answer);
@@ -183,6 +184,7 @@ impl Engine {
             | Request::ListCheckpoints { .. }
             | Request::Objects(_)
             | Request::Deletions(_)
+            | Request::Notices(_)
             | Request::CommitCheckpoint { .. }
             | Request::MarkDamaged { .. }
             | Request::WatchPairLog { .. }
@@ -306,6 +308,8 @@ impl Engine {
         let deletion = self.state.deletion(&job.record.id);
         let waits = deletion.map(|deletion| self.deletion_waits(deletion)).filter(|waits| !waits.is_empty());
         explanation.findings.extend(waits.map(|waits| format!("waits: {waits}")));
+        let untold = self.notices.finding(&self.state, &self.limits.quotas.webhooks, &job.record.id, now);
+        explanation.findings.extend(untold);
         v1::ExplainJobResponse {
             job_id: job.record.id.to_string(),
             state: convert::job_state(&job.record.state).into(),

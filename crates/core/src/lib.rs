@@ -27,6 +27,7 @@
 //! | [`references`] | which jobs need files of another |
 //! | [`mod@file`] | a file of a checkpoint |
 //! | [`leftovers`] | what lies in the object store that no record names |
+//! | [`notices`] | which webhooks are to be told that a job has ended, and when |
 //! | [`histogram`] | distributions of scores, which add up over units |
 //! | [`transitions`] | what a caller may ask for, and when it is refused |
 //! | [`secret`] | keys and tokens, and how they are kept out of text |
@@ -63,6 +64,7 @@ pub mod invariants;
 pub mod job;
 pub mod learnt;
 pub mod leftovers;
+pub mod notices;
 pub mod object_keys;
 pub mod observed;
 pub mod pairlog;

@@ -13,6 +13,7 @@ use crate::deletion::DeletionPhase;
 use crate::error::{Overreach, RequestError};
 use crate::ids::{NodeId, Tenant, Timestamp};
 use crate::job::JobState;
+use crate::notices::Webhooks;
 use crate::queues::{DEFAULT_HALF_LIFE, Queues};
 use crate::reach::ReachRules;
 use crate::spec::JobSpec;
@@ -82,6 +83,8 @@ pub struct Quotas {
     /// Among jobs of one priority those of the tenant go first that has used least for its share; what was used this long ago
     /// counts half. `None`: the oldest goes first.
     pub fair_share: Option<Duration>,
+    /// Where the ends of jobs are told.
+    pub webhooks: Webhooks,
 }
 
 /// Nobody is limited, and the tenant of those who name none is the operator.
@@ -96,6 +99,7 @@ impl Default for Quotas {
             order: QueueOrder::default(),
             queues: Queues::default(),
             fair_share: None,
+            webhooks: Webhooks::default(),
         }
     }
 }
