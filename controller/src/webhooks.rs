@@ -31,6 +31,8 @@ use crate::leadership::EngineHandle;
 
 /// Looks for something to deliver this often, and after each delivery.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Least time between two looks: for each the engine goes through all that waits.
+const LOOK_PAUSE: Duration = Duration::from_millis(200);
 /// Limit of one exchange with a receiver.
 const DEADLINE: Duration = Duration::from_secs(10);
 /// Most that is read of an answer, which says nothing but its status.
@@ -177,6 +179,7 @@ async fn deliver_all(webhooks: &Arc<Webhooks>, engine: &EngineHandle) {
                 }
             },
         }
+        tokio::time::sleep(LOOK_PAUSE).await;
     }
 }
 
