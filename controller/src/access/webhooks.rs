@@ -121,7 +121,7 @@ tenants:
 
     #[test]
     fn what_is_wrong_with_a_webhook_is_named_without_its_url() {
-        let nine = vec!["{url: \"https://h/KEY\"}"; 9].join(", ");
+        let nine = ["{url: \"https://h/KEY\"}"; 9].join(", ");
         let cases = [
             ("{url: KEY}", "tenants.a.webhooks[0].url: must be a URL"),
             ("{url: \"ftp://h/KEY\"}", "webhooks[0].url: must begin with https://"),
