@@ -24,6 +24,7 @@
 pub mod audit;
 pub mod caller;
 pub mod layer;
+mod names;
 pub mod oidc;
 mod queues;
 pub mod rate;

@@ -8,7 +8,8 @@ use crescendo_core::queues::{Packing, Queue, Queues, SlotsByDevice};
 use crescendo_core::quotas::QueueOrder;
 use serde::Deserialize;
 
-use super::tenants::{TenantsError, check_name};
+use super::names::check_name;
+use super::tenants::TenantsError;
 
 /// Kinds of devices, as nodes say them.
 const DEVICES: [&str; 2] = ["cuda", "cpu"];

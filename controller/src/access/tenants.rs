@@ -52,8 +52,9 @@ use crescendo_core::quotas::{CallRate, QueueOrder, Quotas, TenantLimits};
 use crescendo_core::reach::{EndpointRule, Grant, ReachRules, STORE_PREFIX};
 use serde::Deserialize;
 
+use super::names::check_name;
 use super::queues::{FairShare, QueueEntry, queues_of};
-use super::webhooks::{WebhookEntry, webhooks_of};
+use super::webhooks::{BadWebhook, WebhookEntry, webhooks_of};
 
 /// A job that has just ended is looked at before it goes.
 const SHORTEST_KEEP: Duration = Duration::from_secs(3600);
@@ -247,16 +248,11 @@ fn check_key(text: &str) -> Result<String, &'static str> {
     check_name(text).map_err(|()| "must be the name of a key: [a-z0-9-], 1 to 40 characters")
 }
 
-pub(super) fn check_name(text: &str) -> Result<String, ()> {
-    let is_right = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-    let is_name = !text.is_empty() && text.len() <= 40 && text.chars().all(is_right);
-    is_name.then(|| text.to_owned()).ok_or(())
-}
-
 impl Entry {
     /// Takes its webhooks out.
     fn webhooks(&mut self, path: &str) -> Result<Vec<Webhook>, TenantsError> {
-        webhooks_of(std::mem::take(&mut self.webhooks), &format!("{path}.webhooks"))
+        let webhooks = webhooks_of(std::mem::take(&mut self.webhooks), &format!("{path}.webhooks"));
+        webhooks.map_err(|BadWebhook { path, reason }| TenantsError::Limit { path, reason })
     }
 
     fn check(self, path: &str) -> Result<(TenantLimits, Grant), TenantsError> {
@@ -347,6 +343,37 @@ impl Size {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_tenant_has_the_webhooks_of_its_entry_and_others_those_of_default() {
+        let text = "
+default: {webhooks: [{url: \"http://hooks.svc:8080/all\", allowHttp: true}]}
+tenants:
+  research:
+    webhooks:
+      - {url: \"https://hooks.example.com/T0/key\", events: [failed, cancelled], secret: chat}
+      - {url: \"http://127.0.0.1:9/x\"}
+  products: {}
+";
+        let webhooks = parse(text).expect("good").webhooks;
+        let [chat, here] = webhooks.of("research") else { panic!("two webhooks") };
+        assert_eq!(
+            (chat.shown.as_str(), chat.secret.as_deref()),
+            ("https://hooks.example.com", Some("chat"))
+        );
+        assert_eq!(chat.url.expose(), "https://hooks.example.com/T0/key");
+        assert_eq!(
+            chat.events,
+            std::collections::BTreeSet::from([
+                crescendo_core::notices::JobEnd::Failed,
+                crescendo_core::notices::JobEnd::Cancelled
+            ])
+        );
+        assert_eq!((here.events.len(), &here.secret), (3, &None));
+        assert!(webhooks.of("products").is_empty(), "one that is listed has its own alone");
+        assert_eq!(webhooks.of("others")[0].shown, "http://hooks.svc:8080");
+        assert!(!format!("{webhooks:?}").contains("T0/key"), "paths may hold keys");
+    }
 
     #[test]
     fn each_tenant_has_what_its_entry_says() {

@@ -8,13 +8,20 @@ use reqwest::Url;
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 
-use super::tenants::{TenantsError, check_name};
+use super::names::check_name;
 use crate::http_client::is_safe;
 
 /// Longest URL, in bytes.
 const MAX_URL: usize = 2048;
 /// Bytes of a URL's digest that tell it from others.
 const ID_BYTES: usize = 16;
+
+/// What is wrong with an entry, and where it is.
+#[derive(Debug)]
+pub(super) struct BadWebhook {
+    pub path: String,
+    pub reason: &'static str,
+}
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
@@ -27,8 +34,8 @@ pub(super) struct WebhookEntry {
 }
 
 /// The webhooks of one tenant, whose list is at `path`.
-pub(super) fn webhooks_of(entries: Vec<WebhookEntry>, path: &str) -> Result<Vec<Webhook>, TenantsError> {
-    let bad = |path: String, reason| TenantsError::Limit { path, reason };
+pub(super) fn webhooks_of(entries: Vec<WebhookEntry>, path: &str) -> Result<Vec<Webhook>, BadWebhook> {
+    let bad = |path: String, reason| BadWebhook { path, reason };
     if entries.len() > MAX_WEBHOOKS {
         return Err(bad(path.to_owned(), "must be at most 8"));
     }
@@ -91,33 +98,7 @@ impl WebhookEntry {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tenants::parse;
     use super::*;
-
-    #[test]
-    fn a_tenant_has_the_webhooks_of_its_entry_and_others_those_of_default() {
-        let text = "
-default: {webhooks: [{url: \"http://hooks.svc:8080/all\", allowHttp: true}]}
-tenants:
-  research:
-    webhooks:
-      - {url: \"https://hooks.example.com/T0/key\", events: [failed, cancelled], secret: chat}
-      - {url: \"http://127.0.0.1:9/x\"}
-  products: {}
-";
-        let webhooks = parse(text).expect("good").webhooks;
-        let [chat, here] = webhooks.of("research") else { panic!("two webhooks") };
-        assert_eq!(
-            (chat.shown.as_str(), chat.secret.as_deref()),
-            ("https://hooks.example.com", Some("chat"))
-        );
-        assert_eq!(chat.url.expose(), "https://hooks.example.com/T0/key");
-        assert_eq!(chat.events, BTreeSet::from([JobEnd::Failed, JobEnd::Cancelled]));
-        assert_eq!((here.events.len(), &here.secret), (3, &None));
-        assert!(webhooks.of("products").is_empty(), "one that is listed has its own alone");
-        assert_eq!(webhooks.of("others")[0].shown, "http://hooks.svc:8080");
-        assert!(!format!("{webhooks:?}").contains("T0/key"), "paths may hold keys");
-    }
 
     #[test]
     fn what_is_wrong_with_a_webhook_is_named_without_its_url() {
@@ -138,8 +119,14 @@ tenants:
             (nine.as_str(), "tenants.a.webhooks: must be at most 8"),
         ];
         for (entries, said) in cases {
-            let error =
-                parse(&format!("tenants: {{a: {{webhooks: [{entries}]}}}}")).expect_err(entries).to_string();
+            let error = match serde_yaml::from_str(&format!("[{entries}]")) {
+                Ok(parsed) => {
+                    let BadWebhook { path, reason } =
+                        webhooks_of(parsed, "tenants.a.webhooks").expect_err(entries);
+                    format!("{path}: {reason}")
+                }
+                Err(error) => error.to_string(),
+            };
             assert!(error.contains(said) && !error.contains("KEY"), "{entries}: {error}");
         }
     }

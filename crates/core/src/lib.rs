@@ -27,6 +27,7 @@
 //! | [`references`] | which jobs need files of another |
 //! | [`mod@file`] | a file of a checkpoint |
 //! | [`leftovers`] | what lies in the object store that no record names |
+//! | [`webhook`] | where the ends of a tenant's jobs are told |
 //! | [`notices`] | which webhooks are to be told that a job has ended, and when |
 //! | [`histogram`] | distributions of scores, which add up over units |
 //! | [`transitions`] | what a caller may ask for, and when it is refused |
@@ -90,5 +91,6 @@ pub mod under_way;
 pub mod unit;
 pub mod unreadable;
 pub mod usage;
+pub mod webhook;
 
 pub use error::RequestError;

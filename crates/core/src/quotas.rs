@@ -13,12 +13,12 @@ use crate::deletion::DeletionPhase;
 use crate::error::{Overreach, RequestError};
 use crate::ids::{NodeId, Tenant, Timestamp};
 use crate::job::JobState;
-use crate::notices::Webhooks;
 use crate::queues::{DEFAULT_HALF_LIFE, Queues};
 use crate::reach::ReachRules;
 use crate::spec::JobSpec;
 use crate::starts;
 use crate::state::{ClusterState, Job, Stage};
+use crate::webhook::Webhooks;
 
 /// Hint to a submit that is refused for storage, which is not freed within seconds.
 const STORAGE_RETRY_AFTER: Duration = Duration::from_secs(60);

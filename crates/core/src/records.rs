@@ -13,7 +13,6 @@ use crate::ids::{
     AttemptRef, Generation, Incarnation, JobId, NodeId, RequestId, StageRef, Tenant, Timestamp,
 };
 use crate::job::JobState;
-use crate::notices::NoticeRecord;
 use crate::segment::SegmentRecord;
 use crate::spec::JobSpec;
 use crate::trace::TraceParent;
@@ -21,6 +20,7 @@ pub use crate::unit::{
     FailureKind, MAX_FAILED_ON, ShardRecord, UnitFailure, UnitRecord, UnitResult, UnitState,
 };
 use crate::usage::UsageRecord;
+use crate::webhook::NoticeRecord;
 
 /// A job as accepted, and where it is.
 #[derive(Clone, Debug, PartialEq)]

@@ -7,7 +7,6 @@ use std::time::Duration;
 use crate::arithmetic::PrecisionChoice;
 use crate::deletion::{DeletionPhase, DeletionRecord};
 use crate::ids::{Generation, JobId, NodeId, RequestId, StageRef, Tenant, Timestamp};
-use crate::notices::NoticeRecord;
 use crate::pairlog::{PairLog, SEGMENT_UNITS};
 use crate::records::{
     AttemptRecord, CheckpointRecord, ClusterRecord, JobRecord, KeepRecord, NodeRecord, Record, RecordKey,
@@ -16,6 +15,7 @@ use crate::records::{
 use crate::spec::{OtherCheckpoint, StageSpec};
 use crate::unreadable::{UnreadableRecord, UnreadableRecords};
 use crate::usage::UsageRecord;
+use crate::webhook::NoticeRecord;
 
 /// Everything durable. Changed by [`ClusterState::apply`] alone.
 #[derive(Clone, Debug, PartialEq)]
