@@ -24,12 +24,14 @@
 pub mod audit;
 pub mod caller;
 pub mod layer;
+mod names;
 pub mod oidc;
 mod queues;
 pub mod rate;
 pub mod reload;
 pub mod tenants;
 pub mod tokens;
+mod webhooks;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -77,6 +79,8 @@ pub struct AccessConfig {
     pub dev: bool,
     pub tokens: Option<PathBuf>,
     pub tenants: Option<PathBuf>,
+    /// Folder of the secrets that webhooks name.
+    pub webhook_secrets: Option<PathBuf>,
     pub audit_log: Option<AuditTo>,
     pub oidc: Option<OidcConfig>,
 }

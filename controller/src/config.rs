@@ -91,6 +91,10 @@ pub struct AccessArgs {
     /// What each tenant may use, YAML; read again when it changes
     #[arg(long, env = "CRESCENDO_TENANTS", value_name = "FILE")]
     pub tenants: Option<PathBuf>,
+    /// Folder of the secrets that webhooks of the tenants file name: one file each, `whsec_` with base64 or plain bytes; read anew for
+    /// each delivery
+    #[arg(long, env = "CRESCENDO_WEBHOOK_SECRETS", value_name = "DIR")]
+    pub webhook_secrets: Option<PathBuf>,
     /// Where every change and every refusal is written down, one JSON line each: a file that is appended to, or - for
     /// the standard output
     #[arg(long, env = "CRESCENDO_AUDIT_LOG", value_name = "FILE")]
@@ -108,6 +112,7 @@ impl AccessArgs {
             oidc_tenant_claim,
             oidc_fetch_pause_seconds,
             tenants,
+            webhook_secrets,
             audit_log,
         } = self;
         if dev && (auth_tokens.is_some() || oidc_issuer.is_some()) {
@@ -131,6 +136,7 @@ impl AccessArgs {
             dev,
             tokens: auth_tokens.clone(),
             tenants: tenants.clone(),
+            webhook_secrets: webhook_secrets.clone(),
             audit_log: audit_log.clone(),
             oidc,
         })

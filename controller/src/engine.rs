@@ -12,6 +12,7 @@
 mod deletions;
 mod handle;
 mod nodes;
+mod notices;
 mod persist;
 mod reads;
 mod request;
@@ -25,6 +26,7 @@ use std::time::Duration;
 use crescendo_core::decide::{self, Change, Folding, Limits, PendingReason, Plan, decide, decide_folding};
 use crescendo_core::ids::{JobId, Timestamp};
 use crescendo_core::invariants::check_invariants;
+use crescendo_core::notices::Tries;
 use crescendo_core::observed::Observed;
 use crescendo_core::quotas::Quotas;
 use crescendo_core::records::{ClusterRecord, Record, Write};
@@ -37,8 +39,8 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 pub use request::{
-    ActingNode, Answer, DeletionRequest, EngineError, JobWatch, ObjectRequest, OpenedSession, Reply, Request,
-    SessionId, ShardWatch, Wish,
+    ActingNode, Answer, DeletionRequest, Delivery, DeliveryOutcome, EngineError, JobWatch, NoticeRequest,
+    ObjectRequest, OpenedSession, Reply, Request, SessionId, ShardWatch, Wish,
 };
 
 use crate::config::Config;
@@ -114,6 +116,7 @@ pub struct Engine {
     watchers: Watchers,
     reads: Reads,
     deletions: DeletionWork,
+    notices: Tries,
     /// Answers that are given once the batch is durable.
     held: Vec<request::DeferredReply>,
     /// The job at which folding goes on, and when it last went on.
@@ -148,6 +151,7 @@ pub async fn run(
         watchers: Watchers::new(around.config.max_watchers),
         reads: Reads::default(),
         deletions: DeletionWork::new(),
+        notices: Tries::default(),
         held: Vec::new(),
         fold_from: None,
         folded_at: Instant::now(),

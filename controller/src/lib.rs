@@ -16,6 +16,8 @@
 //! | [`services`] | the gRPC services: check, ask the engine, answer |
 //! | [`relay`] | files on their way from curators to people, beside the engine |
 //! | [`collections`], [`deletions`] | leftovers in the object store, and files of deleted jobs, which curators find and remove |
+//! | [`webhooks`] | other systems are told that jobs have ended |
+//! | [`http_client`] | how this process calls others over HTTP |
 //! | [`to_proto`] | state and observations as messages |
 //! | [`logs`] | bounded rings of log lines |
 //! | [`unit_board`] | what curators say of units under way, until the engine looks |
@@ -34,6 +36,7 @@ pub mod concurrency_limit;
 pub mod config;
 pub mod deletions;
 pub mod engine;
+pub mod http_client;
 pub mod leadership;
 pub mod logs;
 pub mod metrics;
@@ -45,6 +48,7 @@ pub mod steady_clock;
 pub mod store_tls;
 pub mod to_proto;
 pub mod unit_board;
+pub mod webhooks;
 
 pub use config::Config;
 pub use serve::{Controller, Serving};

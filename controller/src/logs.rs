@@ -186,7 +186,8 @@ impl Told {
         self.lines.extend(lines.iter().map(Self::key));
     }
 
-    pub fn len(&self) -> usize {
+    /// How many lines they are.
+    pub fn count(&self) -> usize {
         self.lines.len()
     }
 

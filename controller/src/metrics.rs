@@ -6,6 +6,7 @@ use std::time::Duration;
 use crescendo_core::access::Scope;
 use crescendo_core::decide::{Limits, NodeCounts, benched_curators, count_nodes, curation_backlog_units};
 use crescendo_core::ids::Timestamp;
+use crescendo_core::notices;
 use crescendo_core::observed::Observed;
 use crescendo_core::records::NodeKind;
 use crescendo_core::standings::{self, DeviceStanding};
@@ -71,6 +72,9 @@ const CODES: [&str; 17] = [
 const QUEUE: Label =
     bounded("queue", "a queue of the tenants file, at most 256; `none` for the jobs that are in no queue");
 const METHOD: Label = bounded("method", "a call that there is, as `package.Service/Call`, or `unknown`");
+
+/// `no_secret`: not tried, for want of the secret to sign with. `given_up`: not tried any more.
+const WEBHOOK_OUTCOMES: [&str; 4] = ["delivered", "failed", "no_secret", "given_up"];
 
 /// Every metric of the controller.
 pub const CATALOGUE: &[Metric] = &[
@@ -247,6 +251,19 @@ pub const CATALOGUE: &[Metric] = &[
         &[],
         "Objects of deleted jobs that could not be removed; each is tried again until it is gone.",
     ),
+    counter(
+        "crescendo_webhooks_total",
+        "",
+        &[words("outcome", &WEBHOOK_OUTCOMES)],
+        "Tries to tell webhooks of the end of a job: delivered, failed, not sent for want of the secret to sign with; and deliveries that \
+         were given up after a day, for an answer 410, or because the webhook left the tenants file.",
+    ),
+    gauge(
+        "crescendo_webhooks_waiting",
+        "",
+        &[],
+        "Ends of jobs that a webhook has not been told yet, once a webhook. Leader only.",
+    ),
 ];
 
 /// The controller's metrics. Cheap to clone.
@@ -290,6 +307,8 @@ pub struct Metrics {
     pub deleted_objects: IntCounter,
     pub deleted_bytes: IntCounter,
     pub deleted_failed: IntCounter,
+    webhooks: IntCounterVec,
+    webhooks_waiting: IntGaugeVec,
 }
 
 impl Metrics {
@@ -334,6 +353,8 @@ impl Metrics {
             deleted_objects: registrar.counter("crescendo_deleted_objects_total")?,
             deleted_bytes: registrar.counter("crescendo_deleted_bytes_total")?,
             deleted_failed: registrar.counter("crescendo_deleted_objects_failed_total")?,
+            webhooks: registrar.counters("crescendo_webhooks_total")?,
+            webhooks_waiting: registrar.passing_gauge("crescendo_webhooks_waiting")?,
         };
         registrar.finish()?;
         Ok(metrics)
@@ -346,6 +367,11 @@ impl Metrics {
     pub fn rpc(&self, method: &str, code: &str, time: Duration) {
         self.rpc_seconds.with_label_values(&[method]).observe(time.as_secs_f64());
         self.rpcs.with_label_values(&[method, code]).inc();
+    }
+
+    /// `outcome` is one of [`WEBHOOK_OUTCOMES`].
+    pub fn webhook(&self, outcome: &str) {
+        self.webhooks.with_label_values(&[outcome]).inc();
     }
 
     pub fn lead(&self) {
@@ -371,6 +397,7 @@ impl Metrics {
             &self.stragglers,
             &self.stuck,
             &self.being_deleted,
+            &self.webhooks_waiting,
         ] {
             gauges.reset();
         }
@@ -447,6 +474,7 @@ impl Metrics {
         self.stragglers.with_label_values::<&str>(&[]).set(whole(stragglers));
         self.stuck.with_label_values::<&str>(&[]).set(whole(seen.stuck_slots()));
         self.being_deleted.with_label_values::<&str>(&[]).set(whole(state.deleting().count()));
+        self.webhooks_waiting.with_label_values::<&str>(&[]).set(whole(notices::waiting_count(state)));
         let benched = benched_curators(state, seen, limits, now);
         self.benched.with_label_values::<&str>(&[]).set(whole(benched));
         let backlog = curation_backlog_units(state);
@@ -503,6 +531,7 @@ mod tests {
             "crescendo_stragglers 0",
             "crescendo_slots_stuck 0",
             "crescendo_jobs_being_deleted 0",
+            "crescendo_webhooks_waiting 0",
             "crescendo_records_unreadable{kind=\"units\"} 0",
         ];
         let led = text(&registry);

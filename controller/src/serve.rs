@@ -1,5 +1,6 @@
 //! The controller's parts put together behind one listener.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -37,6 +38,7 @@ use crate::metrics::Metrics;
 use crate::relay::Relays;
 use crate::services::{Callers, Checkpoints, Curation, Jobs, Nodes, Objects, QueueStandings};
 use crate::unit_board::UnitBoard;
+use crate::webhooks::Webhooks;
 
 /// Largest message that is read: a batch of log lines is the largest that is sent.
 const MAX_MESSAGE_BYTES: usize = 8 << 20;
@@ -78,13 +80,14 @@ impl Controller {
     pub fn start(self, incoming: Incoming, tasks: &Tasks) -> anyhow::Result<Serving> {
         let Self { config, access, store, registry, address, drain } = self;
         let metrics = Metrics::register(&registry).context("register metrics")?;
-        let access = Access::start(&access, &registry, tasks)?;
+        let guard = Access::start(&access, &registry, tasks)?;
         let (logs, units, relays) = (LogHub::default(), UnitBoard::default(), Relays::default());
         let controller_id = random::id();
         let (role, role_seen) = watch::channel(Role::Standby { leader: None, trouble: None });
         let handle = EngineHandle::new(role_seen.clone());
         let stop = tasks.stop_token();
         tasks.spawn(stay(handle.clone(), drain, stop.clone()));
+        tell_webhooks(access.webhook_secrets, &handle, tasks)?;
         let collections = collections(&config, &metrics, &handle, tasks);
         let object_store_url = config.object_store_url.clone();
         let streams = body_limit::client_streams(&[
@@ -102,7 +105,7 @@ impl Controller {
             logs: logs.clone(),
             controller_id: controller_id.clone(),
             clock: Arc::new(wall_clock),
-            quotas: access.quotas(),
+            quotas: guard.quotas(),
             units: units.clone(),
         };
         let identity = leadership::identity(&address, &controller_id);
@@ -115,15 +118,14 @@ impl Controller {
         let (reporter, health) = tonic_health::server::health_reporter();
         tasks.spawn(report_health(reporter, role_seen.clone(), stop.clone()));
         let (reflection, reflection_v1alpha) = reflection().context("build reflection")?;
-        let sized = MAX_MESSAGE_BYTES;
-        let (of_jobs, collected) = (relays.clone(), collections.clone());
+        let (of_jobs, collected, sized) = (relays.clone(), collections.clone(), MAX_MESSAGE_BYTES);
         let jobs = Jobs::new(handle.clone(), logs.clone(), of_jobs, collected, tasks.clone());
         let router = Server::builder()
             .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
             .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
             .max_concurrent_streams(Some(MAX_STREAMS_PER_CONNECTION))
             // Strangers are turned away before room is kept for what they send.
-            .layer(AccessLayer::new(access))
+            .layer(AccessLayer::new(guard))
             .layer(BodyLimit::new(streams))
             .layer(call_limit)
             .add_service(health)
@@ -187,6 +189,13 @@ async fn report_health(
             changed = role.changed() => if changed.is_err() { return },
         }
     }
+}
+
+/// Ends of jobs are told by whichever controller leads.
+fn tell_webhooks(secrets: Option<PathBuf>, engine: &EngineHandle, tasks: &Tasks) -> anyhow::Result<()> {
+    let webhooks = Webhooks::new(secrets, wall_clock).context("prepare webhooks")?;
+    tasks.spawn(webhooks.run(engine.clone(), tasks.stop_token()));
+    Ok(())
 }
 
 /// Collections of leftovers, which are made by themselves too if the configuration says so, and of files of deleted jobs.

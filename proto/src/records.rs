@@ -13,6 +13,7 @@ use crescendo_core::ids::{
     Timestamp,
 };
 use crescendo_core::job::{JobState, Pause};
+use crescendo_core::notices::{EndNotice, NoticeRecord, WebhookId};
 use crescendo_core::precision::{Arithmetic, PrecisionChoice, StagePrecision};
 use crescendo_core::processor::{GangKind, GangPart, RanOn};
 use crescendo_core::records::{
@@ -70,6 +71,7 @@ pub fn encode(record: &Record) -> Vec<u8> {
         }),
         Record::Deletion(record) => Kind::Deletion(deletion_out(record)),
         Record::Usage(record) => Kind::Usage(usage_out(record)),
+        Record::Notice(record) => Kind::Notice(notice_out(record)),
         Record::Keep(KeepRecord { stage, step, generation, at }) => Kind::Keep(stored::Keep {
             job_id: stage.job.to_string(),
             stage: stage.stage.to_string(),
@@ -112,6 +114,7 @@ pub fn decode(bytes: &[u8]) -> Result<Record, BadRecord> {
         }
         Kind::Deletion(message) => Record::Deletion(deletion_in(message)?),
         Kind::Usage(message) => Record::Usage(usage_in(message)?),
+        Kind::Notice(message) => Record::Notice(notice_in(message)?),
         Kind::Keep(stored::Keep { job_id, stage, step, generation, at_millis }) => Record::Keep(KeepRecord {
             stage: stage_in(&job_id, &stage)?,
             step,
@@ -151,6 +154,37 @@ fn usage_in(message: stored::Usage) -> Result<UsageRecord, BadRecord> {
     }
     let tenant = Tenant::parse(&tenant)?;
     Ok(UsageRecord { tenant, decayed_millis, at: Timestamp(at_millis), months: by_month })
+}
+
+fn notice_out(record: &NoticeRecord) -> stored::Notice {
+    let end = |end: &EndNotice| {
+        let (state, _, reason) = state_out(&end.state);
+        stored::notice::End {
+            state: state.into(),
+            reason: reason.to_owned(),
+            started_at_millis: time_out(end.started_at),
+            finished_at_millis: end.finished_at.0,
+            waiting: end.waiting.iter().map(|WebhookId(id)| id.clone()).collect(),
+        }
+    };
+    stored::Notice { job_id: record.job.to_string(), ends: record.ends.iter().map(end).collect() }
+}
+
+fn notice_in(message: stored::Notice) -> Result<NoticeRecord, BadRecord> {
+    let end = |end: stored::notice::End| {
+        let state = state_in(end.state(), &StateFacts { reason: &end.reason, ..StateFacts::default() })?;
+        if !state.is_terminal() {
+            return Err(BadRecord::Field { field: "state of an end" });
+        }
+        Ok(EndNotice {
+            state,
+            started_at: time_in(end.started_at_millis),
+            finished_at: Timestamp(end.finished_at_millis),
+            waiting: end.waiting.into_iter().map(WebhookId).collect(),
+        })
+    };
+    let ends: Result<Vec<EndNotice>, BadRecord> = message.ends.into_iter().map(end).collect();
+    Ok(NoticeRecord { job: JobId::parse(&message.job_id)?, ends: ends? })
 }
 
 fn time_out(time: Option<Timestamp>) -> u64 {
@@ -721,6 +755,8 @@ fn node_in(message: stored::Node) -> Result<NodeRecord, BadRecord> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     fn stage() -> StageRef {
@@ -829,6 +865,17 @@ mod tests {
                 tenant: None,
                 request: RequestId::parse("r-1").expect("valid"),
                 job: stage().job,
+            }),
+            Record::Notice(NoticeRecord {
+                job: stage().job,
+                ends: [JobState::Failed { reason: "no pairs".into() }, JobState::Succeeded]
+                    .map(|state| EndNotice {
+                        state,
+                        started_at: None,
+                        finished_at: Timestamp(8),
+                        waiting: BTreeSet::from([WebhookId("a1".into()), WebhookId("b2".into())]),
+                    })
+                    .to_vec(),
             }),
             deletion(DeletionPhase::Files, JobState::Succeeded),
             deletion(DeletionPhase::Records, JobState::Failed { reason: "worn".into() }),

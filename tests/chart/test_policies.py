@@ -132,7 +132,7 @@ def test_references_lead_somewhere(objects):
         for volume in spec.get("volumes", []):
             assert "configMap" not in volume or volume["configMap"]["name"] in maps, (name, volume)
             # Names that the examples give, or secrets that the chart has made.
-            named = ("etcd-client", "crescendo-tokens", "bucket-keys", "minio-ca")
+            named = ("etcd-client", "crescendo-tokens", "bucket-keys", "minio-ca", "webhook-secrets")
             given = not secrets or volume.get("secret", {}).get("secretName") in named
             assert "secret" not in volume or given or volume["secret"]["secretName"] in secrets, (name, volume)
         for container in spec["containers"]:

@@ -8,7 +8,7 @@ use crescendo_core::queues::{Packing, Queue, Queues, SlotsByDevice};
 use crescendo_core::quotas::QueueOrder;
 use serde::Deserialize;
 
-use super::tenants::{TenantsError, check_name};
+use super::names::check_name;
 
 /// Kinds of devices, as nodes say them.
 const DEVICES: [&str; 2] = ["cuda", "cpu"];
@@ -18,6 +18,12 @@ const MAX_QUEUES: usize = 256;
 const MAX_SLOTS: u32 = 1_000_000;
 const SHORTEST_HALF_LIFE: Duration = Duration::from_secs(60);
 const LONGEST_HALF_LIFE: Duration = Duration::from_secs(366 * 24 * 3600);
+
+/// What is wrong with a queue.
+pub(super) struct BadQueue {
+    pub path: String,
+    pub reason: String,
+}
 
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields, default, rename_all = "camelCase")]
@@ -37,7 +43,7 @@ pub(super) struct FairShare {
 }
 
 impl FairShare {
-    pub fn check(self) -> Result<Duration, TenantsError> {
+    pub fn check(self) -> Result<Duration, BadQueue> {
         let Some(text) = self.half_life else { return Ok(crescendo_core::queues::DEFAULT_HALF_LIFE) };
         match humantime::parse_duration(&text) {
             Ok(time) if (SHORTEST_HALF_LIFE..=LONGEST_HALF_LIFE).contains(&time) => Ok(time),
@@ -53,7 +59,7 @@ pub(super) fn queues_of(
     entries: BTreeMap<String, QueueEntry>,
     of_tenants: BTreeMap<Tenant, String>,
     cluster: Option<SlotsByDevice>,
-) -> Result<Queues, TenantsError> {
+) -> Result<Queues, BadQueue> {
     if entries.len() > MAX_QUEUES {
         return Err(bad("queues", format!("must be at most {MAX_QUEUES}")));
     }
@@ -89,7 +95,7 @@ pub(super) fn queues_of(
 }
 
 impl QueueEntry {
-    fn check(self, path: &str) -> Result<Queue, TenantsError> {
+    fn check(self, path: &str) -> Result<Queue, BadQueue> {
         let Self { guaranteed, max, tenants, order, packing, node_labels } = self;
         check_devices(&guaranteed, &format!("{path}.guaranteed"))?;
         check_devices(&max, &format!("{path}.max"))?;
@@ -107,7 +113,7 @@ impl QueueEntry {
     }
 }
 
-fn check_devices(slots: &SlotsByDevice, path: &str) -> Result<(), TenantsError> {
+fn check_devices(slots: &SlotsByDevice, path: &str) -> Result<(), BadQueue> {
     for (device, slots) in slots {
         if !DEVICES.contains(&device.as_str()) {
             return Err(bad(format!("{path}.{device}"), "there is no such kind of device: cuda or cpu"));
@@ -119,72 +125,6 @@ fn check_devices(slots: &SlotsByDevice, path: &str) -> Result<(), TenantsError> 
     Ok(())
 }
 
-fn bad(path: impl Into<String>, reason: impl Into<String>) -> TenantsError {
-    TenantsError::Queue { path: path.into(), reason: reason.into() }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::tenants::parse;
-    use super::*;
-
-    #[test]
-    fn a_queue_is_what_its_entry_says() {
-        let text = "
-queues:
-  research: {guaranteed: {cuda: 16}, max: {cuda: 32}, tenants: [research], order: strict}
-  default: {packing: spread, nodeLabels: {pool: spare}}
-fairShare: {halfLife: 24h}
-clusterSlots: {cuda: 16}
-tenants:
-  research: {queue: research, share: 3}
-";
-        let quotas = parse(text).expect("good");
-        let research = &quotas.queues.by_name["research"];
-        assert_eq!((research.guaranteed_of("cuda"), research.most["cuda"]), (16, 32));
-        assert_eq!((research.order, research.packing), (Some(QueueOrder::Strict), Packing::Pack));
-        let default = &quotas.queues.by_name["default"];
-        assert_eq!((default.packing, default.node_labels["pool"].as_str()), (Packing::Spread, "spare"));
-        assert!(!default.counts_slots() && research.counts("cuda") && !research.counts("cpu"));
-        assert_eq!(quotas.fair_share, Some(Duration::from_secs(24 * 3600)));
-        assert_eq!((quotas.of("research").share, quotas.of("other").share), (Some(3), None));
-        let none = parse("fairShare: {}").expect("good");
-        assert_eq!(none.fair_share, Some(crescendo_core::queues::DEFAULT_HALF_LIFE));
-        assert_eq!((none.queues, parse("").expect("empty").fair_share), (Queues::default(), None));
-    }
-
-    #[test]
-    fn what_is_wrong_with_a_queue_is_named() {
-        let cases = [
-            ("queues: {Big One: {}}", "queues.\"Big One\": must be [a-z0-9-]"),
-            ("queues: {a: {guaranteed: {tpu: 1}}}", "queues.a.guaranteed.tpu: there is no such kind"),
-            ("queues: {a: {guaranteed: {cuda: 2000000}}}", "queues.a.guaranteed.cuda: must be at most"),
-            (
-                "queues: {a: {guaranteed: {cuda: 8}, max: {cuda: 4}}}",
-                "queues.a.max.cuda: 4 is less than the 8",
-            ),
-            ("queues: {a: {tenants: [The Team]}}", "queues.a.tenants[0]: "),
-            ("queues: {a: {borrow: true}}", "unknown field `borrow`"),
-            ("queues: {a: {packing: dense}}", "unknown variant `dense`"),
-            (
-                "queues: {a: {}}\ntenants: {t: {queue: b}}",
-                "tenants.t.queue: there is no queue b below queues: a",
-            ),
-            (
-                "queues: {a: {tenants: [x]}}\ntenants: {t: {queue: a}}",
-                "tenants.t.queue: queues.a.tenants does not name t",
-            ),
-            (
-                "clusterSlots: {cuda: 8}\nqueues: {a: {guaranteed: {cuda: 6}}, b: {guaranteed: {cuda: 3}}}",
-                "clusterSlots.cuda: the queues are sure of 9 cuda slots, and there are 8",
-            ),
-            ("clusterSlots: {gpu: 8}", "clusterSlots.gpu: there is no such kind"),
-            ("fairShare: {halfLife: 1s}", "fairShare.halfLife: must be a time such as 24h"),
-            ("tenants: {a: {share: 0}}", "tenants.a.share: must be 1 to 1000"),
-        ];
-        for (text, said) in cases {
-            let error = parse(text).expect_err(text).to_string();
-            assert!(error.contains(said), "{text}: {error}");
-        }
-    }
+fn bad(path: impl Into<String>, reason: impl Into<String>) -> BadQueue {
+    BadQueue { path: path.into(), reason: reason.into() }
 }

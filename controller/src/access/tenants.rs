@@ -16,6 +16,10 @@
 //!     share: 2                              # twice as much is fair for it as for one of share 1
 //!     keepEndedJobs: 100                    # and all but so many, the oldest first; neither: they stay
 //!     endpoints: [public, "vllm.llm.svc:8000"]
+//!     webhooks:                             # are told that a job of the tenant has ended; at most 8
+//!       - url: https://hooks.example.com/x  # http only to this machine, or with allowHttp: true
+//!         events: [failed, cancelled]       # or succeeded; without this line all three
+//!         secret: chat                      # a file in the folder of --webhook-secrets; without it nothing is signed
 //! classes:                                  # jobs of a higher class take the slots of those of a lower one
 //!   idle: {from: -100, preempts: false}     # priorities -100 to -1: wait for free slots
 //!   normal: {from: 0}
@@ -42,12 +46,15 @@ use std::time::Duration;
 
 use crescendo_core::classes::{PriorityClass, PriorityClasses};
 use crescendo_core::ids::Tenant;
+use crescendo_core::notices::{Webhook, Webhooks};
 use crescendo_core::queues::SlotsByDevice;
 use crescendo_core::quotas::{CallRate, QueueOrder, Quotas, TenantLimits};
 use crescendo_core::reach::{EndpointRule, Grant, ReachRules, STORE_PREFIX};
 use serde::Deserialize;
 
-use super::queues::{FairShare, QueueEntry, queues_of};
+use super::names::check_name;
+use super::queues::{BadQueue, FairShare, QueueEntry, queues_of};
+use super::webhooks::{BadWebhook, WebhookEntry, webhooks_of};
 
 /// A job that has just ended is looked at before it goes.
 const SHORTEST_KEEP: Duration = Duration::from_secs(3600);
@@ -67,6 +74,12 @@ pub enum TenantsError {
         "classes.{name}.from: {from} is that of class {other} too; each class begins at its own priority"
     )]
     SameBeginning { name: String, other: String, from: i32 },
+}
+
+impl From<BadQueue> for TenantsError {
+    fn from(BadQueue { path, reason }: BadQueue) -> Self {
+        Self::Queue { path, reason }
+    }
 }
 
 #[derive(Deserialize, Default)]
@@ -110,6 +123,7 @@ struct Entry {
     roots: Vec<String>,
     keys: Vec<String>,
     endpoints: Option<Vec<String>>,
+    webhooks: Vec<WebhookEntry>,
 }
 
 #[derive(Deserialize)]
@@ -140,17 +154,21 @@ pub fn parse(text: &str) -> Result<Quotas, TenantsError> {
     let mut file = file.unwrap_or_default();
     let (queues, cluster, fair_share) =
         (std::mem::take(&mut file.queues), file.cluster_slots.take(), file.fair_share.take());
-    let File { unlisted, default, tenants, classes, order, shared, operator, .. } = file;
+    let mut webhooks = Webhooks::default();
+    let File { unlisted, mut default, tenants, classes, order, shared, operator, .. } = file;
     let (mut listed, mut grants, mut of_tenants) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
     for (name, mut entry) in tenants {
         let queue = entry.queue.take();
+        let told = entry.webhooks(&format!("tenants.{name}"))?;
         let (limits, grant) = entry.check(&format!("tenants.{name}"))?;
         let tenant =
             Tenant::parse(&name).map_err(|error| TenantsError::Name { name, reason: error.to_string() })?;
         of_tenants.extend(queue.map(|queue| (tenant.clone(), queue)));
         grants.insert(tenant.clone(), grant);
+        webhooks.listed.insert(tenant.clone(), told);
         listed.insert(tenant, limits);
     }
+    webhooks.others = default.webhooks("default")?;
     let (others, others_granted) = default.check("default")?;
     let shared = checked(shared, "shared", check_prefix)?;
     let operator = operator.filter(|name| !name.is_empty()).map(|name| {
@@ -167,6 +185,7 @@ pub fn parse(text: &str) -> Result<Quotas, TenantsError> {
         order,
         queues: queues_of(queues, of_tenants, cluster)?,
         fair_share: fair_share.map(FairShare::check).transpose()?,
+        webhooks,
         reach: ReachRules { operator: operator.transpose()?, shared, listed: grants, others: others_granted },
     })
 }
@@ -235,13 +254,13 @@ fn check_key(text: &str) -> Result<String, &'static str> {
     check_name(text).map_err(|()| "must be the name of a key: [a-z0-9-], 1 to 40 characters")
 }
 
-pub(super) fn check_name(text: &str) -> Result<String, ()> {
-    let is_right = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-    let is_name = !text.is_empty() && text.len() <= 40 && text.chars().all(is_right);
-    is_name.then(|| text.to_owned()).ok_or(())
-}
-
 impl Entry {
+    /// Takes its webhooks out.
+    fn webhooks(&mut self, path: &str) -> Result<Vec<Webhook>, TenantsError> {
+        let webhooks = webhooks_of(std::mem::take(&mut self.webhooks), &format!("{path}.webhooks"));
+        webhooks.map_err(|BadWebhook { path, reason }| TenantsError::Limit { path, reason })
+    }
+
     fn check(self, path: &str) -> Result<(TenantLimits, Grant), TenantsError> {
         let Self { max_gpus, max_queued_jobs, max_stored_bytes, calls_per_second, burst, .. } = &self;
         let (max_gpus, max_queued_jobs) = (*max_gpus, *max_queued_jobs);
@@ -329,7 +348,40 @@ impl Size {
 
 #[cfg(test)]
 mod tests {
+    use crescendo_core::queues::{DEFAULT_HALF_LIFE, Packing, Queues};
+
     use super::*;
+
+    #[test]
+    fn a_tenant_has_the_webhooks_of_its_entry_and_others_those_of_default() {
+        let text = "
+default: {webhooks: [{url: \"http://hooks.svc:8080/all\", allowHttp: true}]}
+tenants:
+  research:
+    webhooks:
+      - {url: \"https://hooks.example.com/T0/key\", events: [failed, cancelled], secret: chat}
+      - {url: \"http://127.0.0.1:9/x\"}
+  products: {}
+";
+        let webhooks = parse(text).expect("good").webhooks;
+        let [chat, here] = webhooks.of("research") else { panic!("two webhooks") };
+        assert_eq!(
+            (chat.shown.as_str(), chat.secret.as_deref()),
+            ("https://hooks.example.com", Some("chat"))
+        );
+        assert_eq!(chat.url.expose(), "https://hooks.example.com/T0/key");
+        assert_eq!(
+            chat.events,
+            std::collections::BTreeSet::from([
+                crescendo_core::notices::JobEnd::Failed,
+                crescendo_core::notices::JobEnd::Cancelled
+            ])
+        );
+        assert_eq!((here.events.len(), &here.secret), (3, &None));
+        assert!(webhooks.of("products").is_empty(), "one that is listed has its own alone");
+        assert_eq!(webhooks.of("others")[0].shown, "http://hooks.svc:8080");
+        assert!(!format!("{webhooks:?}").contains("T0/key"), "paths may hold keys");
+    }
 
     #[test]
     fn each_tenant_has_what_its_entry_says() {
@@ -433,6 +485,66 @@ tenants:
             ("default: {burst: 3}", "default.burst: says nothing without"),
             ("unlisted: maybe", "unknown variant `maybe`"),
             ("tenants: {a: {maxGpus: -1}}", "maxGpus"),
+        ];
+        for (text, said) in cases {
+            let error = parse(text).expect_err(text).to_string();
+            assert!(error.contains(said), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_queue_is_what_its_entry_says() {
+        let text = "
+queues:
+  research: {guaranteed: {cuda: 16}, max: {cuda: 32}, tenants: [research], order: strict}
+  default: {packing: spread, nodeLabels: {pool: spare}}
+fairShare: {halfLife: 24h}
+clusterSlots: {cuda: 16}
+tenants:
+  research: {queue: research, share: 3}
+";
+        let quotas = parse(text).expect("good");
+        let research = &quotas.queues.by_name["research"];
+        assert_eq!((research.guaranteed_of("cuda"), research.most["cuda"]), (16, 32));
+        assert_eq!((research.order, research.packing), (Some(QueueOrder::Strict), Packing::Pack));
+        let default = &quotas.queues.by_name["default"];
+        assert_eq!((default.packing, default.node_labels["pool"].as_str()), (Packing::Spread, "spare"));
+        assert!(!default.counts_slots() && research.counts("cuda") && !research.counts("cpu"));
+        assert_eq!(quotas.fair_share, Some(Duration::from_secs(24 * 3600)));
+        assert_eq!((quotas.of("research").share, quotas.of("other").share), (Some(3), None));
+        let none = parse("fairShare: {}").expect("good");
+        assert_eq!(none.fair_share, Some(DEFAULT_HALF_LIFE));
+        assert_eq!((none.queues, parse("").expect("empty").fair_share), (Queues::default(), None));
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_queue_is_named() {
+        let cases = [
+            ("queues: {Big One: {}}", "queues.\"Big One\": must be [a-z0-9-]"),
+            ("queues: {a: {guaranteed: {tpu: 1}}}", "queues.a.guaranteed.tpu: there is no such kind"),
+            ("queues: {a: {guaranteed: {cuda: 2000000}}}", "queues.a.guaranteed.cuda: must be at most"),
+            (
+                "queues: {a: {guaranteed: {cuda: 8}, max: {cuda: 4}}}",
+                "queues.a.max.cuda: 4 is less than the 8",
+            ),
+            ("queues: {a: {tenants: [The Team]}}", "queues.a.tenants[0]: "),
+            ("queues: {a: {borrow: true}}", "unknown field `borrow`"),
+            ("queues: {a: {packing: dense}}", "unknown variant `dense`"),
+            (
+                "queues: {a: {}}\ntenants: {t: {queue: b}}",
+                "tenants.t.queue: there is no queue b below queues: a",
+            ),
+            (
+                "queues: {a: {tenants: [x]}}\ntenants: {t: {queue: a}}",
+                "tenants.t.queue: queues.a.tenants does not name t",
+            ),
+            (
+                "clusterSlots: {cuda: 8}\nqueues: {a: {guaranteed: {cuda: 6}}, b: {guaranteed: {cuda: 3}}}",
+                "clusterSlots.cuda: the queues are sure of 9 cuda slots, and there are 8",
+            ),
+            ("clusterSlots: {gpu: 8}", "clusterSlots.gpu: there is no such kind"),
+            ("fairShare: {halfLife: 1s}", "fairShare.halfLife: must be a time such as 24h"),
+            ("tenants: {a: {share: 0}}", "tenants.a.share: must be 1 to 1000"),
         ];
         for (text, said) in cases {
             let error = parse(text).expect_err(text).to_string();

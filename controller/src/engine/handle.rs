@@ -60,14 +60,8 @@ impl Engine {
             Request::ListNodes { scope, reply } => {
                 self.hold(reply, Ok(to_proto::nodes(&self.state, &self.observed, &self.limits, &scope, now)));
             }
-            Request::ListQueues { scope, reply } => {
-                let (quotas, now) = (&self.limits.quotas, self.observed.counted(now));
-                self.hold(reply, Ok(to_proto::queues::queues(&self.state, quotas, &scope, now)));
-            }
-            Request::ListUsage { scope, reply } => {
-                let (quotas, now) = (&self.limits.quotas, self.observed.counted(now));
-                self.hold(reply, Ok(to_proto::queues::usage(&self.state, quotas, &scope, now)));
-            }
+            Request::ListQueues { scope, reply } => self.list_queues(&scope, reply, now),
+            Request::ListUsage { scope, reply } => self.list_usage(&scope, reply, now),
             Request::ForgetNode { node, reply } => self.forget_node(&node, reply),
             Request::DrainNode { node, undo, scope, reply } => {
                 let answer = self.drain_node(&node, undo, &scope, now);
@@ -78,6 +72,7 @@ impl Engine {
             }
             Request::Objects(request) => self.handle_objects(request, now),
             Request::Deletions(request) => self.handle_deletions(request, now),
+            Request::Notices(request) => self.handle_notices(request, now),
             Request::CommitCheckpoint { checkpoint, by, reply } => {
                 let answer = self.commit_checkpoint(checkpoint, &by, now);
                 self.hold(reply, answer);
@@ -110,6 +105,22 @@ impl Engine {
         }
     }
 
+    fn list_queues(&mut self, scope: &Scope, reply: Reply<v1::ListQueuesResponse>, now: Timestamp) {
+        let (quotas, now) = (&self.limits.quotas, self.observed.counted(now));
+        self.hold(reply, Ok(to_proto::queues::queues(&self.state, quotas, scope, now)));
+    }
+
+    fn list_usage(&mut self, scope: &Scope, reply: Reply<Vec<v1::Usage>>, now: Timestamp) {
+        let (quotas, now) = (&self.limits.quotas, self.observed.counted(now));
+        self.hold(reply, Ok(to_proto::queues::usage(&self.state, quotas, scope, now)));
+    }
+
+    /// Curators that may work on the job.
+    fn curator_count(&self, job: &JobId, now: Timestamp) -> u32 {
+        let count = curators_of(&self.state, &self.observed, &self.limits, job, now);
+        u32::try_from(count).unwrap_or(u32::MAX)
+    }
+
     fn extend_lease(&mut self, renewed: UnitRecord) {
         if let Err(orphan) = self.state.apply(Write::Put(Record::Unit(renewed))) {
             tracing::error!(%orphan, "a renewed unit has no stage any more; its lease is not extended");
@@ -120,10 +131,7 @@ impl Engine {
         let limits = &self.limits;
         let policy = limits.unit_policy(reachable_curators(&self.state, &self.observed, limits, now));
         let ttl_millis = u32::try_from(policy.lease_ttl.as_millis()).unwrap_or(u32::MAX);
-        let curators = |engine: &Self, job: &JobId| {
-            let count = curators_of(&engine.state, &engine.observed, &engine.limits, job, now);
-            u32::try_from(count).unwrap_or(u32::MAX)
-        };
+        let curators = |engine: &Self, job: &JobId| engine.curator_count(job, now);
         match request {
             Request::LeaseUnit { stage, node, reply } => {
                 let leased = self.lease_unit(&stage, &node, &policy, now);
@@ -183,6 +191,7 @@ impl Engine {
             | Request::ListCheckpoints { .. }
             | Request::Objects(_)
             | Request::Deletions(_)
+            | Request::Notices(_)
             | Request::CommitCheckpoint { .. }
             | Request::MarkDamaged { .. }
             | Request::WatchPairLog { .. }
@@ -306,6 +315,8 @@ impl Engine {
         let deletion = self.state.deletion(&job.record.id);
         let waits = deletion.map(|deletion| self.deletion_waits(deletion)).filter(|waits| !waits.is_empty());
         explanation.findings.extend(waits.map(|waits| format!("waits: {waits}")));
+        let untold = self.notices.finding(&self.state, &self.limits.quotas.webhooks, &job.record.id, now);
+        explanation.findings.extend(untold);
         v1::ExplainJobResponse {
             job_id: job.record.id.to_string(),
             state: convert::job_state(&job.record.state).into(),

@@ -3,12 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
+use crescendo_core::accounts;
 use crescendo_core::deletion::DeletionRecord;
 use crescendo_core::ids::{Generation, JobId, NodeId, StageName, StageRef};
+use crescendo_core::notices;
 use crescendo_core::records::{Record, RecordKey, Write};
 use crescendo_core::state::{ClusterState, Orphan, StateLoader};
 use crescendo_core::unreadable::UnreadableRecords;
-use crescendo_core::usage;
 use crescendo_node::objects::with_causes;
 use crescendo_proto::records;
 use crescendo_store::{Revision, StoreError, Txn, Versioned};
@@ -183,12 +184,14 @@ impl Records {
         let shared = RecordKey::Request(None, request.clone());
         let shared = Some(shared).filter(|_| state.shared_request_job(request) == Some(job));
         let requests = [Some(RecordKey::Request(Some(deletion.tenant.clone()), request.clone())), shared];
+        let notice = Some(RecordKey::Notice(job.clone())).filter(|key| self.revisions.contains_key(key));
         of_kind(first.clone().map(|first| RecordKey::Keep(first, 0, least)))
             .chain(of_kind(first.clone().map(|first| RecordKey::Checkpoint(first, 0, least))))
             .chain(units)
             .chain(of_kind(first.clone().map(|first| RecordKey::Segment(first, 0))))
             .chain(of_kind(first.clone().map(RecordKey::Attempt)))
             .chain(of_kind(first.map(RecordKey::Stage)))
+            .chain(notice)
             .chain(requests.into_iter().flatten().filter(|key| self.revisions.contains_key(key)))
     }
 
@@ -208,8 +211,11 @@ impl Engine {
     /// Takes a change over into memory and puts it on its way to the store.
     pub(super) fn write(&mut self, write: Write) {
         let half_life = self.limits.quotas.half_life();
-        let settled = usage::settle(&self.state, std::slice::from_ref(&write), half_life, self.clock.last());
+        let settled =
+            accounts::settle(&self.state, std::slice::from_ref(&write), half_life, self.clock.last());
         settled.into_iter().for_each(|write| self.put(write));
+        let notice = notices::settle(&self.state, &write, &self.limits.quotas.webhooks);
+        notice.into_iter().for_each(|write| self.put(write));
         self.put(write);
     }
 
@@ -335,6 +341,7 @@ fn groups(pending: Vec<Pending>) -> Vec<Vec<Pending>> {
             | RecordKey::Attempt(StageRef { job, .. })
             | RecordKey::Checkpoint(StageRef { job, .. }, ..)
             | RecordKey::Keep(StageRef { job, .. }, ..)
+            | RecordKey::Notice(job)
             | RecordKey::Deletion(job) => {
                 let job = job.clone();
                 if !jobs.contains_key(&job) {
@@ -393,6 +400,7 @@ mod tests {
         let keys = [
             RecordKey::Request(None, RequestId::parse("r").expect("valid")),
             RecordKey::Attempt(stage("a")),
+            RecordKey::Notice(job("a")),
             RecordKey::Unit(stage("a"), 1),
             RecordKey::Job(job("b")),
             RecordKey::Job(job("a")),
@@ -403,7 +411,7 @@ mod tests {
         let expected: [&[&str]; 5] = [
             &["units/a/s/000000000001"],
             &["nodes/n"],
-            &["attempts/a/s", "jobs/a", "checkpoints/a/s/000000000005-g00000001"],
+            &["attempts/a/s", "notices/a", "jobs/a", "checkpoints/a/s/000000000005-g00000001"],
             &["jobs/b"],
             &["requests/r"],
         ];
@@ -433,6 +441,7 @@ mod tests {
             };
             let mut keys = [own(&other_stage), own(&stage(name))].concat();
             keys.push(RecordKey::Request(Some(tenant.clone()), request(name)));
+            keys.push(RecordKey::Notice(job(name)));
             keys
         };
         let mut records = Records::default();

@@ -1,13 +1,15 @@
 //! What the services ask of the engine.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crescendo_core::access::Scope;
 use crescendo_core::deletion::{KeptParts, ObjectTotals};
 use crescendo_core::error::{Overreach, RequestError};
-use crescendo_core::ids::{Generation, JobId, NodeId, StageRef};
+use crescendo_core::ids::{Generation, JobId, NodeId, StageRef, Timestamp};
 use crescendo_core::job::Pause;
 use crescendo_core::leftovers::{ListedObject, Wanted};
+use crescendo_core::notices::{DeliveryKey, EndNotice, Webhook};
 use crescendo_core::observed::{NodeHealth, Report};
 use crescendo_core::records::CheckpointRecord;
 use crescendo_core::spec::JobSpec;
@@ -139,6 +141,7 @@ pub enum Request {
     },
     Objects(ObjectRequest),
     Deletions(DeletionRequest),
+    Notices(NoticeRequest),
     CommitCheckpoint {
         checkpoint: CheckpointRecord,
         by: ActingNode,
@@ -241,6 +244,9 @@ impl Request {
             Self::FailUnit { reply, .. } => refuse(reply, error),
             Self::OpenSession { reply, .. } => refuse(reply, error),
             Self::Deletions(request) => request.unless_it_writes(error).map(Self::Deletions),
+            // What is delivered could not be noted, and would be delivered over and over.
+            Self::Notices(NoticeRequest::Due { reply, .. }) => refuse(reply, error),
+            Self::Notices(NoticeRequest::Settled { reply, .. }) => refuse(reply, error),
             Self::Crawls { .. }
             | Self::Overreaches { .. }
             | Self::GetJob { .. }
@@ -347,6 +353,37 @@ impl DeletionRequest {
             Self::Delete { dry_run: true, .. } | Self::Lineage { .. } | Self::NextFiles { .. } => Some(self),
         }
     }
+}
+
+/// Telling webhooks that jobs have ended.
+pub enum NoticeRequest {
+    /// What is to be delivered now, beside what is under way.
+    Due { under_way: BTreeSet<DeliveryKey>, reply: Reply<Vec<Delivery>> },
+    /// How it went.
+    Settled { delivery: DeliveryKey, outcome: DeliveryOutcome, reply: Reply<()> },
+}
+
+/// What one webhook is to be told.
+#[derive(Clone, Debug)]
+pub struct Delivery {
+    pub key: DeliveryKey,
+    pub webhook: Webhook,
+    pub spec: Arc<JobSpec>,
+    pub submitted_at: Timestamp,
+    pub end: EndNotice,
+    /// Which try it is, from 1; a new leader counts anew.
+    pub attempt: u32,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DeliveryOutcome {
+    Delivered,
+    /// The receiver wants no more of it.
+    Gone,
+    Failed {
+        why: String,
+        no_secret: bool,
+    },
 }
 
 /// An answer that waits for its batch to be durable.

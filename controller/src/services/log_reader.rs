@@ -114,7 +114,7 @@ impl LogReader {
             let excerpt = self.logs.read(&self.job, next, LINES_WAITING);
             next = excerpt.next;
             if !excerpt.lines.is_empty() {
-                catch_up = catch_up.filter(|catch_up| catch_up.told.len() <= 2 * MAX_LINES);
+                catch_up = catch_up.filter(|catch_up| catch_up.told.count() <= 2 * MAX_LINES);
                 if let Some(catch_up) = &mut catch_up {
                     catch_up.told.add(&excerpt.lines);
                 }

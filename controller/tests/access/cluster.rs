@@ -108,6 +108,7 @@ impl Guarded {
             dev: false,
             tokens: write("tokens.yaml", options.tokens)?,
             tenants: write("tenants.yaml", options.tenants)?,
+            webhook_secrets: None,
             audit_log: Some(AuditTo::File(at("audit.jsonl"))),
             oidc: options.oidc,
         };

@@ -31,11 +31,11 @@ pub use readers::choose_reader;
 
 use std::collections::BTreeSet;
 
+use crate::accounts;
 use crate::ids::{JobId, NodeId, StageRef, Timestamp};
 use crate::observed::{NodeView, Observed};
 use crate::records::{NodeKind, NodeRecord};
 use crate::state::{ClusterState, Job};
-use crate::usage;
 
 pub(crate) use jobs::free_slots;
 pub(crate) use lost::{lost_log, short_log};
@@ -91,7 +91,7 @@ impl<'a> DecideContext<'a> {
         let mut jobs = self.state.open_in_order();
         let quotas = &self.limits.quotas;
         let Some(half_life) = quotas.fair_share else { return jobs };
-        let used = usage::by_tenant(self.state, &jobs, half_life, self.seen.counted(self.now));
+        let used = accounts::by_tenant(self.state, &jobs, half_life, self.seen.counted(self.now));
         let share = |tenant: &str| f64::from(quotas.of(tenant).share.unwrap_or(1).max(1));
         let used = |job: &Job| {
             let tenant = job.record.spec.tenant.as_str();

@@ -107,6 +107,19 @@ impl JobState {
         }
     }
 
+    /// Why it has failed or was cancelled; empty otherwise.
+    pub fn end_reason(&self) -> &str {
+        match self {
+            Self::Failed { reason } | Self::Cancelled { reason } => reason,
+            Self::Queued
+            | Self::Placing { .. }
+            | Self::Running { .. }
+            | Self::Paused(_)
+            | Self::Preempting { .. }
+            | Self::Succeeded => "",
+        }
+    }
+
     /// Lower-case name, also the label in metrics.
     pub fn name(&self) -> &'static str {
         match self {

@@ -75,7 +75,8 @@ impl Learnt {
             | Record::Cluster(_)
             | Record::Deletion(_)
             | Record::Keep(_)
-            | Record::Usage(_) => {}
+            | Record::Usage(_)
+            | Record::Notice(_) => {}
         }
     }
 

@@ -27,6 +27,8 @@
 //! | [`references`] | which jobs need files of another |
 //! | [`mod@file`] | a file of a checkpoint |
 //! | [`leftovers`] | what lies in the object store that no record names |
+//! | [`webhook`] | where the ends of a tenant's jobs are told |
+//! | [`notices`] | which webhooks are to be told that a job has ended, and when |
 //! | [`histogram`] | distributions of scores, which add up over units |
 //! | [`transitions`] | what a caller may ask for, and when it is refused |
 //! | [`secret`] | keys and tokens, and how they are kept out of text |
@@ -48,6 +50,7 @@
 //! Everything here is a function of its arguments: no clock, no randomness, ordered maps only.
 
 pub mod access;
+pub mod accounts;
 pub mod arithmetic;
 pub mod blame;
 pub mod classes;
@@ -58,11 +61,13 @@ pub mod error;
 pub mod explain;
 pub mod file;
 pub mod histogram;
+mod holdings;
 pub mod ids;
 pub mod invariants;
 pub mod job;
 pub mod learnt;
 pub mod leftovers;
+pub mod notices;
 pub mod object_keys;
 pub mod observed;
 pub mod pairlog;
@@ -88,5 +93,6 @@ pub mod under_way;
 pub mod unit;
 pub mod unreadable;
 pub mod usage;
+pub mod webhook;
 
 pub use error::RequestError;

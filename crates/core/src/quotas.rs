@@ -6,18 +6,18 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use serde::Deserialize;
-
 use crate::classes::PriorityClasses;
 use crate::deletion::DeletionPhase;
 use crate::error::{Overreach, RequestError};
 use crate::ids::{NodeId, Tenant, Timestamp};
 use crate::job::JobState;
+pub use crate::queues::QueueOrder;
 use crate::queues::{DEFAULT_HALF_LIFE, Queues};
 use crate::reach::ReachRules;
 use crate::spec::JobSpec;
 use crate::starts;
 use crate::state::{ClusterState, Job, Stage};
+use crate::webhook::Webhooks;
 
 /// Hint to a submit that is refused for storage, which is not freed within seconds.
 const STORAGE_RETRY_AFTER: Duration = Duration::from_secs(60);
@@ -53,17 +53,6 @@ pub struct CallRate {
     pub burst: u32,
 }
 
-/// Who may use slots that the first job in the queue waits for, while there are too few of them for it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum QueueOrder {
-    /// Later jobs that fit and are preemptible: they leave as soon as the first one fits without them.
-    #[default]
-    Backfill,
-    /// Nobody.
-    Strict,
-}
-
 /// The limits of all tenants.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Quotas {
@@ -82,6 +71,8 @@ pub struct Quotas {
     /// Among jobs of one priority those of the tenant go first that has used least for its share; what was used this long ago
     /// counts half. `None`: the oldest goes first.
     pub fair_share: Option<Duration>,
+    /// Where the ends of jobs are told.
+    pub webhooks: Webhooks,
 }
 
 /// Nobody is limited, and the tenant of those who name none is the operator.
@@ -96,6 +87,7 @@ impl Default for Quotas {
             order: QueueOrder::default(),
             queues: Queues::default(),
             fair_share: None,
+            webhooks: Webhooks::default(),
         }
     }
 }

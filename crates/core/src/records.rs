@@ -20,6 +20,7 @@ pub use crate::unit::{
     FailureKind, MAX_FAILED_ON, ShardRecord, UnitFailure, UnitRecord, UnitResult, UnitState,
 };
 use crate::usage::UsageRecord;
+use crate::webhook::NoticeRecord;
 
 /// A job as accepted, and where it is.
 #[derive(Clone, Debug, PartialEq)]
@@ -209,6 +210,7 @@ pub enum Record {
     Deletion(DeletionRecord),
     Keep(KeepRecord),
     Usage(UsageRecord),
+    Notice(NoticeRecord),
 }
 
 /// Identity of a record. The order is the order in which a snapshot can be applied: jobs before what belongs to them,
@@ -228,6 +230,8 @@ pub enum RecordKey {
     Deletion(JobId),
     Keep(StageRef, u64, Generation),
     Usage(Tenant),
+    /// What is to be told of the job's end.
+    Notice(JobId),
 }
 
 impl Record {
@@ -247,6 +251,7 @@ impl Record {
             Self::Deletion(record) => RecordKey::Deletion(record.job.clone()),
             Self::Keep(record) => RecordKey::Keep(record.stage.clone(), record.step, record.generation),
             Self::Usage(record) => RecordKey::Usage(record.tenant.clone()),
+            Self::Notice(record) => RecordKey::Notice(record.job.clone()),
         }
     }
 }
@@ -255,7 +260,7 @@ impl RecordKey {
     /// The job that the record belongs to.
     pub fn job(&self) -> Option<&JobId> {
         match self {
-            Self::Job(job) | Self::Deletion(job) => Some(job),
+            Self::Job(job) | Self::Deletion(job) | Self::Notice(job) => Some(job),
             Self::Stage(stage)
             | Self::Attempt(stage)
             | Self::Segment(stage, _)
@@ -285,6 +290,7 @@ impl fmt::Display for RecordKey {
             Self::Cluster => f.write_str("cluster"),
             Self::Deletion(id) => write!(f, "deletions/{id}"),
             Self::Usage(tenant) => write!(f, "usage/{tenant}"),
+            Self::Notice(id) => write!(f, "notices/{id}"),
             Self::Keep(stage, step, generation) => {
                 write!(f, "keeps/{stage}/{step:012}-g{generation:08}", generation = generation.0)
             }

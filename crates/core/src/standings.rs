@@ -3,9 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::access::Scope;
+use crate::accounts;
+use crate::holdings::{device_of, sure};
 use crate::ids::{Tenant, Timestamp};
 use crate::placement::{self, NodeNeeds};
-use crate::queues::{DEFAULT_QUEUE, Queue, device_of, sure};
+use crate::queues::{DEFAULT_QUEUE, Queue};
 use crate::quotas::Quotas;
 use crate::state::{ClusterState, Job, Stage};
 use crate::usage::{self, UsageRecord};
@@ -138,7 +140,7 @@ pub fn tenants<'a>(
 ) -> Vec<TenantStanding<'a>> {
     let open: Vec<&Job> = state.open_jobs().collect();
     let half_life = quotas.half_life();
-    let mut used = usage::by_tenant(state, &open, half_life, now);
+    let mut used = accounts::by_tenant(state, &open, half_life, now);
     let in_need: BTreeSet<&str> = used.keys().copied().collect();
     for record in state.usages() {
         let ended = || usage::used(Some(record), std::iter::empty(), half_life, now);

@@ -15,6 +15,7 @@ use crate::records::{
 use crate::spec::{OtherCheckpoint, StageSpec};
 use crate::unreadable::{UnreadableRecord, UnreadableRecords};
 use crate::usage::UsageRecord;
+use crate::webhook::NoticeRecord;
 
 /// Everything durable. Changed by [`ClusterState::apply`] alone.
 #[derive(Clone, Debug, PartialEq)]
@@ -30,6 +31,8 @@ pub struct ClusterState {
     deleting: BTreeSet<JobId>,
     nodes: BTreeMap<NodeId, NodeRecord>,
     usage: BTreeMap<Tenant, UsageRecord>,
+    /// What other systems have not been told yet.
+    notices: BTreeMap<JobId, NoticeRecord>,
     cluster: Option<ClusterRecord>,
     /// Jobs that are not terminal: what a decision has to look at.
     open: BTreeSet<JobId>,
@@ -127,6 +130,7 @@ impl ClusterState {
             deleting: BTreeSet::new(),
             nodes: BTreeMap::new(),
             usage: BTreeMap::new(),
+            notices: BTreeMap::new(),
             open: BTreeSet::new(),
             cluster: None,
             unreadable: UnreadableRecords::default(),
@@ -203,6 +207,12 @@ impl ClusterState {
             Record::Usage(record) => {
                 self.usage.insert(record.tenant.clone(), record);
             }
+            Record::Notice(record) => {
+                if !self.jobs.contains_key(&record.job) {
+                    return Err(orphan());
+                }
+                self.notices.insert(record.job.clone(), record);
+            }
             Record::Keep(record) => {
                 let stage = self.stage_mut(&record.stage).ok_or_else(orphan)?;
                 stage.keeps.insert((record.step, record.generation), record);
@@ -242,6 +252,7 @@ impl ClusterState {
         match key {
             RecordKey::Job(id) => {
                 self.jobs.remove(id);
+                self.notices.remove(id);
                 self.open.remove(id);
             }
             RecordKey::Request(Some(tenant), id) => {
@@ -279,6 +290,9 @@ impl ClusterState {
             RecordKey::Cluster => {}
             RecordKey::Usage(tenant) => {
                 self.usage.remove(tenant);
+            }
+            RecordKey::Notice(id) => {
+                self.notices.remove(id);
             }
             RecordKey::Deletion(id) => {
                 if let Some(record) = self.deletions.remove(id) {
@@ -374,6 +388,16 @@ impl ClusterState {
     /// The same of every tenant, by name.
     pub fn usages(&self) -> impl Iterator<Item = &UsageRecord> {
         self.usage.values()
+    }
+
+    /// What is still to be told of the job's end.
+    pub fn notice(&self, job: &JobId) -> Option<&NoticeRecord> {
+        self.notices.get(job)
+    }
+
+    /// The same of all jobs, by id.
+    pub fn notices(&self) -> impl Iterator<Item = &NoticeRecord> {
+        self.notices.values()
     }
 
     /// What is one for all; none before the first controller has led.

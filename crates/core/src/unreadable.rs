@@ -9,7 +9,7 @@ use crate::error::RequestError;
 use crate::ids::{JobId, NodeId};
 
 /// The kinds of records, by the first part of their key; what has another is of a kind that this version does not know.
-pub const KINDS: [&str; 12] = [
+pub const KINDS: [&str; 13] = [
     "jobs",
     "requests",
     "stages",
@@ -21,6 +21,7 @@ pub const KINDS: [&str; 12] = [
     "deletions",
     "keeps",
     "usage",
+    "notices",
     "other",
 ];
 
@@ -123,9 +124,8 @@ fn kind_of(key: &str) -> &'static str {
 fn job_of(key: &str) -> Option<JobId> {
     let mut parts = key.split('/');
     match parts.next()? {
-        "jobs" | "stages" | "attempts" | "segments" | "units" | "checkpoints" | "deletions" | "keeps" => {
-            JobId::parse(parts.next()?).ok()
-        }
+        "jobs" | "stages" | "attempts" | "segments" | "units" | "checkpoints" | "deletions" | "keeps"
+        | "notices" => JobId::parse(parts.next()?).ok(),
         _ => None,
     }
 }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crescendo_core::accounts;
 use crescendo_core::classes::{PriorityClass, PriorityClasses};
 use crescendo_core::decide::{Change, Command, Limits, Plan, decide};
 use crescendo_core::histogram::ScoreCounts;
@@ -18,7 +19,6 @@ use crescendo_core::records::{
 use crescendo_core::spec;
 use crescendo_core::state::ClusterState;
 use crescendo_core::transitions::{QueueLimits, Submission, pause_job, resume_job, retry_job, submit_job};
-use crescendo_core::usage;
 use proptest::prelude::*;
 
 const SEC: Duration = Duration::from_secs(1);
@@ -80,7 +80,7 @@ impl Cluster {
 
     fn write(&mut self, write: Write) {
         let settled =
-            usage::settle(&self.state, std::slice::from_ref(&write), self.quotas.half_life(), self.now);
+            accounts::settle(&self.state, std::slice::from_ref(&write), self.quotas.half_life(), self.now);
         for write in settled.into_iter().chain([write]) {
             self.state.apply(write).expect("belongs to something");
         }

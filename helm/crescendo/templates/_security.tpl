@@ -70,6 +70,10 @@
 {{- end }}
 - name: CRESCENDO_TENANTS
   value: /etc/crescendo/tenants/tenants.yaml
+{{- if $v.controller.webhookSecret }}
+- name: CRESCENDO_WEBHOOK_SECRETS
+  value: /etc/crescendo/webhooks
+{{- end }}
 {{- if eq $v.audit.to "stdout" }}
 - name: CRESCENDO_AUDIT_LOG
   value: "-"

@@ -384,7 +384,8 @@ impl Facts {
             | Record::Node(_)
             | Record::Cluster(_)
             | Record::Keep(_)
-            | Record::Usage(_) => {}
+            | Record::Usage(_)
+            | Record::Notice(_) => {}
         }
         self.keys.insert(change.key.clone(), record.key());
         if let Err(orphan) = self.state.apply(Write::Put(record)) {
@@ -533,6 +534,7 @@ impl Facts {
             | RecordKey::Stage(_)
             | RecordKey::Checkpoint(..)
             | RecordKey::Keep(..)
+            | RecordKey::Notice(_)
             | RecordKey::Node(_)
             | RecordKey::Cluster => {}
         }

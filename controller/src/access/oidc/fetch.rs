@@ -1,12 +1,10 @@
 //! Fetches the issuer's keys: when a token names one that is not known, and now and then unasked.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crescendo_node::runtime::supervise::Tasks;
 use prometheus::IntCounter;
-use reqwest::redirect::Policy;
 use reqwest::{Client, Url};
 use serde::Deserialize;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -14,6 +12,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::access::oidc::keys::Keys;
+use crate::http_client::{BadClient, client, is_safe};
 
 /// Limit of one exchange with the issuer.
 const DEADLINE: Duration = Duration::from_secs(5);
@@ -64,10 +63,8 @@ pub enum BadIssuer {
     Url,
     #[error("it must be https; http is for an issuer on this machine alone")]
     Plain,
-    #[error("set up HTTP")]
-    Http(#[source] reqwest::Error),
-    #[error("set up TLS")]
-    Tls(#[source] rustls::Error),
+    #[error(transparent)]
+    Client(#[from] BadClient),
 }
 
 #[derive(Deserialize)]
@@ -97,7 +94,7 @@ impl Fetcher {
         let base = issuer.trim_end_matches('/');
         let discovery =
             Url::parse(&format!("{base}/.well-known/openid-configuration")).map_err(|_| BadIssuer::Url)?;
-        let source = Source { client: client(&url)?, issuer: issuer.to_owned(), discovery };
+        let source = Source { client: client(url.scheme(), DEADLINE)?, issuer: issuer.to_owned(), discovery };
         let (wanted, asked) = mpsc::channel(MAX_WAITING);
         let (keys, seen) = watch::channel(Arc::default());
         tasks.spawn(run(source, pause, keys, asked, failures, tasks.stop_token()));
@@ -202,60 +199,5 @@ impl Source {
             body.extend_from_slice(&chunk);
         }
         Ok(body)
-    }
-}
-
-/// Over the network only with TLS.
-fn is_safe(url: &Url) -> bool {
-    let host = url.host_str().unwrap_or_default();
-    let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
-    let here = host == "localhost" || address.is_ok_and(|address| address.is_loopback());
-    url.scheme() == "https" || (url.scheme() == "http" && here)
-}
-
-/// The issuer is verified by the roots of this machine.
-fn client(issuer: &Url) -> Result<Client, BadIssuer> {
-    let mut builder = Client::builder()
-        .redirect(Policy::none())
-        .referer(false)
-        .connect_timeout(DEADLINE)
-        .timeout(DEADLINE)
-        .user_agent(concat!("crescendo/", env!("CARGO_PKG_VERSION")));
-    if issuer.scheme() == "https" {
-        // Only fails where there is a provider already, which is as well.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-    } else {
-        // Nothing is verified, so no certificates of the system need to be there, and no proxy lies between.
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let config = rustls::ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .map_err(BadIssuer::Tls)?
-            .with_root_certificates(rustls::RootCertStore::empty())
-            .with_no_client_auth();
-        builder = builder.tls_backend_preconfigured(config).no_proxy();
-    }
-    builder.build().map_err(BadIssuer::Http)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn without_tls_an_issuer_is_on_this_machine() {
-        let safe = |text: &str| is_safe(&Url::parse(text).expect("a URL"));
-        for good in
-            ["https://id.example.org/realm", "http://127.0.0.1:9/x", "http://localhost", "http://[::1]:9"]
-        {
-            assert!(safe(good), "{good}");
-        }
-        for bad in [
-            "http://id.example.org",
-            "http://127.0.0.1.example.org",
-            "http://localhost.example.org",
-            "ftp://localhost",
-        ] {
-            assert!(!safe(bad), "{bad}");
-        }
     }
 }

@@ -5,15 +5,16 @@
 
 use std::time::Duration;
 
-use crate::decide::jobs::{EndKind, Idle, JobPass};
+use crate::decide::jobs::{EndKind, JobPass};
+use crate::decide::passes::Idle;
 use crate::decide::placing::Turn;
 use crate::decide::preemption::{self, Candidate};
 use crate::decide::{Change, PendingReason};
+use crate::holdings;
 use crate::ids::AttemptRef;
 use crate::job::{JobEvent, JobState};
 use crate::placement::Slots;
 use crate::processor::GangKind;
-use crate::queues;
 use crate::records::{AttemptRecord, NodeKind};
 use crate::state::{Job, Stage};
 
@@ -173,7 +174,7 @@ impl<'a> JobPass<'a, '_> {
     fn candidates(&self, job: &Job, turn: Turn) -> Vec<Candidate<'a>> {
         let quotas = &self.nodes.limits.quotas;
         let classes = &quotas.classes;
-        let sure = queues::sure(self.nodes.state, quotas, self.decided.active.values());
+        let sure = holdings::sure(self.nodes.state, quotas, self.decided.active.values());
         let queue_of = |job: &Job| quotas.queues.of(&job.record.spec).map(|(name, _)| name);
         let taker = job.record.spec.priority;
         let may = |attempt: &AttemptRecord| {

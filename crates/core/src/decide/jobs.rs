@@ -3,8 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::decide::lost::lost_log;
-use crate::decide::passes::{Active, CurationAssignments, Decided, Lacking};
-use crate::decide::placing::{FirstWaiting, InUse};
+use crate::decide::passes::{Active, CurationAssignments, Decided, FirstWaiting, Idle, InUse, Lacking};
 use crate::decide::{Change, DecideContext, PendingReason, Plan, preemption, sources, stage_precision};
 use crate::ids::{AttemptRef, NodeId, Timestamp};
 use crate::job::{JobEvent, JobState};
@@ -133,14 +132,6 @@ fn slots_of_attempt(nodes: &DecideContext<'_>, node: &NodeId, attempt: &AttemptR
         }
         Some(_) | None => nodes.seen.nodes.get(node)?.slots.get(attempt).cloned(),
     }
-}
-
-/// A job whose current stage has no active attempt.
-pub(super) struct Idle<'a> {
-    pub job: &'a Job,
-    pub index: usize,
-    /// The attempt before.
-    pub last: Option<AttemptRecord>,
 }
 
 pub(super) struct JobPass<'a, 'p> {

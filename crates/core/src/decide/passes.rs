@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::holdings::Holdings;
 use crate::ids::{JobId, NodeId, StageRef};
 use crate::records::AttemptRecord;
 use crate::state::Job;
@@ -21,6 +22,29 @@ pub(super) struct Decided<'a> {
     pub full_tenants: BTreeMap<String, (u64, u64)>,
     /// Stages that wait for pairs, in order.
     pub lacking: Vec<Lacking<'a>>,
+}
+
+/// A job whose current stage has no active attempt.
+pub(super) struct Idle<'a> {
+    pub job: &'a Job,
+    pub index: usize,
+    /// The attempt before.
+    pub last: Option<AttemptRecord>,
+}
+
+/// A job for whose sake later ones may have to wait.
+#[derive(Clone, Copy)]
+pub(super) struct FirstWaiting<'a> {
+    pub job: &'a Job,
+    /// What it waits for is on its way: nobody takes that.
+    pub comes: bool,
+}
+
+/// Slots that active attempts hold.
+#[derive(Default)]
+pub(super) struct InUse<'a> {
+    pub tenants: BTreeMap<&'a str, u32>,
+    pub queues: Holdings<'a>,
 }
 
 pub(super) struct Lacking<'a> {

@@ -2,27 +2,21 @@
 //!
 //! First those whose queues hold no more than they are sure of with them, then all others, in order.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
-use crate::decide::jobs::{Idle, JobPass, placing};
-use crate::decide::passes::Lacking;
+use crate::decide::jobs::{JobPass, placing};
+use crate::decide::passes::{FirstWaiting, Idle, Lacking};
 use crate::decide::{Change, PendingReason};
+use crate::holdings::device_of;
 use crate::ids::{AttemptRef, NodeId, StageRef, Timestamp};
 use crate::placement::{self, InsufficientCapacity, NodeNeeds, Slots};
 use crate::precision::{self, StagePrecision};
 use crate::processor::{self, GangKind, GangPart};
-use crate::queues::{DEFAULT_QUEUE, Holdings, Packing, Queue, device_of};
+use crate::queues::{DEFAULT_QUEUE, Packing, Queue};
 use crate::quotas::{QueueOrder, Quotas};
 use crate::records::{AttemptRecord, AttemptState, CheckpointRecord, RankPlacement, Record};
 use crate::state::{ClusterState, Job, Stage};
-
-/// Slots that active attempts hold.
-#[derive(Default)]
-pub(super) struct InUse<'a> {
-    tenants: BTreeMap<&'a str, u32>,
-    queues: Holdings<'a>,
-}
 
 /// Which of its queue's slots a job asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,14 +40,6 @@ struct Ready<'a> {
     sizes: Vec<u32>,
     /// Kind of device that it is on, if only one will do.
     device: Option<&'a str>,
-}
-
-/// A job for whose sake later ones may have to wait.
-#[derive(Clone, Copy)]
-pub(super) struct FirstWaiting<'a> {
-    job: &'a Job,
-    /// What it waits for is on its way: nobody takes that.
-    comes: bool,
 }
 
 impl<'a> JobPass<'a, '_> {

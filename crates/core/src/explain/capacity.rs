@@ -251,18 +251,7 @@ pub(super) fn waiting(view: &View<'_>, job: &Job, index: usize) -> Explanation {
     if !needs.are_none() {
         findings.push(format!("only nodes with {needs} count"));
     }
-    if let Some(topology) = job.record.spec.resources.topology.as_ref()
-        && topology.mode == TopologyMode::Require
-    {
-        let domains = placement::domains(&slots, Some(topology), view.state).into_iter();
-        let rooms = domains.map(|slots| placement::room(&slots, &stage.id, least));
-        let most = rooms.max_by_key(|room| (room.total, room.free));
-        let (free, total) = most.map_or((0, 0), |room| (room.free, room.total));
-        let label = &topology.label;
-        findings.push(format!(
-            "all on nodes with one value of {label}: the most that one has are {total}, {free} free"
-        ));
-    }
+    findings.extend(near(view, job, &slots, &stage.id, least));
     findings.push(match reachable().filter(|node| node.device == device).max_by_key(|node| node.free) {
         Some(node) if node.free > 0 => format!(
             "{free} of {} are free, most of them on {}: {}",
@@ -316,6 +305,20 @@ pub(super) fn waiting(view: &View<'_>, job: &Job, index: usize) -> Explanation {
         goes_on_in,
         ..Explanation::default()
     }
+}
+
+/// How much room there is on nodes near each other, for a gang that is to be on such.
+fn near(view: &View<'_>, job: &Job, slots: &Slots, stage: &StageRef, least: u32) -> Option<String> {
+    let topology = job.record.spec.resources.topology.as_ref()?;
+    if topology.mode != TopologyMode::Require {
+        return None;
+    }
+    let domains = placement::domains(slots, Some(topology), view.state).into_iter();
+    let rooms = domains.map(|slots| placement::room(&slots, stage, least));
+    let most = rooms.max_by_key(|room| (room.total, room.free));
+    let (free, total) = most.map_or((0, 0), |room| (room.free, room.total));
+    let label = &topology.label;
+    Some(format!("all on nodes with one value of {label}: the most that one has are {total}, {free} free"))
 }
 
 /// Slots that are free now, with every active attempt holding its own.

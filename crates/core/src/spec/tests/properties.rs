@@ -275,6 +275,16 @@ fn labels(count: usize) -> BTreeMap<String, String> {
     all.into_iter().take(count).map(|(label, value)| (label.to_owned(), value.to_owned())).collect()
 }
 
+fn sizes(heads: u32) -> NetworkSizes {
+    NetworkSizes {
+        hidden_size: 256 * heads,
+        num_heads: 4 * heads,
+        axes: AxisSizes { frame: 16, row: 24, column: 24 },
+        depth: heads,
+        depth_single_blocks: 0,
+    }
+}
+
 fn job_spec() -> impl Strategy<Value = JobSpec> {
     (1..9u32)
         .prop_flat_map(|gpus| {
@@ -332,13 +342,7 @@ fn job_spec() -> impl Strategy<Value = JobSpec> {
                     tenant,
                     model: ModelSpec {
                         preset: presets[pick],
-                        sizes: (pick == 1).then_some(NetworkSizes {
-                            hidden_size: 256 * gpus,
-                            num_heads: 4 * gpus,
-                            axes: AxisSizes { frame: 16, row: 24, column: 24 },
-                            depth: gpus,
-                            depth_single_blocks: 0,
-                        }),
+                        sizes: (pick == 1).then(|| sizes(gpus)),
                         weights: Some(weights),
                         encoders,
                         precision: precisions[pick],

@@ -1,0 +1,56 @@
+//! Slots that the gangs of queues hold, and which of them their queues are sure of.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::ids::StageRef;
+use crate::quotas::Quotas;
+use crate::records::AttemptRecord;
+use crate::state::ClusterState;
+
+/// What the queues hold.
+#[derive(Debug, Default)]
+pub(crate) struct Holdings<'a> {
+    by_queue: BTreeMap<(&'a str, &'a str), u32>,
+}
+
+impl<'a> Holdings<'a> {
+    pub fn add(&mut self, queue: &'a str, device: &'a str, slots: u32) {
+        let held = self.by_queue.entry((queue, device)).or_insert(0);
+        *held = held.saturating_add(slots);
+    }
+
+    pub fn of(&self, queue: &str, device: &str) -> u32 {
+        self.by_queue.get(&(queue, device)).copied().unwrap_or(0)
+    }
+}
+
+/// Kind of device that a gang is on; a gang is on one kind.
+pub(crate) fn device_of<'a>(state: &'a ClusterState, attempt: &AttemptRecord) -> Option<&'a str> {
+    attempt.ranks.iter().find_map(|rank| state.node(&rank.node)).map(|node| node.device.as_str())
+}
+
+/// Active gangs whose slots their queues are sure of, highest priority first, then oldest: of those that fit together.
+pub(crate) fn sure<'a>(
+    state: &ClusterState,
+    quotas: &Quotas,
+    active: impl Iterator<Item = &'a AttemptRecord>,
+) -> BTreeSet<StageRef> {
+    let in_queue = |attempt: &'a AttemptRecord| {
+        let job = state.job(&attempt.attempt.job)?;
+        let (name, queue) = quotas.queues.of(&job.record.spec)?;
+        let device = device_of(state, attempt)?;
+        let order = (-i64::from(job.record.spec.priority), attempt.started_at, attempt.attempt.stage_ref());
+        Some((order, name, queue.guaranteed_of(device), device, attempt))
+    };
+    let mut gangs: Vec<_> = active.filter_map(in_queue).collect();
+    gangs.sort_by(|a, b| a.0.cmp(&b.0));
+    let (mut held, mut sure) = (Holdings::default(), BTreeSet::new());
+    for ((_, _, stage), queue, guaranteed, device, attempt) in gangs {
+        let slots = u32::try_from(attempt.ranks.len()).unwrap_or(u32::MAX);
+        if held.of(queue, device).saturating_add(slots) <= guaranteed {
+            held.add(queue, device, slots);
+            sure.insert(stage);
+        }
+    }
+    sure
+}
