@@ -70,7 +70,7 @@ const CODES: [&str; 17] = [
     "unauthenticated",
 ];
 const QUEUE: Label =
-    bounded("queue", "a queue of the tenants file, at most 256; `none` for the jobs that are in no queue");
+    bounded("queue", "a queue of the tenants file, at most 256, or `none` for the jobs that are in no queue");
 const METHOD: Label = bounded("method", "a call that there is, as `package.Service/Call`, or `unknown`");
 
 /// `no_secret`: not tried, for want of the secret to sign with. `given_up`: not tried any more.
