@@ -238,7 +238,7 @@ mod tests {
         };
         let lines: Vec<String> = text(&answer, now).lines().map(str::to_owned).collect();
         let cells = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
-        assert_eq!(cells(&lines[1]), "research cpu 0 - 1 1 3 2 9 1h00m research");
+        assert_eq!(cells(&lines[1]), "research cpu 0 - 1 1 3 2 9 1h research");
         assert_eq!(cells(&lines[2]), "cuda 16 32 20 4");
         assert_eq!(cells(&lines[3]), "(none) - 0 - 0 0 0 0 0 - all");
         assert!(lines[5].contains("counts half"), "{}", lines[5]);

@@ -219,7 +219,7 @@ async fn a_call_without_the_right_credential_changes_nothing() -> anyhow::Result
             scene.refuse(rule, &scene.nodes, None, "a node", &denied).await?;
         }
     }
-    assert_eq!(calls, 32, "every call of the controller was tried");
+    assert_eq!(calls, 34, "every call of the controller was tried");
     Ok(())
 }
 
@@ -231,7 +231,10 @@ async fn a_call_of_another_tenant_finds_nothing_to_change() -> anyhow::Result<()
     for rule in controller_calls().filter(|rule| rule.service.starts_with("crescendo.v1.")) {
         // Every tenant sees the nodes, and who one is has an answer for everybody.
         if rule.who == Who::Node
-            || matches!(rule.method, "ListJobs" | "ListNodes" | "WhoAmI" | "ServerReflectionInfo")
+            || matches!(
+                rule.method,
+                "ListJobs" | "ListNodes" | "ListQueues" | "ListUsage" | "WhoAmI" | "ServerReflectionInfo"
+            )
         {
             continue;
         }
@@ -244,6 +247,12 @@ async fn a_call_of_another_tenant_finds_nothing_to_change() -> anyhow::Result<()
     let jobs: v1::ListJobsResponse =
         cluster.ask("operator-products", "JobService/ListJobs", &v1::ListJobsRequest::default()).await?;
     assert_eq!(jobs.jobs, []);
+    let queues: v1::ListQueuesResponse =
+        cluster.ask("operator-products", "QueueService/ListQueues", &v1::ListQueuesRequest {}).await?;
+    assert_eq!(queues.tenants, []);
+    let usage: v1::ListUsageResponse =
+        cluster.ask("operator-products", "QueueService/ListUsage", &v1::ListUsageRequest::default()).await?;
+    assert_eq!(usage.usage, []);
     // The node says what runs on it.
     let mut running = hello("t-1", v1::NodeKind::Trainer, 2, "first");
     running.running = vec![scene.attempt.clone()];
