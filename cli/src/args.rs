@@ -215,7 +215,7 @@ pub struct DrainArgs {
 pub struct FileArgs {
     /// Job spec, YAML; `-` for standard input.
     pub file: PathBuf,
-    /// Set a field before the spec is checked, e.g. seed=7 or stages[0].train.steps=100; several times.
+    /// Set a field before the spec is checked, e.g. seed=7 or resources.gpus=4; several times.
     #[arg(long, value_name = "PATH=VALUE")]
     pub set: Vec<Assignment>,
 }
@@ -245,7 +245,7 @@ pub struct SubmitArgs {
     /// Submits with the same id are one submit [default: a new random one].
     #[arg(long, value_name = "ID", value_parser = parse_request_id)]
     pub request_id: Option<String>,
-    /// Set a field before the spec is checked, e.g. seed=7 or stages[0].train.steps=100; several times.
+    /// Set a field before the spec is checked, e.g. seed=7 or resources.gpus=4; several times.
     #[arg(long, value_name = "PATH=VALUE")]
     pub set: Vec<Assignment>,
     /// Submit a job for each of these values; several times: for each combination, 256 at most.

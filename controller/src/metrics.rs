@@ -369,7 +369,7 @@ impl Metrics {
         self.rpcs.with_label_values(&[method, code]).inc();
     }
 
-    /// `outcome` is one of [`WEBHOOK_OUTCOMES`].
+    /// `outcome` is one of `WEBHOOK_OUTCOMES`.
     pub fn webhook(&self, outcome: &str) {
         self.webhooks.with_label_values(&[outcome]).inc();
     }

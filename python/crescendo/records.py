@@ -621,9 +621,7 @@ class Queues:
     @classmethod
     def _of(cls, raw: queue_pb2.ListQueuesResponse) -> Queues:
         tenants = (
-            TenantShare(
-                one.tenant, one.share, one.used_slots, one.used_slot_seconds, one.used_part, one.fair_part
-            )
+            TenantShare(one.tenant, one.share, one.used_slots, one.used_slot_seconds, one.used_part, one.fair_part)
             for one in raw.tenants
         )
         return cls(
