@@ -22,6 +22,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 PROGRAMS = ["crescendo-workbench", "crescendo", "crescendo-controller", "crescendo-curator-node", "crescendo-trainer-node"]
 # What all parts together may take, seconds; a part that would begin later is left out and said to be.
 BUDGET_S = 590
+WORKBENCH = "crescendo-workbench"
+WHOLE_JOB = "a whole nano job"
 
 
 @dataclass
@@ -33,20 +35,20 @@ class Part:
     figures: callable = field(default=lambda result: {})
 
 
-def programs(scratch):
-    """The folder that has the programs; compressed ones are laid out in `scratch` first."""
+def programs(scratch, wanted=PROGRAMS):
+    """The folder that has the programs that are wanted; compressed ones are laid out in `scratch` first."""
     given = os.environ.get("CRESCENDO_BIN")
     places = [pathlib.Path(given)] if given else [ROOT / "bench/gpu-pack", ROOT / "target/dist"]
     for place in places:
-        if all((place / name).is_file() for name in PROGRAMS):
+        if all((place / name).is_file() for name in wanted):
             return place
-        if all((place / f"{name}.xz").is_file() for name in PROGRAMS):
-            for name in PROGRAMS:
+        if all((place / f"{name}.xz").is_file() for name in wanted):
+            for name in wanted:
                 with lzma.open(place / f"{name}.xz") as packed, open(scratch / name, "wb") as program:
                     shutil.copyfileobj(packed, program)
                 (scratch / name).chmod(0o755)
             return scratch
-    sys.exit(f"gpu: error: {', '.join(PROGRAMS)} in none of: {', '.join(map(str, places))}; run `make build` and set CRESCENDO_BIN=target/release, or build them with `--profile dist`")
+    sys.exit(f"gpu: error: {', '.join(wanted)} in none of: {', '.join(map(str, places))}; run `make build` and set CRESCENDO_BIN=target/release, or build them with `--profile dist`")
 
 
 def pack(folder):
@@ -165,7 +167,7 @@ def parts(bin_folder, cpu, can_python):
     for precision in ["bf16", "f32"]:
         yield Part(f"fused passes beside eager, {precision}", [*passes, "--precision", precision], 60, of_kernels)
     yield Part("group of one rank", [workbench, "bench", "group", "-o", "json", "--device", device], 60, of_group)
-    yield Part("a whole nano job", [sys.executable, "bench/gpu_job.py", "--device", device], 150, of_job)
+    yield Part(WHOLE_JOB, [sys.executable, "bench/gpu_job.py", "--device", device], 150, of_job)
     yield Part("step, 1 reference", step, 120, of_step)
     for block_pass in ["eager", "autograd"]:
         yield Part(f"step, 1 reference, {block_pass} blocks", [*step, "--pass", block_pass], 90, of_step)
@@ -219,6 +221,8 @@ def main():
     parser.add_argument("--cpu", action="store_true", help="every part at nano size on the CPU")
     parser.add_argument("--pack", metavar="DIR", type=pathlib.Path, help="write stripped, compressed programs and end")
     parser.add_argument("--out", metavar="FILE", type=pathlib.Path, default=pathlib.Path("gpu.json"), help="[default: gpu.json]")
+    parser.add_argument("--only", metavar="WORDS", action="append", help="the parts whose names have these words; may be repeated")
+    parser.add_argument("--budget", metavar="S", type=int, default=BUDGET_S, help="what all parts together may take, seconds [default: %(default)s]")
     arguments = parser.parse_args()
     if arguments.pack:
         return pack(arguments.pack)
@@ -231,10 +235,13 @@ def main():
     can_python = subprocess.run([sys.executable, "-c", "import torch"], capture_output=True, check=False).returncode == 0
     outcomes = []
     with tempfile.TemporaryDirectory() as scratch:
-        bin_folder = programs(pathlib.Path(scratch))
+        is_wanted = lambda part: not arguments.only or any(words in part.name for words in arguments.only)
+        # The whole job needs every program, the others the workbench alone.
+        names = {part.name for part in parts(pathlib.Path(), arguments.cpu, can_python) if is_wanted(part)}
+        bin_folder = programs(pathlib.Path(scratch), PROGRAMS if WHOLE_JOB in names else [WORKBENCH])
         environment["CRESCENDO_BIN"] = str(bin_folder)
-        for part in parts(bin_folder, arguments.cpu, can_python):
-            left = BUDGET_S - (time.monotonic() - started)
+        for part in filter(is_wanted, parts(bin_folder, arguments.cpu, can_python)):
+            left = arguments.budget - (time.monotonic() - started)
             if left < 10:
                 outcomes.append({"name": part.name, "status": "left out: the time is used up", "seconds": 0.0})
                 continue

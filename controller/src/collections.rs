@@ -219,17 +219,14 @@ pub async fn collect_now_and_then(
             () = tokio::time::sleep(wait) => {}
         }
         wait = every;
-        if !engine.leads() {
-            continue;
-        }
         let collected = tokio::select! {
             () = stop.cancelled() => return,
-            () = engine.deposed() => continue,
-            collected = collect_all(&collections, &engine) => collected,
+            collected = engine.as_leader(collect_all(&collections, &engine)) => collected,
         };
         match collected {
-            Ok(summary) => tell(&summary),
-            Err(status) => {
+            None => {}
+            Some(Ok(summary)) => tell(&summary),
+            Some(Err(status)) => {
                 tracing::warn!(%status, "leftovers in the object store are not collected; it is tried again");
             }
         }

@@ -33,13 +33,9 @@ pub async fn delete_files(collections: Collections, engine: EngineHandle, stop: 
             () = stop.cancelled() => return,
             () = tokio::time::sleep(LOOK_EVERY) => {}
         }
-        if !engine.leads() {
-            continue;
-        }
         tokio::select! {
             () = stop.cancelled() => return,
-            () = engine.deposed() => {}
-            () = delete_next(&collections, &engine) => {}
+            _ = engine.as_leader(delete_next(&collections, &engine)) => {}
         }
     }
 }

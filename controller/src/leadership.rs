@@ -103,6 +103,17 @@ impl EngineHandle {
         let _ = role.wait_for(|role| !matches!(role, Role::Leading { .. })).await;
     }
 
+    /// Does something as the leader. None if this controller does not lead, or leads no more before it is done.
+    pub async fn as_leader<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        if !self.leads() {
+            return None;
+        }
+        tokio::select! {
+            () = self.deposed() => None,
+            done = work => Some(done),
+        }
+    }
+
     fn requests(&self) -> Result<mpsc::Sender<Request>, Status> {
         match &*self.role.borrow() {
             Role::Leading { requests } => Ok(requests.clone()),

@@ -102,14 +102,10 @@ impl Webhooks {
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(LOOK_EVERY) => {}
             }
-            if !engine.leads() {
-                continue;
-            }
             // Deliveries that are under way end with the lead: the next leader makes them again.
             tokio::select! {
                 () = stop.cancelled() => return,
-                () = engine.deposed() => {}
-                () = deliver_all(&webhooks, &engine) => {}
+                _ = engine.as_leader(deliver_all(&webhooks, &engine)) => {}
             }
         }
     }

@@ -151,11 +151,19 @@ enum Size {
 pub fn parse(text: &str) -> Result<Quotas, TenantsError> {
     let file: Option<File> =
         serde_yaml::from_str(text).map_err(|error| TenantsError::Shape(error.to_string()))?;
-    let mut file = file.unwrap_or_default();
-    let (queues, cluster, fair_share) =
-        (std::mem::take(&mut file.queues), file.cluster_slots.take(), file.fair_share.take());
+    let File {
+        unlisted,
+        mut default,
+        tenants,
+        classes,
+        order,
+        queues,
+        cluster_slots,
+        fair_share,
+        shared,
+        operator,
+    } = file.unwrap_or_default();
     let mut webhooks = Webhooks::default();
-    let File { unlisted, mut default, tenants, classes, order, shared, operator, .. } = file;
     let (mut listed, mut grants, mut of_tenants) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
     for (name, mut entry) in tenants {
         let queue = entry.queue.take();
@@ -183,7 +191,7 @@ pub fn parse(text: &str) -> Result<Quotas, TenantsError> {
         others_may_submit: matches!(unlisted, Unlisted::Accept),
         classes: classes_of(classes)?,
         order,
-        queues: queues_of(queues, of_tenants, cluster)?,
+        queues: queues_of(queues, of_tenants, cluster_slots)?,
         fair_share: fair_share.map(FairShare::check).transpose()?,
         webhooks,
         reach: ReachRules { operator: operator.transpose()?, shared, listed: grants, others: others_granted },

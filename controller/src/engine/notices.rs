@@ -36,8 +36,7 @@ impl Engine {
 
     fn delivery(&self, key: &DeliveryKey) -> Option<Delivery> {
         let job = self.state.job(&key.job)?;
-        let webhooks = self.limits.quotas.webhooks.of(&job.record.spec.tenant);
-        let webhook = webhooks.iter().find(|webhook| webhook.id == key.webhook)?;
+        let webhook = self.limits.quotas.webhooks.find(&job.record.spec.tenant, &key.webhook)?;
         let notice = self.state.notice(&key.job)?;
         let end: &EndNotice = notice.ends.iter().find(|end| end.finished_at == key.finished_at)?;
         Some(Delivery {
@@ -53,8 +52,7 @@ impl Engine {
     fn settle_delivery(&mut self, key: &DeliveryKey, outcome: DeliveryOutcome, now: Timestamp) {
         // Of a job that is deleted nothing is known any more, nor is it to be.
         let Some(tenant) = self.state.tenant_of(&key.job).map(str::to_owned) else { return };
-        let webhooks = self.limits.quotas.webhooks.of(&tenant);
-        let found = webhooks.iter().find(|webhook| webhook.id == key.webhook);
+        let found = self.limits.quotas.webhooks.find(&tenant, &key.webhook);
         let webhook = found.map_or("one that is in the file no more", |webhook| &webhook.shown).to_owned();
         let job = &key.job;
         match outcome {

@@ -104,8 +104,8 @@ impl LogReader {
     async fn follow(self, mut next: u64, mut catch_up: Option<CatchUp>) {
         let mut open = true;
         loop {
-            if catch_up.as_ref().is_some_and(|catch_up| catch_up.due <= Instant::now()) {
-                let (lines, again) = self.catch_up(catch_up.take()).await;
+            if let Some(due) = catch_up.take_if(|catch_up| catch_up.due <= Instant::now()) {
+                let (lines, again) = self.catch_up(due).await;
                 catch_up = again;
                 if !self.send(lines).await {
                     return;
@@ -146,8 +146,7 @@ impl LogReader {
     }
 
     /// What was kept and not told yet, and what is left to try.
-    async fn catch_up(&self, catch_up: Option<CatchUp>) -> (Vec<v1::LogLine>, Option<CatchUp>) {
-        let Some(CatchUp { told, tries, .. }) = catch_up else { return (Vec::new(), None) };
+    async fn catch_up(&self, CatchUp { told, tries, .. }: CatchUp) -> (Vec<v1::LogLine>, Option<CatchUp>) {
         match self.older.read().await {
             Ok(kept) => (told.untold(kept), None),
             Err(status) => {

@@ -35,6 +35,9 @@ pub(crate) fn sure<'a>(
     quotas: &Quotas,
     active: impl Iterator<Item = &'a AttemptRecord>,
 ) -> BTreeSet<StageRef> {
+    if !quotas.queues.guarantee() {
+        return BTreeSet::new();
+    }
     let in_queue = |attempt: &'a AttemptRecord| {
         let job = state.job(&attempt.attempt.job)?;
         let (name, queue) = quotas.queues.of(&job.record.spec)?;

@@ -87,6 +87,9 @@ pub struct Queues {
 impl Queues {
     /// Queue that the job is in, if there is one.
     pub fn of(&self, spec: &JobSpec) -> Option<(&str, &Queue)> {
+        if self.by_name.is_empty() {
+            return None;
+        }
         let named = spec.queue.as_deref();
         let of_tenant = || self.of_tenants.get(&Tenant::parse(&spec.tenant).ok()?).map(String::as_str);
         let name = named.or_else(of_tenant).unwrap_or(DEFAULT_QUEUE);

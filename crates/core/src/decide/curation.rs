@@ -204,9 +204,8 @@ impl<'a> Making<'a> {
 
 /// The stages that lack pairs and may be begun, in the order of their jobs.
 fn stages_to_make(nodes: &DecideContext<'_>, decided: &Decided<'_>) -> Vec<StageRef> {
-    let jobs = nodes.in_order();
+    let jobs = decided.order.iter().copied();
     let open = jobs
-        .into_iter()
         .filter(|job| !decided.closed.contains(&job.record.id) && !nodes.is_halted(&job.record.id));
     let to_make = open.filter_map(|job| {
         let begins =

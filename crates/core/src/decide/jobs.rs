@@ -42,6 +42,7 @@ pub(super) fn decide_jobs<'a>(nodes: &DecideContext<'a>, plan: &mut Plan) -> Dec
     let slots = free_slots(nodes, &active);
     let full_tenants = nodes.limits.quotas.full_tenants(nodes.state);
     let decided = Decided {
+        order: jobs.clone(),
         active,
         leaving: BTreeMap::new(),
         closed: BTreeSet::new(),

@@ -12,6 +12,8 @@ pub(crate) type Active = BTreeMap<StageRef, AttemptRecord>;
 
 /// What the pass over the jobs leaves for the others.
 pub(super) struct Decided<'a> {
+    /// The open jobs, in the order in which they are served.
+    pub order: Vec<&'a Job>,
     /// Attempts that are active once the plan's writes are made.
     pub active: Active,
     /// Of those, the ones whose ranks are to save and leave, with the reason.
