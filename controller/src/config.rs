@@ -35,6 +35,9 @@ pub struct Args {
     /// Seconds of silence, with no training step either, after which ranks on a node are given up
     #[arg(long, env = "CRESCENDO_RANKS_LOST_AFTER_SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
     pub ranks_lost_after_seconds: u64,
+    /// Seconds after which a gang with fewer ranks than its job asks for leaves to come back with more, where slots are free
+    #[arg(long, env = "CRESCENDO_GROW_AFTER_SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..))]
+    pub grow_after_seconds: u64,
     /// Failures of a stage without a new checkpoint in between after which its job fails
     #[arg(long, env = "CRESCENDO_MAX_FAILURES_IN_A_ROW", default_value_t = 10)]
     pub max_failures_in_a_row: u32,
@@ -207,6 +210,7 @@ impl From<&Args> for Config {
             object_store,
             silent_after_seconds,
             ranks_lost_after_seconds,
+            grow_after_seconds,
             max_failures_in_a_row,
             unit_lease_seconds,
             leader_lease_seconds,
@@ -222,6 +226,7 @@ impl From<&Args> for Config {
             limits: Limits {
                 silent_after: Duration::from_secs(*silent_after_seconds),
                 ranks_lost_after: Duration::from_secs(*ranks_lost_after_seconds),
+                grow_after: Duration::from_secs(*grow_after_seconds),
                 max_failures_in_a_row: *max_failures_in_a_row,
                 lease_ttl: Duration::from_secs(*unit_lease_seconds),
                 ..defaults.limits

@@ -26,7 +26,7 @@ fn buckets() -> Vec<f64> {
 
 const STATES: [&str; 8] =
     ["queued", "placing", "running", "paused", "preempting", "succeeded", "failed", "cancelled"];
-const WAITS: [&str; 16] = [
+const WAITS: [&str; 17] = [
     "no_curator",
     "unreadable",
     "curators_busy",
@@ -42,6 +42,7 @@ const WAITS: [&str; 16] = [
     "paused",
     "preempted",
     "time_limit",
+    "growing",
     "quota",
 ];
 /// What is counted of a queue's slots.

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use crescendo_core::spec::Problem;
+use crescendo_core::estimate::Estimate;
+use crescendo_core::spec::{self, Problem};
 use crescendo_core::trace::TraceParent;
 use crescendo_proto::v1::{SpecProblem, SpecProblems, SubmitJobRequest, SubmitJobResponse};
 use prost::Message as _;
@@ -13,7 +14,7 @@ use super::watch;
 use crate::args::{Common, Output, SubmitArgs};
 use crate::connect::{self, CHANGE, Controller};
 use crate::failure::Failure;
-use crate::show::{self, json, problems};
+use crate::show::{self, json, problems, width};
 
 /// Environment variable of a pipeline that has a trace of its own.
 const TRACE_PARENT: &str = "TRACEPARENT";
@@ -32,6 +33,10 @@ pub async fn run(common: &Common, args: &SubmitArgs) -> Result<(), Failure> {
     }
     let warnings = file.in_file(as_problems(answer.warnings));
     if args.watch || common.output == Output::Table {
+        if let Ok(read) = spec::read(&file.yaml(), None) {
+            let estimate = format!("it comes to {}", Estimate::of(&read.spec));
+            show::errln(width::wrapped(&estimate, width::of_stderr(), 4));
+        }
         show::err(problems::warnings(&warnings));
     }
     if !args.watch {

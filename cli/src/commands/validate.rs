@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crescendo_core::estimate::Estimate;
 use crescendo_core::spec::{self, Problem};
 use crescendo_proto::v1::SubmitJobRequest;
 
@@ -43,12 +44,14 @@ pub async fn run(common: &Common, args: &FileArgs) -> Result<(), Failure> {
     // The cluster repeats what was found here.
     warnings.dedup();
     let warnings = file.in_file(warnings);
+    let estimate = Estimate::of(&parsed.spec);
     match common.output {
         Output::Table => {
             show::out(spec::to_yaml(&parsed.spec));
             for found in held_out.iter().filter(|found| !found.held_out.is_empty()) {
                 show::errln(width::wrapped(&found.text(), width::of_stderr(), 4));
             }
+            show::errln(width::wrapped(&format!("it comes to {estimate}"), width::of_stderr(), 4));
             show::err(problems::warnings(&warnings));
         }
         Output::Json => {
@@ -59,6 +62,7 @@ pub async fn run(common: &Common, args: &FileArgs) -> Result<(), Failure> {
                 "problems": [],
                 "warnings": json::problems(&warnings),
                 "heldOut": held_out.iter().map(HeldOut::json).collect::<Vec<_>>(),
+                "estimate": json::estimate(&estimate),
                 "resolved": resolved,
             }));
         }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use crescendo_core::estimate::{Estimate, StageEstimate};
 use crescendo_core::spec::Problem;
 use crescendo_proto::v1::{
     Checkpoint, CuratorCooldown, DeletionPhase, Histogram, Job, JobDeletion, KeptParts, LogLine, Node,
@@ -204,6 +205,29 @@ pub fn log_line(line: &LogLine) -> Value {
         "level": line.level,
         "message": line.message,
         "droppedBefore": line.dropped_before,
+    })
+}
+
+/// What a job comes to.
+pub fn estimate(estimate: &Estimate) -> Value {
+    let stage = |stage: &StageEstimate| {
+        json!({
+            "stage": stage.stage,
+            "samples": stage.samples,
+            "trainFlops": stage.train_flops,
+            "drawFlops": stage.draw_flops,
+            "rankBytes": stage.rank_bytes,
+            "checkpointBytes": stage.checkpoint_bytes,
+            "storedBytes": stage.stored_bytes,
+        })
+    };
+    json!({
+        "trainSlotHours": estimate.train_hours(),
+        "drawSlotHours": estimate.draw_hours(),
+        "flopsPerSecond": estimate.rate,
+        "rankBytes": estimate.rank_bytes(),
+        "storedBytes": estimate.stored_bytes(),
+        "stages": estimate.stages.iter().map(stage).collect::<Vec<_>>(),
     })
 }
 

@@ -9,6 +9,7 @@ mod curation;
 mod curator_shares;
 mod deleting;
 mod folding;
+mod growing;
 mod holding;
 mod jobs;
 mod limits;

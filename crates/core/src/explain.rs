@@ -30,6 +30,7 @@ pub use progress::short_logs;
 
 use crate::access::Scope;
 use crate::decide::{DecideContext, Limits, PendingReason};
+use crate::estimate::Estimate;
 use crate::ids::{JobId, Timestamp};
 use crate::job::JobState;
 use crate::observed::Observed;
@@ -105,6 +106,9 @@ pub fn explain(view: &View<'_>, job: &Job) -> Explanation {
     explanation.stage = stage.id.stage.to_string();
     explanation.findings.extend(holding::goes_ahead(view, stage));
     explanation.findings.extend(holding::time_left(view, job));
+    if job.stages.iter().all(|stage| stage.attempt.is_none()) {
+        explanation.findings.push(format!("by its spec it comes to {}", Estimate::of(&job.record.spec)));
+    }
     precision::add_findings(view, job, stage, &mut explanation);
     // Whatever the job waits for: the stage's pairs may still be in the making, by fewer than there are.
     if !stage.log.is_sealed() {
@@ -131,12 +135,9 @@ fn waiting(view: &View<'_>, job: &Job, index: usize, stage: &Stage, wait: &Pendi
         PendingReason::Slots { .. } => capacity::waiting(view, job, index),
         PendingReason::Behind { job: first } => capacity::behind(view, job, index, view.state.job(first)),
         PendingReason::BehindOthers => capacity::behind(view, job, index, first_waiting(view, job)),
-        PendingReason::TenantGpus { tenant, wanted, used, limit } => capacity::over_quota(
-            view,
-            job,
-            index,
-            &TenantGpus { tenant, wanted: *wanted, used: *used, limit: *limit },
-        ),
+        PendingReason::TenantGpus { tenant, wanted, used, limit } => {
+            capacity::over_quota(view, &TenantGpus { tenant, wanted: *wanted, used: *used, limit: *limit })
+        }
         PendingReason::QueueGpus { queue, device, wanted, limit, .. } => {
             capacity::queue_full(view, queue, device, (*wanted, *limit))
         }
@@ -161,6 +162,7 @@ fn waiting(view: &View<'_>, job: &Job, index: usize, stage: &Stage, wait: &Pendi
         PendingReason::Paused { slots, .. } => holding::paused(job, *slots),
         PendingReason::Preempted { slots } => holding::preempted(view, job, *slots),
         PendingReason::TimeLimit { .. } => holding::at_its_limit(job),
+        PendingReason::Grows { .. } => holding::grows(job),
         PendingReason::MakingRoom { .. } => holding::making_room(view, job, index),
     };
     explanation.findings.extend(troubles(view, wait));
@@ -284,6 +286,7 @@ fn troubles(view: &View<'_>, wait: &PendingReason) -> Vec<String> {
         | PendingReason::TenantStorage { .. }
         | PendingReason::Paused { .. }
         | PendingReason::TimeLimit { .. }
+        | PendingReason::Grows { .. }
         | PendingReason::Preempted { .. } => return Vec::new(),
     };
     let nodes = view.state.nodes().filter(|record| record.kind == kind);

@@ -15,8 +15,12 @@ pub(crate) struct Holdings<'a> {
 
 impl<'a> Holdings<'a> {
     pub fn add(&mut self, queue: &'a str, device: &'a str, slots: u32) {
+        self.change(queue, device, |held| held.saturating_add(slots));
+    }
+
+    pub fn change(&mut self, queue: &'a str, device: &'a str, change: impl Fn(u32) -> u32) {
         let held = self.by_queue.entry((queue, device)).or_insert(0);
-        *held = held.saturating_add(slots);
+        *held = change(*held);
     }
 
     pub fn of(&self, queue: &str, device: &str) -> u32 {

@@ -16,6 +16,8 @@
 //! | [`quotas`] | what a tenant may use |
 //! | [`classes`] | which jobs may take the place of which |
 //! | [`reach`] | which files, keys and addresses a tenant's specs may name |
+//! | [`network`] | sizes of the networks, their parameters and arithmetic |
+//! | [`mod@estimate`] | what a job comes to before anything of it runs |
 //! | [`ids`] | checked names, generations, times |
 //! | [`records`] | what is durable, one record a key |
 //! | [`state`] | the records assembled |
@@ -58,6 +60,7 @@ pub mod cooldown;
 pub mod decide;
 pub mod deletion;
 pub mod error;
+pub mod estimate;
 pub mod explain;
 pub mod file;
 pub mod histogram;
@@ -67,6 +70,7 @@ pub mod invariants;
 pub mod job;
 pub mod learnt;
 pub mod leftovers;
+pub mod network;
 pub mod notices;
 pub mod object_keys;
 pub mod observed;

@@ -6,6 +6,7 @@
 //! | `jobs/JOB/STAGE/pairs/unit-N-lLEASE.tar` | a shard of the pair log |
 //! | `jobs/JOB/STAGE/rejected/unit-N.tar` | candidates of a unit that were turned down, for people |
 //! | `jobs/JOB/STAGE/checkpoints/step-STEP-gGENERATION/FILE` | a checkpoint, registered by the controller |
+//! | `jobs/JOB/STAGE/checkpoints/step-STEP-gGENERATION-rRANK/FILE` | one that another rank than 0 has saved, since 0 was lost |
 //! | `jobs/JOB/STAGE/tensorboard/events.out.tfevents.NUMBER…` | the stage's curve, for TensorBoard |
 //! | `jobs/JOB/logs/TIME-NODE-ID.jsonl` | lines that a node's process has logged of the job |
 //! | `jobs/JOB/endpoints/ENDPOINT/spent/ID.json` | what a curator spent at an endpoint |
@@ -137,11 +138,15 @@ pub fn job_object<'a>(job: &str, key: &'a str) -> JobObject<'a> {
         }
         ["jobs", of, stage, "checkpoints", name, file] if *of == job && is_plain(file) => {
             let name = name.strip_prefix("step-").and_then(|name| name.split_once("-g"));
-            let numbers =
-                name.and_then(|(step, generation)| Some((step.parse().ok()?, generation.parse().ok()?)));
+            let numbers = name.and_then(|(step, rest)| {
+                let (generation, rank) = rest.split_once("-r").unwrap_or((rest, "0"));
+                Some((step.parse().ok()?, generation.parse().ok()?, rank.parse().ok()?))
+            });
             let folder = key.strip_suffix(file).and_then(|folder| folder.strip_suffix('/'));
             match numbers.zip(folder) {
-                Some(((step, generation), folder)) if checkpoint(job, stage, step, generation) == folder => {
+                Some(((step, generation, rank), folder))
+                    if checkpoint_by(rank, job, stage, step, generation) == folder =>
+                {
                     JobObject::CheckpointFile { stage, folder, step, generation }
                 }
                 Some(_) | None => JobObject::Other,
@@ -154,6 +159,12 @@ pub fn job_object<'a>(job: &str, key: &'a str) -> JobObject<'a> {
 /// Folder of a checkpoint.
 pub fn checkpoint(job: &str, stage: &str, step: u64, generation: u64) -> String {
     format!("{}/step-{step:08}-g{generation}", checkpoints(job, stage))
+}
+
+/// Folder of a checkpoint that this rank saves: two ranks that take the other for lost do not write the same objects.
+pub fn checkpoint_by(rank: u32, job: &str, stage: &str, step: u64, generation: u64) -> String {
+    let folder = checkpoint(job, stage, step, generation);
+    if rank == 0 { folder } else { format!("{folder}-r{rank}") }
 }
 
 /// Folder of a stage's checkpoints.
@@ -350,12 +361,19 @@ mod tests {
         let expected = JobObject::CheckpointFile { stage: "s", folder: &folder, step: 500, generation: 2 };
         assert_eq!(job_object("j", &key), expected);
         assert_eq!(job_object("j", &format!("{key}#2")), JobObject::Torn);
+        let by_another = checkpoint_by(8, "j", "s", 500, 2);
+        assert_eq!(by_another, "jobs/j/s/checkpoints/step-00000500-g2-r8");
+        let expected =
+            JobObject::CheckpointFile { stage: "s", folder: &by_another, step: 500, generation: 2 };
+        assert_eq!(job_object("j", &checkpoint_file(&by_another, "state.json")), expected);
         for other in [
             rejected_sample("j", "s", 7),
             log_chunk("j", 5, "n", "id"),
             format!("{folder}/deeper/state.json"),
             "jobs/j/s/checkpoints/step-500-g2/state.json".into(),
             "jobs/j/s/checkpoints/mine/state.json".into(),
+            format!("{folder}-r0/state.json"),
+            format!("{folder}-r08/state.json"),
             "jobs/j/s/pairs/unit-7-l3.tar".into(),
             "jobs/j/s/pairs/unit-000007.tar".into(),
             "jobs/j/s/pairs/a#b".into(),

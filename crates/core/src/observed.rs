@@ -174,6 +174,16 @@ pub struct Progress {
     pub skipped_steps: u64,
 }
 
+impl Progress {
+    /// How long so many steps take at the present pace; `None` if there is no pace.
+    pub fn time_for(&self, steps: u64, global_batch: u32) -> Option<Duration> {
+        #[allow(clippy::cast_precision_loss)] // an estimate
+        let seconds = steps as f64 * f64::from(global_batch) / self.samples_per_sec;
+        // No pace gives none, and so does one that is no number.
+        Duration::try_from_secs_f64(seconds).ok()
+    }
+}
+
 /// One report of a node on an attempt.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Report {

@@ -215,11 +215,10 @@ pub fn domains(slots: &Slots, topology: Option<&Topology>, state: &ClusterState)
     domains
 }
 
-/// Gang sizes that the spec allows for a stage, largest first: from `gpus` down to `minGpus`, those that divide the
-/// global batch.
+/// Gang sizes that the spec allows for a stage, largest first: from `gpus` down to `minGpus`, with a sample for each rank.
 pub fn gang_sizes(spec: &JobSpec, stage: &StageSpec) -> Vec<u32> {
     let (most, least) = (spec.resources.gpus.max(1), spec.resources.min_gpus.max(1));
-    (least.min(most)..=most).rev().filter(|size| stage.train.global_batch.is_multiple_of(*size)).collect()
+    (least.min(most)..=most.min(stage.train.global_batch)).rev().collect()
 }
 
 /// Places the largest of `sizes` that fits, without taking the slots.

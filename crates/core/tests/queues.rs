@@ -10,7 +10,7 @@ use crescendo_core::decide::{Change, Command, Limits, Plan, decide};
 use crescendo_core::histogram::ScoreCounts;
 use crescendo_core::ids::{Incarnation, JobId, NodeId, RequestId, StageName, StageRef, Tenant, Timestamp};
 use crescendo_core::job::{JobState, Pause};
-use crescendo_core::observed::{NodeReport, Observed, Report};
+use crescendo_core::observed::{NodeReport, Observed, Progress, Report};
 use crescendo_core::queues::{Packing, Queue, Queues, SlotsByDevice};
 use crescendo_core::quotas::{QueueOrder, Quotas, TenantLimits};
 use crescendo_core::records::{
@@ -141,15 +141,24 @@ impl Cluster {
         plan
     }
 
-    /// Until nothing changes; gangs that are told to leave have saved a moment later.
+    /// Until nothing changes; gangs that are told to leave have saved, and those that are stopped are gone, a moment later.
     fn settle(&mut self) -> Plan {
         for _ in 0..50 {
             let plan = self.decide();
             let mut left = false;
             for send in &plan.sends {
-                if let Command::DrainAttempt(attempt, reason) = &send.command {
+                let told = match &send.command {
+                    Command::DrainAttempt(attempt, reason) => {
+                        Some((attempt, NodeReport::Drained { reason: reason.clone() }))
+                    }
+                    Command::StopAttempt(attempt, _) => Some((attempt, NodeReport::Stopped)),
+                    Command::StartAttempt(..)
+                    | Command::UpdateCurators(..)
+                    | Command::AssignCuration(_)
+                    | Command::ReleaseCuration(..) => None,
+                };
+                if let Some((attempt, phase)) = told {
                     let (node, attempt) = (send.node.clone(), attempt.clone());
-                    let phase = NodeReport::Drained { reason: reason.clone() };
                     let report = Report { node, attempt, phase, progress: None, ranks: Vec::new() };
                     self.seen.report(report, self.now);
                     left = true;
@@ -160,6 +169,21 @@ impl Cluster {
             }
         }
         panic!("it does not come to rest: {:?}", self.preemptions);
+    }
+
+    /// Gangs step at this pace, in samples a second, and time passes.
+    fn work(&mut self, samples_per_sec: f64, time: Duration) {
+        let jobs = self.state.open_jobs();
+        let active = jobs.flat_map(|job| job.stages.iter().filter_map(|stage| stage.active_attempt()));
+        for attempt in active.cloned().collect::<Vec<_>>() {
+            for node in attempt.ranks.iter().map(|rank| rank.node.clone()).collect::<BTreeSet<_>>() {
+                let progress = Some(Progress { step: 1, samples_per_sec, ..Progress::default() });
+                let (attempt, phase) = (attempt.attempt.clone(), NodeReport::Running);
+                self.seen.report(Report { node, attempt, phase, progress, ranks: Vec::new() }, self.now);
+            }
+        }
+        self.decide();
+        self.now = self.now.plus(time);
     }
 
     fn ranks(&self, job: &JobId) -> usize {
@@ -237,6 +261,54 @@ fn a_gang_that_borrowed_goes_on_with_what_its_queue_is_sure_of() {
     cluster.settle();
     assert_eq!((cluster.ranks(&own), cluster.ranks(&elastic)), (4, 4));
     assert_eq!(cluster.preemptions.len(), 1);
+}
+
+#[test]
+fn a_gang_grows_into_slots_that_nobody_waits_for() {
+    let mut cluster = Cluster::new(&[8], Quotas::default());
+    let other = cluster.submit(&wanted("", 5));
+    let elastic = cluster.submit(&Wanted { min_gpus: 2, ..wanted("", 7) });
+    cluster.settle();
+    assert_eq!([&other, &elastic].map(|job| cluster.ranks(job)), [5, 3], "any number from 2 to 7");
+    cluster.cancel(&other);
+    // 19 of its steps are left, of 840 samples each.
+    cluster.work(20.0, 100 * SEC);
+    cluster.settle();
+    assert_eq!(cluster.ranks(&elastic), 3, "it has just begun");
+    cluster.work(20.0, 300 * SEC);
+    let plan = cluster.decide();
+    assert_eq!(why(&plan, &elastic), "goes on with 7 ranks instead of 3, once those have saved and left");
+    let told = |send: &crescendo_core::decide::Send| matches!(send.command, Command::DrainAttempt(..));
+    assert!(plan.sends.iter().any(told), "it saves first");
+    cluster.seen.nodes.values_mut().for_each(|view| view.drains_sent.clear());
+    cluster.settle();
+    assert_eq!(cluster.ranks(&elastic), 7);
+    assert!(cluster.preemptions.is_empty());
+}
+
+#[test]
+fn a_gang_does_not_grow_for_little_or_at_the_cost_of_others() {
+    let grown = |pace: f64, waits: bool, most: Option<u32>| {
+        let mut quotas = Quotas::default();
+        let tenant = Tenant::parse("research").expect("valid");
+        quotas.listed.insert(tenant, TenantLimits { max_gpus: most, ..TenantLimits::default() });
+        let mut cluster = Cluster::new(&[8], quotas);
+        let other = cluster.submit(&Wanted { tenant: "products", ..wanted("", 4) });
+        let elastic = cluster.submit(&Wanted { min_gpus: 2, ..wanted("", 8) });
+        cluster.settle();
+        if waits {
+            cluster.submit(&Wanted { tenant: "products", ..wanted("", 8) });
+        }
+        cluster.cancel(&other);
+        cluster.work(pace, 400 * SEC);
+        cluster.settle();
+        cluster.ranks(&elastic)
+    };
+    assert_eq!(grown(20.0, false, None), 8);
+    assert_eq!(grown(20.0, false, Some(5)), 5, "no more than its tenant may have");
+    assert_eq!(grown(20.0, true, None), 4, "another waits");
+    assert_eq!(grown(40.0, false, None), 4, "it ends in less than ten minutes");
+    assert_eq!(grown(0.0, false, None), 4, "its pace is not known");
 }
 
 #[test]
@@ -464,8 +536,16 @@ fn a_queue_that_is_not_for_a_job_is_refused() {
 
 #[derive(Clone, Debug)]
 enum Step {
-    Submit { queue: usize, gpus: u32, min_gpus: u32, priority: i32, tenant: usize },
+    Submit {
+        queue: usize,
+        gpus: u32,
+        min_gpus: u32,
+        priority: i32,
+        tenant: usize,
+    },
     Cancel(usize),
+    /// Gangs run for ten minutes.
+    Work,
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -477,7 +557,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
             priority,
             tenant,
         });
-    prop::collection::vec(prop_oneof![3 => submit, 1 => (0..100usize).prop_map(Step::Cancel)], 1..25)
+    let cancel = (0..100usize).prop_map(Step::Cancel);
+    prop::collection::vec(prop_oneof![6 => submit, 2 => cancel, 1 => Just(Step::Work)], 1..25)
 }
 
 proptest! {
@@ -504,6 +585,7 @@ proptest! {
                         cluster.cancel(job);
                     }
                 }
+                Step::Work => cluster.work(1.0, 600 * SEC),
             }
             // It comes to rest: nobody takes slots in turns.
             cluster.settle();

@@ -87,7 +87,7 @@ pub struct DataPlan {
 impl DataPlan {
     /// Pairs that may be under way or unconsumed.
     pub fn credits(&self) -> u32 {
-        self.gang.per_rank().saturating_mul(2).clamp(8, 256)
+        self.gang.share().saturating_mul(2).clamp(8, 256)
     }
 }
 

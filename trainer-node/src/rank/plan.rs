@@ -10,7 +10,7 @@ use crescendo_model::of_spec::{base_options, compute_kind};
 use crescendo_model::randomness::TimeDistribution;
 use crescendo_model::training::{AdamWConfig, BlockPass, Recompute, TrainOptions};
 use crescendo_proto::convert;
-use crescendo_proto::v1::{AttemptRef, Checkpoint, RankAssignment};
+use crescendo_proto::v1::{AttemptRef, Checkpoint, RankAssignment, RankPlacement};
 use tch::{Device, Kind};
 
 use super::RankError;
@@ -28,6 +28,8 @@ pub struct RankPlan {
     pub spec: JobSpec,
     pub stage: StageSpec,
     pub gang: GangShape,
+    /// The first rank on another node than rank 0: what rank 0 cannot save any more, it does. None if there is no other node.
+    pub deputy: Option<u32>,
     pub device: Device,
     pub kernels: Kernels,
     pub rendezvous_address: String,
@@ -71,6 +73,7 @@ impl RankPlan {
             attempt,
             stage_index: start.stage_index,
             gang,
+            deputy: deputy(&start.ranks),
             device,
             kernels,
             rendezvous_address: start.rendezvous_address,
@@ -84,6 +87,11 @@ impl RankPlan {
             stage,
             spec,
         })
+    }
+
+    /// Whether this rank may save what the gang has trained.
+    pub fn may_save(&self) -> bool {
+        self.gang.rank == 0 || self.deputy == Some(self.gang.rank)
     }
 
     pub fn config(&self) -> FluxConfig {
@@ -157,5 +165,23 @@ impl RankPlan {
     /// Step (from 0) to begin with.
     pub fn first_step(&self) -> u64 {
         self.resume_from.as_ref().map_or(0, |checkpoint| checkpoint.step)
+    }
+}
+
+fn deputy(ranks: &[RankPlacement]) -> Option<u32> {
+    let first = ranks.iter().find(|rank| rank.rank == 0)?;
+    ranks.iter().filter(|rank| rank.node_id != first.node_id).map(|rank| rank.rank).min()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_deputy_is_on_another_node_than_rank_0() {
+        let placed = |rank, node: &str| RankPlacement { rank, node_id: node.into(), device_index: 0 };
+        let gang = [placed(3, "c"), placed(2, "b"), placed(1, "a"), placed(0, "a")];
+        assert_eq!(deputy(&gang), Some(2));
+        assert_eq!(deputy(&gang[2..]), None);
     }
 }

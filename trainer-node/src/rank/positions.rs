@@ -20,7 +20,7 @@ use sha2::{Digest as _, Sha256};
 pub struct GangShape {
     pub rank: u32,
     pub ranks: u32,
-    /// Samples per optimizer step over all ranks; a multiple of `ranks`.
+    /// Samples per optimizer step over all ranks, one a rank at least.
     pub global_batch: u32,
 }
 
@@ -28,8 +28,8 @@ pub struct GangShape {
 pub enum GangError {
     #[error("rank {rank} of {ranks} does not exist")]
     Rank { rank: u32, ranks: u32 },
-    #[error("globalBatch {global_batch} cannot be divided evenly among {ranks} ranks")]
-    Uneven { global_batch: u32, ranks: u32 },
+    #[error("globalBatch {global_batch} has no sample for each of {ranks} ranks")]
+    TooFew { global_batch: u32, ranks: u32 },
 }
 
 impl GangShape {
@@ -37,21 +37,23 @@ impl GangShape {
         if rank >= ranks {
             return Err(GangError::Rank { rank, ranks });
         }
-        if global_batch == 0 || !global_batch.is_multiple_of(ranks) {
-            return Err(GangError::Uneven { global_batch, ranks });
+        if global_batch < ranks {
+            return Err(GangError::TooFew { global_batch, ranks });
         }
         Ok(Self { rank, ranks, global_batch })
     }
 
-    /// Samples per optimizer step on each rank.
-    pub fn per_rank(&self) -> u32 {
-        self.global_batch / self.ranks
+    /// Samples of this rank per optimizer step: the first ranks have one more where the batch cannot be divided evenly.
+    pub fn share(&self) -> u32 {
+        self.global_batch / self.ranks + u32::from(self.rank < self.global_batch % self.ranks)
     }
 
     /// Positions that this rank handles in `step` (from 0).
     pub fn positions(&self, step: u64) -> Range<u64> {
-        let first = step * u64::from(self.global_batch) + u64::from(self.rank) * u64::from(self.per_rank());
-        first..first + u64::from(self.per_rank())
+        let (rank, ranks, batch) =
+            (u64::from(self.rank), u64::from(self.ranks), u64::from(self.global_batch));
+        let first = step * batch + rank * (batch / ranks) + rank.min(batch % ranks);
+        first..first + u64::from(self.share())
     }
 }
 
@@ -249,11 +251,15 @@ mod tests {
 
     #[test]
     fn ranks_cover_each_position_once() {
-        for ranks in [1, 2, 4] {
+        for ranks in 1..=8 {
             let mut seen = Vec::new();
             for step in 0..3 {
                 for rank in 0..ranks {
-                    seen.extend(GangShape::new(rank, ranks, 8).unwrap().positions(step));
+                    let gang = GangShape::new(rank, ranks, 8).unwrap();
+                    let share = gang.positions(step);
+                    assert_eq!(share.end - share.start, u64::from(gang.share()));
+                    assert!((8 / ranks..=8_u32.div_ceil(ranks)).contains(&gang.share()));
+                    seen.extend(share);
                 }
             }
             assert_eq!(seen, (0..24).collect::<Vec<_>>());
@@ -263,7 +269,7 @@ mod tests {
     #[test]
     fn impossible_gangs_are_refused() {
         assert_eq!(GangShape::new(2, 2, 8), Err(GangError::Rank { rank: 2, ranks: 2 }));
-        assert_eq!(GangShape::new(0, 3, 8), Err(GangError::Uneven { global_batch: 8, ranks: 3 }));
+        assert_eq!(GangShape::new(0, 9, 8), Err(GangError::TooFew { global_batch: 8, ranks: 9 }));
         assert!(GangShape::new(0, 1, 0).is_err());
     }
 

@@ -84,7 +84,7 @@ impl Prefetcher {
         while let Some(delivery) = self.next_delivery(runtime) {
             self.follow(&mut gathered);
             self.take(&mut gathered, delivery?)?;
-            if gathered.samples.len() == self.gang.per_rank() as usize {
+            if gathered.samples.len() == self.gang.share() as usize {
                 let input = self.make(&mut gathered)?;
                 let sent = runtime.block_on(async {
                     tokio::select! {

@@ -324,6 +324,7 @@ async fn work(
     let (saves, requests) = mpsc::channel(1);
     let saver = Saver {
         job_id: plan.attempt.job_id.clone(),
+        rank: plan.gang.rank,
         events: EventFiles::of(&plan.object_store_url, &store),
         store,
         resolved_spec_json: plan.resolved_spec_json.clone(),

@@ -48,6 +48,8 @@ pub struct SaveRequest {
 /// Writes and registers checkpoints, one at a time.
 pub struct Saver {
     pub job_id: String,
+    /// The rank that saves.
+    pub rank: u32,
     pub store: Arc<dyn ObjectStore>,
     pub resolved_spec_json: Vec<u8>,
     /// Where TensorBoard looks.
@@ -91,7 +93,7 @@ impl Saver {
         let began = Instant::now();
         let history = Bytes::from(history);
         let outcome = async {
-            let path = object_keys::checkpoint(&self.job_id, &state.stage, state.step, state.generation);
+            let path = self.path(&state);
             let writer = Writer { store: self.store.as_ref(), path: &path, runtime: &self.copying };
             let files = writer.tensors(snapshot, device).await?;
             let files = writer.rest(files, &state, &history, &self.resolved_spec_json).await?;
@@ -99,6 +101,10 @@ impl Saver {
         }
         .await;
         (done, outcome)
+    }
+
+    fn path(&self, state: &TrainState) -> String {
+        object_keys::checkpoint_by(self.rank, &self.job_id, &state.stage, state.step, state.generation)
     }
 
     async fn register(
@@ -111,7 +117,7 @@ impl Saver {
     ) -> Result<(), RankError> {
         let (job_id, stage, generation, step) =
             (self.job_id.clone(), state.stage.clone(), state.generation, state.step);
-        let path = object_keys::checkpoint(&job_id, &stage, step, generation);
+        let path = self.path(state);
         let size_bytes: u64 = files.iter().map(|file| file.size_bytes).sum();
         let checkpoint = Checkpoint {
             job_id,

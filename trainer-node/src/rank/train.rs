@@ -46,6 +46,8 @@ fn is_traced(step: u64) -> bool {
 pub const COLLECTIVE_TIMEOUT: Duration = Duration::from_secs(180);
 /// Limit of the leaving of a gang that drains: rank 0 saves meanwhile.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(600);
+/// How long the node of rank 0 may take to answer before it counts as lost with its rank.
+const REACH_WAIT: Duration = Duration::from_secs(2);
 /// How long a rank waits for its pairs before it tells the others that it has to wait.
 const INPUT_WAIT: Duration = Duration::from_secs(1);
 
@@ -99,6 +101,10 @@ pub fn run(training: Training, feed: DataFeed) -> Result<(), RankError> {
     for step in first..steps {
         match state.step(step) {
             Err(RankError::Drained(reason)) => return state.checkpoint_and_leave(first, reason),
+            Err(RankError::PeerLost(reason)) => {
+                state.save_what_is_left(first);
+                return Err(RankError::PeerLost(reason));
+            }
             outcome => outcome?,
         }
     }
@@ -592,23 +598,50 @@ impl Loop {
         let step = self.training.restored.step;
         self.enter(RankPhase::Leaving);
         if self.training.plan.gang.rank == 0 && step > first {
-            self.enter(RankPhase::Saving);
-            self.training
-                .progress
-                .send_modify(|now| now.waiting_for = "a checkpoint, to go on elsewhere".into());
-            let saved = match self.saving.take() {
-                None => false,
-                Some(saving) => match self.await_save(saving.outcome) {
-                    Err(RankError::Stopped(reason)) => return Err(RankError::Stopped(reason)),
-                    outcome => outcome.is_ok() && saving.step == step,
-                },
-            };
-            if !saved {
-                self.save_now(false)?;
-            }
+            self.save_step()?;
         }
         self.training.group.leave(LEAVE_TIMEOUT).map_err(of_group)?;
         Err(RankError::Drained(reason))
+    }
+
+    /// Saves the step that is done, unless it is saved already; nothing comes after it.
+    fn save_step(&mut self) -> Result<(), RankError> {
+        self.enter(RankPhase::Saving);
+        self.training.progress.send_modify(|now| now.waiting_for = "a checkpoint, to go on elsewhere".into());
+        let saved = match self.saving.take() {
+            None => false,
+            Some(saving) => match self.await_save(saving.outcome) {
+                Err(RankError::Stopped(reason)) => return Err(RankError::Stopped(reason)),
+                outcome => outcome.is_ok() && saving.step == self.training.restored.step,
+            },
+        };
+        if saved { Ok(()) } else { self.save_now(false) }
+    }
+
+    /// Another rank is gone, and the step that was done before is still whole here as on every other: saves it, if that is for
+    /// this rank to do. So a gang that has lost a node loses one step at most.
+    fn save_what_is_left(&mut self, first: u64) {
+        let plan = &self.training.plan;
+        let step = self.training.restored.step;
+        if step <= first || !plan.may_save() || plan.gang.rank != 0 && self.is_rank_0_in_reach() {
+            return;
+        }
+        match self.save_step() {
+            Ok(()) => tracing::info!(step, "a rank is lost, and what was trained before is saved"),
+            Err(error) => tracing::warn!(step, %error, "a rank is lost, and what was trained is not saved"),
+        }
+    }
+
+    /// Whether the node of rank 0 still answers: then rank 0 saves, or its node says why it cannot.
+    fn is_rank_0_in_reach(&self) -> bool {
+        let Training { plan, runtime, stop, .. } = &self.training;
+        let connect = tokio::net::TcpStream::connect(plan.rendezvous_address.as_str());
+        runtime.block_on(async {
+            tokio::select! {
+                () = stop.cancelled() => true,
+                connected = tokio::time::timeout(REACH_WAIT, connect) => matches!(connected, Ok(Ok(_))),
+            }
+        })
     }
 
     fn save_last(&mut self) -> Result<(), RankError> {

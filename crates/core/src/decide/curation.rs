@@ -205,8 +205,8 @@ impl<'a> Making<'a> {
 /// The stages that lack pairs and may be begun, in the order of their jobs.
 fn stages_to_make(nodes: &DecideContext<'_>, decided: &Decided<'_>) -> Vec<StageRef> {
     let jobs = decided.order.iter().copied();
-    let open = jobs
-        .filter(|job| !decided.closed.contains(&job.record.id) && !nodes.is_halted(&job.record.id));
+    let open =
+        jobs.filter(|job| !decided.closed.contains(&job.record.id) && !nodes.is_halted(&job.record.id));
     let to_make = open.filter_map(|job| {
         let begins =
             |stage: &StageRef| may_begin(job, stage, decided) && !stage_precision::is_open(nodes, job, stage);

@@ -207,15 +207,13 @@ impl<'a> JobPass<'a, '_> {
     }
 
     /// How long the gang has worked since its last checkpoint, at its present pace; 0 if that is not known.
-    #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)] // an estimate
     fn unsaved_millis(&self, job: &Job, stage: &Stage, attempt: &AttemptRecord) -> u64 {
         let Some(gang) = self.nodes.seen.gang(&attempt.attempt) else { return 0 };
         let spec = job.stage_index(stage.id.stage.as_str()).and_then(|index| job.stage_spec(index));
         let saved = stage.newest_checkpoint().map_or(0, |checkpoint| checkpoint.step);
-        let steps = gang.progress.step.saturating_sub(saved) as f64;
-        let samples = steps * spec.map_or(0.0, |spec| f64::from(spec.train.global_batch));
-        let millis = samples / gang.progress.samples_per_sec * 1000.0;
-        if millis.is_finite() { millis as u64 } else { 0 }
+        let steps = gang.progress.step.saturating_sub(saved);
+        let lost = spec.and_then(|spec| gang.progress.time_for(steps, spec.train.global_batch));
+        lost.map_or(0, |lost| u64::try_from(lost.as_millis()).unwrap_or(u64::MAX))
     }
 
     fn preempt(&mut self, victim: &Candidate<'a>, by: &Job) {

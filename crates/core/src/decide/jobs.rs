@@ -56,6 +56,7 @@ pub(super) fn decide_jobs<'a>(nodes: &DecideContext<'a>, plan: &mut Plan) -> Dec
         pass.decide_job(job);
     }
     pass.place_idle();
+    pass.grow();
     pass.decided
 }
 

@@ -19,6 +19,8 @@ pub struct Limits {
     pub finish_within: Duration,
     /// Ranks that are to save and leave, since their job is paused or makes room for another, are stopped after this.
     pub leave_within: Duration,
+    /// A gang that has fewer ranks than its job asks for has them for this long before it leaves for more.
+    pub grow_after: Duration,
     /// Failures of a stage without a new checkpoint in between after which its job fails.
     pub max_failures_in_a_row: u32,
     /// Wait before the third attempt; doubles with each further one.
@@ -68,6 +70,7 @@ impl Default for Limits {
             ranks_lost_after: Duration::from_secs(60),
             finish_within: Duration::from_secs(20),
             leave_within: Duration::from_secs(300),
+            grow_after: Duration::from_secs(300),
             max_failures_in_a_row: 10,
             restart_backoff: Duration::from_millis(500),
             max_restart_backoff: Duration::from_secs(30),

@@ -28,18 +28,18 @@ pub(super) enum Turn {
 }
 
 /// A job that lacks nothing but slots.
-struct Ready<'a> {
-    job: &'a Job,
-    index: usize,
-    stage: &'a Stage,
-    last: Option<AttemptRecord>,
-    init_from: Option<&'a CheckpointRecord>,
+pub(super) struct Ready<'a> {
+    pub job: &'a Job,
+    pub index: usize,
+    pub stage: &'a Stage,
+    pub last: Option<AttemptRecord>,
+    pub init_from: Option<&'a CheckpointRecord>,
     /// The gang that it has to be like.
-    required: Option<&'a GangKind>,
+    pub required: Option<&'a GangKind>,
     /// Ranks that it may have, largest first.
-    sizes: Vec<u32>,
+    pub sizes: Vec<u32>,
     /// Kind of device that it is on, if only one will do.
-    device: Option<&'a str>,
+    pub device: Option<&'a str>,
 }
 
 impl<'a> JobPass<'a, '_> {
@@ -71,7 +71,7 @@ impl<'a> JobPass<'a, '_> {
         self.quotas().queues.of(&job.record.spec)
     }
 
-    fn needs_of(&self, job: &'a Job) -> NodeNeeds<'a> {
+    pub(super) fn needs_of(&self, job: &'a Job) -> NodeNeeds<'a> {
         NodeNeeds::of(&job.record.spec, self.quotas(), self.nodes.state)
     }
 
@@ -370,17 +370,26 @@ impl<'a> JobPass<'a, '_> {
         }
     }
 
-    fn count(&mut self, job: &'a Job, attempt: &AttemptRecord) {
+    pub(super) fn count(&mut self, job: &'a Job, attempt: &AttemptRecord) {
+        self.recount(job, attempt, u32::saturating_add);
+    }
+
+    /// As if the attempt held nothing.
+    pub(super) fn uncount(&mut self, job: &'a Job, attempt: &AttemptRecord) {
+        self.recount(job, attempt, u32::saturating_sub);
+    }
+
+    fn recount(&mut self, job: &'a Job, attempt: &AttemptRecord, change: fn(u32, u32) -> u32) {
         let slots = slots_of(&attempt.ranks);
         let of_tenant = self.in_use.tenants.entry(&job.record.spec.tenant).or_insert(0);
-        *of_tenant = of_tenant.saturating_add(slots);
+        *of_tenant = change(*of_tenant, slots);
         if let (Some((queue, _)), Some(device)) = (self.queue_of(job), device_of(self.nodes.state, attempt)) {
-            self.in_use.queues.add(queue, device, slots);
+            self.in_use.queues.change(queue, device, |held| change(held, slots));
         }
     }
 
     /// The gang sizes, largest first, that the job's tenant and its queue have slots left for.
-    fn allowed_sizes(&self, ready: &Ready<'a>) -> Result<Vec<u32>, PendingReason> {
+    pub(super) fn allowed_sizes(&self, ready: &Ready<'a>) -> Result<Vec<u32>, PendingReason> {
         let spec = &ready.job.record.spec;
         let wanted = ready.sizes.last().copied().unwrap_or(0);
         let up_to = |sizes: Vec<u32>, left: u32| -> Option<Vec<u32>> {
@@ -432,7 +441,8 @@ impl<'a> JobPass<'a, '_> {
         let own = self.queue_of(job).map(|(name, _)| name);
         let is_kept = |attempt: &&AttemptRecord| {
             let Some(holder) = self.nodes.state.job(&attempt.attempt.job) else { return false };
-            self.queue_of(holder).map(|(name, _)| name) == own
+            holder.record.id != job.record.id
+                && self.queue_of(holder).map(|(name, _)| name) == own
                 && device_of(self.nodes.state, attempt) == Some(device)
                 && !self.quotas().classes.may_preempt(job.record.spec.priority, holder.record.spec.priority)
         };
@@ -462,6 +472,6 @@ fn place_parts(
     (!ranks.is_empty()).then_some(ranks)
 }
 
-fn slots_of(ranks: &[RankPlacement]) -> u32 {
+pub(super) fn slots_of(ranks: &[RankPlacement]) -> u32 {
     u32::try_from(ranks.len()).unwrap_or(u32::MAX)
 }

@@ -186,6 +186,12 @@ pub enum PendingReason {
         /// Slots that it holds until its ranks have saved.
         slots: usize,
     },
+    /// It runs, and leaves to come back with more ranks.
+    Grows {
+        ranks: u32,
+        /// Ranks that it has until they have saved.
+        now: u32,
+    },
     /// Jobs that go later save and leave, so that it fits.
     MakingRoom {
         wanted: u32,
@@ -215,6 +221,7 @@ impl PendingReason {
             Self::Paused { .. } => "paused",
             Self::Preempted { .. } => "preempted",
             Self::TimeLimit { .. } => "time_limit",
+            Self::Grows { .. } => "growing",
             Self::MakingRoom { .. } => "making_room",
         }
     }
@@ -289,6 +296,9 @@ impl fmt::Display for PendingReason {
             }
             Self::TimeLimit { minutes, slots } => {
                 write!(f, "has run for {minutes} minutes, as long as it may: {slots} ranks save and leave")
+            }
+            Self::Grows { ranks, now } => {
+                write!(f, "goes on with {ranks} ranks instead of {now}, once those have saved and left")
             }
             Self::MakingRoom { wanted, jobs } => {
                 write!(f, "waits for {wanted} slots: {jobs} jobs that go later save and leave")

@@ -134,7 +134,7 @@ pub(super) struct TenantGpus<'t> {
     pub limit: u32,
 }
 
-pub(super) fn over_quota(view: &View<'_>, job: &Job, index: usize, quota: &TenantGpus<'_>) -> Explanation {
+pub(super) fn over_quota(view: &View<'_>, quota: &TenantGpus<'_>) -> Explanation {
     let TenantGpus { tenant, wanted, used, limit } = *quota;
     let left = limit.saturating_sub(used);
     let mut findings =
@@ -161,10 +161,8 @@ pub(super) fn over_quota(view: &View<'_>, job: &Job, index: usize, quota: &Tenan
     if wanted <= limit {
         remedies.push(format!("wait until jobs of tenant {tenant} give slots back, or cancel one of them"));
     }
-    let batch = job.stage_spec(index).map_or(1, |spec| spec.train.global_batch);
-    if let Some(smaller) =
-        (1..=left.min(wanted.saturating_sub(1))).rev().find(|size| batch.is_multiple_of(*size))
-    {
+    let smaller = left.min(wanted.saturating_sub(1));
+    if smaller > 0 {
         remedies.push(format!("or submit with spec.resources.minGpus at {smaller} or less"));
     }
     remedies.push(format!(
@@ -285,7 +283,7 @@ pub(super) fn waiting(view: &View<'_>, job: &Job, index: usize) -> Explanation {
             None => "wait for one of the jobs below to end, or add trainer nodes".to_owned(),
         }]
     };
-    if let Some(smaller) = smaller_gang(&slots, &stage.id, spec.train.global_batch, least) {
+    if let Some(smaller) = smaller_gang(&slots, &stage.id, least) {
         remedies.push(format!(
             "or submit with spec.resources.minGpus at {smaller} or less: it then starts at once on {}",
             count(smaller, "slot")
@@ -379,19 +377,15 @@ fn wanted(sizes: &[u32]) -> String {
     if most == least {
         count(most, "slot")
     } else {
-        let others: Vec<String> = sizes.iter().skip(1).take(6).map(u32::to_string).collect();
-        format!("{} (or {}, as its minGpus allows)", count(most, "slot"), others.join(", "))
+        format!("{} (or fewer, down to its minGpus {least})", count(most, "slot"))
     }
 }
 
-/// The largest gang below `least` that fits now and divides the global batch.
-fn smaller_gang(slots: &Slots, stage: &StageRef, global_batch: u32, least: u32) -> Option<u32> {
+/// The largest gang below `least` that fits now.
+fn smaller_gang(slots: &Slots, stage: &StageRef, least: u32) -> Option<u32> {
     // Far above any cluster; a spec may say any number.
     let most = least.min(4096);
-    (1..most)
-        .rev()
-        .filter(|size| global_batch.is_multiple_of(*size))
-        .find(|size| placement::place(slots, stage, &[*size]).is_ok())
+    (1..most).rev().find(|size| placement::place(slots, stage, &[*size]).is_ok())
 }
 
 /// The jobs that hold slots, those that end soonest first; the ones whose end would be enough are marked. And when that

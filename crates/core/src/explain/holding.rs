@@ -60,6 +60,16 @@ pub(super) fn at_its_limit(job: &Job) -> Explanation {
     Explanation { findings, remedies, ..Explanation::default() }
 }
 
+/// The job leaves to come back with more ranks.
+pub(super) fn grows(job: &Job) -> Explanation {
+    let mut findings = vec![
+        "there are slots for more ranks that nobody waits for (spec.resources.gpus)".to_owned(),
+        "it keeps its place in the queue: jobs that go before it come first".to_owned(),
+    ];
+    findings.extend(resumes_from(job));
+    Explanation { findings, ..Explanation::default() }
+}
+
 /// How long a job may still hold slots, if that is limited.
 pub(super) fn time_left(view: &View<'_>, job: &Job) -> Option<String> {
     let left = job.time_left(view.seen.counted(view.now))?;

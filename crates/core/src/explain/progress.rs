@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use super::words::{count, seconds, span};
+use super::words::{count, span};
 use super::{Explanation, PairForecast, View, pairs};
 use crate::decide::{PendingReason, lost_log, short_log, sources};
 use crate::ids::NodeId;
@@ -337,9 +337,7 @@ pub(super) fn stage_ends_in(
     let spec = job.stage_spec(job.stage_index(stage.id.stage.as_str())?)?;
     let progress = view.seen.gang(&attempt.attempt).map(|gang| &gang.progress);
     let at_its_pace = progress.filter(|progress| progress.samples_per_sec > 0.0).and_then(|progress| {
-        #[allow(clippy::cast_precision_loss)] // an estimate
-        let left = spec.train.steps.saturating_sub(progress.step) as f64;
-        seconds(left * f64::from(spec.train.global_batch) / progress.samples_per_sec)
+        progress.time_for(spec.train.steps.saturating_sub(progress.step), spec.train.global_batch)
     });
     at_its_pace.into_iter().chain(at_the_latest).min()
 }

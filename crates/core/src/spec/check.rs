@@ -265,22 +265,19 @@ fn sixteenth(found: &mut Found, path: String, pixels: u32) {
 }
 
 fn batch(found: &mut Found, resources: &Resources, stage: &StageSpec, at: &impl Fn(&str) -> String) {
-    let Resources { gpus, min_gpus, .. } = *resources;
+    let gpus = resources.gpus;
     let (global, micro) = (stage.train.global_batch, stage.train.micro_batch);
     let path = at("train.globalBatch");
-    if gpus == 0 || min_gpus == 0 {
+    if gpus == 0 {
         return;
     }
-    if !global.is_multiple_of(gpus) {
-        let message = format!("globalBatch {global} is not a multiple of gpus {gpus}");
+    if global < gpus {
+        let message = format!("globalBatch {global} has no sample for each of gpus {gpus}");
         found.add(path, &["spec.resources.gpus", "spec.model.preset"], message);
-    } else if !global.is_multiple_of(min_gpus) && min_gpus <= gpus {
-        let message = format!("globalBatch {global} is not a multiple of minGpus {min_gpus}");
-        found.add(path, &["spec.resources.minGpus", "spec.model.preset"], message);
-    } else if micro > global / gpus {
+    } else if micro > global.div_ceil(gpus) {
         let message = format!(
-            "microBatch {micro} is more than one rank's share: globalBatch {global} / gpus {gpus} = {}",
-            global / gpus
+            "microBatch {micro} is more than one rank's share: globalBatch {global} / gpus {gpus}, rounded up, is {}",
+            global.div_ceil(gpus)
         );
         found.add(at("train.microBatch"), &[&path, "spec.resources.gpus", "spec.model.preset"], message);
     }

@@ -752,12 +752,12 @@ pub const FIELDS: &[Field] = &[
         "spec.stages[].train.globalBatch",
         whole(1, 65_536),
         Default::Whole(16),
-        "Samples per optimizer step over all ranks (paper, section 4.1); a multiple of `gpus` and of `minGpus`.",
+        "Samples per optimizer step over all ranks (paper, section 4.1), at least one a rank. Where ranks cannot have the same share, the first have one more.",
     ),
     field(
         "spec.stages[].train.microBatch",
         whole(1, 65_536),
-        Default::From("1; `globalBatch` / `gpus` for `nano`"),
+        Default::From("1; `globalBatch` / `gpus`, rounded up, for `nano`"),
         "Samples per forward pass of a rank (1 in the released code); the rest of its share is accumulated.",
     ),
     field(

@@ -387,7 +387,7 @@ fn train(
 ) -> TrainSpec {
     let nano = around.preset == ModelPreset::Nano;
     let Asked { steps, global_batch, .. } = asked;
-    let micro_batch = if nano { (global_batch / around.gpus.max(1)).max(1) } else { 1 };
+    let micro_batch = if nano { global_batch.div_ceil(around.gpus.max(1)).max(1) } else { 1 };
     let row = |name: &str| format!("spec.stages[].train.{name}");
     TrainSpec {
         adapter: adapter(reader, section, &path.field("adapter"), if nano { 64 } else { 512 }),

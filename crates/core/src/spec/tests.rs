@@ -235,21 +235,16 @@ fn wrong_types_say_what_was_found() {
 #[test]
 fn contradictions_are_found() {
     let job = |job: &str, stage: &str| spec("", job, &format!("{{{stage}}}"));
-    let two = format!("{MODEL}\n  resources: {{gpus: 4, minGpus: 3}}");
-    assert_only(
-        &job(&two, DATA),
-        "spec.stages[0].train.globalBatch: globalBatch 16 is not a multiple of minGpus 3",
-    );
     let more = format!("{MODEL}\n  resources: {{gpus: 2, minGpus: 4}}");
     assert_only(&job(&more, DATA), "spec.resources.minGpus: minGpus 4 is more than gpus 2");
-    let three = format!("{MODEL}\n  resources: {{gpus: 3}}");
+    let many = format!("{MODEL}\n  resources: {{gpus: 17}}");
     assert_only(
-        &job(&three, DATA),
-        "spec.stages[0].train.globalBatch: globalBatch 16 is not a multiple of gpus 3",
+        &job(&many, DATA),
+        "spec.stages[0].train.globalBatch: globalBatch 16 has no sample for each of gpus 17",
     );
     assert_only(
         &job(MODEL, &format!("train: {{microBatch: 32}}, {DATA}")),
-        "spec.stages[0].train.microBatch: microBatch 32 is more than one rank's share: globalBatch 16 / gpus 1 = 16",
+        "spec.stages[0].train.microBatch: microBatch 32 is more than one rank's share: globalBatch 16 / gpus 1, rounded up, is 16",
     );
     assert_only(
         &job(MODEL, "data: {source: compose, subjects: lib, pairs: 10, minPairs: 11}"),

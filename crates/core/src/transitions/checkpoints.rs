@@ -3,7 +3,7 @@
 use crate::error::RequestError;
 use crate::ids::{AttemptRef, Generation, StageRef, Timestamp};
 use crate::job::JobEvent;
-use crate::object_keys;
+use crate::object_keys::{self, JobObject};
 use crate::records::{CheckpointRecord, FileRecord, JobRecord, Record, RecordKey, Write};
 use crate::references::is_started_from;
 use crate::state::{ClusterState, Job, Stage};
@@ -115,9 +115,10 @@ fn check(job: &Job, checkpoint: &CheckpointRecord) -> Result<(), RequestError> {
     if checkpoint.is_final && checkpoint.step != steps {
         return Err(RequestError::invalid("checkpoint.final", format!("is only step {steps}")));
     }
-    let path = checkpoint_path(&checkpoint.stage, checkpoint.step, checkpoint.generation);
-    if checkpoint.path != path {
-        return Err(RequestError::invalid("checkpoint.path", format!("must be {path}")));
+    if !is_its_path(checkpoint) {
+        let path = checkpoint_path(&checkpoint.stage, checkpoint.step, checkpoint.generation);
+        let message = format!("must be {path}, or that and -rRANK");
+        return Err(RequestError::invalid("checkpoint.path", message));
     }
     if checkpoint.files.is_empty() || checkpoint.files.len() > MAX_FILES {
         return Err(RequestError::invalid("checkpoint.files", format!("must be 1 to {MAX_FILES}")));
@@ -134,6 +135,19 @@ fn check(job: &Job, checkpoint: &CheckpointRecord) -> Result<(), RequestError> {
         check_sha256("checkpoint.files.sha256", &file.sha256)?;
     }
     Ok(())
+}
+
+/// Whether the checkpoint lies where a rank of its gang writes it.
+fn is_its_path(checkpoint: &CheckpointRecord) -> bool {
+    let CheckpointRecord { stage: StageRef { job, stage }, step, generation, path, .. } = checkpoint;
+    let file = object_keys::checkpoint_file(path, "manifest.json");
+    let expected = JobObject::CheckpointFile {
+        stage: stage.as_str(),
+        folder: path,
+        step: *step,
+        generation: generation.0,
+    };
+    object_keys::job_object(job.as_str(), &file) == expected
 }
 
 pub(crate) fn check_sha256(field: &'static str, text: &str) -> Result<(), RequestError> {

@@ -1,101 +1,37 @@
 //! How much arithmetic a forward pass and a training step are: the floor that a measured time is held against.
 
+pub use crescendo_core::network::StepTokens;
+
+use crescendo_core::network::Network;
+
 use crate::config::FluxConfig;
 
-/// Tokens of one step.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct StepTokens {
-    /// Samples.
-    pub batch: u64,
-    /// Text tokens of one sample.
-    pub text: u64,
-    /// Target tokens of one sample.
-    pub target: u64,
-    /// Reference tokens of one sample, all references together.
-    pub references: u64,
-}
-
-impl StepTokens {
-    fn image(&self) -> u64 {
-        self.target + self.references
-    }
-
-    fn all(&self) -> u64 {
-        self.text + self.image()
-    }
-}
-
 /// A configuration's sizes, each at least 0.
-struct Sizes {
-    hidden: u64,
-    mlp: u64,
-    double: u64,
-    single: u64,
-}
-
-impl Sizes {
-    fn of(config: &FluxConfig) -> Self {
+impl From<&FluxConfig> for Network {
+    fn from(config: &FluxConfig) -> Self {
         let size = |value: i64| u64::try_from(value).unwrap_or(0);
         Self {
+            in_channels: size(config.in_channels),
+            vec_in: size(config.vec_in_dim),
+            context_in: size(config.context_in_dim),
             hidden: size(config.hidden_size),
             mlp: size(config.mlp_hidden()),
+            heads: size(config.num_heads),
             double: size(config.depth),
             single: size(config.depth_single_blocks),
+            guidance: config.guidance_embed,
         }
-    }
-
-    /// Products of scores and of values: 2 · tokens² · hidden multiply-adds a block.
-    fn attention_flops(&self, tokens: &StepTokens) -> u64 {
-        (self.double + self.single) * 4 * tokens.batch * tokens.all().pow(2) * self.hidden
     }
 }
 
 /// Floating-point operations of one forward pass of the base: a multiply-add is two, and only matrix products count.
 pub fn forward_flops(config: &FluxConfig, tokens: &StepTokens) -> u64 {
-    let sizes = Sizes::of(config);
-    sizes.attention_flops(tokens) + linear_flops(config, tokens)
+    Network::from(config).forward_flops(tokens)
 }
 
-fn linear_flops(config: &FluxConfig, tokens: &StepTokens) -> u64 {
-    let Sizes { hidden, mlp, double, single } = Sizes::of(config);
-    let size = |value: i64| u64::try_from(value).unwrap_or(0);
-    let embedders = 256 + size(config.vec_in_dim) + if config.guidance_embed { 256 } else { 0 };
-    let embedder_count = if config.guidance_embed { 3 } else { 2 };
-    // Weights that every sample passes once: time, guidance and pooled text, and all modulations.
-    let per_sample = embedders * hidden
-        + embedder_count * hidden * hidden
-        + double * 12 * hidden * hidden
-        + single * 3 * hidden * hidden
-        + 2 * hidden * hidden;
-    let double_token = double * (4 * hidden * hidden + 2 * hidden * mlp);
-    let single_token = single * (hidden * (3 * hidden + mlp) + (hidden + mlp) * hidden);
-    let in_channels = size(config.in_channels);
-    let per_batch = per_sample
-        + tokens.text * size(config.context_in_dim) * hidden
-        + tokens.image() * in_channels * hidden
-        + tokens.all() * (double_token + single_token)
-        + tokens.target * hidden * in_channels;
-    2 * tokens.batch * per_batch
-}
-
-fn adapter_flops(config: &FluxConfig, tokens: &StepTokens, rank: u64) -> u64 {
-    let Sizes { hidden, mlp, double, single } = Sizes::of(config);
-    let double_token = double * rank * (4 * hidden + 2 * hidden);
-    let single_token = single * rank * (4 * hidden + (hidden + mlp) + hidden);
-    2 * tokens.batch * tokens.all() * (double_token + single_token)
-}
-
-/// Least arithmetic of a training step: forward once, and backward without computing anything a second time.
-///
-/// With an adapter of `rank` the frozen base passes gradients on (as much as its forward pass) but has none of its own; what
-/// trains costs three forward passes, and so does attention. Without a rank everything trains.
+/// Least arithmetic of a training step: [`Network::step_flops`].
 pub fn step_flops(config: &FluxConfig, tokens: &StepTokens, rank: Option<u64>) -> u64 {
-    let attention = Sizes::of(config).attention_flops(tokens);
-    let linear = linear_flops(config, tokens);
-    match rank {
-        Some(rank) => 2 * linear + 3 * (attention + adapter_flops(config, tokens, rank)),
-        None => 3 * (linear + attention),
-    }
+    Network::from(config).step_flops(tokens, rank)
 }
 
 #[cfg(test)]
@@ -122,6 +58,28 @@ mod tests {
             (2 * 3 * rows * columns * tokens) as u64
         };
         layout.iter().map(once).sum()
+    }
+
+    #[test]
+    fn sizes_are_those_of_the_preset_and_parameters_those_of_the_weights() {
+        use crescendo_core::spec::{AxisSizes, ModelPreset, ModelSpec, NetworkSizes, Precision};
+        let axes = AxisSizes { frame: 2, row: 4, column: 2 };
+        let small = NetworkSizes { hidden_size: 24, num_heads: 3, axes, depth: 1, depth_single_blocks: 2 };
+        for preset in [ModelPreset::FluxDev, ModelPreset::FluxSchnell, ModelPreset::Nano] {
+            for sizes in [None, Some(small)] {
+                let precision = Precision::Auto;
+                let spec = ModelSpec { preset, sizes, weights: None, encoders: None, precision };
+                let (config, network) = (FluxConfig::from(&spec), Network::of(&spec));
+                assert_eq!(Network::from(&config), network, "{spec:?}");
+                let sum = |layout: Vec<(String, Vec<i64>)>| -> i64 {
+                    layout.iter().map(|(_, shape)| shape.iter().product::<i64>()).sum()
+                };
+                assert_eq!(sum(Flux::layout(&config).unwrap()) as u64, network.parameters(), "{spec:?}");
+                let blocks = BlockSelection::all(&config);
+                let adapter = sum(LoraAdapter::layout(&config, 8, &blocks).unwrap());
+                assert_eq!(adapter as u64, network.adapter_parameters(8), "{spec:?}");
+            }
+        }
     }
 
     #[test]

@@ -3,8 +3,8 @@
 //!
 //! The trace has the shape of Microsoft's Philly trace as the authors of Gavel published it for their simulations (Narayanan and
 //! others, OSDI 2020, section 7.1; `scheduler/utils.py` of their repository): 70 % of jobs on one GPU, 10 % on 2, 15 % on 4, 5 % on
-//! 8; four in five run for 10^U(1.5, 3) minutes, the others for 10^U(3, 4); arrivals are Poisson. One job in ten is urgent, which
-//! is ours.
+//! 8; four in five run for 10^U(1.5, 3) minutes, the others for 10^U(3, 4); arrivals are Poisson. One job in ten is urgent, and
+//! one in five is of a small team, which is ours.
 
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::sync::Arc;
@@ -17,7 +17,8 @@ use crescendo_core::decide::{Change, Command, Limits, decide};
 use crescendo_core::histogram::ScoreCounts;
 use crescendo_core::ids::{AttemptRef, Incarnation, JobId, NodeId, RequestId, Timestamp};
 use crescendo_core::invariants::check_invariants;
-use crescendo_core::observed::{NodeReport, Observed, Report};
+use crescendo_core::observed::{NodeReport, Observed, Progress, Report};
+use crescendo_core::queues::{Queue, Queues};
 use crescendo_core::quotas::{QueueOrder, Quotas, TenantLimits};
 use crescendo_core::records::{
     CheckpointRecord, FileRecord, NodeKind, NodeRecord, Record, ShardRecord, UnitRecord, UnitResult,
@@ -59,6 +60,7 @@ struct TraceJob {
     /// Milliseconds that it computes.
     works: u64,
     urgent: bool,
+    small_team: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,6 +68,10 @@ enum Policy {
     FirstCome,
     Backfill,
     Preemption,
+    /// With that, the small team is sure of a quarter of the GPUs, and the others of the rest.
+    Queues,
+    /// With preemption, gangs may be smaller.
+    Elastic,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -73,6 +79,8 @@ enum Event {
     Arrives(usize),
     Done(AttemptRef),
     Saved(AttemptRef),
+    /// Time has passed, which is all that some decisions wait for.
+    Look,
 }
 
 /// A gang that runs.
@@ -80,7 +88,8 @@ enum Event {
 struct Gang {
     job: usize,
     placed_at: u64,
-    gpus: u32,
+    /// Its ranks.
+    ranks: u32,
     leaves: bool,
 }
 
@@ -99,8 +108,8 @@ struct Outcome {
 
 #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)] // drawn numbers
 fn trace(args: &Args) -> Vec<TraceJob> {
-    let mut rng = Rng::new(args.seed);
-    let mut unit = move || (rng.number() >> 11) as f64 / (1u64 << 53) as f64;
+    let drawn = |mut rng: Rng| move || (rng.number() >> 11) as f64 / (1u64 << 53) as f64;
+    let (mut unit, mut teams) = (drawn(Rng::new(args.seed)), drawn(Rng::new(!args.seed)));
     let mut jobs: Vec<TraceJob> = (0..args.jobs)
         .map(|_| {
             let size = unit();
@@ -113,7 +122,8 @@ fn trace(args: &Args) -> Vec<TraceJob> {
             let (least, span) = if unit() < 0.8 { (1.5, 1.5) } else { (3.0, 1.0) };
             let minutes = 10f64.powf(least + span * unit());
             let urgent = unit() < 0.1;
-            TraceJob { arrives: 0, gpus, works: (minutes * 60_000.0) as u64, urgent }
+            let (works, small_team) = ((minutes * 60_000.0) as u64, teams() < 0.2);
+            TraceJob { arrives: 0, gpus, works, urgent, small_team }
         })
         .collect();
     let asked: f64 = jobs.iter().map(|job| f64::from(job.gpus) * job.works as f64).sum();
@@ -145,11 +155,12 @@ impl<'t> World<'t> {
     fn new(trace: &'t [TraceJob], nodes: usize, policy: Policy) -> Result<Self> {
         let class = |name: &str| PriorityClass { name: name.to_owned(), preempts: true, preemptible: true };
         let classes = match policy {
-            Policy::Preemption => BTreeMap::from([(0, class("normal")), (URGENT, class("urgent"))]),
+            Policy::Preemption | Policy::Queues | Policy::Elastic => BTreeMap::from([(0, class("normal")), (URGENT, class("urgent"))]),
             Policy::FirstCome | Policy::Backfill => BTreeMap::new(),
         };
         let order = if policy == Policy::FirstCome { QueueOrder::Strict } else { QueueOrder::Backfill };
-        let quotas = Quotas { classes: PriorityClasses::new(classes), order, ..Quotas::default() };
+        let queues = if policy == Policy::Queues { queues(8 * u32::try_from(nodes)?) } else { Queues::default() };
+        let quotas = Quotas { classes: PriorityClasses::new(classes), order, queues, ..Quotas::default() };
         let mut world = Self {
             trace,
             state: ClusterState::default(),
@@ -218,6 +229,7 @@ impl<'t> World<'t> {
                 Event::Arrives(index) => self.submit(index, policy)?,
                 Event::Done(attempt) => self.done(&attempt)?,
                 Event::Saved(attempt) => self.saved(&attempt)?,
+                Event::Look => {}
             }
             self.settle()?;
         }
@@ -228,10 +240,17 @@ impl<'t> World<'t> {
 
     fn submit(&mut self, index: usize, policy: Policy) -> Result<()> {
         let job = self.trace.get(index).context("a job of the trace")?;
-        let priority = if policy == Policy::Preemption && job.urgent { URGENT } else { 0 };
+        let has_classes = !matches!(policy, Policy::FirstCome | Policy::Backfill);
+        let priority = if has_classes && job.urgent { URGENT } else { 0 };
         let gpus = job.gpus;
+        let least = if policy == Policy::Elastic { 1 } else { gpus };
+        let queue = match (policy, job.small_team) {
+            (Policy::Queues, true) => "  queue: small\n",
+            (Policy::Queues, false) => "  queue: large\n",
+            _ => "",
+        };
         let yaml = format!(
-            "apiVersion: crescendo/v1\nkind: TrainingJob\nmetadata: {{name: j}}\nspec:\n  model: {{preset: nano, weights: w}}\n  priority: {priority}\n  resources: {{gpus: {gpus}}}\n  stages:\n    - data: {{source: compose, subjects: s, pairs: 8, unitSize: 8}}\n      train: {{adapter: {{rank: 4}}, steps: {STEPS}, globalBatch: 8}}\n"
+            "apiVersion: crescendo/v1\nkind: TrainingJob\nmetadata: {{name: j}}\nspec:\n{queue}  model: {{preset: nano, weights: w}}\n  priority: {priority}\n  resources: {{gpus: {gpus}, minGpus: {least}}}\n  stages:\n    - data: {{source: compose, subjects: s, pairs: 8, unitSize: 8}}\n      train: {{adapter: {{rank: 4}}, steps: {STEPS}, globalBatch: 8}}\n"
         );
         let spec = spec::parse(yaml.as_bytes()).map_err(|problems| anyhow::anyhow!("{problems:?}"))?;
         let submission = Submission {
@@ -295,23 +314,39 @@ impl<'t> World<'t> {
     }
 
     fn report(&mut self, node: &NodeId, attempt: &AttemptRef, phase: NodeReport) {
+        self.report_with(node, attempt, phase, None);
+    }
+
+    fn report_with(
+        &mut self,
+        node: &NodeId,
+        attempt: &AttemptRef,
+        phase: NodeReport,
+        progress: Option<Progress>,
+    ) {
         let (node, attempt) = (node.clone(), attempt.clone());
-        let report = Report { node, attempt, phase, progress: None, ranks: Vec::new() };
+        let report = Report { node, attempt, phase, progress, ranks: Vec::new() };
         self.seen.report(report, self.time());
     }
 
     fn started(&mut self, node: &NodeId, attempt: AttemptRef) -> Result<()> {
-        self.report(node, &attempt, NodeReport::Running);
+        let job = *self.ids.get(&attempt.job).context("a job of the trace")?;
+        let TraceJob { arrives, gpus, works, .. } = *self.trace.get(job).context("the job")?;
+        let ranks = self.state.stage(&attempt.stage_ref()).and_then(|stage| stage.active_attempt());
+        let ranks = u32::try_from(ranks.context("the attempt")?.ranks.len())?;
+        let left = *self.left.get(job).context("the job")?;
+        let takes = left * u64::from(gpus) / u64::from(ranks);
+        self.report_with(node, &attempt, NodeReport::Running, Some(pace(works, left, takes)));
         if self.gangs.contains_key(&attempt) {
             return Ok(());
         }
-        let job = *self.ids.get(&attempt.job).context("a job of the trace")?;
-        let arrives = self.trace.get(job).context("the job")?.arrives;
         self.outcome.waits.entry(job).or_insert(self.now - arrives);
-        let gpus = self.trace.get(job).context("the job")?.gpus;
-        self.gangs.insert(attempt.clone(), Gang { job, placed_at: self.now, gpus, leaves: false });
-        let left = *self.left.get(job).context("the job")?;
-        self.at(self.now + LOAD_MILLIS + left, Event::Done(attempt));
+        self.gangs.insert(attempt.clone(), Gang { job, placed_at: self.now, ranks, leaves: false });
+        self.at(self.now + LOAD_MILLIS + takes, Event::Done(attempt));
+        if ranks < gpus {
+            let grows = u64::try_from(self.limits.grow_after.as_millis())?;
+            self.at(self.now + grows, Event::Look);
+        }
         Ok(())
     }
 
@@ -332,8 +367,9 @@ impl<'t> World<'t> {
 
     fn saved(&mut self, attempt: &AttemptRef) -> Result<()> {
         let Some(gang) = self.gangs.get(attempt) else { return Ok(()) };
-        let worked = (self.now - gang.placed_at).saturating_sub(LOAD_MILLIS + SAVE_MILLIS);
-        let job = gang.job;
+        let computed = (self.now - gang.placed_at).saturating_sub(LOAD_MILLIS + SAVE_MILLIS);
+        let (job, ranks) = (gang.job, u64::from(gang.ranks));
+        let worked = computed * ranks / u64::from(self.trace.get(job).context("the job")?.gpus);
         let left = self.left.get(job).context("the job")?.saturating_sub(worked).max(1);
         let works = self.trace.get(job).context("the job")?.works;
         let step = STEPS - (STEPS * left).div_ceil(works);
@@ -347,12 +383,14 @@ impl<'t> World<'t> {
     fn leave(&mut self, attempt: &AttemptRef, left: u64, phase: &NodeReport) -> Result<()> {
         let gang = self.gangs.remove(attempt).context("the gang")?;
         let before = std::mem::replace(self.left.get_mut(gang.job).context("the job")?, left);
-        let (held, worked) = (self.now - gang.placed_at, before - left);
-        let gpus = u64::from(gang.gpus);
-        self.outcome.lost += (held - worked) * gpus;
+        let (held, ranks) = (self.now - gang.placed_at, u64::from(gang.ranks));
+        let gpus = u64::from(self.trace.get(gang.job).context("the job")?.gpus);
+        // As long as its own ranks took.
+        let worked = (before - left) * gpus / ranks;
+        self.outcome.lost += held.saturating_sub(worked) * ranks;
         let last = self.trace.last().map_or(0, |job| job.arrives);
         let from = gang.placed_at + LOAD_MILLIS;
-        self.outcome.worked_until_last += (from + worked).min(last).saturating_sub(from) * gpus;
+        self.outcome.worked_until_last += (from + worked).min(last).saturating_sub(from) * ranks;
         let stage = self.state.stage(&attempt.stage_ref()).context("the stage")?;
         let ranks = stage.attempt.iter().flat_map(|attempt| &attempt.ranks);
         let nodes: BTreeSet<NodeId> = ranks.map(|rank| rank.node.clone()).collect();
@@ -388,6 +426,26 @@ impl<'t> World<'t> {
         ensure!(wrong.is_empty(), "{wrong:?}");
         Ok(())
     }
+}
+
+/// The small team is sure of a quarter, and the others of the rest.
+fn queues(gpus: u32) -> Queues {
+    let queue = |sure: u32| Queue {
+        guaranteed: BTreeMap::from([("cuda".to_owned(), sure)]),
+        ..Queue::default()
+    };
+    let small = gpus / 4;
+    let by_name =
+        BTreeMap::from([("small".to_owned(), queue(small)), ("large".to_owned(), queue(gpus - small))]);
+    Queues { by_name, ..Queues::default() }
+}
+
+/// What a gang reports that has so much of its work left and takes so long for it, milliseconds.
+#[allow(clippy::cast_precision_loss)] // a pace
+fn pace(works: u64, left: u64, takes: u64) -> Progress {
+    let step = STEPS - (STEPS * left).div_ceil(works);
+    let samples_per_sec = (STEPS - step) as f64 * 8.0 / (takes.max(1) as f64 / 1000.0);
+    Progress { step, samples_per_sec, ..Progress::default() }
 }
 
 /// GPU-milliseconds of work until the last arrival if jobs could be cut into any pieces: what no policy can exceed.
@@ -444,22 +502,24 @@ fn main() -> Result<()> {
     #[allow(clippy::cast_precision_loss)]
     let most = most_work(&trace, gpus as f64);
     println!(
-        "| policy | makespan | mean wait | p99 wait | urgent: mean | urgent: p99 | work of the most | loading and saving | preemptions |"
+        "| policy | makespan | mean wait | p99 wait | urgent: mean | urgent: p99 | small team: mean | work of the most | loading and saving | preemptions |"
     );
-    println!("|---|---|---|---|---|---|---|---|---|");
+    println!("|---|---|---|---|---|---|---|---|---|---|");
     let policies = [
         ("first come", Policy::FirstCome),
         ("back-fill", Policy::Backfill),
         ("back-fill and preemption", Policy::Preemption),
+        ("the same, and two queues", Policy::Queues),
+        ("preemption, gangs of any size", Policy::Elastic),
     ];
     for (name, policy) in policies {
         let outcome = World::new(&trace, args.nodes, policy)?.run(policy)?;
         ensure!(outcome.waits.len() == trace.len(), "not every job was placed");
-        let of = |urgent: bool| {
+        let of = |is_of: &dyn Fn(&TraceJob) -> bool| {
             let mut waits: Vec<u64> = outcome
                 .waits
                 .iter()
-                .filter(|(job, _)| trace.get(**job).is_some_and(|job| job.urgent == urgent))
+                .filter(|(job, _)| trace.get(**job).is_some_and(is_of))
                 .map(|(_, wait)| *wait)
                 .collect();
             waits.sort_unstable();
@@ -467,16 +527,18 @@ fn main() -> Result<()> {
             let p99 = waits.get(waits.len() * 99 / 100).copied().unwrap_or(0);
             (span(mean), span(p99))
         };
-        let (normal, urgent) = (of(false), of(true));
+        let (normal, urgent) = (of(&|job| !job.urgent), of(&|job| job.urgent));
+        let small_team = of(&|job| job.small_team && !job.urgent);
         #[allow(clippy::cast_precision_loss)]
         let share = 100.0 * outcome.worked_until_last as f64 / most;
         println!(
-            "| {name} | {:.0} h | {} | {} | {} | {} | {share:.1} % | {:.0} GPU-h | {} |",
+            "| {name} | {:.0} h | {} | {} | {} | {} | {} | {share:.1} % | {:.0} GPU-h | {} |",
             hours(outcome.makespan),
             normal.0,
             normal.1,
             urgent.0,
             urgent.1,
+            small_team.0,
             hours(outcome.lost),
             outcome.preemptions
         );

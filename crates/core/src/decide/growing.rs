@@ -1,0 +1,91 @@
+//! Gangs with fewer ranks than their jobs ask for are given more once there are slots for them that nobody waits for.
+//!
+//! Such a gang saves, leaves, and is placed anew as any job that lacks nothing but slots: it keeps its place in the queue, so
+//! whoever goes before it comes first.
+
+use std::time::Duration;
+
+use crate::decide::PendingReason;
+use crate::decide::jobs::JobPass;
+use crate::decide::placing::{Ready, slots_of};
+use crate::job::JobState;
+use crate::placement;
+use crate::processor;
+use crate::records::{AttemptRecord, RankPlacement};
+use crate::state::{Job, Stage};
+
+/// Work that is left, in waits before a gang grows, without which leaving for more ranks does not pay.
+const WORTH: u32 = 2;
+
+impl<'a> JobPass<'a, '_> {
+    /// Has gangs leave that can come back with more ranks. Nobody else may wait for those slots.
+    pub(super) fn grow(&mut self) {
+        if self.first_waiting.is_some() {
+            return;
+        }
+        for job in self.decided.order.clone() {
+            let Some((ready, attempt)) = self.may_grow(job) else { continue };
+            let Some(ranks) = self.larger_place(&ready, &attempt) else { continue };
+            let now = slots_of(&attempt.ranks);
+            attempt.ranks.iter().for_each(|rank| self.slots.give_back(rank));
+            ranks.iter().for_each(|rank| self.slots.take(rank));
+            let wait = PendingReason::Grows { ranks: slots_of(&ranks), now };
+            self.decided.leaving.insert(ready.stage.id.clone(), format!("the job {wait}"));
+            self.plan.waits.insert(job.record.id.clone(), wait);
+        }
+    }
+
+    /// What the job would ask for with more ranks, if it runs with fewer than it may have, does not leave already, and has enough to
+    /// do.
+    fn may_grow(&self, job: &'a Job) -> Option<(Ready<'a>, AttemptRecord)> {
+        if !matches!(job.record.state, JobState::Running { .. }) || self.nodes.is_halted(&job.record.id) {
+            return None;
+        }
+        let index = job.current_stage()?;
+        let (stage, spec) = (job.stages.get(index)?, job.stage_spec(index)?);
+        let attempt = self.decided.active.get(&stage.id)?;
+        let (least, now) = (slots_of(&attempt.ranks), stage.active_attempt()?);
+        if now != attempt || self.decided.leaving.contains_key(&stage.id) || !self.is_worth_it(job, attempt) {
+            return None;
+        }
+        let init_from = self.nodes.state.init_checkpoint(job, index).ok()?;
+        if processor::required(&job.record.spec, self.nodes.state, stage, init_from).is_some() {
+            return None;
+        }
+        let sizes: Vec<u32> =
+            placement::gang_sizes(&job.record.spec, spec).into_iter().filter(|size| *size > least).collect();
+        let device = self.needs_of(job).device();
+        let ready = Ready { job, index, stage, last: None, init_from, required: None, sizes, device };
+        (!ready.sizes.is_empty()).then(|| (ready, attempt.clone()))
+    }
+
+    /// Whether the gang has run for long enough, and has enough left to do at its present pace.
+    fn is_worth_it(&self, job: &Job, attempt: &AttemptRecord) -> bool {
+        let wait = self.nodes.limits.grow_after;
+        let began = self.nodes.seen.began(&attempt.attempt);
+        let Some(gang) = self.nodes.seen.gang(&attempt.attempt).filter(|gang| gang.is_alive()) else {
+            return false;
+        };
+        let spec = job.stage_index(attempt.attempt.stage.as_str()).and_then(|index| job.stage_spec(index));
+        let Some(spec) = spec else { return false };
+        let steps = spec.train.steps.saturating_sub(gang.progress.step);
+        let left = gang.progress.time_for(steps, spec.train.global_batch);
+        self.nodes.now.since(began) >= wait
+            && left.is_some_and(|left| left >= wait.saturating_mul(WORTH).max(Duration::from_secs(1)))
+    }
+
+    /// Where the gang would be with more ranks once it has left, none of them where it or others have lately failed.
+    fn larger_place(&mut self, ready: &Ready<'a>, attempt: &AttemptRecord) -> Option<Vec<RankPlacement>> {
+        self.uncount(ready.job, attempt);
+        let sizes = self.allowed_sizes(ready);
+        self.count(ready.job, attempt);
+        let Stage { id, .. } = ready.stage;
+        let (seen, limits, now) = (self.nodes.seen, self.nodes.limits, self.nodes.now);
+        let mut slots = self.slots.among(|node| !seen.failures.avoids(node, id, limits, now));
+        attempt.ranks.iter().for_each(|rank| slots.give_back(rank));
+        let all = std::mem::replace(&mut self.slots, slots);
+        let place = sizes.ok().and_then(|sizes| self.place_anywhere(ready.job, ready.stage, &sizes).ok());
+        self.slots = all;
+        place
+    }
+}

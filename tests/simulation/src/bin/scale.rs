@@ -1,0 +1,242 @@
+//! How long a decision takes in a cluster of many nodes and jobs, without sockets and store: the table of docs/scale.md.
+//!
+//! Every node has 8 GPUs, and every slot is held; jobs that wait lack slots, or pairs. An event is applied to the state, and what
+//! is timed is [`decide`] alone, as the engine calls it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use clap::Parser;
+use crescendo_core::decide::{Command, Limits, Plan, decide};
+use crescendo_core::histogram::ScoreCounts;
+use crescendo_core::ids::{Incarnation, JobId, NodeId, RequestId, Timestamp};
+use crescendo_core::observed::{NodeReport, Observed, Progress, Report};
+use crescendo_core::quotas::TenantLimits;
+use crescendo_core::records::{
+    NodeKind, NodeRecord, Record, ShardRecord, UnitRecord, UnitResult, UnitState, Write,
+};
+use crescendo_core::spec;
+use crescendo_core::state::ClusterState;
+use crescendo_core::transitions::{self, QueueLimits, Submission};
+
+const SLOTS: u32 = 8;
+
+/// Times decisions in a cluster of many nodes and jobs
+#[derive(Parser)]
+struct Args {
+    /// Trainer nodes, of 8 GPUs each
+    #[arg(long, default_value_t = 5000)]
+    nodes: usize,
+    /// Jobs that run, on all GPUs together
+    #[arg(long, default_value_t = 2000)]
+    running: usize,
+    /// Jobs that wait: one half for slots, the other for pairs
+    #[arg(long, default_value_t = 10_000)]
+    queued: usize,
+    #[arg(long, default_value_t = 200)]
+    curators: usize,
+    /// Decisions of each sort that are timed
+    #[arg(long, default_value_t = 30)]
+    rounds: usize,
+}
+
+struct World {
+    state: ClusterState,
+    seen: Observed,
+    limits: Limits,
+    now: Timestamp,
+    submitted: usize,
+}
+
+impl World {
+    fn new(nodes: usize, curators: usize) -> Result<Self> {
+        let now = Timestamp(1_000_000);
+        let mut world = Self {
+            state: ClusterState::default(),
+            seen: Observed::new(now),
+            limits: Limits::default(),
+            now,
+            submitted: 0,
+        };
+        for index in 0..nodes {
+            world.add_node(&format!("t{index:05}"), NodeKind::Trainer)?;
+        }
+        for index in 0..curators {
+            world.add_node(&format!("c{index:05}"), NodeKind::Curator)?;
+        }
+        Ok(world)
+    }
+
+    fn add_node(&mut self, name: &str, kind: NodeKind) -> Result<()> {
+        let (id, incarnation) = (NodeId::parse(name)?, Incarnation::parse("i")?);
+        self.seen.hello(id.clone(), incarnation.clone(), BTreeSet::new(), BTreeSet::new(), self.now);
+        self.write(vec![Write::Put(Record::Node(NodeRecord {
+            id,
+            incarnation,
+            kind,
+            slots: if kind == NodeKind::Trainer { SLOTS } else { 0 },
+            device: "cuda".into(),
+            address: format!("{name}:1"),
+            labels: BTreeMap::new(),
+            version: "0".into(),
+            drained: false,
+            cordon: None,
+            arithmetic: None,
+        }))])
+    }
+
+    fn write(&mut self, writes: Vec<Write>) -> Result<()> {
+        for write in writes {
+            if let Write::Put(record) = &write {
+                self.seen.learn(record, self.now);
+            }
+            self.state.apply(write)?;
+        }
+        Ok(())
+    }
+
+    fn submit(&mut self, gpus: u32, has_pairs: bool) -> Result<JobId> {
+        let tenant = format!("team-{}", self.submitted % 20);
+        let yaml = format!(
+            "apiVersion: crescendo/v1\nkind: TrainingJob\nmetadata: {{name: j, tenant: {tenant}}}\nspec:\n  model: {{preset: nano, weights: w}}\n  resources: {{gpus: {gpus}}}\n  stages:\n    - data: {{source: compose, subjects: s, pairs: 8000, unitSize: 80}}\n      train: {{adapter: {{rank: 4}}, steps: 100000, globalBatch: 64}}\n"
+        );
+        let spec = spec::parse(yaml.as_bytes()).map_err(|problems| anyhow::anyhow!("{problems:?}"))?;
+        self.submitted += 1;
+        let submission = Submission {
+            request: RequestId::parse(&format!("r{}", self.submitted))?,
+            spec: Arc::new(spec),
+            spec_json: Arc::from(yaml.into_bytes()),
+            trace: None,
+        };
+        let limits = QueueLimits {
+            max_open_jobs: usize::MAX,
+            retry_after: Duration::from_secs(1),
+            tenant: TenantLimits::default(),
+        };
+        let submitted = transitions::submit_job(&self.state, submission, limits, self.now)?;
+        self.write(submitted.writes)?;
+        if has_pairs {
+            let stage =
+                self.state.job(&submitted.job).context("the job")?.stages.first().context("a stage")?;
+            let shard =
+                ShardRecord { path: "p".into(), pairs: 8000, size_bytes: 8, sha256: "b".repeat(64) };
+            let result = UnitResult {
+                shard,
+                rejected: BTreeMap::new(),
+                scores: ScoreCounts::default(),
+                exhausted: true,
+            };
+            let state = UnitState::Done(result);
+            let unit = UnitRecord { lease_generation: 1, state, ..UnitRecord::new(&stage.id, 0) };
+            self.write(vec![Write::Put(Record::Unit(unit))])?;
+        }
+        Ok(submitted.job)
+    }
+
+    fn decide(&mut self) -> (Plan, Duration) {
+        self.now = self.now.plus(Duration::from_millis(250));
+        let began = Instant::now();
+        let plan = decide(&self.state, &self.seen, &self.limits, self.now);
+        (plan, began.elapsed())
+    }
+
+    /// Carries a plan out; gangs report at once that they run, and leave when they are stopped.
+    fn carry_out(&mut self, plan: Plan) -> Result<usize> {
+        let mut placed = 0;
+        self.write(plan.writes)?;
+        for send in plan.sends {
+            self.seen.sent(&send, self.now);
+            let (attempt, phase) = match send.command {
+                Command::StartAttempt(attempt, _) => {
+                    placed += 1;
+                    (attempt, NodeReport::Running)
+                }
+                Command::StopAttempt(attempt, _) => (attempt, NodeReport::Stopped),
+                Command::DrainAttempt(..)
+                | Command::UpdateCurators(..)
+                | Command::AssignCuration(_)
+                | Command::ReleaseCuration(..) => continue,
+            };
+            let progress = Some(Progress { step: 1, samples_per_sec: 1.0, ..Progress::default() });
+            let report = Report { node: send.node, attempt, phase, progress, ranks: Vec::new() };
+            self.seen.report(report, self.now);
+        }
+        Ok(placed)
+    }
+
+    fn hear_all(&mut self) {
+        let nodes: Vec<NodeId> = self.state.nodes().map(|node| node.id.clone()).collect();
+        nodes.iter().for_each(|node| self.seen.heard(node, self.now));
+    }
+
+    /// Until there is nothing more to do: how long deciding took in all.
+    fn settle(&mut self) -> Result<Duration> {
+        let mut took = Duration::ZERO;
+        loop {
+            self.hear_all();
+            let (plan, time) = self.decide();
+            took += time;
+            if plan.writes.is_empty() && plan.sends.is_empty() {
+                return Ok(took);
+            }
+            self.carry_out(plan)?;
+        }
+    }
+
+    fn running(&self) -> Vec<JobId> {
+        let holds = |job: &&crescendo_core::state::Job| {
+            job.stages.iter().any(|stage| stage.active_attempt().is_some())
+        };
+        self.state.open_jobs().filter(holds).map(|job| job.record.id.clone()).collect()
+    }
+}
+
+fn main() -> Result<()> {
+    let args = Args::parse();
+    let (mut world, began) = (World::new(args.nodes, args.curators)?, Instant::now());
+    let slots = args.nodes * SLOTS as usize;
+    let each = u32::try_from((slots / args.running.max(1)).max(1))?.min(64);
+    for _ in 0..args.running {
+        world.submit(each, true)?;
+    }
+    let placing = world.settle()?;
+    ensure!(world.running().len() == args.running, "{} of {} run", world.running().len(), args.running);
+    println!("{} jobs of {each} ranks placed in {placing:.2?}", args.running);
+    println!("{:.0} gangs a second", args.running as f64 / placing.as_secs_f64());
+    for index in 0..args.queued {
+        world.submit(if index % 10 == 0 { 64 } else { 8 }, index % 2 == 0)?;
+    }
+    let first = world.settle()?;
+    println!("the first look at {} more: {first:.2?}; set up in {:.1?}", args.queued, began.elapsed());
+    println!("| event | p50 | p99 |\n|---|---|---|");
+    time("nothing", &mut world, args.rounds, |_| Ok(()))?;
+    time("a submit", &mut world, args.rounds, |world| world.submit(8, true).map(drop))?;
+    time("the end of a job, its slots given to another", &mut world, args.rounds, |world| {
+        let job = world.running().into_iter().next().context("a job")?;
+        let writes = transitions::cancel_job(&world.state, &job, "enough", world.now)?;
+        world.write(writes)
+    })
+}
+
+fn time(
+    name: &str,
+    world: &mut World,
+    rounds: usize,
+    mut event: impl FnMut(&mut World) -> Result<()>,
+) -> Result<()> {
+    let mut times = Vec::with_capacity(rounds);
+    for _ in 0..rounds {
+        world.hear_all();
+        event(world)?;
+        let (plan, time) = world.decide();
+        times.push(time);
+        world.carry_out(plan)?;
+        world.settle()?;
+    }
+    times.sort_unstable();
+    let at = |share: usize| times.get((times.len() * share / 100).min(times.len() - 1)).copied();
+    println!("| {name} | {:.2?} | {:.2?} |", at(50).context("rounds")?, at(99).context("rounds")?);
+    Ok(())
+}
