@@ -19,6 +19,7 @@
 //! | `resolve` | puts the values together, with the defaults that depend on others |
 //! | `idle` | fields that others make meaningless |
 //! | `check` | contradictions between fields |
+//! | `start`, `log_source` | what a stage takes from others: a checkpoint, pairs |
 //! | `named_files` | the files and folders that a spec names |
 //! | `warnings` | what is allowed and hardly meant |
 //! | `emit` | [`JobSpec`] to YAML |
@@ -29,6 +30,7 @@ mod field;
 mod field_table;
 mod fields;
 mod idle;
+mod log_source;
 mod named_files;
 mod places;
 mod reader;
@@ -49,9 +51,11 @@ pub use emit::to_yaml;
 pub use field::Field;
 pub use field_table::FIELDS;
 pub use fields::markdown_table;
+pub(crate) use log_source::unfit;
+pub use log_source::{LogSpec, logs_elsewhere};
 pub use named_files::{NamedFile, named_files};
 pub use places::Places;
-pub use start::{OtherCheckpoint, starts_elsewhere};
+pub use start::{OtherCheckpoint, StartSpec, starts_elsewhere};
 pub use types::*;
 pub use warning::Warning;
 
