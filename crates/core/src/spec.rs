@@ -22,9 +22,11 @@
 //! | `start`, `log_source` | what a stage takes from others: a checkpoint, pairs |
 //! | `named_files` | the files and folders that a spec names |
 //! | `warnings` | what is allowed and hardly meant |
+//! | `continued` | the spec of a job that goes on where another has stopped |
 //! | `emit` | [`JobSpec`] to YAML |
 
 mod check;
+mod continued;
 mod emit;
 mod field;
 mod field_table;
@@ -47,6 +49,7 @@ mod warnings;
 
 use std::fmt;
 
+pub use continued::{Continuation, continued};
 pub use emit::to_yaml;
 pub use field::Field;
 pub use field_table::FIELDS;
