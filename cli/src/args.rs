@@ -82,6 +82,8 @@ pub enum Command {
     Resume(JobArgs),
     /// Have a failed job tried again, from its newest checkpoint and with the pairs that it has.
     Retry(JobArgs),
+    /// Submit a job that trains on from where one that has ended stopped, with its optimizer and its pairs.
+    Continue(ContinueArgs),
     /// Delete a job that has ended: its files and its records. A line of what it was stays.
     Delete(DeleteArgs),
     /// Show where a job came from and what it made, also once it is deleted.
@@ -239,6 +241,19 @@ Examples:
 pub struct SubmitArgs {
     /// Job spec, YAML; `-` for standard input.
     pub file: PathBuf,
+    #[command(flatten)]
+    pub how: SubmitHow,
+    /// Submit a job for each of these values; several times: for each combination, 256 at most.
+    #[arg(long, value_name = "PATH=VALUE,VALUE", conflicts_with_all = ["watch", "request_id"])]
+    pub matrix: Vec<Axis>,
+    /// Value of the label `group` of the jobs of a --matrix [default: the name and six random characters].
+    #[arg(long, value_name = "GROUP", requires = "matrix", value_parser = parse_group)]
+    pub group: Option<String>,
+}
+
+/// How a job is submitted, whatever its spec comes from.
+#[derive(Debug, Args)]
+pub struct SubmitHow {
     /// Follow the job until it ends.
     #[arg(long, short)]
     pub watch: bool,
@@ -248,12 +263,6 @@ pub struct SubmitArgs {
     /// Set a field before the spec is checked, e.g. seed=7 or resources.gpus=4; several times.
     #[arg(long, value_name = "PATH=VALUE")]
     pub set: Vec<Assignment>,
-    /// Submit a job for each of these values; several times: for each combination, 256 at most.
-    #[arg(long, value_name = "PATH=VALUE,VALUE", conflicts_with_all = ["watch", "request_id"])]
-    pub matrix: Vec<Axis>,
-    /// Value of the label `group` of the jobs of a --matrix [default: the name and six random characters].
-    #[arg(long, value_name = "GROUP", requires = "matrix", value_parser = parse_group)]
-    pub group: Option<String>,
 }
 
 /// It is a label's value and the beginning of request ids.
@@ -510,6 +519,33 @@ pub struct PauseArgs {
     /// Come back once its ranks have left.
     #[arg(long)]
     pub wait: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+The new job has the last stage of JOB that has a checkpoint, and the stages after it. That stage starts from the newest checkpoint
+with its optimizer, counts its own steps and begins its learning rate anew. It takes the pairs of JOB where their log is complete, and
+else makes pairs as JOB did. What it takes cannot be deleted before it has ended. A job that has failed goes on to its own end with
+`crescendo retry`.
+
+Examples:
+  crescendo continue uno-7f3kq2 --steps 2000
+  crescendo continue uno-7f3kq2 --steps 2000 --name uno-longer --set stages[0].train.learningRate=1e-6
+  crescendo continue uno-7f3kq2 --steps 2000 --dry-run         prints the spec of the new job")]
+pub struct ContinueArgs {
+    /// The job's id; it has ended.
+    pub job: String,
+    /// Steps to train on for, in the first stage of the new job.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
+    pub steps: u64,
+    /// Name of the new job [default: that of the job].
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+    /// Submit nothing, only print the spec.
+    #[arg(long, conflicts_with_all = ["watch", "request_id"])]
+    pub dry_run: bool,
+    #[command(flatten)]
+    pub how: SubmitHow,
 }
 
 #[derive(Debug, Args)]

@@ -4,6 +4,7 @@ pub mod checkpoints;
 pub mod compare;
 pub mod completion;
 pub mod context;
+pub mod continuation;
 pub mod cp;
 pub mod curation;
 pub mod delete;

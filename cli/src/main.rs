@@ -106,6 +106,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
             Command::Cancel(args) => commands::steer::cancel(&common, &args).await,
             Command::Pause(args) => commands::steer::pause(&common, &args).await,
             Command::Resume(args) => commands::steer::resume(&common, &args).await,
+            Command::Continue(args) => commands::continuation::run(&common, &args).await,
             Command::Retry(args) => commands::steer::retry(&common, &args).await,
             Command::Delete(args) => commands::delete::run(&common, &args).await,
             Command::Lineage(args) => commands::lineage::run(&common, &args).await,

@@ -11,6 +11,7 @@ use crescendo_core::explain::short_logs;
 use crescendo_core::histogram::Scale;
 use crescendo_core::ids::{JobId, NodeId, Timestamp};
 use crescendo_core::job::JobState;
+use crescendo_core::log_reads::ReadLog;
 use crescendo_core::observed::Observed;
 use crescendo_core::precision::{self, Arithmetic};
 use crescendo_core::processor;
@@ -24,6 +25,7 @@ const MAX_CURATORS: usize = 32;
 
 /// A job without its spec, its revision and its deletion.
 pub fn job(
+    state: &ClusterState,
     job: &Job,
     seen: &Observed,
     limits: &Limits,
@@ -37,7 +39,8 @@ pub fn job(
         .iter()
         .enumerate()
         .map(|(index, stage)| {
-            let status = self::stage(job, index, stage, seen, wait.filter(|_| current == Some(index)));
+            let log = state.read_log(job, index);
+            let status = self::stage(job, index, (stage, log), seen, wait.filter(|_| current == Some(index)));
             if record.state.is_terminal() { status } else { with_curation(status, stage, seen, limits, now) }
         })
         .collect();
@@ -94,7 +97,7 @@ fn reason(job: &Job, seen: &Observed, wait: Option<&PendingReason>, now: Timesta
 fn stage(
     job: &Job,
     index: usize,
-    stage: &Stage,
+    (stage, log): (&Stage, Option<ReadLog<'_>>),
     seen: &Observed,
     wait: Option<&PendingReason>,
 ) -> v1::StageStatus {
@@ -106,13 +109,14 @@ fn stage(
     let progress = progress.unwrap_or_default();
     let active = stage.active_attempt().is_some();
     let done = stage.is_done();
+    let makes_pairs = job.making_stage(index).is_some_and(|making| making.id == stage.id);
     let phase = if done {
         v1::StagePhase::Done
     } else if job.record.state.is_terminal() {
         v1::StagePhase::Stopped
     } else if active {
         v1::StagePhase::Training
-    } else if stage.log.is_sealed() {
+    } else if stage.log.is_sealed() && (makes_pairs || job.current_stage() == Some(index)) {
         v1::StagePhase::Waiting
     } else if stage.log.is_begun() || job.record.state == (JobState::Running { stage: index }) {
         v1::StagePhase::Curating
@@ -138,10 +142,10 @@ fn stage(
         learning_rate: progress.learning_rate,
         samples_per_sec: progress.samples_per_sec,
         data_wait_fraction: progress.data_wait_fraction,
-        pairs_committed: stage.log.committed(),
+        pairs_committed: log.map_or(0, |log| log.committed()),
         pairs_target: spec.map_or(0, |spec| spec.data.pairs),
         pairs_rejected: stage.log.rejected().clone(),
-        pairs_sealed: stage.log.is_sealed(),
+        pairs_sealed: log.is_some_and(|log| log.is_sealed()),
         checkpoint_step,
         final_checkpoint: stage
             .final_checkpoint()

@@ -88,6 +88,7 @@ impl Source {
                 let recomposer = Recomposer::open(job, stage, stage_index, filter, paths, models)?;
                 Ok(Source::Recompose(Box::new(recomposer)))
             }
+            DataSource::Log(_) => Err(SourceError::MadeElsewhere),
             DataSource::Import(spec) => {
                 let folder = paths.resolve(&spec.path)?;
                 match spec.format {

@@ -36,7 +36,7 @@ impl Matrix {
         let path = |path: &str| path.parse::<FieldPath>().map_err(Failure::other);
         let (name_path, group_path) = (path("metadata.name")?, path("metadata.labels.group")?);
         let axes = args.matrix.iter().map(|axis| &axis.path);
-        let set = args.set.iter().map(Assignment::path);
+        let set = args.how.set.iter().map(Assignment::path);
         check_once(set.clone().chain(axes.clone())).map_err(Failure::Usage)?;
         if axes.clone().any(|path| *path == name_path) {
             return Err(Failure::Usage(
@@ -50,7 +50,7 @@ impl Matrix {
             ));
         }
         let combinations = combinations(&args.matrix).map_err(Failure::Usage)?;
-        let file = SpecFile::read(common, &args.file, &args.set)?.with(common, &[])?;
+        let file = SpecFile::read(common, &args.file, &args.how.set)?.with(common, &[])?;
         let name = file.name().ok_or_else(|| {
             Failure::Usage(format!(
                 "{} has no metadata.name, with which the names of the jobs begin",

@@ -36,8 +36,18 @@ pub struct SpecFile {
 impl SpecFile {
     /// Reads the file and sets the fields. Without any, its bytes stay as they are.
     pub fn read(common: &Common, path: &Path, set: &[Assignment]) -> Result<SpecFile, Failure> {
+        SpecFile::of_bytes(common, path, read_spec(path)?, set)
+    }
+
+    /// The same of what is in no file; `name` stands for it in messages.
+    pub fn of_bytes(
+        common: &Common,
+        name: &Path,
+        written: Vec<u8>,
+        set: &[Assignment],
+    ) -> Result<SpecFile, Failure> {
         check_once(set.iter().map(Assignment::path)).map_err(Failure::Usage)?;
-        let file = SpecFile { path: path.to_owned(), written: read_spec(path)?, edited: None };
+        let file = SpecFile { path: name.to_owned(), written, edited: None };
         if set.is_empty() { Ok(file) } else { file.with(common, set) }
     }
 

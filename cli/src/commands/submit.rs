@@ -11,7 +11,7 @@ use tonic::{Code, Status};
 
 use super::spec_file::SpecFile;
 use super::watch;
-use crate::args::{Common, Output, SubmitArgs};
+use crate::args::{Common, Output, SubmitArgs, SubmitHow};
 use crate::connect::{self, CHANGE, Controller};
 use crate::failure::Failure;
 use crate::show::{self, json, problems, width};
@@ -23,23 +23,33 @@ const TRACE_PARENT: &str = "TRACEPARENT";
 const PROBLEMS: &str = "crescendo-problems-bin";
 
 pub async fn run(common: &Common, args: &SubmitArgs) -> Result<(), Failure> {
-    let file = SpecFile::read(common, &args.file, &args.set)?;
+    let file = SpecFile::read(common, &args.file, &args.how.set)?;
     let controller = Controller::find(common).await?;
-    let request_id = args.request_id.clone().unwrap_or_else(new_request_id);
-    let answer = submit(&controller, common, &file, request_id).await?;
+    submit_and_show(&controller, common, &file, &args.how).await
+}
+
+/// Submits, and shows the job or follows it.
+pub async fn submit_and_show(
+    controller: &Controller,
+    common: &Common,
+    file: &SpecFile,
+    how: &SubmitHow,
+) -> Result<(), Failure> {
+    let request_id = how.request_id.clone().unwrap_or_else(new_request_id);
+    let answer = submit(controller, common, file, request_id).await?;
     let job = answer.job.unwrap_or_default();
     if answer.already_submitted {
         show::errln(format_args!("this request id has been submitted before; this is its job"));
     }
     let warnings = file.in_file(as_problems(answer.warnings));
-    if args.watch || common.output == Output::Table {
+    if how.watch || common.output == Output::Table {
         if let Ok(read) = spec::read(&file.yaml(), None) {
             let estimate = format!("it comes to {}", Estimate::of(&read.spec));
             show::errln(width::wrapped(&estimate, width::of_stderr(), 4));
         }
         show::err(problems::warnings(&warnings));
     }
-    if !args.watch {
+    if !how.watch {
         match common.output {
             Output::Json => {
                 let mut shown = json::job(&job);
@@ -53,8 +63,8 @@ pub async fn run(common: &Common, args: &SubmitArgs) -> Result<(), Failure> {
     if common.output == Output::Table {
         show::outln(&job.job_id);
     }
-    let ended = watch::follow_or_interrupt(&controller, common, &job.job_id).await?;
-    watch::last_words(&controller, common, &ended).await
+    let ended = watch::follow_or_interrupt(controller, common, &job.job_id).await?;
+    watch::last_words(controller, common, &ended).await
 }
 
 /// The trace that the job will belong to: that of whoever runs this command, or a new one.

@@ -290,7 +290,8 @@ impl Engine {
     /// The job as a message; `full` adds the spec.
     pub(super) fn job_view(&self, job: &Job, now: Timestamp, full: bool) -> v1::Job {
         let id = &job.record.id;
-        let mut message = to_proto::job(job, &self.observed, &self.limits, self.waits.get(id), now);
+        let mut message =
+            to_proto::job(&self.state, job, &self.observed, &self.limits, self.waits.get(id), now);
         message.revision = self.records.job_revision(id);
         message.deletion = self.deletion_message(id);
         if message.deletion.is_some() {

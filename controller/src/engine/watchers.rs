@@ -6,6 +6,7 @@ use std::time::Duration;
 use crescendo_core::access::Scope;
 use crescendo_core::error::RequestError;
 use crescendo_core::ids::{JobId, StageRef, Timestamp};
+use crescendo_core::log_reads::ReadLog;
 use crescendo_proto::{convert, v1};
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
@@ -145,8 +146,8 @@ impl Engine {
 
         let mut logs = std::mem::take(&mut self.watchers.logs);
         logs.retain(|stage, watchers| {
-            let Some(stage) = self.state.stage(stage) else { return false };
-            watchers.retain_mut(|watcher| watcher.feed(&stage.log));
+            let Some(log) = self.state.read_log_of(stage) else { return false };
+            watchers.retain_mut(|watcher| watcher.feed(&log));
             !watchers.is_empty()
         });
         self.watchers.logs = logs;
@@ -156,7 +157,7 @@ impl Engine {
 
 impl LogWatcher {
     /// Sends what is new; `false` once there is no more to come.
-    fn feed(&mut self, log: &crescendo_core::pairlog::PairLog) -> bool {
+    fn feed(&mut self, log: &ReadLog<'_>) -> bool {
         loop {
             let shards: Vec<v1::Shard> = log
                 .shards_from(self.next_unit)
@@ -164,8 +165,7 @@ impl LogWatcher {
                 .map(|(unit, shard, first_index)| convert::shard_message(unit, &shard, first_index))
                 .collect();
             let Some(next_unit) = shards.last().map(|shard| shard.unit + 1) else { break };
-            let readable = log.prefix_units();
-            let last = next_unit >= readable;
+            let last = log.shards_from(next_unit).next().is_none();
             // Pairs beyond the shards that were sent are not told of yet.
             let committed =
                 if last { log.committed() } else { shards.last().map_or(0, |s| s.first_index + s.pairs) };

@@ -39,7 +39,7 @@ use crate::records::{NodeKind, NodeRecord};
 use crate::state::{ClusterState, Job};
 
 pub(crate) use jobs::free_slots;
-pub(crate) use lost::{lost_log, short_log};
+pub(crate) use lost::{lost_pairs, short_log};
 
 /// What to do next.
 pub fn decide(state: &ClusterState, seen: &Observed, limits: &Limits, now: Timestamp) -> Plan {

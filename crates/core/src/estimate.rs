@@ -139,7 +139,7 @@ fn tokens_of(model: &ModelSpec, stage: &StageSpec, references: u32) -> StepToken
         ModelPreset::Nano => (24, 4),
         ModelPreset::FluxDev | ModelPreset::FluxSchnell => (512, 16),
     };
-    let target = u64::from(stage.data.source.resolution() / pixels).pow(2);
+    let target = u64::from(stage.data.source.resolution().unwrap_or(stage.train.resolution) / pixels).pow(2);
     StepTokens { batch: 1, text, target, references: target * u64::from(references) }
 }
 
@@ -148,7 +148,9 @@ fn draw_flops(job: &JobSpec, stage: &StageSpec, network: &Network) -> f64 {
     let (tokens, draw) = match &stage.data.source {
         DataSource::Generate(source) => (StepTokens { target: 2 * panel.target, ..panel }, &source.draw),
         DataSource::Recompose(source) => (StepTokens { references: panel.target, ..panel }, &source.draw),
-        DataSource::Compose(_) | DataSource::Import(_) | DataSource::Crop(_) => return 0.0,
+        DataSource::Compose(_) | DataSource::Import(_) | DataSource::Crop(_) | DataSource::Log(_) => {
+            return 0.0;
+        }
     };
     let DrawSpec { steps, true_cfg, .. } = *draw;
     let passes = f64::from(steps) * if true_cfg > 1.0 { 2.0 } else { 1.0 };
@@ -177,8 +179,10 @@ fn rank_bytes(job: &JobSpec, stage: &StageSpec, network: &Network, trained: u64,
 }
 
 fn pair_bytes(stage: &StageSpec) -> u64 {
+    // One that takes another's pairs stores none.
+    let Some(resolution) = stage.data.source.resolution() else { return 0 };
     let pictures = u64::from(stage.references).saturating_add(1).saturating_mul(stage.data.pairs);
-    let pixels = u64::from(stage.data.source.resolution()).pow(2);
+    let pixels = u64::from(resolution).pow(2);
     let bytes = float(pictures) * float(pixels) * PIXEL_BYTES;
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // an estimate, and never negative
     let bytes = bytes as u64;

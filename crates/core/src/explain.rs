@@ -110,8 +110,9 @@ pub fn explain(view: &View<'_>, job: &Job) -> Explanation {
         explanation.findings.push(format!("by its spec it comes to {}", Estimate::of(&job.record.spec)));
     }
     precision::add_findings(view, job, stage, &mut explanation);
-    // Whatever the job waits for: the stage's pairs may still be in the making, by fewer than there are.
-    if !stage.log.is_sealed() {
+    // Whatever the job waits for: the stage's pairs may still be in the making, or only served, by fewer than there are.
+    let makes = job.making_stage(index).is_some_and(|making| making.id == stage.id);
+    if !makes || !stage.log.is_sealed() {
         for line in pairs::cooldowns(view, stage) {
             if !explanation.findings.contains(&line) {
                 explanation.findings.push(line);
@@ -126,8 +127,8 @@ fn waiting(view: &View<'_>, job: &Job, index: usize, stage: &Stage, wait: &Pendi
         PendingReason::NoCurator => no_curator(view),
         PendingReason::Unreadable { .. } => unreadable(),
         PendingReason::CuratorsBusy => curators_busy(view, job),
-        PendingReason::Pairs { needed, .. } => pairs::waiting(view, job, index, stage, *needed),
-        PendingReason::Source { .. } => pairs::without_source(view, job, index, stage),
+        PendingReason::Pairs { needed, .. } => pairs::waiting(view, job, index, *needed),
+        PendingReason::Source { .. } => pairs::without_source(view, job, index),
         PendingReason::NoSuchTrainer { needs } => capacity::no_such_trainer(view, needs),
         PendingReason::Start { from } => starts_from(from),
         PendingReason::NoTrainer => capacity::no_trainer(view),

@@ -22,6 +22,7 @@
 //! | [`records`] | what is durable, one record a key |
 //! | [`state`] | the records assembled |
 //! | [`job`] | the life of a job as a table of transitions |
+//! | [`log_reads`] | which stage's pair log a stage reads |
 //! | [`pairlog`] | curation units, leases, the readable prefix |
 //! | [`rejection`] | why candidates are turned down |
 //! | [`object_keys`] | keys of the object store |
@@ -70,6 +71,7 @@ pub mod invariants;
 pub mod job;
 pub mod learnt;
 pub mod leftovers;
+pub mod log_reads;
 pub mod network;
 pub mod notices;
 pub mod object_keys;

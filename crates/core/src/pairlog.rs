@@ -114,6 +114,11 @@ impl PairLog {
         }
     }
 
+    /// The log of a stage that makes no pairs: empty, and sealed.
+    pub fn of_none(stage: &StageRef, segment_units: u64) -> Self {
+        Self { sealed: true, ..Self::new(stage, 0, segment_units) }
+    }
+
     /// Takes over a unit's record. A unit that is done stays as it is.
     pub fn put(&mut self, record: UnitRecord) {
         if record.unit < self.prefix.len() {

@@ -6,7 +6,7 @@ use crate::ids::JobId;
 use crate::object_keys::{self, JobPart};
 use crate::reach::{Reach, SpecPath};
 use crate::records::CheckpointRecord;
-use crate::spec::{JobSpec, NamedFile, named_files, starts_elsewhere};
+use crate::spec::{JobSpec, NamedFile, logs_elsewhere, named_files, starts_elsewhere};
 use crate::state::{ClusterState, Job};
 
 /// Where the object store lies on the nodes, if it is a folder: specs may name files in there by their absolute path too.
@@ -33,11 +33,16 @@ pub fn references_to<'a>(
         let by = other.record.id.clone();
         let by_spec = named_files(&other.record.spec).into_iter().map(|file| (file.field, file.path));
         let of_attempts = begun_from(other).map(|path| ("its attempt".to_owned(), path));
-        // The registry tells where such a checkpoint is, and its records go whatever is kept.
+        // The registry tells where such a checkpoint is, and such pairs, and its records go whatever is kept.
         let starts = starts_elsewhere(&other.record.spec).filter(|(_, named)| named.job == *job);
         let starts = starts.map(|(index, named)| {
             let what = format!("spec.stages[{index}].initFrom");
             Reference { by: by.clone(), what, path: named.to_string() }
+        });
+        let logs = logs_elsewhere(&other.record.spec).filter(|(_, of)| of.job == *job);
+        let logs = logs.map(|(index, of)| {
+            let what = format!("spec.stages[{index}].data.from");
+            Reference { by: by.clone(), what, path: of.to_string() }
         });
         let found: Vec<Reference> = by_spec
             .filter_map(|(field, path)| Some((field, store_key(path, root)?, path)))
@@ -45,6 +50,7 @@ pub fn references_to<'a>(
             .filter(|(_, key, _)| touches(key, job, keep))
             .map(|(what, _, path)| Reference { by: by.clone(), what, path: path.to_owned() })
             .chain(starts)
+            .chain(logs)
             .collect();
         found
     })

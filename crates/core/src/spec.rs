@@ -19,16 +19,20 @@
 //! | `resolve` | puts the values together, with the defaults that depend on others |
 //! | `idle` | fields that others make meaningless |
 //! | `check` | contradictions between fields |
+//! | `start`, `log_source` | what a stage takes from others: a checkpoint, pairs |
 //! | `named_files` | the files and folders that a spec names |
 //! | `warnings` | what is allowed and hardly meant |
+//! | `continued` | the spec of a job that goes on where another has stopped |
 //! | `emit` | [`JobSpec`] to YAML |
 
 mod check;
+mod continued;
 mod emit;
 mod field;
 mod field_table;
 mod fields;
 mod idle;
+mod log_source;
 mod named_files;
 mod places;
 mod reader;
@@ -45,13 +49,16 @@ mod warnings;
 
 use std::fmt;
 
+pub use continued::{Continuation, continued};
 pub use emit::to_yaml;
 pub use field::Field;
 pub use field_table::FIELDS;
 pub use fields::markdown_table;
+pub(crate) use log_source::unfit;
+pub use log_source::{LogSpec, logs_elsewhere};
 pub use named_files::{NamedFile, named_files};
 pub use places::Places;
-pub use start::{OtherCheckpoint, starts_elsewhere};
+pub use start::{OtherCheckpoint, StartSpec, starts_elsewhere};
 pub use types::*;
 pub use warning::Warning;
 

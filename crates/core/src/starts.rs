@@ -1,32 +1,76 @@
-//! What specs start from in other jobs, held to what those jobs are.
+//! What specs take from other jobs, checkpoints and pairs, held to what those jobs are.
 
 use crate::error::Overreach;
-use crate::spec::{AdapterSpec, JobSpec, OtherCheckpoint, StageSpec, starts_elsewhere};
-use crate::state::ClusterState;
+use crate::ids::{JobId, StageRef};
+use crate::job::JobState;
+use crate::spec::{
+    AdapterSpec, JobSpec, OtherCheckpoint, StageSpec, logs_elsewhere, starts_elsewhere, unfit,
+};
+use crate::state::{ClusterState, Job};
 
-/// Stages of a spec that start from something that is not there, or is of another network.
+/// Stages of a spec that take something which is not there, or does not fit: another network, other pairs.
 pub(crate) fn of(spec: &JobSpec, state: &ClusterState) -> Vec<Overreach> {
     let refused = |(index, named): (usize, OtherCheckpoint)| {
         let message = wrong(spec, spec.stages.get(index)?, &named, state)?;
         Some(Overreach { field: format!("spec.stages[{index}].initFrom"), message })
     };
-    starts_elsewhere(spec).filter_map(refused).collect()
+    let pairs_refused = |(index, of): (usize, StageRef)| {
+        let message = wrong_pairs(spec, spec.stages.get(index)?, &of, state)?;
+        Some(Overreach { field: format!("spec.stages[{index}].data.from"), message })
+    };
+    let starts = starts_elsewhere(spec).filter_map(refused);
+    starts.chain(logs_elsewhere(spec).filter_map(pairs_refused)).collect()
+}
+
+/// The job, with the specification of its stage; or why there is none that the spec may name.
+fn named_stage<'a>(
+    spec: &JobSpec,
+    (id, name): (&JobId, &str),
+    state: &'a ClusterState,
+) -> Result<(&'a Job, &'a StageSpec), String> {
+    // A job of another tenant does not exist.
+    let job = state.job(id).filter(|job| job.record.spec.tenant == spec.tenant);
+    let job = job.ok_or_else(|| format!("there is no job {id}"))?;
+    if state.deletion(id).is_some() {
+        return Err(format!("job {id} is being deleted"));
+    }
+    let stages = &job.record.spec.stages;
+    let stage = stages.iter().find(|other| other.name == name).ok_or_else(|| {
+        let names: Vec<&str> = stages.iter().map(|other| other.name.as_str()).collect();
+        format!("job {id} has no stage {name}; it has {}", names.join(", "))
+    })?;
+    Ok((job, stage))
+}
+
+fn wrong_pairs(spec: &JobSpec, stage: &StageSpec, of: &StageRef, state: &ClusterState) -> Option<String> {
+    let (job, other) = match named_stage(spec, (&of.job, of.stage.as_str()), state) {
+        Ok(found) => found,
+        Err(message) => return Some(message),
+    };
+    if let Some(message) = unfit(stage, other, &of.to_string()) {
+        return Some(message);
+    }
+    let log = &job.stages.iter().find(|stage| stage.id == *of)?.log;
+    let (id, committed) = (&of.job, log.committed());
+    match &job.record.state {
+        JobState::Failed { .. } if !log.is_sealed() => Some(format!(
+            "job {id} is failed, and the log of {} is not complete: it has {committed} pairs; have that job tried again first",
+            of.stage
+        )),
+        ended if ended.is_terminal() && committed == 0 => {
+            Some(format!("job {id} is {ended} and has no pairs of {}", of.stage))
+        }
+        _ => None,
+    }
 }
 
 fn wrong(spec: &JobSpec, stage: &StageSpec, named: &OtherCheckpoint, state: &ClusterState) -> Option<String> {
     let OtherCheckpoint { job: id, stage: name, step } = named;
-    // A job of another tenant does not exist.
-    let Some(job) = state.job(id).filter(|job| job.record.spec.tenant == spec.tenant) else {
-        return Some(format!("there is no job {id}"));
+    let (job, other) = match named_stage(spec, (id, name.as_str()), state) {
+        Ok(found) => found,
+        Err(message) => return Some(message),
     };
-    if state.deletion(id).is_some() {
-        return Some(format!("job {id} is being deleted"));
-    }
     let theirs = &job.record.spec;
-    let Some(other) = theirs.stages.iter().find(|other| other.name == name.as_str()) else {
-        let names: Vec<&str> = theirs.stages.iter().map(|other| other.name.as_str()).collect();
-        return Some(format!("job {id} has no stage {name}; it has {}", names.join(", ")));
-    };
     let gone = state.other_checkpoint(&spec.tenant, named).is_none() && job.record.state.is_terminal();
     if gone {
         let what = step

@@ -431,7 +431,7 @@ impl ClusterState {
         job: &'a Job,
         index: usize,
     ) -> Result<Option<&'a CheckpointRecord>, String> {
-        let from = job.stage_spec(index).and_then(|spec| spec.init_from.as_deref());
+        let from = job.stage_spec(index).and_then(StageSpec::starts_from);
         match from.and_then(OtherCheckpoint::parse) {
             None => job.final_checkpoint_of(from),
             Some(other) => match self.other_checkpoint(&job.record.spec.tenant, &other) {
@@ -484,7 +484,10 @@ impl Job {
                 // The parser allows no other names; a stage that has one can hold nothing.
                 let stage = crate::ids::StageName::parse(&spec.name).ok()?;
                 let id = StageRef { job: record.id.clone(), stage };
-                let log = PairLog::new(&id, spec.data.pairs, segment_units);
+                let log = match spec.data.source.log() {
+                    None => PairLog::new(&id, spec.data.pairs, segment_units),
+                    Some(_) => PairLog::of_none(&id, segment_units),
+                };
                 Some(Stage {
                     id,
                     record: None,

@@ -1,27 +1,30 @@
-//! Stages that start from checkpoints of other jobs, and jobs that ask for nodes of a kind.
+//! Stages that take checkpoints and pairs of other jobs, and jobs that ask for nodes of a kind.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use crescendo_core::access::Scope;
-use crescendo_core::decide::{Limits, PendingReason, decide};
+use crescendo_core::decide::{Limits, PendingReason, curation_backlog_units, decide};
 use crescendo_core::deletion::KeptParts;
+use crescendo_core::error::RequestError;
 use crescendo_core::histogram::ScoreCounts;
 use crescendo_core::ids::{
     Generation, Incarnation, JobId, NodeId, RequestId, StageName, StageRef, Timestamp,
 };
 use crescendo_core::job::JobState;
 use crescendo_core::observed::Observed;
+use crescendo_core::pairlog::Lease;
 use crescendo_core::quotas::{Quotas, TenantLimits};
 use crescendo_core::records::{
     AttemptRecord, CheckpointRecord, JobRecord, NodeKind, NodeRecord, Record, ShardRecord, UnitRecord,
     UnitResult, UnitState, Write,
 };
-use crescendo_core::spec::{self, JobSpec};
+use crescendo_core::spec::{self, DataSource, JobSpec, LogSpec};
 use crescendo_core::state::ClusterState;
 use crescendo_core::transitions::{
-    DeleteOrder, QueueLimits, Submission, checkpoint_path, commit_checkpoint, delete_job, submit_job,
+    DeleteOrder, QueueLimits, Submission, checkpoint_path, commit_checkpoint, delete_job, lease_unit,
+    retry_job, submit_job,
 };
 
 const NOW: Timestamp = Timestamp(1_000_000);
@@ -73,6 +76,12 @@ impl Cluster {
 
     /// A job whose pairs are there.
     fn ready(&mut self, request: &str, spec: JobSpec) -> JobId {
+        let job = self.submit(request, spec);
+        self.pairs(&job, 0);
+        job
+    }
+
+    fn submit(&mut self, request: &str, spec: JobSpec) -> JobId {
         let submission = Submission {
             request: RequestId::parse(request).expect("valid"),
             spec: Arc::new(spec),
@@ -86,6 +95,11 @@ impl Cluster {
         };
         let submitted = submit_job(&self.state, submission, limits, NOW).expect("taken");
         self.write(submitted.writes);
+        submitted.job
+    }
+
+    /// The next eight pairs of a job.
+    fn pairs(&mut self, job: &JobId, unit: u64) {
         let result = UnitResult {
             shard: ShardRecord { path: "p".into(), pairs: 8, size_bytes: 8, sha256: "b".repeat(64) },
             rejected: BTreeMap::new(),
@@ -93,8 +107,8 @@ impl Cluster {
             exhausted: false,
         };
         let unit = UnitRecord {
-            stage: stage_of(&submitted.job),
-            unit: 0,
+            stage: stage_of(job),
+            unit,
             lease_generation: 1,
             state: UnitState::Done(result),
             failures: 0,
@@ -103,7 +117,17 @@ impl Cluster {
             failed_on: Vec::new(),
         };
         self.write(vec![Write::Put(Record::Unit(unit))]);
-        submitted.job
+    }
+
+    fn delete(&self, job: &JobId) -> Result<Vec<Write>, RequestError> {
+        let order = DeleteOrder {
+            keep: KeptParts { checkpoints: true, pairs: true, ..KeptParts::default() },
+            spec_sha256: "a".repeat(64),
+            root: None,
+            scope: &Scope::Everything,
+            by_retention: None,
+        };
+        delete_job(&self.state, job, order, NOW).map(|(_, writes)| writes)
     }
 
     /// Why the job waits, once decided; it is carried out.
@@ -304,21 +328,167 @@ fn what_an_open_job_starts_from_is_not_deleted_and_what_is_deleted_starts_nothin
     cluster.checkpoint(&first, 20);
     let named = format!("{first}/stage-1");
     let second = cluster.ready("second", from("default", 4, &named));
-    let delete = |cluster: &Cluster| {
-        let order = DeleteOrder {
-            keep: KeptParts { checkpoints: true, ..KeptParts::default() },
-            spec_sha256: "a".repeat(64),
-            root: None,
-            scope: &Scope::Everything,
-            by_retention: None,
-        };
-        delete_job(&cluster.state, &first, order, NOW)
-    };
-    let refused = delete(&cluster).expect_err("it is needed").to_string();
+    let refused = cluster.delete(&first).expect_err("it is needed").to_string();
     assert!(refused.contains(second.as_str()) && refused.contains("spec.stages[0].initFrom"), "{refused}");
     cluster.end(&second, JobState::Cancelled { reason: "enough".into() });
-    let (_, writes) = delete(&cluster).expect("nobody needs it");
+    let writes = cluster.delete(&first).expect("nobody needs it");
     cluster.write(writes);
     let told = cluster.told(&from("default", 4, &named));
     assert_eq!(told, format!("spec.stages[0].initFrom: job {first} is being deleted"));
+}
+
+/// A job of one stage that takes up to `pairs` pairs of another, and begins with `least`.
+fn takes(tenant: &str, from: &str, least: u64, pairs: u64) -> JobSpec {
+    let mut spec = spec_of(tenant, "nano", 4, "");
+    let data = &mut spec.stages[0].data;
+    data.source = DataSource::Log(LogSpec { from: from.to_owned() });
+    (data.min_pairs, data.pairs) = (least, pairs);
+    spec
+}
+
+/// Like the job that pairs are taken of, with more of them to be made.
+fn makes(pairs: u64) -> JobSpec {
+    let mut spec = spec_of("default", "nano", 4, "");
+    spec.stages[0].data.pairs = pairs;
+    spec
+}
+
+impl Cluster {
+    /// Pairs that the job's only stage can read, and whether there will be no more.
+    fn reads(&self, job: &JobId) -> (u64, bool) {
+        let log = self.state.read_log_of(&stage_of(job)).expect("it is there");
+        (log.committed(), log.is_sealed())
+    }
+
+    fn lease(&self, stage: &StageRef) -> Lease {
+        let node = NodeId::parse("c").expect("valid");
+        let policy = Limits::default().unit_policy(1);
+        lease_unit(&self.state, stage, &node, &policy, NOW).expect("it is open").0
+    }
+}
+
+#[test]
+fn the_pairs_of_another_job_are_taken_while_they_are_made_and_none_are_made_for_it() {
+    let mut cluster = Cluster::new();
+    cluster.node("n", "cpu", 4, &[]);
+    let first = cluster.ready("first", makes(32));
+    let named = format!("{first}/stage-1");
+    let second = cluster.submit("second", takes("default", &named, 12, 20));
+    let wait = PendingReason::Pairs { stage: named, committed: 8, needed: 12 };
+    assert_eq!(cluster.decide(&second), Some(wait));
+    assert_eq!(cluster.lease(&stage_of(&second)), Lease::Sealed);
+    assert_eq!(curation_backlog_units(&cluster.state), 3, "those of the first job");
+    cluster.pairs(&first, 1);
+    assert_eq!(cluster.reads(&second), (16, false));
+    cluster.decide(&second);
+    assert!(cluster.attempt(&second).is_some(), "there are enough to begin with");
+    cluster.pairs(&first, 2);
+    assert_eq!(cluster.reads(&second), (20, true), "no more than it has asked for");
+    let log = cluster.state.read_log_of(&stage_of(&second)).expect("it is there");
+    let shards: Vec<_> = log.shards_from(1).map(|(unit, _, first_index)| (unit, first_index)).collect();
+    assert_eq!(shards, [(1, 8), (2, 16)]);
+}
+
+#[test]
+fn a_log_whose_job_has_ended_is_taken_as_it_is_unless_that_job_may_go_on() {
+    let mut cluster = Cluster::new();
+    cluster.node("n", "cpu", 4, &[]);
+    let first = cluster.ready("first", makes(32));
+    let named = format!("{first}/stage-1");
+    let second = cluster.submit("second", takes("default", &named, 12, 20));
+    cluster.decide(&second);
+    let mut failing = Cluster { state: cluster.state.clone(), seen: cluster.seen.clone() };
+
+    cluster.end(&first, JobState::Cancelled { reason: "enough".into() });
+    assert_eq!(cluster.reads(&second), (8, true));
+    cluster.decide(&second);
+    assert!(cluster.attempt(&second).is_some(), "it is trained on what there is");
+
+    failing.end(&first, JobState::Failed { reason: "a test".into() });
+    failing.decide(&second);
+    let JobState::Failed { reason } = failing.state_of(&second) else {
+        panic!("{}", failing.state_of(&second))
+    };
+    let said = format!(
+        "stage stage-1 takes the pairs of {named}, whose log is not complete: job {first} is failed with 8 of them"
+    );
+    assert_eq!(*reason, said);
+    let queue = QueueLimits {
+        max_open_jobs: 100,
+        retry_after: Duration::from_secs(1),
+        tenant: TenantLimits::default(),
+    };
+    let refused =
+        retry_job(&failing.state, &second, queue, &Limits::default()).expect_err("as before").to_string();
+    assert!(refused.contains(&said), "{refused}");
+    let writes = retry_job(&failing.state, &first, queue, &Limits::default()).expect("it has failed");
+    failing.write(writes);
+    let writes = retry_job(&failing.state, &second, queue, &Limits::default()).expect("there may be more");
+    failing.write(writes);
+    assert!(matches!(failing.decide(&second), Some(PendingReason::Pairs { committed: 8, .. })));
+}
+
+#[test]
+fn an_earlier_stages_pairs_are_made_on_for_the_one_that_takes_them() {
+    let mut cluster = Cluster::new();
+    cluster.node("n", "cpu", 2, &[]);
+    let mut spec = makes(32);
+    spec.stages.push(takes("default", "stage-1", 12, 20).stages.remove(0));
+    spec.stages[1].name = "stage-2".into();
+    let job = cluster.ready("both", spec);
+    cluster.decide(&job);
+    cluster.checkpoint(&job, 20);
+    assert_eq!(curation_backlog_units(&cluster.state), 3, "the log of the stage that is done");
+    assert!(matches!(cluster.lease(&stage_of(&job)), Lease::Granted(_)));
+    cluster.decide(&job);
+    let second =
+        |cluster: &Cluster| cluster.state.job(&job).expect("there").stages[1].active_attempt().cloned();
+    assert_eq!(second(&cluster), None, "8 of 12");
+    cluster.pairs(&job, 1);
+    cluster.decide(&job);
+    assert!(second(&cluster).is_some());
+}
+
+#[test]
+fn pairs_that_cannot_be_taken_are_refused_with_the_field() {
+    let mut cluster = Cluster::new();
+    cluster.node("n", "cpu", 2, &[]);
+    let first = cluster.submit("first", makes(32));
+    let named = format!("{first}/stage-1");
+    let told = |cluster: &Cluster, tenant: &str, from: &str| {
+        let told = cluster.told(&takes(tenant, from, 8, 8));
+        told.strip_prefix("spec.stages[0].data.from: ").unwrap_or(&told).to_owned()
+    };
+    assert_eq!(told(&cluster, "default", &named), "", "it may wait for them");
+    assert_eq!(told(&cluster, "other", &named), format!("there is no job {first}"));
+    assert_eq!(told(&cluster, "default", "nobody-abc/stage-1"), "there is no job nobody-abc");
+    let said = format!("job {first} has no stage stage-2; it has stage-1");
+    assert_eq!(told(&cluster, "default", &format!("{first}/stage-2")), said);
+    let mut two = takes("default", &named, 8, 8);
+    two.stages[0].references = 2;
+    let said = format!("the pairs of `{named}` are of `references: 1`, and this stage has 2");
+    assert!(cluster.told(&two).ends_with(&said), "{}", cluster.told(&two));
+    let second = cluster.submit("second", takes("default", &named, 8, 8));
+    let said = format!("`{second}/stage-1` makes no pairs, and takes those of `{named}`: name that one");
+    assert_eq!(told(&cluster, "default", &format!("{second}/stage-1")), said);
+    cluster.end(&first, JobState::Cancelled { reason: "enough".into() });
+    assert_eq!(
+        told(&cluster, "default", &named),
+        format!("job {first} is cancelled and has no pairs of stage-1")
+    );
+    cluster.end(&first, JobState::Failed { reason: "a test".into() });
+    assert!(told(&cluster, "default", &named).contains("is not complete: it has 0 pairs"));
+}
+
+#[test]
+fn a_job_whose_pairs_an_open_one_takes_is_not_deleted() {
+    let mut cluster = Cluster::new();
+    cluster.node("n", "cpu", 2, &[]);
+    let first = cluster.ready("first", makes(8));
+    let second = cluster.submit("second", takes("default", &format!("{first}/stage-1"), 8, 8));
+    cluster.end(&first, JobState::Cancelled { reason: "enough".into() });
+    let refused = cluster.delete(&first).expect_err("it is needed").to_string();
+    assert!(refused.contains(second.as_str()) && refused.contains("spec.stages[0].data.from"), "{refused}");
+    cluster.end(&second, JobState::Cancelled { reason: "enough".into() });
+    cluster.delete(&first).expect("nobody needs it");
 }

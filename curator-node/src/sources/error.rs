@@ -21,6 +21,8 @@ pub enum SourceError {
     Path(#[from] PathError),
     #[error("the stage says nothing of what is to be drawn: set data.prompts or data.subjects")]
     NoPrompts,
+    #[error("the stage takes the pairs of another one: none are made for it")]
+    MadeElsewhere,
     #[error(transparent)]
     Prompts(#[from] Box<PromptError>),
     #[error("the stage has neither data.detector nor data.subjects")]

@@ -133,7 +133,8 @@ impl Recomposer {
             DataSource::Crop(_)
             | DataSource::Compose(_)
             | DataSource::Import(_)
-            | DataSource::Generate(_) => None,
+            | DataSource::Generate(_)
+            | DataSource::Log(_) => None,
         };
         Ok(Recomposer {
             limits: BoxLimits::of(&spec),

@@ -162,6 +162,11 @@ impl RankPlan {
         }
     }
 
+    /// Whether the stage goes on with the optimizer of the checkpoint that it starts from.
+    pub fn takes_optimizer(&self) -> bool {
+        self.stage.init_from.as_ref().is_some_and(|start| start.optimizer)
+    }
+
     /// Step (from 0) to begin with.
     pub fn first_step(&self) -> u64 {
         self.resume_from.as_ref().map_or(0, |checkpoint| checkpoint.step)

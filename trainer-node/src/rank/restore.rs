@@ -9,7 +9,7 @@ use crescendo_dataset::checkpoint::{
 use crescendo_model::fused::Kernels;
 use crescendo_model::training::{AdamW, Ema, TrainStep};
 use crescendo_model::weights::TensorFile;
-use crescendo_model::{BlockSelection, Flux, LoraAdapter};
+use crescendo_model::{BlockSelection, Flux, LoraAdapter, ModelError};
 use crescendo_node::objects::cache::CacheError;
 use crescendo_node::objects::download::DownloadError;
 use crescendo_node::paths::{PathError, PathResolver};
@@ -175,6 +175,8 @@ pub fn build(plan: &RankPlan, sources: &Sources) -> Result<Restored, RestoreErro
         history = History::parse(&read(resume, HISTORY_FILE)?, state.step)
             .map_err(|error| resume.damaged(HISTORY_FILE, error))?;
         step = state.step;
+    } else if plan.takes_optimizer() {
+        take_optimizer(plan, sources, &train_step, &mut optimizer, ema.as_mut())?;
     }
     if plan.device != Device::Cpu {
         // All that stays on the device is there by now.
@@ -184,6 +186,46 @@ pub fn build(plan: &RankPlan, sources: &Sources) -> Result<Restored, RestoreErro
         train_step.set_recompute(plan.recompute(memory.free_bytes));
     }
     Ok(Restored { train_step, optimizer, ema, history, step })
+}
+
+/// Goes on with the optimizer of the checkpoint that the stage starts from, and with its moving average if it has one. What it does
+/// not have, or has for other parameters, is no damage: the spec asks for what is not there.
+fn take_optimizer(
+    plan: &RankPlan,
+    sources: &Sources,
+    train_step: &TrainStep,
+    optimizer: &mut AdamW,
+    ema: Option<&mut Ema>,
+) -> Result<(), RestoreError> {
+    let field = format!("spec.stages[{}].initFrom.optimizer", plan.stage_index);
+    let refused = |reason: String| RestoreError::Rank(RankError::Permanent(format!("{field}: {reason}")));
+    let Some(init) = &sources.init else {
+        return Err(refused("there is no checkpoint to take an optimizer from".to_owned()));
+    };
+    if let Some(absent) = [STATE_FILE, OPTIMIZER_FILE].into_iter().find(|name| init.file(name).is_none()) {
+        return Err(refused(format!("checkpoint {} has no {absent}", init.path)));
+    }
+    let other = |name: &str, error: ModelError| {
+        let reason = chain(&error);
+        refused(format!("{name} of checkpoint {} does not fit what this stage trains: {reason}", init.path))
+    };
+    let state = parse_state(init)?;
+    let moments = open(init, OPTIMIZER_FILE)?;
+    optimizer
+        .import(train_step.params(), &moments, state.optimizer_steps, OPTIMIZER_FILE)
+        .map_err(|error| other(OPTIMIZER_FILE, error))?;
+    if let Some(ema) = ema
+        && init.file(EMA_FILE).is_some()
+    {
+        ema.import(train_step.params(), &open(init, EMA_FILE)?, EMA_FILE)
+            .map_err(|error| other(EMA_FILE, error))?;
+    }
+    tracing::info!(
+        checkpoint = init.path,
+        optimizer_steps = state.optimizer_steps,
+        "goes on with the optimizer of what the stage starts from"
+    );
+    Ok(())
 }
 
 fn adapter_train_step(plan: &RankPlan, sources: &Sources, rank: i64) -> Result<TrainStep, RestoreError> {
@@ -277,9 +319,13 @@ fn open(checkpoint: &LocalCheckpoint, name: &str) -> Result<crescendo_model::wei
     TensorFile::open(&path).and_then(|file| file.all()).map_err(|error| checkpoint.damaged(name, error))
 }
 
+fn parse_state(checkpoint: &LocalCheckpoint) -> Result<TrainState, FetchError> {
+    serde_json::from_slice(&read(checkpoint, STATE_FILE)?)
+        .map_err(|error| checkpoint.damaged(STATE_FILE, error))
+}
+
 fn read_state(plan: &RankPlan, checkpoint: &LocalCheckpoint) -> Result<TrainState, FetchError> {
-    let state: TrainState = serde_json::from_slice(&read(checkpoint, STATE_FILE)?)
-        .map_err(|error| checkpoint.damaged(STATE_FILE, error))?;
+    let state = parse_state(checkpoint)?;
     let expected = (plan.stage.name.as_str(), plan.spec.seed, checkpoint.step);
     let found = (state.stage.as_str(), state.seed, state.step);
     if found != expected {

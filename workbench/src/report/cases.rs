@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
 use crescendo_core::object_keys;
-use crescendo_core::spec::{ComposeLayout, ComposeSpec, DataSource, GenerateSpec, JobSpec};
+use crescendo_core::spec::{ComposeLayout, ComposeSpec, DataSource, GenerateSpec, JobSpec, StageSpec};
 use crescendo_curator_node::sources::compose::{Composer, EvalCase, EvalSet, EvalSubjects};
 use crescendo_dataset::pair::Pair;
 use crescendo_dataset::shard::{read_shard, spread};
@@ -205,9 +205,11 @@ fn compose_settings(source: &DataSource) -> Option<ComposeSpec> {
             hold_out: hold_out.clone(),
             hold_out_one_in: *hold_out_one_in,
         }),
-        DataSource::Generate(_) | DataSource::Import(_) | DataSource::Recompose(_) | DataSource::Crop(_) => {
-            None
-        }
+        DataSource::Generate(_)
+        | DataSource::Import(_)
+        | DataSource::Recompose(_)
+        | DataSource::Crop(_)
+        | DataSource::Log(_) => None,
     }
 }
 
@@ -260,7 +262,8 @@ fn library_block(
 fn pairs_block(places: &Places, references: usize) -> Result<Option<Block>> {
     let stage = places.spec.stages.iter().find(|stage| stage.references as usize == references);
     let Some(stage) = stage else { return Ok(None) };
-    let keys = places.objects.list(&object_keys::shards(places.job_id, stage.name.as_str()))?;
+    let (job_id, name) = makes_pairs_of(places.job_id, stage);
+    let keys = places.objects.list(&object_keys::shards(&job_id, &name))?;
     let by_unit: BTreeMap<u64, &String> =
         keys.iter().filter_map(|key| Some((object_keys::unit_of(key)?, key))).collect();
     let shards: Vec<&String> = by_unit.into_values().collect();
@@ -277,6 +280,17 @@ fn pairs_block(places: &Places, references: usize) -> Result<Option<Block>> {
     }
     let set = EvalSet { gallery: Vec::new(), cases };
     Ok((!set.cases.is_empty()).then_some(Block { references, shown: Shown::Pairs, scored: false, set }))
+}
+
+/// The job and the stage that have made the pairs of a stage.
+fn makes_pairs_of(job_id: &str, stage: &StageSpec) -> (String, String) {
+    match stage.data.source.log() {
+        None => (job_id.to_owned(), stage.name.clone()),
+        Some(log) => match log.elsewhere() {
+            Some(of) => (of.job.to_string(), of.stage.to_string()),
+            None => (job_id.to_owned(), log.from.clone()),
+        },
+    }
 }
 
 fn case_of(pair: Pair) -> EvalCase {

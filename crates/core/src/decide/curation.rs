@@ -272,8 +272,10 @@ fn stage_to_make(job: &Job) -> Option<StageRef> {
     }
     let current = job.current_stage()?;
     let next = current.saturating_add(1);
-    (current..=next)
-        .filter_map(|index| Some((index, job.stages.get(index)?)))
+    // One that takes an earlier stage's pairs waits for those to be made.
+    let making = (current..=next).filter_map(|index| job.making_stage(index));
+    making
+        .filter_map(|stage| Some((job.stage_index(stage.id.stage.as_str())?, stage)))
         .find(|(index, stage)| !stage.log.is_sealed() && job.source_checkpoint(*index).is_ok())
         .map(|(_, stage)| stage.id.clone())
 }

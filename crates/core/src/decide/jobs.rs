@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::decide::lost::lost_log;
+use crate::decide::lost::lost_pairs;
 use crate::decide::passes::{Active, CurationAssignments, Decided, FirstWaiting, Idle, InUse, Lacking};
 use crate::decide::{Change, DecideContext, PendingReason, Plan, preemption, sources, stage_precision};
 use crate::ids::{AttemptRef, NodeId, Timestamp};
@@ -10,7 +10,6 @@ use crate::job::{JobEvent, JobState};
 use crate::observed::NodeReport;
 use crate::placement::{self, NodeSlots, Slots};
 use crate::records::{AttemptRecord, JobRecord, NodeKind, Record, Write};
-use crate::spec::OtherCheckpoint;
 use crate::state::{Job, Stage};
 use crate::transitions::ended;
 
@@ -68,8 +67,19 @@ pub(super) fn decide_curation(
     plan: &mut Plan,
 ) {
     for Lacking { job, index, needed } in &decided.lacking {
-        let Some(stage) = job.stages.get(*index) else { continue };
-        let wait = if curation.making.contains(&stage.id) {
+        let Some(log) = nodes.state.read_log(job, *index) else {
+            // A record of the job that makes them cannot be read.
+            let log = job.stage_spec(*index).and_then(|spec| spec.data.source.log());
+            let stage = log.map(|log| log.from.clone()).unwrap_or_default();
+            let wait = PendingReason::Pairs { stage, committed: 0, needed: *needed };
+            plan.waits.insert(job.record.id.clone(), wait);
+            continue;
+        };
+        let stage = log.of;
+        let wait = if log.is_elsewhere {
+            move_job(nodes.wall_now(), plan, job, placing(*index));
+            PendingReason::Pairs { stage: stage.id.to_string(), committed: log.committed(), needed: *needed }
+        } else if curation.making.contains(&stage.id) {
             let mut events = placing(*index);
             if stage.log.is_begun() {
                 events.push(JobEvent::Run { stage: *index });
@@ -222,13 +232,14 @@ impl<'a> JobPass<'a, '_> {
 
     /// Why the stage will never have the pairs that it needs.
     fn hopeless(&self, job: &Job, index: usize, stage: &Stage, needed: u64) -> Option<String> {
-        let lost = lost_log(self.nodes.limits, stage).or_else(|| self.lost_start(job, index, stage));
-        lost.or_else(|| sources::nobody_opens(self.nodes, stage, needed))
+        let lost = lost_pairs(self.nodes.state, self.nodes.limits, job, index);
+        let lost = lost.or_else(|| self.lost_start(job, index, stage));
+        lost.or_else(|| sources::nobody_opens(self.nodes, job.making_stage(index)?, needed))
     }
 
     /// Why what the stage starts from in another job will never be there.
     fn lost_start(&self, job: &Job, index: usize, stage: &Stage) -> Option<String> {
-        let named = OtherCheckpoint::parse(job.stage_spec(index)?.init_from.as_deref()?)?;
+        let named = job.stage_spec(index)?.init_from.as_ref()?.elsewhere()?;
         // One that has checkpoints of its own goes on from those, and a record that cannot be read may hold it.
         let state = self.nodes.state;
         if stage.newest_checkpoint().is_some()

@@ -3,10 +3,44 @@
 use std::collections::BTreeMap;
 
 use crate::decide::limits::Limits;
-use crate::state::Stage;
+use crate::state::{ClusterState, Job, Stage};
 
-/// Why a stage can never have the pairs that it needs, by what its log has already.
-pub(crate) fn lost_log(limits: &Limits, stage: &Stage) -> Option<String> {
+/// Why stage `index` of a job can never have the pairs that it needs, by what there is of the log that it reads.
+pub(crate) fn lost_pairs(state: &ClusterState, limits: &Limits, job: &Job, index: usize) -> Option<String> {
+    match job.making_stage(index) {
+        Some(stage) => lost_log(limits, stage),
+        None => lost_elsewhere(state, job, index),
+    }
+}
+
+/// The same of one that takes another job's pairs.
+fn lost_elsewhere(state: &ClusterState, job: &Job, index: usize) -> Option<String> {
+    let log = job.stage_spec(index)?.data.source.log()?;
+    let other = log.elsewhere()?;
+    // A record that cannot be read may hold what is missing.
+    if state.unreadable().of_job(&other.job).is_some() || state.unreadable().hides_job(&other.job) {
+        return None;
+    }
+    let takes = || format!("stage {} takes the pairs of {other}", job.stages[index].id.stage);
+    let Some(read) = state.read_log(job, index) else {
+        return Some(format!("{}, which is not there any more", takes()));
+    };
+    if read.is_sealed() {
+        return (read.committed() == 0).then(|| format!("{}, which has none", takes()));
+    }
+    let theirs = &state.job(&other.job)?.record.state;
+    theirs.is_terminal().then(|| {
+        format!(
+            "{}, whose log is not complete: job {} is {theirs} with {} of them",
+            takes(),
+            other.job,
+            read.committed()
+        )
+    })
+}
+
+/// Why a stage can never have the pairs that are made for it, by what its log has already.
+fn lost_log(limits: &Limits, stage: &Stage) -> Option<String> {
     let log = &stage.log;
     let name = &stage.id.stage;
     let failure = || {

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use crate::decide::passes::{CurationAssignments, Decided};
 use crate::decide::{Change, Command, DecideContext, Plan, Send};
-use crate::ids::{AttemptRef, StageRef};
+use crate::ids::{AttemptRef, NodeId, StageRef};
 use crate::observed::{NodeReport, NodeView};
-use crate::records::{NodeKind, NodeRecord, Record, Write};
+use crate::records::{AttemptRecord, NodeKind, NodeRecord, Record, Write};
 
 pub(super) fn decide_sends(
     nodes: &DecideContext<'_>,
@@ -28,10 +28,19 @@ pub(super) fn decide_sends(
             }
         }
     }
+    let mut gangs = GangsByNode::new();
+    for (stage, attempt) in &decided.active {
+        for rank in &attempt.ranks {
+            let of_node = gangs.entry(&rank.node).or_default();
+            if of_node.last().is_none_or(|(known, _)| *known != stage) {
+                of_node.push((stage, attempt));
+            }
+        }
+    }
     for record in nodes.state.nodes() {
         let Some(view) = nodes.seen.nodes.get(&record.id).filter(|view| view.connected) else { continue };
         match record.kind {
-            NodeKind::Trainer => trainer_sends(nodes, record, view, decided, &served_at, plan),
+            NodeKind::Trainer => trainer_sends(nodes, (record, view), decided, &gangs, &served_at, plan),
             NodeKind::Curator => curator_sends(nodes, record, view, curation, plan),
         }
     }
@@ -65,11 +74,14 @@ pub(super) fn decide_cordons(nodes: &DecideContext<'_>, plan: &mut Plan) {
     }
 }
 
+/// Active attempts with ranks on a node.
+type GangsByNode<'a> = BTreeMap<&'a NodeId, Vec<(&'a StageRef, &'a AttemptRecord)>>;
+
 fn trainer_sends(
     nodes: &DecideContext<'_>,
-    record: &NodeRecord,
-    view: &NodeView,
+    (record, view): (&NodeRecord, &NodeView),
     decided: &Decided<'_>,
+    gangs: &GangsByNode<'_>,
     served_at: &BTreeMap<&StageRef, Vec<String>>,
     plan: &mut Plan,
 ) {
@@ -91,9 +103,9 @@ fn trainer_sends(
             send(Command::StopAttempt(running.clone(), reason));
         }
     }
-    for (stage, attempt) in active.iter().filter(|(_, attempt)| attempt.runs_on(&record.id)) {
-        let curators = served_at.get(stage).cloned().unwrap_or_default();
-        let leaves = decided.leaving.get(stage).cloned();
+    for (stage, attempt) in gangs.get(&record.id).into_iter().flatten() {
+        let curators = served_at.get(*stage).cloned().unwrap_or_default();
+        let leaves = decided.leaving.get(*stage).cloned();
         let leaves = leaves.or_else(|| record.drained.then(|| format!("node {} is drained", record.id)));
         let drain = leaves
             .filter(|_| !view.drains_sent.contains(&attempt.attempt))

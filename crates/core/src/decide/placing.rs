@@ -110,9 +110,9 @@ impl<'a> JobPass<'a, '_> {
             self.wait(job, PendingReason::TenantStorage { tenant, stored_bytes, limit_bytes });
             return None;
         }
-        let log = &stage.log;
+        let log = self.nodes.state.read_log(job, index);
         let needed = spec.data.min_pairs.min(spec.data.pairs);
-        if !log.is_sealed() && log.committed() < needed {
+        if log.is_none_or(|log| !log.is_sealed() && log.committed() < needed) {
             self.decided.lacking.push(Lacking { job, index, needed });
             return None;
         }

@@ -30,21 +30,31 @@ pub struct PairForecast {
 }
 
 impl PairForecast {
-    pub(super) fn of(view: &View<'_>, job: &Job, index: usize, stage: &Stage) -> PairForecast {
+    /// Of the log that stage `index` reads.
+    pub(super) fn of(view: &View<'_>, job: &Job, index: usize) -> Option<PairForecast> {
+        let log = view.state.read_log(job, index)?;
         let (needed, target) = job
             .stage_spec(index)
             .map_or((0, 0), |spec| (spec.data.min_pairs.min(spec.data.pairs), spec.data.pairs));
-        let committed = stage.log.committed();
-        let per_sec = view.seen.pairs_per_sec(&stage.id, view.now);
+        let committed = log.committed();
+        let per_sec = view.seen.pairs_per_sec(&log.of.id, view.now);
         let missing = needed.saturating_sub(committed);
         #[allow(clippy::cast_precision_loss)] // an estimate
         let enough_in = if per_sec > 0.0 { seconds(missing as f64 / per_sec) } else { None };
-        PairForecast { committed, needed, target, per_sec, enough_in }
+        Some(PairForecast { committed, needed, target, per_sec, enough_in })
     }
 }
 
-pub(super) fn waiting(view: &View<'_>, job: &Job, index: usize, stage: &Stage, needed: u64) -> Explanation {
-    let forecast = PairForecast { needed, ..PairForecast::of(view, job, index, stage) };
+pub(super) fn waiting(view: &View<'_>, job: &Job, index: usize, needed: u64) -> Explanation {
+    let (Some(log), Some(forecast)) = (view.state.read_log(job, index), PairForecast::of(view, job, index))
+    else {
+        return Explanation::default();
+    };
+    let forecast = PairForecast { needed, ..forecast };
+    if log.is_elsewhere {
+        return waiting_for_another(view, log.of, forecast);
+    }
+    let stage = log.of;
     let name = &stage.id.stage;
     let missing = needed.saturating_sub(forecast.committed);
     let mut findings = vec![pace(view, stage, &forecast, missing)];
@@ -80,6 +90,29 @@ pub(super) fn waiting(view: &View<'_>, job: &Job, index: usize, stage: &Stage, n
     }
 }
 
+/// The pairs are made by another job.
+fn waiting_for_another(view: &View<'_>, of: &Stage, forecast: PairForecast) -> Explanation {
+    let PairForecast { committed, needed, .. } = forecast;
+    let missing = needed.saturating_sub(committed);
+    let job = &of.id.job;
+    Explanation {
+        summary: format!(
+            "waits for {missing} more pairs of {}: {committed} of the {needed} that training starts with are there",
+            of.id
+        ),
+        findings: vec![
+            format!(
+                "job {job} makes them; it goes on by itself once there are enough, or that log is complete"
+            ),
+            pace(view, of, &forecast, missing),
+        ],
+        remedies: vec![format!("see how far that job is: crescendo explain {job}")],
+        goes_on_in: forecast.enough_in,
+        pairs: Some(forecast),
+        ..Explanation::default()
+    }
+}
+
 fn pace(view: &View<'_>, stage: &Stage, forecast: &PairForecast, missing: u64) -> String {
     match forecast.enough_in {
         Some(enough_in) => format!(
@@ -95,8 +128,11 @@ fn pace(view: &View<'_>, stage: &Stage, forecast: &PairForecast, missing: u64) -
 }
 
 /// No curator can open what the stage is made of.
-pub(super) fn without_source(view: &View<'_>, job: &Job, index: usize, stage: &Stage) -> Explanation {
-    let forecast = PairForecast::of(view, job, index, stage);
+pub(super) fn without_source(view: &View<'_>, job: &Job, index: usize) -> Explanation {
+    let (Some(stage), Some(forecast)) = (job.making_stage(index), PairForecast::of(view, job, index)) else {
+        return Explanation::default();
+    };
+    let index = job.stage_index(stage.id.stage.as_str()).unwrap_or(index);
     let mut findings = cooldowns(view, stage);
     findings.push(format!(
         "{} of the {} pairs that training starts with are there; if this lasts the job fails",

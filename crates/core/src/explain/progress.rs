@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::words::{count, span};
 use super::{Explanation, PairForecast, View, pairs};
-use crate::decide::{PendingReason, lost_log, short_log, sources};
+use crate::decide::{PendingReason, lost_pairs, short_log, sources};
 use crate::ids::NodeId;
 use crate::observed::Progress;
 use crate::ranks::RankViews;
@@ -66,7 +66,8 @@ pub(super) fn failed(view: &View<'_>, job: &Job, reason: &str) -> Explanation {
     let mut findings = Vec::new();
     let mut remedies = Vec::new();
     if let Some((index, stage)) = at {
-        let starved = stage.log.is_sealed() && stage.log.committed() == 0
+        let makes = job.making_stage(index).is_some_and(|making| making.id == stage.id);
+        let starved = makes && stage.log.is_sealed() && stage.log.committed() == 0
             || !stage.log.is_sealed() && stage.log.empty_in_a_row() >= view.limits.max_empty_units;
         if let Some(attempt) = &stage.attempt {
             findings.push(format!(
@@ -92,8 +93,11 @@ pub(super) fn failed(view: &View<'_>, job: &Job, reason: &str) -> Explanation {
     }
     findings.extend(kept(job));
     findings.extend(took(job));
-    remedies.push(match at.and_then(|(_, stage)| lost_log(view.limits, stage)) {
+    remedies.push(match at.and_then(|(index, _)| lost_pairs(view.state, view.limits, job, index)) {
         None => format!("then have it tried again from where it was: crescendo retry {id}"),
+        Some(_) if at.is_some_and(|(index, _)| job.making_stage(index).is_none()) => {
+            format!("once the pairs that it takes are there, have it tried again: crescendo retry {id}")
+        }
         Some(_) => {
             "then submit it again: its pairs are settled, so that a retry would change nothing".to_owned()
         }
@@ -296,12 +300,13 @@ pub(super) fn running(view: &View<'_>, job: &Job, index: usize, attempt: &Attemp
         None => findings.push("there is no checkpoint of this stage yet".to_owned()),
     }
     findings.extend(later_stages(view, job, index));
+    let grows = view.state.read_log(job, index).is_some_and(|log| !log.is_sealed());
     Explanation {
         cause,
         summary,
         findings,
         remedies,
-        pairs: (!stage.log.is_sealed()).then(|| PairForecast::of(view, job, index, stage)),
+        pairs: PairForecast::of(view, job, index).filter(|_| grows),
         goes_on_in: stage_ends_in(view, job, stage, attempt),
         ..Explanation::default()
     }

@@ -1,6 +1,6 @@
 //! Contradictions between fields that are each fine.
 
-use super::start::OtherCheckpoint;
+use super::log_source::{LogSpec, unfit};
 use super::types::*;
 
 /// Fields that do not go together.
@@ -31,6 +31,7 @@ pub(super) fn contradictions(spec: &JobSpec) -> Vec<Contradiction> {
         start(&mut found, spec, index, stage, &at);
         data(&mut found, stage, &at);
         drawn(&mut found, spec, index, stage, &at);
+        taken(&mut found, spec, index, stage, &at);
         check_stage_endpoints(&mut found, spec, stage, &at);
         batch(&mut found, &spec.resources, stage, &at);
     }
@@ -92,17 +93,18 @@ fn start(found: &mut Found, spec: &JobSpec, index: usize, stage: &StageSpec, at:
             "a LoRA needs base weights: set spec.model.weights, or `adapter: none` to train a base".into();
         found.add(at("train.adapter"), &["spec.model.weights"], message);
     }
-    let Some(from) = &stage.init_from else { return };
+    let Some(start) = &stage.init_from else { return };
     // What that job trains is seen where it is known.
-    if OtherCheckpoint::parse(from).is_some() {
+    if start.elsewhere().is_some() {
         return;
     }
+    let from = &start.checkpoint;
     let Some(source) = spec.stages.iter().position(|other| other.name == *from) else {
         let known = spec.stages.iter().take(index).map(|other| other.name.as_str()).collect::<Vec<_>>();
         let known = if known.is_empty() { "none".into() } else { format!("{}, none", known.join(", ")) };
         found.add(
             at("initFrom"),
-            &["spec.stages"],
+            &["spec.stages", &at("initFrom.checkpoint")],
             format!("there is no stage `{from}`; possible here: {known}"),
         );
         return;
@@ -143,7 +145,7 @@ const MAX_UNITS: u64 = 1_000_000;
 fn data(found: &mut Found, stage: &StageSpec, at: &impl Fn(&str) -> String) {
     let data = &stage.data;
     let units = data.pairs.div_ceil(u64::from(data.unit_size).max(1));
-    if units > MAX_UNITS {
+    if units > MAX_UNITS && data.source.log().is_none() {
         let message = format!(
             "{} pairs in units of {} are {units} units, and a stage has at most {MAX_UNITS}: set unitSize to {} or more, or pairs to {} or less",
             data.pairs,
@@ -175,7 +177,7 @@ fn data(found: &mut Found, stage: &StageSpec, at: &impl Fn(&str) -> String) {
             }
             sixteenth(found, at("data.resolution"), import.resolution);
         }
-        DataSource::Generate(_) | DataSource::Recompose(_) | DataSource::Crop(_) => {}
+        DataSource::Generate(_) | DataSource::Recompose(_) | DataSource::Crop(_) | DataSource::Log(_) => {}
     }
     sixteenth(found, at("train.resolution"), stage.train.resolution);
     if data.min_pairs > data.pairs {
@@ -255,6 +257,35 @@ fn drawn(found: &mut Found, spec: &JobSpec, index: usize, stage: &StageSpec, at:
     if least > most {
         let message = format!("least {least} is more than most {most}: every box would be rejected");
         found.add(at("data.boxShare"), &[], message);
+    }
+}
+
+/// Pairs that an earlier stage has made. Those of another job are seen where it is known.
+fn taken(found: &mut Found, spec: &JobSpec, index: usize, stage: &StageSpec, at: &impl Fn(&str) -> String) {
+    let Some(from) = stage.data.source.log().and_then(LogSpec::earlier) else { return };
+    let earlier = || spec.stages.iter().take(index);
+    let Some((other, place)) = earlier().zip(0..).find(|(other, _)| other.name == from) else {
+        let message = match index {
+            0 => "the first stage has no earlier one whose pairs it could take: name `JOB/STAGE` of another job"
+                .to_owned(),
+            _ => {
+                let names: Vec<&str> = earlier().map(|other| other.name.as_str()).collect();
+                format!(
+                    "there is no earlier stage `{from}`; possible here: {}, or `JOB/STAGE` of another job",
+                    names.join(", ")
+                )
+            }
+        };
+        found.add(at("data.from"), &["spec.stages"], message);
+        return;
+    };
+    if let Some(message) = unfit(stage, other, from) {
+        let theirs = |field: &str| format!("spec.stages[{place}].{field}");
+        found.add(
+            at("data.from"),
+            &[&at("references"), &theirs("references"), &theirs("data.from")],
+            message,
+        );
     }
 }
 

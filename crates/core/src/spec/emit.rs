@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::fmt::{Display, Write as _};
 
 use super::idle::{self, Idle};
+use super::log_source::LogSpec;
+use super::start::StartSpec;
 use super::types::*;
 
 /// The resolved spec as YAML: `parse(to_yaml(spec).as_bytes())` gives `spec` again.
@@ -95,7 +97,15 @@ fn write_stage(out: &mut Writer, stage: &StageSpec) {
     out.item(2, "name", text(name));
     out.line(3, "references", references);
     out.line(3, "positions", word(positions));
-    out.line(3, "initFrom", text(init_from.as_deref().unwrap_or("none")));
+    match init_from {
+        None => out.line(3, "initFrom", "none"),
+        Some(StartSpec { checkpoint, optimizer: false }) => out.line(3, "initFrom", text(checkpoint)),
+        Some(StartSpec { checkpoint, optimizer: true }) => {
+            out.open(3, "initFrom");
+            out.line(4, "checkpoint", text(checkpoint));
+            out.line(4, "optimizer", true);
+        }
+    }
     write_data(out, data);
     write_train(out, train);
 }
@@ -172,6 +182,10 @@ fn write_source(out: &mut Writer, source: &DataSource) {
         DataSource::Crop(crop) => {
             out.line(4, "source", "crop");
             write_crop(out, crop);
+        }
+        DataSource::Log(LogSpec { from }) => {
+            out.line(4, "source", "log");
+            out.field("from", text(from));
         }
     }
 }

@@ -41,8 +41,12 @@ pub enum Kind {
     Word(&'static [&'static str]),
     /// `[a-z0-9-]`, 1 to 40 characters, beginning and ending with a letter or digit.
     Name,
-    /// A name, the word `none`, or the checkpoint of another job, as [`OtherCheckpoint`](super::OtherCheckpoint) writes it.
+    /// As `Checkpoint`, the word `none`, or a section of fields.
     Start,
+    /// A name, or the checkpoint of another job, as [`OtherCheckpoint`](super::OtherCheckpoint) writes it.
+    Checkpoint,
+    /// A name; beside `source: log` also `JOB/STAGE` of another job.
+    From,
     /// A map of at most this many labels to their values.
     Labels { most: usize },
     /// One label of nodes, and whether the nodes of a gang have to have the same value of it.
@@ -113,9 +117,13 @@ impl fmt::Display for Kind {
             Kind::Name => {
                 f.write_str("1 to 40 of a-z, 0-9 and -, beginning and ending with a letter or digit")
             }
-            Kind::Start => {
-                f.write_str("a stage's name, `none`, or `JOB/STAGE` or `JOB/STAGE/STEP` of another job")
+            Kind::Start => f.write_str(
+                "a stage's name, `none`, `JOB/STAGE` or `JOB/STAGE/STEP` of another job, or a section of fields",
+            ),
+            Kind::Checkpoint => {
+                f.write_str("a stage's name, or `JOB/STAGE` or `JOB/STAGE/STEP` of another job")
             }
+            Kind::From => f.write_str("a stage's name; with `source: log` also `JOB/STAGE` of another job"),
             Kind::Labels { most } => write!(
                 f,
                 "a map of at most {most} labels, names and values of 1 to 63 of A-Z, a-z, 0-9, `-`, `_`, `.` and `/`"

@@ -38,6 +38,7 @@ const WITH_PHOTOS: &str = "source: compose|recompose|crop";
 const GENERATE: &str = "source: generate";
 const DRAWN: &str = "source: generate|recompose";
 const CUT: &str = "source: recompose|crop";
+const TAKES_PAIRS: &str = "source: recompose|crop|log";
 const BY_ENDPOINT: &str = "kind: endpoint";
 const BY_CLIP: &str = "kind: clip";
 
@@ -297,14 +298,26 @@ pub const FIELDS: &[Field] = &[
         "spec.stages[].initFrom",
         Kind::Start,
         Default::From("the stage before; `none` in the first"),
-        "Stage whose final checkpoint this one starts from; `none` starts from the base. `JOB/STAGE` is the final checkpoint of a stage of another job of the tenant, `JOB/STAGE/STEP` one of its registered checkpoints: only the weights are taken, so that one stage I serves many stages II. The job waits for what that job has yet to train.",
+        "Stage whose final checkpoint this one starts from; `none` starts from the base. `JOB/STAGE` is the final checkpoint of a stage of another job of the tenant, `JOB/STAGE/STEP` one of its registered checkpoints, so that one stage I serves many stages II. A name alone takes the weights, and nothing else. The job waits for what that job has yet to train.",
+    ),
+    field(
+        "spec.stages[].initFrom.checkpoint",
+        Kind::Checkpoint,
+        Default::Required,
+        "The checkpoint, as `initFrom` names it by itself.",
+    ),
+    field(
+        "spec.stages[].initFrom.optimizer",
+        Kind::Word(&["true", "false"]),
+        Default::Word("false"),
+        "Whether AdamW's moments and its count of steps are taken over too, and the moving average if both stages have `emaDecay`. The stage's own steps, the order of its pairs and its learning rate begin anew either way.",
     ),
     field("spec.stages[].data", Kind::Section, Default::Required, "Where the stage's pairs come from."),
     field(
         "spec.stages[].data.source",
-        Kind::Word(&["compose", "import", "generate", "recompose", "crop"]),
+        Kind::Word(&["compose", "import", "generate", "recompose", "crop", "log"]),
         Default::Required,
-        "`compose` places subject cut-outs in scenes; `import` reads pairs that exist; `generate` draws pictures of two panels with the job's base and splits them; `recompose` cuts a second subject out of a target and has an earlier stage draw it elsewhere; `crop` takes the cut itself.",
+        "`compose` places subject cut-outs in scenes; `import` reads pairs that exist; `generate` draws pictures of two panels with the job's base and splits them; `recompose` cuts a second subject out of a target and has an earlier stage draw it elsewhere; `crop` takes the cut itself; `log` makes no pairs, and takes those that another stage has made, in the order of its pair log.",
     ),
     with(
         OF_SUBJECTS,
@@ -469,12 +482,12 @@ pub const FIELDS: &[Field] = &[
         ),
     ),
     with(
-        CUT,
+        TAKES_PAIRS,
         field(
             "spec.stages[].data.from",
-            Kind::Name,
+            Kind::From,
             Default::From("the stage before"),
-            "Earlier stage whose accepted pairs are taken, and whose final checkpoint redraws.",
+            "Earlier stage whose accepted pairs are taken, and whose final checkpoint redraws. With `source: log` its pairs are trained on as they are, while they are made or afterwards; `JOB/STAGE` is a stage of another job of the tenant. Both stages have the same number of `references`, and the other one has a source of its own.",
         ),
     ),
     with(
@@ -564,7 +577,7 @@ pub const FIELDS: &[Field] = &[
         Default::From(
             "`steps` × `globalBatch`, from 80000 on 230000; at most 15000 with two references or more; at least `minPairs`",
         ),
-        "Accepted pairs after which curation stops. By default as many as the steps take, each once; for the published number of samples, 5000 × 16, the published pairs (paper, section 4.1).",
+        "Accepted pairs after which curation stops; with `source: log` those that are taken at most, from the beginning. By default as many as the steps take, each once; for the published number of samples, 5000 × 16, the published pairs (paper, section 4.1).",
     ),
     field(
         "spec.stages[].data.minPairs",
@@ -835,7 +848,9 @@ pub const FIELDS: &[Field] = &[
     field(
         "spec.stages[].train.resolution",
         whole(16, 4096),
-        Default::From("`panel` or `resolution` of the data"),
+        Default::From(
+            "`panel` or `resolution` of the data; with `source: log` that of the stage in `from`, and of one of another job 512, or 32 for `nano`",
+        ),
         "Target resolution that the time shift is computed for, pixels (512 in the released code); a multiple of 16.",
     ),
     field(

@@ -77,5 +77,5 @@ fn wrapped(text: &str) -> String {
 }
 
 fn is_section(kind: &Kind) -> bool {
-    matches!(kind, Kind::Section | Kind::Sections { .. } | Kind::WordOrSection(_))
+    matches!(kind, Kind::Section | Kind::Sections { .. } | Kind::WordOrSection(_) | Kind::Start)
 }

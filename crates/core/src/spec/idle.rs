@@ -37,6 +37,10 @@ pub(super) fn of_data(data: &DataSpec) -> Vec<Idle> {
                 "has no effect with `subjects`: where they are in a composed target is known",
             ),
         },
+        DataSource::Log(_) => all(
+            &["unitSize", "filter"],
+            "has no effect with `source: log`: pairs are taken as they were made",
+        ),
         DataSource::Import(ImportSpec { format: ImportFormat::Uno1m, .. })
         | DataSource::Generate(GenerateSpec { subjects: Some(_), .. })
         | DataSource::Compose(_) => Vec::new(),

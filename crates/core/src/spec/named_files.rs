@@ -48,6 +48,7 @@ fn of_data(data: &DataSpec) -> Vec<(&'static str, &str)> {
             vec![("subjects", Some(&compose.subjects)), ("photos", compose.photos.as_deref())]
         }
         DataSource::Import(import) => vec![("path", Some(&import.path))],
+        DataSource::Log(_) => Vec::new(),
         DataSource::Generate(generate) => vec![("subjects", generate.subjects.as_deref())],
         DataSource::Recompose(RecomposeSpec { crop, .. }) | DataSource::Crop(crop) => vec![
             ("subjects", crop.subjects.as_deref()),

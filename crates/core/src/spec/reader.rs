@@ -9,6 +9,7 @@ use super::check::Contradiction;
 use super::field::{Default, Field, Kind};
 use super::field_table::FIELDS;
 use super::fields;
+use super::log_source::LogSpec;
 use super::places::{Places, ancestors, nearest_position};
 use super::scalar::{describe, describe_scalar, nearest, number};
 use super::start::OtherCheckpoint;
@@ -383,11 +384,39 @@ impl Reader {
         None
     }
 
-    /// A stage, the word `none`, or the checkpoint of another job, if one is given.
-    pub fn start(&mut self, section: Section<'_>, path: &Path) -> Option<String> {
+    /// A stage, the word `none`, or the checkpoint of another job (`Ok`), or a section (`Err`), if either is given.
+    pub fn start_or_section<'a>(
+        &mut self,
+        parent: Section<'a>,
+        path: &Path,
+    ) -> Option<Result<String, Section<'a>>> {
+        let node = self.node(parent, path)?;
+        match &node.value {
+            Value::Map(_) => Some(Err(self.open(path, Some(node), parent.at))),
+            Value::Scalar { .. } | Value::Null | Value::List(_) | Value::Refused => {
+                self.checkpoint(parent, path).map(Ok)
+            }
+        }
+    }
+
+    /// A stage, or the checkpoint of another job, if one is given.
+    pub fn checkpoint(&mut self, section: Section<'_>, path: &Path) -> Option<String> {
         let (text, _, at) = self.scalar(section, path)?;
-        if is_name(text) || OtherCheckpoint::parse(text).is_some() {
+        // `none` is a name as any other here.
+        let is_start = matches!(path.row().kind, Kind::Start) || text != "none";
+        if is_start && (is_name(text) || OtherCheckpoint::parse(text).is_some()) {
             return Some(text.to_owned());
+        }
+        self.wrong(path, at, format!("`{}` is not {}", shorten(text), path.row().kind));
+        None
+    }
+
+    /// A stage of this job, or `JOB/STAGE` of another one, if one is given.
+    pub fn stage_of_any_job(&mut self, section: Section<'_>, path: &Path) -> Option<String> {
+        let (text, _, at) = self.scalar(section, path)?;
+        let log = LogSpec { from: text.to_owned() };
+        if log.earlier().is_some_and(is_name) || log.elsewhere().is_some() {
+            return Some(log.from);
         }
         self.wrong(path, at, format!("`{}` is not {}", shorten(text), path.row().kind));
         None

@@ -3,7 +3,9 @@
 use super::field::Default;
 use super::fields;
 use super::idle::{self, Idle};
+use super::log_source::LogSpec;
 use super::reader::{Path, Reader, Section};
+use super::start::StartSpec;
 use super::tree::Node;
 use super::types::*;
 use crate::ids::Tenant;
@@ -38,13 +40,12 @@ pub(super) fn job(reader: &mut Reader, root: &Node, submitter: Option<&Tenant>) 
     };
     let endpoints = endpoints(reader, spec, &path.field("endpoints"));
     let mut stages: Vec<StageSpec> = Vec::new();
-    for (index, (path, section)) in reader.sections(spec, &path.field("stages")).into_iter().enumerate() {
-        let before = stages.last().map(|stage| stage.name.as_str());
+    for (path, section) in reader.sections(spec, &path.field("stages")) {
         let stage = stage(
             reader,
             section,
             &path,
-            &Around { index, before, preset: model.preset, gpus: resources.gpus },
+            &Around { earlier: &stages, preset: model.preset, gpus: resources.gpus },
         );
         stages.push(stage);
     }
@@ -68,11 +69,30 @@ pub(super) fn job(reader: &mut Reader, root: &Node, submitter: Option<&Tenant>) 
 
 /// What a stage's defaults depend on.
 struct Around<'a> {
-    index: usize,
-    /// Name of the stage before.
-    before: Option<&'a str>,
+    earlier: &'a [StageSpec],
     preset: ModelPreset,
     gpus: u32,
+}
+
+impl Around<'_> {
+    /// Name of the stage before.
+    fn before(&self) -> Option<&str> {
+        self.earlier.last().map(|stage| stage.name.as_str())
+    }
+
+    /// Size that pictures have if nothing says another.
+    fn size(&self) -> u32 {
+        if self.preset == ModelPreset::Nano { 32 } else { 512 }
+    }
+
+    /// What the time shift is computed for: the size of the pictures.
+    fn resolution(&self, source: &DataSource) -> u32 {
+        let by_earlier = || {
+            let from = source.log()?.earlier()?;
+            Some(self.earlier.iter().find(|stage| stage.name == from)?.train.resolution)
+        };
+        source.resolution().or_else(by_earlier).unwrap_or(self.size())
+    }
 }
 
 fn model(reader: &mut Reader, spec: Section<'_>, path: &Path) -> ModelSpec {
@@ -139,10 +159,11 @@ fn checkpoints(reader: &mut Reader, spec: Section<'_>, path: &Path) -> Checkpoin
 }
 
 fn stage(reader: &mut Reader, section: Section<'_>, path: &Path, around: &Around<'_>) -> StageSpec {
-    let name =
-        reader.name(section, &path.field("name")).unwrap_or_else(|| format!("stage-{}", around.index + 1));
+    let name = reader
+        .name(section, &path.field("name"))
+        .unwrap_or_else(|| format!("stage-{}", around.earlier.len() + 1));
     let references =
-        whole_or(reader, section, &path.field("references"), if around.index == 0 { 1 } else { 2 });
+        whole_or(reader, section, &path.field("references"), if around.earlier.is_empty() { 1 } else { 2 });
     let positions = match reader.word(section, &path.field("positions")) {
         Some("height") => Positions::Height,
         Some("width") => Positions::Width,
@@ -150,11 +171,7 @@ fn stage(reader: &mut Reader, section: Section<'_>, path: &Path, around: &Around
         Some("frame") => Positions::Frame,
         _ => Positions::Diagonal,
     };
-    let init_from = match reader.start(section, &path.field("initFrom")) {
-        Some(name) if name == "none" => None,
-        Some(name) => Some(name),
-        None => around.before.map(str::to_owned),
-    };
+    let init_from = start(reader, section, &path.field("initFrom"), around.before());
     // The data's defaults look at the steps and the batch, and the training's at the size of the pictures.
     let train_path = path.field("train");
     let train_section = reader.section(section, &train_path);
@@ -169,8 +186,22 @@ fn stage(reader: &mut Reader, section: Section<'_>, path: &Path, around: &Around
         ),
     };
     let data = data(reader, section, &path.field("data"), asked, around);
-    let train = train(reader, train_section, &train_path, asked, data.source.resolution(), around);
+    let train = train(reader, train_section, &train_path, asked, around.resolution(&data.source), around);
     StageSpec { name, references, positions, init_from, data, train }
+}
+
+/// What a stage starts from: the stage before, if it says nothing.
+fn start(reader: &mut Reader, stage: Section<'_>, path: &Path, before: Option<&str>) -> Option<StartSpec> {
+    match reader.start_or_section(stage, path) {
+        Some(Ok(name)) if name == "none" => None,
+        Some(Ok(name)) => Some(StartSpec::weights_of(name)),
+        Some(Err(section)) => {
+            let checkpoint = reader.checkpoint(section, &path.field("checkpoint"));
+            let optimizer = reader.word(section, &path.field("optimizer")) == Some("true");
+            Some(StartSpec { checkpoint: checkpoint.unwrap_or_default(), optimizer })
+        }
+        None => before.map(StartSpec::weights_of),
+    }
 }
 
 /// What the defaults of a stage's data and training follow from.
@@ -201,7 +232,7 @@ fn data(reader: &mut Reader, stage: Section<'_>, path: &Path, asked: Asked, arou
     let section = reader.section(stage, path);
     let data_path = path;
     let nano = around.preset == ModelPreset::Nano;
-    let size = if nano { 32 } else { 512 };
+    let size = around.size();
     let source = match reader.word(section, &path.field("source")) {
         Some("import") => {
             reader.check_variant(section, path, "source: import");
@@ -221,6 +252,12 @@ fn data(reader: &mut Reader, stage: Section<'_>, path: &Path, asked: Asked, arou
         Some("crop") => {
             reader.check_variant(section, path, "source: crop");
             DataSource::Crop(crop(reader, section, path, size, around))
+        }
+        Some("log") => {
+            reader.check_variant(section, path, "source: log");
+            let from = reader.stage_of_any_job(section, &path.field("from"));
+            let from = from.or_else(|| around.before().map(str::to_owned)).unwrap_or_default();
+            DataSource::Log(LogSpec { from })
         }
         Some(_) => {
             reader.check_variant(section, path, "source: compose");
@@ -333,7 +370,7 @@ fn crop(reader: &mut Reader, section: Section<'_>, path: &Path, size: u32, aroun
     CropSpec {
         from: reader
             .name(section, &path.field("from"))
-            .unwrap_or_else(|| around.before.unwrap_or_default().to_owned()),
+            .unwrap_or_else(|| around.before().unwrap_or_default().to_owned()),
         subjects: reader.text(section, &path.field("subjects")),
         photos: reader.text(section, &path.field("photos")),
         hold_out: hold_out(reader, section, path),

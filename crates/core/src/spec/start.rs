@@ -1,9 +1,71 @@
-//! What a stage may start from in another job.
+//! What a stage starts from: a checkpoint of the job itself, or of another one.
 
 use std::fmt;
 
-use super::types::JobSpec;
+use serde::{Deserialize, Serialize};
+
+use super::types::{JobSpec, StageSpec};
 use crate::ids::{JobId, StageName};
+
+/// The checkpoint that a stage starts from, and what is taken over of it. In JSON it is its name alone where nothing but the weights
+/// is, as it was before there was a choice.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "Written", into = "Written")]
+pub struct StartSpec {
+    /// A stage of the job, its final checkpoint, or an [`OtherCheckpoint`].
+    pub checkpoint: String,
+    /// Whether AdamW's moments and its count of steps are taken over, and the moving average if both stages have one.
+    pub optimizer: bool,
+}
+
+impl StartSpec {
+    /// From the weights alone.
+    pub fn weights_of(checkpoint: impl Into<String>) -> Self {
+        Self { checkpoint: checkpoint.into(), optimizer: false }
+    }
+
+    /// The checkpoint, if it is of another job.
+    pub fn elsewhere(&self) -> Option<OtherCheckpoint> {
+        OtherCheckpoint::parse(&self.checkpoint)
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum Written {
+    Short(String),
+    Long(WrittenLong),
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WrittenLong {
+    checkpoint: String,
+    #[serde(default)]
+    optimizer: bool,
+}
+
+impl From<Written> for StartSpec {
+    fn from(written: Written) -> Self {
+        match written {
+            Written::Short(checkpoint) => Self::weights_of(checkpoint),
+            Written::Long(WrittenLong { checkpoint, optimizer }) => Self { checkpoint, optimizer },
+        }
+    }
+}
+
+impl From<StartSpec> for Written {
+    fn from(StartSpec { checkpoint, optimizer }: StartSpec) -> Self {
+        if optimizer { Self::Long(WrittenLong { checkpoint, optimizer }) } else { Self::Short(checkpoint) }
+    }
+}
+
+impl StageSpec {
+    /// Name of the checkpoint that it starts from; none from the base.
+    pub fn starts_from(&self) -> Option<&str> {
+        self.init_from.as_ref().map(|start| start.checkpoint.as_str())
+    }
+}
 
 /// `JOB/STAGE`, the final checkpoint of a stage, or `JOB/STAGE/STEP`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,12 +105,27 @@ impl fmt::Display for OtherCheckpoint {
 /// What the stages of a spec start from in other jobs, with the stages' indices.
 pub fn starts_elsewhere(spec: &JobSpec) -> impl Iterator<Item = (usize, OtherCheckpoint)> + '_ {
     let stages = spec.stages.iter().enumerate();
-    stages.filter_map(|(index, stage)| Some((index, OtherCheckpoint::parse(stage.init_from.as_deref()?)?)))
+    stages.filter_map(|(index, stage)| Some((index, stage.init_from.as_ref()?.elsewhere()?)))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_start_is_stored_as_before_unless_more_than_weights_is_taken() {
+        let weights = StartSpec::weights_of("stage-1");
+        assert_eq!(serde_json::to_string(&weights).unwrap(), r#""stage-1""#);
+        let all = StartSpec { optimizer: true, ..weights.clone() };
+        let json = r#"{"checkpoint":"stage-1","optimizer":true}"#;
+        assert_eq!(serde_json::to_string(&all).unwrap(), json);
+        for (json, start) in
+            [(json, all), (r#""stage-1""#, weights.clone()), (r#"{"checkpoint":"stage-1"}"#, weights)]
+        {
+            assert_eq!(serde_json::from_str::<StartSpec>(json).unwrap(), start);
+        }
+        assert!(serde_json::from_str::<StartSpec>(r#"{"checkpoint":"stage-1","ema":true}"#).is_err());
+    }
 
     #[test]
     fn a_checkpoint_of_another_job_has_one_name() {

@@ -90,7 +90,7 @@ fn subjects_are_held_out_by_name() {
 fn later_stages_follow_the_one_before() {
     let yaml = spec("", MODEL, &format!("{DATA}\n    - {DATA}\n    - {{initFrom: none, {DATA}}}"));
     let spec = parse(yaml.as_bytes()).unwrap();
-    let starts: Vec<_> = spec.stages.iter().map(|stage| stage.init_from.as_deref()).collect();
+    let starts: Vec<_> = spec.stages.iter().map(|stage| stage.starts_from()).collect();
     assert_eq!(starts, [None, Some("stage-1"), None]);
     assert_eq!(spec.stages[1].references, 2);
     assert_eq!(spec.stages[1].data.pairs, 15_000);
@@ -139,7 +139,7 @@ line 8, column 7: spec.stages[1].references: UNO-1M has one reference a pair, th
 line 8, column 30: spec.stages[1].data.subjects: goes with `source: compose` or `generate` or `recompose` or `crop`, but this is `source: import`
 line 9, column 22: spec.stages[1].train.steps: -1 is out of range: a whole number from 1 to 10000000
 line 9, column 40: spec.stages[1].train.learningRate: expected a number, more than 0 and at most 1, found the text `fast`
-line 10, column 22: spec.stages[2].data.source: expected `compose`, `import`, `generate`, `recompose` or `crop`, found the text `diptych`
+line 10, column 22: spec.stages[2].data.source: expected `compose`, `import`, `generate`, `recompose`, `crop` or `log`, found the text `diptych`
 "
     );
 }
@@ -666,4 +666,69 @@ fn a_stage_has_no_more_units_than_a_controller_can_hold() {
     assert!(parse(spec("1000001").as_bytes()).is_err());
     let enough = spec("1000000000").replace("unitSize: 1}", "unitSize: 1000}");
     assert!(parse(enough.as_bytes()).is_ok(), "as the message says");
+}
+
+#[test]
+fn a_start_takes_the_optimizer_along_if_it_says_so() {
+    let with = |start: &str| spec("", MODEL, &format!("{DATA}\n    - {{initFrom: {start}, {DATA}}}"));
+    let start = |text: &str| parse(with(text).as_bytes()).unwrap().stages[1].init_from.clone().unwrap();
+    let taken = |checkpoint: &str, optimizer| StartSpec { checkpoint: checkpoint.to_owned(), optimizer };
+    assert_eq!(start("stage-1"), taken("stage-1", false));
+    assert_eq!(start("{checkpoint: stage-1}"), taken("stage-1", false));
+    assert_eq!(start("{checkpoint: a-1/s/20, optimizer: true}"), taken("a-1/s/20", true));
+    for (text, message) in [
+        (
+            "{optimizer: true}",
+            "spec.stages[1].initFrom.checkpoint: missing field `checkpoint`: a stage's name, or `JOB/STAGE` or `JOB/STAGE/STEP` of another job",
+        ),
+        (
+            "{checkpoint: none}",
+            "spec.stages[1].initFrom.checkpoint: `none` is not a stage's name, or `JOB/STAGE` or `JOB/STAGE/STEP` of another job",
+        ),
+        (
+            "{checkpoint: stage-1, optimizer: 1}",
+            "spec.stages[1].initFrom.optimizer: expected `true` or `false`, found the number 1",
+        ),
+        (
+            "{checkpoint: stage-9, optimizer: true}",
+            "spec.stages[1].initFrom: there is no stage `stage-9`; possible here: stage-1, none",
+        ),
+    ] {
+        assert_only(&with(text), message);
+    }
+}
+
+#[test]
+fn pairs_are_taken_of_an_earlier_stage_with_a_source_of_its_own() {
+    let with = |stages: &str| spec("", MODEL, &format!("{DATA}\n    - {stages}"));
+    let good = parse(with("{references: 1, data: {source: log}}").as_bytes()).unwrap();
+    assert_eq!(good.stages[1].data.source.log().unwrap().from, "stage-1");
+    assert_eq!(good.stages[1].train.resolution, good.stages[0].train.resolution);
+    let at = "spec.stages[1].data.from";
+    let chain = "{references: 1, data: {source: log}}\n    - {references: 1, data: {source: log}}";
+    for (stages, message) in [
+        ("{data: {source: log}}", format!("{at}: the pairs of `stage-1` are of `references: 1`, and this stage has 2")),
+        (
+            "{references: 1, data: {source: log, from: stage-3}}",
+            format!("{at}: there is no earlier stage `stage-3`; possible here: stage-1, or `JOB/STAGE` of another job"),
+        ),
+        (
+            "{references: 1, data: {source: log, from: a/b/c}}",
+            format!("{at}: `a/b/c` is not a stage's name; with `source: log` also `JOB/STAGE` of another job"),
+        ),
+        (
+            "{references: 1, data: {source: log, unitSize: 3}}",
+            "spec.stages[1].data.unitSize: has no effect with `source: log`: pairs are taken as they were made".to_owned(),
+        ),
+        (
+            chain,
+            "spec.stages[2].data.from: `stage-2` makes no pairs, and takes those of `stage-1`: name that one".to_owned(),
+        ),
+    ] {
+        assert_only(&with(stages), &message);
+    }
+    assert_only(
+        &spec("", MODEL, "{data: {source: log}}"),
+        "spec.stages[0].data.from: the first stage has no earlier one whose pairs it could take: name `JOB/STAGE` of another job",
+    );
 }

@@ -5,6 +5,9 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::log_source::LogSpec;
+use super::start::StartSpec;
+
 /// A job with every default filled in. Its JSON form is what nodes receive, and what is stored.
 ///
 /// Versions before a field was there refuse a spec that has it. So a field that is added later is left out of the JSON form where it
@@ -187,9 +190,8 @@ pub struct StageSpec {
     /// Reference images per sample, 0 to 8. 0 trains plain text-to-image.
     pub references: u32,
     pub positions: Positions,
-    /// Stage whose final checkpoint this one starts from, or an [`OtherCheckpoint`](super::OtherCheckpoint); the stage before it
-    /// if absent, none for the first.
-    pub init_from: Option<String>,
+    /// What this stage starts from; nothing but the base if absent.
+    pub init_from: Option<StartSpec>,
     pub data: DataSpec,
     pub train: TrainSpec,
 }
@@ -236,6 +238,8 @@ pub enum DataSource {
     Recompose(RecomposeSpec),
     /// As `Recompose`, with the cut itself for a reference.
     Crop(CropSpec),
+    /// Made by another stage.
+    Log(LogSpec),
 }
 
 impl DataSource {
@@ -243,7 +247,7 @@ impl DataSource {
     pub fn draws(&self) -> bool {
         match self {
             DataSource::Generate(_) | DataSource::Recompose(_) | DataSource::Crop(_) => true,
-            DataSource::Compose(_) | DataSource::Import(_) => false,
+            DataSource::Compose(_) | DataSource::Import(_) | DataSource::Log(_) => false,
         }
     }
 
@@ -255,17 +259,19 @@ impl DataSource {
             DataSource::Generate(_) => "generate",
             DataSource::Recompose(_) => "recompose",
             DataSource::Crop(_) => "crop",
+            DataSource::Log(_) => "log",
         }
     }
 
-    /// Size that pictures of this source have at most, pixels.
-    pub fn resolution(&self) -> u32 {
+    /// Size that pictures of this source have at most, pixels; `None` where another stage has made them.
+    pub fn resolution(&self) -> Option<u32> {
         match self {
             DataSource::Compose(ComposeSpec { panel, .. })
             | DataSource::Generate(GenerateSpec { panel, .. })
             | DataSource::Recompose(RecomposeSpec { crop: CropSpec { panel, .. }, .. })
-            | DataSource::Crop(CropSpec { panel, .. }) => *panel,
-            DataSource::Import(import) => import.resolution,
+            | DataSource::Crop(CropSpec { panel, .. }) => Some(*panel),
+            DataSource::Import(import) => Some(import.resolution),
+            DataSource::Log(_) => None,
         }
     }
 
@@ -285,7 +291,7 @@ impl DataSource {
             | DataSource::Crop(CropSpec { subjects, name_share, hold_out, hold_out_one_in, .. }) => {
                 (subjects.as_ref()?, name_share, hold_out, hold_out_one_in)
             }
-            DataSource::Import(_) => return None,
+            DataSource::Import(_) | DataSource::Log(_) => return None,
         };
         Some(SubjectLibrary {
             subjects,
@@ -299,7 +305,9 @@ impl DataSource {
     pub fn crop(&self) -> Option<&CropSpec> {
         match self {
             DataSource::Recompose(RecomposeSpec { crop, .. }) | DataSource::Crop(crop) => Some(crop),
-            DataSource::Compose(_) | DataSource::Import(_) | DataSource::Generate(_) => None,
+            DataSource::Compose(_) | DataSource::Import(_) | DataSource::Generate(_) | DataSource::Log(_) => {
+                None
+            }
         }
     }
 
@@ -310,11 +318,12 @@ impl DataSource {
             DataSource::Compose(_)
             | DataSource::Import(_)
             | DataSource::Generate(_)
-            | DataSource::Crop(_) => None,
+            | DataSource::Crop(_)
+            | DataSource::Log(_) => None,
         }
     }
 
-    /// The earlier stage whose pair log this source reads.
+    /// The earlier stage of whose pair log this source makes its own pairs.
     pub fn reads_log_of(&self) -> Option<&str> {
         self.crop().filter(|crop| crop.subjects.is_none()).map(|crop| crop.from.as_str())
     }

@@ -74,7 +74,7 @@ fn pairs(found: &mut Found<'_>, stage: &StageSpec, at: At) {
     let StageSpec { data, train, .. } = stage;
     let (batch, samples) = (u64::from(train.global_batch), train.samples());
     let takes = format!("{} steps of {batch} take {samples} pairs", train.steps);
-    if data.pairs > samples.saturating_mul(FAR_MORE) {
+    if data.pairs > samples.saturating_mul(FAR_MORE) && data.source.log().is_none() {
         let message = format!("{takes}; the other {} are made for nothing", data.pairs - samples);
         found.add(&at.data("pairs"), message);
     } else if data.min_pairs > samples {

@@ -7,7 +7,7 @@ use crate::ids::{JobId, StageRef, Tenant, Timestamp};
 use crate::reach::STORE_PREFIX;
 use crate::records::{CheckpointRecord, KeepRecord, Record, RecordKey, Write};
 use crate::references::{Reference, StoreRoot, references_to};
-use crate::spec::{named_files, starts_elsewhere};
+use crate::spec::{logs_elsewhere, named_files, starts_elsewhere};
 use crate::state::{ClusterState, Job};
 
 /// Jobs that a refusal names at most.
@@ -224,7 +224,8 @@ fn lineage(job: &Job, spec_sha256: String) -> Lineage {
     let mut from: Vec<String> = Vec::new();
     let starts = starts_elsewhere(&record.spec).map(|(_, named)| named.to_string());
     let weights = weights.map(str::to_owned);
-    for path in weights.into_iter().chain(starts).chain(named.map(str::to_owned)) {
+    let logs = logs_elsewhere(&record.spec).map(|(_, of)| of.to_string());
+    for path in weights.into_iter().chain(starts).chain(logs).chain(named.map(str::to_owned)) {
         let path: String = path.chars().take(MAX_FROM_CHARS).collect();
         if from.len() < MAX_FROM && !from.contains(&path) {
             from.push(path);

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::decide::{Limits, lost_log};
+use crate::decide::{Limits, lost_pairs};
 use crate::error::RequestError;
 use crate::ids::{JobId, RequestId, Tenant, Timestamp};
 use crate::job::{JobEvent, JobState, Pause};
@@ -179,8 +179,7 @@ pub fn retry_job(
     let next = record.state.step(JobEvent::Retry);
     let next = next
         .map_err(|_| refused(format!("is {}; only one that has failed can be tried again", record.state)))?;
-    let stage = job.current_stage().and_then(|index| job.stages.get(index));
-    if let Some(reason) = stage.and_then(|stage| lost_log(limits, stage)) {
+    if let Some(reason) = job.current_stage().and_then(|index| lost_pairs(state, limits, job, index)) {
         return Err(refused(format!("would fail again, since its pairs are settled: {reason}")));
     }
     let tenant = Tenant::parse(&record.spec.tenant)

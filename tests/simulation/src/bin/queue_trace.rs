@@ -155,11 +155,14 @@ impl<'t> World<'t> {
     fn new(trace: &'t [TraceJob], nodes: usize, policy: Policy) -> Result<Self> {
         let class = |name: &str| PriorityClass { name: name.to_owned(), preempts: true, preemptible: true };
         let classes = match policy {
-            Policy::Preemption | Policy::Queues | Policy::Elastic => BTreeMap::from([(0, class("normal")), (URGENT, class("urgent"))]),
+            Policy::Preemption | Policy::Queues | Policy::Elastic => {
+                BTreeMap::from([(0, class("normal")), (URGENT, class("urgent"))])
+            }
             Policy::FirstCome | Policy::Backfill => BTreeMap::new(),
         };
         let order = if policy == Policy::FirstCome { QueueOrder::Strict } else { QueueOrder::Backfill };
-        let queues = if policy == Policy::Queues { queues(8 * u32::try_from(nodes)?) } else { Queues::default() };
+        let queues =
+            if policy == Policy::Queues { queues(8 * u32::try_from(nodes)?) } else { Queues::default() };
         let quotas = Quotas { classes: PriorityClasses::new(classes), order, queues, ..Quotas::default() };
         let mut world = Self {
             trace,
@@ -430,10 +433,8 @@ impl<'t> World<'t> {
 
 /// The small team is sure of a quarter, and the others of the rest.
 fn queues(gpus: u32) -> Queues {
-    let queue = |sure: u32| Queue {
-        guaranteed: BTreeMap::from([("cuda".to_owned(), sure)]),
-        ..Queue::default()
-    };
+    let queue =
+        |sure: u32| Queue { guaranteed: BTreeMap::from([("cuda".to_owned(), sure)]), ..Queue::default() };
     let small = gpus / 4;
     let by_name =
         BTreeMap::from([("small".to_owned(), queue(small)), ("large".to_owned(), queue(gpus - small))]);

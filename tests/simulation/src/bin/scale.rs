@@ -120,8 +120,7 @@ impl World {
         if has_pairs {
             let stage =
                 self.state.job(&submitted.job).context("the job")?.stages.first().context("a stage")?;
-            let shard =
-                ShardRecord { path: "p".into(), pairs: 8000, size_bytes: 8, sha256: "b".repeat(64) };
+            let shard = ShardRecord { path: "p".into(), pairs: 8000, size_bytes: 8, sha256: "b".repeat(64) };
             let result = UnitResult {
                 shard,
                 rejected: BTreeMap::new(),

@@ -97,7 +97,8 @@ fn source() -> impl Strategy<Value = DataSource> {
         .boxed();
     let recompose =
         (crop.clone(), draw).prop_map(|(crop, draw)| DataSource::Recompose(RecomposeSpec { crop, draw }));
-    prop_oneof![compose, import, generate, recompose, crop.prop_map(DataSource::Crop)]
+    let log = Just(DataSource::Log(LogSpec { from: "uno-7f3kq2/stage-1".to_owned() }));
+    prop_oneof![compose, import, generate, recompose, crop.prop_map(DataSource::Crop), log]
 }
 
 fn endpoint() -> impl Strategy<Value = EndpointSpec> {
@@ -240,6 +241,10 @@ fn settle(data: &mut DataSpec) {
             }
             Some(_) => (crop.detector, crop.detector_min) = (None, 0.2),
         },
+        DataSource::Log(_) => {
+            data.unit_size = u32::try_from(data.pairs.min(256)).expect("at most 256");
+            data.filter = FilterSpec { similarity: None, judge: None };
+        }
         DataSource::Generate(_) | DataSource::Compose(_) => {}
     }
     if matches!(data.source, DataSource::Crop(_)) {
@@ -324,14 +329,17 @@ fn job_spec() -> impl Strategy<Value = JobSpec> {
                         DataSource::Import(import) if import.format == ImportFormat::Uno1m => {
                             stage.references = 1
                         }
-                        DataSource::Compose(_) | DataSource::Import(_) => {}
+                        DataSource::Compose(_) | DataSource::Import(_) | DataSource::Log(_) => {}
                     }
                     if !matches!(stage.data.source, DataSource::Generate(_)) {
                         stage.data.prompts = None;
                     }
                     settle(&mut stage.data);
                     stage.name = format!("s{index}-{name}").chars().take(10).collect::<String>() + "x";
-                    stage.init_from = named.first().filter(|_| !from_base).map(|first| first.name.clone());
+                    stage.init_from = named
+                        .first()
+                        .filter(|_| !from_base)
+                        .map(|first| StartSpec { checkpoint: first.name.clone(), optimizer: index % 2 == 0 });
                     named.push(stage);
                 }
                 let presets = [ModelPreset::FluxDev, ModelPreset::FluxSchnell, ModelPreset::Nano];

@@ -1,5 +1,6 @@
 //! Real agents and ranks against a controller and a curator in this process.
 
+mod starts;
 mod support;
 
 use crescendo_proto::v1::open_session_response::Message as Down;

@@ -496,6 +496,25 @@ pub fn start(
     spec: &JobSpec,
     resume_from: Option<Checkpoint>,
 ) {
+    start_from(folder, cluster, agents, (job_id, generation), spec, Begins { resume_from, init_from: None });
+}
+
+/// What an attempt begins with.
+#[derive(Default)]
+pub struct Begins {
+    pub resume_from: Option<Checkpoint>,
+    pub init_from: Option<Checkpoint>,
+}
+
+/// The same, from a checkpoint of another job too.
+pub fn start_from(
+    folder: &Path,
+    cluster: &Cluster,
+    agents: &[&Agent],
+    (job_id, generation): (&str, u64),
+    spec: &JobSpec,
+    Begins { resume_from, init_from }: Begins,
+) {
     let rank_0 = cluster
         .state()
         .hellos
@@ -516,7 +535,7 @@ pub fn start(
         rendezvous_address: rank_0,
         resolved_spec_json: serde_json::to_vec(spec).unwrap(),
         resume_from,
-        init_from: None,
+        init_from,
         // The first one is not there.
         curator_addresses: vec!["127.0.0.1:1".into(), cluster.address.clone()],
         object_store_url: format!("file://{}", folder.join("objects").display()),
