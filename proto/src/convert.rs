@@ -8,7 +8,7 @@ use crescendo_core::ids::{
     AttemptRef, Generation, Incarnation, InvalidId, JobId, NodeId, StageName, StageRef, Timestamp,
 };
 use crescendo_core::job::JobState;
-use crescendo_core::observed::{NodeHealth, NodeReport, Progress, Report};
+use crescendo_core::observed::{NodeFailure, NodeHealth, NodeReport, Progress, Report};
 use crescendo_core::precision::Arithmetic;
 use crescendo_core::ranks::{RankPhase, RankWord};
 use crescendo_core::reach::{Bounds, EndpointRule, Reach};
@@ -328,7 +328,12 @@ pub fn report(node: NodeId, message: v1::AttemptReport) -> Result<Report, Reques
         v1::AttemptPhase::Running => NodeReport::Running,
         v1::AttemptPhase::Succeeded => NodeReport::Succeeded,
         v1::AttemptPhase::Failed => {
-            NodeReport::Failed { reason: line(&message.reason), permanent: message.permanent }
+            let kind = match (message.permanent, message.peer_lost) {
+                (true, _) => NodeFailure::Permanent,
+                (false, true) => NodeFailure::PeerLost,
+                (false, false) => NodeFailure::Retryable,
+            };
+            NodeReport::Failed { reason: line(&message.reason), kind }
         }
         v1::AttemptPhase::Stopped => NodeReport::Stopped,
         v1::AttemptPhase::Drained => NodeReport::Drained { reason: line(&message.reason) },
@@ -480,7 +485,9 @@ mod tests {
         };
         let node = NodeId::parse("t-1").expect("valid");
         let taken = report(node.clone(), message).expect("taken");
-        let NodeReport::Failed { reason, permanent: false } = taken.phase else { panic!("{taken:?}") };
+        let NodeReport::Failed { reason, kind: NodeFailure::Retryable } = taken.phase else {
+            panic!("{taken:?}")
+        };
         assert!(reason.starts_with("a bc") && reason.len() <= MAX_REASON_CHARS);
         let refused = report(node, v1::AttemptReport::default()).expect_err("no attempt");
         assert!(refused.to_string().starts_with("attempt_report.attempt"), "{refused}");

@@ -110,6 +110,15 @@ struct Failure {
     rank: Option<u32>,
     reason: String,
     permanent: bool,
+    /// Another rank of the gang, on another node, was gone before.
+    peer_lost: bool,
+}
+
+impl Failure {
+    /// Of the node, which trying again may mend.
+    fn retryable(rank: Option<u32>, reason: String) -> Self {
+        Self { rank, reason, permanent: false, peer_lost: false }
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -280,7 +289,7 @@ impl AttemptTable {
         }
         if let Err(reason) = self.check(&start) {
             let generation = attempt.generation;
-            let failure = Failure { rank: None, reason, permanent: false };
+            let failure = Failure::retryable(None, reason);
             self.keep_ended(key, start, generation, failure, &mut effects);
             return effects;
         }
@@ -306,7 +315,7 @@ impl AttemptTable {
                     .then(|| Effect::Report(Box::new(report(known)))),
             ),
             Some(_) | None => {
-                let failure = Failure { rank: None, reason, permanent: false };
+                let failure = Failure::retryable(None, reason);
                 self.keep_ended(key, start, attempt.generation, failure, &mut effects);
             }
         }
@@ -452,7 +461,12 @@ impl AttemptTable {
         if !end.ok && !end.drained && attempt.stopping.is_none() {
             fail(
                 attempt,
-                Failure { rank: Some(rank.rank), reason: end.reason, permanent: end.permanent },
+                Failure {
+                    rank: Some(rank.rank),
+                    reason: end.reason,
+                    permanent: end.permanent,
+                    peer_lost: end.peer_lost,
+                },
                 now,
                 &mut effects,
             );
@@ -475,7 +489,7 @@ impl AttemptTable {
         let done = unassigned || local.end.as_ref().is_some_and(|end| end.drained || (end.ok && success));
         if !done && attempt.stopping.is_none() {
             let reason = format!("rank {} ended: {status}", rank.rank);
-            fail(attempt, Failure { rank: Some(rank.rank), reason, permanent: false }, now, &mut effects);
+            fail(attempt, Failure::retryable(Some(rank.rank), reason), now, &mut effects);
         }
         self.conclude(&rank.stage_key(), &mut effects);
         self.start_waiting(&mut effects);
@@ -530,7 +544,7 @@ impl AttemptTable {
         for key in late {
             if let Some(waiting) = self.waiting.remove(&key) {
                 let reason = format!("its slots on {} were not free within {SLOT_WAIT:?}", self.node_id);
-                let failure = Failure { rank: None, reason, permanent: false };
+                let failure = Failure::retryable(None, reason);
                 self.keep_ended(key, waiting.start, waiting.attempt.generation, failure, &mut effects);
             }
         }
@@ -825,6 +839,8 @@ fn report(attempt: &Attempt) -> AttemptReport {
         reason,
         failed_rank,
         permanent,
+        peer_lost: attempt.phase == AttemptPhase::Failed
+            && attempt.failure.as_ref().is_some_and(|failure| failure.peer_lost),
         replay_passes: progress.replay_passes,
         skipped_steps: progress.skipped_steps,
         ranks: attempt.ranks.values().filter(|rank| rank.works()).map(|rank| rank.status).collect(),

@@ -140,6 +140,17 @@ pub struct GangView {
     pub hang: Option<Hang>,
 }
 
+/// What a node says of its failure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NodeFailure {
+    /// It will come again on every try.
+    Permanent,
+    /// Trying again may help.
+    Retryable,
+    /// A rank on another node is gone; nothing is wrong here.
+    PeerLost,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NodeReport {
     Starting,
@@ -147,7 +158,7 @@ pub enum NodeReport {
     Succeeded,
     Failed {
         reason: String,
-        permanent: bool,
+        kind: NodeFailure,
     },
     Stopped,
     /// What the gang had trained is saved, and it has left: one of its nodes drains.
@@ -375,14 +386,20 @@ impl Observed {
         }
     }
 
-    /// Holds a failure against the node: the first of its gang, and each that says it is permanent. A node says the same
-    /// again in every session.
+    /// Holds a failure against the node: the first of its gang, and each that says it is permanent. One whose peer is gone has
+    /// done nothing. A node says the same again in every session.
     fn blame(&mut self, report: &Report, now: Timestamp) {
-        let NodeReport::Failed { reason, permanent } = &report.phase else { return };
+        let NodeReport::Failed { reason, kind } = &report.phase else { return };
+        if *kind == NodeFailure::PeerLost {
+            return;
+        }
+        let permanent = *kind == NodeFailure::Permanent;
         let stage = report.attempt.stage_ref();
         let gang = self.gangs.get(&stage);
         let of_newest = gang.filter(|gang| gang.attempt == report.attempt).map(|gang| &gang.nodes);
-        let failed = |phase: &NodeReport| matches!(phase, NodeReport::Failed { .. });
+        let failed = |phase: &NodeReport| {
+            matches!(phase, NodeReport::Failed { kind: NodeFailure::Permanent | NodeFailure::Retryable, .. })
+        };
         let known = of_newest.and_then(|nodes| nodes.get(&report.node)).is_some_and(failed);
         // Whose an older attempt was is not known any more.
         if gang.is_some_and(|gang| gang.attempt.generation > report.attempt.generation) {
@@ -392,7 +409,7 @@ impl Observed {
         let hangs = gang.is_some_and(|gang| gang.attempt == report.attempt && gang.hang.is_some());
         let first = !hangs && !of_newest.is_some_and(|nodes| nodes.values().any(failed));
         if !known {
-            self.failures.put(&report.node, &stage, reason, *permanent, first, now);
+            self.failures.put(&report.node, &stage, reason, permanent, first, now);
         }
     }
 

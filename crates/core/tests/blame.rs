@@ -9,7 +9,7 @@ use crescendo_core::decide::{Limits, decide};
 use crescendo_core::histogram::ScoreCounts;
 use crescendo_core::ids::{Incarnation, JobId, NodeId, RequestId, StageName, StageRef, Timestamp};
 use crescendo_core::job::JobState;
-use crescendo_core::observed::{NodeHealth, NodeReport, Observed, Report};
+use crescendo_core::observed::{NodeFailure, NodeHealth, NodeReport, Observed, Report};
 use crescendo_core::quotas::TenantLimits;
 use crescendo_core::records::{
     AttemptRecord, AttemptState, NodeKind, NodeRecord, Record, ShardRecord, UnitRecord, UnitResult,
@@ -123,9 +123,13 @@ impl Cluster {
     }
 
     fn fail(&mut self, job: &JobId, permanent: bool) {
+        self.fail_with(job, if permanent { NodeFailure::Permanent } else { NodeFailure::Retryable });
+    }
+
+    fn fail_with(&mut self, job: &JobId, kind: NodeFailure) {
         let attempt = self.attempt(job).expect("it runs");
         let reason = "no space left on device".to_owned();
-        let phase = NodeReport::Failed { reason, permanent };
+        let phase = NodeReport::Failed { reason, kind };
         let node = attempt.ranks[0].node.clone();
         self.seen.report(
             Report { node, attempt: attempt.attempt, phase, progress: None, ranks: Vec::new() },
@@ -161,6 +165,19 @@ fn what_one_node_takes_for_permanent_is_tried_on_another_which_decides() {
     cluster.fail(&job, true);
     let JobState::Failed { reason } = cluster.state_of(&job) else { panic!("two agree") };
     assert!(reason.contains("no space left on device"), "{reason}");
+}
+
+#[test]
+fn who_has_lost_a_peer_is_not_to_blame() {
+    let mut cluster = Cluster::new(&[("a", 1), ("b", 1)]);
+    let job = cluster.submit("trial");
+    cluster.decide();
+    let there = cluster.runs_on(&job).expect("placed");
+    cluster.fail_with(&job, NodeFailure::PeerLost);
+    assert_eq!(cluster.runs_on(&job).as_ref(), Some(&there));
+    cluster.fail(&job, false);
+    cluster.wait(3);
+    assert!(cluster.runs_on(&job).is_some_and(|node| node != there));
 }
 
 #[test]

@@ -10,7 +10,7 @@ use crescendo_core::decide::{Change, Limits, PendingReason, Plan, decide};
 use crescendo_core::explain::{Explanation, View, explain};
 use crescendo_core::histogram::ScoreCounts;
 use crescendo_core::ids::{Incarnation, JobId, NodeId, RequestId, StageName, StageRef, Timestamp};
-use crescendo_core::observed::{NodeReport, Observed, Report};
+use crescendo_core::observed::{NodeFailure, NodeReport, Observed, Report};
 use crescendo_core::precision::{self, Arithmetic, StagePrecision};
 use crescendo_core::processor;
 use crescendo_core::quotas::TenantLimits;
@@ -188,7 +188,7 @@ impl Cluster {
     /// A rank of the gang fails on this node.
     fn fail(&mut self, job: &JobId, node: &str) {
         let attempt = self.stage(job).active_attempt().expect("it runs").attempt.clone();
-        let phase = NodeReport::Failed { reason: "signal 9".into(), permanent: false };
+        let phase = NodeReport::Failed { reason: "signal 9".into(), kind: NodeFailure::Retryable };
         let node = NodeId::parse(node).expect("valid");
         self.seen.report(Report { node, attempt, phase, progress: None, ranks: Vec::new() }, self.now);
     }

@@ -65,6 +65,7 @@ impl Uplink {
                 reason: error.to_string(),
                 permanent: matches!(error, RankError::Permanent(_)),
                 drained: matches!(error, RankError::Drained(_)),
+                peer_lost: matches!(error, RankError::PeerLost(_)),
             },
         };
         self.send(Up::End(end)).await

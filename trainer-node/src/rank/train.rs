@@ -46,6 +46,8 @@ fn is_traced(step: u64) -> bool {
 pub const COLLECTIVE_TIMEOUT: Duration = Duration::from_secs(180);
 /// Limit of the leaving of a gang that drains: rank 0 saves meanwhile.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(600);
+/// How long ranks that have lost a peer leave another time to save: told to stop, they end before.
+const SAVE_WAIT: Duration = Duration::from_secs(30);
 /// How long the node of rank 0 may take to answer before it counts as lost with its rank.
 const REACH_WAIT: Duration = Duration::from_secs(2);
 /// How long a rank waits for its pairs before it tells the others that it has to wait.
@@ -619,11 +621,17 @@ impl Loop {
     }
 
     /// Another rank is gone, and the step that was done before is still whole here as on every other: saves it, if that is for
-    /// this rank to do. So a gang that has lost a node loses one step at most.
+    /// this rank to do, and else leaves time for it. So a gang that has lost a node loses one step at most.
     fn save_what_is_left(&mut self, first: u64) {
         let plan = &self.training.plan;
         let step = self.training.restored.step;
-        if step <= first || !plan.may_save() || plan.gang.rank != 0 && self.is_rank_0_in_reach() {
+        if step <= first {
+            return;
+        }
+        if !plan.may_save() || plan.gang.rank != 0 && self.is_rank_0_in_reach() {
+            // The first rank that says that it has lost a peer ends the attempt, and with it what another saves.
+            self.enter(RankPhase::Leaving);
+            self.pause(SAVE_WAIT);
             return;
         }
         match self.save_step() {

@@ -12,7 +12,7 @@ use crate::job::JobState;
 use crate::placement;
 use crate::processor;
 use crate::records::{AttemptRecord, RankPlacement};
-use crate::state::{Job, Stage};
+use crate::state::Job;
 
 /// Work that is left, in waits before a gang grows, without which leaving for more ranks does not pay.
 const WORTH: u32 = 2;
@@ -44,19 +44,22 @@ impl<'a> JobPass<'a, '_> {
         let index = job.current_stage()?;
         let (stage, spec) = (job.stages.get(index)?, job.stage_spec(index)?);
         let attempt = self.decided.active.get(&stage.id)?;
-        let (least, now) = (slots_of(&attempt.ranks), stage.active_attempt()?);
-        if now != attempt || self.decided.leaving.contains_key(&stage.id) || !self.is_worth_it(job, attempt) {
+        let now = slots_of(&attempt.ranks);
+        if stage.active_attempt() != Some(attempt)
+            || self.decided.leaving.contains_key(&stage.id)
+            || !self.is_worth_it(job, attempt)
+        {
             return None;
         }
         let init_from = self.nodes.state.init_checkpoint(job, index).ok()?;
         if processor::required(&job.record.spec, self.nodes.state, stage, init_from).is_some() {
             return None;
         }
-        let sizes: Vec<u32> =
-            placement::gang_sizes(&job.record.spec, spec).into_iter().filter(|size| *size > least).collect();
+        let sizes = placement::gang_sizes(&job.record.spec, spec);
         let device = self.needs_of(job).device();
+        let larger = sizes.first().is_some_and(|most| *most > now);
         let ready = Ready { job, index, stage, last: None, init_from, required: None, sizes, device };
-        (!ready.sizes.is_empty()).then(|| (ready, attempt.clone()))
+        larger.then(|| (ready, attempt.clone()))
     }
 
     /// Whether the gang has run for long enough, and has enough left to do at its present pace.
@@ -74,18 +77,16 @@ impl<'a> JobPass<'a, '_> {
             && left.is_some_and(|left| left >= wait.saturating_mul(WORTH).max(Duration::from_secs(1)))
     }
 
-    /// Where the gang would be with more ranks once it has left, none of them where it or others have lately failed.
+    /// Where the gang would be placed once it has left, if that is with more ranks.
     fn larger_place(&mut self, ready: &Ready<'a>, attempt: &AttemptRecord) -> Option<Vec<RankPlacement>> {
         self.uncount(ready.job, attempt);
         let sizes = self.allowed_sizes(ready);
         self.count(ready.job, attempt);
-        let Stage { id, .. } = ready.stage;
-        let (seen, limits, now) = (self.nodes.seen, self.nodes.limits, self.nodes.now);
-        let mut slots = self.slots.among(|node| !seen.failures.avoids(node, id, limits, now));
+        let mut slots = self.slots.clone();
         attempt.ranks.iter().for_each(|rank| slots.give_back(rank));
         let all = std::mem::replace(&mut self.slots, slots);
         let place = sizes.ok().and_then(|sizes| self.place_anywhere(ready.job, ready.stage, &sizes).ok());
         self.slots = all;
-        place
+        place.filter(|ranks| ranks.len() > attempt.ranks.len())
     }
 }

@@ -7,7 +7,7 @@ use crate::decide::passes::{Active, CurationAssignments, Decided, FirstWaiting, 
 use crate::decide::{Change, DecideContext, PendingReason, Plan, preemption, sources, stage_precision};
 use crate::ids::{AttemptRef, NodeId, Timestamp};
 use crate::job::{JobEvent, JobState};
-use crate::observed::NodeReport;
+use crate::observed::{NodeFailure, NodeReport};
 use crate::placement::{self, NodeSlots, Slots};
 use crate::records::{AttemptRecord, JobRecord, NodeKind, Record, Write};
 use crate::state::{Job, Stage};
@@ -275,9 +275,13 @@ impl<'a> JobPass<'a, '_> {
         let gang = self.nodes.seen.gang(&attempt.attempt);
         let reports = gang.map(|gang| &gang.nodes);
         let told = |node: &NodeId, report: &NodeReport| match report {
-            NodeReport::Failed { reason, permanent } => Some(Ending {
+            NodeReport::Failed { reason, kind } => Some(Ending {
                 reason: format!("{reason} (on {node})"),
-                kind: if *permanent && believed() { EndKind::Hopeless } else { EndKind::Failed },
+                kind: if *kind == NodeFailure::Permanent && believed() {
+                    EndKind::Hopeless
+                } else {
+                    EndKind::Failed
+                },
             }),
             // Nobody here has asked for it: somebody has stopped the node, which is no failure.
             NodeReport::Stopped => {

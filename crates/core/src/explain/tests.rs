@@ -5,7 +5,7 @@ use super::*;
 use crate::decide::decide;
 use crate::ids::{AttemptRef, Incarnation, NodeId, RequestId, Tenant};
 use crate::job::Pause;
-use crate::observed::{NodeReport, Progress, Report};
+use crate::observed::{NodeFailure, NodeReport, Progress, Report};
 use crate::pairlog::tests::done;
 use crate::quotas::{QueueOrder, Quotas, TenantLimits};
 use crate::records::{CheckpointRecord, NodeRecord, Record, UnitRecord, Write};
@@ -405,7 +405,8 @@ fn failures_in_a_row_are_counted_and_the_job_that_failed_says_why() {
             };
             cluster.state.apply(Write::Put(Record::Checkpoint(saved))).unwrap();
         }
-        let failed = NodeReport::Failed { reason: "rank 1 ended: signal 9".into(), permanent: false };
+        let failed =
+            NodeReport::Failed { reason: "rank 1 ended: signal 9".into(), kind: NodeFailure::Retryable };
         cluster.report(&attempt.ranks[0].node, &attempt.attempt, failed, None);
         cluster.settle();
         if generation == 5 {

@@ -13,7 +13,7 @@ use crescendo_core::ids::{
 };
 use crescendo_core::invariants::check_invariants;
 use crescendo_core::job::{JobState, Pause};
-use crescendo_core::observed::{NodeReport, Observed, Progress, Report};
+use crescendo_core::observed::{NodeFailure, NodeReport, Observed, Progress, Report};
 use crescendo_core::pairlog::Lease;
 use crescendo_core::quotas::{Quotas, TenantLimits};
 use crescendo_core::records::{
@@ -265,7 +265,7 @@ impl World {
                 if let Some(attempt) = node.ranks.keys().next().cloned() {
                     node.ranks.remove(&attempt);
                     let reason = "rank 0 ended: signal 9".to_owned();
-                    node.reports.push((attempt, NodeReport::Failed { reason, permanent: false }));
+                    node.reports.push((attempt, NodeReport::Failed { reason, kind: NodeFailure::Retryable }));
                 }
             }
             Act::Step { job } => {
