@@ -848,7 +848,9 @@ pub const FIELDS: &[Field] = &[
     field(
         "spec.stages[].train.resolution",
         whole(16, 4096),
-        Default::From("`panel` or `resolution` of the data; with `source: log` that of the stage in `from`, and of one of another job 512, or 32 for `nano`"),
+        Default::From(
+            "`panel` or `resolution` of the data; with `source: log` that of the stage in `from`, and of one of another job 512, or 32 for `nano`",
+        ),
         "Target resolution that the time shift is computed for, pixels (512 in the released code); a multiple of 16.",
     ),
     field(
