@@ -19,7 +19,7 @@
 //! | `resolve` | puts the values together, with the defaults that depend on others |
 //! | `idle` | fields that others make meaningless |
 //! | `check` | contradictions between fields |
-//! | `start`, `log_source` | what a stage takes from others: a checkpoint, pairs |
+//! | `start`, `log_source`, `taken` | what a stage takes from others: a checkpoint, pairs |
 //! | `named_files` | the files and folders that a spec names |
 //! | `warnings` | what is allowed and hardly meant |
 //! | `continued` | the spec of a job that goes on where another has stopped |
@@ -40,6 +40,7 @@ mod resolve;
 mod scalar;
 mod secrets;
 mod start;
+mod taken;
 #[cfg(test)]
 mod tests;
 mod tree;
@@ -54,11 +55,12 @@ pub use emit::to_yaml;
 pub use field::Field;
 pub use field_table::FIELDS;
 pub use fields::markdown_table;
-pub(crate) use log_source::unfit;
-pub use log_source::{LogSpec, logs_elsewhere};
+pub use log_source::LogSpec;
 pub use named_files::{NamedFile, named_files};
 pub use places::Places;
-pub use start::{OtherCheckpoint, StartSpec, starts_elsewhere};
+pub use start::{OtherCheckpoint, StartSpec};
+pub(crate) use taken::unfit;
+pub use taken::{logs_elsewhere, starts_elsewhere};
 pub use types::*;
 pub use warning::Warning;
 

@@ -1,6 +1,7 @@
 //! Contradictions between fields that are each fine.
 
-use super::log_source::{LogSpec, unfit};
+use super::log_source::LogSpec;
+use super::taken::unfit;
 use super::types::*;
 
 /// Fields that do not go together.

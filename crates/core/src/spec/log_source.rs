@@ -2,7 +2,6 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::types::{DataSource, JobSpec, StageSpec};
 use crate::ids::{JobId, StageName, StageRef};
 
 /// `source: log`: the pairs of another stage, in the order of its log. Nothing is made.
@@ -24,43 +23,6 @@ impl LogSpec {
     pub fn earlier(&self) -> Option<&str> {
         (!self.from.contains('/')).then_some(self.from.as_str())
     }
-}
-
-impl DataSource {
-    /// Whose pairs are taken, if none are made.
-    pub fn log(&self) -> Option<&LogSpec> {
-        match self {
-            DataSource::Log(log) => Some(log),
-            DataSource::Compose(_)
-            | DataSource::Import(_)
-            | DataSource::Generate(_)
-            | DataSource::Recompose(_)
-            | DataSource::Crop(_) => None,
-        }
-    }
-}
-
-/// Stages of other jobs whose pairs the stages of a spec take, with the stages' indices.
-pub fn logs_elsewhere(spec: &JobSpec) -> impl Iterator<Item = (usize, StageRef)> + '_ {
-    let stages = spec.stages.iter().enumerate();
-    stages.filter_map(|(index, stage)| Some((index, stage.data.source.log()?.elsewhere()?)))
-}
-
-/// Why `stage` cannot be trained on the pairs of `other`, which it calls `from`.
-pub(crate) fn unfit(stage: &StageSpec, other: &StageSpec, from: &str) -> Option<String> {
-    if let Some(log) = other.data.source.log() {
-        let theirs = match from.split_once('/') {
-            Some((job, _)) if log.earlier().is_some() => format!("{job}/{}", log.from),
-            Some(_) | None => log.from.clone(),
-        };
-        return Some(format!("`{from}` makes no pairs, and takes those of `{theirs}`: name that one"));
-    }
-    (other.references != stage.references).then(|| {
-        format!(
-            "the pairs of `{from}` are of `references: {}`, and this stage has {}",
-            other.references, stage.references
-        )
-    })
 }
 
 #[cfg(test)]

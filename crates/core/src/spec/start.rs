@@ -4,7 +4,6 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::types::{JobSpec, StageSpec};
 use crate::ids::{JobId, StageName};
 
 /// The checkpoint that a stage starts from, and what is taken over of it. In JSON it is its name alone where nothing but the weights
@@ -60,13 +59,6 @@ impl From<StartSpec> for Written {
     }
 }
 
-impl StageSpec {
-    /// Name of the checkpoint that it starts from; none from the base.
-    pub fn starts_from(&self) -> Option<&str> {
-        self.init_from.as_ref().map(|start| start.checkpoint.as_str())
-    }
-}
-
 /// `JOB/STAGE`, the final checkpoint of a stage, or `JOB/STAGE/STEP`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OtherCheckpoint {
@@ -100,12 +92,6 @@ impl fmt::Display for OtherCheckpoint {
         write!(f, "{}/{}", self.job, self.stage)?;
         self.step.map_or(Ok(()), |step| write!(f, "/{step}"))
     }
-}
-
-/// What the stages of a spec start from in other jobs, with the stages' indices.
-pub fn starts_elsewhere(spec: &JobSpec) -> impl Iterator<Item = (usize, OtherCheckpoint)> + '_ {
-    let stages = spec.stages.iter().enumerate();
-    stages.filter_map(|(index, stage)| Some((index, stage.init_from.as_ref()?.elsewhere()?)))
 }
 
 #[cfg(test)]
