@@ -4,21 +4,10 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use crescendo_testing::binary;
 use crescendo_tests::{Cluster, ClusterOptions, lora_spec};
 
 const LIMIT: Duration = Duration::from_secs(180);
 const STEPS: u64 = 6;
-
-/// What `crescendo ARGS` prints, and whether it succeeds.
-async fn crescendo(cluster: &Cluster, args: &[&str]) -> Result<(bool, String, String)> {
-    let mut command = tokio::process::Command::new(binary("crescendo")?);
-    command.args(args).args(["--controller", &cluster.controller.grpc_address()?, "--timeout", "60s"]);
-    command.env("XDG_CONFIG_HOME", cluster.folder()).env("XDG_STATE_HOME", cluster.folder());
-    let output = tokio::time::timeout(LIMIT, command.output()).await.context("it does not end")??;
-    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-    Ok((output.status.success(), text(output.stdout), text(output.stderr)))
-}
 
 #[tokio::test]
 async fn a_job_goes_on_with_anothers_optimizer_and_pairs() -> Result<()> {
@@ -30,15 +19,15 @@ async fn a_job_goes_on_with_anothers_optimizer_and_pairs() -> Result<()> {
 
     // Many steps, so that it is open while the other one is to be deleted.
     let (done, out, said) =
-        crescendo(&cluster, &["continue", &first, "--steps", "5000", "--name", "long"]).await?;
+        cluster.crescendo(&["continue", &first, "--steps", "5000", "--name", "long"]).await?;
     ensure!(done, "{said}");
     let long = out.trim().to_owned();
     cluster.await_step(&long, 0, 1, LIMIT).await?;
-    let (done, _, said) = crescendo(&cluster, &["delete", &first]).await?;
+    let (done, _, said) = cluster.crescendo(&["delete", &first]).await?;
     ensure!(!done && said.contains(&long) && said.contains("spec.stages[0].data.from"), "{said}");
     cluster.cancel(&long).await?;
 
-    let (done, out, said) = crescendo(&cluster, &["continue", &first, "--steps", "4"]).await?;
+    let (done, out, said) = cluster.crescendo(&["continue", &first, "--steps", "4"]).await?;
     ensure!(done, "{said}");
     let next = out.trim().to_owned();
     let job = cluster.await_success(&next, LIMIT).await?;
@@ -51,7 +40,7 @@ async fn a_job_goes_on_with_anothers_optimizer_and_pairs() -> Result<()> {
     let state: serde_json::Value = serde_json::from_slice(&state)?;
     ensure!((&state["step"], &state["optimizerSteps"]) == (&4.into(), &(STEPS + 4).into()), "{state}");
 
-    let (done, _, said) = crescendo(&cluster, &["delete", &first]).await?;
+    let (done, _, said) = cluster.crescendo(&["delete", &first]).await?;
     ensure!(done, "{said}");
     Ok(())
 }

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use crescendo_store::{EmbeddedConfig, EmbeddedStore, KEY_PREFIX, Store as _};
-use crescendo_testing::binary;
 use crescendo_tests::{Cluster, ClusterOptions, base_spec, lora_spec, waiting_spec};
 use serde_json::Value;
 
@@ -31,18 +30,8 @@ fn files(root: &Path, job: &str) -> Result<Vec<(String, u64)>> {
     Ok(found)
 }
 
-/// What `crescendo ARGS` prints, and whether it succeeds.
-async fn crescendo(cluster: &Cluster, args: &[&str]) -> Result<(bool, String, String)> {
-    let mut command = tokio::process::Command::new(binary("crescendo")?);
-    command.args(args).args(["--controller", &cluster.controller.grpc_address()?, "--timeout", "60s"]);
-    command.env("XDG_CONFIG_HOME", cluster.folder()).env("XDG_STATE_HOME", cluster.folder());
-    let output = tokio::time::timeout(LIMIT, command.output()).await.context("it does not end")??;
-    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-    Ok((output.status.success(), text(output.stdout), text(output.stderr)))
-}
-
 async fn json(cluster: &Cluster, args: &[&str]) -> Result<Value> {
-    let (done, out, said) = crescendo(cluster, &[args, &["-o", "json"]].concat()).await?;
+    let (done, out, said) = cluster.crescendo(&[args, &["-o", "json"]].concat()).await?;
     ensure!(done, "{args:?}: {said}");
     serde_json::from_str(&out).with_context(|| out)
 }
@@ -73,7 +62,7 @@ async fn a_deleted_job_leaves_its_lineage_and_nothing_else() -> Result<()> {
     // What an open job needs, or is itself open, stays.
     let open = cluster.submit("open", &lora_spec(&weights, 1, 5000, 1000)).await?;
     for (job, says) in [(&base, "spec.model.weights of job"), (&open, "cancel it first")] {
-        let (done, _, said) = crescendo(&cluster, &["delete", job]).await?;
+        let (done, _, said) = cluster.crescendo(&["delete", job]).await?;
         ensure!(!done && said.contains(says), "{job}: {said}");
     }
     cluster.cancel(&open).await?;
@@ -114,7 +103,7 @@ async fn a_deleted_job_leaves_its_lineage_and_nothing_else() -> Result<()> {
     let kept = files(&root, &open)?;
     ensure!(kept.iter().all(|(path, _)| !path.contains("/pairs/")), "{kept:?}");
     ensure!(kept.iter().any(|(path, _)| path.contains("/logs/")), "{kept:?}");
-    let (done, _, said) = crescendo(&cluster, &["get", &base]).await?;
+    let (done, _, said) = cluster.crescendo(&["get", &base]).await?;
     ensure!(!done && said.contains("crescendo lineage"), "{said}");
 
     // Neither its request nor its files come back by another name.
@@ -157,8 +146,7 @@ async fn a_marked_checkpoint_outlives_the_next_ones() -> Result<()> {
                 continue;
             };
             let step = first.step.to_string();
-            let (done, _, said) =
-                crescendo(&cluster, &["checkpoints", "keep", &job, "stage-1", &step]).await?;
+            let (done, _, said) = cluster.crescendo(&["checkpoints", "keep", &job, "stage-1", &step]).await?;
             // It may have expired in between.
             if done {
                 return anyhow::Ok(first.clone());
@@ -175,11 +163,11 @@ async fn a_marked_checkpoint_outlives_the_next_ones() -> Result<()> {
     ensure!(cluster.objects().join(&kept.path).join(&file.name).is_file(), "its files are there");
 
     let step = kept.step.to_string();
-    let (done, _, said) = crescendo(&cluster, &["delete", &job]).await?;
+    let (done, _, said) = cluster.crescendo(&["delete", &job]).await?;
     ensure!(!done && said.contains("crescendo checkpoints release"), "{said}");
-    let (done, _, said) = crescendo(&cluster, &["checkpoints", "release", &job, "stage-1", &step]).await?;
+    let (done, _, said) = cluster.crescendo(&["checkpoints", "release", &job, "stage-1", &step]).await?;
     ensure!(done, "{said}");
-    let (done, _, said) = crescendo(&cluster, &["delete", &job]).await?;
+    let (done, _, said) = cluster.crescendo(&["delete", &job]).await?;
     ensure!(done, "{said}");
     until_gone(&cluster, &job).await?;
     Ok(())

@@ -35,7 +35,9 @@ async fn a_gang_grows_into_free_slots_and_shrinks_with_its_nodes() -> Result<()>
     let job = cluster.await_step(&job_id, 0, 1, LIMIT).await?;
     ensure!((generation(&job), job.slots_held) == (1, 1), "it did not begin with what is free: {job:?}");
     cluster.cancel(&other).await?;
-    let both = |job: &Job| generation(job) == 2 && job.slots_held == 2 && job.stages[0].step > 0;
+    let both = |job: &Job| {
+        generation(job) == 2 && job.slots_held == 2 && job.stages[0].step > job.stages[0].checkpoint_step
+    };
     let job = cluster.await_job(&job_id, LIMIT, "two ranks that step", both).await?;
     let saved = job.stages[0].checkpoint_step;
     ensure!(saved > 0, "it left without a checkpoint: {job:?}");

@@ -109,14 +109,13 @@ fn stage(
     let progress = progress.unwrap_or_default();
     let active = stage.active_attempt().is_some();
     let done = stage.is_done();
-    let makes_pairs = job.making_stage(index).is_some_and(|making| making.id == stage.id);
     let phase = if done {
         v1::StagePhase::Done
     } else if job.record.state.is_terminal() {
         v1::StagePhase::Stopped
     } else if active {
         v1::StagePhase::Training
-    } else if stage.log.is_sealed() && (makes_pairs || job.current_stage() == Some(index)) {
+    } else if stage.log.is_sealed() && (job.makes_pairs(index) || job.current_stage() == Some(index)) {
         v1::StagePhase::Waiting
     } else if stage.log.is_begun() || job.record.state == (JobState::Running { stage: index }) {
         v1::StagePhase::Curating

@@ -358,6 +358,17 @@ impl Cluster {
         Ok(self.objects.join(&last.path).join("model.safetensors").display().to_string())
     }
 
+    /// What `crescendo ARGS` prints, and whether it succeeds.
+    pub async fn crescendo(&self, args: &[&str]) -> Result<(bool, String, String)> {
+        let mut command = tokio::process::Command::new(crescendo_testing::binary("crescendo")?);
+        command.args(args).args(["--controller", &self.controller.grpc_address()?, "--timeout", "60s"]);
+        command.env("XDG_CONFIG_HOME", self.folder()).env("XDG_STATE_HOME", self.folder());
+        let ended = tokio::time::timeout(Duration::from_secs(120), command.output()).await;
+        let output = ended.context("it does not end")??;
+        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+        Ok((output.status.success(), text(output.stdout), text(output.stderr)))
+    }
+
     /// What the controller counts.
     pub async fn metrics(&self) -> Result<String> {
         use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};

@@ -34,8 +34,6 @@ pub struct StageEstimate {
     pub train_flops: f64,
     /// Those of drawing as many pictures as pairs are asked for, were all accepted; 0 where none are drawn.
     pub draw_flops: f64,
-    /// Ranks that train together.
-    pub ranks: u32,
     /// Device memory of a rank: weights, gradients, moments and the inputs of all blocks.
     pub rank_bytes: u64,
     /// One checkpoint.
@@ -125,7 +123,6 @@ impl StageEstimate {
             samples,
             train_flops: float(samples) * float(network.step_flops(&tokens, rank)),
             draw_flops: draw_flops(job, stage, &network),
-            ranks: job.resources.gpus,
             rank_bytes: rank_bytes(job, stage, &network, trained, rank.is_some()),
             checkpoint_bytes,
             stored_bytes: checkpoint_bytes.saturating_mul(kept).saturating_add(pair_bytes(stage)),
@@ -214,7 +211,7 @@ mod tests {
             "{data: {source: generate, subjects: library, pairs: 230000}, train: {steps: 5000}}",
         );
         let stage = &flux.stages[0];
-        assert_eq!((stage.samples, stage.ranks), (80_000, 8));
+        assert_eq!(stage.samples, 80_000);
         // The floor of a step at the peak of an H100.
         let floor = stage.train_flops / float(stage.samples) / 989e12;
         assert!((0.08..0.13).contains(&floor), "{floor}");

@@ -111,8 +111,7 @@ pub fn explain(view: &View<'_>, job: &Job) -> Explanation {
     }
     precision::add_findings(view, job, stage, &mut explanation);
     // Whatever the job waits for: the stage's pairs may still be in the making, or only served, by fewer than there are.
-    let makes = job.making_stage(index).is_some_and(|making| making.id == stage.id);
-    if !makes || !stage.log.is_sealed() {
+    if !job.makes_pairs(index) || !stage.log.is_sealed() {
         for line in pairs::cooldowns(view, stage) {
             if !explanation.findings.contains(&line) {
                 explanation.findings.push(line);

@@ -86,6 +86,11 @@ impl Job {
         }
     }
 
+    /// Whether the pairs that stage `index` is trained on are made for it.
+    pub fn makes_pairs(&self, index: usize) -> bool {
+        self.stage_spec(index).is_some_and(|spec| spec.data.source.log().is_none())
+    }
+
     fn earlier_log(&self, index: usize) -> Option<&Stage> {
         let from = self.stage_spec(index)?.data.source.log()?.earlier()?;
         self.stages.get(self.stage_index(from)?)

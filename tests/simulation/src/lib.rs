@@ -23,6 +23,7 @@
 //! | [`objects`] | the object store, and what a curator does in it for the controller |
 //! | [`client`] | people |
 //! | [`lies`] | what a node says that speaks for what is over |
+//! | [`fixtures`] | records that the tools around decisions begin with |
 //! | [`plants`] | bugs that are put in, to see that they are found |
 //! | [`checker`] | the promises, by their number in the design |
 //! | [`run`] | one seed from beginning to end |
@@ -34,6 +35,7 @@ pub mod checker;
 pub mod client;
 pub mod controller;
 pub mod curator;
+pub mod fixtures;
 pub mod gang;
 pub mod lies;
 pub mod network;

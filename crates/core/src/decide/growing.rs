@@ -3,8 +3,6 @@
 //! Such a gang saves, leaves, and is placed anew as any job that lacks nothing but slots: it keeps its place in the queue, so
 //! whoever goes before it comes first.
 
-use std::time::Duration;
-
 use crate::decide::PendingReason;
 use crate::decide::jobs::JobPass;
 use crate::decide::placing::{Ready, slots_of};
@@ -12,6 +10,7 @@ use crate::job::JobState;
 use crate::placement;
 use crate::processor;
 use crate::records::{AttemptRecord, RankPlacement};
+use crate::spec::StageSpec;
 use crate::state::Job;
 
 /// Work that is left, in waits before a gang grows, without which leaving for more ranks does not pay.
@@ -23,7 +22,8 @@ impl<'a> JobPass<'a, '_> {
         if self.first_waiting.is_some() {
             return;
         }
-        for job in self.decided.order.clone() {
+        let order = std::mem::take(&mut self.decided.order);
+        for job in &order {
             let Some((ready, attempt)) = self.may_grow(job) else { continue };
             let Some(ranks) = self.larger_place(&ready, &attempt) else { continue };
             let now = slots_of(&attempt.ranks);
@@ -33,6 +33,7 @@ impl<'a> JobPass<'a, '_> {
             self.decided.leaving.insert(ready.stage.id.clone(), format!("the job {wait}"));
             self.plan.waits.insert(job.record.id.clone(), wait);
         }
+        self.decided.order = order;
     }
 
     /// What the job would ask for with more ranks, if it runs with fewer than it may have, does not leave already, and has enough to
@@ -44,10 +45,11 @@ impl<'a> JobPass<'a, '_> {
         let index = job.current_stage()?;
         let (stage, spec) = (job.stages.get(index)?, job.stage_spec(index)?);
         let attempt = self.decided.active.get(&stage.id)?;
-        let now = slots_of(&attempt.ranks);
-        if stage.active_attempt() != Some(attempt)
+        // Of most jobs no more has to be looked at.
+        if slots_of(&attempt.ranks) >= job.record.spec.resources.gpus
+            || stage.active_attempt() != Some(attempt)
             || self.decided.leaving.contains_key(&stage.id)
-            || !self.is_worth_it(job, attempt)
+            || !self.is_worth_it(spec, attempt)
         {
             return None;
         }
@@ -57,24 +59,20 @@ impl<'a> JobPass<'a, '_> {
         }
         let sizes = placement::gang_sizes(&job.record.spec, spec);
         let device = self.needs_of(job).device();
-        let larger = sizes.first().is_some_and(|most| *most > now);
         let ready = Ready { job, index, stage, last: None, init_from, required: None, sizes, device };
-        larger.then(|| (ready, attempt.clone()))
+        Some((ready, attempt.clone()))
     }
 
     /// Whether the gang has run for long enough, and has enough left to do at its present pace.
-    fn is_worth_it(&self, job: &Job, attempt: &AttemptRecord) -> bool {
+    fn is_worth_it(&self, spec: &StageSpec, attempt: &AttemptRecord) -> bool {
         let wait = self.nodes.limits.grow_after;
         let began = self.nodes.seen.began(&attempt.attempt);
         let Some(gang) = self.nodes.seen.gang(&attempt.attempt).filter(|gang| gang.is_alive()) else {
             return false;
         };
-        let spec = job.stage_index(attempt.attempt.stage.as_str()).and_then(|index| job.stage_spec(index));
-        let Some(spec) = spec else { return false };
         let steps = spec.train.steps.saturating_sub(gang.progress.step);
         let left = gang.progress.time_for(steps, spec.train.global_batch);
-        self.nodes.now.since(began) >= wait
-            && left.is_some_and(|left| left >= wait.saturating_mul(WORTH).max(Duration::from_secs(1)))
+        self.nodes.now.since(began) >= wait && left.is_some_and(|left| left >= wait.saturating_mul(WORTH))
     }
 
     /// Where the gang would be placed once it has left, if that is with more ranks.
@@ -84,9 +82,8 @@ impl<'a> JobPass<'a, '_> {
         self.count(ready.job, attempt);
         let mut slots = self.slots.clone();
         attempt.ranks.iter().for_each(|rank| slots.give_back(rank));
-        let all = std::mem::replace(&mut self.slots, slots);
-        let place = sizes.ok().and_then(|sizes| self.place_anywhere(ready.job, ready.stage, &sizes).ok());
-        self.slots = all;
+        let sizes = sizes.ok()?;
+        let place = self.in_slots(slots, |pass| pass.place_anywhere(ready.job, ready.stage, &sizes).ok());
         place.filter(|ranks| ranks.len() > attempt.ranks.len())
     }
 }

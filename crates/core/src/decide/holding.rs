@@ -160,13 +160,18 @@ impl<'a> JobPass<'a, '_> {
         ranks: u32,
         required: Option<&GangKind>,
     ) -> bool {
+        self.in_slots(slots, |pass| match required {
+            Some(gang) => matches!(pass.place_like(job, gang, &stage.id), Ok(Ok(_))),
+            None => pass.place_anywhere(job, stage, &[ranks]).is_ok(),
+        })
+    }
+
+    /// Looks at what would be if these were the slots.
+    pub(super) fn in_slots<T>(&mut self, slots: Slots, look: impl FnOnce(&Self) -> T) -> T {
         let now = std::mem::replace(&mut self.slots, slots);
-        let fits = match required {
-            Some(gang) => matches!(self.place_like(job, gang, &stage.id), Ok(Ok(_))),
-            None => self.place_anywhere(job, stage, &[ranks]).is_ok(),
-        };
+        let seen = look(self);
         self.slots = now;
-        fits
+        seen
     }
 
     /// Gangs whose slots the job may have: those of lower classes, those that were placed before its turn, and if it asks for

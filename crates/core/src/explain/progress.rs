@@ -66,8 +66,7 @@ pub(super) fn failed(view: &View<'_>, job: &Job, reason: &str) -> Explanation {
     let mut findings = Vec::new();
     let mut remedies = Vec::new();
     if let Some((index, stage)) = at {
-        let makes = job.making_stage(index).is_some_and(|making| making.id == stage.id);
-        let starved = makes && stage.log.is_sealed() && stage.log.committed() == 0
+        let starved = job.makes_pairs(index) && stage.log.is_sealed() && stage.log.committed() == 0
             || !stage.log.is_sealed() && stage.log.empty_in_a_row() >= view.limits.max_empty_units;
         if let Some(attempt) = &stage.attempt {
             findings.push(format!(

@@ -8,25 +8,21 @@
 
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use clap::Parser;
 use crescendo_core::classes::{PriorityClass, PriorityClasses};
 use crescendo_core::decide::{Change, Command, Limits, decide};
-use crescendo_core::histogram::ScoreCounts;
-use crescendo_core::ids::{AttemptRef, Incarnation, JobId, NodeId, RequestId, Timestamp};
+use crescendo_core::ids::{AttemptRef, JobId, NodeId, RequestId, Timestamp};
 use crescendo_core::invariants::check_invariants;
 use crescendo_core::observed::{NodeReport, Observed, Progress, Report};
 use crescendo_core::queues::{Queue, Queues};
-use crescendo_core::quotas::{QueueOrder, Quotas, TenantLimits};
-use crescendo_core::records::{
-    CheckpointRecord, FileRecord, NodeKind, NodeRecord, Record, ShardRecord, UnitRecord, UnitResult,
-    UnitState, Write,
-};
+use crescendo_core::quotas::{QueueOrder, Quotas};
+use crescendo_core::records::{CheckpointRecord, FileRecord, NodeKind, Record, Write};
 use crescendo_core::spec;
 use crescendo_core::state::ClusterState;
-use crescendo_core::transitions::{self, QueueLimits, Submission};
+use crescendo_core::transitions;
+use crescendo_simulation::fixtures;
 use crescendo_simulation::rng::Rng;
 
 /// Steps of every job, whatever its length.
@@ -187,21 +183,10 @@ impl<'t> World<'t> {
     }
 
     fn add_node(&mut self, name: &str) -> Result<()> {
-        let (id, incarnation) = (NodeId::parse(name)?, Incarnation::parse("i")?);
-        self.seen.hello(id.clone(), incarnation.clone(), BTreeSet::new(), BTreeSet::new(), Timestamp(0));
-        self.write(vec![Write::Put(Record::Node(NodeRecord {
-            id,
-            incarnation,
-            kind: NodeKind::Trainer,
-            slots: 8,
-            device: "cuda".into(),
-            address: format!("{name}:1"),
-            labels: BTreeMap::new(),
-            version: "0".into(),
-            drained: false,
-            cordon: None,
-            arithmetic: None,
-        }))])
+        let record = fixtures::node(name, NodeKind::Trainer, 8)?;
+        let (id, incarnation) = (record.id.clone(), record.incarnation.clone());
+        self.seen.hello(id, incarnation, BTreeSet::new(), BTreeSet::new(), Timestamp(0));
+        self.write(vec![Write::Put(Record::Node(record))])
     }
 
     fn at(&mut self, time: u64, event: Event) {
@@ -237,7 +222,6 @@ impl<'t> World<'t> {
             self.settle()?;
         }
         ensure!(self.state.open_count() == 0, "{} jobs never end", self.state.open_count());
-        self.outcome.makespan = self.now;
         Ok(self.outcome)
     }
 
@@ -256,36 +240,12 @@ impl<'t> World<'t> {
             "apiVersion: crescendo/v1\nkind: TrainingJob\nmetadata: {{name: j}}\nspec:\n{queue}  model: {{preset: nano, weights: w}}\n  priority: {priority}\n  resources: {{gpus: {gpus}, minGpus: {least}}}\n  stages:\n    - data: {{source: compose, subjects: s, pairs: 8, unitSize: 8}}\n      train: {{adapter: {{rank: 4}}, steps: {STEPS}, globalBatch: 8}}\n"
         );
         let spec = spec::parse(yaml.as_bytes()).map_err(|problems| anyhow::anyhow!("{problems:?}"))?;
-        let submission = Submission {
-            request: RequestId::parse(&format!("r{index}"))?,
-            spec: Arc::new(spec),
-            spec_json: Arc::from(format!("{index}").into_bytes()),
-            trace: None,
-        };
-        let limits = QueueLimits {
-            max_open_jobs: usize::MAX,
-            retry_after: Duration::from_secs(1),
-            tenant: TenantLimits::default(),
-        };
-        let submitted = transitions::submit_job(&self.state, submission, limits, self.time())?;
+        let request = RequestId::parse(&format!("r{index}"))?;
+        let submitted = fixtures::submit(&self.state, request, spec, self.time())?;
         self.write(submitted.writes)?;
         let stage = self.state.job(&submitted.job).context("the job")?.stages.first().context("a stage")?;
         // Its pairs are there: this is about GPUs.
-        let unit = UnitRecord {
-            stage: stage.id.clone(),
-            unit: 0,
-            lease_generation: 1,
-            state: UnitState::Done(UnitResult {
-                shard: ShardRecord { path: "p".into(), pairs: 8, size_bytes: 8, sha256: "b".repeat(64) },
-                rejected: BTreeMap::new(),
-                scores: ScoreCounts::default(),
-                exhausted: false,
-            }),
-            failures: 0,
-            released: 0,
-            last_failure: None,
-            failed_on: Vec::new(),
-        };
+        let unit = fixtures::all_pairs(&stage.id, 8);
         self.ids.insert(submitted.job, index);
         self.write(vec![Write::Put(Record::Unit(unit))])
     }
@@ -365,6 +325,8 @@ impl<'t> World<'t> {
             return Ok(());
         }
         self.checkpoint(attempt, STEPS)?;
+        // Events of gangs that have left come later.
+        self.outcome.makespan = self.now;
         self.leave(attempt, 0, &NodeReport::Succeeded)
     }
 

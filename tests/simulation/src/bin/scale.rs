@@ -3,23 +3,19 @@
 //! Every node has 8 GPUs, and every slot is held; jobs that wait lack slots, or pairs. An event is applied to the state, and what
 //! is timed is [`decide`] alone, as the engine calls it.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use clap::Parser;
 use crescendo_core::decide::{Command, Limits, Plan, decide};
-use crescendo_core::histogram::ScoreCounts;
-use crescendo_core::ids::{Incarnation, JobId, NodeId, RequestId, Timestamp};
+use crescendo_core::ids::{JobId, NodeId, RequestId, Timestamp};
 use crescendo_core::observed::{NodeReport, Observed, Progress, Report};
-use crescendo_core::quotas::TenantLimits;
-use crescendo_core::records::{
-    NodeKind, NodeRecord, Record, ShardRecord, UnitRecord, UnitResult, UnitState, Write,
-};
+use crescendo_core::records::{NodeKind, Record, Write};
 use crescendo_core::spec;
 use crescendo_core::state::ClusterState;
-use crescendo_core::transitions::{self, QueueLimits, Submission};
+use crescendo_core::transitions;
+use crescendo_simulation::fixtures;
 
 const SLOTS: u32 = 8;
 
@@ -70,21 +66,10 @@ impl World {
     }
 
     fn add_node(&mut self, name: &str, kind: NodeKind) -> Result<()> {
-        let (id, incarnation) = (NodeId::parse(name)?, Incarnation::parse("i")?);
-        self.seen.hello(id.clone(), incarnation.clone(), BTreeSet::new(), BTreeSet::new(), self.now);
-        self.write(vec![Write::Put(Record::Node(NodeRecord {
-            id,
-            incarnation,
-            kind,
-            slots: if kind == NodeKind::Trainer { SLOTS } else { 0 },
-            device: "cuda".into(),
-            address: format!("{name}:1"),
-            labels: BTreeMap::new(),
-            version: "0".into(),
-            drained: false,
-            cordon: None,
-            arithmetic: None,
-        }))])
+        let record = fixtures::node(name, kind, if kind == NodeKind::Trainer { SLOTS } else { 0 })?;
+        let (id, incarnation) = (record.id.clone(), record.incarnation.clone());
+        self.seen.hello(id, incarnation, BTreeSet::new(), BTreeSet::new(), self.now);
+        self.write(vec![Write::Put(Record::Node(record))])
     }
 
     fn write(&mut self, writes: Vec<Write>) -> Result<()> {
@@ -104,31 +89,13 @@ impl World {
         );
         let spec = spec::parse(yaml.as_bytes()).map_err(|problems| anyhow::anyhow!("{problems:?}"))?;
         self.submitted += 1;
-        let submission = Submission {
-            request: RequestId::parse(&format!("r{}", self.submitted))?,
-            spec: Arc::new(spec),
-            spec_json: Arc::from(yaml.into_bytes()),
-            trace: None,
-        };
-        let limits = QueueLimits {
-            max_open_jobs: usize::MAX,
-            retry_after: Duration::from_secs(1),
-            tenant: TenantLimits::default(),
-        };
-        let submitted = transitions::submit_job(&self.state, submission, limits, self.now)?;
+        let request = RequestId::parse(&format!("r{}", self.submitted))?;
+        let submitted = fixtures::submit(&self.state, request, spec, self.now)?;
         self.write(submitted.writes)?;
         if has_pairs {
             let stage =
                 self.state.job(&submitted.job).context("the job")?.stages.first().context("a stage")?;
-            let shard = ShardRecord { path: "p".into(), pairs: 8000, size_bytes: 8, sha256: "b".repeat(64) };
-            let result = UnitResult {
-                shard,
-                rejected: BTreeMap::new(),
-                scores: ScoreCounts::default(),
-                exhausted: true,
-            };
-            let state = UnitState::Done(result);
-            let unit = UnitRecord { lease_generation: 1, state, ..UnitRecord::new(&stage.id, 0) };
+            let unit = fixtures::all_pairs(&stage.id, 8000);
             self.write(vec![Write::Put(Record::Unit(unit))])?;
         }
         Ok(submitted.job)
