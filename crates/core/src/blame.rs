@@ -61,12 +61,17 @@ impl NodeFailures {
 
     /// The node is another process: what it took for permanent may be mended. That it has failed still counts for a while.
     pub(crate) fn restarted(&mut self, node: &NodeId) {
-        self.nodes.entry(node.clone()).or_default().iter_mut().for_each(|failure| failure.permanent = false);
+        self.nodes.get_mut(node).into_iter().flatten().for_each(|failure| failure.permanent = false);
     }
 
     /// A person trusts the node again.
     pub fn forgive(&mut self, node: &NodeId) {
         self.nodes.remove(node);
+    }
+
+    /// Nothing has failed anywhere.
+    pub fn is_empty(&self) -> bool {
+        self.nodes.is_empty()
     }
 
     fn recent<'a>(

@@ -20,6 +20,7 @@ mod placing;
 mod plan;
 mod preemption;
 mod readers;
+mod servers;
 pub(crate) mod sources;
 pub(crate) mod stage_precision;
 
@@ -28,8 +29,10 @@ pub use deleting::{Retired, decide_deleting, decide_retention, next_files, still
 pub use folding::{Folding, decide_folding};
 pub use limits::Limits;
 pub use plan::{Change, Command, PendingReason, Plan, Send};
+use plan::PlanDraft;
 pub use readers::choose_reader;
 
+use std::cell::OnceCell;
 use std::collections::BTreeSet;
 
 use crate::accounts;
@@ -43,15 +46,15 @@ pub(crate) use lost::{lost_pairs, short_log};
 
 /// What to do next.
 pub fn decide(state: &ClusterState, seen: &Observed, limits: &Limits, now: Timestamp) -> Plan {
-    let nodes = DecideContext { state, seen, limits, now };
-    let mut plan = Plan::default();
+    let nodes = DecideContext::new(state, seen, limits, now);
+    let mut plan = PlanDraft::default();
     let decided = jobs::decide_jobs(&nodes, &mut plan);
     let curation = curation::spread(&nodes, &decided);
     jobs::decide_curation(&nodes, &curation, &decided, &mut plan);
     stage_precision::decide_stages(&nodes, &curation, &decided.active, &mut plan);
     nodes::decide_cordons(&nodes, &mut plan);
     nodes::decide_sends(&nodes, &curation, &decided, &mut plan);
-    plan
+    plan.finish()
 }
 
 /// The inputs of a decision, with the questions that every pass asks.
@@ -60,15 +63,52 @@ pub(crate) struct DecideContext<'a> {
     pub(crate) seen: &'a Observed,
     pub(crate) limits: &'a Limits,
     pub(crate) now: Timestamp,
+    /// Found once for all who ask.
+    nodes: OnceCell<NodesByKind<'a>>,
+}
+
+/// Every node that is known, by id, with what is seen of it.
+#[derive(Default)]
+struct NodesByKind<'a> {
+    trainers: Vec<(&'a NodeRecord, Option<&'a NodeView>)>,
+    curators: Vec<(&'a NodeRecord, Option<&'a NodeView>)>,
 }
 
 impl<'a> DecideContext<'a> {
+    pub(crate) fn new(
+        state: &'a ClusterState,
+        seen: &'a Observed,
+        limits: &'a Limits,
+        now: Timestamp,
+    ) -> Self {
+        Self { state, seen, limits, now, nodes: OnceCell::new() }
+    }
+
+    /// Nodes of a kind, by id, with what is seen of them.
+    pub(crate) fn known(&self, kind: NodeKind) -> &[(&'a NodeRecord, Option<&'a NodeView>)] {
+        let nodes = self.nodes.get_or_init(|| {
+            let (mut nodes, mut views) = (NodesByKind::default(), self.seen.nodes.iter().peekable());
+            for record in self.state.nodes() {
+                // Both are in the order of their ids.
+                while views.next_if(|(id, _)| **id < record.id).is_some() {}
+                let view = views.next_if(|(id, _)| **id == record.id).map(|(_, view)| view);
+                match record.kind {
+                    NodeKind::Trainer => nodes.trainers.push((record, view)),
+                    NodeKind::Curator => nodes.curators.push((record, view)),
+                }
+            }
+            nodes
+        });
+        match kind {
+            NodeKind::Trainer => &nodes.trainers,
+            NodeKind::Curator => &nodes.curators,
+        }
+    }
+
     /// Nodes of a kind that have an open session and were heard of lately.
     pub(crate) fn reachable(&self, kind: NodeKind) -> impl Iterator<Item = (&'a NodeRecord, &'a NodeView)> {
-        self.state.nodes().filter(move |record| record.kind == kind).filter_map(|record| {
-            let view = self.seen.nodes.get(&record.id)?;
-            self.is_reachable(view).then_some((record, view))
-        })
+        let seen = self.known(kind).iter().filter_map(|(record, view)| Some((*record, (*view)?)));
+        seen.filter(|(_, view)| self.is_reachable(view))
     }
 
     /// Reachable nodes that may be given something new: none that drains or is cordoned.
@@ -118,7 +158,7 @@ impl<'a> DecideContext<'a> {
 
 /// Curators that can be given work now.
 pub fn reachable_curators(state: &ClusterState, seen: &Observed, limits: &Limits, now: Timestamp) -> usize {
-    DecideContext { state, seen, limits, now }.open_to_work(NodeKind::Curator).count()
+    DecideContext::new(state, seen, limits, now).open_to_work(NodeKind::Curator).count()
 }
 
 /// The other curators that may make units of the stage, as far as they are known.
@@ -130,12 +170,12 @@ pub fn peers_of(
     node: &NodeId,
     now: Timestamp,
 ) -> BTreeSet<NodeId> {
-    DecideContext { state, seen, limits, now }.peers(stage, node).cloned().collect()
+    DecideContext::new(state, seen, limits, now).peers(stage, node).cloned().collect()
 }
 
 /// Curators that are benched, counted once for each stage of an open job.
 pub fn benched_curators(state: &ClusterState, seen: &Observed, limits: &Limits, now: Timestamp) -> usize {
-    let nodes = DecideContext { state, seen, limits, now };
+    let nodes = DecideContext::new(state, seen, limits, now);
     let stages = state.open_jobs().flat_map(|job| &job.stages).filter(|stage| !stage.log.is_sealed());
     stages.map(|stage| nodes.benched(&stage.id).count()).sum()
 }
@@ -150,7 +190,7 @@ pub fn is_cooling_down(
     node: &NodeId,
     now: Timestamp,
 ) -> bool {
-    DecideContext { state, seen, limits, now }.cooldown(stage, node).is_some()
+    DecideContext::new(state, seen, limits, now).cooldown(stage, node).is_some()
 }
 
 /// Nodes of one kind, by what can be done with them.
@@ -172,9 +212,9 @@ pub fn count_nodes(
     kind: NodeKind,
     now: Timestamp,
 ) -> NodeCounts {
-    let nodes = DecideContext { state, seen, limits, now };
+    let nodes = DecideContext::new(state, seen, limits, now);
     let (open, reachable) = (nodes.open_to_work(kind).count(), nodes.reachable(kind).count());
-    let known = state.nodes().filter(|record| record.kind == kind).count();
+    let known = nodes.known(kind).len();
     NodeCounts { open, draining: reachable.saturating_sub(open), silent: known.saturating_sub(reachable) }
 }
 
@@ -186,7 +226,7 @@ pub fn curators_of(
     job: &JobId,
     now: Timestamp,
 ) -> usize {
-    let nodes = DecideContext { state, seen, limits, now };
+    let nodes = DecideContext::new(state, seen, limits, now);
     // A log that is sealed is only served.
     let open = |id: &StageRef| state.stage(id).is_some_and(|stage| !stage.log.is_sealed());
     let makes = |view: &NodeView| view.curating.iter().any(|stage| stage.job == *job && open(stage));

@@ -344,7 +344,7 @@ const MAX_NODES: usize = 32;
 
 impl<'a> View<'a> {
     fn decide_nodes(&self) -> DecideContext<'a> {
-        DecideContext { state: self.state, seen: self.seen, limits: self.limits, now: self.now }
+        DecideContext::new(self.state, self.seen, self.limits, self.now)
     }
 
     /// The time that those of records compare with.

@@ -2,6 +2,7 @@
 //! types is safe in a store key, a file name and a log line.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -21,7 +22,8 @@ macro_rules! text_id {
         $(#[$doc])*
         #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         #[serde(try_from = "String", into = "String")]
-        pub struct $name(String);
+        // Shared: a decision names the same few thousand over and over.
+        pub struct $name(Arc<str>);
 
         impl $name {
             /// Checks length and alphabet.
@@ -32,7 +34,7 @@ macro_rules! text_id {
                 if text.is_empty() || text.len() > $max || dots_alone || !text.bytes().all(allowed) {
                     return Err(InvalidId { what: $what, max_chars: $max, alphabet: $alphabet });
                 }
-                Ok(Self(text.to_owned()))
+                Ok(Self(text.into()))
             }
 
             pub fn as_str(&self) -> &str {
@@ -56,7 +58,7 @@ macro_rules! text_id {
 
         impl From<$name> for String {
             fn from(id: $name) -> String {
-                id.0
+                id.as_str().to_owned()
             }
         }
     };
@@ -112,6 +114,12 @@ impl JobId {
 
 fn fnv1a(bytes: &[u8], start: u64) -> u64 {
     bytes.iter().fold(start, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3))
+}
+
+/// A hash of texts in their order, the same on every machine and in every version.
+pub(crate) fn spread_hash(texts: &[&str]) -> u64 {
+    let hash = |hash, text: &&str| fnv1a(b"/", fnv1a(text.as_bytes(), hash));
+    mix(texts.iter().fold(0xcbf2_9ce4_8422_2325, hash))
 }
 
 /// Spreads every input bit over the output (the finalizer of splitmix64).

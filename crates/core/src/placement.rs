@@ -3,8 +3,10 @@
 //! A gang stays on one kind of device, since its ranks reduce together. Among the nodes of a kind the fullest pieces are
 //! taken first and the last piece goes where it leaves the least over, so that large holes stay for large gangs.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::sync::Arc;
 
 use crate::ids::{Incarnation, NodeId, StageRef};
 use crate::queues::Packing;
@@ -20,7 +22,8 @@ const CPU: &str = "cpu";
 /// Free slots of the nodes that can be given work now.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Slots {
-    nodes: BTreeMap<NodeId, NodeSlots>,
+    /// Shared, since many a question is asked of a part of them, or of what would be.
+    nodes: BTreeMap<NodeId, Arc<NodeSlots>>,
     packing: Packing,
 }
 
@@ -43,12 +46,24 @@ pub struct NodeSlots {
 
 impl NodeSlots {
     /// Slots that a gang of `stage` could take, or one of any other.
-    fn usable(&self, stage: Option<&StageRef>) -> Vec<u32> {
-        if self.stopping.iter().any(|stopping| Some(stopping) != stage) {
-            return Vec::new();
+    fn usable<'a>(&'a self, stage: Option<&'a StageRef>) -> impl Iterator<Item = u32> + 'a {
+        let stops = self.stopping.iter().any(|stopping| Some(stopping) != stage);
+        let free = self.free.iter().filter(move |_| !stops);
+        let free = free.filter(|slot| !self.stuck.contains(slot)).copied();
+        free.filter(move |slot| self.held.get(slot).is_none_or(|by| Some(by) == stage))
+    }
+
+    /// Ranks are being stopped there.
+    fn stops(&self) -> bool {
+        !self.stopping.is_empty() || !self.held.is_empty()
+    }
+
+    /// How many those are.
+    fn usable_count(&self, stage: Option<&StageRef>) -> u32 {
+        if self.stopping.is_empty() && self.held.is_empty() && self.stuck.is_empty() {
+            return count(self.free.len());
         }
-        let free = self.free.difference(&self.stuck).copied();
-        free.filter(|slot| self.held.get(slot).is_none_or(|by| Some(by) == stage)).collect()
+        count(self.usable(stage).count())
     }
 }
 
@@ -72,13 +87,13 @@ impl InsufficientCapacity {
 
 impl Slots {
     pub fn add(&mut self, node: NodeId, slots: NodeSlots) {
-        self.nodes.insert(node, slots);
+        self.nodes.insert(node, Arc::new(slots));
     }
 
     /// A rank of an active attempt holds this slot.
     pub fn take(&mut self, rank: &RankPlacement) {
         if let Some(node) = self.nodes.get_mut(&rank.node) {
-            node.free.remove(&rank.device_index);
+            Arc::make_mut(node).free.remove(&rank.device_index);
         }
     }
 
@@ -87,16 +102,23 @@ impl Slots {
         if let Some(node) = self.nodes.get_mut(&rank.node)
             && rank.device_index < node.total
         {
-            node.free.insert(rank.device_index);
+            Arc::make_mut(node).free.insert(rank.device_index);
         }
     }
 
     /// As if everything that is being stopped had stopped. What cannot be killed stays.
     pub fn assume_stopped(&mut self) {
-        for node in self.nodes.values_mut() {
+        for node in self.nodes.values_mut().filter(|node| node.stops()) {
+            let node = Arc::make_mut(node);
             node.stopping.clear();
             node.held.clear();
         }
+    }
+
+    /// Stages with ranks that are being stopped somewhere: for those alone more may be free than for others.
+    pub fn stopping(&self) -> BTreeSet<&StageRef> {
+        let stopping = self.nodes.values().filter(|node| node.stops());
+        stopping.flat_map(|node| node.stopping.iter().chain(node.held.values())).collect()
     }
 
     /// Those of some of the nodes.
@@ -114,6 +136,10 @@ impl Slots {
         Self { packing, ..self }
     }
 
+    pub fn packing(&self) -> Packing {
+        self.packing
+    }
+
     pub fn is_empty(&self) -> bool {
         self.nodes.is_empty()
     }
@@ -124,12 +150,12 @@ impl Slots {
 
     /// Slots of a node that a gang could take: of `stage`, or of any that does not run there yet.
     pub fn free_on(&self, node: &NodeId, stage: Option<&StageRef>) -> u32 {
-        self.nodes.get(node).map_or(0, |node| count(&node.usable(stage)))
+        self.nodes.get(node).map_or(0, |node| node.usable_count(stage))
     }
 }
 
 /// Which trainer nodes a job may be given.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct NodeNeeds<'a> {
     /// Of this kind; of any if `None`.
     device: Option<&'a str>,
@@ -201,16 +227,20 @@ impl fmt::Display for NodeNeeds<'_> {
 
 /// The slots that a gang may be spread over: those of nodes near each other, the fewest free ones first, so that large holes stay
 /// for large gangs; then all, unless the gang has to be near.
-pub fn domains(slots: &Slots, topology: Option<&Topology>, state: &ClusterState) -> Vec<Slots> {
-    let Some(Topology { label, mode }) = topology else { return vec![slots.clone()] };
+pub fn domains<'a>(
+    slots: &'a Slots,
+    topology: Option<&Topology>,
+    state: &ClusterState,
+) -> Vec<Cow<'a, Slots>> {
+    let Some(Topology { label, mode }) = topology else { return vec![Cow::Borrowed(slots)] };
     let value = |node: &NodeId| state.node(node).and_then(|node| node.labels.get(label));
     let values: BTreeSet<&String> = slots.nodes().filter_map(value).collect();
     let near = values.into_iter().map(|wanted| slots.among(|node| value(node) == Some(wanted)));
-    let mut domains: Vec<Slots> = near.collect();
-    let free = |slots: &Slots| slots.nodes.values().map(|node| node.free.len()).sum::<usize>();
+    let mut domains: Vec<Cow<'_, Slots>> = near.map(Cow::Owned).collect();
+    let free = |slots: &Cow<'_, Slots>| slots.nodes.values().map(|node| node.free.len()).sum::<usize>();
     domains.sort_by_key(free);
     if *mode == TopologyMode::Prefer {
-        domains.push(slots.clone());
+        domains.push(Cow::Borrowed(slots));
     }
     domains
 }
@@ -230,18 +260,18 @@ pub fn place(
     let open: Vec<Open<'_>> = slots
         .nodes
         .iter()
-        .map(|(id, node)| Open { id, node, slots: node.usable(Some(stage)) })
-        .filter(|open| !open.slots.is_empty())
+        .map(|(id, node)| Open { id, node, free: node.usable_count(Some(stage)) })
+        .filter(|open| open.free > 0)
         .collect();
-    let devices: BTreeSet<&str> = slots.nodes.values().map(|node| node.device.as_str()).collect();
+    let devices: BTreeSet<&str> = open.iter().map(|open| open.node.device.as_str()).collect();
     // GPUs first where there are any.
     let devices: Vec<&str> = devices.into_iter().rev().collect();
     for &size in sizes {
         for device in &devices {
             let of_kind: Vec<_> = open.iter().filter(|open| open.node.device == *device).collect();
             let filled = match slots.packing {
-                Packing::Pack => fill(of_kind, size),
-                Packing::Spread => spread(of_kind, size),
+                Packing::Pack => fill(of_kind, stage, size),
+                Packing::Spread => spread(of_kind, stage, size),
             };
             if let Some(ranks) = filled {
                 return Ok(ranks);
@@ -253,80 +283,80 @@ pub fn place(
 
 /// How much room there is for a gang of this size, on the kind of device that has most.
 pub fn room(slots: &Slots, stage: &StageRef, wanted: u32) -> InsufficientCapacity {
-    let devices: BTreeSet<&str> = slots.nodes.values().map(|node| node.device.as_str()).collect();
-    let most = |count: &dyn Fn(&NodeId, &NodeSlots) -> u32| {
-        let on = |device: &&str| {
-            let nodes = slots.nodes.iter().filter(|(_, node)| node.device == **device);
-            nodes.map(|(id, node)| count(id, node)).sum()
-        };
-        devices.iter().map(on).max().unwrap_or(0)
-    };
+    let mut by_device: BTreeMap<&str, (u32, u32)> = BTreeMap::new();
+    for node in slots.nodes.values() {
+        let (free, total) = by_device.entry(&node.device).or_default();
+        *free = free.saturating_add(node.usable_count(Some(stage)));
+        *total = total.saturating_add(node.total.saturating_sub(count(node.stuck.len())));
+    }
     InsufficientCapacity {
         wanted,
-        free: most(&|id, _| slots.free_on(id, Some(stage))),
-        total: most(&|_, node| {
-            node.total.saturating_sub(u32::try_from(node.stuck.len()).unwrap_or(u32::MAX))
-        }),
+        free: by_device.values().map(|(free, _)| *free).max().unwrap_or(0),
+        total: by_device.values().map(|(_, total)| *total).max().unwrap_or(0),
     }
 }
 
-/// A node with the slots that a gang could take there; at least one.
+/// A node with the number of slots that a gang could take there; at least one.
 struct Open<'a> {
     id: &'a NodeId,
     node: &'a NodeSlots,
-    slots: Vec<u32>,
+    free: u32,
 }
 
-fn count(slots: &[u32]) -> u32 {
-    u32::try_from(slots.len()).unwrap_or(u32::MAX)
+impl Open<'_> {
+    /// Ranks of a gang of `stage` in the first of its free slots.
+    fn ranks<'a>(&'a self, stage: &'a StageRef, wanted: u32) -> impl Iterator<Item = RankPlacement> + 'a {
+        self.node.usable(Some(stage)).take(wanted as usize).map(|device_index| RankPlacement {
+            node: self.id.clone(),
+            incarnation: self.node.incarnation.clone(),
+            device_index,
+        })
+    }
 }
 
-fn fill(mut nodes: Vec<&Open<'_>>, size: u32) -> Option<Vec<RankPlacement>> {
-    if size == 0 || nodes.iter().map(|open| open.slots.len() as u64).sum::<u64>() < u64::from(size) {
+fn count(slots: usize) -> u32 {
+    u32::try_from(slots).unwrap_or(u32::MAX)
+}
+
+fn is_enough(nodes: &[&Open<'_>], size: u32) -> bool {
+    size > 0 && nodes.iter().map(|open| u64::from(open.free)).sum::<u64>() >= u64::from(size)
+}
+
+/// `nodes` by id.
+fn fill(mut nodes: Vec<&Open<'_>>, stage: &StageRef, size: u32) -> Option<Vec<RankPlacement>> {
+    if !is_enough(&nodes, size) {
         return None;
     }
-    nodes.sort_by_key(|open| (count(&open.slots), open.id));
+    // Stable: by id among those with as many.
+    nodes.sort_by_key(|open| open.free);
     let mut ranks = Vec::new();
     let mut missing = size;
     while missing > 0 {
         // Ascending by free slots: the first that takes all the rest leaves the least over; else the first of the largest.
-        let most = nodes.last().map(|open| count(&open.slots))?;
-        let at = nodes.iter().position(|open| count(&open.slots) >= missing.min(most))?;
-        let open = nodes.remove(at);
-        let taken = missing.min(count(&open.slots));
-        ranks.extend(open.slots.iter().take(taken as usize).map(|&device_index| RankPlacement {
-            node: open.id.clone(),
-            incarnation: open.node.incarnation.clone(),
-            device_index,
-        }));
+        let most = nodes.last().map(|open| open.free)?;
+        let at = nodes.partition_point(|open| open.free < missing.min(most));
+        let open = (at < nodes.len()).then(|| nodes.remove(at))?;
+        let taken = missing.min(open.free);
+        ranks.extend(open.ranks(stage, taken));
         missing -= taken;
     }
     Some(ranks)
 }
 
-/// One rank after the other, each on the node that has most slots left.
-fn spread(mut nodes: Vec<&Open<'_>>, size: u32) -> Option<Vec<RankPlacement>> {
-    if size == 0 || nodes.iter().map(|open| open.slots.len() as u64).sum::<u64>() < u64::from(size) {
+/// One rank after the other, each on the node that has most slots left. `nodes` by id.
+fn spread(nodes: Vec<&Open<'_>>, stage: &StageRef, size: u32) -> Option<Vec<RankPlacement>> {
+    if !is_enough(&nodes, size) {
         return None;
     }
-    nodes.sort_by_key(|open| open.id);
-    let mut taken: Vec<usize> = vec![0; nodes.len()];
+    let mut taken: Vec<u32> = vec![0; nodes.len()];
     for _ in 0..size {
         let left = |(at, open): &(usize, &&Open<'_>)| {
-            open.slots.len().saturating_sub(taken.get(*at).copied().unwrap_or(0))
+            open.free.saturating_sub(taken.get(*at).copied().unwrap_or(0))
         };
         let (at, _) = nodes.iter().enumerate().rev().max_by_key(left)?;
         *taken.get_mut(at)? += 1;
     }
-    let on = |(open, taken): (&&Open<'_>, usize)| {
-        let rank = |&device_index: &u32| RankPlacement {
-            node: open.id.clone(),
-            incarnation: open.node.incarnation.clone(),
-            device_index,
-        };
-        open.slots.iter().take(taken).map(rank).collect::<Vec<_>>()
-    };
-    Some(nodes.iter().zip(taken).flat_map(on).collect())
+    Some(nodes.iter().zip(taken).flat_map(|(open, taken)| open.ranks(stage, taken)).collect())
 }
 
 #[cfg(test)]
@@ -401,7 +431,7 @@ mod tests {
     #[test]
     fn a_rank_that_does_not_end_keeps_its_own_slot_alone() {
         let mut room = slots(&[(3, "cpu")]);
-        room.nodes.values_mut().for_each(|node| node.held = BTreeMap::from([(1, stage("s"))]));
+        room.nodes.values_mut().for_each(|node| Arc::make_mut(node).held = BTreeMap::from([(1, stage("s"))]));
         let ranks = place(&room, &stage("t"), &[2]).expect("two are free");
         assert_eq!(ranks.iter().map(|rank| rank.device_index).collect::<Vec<_>>(), [0, 2]);
         assert!(place(&room, &stage("t"), &[3]).is_err());
@@ -411,7 +441,9 @@ mod tests {
     #[test]
     fn a_node_that_still_stops_ranks_takes_only_their_own_stage() {
         let mut room = slots(&[(2, "cpu")]);
-        room.nodes.values_mut().for_each(|node| node.stopping = BTreeSet::from([stage("s")]));
+        room.nodes
+            .values_mut()
+            .for_each(|node| Arc::make_mut(node).stopping = BTreeSet::from([stage("s")]));
         assert!(place(&room, &stage("t"), &[1]).is_err());
         assert!(place(&room, &stage("s"), &[2]).is_ok());
     }

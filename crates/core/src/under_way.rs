@@ -74,6 +74,11 @@ impl UnitsUnderWay {
         }
     }
 
+    /// Some curator has waited with the stage.
+    pub(crate) fn was_waited_with(&self, stage: &StageRef) -> bool {
+        self.waited.contains_key(stage)
+    }
+
     /// Whether the curator said within `limit` that it waits with a unit of the stage.
     pub fn has_waited(&self, stage: &StageRef, node: &NodeId, limit: Duration, now: Timestamp) -> bool {
         let waited = self.waited.get(stage).and_then(|of_stage| of_stage.get(node));

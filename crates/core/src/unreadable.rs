@@ -63,6 +63,10 @@ impl UnreadableRecords {
         self.reasons.insert(key, why);
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.reasons.is_empty()
+    }
+
     /// Whether what lies at `key` must not be written over.
     pub fn contains(&self, key: &str) -> bool {
         self.reasons.contains_key(key)

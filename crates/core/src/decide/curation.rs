@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::decide::passes::{CurationAssignments, Decided};
-use crate::decide::{DecideContext, curator_shares, stage_precision};
+use crate::decide::{DecideContext, curator_shares, servers, stage_precision};
 use crate::ids::{NodeId, StageRef};
 use crate::job::{JobState, Pause};
 use crate::observed::NodeView;
@@ -16,22 +16,22 @@ const HELD_UP_FOR: Duration = Duration::from_secs(300);
 /// Stages that one curator waits with, while it makes another. Each holds a few units in its memory.
 const MAX_HELD_UP: usize = 3;
 
-/// Every stage that is being trained is served by all curators, so that a rank can turn to another. The curators are
+/// Every stage that is being trained is served by several curators, so that a rank can turn to another. The curators are
 /// divided among the tenants whose other stages lack pairs; of these, each gets at least one, in the order of their
 /// jobs, as far as its tenant's curators go. A curator stays where it is as long as no stage would be left without, and
 /// makes none whose source it cannot open. A curator that waits with a stage for something outside, such as an
 /// endpoint, goes on waiting and makes another beside it.
-pub(super) fn spread(nodes: &DecideContext<'_>, decided: &Decided<'_>) -> CurationAssignments {
+pub(super) fn spread<'d>(nodes: &DecideContext<'d>, decided: &'d Decided<'_>) -> CurationAssignments<'d> {
     let curators: Vec<_> = nodes.open_to_work(NodeKind::Curator).collect();
     if curators.is_empty() {
         return CurationAssignments::default();
     }
-    let serve: BTreeSet<StageRef> = decided.active.keys().cloned().collect();
     let mut make = stages_to_make(nodes, decided);
     // A stage that trains while it still lacks pairs has every curator already.
-    make.retain(|stage| !serve.contains(stage));
+    make.retain(|stage| !decided.active.contains_key(*stage));
     let held_up = held_up(nodes, &curators, &make);
-    make.retain(|stage| !held_up.values().any(|stages| stages.contains(stage)));
+    let waited_with: BTreeSet<&StageRef> = held_up.values().flatten().copied().collect();
+    make.retain(|stage| !waited_with.contains(stage));
     let shared = share(nodes, make, curators.len());
     let mut making = Making::new(nodes, &shared);
     making.keep(&curators);
@@ -43,81 +43,99 @@ pub(super) fn spread(nodes: &DecideContext<'_>, decided: &Decided<'_>) -> Curati
             continue;
         }
         // What holds others up may not concern this one.
-        let stages = held_up.values().flatten();
-        let able = stages.filter(|stage| nodes.may_make(stage, &record.id));
+        let able = waited_with.iter().copied().filter(|stage| nodes.may_make(stage, &record.id));
         making.chosen.extend(able.min().map(|stage| (&record.id, stage)));
     }
     making.leave_none_without();
     let Making { chosen, makers, .. } = making;
-    let mut made: BTreeSet<StageRef> =
-        makers.into_iter().filter(|(_, n)| *n > 0).map(|(stage, _)| stage.clone()).collect();
-    made.extend(held_up.values().flatten().cloned());
-    let wanted = curators
-        .iter()
-        .map(|(record, view)| {
-            let mut stages = serve.clone();
-            // The ranks of a job that is halted go on, and its pairs are served to them by whoever does.
-            stages.extend(view.curating.iter().filter(|stage| nodes.is_halted(&stage.job)).cloned());
-            stages.extend(chosen.get(&record.id).map(|stage| (*stage).clone()));
-            stages.extend(held_up.get(&record.id).into_iter().flatten().cloned());
-            (record.id.clone(), stages)
-        })
-        .collect();
-    CurationAssignments { wanted, making: made }
+    let made = makers.into_iter().filter(|(_, n)| *n > 0).map(|(stage, _)| stage);
+    let mut wanted = served(nodes, &curators, decided);
+    for (record, view) in &curators {
+        let more = chosen.get(&record.id).into_iter().chain(held_up.get(&record.id).into_iter().flatten());
+        let mut more: Vec<&StageRef> = more.copied().collect();
+        // The ranks of a job that is halted go on, and its pairs are served to them by whoever does.
+        if !nodes.state.unreadable().is_empty() {
+            more.extend(view.curating.iter().filter(|stage| nodes.is_halted(&stage.job)));
+        }
+        let stages = wanted.entry(&record.id).or_default();
+        if !more.is_empty() {
+            stages.extend(more);
+            stages.sort_unstable();
+            stages.dedup();
+        }
+    }
+    CurationAssignments { wanted, making: made.chain(waited_with.iter().copied()).collect() }
+}
+
+/// Which of the stages that are being trained each curator serves, in order.
+fn served<'d>(
+    nodes: &DecideContext<'d>,
+    curators: &[(&'d NodeRecord, &NodeView)],
+    decided: &'d Decided<'_>,
+) -> BTreeMap<&'d NodeId, Vec<&'d StageRef>> {
+    let ids: Vec<&NodeId> = curators.iter().map(|(record, _)| &record.id).collect();
+    let mut served: BTreeMap<&NodeId, Vec<&StageRef>> = BTreeMap::new();
+    for stage in decided.active.keys() {
+        for node in servers::choose(nodes, &ids, stage) {
+            served.entry(node).or_default().push(stage);
+        }
+    }
+    served
 }
 
 /// Stages that are made, and how many curators may make them.
 struct Shared<'a> {
     /// In the order of their jobs: of each tenant as many as it has curators at most.
-    stages: Vec<StageRef>,
-    tenants: BTreeMap<StageRef, &'a str>,
+    stages: Vec<&'a StageRef>,
+    tenants: BTreeMap<&'a StageRef, &'a str>,
     /// Curators of each tenant.
     shares: BTreeMap<&'a str, usize>,
     /// Curators of each stage, until every stage of its tenant has one.
     quotas: BTreeMap<&'a str, usize>,
 }
 
-fn share<'a>(nodes: &DecideContext<'a>, make: Vec<StageRef>, curators: usize) -> Shared<'a> {
+fn share<'a>(nodes: &DecideContext<'a>, make: Vec<&'a StageRef>, curators: usize) -> Shared<'a> {
     let tenant_of =
         |stage: &StageRef| nodes.state.job(&stage.job).map_or("", |job| job.record.spec.tenant.as_str());
-    let mut tenants: Vec<(&str, Option<usize>)> = Vec::new();
-    for tenant in make.iter().map(tenant_of) {
-        if !tenants.iter().any(|(known, _)| *known == tenant) {
+    let make: Vec<(&StageRef, &str)> = make.into_iter().map(|stage| (stage, tenant_of(stage))).collect();
+    let (mut tenants, mut known) = (Vec::new(), BTreeSet::new());
+    for (_, tenant) in &make {
+        if known.insert(*tenant) {
             let most = nodes.limits.quotas.of(tenant).max_curators;
-            tenants.push((tenant, most.map(|most| most as usize)));
+            tenants.push((*tenant, most.map(|most| most as usize)));
         }
     }
     let shares = curator_shares::divide(&tenants, curators);
-    let (mut stages, mut kept) = (Vec::new(), BTreeMap::new());
-    for stage in make {
-        let tenant = tenant_of(&stage);
+    let (mut stages, mut tenants, mut kept) = (Vec::new(), BTreeMap::new(), BTreeMap::new());
+    for (stage, tenant) in make {
         let count = kept.entry(tenant).or_insert(0usize);
         if *count < shares.get(tenant).copied().unwrap_or(0) {
             *count += 1;
             stages.push(stage);
+            tenants.insert(stage, tenant);
         }
     }
     let quota = |(tenant, count): (&'a str, usize)| {
         (tenant, shares.get(tenant).copied().unwrap_or(0).div_ceil(count.max(1)))
     };
     let quotas = kept.into_iter().map(quota).collect();
-    let tenants = stages.iter().map(|stage| (stage.clone(), tenant_of(stage))).collect();
     Shared { stages, tenants, shares, quotas }
 }
 
 /// Who makes what, as far as it is decided.
-struct Making<'a> {
-    nodes: &'a DecideContext<'a>,
-    shared: &'a Shared<'a>,
-    /// Curators of each stage.
+struct Making<'s, 'a> {
+    nodes: &'s DecideContext<'a>,
+    shared: &'s Shared<'a>,
+    /// Curators of each stage, and of each tenant.
     makers: BTreeMap<&'a StageRef, usize>,
+    of_tenants: BTreeMap<&'a str, usize>,
     chosen: BTreeMap<&'a NodeId, &'a StageRef>,
 }
 
-impl<'a> Making<'a> {
-    fn new(nodes: &'a DecideContext<'a>, shared: &'a Shared<'a>) -> Self {
-        let makers = shared.stages.iter().map(|stage| (stage, 0)).collect();
-        Self { nodes, shared, makers, chosen: BTreeMap::new() }
+impl<'s, 'a> Making<'s, 'a> {
+    fn new(nodes: &'s DecideContext<'a>, shared: &'s Shared<'a>) -> Self {
+        let makers = shared.stages.iter().map(|stage| (*stage, 0)).collect();
+        Self { nodes, shared, makers, of_tenants: BTreeMap::new(), chosen: BTreeMap::new() }
     }
 
     fn makers(&self, stage: &StageRef) -> usize {
@@ -128,15 +146,25 @@ impl<'a> Making<'a> {
         self.shared.tenants.get(stage).copied().unwrap_or_default()
     }
 
+    fn curators_of(&self, tenant: &str) -> usize {
+        self.of_tenants.get(tenant).copied().unwrap_or(0)
+    }
+
     /// Whether the stage's tenant has a curator left.
     fn has_room(&self, tenant: &str) -> bool {
-        let of_tenant = self.makers.iter().filter(|(stage, _)| self.tenant(stage) == tenant);
-        of_tenant.map(|(_, n)| *n).sum::<usize>() < self.shared.shares.get(tenant).copied().unwrap_or(0)
+        self.curators_of(tenant) < self.shared.shares.get(tenant).copied().unwrap_or(0)
     }
 
     fn choose(&mut self, node: &'a NodeId, stage: &'a StageRef) {
         *self.makers.entry(stage).or_insert(0) += 1;
+        *self.of_tenants.entry(self.tenant(stage)).or_insert(0) += 1;
         self.chosen.insert(node, stage);
+    }
+
+    /// Takes a curator from what it was to make.
+    fn take_from(&mut self, stage: &'a StageRef) {
+        self.makers.entry(stage).and_modify(|n| *n -= 1);
+        self.of_tenants.entry(self.tenant(stage)).and_modify(|n| *n -= 1);
     }
 
     /// Lets curators go on with what they make.
@@ -145,7 +173,7 @@ impl<'a> Making<'a> {
             let stays = self.shared.stages.iter().find(|stage| {
                 let tenant = self.tenant(stage);
                 let quota = self.shared.quotas.get(tenant).copied().unwrap_or(0);
-                view.curating.contains(*stage)
+                view.curating.contains(**stage)
                     && self.nodes.may_make(stage, &record.id)
                     && self.makers(stage) < quota
                     && self.has_room(tenant)
@@ -160,8 +188,8 @@ impl<'a> Making<'a> {
     /// more than its share where the others' stages are none that the curator can make, and less than its limit all the
     /// same.
     fn take(&mut self, node: &'a NodeId) -> bool {
-        let can: Vec<&'a StageRef> =
-            self.shared.stages.iter().filter(|stage| self.nodes.may_make(stage, node)).collect();
+        let can = self.shared.stages.iter().copied().filter(|stage| self.nodes.may_make(stage, node));
+        let can: Vec<&'a StageRef> = can.collect();
         let room = can.iter().filter(|stage| self.has_room(self.tenant(stage)));
         let spare = || can.iter().filter(|stage| self.is_below_limit(self.tenant(stage)));
         let fewest = |stage: &&&StageRef| self.makers(stage);
@@ -173,16 +201,15 @@ impl<'a> Making<'a> {
     }
 
     fn is_below_limit(&self, tenant: &str) -> bool {
-        let of_tenant = self.makers.iter().filter(|(stage, _)| self.tenant(stage) == tenant);
-        let has = of_tenant.map(|(_, n)| *n).sum::<usize>();
-        self.nodes.limits.quotas.of(tenant).max_curators.is_none_or(|most| has < most as usize)
+        let most = self.nodes.limits.quotas.of(tenant).max_curators;
+        most.is_none_or(|most| self.curators_of(tenant) < most as usize)
     }
 
     /// A stage that is left without a curator, because those that remained cannot open its source, gets one that can:
     /// of a stage that has another, or else of the last in order behind it.
     fn leave_none_without(&mut self) {
-        let place: BTreeMap<&StageRef, usize> = self.shared.stages.iter().zip(0..).collect();
-        for (index, stage) in self.shared.stages.iter().enumerate() {
+        let place: BTreeMap<&StageRef, usize> = self.shared.stages.iter().copied().zip(0..).collect();
+        for (index, stage) in self.shared.stages.iter().copied().enumerate() {
             let tenant = self.tenant(stage);
             if self.makers(stage) > 0 {
                 continue;
@@ -195,7 +222,7 @@ impl<'a> Making<'a> {
             let able = self.chosen.iter().filter(|(node, _)| self.nodes.may_make(stage, node));
             let taken = able.filter_map(|(node, from)| Some((spare(from)?, *node, *from))).max();
             if let Some((_, node, from)) = taken {
-                self.makers.entry(from).and_modify(|n| *n -= 1);
+                self.take_from(from);
                 self.choose(node, stage);
             }
         }
@@ -203,26 +230,26 @@ impl<'a> Making<'a> {
 }
 
 /// The stages that lack pairs and may be begun, in the order of their jobs.
-fn stages_to_make(nodes: &DecideContext<'_>, decided: &Decided<'_>) -> Vec<StageRef> {
+fn stages_to_make<'a>(nodes: &DecideContext<'_>, decided: &Decided<'a>) -> Vec<&'a StageRef> {
     let jobs = decided.order.iter().copied();
     let open =
         jobs.filter(|job| !decided.closed.contains(&job.record.id) && !nodes.is_halted(&job.record.id));
     let to_make = open.filter_map(|job| {
         let begins =
-            |stage: &StageRef| may_begin(job, stage, decided) && !stage_precision::is_open(nodes, job, stage);
+            |stage: &&StageRef| may_begin(job, stage, decided) && !stage_precision::is_open(nodes, job, stage);
         stage_to_make(job).filter(begins)
     });
     to_make.collect()
 }
 
 /// The stages in `make` with which a curator waits, by the curators that make them: these keep them, and have time for another.
-fn held_up(
+fn held_up<'a>(
     nodes: &DecideContext<'_>,
-    curators: &[(&NodeRecord, &NodeView)],
-    make: &[StageRef],
-) -> BTreeMap<NodeId, Vec<StageRef>> {
-    let mut held_up: BTreeMap<NodeId, Vec<StageRef>> = BTreeMap::new();
-    for stage in make {
+    curators: &[(&'a NodeRecord, &NodeView)],
+    make: &[&'a StageRef],
+) -> BTreeMap<&'a NodeId, Vec<&'a StageRef>> {
+    let mut held_up: BTreeMap<&NodeId, Vec<&StageRef>> = BTreeMap::new();
+    for stage in make.iter().copied().filter(|stage| nodes.seen.under_way.was_waited_with(stage)) {
         let makers: Vec<&NodeId> = curators
             .iter()
             .filter(|(record, view)| view.curating.contains(stage) && nodes.may_make(stage, &record.id))
@@ -232,7 +259,7 @@ fn held_up(
         let has_room = |node: &&NodeId| held_up.get(*node).is_none_or(|stages| stages.len() < MAX_HELD_UP);
         if makers.iter().any(waits) && makers.iter().all(has_room) {
             for node in makers {
-                held_up.entry(node.clone()).or_default().push(stage.clone());
+                held_up.entry(node).or_default().push(stage);
             }
         }
     }
@@ -258,7 +285,7 @@ fn may_begin(job: &Job, stage: &StageRef, decided: &Decided<'_>) -> bool {
 
 /// The first stage of the job that lacks pairs and can be made: the current one, or the next one while the current one
 /// trains. A stage whose source draws with an earlier stage's model waits for that stage's final checkpoint.
-fn stage_to_make(job: &Job) -> Option<StageRef> {
+fn stage_to_make(job: &Job) -> Option<&StageRef> {
     match job.record.state {
         JobState::Queued
         | JobState::Placing { .. }
@@ -277,7 +304,7 @@ fn stage_to_make(job: &Job) -> Option<StageRef> {
     making
         .filter_map(|stage| Some((job.stage_index(stage.id.stage.as_str())?, stage)))
         .find(|(index, stage)| !stage.log.is_sealed() && job.source_checkpoint(*index).is_ok())
-        .map(|(_, stage)| stage.id.clone())
+        .map(|(_, stage)| &stage.id)
 }
 
 #[cfg(test)]

@@ -31,7 +31,7 @@ impl<'a> JobPass<'a, '_> {
             ranks.iter().for_each(|rank| self.slots.take(rank));
             let wait = PendingReason::Grows { ranks: slots_of(&ranks), now };
             self.decided.leaving.insert(ready.stage.id.clone(), format!("the job {wait}"));
-            self.plan.waits.insert(job.record.id.clone(), wait);
+            self.plan.wait(&job.record.id, wait);
         }
         self.decided.order = order;
     }

@@ -38,7 +38,7 @@ impl<'a> JobPass<'a, '_> {
             Leaving::Left { .. } => 0,
         };
         let wait = PendingReason::Paused { reason: reason.to_owned(), slots };
-        self.plan.waits.insert(job.record.id.clone(), wait);
+        self.plan.wait(&job.record.id, wait);
     }
 
     /// Lets the gang of a preempted job save and leave; once it has, the job is in the queue again.
@@ -53,7 +53,7 @@ impl<'a> JobPass<'a, '_> {
                 0
             }
         };
-        self.plan.waits.insert(job.record.id.clone(), PendingReason::Preempted { slots });
+        self.plan.wait(&job.record.id, PendingReason::Preempted { slots });
     }
 
     /// Ends a job that has held slots for as long as it may, once its gang has saved and left. Whether it is at its limit.
@@ -68,7 +68,7 @@ impl<'a> JobPass<'a, '_> {
         let over = job.ran(now).saturating_sub(Duration::from_secs(u64::from(minutes) * 60));
         match self.leave_since(job, index, "the job has run for as long as it may", over) {
             Leaving::Saves { slots } => {
-                self.plan.waits.insert(job.record.id.clone(), PendingReason::TimeLimit { minutes, slots });
+                self.plan.wait(&job.record.id, PendingReason::TimeLimit { minutes, slots });
             }
             Leaving::Left { .. } => {
                 let saved = job.stages.get(index).and_then(|stage| stage.newest_checkpoint());
@@ -128,12 +128,13 @@ impl<'a> JobPass<'a, '_> {
         required: Option<&GangKind>,
         turn: Turn,
     ) -> Option<usize> {
+        let leaving: Vec<_> = self.decided.leaving.keys().cloned().collect();
         let mut slots = self.slots.clone();
         slots.assume_stopped();
-        let leaving: Vec<_> = self.decided.leaving.keys().cloned().collect();
         let attempts = leaving.iter().filter_map(|stage| self.decided.active.get(stage));
         attempts.flat_map(|attempt| &attempt.ranks).for_each(|rank| slots.give_back(rank));
-        if self.would_fit(slots.clone(), job, stage, ranks, required) {
+        let some_leave = !leaving.is_empty() || !self.found.stopping.is_empty();
+        if some_leave && self.would_fit(slots.clone(), job, stage, ranks, required) {
             return Some(leaving.len());
         }
         let candidates = self.candidates(job, turn);
@@ -155,7 +156,7 @@ impl<'a> JobPass<'a, '_> {
     fn would_fit(
         &mut self,
         slots: Slots,
-        job: &Job,
+        job: &'a Job,
         stage: &Stage,
         ranks: u32,
         required: Option<&GangKind>,
@@ -225,10 +226,10 @@ impl<'a> JobPass<'a, '_> {
         let id = victim.job.record.id.clone();
         let slots = victim.attempt.ranks.len();
         let change = Change::JobPreempted { job: id.clone(), by: by.record.id.clone(), slots };
-        self.plan.changes.push(change);
+        self.plan.change(change);
         self.move_job(victim.job, vec![JobEvent::Preempt { by: by.record.id.clone() }]);
         let why = preemption::makes_room(victim.job, Some(by));
         self.decided.leaving.insert(victim.attempt.attempt.stage_ref(), why);
-        self.plan.waits.insert(id, PendingReason::Preempted { slots });
+        self.plan.wait(&id, PendingReason::Preempted { slots });
     }
 }

@@ -4,12 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::decide::lost::lost_pairs;
 use crate::decide::passes::{Active, CurationAssignments, Decided, FirstWaiting, Idle, InUse, Lacking};
-use crate::decide::{Change, DecideContext, PendingReason, Plan, preemption, sources, stage_precision};
+use crate::decide::placing::Found;
+use crate::decide::{Change, DecideContext, PendingReason, PlanDraft, preemption, sources, stage_precision};
 use crate::ids::{AttemptRef, NodeId, Timestamp};
 use crate::job::{JobEvent, JobState};
 use crate::observed::{NodeFailure, NodeReport};
 use crate::placement::{self, NodeSlots, Slots};
-use crate::records::{AttemptRecord, JobRecord, NodeKind, Record, Write};
+use crate::records::{AttemptRecord, JobRecord, NodeKind, Record};
 use crate::state::{Job, Stage};
 use crate::transitions::ended;
 
@@ -30,7 +31,7 @@ pub(super) enum EndKind {
 }
 
 /// Decides every open job, in the order in which they are served.
-pub(super) fn decide_jobs<'a>(nodes: &DecideContext<'a>, plan: &mut Plan) -> Decided<'a> {
+pub(super) fn decide_jobs<'a>(nodes: &DecideContext<'a>, plan: &mut PlanDraft) -> Decided<'a> {
     let jobs = nodes.in_order();
     let mut active = Active::new();
     for job in &jobs {
@@ -49,7 +50,8 @@ pub(super) fn decide_jobs<'a>(nodes: &DecideContext<'a>, plan: &mut Plan) -> Dec
         lacking: Vec::new(),
     };
     let (idle, in_use) = (Vec::new(), InUse::default());
-    let mut pass = JobPass { nodes, plan, decided, slots, idle, in_use, first_waiting: None };
+    let found = Found::default();
+    let mut pass = JobPass { nodes, plan, decided, slots, idle, in_use, first_waiting: None, found };
     // Every slot that becomes free is known before the first one is given away.
     for job in jobs {
         pass.decide_job(job);
@@ -62,9 +64,9 @@ pub(super) fn decide_jobs<'a>(nodes: &DecideContext<'a>, plan: &mut Plan) -> Dec
 /// Moves the jobs whose stages are with the curators, now that it is known which have one.
 pub(super) fn decide_curation(
     nodes: &DecideContext<'_>,
-    curation: &CurationAssignments,
+    curation: &CurationAssignments<'_>,
     decided: &Decided<'_>,
-    plan: &mut Plan,
+    plan: &mut PlanDraft,
 ) {
     for Lacking { job, index, needed } in &decided.lacking {
         let Some(log) = nodes.state.read_log(job, *index) else {
@@ -72,7 +74,7 @@ pub(super) fn decide_curation(
             let log = job.stage_spec(*index).and_then(|spec| spec.data.source.log());
             let stage = log.map(|log| log.from.clone()).unwrap_or_default();
             let wait = PendingReason::Pairs { stage, committed: 0, needed: *needed };
-            plan.waits.insert(job.record.id.clone(), wait);
+            plan.wait(&job.record.id, wait);
             continue;
         };
         let stage = log.of;
@@ -97,7 +99,7 @@ pub(super) fn decide_curation(
         } else {
             sources::wait(nodes, stage).unwrap_or(PendingReason::CuratorsBusy)
         };
-        plan.waits.insert(job.record.id.clone(), wait);
+        plan.wait(&job.record.id, wait);
     }
 }
 
@@ -148,7 +150,7 @@ fn slots_of_attempt(nodes: &DecideContext<'_>, node: &NodeId, attempt: &AttemptR
 
 pub(super) struct JobPass<'a, 'p> {
     pub(super) nodes: &'p DecideContext<'a>,
-    pub(super) plan: &'p mut Plan,
+    pub(super) plan: &'p mut PlanDraft,
     pub(super) decided: Decided<'a>,
     pub(super) slots: Slots,
     /// In order.
@@ -157,13 +159,14 @@ pub(super) struct JobPass<'a, 'p> {
     pub(super) in_use: InUse<'a>,
     /// The first job that waits for slots which it would fit into.
     pub(super) first_waiting: Option<FirstWaiting<'a>>,
+    pub(super) found: Found<'a>,
 }
 
 impl<'a> JobPass<'a, '_> {
     fn decide_job(&mut self, job: &'a Job) {
         // Whatever is decided would rest on half of what there is: what runs is left to run.
         if let Some(record) = self.nodes.state.halted(&job.record.id) {
-            self.plan.waits.insert(job.record.id.clone(), PendingReason::Unreadable { record });
+            self.plan.wait(&job.record.id, PendingReason::Unreadable { record });
             return;
         }
         let current = job.current_stage();
@@ -265,12 +268,12 @@ impl<'a> JobPass<'a, '_> {
             self.move_job(job, vec![JobEvent::Place { stage: index }]);
             let nodes: BTreeSet<&NodeId> = attempt.ranks.iter().map(|rank| &rank.node).collect();
             let wait = PendingReason::Ranks { ranks: attempt.ranks.len(), nodes: nodes.len() };
-            self.plan.waits.insert(job.record.id.clone(), wait);
+            self.plan.wait(&job.record.id, wait);
         }
     }
 
     /// Why the attempt cannot go on, if it cannot. What is not seen is unknown, and unknown is not failed.
-    pub(super) fn ending(&self, job: &Job, index: usize, attempt: &AttemptRecord) -> Option<Ending> {
+    pub(super) fn ending(&self, job: &'a Job, index: usize, attempt: &AttemptRecord) -> Option<Ending> {
         let believed = || self.is_permanent(job, index, attempt);
         let gang = self.nodes.seen.gang(&attempt.attempt);
         let reports = gang.map(|gang| &gang.nodes);
@@ -340,7 +343,7 @@ impl<'a> JobPass<'a, '_> {
     }
 
     /// Whether what one node takes for permanent is: two nodes say so of the stage, or no gang fits without those that do.
-    fn is_permanent(&self, job: &Job, index: usize, attempt: &AttemptRecord) -> bool {
+    fn is_permanent(&self, job: &'a Job, index: usize, attempt: &AttemptRecord) -> bool {
         let stage = attempt.attempt.stage_ref();
         let says = self.nodes.seen.failures.permanent_on(&stage, self.nodes.limits, self.nodes.now);
         let sizes = job.stage_spec(index).map(|spec| placement::gang_sizes(&job.record.spec, spec));
@@ -389,7 +392,7 @@ impl<'a> JobPass<'a, '_> {
             ..ended(attempt, reason.clone(), self.nodes.wall_now())
         };
         let attempt = attempt.attempt.clone();
-        self.plan.changes.push(Change::AttemptEnded { attempt, reason, handed_over });
+        self.plan.change(Change::AttemptEnded { attempt, reason, handed_over });
         self.write(Record::Attempt(record.clone()));
         record
     }
@@ -401,7 +404,7 @@ impl<'a> JobPass<'a, '_> {
     }
 
     pub(super) fn write(&mut self, record: Record) {
-        write(self.plan, record);
+        self.plan.write(record);
     }
 }
 
@@ -412,7 +415,7 @@ pub(super) fn placing(stage: usize) -> Vec<JobEvent> {
 
 /// Applies events one after the other; one that the state does not allow is left out. Whether the job has ended. `now` is
 /// only shown.
-fn move_job(now: Timestamp, plan: &mut Plan, job: &Job, events: Vec<JobEvent>) -> bool {
+fn move_job(now: Timestamp, plan: &mut PlanDraft, job: &Job, events: Vec<JobEvent>) -> bool {
     // `Place` leads to `Run` from where there was no place yet; a job that runs that stage stays running.
     let runs_already = run_event(&job.record.state);
     if events.iter().any(|event| Some(event) == runs_already.as_ref()) {
@@ -437,8 +440,7 @@ fn move_job(now: Timestamp, plan: &mut Plan, job: &Job, events: Vec<JobEvent>) -
         | JobState::Succeeded => String::new(),
     };
     let (from, to) = (job.record.state.name(), state.name());
-    plan.changes.retain(|known| !matches!(known, Change::JobMoved { job: of, .. } if *of == job.record.id));
-    plan.changes.push(Change::JobMoved { job: job.record.id.clone(), from, to, reason });
+    plan.change(Change::JobMoved { job: job.record.id.clone(), from, to, reason });
     let runs = matches!(state, JobState::Running { .. });
     let closed = state.is_terminal();
     let record = JobRecord {
@@ -447,15 +449,8 @@ fn move_job(now: Timestamp, plan: &mut Plan, job: &Job, events: Vec<JobEvent>) -
         state,
         ..job.record.clone()
     };
-    write(plan, Record::Job(record));
+    plan.write(Record::Job(record));
     closed
-}
-
-/// Later writes of a key replace earlier ones.
-fn write(plan: &mut Plan, record: Record) {
-    let key = record.key();
-    plan.writes.retain(|write| write.key() != key);
-    plan.writes.push(Write::Put(record));
 }
 
 fn run_event(state: &JobState) -> Option<JobEvent> {

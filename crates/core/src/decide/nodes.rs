@@ -3,28 +3,27 @@
 use std::collections::BTreeMap;
 
 use crate::decide::passes::{CurationAssignments, Decided};
-use crate::decide::{Change, Command, DecideContext, Plan, Send};
+use crate::decide::{Change, Command, DecideContext, PlanDraft, Send};
 use crate::ids::{AttemptRef, NodeId, StageRef};
 use crate::observed::{NodeReport, NodeView};
-use crate::records::{AttemptRecord, NodeKind, NodeRecord, Record, Write};
+use crate::records::{AttemptRecord, NodeKind, NodeRecord, Record};
 
 pub(super) fn decide_sends(
     nodes: &DecideContext<'_>,
-    curation: &CurationAssignments,
+    curation: &CurationAssignments<'_>,
     decided: &Decided<'_>,
-    plan: &mut Plan,
+    plan: &mut PlanDraft,
 ) {
-    let mut served_at: BTreeMap<&StageRef, Vec<String>> = BTreeMap::new();
-    for (record, _) in nodes.reachable(NodeKind::Curator) {
-        for stage in curation.wanted.get(&record.id).into_iter().flatten() {
-            served_at.entry(stage).or_default().push(record.address.clone());
-        }
-    }
-    // A curator that drains is served from only where no other is left.
+    let mut served_at = ServedAt::new();
     for (record, view) in nodes.reachable(NodeKind::Curator) {
+        let address = record.address.as_str();
+        for stage in curation.wanted.get(&record.id).into_iter().flatten() {
+            served_at.entry(stage).or_default().push(address);
+        }
+        // A curator that drains is served from only where no other is left.
         if curation.wanted.is_empty() {
             for stage in &view.curating {
-                served_at.entry(stage).or_default().push(record.address.clone());
+                served_at.entry(stage).or_default().push(address);
             }
         }
     }
@@ -37,18 +36,26 @@ pub(super) fn decide_sends(
             }
         }
     }
-    for record in nodes.state.nodes() {
-        let Some(view) = nodes.seen.nodes.get(&record.id).filter(|view| view.connected) else { continue };
-        match record.kind {
-            NodeKind::Trainer => trainer_sends(nodes, (record, view), decided, &gangs, &served_at, plan),
-            NodeKind::Curator => curator_sends(nodes, record, view, curation, plan),
-        }
+    for (record, view) in connected(nodes, NodeKind::Trainer) {
+        trainer_sends(nodes, (record, view), decided, &gangs, &served_at, plan);
     }
+    for (record, view) in connected(nodes, NodeKind::Curator) {
+        curator_sends(nodes, record, view, curation, plan);
+    }
+}
+
+/// Those whose session is open: a node that was not heard of lately may still listen.
+fn connected<'a>(
+    nodes: &DecideContext<'a>,
+    kind: NodeKind,
+) -> impl Iterator<Item = (&'a NodeRecord, &'a NodeView)> {
+    let seen = nodes.known(kind).iter().filter_map(|(record, view)| Some((*record, (*view)?)));
+    seen.filter(|(_, view)| view.connected)
 }
 
 /// A trainer whose GPU has failed, or on which job after job fails and on it alone, gets no new work, as long as another is open
 /// to it.
-pub(super) fn decide_cordons(nodes: &DecideContext<'_>, plan: &mut Plan) {
+pub(super) fn decide_cordons(nodes: &DecideContext<'_>, plan: &mut PlanDraft) {
     let mut open: Vec<&NodeRecord> =
         nodes.open_to_work(NodeKind::Trainer).map(|(record, _)| record).collect();
     let of_device = |record: &NodeRecord| {
@@ -68,11 +75,14 @@ pub(super) fn decide_cordons(nodes: &DecideContext<'_>, plan: &mut Plan) {
             return;
         }
         open.retain(|other| other.id != record.id);
-        plan.changes.push(Change::NodeCordoned { node: record.id.clone(), reason: reason.clone() });
+        plan.change(Change::NodeCordoned { node: record.id.clone(), reason: reason.clone() });
         let record = NodeRecord { cordon: Some(reason), ..record.clone() };
-        plan.writes.push(Write::Put(Record::Node(record)));
+        plan.write(Record::Node(record));
     }
 }
+
+/// Addresses of the curators that serve a stage.
+type ServedAt<'a> = BTreeMap<&'a StageRef, Vec<&'a str>>;
 
 /// Active attempts with ranks on a node.
 type GangsByNode<'a> = BTreeMap<&'a NodeId, Vec<(&'a StageRef, &'a AttemptRecord)>>;
@@ -82,8 +92,8 @@ fn trainer_sends(
     (record, view): (&NodeRecord, &NodeView),
     decided: &Decided<'_>,
     gangs: &GangsByNode<'_>,
-    served_at: &BTreeMap<&StageRef, Vec<String>>,
-    plan: &mut Plan,
+    served_at: &ServedAt<'_>,
+    plan: &mut PlanDraft,
 ) {
     let mut send = |command| plan.sends.push(Send { node: record.id.clone(), command });
     let active = &decided.active;
@@ -104,7 +114,8 @@ fn trainer_sends(
         }
     }
     for (stage, attempt) in gangs.get(&record.id).into_iter().flatten() {
-        let curators = served_at.get(*stage).cloned().unwrap_or_default();
+        let curators = served_at.get(*stage).map(Vec::as_slice).unwrap_or_default();
+        let addresses = || curators.iter().map(|address| (*address).to_owned()).collect();
         let leaves = decided.leaving.get(*stage).cloned();
         let leaves = leaves.or_else(|| record.drained.then(|| format!("node {} is drained", record.id)));
         let drain = leaves
@@ -114,8 +125,8 @@ fn trainer_sends(
             drain.into_iter().for_each(&mut send);
             // With no curator in sight the ranks keep the addresses that they have.
             let sent = view.curators_sent.get(&attempt.attempt);
-            if !curators.is_empty() && sent != Some(&curators) {
-                send(Command::UpdateCurators(attempt.attempt.clone(), curators));
+            if !curators.is_empty() && sent.is_none_or(|sent| sent != curators) {
+                send(Command::UpdateCurators(attempt.attempt.clone(), addresses()));
             }
             continue;
         }
@@ -130,7 +141,7 @@ fn trainer_sends(
             Some(NodeReport::Starting | NodeReport::Running) | None => false,
         };
         if !over {
-            send(Command::StartAttempt(attempt.attempt.clone(), curators));
+            send(Command::StartAttempt(attempt.attempt.clone(), addresses()));
             // The gang is placed here and cannot be handed over before it has come together.
             drain.into_iter().for_each(&mut send);
         }
@@ -149,8 +160,8 @@ fn curator_sends(
     nodes: &DecideContext<'_>,
     record: &NodeRecord,
     view: &NodeView,
-    curation: &CurationAssignments,
-    plan: &mut Plan,
+    curation: &CurationAssignments<'_>,
+    plan: &mut PlanDraft,
 ) {
     let mut send = |command| plan.sends.push(Send { node: record.id.clone(), command });
     let Some(wanted) = curation.wanted.get(&record.id) else {
@@ -163,12 +174,16 @@ fn curator_sends(
         }
         return;
     };
-    for stage in view.curating.difference(wanted) {
+    // Most of the time they are the same.
+    if view.curating.iter().eq(wanted.iter().copied()) {
+        return;
+    }
+    for stage in view.curating.iter().filter(|stage| wanted.binary_search(stage).is_err()) {
         send(Command::ReleaseCuration(stage.clone(), "the stage needs this curator no more".to_owned()));
     }
     // One that has just refused a stage is asked again after a while.
     let asked = |stage: &&StageRef| nodes.refusal(stage, &record.id).is_none();
-    for stage in wanted.difference(&view.curating).filter(asked) {
+    for stage in wanted.iter().copied().filter(|stage| !view.curating.contains(*stage)).filter(asked) {
         send(Command::AssignCuration(stage.clone()));
     }
 }

@@ -58,8 +58,9 @@ pub(super) struct Lacking<'a> {
 
 /// What each curator that takes work should work on or serve.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct CurationAssignments {
-    pub wanted: BTreeMap<NodeId, BTreeSet<StageRef>>,
+pub(super) struct CurationAssignments<'d> {
+    /// In order.
+    pub wanted: BTreeMap<&'d NodeId, Vec<&'d StageRef>>,
     /// Stages that lack pairs and have a curator.
-    pub making: BTreeSet<StageRef>,
+    pub making: BTreeSet<&'d StageRef>,
 }

@@ -2,7 +2,9 @@
 //!
 //! First those whose queues hold no more than they are sure of with them, then all others, in order.
 
-use std::collections::BTreeSet;
+use std::borrow::Cow;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::decide::jobs::{JobPass, placing};
@@ -16,6 +18,7 @@ use crate::processor::{self, GangKind, GangPart};
 use crate::queues::{DEFAULT_QUEUE, Packing, Queue};
 use crate::quotas::{QueueOrder, Quotas};
 use crate::records::{AttemptRecord, AttemptState, CheckpointRecord, RankPlacement, Record};
+use crate::spec::{DeviceChoice, ModelPreset, Topology};
 use crate::state::{ClusterState, Job, Stage};
 
 /// Which of its queue's slots a job asks for.
@@ -25,6 +28,26 @@ pub(super) enum Turn {
     Sure,
     /// Any that are free.
     Shared,
+}
+
+/// What jobs have in common that may be given the same nodes.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Asks<'a> {
+    preset: ModelPreset,
+    queue: Option<&'a str>,
+    device: DeviceChoice,
+    labels: &'a BTreeMap<String, String>,
+    topology: Option<&'a Topology>,
+}
+
+/// What is found out for one job and holds for those after it that are like it.
+#[derive(Default)]
+pub(super) struct Found<'a> {
+    needs: RefCell<BTreeMap<Asks<'a>, NodeNeeds<'a>>>,
+    /// The smallest gangs that fit nowhere, by what they need. As long as slots are only taken, they go on not to fit.
+    too_large: BTreeMap<(NodeNeeds<'a>, Option<&'a Topology>), u32>,
+    /// Stages for which more slots may be free than for others.
+    pub(super) stopping: BTreeSet<StageRef>,
 }
 
 /// A job that lacks nothing but slots.
@@ -46,6 +69,7 @@ impl<'a> JobPass<'a, '_> {
     /// Gives slots to the idle jobs, as far as there are any.
     pub(super) fn place_idle(&mut self) {
         self.count_in_use();
+        self.found.stopping = self.slots.stopping().into_iter().cloned().collect();
         let mut ready = Vec::new();
         for idle in std::mem::take(&mut self.idle) {
             ready.extend(self.prepare(idle));
@@ -72,7 +96,18 @@ impl<'a> JobPass<'a, '_> {
     }
 
     pub(super) fn needs_of(&self, job: &'a Job) -> NodeNeeds<'a> {
-        NodeNeeds::of(&job.record.spec, self.quotas(), self.nodes.state)
+        let spec = &job.record.spec;
+        let queue = self.queue_of(job).map(|(name, _)| name);
+        let asks = Asks {
+            preset: spec.model.preset,
+            queue,
+            device: spec.resources.device,
+            labels: &spec.resources.node_labels,
+            topology: spec.resources.topology.as_ref(),
+        };
+        let mut known = self.found.needs.borrow_mut();
+        let needs = known.entry(asks);
+        needs.or_insert_with(|| NodeNeeds::of(spec, self.quotas(), self.nodes.state)).clone()
     }
 
     /// Whether the job was in its turn with what its queue is sure of. A gang that may be of several sizes borrows at once if
@@ -167,7 +202,7 @@ impl<'a> JobPass<'a, '_> {
     }
 
     fn wait(&mut self, job: &Job, wait: PendingReason) {
-        self.plan.waits.insert(job.record.id.clone(), wait);
+        self.plan.wait(&job.record.id, wait);
     }
 
     fn try_place(&mut self, ready: &Ready<'a>, turn: Turn) -> Result<PendingReason, PendingReason> {
@@ -177,13 +212,31 @@ impl<'a> JobPass<'a, '_> {
         if first.is_some_and(|first| first.comes) || !self.may_go_ahead(job) {
             return Err(self.behind(job));
         }
+        let least = sizes.last().copied().unwrap_or(0);
+        let like_others = ready.required.is_none() && !self.found.stopping.contains(&stage.id);
+        let alike = like_others.then(|| (self.needs_of(job), job.record.spec.resources.topology.as_ref()));
+        // Behind the first that waits it is enough to know that this one does not fit either.
+        if first.is_some()
+            && alike.as_ref().and_then(|alike| self.found.too_large.get(alike)).is_some_and(|size| *size <= least)
+        {
+            return Err(self.behind(job));
+        }
         let place = match ready.required {
             Some(gang) => self.place_like(job, gang, &stage.id)?,
             None => self.place_anywhere(job, stage, &sizes),
         };
-        let ranks = place.map_err(|shortage| match first {
-            None => self.wait_for_slots(ready, &shortage, turn),
-            Some(_) => self.behind(job),
+        let ranks = place.map_err(|shortage| {
+            // One that is kept from nodes on which it fails for good says nothing of the others.
+            let failures = &self.nodes.seen.failures;
+            let kept_off = !failures.permanent_on(&stage.id, self.nodes.limits, self.nodes.now).is_empty();
+            if let Some(alike) = alike.filter(|_| !kept_off) {
+                let known = self.found.too_large.entry(alike).or_insert(least);
+                *known = least.min(*known);
+            }
+            match first {
+                None => self.wait_for_slots(ready, &shortage, turn),
+                Some(_) => self.behind(job),
+            }
         })?;
         let wait = ranks_wait(&ranks);
         self.start(ready, ranks);
@@ -201,7 +254,7 @@ impl<'a> JobPass<'a, '_> {
             ranks: ranks.len(),
             ahead_of: ahead_of.clone(),
         };
-        self.plan.changes.push(placed);
+        self.plan.change(placed);
         let record = AttemptRecord {
             attempt,
             ranks,
@@ -271,29 +324,45 @@ impl<'a> JobPass<'a, '_> {
     }
 
     /// The slots of nodes that the job may be given.
-    pub(super) fn slots_for_job(&self, job: &Job) -> Slots {
+    pub(super) fn slots_for_job(&self, job: &'a Job) -> Cow<'_, Slots> {
         let needs = self.needs_of(job);
         let packing = self.queue_of(job).map_or(Packing::default(), |(_, queue)| queue.packing);
-        if needs.are_none() {
-            return self.slots.clone().with_packing(packing);
-        }
-        let is_met = |node: &NodeId| self.nodes.state.node(node).is_some_and(|node| needs.are_met_by(node));
-        self.slots.among(is_met).with_packing(packing)
+        let slots = if needs.are_none() {
+            Cow::Borrowed(&self.slots)
+        } else {
+            let state = self.nodes.state;
+            Cow::Owned(
+                self.slots.among(|node| state.node(node).is_some_and(|node| needs.are_met_by(node))),
+            )
+        };
+        if slots.packing() == packing { slots } else { Cow::Owned(slots.into_owned().with_packing(packing)) }
     }
 
     /// Those that a stage may take: none on nodes that take its failure for permanent, as long as it fits elsewhere.
-    fn slots_for(&self, job: &Job, stage: &StageRef, least: u32) -> Slots {
+    fn slots_for(&self, job: &'a Job, stage: &StageRef, least: u32) -> Cow<'_, Slots> {
         let says = self.nodes.seen.failures.permanent_on(stage, self.nodes.limits, self.nodes.now);
         let slots = self.slots_for_job(job);
+        if says.is_empty() {
+            return slots;
+        }
         let others = slots.among(|node| !says.contains(node));
-        if placement::room(&others, stage, least).fits_when_empty() { others } else { slots }
+        if placement::room(&others, stage, least).fits_when_empty() { Cow::Owned(others) } else { slots }
+    }
+
+    /// Of these slots those on nodes on which the stage has not just failed; `None` if that is all.
+    fn sound<'s>(&self, slots: &'s Slots, stage: &StageRef) -> Option<Slots> {
+        let (seen, limits, now) = (self.nodes.seen, self.nodes.limits, self.nodes.now);
+        if seen.failures.is_empty() {
+            return None;
+        }
+        Some(slots.among(|node| !seen.failures.avoids(node, stage, limits, now)))
     }
 
     /// Places a gang of one of `sizes` on nodes of any kind: on such that crawl in the stage's precision only where it
     /// fits nowhere else, and where the kind that wrote its checkpoint is free on that, since the bits stay the same then.
     pub(super) fn place_anywhere(
         &self,
-        job: &Job,
+        job: &'a Job,
         stage: &Stage,
         sizes: &[u32],
     ) -> Result<Vec<RankPlacement>, InsufficientCapacity> {
@@ -303,22 +372,14 @@ impl<'a> JobPass<'a, '_> {
         let quick = (precision::of_stage(&job.record.spec, stage) == Some(StagePrecision::Bf16))
             .then(|| allowed.among(|node| !state.node(node).is_some_and(precision::bf16_crawls_on)));
         let wrote = stage.newest_checkpoint().and_then(|checkpoint| processor::wrote(stage, checkpoint));
-        let (seen, limits, now) = (self.nodes.seen, self.nodes.limits, self.nodes.now);
-        let sound = |slots: &Slots| slots.among(|node| !seen.failures.avoids(node, &stage.id, limits, now));
-        // Where it has just failed it goes only if it fits nowhere else.
-        let tiers = quick.into_iter().chain([allowed.clone()]).flat_map(|slots| [sound(&slots), slots]);
         let topology = job.record.spec.resources.topology.as_ref();
-        for tier in tiers.collect::<Vec<_>>() {
-            let domains = placement::domains(&tier, topology, state);
-            for size in sizes {
-                for slots in &domains {
-                    let alike = wrote.filter(|gang| gang.ranks() == *size);
-                    if let Some(ranks) = alike.and_then(|gang| place_parts(state, slots, &stage.id, gang)) {
-                        return Ok(ranks);
-                    }
-                    if let Ok(ranks) = placement::place(slots, &stage.id, &[*size]) {
-                        return Ok(ranks);
-                    }
+        for slots in quick.iter().chain([&*allowed]) {
+            // Where it has just failed it goes only if it fits nowhere else.
+            let sound = self.sound(slots, &stage.id);
+            for tier in sound.iter().chain([slots]) {
+                let domains = placement::domains(tier, topology, state);
+                if let Some(ranks) = place_in(state, &domains, stage, sizes, wrote) {
+                    return Ok(ranks);
                 }
             }
         }
@@ -332,17 +393,16 @@ impl<'a> JobPass<'a, '_> {
     /// Places a gang that gives the same bits as one of this kind; `Err` if there are not the nodes for it, free or not.
     pub(super) fn place_like(
         &self,
-        job: &Job,
+        job: &'a Job,
         gang: &GangKind,
         stage: &StageRef,
     ) -> Result<Result<Vec<RankPlacement>, InsufficientCapacity>, PendingReason> {
         let state = self.nodes.state;
-        let (seen, limits, now) = (self.nodes.seen, self.nodes.limits, self.nodes.now);
         let mine = self.slots_for_job(job);
-        let sound = mine.among(|node| !seen.failures.avoids(node, stage, limits, now));
+        let sound = self.sound(&mine, stage);
         let topology = job.record.spec.resources.topology.as_ref();
-        for slots in [&sound, &mine].into_iter().flat_map(|slots| placement::domains(slots, topology, state))
-        {
+        let tiers = sound.iter().chain([&*mine]);
+        for slots in tiers.flat_map(|slots| placement::domains(slots, topology, state)) {
             if let Some(ranks) = place_parts(state, &slots, stage, gang) {
                 return Ok(Ok(ranks));
             }
@@ -453,6 +513,22 @@ impl<'a> JobPass<'a, '_> {
 fn ranks_wait(ranks: &[RankPlacement]) -> PendingReason {
     let nodes: BTreeSet<&NodeId> = ranks.iter().map(|rank| &rank.node).collect();
     PendingReason::Ranks { ranks: ranks.len(), nodes: nodes.len() }
+}
+
+/// Places the largest gang of `sizes` in the first of these parts of the cluster, where the kind `wrote` is free on that.
+fn place_in(
+    state: &ClusterState,
+    domains: &[Cow<'_, Slots>],
+    stage: &Stage,
+    sizes: &[u32],
+    wrote: Option<&GangKind>,
+) -> Option<Vec<RankPlacement>> {
+    let tries = sizes.iter().flat_map(|size| domains.iter().map(move |slots| (*size, slots)));
+    tries.into_iter().find_map(|(size, slots)| {
+        let alike = wrote.filter(|gang| gang.ranks() == size);
+        let alike = alike.and_then(|gang| place_parts(state, slots, &stage.id, gang));
+        alike.or_else(|| placement::place(slots, &stage.id, &[size]).ok())
+    })
 }
 
 /// Places the ranks of a gang on nodes of their own kind each, without taking the slots.

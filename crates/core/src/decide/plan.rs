@@ -7,7 +7,7 @@ use crate::ids::{AttemptRef, JobId, NodeId, StageRef};
 use crate::precision::PrecisionChoice;
 use crate::processor::{GangKind, KindChange};
 use crate::quotas::gigabytes;
-use crate::records::Write;
+use crate::records::{Record, RecordKey, Write};
 use crate::unreadable::UnreadableRecord;
 
 /// What is to be done, in this order: persist the writes, then send.
@@ -19,6 +19,64 @@ pub struct Plan {
     pub waits: BTreeMap<JobId, PendingReason>,
     /// What has changed and why, for logs and counters.
     pub changes: Vec<Change>,
+}
+
+/// A plan in the making: what is decided last of a record, or of where a job goes, stands.
+#[derive(Default)]
+pub(super) struct PlanDraft {
+    writes: Latest<RecordKey, Write>,
+    changes: Latest<JobId, Change>,
+    pub sends: Vec<Send>,
+    pub waits: BTreeMap<JobId, PendingReason>,
+}
+
+impl PlanDraft {
+    pub fn write(&mut self, record: Record) {
+        self.writes.push(Some(record.key()), Write::Put(record));
+    }
+
+    pub fn change(&mut self, change: Change) {
+        let moved = match &change {
+            Change::JobMoved { job, .. } => Some(job.clone()),
+            _ => None,
+        };
+        self.changes.push(moved, change);
+    }
+
+    pub fn wait(&mut self, job: &JobId, wait: PendingReason) {
+        self.waits.insert(job.clone(), wait);
+    }
+
+    pub fn finish(self) -> Plan {
+        let Self { writes, changes, sends, waits } = self;
+        Plan { writes: writes.finish(), sends, waits, changes: changes.finish() }
+    }
+}
+
+/// A list in which what has a key takes the place of what had it before, at the end.
+struct Latest<K, T> {
+    list: Vec<Option<T>>,
+    at: BTreeMap<K, usize>,
+}
+
+impl<K, T> Default for Latest<K, T> {
+    fn default() -> Self {
+        Self { list: Vec::new(), at: BTreeMap::new() }
+    }
+}
+
+impl<K: Ord, T> Latest<K, T> {
+    fn push(&mut self, key: Option<K>, item: T) {
+        let before = key.and_then(|key| self.at.insert(key, self.list.len()));
+        if let Some(replaced) = before.and_then(|at| self.list.get_mut(at)) {
+            *replaced = None;
+        }
+        self.list.push(Some(item));
+    }
+
+    fn finish(self) -> Vec<T> {
+        self.list.into_iter().flatten().collect()
+    }
 }
 
 #[derive(Clone, Debug, PartialEq)]

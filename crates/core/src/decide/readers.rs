@@ -15,7 +15,7 @@ pub fn choose_reader(
     last: Option<&NodeId>,
     now: Timestamp,
 ) -> Option<NodeId> {
-    let nodes = DecideContext { state, seen, limits, now };
+    let nodes = DecideContext::new(state, seen, limits, now);
     let ids = |open: bool| -> Vec<&NodeId> {
         let reachable = nodes.reachable(NodeKind::Curator);
         reachable

@@ -9,6 +9,8 @@
 //! * if pairs of the stage were made before, or are trained on, somebody could open it once: then it is waited for
 //!   [`Limits::source_lost_after`](super::Limits), and a gang that steps is left alone.
 
+use std::time::Duration;
+
 use crate::cooldown::Cooldown;
 use crate::decide::{DecideContext, PendingReason};
 use crate::ids::{NodeId, StageRef};
@@ -51,39 +53,27 @@ impl<'a> DecideContext<'a> {
     /// The other curators that may make units of the stage: those that are at work, or were a moment ago and may be again,
     /// and have not failed at it in a row.
     pub(crate) fn peers(&self, stage: &StageRef, node: &NodeId) -> impl Iterator<Item = &'a NodeId> {
-        let others = self.state.nodes().filter(|record| record.id != *node && self.may_come_back(record));
+        let others =
+            self.curators_heard_within(self.limits.ranks_lost_after).filter(|record| record.id != *node);
         let may = others
             .filter(|record| self.seen.cooldowns.get(stage, &record.id, self.limits, self.now).is_none());
         let may: Vec<_> = may.map(|record| &record.id).collect();
         may.into_iter()
     }
 
-    fn may_come_back(&self, record: &NodeRecord) -> bool {
-        let heard = match self.seen.nodes.get(&record.id) {
-            Some(view) if view.draining => return false,
-            Some(view) => view.last_heard,
-            None => self.seen.since,
-        };
-        record.kind == NodeKind::Curator
-            && !record.drained
-            && self.now.since(heard) < self.limits.ranks_lost_after
+    /// Curators that are at work, or may be again: they were heard of, or this controller began, not longer ago.
+    fn curators_heard_within(&self, longest: Duration) -> impl Iterator<Item = &'a NodeRecord> {
+        let curators = self.known(NodeKind::Curator).iter().filter(|(record, _)| !record.drained);
+        let heard = curators.filter(move |(_, view)| {
+            !view.is_some_and(|view| view.draining)
+                && self.now.since(view.map_or(self.seen.since, |view| view.last_heard)) < longest
+        });
+        heard.map(|(record, _)| *record)
     }
 
     /// What the curator has said of the stage if it cannot open its source.
     fn cannot_open(&self, stage: &StageRef, node: &NodeId) -> Option<&'a Cooldown> {
         self.cooldown(stage, node).filter(|cooldown| cooldown.kind == FailureKind::Source)
-    }
-
-    /// It is at work, or may be again in a moment.
-    fn may_speak(&self, record: &NodeRecord) -> bool {
-        let heard = match self.seen.nodes.get(&record.id) {
-            Some(view) if view.draining => return false,
-            Some(view) => view.last_heard,
-            None => self.seen.since,
-        };
-        record.kind == NodeKind::Curator
-            && !record.drained
-            && self.now.since(heard) < self.limits.silent_after
     }
 }
 
@@ -92,7 +82,7 @@ pub(super) fn nobody_opens(nodes: &DecideContext<'_>, stage: &Stage, needed: u64
     if stage.log.is_sealed() {
         return None;
     }
-    let curators = nodes.state.nodes().filter(|record| nodes.may_speak(record));
+    let curators = nodes.curators_heard_within(nodes.limits.silent_after);
     let said: Vec<(&NodeId, &Cooldown)> = curators
         .map(|record| Some((&record.id, nodes.cannot_open(&stage.id, &record.id)?)))
         .collect::<Option<_>>()?;

@@ -3,24 +3,23 @@
 use std::collections::BTreeSet;
 
 use crate::decide::passes::{Active, CurationAssignments};
-use crate::decide::{Change, DecideContext, Plan};
+use crate::decide::{Change, DecideContext, PlanDraft};
 use crate::ids::StageRef;
 use crate::precision::{self, PrecisionChoice};
 use crate::processor;
-use crate::records::{AttemptRecord, NodeKind, NodeRecord, Record, StageRecord, Write};
+use crate::records::{AttemptRecord, NodeKind, NodeRecord, Record, StageRecord};
 use crate::spec::Precision;
 use crate::state::Job;
 
 /// Every stage that a node is about to work on has its record before the command leaves.
 pub(super) fn decide_stages(
     nodes: &DecideContext<'_>,
-    curation: &CurationAssignments,
+    curation: &CurationAssignments<'_>,
     active: &Active,
-    plan: &mut Plan,
+    plan: &mut PlanDraft,
 ) {
-    let curated = curation.wanted.values().flatten();
-    let stages: BTreeSet<&StageRef> = curated.chain(active.keys()).collect();
-    for id in stages {
+    let stages: BTreeSet<&StageRef> = curation.making.iter().copied().chain(active.keys()).collect();
+    for id in stages.into_iter().filter(|id| !nodes.is_halted(&id.job)) {
         let Some(job) = nodes.state.job(&id.job) else { continue };
         let Some(stage) = nodes.state.stage(id) else { continue };
         let before = stage.record.as_ref();
@@ -32,18 +31,18 @@ pub(super) fn decide_stages(
         if job.record.spec.model.precision == Precision::Auto && record.precision.is_none() {
             let draws = job.stage_index(id.stage.as_str()).and_then(|index| job.stage_spec(index));
             let choice = choose_precision(nodes, draws.is_some_and(|spec| spec.data.source.draws()));
-            plan.changes.push(Change::PrecisionChosen { stage: id.clone(), choice: choice.clone() });
+            plan.change(Change::PrecisionChosen { stage: id.clone(), choice: choice.clone() });
             record.precision = Some(choice);
         }
         let placed = active.get(id).filter(|attempt| attempt.attempt.generation > stage.generation());
         if let Some(AttemptRecord { attempt, ranks, resume_from, .. }) = placed {
             let gang = processor::of_gang(nodes.state, ranks);
             let change = processor::note(&mut record, attempt.generation, resume_from.as_ref(), gang);
-            plan.changes
-                .extend(change.map(|change| Change::KindChanged { attempt: attempt.clone(), change }));
+            let told = change.map(|change| Change::KindChanged { attempt: attempt.clone(), change });
+            told.into_iter().for_each(|change| plan.change(change));
         }
         if before != Some(&record) {
-            plan.writes.push(Write::Put(Record::Stage(record)));
+            plan.write(Record::Stage(record));
         }
     }
 }
@@ -54,29 +53,30 @@ pub(super) fn decide_stages(
 fn choose_precision(nodes: &DecideContext<'_>, curators_draw: bool) -> PrecisionChoice {
     let asked = |kind: NodeKind| -> Vec<&NodeRecord> {
         let coming_back = nodes.now.since(nodes.seen.since) < nodes.limits.silent_after;
-        known(nodes, kind)
-            .filter(|record| match nodes.seen.nodes.get(&record.id) {
-                Some(view) => nodes.is_reachable(view) && !view.draining,
-                None => coming_back,
-            })
-            .collect()
+        let known = nodes.known(kind).iter().filter(|(record, _)| !record.drained);
+        let asked = known.filter(|(_, view)| match view {
+            Some(view) => nodes.is_reachable(view) && !view.draining,
+            None => coming_back,
+        });
+        asked.map(|(record, _)| *record).collect()
     };
     let mut trainers = asked(NodeKind::Trainer);
     if trainers.is_empty() {
-        trainers.extend(known(nodes, NodeKind::Trainer));
+        trainers.extend(trainers_known(nodes));
     }
     let curators = if curators_draw { asked(NodeKind::Curator) } else { Vec::new() };
     precision::choose(trainers.into_iter().chain(curators))
 }
 
-/// Nodes that have introduced themselves at some time and are not drained.
-fn known<'a>(nodes: &DecideContext<'a>, kind: NodeKind) -> impl Iterator<Item = &'a NodeRecord> {
-    nodes.state.nodes().filter(move |record| record.kind == kind && !record.drained)
+/// Trainers that have introduced themselves at some time and are not drained.
+fn trainers_known<'a>(nodes: &DecideContext<'a>) -> impl Iterator<Item = &'a NodeRecord> {
+    let known = nodes.known(NodeKind::Trainer).iter().map(|(record, _)| *record);
+    known.filter(|record| !record.drained)
 }
 
 /// Whether nobody could say what the stage is to compute in, for good: it says `auto`, and no trainer was ever there.
 pub(crate) fn is_open(nodes: &DecideContext<'_>, job: &Job, stage: &StageRef) -> bool {
     job.record.spec.model.precision == Precision::Auto
         && nodes.state.stage(stage).is_some_and(|stage| stage.precision_choice().is_none())
-        && known(nodes, NodeKind::Trainer).next().is_none()
+        && trainers_known(nodes).next().is_none()
 }
