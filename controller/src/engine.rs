@@ -13,6 +13,7 @@ mod deletions;
 mod handle;
 mod nodes;
 mod notices;
+mod paced;
 mod persist;
 mod reads;
 mod request;
@@ -24,7 +25,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crescendo_core::decide::{self, Change, Folding, Limits, PendingReason, Plan, decide, decide_folding};
-use crescendo_core::ids::{JobId, Timestamp};
+use crescendo_core::ids::{JobId, StageRef, Timestamp};
 use crescendo_core::invariants::check_invariants;
 use crescendo_core::notices::Tries;
 use crescendo_core::observed::Observed;
@@ -46,6 +47,7 @@ pub use request::{
 use crate::config::Config;
 use crate::engine::deletions::DeletionWork;
 use crate::engine::nodes::Sessions;
+use crate::engine::paced::Paced;
 use crate::engine::persist::{Loaded, Loading, Records};
 use crate::engine::reads::Reads;
 use crate::engine::suspension::Suspension;
@@ -62,6 +64,11 @@ pub const QUEUE: usize = 1024;
 const MAX_BATCH: usize = 256;
 /// Time passes for the decisions at least this often.
 const TICK: Duration = Duration::from_millis(250);
+/// After a decision the rest of the engine gets this many times what it took, and no more than [`TICK`].
+const DECISION_REST: u32 = 3;
+/// The same of the metrics of the whole cluster, and of looking at every watcher.
+const OVERVIEW_REST: u32 = 30;
+const OVERVIEW_EVERY: Duration = Duration::from_secs(2);
 /// Folding goes on after this.
 const FOLD_PAUSE: Duration = Duration::from_millis(250);
 /// Tries to read the state, and to read a page of it, after which the lead is given up, so that another controller can try.
@@ -125,6 +132,14 @@ pub struct Engine {
     /// Jobs whose records have changed in this batch, and those that have progressed.
     changed: BTreeSet<JobId>,
     progressed: BTreeSet<JobId>,
+    /// Stages to whose logs something was added in this batch.
+    grown_logs: BTreeSet<StageRef>,
+    /// Something that decisions rest on has changed since the last one.
+    undecided: bool,
+    deciding: Paced,
+    overview: Paced,
+    /// Curators that can be given work, once it was asked for in this batch.
+    curators: Option<usize>,
 }
 
 /// Reads the state and leads with it until `stop`, or until the leadership is gone.
@@ -157,6 +172,11 @@ pub async fn run(
         folded_at: Instant::now(),
         changed: BTreeSet::new(),
         progressed: BTreeSet::new(),
+        grown_logs: BTreeSet::new(),
+        undecided: true,
+        deciding: Paced::new(DECISION_REST, TICK),
+        overview: Paced::new(OVERVIEW_REST, OVERVIEW_EVERY),
+        curators: None,
         around,
     };
     let end = tokio::select! {
@@ -187,9 +207,13 @@ impl Engine {
                     None => return End::Stopped,
                 },
                 _ = tick.tick() => None,
+                () = tokio::time::sleep_until(self.deciding.due()), if self.undecided && self.suspension == Suspension::default() => None,
             };
             let now = self.look_at_clock();
-            self.limits.quotas = self.around.quotas.borrow().clone();
+            self.curators = None;
+            let quotas = self.around.quotas.borrow().clone();
+            self.undecided |= !Arc::ptr_eq(&quotas, &self.limits.quotas);
+            self.limits.quotas = quotas;
             let refusal =
                 self.suspension.reason(now).map(|cause| EngineError::StoreRefuses { cause: cause.into() });
             if refusal.is_none() {
@@ -257,10 +281,11 @@ impl Engine {
     /// Decides, persists, then lets out what was held back.
     async fn conclude(&mut self, now: Timestamp) -> Option<End> {
         if self.suspension.reason(now).is_some() {
+            self.undecided = true;
             self.let_out(Vec::new(), now);
             return None;
         }
-        let plan = self.decide(now);
+        let sends = self.decide_if_due(now);
         match self.persist().await {
             Ok(written) => {
                 self.around.metrics.store_refuses.set(0);
@@ -268,7 +293,7 @@ impl Engine {
                     tracing::info!("the store takes writes again");
                     self.suspension = Suspension::default();
                 }
-                self.let_out(plan.sends, now);
+                self.let_out(sends, now);
                 None
             }
             Err(StoreError::NotLeader { .. }) => Some(End::Deposed),
@@ -302,6 +327,19 @@ impl Engine {
         self.send_all(sends, now);
         self.send_reads();
         self.publish(now);
+    }
+
+    /// What is to be sent, if it is time to decide: as soon as something that decisions rest on has changed, and once a
+    /// [`TICK`], since time passes. In a cluster so large that a decision takes long, changes are gathered for a while.
+    fn decide_if_due(&mut self, now: Timestamp) -> Vec<decide::Send> {
+        if !self.deciding.is_due() || !self.undecided && self.deciding.elapsed() < TICK {
+            return Vec::new();
+        }
+        let began = Instant::now();
+        self.undecided = false;
+        let plan = self.decide(now);
+        self.deciding.done(began);
+        plan.sends
     }
 
     fn decide(&mut self, now: Timestamp) -> Plan {
@@ -449,6 +487,7 @@ impl Engine {
             tracing::error!(%orphan, "a stored record belongs to nothing and is ignored; it can be deleted once it is understood");
         }
         let now = self.now();
+        self.undecided = true;
         state.renew_leases(now, self.limits.lease_ttl);
         state.restart_waits(now, self.limits.max_unit_backoff);
         for violation in check_invariants(&state) {

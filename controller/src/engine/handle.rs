@@ -129,7 +129,8 @@ impl Engine {
 
     fn handle_unit(&mut self, request: Request, now: Timestamp) {
         let limits = &self.limits;
-        let policy = limits.unit_policy(reachable_curators(&self.state, &self.observed, limits, now));
+        let open = || reachable_curators(&self.state, &self.observed, limits, now);
+        let policy = limits.unit_policy(*self.curators.get_or_insert_with(open));
         let ttl_millis = u32::try_from(policy.lease_ttl.as_millis()).unwrap_or(u32::MAX);
         let curators = |engine: &Self, job: &JobId| engine.curator_count(job, now);
         match request {

@@ -124,7 +124,7 @@ impl Engine {
         }
         left.into_iter().for_each(|left| self.take_left(&node, left, now));
         let id = self.sessions.replace(node, outgoing);
-        self.count_sessions();
+        self.undecided = true;
         Ok(OpenedSession { id, outgoing: receiver })
     }
 
@@ -201,6 +201,7 @@ impl Engine {
         {
             tracing::error!(%node, fault, "the node cannot use the object store and gets no new work");
         }
+        self.undecided |= health != before;
         self.observed.health(node, health);
     }
 
@@ -261,6 +262,7 @@ impl Engine {
         if self.sessions.is_newest(node, session) {
             tracing::warn!(%node, job = %stage.job, stage = %stage.stage, reason, "the curator cannot take the stage up; it is asked again after a while");
             self.observed.refuses(node, stage, reason, now);
+            self.undecided = true;
             self.progressed.insert(stage.job.clone());
         }
     }
@@ -270,6 +272,7 @@ impl Engine {
         if self.sessions.is_newest(node, session) {
             tracing::info!(%node, "node drains");
             self.observed.drains(node);
+            self.undecided = true;
         }
     }
 
@@ -283,6 +286,7 @@ impl Engine {
         self.write_all(transitions::drain_node(&self.state, node, !undo)?);
         if undo {
             self.observed.forgive(node);
+            self.undecided = true;
         }
         tracing::info!(%node, undo, "node is to be drained");
         to_proto::one_node(node, &self.state, &self.observed, &self.limits, scope, now)
@@ -303,10 +307,10 @@ impl Engine {
         self.sessions.open.remove(node);
         self.observed.disconnected(node);
         self.observed.under_way.gone(node);
-        self.count_sessions();
+        self.undecided = true;
     }
 
-    fn count_sessions(&self) {
+    pub(super) fn count_sessions(&self) {
         let kinds =
             self.sessions.open.keys().filter_map(|node| self.state.node(node)).map(|record| record.kind);
         let (mut trainers, mut curators) = (0, 0);
@@ -354,6 +358,9 @@ impl Engine {
         };
         report.ranks.retain(|word| here(word.rank));
         self.progressed.insert(report.attempt.job.clone());
+        // Steps alone are nothing to decide about.
+        let before = self.observed.gang(&report.attempt).and_then(|gang| gang.nodes.get(&report.node));
+        self.undecided |= before != Some(&report.phase);
         self.observed.report(report, now);
     }
 
@@ -367,6 +374,7 @@ impl Engine {
                 && progress.waits_for.is_some()
                 && self.observed.nodes.get(&node).is_some_and(|seen| seen.curating.contains(&stage));
             if self.sessions.is_newest(&node, session) && (waits_to_begin || unit.is_some_and(holds)) {
+                self.undecided |= progress.waits_for.is_some();
                 self.observed.under_way.put(&stage, &node, UnitProgress { at: now, ..progress });
                 self.progressed.insert(stage.job);
             }

@@ -48,6 +48,8 @@ pub(super) struct Records {
     job_revisions: BTreeMap<JobId, Revision>,
     /// By first mention; a later write of a key replaces the earlier one.
     pending: Vec<Pending>,
+    /// Where in that a key is.
+    pending_at: BTreeMap<RecordKey, usize>,
 }
 
 /// The state on its way out of the store, page by page.
@@ -196,14 +198,23 @@ impl Records {
     }
 
     fn add(&mut self, write: Pending) {
-        match self.pending.iter_mut().find(|pending| pending.key == write.key) {
+        let known = self.pending_at.get(&write.key).copied();
+        match known.and_then(|at| self.pending.get_mut(at)) {
             Some(entry) => {
                 entry.value = write.value;
                 // An attempt that ends is replaced by the next of its stage: the slots of both have changed hands.
                 entry.slots.extend(write.slots);
             }
-            None => self.pending.push(write),
+            None => {
+                self.pending_at.insert(write.key.clone(), self.pending.len());
+                self.pending.push(write);
+            }
         }
+    }
+
+    fn take_pending(&mut self) -> Vec<Pending> {
+        self.pending_at.clear();
+        std::mem::take(&mut self.pending)
     }
 }
 
@@ -245,6 +256,10 @@ impl Engine {
         if let Some(job) = key.job() {
             self.changed.insert(job.clone());
         }
+        if let RecordKey::Unit(stage, _) | RecordKey::Segment(stage, _) = &key {
+            self.grown_logs.insert(stage.clone());
+        }
+        self.undecided = true;
         if let Err(orphan) = self.state.apply(write) {
             tracing::error!(%orphan, "a record that belongs to nothing is not written");
             return;
@@ -258,7 +273,7 @@ impl Engine {
     ///
     /// Returns whether there was anything to write.
     pub(super) async fn persist(&mut self) -> Result<bool, StoreError> {
-        let mut groups = groups(std::mem::take(&mut self.records.pending)).into_iter().peekable();
+        let mut groups = groups(self.records.take_pending()).into_iter().peekable();
         let any = groups.peek().is_some();
         while groups.peek().is_some() {
             let mut batch: Vec<Pending> = Vec::new();
@@ -351,20 +366,22 @@ fn groups(pending: Vec<Pending>) -> Vec<Vec<Pending>> {
             }
         }
     }
-    let mut joined: Vec<(SlotSet, Vec<Pending>)> = Vec::new();
-    for mut writes in order.iter().filter_map(|job| jobs.remove(job)) {
-        let mut slots: SlotSet = writes.iter().flat_map(|write| write.slots.iter().cloned()).collect();
+    let mut joined: Vec<Vec<Pending>> = Vec::new();
+    // Which of those has changed a slot.
+    let mut changed_by: BTreeMap<(NodeId, u32), usize> = BTreeMap::new();
+    for own in order.iter().filter_map(|job| jobs.remove(job)) {
+        let slots = |writes: &[Pending]| -> Vec<(NodeId, u32)> {
+            writes.iter().flat_map(|write| write.slots.iter().cloned()).collect()
+        };
         // Those that share slots with it, and through it with each other.
-        let (apart, shares): (Vec<_>, Vec<_>) =
-            joined.into_iter().partition(|(others, _)| others.is_disjoint(&slots));
-        joined = apart;
-        for (others, earlier) in shares.into_iter().rev() {
-            slots.extend(others);
-            writes.splice(0..0, earlier);
-        }
-        joined.push((slots, writes));
+        let shares: BTreeSet<usize> =
+            slots(&own).iter().filter_map(|slot| changed_by.get(slot).copied()).collect();
+        let earlier = shares.into_iter().filter_map(|at| joined.get_mut(at)).flat_map(std::mem::take);
+        let writes: Vec<Pending> = earlier.collect::<Vec<_>>().into_iter().chain(own).collect();
+        changed_by.extend(slots(&writes).into_iter().map(|slot| (slot, joined.len())));
+        joined.push(writes);
     }
-    let jobs = joined.into_iter().flat_map(|(_, group)| {
+    let jobs = joined.into_iter().flat_map(|group| {
         // More than a store takes at once is not to be had together.
         group.chunks(MAX_TXN_WRITES).map(<[Pending]>::to_vec).collect::<Vec<_>>()
     });

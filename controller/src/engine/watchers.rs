@@ -10,6 +10,7 @@ use crescendo_core::log_reads::ReadLog;
 use crescendo_proto::{convert, v1};
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
+use tokio::time::Instant;
 use tonic::Status;
 
 use crate::engine::Engine;
@@ -36,17 +37,21 @@ struct LogWatcher {
     next_unit: u64,
     /// What was sent last: pairs committed, sealed.
     sent: Option<(u64, bool)>,
+    /// There is something that it had no room for, or that it was not sent yet.
+    is_behind: bool,
 }
 
 pub(super) struct Watchers {
     limit: usize,
     jobs: BTreeMap<JobId, Vec<JobWatcher>>,
     logs: BTreeMap<StageRef, Vec<LogWatcher>>,
+    /// Some of the latter are behind.
+    logs_behind: bool,
 }
 
 impl Watchers {
     pub fn new(limit: usize) -> Self {
-        Self { limit, jobs: BTreeMap::new(), logs: BTreeMap::new() }
+        Self { limit, jobs: BTreeMap::new(), logs: BTreeMap::new(), logs_behind: false }
     }
 
     fn job_watchers(&self) -> usize {
@@ -90,10 +95,12 @@ impl Engine {
         }
         self.check_room(self.watchers.log_watchers())?;
         let (out, receiver) = mpsc::channel(WAITING);
+        self.watchers.logs_behind = true;
         self.watchers.logs.entry(stage).or_default().push(LogWatcher {
             out,
             next_unit: from_unit,
             sent: None,
+            is_behind: true,
         });
         Ok(receiver)
     }
@@ -144,20 +151,38 @@ impl Engine {
         });
         self.watchers.jobs = jobs;
 
+        let began = Instant::now();
+        let all = self.overview.is_due();
+        self.publish_logs(all);
+        if all {
+            self.count_sessions();
+            self.around.metrics.cluster(&self.state, &self.observed, &self.waiting, &self.limits, now);
+            self.overview.done(began);
+        }
+    }
+
+    /// Tells those who follow logs what was added to them. Of the others it is seen now and then whether they have gone.
+    fn publish_logs(&mut self, all: bool) {
+        let grown = std::mem::take(&mut self.grown_logs);
+        if !all && grown.is_empty() && !self.watchers.logs_behind {
+            return;
+        }
         let mut logs = std::mem::take(&mut self.watchers.logs);
         logs.retain(|stage, watchers| {
             let Some(log) = self.state.read_log_of(stage) else { return false };
-            watchers.retain_mut(|watcher| watcher.feed(&log));
+            let has_news = all || grown.contains(&log.of.id);
+            watchers.retain_mut(|watcher| !(has_news || watcher.is_behind) || watcher.feed(&log));
             !watchers.is_empty()
         });
+        self.watchers.logs_behind = logs.values().flatten().any(|watcher| watcher.is_behind);
         self.watchers.logs = logs;
-        self.around.metrics.cluster(&self.state, &self.observed, &self.waiting, &self.limits, now);
     }
 }
 
 impl LogWatcher {
     /// Sends what is new; `false` once there is no more to come.
     fn feed(&mut self, log: &ReadLog<'_>) -> bool {
+        self.is_behind = true;
         loop {
             let shards: Vec<v1::Shard> = log
                 .shards_from(self.next_unit)
@@ -190,6 +215,7 @@ impl LogWatcher {
                 Err(TrySendError::Closed(_)) => return false,
             }
         }
+        self.is_behind = false;
         !log.is_sealed() && !self.out.is_closed()
     }
 }

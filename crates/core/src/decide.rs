@@ -228,7 +228,8 @@ pub fn curators_of(
 ) -> usize {
     let nodes = DecideContext::new(state, seen, limits, now);
     // A log that is sealed is only served.
-    let open = |id: &StageRef| state.stage(id).is_some_and(|stage| !stage.log.is_sealed());
-    let makes = |view: &NodeView| view.curating.iter().any(|stage| stage.job == *job && open(stage));
+    let open = state.job(job).into_iter().flat_map(|job| &job.stages).filter(|stage| !stage.log.is_sealed());
+    let open: Vec<&StageRef> = open.map(|stage| &stage.id).collect();
+    let makes = |view: &NodeView| open.iter().any(|stage| view.curating.contains(*stage));
     nodes.reachable(NodeKind::Curator).filter(|(_, view)| makes(view)).count().max(1)
 }
