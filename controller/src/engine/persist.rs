@@ -376,7 +376,7 @@ fn groups(pending: Vec<Pending>) -> Vec<Vec<Pending>> {
         // Those that share slots with it, and through it with each other.
         let shares: BTreeSet<usize> =
             slots(&own).iter().filter_map(|slot| changed_by.get(slot).copied()).collect();
-        let earlier = shares.into_iter().filter_map(|at| joined.get_mut(at)).flat_map(std::mem::take);
+        let earlier = shares.into_iter().filter_map(|at| joined.get_mut(at).map(std::mem::take)).flatten();
         let writes: Vec<Pending> = earlier.collect::<Vec<_>>().into_iter().chain(own).collect();
         changed_by.extend(slots(&writes).into_iter().map(|slot| (slot, joined.len())));
         joined.push(writes);

@@ -404,7 +404,7 @@ async fn look(channel: &Channel, limit: Duration) -> Result<Vec<(&'static str, V
         client.list_jobs(page.clone()).await?;
         listed.push(asked.elapsed());
         let asked = Instant::now();
-        let job_id = at.next().context("a job")?.id.clone();
+        let job_id = at.next().context("a job")?.job_id.clone();
         client.explain_job(v1::ExplainJobRequest { job_id }).await?;
         explained.push(asked.elapsed());
         let asked = Instant::now();
