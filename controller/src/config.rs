@@ -48,10 +48,10 @@ pub struct Args {
     #[arg(long, env = "CRESCENDO_LEADER_LEASE_SECONDS", default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..))]
     pub leader_lease_seconds: u64,
     /// Jobs that wait or run at most; a submit beyond that is refused for now
-    #[arg(long, env = "CRESCENDO_MAX_OPEN_JOBS", default_value_t = 10_000)]
+    #[arg(long, env = "CRESCENDO_MAX_OPEN_JOBS", default_value_t = 20_000)]
     pub max_open_jobs: usize,
     /// Nodes that are known at most
-    #[arg(long, env = "CRESCENDO_MAX_NODES", default_value_t = 1024)]
+    #[arg(long, env = "CRESCENDO_MAX_NODES", default_value_t = 8192)]
     pub max_nodes: usize,
     /// Calls that are worked on at a time; a call beyond that is refused for now
     #[arg(long, env = "CRESCENDO_MAX_CONCURRENT_CALLS", default_value_t = 512)]
@@ -182,15 +182,15 @@ impl Config {
             object_store_url: object_store_url.into(),
             limits: Limits::default(),
             queue: QueueLimits {
-                max_open_jobs: 10_000,
+                max_open_jobs: 20_000,
                 retry_after: Duration::from_secs(2),
                 tenant: TenantLimits::default(),
             },
-            max_nodes: 1024,
+            max_nodes: 8192,
             max_concurrent_calls: 512,
             leader_lease: Duration::from_secs(4),
             heartbeat: Duration::from_secs(2),
-            max_watchers: 1024,
+            max_watchers: 8192,
             txn_writes: MAX_TXN_WRITES,
             load_page_records: LOAD_PAGE_RECORDS,
             collect_every: Some(Duration::from_secs(24 * HOUR_SECONDS)),

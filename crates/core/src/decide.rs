@@ -28,8 +28,8 @@ pub use curation::curation_backlog_units;
 pub use deleting::{Retired, decide_deleting, decide_retention, next_files, still_works_on};
 pub use folding::{Folding, decide_folding};
 pub use limits::Limits;
-pub use plan::{Change, Command, PendingReason, Plan, Send};
 use plan::PlanDraft;
+pub use plan::{Change, Command, PendingReason, Plan, Send};
 pub use readers::choose_reader;
 
 use std::cell::OnceCell;

@@ -350,9 +350,8 @@ fn spread(nodes: Vec<&Open<'_>>, stage: &StageRef, size: u32) -> Option<Vec<Rank
     }
     let mut taken: Vec<u32> = vec![0; nodes.len()];
     for _ in 0..size {
-        let left = |(at, open): &(usize, &&Open<'_>)| {
-            open.free.saturating_sub(taken.get(*at).copied().unwrap_or(0))
-        };
+        let left =
+            |(at, open): &(usize, &&Open<'_>)| open.free.saturating_sub(taken.get(*at).copied().unwrap_or(0));
         let (at, _) = nodes.iter().enumerate().rev().max_by_key(left)?;
         *taken.get_mut(at)? += 1;
     }
@@ -441,9 +440,7 @@ mod tests {
     #[test]
     fn a_node_that_still_stops_ranks_takes_only_their_own_stage() {
         let mut room = slots(&[(2, "cpu")]);
-        room.nodes
-            .values_mut()
-            .for_each(|node| Arc::make_mut(node).stopping = BTreeSet::from([stage("s")]));
+        room.nodes.values_mut().for_each(|node| Arc::make_mut(node).stopping = BTreeSet::from([stage("s")]));
         assert!(place(&room, &stage("t"), &[1]).is_err());
         assert!(place(&room, &stage("s"), &[2]).is_ok());
     }

@@ -235,8 +235,9 @@ fn stages_to_make<'a>(nodes: &DecideContext<'_>, decided: &Decided<'a>) -> Vec<&
     let open =
         jobs.filter(|job| !decided.closed.contains(&job.record.id) && !nodes.is_halted(&job.record.id));
     let to_make = open.filter_map(|job| {
-        let begins =
-            |stage: &&StageRef| may_begin(job, stage, decided) && !stage_precision::is_open(nodes, job, stage);
+        let begins = |stage: &&StageRef| {
+            may_begin(job, stage, decided) && !stage_precision::is_open(nodes, job, stage)
+        };
         stage_to_make(job).filter(begins)
     });
     to_make.collect()

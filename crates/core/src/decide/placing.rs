@@ -217,7 +217,10 @@ impl<'a> JobPass<'a, '_> {
         let alike = like_others.then(|| (self.needs_of(job), job.record.spec.resources.topology.as_ref()));
         // Behind the first that waits it is enough to know that this one does not fit either.
         if first.is_some()
-            && alike.as_ref().and_then(|alike| self.found.too_large.get(alike)).is_some_and(|size| *size <= least)
+            && alike
+                .as_ref()
+                .and_then(|alike| self.found.too_large.get(alike))
+                .is_some_and(|size| *size <= least)
         {
             return Err(self.behind(job));
         }
@@ -331,9 +334,7 @@ impl<'a> JobPass<'a, '_> {
             Cow::Borrowed(&self.slots)
         } else {
             let state = self.nodes.state;
-            Cow::Owned(
-                self.slots.among(|node| state.node(node).is_some_and(|node| needs.are_met_by(node))),
-            )
+            Cow::Owned(self.slots.among(|node| state.node(node).is_some_and(|node| needs.are_met_by(node))))
         };
         if slots.packing() == packing { slots } else { Cow::Owned(slots.into_owned().with_packing(packing)) }
     }

@@ -32,7 +32,7 @@ pub struct ServerArgs {
     #[arg(long, env = "CRESCENDO_PORT_FILE")]
     pub port_file: Option<PathBuf>,
     /// Connections to the gRPC server that may be open at a time; one beyond that is closed at once
-    #[arg(long, env = "CRESCENDO_MAX_CONNECTIONS", default_value_t = 4096, value_parser = parse_connections)]
+    #[arg(long, env = "CRESCENDO_MAX_CONNECTIONS", default_value_t = 16_384, value_parser = parse_connections)]
     pub max_connections: usize,
     /// Host name or address under which others reach this process; the listening address if absent
     #[arg(long, env = "CRESCENDO_ADVERTISE_HOST")]

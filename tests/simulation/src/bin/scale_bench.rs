@@ -71,7 +71,8 @@ struct Args {
 async fn main() -> Result<()> {
     let args = Args::parse();
     let folder = tempfile::tempdir()?;
-    let location = args.store.clone().unwrap_or_else(|| format!("embedded:{}", folder.path().join("store").display()));
+    let location =
+        args.store.clone().unwrap_or_else(|| format!("embedded:{}", folder.path().join("store").display()));
     let filled = fill(&args, &location).await?;
     println!("| what | figure |\n|---|---|\n| records in the store | {filled} |");
 
@@ -95,7 +96,10 @@ async fn main() -> Result<()> {
     }
     if let Some((since, first)) = placing {
         let count = (args.running - first) as f64;
-        row("gangs placed and told to start, a second", format!("{:.0}", count / since.elapsed().as_secs_f64()));
+        row(
+            "gangs placed and told to start, a second",
+            format!("{:.0}", count / since.elapsed().as_secs_f64()),
+        );
     }
     tokio::time::sleep(HEARTBEAT * 2).await;
 
@@ -122,7 +126,8 @@ fn row(what: &str, figure: String) {
 
 fn percentiles(mut times: Vec<Duration>) -> String {
     times.sort_unstable();
-    let at = |share: usize| times.get((times.len() * share / 100).min(times.len().saturating_sub(1))).copied();
+    let at =
+        |share: usize| times.get((times.len() * share / 100).min(times.len().saturating_sub(1))).copied();
     match (at(50), at(99)) {
         (Some(p50), Some(p99)) => format!("p50 {p50:.1?}, p99 {p99:.1?} of {}", times.len()),
         _ => "none".to_owned(),
@@ -145,8 +150,15 @@ async fn fill(args: &Args, location: &str) -> Result<usize> {
     let mut count = 0;
     let mut batch: Vec<Record> = Vec::new();
     for number in 0..args.running + args.queued + args.ended {
-        let gpus = if number >= args.running && number % 10 == 0 { 64 } else if number < args.running { each } else { 8 };
-        let spec = spec::parse(spec_yaml(gpus, number).as_bytes()).map_err(|problems| anyhow::anyhow!("{problems:?}"))?;
+        let gpus = if number >= args.running && number % 10 == 0 {
+            64
+        } else if number < args.running {
+            each
+        } else {
+            8
+        };
+        let spec = spec::parse(spec_yaml(gpus, number).as_bytes())
+            .map_err(|problems| anyhow::anyhow!("{problems:?}"))?;
         let json = serde_json::to_vec(&spec)?;
         let at = now.plus(Duration::from_millis(number as u64));
         let submitted = fixtures::submit(&state, RequestId::parse(&format!("r{number}"))?, spec, at)?;
@@ -222,7 +234,8 @@ impl Controller {
         loop {
             ensure!(began.elapsed() < LIMIT, "the controller does not answer");
             tokio::time::sleep(Duration::from_millis(20)).await;
-            let Ok(channel) = Endpoint::from_shared(format!("http://{}", self.address))?.connect().await else {
+            let Ok(channel) = Endpoint::from_shared(format!("http://{}", self.address))?.connect().await
+            else {
                 continue;
             };
             let request = v1::ListJobsRequest { page_size: 1, ..Default::default() };
@@ -264,11 +277,13 @@ async fn connect(args: &Args, address: &str) -> Result<Cluster> {
     let (opened, mut open) = mpsc::channel::<()>(1024);
     let mut nodes = JoinSet::new();
     let names = (0..args.nodes).map(|n| (format!("t{n:05}"), v1::NodeKind::Trainer));
-    let names: Vec<_> = names.chain((0..args.curators).map(|n| (format!("c{n:05}"), v1::NodeKind::Curator))).collect();
+    let names: Vec<_> =
+        names.chain((0..args.curators).map(|n| (format!("c{n:05}"), v1::NodeKind::Curator))).collect();
     for group in names.chunks(SESSIONS) {
         let channel = Endpoint::from_shared(format!("http://{address}"))?.connect().await?;
         for (name, kind) in group {
-            let node = Node { name: name.clone(), kind: *kind, started: started.clone(), running: Vec::new() };
+            let node =
+                Node { name: name.clone(), kind: *kind, started: started.clone(), running: Vec::new() };
             nodes.spawn(node.live(channel.clone(), opened.clone()));
         }
     }
@@ -315,10 +330,8 @@ impl Node {
         let mut down = client.open_session(ReceiverStream::new(outgoing)).await?.into_inner();
         // Nodes began at some time, each at its own.
         let spread = self.name.bytes().fold(0u64, |sum, byte| sum * 31 + u64::from(byte)) % 2000;
-        let mut beat = tokio::time::interval_at(
-            tokio::time::Instant::now() + Duration::from_millis(spread),
-            HEARTBEAT,
-        );
+        let mut beat =
+            tokio::time::interval_at(tokio::time::Instant::now() + Duration::from_millis(spread), HEARTBEAT);
         loop {
             tokio::select! {
                 message = down.message() => match message?.context("the session ended")?.message {
@@ -347,7 +360,11 @@ impl Node {
         }
     }
 
-    async fn start(&mut self, start: v1::StartAttempt, up: &mpsc::Sender<v1::OpenSessionRequest>) -> Result<()> {
+    async fn start(
+        &mut self,
+        start: v1::StartAttempt,
+        up: &mpsc::Sender<v1::OpenSessionRequest>,
+    ) -> Result<()> {
         let Some(attempt) = start.attempt else { return Ok(()) };
         if self.running.iter().any(|(known, ..)| *known == attempt) {
             return Ok(());
