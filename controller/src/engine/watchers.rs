@@ -13,8 +13,8 @@ use tokio::sync::mpsc::error::TrySendError;
 use tokio::time::Instant;
 use tonic::Status;
 
-use crate::engine::Engine;
 use crate::engine::request::{Answer, JobWatch, ShardWatch};
+use crate::engine::{Engine, OVERVIEW};
 
 /// Messages that wait for a watcher at most.
 const WAITING: usize = 8;
@@ -152,7 +152,7 @@ impl Engine {
         self.watchers.jobs = jobs;
 
         let began = Instant::now();
-        let all = self.overview.is_due();
+        let all = self.overview.is_due(OVERVIEW);
         self.publish_logs(all);
         if all {
             self.count_sessions();

@@ -385,7 +385,22 @@ fn wanted(sizes: &[u32]) -> String {
 fn smaller_gang(slots: &Slots, stage: &StageRef, least: u32) -> Option<u32> {
     // Far above any cluster; a spec may say any number.
     let most = least.min(4096);
-    (1..most).rev().find(|size| placement::place(slots, stage, &[*size]).is_ok())
+    // The larger, the less it fits.
+    let too_many = least_that(most as usize, |size| {
+        let size = u32::try_from(size).unwrap_or(u32::MAX);
+        size > 0 && (size >= most || placement::place(slots, stage, &[size]).is_err())
+    });
+    u32::try_from(too_many).ok()?.checked_sub(1).filter(|size| *size > 0)
+}
+
+/// The least number up to `most` of which `holds` is true, where it is so of all above it and of `most`.
+fn least_that(most: usize, holds: impl Fn(usize) -> bool) -> usize {
+    let (mut low, mut high) = (0, most);
+    while low < high {
+        let half = low.midpoint(high);
+        if holds(half) { high = half } else { low = half + 1 }
+    }
+    low
 }
 
 /// The jobs that hold slots, those that end soonest first; the ones whose end would be enough are marked. And when that
@@ -410,14 +425,12 @@ fn blockers(
         }
         placement::place(&slots, stage, sizes).is_ok()
     };
+    let all: Vec<usize> = (0..holding.len()).collect();
     let mut gone: Vec<usize> = Vec::new();
-    for index in 0..holding.len() {
-        if fits(&gone) {
-            break;
-        }
-        gone.push(index);
-    }
-    if fits(&gone) {
+    if fits(&all) {
+        // The more are gone, the more room there is.
+        let fewest = least_that(all.len(), |count| fits(all.get(..count).unwrap_or_default()));
+        gone.extend(all.into_iter().take(fewest));
         // Who ends last is spared first.
         for index in gone.clone().into_iter().rev() {
             let without: Vec<usize> = gone.iter().copied().filter(|other| *other != index).collect();
@@ -425,8 +438,6 @@ fn blockers(
                 gone = without;
             }
         }
-    } else {
-        gone.clear();
     }
     let waits: Option<Vec<Duration>> =
         gone.iter().map(|index| holding.get(*index).and_then(|(.., ends_in)| *ends_in)).collect();
