@@ -1,11 +1,15 @@
 //! The webhooks of the tenants file; see [`super::tenants`].
 
 use std::collections::BTreeSet;
+use std::fmt;
+use std::marker::PhantomData;
 
 use crescendo_core::notices::{JobEnd, MAX_WEBHOOKS, Webhook, WebhookId};
 use crescendo_core::secret::Secret;
 use reqwest::Url;
-use serde::Deserialize;
+use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
+use serde::de::{Error, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 use sha2::{Digest as _, Sha256};
 
 use super::names::check_name;
@@ -23,9 +27,59 @@ pub(super) struct BadWebhook {
     pub reason: &'static str,
 }
 
+/// The list of a tenant. Who gives URLs in place of entries is told so without them: they may hold keys.
+#[derive(Default)]
+pub(super) struct WebhookEntries(Vec<WebhookEntry>);
+
+impl<'de> Deserialize<'de> for WebhookEntries {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        from.deserialize_any(NoText::of("a list such as [{url: \"https://hooks.example.com/x\"}]")).map(Self)
+    }
+}
+
+struct WebhookEntry(Fields);
+
+impl<'de> Deserialize<'de> for WebhookEntry {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        from.deserialize_any(NoText::of("such as {url: \"https://hooks.example.com/x\"}")).map(Self)
+    }
+}
+
+/// Takes anything but text, which is never repeated.
+struct NoText<T> {
+    expected: &'static str,
+    of: PhantomData<T>,
+}
+
+impl<T> NoText<T> {
+    fn of(expected: &'static str) -> Self {
+        Self { expected, of: PhantomData }
+    }
+}
+
+impl<'de, T: Deserialize<'de>> Visitor<'de> for NoText<T> {
+    type Value = T;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+        formatter.write_str(self.expected)
+    }
+
+    fn visit_str<E: Error>(self, _: &str) -> Result<T, E> {
+        Err(E::custom(format_args!("must be {}, not a text", self.expected)))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<T, A::Error> {
+        T::deserialize(MapAccessDeserializer::new(map))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<T, A::Error> {
+        T::deserialize(SeqAccessDeserializer::new(list))
+    }
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
-pub(super) struct WebhookEntry {
+struct Fields {
     url: String,
     events: Option<Vec<JobEnd>>,
     secret: Option<String>,
@@ -34,7 +88,10 @@ pub(super) struct WebhookEntry {
 }
 
 /// The webhooks of one tenant, whose list is at `path`.
-pub(super) fn webhooks_of(entries: Vec<WebhookEntry>, path: &str) -> Result<Vec<Webhook>, BadWebhook> {
+pub(super) fn webhooks_of(
+    WebhookEntries(entries): WebhookEntries,
+    path: &str,
+) -> Result<Vec<Webhook>, BadWebhook> {
     let bad = |path: String, reason| BadWebhook { path, reason };
     if entries.len() > MAX_WEBHOOKS {
         return Err(bad(path.to_owned(), "must be at most 8"));
@@ -42,7 +99,7 @@ pub(super) fn webhooks_of(entries: Vec<WebhookEntry>, path: &str) -> Result<Vec<
     let mut webhooks: Vec<Webhook> = Vec::new();
     for (index, entry) in entries.into_iter().enumerate() {
         let webhook =
-            entry.check().map_err(|(field, reason)| bad(format!("{path}[{index}].{field}"), reason))?;
+            entry.0.check().map_err(|(field, reason)| bad(format!("{path}[{index}].{field}"), reason))?;
         if webhooks.iter().any(|other| other.id == webhook.id) {
             return Err(bad(
                 format!("{path}[{index}].url"),
@@ -54,7 +111,7 @@ pub(super) fn webhooks_of(entries: Vec<WebhookEntry>, path: &str) -> Result<Vec<
     Ok(webhooks)
 }
 
-impl WebhookEntry {
+impl Fields {
     /// Never repeats the URL, which may hold a key.
     fn check(self) -> Result<Webhook, (&'static str, &'static str)> {
         let Self { url: text, events, secret, allow_http } = self;
@@ -117,6 +174,8 @@ mod tests {
             ("{url: \"https://h/KEY\", secret: ../chat}", "webhooks[0].secret: must be the name"),
             ("{url: \"https://h/KEY\", token: x}", "unknown field `token`"),
             (nine.as_str(), "tenants.a.webhooks: must be at most 8"),
+            ("https://h/KEY", "must be such as {url:"),
+            ("{url: \"https://h/x\"}, [\"https://h/KEY\"]", "invalid type"),
         ];
         for (entries, said) in cases {
             let error = match serde_yaml::from_str(&format!("[{entries}]")) {
