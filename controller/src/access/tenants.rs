@@ -389,9 +389,14 @@ tenants:
         assert!(webhooks.of("products").is_empty(), "one that is listed has its own alone");
         assert_eq!(webhooks.of("others")[0].shown, "http://hooks.svc:8080");
         assert!(!format!("{webhooks:?}").contains("T0/key"), "paths may hold keys");
-        for wrong in ["webhooks: https://h/KEY", "webhooks: [https://h/KEY]"] {
-            let error = parse(&format!("tenants: {{a: {{{wrong}}}}}")).expect_err(wrong).to_string();
-            let says = error.contains("tenants.a.webhooks") && error.contains("not a text");
+        for (wrong, expected) in [
+            ("https://h/KEY", "text, expected a list such as [{url"),
+            ("{url: https://h/KEY}", "map, expected a list such as [{url"),
+            ("[https://h/KEY]", "text, expected an entry such as {url"),
+        ] {
+            let error =
+                parse(&format!("tenants: {{a: {{webhooks: {wrong}}}}}")).expect_err(wrong).to_string();
+            let says = error.contains("tenants.a.webhooks") && error.contains(expected);
             assert!(says && !error.contains("KEY"), "{error}");
         }
         assert!(parse("default: {webhooks: []}").expect("good").webhooks.others.is_empty());

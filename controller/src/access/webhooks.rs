@@ -8,7 +8,7 @@ use crescendo_core::notices::{JobEnd, MAX_WEBHOOKS, Webhook, WebhookId};
 use crescendo_core::secret::Secret;
 use reqwest::Url;
 use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
-use serde::de::{Error, MapAccess, SeqAccess, Visitor};
+use serde::de::{Error, MapAccess, SeqAccess, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer};
 use sha2::{Digest as _, Sha256};
 
@@ -27,13 +27,13 @@ pub(super) struct BadWebhook {
     pub reason: &'static str,
 }
 
-/// The list of a tenant. Who gives URLs in place of entries is told so without them: they may hold keys.
+/// The list of a tenant.
 #[derive(Default)]
 pub(super) struct WebhookEntries(Vec<WebhookEntry>);
 
 impl<'de> Deserialize<'de> for WebhookEntries {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        from.deserialize_any(NoText::of("a list such as [{url: \"https://hooks.example.com/x\"}]")).map(Self)
+        from.deserialize_any(NoText { shape: Shape::List, of: PhantomData }).map(Self)
     }
 }
 
@@ -41,39 +41,48 @@ struct WebhookEntry(Fields);
 
 impl<'de> Deserialize<'de> for WebhookEntry {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        from.deserialize_any(NoText::of("such as {url: \"https://hooks.example.com/x\"}")).map(Self)
+        from.deserialize_any(NoText { shape: Shape::Entry, of: PhantomData }).map(Self)
     }
 }
 
-/// Takes anything but text, which is never repeated.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Shape {
+    List,
+    Entry,
+}
+
+/// Takes what has the shape. Who gives a URL in its place is told so without the URL, which may hold a key.
 struct NoText<T> {
-    expected: &'static str,
+    shape: Shape,
     of: PhantomData<T>,
-}
-
-impl<T> NoText<T> {
-    fn of(expected: &'static str) -> Self {
-        Self { expected, of: PhantomData }
-    }
 }
 
 impl<'de, T: Deserialize<'de>> Visitor<'de> for NoText<T> {
     type Value = T;
 
     fn expecting(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
-        formatter.write_str(self.expected)
+        formatter.write_str(match self.shape {
+            Shape::List => "a list such as [{url: \"https://hooks.example.com/x\"}]",
+            Shape::Entry => "an entry such as {url: \"https://hooks.example.com/x\"}",
+        })
     }
 
     fn visit_str<E: Error>(self, _: &str) -> Result<T, E> {
-        Err(E::custom(format_args!("must be {}, not a text", self.expected)))
+        Err(E::invalid_type(Unexpected::Other("text"), &self))
     }
 
     fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<T, A::Error> {
-        T::deserialize(MapAccessDeserializer::new(map))
+        match self.shape {
+            Shape::Entry => T::deserialize(MapAccessDeserializer::new(map)),
+            Shape::List => Err(A::Error::invalid_type(Unexpected::Map, &self)),
+        }
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<T, A::Error> {
-        T::deserialize(SeqAccessDeserializer::new(list))
+        match self.shape {
+            Shape::List => T::deserialize(SeqAccessDeserializer::new(list)),
+            Shape::Entry => Err(A::Error::invalid_type(Unexpected::Seq, &self)),
+        }
     }
 }
 
@@ -174,8 +183,11 @@ mod tests {
             ("{url: \"https://h/KEY\", secret: ../chat}", "webhooks[0].secret: must be the name"),
             ("{url: \"https://h/KEY\", token: x}", "unknown field `token`"),
             (nine.as_str(), "tenants.a.webhooks: must be at most 8"),
-            ("https://h/KEY", "must be such as {url:"),
-            ("{url: \"https://h/x\"}, [\"https://h/KEY\"]", "invalid type"),
+            ("https://h/KEY", "invalid type: text, expected an entry such as {url:"),
+            (
+                "{url: \"https://h/x\"}, [\"https://h/KEY\"]",
+                "invalid type: sequence, expected an entry such as {url:",
+            ),
         ];
         for (entries, said) in cases {
             let error = match serde_yaml::from_str(&format!("[{entries}]")) {
