@@ -257,7 +257,7 @@ pub const CATALOGUE: &[Metric] = &[
         "",
         &[words("outcome", &WEBHOOK_OUTCOMES)],
         "Tries to tell webhooks of the end of a job: delivered, failed, not sent for want of the secret to sign with; and deliveries that \
-         were given up after a day, for an answer 410, or because the webhook left the tenants file.",
+         were given up after a day, for an answer 410, because the webhook left the tenants file, or for newer ends of the same job.",
     ),
     gauge(
         "crescendo_webhooks_waiting",

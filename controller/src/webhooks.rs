@@ -39,6 +39,8 @@ const DEADLINE: Duration = Duration::from_secs(10);
 const MAX_ANSWER_BYTES: usize = 64 << 10;
 /// Longest file with a secret.
 const MAX_SECRET_BYTES: u64 = 4096;
+/// Limit of reading one.
+const SECRET_DEADLINE: Duration = Duration::from_secs(5);
 /// Tries to have an outcome noted, and the pause between them.
 const NOTE_TRIES: u32 = 10;
 const NOTE_PAUSE: Duration = Duration::from_secs(1);
@@ -164,18 +166,24 @@ async fn deliver_all(webhooks: &Arc<Webhooks>, engine: &EngineHandle) {
                 deliveries.spawn(deliver_one(webhooks.clone(), engine.clone(), delivery));
             }
         }
-        tokio::select! {
-            () = tokio::time::sleep(LOOK_EVERY) => {}
-            Some(ended) = deliveries.join_next() => match ended {
-                Ok(key) => { under_way.remove(&key); }
+        let first = tokio::select! {
+            () = tokio::time::sleep(LOOK_EVERY) => None,
+            Some(ended) = deliveries.join_next() => Some(ended),
+        };
+        tokio::time::sleep(LOOK_PAUSE).await;
+        // All that have ended by now: a look can fill every place that is free.
+        let mut next = first.or_else(|| deliveries.try_join_next());
+        while let Some(ended) = next {
+            match ended {
+                Ok(key) => under_way.remove(&key),
                 Err(error) => {
                     // Whose it was is not known; all that goes on under way says so itself.
                     tracing::error!(%error, "a delivery to a webhook has broken off");
                     return;
                 }
-            },
+            };
+            next = deliveries.try_join_next();
         }
-        tokio::time::sleep(LOOK_PAUSE).await;
     }
 }
 
@@ -261,7 +269,9 @@ async fn read_secret(folder: Option<&Path>, name: &str) -> Result<Vec<u8>, NoSec
         file.take(MAX_SECRET_BYTES + 1).read_to_end(&mut text).await?;
         Ok(text)
     };
-    let text = reading.await.map_err(|source| NoSecret::Read { name: name.to_owned(), source })?;
+    let reading = tokio::time::timeout(SECRET_DEADLINE, reading);
+    let text = reading.await.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()));
+    let text = text.map_err(|source| NoSecret::Read { name: name.to_owned(), source })?;
     if text.len() as u64 > MAX_SECRET_BYTES {
         return Err(NoSecret::TooLong { name: name.to_owned() });
     }

@@ -1,20 +1,22 @@
 //! Webhooks are told of the ends of jobs, by a real controller over HTTP to a receiver of this test.
 
 use std::collections::VecDeque;
+use std::convert::Infallible;
 use std::sync::{Arc, Mutex};
 
 use anyhow::{Context as _, Result};
 use axum::Router;
-use axum::body::Bytes;
+use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, Uri};
+use axum::response::{IntoResponse as _, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use crescendo_proto::v1;
 use crescendo_store::testing::EtcdProcess;
 use crescendo_testing::controller::Controller;
-use crescendo_testing::eventually;
 use crescendo_testing::specs::SPEC;
+use crescendo_testing::{LIMIT, eventually};
 use ring::hmac;
 use serde_json::Value;
 use tokio::sync::watch;
@@ -38,7 +40,8 @@ impl Got {
     }
 }
 
-/// A receiver that answers what it was told to, 200 otherwise; on `/hang` once it is released.
+/// A receiver that answers what it was told to, 200 otherwise; on `/hang` once it is released, on `/endless` with more than anybody
+/// reads.
 struct Receiver {
     address: String,
     shared: Shared,
@@ -51,23 +54,48 @@ struct Shared {
     got: Arc<Mutex<Vec<Got>>>,
     answers: Arc<Mutex<VecDeque<u16>>>,
     released: watch::Receiver<bool>,
+    endless: watch::Sender<Endless>,
 }
 
-async fn answer(
-    State(shared): State<Shared>,
-    uri: Uri,
-    headers: HeaderMap,
-    body: Bytes,
-) -> (StatusCode, [(&'static str, &'static str); 1]) {
+/// What became of the answer that has no end.
+#[derive(Clone, Copy, Default)]
+struct Endless {
+    bytes: usize,
+    given_up: bool,
+}
+
+/// Is dropped with the connection.
+struct EndlessAnswer(watch::Sender<Endless>);
+
+impl Iterator for EndlessAnswer {
+    type Item = Result<Bytes, Infallible>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let chunk = Bytes::from_static(&[b'x'; 8192]);
+        self.0.send_modify(|endless| endless.bytes += chunk.len());
+        Some(Ok(chunk))
+    }
+}
+
+impl Drop for EndlessAnswer {
+    fn drop(&mut self) {
+        self.0.send_modify(|endless| endless.given_up = true);
+    }
+}
+
+async fn answer(State(shared): State<Shared>, uri: Uri, headers: HeaderMap, body: Bytes) -> Response {
     let path = uri.path().to_owned();
-    let hangs = path == "/hang";
+    let (hangs, endless) = (path == "/hang", path == "/endless");
     shared.got.lock().expect("whole").push(Got { path, headers, body });
     if hangs {
         let mut released = shared.released.clone();
         let _ = released.wait_for(|released| *released).await;
     }
+    if endless {
+        return Response::new(Body::from_stream(tokio_stream::iter(EndlessAnswer(shared.endless))));
+    }
     let status = shared.answers.lock().expect("whole").pop_front().unwrap_or(200);
-    (StatusCode::from_u16(status).expect("a status"), [("location", "/elsewhere")])
+    (StatusCode::from_u16(status).expect("a status"), [("location", "/elsewhere")]).into_response()
 }
 
 impl Receiver {
@@ -76,7 +104,8 @@ impl Receiver {
         let address = listener.local_addr()?.to_string();
         let (release, released) = watch::channel(false);
         let answers = Arc::new(Mutex::new(answers.iter().copied().collect()));
-        let shared = Shared { got: Arc::default(), answers, released };
+        let endless = watch::Sender::new(Endless::default());
+        let shared = Shared { got: Arc::default(), answers, released, endless };
         let router = Router::new().fallback(answer).with_state(shared.clone());
         let mut server = JoinSet::new();
         server.spawn(async move {
@@ -277,6 +306,22 @@ async fn a_receiver_that_hangs_holds_up_no_other_tenant() -> Result<()> {
     assert_eq!((got.len() - hanging, hanging), (1, 2), "two of a tenant at a time");
     receiver.release.send_replace(true);
     cluster.metric("crescendo_webhooks_waiting 0").await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn no_more_of_an_answer_is_read_than_its_beginning() -> Result<()> {
+    let receiver = Receiver::start(&[]).await?;
+    let cluster =
+        Cluster::start(&format!("default: {{webhooks: [{{url: \"http://{}/endless\"}}]}}", receiver.address))
+            .await?;
+    cluster.end_a_job("r-1", "research").await?;
+    cluster.metric("crescendo_webhooks_total{outcome=\"delivered\"} 1").await?;
+    let mut seen = receiver.shared.endless.subscribe();
+    let endless = *tokio::time::timeout(LIMIT, seen.wait_for(|endless| endless.given_up)).await??;
+    // What the sockets between them hold comes on top; within the ten seconds of a delivery it would be gigabytes.
+    assert!(endless.bytes < 64 << 20, "{} bytes", endless.bytes);
+    assert_eq!(receiver.got().len(), 1);
     Ok(())
 }
 

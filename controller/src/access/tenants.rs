@@ -54,7 +54,7 @@ use serde::Deserialize;
 
 use super::names::check_name;
 use super::queues::{BadQueue, FairShare, QueueEntry, queues_of};
-use super::webhooks::{BadWebhook, WebhookEntry, webhooks_of};
+use super::webhooks::{BadWebhook, WebhookEntries, webhooks_of};
 
 /// A job that has just ended is looked at before it goes.
 const SHORTEST_KEEP: Duration = Duration::from_secs(3600);
@@ -123,7 +123,7 @@ struct Entry {
     roots: Vec<String>,
     keys: Vec<String>,
     endpoints: Option<Vec<String>>,
-    webhooks: Vec<WebhookEntry>,
+    webhooks: WebhookEntries,
 }
 
 #[derive(Deserialize)]
@@ -389,6 +389,17 @@ tenants:
         assert!(webhooks.of("products").is_empty(), "one that is listed has its own alone");
         assert_eq!(webhooks.of("others")[0].shown, "http://hooks.svc:8080");
         assert!(!format!("{webhooks:?}").contains("T0/key"), "paths may hold keys");
+        for (wrong, expected) in [
+            ("https://h/KEY", "text, expected a list such as [{url"),
+            ("{url: https://h/KEY}", "map, expected a list such as [{url"),
+            ("[https://h/KEY]", "text, expected an entry such as {url"),
+        ] {
+            let error =
+                parse(&format!("tenants: {{a: {{webhooks: {wrong}}}}}")).expect_err(wrong).to_string();
+            let says = error.contains("tenants.a.webhooks") && error.contains(expected);
+            assert!(says && !error.contains("KEY"), "{error}");
+        }
+        assert!(parse("default: {webhooks: []}").expect("good").webhooks.others.is_empty());
     }
 
     #[test]

@@ -1,11 +1,15 @@
 //! The webhooks of the tenants file; see [`super::tenants`].
 
 use std::collections::BTreeSet;
+use std::fmt;
+use std::marker::PhantomData;
 
 use crescendo_core::notices::{JobEnd, MAX_WEBHOOKS, Webhook, WebhookId};
 use crescendo_core::secret::Secret;
 use reqwest::Url;
-use serde::Deserialize;
+use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
+use serde::de::{Error, MapAccess, SeqAccess, Unexpected, Visitor};
+use serde::{Deserialize, Deserializer};
 use sha2::{Digest as _, Sha256};
 
 use super::names::check_name;
@@ -23,9 +27,68 @@ pub(super) struct BadWebhook {
     pub reason: &'static str,
 }
 
+/// The list of a tenant.
+#[derive(Default)]
+pub(super) struct WebhookEntries(Vec<WebhookEntry>);
+
+impl<'de> Deserialize<'de> for WebhookEntries {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        from.deserialize_any(NoText { shape: Shape::List, of: PhantomData }).map(Self)
+    }
+}
+
+struct WebhookEntry(Fields);
+
+impl<'de> Deserialize<'de> for WebhookEntry {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        from.deserialize_any(NoText { shape: Shape::Entry, of: PhantomData }).map(Self)
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Shape {
+    List,
+    Entry,
+}
+
+/// Takes what has the shape. Who gives a URL in its place is told so without the URL, which may hold a key.
+struct NoText<T> {
+    shape: Shape,
+    of: PhantomData<T>,
+}
+
+impl<'de, T: Deserialize<'de>> Visitor<'de> for NoText<T> {
+    type Value = T;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+        formatter.write_str(match self.shape {
+            Shape::List => "a list such as [{url: \"https://hooks.example.com/x\"}]",
+            Shape::Entry => "an entry such as {url: \"https://hooks.example.com/x\"}",
+        })
+    }
+
+    fn visit_str<E: Error>(self, _: &str) -> Result<T, E> {
+        Err(E::invalid_type(Unexpected::Other("text"), &self))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<T, A::Error> {
+        match self.shape {
+            Shape::Entry => T::deserialize(MapAccessDeserializer::new(map)),
+            Shape::List => Err(A::Error::invalid_type(Unexpected::Map, &self)),
+        }
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<T, A::Error> {
+        match self.shape {
+            Shape::List => T::deserialize(SeqAccessDeserializer::new(list)),
+            Shape::Entry => Err(A::Error::invalid_type(Unexpected::Seq, &self)),
+        }
+    }
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
-pub(super) struct WebhookEntry {
+struct Fields {
     url: String,
     events: Option<Vec<JobEnd>>,
     secret: Option<String>,
@@ -34,7 +97,10 @@ pub(super) struct WebhookEntry {
 }
 
 /// The webhooks of one tenant, whose list is at `path`.
-pub(super) fn webhooks_of(entries: Vec<WebhookEntry>, path: &str) -> Result<Vec<Webhook>, BadWebhook> {
+pub(super) fn webhooks_of(
+    WebhookEntries(entries): WebhookEntries,
+    path: &str,
+) -> Result<Vec<Webhook>, BadWebhook> {
     let bad = |path: String, reason| BadWebhook { path, reason };
     if entries.len() > MAX_WEBHOOKS {
         return Err(bad(path.to_owned(), "must be at most 8"));
@@ -42,7 +108,7 @@ pub(super) fn webhooks_of(entries: Vec<WebhookEntry>, path: &str) -> Result<Vec<
     let mut webhooks: Vec<Webhook> = Vec::new();
     for (index, entry) in entries.into_iter().enumerate() {
         let webhook =
-            entry.check().map_err(|(field, reason)| bad(format!("{path}[{index}].{field}"), reason))?;
+            entry.0.check().map_err(|(field, reason)| bad(format!("{path}[{index}].{field}"), reason))?;
         if webhooks.iter().any(|other| other.id == webhook.id) {
             return Err(bad(
                 format!("{path}[{index}].url"),
@@ -54,7 +120,7 @@ pub(super) fn webhooks_of(entries: Vec<WebhookEntry>, path: &str) -> Result<Vec<
     Ok(webhooks)
 }
 
-impl WebhookEntry {
+impl Fields {
     /// Never repeats the URL, which may hold a key.
     fn check(self) -> Result<Webhook, (&'static str, &'static str)> {
         let Self { url: text, events, secret, allow_http } = self;
@@ -117,6 +183,11 @@ mod tests {
             ("{url: \"https://h/KEY\", secret: ../chat}", "webhooks[0].secret: must be the name"),
             ("{url: \"https://h/KEY\", token: x}", "unknown field `token`"),
             (nine.as_str(), "tenants.a.webhooks: must be at most 8"),
+            ("https://h/KEY", "invalid type: text, expected an entry such as {url:"),
+            (
+                "{url: \"https://h/x\"}, [\"https://h/KEY\"]",
+                "invalid type: sequence, expected an entry such as {url:",
+            ),
         ];
         for (entries, said) in cases {
             let error = match serde_yaml::from_str(&format!("[{entries}]")) {

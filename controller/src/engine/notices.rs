@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crescendo_core::ids::Timestamp;
+use crescendo_core::ids::{JobId, Timestamp};
 use crescendo_core::notices::{self, AfterFailure, DeliveryKey, EndNotice};
 
 use crate::engine::Engine;
@@ -81,6 +81,19 @@ impl Engine {
                     self.drop_delivery(key);
                 }
             }
+        }
+    }
+
+    /// Deliveries of older ends of a job have made room for those of a newer one.
+    pub(super) fn note_dropped(&self, job: Option<&JobId>, dropped: usize) {
+        if dropped > 0 {
+            let job = job.map(JobId::as_str);
+            tracing::warn!(
+                job,
+                dropped,
+                "webhooks are not told of the oldest end of a job: it has ended more often than is kept"
+            );
+            (0..dropped).for_each(|_| self.around.metrics.webhook("given_up"));
         }
     }
 

@@ -225,8 +225,10 @@ impl Engine {
         let settled =
             accounts::settle(&self.state, std::slice::from_ref(&write), half_life, self.clock.last());
         settled.into_iter().for_each(|write| self.put(write));
-        let notice = notices::settle(&self.state, &write, &self.limits.quotas.webhooks);
-        notice.into_iter().for_each(|write| self.put(write));
+        if let Some(notice) = notices::settle(&self.state, &write, &self.limits.quotas.webhooks) {
+            self.note_dropped(notice.write.key().job(), notice.dropped);
+            self.put(notice.write);
+        }
         self.put(write);
     }
 

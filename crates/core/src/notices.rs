@@ -28,8 +28,16 @@ pub const GIVEN_UP_AFTER: Duration = Duration::from_secs(24 * 3600);
 /// Longest reason that is remembered of a failure, in characters.
 const MAX_WHY: usize = 300;
 
+/// What is to be told of an end.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settled {
+    pub write: Write,
+    /// Deliveries of older ends that this one leaves no room for.
+    pub dropped: usize,
+}
+
 /// What is to be told once `write` is applied to the state, if it ends a job of a tenant with webhooks.
-pub fn settle(state: &ClusterState, write: &Write, webhooks: &Webhooks) -> Option<Write> {
+pub fn settle(state: &ClusterState, write: &Write, webhooks: &Webhooks) -> Option<Settled> {
     let Write::Put(Record::Job(record)) = write else { return None };
     let (end, finished_at) = (JobEnd::of(&record.state)?, record.finished_at?);
     let ends_now = state.job(&record.id).is_some_and(|before| !before.record.state.is_terminal());
@@ -40,8 +48,10 @@ pub fn settle(state: &ClusterState, write: &Write, webhooks: &Webhooks) -> Optio
     }
     let mut ends = state.notice(&record.id).map(|notice| notice.ends.clone()).unwrap_or_default();
     ends.push(EndNotice { state: record.state.clone(), started_at: record.started_at, finished_at, waiting });
-    ends.drain(..ends.len().saturating_sub(MAX_ENDS));
-    Some(Write::Put(Record::Notice(NoticeRecord { job: record.id.clone(), ends })))
+    let too_many = ends.len().saturating_sub(MAX_ENDS);
+    let dropped = ends.drain(..too_many).map(|end| end.waiting.len()).sum();
+    let write = Write::Put(Record::Notice(NoticeRecord { job: record.id.clone(), ends }));
+    Some(Settled { write, dropped })
 }
 
 /// What is left to be told after a delivery that was made or given up; none if it is known already.
@@ -76,6 +86,16 @@ pub struct Tries {
     failed: BTreeMap<DeliveryKey, FailedTry>,
     /// Webhooks whose last delivery failed, by tenant.
     failing: BTreeSet<(String, WebhookId)>,
+    turns: Turns,
+}
+
+/// Whose delivery is next: tenants go round, those that begin to wait last.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Turns {
+    /// That of the newest delivery.
+    newest: u64,
+    /// The last of each tenant for which something waits.
+    last: BTreeMap<String, u64>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -151,7 +171,8 @@ impl Tries {
         self.failed.retain(|delivery, _| waits(state, delivery));
         self.failing.retain(|(tenant, webhook)| webhooks.find(tenant, webhook).is_some());
         let mut due = Due::default();
-        let mut ready: Vec<(u32, DeliveryKey, String)> = Vec::new();
+        let mut ready: Vec<Ready> = Vec::new();
+        let mut tenants: BTreeSet<&str> = BTreeSet::new();
         let mut load = Load::default();
         for delivery in under_way {
             if let Some(tenant) = state.tenant_of(&delivery.job) {
@@ -160,24 +181,20 @@ impl Tries {
                 load.all += 1;
             }
         }
-        for (delivery, tenant) in waiting(state).filter(|(delivery, _)| !under_way.contains(delivery)) {
+        for (delivery, tenant) in waiting(state) {
+            tenants.insert(tenant);
+            if under_way.contains(&delivery) {
+                continue;
+            }
             if webhooks.find(tenant, &delivery.webhook).is_none() {
                 due.withdrawn.push(delivery);
             } else if self.failed.get(&delivery).is_none_or(|tried| now >= tried.until) {
-                ready.push((self.next_try(&delivery), delivery, tenant.to_owned()));
+                let failing = self.is_failing(tenant, &delivery.webhook);
+                ready.push(Ready { tries: self.next_try(&delivery), delivery, tenant, failing });
             }
         }
-        // Those that were tried least, then the oldest.
-        ready.sort_by(|left, right| {
-            (left.0, left.1.finished_at, &left.1).cmp(&(right.0, right.1.finished_at, &right.1))
-        });
-        for (_, delivery, tenant) in ready {
-            let failing = self.is_failing(&tenant, &delivery.webhook);
-            if load.has_room(&tenant, failing) {
-                load.add(&tenant, failing);
-                due.deliver.push(delivery);
-            }
-        }
+        self.turns.keep(&tenants);
+        due.deliver = choose(ready, load, &mut self.turns);
         due
     }
 
@@ -220,6 +237,59 @@ impl Tries {
     }
 }
 
+impl Turns {
+    fn keep(&mut self, tenants: &BTreeSet<&str>) {
+        self.last.retain(|tenant, _| tenants.contains(tenant.as_str()));
+        for tenant in tenants {
+            self.last.entry((*tenant).to_owned()).or_insert(self.newest);
+        }
+    }
+
+    fn last(&self, tenant: &str) -> u64 {
+        self.last.get(tenant).copied().unwrap_or(self.newest)
+    }
+
+    fn served(&mut self, tenant: &str) {
+        self.newest = self.newest.saturating_add(1);
+        self.last.insert(tenant.to_owned(), self.newest);
+    }
+}
+
+/// A delivery that can be made now.
+struct Ready<'a> {
+    tries: u32,
+    delivery: DeliveryKey,
+    tenant: &'a str,
+    failing: bool,
+}
+
+/// Which of the deliveries are made, as far as there is room. However many wait for slow receivers of some tenants, the next is one of
+/// the tenant with the least under way. Of a tenant those go first that were tried least, then the oldest.
+fn choose(mut ready: Vec<Ready>, mut load: Load, turns: &mut Turns) -> Vec<DeliveryKey> {
+    ready.sort_by(|left, right| {
+        let key = |ready: &Ready| (ready.tries, ready.delivery.finished_at);
+        key(left).cmp(&key(right)).then_with(|| left.delivery.cmp(&right.delivery))
+    });
+    // More of a tenant than there is room for need not be compared again and again.
+    let mut kept: BTreeMap<(&str, bool), usize> = BTreeMap::new();
+    ready.retain(|ready| {
+        let count = kept.entry((ready.tenant, ready.failing)).or_insert(0);
+        *count += 1;
+        *count <= MAX_OF_TENANT
+    });
+    let mut chosen = Vec::new();
+    loop {
+        let fits = |(_, ready): &(usize, &Ready)| load.has_room(ready.tenant, ready.failing);
+        let rank = |(_, ready): &(usize, &Ready)| (load.of_tenant(ready.tenant), turns.last(ready.tenant));
+        // Of several that are equal it is the first.
+        let Some((place, _)) = ready.iter().enumerate().filter(fits).min_by_key(rank) else { return chosen };
+        let Ready { delivery, tenant, failing, .. } = ready.remove(place);
+        load.add(tenant, failing);
+        turns.served(tenant);
+        chosen.push(delivery);
+    }
+}
+
 /// Deliveries that are under way.
 #[derive(Default)]
 struct Load {
@@ -235,9 +305,14 @@ impl Load {
         *self.by_tenant.entry(tenant.to_owned()).or_insert(0) += 1;
     }
 
+    fn of_tenant(&self, tenant: &str) -> usize {
+        self.by_tenant.get(tenant).copied().unwrap_or(0)
+    }
+
     fn has_room(&self, tenant: &str, failing: bool) -> bool {
-        let of_tenant = self.by_tenant.get(tenant).copied().unwrap_or(0);
-        self.all < MAX_UNDER_WAY && of_tenant < MAX_OF_TENANT && (!failing || self.failing < MAX_TO_FAILING)
+        self.all < MAX_UNDER_WAY
+            && self.of_tenant(tenant) < MAX_OF_TENANT
+            && (!failing || self.failing < MAX_TO_FAILING)
     }
 }
 
@@ -313,13 +388,13 @@ mod tests {
     }
 
     /// Ends the job as the engine does.
-    fn end(state: &mut ClusterState, record: JobRecord) -> Option<Write> {
+    fn end(state: &mut ClusterState, record: JobRecord) -> Option<Settled> {
         let write = Write::Put(Record::Job(record));
-        let notice = settle(state, &write, &webhooks());
-        for write in notice.clone().into_iter().chain([write]) {
+        let settled = settle(state, &write, &webhooks());
+        for write in settled.clone().map(|settled| settled.write).into_iter().chain([write]) {
             state.apply(write).expect("its job is there");
         }
-        notice
+        settled
     }
 
     fn begin(state: &mut ClusterState, name: &str, tenant: &str) {
@@ -358,8 +433,8 @@ mod tests {
         for (name, tenant) in [("j", "a"), ("k", "a"), ("l", "nobody")] {
             begin(&mut state, name, tenant);
         }
-        let told = |notice: Option<Write>| match notice {
-            Some(Write::Put(Record::Notice(notice))) => notice.ends,
+        let told = |settled: Option<Settled>| match settled {
+            Some(Settled { write: Write::Put(Record::Notice(notice)), dropped: 0 }) => notice.ends,
             other => panic!("{other:?}"),
         };
         let running = job("j", "a", JobState::Running { stage: 0 }, None);
@@ -377,11 +452,21 @@ mod tests {
         let both = told(end(&mut state, job("j", "a", JobState::Succeeded, Some(13))));
         assert_eq!(both.iter().map(|end| end.state.name()).collect::<Vec<_>>(), ["failed", "succeeded"]);
         assert_eq!(waiting_count(&state), 4);
-        for round in 0..20 {
+    }
+
+    #[test]
+    fn of_more_ends_than_are_kept_the_oldest_is_dropped_and_counted() {
+        let mut state = ClusterState::default();
+        let dropped = (0..10u64).map(|round| {
             begin(&mut state, "j", "a");
-            let ends = told(end(&mut state, job("j", "a", cancelled(), Some(20 + round))));
-            assert!(ends.len() <= MAX_ENDS);
-        }
+            // The first is waited for by two, each other by one.
+            let how = if round == 0 { JobState::Failed { reason: "r".into() } } else { cancelled() };
+            end(&mut state, job("j", "a", how, Some(20 + round))).expect("it is told").dropped
+        });
+        assert_eq!(dropped.collect::<Vec<_>>(), [0, 0, 0, 0, 0, 0, 0, 0, 2, 1]);
+        let ends: Vec<u64> =
+            state.notices().flat_map(|notice| &notice.ends).map(|end| end.finished_at.0).collect();
+        assert_eq!(ends, (22..30).collect::<Vec<_>>());
     }
 
     #[test]
@@ -441,9 +526,9 @@ mod tests {
         jobs.extend([("c-0", "c"), ("d-0", "d"), ("e-0", "e")]);
         let state = ended(&jobs);
         let (mut tries, none) = (Tries::default(), BTreeSet::new());
-        assert_eq!(deliveries(&mut tries, &state, &none, NOW), ["b-0 3", "b-1 3", "c-0 3", "d-0 3", "e-0 3"]);
+        assert_eq!(deliveries(&mut tries, &state, &none, NOW), ["b-0 3", "c-0 3", "d-0 3", "e-0 3", "b-1 3"]);
         let under_way = BTreeSet::from([key("b-0", 10, "3"), key("c-0", 15, "3")]);
-        assert_eq!(deliveries(&mut tries, &state, &under_way, NOW), ["b-1 3", "d-0 3", "e-0 3"]);
+        assert_eq!(deliveries(&mut tries, &state, &under_way, NOW), ["d-0 3", "e-0 3", "b-1 3"]);
         // Of webhooks that fail so many at a time, whatever their tenants.
         for (tenant, failed) in
             [("b", key("b-4", 14, "3")), ("c", key("c-0", 15, "3")), ("d", key("d-0", 16, "3"))]
@@ -451,13 +536,64 @@ mod tests {
             tries.failed(tenant, &failed, "no answer", Duration::ZERO, NOW);
         }
         let later = NOW.plus(Duration::from_secs(5));
-        // Those that were tried least go first.
+        // Of `b` those that were tried least go first.
         assert_eq!(
             deliveries(&mut tries, &state, &none, later),
-            ["b-0 3", "b-1 3", "e-0 3", "c-0 3", "d-0 3"]
+            ["c-0 3", "d-0 3", "e-0 3", "b-0 3", "b-1 3"]
         );
         tries.failed("e", &key("e-0", 17, "3"), "no answer", Duration::ZERO, NOW);
-        assert_eq!(deliveries(&mut tries, &state, &none, later), ["b-0 3", "b-1 3", "c-0 3", "d-0 3"]);
+        assert_eq!(deliveries(&mut tries, &state, &none, later), ["c-0 3", "d-0 3", "e-0 3", "b-0 3"]);
+    }
+
+    #[test]
+    fn a_backlog_to_slow_receivers_holds_up_no_other_tenant() {
+        let slow = ["a", "b", "c", "d"];
+        let names: Vec<(String, &str)> = slow
+            .iter()
+            .flat_map(|tenant| (0..10).map(move |place| (format!("{tenant}-{place}"), *tenant)))
+            .collect();
+        let mut jobs: Vec<(&str, &str)> =
+            names.iter().map(|(name, tenant)| (name.as_str(), *tenant)).collect();
+        let mut tries = Tries::default();
+        let state = ended(&jobs);
+        let mut under_way: BTreeSet<DeliveryKey> =
+            tries.due(&state, &webhooks(), &BTreeSet::new(), NOW).deliver.into_iter().collect();
+        assert_eq!(under_way.len(), MAX_UNDER_WAY);
+        // The newest of all, and its is the first place that is free.
+        jobs.push(("e-0", "e"));
+        let mut state = ended(&jobs);
+        assert_eq!(deliveries(&mut tries, &state, &under_way, NOW), [""; 0]);
+        let told = under_way.pop_first().expect("some are under way");
+        tries.succeeded("a", &told);
+        state.apply(done(&state, &told).expect("it waited")).expect("its job is there");
+        assert_eq!(deliveries(&mut tries, &state, &under_way, NOW), ["e-0 3"]);
+    }
+
+    #[test]
+    fn tenants_of_which_more_wait_than_can_go_take_turns() {
+        let names: Vec<(String, String)> = (0..3)
+            .flat_map(|round| {
+                (0..20).map(move |tenant| (format!("t-{tenant:02}-{round}"), format!("t-{tenant:02}")))
+            })
+            .collect();
+        let webhooks = Webhooks { others: vec![webhook("3", &JobEnd::ALL)], ..Webhooks::default() };
+        let mut state = ClusterState::default();
+        for (place, (name, tenant)) in names.iter().enumerate() {
+            begin(&mut state, name, tenant);
+            let write = Write::Put(Record::Job(job(name, tenant, cancelled(), Some(10 + place as u64))));
+            let settled = settle(&state, &write, &webhooks).expect("it is told");
+            state.apply(settled.write).and_then(|()| state.apply(write)).expect("its job is there");
+        }
+        let (mut tries, none) = (Tries::default(), BTreeSet::new());
+        let mut told: BTreeMap<String, usize> = BTreeMap::new();
+        // Each round ends what the one before began: within five rounds of eight all twenty have had two turns.
+        for _ in 0..5 {
+            for delivery in tries.due(&state, &webhooks, &none, NOW).deliver {
+                *told.entry(state.tenant_of(&delivery.job).expect("known").to_owned()).or_insert(0) += 1;
+                state.apply(done(&state, &delivery).expect("it waited")).expect("its job is there");
+            }
+        }
+        assert!(told.len() == 20 && told.values().all(|count| *count == 2), "{told:?}");
     }
 
     #[test]

@@ -84,6 +84,19 @@
 {{- fail (printf "tenants.listed.%s.queue: there is no queue %s below tenants.queues: %s" $tenant $limits.queue (keys $v.tenants.queues | sortAlpha | join ", ")) -}}
 {{- end -}}
 {{- end -}}
+{{- $entries := dict "tenants.default" $v.tenants.default -}}
+{{- range $tenant, $entry := $v.tenants.listed }}{{- $_ := set $entries (printf "tenants.listed.%s" $tenant) $entry }}{{- end -}}
+{{- range $path, $entry := $entries -}}
+{{- range $index, $webhook := $entry.webhooks | default list -}}
+{{- $here := regexMatch "^http://(localhost|127([.][0-9]+){3}|\\[::1\\])(:[0-9]+)?(/|$)" $webhook.url -}}
+{{- if not (or $here $webhook.allowHttp (hasPrefix "https://" $webhook.url)) -}}
+{{- fail (printf "%s.webhooks[%d].url: is http to another machine: use https, or say allowHttp: true beside it" $path $index) -}}
+{{- end -}}
+{{- if and $webhook.secret (not $v.controller.webhookSecret) -}}
+{{- fail (printf "%s.webhooks[%d].secret: is %s, and there are no secrets to sign with: set controller.webhookSecret to a secret with that key" $path $index $webhook.secret) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
 {{- range $name, $queue := $v.tenants.queues -}}
 {{- range $device, $slots := $queue.guaranteed -}}
 {{- if and (hasKey ($queue.max | default dict) $device) (lt (int (get $queue.max $device)) (int $slots)) -}}
