@@ -25,7 +25,7 @@ use crate::engine::request::{Answer, OpenedSession, Reply, SessionId};
 use crate::to_proto;
 
 /// Commands that wait for a node at most; a node that takes none for so long is better off with a new session.
-const OUTGOING: usize = 256;
+const OUTGOING: usize = 1024;
 
 /// The job's trace, for the nodes that work on it.
 fn trace_parent(job: &Job) -> String {

@@ -8,6 +8,9 @@ use crate::ids::{AttemptRef, NodeId, StageRef};
 use crate::observed::{NodeReport, NodeView};
 use crate::records::{AttemptRecord, NodeKind, NodeRecord, Record};
 
+/// Stages that a curator is assigned at once at most; the rest follow with the next decision, since commands wait in a queue.
+const MOST_ASSIGNED: usize = 128;
+
 pub(super) fn decide_sends(
     nodes: &DecideContext<'_>,
     curation: &CurationAssignments<'_>,
@@ -183,7 +186,8 @@ fn curator_sends(
     }
     // One that has just refused a stage is asked again after a while.
     let asked = |stage: &&StageRef| nodes.refusal(stage, &record.id).is_none();
-    for stage in wanted.iter().copied().filter(|stage| !view.curating.contains(*stage)).filter(asked) {
+    let new = wanted.iter().copied().filter(|stage| !view.curating.contains(*stage)).filter(asked);
+    for stage in new.take(MOST_ASSIGNED) {
         send(Command::AssignCuration(stage.clone()));
     }
 }
