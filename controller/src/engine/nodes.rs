@@ -404,6 +404,9 @@ impl Engine {
             }
             self.observed.sent(&send, now);
         }
+    }
+
+    pub(super) fn drop_unresponsive(&mut self, now: Timestamp) {
         for node in self.observed.unresponsive(STOP_WITHIN, now) {
             tracing::warn!(%node, "node does not say that it has stopped; its session is closed");
             self.drop_session(&node);

@@ -155,6 +155,7 @@ impl Engine {
         let all = self.overview.is_due(OVERVIEW);
         self.publish_logs(all);
         if all {
+            self.drop_unresponsive(now);
             self.count_sessions();
             self.around.metrics.cluster(&self.state, &self.observed, &self.waiting, &self.limits, now);
             self.overview.done(began);

@@ -236,8 +236,9 @@ pub(super) fn waiting(view: &View<'_>, job: &Job, index: usize) -> Explanation {
     let least = sizes.last().copied().unwrap_or(0);
     let needs = NodeNeeds::of(&job.record.spec, &view.limits.quotas, view.state);
     let is_met = |node: &NodeId| view.state.node(node).is_some_and(|node| needs.are_met_by(node));
-    let slots = slots_now(view).among(is_met);
-    let mut nodes = node_rooms(view, Some(&stage.id));
+    let all = slots_now(view);
+    let mut nodes = rooms_in(view, &all, Some(&stage.id));
+    let slots = all.among(is_met);
     nodes.retain(|node| is_met(&node.node));
     let (blockers, goes_on_in) = blockers(view, job, &stage.id, &slots, &sizes);
     let reachable = || nodes.iter().filter(|node| node.silent_for.is_none() && !node.draining);
@@ -334,8 +335,11 @@ fn holders<'a>(view: &View<'a>) -> impl Iterator<Item = (&'a Job, &'a Stage, &'a
 }
 
 pub(super) fn node_rooms(view: &View<'_>, stage: Option<&StageRef>) -> Vec<NodeRoom> {
+    rooms_in(view, &slots_now(view), stage)
+}
+
+fn rooms_in(view: &View<'_>, slots: &Slots, stage: Option<&StageRef>) -> Vec<NodeRoom> {
     let nodes = view.decide_nodes();
-    let slots = slots_now(view);
     let mut rooms: Vec<NodeRoom> = view
         .state
         .nodes()
