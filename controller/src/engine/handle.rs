@@ -127,10 +127,14 @@ impl Engine {
         }
     }
 
+    /// By the curators that there are; they are counted once a batch.
+    fn unit_policy(&mut self, now: Timestamp) -> UnitPolicy {
+        let open = || reachable_curators(&self.state, &self.observed, &self.limits, now);
+        self.limits.unit_policy(*self.curators.get_or_insert_with(open))
+    }
+
     fn handle_unit(&mut self, request: Request, now: Timestamp) {
-        let limits = &self.limits;
-        let open = || reachable_curators(&self.state, &self.observed, limits, now);
-        let policy = limits.unit_policy(*self.curators.get_or_insert_with(open));
+        let policy = self.unit_policy(now);
         let ttl_millis = u32::try_from(policy.lease_ttl.as_millis()).unwrap_or(u32::MAX);
         let curators = |engine: &Self, job: &JobId| engine.curator_count(job, now);
         match request {

@@ -18,6 +18,9 @@ use crate::trace::Trace;
 
 /// What a person waits for one answer.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// The way there, the engine's own limit of 15 s, and the keepalive of 30 s if the way is cut, or the controller stands still, just
+/// before that limit.
+const ANSWERED_WITHIN: Duration = Duration::from_secs(46);
 const ASK_EVERY: Duration = Duration::from_secs(10);
 
 #[derive(Clone)]
@@ -243,9 +246,8 @@ impl People {
         let asked = Instant::now();
         let request = v1::ExplainJobRequest { job_id: job_id.to_owned() };
         let mut client = JobServiceClient::new(self.controllers.channel());
-        let answer = timeout(PATIENCE * 2, client.explain_job(request)).await;
-        // The way there, the engine's own limit, and the keepalive if the way is cut in between.
-        self.checker.answered("explain", asked.elapsed(), Duration::from_secs(36));
+        let answer = timeout(ANSWERED_WITHIN * 2, client.explain_job(request)).await;
+        self.checker.answered("explain", asked.elapsed(), ANSWERED_WITHIN);
         if let Ok(Ok(told)) = answer {
             let mut told = told.into_inner();
             if self.deaf.load(std::sync::atomic::Ordering::Relaxed) {

@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::decide::lost::lost_pairs;
-use crate::decide::passes::{Active, CurationAssignments, Decided, FirstWaiting, Idle, InUse, Lacking};
-use crate::decide::placing::Found;
+use crate::decide::passes::{
+    Active, CurationAssignments, Decided, FirstWaiting, Found, Idle, InUse, Lacking,
+};
 use crate::decide::{Change, DecideContext, PendingReason, PlanDraft, preemption, sources, stage_precision};
 use crate::ids::{AttemptRef, NodeId, Timestamp};
 use crate::job::{JobEvent, JobState};

@@ -1,10 +1,13 @@
 //! What the passes of a decision hand to each other.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::holdings::Holdings;
 use crate::ids::{JobId, NodeId, StageRef};
+use crate::placement::NodeNeeds;
 use crate::records::AttemptRecord;
+use crate::spec::{DeviceChoice, ModelPreset, Topology};
 use crate::state::Job;
 
 /// Active attempts once the plan's writes are made.
@@ -47,6 +50,26 @@ pub(super) struct FirstWaiting<'a> {
 pub(super) struct InUse<'a> {
     pub tenants: BTreeMap<&'a str, u32>,
     pub queues: Holdings<'a>,
+}
+
+/// What jobs have in common that may be given the same nodes.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Asks<'a> {
+    pub preset: ModelPreset,
+    pub queue: Option<&'a str>,
+    pub device: DeviceChoice,
+    pub labels: &'a BTreeMap<String, String>,
+    pub topology: Option<&'a Topology>,
+}
+
+/// What is found out for one job and holds for those after it that are like it.
+#[derive(Default)]
+pub(super) struct Found<'a> {
+    pub needs: RefCell<BTreeMap<Asks<'a>, NodeNeeds<'a>>>,
+    /// The smallest gangs that fit nowhere, by what they need. As long as slots are only taken, they go on not to fit.
+    pub too_large: BTreeMap<(NodeNeeds<'a>, Option<&'a Topology>), u32>,
+    /// Stages for which more slots may be free than for others.
+    pub stopping: BTreeSet<StageRef>,
 }
 
 pub(super) struct Lacking<'a> {

@@ -3,12 +3,11 @@
 //! First those whose queues hold no more than they are sure of with them, then all others, in order.
 
 use std::borrow::Cow;
-use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use crate::decide::jobs::{JobPass, placing};
-use crate::decide::passes::{FirstWaiting, Idle, Lacking};
+use crate::decide::passes::{Asks, FirstWaiting, Idle, Lacking};
 use crate::decide::{Change, PendingReason};
 use crate::holdings::device_of;
 use crate::ids::{AttemptRef, NodeId, StageRef, Timestamp};
@@ -18,7 +17,6 @@ use crate::processor::{self, GangKind, GangPart};
 use crate::queues::{DEFAULT_QUEUE, Packing, Queue};
 use crate::quotas::{QueueOrder, Quotas};
 use crate::records::{AttemptRecord, AttemptState, CheckpointRecord, RankPlacement, Record};
-use crate::spec::{DeviceChoice, ModelPreset, Topology};
 use crate::state::{ClusterState, Job, Stage};
 
 /// Which of its queue's slots a job asks for.
@@ -28,26 +26,6 @@ pub(super) enum Turn {
     Sure,
     /// Any that are free.
     Shared,
-}
-
-/// What jobs have in common that may be given the same nodes.
-#[derive(PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Asks<'a> {
-    preset: ModelPreset,
-    queue: Option<&'a str>,
-    device: DeviceChoice,
-    labels: &'a BTreeMap<String, String>,
-    topology: Option<&'a Topology>,
-}
-
-/// What is found out for one job and holds for those after it that are like it.
-#[derive(Default)]
-pub(super) struct Found<'a> {
-    needs: RefCell<BTreeMap<Asks<'a>, NodeNeeds<'a>>>,
-    /// The smallest gangs that fit nowhere, by what they need. As long as slots are only taken, they go on not to fit.
-    too_large: BTreeMap<(NodeNeeds<'a>, Option<&'a Topology>), u32>,
-    /// Stages for which more slots may be free than for others.
-    pub(super) stopping: BTreeSet<StageRef>,
 }
 
 /// A job that lacks nothing but slots.
@@ -351,7 +329,7 @@ impl<'a> JobPass<'a, '_> {
     }
 
     /// Of these slots those on nodes on which the stage has not just failed; `None` if that is all.
-    fn sound<'s>(&self, slots: &'s Slots, stage: &StageRef) -> Option<Slots> {
+    fn sound(&self, slots: &Slots, stage: &StageRef) -> Option<Slots> {
         let (seen, limits, now) = (self.nodes.seen, self.nodes.limits, self.nodes.now);
         if seen.failures.is_empty() {
             return None;
