@@ -30,6 +30,14 @@ pub fn node(name: &str, kind: NodeKind, slots: u32) -> Result<NodeRecord, Invali
     })
 }
 
+/// A job that trains for long, of one of twenty tenants in turn.
+pub fn spec_yaml(gpus: u32, number: usize) -> String {
+    let tenant = format!("team-{}", number % 20);
+    format!(
+        "apiVersion: crescendo/v1\nkind: TrainingJob\nmetadata: {{name: j, tenant: {tenant}}}\nspec:\n  model: {{preset: nano, weights: w}}\n  resources: {{gpus: {gpus}}}\n  stages:\n    - data: {{source: compose, subjects: s, pairs: 8000, unitSize: 80}}\n      train: {{adapter: {{rank: 4}}, steps: 100000, globalBatch: 64}}\n"
+    )
+}
+
 /// A stage's only unit, with all pairs of its source.
 pub fn all_pairs(stage: &StageRef, pairs: u64) -> UnitRecord {
     let shard = ShardRecord { path: "p".into(), pairs, size_bytes: 8, sha256: "b".repeat(64) };

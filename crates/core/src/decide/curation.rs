@@ -453,4 +453,31 @@ spec:
         seal(&mut state, &id, 0);
         assert_eq!(curators_of(&state, &seen, &limits, &id, now), 1, "what is sealed is only served");
     }
+
+    #[test]
+    fn a_complete_log_has_few_servers_and_one_curator_less_moves_one_at_most() {
+        let (mut state, id) = state("compose");
+        let stage = stage(&state, &id, 0);
+        let (seen, limits) = (Observed::new(Timestamp(0)), Limits::default());
+        let names: Vec<NodeId> =
+            (0..60).map(|n| NodeId::parse(&format!("c{n:02}")).expect("valid")).collect();
+        let all: Vec<&NodeId> = names.iter().collect();
+        let chosen = |state: &ClusterState, curators: &[&NodeId]| -> Vec<NodeId> {
+            let nodes = DecideContext::new(state, &seen, &limits, Timestamp(5));
+            servers::choose(&nodes, curators, &stage).into_iter().cloned().collect()
+        };
+        assert_eq!(chosen(&state, &all), names, "all make it");
+        seal(&mut state, &id, 0);
+        let most = servers::MOST_SERVERS;
+        assert_eq!(chosen(&state, &all[..most]), names[..most], "there are no more");
+        let before = chosen(&state, &all);
+        assert!(before.len() == most && before.is_sorted(), "{before:?}");
+        for gone in &names {
+            let others: Vec<&NodeId> = all.iter().copied().filter(|node| *node != gone).collect();
+            let after = chosen(&state, &others);
+            assert_eq!(after.len(), most);
+            let stay = before.iter().filter(|node| after.contains(node)).count();
+            assert_eq!(stay, most - usize::from(before.contains(gone)), "{gone} has gone");
+        }
+    }
 }

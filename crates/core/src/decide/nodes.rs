@@ -8,7 +8,8 @@ use crate::ids::{AttemptRef, NodeId, StageRef};
 use crate::observed::{NodeReport, NodeView};
 use crate::records::{AttemptRecord, NodeKind, NodeRecord, Record};
 
-/// Stages that a curator is assigned at once at most; the rest follow with the next decision, since commands wait in a queue.
+/// Stages that a curator is assigned at once at most, and that are taken from it; the rest follow with the next decision, since
+/// commands wait in a queue that has a bound.
 const MOST_ASSIGNED: usize = 128;
 
 pub(super) fn decide_sends(
@@ -171,7 +172,7 @@ fn curator_sends(
         // One that has gone quiet, or is about to leave, keeps what it has; one that was drained does until others can do
         // it.
         if record.drained && !view.draining && !curation.wanted.is_empty() {
-            for stage in &view.curating {
+            for stage in view.curating.iter().take(MOST_ASSIGNED) {
                 send(Command::ReleaseCuration(stage.clone(), "the node is drained".to_owned()));
             }
         }
@@ -181,7 +182,8 @@ fn curator_sends(
     if view.curating.iter().eq(wanted.iter().copied()) {
         return;
     }
-    for stage in view.curating.iter().filter(|stage| wanted.binary_search(stage).is_err()) {
+    let old = view.curating.iter().filter(|stage| wanted.binary_search(stage).is_err());
+    for stage in old.take(MOST_ASSIGNED) {
         send(Command::ReleaseCuration(stage.clone(), "the stage needs this curator no more".to_owned()));
     }
     // One that has just refused a stage is asked again after a while.

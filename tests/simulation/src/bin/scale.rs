@@ -83,10 +83,7 @@ impl World {
     }
 
     fn submit(&mut self, gpus: u32, has_pairs: bool) -> Result<JobId> {
-        let tenant = format!("team-{}", self.submitted % 20);
-        let yaml = format!(
-            "apiVersion: crescendo/v1\nkind: TrainingJob\nmetadata: {{name: j, tenant: {tenant}}}\nspec:\n  model: {{preset: nano, weights: w}}\n  resources: {{gpus: {gpus}}}\n  stages:\n    - data: {{source: compose, subjects: s, pairs: 8000, unitSize: 80}}\n      train: {{adapter: {{rank: 4}}, steps: 100000, globalBatch: 64}}\n"
-        );
+        let yaml = fixtures::spec_yaml(gpus, self.submitted);
         let spec = spec::parse(yaml.as_bytes()).map_err(|problems| anyhow::anyhow!("{problems:?}"))?;
         self.submitted += 1;
         let request = RequestId::parse(&format!("r{}", self.submitted))?;

@@ -134,13 +134,6 @@ fn percentiles(mut times: Vec<Duration>) -> String {
     }
 }
 
-fn spec_yaml(gpus: u32, number: usize) -> String {
-    let tenant = format!("team-{}", number % 20);
-    format!(
-        "apiVersion: crescendo/v1\nkind: TrainingJob\nmetadata: {{name: j, tenant: {tenant}}}\nspec:\n  model: {{preset: nano, weights: w}}\n  resources: {{gpus: {gpus}}}\n  stages:\n    - data: {{source: compose, subjects: s, pairs: 8000, unitSize: 80}}\n      train: {{adapter: {{rank: 4}}, steps: 100000, globalBatch: 64}}\n"
-    )
-}
-
 /// Writes the jobs into the store before a controller reads it. How many records there are.
 async fn fill(args: &Args, location: &str) -> Result<usize> {
     let store = location.parse::<StoreLocation>()?.open(KEY_PREFIX, None).await?;
@@ -157,7 +150,7 @@ async fn fill(args: &Args, location: &str) -> Result<usize> {
         } else {
             8
         };
-        let spec = spec::parse(spec_yaml(gpus, number).as_bytes())
+        let spec = spec::parse(fixtures::spec_yaml(gpus, number).as_bytes())
             .map_err(|problems| anyhow::anyhow!("{problems:?}"))?;
         let json = serde_json::to_vec(&spec)?;
         let at = now.plus(Duration::from_millis(number as u64));
@@ -445,7 +438,7 @@ async fn submit(args: &Args, channel: &Channel) -> Result<Vec<Duration>> {
             tokio::time::sleep_until(due).await;
             let request = v1::SubmitJobRequest {
                 request_id: format!("late-{number}"),
-                spec_yaml: spec_yaml(8, number).into_bytes(),
+                spec_yaml: fixtures::spec_yaml(8, number).into_bytes(),
                 validate_only: false,
             };
             client.submit_job(request).await?;
