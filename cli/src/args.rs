@@ -714,6 +714,7 @@ Examples:
   crescendo up                                one curator, two trainers with one slot each
   crescendo up --trainers 1 --slots 4
   crescendo up --store etcd:http://127.0.0.1:2379
+  crescendo up --tenants tenants.yaml         with queues and limits: docs/scheduling.md
   crescendo up --run examples/nano.yaml       start, submit, watch, stop; exits with the job's code")]
 pub struct UpArgs {
     /// Curator processes.
@@ -734,6 +735,9 @@ pub struct UpArgs {
     /// Folder that relative paths in a spec start from [default: the current folder].
     #[arg(long, value_name = "DIR")]
     pub library_root: Option<PathBuf>,
+    /// What each tenant and queue may use, YAML; read again when it changes.
+    #[arg(long, value_name = "FILE")]
+    pub tenants: Option<PathBuf>,
     /// Submit this spec, follow the job, then stop everything and exit with the job's code.
     #[arg(long, value_name = "FILE")]
     pub run: Option<PathBuf>,

@@ -36,6 +36,8 @@ EMPTY = {
         "no GPU is used",
     ),
 }
+#: So that there are queues to tell of.
+TENANTS = "queues: {research: {}}"
 #: Of a CPU slot here, about; it is not known of CPUs.
 PEAK = {"CRESCENDO_PEAK_TFLOPS": "0.1"}
 JOB = """
@@ -115,7 +117,10 @@ def live(tmp_path_factory):
     deadline = time.monotonic() + DEADLINE_SECONDS
     folder = tmp_path_factory.mktemp("live")
     binaries = pathlib.Path(BIN).resolve()
+    tenants = folder / "tenants.yaml"
+    tenants.write_text(TENANTS)
     up = [binaries / "crescendo", "up", "--dir", folder / "cluster", "--trainers", "1", "--device", "cpu", "--stop-on-stdin-close"]
+    up += ["--tenants", tenants]
     with contextlib.ExitStack() as stack:
         cluster = stack.enter_context(running(up, folder / "up.log", stdin=subprocess.PIPE, cwd=folder, env=os.environ | PEAK))
 

@@ -23,6 +23,8 @@ pub struct Layout {
     trainer: PathBuf,
     store: String,
     pub library_root: PathBuf,
+    /// What tenants and queues may use.
+    tenants: Option<PathBuf>,
     curators: u32,
     trainers: u32,
     slots: u32,
@@ -59,6 +61,13 @@ impl Layout {
 
         let root = args.library_root.as_deref().unwrap_or(Path::new("."));
         let library_root = root.canonicalize().map_err(failed(root))?;
+        let tenants = match &args.tenants {
+            Some(file) => {
+                let read = Failure::from_error(format!("read --tenants {}", file.display()));
+                Some(file.canonicalize().map_err(read)?)
+            }
+            None => None,
+        };
         let store = match &args.store {
             Store::Embedded => format!("embedded:{}", dir.join("store").display()),
             Store::Etcd(location) => location.clone(),
@@ -72,6 +81,7 @@ impl Layout {
             trainer,
             store,
             library_root,
+            tenants,
             curators: args.curators,
             trainers: args.trainers,
             slots: args.slots,
@@ -91,13 +101,12 @@ impl Layout {
     }
 
     pub fn controller(&self) -> LaunchSpec {
-        self.plan(
-            "controller",
-            &self.controller,
-            &[],
-            &[("--store", self.store.clone().into()), ("--object-store", self.object_store.clone().into())],
-            Duration::ZERO,
-        )
+        let mut options = vec![
+            ("--store", self.store.clone().into()),
+            ("--object-store", self.object_store.clone().into()),
+        ];
+        options.extend(self.tenants.clone().map(|file| ("--tenants", file.into())));
+        self.plan("controller", &self.controller, &[], &options, Duration::ZERO)
     }
 
     /// Curators, which look for the controller at `controller`.
