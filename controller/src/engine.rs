@@ -9,6 +9,7 @@
 //! rests on is durable: answers and commands are held back until then. If the write fails, they are dropped with an
 //! error that the caller may try again after, and the state is read from the store.
 
+mod deciding;
 mod deletions;
 mod handle;
 mod nodes;
@@ -18,13 +19,14 @@ mod persist;
 mod reads;
 mod request;
 mod suspension;
+mod views;
 mod watchers;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crescendo_core::decide::{self, Change, Folding, Limits, PendingReason, Plan, decide, decide_folding};
+use crescendo_core::decide::{self, Change, Folding, Limits, PendingReason, decide_folding};
 use crescendo_core::ids::{JobId, StageRef, Timestamp};
 use crescendo_core::invariants::check_invariants;
 use crescendo_core::notices::Tries;
@@ -35,22 +37,24 @@ use crescendo_core::state::{ClusterState, Orphan};
 use crescendo_node::objects::with_causes;
 use crescendo_node::telemetry::trace;
 use crescendo_store::{Fence, Leadership, Store, StoreError};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 pub use request::{
-    ActingNode, Answer, DeletionRequest, Delivery, DeliveryOutcome, EngineError, JobWatch, NoticeRequest,
-    ObjectRequest, OpenedSession, Reply, Request, SessionId, ShardWatch, Wish,
+    ActingNode, Answer, DeletionRequest, Delivery, DeliveryOutcome, EngineError, JobWatch, Later,
+    LookRequest, NoticeRequest, ObjectRequest, OpenedSession, Reply, Request, SessionId, ShardWatch, Wish,
 };
 
 use crate::config::Config;
+use crate::engine::deciding::Pending;
 use crate::engine::deletions::DeletionWork;
 use crate::engine::nodes::Sessions;
 use crate::engine::paced::{Pace, Paced};
 use crate::engine::persist::{Loaded, Loading, Records};
 use crate::engine::reads::Reads;
 use crate::engine::suspension::Suspension;
+use crate::engine::views::Snapshot;
 use crate::engine::watchers::Watchers;
 use crate::logs::LogHub;
 use crate::metrics::Metrics;
@@ -94,6 +98,8 @@ pub struct EngineDeps {
     pub quotas: watch::Receiver<Arc<Quotas>>,
     /// What curators say of their units.
     pub units: UnitBoard,
+    /// Decisions are made beside the engine once one has taken as long as this.
+    pub decides_beside: Duration,
 }
 
 /// Why the engine stopped.
@@ -116,7 +122,7 @@ pub struct Engine {
     observed: Observed,
     began: Instant,
     clock: SteadyClock,
-    waits: BTreeMap<JobId, PendingReason>,
+    waits: Arc<BTreeMap<JobId, PendingReason>>,
     waiting: WaitClock,
     suspension: Suspension,
     records: Records,
@@ -138,9 +144,14 @@ pub struct Engine {
     /// Something that decisions rest on has changed since the last one.
     undecided: bool,
     deciding: Paced,
+    /// The decision that is being made beside, and the word that it is made.
+    pending: Option<Pending>,
+    decided: Arc<Notify>,
     overview: Paced,
     /// Curators that can be given work, once it was asked for in this batch.
     curators: Option<usize>,
+    /// What those see who only look, until something else is asked for.
+    snapshot: Option<Arc<Snapshot>>,
 }
 
 /// Reads the state and leads with it until `stop`, or until the leadership is gone.
@@ -159,7 +170,7 @@ pub async fn run(
         observed: Observed::new(now),
         began: Instant::now(),
         clock: SteadyClock::new(now),
-        waits: BTreeMap::new(),
+        waits: Arc::default(),
         waiting: WaitClock::default(),
         suspension: Suspension::default(),
         records: Records::default(),
@@ -176,8 +187,11 @@ pub async fn run(
         grown_logs: BTreeSet::new(),
         undecided: true,
         deciding: Paced::new(),
+        pending: None,
+        decided: Arc::default(),
         overview: Paced::new(),
         curators: None,
+        snapshot: None,
         around,
     };
     let end = tokio::select! {
@@ -208,13 +222,17 @@ impl Engine {
                     None => return End::Stopped,
                 },
                 _ = tick.tick() => None,
-                () = tokio::time::sleep_until(self.deciding.due(PROMPTLY)), if self.undecided && self.suspension == Suspension::default() => None,
+                () = self.decided.notified() => None,
+                () = sleep_until(self.next_decision()), if self.suspension == Suspension::default() => None,
             };
             let now = self.look_at_clock();
             self.curators = None;
+            self.snapshot = None;
             let quotas = self.around.quotas.borrow().clone();
-            self.undecided |= !Arc::ptr_eq(&quotas, &self.limits.quotas);
-            self.limits.quotas = quotas;
+            if !Arc::ptr_eq(&quotas, &self.limits.quotas) {
+                self.everything_changed();
+                self.limits.quotas = quotas;
+            }
             let refusal =
                 self.suspension.reason(now).map(|cause| EngineError::StoreRefuses { cause: cause.into() });
             if refusal.is_none() {
@@ -230,6 +248,9 @@ impl Engine {
                     None => Some(request),
                 };
                 if let Some(request) = request {
+                    if !matches!(request, Request::Look(_)) {
+                        self.snapshot = None;
+                    }
                     self.handle(request, now);
                 }
                 taken += 1;
@@ -270,6 +291,7 @@ impl Engine {
             );
             self.observed.stood_still(look.now);
             self.state.renew_leases(look.now, self.limits.lease_ttl);
+            self.everything_changed();
         }
         look.now
     }
@@ -283,6 +305,7 @@ impl Engine {
     async fn conclude(&mut self, now: Timestamp) -> Option<End> {
         if self.suspension.reason(now).is_some() {
             self.undecided = true;
+            self.pending = None;
             self.let_out(Vec::new(), now);
             return None;
         }
@@ -328,46 +351,6 @@ impl Engine {
         self.send_all(sends, now);
         self.send_reads();
         self.publish(now);
-    }
-
-    /// What is to be sent, if it is time to decide: as soon as something that decisions rest on has changed, and now and then
-    /// since time passes. In a cluster so large that a decision takes long, changes are gathered for a while.
-    fn decide_if_due(&mut self, now: Timestamp) -> Vec<decide::Send> {
-        if !self.deciding.is_due(if self.undecided { PROMPTLY } else { IN_TIME }) {
-            return Vec::new();
-        }
-        let began = Instant::now();
-        self.undecided = false;
-        let plan = self.decide(now);
-        self.deciding.done(began);
-        plan.sends
-    }
-
-    fn decide(&mut self, now: Timestamp) -> Plan {
-        for (attempt, hang) in self.observed.find_hangs(&self.state, &self.limits, now) {
-            self.around.metrics.gangs_hung.inc();
-            tracing::error!(
-                job = %attempt.job, stage = %attempt.stage, generation = attempt.generation.0, %hang,
-                "a gang hangs: it is ended and started again"
-            );
-        }
-        let timer = self.around.metrics.decide_seconds.start_timer();
-        let mut plan = decide(&self.state, &self.observed, &self.limits, now);
-        timer.observe_duration();
-        for write in std::mem::take(&mut plan.writes) {
-            self.write(write);
-        }
-        for (job, wait) in &plan.waits {
-            if self.waits.get(job) != Some(wait) {
-                self.progressed.insert(job.clone());
-            }
-        }
-        self.waits = std::mem::take(&mut plan.waits);
-        self.waiting.update(&self.waits, now);
-        for change in &plan.changes {
-            self.tell(change);
-        }
-        plan
     }
 
     fn tell(&self, change: &Change) {
@@ -418,7 +401,8 @@ impl Engine {
     /// Reads everything from the store, or gives up the lead after a few tries that came to nothing. What is observed of nodes
     /// stays: it does not come from the store.
     async fn reload(&mut self) -> Result<(), End> {
-        // What was dropped is not held beside what is read.
+        // What was dropped is not held beside what is read, nor what was decided on it.
+        self.pending = None;
         self.state = ClusterState::default();
         self.records = Records::default();
         let started = std::time::Instant::now();
@@ -515,5 +499,13 @@ impl Engine {
         let why = if stopping { "the controller stops" } else { "this controller leads no more" };
         self.sessions.close_all(why);
         self.watchers.close_all(why);
+    }
+}
+
+/// Sleeps until then; for ever if there is no such time.
+async fn sleep_until(then: Option<Instant>) {
+    match then {
+        Some(then) => tokio::time::sleep_until(then).await,
+        None => std::future::pending().await,
     }
 }

@@ -1,5 +1,6 @@
 //! Campaigns for leadership, and runs the engine while it is held.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crescendo_core::error::RequestError;
@@ -7,11 +8,12 @@ use crescendo_node::objects::with_causes;
 use crescendo_node::runtime::supervise::Drain;
 use crescendo_proto::status;
 use crescendo_store::StoreError;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
-use crate::engine::{self, End, EngineDeps, EngineError, Reply, Request};
+use crate::beside::beside;
+use crate::engine::{self, End, EngineDeps, EngineError, Later, LookRequest, Reply, Request};
 
 /// Name of the leadership in the store.
 const NAME: &str = "controller";
@@ -23,6 +25,8 @@ const PAUSE: Duration = Duration::from_millis(500);
 const AFTER_RESIGNING: Duration = Duration::from_secs(3);
 /// Limit of handing a request to the engine, and of its answer.
 const ASK_TIMEOUT: Duration = Duration::from_secs(15);
+/// Answers that are worked out at a time; others wait for their turn.
+const LOOKS: usize = 4;
 /// Nodes that are asked to stop at the same time have said so within this.
 const NODES_SAY: Duration = Duration::from_millis(500);
 /// Between looks whether they have left.
@@ -49,11 +53,18 @@ pub enum Role {
 #[derive(Clone, Debug)]
 pub struct EngineHandle {
     role: watch::Receiver<Role>,
+    /// Turns of those that work out an answer.
+    looks: Arc<Semaphore>,
+}
+
+fn no_answer() -> Status {
+    let what = format!("the controller did not answer within {} s", ASK_TIMEOUT.as_secs());
+    status::refused(&RequestError::Full { what, retry_after: RETRY_AFTER })
 }
 
 impl EngineHandle {
     pub fn new(role: watch::Receiver<Role>) -> Self {
-        Self { role }
+        Self { role, looks: Arc::new(Semaphore::new(LOOKS)) }
     }
 
     /// What this controller is at the moment.
@@ -71,19 +82,27 @@ impl EngineHandle {
         let (reply, answer) = oneshot::channel();
         let exchange = async {
             requests.send(request(reply)).await.map_err(|_| self.not_leading())?;
-            match answer.await {
-                Ok(Ok(answer)) => Ok(answer),
-                Ok(Err(EngineError::RequestError(refused))) => Err(status::refused(&refused)),
-                Ok(Err(error @ (EngineError::Reloading | EngineError::StoreRefuses { .. }))) => {
-                    Err(Status::unavailable(error.to_string()))
-                }
-                Ok(Err(EngineError::NotLeading)) | Err(_) => Err(self.not_leading()),
-            }
+            answer.await.unwrap_or(Err(EngineError::NotLeading)).map_err(|error| self.refusal(error))
         };
-        tokio::time::timeout(ASK_TIMEOUT, exchange).await.unwrap_or_else(|_| {
-            let what = format!("the controller did not answer within {} s", ASK_TIMEOUT.as_secs());
-            Err(status::refused(&RequestError::Full { what, retry_after: RETRY_AFTER }))
-        })
+        tokio::time::timeout(ASK_TIMEOUT, exchange).await.unwrap_or_else(|_| Err(no_answer()))
+    }
+
+    /// Asks for what can be worked out beside the engine, and does that here.
+    pub async fn look<T>(&self, request: impl FnOnce(Reply<Later<T>>) -> LookRequest) -> Result<T, Status> {
+        let later = self.ask(|reply| Request::Look(request(reply))).await?;
+        let turn = tokio::time::timeout(ASK_TIMEOUT, self.looks.acquire()).await;
+        let _turn = turn.map_err(|_| no_answer())?;
+        beside(|| later.answer()).map_err(|error| self.refusal(error))
+    }
+
+    fn refusal(&self, error: EngineError) -> Status {
+        match error {
+            EngineError::RequestError(refused) => status::refused(&refused),
+            EngineError::Reloading | EngineError::StoreRefuses { .. } => {
+                Status::unavailable(error.to_string())
+            }
+            EngineError::NotLeading => self.not_leading(),
+        }
     }
 
     /// Tells the engine something that has no answer.
@@ -215,5 +234,52 @@ pub async fn run(around: EngineDeps, identity: String, role: watch::Sender<Role>
             }
             End::Deposed => tracing::warn!(identity, "leadership is lost; another controller takes over"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crescendo_core::access::Scope;
+    use tokio::task::JoinSet;
+
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+    async fn what_takes_long_to_work_out_holds_up_nobody() {
+        let (requests, mut engine) = mpsc::channel(4);
+        let (_leading, role) = watch::channel(Role::Leading { requests });
+        let handle = EngineHandle::new(role);
+        let (begin, begun) = oneshot::channel();
+        let (end, ended) = std::sync::mpsc::channel();
+        let (mut engines, mut looks) = (JoinSet::new(), JoinSet::new());
+        engines.spawn(async move {
+            let mut work = Some((begin, ended));
+            while let Some(request) = engine.recv().await {
+                match request {
+                    Request::Look(LookRequest::ListUsage { reply, .. }) => {
+                        let (begin, ended) = work.take().expect("one look");
+                        let later = Later::new(move || {
+                            let _ = begin.send(());
+                            ended.recv_timeout(Duration::from_secs(60)).expect("the other was answered");
+                            Ok(Vec::new())
+                        });
+                        let _ = reply.send(Ok(later));
+                    }
+                    Request::HandsOver { reply } => {
+                        let _ = reply.send(Ok(true));
+                    }
+                    _ => panic!("nobody asks for that"),
+                }
+            }
+        });
+        let looking = handle.clone();
+        looks.spawn(async move {
+            looking.look(|reply| LookRequest::ListUsage { scope: Scope::Everything, reply }).await
+        });
+        begun.await.expect("the look begins");
+        assert!(handle.ask(|reply| Request::HandsOver { reply }).await.expect("an answer"));
+        end.send(()).expect("it waits");
+        let looked = looks.join_next().await.expect("a look").expect("no panic");
+        assert!(looked.expect("an answer").is_empty());
     }
 }

@@ -30,6 +30,7 @@
 //! known, the state is dropped and read again. So a controller may be killed at any point.
 
 pub mod access;
+mod beside;
 pub mod body_limit;
 pub mod collections;
 pub mod concurrency_limit;

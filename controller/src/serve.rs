@@ -40,6 +40,8 @@ use crate::services::{Callers, Checkpoints, Curation, Jobs, Nodes, Objects, Queu
 use crate::unit_board::UnitBoard;
 use crate::webhooks::Webhooks;
 
+/// Decisions that take longer hold up nobody who asks meanwhile.
+const DECIDES_BESIDE: Duration = Duration::from_millis(5);
 /// Largest message that is read: a batch of log lines is the largest that is sent.
 const MAX_MESSAGE_BYTES: usize = 8 << 20;
 /// Streams that one connection may have open.
@@ -107,6 +109,7 @@ impl Controller {
             clock: Arc::new(wall_clock),
             quotas: guard.quotas(),
             units: units.clone(),
+            decides_beside: DECIDES_BESIDE,
         };
         let identity = leadership::identity(&address, &controller_id);
         let campaign = leadership::run(around, identity, role, stop.clone());

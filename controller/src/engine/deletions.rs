@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crescendo_core::access::Scope;
-use crescendo_core::decide::{decide_deleting, decide_retention, next_files, still_works_on};
-use crescendo_core::deletion::{DeletionPhase, DeletionRecord, KeptParts, ObjectTotals};
+use crescendo_core::decide::{decide_deleting, decide_retention, next_files};
+use crescendo_core::deletion::{DeletionRecord, KeptParts, ObjectTotals};
 use crescendo_core::error::{Overreach, RequestError};
 use crescendo_core::ids::{JobId, StageRef, Timestamp};
 use crescendo_core::object_keys::JobPart;
@@ -32,13 +32,14 @@ const LAST_RETRY: Duration = Duration::from_secs(300);
 /// What is not durable of the deletions.
 pub(super) struct DeletionWork {
     /// Why the files of a job could not be removed when it was tried last.
-    troubles: BTreeMap<JobId, Trouble>,
+    pub troubles: BTreeMap<JobId, Trouble>,
     stepped_at: Instant,
     retired_at: Instant,
 }
 
-struct Trouble {
-    why: String,
+#[derive(Clone)]
+pub(super) struct Trouble {
+    pub why: String,
     failures: u32,
     /// It is tried again then.
     until: Timestamp,
@@ -64,7 +65,7 @@ impl Engine {
                 self.hold(reply, answer);
             }
             DeletionRequest::Lineage { job, scope, reply } => {
-                let answer = self.lineage(&job, &scope);
+                let answer = self.lineage(&job, &scope, now);
                 self.hold(reply, answer);
             }
             DeletionRequest::Keep { stage, step, release, scope, reply } => {
@@ -142,7 +143,7 @@ impl Engine {
             tracing::info!(job = %id, ?keep, "job is to be deleted");
         }
         self.write_all(writes);
-        let waiting_for = self.deletion_waits(&deletion);
+        let waiting_for = self.views(now).deletion_waits(&deletion);
         let deletion = deletions::deletion_message(&deletion, waiting_for);
         Ok(v1::DeleteJobResponse { deletion: Some(deletion), ..Default::default() })
     }
@@ -160,38 +161,15 @@ impl Engine {
         transitions::delete_job(&self.state, id, order, self.observed.wall(now))
     }
 
-    fn lineage(&self, id: &JobId, scope: &Scope) -> Answer<v1::GetLineageResponse> {
+    fn lineage(&self, id: &JobId, scope: &Scope, now: Timestamp) -> Answer<v1::GetLineageResponse> {
         self.check_sees(id, scope)?;
         let lineage = transitions::lineage_of(&self.state, id, spec_sha256);
         let lineage = lineage.ok_or_else(|| RequestError::NotFound { what: format!("job {id}") })?;
         let tenant = self.state.tenant_of(id).unwrap_or_default();
         Ok(v1::GetLineageResponse {
             lineage: Some(deletions::lineage_message(id, tenant, &lineage)),
-            deletion: self.deletion_message(id),
+            deletion: self.views(now).deletion(id),
         })
-    }
-
-    /// How far the deletion of a job is; none of one that stays.
-    pub(super) fn deletion_message(&self, id: &JobId) -> Option<v1::JobDeletion> {
-        let deletion = self.state.deletion(id)?;
-        Some(deletions::deletion_message(deletion, self.deletion_waits(deletion)))
-    }
-
-    /// What a deletion waits for, one line; empty if for nothing.
-    pub(super) fn deletion_waits(&self, deletion: &DeletionRecord) -> String {
-        let id = &deletion.job;
-        if deletion.phase == DeletionPhase::Files
-            && let Some(node) = still_works_on(&self.observed, id)
-        {
-            return format!("node {node} has not stopped working on it");
-        }
-        if let (Some(record), false) =
-            (self.state.unreadable().of_job(id), matches!(deletion.phase, DeletionPhase::Gone { .. }))
-        {
-            return record.to_string();
-        }
-        let trouble = self.deletions.troubles.get(id).filter(|_| deletion.phase == DeletionPhase::Files);
-        trouble.map(|trouble| trouble.why.clone()).unwrap_or_default()
     }
 
     fn keep_checkpoint(

@@ -3,7 +3,6 @@
 use crescendo_core::access::Scope;
 use crescendo_core::decide::{curators_of, is_cooling_down, peers_of, reachable_curators};
 use crescendo_core::error::RequestError;
-use crescendo_core::explain::{View, explain};
 use crescendo_core::ids::{Generation, JobId, NodeId, StageRef, Timestamp};
 use crescendo_core::pairlog::{Lease, UnitPolicy};
 use crescendo_core::precision;
@@ -12,15 +11,12 @@ use crescendo_core::state::Job;
 use crescendo_core::trace::TraceParent;
 use crescendo_core::transitions::{self, QueueLimits, UnitFate, UnitLeaseRef};
 use crescendo_node::telemetry::trace;
-use crescendo_proto::{convert, explained, v1};
+use crescendo_proto::{convert, v1};
 
 use crate::engine::Engine;
 use crate::engine::request::{ActingNode, Answer, DeferredReply, Reply, Request, SessionId, Wish};
 use crate::to_proto;
 
-/// Jobs on a page unless asked otherwise, and at most.
-const DEFAULT_PAGE: usize = 100;
-const MAX_PAGE: usize = 500;
 /// Wait that is suggested to a curator that finds no unit, milliseconds.
 const LEASE_RETRY_MILLIS: u32 = 500;
 
@@ -37,17 +33,9 @@ impl Engine {
             Request::Overreaches { spec, reply } => {
                 self.hold(reply, Ok(self.overreaches(&spec)));
             }
-            Request::GetJob { job, scope, reply } => {
-                self.hold(reply, self.job(&job, &scope).map(|found| self.job_view(found, now, true)));
-            }
+            Request::Look(request) => self.handle_look(request, now),
             Request::JobExists { job, scope, reply } => {
                 self.hold(reply, self.job(&job, &scope).map(|found| !found.record.state.is_terminal()));
-            }
-            Request::ExplainJob { job, scope, reply } => {
-                self.hold(reply, self.job(&job, &scope).map(|found| self.explained(found, &scope, now)));
-            }
-            Request::ListJobs { request, scope, reply } => {
-                self.hold(reply, self.list_jobs(&request, &scope, now));
             }
             Request::SteerJob { job, scope, wish, reply } => {
                 let answer = self.steer(&job, &scope, wish, now);
@@ -57,11 +45,6 @@ impl Engine {
                 let answer = self.watch_job(job, &scope, from_revision);
                 self.hold(reply, answer);
             }
-            Request::ListNodes { scope, reply } => {
-                self.hold(reply, Ok(to_proto::nodes(&self.state, &self.observed, &self.limits, &scope, now)));
-            }
-            Request::ListQueues { scope, reply } => self.list_queues(&scope, reply, now),
-            Request::ListUsage { scope, reply } => self.list_usage(&scope, reply, now),
             Request::ForgetNode { node, reply } => self.forget_node(&node, reply),
             Request::DrainNode { node, undo, scope, reply } => {
                 let answer = self.drain_node(&node, undo, &scope, now);
@@ -103,16 +86,6 @@ impl Engine {
             Request::Report { session, report } => self.take_report(session, report, now),
             Request::CloseSession { node, session } => self.close_session(&node, session),
         }
-    }
-
-    fn list_queues(&mut self, scope: &Scope, reply: Reply<v1::ListQueuesResponse>, now: Timestamp) {
-        let (quotas, now) = (&self.limits.quotas, self.observed.counted(now));
-        self.hold(reply, Ok(to_proto::queues::queues(&self.state, quotas, scope, now)));
-    }
-
-    fn list_usage(&mut self, scope: &Scope, reply: Reply<Vec<v1::Usage>>, now: Timestamp) {
-        let (quotas, now) = (&self.limits.quotas, self.observed.counted(now));
-        self.hold(reply, Ok(to_proto::queues::usage(&self.state, quotas, scope, now)));
     }
 
     /// Curators that may work on the job.
@@ -184,15 +157,10 @@ impl Engine {
             Request::Submit { .. }
             | Request::Crawls { .. }
             | Request::Overreaches { .. }
-            | Request::GetJob { .. }
-            | Request::ExplainJob { .. }
-            | Request::ListJobs { .. }
+            | Request::Look(_)
             | Request::SteerJob { .. }
             | Request::WatchJob { .. }
             | Request::JobExists { .. }
-            | Request::ListNodes { .. }
-            | Request::ListQueues { .. }
-            | Request::ListUsage { .. }
             | Request::ListCheckpoints { .. }
             | Request::Objects(_)
             | Request::Deletions(_)
@@ -290,44 +258,6 @@ impl Engine {
             return Err(RequestError::NotFound { what }.into());
         }
         Ok(job.ok_or_else(|| RequestError::NotFound { what: format!("job {id}") })?)
-    }
-
-    /// The job as a message; `full` adds the spec.
-    pub(super) fn job_view(&self, job: &Job, now: Timestamp, full: bool) -> v1::Job {
-        let id = &job.record.id;
-        let mut message =
-            to_proto::job(&self.state, job, &self.observed, &self.limits, self.waits.get(id), now);
-        message.revision = self.records.job_revision(id);
-        message.deletion = self.deletion_message(id);
-        if message.deletion.is_some() {
-            message.reason = "is being deleted".to_owned();
-        }
-        if full {
-            message.resolved_spec_yaml = crescendo_core::spec::to_yaml(&job.record.spec);
-        }
-        message
-    }
-
-    fn explained(&self, job: &Job, scope: &Scope, now: Timestamp) -> v1::ExplainJobResponse {
-        let view = View {
-            state: &self.state,
-            seen: &self.observed,
-            waits: &self.waits,
-            limits: &self.limits,
-            now,
-            scope,
-        };
-        let mut explanation = explain(&view, job);
-        let deletion = self.state.deletion(&job.record.id);
-        let waits = deletion.map(|deletion| self.deletion_waits(deletion)).filter(|waits| !waits.is_empty());
-        explanation.findings.extend(waits.map(|waits| format!("waits: {waits}")));
-        let untold = self.notices.finding(&self.state, &self.limits.quotas.webhooks, &job.record.id, now);
-        explanation.findings.extend(untold);
-        v1::ExplainJobResponse {
-            job_id: job.record.id.to_string(),
-            state: convert::job_state(&job.record.state).into(),
-            ..explained::explanation(&explanation)
-        }
     }
 
     /// Takes note of how many pairs of the stage can be read, for estimates.
@@ -448,7 +378,7 @@ impl Engine {
         }
         self.write_all(submitted.writes);
         let job = self.job(&id, &Scope::Everything)?;
-        Ok((self.job_view(job, now, false), already))
+        Ok((self.views(now).job(job, false), already))
     }
 
     fn steer(&mut self, id: &JobId, scope: &Scope, wish: Wish, now: Timestamp) -> Answer<v1::Job> {
@@ -476,7 +406,7 @@ impl Engine {
             tracing::info!(job = %id, reason, "{done}");
         }
         self.write_all(writes);
-        Ok(self.job_view(self.job(id, scope)?, now, true))
+        Ok(self.views(now).job(self.job(id, scope)?, true))
     }
 
     pub(super) fn commit_checkpoint(
@@ -506,46 +436,6 @@ impl Engine {
             checkpoint: Some(convert::checkpoint_message(&committed.checkpoint)),
             expired: committed.expired.iter().map(convert::checkpoint_message).collect(),
         })
-    }
-
-    fn list_jobs(
-        &self,
-        request: &v1::ListJobsRequest,
-        scope: &Scope,
-        now: Timestamp,
-    ) -> Answer<v1::ListJobsResponse> {
-        let size = match request.page_size as usize {
-            0 => DEFAULT_PAGE,
-            size if size <= MAX_PAGE => size,
-            _ => return Err(RequestError::invalid("page_size", format!("must be at most {MAX_PAGE}")).into()),
-        };
-        let after = to_proto::PageToken::parse(&request.page_token)?;
-        let wanted = |job: &&Job| {
-            let record = &job.record;
-            (request.states.is_empty() || request.states.contains(&convert::job_state(&record.state).into()))
-                && record.spec.name.starts_with(&request.name_prefix)
-                && (request.tenant.is_empty() || record.spec.tenant == request.tenant)
-                && request.labels.iter().all(|(label, value)| {
-                    record.spec.labels.get(label).is_some_and(|has| value.is_empty() || has == value)
-                })
-                && scope.sees(&record.spec.tenant)
-        };
-        let mut found: Vec<(to_proto::PageToken, &Job)> = self
-            .state
-            .jobs()
-            .filter(wanted)
-            .map(|job| (to_proto::PageToken::of(job), job))
-            .filter(|(at, _)| after.as_ref().is_none_or(|after| at > after))
-            .collect();
-        found.sort_by(|(left, _), (right, _)| left.cmp(right));
-        let more = found.len() > size;
-        found.truncate(size);
-        let next_page_token = match found.last() {
-            Some((at, _)) if more => at.to_string(),
-            Some(_) | None => String::new(),
-        };
-        let jobs = found.into_iter().map(|(_, job)| self.job_view(job, now, false)).collect();
-        Ok(v1::ListJobsResponse { jobs, next_page_token })
     }
 }
 

@@ -123,8 +123,8 @@ impl Engine {
             self.observed.drains(&node);
         }
         left.into_iter().for_each(|left| self.take_left(&node, left, now));
+        self.node_changed(&node);
         let id = self.sessions.replace(node, outgoing);
-        self.undecided = true;
         Ok(OpenedSession { id, outgoing: receiver })
     }
 
@@ -201,7 +201,9 @@ impl Engine {
         {
             tracing::error!(%node, fault, "the node cannot use the object store and gets no new work");
         }
-        self.undecided |= health != before;
+        if health != before {
+            self.node_changed(node);
+        }
         self.observed.health(node, health);
     }
 
@@ -262,7 +264,7 @@ impl Engine {
         if self.sessions.is_newest(node, session) {
             tracing::warn!(%node, job = %stage.job, stage = %stage.stage, reason, "the curator cannot take the stage up; it is asked again after a while");
             self.observed.refuses(node, stage, reason, now);
-            self.undecided = true;
+            self.node_changed(node);
             self.progressed.insert(stage.job.clone());
         }
     }
@@ -272,7 +274,7 @@ impl Engine {
         if self.sessions.is_newest(node, session) {
             tracing::info!(%node, "node drains");
             self.observed.drains(node);
-            self.undecided = true;
+            self.node_changed(node);
         }
     }
 
@@ -286,7 +288,7 @@ impl Engine {
         self.write_all(transitions::drain_node(&self.state, node, !undo)?);
         if undo {
             self.observed.forgive(node);
-            self.undecided = true;
+            self.node_changed(node);
         }
         tracing::info!(%node, undo, "node is to be drained");
         to_proto::one_node(node, &self.state, &self.observed, &self.limits, scope, now)
@@ -307,7 +309,7 @@ impl Engine {
         self.sessions.open.remove(node);
         self.observed.disconnected(node);
         self.observed.under_way.gone(node);
-        self.undecided = true;
+        self.node_changed(node);
     }
 
     pub(super) fn count_sessions(&self) {

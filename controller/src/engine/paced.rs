@@ -25,6 +25,11 @@ impl Paced {
         Self { took: Duration::ZERO, last: None }
     }
 
+    /// How long it took last.
+    pub fn took(&self) -> Duration {
+        self.took
+    }
+
     /// When it is due again; at once if it was never done.
     pub fn due(&self, pace: Pace) -> Instant {
         let rest = self.took.saturating_mul(pace.rest).min(pace.longest).max(pace.shortest);

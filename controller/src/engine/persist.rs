@@ -13,6 +13,7 @@ use crescendo_core::unreadable::UnreadableRecords;
 use crescendo_node::objects::with_causes;
 use crescendo_proto::records;
 use crescendo_store::{Revision, StoreError, Txn, Versioned};
+use imbl::OrdMap;
 
 use crate::config::MAX_TXN_WRITES;
 use crate::engine::Engine;
@@ -45,7 +46,7 @@ pub(super) struct Records {
     /// Of the records of units, of which there may be very many.
     units: BTreeMap<StageRef, BTreeMap<u64, Revision>>,
     /// Newest revision of any record of a job.
-    job_revisions: BTreeMap<JobId, Revision>,
+    job_revisions: OrdMap<JobId, Revision>,
     /// By first mention; a later write of a key replaces the earlier one.
     pending: Vec<Pending>,
     /// Where in that a key is.
@@ -113,6 +114,10 @@ impl Records {
 
     pub fn job_revision(&self, job: &JobId) -> u64 {
         self.job_revisions.get(job).map_or(0, |revision| revision.0)
+    }
+
+    pub fn job_revisions(&self) -> &OrdMap<JobId, Revision> {
+        &self.job_revisions
     }
 
     fn note(&mut self, key: RecordKey, revision: Option<Revision>) {
@@ -261,7 +266,7 @@ impl Engine {
         if let RecordKey::Unit(stage, _) | RecordKey::Segment(stage, _) = &key {
             self.grown_logs.insert(stage.clone());
         }
-        self.undecided = true;
+        self.record_changed(&key);
         if let Err(orphan) = self.state.apply(write) {
             tracing::error!(%orphan, "a record that belongs to nothing is not written");
             return;

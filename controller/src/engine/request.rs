@@ -37,6 +37,20 @@ pub enum EngineError {
 pub type Answer<T> = Result<T, EngineError>;
 pub type Reply<T> = oneshot::Sender<Answer<T>>;
 
+/// An answer that its caller works out, so that the engine goes on meanwhile. It is of the moment at which it was asked for.
+pub struct Later<T>(Box<dyn FnOnce() -> Answer<T> + Send>);
+
+impl<T> Later<T> {
+    pub fn new(work: impl FnOnce() -> Answer<T> + Send + 'static) -> Self {
+        Self(Box::new(work))
+    }
+
+    /// Works it out; in a large cluster that takes a while.
+    pub fn answer(self) -> Answer<T> {
+        (self.0)()
+    }
+}
+
 /// Counts sessions; a later one of the same node replaces an earlier one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct SessionId(pub u64);
@@ -78,29 +92,7 @@ pub enum Request {
         spec: Arc<JobSpec>,
         reply: Reply<Vec<Overreach>>,
     },
-    GetJob {
-        job: JobId,
-        scope: Scope,
-        reply: Reply<v1::Job>,
-    },
-    ExplainJob {
-        job: JobId,
-        scope: Scope,
-        reply: Reply<v1::ExplainJobResponse>,
-    },
-    ListQueues {
-        scope: Scope,
-        reply: Reply<v1::ListQueuesResponse>,
-    },
-    ListUsage {
-        scope: Scope,
-        reply: Reply<Vec<v1::Usage>>,
-    },
-    ListJobs {
-        request: v1::ListJobsRequest,
-        scope: Scope,
-        reply: Reply<v1::ListJobsResponse>,
-    },
+    Look(LookRequest),
     SteerJob {
         job: JobId,
         scope: Scope,
@@ -118,10 +110,6 @@ pub enum Request {
         job: JobId,
         scope: Scope,
         reply: Reply<bool>,
-    },
-    ListNodes {
-        scope: Scope,
-        reply: Reply<v1::ListNodesResponse>,
     },
     ForgetNode {
         node: NodeId,
@@ -249,14 +237,9 @@ impl Request {
             Self::Notices(NoticeRequest::Settled { reply, .. }) => refuse(reply, error),
             Self::Crawls { .. }
             | Self::Overreaches { .. }
-            | Self::GetJob { .. }
-            | Self::ExplainJob { .. }
-            | Self::ListJobs { .. }
+            | Self::Look(_)
             | Self::WatchJob { .. }
             | Self::JobExists { .. }
-            | Self::ListNodes { .. }
-            | Self::ListQueues { .. }
-            | Self::ListUsage { .. }
             | Self::ListCheckpoints { .. }
             | Self::Objects(_)
             | Self::RenewUnit { .. }
@@ -270,6 +253,16 @@ impl Request {
             | Self::CloseSession { .. } => Some(self),
         }
     }
+}
+
+/// Looking at what there is: answered beside the engine, of the moment at which it was asked for.
+pub enum LookRequest {
+    GetJob { job: JobId, scope: Scope, reply: Reply<Later<v1::Job>> },
+    ExplainJob { job: JobId, scope: Scope, reply: Reply<Later<v1::ExplainJobResponse>> },
+    ListJobs { request: v1::ListJobsRequest, scope: Scope, reply: Reply<Later<v1::ListJobsResponse>> },
+    ListNodes { scope: Scope, reply: Reply<Later<v1::ListNodesResponse>> },
+    ListQueues { scope: Scope, reply: Reply<Later<v1::ListQueuesResponse>> },
+    ListUsage { scope: Scope, reply: Reply<Later<Vec<v1::Usage>>> },
 }
 
 /// What curators do in the object store for others.

@@ -133,7 +133,7 @@ impl Engine {
                 }
                 let due = !known || now.since(watcher.sent_at) >= PROGRESS_EVERY;
                 if watcher.behind && due {
-                    let message = v1::WatchJobResponse { job: Some(self.job_view(job, now, false)) };
+                    let message = v1::WatchJobResponse { job: Some(self.views(now).job(job, false)) };
                     match watcher.out.try_send(Ok(message)) {
                         Ok(()) => {
                             watcher.revision = revision;

@@ -153,7 +153,7 @@ impl JobService for Jobs {
     ) -> Result<Response<v1::GetJobResponse>, Status> {
         let (scope, trail) = (caller_of(&request)?.scope(), trail_of(&request));
         let job = noted(&trail, job_id(&request.into_inner().job_id)?);
-        let job = self.engine.ask(|reply| engine::Request::GetJob { job, scope, reply }).await?;
+        let job = self.engine.look(|reply| engine::LookRequest::GetJob { job, scope, reply }).await?;
         Ok(Response::new(v1::GetJobResponse { job: Some(job) }))
     }
 
@@ -163,7 +163,7 @@ impl JobService for Jobs {
     ) -> Result<Response<v1::ListJobsResponse>, Status> {
         let scope = caller_of(&request)?.scope();
         let request = request.into_inner();
-        let page = self.engine.ask(|reply| engine::Request::ListJobs { request, scope, reply }).await?;
+        let page = self.engine.look(|reply| engine::LookRequest::ListJobs { request, scope, reply }).await?;
         Ok(Response::new(page))
     }
 
@@ -191,7 +191,7 @@ impl JobService for Jobs {
         let job = noted(&trail, job_id(&request.into_inner().job_id)?);
         let asked = job.clone();
         let mut told =
-            self.engine.ask(|reply| engine::Request::ExplainJob { job: asked, scope, reply }).await?;
+            self.engine.look(|reply| engine::LookRequest::ExplainJob { job: asked, scope, reply }).await?;
         told.log_lines = match told.cause.as_str() {
             "failed" | "backoff" => self.logs.of_the_failed_rank(&job, FAILED_LINES),
             "pairs" | "curators_busy" => self.logs.complaints(&job, COMPLAINTS),

@@ -84,7 +84,7 @@ impl NodeService for Nodes {
         request: Request<v1::ListNodesRequest>,
     ) -> Result<Response<v1::ListNodesResponse>, Status> {
         let scope = caller_of(&request)?.scope();
-        Ok(Response::new(self.engine.ask(|reply| engine::Request::ListNodes { scope, reply }).await?))
+        Ok(Response::new(self.engine.look(|reply| engine::LookRequest::ListNodes { scope, reply }).await?))
     }
 
     async fn forget_node(

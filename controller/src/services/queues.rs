@@ -26,7 +26,7 @@ impl QueueService for QueueStandings {
         request: Request<v1::ListQueuesRequest>,
     ) -> Result<Response<v1::ListQueuesResponse>, Status> {
         let scope = caller_of(&request)?.scope();
-        let queues = self.engine.ask(|reply| engine::Request::ListQueues { scope, reply }).await?;
+        let queues = self.engine.look(|reply| engine::LookRequest::ListQueues { scope, reply }).await?;
         Ok(Response::new(queues))
     }
 
@@ -44,7 +44,7 @@ impl QueueService for QueueStandings {
                 )));
             }
         }
-        let mut usage = self.engine.ask(|reply| engine::Request::ListUsage { scope, reply }).await?;
+        let mut usage = self.engine.look(|reply| engine::LookRequest::ListUsage { scope, reply }).await?;
         // Four digits, a dash and two: their order is that of time.
         usage.retain(|one| one.month >= from_month && (to_month.is_empty() || one.month <= to_month));
         Ok(Response::new(v1::ListUsageResponse { usage }))

@@ -91,7 +91,7 @@ impl<'a> DecideContext<'a> {
             for record in self.state.nodes() {
                 // Both are in the order of their ids.
                 while views.next_if(|(id, _)| **id < record.id).is_some() {}
-                let view = views.next_if(|(id, _)| **id == record.id).map(|(_, view)| view);
+                let view = views.next_if(|(id, _)| **id == record.id).map(|(_, view)| view.as_ref());
                 match record.kind {
                     NodeKind::Trainer => nodes.trainers.push((record, view)),
                     NodeKind::Curator => nodes.curators.push((record, view)),

@@ -2,6 +2,7 @@
 //! until then it is unknown, which is never read as failed.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::blame::NodeFailures;
@@ -15,15 +16,15 @@ use crate::state::{ClusterState, Stage};
 use crate::transitions::one_line;
 use crate::under_way::UnitsUnderWay;
 
-/// The nodes and gangs as seen since `since`.
+/// The nodes and gangs as seen since `since`. A clone shares the views that neither has changed since.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Observed {
     /// When this controller began to look, or to look again; silence is never older than that.
     pub since: Timestamp,
     /// Milliseconds that wall time is ahead of the time that decisions are made by. Only what people are shown follows it.
     pub wall_ahead_millis: i64,
-    pub nodes: BTreeMap<NodeId, NodeView>,
-    pub gangs: BTreeMap<StageRef, GangView>,
+    pub nodes: BTreeMap<NodeId, Arc<NodeView>>,
+    pub gangs: BTreeMap<StageRef, Arc<GangView>>,
     /// Curators that cannot open a stage's source.
     pub cooldowns: Cooldowns,
     /// Where attempts have failed lately.
@@ -254,8 +255,7 @@ impl Observed {
             self.rivals.remove(&node);
         }
         // Of those that still run it is remembered what they hold.
-        let slots =
-            self.nodes.get_mut(&node).map(|known| std::mem::take(&mut known.slots)).unwrap_or_default();
+        let slots = self.view_mut(&node).map(|known| std::mem::take(&mut known.slots)).unwrap_or_default();
         let slots = slots.into_iter().filter(|(attempt, _)| running.contains(attempt)).collect();
         let known = self.nodes.get(&node).filter(|known| known.incarnation == incarnation);
         let forgiven_fault = known.and_then(|known| known.forgiven_fault.clone());
@@ -274,13 +274,17 @@ impl Observed {
             curators_sent: BTreeMap::new(),
             drains_sent: BTreeSet::new(),
         };
-        self.nodes.insert(node, view);
+        self.nodes.insert(node, Arc::new(view));
+    }
+
+    fn view_mut(&mut self, node: &NodeId) -> Option<&mut NodeView> {
+        self.nodes.get_mut(node).map(Arc::make_mut)
     }
 
     /// A person trusts the node again, knowing what is wrong with it.
     pub fn forgive(&mut self, node: &NodeId) {
         self.failures.forgive(node);
-        if let Some(view) = self.nodes.get_mut(node) {
+        if let Some(view) = self.view_mut(node) {
             view.forgiven_fault.clone_from(&view.health.device_fault);
         }
     }
@@ -292,30 +296,32 @@ impl Observed {
 
     /// The node has said how it is.
     pub fn health(&mut self, node: &NodeId, health: NodeHealth) {
-        if let Some(view) = self.nodes.get_mut(node) {
+        if let Some(view) = self.view_mut(node) {
             view.health = health;
         }
     }
 
     pub fn heard(&mut self, node: &NodeId, now: Timestamp) {
-        let Some(view) = self.nodes.get_mut(node) else { return };
+        let Some(view) = self.view_mut(node) else { return };
         let gap = now.since(view.last_heard);
         view.last_heard = view.last_heard.max(now);
         if gap >= NODE_GAP {
-            self.gangs.values_mut().for_each(|gang| gang.ranks.unheard(node, gap));
+            // Those that were told of it, and no others, so that the rest stays shared.
+            let of_node = self.gangs.values_mut().filter(|gang| gang.ranks.has_any_on(node));
+            of_node.for_each(|gang| Arc::make_mut(gang).ranks.unheard(node, gap));
         }
     }
 
     /// The node has said that it is about to leave.
     pub fn drains(&mut self, node: &NodeId) {
-        if let Some(view) = self.nodes.get_mut(node) {
+        if let Some(view) = self.view_mut(node) {
             view.draining = true;
         }
     }
 
     /// The curator cannot take up a stage that it was assigned to.
     pub fn refuses(&mut self, node: &NodeId, stage: &StageRef, reason: &str, now: Timestamp) {
-        let Some(view) = self.nodes.get_mut(node) else { return };
+        let Some(view) = self.view_mut(node) else { return };
         if view.curating.remove(stage) {
             let times = view.refused.get(stage).map_or(0, |before| before.times).saturating_add(1);
             view.refused.insert(stage.clone(), Refusal { reason: one_line(reason), times, at: now });
@@ -343,7 +349,7 @@ impl Observed {
     }
 
     pub fn disconnected(&mut self, node: &NodeId) {
-        if let Some(view) = self.nodes.get_mut(node) {
+        if let Some(view) = self.view_mut(node) {
             view.connected = false;
         }
     }
@@ -351,7 +357,7 @@ impl Observed {
     /// Takes over a report. Those of older generations only say that slots are free again.
     pub fn report(&mut self, report: Report, now: Timestamp) {
         self.heard(&report.node, now);
-        if let Some(view) = self.nodes.get_mut(&report.node) {
+        if let Some(view) = self.view_mut(&report.node) {
             // A node stops older generations before it starts a newer one, and says only the newest of a stage.
             let (stage, generation) = (report.attempt.stage_ref(), report.attempt.generation);
             view.running.retain(|known| known.stage_ref() != stage || known.generation >= generation);
@@ -369,7 +375,8 @@ impl Observed {
         }
         let stage = report.attempt.stage_ref();
         self.blame(&report, now);
-        let gang = self.gangs.entry(stage).or_insert_with(|| GangView::new(report.attempt.clone(), now));
+        let begun = || Arc::new(GangView::new(report.attempt.clone(), now));
+        let gang = Arc::make_mut(self.gangs.entry(stage).or_insert_with(begun));
         if report.attempt.generation < gang.attempt.generation {
             return;
         }
@@ -426,14 +433,16 @@ impl Observed {
             if !self.all_in_sight(attempt, now) {
                 continue;
             }
-            let Some(gang) = self.gangs.get_mut(&stage).filter(|gang| gang.attempt == attempt.attempt) else {
+            let Some(shared) = self.gangs.get_mut(&stage).filter(|gang| gang.attempt == attempt.attempt)
+            else {
                 continue;
             };
+            let gang = &**shared;
             if gang.hang.is_some() || !gang.is_alive() {
                 continue;
             }
             let Some(hang) = gang.ranks.hang(attempt.ranks.len(), &limits.hang, now) else { continue };
-            gang.hang = Some(hang.clone());
+            Arc::make_mut(shared).hang = Some(hang.clone());
             if let Some(node) = &hang.node {
                 self.failures.put(node, &stage, &hang.to_string(), false, true, now);
             }
@@ -470,7 +479,7 @@ impl Observed {
 
     /// An attempt is started on these slots of the node.
     pub fn holds(&mut self, node: &NodeId, attempt: &AttemptRef, slots: BTreeSet<u32>) {
-        if let Some(view) = self.nodes.get_mut(node) {
+        if let Some(view) = self.view_mut(node) {
             let running = &view.running;
             view.slots.retain(|known, _| running.contains(known));
             view.slots.insert(attempt.clone(), slots);
@@ -513,10 +522,11 @@ impl Observed {
         self.since = now;
         self.learnt.stood_still(now);
         for view in self.nodes.values_mut() {
+            let view = Arc::make_mut(view);
             view.last_heard = now;
             view.stops_sent.values_mut().for_each(|sent| *sent = now);
         }
-        self.gangs.values_mut().for_each(|gang| {
+        self.gangs.values_mut().map(Arc::make_mut).for_each(|gang| {
             gang.stepped_at = now;
             gang.ranks.times_mut().for_each(|at| *at = now);
         });
@@ -559,7 +569,7 @@ impl Observed {
 
     /// Remembers what was sent, so that it is sent once a session.
     pub fn sent(&mut self, send: &Send, now: Timestamp) {
-        let Some(view) = self.nodes.get_mut(&send.node) else { return };
+        let Some(view) = self.view_mut(&send.node) else { return };
         match &send.command {
             crate::decide::Command::StartAttempt(attempt, curators) => {
                 view.running.insert(attempt.clone());
@@ -631,7 +641,7 @@ impl Observed {
 
     /// The gang of exactly this attempt, if any of it was seen.
     pub fn gang(&self, attempt: &AttemptRef) -> Option<&GangView> {
-        self.gangs.get(&attempt.stage_ref()).filter(|gang| gang.attempt == *attempt)
+        self.gangs.get(&attempt.stage_ref()).map(Arc::as_ref).filter(|gang| gang.attempt == *attempt)
     }
 }
 

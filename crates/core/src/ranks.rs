@@ -264,6 +264,10 @@ impl RankViews {
         self.compare(now);
     }
 
+    pub(crate) fn has_any_on(&self, node: &NodeId) -> bool {
+        self.ranks.values().any(|view| view.node == *node)
+    }
+
     /// Nothing of the node was heard for so long: that is not held against its ranks.
     pub(crate) fn unheard(&mut self, node: &NodeId, gap: Duration) {
         for view in self.ranks.values_mut().filter(|view| view.node == *node) {

@@ -2,7 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
+use std::sync::Arc;
 use std::time::Duration;
+
+use imbl::{OrdMap, OrdSet};
 
 use crate::arithmetic::PrecisionChoice;
 use crate::deletion::{DeletionPhase, DeletionRecord};
@@ -17,25 +20,26 @@ use crate::unreadable::{UnreadableRecord, UnreadableRecords};
 use crate::usage::UsageRecord;
 use crate::webhook::NoticeRecord;
 
-/// Everything durable. Changed by [`ClusterState::apply`] alone.
+/// Everything durable. Changed by [`ClusterState::apply`] alone. A clone shares what neither has changed since, so that
+/// taking one costs next to nothing, however much there is.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ClusterState {
-    jobs: BTreeMap<JobId, Job>,
+    jobs: OrdMap<JobId, Arc<Job>>,
     /// By tenant.
-    requests: BTreeMap<(String, RequestId), JobId>,
+    requests: OrdMap<(String, RequestId), JobId>,
     /// Those of versions in which all tenants shared them.
-    shared_requests: BTreeMap<RequestId, JobId>,
+    shared_requests: OrdMap<RequestId, JobId>,
     /// Jobs that are being deleted, or are gone.
-    deletions: BTreeMap<JobId, DeletionRecord>,
+    deletions: OrdMap<JobId, Arc<DeletionRecord>>,
     /// Of these the ones that are not gone yet.
     deleting: BTreeSet<JobId>,
-    nodes: BTreeMap<NodeId, NodeRecord>,
+    nodes: OrdMap<NodeId, Arc<NodeRecord>>,
     usage: BTreeMap<Tenant, UsageRecord>,
     /// What other systems have not been told yet.
-    notices: BTreeMap<JobId, NoticeRecord>,
+    notices: OrdMap<JobId, Arc<NoticeRecord>>,
     cluster: Option<ClusterRecord>,
     /// Jobs that are not terminal: what a decision has to look at.
-    open: BTreeSet<JobId>,
+    open: OrdSet<JobId>,
     /// What is in the store and not in here.
     unreadable: UnreadableRecords,
     /// Units of a segment.
@@ -123,15 +127,15 @@ impl ClusterState {
     /// Nothing. Of a stage that is over, `segment_units` units become one record.
     pub fn new(segment_units: u64) -> Self {
         Self {
-            jobs: BTreeMap::new(),
-            requests: BTreeMap::new(),
-            shared_requests: BTreeMap::new(),
-            deletions: BTreeMap::new(),
+            jobs: OrdMap::new(),
+            requests: OrdMap::new(),
+            shared_requests: OrdMap::new(),
+            deletions: OrdMap::new(),
             deleting: BTreeSet::new(),
-            nodes: BTreeMap::new(),
+            nodes: OrdMap::new(),
             usage: BTreeMap::new(),
-            notices: BTreeMap::new(),
-            open: BTreeSet::new(),
+            notices: OrdMap::new(),
+            open: OrdSet::new(),
             cluster: None,
             unreadable: UnreadableRecords::default(),
             segment_units,
@@ -200,7 +204,7 @@ impl ClusterState {
                 stage.checkpoints.insert((record.step, record.generation), record);
             }
             Record::Node(record) => {
-                self.nodes.insert(record.id.clone(), record);
+                self.nodes.insert(record.id.clone(), Arc::new(record));
             }
             Record::Cluster(record) => self.cluster = Some(record),
             Record::Deletion(record) => self.put_deletion(record),
@@ -211,7 +215,7 @@ impl ClusterState {
                 if !self.jobs.contains_key(&record.job) {
                     return Err(orphan());
                 }
-                self.notices.insert(record.job.clone(), record);
+                self.notices.insert(record.job.clone(), Arc::new(record));
             }
             Record::Keep(record) => {
                 let stage = self.stage_mut(&record.stage).ok_or_else(orphan)?;
@@ -228,7 +232,7 @@ impl ClusterState {
             DeletionPhase::Files | DeletionPhase::Records => self.deleting.insert(record.job.clone()),
             DeletionPhase::Gone { .. } => self.deleting.remove(&record.job),
         };
-        self.deletions.insert(record.job.clone(), record);
+        self.deletions.insert(record.job.clone(), Arc::new(record));
     }
 
     fn put_job(&mut self, record: JobRecord) {
@@ -240,10 +244,10 @@ impl ClusterState {
             self.open.insert(record.id.clone());
         }
         match self.jobs.get_mut(&record.id) {
-            Some(job) => job.record = record,
+            Some(job) => Arc::make_mut(job).record = record,
             None => {
                 let job = Job::new(record, self.segment_units);
-                self.jobs.insert(job.record.id.clone(), job);
+                self.jobs.insert(job.record.id.clone(), Arc::new(job));
             }
         }
     }
@@ -296,7 +300,7 @@ impl ClusterState {
             }
             RecordKey::Deletion(id) => {
                 if let Some(record) = self.deletions.remove(id) {
-                    self.requests.remove(&(record.tenant.to_string(), record.lineage.request));
+                    self.requests.remove(&(record.tenant.to_string(), record.lineage.request.clone()));
                 }
                 self.deleting.remove(id);
             }
@@ -309,22 +313,24 @@ impl ClusterState {
     }
 
     fn stage_mut(&mut self, id: &StageRef) -> Option<&mut Stage> {
-        self.jobs.get_mut(&id.job)?.stages.iter_mut().find(|stage| stage.id.stage == id.stage)
+        // Asked for first: what is not there is not made one's own.
+        let at = self.jobs.get(&id.job)?.stages.iter().position(|stage| stage.id.stage == id.stage)?;
+        Arc::make_mut(self.jobs.get_mut(&id.job)?).stages.get_mut(at)
     }
 
     pub fn job(&self, id: &JobId) -> Option<&Job> {
-        self.jobs.get(id)
+        self.jobs.get(id).map(Arc::as_ref)
     }
 
     /// Every job, by id.
     pub fn jobs(&self) -> impl Iterator<Item = &Job> {
-        self.jobs.values()
+        self.jobs.values().map(Arc::as_ref)
     }
 
     /// Jobs by id, from `first` on; all of them if there is none.
     pub fn jobs_from(&self, first: Option<&JobId>) -> impl Iterator<Item = &Job> {
         let first = first.map_or(Bound::Unbounded, Bound::Included);
-        self.jobs.range::<JobId, _>((first, Bound::Unbounded)).map(|(_, job)| job)
+        self.jobs.range::<_, JobId>((first, Bound::Unbounded)).map(|(_, job)| job.as_ref())
     }
 
     pub fn stage(&self, id: &StageRef) -> Option<&Stage> {
@@ -333,7 +339,7 @@ impl ClusterState {
 
     /// The job that `request` of `tenant` made.
     pub fn requested(&self, tenant: &str, request: &RequestId) -> Option<&Job> {
-        self.jobs.get(self.request_job(tenant, request)?)
+        self.job(self.request_job(tenant, request)?)
     }
 
     /// Its id, whether or not the job is here.
@@ -353,12 +359,12 @@ impl ClusterState {
 
     /// How far the deletion of a job is; none of a job that is to stay.
     pub fn deletion(&self, job: &JobId) -> Option<&DeletionRecord> {
-        self.deletions.get(job)
+        self.deletions.get(job).map(Arc::as_ref)
     }
 
     /// Jobs that are being deleted, and what stays of those that are gone, by id.
     pub fn deletions(&self) -> impl Iterator<Item = &DeletionRecord> {
-        self.deletions.values()
+        self.deletions.values().map(Arc::as_ref)
     }
 
     pub fn deletion_count(&self) -> usize {
@@ -367,7 +373,7 @@ impl ClusterState {
 
     /// Jobs that are being deleted and are not gone yet, by id.
     pub fn deleting(&self) -> impl Iterator<Item = &DeletionRecord> {
-        self.deleting.iter().filter_map(|job| self.deletions.get(job))
+        self.deleting.iter().filter_map(|job| self.deletion(job))
     }
 
     /// Whose job it is or was, as long as that is known.
@@ -377,7 +383,7 @@ impl ClusterState {
     }
 
     pub fn node(&self, id: &NodeId) -> Option<&NodeRecord> {
-        self.nodes.get(id)
+        self.nodes.get(id).map(Arc::as_ref)
     }
 
     /// What the ended attempts of a tenant used.
@@ -392,12 +398,12 @@ impl ClusterState {
 
     /// What is still to be told of the job's end.
     pub fn notice(&self, job: &JobId) -> Option<&NoticeRecord> {
-        self.notices.get(job)
+        self.notices.get(job).map(Arc::as_ref)
     }
 
     /// The same of all jobs, by id.
     pub fn notices(&self) -> impl Iterator<Item = &NoticeRecord> {
-        self.notices.values()
+        self.notices.values().map(Arc::as_ref)
     }
 
     /// What is one for all; none before the first controller has led.
@@ -406,7 +412,7 @@ impl ClusterState {
     }
 
     pub fn nodes(&self) -> impl Iterator<Item = &NodeRecord> {
-        self.nodes.values()
+        self.nodes.values().map(Arc::as_ref)
     }
 
     /// Whether an attempt that has not ended has ranks on the node.
@@ -417,7 +423,7 @@ impl ClusterState {
 
     /// Jobs that are not terminal, by id.
     pub fn open_jobs(&self) -> impl Iterator<Item = &Job> {
-        self.open.iter().filter_map(|id| self.jobs.get(id))
+        self.open.iter().filter_map(|id| self.job(id))
     }
 
     pub fn open_count(&self) -> usize {
@@ -456,19 +462,25 @@ impl ClusterState {
 
     /// Starts the term of every lease anew: renewals of a former leader, or of while this one stood still, are not known.
     pub fn renew_leases(&mut self, now: Timestamp, lease_ttl: Duration) {
-        let stages = self.jobs.values_mut().flat_map(|job| &mut job.stages);
-        stages.for_each(|stage| stage.log.renew_leases(now, lease_ttl));
+        self.each_log(|log| log.renew_leases(now, lease_ttl));
     }
 
     /// Counts the waits of units from `now`, when they are learnt of; none is longer than `longest`.
     pub fn restart_waits(&mut self, now: Timestamp, longest: Duration) {
-        let stages = self.jobs.values_mut().flat_map(|job| &mut job.stages);
-        stages.for_each(|stage| stage.log.restart_waits(now, longest));
+        self.each_log(|log| log.restart_waits(now, longest));
+    }
+
+    fn each_log(&mut self, change: impl Fn(&mut PairLog)) {
+        let jobs: Vec<JobId> = self.jobs.keys().cloned().collect();
+        for id in jobs {
+            let Some(job) = self.jobs.get_mut(&id) else { continue };
+            Arc::make_mut(job).stages.iter_mut().for_each(|stage| change(&mut stage.log));
+        }
     }
 
     /// Jobs that are not terminal, in the order in which they are served: priority, then age.
     pub fn open_in_order(&self) -> Vec<&Job> {
-        let mut jobs: Vec<&Job> = self.open.iter().filter_map(|id| self.jobs.get(id)).collect();
+        let mut jobs: Vec<&Job> = self.open.iter().filter_map(|id| self.job(id)).collect();
         jobs.sort_by_key(|job| job.order());
         jobs
     }

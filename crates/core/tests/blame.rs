@@ -373,7 +373,7 @@ fn a_back_off_is_counted_from_when_it_was_learnt_of_whatever_the_clock_of_its_re
         let mut seen = Observed::new(cluster.now);
         seen.wall_ahead_millis = reads * 1000;
         let (id, view) = cluster.seen.nodes.pop_first().expect("one node");
-        seen.hello(id, view.incarnation, BTreeSet::new(), BTreeSet::new(), cluster.now);
+        seen.hello(id, view.incarnation.clone(), BTreeSet::new(), BTreeSet::new(), cluster.now);
         cluster.seen = seen;
         cluster.decide();
         assert_eq!(cluster.attempt(&job), None, "{wrote} {reads}: it waits a little");

@@ -20,11 +20,19 @@ pub enum Traffic {
     Cut,
 }
 
+/// What every connection goes by.
+#[derive(Clone, Copy, Debug)]
+struct Switch {
+    traffic: Traffic,
+    /// How often all was cut: a connection from before ends, even if it looks again only when traffic passes once more.
+    cuts: u64,
+}
+
 /// A TCP proxy on a free loopback port, in front of one address. Stops when dropped.
 #[derive(Debug)]
 pub struct FaultyProxy {
     address: String,
-    traffic: watch::Sender<Traffic>,
+    switch: watch::Sender<Switch>,
     _accepting: JoinSet<()>,
 }
 
@@ -33,10 +41,10 @@ impl FaultyProxy {
     pub async fn start(target: String) -> io::Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?.to_string();
-        let (traffic, receiver) = watch::channel(Traffic::Passes);
+        let (switch, receiver) = watch::channel(Switch { traffic: Traffic::Passes, cuts: 0 });
         let mut accepting = JoinSet::new();
         accepting.spawn(accept(listener, target, receiver));
-        Ok(Self { address, traffic, _accepting: accepting })
+        Ok(Self { address, switch, _accepting: accepting })
     }
 
     /// Its URL for clients.
@@ -44,34 +52,38 @@ impl FaultyProxy {
         format!("http://{}", self.address)
     }
 
-    /// Changes what happens to all connections, from now on.
+    /// Changes what happens to all connections, from now on: nothing passes a cut that reaches this proxy after it.
     pub fn set(&self, traffic: Traffic) {
-        self.traffic.send_replace(traffic);
+        let cuts = u64::from(traffic == Traffic::Cut);
+        self.switch.send_modify(|switch| *switch = Switch { traffic, cuts: switch.cuts + cuts });
     }
 }
 
-async fn accept(listener: TcpListener, target: String, traffic: watch::Receiver<Traffic>) {
+async fn accept(listener: TcpListener, target: String, switch: watch::Receiver<Switch>) {
     let mut connections = JoinSet::new();
     while let Ok((client, _)) = listener.accept().await {
         while connections.try_join_next().is_some() {}
-        if *traffic.borrow() == Traffic::Cut {
+        let Switch { traffic, cuts } = *switch.borrow();
+        if traffic == Traffic::Cut {
             continue;
         }
         if let Ok(server) = TcpStream::connect(&target).await {
-            connections.spawn(forward(client, server, traffic.clone()));
+            connections.spawn(forward(client, server, switch.clone(), cuts));
         }
     }
 }
 
 /// Runs until either side, or the proxy, closes the connection. An I/O error is the end of it like any other.
-async fn forward(client: TcpStream, server: TcpStream, mut traffic: watch::Receiver<Traffic>) {
+async fn forward(client: TcpStream, server: TcpStream, mut switch: watch::Receiver<Switch>, cuts: u64) {
     let (from_client, to_client) = client.into_split();
     let (from_server, to_server) = server.into_split();
-    let answers_traffic = traffic.clone();
+    let of_answers = switch.clone();
     tokio::select! {
-        _ = traffic.wait_for(|traffic| *traffic == Traffic::Cut) => {}
+        // Looked at first, whatever woke this up.
+        biased;
+        _ = switch.wait_for(|switch| switch.cuts != cuts) => {}
         _ = pass_requests(from_client, to_server) => {}
-        _ = pass_answers(from_server, to_client, answers_traffic) => {}
+        _ = pass_answers(from_server, to_client, of_answers) => {}
     }
 }
 
@@ -82,7 +94,7 @@ async fn pass_requests(mut from: OwnedReadHalf, mut to: OwnedWriteHalf) -> io::R
 async fn pass_answers(
     mut from: OwnedReadHalf,
     mut to: OwnedWriteHalf,
-    mut traffic: watch::Receiver<Traffic>,
+    mut switch: watch::Receiver<Switch>,
 ) -> io::Result<()> {
     let mut buffer = vec![0; 16 << 10];
     loop {
@@ -90,11 +102,11 @@ async fn pass_answers(
         if length == 0 {
             return Ok(());
         }
-        if *traffic.borrow() == Traffic::LosesAnswers {
+        if switch.borrow().traffic == Traffic::LosesAnswers {
             // Bytes are missing from now on: there is no way back for this connection.
             let mut nowhere = tokio::io::sink();
             tokio::select! {
-                _ = traffic.wait_for(|traffic| *traffic == Traffic::Passes) => return Ok(()),
+                _ = switch.wait_for(|switch| switch.traffic == Traffic::Passes) => return Ok(()),
                 drained = tokio::io::copy(&mut from, &mut nowhere) => return drained.map(|_| ()),
             }
         }

@@ -1,0 +1,249 @@
+//! What callers are shown of jobs, nodes and queues: from what the engine has, or beside it, from a snapshot of that.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crescendo_core::access::Scope;
+use crescendo_core::decide::{Limits, PendingReason, still_works_on};
+use crescendo_core::deletion::{DeletionPhase, DeletionRecord};
+use crescendo_core::error::RequestError;
+use crescendo_core::explain::{View, explain};
+use crescendo_core::ids::{JobId, Timestamp};
+use crescendo_core::observed::Observed;
+use crescendo_core::state::{ClusterState, Job};
+use crescendo_proto::{convert, deletions, explained, v1};
+use crescendo_store::Revision;
+use imbl::OrdMap;
+
+use crate::engine::deletions::Trouble;
+use crate::engine::request::{Answer, Later, LookRequest, Reply};
+use crate::engine::{Engine, EngineError};
+use crate::to_proto;
+
+/// Jobs on a page unless asked otherwise, and at most.
+const DEFAULT_PAGE: usize = 100;
+const MAX_PAGE: usize = 500;
+
+/// Everything that answers are made of, at one moment.
+#[derive(Clone, Copy)]
+pub(super) struct Views<'a> {
+    pub state: &'a ClusterState,
+    pub observed: &'a Observed,
+    pub limits: &'a Limits,
+    pub waits: &'a BTreeMap<JobId, PendingReason>,
+    pub job_revisions: &'a OrdMap<JobId, Revision>,
+    pub troubles: &'a BTreeMap<JobId, Trouble>,
+    pub now: Timestamp,
+}
+
+/// The same, kept while the engine goes on. It shares what has not changed since.
+pub(super) struct Snapshot {
+    state: ClusterState,
+    observed: Observed,
+    limits: Limits,
+    waits: Arc<BTreeMap<JobId, PendingReason>>,
+    job_revisions: OrdMap<JobId, Revision>,
+    troubles: BTreeMap<JobId, Trouble>,
+    now: Timestamp,
+}
+
+impl Snapshot {
+    pub fn views(&self) -> Views<'_> {
+        Views {
+            state: &self.state,
+            observed: &self.observed,
+            limits: &self.limits,
+            waits: &self.waits,
+            job_revisions: &self.job_revisions,
+            troubles: &self.troubles,
+            now: self.now,
+        }
+    }
+}
+
+impl Engine {
+    pub(super) fn views(&self, now: Timestamp) -> Views<'_> {
+        Views {
+            state: &self.state,
+            observed: &self.observed,
+            limits: &self.limits,
+            waits: &self.waits,
+            job_revisions: self.records.job_revisions(),
+            troubles: &self.deletions.troubles,
+            now,
+        }
+    }
+
+    /// What there is now, once for all who look before something else is asked for.
+    fn snapshot(&mut self, now: Timestamp) -> Arc<Snapshot> {
+        let take = || {
+            Arc::new(Snapshot {
+                state: self.state.clone(),
+                observed: self.observed.clone(),
+                limits: self.limits.clone(),
+                waits: self.waits.clone(),
+                job_revisions: self.records.job_revisions().clone(),
+                troubles: self.deletions.troubles.clone(),
+                now,
+            })
+        };
+        self.snapshot.get_or_insert_with(take).clone()
+    }
+
+    pub(super) fn handle_look(&mut self, request: LookRequest, now: Timestamp) {
+        match request {
+            LookRequest::GetJob { job, scope, reply } => {
+                self.hold_later_of_job((job, &scope), reply, now, |views, job| views.job(job, true));
+            }
+            LookRequest::ExplainJob { job, scope, reply } => {
+                let untold = self.notices.finding(&self.state, &self.limits.quotas.webhooks, &job, now);
+                let for_whom = scope.clone();
+                self.hold_later_of_job((job, &scope), reply, now, move |views, job| {
+                    views.explained(job, &for_whom, untold)
+                });
+            }
+            LookRequest::ListJobs { request, scope, reply } => {
+                self.hold_later(reply, now, move |views| views.jobs(&request, &scope));
+            }
+            LookRequest::ListNodes { scope, reply } => {
+                self.hold_later(reply, now, move |Views { state, observed, limits, now, .. }| {
+                    Ok(to_proto::nodes(state, observed, limits, &scope, now))
+                });
+            }
+            LookRequest::ListQueues { scope, reply } => {
+                self.hold_later(reply, now, move |Views { state, observed, limits, now, .. }| {
+                    Ok(to_proto::queues::queues(state, &limits.quotas, &scope, observed.counted(now)))
+                });
+            }
+            LookRequest::ListUsage { scope, reply } => {
+                self.hold_later(reply, now, move |Views { state, observed, limits, now, .. }| {
+                    Ok(to_proto::queues::usage(state, &limits.quotas, &scope, observed.counted(now)))
+                });
+            }
+        }
+    }
+
+    /// Lets the caller work out its answer beside the engine, once what it rests on is durable.
+    fn hold_later<T: Send + 'static>(
+        &mut self,
+        reply: Reply<Later<T>>,
+        now: Timestamp,
+        work: impl FnOnce(Views<'_>) -> Answer<T> + Send + 'static,
+    ) {
+        let snapshot = self.snapshot(now);
+        self.hold(reply, Ok(Later::new(move || work(snapshot.views()))));
+    }
+
+    /// The same of a job that the caller may see.
+    fn hold_later_of_job<T: Send + 'static>(
+        &mut self,
+        (id, scope): (JobId, &Scope),
+        reply: Reply<Later<T>>,
+        now: Timestamp,
+        work: impl FnOnce(Views<'_>, &Job) -> T + Send + 'static,
+    ) {
+        if let Err(refused) = self.job(&id, scope).map(|_| ()) {
+            self.hold(reply, Err(refused));
+            return;
+        }
+        self.hold_later(reply, now, move |views| {
+            let gone = || EngineError::from(RequestError::NotFound { what: format!("job {id}") });
+            Ok(work(views, views.state.job(&id).ok_or_else(gone)?))
+        });
+    }
+}
+
+impl Views<'_> {
+    /// The job as a message; `full` adds the spec.
+    pub fn job(&self, job: &Job, full: bool) -> v1::Job {
+        let id = &job.record.id;
+        let mut message =
+            to_proto::job(self.state, job, self.observed, self.limits, self.waits.get(id), self.now);
+        message.revision = self.job_revisions.get(id).map_or(0, |revision| revision.0);
+        message.deletion = self.deletion(id);
+        if message.deletion.is_some() {
+            message.reason = "is being deleted".to_owned();
+        }
+        if full {
+            message.resolved_spec_yaml = crescendo_core::spec::to_yaml(&job.record.spec);
+        }
+        message
+    }
+
+    /// Why the job is as it is. `untold`: what webhooks have not been told of it.
+    pub fn explained(&self, job: &Job, scope: &Scope, untold: Option<String>) -> v1::ExplainJobResponse {
+        let Views { state, observed: seen, waits, limits, now, .. } = *self;
+        let mut explanation = explain(&View { state, seen, waits, limits, now, scope }, job);
+        let deletion = state.deletion(&job.record.id);
+        let waits = deletion.map(|deletion| self.deletion_waits(deletion)).filter(|waits| !waits.is_empty());
+        explanation.findings.extend(waits.map(|waits| format!("waits: {waits}")));
+        explanation.findings.extend(untold);
+        v1::ExplainJobResponse {
+            job_id: job.record.id.to_string(),
+            state: convert::job_state(&job.record.state).into(),
+            ..explained::explanation(&explanation)
+        }
+    }
+
+    /// How far the deletion of a job is; none of one that stays.
+    pub fn deletion(&self, id: &JobId) -> Option<v1::JobDeletion> {
+        let deletion = self.state.deletion(id)?;
+        Some(deletions::deletion_message(deletion, self.deletion_waits(deletion)))
+    }
+
+    /// What a deletion waits for, one line; empty if for nothing.
+    pub fn deletion_waits(&self, deletion: &DeletionRecord) -> String {
+        let id = &deletion.job;
+        if deletion.phase == DeletionPhase::Files
+            && let Some(node) = still_works_on(self.observed, id)
+        {
+            return format!("node {node} has not stopped working on it");
+        }
+        if let (Some(record), false) =
+            (self.state.unreadable().of_job(id), matches!(deletion.phase, DeletionPhase::Gone { .. }))
+        {
+            return record.to_string();
+        }
+        let trouble = self.troubles.get(id).filter(|_| deletion.phase == DeletionPhase::Files);
+        trouble.map(|trouble| trouble.why.clone()).unwrap_or_default()
+    }
+
+    pub fn jobs(&self, request: &v1::ListJobsRequest, scope: &Scope) -> Answer<v1::ListJobsResponse> {
+        let size = match request.page_size as usize {
+            0 => DEFAULT_PAGE,
+            size if size <= MAX_PAGE => size,
+            _ => return Err(RequestError::invalid("page_size", format!("must be at most {MAX_PAGE}")).into()),
+        };
+        let after = to_proto::PageToken::parse(&request.page_token)?;
+        let wanted = |job: &&Job| {
+            let record = &job.record;
+            (request.states.is_empty() || request.states.contains(&convert::job_state(&record.state).into()))
+                && record.spec.name.starts_with(&request.name_prefix)
+                && (request.tenant.is_empty() || record.spec.tenant == request.tenant)
+                && request.labels.iter().all(|(label, value)| {
+                    record.spec.labels.get(label).is_some_and(|has| value.is_empty() || has == value)
+                })
+                && scope.sees(&record.spec.tenant)
+        };
+        let mut found: Vec<(to_proto::PageToken, &Job)> = self
+            .state
+            .jobs()
+            .filter(wanted)
+            .map(|job| (to_proto::PageToken::of(job), job))
+            .filter(|(at, _)| after.as_ref().is_none_or(|after| at > after))
+            .collect();
+        // The page's own, before they are sorted: of many jobs most are on none of the first pages.
+        let more = found.len() > size;
+        if more {
+            found.select_nth_unstable_by(size, |(left, _), (right, _)| left.cmp(right));
+            found.truncate(size);
+        }
+        found.sort_by(|(left, _), (right, _)| left.cmp(right));
+        let next_page_token = match found.last() {
+            Some((at, _)) if more => at.to_string(),
+            Some(_) | None => String::new(),
+        };
+        let jobs = found.into_iter().map(|(_, job)| self.job(job, false)).collect();
+        Ok(v1::ListJobsResponse { jobs, next_page_token })
+    }
+}
