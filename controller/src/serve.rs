@@ -111,8 +111,8 @@ impl Controller {
             units: units.clone(),
             decides_beside: DECIDES_BESIDE,
         };
-        let identity = leadership::identity(&address, &controller_id);
-        let campaign = leadership::run(around, identity, role, stop.clone());
+        let campaign =
+            leadership::run(around, leadership::identity(&address, &controller_id), role, stop.clone());
         tasks.spawn_critical("campaign", async move {
             campaign.await;
             Ok::<(), std::convert::Infallible>(())
