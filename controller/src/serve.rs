@@ -111,13 +111,12 @@ impl Controller {
             units: units.clone(),
             decides_beside: DECIDES_BESIDE,
         };
-        let campaign =
-            leadership::run(around, leadership::identity(&address, &controller_id), role, stop.clone());
+        let identity = leadership::identity(&address, &controller_id);
+        let campaign = leadership::run(around, identity, role, stop.clone());
         tasks.spawn_critical("campaign", async move {
             campaign.await;
             Ok::<(), std::convert::Infallible>(())
         });
-
         let (reporter, health) = tonic_health::server::health_reporter();
         tasks.spawn(report_health(reporter, role_seen.clone(), stop.clone()));
         let (reflection, reflection_v1alpha) = reflection().context("build reflection")?;
