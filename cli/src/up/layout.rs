@@ -61,13 +61,10 @@ impl Layout {
 
         let root = args.library_root.as_deref().unwrap_or(Path::new("."));
         let library_root = root.canonicalize().map_err(failed(root))?;
-        let tenants = match &args.tenants {
-            Some(file) => {
-                let read = Failure::from_error(format!("read --tenants {}", file.display()));
-                Some(file.canonicalize().map_err(read)?)
-            }
-            None => None,
+        let found = |file: &PathBuf| {
+            file.canonicalize().map_err(Failure::from_error(format!("read --tenants {}", file.display())))
         };
+        let tenants = args.tenants.as_ref().map(found).transpose()?;
         let store = match &args.store {
             Store::Embedded => format!("embedded:{}", dir.join("store").display()),
             Store::Etcd(location) => location.clone(),

@@ -15,6 +15,7 @@ use crescendo_core::decide::{self, Command, Plan, decide};
 use crescendo_core::ids::{JobId, NodeId, Timestamp};
 use crescendo_core::job::JobState;
 use crescendo_core::records::{Record, RecordKey, Write};
+use prometheus::Histogram;
 use tokio::sync::oneshot;
 use tokio::sync::oneshot::error::TryRecvError;
 use tokio::task::JoinSet;
@@ -109,10 +110,8 @@ impl Engine {
                     self.pending = Some(pending);
                     Vec::new()
                 }
-                Err(TryRecvError::Closed) => {
-                    self.undecided = true;
-                    Vec::new()
-                }
+                // It panicked: here that ends this controller, and is not tried for ever.
+                Err(TryRecvError::Closed) => self.decide_here(pending.began, now),
             };
         }
         if !self.deciding.is_due(self.pace()) {
@@ -124,11 +123,7 @@ impl Engine {
             self.decide_beside(now);
             return Vec::new();
         }
-        let began = Instant::now();
-        let plan = self.decide_here(now);
-        let sends = self.carry_out(plan, now);
-        self.deciding.done(began);
-        sends
+        self.decide_here(Instant::now(), now)
     }
 
     fn pace(&self) -> Pace {
@@ -164,24 +159,24 @@ impl Engine {
         }
     }
 
-    fn decide_here(&self, now: Timestamp) -> Plan {
-        let timer = self.around.metrics.decide_seconds.start_timer();
-        let plan = decide(&self.state, &self.observed, &self.limits, now);
-        timer.observe_duration();
-        plan
+    /// Decides while all else waits. `began`: when that was first tried.
+    fn decide_here(&mut self, began: Instant, now: Timestamp) -> Vec<decide::Send> {
+        let plan = timed(&self.around.metrics.decide_seconds, || {
+            decide(&self.state, &self.observed, &self.limits, now)
+        });
+        self.carry_out(plan, began, now)
     }
 
     fn decide_beside(&mut self, now: Timestamp) {
-        let (state, observed, limits) = (self.state.clone(), self.observed.clone(), self.limits.clone());
+        // One that people were shown may be from before what is decided on.
+        self.snapshot = None;
+        let snapshot = self.snapshot(now);
         let (seconds, decided) = (self.around.metrics.decide_seconds.clone(), self.decided.clone());
         let (answer, plan) = oneshot::channel();
         let mut work = JoinSet::new();
         work.spawn(async move {
             let plan = beside(|| {
-                let timer = seconds.start_timer();
-                let plan = decide(&state, &observed, &limits, now);
-                timer.observe_duration();
-                plan
+                timed(&seconds, || decide(&snapshot.state, &snapshot.observed, &snapshot.limits, now))
             });
             // An engine that has read its state again, or is gone, does not want it any more.
             let _ = answer.send(plan);
@@ -196,10 +191,7 @@ impl Engine {
         let Pending { changed, began, .. } = pending;
         if changed.contradicts(&plan) {
             tracing::debug!("what was decided rests on what has changed meanwhile: it is decided again");
-            let plan = self.decide_here(now);
-            let sends = self.carry_out(plan, now);
-            self.deciding.done(began);
-            return sends;
+            return self.decide_here(began, now);
         }
         for job in &changed.jobs {
             // Why it waits now is not known yet: what was said of it stands, unless it is over.
@@ -212,9 +204,7 @@ impl Engine {
         let decided = plan.sends.len();
         plan.sends.retain(|send| changed.allows(send));
         self.undecided |= plan.sends.len() < decided;
-        let sends = self.carry_out(plan, now);
-        self.deciding.done(began);
-        sends
+        self.carry_out(plan, began, now)
     }
 
     fn look_for_hangs(&mut self, now: Timestamp) {
@@ -227,7 +217,7 @@ impl Engine {
         }
     }
 
-    fn carry_out(&mut self, plan: Plan, now: Timestamp) -> Vec<decide::Send> {
+    fn carry_out(&mut self, plan: Plan, began: Instant, now: Timestamp) -> Vec<decide::Send> {
         let Plan { writes, sends, waits, changes } = plan;
         for write in writes {
             self.write(write);
@@ -242,8 +232,16 @@ impl Engine {
         for change in &changes {
             self.tell(change);
         }
+        self.deciding.done(began);
         sends
     }
+}
+
+fn timed<T>(seconds: &Histogram, work: impl FnOnce() -> T) -> T {
+    let timer = seconds.start_timer();
+    let done = work();
+    timer.observe_duration();
+    done
 }
 
 #[cfg(test)]

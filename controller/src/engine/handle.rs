@@ -15,6 +15,7 @@ use crescendo_proto::{convert, v1};
 
 use crate::engine::Engine;
 use crate::engine::request::{ActingNode, Answer, DeferredReply, Reply, Request, SessionId, Wish};
+use crate::engine::views::visible_job;
 use crate::to_proto;
 
 /// Wait that is suggested to a curator that finds no unit, milliseconds.
@@ -240,24 +241,9 @@ impl Engine {
         }
     }
 
-    /// The job, if `scope` sees it; to others it does not exist.
+    /// The job, if `scope` sees it.
     pub(super) fn job(&self, id: &JobId, scope: &Scope) -> Answer<&Job> {
-        let unreadable = self.state.unreadable();
-        // Whose it is, is known from its request alone.
-        if unreadable.hides_job(id)
-            && match scope {
-                Scope::Everything => true,
-                Scope::Only(tenant) => self.state.is_of_tenant(id, tenant.as_str()),
-            }
-        {
-            unreadable.check_job(id)?;
-        }
-        let job = self.state.job(id).filter(|job| scope.sees(&job.record.spec.tenant));
-        if job.is_none() && self.state.tenant_of(id).is_some_and(|tenant| scope.sees(tenant)) {
-            let what = format!("job {id} (it was deleted; crescendo lineage {id} says what stays of it)");
-            return Err(RequestError::NotFound { what }.into());
-        }
-        Ok(job.ok_or_else(|| RequestError::NotFound { what: format!("job {id}") })?)
+        visible_job(&self.state, id, scope)
     }
 
     /// Takes note of how many pairs of the stage can be read, for estimates.

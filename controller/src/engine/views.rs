@@ -15,9 +15,9 @@ use crescendo_proto::{convert, deletions, explained, v1};
 use crescendo_store::Revision;
 use imbl::OrdMap;
 
+use crate::engine::Engine;
 use crate::engine::deletions::Trouble;
 use crate::engine::request::{Answer, Later, LookRequest, Reply};
-use crate::engine::{Engine, EngineError};
 use crate::to_proto;
 
 /// Jobs on a page unless asked otherwise, and at most.
@@ -38,9 +38,9 @@ pub(super) struct Views<'a> {
 
 /// The same, kept while the engine goes on. It shares what has not changed since.
 pub(super) struct Snapshot {
-    state: ClusterState,
-    observed: Observed,
-    limits: Limits,
+    pub state: ClusterState,
+    pub observed: Observed,
+    pub limits: Limits,
     waits: Arc<BTreeMap<JobId, PendingReason>>,
     job_revisions: OrdMap<JobId, Revision>,
     troubles: BTreeMap<JobId, Trouble>,
@@ -75,7 +75,7 @@ impl Engine {
     }
 
     /// What there is now, once for all who look before something else is asked for.
-    fn snapshot(&mut self, now: Timestamp) -> Arc<Snapshot> {
+    pub(super) fn snapshot(&mut self, now: Timestamp) -> Arc<Snapshot> {
         let take = || {
             Arc::new(Snapshot {
                 state: self.state.clone(),
@@ -93,13 +93,14 @@ impl Engine {
     pub(super) fn handle_look(&mut self, request: LookRequest, now: Timestamp) {
         match request {
             LookRequest::GetJob { job, scope, reply } => {
-                self.hold_later_of_job((job, &scope), reply, now, |views, job| views.job(job, true));
+                self.hold_later(reply, now, move |views| {
+                    Ok(views.job(visible_job(views.state, &job, &scope)?, true))
+                });
             }
             LookRequest::ExplainJob { job, scope, reply } => {
                 let untold = self.notices.finding(&self.state, &self.limits.quotas.webhooks, &job, now);
-                let for_whom = scope.clone();
-                self.hold_later_of_job((job, &scope), reply, now, move |views, job| {
-                    views.explained(job, &for_whom, untold)
+                self.hold_later(reply, now, move |views| {
+                    Ok(views.explained(visible_job(views.state, &job, &scope)?, &scope, untold))
                 });
             }
             LookRequest::ListJobs { request, scope, reply } => {
@@ -133,24 +134,26 @@ impl Engine {
         let snapshot = self.snapshot(now);
         self.hold(reply, Ok(Later::new(move || work(snapshot.views()))));
     }
+}
 
-    /// The same of a job that the caller may see.
-    fn hold_later_of_job<T: Send + 'static>(
-        &mut self,
-        (id, scope): (JobId, &Scope),
-        reply: Reply<Later<T>>,
-        now: Timestamp,
-        work: impl FnOnce(Views<'_>, &Job) -> T + Send + 'static,
-    ) {
-        if let Err(refused) = self.job(&id, scope).map(|_| ()) {
-            self.hold(reply, Err(refused));
-            return;
+/// The job, if `scope` sees it; to others it does not exist.
+pub(super) fn visible_job<'a>(state: &'a ClusterState, id: &JobId, scope: &Scope) -> Answer<&'a Job> {
+    let unreadable = state.unreadable();
+    // Whose it is, is known from its request alone.
+    if unreadable.hides_job(id)
+        && match scope {
+            Scope::Everything => true,
+            Scope::Only(tenant) => state.is_of_tenant(id, tenant.as_str()),
         }
-        self.hold_later(reply, now, move |views| {
-            let gone = || EngineError::from(RequestError::NotFound { what: format!("job {id}") });
-            Ok(work(views, views.state.job(&id).ok_or_else(gone)?))
-        });
+    {
+        unreadable.check_job(id)?;
     }
+    let job = state.job(id).filter(|job| scope.sees(&job.record.spec.tenant));
+    if job.is_none() && state.tenant_of(id).is_some_and(|tenant| scope.sees(tenant)) {
+        let what = format!("job {id} (it was deleted; crescendo lineage {id} says what stays of it)");
+        return Err(RequestError::NotFound { what }.into());
+    }
+    Ok(job.ok_or_else(|| RequestError::NotFound { what: format!("job {id}") })?)
 }
 
 impl Views<'_> {

@@ -6,7 +6,9 @@
 //!           └ folded: one record each ──┘└ block: sums of what is not folded yet
 //! ```
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::BTreeMap;
+
+use imbl::{OrdSet, Vector};
 
 use crate::ids::StageRef;
 use crate::segment::{DoneUnit, SegmentRecord, UnitSums};
@@ -15,17 +17,18 @@ use crate::unit::{ShardRecord, UnitFailure, UnitRecord, UnitResult};
 /// Units of one record where many are folded into one.
 pub const SEGMENT_UNITS: u64 = 1000;
 
-/// The units from 0 on that are done.
+/// The units from 0 on that are done. There may be a million, and one more comes while a snapshot is looked at: a clone shares
+/// them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Prefix {
     stage: StageRef,
     /// Units of a block, and so of a segment, at most.
     segment_units: u64,
-    units: Vec<DoneUnit>,
+    units: Vector<DoneUnit>,
     /// Shards that do not follow from their unit.
     odd_shards: BTreeMap<u64, ShardRecord>,
     /// Index in the log of each unit's first pair.
-    first_indices: Vec<u64>,
+    first_indices: Vector<u64>,
     /// Pairs of all of them.
     pub pairs: u64,
     pub sums: UnitSums,
@@ -37,9 +40,9 @@ pub(super) struct Prefix {
     /// Units that segments hold.
     folded: u64,
     /// The units behind those.
-    blocks: VecDeque<Block>,
+    blocks: Vector<Block>,
     /// Units that segments hold, and whose own records are still in the store.
-    superfluous: BTreeSet<u64>,
+    superfluous: OrdSet<u64>,
 }
 
 /// Units in a row that go into one segment.
@@ -58,17 +61,17 @@ impl Prefix {
         Self {
             stage: stage.clone(),
             segment_units: segment_units.max(1),
-            units: Vec::new(),
+            units: Vector::new(),
             odd_shards: BTreeMap::new(),
-            first_indices: Vec::new(),
+            first_indices: Vector::new(),
             pairs: 0,
             sums: UnitSums::default(),
             last_failed: None,
             empty_in_a_row: 0,
             exhausted: false,
             folded: 0,
-            blocks: VecDeque::new(),
-            superfluous: BTreeSet::new(),
+            blocks: Vector::new(),
+            superfluous: OrdSet::new(),
         }
     }
 
@@ -117,10 +120,10 @@ impl Prefix {
     }
 
     fn append(&mut self, done: DoneUnit) {
-        self.first_indices.push(self.pairs);
+        self.first_indices.push_back(self.pairs);
         self.pairs = self.pairs.saturating_add(done.pairs);
         self.empty_in_a_row = if done.pairs == 0 { self.empty_in_a_row + 1 } else { 0 };
-        self.units.push(done);
+        self.units.push_back(done);
     }
 
     /// Takes a segment that begins where the prefix ends; bytes of its shards.
@@ -158,7 +161,9 @@ impl Prefix {
         // What is left of the blocks that it reaches into.
         let mut rest = Block { first: end, ..Block::default() };
         let mut reached = end;
-        while let Some(block) = self.blocks.pop_front_if(|block| block.first < end) {
+        while self.blocks.front().is_some_and(|block| block.first < end)
+            && let Some(block) = self.blocks.pop_front()
+        {
             reached = block.first + block.units;
             rest.sums.add(&block.sums);
             rest.stays |= block.stays;
@@ -175,11 +180,11 @@ impl Prefix {
     pub fn next_segment(&self) -> Option<SegmentRecord> {
         let block = self.blocks.front().filter(|block| block.units > 1 && !block.stays)?;
         let (first, end) = (block.first, block.first + block.units);
-        let range = usize::try_from(first).ok()?..usize::try_from(end).ok()?;
+        let (skipped, taken) = (usize::try_from(first).ok()?, usize::try_from(block.units).ok()?);
         Some(SegmentRecord {
             stage: self.stage.clone(),
             first_unit: first,
-            units: self.units.get(range)?.to_vec(),
+            units: self.units.skip(skipped).into_iter().take(taken).collect(),
             odd_shards: self
                 .odd_shards
                 .range(first..end)
