@@ -6,7 +6,7 @@
 //!           └ folded: one record each ──┘└ block: sums of what is not folded yet
 //! ```
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use imbl::{OrdSet, Vector};
 
@@ -40,7 +40,7 @@ pub(super) struct Prefix {
     /// Units that segments hold.
     folded: u64,
     /// The units behind those.
-    blocks: Vector<Block>,
+    blocks: VecDeque<Block>,
     /// Units that segments hold, and whose own records are still in the store.
     superfluous: OrdSet<u64>,
 }
@@ -70,7 +70,7 @@ impl Prefix {
             empty_in_a_row: 0,
             exhausted: false,
             folded: 0,
-            blocks: Vector::new(),
+            blocks: VecDeque::new(),
             superfluous: OrdSet::new(),
         }
     }
@@ -161,9 +161,7 @@ impl Prefix {
         // What is left of the blocks that it reaches into.
         let mut rest = Block { first: end, ..Block::default() };
         let mut reached = end;
-        while self.blocks.front().is_some_and(|block| block.first < end)
-            && let Some(block) = self.blocks.pop_front()
-        {
+        while let Some(block) = self.blocks.pop_front_if(|block| block.first < end) {
             reached = block.first + block.units;
             rest.sums.add(&block.sums);
             rest.stays |= block.stays;
