@@ -36,8 +36,8 @@ EMPTY = {
         "no GPU is used",
     ),
 }
-#: So that there are queues to tell of.
-TENANTS = "queues: {research: {}}"
+#: So that there are queues to tell of. Who has such a file says which folders a spec may name.
+TENANTS = {"queues": {"research": {}}, "default": {"roots": [str(CHART.resolve() / "files")]}}
 #: Of a CPU slot here, about; it is not known of CPUs.
 PEAK = {"CRESCENDO_PEAK_TFLOPS": "0.1"}
 JOB = """
@@ -118,7 +118,7 @@ def live(tmp_path_factory):
     folder = tmp_path_factory.mktemp("live")
     binaries = pathlib.Path(BIN).resolve()
     tenants = folder / "tenants.yaml"
-    tenants.write_text(TENANTS)
+    tenants.write_text(yaml.safe_dump(TENANTS))
     up = [binaries / "crescendo", "up", "--dir", folder / "cluster", "--trainers", "1", "--device", "cpu", "--stop-on-stdin-close"]
     up += ["--tenants", tenants]
     with contextlib.ExitStack() as stack:
