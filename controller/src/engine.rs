@@ -27,7 +27,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crescendo_core::decide::{self, Change, Folding, Limits, PendingReason, decide_folding};
-use crescendo_core::ids::{JobId, StageRef, Timestamp};
+use crescendo_core::ids::{IdMap, JobId, StageRef, Timestamp};
 use crescendo_core::invariants::check_invariants;
 use crescendo_core::notices::Tries;
 use crescendo_core::observed::Observed;
@@ -122,7 +122,7 @@ pub struct Engine {
     observed: Observed,
     began: Instant,
     clock: SteadyClock,
-    waits: Arc<BTreeMap<JobId, PendingReason>>,
+    waits: Arc<IdMap<JobId, PendingReason>>,
     waiting: WaitClock,
     suspension: Suspension,
     records: Records,

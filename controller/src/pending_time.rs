@@ -1,15 +1,14 @@
 //! How long jobs have waited for what they wait for. Pure: time is an argument.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crescendo_core::decide::PendingReason;
-use crescendo_core::ids::{JobId, Timestamp};
+use crescendo_core::ids::{IdMap, JobId, Timestamp};
 
 /// Since when each waiting job has waited for the same reason.
 #[derive(Clone, Debug, Default)]
 pub struct WaitClock {
-    since: BTreeMap<JobId, (&'static str, Timestamp)>,
+    since: IdMap<JobId, (&'static str, Timestamp)>,
 }
 
 /// Those that wait for one reason.
@@ -22,7 +21,7 @@ pub struct Waiting {
 
 impl WaitClock {
     /// Takes over what was decided at `now`. A job that goes on, or waits for something else, begins anew.
-    pub fn update(&mut self, waits: &BTreeMap<JobId, PendingReason>, now: Timestamp) {
+    pub fn update(&mut self, waits: &IdMap<JobId, PendingReason>, now: Timestamp) {
         self.since.retain(|job, (reason, _)| waits.get(job).is_some_and(|wait| wait.label() == *reason));
         for (job, wait) in waits {
             self.since.entry(job.clone()).or_insert_with(|| (wait.label(), now));
@@ -54,7 +53,7 @@ mod tests {
     #[test]
     fn a_wait_lasts_as_long_as_its_reason() {
         let mut clock = WaitClock::default();
-        let mut waits = BTreeMap::from([(job("a"), slots(0))]);
+        let mut waits: IdMap<_, _> = [(job("a"), slots(0))].into_iter().collect();
         clock.update(&waits, Timestamp(1_000));
         waits.insert(job("b"), slots(1));
         // Other numbers, the same reason.

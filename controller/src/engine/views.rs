@@ -8,7 +8,7 @@ use crescendo_core::decide::{Limits, PendingReason, still_works_on};
 use crescendo_core::deletion::{DeletionPhase, DeletionRecord};
 use crescendo_core::error::RequestError;
 use crescendo_core::explain::{View, explain};
-use crescendo_core::ids::{JobId, Timestamp};
+use crescendo_core::ids::{IdMap, JobId, Timestamp};
 use crescendo_core::observed::Observed;
 use crescendo_core::state::{ClusterState, Job};
 use crescendo_proto::{convert, deletions, explained, v1};
@@ -30,7 +30,7 @@ pub(super) struct Views<'a> {
     pub state: &'a ClusterState,
     pub observed: &'a Observed,
     pub limits: &'a Limits,
-    pub waits: &'a BTreeMap<JobId, PendingReason>,
+    pub waits: &'a IdMap<JobId, PendingReason>,
     pub job_revisions: &'a OrdMap<JobId, Revision>,
     pub troubles: &'a BTreeMap<JobId, Trouble>,
     pub now: Timestamp,
@@ -41,7 +41,7 @@ pub(super) struct Snapshot {
     pub state: ClusterState,
     pub observed: Observed,
     pub limits: Limits,
-    waits: Arc<BTreeMap<JobId, PendingReason>>,
+    waits: Arc<IdMap<JobId, PendingReason>>,
     job_revisions: OrdMap<JobId, Revision>,
     troubles: BTreeMap<JobId, Trouble>,
     now: Timestamp,

@@ -87,6 +87,11 @@ impl Cooldowns {
         });
     }
 
+    /// Nothing is remembered.
+    pub fn is_empty(&self) -> bool {
+        self.stages.is_empty()
+    }
+
     /// What the curator last said, if that still holds and it is not to be asked again yet.
     pub fn get(&self, stage: &StageRef, node: &NodeId, limits: &Limits, now: Timestamp) -> Option<&Cooldown> {
         self.stages.get(stage)?.get(node).filter(|cooldown| now < cooldown.until(limits))

@@ -36,8 +36,8 @@ use std::cell::OnceCell;
 use std::collections::BTreeSet;
 
 use crate::accounts;
-use crate::ids::{JobId, NodeId, StageRef, Timestamp};
-use crate::observed::{NodeView, Observed};
+use crate::ids::{AttemptRef, IdMap, JobId, NodeId, StageName, StageRef, Timestamp};
+use crate::observed::{GangView, NodeView, Observed};
 use crate::records::{NodeKind, NodeRecord};
 use crate::state::{ClusterState, Job};
 
@@ -65,6 +65,7 @@ pub(crate) struct DecideContext<'a> {
     pub(crate) now: Timestamp,
     /// Found once for all who ask.
     nodes: OnceCell<NodesByKind<'a>>,
+    gangs: OnceCell<IdMap<(&'a JobId, &'a StageName), &'a GangView>>,
 }
 
 /// Every node that is known, by id, with what is seen of it.
@@ -72,6 +73,8 @@ pub(crate) struct DecideContext<'a> {
 struct NodesByKind<'a> {
     trainers: Vec<(&'a NodeRecord, Option<&'a NodeView>)>,
     curators: Vec<(&'a NodeRecord, Option<&'a NodeView>)>,
+    /// Of both kinds.
+    views: IdMap<&'a NodeId, &'a NodeView>,
 }
 
 impl<'a> DecideContext<'a> {
@@ -81,28 +84,46 @@ impl<'a> DecideContext<'a> {
         limits: &'a Limits,
         now: Timestamp,
     ) -> Self {
-        Self { state, seen, limits, now, nodes: OnceCell::new() }
+        Self { state, seen, limits, now, nodes: OnceCell::new(), gangs: OnceCell::new() }
+    }
+
+    fn nodes(&self) -> &NodesByKind<'a> {
+        self.nodes.get_or_init(|| {
+            let mut nodes = NodesByKind {
+                views: self.seen.nodes.iter().map(|(id, view)| (id, view.as_ref())).collect(),
+                ..NodesByKind::default()
+            };
+            for record in self.state.nodes() {
+                let seen = (record, nodes.views.get(&record.id).copied());
+                match record.kind {
+                    NodeKind::Trainer => nodes.trainers.push(seen),
+                    NodeKind::Curator => nodes.curators.push(seen),
+                }
+            }
+            nodes
+        })
     }
 
     /// Nodes of a kind, by id, with what is seen of them.
     pub(crate) fn known(&self, kind: NodeKind) -> &[(&'a NodeRecord, Option<&'a NodeView>)] {
-        let nodes = self.nodes.get_or_init(|| {
-            let (mut nodes, mut views) = (NodesByKind::default(), self.seen.nodes.iter().peekable());
-            for record in self.state.nodes() {
-                // Both are in the order of their ids.
-                while views.next_if(|(id, _)| **id < record.id).is_some() {}
-                let view = views.next_if(|(id, _)| **id == record.id).map(|(_, view)| view.as_ref());
-                match record.kind {
-                    NodeKind::Trainer => nodes.trainers.push((record, view)),
-                    NodeKind::Curator => nodes.curators.push((record, view)),
-                }
-            }
-            nodes
-        });
         match kind {
-            NodeKind::Trainer => &nodes.trainers,
-            NodeKind::Curator => &nodes.curators,
+            NodeKind::Trainer => &self.nodes().trainers,
+            NodeKind::Curator => &self.nodes().curators,
         }
+    }
+
+    /// What is seen of a node.
+    pub(crate) fn view(&self, node: &NodeId) -> Option<&'a NodeView> {
+        self.nodes().views.get(node).copied()
+    }
+
+    /// The gang of exactly this attempt, if any of it was seen.
+    pub(crate) fn gang(&self, attempt: &AttemptRef) -> Option<&'a GangView> {
+        let gangs = self.gangs.get_or_init(|| {
+            let seen = self.seen.gangs.iter();
+            seen.map(|(stage, gang)| ((&stage.job, &stage.stage), gang.as_ref())).collect()
+        });
+        gangs.get(&(&attempt.job, &attempt.stage)).copied().filter(|gang| gang.attempt == *attempt)
     }
 
     /// Nodes of a kind that have an open session and were heard of lately.
@@ -129,7 +150,7 @@ impl<'a> DecideContext<'a> {
     /// Jobs that are not terminal, in the order in which they are served: by priority, then the tenants that have used least for
     /// their shares if that is wanted, then by age.
     pub(crate) fn in_order(&self) -> Vec<&'a Job> {
-        let mut jobs = self.state.open_in_order();
+        let mut jobs: Vec<&Job> = self.state.open_jobs().collect();
         let quotas = &self.limits.quotas;
         let Some(half_life) = quotas.fair_share else { return jobs };
         let used = accounts::by_tenant(self.state, &jobs, half_life, self.seen.counted(self.now));

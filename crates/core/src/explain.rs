@@ -20,7 +20,6 @@ mod progress;
 mod tests;
 mod words;
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use capacity::TenantGpus;
@@ -31,7 +30,7 @@ pub use progress::short_logs;
 use crate::access::Scope;
 use crate::decide::{DecideContext, Limits, PendingReason};
 use crate::estimate::Estimate;
-use crate::ids::{JobId, Timestamp};
+use crate::ids::{IdMap, JobId, Timestamp};
 use crate::job::JobState;
 use crate::observed::Observed;
 use crate::records::{NodeKind, NodeRecord};
@@ -44,7 +43,7 @@ pub struct View<'a> {
     pub state: &'a ClusterState,
     pub seen: &'a Observed,
     /// Why each waiting job waits, from the last decision.
-    pub waits: &'a BTreeMap<JobId, PendingReason>,
+    pub waits: &'a IdMap<JobId, PendingReason>,
     pub limits: &'a Limits,
     pub now: Timestamp,
     /// What the reader may see: jobs of other tenants are counted, never named.

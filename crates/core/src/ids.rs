@@ -1,8 +1,11 @@
 //! Names and numbers that must not be mixed up. Text ids are checked when they are made, so a value of one of these
 //! types is safe in a store key, a file name and a log line.
 
+use std::cmp::Ordering;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
-use std::sync::Arc;
+use std::hash::{BuildHasher, BuildHasherDefault, Hash, Hasher, RandomState};
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -17,13 +20,80 @@ pub struct InvalidId {
     pub alphabet: &'static str,
 }
 
+/// The text of an id. Shared, and its hash is known: a decision names the same few thousand over and over.
+#[derive(Clone)]
+struct SharedText {
+    hash: u64,
+    text: Arc<str>,
+}
+
+/// Keys of the hashes, of this process alone: whoever chooses names cannot choose such as fall together.
+static KEYS: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+
+impl SharedText {
+    fn new(text: &str) -> Self {
+        Self { hash: KEYS.hash_one(text), text: text.into() }
+    }
+}
+
+impl PartialEq for SharedText {
+    fn eq(&self, other: &Self) -> bool {
+        self.hash == other.hash && (Arc::ptr_eq(&self.text, &other.text) || self.text == other.text)
+    }
+}
+
+impl Eq for SharedText {}
+
+impl PartialOrd for SharedText {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for SharedText {
+    fn cmp(&self, other: &Self) -> Ordering {
+        if Arc::ptr_eq(&self.text, &other.text) { Ordering::Equal } else { self.text.cmp(&other.text) }
+    }
+}
+
+impl Hash for SharedText {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(self.hash);
+    }
+}
+
+/// Hashes ids, and what is made of ids and numbers, by the hashes that the ids bring along.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct IdHasher(u64);
+
+impl Hasher for IdHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.write_u64(u64::from(*byte)));
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        // The golden ratio: odd, so that nothing of the random bits is lost.
+        self.0 = (self.0.rotate_left(5) ^ number).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
+/// For maps by ids.
+pub type IdHashes = BuildHasherDefault<IdHasher>;
+/// Finds by id. Its order is another in every process: nothing that is decided may follow it.
+pub type IdMap<K, V> = HashMap<K, V, IdHashes>;
+/// The same of ids alone.
+pub type IdSet<K> = HashSet<K, IdHashes>;
+
 macro_rules! text_id {
     ($(#[$doc:meta])* $name:ident, $what:literal, $max:literal, $alphabet:literal, $allowed:expr) => {
         $(#[$doc])*
-        #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         #[serde(try_from = "String", into = "String")]
-        // Shared: a decision names the same few thousand over and over.
-        pub struct $name(Arc<str>);
+        pub struct $name(SharedText);
 
         impl $name {
             /// Checks length and alphabet.
@@ -34,17 +104,23 @@ macro_rules! text_id {
                 if text.is_empty() || text.len() > $max || dots_alone || !text.bytes().all(allowed) {
                     return Err(InvalidId { what: $what, max_chars: $max, alphabet: $alphabet });
                 }
-                Ok(Self(text.into()))
+                Ok(Self(SharedText::new(text)))
             }
 
             pub fn as_str(&self) -> &str {
-                &self.0
+                &self.0.text
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.debug_tuple(stringify!($name)).field(&self.0.text).finish()
             }
         }
 
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(&self.0)
+                f.write_str(&self.0.text)
             }
         }
 

@@ -93,6 +93,7 @@ pub mod spec;
 pub mod standings;
 mod starts;
 pub mod state;
+mod table;
 pub mod trace;
 pub mod transitions;
 pub mod under_way;

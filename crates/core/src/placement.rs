@@ -22,8 +22,8 @@ const CPU: &str = "cpu";
 /// Free slots of the nodes that can be given work now.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Slots {
-    /// Shared, since many a question is asked of a part of them, or of what would be.
-    nodes: BTreeMap<NodeId, Arc<NodeSlots>>,
+    /// By id; shared, since many a question is asked of a part of them, or of what would be.
+    nodes: Vec<(NodeId, Arc<NodeSlots>)>,
     packing: Packing,
 }
 
@@ -31,7 +31,7 @@ pub struct Slots {
 pub struct NodeSlots {
     pub incarnation: Incarnation,
     /// `cpu` or `cuda`.
-    pub device: String,
+    pub device: Arc<str>,
     pub total: u32,
     pub free: BTreeSet<u32>,
     /// Stages whose ranks are still being stopped there: their slots are free for a gang of the same stage alone, whose
@@ -86,20 +86,41 @@ impl InsufficientCapacity {
 }
 
 impl Slots {
+    /// Adds a node, most quickly behind those whose ids come before its own.
     pub fn add(&mut self, node: NodeId, slots: NodeSlots) {
-        self.nodes.insert(node, Arc::new(slots));
+        let last = self.nodes.last().map(|(last, _)| last);
+        let at =
+            if last < Some(&node) { self.nodes.len() } else { self.place_of(&node).unwrap_or_else(|at| at) };
+        self.nodes.insert(at, (node, Arc::new(slots)));
+    }
+
+    fn place_of(&self, node: &NodeId) -> Result<usize, usize> {
+        self.nodes.binary_search_by(|(known, _)| known.cmp(node))
+    }
+
+    fn get(&self, node: &NodeId) -> Option<&Arc<NodeSlots>> {
+        self.nodes.get(self.place_of(node).ok()?).map(|(_, slots)| slots)
+    }
+
+    fn get_mut(&mut self, node: &NodeId) -> Option<&mut Arc<NodeSlots>> {
+        let at = self.place_of(node).ok()?;
+        self.nodes.get_mut(at).map(|(_, slots)| slots)
+    }
+
+    fn values(&self) -> impl Iterator<Item = &NodeSlots> {
+        self.nodes.iter().map(|(_, slots)| slots.as_ref())
     }
 
     /// A rank of an active attempt holds this slot.
     pub fn take(&mut self, rank: &RankPlacement) {
-        if let Some(node) = self.nodes.get_mut(&rank.node) {
+        if let Some(node) = self.get_mut(&rank.node) {
             Arc::make_mut(node).free.remove(&rank.device_index);
         }
     }
 
     /// Its attempt has ended.
     pub fn give_back(&mut self, rank: &RankPlacement) {
-        if let Some(node) = self.nodes.get_mut(&rank.node)
+        if let Some(node) = self.get_mut(&rank.node)
             && rank.device_index < node.total
         {
             Arc::make_mut(node).free.insert(rank.device_index);
@@ -108,7 +129,7 @@ impl Slots {
 
     /// As if everything that is being stopped had stopped. What cannot be killed stays.
     pub fn assume_stopped(&mut self) {
-        for node in self.nodes.values_mut().filter(|node| node.stops()) {
+        for (_, node) in self.nodes.iter_mut().filter(|(_, node)| node.stops()) {
             let node = Arc::make_mut(node);
             node.stopping.clear();
             node.held.clear();
@@ -117,15 +138,14 @@ impl Slots {
 
     /// Stages with ranks that are being stopped somewhere: for those alone more may be free than for others.
     pub fn stopping(&self) -> BTreeSet<&StageRef> {
-        let stopping = self.nodes.values().filter(|node| node.stops());
+        let stopping = self.values().filter(|node| node.stops());
         stopping.flat_map(|node| node.stopping.iter().chain(node.held.values())).collect()
     }
 
     /// Those of some of the nodes.
     pub fn among(&self, may: impl Fn(&NodeId) -> bool) -> Self {
-        let nodes = self.nodes.iter().filter(|(node, _)| may(node));
         Self {
-            nodes: nodes.map(|(node, slots)| (node.clone(), slots.clone())).collect(),
+            nodes: self.nodes.iter().filter(|(node, _)| may(node)).cloned().collect(),
             packing: self.packing,
         }
     }
@@ -145,12 +165,12 @@ impl Slots {
     }
 
     pub fn nodes(&self) -> impl Iterator<Item = &NodeId> {
-        self.nodes.keys()
+        self.nodes.iter().map(|(node, _)| node)
     }
 
     /// Slots of a node that a gang could take: of `stage`, or of any that does not run there yet.
     pub fn free_on(&self, node: &NodeId, stage: Option<&StageRef>) -> u32 {
-        self.nodes.get(node).map_or(0, |node| node.usable_count(stage))
+        self.get(node).map_or(0, |node| node.usable_count(stage))
     }
 }
 
@@ -237,7 +257,7 @@ pub fn domains<'a>(
     let values: BTreeSet<&String> = slots.nodes().filter_map(value).collect();
     let near = values.into_iter().map(|wanted| slots.among(|node| value(node) == Some(wanted)));
     let mut domains: Vec<Cow<'_, Slots>> = near.map(Cow::Owned).collect();
-    let free = |slots: &Cow<'_, Slots>| slots.nodes.values().map(|node| node.free.len()).sum::<usize>();
+    let free = |slots: &Cow<'_, Slots>| slots.values().map(|node| node.free.len()).sum::<usize>();
     domains.sort_by_key(free);
     if *mode == TopologyMode::Prefer {
         domains.push(Cow::Borrowed(slots));
@@ -263,12 +283,12 @@ pub fn place(
         .map(|(id, node)| Open { id, node, free: node.usable_count(Some(stage)) })
         .filter(|open| open.free > 0)
         .collect();
-    let devices: BTreeSet<&str> = open.iter().map(|open| open.node.device.as_str()).collect();
+    let devices: BTreeSet<&str> = open.iter().map(|open| &*open.node.device).collect();
     // GPUs first where there are any.
     let devices: Vec<&str> = devices.into_iter().rev().collect();
     for &size in sizes {
         for device in &devices {
-            let of_kind: Vec<_> = open.iter().filter(|open| open.node.device == *device).collect();
+            let of_kind: Vec<_> = open.iter().filter(|open| &*open.node.device == *device).collect();
             let filled = match slots.packing {
                 Packing::Pack => fill(of_kind, stage, size),
                 Packing::Spread => spread(of_kind, stage, size),
@@ -284,7 +304,7 @@ pub fn place(
 /// How much room there is for a gang of this size, on the kind of device that has most.
 pub fn room(slots: &Slots, stage: &StageRef, wanted: u32) -> InsufficientCapacity {
     let mut by_device: BTreeMap<&str, (u32, u32)> = BTreeMap::new();
-    for node in slots.nodes.values() {
+    for node in slots.values() {
         let (free, total) = by_device.entry(&node.device).or_default();
         *free = free.saturating_add(node.usable_count(Some(stage)));
         *total = total.saturating_add(node.total.saturating_sub(count(node.stuck.len())));
@@ -374,7 +394,7 @@ mod tests {
         for (i, (total, device)) in free.iter().enumerate() {
             let node = NodeSlots {
                 incarnation: Incarnation::parse("i").expect("valid"),
-                device: (*device).to_owned(),
+                device: (*device).into(),
                 total: *total,
                 free: (0..*total).collect(),
                 stopping: BTreeSet::new(),
@@ -430,7 +450,9 @@ mod tests {
     #[test]
     fn a_rank_that_does_not_end_keeps_its_own_slot_alone() {
         let mut room = slots(&[(3, "cpu")]);
-        room.nodes.values_mut().for_each(|node| Arc::make_mut(node).held = BTreeMap::from([(1, stage("s"))]));
+        room.nodes
+            .iter_mut()
+            .for_each(|(_, node)| Arc::make_mut(node).held = BTreeMap::from([(1, stage("s"))]));
         let ranks = place(&room, &stage("t"), &[2]).expect("two are free");
         assert_eq!(ranks.iter().map(|rank| rank.device_index).collect::<Vec<_>>(), [0, 2]);
         assert!(place(&room, &stage("t"), &[3]).is_err());
@@ -440,7 +462,9 @@ mod tests {
     #[test]
     fn a_node_that_still_stops_ranks_takes_only_their_own_stage() {
         let mut room = slots(&[(2, "cpu")]);
-        room.nodes.values_mut().for_each(|node| Arc::make_mut(node).stopping = BTreeSet::from([stage("s")]));
+        room.nodes
+            .iter_mut()
+            .for_each(|(_, node)| Arc::make_mut(node).stopping = BTreeSet::from([stage("s")]));
         assert!(place(&room, &stage("t"), &[1]).is_err());
         assert!(place(&room, &stage("s"), &[2]).is_ok());
     }

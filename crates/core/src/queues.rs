@@ -91,7 +91,10 @@ impl Queues {
             return None;
         }
         let named = spec.queue.as_deref();
-        let of_tenant = || self.of_tenants.get(&Tenant::parse(&spec.tenant).ok()?).map(String::as_str);
+        let of_tenant = || {
+            let known = (!self.of_tenants.is_empty()).then(|| Tenant::parse(&spec.tenant).ok())??;
+            self.of_tenants.get(&known).map(String::as_str)
+        };
         let name = named.or_else(of_tenant).unwrap_or(DEFAULT_QUEUE);
         self.by_name.get_key_value(name).map(|(name, queue)| (name.as_str(), queue))
     }

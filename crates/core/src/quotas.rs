@@ -94,6 +94,9 @@ impl Default for Quotas {
 
 impl Quotas {
     fn listed(&self, tenant: &str) -> Option<&TenantLimits> {
+        if self.listed.is_empty() {
+            return None;
+        }
         self.listed.get(&Tenant::parse(tenant).ok()?)
     }
 

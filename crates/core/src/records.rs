@@ -89,6 +89,11 @@ pub struct RankPlacement {
 }
 
 impl AttemptRecord {
+    /// Ranks that follow each other on the same node.
+    pub fn by_node(&self) -> impl Iterator<Item = &[RankPlacement]> {
+        self.ranks.chunk_by(|a, b| a.node == b.node)
+    }
+
     pub fn is_active(&self) -> bool {
         match self.state {
             AttemptState::Active => true,

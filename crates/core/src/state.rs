@@ -1,7 +1,10 @@
 //! The durable state, assembled from its records, and what follows from it.
 
+mod facts;
+
+pub use facts::JobFacts;
+
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Bound;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,6 +19,7 @@ use crate::records::{
     StageRecord, Write,
 };
 use crate::spec::{OtherCheckpoint, StageSpec};
+use crate::table::Table;
 use crate::unreadable::{UnreadableRecord, UnreadableRecords};
 use crate::usage::UsageRecord;
 use crate::webhook::NoticeRecord;
@@ -24,7 +28,7 @@ use crate::webhook::NoticeRecord;
 /// taking one costs next to nothing, however much there is.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ClusterState {
-    jobs: OrdMap<JobId, Arc<Job>>,
+    jobs: Table<JobId, Job>,
     /// By tenant.
     requests: OrdMap<(String, RequestId), JobId>,
     /// Those of versions in which all tenants shared them.
@@ -33,13 +37,13 @@ pub struct ClusterState {
     deletions: OrdMap<JobId, Arc<DeletionRecord>>,
     /// Of these the ones that are not gone yet.
     deleting: BTreeSet<JobId>,
-    nodes: OrdMap<NodeId, Arc<NodeRecord>>,
+    nodes: Table<NodeId, NodeRecord>,
     usage: BTreeMap<Tenant, UsageRecord>,
     /// What other systems have not been told yet.
     notices: OrdMap<JobId, Arc<NoticeRecord>>,
     cluster: Option<ClusterRecord>,
-    /// Jobs that are not terminal: what a decision has to look at.
-    open: OrdSet<JobId>,
+    /// Jobs that are not terminal, in the order in which they are served: what a decision has to look at.
+    open: OrdSet<ServeOrder>,
     /// What is in the store and not in here.
     unreadable: UnreadableRecords,
     /// Units of a segment.
@@ -52,12 +56,20 @@ impl Default for ClusterState {
     }
 }
 
+/// Priority (the highest first), then age, then id.
+type ServeOrder = (i64, Timestamp, JobId);
+
+fn serve_order(job: &JobRecord) -> ServeOrder {
+    (-i64::from(job.spec.priority), job.submitted_at, job.id.clone())
+}
+
 /// A job with what belongs to it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Job {
     pub record: JobRecord,
     /// As many as the spec has.
     pub stages: Vec<Stage>,
+    facts: JobFacts,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -66,7 +78,7 @@ pub struct Stage {
     /// What is settled of it; none before anyone was set to work on it.
     pub record: Option<StageRecord>,
     /// The newest attempt.
-    pub attempt: Option<AttemptRecord>,
+    pub attempt: Option<Arc<AttemptRecord>>,
     pub log: PairLog,
     /// By step, then generation.
     pub checkpoints: BTreeMap<(u64, Generation), CheckpointRecord>,
@@ -127,12 +139,12 @@ impl ClusterState {
     /// Nothing. Of a stage that is over, `segment_units` units become one record.
     pub fn new(segment_units: u64) -> Self {
         Self {
-            jobs: OrdMap::new(),
+            jobs: Table::default(),
             requests: OrdMap::new(),
             shared_requests: OrdMap::new(),
             deletions: OrdMap::new(),
             deleting: BTreeSet::new(),
-            nodes: OrdMap::new(),
+            nodes: Table::default(),
             usage: BTreeMap::new(),
             notices: OrdMap::new(),
             open: OrdSet::new(),
@@ -161,22 +173,28 @@ impl ClusterState {
 
     /// Why nothing is done for an open job: a record of it cannot be read.
     pub fn halted(&self, job: &JobId) -> Option<UnreadableRecord> {
-        self.unreadable.of_job(job).filter(|_| self.open.contains(job))
+        self.unreadable
+            .of_job(job)
+            .filter(|_| self.job(job).is_some_and(|job| !job.record.state.is_terminal()))
     }
 
     /// Takes over one change.
     pub fn apply(&mut self, write: Write) -> Result<(), Orphan> {
+        let key = match &write {
+            Write::Put(record) => record.key(),
+            Write::Delete(key) => key.clone(),
+        };
         match write {
-            Write::Put(record) => self.put(record),
-            Write::Delete(key) => {
-                self.delete(&key);
-                Ok(())
-            }
+            Write::Put(record) => self.put(record, &key)?,
+            Write::Delete(key) => self.delete(&key),
         }
+        if let Some(job) = key.job().and_then(|id| self.jobs.get_mut(id)) {
+            job.facts = JobFacts::of(job);
+        }
+        Ok(())
     }
 
-    fn put(&mut self, record: Record) -> Result<(), Orphan> {
-        let key = record.key();
+    fn put(&mut self, record: Record, key: &RecordKey) -> Result<(), Orphan> {
         let orphan = || Orphan { key: key.to_string(), job: key.job().cloned() };
         match record {
             Record::Job(record) => self.put_job(record),
@@ -193,7 +211,7 @@ impl ClusterState {
             }
             Record::Attempt(record) => {
                 let stage = self.stage_mut(&record.attempt.stage_ref()).ok_or_else(orphan)?;
-                stage.attempt = Some(record);
+                stage.attempt = Some(Arc::new(record));
             }
             Record::Segment(record) => {
                 self.stage_mut(&record.stage).ok_or_else(orphan)?.log.put_segment(record);
@@ -204,7 +222,7 @@ impl ClusterState {
                 stage.checkpoints.insert((record.step, record.generation), record);
             }
             Record::Node(record) => {
-                self.nodes.insert(record.id.clone(), Arc::new(record));
+                self.nodes.insert(record.id.clone(), record);
             }
             Record::Cluster(record) => self.cluster = Some(record),
             Record::Deletion(record) => self.put_deletion(record),
@@ -212,7 +230,7 @@ impl ClusterState {
                 self.usage.insert(record.tenant.clone(), record);
             }
             Record::Notice(record) => {
-                if !self.jobs.contains_key(&record.job) {
+                if !self.jobs.contains(&record.job) {
                     return Err(orphan());
                 }
                 self.notices.insert(record.job.clone(), Arc::new(record));
@@ -238,26 +256,32 @@ impl ClusterState {
     fn put_job(&mut self, record: JobRecord) {
         // Known from the job too: the request's own record is written with it, but a snapshot may be torn by hand.
         self.requests.insert((record.spec.tenant.clone(), record.request.clone()), record.id.clone());
-        if record.state.is_terminal() {
-            self.open.remove(&record.id);
-        } else {
-            self.open.insert(record.id.clone());
+        self.leave_order(&record.id);
+        if !record.state.is_terminal() {
+            self.open.insert(serve_order(&record));
         }
         match self.jobs.get_mut(&record.id) {
-            Some(job) => Arc::make_mut(job).record = record,
+            Some(job) => job.record = record,
             None => {
                 let job = Job::new(record, self.segment_units);
-                self.jobs.insert(job.record.id.clone(), Arc::new(job));
+                self.jobs.insert(job.record.id.clone(), job);
             }
+        }
+    }
+
+    /// The job is not served, or not where it was.
+    fn leave_order(&mut self, id: &JobId) {
+        if let Some(order) = self.job(id).map(|job| serve_order(&job.record)) {
+            self.open.remove(&order);
         }
     }
 
     fn delete(&mut self, key: &RecordKey) {
         match key {
             RecordKey::Job(id) => {
+                self.leave_order(id);
                 self.jobs.remove(id);
                 self.notices.remove(id);
-                self.open.remove(id);
             }
             RecordKey::Request(Some(tenant), id) => {
                 let key = (tenant.to_string(), id.clone());
@@ -315,22 +339,21 @@ impl ClusterState {
     fn stage_mut(&mut self, id: &StageRef) -> Option<&mut Stage> {
         // Asked for first: what is not there is not made one's own.
         let at = self.jobs.get(&id.job)?.stages.iter().position(|stage| stage.id.stage == id.stage)?;
-        Arc::make_mut(self.jobs.get_mut(&id.job)?).stages.get_mut(at)
+        self.jobs.get_mut(&id.job)?.stages.get_mut(at)
     }
 
     pub fn job(&self, id: &JobId) -> Option<&Job> {
-        self.jobs.get(id).map(Arc::as_ref)
+        self.jobs.get(id)
     }
 
     /// Every job, by id.
     pub fn jobs(&self) -> impl Iterator<Item = &Job> {
-        self.jobs.values().map(Arc::as_ref)
+        self.jobs.values()
     }
 
     /// Jobs by id, from `first` on; all of them if there is none.
     pub fn jobs_from(&self, first: Option<&JobId>) -> impl Iterator<Item = &Job> {
-        let first = first.map_or(Bound::Unbounded, Bound::Included);
-        self.jobs.range::<_, JobId>((first, Bound::Unbounded)).map(|(_, job)| job.as_ref())
+        self.jobs.values_from(first)
     }
 
     pub fn stage(&self, id: &StageRef) -> Option<&Stage> {
@@ -383,7 +406,7 @@ impl ClusterState {
     }
 
     pub fn node(&self, id: &NodeId) -> Option<&NodeRecord> {
-        self.nodes.get(id).map(Arc::as_ref)
+        self.nodes.get(id)
     }
 
     /// What the ended attempts of a tenant used.
@@ -412,7 +435,7 @@ impl ClusterState {
     }
 
     pub fn nodes(&self) -> impl Iterator<Item = &NodeRecord> {
-        self.nodes.values().map(Arc::as_ref)
+        self.nodes.values()
     }
 
     /// Whether an attempt that has not ended has ranks on the node.
@@ -421,9 +444,9 @@ impl ClusterState {
         attempts.into_iter().any(|attempt| attempt.runs_on(node))
     }
 
-    /// Jobs that are not terminal, by id.
+    /// Jobs that are not terminal, in the order in which they are served: priority, then age.
     pub fn open_jobs(&self) -> impl Iterator<Item = &Job> {
-        self.open.iter().filter_map(|id| self.job(id))
+        self.open.iter().filter_map(|(_, _, id)| self.job(id))
     }
 
     pub fn open_count(&self) -> usize {
@@ -471,18 +494,11 @@ impl ClusterState {
     }
 
     fn each_log(&mut self, change: impl Fn(&mut PairLog)) {
-        let jobs: Vec<JobId> = self.jobs.keys().cloned().collect();
+        let jobs: Vec<JobId> = self.jobs.ids().cloned().collect();
         for id in jobs {
             let Some(job) = self.jobs.get_mut(&id) else { continue };
-            Arc::make_mut(job).stages.iter_mut().for_each(|stage| change(&mut stage.log));
+            job.stages.iter_mut().for_each(|stage| change(&mut stage.log));
         }
-    }
-
-    /// Jobs that are not terminal, in the order in which they are served: priority, then age.
-    pub fn open_in_order(&self) -> Vec<&Job> {
-        let mut jobs: Vec<&Job> = self.open.iter().filter_map(|id| self.job(id)).collect();
-        jobs.sort_by_key(|job| job.order());
-        jobs
     }
 }
 
@@ -510,7 +526,13 @@ impl Job {
                 })
             })
             .collect();
-        Self { record, stages }
+        let mut job = Self { record, stages, facts: JobFacts::default() };
+        job.facts = JobFacts::of(&job);
+        job
+    }
+
+    pub fn facts(&self) -> &JobFacts {
+        &self.facts
     }
 
     /// Sorts first what is served first.
@@ -532,7 +554,7 @@ impl Job {
 
     /// First stage that is not done; `None` if all are.
     pub fn current_stage(&self) -> Option<usize> {
-        self.stages.iter().position(|stage| !stage.is_done())
+        self.facts.current
     }
 
     pub fn stage_spec(&self, index: usize) -> Option<&StageSpec> {
@@ -598,6 +620,11 @@ impl Stage {
     }
 
     pub fn active_attempt(&self) -> Option<&AttemptRecord> {
+        self.active_shared().map(Arc::as_ref)
+    }
+
+    /// The same, to be kept.
+    pub(crate) fn active_shared(&self) -> Option<&Arc<AttemptRecord>> {
         self.attempt.as_ref().filter(|attempt| attempt.is_active())
     }
 }

@@ -139,7 +139,7 @@ impl Cluster {
     }
 
     fn ended(&self, job: &JobId) -> AttemptRecord {
-        self.state.stage(&stage_of(job)).and_then(|stage| stage.attempt.clone()).expect("there")
+        self.state.stage(&stage_of(job)).and_then(|stage| stage.attempt.as_deref().cloned()).expect("there")
     }
 
     fn fail_if_placed(&mut self, job: &JobId) {

@@ -9,7 +9,7 @@ use crescendo_core::decide::{
 };
 use crescendo_core::explain::{View, explain, short_logs};
 use crescendo_core::ids::{
-    Generation, Incarnation, JobId, NodeId, RequestId, StageName, StageRef, Timestamp,
+    Generation, IdMap, Incarnation, JobId, NodeId, RequestId, StageName, StageRef, Timestamp,
 };
 use crescendo_core::job::JobState;
 use crescendo_core::observed::Observed;
@@ -41,7 +41,7 @@ struct World {
     limits: Limits,
     now: Timestamp,
     curators: Vec<Curator>,
-    waits: BTreeMap<JobId, PendingReason>,
+    waits: IdMap<JobId, PendingReason>,
 }
 
 const PATH: &str = "cannot read /library/subjectz/index.json: No such file or directory";
@@ -65,7 +65,7 @@ impl World {
             limits: Limits::default(),
             now,
             curators,
-            waits: BTreeMap::new(),
+            waits: IdMap::default(),
         };
         (0..can_open.len()).for_each(|n| world.restart(n));
         world

@@ -176,7 +176,7 @@ impl Cluster {
         let ended = attempts.map(|attempt| {
             let reason = "a test".to_owned();
             let state = crescendo_core::records::AttemptState::Ended { reason, at: NOW };
-            Write::Put(Record::Attempt(AttemptRecord { state, ..attempt }))
+            Write::Put(Record::Attempt(AttemptRecord { state, ..(*attempt).clone() }))
         });
         let ended = ended.collect();
         self.write(ended);

@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::decide::passes::{CurationAssignments, Decided};
-use crate::decide::{DecideContext, curator_shares, servers, stage_precision};
-use crate::ids::{NodeId, StageRef};
-use crate::job::{JobState, Pause};
+use crate::decide::servers::Servers;
+use crate::decide::{DecideContext, curator_shares, stage_precision};
+use crate::ids::{IdMap, NodeId, StageRef};
 use crate::observed::NodeView;
 use crate::records::{NodeKind, NodeRecord};
-use crate::state::{ClusterState, Job};
+use crate::state::{ClusterState, Job, Stage};
 
 /// How long a stage counts as held up after its curator last said that it waits for something outside.
 const HELD_UP_FOR: Duration = Duration::from_secs(300);
@@ -27,11 +27,9 @@ pub(super) fn spread<'d>(nodes: &DecideContext<'d>, decided: &'d Decided<'_>) ->
         return CurationAssignments::default();
     }
     let mut make = stages_to_make(nodes, decided);
-    // A stage that trains while it still lacks pairs has every curator already.
-    make.retain(|stage| !decided.active.contains_key(*stage));
     let held_up = held_up(nodes, &curators, &make);
     let waited_with: BTreeSet<&StageRef> = held_up.values().flatten().copied().collect();
-    make.retain(|stage| !waited_with.contains(stage));
+    make.retain(|(stage, _)| !waited_with.contains(stage));
     let shared = share(nodes, make, curators.len());
     let mut making = Making::new(nodes, &shared);
     making.keep(&curators);
@@ -58,10 +56,10 @@ pub(super) fn spread<'d>(nodes: &DecideContext<'d>, decided: &'d Decided<'_>) ->
             more.extend(view.curating.iter().filter(|stage| nodes.is_halted(&stage.job)));
         }
         let stages = wanted.entry(&record.id).or_default();
-        if !more.is_empty() {
-            stages.extend(more);
-            stages.sort_unstable();
-            stages.dedup();
+        for stage in more {
+            if let Err(at) = stages.binary_search(&stage) {
+                stages.insert(at, stage);
+            }
         }
     }
     CurationAssignments { wanted, making: made.chain(waited_with.iter().copied()).collect() }
@@ -73,31 +71,33 @@ fn served<'d>(
     curators: &[(&'d NodeRecord, &NodeView)],
     decided: &'d Decided<'_>,
 ) -> BTreeMap<&'d NodeId, Vec<&'d StageRef>> {
-    let ids: Vec<&NodeId> = curators.iter().map(|(record, _)| &record.id).collect();
-    let mut served: BTreeMap<&NodeId, Vec<&StageRef>> = BTreeMap::new();
-    for stage in decided.active.keys() {
-        for node in servers::choose(nodes, &ids, stage) {
-            served.entry(node).or_default().push(stage);
+    let servers = Servers::new(curators.iter().map(|(record, _)| &record.id).collect());
+    let mut served: Vec<Vec<&StageRef>> = vec![Vec::new(); curators.len()];
+    for (stage, _) in decided.active.in_order() {
+        for at in servers.choose(nodes, stage) {
+            served[at].push(stage);
         }
     }
-    served
+    curators
+        .iter()
+        .map(|(record, _)| &record.id)
+        .zip(served)
+        .filter(|(_, stages)| !stages.is_empty())
+        .collect()
 }
 
 /// Stages that are made, and how many curators may make them.
 struct Shared<'a> {
     /// In the order of their jobs: of each tenant as many as it has curators at most.
     stages: Vec<&'a StageRef>,
-    tenants: BTreeMap<&'a StageRef, &'a str>,
+    tenants: IdMap<&'a StageRef, &'a str>,
     /// Curators of each tenant.
     shares: BTreeMap<&'a str, usize>,
     /// Curators of each stage, until every stage of its tenant has one.
     quotas: BTreeMap<&'a str, usize>,
 }
 
-fn share<'a>(nodes: &DecideContext<'a>, make: Vec<&'a StageRef>, curators: usize) -> Shared<'a> {
-    let tenant_of =
-        |stage: &StageRef| nodes.state.job(&stage.job).map_or("", |job| job.record.spec.tenant.as_str());
-    let make: Vec<(&StageRef, &str)> = make.into_iter().map(|stage| (stage, tenant_of(stage))).collect();
+fn share<'a>(nodes: &DecideContext<'a>, make: Vec<(&'a StageRef, &'a str)>, curators: usize) -> Shared<'a> {
     let (mut tenants, mut known) = (Vec::new(), BTreeSet::new());
     for (_, tenant) in &make {
         if known.insert(*tenant) {
@@ -106,7 +106,7 @@ fn share<'a>(nodes: &DecideContext<'a>, make: Vec<&'a StageRef>, curators: usize
         }
     }
     let shares = curator_shares::divide(&tenants, curators);
-    let (mut stages, mut tenants, mut kept) = (Vec::new(), BTreeMap::new(), BTreeMap::new());
+    let (mut stages, mut tenants, mut kept) = (Vec::new(), IdMap::default(), BTreeMap::new());
     for (stage, tenant) in make {
         let count = kept.entry(tenant).or_insert(0usize);
         if *count < shares.get(tenant).copied().unwrap_or(0) {
@@ -127,7 +127,7 @@ struct Making<'s, 'a> {
     nodes: &'s DecideContext<'a>,
     shared: &'s Shared<'a>,
     /// Curators of each stage, and of each tenant.
-    makers: BTreeMap<&'a StageRef, usize>,
+    makers: IdMap<&'a StageRef, usize>,
     of_tenants: BTreeMap<&'a str, usize>,
     chosen: BTreeMap<&'a NodeId, &'a StageRef>,
 }
@@ -169,14 +169,15 @@ impl<'s, 'a> Making<'s, 'a> {
 
     /// Lets curators go on with what they make.
     fn keep(&mut self, curators: &[(&'a NodeRecord, &NodeView)]) {
+        let places: IdMap<&StageRef, usize> = self.shared.stages.iter().copied().zip(0..).collect();
         for (record, view) in curators {
-            let stays = self.shared.stages.iter().find(|stage| {
+            let mut making: Vec<usize> =
+                view.curating.iter().filter_map(|stage| places.get(stage).copied()).collect();
+            making.sort_unstable();
+            let stays = making.into_iter().filter_map(|at| self.shared.stages.get(at)).find(|stage| {
                 let tenant = self.tenant(stage);
                 let quota = self.shared.quotas.get(tenant).copied().unwrap_or(0);
-                view.curating.contains(**stage)
-                    && self.nodes.may_make(stage, &record.id)
-                    && self.makers(stage) < quota
-                    && self.has_room(tenant)
+                self.nodes.may_make(stage, &record.id) && self.makers(stage) < quota && self.has_room(tenant)
             });
             if let Some(stage) = stays {
                 self.choose(&record.id, stage);
@@ -229,28 +230,29 @@ impl<'s, 'a> Making<'s, 'a> {
     }
 }
 
-/// The stages that lack pairs and may be begun, in the order of their jobs.
-fn stages_to_make<'a>(nodes: &DecideContext<'_>, decided: &Decided<'a>) -> Vec<&'a StageRef> {
+/// The stages that lack pairs, may be begun and are not trained yet, in the order of their jobs, with their tenants.
+fn stages_to_make<'a>(nodes: &DecideContext<'_>, decided: &Decided<'a>) -> Vec<(&'a StageRef, &'a str)> {
     let jobs = decided.order.iter().copied();
     let open =
         jobs.filter(|job| !decided.closed.contains(&job.record.id) && !nodes.is_halted(&job.record.id));
     let to_make = open.filter_map(|job| {
-        let begins = |stage: &&StageRef| {
-            may_begin(job, stage, decided) && !stage_precision::is_open(nodes, job, stage)
-        };
-        stage_to_make(job).filter(begins)
+        let stage = stage_to_make(job)?;
+        let begins = may_begin(job, &stage.id, decided) && !stage_precision::is_open(nodes, job, stage);
+        begins.then_some((&stage.id, job.record.spec.tenant.as_str()))
     });
-    to_make.collect()
+    // A stage that trains while it still lacks pairs has every curator already.
+    to_make.filter(|(stage, _)| !decided.active.contains(stage)).collect()
 }
 
 /// The stages in `make` with which a curator waits, by the curators that make them: these keep them, and have time for another.
 fn held_up<'a>(
     nodes: &DecideContext<'_>,
     curators: &[(&'a NodeRecord, &NodeView)],
-    make: &[&'a StageRef],
+    make: &[(&'a StageRef, &str)],
 ) -> BTreeMap<&'a NodeId, Vec<&'a StageRef>> {
     let mut held_up: BTreeMap<&NodeId, Vec<&StageRef>> = BTreeMap::new();
-    for stage in make.iter().copied().filter(|stage| nodes.seen.under_way.was_waited_with(stage)) {
+    let make = make.iter().map(|(stage, _)| *stage);
+    for stage in make.filter(|stage| nodes.seen.under_way.was_waited_with(stage)) {
         let makers: Vec<&NodeId> = curators
             .iter()
             .filter(|(record, view)| view.curating.contains(stage) && nodes.may_make(stage, &record.id))
@@ -270,12 +272,11 @@ fn held_up<'a>(
 /// Units that open jobs would still need if no pair of them were rejected, of the stages that can be curated now.
 pub fn curation_backlog_units(state: &ClusterState) -> u64 {
     let lacking = |job: &Job| {
-        let stage = stage_to_make(job)?;
-        let index = job.stage_index(stage.stage.as_str())?;
-        let pairs = job.stage_spec(index)?.data.pairs.saturating_sub(job.stages.get(index)?.log.committed());
-        Some(pairs.div_ceil(u64::from(job.stage_spec(index)?.data.unit_size).max(1)))
+        let data = &job.stage_spec(job.facts().makes?)?.data;
+        let pairs = data.pairs.saturating_sub(stage_to_make(job)?.log.committed());
+        Some(pairs.div_ceil(u64::from(data.unit_size).max(1)))
     };
-    state.open_in_order().into_iter().filter_map(lacking).sum()
+    state.open_jobs().filter_map(lacking).sum()
 }
 
 /// A tenant that stores as much as it may begins no further stage.
@@ -284,28 +285,8 @@ fn may_begin(job: &Job, stage: &StageRef, decided: &Decided<'_>) -> bool {
         || job.stages.iter().any(|known| known.id == *stage && known.is_begun())
 }
 
-/// The first stage of the job that lacks pairs and can be made: the current one, or the next one while the current one
-/// trains. A stage whose source draws with an earlier stage's model waits for that stage's final checkpoint.
-fn stage_to_make(job: &Job) -> Option<&StageRef> {
-    match job.record.state {
-        JobState::Queued
-        | JobState::Placing { .. }
-        | JobState::Running { .. }
-        | JobState::Preempting { .. }
-        | JobState::Paused(Pause { curates: true, .. }) => {}
-        JobState::Paused(Pause { curates: false, .. })
-        | JobState::Succeeded
-        | JobState::Failed { .. }
-        | JobState::Cancelled { .. } => return None,
-    }
-    let current = job.current_stage()?;
-    let next = current.saturating_add(1);
-    // One that takes an earlier stage's pairs waits for those to be made.
-    let making = (current..=next).filter_map(|index| job.making_stage(index));
-    making
-        .filter_map(|stage| Some((job.stage_index(stage.id.stage.as_str())?, stage)))
-        .find(|(index, stage)| !stage.log.is_sealed() && job.source_checkpoint(*index).is_ok())
-        .map(|(_, stage)| &stage.id)
+fn stage_to_make(job: &Job) -> Option<&Stage> {
+    job.stages.get(job.facts().makes?)
 }
 
 #[cfg(test)]
@@ -315,6 +296,7 @@ mod tests {
     use super::*;
     use crate::decide::{Limits, curators_of};
     use crate::ids::{Generation, Incarnation, JobId, RequestId, Timestamp};
+    use crate::job::{JobState, Pause};
     use crate::observed::Observed;
     use crate::pairlog::tests::done;
     use crate::records::{CheckpointRecord, JobRecord, NodeRecord, Record, Write};
@@ -377,7 +359,7 @@ spec:
     }
 
     fn made(state: &ClusterState, id: &JobId) -> Option<String> {
-        stage_to_make(state.job(id).expect("it is there")).map(|stage| stage.stage.to_string())
+        stage_to_make(state.job(id).expect("it is there")).map(|stage| stage.id.stage.to_string())
     }
 
     #[test]
@@ -464,11 +446,12 @@ spec:
         let all: Vec<&NodeId> = names.iter().collect();
         let chosen = |state: &ClusterState, curators: &[&NodeId]| -> Vec<NodeId> {
             let nodes = DecideContext::new(state, &seen, &limits, Timestamp(5));
-            servers::choose(&nodes, curators, &stage).into_iter().cloned().collect()
+            let chosen = Servers::new(curators.to_vec()).choose(&nodes, &stage);
+            chosen.into_iter().map(|at| curators[at].clone()).collect()
         };
         assert_eq!(chosen(&state, &all), names, "all make it");
         seal(&mut state, &id, 0);
-        let most = servers::MOST_SERVERS;
+        let most = crate::decide::servers::MOST_SERVERS;
         assert_eq!(chosen(&state, &all[..most]), names[..most], "there are no more");
         let before = chosen(&state, &all);
         assert!(before.len() == most && before.is_sorted(), "{before:?}");

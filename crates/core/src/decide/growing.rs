@@ -3,6 +3,8 @@
 //! Such a gang saves, leaves, and is placed anew as any job that lacks nothing but slots: it keeps its place in the queue, so
 //! whoever goes before it comes first.
 
+use std::sync::Arc;
+
 use crate::decide::PendingReason;
 use crate::decide::jobs::JobPass;
 use crate::decide::placing::{Ready, slots_of};
@@ -38,7 +40,7 @@ impl<'a> JobPass<'a, '_> {
 
     /// What the job would ask for with more ranks, if it runs with fewer than it may have, does not leave already, and has enough to
     /// do.
-    fn may_grow(&self, job: &'a Job) -> Option<(Ready<'a>, AttemptRecord)> {
+    fn may_grow(&self, job: &'a Job) -> Option<(Ready<'a>, Arc<AttemptRecord>)> {
         if !matches!(job.record.state, JobState::Running { .. }) || self.nodes.is_halted(&job.record.id) {
             return None;
         }
@@ -47,7 +49,7 @@ impl<'a> JobPass<'a, '_> {
         let attempt = self.decided.active.get(&stage.id)?;
         // Of most jobs no more has to be looked at.
         if slots_of(&attempt.ranks) >= job.record.spec.resources.gpus
-            || stage.active_attempt() != Some(attempt)
+            || stage.active_attempt() != Some(&**attempt)
             || self.decided.leaving.contains_key(&stage.id)
             || !self.is_worth_it(spec, attempt)
         {
@@ -58,7 +60,7 @@ impl<'a> JobPass<'a, '_> {
             return None;
         }
         let sizes = placement::gang_sizes(&job.record.spec, spec);
-        let device = self.needs_of(job).device();
+        let device = self.needs_of(job).needs.device();
         let ready = Ready { job, index, stage, last: None, init_from, required: None, sizes, device };
         Some((ready, attempt.clone()))
     }
@@ -67,7 +69,7 @@ impl<'a> JobPass<'a, '_> {
     fn is_worth_it(&self, spec: &StageSpec, attempt: &AttemptRecord) -> bool {
         let wait = self.nodes.limits.grow_after;
         let began = self.nodes.seen.began(&attempt.attempt);
-        let Some(gang) = self.nodes.seen.gang(&attempt.attempt).filter(|gang| gang.is_alive()) else {
+        let Some(gang) = self.nodes.gang(&attempt.attempt).filter(|gang| gang.is_alive()) else {
             return false;
         };
         let steps = spec.train.steps.saturating_sub(gang.progress.step);

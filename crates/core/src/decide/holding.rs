@@ -3,6 +3,7 @@
 //! Their gangs are told to save and leave, as those of a node that drains are; what a gang does not save within
 //! [`Limits::leave_within`](crate::decide::Limits) is lost with it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::decide::jobs::{EndKind, JobPass};
@@ -26,7 +27,7 @@ enum Leaving {
     },
     /// There is none any more, with the newest attempt that there was.
     Left {
-        last: Option<AttemptRecord>,
+        last: Option<Arc<AttemptRecord>>,
     },
 }
 
@@ -105,7 +106,7 @@ impl<'a> JobPass<'a, '_> {
             None => None,
         };
         if let Some((reason, kind)) = over {
-            return Leaving::Left { last: Some(self.close(stage, running, &reason, kind)) };
+            return Leaving::Left { last: Some(Arc::new(self.close(stage, running, &reason, kind))) };
         }
         self.decided.leaving.insert(stage.id.clone(), why.to_owned());
         Leaving::Saves { slots: running.ranks.len() }
@@ -114,7 +115,7 @@ impl<'a> JobPass<'a, '_> {
     /// No rank of the job holds a slot of a node that could be given something else.
     fn is_gone(&self, job: &Job) -> bool {
         let of_job = |attempt: &AttemptRef| attempt.job == job.record.id;
-        !self.decided.active.keys().any(|stage| stage.job == job.record.id)
+        !self.decided.active.in_any_order().any(|attempt| attempt.attempt.job == job.record.id)
             && !self.nodes.reachable(NodeKind::Trainer).any(|(_, view)| view.running.iter().any(of_job))
     }
 
@@ -180,15 +181,15 @@ impl<'a> JobPass<'a, '_> {
     fn candidates(&self, job: &Job, turn: Turn) -> Vec<Candidate<'a>> {
         let quotas = &self.nodes.limits.quotas;
         let classes = &quotas.classes;
-        let sure = holdings::sure(self.nodes.state, quotas, self.decided.active.values());
+        let sure =
+            holdings::sure(self.nodes.state, quotas, self.decided.active.in_any_order().map(Arc::as_ref));
         let queue_of = |job: &Job| quotas.queues.of(&job.record.spec).map(|(name, _)| name);
         let taker = job.record.spec.priority;
-        let may = |attempt: &AttemptRecord| {
+        let may = |attempt: &Arc<AttemptRecord>| {
             let holder = self.nodes.state.job(&attempt.attempt.job)?;
             let stage = self.nodes.state.stage(&attempt.attempt.stage_ref())?;
             let runs = matches!(holder.record.state, JobState::Placing { .. } | JobState::Running { .. });
-            let is_known =
-                !self.nodes.is_halted(&holder.record.id) && stage.active_attempt() == Some(attempt);
+            let is_known = !self.nodes.is_halted(&holder.record.id) && stage.active_shared() == Some(attempt);
             let priority = holder.record.spec.priority;
             let ahead = attempt.ahead_of.as_ref() == Some(&job.record.id);
             let class = classes.of(priority).map_or(i32::MIN, |(lowest, _)| lowest);
@@ -208,13 +209,13 @@ impl<'a> JobPass<'a, '_> {
             })
         };
         let not_leaving =
-            |attempt: &&AttemptRecord| !self.decided.leaving.contains_key(&attempt.attempt.stage_ref());
-        self.decided.active.values().filter(not_leaving).filter_map(may).collect()
+            |attempt: &&Arc<AttemptRecord>| !self.decided.leaving.contains_key(&attempt.attempt.stage_ref());
+        self.decided.active.in_any_order().filter(not_leaving).filter_map(may).collect()
     }
 
     /// How long the gang has worked since its last checkpoint, at its present pace; 0 if that is not known.
     fn unsaved_millis(&self, job: &Job, stage: &Stage, attempt: &AttemptRecord) -> u64 {
-        let Some(gang) = self.nodes.seen.gang(&attempt.attempt) else { return 0 };
+        let Some(gang) = self.nodes.gang(&attempt.attempt) else { return 0 };
         let spec = job.stage_index(stage.id.stage.as_str()).and_then(|index| job.stage_spec(index));
         let saved = stage.newest_checkpoint().map_or(0, |checkpoint| checkpoint.step);
         let steps = gang.progress.step.saturating_sub(saved);

@@ -1,17 +1,18 @@
 //! Jobs: attempts are ended and placed, states moved, waits explained.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use crate::decide::lost::lost_pairs;
 use crate::decide::passes::{
     Active, CurationAssignments, Decided, FirstWaiting, Found, Idle, InUse, Lacking,
 };
 use crate::decide::{Change, DecideContext, PendingReason, PlanDraft, preemption, sources, stage_precision};
-use crate::ids::{AttemptRef, NodeId, Timestamp};
+use crate::ids::{AttemptRef, IdMap, NodeId, Timestamp};
 use crate::job::{JobEvent, JobState};
 use crate::observed::{NodeFailure, NodeReport};
 use crate::placement::{self, NodeSlots, Slots};
-use crate::records::{AttemptRecord, JobRecord, NodeKind, Record};
+use crate::records::{AttemptRecord, JobRecord, NodeKind, RankPlacement, Record};
 use crate::state::{Job, Stage};
 use crate::transitions::ended;
 
@@ -34,12 +35,8 @@ pub(super) enum EndKind {
 /// Decides every open job, in the order in which they are served.
 pub(super) fn decide_jobs<'a>(nodes: &DecideContext<'a>, plan: &mut PlanDraft) -> Decided<'a> {
     let jobs = nodes.in_order();
-    let mut active = Active::new();
-    for job in &jobs {
-        for attempt in job.stages.iter().filter_map(Stage::active_attempt) {
-            active.insert(attempt.attempt.stage_ref(), attempt.clone());
-        }
-    }
+    let stages = jobs.iter().filter(|job| job.facts().is_placed).flat_map(|job| &job.stages);
+    let active: Active = stages.filter_map(Stage::active_shared).cloned().collect();
     let slots = free_slots(nodes, &active);
     let full_tenants = nodes.limits.quotas.full_tenants(nodes.state);
     let decided = Decided {
@@ -95,7 +92,7 @@ pub(super) fn decide_curation(
             }
         } else if curation.wanted.is_empty() {
             PendingReason::NoCurator
-        } else if stage_precision::is_open(nodes, job, &stage.id) {
+        } else if stage_precision::is_open(nodes, job, stage) {
             PendingReason::NoTrainer
         } else {
             sources::wait(nodes, stage).unwrap_or(PendingReason::CuratorsBusy)
@@ -107,7 +104,13 @@ pub(super) fn decide_curation(
 /// Slots of reachable trainers that no active attempt holds.
 pub(crate) fn free_slots(nodes: &DecideContext<'_>, active: &Active) -> Slots {
     let mut slots = Slots::default();
+    let taken = taken_slots(active);
+    let mut device: Arc<str> = "".into();
     for (record, view) in nodes.open_to_work(NodeKind::Trainer).filter(|(record, _)| record.slots > 0) {
+        if *device != *record.device {
+            device = record.device.as_str().into();
+        }
+        let taken = taken.get(&record.id).map(Vec::as_slice).unwrap_or_default();
         let wanted = |attempt: &AttemptRef| {
             active.get(&attempt.stage_ref()).is_some_and(|now| now.attempt == *attempt)
         };
@@ -122,17 +125,27 @@ pub(crate) fn free_slots(nodes: &DecideContext<'_>, active: &Active) -> Slots {
         }
         let node = NodeSlots {
             incarnation: view.incarnation.clone(),
-            device: record.device.clone(),
+            device: device.clone(),
             total: record.slots,
-            free: (0..record.slots).collect(),
+            free: (0..record.slots).filter(|slot| !taken.contains(slot)).collect(),
             stopping,
             held,
             stuck: view.health.stuck.keys().copied().collect(),
         };
         slots.add(record.id.clone(), node);
     }
-    active.values().flat_map(|attempt| &attempt.ranks).for_each(|rank| slots.take(rank));
     slots
+}
+
+/// Slots that active attempts hold.
+fn taken_slots(active: &Active) -> IdMap<&NodeId, Vec<u32>> {
+    let mut taken: IdMap<&NodeId, Vec<u32>> = IdMap::default();
+    for ranks in active.in_any_order().flat_map(|attempt| attempt.by_node()) {
+        if let [first, ..] = ranks {
+            taken.entry(&first.node).or_default().extend(ranks.iter().map(|rank| rank.device_index));
+        }
+    }
+    taken
 }
 
 /// The slots that an attempt holds on a node, if it is known: it is the newest of its stage, or was started there while this
@@ -145,7 +158,7 @@ fn slots_of_attempt(nodes: &DecideContext<'_>, node: &NodeId, attempt: &AttemptR
             let ranks = newest.ranks.iter().filter(|rank| rank.node == *node);
             Some(ranks.map(|rank| rank.device_index).collect())
         }
-        Some(_) | None => nodes.seen.nodes.get(node)?.slots.get(attempt).cloned(),
+        Some(_) | None => nodes.view(node)?.slots.get(attempt).cloned(),
     }
 }
 
@@ -172,7 +185,7 @@ impl<'a> JobPass<'a, '_> {
         }
         let current = job.current_stage();
         // At most one stage trains; one whose successor has lost its starting point trains again.
-        for (index, stage) in job.stages.iter().enumerate() {
+        for (index, stage) in job.stages.iter().enumerate().filter(|_| job.facts().is_placed) {
             if let Some(attempt) = stage.active_attempt().filter(|_| Some(index) != current) {
                 self.end(attempt, "another stage goes first".to_owned(), attempt.failures_in_a_row);
             }
@@ -181,7 +194,7 @@ impl<'a> JobPass<'a, '_> {
             self.move_job(job, vec![JobEvent::Succeed]);
             return;
         };
-        if self.end_in_time(job, index) {
+        if !job.facts().is_plain && self.end_in_time(job, index) {
             return;
         }
         match &job.record.state {
@@ -200,8 +213,7 @@ impl<'a> JobPass<'a, '_> {
     }
 
     fn decide_stage(&mut self, job: &'a Job, index: usize, stage: &Stage) {
-        let needed = job.stage_spec(index).map_or(0, |spec| spec.data.min_pairs.min(spec.data.pairs));
-        if let Some(reason) = self.hopeless(job, index, stage, needed) {
+        if let Some(reason) = self.hopeless(job, index, stage) {
             if let Some(attempt) = stage.active_attempt() {
                 self.end(attempt, reason.clone(), attempt.failures_in_a_row);
             }
@@ -216,7 +228,7 @@ impl<'a> JobPass<'a, '_> {
             };
             let closed = self.close(stage, running, &ending.reason, ending.kind);
             let failures = closed.failures_in_a_row;
-            attempt = Some(closed);
+            attempt = Some(Arc::new(closed));
             let handed_over = ending.kind == EndKind::HandedOver;
             let hopeless = ending.kind == EndKind::Hopeless;
             let tried_enough = !handed_over && failures > self.nodes.limits.max_failures_in_a_row;
@@ -235,7 +247,11 @@ impl<'a> JobPass<'a, '_> {
     }
 
     /// Why the stage will never have the pairs that it needs.
-    fn hopeless(&self, job: &Job, index: usize, stage: &Stage, needed: u64) -> Option<String> {
+    fn hopeless(&self, job: &Job, index: usize, stage: &Stage) -> Option<String> {
+        if job.facts().is_plain && self.nodes.seen.cooldowns.is_empty() {
+            return None;
+        }
+        let needed = job.stage_spec(index).map_or(0, |spec| spec.data.min_pairs.min(spec.data.pairs));
         let lost = lost_pairs(self.nodes.state, self.nodes.limits, job, index);
         let lost = lost.or_else(|| self.lost_start(job, index, stage));
         lost.or_else(|| sources::nobody_opens(self.nodes, job.making_stage(index)?, needed))
@@ -262,7 +278,7 @@ impl<'a> JobPass<'a, '_> {
     }
 
     fn keep_running(&mut self, job: &Job, index: usize, attempt: &AttemptRecord) {
-        let alive = self.nodes.seen.gang(&attempt.attempt).is_some_and(|gang| gang.is_alive());
+        let alive = self.nodes.gang(&attempt.attempt).is_some_and(|gang| gang.is_alive());
         if alive {
             self.move_job(job, vec![JobEvent::Place { stage: index }, JobEvent::Run { stage: index }]);
         } else if job.record.state != (JobState::Running { stage: index }) {
@@ -276,7 +292,7 @@ impl<'a> JobPass<'a, '_> {
     /// Why the attempt cannot go on, if it cannot. What is not seen is unknown, and unknown is not failed.
     pub(super) fn ending(&self, job: &'a Job, index: usize, attempt: &AttemptRecord) -> Option<Ending> {
         let believed = || self.is_permanent(job, index, attempt);
-        let gang = self.nodes.seen.gang(&attempt.attempt);
+        let gang = self.nodes.gang(&attempt.attempt);
         let reports = gang.map(|gang| &gang.nodes);
         let told = |node: &NodeId, report: &NodeReport| match report {
             NodeReport::Failed { reason, kind } => Some(Ending {
@@ -310,12 +326,12 @@ impl<'a> JobPass<'a, '_> {
         }
         let succeeded =
             |node: &NodeId| reports.is_some_and(|nodes| nodes.get(node) == Some(&NodeReport::Succeeded));
-        if attempt.ranks.iter().all(|rank| succeeded(&rank.node)) {
+        if reports.is_some() && attempt.ranks.iter().all(|rank| succeeded(&rank.node)) {
             let reason = "every rank ended and no final checkpoint is committed".to_owned();
             return Some(Ending { reason, kind: EndKind::Failed });
         }
-        for rank in &attempt.ranks {
-            let view = self.nodes.seen.nodes.get(&rank.node);
+        for rank in attempt.by_node().filter_map(<[RankPlacement]>::first) {
+            let view = self.nodes.view(&rank.node);
             if view.is_some_and(|view| view.incarnation != rank.incarnation) {
                 return Some(Ending {
                     reason: format!("node {} was restarted", rank.node),
@@ -330,7 +346,7 @@ impl<'a> JobPass<'a, '_> {
             return None;
         }
         attempt.ranks.iter().find_map(|rank| {
-            let heard = self.nodes.seen.nodes.get(&rank.node).map_or(since, |view| view.last_heard);
+            let heard = self.nodes.view(&rank.node).map_or(since, |view| view.last_heard);
             let silence = self.nodes.now.since(heard);
             (silence >= self.nodes.limits.ranks_lost_after).then(|| Ending {
                 reason: format!(

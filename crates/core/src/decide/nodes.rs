@@ -1,12 +1,10 @@
 //! The difference between what each node does and what it should do.
 
-use std::collections::BTreeMap;
-
 use crate::decide::passes::{CurationAssignments, Decided};
 use crate::decide::{Change, Command, DecideContext, PlanDraft, Send};
-use crate::ids::{AttemptRef, NodeId, StageRef};
+use crate::ids::{AttemptRef, IdMap, NodeId, StageRef};
 use crate::observed::{NodeReport, NodeView};
-use crate::records::{AttemptRecord, NodeKind, NodeRecord, Record};
+use crate::records::{AttemptRecord, NodeKind, NodeRecord, RankPlacement, Record};
 
 /// Stages that a curator is assigned at once at most, and that are taken from it; the rest follow with the next decision, since
 /// commands wait in a queue that has a bound.
@@ -18,7 +16,7 @@ pub(super) fn decide_sends(
     decided: &Decided<'_>,
     plan: &mut PlanDraft,
 ) {
-    let mut served_at = ServedAt::new();
+    let mut served_at = ServedAt::default();
     for (record, view) in nodes.reachable(NodeKind::Curator) {
         let address = record.address.as_str();
         for stage in curation.wanted.get(&record.id).into_iter().flatten() {
@@ -31,9 +29,9 @@ pub(super) fn decide_sends(
             }
         }
     }
-    let mut gangs = GangsByNode::new();
-    for (stage, attempt) in &decided.active {
-        for rank in &attempt.ranks {
+    let mut gangs = GangsByNode::default();
+    for (stage, attempt) in decided.active.in_order() {
+        for rank in attempt.by_node().filter_map(<[RankPlacement]>::first) {
             let of_node = gangs.entry(&rank.node).or_default();
             if of_node.last().is_none_or(|(known, _)| *known != stage) {
                 of_node.push((stage, attempt));
@@ -63,7 +61,7 @@ pub(super) fn decide_cordons(nodes: &DecideContext<'_>, plan: &mut PlanDraft) {
     let mut open: Vec<&NodeRecord> =
         nodes.open_to_work(NodeKind::Trainer).map(|(record, _)| record).collect();
     let of_device = |record: &NodeRecord| {
-        let view = nodes.seen.nodes.get(&record.id)?;
+        let view = nodes.view(&record.id)?;
         // Whoever has lifted the cordon for it knows of it.
         view.health.device_fault.clone().filter(|_| view.health.device_fault != view.forgiven_fault)
     };
@@ -86,10 +84,10 @@ pub(super) fn decide_cordons(nodes: &DecideContext<'_>, plan: &mut PlanDraft) {
 }
 
 /// Addresses of the curators that serve a stage.
-type ServedAt<'a> = BTreeMap<&'a StageRef, Vec<&'a str>>;
+type ServedAt<'a> = IdMap<&'a StageRef, Vec<&'a str>>;
 
 /// Active attempts with ranks on a node.
-type GangsByNode<'a> = BTreeMap<&'a NodeId, Vec<(&'a StageRef, &'a AttemptRecord)>>;
+type GangsByNode<'a> = IdMap<&'a NodeId, Vec<(&'a StageRef, &'a AttemptRecord)>>;
 
 fn trainer_sends(
     nodes: &DecideContext<'_>,
@@ -108,7 +106,7 @@ fn trainer_sends(
         let needless = needless && !nodes.is_halted(&running.job);
         if needless && !view.stops_sent.contains_key(running) && !is_finishing(nodes, running) {
             let newer = active.get(&running.stage_ref()).map(|attempt| attempt.attempt.generation);
-            let hang = nodes.seen.gang(running).and_then(|gang| gang.hang.as_ref());
+            let hang = nodes.gang(running).and_then(|gang| gang.hang.as_ref());
             let reason = match (hang, newer) {
                 (Some(hang), _) => hang.to_string(),
                 (None, Some(generation)) => format!("generation {generation} runs instead"),
@@ -134,7 +132,7 @@ fn trainer_sends(
             }
             continue;
         }
-        let report = nodes.seen.gang(&attempt.attempt).and_then(|gang| gang.nodes.get(&record.id));
+        let report = nodes.gang(&attempt.attempt).and_then(|gang| gang.nodes.get(&record.id));
         let over = match report {
             Some(
                 NodeReport::Succeeded

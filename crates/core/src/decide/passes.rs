@@ -2,16 +2,58 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+use std::sync::Arc;
 
 use crate::holdings::Holdings;
-use crate::ids::{JobId, NodeId, StageRef};
+use crate::ids::{IdMap, IdSet, JobId, NodeId, StageRef};
 use crate::placement::NodeNeeds;
 use crate::records::AttemptRecord;
 use crate::spec::{DeviceChoice, ModelPreset, Topology};
 use crate::state::Job;
 
 /// Active attempts once the plan's writes are made.
-pub(crate) type Active = BTreeMap<StageRef, AttemptRecord>;
+#[derive(Default)]
+pub(crate) struct Active {
+    by_stage: IdMap<StageRef, Arc<AttemptRecord>>,
+}
+
+impl Active {
+    pub fn put(&mut self, attempt: Arc<AttemptRecord>) {
+        self.by_stage.insert(attempt.attempt.stage_ref(), attempt);
+    }
+
+    pub fn remove(&mut self, stage: &StageRef) -> Option<Arc<AttemptRecord>> {
+        self.by_stage.remove(stage)
+    }
+
+    pub fn get(&self, stage: &StageRef) -> Option<&Arc<AttemptRecord>> {
+        self.by_stage.get(stage)
+    }
+
+    pub fn contains(&self, stage: &StageRef) -> bool {
+        self.by_stage.contains_key(stage)
+    }
+
+    /// By stage.
+    pub fn in_order(&self) -> Vec<(&StageRef, &Arc<AttemptRecord>)> {
+        let mut attempts: Vec<_> = self.by_stage.iter().collect();
+        attempts.sort_unstable_by_key(|(stage, _)| *stage);
+        attempts
+    }
+
+    /// In an order that is another in every process: for sums, and what is put in order by who asks.
+    pub fn in_any_order(&self) -> impl Iterator<Item = &Arc<AttemptRecord>> {
+        self.by_stage.values()
+    }
+}
+
+impl FromIterator<Arc<AttemptRecord>> for Active {
+    fn from_iter<I: IntoIterator<Item = Arc<AttemptRecord>>>(attempts: I) -> Self {
+        let by_stage = attempts.into_iter().map(|attempt| (attempt.attempt.stage_ref(), attempt));
+        Self { by_stage: by_stage.collect() }
+    }
+}
 
 /// What the pass over the jobs leaves for the others.
 pub(super) struct Decided<'a> {
@@ -34,7 +76,7 @@ pub(super) struct Idle<'a> {
     pub job: &'a Job,
     pub index: usize,
     /// The attempt before.
-    pub last: Option<AttemptRecord>,
+    pub last: Option<Arc<AttemptRecord>>,
 }
 
 /// A job for whose sake later ones may have to wait.
@@ -62,10 +104,19 @@ pub(super) struct Asks<'a> {
     pub topology: Option<&'a Topology>,
 }
 
+/// What some jobs ask of their nodes, and which have it.
+pub(super) struct Needs<'a> {
+    pub needs: NodeNeeds<'a>,
+    /// None if any node has.
+    pub met_by: Option<IdSet<&'a NodeId>>,
+    /// Some of those may be given work.
+    pub are_met: bool,
+}
+
 /// What is found out for one job and holds for those after it that are like it.
 #[derive(Default)]
 pub(super) struct Found<'a> {
-    pub needs: RefCell<BTreeMap<Asks<'a>, NodeNeeds<'a>>>,
+    pub needs: RefCell<BTreeMap<Asks<'a>, Rc<Needs<'a>>>>,
     /// The smallest gangs that fit nowhere, by what they need. As long as slots are only taken, they go on not to fit.
     pub too_large: BTreeMap<(NodeNeeds<'a>, Option<&'a Topology>), u32>,
     /// Stages for which more slots may be free than for others.

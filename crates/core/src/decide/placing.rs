@@ -4,19 +4,21 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
+use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::decide::jobs::{JobPass, placing};
-use crate::decide::passes::{Asks, FirstWaiting, Idle, Lacking};
+use crate::decide::passes::{Asks, FirstWaiting, Idle, Lacking, Needs};
 use crate::decide::{Change, PendingReason};
 use crate::holdings::device_of;
-use crate::ids::{AttemptRef, NodeId, StageRef, Timestamp};
+use crate::ids::{AttemptRef, IdSet, NodeId, StageRef, Timestamp};
 use crate::placement::{self, InsufficientCapacity, NodeNeeds, Slots};
 use crate::precision::{self, StagePrecision};
 use crate::processor::{self, GangKind, GangPart};
 use crate::queues::{DEFAULT_QUEUE, Packing, Queue};
 use crate::quotas::{QueueOrder, Quotas};
-use crate::records::{AttemptRecord, AttemptState, CheckpointRecord, RankPlacement, Record};
+use crate::records::{AttemptRecord, AttemptState, CheckpointRecord, NodeKind, RankPlacement, Record};
 use crate::state::{ClusterState, Job, Stage};
 
 /// Which of its queue's slots a job asks for.
@@ -33,7 +35,7 @@ pub(super) struct Ready<'a> {
     pub job: &'a Job,
     pub index: usize,
     pub stage: &'a Stage,
-    pub last: Option<AttemptRecord>,
+    pub last: Option<Arc<AttemptRecord>>,
     pub init_from: Option<&'a CheckpointRecord>,
     /// The gang that it has to be like.
     pub required: Option<&'a GangKind>,
@@ -73,7 +75,7 @@ impl<'a> JobPass<'a, '_> {
         self.quotas().queues.of(&job.record.spec)
     }
 
-    pub(super) fn needs_of(&self, job: &'a Job) -> NodeNeeds<'a> {
+    pub(super) fn needs_of(&self, job: &'a Job) -> Rc<Needs<'a>> {
         let spec = &job.record.spec;
         let queue = self.queue_of(job).map(|(name, _)| name);
         let asks = Asks {
@@ -84,8 +86,19 @@ impl<'a> JobPass<'a, '_> {
             topology: spec.resources.topology.as_ref(),
         };
         let mut known = self.found.needs.borrow_mut();
-        let needs = known.entry(asks);
-        needs.or_insert_with(|| NodeNeeds::of(spec, self.quotas(), self.nodes.state)).clone()
+        known.entry(asks).or_insert_with(|| Rc::new(self.find_needs(job))).clone()
+    }
+
+    fn find_needs(&self, job: &'a Job) -> Needs<'a> {
+        let needs = NodeNeeds::of(&job.record.spec, self.quotas(), self.nodes.state);
+        if needs.are_none() {
+            return Needs { needs, met_by: None, are_met: !self.slots.is_empty() };
+        }
+        let trainers = self.nodes.known(NodeKind::Trainer).iter().map(|(node, _)| *node);
+        let met_by: IdSet<&NodeId> =
+            trainers.filter(|node| needs.are_met_by(node)).map(|node| &node.id).collect();
+        let are_met = self.slots.nodes().any(|node| met_by.contains(node));
+        Needs { needs, met_by: Some(met_by), are_met }
     }
 
     /// Whether the job was in its turn with what its queue is sure of. A gang that may be of several sizes borrows at once if
@@ -114,8 +127,9 @@ impl<'a> JobPass<'a, '_> {
     /// What the job asks for, unless it waits for something else.
     fn prepare(&mut self, idle: Idle<'a>) -> Option<Ready<'a>> {
         let Idle { job, index, last } = idle;
-        let (stage, spec) = (job.stages.get(index)?, job.stage_spec(index)?);
-        if let Some((stored_bytes, limit_bytes)) = self.decided.full_tenants.get(&job.record.spec.tenant)
+        let stage = job.stages.get(index)?;
+        if !self.decided.full_tenants.is_empty()
+            && let Some((stored_bytes, limit_bytes)) = self.decided.full_tenants.get(&job.record.spec.tenant)
             && !stage.is_begun()
         {
             let (stored_bytes, limit_bytes) = (*stored_bytes, *limit_bytes);
@@ -123,6 +137,11 @@ impl<'a> JobPass<'a, '_> {
             self.wait(job, PendingReason::TenantStorage { tenant, stored_bytes, limit_bytes });
             return None;
         }
+        if let Some(needed) = job.facts().lacks {
+            self.decided.lacking.push(Lacking { job, index, needed });
+            return None;
+        }
+        let spec = job.stage_spec(index)?;
         let log = self.nodes.state.read_log(job, index);
         let needed = spec.data.min_pairs.min(spec.data.pairs);
         if log.is_none_or(|log| !log.is_sealed() && log.committed() < needed) {
@@ -151,16 +170,15 @@ impl<'a> JobPass<'a, '_> {
         job: &'a Job,
         index: usize,
         stage: &'a Stage,
-        last: Option<AttemptRecord>,
+        last: Option<Arc<AttemptRecord>>,
     ) -> Result<Ready<'a>, PendingReason> {
         let Some(spec) = job.stage_spec(index) else { return Err(PendingReason::NoTrainer) };
         if self.slots.is_empty() {
             return Err(PendingReason::NoTrainer);
         }
         let needs = self.needs_of(job);
-        let is_met = |node: &NodeId| self.nodes.state.node(node).is_some_and(|node| needs.are_met_by(node));
-        if !self.slots.nodes().any(is_met) {
-            return Err(PendingReason::NoSuchTrainer { needs: needs.to_string() });
+        if !needs.are_met {
+            return Err(PendingReason::NoSuchTrainer { needs: needs.needs.to_string() });
         }
         let init_from = self.nodes.state.init_checkpoint(job, index);
         let init_from = init_from.map_err(|from| PendingReason::Start { from })?;
@@ -169,7 +187,7 @@ impl<'a> JobPass<'a, '_> {
             Some(gang) => vec![gang.ranks()],
             None => placement::gang_sizes(&job.record.spec, spec),
         };
-        Ok(Ready { job, index, stage, last, init_from, required, sizes, device: needs.device() })
+        Ok(Ready { job, index, stage, last, init_from, required, sizes, device: needs.needs.device() })
     }
 
     fn place_or_wait(&mut self, ready: &Ready<'a>, turn: Turn) {
@@ -192,7 +210,8 @@ impl<'a> JobPass<'a, '_> {
         }
         let least = sizes.last().copied().unwrap_or(0);
         let like_others = ready.required.is_none() && !self.found.stopping.contains(&stage.id);
-        let alike = like_others.then(|| (self.needs_of(job), job.record.spec.resources.topology.as_ref()));
+        let alike = like_others
+            .then(|| (self.needs_of(job).needs.clone(), job.record.spec.resources.topology.as_ref()));
         // Behind the first that waits it is enough to know that this one does not fit either.
         if first.is_some()
             && alike
@@ -249,7 +268,7 @@ impl<'a> JobPass<'a, '_> {
             ahead_of,
         };
         self.count(job, &record);
-        self.decided.active.insert(stage.id.clone(), record.clone());
+        self.decided.active.put(Arc::new(record.clone()));
         self.write(Record::Attempt(record));
     }
 
@@ -308,11 +327,9 @@ impl<'a> JobPass<'a, '_> {
     pub(super) fn slots_for_job(&self, job: &'a Job) -> Cow<'_, Slots> {
         let needs = self.needs_of(job);
         let packing = self.queue_of(job).map_or(Packing::default(), |(_, queue)| queue.packing);
-        let slots = if needs.are_none() {
-            Cow::Borrowed(&self.slots)
-        } else {
-            let state = self.nodes.state;
-            Cow::Owned(self.slots.among(|node| state.node(node).is_some_and(|node| needs.are_met_by(node))))
+        let slots = match &needs.met_by {
+            None => Cow::Borrowed(&self.slots),
+            Some(nodes) => Cow::Owned(self.slots.among(|node| nodes.contains(node))),
         };
         if slots.packing() == packing { slots } else { Cow::Owned(slots.into_owned().with_packing(packing)) }
     }
@@ -402,7 +419,7 @@ impl<'a> JobPass<'a, '_> {
 
     fn count_in_use(&mut self) {
         let state = self.nodes.state;
-        for attempt in self.decided.active.values().cloned().collect::<Vec<_>>() {
+        for attempt in self.decided.active.in_any_order().cloned().collect::<Vec<_>>() {
             if let Some(job) = state.job(&attempt.attempt.job) {
                 self.count(job, &attempt);
             }
@@ -438,9 +455,8 @@ impl<'a> JobPass<'a, '_> {
         let mut sizes = ready.sizes.clone();
         if let Some(limit) = self.quotas().of(&spec.tenant).max_gpus {
             let used = self.in_use.tenants.get(spec.tenant.as_str()).copied().unwrap_or(0);
-            let tenant = spec.tenant.clone();
-            sizes = up_to(sizes, limit.saturating_sub(used)).ok_or(PendingReason::TenantGpus {
-                tenant,
+            sizes = up_to(sizes, limit.saturating_sub(used)).ok_or_else(|| PendingReason::TenantGpus {
+                tenant: spec.tenant.clone(),
                 wanted,
                 used,
                 limit,
@@ -450,26 +466,19 @@ impl<'a> JobPass<'a, '_> {
         let (name, queue) = self.queue_of(ready.job).unzip();
         let name = name.unwrap_or(DEFAULT_QUEUE);
         let used = self.in_use.queues.of(name, device);
-        let (queue_name, device_name) = (name.to_owned(), device.to_owned());
+        let names = || (name.to_owned(), device.to_owned());
         if let Some(limit) = queue.and_then(|queue| queue.most.get(device).copied()) {
-            sizes = up_to(sizes, limit.saturating_sub(used)).ok_or_else(|| PendingReason::QueueGpus {
-                queue: queue_name.clone(),
-                device: device_name.clone(),
-                wanted,
-                used,
-                limit,
+            sizes = up_to(sizes, limit.saturating_sub(used)).ok_or_else(|| {
+                let (queue, device) = names();
+                PendingReason::QueueGpus { queue, device, wanted, used, limit }
             })?;
         }
         if self.quotas().queues.guarantee() && !self.quotas().classes.is_preemptible(spec.priority) {
             let guaranteed = queue.map_or(0, |queue| queue.guaranteed_of(device));
             let used = self.kept_from(ready.job, device);
-            let (queue, device) = (queue_name, device_name);
-            sizes = up_to(sizes, guaranteed.saturating_sub(used)).ok_or(PendingReason::QueueGuarantee {
-                queue,
-                device,
-                wanted,
-                used,
-                guaranteed,
+            sizes = up_to(sizes, guaranteed.saturating_sub(used)).ok_or_else(|| {
+                let (queue, device) = names();
+                PendingReason::QueueGuarantee { queue, device, wanted, used, guaranteed }
             })?;
         }
         Ok(sizes)
@@ -478,14 +487,14 @@ impl<'a> JobPass<'a, '_> {
     /// Slots of this kind that gangs of its own queue hold which leave for no job of its class.
     fn kept_from(&self, job: &'a Job, device: &str) -> u32 {
         let own = self.queue_of(job).map(|(name, _)| name);
-        let is_kept = |attempt: &&AttemptRecord| {
+        let is_kept = |attempt: &&Arc<AttemptRecord>| {
             let Some(holder) = self.nodes.state.job(&attempt.attempt.job) else { return false };
             holder.record.id != job.record.id
                 && self.queue_of(holder).map(|(name, _)| name) == own
                 && device_of(self.nodes.state, attempt) == Some(device)
                 && !self.quotas().classes.may_preempt(job.record.spec.priority, holder.record.spec.priority)
         };
-        self.decided.active.values().filter(is_kept).map(|attempt| slots_of(&attempt.ranks)).sum()
+        self.decided.active.in_any_order().filter(is_kept).map(|attempt| slots_of(&attempt.ranks)).sum()
     }
 }
 

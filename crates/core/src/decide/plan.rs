@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use crate::ids::{AttemptRef, JobId, NodeId, StageRef};
+use crate::ids::{AttemptRef, IdMap, JobId, NodeId, StageRef};
 use crate::precision::PrecisionChoice;
 use crate::processor::{GangKind, KindChange};
 use crate::quotas::gigabytes;
@@ -16,7 +16,7 @@ pub struct Plan {
     pub writes: Vec<Write>,
     pub sends: Vec<Send>,
     /// Why each waiting job waits.
-    pub waits: BTreeMap<JobId, PendingReason>,
+    pub waits: IdMap<JobId, PendingReason>,
     /// What has changed and why, for logs and counters.
     pub changes: Vec<Change>,
 }
@@ -27,7 +27,7 @@ pub(super) struct PlanDraft {
     writes: Latest<RecordKey, Write>,
     changes: Latest<JobId, Change>,
     pub sends: Vec<Send>,
-    pub waits: BTreeMap<JobId, PendingReason>,
+    pub waits: IdMap<JobId, PendingReason>,
 }
 
 impl PlanDraft {

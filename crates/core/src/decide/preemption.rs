@@ -1,5 +1,7 @@
 //! Which gangs leave so that a job that goes first fits.
 
+use std::sync::Arc;
+
 use crate::records::AttemptRecord;
 use crate::state::Job;
 
@@ -11,7 +13,7 @@ const RESUME_MILLIS: u64 = 60_000;
 #[derive(Clone, Debug)]
 pub(super) struct Candidate<'a> {
     pub job: &'a Job,
-    pub attempt: AttemptRecord,
+    pub attempt: Arc<AttemptRecord>,
     /// Lowest priority of its class; less than any if it has none, or was placed before its turn.
     pub class: i32,
     /// Slot-milliseconds of work that are lost, or done again, if it leaves now.
@@ -29,7 +31,7 @@ pub(super) fn choose<'a>(
     mut candidates: Vec<Candidate<'a>>,
     mut fits: impl FnMut(&[Candidate<'a>]) -> bool,
 ) -> Vec<Candidate<'a>> {
-    candidates.sort_by_key(|one| (one.class, one.cost, one.job.record.id.clone()));
+    candidates.sort_by_key(|one| (one.class, one.cost, one.attempt.attempt.stage_ref()));
     if candidates.is_empty() || !fits(&candidates) {
         return Vec::new();
     }

@@ -39,7 +39,7 @@ impl<'a> DecideContext<'a> {
 
     /// Why the curator has not taken the stage up, if it is not to be asked again yet.
     pub(crate) fn refusal(&self, stage: &StageRef, node: &NodeId) -> Option<&'a Refusal> {
-        let refusal = self.seen.nodes.get(node)?.refused.get(stage)?;
+        let refusal = self.view(node)?.refused.get(stage)?;
         (self.now < refusal.until(self.limits)).then_some(refusal)
     }
 
@@ -102,7 +102,7 @@ pub(super) fn nobody_opens(nodes: &DecideContext<'_>, stage: &Stage, needed: u64
     }
     match stage.active_attempt() {
         Some(attempt) => {
-            let stepped = nodes.seen.gang(&attempt.attempt).map_or(nodes.seen.since, |gang| gang.stepped_at);
+            let stepped = nodes.gang(&attempt.attempt).map_or(nodes.seen.since, |gang| gang.stepped_at);
             if !long_ago(stepped.max(nodes.seen.began(&attempt.attempt))) {
                 return None;
             }

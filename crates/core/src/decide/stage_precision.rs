@@ -1,6 +1,7 @@
 //! What is settled of a stage when the first node is set to work on it, and when a gang is placed.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use crate::decide::passes::{Active, CurationAssignments};
 use crate::decide::{Change, DecideContext, PlanDraft};
@@ -9,7 +10,7 @@ use crate::precision::{self, PrecisionChoice};
 use crate::processor;
 use crate::records::{AttemptRecord, NodeKind, NodeRecord, Record, StageRecord};
 use crate::spec::Precision;
-use crate::state::Job;
+use crate::state::{Job, Stage};
 
 /// Every stage that a node is about to work on has its record before the command leaves.
 pub(super) fn decide_stages(
@@ -18,24 +19,33 @@ pub(super) fn decide_stages(
     active: &Active,
     plan: &mut PlanDraft,
 ) {
-    let stages: BTreeSet<&StageRef> = curation.making.iter().copied().chain(active.keys()).collect();
+    let trained = active.in_order().into_iter().map(|(stage, _)| stage);
+    let stages: BTreeSet<&StageRef> = curation.making.iter().copied().chain(trained).collect();
     for id in stages.into_iter().filter(|id| !nodes.is_halted(&id.job)) {
         let Some(job) = nodes.state.job(&id.job) else { continue };
         let Some(stage) = nodes.state.stage(id) else { continue };
         let before = stage.record.as_ref();
+        let placed = active.get(id).filter(|attempt| attempt.attempt.generation > stage.generation());
+        let chooses = |record: Option<&StageRecord>| {
+            job.record.spec.model.precision == Precision::Auto
+                && record.is_none_or(|record| record.precision.is_none())
+        };
+        // As it is for most.
+        if before.is_some() && placed.is_none() && !chooses(before) {
+            continue;
+        }
         let mut record = before.cloned().unwrap_or_else(|| StageRecord {
             stage: id.clone(),
             precision: None,
             ran_on: Vec::new(),
         });
-        if job.record.spec.model.precision == Precision::Auto && record.precision.is_none() {
+        if chooses(Some(&record)) {
             let draws = job.stage_index(id.stage.as_str()).and_then(|index| job.stage_spec(index));
             let choice = choose_precision(nodes, draws.is_some_and(|spec| spec.data.source.draws()));
             plan.change(Change::PrecisionChosen { stage: id.clone(), choice: choice.clone() });
             record.precision = Some(choice);
         }
-        let placed = active.get(id).filter(|attempt| attempt.attempt.generation > stage.generation());
-        if let Some(AttemptRecord { attempt, ranks, resume_from, .. }) = placed {
+        if let Some(AttemptRecord { attempt, ranks, resume_from, .. }) = placed.map(Arc::as_ref) {
             let gang = processor::of_gang(nodes.state, ranks);
             let change = processor::note(&mut record, attempt.generation, resume_from.as_ref(), gang);
             let told = change.map(|change| Change::KindChanged { attempt: attempt.clone(), change });
@@ -75,8 +85,8 @@ fn trainers_known<'a>(nodes: &DecideContext<'a>) -> impl Iterator<Item = &'a Nod
 }
 
 /// Whether nobody could say what the stage is to compute in, for good: it says `auto`, and no trainer was ever there.
-pub(crate) fn is_open(nodes: &DecideContext<'_>, job: &Job, stage: &StageRef) -> bool {
-    job.record.spec.model.precision == Precision::Auto
-        && nodes.state.stage(stage).is_some_and(|stage| stage.precision_choice().is_none())
-        && trainers_known(nodes).next().is_none()
+pub(crate) fn is_open(nodes: &DecideContext<'_>, job: &Job, stage: &Stage) -> bool {
+    trainers_known(nodes).next().is_none()
+        && job.record.spec.model.precision == Precision::Auto
+        && stage.precision_choice().is_none()
 }

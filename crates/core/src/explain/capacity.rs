@@ -322,7 +322,13 @@ fn near(view: &View<'_>, job: &Job, slots: &Slots, stage: &StageRef, least: u32)
 
 /// Slots that are free now, with every active attempt holding its own.
 fn slots_now(view: &View<'_>) -> Slots {
-    let active = holders(view).map(|(_, stage, attempt)| (stage.id.clone(), attempt.clone())).collect();
+    let active = view
+        .state
+        .open_jobs()
+        .flat_map(|job| &job.stages)
+        .filter_map(Stage::active_shared)
+        .cloned()
+        .collect();
     free_slots(&view.decide_nodes(), &active)
 }
 

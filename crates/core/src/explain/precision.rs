@@ -54,7 +54,7 @@ pub(super) fn without_processor(view: &View<'_>, job: &Job, stage: &Stage, gang:
 /// Adds what slows the job's arithmetic down, and what changed it.
 pub(super) fn add_findings(view: &View<'_>, job: &Job, stage: &Stage, explanation: &mut Explanation) {
     explanation.findings.extend(precision::crawls(&job.record.spec, open(view)));
-    if stage_precision::is_open(&view.decide_nodes(), job, &stage.id) {
+    if stage_precision::is_open(&view.decide_nodes(), job, stage) {
         explanation.findings.push(
             "spec.model.precision: auto is settled by the trainers, and none was ever here: until then no pairs are made either"
                 .to_owned(),

@@ -147,7 +147,7 @@ pub(super) fn backoff(view: &View<'_>, stage: &Stage, reason: &str, failures: u3
         Some(newest) => findings.push(format!("the next one goes on from step {}", newest.step)),
         None => findings.push("the next one begins the stage anew: it has no checkpoint yet".to_owned()),
     }
-    if let Some(AttemptRecord { state: AttemptState::Ended { at, .. }, .. }) = &stage.attempt {
+    if let Some(AttemptRecord { state: AttemptState::Ended { at, .. }, .. }) = stage.attempt.as_deref() {
         findings.push(format!("the last one ended {} ago", span(view.wall_now().since(*at))));
     }
     Explanation {

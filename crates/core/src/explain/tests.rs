@@ -1,4 +1,4 @@
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::*;
@@ -17,7 +17,7 @@ struct Cluster {
     state: ClusterState,
     seen: Observed,
     limits: Limits,
-    waits: BTreeMap<JobId, PendingReason>,
+    waits: IdMap<JobId, PendingReason>,
     now: Timestamp,
 }
 
@@ -29,7 +29,7 @@ impl Cluster {
             state: ClusterState::default(),
             seen: Observed::new(START),
             limits: Limits::default(),
-            waits: BTreeMap::new(),
+            waits: IdMap::default(),
             now: START,
         }
     }

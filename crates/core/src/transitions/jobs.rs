@@ -185,7 +185,7 @@ pub fn retry_job(
     let tenant = Tenant::parse(&record.spec.tenant)
         .map_err(|error| RequestError::bad_id("metadata.tenant", &error))?;
     check_room(state, &tenant, queue)?;
-    let attempts = job.stages.iter().filter_map(|stage| stage.attempt.as_ref());
+    let attempts = job.stages.iter().filter_map(|stage| stage.attempt.as_deref());
     // What it may do wrong, and how long it may run, is counted anew.
     let counted = attempts.filter(|attempt| attempt.failures_in_a_row > 0 || attempt.ran_millis > 0);
     let anew =

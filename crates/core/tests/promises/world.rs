@@ -9,7 +9,7 @@ use crescendo_core::RequestError;
 use crescendo_core::classes::{PriorityClass, PriorityClasses};
 use crescendo_core::decide::{Change, Command, Limits, PendingReason, Plan, decide, reachable_curators};
 use crescendo_core::ids::{
-    AttemptRef, Generation, Incarnation, JobId, NodeId, RequestId, StageRef, Timestamp,
+    AttemptRef, Generation, IdMap, Incarnation, JobId, NodeId, RequestId, StageRef, Timestamp,
 };
 use crescendo_core::invariants::check_invariants;
 use crescendo_core::job::{JobState, Pause};
@@ -145,7 +145,7 @@ pub struct World {
     /// All that was changed, oldest first.
     pub changes: Vec<Change>,
     /// Why each waiting job waits, by the last decision.
-    pub waits: BTreeMap<JobId, PendingReason>,
+    pub waits: IdMap<JobId, PendingReason>,
 }
 
 fn spec_of(gpus: u8, min_gpus: u8, stages: u8, priority: u8) -> JobSpec {
@@ -205,7 +205,7 @@ impl World {
             generations: BTreeMap::new(),
             submitted: BTreeMap::new(),
             changes: Vec::new(),
-            waits: BTreeMap::new(),
+            waits: IdMap::default(),
         }
     }
 
@@ -834,7 +834,7 @@ impl World {
         }
         self.settle();
         for _round in 0..200 {
-            if self.state.open_in_order().is_empty() {
+            if self.state.open_count() == 0 {
                 return;
             }
             for job in 0..4u8 {
@@ -852,7 +852,7 @@ impl World {
             // Leases that someone took and forgot run out.
             self.act(Act::Wait { seconds: 10 });
         }
-        let stuck: Vec<_> = self.state.open_in_order().iter().map(|job| job.record.clone()).collect();
+        let stuck: Vec<_> = self.state.open_jobs().map(|job| job.record.clone()).collect();
         let waits = decide(&self.state, &self.seen, &self.limits, self.now).waits;
         // A gang that needs more slots than there are waits, and says so.
         for record in stuck {
