@@ -252,6 +252,7 @@ pub fn hello(message: v1::Hello) -> Result<Introduction, RequestError> {
             drained: false,
             cordon: None,
             arithmetic: message.arithmetic.map(arithmetic).transpose()?,
+            device_memory_bytes: (message.device_memory_bytes > 0).then_some(message.device_memory_bytes),
         },
         running,
         curating,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use crescendo_proto::v1::{Job, StagePhase, StageStatus};
+use crescendo_proto::v1::{Job, JobNote, StagePhase, StageStatus};
 
 use super::table::Table;
 use super::{curation, words};
@@ -72,6 +72,9 @@ pub fn details(job: &Job) -> String {
     }
     if let Some(took) = took(job) {
         line("took", &words::span(took));
+    }
+    for JobNote { at, by, text } in &job.notes {
+        line("note", &format!("{} {by}: {text}", words::time(at.as_ref())));
     }
     let mut table =
         Table::new(&["STAGE", "PHASE", "STEP", "LOSS", "SAMPLES/S", "PAIRS", "REJECTED", "RESTARTS", "ETA"]);

@@ -104,6 +104,10 @@ impl Scene {
             }
             "ResumeJob" => v1::ResumeJobRequest { job_id }.encode_to_vec(),
             "RetryJob" => v1::RetryJobRequest { job_id }.encode_to_vec(),
+            "NoteJob" => v1::NoteJobRequest { job_id, text: "seen".into() }.encode_to_vec(),
+            "PlanContinuation" => {
+                v1::PlanContinuationRequest { job_id, steps: 8, name: String::new() }.encode_to_vec()
+            }
             "DeleteJob" => delete_request(job_id).encode_to_vec(),
             "GetLineage" => v1::GetLineageRequest { job_id }.encode_to_vec(),
             "KeepCheckpoint" => {

@@ -9,7 +9,9 @@ use imbl::{OrdMap, OrdSet};
 
 use crate::arithmetic::PrecisionChoice;
 use crate::deletion::{DeletionPhase, DeletionRecord};
+use crate::estimate::device_bytes;
 use crate::ids::{Generation, JobId, NodeId, RequestId, StageRef, Tenant, Timestamp};
+use crate::note::NotesRecord;
 use crate::pairlog::{PairLog, SEGMENT_UNITS};
 use crate::records::{
     AttemptRecord, CheckpointRecord, ClusterRecord, JobRecord, KeepRecord, NodeRecord, Record, RecordKey,
@@ -37,6 +39,8 @@ pub struct ClusterState {
     usage: BTreeMap<Tenant, UsageRecord>,
     /// What other systems have not been told yet.
     notices: OrdMap<JobId, Arc<NoticeRecord>>,
+    /// What people have noted on jobs.
+    notes: OrdMap<JobId, Arc<NotesRecord>>,
     cluster: Option<ClusterRecord>,
     /// Jobs that are not terminal: what a decision has to look at.
     open: OrdSet<JobId>,
@@ -58,6 +62,8 @@ pub struct Job {
     pub record: JobRecord,
     /// As many as the spec has.
     pub stages: Vec<Stage>,
+    /// Memory that the GPU of each rank has at least.
+    pub device_bytes: u64,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -135,6 +141,7 @@ impl ClusterState {
             nodes: OrdMap::new(),
             usage: BTreeMap::new(),
             notices: OrdMap::new(),
+            notes: OrdMap::new(),
             open: OrdSet::new(),
             cluster: None,
             unreadable: UnreadableRecords::default(),
@@ -217,6 +224,12 @@ impl ClusterState {
                 }
                 self.notices.insert(record.job.clone(), Arc::new(record));
             }
+            Record::Notes(record) => {
+                if !self.jobs.contains_key(&record.job) {
+                    return Err(orphan());
+                }
+                self.notes.insert(record.job.clone(), Arc::new(record));
+            }
             Record::Keep(record) => {
                 let stage = self.stage_mut(&record.stage).ok_or_else(orphan)?;
                 stage.keeps.insert((record.step, record.generation), record);
@@ -257,6 +270,7 @@ impl ClusterState {
             RecordKey::Job(id) => {
                 self.jobs.remove(id);
                 self.notices.remove(id);
+                self.notes.remove(id);
                 self.open.remove(id);
             }
             RecordKey::Request(Some(tenant), id) => {
@@ -297,6 +311,9 @@ impl ClusterState {
             }
             RecordKey::Notice(id) => {
                 self.notices.remove(id);
+            }
+            RecordKey::Notes(id) => {
+                self.notes.remove(id);
             }
             RecordKey::Deletion(id) => {
                 if let Some(record) = self.deletions.remove(id) {
@@ -406,6 +423,11 @@ impl ClusterState {
         self.notices.values().map(Arc::as_ref)
     }
 
+    /// What people have noted on the job; none if nothing.
+    pub fn notes(&self, job: &JobId) -> Option<&NotesRecord> {
+        self.notes.get(job).map(Arc::as_ref)
+    }
+
     /// What is one for all; none before the first controller has led.
     pub fn cluster(&self) -> Option<&ClusterRecord> {
         self.cluster.as_ref()
@@ -510,7 +532,8 @@ impl Job {
                 })
             })
             .collect();
-        Self { record, stages }
+        let device_bytes = device_bytes(&record.spec);
+        Self { record, stages, device_bytes }
     }
 
     /// Sorts first what is served first.

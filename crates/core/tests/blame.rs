@@ -59,6 +59,7 @@ impl Cluster {
             drained: false,
             cordon: None,
             arithmetic: None,
+            device_memory_bytes: None,
         }));
         self.seen.hello(node(name), incarnation, BTreeSet::new(), BTreeSet::new(), self.now);
     }

@@ -126,7 +126,12 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
     let (events, inbox) = mpsc::channel(EVENTS);
     let (running, running_now) = watch::channel(Vec::new());
     let reports = ReportSink::default();
-    let computes = Computes { slots, device: if cuda { "cuda" } else { "cpu" }, arithmetic: &arithmetic };
+    let computes = Computes {
+        slots,
+        device: if cuda { "cuda" } else { "cpu" },
+        arithmetic: &arithmetic,
+        device_memory_bytes: if cuda { smallest_memory(slots) } else { None },
+    };
     let identity = introduction(&args.node, NodeKind::Trainer, server.address(), computes);
     let left = departure::read(&scratch);
     let hello =
@@ -207,6 +212,18 @@ fn devices(args: &AgentArgs) -> anyhow::Result<(bool, u32)> {
         (gpus, None) => Ok((true, gpus)),
         (gpus, Some(slots)) if slots <= gpus => Ok((true, slots)),
         (gpus, Some(slots)) => anyhow::bail!("--slots {slots}: this machine has {gpus} GPUs"),
+    }
+}
+
+/// Memory of the smallest GPU that ranks get here. None if one cannot be asked: then the controller goes by no memory.
+fn smallest_memory(slots: u32) -> Option<u64> {
+    let each = (0..slots as usize).map(crescendo_device::cuda::total_bytes);
+    match each.collect::<Result<Vec<u64>, _>>() {
+        Ok(each) => each.into_iter().min(),
+        Err(error) => {
+            tracing::warn!(%error, "the memory of a GPU is not known, so that jobs may be placed here which do not fit");
+            None
+        }
     }
 }
 

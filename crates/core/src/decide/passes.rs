@@ -60,6 +60,7 @@ pub(super) struct Asks<'a> {
     pub device: DeviceChoice,
     pub labels: &'a BTreeMap<String, String>,
     pub topology: Option<&'a Topology>,
+    pub memory_bytes: u64,
 }
 
 /// What is found out for one job and holds for those after it that are like it.

@@ -79,13 +79,14 @@ impl<'a> JobPass<'a, '_> {
         let asks = Asks {
             preset: spec.model.preset,
             queue,
-            device: spec.resources.device,
+            device: spec.resources.asked_device(),
             labels: &spec.resources.node_labels,
             topology: spec.resources.topology.as_ref(),
+            memory_bytes: job.device_bytes,
         };
         let mut known = self.found.needs.borrow_mut();
         let needs = known.entry(asks);
-        needs.or_insert_with(|| NodeNeeds::of(spec, self.quotas(), self.nodes.state)).clone()
+        needs.or_insert_with(|| NodeNeeds::of(job, self.quotas(), self.nodes.state)).clone()
     }
 
     /// Whether the job was in its turn with what its queue is sure of. A gang that may be of several sizes borrows at once if
