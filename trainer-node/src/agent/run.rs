@@ -29,7 +29,7 @@ use crescendo_proto::v1::open_rank_session_response::Message as Down;
 use crescendo_proto::v1::{
     AttemptRef, Checkpoint, CommitCheckpointRequest, Hello, MarkCheckpointDamagedRequest, NodeKind,
     OpenRankSessionResponse, RankAssignment, RankCheckpoint, RankCheckpointOutcome, RankDamage, RankDrain,
-    RankPhase, RankStop, StuckSlot,
+    RankPeerLost, RankPhase, RankStop, StuckSlot,
 };
 use prometheus::Registry;
 use tokio::sync::{mpsc, watch};
@@ -481,6 +481,11 @@ impl Agent {
                     "rank is to save a checkpoint and leave"
                 );
                 self.tell(&rank, Down::Drain(RankDrain { reason }));
+            }
+            Effect::PeerLost { rank, reason } => {
+                rank_span(&rank).in_scope(|| tracing::info!(reason, "another rank here is gone"));
+                // Without a session it sees so by itself, or is killed after a while.
+                self.tell(&rank, Down::PeerLost(RankPeerLost { reason }));
             }
             Effect::UpdateCurators { rank, update } => {
                 self.tell(&rank, Down::UpdateCurators(update));
