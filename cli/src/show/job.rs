@@ -47,6 +47,12 @@ fn labels(job: &Job) -> String {
     labels.iter().map(|(label, value)| format!("{label}={value}")).collect::<Vec<_>>().join(", ")
 }
 
+/// `2026-11-30 12:00 ada: blurred from step 800 on`, as times are shown.
+fn noted(note: &JobNote) -> String {
+    let JobNote { at, by, text } = note;
+    format!("{} {by}: {text}", words::time(at.as_ref()))
+}
+
 /// Everything about one job.
 pub fn details(job: &Job) -> String {
     let mut out = String::new();
@@ -73,9 +79,7 @@ pub fn details(job: &Job) -> String {
     if let Some(took) = took(job) {
         line("took", &words::span(took));
     }
-    for JobNote { at, by, text } in &job.notes {
-        line("note", &format!("{} {by}: {text}", words::time(at.as_ref())));
-    }
+    job.notes.iter().for_each(|note| line("note", &noted(note)));
     let mut table =
         Table::new(&["STAGE", "PHASE", "STEP", "LOSS", "SAMPLES/S", "PAIRS", "REJECTED", "RESTARTS", "ETA"]);
     for stage in &job.stages {

@@ -668,13 +668,12 @@ impl GangView {
 
     /// Whether ranks on some of these nodes may be saving what the gang had done before a rank died: no other end was told, and it has not
     /// taken them too long.
-    pub fn is_being_rescued<'a>(&self, nodes: impl Iterator<Item = &'a NodeId>, now: Timestamp) -> bool {
+    pub fn is_being_rescued<'a>(&self, mut nodes: impl Iterator<Item = &'a NodeId>, now: Timestamp) -> bool {
         let of_death = |report: &NodeReport| match report {
             NodeReport::Starting | NodeReport::Running => true,
             NodeReport::Failed { kind, .. } => *kind == NodeFailure::RankDied,
             NodeReport::Succeeded | NodeReport::Stopped | NodeReport::Drained { .. } => false,
         };
-        let mut nodes = nodes;
         self.rank_died_at.is_some_and(|at| now.since(at) < RESCUE_WITHIN)
             && self.nodes.values().all(of_death)
             && nodes.any(|node| self.nodes.get(node) == Some(&NodeReport::Running))

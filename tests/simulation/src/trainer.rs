@@ -31,8 +31,8 @@ const TICK: Duration = Duration::from_millis(500);
 const STEP: Duration = Duration::from_millis(700);
 /// Limit of the ranks' end when the agent stops.
 const RANKS_GRACE: Duration = Duration::from_secs(5);
-/// How long ranks wait for the one that saves once they have lost another.
-const SAVE_WAIT: Duration = Duration::from_secs(30);
+/// How long ranks wait for rank 0 to save once they have lost another; it may be the one that is lost.
+const SAVE_WAIT: Duration = Duration::from_secs(5);
 /// Ranks that have not met within this give up.
 const MEET_WITHIN: Duration = Duration::from_secs(60);
 

@@ -126,12 +126,8 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
     let (events, inbox) = mpsc::channel(EVENTS);
     let (running, running_now) = watch::channel(Vec::new());
     let reports = ReportSink::default();
-    let computes = Computes {
-        slots,
-        device: if cuda { "cuda" } else { "cpu" },
-        arithmetic: &arithmetic,
-        device_memory_bytes: if cuda { smallest_memory(slots) } else { None },
-    };
+    let (device, device_memory_bytes) = if cuda { ("cuda", smallest_memory(slots)) } else { ("cpu", None) };
+    let computes = Computes { slots, device, arithmetic: &arithmetic, device_memory_bytes };
     let identity = introduction(&args.node, NodeKind::Trainer, server.address(), computes);
     let left = departure::read(&scratch);
     let hello =

@@ -167,14 +167,7 @@ async fn rank(args: RankArgs) -> Result<(), RankError> {
     let at_work = uplink.clone();
     let work = async {
         let plan = RankPlan::new(assignment, args.cuda, args.kernels.into())?;
-        curators_in.send_if_modified(|now| {
-            // An update that came already is newer than the assignment.
-            let first = now.is_empty();
-            if first {
-                now.clone_from(&plan.curator_addresses);
-            }
-            first
-        });
+        take_curators(&curators_in, &plan);
         let attempt = tracing::info_span!(
             target: trace::TARGET,
             "attempt",
@@ -216,6 +209,17 @@ async fn rank(args: RankArgs) -> Result<(), RankError> {
         let _ = tokio::time::timeout(END_GRACE, session.join_next()).await;
     }
     outcome
+}
+
+/// Takes the curators of the assignment, unless an update came already, which is newer.
+fn take_curators(curators: &watch::Sender<Vec<String>>, plan: &RankPlan) {
+    curators.send_if_modified(|now| {
+        let first = now.is_empty();
+        if first {
+            now.clone_from(&plan.curator_addresses);
+        }
+        first
+    });
 }
 
 /// Once another rank is gone: not every collective notices that by itself.
@@ -498,7 +502,8 @@ impl TrainThread {
         drop(self.sources);
         pulse::enter(&self.progress, RankPhase::Meeting);
         let met = meet(&self.args, &self.dialer, &self.plan, &self.runtime, &self.ends);
-        let (group, rank_0_at) = met.map_err(rank_error)?;
+        // Rank 0 serves the others' store from what it met them over, which shows that it lives.
+        let Met { group, over: _over, rank_0_at } = met.map_err(rank_error)?;
         // Only this thread sets it, once.
         let _ = self.group.set(group.clone());
         if self.ends.stop.is_cancelled() {
@@ -526,18 +531,27 @@ impl TrainThread {
     }
 }
 
-/// The gang, and where the process of rank 0 listens as long as it lives; none for itself.
+/// The gang, once all its ranks are there.
+struct Met {
+    group: ProcessGroup,
+    /// What it met over; the same on processors.
+    over: ProcessGroup,
+    /// Where the process of rank 0 listens as long as that is kept; none for itself.
+    rank_0_at: Option<SocketAddr>,
+}
+
 fn meet(
     args: &RankArgs,
     dialer: &Dialer,
     plan: &RankPlan,
     runtime: &Handle,
     ends: &Ends,
-) -> Result<(ProcessGroup, Option<SocketAddr>), RankError> {
+) -> Result<Met, RankError> {
     ends.before_meeting()?;
     let (rank, world) = (plan.gang.rank as usize, plan.gang.ranks as usize);
     if world == 1 && !args.cuda {
-        return Ok((ProcessGroup::solo(plan.device), None));
+        let group = ProcessGroup::solo(plan.device);
+        return Ok(Met { over: group.clone(), group, rank_0_at: None });
     }
     let or_stop = async |call: &mut (dyn Future<Output = Result<Rendezvous, RankError>> + Unpin)| {
         tokio::select! {
@@ -569,10 +583,10 @@ fn meet(
         generation: plan.attempt.generation,
         interface: Some(args.bind_ip),
     };
-    let group = ProcessGroup::gloo(rank, world, rendezvous, &options).map_err(of_group)?;
+    let over = ProcessGroup::gloo(rank, world, rendezvous, &options).map_err(of_group)?;
     let group = match plan.device {
-        tch::Device::Cuda(index) => group.with_nccl(index, MEETING_TIMEOUT).map_err(of_group)?,
-        _ => group,
+        tch::Device::Cuda(index) => over.with_nccl(index, MEETING_TIMEOUT).map_err(of_group)?,
+        _ => over.clone(),
     };
-    Ok((group, rank_0_at))
+    Ok(Met { group, over, rank_0_at })
 }

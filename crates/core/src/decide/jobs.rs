@@ -331,6 +331,11 @@ impl<'a> JobPass<'a, '_> {
                 });
             }
         }
+        self.lost_node(gang, attempt)
+    }
+
+    /// The end of a gang that does not step and of which a node is silent.
+    fn lost_node(&self, gang: Option<&GangView>, attempt: &AttemptRecord) -> Option<Ending> {
         let since = self.nodes.seen.since;
         let began = self.nodes.seen.began(&attempt.attempt);
         let stepped_at = gang.map_or(since, |gang| gang.stepped_at).max(began);

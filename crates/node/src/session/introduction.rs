@@ -19,6 +19,13 @@ pub struct Computes<'a> {
     pub device_memory_bytes: Option<u64>,
 }
 
+impl<'a> Computes<'a> {
+    /// Of a node that takes no ranks.
+    pub fn of_curator(device: &'a str, arithmetic: &'a Arithmetic) -> Self {
+        Self { slots: 0, device, arithmetic, device_memory_bytes: None }
+    }
+}
+
 /// All but what changes while the process runs. Each start of a process has an incarnation of its own.
 pub fn introduction(args: &NodeArgs, kind: NodeKind, address: String, computes: Computes<'_>) -> Hello {
     let Computes { slots, device, arithmetic, device_memory_bytes } = computes;
