@@ -82,6 +82,9 @@ DASHBOARDS = {
                 panel("Attempts",
                       (f"sum(increase(crescendo_attempts_placed_total{{{NS}}}[$__rate_interval]))", "placed"),
                       (f"sum(increase(crescendo_attempts_ended_total{{{NS}}}[$__rate_interval]))", "ended without a final checkpoint"), width=12),
+                panel("Deletions and webhooks",
+                      (f"max(crescendo_deletion_oldest_seconds{{{NS}}} {LED})", "oldest deletion that is not done"),
+                      (f"max(crescendo_webhooks_oldest_wait_seconds{{{NS}}} {LED})", "oldest end that a webhook has not been told"), unit="s", width=12),
                 panel("Log lines received", (f"sum(rate(crescendo_log_lines_total{{{NS}}}[$__rate_interval]))", "lines"), unit="cps", width=12),
             ]),
             ("Store", [

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use crescendo_proto::v1::Job;
-use crescendo_tests::{Cluster, ClusterOptions, lora_spec, trained};
+use crescendo_tests::{Cluster, ClusterOptions, lora_spec, trained, trained_by};
 
 const LIMIT: Duration = Duration::from_secs(150);
 const STEPS: u64 = 300;
@@ -53,4 +53,61 @@ async fn a_gang_grows_into_free_slots_and_shrinks_with_its_nodes() -> Result<()>
     steps.dedup();
     ensure!(steps == (0..STEPS).collect::<Vec<_>>(), "steps are missing: {steps:?}");
     Ok(())
+}
+
+/// The processes of single ranks die and their nodes do not, each rank of the gang once: whoever is left saves the step before.
+async fn ranks_die(trainers: usize, slots: u32) -> Result<()> {
+    let positions = tempfile::tempdir()?;
+    let environment = vec![("CRESCENDO_POSITION_LOG".to_owned(), positions.path().display().to_string())];
+    let options = ClusterOptions { environment, trainers, slots, ..ClusterOptions::default() };
+    let cluster = Cluster::start(options).await?;
+    let weights = cluster.train_base().await?;
+    // No checkpoint comes by itself before the last one.
+    let spec = lora_spec(&weights, 1, STEPS, 10_000);
+    let (undisturbed, died) = (cluster.submit("undisturbed", &spec).await?, "died");
+    cluster.await_success(&undisturbed, LIMIT).await?;
+
+    let job_id = cluster.submit(died, &spec).await?;
+    for kill in 0..2 {
+        let generation = kill as u64 + 1;
+        let steps = |job: &Job| {
+            job.stages[0].generation == generation && job.stages[0].step > job.stages[0].checkpoint_step + 5
+        };
+        let job = cluster.await_job(&job_id, LIMIT, "two ranks that step", steps).await?;
+        let killed = std::time::Instant::now();
+        cluster.kill_9_rank_at(kill % trainers, kill % slots as usize)?;
+        cluster.await_generation(&job_id, 0, generation + 1, LIMIT).await?;
+        let took = killed.elapsed();
+        ensure!(took < Duration::from_secs(20), "placed anew after {took:?}, from {job:?}");
+    }
+    let job = cluster.await_success(&job_id, LIMIT).await?;
+    ensure!(generation(&job) == 3, "it was placed {} times", generation(&job));
+
+    let mut before: Option<u64> = None;
+    for (generation, steps) in trained(positions.path(), &job_id)? {
+        let other = trained_by(positions.path(), &job_id, 1)?.remove(&generation).unwrap_or_default();
+        let all = || steps.iter().chain(&other).copied();
+        let (first, last) = (all().min(), all().max());
+        if let (Some(before), Some(first)) = (before, first) {
+            let again = (before + 1).saturating_sub(first);
+            ensure!(again <= 1 && first <= before + 1, "{again} steps again in generation {generation}");
+        }
+        before = last;
+    }
+    let mut lora = Vec::new();
+    for job in [&undisturbed, &job_id] {
+        lora.push(cluster.final_file_sha256(job, "stage-1", "dit_lora.safetensors").await?);
+    }
+    ensure!(lora[0] == lora[1], "what was saved so is not what was trained");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_rank_that_dies_on_its_node_costs_one_step_at_most() -> Result<()> {
+    ranks_die(2, 1).await
+}
+
+#[tokio::test]
+async fn a_rank_that_dies_beside_the_others_costs_one_step_at_most() -> Result<()> {
+    ranks_die(1, 2).await
 }

@@ -82,6 +82,8 @@ pub enum Command {
     Resume(JobArgs),
     /// Have a failed job tried again, from its newest checkpoint and with the pairs that it has.
     Retry(JobArgs),
+    /// Note something on a job, for whoever looks at it: `crescendo get` shows it, with your name and the time.
+    Note(NoteArgs),
     /// Submit a job that trains on from where one that has ended stopped, with its optimizer and its pairs.
     Continue(ContinueArgs),
     /// Delete a job that has ended: its files and its records. A line of what it was stays.
@@ -519,6 +521,19 @@ pub struct PauseArgs {
     /// Come back once its ranks have left.
     #[arg(long)]
     pub wait: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+A job, open or ended, has up to 32 notes; they go with it when it is deleted. The same text twice in a row is noted once.
+
+Examples:
+  crescendo note uno-7f3kq2 'blurred from step 800 on; next time with learningRate 1e-5'")]
+pub struct NoteArgs {
+    /// The job's id.
+    pub job: String,
+    /// One line of up to 1000 characters.
+    pub text: String,
 }
 
 #[derive(Debug, Args)]

@@ -108,6 +108,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
             Command::Resume(args) => commands::steer::resume(&common, &args).await,
             Command::Continue(args) => commands::continuation::run(&common, &args).await,
             Command::Retry(args) => commands::steer::retry(&common, &args).await,
+            Command::Note(args) => commands::steer::note(&common, &args).await,
             Command::Delete(args) => commands::delete::run(&common, &args).await,
             Command::Lineage(args) => commands::lineage::run(&common, &args).await,
             Command::Nodes(args) => commands::nodes::run(&common, &args).await,

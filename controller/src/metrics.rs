@@ -233,6 +233,12 @@ pub const CATALOGUE: &[Metric] = &[
         &[],
         "Jobs that are being deleted and not gone yet. Leader only.",
     ),
+    gauge(
+        "crescendo_deletion_oldest_seconds",
+        "seconds",
+        &[],
+        "Time since the deletion was asked for that is not done and was asked for first; 0 if there is none. Leader only.",
+    ),
     counter(
         "crescendo_jobs_deleted_total",
         "",
@@ -264,6 +270,12 @@ pub const CATALOGUE: &[Metric] = &[
         "",
         &[],
         "Ends of jobs that a webhook has not been told yet, once a webhook. Leader only.",
+    ),
+    gauge(
+        "crescendo_webhooks_oldest_wait_seconds",
+        "seconds",
+        &[],
+        "Time since the oldest end of a job that some webhook has not been told yet; 0 if there is none. Leader only.",
     ),
 ];
 
@@ -304,12 +316,14 @@ pub struct Metrics {
     pub leftover_bytes_removed: IntCounter,
     pub leftovers_failed: IntCounter,
     being_deleted: IntGaugeVec,
+    oldest_deletion: IntGaugeVec,
     pub jobs_deleted: IntCounter,
     pub deleted_objects: IntCounter,
     pub deleted_bytes: IntCounter,
     pub deleted_failed: IntCounter,
     webhooks: IntCounterVec,
     webhooks_waiting: IntGaugeVec,
+    webhooks_oldest_wait: IntGaugeVec,
 }
 
 impl Metrics {
@@ -350,12 +364,14 @@ impl Metrics {
             leftover_bytes_removed: registrar.counter("crescendo_leftovers_removed_bytes_total")?,
             leftovers_failed: registrar.counter("crescendo_leftovers_failed_total")?,
             being_deleted: registrar.passing_gauge("crescendo_jobs_being_deleted")?,
+            oldest_deletion: registrar.passing_gauge("crescendo_deletion_oldest_seconds")?,
             jobs_deleted: registrar.counter("crescendo_jobs_deleted_total")?,
             deleted_objects: registrar.counter("crescendo_deleted_objects_total")?,
             deleted_bytes: registrar.counter("crescendo_deleted_bytes_total")?,
             deleted_failed: registrar.counter("crescendo_deleted_objects_failed_total")?,
             webhooks: registrar.counters("crescendo_webhooks_total")?,
             webhooks_waiting: registrar.passing_gauge("crescendo_webhooks_waiting")?,
+            webhooks_oldest_wait: registrar.passing_gauge("crescendo_webhooks_oldest_wait_seconds")?,
         };
         registrar.finish()?;
         Ok(metrics)
@@ -398,7 +414,9 @@ impl Metrics {
             &self.stragglers,
             &self.stuck,
             &self.being_deleted,
+            &self.oldest_deletion,
             &self.webhooks_waiting,
+            &self.webhooks_oldest_wait,
         ] {
             gauges.reset();
         }
@@ -476,6 +494,14 @@ impl Metrics {
         self.stuck.with_label_values::<&str>(&[]).set(whole(seen.stuck_slots()));
         self.being_deleted.with_label_values::<&str>(&[]).set(whole(state.deleting().count()));
         self.webhooks_waiting.with_label_values::<&str>(&[]).set(whole(notices::waiting_count(state)));
+        let wall = seen.wall(now);
+        let since = |at: Option<Timestamp>| {
+            at.map_or(0, |at| i64::try_from(wall.since(at).as_secs()).unwrap_or(i64::MAX))
+        };
+        let oldest_deletion = state.deleting().map(|deletion| deletion.requested_at).min();
+        self.oldest_deletion.with_label_values::<&str>(&[]).set(since(oldest_deletion));
+        let oldest_end = notices::oldest_waiting(state);
+        self.webhooks_oldest_wait.with_label_values::<&str>(&[]).set(since(oldest_end));
         let benched = benched_curators(state, seen, limits, now);
         self.benched.with_label_values::<&str>(&[]).set(whole(benched));
         let backlog = curation_backlog_units(state);
@@ -532,7 +558,9 @@ mod tests {
             "crescendo_stragglers 0",
             "crescendo_slots_stuck 0",
             "crescendo_jobs_being_deleted 0",
+            "crescendo_deletion_oldest_seconds 0",
             "crescendo_webhooks_waiting 0",
+            "crescendo_webhooks_oldest_wait_seconds 0",
             "crescendo_records_unreadable{kind=\"units\"} 0",
         ];
         let led = text(&registry);

@@ -13,6 +13,7 @@ use crescendo_core::histogram::Scale;
 use crescendo_core::ids::{JobId, NodeId, Timestamp};
 use crescendo_core::job::JobState;
 use crescendo_core::log_reads::ReadLog;
+use crescendo_core::note::Note;
 use crescendo_core::observed::Observed;
 use crescendo_core::precision::{self, Arithmetic};
 use crescendo_core::processor;
@@ -24,7 +25,7 @@ use crescendo_proto::{convert, v1};
 /// Benched curators of a stage that are listed.
 const MAX_CURATORS: usize = 32;
 
-/// A job without its spec, its revision and its deletion.
+/// A job without its spec, its notes, its revision and its deletion.
 pub fn job(
     state: &ClusterState,
     job: &Job,
@@ -64,8 +65,19 @@ pub fn job(
             let attempts = job.stages.iter().filter_map(Stage::active_attempt);
             u32::try_from(attempts.map(|attempt| attempt.ranks.len()).sum::<usize>()).unwrap_or(u32::MAX)
         },
+        notes: Vec::new(),
         deletion: None,
     }
+}
+
+/// What people have noted on a job, the oldest first.
+pub fn notes(state: &ClusterState, job: &JobId) -> Vec<v1::JobNote> {
+    let note = |Note { at, by, text }: &Note| v1::JobNote {
+        at: Some(convert::timestamp(*at)),
+        by: by.clone(),
+        text: text.clone(),
+    };
+    state.notes(job).into_iter().flat_map(|record| &record.notes).map(note).collect()
 }
 
 fn reason(job: &Job, seen: &Observed, wait: Option<&PendingReason>, now: Timestamp) -> String {
@@ -318,6 +330,7 @@ fn node(
         store_fault: view.and_then(|view| view.health.store_fault.clone()).unwrap_or_default(),
         rival_address: seen.rival(&record.id, now).map(|rival| rival.address.clone()).unwrap_or_default(),
         arithmetic: record.arithmetic.as_ref().map(convert::arithmetic_message),
+        device_memory_bytes: record.device_memory_bytes.unwrap_or(0),
         bf16_factor: record.arithmetic.as_ref().and_then(Arithmetic::bf16_factor).unwrap_or(0.0),
     }
 }

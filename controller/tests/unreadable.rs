@@ -121,3 +121,28 @@ async fn a_job_whose_own_record_cannot_be_read_is_not_denied_and_not_made_twice(
     assert!(controller.metrics().await?.contains("crescendo_state_reloads_total 0"));
     Ok(())
 }
+
+#[tokio::test]
+async fn a_kind_of_record_that_only_a_newer_version_has_is_left_alone_and_counted_as_nothing() -> Result<()> {
+    /// A record of version 1 that holds field 99 alone.
+    const NEW_KIND: &[u8] = b"\x9a\x06\x01x\x78\x01";
+    /// The same of a version that this one may not do without.
+    const NEWER: &[u8] = b"\x9a\x06\x01x\x78\x63";
+    let mut controller = Controller::start().await?;
+    let job = controller.submit_job("r-1").await?.job_id;
+    controller.kill()?;
+    let key = format!("favourites/{job}");
+    let put = [(key.as_str(), NEW_KIND), ("wishes/x", NEWER)];
+    with_store(&controller, async |store| {
+        store.txn(put.into_iter().fold(Txn::new(), |txn, (key, value)| txn.put(key, value))).await?;
+        Ok(())
+    })
+    .await?;
+    controller.restart().await?;
+    succeeds(&controller, "r-2", "t-1").await?;
+    let metrics = controller.metrics().await?;
+    assert!(metrics.contains("crescendo_records_unreadable{kind=\"other\"} 1"), "{metrics}");
+    controller.kill()?;
+    assert_eq!(value(&controller, &key).await?, NEW_KIND, "nothing is written over it");
+    Ok(())
+}

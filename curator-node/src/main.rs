@@ -158,7 +158,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
     tasks.spawn_critical("grpc server", serve_nodes(service, nodes_only, incoming, tasks.stop_token()));
 
     let known = pairs.clone();
-    let computes = Computes { slots: 0, device: crescendo_device::kind(device), arithmetic: &arithmetic };
+    let computes = Computes::of_curator(crescendo_device::kind(device), &arithmetic);
     let identity = introduction(&node_args, NodeKind::Curator, server.address(), computes);
     let hello = move || Hello { curating: known.stages(), ..identity.clone() };
     let (session, commands) = NodeSession::new(controllers.clone(), ReportSink::default(), logs, hello);

@@ -252,6 +252,7 @@ pub fn hello(message: v1::Hello) -> Result<Introduction, RequestError> {
             drained: false,
             cordon: None,
             arithmetic: message.arithmetic.map(arithmetic).transpose()?,
+            device_memory_bytes: (message.device_memory_bytes > 0).then_some(message.device_memory_bytes),
         },
         running,
         curating,
@@ -328,10 +329,11 @@ pub fn report(node: NodeId, message: v1::AttemptReport) -> Result<Report, Reques
         v1::AttemptPhase::Running => NodeReport::Running,
         v1::AttemptPhase::Succeeded => NodeReport::Succeeded,
         v1::AttemptPhase::Failed => {
-            let kind = match (message.permanent, message.peer_lost) {
-                (true, _) => NodeFailure::Permanent,
-                (false, true) => NodeFailure::PeerLost,
-                (false, false) => NodeFailure::Retryable,
+            let kind = match (message.permanent, message.peer_lost, message.rank_died) {
+                (true, _, _) => NodeFailure::Permanent,
+                (false, true, _) => NodeFailure::PeerLost,
+                (false, false, true) => NodeFailure::RankDied,
+                (false, false, false) => NodeFailure::Retryable,
             };
             NodeReport::Failed { reason: line(&message.reason), kind }
         }

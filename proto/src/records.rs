@@ -13,6 +13,7 @@ use crescendo_core::ids::{
     Timestamp,
 };
 use crescendo_core::job::{JobState, Pause};
+use crescendo_core::note::{Note, NotesRecord};
 use crescendo_core::notices::{EndNotice, NoticeRecord, WebhookId};
 use crescendo_core::precision::{Arithmetic, PrecisionChoice, StagePrecision};
 use crescendo_core::processor::{GangKind, GangPart, RanOn};
@@ -39,8 +40,10 @@ pub enum BadRecord {
         "a newer version of the controller wrote it: it has version {version}, and this one reads up to {VERSION}"
     )]
     Newer { version: u32 },
-    #[error("the record holds nothing that this version knows")]
+    #[error("the record holds nothing")]
     Empty,
+    #[error("the record is of a kind that this version does not know")]
+    NewKind,
     #[error("the record has a bad id")]
     Id(#[from] InvalidId),
     #[error("the record has a bad job spec")]
@@ -72,6 +75,7 @@ pub fn encode(record: &Record) -> Vec<u8> {
         Record::Deletion(record) => Kind::Deletion(deletion_out(record)),
         Record::Usage(record) => Kind::Usage(usage_out(record)),
         Record::Notice(record) => Kind::Notice(notice_out(record)),
+        Record::Notes(record) => Kind::Notes(notes_out(record)),
         Record::Keep(KeepRecord { stage, step, generation, at }) => Kind::Keep(stored::Keep {
             job_id: stage.job.to_string(),
             stage: stage.stage.to_string(),
@@ -90,7 +94,9 @@ pub fn decode(bytes: &[u8]) -> Result<Record, BadRecord> {
     if version > VERSION {
         return Err(BadRecord::Newer { version });
     }
-    Ok(match record.ok_or(BadRecord::Empty)? {
+    // Whoever writes a record says a version; what says none was perhaps no record.
+    let nothing = if version == 0 { BadRecord::Empty } else { BadRecord::NewKind };
+    Ok(match record.ok_or(nothing)? {
         Kind::Job(message) => Record::Job(job_in(message)?),
         Kind::Request(message) => Record::Request(RequestRecord {
             tenant: match message.tenant.as_str() {
@@ -115,6 +121,7 @@ pub fn decode(bytes: &[u8]) -> Result<Record, BadRecord> {
         Kind::Deletion(message) => Record::Deletion(deletion_in(message)?),
         Kind::Usage(message) => Record::Usage(usage_in(message)?),
         Kind::Notice(message) => Record::Notice(notice_in(message)?),
+        Kind::Notes(message) => Record::Notes(notes_in(message)?),
         Kind::Keep(stored::Keep { job_id, stage, step, generation, at_millis }) => Record::Keep(KeepRecord {
             stage: stage_in(&job_id, &stage)?,
             step,
@@ -185,6 +192,21 @@ fn notice_in(message: stored::Notice) -> Result<NoticeRecord, BadRecord> {
     };
     let ends: Result<Vec<EndNotice>, BadRecord> = message.ends.into_iter().map(end).collect();
     Ok(NoticeRecord { job: JobId::parse(&message.job_id)?, ends: ends? })
+}
+
+fn notes_out(record: &NotesRecord) -> stored::Notes {
+    let note = |Note { at, by, text }: &Note| stored::notes::Note {
+        at_millis: at.0,
+        by: by.clone(),
+        text: text.clone(),
+    };
+    stored::Notes { job_id: record.job.to_string(), notes: record.notes.iter().map(note).collect() }
+}
+
+fn notes_in(message: stored::Notes) -> Result<NotesRecord, BadRecord> {
+    let note = |stored::notes::Note { at_millis, by, text }| Note { at: Timestamp(at_millis), by, text };
+    let notes = message.notes.into_iter().map(note).collect();
+    Ok(NotesRecord { job: JobId::parse(&message.job_id)?, notes })
 }
 
 fn time_out(time: Option<Timestamp>) -> u64 {
@@ -723,6 +745,7 @@ fn node_out(record: &NodeRecord) -> stored::Node {
         version: record.version.clone(),
         drained: record.drained,
         cordon: record.cordon.clone().unwrap_or_default(),
+        device_memory_bytes: record.device_memory_bytes.unwrap_or(0),
         arithmetic: record.arithmetic.as_ref().map(|arithmetic| stored::node::Arithmetic {
             f32_nanos: nanos_out(arithmetic.f32_time),
             bf16_nanos: nanos_out(arithmetic.bf16_time),
@@ -744,6 +767,7 @@ fn node_in(message: stored::Node) -> Result<NodeRecord, BadRecord> {
         version: message.version,
         drained: message.drained,
         cordon: (!message.cordon.is_empty()).then_some(message.cordon),
+        device_memory_bytes: (message.device_memory_bytes > 0).then_some(message.device_memory_bytes),
         arithmetic: message.arithmetic.map(|arithmetic| Arithmetic {
             f32_time: Duration::from_nanos(arithmetic.f32_nanos),
             bf16_time: Duration::from_nanos(arithmetic.bf16_nanos),
@@ -877,6 +901,10 @@ mod tests {
                     })
                     .to_vec(),
             }),
+            Record::Notes(NotesRecord {
+                job: stage().job,
+                notes: vec![Note { at: Timestamp(9), by: "ada".into(), text: "it looks right".into() }],
+            }),
             deletion(DeletionPhase::Files, JobState::Succeeded),
             deletion(DeletionPhase::Records, JobState::Failed { reason: "worn".into() }),
             deletion(DeletionPhase::Gone { at: Timestamp(11) }, JobState::Cancelled { reason: "c".into() }),
@@ -901,6 +929,7 @@ mod tests {
                 version: "0.1.0".into(),
                 drained: true,
                 cordon: Some("3 jobs have failed on it".into()),
+                device_memory_bytes: Some(85_000_000_000),
                 arithmetic: Some(Arithmetic {
                     f32_time: Duration::from_micros(210),
                     bf16_time: Duration::from_nanos(1),
@@ -1064,6 +1093,10 @@ mod tests {
     fn bytes_that_are_no_record_are_an_error() {
         assert!(matches!(decode(b"\xff\xff\xff"), Err(BadRecord::Decode(_))));
         assert!(matches!(decode(b""), Err(BadRecord::Empty)));
+        let new_kind = stored::Record { record: None, version: VERSION };
+        assert!(matches!(decode(&new_kind.encode_to_vec()), Err(BadRecord::NewKind)));
+        let newer = stored::Record { record: None, version: VERSION + 1 };
+        assert!(matches!(decode(&newer.encode_to_vec()), Err(BadRecord::Newer { .. })));
         let bad = stored::Request { request_id: "a b".into(), job_id: "j".into(), tenant: String::new() };
         let bad = stored::Record { record: Some(stored::record::Record::Request(bad)), version: VERSION };
         assert!(matches!(decode(&bad.encode_to_vec()), Err(BadRecord::Id(_))));

@@ -171,6 +171,27 @@ class Client:
         )
         return [Node._of(node) for node in answer.nodes]
 
+    def drain(self, node: Node | str, *, undo: bool = False) -> Node:
+        """Empties a node: it gets no new work, and what it works on goes on elsewhere. `undo` gives it work again."""
+        request = node_pb2.DrainNodeRequest(node_id=_node_id(node), undo=undo)
+        answer = self._wire.call(
+            self._timeout,
+            lambda channel, timeout, metadata: node_pb2_grpc.NodeServiceStub(channel).DrainNode(
+                request, timeout=timeout, metadata=metadata
+            ),
+        )
+        return Node._of(answer.node)
+
+    def forget_node(self, node: Node | str) -> None:
+        """Forgets a node that is gone for good. Raises WrongStateError while it is connected or has ranks of a gang."""
+        request = node_pb2.ForgetNodeRequest(node_id=_node_id(node))
+        self._wire.call(
+            self._timeout,
+            lambda channel, timeout, metadata: node_pb2_grpc.NodeServiceStub(channel).ForgetNode(
+                request, timeout=timeout, metadata=metadata
+            ),
+        )
+
     def queues(self) -> Queues:
         """What the queues hold and wait for, and what part of the cluster each tenant has used."""
         request = queue_pb2.ListQueuesRequest()
@@ -436,6 +457,39 @@ class Client:
         )
         return Job._of(answer.job)
 
+    def note(self, job: JobOrId, text: str) -> Job:
+        """Notes something on the job, for whoever looks at it: one line of up to 1000 characters; 32 a job.
+
+        The same text twice in a row is noted once. Raises WrongStateError when the job has as many, or is deleted.
+        """
+        request = job_pb2.NoteJobRequest(job_id=_id(job), text=text)
+        answer = self._wire.call(
+            self._timeout,
+            lambda channel, timeout, metadata: _jobs(channel).NoteJob(request, timeout=timeout, metadata=metadata),
+        )
+        return Job._of(answer.job)
+
+    def plan_continuation(self, job: JobOrId, steps: int, *, name: str = "") -> str:
+        """The spec, YAML, that `continue_job` submits: to look at it, or to change it before it is submitted."""
+        request = job_pb2.PlanContinuationRequest(job_id=_id(job), steps=steps, name=name)
+        return self._wire.call(
+            self._timeout,
+            lambda channel, timeout, metadata: _jobs(channel).PlanContinuation(
+                request, timeout=timeout, metadata=metadata
+            ),
+        ).spec_yaml
+
+    def continue_job(
+        self, job: JobOrId, steps: int, *, name: str = "", request_id: str | None = None
+    ) -> SubmittedJob:
+        """Submits a job that trains on for `steps` from where one that has ended stopped.
+
+        It has the last stage of that job that has a checkpoint, which starts from the newest with its optimizer, and
+        the stages after it. Pairs are taken where their log is complete, and made as before otherwise. name: of the
+        new job; without it, that of the old one. Raises WrongStateError if the job has not ended, or has no checkpoint.
+        """
+        return self.submit(self.plan_continuation(job, steps, name=name), request_id=request_id)
+
     def delete(
         self, job: JobOrId, *, keep_checkpoints: bool = False, keep_pairs: bool = False, keep_logs: bool = False
     ) -> Deletion:
@@ -673,6 +727,10 @@ def _jobs(channel: grpc.Channel) -> job_pb2_grpc.JobServiceStub:
 
 def _id(job: JobOrId) -> str:
     return job.job_id if isinstance(job, Job) else job
+
+
+def _node_id(node: Node | str) -> str:
+    return node.node_id if isinstance(node, Node) else node
 
 
 def _text(spec: Spec) -> bytes:

@@ -237,6 +237,21 @@ class DeletionPreview:
 
 
 @dataclass(frozen=True)
+class Note:
+    """What a person has noted on a job."""
+
+    at: datetime | None
+    #: The name that the person had logged in by.
+    by: str
+    #: One line.
+    text: str
+
+    @classmethod
+    def _of(cls, raw: job_pb2.JobNote) -> Note:
+        return cls(at=_time(raw, "at", raw.at), by=raw.by, text=raw.text)
+
+
+@dataclass(frozen=True)
 class Job:
     """A job, as it was when the controller told of it."""
 
@@ -263,6 +278,8 @@ class Job:
     slots_held: int
     #: `metadata.labels` of the spec.
     labels: Mapping[str, str]
+    #: What people have noted on it, the oldest first. Empty in lists and watches.
+    notes: tuple[Note, ...]
     #: From when it is being deleted; None if it stays.
     deletion: Deletion | None
     raw: job_pb2.Job = field(repr=False, compare=False)
@@ -285,6 +302,7 @@ class Job:
             request_id=raw.request_id,
             slots_held=raw.slots_held,
             labels=dict(raw.labels),
+            notes=tuple(Note._of(note) for note in raw.notes),
             deletion=Deletion._of(raw.deletion) if raw.HasField("deletion") else None,
             raw=raw,
         )
@@ -515,6 +533,8 @@ class Node:
     cordon_reason: str
     #: Why it cannot use the object store; empty if it can.
     store_fault: str
+    #: Memory of the smallest GPU that ranks get there; None on processors, or if it has not said.
+    device_memory_bytes: int | None
     raw: node_pb2.Node = field(repr=False, compare=False)
 
     @classmethod
@@ -533,6 +553,7 @@ class Node:
             draining=raw.draining,
             cordon_reason=raw.cordon_reason,
             store_fault=raw.store_fault,
+            device_memory_bytes=raw.device_memory_bytes or None,
             raw=raw,
         )
 

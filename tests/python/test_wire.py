@@ -21,6 +21,8 @@ from crescendo.v1 import (
     checkpoint_pb2_grpc,
     job_pb2,
     job_pb2_grpc,
+    node_pb2,
+    node_pb2_grpc,
     object_pb2,
     object_pb2_grpc,
 )
@@ -32,7 +34,7 @@ Code = grpc.StatusCode
 def serve(*services, credentials=None):
     server = grpc.server(ThreadPoolExecutor(8))
     for service in services:
-        for module in (access_pb2_grpc, checkpoint_pb2_grpc, job_pb2_grpc, object_pb2_grpc):
+        for module in (access_pb2_grpc, checkpoint_pb2_grpc, job_pb2_grpc, node_pb2_grpc, object_pb2_grpc):
             for name in dir(module):
                 if name.endswith("Servicer") and isinstance(service, getattr(module, name)):
                     getattr(module, f"add_{name}_to_server")(service, server)
@@ -469,7 +471,7 @@ def test_what_is_wanted_of_a_job_arrives_as_it_was_said():
 
     class Steered(job_pb2_grpc.JobServiceServicer):
         def __getattribute__(self, name):
-            if name not in ("PauseJob", "ResumeJob", "RetryJob", "CancelJob"):
+            if name not in ("PauseJob", "ResumeJob", "RetryJob", "CancelJob", "NoteJob"):
                 return super().__getattribute__(name)
             answer = getattr(job_pb2, f"{name}Response")
             return lambda request, _: asked.append(request) or answer(job=job_pb2.Job(job_id=request.job_id))
@@ -479,6 +481,7 @@ def test_what_is_wanted_of_a_job_arrives_as_it_was_said():
         for do in (client.pause, client.resume, client.retry, client.cancel):
             assert do(told).job_id == "j"
         client.cancel("j", "enough")
+        client.note("j", "it looks right")
     assert asked == [
         job_pb2.PauseJobRequest(job_id="j", reason="lunch", keep_curating=True),
         job_pb2.PauseJobRequest(job_id="j"),
@@ -486,6 +489,66 @@ def test_what_is_wanted_of_a_job_arrives_as_it_was_said():
         job_pb2.RetryJobRequest(job_id="j"),
         job_pb2.CancelJobRequest(job_id="j"),
         job_pb2.CancelJobRequest(job_id="j", reason="enough"),
+        job_pb2.NoteJobRequest(job_id="j", text="it looks right"),
+    ]
+
+
+def test_notes_are_read_and_a_job_goes_on_with_what_the_controller_plans():
+    asked = []
+
+    class Ended(job_pb2_grpc.JobServiceServicer):
+        def GetJob(self, request, context):
+            noted = job_pb2.JobNote(by="ada", text="it looks right")
+            noted.at.FromSeconds(1_770_000_000)
+            return job_pb2.GetJobResponse(job=job_pb2.Job(job_id=request.job_id, notes=[noted]))
+
+        def PlanContinuation(self, request, context):
+            if request.job_id == "runs":
+                context.abort(Code.FAILED_PRECONDITION, "job runs is running, and goes on by itself")
+            asked.append(request)
+            return job_pb2.PlanContinuationResponse(spec_yaml="kind: TrainingJob")
+
+        def SubmitJob(self, request, context):
+            asked.append(request)
+            return job_pb2.SubmitJobResponse(job=job_pb2.Job(job_id="more-1"))
+
+    with serve(Ended()) as address, Client(address) as client:
+        (note,) = client.get("j").notes
+        assert (note.by, note.text, note.at.year) == ("ada", "it looks right", 2026)
+        assert client.continue_job("j", 200, name="more", request_id="r-1").job_id == "more-1"
+        with pytest.raises(crescendo.WrongStateError, match="goes on by itself"):
+            client.continue_job("runs", 200)
+    assert asked == [
+        job_pb2.PlanContinuationRequest(job_id="j", steps=200, name="more"),
+        job_pb2.SubmitJobRequest(request_id="r-1", spec_yaml=b"kind: TrainingJob"),
+    ]
+
+
+def test_a_node_is_drained_and_forgotten_by_its_name_or_as_it_was_listed():
+    asked = []
+
+    class Nodes(node_pb2_grpc.NodeServiceServicer):
+        def ListNodes(self, request, context):
+            node = node_pb2.Node(node_id="t-1", device="cuda", device_memory_bytes=85_000_000_000)
+            return node_pb2.ListNodesResponse(nodes=[node, node_pb2.Node(node_id="c-1")])
+
+        def DrainNode(self, request, context):
+            asked.append(request)
+            return node_pb2.DrainNodeResponse(node=node_pb2.Node(node_id=request.node_id, draining=not request.undo))
+
+        def ForgetNode(self, request, context):
+            asked.append(request)
+            return node_pb2.ForgetNodeResponse()
+
+    with serve(Nodes()) as address, Client(address) as client:
+        first, second = client.nodes()
+        assert (first.device_memory_bytes, second.device_memory_bytes) == (85_000_000_000, None)
+        assert client.drain(first).draining and not client.drain("t-1", undo=True).draining
+        client.forget_node(second)
+    assert asked == [
+        node_pb2.DrainNodeRequest(node_id="t-1"),
+        node_pb2.DrainNodeRequest(node_id="t-1", undo=True),
+        node_pb2.ForgetNodeRequest(node_id="c-1"),
     ]
 
 

@@ -29,6 +29,8 @@ use crate::{Process, write_subjects};
 pub struct ClusterOptions {
     pub curators: usize,
     pub trainers: usize,
+    /// Ranks that fit on each trainer.
+    pub slots: u32,
     /// Controllers; more than one share a store that is not the embedded one.
     pub controllers: usize,
     /// `embedded` or `etcd:URL`.
@@ -50,6 +52,7 @@ impl Default for ClusterOptions {
         Self {
             curators: 1,
             trainers: 2,
+            slots: 1,
             controllers: 1,
             store: None,
             etcd_members: 0,
@@ -108,7 +111,8 @@ impl Cluster {
         let variable =
             |name: &str| environment.iter().find(|(known, _)| known == name).map(|(_, value)| value.clone());
         let object_store = crescendo_node::objects::open_with(&object_store_url, &variable)?;
-        let launch = Launch { root, environment, authority: options.authority.as_ref() };
+        let launch =
+            Launch { root, environment, authority: options.authority.as_ref(), slots: options.slots };
         std::fs::create_dir_all(launch.certificates())?;
         let mut controllers = Vec::new();
         let mut to_store = Vec::new();
@@ -392,8 +396,14 @@ impl Cluster {
 
     /// `kill -9` of one rank process of a trainer. Fails if it has none.
     pub fn kill_9_rank(&self, trainer: usize) -> Result<()> {
-        let pid = *self.rank_pids(trainer)?.first().context("the trainer has no rank")?;
-        signal(pid, libc::SIGKILL)
+        self.kill_9_rank_at(trainer, 0)
+    }
+
+    /// The same of the one that was started so many after the first.
+    pub fn kill_9_rank_at(&self, trainer: usize, nth: usize) -> Result<()> {
+        let mut pids = self.rank_pids(trainer)?;
+        pids.sort_unstable();
+        signal(*pids.get(nth).context("the trainer has no such rank")?, libc::SIGKILL)
     }
 
     /// SIGSTOP to one rank process of a trainer. Fails if it has none.
@@ -432,6 +442,8 @@ struct Launch<'a> {
     root: &'a Path,
     environment: &'a [(String, String)],
     authority: Option<&'a Authority>,
+    /// Of each trainer.
+    slots: u32,
 }
 
 impl Launch<'_> {
@@ -476,7 +488,7 @@ impl Launch<'_> {
     async fn trainer(&self, name: &str, controllers: &str) -> Result<Process> {
         let mut args = vec!["agent".to_owned()];
         args.extend(self.node(name, controllers));
-        args.extend(["--slots", "1", "--device", "cpu", "--scratch"].map(str::to_owned));
+        args.extend(["--slots", &self.slots.to_string(), "--device", "cpu", "--scratch"].map(str::to_owned));
         args.push(self.root.join(name).display().to_string());
         self.process(name, "crescendo-trainer-node", args).await
     }

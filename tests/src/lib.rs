@@ -23,7 +23,7 @@ pub use cluster::{Cluster, ClusterOptions};
 pub use crescendo_testing::binary;
 pub use etcd_members::EtcdMembers;
 pub use http::http_get;
-pub use positions::{no_step_twice, trained};
+pub use positions::{no_step_twice, trained, trained_by};
 pub use process::{PROGRAMS_IN, Process};
 pub use specs::{base_spec, chaos_spec, lora_spec, waiting_spec};
 pub use subjects::write_subjects;

@@ -7,9 +7,14 @@ use anyhow::{Context as _, Result, ensure};
 
 /// Steps that rank 0 of each generation of a job's first stage has trained, by generation.
 pub fn trained(folder: &Path, job_id: &str) -> Result<BTreeMap<u64, Vec<u64>>> {
+    trained_by(folder, job_id, 0)
+}
+
+/// The same of another rank.
+pub fn trained_by(folder: &Path, job_id: &str, rank: u32) -> Result<BTreeMap<u64, Vec<u64>>> {
     let mut steps = BTreeMap::new();
     for generation in 1..=9 {
-        let file = folder.join(format!("{job_id}-stage-1-g{generation}-r0.jsonl"));
+        let file = folder.join(format!("{job_id}-stage-1-g{generation}-r{rank}.jsonl"));
         let Ok(text) = std::fs::read_to_string(&file) else { continue };
         let step = |line: &str| -> Result<u64> {
             let line: serde_json::Value = serde_json::from_str(line)?;

@@ -142,6 +142,7 @@ pub fn run(args: &ReportArgs) -> Result<()> {
         took_seconds: job.took().map(|took| took.as_secs_f64()),
         submitted_at: job.submitted_at.clone(),
         started_at: job.started_at.clone(),
+        job_notes: job.notes.clone(),
         finished_at: job.finished_at.clone(),
         reported_at: figures::stamp(SystemTime::now()),
         report_seconds: began.elapsed().as_secs_f64(),

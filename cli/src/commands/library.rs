@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use crate::common_args::{Common, Output};
 use crate::failure::Failure;
 use crate::show;
+use crate::show::words::counted;
 
 #[derive(Debug, Subcommand)]
 pub enum LibraryCommand {
@@ -179,11 +180,6 @@ fn problem_lines(problems: &[Problem]) -> String {
 fn problems_json(problems: &[Problem]) -> Vec<Value> {
     let one = |problem: &Problem| json!({"severity": problem.severity.word(), "place": problem.place, "reason": problem.reason});
     problems.iter().map(one).collect()
-}
-
-/// "1 subject", "2 subjects".
-fn counted(n: usize, what: &str) -> String {
-    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
 }
 
 fn summary(folder: &Path, report: &Report) -> String {

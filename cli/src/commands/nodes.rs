@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crescendo_core::quotas;
 use crescendo_proto::v1::{ForgetNodeRequest, ListNodesRequest, Node};
 
 use crate::args::{Common, NodesAction, NodesArgs, Output};
@@ -47,6 +48,15 @@ pub async fn fetch(controller: &Controller, within: Duration) -> Result<Vec<Node
     Ok(answer.nodes)
 }
 
+/// `cuda, 85.00 GB`.
+fn device(node: &Node) -> String {
+    match (node.device.as_str(), node.device_memory_bytes) {
+        ("", _) => "-".into(),
+        (device, 0) => device.to_owned(),
+        (device, bytes) => format!("{device}, {}", quotas::gigabytes(bytes)),
+    }
+}
+
 fn table(nodes: &[Node]) -> Table {
     let mut table = Table::new(&["NODE", "KIND", "STATE", "SLOTS", "DEVICE", "ADDRESS", "WORKS ON"]);
     for node in nodes {
@@ -59,7 +69,7 @@ fn table(nodes: &[Node]) -> Table {
             words::node_kind(node.kind()).into(),
             words::node_state(node),
             slots,
-            if node.device.is_empty() { "-".into() } else { node.device.clone() },
+            device(node),
             node.address.clone(),
             if work.is_empty() { "-".into() } else { work.join(", ") },
         ]);

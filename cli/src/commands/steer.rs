@@ -1,14 +1,14 @@
-//! `crescendo cancel`, `pause`, `resume` and `retry`: what a person wants of a job that is there.
+//! `crescendo cancel`, `pause`, `resume`, `retry` and `note`: what a person wants of a job that is there.
 
 use std::time::Duration;
 
 use crescendo_proto::v1::{
-    CancelJobRequest, Job, JobState, PauseJobRequest, ResumeJobRequest, RetryJobRequest,
+    CancelJobRequest, Job, JobState, NoteJobRequest, PauseJobRequest, ResumeJobRequest, RetryJobRequest,
 };
 use tokio::time::Instant;
 use tonic::{Response, Status};
 
-use crate::args::{CancelArgs, Common, JobArgs, Output, PauseArgs};
+use crate::args::{CancelArgs, Common, JobArgs, NoteArgs, Output, PauseArgs};
 use crate::commands::get;
 use crate::connect::{self, CHANGE, Controller};
 use crate::failure::Failure;
@@ -75,6 +75,23 @@ pub async fn retry(common: &Common, args: &JobArgs) -> Result<(), Failure> {
         async move { Ok(connect::jobs(channel).retry_job(request).await?.map(|answer| answer.job)) }
     });
     show_job(common, &answer.await?);
+    Ok(())
+}
+
+pub async fn note(common: &Common, args: &NoteArgs) -> Result<(), Failure> {
+    let controller = Controller::find(common).await?;
+    let request = NoteJobRequest { job_id: args.job.clone(), text: args.text.clone() };
+    let answer = steer(&controller, common, |channel| {
+        let request = request.clone();
+        async move { Ok(connect::jobs(channel).note_job(request).await?.map(|answer| answer.job)) }
+    });
+    let job = answer.await?;
+    match common.output {
+        Output::Json => json::print(&json::job(&job)),
+        Output::Table => {
+            show::outln(format_args!("{}: {}", job.job_id, words::counted(job.notes.len(), "note")))
+        }
+    }
     Ok(())
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use crescendo_proto::v1::{Job, StagePhase, StageStatus};
+use crescendo_proto::v1::{Job, JobNote, StagePhase, StageStatus};
 
 use super::table::Table;
 use super::{curation, words};
@@ -47,6 +47,12 @@ fn labels(job: &Job) -> String {
     labels.iter().map(|(label, value)| format!("{label}={value}")).collect::<Vec<_>>().join(", ")
 }
 
+/// `2026-11-30 12:00 ada: blurred from step 800 on`, as times are shown.
+fn noted(note: &JobNote) -> String {
+    let JobNote { at, by, text } = note;
+    format!("{} {by}: {text}", words::time(at.as_ref()))
+}
+
 /// Everything about one job.
 pub fn details(job: &Job) -> String {
     let mut out = String::new();
@@ -73,6 +79,7 @@ pub fn details(job: &Job) -> String {
     if let Some(took) = took(job) {
         line("took", &words::span(took));
     }
+    job.notes.iter().for_each(|note| line("note", &noted(note)));
     let mut table =
         Table::new(&["STAGE", "PHASE", "STEP", "LOSS", "SAMPLES/S", "PAIRS", "REJECTED", "RESTARTS", "ETA"]);
     for stage in &job.stages {

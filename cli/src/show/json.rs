@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use crescendo_core::estimate::{Estimate, StageEstimate};
 use crescendo_core::spec::Problem;
 use crescendo_proto::v1::{
-    Checkpoint, CuratorCooldown, DeletionPhase, Histogram, Job, JobDeletion, KeptParts, LogLine, Node,
-    StageStatus, UnitFailure, UnitsUnderWay, WaitingCurator,
+    Checkpoint, CuratorCooldown, DeletionPhase, Histogram, Job, JobDeletion, JobNote, KeptParts, LogLine,
+    Node, StageStatus, UnitFailure, UnitsUnderWay, WaitingCurator,
 };
 use prost_types::Timestamp;
 use serde_json::{Value, json};
@@ -42,9 +42,15 @@ pub fn job(job: &Job) -> Value {
         "requestId": job.request_id,
         "slotsHeld": job.slots_held,
         "labels": job.labels.iter().collect::<BTreeMap<_, _>>(),
+        "notes": job.notes.iter().map(note).collect::<Vec<_>>(),
         "resolvedSpecYaml": job.resolved_spec_yaml,
         "deletion": job.deletion.as_ref().map(deletion),
     })
+}
+
+fn note(note: &JobNote) -> Value {
+    let JobNote { at, by, text } = note;
+    json!({ "at": time(at.as_ref()), "by": by, "text": text })
 }
 
 fn stage(stage: &StageStatus) -> Value {
@@ -177,6 +183,7 @@ pub fn node(node: &Node) -> Value {
         "slots": node.slots,
         "slotsUsed": node.slots_used,
         "device": node.device,
+        "deviceMemoryBytes": (node.device_memory_bytes > 0).then_some(node.device_memory_bytes),
         "bf16Factor": (node.bf16_factor > 0.0).then_some(node.bf16_factor),
         "processor": node.arithmetic.as_ref().map(|arithmetic| &arithmetic.processor),
         "threadsPerRank": node.arithmetic.as_ref().map(|arithmetic| arithmetic.threads),

@@ -117,6 +117,11 @@ pub fn eta(seconds: f64) -> Option<String> {
     (seconds.is_finite() && seconds > 0.0).then(|| span(Duration::from_secs_f64(seconds.clamp(1.0, 1e8))))
 }
 
+/// `1 note`, `2 notes`.
+pub fn counted(count: usize, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
+}
+
 pub fn bytes(bytes: u64) -> String {
     const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
     let mut value = bytes as f64;

@@ -4,8 +4,8 @@ use std::path::Path;
 
 use crescendo_proto::v1::{
     AttemptRef, Checkpoint, CheckpointFile, DeleteJobResponse, DeletionPart, DeletionPhase,
-    ExplainJobResponse, FinalCheckpoint, Job, JobDeletion, JobState, Lineage, LogLine, Node, NodeKind,
-    NodeReach,
+    ExplainJobResponse, FinalCheckpoint, JobDeletion, JobState, Lineage, LogLine, Node, NodeKind, NodeReach,
+    PlanContinuationRequest,
 };
 use prost_types::Timestamp;
 
@@ -415,26 +415,16 @@ async fn a_job_is_paused_until_its_ranks_have_left_and_goes_on() {
     assert_eq!(run(&["pause", "uno-1", "--wait"]).await, "uno-1: paused\n", "it waits until they have left");
     assert_eq!(run(&["resume", "uno-1"]).await, "uno-1: queued\n");
     assert_eq!(run(&["retry", "uno-1"]).await, "uno-1: queued\n");
-}
-
-/// A job that has ended, with the whole of its pairs, and its newest checkpoint.
-fn ended(state: JobState, last: Option<(u64, bool)>) -> (Job, Vec<Checkpoint>) {
-    let mut ended = job("uno-1", state, 1, 4);
-    ended.resolved_spec_yaml = SPEC.to_owned();
-    ended.stages[0].pairs_sealed = true;
-    let checkpoint = |(step, r#final)| Checkpoint {
-        job_id: "uno-1".into(),
-        stage: "stage-1".into(),
-        step,
-        r#final,
-        ..Checkpoint::default()
-    };
-    let damaged = Checkpoint { damaged: "bit rot".into(), ..checkpoint((99, false)) };
-    (ended, last.map(checkpoint).into_iter().chain([damaged]).collect())
+    assert_eq!(run(&["note", "uno-1", "it looks right"]).await, "uno-1: 1 note\n");
+    let noted: serde_json::Value =
+        serde_json::from_str(&run(&["note", "uno-1", "so it does", "-o", "json"]).await).unwrap();
+    let note = &noted["notes"][0];
+    assert_eq!((&note["by"], &note["text"]), (&"ada".into(), &"so it does".into()), "{noted}");
+    assert_eq!(note["at"], "2026-02-02T02:40:00.000Z");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_job_goes_on_from_the_newest_checkpoint_of_another() {
+async fn a_job_goes_on_with_the_spec_that_the_controller_plans() {
     let (home, fake) = (tempfile::tempdir().unwrap(), Fake::default());
     let server = fake.serve().await;
     let address = server.address.to_string();
@@ -443,50 +433,23 @@ async fn a_job_goes_on_from_the_newest_checkpoint_of_another() {
         let args = ["continue", "uno-1", "--steps", "20", "--controller", &address];
         run(command.args(args).args(more)).await
     };
-    let set_up = |(job, checkpoints)| {
-        let mut part = fake.part();
-        (part.jobs, part.checkpoints) = (vec![job], checkpoints);
-    };
-    let submitted = || String::from_utf8(fake.part().submits.last().unwrap().spec_yaml.clone()).unwrap();
-
-    set_up(ended(JobState::Succeeded, Some((10, true))));
+    fake.part().jobs = vec![job("uno-1", JobState::Succeeded, 1, 4)];
+    fake.part().continuation = Some(Ok(SPEC.to_owned()));
     let (code, out, err) = go_on(&["--name", "more", "--request-id", "r-1"]).await;
     assert_eq!((code, out.as_str()), (0, "uno-1\n"), "{err}");
-    assert_eq!(fake.part().submits.last().unwrap().request_id, "r-1");
-    let spec = crescendo_core::spec::parse(submitted().as_bytes()).unwrap();
-    let start = spec.stages[0].init_from.clone().unwrap();
-    assert_eq!((start.checkpoint.as_str(), start.optimizer), ("uno-1/stage-1", true));
-    assert_eq!(spec.stages[0].data.source.log().unwrap().from, "uno-1/stage-1");
-    assert_eq!((spec.name.as_str(), spec.stages[0].train.steps), ("more", 20));
+    let planned = PlanContinuationRequest { job_id: "uno-1".into(), steps: 20, name: "more".into() };
+    assert_eq!(fake.part().continuations, [planned]);
+    let submitted = fake.part().submits.last().unwrap().clone();
+    assert_eq!((submitted.request_id.as_str(), submitted.spec_yaml.as_slice()), ("r-1", SPEC.as_bytes()));
 
-    let (mut stopped, checkpoints) = ended(JobState::Cancelled, Some((3, false)));
-    stopped.stages[0].pairs_sealed = false;
-    set_up((stopped, checkpoints));
     let before = fake.part().submits.len();
     let (code, out, err) = go_on(&["--dry-run", "--set", "seed=7"]).await;
     assert_eq!(code, 0, "{err}");
-    assert!(
-        out.contains("uno-1/stage-1/3") && out.contains("seed: 7") && out.contains("source: compose"),
-        "{out}"
-    );
+    assert!(out.contains("seed: 7") && out.contains("source: compose"), "{out}");
     assert!(fake.part().submits[before..].iter().all(|submit| submit.validate_only), "it submitted");
 
-    for ((job, checkpoints), said) in [
-        (ended(JobState::Running, Some((3, false))), "job uno-1 is running, and goes on by itself: wait"),
-        (
-            ended(JobState::Failed, None),
-            "job uno-1 has no checkpoint to go on from: have it tried again (crescendo retry uno-1)",
-        ),
-        (
-            ended(JobState::Cancelled, None),
-            "job uno-1 has no checkpoint to go on from: submit its spec again",
-        ),
-    ] {
-        set_up((job, checkpoints));
-        let (code, _, err) = go_on(&[]).await;
-        assert!(code == 1 && err.contains(said), "{err}");
-    }
-    fake.part().jobs.clear();
+    let refusal = "job uno-1 is running, and goes on by itself: wait";
+    fake.part().continuation = Some(Err(tonic::Status::failed_precondition(refusal)));
     let (code, _, err) = go_on(&[]).await;
-    assert!(code == 1 && err.contains("there is no job uno-1"), "{err}");
+    assert!(code == 1 && err.contains(refusal), "{err}");
 }

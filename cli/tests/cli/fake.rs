@@ -57,6 +57,9 @@ pub struct Part {
     pub logs: VecDeque<Scene<LogLine>>,
     /// What comes of each file that is read, in pieces.
     pub files: VecDeque<Scene<String>>,
+    /// What comes of planning a job that goes on.
+    pub continuation: Option<Result<String, Status>>,
+    pub continuations: Vec<PlanContinuationRequest>,
     pub reads: Vec<ReadCheckpointFileRequest>,
     pub deletes: Vec<DeleteJobRequest>,
     pub deletion: DeleteJobResponse,
@@ -324,6 +327,25 @@ impl JobService for Fake {
     ) -> Result<Response<RetryJobResponse>, Status> {
         let job = Job { state: JobState::Queued as i32, ..self.find(&request.into_inner().job_id)? };
         Ok(Response::new(RetryJobResponse { job: Some(job) }))
+    }
+
+    async fn note_job(&self, request: Request<NoteJobRequest>) -> Result<Response<NoteJobResponse>, Status> {
+        let NoteJobRequest { job_id, text } = request.into_inner();
+        let at = Some(prost_types::Timestamp { seconds: 1_770_000_000, nanos: 0 });
+        let mut job = self.find(&job_id)?;
+        job.notes.push(JobNote { at, by: "ada".into(), text });
+        Ok(Response::new(NoteJobResponse { job: Some(job) }))
+    }
+
+    async fn plan_continuation(
+        &self,
+        request: Request<PlanContinuationRequest>,
+    ) -> Result<Response<PlanContinuationResponse>, Status> {
+        let mut part = self.part();
+        part.continuations.push(request.into_inner());
+        let planned = part.continuation.clone();
+        let spec_yaml = planned.unwrap_or_else(|| Err(Status::not_found("no such job")))?;
+        Ok(Response::new(PlanContinuationResponse { spec_yaml }))
     }
 
     async fn delete_job(

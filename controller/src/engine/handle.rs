@@ -4,6 +4,7 @@ use crescendo_core::access::Scope;
 use crescendo_core::decide::{curators_of, is_cooling_down, peers_of, reachable_curators};
 use crescendo_core::error::RequestError;
 use crescendo_core::ids::{Generation, JobId, NodeId, StageRef, Timestamp};
+use crescendo_core::note::Note;
 use crescendo_core::pairlog::{Lease, UnitPolicy};
 use crescendo_core::precision;
 use crescendo_core::records::{FailureKind, Record, UnitRecord, UnitState, Write};
@@ -386,6 +387,10 @@ impl Engine {
                     QueueLimits { tenant: self.limits.quotas.of(&tenant), ..self.around.config.queue };
                 let writes = transitions::retry_job(state, id, queue, &self.limits)?;
                 (writes, String::new(), "job is tried again")
+            }
+            Wish::Note { by, text } => {
+                let note = Note { at: self.observed.wall(now), by, text };
+                (transitions::note_job(state, id, note)?, String::new(), "job has a new note")
             }
         };
         if !writes.is_empty() {

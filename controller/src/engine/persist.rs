@@ -9,9 +9,9 @@ use crescendo_core::ids::{Generation, JobId, NodeId, StageName, StageRef};
 use crescendo_core::notices;
 use crescendo_core::records::{Record, RecordKey, Write};
 use crescendo_core::state::{ClusterState, Orphan, StateLoader};
-use crescendo_core::unreadable::UnreadableRecords;
+use crescendo_core::unreadable::{self, UnreadableRecords};
 use crescendo_node::objects::with_causes;
-use crescendo_proto::records;
+use crescendo_proto::records::{self, BadRecord};
 use crescendo_store::{Revision, StoreError, Txn, Versioned};
 use imbl::OrdMap;
 
@@ -58,6 +58,8 @@ pub(super) struct Loading {
     records: Records,
     state: StateLoader,
     unreadable: UnreadableRecords,
+    /// Records of kinds that this version does not have.
+    of_other_kinds: usize,
 }
 
 /// What was in the store.
@@ -74,6 +76,7 @@ impl Loading {
             records: Records::default(),
             state: StateLoader::new(segment_units),
             unreadable: UnreadableRecords::default(),
+            of_other_kinds: 0,
         }
     }
 
@@ -89,6 +92,10 @@ impl Loading {
                     tracing::error!(key = item.key, belongs_at = %record.key(), "a stored record is left alone: its key is another's; something else writes below this prefix");
                     self.unreadable.add(item.key, format!("it holds the record of {}", record.key()));
                 }
+                // A newer version has written it, and says that this one may go on without.
+                Err(BadRecord::NewKind) if unreadable::is_of_another_kind(&item.key) => {
+                    self.of_other_kinds += 1;
+                }
                 Err(error) => {
                     tracing::error!(
                         key = item.key,
@@ -103,6 +110,10 @@ impl Loading {
 
     pub fn finish(self) -> Loaded {
         let (state, orphans) = self.state.finish();
+        if self.of_other_kinds > 0 {
+            let records = self.of_other_kinds;
+            tracing::info!(records, "records of a newer version that this one can do without are left alone");
+        }
         Loaded { records: self.records, state: state.with_unreadable(self.unreadable), orphans }
     }
 }
@@ -191,14 +202,15 @@ impl Records {
         let shared = RecordKey::Request(None, request.clone());
         let shared = Some(shared).filter(|_| state.shared_request_job(request) == Some(job));
         let requests = [Some(RecordKey::Request(Some(deletion.tenant.clone()), request.clone())), shared];
-        let notice = Some(RecordKey::Notice(job.clone())).filter(|key| self.revisions.contains_key(key));
+        let told = [RecordKey::Notice(job.clone()), RecordKey::Notes(job.clone())].into_iter();
+        let told = told.filter(|key| self.revisions.contains_key(key));
         of_kind(first.clone().map(|first| RecordKey::Keep(first, 0, least)))
             .chain(of_kind(first.clone().map(|first| RecordKey::Checkpoint(first, 0, least))))
             .chain(units)
             .chain(of_kind(first.clone().map(|first| RecordKey::Segment(first, 0))))
             .chain(of_kind(first.clone().map(RecordKey::Attempt)))
             .chain(of_kind(first.map(RecordKey::Stage)))
-            .chain(notice)
+            .chain(told)
             .chain(requests.into_iter().flatten().filter(|key| self.revisions.contains_key(key)))
     }
 
@@ -364,6 +376,7 @@ fn groups(pending: Vec<Pending>) -> Vec<Vec<Pending>> {
             | RecordKey::Checkpoint(StageRef { job, .. }, ..)
             | RecordKey::Keep(StageRef { job, .. }, ..)
             | RecordKey::Notice(job)
+            | RecordKey::Notes(job)
             | RecordKey::Deletion(job) => {
                 let job = job.clone();
                 if !jobs.contains_key(&job) {
@@ -425,6 +438,7 @@ mod tests {
             RecordKey::Request(None, RequestId::parse("r").expect("valid")),
             RecordKey::Attempt(stage("a")),
             RecordKey::Notice(job("a")),
+            RecordKey::Notes(job("a")),
             RecordKey::Unit(stage("a"), 1),
             RecordKey::Job(job("b")),
             RecordKey::Job(job("a")),
@@ -435,7 +449,7 @@ mod tests {
         let expected: [&[&str]; 5] = [
             &["units/a/s/000000000001"],
             &["nodes/n"],
-            &["attempts/a/s", "notices/a", "jobs/a", "checkpoints/a/s/000000000005-g00000001"],
+            &["attempts/a/s", "notices/a", "notes/a", "jobs/a", "checkpoints/a/s/000000000005-g00000001"],
             &["jobs/b"],
             &["requests/r"],
         ];
@@ -466,6 +480,7 @@ mod tests {
             let mut keys = [own(&other_stage), own(&stage(name))].concat();
             keys.push(RecordKey::Request(Some(tenant.clone()), request(name)));
             keys.push(RecordKey::Notice(job(name)));
+            keys.push(RecordKey::Notes(job(name)));
             keys
         };
         let mut records = Records::default();

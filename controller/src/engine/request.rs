@@ -68,10 +68,17 @@ pub type ShardWatch = mpsc::Receiver<Result<v1::WatchPairLogResponse, Status>>;
 /// What a person wants of a job that is there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Wish {
-    Cancel { reason: String },
+    Cancel {
+        reason: String,
+    },
     Pause(Pause),
     Resume,
     Retry,
+    /// Said by the caller of this name.
+    Note {
+        by: String,
+        text: String,
+    },
 }
 
 /// The node whose certificate a request came with; `None` for one that may speak for any.
@@ -257,12 +264,41 @@ impl Request {
 
 /// Looking at what there is: answered beside the engine, of the moment at which it was asked for.
 pub enum LookRequest {
-    GetJob { job: JobId, scope: Scope, reply: Reply<Later<v1::Job>> },
-    ExplainJob { job: JobId, scope: Scope, reply: Reply<Later<v1::ExplainJobResponse>> },
-    ListJobs { request: v1::ListJobsRequest, scope: Scope, reply: Reply<Later<v1::ListJobsResponse>> },
-    ListNodes { scope: Scope, reply: Reply<Later<v1::ListNodesResponse>> },
-    ListQueues { scope: Scope, reply: Reply<Later<v1::ListQueuesResponse>> },
-    ListUsage { scope: Scope, reply: Reply<Later<Vec<v1::Usage>>> },
+    GetJob {
+        job: JobId,
+        scope: Scope,
+        reply: Reply<Later<v1::Job>>,
+    },
+    ExplainJob {
+        job: JobId,
+        scope: Scope,
+        reply: Reply<Later<v1::ExplainJobResponse>>,
+    },
+    ListJobs {
+        request: v1::ListJobsRequest,
+        scope: Scope,
+        reply: Reply<Later<v1::ListJobsResponse>>,
+    },
+    ListNodes {
+        scope: Scope,
+        reply: Reply<Later<v1::ListNodesResponse>>,
+    },
+    ListQueues {
+        scope: Scope,
+        reply: Reply<Later<v1::ListQueuesResponse>>,
+    },
+    ListUsage {
+        scope: Scope,
+        reply: Reply<Later<Vec<v1::Usage>>>,
+    },
+    /// The spec of a job that goes on where this one stopped, YAML.
+    Continuation {
+        job: JobId,
+        scope: Scope,
+        steps: u64,
+        name: Option<String>,
+        reply: Reply<Later<String>>,
+    },
 }
 
 /// What curators do in the object store for others.

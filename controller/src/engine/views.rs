@@ -11,6 +11,7 @@ use crescendo_core::explain::{View, explain};
 use crescendo_core::ids::{IdMap, JobId, Timestamp};
 use crescendo_core::observed::Observed;
 use crescendo_core::state::{ClusterState, Job};
+use crescendo_core::transitions;
 use crescendo_proto::{convert, deletions, explained, v1};
 use crescendo_store::Revision;
 use imbl::OrdMap;
@@ -116,6 +117,13 @@ impl Engine {
                     Ok(to_proto::queues::queues(state, &limits.quotas, &scope, observed.counted(now)))
                 });
             }
+            LookRequest::Continuation { job, scope, steps, name, reply } => {
+                self.hold_later(reply, now, move |Views { state, .. }| {
+                    visible_job(state, &job, &scope)?;
+                    let spec = transitions::continuation(state, &job, steps, name)?;
+                    Ok(crescendo_core::spec::to_yaml(&spec))
+                });
+            }
             LookRequest::ListUsage { scope, reply } => {
                 self.hold_later(reply, now, move |Views { state, observed, limits, now, .. }| {
                     Ok(to_proto::queues::usage(state, &limits.quotas, &scope, observed.counted(now)))
@@ -157,7 +165,7 @@ pub(super) fn visible_job<'a>(state: &'a ClusterState, id: &JobId, scope: &Scope
 }
 
 impl Views<'_> {
-    /// The job as a message; `full` adds the spec.
+    /// The job as a message; `full` adds the spec and the notes.
     pub fn job(&self, job: &Job, full: bool) -> v1::Job {
         let id = &job.record.id;
         let mut message =
@@ -169,6 +177,7 @@ impl Views<'_> {
         }
         if full {
             message.resolved_spec_yaml = crescendo_core::spec::to_yaml(&job.record.spec);
+            message.notes = to_proto::notes(self.state, id);
         }
         message
     }

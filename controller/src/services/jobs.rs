@@ -239,6 +239,28 @@ impl JobService for Jobs {
         Ok(Response::new(v1::RetryJobResponse { job: Some(job) }))
     }
 
+    async fn note_job(
+        &self,
+        request: Request<v1::NoteJobRequest>,
+    ) -> Result<Response<v1::NoteJobResponse>, Status> {
+        let (caller, trail) = (caller_of(&request)?, trail_of(&request));
+        let v1::NoteJobRequest { job_id, text } = request.into_inner();
+        let job = self.steer(caller.scope(), &trail, &job_id, Wish::Note { by: caller.name, text }).await?;
+        Ok(Response::new(v1::NoteJobResponse { job: Some(job) }))
+    }
+
+    async fn plan_continuation(
+        &self,
+        request: Request<v1::PlanContinuationRequest>,
+    ) -> Result<Response<v1::PlanContinuationResponse>, Status> {
+        let (scope, trail) = (caller_of(&request)?.scope(), trail_of(&request));
+        let v1::PlanContinuationRequest { job_id: job, steps, name } = request.into_inner();
+        let job = noted(&trail, job_id(&job)?);
+        let name = (!name.is_empty()).then_some(name);
+        let continuation = |reply| engine::LookRequest::Continuation { job, scope, steps, name, reply };
+        Ok(Response::new(v1::PlanContinuationResponse { spec_yaml: self.engine.look(continuation).await? }))
+    }
+
     async fn delete_job(
         &self,
         request: Request<v1::DeleteJobRequest>,

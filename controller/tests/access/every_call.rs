@@ -52,6 +52,14 @@ fn checkpoint(attempt: &v1::AttemptRef, generation: u64) -> v1::Checkpoint {
 }
 
 /// One of its checkpoints is marked to be kept.
+fn pause_request(job_id: String) -> v1::PauseJobRequest {
+    v1::PauseJobRequest { job_id, reason: "lunch".into(), keep_curating: true }
+}
+
+fn continuation_request(job_id: String) -> v1::PlanContinuationRequest {
+    v1::PlanContinuationRequest { job_id, steps: 8, name: String::new() }
+}
+
 fn delete_request(job_id: String) -> v1::DeleteJobRequest {
     let keep = Some(v1::KeptParts { checkpoints: true, ..Default::default() });
     v1::DeleteJobRequest { job_id, keep, dry_run: false }
@@ -99,11 +107,11 @@ impl Scene {
             "ExplainJob" => v1::ExplainJobRequest { job_id }.encode_to_vec(),
             "WhoAmI" => v1::WhoAmIRequest {}.encode_to_vec(),
             "CancelJob" => v1::CancelJobRequest { job_id, reason: "enough".into() }.encode_to_vec(),
-            "PauseJob" => {
-                v1::PauseJobRequest { job_id, reason: "lunch".into(), keep_curating: true }.encode_to_vec()
-            }
+            "PauseJob" => pause_request(job_id).encode_to_vec(),
             "ResumeJob" => v1::ResumeJobRequest { job_id }.encode_to_vec(),
             "RetryJob" => v1::RetryJobRequest { job_id }.encode_to_vec(),
+            "NoteJob" => v1::NoteJobRequest { job_id, text: "seen".into() }.encode_to_vec(),
+            "PlanContinuation" => continuation_request(job_id).encode_to_vec(),
             "DeleteJob" => delete_request(job_id).encode_to_vec(),
             "GetLineage" => v1::GetLineageRequest { job_id }.encode_to_vec(),
             "KeepCheckpoint" => {
@@ -219,7 +227,7 @@ async fn a_call_without_the_right_credential_changes_nothing() -> anyhow::Result
             scene.refuse(rule, &scene.nodes, None, "a node", &denied).await?;
         }
     }
-    assert_eq!(calls, 34, "every call of the controller was tried");
+    assert_eq!(calls, 36, "every call of the controller was tried");
     Ok(())
 }
 

@@ -8,6 +8,9 @@
 //! | running | its ranks live; they may have been told to save a checkpoint and leave (it drains) or to stop | ended |
 //! | ended | every rank has exited; the outcome is kept for a controller that asks again | replaced by a newer generation |
 //!
+//! When the process of a rank dies that has stepped with others, the others have the step before, whole: those here are told, and have
+//! [`RESCUE_WITHIN`] to save it and end. After any other failure they are killed.
+//!
 //! A slot belongs to a rank from its spawn until its process is seen to have exited, so no slot is given twice. A process that does
 //! not exit although it was killed keeps its slot, and nothing else waits for it.
 
@@ -28,6 +31,8 @@ pub const KILL_AFTER: Duration = Duration::from_secs(7);
 pub const STUCK_AFTER: Duration = Duration::from_secs(20);
 /// How long an attempt may wait for its slots.
 pub const SLOT_WAIT: Duration = Duration::from_secs(30);
+/// How long ranks may go on once another one here has died: they wait half a minute for the one that saves.
+pub const RESCUE_WITHIN: Duration = Duration::from_secs(45);
 /// A live attempt is reported on at least this often, so that ranks which stand still are told from those that do not.
 pub const REPORT_EVERY: Duration = Duration::from_secs(2);
 /// Ended attempts that are remembered at most.
@@ -85,6 +90,11 @@ pub enum Effect {
         rank: RankKey,
         reason: String,
     },
+    /// Tell a rank that another one here is gone.
+    PeerLost {
+        rank: RankKey,
+        reason: String,
+    },
     UpdateCurators {
         rank: RankKey,
         update: UpdateCurators,
@@ -112,12 +122,14 @@ struct Failure {
     permanent: bool,
     /// Another rank of the gang, on another node, was gone before.
     peer_lost: bool,
+    /// A process is gone that had stepped with others.
+    died: bool,
 }
 
 impl Failure {
     /// Of the node, which trying again may mend.
     fn retryable(rank: Option<u32>, reason: String) -> Self {
-        Self { rank, reason, permanent: false, peer_lost: false }
+        Self { rank, reason, permanent: false, peer_lost: false, died: false }
     }
 }
 
@@ -159,6 +171,8 @@ struct Attempt {
     /// Ranks are to save a checkpoint and leave, and why.
     draining: Option<String>,
     failure: Option<Failure>,
+    /// Since when its ranks may save what is left, because another one has died.
+    rescue: Option<Instant>,
     /// It lived when the node was told to stop.
     leaves: bool,
     /// Damaged checkpoints that the controller has not taken note of: the outcome waits for them.
@@ -172,6 +186,11 @@ struct Attempt {
 impl Attempt {
     fn lives(&self) -> bool {
         self.ranks.values().any(LocalRank::lives)
+    }
+
+    /// Whether its ranks have met others, and step.
+    fn steps_together(&self) -> bool {
+        self.phase == AttemptPhase::Running && self.start.ranks.len() > 1
     }
 
     fn ended(&self) -> bool {
@@ -466,6 +485,7 @@ impl AttemptTable {
                     reason: end.reason,
                     permanent: end.permanent,
                     peer_lost: end.peer_lost,
+                    died: false,
                 },
                 now,
                 &mut effects,
@@ -487,9 +507,15 @@ impl AttemptTable {
         local.exited = true;
         let unassigned = !local.assigned && attempt.draining.is_some();
         let done = unassigned || local.end.as_ref().is_some_and(|end| end.drained || (end.ok && success));
+        let without_a_word = local.end.is_none();
         if !done && attempt.stopping.is_none() {
             let reason = format!("rank {} ended: {status}", rank.rank);
-            fail(attempt, Failure::retryable(Some(rank.rank), reason), now, &mut effects);
+            let failure = Failure::retryable(Some(rank.rank), reason);
+            if without_a_word && attempt.steps_together() {
+                rescue(attempt, Failure { died: true, ..failure }, now, &mut effects);
+            } else {
+                fail(attempt, failure, now, &mut effects);
+            }
         }
         self.conclude(&rank.stage_key(), &mut effects);
         self.start_waiting(&mut effects);
@@ -520,6 +546,10 @@ impl AttemptTable {
             if due && attempt.lives() && attempt.stopping.is_none() {
                 attempt.reported = Some(now);
                 effects.push(Effect::Report(Box::new(report(attempt))));
+            }
+            if attempt.rescue.is_some_and(|since| now.saturating_duration_since(since) >= RESCUE_WITHIN) {
+                attempt.rescue = None;
+                kill_others(attempt, None, now, &mut effects);
             }
             let Some((since, _)) = &attempt.stopping else { continue };
             let waited = now.saturating_duration_since(*since);
@@ -674,6 +704,7 @@ impl AttemptTable {
                 draining: None,
                 leaves: false,
                 failure: None,
+                rescue: None,
                 marks_pending: 0,
                 reported: None,
                 changed: self.changes,
@@ -724,6 +755,7 @@ impl AttemptTable {
             draining: None,
             leaves: false,
             failure: Some(failure),
+            rescue: None,
             marks_pending: 0,
             reported: None,
             changed: self.changes,
@@ -805,6 +837,22 @@ fn drain_ranks(attempt: &mut Attempt, reason: &str, effects: &mut Vec<Effect>) {
 fn fail(attempt: &mut Attempt, failure: Failure, now: Instant, effects: &mut Vec<Effect>) {
     let failed = failure.rank;
     attempt.failure.get_or_insert(failure);
+    kill_others(attempt, failed, now, effects);
+}
+
+/// Notes the first failure, and lets the other ranks here save what was done before it.
+fn rescue(attempt: &mut Attempt, failure: Failure, now: Instant, effects: &mut Vec<Effect>) {
+    let reason = failure.reason.clone();
+    attempt.failure.get_or_insert(failure);
+    attempt.rescue.get_or_insert(now);
+    let Some(reference) = attempt.start.attempt.clone() else { return };
+    for (rank, _) in attempt.ranks.iter().filter(|(_, local)| local.works()) {
+        effects.push(Effect::PeerLost { rank: rank_key(&reference, *rank), reason: reason.clone() });
+    }
+}
+
+/// Kills the ranks that live, but for the one that failed.
+fn kill_others(attempt: &mut Attempt, failed: Option<u32>, now: Instant, effects: &mut Vec<Effect>) {
     attempt.stopping = Some((now, "another rank failed".into()));
     let Some(reference) = attempt.start.attempt.clone() else { return };
     for (rank, local) in attempt.ranks.iter_mut() {
@@ -841,10 +889,17 @@ fn report(attempt: &Attempt) -> AttemptReport {
         permanent,
         peer_lost: attempt.phase == AttemptPhase::Failed
             && attempt.failure.as_ref().is_some_and(|failure| failure.peer_lost),
+        rank_died: attempt.phase == AttemptPhase::Failed && died_unsaved(attempt),
         replay_passes: progress.replay_passes,
         skipped_steps: progress.skipped_steps,
         ranks: attempt.ranks.values().filter(|rank| rank.works()).map(|rank| rank.status).collect(),
     }
+}
+
+/// Whether a rank has died and none here has said that it lost a peer, which it says after it has saved.
+fn died_unsaved(attempt: &Attempt) -> bool {
+    let lost = |rank: &LocalRank| rank.end.as_ref().is_some_and(|end| end.peer_lost);
+    attempt.failure.as_ref().is_some_and(|failure| failure.died) && !attempt.ranks.values().any(lost)
 }
 
 /// Why the gang was drained: as told, or as its ranks heard of each other.

@@ -96,6 +96,69 @@ fn a_death_kills_the_others_before_it_is_told() {
     assert_eq!(report.reason, "rank 1 ended: killed by signal 9");
 }
 
+/// Rank 0 and, if there is one, rank 1 step; there is another rank elsewhere.
+fn stepping(slots: &[u32]) -> (AttemptTable, Instant) {
+    let (mut table, now) = (table(), Instant::now());
+    let mut start = start("j", 1, slots);
+    start.ranks.push(RankPlacement { rank: 9, node_id: "there".into(), device_index: 0 });
+    table.on_start(start, now);
+    for rank in 0..slots.len() as u32 {
+        table.on_hello(&key("j", 1, rank));
+        let steps = RankProgress { phase: RankPhase::Forward.into(), step: 7, ..RankProgress::default() };
+        table.on_progress(&key("j", 1, rank), steps);
+    }
+    (table, now)
+}
+
+fn last_report(effects: &[Effect]) -> AttemptReport {
+    let Some(Effect::Report(report)) = effects.last() else { unreachable!("{effects:?}") };
+    (**report).clone()
+}
+
+#[test]
+fn ranks_beside_one_that_has_died_may_save_what_they_have() {
+    let (mut table, now) = stepping(&[0, 1]);
+    let effects = table.on_exit(&key("j", 1, 1), false, "killed by signal 9", now);
+    let reason = "rank 1 ended: killed by signal 9".to_owned();
+    assert_eq!(effects, [Effect::PeerLost { rank: key("j", 1, 0), reason: reason.clone() }]);
+    assert_eq!(table.running(), [attempt("j", 1)], "it is not over yet");
+    let lost = RankEnd { peer_lost: true, reason: "lost".into(), ..RankEnd::default() };
+    assert_eq!(table.on_end(&key("j", 1, 0), lost, now), []);
+    let report = last_report(&table.on_exit(&key("j", 1, 0), false, "exit code 1", now));
+    assert_eq!((report.phase(), report.reason, report.failed_rank), (AttemptPhase::Failed, reason, 1));
+    assert!(!report.rank_died && !report.peer_lost, "what there was is saved, and it was this node's rank");
+}
+
+#[test]
+fn ranks_beside_one_that_has_died_are_not_waited_for_without_end() {
+    let (mut table, now) = stepping(&[0, 1]);
+    table.on_exit(&key("j", 1, 1), false, "killed by signal 9", now);
+    let killed = |effects: &[Effect]| effects.iter().any(|effect| matches!(effect, Effect::Signal { .. }));
+    assert!(!killed(&table.on_tick(now + RESCUE_WITHIN - Duration::from_millis(1))));
+    assert!(killed(&table.on_tick(now + RESCUE_WITHIN)));
+    let report = last_report(&table.on_exit(&key("j", 1, 0), false, "killed by signal 9", now));
+    assert!(report.phase() == AttemptPhase::Failed && report.rank_died, "nobody here has saved: {report:?}");
+    let (mut table, now) = stepping(&[0, 1]);
+    table.on_exit(&key("j", 1, 1), false, "killed by signal 9", now);
+    let stop = StopAttempt { attempt: Some(attempt("j", 1)), ..StopAttempt::default() };
+    let effects = table.on_stop(&stop, now);
+    assert!(matches!(&effects[..], [Effect::Stop { rank, .. }] if *rank == key("j", 1, 0)), "{effects:?}");
+}
+
+#[test]
+fn a_rank_that_dies_alone_on_its_node_is_told_at_once_and_one_with_an_error_is_an_error() {
+    let (mut table, now) = stepping(&[0]);
+    let report = last_report(&table.on_exit(&key("j", 1, 0), false, "killed by signal 9", now));
+    assert!(report.phase() == AttemptPhase::Failed && report.rank_died, "{report:?}");
+    let (mut table, now) = stepping(&[0, 1]);
+    let wrong = RankEnd { reason: "bad weights".into(), permanent: true, ..RankEnd::default() };
+    let effects = table.on_end(&key("j", 1, 1), wrong, now);
+    assert_eq!(effects, [Effect::Signal { rank: key("j", 1, 0), signal: KillSignal::Kill }]);
+    table.on_exit(&key("j", 1, 0), false, "killed by signal 9", now);
+    let report = last_report(&table.on_exit(&key("j", 1, 1), false, "exit code 1", now));
+    assert!(report.permanent && !report.rank_died, "{report:?}");
+}
+
 #[test]
 fn a_failure_waits_for_its_damaged_checkpoint_to_be_marked() {
     let (mut table, now) = (table(), Instant::now());

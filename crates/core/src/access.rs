@@ -141,7 +141,7 @@ const REFLECTION_V1ALPHA: &str = "grpc.reflection.v1alpha.ServerReflection";
 
 /// Every call there is. A node may look at jobs and pair logs, since `crescendo-curator-node export` reads them with
 /// the certificate of its node.
-pub const RULES: [Rule; 40] = [
+pub const RULES: [Rule; 42] = [
     rule(ACCESS, "WhoAmI", Who::NodeOr(Role::Viewer), CallEffect::Read),
     rule(JOBS, "SubmitJob", Who::AtLeast(Role::Submitter), CallEffect::Change),
     rule(JOBS, "GetJob", Who::NodeOr(Role::Viewer), CallEffect::Read),
@@ -152,6 +152,8 @@ pub const RULES: [Rule; 40] = [
     rule(JOBS, "PauseJob", Who::AtLeast(Role::Submitter), CallEffect::Change),
     rule(JOBS, "ResumeJob", Who::AtLeast(Role::Submitter), CallEffect::Change),
     rule(JOBS, "RetryJob", Who::AtLeast(Role::Submitter), CallEffect::Change),
+    rule(JOBS, "NoteJob", Who::AtLeast(Role::Submitter), CallEffect::Change),
+    rule(JOBS, "PlanContinuation", Who::AtLeast(Role::Viewer), CallEffect::Read),
     rule(JOBS, "DeleteJob", Who::AtLeast(Role::Submitter), CallEffect::Change),
     rule(JOBS, "GetLineage", Who::AtLeast(Role::Viewer), CallEffect::Read),
     rule(JOBS, "ReadLogs", Who::AtLeast(Role::Viewer), CallEffect::Read),

@@ -13,6 +13,8 @@ use crate::spec::{AdapterSpec, DataSource, DrawSpec, JobSpec, ModelPreset, Model
 const GPU_RATE: f64 = 0.4 * 989e12;
 /// What a slot of one or two CPU cores does in float32, operations a second.
 const CPU_RATE: f64 = 50e9;
+/// No GPU that anybody trains on has less.
+const SMALLEST_GPU_BYTES: u64 = 4_000_000_000;
 /// Bytes of a stored picture's pixel, as PNG keeps photographs.
 const PIXEL_BYTES: f64 = 1.5;
 
@@ -108,13 +110,10 @@ impl StageEstimate {
     fn of(job: &JobSpec, stage: &StageSpec) -> Self {
         let network = Network::of(&job.model);
         let tokens = tokens_of(&job.model, stage, stage.references);
-        let rank = match stage.train.adapter {
-            AdapterSpec::Lora { rank } => Some(u64::from(rank)),
-            AdapterSpec::None => None,
-        };
+        let rank = adapter_rank(stage);
         let samples = stage.train.steps.saturating_mul(stage.train.global_batch.into());
         let moving_averages = u64::from(stage.train.ema_decay.is_some());
-        let trained = rank.map_or_else(|| network.parameters(), |rank| network.adapter_parameters(rank));
+        let trained = trained_by(&network, rank);
         // In float32: the weights, their average, and two moments.
         let checkpoint_bytes = trained.saturating_mul(4 * (3 + moving_averages));
         let kept = u64::from(job.checkpoints.keep_last).saturating_add(1);
@@ -123,11 +122,34 @@ impl StageEstimate {
             samples,
             train_flops: float(samples) * float(network.step_flops(&tokens, rank)),
             draw_flops: draw_flops(job, stage, &network),
-            rank_bytes: rank_bytes(job, stage, &network, trained, rank.is_some()),
+            rank_bytes: rank_bytes(job, stage, &network),
             checkpoint_bytes,
             stored_bytes: checkpoint_bytes.saturating_mul(kept).saturating_add(pair_bytes(stage)),
         }
     }
+}
+
+/// Memory that the GPU of each rank has at least: as the spec says, or what its largest stage is estimated to need. 0 if any
+/// GPU will do.
+pub fn device_bytes(spec: &JobSpec) -> u64 {
+    if let Some(gb) = spec.resources.device_memory_gb {
+        return u64::from(gb).saturating_mul(1_000_000_000);
+    }
+    let network = Network::of(&spec.model);
+    let most = spec.stages.iter().map(|stage| rank_bytes(spec, stage, &network)).max();
+    most.filter(|bytes| *bytes >= SMALLEST_GPU_BYTES).unwrap_or(0)
+}
+
+fn adapter_rank(stage: &StageSpec) -> Option<u64> {
+    match stage.train.adapter {
+        AdapterSpec::Lora { rank } => Some(rank.into()),
+        AdapterSpec::None => None,
+    }
+}
+
+/// Weights that train: of an adapter of this rank, or all of the network.
+fn trained_by(network: &Network, rank: Option<u64>) -> u64 {
+    rank.map_or_else(|| network.parameters(), |rank| network.adapter_parameters(rank))
 }
 
 /// Tokens of one sample.
@@ -154,7 +176,9 @@ fn draw_flops(job: &JobSpec, stage: &StageSpec, network: &Network) -> f64 {
     float(stage.data.pairs) * passes * float(network.forward_flops(&tokens))
 }
 
-fn rank_bytes(job: &JobSpec, stage: &StageSpec, network: &Network, trained: u64, adapter: bool) -> u64 {
+fn rank_bytes(job: &JobSpec, stage: &StageSpec, network: &Network) -> u64 {
+    let rank = adapter_rank(stage);
+    let trained = trained_by(network, rank);
     let nano = job.model.preset == ModelPreset::Nano;
     let flows = match job.model.precision {
         Precision::F32 => 4,
@@ -162,7 +186,7 @@ fn rank_bytes(job: &JobSpec, stage: &StageSpec, network: &Network, trained: u64,
         Precision::Auto | Precision::Bf16 | Precision::Fp8 => 2,
     };
     let weight = if job.model.precision == Precision::Fp8 { 1 } else { flows };
-    let base = if adapter { network.parameters().saturating_mul(weight) } else { 0 };
+    let base = if rank.is_some() { network.parameters().saturating_mul(weight) } else { 0 };
     // In float32: weights, gradients, two moments, and the average; in what the base computes in, a copy.
     let shadow = if flows == 4 { 0 } else { flows };
     let average = if stage.train.ema_decay.is_some() { 4 } else { 0 };
@@ -218,6 +242,16 @@ mod tests {
         // 24 GB of base, 0.9 billion weights of LoRA with 18 bytes each, and what the blocks begin with.
         let memory = float(stage.rank_bytes) / 1e9;
         assert!((36.0..46.0).contains(&memory), "{memory}");
+        let spec = |more: &str| {
+            let yaml = format!(
+                "apiVersion: crescendo/v1\nkind: TrainingJob\nmetadata: {{name: j}}\nspec:\n  model: {{preset: flux-dev, weights: w{more}}}\n  stages: [{{data: {{source: compose, subjects: s, pairs: 100}}}}]\n"
+            );
+            spec::parse(yaml.as_bytes()).unwrap_or_else(|problems| panic!("{problems:?}"))
+        };
+        assert_eq!(device_bytes(&spec("")), Estimate::of(&spec("")).rank_bytes(), "what people are shown");
+        assert!(device_bytes(&spec(", precision: fp8")) < device_bytes(&spec("")));
+        let said = "}\n  resources: {deviceMemoryGb: 24";
+        assert_eq!(device_bytes(&spec(said)), 24_000_000_000);
         let checkpoint = float(stage.checkpoint_bytes) / 1e9;
         assert!((10.0..13.0).contains(&checkpoint), "{checkpoint}");
         assert!((flux.draw_hours() / flux.train_hours()) > 10.0, "{flux}");

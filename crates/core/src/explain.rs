@@ -127,7 +127,7 @@ fn waiting(view: &View<'_>, job: &Job, index: usize, stage: &Stage, wait: &Pendi
         PendingReason::CuratorsBusy => curators_busy(view, job),
         PendingReason::Pairs { needed, .. } => pairs::waiting(view, job, index, *needed),
         PendingReason::Source { .. } => pairs::without_source(view, job, index),
-        PendingReason::NoSuchTrainer { needs } => capacity::no_such_trainer(view, needs),
+        PendingReason::NoSuchTrainer { needs } => capacity::no_such_trainer(view, job, needs),
         PendingReason::Start { from } => starts_from(from),
         PendingReason::NoTrainer => capacity::no_trainer(view),
         PendingReason::Processor { gang } => precision::without_processor(view, job, stage, gang),

@@ -76,7 +76,8 @@ impl Learnt {
             | Record::Deletion(_)
             | Record::Keep(_)
             | Record::Usage(_)
-            | Record::Notice(_) => {}
+            | Record::Notice(_)
+            | Record::Notes(_) => {}
         }
     }
 

@@ -74,6 +74,12 @@ pub fn waiting_count(state: &ClusterState) -> usize {
     state.notices().flat_map(|notice| &notice.ends).map(|end| end.waiting.len()).sum()
 }
 
+/// When the oldest end was that some webhook has not been told.
+pub fn oldest_waiting(state: &ClusterState) -> Option<Timestamp> {
+    let ends = state.notices().flat_map(|notice| &notice.ends);
+    ends.filter(|end| !end.waiting.is_empty()).map(|end| end.finished_at).min()
+}
+
 /// Wait after this many failures in a row.
 pub fn backoff(failures: u32) -> Duration {
     let factor = 1u32.checked_shl(failures.saturating_sub(1)).unwrap_or(u32::MAX);
@@ -452,6 +458,7 @@ mod tests {
         let both = told(end(&mut state, job("j", "a", JobState::Succeeded, Some(13))));
         assert_eq!(both.iter().map(|end| end.state.name()).collect::<Vec<_>>(), ["failed", "succeeded"]);
         assert_eq!(waiting_count(&state), 4);
+        assert_eq!(oldest_waiting(&state), both.first().map(|end| end.finished_at));
     }
 
     #[test]

@@ -57,6 +57,8 @@ const RIVAL_GONE_AFTER: Duration = Duration::from_secs(60);
 
 /// Stages of which a hang is remembered.
 const MAX_HANGS: usize = 1024;
+/// How long the ranks of a gang may take to save what it had done before one of them died: as long as its agent lets those beside it.
+const RESCUE_WITHIN: Duration = Duration::from_secs(45);
 /// Stages whose pairs are counted over time.
 const MAX_TRENDS: usize = 1024;
 /// Counts that are kept of one stage.
@@ -139,6 +141,8 @@ pub struct GangView {
     pub ranks: RankViews,
     /// That it was found to hang; it is over then.
     pub hang: Option<Hang>,
+    /// When the first rank was said to have died whose step others may save.
+    pub rank_died_at: Option<Timestamp>,
 }
 
 /// What a node says of its failure.
@@ -150,6 +154,9 @@ pub enum NodeFailure {
     Retryable,
     /// A rank on another node is gone; nothing is wrong here.
     PeerLost,
+    /// The process of a rank is gone that stepped with others. Trying again may help, and ranks on other nodes may save what the gang
+    /// had done before.
+    RankDied,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -384,6 +391,9 @@ impl Observed {
             *gang = GangView::new(report.attempt.clone(), now);
         }
         gang.ranks.take(&report.node, report.ranks, now);
+        if let NodeReport::Failed { kind: NodeFailure::RankDied, .. } = &report.phase {
+            gang.rank_died_at.get_or_insert(now);
+        }
         gang.nodes.insert(report.node, report.phase);
         if let Some(progress) = report.progress {
             if progress.step != gang.progress.step {
@@ -404,9 +414,7 @@ impl Observed {
         let stage = report.attempt.stage_ref();
         let gang = self.gangs.get(&stage);
         let of_newest = gang.filter(|gang| gang.attempt == report.attempt).map(|gang| &gang.nodes);
-        let failed = |phase: &NodeReport| {
-            matches!(phase, NodeReport::Failed { kind: NodeFailure::Permanent | NodeFailure::Retryable, .. })
-        };
+        let failed = |phase: &NodeReport| matches!(phase, NodeReport::Failed { kind, .. } if *kind != NodeFailure::PeerLost);
         let known = of_newest.and_then(|nodes| nodes.get(&report.node)).is_some_and(failed);
         // Whose an older attempt was is not known any more.
         if gang.is_some_and(|gang| gang.attempt.generation > report.attempt.generation) {
@@ -654,7 +662,21 @@ impl GangView {
             stepped_at: now,
             ranks: RankViews::default(),
             hang: None,
+            rank_died_at: None,
         }
+    }
+
+    /// Whether ranks on some of these nodes may be saving what the gang had done before a rank died: no other end was told, and it has not
+    /// taken them too long.
+    pub fn is_being_rescued<'a>(&self, mut nodes: impl Iterator<Item = &'a NodeId>, now: Timestamp) -> bool {
+        let of_death = |report: &NodeReport| match report {
+            NodeReport::Starting | NodeReport::Running => true,
+            NodeReport::Failed { kind, .. } => *kind == NodeFailure::RankDied,
+            NodeReport::Succeeded | NodeReport::Stopped | NodeReport::Drained { .. } => false,
+        };
+        self.rank_died_at.is_some_and(|at| now.since(at) < RESCUE_WITHIN)
+            && self.nodes.values().all(of_death)
+            && nodes.any(|node| self.nodes.get(node) == Some(&NodeReport::Running))
     }
 
     /// Some rank has been started.

@@ -10,10 +10,10 @@ use std::sync::Arc;
 
 use crate::ids::{Incarnation, NodeId, StageRef};
 use crate::queues::Packing;
-use crate::quotas::Quotas;
+use crate::quotas::{Quotas, gigabytes};
 use crate::records::{NodeKind, NodeRecord, RankPlacement};
 use crate::spec::{DeviceChoice, JobSpec, ModelPreset, StageSpec, Topology, TopologyMode};
-use crate::state::ClusterState;
+use crate::state::{ClusterState, Job};
 
 /// Names of the kinds of devices, as nodes say them.
 const CUDA: &str = "cuda";
@@ -184,15 +184,18 @@ pub struct NodeNeeds<'a> {
     queue_labels: Option<&'a BTreeMap<String, String>>,
     /// A label that they have, whatever its value.
     domain: Option<&'a str>,
+    /// Of each GPU, as far as a node says what it has.
+    memory_bytes: u64,
 }
 
 impl<'a> NodeNeeds<'a> {
     /// What a job's spec comes to in a cluster. A network of FLUX's size crawls on processors: where there are GPUs, connected
     /// or not, it waits for them. In a queue that counts slots a job is on one kind of device: one that its queue counts if it
     /// can be, and GPUs rather than processors.
-    pub fn of(spec: &'a JobSpec, quotas: &'a Quotas, state: &'a ClusterState) -> Self {
+    pub fn of(job: &'a Job, quotas: &'a Quotas, state: &'a ClusterState) -> Self {
+        let spec = &*job.record.spec;
         let trainers = || state.nodes().filter(|node| node.kind == NodeKind::Trainer);
-        let device = match (spec.resources.device, spec.model.preset) {
+        let device = match (spec.resources.asked_device(), spec.model.preset) {
             (DeviceChoice::Cuda, _) => Some(CUDA),
             (DeviceChoice::Cpu, _) => Some(CPU),
             (DeviceChoice::Auto, ModelPreset::FluxDev | ModelPreset::FluxSchnell) => {
@@ -204,7 +207,9 @@ impl<'a> NodeNeeds<'a> {
         let queue_labels = queue.map(|queue| &queue.node_labels);
         let required = spec.resources.topology.as_ref().filter(|one| one.mode == TopologyMode::Require);
         let domain = required.map(|topology| topology.label.as_str());
-        let needs = Self { device, labels: &spec.resources.node_labels, queue_labels, domain };
+        let memory_bytes = if device == Some(CPU) { 0 } else { job.device_bytes };
+        let labels = &spec.resources.node_labels;
+        let needs = Self { device, labels, queue_labels, domain, memory_bytes };
         let Some(queue) = queue.filter(|queue| queue.counts_slots() && device.is_none()) else {
             return needs;
         };
@@ -227,21 +232,39 @@ impl<'a> NodeNeeds<'a> {
         self.device.is_none_or(|device| node.device == device)
             && self.labels().all(has)
             && self.domain.is_none_or(|label| node.labels.contains_key(label))
+            && !self.is_too_small(node)
+    }
+
+    /// Whether the node says that its GPUs have less memory than a rank needs.
+    pub fn is_too_small(&self, node: &NodeRecord) -> bool {
+        node.device_memory_bytes.is_some_and(|has| has < self.memory_bytes)
+    }
+
+    /// Of each GPU.
+    pub fn memory_bytes(&self) -> u64 {
+        self.memory_bytes
     }
 
     /// Any trainer node will do.
     pub fn are_none(&self) -> bool {
-        self.device.is_none() && self.labels().next().is_none() && self.domain.is_none()
+        self.device.is_none()
+            && self.labels().next().is_none()
+            && self.domain.is_none()
+            && self.memory_bytes == 0
     }
 }
 
-/// `device cuda, pool=h100`.
+/// `device cuda, 41.20 GB of GPU memory, pool=h100`.
 impl fmt::Display for NodeNeeds<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let device = self.device.map(|device| format!("device {device}"));
         let labels = self.labels().map(|(label, value)| format!("{label}={value}"));
         let domain = self.domain.map(|label| format!("a label {label}"));
-        f.write_str(&device.into_iter().chain(labels).chain(domain).collect::<Vec<_>>().join(", "))
+        let counts = self.device == Some(CUDA) && self.memory_bytes > 0;
+        let memory = counts.then(|| format!("{} of GPU memory", gigabytes(self.memory_bytes)));
+        f.write_str(
+            &device.into_iter().chain(memory).chain(labels).chain(domain).collect::<Vec<_>>().join(", "),
+        )
     }
 }
 

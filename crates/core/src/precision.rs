@@ -163,6 +163,7 @@ mod tests {
             version: String::new(),
             drained: false,
             cordon: None,
+            device_memory_bytes: None,
             arithmetic: hundredths.map(|hundredths| Arithmetic {
                 f32_time: Duration::from_micros(hundredths),
                 bf16_time: Duration::from_micros(100),

@@ -13,6 +13,7 @@ use crate::ids::{
     AttemptRef, Generation, Incarnation, JobId, NodeId, RequestId, StageRef, Tenant, Timestamp,
 };
 use crate::job::JobState;
+use crate::note::NotesRecord;
 use crate::segment::SegmentRecord;
 use crate::spec::JobSpec;
 use crate::trace::TraceParent;
@@ -170,6 +171,8 @@ pub struct NodeRecord {
     pub cordon: Option<String>,
     /// What it has measured of itself; none from a node that does not say.
     pub arithmetic: Option<Arithmetic>,
+    /// Memory of the smallest GPU that ranks get there; none on processors, and of a node that does not say.
+    pub device_memory_bytes: Option<u64>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -216,6 +219,7 @@ pub enum Record {
     Keep(KeepRecord),
     Usage(UsageRecord),
     Notice(NoticeRecord),
+    Notes(NotesRecord),
 }
 
 /// Identity of a record. The order is the order in which a snapshot can be applied: jobs before what belongs to them,
@@ -237,6 +241,8 @@ pub enum RecordKey {
     Usage(Tenant),
     /// What is to be told of the job's end.
     Notice(JobId),
+    /// What people have noted on the job.
+    Notes(JobId),
 }
 
 impl Record {
@@ -257,6 +263,7 @@ impl Record {
             Self::Keep(record) => RecordKey::Keep(record.stage.clone(), record.step, record.generation),
             Self::Usage(record) => RecordKey::Usage(record.tenant.clone()),
             Self::Notice(record) => RecordKey::Notice(record.job.clone()),
+            Self::Notes(record) => RecordKey::Notes(record.job.clone()),
         }
     }
 }
@@ -265,7 +272,7 @@ impl RecordKey {
     /// The job that the record belongs to.
     pub fn job(&self) -> Option<&JobId> {
         match self {
-            Self::Job(job) | Self::Deletion(job) | Self::Notice(job) => Some(job),
+            Self::Job(job) | Self::Deletion(job) | Self::Notice(job) | Self::Notes(job) => Some(job),
             Self::Stage(stage)
             | Self::Attempt(stage)
             | Self::Segment(stage, _)
@@ -296,6 +303,7 @@ impl fmt::Display for RecordKey {
             Self::Deletion(id) => write!(f, "deletions/{id}"),
             Self::Usage(tenant) => write!(f, "usage/{tenant}"),
             Self::Notice(id) => write!(f, "notices/{id}"),
+            Self::Notes(id) => write!(f, "notes/{id}"),
             Self::Keep(stage, step, generation) => {
                 write!(f, "keeps/{stage}/{step:012}-g{generation:08}", generation = generation.0)
             }

@@ -125,7 +125,7 @@ impl<'a> QueueStanding<'a> {
         let submitted = job.record.submitted_at;
         self.oldest_waiting = Some(self.oldest_waiting.map_or(submitted, |oldest| oldest.min(submitted)));
         // So that a kind shows that is asked for and not counted.
-        if let Some(device) = NodeNeeds::of(&job.record.spec, quotas, state).device() {
+        if let Some(device) = NodeNeeds::of(job, quotas, state).device() {
             self.devices.entry(device.to_owned()).or_default();
         }
     }

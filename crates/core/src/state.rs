@@ -12,7 +12,9 @@ use imbl::{OrdMap, OrdSet};
 
 use crate::arithmetic::PrecisionChoice;
 use crate::deletion::{DeletionPhase, DeletionRecord};
+use crate::estimate::device_bytes;
 use crate::ids::{Generation, JobId, NodeId, RequestId, StageRef, Tenant, Timestamp};
+use crate::note::NotesRecord;
 use crate::pairlog::{PairLog, SEGMENT_UNITS};
 use crate::records::{
     AttemptRecord, CheckpointRecord, ClusterRecord, JobRecord, KeepRecord, NodeRecord, Record, RecordKey,
@@ -41,6 +43,8 @@ pub struct ClusterState {
     usage: BTreeMap<Tenant, UsageRecord>,
     /// What other systems have not been told yet.
     notices: OrdMap<JobId, Arc<NoticeRecord>>,
+    /// What people have noted on jobs.
+    notes: OrdMap<JobId, Arc<NotesRecord>>,
     cluster: Option<ClusterRecord>,
     /// Jobs that are not terminal, in the order in which they are served: what a decision has to look at.
     open: OrdSet<ServeOrder>,
@@ -70,6 +74,8 @@ pub struct Job {
     /// As many as the spec has.
     pub stages: Vec<Stage>,
     facts: JobFacts,
+    /// Memory that the GPU of each rank has at least.
+    pub device_bytes: u64,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -147,6 +153,7 @@ impl ClusterState {
             nodes: Table::default(),
             usage: BTreeMap::new(),
             notices: OrdMap::new(),
+            notes: OrdMap::new(),
             open: OrdSet::new(),
             cluster: None,
             unreadable: UnreadableRecords::default(),
@@ -235,6 +242,12 @@ impl ClusterState {
                 }
                 self.notices.insert(record.job.clone(), Arc::new(record));
             }
+            Record::Notes(record) => {
+                if !self.jobs.contains(&record.job) {
+                    return Err(orphan());
+                }
+                self.notes.insert(record.job.clone(), Arc::new(record));
+            }
             Record::Keep(record) => {
                 let stage = self.stage_mut(&record.stage).ok_or_else(orphan)?;
                 stage.keeps.insert((record.step, record.generation), record);
@@ -282,6 +295,7 @@ impl ClusterState {
                 self.leave_order(id);
                 self.jobs.remove(id);
                 self.notices.remove(id);
+                self.notes.remove(id);
             }
             RecordKey::Request(Some(tenant), id) => {
                 let key = (tenant.to_string(), id.clone());
@@ -321,6 +335,9 @@ impl ClusterState {
             }
             RecordKey::Notice(id) => {
                 self.notices.remove(id);
+            }
+            RecordKey::Notes(id) => {
+                self.notes.remove(id);
             }
             RecordKey::Deletion(id) => {
                 if let Some(record) = self.deletions.remove(id) {
@@ -429,6 +446,11 @@ impl ClusterState {
         self.notices.values().map(Arc::as_ref)
     }
 
+    /// What people have noted on the job; none if nothing.
+    pub fn notes(&self, job: &JobId) -> Option<&NotesRecord> {
+        self.notes.get(job).map(Arc::as_ref)
+    }
+
     /// What is one for all; none before the first controller has led.
     pub fn cluster(&self) -> Option<&ClusterRecord> {
         self.cluster.as_ref()
@@ -526,7 +548,8 @@ impl Job {
                 })
             })
             .collect();
-        let mut job = Self { record, stages, facts: JobFacts::default() };
+        let device_bytes = device_bytes(&record.spec);
+        let mut job = Self { record, stages, facts: JobFacts::default(), device_bytes };
         job.facts = JobFacts::of(&job);
         job
     }

@@ -2,14 +2,17 @@
 //! and the answer; nothing is changed here. The answer may be given once the writes are durable.
 
 mod checkpoints;
+mod continuation;
 mod deletions;
 mod jobs;
 mod nodes;
+mod notes;
 mod units;
 
 pub use checkpoints::{
     CheckpointCommitted, checkpoint_file, checkpoint_path, commit_checkpoint, mark_checkpoint_damaged,
 };
+pub use continuation::continuation;
 pub(crate) use deletions::kept_checkpoints;
 pub use deletions::{DeleteOrder, delete_job, files_gone, files_removed, keep_checkpoint, lineage_of};
 pub use jobs::{
@@ -17,6 +20,7 @@ pub use jobs::{
 };
 pub(crate) use jobs::{ended, one_line};
 pub use nodes::{drain_node, forget_node};
+pub use notes::note_job;
 pub use units::{
     UnitCommit, UnitCommitted, UnitFate, UnitLeaseRef, commit_unit, fail_unit, lease_unit, renew_unit,
     shard_path,

@@ -7,9 +7,10 @@ use std::fmt;
 
 use crate::error::RequestError;
 use crate::ids::{JobId, NodeId};
+use crate::records::RecordKey;
 
 /// The kinds of records, by the first part of their key; what has another is of a kind that this version does not know.
-pub const KINDS: [&str; 13] = [
+pub const KINDS: [&str; 14] = [
     "jobs",
     "requests",
     "stages",
@@ -22,8 +23,14 @@ pub const KINDS: [&str; 13] = [
     "keeps",
     "usage",
     "notices",
+    "notes",
     "other",
 ];
+
+/// Whether the key is that of a record of a kind that this version does not have: none of its own is ever written there.
+pub fn is_of_another_kind(key: &str) -> bool {
+    kind_of(key) == "other" && key != RecordKey::Cluster.to_string()
+}
 
 /// All of them, by key.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -138,6 +145,13 @@ fn job_of(key: &str) -> Option<JobId> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_kind_of_record_is_known_by_its_key() {
+        assert!(is_of_another_kind("favourites/j") && is_of_another_kind("job/j"));
+        let own = ["cluster", "jobs/j", "notes/j", "usage/t", "units/j/stage-1/000000000003"];
+        assert!(!own.into_iter().any(is_of_another_kind));
+    }
 
     #[test]
     fn a_record_halts_the_job_that_its_key_names_and_is_counted() {

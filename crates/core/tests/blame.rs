@@ -59,6 +59,7 @@ impl Cluster {
             drained: false,
             cordon: None,
             arithmetic: None,
+            device_memory_bytes: None,
         }));
         self.seen.hello(node(name), incarnation, BTreeSet::new(), BTreeSet::new(), self.now);
     }
@@ -70,8 +71,12 @@ impl Cluster {
 
     /// A job of one rank, whose pairs are all there.
     fn submit(&mut self, name: &str) -> JobId {
+        self.submit_gang(name, 1)
+    }
+
+    fn submit_gang(&mut self, name: &str, gpus: u32) -> JobId {
         let yaml = format!(
-            "apiVersion: crescendo/v1\nkind: TrainingJob\nmetadata: {{name: {name}}}\nspec:\n  model: {{preset: nano, weights: b, precision: f32}}\n  resources: {{gpus: 1}}\n  stages:\n    - name: stage-1\n      data: {{source: compose, subjects: s, pairs: 8, minPairs: 4, unitSize: 4}}\n      train: {{adapter: {{rank: 4}}, steps: 20, globalBatch: 16}}\n"
+            "apiVersion: crescendo/v1\nkind: TrainingJob\nmetadata: {{name: {name}}}\nspec:\n  model: {{preset: nano, weights: b, precision: f32}}\n  resources: {{gpus: {gpus}}}\n  stages:\n    - name: stage-1\n      data: {{source: compose, subjects: s, pairs: 8, minPairs: 4, unitSize: 4}}\n      train: {{adapter: {{rank: 4}}, steps: 20, globalBatch: 16}}\n"
         );
         let spec = spec::parse(yaml.as_bytes()).unwrap_or_else(|problems| panic!("{problems:?}"));
         let submission = Submission {
@@ -136,6 +141,19 @@ impl Cluster {
             self.now,
         );
         self.decide();
+    }
+
+    /// What is said of the gang's first rank's node, or of another's; and what is decided then.
+    fn say(&mut self, job: &JobId, rank: usize, phase: NodeReport) {
+        let attempt = self.attempt(job).expect("it runs");
+        let node = attempt.ranks[rank].node.clone();
+        let (attempt, ranks) = (attempt.attempt, Vec::new());
+        self.seen.report(Report { node, attempt, phase, progress: None, ranks }, self.now);
+        self.decide();
+    }
+
+    fn generation(&self, job: &JobId) -> u64 {
+        self.ended(job).attempt.generation.0
     }
 
     fn ended(&self, job: &JobId) -> AttemptRecord {
@@ -403,4 +421,82 @@ proptest! {
             cluster.wait(wait);
         }
     }
+}
+
+fn failed(reason: &str, kind: NodeFailure) -> NodeReport {
+    NodeReport::Failed { reason: reason.into(), kind }
+}
+
+/// A gang of two on two nodes that steps; there is a third node.
+fn stepping() -> (Cluster, JobId) {
+    let mut cluster = Cluster::new(&[("a", 1), ("b", 1), ("c", 1)]);
+    let job = cluster.submit_gang("trial", 2);
+    cluster.decide();
+    for rank in 0..2 {
+        cluster.say(&job, rank, NodeReport::Running);
+    }
+    (cluster, job)
+}
+
+#[test]
+fn a_gang_of_which_a_rank_has_died_is_given_time_to_save_what_it_had_done() {
+    let (mut cluster, job) = stepping();
+    cluster.say(&job, 1, failed("rank 1 ended: killed by signal 9", NodeFailure::RankDied));
+    cluster.wait(30);
+    assert_eq!(cluster.generation(&job), 1, "the other may be saving");
+    let victim = cluster.attempt(&job).expect("it runs").ranks[1].node.clone();
+    cluster.say(&job, 0, failed("connection reset", NodeFailure::PeerLost));
+    cluster.wait(3);
+    assert_eq!(cluster.generation(&job), 2, "it has");
+    let ranks = cluster.attempt(&job).expect("placed again").ranks;
+    assert!(ranks.iter().all(|rank| rank.node != victim), "where the rank died is avoided: {ranks:?}");
+}
+
+#[test]
+fn a_gang_of_which_a_rank_has_died_is_not_waited_for_in_vain() {
+    // Nobody says anything.
+    let (mut cluster, job) = stepping();
+    cluster.say(&job, 0, failed("rank 0 ended: killed by signal 9", NodeFailure::RankDied));
+    cluster.wait(44);
+    assert_eq!(cluster.generation(&job), 1);
+    cluster.wait(3);
+    assert_eq!(cluster.generation(&job), 2);
+    // Nobody is left.
+    let (mut cluster, job) = stepping();
+    cluster.say(&job, 0, failed("rank 0 ended: killed by signal 9", NodeFailure::RankDied));
+    cluster.say(&job, 1, failed("rank 1 ended: killed by signal 9", NodeFailure::RankDied));
+    cluster.wait(3);
+    assert_eq!(cluster.generation(&job), 2);
+    // It had not begun.
+    let mut cluster = Cluster::new(&[("a", 1), ("b", 1)]);
+    let job = cluster.submit_gang("trial", 2);
+    cluster.decide();
+    cluster.say(&job, 1, NodeReport::Starting);
+    cluster.say(&job, 0, failed("rank 0 ended: killed by signal 9", NodeFailure::RankDied));
+    cluster.wait(3);
+    assert_eq!(cluster.generation(&job), 2);
+}
+
+#[test]
+fn a_node_that_is_lost_before_the_ranks_have_met_is_given_up_sooner() {
+    let lost = |met: bool| {
+        let mut cluster = Cluster::new(&[("a", 1), ("b", 1), ("c", 1)]);
+        let job = cluster.submit_gang("trial", 2);
+        cluster.decide();
+        let gone = cluster.attempt(&job).expect("placed").ranks[1].node.clone();
+        for seconds in 1..100 {
+            let phase = if met { NodeReport::Running } else { NodeReport::Starting };
+            cluster.say(&job, 0, phase);
+            cluster.now = cluster.now.plus(Duration::from_secs(1));
+            let nodes: Vec<NodeId> =
+                cluster.seen.nodes.keys().filter(|node| **node != gone).cloned().collect();
+            nodes.iter().for_each(|node| cluster.seen.heard(node, cluster.now));
+            cluster.decide();
+            if cluster.generation(&job) > 1 {
+                return seconds;
+            }
+        }
+        unreachable!("it waits for ever")
+    };
+    assert_eq!((lost(false), lost(true)), (30, 60));
 }

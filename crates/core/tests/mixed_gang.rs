@@ -54,6 +54,7 @@ impl Cluster {
             version: "0.1.0".into(),
             drained: false,
             cordon: None,
+            device_memory_bytes: None,
             arithmetic: Some(Arithmetic {
                 f32_time: Duration::from_micros(hundredths),
                 bf16_time: Duration::from_micros(100),

@@ -68,6 +68,7 @@ impl Cluster {
                 drained: false,
                 cordon: None,
                 arithmetic: None,
+                device_memory_bytes: None,
             }));
             cluster.seen.hello(id, incarnation, BTreeSet::new(), BTreeSet::new(), now);
         }

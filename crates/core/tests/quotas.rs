@@ -49,6 +49,7 @@ impl Cluster {
             drained: false,
             cordon: None,
             arithmetic: None,
+            device_memory_bytes: None,
         }));
         self.seen.hello(id, incarnation, BTreeSet::new(), BTreeSet::new(), self.now);
     }

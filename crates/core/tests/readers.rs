@@ -38,6 +38,7 @@ impl World {
             drained,
             cordon: None,
             arithmetic: None,
+            device_memory_bytes: None,
         };
         self.state.apply(Write::Put(Record::Node(record))).expect("a node stands alone");
         self.seen.hello(id(name), incarnation, BTreeSet::new(), BTreeSet::new(), NOW);

@@ -131,6 +131,7 @@ impl World {
             drained: false,
             cordon: None,
             arithmetic: None,
+            device_memory_bytes: None,
         };
         self.apply(vec![Write::Put(Record::Node(record))]);
         self.seen.hello(node(n), incarnation, BTreeSet::new(), curating, self.now);

@@ -8,6 +8,8 @@ use crescendo_core::access::Scope;
 use crescendo_core::decide::{Limits, PendingReason, curation_backlog_units, decide};
 use crescendo_core::deletion::KeptParts;
 use crescendo_core::error::RequestError;
+use crescendo_core::estimate;
+use crescendo_core::explain::{Explanation, View, explain};
 use crescendo_core::histogram::ScoreCounts;
 use crescendo_core::ids::{
     Generation, Incarnation, JobId, NodeId, RequestId, StageName, StageRef, Timestamp,
@@ -15,7 +17,7 @@ use crescendo_core::ids::{
 use crescendo_core::job::JobState;
 use crescendo_core::observed::Observed;
 use crescendo_core::pairlog::Lease;
-use crescendo_core::quotas::{Quotas, TenantLimits};
+use crescendo_core::quotas::{Quotas, TenantLimits, gigabytes};
 use crescendo_core::records::{
     AttemptRecord, CheckpointRecord, JobRecord, NodeKind, NodeRecord, Record, ShardRecord, UnitRecord,
     UnitResult, UnitState, Write,
@@ -23,9 +25,10 @@ use crescendo_core::records::{
 use crescendo_core::spec::{self, DataSource, JobSpec, LogSpec};
 use crescendo_core::state::ClusterState;
 use crescendo_core::transitions::{
-    DeleteOrder, QueueLimits, Submission, checkpoint_path, commit_checkpoint, delete_job, lease_unit,
-    retry_job, submit_job,
+    DeleteOrder, QueueLimits, Submission, checkpoint_path, commit_checkpoint, continuation, delete_job,
+    lease_unit, retry_job, submit_job,
 };
+use proptest::prelude::*;
 
 const NOW: Timestamp = Timestamp(1_000_000);
 
@@ -50,6 +53,17 @@ impl Cluster {
     }
 
     fn node(&mut self, name: &str, device: &str, slots: u32, labels: &[(&str, &str)]) {
+        self.node_with(name, (device, None), slots, labels);
+    }
+
+    /// A node of a kind of device, with the memory that it says its GPUs have.
+    fn node_with(
+        &mut self,
+        name: &str,
+        (device, device_memory_bytes): (&str, Option<u64>),
+        slots: u32,
+        labels: &[(&str, &str)],
+    ) {
         let id = NodeId::parse(name).expect("valid");
         let incarnation = Incarnation::parse("i").expect("valid");
         let labels = labels.iter().map(|(label, value)| ((*label).to_owned(), (*value).to_owned())).collect();
@@ -65,6 +79,7 @@ impl Cluster {
             drained: false,
             cordon: None,
             arithmetic: None,
+            device_memory_bytes,
         };
         self.seen.hello(id, incarnation, BTreeSet::new(), BTreeSet::new(), NOW);
         self.write(vec![Write::Put(Record::Node(record))]);
@@ -135,6 +150,14 @@ impl Cluster {
         let plan = decide(&self.state, &self.seen, &Limits::default(), NOW);
         self.write(plan.writes);
         plan.waits.get(job).cloned()
+    }
+
+    fn explained(&self, job: &JobId) -> Explanation {
+        let limits = Limits::default();
+        let waits = decide(&self.state, &self.seen, &limits, NOW).waits;
+        let (state, seen, scope) = (&self.state, &self.seen, &Scope::Everything);
+        let view = View { state, seen, waits: &waits, limits: &limits, now: NOW, scope };
+        explain(&view, self.state.job(job).expect("it is there"))
     }
 
     fn attempt(&self, job: &JobId) -> Option<&AttemptRecord> {
@@ -234,6 +257,40 @@ fn a_checkpoint_that_an_open_job_starts_from_is_not_expired() {
 }
 
 #[test]
+fn a_job_goes_on_from_the_newest_checkpoint_of_one_that_has_ended() {
+    let mut cluster = Cluster::new();
+    cluster.node("n", "cpu", 4, &[]);
+    let job = cluster.ready("first", spec_of("default", "nano", 4, ""));
+    cluster.decide(&job);
+    let goes_on = |cluster: &Cluster, job: &JobId, steps| {
+        continuation(&cluster.state, job, steps, Some("more".into())).map_err(|refused| refused.to_string())
+    };
+    let refused = goes_on(&cluster, &job, 30).expect_err("it trains");
+    let said = format!("job {job} is placing, and goes on by itself: wait for its end");
+    assert!(refused.starts_with(&said), "{refused}");
+    cluster.checkpoint(&job, 5);
+    cluster.end(&job, JobState::Cancelled { reason: "enough".into() });
+    let next = goes_on(&cluster, &job, 30).expect("it has a checkpoint");
+    let start = next.stages[0].init_from.clone().expect("it starts from that");
+    assert_eq!((start.checkpoint, start.optimizer), (format!("{job}/stage-1/5"), true));
+    assert_eq!((next.name.as_str(), next.stages[0].train.steps), ("more", 30));
+    let log = next.stages[0].data.source.log().map(|log| log.from.clone());
+    assert_eq!(log, Some(format!("{job}/stage-1")), "all its pairs are there");
+    assert_eq!(goes_on(&cluster, &job, 0), Err("steps: must be 1 to 10000000".into()));
+    let none = cluster.submit("second", spec_of("default", "nano", 4, ""));
+    for (state, instead) in [
+        (JobState::Failed { reason: "r".into() }, format!("have it tried again (crescendo retry {none})")),
+        (JobState::Cancelled { reason: "r".into() }, "submit its spec again".to_owned()),
+    ] {
+        cluster.end(&none, state);
+        let said = format!("job {none} has no checkpoint to go on from: {instead}");
+        assert_eq!(goes_on(&cluster, &none, 30), Err(said));
+    }
+    let nobody = JobId::parse("nobody-1").expect("valid");
+    assert_eq!(goes_on(&cluster, &nobody, 30), Err("job nobody-1 does not exist".into()));
+}
+
+#[test]
 fn a_job_whose_start_will_never_be_there_fails() {
     let mut cluster = Cluster::new();
     cluster.node("n", "cpu", 4, &[]);
@@ -317,6 +374,43 @@ fn a_large_network_waits_for_gpus_where_there_are_any() {
     let nano = cluster.ready("nano", spec_of("default", "nano", 4, ""));
     cluster.decide(&nano);
     assert_eq!(cluster.nodes(&nano), BTreeSet::from(["cpu"]), "small ones go where there is room");
+}
+
+#[test]
+fn a_rank_is_given_no_gpu_that_is_too_small_for_it() {
+    let mut cluster = Cluster::new();
+    cluster.node_with("small", ("cuda", Some(25_400_000_000)), 8, &[]);
+    cluster.node("cpu", "cpu", 8, &[]);
+    let flux = |more: &str| spec_of("default", "flux-dev", 64, more);
+    let estimated = cluster.ready("estimated", flux(""));
+    let wait = cluster.decide(&estimated).expect("it waits").to_string();
+    let needs = estimate::device_bytes(&flux(""));
+    assert!(needs > 25_400_000_000, "{needs}");
+    let shown = gigabytes(needs);
+    assert_eq!(
+        wait,
+        format!("waits for a trainer node with device cuda, {shown} of GPU memory: none is connected")
+    );
+    let told = cluster.explained(&estimated);
+    let said = format!(
+        "GPU memory: a rank needs {shown} at least by the estimate, unless spec.resources.deviceMemoryGb says otherwise; small has 25.40 GB"
+    );
+    assert!(told.findings.contains(&said), "{told:?}");
+    // Who knows better says so.
+    let tight = cluster.ready("tight", flux("resources:, deviceMemoryGb: 24"));
+    cluster.decide(&tight);
+    assert_eq!(cluster.nodes(&tight), BTreeSet::from(["small"]));
+    cluster.node("quiet", "cuda", 2, &[]);
+    cluster.decide(&estimated);
+    assert_eq!(cluster.nodes(&estimated), BTreeSet::from(["quiet"]), "as an older version's node");
+    let mut cluster = Cluster::new();
+    cluster.node("cpu", "cpu", 8, &[]);
+    let large = cluster.ready("large", spec_of("default", "nano", 4, "resources:, deviceMemoryGb: 80"));
+    let wait = cluster.decide(&large).expect("it does not go to processors").to_string();
+    assert_eq!(wait, "waits for a trainer node with device cuda, 80.00 GB of GPU memory: none is connected");
+    cluster.node_with("huge", ("cuda", Some(85_000_000_000)), 2, &[]);
+    cluster.decide(&large);
+    assert_eq!(cluster.nodes(&large), BTreeSet::from(["huge"]));
 }
 
 #[test]
@@ -491,4 +585,32 @@ fn a_job_whose_pairs_an_open_one_takes_is_not_deleted() {
     assert!(refused.contains(second.as_str()) && refused.contains("spec.stages[0].data.from"), "{refused}");
     cluster.end(&second, JobState::Cancelled { reason: "enough".into() });
     cluster.delete(&first).expect("nobody needs it");
+}
+
+proptest! {
+    /// Alone in a cluster of GPUs, a job is placed if enough of them are large enough, and then on such alone.
+    #[test]
+    fn placement_goes_by_memory_and_by_nothing_it_was_not_told(
+        nodes in prop::collection::vec((0..5usize, 1..4u32), 1..6),
+        asked in prop::option::of(1..160u32),
+    ) {
+        let memories = [None, Some(16), Some(42), Some(85), Some(150)].map(|gb| gb.map(|gb: u64| gb * 1_000_000_000));
+        let mut cluster = Cluster::new();
+        for (at, (memory, slots)) in nodes.iter().enumerate() {
+            cluster.node_with(&format!("n-{at}"), ("cuda", memories[*memory]), *slots, &[]);
+        }
+        let more = asked.map_or_else(String::new, |gb| format!("resources:, deviceMemoryGb: {gb}"));
+        let spec = spec_of("default", "flux-dev", 512, &more);
+        let needs = estimate::device_bytes(&spec);
+        let job = cluster.ready("j", spec);
+        cluster.decide(&job);
+        let fits = |memory: usize| memories[memory].is_none_or(|has| has >= needs);
+        let room: u32 = nodes.iter().filter(|(memory, _)| fits(*memory)).map(|(_, slots)| slots).sum();
+        let given = cluster.nodes(&job);
+        prop_assert_eq!(given.is_empty(), room < 2, "{} of {}", needs, room);
+        for (at, (memory, _)) in nodes.iter().enumerate() {
+            let name = format!("n-{at}");
+            prop_assert!(!given.contains(name.as_str()) || fits(*memory));
+        }
+    }
 }

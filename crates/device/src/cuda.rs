@@ -67,6 +67,21 @@ pub fn memory() -> Result<DeviceMemory> {
     Ok(DeviceMemory { free_bytes: free as u64, total_bytes: total as u64 })
 }
 
+/// Memory of GPU `index`, whoever uses it.
+pub fn total_bytes(index: usize) -> Result<u64> {
+    type TotalMem = unsafe extern "C" fn(*mut usize, c_int) -> c_int;
+    let driver = driver()?;
+    // SAFETY: the type is that of the driver's function (CUDA driver API, `cuDeviceTotalMem_v2`).
+    let ask: TotalMem = unsafe { driver.function(c"cuDeviceTotalMem_v2") }.map_err(DeviceError::Driver)?;
+    let index =
+        c_int::try_from(index).map_err(|_| DeviceError::Missing(format!("no GPU has the number {index}")))?;
+    let mut total: usize = 0;
+    // SAFETY: the place lives until the call returns.
+    let code = unsafe { ask(&mut total, index) };
+    checked(code, "total memory")?;
+    Ok(total as u64)
+}
+
 /// Major and minor number of GPU `index`'s compute capability, such as (9, 0) of an H100.
 pub fn compute_capability(index: usize) -> Result<(i32, i32)> {
     type GetAttribute = unsafe extern "C" fn(*mut c_int, c_int, c_int) -> c_int;
@@ -182,6 +197,7 @@ mod tests {
         if DynamicLibrary::open(c"libcuda.so.1", Visibility::Local).is_err() {
             assert!(matches!(memory(), Err(DeviceError::Driver(_))));
             assert!(matches!(name(0), Err(DeviceError::Driver(_))));
+            assert!(matches!(total_bytes(0), Err(DeviceError::Driver(_))));
             assert!(matches!(supported(), Err(DeviceError::Driver(_))));
         }
     }

@@ -385,7 +385,8 @@ impl Facts {
             | Record::Cluster(_)
             | Record::Keep(_)
             | Record::Usage(_)
-            | Record::Notice(_) => {}
+            | Record::Notice(_)
+            | Record::Notes(_) => {}
         }
         self.keys.insert(change.key.clone(), record.key());
         if let Err(orphan) = self.state.apply(Write::Put(record)) {
@@ -543,6 +544,7 @@ impl Facts {
             | RecordKey::Checkpoint(..)
             | RecordKey::Keep(..)
             | RecordKey::Notice(_)
+            | RecordKey::Notes(_)
             | RecordKey::Node(_)
             | RecordKey::Cluster => {}
         }

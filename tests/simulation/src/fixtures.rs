@@ -27,6 +27,7 @@ pub fn node(name: &str, kind: NodeKind, slots: u32) -> Result<NodeRecord, Invali
         drained: false,
         cordon: None,
         arithmetic: None,
+        device_memory_bytes: None,
     })
 }
 

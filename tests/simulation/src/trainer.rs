@@ -31,6 +31,8 @@ const TICK: Duration = Duration::from_millis(500);
 const STEP: Duration = Duration::from_millis(700);
 /// Limit of the ranks' end when the agent stops.
 const RANKS_GRACE: Duration = Duration::from_secs(5);
+/// How long ranks wait for rank 0 to save once they have lost another; it may be the one that is lost.
+const SAVE_WAIT: Duration = Duration::from_secs(5);
 /// Ranks that have not met within this give up.
 const MEET_WITHIN: Duration = Duration::from_secs(60);
 
@@ -248,7 +250,8 @@ impl Agent {
             Effect::Drain { rank, .. } => {
                 self.tell(&rank, Down::Drain);
             }
-            Effect::UpdateCurators { .. } => {}
+            // Played ranks see by themselves that one of their gang is gone.
+            Effect::UpdateCurators { .. } | Effect::PeerLost { .. } => {}
             Effect::Signal { rank, signal: KillSignal::Term | KillSignal::Kill }
             | Effect::KillHung { rank } => self.kill(&rank),
             // Played ranks die.
@@ -372,6 +375,13 @@ impl Rank {
             self.tell_progress().await;
             let mood = gang.mood();
             if let Some(over) = over(mood) {
+                if mood == Mood::Broken && gang.step() > 0 {
+                    // Rank 0 saves, and is the first to say so.
+                    self.enter(v1::RankPhase::Leaving, gang.step());
+                    if let Ok(stopped) = tokio::time::timeout(SAVE_WAIT, stop_of(told, gang)).await {
+                        return stopped;
+                    }
+                }
                 return over;
             }
             tokio::select! {
@@ -397,6 +407,16 @@ impl Rank {
         self.enter(v1::RankPhase::Forward, gang.step());
         loop {
             if let Some(over) = over(gang.mood()) {
+                if gang.mood() == Mood::Broken && gang.step() > saved {
+                    self.enter(v1::RankPhase::Saving, gang.step());
+                    if under_way && !decided(gang, told).await {
+                        return Over::Stopped;
+                    }
+                    self.save(gang.step(), false).await;
+                    if !decided(gang, told).await {
+                        return Over::Stopped;
+                    }
+                }
                 return over;
             }
             if gang.mood() == Mood::Draining || gang.step() >= plan.steps {
@@ -522,7 +542,10 @@ fn over(mood: Mood) -> Option<Over> {
             Some(Over::Ended(v1::RankEnd { drained: true, reason, ..Default::default() }))
         }
         Mood::Done => Some(Over::Ended(v1::RankEnd { ok: true, ..Default::default() })),
-        Mood::Broken => Some(failed("a rank of the gang is gone")),
+        Mood::Broken => {
+            let reason = "a rank of the gang is gone".to_owned();
+            Some(Over::Ended(v1::RankEnd { peer_lost: true, reason, ..Default::default() }))
+        }
     }
 }
 

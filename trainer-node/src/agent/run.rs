@@ -29,7 +29,7 @@ use crescendo_proto::v1::open_rank_session_response::Message as Down;
 use crescendo_proto::v1::{
     AttemptRef, Checkpoint, CommitCheckpointRequest, Hello, MarkCheckpointDamagedRequest, NodeKind,
     OpenRankSessionResponse, RankAssignment, RankCheckpoint, RankCheckpointOutcome, RankDamage, RankDrain,
-    RankPhase, RankStop, StuckSlot,
+    RankPeerLost, RankPhase, RankStop, StuckSlot,
 };
 use prometheus::Registry;
 use tokio::sync::{mpsc, watch};
@@ -126,7 +126,8 @@ pub async fn run(args: AgentArgs) -> anyhow::Result<()> {
     let (events, inbox) = mpsc::channel(EVENTS);
     let (running, running_now) = watch::channel(Vec::new());
     let reports = ReportSink::default();
-    let computes = Computes { slots, device: if cuda { "cuda" } else { "cpu" }, arithmetic: &arithmetic };
+    let (device, device_memory_bytes) = if cuda { ("cuda", smallest_memory(slots)) } else { ("cpu", None) };
+    let computes = Computes { slots, device, arithmetic: &arithmetic, device_memory_bytes };
     let identity = introduction(&args.node, NodeKind::Trainer, server.address(), computes);
     let left = departure::read(&scratch);
     let hello =
@@ -207,6 +208,18 @@ fn devices(args: &AgentArgs) -> anyhow::Result<(bool, u32)> {
         (gpus, None) => Ok((true, gpus)),
         (gpus, Some(slots)) if slots <= gpus => Ok((true, slots)),
         (gpus, Some(slots)) => anyhow::bail!("--slots {slots}: this machine has {gpus} GPUs"),
+    }
+}
+
+/// Memory of the smallest GPU that ranks get here. None if one cannot be asked: then the controller goes by no memory.
+fn smallest_memory(slots: u32) -> Option<u64> {
+    let each = (0..slots as usize).map(crescendo_device::cuda::total_bytes);
+    match each.collect::<Result<Vec<u64>, _>>() {
+        Ok(each) => each.into_iter().min(),
+        Err(error) => {
+            tracing::warn!(%error, "the memory of a GPU is not known, so that jobs may be placed here which do not fit");
+            None
+        }
     }
 }
 
@@ -464,6 +477,11 @@ impl Agent {
                     "rank is to save a checkpoint and leave"
                 );
                 self.tell(&rank, Down::Drain(RankDrain { reason }));
+            }
+            Effect::PeerLost { rank, reason } => {
+                rank_span(&rank).in_scope(|| tracing::info!(reason, "another rank here is gone"));
+                // Without a session it sees so by itself, or is killed after a while.
+                self.tell(&rank, Down::PeerLost(RankPeerLost { reason }));
             }
             Effect::UpdateCurators { rank, update } => {
                 self.tell(&rank, Down::UpdateCurators(update));

@@ -146,6 +146,8 @@ pub struct Downlink {
     pub outcomes: mpsc::Sender<RankCheckpointOutcome>,
     /// Cancelled when the gang is to save a checkpoint and leave.
     pub drain: CancellationToken,
+    /// Cancelled when another rank of this machine is gone.
+    pub peer_lost: CancellationToken,
 }
 
 impl Downlink {
@@ -170,6 +172,10 @@ impl Downlink {
                             "the node drains: a checkpoint is saved, then the gang leaves"
                         );
                         self.drain.cancel();
+                    }
+                    Some(Down::PeerLost(lost)) => {
+                        tracing::info!(reason = lost.reason, "another rank of the gang is gone");
+                        self.peer_lost.cancel();
                     }
                     Some(Down::Stop(stop)) => return RankError::Stopped(stop.reason),
                     Some(Down::Assignment(_)) | None => {}

@@ -28,7 +28,7 @@ pub struct RankPlan {
     pub spec: JobSpec,
     pub stage: StageSpec,
     pub gang: GangShape,
-    /// The first rank on another node than rank 0: what rank 0 cannot save any more, it does. None if there is no other node.
+    /// The first rank on another node than rank 0, or on the same if there is no other: what rank 0 cannot save any more, it does.
     pub deputy: Option<u32>,
     pub device: Device,
     pub kernels: Kernels,
@@ -175,7 +175,9 @@ impl RankPlan {
 
 fn deputy(ranks: &[RankPlacement]) -> Option<u32> {
     let first = ranks.iter().find(|rank| rank.rank == 0)?;
-    ranks.iter().filter(|rank| rank.node_id != first.node_id).map(|rank| rank.rank).min()
+    let others = || ranks.iter().filter(|rank| rank.rank != first.rank);
+    let elsewhere = others().filter(|rank| rank.node_id != first.node_id).map(|rank| rank.rank).min();
+    elsewhere.or_else(|| others().map(|rank| rank.rank).min())
 }
 
 #[cfg(test)]
@@ -183,10 +185,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_deputy_is_on_another_node_than_rank_0() {
+    fn the_deputy_is_on_another_node_than_rank_0_if_there_is_one() {
         let placed = |rank, node: &str| RankPlacement { rank, node_id: node.into(), device_index: 0 };
         let gang = [placed(3, "c"), placed(2, "b"), placed(1, "a"), placed(0, "a")];
         assert_eq!(deputy(&gang), Some(2));
-        assert_eq!(deputy(&gang[2..]), None);
+        assert_eq!(deputy(&gang[2..]), Some(1));
+        assert_eq!(deputy(&gang[3..]), None);
     }
 }

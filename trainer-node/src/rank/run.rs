@@ -2,7 +2,7 @@
 
 #![allow(unsafe_code, reason = "a rank leaves without the destructors of libraries that still have threads")]
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::{Arc, OnceLock};
@@ -149,26 +149,25 @@ async fn rank(args: RankArgs) -> Result<(), RankError> {
     let (curators_in, curators) = watch::channel(Vec::new());
     let (outcomes_in, outcomes) = mpsc::channel(4);
     let mut session = JoinSet::new();
-    let (stop, drain) = (CancellationToken::new(), CancellationToken::new());
-    let downlink = Downlink { curators: curators_in.clone(), outcomes: outcomes_in, drain: drain.clone() };
+    let ends = Ends::default();
+    let downlink = Downlink {
+        curators: curators_in.clone(),
+        outcomes: outcomes_in,
+        drain: ends.drain.clone(),
+        peer_lost: ends.peer_lost.clone(),
+    };
     session.spawn(downlink.run(down).in_current_span());
     let mut watching = JoinSet::new();
     if let Security::Tls(tls) = security {
-        watching.spawn(tls.watch(None, RELOAD_INTERVAL, stop.clone()).in_current_span());
+        watching.spawn(tls.watch(None, RELOAD_INTERVAL, ends.stop.clone()).in_current_span());
     }
     let group: Arc<OnceLock<ProcessGroup>> = Arc::default();
+    watching.spawn(leave_broken(ends.clone(), Arc::clone(&group)));
 
     let at_work = uplink.clone();
     let work = async {
         let plan = RankPlan::new(assignment, args.cuda, args.kernels.into())?;
-        curators_in.send_if_modified(|now| {
-            // An update that came already is newer than the assignment.
-            let first = now.is_empty();
-            if first {
-                now.clone_from(&plan.curator_addresses);
-            }
-            first
-        });
+        take_curators(&curators_in, &plan);
         let attempt = tracing::info_span!(
             target: trace::TARGET,
             "attempt",
@@ -179,9 +178,8 @@ async fn rank(args: RankArgs) -> Result<(), RankError> {
             outcome = tracing::field::Empty
         );
         trace::set_parent(&attempt, plan.trace);
-        let ends = Ends { stop: stop.clone(), drain: drain.clone() };
         let links = Links { dialer, uplink: at_work, curators, outcomes };
-        let work = work(&args, plan, links, ends, Arc::clone(&group));
+        let work = work(&args, plan, links, ends.clone(), Arc::clone(&group));
         let outcome = work.instrument(attempt.clone()).await;
         note_end(&attempt, &outcome);
         outcome
@@ -191,7 +189,7 @@ async fn rank(args: RankArgs) -> Result<(), RankError> {
         outcome = &mut work => outcome,
         reason = session.join_next() => {
             let reason = ended(reason);
-            stop.cancel();
+            ends.stop.cancel();
             if let Some(group) = group.get() {
                 group.abort();
             }
@@ -211,6 +209,25 @@ async fn rank(args: RankArgs) -> Result<(), RankError> {
         let _ = tokio::time::timeout(END_GRACE, session.join_next()).await;
     }
     outcome
+}
+
+/// Takes the curators of the assignment, unless an update came already, which is newer.
+fn take_curators(curators: &watch::Sender<Vec<String>>, plan: &RankPlan) {
+    curators.send_if_modified(|now| {
+        let first = now.is_empty();
+        if first {
+            now.clone_from(&plan.curator_addresses);
+        }
+        first
+    });
+}
+
+/// Once another rank is gone: not every collective notices that by itself.
+async fn leave_broken(ends: Ends, group: Arc<OnceLock<ProcessGroup>>) {
+    ends.peer_lost.cancelled().await;
+    if let Some(group) = group.get() {
+        group.abort();
+    }
 }
 
 /// Notes in an attempt's span how it ended here.
@@ -242,12 +259,14 @@ fn ended(joined: Option<Result<RankError, tokio::task::JoinError>>) -> RankError
 }
 
 /// How training may be ended from outside.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 struct Ends {
     /// At once.
     stop: CancellationToken,
     /// At the next step boundary, with everything saved.
     drain: CancellationToken,
+    /// In the step that is under way, with the one before saved: another rank of this machine is gone.
+    peer_lost: CancellationToken,
 }
 
 impl Ends {
@@ -482,8 +501,9 @@ impl TrainThread {
         // The files are read; the copies can go.
         drop(self.sources);
         pulse::enter(&self.progress, RankPhase::Meeting);
-        let group =
-            meet(&self.args, &self.dialer, &self.plan, &self.runtime, &self.ends).map_err(rank_error)?;
+        let met = meet(&self.args, &self.dialer, &self.plan, &self.runtime, &self.ends);
+        // Rank 0 serves the others' store from what it met them over, which shows that it lives.
+        let Met { group, over: _over, rank_0_at } = met.map_err(rank_error)?;
         // Only this thread sets it, once.
         let _ = self.group.set(group.clone());
         if self.ends.stop.is_cancelled() {
@@ -503,10 +523,21 @@ impl TrainThread {
             saves: self.saves,
             stop: self.ends.stop,
             drain: self.ends.drain,
+            peer_lost: self.ends.peer_lost,
+            rank_0_at,
             runtime: self.runtime,
         };
         train::run(training, feed).map_err(rank_error)
     }
+}
+
+/// The gang, once all its ranks are there.
+struct Met {
+    group: ProcessGroup,
+    /// What it met over; the same on processors.
+    over: ProcessGroup,
+    /// Where the process of rank 0 listens as long as that is kept; none for itself.
+    rank_0_at: Option<SocketAddr>,
 }
 
 fn meet(
@@ -515,11 +546,12 @@ fn meet(
     plan: &RankPlan,
     runtime: &Handle,
     ends: &Ends,
-) -> Result<ProcessGroup, RankError> {
+) -> Result<Met, RankError> {
     ends.before_meeting()?;
     let (rank, world) = (plan.gang.rank as usize, plan.gang.ranks as usize);
     if world == 1 && !args.cuda {
-        return Ok(ProcessGroup::solo(plan.device));
+        let group = ProcessGroup::solo(plan.device);
+        return Ok(Met { over: group.clone(), group, rank_0_at: None });
     }
     let or_stop = async |call: &mut (dyn Future<Output = Result<Rendezvous, RankError>> + Unpin)| {
         tokio::select! {
@@ -545,14 +577,16 @@ fn meet(
         Ok(Rendezvous::join(address))
     };
     let rendezvous = runtime.block_on(or_stop(&mut std::pin::pin!(call)))?;
+    let rank_0_at = (rank > 0).then(|| rendezvous.address());
     let options = GlooOptions {
         timeout: MEETING_TIMEOUT,
         generation: plan.attempt.generation,
         interface: Some(args.bind_ip),
     };
-    let group = ProcessGroup::gloo(rank, world, rendezvous, &options).map_err(of_group)?;
-    match plan.device {
-        tch::Device::Cuda(index) => group.with_nccl(index, MEETING_TIMEOUT).map_err(of_group),
-        _ => Ok(group),
-    }
+    let over = ProcessGroup::gloo(rank, world, rendezvous, &options).map_err(of_group)?;
+    let group = match plan.device {
+        tch::Device::Cuda(index) => over.with_nccl(index, MEETING_TIMEOUT).map_err(of_group)?,
+        _ => over.clone(),
+    };
+    Ok(Met { group, over, rank_0_at })
 }

@@ -4,6 +4,7 @@
 //! each bucket's all-reduce starting as soon as its gradients are final; clip; AdamW. Every rank then holds the same
 //! weights.
 
+use std::net::SocketAddr;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crescendo_collective::{CollectiveError, PendingReduce, ProcessGroup, ReduceOp};
@@ -76,6 +77,10 @@ pub struct Training {
     pub stop: CancellationToken,
     /// Cancelled when the gang is to save a checkpoint and leave at the next step boundary.
     pub drain: CancellationToken,
+    /// Cancelled when another rank of this machine is gone; the group is aborted then.
+    pub peer_lost: CancellationToken,
+    /// Where the process of rank 0 listens as long as it lives; none for itself.
+    pub rank_0_at: Option<SocketAddr>,
     pub runtime: Handle,
 }
 
@@ -101,7 +106,7 @@ pub fn run(training: Training, feed: DataFeed) -> Result<(), RankError> {
     let first = state.training.restored.step;
     let steps = state.training.plan.stage.train.steps;
     for step in first..steps {
-        match state.step(step) {
+        match state.step(step).map_err(|error| state.lost_or(error)) {
             Err(RankError::Drained(reason)) => return state.checkpoint_and_leave(first, reason),
             Err(RankError::PeerLost(reason)) => {
                 state.save_what_is_left(first);
@@ -640,10 +645,22 @@ impl Loop {
         }
     }
 
-    /// Whether the node of rank 0 still answers: then rank 0 saves, or its node says why it cannot.
+    /// An aborted group is one that has lost a rank, where that is why it was aborted.
+    fn lost_or(&self, error: RankError) -> RankError {
+        let Training { peer_lost, stop, .. } = &self.training;
+        match error {
+            RankError::Stopped(_) if peer_lost.is_cancelled() && !stop.is_cancelled() => {
+                RankError::PeerLost("another rank on this node is gone".into())
+            }
+            error => error,
+        }
+    }
+
+    /// Whether the process of rank 0 still answers: then rank 0 saves, or says why it cannot.
     fn is_rank_0_in_reach(&self) -> bool {
-        let Training { plan, runtime, stop, .. } = &self.training;
-        let connect = tokio::net::TcpStream::connect(plan.rendezvous_address.as_str());
+        let Training { rank_0_at, runtime, stop, .. } = &self.training;
+        let Some(rank_0_at) = *rank_0_at else { return true };
+        let connect = tokio::net::TcpStream::connect(rank_0_at);
         runtime.block_on(async {
             tokio::select! {
                 () = stop.cancelled() => true,

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::cases::Shown;
 use super::history::StepRecord;
-use super::job::Distribution;
+use super::job::{Distribution, JobNote};
 use super::machine::Machine;
 use super::score::Score;
 use super::words::counted;
@@ -26,6 +26,8 @@ pub struct Figures {
     pub submitted_at: Option<String>,
     pub started_at: Option<String>,
     pub finished_at: Option<String>,
+    /// What people have noted on it, the oldest first.
+    pub job_notes: Vec<JobNote>,
     /// From the first step to the end.
     pub took_seconds: Option<f64>,
     /// Preset, precision and ranks.
@@ -179,6 +181,11 @@ impl Figures {
         }
         // Whole seconds that have passed, as `crescendo get` shows them.
         facts.extend(self.took_seconds.map(|seconds| ("took", span(seconds.floor()))));
+        let noted = |JobNote { at, by, text }: &JobNote| match at {
+            Some(at) => format!("{} {by}: {text}", date(at)),
+            None => format!("{by}: {text}"),
+        };
+        facts.extend(self.job_notes.iter().map(|note| ("noted", noted(note))));
         facts.extend(self.trained.clone().map(|path| ("result", path)));
         facts.push(("reported", format!("{}, in {}", date(&self.reported_at), span(self.report_seconds))));
         facts.push(("machine", self.machine.words()));
@@ -311,6 +318,11 @@ pub mod tests {
             state: "succeeded".into(),
             submitted_at: Some("2026-01-01T00:00:00.000Z".into()),
             started_at: None,
+            job_notes: vec![JobNote {
+                at: Some("2026-01-02T09:00:00.000Z".into()),
+                by: "ada".into(),
+                text: "handles come out thin".into(),
+            }],
             finished_at: Some("2026-01-01T00:08:12.400Z".into()),
             took_seconds: Some(492.6),
             model: "nano, f32, 2 ranks".into(),
@@ -375,6 +387,7 @@ pub mod tests {
         let of = |name| facts.iter().find(|(fact, _)| *fact == name).map(|(_, value)| value.as_str());
         assert_eq!(of("submitted"), Some("2026-01-01 00:00 UTC"));
         assert_eq!(of("started"), None);
+        assert_eq!(of("noted"), Some("2026-01-02 09:00 UTC ada: handles come out thin"));
         assert_eq!(of("took"), Some("8m 12s"));
         assert_eq!(of("machine"), Some("EPYC, 2 cores, f32"));
         assert_eq!(date("soon"), "soon");

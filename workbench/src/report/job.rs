@@ -32,7 +32,20 @@ pub struct Job {
     pub started_at: Option<String>,
     #[serde(default)]
     pub finished_at: Option<String>,
+    /// What people have noted on it.
+    #[serde(default)]
+    pub notes: Vec<JobNote>,
     pub stages: Vec<StageJson>,
+}
+
+/// What somebody has noted on the job.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, serde::Serialize)]
+pub struct JobNote {
+    /// RFC 3339.
+    #[serde(default)]
+    pub at: Option<String>,
+    pub by: String,
+    pub text: String,
 }
 
 #[derive(Debug, Deserialize)]

@@ -420,6 +420,7 @@ spec:
                 drained: false,
                 cordon: None,
                 arithmetic: None,
+                device_memory_bytes: None,
             };
             state.apply(Write::Put(Record::Node(record))).expect("a node needs nothing else");
             seen.hello(node, incarnation, BTreeSet::new(), stages.into_iter().collect(), now);

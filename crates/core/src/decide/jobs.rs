@@ -10,7 +10,7 @@ use crate::decide::passes::{
 use crate::decide::{Change, DecideContext, PendingReason, PlanDraft, preemption, sources, stage_precision};
 use crate::ids::{AttemptRef, IdMap, NodeId, Timestamp};
 use crate::job::{JobEvent, JobState};
-use crate::observed::{NodeFailure, NodeReport};
+use crate::observed::{GangView, NodeFailure, NodeReport};
 use crate::placement::{self, NodeSlots, Slots};
 use crate::records::{AttemptRecord, JobRecord, NodeKind, RankPlacement, Record};
 use crate::state::{Job, Stage};
@@ -294,7 +294,10 @@ impl<'a> JobPass<'a, '_> {
         let believed = || self.is_permanent(job, index, attempt);
         let gang = self.nodes.gang(&attempt.attempt);
         let reports = gang.map(|gang| &gang.nodes);
+        let rescued = gang.is_some_and(|gang| self.is_being_rescued(gang, attempt));
         let told = |node: &NodeId, report: &NodeReport| match report {
+            // Others save what it had done before: that they have, or cannot, ends it.
+            NodeReport::Failed { kind: NodeFailure::RankDied, .. } if rescued => None,
             NodeReport::Failed { reason, kind } => Some(Ending {
                 reason: format!("{reason} (on {node})"),
                 kind: if *kind == NodeFailure::Permanent && believed() {
@@ -312,8 +315,13 @@ impl<'a> JobPass<'a, '_> {
             }
             NodeReport::Starting | NodeReport::Running | NodeReport::Succeeded => None,
         };
+        // Who has lost a peer knows less of why than the peer's own node.
+        let lost =
+            |report: &NodeReport| matches!(report, NodeReport::Failed { kind: NodeFailure::PeerLost, .. });
         let of_kind = |kind: EndKind| {
-            let all = reports.into_iter().flatten();
+            let all = || reports.into_iter().flatten();
+            let all =
+                all().filter(|(_, report)| !lost(report)).chain(all().filter(|(_, report)| lost(report)));
             all.filter_map(|(node, report)| told(node, report)).find(|ending| ending.kind == kind)
         };
         // Ranks say that they are drained once all is saved: what goes wrong on a node after that costs nothing.
@@ -339,16 +347,29 @@ impl<'a> JobPass<'a, '_> {
                 });
             }
         }
+        self.lost_node(gang, attempt)
+    }
+
+    /// The end of a gang that does not step and of which a node is silent.
+    fn lost_node(&self, gang: Option<&GangView>, attempt: &AttemptRecord) -> Option<Ending> {
         let since = self.nodes.seen.since;
         let began = self.nodes.seen.began(&attempt.attempt);
         let stepped_at = gang.map_or(since, |gang| gang.stepped_at).max(began);
-        if self.nodes.now.since(stepped_at) < self.nodes.limits.ranks_lost_after {
+        let (limits, stands_for) = (self.nodes.limits, self.nodes.now.since(stepped_at));
+        let lost_early = limits.silent_after.saturating_mul(2).min(limits.ranks_lost_after);
+        if stands_for < lost_early {
+            return None;
+        }
+        // Before its ranks have met there is nothing to lose but the time that they have loaded for.
+        let is_meeting = gang.is_some_and(|gang| self.is_meeting(gang, attempt));
+        let lost_after = if is_meeting { lost_early } else { limits.ranks_lost_after };
+        if stands_for < lost_after {
             return None;
         }
         attempt.ranks.iter().find_map(|rank| {
             let heard = self.nodes.view(&rank.node).map_or(since, |view| view.last_heard);
             let silence = self.nodes.now.since(heard);
-            (silence >= self.nodes.limits.ranks_lost_after).then(|| Ending {
+            (silence >= lost_after).then(|| Ending {
                 reason: format!(
                     "node {} is silent for {} s and its gang does not step",
                     rank.node,
@@ -356,6 +377,26 @@ impl<'a> JobPass<'a, '_> {
                 ),
                 kind: EndKind::Failed,
             })
+        })
+    }
+
+    /// Whether ranks on nodes in sight may be saving what the gang had done before one of them died.
+    fn is_being_rescued(&self, gang: &GangView, attempt: &AttemptRecord) -> bool {
+        let nodes = attempt.ranks.iter().filter(|rank| {
+            let view = self.nodes.view(&rank.node);
+            view.is_some_and(|view| view.connected && view.incarnation == rank.incarnation)
+        });
+        gang.is_being_rescued(nodes.map(|rank| &rank.node), self.nodes.now)
+    }
+
+    /// Whether a node that was heard of just now says that its ranks have not met the others.
+    fn is_meeting(&self, gang: &GangView, attempt: &AttemptRecord) -> bool {
+        attempt.ranks.iter().any(|rank| {
+            let view = self.nodes.view(&rank.node);
+            gang.nodes.get(&rank.node) == Some(&NodeReport::Starting)
+                && view.is_some_and(|view| {
+                    view.connected && self.nodes.now.since(view.last_heard) < self.nodes.limits.silent_after
+                })
         })
     }
 

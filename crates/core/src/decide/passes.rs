@@ -102,6 +102,7 @@ pub(super) struct Asks<'a> {
     pub device: DeviceChoice,
     pub labels: &'a BTreeMap<String, String>,
     pub topology: Option<&'a Topology>,
+    pub memory_bytes: u64,
 }
 
 /// What some jobs ask of their nodes, and which have it.

@@ -81,16 +81,17 @@ impl<'a> JobPass<'a, '_> {
         let asks = Asks {
             preset: spec.model.preset,
             queue,
-            device: spec.resources.device,
+            device: spec.resources.asked_device(),
             labels: &spec.resources.node_labels,
             topology: spec.resources.topology.as_ref(),
+            memory_bytes: job.device_bytes,
         };
         let mut known = self.found.needs.borrow_mut();
         known.entry(asks).or_insert_with(|| Rc::new(self.find_needs(job))).clone()
     }
 
     fn find_needs(&self, job: &'a Job) -> Needs<'a> {
-        let needs = NodeNeeds::of(&job.record.spec, self.quotas(), self.nodes.state);
+        let needs = NodeNeeds::of(job, self.quotas(), self.nodes.state);
         if needs.are_none() {
             return Needs { needs, met_by: None, are_met: !self.slots.is_empty() };
         }

@@ -8,9 +8,13 @@ use super::{Explanation, MAX_NODES, View, silent};
 use crate::decide::free_slots;
 use crate::ids::{JobId, NodeId, StageRef};
 use crate::placement::{self, NodeNeeds, Slots};
-use crate::records::{AttemptRecord, NodeKind};
+use crate::quotas::gigabytes;
+use crate::records::{AttemptRecord, NodeKind, NodeRecord};
 use crate::spec::TopologyMode;
 use crate::state::{Job, Stage};
+
+/// Nodes that are named in one line.
+const MAX_LISTED: usize = 8;
 
 /// A trainer node as placement sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,16 +69,46 @@ pub(super) fn no_trainer(view: &View<'_>) -> Explanation {
 }
 
 /// Trainers are connected, and none that the spec asks for.
-pub(super) fn no_such_trainer(view: &View<'_>, needs: &str) -> Explanation {
+pub(super) fn no_such_trainer(view: &View<'_>, job: &Job, needs: &str) -> Explanation {
+    let small = too_small(view, job, &NodeNeeds::of(job, &view.limits.quotas, view.state));
+    let mut remedies = vec![
+        format!("start a trainer node with {needs} (--labels gives it labels)"),
+        "or correct spec.resources.device and nodeLabels: crescendo nodes shows what there is".to_owned(),
+    ];
+    if small.is_some() {
+        remedies.push(
+            "or have it need less: train.microBatch, the adapter's rank, model.precision: fp8".to_owned(),
+        );
+    }
     Explanation {
-        findings: silent(view, NodeKind::Trainer),
-        remedies: vec![
-            format!("start a trainer node with {needs} (--labels gives it labels)"),
-            "or correct spec.resources.device and nodeLabels: crescendo nodes shows what there is".to_owned(),
-        ],
+        findings: small.into_iter().chain(silent(view, NodeKind::Trainer)).collect(),
+        remedies,
         nodes: node_rooms(view, None),
         ..Explanation::default()
     }
+}
+
+/// Which nodes are kept from it because their GPUs have too little memory.
+fn too_small(view: &View<'_>, job: &Job, needs: &NodeNeeds<'_>) -> Option<String> {
+    let trainers = view.state.nodes().filter(|node| node.kind == NodeKind::Trainer);
+    let small = trainers.filter(|node| needs.is_too_small(node));
+    let has = |node: &NodeRecord| {
+        format!("{} has {}", node.id, gigabytes(node.device_memory_bytes.unwrap_or_default()))
+    };
+    let small: Vec<String> = small.map(has).collect();
+    let listed = small.get(..small.len().min(MAX_LISTED))?;
+    let wanted = gigabytes(needs.memory_bytes());
+    let why = match job.record.spec.resources.device_memory_gb {
+        Some(_) => format!("spec.resources.deviceMemoryGb asks for {wanted}"),
+        None => format!(
+            "a rank needs {wanted} at least by the estimate, unless spec.resources.deviceMemoryGb says otherwise"
+        ),
+    };
+    let more = match small.len() - listed.len() {
+        0 => String::new(),
+        more => format!(", and {more} more have too little"),
+    };
+    (!listed.is_empty()).then(|| format!("GPU memory: {why}; {}{more}", listed.join(", ")))
 }
 
 /// A job that goes first waits for slots, and no later one takes them away.
@@ -234,7 +268,7 @@ pub(super) fn waiting(view: &View<'_>, job: &Job, index: usize) -> Explanation {
     };
     let sizes = placement::gang_sizes(&job.record.spec, spec);
     let least = sizes.last().copied().unwrap_or(0);
-    let needs = NodeNeeds::of(&job.record.spec, &view.limits.quotas, view.state);
+    let needs = NodeNeeds::of(job, &view.limits.quotas, view.state);
     let is_met = |node: &NodeId| view.state.node(node).is_some_and(|node| needs.are_met_by(node));
     let all = slots_now(view);
     let mut nodes = rooms_in(view, &all, Some(&stage.id));
@@ -250,6 +284,7 @@ pub(super) fn waiting(view: &View<'_>, job: &Job, index: usize) -> Explanation {
     if !needs.are_none() {
         findings.push(format!("only nodes with {needs} count"));
     }
+    findings.extend(too_small(view, job, &needs));
     findings.extend(near(view, job, &slots, &stage.id, least));
     findings.push(match reachable().filter(|node| node.device == device).max_by_key(|node| node.free) {
         Some(node) if node.free > 0 => format!(

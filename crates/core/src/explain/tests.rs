@@ -49,6 +49,7 @@ impl Cluster {
             drained: false,
             cordon: None,
             arithmetic: None,
+            device_memory_bytes: None,
         };
         self.state.apply(Write::Put(Record::Node(record))).unwrap();
         self.seen.hello(id.clone(), incarnation, BTreeSet::new(), BTreeSet::new(), self.now);

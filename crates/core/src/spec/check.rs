@@ -22,6 +22,10 @@ pub(super) fn contradictions(spec: &JobSpec) -> Vec<Contradiction> {
         let message = format!("minGpus {min_gpus} is more than gpus {gpus}");
         found.add("spec.resources.minGpus", &["spec.resources.gpus", "spec.model.preset"], message);
     }
+    if let (Some(_), DeviceChoice::Cpu) = (spec.resources.device_memory_gb, spec.resources.device) {
+        let message = "deviceMemoryGb is the memory of GPUs, and device cpu asks for none".to_owned();
+        found.add("spec.resources.deviceMemoryGb", &["spec.resources.device"], message);
+    }
     if let Some(sizes) = &spec.model.sizes {
         network(&mut found, sizes);
     }

@@ -57,6 +57,9 @@ pub fn to_yaml(spec: &JobSpec) -> String {
     out.line(2, "gpus", resources.gpus);
     out.line(2, "minGpus", resources.min_gpus);
     out.line(2, "device", word(&resources.device));
+    if let Some(gb) = resources.device_memory_gb {
+        out.line(2, "deviceMemoryGb", gb);
+    }
     write_labels(&mut out, 2, "nodeLabels", &resources.node_labels);
     if let Some(Topology { label, mode }) = &resources.topology {
         out.open(2, "topology");

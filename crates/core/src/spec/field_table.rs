@@ -150,6 +150,12 @@ pub const FIELDS: &[Field] = &[
         "Kind of device that it is trained on. `auto`: where a trainer with GPUs has ever connected, a FLUX-sized network only on those; otherwise GPUs first, then the slots of nodes without any.",
     ),
     field(
+        "spec.resources.deviceMemoryGb",
+        whole(1, 10_000),
+        Default::From("what a rank is estimated to need"),
+        "Memory that the GPU of each rank has at least, GB (10⁹ bytes, as its maker counts). Smaller ones are not given to it, nor processors; a node that does not say how much it has is. By default the estimate that `crescendo validate` shows, which is a little low. An estimate of less than 4 GB keeps no GPU away.",
+    ),
+    field(
         "spec.resources.nodeLabels",
         Kind::Labels { most: 16 },
         Default::Absent,

@@ -145,9 +145,10 @@ fn resources(reader: &mut Reader, spec: Section<'_>, path: &Path, preset: ModelP
         Some("cpu") => DeviceChoice::Cpu,
         _ => DeviceChoice::Auto,
     };
+    let device_memory_gb = reader.whole(section, &path.field("deviceMemoryGb")).map(fit);
     let node_labels = reader.labels(section, &path.field("nodeLabels"));
     let topology = reader.topology(section, &path.field("topology"));
-    Resources { gpus, min_gpus, device, node_labels, topology }
+    Resources { gpus, min_gpus, device, device_memory_gb, node_labels, topology }
 }
 
 fn checkpoints(reader: &mut Reader, spec: Section<'_>, path: &Path) -> CheckpointPolicy {

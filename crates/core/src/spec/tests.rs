@@ -237,6 +237,16 @@ fn contradictions_are_found() {
     let job = |job: &str, stage: &str| spec("", job, &format!("{{{stage}}}"));
     let more = format!("{MODEL}\n  resources: {{gpus: 2, minGpus: 4}}");
     assert_only(&job(&more, DATA), "spec.resources.minGpus: minGpus 4 is more than gpus 2");
+    let of_processors = format!("{MODEL}\n  resources: {{device: cpu, deviceMemoryGb: 80}}");
+    assert_only(
+        &job(&of_processors, DATA),
+        "spec.resources.deviceMemoryGb: deviceMemoryGb is the memory of GPUs, and device cpu asks for none",
+    );
+    let none = format!("{MODEL}\n  resources: {{deviceMemoryGb: 0}}");
+    assert_only(
+        &job(&none, DATA),
+        "spec.resources.deviceMemoryGb: 0 is out of range: a whole number from 1 to 10000",
+    );
     let many = format!("{MODEL}\n  resources: {{gpus: 17}}");
     assert_only(
         &job(&many, DATA),

@@ -140,6 +140,9 @@ pub struct Resources {
     /// Kind of device that it is trained on.
     #[serde(default, skip_serializing_if = "DeviceChoice::is_auto")]
     pub device: DeviceChoice,
+    /// Memory that the GPU of each rank has at least, 10⁹ bytes; what a rank is estimated to need if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device_memory_gb: Option<u32>,
     /// Labels that every node has that is given ranks of it; at most 16.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub node_labels: BTreeMap<String, String>,
@@ -174,6 +177,16 @@ pub enum DeviceChoice {
     Auto,
     Cuda,
     Cpu,
+}
+
+impl Resources {
+    /// Kind of device that it asks for: who asks for so much memory of a GPU wants a GPU.
+    pub fn asked_device(&self) -> DeviceChoice {
+        match self.device {
+            DeviceChoice::Auto if self.device_memory_gb.is_some() => DeviceChoice::Cuda,
+            device => device,
+        }
+    }
 }
 
 impl DeviceChoice {

@@ -388,6 +388,7 @@ impl World {
             drained: self.state.node(&node.id).is_some_and(|known| known.drained),
             cordon: self.state.node(&node.id).and_then(|known| known.cordon.clone()),
             arithmetic: None,
+            device_memory_bytes: None,
         };
         let running = node.ranks.keys().cloned().collect();
         self.seen.hello(node.id.clone(), incarnation, running, node.curating.clone(), now);

@@ -15,11 +15,20 @@ pub struct Computes<'a> {
     pub slots: u32,
     pub device: &'a str,
     pub arithmetic: &'a Arithmetic,
+    /// Of the smallest GPU that ranks get here; none on processors, or if it is not known.
+    pub device_memory_bytes: Option<u64>,
+}
+
+impl<'a> Computes<'a> {
+    /// Of a node that takes no ranks.
+    pub fn of_curator(device: &'a str, arithmetic: &'a Arithmetic) -> Self {
+        Self { slots: 0, device, arithmetic, device_memory_bytes: None }
+    }
 }
 
 /// All but what changes while the process runs. Each start of a process has an incarnation of its own.
 pub fn introduction(args: &NodeArgs, kind: NodeKind, address: String, computes: Computes<'_>) -> Hello {
-    let Computes { slots, device, arithmetic } = computes;
+    let Computes { slots, device, arithmetic, device_memory_bytes } = computes;
     Hello {
         node_id: args.node_id.clone(),
         incarnation: random::id(),
@@ -36,6 +45,7 @@ pub fn introduction(args: &NodeArgs, kind: NodeKind, address: String, computes: 
         // The session says so itself.
         draining: false,
         arithmetic: Some(arithmetic_message(arithmetic)),
+        device_memory_bytes: device_memory_bytes.unwrap_or(0),
     }
 }
 

@@ -363,6 +363,7 @@ pub fn spec(steps: u64, ranks: u32) -> JobSpec {
             gpus: ranks,
             min_gpus: ranks,
             device: DeviceChoice::Auto,
+            device_memory_gb: None,
             node_labels: BTreeMap::new(),
             topology: None,
         },

@@ -271,7 +271,15 @@ fn resources(gpus: u32, pick: usize) -> Resources {
     let modes = [TopologyMode::Prefer, TopologyMode::Require];
     let topology =
         modes.get(pick).map(|mode| Topology { label: "topology.example.com/rack".into(), mode: *mode });
-    Resources { gpus, min_gpus: 1, device: DEVICES[pick], node_labels: labels(pick), topology }
+    let (device, node_labels) = (DEVICES[pick], labels(pick));
+    Resources {
+        gpus,
+        min_gpus: 1,
+        device,
+        device_memory_gb: (pick == 1).then_some(gpus),
+        node_labels,
+        topology,
+    }
 }
 
 /// So many labels; what looks like another type in YAML stays text.
