@@ -479,9 +479,7 @@ class Client:
             ),
         ).spec_yaml
 
-    def continue_job(
-        self, job: JobOrId, steps: int, *, name: str = "", request_id: str | None = None
-    ) -> SubmittedJob:
+    def continue_job(self, job: JobOrId, steps: int, *, name: str = "", request_id: str | None = None) -> SubmittedJob:
         """Submits a job that trains on for `steps` from where one that has ended stopped.
 
         It has the last stage of that job that has a checkpoint, which starts from the newest with its optimizer, and

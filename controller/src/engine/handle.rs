@@ -75,7 +75,7 @@ impl Engine {
             | Request::CommitUnit { .. }
             | Request::FailUnit { .. } => self.handle_unit(request, now),
             Request::OpenSession { introduction, reply } => {
-                let answer = self.open_session(introduction, now);
+                let answer = self.open_session(*introduction, now);
                 self.hold(reply, answer);
             }
             Request::Heartbeat { node, session } => self.heartbeat(&node, session, now),

@@ -182,7 +182,7 @@ pub enum Request {
         reply: Reply<ShardWatch>,
     },
     OpenSession {
-        introduction: Introduction,
+        introduction: Box<Introduction>,
         reply: Reply<OpenedSession>,
     },
     Heartbeat {

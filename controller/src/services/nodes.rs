@@ -53,7 +53,7 @@ impl NodeService for Nodes {
         let Some(Up::Hello(hello)) = first.and_then(|request| request.message) else {
             return Err(Status::invalid_argument("the first message of a session must be hello"));
         };
-        let introduction = checked(convert::hello(hello))?;
+        let introduction = Box::new(checked(convert::hello(hello))?);
         let node = introduction.record.id.clone();
         trail.on("node", &node);
         caller.check_acts_as(&node)?;
