@@ -89,7 +89,7 @@ func TestAContainersView(t *testing.T) {
 		"its processes alone":   {"echo $$; ls /proc | grep -c '^[0-9]'", "1\n"},
 		"no network but lo":     {"ls /sys/class/net | tr '\\n' ' '", "lo "},
 		"no capabilities":       {"grep -E 'Cap(Eff|Bnd)|NoNewPrivs' /proc/self/status | tr -d '\\t\\n'", "CapEff:0000000000000000CapBnd:0000000000000000NoNewPrivs:1"},
-		"a volume":              {"cat /made/for/it/file; echo x > /made/for/it/new 2>/dev/null || echo no", "of the hostno\n"},
+		"a volume":              {"cat /made/for/it/file; (echo x > /made/for/it/new) 2>/dev/null || echo no", "of the hostno\n"},
 		"a file":                {"cat /etc/hosts", "of the host"},
 		"nothing of the host's": {"ls -A /tmp /run", "/run:\n\n/tmp:\n"},
 		"a read-only root":      {"for d in / /tmp /etc /dev/shm; do touch $d/x 2>/dev/null && echo $d; done", "/dev/shm\n"},
