@@ -61,12 +61,21 @@ func ensureBridge(name string) (netlink.Link, error) {
 	return link, netlink.LinkSetUp(link)
 }
 
+// lead has the host find all pods by the bridge.
+func (b *Bridge) lead() error {
+	whole := &net.IPNet{IP: b.network.Addr().AsSlice(), Mask: net.CIDRMask(b.network.Bits(), 32)}
+	if err := netlink.RouteReplace(&netlink.Route{LinkIndex: b.link.Attrs().Index, Dst: whole, Scope: netlink.SCOPE_LINK}); err != nil {
+		return fmt.Errorf("set the route to %s: %w", b.network, err)
+	}
+	return nil
+}
+
 func (b *Bridge) take(first int) error {
 	for i := range 255 {
 		b.block = (max(first, 1)+i-1)%255 + 1
 		err := netlink.AddrAdd(b.link, b.own())
 		if err == nil {
-			return nil
+			return b.lead()
 		}
 		if !errors.Is(err, unix.EEXIST) {
 			return fmt.Errorf("take the address %s: %w", b.Address(), err)
@@ -90,11 +99,12 @@ func (b *Bridge) Address() netip.Addr { return b.address(1) }
 // PodNetwork is the node's part.
 func (b *Bridge) PodNetwork() netip.Prefix { return netip.PrefixFrom(b.address(0), 24) }
 
-func (b *Bridge) withMask(address netip.Addr) *netlink.Addr {
-	return &netlink.Addr{IPNet: &net.IPNet{IP: address.AsSlice(), Mask: net.CIDRMask(b.network.Bits(), 32)}}
+func withMask(address netip.Addr, bits int) *netlink.Addr {
+	return &netlink.Addr{IPNet: &net.IPNet{IP: address.AsSlice(), Mask: net.CIDRMask(bits, 32)}}
 }
 
-func (b *Bridge) own() *netlink.Addr { return b.withMask(b.Address()) }
+// own is the node's address alone: of several in one network, all would go with the first.
+func (b *Bridge) own() *netlink.Addr { return withMask(b.Address(), 32) }
 
 // Take gives out an address for a pod: not one that another had a moment ago, if there are others.
 func (b *Bridge) Take() (netip.Addr, error) {
@@ -161,7 +171,7 @@ func (b *Bridge) configure(sandbox int, address netip.Addr) error {
 			return fmt.Errorf("find %s in the sandbox: %w", name, err)
 		}
 		if name == "eth0" {
-			if err := in.AddrAdd(link, b.withMask(address)); err != nil {
+			if err := in.AddrAdd(link, withMask(address, b.network.Bits())); err != nil {
 				return fmt.Errorf("set the address %s: %w", address, err)
 			}
 		}

@@ -156,11 +156,15 @@ func (w *worker) event(kind, reason, format string, values ...any) {
 
 // changed has the plan and the status looked at again.
 func (w *worker) changed() {
-	for _, signal := range []chan struct{}{w.wake, w.published.dirty} {
-		select {
-		case signal <- struct{}{}:
-		default:
-		}
+	poke(w.wake)
+	poke(w.published.dirty)
+}
+
+// poke has somebody look who may look already.
+func poke(signal chan struct{}) {
+	select {
+	case signal <- struct{}{}:
+	default:
 	}
 }
 
@@ -335,6 +339,7 @@ func (w *worker) sayBackOff() {
 				Message: fmt.Sprintf("back-off %s restarting failed container=%s pod=%s_%s(%s)", c.backOff, c.spec.Name, w.pod.Name, w.pod.Namespace, w.pod.UID),
 			}
 			w.node.Events.Eventf(w.pod, corev1.EventTypeWarning, "BackOff", "Back-off restarting failed container %s", c.spec.Name)
+			poke(w.published.dirty)
 		}
 	}
 }
