@@ -20,6 +20,9 @@ type Image struct {
 	Entrypoint []string `json:"entrypoint"`
 }
 
+// Inside is where a container finds the folder of its image: a place that no volume of the pod covers.
+const Inside = "/kube-node/image"
+
 // Map holds an Image for each repository.
 type Map map[string]Image
 
@@ -82,13 +85,14 @@ func Command(image Image, command, args []string) ([]string, error) {
 	return line, nil
 }
 
-// Folders are what a process of the image has to reach: its programs, and the libraries that they say they load from elsewhere.
+// Folders are what a process of the image has to reach on the host: what links in its folder lead to, and the libraries that
+// programs say they load from elsewhere.
 func (i Image) Folders() ([]string, error) {
 	entries, err := os.ReadDir(i.Path)
 	if err != nil {
 		return nil, fmt.Errorf("read the programs of an image: %w", err)
 	}
-	found := []string{i.Path}
+	var found []string
 	for _, entry := range entries {
 		// Links lead to the programs as well as files do.
 		target, err := filepath.EvalSymlinks(filepath.Join(i.Path, entry.Name()))
@@ -98,7 +102,7 @@ func (i Image) Folders() ([]string, error) {
 		if info, err := os.Stat(target); err != nil || !info.Mode().IsRegular() || info.Mode()&0o111 == 0 {
 			continue
 		}
-		if folder := filepath.Dir(target); !slices.Contains(found, folder) {
+		if folder := filepath.Dir(target); folder != i.Path && !slices.Contains(found, folder) {
 			found = append(found, folder)
 		}
 		for _, folder := range libraries(target) {

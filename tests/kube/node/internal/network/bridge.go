@@ -130,7 +130,8 @@ func (b *Bridge) Free(address netip.Addr) {
 	delete(b.used, address.As4()[3])
 }
 
-func (b *Bridge) linkPrefix() string { return fmt.Sprintf("kn%dp", b.block) }
+// linkPrefix begins the names of the node's links: another bridge of this host may have the same parts.
+func (b *Bridge) linkPrefix() string { return fmt.Sprintf("kn%d.%dp", b.link.Attrs().Index, b.block) }
 
 // Connect gives a sandbox the address, and a way to the bridge.
 func (b *Bridge) Connect(sandbox int, address netip.Addr) error {

@@ -190,22 +190,22 @@ func (w *worker) containerSpec(pod *corev1.Pod, c *corev1.Container, image image
 		Sandbox:    w.pause.PID,
 		Programs:   programs,
 		Hidden:     w.node.Hidden,
-		Mounts:     mounts,
+		Mounts:     append(mounts, volumes.Mount{Source: image.Path, Target: images.Inside, ReadOnly: true}),
 		ReadOnly:   c.SecurityContext != nil && c.SecurityContext.ReadOnlyRootFilesystem != nil && *c.SecurityContext.ReadOnlyRootFilesystem,
 		Command:    command,
-		Env:        withDefaults(environment, image, w.hostname),
+		Env:        withDefaults(environment, w.hostname),
 		WorkingDir: c.WorkingDir,
 		User:       user,
 	}, nil
 }
 
 // withDefaults adds what every container has: the image's folder in front of PATH, a host name and a home.
-func withDefaults(environment *env.Environment, image images.Image, hostname string) []string {
+func withDefaults(environment *env.Environment, hostname string) []string {
 	path, found := environment.Lookup("PATH")
 	if !found {
 		path = defaultPath
 	}
-	out := []string{"PATH=" + image.Path + ":" + path}
+	out := []string{"PATH=" + images.Inside + ":" + path}
 	for name, value := range map[string]string{"HOSTNAME": hostname, "HOME": "/"} {
 		if _, found := environment.Lookup(name); !found {
 			out = append(out, name+"="+value)

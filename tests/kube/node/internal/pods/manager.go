@@ -155,7 +155,8 @@ func (m *Manager) Reroute(routes []network.Route) {
 		if pause == nil || host || over || isClosed(pause.Ended()) {
 			continue
 		}
-		if err := network.Apply(pause.PID, routes); err != nil && !isClosed(pause.Ended()) {
+		// A sandbox may end meanwhile.
+		if err := network.Apply(pause.PID, routes); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			w.log.Warn("set the routes of services", "error", err)
 		}
 	}

@@ -10,7 +10,7 @@ type Container struct {
 	Root string
 	// Sandbox is the process whose network, host name and message queues the container shares.
 	Sandbox int
-	// Programs are folders of the host that its user has to reach: those of the image and of the libraries it loads.
+	// Programs are folders of the host that its user has to reach, beside the mounts.
 	Programs []string
 	// Hidden are folders of the host that the container sees as empty.
 	Hidden []string
