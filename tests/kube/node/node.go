@@ -114,7 +114,12 @@ func run(ctx context.Context, o *options, log *slog.Logger) (err error) {
 	if err := os.WriteFile(held.blockFile(), []byte(strconv.Itoa(bridge.Block())), 0o600); err != nil {
 		return err
 	}
-	object, err := nodeObject(o, bridge.Address())
+	server, err := client.Discovery().ServerVersion()
+	if err != nil {
+		return fmt.Errorf("ask the API for its version: %w", err)
+	}
+	// As a kubelet of the same version, since none may be newer than its API.
+	object, err := nodeObject(o, bridge.Address(), server.GitVersion)
 	if err != nil {
 		return err
 	}

@@ -8,13 +8,14 @@ import (
 	"strconv"
 	"time"
 
+	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
 // nodeObject is the node as the API has it.
-func nodeObject(o *options, address netip.Addr) (*corev1.Node, error) {
+func nodeObject(o *options, address netip.Addr, version string) (*corev1.Node, error) {
 	capacity := corev1.ResourceList{}
 	amounts := maps.Clone(o.capacity)
 	if o.gpus > 0 {
@@ -26,6 +27,10 @@ func nodeObject(o *options, address netip.Addr) (*corev1.Node, error) {
 			return nil, fmt.Errorf("--capacity %s: %q: %w", name, amount, err)
 		}
 		capacity[corev1.ResourceName(name)] = quantity
+	}
+	var host unix.Utsname
+	if err := unix.Uname(&host); err != nil {
+		return nil, err
 	}
 	labels := map[string]string{
 		corev1.LabelHostname: o.name, corev1.LabelOSStable: runtime.GOOS, corev1.LabelArchStable: runtime.GOARCH,
@@ -40,8 +45,8 @@ func nodeObject(o *options, address netip.Addr) (*corev1.Node, error) {
 				{Type: corev1.NodeInternalIP, Address: address.String()}, {Type: corev1.NodeHostName, Address: address.String()},
 			},
 			NodeInfo: corev1.NodeSystemInfo{
-				OperatingSystem: runtime.GOOS, Architecture: runtime.GOARCH, KubeletVersion: "v1.37.0-kube-node",
-				ContainerRuntimeVersion: "process://1", OSImage: "processes of a host", KernelVersion: "unknown",
+				OperatingSystem: runtime.GOOS, Architecture: runtime.GOARCH, KubeletVersion: version,
+				ContainerRuntimeVersion: "process://1", OSImage: "processes of a host", KernelVersion: unix.ByteSliceToString(host.Release[:]),
 			},
 		},
 	}, nil

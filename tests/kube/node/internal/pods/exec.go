@@ -26,7 +26,7 @@ func runInside(ctx context.Context, r *run, line []string) (string, error) {
 	out := &bounded{limit: outputLimit}
 	command.Stdout, command.Stderr = out, out
 	command.WaitDelay = time.Second
-	if err := start(); err != nil {
+	if _, err := start(); err != nil {
 		return "", err
 	}
 	ended := make(chan error, 1)
@@ -83,35 +83,32 @@ type Size struct{ Width, Height uint16 }
 // attach runs a program in a container with somebody's streams. One that fails gives an error that has its exit code.
 func attach(ctx context.Context, r *run, line []string, streams Streams) error {
 	command, start := sandbox.Enter(r.process.PID, insideSpec(r, line, streams.Terminal))
-	var own *os.File
-	if streams.Terminal {
-		program, terminal, err := sandbox.OpenTerminal()
-		if err != nil {
-			return fmt.Errorf("open a terminal: %w", err)
-		}
-		defer program.Close()
-		defer terminal.Close()
-		own = terminal
-		command.Stdin, command.Stdout, command.Stderr = program, program, program
-	} else {
+	if !streams.Terminal {
 		command.Stdout, command.Stderr = streams.Out, streams.Err
 	}
 	command.WaitDelay = time.Second
 	var in io.WriteCloser
-	if streams.In != nil && own == nil {
+	if streams.In != nil && !streams.Terminal {
 		pipe, err := command.StdinPipe()
 		if err != nil {
 			return err
 		}
 		in = pipe
 	}
-	if err := start(); err != nil {
+	own, err := start()
+	if err != nil {
 		return err
 	}
+	var said chan struct{}
 	if own != nil {
+		defer own.Close()
 		in = own
 		go resize(ctx, own, streams.Sizes)
-		go copyAll(streams.Out, own)
+		said = make(chan struct{})
+		go func() {
+			copyAll(streams.Out, own)
+			close(said)
+		}()
 	}
 	if in != nil && streams.In != nil {
 		go func() {
@@ -125,6 +122,13 @@ func attach(ctx context.Context, r *run, line []string, streams Streams) error {
 	go func() { ended <- command.Wait() }()
 	select {
 	case err := <-ended:
+		if said != nil {
+			// What it said last is still on its way.
+			select {
+			case <-said:
+			case <-time.After(time.Second):
+			}
+		}
 		if code := command.ProcessState.ExitCode(); err != nil && code > 0 {
 			return exec.CodeExitError{Err: fmt.Errorf("command terminated with exit code %d", code), Code: code}
 		}

@@ -18,12 +18,13 @@ type Command struct {
 	Env        []string
 	WorkingDir string
 	User       User
-	// Terminal is the file of a terminal that becomes the program's own.
+	// Terminal gives the program a terminal of the container.
 	Terminal bool
 }
 
-// Enter prepares a program in the container of a process, and start starts it there.
-func Enter(process int, spec Command) (command *exec.Cmd, start func() error) {
+// Enter prepares a program in the container of a process, and start starts it there. With a terminal it gives the side of it
+// that is to be read, written and closed.
+func Enter(process int, spec Command) (command *exec.Cmd, start func() (*os.File, error)) {
 	command = &exec.Cmd{Args: spec.Line, Env: spec.Env, Dir: spec.WorkingDir}
 	groups := []uint32{uint32(spec.User.Group)}
 	for _, group := range spec.User.Groups {
@@ -37,8 +38,8 @@ func Enter(process int, spec Command) (command *exec.Cmd, start func() error) {
 	if command.Dir == "" {
 		command.Dir = "/"
 	}
-	return command, func() error {
-		return inside(process, unix.CLONE_NEWNS|unix.CLONE_NEWPID|unix.CLONE_NEWNET|unix.CLONE_NEWUTS|unix.CLONE_NEWIPC, func() error {
+	return command, func() (own *os.File, err error) {
+		err = inside(process, unix.CLONE_NEWNS|unix.CLONE_NEWPID|unix.CLONE_NEWNET|unix.CLONE_NEWUTS|unix.CLONE_NEWIPC, func() error {
 			program, err := FindProgram(spec.Line[0], spec.Env)
 			if err != nil {
 				return err
@@ -47,9 +48,32 @@ func Enter(process int, spec Command) (command *exec.Cmd, start func() error) {
 			if err := limitBounds(spec.User); err != nil {
 				return err
 			}
-			return command.Start()
+			if !spec.Terminal {
+				return command.Start()
+			}
+			own, err = startOnTerminal(command, spec.User)
+			return err
 		})
+		return own, err
 	}
+}
+
+func startOnTerminal(command *exec.Cmd, user User) (*os.File, error) {
+	program, own, err := openTerminal()
+	if err != nil {
+		return nil, fmt.Errorf("open a terminal: %w", err)
+	}
+	defer program.Close()
+	command.Stdin, command.Stdout, command.Stderr = program, program, program
+	err = program.Chown(user.ID, user.Group)
+	if err == nil {
+		err = command.Start()
+	}
+	if err != nil {
+		own.Close()
+		return nil, err
+	}
+	return own, nil
 }
 
 // limitBounds takes from this thread, and so from what it starts, what the user must not have.
@@ -97,8 +121,8 @@ func Dial(ctx context.Context, process int, network, address string) (net.Conn, 
 	return connection, err
 }
 
-// OpenTerminal makes a terminal: the side that a program gets, and the one to read and write.
-func OpenTerminal() (program, own *os.File, err error) {
+// openTerminal makes a terminal: the side that a program gets, and the one to read and write.
+func openTerminal() (program, own *os.File, err error) {
 	own, err = os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, nil, err

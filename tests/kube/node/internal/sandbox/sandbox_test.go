@@ -186,7 +186,7 @@ func TestAProgramEntersAContainer(t *testing.T) {
 	var out bytes.Buffer
 	command.Stdout, command.Stderr = &out, &out
 	command.WaitDelay = time.Second
-	if err := start(); err != nil {
+	if _, err := start(); err != nil {
 		t.Fatal(err)
 	}
 	if err := command.Wait(); err != nil {
@@ -194,6 +194,44 @@ func TestAProgramEntersAContainer(t *testing.T) {
 	}
 	if want := "10001 10002\npod-0\nsleep 60 CapBnd:\t0000000000000000\n"; out.String() != want {
 		t.Errorf("got %q, want %q", out.String(), want)
+	}
+}
+
+func TestATerminalIsTheContainersOwn(t *testing.T) {
+	f := newFixture(t)
+	process, err := f.spawner.StartContainer(context.Background(), f.spec("exec sleep 60"), nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := process.Signal(unix.SIGKILL); err != nil {
+			t.Error(err)
+		}
+		process.Exit()
+	}()
+	spec := f.spec("")
+	command, start := Enter(process.PID, Command{Line: []string{"sh", "-c", "tty; stty size; read x; echo got $x"}, Env: spec.Env, User: spec.User, Terminal: true})
+	terminal, err := start()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer terminal.Close()
+	if err := Resize(terminal, 80, 24); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := terminal.WriteString("it\n"); err != nil {
+		t.Fatal(err)
+	}
+	var out bytes.Buffer
+	// The end of the program is an error for who reads its terminal.
+	_, _ = out.ReadFrom(terminal)
+	if err := command.Wait(); err != nil {
+		t.Error(err)
+	}
+	for _, want := range []string{"/dev/pts/0", "got it"} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("%q is not in %q", want, out.String())
+		}
 	}
 }
 
