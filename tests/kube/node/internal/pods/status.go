@@ -9,6 +9,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/utils/ptr"
 
 	"crescendo.dev/kube-node/internal/images"
 )
@@ -68,7 +69,7 @@ func (w *worker) podPhase() corev1.PodPhase {
 func (w *worker) containerStatus(c *container) corev1.ContainerStatus {
 	status := corev1.ContainerStatus{
 		Name: c.spec.Name, Image: c.spec.Image, Ready: c.ready || (c.kind == Init && c.ended != nil && c.ended.ExitCode == 0),
-		RestartCount: int32(max(0, c.runs-1)), Started: &c.started,
+		RestartCount: int32(max(0, c.runs-1)), Started: ptr.To(c.started),
 	}
 	if image, found := w.node.Images[images.Repository(c.spec.Image)]; found {
 		status.ImageID = "process:" + image.Path
