@@ -223,6 +223,14 @@ func (c *Cluster) SetStatus(ctx context.Context, pod *corev1.Pod, status *corev1
 		return err
 	}
 	_, err = c.Client.CoreV1().Pods(pod.Namespace).Patch(ctx, pod.Name, types.StrategicMergePatchType, patch, metav1.PatchOptions{}, "status")
+	if !apierrors.IsInvalid(err) && !apierrors.IsConflict(err) {
+		return err
+	}
+	// A pod that was deleted by force may have a successor of its name, which this status is not for.
+	now, lookError := c.Client.CoreV1().Pods(pod.Namespace).Get(ctx, pod.Name, metav1.GetOptions{})
+	if lookError == nil && now.UID != pod.UID {
+		return apierrors.NewNotFound(corev1.Resource("pods"), pod.Name)
+	}
 	return err
 }
 

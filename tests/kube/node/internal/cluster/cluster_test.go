@@ -5,9 +5,32 @@ import (
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/strategicpatch"
+	"k8s.io/client-go/kubernetes/fake"
+	clienttesting "k8s.io/client-go/testing"
 )
+
+func TestAStatusIsNotForALaterPodOfTheName(t *testing.T) {
+	pod := func(uid string) *corev1.Pod {
+		return &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "n", Name: "p", UID: types.UID(uid)}}
+	}
+	client := fake.NewClientset(pod("later"))
+	client.PrependReactor("patch", "pods", func(clienttesting.Action) (bool, runtime.Object, error) {
+		return true, nil, apierrors.NewInvalid(schema.GroupKind{Kind: "Pod"}, "p", nil)
+	})
+	c := New(client, "node", nil)
+	if err := c.SetStatus(t.Context(), pod("earlier"), &corev1.PodStatus{}); !c.IsNotFound(err) {
+		t.Errorf("of the earlier pod: %v", err)
+	}
+	if err := c.SetStatus(t.Context(), pod("later"), &corev1.PodStatus{}); err == nil || c.IsNotFound(err) {
+		t.Errorf("of the pod that is there: %v", err)
+	}
+}
 
 func TestAStatusReplacesTheNodesPartAndNoOther(t *testing.T) {
 	old := corev1.Pod{ObjectMeta: metav1.ObjectMeta{UID: "u"}, Status: corev1.PodStatus{
