@@ -150,9 +150,6 @@ func volumeName(claim *corev1.PersistentVolumeClaim) string { return "pvc-" + st
 
 func (k *Keeper) make(ctx context.Context, claim *corev1.PersistentVolumeClaim, class *storagev1.StorageClass) error {
 	folder := filepath.Join(k.Folder, volumeName(claim))
-	if err := os.MkdirAll(folder, 0o755); err != nil {
-		return fmt.Errorf("claim %s/%s: %w", claim.Namespace, claim.Name, err)
-	}
 	kind, reclaim := corev1.HostPathDirectory, corev1.PersistentVolumeReclaimDelete
 	if class.ReclaimPolicy != nil {
 		reclaim = *class.ReclaimPolicy
@@ -176,6 +173,10 @@ func (k *Keeper) make(ctx context.Context, claim *corev1.PersistentVolumeClaim, 
 		return nil
 	case err != nil:
 		return fmt.Errorf("make a volume for claim %s/%s: %w", claim.Namespace, claim.Name, err)
+	}
+	// Only the node whose volume it became has the folder.
+	if err := os.MkdirAll(folder, 0o755); err != nil {
+		return fmt.Errorf("folder of claim %s/%s: %w", claim.Namespace, claim.Name, err)
 	}
 	k.Log.Info("volume made", "claim", claim.Namespace+"/"+claim.Name, "folder", folder)
 	return nil
