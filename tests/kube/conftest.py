@@ -1,0 +1,75 @@
+import itertools
+import pathlib
+import shutil
+import sys
+
+import pytest
+
+HERE = pathlib.Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent / "chart"))
+
+import cluster as api  # noqa: E402
+import programs  # noqa: E402
+
+#: Minor versions of Kubernetes, and major ones of Helm, that are tried.
+KUBERNETES = [path.removeprefix("k8s-") for path in programs.modules() if path.startswith("k8s-")]
+HELM = [path.removeprefix("helm-") for path in programs.modules() if path.startswith("helm-")]
+NUMBERS = itertools.count(1)
+
+
+def pytest_collection_modifyitems(items):
+    """What one cluster serves follows on each other, however the files lie."""
+    items.sort(key=lambda item: getattr(item, "callspec", None) and item.callspec.params.get("cluster") or "")
+
+
+@pytest.fixture(scope="session", params=KUBERNETES)
+def cluster(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cluster")
+    with api.running(folder, request.param) as cluster:
+        cluster.kubectl("apply", "--server-side", "-f", str(programs.definitions()))
+        cluster.apply(*surroundings())
+        yield cluster
+    shutil.rmtree(folder)
+
+
+def surroundings():
+    """What the examples name and a cluster has."""
+    for name in ("standard", "local-ssd", "local-nvme", "shared-files"):
+        default = {"storageclass.kubernetes.io/is-default-class": "true"} if name == "standard" else {}
+        yield {
+            "apiVersion": "storage.k8s.io/v1",
+            "kind": "StorageClass",
+            "metadata": {"name": name, "annotations": default},
+            "provisioner": "example.com/tests",
+            "allowVolumeExpansion": name != "local-nvme",
+        }
+    yield {"apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass", "metadata": {"name": "nvidia"}, "handler": "nvidia"}
+    for name, value in (("high", 1000), ("system", 2000)):
+        yield {"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", "metadata": {"name": name}, "value": value}
+
+
+@pytest.fixture(params=HELM)
+def helm(request, cluster, tmp_path):
+    return api.Helm(request.param, cluster, tmp_path)
+
+
+@pytest.fixture
+def make_namespace(cluster):
+    """Makes namespaces, which the end of the test takes away."""
+    made = []
+
+    def make(level="restricted"):
+        name = f"ml-{next(NUMBERS)}"
+        labels = {"pod-security.kubernetes.io/enforce": level}
+        cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
+        made.append(name)
+        return name
+
+    yield make
+    for name in made:
+        cluster.kubectl("delete", "namespace", name, "--wait=false")
+
+
+@pytest.fixture
+def namespace(make_namespace):
+    return make_namespace()
