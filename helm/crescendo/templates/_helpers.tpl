@@ -345,3 +345,8 @@ resources:
     sizeLimit: {{ $pool.scratchSize }}
   {{- end }}
 {{- end -}}
+
+{{/* A pool's number of pods, for people. */}}
+{{- define "crescendo.count" -}}
+{{- if kindIs "invalid" . }}however many{{ else }}{{ . }}{{ end -}}
+{{- end -}}
