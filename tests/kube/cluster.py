@@ -15,11 +15,7 @@ import programs
 #: Where a cluster gives its Services addresses; nothing of this machine is reached by them.
 SERVICE_RANGE = "10.96.0.0/16"
 #: Who calls the API, by the name and the groups that they have in it.
-USERS = {
-    "admin": "system:masters",
-    "system:kube-controller-manager": "",
-    "system:kube-scheduler": "",
-}
+USERS = {"admin": "system:masters", "system:kube-controller-manager": "", "system:kube-scheduler": ""}
 
 
 def eventually(what, condition, seconds=60):
@@ -151,6 +147,17 @@ class Cluster:
         # Its caches would go to the home folder.
         command = [self.bin / "kubectl", f"--kubeconfig={self.config}", f"--cache-dir={self.folder}/kubectl", *where]
         return run([*command, *arguments], stdin=stdin, seconds=seconds)
+
+    def shell(self, command):
+        """A line as people type it, with this cluster's kubectl."""
+        env = {"PATH": f"{self.bin}:{os.environ['PATH']}", "KUBECONFIG": str(self.config), "HOME": str(self.folder)}
+        return run(["bash", "-euc", command], env=env)
+
+    def kubeconfig_of_account(self, account, namespace):
+        """A file by which a service account calls the API."""
+        user = f"{namespace}-{account}"
+        self.tokens[user] = self.kubectl("create", "token", account, namespace=namespace).strip()
+        return self.kubeconfig(user)
 
     def get(self, kind, name=None, namespace=None, selector=None):
         """An object, or None; without a name the list of all."""

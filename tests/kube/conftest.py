@@ -53,17 +53,21 @@ def helm(request, cluster, tmp_path):
     return api.Helm(request.param, cluster, tmp_path)
 
 
+def new_namespace(cluster, level):
+    name = f"ml-{next(NUMBERS)}"
+    labels = {"pod-security.kubernetes.io/enforce": level}
+    cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
+    return name
+
+
 @pytest.fixture
 def make_namespace(cluster):
     """Makes namespaces, which the end of the test takes away."""
     made = []
 
     def make(level="restricted"):
-        name = f"ml-{next(NUMBERS)}"
-        labels = {"pod-security.kubernetes.io/enforce": level}
-        cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
-        made.append(name)
-        return name
+        made.append(new_namespace(cluster, level))
+        return made[-1]
 
     yield make
     for name in made:
@@ -73,3 +77,20 @@ def make_namespace(cluster):
 @pytest.fixture
 def namespace(make_namespace):
     return make_namespace()
+
+
+@pytest.fixture(scope="module")
+def bare_cluster(tmp_path_factory):
+    """One without the definitions of other projects."""
+    with api.running(tmp_path_factory.mktemp("bare"), KUBERNETES[-1]) as cluster:
+        yield cluster
+
+
+@pytest.fixture(params=HELM)
+def bare_helm(request, bare_cluster, tmp_path):
+    return api.Helm(request.param, bare_cluster, tmp_path)
+
+
+@pytest.fixture
+def bare_namespace(bare_cluster):
+    return new_namespace(bare_cluster, "restricted")

@@ -45,8 +45,8 @@
 {{- end -}}
 {{- end -}}
 {{- range $of, $secret := $secrets -}}
-{{- if and $secret (eq $v.tls.source "certManager") -}}
-{{- fail (printf "tls.existingSecrets.%s: is given with tls.source certManager, which makes the secrets itself: leave it out, or set tls.source to existingSecrets" $of) -}}
+{{- if and $secret (ne $v.tls.source "existingSecrets") -}}
+{{- fail (printf "tls.existingSecrets.%s: is given with tls.source %s, which makes the secrets itself: leave it out, or set tls.source to existingSecrets" $of $v.tls.source) -}}
 {{- end -}}
 {{- end -}}
 {{- if ge (int $v.tls.certManager.renewBeforeHours) (int $v.tls.certManager.durationHours) -}}

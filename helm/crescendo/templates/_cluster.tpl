@@ -87,7 +87,7 @@ replicas: {{ .spec.replicas }}
 
 {{- define "crescendo.checkKinds" -}}
 {{- if and (eq .Values.tls.source "certManager") (not (.Capabilities.APIVersions.Has "cert-manager.io/v1")) -}}
-{{- fail "tls.source: is certManager, and this cluster has no cert-manager.io/v1: install cert-manager first (https://cert-manager.io), or make the certificates yourself and set tls.source to existingSecrets" -}}
+{{- fail "tls.source: is certManager, and this cluster has no cert-manager.io/v1: install cert-manager first (https://cert-manager.io), or set tls.source to generated, which needs nothing else, or to existingSecrets, with certificates of your own" -}}
 {{- end -}}
 {{- range $kind := list "podMonitor" "prometheusRule" -}}
 {{- if and (get $.Values.monitoring $kind).enabled (not ($.Capabilities.APIVersions.Has "monitoring.coreos.com/v1")) -}}
