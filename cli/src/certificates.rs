@@ -4,6 +4,6 @@ mod issue;
 mod kubernetes;
 mod plan;
 
-pub use issue::{IssueError, Issued, issue_authority, issue_leaf};
-pub use kubernetes::{Api, ApiError, Secret};
-pub use plan::{Due, Held, Leaf, Plan, PlanError, Usage, due, fingerprint};
+pub use issue::{Issued, issue_authority, issue_leaf};
+pub use kubernetes::{Api, Secret};
+pub use plan::{Due, Plan, due, fingerprint};

@@ -9,6 +9,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "chart"))
 
 import cluster as api  # noqa: E402
+import machines as nodes  # noqa: E402
 import programs  # noqa: E402
 
 #: Minor versions of Kubernetes, and major ones of Helm, that are tried.
@@ -40,7 +41,7 @@ def surroundings():
             "apiVersion": "storage.k8s.io/v1",
             "kind": "StorageClass",
             "metadata": {"name": name, "annotations": default},
-            "provisioner": "example.com/tests",
+            "provisioner": "kube-node/process",
             "allowVolumeExpansion": name != "local-nvme",
         }
     yield {"apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass", "metadata": {"name": "nvidia"}, "handler": "nvidia"}
@@ -77,6 +78,29 @@ def make_namespace(cluster):
 @pytest.fixture
 def namespace(make_namespace):
     return make_namespace()
+
+
+@pytest.fixture(scope="session")
+def machines(tmp_path_factory):
+    """A cluster of the newest version with three nodes."""
+    folder = tmp_path_factory.mktemp("machines")
+    with api.running(folder, KUBERNETES[-1]) as cluster:
+        cluster.kubectl("apply", "--server-side", "-f", str(programs.definitions()))
+        cluster.apply(*surroundings())
+        with nodes.running(cluster, 3):
+            yield cluster
+
+
+@pytest.fixture(params=HELM)
+def running_helm(request, machines, tmp_path):
+    return api.Helm(request.param, machines, tmp_path)
+
+
+@pytest.fixture
+def running_namespace(machines):
+    name = new_namespace(machines, "restricted")
+    yield name
+    machines.kubectl("delete", "namespace", name, "--timeout=120s", seconds=150)
 
 
 @pytest.fixture(scope="module")

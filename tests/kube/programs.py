@@ -1,4 +1,4 @@
-"""The programs of other projects that the tests run, built from the Go modules in modules/ and kept between runs.
+"""The programs that the tests run, built from the Go modules in modules/ (other projects') and in node/, and kept between runs.
 
 `python programs.py` builds all that are not there; with names, only those. Each module's programs lie in
 CRESCENDO_KUBE_CACHE (~/.cache/crescendo-kube) under NAME/bin, beside a stamp of what they were built from.
@@ -25,21 +25,27 @@ def cache():
 
 
 def modules():
-    return sorted(path.parent.name for path in MODULES.glob("*/go.mod"))
+    own = ["node"] if (HERE / "node").exists() else []
+    return sorted(path.parent.name for path in MODULES.glob("*/go.mod")) + own
+
+
+def source(module):
+    return HERE / "node" if module == "node" else MODULES / module
 
 
 def stamp(module):
     """Changes with whatever the programs are made of."""
     digest = hashlib.sha256(go(module, "version").encode())
-    for path in sorted((MODULES / module).iterdir()):
-        digest.update(path.name.encode() + path.read_bytes())
+    for path in sorted(source(module).rglob("*")):
+        if path.suffix in (".go", ".mod", ".sum"):
+            digest.update(str(path.relative_to(source(module))).encode() + path.read_bytes())
     return digest.hexdigest()
 
 
 def go(module, *arguments):
-    done = subprocess.run(["go", *arguments], cwd=MODULES / module, capture_output=True, text=True)
+    done = subprocess.run(["go", *arguments], cwd=source(module), capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(f"go {arguments[0]} in tests/kube/modules/{module} failed:\n{done.stderr[-4000:]}")
+        raise RuntimeError(f"go {arguments[0]} in {source(module)} failed:\n{done.stderr[-4000:]}")
     return done.stdout.strip()
 
 
@@ -74,11 +80,11 @@ def build(module):
         began = time.monotonic()
         shutil.rmtree(folder, ignore_errors=True)
         (folder / "bin").mkdir(parents=True)
-        tools = go(module, "list", "tool").split()
+        tools = go(module, "list", "tool").split() or ["."]
         command = ["nice", "-n", "15", "go", "build", "-p", "2", "-trimpath", "-ldflags", link_flags(module)]
-        done = subprocess.run([*command, "-o", f"{folder}/bin/", *tools], cwd=MODULES / module, capture_output=True, text=True)
+        done = subprocess.run([*command, "-o", f"{folder}/bin/", *tools], cwd=source(module), capture_output=True, text=True)
         if done.returncode:
-            raise RuntimeError(f"go build in tests/kube/modules/{module} failed:\n{done.stderr[-4000:]}")
+            raise RuntimeError(f"go build in {source(module)} failed:\n{done.stderr[-4000:]}")
         if module == "crds":
             write_definitions(folder)
         for name, own in NAMES.items():

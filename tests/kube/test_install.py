@@ -3,7 +3,7 @@
 import pytest
 from chart import CHART, EXAMPLES
 
-from cluster import eventually
+from cluster import Failed, eventually
 
 #: Examples with a pool on the node's network, which no level but this allows.
 LEVELS = {"ha": "privileged"}
@@ -18,6 +18,30 @@ def replicas_missing(cluster, namespace):
             events = cluster.get("events", namespace=namespace)
             missing.append((name, [e["message"] for e in events if e["involvedObject"]["name"] == name and e["type"] == "Warning"]))
     return missing
+
+
+def may(cluster, namespace, verb, what):
+    who = f"--as=system:serviceaccount:{namespace}:crescendo-certificates"
+    try:
+        return cluster.kubectl("auth", "can-i", verb, what, who, namespace=namespace).strip() == "yes"
+    except Failed:
+        return False
+
+
+def test_what_makes_certificates_may_touch_no_other_secret(cluster, helm, namespace):
+    helm("install", "crescendo", CHART, namespace=namespace, values=EXAMPLES["single-node"])
+    for secret in ("ca", "controller-tls", "curator-tls", "trainer-tls", "test-tls"):
+        for verb in ("get", "update"):
+            assert may(cluster, namespace, verb, f"secrets/crescendo-{secret}"), (verb, secret)
+    for verb, what in [
+        ("get", "secrets/other"),
+        ("list", "secrets"),
+        ("create", "secrets"),
+        ("delete", "secrets/crescendo-ca"),
+        ("get", "pods"),
+        ("create", "jobs"),
+    ]:
+        assert not may(cluster, namespace, verb, what), (verb, what)
 
 
 @pytest.mark.parametrize("example", EXAMPLES)

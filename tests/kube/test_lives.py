@@ -27,7 +27,7 @@ def bind(cluster, namespace, name):
         {
             "apiVersion": "v1",
             "kind": "PersistentVolume",
-            "metadata": {"name": f"{namespace}-{name}", "annotations": {"pv.kubernetes.io/provisioned-by": "example.com/tests"}},
+            "metadata": {"name": f"{namespace}-{name}", "annotations": {"pv.kubernetes.io/provisioned-by": "kube-node/process"}},
             "spec": {
                 "capacity": wanted["resources"]["requests"],
                 "accessModes": wanted["accessModes"],

@@ -3,7 +3,7 @@
 import pytest
 from chart import CHART, EXAMPLES, REGISTRY, merged
 
-from cluster import Failed
+from cluster import Failed, eventually
 
 SINGLE = EXAMPLES["single-node"]
 IN_A_POOL = {"name": "cpu", "replicas": 1, "gpus": 0}
@@ -48,10 +48,15 @@ def refused(helm, namespace, values, says):
     return str(caught.value)
 
 
+def left(cluster, namespace):
+    """Whatever a namespace has that a new one has not."""
+    kinds = "statefulset,pod,service,pvc,configmap,secret,serviceaccount,role,rolebinding,job,cronjob,pdb,networkpolicy"
+    found = {f"{item['kind']}/{item['metadata']['name']}" for item in cluster.get(kinds, namespace=namespace)}
+    return found - {"ServiceAccount/default", "ConfigMap/kube-root-ca.crt"}
+
+
 def nothing_is_there(cluster, namespace):
-    kinds = "statefulset,service,pvc,configmap,secret,serviceaccount,pdb,networkpolicy"
-    left = {f"{item['kind']}/{item['metadata']['name']}" for item in cluster.get(kinds, namespace=namespace)}
-    assert left <= {"ServiceAccount/default", "ConfigMap/kube-root-ca.crt"}, left
+    assert not left(cluster, namespace)
 
 
 @pytest.mark.parametrize("what", CASES)
@@ -76,8 +81,16 @@ def test_who_may_use_the_namespace_only_installs_without_the_check(cluster, helm
 
 def test_a_cluster_without_cert_manager(bare_cluster, bare_helm, bare_namespace):
     says = "tls.source: is certManager, and this cluster has no cert-manager.io/v1: install cert-manager first"
-    assert "existingSecrets" in refused(bare_helm, bare_namespace, SINGLE, says)
+    message = refused(bare_helm, bare_namespace, REGISTRY, says)
+    assert "generated" in message and "existingSecrets" in message
     nothing_is_there(bare_cluster, bare_namespace)
+
+
+def test_the_single_node_example_needs_no_other_operator(bare_cluster, bare_helm, bare_namespace):
+    bare_helm("install", "crescendo", CHART, namespace=bare_namespace, values=SINGLE)
+    bare_helm("uninstall", "crescendo", "--wait", namespace=bare_namespace)
+    claims = {"PersistentVolumeClaim/crescendo-objects", "PersistentVolumeClaim/store-crescendo-controller-0"}
+    eventually("all but the claims is gone", lambda: left(bare_cluster, bare_namespace) <= claims)
 
 
 @pytest.mark.parametrize("kind", ["podMonitor", "prometheusRule"])

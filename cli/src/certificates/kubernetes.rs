@@ -40,8 +40,8 @@ pub enum ApiError {
     Refused { what: &'static str, name: String, status: u16, reason: String },
     #[error("secret {name}: somebody else has changed it meanwhile: run this again")]
     Conflict { name: String },
-    #[error("secret {name}: {reason}")]
-    Content { name: String, reason: String },
+    #[error("secret {name}: the Kubernetes API has answered something else than a secret")]
+    NoSecret { name: String },
 }
 
 /// An error with its causes: reqwest's own text leaves out why.
@@ -178,15 +178,11 @@ impl Secret {
 
     /// Puts files in, all at once, and what they were made by.
     pub fn set(&mut self, files: &[(&str, &str)], fingerprint: &str) -> Result<(), ApiError> {
-        let not_one = || ApiError::Content {
-            name: self.name.clone(),
-            reason: "the Kubernetes API has answered something else than a secret".to_owned(),
-        };
+        let error = ApiError::NoSecret { name: self.name.clone() };
         let encoded: serde_json::Map<String, Value> = files
             .iter()
             .map(|(name, text)| ((*name).to_owned(), Value::String(STANDARD.encode(text))))
             .collect();
-        let error = not_one();
         let Some(object) = self.object.as_object_mut() else { return Err(error) };
         object.insert("data".to_owned(), Value::Object(encoded));
         let metadata = object.entry("metadata").or_insert_with(|| json!({}));

@@ -10,6 +10,9 @@ use sha2::{Digest as _, Sha256};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer as _;
 
+const MIN_LIFETIME: Duration = Duration::from_secs(60);
+const MAX_LIFETIME: Duration = Duration::from_secs(100 * 366 * 24 * 3600);
+
 /// All certificates of a release.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
@@ -65,8 +68,8 @@ pub enum PlanError {
     Twice(String),
     #[error("certificates: {secret}: there is no authority {authority}")]
     NoAuthority { secret: String, authority: String },
-    #[error("{secret}: lifetime is under a minute")]
-    TooShort { secret: String },
+    #[error("{secret}: lifetime is not between a minute and a hundred years")]
+    Lifetime { secret: String },
 }
 
 impl Plan {
@@ -80,8 +83,8 @@ impl Plan {
             if !seen.insert(secret) {
                 return Err(PlanError::Twice(secret.clone()));
             }
-            if lifetime < Duration::from_secs(60) {
-                return Err(PlanError::TooShort { secret: secret.clone() });
+            if !(MIN_LIFETIME..=MAX_LIFETIME).contains(&lifetime) {
+                return Err(PlanError::Lifetime { secret: secret.clone() });
             }
         }
         for leaf in &plan.certificates {
@@ -188,7 +191,12 @@ certificates:
             bad("authority: x-ca", "authority: y-ca"),
             "certificates: x-controller-tls: there is no authority y-ca"
         );
-        assert_eq!(bad("90m", "30s"), "x-controller-tls: lifetime is under a minute");
+        for lifetime in ["30s", "101y"] {
+            assert_eq!(
+                bad("90m", lifetime),
+                "x-controller-tls: lifetime is not between a minute and a hundred years"
+            );
+        }
         assert!(bad("90m", "soon").contains("\"soon\" is no time such as 90d"));
         assert!(bad("usages", "uses").contains("uses"));
         assert!(bad("server auth", "code signing").contains("code signing"));

@@ -8,7 +8,7 @@ use clap::{Args, Subcommand};
 use serde_json::json;
 
 use crate::certificates::{
-    Api, ApiError, Due, Issued, Plan, Secret, due, fingerprint, issue_authority, issue_leaf,
+    Api, Due, Issued, Plan, Secret, due, fingerprint, issue_authority, issue_leaf,
 };
 use crate::common_args::{Common, Output};
 use crate::failure::Failure;
@@ -59,7 +59,7 @@ pub async fn run(common: &Common, command: &CertificatesCommand) -> Result<(), F
             (None, Some((certificate_pem, key_pem))) => Issued { certificate_pem, key_pem },
             _ => {
                 let made = issue_authority(wanted, secret.text("tls.key").as_deref(), now).map_err(other)?;
-                let files = [("tls.crt", made.certificate_pem.as_str()), ("tls.key", &made.key_pem)];
+                let files = [("tls.crt", made.certificate_pem.as_str()), ("tls.key", made.key_pem.as_str())];
                 write(&api, &mut secret, &files, &made_by).await?;
                 made
             }
@@ -78,8 +78,8 @@ pub async fn run(common: &Common, command: &CertificatesCommand) -> Result<(), F
             let made = issue_leaf(wanted, by, authority, now).map_err(other)?;
             let files = [
                 ("tls.crt", made.certificate_pem.as_str()),
-                ("tls.key", &made.key_pem),
-                ("ca.crt", &authority.certificate_pem),
+                ("tls.key", made.key_pem.as_str()),
+                ("ca.crt", authority.certificate_pem.as_str()),
             ];
             write(&api, &mut secret, &files, &made_by).await?;
         }
@@ -94,12 +94,8 @@ async fn write(
     files: &[(&str, &str)],
     made_by: &str,
 ) -> Result<(), Failure> {
-    let result: Result<(), ApiError> = async {
-        secret.set(files, made_by)?;
-        api.replace(secret).await
-    }
-    .await;
-    result.map_err(other)
+    secret.set(files, made_by).map_err(other)?;
+    api.replace(secret).await.map_err(other)
 }
 
 /// An error with its causes.
