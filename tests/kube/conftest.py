@@ -1,4 +1,5 @@
 import itertools
+import os
 import pathlib
 import shutil
 import sys
@@ -12,9 +13,17 @@ import cluster as api  # noqa: E402
 import machines as nodes  # noqa: E402
 import programs  # noqa: E402
 
+
+
+def versions(kind):
+    """Those that there are modules for, or those that CRESCENDO_KUBE_VERSIONS names, such as `k8s-1.36 helm-4`."""
+    named = os.environ.get("CRESCENDO_KUBE_VERSIONS", "").split()
+    found = [name.removeprefix(kind) for name in programs.modules() if name.startswith(kind)]
+    return [version for version in found if f"{kind}{version}" in named] or found
+
+
 #: Minor versions of Kubernetes, and major ones of Helm, that are tried.
-KUBERNETES = [path.removeprefix("k8s-") for path in programs.modules() if path.startswith("k8s-")]
-HELM = [path.removeprefix("helm-") for path in programs.modules() if path.startswith("helm-")]
+KUBERNETES, HELM = versions("k8s-"), versions("helm-")
 NUMBERS = itertools.count(1)
 
 
