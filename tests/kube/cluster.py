@@ -47,7 +47,8 @@ def run(command, env=None, stdin=None, seconds=120):
         [str(part) for part in command], env=env, input=stdin, capture_output=True, text=True, timeout=seconds
     )
     if done.returncode:
-        raise Failed(f"{pathlib.Path(str(command[0])).name} {command[1]}: {done.stderr.strip() or done.stdout.strip()}")
+        what = next((part for part in map(str, command[1:]) if not part.startswith("-")), "")
+        raise Failed(f"{pathlib.Path(str(command[0])).name} {what}: {done.stderr.strip() or done.stdout.strip()}")
     return done.stdout
 
 
