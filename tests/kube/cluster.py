@@ -18,14 +18,22 @@ SERVICE_RANGE = "10.96.0.0/16"
 USERS = {"admin": "system:masters", "system:kube-controller-manager": "", "system:kube-scheduler": ""}
 
 
+class Failed(AssertionError):
+    """A command that ended with an error: what it said."""
+
+
 def eventually(what, condition, seconds=60):
-    """The first true value of `condition`, asked again and again."""
+    """The first true value of `condition`, asked again and again; a command of it that fails is a no."""
     end = time.monotonic() + seconds
     while True:
-        if found := condition():
-            return found
+        why = ""
+        try:
+            if found := condition():
+                return found
+        except Failed as error:
+            why = f": {error}"
         if time.monotonic() > end:
-            raise AssertionError(f"not within {seconds} s: {what}")
+            raise AssertionError(f"not within {seconds} s: {what}{why}")
         time.sleep(0.1)
 
 
@@ -36,10 +44,6 @@ def free_ports(count):
         for one in sockets:
             one.bind(("127.0.0.1", 0))
         return [one.getsockname()[1] for one in sockets]
-
-
-class Failed(AssertionError):
-    """A command that ended with an error: what it said."""
 
 
 def run(command, env=None, stdin=None, seconds=120):

@@ -3,12 +3,12 @@
 {{- define "crescendo.leaves" -}}
 {{- $name := include "crescendo.name" . -}}
 {{- $ns := .Release.Namespace -}}
-{{- $server := list "server auth" -}}
 {{- $client := list "client auth" -}}
 {{- $both := list "server auth" "client auth" -}}
 {{- $node := list "urn:crescendo:role:node" -}}
+{{- /* The command line in a controller's pod shows that pod's certificate, which says nothing of who calls. */}}
 {{- $leaves := list
-      (dict "of" "controller" "authority" "ca" "usages" $server "uris" list
+      (dict "of" "controller" "authority" "ca" "usages" $both "uris" list
         "names" (concat (list (printf "*.%s-controller.%s.svc" $name $ns) "localhost") (include "crescendo.controllerNames" . | fromJsonArray)))
       (dict "of" "curator" "authority" "ca" "usages" $both "uris" $node
         "names" (list (printf "*.%s-curator.%s.svc" $name $ns) "localhost"))
