@@ -2,10 +2,12 @@
 loopback, in one folder, gone when the test ends. There are no machines behind it unless a test starts some."""
 
 import contextlib
+import ctypes
 import json
 import os
 import pathlib
 import secrets
+import signal
 import socket
 import subprocess
 import time
@@ -46,6 +48,17 @@ def free_ports(count):
         return [one.getsockname()[1] for one in sockets]
 
 
+def end_with_parent():
+    """In a new process: SIGTERM when this one ends, however it does (prctl's PR_SET_PDEATHSIG)."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+
+
+def spawn(command, log, **options):
+    """A process that writes to `log` and does not outlive the tests."""
+    command = [str(part) for part in command]
+    return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, preexec_fn=end_with_parent, **options)
+
+
 def run(command, env=None, stdin=None, seconds=120):
     done = subprocess.run(
         [str(part) for part in command], env=env, input=stdin, capture_output=True, text=True, timeout=seconds
@@ -67,7 +80,7 @@ class Cluster:
 
     def start(self, name, program, *flags):
         log = open(self.folder / f"{name}.log", "wb")
-        process = subprocess.Popen([program, *flags], stdout=log, stderr=subprocess.STDOUT, cwd=self.folder)
+        process = spawn([program, *flags], log, cwd=self.folder)
         log.close()
         self.processes.append((name, process))
         return process

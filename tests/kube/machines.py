@@ -6,7 +6,7 @@ import pathlib
 import subprocess
 
 import programs
-from cluster import eventually, run
+from cluster import eventually, run, spawn
 
 BIN = os.environ.get("CRESCENDO_BIN")
 #: The registry of the chart's examples.
@@ -43,7 +43,7 @@ def running(cluster, count, gpus=8):
             state.mkdir(parents=True)
             log = open(cluster.folder / f"{name}.log", "wb")
             command = [program, "--kubeconfig", cluster.config, "--name", name, "--images", table, "--gpus", str(gpus), "--state", state]
-            started.append((name, subprocess.Popen([str(part) for part in command], stdout=log, stderr=subprocess.STDOUT)))
+            started.append((name, spawn(command, log)))
             log.close()
         for name, process in started:
             eventually(f"{name} is ready", lambda: is_ready(cluster, name, process), 60)
