@@ -15,6 +15,12 @@ command -v go >/dev/null || fail "Go is missing, which builds Kubernetes, etcd a
 go_minor=$(go env GOVERSION | sed -E 's/^go1\.([0-9]+).*/\1/')
 [ "$go_minor" -ge 26 ] || fail "Go is $(go env GOVERSION), and tests/kube/modules want 1.26 or newer (https://go.dev/dl)"
 
+# The programs of the cases whose pods run; those cases are skipped without, and without root.
+built=$(realpath -m "${CARGO_TARGET_DIR:-target}/debug")
+if [ -z "${CRESCENDO_BIN:-}" ] && [ -x "$built/crescendo-controller" ]; then export CRESCENDO_BIN=$built; fi
+[ -n "${CRESCENDO_BIN:-}" ] || say "no built programs (cargo build --workspace --bins): cases whose pods run are skipped"
+[ "$(id -u)" = 0 ] || say "not root: cases whose pods run are skipped"
+
 venv=$(deps_folder)/chart-venv
 python_venv "$venv" tests/chart/requirements.txt
 "$venv/bin/python" tests/kube/programs.py

@@ -35,7 +35,7 @@ def source(module):
 
 def stamp(module):
     """Changes with whatever the programs are made of."""
-    digest = hashlib.sha256(go(module, "version").encode())
+    digest = hashlib.sha256((go(module, "version") + link_flags(module)).encode())
     for path in sorted(source(module).rglob("*")):
         if path.suffix in (".go", ".mod", ".sum"):
             digest.update(str(path.relative_to(source(module))).encode() + path.read_bytes())
@@ -50,13 +50,21 @@ def go(module, *arguments):
 
 
 def link_flags(module):
-    """Kubernetes' programs are told their version when they are linked."""
-    if not module.startswith("k8s-"):
-        return "-s -w"
-    version = go(module, "list", "-m", "-f", "{{.Version}}", "k8s.io/kubernetes")
-    major, minor = version.removeprefix("v").split(".")[:2]
-    known = {"gitVersion": version, "gitMajor": major, "gitMinor": minor}
-    return "-s -w " + " ".join(f"-X k8s.io/component-base/version.{key}={value}" for key, value in known.items())
+    """Some programs are told versions when they are linked: Kubernetes' their own, Helm 3 that of Kubernetes' client."""
+    if module.startswith("k8s-"):
+        version = version_of(module, "k8s.io/kubernetes")
+        major, minor = version.removeprefix("v").split(".")[:2]
+        package, known = "k8s.io/component-base/version", {"gitVersion": version, "gitMajor": major, "gitMinor": minor}
+    elif module == "helm-3":
+        minor = version_of(module, "k8s.io/client-go").split(".")[1]
+        package, known = "helm.sh/helm/v3/pkg/chartutil", {"k8sVersionMajor": "1", "k8sVersionMinor": minor}
+    else:
+        package, known = "", {}
+    return " ".join(["-s", "-w", *(f"-X {package}.{key}={value}" for key, value in known.items())])
+
+
+def version_of(module, dependency):
+    return go(module, "list", "-m", "-f", "{{.Version}}", dependency)
 
 
 @contextlib.contextmanager
