@@ -31,7 +31,7 @@ metadata: {name: lives}
 spec:
   model: {preset: nano}
   resources: {gpus: 1}
-  checkpoints: {every: 20, keepLast: 2}
+  checkpoints: {every: 10, keepLast: 2}
   stages:
     - name: base
       references: 0
@@ -148,7 +148,7 @@ def test_one_machine_from_install_to_removal(release):
     install knows the jobs of the last one."""
     installed = release("single-node").install()
     installed.helm("test", "crescendo", namespace=installed.namespace)
-    job = installed.submit(steps=400)
+    job = installed.submit(steps=160)
     installed.has_saved(job)
     installed.upgrade(images={"trainer": {"tag": "0.1.1"}, "controller": {"tag": "0.1.1"}})
     installed.is_ready()
@@ -156,7 +156,7 @@ def test_one_machine_from_install_to_removal(release):
     installed.helm("rollback", "crescendo", "1", namespace=installed.namespace)
     installed.is_ready()
     stage = installed.ends_well(job)
-    assert stage["step"] == 400 and stage["restarts"] >= 2 and int(after_upgrade) > 0, stage
+    assert stage["step"] == 160 and stage["restarts"] >= 2 and int(after_upgrade) > 0, stage
     installed.helm("uninstall", "crescendo", "--wait", namespace=installed.namespace)
     left = {item["metadata"]["name"] for item in installed.cluster.get("pvc", namespace=installed.namespace)}
     assert left == {"crescendo-objects", "store-crescendo-controller-0"}
@@ -225,13 +225,14 @@ def test_a_budget_lets_one_go_at_a_time(release, component, pods):
     with pytest.raises(Failed, match="disruption budget"):
         evict(installed, names[1])
     installed.is_ready()
-    evict(installed, names[1])
+    # The budget's own count follows a little later.
+    eventually("the budget lets the next one go", lambda: evict(installed, names[1]) or True)
 
 
 def test_a_drained_machine_hands_its_ranks_over(release):
     pools = {"pools": [{"name": "gpu", "replicas": 2, "gpus": 1}]}
     installed = release("default", trainer=pools).install()
-    job = installed.submit(steps=300)
+    job = installed.submit(steps=120)
     saved = installed.has_saved(job)
     trainers = {name: installed.pod(name)["spec"]["nodeName"] for name in ("crescendo-trainer-gpu-0", "crescendo-trainer-gpu-1")}
     (busy,) = [node["nodeId"] for node in installed.crescendo("nodes") if node["nodeId"] in trainers and node["slotsUsed"]]
@@ -240,7 +241,7 @@ def test_a_drained_machine_hands_its_ranks_over(release):
         drain = ["drain", machine, "--ignore-daemonsets", "--delete-emptydir-data", "--pod-selector=app.kubernetes.io/component=trainer"]
         installed.cluster.kubectl(*drain, "--timeout=200s", seconds=240)
         stage = installed.ends_well(job)
-        assert stage["step"] == 300 and int(saved) > 0
+        assert stage["step"] == 120 and int(saved) > 0
         # It was handed over: no attempt failed.
         assert stage["lastFailure"] is None, stage
     finally:
