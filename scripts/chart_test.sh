@@ -13,12 +13,5 @@ need "python3 -c 'import venv, ensurepip'" "Python's venv module" "python3-venv"
 need "command -v promtool && command -v prometheus" "Prometheus with promtool" "prometheus"
 
 venv=$(deps_folder)/chart-venv
-requirements=tests/chart/requirements.txt
-if ! cmp -s "$requirements" "$venv/requirements.txt"; then
-    say "making $venv"
-    rm -rf "$venv"
-    python3 -m venv "$venv"
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$requirements"
-    cp "$requirements" "$venv/requirements.txt"
-fi
+python_venv "$venv" tests/chart/requirements.txt
 exec "$venv/bin/python" -m pytest -q -p no:cacheprovider tests/chart "$@"

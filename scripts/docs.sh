@@ -12,13 +12,7 @@ need "python3 -c 'import venv, ensurepip'" "Python's venv module" "python3-venv"
 
 venv=${CRESCENDO_DOCS_VENV:-$(deps_folder)/docs-venv}
 requirements=tests/docs/requirements.txt
-if ! cmp -s "$requirements" "$venv/requirements.txt"; then
-    say "making $venv"
-    rm -rf "$venv"
-    python3 -m venv "$venv"
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$requirements"
-    cp "$requirements" "$venv/requirements.txt"
-fi
+python_venv "$venv" "$requirements"
 if [ "${1:-}" = test ]; then
     shift
     exec "$venv/bin/python" -m pytest -q -p no:cacheprovider tests/docs "$@"

@@ -23,3 +23,13 @@ need() {
         fail "$purpose is missing; install it with your package manager (Debian's names: $packages)"
     fi
 }
+
+# python_venv FOLDER REQUIREMENTS: a virtual environment with just those packages, made anew when they have changed.
+python_venv() {
+    if cmp -s "$2" "$1/requirements.txt"; then return; fi
+    say "making $1"
+    rm -rf "$1"
+    python3 -m venv "$1"
+    "$1/bin/python" -m pip install --quiet --disable-pip-version-check -r "$2"
+    cp "$2" "$1/requirements.txt"
+}

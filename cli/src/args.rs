@@ -126,6 +126,9 @@ pub enum Command {
     Completion(CompletionArgs),
     /// Write man pages, one a command.
     Man(ManArgs),
+    /// Make and renew the certificates of a release that has no other issuer.
+    #[command(subcommand)]
+    Certificates(crate::commands::certificates::CertificatesCommand),
     /// Make static tokens for people and services.
     Token(crate::commands::token::TokenArgs),
     /// Draw pictures from a prompt and references (crescendo-workbench).

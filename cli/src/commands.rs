@@ -1,5 +1,6 @@
 //! One file a command.
 
+pub mod certificates;
 pub mod checkpoints;
 pub mod compare;
 pub mod completion;

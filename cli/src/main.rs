@@ -15,6 +15,7 @@
 //! | `connect` | calling the controller, through an outage; `wire`: one connection |
 //! | `commands` | one file a command |
 //! | `doctor` | checks of this machine, its files and the cluster |
+//! | `certificates` | those of a release without another issuer: what is due, made, and kept in Secrets |
 //! | `artifact` | what a job has trained: which file is meant, its copy, the command that draws with it |
 //! | `objects` | the object store, as commands read it |
 //! | `comparison` | jobs side by side: what differs in their specs, and what came of each |
@@ -26,6 +27,7 @@
 
 mod args;
 mod artifact;
+mod certificates;
 mod commands;
 mod common_args;
 mod comparison;
@@ -119,6 +121,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
             Command::Cp(args) => commands::cp::run(&common, &args).await,
             Command::Pairs(args) => commands::pairs::run(&common, &args).await,
             Command::Objects(command) => commands::objects::run(&common, &command).await,
+            Command::Certificates(command) => commands::certificates::run(&common, &command).await,
             Command::Curation(command) => commands::curation::run(&common, &command).await,
             Command::Library(_)
             | Command::Context(_)

@@ -1,8 +1,10 @@
-"""What cert-manager would make of rendered Certificates: the secrets, as folders of files. Authorities live for one test."""
+"""What cert-manager would make of rendered Certificates, and the release's own Job of its plan: the secrets, as folders of files.
+Authorities live for one test."""
 
 import datetime
 import ipaddress
 
+import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -71,22 +73,43 @@ def issuers(objects):
     return {item["metadata"]["name"]: item["spec"]["ca"]["secretName"] for item in of_kind(objects, "Issuer") if "ca" in item["spec"]}
 
 
+def plan(objects):
+    """The file by which the release makes its own certificates, or None."""
+    for item in objects:
+        if item["kind"] == "ConfigMap" and "plan.yaml" in item["data"]:
+            return yaml.safe_load(item["data"]["plan.yaml"])
+    return None
+
+
+def wanted(objects):
+    """(authorities, certificates) that are asked for, of cert-manager or of the release's own Job: the spec of each by its secret.
+    `authority` of a certificate is its authority's secret."""
+    if own := plan(objects):
+        return {item["secret"]: item for item in own["authorities"]}, {item["secret"]: item for item in own["certificates"]}
+    specs = {item["spec"]["secretName"]: item["spec"] for item in of_kind(objects, "Certificate")}
+    authorities = {secret: spec for secret, spec in specs.items() if spec.get("isCA")}
+    by_issuer = issuers(objects)
+    leaves = {
+        secret: {**spec, "authority": by_issuer.get(spec["issuerRef"]["name"], spec["issuerRef"]["name"])}
+        for secret, spec in specs.items()
+        if secret not in authorities
+    }
+    return authorities, leaves
+
+
 def write_secrets(objects, folder, hosts):
-    """Every Certificate's secret below `folder`. `hosts` are DNS names with their addresses: where names are resolved by hand,
+    """Every certificate's secret below `folder`. `hosts` are DNS names with their addresses: where names are resolved by hand,
     certificates have to be for the addresses too."""
-    certificates = [item["spec"] for item in of_kind(objects, "Certificate")]
-    authorities = {spec["secretName"]: Authority(spec["commonName"]) for spec in certificates if spec.get("isCA")}
-    by_issuer = {name: authorities[secret] for name, secret in issuers(objects).items()}
-    for spec in certificates:
-        if spec.get("isCA"):
-            continue
-        authority = by_issuer[spec["issuerRef"]["name"]]
+    authorities, certificates = wanted(objects)
+    authorities = {secret: Authority(spec["commonName"]) for secret, spec in authorities.items()}
+    for name, spec in certificates.items():
+        authority = authorities[spec["authority"]]
         addresses = {
             address for name, address in hosts.items() if any(covers(pattern, name) for pattern in spec.get("dnsNames", []))
         }
         certificate, key = authority.issue(spec, sorted(addresses))
-        secret = folder / spec["secretName"]
+        secret = folder / name
         secret.mkdir(parents=True)
-        for name, content in {"tls.crt": certificate, "tls.key": key, "ca.crt": pem(authority.certificate)}.items():
-            (secret / name).write_bytes(content)
-            (secret / name).chmod(0o400)
+        for file, content in {"tls.crt": certificate, "tls.key": key, "ca.crt": pem(authority.certificate)}.items():
+            (secret / file).write_bytes(content)
+            (secret / file).chmod(0o400)

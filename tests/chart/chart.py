@@ -16,6 +16,7 @@ METRICS = ROOT / "docs/metrics.md"
 KUBERNETES_VERSIONS = ["1.27", "1.31", "1.34"]
 REGISTRY = {"image": {"registry": "registry.example.com/crescendo"}}
 WORKLOADS = ("Deployment", "StatefulSet", "DaemonSet")
+JOBS = ("Job", "CronJob")
 
 
 def merged(*layers):
@@ -65,8 +66,9 @@ def pods(objects):
     for item in objects:
         if item["kind"] == "Pod":
             yield item["metadata"]["name"], item["metadata"]["labels"], item["spec"]
-        elif item["kind"] in WORKLOADS:
-            template = item["spec"]["template"]
+        elif item["kind"] in WORKLOADS + JOBS:
+            spec = item["spec"]["jobTemplate"]["spec"] if item["kind"] == "CronJob" else item["spec"]
+            template = spec["template"]
             yield item["metadata"]["name"], template["metadata"]["labels"], template["spec"]
 
 

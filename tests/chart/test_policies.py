@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from certificates import covers
+from certificates import covers, wanted
 from chart import CHART, EXAMPLES, REGISTRY, WORKLOADS, load_yaml, merged, pods, rendered, rust_sources, selects
 
 COMPONENT = "app.kubernetes.io/component"
@@ -40,16 +40,23 @@ def test_images_are_pinned(objects):
 
 def test_pods_are_not_root_and_have_no_token(objects):
     accounts = {item["metadata"]["name"]: item for item in of_kind(objects, "ServiceAccount")}
-    for name, _, spec in pods(objects):
+    for name, labels, spec in pods(objects):
         security = spec["securityContext"]
         assert security["runAsNonRoot"] is True and security["runAsUser"] > 0 and security["runAsGroup"] > 0, name
         assert security["seccompProfile"] == {"type": "RuntimeDefault"}, name
-        assert spec["automountServiceAccountToken"] is False, name
+        # What makes certificates writes them by the Kubernetes API; nothing else calls that.
+        assert spec["automountServiceAccountToken"] is (labels[COMPONENT] == "certificates"), name
         assert spec["enableServiceLinks"] is False, name
         assert accounts[spec["serviceAccountName"]]["automountServiceAccountToken"] is False, name
         assert not any("hostPath" in volume for volume in spec.get("volumes", [])), name
-    # Nothing calls the Kubernetes API.
-    assert not [item for item in objects if "rbac" in item["apiVersion"]]
+    for item in of_kind(objects, "Role"):
+        (rule,) = item["rules"]
+        authorities, leaves = wanted(objects)
+        assert set(rule["resourceNames"]) == {*authorities, *leaves}
+        assert (rule["resources"], rule["verbs"]) == (["secrets"], ["get", "update"])
+    for item in of_kind(objects, "RoleBinding"):
+        assert [subject["name"] for subject in item["subjects"]] == ["crescendo-certificates"]
+    assert {item["kind"] for item in objects if "rbac" in item["apiVersion"]} <= {"Role", "RoleBinding"}
 
 
 def test_temporary_folders_are_bounded(objects):
@@ -122,8 +129,9 @@ def test_references_lead_somewhere(objects):
     fixed = {item["metadata"]["name"]: "replicas" in item["spec"] for item in of_kind(objects, "StatefulSet")}
     scaled = {item["spec"]["scaleTargetRef"]["name"] for item in of_kind(objects, "HorizontalPodAutoscaler")}
     # Two that set the number of pods would undo each other's.
-    assert {name for name, has_number in fixed.items() if not has_number} == scaled
-    secrets = {item["spec"]["secretName"] for item in of_kind(objects, "Certificate")}
+    by_hand = {"other-trainer-a"}
+    assert {name for name, has_number in fixed.items() if not has_number} - by_hand == scaled
+    secrets = {secret for made in wanted(objects) for secret in made}
     claims = {
         claim["metadata"]["name"] for item in of_kind(objects, "StatefulSet") for claim in item["spec"].get("volumeClaimTemplates", [])
     }
@@ -145,8 +153,8 @@ def test_references_lead_somewhere(objects):
 
 
 def test_secrets_are_files_for_one_pod_alone(objects):
-    # The chart makes none: what it renders is kept in the release, readable for whoever reads that.
-    assert not of_kind(objects, "Secret")
+    # None with content: what the chart renders is kept in the release, readable for whoever reads that.
+    assert all(not {"data", "stringData"} & set(item) for item in of_kind(objects, "Secret"))
     for item in of_kind(objects, "ConfigMap"):
         assert "PRIVATE KEY" not in str(item), item["metadata"]["name"]
     for name, _, spec in pods(objects):
@@ -165,9 +173,11 @@ def test_secrets_are_files_for_one_pod_alone(objects):
 
 
 def test_every_process_shows_a_certificate(objects):
-    for name, _, spec in pods(objects):
+    for name, labels, spec in pods(objects):
         for container in spec["containers"]:
             mounts = {mount["mountPath"] for mount in container["volumeMounts"]}
+            if labels[COMPONENT] == "certificates":
+                continue
             assert "/etc/crescendo/tls" in mounts, name
             variables = {variable["name"]: variable.get("value") for variable in container.get("env", [])}
             assert "CRESCENDO_DEV" not in variables, name
@@ -180,27 +190,40 @@ def test_every_process_shows_a_certificate(objects):
 
 def certificates(objects):
     """The certificate of each component, by the secret that its pods mount."""
-    by_secret = {item["spec"]["secretName"]: item["spec"] for item in of_kind(objects, "Certificate")}
+    _, by_secret = wanted(objects)
     found = {}
     for _, labels, spec in pods(objects):
-        for volume in spec["volumes"]:
+        for volume in spec.get("volumes", []):
             if volume["name"] in ("tls", "store-tls") and volume["secret"]["secretName"] in by_secret:
                 kind = labels[COMPONENT] if volume["name"] == "tls" else "store-tls"
                 found[kind] = by_secret[volume["secret"]["secretName"]]
     return found
 
 
-def test_certificates_say_what_their_owner_may_do():
+@pytest.mark.parametrize("source", ["certManager", "generated"])
+def test_certificates_say_what_their_owner_may_do(source):
     roles = {"curator": ["urn:crescendo:role:node"], "trainer": ["urn:crescendo:role:node"]}
     roles["test"] = ["urn:crescendo:role:submitter", "urn:crescendo:tenant:default"]
-    found = certificates(rendered(EXAMPLES["default"]))
+    found = certificates(rendered(merged(EXAMPLES["default"], {"tls": {"source": source}})))
     assert set(found) == {"controller", "curator", "trainer", "test", "etcd", "store-tls"}
     for kind, spec in found.items():
         assert spec.get("uris", []) == roles.get(kind, []), kind
-        assert ("client auth" in spec["usages"]) == (kind != "controller"), kind
+        # A controller's too: the command line in its pod shows it, beside a token.
+        assert "client auth" in spec["usages"], kind
     # A node's certificate opens no store.
-    of_etcd = {found["etcd"]["issuerRef"]["name"], found["store-tls"]["issuerRef"]["name"]}
-    assert len(of_etcd) == 1 and of_etcd.isdisjoint(found[kind]["issuerRef"]["name"] for kind in ("controller", "curator", "trainer", "test"))
+    of_etcd = {found["etcd"]["authority"], found["store-tls"]["authority"]}
+    assert len(of_etcd) == 1 and of_etcd.isdisjoint(found[kind]["authority"] for kind in ("controller", "curator", "trainer", "test"))
+
+
+def test_whoever_makes_certificates_makes_the_same():
+    keys = ("commonName", "dnsNames", "ipAddresses", "uris", "authority")
+    made = {}
+    for source in ("certManager", "generated"):
+        _, leaves = wanted(rendered(merged(EXAMPLES["default"], {"tls": {"source": source}})))
+        made[source] = {
+            secret: [{key: spec.get(key) or [] for key in keys}, set(spec["usages"]) - {"digital signature"}] for secret, spec in leaves.items()
+        }
+    assert made["certManager"] == made["generated"]
 
 
 @pytest.mark.parametrize("example", ["default", "ha", "single-node"])

@@ -45,8 +45,8 @@
 {{- end -}}
 {{- end -}}
 {{- range $of, $secret := $secrets -}}
-{{- if and $secret (eq $v.tls.source "certManager") -}}
-{{- fail (printf "tls.existingSecrets.%s: is given with tls.source certManager, which makes the secrets itself: leave it out, or set tls.source to existingSecrets" $of) -}}
+{{- if and $secret (ne $v.tls.source "existingSecrets") -}}
+{{- fail (printf "tls.existingSecrets.%s: is given with tls.source %s, which makes the secrets itself: leave it out, or set tls.source to existingSecrets" $of $v.tls.source) -}}
 {{- end -}}
 {{- end -}}
 {{- if ge (int $v.tls.certManager.renewBeforeHours) (int $v.tls.certManager.durationHours) -}}
@@ -150,7 +150,8 @@
 {{- $curators := 0 -}}
 {{- range $i, $pool := (include "crescendo.pools" (list . "curator") | fromJson).pools -}}
 {{- $at := printf "curator.pools[%d] (%s)" $i $pool.name -}}
-{{- $curators = add $curators (int $pool.replicas) -}}
+{{- /* Null is however many there are, and one to begin with. */}}
+{{- $curators = add $curators (ternary 1 (int $pool.replicas) (kindIs "invalid" $pool.replicas)) -}}
 {{- if gt (int $pool.gpus) 1 -}}
 {{- fail (printf "%s.gpus: is %d: a curator computes on one GPU: set gpus to 1, and replicas to the number of GPUs, which is %d" $at (int $pool.gpus) (mul (int $pool.gpus) (int $pool.replicas))) -}}
 {{- end -}}
@@ -196,4 +197,5 @@
 {{- fail (printf "monitoring.prometheusRule.disabledAlerts: %s is no alert of this chart: docs/runbooks has one file for each" .) -}}
 {{- end -}}
 {{- end -}}
+{{- include "crescendo.checkCluster" . -}}
 {{- end -}}

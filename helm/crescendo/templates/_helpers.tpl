@@ -46,12 +46,12 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version }}
 {{- end -}}
 {{- end -}}
 
-{{/* What every pod has. Nothing here talks to the Kubernetes API, so none gets a token; service links would add
+{{/* What every pod has. Only what makes certificates talks to the Kubernetes API and gets a token; service links would add
      CRESCENDO_* variables that the processes read as their own. Call with (list $ "component"). */}}
 {{- define "crescendo.podBase" -}}
 {{- $root := index . 0 -}}
 serviceAccountName: {{ include "crescendo.name" $root }}-{{ index . 1 }}
-automountServiceAccountToken: false
+automountServiceAccountToken: {{ eq (index . 1) "certificates" }}
 enableServiceLinks: false
 {{- with $root.Values.image.pullSecrets }}
 imagePullSecrets:
@@ -344,4 +344,9 @@ resources:
   emptyDir:
     sizeLimit: {{ $pool.scratchSize }}
   {{- end }}
+{{- end -}}
+
+{{/* A pool's number of pods, for people. */}}
+{{- define "crescendo.count" -}}
+{{- if kindIs "invalid" . }}however many{{ else }}{{ . }}{{ end -}}
 {{- end -}}

@@ -1,7 +1,7 @@
 {{/* Name of the secret with a component's certificate: tls.crt, tls.key and ca.crt. Call with (list $ "controller"). */}}
 {{- define "crescendo.tlsSecret" -}}
 {{- $root := index . 0 -}}
-{{- if eq $root.Values.tls.source "certManager" -}}
+{{- if ne $root.Values.tls.source "existingSecrets" -}}
 {{ include "crescendo.name" $root }}-{{ index . 1 | kebabcase }}-tls
 {{- else -}}
 {{ index $root.Values.tls.existingSecrets (index . 1) }}
@@ -17,6 +17,16 @@
   value: /etc/crescendo/tls/ca.crt
 {{- end -}}
 
+{{/* A secret of this release or of its owner, with a certificate. Those that a Job fills are mounted once they have all files:
+     the kubelet waits for files that are named. Call with (list $ "volume" "secret"). */}}
+{{- define "crescendo.certificateVolume" -}}
+{{- $root := index . 0 -}}
+{{ include "crescendo.secretVolume" (list (index . 1) (index . 2)) }}
+{{- if eq $root.Values.tls.source "generated" }}
+    items: [{key: tls.crt, path: tls.crt}, {key: tls.key, path: tls.key}, {key: ca.crt, path: ca.crt}]
+{{- end }}
+{{- end -}}
+
 {{/* A secret as files that only this pod's user reads (the group of the volume is added to the mode). The whole folder is
      mounted: with subPath, files would not change when the secret does. Call with (list "volume" "secret"). */}}
 {{- define "crescendo.secretVolume" -}}
@@ -27,7 +37,7 @@
 {{- end -}}
 
 {{- define "crescendo.tlsVolume" -}}
-{{ include "crescendo.secretVolume" (list "tls" (include "crescendo.tlsSecret" .)) }}
+{{ include "crescendo.certificateVolume" (list (index . 0) "tls" (include "crescendo.tlsSecret" .)) }}
 {{- end -}}
 
 {{- define "crescendo.tlsMount" -}}
