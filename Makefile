@@ -72,7 +72,7 @@ python-test: ## Build the Python client, and test its types, its style and what 
 chart-test: ## Check the chart, its alerts and dashboards and the image files, without a cluster
 	@scripts/chart_test.sh
 
-kube-test: ## Install the chart on a real Kubernetes API, CASE=NAME only that; wants Go 1.26, and builds Kubernetes once (an hour)
+kube-test: ## Install the chart on a real Kubernetes API, CASE=NAME only that; wants Go 1.26, and builds Kubernetes once
 	@scripts/kube_test.sh $(if $(CASE),-k '$(CASE)')
 
 chaos: setup ## Kill, stop and cut off every kind of process at random, then count every pair, position and job (minutes)

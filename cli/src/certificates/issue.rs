@@ -166,7 +166,8 @@ certificates:
         assert!(takes(&root, &leaf, "127.0.0.1", now + 1));
         assert!(!takes(&root, &leaf, "x-0.y.ml.svc", now + 1));
         assert!(!takes(&root, &leaf, "x-0.x.ml.svc", now + 700));
-        let peer = crescendo_node::tls::PeerCertificate::from_der(&der(&leaf.certificate_pem)).expect("a peer");
+        let peer =
+            crescendo_node::tls::PeerCertificate::from_der(&der(&leaf.certificate_pem)).expect("a peer");
         assert_eq!(peer.roles().collect::<Vec<_>>(), ["node"]);
         // Who trusts the authority as it was takes what the renewed one signs, and the other way round.
         let renewed = issue_authority(by, Some(&root.key_pem), now + 1000).expect("an authority");

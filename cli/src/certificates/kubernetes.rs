@@ -72,9 +72,8 @@ pub struct Secret {
 impl Api {
     /// By what Kubernetes gives to every pod that wants a token.
     pub fn of_this_pod() -> Result<Self, ApiError> {
-        let variable = |name: &str| {
-            std::env::var(name).map_err(|_| ApiError::NoPod(format!("{name} is not set")))
-        };
+        let variable =
+            |name: &str| std::env::var(name).map_err(|_| ApiError::NoPod(format!("{name} is not set")));
         let file = |name: &str| {
             let path = Path::new(ACCOUNT).join(name);
             std::fs::read_to_string(&path)

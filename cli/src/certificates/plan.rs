@@ -185,7 +185,8 @@ certificates:
     fn a_plan_is_read_and_its_contradictions_are_named() {
         let plan = Plan::parse(PLAN).expect("a plan");
         assert_eq!(plan.certificates[0].lifetime, Duration::from_secs(90 * 60));
-        let bad = |from: &str, to: &str| Plan::parse(&PLAN.replace(from, to)).expect_err("refused").to_string();
+        let bad =
+            |from: &str, to: &str| Plan::parse(&PLAN.replace(from, to)).expect_err("refused").to_string();
         assert_eq!(bad("secret: x-controller-tls", "secret: x-ca"), "secret x-ca is named twice");
         assert_eq!(
             bad("authority: x-ca", "authority: y-ca"),

@@ -7,9 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use clap::{Args, Subcommand};
 use serde_json::json;
 
-use crate::certificates::{
-    Api, Due, Issued, Plan, Secret, due, fingerprint, issue_authority, issue_leaf,
-};
+use crate::certificates::{Api, Due, Issued, Plan, Secret, due, fingerprint, issue_authority, issue_leaf};
 use crate::common_args::{Common, Output};
 use crate::failure::Failure;
 use crate::show::{self, json};
@@ -88,12 +86,7 @@ pub async fn run(common: &Common, command: &CertificatesCommand) -> Result<(), F
     Ok(())
 }
 
-async fn write(
-    api: &Api,
-    secret: &mut Secret,
-    files: &[(&str, &str)],
-    made_by: &str,
-) -> Result<(), Failure> {
+async fn write(api: &Api, secret: &mut Secret, files: &[(&str, &str)], made_by: &str) -> Result<(), Failure> {
     secret.set(files, made_by).map_err(other)?;
     api.replace(secret).await.map_err(other)
 }

@@ -9,7 +9,7 @@ use crate::show;
 
 const NAME: &str = "crescendo";
 /// Commands whose first argument is a job.
-const OF_JOBS: [&str; 14] = [
+const OF_JOBS: [&str; 15] = [
     "get",
     "compare",
     "explain",
@@ -19,6 +19,7 @@ const OF_JOBS: [&str; 14] = [
     "pause",
     "resume",
     "retry",
+    "note",
     "continue",
     "delete",
     "lineage",

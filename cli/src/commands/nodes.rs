@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crescendo_core::quotas;
+use crescendo_core::sizes;
 use crescendo_proto::v1::{ForgetNodeRequest, ListNodesRequest, Node};
 
 use crate::args::{Common, NodesAction, NodesArgs, Output};
@@ -53,7 +53,7 @@ fn device(node: &Node) -> String {
     match (node.device.as_str(), node.device_memory_bytes) {
         ("", _) => "-".into(),
         (device, 0) => device.to_owned(),
-        (device, bytes) => format!("{device}, {}", quotas::gigabytes(bytes)),
+        (device, bytes) => format!("{device}, {}", sizes::gigabytes(bytes)),
     }
 }
 

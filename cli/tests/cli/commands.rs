@@ -445,7 +445,7 @@ async fn a_job_goes_on_with_the_spec_that_the_controller_plans() {
     let before = fake.part().submits.len();
     let (code, out, err) = go_on(&["--dry-run", "--set", "seed=7"]).await;
     assert_eq!(code, 0, "{err}");
-    assert!(out.contains("seed: 7") && out.contains("source: compose"), "{out}");
+    assert!(out.contains("\"seed\": 7") && out.contains("source: compose"), "{out}");
     assert!(fake.part().submits[before..].iter().all(|submit| submit.validate_only), "it submitted");
 
     let refusal = "job uno-1 is running, and goes on by itself: wait";

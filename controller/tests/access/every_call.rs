@@ -302,10 +302,12 @@ async fn the_same_calls_work_for_those_who_may_make_them() -> anyhow::Result<()>
     let last = ["CommitUnit", "MarkCheckpointDamaged", "CancelJob", "DeleteJob", "DrainNode"];
     rules.sort_by_key(|rule| last.iter().position(|name| *name == rule.method).map_or(0, |at| at + 1));
     for rule in rules {
-        // The first fails the unit that CommitUnit needs; it has a test of its own below. The others need a curator and each
-        // other, and are in `reads.rs`; a node is forgotten in `drains.rs`.
+        // The first fails the unit that CommitUnit needs; it has a test of its own below. The second goes on from a job that has
+        // ended with a checkpoint, in `chain.rs`. The others need a curator and each other, and are in `reads.rs`; a node is
+        // forgotten in `drains.rs`.
         let elsewhere = [
             "FailUnit",
+            "PlanContinuation",
             "ReadCheckpointFile",
             "SendObject",
             "CollectLeftovers",

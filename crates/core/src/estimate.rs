@@ -6,7 +6,7 @@
 use std::fmt;
 
 use crate::network::{Network, StepTokens};
-use crate::quotas::gigabytes;
+use crate::sizes::gigabytes;
 use crate::spec::{AdapterSpec, DataSource, DrawSpec, JobSpec, ModelPreset, ModelSpec, Precision, StageSpec};
 
 /// What an H100 does in bfloat16 at 40 % of its peak of 989 TFLOP/s, operations a second.

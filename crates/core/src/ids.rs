@@ -2,7 +2,6 @@
 //! types is safe in a store key, a file name and a log line.
 
 use std::cmp::Ordering;
-use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::hash::{BuildHasher, BuildHasherDefault, Hash, Hasher, RandomState};
 use std::sync::{Arc, LazyLock};
@@ -84,9 +83,11 @@ impl Hasher for IdHasher {
 /// For maps by ids.
 pub type IdHashes = BuildHasherDefault<IdHasher>;
 /// Finds by id. Its order is another in every process: nothing that is decided may follow it.
-pub type IdMap<K, V> = HashMap<K, V, IdHashes>;
+#[expect(clippy::disallowed_types, reason = "to find things by; who goes through it sorts, or adds up")]
+pub type IdMap<K, V> = std::collections::HashMap<K, V, IdHashes>;
 /// The same of ids alone.
-pub type IdSet<K> = HashSet<K, IdHashes>;
+#[expect(clippy::disallowed_types, reason = "to ask whether something is in it")]
+pub type IdSet<K> = std::collections::HashSet<K, IdHashes>;
 
 macro_rules! text_id {
     ($(#[$doc:meta])* $name:ident, $what:literal, $max:literal, $alphabet:literal, $allowed:expr) => {

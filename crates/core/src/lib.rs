@@ -91,6 +91,7 @@ pub mod references;
 pub mod rejection;
 pub mod secret;
 pub mod segment;
+pub mod sizes;
 pub mod spec;
 pub mod standings;
 mod starts;

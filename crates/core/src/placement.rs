@@ -10,8 +10,9 @@ use std::sync::Arc;
 
 use crate::ids::{Incarnation, NodeId, StageRef};
 use crate::queues::Packing;
-use crate::quotas::{Quotas, gigabytes};
+use crate::quotas::Quotas;
 use crate::records::{NodeKind, NodeRecord, RankPlacement};
+use crate::sizes::gigabytes;
 use crate::spec::{DeviceChoice, JobSpec, ModelPreset, StageSpec, Topology, TopologyMode};
 use crate::state::{ClusterState, Job};
 

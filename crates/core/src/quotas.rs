@@ -14,6 +14,7 @@ use crate::job::JobState;
 pub use crate::queues::QueueOrder;
 use crate::queues::{DEFAULT_HALF_LIFE, Queues};
 use crate::reach::ReachRules;
+use crate::sizes::gigabytes;
 use crate::spec::JobSpec;
 use crate::starts;
 use crate::state::{ClusterState, Job, Stage};
@@ -214,10 +215,4 @@ pub(crate) fn check_submit(
         }
     }
     Ok(())
-}
-
-/// Bytes for people, e.g. `12.30 GB`.
-#[allow(clippy::cast_precision_loss)] // two digits are shown
-pub fn gigabytes(bytes: u64) -> String {
-    format!("{:.2} GB", bytes as f64 / 1e9)
 }

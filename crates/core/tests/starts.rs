@@ -17,11 +17,12 @@ use crescendo_core::ids::{
 use crescendo_core::job::JobState;
 use crescendo_core::observed::Observed;
 use crescendo_core::pairlog::Lease;
-use crescendo_core::quotas::{Quotas, TenantLimits, gigabytes};
+use crescendo_core::quotas::{Quotas, TenantLimits};
 use crescendo_core::records::{
     AttemptRecord, CheckpointRecord, JobRecord, NodeKind, NodeRecord, Record, ShardRecord, UnitRecord,
     UnitResult, UnitState, Write,
 };
+use crescendo_core::sizes::gigabytes;
 use crescendo_core::spec::{self, DataSource, JobSpec, LogSpec};
 use crescendo_core::state::ClusterState;
 use crescendo_core::transitions::{

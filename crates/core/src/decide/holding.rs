@@ -20,7 +20,6 @@ use crate::records::{AttemptRecord, NodeKind};
 use crate::state::{Job, Stage};
 
 /// How far the gang of a job that gives up its slots is.
-#[expect(clippy::large_enum_variant, reason = "lives for one look at one job")]
 enum Leaving {
     Saves {
         slots: usize,

@@ -6,8 +6,8 @@ use std::fmt;
 use crate::ids::{AttemptRef, IdMap, JobId, NodeId, StageRef};
 use crate::precision::PrecisionChoice;
 use crate::processor::{GangKind, KindChange};
-use crate::quotas::gigabytes;
 use crate::records::{Record, RecordKey, Write};
+use crate::sizes::gigabytes;
 use crate::unreadable::UnreadableRecord;
 
 /// What is to be done, in this order: persist the writes, then send.

@@ -8,8 +8,8 @@ use super::{Explanation, MAX_NODES, View, silent};
 use crate::decide::free_slots;
 use crate::ids::{JobId, NodeId, StageRef};
 use crate::placement::{self, NodeNeeds, Slots};
-use crate::quotas::gigabytes;
 use crate::records::{AttemptRecord, NodeKind, NodeRecord};
+use crate::sizes::gigabytes;
 use crate::spec::TopologyMode;
 use crate::state::{Job, Stage};
 
