@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs the chart on a real Kubernetes API, with real Helm: tests/kube. Arguments go to pytest.
-# The first run builds Kubernetes, etcd and Helm from the Go modules in tests/kube/modules, which takes most of an hour on two
-# cores; they are kept in CRESCENDO_KUBE_CACHE (~/.cache/crescendo-kube) until a module changes.
+# The first run builds Kubernetes, etcd and Helm from the Go modules in tests/kube/modules, which takes a
+# quarter of an hour on two idle cores; they are kept in CRESCENDO_KUBE_CACHE (~/.cache/crescendo-kube) until a module changes.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

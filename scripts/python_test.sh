@@ -14,14 +14,12 @@ need "command -v openssl" "openssl, for the certificates of a test" "openssl"
 
 # environment FOLDER REQUIREMENTS: a virtual environment with just those.
 environment() {
-    if cmp -s "$2" "$1/requirements.txt"; then return; fi
-    say "making $1"
-    rm -rf "$1"
-    python3 -m venv "$1"
-    "$1/bin/python" -m pip install --quiet --disable-pip-version-check -r "$2"
+    python_venv "$1" "$2"
     # For an environment that a test makes.
-    "$1/bin/python" -m pip download --quiet --disable-pip-version-check -c "$2" -d "$1/wheels" grpcio protobuf PyYAML
-    cp "$2" "$1/requirements.txt"
+    if [ -d "$1/wheels" ]; then return; fi
+    rm -rf "$1/wheels.part"
+    "$1/bin/python" -m pip download --quiet --disable-pip-version-check -c "$2" -d "$1/wheels.part" grpcio protobuf PyYAML
+    mv "$1/wheels.part" "$1/wheels"
 }
 
 venv=$(deps_folder)/python-venv

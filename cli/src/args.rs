@@ -554,7 +554,7 @@ pub struct ContinueArgs {
     /// The job's id; it has ended.
     pub job: String,
     /// Steps to train on for, in the first stage of the new job.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=crescendo_core::spec::MAX_STEPS))]
     pub steps: u64,
     /// Name of the new job [default: that of the job].
     #[arg(long, value_name = "NAME")]

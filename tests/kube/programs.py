@@ -16,6 +16,8 @@ import time
 
 HERE = pathlib.Path(__file__).resolve().parent
 MODULES = HERE / "modules"
+#: Longest time for what modules say, which may have to be fetched, and for a build on a busy machine.
+FETCH_SECONDS, BUILD_SECONDS = 900, 2 * 3600
 #: The file name that go gives to a program, where it is not the program's own name.
 NAMES = {"server": "etcd"}
 
@@ -43,7 +45,7 @@ def stamp(module):
 
 
 def go(module, *arguments):
-    done = subprocess.run(["go", *arguments], cwd=source(module), capture_output=True, text=True)
+    done = subprocess.run(["go", *arguments], cwd=source(module), capture_output=True, text=True, timeout=FETCH_SECONDS)
     if done.returncode:
         raise RuntimeError(f"go {arguments[0]} in {source(module)} failed:\n{done.stderr[-4000:]}")
     return done.stdout.strip()
@@ -90,7 +92,8 @@ def build(module):
         (folder / "bin").mkdir(parents=True)
         tools = go(module, "list", "tool").split() or ["."]
         command = ["nice", "-n", "15", "go", "build", "-p", "2", "-trimpath", "-ldflags", link_flags(module)]
-        done = subprocess.run([*command, "-o", f"{folder}/bin/", *tools], cwd=source(module), capture_output=True, text=True)
+        command += ["-o", f"{folder}/bin/", *tools]
+        done = subprocess.run(command, cwd=source(module), capture_output=True, text=True, timeout=BUILD_SECONDS)
         if done.returncode:
             raise RuntimeError(f"go build in {source(module)} failed:\n{done.stderr[-4000:]}")
         if module == "crds":
@@ -114,7 +117,7 @@ def write_definitions(folder):
     """One file for each resource definition of cert-manager and of the Prometheus operator."""
     paths = [f"paths={path}" for path in TYPES]
     command = [folder / "bin/controller-gen", "crd:allowDangerousTypes=true", *paths, f"output:crd:dir={folder}/definitions"]
-    done = subprocess.run(command, cwd=MODULES / "crds", capture_output=True, text=True)
+    done = subprocess.run(command, cwd=MODULES / "crds", capture_output=True, text=True, timeout=FETCH_SECONDS)
     if done.returncode:
         raise RuntimeError(f"controller-gen failed:\n{done.stderr[-4000:]}")
 

@@ -29,7 +29,7 @@ pub enum ApiError {
     NoPod(String),
     #[error("set up TLS for the Kubernetes API: {0}")]
     Tls(String),
-    #[error("{what} secret {name}: {}", chain(.source))]
+    #[error("{what} secret {name}")]
     Call {
         what: &'static str,
         name: String,
@@ -42,17 +42,6 @@ pub enum ApiError {
     Conflict { name: String },
     #[error("secret {name}: the Kubernetes API has answered something else than a secret")]
     NoSecret { name: String },
-}
-
-/// An error with its causes: reqwest's own text leaves out why.
-fn chain(error: &reqwest::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(inner) = cause {
-        text = format!("{text}: {inner}");
-        cause = inner.source();
-    }
-    text
 }
 
 /// The API, as this pod's service account may use it.

@@ -7,6 +7,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use clap::{Args, Subcommand};
 use serde_json::json;
 
+use crescendo_node::objects::with_causes;
+
 use crate::certificates::{Api, Due, Issued, Plan, Secret, due, fingerprint, issue_authority, issue_leaf};
 use crate::common_args::{Common, Output};
 use crate::failure::Failure;
@@ -91,19 +93,8 @@ async fn write(api: &Api, secret: &mut Secret, files: &[(&str, &str)], made_by: 
     api.replace(secret).await.map_err(other)
 }
 
-/// An error with its causes.
 fn other(error: impl std::error::Error) -> Failure {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        let more = inner.to_string();
-        // Some say their cause themselves.
-        if !text.contains(&more) {
-            text = format!("{text}: {more}");
-        }
-        cause = inner.source();
-    }
-    Failure::other(text)
+    Failure::other(with_causes(&error))
 }
 
 fn say(common: &Common, secret: &str, why: Option<Due>) {

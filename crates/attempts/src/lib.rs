@@ -17,6 +17,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
+use crescendo_core::observed::RESCUE_WITHIN;
 use crescendo_proto::v1::{
     AttemptPhase, AttemptRef, AttemptReport, DrainAttempt, RankEnd, RankPhase, RankProgress, RankStatus,
     StartAttempt, StopAttempt, UpdateCurators,
@@ -31,8 +32,6 @@ pub const KILL_AFTER: Duration = Duration::from_secs(7);
 pub const STUCK_AFTER: Duration = Duration::from_secs(20);
 /// How long an attempt may wait for its slots.
 pub const SLOT_WAIT: Duration = Duration::from_secs(30);
-/// How long ranks may go on once another one here has died: they wait half a minute for the one that saves.
-pub const RESCUE_WITHIN: Duration = Duration::from_secs(45);
 /// A live attempt is reported on at least this often, so that ranks which stand still are told from those that do not.
 pub const REPORT_EVERY: Duration = Duration::from_secs(2);
 /// Ended attempts that are remembered at most.

@@ -49,11 +49,12 @@ pub fn decide(state: &ClusterState, seen: &Observed, limits: &Limits, now: Times
     let nodes = DecideContext::new(state, seen, limits, now);
     let mut plan = PlanDraft::default();
     let decided = jobs::decide_jobs(&nodes, &mut plan);
-    let curation = curation::spread(&nodes, &decided);
+    let trained = decided.active.in_order();
+    let curation = curation::spread(&nodes, &decided, &trained);
     jobs::decide_curation(&nodes, &curation, &decided, &mut plan);
-    stage_precision::decide_stages(&nodes, &curation, &decided.active, &mut plan);
+    stage_precision::decide_stages(&nodes, &curation, &decided.active, &trained, &mut plan);
     nodes::decide_cordons(&nodes, &mut plan);
-    nodes::decide_sends(&nodes, &curation, &decided, &mut plan);
+    nodes::decide_sends(&nodes, &curation, &decided, &trained, &mut plan);
     plan.finish()
 }
 

@@ -57,8 +57,9 @@ const RIVAL_GONE_AFTER: Duration = Duration::from_secs(60);
 
 /// Stages of which a hang is remembered.
 const MAX_HANGS: usize = 1024;
-/// How long the ranks of a gang may take to save what it had done before one of them died: as long as its agent lets those beside it.
-const RESCUE_WITHIN: Duration = Duration::from_secs(45);
+/// How long the ranks of a gang may take to save what it had done before one of them died, beside it and elsewhere: they wait half a
+/// minute for the one that saves.
+pub const RESCUE_WITHIN: Duration = Duration::from_secs(45);
 /// Stages whose pairs are counted over time.
 const MAX_TRENDS: usize = 1024;
 /// Counts that are kept of one stage.

@@ -187,21 +187,17 @@ impl ClusterState {
 
     /// Takes over one change.
     pub fn apply(&mut self, write: Write) -> Result<(), Orphan> {
-        let key = match &write {
-            Write::Put(record) => record.key(),
-            Write::Delete(key) => key.clone(),
-        };
         match write {
-            Write::Put(record) => self.put(record, &key)?,
-            Write::Delete(key) => self.delete(&key),
+            Write::Put(record) => self.put(record),
+            Write::Delete(key) => {
+                self.delete(&key);
+                Ok(())
+            }
         }
-        if let Some(job) = key.job().and_then(|id| self.jobs.get_mut(id)) {
-            job.facts = JobFacts::of(job);
-        }
-        Ok(())
     }
 
-    fn put(&mut self, record: Record, key: &RecordKey) -> Result<(), Orphan> {
+    fn put(&mut self, record: Record) -> Result<(), Orphan> {
+        let key = record.key();
         let orphan = || Orphan { key: key.to_string(), job: key.job().cloned() };
         match record {
             Record::Job(record) => self.put_job(record),
@@ -213,20 +209,25 @@ impl ClusterState {
                 };
             }
             Record::Stage(record) => {
-                let stage = self.stage_mut(&record.stage).ok_or_else(orphan)?;
-                stage.record = Some(record);
+                let id = record.stage.clone();
+                self.change_stage(&id, |stage| stage.record = Some(record)).ok_or_else(orphan)?;
             }
             Record::Attempt(record) => {
-                let stage = self.stage_mut(&record.attempt.stage_ref()).ok_or_else(orphan)?;
-                stage.attempt = Some(Arc::new(record));
+                let id = record.attempt.stage_ref();
+                self.change_stage(&id, |stage| stage.attempt = Some(Arc::new(record))).ok_or_else(orphan)?;
             }
             Record::Segment(record) => {
-                self.stage_mut(&record.stage).ok_or_else(orphan)?.log.put_segment(record);
+                let id = record.stage.clone();
+                self.change_stage(&id, |stage| stage.log.put_segment(record)).ok_or_else(orphan)?;
             }
-            Record::Unit(record) => self.stage_mut(&record.stage).ok_or_else(orphan)?.log.put(record),
+            Record::Unit(record) => {
+                let id = record.stage.clone();
+                self.change_stage(&id, |stage| stage.log.put(record)).ok_or_else(orphan)?;
+            }
             Record::Checkpoint(record) => {
-                let stage = self.stage_mut(&record.stage).ok_or_else(orphan)?;
-                stage.checkpoints.insert((record.step, record.generation), record);
+                let (id, key) = (record.stage.clone(), (record.step, record.generation));
+                let put = |stage: &mut Stage| stage.checkpoints.insert(key, record);
+                self.change_stage(&id, put).ok_or_else(orphan)?;
             }
             Record::Node(record) => {
                 self.nodes.insert(record.id.clone(), record);
@@ -249,8 +250,9 @@ impl ClusterState {
                 self.notes.insert(record.job.clone(), Arc::new(record));
             }
             Record::Keep(record) => {
-                let stage = self.stage_mut(&record.stage).ok_or_else(orphan)?;
-                stage.keeps.insert((record.step, record.generation), record);
+                let (id, key) = (record.stage.clone(), (record.step, record.generation));
+                let put = |stage: &mut Stage| stage.keeps.insert(key, record);
+                self.change_stage(&id, put).ok_or_else(orphan)?;
             }
         }
         Ok(())
@@ -274,7 +276,10 @@ impl ClusterState {
             self.open.insert(serve_order(&record));
         }
         match self.jobs.get_mut(&record.id) {
-            Some(job) => job.record = record,
+            Some(job) => {
+                job.record = record;
+                job.facts = JobFacts::of(job);
+            }
             None => {
                 let job = Job::new(record, self.segment_units);
                 self.jobs.insert(job.record.id.clone(), job);
@@ -310,20 +315,14 @@ impl ClusterState {
             // What is settled stays so; a segment goes with its job only.
             RecordKey::Stage(_) | RecordKey::Segment(..) => {}
             RecordKey::Attempt(stage) => {
-                if let Some(stage) = self.stage_mut(stage) {
-                    stage.attempt = None;
-                }
+                self.change_stage(stage, |stage| stage.attempt = None);
             }
             // A unit of a log goes with its job only, positions never change: another record says the same of it.
             RecordKey::Unit(stage, unit) => {
-                if let Some(stage) = self.stage_mut(stage) {
-                    stage.log.forget_record(*unit);
-                }
+                self.change_stage(stage, |stage| stage.log.forget_record(*unit));
             }
             RecordKey::Checkpoint(stage, step, generation) => {
-                if let Some(stage) = self.stage_mut(stage) {
-                    stage.checkpoints.remove(&(*step, *generation));
-                }
+                self.change_stage(stage, |stage| stage.checkpoints.remove(&(*step, *generation)));
             }
             RecordKey::Node(id) => {
                 self.nodes.remove(id);
@@ -346,17 +345,19 @@ impl ClusterState {
                 self.deleting.remove(id);
             }
             RecordKey::Keep(stage, step, generation) => {
-                if let Some(stage) = self.stage_mut(stage) {
-                    stage.keeps.remove(&(*step, *generation));
-                }
+                self.change_stage(stage, |stage| stage.keeps.remove(&(*step, *generation)));
             }
         }
     }
 
-    fn stage_mut(&mut self, id: &StageRef) -> Option<&mut Stage> {
+    /// What `change` gives, if the stage is there; the facts of its job follow.
+    fn change_stage<T>(&mut self, id: &StageRef, change: impl FnOnce(&mut Stage) -> T) -> Option<T> {
         // Asked for first: what is not there is not made one's own.
         let at = self.jobs.get(&id.job)?.stages.iter().position(|stage| stage.id.stage == id.stage)?;
-        self.jobs.get_mut(&id.job)?.stages.get_mut(at)
+        let job = self.jobs.get_mut(&id.job)?;
+        let changed = job.stages.get_mut(at).map(change);
+        job.facts = JobFacts::of(job);
+        changed
     }
 
     pub fn job(&self, id: &JobId) -> Option<&Job> {

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use crate::decide::passes::{CurationAssignments, Decided};
+use crate::decide::passes::{CurationAssignments, Decided, InOrder};
 use crate::decide::servers::Servers;
 use crate::decide::{DecideContext, curator_shares, stage_precision};
 use crate::ids::{IdMap, NodeId, StageRef};
@@ -21,7 +21,11 @@ const MAX_HELD_UP: usize = 3;
 /// jobs, as far as its tenant's curators go. A curator stays where it is as long as no stage would be left without, and
 /// makes none whose source it cannot open. A curator that waits with a stage for something outside, such as an
 /// endpoint, goes on waiting and makes another beside it.
-pub(super) fn spread<'d>(nodes: &DecideContext<'d>, decided: &'d Decided<'_>) -> CurationAssignments<'d> {
+pub(super) fn spread<'d>(
+    nodes: &DecideContext<'d>,
+    decided: &'d Decided<'_>,
+    trained: &InOrder<'d>,
+) -> CurationAssignments<'d> {
     let curators: Vec<_> = nodes.open_to_work(NodeKind::Curator).collect();
     if curators.is_empty() {
         return CurationAssignments::default();
@@ -47,7 +51,7 @@ pub(super) fn spread<'d>(nodes: &DecideContext<'d>, decided: &'d Decided<'_>) ->
     making.leave_none_without();
     let Making { chosen, makers, .. } = making;
     let made = makers.into_iter().filter(|(_, n)| *n > 0).map(|(stage, _)| stage);
-    let mut wanted = served(nodes, &curators, decided);
+    let mut wanted = served(nodes, &curators, trained);
     for (record, view) in &curators {
         let more = chosen.get(&record.id).into_iter().chain(held_up.get(&record.id).into_iter().flatten());
         let mut more: Vec<&StageRef> = more.copied().collect();
@@ -69,13 +73,13 @@ pub(super) fn spread<'d>(nodes: &DecideContext<'d>, decided: &'d Decided<'_>) ->
 fn served<'d>(
     nodes: &DecideContext<'d>,
     curators: &[(&'d NodeRecord, &NodeView)],
-    decided: &'d Decided<'_>,
+    trained: &InOrder<'d>,
 ) -> BTreeMap<&'d NodeId, Vec<&'d StageRef>> {
     let servers = Servers::new(curators.iter().map(|(record, _)| &record.id).collect());
     let mut served: Vec<Vec<&StageRef>> = vec![Vec::new(); curators.len()];
-    for (stage, _) in decided.active.in_order() {
+    for (stage, _) in trained {
         for at in servers.choose(nodes, stage) {
-            served[at].push(stage);
+            served[at].push(*stage);
         }
     }
     curators
@@ -237,7 +241,7 @@ fn stages_to_make<'a>(nodes: &DecideContext<'_>, decided: &Decided<'a>) -> Vec<(
         jobs.filter(|job| !decided.closed.contains(&job.record.id) && !nodes.is_halted(&job.record.id));
     let to_make = open.filter_map(|job| {
         let stage = stage_to_make(job)?;
-        let begins = may_begin(job, &stage.id, decided) && !stage_precision::is_open(nodes, job, stage);
+        let begins = may_begin(job, stage, decided) && !stage_precision::is_open(nodes, job, stage);
         begins.then_some((&stage.id, job.record.spec.tenant.as_str()))
     });
     // A stage that trains while it still lacks pairs has every curator already.
@@ -280,9 +284,8 @@ pub fn curation_backlog_units(state: &ClusterState) -> u64 {
 }
 
 /// A tenant that stores as much as it may begins no further stage.
-fn may_begin(job: &Job, stage: &StageRef, decided: &Decided<'_>) -> bool {
-    !decided.full_tenants.contains_key(&job.record.spec.tenant)
-        || job.stages.iter().any(|known| known.id == *stage && known.is_begun())
+fn may_begin(job: &Job, stage: &Stage, decided: &Decided<'_>) -> bool {
+    !decided.full_tenants.contains_key(&job.record.spec.tenant) || stage.is_begun()
 }
 
 fn stage_to_make(job: &Job) -> Option<&Stage> {

@@ -251,7 +251,7 @@ impl<'a> JobPass<'a, '_> {
         if job.facts().is_plain && self.nodes.seen.cooldowns.is_empty() {
             return None;
         }
-        let needed = job.stage_spec(index).map_or(0, |spec| spec.data.min_pairs.min(spec.data.pairs));
+        let needed = job.stage_spec(index).map_or(0, |spec| spec.data.pairs_to_start());
         let lost = lost_pairs(self.nodes.state, self.nodes.limits, job, index);
         let lost = lost.or_else(|| self.lost_start(job, index, stage));
         lost.or_else(|| sources::nobody_opens(self.nodes, job.making_stage(index)?, needed))
@@ -334,7 +334,7 @@ impl<'a> JobPass<'a, '_> {
         }
         let succeeded =
             |node: &NodeId| reports.is_some_and(|nodes| nodes.get(node) == Some(&NodeReport::Succeeded));
-        if reports.is_some() && attempt.ranks.iter().all(|rank| succeeded(&rank.node)) {
+        if attempt.ranks.iter().all(|rank| succeeded(&rank.node)) {
             let reason = "every rank ended and no final checkpoint is committed".to_owned();
             return Some(Ending { reason, kind: EndKind::Failed });
         }

@@ -1,6 +1,6 @@
 //! The difference between what each node does and what it should do.
 
-use crate::decide::passes::{CurationAssignments, Decided};
+use crate::decide::passes::{CurationAssignments, Decided, InOrder};
 use crate::decide::{Change, Command, DecideContext, PlanDraft, Send};
 use crate::ids::{AttemptRef, IdMap, NodeId, StageRef};
 use crate::observed::{NodeReport, NodeView};
@@ -14,6 +14,7 @@ pub(super) fn decide_sends(
     nodes: &DecideContext<'_>,
     curation: &CurationAssignments<'_>,
     decided: &Decided<'_>,
+    trained: &InOrder<'_>,
     plan: &mut PlanDraft,
 ) {
     let mut served_at = ServedAt::default();
@@ -30,11 +31,11 @@ pub(super) fn decide_sends(
         }
     }
     let mut gangs = GangsByNode::default();
-    for (stage, attempt) in decided.active.in_order() {
+    for (stage, attempt) in trained {
         for rank in attempt.by_node().filter_map(<[RankPlacement]>::first) {
             let of_node = gangs.entry(&rank.node).or_default();
-            if of_node.last().is_none_or(|(known, _)| *known != stage) {
-                of_node.push((stage, attempt));
+            if of_node.last().is_none_or(|(known, _)| known != stage) {
+                of_node.push((*stage, attempt.as_ref()));
             }
         }
     }

@@ -36,8 +36,8 @@ impl Active {
     }
 
     /// By stage.
-    pub fn in_order(&self) -> Vec<(&StageRef, &Arc<AttemptRecord>)> {
-        let mut attempts: Vec<_> = self.by_stage.iter().collect();
+    pub fn in_order(&self) -> InOrder<'_> {
+        let mut attempts: InOrder<'_> = self.by_stage.iter().collect();
         attempts.sort_unstable_by_key(|(stage, _)| *stage);
         attempts
     }
@@ -54,6 +54,9 @@ impl FromIterator<Arc<AttemptRecord>> for Active {
         Self { by_stage: by_stage.collect() }
     }
 }
+
+/// The active attempts by stage.
+pub(super) type InOrder<'a> = Vec<(&'a StageRef, &'a Arc<AttemptRecord>)>;
 
 /// What the pass over the jobs leaves for the others.
 pub(super) struct Decided<'a> {

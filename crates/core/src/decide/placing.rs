@@ -144,7 +144,7 @@ impl<'a> JobPass<'a, '_> {
         }
         let spec = job.stage_spec(index)?;
         let log = self.nodes.state.read_log(job, index);
-        let needed = spec.data.min_pairs.min(spec.data.pairs);
+        let needed = spec.data.pairs_to_start();
         if log.is_none_or(|log| !log.is_sealed() && log.committed() < needed) {
             self.decided.lacking.push(Lacking { job, index, needed });
             return None;

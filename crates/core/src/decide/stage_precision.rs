@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use crate::decide::passes::{Active, CurationAssignments};
+use crate::decide::passes::{Active, CurationAssignments, InOrder};
 use crate::decide::{Change, DecideContext, PlanDraft};
 use crate::ids::StageRef;
 use crate::precision::{self, PrecisionChoice};
@@ -17,9 +17,10 @@ pub(super) fn decide_stages(
     nodes: &DecideContext<'_>,
     curation: &CurationAssignments<'_>,
     active: &Active,
+    trained: &InOrder<'_>,
     plan: &mut PlanDraft,
 ) {
-    let trained = active.in_order().into_iter().map(|(stage, _)| stage);
+    let trained = trained.iter().map(|(stage, _)| *stage);
     let stages: BTreeSet<&StageRef> = curation.making.iter().copied().chain(trained).collect();
     for id in stages.into_iter().filter(|id| !nodes.is_halted(&id.job)) {
         let Some(job) = nodes.state.job(&id.job) else { continue };

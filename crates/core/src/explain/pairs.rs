@@ -33,9 +33,8 @@ impl PairForecast {
     /// Of the log that stage `index` reads.
     pub(super) fn of(view: &View<'_>, job: &Job, index: usize) -> Option<PairForecast> {
         let log = view.state.read_log(job, index)?;
-        let (needed, target) = job
-            .stage_spec(index)
-            .map_or((0, 0), |spec| (spec.data.min_pairs.min(spec.data.pairs), spec.data.pairs));
+        let (needed, target) =
+            job.stage_spec(index).map_or((0, 0), |spec| (spec.data.pairs_to_start(), spec.data.pairs));
         let committed = log.committed();
         let per_sec = view.seen.pairs_per_sec(&log.of.id, view.now);
         let missing = needed.saturating_sub(committed);

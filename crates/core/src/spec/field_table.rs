@@ -1,5 +1,6 @@
 //! The rows of the table of fields.
 
+use super::MAX_STEPS;
 use super::field::{Default, Field, Kind, Range};
 
 const fn field(path: &'static str, kind: Kind, default: Default, about: &'static str) -> Field {
@@ -763,7 +764,7 @@ pub const FIELDS: &[Field] = &[
     ),
     field(
         "spec.stages[].train.steps",
-        whole(1, 10_000_000),
+        whole(1, MAX_STEPS as i128),
         Default::Whole(5000),
         "Optimizer steps (paper, section 4.1).",
     ),

@@ -242,6 +242,16 @@ pub struct DataSpec {
     pub filter: FilterSpec,
 }
 
+/// Optimizer steps of a stage at most.
+pub const MAX_STEPS: u64 = 10_000_000;
+
+impl DataSpec {
+    /// Pairs that training starts with.
+    pub fn pairs_to_start(&self) -> u64 {
+        self.min_pairs.min(self.pairs)
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "source", rename_all = "kebab-case")]
 pub enum DataSource {

@@ -27,7 +27,7 @@ impl JobFacts {
         let stage = current.and_then(|index| job.stages.get(index));
         let own = spec.zip(stage).filter(|(spec, _)| spec.data.source.log().is_none());
         let lacks = own.and_then(|(spec, stage)| {
-            let needed = spec.data.min_pairs.min(spec.data.pairs);
+            let needed = spec.data.pairs_to_start();
             (!stage.log.is_sealed() && stage.log.committed() < needed).then_some(needed)
         });
         let is_plain = own.is_some_and(|(spec, stage)| spec.init_from.is_none() && is_sound(stage))

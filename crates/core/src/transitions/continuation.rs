@@ -3,11 +3,8 @@
 use crate::error::RequestError;
 use crate::ids::JobId;
 use crate::job::JobState;
-use crate::spec::{self, Continuation, JobSpec, OtherCheckpoint};
+use crate::spec::{self, Continuation, JobSpec, MAX_STEPS, OtherCheckpoint};
 use crate::state::{ClusterState, Job};
-
-/// Steps of a stage at most, as specs have it.
-const MAX_STEPS: u64 = 10_000_000;
 
 /// The last stage of the job that has a checkpoint, for `steps` more, and the stages after it. `name` is that of the new job, if it
 /// is to have another.

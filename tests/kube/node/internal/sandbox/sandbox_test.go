@@ -63,6 +63,22 @@ func (f *fixture) spec(script string) *Container {
 	}
 }
 
+// sleeping is a container that waits until the test ends.
+func (f *fixture) sleeping(t *testing.T) *Process {
+	t.Helper()
+	process, err := f.spawner.StartContainer(context.Background(), f.spec("exec sleep 60"), nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := process.Signal(unix.SIGKILL); err != nil {
+			t.Error(err)
+		}
+		process.Exit()
+	})
+	return process
+}
+
 func (f *fixture) run(spec *Container) (string, Exit) {
 	f.t.Helper()
 	var out bytes.Buffer
@@ -171,16 +187,7 @@ func TestACommandThatCannotRunIsNamed(t *testing.T) {
 
 func TestAProgramEntersAContainer(t *testing.T) {
 	f := newFixture(t)
-	process, err := f.spawner.StartContainer(context.Background(), f.spec("exec sleep 60"), nil, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := process.Signal(unix.SIGKILL); err != nil {
-			t.Error(err)
-		}
-		process.Exit()
-	}()
+	process := f.sleeping(t)
 	spec := f.spec("")
 	command, start := Enter(process.PID, Command{Line: []string{"sh", "-c", "id -G; hostname; tr '\\0' ' ' < /proc/1/cmdline; grep CapBnd /proc/self/status"}, Env: spec.Env, User: spec.User})
 	var out bytes.Buffer
@@ -199,16 +206,7 @@ func TestAProgramEntersAContainer(t *testing.T) {
 
 func TestATerminalIsTheContainersOwn(t *testing.T) {
 	f := newFixture(t)
-	process, err := f.spawner.StartContainer(context.Background(), f.spec("exec sleep 60"), nil, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := process.Signal(unix.SIGKILL); err != nil {
-			t.Error(err)
-		}
-		process.Exit()
-	}()
+	process := f.sleeping(t)
 	spec := f.spec("")
 	command, start := Enter(process.PID, Command{Line: []string{"sh", "-c", "tty; stty size; read x; echo got $x"}, Env: spec.Env, User: spec.User, Terminal: true})
 	terminal, err := start()
