@@ -93,7 +93,7 @@ bench-scale: setup ## Measure decisions, and a controller under thousands of nod
 	$${CARGO_TARGET_DIR:-target}/simulation/scale $(DECISIONS)
 	$${CARGO_TARGET_DIR:-target}/simulation/scale_bench $(ARGS)
 
-nightly: tools ## What a change should not wait for: AVX2's kernels, chaos, 10,000 simulated schedules, bench/gpu.sh --cpu; into docs/nightly.json
+nightly: tools ## What a change should not wait for: AVX2's kernels, chaos, many simulated schedules, bench/gpu.sh --cpu; into docs/nightly.json
 	@$(call CARGO_TOOL,nextest)
 	@scripts/nightly.sh
 

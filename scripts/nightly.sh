@@ -6,6 +6,8 @@ cd "$(dirname "$0")/.."
 
 # Schedules of the simulated cluster; 10,000 take some hours of one core.
 SEEDS=${SEEDS:-10000}
+# Schedules of queues, tenants, classes and trainers, which are decisions alone: 100,000 take a quarter of an hour.
+SCHEDULES=${SCHEDULES:-100000}
 results=$(mktemp)
 trap 'rm -f "$results"' EXIT
 failed=0
@@ -41,7 +43,7 @@ part() {
     local started=$SECONDS
     "$@" >"$log" 2>&1 || { status=failed; failed=1; tail -n 40 "$log"; }
     local last
-    last=$(grep -E 'Summary|tests run:|failover_seconds|schedules from|gpu:' "$log" | tail -n 1 | sed 's/\x1b\[[0-9;]*m//g; s/^ *//')
+    last=$(grep -E 'Summary|tests run:|failover_seconds|schedules from|gpu:|test result:' "$log" | tail -n 1 | sed 's/\x1b\[[0-9;]*m//g; s/^ *//')
     printf '%s\t%s\t%d\t%s\n' "$name" "$status" $((SECONDS - started)) "$last" >>"$results"
     rm -f "$log"
     record
@@ -61,6 +63,8 @@ part "chaos" "$programs/chaos"
 part "bench/gpu.sh --cpu" env CRESCENDO_BIN="$programs" PYTHON="$PWD/.deps/venv/bin/python" \
     bench/gpu.sh --cpu --out target/gpu-cpu.json
 part "upgrade and rollback with an earlier version" make upgrade-test
+part "$SCHEDULES schedules of queues" env PROPTEST_CASES="$SCHEDULES" \
+    cargo test --profile simulation -p crescendo-core --test queues jobs_of_all_queues
 part "$SEEDS schedules of the simulated cluster" make simulate SEEDS="$SEEDS"
 
 cat docs/nightly.json

@@ -33,6 +33,7 @@ use crate::estimate::Estimate;
 use crate::ids::{IdMap, JobId, Timestamp};
 use crate::job::JobState;
 use crate::observed::Observed;
+use crate::queues::DEFAULT_QUEUE;
 use crate::records::{NodeKind, NodeRecord};
 use crate::state::{ClusterState, Job, Stage};
 use words::{count, span};
@@ -172,14 +173,21 @@ fn waiting(view: &View<'_>, job: &Job, index: usize, stage: &Stage, wait: &Pendi
     explanation
 }
 
-/// The first job in the queue that waits for slots into which it would fit: no later one takes them away.
+/// The first job in the queue that waits for slots into which it would fit, or for what is left of the limit of both jobs' queue: no
+/// later one takes them away.
 fn first_waiting<'a>(view: &View<'a>, job: &Job) -> Option<&'a Job> {
+    let own = view.limits.quotas.queues.of(&job.record.spec).map_or(DEFAULT_QUEUE, |(name, _)| name);
+    let is_in = |queue: &str| queue == own;
     // In the turn of another queue it may be one that is later in the order.
     let jobs = view.decide_nodes().in_order().into_iter();
     jobs.filter(|other| other.record.id != job.record.id).find(|other| {
         match view.waits.get(&other.record.id) {
             Some(PendingReason::Slots { wanted, total, .. }) => wanted <= total,
             Some(PendingReason::MakingRoom { .. }) => true,
+            Some(PendingReason::QueueGpus { queue, wanted, limit, .. }) => wanted <= limit && is_in(queue),
+            Some(PendingReason::QueueGuarantee { queue, wanted, guaranteed, .. }) => {
+                wanted <= guaranteed && is_in(queue)
+            }
             Some(_) | None => false,
         }
     })

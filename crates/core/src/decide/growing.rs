@@ -27,6 +27,9 @@ impl<'a> JobPass<'a, '_> {
         let order = std::mem::take(&mut self.decided.order);
         for job in &order {
             let Some((ready, attempt)) = self.may_grow(job) else { continue };
+            if self.first_of_limits(&ready).next().is_some() {
+                continue;
+            }
             let Some(ranks) = self.larger_place(&ready, &attempt) else { continue };
             let now = slots_of(&attempt.ranks);
             attempt.ranks.iter().for_each(|rank| self.slots.give_back(rank));

@@ -3,19 +3,19 @@
 //! Their gangs are told to save and leave, as those of a node that drains are; what a gang does not save within
 //! [`Limits::leave_within`](crate::decide::Limits) is lost with it.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::decide::jobs::{EndKind, JobPass};
-use crate::decide::passes::Idle;
-use crate::decide::placing::Turn;
+use crate::decide::passes::{AtLimit, Idle, Limit, Wants};
+use crate::decide::placing::{Ready, Turn, slots_of};
 use crate::decide::preemption::{self, Candidate};
 use crate::decide::{Change, PendingReason};
 use crate::holdings;
 use crate::ids::AttemptRef;
 use crate::job::{JobEvent, JobState};
 use crate::placement::Slots;
-use crate::processor::GangKind;
 use crate::records::{AttemptRecord, NodeKind};
 use crate::state::{Job, Stage};
 
@@ -118,53 +118,134 @@ impl<'a> JobPass<'a, '_> {
             && !self.nodes.reachable(NodeKind::Trainer).any(|(_, view)| view.running.iter().any(of_job))
     }
 
-    /// How many jobs leave so that this one fits with `ranks` ranks: those that do so anyway, if that is enough, else such as
-    /// have to make room for it too. `None` if it would not fit even without them.
+    /// How many jobs leave so that this one fits with `ranks` ranks, among all slots and in the limits that it is at: those that
+    /// do so anyway, if that is enough, else such as have to make room for it too. `None` if it would not fit even without them.
     pub(super) fn make_room(
         &mut self,
-        job: &'a Job,
-        stage: &Stage,
+        ready: &Ready<'a>,
         ranks: u32,
-        required: Option<&GangKind>,
         turn: Turn,
+        at: &[AtLimit<'a>],
     ) -> Option<usize> {
-        let leaving: Vec<_> = self.decided.leaving.keys().cloned().collect();
-        let mut slots = self.slots.clone();
-        slots.assume_stopped();
-        let attempts = leaving.iter().filter_map(|stage| self.decided.active.get(stage));
-        attempts.flat_map(|attempt| &attempt.ranks).for_each(|rank| slots.give_back(rank));
+        let leaving = self.leaving();
         let some_leave = !leaving.is_empty() || !self.found.stopping.is_empty();
-        if some_leave && self.would_fit(slots.clone(), job, stage, ranks, required) {
+        if some_leave && self.would_fit(&leaving, ready, ranks, at) {
             return Some(leaving.len());
         }
-        let candidates = self.candidates(job, turn);
+        let mut candidates = self.candidates(ready.job, turn);
+        let counts = |one: &Candidate<'_>| at.iter().any(|at| self.counts(at.limit, &one.attempt));
+        candidates.retain(|one| at.is_empty() || counts(one));
         let chosen = preemption::choose(candidates, |chosen| {
-            let mut slots = slots.clone();
-            chosen.iter().flat_map(|one| &one.attempt.ranks).for_each(|rank| slots.give_back(rank));
-            self.would_fit(slots, job, stage, ranks, required)
+            let gone: Vec<_> = chosen.iter().map(|one| &one.attempt).chain(&leaving).cloned().collect();
+            self.would_fit(&gone, ready, ranks, at)
         });
         if chosen.is_empty() {
             return None;
         }
         let count = leaving.len().saturating_add(chosen.len());
         for victim in chosen {
-            self.preempt(&victim, job);
+            self.preempt(&victim, ready.job);
         }
         Some(count)
     }
 
+    /// The gangs that are to leave and have not left.
+    fn leaving(&self) -> Vec<Arc<AttemptRecord>> {
+        let leaving = self.decided.leaving.keys().filter_map(|stage| self.decided.active.get(stage));
+        leaving.cloned().collect()
+    }
+
+    /// Slots of the queue that it will hold no more once these have left.
+    pub(super) fn about_to_leave(&self, queue: &'a str, device: &'a str) -> u32 {
+        if self.decided.leaving.is_empty() {
+            return 0;
+        }
+        self.counted(Limit::Queue(queue, device), &self.leaving())
+    }
+
+    /// Whether the job fits with so many ranks once these have left, and whoever stops has stopped.
     fn would_fit(
         &mut self,
-        slots: Slots,
-        job: &'a Job,
-        stage: &Stage,
+        gone: &[Arc<AttemptRecord>],
+        ready: &Ready<'a>,
         ranks: u32,
-        required: Option<&GangKind>,
+        at: &[AtLimit<'a>],
     ) -> bool {
-        self.in_slots(slots, |pass| match required {
-            Some(gang) => matches!(pass.place_like(job, gang, &stage.id), Ok(Ok(_))),
-            None => pass.place_anywhere(job, stage, &[ranks]).is_ok(),
+        let is_within = |at: &AtLimit<'a>| {
+            at.used.saturating_sub(self.counted(at.limit, gone)).saturating_add(ranks) <= at.most
+        };
+        if !at.iter().all(is_within) {
+            return false;
+        }
+        let mut slots = self.slots.clone();
+        slots.assume_stopped();
+        gone.iter().flat_map(|attempt| &attempt.ranks).for_each(|rank| slots.give_back(rank));
+        self.let_back(gone, ready, &mut slots);
+        self.in_slots(slots, |pass| match ready.required {
+            Some(gang) => matches!(pass.place_like(ready.job, gang, &ready.stage.id), Ok(Ok(_))),
+            None => pass.place_anywhere(ready.job, ready.stage, &[ranks]).is_ok(),
         })
+    }
+
+    /// Takes the slots that go to others than the job once these have left: what their queues are sure of then goes to who waits
+    /// there, and to themselves if they can do with that.
+    fn let_back(&mut self, gone: &[Arc<AttemptRecord>], ready: &Ready<'a>, slots: &mut Slots) {
+        if !self.nodes.limits.quotas.queues.guarantee() {
+            return;
+        }
+        let state = self.nodes.state;
+        let own = self.queue_of(ready.job).map(|(name, _)| name);
+        let mut freed: BTreeMap<_, Vec<Wants<'a>>> = BTreeMap::new();
+        for attempt in gone {
+            let Some(job) = state.job(&attempt.attempt.job) else { continue };
+            let Some((name, queue)) = self.queue_of(job).filter(|(name, _)| Some(*name) != own) else {
+                continue;
+            };
+            let Some(device) = holdings::device_of(state, attempt) else { continue };
+            let of_queue = freed.entry((name, device, queue.guaranteed_of(device))).or_default();
+            let comes_back = !matches!(job.record.state, JobState::Paused(_));
+            of_queue.extend(Wants::of(job, &attempt.attempt).filter(|_| comes_back));
+        }
+        for ((name, device, guaranteed), back) in freed {
+            let held = self
+                .in_use
+                .queues
+                .of(name, device)
+                .saturating_sub(self.counted(Limit::Queue(name, device), gone));
+            let mut left = guaranteed.saturating_sub(held);
+            let waiting = self.wanting.get(&(name, device)).cloned().unwrap_or_default();
+            let waiting = waiting.into_iter().filter(|one| !self.decided.active.contains(&one.stage.id));
+            for one in waiting.collect::<Vec<_>>().into_iter().chain(back) {
+                let sizes: Vec<u32> = one.sizes.iter().copied().filter(|size| *size <= left).collect();
+                if !sizes.is_empty() {
+                    let place =
+                        self.in_slots(slots.clone(), |pass| pass.place_anywhere(one.job, one.stage, &sizes));
+                    let ranks = place.unwrap_or_default();
+                    ranks.iter().for_each(|rank| slots.take(rank));
+                    left = left.saturating_sub(slots_of(&ranks));
+                }
+            }
+        }
+    }
+
+    /// Whether what the attempt holds counts against the limit, until it has left.
+    fn counts(&self, limit: Limit<'a>, attempt: &AttemptRecord) -> bool {
+        let state = self.nodes.state;
+        let Some(job) = state.job(&attempt.attempt.job) else { return false };
+        match limit {
+            Limit::Tenant(tenant) => job.record.spec.tenant == tenant,
+            Limit::Queue(queue, device) => {
+                self.queue_of(job).is_some_and(|(name, _)| name == queue)
+                    && holdings::device_of(state, attempt) == Some(device)
+            }
+            // Of those that leave for the job nothing counts.
+            Limit::Sure(..) => false,
+        }
+    }
+
+    fn counted(&self, limit: Limit<'a>, attempts: &[Arc<AttemptRecord>]) -> u32 {
+        let counted = attempts.iter().filter(|attempt| self.counts(limit, attempt));
+        counted.map(|attempt| slots_of(&attempt.ranks)).sum()
     }
 
     /// Looks at what would be if these were the slots.
@@ -192,18 +273,23 @@ impl<'a> JobPass<'a, '_> {
             let priority = holder.record.spec.priority;
             let ahead = attempt.ahead_of.as_ref() == Some(&job.record.id);
             let class = classes.of(priority).map_or(i32::MIN, |(lowest, _)| lowest);
+            let lent =
+                queue_of(holder) != queue_of(job) && turn == Turn::Sure && classes.is_preemptible(priority);
             let may = match queue_of(holder) == queue_of(job) {
                 true => ahead || classes.may_preempt(taker, priority),
                 false if sure.contains(&stage.id) => false,
-                false => {
-                    let lent = turn == Turn::Sure && classes.is_preemptible(priority);
-                    ahead || lent || classes.may_preempt(taker, priority)
-                }
+                false => ahead || lent || classes.may_preempt(taker, priority),
             };
-            (runs && is_known && may).then(|| Candidate {
+            // It would come back before this one where what it gives back of a limit lets another go first that does not fit.
+            let of_another = self
+                .first_at_limit
+                .iter()
+                .any(|(limit, first)| first.job.record.id != job.record.id && self.counts(*limit, attempt));
+            (runs && is_known && may && !of_another).then(|| Candidate {
                 job: holder,
                 attempt: attempt.clone(),
-                class: if ahead { i32::MIN } else { class },
+                // Those of its own queue would only take back in their turn what that is sure of.
+                class: if ahead || lent { i32::MIN } else { class },
                 cost: preemption::cost(attempt.ranks.len(), self.unsaved_millis(holder, stage, attempt)),
             })
         };

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::decide::lost::lost_pairs;
 use crate::decide::passes::{
-    Active, CurationAssignments, Decided, FirstWaiting, Found, Idle, InUse, Lacking,
+    Active, CurationAssignments, Decided, FirstWaiting, Found, Idle, InUse, Lacking, Limit, Wants,
 };
 use crate::decide::{Change, DecideContext, PendingReason, PlanDraft, preemption, sources, stage_precision};
 use crate::ids::{AttemptRef, IdMap, NodeId, Timestamp};
@@ -49,7 +49,9 @@ pub(super) fn decide_jobs<'a>(nodes: &DecideContext<'a>, plan: &mut PlanDraft) -
     };
     let (idle, in_use) = (Vec::new(), InUse::default());
     let found = Found::default();
-    let mut pass = JobPass { nodes, plan, decided, slots, idle, in_use, first_waiting: None, found };
+    let (first_waiting, first_at_limit, wanting) = (None, BTreeMap::new(), BTreeMap::new());
+    let mut pass =
+        JobPass { nodes, plan, decided, slots, idle, in_use, first_waiting, first_at_limit, wanting, found };
     // Every slot that becomes free is known before the first one is given away.
     for job in jobs {
         pass.decide_job(job);
@@ -173,6 +175,10 @@ pub(super) struct JobPass<'a, 'p> {
     pub(super) in_use: InUse<'a>,
     /// The first job that waits for slots which it would fit into.
     pub(super) first_waiting: Option<FirstWaiting<'a>>,
+    /// For each limit the first job that what is left of it is too little for.
+    pub(super) first_at_limit: BTreeMap<Limit<'a>, FirstWaiting<'a>>,
+    /// The gangs that may be placed, of each queue that is sure of slots, with the kind of device that they want; in order.
+    pub(super) wanting: BTreeMap<(&'a str, &'a str), Vec<Wants<'a>>>,
     pub(super) found: Found<'a>,
 }
 

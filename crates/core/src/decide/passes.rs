@@ -6,11 +6,11 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use crate::holdings::Holdings;
-use crate::ids::{IdMap, IdSet, JobId, NodeId, StageRef};
-use crate::placement::NodeNeeds;
+use crate::ids::{AttemptRef, IdMap, IdSet, JobId, NodeId, StageRef};
+use crate::placement::{self, NodeNeeds};
 use crate::records::AttemptRecord;
 use crate::spec::{DeviceChoice, ModelPreset, Topology};
-use crate::state::Job;
+use crate::state::{Job, Stage};
 
 /// Active attempts once the plan's writes are made.
 #[derive(Default)]
@@ -88,6 +88,43 @@ pub(super) struct FirstWaiting<'a> {
     pub job: &'a Job,
     /// What it waits for is on its way: nobody takes that.
     pub comes: bool,
+}
+
+/// What jobs hold slots of at once, and no more than so many.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Limit<'a> {
+    Tenant(&'a str),
+    /// What a queue may have of a kind of device.
+    Queue(&'a str, &'a str),
+    /// What a queue is sure of, for those who may not borrow.
+    Sure(&'a str, &'a str),
+}
+
+/// A job that does not fit into what is left of a limit.
+pub(super) struct AtLimit<'a> {
+    pub limit: Limit<'a>,
+    /// Slots that it wants at least, those that are held, and how many there may be.
+    pub wanted: u32,
+    pub used: u32,
+    pub most: u32,
+}
+
+/// A gang that may be placed, and how large.
+#[derive(Clone)]
+pub(super) struct Wants<'a> {
+    pub job: &'a Job,
+    pub stage: &'a Stage,
+    /// Largest first.
+    pub sizes: Rc<[u32]>,
+}
+
+impl<'a> Wants<'a> {
+    /// As the attempt's stage would be placed anew.
+    pub fn of(job: &'a Job, attempt: &AttemptRef) -> Option<Self> {
+        let index = job.stage_index(attempt.stage.as_str())?;
+        let sizes = placement::gang_sizes(&job.record.spec, job.stage_spec(index)?);
+        Some(Self { job, stage: job.stages.get(index)?, sizes: sizes.into() })
+    }
 }
 
 /// Slots that active attempts hold.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::decide::jobs::{JobPass, placing};
-use crate::decide::passes::{Asks, FirstWaiting, Idle, Lacking, Needs};
+use crate::decide::passes::{Asks, AtLimit, FirstWaiting, Idle, Lacking, Limit, Needs, Wants};
 use crate::decide::{Change, PendingReason};
 use crate::holdings::device_of;
 use crate::ids::{AttemptRef, IdSet, NodeId, StageRef, Timestamp};
@@ -55,6 +55,12 @@ impl<'a> JobPass<'a, '_> {
             ready.extend(self.prepare(idle));
         }
         if self.quotas().queues.guarantee() {
+            for one in &ready {
+                if let (Some((name, _)), Some(device)) = (self.queue_of(one.job), one.device) {
+                    let wants = Wants { job: one.job, stage: one.stage, sizes: one.sizes.as_slice().into() };
+                    self.wanting.entry((name, device)).or_default().push(wants);
+                }
+            }
             // A queue keeps its order: behind one that has to borrow nobody of it asks for what the queue is sure of.
             let mut borrowing = BTreeSet::new();
             let queues: BTreeSet<_> =
@@ -71,7 +77,7 @@ impl<'a> JobPass<'a, '_> {
         &self.nodes.limits.quotas
     }
 
-    fn queue_of(&self, job: &'a Job) -> Option<(&'a str, &'a Queue)> {
+    pub(super) fn queue_of(&self, job: &'a Job) -> Option<(&'a str, &'a Queue)> {
         self.quotas().queues.of(&job.record.spec)
     }
 
@@ -112,10 +118,15 @@ impl<'a> JobPass<'a, '_> {
     ) -> bool {
         let Some((name, queue)) = self.queue_of(ready.job) else { return false };
         let Some(device) = ready.device else { return false };
-        let left = queue.guaranteed_of(device).saturating_sub(self.in_use.queues.of(name, device));
+        // What leaves makes room for those whose turn it is, before anybody else counts on it.
+        let held = self.in_use.queues.of(name, device).saturating_sub(self.about_to_leave(name, device));
+        let left = queue.guaranteed_of(device).saturating_sub(held);
         let least = ready.sizes.last().copied().unwrap_or(u32::MAX);
         if least > left || borrowing.contains(&(name, device)) {
-            borrowing.insert((name, device));
+            // One that is larger than a limit holds up nobody.
+            if self.limits_of(ready).all(|(_, most)| least <= most) {
+                borrowing.insert((name, device));
+            }
             return false;
         }
         if !alone {
@@ -204,23 +215,23 @@ impl<'a> JobPass<'a, '_> {
 
     fn try_place(&mut self, ready: &Ready<'a>, turn: Turn) -> Result<PendingReason, PendingReason> {
         let (job, stage) = (ready.job, ready.stage);
-        let sizes = self.allowed_sizes(ready)?;
-        let first = self.first_waiting;
-        if first.is_some_and(|first| first.comes) || !self.may_go_ahead(job) {
-            return Err(self.behind(job));
-        }
+        let sizes = match self.allowed_sizes(ready) {
+            Ok(sizes) => sizes,
+            Err(at) => return Err(self.wait_at_limits(ready, &at, turn)),
+        };
+        let first = self.goes_ahead_of(ready)?;
         let least = sizes.last().copied().unwrap_or(0);
         let like_others = ready.required.is_none() && !self.found.stopping.contains(&stage.id);
         let alike = like_others
             .then(|| (self.needs_of(job).needs.clone(), job.record.spec.resources.topology.as_ref()));
         // Behind the first that waits it is enough to know that this one does not fit either.
-        if first.is_some()
+        if let Some(first) = first
             && alike
                 .as_ref()
                 .and_then(|alike| self.found.too_large.get(alike))
                 .is_some_and(|size| *size <= least)
         {
-            return Err(self.behind(job));
+            return Err(behind(job, first));
         }
         let place = match ready.required {
             Some(gang) => self.place_like(job, gang, &stage.id)?,
@@ -236,20 +247,83 @@ impl<'a> JobPass<'a, '_> {
             }
             match first {
                 None => self.wait_for_slots(ready, &shortage, turn),
-                Some(_) => self.behind(job),
+                Some(first) => behind(job, first),
             }
         })?;
         let wait = ranks_wait(&ranks);
-        self.start(ready, ranks);
+        self.start(ready, ranks, first);
         Ok(wait)
     }
 
-    fn start(&mut self, ready: &Ready<'a>, ranks: Vec<RankPlacement>) {
+    /// The job that this one goes ahead of if it is placed now: one that waits for slots, or in a limit of both for those
+    /// that it leaves. An error if it may not: it is to leave when that one fits, and there is but one that it can leave for.
+    fn goes_ahead_of(&self, ready: &Ready<'a>) -> Result<Option<&'a Job>, PendingReason> {
+        let job = ready.job;
+        let mut first: Option<&'a Job> = self.first_waiting.map(|first| first.job);
+        if let Some(waiting) = self.first_waiting.filter(|first| first.comes || !self.may_go_ahead(job)) {
+            return Err(behind(job, waiting.job));
+        }
+        let queue_of = |job| self.queue_of(job).map(|(name, _)| name);
+        for waiting in self.first_of_limits(ready) {
+            let is_other = first.is_some_and(|first| first.record.id != waiting.job.record.id);
+            // What another queue is sure of would not be given back.
+            let gives_back = queue_of(waiting.job) == queue_of(job) && self.may_go_ahead(job);
+            if waiting.comes || is_other || !gives_back {
+                return Err(behind(job, waiting.job));
+            }
+            first = Some(waiting.job);
+        }
+        Ok(first)
+    }
+
+    /// Those that wait first in the limits that the job falls under.
+    pub(super) fn first_of_limits(&self, ready: &Ready<'a>) -> impl Iterator<Item = FirstWaiting<'a>> {
+        let limits = self.limits_of(ready).filter(|_| !self.first_at_limit.is_empty());
+        limits.filter_map(|(limit, _)| self.first_at_limit.get(&limit).copied())
+    }
+
+    /// Keeps what is left of the limits for the first job that it is too little for, and has those leave that are to make room
+    /// there.
+    fn wait_at_limits(&mut self, ready: &Ready<'a>, at: &[AtLimit<'a>], turn: Turn) -> PendingReason {
+        let never = at.iter().find(|at| at.wanted > at.most);
+        let Some(told) = never.or(at.first()) else { return PendingReason::BehindOthers };
+        let (waits, wanted) = (at_limit(ready.job, told), told.wanted);
+        let is_first = at.iter().any(|at| !self.first_at_limit.contains_key(&at.limit));
+        if never.is_some() || !is_first || !self.fits_when_empty(ready, wanted) {
+            return waits;
+        }
+        // Behind another it would not start even so.
+        let is_next = self.first_waiting.is_none() && self.first_of_limits(ready).next().is_none();
+        let room = is_next.then(|| self.make_room(ready, wanted, turn, at)).flatten();
+        let waiting = FirstWaiting { job: ready.job, comes: room.is_some() };
+        if waiting.comes {
+            // The slots that it is about to have are its own too.
+            self.first_waiting = Some(waiting);
+        }
+        for at in at {
+            self.first_at_limit.entry(at.limit).or_insert(waiting);
+        }
+        match room.filter(|jobs| *jobs > 0) {
+            Some(jobs) => PendingReason::MakingRoom { wanted, jobs },
+            None => waits,
+        }
+    }
+
+    /// Whether there are the slots for so many ranks of the job, free or not.
+    fn fits_when_empty(&self, ready: &Ready<'a>, ranks: u32) -> bool {
+        let place = match ready.required {
+            Some(gang) => self.place_like(ready.job, gang, &ready.stage.id),
+            None => Ok(self.place_anywhere(ready.job, ready.stage, &[ranks])),
+        };
+        place.is_ok_and(|place| place.err().is_none_or(|shortage| shortage.fits_when_empty()))
+    }
+
+    fn start(&mut self, ready: &Ready<'a>, ranks: Vec<RankPlacement>, ahead_of: Option<&Job>) {
         let Ready { job, stage, last, init_from, .. } = ready;
         ranks.iter().for_each(|rank| self.slots.take(rank));
         let StageRef { job: job_id, stage: name } = stage.id.clone();
         let attempt = AttemptRef { job: job_id, stage: name, generation: stage.generation().next() };
-        let ahead_of = self.first_waiting.map(|first| first.job.record.id.clone());
+        let ahead_of = ahead_of.map(|first| first.record.id.clone());
         let placed = Change::AttemptPlaced {
             attempt: attempt.clone(),
             ranks: ranks.len(),
@@ -276,18 +350,7 @@ impl<'a> JobPass<'a, '_> {
     /// Whether a later job may use what the first one waits for and cannot use yet: it is to leave when that one fits.
     fn may_go_ahead(&self, job: &Job) -> bool {
         let (quotas, spec) = (self.quotas(), &job.record.spec);
-        self.first_waiting.is_none()
-            || quotas.order_of(spec) == QueueOrder::Backfill && quotas.classes.is_preemptible(spec.priority)
-    }
-
-    /// A job of another tenant is not named.
-    fn behind(&self, job: &Job) -> PendingReason {
-        match self.first_waiting {
-            Some(first) if first.job.record.spec.tenant == job.record.spec.tenant => {
-                PendingReason::Behind { job: first.job.record.id.clone() }
-            }
-            Some(_) | None => PendingReason::BehindOthers,
-        }
+        quotas.order_of(spec) == QueueOrder::Backfill && quotas.classes.is_preemptible(spec.priority)
     }
 
     /// Keeps what becomes free for a job that would fit if others left, and has those leave that are to.
@@ -299,7 +362,7 @@ impl<'a> JobPass<'a, '_> {
     ) -> PendingReason {
         let InsufficientCapacity { wanted, free, total } = *shortage;
         if shortage.fits_when_empty() {
-            let room = self.make_room(ready.job, ready.stage, wanted, ready.required, turn);
+            let room = self.make_room(ready, wanted, turn, &[]);
             self.first_waiting = Some(FirstWaiting { job: ready.job, comes: room.is_some() });
             if let Some(jobs) = room.filter(|jobs| *jobs > 0) {
                 return PendingReason::MakingRoom { wanted, jobs };
@@ -445,44 +508,48 @@ impl<'a> JobPass<'a, '_> {
         }
     }
 
-    /// The gang sizes, largest first, that the job's tenant and its queue have slots left for.
-    pub(super) fn allowed_sizes(&self, ready: &Ready<'a>) -> Result<Vec<u32>, PendingReason> {
-        let spec = &ready.job.record.spec;
+    /// The gang sizes, largest first, that the job's tenant and its queue have slots left for; or the limits that leave it too few.
+    pub(super) fn allowed_sizes(&self, ready: &Ready<'a>) -> Result<Vec<u32>, Vec<AtLimit<'a>>> {
         let wanted = ready.sizes.last().copied().unwrap_or(0);
-        let up_to = |sizes: Vec<u32>, left: u32| -> Option<Vec<u32>> {
-            let allowed: Vec<u32> = sizes.into_iter().filter(|size| *size <= left).collect();
-            (!allowed.is_empty()).then_some(allowed)
-        };
-        let mut sizes = ready.sizes.clone();
-        if let Some(limit) = self.quotas().of(&spec.tenant).max_gpus {
-            let used = self.in_use.tenants.get(spec.tenant.as_str()).copied().unwrap_or(0);
-            sizes = up_to(sizes, limit.saturating_sub(used)).ok_or_else(|| PendingReason::TenantGpus {
-                tenant: spec.tenant.clone(),
-                wanted,
-                used,
-                limit,
-            })?;
+        let (mut sizes, mut at) = (ready.sizes.clone(), Vec::new());
+        for (limit, most) in self.limits_of(ready) {
+            let used = self.used_of(limit, ready.job);
+            let left = most.saturating_sub(used);
+            sizes.retain(|size| *size <= left);
+            if wanted > left {
+                at.push(AtLimit { limit, wanted, used, most });
+            }
         }
-        let Some(device) = ready.device else { return Ok(sizes) };
+        if at.is_empty() { Ok(sizes) } else { Err(at) }
+    }
+
+    /// The limits that the job falls under, each with how many slots that leaves with nobody else there.
+    pub(super) fn limits_of(&self, ready: &Ready<'a>) -> impl Iterator<Item = (Limit<'a>, u32)> + use<'a> {
+        let spec = &ready.job.record.spec;
+        let of_tenant =
+            self.quotas().of(&spec.tenant).max_gpus.map(|most| (Limit::Tenant(&spec.tenant), most));
         let (name, queue) = self.queue_of(ready.job).unzip();
         let name = name.unwrap_or(DEFAULT_QUEUE);
-        let used = self.in_use.queues.of(name, device);
-        let names = || (name.to_owned(), device.to_owned());
-        if let Some(limit) = queue.and_then(|queue| queue.most.get(device).copied()) {
-            sizes = up_to(sizes, limit.saturating_sub(used)).ok_or_else(|| {
-                let (queue, device) = names();
-                PendingReason::QueueGpus { queue, device, wanted, used, limit }
-            })?;
-        }
-        if self.quotas().queues.guarantee() && !self.quotas().classes.is_preemptible(spec.priority) {
+        let borrows =
+            self.quotas().classes.is_preemptible(spec.priority) || !self.quotas().queues.guarantee();
+        let of_queue = ready.device.and_then(|device| {
+            let most = queue.and_then(|queue| queue.most.get(device).copied())?;
+            Some((Limit::Queue(name, device), most))
+        });
+        let sure = ready.device.filter(|_| !borrows).map(|device| {
             let guaranteed = queue.map_or(0, |queue| queue.guaranteed_of(device));
-            let used = self.kept_from(ready.job, device);
-            sizes = up_to(sizes, guaranteed.saturating_sub(used)).ok_or_else(|| {
-                let (queue, device) = names();
-                PendingReason::QueueGuarantee { queue, device, wanted, used, guaranteed }
-            })?;
+            (Limit::Sure(name, device), guaranteed)
+        });
+        [of_tenant, of_queue, sure].into_iter().flatten()
+    }
+
+    /// Slots that count against a limit of the job.
+    fn used_of(&self, limit: Limit<'a>, job: &'a Job) -> u32 {
+        match limit {
+            Limit::Tenant(tenant) => self.in_use.tenants.get(tenant).copied().unwrap_or(0),
+            Limit::Queue(queue, device) => self.in_use.queues.of(queue, device),
+            Limit::Sure(_, device) => self.kept_from(job, device),
         }
-        Ok(sizes)
     }
 
     /// Slots of this kind that gangs of its own queue hold which leave for no job of its class.
@@ -496,6 +563,33 @@ impl<'a> JobPass<'a, '_> {
                 && !self.quotas().classes.may_preempt(job.record.spec.priority, holder.record.spec.priority)
         };
         self.decided.active.in_any_order().filter(is_kept).map(|attempt| slots_of(&attempt.ranks)).sum()
+    }
+}
+
+/// A job of another tenant is not named.
+fn behind(job: &Job, first: &Job) -> PendingReason {
+    if first.record.spec.tenant == job.record.spec.tenant {
+        PendingReason::Behind { job: first.record.id.clone() }
+    } else {
+        PendingReason::BehindOthers
+    }
+}
+
+fn at_limit(job: &Job, at: &AtLimit<'_>) -> PendingReason {
+    let AtLimit { wanted, used, most, .. } = *at;
+    match at.limit {
+        Limit::Tenant(_) => {
+            let tenant = job.record.spec.tenant.clone();
+            PendingReason::TenantGpus { tenant, wanted, used, limit: most }
+        }
+        Limit::Queue(queue, device) => {
+            let (queue, device) = (queue.to_owned(), device.to_owned());
+            PendingReason::QueueGpus { queue, device, wanted, used, limit: most }
+        }
+        Limit::Sure(queue, device) => {
+            let (queue, device) = (queue.to_owned(), device.to_owned());
+            PendingReason::QueueGuarantee { queue, device, wanted, used, guaranteed: most }
+        }
     }
 }
 

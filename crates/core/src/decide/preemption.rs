@@ -14,7 +14,7 @@ const RESUME_MILLIS: u64 = 60_000;
 pub(super) struct Candidate<'a> {
     pub job: &'a Job,
     pub attempt: Arc<AttemptRecord>,
-    /// Lowest priority of its class; less than any if it has none, or was placed before its turn.
+    /// Lowest priority of its class; less than any if it has none, was placed before its turn, or has borrowed what the taker.s queue is sure of.
     pub class: i32,
     /// Slot-milliseconds of work that are lost, or done again, if it leaves now.
     pub cost: u64,

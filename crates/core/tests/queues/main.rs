@@ -1,237 +1,19 @@
 //! Queues: what one is sure of it gets, what it borrows it gives back, and nobody takes the same slots in turns.
 
+mod cluster;
+mod schedules;
+
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
-use std::time::Duration;
 
-use crescendo_core::accounts;
-use crescendo_core::classes::{PriorityClass, PriorityClasses};
-use crescendo_core::decide::{Change, Command, Limits, Plan, decide};
-use crescendo_core::histogram::ScoreCounts;
-use crescendo_core::ids::{Incarnation, JobId, NodeId, RequestId, StageName, StageRef, Tenant, Timestamp};
+use crescendo_core::decide::{Command, Limits};
+use crescendo_core::ids::{JobId, Tenant};
 use crescendo_core::job::{JobState, Pause};
-use crescendo_core::observed::{NodeReport, Observed, Progress, Report};
-use crescendo_core::queues::{Packing, Queue, Queues, SlotsByDevice};
+use crescendo_core::queues::Packing;
 use crescendo_core::quotas::{QueueOrder, Quotas, TenantLimits};
-use crescendo_core::records::{
-    AttemptState, NodeKind, NodeRecord, Record, ShardRecord, UnitRecord, UnitResult, UnitState, Write,
-};
 use crescendo_core::spec;
-use crescendo_core::state::ClusterState;
-use crescendo_core::transitions::{QueueLimits, Submission, pause_job, resume_job, retry_job, submit_job};
-use proptest::prelude::*;
+use crescendo_core::transitions::{QueueLimits, pause_job, resume_job, retry_job};
 
-const SEC: Duration = Duration::from_secs(1);
-
-/// Trainers that do at once what they are told: gangs run, and leave when they are to.
-struct Cluster {
-    state: ClusterState,
-    seen: Observed,
-    now: Timestamp,
-    quotas: Quotas,
-    preemptions: Vec<(JobId, JobId)>,
-    submitted: usize,
-}
-
-#[derive(Clone, Debug)]
-struct Wanted<'a> {
-    tenant: &'a str,
-    queue: &'a str,
-    gpus: u32,
-    min_gpus: u32,
-    priority: i32,
-    minutes: Option<u32>,
-    topology: &'a str,
-}
-
-fn wanted(queue: &str, gpus: u32) -> Wanted<'_> {
-    Wanted { tenant: "research", queue, gpus, min_gpus: gpus, priority: 0, minutes: None, topology: "" }
-}
-
-impl Cluster {
-    fn new(nodes: &[u32], quotas: Quotas) -> Self {
-        let now = Timestamp(1_000_000_000);
-        let (state, seen) = (ClusterState::default(), Observed::new(now));
-        let mut cluster = Self { state, seen, now, quotas, preemptions: Vec::new(), submitted: 0 };
-        for (n, slots) in nodes.iter().enumerate() {
-            let id = NodeId::parse(&format!("t-{n}")).expect("valid");
-            let incarnation = Incarnation::parse("first").expect("valid");
-            cluster.put(Record::Node(NodeRecord {
-                id: id.clone(),
-                incarnation: incarnation.clone(),
-                kind: NodeKind::Trainer,
-                slots: *slots,
-                device: "cuda".into(),
-                address: "127.0.0.1:9".into(),
-                labels: BTreeMap::from([("pool".to_owned(), format!("p{}", n % 2))]),
-                version: "0.1.0".into(),
-                drained: false,
-                cordon: None,
-                arithmetic: None,
-                device_memory_bytes: None,
-            }));
-            cluster.seen.hello(id, incarnation, BTreeSet::new(), BTreeSet::new(), now);
-        }
-        cluster
-    }
-
-    fn put(&mut self, record: Record) {
-        self.write(Write::Put(record));
-    }
-
-    fn write(&mut self, write: Write) {
-        let settled =
-            accounts::settle(&self.state, std::slice::from_ref(&write), self.quotas.half_life(), self.now);
-        for write in settled.into_iter().chain([write]) {
-            self.state.apply(write).expect("belongs to something");
-        }
-    }
-
-    /// A job whose pairs are all there.
-    fn submit(&mut self, wanted: &Wanted<'_>) -> JobId {
-        let Wanted { tenant, queue, gpus, min_gpus, priority, minutes, topology } = wanted;
-        let topology =
-            if topology.is_empty() { String::new() } else { format!(", topology: {{pool: {topology}}}") };
-        let mut queue = if queue.is_empty() { String::new() } else { format!("  queue: {queue}\n") };
-        if let Some(minutes) = minutes {
-            queue.push_str(&format!("  timeLimitMinutes: {minutes}\n"));
-        }
-        let yaml = format!(
-            "apiVersion: crescendo/v1\nkind: TrainingJob\nmetadata: {{name: trial, tenant: {tenant}}}\nspec:\n{queue}  priority: {priority}\n  model: {{preset: nano, weights: base.safetensors}}\n  resources: {{gpus: {gpus}, minGpus: {min_gpus}{topology}}}\n  stages:\n    - name: stage-1\n      data: {{source: compose, subjects: s, pairs: 8, minPairs: 4, unitSize: 4}}\n      train: {{adapter: {{rank: 4}}, steps: 20, globalBatch: 840}}\n"
-        );
-        let spec = spec::parse(yaml.as_bytes()).unwrap_or_else(|problems| panic!("{problems:?}"));
-        self.submitted += 1;
-        let submission = Submission {
-            request: RequestId::parse(&format!("r-{}", self.submitted)).expect("valid"),
-            spec: Arc::new(spec),
-            spec_json: yaml.into_bytes().into(),
-            trace: None,
-        };
-        let limits = QueueLimits { max_open_jobs: 10_000, retry_after: SEC, tenant: TenantLimits::default() };
-        let submitted = submit_job(&self.state, submission, limits, self.now).expect("taken");
-        submitted.writes.into_iter().for_each(|write| self.write(write));
-        let stage =
-            StageRef { job: submitted.job.clone(), stage: StageName::parse("stage-1").expect("valid") };
-        let shard = ShardRecord { path: "p".into(), pairs: 8, size_bytes: 1, sha256: "a".repeat(64) };
-        let result =
-            UnitResult { shard, rejected: BTreeMap::new(), scores: ScoreCounts::default(), exhausted: true };
-        let state = UnitState::Done(result);
-        self.put(Record::Unit(UnitRecord { lease_generation: 1, state, ..UnitRecord::new(&stage, 0) }));
-        submitted.job
-    }
-
-    fn decide(&mut self) -> Plan {
-        self.now = self.now.plus(SEC);
-        let nodes: Vec<NodeId> = self.state.nodes().map(|node| node.id.clone()).collect();
-        for node in nodes {
-            self.seen.heard(&node, self.now);
-        }
-        let limits = Limits { quotas: Arc::new(self.quotas.clone()), ..Limits::default() };
-        let plan = decide(&self.state, &self.seen, &limits, self.now);
-        for write in plan.writes.clone() {
-            if let Write::Put(record) = &write {
-                self.seen.learn(record, self.now);
-            }
-            self.write(write);
-        }
-        for change in &plan.changes {
-            if let Change::JobPreempted { job, by, .. } = change {
-                self.preemptions.push((job.clone(), by.clone()));
-            }
-        }
-        plan
-    }
-
-    /// Until nothing changes; gangs that are told to leave have saved, and those that are stopped are gone, a moment later.
-    fn settle(&mut self) -> Plan {
-        for _ in 0..50 {
-            let plan = self.decide();
-            let mut left = false;
-            for send in &plan.sends {
-                let told = match &send.command {
-                    Command::DrainAttempt(attempt, reason) => {
-                        Some((attempt, NodeReport::Drained { reason: reason.clone() }))
-                    }
-                    Command::StopAttempt(attempt, _) => Some((attempt, NodeReport::Stopped)),
-                    Command::StartAttempt(..)
-                    | Command::UpdateCurators(..)
-                    | Command::AssignCuration(_)
-                    | Command::ReleaseCuration(..) => None,
-                };
-                if let Some((attempt, phase)) = told {
-                    let (node, attempt) = (send.node.clone(), attempt.clone());
-                    let report = Report { node, attempt, phase, progress: None, ranks: Vec::new() };
-                    self.seen.report(report, self.now);
-                    left = true;
-                }
-            }
-            if plan.writes.is_empty() && !left {
-                return plan;
-            }
-        }
-        panic!("it does not come to rest: {:?}", self.preemptions);
-    }
-
-    /// Gangs step at this pace, in samples a second, and time passes.
-    fn work(&mut self, samples_per_sec: f64, time: Duration) {
-        let jobs = self.state.open_jobs();
-        let active = jobs.flat_map(|job| job.stages.iter().filter_map(|stage| stage.active_attempt()));
-        for attempt in active.cloned().collect::<Vec<_>>() {
-            for node in attempt.ranks.iter().map(|rank| rank.node.clone()).collect::<BTreeSet<_>>() {
-                let progress = Some(Progress { step: 1, samples_per_sec, ..Progress::default() });
-                let (attempt, phase) = (attempt.attempt.clone(), NodeReport::Running);
-                self.seen.report(Report { node, attempt, phase, progress, ranks: Vec::new() }, self.now);
-            }
-        }
-        self.decide();
-        self.now = self.now.plus(time);
-    }
-
-    fn ranks(&self, job: &JobId) -> usize {
-        let stages = &self.state.job(job).expect("there").stages;
-        stages.iter().filter_map(|stage| stage.active_attempt()).map(|attempt| attempt.ranks.len()).sum()
-    }
-
-    fn nodes_of(&self, job: &JobId) -> BTreeSet<String> {
-        let stages = &self.state.job(job).expect("there").stages;
-        let attempts = stages.iter().filter_map(|stage| stage.active_attempt());
-        attempts.flat_map(|attempt| &attempt.ranks).map(|rank| rank.node.to_string()).collect()
-    }
-
-    fn cancel(&mut self, job: &JobId) {
-        let writes = crescendo_core::transitions::cancel_job(&self.state, job, "enough", self.now);
-        writes.expect("open").into_iter().for_each(|write| self.write(write));
-    }
-
-    /// Slots that a queue's jobs hold.
-    fn held(&self, queue: &str) -> u32 {
-        let of_queue = self.state.open_jobs().filter(|job| job.record.spec.queue.as_deref() == Some(queue));
-        of_queue.map(|job| u32::try_from(self.ranks(&job.record.id)).expect("few")).sum()
-    }
-}
-
-fn why(plan: &Plan, job: &JobId) -> String {
-    plan.waits.get(job).map(ToString::to_string).unwrap_or_default()
-}
-
-fn slots(count: u32) -> SlotsByDevice {
-    BTreeMap::from([("cuda".to_owned(), count)])
-}
-
-/// Queues that are sure of so many slots.
-fn queues(sure: &[(&str, u32)]) -> Quotas {
-    let queue = |(name, sure): &(&str, u32)| {
-        ((*name).to_owned(), Queue { guaranteed: slots(*sure), ..Queue::default() })
-    };
-    let queues = Queues { by_name: sure.iter().map(queue).collect(), ..Queues::default() };
-    Quotas { queues, ..Quotas::default() }
-}
-
-fn with_classes(quotas: Quotas) -> Quotas {
-    let class = |name: &str, preemptible| PriorityClass { name: name.into(), preempts: true, preemptible };
-    let classes = BTreeMap::from([(0, class("normal", true)), (100, class("fixed", false))]);
-    Quotas { classes: PriorityClasses::new(classes), ..quotas }
-}
+use cluster::{Cluster, SEC, Wanted, queues, slots, wanted, why, with_classes};
 
 #[test]
 fn a_queue_takes_back_what_it_is_sure_of_and_no_more() {
@@ -535,86 +317,64 @@ fn a_queue_that_is_not_for_a_job_is_refused() {
     assert!(Quotas::default().queues.overreach(&spec_of("a")).is_some(), "there are none");
 }
 
-#[derive(Clone, Debug)]
-enum Step {
-    Submit {
-        queue: usize,
-        gpus: u32,
-        min_gpus: u32,
-        priority: i32,
-        tenant: usize,
-    },
-    Cancel(usize),
-    /// Gangs run for ten minutes.
-    Work,
+/// Eight slots, of which the tenant of most jobs may have four.
+fn limited(order: QueueOrder) -> Cluster {
+    let limits = TenantLimits { max_gpus: Some(4), ..TenantLimits::default() };
+    let mut quotas = with_classes(Quotas { order, ..Quotas::default() });
+    quotas.listed.insert(Tenant::parse("research").expect("valid"), limits);
+    Cluster::new(&[8], quotas)
 }
 
-fn steps() -> impl Strategy<Value = Vec<Step>> {
-    let submit = (0..3usize, 1..9u32, 1..9u32, prop_oneof![Just(0), Just(50), Just(100)], 0..2usize)
-        .prop_map(|(queue, gpus, min_gpus, priority, tenant)| Step::Submit {
-            queue,
-            gpus,
-            min_gpus: min_gpus.min(gpus),
-            priority,
-            tenant,
-        });
-    let cancel = (0..100usize).prop_map(Step::Cancel);
-    prop::collection::vec(prop_oneof![6 => submit, 2 => cancel, 1 => Just(Step::Work)], 1..25)
+#[test]
+fn what_is_left_of_a_limit_is_kept_for_the_first_that_it_is_too_little_for() {
+    let mut cluster = limited(QueueOrder::Backfill);
+    let first = cluster.submit(&wanted("", 2));
+    let large = cluster.submit(&wanted("", 4));
+    let small = cluster.submit(&wanted("", 1));
+    let plan = cluster.settle();
+    assert_eq!([&first, &large, &small].map(|job| cluster.ranks(job)), [2, 0, 1]);
+    assert_eq!(why(&plan, &large), "waits for 4 GPUs: tenant research uses 3 of its 4 GPUs");
+    // Others of the tenant go ahead of it, and make room as soon as that is enough.
+    cluster.cancel(&first);
+    cluster.settle();
+    assert_eq!([&large, &small].map(|job| cluster.ranks(job)), [4, 0]);
+    assert_eq!(cluster.preemptions, [(small, large)]);
 }
 
-proptest! {
-    #[test]
-    fn queues_come_to_rest_and_each_has_what_it_is_sure_of(
-        steps in steps(),
-        sure in (0..9u32, 0..9u32),
-        fair in prop::bool::ANY,
-    ) {
-        let names = ["a", "b", ""];
-        let mut quotas = with_classes(queues(&[("a", sure.0), ("b", sure.1.min(8 - sure.0.min(8)))]));
-        quotas.fair_share = fair.then_some(3600 * SEC);
-        let guaranteed: Vec<u32> = ["a", "b"].iter().map(|name| quotas.queues.by_name[*name].guaranteed_of("cuda")).collect();
-        let mut cluster = Cluster::new(&[8], quotas);
-        for step in steps {
-            match step {
-                Step::Submit { queue, gpus, min_gpus, priority, tenant } => {
-                    let tenant = ["research", "products"][tenant];
-                    cluster.submit(&Wanted { tenant, queue: names[queue], gpus, min_gpus, priority, minutes: None, topology: "" });
-                }
-                Step::Cancel(at) => {
-                    let open: Vec<JobId> = cluster.state.open_jobs().map(|job| job.record.id.clone()).collect();
-                    if let Some(job) = open.get(at % open.len().max(1)) {
-                        cluster.cancel(job);
-                    }
-                }
-                Step::Work => cluster.work(1.0, 600 * SEC),
-            }
-            // It comes to rest: nobody takes slots in turns.
-            cluster.settle();
-            let held: u32 = cluster.state.open_jobs().map(|job| cluster.ranks(&job.record.id) as u32).sum();
-            prop_assert!(held <= 8);
-            // The first waiting job of a queue that fits into what the queue is sure of runs.
-            for (name, guaranteed) in ["a", "b"].iter().zip(&guaranteed) {
-                let left = guaranteed.saturating_sub(cluster.held(name));
-                let mut waiting: Vec<_> = cluster.state.open_jobs().filter(|job| {
-                    job.record.spec.queue.as_deref() == Some(name) && cluster.ranks(&job.record.id) == 0
-                }).collect();
-                waiting.sort_by_key(|job| job.order());
-                if let Some(first) = waiting.first().filter(|_| !fair) {
-                    let others_fixed: u32 = cluster.state.open_jobs()
-                        .filter(|job| job.record.spec.priority >= 100)
-                        .map(|job| cluster.ranks(&job.record.id) as u32)
-                        .sum();
-                    prop_assert!(
-                        first.record.spec.resources.min_gpus > left || others_fixed > 0,
-                        "{} waits, and {name} has {left} left", first.record.id
-                    );
-                }
-            }
-            for job in cluster.state.open_jobs() {
-                let attempts: usize = job.stages.iter().filter_map(|stage| stage.attempt.as_ref())
-                    .filter(|attempt| attempt.state == AttemptState::Active).count();
-                prop_assert!(attempts <= 1);
-            }
-        }
-    }
+#[test]
+fn in_a_strict_order_nobody_passes_the_first_at_a_limit() {
+    let mut cluster = limited(QueueOrder::Strict);
+    cluster.submit(&wanted("", 2));
+    let large = cluster.submit(&wanted("", 4));
+    let small = cluster.submit(&wanted("", 1));
+    let other = cluster.submit(&Wanted { tenant: "products", ..wanted("", 1) });
+    let plan = cluster.settle();
+    assert_eq!([&large, &small, &other].map(|job| cluster.ranks(job)), [0, 0, 1]);
+    assert_eq!(why(&plan, &small), format!("waits behind job {large}, which waits for slots"));
+}
+
+#[test]
+fn a_higher_class_takes_what_its_tenant_may_have() {
+    let mut cluster = limited(QueueOrder::Backfill);
+    let other = cluster.submit(&Wanted { tenant: "products", ..wanted("", 1) });
+    let low = cluster.submit(&wanted("", 4));
+    cluster.settle();
+    let urgent = cluster.submit(&Wanted { priority: 100, ..wanted("", 3) });
+    cluster.settle();
+    assert_eq!([&urgent, &low, &other].map(|job| cluster.ranks(job)), [3, 0, 1], "the other tenant's does not help");
+    assert_eq!(cluster.preemptions, [(low, urgent)]);
+}
+
+#[test]
+fn a_job_that_is_larger_than_a_limit_holds_up_nobody() {
+    let mut quotas = queues(&[("a", 7)]);
+    let limits = TenantLimits { max_gpus: Some(2), ..TenantLimits::default() };
+    quotas.listed.insert(Tenant::parse("research").expect("valid"), limits);
+    let mut cluster = Cluster::new(&[8], quotas);
+    let borrower = cluster.submit(&Wanted { tenant: "products", ..wanted("", 8) });
+    cluster.settle();
+    cluster.submit(&wanted("a", 8));
+    let small = cluster.submit(&wanted("a", 1));
+    cluster.settle();
+    assert_eq!([&small, &borrower].map(|job| cluster.ranks(job)), [1, 0], "its queue is sure of it");
 }
