@@ -40,8 +40,9 @@ EXAMPLES = {
         path.stem.removeprefix("values-"): merged(load_yaml(path), REGISTRY)
         for path in sorted(CHART.glob("values-*.yaml"))
     },
-    # What no example switches on.
+    # What no example switches on, and what people add of their own.
     "options": merged(REGISTRY, load_yaml(HERE / "options.yaml")),
+    "open": merged(REGISTRY, load_yaml(HERE / "open.yaml")),
 }
 
 

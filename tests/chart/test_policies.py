@@ -5,7 +5,7 @@ import re
 import pytest
 
 from certificates import covers, wanted
-from chart import CHART, EXAMPLES, REGISTRY, WORKLOADS, load_yaml, merged, pods, rendered, rust_sources, selects
+from chart import CHART, EXAMPLES, HERE, REGISTRY, WORKLOADS, load_yaml, merged, pods, rendered, rust_sources, selects
 
 COMPONENT = "app.kubernetes.io/component"
 
@@ -38,16 +38,22 @@ def test_images_are_pinned(objects):
             assert not container["image"].endswith(":latest"), name
 
 
+#: Accounts that an example has already.
+OWN = {"members", "certificates"}
+
+
 def test_pods_are_not_root_and_have_no_token(objects):
     accounts = {item["metadata"]["name"]: item for item in of_kind(objects, "ServiceAccount")}
     for name, labels, spec in pods(objects):
         security = spec["securityContext"]
-        assert security["runAsNonRoot"] is True and security["runAsUser"] > 0 and security["runAsGroup"] > 0, name
+        users = {key: security[key] for key in ("runAsUser", "runAsGroup", "fsGroup") if key in security}
+        # All of them, or none where the cluster chooses.
+        assert security["runAsNonRoot"] is True and len(users) in (0, 3) and all(user > 0 for user in users.values()), name
         assert security["seccompProfile"] == {"type": "RuntimeDefault"}, name
         # What makes certificates writes them by the Kubernetes API; nothing else calls that.
         assert spec["automountServiceAccountToken"] is (labels[COMPONENT] == "certificates"), name
         assert spec["enableServiceLinks"] is False, name
-        assert accounts[spec["serviceAccountName"]]["automountServiceAccountToken"] is False, name
+        assert spec["serviceAccountName"] in OWN or accounts[spec["serviceAccountName"]]["automountServiceAccountToken"] is False, name
         assert not any("hostPath" in volume for volume in spec.get("volumes", [])), name
     for item in of_kind(objects, "Role"):
         (rule,) = item["rules"]
@@ -55,8 +61,39 @@ def test_pods_are_not_root_and_have_no_token(objects):
         assert set(rule["resourceNames"]) == {*authorities, *leaves}
         assert (rule["resources"], rule["verbs"]) == (["secrets"], ["get", "update"])
     for item in of_kind(objects, "RoleBinding"):
-        assert [subject["name"] for subject in item["subjects"]] == ["crescendo-certificates"]
+        (account,) = {spec["serviceAccountName"] for _, labels, spec in pods(objects) if labels[COMPONENT] == "certificates"}
+        assert [subject["name"] for subject in item["subjects"]] == [account]
     assert {item["kind"] for item in objects if "rbac" in item["apiVersion"]} <= {"Role", "RoleBinding"}
+
+
+def test_what_people_add_is_in_every_pod_of_theirs():
+    """tests/chart/open.yaml sets the same for each kind of pod that goes on running."""
+    added = load_yaml(HERE / "open.yaml")["controller"]
+    seen = set()
+    for name, labels, spec in pods(rendered(EXAMPLES["open"])):
+        if labels[COMPONENT] not in ("controller", "curator", "trainer", "etcd") or name.endswith("-bare"):
+            continue
+        own, sidecar = spec["containers"]
+        assert added["podLabels"].items() <= labels.items(), name
+        assert spec["affinity"] == added["affinity"], name
+        assert own["envFrom"] == added["extraEnvFrom"], name
+        assert all(volume in spec["volumes"] for volume in added["extraVolumes"]), name
+        assert own["volumeMounts"][-2:] == added["extraVolumeMounts"], name
+        assert [sidecar] == added["sidecars"], name
+        # Whoever says nothing of rights gets the chart's own, which are none.
+        assert spec["initContainers"] == [{**added["initContainers"][0], "securityContext": own["securityContext"]}], name
+        seen.add(labels[COMPONENT])
+    assert len(seen) == 4
+
+
+def test_a_spread_of_ones_own_is_for_these_pods_and_stands_in_for_the_chart_s():
+    spreads = {name: (labels, spec["topologySpreadConstraints"]) for name, labels, spec in pods(rendered(EXAMPLES["open"])) if "topologySpreadConstraints" in spec}
+    for name in ("crescendo-controller", "crescendo-curator-cpu"):
+        labels, (nodes, zones) = spreads[name]
+        assert (nodes["topologyKey"], zones["topologyKey"]) == ("kubernetes.io/hostname", "topology.kubernetes.io/zone"), name
+        assert selects(zones["labelSelector"], labels) and labels[COMPONENT] in zones["labelSelector"]["matchLabels"].values(), name
+    _, (own,) = spreads["crescendo-etcd"]
+    assert own["topologyKey"] == "kubernetes.io/hostname" and own["maxSkew"] == 2
 
 
 def test_temporary_folders_are_bounded(objects):
@@ -76,7 +113,7 @@ def test_gpus_are_asked_for_or_out_of_reach(objects):
     for name, labels, spec in pods(objects):
         if labels[COMPONENT] not in ("curator", "trainer"):
             continue
-        (container,) = spec["containers"]
+        container = spec["containers"][0]
         variables = {variable["name"]: variable.get("value") for variable in container["env"]}
         asked = {kind: GPU_RESOURCES & set(container["resources"][kind]) for kind in ("requests", "limits")}
         assert asked["requests"] == asked["limits"], name
@@ -174,7 +211,8 @@ def test_secrets_are_files_for_one_pod_alone(objects):
 
 def test_every_process_shows_a_certificate(objects):
     for name, labels, spec in pods(objects):
-        for container in spec["containers"]:
+        # What people add comes after the chart's own.
+        for container in spec["containers"][:1]:
             mounts = {mount["mountPath"] for mount in container["volumeMounts"]}
             if labels[COMPONENT] == "certificates":
                 continue
@@ -315,6 +353,22 @@ def test_arrows_lead_to_ports_that_are_listened_on(objects):
         for rule in policy["spec"].get("ingress", []):
             for port in rule["ports"]:
                 assert "endPort" in port or port["port"] in listening[own], (own, port)
+
+
+def test_names_are_looked_up_and_metrics_scraped_where_the_values_say():
+    for policy in of_kind(rendered(EXAMPLES["open"]), "NetworkPolicy"):
+        name = policy["metadata"]["name"]
+        if not name.endswith("-certificates"):
+            dns = policy["spec"]["egress"][0]
+            assert {"ipBlock": {"cidr": "169.254.20.10/32"}} in dns["to"] and len(dns["to"]) == 2, name
+            assert {(port["port"], port["protocol"]) for port in dns["ports"]} == {(p, q) for p in (53, 5353) for q in ("UDP", "TCP")}, name
+        if not name.endswith(("-certificates", "-test")):
+            (scrape,) = [rule for rule in policy["spec"]["ingress"] if "namespaceSelector" in rule["from"][0]]
+            (asked,) = scrape["from"][0]["namespaceSelector"]["matchExpressions"]
+            assert asked["values"] == ["monitoring", "observability"], name
+    nobody = merged(REGISTRY, {"networkPolicy": {"metricsNamespaces": []}})
+    for policy in of_kind(rendered(nobody), "NetworkPolicy"):
+        assert all("namespaceSelector" not in peer for rule in policy["spec"].get("ingress", []) for peer in rule["from"])
 
 
 SOURCES = rust_sources()

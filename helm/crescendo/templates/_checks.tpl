@@ -197,5 +197,20 @@
 {{- fail (printf "monitoring.prometheusRule.disabledAlerts: %s is no alert of this chart: docs/runbooks has one file for each" .) -}}
 {{- end -}}
 {{- end -}}
+{{- include "crescendo.checkAccounts" . -}}
 {{- include "crescendo.checkCluster" . -}}
+{{- end -}}
+
+{{- define "crescendo.checkAccounts" -}}
+{{- $s3 := .Values.objectStore.s3 -}}
+{{- range $component, $section := include "crescendo.accountSections" . | fromJson -}}
+{{- if $section.account.name -}}
+{{- if $section.account.annotations -}}
+{{- fail (printf "%s.serviceAccount.annotations: are given beside serviceAccount.name, an account that exists already: annotate that one, or leave its name out" $section.at) -}}
+{{- end -}}
+{{- if and (has $component (list "curator" "trainer")) $s3.serviceAccountAnnotations -}}
+{{- fail (printf "objectStore.s3.serviceAccountAnnotations: are given beside %s.serviceAccount.name, an account that exists already: annotate that one, or leave its name out" $section.at) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
 {{- end -}}
