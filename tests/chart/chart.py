@@ -62,6 +62,10 @@ def rendered(values, **options):
     return objects
 
 
+def of_kind(objects, kind):
+    return [item for item in objects if item["kind"] == kind]
+
+
 def pods(objects):
     """(name, labels, spec) of every pod, those of workloads included."""
     for item in objects:

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from certificates import covers, wanted
-from chart import CHART, EXAMPLES, HERE, REGISTRY, WORKLOADS, load_yaml, merged, pods, rendered, rust_sources, selects
+from chart import CHART, EXAMPLES, HERE, REGISTRY, WORKLOADS, load_yaml, merged, of_kind, pods, rendered, rust_sources, selects
 
 COMPONENT = "app.kubernetes.io/component"
 
@@ -13,10 +13,6 @@ COMPONENT = "app.kubernetes.io/component"
 @pytest.fixture(params=EXAMPLES)
 def objects(request):
     return rendered(EXAMPLES[request.param])
-
-
-def of_kind(objects, kind):
-    return [item for item in objects if item["kind"] == kind]
 
 
 def test_containers_have_bounds_and_no_rights(objects):
@@ -38,10 +34,6 @@ def test_images_are_pinned(objects):
             assert not container["image"].endswith(":latest"), name
 
 
-#: Accounts that an example has already.
-OWN = {"members", "certificates"}
-
-
 def test_pods_are_not_root_and_have_no_token(objects):
     accounts = {item["metadata"]["name"]: item for item in of_kind(objects, "ServiceAccount")}
     for name, labels, spec in pods(objects):
@@ -53,7 +45,7 @@ def test_pods_are_not_root_and_have_no_token(objects):
         # What makes certificates writes them by the Kubernetes API; nothing else calls that.
         assert spec["automountServiceAccountToken"] is (labels[COMPONENT] == "certificates"), name
         assert spec["enableServiceLinks"] is False, name
-        assert spec["serviceAccountName"] in OWN or accounts[spec["serviceAccountName"]]["automountServiceAccountToken"] is False, name
+        assert accounts[spec["serviceAccountName"]]["automountServiceAccountToken"] is False, name
         assert not any("hostPath" in volume for volume in spec.get("volumes", [])), name
     for item in of_kind(objects, "Role"):
         (rule,) = item["rules"]
@@ -369,6 +361,34 @@ def test_names_are_looked_up_and_metrics_scraped_where_the_values_say():
     nobody = merged(REGISTRY, {"networkPolicy": {"metricsNamespaces": []}})
     for policy in of_kind(rendered(nobody), "NetworkPolicy"):
         assert all("namespaceSelector" not in peer for rule in policy["spec"].get("ingress", []) for peer in rule["from"])
+
+
+#: A host name for each controller, behind a gateway.
+OUTSIDE = {
+    "tls": {"certManager": {"controllerNames": ["*.example.com"]}},
+    "external": {"hosts": ["a.example.com", "b.example.com", "c.example.com"], "port": 8443, "gateway": {"parentRefs": [{"name": "public", "namespace": "gateways"}]}},
+    "networkPolicy": {"controllerClientNamespaces": ["gateways"]},
+}
+
+
+@pytest.mark.parametrize("kind", ["", "TLSRoute", "GRPCRoute"])
+def test_each_host_leads_to_one_controller_that_has_a_certificate_for_it(kind):
+    objects = rendered(merged(REGISTRY, OUTSIDE, {"external": {"gateway": {"kind": kind, "caConfigMap": "ca"}}}))
+    (controller,) = [item for item in of_kind(objects, "StatefulSet") if item["metadata"]["name"] == "crescendo-controller"]
+    services = {item["metadata"]["name"]: item["spec"] for item in of_kind(objects, "Service") if "-external-" in item["metadata"]["name"]}
+    routes = {item["spec"]["hostnames"][0]: item["spec"] for item in of_kind(objects, kind)}
+    assert len(services) == controller["spec"]["replicas"] == 3
+    for i, host in enumerate(OUTSIDE["external"]["hosts"]):
+        service = services[f"crescendo-external-{i}"]
+        # The label that a StatefulSet gives its pods.
+        pod = controller["spec"]["template"]["metadata"]["labels"] | {"statefulset.kubernetes.io/pod-name": f"crescendo-controller-{i}"}
+        assert service["selector"] == pod and service["ports"] == [{"name": "grpc", "port": 8443, "targetPort": "grpc"}]
+        assert any(covers(name, host) for name in certificates(objects)["controller"]["dnsNames"])
+        if kind:
+            assert routes[host]["rules"] == [{"backendRefs": [{"name": f"crescendo-external-{i}", "port": 8443}]}]
+    # A gateway that ends TLS speaks it again: there is no plain way to a controller.
+    checked = {item["spec"]["targetRefs"][0]["name"]: item["spec"]["validation"]["hostname"] for item in of_kind(objects, "BackendTLSPolicy")}
+    assert checked == ({f"crescendo-external-{i}": host for i, host in enumerate(OUTSIDE["external"]["hosts"])} if kind == "GRPCRoute" else {})
 
 
 SOURCES = rust_sources()

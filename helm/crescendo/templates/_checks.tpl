@@ -198,6 +198,7 @@
 {{- end -}}
 {{- end -}}
 {{- include "crescendo.checkAccounts" . -}}
+{{- include "crescendo.checkExternal" . -}}
 {{- include "crescendo.checkCluster" . -}}
 {{- end -}}
 

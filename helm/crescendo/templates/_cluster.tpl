@@ -89,6 +89,13 @@ replicas: {{ .spec.replicas }}
 {{- if and (eq .Values.tls.source "certManager") (not (.Capabilities.APIVersions.Has "cert-manager.io/v1")) -}}
 {{- fail "tls.source: is certManager, and this cluster has no cert-manager.io/v1: install cert-manager first (https://cert-manager.io), or set tls.source to generated, which needs nothing else, or to existingSecrets, with certificates of your own" -}}
 {{- end -}}
+{{- with .Values.external.gateway.kind -}}
+{{- $has := $.Capabilities.APIVersions -}}
+{{- $route := or ($has.Has (printf "gateway.networking.k8s.io/v1/%s" .)) (and (eq . "TLSRoute") (or ($has.Has "gateway.networking.k8s.io/v1alpha3/TLSRoute") ($has.Has "gateway.networking.k8s.io/v1alpha2/TLSRoute"))) -}}
+{{- if not $route -}}
+{{- fail (printf "external.gateway.kind: is %s, and this cluster has none of gateway.networking.k8s.io: install the Gateway API's definitions that have it first (TLSRoute is among the standard ones from 1.5), or leave it empty" .) -}}
+{{- end -}}
+{{- end -}}
 {{- range $kind := list "podMonitor" "prometheusRule" -}}
 {{- if and (get $.Values.monitoring $kind).enabled (not ($.Capabilities.APIVersions.Has "monitoring.coreos.com/v1")) -}}
 {{- fail (printf "monitoring.%s.enabled: is true, and this cluster has no monitoring.coreos.com/v1: install the Prometheus operator first, or set it to false" $kind) -}}
