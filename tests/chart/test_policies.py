@@ -169,7 +169,7 @@ def test_references_lead_somewhere(objects):
         for volume in spec.get("volumes", []):
             assert "configMap" not in volume or volume["configMap"]["name"] in maps, (name, volume)
             # Names that the examples give, or secrets that the chart has made.
-            named = ("etcd-client", "crescendo-tokens", "bucket-keys", "minio-ca", "webhook-secrets")
+            named = ("etcd-client", "crescendo-tokens", "bucket-keys", "minio-ca", "webhook-secrets", "hub-login")
             given = not secrets or volume.get("secret", {}).get("secretName") in named
             assert "secret" not in volume or given or volume["secret"]["secretName"] in secrets, (name, volume)
         for container in spec["containers"]:
@@ -206,7 +206,7 @@ def test_every_process_shows_a_certificate(objects):
         # What people add comes after the chart's own.
         for container in spec["containers"][:1]:
             mounts = {mount["mountPath"] for mount in container["volumeMounts"]}
-            if labels[COMPONENT] == "certificates":
+            if labels[COMPONENT] in ("certificates", "fetch"):
                 continue
             assert "/etc/crescendo/tls" in mounts, name
             variables = {variable["name"]: variable.get("value") for variable in container.get("env", [])}

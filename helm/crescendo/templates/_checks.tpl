@@ -199,6 +199,7 @@
 {{- end -}}
 {{- include "crescendo.checkAccounts" . -}}
 {{- include "crescendo.checkExternal" . -}}
+{{- include "crescendo.checkFetch" . -}}
 {{- include "crescendo.checkCluster" . -}}
 {{- end -}}
 

@@ -160,6 +160,9 @@ replicas: {{ .spec.replicas }}
 {{- $storage := list -}}
 {{- $runtime := list -}}
 {{- $priority := list (list "controller.priorityClassName" $v.controller.priorityClassName) -}}
+{{- if $v.test.enabled }}{{- $priority = append $priority (list "test.priorityClassName" $v.test.priorityClassName) }}{{- end -}}
+{{- if eq $v.tls.source "generated" }}{{- $priority = append $priority (list "tls.generated.priorityClassName" $v.tls.generated.priorityClassName) }}{{- end -}}
+{{- if $v.library.fetch.files }}{{- $priority = append $priority (list "library.fetch.priorityClassName" $v.library.fetch.priorityClassName) }}{{- end -}}
 {{- if eq $v.store.kind "embedded" }}{{- $storage = append $storage (list "store.embedded.storageClassName" $v.store.embedded.storageClassName) }}{{- end -}}
 {{- if $v.etcd.bundled.enabled -}}
 {{- $storage = append $storage (list "etcd.bundled.persistence.storageClassName" $v.etcd.bundled.persistence.storageClassName) -}}

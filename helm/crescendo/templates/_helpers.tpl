@@ -36,13 +36,12 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version }}
 {{- end -}}
 {{- end -}}
 
-{{- define "crescendo.etcdImage" -}}
-{{- with .Values.etcd.bundled.image -}}
+{{/* An image by a full reference; call with its section of the values. */}}
+{{- define "crescendo.fullImage" -}}
 {{- if .digest -}}
 {{ .repository }}@{{ .digest }}
 {{- else -}}
 {{ .repository }}:{{ .tag }}
-{{- end -}}
 {{- end -}}
 {{- end -}}
 

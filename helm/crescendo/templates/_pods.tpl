@@ -38,6 +38,7 @@ annotations:
 {{- $_ := set $sections "etcd" (dict "at" "etcd.bundled" "account" $v.etcd.bundled.serviceAccount) -}}
 {{- end -}}
 {{- if $v.test.enabled }}{{- $_ := set $sections "test" (dict "at" "test" "account" $v.test.serviceAccount) }}{{- end -}}
+{{- if $v.library.fetch.files }}{{- $_ := set $sections "fetch" (dict "at" "library.fetch" "account" $v.library.fetch.serviceAccount) }}{{- end -}}
 {{- if eq $v.tls.source "generated" -}}
 {{- $_ := set $sections "certificates" (dict "at" "tls.generated" "account" $v.tls.generated.serviceAccount) -}}
 {{- end -}}
