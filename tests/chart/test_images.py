@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from chart import CHART, REGISTRY, ROOT, load_yaml, pods, rendered
+from chart import CHART, REGISTRY, ROOT, load_yaml, merged, pods, rendered
 
 FILES = sorted((ROOT / "images").glob("*.Dockerfile"))
 
@@ -87,3 +87,13 @@ def test_the_chart_starts_what_the_images_have(path):
 def test_the_chart_is_of_the_project_s_version():
     version = re.search(r'^version = "([^"]+)"', (ROOT / "Cargo.toml").read_text(), re.M)[1]
     assert load_yaml(CHART / "Chart.yaml")["appVersion"] == version
+
+
+def test_images_of_others_are_at_digests_of_their_tags():
+    values = load_yaml(CHART / "values.yaml")
+    known = dict(re.findall(r'"(sha256:[0-9a-f]{64})" "(\S+)"', (CHART / "templates/_helpers.tpl").read_text()))
+    images = [values["etcd"]["bundled"]["image"], values["library"]["fetch"]["image"]]
+    assert {image["digest"]: image["tag"] for image in images} == known
+    other = merged(REGISTRY, {"etcd": {"bundled": {"image": {"tag": "v3.7.3", "digest": ""}}}})
+    (etcd,) = [spec["containers"][0] for name, _, spec in pods(rendered(other)) if name == "crescendo-etcd"]
+    assert etcd["image"].endswith(":v3.7.3")

@@ -114,6 +114,7 @@ replicas: {{ .spec.replicas }}
 {{- if and (gt $members 0) (ne $members (int $v.etcd.bundled.replicas)) -}}
 {{- fail (printf "etcd.bundled.replicas: is %d, and this release has %d members: the number cannot be changed: set it back" (int $v.etcd.bundled.replicas) $members) -}}
 {{- end -}}
+{{- include "crescendo.checkEtcdVersion" (list $ (first .spec.template.spec.containers).image) -}}
 {{- include "crescendo.checkClaims" (list $ . "etcd.bundled.persistence" $v.etcd.bundled.persistence) -}}
 {{- end -}}
 {{- end -}}
@@ -124,6 +125,25 @@ replicas: {{ .spec.replicas }}
 {{- end -}}
 {{- if eq $has "embedded" -}}
 {{- include "crescendo.checkClaims" (list $ . "store.embedded" $v.store.embedded) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Minor version of an etcd image, as text such as 3.6; nothing if its reference does not say it. */}}
+{{- define "crescendo.etcdMinor" -}}
+{{- $digest := regexFind "sha256:[0-9a-f]{64}$" . -}}
+{{- $tag := get (include "crescendo.tagsOfDigests" . | fromJson) $digest | default (regexFind "[^:/]+$" (regexReplaceAll "@.*$" . "")) -}}
+{{- regexFind "^3[.][0-9]+" (trimPrefix "v" $tag) -}}
+{{- end -}}
+
+{{/* etcd goes from one minor version to the next, and never back; the members would not start. Call with (list $ "image that runs"). */}}
+{{- define "crescendo.checkEtcdVersion" -}}
+{{- $runs := include "crescendo.etcdMinor" (index . 1) -}}
+{{- $wanted := include "crescendo.etcdMinor" (include "crescendo.fullImage" (list "etcd.bundled.image" (index . 0).Values.etcd.bundled.image)) -}}
+{{- if and $runs $wanted -}}
+{{- $steps := sub (trimPrefix "3." $wanted | int) (trimPrefix "3." $runs | int) -}}
+{{- if or (lt $steps 0) (gt $steps 1) -}}
+{{- fail (printf "etcd.bundled.image: is etcd %s, and this release has %s: it goes to the next minor version and not back: docs/operations.md has the way" $wanted $runs) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}

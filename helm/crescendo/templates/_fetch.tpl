@@ -54,7 +54,7 @@ spec:
   restartPolicy: OnFailure
   containers:
     - name: fetch
-      image: {{ include "crescendo.fullImage" $f.image }}
+      image: {{ include "crescendo.fullImage" (list "library.fetch.image" $f.image) }}
       imagePullPolicy: {{ .Values.image.pullPolicy }}
       command: [sh, /etc/crescendo/fetch/fetch.sh, /etc/crescendo/fetch/list, {{ .Values.library.mountPath }}{{ if $f.headersSecret }}, /etc/crescendo/headers/headers{{ end }}]
       {{- include "crescendo.env" (list $at $f "# No settings of the image's user.\n- name: CURL_HOME\n  value: /etc/crescendo/fetch") | nindent 6 }}

@@ -36,12 +36,24 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version }}
 {{- end -}}
 {{- end -}}
 
-{{/* An image by a full reference; call with its section of the values. */}}
+{{/* Tags of the digests in values.yaml: who changes the tag alone would go on with the old image, without a word. */}}
+{{- define "crescendo.tagsOfDigests" -}}
+{{- dict
+      "sha256:5ed4e32061aa061f970d6500629213e8579ef17571dcf9789074966acb9afad1" "v3.6.15"
+      "sha256:935d9100e9ba842cdb060de42472c7ca90cfe9a7c96e4dacb55e79e560b3ff40" "8.17.0" | toJson -}}
+{{- end -}}
+
+{{/* An image by a full reference; call with (list "section of the values" image). */}}
 {{- define "crescendo.fullImage" -}}
-{{- if .digest -}}
-{{ .repository }}@{{ .digest }}
+{{- $image := index . 1 -}}
+{{- if $image.digest -}}
+{{- $tag := get (include "crescendo.tagsOfDigests" . | fromJson) $image.digest -}}
+{{- if and $tag (ne $tag $image.tag) -}}
+{{- fail (printf "%s.digest: is that of the tag %s, and the tag is %s: set the digest to that of your tag, or to \"\" to go by the tag" (index . 0) $tag $image.tag) -}}
+{{- end -}}
+{{ $image.repository }}@{{ $image.digest }}
 {{- else -}}
-{{ .repository }}:{{ .tag }}
+{{ $image.repository }}:{{ $image.tag }}
 {{- end -}}
 {{- end -}}
 
