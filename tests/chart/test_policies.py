@@ -5,7 +5,7 @@ import re
 import pytest
 
 from certificates import covers, wanted
-from chart import CHART, EXAMPLES, HERE, REGISTRY, WORKLOADS, load_yaml, merged, of_kind, pods, rendered, rust_sources, selects
+from chart import CHART, EXAMPLES, HERE, REGISTRY, WORKLOADS, catalogue, load_yaml, merged, of_kind, pods, rendered, rust_sources, selects
 
 COMPONENT = "app.kubernetes.io/component"
 
@@ -389,6 +389,32 @@ def test_each_host_leads_to_one_controller_that_has_a_certificate_for_it(kind):
     # A gateway that ends TLS speaks it again: there is no plain way to a controller.
     checked = {item["spec"]["targetRefs"][0]["name"]: item["spec"]["validation"]["hostname"] for item in of_kind(objects, "BackendTLSPolicy")}
     assert checked == ({f"crescendo-external-{i}": host for i, host in enumerate(OUTSIDE["external"]["hosts"])} if kind == "GRPCRoute" else {})
+
+
+def test_trainers_follow_what_the_queues_want_down_to_none():
+    pools = [{"name": "h100", "replicas": 0, "gpus": 8, "maxReplicas": 4, "scaleByQueues": ["big", "default"]}]
+    pools += [{"name": "l40s", "replicas": 1, "gpus": 4, "slots": 2, "maxReplicas": 9}, {"name": "fixed", "replicas": 2, "gpus": 1}]
+    auto = {"prometheusUrl": "http://prometheus.monitoring.svc:9090", "triggerAuthentication": "prometheus", "scaleDownAfterSeconds": 7200}
+    values = merged(REGISTRY, {"trainer": {"pools": pools, "autoscaling": auto}, "tenants": {"queues": {"default": {}, "big": {}}}})
+    objects = rendered(values)
+    scaled = {item["spec"]["scaleTargetRef"]["name"]: item["spec"] for item in of_kind(objects, "ScaledObject")}
+    sets = {item["metadata"]["name"]: item["spec"] for item in of_kind(objects, "StatefulSet")}
+    # Two that set the number of pods would undo each other's.
+    assert {name for name in sets if "-trainer-" in name and "replicas" not in sets[name]} == set(scaled)
+    first, second = scaled["crescendo-trainer-h100"], scaled["crescendo-trainer-l40s"]
+    assert (first["minReplicaCount"], first["maxReplicaCount"]) == (0, 4)
+    assert (second["minReplicaCount"], second["maxReplicaCount"]) == (1, 9)
+    # A metric that there is, of which one trainer serves as much as it has slots.
+    kind, labels = catalogue()["crescendo_queue_slots"]
+    (first,), (second,) = first["triggers"], second["triggers"]
+    assert (first["metadata"]["threshold"], second["metadata"]["threshold"]) == ("8", "2")
+    assert first["metadata"]["query"] == 'sum(max by (queue, what) (crescendo_queue_slots{namespace="ml",what=~"used|pending",queue=~"big|default"}))'
+    assert "queue=~" not in second["metadata"]["query"]
+    assert kind == "gauge" and set(labels) == {"queue", "what"} and {"used", "pending"} <= labels["what"]
+    # What Kubernetes takes at most; KEDA's own way to none has no such limit.
+    behavior = scaled["crescendo-trainer-h100"]["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
+    assert behavior["scaleDown"]["stabilizationWindowSeconds"] == 3600
+    assert scaled["crescendo-trainer-h100"]["cooldownPeriod"] == 7200
 
 
 SOURCES = rust_sources()

@@ -89,6 +89,11 @@ replicas: {{ .spec.replicas }}
 {{- if and (eq .Values.tls.source "certManager") (not (.Capabilities.APIVersions.Has "cert-manager.io/v1")) -}}
 {{- fail "tls.source: is certManager, and this cluster has no cert-manager.io/v1: install cert-manager first (https://cert-manager.io), or set tls.source to generated, which needs nothing else, or to existingSecrets, with certificates of your own" -}}
 {{- end -}}
+{{- range $i, $pool := (include "crescendo.pools" (list . "trainer") | fromJson).pools -}}
+{{- if and (gt (int $pool.maxReplicas) 0) (not ($.Capabilities.APIVersions.Has "keda.sh/v1alpha1")) -}}
+{{- fail (printf "trainer.pools[%d] (%s).maxReplicas: is %d, and this cluster has no keda.sh/v1alpha1: install KEDA first (https://keda.sh), or set it to 0" $i $pool.name (int $pool.maxReplicas)) -}}
+{{- end -}}
+{{- end -}}
 {{- with .Values.external.gateway.kind -}}
 {{- $has := $.Capabilities.APIVersions -}}
 {{- $route := or ($has.Has (printf "gateway.networking.k8s.io/v1/%s" .)) (and (eq . "TLSRoute") (or ($has.Has "gateway.networking.k8s.io/v1alpha3/TLSRoute") ($has.Has "gateway.networking.k8s.io/v1alpha2/TLSRoute"))) -}}

@@ -284,6 +284,11 @@ resources:
   {{- end }}
 {{- end -}}
 
+{{/* Ranks that fit on a trainer; call with the pool. */}}
+{{- define "crescendo.slots" -}}
+{{- if gt (int .slots) 0 }}{{ int .slots }}{{ else }}{{ max 1 (int .gpus) }}{{ end -}}
+{{- end -}}
+
 {{/* A pool's number of pods, for people. */}}
 {{- define "crescendo.count" -}}
 {{- if kindIs "invalid" . }}however many{{ else }}{{ . }}{{ end -}}
