@@ -115,15 +115,21 @@ def etcd(tag):
 
 
 def test_etcd_goes_one_minor_version_at_a_time(cluster, helm, namespace):
-    """From the digest of the values, which is one of 3.6."""
-    helm("install", "crescendo", CHART, namespace=namespace, values=EXAMPLES["default"])
-    for tag, minor in (("v3.8.1", "3.8"), ("v3.5.35", "3.5")):
+    """From an earlier chart's 3.5 to the digest of the values, which is one of 3.6, and on."""
+    older, newest, default = merged(REGISTRY, etcd("v3.5.21")), merged(REGISTRY, etcd("v3.5.35")), REGISTRY
+    helm("install", "crescendo", CHART, namespace=namespace, values=older)
+
+    def refused(values, says):
         with pytest.raises(Failed) as caught:
-            helm("upgrade", "crescendo", CHART, namespace=namespace, values=merged(REGISTRY, etcd(tag)))
-        assert f"etcd.bundled.image: is etcd {minor}, and this release has 3.6" in str(caught.value), caught.value
+            helm("upgrade", "crescendo", CHART, namespace=namespace, values=values)
+        assert says in str(caught.value), caught.value
+
+    refused(default, "is etcd 3.6.15, and this release has 3.5.21: to 3.6 it goes from 3.5.26 or later")
+    helm("upgrade", "crescendo", CHART, namespace=namespace, values=newest)
+    refused(merged(REGISTRY, etcd("v3.7.3")), "is etcd 3.7.3, and this release has 3.5.35: it goes to the next minor version")
+    helm("upgrade", "crescendo", CHART, namespace=namespace, values=default)
+    refused(newest, "is etcd 3.5.35, and this release has 3.6.15: it goes to the next minor version and not back")
     helm("upgrade", "crescendo", CHART, namespace=namespace, values=merged(REGISTRY, etcd("v3.7.3")))
-    with pytest.raises(Failed, match="is etcd 3.6, and this release has 3.7"):
-        helm("upgrade", "crescendo", CHART, namespace=namespace, values=REGISTRY)
 
 
 @pytest.mark.skipif(not BIN or os.geteuid() != 0, reason="pods run as root, from CRESCENDO_BIN")

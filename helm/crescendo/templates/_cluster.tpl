@@ -134,21 +134,26 @@ replicas: {{ .spec.replicas }}
 {{- end -}}
 {{- end -}}
 
-{{/* Minor version of an etcd image, as text such as 3.6; nothing if its reference does not say it. */}}
-{{- define "crescendo.etcdMinor" -}}
+{{/* Version of an etcd image, such as 3.6.15; nothing if its reference does not say it. */}}
+{{- define "crescendo.etcdVersion" -}}
 {{- $digest := regexFind "sha256:[0-9a-f]{64}$" . -}}
 {{- $tag := get (include "crescendo.tagsOfDigests" . | fromJson) $digest | default (regexFind "[^:/]+$" (regexReplaceAll "@.*$" . "")) -}}
-{{- regexFind "^3[.][0-9]+" (trimPrefix "v" $tag) -}}
+{{- regexFind "^3[.][0-9]+[.][0-9]+" (trimPrefix "v" $tag) -}}
 {{- end -}}
 
-{{/* etcd goes from one minor version to the next, and never back; the members would not start. Call with (list $ "image that runs"). */}}
+{{/* etcd goes from one minor version to the next, and never back, and to 3.6 from a 3.5 that has mended its list of members; else
+     members would not start. Call with (list $ "image that runs"). */}}
 {{- define "crescendo.checkEtcdVersion" -}}
-{{- $runs := include "crescendo.etcdMinor" (index . 1) -}}
-{{- $wanted := include "crescendo.etcdMinor" (include "crescendo.fullImage" (list "etcd.bundled.image" (index . 0).Values.etcd.bundled.image)) -}}
+{{- $runs := include "crescendo.etcdVersion" (index . 1) -}}
+{{- $wanted := include "crescendo.etcdVersion" (include "crescendo.fullImage" (list "etcd.bundled.image" (index . 0).Values.etcd.bundled.image)) -}}
 {{- if and $runs $wanted -}}
-{{- $steps := sub (trimPrefix "3." $wanted | int) (trimPrefix "3." $runs | int) -}}
+{{- $from := splitList "." $runs -}}
+{{- $steps := sub (index (splitList "." $wanted) 1 | int) (index $from 1 | int) -}}
 {{- if or (lt $steps 0) (gt $steps 1) -}}
 {{- fail (printf "etcd.bundled.image: is etcd %s, and this release has %s: it goes to the next minor version and not back: docs/operations.md has the way" $wanted $runs) -}}
+{{- end -}}
+{{- if and (eq $steps 1) (eq (index $from 1) "5") (lt (index $from 2 | int) 26) -}}
+{{- fail (printf "etcd.bundled.image: is etcd %s, and this release has %s: to 3.6 it goes from 3.5.26 or later: set the tag to the newest v3.5 and the digest to \"\" first: docs/operations.md has the way" $wanted $runs) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
