@@ -40,8 +40,9 @@ EXAMPLES = {
         path.stem.removeprefix("values-"): merged(load_yaml(path), REGISTRY)
         for path in sorted(CHART.glob("values-*.yaml"))
     },
-    # What no example switches on.
+    # What no example switches on, and what people add of their own.
     "options": merged(REGISTRY, load_yaml(HERE / "options.yaml")),
+    "open": merged(REGISTRY, load_yaml(HERE / "open.yaml")),
 }
 
 
@@ -59,6 +60,10 @@ def rendered(values, **options):
         if path.endswith(".yaml"):
             objects += [document for document in yaml.safe_load_all(text) if document]
     return objects
+
+
+def of_kind(objects, kind):
+    return [item for item in objects if item["kind"] == kind]
 
 
 def pods(objects):

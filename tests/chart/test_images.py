@@ -2,12 +2,14 @@
 
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 
 import pytest
+from helm_python import chart as helm
 
-from chart import CHART, REGISTRY, ROOT, load_yaml, pods, rendered
+from chart import CHART, REGISTRY, ROOT, load_yaml, merged, pods, rendered
 
 FILES = sorted((ROOT / "images").glob("*.Dockerfile"))
 
@@ -87,3 +89,44 @@ def test_the_chart_starts_what_the_images_have(path):
 def test_the_chart_is_of_the_project_s_version():
     version = re.search(r'^version = "([^"]+)"', (ROOT / "Cargo.toml").read_text(), re.M)[1]
     assert load_yaml(CHART / "Chart.yaml")["appVersion"] == version
+
+
+def test_images_of_others_are_at_digests_of_their_tags():
+    values = load_yaml(CHART / "values.yaml")
+    known = dict(re.findall(r'"(sha256:[0-9a-f]{64})" "(\S+)"', (CHART / "templates/_helpers.tpl").read_text()))
+    images = [values["etcd"]["bundled"]["image"], values["library"]["fetch"]["image"]]
+    assert {image["digest"]: image["tag"] for image in images} == known
+    other = merged(REGISTRY, {"etcd": {"bundled": {"image": {"tag": "v3.7.3", "digest": ""}}}})
+    (etcd,) = [spec["containers"][0] for name, _, spec in pods(rendered(other)) if name == "crescendo-etcd"]
+    assert etcd["image"].endswith(":v3.7.3")
+
+
+#: The image that runs, the tag that is wanted (None: that of the values), and what is said, if anything.
+STEPS = [
+    ("gcr.io/etcd-development/etcd:v3.5.21", None, "is etcd 3.6.15, and this release has 3.5.21: to 3.6 it goes from 3.5.26 or later"),
+    ("registry.example.com:5000/etcd:v3.5.26", None, None),
+    ("gcr.io/etcd-development/etcd:v3.5.21", "v3.5.35", None),
+    ("gcr.io/etcd-development/etcd:v3.5.35", "v3.7.3", "is etcd 3.7.3, and this release has 3.5.35: it goes to the next minor version"),
+    ("gcr.io/etcd-development/etcd:v3.6.15", "v3.7.3", None),
+    ("THE VALUES", "v3.5.35", "is etcd 3.5.35, and this release has 3.6.15: it goes to the next minor version and not back"),
+    ("THE VALUES", "v3.7.3", None),
+    # One that says nothing of itself is its owner's affair.
+    (f"registry.example.com/etcd@sha256:{'4' * 64}", "v3.7.3", None),
+]
+
+
+@pytest.mark.parametrize("runs, tag, says", STEPS)
+def test_etcd_goes_one_minor_version_at_a_time(tmp_path, runs, tag, says):
+    """What a release does that finds this image in the cluster, which a chart alone cannot ask."""
+    image = load_yaml(CHART / "values.yaml")["etcd"]["bundled"]["image"]
+    runs = f"{image['repository']}@{image['digest']}" if runs == "THE VALUES" else runs
+    chart = tmp_path / "crescendo"
+    shutil.copytree(CHART, chart)
+    (chart / "templates/probe.yaml").write_text('{{ include "crescendo.checkEtcdVersion" (list . "%s") }}' % runs)
+    values = merged(REGISTRY, {"etcd": {"bundled": {"image": {"tag": tag, "digest": ""} if tag else {}}}})
+    with helm.Chart.load(chart) as loaded:
+        if says is None:
+            loaded.render(values, name="crescendo", namespace="ml")
+        else:
+            with pytest.raises(Exception, match=re.escape(says)):
+                loaded.render(values, name="crescendo", namespace="ml")

@@ -18,7 +18,7 @@ import urllib.request
 import pytest
 import yaml
 
-from chart import CHART, alert_files, catalogue, series
+from chart import CHART, REGISTRY, alert_files, catalogue, merged, of_kind, rendered, series
 from test_alerts import ADDED, RECORDED, metrics_in
 from test_dashboards import FILES, queries
 
@@ -191,6 +191,17 @@ def test_every_query_has_data(live):
     for path in FILES:
         for title, expression in queries(path):
             prometheus.samples(expression)
+
+
+def test_the_query_that_trainers_follow_has_an_answer(live):
+    prometheus, deadline, _ = live
+    pools = [{"name": "a", "replicas": 0, "gpus": 1, "maxReplicas": 2}]
+    values = {"trainer": {"pools": pools, "autoscaling": {"prometheusUrl": "http://prometheus:9090"}}, "tenants": {"queues": {"research": {}}}}
+    (scaled,) = of_kind(rendered(merged(REGISTRY, values)), "ScaledObject")
+    (trigger,) = scaled["spec"]["triggers"]
+    (sample,) = wait_for("an answer", lambda: prometheus.samples(trigger["metadata"]["query"]), deadline)
+    # One number for all queues, as KEDA takes it.
+    assert sample["metric"] == {} and float(sample["value"][1]) >= 0
 
 
 def test_the_job_of_helm_test_succeeds(live, tmp_path):

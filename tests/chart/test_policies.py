@@ -5,7 +5,7 @@ import re
 import pytest
 
 from certificates import covers, wanted
-from chart import CHART, EXAMPLES, REGISTRY, WORKLOADS, load_yaml, merged, pods, rendered, rust_sources, selects
+from chart import CHART, EXAMPLES, HERE, REGISTRY, WORKLOADS, catalogue, load_yaml, merged, of_kind, pods, rendered, rust_sources, selects
 
 COMPONENT = "app.kubernetes.io/component"
 
@@ -13,10 +13,6 @@ COMPONENT = "app.kubernetes.io/component"
 @pytest.fixture(params=EXAMPLES)
 def objects(request):
     return rendered(EXAMPLES[request.param])
-
-
-def of_kind(objects, kind):
-    return [item for item in objects if item["kind"] == kind]
 
 
 def test_containers_have_bounds_and_no_rights(objects):
@@ -42,7 +38,9 @@ def test_pods_are_not_root_and_have_no_token(objects):
     accounts = {item["metadata"]["name"]: item for item in of_kind(objects, "ServiceAccount")}
     for name, labels, spec in pods(objects):
         security = spec["securityContext"]
-        assert security["runAsNonRoot"] is True and security["runAsUser"] > 0 and security["runAsGroup"] > 0, name
+        users = {key: security[key] for key in ("runAsUser", "runAsGroup", "fsGroup") if key in security}
+        # All of them, or none where the cluster chooses.
+        assert security["runAsNonRoot"] is True and len(users) in (0, 3) and all(user > 0 for user in users.values()), name
         assert security["seccompProfile"] == {"type": "RuntimeDefault"}, name
         # What makes certificates writes them by the Kubernetes API; nothing else calls that.
         assert spec["automountServiceAccountToken"] is (labels[COMPONENT] == "certificates"), name
@@ -55,8 +53,39 @@ def test_pods_are_not_root_and_have_no_token(objects):
         assert set(rule["resourceNames"]) == {*authorities, *leaves}
         assert (rule["resources"], rule["verbs"]) == (["secrets"], ["get", "update"])
     for item in of_kind(objects, "RoleBinding"):
-        assert [subject["name"] for subject in item["subjects"]] == ["crescendo-certificates"]
+        (account,) = {spec["serviceAccountName"] for _, labels, spec in pods(objects) if labels[COMPONENT] == "certificates"}
+        assert [subject["name"] for subject in item["subjects"]] == [account]
     assert {item["kind"] for item in objects if "rbac" in item["apiVersion"]} <= {"Role", "RoleBinding"}
+
+
+def test_what_people_add_is_in_every_pod_of_theirs():
+    """tests/chart/open.yaml sets the same for each kind of pod that goes on running."""
+    added = load_yaml(HERE / "open.yaml")["controller"]
+    seen = set()
+    for name, labels, spec in pods(rendered(EXAMPLES["open"])):
+        if labels[COMPONENT] not in ("controller", "curator", "trainer", "etcd") or name.endswith("-bare"):
+            continue
+        own, sidecar = spec["containers"]
+        assert added["podLabels"].items() <= labels.items(), name
+        assert spec["affinity"] == added["affinity"], name
+        assert own["envFrom"] == added["extraEnvFrom"], name
+        assert all(volume in spec["volumes"] for volume in added["extraVolumes"]), name
+        assert own["volumeMounts"][-2:] == added["extraVolumeMounts"], name
+        assert [sidecar] == added["sidecars"], name
+        # Whoever says nothing of rights gets the chart's own, which are none.
+        assert spec["initContainers"] == [{**added["initContainers"][0], "securityContext": own["securityContext"]}], name
+        seen.add(labels[COMPONENT])
+    assert len(seen) == 4
+
+
+def test_a_spread_of_ones_own_is_for_these_pods_and_stands_in_for_the_chart_s():
+    spreads = {name: (labels, spec["topologySpreadConstraints"]) for name, labels, spec in pods(rendered(EXAMPLES["open"])) if "topologySpreadConstraints" in spec}
+    for name in ("crescendo-controller", "crescendo-curator-cpu"):
+        labels, (nodes, zones) = spreads[name]
+        assert (nodes["topologyKey"], zones["topologyKey"]) == ("kubernetes.io/hostname", "topology.kubernetes.io/zone"), name
+        assert selects(zones["labelSelector"], labels) and labels[COMPONENT] in zones["labelSelector"]["matchLabels"].values(), name
+    _, (own,) = spreads["crescendo-etcd"]
+    assert own["topologyKey"] == "kubernetes.io/hostname" and own["maxSkew"] == 2
 
 
 def test_temporary_folders_are_bounded(objects):
@@ -76,7 +105,7 @@ def test_gpus_are_asked_for_or_out_of_reach(objects):
     for name, labels, spec in pods(objects):
         if labels[COMPONENT] not in ("curator", "trainer"):
             continue
-        (container,) = spec["containers"]
+        container = spec["containers"][0]
         variables = {variable["name"]: variable.get("value") for variable in container["env"]}
         asked = {kind: GPU_RESOURCES & set(container["resources"][kind]) for kind in ("requests", "limits")}
         assert asked["requests"] == asked["limits"], name
@@ -140,7 +169,7 @@ def test_references_lead_somewhere(objects):
         for volume in spec.get("volumes", []):
             assert "configMap" not in volume or volume["configMap"]["name"] in maps, (name, volume)
             # Names that the examples give, or secrets that the chart has made.
-            named = ("etcd-client", "crescendo-tokens", "bucket-keys", "minio-ca", "webhook-secrets")
+            named = ("etcd-client", "crescendo-tokens", "bucket-keys", "minio-ca", "webhook-secrets", "hub-login")
             given = not secrets or volume.get("secret", {}).get("secretName") in named
             assert "secret" not in volume or given or volume["secret"]["secretName"] in secrets, (name, volume)
         for container in spec["containers"]:
@@ -174,9 +203,10 @@ def test_secrets_are_files_for_one_pod_alone(objects):
 
 def test_every_process_shows_a_certificate(objects):
     for name, labels, spec in pods(objects):
-        for container in spec["containers"]:
+        # What people add comes after the chart's own.
+        for container in spec["containers"][:1]:
             mounts = {mount["mountPath"] for mount in container["volumeMounts"]}
-            if labels[COMPONENT] == "certificates":
+            if labels[COMPONENT] in ("certificates", "fetch"):
                 continue
             assert "/etc/crescendo/tls" in mounts, name
             variables = {variable["name"]: variable.get("value") for variable in container.get("env", [])}
@@ -315,6 +345,76 @@ def test_arrows_lead_to_ports_that_are_listened_on(objects):
         for rule in policy["spec"].get("ingress", []):
             for port in rule["ports"]:
                 assert "endPort" in port or port["port"] in listening[own], (own, port)
+
+
+def test_names_are_looked_up_and_metrics_scraped_where_the_values_say():
+    for policy in of_kind(rendered(EXAMPLES["open"]), "NetworkPolicy"):
+        name = policy["metadata"]["name"]
+        if not name.endswith("-certificates"):
+            dns = policy["spec"]["egress"][0]
+            assert {"ipBlock": {"cidr": "169.254.20.10/32"}} in dns["to"] and len(dns["to"]) == 2, name
+            assert {(port["port"], port["protocol"]) for port in dns["ports"]} == {(p, q) for p in (53, 5353) for q in ("UDP", "TCP")}, name
+        if not name.endswith(("-certificates", "-test")):
+            (scrape,) = [rule for rule in policy["spec"]["ingress"] if "namespaceSelector" in rule["from"][0]]
+            (asked,) = scrape["from"][0]["namespaceSelector"]["matchExpressions"]
+            assert asked["values"] == ["monitoring", "observability"], name
+    nobody = merged(REGISTRY, {"networkPolicy": {"metricsNamespaces": []}})
+    for policy in of_kind(rendered(nobody), "NetworkPolicy"):
+        assert all("namespaceSelector" not in peer for rule in policy["spec"].get("ingress", []) for peer in rule["from"])
+
+
+#: A host name for each controller, behind a gateway.
+OUTSIDE = {
+    "tls": {"certManager": {"controllerNames": ["*.example.com"]}},
+    "external": {"hosts": ["a.example.com", "b.example.com", "c.example.com"], "port": 8443, "gateway": {"parentRefs": [{"name": "public", "namespace": "gateways"}]}},
+    "networkPolicy": {"controllerClientNamespaces": ["gateways"]},
+}
+
+
+@pytest.mark.parametrize("kind", ["", "TLSRoute", "GRPCRoute"])
+def test_each_host_leads_to_one_controller_that_has_a_certificate_for_it(kind):
+    objects = rendered(merged(REGISTRY, OUTSIDE, {"external": {"gateway": {"kind": kind, "caConfigMap": "ca"}}}))
+    (controller,) = [item for item in of_kind(objects, "StatefulSet") if item["metadata"]["name"] == "crescendo-controller"]
+    services = {item["metadata"]["name"]: item["spec"] for item in of_kind(objects, "Service") if "-external-" in item["metadata"]["name"]}
+    routes = {item["spec"]["hostnames"][0]: item["spec"] for item in of_kind(objects, kind)}
+    assert len(services) == controller["spec"]["replicas"] == 3
+    for i, host in enumerate(OUTSIDE["external"]["hosts"]):
+        service = services[f"crescendo-external-{i}"]
+        # The label that a StatefulSet gives its pods.
+        pod = controller["spec"]["template"]["metadata"]["labels"] | {"statefulset.kubernetes.io/pod-name": f"crescendo-controller-{i}"}
+        assert service["selector"] == pod and service["ports"] == [{"name": "grpc", "port": 8443, "targetPort": "grpc"}]
+        assert any(covers(name, host) for name in certificates(objects)["controller"]["dnsNames"])
+        if kind:
+            assert routes[host]["rules"] == [{"backendRefs": [{"name": f"crescendo-external-{i}", "port": 8443}]}]
+    # A gateway that ends TLS speaks it again: there is no plain way to a controller.
+    checked = {item["spec"]["targetRefs"][0]["name"]: item["spec"]["validation"]["hostname"] for item in of_kind(objects, "BackendTLSPolicy")}
+    assert checked == ({f"crescendo-external-{i}": host for i, host in enumerate(OUTSIDE["external"]["hosts"])} if kind == "GRPCRoute" else {})
+
+
+def test_trainers_follow_what_the_queues_want_down_to_none():
+    pools = [{"name": "h100", "replicas": 0, "gpus": 8, "maxReplicas": 4, "scaleByQueues": ["big", "default"]}]
+    pools += [{"name": "l40s", "replicas": 1, "gpus": 4, "slots": 2, "maxReplicas": 9}, {"name": "fixed", "replicas": 2, "gpus": 1}]
+    auto = {"prometheusUrl": "http://prometheus.monitoring.svc:9090", "triggerAuthentication": "prometheus", "scaleDownAfterSeconds": 7200}
+    values = merged(REGISTRY, {"trainer": {"pools": pools, "autoscaling": auto}, "tenants": {"queues": {"default": {}, "big": {}}}})
+    objects = rendered(values)
+    scaled = {item["spec"]["scaleTargetRef"]["name"]: item["spec"] for item in of_kind(objects, "ScaledObject")}
+    sets = {item["metadata"]["name"]: item["spec"] for item in of_kind(objects, "StatefulSet")}
+    # Two that set the number of pods would undo each other's.
+    assert {name for name in sets if "-trainer-" in name and "replicas" not in sets[name]} == set(scaled)
+    first, second = scaled["crescendo-trainer-h100"], scaled["crescendo-trainer-l40s"]
+    assert (first["minReplicaCount"], first["maxReplicaCount"]) == (0, 4)
+    assert (second["minReplicaCount"], second["maxReplicaCount"]) == (1, 9)
+    # A metric that there is, of which one trainer serves as much as it has slots.
+    kind, labels = catalogue()["crescendo_queue_slots"]
+    (first,), (second,) = first["triggers"], second["triggers"]
+    assert (first["metadata"]["threshold"], second["metadata"]["threshold"]) == ("8", "2")
+    assert first["metadata"]["query"] == 'sum(max by (queue, what) (crescendo_queue_slots{namespace="ml",what=~"used|pending",queue=~"big|default"}))'
+    assert "queue=~" not in second["metadata"]["query"]
+    assert kind == "gauge" and set(labels) == {"queue", "what"} and {"used", "pending"} <= labels["what"]
+    # What Kubernetes takes at most; KEDA's own way to none has no such limit.
+    behavior = scaled["crescendo-trainer-h100"]["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
+    assert behavior["scaleDown"]["stabilizationWindowSeconds"] == 3600
+    assert scaled["crescendo-trainer-h100"]["cooldownPeriod"] == 7200
 
 
 SOURCES = rust_sources()

@@ -97,6 +97,8 @@ def test_the_schema_leaves_nothing_open():
     for path, node in schema_objects(schema):
         rest = node.get("additionalProperties")
         typed_map = isinstance(rest, dict) and rest and "properties" not in node
+        # Whole objects of Kubernetes are for its API to look at.
+        assert rest != {"$ref": "#/$defs/kubernetes"} or "kind" in node["required"], path
         empty = node.get("maxProperties") == 0
         assert rest is False or typed_map or empty, f"{path} takes unknown fields"
 
@@ -131,7 +133,21 @@ def test_every_value_of_the_schema_is_in_values_yaml():
     # A limit that is not given is none: the comment names those that there are.
     open_maps = {("tenants", part) for part in ("default", "clusterSlots", "fairShare")}
     limits = {path for path in properties(schema) if path[:2] in open_maps and len(path) > 2}
-    assert set(properties(schema)) - {("global",)} - limits <= set(keys_of(load_yaml(CHART / "values.yaml")))
+    kinds = {path for path in properties(schema) if "affinity" in path[:-1]}
+    assert set(properties(schema)) - {("global",)} - limits - kinds <= set(keys_of(load_yaml(CHART / "values.yaml")))
+
+
+def test_no_value_is_there_twice():
+    """YAML takes the last one without a word."""
+
+    class Strict(yaml.SafeLoader):
+        def construct_mapping(self, node, deep=False):
+            keys = [key.value for key, _ in node.value]
+            assert len(set(keys)) == len(keys), f"line {node.start_mark.line + 1}: {sorted(keys)}"
+            return super().construct_mapping(node, deep)
+
+    for path in CHART.glob("values*.yaml"):
+        yaml.load(path.read_text(), Strict)
 
 
 def test_every_value_has_a_comment():

@@ -74,11 +74,12 @@
 
 {{/* The pod that makes what is due. */}}
 {{- define "crescendo.certificatesPod" -}}
+{{- $selector := include "crescendo.selector" (list . "certificates") -}}
 metadata:
-  labels:
-    {{- include "crescendo.selector" (list . "certificates") | nindent 4 }}
+  {{- include "crescendo.podMetadata" (list "tls.generated" .Values.tls.generated $selector) | nindent 2 }}
 spec:
   {{- include "crescendo.podBase" (list . "certificates") | nindent 2 }}
+  {{- with include "crescendo.where" (list .Values.tls.generated $selector) | trim }}{{ . | nindent 2 }}{{ end }}
   restartPolicy: OnFailure
   activeDeadlineSeconds: 600
   containers:

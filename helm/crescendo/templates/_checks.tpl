@@ -178,6 +178,7 @@
 {{- if and (gt (int $pool.gpus) 0) (gt (int $pool.slots) (int $pool.gpus)) -}}
 {{- fail (printf "%s.gpus: is %d, fewer than its %d slots need: set gpus to at least %d, or slots to at most %d" $at (int $pool.gpus) (int $pool.slots) (int $pool.slots) (int $pool.gpus)) -}}
 {{- end -}}
+{{- include "crescendo.checkScale" (list $ $at $pool) -}}
 {{- if and $pool.rdmaResource (eq (int $pool.rdmaDevices) 0) -}}
 {{- fail (printf "%s.rdmaDevices: is 0 with rdmaResource %s: set it to at least 1, or leave rdmaResource empty" $at $pool.rdmaResource) -}}
 {{- end -}}
@@ -197,5 +198,51 @@
 {{- fail (printf "monitoring.prometheusRule.disabledAlerts: %s is no alert of this chart: docs/runbooks has one file for each" .) -}}
 {{- end -}}
 {{- end -}}
+{{- include "crescendo.checkAccounts" . -}}
+{{- include "crescendo.checkExternal" . -}}
+{{- include "crescendo.checkFetch" . -}}
 {{- include "crescendo.checkCluster" . -}}
+{{- end -}}
+
+{{- define "crescendo.checkAccounts" -}}
+{{- $s3 := .Values.objectStore.s3 -}}
+{{- range $component, $section := include "crescendo.accountSections" . | fromJson -}}
+{{- if $section.account.name -}}
+{{- if $section.account.annotations -}}
+{{- fail (printf "%s.serviceAccount.annotations: are given beside serviceAccount.name, an account that exists already: annotate that one, or leave its name out" $section.at) -}}
+{{- end -}}
+{{- if and (has $component (list "curator" "trainer")) $s3.serviceAccountAnnotations -}}
+{{- fail (printf "objectStore.s3.serviceAccountAnnotations: are given beside %s.serviceAccount.name, an account that exists already: annotate that one, or leave its name out" $section.at) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* A trainer pool that follows the queues; call with (list $ "section of the values" pool). */}}
+{{- define "crescendo.checkScale" -}}
+{{- $v := (index . 0).Values -}}
+{{- $at := index . 1 -}}
+{{- $pool := index . 2 -}}
+{{- if gt (int $pool.maxReplicas) 0 -}}
+{{- if kindIs "invalid" $pool.replicas -}}
+{{- fail (printf "%s.replicas: is null with maxReplicas %d: set it to the least number of trainers, such as 0" $at (int $pool.maxReplicas)) -}}
+{{- end -}}
+{{- if lt (int $pool.maxReplicas) (int $pool.replicas) -}}
+{{- fail (printf "%s.maxReplicas: is %d: it must be at least replicas, which is %d, or 0 for a fixed number" $at (int $pool.maxReplicas) (int $pool.replicas)) -}}
+{{- end -}}
+{{- if not $v.trainer.autoscaling.prometheusUrl -}}
+{{- fail (printf "trainer.autoscaling.prometheusUrl: is empty with %s.maxReplicas %d: give the URL of the Prometheus that scrapes the controllers" $at (int $pool.maxReplicas)) -}}
+{{- end -}}
+{{- if not $v.tenants.queues -}}
+{{- fail (printf "tenants.queues: is empty with %s.maxReplicas %d, and what jobs want is counted by queue: have one, such as {default: {}}" $at (int $pool.maxReplicas)) -}}
+{{- end -}}
+{{- end -}}
+{{- range $pool.scaleByQueues -}}
+{{- if eq (int $pool.maxReplicas) 0 -}}
+{{- fail (printf "%s.scaleByQueues: is given without maxReplicas: set that, or leave it out" $at) -}}
+{{- end -}}
+{{- if not (hasKey $v.tenants.queues .) -}}
+{{- fail (printf "%s.scaleByQueues: there is no queue %s below tenants.queues: %s" $at . (keys $v.tenants.queues | sortAlpha | join ", ")) -}}
+{{- end -}}
+{{- end -}}
 {{- end -}}

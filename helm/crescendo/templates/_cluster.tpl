@@ -89,6 +89,18 @@ replicas: {{ .spec.replicas }}
 {{- if and (eq .Values.tls.source "certManager") (not (.Capabilities.APIVersions.Has "cert-manager.io/v1")) -}}
 {{- fail "tls.source: is certManager, and this cluster has no cert-manager.io/v1: install cert-manager first (https://cert-manager.io), or set tls.source to generated, which needs nothing else, or to existingSecrets, with certificates of your own" -}}
 {{- end -}}
+{{- range $i, $pool := (include "crescendo.pools" (list . "trainer") | fromJson).pools -}}
+{{- if and (gt (int $pool.maxReplicas) 0) (not ($.Capabilities.APIVersions.Has "keda.sh/v1alpha1")) -}}
+{{- fail (printf "trainer.pools[%d] (%s).maxReplicas: is %d, and this cluster has no keda.sh/v1alpha1: install KEDA first (https://keda.sh), or set it to 0" $i $pool.name (int $pool.maxReplicas)) -}}
+{{- end -}}
+{{- end -}}
+{{- with .Values.external.gateway.kind -}}
+{{- $has := $.Capabilities.APIVersions -}}
+{{- $route := or ($has.Has (printf "gateway.networking.k8s.io/v1/%s" .)) (and (eq . "TLSRoute") (or ($has.Has "gateway.networking.k8s.io/v1alpha3/TLSRoute") ($has.Has "gateway.networking.k8s.io/v1alpha2/TLSRoute"))) -}}
+{{- if not $route -}}
+{{- fail (printf "external.gateway.kind: is %s, and this cluster has none of gateway.networking.k8s.io: install the Gateway API's definitions that have it first (TLSRoute is among the standard ones from 1.5), or leave it empty" .) -}}
+{{- end -}}
+{{- end -}}
 {{- range $kind := list "podMonitor" "prometheusRule" -}}
 {{- if and (get $.Values.monitoring $kind).enabled (not ($.Capabilities.APIVersions.Has "monitoring.coreos.com/v1")) -}}
 {{- fail (printf "monitoring.%s.enabled: is true, and this cluster has no monitoring.coreos.com/v1: install the Prometheus operator first, or set it to false" $kind) -}}
@@ -107,6 +119,7 @@ replicas: {{ .spec.replicas }}
 {{- if and (gt $members 0) (ne $members (int $v.etcd.bundled.replicas)) -}}
 {{- fail (printf "etcd.bundled.replicas: is %d, and this release has %d members: the number cannot be changed: set it back" (int $v.etcd.bundled.replicas) $members) -}}
 {{- end -}}
+{{- include "crescendo.checkEtcdVersion" (list $ (first .spec.template.spec.containers).image) -}}
 {{- include "crescendo.checkClaims" (list $ . "etcd.bundled.persistence" $v.etcd.bundled.persistence) -}}
 {{- end -}}
 {{- end -}}
@@ -117,6 +130,30 @@ replicas: {{ .spec.replicas }}
 {{- end -}}
 {{- if eq $has "embedded" -}}
 {{- include "crescendo.checkClaims" (list $ . "store.embedded" $v.store.embedded) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Version of an etcd image, such as 3.6.15; nothing if its reference does not say it. */}}
+{{- define "crescendo.etcdVersion" -}}
+{{- $digest := regexFind "sha256:[0-9a-f]{64}$" . -}}
+{{- $tag := get (include "crescendo.tagsOfDigests" . | fromJson) $digest | default (regexFind "[^:/]+$" (regexReplaceAll "@.*$" . "")) -}}
+{{- regexFind "^3[.][0-9]+[.][0-9]+" (trimPrefix "v" $tag) -}}
+{{- end -}}
+
+{{/* etcd goes from one minor version to the next, and never back, and to 3.6 from a 3.5 that has mended its list of members; else
+     members would not start. Call with (list $ "image that runs"). */}}
+{{- define "crescendo.checkEtcdVersion" -}}
+{{- $runs := include "crescendo.etcdVersion" (index . 1) -}}
+{{- $wanted := include "crescendo.etcdVersion" (include "crescendo.fullImage" (list "etcd.bundled.image" (index . 0).Values.etcd.bundled.image)) -}}
+{{- if and $runs $wanted -}}
+{{- $from := splitList "." $runs -}}
+{{- $steps := sub (index (splitList "." $wanted) 1 | int) (index $from 1 | int) -}}
+{{- if or (lt $steps 0) (gt $steps 1) -}}
+{{- fail (printf "etcd.bundled.image: is etcd %s, and this release has %s: it goes to the next minor version and not back: docs/operations.md has the way" $wanted $runs) -}}
+{{- end -}}
+{{- if and (eq $steps 1) (eq (index $from 1) "5") (lt (index $from 2 | int) 26) -}}
+{{- fail (printf "etcd.bundled.image: is etcd %s, and this release has %s: to 3.6 it goes from 3.5.26 or later: set the tag to the newest v3.5 and the digest to \"\" first: docs/operations.md has the way" $wanted $runs) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
@@ -153,6 +190,9 @@ replicas: {{ .spec.replicas }}
 {{- $storage := list -}}
 {{- $runtime := list -}}
 {{- $priority := list (list "controller.priorityClassName" $v.controller.priorityClassName) -}}
+{{- if $v.test.enabled }}{{- $priority = append $priority (list "test.priorityClassName" $v.test.priorityClassName) }}{{- end -}}
+{{- if eq $v.tls.source "generated" }}{{- $priority = append $priority (list "tls.generated.priorityClassName" $v.tls.generated.priorityClassName) }}{{- end -}}
+{{- if $v.library.fetch.files }}{{- $priority = append $priority (list "library.fetch.priorityClassName" $v.library.fetch.priorityClassName) }}{{- end -}}
 {{- if eq $v.store.kind "embedded" }}{{- $storage = append $storage (list "store.embedded.storageClassName" $v.store.embedded.storageClassName) }}{{- end -}}
 {{- if $v.etcd.bundled.enabled -}}
 {{- $storage = append $storage (list "etcd.bundled.persistence.storageClassName" $v.etcd.bundled.persistence.storageClassName) -}}

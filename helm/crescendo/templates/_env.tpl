@@ -106,18 +106,9 @@
   value: /tmp/curator
 {{- end -}}
 
-{{/* A container's environment: the chart's, and what people add. A name twice is a warning of Helm 3, an error without the name
-     of Helm 4, and no use to anybody. Call with (list "section of the values" "the chart's" extraEnv). */}}
-{{- define "crescendo.env" -}}
-{{- $at := index . 0 -}}
-{{- $seen := dict -}}
-{{- range index . 1 | fromYamlArray }}{{- $_ := set $seen .name "is set by the chart already, by other values" }}{{- end -}}
-{{- range $i, $entry := index . 2 -}}
-{{- with get $seen $entry.name -}}
-{{- fail (printf "%s.extraEnv[%d].name: %s %s: leave it out" $at $i $entry.name .) -}}
-{{- end -}}
-{{- $_ := set $seen $entry.name "occurs twice" -}}
-{{- end -}}
-{{ index . 1 }}
-{{- with include "crescendo.extraEnv" (index . 2) | trim }}{{ . | nindent 0 }}{{ end }}
+{{- define "crescendo.etcdEnv" -}}
+- name: POD_NAME
+  valueFrom:
+    fieldRef:
+      fieldPath: metadata.name
 {{- end -}}

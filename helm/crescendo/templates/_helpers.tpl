@@ -36,87 +36,25 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version }}
 {{- end -}}
 {{- end -}}
 
-{{- define "crescendo.etcdImage" -}}
-{{- with .Values.etcd.bundled.image -}}
-{{- if .digest -}}
-{{ .repository }}@{{ .digest }}
+{{/* Tags of the digests in values.yaml: who changes the tag alone would go on with the old image, without a word. */}}
+{{- define "crescendo.tagsOfDigests" -}}
+{{- dict
+      "sha256:5ed4e32061aa061f970d6500629213e8579ef17571dcf9789074966acb9afad1" "v3.6.15"
+      "sha256:935d9100e9ba842cdb060de42472c7ca90cfe9a7c96e4dacb55e79e560b3ff40" "8.17.0" | toJson -}}
+{{- end -}}
+
+{{/* An image by a full reference; call with (list "section of the values" image). */}}
+{{- define "crescendo.fullImage" -}}
+{{- $image := index . 1 -}}
+{{- if $image.digest -}}
+{{- $tag := get (include "crescendo.tagsOfDigests" . | fromJson) $image.digest -}}
+{{- if and $tag (ne $tag $image.tag) -}}
+{{- fail (printf "%s.digest: is that of the tag %s, and the tag is %s: set the digest to that of your tag, or to \"\" to go by the tag" (index . 0) $tag $image.tag) -}}
+{{- end -}}
+{{ $image.repository }}@{{ $image.digest }}
 {{- else -}}
-{{ .repository }}:{{ .tag }}
+{{ $image.repository }}:{{ $image.tag }}
 {{- end -}}
-{{- end -}}
-{{- end -}}
-
-{{/* What every pod has. Only what makes certificates talks to the Kubernetes API and gets a token; service links would add
-     CRESCENDO_* variables that the processes read as their own. Call with (list $ "component"). */}}
-{{- define "crescendo.podBase" -}}
-{{- $root := index . 0 -}}
-serviceAccountName: {{ include "crescendo.name" $root }}-{{ index . 1 }}
-automountServiceAccountToken: {{ eq (index . 1) "certificates" }}
-enableServiceLinks: false
-{{- with $root.Values.image.pullSecrets }}
-imagePullSecrets:
-  {{- range . }}
-  - name: {{ . }}
-  {{- end }}
-{{- end }}
-securityContext:
-  runAsNonRoot: true
-  runAsUser: {{ $root.Values.podSecurity.runAsUser }}
-  runAsGroup: {{ $root.Values.podSecurity.runAsGroup }}
-  fsGroup: {{ $root.Values.podSecurity.fsGroup }}
-  # A large volume is not walked at every start.
-  fsGroupChangePolicy: OnRootMismatch
-  seccompProfile:
-    type: RuntimeDefault
-{{- end -}}
-
-{{/* Where pods may run; call with the section of the values. */}}
-{{- define "crescendo.where" -}}
-{{- with .priorityClassName }}
-priorityClassName: {{ . }}
-{{- end }}
-{{- with .nodeSelector }}
-nodeSelector:
-  {{- toYaml . | nindent 2 }}
-{{- end }}
-{{- with .tolerations }}
-tolerations:
-  {{- toYaml . | nindent 2 }}
-{{- end }}
-{{- end -}}
-
-{{/* Pods are spread evenly over nodes, if possible; call with their labels and what else: (list "labels" "ScheduleAnyway"). */}}
-{{- define "crescendo.spread" -}}
-topologySpreadConstraints:
-  - maxSkew: 1
-    topologyKey: kubernetes.io/hostname
-    whenUnsatisfiable: {{ index . 1 }}
-    labelSelector:
-      matchLabels:
-        {{- index . 0 | nindent 8 }}
-{{- end -}}
-
-{{- define "crescendo.containerSecurity" -}}
-securityContext:
-  allowPrivilegeEscalation: false
-  readOnlyRootFilesystem: true
-  capabilities:
-    drop: [ALL]
-{{- end -}}
-
-{{/* Entries of extraEnv. */}}
-{{- define "crescendo.extraEnv" -}}
-{{- range . }}
-- name: {{ .name }}
-  {{- if hasKey . "secretName" }}
-  valueFrom:
-    secretKeyRef:
-      name: {{ .secretName }}
-      key: {{ .secretKey }}
-  {{- else }}
-  value: {{ .value | quote }}
-  {{- end }}
-{{- end }}
 {{- end -}}
 
 {{/* Environment of every Crescendo process; call with (list $ port metricsPort). */}}
@@ -344,6 +282,11 @@ resources:
   emptyDir:
     sizeLimit: {{ $pool.scratchSize }}
   {{- end }}
+{{- end -}}
+
+{{/* Ranks that fit on a trainer; call with the pool. */}}
+{{- define "crescendo.slots" -}}
+{{- if gt (int .slots) 0 }}{{ int .slots }}{{ else }}{{ max 1 (int .gpus) }}{{ end -}}
 {{- end -}}
 
 {{/* A pool's number of pods, for people. */}}

@@ -15,29 +15,35 @@
 {{- end }}
 {{- end -}}
 
-{{/* A scrape from the monitoring namespace; call with (list $ port). */}}
+{{/* Scrapes from the namespaces of the monitoring; call with (list $ port). */}}
 {{- define "crescendo.scrapes" -}}
 {{- $root := index . 0 -}}
+{{- with $root.Values.networkPolicy.metricsNamespaces -}}
 - from:
     - namespaceSelector:
-        matchLabels:
-          kubernetes.io/metadata.name: {{ $root.Values.networkPolicy.metricsNamespace }}
+        matchExpressions:
+          - {key: kubernetes.io/metadata.name, operator: In, values: {{ toJson . }}}
   ports:
-    - port: {{ index . 1 }}
+    - port: {{ index $ 1 }}
       protocol: TCP
+{{- end -}}
 {{- end -}}
 
 {{- define "crescendo.dns" -}}
+{{- $dns := .Values.networkPolicy.dns -}}
 - to:
     - namespaceSelector:
         matchLabels:
-          kubernetes.io/metadata.name: {{ .Values.networkPolicy.dns.namespace }}
+          kubernetes.io/metadata.name: {{ $dns.namespace }}
       podSelector:
         matchLabels:
-          {{- toYaml .Values.networkPolicy.dns.podLabels | nindent 10 }}
+          {{- toYaml $dns.podLabels | nindent 10 }}
+    {{- with include "crescendo.cidrs" $dns.cidrs | trim }}{{ . | nindent 4 }}{{ end }}
   ports:
-    - port: 53
+    {{- range $dns.ports }}
+    - port: {{ . }}
       protocol: UDP
-    - port: 53
+    - port: {{ . }}
       protocol: TCP
+    {{- end }}
 {{- end -}}
