@@ -16,6 +16,8 @@ import programs
 
 #: Where a cluster gives its Services addresses; nothing of this machine is reached by them.
 SERVICE_RANGE = "10.96.0.0/16"
+#: Longest time for a part of it to be ready, on a busy machine; 5 on an idle one.
+START_SECONDS = 180
 #: Who calls the API, by the name and the groups that they have in it.
 USERS = {"admin": "system:masters", "system:kube-controller-manager": "", "system:kube-scheduler": ""}
 
@@ -77,6 +79,8 @@ class Cluster:
         self.etcd_bin, self.bin = programs.build(f"etcd-{etcd}"), programs.build(f"k8s-{version}")
         self.tokens = {user: secrets.token_hex(16) for user in USERS}
         self.processes = []
+        #: Its nodes, where it has some.
+        self.machines = None
 
     def start(self, name, program, *flags):
         log = open(self.folder / f"{name}.log", "wb")
@@ -138,11 +142,13 @@ class Cluster:
             "--endpoint-reconciler-type=none", "--anonymous-auth=false",
         )  # fmt: skip
         self.config = self.kubeconfig("admin")
-        eventually("kube-apiserver is ready", self.is_ready)
+        eventually("kube-apiserver is ready", self.is_ready, START_SECONDS)
         self.start(
             "kube-controller-manager", self.bin / "kube-controller-manager", "--leader-elect=false",
             f"--kubeconfig={self.kubeconfig('system:kube-controller-manager')}", "--use-service-account-credentials",
             f"--service-account-private-key-file={key}", f"--root-ca-file={self.folder}/certs/apiserver.crt",
+            # As often as a test wants to wait, in place of every 15 s.
+            "--horizontal-pod-autoscaler-sync-period=2s",
             "--bind-address=127.0.0.1", f"--secure-port={managers}", f"--cert-dir={self.folder}/certs-managers",
         )  # fmt: skip
         self.start(
@@ -150,7 +156,7 @@ class Cluster:
             f"--kubeconfig={self.kubeconfig('system:kube-scheduler')}",
             "--bind-address=127.0.0.1", f"--secure-port={scheduler}", f"--cert-dir={self.folder}/certs-scheduler",
         )  # fmt: skip
-        eventually("service accounts are made", lambda: self.get("serviceaccount", "default", namespace="default"))
+        eventually("service accounts are made", lambda: self.get("serviceaccount", "default", namespace="default"), START_SECONDS)
 
     def is_ready(self):
         for name, process in self.processes:
