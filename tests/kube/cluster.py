@@ -66,15 +66,12 @@ def free_ports(count):
         return [one.getsockname()[1] for one in sockets]
 
 
-def end_with_parent():
-    """In a new process: SIGTERM when this one ends, however it does (prctl's PR_SET_PDEATHSIG)."""
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
-
-
-def spawn(command, log, **options):
-    """A process that writes to `log` and does not outlive the tests."""
+def spawn(command, log, end=signal.SIGKILL, **options):
+    """A process that writes to `log`, and gets the signal `end` when the tests end, however they do (prctl's PR_SET_PDEATHSIG).
+    kube-apiserver would not end on SIGTERM once its etcd is gone."""
     command = [str(part) for part in command]
-    return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, preexec_fn=end_with_parent, **options)
+    libc = ctypes.CDLL(None)
+    return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, preexec_fn=lambda: libc.prctl(1, end), **options)
 
 
 def run(command, env=None, stdin=None, seconds=120):

@@ -66,7 +66,7 @@ class Machines:
         state.mkdir(parents=True, exist_ok=True)
         flags = ["--kubeconfig", self.cluster.config, "--name", name, "--images", self.table, "--gpus", self.gpus, "--state", state]
         with open(self.cluster.folder / f"{name}.log", "ab") as log:
-            self.processes[name] = spawn([self.program, *flags], log)
+            self.processes[name] = spawn([self.program, *flags], log, end=signal.SIGTERM)
 
     def lose(self, name):
         """As if its power went: nothing of it runs on, and nobody is told."""

@@ -18,9 +18,11 @@ NEEDS = [
     pytest.mark.skipif(os.geteuid() != 0, reason="nodes make networks, which takes root"),
 ]
 
-#: Seconds for everything of a release to become ready.
-READY = 180
-#: Trains for long enough that something happens meanwhile, and saves all along.
+#: Steps of a job that does not end by itself.
+ENDLESS = 100_000
+#: Seconds for everything of a release to become ready, on a busy machine; some 30 on an idle one.
+READY = 300
+#: Saves all along. With as many steps as nobody waits for, it trains for as long as a case takes, however slow the machine is.
 JOB = """
 apiVersion: crescendo/v1
 kind: TrainingJob
@@ -129,7 +131,7 @@ class Release:
                 why = error
         raise why
 
-    def submit(self, steps):
+    def submit(self, steps=ENDLESS):
         return self.crescendo("submit", "-", stdin=JOB.replace("STEPS", str(steps)))["jobId"]
 
     def stage(self, job):
@@ -146,6 +148,21 @@ class Release:
         found = eventually("the job ends", ended, seconds)
         assert found["state"] == "succeeded", found
         return found["stages"][0]
+
+    def goes_on(self, job, seconds=240):
+        """Waits for a step beyond those that there are now."""
+        before = int(self.stage(job)["step"])
+
+        def further():
+            found = self.stage(job)
+            return found if int(found["step"]) > before else None
+
+        return eventually("the job goes on", further, seconds)
+
+    def ends(self, job):
+        """Ends a job that would go on for hours; one of a few steps then ends by itself."""
+        self.crescendo("cancel", job)
+        self.ends_well(self.submit(steps=20))
 
     def leader(self):
         """The controller that leads, by its metrics."""
