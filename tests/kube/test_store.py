@@ -94,8 +94,8 @@ def image(version):
 
 @pytest.mark.parametrize("before, after", list(itertools.pairwise(sorted(ETCD))))
 def test_etcd_is_upgraded_by_one_minor_version(release, before, after):
-    """With a job in training, which does not notice. Each step begins with a release of its own: 3.7 does not start on a log that
-    still has entries of 3.5, as it has for the next 10,000 writes after that one's upgrade to 3.6."""
+    """With a job in training, which does not notice. Each step begins with a release of its own: 3.7 was seen to end on the log of a
+    member that had been of 3.5 a minute before."""
     installed = release(etcd=image(before)).install()
     job = installed.submit()
     installed.has_saved(job)
