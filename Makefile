@@ -46,6 +46,7 @@ demo: build demo-data ## From a job spec (SPEC=examples/nano-loop.yaml) to a tra
 
 test: tools ## Run every test
 	@$(call CARGO_TOOL,nextest)
+	@"$${CRESCENDO_ETCD:-.deps/venv/bin/etcd-server}" --version | sed -n 's/^etcd Version: /test: with etcd /p'
 	@# With the tests, so that both have the same features and nothing is built twice.
 	cargo build --workspace --bins --tests
 	CRESCENDO_REQUIRE_ETCD=1 CRESCENDO_REQUIRE_S3=1 cargo nextest run --workspace --no-fail-fast

@@ -30,8 +30,8 @@ def programs():
 
 
 def commands():
-    """Of the page, in their order."""
-    page = (ROOT / "docs/operations.md").read_text()
+    """Of the page, in their order, up to those for a release of the chart, which are tried on one (tests/kube)."""
+    page = (ROOT / "docs/operations.md").read_text().partition("## Back up and restore the bundled etcd")[0]
     blocks = re.findall(r"^ *```sh\n(.*?)```", page, re.M | re.S)
     text = "\n".join(block for block in blocks if "etcd" in block).replace("\\\n", " ")
     return [line.strip() for line in text.splitlines() if line.strip().startswith("etcd")]

@@ -9,13 +9,30 @@ import pathlib
 import secrets
 import signal
 import socket
+import ssl
 import subprocess
 import time
+import urllib.error
+import urllib.parse
+import urllib.request
 
 import programs
 
 #: Where a cluster gives its Services addresses; nothing of this machine is reached by them.
 SERVICE_RANGE = "10.96.0.0/16"
+#: Where the API has what is asked for again and again. Starting kubectl for it takes a hundred times the work.
+PATHS = {
+    "pod": "api/v1/{}pods",
+    "pvc": "api/v1/{}persistentvolumeclaims",
+    "secret": "api/v1/{}secrets",
+    "events": "api/v1/{}events",
+    "node": "api/v1/nodes",
+    "serviceaccount": "api/v1/{}serviceaccounts",
+    "statefulset": "apis/apps/v1/{}statefulsets",
+    "hpa": "apis/autoscaling/v2/{}horizontalpodautoscalers",
+}
+#: Longest time for a part of it to be ready, on a busy machine; 5 on an idle one.
+START_SECONDS = 180
 #: Who calls the API, by the name and the groups that they have in it.
 USERS = {"admin": "system:masters", "system:kube-controller-manager": "", "system:kube-scheduler": ""}
 
@@ -25,8 +42,8 @@ class Failed(AssertionError):
 
 
 def eventually(what, condition, seconds=60):
-    """The first true value of `condition`, asked again and again; a command of it that fails is a no."""
-    end = time.monotonic() + seconds
+    """The first true value of `condition`, asked again and again, less and less often; a command of it that fails is a no."""
+    end, pause = time.monotonic() + seconds, 0.1
     while True:
         why = ""
         try:
@@ -36,7 +53,8 @@ def eventually(what, condition, seconds=60):
             why = f": {error}"
         if time.monotonic() > end:
             raise AssertionError(f"not within {seconds} s: {what}{why}")
-        time.sleep(0.1)
+        time.sleep(pause)
+        pause = min(2 * pause, 1)
 
 
 def free_ports(count):
@@ -48,15 +66,12 @@ def free_ports(count):
         return [one.getsockname()[1] for one in sockets]
 
 
-def end_with_parent():
-    """In a new process: SIGTERM when this one ends, however it does (prctl's PR_SET_PDEATHSIG)."""
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
-
-
-def spawn(command, log, **options):
-    """A process that writes to `log` and does not outlive the tests."""
+def spawn(command, log, end=signal.SIGKILL, **options):
+    """A process that writes to `log`, and gets the signal `end` when the tests end, however they do (prctl's PR_SET_PDEATHSIG).
+    kube-apiserver would not end on SIGTERM once its etcd is gone."""
     command = [str(part) for part in command]
-    return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, preexec_fn=end_with_parent, **options)
+    libc = ctypes.CDLL(None)
+    return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, preexec_fn=lambda: libc.prctl(1, end), **options)
 
 
 def run(command, env=None, stdin=None, seconds=120):
@@ -77,6 +92,8 @@ class Cluster:
         self.etcd_bin, self.bin = programs.build(f"etcd-{etcd}"), programs.build(f"k8s-{version}")
         self.tokens = {user: secrets.token_hex(16) for user in USERS}
         self.processes = []
+        #: Its nodes, where it has some.
+        self.machines = None
 
     def start(self, name, program, *flags):
         log = open(self.folder / f"{name}.log", "wb")
@@ -138,11 +155,13 @@ class Cluster:
             "--endpoint-reconciler-type=none", "--anonymous-auth=false",
         )  # fmt: skip
         self.config = self.kubeconfig("admin")
-        eventually("kube-apiserver is ready", self.is_ready)
+        eventually("kube-apiserver is ready", self.is_ready, START_SECONDS)
         self.start(
             "kube-controller-manager", self.bin / "kube-controller-manager", "--leader-elect=false",
             f"--kubeconfig={self.kubeconfig('system:kube-controller-manager')}", "--use-service-account-credentials",
             f"--service-account-private-key-file={key}", f"--root-ca-file={self.folder}/certs/apiserver.crt",
+            # As often as a test wants to wait, in place of every 15 s.
+            "--horizontal-pod-autoscaler-sync-period=2s",
             "--bind-address=127.0.0.1", f"--secure-port={managers}", f"--cert-dir={self.folder}/certs-managers",
         )  # fmt: skip
         self.start(
@@ -150,15 +169,28 @@ class Cluster:
             f"--kubeconfig={self.kubeconfig('system:kube-scheduler')}",
             "--bind-address=127.0.0.1", f"--secure-port={scheduler}", f"--cert-dir={self.folder}/certs-scheduler",
         )  # fmt: skip
-        eventually("service accounts are made", lambda: self.get("serviceaccount", "default", namespace="default"))
+        eventually("service accounts are made", lambda: self.get("serviceaccount", "default", namespace="default"), START_SECONDS)
 
     def is_ready(self):
         for name, process in self.processes:
             assert process.poll() is None, f"{name} ended:\n{self.log(name)[-2000:]}"
         try:
-            return self.kubectl("get", "--raw", "/readyz") == "ok"
+            return self.raw("/readyz") == "ok"
         except Failed:
             return False
+
+    def raw(self, path):
+        """What the API answers to a GET."""
+        # The certificate is there once the server is.
+        try:
+            context = ssl.create_default_context(cafile=self.folder / "certs/apiserver.crt")
+            request = urllib.request.Request(self.url + path, headers={"Authorization": f"Bearer {self.tokens['admin']}"})
+            with urllib.request.urlopen(request, timeout=60, context=context) as answer:
+                return answer.read().decode()
+        except urllib.error.HTTPError as error:
+            raise Failed(f"GET {path}: {error.code} {error.reason}: {error.read().decode(errors='replace')}") from None
+        except OSError as error:
+            raise Failed(f"GET {path}: {error}") from None
 
     def kubectl(self, *arguments, namespace=None, stdin=None, seconds=120):
         where = ["-n", namespace] if namespace else []
@@ -179,14 +211,18 @@ class Cluster:
 
     def get(self, kind, name=None, namespace=None, selector=None):
         """An object, or None; without a name the list of all."""
-        options = [f"--selector={selector}"] if selector else []
         try:
-            text = self.kubectl("get", kind, *([name] if name else []), *options, "-o", "json", namespace=namespace)
+            if kind in PATHS:
+                path = "/" + PATHS[kind].format(f"namespaces/{namespace}/" if namespace else "") + (f"/{name}" if name else "")
+                found = json.loads(self.raw(path + (f"?labelSelector={urllib.parse.quote(selector)}" if selector else "")))
+            else:
+                options = [*([name] if name else []), *([f"--selector={selector}"] if selector else []), "-o", "json"]
+                found = json.loads(self.kubectl("get", kind, *options, namespace=namespace))
         except Failed as error:
             if name and "NotFound" in str(error):
                 return None
             raise
-        return json.loads(text) if name else json.loads(text)["items"]
+        return found if name else found["items"]
 
     def apply(self, *objects):
         items = {"apiVersion": "v1", "kind": "List", "items": list(objects)}

@@ -22,8 +22,8 @@ def versions(kind):
     return [version for version in found if f"{kind}{version}" in named] or found
 
 
-#: Minor versions of Kubernetes, and major ones of Helm, that are tried.
-KUBERNETES, HELM = versions("k8s-"), versions("helm-")
+#: Minor versions of Kubernetes and of etcd, and major ones of Helm, that are tried.
+KUBERNETES, ETCD, HELM = versions("k8s-"), versions("etcd-"), versions("helm-")
 NUMBERS = itertools.count(1)
 
 
@@ -96,13 +96,19 @@ def machines(tmp_path_factory):
     with api.running(folder, KUBERNETES[-1]) as cluster:
         cluster.kubectl("apply", "--server-side", "-f", str(programs.definitions()))
         cluster.apply(*surroundings())
-        with nodes.running(cluster, 3):
+        with nodes.running(cluster, 3, ETCD) as cluster.machines:
             yield cluster
 
 
 @pytest.fixture(params=HELM)
 def running_helm(request, machines, tmp_path):
     return api.Helm(request.param, machines, tmp_path)
+
+
+@pytest.fixture
+def newest_helm(machines, tmp_path):
+    """For what Helm has no part in."""
+    return api.Helm(HELM[-1], machines, tmp_path)
 
 
 @pytest.fixture

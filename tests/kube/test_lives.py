@@ -66,6 +66,19 @@ def test_the_next_install_takes_up_what_the_last_one_left(cluster, helm, namespa
     assert claim(cluster, namespace) == first
 
 
+@pytest.mark.parametrize("first, second", [("", ""), ("", "standard"), ("standard", "standard")], ids=["default", "named later", "named"])
+def test_a_rollback_leaves_the_claim_alone(cluster, helm, namespace, first, second):
+    """The first revision was rendered when there was no claim yet, and later ones by the claim that there is."""
+    for command, name in [("install", first), ("upgrade", second)]:
+        values = merged(EXAMPLES["single-node"], {"objectStore": {"create": {"storageClassName": name}}})
+        helm(command, "crescendo", CHART, namespace=namespace, values=values)
+    before = claim(cluster, namespace)
+    assert before["storageClassName"] == "standard"
+    for revision in ("1", "2"):
+        helm("rollback", "crescendo", revision, namespace=namespace)
+        assert claim(cluster, namespace) == before
+
+
 def test_the_object_store_grows(cluster, helm, namespace):
     values = merged(EXAMPLES["default"], sizes("10Gi"))
     helm("install", "crescendo", CHART, namespace=namespace, values=values)

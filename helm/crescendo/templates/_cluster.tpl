@@ -50,9 +50,17 @@ replicas: {{ .spec.replicas }}
 {{- $size = $create.size -}}
 {{- end -}}
 {{- $spec = dict "accessModes" .spec.accessModes "resources" (dict "requests" (dict "storage" $size)) -}}
-{{- if hasKey .spec "storageClassName" }}{{- $_ := set $spec "storageClassName" .spec.storageClassName }}{{- end -}}
+{{- if include "crescendo.namesClass" . }}{{- $_ := set $spec "storageClassName" .spec.storageClassName }}{{- end -}}
 {{- end -}}
 {{- $spec | toJson -}}
+{{- end -}}
+
+{{/* Did whoever made this claim name its class? Then every revision has to, and otherwise none may: with the class in one of them
+     alone, going back to another would take it away, which Kubernetes does not allow. A default class is set by the cluster. */}}
+{{- define "crescendo.namesClass" -}}
+{{- range .metadata.managedFields -}}
+{{- if and (ne .manager "kube-controller-manager") (hasKey (get .fieldsV1 "f:spec" | default dict) "f:storageClassName") }}true{{ end -}}
+{{- end -}}
 {{- end -}}
 
 {{/* Can this claim become larger? Call with (list $ claim). */}}
