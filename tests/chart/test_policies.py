@@ -354,7 +354,7 @@ def test_names_are_looked_up_and_metrics_scraped_where_the_values_say():
             dns = policy["spec"]["egress"][0]
             assert {"ipBlock": {"cidr": "169.254.20.10/32"}} in dns["to"] and len(dns["to"]) == 2, name
             assert {(port["port"], port["protocol"]) for port in dns["ports"]} == {(p, q) for p in (53, 5353) for q in ("UDP", "TCP")}, name
-        if not name.endswith(("-certificates", "-test")):
+        if not name.endswith(("-certificates", "-fetch", "-test")):
             (scrape,) = [rule for rule in policy["spec"]["ingress"] if "namespaceSelector" in rule["from"][0]]
             (asked,) = scrape["from"][0]["namespaceSelector"]["matchExpressions"]
             assert asked["values"] == ["monitoring", "observability"], name
