@@ -80,16 +80,19 @@ async fn ranks_die(trainers: usize, slots: u32) -> Result<()> {
     let job = cluster.await_success(&job_id, LIMIT).await?;
     ensure!(generation(&job) == 3, "it was placed {} times", generation(&job));
 
-    let mut before: Option<u64> = None;
+    // The last step that all ranks had begun, and that any had: a rank that dies may have begun one before the others had got all of
+    // the one before, and its log may lack its last.
+    let mut before: Option<(u64, u64)> = None;
     for (generation, steps) in trained(positions.path(), &job_id)? {
         let other = trained_by(positions.path(), &job_id, 1)?.remove(&generation).unwrap_or_default();
         let first = steps.iter().chain(&other).copied().min();
-        if let (Some(before), Some(first)) = (before, first) {
-            let again = (before + 1).saturating_sub(first);
-            ensure!(again <= 1 && first <= before + 1, "{again} steps again in generation {generation}");
+        if let (Some((by_all, by_any)), Some(first)) = (before, first) {
+            let again = (by_all + 1).saturating_sub(first);
+            ensure!(again <= 1, "{again} steps again in generation {generation}");
+            ensure!(first <= by_any + 1, "steps {by_any} to {first} are missing in generation {generation}");
         }
-        // A rank that dies may have begun a step before the others had got all of the one before.
-        before = steps.iter().max().min(other.iter().max()).copied();
+        let last = [&steps, &other].map(|steps| steps.iter().max().copied());
+        before = last.iter().min().copied().flatten().zip(last.iter().max().copied().flatten());
     }
     let mut lora = Vec::new();
     for job in [&undisturbed, &job_id] {

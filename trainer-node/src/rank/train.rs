@@ -49,6 +49,8 @@ pub const COLLECTIVE_TIMEOUT: Duration = Duration::from_secs(180);
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(600);
 /// How long ranks that have lost a peer leave another time to save: told to stop, they end before.
 const SAVE_WAIT: Duration = Duration::from_secs(30);
+/// How long it takes until one of them looks again whether rank 0 is there to save.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
 /// How long the node of rank 0 may take to answer before it counts as lost with its rank.
 const REACH_WAIT: Duration = Duration::from_secs(2);
 /// How long a rank waits for its pairs before it tells the others that it has to wait.
@@ -633,10 +635,13 @@ impl Loop {
         if step <= first {
             return;
         }
-        if !plan.may_save() || plan.gang.rank != 0 && self.is_rank_0_in_reach() {
-            // The first rank that says that it has lost a peer ends the attempt, and with it what another saves.
-            self.enter(RankPhase::Leaving);
+        // The first rank that says that it has lost a peer ends the attempt, and with it what another saves.
+        self.enter(RankPhase::Leaving);
+        if !plan.may_save() {
             self.pause(SAVE_WAIT);
+            return;
+        }
+        if plan.gang.rank != 0 && self.does_rank_0_stay() {
             return;
         }
         match self.save_step() {
@@ -656,7 +661,21 @@ impl Loop {
         }
     }
 
-    /// Whether the process of rank 0 still answers: then rank 0 saves, or says why it cannot.
+    /// Waits for as long as the process of rank 0 is there: then rank 0 saves, or says why it cannot. Whether that is until this rank is
+    /// told to stop, or has waited for long enough. The connections of a process that is killed end before it takes no new ones,
+    /// so that it is looked for again.
+    fn does_rank_0_stay(&self) -> bool {
+        let until = Instant::now() + SAVE_WAIT;
+        while self.is_rank_0_in_reach() {
+            if self.training.stop.is_cancelled() || Instant::now() >= until {
+                return true;
+            }
+            self.pause(LOOK_AGAIN);
+        }
+        false
+    }
+
+    /// Whether the process of rank 0 takes connections.
     fn is_rank_0_in_reach(&self) -> bool {
         let Training { rank_0_at, runtime, stop, .. } = &self.training;
         let Some(rank_0_at) = *rank_0_at else { return true };

@@ -312,7 +312,7 @@ impl Cluster {
                 "{id} of {tenant} in {queue}, {priority}: wants {least} to {most}, has {has}, is {state}: {why}"
             )
         };
-        self.state.open_jobs().map(|job| line(job)).collect::<Vec<_>>().join("\n")
+        self.state.open_jobs().map(line).collect::<Vec<_>>().join("\n")
     }
 
     /// Time passes, in steps that the controller sees.

@@ -361,7 +361,11 @@ fn a_higher_class_takes_what_its_tenant_may_have() {
     cluster.settle();
     let urgent = cluster.submit(&Wanted { priority: 100, ..wanted("", 3) });
     cluster.settle();
-    assert_eq!([&urgent, &low, &other].map(|job| cluster.ranks(job)), [3, 0, 1], "the other tenant's does not help");
+    assert_eq!(
+        [&urgent, &low, &other].map(|job| cluster.ranks(job)),
+        [3, 0, 1],
+        "the other tenant's does not help"
+    );
     assert_eq!(cluster.preemptions, [(low, urgent)]);
 }
 
