@@ -122,6 +122,13 @@ def test_new_certificates_are_taken_up_as_they_are(release):
     assert uids(release) == before
 
 
+def trains(release):
+    """A job, what it has saved, the trainer that it is on, and that one's machine."""
+    job = release.submit()
+    saved, trainer = release.has_saved(job), release.busy_trainer()
+    return job, saved, trainer, release.pod(trainer)["spec"]["nodeName"]
+
+
 def goes_on_elsewhere(release, job, trainer, saved):
     """Waits for a job to train on another trainer, from what was saved at least."""
 
@@ -133,9 +140,7 @@ def goes_on_elsewhere(release, job, trainer, saved):
 
 
 def test_a_drained_machine_hands_its_ranks_over(release):
-    job = release.submit()
-    saved, trainer = release.has_saved(job), release.busy_trainer()
-    machine = release.pod(trainer)["spec"]["nodeName"]
+    job, saved, trainer, machine = trains(release)
     try:
         drain = ["drain", machine, "--ignore-daemonsets", "--delete-emptydir-data", "--pod-selector=app.kubernetes.io/component=trainer"]
         release.cluster.kubectl(*drain, "--timeout=200s", seconds=240)
@@ -160,10 +165,7 @@ def without(release, machine):
 def test_a_machine_that_is_lost_without_a_word(release):
     """With a trainer in the middle of a job, and whatever else was on it: its pods are gone, and nobody has ended them."""
     machines = release.cluster.machines
-    job = release.submit()
-    saved = release.has_saved(job)
-    trainer = release.busy_trainer()
-    machine = release.pod(trainer)["spec"]["nodeName"]
+    job, saved, trainer, machine = trains(release)
     try:
         machines.lose(machine)
         with without(release, machine):
@@ -181,10 +183,7 @@ def test_a_machine_that_is_lost_without_a_word(release):
 def test_a_machine_that_hangs_and_comes_back(release):
     """All of its processes stop, and go on after others have taken over: what it still computes changes nothing."""
     machines = release.cluster.machines
-    job = release.submit()
-    saved = release.has_saved(job)
-    trainer = release.busy_trainer()
-    machine = release.pod(trainer)["spec"]["nodeName"]
+    job, saved, trainer, machine = trains(release)
     thaw = machines.freeze(machine)
     try:
         with without(release, machine):

@@ -35,7 +35,7 @@ impl<'a> JobPass<'a, '_> {
             attempt.ranks.iter().for_each(|rank| self.slots.give_back(rank));
             ranks.iter().for_each(|rank| self.slots.take(rank));
             let wait = PendingReason::Grows { ranks: slots_of(&ranks), now };
-            self.decided.leaving.insert(ready.stage.id.clone(), format!("the job {wait}"));
+            self.has_to_leave(job, &attempt, format!("the job {wait}"));
             self.plan.wait(&job.record.id, wait);
         }
         self.decided.order = order;

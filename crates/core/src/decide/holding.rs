@@ -107,7 +107,7 @@ impl<'a> JobPass<'a, '_> {
         if let Some((reason, kind)) = over {
             return Leaving::Left { last: Some(Arc::new(self.close(stage, running, &reason, kind))) };
         }
-        self.decided.leaving.insert(stage.id.clone(), why.to_owned());
+        self.has_to_leave(job, running, why.to_owned());
         Leaving::Saves { slots: running.ranks.len() }
     }
 
@@ -155,12 +155,13 @@ impl<'a> JobPass<'a, '_> {
         leaving.cloned().collect()
     }
 
-    /// Slots of the queue that it will hold no more once these have left.
-    pub(super) fn about_to_leave(&self, queue: &'a str, device: &'a str) -> u32 {
-        if self.decided.leaving.is_empty() {
-            return 0;
+    /// The gang is to save and leave.
+    pub(super) fn has_to_leave(&mut self, job: &'a Job, attempt: &AttemptRecord, why: String) {
+        let device = holdings::device_of(self.nodes.state, attempt);
+        if let (Some((queue, _)), Some(device)) = (self.queue_of(job), device) {
+            self.about_to_leave.add(queue, device, slots_of(&attempt.ranks));
         }
-        self.counted(Limit::Queue(queue, device), &self.leaving())
+        self.decided.leaving.insert(attempt.attempt.stage_ref(), why);
     }
 
     /// Whether the job fits with so many ranks once these have left, and whoever stops has stopped.
@@ -181,10 +182,7 @@ impl<'a> JobPass<'a, '_> {
         slots.assume_stopped();
         gone.iter().flat_map(|attempt| &attempt.ranks).for_each(|rank| slots.give_back(rank));
         self.let_back(gone, ready, &mut slots);
-        self.in_slots(slots, |pass| match ready.required {
-            Some(gang) => matches!(pass.place_like(ready.job, gang, &ready.stage.id), Ok(Ok(_))),
-            None => pass.place_anywhere(ready.job, ready.stage, &[ranks]).is_ok(),
-        })
+        self.in_slots(slots, |pass| matches!(pass.place(ready, &[ranks]), Ok(Ok(_))))
     }
 
     /// Takes the slots that go to others than the job once these have left: what their queues are sure of then goes to who waits
@@ -213,17 +211,23 @@ impl<'a> JobPass<'a, '_> {
                 .of(name, device)
                 .saturating_sub(self.counted(Limit::Queue(name, device), gone));
             let mut left = guaranteed.saturating_sub(held);
+            if left == 0 {
+                continue;
+            }
             let waiting = self.wanting.get(&(name, device)).cloned().unwrap_or_default();
-            let waiting = waiting.into_iter().filter(|one| !self.decided.active.contains(&one.stage.id));
-            for one in waiting.collect::<Vec<_>>().into_iter().chain(back) {
+            for (one, waits) in
+                waiting.iter().map(|one| (one, true)).chain(back.iter().map(|one| (one, false)))
+            {
                 let sizes: Vec<u32> = one.sizes.iter().copied().filter(|size| *size <= left).collect();
-                if !sizes.is_empty() {
-                    let place =
-                        self.in_slots(slots.clone(), |pass| pass.place_anywhere(one.job, one.stage, &sizes));
-                    let ranks = place.unwrap_or_default();
-                    ranks.iter().for_each(|rank| slots.take(rank));
-                    left = left.saturating_sub(slots_of(&ranks));
+                // One that has been placed meanwhile waits no more.
+                if sizes.is_empty() || waits && self.decided.active.contains(&one.stage.id) {
+                    continue;
                 }
+                let place =
+                    self.in_slots(slots.clone(), |pass| pass.place_anywhere(one.job, one.stage, &sizes));
+                let ranks = place.unwrap_or_default();
+                ranks.iter().for_each(|rank| slots.take(rank));
+                left = left.saturating_sub(slots_of(&ranks));
             }
         }
     }
@@ -315,7 +319,7 @@ impl<'a> JobPass<'a, '_> {
         self.plan.change(change);
         self.move_job(victim.job, vec![JobEvent::Preempt { by: by.record.id.clone() }]);
         let why = preemption::makes_room(victim.job, Some(by));
-        self.decided.leaving.insert(victim.attempt.attempt.stage_ref(), why);
+        self.has_to_leave(victim.job, &victim.attempt, why);
         self.plan.wait(&id, PendingReason::Preempted { slots });
     }
 }

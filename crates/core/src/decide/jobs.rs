@@ -1,6 +1,7 @@
 //! Jobs: attempts are ended and placed, states moved, waits explained.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
 use std::sync::Arc;
 
 use crate::decide::lost::lost_pairs;
@@ -8,6 +9,7 @@ use crate::decide::passes::{
     Active, CurationAssignments, Decided, FirstWaiting, Found, Idle, InUse, Lacking, Limit, Wants,
 };
 use crate::decide::{Change, DecideContext, PendingReason, PlanDraft, preemption, sources, stage_precision};
+use crate::holdings::Holdings;
 use crate::ids::{AttemptRef, IdMap, NodeId, Timestamp};
 use crate::job::{JobEvent, JobState};
 use crate::observed::{GangView, NodeFailure, NodeReport};
@@ -49,9 +51,21 @@ pub(super) fn decide_jobs<'a>(nodes: &DecideContext<'a>, plan: &mut PlanDraft) -
     };
     let (idle, in_use) = (Vec::new(), InUse::default());
     let found = Found::default();
-    let (first_waiting, first_at_limit, wanting) = (None, BTreeMap::new(), BTreeMap::new());
-    let mut pass =
-        JobPass { nodes, plan, decided, slots, idle, in_use, first_waiting, first_at_limit, wanting, found };
+    let (first_waiting, first_at_limit) = (None, BTreeMap::new());
+    let (wanting, about_to_leave) = (BTreeMap::new(), Holdings::default());
+    let mut pass = JobPass {
+        nodes,
+        plan,
+        decided,
+        slots,
+        idle,
+        in_use,
+        first_waiting,
+        first_at_limit,
+        wanting,
+        about_to_leave,
+        found,
+    };
     // Every slot that becomes free is known before the first one is given away.
     for job in jobs {
         pass.decide_job(job);
@@ -178,7 +192,9 @@ pub(super) struct JobPass<'a, 'p> {
     /// For each limit the first job that what is left of it is too little for.
     pub(super) first_at_limit: BTreeMap<Limit<'a>, FirstWaiting<'a>>,
     /// The gangs that may be placed, of each queue that is sure of slots, with the kind of device that they want; in order.
-    pub(super) wanting: BTreeMap<(&'a str, &'a str), Vec<Wants<'a>>>,
+    pub(super) wanting: BTreeMap<(&'a str, &'a str), Rc<Vec<Wants<'a>>>>,
+    /// Slots that queues hold no more once those that are to leave have left.
+    pub(super) about_to_leave: Holdings<'a>,
     pub(super) found: Found<'a>,
 }
 

@@ -56,9 +56,12 @@ impl<'a> JobPass<'a, '_> {
         }
         if self.quotas().queues.guarantee() {
             for one in &ready {
-                if let (Some((name, _)), Some(device)) = (self.queue_of(one.job), one.device) {
-                    let wants = Wants { job: one.job, stage: one.stage, sizes: one.sizes.as_slice().into() };
-                    self.wanting.entry((name, device)).or_default().push(wants);
+                let Some(((name, queue), device)) = self.queue_of(one.job).zip(one.device) else { continue };
+                let guaranteed = queue.guaranteed_of(device);
+                let sizes: Rc<[u32]> = one.sizes.iter().copied().filter(|size| *size <= guaranteed).collect();
+                if !sizes.is_empty() {
+                    let wants = Wants { job: one.job, stage: one.stage, sizes };
+                    Rc::make_mut(self.wanting.entry((name, device)).or_default()).push(wants);
                 }
             }
             // A queue keeps its order: behind one that has to borrow nobody of it asks for what the queue is sure of.
@@ -119,7 +122,8 @@ impl<'a> JobPass<'a, '_> {
         let Some((name, queue)) = self.queue_of(ready.job) else { return false };
         let Some(device) = ready.device else { return false };
         // What leaves makes room for those whose turn it is, before anybody else counts on it.
-        let held = self.in_use.queues.of(name, device).saturating_sub(self.about_to_leave(name, device));
+        let leaves = self.about_to_leave.of(name, device);
+        let held = self.in_use.queues.of(name, device).saturating_sub(leaves);
         let left = queue.guaranteed_of(device).saturating_sub(held);
         let least = ready.sizes.last().copied().unwrap_or(u32::MAX);
         if least > left || borrowing.contains(&(name, device)) {
@@ -233,11 +237,7 @@ impl<'a> JobPass<'a, '_> {
         {
             return Err(behind(job, first));
         }
-        let place = match ready.required {
-            Some(gang) => self.place_like(job, gang, &stage.id)?,
-            None => self.place_anywhere(job, stage, &sizes),
-        };
-        let ranks = place.map_err(|shortage| {
+        let ranks = self.place(ready, &sizes)?.map_err(|shortage| {
             // One that is kept from nodes on which it fails for good says nothing of the others.
             let failures = &self.nodes.seen.failures;
             let kept_off = !failures.permanent_on(&stage.id, self.nodes.limits, self.nodes.now).is_empty();
@@ -311,11 +311,21 @@ impl<'a> JobPass<'a, '_> {
 
     /// Whether there are the slots for so many ranks of the job, free or not.
     fn fits_when_empty(&self, ready: &Ready<'a>, ranks: u32) -> bool {
-        let place = match ready.required {
-            Some(gang) => self.place_like(ready.job, gang, &ready.stage.id),
-            None => Ok(self.place_anywhere(ready.job, ready.stage, &[ranks])),
-        };
+        let place = self.place(ready, &[ranks]);
         place.is_ok_and(|place| place.err().is_none_or(|shortage| shortage.fits_when_empty()))
+    }
+
+    /// Where a gang of one of `sizes` goes, or one like that which it has to be like; `Err` if there are not the nodes for that one,
+    /// free or not.
+    pub(super) fn place(
+        &self,
+        ready: &Ready<'a>,
+        sizes: &[u32],
+    ) -> Result<Result<Vec<RankPlacement>, InsufficientCapacity>, PendingReason> {
+        match ready.required {
+            Some(gang) => self.place_like(ready.job, gang, &ready.stage.id),
+            None => Ok(self.place_anywhere(ready.job, ready.stage, sizes)),
+        }
     }
 
     fn start(&mut self, ready: &Ready<'a>, ranks: Vec<RankPlacement>, ahead_of: Option<&Job>) {
@@ -451,7 +461,7 @@ impl<'a> JobPass<'a, '_> {
     }
 
     /// Places a gang that gives the same bits as one of this kind; `Err` if there are not the nodes for it, free or not.
-    pub(super) fn place_like(
+    fn place_like(
         &self,
         job: &'a Job,
         gang: &GangKind,
