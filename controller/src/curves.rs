@@ -31,6 +31,8 @@ const KEPT_BUCKETS: usize = 2048;
 pub const MAX_HISTORY_BYTES: u64 = 64 << 20;
 /// A history is not read anew before this, however many checkpoints come.
 const READ_AGAIN_AFTER: Duration = Duration::from_secs(20);
+/// One that could not be read is tried again after this: a curator may have come.
+const TRY_AGAIN_AFTER: Duration = Duration::from_secs(3);
 const DEFAULT_POINTS: usize = 1000;
 const MAX_POINTS: usize = 4000;
 
@@ -195,7 +197,8 @@ fn wanted_file<'a>(known: &Known, source: &'a CurveSource) -> Option<&'a History
     let file = source.history.as_ref().filter(|file| file.size_bytes <= MAX_HISTORY_BYTES)?;
     let has = known.kept.as_ref().map_or(0, |kept| kept.last_step());
     let heard_all = known.reported.is_gapless() && known.reported.last_step() >= file.steps;
-    let soon = known.asked_at.is_some_and(|asked| asked.elapsed() < READ_AGAIN_AFTER);
+    let pause = if known.trouble.is_empty() { READ_AGAIN_AFTER } else { TRY_AGAIN_AFTER };
+    let soon = known.asked_at.is_some_and(|asked| asked.elapsed() < pause);
     (has < file.steps && !heard_all && !soon).then_some(file)
 }
 
@@ -297,7 +300,7 @@ mod tests {
         hub.keep(&untold.stage, Err("no curator is connected".into()));
         let (curve, _) = hub.curve(&untold, 100, None).unwrap();
         assert_eq!(curve.incomplete, "steps before 5 are not known here: no curator is connected");
-        tokio::time::advance(READ_AGAIN_AFTER).await;
+        tokio::time::advance(TRY_AGAIN_AFTER).await;
         assert_eq!(hub.wants(&untold), Some(history_of(3)));
         let mut trace = Trace::new(KEPT_BUCKETS);
         (1..=3).for_each(|step| trace.push(&point(step)));

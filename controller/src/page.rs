@@ -99,12 +99,12 @@ impl PageLayer {
         let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
         // A link that leads here is followed from anywhere; such a request asks for a document.
         let follows_link = text("sec-fetch-mode") == Some("navigate");
-        let is_of_another =
-            text("sec-fetch-site").is_some_and(|site| !matches!(site, "same-origin" | "none")) && !follows_link;
+        let is_of_another = text("sec-fetch-site")
+            .is_some_and(|site| !matches!(site, "same-origin" | "none"))
+            && !follows_link;
         // Without TLS browsers speak HTTP/1.1 alone.
-        let is_misnamed = self.dev
-            && version <= Version::HTTP_11
-            && !text(HOST.as_str()).is_some_and(|host| is_this_machine(host));
+        let is_misnamed =
+            self.dev && version <= Version::HTTP_11 && !text(HOST.as_str()).is_some_and(is_this_machine);
         is_of_another || is_misnamed
     }
 
@@ -148,7 +148,8 @@ fn is_this_machine(host: &str) -> bool {
         Some(rest) => rest.split(']').next().unwrap_or_default(),
         None => host.split(':').next().unwrap_or_default(),
     };
-    name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+    name.eq_ignore_ascii_case("localhost")
+        || name.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 /// A sentence in place of a page.

@@ -7,7 +7,8 @@ import { JobsPage } from "./pages/jobs.tsx";
 import { LoginPage } from "./pages/login.tsx";
 import { QueuesPage } from "./pages/queues.tsx";
 import { type Route, href, useRoute } from "./route.ts";
-import { SessionContext, type Session, covers, isUnknown, keepToken, keptToken, signIn, useMay, useSession } from "./session.ts";
+import { covers } from "./roles.ts";
+import { SessionContext, type Session, isUnknown, keepToken, keptToken, signIn, useMay, useSession } from "./session.ts";
 import { tab, useLink } from "./watch/watch.ts";
 
 type Entry =

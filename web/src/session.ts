@@ -4,6 +4,7 @@ import { Code, ConnectError } from "@connectrpc/connect";
 import { createContext } from "preact";
 import { useContext } from "preact/hooks";
 import { type Clients, clients } from "./client.ts";
+import { type Role, covers } from "./roles.ts";
 import { type WhoAmIResponse, WhoAmIResponseSchema } from "./gen/crescendo/v1/access_pb.ts";
 
 /** Of this tab alone, and gone with it. */
@@ -32,15 +33,6 @@ export async function signIn(token: string): Promise<Session> {
 }
 
 export const isUnknown = (thrown: unknown) => ConnectError.from(thrown).code === Code.Unauthenticated;
-
-const ROLES = ["viewer", "submitter", "operator", "admin"] as const;
-export type Role = (typeof ROLES)[number];
-
-/** Whether a role of people includes another. */
-export function covers(had: string, needed: Role): boolean {
-  const at = ROLES.indexOf(had as Role);
-  return at >= 0 && at >= ROLES.indexOf(needed);
-}
 
 const nobody: Session = { token: "", who: create(WhoAmIResponseSchema), api: clients("") };
 export const SessionContext = createContext<Session>(nobody);

@@ -68,11 +68,12 @@ pub struct Sight {
     pub logs: LogHub,
     pub relays: Relays,
     pub curves: CurveHub,
-    newest: Arc<Mutex<Weak<(Instant, Arc<Snapshot>)>>>,
+    newest: Arc<Mutex<Weak<TakenAt>>>,
 }
 
 /// A snapshot and when it was taken.
-type Taken = Arc<(Instant, Arc<Snapshot>)>;
+type TakenAt = (Instant, Arc<Snapshot>);
+type Taken = Arc<TakenAt>;
 type Outgoing = mpsc::Sender<Result<v1::WatchViewsResponse, Status>>;
 
 impl Sight {

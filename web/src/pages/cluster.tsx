@@ -81,7 +81,7 @@ function NodeTable(props: { title: string; nodes: Node[]; steer: boolean; refuse
   const { title, nodes } = props;
   const trains = title === "Trainers";
   return (
-    <section class="block" aria-label={title}>
+    <section class="block">
       <h2>{title}</h2>
       {nodes.length === 0 ? (
         <p class="empty">None is known.</p>

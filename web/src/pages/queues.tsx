@@ -17,7 +17,7 @@ export function QueuesPage() {
       {value && (
         <>
           {value.queues.length === 0 ? <p class="empty">There are no queues, and no job that waits or runs.</p> : <QueueTable queues={value.queues} />}
-          <section class="block" aria-label="Tenants">
+          <section class="block">
             <h2>Tenants</h2>
             <p class="faint">
               {value.fairShare

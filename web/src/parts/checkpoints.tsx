@@ -9,7 +9,7 @@ export function Checkpoints({ checkpoints, jobId }: { checkpoints: Checkpoint[];
   const [failed, setFailed] = useState("");
   const newest = [...checkpoints].reverse();
   return (
-    <section aria-label="Checkpoints">
+    <section>
       {failed && <Problem>{failed}</Problem>}
       {newest.length === 0 ? (
         <p class="empty">None yet.</p>

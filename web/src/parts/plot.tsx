@@ -136,10 +136,8 @@ export function Plot(props: { title: string; unit: string; lines: PlotLine[]; lo
         <h3>{title}</h3>
         {unit && <span class="faint">{unit}</span>}
         <span class="grow" />
-        {lines.length === 1 && lines[0] ? (
-          <span class="value">{figure(at(lines[0]))}</span>
-        ) : null}
-        <span class="faint at">{cursorStep === undefined ? "" : `step ${count(cursorStep)}`}</span>
+        <span class="faint">{cursorStep === undefined ? "" : `step ${count(cursorStep)}`}</span>
+        {lines.length === 1 && lines[0] ? <span class="value">{figure(at(lines[0]))}</span> : null}
       </figcaption>
       <div ref={box} class="canvas" role="img" aria-label={isEmpty ? `${title}: no numbers yet` : `${title} by step; last ${lastOf}`}>
         {isEmpty && <p class="empty">No numbers yet</p>}

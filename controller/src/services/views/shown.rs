@@ -24,7 +24,7 @@ pub enum Looking {
     /// Lines come by themselves.
     Log(v1::LogView),
     /// It has told why there is nothing to see; or is about to.
-    Over(Option<Shown>),
+    Over(Option<Box<Shown>>),
 }
 
 #[derive(Default)]
@@ -71,7 +71,7 @@ impl Looking {
     }
 
     pub fn refused(status: &Status) -> Self {
-        Self::Over(Some(failed(status)))
+        Self::Over(Some(Box::new(failed(status))))
     }
 
     /// Ends the view, which says why.
@@ -98,7 +98,7 @@ impl Looking {
             }
             Self::Curves(view, cursors) => told_curves(view, cursors, snapshot, curves, scope),
             Self::Log(_) => Ok(News::default()),
-            Self::Over(last) => Ok(News::of(last.take())),
+            Self::Over(last) => Ok(News::of(last.take().map(|last| *last))),
         };
         looked.unwrap_or_else(|refused| self.end(&status::refused(&refused)))
     }
