@@ -53,6 +53,8 @@ const DEFAULT_TAIL: usize = 1000;
 const HISTORY_DEADLINE: Duration = Duration::from_secs(30);
 /// Hint to callers for whom there is no place.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
+/// A watch ends after this without an error, and is asked for again: a caller that may not see any more what it saw is told then.
+const WATCH_FOR: Duration = Duration::from_secs(600);
 
 /// Views that follow what changes, and curves.
 pub struct Views {
@@ -155,6 +157,7 @@ impl ViewService for Views {
                 () = stop.cancelled() => Status::unavailable("the controller stops"),
                 () = engine.deposed() => Status::unavailable("this controller leads no more"),
                 () = out.closed() => return,
+                () = tokio::time::sleep(WATCH_FOR) => return,
                 ended = watch.run(first) => ended,
             };
             // One who takes nothing learns it by the end of the stream.

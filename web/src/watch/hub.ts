@@ -35,6 +35,8 @@ export type Open = (
 const SETTLE_MILLIS = 20;
 const FIRST_PAUSE_MILLIS = 500;
 const LAST_PAUSE_MILLIS = 10_000;
+/** A stream that lasted so long has not broken: the controller ends each now and then, to be asked again. */
+const LASTED_MILLIS = 30_000;
 
 /** All that is watched with one token. */
 class Link {
@@ -85,6 +87,7 @@ class Link {
       }
     }
     if (views.length === 0) return;
+    const began = Date.now();
     try {
       for await (const { viewId, shown } of this.open(this.token, views, abort.signal)) {
         if (abort.signal.aborted) return;
@@ -95,6 +98,7 @@ class Link {
         target.watcher.shown(target.key, shown, !seen.has(viewId));
         seen.add(viewId);
       }
+      if (Date.now() - began > LASTED_MILLIS) return this.#restart(0);
       throw new ConnectError("the controller has ended the stream", Code.Unavailable);
     } catch (thrown) {
       if (abort.signal.aborted) return;
