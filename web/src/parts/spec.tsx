@@ -16,7 +16,7 @@ export function Spec({ jobId }: { jobId: string }) {
         )}
       </div>
       {failed && <Problem>{failed}</Problem>}
-      <pre class="yaml" tabIndex={0} aria-label="Resolved spec, YAML">
+      <pre class="yaml" tabIndex={0} role="region" aria-label="Resolved spec, YAML">
         {yaml}
       </pre>
     </section>
