@@ -1,31 +1,44 @@
 // The fields of a resolved spec, as the controller writes it: one field a line, two blanks a level, `- ` before a list's entries.
 
-/** By path, such as spec.stages[0].train.steps, in the order of the file. */
-export function leaves(yaml: string): Map<string, string> {
-  const found = new Map<string, string>();
+export interface Line {
+  text: string;
+  /** Of the field on it, such as spec.stages[0].train.steps; of a list's entry where that is no field. Empty if it has none. */
+  path: string;
+  value: string;
+  /** What is below it belongs to it. */
+  isSection: boolean;
+}
+
+/** The lines with their paths. */
+export function lines(yaml: string): Line[] {
   /** What leads to the present line: how far it is in, and its path. */
   const open: { indent: number; path: string; entries: number }[] = [];
-  for (const line of yaml.split("\n")) {
-    if (line.trim() === "" || line.trimStart().startsWith("#")) continue;
+  return yaml.split("\n").map((line): Line => {
+    const plain = { text: line, path: "", value: "", isSection: false };
+    if (line.trim() === "" || line.trimStart().startsWith("#")) return plain;
     let indent = line.length - line.trimStart().length;
     let text = line.trimStart();
     let parent = above(open, indent);
+    let path = "";
     while (text.startsWith("- ")) {
-      const path = `${parent?.path ?? ""}[${parent ? parent.entries++ : 0}]`;
+      path = `${parent?.path ?? ""}[${parent ? parent.entries++ : 0}]`;
       text = text.slice(2);
       open.push({ indent, path, entries: 0 });
       parent = open.at(-1);
       indent += 2;
-      if (!isField(text)) found.set(path, text);
     }
-    if (!isField(text)) continue;
+    if (!isField(text)) return { ...plain, path, value: text };
     const at = text.indexOf(":");
-    const path = parent ? `${parent.path}.${text.slice(0, at)}` : text.slice(0, at);
+    path = parent ? `${parent.path}.${text.slice(0, at)}` : text.slice(0, at);
     const value = text.slice(at + 1).trim();
     if (value === "") open.push({ indent, path, entries: 0 });
-    else found.set(path, value);
-  }
-  return found;
+    return { text: line, path, value, isSection: value === "" };
+  });
+}
+
+/** By path, in the order of the file. */
+export function leaves(yaml: string): Map<string, string> {
+  return new Map(lines(yaml).flatMap(({ path, value, isSection }) => (path === "" || isSection ? [] : [[path, value] as const])));
 }
 
 const isField = (text: string) => /^(?:[A-Za-z0-9_./-]+|"[^"]*"):( |$)/.test(text);
