@@ -28,4 +28,4 @@ if [ -z "$CHROMIUM" ]; then
 fi
 export CHROMIUM CRESCENDO_BIN=${CRESCENDO_BIN:-target/debug}
 cd web
-node --test --test-timeout=240000 --test-reporter=spec "$@" test/e2e/page.test.mjs
+node --test --test-timeout=600000 --test-reporter=spec "$@" test/e2e/page.test.mjs

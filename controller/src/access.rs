@@ -46,7 +46,7 @@ use tokio::sync::watch;
 pub use audit::{AuditContext, AuditTo};
 pub use caller::{Caller, caller_of, trail_of};
 pub use layer::AccessLayer;
-pub use oidc::OidcConfig;
+pub use oidc::{Login, LoginConfig, LoginError, OidcConfig};
 
 const REFUSALS: [&str; 4] = ["bad_credential", "no_credential", "role", "rate"];
 const SOURCES: [&str; 3] = ["tokens", "tenants", "oidc"];
@@ -150,6 +150,11 @@ impl Access {
             buckets: Arc::new(Buckets::default()),
             refused,
         })
+    }
+
+    /// How browsers log in at the issuer, if they do.
+    pub fn login(&self) -> anyhow::Result<Option<Login>> {
+        Ok(self.oidc.as_ref().map(Oidc::login).transpose()?.flatten())
     }
 
     /// What tenants may use, as the file says now.

@@ -10,7 +10,7 @@ use crescendo_core::quotas::TenantLimits;
 use crescendo_core::transitions::QueueLimits;
 use crescendo_node::runtime::args::ServerArgs;
 
-use crate::access::{AccessConfig, AuditTo, OidcConfig};
+use crate::access::{AccessConfig, AuditTo, LoginConfig, OidcConfig};
 use crate::store_tls::StoreTlsArgs;
 
 /// Runs the controller of a Crescendo cluster
@@ -91,6 +91,12 @@ pub struct AccessArgs {
         default_value = "crescendo_tenant"
     )]
     pub oidc_tenant_claim: String,
+    /// Name of the web page at the issuer, where it is a public client: people then log in there
+    #[arg(long, env = "CRESCENDO_OIDC_PAGE_CLIENT_ID", value_name = "ID")]
+    pub oidc_page_client_id: Option<String>,
+    /// What the page's login asks the issuer for, words separated by blanks
+    #[arg(long, env = "CRESCENDO_OIDC_PAGE_SCOPE", value_name = "WORDS", default_value = "openid")]
+    pub oidc_page_scope: String,
     /// Seconds between two fetches of the issuer's keys at least
     #[arg(long, env = "CRESCENDO_OIDC_FETCH_PAUSE_SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..))]
     pub oidc_fetch_pause_seconds: u64,
@@ -116,11 +122,19 @@ impl AccessArgs {
             oidc_audience,
             oidc_role_claim,
             oidc_tenant_claim,
+            oidc_page_client_id,
+            oidc_page_scope,
             oidc_fetch_pause_seconds,
             tenants,
             webhook_secrets,
             audit_log,
         } = self;
+        let login = oidc_page_client_id
+            .clone()
+            .map(|client_id| LoginConfig { client_id, scope: oidc_page_scope.clone() });
+        if login.is_some() && oidc_issuer.is_none() {
+            bail!("--oidc-page-client-id needs --oidc-issuer");
+        }
         if dev && (auth_tokens.is_some() || oidc_issuer.is_some()) {
             bail!("--dev has no login: give either --dev, or --auth-tokens and --oidc-issuer");
         }
@@ -131,6 +145,7 @@ impl AccessArgs {
                 role_claim: oidc_role_claim.clone(),
                 tenant_claim: oidc_tenant_claim.clone(),
                 fetch_pause: Duration::from_secs(*oidc_fetch_pause_seconds),
+                login,
             }),
             (None, None) => None,
             (Some(_), None) => {

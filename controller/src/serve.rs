@@ -131,7 +131,7 @@ impl Controller {
         let (of_jobs, collected) = (relays.clone(), collections.clone());
         let sight = Sight::new(handle.clone(), logs.clone(), relays.clone(), curves);
         let services = PeoplesServices {
-            callers: Callers::new(handle.clone(), object_store_url),
+            callers: Callers::new(handle.clone(), object_store_url, guard.login()?),
             jobs: Jobs::new(handle.clone(), logs.clone(), of_jobs, collected, tasks.clone()),
             nodes: Nodes::new(handle.clone(), logs, units, metrics, tasks.clone()),
             checkpoints: Checkpoints::new(handle.clone()),

@@ -6,6 +6,7 @@ import { JobPage } from "./pages/job.tsx";
 import { JobsPage } from "./pages/jobs.tsx";
 import { LoginPage } from "./pages/login.tsx";
 import { QueuesPage } from "./pages/queues.tsx";
+import { finish } from "./login.ts";
 import { type Route, href, useRoute } from "./route.ts";
 import { covers } from "./roles.ts";
 import { SessionContext, type Session, isUnknown, keepToken, keptToken, signIn, useMay, useSession } from "./session.ts";
@@ -43,7 +44,12 @@ export function App() {
     setEntry({ at: "out", why });
   }, []);
 
-  useEffect(() => void enter(keptToken()), []);
+  useEffect(() => {
+    finish().then(
+      (token) => enter(token ?? keptToken()),
+      (thrown) => setEntry({ at: "out", why: ConnectError.from(thrown).rawMessage }),
+    );
+  }, []);
   useEffect(() => {
     if (entry.at !== "unreachable") return;
     const timer = setTimeout(() => void enter(keptToken()), RETRY_MILLIS);

@@ -13,6 +13,7 @@
 mod claims;
 mod fetch;
 mod keys;
+mod login;
 mod signatures;
 
 use std::sync::Arc;
@@ -25,12 +26,15 @@ use crescendo_node::runtime::supervise::Tasks;
 use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::{Validation, decode, decode_header};
 use prometheus::IntCounter;
+use reqwest::Url;
 use serde::Deserialize;
 use tokio::sync::watch;
 
 use crate::access::caller::{BadCredential, Caller};
-use fetch::Fetcher;
+use fetch::{BadIssuer, Fetcher, discovery_of};
 use keys::Keys;
+
+pub use login::{Login, LoginConfig, LoginError};
 
 /// Clocks may differ by this much.
 const LEEWAY: Duration = Duration::from_secs(30);
@@ -48,6 +52,8 @@ pub struct OidcConfig {
     pub tenant_claim: String,
     /// Wait between two fetches of the keys.
     pub fetch_pause: Duration,
+    /// Browsers log in at the issuer.
+    pub login: Option<LoginConfig>,
 }
 
 /// Checks tokens of one issuer. Cheap to clone.
@@ -65,6 +71,17 @@ impl Oidc {
         let (fetcher, keys) = Fetcher::start(&config.issuer, config.fetch_pause, failures, tasks)
             .with_context(|| format!("use issuer {}", config.issuer))?;
         Ok(Self { config: Arc::new(config.clone()), keys, fetcher })
+    }
+
+    /// Where the issuer says what it has.
+    fn discovery(&self) -> Result<Url, BadIssuer> {
+        discovery_of(&self.config.issuer)
+    }
+
+    /// How browsers log in, if they do.
+    pub fn login(&self) -> anyhow::Result<Option<Login>> {
+        let login = self.config.login.clone().map(|config| Login::new(self.clone(), config));
+        login.transpose().context("set up the page's login")
     }
 
     /// Whose token this is.

@@ -1,14 +1,15 @@
 //! Tokens of an identity provider, with a real one on this machine and keys of this test.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::Router;
 use axum::http::StatusCode;
-use axum::routing::get;
+use axum::routing::{get, post};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use crescendo_controller::access::OidcConfig;
+use crescendo_controller::access::{LoginConfig, OidcConfig};
 use crescendo_proto::v1;
 use ring::rand::SystemRandom;
 use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, Ed25519KeyPair, KeyPair as _};
@@ -103,9 +104,13 @@ impl Key {
 /// What the issuer answers: `None` while it is out of order.
 type Answers = Arc<Mutex<Option<Value>>>;
 
+/// What it gives for what is sent to it, once each.
+type Tokens = Arc<Mutex<BTreeMap<String, String>>>;
+
 struct Issuer {
     url: String,
     keys: Answers,
+    tokens: Tokens,
     _server: JoinSet<()>,
 }
 
@@ -114,8 +119,14 @@ impl Issuer {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
         let url = format!("http://{}", listener.local_addr()?);
         let answers: Answers = Arc::default();
-        let discovery = json!({"issuer": url, "jwks_uri": format!("{url}/keys")}).to_string();
+        let discovery = json!({
+            "issuer": url, "jwks_uri": format!("{url}/keys"),
+            "authorization_endpoint": format!("{url}/authorize"), "token_endpoint": format!("{url}/token"),
+        })
+        .to_string();
         let of_keys = answers.clone();
+        let tokens: Tokens = Arc::default();
+        let of_codes = tokens.clone();
         let router = Router::new()
             .route("/.well-known/openid-configuration", get(move || async move { discovery }))
             .route(
@@ -124,12 +135,22 @@ impl Issuer {
                     let keys = of_keys.lock().unwrap_or_else(PoisonError::into_inner).clone();
                     keys.map(|keys| keys.to_string()).ok_or(StatusCode::SERVICE_UNAVAILABLE)
                 }),
+            )
+            .route(
+                "/token",
+                post(move |form: String| async move {
+                    let mut tokens = of_codes.lock().unwrap_or_else(PoisonError::into_inner);
+                    match tokens.remove(&form) {
+                        Some(token) => (StatusCode::OK, json!({"access_token": token}).to_string()),
+                        None => (StatusCode::BAD_REQUEST, json!({"error": "invalid_grant"}).to_string()),
+                    }
+                }),
             );
         let mut server = JoinSet::new();
         server.spawn(async move {
             let _ = axum::serve(listener, router).await;
         });
-        let issuer = Self { url, keys: answers, _server: server };
+        let issuer = Self { url, keys: answers, tokens, _server: server };
         issuer.publish(Some(keys));
         Ok(issuer)
     }
@@ -146,6 +167,7 @@ impl Issuer {
             role_claim: "crescendo_role".to_owned(),
             tenant_claim: "crescendo_tenant".to_owned(),
             fetch_pause: Duration::from_millis(50),
+            login: None,
         }
     }
 
@@ -313,5 +335,63 @@ async fn an_issuer_over_plain_http_elsewhere_is_refused_at_the_start() -> anyhow
     let started = Guarded::start_with(Options { oidc: Some(plain), ..Options::default() }).await;
     let error = format!("{:#}", started.err().expect("refused"));
     assert!(error.contains("http://id.example.org") && error.contains("must be https"), "{error}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_browser_brings_a_code_and_gets_a_token_that_lets_it_in() -> anyhow::Result<()> {
+    let key = Key::p256("ec");
+    let issuer = Issuer::start(&[&key]).await?;
+    let login = LoginConfig { client_id: "page".to_owned(), scope: "openid roles".to_owned() };
+    let oidc = OidcConfig { login: Some(login), ..issuer.config() };
+    let cluster = Guarded::start_with(Options { oidc: Some(oidc), ..Options::default() }).await?;
+    let channel = cluster.channel().await?;
+    let where_to: v1::GetLoginResponse =
+        ask_over(&channel, None, "AccessService/GetLogin", &v1::GetLoginRequest {}).await?;
+    assert_eq!(where_to.authorization_endpoint, format!("{}/authorize", issuer.url));
+    assert_eq!((where_to.client_id.as_str(), where_to.scope.as_str()), ("page", "openid roles"));
+
+    let give = |code: &str, token: String| {
+        let form = format!(
+            "grant_type=authorization_code&client_id=page&code={code}&code_verifier=v-1&redirect_uri=https%3A%2F%2Fc%2F"
+        );
+        issuer.tokens.lock().unwrap_or_else(PoisonError::into_inner).insert(form, token);
+    };
+    let exchange = async |code: &str, verifier: &str| -> Result<String, Status> {
+        let request = v1::ExchangeCodeRequest {
+            code: code.into(),
+            code_verifier: verifier.into(),
+            redirect_uri: "https://c/".into(),
+        };
+        let got: v1::ExchangeCodeResponse =
+            ask_over(&channel, None, "AccessService/ExchangeCode", &request).await?;
+        Ok(got.token)
+    };
+    give("good", key.sign(&issuer.claims(600)));
+    let stolen = exchange("good", "v-2").await.expect_err("the verifier is another");
+    assert_eq!(stolen.code(), Code::Unauthenticated);
+    assert!(stolen.message().contains("invalid_grant") && !stolen.message().contains("v-2"), "{stolen:?}");
+    let token = exchange("good", "v-1").await?;
+    list(&cluster, &token).await?;
+    assert!(exchange("good", "v-1").await.is_err(), "a code is good once");
+    give("other", key.sign(&issuer.but("aud", json!("another"))));
+    let foreign = exchange("other", "v-1").await.expect_err("it is for another audience");
+    assert_eq!(foreign.code(), Code::Unauthenticated);
+    assert!(foreign.message().contains("another audience"), "{foreign:?}");
+    let empty = exchange("", "v-1").await.expect_err("there is no code");
+    assert_eq!(empty.code(), Code::InvalidArgument);
+    Ok(())
+}
+
+#[tokio::test]
+async fn without_a_login_for_browsers_there_is_none() -> anyhow::Result<()> {
+    let cluster = Guarded::start().await?;
+    let channel = cluster.channel().await?;
+    let nowhere: v1::GetLoginResponse =
+        ask_over(&channel, None, "AccessService/GetLogin", &v1::GetLoginRequest {}).await?;
+    assert_eq!(nowhere, v1::GetLoginResponse::default());
+    let refused: Result<v1::ExchangeCodeResponse, Status> =
+        ask_over(&channel, None, "AccessService/ExchangeCode", &v1::ExchangeCodeRequest::default()).await;
+    assert_eq!(refused.expect_err("no login").code(), Code::FailedPrecondition);
     Ok(())
 }

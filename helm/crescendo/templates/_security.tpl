@@ -74,6 +74,12 @@
   value: {{ .roleClaim | quote }}
 - name: CRESCENDO_OIDC_TENANT_CLAIM
   value: {{ .tenantClaim | quote }}
+{{- with .pageClientId }}
+- name: CRESCENDO_OIDC_PAGE_CLIENT_ID
+  value: {{ . | quote }}
+- name: CRESCENDO_OIDC_PAGE_SCOPE
+  value: {{ $v.auth.oidc.pageScope | quote }}
+{{- end }}
 - name: CRESCENDO_OIDC_FETCH_PAUSE_SECONDS
   value: {{ .fetchPauseSeconds | int | quote }}
 {{- end }}

@@ -1,8 +1,14 @@
-import { useState } from "preact/hooks";
+import { useEffect, useState } from "preact/hooks";
+import { type Provider, begin, provider } from "../login.ts";
 
 export function LoginPage({ why, enter }: { why: string; enter: (token: string) => Promise<void> }) {
   const [token, setToken] = useState("");
   const [busy, setBusy] = useState(false);
+  const [at, setAt] = useState<Provider | undefined>();
+  useEffect(() => {
+    // Without an answer people sign in with a token.
+    provider().then(setAt, () => setAt(undefined));
+  }, []);
   const submit = async (event: Event) => {
     event.preventDefault();
     setBusy(true);
@@ -12,6 +18,16 @@ export function LoginPage({ why, enter }: { why: string; enter: (token: string) 
   return (
     <main class="enter">
       <h1>Crescendo</h1>
+      {why && (
+        <p class="problem" role="alert">
+          {why}
+        </p>
+      )}
+      {at && (
+        <button type="button" class="primary wide" onClick={() => void begin(at)}>
+          Sign in at {at.name}
+        </button>
+      )}
       <form onSubmit={submit}>
         <label for="token">Token</label>
         <input
@@ -28,12 +44,7 @@ export function LoginPage({ why, enter }: { why: string; enter: (token: string) 
         <p id="token-help" class="faint">
           The one that the command line uses. It stays in this tab, and is forgotten when the tab is closed.
         </p>
-        {why && (
-          <p class="problem" role="alert">
-            {why}
-          </p>
-        )}
-        <button type="submit" class="primary" disabled={busy || token.trim() === ""}>
+        <button type="submit" class={at ? "" : "primary"} disabled={busy || token.trim() === ""}>
           Sign in
         </button>
       </form>

@@ -9,14 +9,14 @@ export async function launch() {
 }
 
 /** Tabs of one visitor. `trouble` is what was noticed. */
-export async function visitor(browser, base, options = {}) {
+export async function visitor(browser, base, { others = [], ...options } = {}) {
   const context = await browser.newContext({ viewport: { width: 1280, height: 900 }, ignoreHTTPSErrors: true, ...options });
   context.setDefaultTimeout(60_000);
   const trouble = [];
-  const host = new URL(base).host;
+  const hosts = [new URL(base).host, ...others];
   context.on("request", (request) => {
     const url = new URL(request.url());
-    if (url.protocol !== "blob:" && url.host !== host) trouble.push(`asked another host: ${url}`);
+    if (url.protocol !== "blob:" && !hosts.includes(url.host)) trouble.push(`asked another host: ${url}`);
   });
   const open = async (route) => {
     const page = await context.newPage();

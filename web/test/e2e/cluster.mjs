@@ -1,7 +1,8 @@
 // Real clusters for the tests: one as `crescendo up` starts it, and a controller with TLS and tokens.
 import { execFileSync, spawn } from "node:child_process";
-import { createHash } from "node:crypto";
+import { createHash, createSign, generateKeyPairSync, randomUUID } from "node:crypto";
 import { existsSync, mkdirSync, openSync, readFileSync, writeFileSync } from "node:fs";
+import { createServer } from "node:http";
 import { join, resolve } from "node:path";
 import { fileURLToPath } from "node:url";
 
@@ -87,8 +88,55 @@ export async function up(folder) {
 
 const sha256 = (text) => createHash("sha256").update(text).digest("hex");
 
-/** A controller alone, with TLS and tokens of a viewer and of an admin. */
-export async function guarded(folder) {
+/** An identity provider that lets everybody in, as a submitter. What it checks is what a provider has to: the code's verifier. */
+export async function issuer() {
+  const { publicKey, privateKey } = generateKeyPairSync("rsa", { modulusLength: 2048 });
+  const codes = new Map();
+  const base64url = (value) => Buffer.from(typeof value === "string" ? value : JSON.stringify(value)).toString("base64url");
+  const token = () => {
+    const now = Math.floor(Date.now() / 1000);
+    const claims = { iss: url, aud: "crescendo", sub: "olga", iat: now, exp: now + 600, crescendo_role: "submitter", crescendo_tenant: "default" };
+    const signed = `${base64url({ alg: "RS256", kid: "k", typ: "JWT" })}.${base64url(claims)}`;
+    return `${signed}.${createSign("RSA-SHA256").update(signed).sign(privateKey).toString("base64url")}`;
+  };
+  const answers = {
+    "/.well-known/openid-configuration": () => ({
+      issuer: url,
+      jwks_uri: `${url}/keys`,
+      authorization_endpoint: `${url}/authorize`,
+      token_endpoint: `${url}/token`,
+    }),
+    "/keys": () => ({ keys: [{ ...publicKey.export({ format: "jwk" }), kid: "k", alg: "RS256", use: "sig" }] }),
+    "/token": (form) => {
+      const asked = codes.get(form.get("code"));
+      codes.delete(form.get("code"));
+      const challenge = createHash("sha256").update(form.get("code_verifier") ?? "").digest("base64url");
+      const isGood = asked && asked.challenge === challenge && asked.to === form.get("redirect_uri") && form.get("client_id") === "page";
+      return isGood ? { access_token: token(), token_type: "Bearer" } : undefined;
+    },
+  };
+  const server = createServer(async (request, response) => {
+    const { pathname, searchParams } = new URL(request.url, "http://here");
+    if (pathname === "/authorize") {
+      const code = randomUUID();
+      codes.set(code, { challenge: searchParams.get("code_challenge"), to: searchParams.get("redirect_uri") });
+      const to = new URL(searchParams.get("redirect_uri"));
+      to.searchParams.set("code", code);
+      to.searchParams.set("state", searchParams.get("state"));
+      return response.writeHead(302, { location: to.href }).end();
+    }
+    let body = "";
+    for await (const piece of request) body += piece;
+    const answer = answers[pathname]?.(new URLSearchParams(body));
+    response.writeHead(answer ? 200 : 400, { "content-type": "application/json" }).end(JSON.stringify(answer ?? { error: "invalid_grant" }));
+  });
+  await new Promise((done) => server.listen(0, "127.0.0.1", done));
+  const url = `http://127.0.0.1:${server.address().port}`;
+  return { url, host: new URL(url).host, stop: () => server.close() };
+}
+
+/** A controller alone, with TLS, tokens of a viewer and of an admin, and a login at an issuer. */
+export async function guarded(folder, provider) {
   mkdirSync(folder, { recursive: true });
   const at = (name) => join(folder, name);
   const openssl = (...args) => execFileSync("openssl", args, { stdio: "ignore" });
@@ -107,10 +155,13 @@ export async function guarded(folder) {
   const flags = [
     "--store", `embedded:${at("store")}`, "--object-store", `file://${at("objects")}`, "--listen", "127.0.0.1:0",
     "--metrics-listen", "127.0.0.1:0", "--port-file", at("ports.json"), "--auth-tokens", at("tokens.yaml"),
+    "--oidc-issuer", provider.url, "--oidc-audience", "crescendo", "--oidc-page-client-id", "page",
     "--tls-cert", at("cert.pem"), "--tls-key", at("key.pem"), "--tls-ca", at("ca.pem"),
   ];
   const log = openSync(at("controller.log"), "w");
   const child = spawn(program("crescendo-controller"), flags, { env: environment(folder), stdio: ["ignore", log, log] });
+  // Whatever becomes of the tests, it does not outlive them.
+  process.on("exit", () => child.kill("SIGKILL"));
   const ports = await eventually("the controller", () => {
     if (child.exitCode !== null) throw new Error(readFileSync(at("controller.log"), "utf8"));
     return existsSync(at("ports.json")) && readJson(at("ports.json"));

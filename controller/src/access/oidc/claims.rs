@@ -70,6 +70,7 @@ mod tests {
             role_claim: role_claim.to_owned(),
             tenant_claim: "crescendo_tenant".to_owned(),
             fetch_pause: Duration::from_secs(10),
+            login: None,
         };
         caller(claims.as_object().expect("an object"), &config)
     }

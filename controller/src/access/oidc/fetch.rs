@@ -79,6 +79,16 @@ struct Source {
     discovery: Url,
 }
 
+/// Where an issuer says what it has: with TLS, unless it is on this machine.
+pub fn discovery_of(issuer: &str) -> Result<Url, BadIssuer> {
+    let url = Url::parse(issuer).map_err(|_| BadIssuer::Url)?;
+    if !is_safe(&url) {
+        return Err(BadIssuer::Plain);
+    }
+    let base = issuer.trim_end_matches('/');
+    Url::parse(&format!("{base}/.well-known/openid-configuration")).map_err(|_| BadIssuer::Url)
+}
+
 impl Fetcher {
     /// Begins to fetch at once. `pause` is the least time between two fetches.
     pub fn start(
@@ -87,14 +97,9 @@ impl Fetcher {
         failures: IntCounter,
         tasks: &Tasks,
     ) -> Result<(Self, watch::Receiver<Arc<Keys>>), BadIssuer> {
-        let url = Url::parse(issuer).map_err(|_| BadIssuer::Url)?;
-        if !is_safe(&url) {
-            return Err(BadIssuer::Plain);
-        }
-        let base = issuer.trim_end_matches('/');
-        let discovery =
-            Url::parse(&format!("{base}/.well-known/openid-configuration")).map_err(|_| BadIssuer::Url)?;
-        let source = Source { client: client(url.scheme(), DEADLINE)?, issuer: issuer.to_owned(), discovery };
+        let discovery = discovery_of(issuer)?;
+        let client = client(discovery.scheme(), DEADLINE)?;
+        let source = Source { client, issuer: issuer.to_owned(), discovery };
         let (wanted, asked) = mpsc::channel(MAX_WAITING);
         let (keys, seen) = watch::channel(Arc::default());
         tasks.spawn(run(source, pause, keys, asked, failures, tasks.stop_token()));
