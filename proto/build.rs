@@ -3,8 +3,19 @@
 use std::path::{Path, PathBuf};
 
 const ROOT: &str = "proto";
-const WIRE: [&str; 10] =
-    ["access", "agent", "checkpoint", "curation", "deletion", "job", "node", "object", "pair", "queue"];
+const WIRE: [&str; 11] = [
+    "access",
+    "agent",
+    "checkpoint",
+    "curation",
+    "deletion",
+    "job",
+    "node",
+    "object",
+    "pair",
+    "queue",
+    "view",
+];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed={ROOT}");

@@ -59,4 +59,5 @@ else
     torch=$(cd "$venv/lib" && ls -d python3*/site-packages/torch)
     ln -sfn "$torch" "$venv/lib/libtorch"
 fi
+scripts/web.sh
 say "ready"

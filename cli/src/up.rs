@@ -12,6 +12,7 @@
 pub mod binaries;
 mod cluster;
 mod layout;
+mod page;
 mod parting;
 mod process;
 mod signals;
@@ -89,6 +90,9 @@ async fn work(common: &Common, args: &UpArgs, cluster: &mut Cluster) -> Result<(
         layout.node_count(),
         layout.dir.display()
     ));
+    if let Some(page) = page::at(&address).await {
+        show::errln(format_args!("web page: {page}"));
+    }
     if args.run.is_none() {
         show::errln(format_args!(
             "submit a job from another terminal: crescendo submit FILE --watch\nCtrl-C stops the cluster"

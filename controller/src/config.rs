@@ -62,6 +62,9 @@ pub struct Args {
     /// Hours for which an object that no record names is left alone
     #[arg(long, env = "CRESCENDO_COLLECT_GRACE_HOURS", default_value_t = 24, value_parser = clap::value_parser!(u64).range(1..))]
     pub collect_grace_hours: u64,
+    /// Serve the web page, and gRPC-Web over HTTP/1.1 for it, at the address of gRPC
+    #[arg(long, env = "CRESCENDO_WEB_PAGE", value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
+    pub web_page: bool,
 }
 
 /// How callers are known, what they may use, and what is written down of them.
@@ -166,6 +169,8 @@ pub struct Config {
     pub collect_every: Option<Duration>,
     /// Objects that were written within this are no leftovers.
     pub collect_grace: Duration,
+    /// The web page is served, and HTTP/1.1 taken for it.
+    pub web_page: bool,
 }
 
 /// Writes of one transaction; a store takes no more than 128 operations.
@@ -195,6 +200,7 @@ impl Config {
             load_page_records: LOAD_PAGE_RECORDS,
             collect_every: Some(Duration::from_secs(24 * HOUR_SECONDS)),
             collect_grace: Duration::from_secs(24 * HOUR_SECONDS),
+            web_page: true,
         }
     }
 }
@@ -219,6 +225,7 @@ impl From<&Args> for Config {
             max_concurrent_calls,
             collect_every_hours,
             collect_grace_hours,
+            web_page,
         } = args;
         let hours = |hours: u64| Duration::from_secs(hours.saturating_mul(HOUR_SECONDS));
         let defaults = Config::new(object_store);
@@ -237,6 +244,7 @@ impl From<&Args> for Config {
             leader_lease: Duration::from_secs(*leader_lease_seconds),
             collect_every: Some(*collect_every_hours).filter(|every| *every > 0).map(hours),
             collect_grace: hours(*collect_grace_hours),
+            web_page: *web_page,
             ..defaults
         }
     }

@@ -12,12 +12,14 @@
 mod deciding;
 mod deletions;
 mod handle;
+mod looks;
 mod nodes;
 mod notices;
 mod paced;
 mod persist;
 mod reads;
 mod request;
+mod shown;
 mod suspension;
 mod views;
 mod watchers;
@@ -41,12 +43,16 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
+pub use shown::ShownJob;
+pub use views::Snapshot;
+
 pub use request::{
     ActingNode, Answer, DeletionRequest, Delivery, DeliveryOutcome, EngineError, JobWatch, Later,
     LookRequest, NoticeRequest, ObjectRequest, OpenedSession, Reply, Request, SessionId, ShardWatch, Wish,
 };
 
 use crate::config::Config;
+use crate::curves::CurveHub;
 use crate::engine::deciding::Pending;
 use crate::engine::deletions::DeletionWork;
 use crate::engine::nodes::Sessions;
@@ -54,7 +60,6 @@ use crate::engine::paced::{Pace, Paced};
 use crate::engine::persist::{Loaded, Loading, Records};
 use crate::engine::reads::Reads;
 use crate::engine::suspension::Suspension;
-use crate::engine::views::Snapshot;
 use crate::engine::watchers::Watchers;
 use crate::logs::LogHub;
 use crate::metrics::Metrics;
@@ -98,6 +103,8 @@ pub struct EngineDeps {
     pub quotas: watch::Receiver<Arc<Quotas>>,
     /// What curators say of their units.
     pub units: UnitBoard,
+    /// Where the numbers go that ranks report.
+    pub curves: CurveHub,
     /// Decisions are made beside the engine once one has taken as long as this.
     pub decides_beside: Duration,
 }

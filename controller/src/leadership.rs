@@ -95,6 +95,13 @@ impl EngineHandle {
         beside(|| later.answer()).map_err(|error| self.refusal(error))
     }
 
+    /// Works something out beside the engine, in the turn of those who look.
+    pub async fn in_turn<T>(&self, work: impl FnOnce() -> T) -> T {
+        // Nobody closes it; whoever comes waits for those before.
+        let _turn = self.looks.acquire().await;
+        beside(work)
+    }
+
     fn refusal(&self, error: EngineError) -> Status {
         match error {
             EngineError::RequestError(refused) => status::refused(&refused),

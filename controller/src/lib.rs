@@ -15,6 +15,8 @@
 //! | [`engine`] | the state's one owner: requests in batches, decide, persist, then answer and send |
 //! | [`services`] | the gRPC services: check, ask the engine, answer |
 //! | [`relay`] | files on their way from curators to people, beside the engine |
+//! | [`curves`] | the numbers of steps, as ranks report them and as checkpoints keep them |
+//! | [`page`] | the web page's files, beside gRPC |
 //! | [`collections`], [`deletions`] | leftovers in the object store, and files of deleted jobs, which curators find and remove |
 //! | [`webhooks`] | other systems are told that jobs have ended |
 //! | [`http_client`] | how this process calls others over HTTP |
@@ -35,12 +37,14 @@ pub mod body_limit;
 pub mod collections;
 pub mod concurrency_limit;
 pub mod config;
+pub mod curves;
 pub mod deletions;
 pub mod engine;
 pub mod http_client;
 pub mod leadership;
 pub mod logs;
 pub mod metrics;
+pub mod page;
 pub mod pending_time;
 pub mod relay;
 pub mod serve;

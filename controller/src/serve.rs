@@ -18,25 +18,31 @@ use crescendo_proto::v1::job_service_server::JobServiceServer;
 use crescendo_proto::v1::node_service_server::NodeServiceServer;
 use crescendo_proto::v1::object_service_server::ObjectServiceServer;
 use crescendo_proto::v1::queue_service_server::QueueServiceServer;
+use crescendo_proto::v1::view_service_server::ViewServiceServer;
 use crescendo_store::Store;
 use prometheus::Registry;
 use tokio::sync::watch;
+use tonic::service::Routes;
 use tonic::transport::Server;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
+use tonic_web::{GrpcWebLayer, GrpcWebService};
+use tower::Layer;
 
 use crate::access::{Access, AccessConfig, AccessLayer};
 use crate::body_limit::{self, BodyLimit};
 use crate::collections::{Collections, collect_now_and_then};
 use crate::concurrency_limit::CallLimit;
 use crate::config::Config;
+use crate::curves::CurveHub;
 use crate::deletions::delete_files;
 use crate::engine::EngineDeps;
 use crate::leadership::{self, EngineHandle, Role};
 use crate::logs::LogHub;
 use crate::metrics::Metrics;
+use crate::page::PageLayer;
 use crate::relay::Relays;
-use crate::services::{Callers, Checkpoints, Curation, Jobs, Nodes, Objects, QueueStandings};
+use crate::services::{Callers, Checkpoints, Curation, Jobs, Nodes, Objects, QueueStandings, Sight, Views};
 use crate::unit_board::UnitBoard;
 use crate::webhooks::Webhooks;
 
@@ -49,13 +55,14 @@ const MAX_STREAMS_PER_CONNECTION: u32 = 1024;
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 
-const SERVICES: [&str; 6] = [
+const SERVICES: [&str; 7] = [
     "crescendo.v1.JobService",
     "crescendo.v1.NodeService",
     "crescendo.v1.CheckpointService",
     "crescendo.v1.CurationService",
     "crescendo.v1.ObjectService",
     "crescendo.v1.QueueService",
+    "crescendo.v1.ViewService",
 ];
 
 /// What a controller is made of.
@@ -84,6 +91,7 @@ impl Controller {
         let metrics = Metrics::register(&registry).context("register metrics")?;
         let guard = Access::start(&access, &registry, tasks)?;
         let (logs, units, relays) = (LogHub::default(), UnitBoard::default(), Relays::default());
+        let curves = CurveHub::default();
         let controller_id = random::id();
         let (role, role_seen) = watch::channel(Role::Standby { leader: None, trouble: None });
         let handle = EngineHandle::new(role_seen.clone());
@@ -91,7 +99,7 @@ impl Controller {
         tasks.spawn(stay(handle.clone(), drain, stop.clone()));
         tell_webhooks(access.webhook_secrets, &handle, tasks)?;
         let collections = collections(&config, &metrics, &handle, tasks);
-        let object_store_url = config.object_store_url.clone();
+        let (object_store_url, web_page) = (config.object_store_url.clone(), config.web_page);
         let streams = body_limit::client_streams(&[
             DESCRIPTORS,
             tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
@@ -109,6 +117,7 @@ impl Controller {
             clock: Arc::new(wall_clock),
             quotas: guard.quotas(),
             units: units.clone(),
+            curves: curves.clone(),
             decides_beside: DECIDES_BESIDE,
         };
         let identity = leadership::identity(&address, &controller_id);
@@ -119,46 +128,76 @@ impl Controller {
         });
         let (reporter, health) = tonic_health::server::health_reporter();
         tasks.spawn(report_health(reporter, role_seen.clone(), stop.clone()));
+        let (of_jobs, collected) = (relays.clone(), collections.clone());
+        let sight = Sight::new(handle.clone(), logs.clone(), relays.clone(), curves);
+        let services = PeoplesServices {
+            callers: Callers::new(handle.clone(), object_store_url),
+            jobs: Jobs::new(handle.clone(), logs.clone(), of_jobs, collected, tasks.clone()),
+            nodes: Nodes::new(handle.clone(), logs, units, metrics, tasks.clone()),
+            checkpoints: Checkpoints::new(handle.clone()),
+            queues: QueueStandings::new(handle.clone()),
+            objects: Objects::new(handle.clone(), relays, collections, tasks.clone()),
+            views: Views::new(sight, tasks.clone()),
+        };
         let (reflection, reflection_v1alpha) = reflection().context("build reflection")?;
-        let (of_jobs, collected, sized) = (relays.clone(), collections.clone(), MAX_MESSAGE_BYTES);
-        let jobs = Jobs::new(handle.clone(), logs.clone(), of_jobs, collected, tasks.clone());
+        let curation = CurationServiceServer::new(Curation::new(handle));
+        let routes = services
+            .routes()
+            .add_service(health)
+            .add_service(reflection)
+            .add_service(reflection_v1alpha)
+            .add_service(curation.max_decoding_message_size(MAX_MESSAGE_BYTES));
         let router = Server::builder()
+            // A browser without TLS speaks nothing newer.
+            .accept_http1(web_page)
             .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
             .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
             .max_concurrent_streams(Some(MAX_STREAMS_PER_CONNECTION))
+            .layer(PageLayer::new(web_page, access.dev))
             // Strangers are turned away before room is kept for what they send.
             .layer(AccessLayer::new(guard))
             .layer(BodyLimit::new(streams))
             .layer(call_limit)
-            .add_service(health)
-            .add_service(reflection)
-            .add_service(reflection_v1alpha)
-            .add_service(AccessServiceServer::new(Callers::new(handle.clone(), object_store_url)))
-            .add_service(JobServiceServer::new(jobs).max_decoding_message_size(sized))
-            .add_service(
-                NodeServiceServer::new(Nodes::new(handle.clone(), logs, units, metrics, tasks.clone()))
-                    .max_decoding_message_size(sized),
-            )
-            .add_service(
-                CheckpointServiceServer::new(Checkpoints::new(handle.clone()))
-                    .max_decoding_message_size(sized),
-            )
-            .add_service(
-                CurationServiceServer::new(Curation::new(handle.clone())).max_decoding_message_size(sized),
-            )
-            .add_service(
-                QueueServiceServer::new(QueueStandings::new(handle.clone())).max_decoding_message_size(sized),
-            )
-            .add_service(
-                ObjectServiceServer::new(Objects::new(handle, relays, collections, tasks.clone()))
-                    .max_decoding_message_size(sized),
-            );
+            .add_routes(routes);
         tasks.spawn_critical("grpc server", async move {
             // Open streams do not hold up the end: sessions and watches are closed by the engine.
             router.serve_with_incoming_shutdown(incoming, stop.cancelled_owned()).await
         });
         Ok(Serving { role: role_seen })
     }
+}
+
+/// The services that people call, from programs over gRPC and from the page over gRPC-Web.
+struct PeoplesServices {
+    callers: Callers,
+    jobs: Jobs,
+    nodes: Nodes,
+    checkpoints: Checkpoints,
+    queues: QueueStandings,
+    objects: Objects,
+    views: Views,
+}
+
+impl PeoplesServices {
+    fn routes(self) -> Routes {
+        let Self { callers, jobs, nodes, checkpoints, queues, objects, views } = self;
+        let sized = MAX_MESSAGE_BYTES;
+        Routes::new(web(AccessServiceServer::new(callers)))
+            .add_service(web(JobServiceServer::new(jobs).max_decoding_message_size(sized)))
+            .add_service(web(NodeServiceServer::new(nodes).max_decoding_message_size(sized)))
+            .add_service(web(CheckpointServiceServer::new(checkpoints).max_decoding_message_size(sized)))
+            .add_service(web(QueueServiceServer::new(queues).max_decoding_message_size(sized)))
+            .add_service(web(ObjectServiceServer::new(objects).max_decoding_message_size(sized)))
+            .add_service(web(ViewServiceServer::new(views).max_decoding_message_size(sized)))
+    }
+}
+
+/// The service, for browsers too. Each by itself: around a whole server the layer turns away all else that comes over HTTP/1.1.
+fn web<S>(service: S) -> GrpcWebService<S>
+where
+    GrpcWebLayer: Layer<S, Service = GrpcWebService<S>>,
+{
+    GrpcWebLayer::new().layer(service)
 }
 
 impl Serving {

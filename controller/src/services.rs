@@ -9,6 +9,7 @@ mod nodes;
 mod objects;
 mod queues;
 mod quiet;
+mod views;
 
 pub use callers::Callers;
 pub use checkpoints::Checkpoints;
@@ -17,6 +18,7 @@ pub use jobs::Jobs;
 pub use nodes::Nodes;
 pub use objects::Objects;
 pub use queues::QueueStandings;
+pub use views::{Sight, Views};
 
 use crescendo_core::error::RequestError;
 use crescendo_core::ids::{InvalidId, JobId, NodeId, StageRef};

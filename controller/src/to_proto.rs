@@ -231,6 +231,23 @@ fn histogram((scale, counts): (&Scale, &[u64])) -> (String, v1::Histogram) {
     (scale.name.to_owned(), histogram)
 }
 
+/// The part of all steps of a job that is done, 0 to 1.
+#[allow(clippy::cast_precision_loss)] // an estimate
+pub fn done_part(job: &Job, seen: &Observed) -> f64 {
+    let mut sums = (0u64, 0u64);
+    for (index, stage) in job.stages.iter().enumerate() {
+        let total = job.stage_spec(index).map_or(0, |spec| spec.train.steps);
+        let gang = stage.attempt.as_ref().and_then(|attempt| seen.gang(&attempt.attempt));
+        let saved = stage.newest_checkpoint().map_or(0, |checkpoint| checkpoint.step);
+        let done = match stage.is_done() {
+            true => total,
+            false => gang.map_or(0, |gang| gang.progress.step).max(saved),
+        };
+        sums = (sums.0.saturating_add(done.min(total)), sums.1.saturating_add(total));
+    }
+    if sums.1 == 0 { 0.0 } else { sums.0 as f64 / sums.1 as f64 }
+}
+
 /// Seconds until the last step at the present pace; 0 if there is no pace.
 #[allow(clippy::cast_precision_loss)] // an estimate
 fn eta_seconds(step: u64, steps_total: u64, global_batch: u32, samples_per_sec: f64) -> f64 {

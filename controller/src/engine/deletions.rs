@@ -20,6 +20,7 @@ use tokio::time::Instant;
 
 use crate::engine::Engine;
 use crate::engine::request::{Answer, DeletionRequest};
+use crate::engine::views::Trouble;
 
 /// Records of jobs that are being deleted go on after this.
 const STEP_PAUSE: Duration = Duration::from_millis(250);
@@ -35,14 +36,6 @@ pub(super) struct DeletionWork {
     pub troubles: BTreeMap<JobId, Trouble>,
     stepped_at: Instant,
     retired_at: Instant,
-}
-
-#[derive(Clone)]
-pub(super) struct Trouble {
-    pub why: String,
-    failures: u32,
-    /// It is tried again then.
-    until: Timestamp,
 }
 
 impl DeletionWork {

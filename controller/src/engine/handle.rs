@@ -244,7 +244,7 @@ impl Engine {
 
     /// The job, if `scope` sees it.
     pub(super) fn job(&self, id: &JobId, scope: &Scope) -> Answer<&Job> {
-        visible_job(&self.state, id, scope)
+        Ok(visible_job(&self.state, id, scope)?)
     }
 
     /// Takes note of how many pairs of the stage can be read, for estimates.

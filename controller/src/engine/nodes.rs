@@ -7,7 +7,7 @@ use crescendo_core::access::Scope;
 use crescendo_core::decide::{Command, Send};
 use crescendo_core::error::RequestError;
 use crescendo_core::ids::{AttemptRef, NodeId, StageRef, Timestamp};
-use crescendo_core::observed::{NodeHealth, NodeReport, Report};
+use crescendo_core::observed::{NodeHealth, NodeReport, Progress, Report};
 use crescendo_core::precision;
 use crescendo_core::records::{MAX_STORES, NodeKind, NodeRecord, Record, UnitRecord, UnitState, Write};
 use crescendo_core::spec::JobSpec;
@@ -20,6 +20,7 @@ use crescendo_proto::v1::open_session_response::Message as Down;
 use tokio::sync::mpsc;
 use tonic::Status;
 
+use crate::curves::Point;
 use crate::engine::Engine;
 use crate::engine::request::{Answer, OpenedSession, Reply, SessionId};
 use crate::to_proto;
@@ -359,11 +360,26 @@ impl Engine {
             placed.is_some_and(|placed| placed.node == *node)
         };
         report.ranks.retain(|word| here(word.rank));
+        if let Some(progress) = &report.progress {
+            self.draw(&report.attempt, progress);
+        }
         self.progressed.insert(report.attempt.job.clone());
         // Steps alone are nothing to decide about.
         let before = self.observed.gang(&report.attempt).and_then(|gang| gang.nodes.get(&report.node));
         self.undecided |= before != Some(&report.phase);
         self.observed.report(report, now);
+    }
+
+    /// Adds what rank 0 reports to the curves of its stage.
+    fn draw(&self, attempt: &AttemptRef, progress: &Progress) {
+        let stage = attempt.stage_ref();
+        let job = self.state.job(&attempt.job);
+        let spec = job.and_then(|job| job.stage_spec(job.stage_index(stage.stage.as_str())?));
+        let Some(batch) = spec.map(|spec| f64::from(spec.train.global_batch)) else { return };
+        let Progress { step, loss, grad_norm, learning_rate, samples_per_sec, data_wait_fraction, .. } =
+            *progress;
+        let values = [loss, grad_norm, learning_rate, samples_per_sec / batch.max(1.0), data_wait_fraction];
+        self.around.curves.push(&stage, attempt.generation, &Point { step, values });
     }
 
     /// Takes note of how far units are, of those that are still in the making, and of who waits to begin one.

@@ -19,6 +19,8 @@ use crescendo_proto::v1;
 use tokio::sync::{mpsc, oneshot};
 use tonic::Status;
 
+use crate::engine::views::Snapshot;
+
 /// Why a request has no answer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum EngineError {
@@ -264,6 +266,10 @@ impl Request {
 
 /// Looking at what there is: answered beside the engine, of the moment at which it was asked for.
 pub enum LookRequest {
+    /// Everything, for those who look often and at much: one for all of them.
+    Snapshot {
+        reply: Reply<Later<Arc<Snapshot>>>,
+    },
     GetJob {
         job: JobId,
         scope: Scope,

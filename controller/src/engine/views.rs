@@ -1,4 +1,4 @@
-//! What callers are shown of jobs, nodes and queues: from what the engine has, or beside it, from a snapshot of that.
+//! What callers are shown of jobs: from what the engine has, or beside it, from a snapshot of that.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,19 +11,24 @@ use crescendo_core::explain::{View, explain};
 use crescendo_core::ids::{IdMap, JobId, Timestamp};
 use crescendo_core::observed::Observed;
 use crescendo_core::state::{ClusterState, Job};
-use crescendo_core::transitions;
 use crescendo_proto::{convert, deletions, explained, v1};
 use crescendo_store::Revision;
 use imbl::OrdMap;
 
-use crate::engine::Engine;
-use crate::engine::deletions::Trouble;
-use crate::engine::request::{Answer, Later, LookRequest, Reply};
 use crate::to_proto;
 
 /// Jobs on a page unless asked otherwise, and at most.
 const DEFAULT_PAGE: usize = 100;
 const MAX_PAGE: usize = 500;
+
+/// Why the files of a job that is being deleted could not be removed.
+#[derive(Clone)]
+pub(super) struct Trouble {
+    pub why: String,
+    pub failures: u32,
+    /// It is tried again then.
+    pub until: Timestamp,
+}
 
 /// Everything that answers are made of, at one moment.
 #[derive(Clone, Copy)]
@@ -38,18 +43,18 @@ pub(super) struct Views<'a> {
 }
 
 /// The same, kept while the engine goes on. It shares what has not changed since.
-pub(super) struct Snapshot {
-    pub state: ClusterState,
-    pub observed: Observed,
-    pub limits: Limits,
-    waits: Arc<IdMap<JobId, PendingReason>>,
-    job_revisions: OrdMap<JobId, Revision>,
-    troubles: BTreeMap<JobId, Trouble>,
-    now: Timestamp,
+pub struct Snapshot {
+    pub(super) state: ClusterState,
+    pub(super) observed: Observed,
+    pub(super) limits: Limits,
+    pub(super) waits: Arc<IdMap<JobId, PendingReason>>,
+    pub(super) job_revisions: OrdMap<JobId, Revision>,
+    pub(super) troubles: BTreeMap<JobId, Trouble>,
+    pub(super) now: Timestamp,
 }
 
 impl Snapshot {
-    pub fn views(&self) -> Views<'_> {
+    pub(super) fn views(&self) -> Views<'_> {
         Views {
             state: &self.state,
             observed: &self.observed,
@@ -62,90 +67,12 @@ impl Snapshot {
     }
 }
 
-impl Engine {
-    pub(super) fn views(&self, now: Timestamp) -> Views<'_> {
-        Views {
-            state: &self.state,
-            observed: &self.observed,
-            limits: &self.limits,
-            waits: &self.waits,
-            job_revisions: self.records.job_revisions(),
-            troubles: &self.deletions.troubles,
-            now,
-        }
-    }
-
-    /// What there is now, once for all who look before something else is asked for.
-    pub(super) fn snapshot(&mut self, now: Timestamp) -> Arc<Snapshot> {
-        let take = || {
-            Arc::new(Snapshot {
-                state: self.state.clone(),
-                observed: self.observed.clone(),
-                limits: self.limits.clone(),
-                waits: self.waits.clone(),
-                job_revisions: self.records.job_revisions().clone(),
-                troubles: self.deletions.troubles.clone(),
-                now,
-            })
-        };
-        self.snapshot.get_or_insert_with(take).clone()
-    }
-
-    pub(super) fn handle_look(&mut self, request: LookRequest, now: Timestamp) {
-        match request {
-            LookRequest::GetJob { job, scope, reply } => {
-                self.hold_later(reply, now, move |views| {
-                    Ok(views.job(visible_job(views.state, &job, &scope)?, true))
-                });
-            }
-            LookRequest::ExplainJob { job, scope, reply } => {
-                let untold = self.notices.finding(&self.state, &self.limits.quotas.webhooks, &job, now);
-                self.hold_later(reply, now, move |views| {
-                    Ok(views.explained(visible_job(views.state, &job, &scope)?, &scope, untold))
-                });
-            }
-            LookRequest::ListJobs { request, scope, reply } => {
-                self.hold_later(reply, now, move |views| views.jobs(&request, &scope));
-            }
-            LookRequest::ListNodes { scope, reply } => {
-                self.hold_later(reply, now, move |Views { state, observed, limits, now, .. }| {
-                    Ok(to_proto::nodes(state, observed, limits, &scope, now))
-                });
-            }
-            LookRequest::ListQueues { scope, reply } => {
-                self.hold_later(reply, now, move |Views { state, observed, limits, now, .. }| {
-                    Ok(to_proto::queues::queues(state, &limits.quotas, &scope, observed.counted(now)))
-                });
-            }
-            LookRequest::Continuation { job, scope, steps, name, reply } => {
-                self.hold_later(reply, now, move |Views { state, .. }| {
-                    visible_job(state, &job, &scope)?;
-                    let spec = transitions::continuation(state, &job, steps, name)?;
-                    Ok(crescendo_core::spec::to_yaml(&spec))
-                });
-            }
-            LookRequest::ListUsage { scope, reply } => {
-                self.hold_later(reply, now, move |Views { state, observed, limits, now, .. }| {
-                    Ok(to_proto::queues::usage(state, &limits.quotas, &scope, observed.counted(now)))
-                });
-            }
-        }
-    }
-
-    /// Lets the caller work out its answer beside the engine, once what it rests on is durable.
-    fn hold_later<T: Send + 'static>(
-        &mut self,
-        reply: Reply<Later<T>>,
-        now: Timestamp,
-        work: impl FnOnce(Views<'_>) -> Answer<T> + Send + 'static,
-    ) {
-        let snapshot = self.snapshot(now);
-        self.hold(reply, Ok(Later::new(move || work(snapshot.views()))));
-    }
-}
-
 /// The job, if `scope` sees it; to others it does not exist.
-pub(super) fn visible_job<'a>(state: &'a ClusterState, id: &JobId, scope: &Scope) -> Answer<&'a Job> {
+pub(super) fn visible_job<'a>(
+    state: &'a ClusterState,
+    id: &JobId,
+    scope: &Scope,
+) -> Result<&'a Job, RequestError> {
     let unreadable = state.unreadable();
     // Whose it is, is known from its request alone.
     if unreadable.hides_job(id)
@@ -159,9 +86,27 @@ pub(super) fn visible_job<'a>(state: &'a ClusterState, id: &JobId, scope: &Scope
     let job = state.job(id).filter(|job| scope.sees(&job.record.spec.tenant));
     if job.is_none() && state.tenant_of(id).is_some_and(|tenant| scope.sees(tenant)) {
         let what = format!("job {id} (it was deleted; crescendo lineage {id} says what stays of it)");
-        return Err(RequestError::NotFound { what }.into());
+        return Err(RequestError::NotFound { what });
     }
-    Ok(job.ok_or_else(|| RequestError::NotFound { what: format!("job {id}") })?)
+    job.ok_or_else(|| RequestError::NotFound { what: format!("job {id}") })
+}
+
+/// Whether a list that asks for these states, this tenant and these labels has the job. What is empty asks for nothing.
+pub(super) fn is_wanted(
+    job: &Job,
+    states: &[i32],
+    tenant: &str,
+    labels: &BTreeMap<String, String>,
+    scope: &Scope,
+) -> bool {
+    let record = &job.record;
+    let labelled = |(label, value): (&String, &String)| {
+        record.spec.labels.get(label).is_some_and(|has| value.is_empty() || has == value)
+    };
+    (states.is_empty() || states.contains(&convert::job_state(&record.state).into()))
+        && (tenant.is_empty() || record.spec.tenant == tenant)
+        && labels.iter().all(labelled)
+        && scope.sees(&record.spec.tenant)
 }
 
 impl Views<'_> {
@@ -220,22 +165,21 @@ impl Views<'_> {
         trouble.map(|trouble| trouble.why.clone()).unwrap_or_default()
     }
 
-    pub fn jobs(&self, request: &v1::ListJobsRequest, scope: &Scope) -> Answer<v1::ListJobsResponse> {
+    pub fn jobs(
+        &self,
+        request: &v1::ListJobsRequest,
+        scope: &Scope,
+    ) -> Result<v1::ListJobsResponse, RequestError> {
         let size = match request.page_size as usize {
             0 => DEFAULT_PAGE,
             size if size <= MAX_PAGE => size,
-            _ => return Err(RequestError::invalid("page_size", format!("must be at most {MAX_PAGE}")).into()),
+            _ => return Err(RequestError::invalid("page_size", format!("must be at most {MAX_PAGE}"))),
         };
         let after = to_proto::PageToken::parse(&request.page_token)?;
         let wanted = |job: &&Job| {
             let record = &job.record;
-            (request.states.is_empty() || request.states.contains(&convert::job_state(&record.state).into()))
-                && record.spec.name.starts_with(&request.name_prefix)
-                && (request.tenant.is_empty() || record.spec.tenant == request.tenant)
-                && request.labels.iter().all(|(label, value)| {
-                    record.spec.labels.get(label).is_some_and(|has| value.is_empty() || has == value)
-                })
-                && scope.sees(&record.spec.tenant)
+            record.spec.name.starts_with(&request.name_prefix)
+                && is_wanted(job, &request.states, &request.tenant, &request.labels, scope)
         };
         let mut found: Vec<(to_proto::PageToken, &Job)> = self
             .state

@@ -60,6 +60,15 @@ fn continuation_request(job_id: String) -> v1::PlanContinuationRequest {
     v1::PlanContinuationRequest { job_id, steps: 8, name: String::new() }
 }
 
+fn views_request(job_id: String) -> v1::WatchViewsRequest {
+    let shows = Some(v1::view::Shows::Job(v1::JobView { job_id }));
+    v1::WatchViewsRequest { views: vec![v1::View { view_id: 1, shows }] }
+}
+
+fn curves_request(job_id: String) -> v1::ReadCurvesRequest {
+    v1::ReadCurvesRequest { job_id, ..Default::default() }
+}
+
 fn delete_request(job_id: String) -> v1::DeleteJobRequest {
     let keep = Some(v1::KeptParts { checkpoints: true, ..Default::default() });
     v1::DeleteJobRequest { job_id, keep, dry_run: false }
@@ -163,6 +172,8 @@ impl Scene {
                 let reason = "out of memory".into();
                 v1::FailUnitRequest { lease, node_id, reason, ..Default::default() }.encode_to_vec()
             }
+            "WatchViews" => views_request(job_id).encode_to_vec(),
+            "ReadCurves" => curves_request(job_id).encode_to_vec(),
             "WatchPairLog" => v1::WatchPairLogRequest { job_id, stage, from_unit: 0 }.encode_to_vec(),
             // Lists the services.
             "ServerReflectionInfo" => vec![0x3a, 0],
@@ -227,7 +238,7 @@ async fn a_call_without_the_right_credential_changes_nothing() -> anyhow::Result
             scene.refuse(rule, &scene.nodes, None, "a node", &denied).await?;
         }
     }
-    assert_eq!(calls, 36, "every call of the controller was tried");
+    assert_eq!(calls, 38, "every call of the controller was tried");
     Ok(())
 }
 
@@ -237,11 +248,18 @@ async fn a_call_of_another_tenant_finds_nothing_to_change() -> anyhow::Result<()
     let cluster = &scene.cluster;
     let plain = cluster.channel().await?;
     for rule in controller_calls().filter(|rule| rule.service.starts_with("crescendo.v1.")) {
-        // Every tenant sees the nodes, and who one is has an answer for everybody.
+        // Every tenant sees the nodes, and who one is has an answer for everybody. Of views each says by itself that there is
+        // nothing to see (`tenants`).
         if rule.who == Who::Node
             || matches!(
                 rule.method,
-                "ListJobs" | "ListNodes" | "ListQueues" | "ListUsage" | "WhoAmI" | "ServerReflectionInfo"
+                "ListJobs"
+                    | "ListNodes"
+                    | "ListQueues"
+                    | "ListUsage"
+                    | "WatchViews"
+                    | "WhoAmI"
+                    | "ServerReflectionInfo"
             )
         {
             continue;

@@ -118,3 +118,45 @@ async fn an_explanation_names_no_job_of_another_tenant() -> anyhow::Result<()> {
     assert_eq!(foreign.expect_err("foreign").code(), Code::NotFound);
     Ok(())
 }
+
+#[tokio::test]
+async fn a_view_shows_what_its_caller_may_see_and_no_more() -> anyhow::Result<()> {
+    use v1::view::Shows;
+    use v1::watch_views_response::Shown;
+    let cluster = Guarded::start().await?;
+    let job = cluster.submit("submitter-research", "r-1", SPEC).await?.job.context("a job")?.job_id;
+    let first = async |name: &str, shows: Shows| -> anyhow::Result<Shown> {
+        let request = v1::WatchViewsRequest { views: vec![v1::View { view_id: 7, shows: Some(shows) }] };
+        let told: v1::WatchViewsResponse = cluster.ask(name, "ViewService/WatchViews", &request).await?;
+        assert_eq!(told.view_id, 7);
+        told.shown.context("something")
+    };
+    let of_job = || Shows::Job(v1::JobView { job_id: job.clone() });
+    let of_curves = || Shows::Curves(v1::CurvesView { job_id: job.clone(), ..Default::default() });
+    let of_log = || Shows::Log(v1::LogView { job_id: job.clone(), tail_lines: 1 });
+    let failure = |shown: Shown| match shown {
+        Shown::Failed(failed) => Some(Code::from(failed.code)),
+        _ => None,
+    };
+    assert_eq!(failure(first("viewer-research", of_job()).await?), None);
+    for shows in [of_job(), of_curves(), of_log()] {
+        assert_eq!(
+            failure(first("viewer-products", shows.clone()).await?),
+            Some(Code::NotFound),
+            "{shows:?}"
+        );
+    }
+    let all = || Shows::Jobs(v1::JobsView::default());
+    for (name, expected) in [("viewer-research", 1), ("viewer-products", 0), ("root", 1)] {
+        let Shown::Jobs(jobs) = first(name, all()).await? else { anyhow::bail!("{name} sees no list") };
+        assert_eq!((jobs.total, jobs.job_ids.len()), (expected, expected as usize), "{name}");
+    }
+    let nodes = || Shows::Nodes(v1::NodesView {});
+    assert_eq!(failure(first("submitter-research", nodes()).await?), Some(Code::PermissionDenied));
+    assert_eq!(failure(first("operator-research", nodes()).await?), None);
+    let request = v1::ReadCurvesRequest { job_id: job.clone(), ..Default::default() };
+    let foreign: Result<v1::ReadCurvesResponse, Status> =
+        cluster.ask("viewer-products", "ViewService/ReadCurves", &request).await;
+    assert_eq!(foreign.expect_err("foreign").code(), Code::NotFound);
+    Ok(())
+}

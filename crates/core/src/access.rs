@@ -133,6 +133,7 @@ const CHECKPOINTS: &str = "crescendo.v1.CheckpointService";
 const CURATION: &str = "crescendo.v1.CurationService";
 const OBJECTS: &str = "crescendo.v1.ObjectService";
 const QUEUES: &str = "crescendo.v1.QueueService";
+const VIEWS: &str = "crescendo.v1.ViewService";
 const PAIRS: &str = "crescendo.v1.PairService";
 const AGENT: &str = "crescendo.v1.AgentService";
 const HEALTH: &str = "grpc.health.v1.Health";
@@ -141,7 +142,7 @@ const REFLECTION_V1ALPHA: &str = "grpc.reflection.v1alpha.ServerReflection";
 
 /// Every call there is. A node may look at jobs and pair logs, since `crescendo-curator-node export` reads them with
 /// the certificate of its node.
-pub const RULES: [Rule; 42] = [
+pub const RULES: [Rule; 44] = [
     rule(ACCESS, "WhoAmI", Who::NodeOr(Role::Viewer), CallEffect::Read),
     rule(JOBS, "SubmitJob", Who::AtLeast(Role::Submitter), CallEffect::Change),
     rule(JOBS, "GetJob", Who::NodeOr(Role::Viewer), CallEffect::Read),
@@ -168,6 +169,9 @@ pub const RULES: [Rule; 42] = [
     rule(CHECKPOINTS, "MarkCheckpointDamaged", Who::Node, CallEffect::Change),
     rule(QUEUES, "ListQueues", Who::AtLeast(Role::Viewer), CallEffect::Read),
     rule(QUEUES, "ListUsage", Who::AtLeast(Role::Viewer), CallEffect::Read),
+    // Nodes are shown to those alone who may list them.
+    rule(VIEWS, "WatchViews", Who::AtLeast(Role::Viewer), CallEffect::Read),
+    rule(VIEWS, "ReadCurves", Who::AtLeast(Role::Viewer), CallEffect::Read),
     rule(CURATION, "LeaseUnit", Who::Node, CallEffect::Heartbeat),
     rule(CURATION, "RenewUnit", Who::Node, CallEffect::Heartbeat),
     rule(CURATION, "CommitUnit", Who::Node, CallEffect::Change),

@@ -13,6 +13,7 @@ use crescendo_proto::v1::node_service_client::NodeServiceClient;
 use crescendo_proto::v1::object_service_client::ObjectServiceClient;
 use crescendo_proto::v1::open_session_request::Message as Up;
 use crescendo_proto::v1::open_session_response::Message as Down;
+use crescendo_proto::v1::view_service_client::ViewServiceClient;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
@@ -153,6 +154,10 @@ impl Controller {
     /// For what takes as long as it likes.
     pub fn stream_objects(&self) -> ObjectServiceClient<Channel> {
         ObjectServiceClient::new(self.stream_channel())
+    }
+
+    pub fn views(&self) -> ViewServiceClient<Channel> {
+        ViewServiceClient::new(self.stream_channel())
     }
 
     pub async fn submit(&self, request_id: &str, spec: &str) -> Result<v1::SubmitJobResponse, Status> {

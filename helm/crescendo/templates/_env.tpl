@@ -47,6 +47,8 @@
   value: {{ $c.collectEveryHours | int | quote }}
 - name: CRESCENDO_COLLECT_GRACE_HOURS
   value: {{ $c.collectGraceHours | int | quote }}
+- name: CRESCENDO_WEB_PAGE
+  value: {{ $c.webPage | quote }}
 {{- end -}}
 
 {{/* Call with (list $ $pool). */}}

@@ -221,6 +221,7 @@ impl Controller {
             clock: self.clock(),
             quotas,
             units: units.clone(),
+            curves: Default::default(),
             // Some make every decision beside their engine, others none: simulated work takes no time.
             decides_beside: if self.index.is_multiple_of(2) { Duration::ZERO } else { Duration::MAX },
         };
