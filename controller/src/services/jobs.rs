@@ -22,6 +22,7 @@ use crate::deletions::count_files;
 use crate::engine::{self, Wish};
 use crate::leadership::EngineHandle;
 use crate::logs::{LogHub, MAX_LINES};
+use crate::own_fields::own_fields;
 use crate::relay::Relays;
 use crate::services::log_reader::{KeptLog, LINES_WAITING, LogReader};
 use crate::services::quiet::KeptAlive;
@@ -155,6 +156,18 @@ impl JobService for Jobs {
         let job = noted(&trail, job_id(&request.into_inner().job_id)?);
         let job = self.engine.look(|reply| engine::LookRequest::GetJob { job, scope, reply }).await?;
         Ok(Response::new(v1::GetJobResponse { job: Some(job) }))
+    }
+
+    async fn get_spec(
+        &self,
+        request: Request<v1::GetSpecRequest>,
+    ) -> Result<Response<v1::GetSpecResponse>, Status> {
+        let (scope, trail) = (caller_of(&request)?.scope(), trail_of(&request));
+        let job = noted(&trail, job_id(&request.into_inner().job_id)?);
+        let job = self.engine.look(|reply| engine::LookRequest::GetJob { job, scope, reply }).await?;
+        let spec_yaml = job.resolved_spec_yaml;
+        let own_fields = self.engine.in_turn(|| own_fields(&spec_yaml)).await;
+        Ok(Response::new(v1::GetSpecResponse { spec_yaml, own_fields }))
     }
 
     async fn list_jobs(

@@ -111,6 +111,7 @@ impl Scene {
             }
             .encode_to_vec(),
             "GetJob" => v1::GetJobRequest { job_id }.encode_to_vec(),
+            "GetSpec" => v1::GetSpecRequest { job_id }.encode_to_vec(),
             "ListJobs" => v1::ListJobsRequest::default().encode_to_vec(),
             "WatchJob" => v1::WatchJobRequest { job_id, from_revision: 0 }.encode_to_vec(),
             "ExplainJob" => v1::ExplainJobRequest { job_id }.encode_to_vec(),
@@ -238,7 +239,7 @@ async fn a_call_without_the_right_credential_changes_nothing() -> anyhow::Result
             scene.refuse(rule, &scene.nodes, None, "a node", &denied).await?;
         }
     }
-    assert_eq!(calls, 38, "every call of the controller was tried");
+    assert_eq!(calls, 39, "every call of the controller was tried");
     Ok(())
 }
 

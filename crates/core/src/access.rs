@@ -142,10 +142,11 @@ const REFLECTION_V1ALPHA: &str = "grpc.reflection.v1alpha.ServerReflection";
 
 /// Every call there is. A node may look at jobs and pair logs, since `crescendo-curator-node export` reads them with
 /// the certificate of its node.
-pub const RULES: [Rule; 44] = [
+pub const RULES: [Rule; 45] = [
     rule(ACCESS, "WhoAmI", Who::NodeOr(Role::Viewer), CallEffect::Read),
     rule(JOBS, "SubmitJob", Who::AtLeast(Role::Submitter), CallEffect::Change),
     rule(JOBS, "GetJob", Who::NodeOr(Role::Viewer), CallEffect::Read),
+    rule(JOBS, "GetSpec", Who::AtLeast(Role::Viewer), CallEffect::Read),
     rule(JOBS, "ListJobs", Who::AtLeast(Role::Viewer), CallEffect::Read),
     rule(JOBS, "WatchJob", Who::AtLeast(Role::Viewer), CallEffect::Read),
     rule(JOBS, "ExplainJob", Who::AtLeast(Role::Viewer), CallEffect::Read),

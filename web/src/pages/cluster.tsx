@@ -40,7 +40,7 @@ function Summary({ nodes, trainers }: { nodes: Node[]; trainers: Node[] }) {
   const slots = usable.reduce((sum, node) => sum + node.slots, 0);
   const used = trainers.reduce((sum, node) => sum + node.slotsUsed, 0);
   return (
-    <dl class="facts tight" role="group" aria-label="Summary">
+    <dl class="facts tight">
       <div>
         <dt>Nodes</dt>
         <dd>

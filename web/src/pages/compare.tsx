@@ -3,9 +3,11 @@ import { useEffect, useMemo, useState } from "preact/hooks";
 import { SERIES, hasValues } from "../curves.ts";
 import { count, figure } from "../format.ts";
 import { CurvesViewSchema, JobViewSchema } from "../gen/crescendo/v1/view_pb.ts";
-import { Badge, STATES } from "../parts/basics.tsx";
+import { type Difference, differences, leaves } from "../leaves.ts";
+import { Badge, Problem, STATES, useAsked } from "../parts/basics.tsx";
 import { type Look, LookPicker, Plot, type PlotLine } from "../parts/plot.tsx";
 import { href } from "../route.ts";
+import { useSession } from "../session.ts";
 import { type Curves, type JobWhole, curves, jobWhole } from "../shown.ts";
 import { type Watched, tab } from "../watch/watch.ts";
 import { currentStage } from "./jobs.tsx";
@@ -110,6 +112,7 @@ export function ComparePage({ query }: { query: URLSearchParams }) {
           </table>
         </div>
       )}
+      {ids.length > 1 && <Specs ids={ids} />}
       <div class="controls">
         {stages.length > 1 && (
           <label>
@@ -131,6 +134,49 @@ export function ComparePage({ query }: { query: URLSearchParams }) {
         ))}
       </div>
     </section>
+  );
+}
+
+/** The fields in which the resolved specs differ. */
+function Specs({ ids }: { ids: string[] }) {
+  const { api } = useSession();
+  const { value, failed } = useAsked(ids.join(), async (signal): Promise<Difference[]> => {
+    const answers = await Promise.all(ids.map((jobId) => api.jobs.getJob({ jobId }, { signal })));
+    return differences(answers.map(({ job }) => leaves(job?.resolvedSpecYaml ?? "")));
+  });
+  if (failed) return <Problem>{failed}</Problem>;
+  return (
+    <details class="differences" open>
+      <summary>{!value ? "Fields that differ" : value.length === 0 ? "The specs do not differ" : value.length === 1 ? "One field differs" : `${value.length} fields differ`}</summary>
+      {value && value.length > 0 && (
+        <div class="scroll" role="region" aria-label="Fields that differ" tabIndex={0}>
+          <table>
+            <thead>
+              <tr>
+                <th scope="col">Field</th>
+                {ids.map((id) => (
+                  <th key={id} scope="col">
+                    {id}
+                  </th>
+                ))}
+              </tr>
+            </thead>
+            <tbody>
+              {value.map(({ path, values }) => (
+                <tr key={path}>
+                  <th scope="row">
+                    <code>{path}</code>
+                  </th>
+                  {values.map((text, at) => (
+                    <td key={ids[at]}>{text ?? "–"}</td>
+                  ))}
+                </tr>
+              ))}
+            </tbody>
+          </table>
+        </div>
+      )}
+    </details>
   );
 }
 

@@ -153,7 +153,7 @@ function Why({ job, explanation }: { job: Job; explanation: ExplainJobResponse |
           )}
           {remedies.length > 0 && (
             <>
-              <h3>What a person can do</h3>
+              <p class="faint">What a person can do</p>
               <ul>
                 {remedies.map((remedy) => (
                   <li key={remedy}>{remedy}</li>

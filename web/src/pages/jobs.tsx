@@ -85,8 +85,10 @@ export function JobsPage({ query }: { query: URLSearchParams }) {
     if (!next.delete(id)) next.add(id);
     setPicked(next);
   };
+  // The newest, the most important and the furthest come first unless they are turned round.
+  const rises = (by: string) => (by === "name" || by === "state") !== reversed;
   const sorter = (by: string, title: string) => (
-    <th scope="col" aria-sort={sort === by ? (reversed ? "descending" : "ascending") : "none"}>
+    <th scope="col" aria-sort={sort === by ? (rises(by) ? "ascending" : "descending") : "none"}>
       <button
         type="button"
         class="sort"

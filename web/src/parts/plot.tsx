@@ -133,7 +133,7 @@ export function Plot(props: { title: string; unit: string; lines: PlotLine[]; lo
   return (
     <figure class="plot">
       <figcaption>
-        <h3>{title}</h3>
+        <h2>{title}</h2>
         {unit && <span class="faint">{unit}</span>}
         <span class="grow" />
         <span class="faint">{cursorStep === undefined ? "" : `step ${count(cursorStep)}`}</span>

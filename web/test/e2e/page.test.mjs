@@ -5,7 +5,7 @@ import { mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, before, test } from "node:test";
-import { accessible, launch, shifted, visitor } from "./browser.mjs";
+import { faults, launch, shifted, visitor } from "./browser.mjs";
 import { eventually, guarded, spec, up } from "./cluster.mjs";
 
 const folder = mkdtempSync(join(tmpdir(), "crescendo-page-"));
@@ -192,15 +192,17 @@ for (const colorScheme of ["light", "dark"]) {
       ["queues", "h1"],
       [`compare?jobs=${first},${second}`, ".plot"],
     ];
+    const found = [];
     for (const [route, ready] of views) {
       await page.goto(`${cluster.url}/#/${route}`);
       await page.locator(ready).first().waitFor();
-      await accessible(page, route);
+      found.push(...(await faults(page, route)));
     }
     await page.goto(`${cluster.url}/#/jobs/${first}`);
     await page.getByRole("button", { name: "Pause" }).click();
-    await accessible(page, "a dialog");
+    found.push(...(await faults(page, "a dialog")));
     await own.close();
+    assert.deepEqual(found, []);
     assert.deepEqual(own.trouble, []);
   });
 }
@@ -228,7 +230,7 @@ test("over TLS with tokens a viewer sees no action, and an admin does", async ()
   const viewer = await visitor(browser, lone.url);
   const page = await viewer.open(`jobs/${job}`);
   await page.getByLabel("Token").waitFor();
-  await accessible(page, "login");
+  assert.deepEqual(await faults(page, "login"), []);
   // What is refused without a token is in no console of a mistake.
   await page.getByLabel("Token").fill("a-token-that-nobody-gave-out");
   await page.getByRole("button", { name: "Sign in" }).click();

@@ -10,8 +10,8 @@ const into = (name) => join(ROOT, "docs/pictures", `web-${name}.png`);
 const [browser, cluster] = await Promise.all([launch(), up(folder)]);
 try {
   const job = (name, options) => cluster.submit(spec(name, options));
-  const fast = job("cats", { steps: 400, rate: "1e-3" });
-  const slow = job("cats", { steps: 400, rate: "1e-4" });
+  const fast = job("cats", { steps: 160, rate: "1e-3" });
+  const slow = job("cats", { steps: 160, rate: "1e-4" });
   job("broken", { subjects: "/data/subjects-v3" });
   const ended = (id) => eventually(`${id} ends`, () => cluster.get(id).state === "succeeded");
   await Promise.all([ended(fast), ended(slow)]);
@@ -19,7 +19,7 @@ try {
   const other = job("portraits", { steps: 6000, stages: 2, rate: "3e-4" });
   job("nightly", { steps: 5000 });
   cluster.cli("note", long, "the one with the new captions");
-  await eventually("it trains a while", () => Number(cluster.get(long).stages[0].step) > 400);
+  await eventually("it trains a while", () => Number(cluster.get(long).stages[0].step) > 120);
   const own = await visitor(browser, cluster.url, { viewport: { width: 1180, height: 760 } });
   const shoot = async (page, name, route, ready) => {
     await page.goto(`${cluster.url}/#/${route}`);
