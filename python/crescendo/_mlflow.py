@@ -85,6 +85,8 @@ class MlflowTracker:
     def __init__(self, uri: str, experiment: str) -> None:
         # A program that is run by others tells nobody of it, and prints what it says itself.
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        # A minute of tries, not five.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "5")
         os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
         try:
             import mlflow.entities  # type: ignore[import-not-found, import-untyped, unused-ignore]  # noqa: PLC0415
@@ -166,7 +168,9 @@ class MlflowTracker:
         try:
             yield
         except self._mlflow.exceptions.MlflowException as error:
-            raise TrackerError(f"MLflow at {self._uri}: {error}") from error
+            # Said by servers from 3.5 on that are asked by a name which they were not told.
+            hint = "; start the server with --allowed-hosts" if "Invalid Host header" in str(error) else ""
+            raise TrackerError(f"MLflow at {self._uri}: {error}{hint}") from error
 
 
 def _chunks(items: list[tuple[str, str]], most: int) -> Iterator[list[tuple[str, str]]]:
