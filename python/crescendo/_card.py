@@ -107,7 +107,7 @@ def _parts(handed: Handed, spec: Mapping[str, Any]) -> Iterable[str]:
     yield _scores(handed)
     yield "\n".join([
         "## Files\n",
-        *_table(["file", "bytes"], [[f"`{name}`", str(size)] for name, size in handed.files.items()]),
+        *_table(["file", "bytes"], [[name, size] for name, size in handed.files.items()]),
     ])  # fmt: skip
     yield _license(handed, model)
 
@@ -139,8 +139,20 @@ def _recipe(handed: Handed, stages: Sequence[Mapping[str, Any]]) -> str:
             told.precision or None,
             None if end is None or end.mean_loss is None else f"{end.mean_loss:.4g}",
         ])  # fmt: skip
-    head = ["stage", "references", "positions", "rank", "steps", "batch", "learning rate", "precision", "loss at the end"]
-    note = "`resolved_spec.yaml` has every number; `history/` has each step. The loss is the mean of the last 100 steps.\n"
+    head = [
+        "stage",
+        "references",
+        "positions",
+        "rank",
+        "steps",
+        "batch",
+        "learning rate",
+        "precision",
+        "loss at the end",
+    ]
+    note = (
+        "`resolved_spec.yaml` has every number; `history/` has each step. The loss is the mean of the last 100 steps.\n"
+    )
     return "\n".join(["## Recipe\n", *_table(head, rows), note])
 
 
@@ -204,9 +216,9 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
 def _cell(value: object) -> str:
     """Text that stays text: names and reasons come from outside."""
     if value is None:
-        return "–"
+        return "-"
     text = f"{value:g}" if isinstance(value, float) else " ".join(str(value).split())
-    return re.sub(r"([\\|<>\[\]*_&])", r"\\\1", text) if not text.startswith("`") else text
+    return re.sub(r"([\\|<>\[\]*_&])", r"\\\1", text)
 
 
 def _mapping(value: object) -> Mapping[str, Any]:

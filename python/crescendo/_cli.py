@@ -24,6 +24,10 @@ def connect(controller: str | None) -> Client:
     return Client.from_environment({**os.environ, "CRESCENDO_CONTROLLER": controller} if controller else None)
 
 
+def nobody(line: str) -> None:  # noqa: ARG001
+    """Is told, and does nothing."""
+
+
 def say(line: str) -> None:
     """To whoever started the program."""
     sys.stdout.write(f"{line}\n")

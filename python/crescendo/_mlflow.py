@@ -18,8 +18,8 @@ from crescendo.records import JobState
 MOST_METRICS = 1000
 MOST_PARAMS = 100
 MOST_TAGS = 100
-#: Characters of a name, which are refused beyond it; of a parameter, which a server cuts without a word beyond it; and of
-#: a tag, which older servers refuse beyond it.
+#: Characters of a name, which is refused beyond it; of a parameter, which a server cuts without a word beyond it; and
+#: of a tag, which older servers refuse beyond it.
 MOST_NAME = 250
 MOST_PARAM = 6000
 MOST_TAG = 5000
@@ -56,7 +56,8 @@ def params_for(params: Mapping[str, str]) -> dict[str, str]:
 def tags_for(facts: Mapping[str, str]) -> dict[str, str]:
     """Facts as tags; what is too long for one is cut, and ends with an ellipsis."""
     return {
-        name_for(name): value if len(value) <= MOST_TAG else f"{value[: MOST_TAG - 1]}…" for name, value in facts.items()
+        name_for(name): value if len(value) <= MOST_TAG else f"{value[: MOST_TAG - 1]}…"
+        for name, value in facts.items()
     }
 
 
@@ -118,9 +119,7 @@ class MlflowTracker:
             for name in run.data.metrics:
                 history = self._client.get_metric_history(self._run_id, name)
                 self._there[name] = max((point.step for point in history), default=0)
-            lacking = {
-                name: value for name, value in params_for(job.params).items() if name not in run.data.params
-            }
+            lacking = {name: value for name, value in params_for(job.params).items() if name not in run.data.params}
             for some in _chunks(list(lacking.items()), MOST_PARAMS):
                 self._client.log_batch(self._run_id, params=[self._mlflow.entities.Param(*one) for one in some])
             if not job.state.is_final and run.info.status != "RUNNING":

@@ -1,4 +1,4 @@
-"""Hands what a job has trained to the Hugging Face Hub: the program `crescendo-push`, and `write` and `upload` for others.
+"""Hands what a job has trained to the Hugging Face Hub: the program `crescendo-push`, and functions for others.
 
 A folder is written first: the weights, a model card, the resolved spec, the history of each stage, scores and pictures
 if there are any. `--dry-run` leaves it at that.
@@ -45,7 +45,7 @@ def write(
     base_model: str | None = None,
     report: pathlib.Path | None = None,
     pictures: Sequence[pathlib.Path] = (),
-    on_trouble: Callable[[str], None] = lambda line: None,
+    on_trouble: Callable[[str], None] = _cli.nobody,
 ) -> Handed:
     """Writes the folder, which must be new or empty: of the newest checkpoint of the last stage, unless told otherwise.
 
@@ -83,9 +83,7 @@ def _report(report: pathlib.Path, job: Job) -> dict[str, Any]:
     return told
 
 
-def _histories(
-    client: Client, job: Job, folder: pathlib.Path, on_trouble: Callable[[str], None]
-) -> dict[str, Ending]:
+def _histories(client: Client, job: Job, folder: pathlib.Path, on_trouble: Callable[[str], None]) -> dict[str, Ending]:
     endings = {}
     for stage in job.stages:
         if stage.checkpoint_step > 0:
@@ -135,7 +133,7 @@ def upload(folder: pathlib.Path, repo: str, message: str, *, public: bool = Fals
     return f"{commit.commit_url}{left}"
 
 
-def _card_is_theirs(hub: Any, repo: str) -> bool:
+def _card_is_theirs(hub: Any, repo: str) -> bool:  # noqa: ANN401
     with tempfile.TemporaryDirectory(prefix="crescendo-") as folder:
         try:
             there = hub.hf_hub_download(repo, CARD, local_dir=folder)
@@ -157,7 +155,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--base-model", metavar="USER/NAME", help="the base on the Hub [default: by the preset]")
     parser.add_argument("--report", type=pathlib.Path, metavar="DIR", help="scores and pictures of `crescendo report`")
     parser.add_argument(
-        "--picture", type=pathlib.Path, action="append", default=[], metavar="FILE", help="for the card; as many as given"
+        "--picture",
+        type=pathlib.Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="for the card; as many as given",
     )
     parser.add_argument("--public", action="store_true", help="a new repository is not private")
     parser.add_argument("--replace-card", action="store_true", help="also a card that was changed there")

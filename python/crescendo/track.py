@@ -49,7 +49,7 @@ def track(
     tracker: Tracker,
     *,
     follow: bool = False,
-    on_trouble: Callable[[str], None] = lambda line: None,
+    on_trouble: Callable[[str], None] = _cli.nobody,
     patience_seconds: float = _PATIENCE_SECONDS,
 ) -> tuple[int, str]:
     """Brings a tracker up to the job's newest checkpoints; with `follow`, until the job has ended.
@@ -64,7 +64,7 @@ def track(
     try:
         export.bring(told)
         if follow:
-            for told in client.watch(told):
+            for told in client.watch(job_id):
                 try:
                     export.bring(told)
                 except TrackerError as error:
@@ -134,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )  # fmt: skip
     _cli.add_controller(parser)
     options = parser.parse_args(arguments)
-    uri = options.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+    uri: str = options.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", "")
     if options.to == "mlflow" and not uri:
         parser.error("MLflow's server is not named: --tracking-uri, or MLFLOW_TRACKING_URI")
 
