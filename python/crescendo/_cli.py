@@ -24,7 +24,7 @@ def connect(controller: str | None) -> Client:
     return Client.from_environment({**os.environ, "CRESCENDO_CONTROLLER": controller} if controller else None)
 
 
-def nobody(line: str) -> None:  # noqa: ARG001
+def nobody(line: str) -> None:
     """Is told, and does nothing."""
 
 
